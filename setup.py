@@ -1,0 +1,55 @@
+"""Installs cxrjax: `pip install -e .`; extras `tfds`, `cuda`, `test` (see the README)."""
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+
+BASE = [
+  "jax>=0.10.2",
+  "flax>=0.12.8",
+  "optax>=0.2.8",
+  "orbax-checkpoint>=0.12.4",
+  "grain>=0.2.18",
+  "tensorflow-datasets>=4.9.10",
+  "array_record>=0.8.1; platform_system == 'Linux' or platform_system == 'Darwin'",
+  "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it
+  "einops>=0.8",
+  "ml_collections>=1.1",
+  "numpy>=2.0",
+  "scipy>=1.13",
+  "pillow>=11.0",
+  "jaxtyping>=0.3",
+  "tensorboardX>=2.6.2",  # event files without TensorFlow
+  "tqdm>=4.66",
+]
+
+TFDS = [  # what the `tfds` command itself imports; a training run needs none of it
+  "tensorflow-cpu>=2.18; platform_system == 'Linux' and platform_machine == 'x86_64'",
+  "tensorflow>=2.18; platform_system != 'Linux' or platform_machine != 'x86_64'",
+  "apache-beam>=2.60",
+  "mlcroissant>=1.0",
+]
+
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", "scikit-learn>=1.5"]
+
+setuptools.setup(
+  name="cxrjax",
+  version="0.1.0",
+  description="Self-supervised learning on chest radiographs in JAX/Flax",
+  long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(include=["cxrjax", "cxrjax.*"]),
+  package_data={"cxrjax": ["py.typed", "report/*.css", "report/*.html"]},
+  python_requires=">=3.11",
+  install_requires=BASE,
+  extras_require={"tfds": TFDS, "cuda": ["jax[cuda12]>=0.10.2"], "test": TEST},
+  classifiers=[
+    "License :: OSI Approved :: Apache Software License",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Topic :: Scientific/Engineering :: Medical Science Apps.",
+  ],
+)
