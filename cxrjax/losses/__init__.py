@@ -1,0 +1,1 @@
+"""Losses: pure functions on arrays, each with its paper and equation."""

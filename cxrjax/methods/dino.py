@@ -1,0 +1,162 @@
+"""DINO: self-distillation with no labels.
+
+A student sees all crops, an exponential moving average of it (the teacher) the large ones; the
+student predicts the teacher's centred and sharpened assignment to prototypes across crops.
+
+References:
+  Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv 2104.14294).
+  Shakouri et al., DINO-CXR, 2023 (arXiv 2308.00475): the same on radiographs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.errors import UserError
+from cxrjax.losses import dino as losses
+from cxrjax.losses import health
+from cxrjax.methods.base import Batch, Metrics, Params, ema, image_keys
+from cxrjax.models.heads import DinoHead
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """DINO; see `cxrjax.methods.base.Method` for what the functions do.
+
+  Attributes:
+    encoder: student and teacher network.
+    clock: length of the run and of an epoch.
+    prototypes: K, outputs of the head.
+    hidden, bottleneck, head_layers: the projector, `d -> hidden -> ... -> bottleneck -> K`.
+    norm_last_layer: keep the prototypes' norm at 1 (safer; the paper's choice for all but ViT-S).
+    student_temp: tau_s.
+    teacher_temp: tau_t, a schedule; the paper: 0.04, or 0.04 to 0.07 over 30 epochs.
+    momentum: of the teacher's moving average, a schedule; 0.996 to 1, 0.9995 for small batches.
+    center_momentum: of the centre's moving average.
+  """
+
+  encoder: Any
+  clock: clocks.Clock
+  prototypes: int = 65536
+  hidden: int = 2048
+  bottleneck: int = 256
+  head_layers: int = 3
+  norm_last_layer: bool = True
+  student_temp: float = 0.1
+  teacher_temp: Any = 0.04
+  momentum: Any = dataclasses.field(default_factory=lambda: {"start": 0.996, "end": 1.0})
+  center_momentum: float = 0.9
+
+  def __post_init__(self) -> None:
+    for name in ("prototypes", "hidden", "bottleneck", "head_layers"):
+      if int(getattr(self, name)) < 1:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 1")
+    if self.student_temp <= 0:
+      raise UserError(f"config.method.student_temp={self.student_temp} must be above 0")
+    if not 0 <= self.center_momentum < 1:
+      raise UserError(
+        f"config.method.center_momentum={self.center_momentum} must be in [0, 1)")
+    _ = self.schedules  # a misspelt schedule is an error now, not at the first step
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    key = "config.method"
+    return {
+      "momentum": clocks.from_config(self.momentum, self.clock, f"{key}.momentum"),
+      "teacher_temp": clocks.from_config(self.teacher_temp, self.clock, f"{key}.teacher_temp"),
+    }
+
+  @functools.cached_property
+  def head(self) -> DinoHead:
+    return DinoHead(
+      in_dim=self.encoder.features, prototypes=self.prototypes, hidden=self.hidden,
+      bottleneck=self.bottleneck, layers=self.head_layers, norm_last_layer=self.norm_last_layer)
+
+  def init(
+      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+  ) -> tuple[Params, Params]:
+    if "global" not in batch_spec or batch_spec["global"].shape[0] < 2:
+      raise UserError("DINO compares two large crops; set config.views.global_crops=2")
+    encoder_key, head_key = jax.random.split(key)
+    params = {"encoder": self.encoder.init(encoder_key), "head": self.head.init(head_key)}
+    # A copy, not the same arrays: a teacher that shares the student's buffers follows it exactly,
+    # and the loss then collapses to ln K.
+    teacher = jax.tree.map(jnp.copy, params)
+    return params, {"teacher": teacher, "center": jnp.zeros((self.prototypes,), jnp.float32)}
+
+  def loss(
+      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    crops = [batch[name] for name in ("global", "local") if name in batch]
+    views = tuple(x.reshape(-1, *x.shape[2:]) for x in crops)
+    globals_, size = crops[0].shape[:2]
+    keys = image_keys(key, batch["position"], sum(x.shape[0] for x in crops))
+    large = views[0].shape[0]
+    view_keys = (keys[:large], keys[large:])[:len(views)]
+
+    teacher = extra["teacher"]
+    (target,) = self.encoder.encode(teacher["encoder"], views[:1])
+    target_logits = self.head.apply(teacher["head"], target.cls).reshape(globals_, size, -1)
+    temperature = self.schedules["teacher_temp"](step)
+    probabilities = losses.teacher_probabilities(target_logits, extra["center"], temperature)
+
+    features = self.encoder.encode(params["encoder"], views, keys=view_keys)
+    student = jnp.concatenate([f.cls for f in features])
+    logits = self.head.apply(params["head"], student).reshape(-1, size, self.prototypes)
+    loss = losses.cross_entropy(logits, probabilities, self.student_temp)
+
+    center = losses.update_center(extra["center"], target_logits, self.center_momentum)
+    entropy = health.entropy(probabilities).mean()
+    first = jax.lax.stop_gradient(target.cls[:size])
+    metrics = {
+      "teacher_entropy": entropy,
+      "batch_entropy": health.entropy(probabilities.mean((0, 1))),
+      "kl": loss - entropy,
+      "feature_std": health.spread(first),
+      "effective_rank": health.participation_ratio(first),
+    }
+    return loss, ({**extra, "center": center}, metrics)
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    momentum = self.schedules["momentum"](step)
+    return {**extra, "teacher": ema(extra["teacher"], params, momentum)}
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    """The teacher's: it is the better of the two throughout training (section 5.1)."""
+    return extra["teacher"]["encoder"]
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    def forward(name: str) -> float:
+      views, _, *shape = batch_spec[name].shape
+      return views * (self.encoder.flops(tuple(shape)) + self.head.flops())
+    large = forward("global")
+    small = forward("local") if "local" in batch_spec else 0.0
+    return large + 3 * (large + small)  # a backward pass costs two forward passes
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    uniform = math.log(self.prototypes)
+    if metrics["teacher_entropy"] > 0.999 * uniform and metrics["kl"] < 1e-3 * uniform:
+      return (
+        f"the teacher's entropy is {metrics['teacher_entropy']:.4f} of at most "
+        f"ln {self.prototypes} = {uniform:.4f}: every image gets the uniform answer; lower "
+        "config.method.teacher_temp or config.optimizer.lr, or raise config.method.momentum.start")
+    if metrics["feature_std"] < 0.02:
+      return (
+        f"the features' spread is {metrics['feature_std']:.4f} of about 1: all images get the "
+        "same features; lower config.optimizer.lr, lower config.method.center_momentum, or raise "
+        "config.method.momentum.start")
+    if metrics["batch_entropy"] < 0.01 * uniform:
+      return (
+        f"the batch's mean assignment has entropy {metrics['batch_entropy']:.4f}: one prototype "
+        "takes every image; raise config.method.teacher_temp, or lower "
+        "config.method.center_momentum")
+    return None

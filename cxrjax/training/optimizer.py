@@ -1,0 +1,159 @@
+"""The optimiser: an optax direction, then learning rate, weight decay and freezing by rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from cxrjax.core import build
+from cxrjax.core import clock as clocks
+from cxrjax.core.errors import UserError
+
+
+def path_names(tree: Any) -> Any:
+  """The same tree with each leaf's path, `"encoder/blocks/0/attn/qkv/kernel"`."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree)
+
+
+def clip_per_tensor(grads: Any, limit: float) -> Any:
+  """Scales every tensor whose L2 norm exceeds `limit` down to it, each by itself.
+
+  References:
+    Caron et al. 2021 (arXiv 2104.14294), training code: clipping is per parameter tensor.
+  """
+  def clip(g: Float[Array, "..."]) -> Float[Array, "..."]:
+    norm = jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32))))
+    return g * jnp.minimum(1.0, limit / (norm + 1e-6))
+  return jax.tree.map(clip, grads)
+
+
+def global_norm(tree: Any) -> Float[Array, ""]:
+  """L2 norm of all leaves together."""
+  return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """`p <- p - lr m (direction(g) + wd p)` with decoupled weight decay (AdamW by default).
+
+  Attributes:
+    clock: length of the run.
+    name: an optax transformation that turns gradients into directions; its other arguments are
+      `options`, e.g. `{"b1": 0.9, "b2": 0.95}`.
+    lr: schedule for a batch of `lr_batch` images; `start` and nothing else is scaled by
+      `batch_size / lr_batch` (linear rule), unless `lr_batch` is 0.
+    weight_decay: schedule; biases and one-dimensional parameters have none.
+    clip: largest L2 norm of one tensor's gradient; 0 for no clipping.
+    freeze: `(regex, duration)` pairs: parameters whose path matches stay as they are (moments and
+      step count too) for that long.
+    lr_scale: `(regex, factor)` pairs; the first match multiplies the learning rate, 0 freezes.
+  """
+
+  clock: clocks.Clock
+  name: str = "optax.scale_by_adam"
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  lr: Any = dataclasses.field(
+    default_factory=lambda: {"start": 5e-4, "end": 1e-6, "warmup": "10 %"})
+  lr_batch: int = 256
+  weight_decay: Any = dataclasses.field(default_factory=lambda: {"start": 0.04, "end": 0.4})
+  clip: float = 3.0
+  freeze: tuple[tuple[str, str], ...] = ()
+  lr_scale: tuple[tuple[str, float], ...] = ()
+
+  def __post_init__(self) -> None:
+    if self.clip < 0:
+      raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
+    for option in ("freeze", "lr_scale"):
+      for rule in getattr(self, option):
+        if len(rule) != 2:
+          raise UserError(f"config.optimizer.{option} takes pairs (regex, value), not {rule!r}")
+        try:
+          re.compile(rule[0])
+        except re.error as error:
+          raise UserError(
+            f"config.optimizer.{option}: {rule[0]!r} is no regular expression: {error}") from error
+    _ = self.schedules, self._direction
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    lr = dict(self.lr) if isinstance(self.lr, Mapping) else {"start": self.lr}
+    if self.lr_batch and "start" in lr:
+      lr["start"] = lr["start"] * self.clock.batch_size / self.lr_batch
+      # a constant is a schedule whose end is its start, after scaling
+    key = "config.optimizer"
+    return {
+      "lr": clocks.from_config(lr, self.clock, f"{key}.lr"),
+      "weight_decay": clocks.from_config(self.weight_decay, self.clock, f"{key}.weight_decay"),
+    }
+
+  @functools.cached_property
+  def _direction(self) -> optax.GradientTransformation:
+    factory = build.locate(self.name, "transform", "config.optimizer.name")
+    build.check_keywords(factory, dict(self.options), "config.optimizer.options")
+    return factory(**self.options)
+
+  def _thaw_steps(self, path: str) -> int:
+    """The first step at which the parameter at `path` is updated."""
+    times = [self.clock.steps(time, "config.optimizer.freeze")
+             for regex, time in self.freeze if re.search(regex, path)]
+    return max(times, default=0)
+
+  def _groups(self, params: Any) -> Any:
+    return jax.tree.map(lambda path: str(self._thaw_steps(path)), path_names(params))
+
+  def _transform(self, params: Any) -> optax.GradientTransformationExtraArgs:
+    groups = self._groups(params)
+    if set(jax.tree.leaves(groups)) == {"0"}:
+      return optax.with_extra_args_support(self._direction)
+
+    def awake(thaw: int) -> optax.GradientTransformationExtraArgs:
+      if thaw == 0:
+        return optax.with_extra_args_support(self._direction)
+      return optax.transforms.conditionally_mask(
+        self._direction, lambda count: count >= thaw)
+
+    names = set(jax.tree.leaves(groups))
+    return optax.partition({name: awake(int(name)) for name in names}, groups)
+
+  def check(self, params: Any) -> None:
+    """Raises a UserError for a rule that matches no parameter."""
+    paths = jax.tree.leaves(path_names(params))
+    for option in ("freeze", "lr_scale"):
+      for regex, _ in getattr(self, option):
+        if not any(re.search(regex, path) for path in paths):
+          raise UserError(
+            f"config.optimizer.{option}: {regex!r} matches no parameter; they are named like "
+            f"{paths[0]!r}")
+
+  def init(self, params: Any) -> Any:
+    return self._transform(params).init(params)
+
+  def update(
+      self, grads: Any, opt_state: Any, params: Any, step: Int[Array, ""],
+  ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
+    """One update: new parameters, new optimiser state, metrics."""
+    metrics = {"grad_norm": global_norm(grads)}
+    if self.clip:
+      grads = clip_per_tensor(grads, self.clip)
+    direction, opt_state = self._transform(params).update(grads, opt_state, params)
+    lr, decay = (self.schedules[name](step) for name in ("lr", "weight_decay"))
+    metrics |= {"lr": lr, "weight_decay": decay}
+
+    def move(path: str, p: Array, d: Array) -> Array:
+      thaw = self._thaw_steps(path)
+      scale = next((s for regex, s in self.lr_scale if re.search(regex, path)), 1.0)
+      if p.ndim > 1:
+        d = d + decay * p
+      moved = p - lr * scale * d
+      return jnp.where(step >= thaw, moved, p) if thaw else moved
+
+    return jax.tree.map(move, path_names(params), params, direction), opt_state, metrics
