@@ -1,0 +1,1 @@
+"""Networks: parameters are plain nested dicts outside this room, NNX modules inside it."""

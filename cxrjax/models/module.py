@@ -1,0 +1,122 @@
+"""The one place where NNX meets plain parameters.
+
+Networks are written as `nnx.Module`s. Everything outside `cxrjax.models` sees a static, hashable
+`Net` and a nested dict of float32 arrays with string keys: what optax, shardings, checkpoints and
+the EMA of a teacher want, and what stays readable when NNX changes its own state format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+  """A network without its parameters.
+
+  Attributes:
+    build: makes the module; called with `rngs` and `options`.
+    options: keyword arguments of `build` as sorted pairs, so that equal networks are equal and
+      can be static arguments of `jax.jit`. Use `Net.of`.
+  """
+
+  build: Callable[..., nnx.Module]
+  options: tuple[tuple[str, Any], ...] = ()
+
+  @classmethod
+  def of(cls, build: Callable[..., nnx.Module], **options: Any) -> Net:
+    return cls(build, tuple(sorted(options.items())))
+
+  def init(self, key: jax.Array) -> Params:
+    """Fresh parameters: a nested dict of float32 arrays, equal for equal keys."""
+    module = self.build(**dict(self.options), rngs=nnx.Rngs(params=key))
+    return _nest(nnx.to_flat_state(nnx.state(module, nnx.Param)))
+
+  def apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+    """Calls the module with these parameters.
+
+    Raises:
+      UserError: `params` lacks a parameter, has one too many, or one of another shape.
+    """
+    return self.bind(params)(*args, **kwargs)
+
+  def bind(self, params: Params) -> nnx.Module:
+    """The module holding these parameters (arrays or tracers)."""
+    graphdef, template = _abstract(self)
+    flat = _flatten(params)
+    wanted = {tuple(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(template)}
+    _check(flat, {path: leaf for path, (_, leaf) in wanted.items()})
+    state = [(path, leaf.replace(flat[name])) for name, (path, leaf) in wanted.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(state))
+
+
+@functools.lru_cache(maxsize=128)
+def _abstract(net: Net) -> tuple[Any, Any]:
+  """Structure and shapes; no parameter is computed."""
+  module = nnx.eval_shape(lambda: net.build(**dict(net.options), rngs=nnx.Rngs(params=0)))
+  return nnx.split(module)
+
+
+def _nest(flat: Any) -> Params:
+  params: Params = {}
+  for path, leaf in flat:
+    *parents, last = map(str, path)
+    node = params
+    for name in parents:
+      node = node.setdefault(name, {})
+    node[last] = leaf[...]
+  return params
+
+
+def _flatten(params: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+  flat: dict[tuple[str, ...], Any] = {}
+  for name, value in params.items():
+    path = (*prefix, str(name))
+    if isinstance(value, Mapping):
+      flat.update(_flatten(value, path))
+    else:
+      flat[path] = value
+  return flat
+
+
+def _check(flat: dict[tuple[str, ...], Any], wanted: dict[tuple[str, ...], Any]) -> None:
+  missing = [p for p in wanted if p not in flat]
+  surplus = [p for p in flat if p not in wanted]
+  if missing or surplus:
+    what = "lack" if missing else "have the unknown"
+    name = "/".join((missing or surplus)[0])
+    raise UserError(
+        f"parameters {what} {name!r} ({len(missing)} missing, {len(surplus)} unknown); "
+        "they belong to another model: check config.model")
+  for path, leaf in wanted.items():
+    if tuple(flat[path].shape) != tuple(leaf.shape):
+      raise UserError(
+          f"parameter {'/'.join(path)!r} has shape {tuple(flat[path].shape)}, the model's is "
+          f"{tuple(leaf.shape)}; check config.model")
+
+
+def param_count(params: Any) -> int:
+  """Number of scalars in a tree of arrays."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+  """`"auto"`: bfloat16 on accelerators, float32 on CPU; else the type of that name."""
+  if name == "auto":
+    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  if name not in ("float32", "bfloat16"):
+    raise UserError(f"config.model.dtype={name!r}{suggest(name, ('auto', 'bfloat16', 'float32'))}")
+  return jnp.dtype(name)

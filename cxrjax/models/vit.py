@@ -1,0 +1,350 @@
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929) for crops of several sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+from cxrjax.models import attention, layers, module, posembed
+
+VARIANTS = {  # width, depth, heads
+  "Mu": (128, 4, 2),
+  "Ti": (192, 12, 3),
+  "S": (384, 12, 6),
+  "B": (768, 12, 12),
+  "L": (1024, 24, 16),
+}
+
+
+class Features(NamedTuple):
+  """What an encoder makes of a batch of images.
+
+  Attributes:
+    cls: f32[b d], the class token after the last layer norm.
+    patches: f32[b n d], the patch tokens after the last layer norm, row by row (registers left
+      out); None where the caller said `patches=False`.
+    taps: the intermediates that were asked for.
+  """
+
+  cls: Float[Array, "b d"]
+  patches: Float[Array, "b n d"] | None
+  taps: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A vision transformer encoder.
+
+  Attributes:
+    variant: width, depth and heads: "Mu" (128/4/2, for CPU demos), "Ti", "S", "B", "L".
+    patch_size: pixels per side of a patch.
+    image_size: pixels per side the position embedding is learnt at; other sizes resample it.
+    channels: of the images; 1 for radiographs.
+    registers: extra tokens after the class token (Darcet et al. 2024, arXiv:2309.16588).
+    drop_path: rate in the last block, rising linearly from 0 in the first (Huang et al. 2016,
+      arXiv:1603.09382); used where `encode` is given keys.
+    dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+    remat: recompute every block in the backward pass, for less memory.
+    width, depth, heads: override the variant.
+  """
+
+  variant: str = "S"
+  patch_size: int = 16
+  image_size: int = 224
+  channels: int = 1
+  registers: int = 0
+  drop_path: float = 0.1
+  dtype: str = "auto"
+  remat: bool = False
+  width: int | None = None
+  depth: int | None = None
+  heads: int | None = None
+
+  def __post_init__(self):
+    if self.variant not in VARIANTS:
+      raise UserError(
+          f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}")
+    width, depth, heads = self._dims
+    if width % heads:
+      raise UserError(
+          f"config.model.width={width} does not divide into config.model.heads={heads}")
+    if depth < 1:
+      raise UserError(f"config.model.depth={depth} must be at least 1")
+    if self.image_size % self.patch_size:
+      raise UserError(
+          f"config.model.image_size={self.image_size} is not a multiple of "
+          f"config.model.patch_size={self.patch_size}")
+    if not 0 <= self.drop_path < 1:
+      raise UserError(f"config.model.drop_path={self.drop_path} must be in [0, 1)")
+
+  @property
+  def _dims(self) -> tuple[int, int, int]:
+    width, depth, heads = VARIANTS[self.variant]
+    return self.width or width, self.depth or depth, self.heads or heads
+
+  @property
+  def features(self) -> int:
+    """Length d of the feature vectors."""
+    return self._dims[0]
+
+  @functools.cached_property
+  def _net(self) -> module.Net:
+    width, depth, heads = self._dims
+    return module.Net.of(
+        _VisionTransformer, width=width, depth=depth, heads=heads, patch_size=self.patch_size,
+        grid=self.image_size // self.patch_size, channels=self.channels,
+        registers=self.registers, drop_path=self.drop_path, remat=self.remat)
+
+  def init(self, key: jax.Array) -> module.Params:
+    """Fresh parameters, as DINO and timm start them: N(0, 0.02) truncated, biases 0."""
+    return self._net.init(key)
+
+  def encode(
+      self, params: module.Params, x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
+      *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True) -> Any:
+    """Features of a batch, or of several batches of different image sizes at once.
+
+    Args:
+      params: from `init`.
+      x: normalised images, f32[b h w c]; or a sequence of such, whose tokens then share every
+        matrix product and only attention runs size by size.
+      keys: one PRNG key per image ([b], or a sequence of such like `x`) for drop path; None: no
+        drop path. An image's key alone decides, so results do not depend on how a batch is cut.
+      taps: intermediates to return: "attn", the last block's attention f32[b heads n n] over
+        class token, registers and patches; "block:I", the tokens [b n d] after block I (from 0,
+        negative from the end).
+      patches: False leaves the patch features out and, as the class token then needs only its
+        own row of the last block, saves most of that block.
+
+    Returns:
+      `Features`, or a tuple of them where `x` is a sequence.
+
+    Raises:
+      UserError: an image size that is not a multiple of the patch size, or an unknown tap.
+    """
+    several = isinstance(x, Sequence)
+    groups = tuple(x) if several else (x,)
+    if keys is not None and not several:
+      keys = (keys,)
+    for images in groups:
+      self._check(images.shape)
+    wanted = self._taps(taps)
+    dtype = module.compute_dtype(self.dtype)
+    outputs = self._net.apply(
+        params, groups, keys=keys, taps=wanted, patches=patches, dtype=dtype)
+    return tuple(outputs) if several else outputs[0]
+
+  def _check(self, shape: tuple[int, ...]) -> None:
+    if shape[1] % self.patch_size or shape[2] % self.patch_size:
+      raise UserError(
+          f"images of {shape[1]}x{shape[2]} pixels do not divide into patches of "
+          f"config.model.patch_size={self.patch_size}")
+    if shape[3] != self.channels:
+      raise UserError(
+          f"images have {shape[3]} channels, config.model.channels={self.channels}")
+
+  def _taps(self, taps: tuple[str, ...]) -> tuple[tuple[str, int | None], ...]:
+    depth, wanted = self._dims[1], []
+    for tap in taps:
+      kind, _, index = tap.partition(":")
+      if tap == "attn":
+        wanted.append((tap, None))
+      elif kind == "block" and index.lstrip("-").isdigit() and -depth <= int(index) < depth:
+        wanted.append((tap, int(index) % depth))
+      else:
+        raise UserError(
+            f"tap {tap!r} is not known; valid: 'attn', 'block:I' with I from {-depth} to "
+            f"{depth - 1}")
+    return tuple(wanted)
+
+  def flops(self, image_shape: tuple[int, ...], *, patches: bool = True) -> int:
+    """Floating-point operations of one image's forward pass in matrix products.
+
+    A multiply-add counts as two; softmax, norms and activations are left out, as is customary.
+
+    Args:
+      image_shape: (height, width, ...) in pixels.
+      patches: as in `encode`.
+    """
+    d, depth, _ = self._dims
+    n_patches = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
+    n = 1 + self.registers + n_patches
+    embed = 2 * n_patches * self.patch_size**2 * self.channels * d
+    block = 24 * n * d * d + 4 * n * n * d
+    last = block if patches else 4 * n * d * d + 20 * d * d + 4 * n * d
+    return embed + (depth - 1) * block + last
+
+
+class _Attention(nnx.Module):
+
+  def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
+    self.qkv = layers.Linear(width, 3 * width, rngs=rngs)
+    self.proj = layers.Linear(width, width, rngs=rngs)
+    self.heads = heads
+
+
+class _Mlp(nnx.Module):
+
+  def __init__(self, width: int, rngs: nnx.Rngs):
+    self.fc1 = layers.Linear(width, 4 * width, rngs=rngs)
+    self.fc2 = layers.Linear(4 * width, width, rngs=rngs)
+
+  def __call__(self, x):
+    return self.fc2(layers.gelu(self.fc1(x)))
+
+
+class _Block(nnx.Module):
+  """Pre-norm block on the tokens of all groups, [tokens, width]."""
+
+  def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
+    self.norm1 = layers.LayerNorm(width)
+    self.attn = _Attention(width, heads, rngs)
+    self.norm2 = layers.LayerNorm(width)
+    self.mlp = _Mlp(width, rngs)
+
+  def qkv(self, x, shapes):
+    qkv = self.attn.qkv(self.norm1(x))
+    return _split(qkv, shapes)
+
+  def __call__(self, x, shapes, keep):
+    mixed = [attention.attend(qkv, self.attn.heads) for qkv in self.qkv(x, shapes)]
+    x = x + _drop(self.attn.proj(_join(mixed)), keep, 0)
+    return x + _drop(self.mlp(self.norm2(x)), keep, 1)
+
+  def cls_only(self, x, shapes, keep):
+    """The class tokens [groups' b, width] after this block, which read all and write one row."""
+    normal = self.norm1(x)
+    kernel, bias = self.attn.qkv.kernel[...], self.attn.qkv.bias[...]
+    width = x.shape[-1]
+    first = _first_rows(normal, shapes)
+    q = first @ kernel[:, :width].astype(x.dtype) + bias[:width].astype(x.dtype)
+    kv = normal @ kernel[:, width:].astype(x.dtype) + bias[width:].astype(x.dtype)
+    mixed, at = [], 0
+    for group in _split(kv, shapes):
+      b = group.shape[0]
+      mixed.append(attention.attend_one(q[at:at + b], group, self.attn.heads))
+      at += b
+    x = _first_rows(x, shapes)
+    x = x + _drop(self.attn.proj(jnp.concatenate(mixed)), keep, 0)
+    return x + _drop(self.mlp(self.norm2(x)), keep, 1)
+
+
+class _VisionTransformer(nnx.Module):
+
+  def __init__(
+      self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, rngs):
+    self.patch = layers.Linear(patch_size * patch_size * channels, width, rngs=rngs)
+    normal = nnx.initializers.truncated_normal(0.02)
+    self.cls = nnx.Param(normal(rngs.params(), (1, width), jnp.float32))
+    self.registers = (
+        nnx.Param(normal(rngs.params(), (registers, width), jnp.float32)) if registers else None)
+    self.pos = nnx.Param(normal(rngs.params(), (1 + grid * grid, width), jnp.float32))
+    self.blocks = nnx.List([_Block(width, heads, rngs) for _ in range(depth)])
+    self.norm = layers.LayerNorm(width)
+    self.config = (patch_size, grid, drop_path, remat)
+
+  def __call__(self, groups, *, keys, taps, patches, dtype):
+    tokens = [self._embed(images, dtype) for images in groups]
+    shapes = tuple(t.shape[:2] for t in tokens)
+    prefix = 1 + (0 if self.registers is None else self.registers[...].shape[0])
+    x = _join(tokens)
+    keeps = self._keep(keys, len(self.blocks), x.dtype)
+    found: list[dict[str, jax.Array]] = [{} for _ in groups]
+    taken = dict(taps)
+    last = len(self.blocks) - 1
+    short = not patches and not any(i == last for i in taken.values())
+    for i, block in enumerate(self.blocks):
+      if i == last and "attn" in taken:
+        for group, qkv in zip(found, block.qkv(x, shapes), strict=True):
+          group["attn"] = attention.probabilities(qkv, block.attn.heads)
+      one_row = short and i == last
+      keep = None if keeps is None else _per_row(keeps[i], shapes, one_row)
+      run = _Block.cls_only if one_row else _Block.__call__
+      if self.config[3]:
+        run = nnx.remat(run, static_argnums=(2,))
+      x = run(block, x, shapes, keep)
+      for name in [name for name, at in taken.items() if at == i]:
+        for group, value in zip(found, _split(x, shapes), strict=True):
+          group[name] = value
+    return self._finish(x, shapes, prefix, short, patches, found)
+
+  def _finish(self, x, shapes, prefix, short, patches, found):
+    if not patches:
+      rows = x if short else _first_rows(x, shapes)
+      cls = self.norm(rows).astype(jnp.float32)
+      ends = [sum(b for b, _ in shapes[:i]) for i in range(1, len(shapes))]
+      return [Features(c, None, t) for c, t in zip(jnp.split(cls, ends), found, strict=True)]
+    normal = _split(self.norm(x).astype(jnp.float32), shapes)
+    return [Features(t[:, 0], t[:, prefix:], f) for t, f in zip(normal, found, strict=True)]
+
+  def _embed(self, images, dtype):
+    """Class token, registers and patches of one group: [b n width]."""
+    size, grid = self.config[:2]
+    b, h, w, c = images.shape
+    rows, cols = h // size, w // size
+    x = images.astype(dtype).reshape(b, rows, size, cols, size, c)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b * rows * cols, size * size * c)
+    pos = self.pos[...]
+    x = self.patch(x).reshape(b, rows * cols, -1)
+    x = x + posembed.resample(pos[1:], (grid, grid), (rows, cols)).astype(dtype)
+    prefix = self.cls[...] + pos[:1]
+    if self.registers is not None:
+      prefix = jnp.concatenate([prefix, self.registers[...]])
+    prefix = jnp.broadcast_to(prefix.astype(dtype), (b, *prefix.shape))
+    return jnp.concatenate([prefix, x], axis=1)
+
+  def _keep(self, keys, depth, dtype):
+    """Per block, per group: 0 or 1/(1 - rate) for both branches of every image, [b 2]."""
+    rate = self.config[2]
+    if keys is None or not rate:
+      return None
+    rates = jnp.linspace(0.0, rate, depth)
+
+    def draw(key):
+      uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (2,)))(
+          jnp.arange(depth))
+      return (uniform >= rates[:, None]) / (1.0 - rates[:, None])
+
+    drawn = [jax.vmap(draw, out_axes=1)(k).astype(dtype) for k in keys]  # [depth b 2]
+    return [[group[i] for group in drawn] for i in range(depth)]
+
+
+def _join(groups):
+  """[b n d] of every group as one [tokens, d]."""
+  flat = [g.reshape(-1, g.shape[-1]) for g in groups]
+  return flat[0] if len(flat) == 1 else jnp.concatenate(flat)
+
+
+def _split(x, shapes):
+  """The inverse of `_join`."""
+  groups, at = [], 0
+  for b, n in shapes:
+    groups.append(x[at:at + b * n].reshape(b, n, x.shape[-1]))
+    at += b * n
+  return groups
+
+
+def _first_rows(x, shapes):
+  return jnp.concatenate([group[:, 0] for group in _split(x, shapes)])
+
+
+def _per_row(keep, shapes, one_row):
+  """Images' drop-path factors [b 2] as [rows, 2]."""
+  if one_row:
+    return jnp.concatenate(keep)
+  return jnp.concatenate([
+      jnp.broadcast_to(k[:, None], (b, n, 2)).reshape(b * n, 2)
+      for k, (b, n) in zip(keep, shapes, strict=True)])
+
+
+def _drop(branch, keep, which):
+  return branch if keep is None else branch * keep[:, which, None]
