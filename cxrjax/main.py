@@ -1,0 +1,85 @@
+"""`python -m cxrjax.main --config=configs/X.py[:arg] [--workdir=DIR] [--config.a.b=value]`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+from cxrjax.core.build import locate
+from cxrjax.core.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The experiment, configs/X.py[:arg]; --config.a.b=value changes one key.",
+  lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Checkpoints, metrics and report; the same one again resumes. Default: "
+  "runs/<config>-<time>.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0, for a run over several processes; 'auto' asks the "
+  "cluster (TPU pod, Slurm, Open MPI).")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, with --coordinator.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parsing, with a mistake in a config as one line instead of a traceback."""
+  try:
+    return flags.FLAGS(argv)
+  except UserError:
+    raise
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(" ".join(str(error).split())[:500]) from error
+  except OSError as error:
+    raise UserError(f"--config: {error.filename}: {error.strerror}") from error
+
+
+def set_up_jax() -> None:
+  """Compilation cache, and the other processes where there are any."""
+  import jax
+
+  cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
+  jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+  if _COORDINATOR.value == "auto":
+    jax.distributed.initialize()
+  elif _COORDINATOR.value:
+    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def main(argv: list[str]) -> int:
+  if len(argv) > 1:
+    raise UserError(f"{argv[1]!r} is not a flag; flags begin with --")
+  if _CONFIG.value is None:
+    raise UserError("--config is missing; try --config=configs/dino.py")
+  set_up_jax()
+  import jax
+
+  from cxrjax.training.workdir import locked
+
+  config = _CONFIG.value.to_dict()
+  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
+  workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+  task = locate(config.get("task", "cxrjax.tasks.train"), "run", "config.task")
+  if jax.process_index() != 0:
+    return task(config, workdir, command=" ".join(sys.argv))
+  with locked(workdir):
+    return task(config, workdir, command=" ".join(["python -m cxrjax.main", *sys.argv[1:]]))
+
+
+def run() -> None:
+  """The program: a UserError is one line on stderr and exit status 2."""
+  try:
+    argv = parse_flags(sys.argv)
+    sys.exit(main(argv))
+  except UserError as error:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,248 @@
+"""Trains a method on a source, evaluates it as it goes, and writes the report."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax import data as sources
+from cxrjax.core.build import build, check_keywords, freeze
+from cxrjax.core.clock import Clock, tabulate
+from cxrjax.core.errors import UserError
+from cxrjax.data.loader import Loader
+from cxrjax.explain.attention import cls_attention
+from cxrjax.models.module import param_count
+from cxrjax.report import page, terminal
+from cxrjax.report.run import environment
+from cxrjax.report.writer import Writer
+from cxrjax.training import sharding, workdir as workdirs
+from cxrjax.training.checkpoint import Checkpoints
+from cxrjax.training.health import Diverged, Watch
+from cxrjax.training.loop import Evaluation, Outcome, train
+from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.step import Trainer
+
+
+class Run:
+  """Everything a run is made of, built from its config. Reads top to bottom."""
+
+  def __init__(self, config: Mapping[str, Any], progress: bool = True) -> None:
+    self.config = config
+    self.progress = progress and jax.process_index() == 0
+    batch_size, seed = config["batch_size"], config["seed"]
+    if batch_size < 1:
+      raise UserError(f"config.batch_size={batch_size} must be at least 1")
+    self.mesh = sharding.make_mesh(config["mesh"]["fsdp"])
+
+    self.recipe = build(config["views"], "Recipe", "config.views")
+    self.recipe.check(config["data"]["size"])
+    data = config["data"]
+    source = sources.open_source(
+      data["source"], split=data["split"], **freeze(data.get("options", {})))
+    self.loader = Loader(
+      source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
+      size=data["size"], fit=data["fit"], cache_dir=data["cache_dir"] or None,
+      on_bad_image=data["on_bad_image"], progress=self.progress)
+
+    self.clock = Clock.start(config["duration"], self.loader.num_examples, batch_size)
+    self.encoder = build(config["model"], "Model", "config.model")
+    self.method = build(
+      config["method"], "Method", "config.method", encoder=self.encoder, clock=self.clock)
+    options = freeze(config["optimizer"])
+    check_keywords(Optimizer, options, "config.optimizer", hidden=["clock"])
+    self.optimizer = Optimizer(clock=self.clock, **options)
+    self.trainer = Trainer(
+      method=self.method, recipe=self.recipe, optimizer=self.optimizer, fetch=self.loader.fetch,
+      mesh=self.mesh, seed=seed, accumulate=config["accumulate"],
+      block=config["block"] if self.loader.storage == "resident" else 1,
+      rules=freeze(config["mesh"]["rules"]))
+    self.spec = self.trainer.batch_spec(self.loader.data, self.loader[0])
+
+    steps = functools.partial(self._every, config)
+    self.log_every, self.save_every = steps("log_every"), steps("checkpoint.every")
+    self.evaluators = {
+      name: build(spec, "Evaluator", f"config.evals.{name}")
+      for name, spec in config["evals"].items()}
+
+  def _every(self, config: Mapping[str, Any], key: str) -> int:
+    value = functools.reduce(lambda c, k: c[k], key.split("."), config)
+    return max(1, self.clock.steps(value, f"config.{key}"))
+
+  @functools.cached_property
+  def eval_data(self) -> dict[str, Any]:
+    """Loaded by the main process only; the others wait for it at the next collective."""
+    if jax.process_index() != 0:
+      return {name: None for name in self.evaluators}
+    return {name: e.load(progress=self.progress) for name, e in self.evaluators.items()}
+
+  def encode(self, params: Any, x: jax.Array) -> jax.Array:
+    """Class-token features, `[b d]`."""
+    return self.encoder.encode(params, x).cls
+
+  def describe(self) -> dict[str, Any]:
+    """Facts for the report and for the lines printed before the run."""
+    evals = {} if jax.process_index() else {
+      name: e.describe(self.eval_data[name]) for name, e in self.evaluators.items()}
+    shapes = self.trainer.abstract(self.spec)
+    encoder = self.method.encoder_params(shapes["params"], shapes["extra"])
+    device = jax.devices()[0]
+    at = {n: tabulate(s, self.clock.total_steps)
+          for n, s in {**self.optimizer.schedules, **self.method.schedules}.items()}
+    return {
+      "device": {"platform": device.platform, "kind": device.device_kind,
+                 "devices": jax.device_count(), "processes": jax.process_count()},
+      "model": {"name": self.config["model"]["name"],
+                "variant": self.config["model"].get("variant", ""),
+                "parameters": param_count(encoder),
+                "trained_parameters": param_count(shapes["params"]),
+                "flops_per_image": float(self.method.flops(self.spec))},
+      "method": self.config["method"]["name"].rpartition(".")[2],
+      "data": {"train": self.loader.describe(), **evals},
+      "steps": self.clock.total_steps, "epochs": self.clock.epoch(self.clock.total_steps),
+      "batch_size": self.clock.batch_size,
+      "schedules": {name: {"step": s, "value": v} for name, (s, v) in at.items()},
+    }
+
+
+def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
+  """What the run will do, in a few lines."""
+  data, model, device = facts["data"]["train"], facts["model"], facts["device"]
+  flops = model["flops_per_image"]
+  return "\n".join([
+    f"data      {data['name']} [{data['split']}], {data['n']} images, {data['storage']}",
+    f"device    {device['devices']} x {device['kind']} ({device['platform']})",
+    f"model     {model['name']} {model['variant']}, {model['parameters'] / 1e6:.2f} M parameters",
+    f"method    {facts['method']}, {flops / 1e9:.2f} GFLOPs an image a step",
+    f"steps     {facts['steps']} of {facts['batch_size']} images, {facts['epochs']:.4g} epochs",
+    f"workdir   {workdir}",
+  ])
+
+
+def _views(run: Run) -> dict[str, np.ndarray]:
+  """The first batch's views, for the report, as gray levels."""
+  def look(data: Any, batch: Any) -> Any:
+    batch = run.trainer.fetch(data, batch)
+    return batch["image"], run.trainer._views(batch, run.trainer._step_key(jnp.int32(0), 0))
+  source, views = jax.jit(look)(run.loader.data, run.loader[0])
+  source, views = sharding.to_host((source, dict(views)))
+  count = min(4, source.shape[0])
+
+  def gray(x: np.ndarray) -> np.ndarray:
+    x = x[:, :count, ..., 0] * run.recipe.std + run.recipe.mean
+    return np.clip(x * 255 + 0.5, 0, 255).astype(np.uint8)
+
+  return {"source": source[:count, ..., 0],
+          **{name: gray(v) for name, v in views.items() if v.ndim == 5}}
+
+
+def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
+  def evaluation(name: str, evaluator: Any) -> Evaluation:
+    def evaluate(step: int, params: Any) -> float | None:
+      params = sharding.to_host(params)  # in every process: it may be a collective
+      if jax.process_index() != 0:
+        return None
+      result = evaluator.run(run.encode, params, run.eval_data[name])
+      which = "random" if step == 0 else "trained"
+      writer.results(step, run.clock.epoch(step), name, which, result.metrics)
+      return result.score
+    every = max(1, run.clock.steps(evaluator.every, f"config.evals.{name}.every"))
+    return Evaluation(every, evaluate)
+  return {name: evaluation(name, e) for name, e in run.evaluators.items()}
+
+
+def _floors(run: Run, writer: Writer) -> None:
+  """What pixels alone can do, once, beside the encoders."""
+  if jax.process_index() == 0:
+    for name, evaluator in run.evaluators.items():
+      writer.results(0, 0.0, name, "floor", evaluator.floor(run.eval_data[name]))
+
+
+def _attention(run: Run, outcome: Outcome) -> dict[str, np.ndarray] | None:
+  """Last-layer attention over a few test images."""
+  params = sharding.to_host(
+    run.method.encoder_params(outcome.state["params"], outcome.state["extra"]))
+  if jax.process_index() != 0 or not run.evaluators:
+    return None
+  name = next(iter(run.evaluators))
+  images, labels, x = run.evaluators[name].examples(run.eval_data[name], 6)
+  attn = np.asarray(cls_attention(run.encoder.encode, params, x))
+  return {"image": images[..., 0], "attn": attn, "label": np.asarray(labels)}
+
+
+def now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
+        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+  """Runs `config` in `workdir` to its end; returns the exit status.
+
+  0 finished (now or before); 128 + signal where a signal stopped it after saving.
+
+  Raises:
+    UserError: what the user can mend; the workdir keeps all that was saved.
+  """
+  main = jax.process_index() == 0
+  say = say if main else lambda line: None
+  resumed = workdirs.settle_config(workdir, config, write=main)
+  if resumed and _status(workdir) == "finished":
+    say(f"{workdir} holds a finished run of this config; its report is {workdir / 'report.html'}")
+    return 0
+  run = Run(config)
+  facts = run.describe()
+  say(announce(facts, workdir))
+  with Writer(workdir, active=main) as writer:
+    writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
+                 status="running", **environment(), **facts)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config["checkpoint"]["keep"])
+    try:
+      writer.arrays("views", **_views(run))
+      _floors(run, writer)
+      health = config["health"]
+      outcome = train(
+        run.trainer, run.loader, run.clock, checkpoints=checkpoints, writer=writer,
+        evaluations=_evaluations(run, writer), log_every=run.log_every,
+        save_every=run.save_every, progress=run.progress,
+        watch=Watch(run.method.diagnose, health["patience"],
+                    run.clock.steps(health["grace"], "config.health.grace")))
+      for remark in outcome.remarks:
+        say(f"note: {remark}")
+      attention = _attention(run, outcome)
+      if attention:
+        writer.arrays("attention", **attention)
+      status = f"stopped: {signal.Signals(outcome.stopped).name}" if outcome.stopped else "finished"
+      writer.facts(status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks)
+    except UserError as error:
+      kind = "diverged" if isinstance(error, Diverged) else "failed"
+      writer.facts(status=f"{kind}: {error}", finished=now())
+      _write_page(workdir, main)
+      raise
+    finally:
+      checkpoints.close()
+  if outcome.stopped:
+    say(f"stopped by {signal.Signals(outcome.stopped).name} after saving step {outcome.step}; "
+        "the same command goes on from there")
+  report = _write_page(workdir, main)
+  if main:
+    say(terminal.results_table(workdir))
+    say(f"report    {report}")
+  return 128 + outcome.stopped if outcome.stopped else 0
+
+
+def _status(workdir: pathlib.Path) -> str:
+  path = workdir / "run.json"
+  return json.loads(path.read_text()).get("status", "") if path.exists() else ""
+
+
+def _write_page(workdir: pathlib.Path, main: bool) -> pathlib.Path | None:
+  return page.write(workdir) if main else None

@@ -1,0 +1,166 @@
+"""Checkpoints: asynchronous, atomic, plain dicts; the only file that knows orbax."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from cxrjax.core.errors import UserError
+from cxrjax.training.optimizer import path_names
+
+# One line a save and a policy table a deletion would bury the progress bar.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """`{"params/encoder/cls": array, ...}`: what is written. Keeps no Python types."""
+  return dict(zip(jax.tree.leaves(path_names(tree)), jax.tree.leaves(tree), strict=True))
+
+
+def unflatten(template: Any, flat: dict[str, Any]) -> Any:
+  """The inverse, in the structure of `template`."""
+  return jax.tree.map(lambda name: flat[name], path_names(template))
+
+
+class Checkpoints:
+  """The checkpoints of one run, newest and best kept.
+
+  Args:
+    directory: created if missing.
+    keep: how many of the newest stay; the best by `score` stays as well.
+  """
+
+  def __init__(self, directory: pathlib.Path, keep: int = 2) -> None:
+    if keep < 1:
+      raise UserError(f"config.checkpoint.keep={keep} must be at least 1")
+    self.directory = pathlib.Path(directory).absolute()
+    self._keep = keep
+    self._pending: Any = None
+    self._open()
+
+  def _open(self) -> None:
+    policies = ocp.training.preservation_policies
+    best = policies.BestN(
+      get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False)
+    self._checkpointer = ocp.training.Checkpointer(
+      self.directory, cleanup_tmp_directories=True,
+      preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]))
+
+  @property
+  def steps(self) -> list[int]:
+    """Of all complete checkpoints, ascending."""
+    return [c.step for c in self._checkpointer.checkpoints]
+
+  def save(self, step: int, state: Any, score: float | None = None) -> None:
+    """Starts writing `state`; waits for the save before it, if one is still under way.
+
+    Raises:
+      UserError: the previous save failed, e.g. because the disk is full.
+    """
+    self.wait()
+    if step in self.steps:
+      return
+    # Where device memory is host memory the writer would read buffers the next step overwrites.
+    if jax.default_backend() == "cpu":
+      state = jax.tree.map(jnp.copy, state)
+    metrics = None if score is None else {"score": float(score)}
+    try:
+      self._pending = self._checkpointer.save_async(
+        step, flatten(state), force=True, metrics=metrics)
+    except Exception as error:
+      self._fail(error)
+
+  def wait(self) -> None:
+    """Returns when everything is on disk; raises a UserError if it could not be written."""
+    pending, self._pending = self._pending, None
+    if pending is None:
+      return
+    try:
+      pending.result()
+    except Exception as error:
+      self._fail(error)
+
+  def _fail(self, error: Exception) -> None:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+    kept = f"; the run can go on from step {self.steps[-1]}" if self.steps else ""
+    raise UserError(
+      f"a checkpoint could not be written to {self.directory}: {reason}; free some space or lower "
+      f"config.checkpoint.keep, then run the same command again{kept}") from error
+
+  def restore(self, template: Any) -> tuple[Any | None, list[str]]:
+    """The newest checkpoint that can be read, and remarks on those that cannot.
+
+    A damaged one is moved aside to `<step>.damaged`, never deleted.
+
+    Args:
+      template: ShapeDtypeStructs with shardings; the devices may be others than at saving.
+
+    Returns:
+      The state, or None where there is no checkpoint at all; one line for each damaged one.
+
+    Raises:
+      UserError: there are checkpoints, and none can be read.
+    """
+    remarks: list[str] = []
+    steps = self.steps
+    for step in reversed(steps):
+      try:
+        with warnings.catch_warnings():
+          warnings.simplefilter("ignore")  # orbax on its own deprecations
+          flat = self._checkpointer.load(step, flatten(template))
+        return unflatten(template, flat), remarks
+      except Exception as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
+        remarks.append(f"checkpoint {self.directory / str(step)} is damaged ({reason})")
+        self._set_aside(step)
+    if remarks:
+      raise UserError(
+        "; ".join(remarks) + "; none is left; start again with another --workdir")
+    return None, remarks
+
+  def _set_aside(self, step: int) -> None:
+    self._checkpointer.close()
+    if jax.process_index() == 0:
+      (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+    self._open()
+
+  def close(self) -> None:
+    try:
+      self.wait()
+    finally:
+      self._checkpointer.close()
+
+
+def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:
+  """Part of a run's newest checkpoint as a nested dict, e.g. `prefix="extra/teacher/encoder"`.
+
+  Raises:
+    UserError: no checkpoint, or nothing under that prefix.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if not directory.is_dir():
+    raise UserError(f"{directory} does not exist; give a finished run's workdir")
+  with ocp.training.Checkpointer(directory) as checkpointer:
+    steps = [c.step for c in checkpointer.checkpoints]
+    if not steps:
+      raise UserError(f"{directory} holds no checkpoint; was the run started?")
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      flat = checkpointer.load(step if step is not None else steps[-1])
+  nested: dict[str, Any] = {}
+  for name, value in flat.items():
+    if name.startswith(prefix + "/"):
+      *parents, leaf = name[len(prefix) + 1:].split("/")
+      node = nested
+      for parent in parents:
+        node = node.setdefault(parent, {})
+      node[leaf] = value
+  if not nested:
+    raise UserError(f"{directory} holds nothing under {prefix!r}")
+  return nested

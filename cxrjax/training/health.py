@@ -1,0 +1,53 @@
+"""Stops a run that cannot recover, with a message that says what to change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from cxrjax.core.errors import UserError
+
+
+class Diverged(UserError):
+  """The loss is NaN or infinite, or the representation has collapsed."""
+
+
+class Watch:
+  """Looks at every log interval's metrics.
+
+  Args:
+    diagnose: the method's; mean metrics in, a sentence or None out.
+    patience: log intervals in a row that must look collapsed.
+    grace: steps at the start in which collapse is not judged (the teacher starts uniform).
+  """
+
+  def __init__(
+      self, diagnose: Callable[[Mapping[str, float]], str | None], patience: int, grace: int,
+  ) -> None:
+    self.diagnose, self.patience, self.grace = diagnose, patience, grace
+    self.strikes = 0
+
+  def check(self, first_step: int, metrics: Mapping[str, np.ndarray]) -> None:
+    """Raises Diverged for metrics `[k]` of steps `first_step ... first_step + k - 1`."""
+    for name in ("loss", "grad_norm"):
+      values = np.asarray(metrics[name])
+      if not np.isfinite(values).all():
+        at = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise Diverged(
+          f"{name} became {values[at]} at step {first_step + at}; lower config.optimizer.lr.start "
+          "or config.optimizer.clip (0.3 helps), lengthen config.optimizer.lr.warmup, or set "
+          "config.model.dtype='float32'; the last checkpoint is from before it")
+    if first_step < self.grace:
+      return
+    mean = {name: float(np.mean(v)) for name, v in metrics.items()}
+    finding = self.diagnose(mean)
+    self.strikes = self.strikes + 1 if finding else 0
+    if finding and self.strikes >= self.patience:
+      raise Diverged(f"collapsed at step {first_step}: {finding}")
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+  """NaN and infinities as None, which JSON can hold."""
+  return {k: (v if math.isfinite(v) else None) for k, v in values.items()}

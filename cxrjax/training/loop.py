@@ -1,0 +1,199 @@
+"""The training loop. There is one; fine-tuning and probing are other methods, not other loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from cxrjax.core.clock import Clock
+from cxrjax.training.checkpoint import Checkpoints
+from cxrjax.training.health import Watch
+from cxrjax.training.signals import Stopping
+from cxrjax.training.step import State, Trainer
+
+
+class Writer(Protocol):
+  """Where the numbers go; `cxrjax.report.writer.Writer` is one."""
+
+  def scalars(self, step: int, epoch: float, values: Mapping[str, float]) -> None: ...
+
+  def truncate(self, step: int) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """`run(step, params)` every `every` steps, at step 0 and at the end.
+
+  `params` are the encoder's. It returns a score, higher is better, that decides which checkpoint
+  is the best; or None.
+  """
+
+  every: int
+  run: Callable[[int, Any], float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a call of `train` ended.
+
+  Attributes:
+    state: after the last step taken.
+    step: how many steps it holds.
+    stopped: the signal that ended it early, or None.
+    timing: seconds and rates of this call.
+    remarks: what the user should know, e.g. of a damaged checkpoint.
+  """
+
+  state: State
+  step: int
+  stopped: int | None
+  timing: dict[str, float]
+  remarks: list[str]
+
+
+class Meter:
+  """Times dispatches, leaving out what is not training."""
+
+  def __init__(self) -> None:
+    self.images, self.seconds, self.host = 0, 0.0, 0.0
+    self.host_images = 0
+    self._since: float | None = None
+
+  def pause(self) -> None:
+    self._since = None
+
+  def tick(self, images: int) -> float | None:
+    """Images a second since the last tick; None for the first after a pause."""
+    now, since = time.perf_counter(), self._since
+    self._since = now
+    if since is None:
+      return None
+    self.images += images
+    self.seconds += now - since
+    return images / (now - since)
+
+
+def train(
+    trainer: Trainer, loader: Any, clock: Clock, *, checkpoints: Checkpoints, writer: Writer,
+    evaluations: Mapping[str, Evaluation], log_every: int, save_every: int, watch: Watch,
+    progress: bool = True,
+) -> Outcome:
+  """Runs from the newest checkpoint (or the beginning) to the end, or to a signal.
+
+  Raises:
+    Diverged: NaN, or a collapse. Nothing after the last healthy checkpoint has been saved.
+    UserError: a checkpoint could not be written or read.
+  """
+  began = time.perf_counter()
+  spec = trainer.batch_spec(loader.data, loader[0])
+  state, remarks = checkpoints.restore(trainer.abstract(spec))
+  if state is None:
+    state = trainer.init(spec)
+  step = int(state["step"])
+  writer.truncate(step)
+  encoder = lambda s: trainer.method.encoder_params(s["params"], s["extra"])  # noqa: E731
+  scores = {}
+  if step == 0:
+    for evaluation in evaluations.values():
+      evaluation.run(0, encoder(state))
+
+  size, block, total = clock.batch_size, trainer.block, clock.total_steps
+  stops = [log_every, save_every, *(e.every for e in evaluations.values())]
+  meter, pending, compile_s = Meter(), None, 0.0
+  main = jax.process_index() == 0
+  bar = tqdm(total=total * size, initial=step * size, unit="img", unit_scale=True,
+             disable=not (progress and main), dynamic_ncols=True, smoothing=0.1)
+  log: list[tuple[int, int, Any]] = []  # dispatches whose metrics have not been read
+
+  def flush(until: int = 0) -> None:
+    """Reads, judges and writes metrics of all but the newest `until` dispatches."""
+    while len(log) > until:
+      first, count, metrics = log.pop(0)
+      values = {k: np.asarray(v)[:count] for k, v in metrics.items()}
+      rate = meter.tick(count * size)
+      bar.update(count * size)
+      watch.check(first, values)
+      last = first + count
+      mean = {k: float(np.mean(v)) for k, v in values.items()}
+      window.append((count, mean, rate))
+      if last % log_every == 0 or last == total:
+        weights = [c for c, _, _ in window]
+        means = {k: float(np.average([m[k] for _, m, _ in window], weights=weights)) for k in mean}
+        rates = [r for _, _, r in window if r]
+        if rates:
+          means["images_per_s"] = float(np.median(rates))
+        window.clear()
+        writer.scalars(last, clock.epoch(last), means)
+        bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
+
+  window: list[tuple[int, dict[str, float], float | None]] = []
+  batches = _batches(loader, step, total, block, meter)
+  with Stopping() as stopping, bar:
+    while step < total:
+      boundary = min(total, *((step // n + 1) * n for n in stops))
+      count = min(block, boundary - step)
+      batch = batches(step)
+      started = time.perf_counter()
+      state, metrics = trainer.run(state, loader.data, batch, np.int32(count))
+      if not compile_s:
+        jax.block_until_ready(metrics["loss"])
+        compile_s = time.perf_counter() - started
+      log.append((step, count, metrics))
+      step += count
+      flush(until=1)
+      pending = _agreed(stopping.signal, step % log_every == 0 or step == total)
+      evaluate = [e for e in evaluations.values() if step % e.every == 0 or step == total]
+      if evaluate or step % save_every == 0 or step == total or pending:
+        flush()  # never save or judge a state whose loss has not been looked at
+        meter.pause()
+        scores = {name: e.run(step, encoder(state)) for name, e in evaluations.items()
+                  if e in evaluate and not pending}
+        if step % save_every == 0 or step == total or pending:
+          checkpoints.save(step, state, next((s for s in scores.values() if s is not None), None))
+      if pending:
+        break
+  checkpoints.wait()
+  timing = {
+    "compile_s": compile_s, "total_s": time.perf_counter() - began,
+    "images_per_s": meter.images / meter.seconds if meter.seconds else float("nan"),
+    "host_ms_per_image": 1e3 * meter.host / max(meter.host_images, 1),
+  }
+  return Outcome(state, step, pending, timing, remarks)
+
+
+def _agreed(signal: int | None, asking: bool) -> int | None:
+  """The signal that any process has seen, at a step at which all processes ask."""
+  if jax.process_count() == 1:
+    return signal
+  if not asking:
+    return None
+  seen = multihost_utils.process_allgather(np.int32(signal or 0))
+  return int(np.max(seen)) or None
+
+
+def _batches(
+    loader: Any, start: int, stop: int, block: int, meter: Meter) -> Callable[[int], Any]:
+  """`batches(step)`: the next `block` steps' batches, with the host's share of the time noted."""
+  stream: Iterator[Any] | None = None
+  if loader.storage == "streamed":
+    stream = iter(loader.iterate(start, stop, block=1))
+
+  def get(step: int) -> Any:
+    began = time.perf_counter()
+    if stream is None:
+      batch = loader.block(step, block)
+    else:
+      at, _, batch = next(stream)
+      assert at == step, (at, step)
+    meter.host += time.perf_counter() - began
+    meter.host_images += block * loader.batch_size
+    return batch
+
+  return get

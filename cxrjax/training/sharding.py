@@ -1,0 +1,82 @@
+"""One mesh, and rules that map parameter paths to shardings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cxrjax.core.errors import UserError
+from cxrjax.training.optimizer import path_names
+
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of all devices, `data x fsdp`.
+
+  The batch is split over both axes; parameters are split over `fsdp` where a rule says so.
+
+  Raises:
+    UserError: `fsdp` does not divide the number of devices.
+  """
+  devices = list(devices if devices is not None else jax.devices())
+  if fsdp < 1 or len(devices) % fsdp:
+    raise UserError(
+      f"config.mesh.fsdp={fsdp} does not divide {len(devices)} devices; "
+      f"try {max(f for f in range(1, len(devices) + 1) if len(devices) % f == 0 and f <= max(fsdp, 1))}")
+  return Mesh(np.asarray(devices).reshape(-1, fsdp), ("data", "fsdp"))
+
+
+def param_specs(
+    tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]] = ((".*", "fsdp"),),
+    min_size: int = 2**16,
+) -> Any:
+  """A NamedSharding for every leaf, by the first rule whose regex matches its path.
+
+  Args:
+    tree: arrays or ShapeDtypeStructs.
+    mesh: from `make_mesh`.
+    rules: `(regex, placement)`; `"replicate"`, `"fsdp"` (split the largest dimension that the
+      `fsdp` axis divides; replicate leaves of under `min_size` elements), or a tuple with an axis
+      name or None per dimension.
+    min_size: elements; smaller tensors cost more to gather than to keep.
+
+  Raises:
+    UserError: a placement that does not fit the tensor.
+  """
+  width = mesh.shape["fsdp"]
+
+  def place(path: str, leaf: Any) -> NamedSharding:
+    shape = leaf.shape
+    placement = next((p for regex, p in rules if re.search(regex, path)), "replicate")
+    if placement == "replicate":
+      return NamedSharding(mesh, PartitionSpec())
+    if placement == "fsdp":
+      fits = [d for d in range(len(shape)) if shape[d] % width == 0]
+      if width == 1 or int(np.prod(shape)) < min_size or not fits:
+        return NamedSharding(mesh, PartitionSpec())
+      largest = max(fits, key=lambda d: shape[d])
+      return NamedSharding(
+        mesh, PartitionSpec(*("fsdp" if d == largest else None for d in range(len(shape)))))
+    if isinstance(placement, str) or len(placement) > len(shape):
+      raise UserError(
+        f"config.mesh.rules: {placement!r} does not fit {path} of shape {shape}; give 'replicate', "
+        "'fsdp' or an axis name (or None) per dimension")
+    return NamedSharding(mesh, PartitionSpec(*placement))
+
+  return jax.tree.map(place, path_names(tree), tree)
+
+
+def to_host(tree: Any) -> Any:
+  """The whole tree as NumPy arrays in every process, wherever its pieces are."""
+  def fetch(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      x = jax.jit(lambda y: y, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
+      return np.asarray(x.addressable_data(0))
+    return np.asarray(x)
+  return jax.tree.map(fetch, tree)
