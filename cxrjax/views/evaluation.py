@@ -6,23 +6,29 @@ import dataclasses
 
 from jaxtyping import Array, Float, Num
 
-from cxrjax.core.errors import UserError
 from cxrjax.views import resample
+from cxrjax.views.fields import floats, whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """`recipe(images)`: the images at `size` x `size`, as `(x - mean) / std` with x in 0..1."""
+  """`recipe(images)`: the images at `size` x `size`, as `(x - mean) / std` with x in 0..1.
+
+  Attributes:
+    size: side in pixels; images of another shape are squashed to it.
+    mean: subtracted from the gray levels in 0..1.
+    std: divides what is left.
+  """
 
   size: int = 224
   mean: float = 0.5
   std: float = 0.25
 
   def __post_init__(self):
-    if self.size < 1:
-      raise UserError(f"size={self.size} of an evaluation view must be at least 1 pixel")
-    if self.std <= 0:
-      raise UserError(f"std={self.std} of an evaluation view must be above 0")
+    whole(self, "size", 1)
+    floats(self, "mean")
+    floats(self, "std", above=0.0)
 
-  def __call__(self, images: Num[Array, "b h w 1"]) -> Float[Array, "b size size 1"]:
+  def __call__(self, images: Num[Array, "b h w 1"]) -> Float[Array, "b s s 1"]:
+    """The views of a batch; integers (0 .. the type's maximum) or floats in 0..1."""
     return (resample.resize(images, self.size) - self.mean) / self.std

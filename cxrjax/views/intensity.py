@@ -1,4 +1,4 @@
-"""Changes of gray level, branch-free: where nothing is to change, a factor is 1."""
+"""Changes of gray level, branch-free: where nothing is to change, a factor is 1 or a sigma is 0."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ def jitter(
   """Brightness and contrast as torchvision's `ColorJitter` has them on gray images in 0..1.
 
   Brightness multiplies; contrast scales the distance to the mean of the image as it is then. Each
-  clips to 0..1. Factors of 1 leave the image as it is.
+  clips to 0..1 before the next sees the result. Factors of 1 leave the image as it is.
 
   Args:
     x: images in 0..1.
-    brightness: factor, >= 0.
-    contrast: factor, >= 0.
+    brightness: factor, at least 0.
+    contrast: factor, at least 0.
     brightness_first: the order of the two.
   """
   b, c, first = (a[..., None, None] for a in (brightness, contrast, brightness_first))
+  # Brightness, contrast, brightness, one brightness being 1: a single mean serves both orders.
   x = jnp.clip(jnp.where(first, b, 1.0) * x, 0.0, 1.0)
   mean = jnp.mean(x, axis=(-2, -1), keepdims=True)
   x = jnp.clip(c * x + (1.0 - c) * mean, 0.0, 1.0)
   return jnp.clip(jnp.where(first, 1.0, b) * x, 0.0, 1.0)
 
 
-def blur(x: Float[Array, "*b h w"], sigma: Float[Array, "*b"]) -> Float[Array, "*b h w"]:
-  """Gaussian blur with standard deviation `sigma` in pixels; 0 leaves the image as it is."""
-  rows = resample.blur_matrix(sigma, x.shape[-2])
-  columns = rows if x.shape[-2] == x.shape[-1] else resample.blur_matrix(sigma, x.shape[-1])
-  return jnp.einsum("...oh,...hw,...pw->...op", rows, x, columns)
+def blur(x: Float[Array, "*b n n"], sigma: Float[Array, "*b"]) -> Float[Array, "*b n n"]:
+  """Gaussian blur of square images; `sigma` in pixels, 0 leaves the image as it is."""
+  matrix = resample.blur_matrix(sigma, x.shape[-1])
+  x = jnp.einsum("...oh,...hw->...ow", matrix, x)
+  return jnp.einsum("...ow,...pw->...op", x, matrix)
 
 
 def solarize(
     x: Float[Array, "*b h w"], threshold: float, apply: Bool[Array, "*b"],
 ) -> Float[Array, "*b h w"]:
-  """Inverts the gray levels from `threshold` up (x -> 1 - x) where `apply`."""
+  """Inverts the gray levels from `threshold` up (x -> 1 - x) where `apply`; x in 0..1."""
   return jnp.where(apply[..., None, None] & (x >= threshold), 1.0 - x, x)

@@ -1,12 +1,18 @@
 """Multi-crop: a few large and many small crops of each radiograph, made on the accelerator.
 
-References: Caron et al., SwAV, 2020, arXiv 2006.09882 (multi-crop); Caron et al., DINO, 2021,
-arXiv 2104.14294, section 3 and appendix (probabilities, scales).
+Per view: random resized crop and flip, rotation, brightness and contrast, blur, solarisation, in
+that order. Everything is batched over images and views; nothing branches on data, so the cost is
+the same every step and linear in the pixels of the crops.
+
+References: Caron et al., "Unsupervised learning of visual features by contrasting cluster
+assignments" (SwAV), 2020, arXiv 2006.09882 (multi-crop); Caron et al., "Emerging properties in
+self-supervised vision transformers" (DINO), 2021, arXiv 2104.14294 (the defaults).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,57 +20,61 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from cxrjax.core.errors import UserError
-from cxrjax.views import intensity, resample
+from cxrjax.views import fields, intensity, resample
 
-TRIES = 10  # boxes drawn before falling back, as torchvision's RandomResizedCrop does
-DRAWS = 4 * TRIES  # uniform numbers a view owns: its row never moves when a feature is added
+TRIES = 10  # boxes drawn before falling back, as in torchvision's RandomResizedCrop
+DRAWS = 32  # uniform numbers a view owns; some are spare, so that a new feature changes no old run
 
 
 class Draw(NamedTuple):
-  """What is random about one view of one image. Boxes in pixels of the image."""
+  """What is random about each view; the box in pixels of the image, sigma in pixels of the crop."""
 
-  top: Float[Array, "*b"]
-  left: Float[Array, "*b"]
-  height: Float[Array, "*b"]
-  width: Float[Array, "*b"]
-  flip: Bool[Array, "*b"]
-  brightness: Float[Array, "*b"]
-  contrast: Float[Array, "*b"]
-  brightness_first: Bool[Array, "*b"]
-  sigma: Float[Array, "*b"]
-  solarize: Bool[Array, "*b"]
-  angle: Float[Array, "*b"]
+  top: Float[Array, "b v"]
+  left: Float[Array, "b v"]
+  height: Float[Array, "b v"]
+  width: Float[Array, "b v"]
+  flip: Bool[Array, "b v"]
+  angle: Float[Array, "b v"]
+  brightness: Float[Array, "b v"]
+  contrast: Float[Array, "b v"]
+  brightness_first: Bool[Array, "b v"]
+  sigma: Float[Array, "b v"]
+  solarize: Bool[Array, "b v"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """Multi-crop views of gray images. The defaults are DINO's.
+  """Multi-crop views of gray images; the defaults are DINO's.
 
   `recipe(key, images)` gives `{"global": f32[global_crops b s s 1], "local": f32[...]}`,
   normalised to `(x - mean) / std` with x in 0..1; with `local_crops=0` there is no `"local"`.
-  View `v` of image `i` is a function of `fold_in(key, i)` and nothing else: not of the batch's
-  size, its split over devices, nor the number of views.
+  View `v` of image `i` is a function of `fold_in(key, i)` and `v`, and of nothing else: neither of
+  the batch's size or its split over devices, nor of how many views there are.
 
   Attributes:
     global_size: side of the large crops in pixels.
-    global_crops: how many.
+    global_crops: how many of them.
     global_scale: range of their area, as a share of the image's.
     local_size: side of the small crops in pixels.
-    local_crops: how many; 0 for none.
-    local_scale: range of their area.
-    ratio: range of width / height of a crop's box, log-uniform.
-    flip: probability of a left-right flip.
-    brightness: factor uniform in 1 - brightness .. 1 + brightness.
-    contrast: the same, about the mean of the crop.
+    local_crops: how many of them; 0 for none.
+    local_scale: range of their area, as a share of the image's.
+    ratio: range of a crop's width / height, log-uniform.
+    flip: probability of swapping left and right (which moves the heart to the other side).
+    brightness: the factor is uniform in 1 - brightness .. 1 + brightness.
+    contrast: the same, about the mean gray level of the crop.
     jitter_prob: probability of brightness and contrast, in random order.
-    blur_prob: probability of a Gaussian blur: the large crops' in turn, then the small ones'.
-    blur_sigma: range of its standard deviation in pixels of the crop.
-    solarize_prob: probability of inverting what is brighter than `solarize_threshold`, given as
+    blur_prob: probability of a Gaussian blur: one for each large crop in turn, the last for the
+      small ones; a single number for all.
+    blur_sigma: range of its standard deviation, in pixels of the crop.
+    solarize_prob: probability of inverting the gray levels from `solarize_threshold` up; given as
       `blur_prob` is.
     solarize_threshold: in 0..1.
     rotate: largest rotation in degrees, either way; 0 costs nothing.
     mean: subtracted from the gray levels in 0..1.
     std: divides what is left.
+
+  Raises:
+    UserError: a field is out of its range.
   """
 
   global_size: int = 224
@@ -86,8 +96,26 @@ class Recipe:
   mean: float = 0.5
   std: float = 0.25
 
+  def __post_init__(self):
+    for name, least in (
+        ("global_size", 1), ("global_crops", 1), ("local_size", 1), ("local_crops", 0)):
+      fields.whole(self, name, least)
+    for name in ("global_scale", "local_scale"):
+      fields.interval(self, name, 1e-4, 1.0)
+    fields.interval(self, "ratio", 1e-2, 1e2)
+    fields.interval(self, "blur_sigma", 0.0)
+    for name in ("flip", "jitter_prob", "solarize_threshold"):
+      fields.floats(self, name, 0.0, 1.0)
+    for name in ("brightness", "contrast"):
+      fields.floats(self, name, 0.0, 1.0)
+    for name in ("blur_prob", "solarize_prob"):
+      fields.probabilities(self, name)
+    fields.floats(self, "rotate", 0.0, 180.0)
+    fields.floats(self, "mean")
+    fields.floats(self, "std", above=0.0)
+
   def check(self, image_size: int) -> None:
-    """Raises a UserError where a crop would have more pixels than the stored images."""
+    """Raises a UserError where a crop would have more pixels than the stored images' side."""
     for name, used in (("global_size", True), ("local_size", self.local_crops > 0)):
       size = getattr(self, name)
       if used and size > image_size:
@@ -97,76 +125,117 @@ class Recipe:
 
   def __call__(
       self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None,
-  ) -> dict[str, Float[Array, "v b s s 1"]]:
+  ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
     """The views of a batch.
 
     Args:
-      key: the step's key (threefry).
+      key: the step's key, threefry (other generators may depend on the batch's size).
       images: integers (0 .. the type's maximum) or floats in 0..1.
-      index: position of each image in the whole batch; by default 0, 1, ....
+      index: position of each image in the whole batch, where `images` is a part of it; by default
+        0, 1, ....
     """
     if index is None:
       index = jnp.arange(images.shape[0])
     count = self.global_crops + self.local_crops
-    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (count, DRAWS)))
-    uniform = uniform(index)
-    x = resample.to_unit(images)[..., 0]
-    n = self.global_crops
-    views = {"global": self._views(uniform[:, :n], x, False)}
+    numbers = jax.vmap(
+      lambda i: jax.random.uniform(jax.random.fold_in(key, i), (count, DRAWS)))(index)
+    views = {"global": self._views(numbers[:, :self.global_crops], images, local=False)}
     if self.local_crops:
-      views["local"] = self._views(uniform[:, n:], x, True)
+      views["local"] = self._views(numbers[:, self.global_crops:], images, local=True)
     return views
 
-  def _views(self, u, x, local):
-    d = self.draw(u, x.shape[1], x.shape[2], local)
-    size = self.local_size if local else self.global_size
-    rows = resample.crop_matrix(d.top, d.height, x.shape[1], size)
-    columns = resample.crop_matrix(d.left, d.width, x.shape[2], size, d.flip)
-    y = jnp.einsum("bvoh,bhw->bvow", rows, x)
-    y = jnp.clip(jnp.einsum("bvow,bvpw->bvop", y, columns), 0.0, 1.0)
-    y = intensity.jitter(y, d.brightness, d.contrast, d.brightness_first)
-    y = intensity.blur(y, d.sigma)
-    y = intensity.solarize(y, self.solarize_threshold, d.solarize)
-    return jnp.moveaxis((y - self.mean) / self.std, 1, 0)[..., None]
-
-  def draw(self, u: Float[Array, "b v n"], h: int, w: int, local: bool) -> Draw:
-    """Turns uniform numbers into the parameters of the large or the small crops."""
-    count = u.shape[1]
-
-    def each(prob):
-      values = prob[-1:] if local else prob[:-1]
-      return jnp.asarray([values[i % len(values)] for i in range(count)])
-
-    box = random_box(u[..., :4 * TRIES - 8], self.local_scale if local else self.global_scale,
-                     self.ratio, h, w)
-    flip, apply, b, c, order, blurred, sigma, sol = jnp.moveaxis(u[..., -8:], -1, 0)
-    apply = apply < self.jitter_prob
+  def draw(
+      self, numbers: Float[Array, "b v n"], height: int, width: int, local: bool) -> Draw:
+    """What uniform numbers mean for the large or the small crops of `height` x `width` images."""
+    box = random_box(
+      numbers[..., :2 * TRIES + 2], self.local_scale if local else self.global_scale, self.ratio,
+      height, width)
+    flip, jittered, bright, contrast, first, blurred, sigma, solarized, angle = jnp.moveaxis(
+      numbers[..., 2 * TRIES + 2:2 * TRIES + 11], -1, 0)
+    jittered = jittered < self.jitter_prob
     low, high = self.blur_sigma
+    count = numbers.shape[1]
     return Draw(
       *box,
       flip=flip < self.flip,
-      brightness=jnp.where(apply, 1 + self.brightness * (2 * b - 1), 1.0),
-      contrast=jnp.where(apply, 1 + self.contrast * (2 * c - 1), 1.0),
-      brightness_first=order < 0.5,
-      sigma=jnp.where(blurred < each(self.blur_prob), low + (high - low) * sigma, 0.0),
-      solarize=sol < each(self.solarize_prob),
-      angle=jnp.zeros_like(flip),
-    )
+      angle=(2.0 * angle - 1.0) * math.radians(self.rotate),
+      brightness=jnp.where(jittered, 1.0 + self.brightness * (2.0 * bright - 1.0), 1.0),
+      contrast=jnp.where(jittered, 1.0 + self.contrast * (2.0 * contrast - 1.0), 1.0),
+      brightness_first=first < 0.5,
+      sigma=jnp.where(
+        blurred < _per_crop(self.blur_prob, count, local), low + (high - low) * sigma, 0.0),
+      solarize=solarized < _per_crop(self.solarize_prob, count, local))
+
+  def _views(self, numbers, images, local):
+    """The large or the small crops, f32[v b s s 1]."""
+    height, width = images.shape[1:3]
+    size = self.local_size if local else self.global_size
+    d = self.draw(numbers, height, width, local)
+    # A rotation looks beyond the box's corners, so that the crop is made larger, at the same scale.
+    margin = resample.rotation_margin(size, self.rotate) if self.rotate else 0
+    wide, grow = size + 2 * margin, margin / size
+    rows = resample.crop_matrix(
+      d.top - grow * d.height, d.height * (wide / size), height, wide)
+    columns = resample.crop_matrix(
+      d.left - grow * d.width, d.width * (wide / size), width, wide, d.flip)
+    # The pixels enter the product as the integers they are, which TF32 holds exactly. All crops of
+    # an image are one product with it; the second product is one for each crop.
+    x = jnp.einsum("bvoh,bhw->bvow", rows, images[..., 0].astype(jnp.float32))
+    x = jnp.einsum("bvow,bvpw->bvop", x, columns)
+    x = jnp.clip(x * resample.unit(images.dtype), 0.0, 1.0)  # bicubic overshoots
+    if self.rotate:
+      x = resample.rotate(x, d.angle, size)
+    if self.jitter_prob and (self.brightness or self.contrast):
+      x = intensity.jitter(x, d.brightness, d.contrast, d.brightness_first)
+    if any(_values(self.blur_prob, local)):
+      x = intensity.blur(x, d.sigma)
+    if any(_values(self.solarize_prob, local)):
+      x = intensity.solarize(x, self.solarize_threshold, d.solarize)
+    return jnp.moveaxis((x - self.mean) / self.std, 1, 0)[..., None]
 
 
-def random_box(u, scale, ratio, h, w):
-  """torchvision's RandomResizedCrop: ten tries, then the largest central box of allowed ratio."""
-  area = h * w * (scale[0] + (scale[1] - scale[0]) * u[..., :TRIES])
-  low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
-  aspect = jnp.exp(low + (high - low) * u[..., TRIES:2 * TRIES])
-  width, height = jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)
-  fits = (width <= w) & (height <= h)
-  first = fits & (jnp.cumsum(fits, axis=-1) == 1)
-  any_fits = jnp.any(fits, axis=-1)
-  back_w, back_h = (w, w / ratio[0]) if w / h < ratio[0] else (
-    (h * ratio[1], h) if w / h > ratio[1] else (w, h))
-  width = jnp.where(any_fits, jnp.sum(jnp.where(first, width, 0), -1), back_w)
-  height = jnp.where(any_fits, jnp.sum(jnp.where(first, height, 0), -1), back_h)
-  top = (h - height) * jnp.where(any_fits, u[..., 2 * TRIES], 0.5)
-  left = (w - width) * jnp.where(any_fits, u[..., 2 * TRIES + 1], 0.5)
-  return top, left, height, width
+def random_box(
+    numbers: Float[Array, "*b n"], scale: tuple[float, float], ratio: tuple[float, float],
+    height: int, width: int,
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"], Float[Array, "*b"], Float[Array, "*b"]]:
+  """The box of torchvision's RandomResizedCrop, not rounded to whole pixels.
+
+  Of ten draws of (area, ratio) the first that fits into the image is taken; where none does, the
+  largest central box whose ratio is allowed.
+
+  Args:
+    numbers: 22 uniform numbers in [0, 1): ten areas, ten ratios, the place.
+    scale: range of the area as a share of the image's, uniform.
+    ratio: range of width / height, log-uniform.
+    height: of the image in pixels.
+    width: of the image in pixels.
+
+  Returns:
+    top, left, height, width in pixels.
+  """
+  area = height * width * (scale[0] + (scale[1] - scale[0]) * numbers[..., :TRIES])
+  low, high = math.log(ratio[0]), math.log(ratio[1])
+  aspect = jnp.exp(low + (high - low) * numbers[..., TRIES:2 * TRIES])
+  widths, heights = jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)
+  fits = (widths <= width) & (heights <= height)
+  back = min(max(width / height, ratio[0]), ratio[1])
+  w = jnp.full(numbers.shape[:-1], min(width, height * back), jnp.float32)
+  h = jnp.full(numbers.shape[:-1], min(height, width / back), jnp.float32)
+  for i in reversed(range(TRIES)):  # the first that fits is written last
+    w = jnp.where(fits[..., i], widths[..., i], w)
+    h = jnp.where(fits[..., i], heights[..., i], h)
+  found = jnp.any(fits, axis=-1)
+  top = (height - h) * jnp.where(found, numbers[..., 2 * TRIES], 0.5)
+  left = (width - w) * jnp.where(found, numbers[..., 2 * TRIES + 1], 0.5)
+  return top, left, h, w
+
+
+def _values(prob: tuple[float, ...], local: bool) -> tuple[float, ...]:
+  """The probabilities of the large or the small crops."""
+  return prob[-1:] if local else prob[:-1]
+
+
+def _per_crop(prob: tuple[float, ...], count: int, local: bool) -> Float[Array, "v"]:
+  """One probability for each of `count` crops, in turn."""
+  values = _values(prob, local)
+  return jnp.asarray([values[i % len(values)] for i in range(count)], jnp.float32)

@@ -1,7 +1,11 @@
 """Separable resampling as matrices: a crop is `rows @ image @ columns.T`, and so is a blur.
 
 An accelerator multiplies matrices far faster than it gathers pixels, and one matrix holds the crop,
-the antialiasing, the resize and the flip.
+the antialiasing, the resize and the flip. Only `rotate`, which is not separable, gathers.
+
+Random views multiply at the backend's default precision: on recent GPUs TF32, whose 10-bit mantissa
+holds uint8 pixels exactly and the weights to 0.05 %, a tenth of a gray level. `resize`, which
+evaluations use, asks for full float32.
 
 References: Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 29(6),
 1981, eq. 15 with a = -1/2, which is PIL's BICUBIC.
@@ -9,18 +13,22 @@ References: Keys, "Cubic convolution interpolation for digital image processing"
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
-"""Half width of each kernel, in pixels of the coarser grid."""
+from cxrjax.core import build
+from cxrjax.core.errors import UserError
+
+FULL = jax.lax.Precision.HIGHEST
 
 
 def bicubic(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
   """Keys' cubic kernel with a = -1/2; zero from |x| = 2 on."""
-  # 1.5|x|^3 - 2.5 x^2 + 1 inside 1 and -.5|x|^3 + 2.5 x^2 - 4|x| + 2 from 1 to 2, as a sum of
-  # truncated powers: no branches, so that it costs a handful of vector instructions.
+  # 1.5|x|^3 - 2.5x^2 + 1 up to 1 and -.5|x|^3 + 2.5x^2 - 4|x| + 2 from there to 2, written as a sum
+  # of truncated powers: no branches, a handful of vector instructions.
   outer = jnp.maximum(2.0 - jnp.abs(x), 0.0)
   inner = jnp.maximum(1.0 - jnp.abs(x), 0.0)
   return 0.5 * outer * outer * (outer - 1.0) + inner * inner * (1.0 - 2.0 * inner)
@@ -31,39 +39,49 @@ def bilinear(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
   return jnp.maximum(1.0 - jnp.abs(x), 0.0)
 
 
+KERNELS = {"bicubic": bicubic, "bilinear": bilinear}
+
+
 def crop_matrix(
-    start: Float[Array, "*b"] | float, length: Float[Array, "*b"] | float, in_size: int,
-    out_size: int, flip: Bool[Array, "*b"] | bool = False, kernel: str = "bicubic",
+    start: Float[Array, "*#b"] | float, length: Float[Array, "*#b"] | float, in_size: int,
+    out_size: int, flip: Bool[Array, "*#b"] | bool = False, kernel: str = "bicubic",
 ) -> Float[Array, "*b out in"]:
   """The matrix that resamples `[start, start + length)` of a line of pixels to `out_size` pixels.
 
-  Pixel `j` covers `[j, j + 1)`. As in PIL's `resize(box=)`, the kernel widens with the reduction
-  (antialiasing), it may look at pixels outside the box but inside the image, and each row is
-  normalised to sum 1, so that constants stay constant. A part of the box beyond the image
-  repeats the edge.
+  Pixel `j` covers `[j, j + 1)` and the box need not begin or end at a pixel's border. As in PIL's
+  `resize(box=)`, the kernel widens with the reduction (antialiasing), it sees pixels outside the
+  box but inside the image, and each row is normalised to sum 1, so that constants stay constant.
+  What of the box lies beyond the image repeats the edge.
 
   Args:
-    start: left end of the box, in pixels of the input.
+    start: where the box begins, in pixels of the input.
     length: its length in pixels, above 0.
     in_size: pixels of the input line.
     out_size: pixels of the output line.
-    flip: read the box from right to left.
+    flip: read the box backwards.
     kernel: `"bicubic"` or `"bilinear"`.
+
+  Raises:
+    UserError: unknown kernel.
   """
+  if kernel not in KERNELS:
+    raise UserError(f"kernel={kernel!r} is unknown{build.suggest(kernel, KERNELS)}")
   start, length, flip = jnp.broadcast_arrays(
     jnp.asarray(start, jnp.float32), jnp.asarray(length, jnp.float32), jnp.asarray(flip))
-  scale = (length / out_size)[..., None]
+  start, length, flip = start[..., None], length[..., None], flip[..., None]
+  scale = length / out_size
   place = jnp.arange(out_size, dtype=jnp.float32) + 0.5
-  place = jnp.where(flip[..., None], out_size - place, place)
-  center = jnp.clip(start[..., None] + place * scale, 0.0, in_size)
+  center = start + jnp.where(flip, out_size - place, place) * scale
+  # Inside the image this changes nothing; beyond it, it keeps at least one pixel in reach.
+  center = jnp.clip(center, 0.0, in_size)
   pixel = jnp.arange(in_size, dtype=jnp.float32) + 0.5
-  function = {"bicubic": bicubic, "bilinear": bilinear}[kernel]
-  weights = function((pixel - center[..., None]) / jnp.maximum(scale, 1.0)[..., None])
-  return weights / jnp.sum(weights, axis=-1, keepdims=True)
+  narrow = 1.0 / jnp.maximum(scale, 1.0)
+  weights = KERNELS[kernel](pixel * narrow[..., None] - (center * narrow)[..., None])
+  return _normalized(weights)
 
 
 def blur_matrix(sigma: Float[Array, "*b"] | float, size: int) -> Float[Array, "*b size size"]:
-  """The matrix of a Gaussian blur of a line of `size` pixels; the edge pixels repeat outwards.
+  """The matrix of a Gaussian blur of a line of `size` pixels, its rows normalised at the ends too.
 
   Args:
     sigma: standard deviation in pixels; 0 gives the identity.
@@ -72,23 +90,72 @@ def blur_matrix(sigma: Float[Array, "*b"] | float, size: int) -> Float[Array, "*
   sigma = jnp.maximum(jnp.asarray(sigma, jnp.float32), 1e-2)[..., None, None]
   pixel = jnp.arange(size, dtype=jnp.float32)
   distance = (pixel - pixel[:, None]) / sigma
-  weights = jnp.exp(-0.5 * distance * distance)
-  return weights / jnp.sum(weights, axis=-1, keepdims=True)
+  return _normalized(jnp.exp(-0.5 * distance * distance))
 
 
-def to_unit(images: Num[Array, "*b h w 1"]) -> Float[Array, "*b h w 1"]:
-  """Pixels as float32 in 0..1: integers are divided by their type's maximum, floats are kept."""
-  if jnp.issubdtype(images.dtype, jnp.integer):
-    return images.astype(jnp.float32) / jnp.iinfo(images.dtype).max
-  return images.astype(jnp.float32)
+def _normalized(weights: Float[Array, "*b out in"]) -> Float[Array, "*b out in"]:
+  """Rows divided by their sums."""
+  # The barrier keeps XLA from computing the weights once more for the sum; the product with ones
+  # is a vectorised sum where XLA's CPU row reduction is not (six times slower for small crops).
+  weights = jax.lax.optimization_barrier(weights)
+  total = jnp.einsum("...oi,i->...o", weights, jnp.ones(weights.shape[-1]), precision=FULL)
+  return weights / total[..., None]
 
 
-def resize(images: Num[Array, "b h w 1"], size: int) -> Float[Array, "b size size 1"]:
-  """Whole images squashed to `size` x `size`, in 0..1, with PIL's antialiased bicubic."""
+def unit(dtype: jnp.dtype) -> float:
+  """What brings pixels of that type to 0..1: 1 / maximum for integers, 1 for floats."""
+  return 1.0 / jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else 1.0
+
+
+def resize(images: Num[Array, "b h w 1"], size: int) -> Float[Array, "b {size} {size} 1"]:
+  """Whole images squashed to `size` x `size`, in 0..1, with PIL's antialiased bicubic.
+
+  Args:
+    images: integers (0 .. the type's maximum) or floats in 0..1.
+    size: side of the result in pixels; at the images' own size they are only rescaled.
+  """
   h, w = images.shape[1:3]
-  x = to_unit(images)[..., 0]
+  x = images[..., 0].astype(jnp.float32)
   if (h, w) != (size, size):
-    highest = jax.lax.Precision.HIGHEST
-    rows, columns = crop_matrix(0.0, h, h, size), crop_matrix(0.0, w, w, size)
-    x = jnp.einsum("oh,bhw,pw->bop", rows, x, columns, precision=highest)
-  return jnp.clip(x, 0.0, 1.0)[..., None]
+    x = jnp.einsum("oh,bhw->bow", crop_matrix(0.0, h, h, size), x, precision=FULL)
+    x = jnp.einsum("bow,pw->bop", x, crop_matrix(0.0, w, w, size), precision=FULL)
+  return jnp.clip(x * unit(images.dtype), 0.0, 1.0)[..., None]
+
+
+def rotation_margin(size: int, degrees: float) -> int:
+  """Pixels to add to both sides of a square of `size` so that it can turn by up to `degrees`."""
+  turn = math.radians(min(degrees, 45.0))
+  return math.ceil(size * (math.cos(turn) + math.sin(turn) - 1.0) / 2.0) + 1
+
+
+def rotate(
+    x: Float[Array, "*b n n"], angle: Float[Array, "*b"], size: int,
+) -> Float[Array, "*b {size} {size}"]:
+  """The central `size` x `size` of square images turned counterclockwise about their centre.
+
+  Bilinear; what lies beyond the image repeats its edge.
+
+  Args:
+    x: square images.
+    angle: in radians.
+    size: side of the result, at most `n`.
+  """
+  n = x.shape[-1]
+  offset = jnp.arange(size, dtype=jnp.float32) - (size - 1) / 2.0
+  cos, sin = (f(angle)[..., None, None] for f in (jnp.cos, jnp.sin))
+  down, right = offset[:, None], offset
+  row = jnp.clip((n - 1) / 2.0 + cos * down + sin * right, 0.0, n - 1.0)
+  column = jnp.clip((n - 1) / 2.0 - sin * down + cos * right, 0.0, n - 1.0)
+  top = jnp.minimum(jnp.floor(row), n - 2.0)
+  left = jnp.minimum(jnp.floor(column), n - 2.0)
+  below, aside = row - top, column - left
+  corner = (top * n + left).astype(jnp.int32).reshape(*x.shape[:-2], size * size)
+  flat = x.reshape(*x.shape[:-2], n * n)
+
+  def at(shift):
+    taken = jnp.take_along_axis(flat, corner + shift, axis=-1, mode="promise_in_bounds")
+    return taken.reshape(*x.shape[:-2], size, size)
+
+  upper = at(0) * (1.0 - aside) + at(1) * aside
+  lower = at(n) * (1.0 - aside) + at(n + 1) * aside
+  return upper * (1.0 - below) + lower * below
