@@ -1,0 +1,108 @@
+"""DINO pretraining (Caron et al. 2021, arXiv 2104.14294), judged by kNN and linear probe.
+
+    python -m cxrjax.main --config=configs/dino.py                # phantom radiographs, minutes
+    python -m cxrjax.main --config=configs/dino.py:paper          # ViT-S/16, 2x224 + 8x96, Kermany
+    python -m cxrjax.main --config=configs/dino.py:data=folder:/my/radiographs,model=Ti
+    python -m cxrjax.main --config=configs/dino.py:tiny           # four steps, for tests
+
+After the colon stand `key=value` pairs over the options below; every key of the config is a flag
+as well, `--config.optimizer.lr.start=1e-3`.
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax.core.args import parse_arg
+
+DEMO = {
+  "seed": 0,
+  "data": "phantom",        # phantom, folder:PATH, tfds:NAME, or a module with a `Source`
+  "split": "train",
+  "examples": 2048,         # of the phantom's training split
+  "store": 72,              # images are kept at this many pixels a side
+  "image_size": 64,         # large crops
+  "local_size": 32,
+  "local_crops": 4,
+  "model": "Mu",
+  "patch_size": 8,
+  "prototypes": 1024,
+  "batch_size": 64,
+  "duration": "20 epochs",
+  "warmup": "10 %",
+  "lr": 5e-4,               # for 256 images; scaled by batch_size / 256
+  "momentum": 0.99,
+  "temp_warmup": "30 %",    # teacher temperature from 0.04 to 0.07
+  "eval_data": "same",      # a labelled source, `same`, or `none`
+  "eval_every": "5 epochs",
+}
+PAPER = {
+  "data": "tfds:chest_xray_pneumonia", "store": 256, "image_size": 224, "local_size": 96,
+  "local_crops": 8, "model": "S", "patch_size": 16, "prototypes": 65536, "batch_size": 256,
+  "duration": "300 epochs", "warmup": "10 epochs", "momentum": 0.9995, "temp_warmup": "30 epochs",
+  "eval_every": "25 epochs",
+}
+TINY = {
+  "examples": 48, "store": 32, "image_size": 32, "local_size": 16, "local_crops": 2,
+  "prototypes": 32, "batch_size": 8, "duration": "4 steps", "eval_every": "4 steps",
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  modes = {"paper": False, "tiny": False}
+  chosen = parse_arg(arg, **modes, **DEMO)
+  preset = {**(PAPER if chosen["paper"] else {}), **(TINY if chosen["tiny"] else {})}
+  o = ConfigDict(parse_arg(arg, **modes, **{**DEMO, **preset}))
+
+  config = ConfigDict()
+  config.task = "cxrjax.tasks.train"
+  config.seed = o.seed
+  config.duration = o.duration
+  config.batch_size = o.batch_size
+  config.accumulate = 1          # microbatches of one update
+  config.block = 8 if o.tiny else 16  # most steps of one dispatch, when the data is resident
+  config.log_every = "1 %"
+
+  options = {"n": o.examples, "size": o.store} if o.data == "phantom" else {}
+  config.data = {
+    "source": o.data, "split": o.split, "options": options,
+    "size": o.store, "fit": "squash",       # squash, pad or crop to a square
+    "storage": "auto",                      # resident, streamed, or by size
+    "cache_dir": "",                        # decoded images; default $CXRJAX_CACHE or ~/.cache/cxrjax
+    "on_bad_image": "error",
+  }
+  config.views = {
+    "name": "cxrjax.views.multicrop",
+    "global_size": o.image_size, "global_crops": 2, "global_scale": (0.4, 1.0),
+    "local_size": o.local_size, "local_crops": o.local_crops, "local_scale": (0.05, 0.4),
+    "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": 0.4, "contrast": 0.4, "jitter_prob": 0.8,
+    "blur_prob": (1.0, 0.1, 0.5), "blur_sigma": (0.1, 2.0),
+    "solarize_prob": (0.0, 0.2, 0.0), "solarize_threshold": 0.5, "rotate": 0.0,
+    "mean": 0.5, "std": 0.25,
+  }
+  config.model = {
+    "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
+    "image_size": o.image_size, "registers": 0, "drop_path": 0.1, "dtype": "auto",
+  }
+  config.method = {
+    "name": "cxrjax.methods.dino", "prototypes": o.prototypes, "hidden": 2048, "bottleneck": 256,
+    "norm_last_layer": True, "student_temp": 0.1, "center_momentum": 0.9,
+    "teacher_temp": {"kind": "stairs", "start": 0.04, "end": 0.07, "warmup": o.temp_warmup},
+    "momentum": {"start": o.momentum, "end": 1.0},
+  }
+  config.optimizer = {
+    "name": "optax.scale_by_adam", "options": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "lr": {"start": o.lr, "end": 1e-6, "warmup": o.warmup}, "lr_batch": 256,
+    "weight_decay": {"start": 0.04, "end": 0.4}, "clip": 3.0,
+    "freeze": (("head/prototypes", "1 epochs"),),
+  }
+  config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
+  config.checkpoint = {"every": o.eval_every, "keep": 2}
+  config.health = {"patience": 5, "grace": "20 %"}
+  config.evals = {}
+  labelled = o.data if o.eval_data == "same" else o.eval_data
+  if labelled != "none" and not (o.eval_data == "same" and labelled.startswith("folder:")):
+    config.evals.probe = {
+      "name": "cxrjax.evals.probe", "every": o.eval_every, "source": labelled,
+      "options": options if labelled == o.data else {}, "size": o.image_size,
+      "mean": 0.5, "std": 0.25,
+    }
+  return config
