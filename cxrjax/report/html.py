@@ -1,0 +1,50 @@
+"""Markup that is escaped unless it was made here."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+
+class Html(str):
+  """A piece of finished markup; every other string is escaped on its way into one."""
+
+
+def el(name: str, *children: Any, **attributes: Any) -> Html:
+  """An element: `el("td", "a < b", cls="num")` is `<td class="num">a &lt; b</td>`.
+
+  Args:
+    name: of the element, HTML or SVG.
+    *children: `Html`, text, numbers, or sequences of them; None is left out.
+    **attributes: `cls` stands for `class`, `_` for `-`; None and False are left out, True gives
+      the bare attribute.
+  """
+  parts = [name]
+  for key, value in attributes.items():
+    if value is None or value is False:
+      continue
+    key = "class" if key == "cls" else key.rstrip("_").replace("_", "-")
+    key = {"viewbox": "viewBox"}.get(key, key)
+    parts.append(key if value is True else f'{key}="{html.escape(str(value))}"')
+  head = " ".join(parts)
+  if name in ("img", "meta", "br", "col", "hr"):
+    return Html(f"<{head}>")
+  return Html(f"<{head}>{join(children)}</{name}>")
+
+
+def join(children: Any) -> Html:
+  """Concatenates what may stand in an element."""
+  if children is None:
+    return Html("")
+  if isinstance(children, Html):
+    return children
+  if isinstance(children, list | tuple) or hasattr(children, "__next__"):
+    return Html("".join(join(child) for child in children))
+  return Html(html.escape(_clean(str(children))))
+
+
+def _clean(text: str) -> str:
+  """Without control characters and lone surrogates (file names may hold any), which no page may."""
+  return "".join(
+    c if (c >= " " or c in "\n\t") and not "\ud800" <= c <= "\udfff" and not "\x7f" <= c <= "\x9f"
+    else "\N{REPLACEMENT CHARACTER}" for c in text)

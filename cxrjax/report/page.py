@@ -1,0 +1,128 @@
+"""`report.html`: one self-contained page about a run, a pure function of its workdir."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import pathlib
+from collections.abc import Callable
+
+from cxrjax.core.errors import UserError
+from cxrjax.report import results, sections, words
+from cxrjax.report import run as runs
+from cxrjax.report.html import Html, el
+from cxrjax.report.writer import replace
+
+NAME = "report.html"
+RESEARCH = ("Research use only. Not a medical device; not for diagnosis or any decision about a "
+            "patient.")
+
+
+def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes the page of a run, also of one that is still going or has failed.
+
+  Whatever is missing or broken in the workdir is left out of the page or named on it. The page
+  loads nothing: pictures, charts and style are inside.
+
+  Returns:
+    The path of `report.html` in the workdir.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  path = pathlib.Path(workdir) / NAME
+  text = render(runs.read(workdir))
+  try:
+    replace(path, text.encode("utf-8", errors="replace"))
+  except OSError as error:
+    raise UserError(f"{path} cannot be written ({error.strerror or error}); free some space, or "
+                    "choose another folder with --workdir") from error
+  return path
+
+
+def render(run: runs.Run) -> str:
+  """The page as text."""
+  title = _title(run)
+  body = [
+    ("results", "Results", "", _results),
+    ("curves", "Learning", "Training metrics; a pale band shows the range where points are "
+     "averaged.", sections.learning),
+    ("schedules", "Schedules", "", sections.schedules),
+    ("views", "What a batch sees", "Each row: a radiograph, and the random crops made of it in "
+     "one training step.", sections.views),
+    ("attention", "Attention over radiographs", "", sections.attention),
+    ("data", "Data and splits", "", sections.data),
+    ("speed", "Speed and size", "", sections.speed),
+    ("again", "Run it again", "", sections.again),
+  ]
+  made = [(key, name, _section(run, key, name, note, make)) for key, name, note, make in body]
+  made = [(key, name, html) for key, name, html in made if html]
+  links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made],
+             aria_label="Sections")
+  header = el("header", el("p", "cxrjax", _badge(run), cls="kicker"), el("h1", title),
+              results.summary(run), _callouts(run), el("p", RESEARCH, cls="research"), links)
+  footer = el("footer", el("p", RESEARCH), el("p", "Written by cxrjax from the files of ",
+                                                 el("code", run.workdir.name or "."), "."))
+  style = importlib.resources.files("cxrjax.report").joinpath("style.css").read_text("utf-8")
+  head = el(
+    "head", el("meta", charset="utf-8"),
+    el("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+    el("meta", name_="color-scheme", content="light dark"),
+    el("title", f"{title} - cxrjax"), el("style", Html(style)))
+  page = el("html", head, el("body", header, el("main", [html for *_, html in made]), footer),
+            lang="en")
+  return f"<!doctype html>\n{page}\n"
+
+
+def _title(run: runs.Run) -> str:
+  method = str(run.fact("method") or "").rpartition(".")[2]
+  method = method.upper() if 0 < len(method) <= 5 else method
+  model = str(run.fact("model", "name") or "")
+  name = " \N{MIDDLE DOT} ".join(x for x in (method, model) if x)
+  data = str(run.fact("data", "train", "name") or "").rpartition("/")[2].rpartition(":")[2]
+  return f"{name} on {data}" if name and data else name or run.workdir.name or "A run"
+
+
+def _section(
+    run: runs.Run, key: str, name: str, note: str, make: Callable[[runs.Run], Html | None],
+) -> Html | None:
+  """A section; what cannot be drawn is said, since one broken file must not cost the page."""
+  try:
+    content = make(run)
+  except Exception as error:  # the report is worth more than the reason one part of it fails
+    content = el("p", f"This part could not be drawn ({type(error).__name__}: {error}).",
+                 cls="callout warn")
+  if content is None:
+    return None
+  return el("section", el("h2", name), el("p", note, cls="note") if note else None, content,
+            id=key)
+
+
+def _results(run: runs.Run) -> Html | None:
+  if not run.evaluations:
+    return None
+  return el("div", results.table(run), results.over_time(run))
+
+
+def _badge(run: runs.Run) -> Html:
+  kind, _ = results.status(run)
+  return el("span", kind, cls=f"badge {kind}")
+
+
+def _callouts(run: runs.Run) -> list[Html]:
+  kind, why = results.status(run)
+  step, total = results.last_step(run), run.fact("steps")
+  reached = f" at step {words.count(step)}" if step is not None else ""
+  if reached and words.count(total):
+    reached += f" of {words.count(total)}"
+  found = []
+  if kind in ("failed", "stopped"):
+    found.append(el("p", el("b", f"This run {kind}{reached}. "), why, cls="callout bad"))
+  elif kind == "running":
+    found.append(el("p", el("b", "This run had not finished"), " when the page was written",
+                    f"; it was{reached}." if reached else ".", cls="callout"))
+  found += [el("p", text, cls="callout warn") for text in sections.health_warnings(run)]
+  if run.problems:
+    found.append(el("p", "Not everything could be read: ", "; ".join(run.problems), ".",
+                    cls="callout warn"))
+  return found

@@ -1,0 +1,343 @@
+"""What was found: the summary in words, the table of results, and how they developed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from cxrjax.report import charts, words
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Estimate, Run, lookup, number
+from cxrjax.report.terminal import ORDER, sort_metrics
+
+STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
+
+
+def summary(run: Run) -> Html:
+  """What was trained on what, for how long, and how well it does, in words."""
+  return el("div", el("p", _trained_on(run)), el("p", _judged(run)) if run.evaluations else
+            el("p", "No evaluation has been written yet."), cls="summary")
+
+
+def _trained_on(run: Run) -> list[str | Html]:
+  method = str(run.fact("method") or "An unnamed method")
+  method = method.rpartition(".")[2]
+  method = method.upper() if len(method) <= 5 else method
+  model = run.fact("model", "name") or "an encoder"
+  size = words.compact(run.fact("model", "parameters"))
+  train = run.fact("data", "train")
+  images = words.count(lookup(train, "n"), "radiograph") or "radiographs"
+  verb = "is pretraining" if status(run)[0] == "running" else "pretrained"
+  text = [el("b", f"{method} {verb} {_article(str(model))} {model}"),
+          f" ({size} parameters)" if size else "", " on ", el("b", images)]
+  if name := lookup(train, "name"):
+    text += [" of ", el("span", str(name), cls="name")]
+    if lookup(train, "split"):
+      text.append(f" ({lookup(train, 'split')})")
+  text.append(", without using labels")
+  length = []
+  done = last_step(run)
+  if epochs := number(run.fact("epochs")):
+    length.append(_epochs(epochs) if math.isfinite(epochs) else "")
+  steps = words.count(run.fact("steps") or done, "step")
+  if steps:
+    batch = words.count(run.fact("batch_size"), "image")
+    length.append(f"{steps} of {batch}" if batch else steps)
+  length = [x for x in length if x]
+  if length:
+    text.append(f", for {length[0]}" + (f" ({length[1]})" if len(length) > 1 else ""))
+  took = words.duration(total_seconds(run))
+  if took:
+    text.append(f", in {took}")
+  if device := device_name(run):
+    text.append(f" on {device}")
+  text.append(".")
+  return text
+
+
+def _judged(run: Run) -> list[str | Html]:
+  latest = run.latest()
+  names = headline(latest)
+  if not names:
+    return ["No AUROC could be computed on the evaluation data."]
+  trained = latest.get(TRAINED, {})
+  if not trained:
+    return ["The trained encoder has not been evaluated yet; ", *_others(latest, names), "."]
+  n = trained[names[0]].n
+  where = run.fact("data", "probe")
+  where = where if isinstance(where, Mapping) else {}
+  name = where.get("name") or lookup(where, "test", "name")
+  text: list[str | Html] = ["On "]
+  text.append(words.count(n, "held-out radiograph") if n else "held-out radiographs")
+  if name:
+    text += [" of ", el("span", str(name), cls="name")]
+  text.append(", its frozen features reach an AUROC of ")
+  for i, metric in enumerate(names):
+    text += [" and " if i else "", el("b", words.estimate(trained[metric])), f" {_by(metric)}"]
+  others = _others(latest, names)
+  if others:
+    text += ["; ", *others]
+  text.append(". ")
+  text += _verdict(latest, names)
+  return text
+
+
+def _others(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str]:
+  parts = []
+  random = latest.get(RANDOM, {})
+  values = [f"{words.estimate(random[m])} {_by(m)}" for m in names if m in random]
+  if values:
+    parts.append("the same encoder before training, " + " and ".join(values))
+  if floor := floor_auroc(latest):
+    parts.append(f"a linear model of raw thumbnails, {words.estimate(floor)}")
+  return ["; ".join(parts)] if parts else []
+
+
+def _verdict(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str]:
+  """Whether intervals are apart; a statement about these images, not about the method."""
+  trained, random = latest.get(TRAINED, {}), latest.get(RANDOM, {})
+  name = next((m for m in names if m.startswith("linear") and m in random), None)
+  name = name or next((m for m in names if m in random), None)
+  said = []
+  if name:
+    said.append(_compare(trained[name], random[name], "the random encoder's"))
+  floor = floor_auroc(latest)
+  own = trained.get(name or names[-1])
+  if floor and own:
+    said.append(_compare(own, floor, "the thumbnail floor's"))
+  said = [s for s in said if s]
+  if not said:
+    return []
+  subject = _by(name or names[-1]).removeprefix("with a ").removeprefix("with ")
+  return [f"The trained encoder's interval ({subject}) " + " and ".join(said) + "."]
+
+
+def _compare(a: Estimate, b: Estimate, whose: str) -> str:
+  if not all(math.isfinite(v) for v in (a.low, a.high, b.low, b.high)):
+    return ""
+  if a.low > b.high:
+    return f"lies above {whose}"
+  if a.high < b.low:
+    return f"lies below {whose}"
+  return f"overlaps {whose}, so that comparison stays open"
+
+
+def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
+  """The AUROCs to speak of: kNN with the largest k (fixed, not the best one) and linear probe."""
+  metrics = latest.get(TRAINED) or latest.get(RANDOM) or {}
+  defined = [m for m in sort_metrics(set(metrics))
+             if m.endswith("/auroc") and math.isfinite(metrics[m].value)]
+  knn = [m for m in defined if m.startswith("knn")]
+  linear = [m for m in defined if m.startswith("linear")]
+  return knn[-1:] + linear[:1] or defined[:1]
+
+
+def floor_auroc(latest: Mapping[str, Mapping[str, Estimate]]) -> Estimate | None:
+  """The thumbnail baseline's AUROC, whatever its head is called."""
+  found = [e for name, e in latest.get(FLOOR, {}).items()
+           if name.rpartition("/")[2] == "auroc" and math.isfinite(e.value)]
+  return found[0] if found else None
+
+
+def _by(metric: str) -> str:
+  head = metric.split("/")[0]
+  if head.startswith("knn"):
+    return f"with k-nearest neighbours (k = {head[3:].lstrip('_')})"
+  return {"linear": "with a linear probe"}.get(head, f"with {words.head(head).lower()}")
+
+
+def _article(word: str) -> str:
+  return "an" if word[:1].lower() in "aeiou" else "a"
+
+
+def _epochs(n: float) -> str:
+  return f"{n:,.4g} epoch" + ("" if n == 1 else "s")
+
+
+def status(run: Run) -> tuple[str, str]:
+  """`("finished" | "running" | "failed" | "stopped" | "unknown", why)`."""
+  text = str(run.fact("status") or "unknown")
+  kind, _, why = text.partition(":")
+  kind = kind.strip().lower()
+  known = ("finished", "running", "failed", "stopped", "unknown")
+  return (kind, why.strip()) if kind in known else ("stopped", text)
+
+
+def last_step(run: Run) -> int | None:
+  """The last step that has metrics."""
+  ends = [int(c.step[-1]) for c in run.curves.values() if len(c.step)]
+  return max(ends, default=None)
+
+
+def total_seconds(run: Run) -> float | None:
+  """How long the run took: `timing.total_s`, or from start to end."""
+  total = run.fact("timing", "total_s")
+  if isinstance(total, int | float):
+    return float(total)
+  import datetime
+
+  try:
+    start, end = (datetime.datetime.fromisoformat(run.fact(k)) for k in ("started", "finished"))
+    return (end - start).total_seconds()
+  except (TypeError, ValueError):
+    return None
+
+
+def device_name(run: Run) -> str:
+  """`8 x NVIDIA H200`, from whatever `device` holds."""
+  device = run.fact("device")
+  if isinstance(device, str):
+    return device
+  if not isinstance(device, Mapping):
+    return ""
+  name = next((str(device[k]) for k in ("name", "kind", "platform") if device.get(k)), "")
+  n = number(device.get("count", device.get("devices")))
+  name = f"{name.upper()}" if name in ("cpu", "gpu", "tpu") else name
+  return f"{n:.0f} \N{MULTIPLICATION SIGN} {name}" if name and n > 1 else name
+
+
+def table(run: Run) -> Html:
+  """Metrics (rows) by encoder (columns) with intervals, the best of each row set in bold."""
+  latest = run.latest()
+  first = run.first()
+  encoders = [e for e in ORDER if latest.get(e)] + sorted(e for e in latest if e not in ORDER)
+  names = sort_metrics({m for e in encoders for m in latest[e]})
+  main = [m for m in names if m.count("/") <= 1]
+  parts = [_table(main, encoders, latest, first)]
+  if classes := [m for m in names if m.count("/") > 1]:
+    parts.append(el("details", el("summary", "Per class"),
+                    _table(classes, encoders, latest, {})))
+  methods = sorted({e.method for x in latest.values() for e in x.values()
+                    if e.method and e.method != "none"})
+  note = ["In brackets, 95 % confidence intervals. Bold: the highest value of a row."]
+  if methods:
+    note.append(" Intervals: " + "; ".join(methods) + ".")
+  if first:
+    note.append(" First: the trained encoder's earliest evaluation, "
+                f"at step {words.count(_first_step(run))}.")
+  parts.append(el("p", note, cls="note"))
+  return el("div", parts)
+
+
+def _first_step(run: Run) -> int:
+  return next(e.step for e in run.evaluations if e.encoder == TRAINED)
+
+
+def _table(names, encoders, latest, first) -> Html:
+  head = [el("th", "Metric", scope="col")]
+  head += [el("th", el("i", cls=f"key {STYLES.get(e, 's4')}"), words.ENCODERS.get(e, e),
+              scope="col", cls="num") for e in encoders]
+  if first:
+    head.append(el("th", "First", scope="col", cls="num quiet"))
+  if comparable := any(_bounded(latest[e].get(m)) for e in encoders for m in names):
+    head.append(el("th", _range_axis(), scope="col", cls="forest"))
+  rows, group = [], None
+  span = len(encoders) + 1 + bool(first) + comparable
+  for name in names:
+    start, _, rest = name.partition("/")
+    if rest and start != group:
+      rows.append(el("tr", el("th", words.head(start), scope="rowgroup", colspan=span),
+                     cls="group"))
+      group = start
+    values = {e: latest[e][name] for e in encoders if name in latest[e]}
+    finite = [v.value for v in values.values() if math.isfinite(v.value)]
+    best = max(finite) if len(finite) > 1 else math.nan
+    cells = [el("th", words.measure(rest or start), scope="row")]
+    for e in encoders:
+      cells.append(_cell(values.get(e), best))
+    if first:
+      cells.append(_cell(first.get(name), math.nan, "quiet"))
+    if comparable:
+      cells.append(el("td", _forest(values), cls="forest"))
+    rows.append(el("tr", cells))
+  return el("div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"),
+            cls="scroll")
+
+
+def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
+  if e is None:
+    return el("td", "\N{EN DASH}", cls=f"num none {cls}".strip())
+  value = words.decimal(e.value)
+  bounds = words.interval(e)
+  title = ", ".join(x for x in (words.count(e.n, "image"), e.method) if x) or None
+  strong = e.value == best
+  return el("td", el("b" if strong else "span", value), " " if bounds else None,
+            el("small", f"({bounds})") if bounds else None,
+            cls=f"num {'best ' if strong else ''}{cls}".strip(), title=title)
+
+
+def _bounded(e: Estimate | None) -> bool:
+  return e is not None and 0 <= e.value <= 1
+
+
+FOREST = 150
+
+
+def _forest(values: Mapping[str, Estimate]) -> Html | None:
+  """Intervals side by side on one scale from 0 to 1."""
+  shown = [(e, v) for e, v in values.items() if _bounded(v)]
+  if not shown:
+    return None
+  height = 6 + 7 * len(shown)
+  marks = [el("line", x1=x, x2=x, y1=0, y2=height, cls="grid")
+           for x in np.linspace(4, FOREST - 4, 5)]
+  at = lambda v: f"{4 + (FOREST - 8) * min(max(v, 0.0), 1.0):.1f}"  # noqa: E731
+  for i, (encoder, v) in enumerate(shown):
+    style, y = STYLES.get(encoder, "s4"), 6.5 + 7 * i
+    if math.isfinite(v.low) and math.isfinite(v.high):
+      marks.append(el("line", x1=at(v.low), x2=at(v.high), y1=y, y2=y, cls=f"whisker {style}"))
+    marks.append(el("circle", el("title", f"{words.ENCODERS.get(encoder, encoder)}: "
+                                          f"{words.estimate(v)}"),
+                    cx=at(v.value), cy=y, r=2.8, cls=f"dot {style}"))
+  return el("svg", marks, viewbox=f"0 0 {FOREST} {height}", width=FOREST, height=height,
+            aria_hidden="true")
+
+
+def _range_axis() -> Html:
+  marks = [el("text", label, x=x, y=10, cls="tick", text_anchor=anchor)
+           for label, x, anchor in (("0", 4, "start"), ("0.5", FOREST / 2, "middle"),
+                                    ("1", FOREST - 4, "end"))]
+  return el("svg", marks, viewbox=f"0 0 {FOREST} 13", width=FOREST, height=13,
+            aria_hidden="true")
+
+
+def over_time(run: Run) -> Html | None:
+  """One chart per metric that was measured more than once while training."""
+  trained = [e for e in run.evaluations if e.encoder == TRAINED]
+  if len({e.step for e in trained}) < 2:
+    return None
+  latest = run.latest()
+  names = sort_metrics({m for e in trained for m in e.metrics if m.count("/") <= 1})
+  wanted = headline(latest)
+  chosen = wanted + [m for m in names if m not in wanted and (
+    m.startswith("linear/") or not m.endswith("/auroc"))]
+  figures = []
+  for name in chosen[:6]:
+    have = [e for e in trained if name in e.metrics]
+    if len(have) < 2:
+      continue
+    x, label = time_axis(np.array([e.step for e in have], np.float64),
+                         np.array([e.epoch for e in have], np.float64))
+    values = [e.metrics[name] for e in have]
+    line = charts.Line(
+      "Trained", x, np.array([v.value for v in values]), np.array([v.low for v in values]),
+      np.array([v.high for v in values]), points=True)
+    levels = []
+    for encoder in (RANDOM, FLOOR):
+      level = latest.get(encoder, {}).get(name)
+      if level is None and encoder == FLOOR and name in wanted:
+        level = floor_auroc(latest)
+      if level is not None:
+        levels.append(charts.Level(words.ENCODERS[encoder], level.value, level.low, level.high,
+                                   style=STYLES[encoder]))
+    figures.append(charts.chart(words.title(name), [line], x_label=label, levels=levels))
+  return el("div", figures, cls="charts") if figures else None
+
+
+def time_axis(step: np.ndarray, epoch: np.ndarray) -> tuple[np.ndarray, str]:
+  """Epochs where all are known and the run has at least one, steps otherwise."""
+  if len(epoch) and np.isfinite(epoch).all() and epoch.max() >= 1:
+    return epoch, "epoch"
+  return step, "step"

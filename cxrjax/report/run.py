@@ -1,0 +1,207 @@
+"""Reads a workdir back: everything the page and the terminal show, whatever is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from cxrjax.report import writer
+
+TRAINED, RANDOM, FLOOR = "trained", "random", "floor"
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """One training metric over the run; `value` is NaN where none was finite."""
+
+  step: Float64[np.ndarray, "n"]
+  epoch: Float64[np.ndarray, "n"]
+  value: Float64[np.ndarray, "n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A result with its 95 % interval; NaN where unknown."""
+
+  value: float
+  low: float = math.nan
+  high: float = math.nan
+  n: int | None = None
+  method: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What one evaluator found at one step."""
+
+  step: int
+  epoch: float
+  evaluator: str
+  encoder: str
+  metrics: dict[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A workdir in memory.
+
+  Attributes:
+    workdir: where it was read from.
+    config: of `config.json`, empty where missing.
+    facts: of `run.json`, empty where missing.
+    curves: training metrics by name, in the order they first appeared.
+    evaluations: by step; of repeated ones the last written.
+    problems: what could not be read, one sentence each.
+  """
+
+  workdir: pathlib.Path
+  config: dict[str, Any]
+  facts: dict[str, Any]
+  curves: dict[str, Curve]
+  evaluations: tuple[Evaluation, ...]
+  problems: list[str]
+
+  def fact(self, *path: str) -> Any:
+    """The fact at a path of keys, or None."""
+    return lookup(self.facts, *path)
+
+  def latest(self) -> dict[str, dict[str, Estimate]]:
+    """The last results of every encoder: `{encoder: {metric: Estimate}}`."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for evaluation in self.evaluations:
+      found.setdefault(evaluation.encoder, {}).update(evaluation.metrics)
+    return found
+
+  def first(self) -> dict[str, Estimate]:
+    """The first results of the trained encoder, where there were several."""
+    trained = [e for e in self.evaluations if e.encoder == TRAINED]
+    return trained[0].metrics if len(trained) > 1 else {}
+
+  def arrays(self, name: str) -> dict[str, np.ndarray]:
+    """The arrays of `figures/<name>.npz`; empty where the file is missing or broken."""
+    path = self.workdir / writer.FIGURES / f"{name}.npz"
+    if not path.exists():
+      return {}
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+    except Exception as error:  # zip, zlib, pickle and value errors, all of one meaning here
+      self.problems.append(f"{writer.FIGURES}/{path.name} cannot be read ({error})")
+      return {}
+
+
+def read(workdir: str | os.PathLike[str]) -> Run:
+  """Reads a workdir; never fails for missing or broken files, but lists them in `problems`."""
+  workdir = pathlib.Path(workdir)
+  problems: list[str] = []
+  config = _mapping(workdir / "config.json", problems)
+  facts = _mapping(workdir / writer.FACTS, problems)
+  train: dict[int, dict[str, Any]] = {}
+  evaluations: dict[tuple[int, str, str], Evaluation] = {}
+  for record in _records(workdir / writer.METRICS, problems):
+    step = int(record["step"])
+    if record["kind"] == "train":
+      train[step] = record
+    elif record["kind"] == "eval":
+      evaluation = _evaluation(record)
+      evaluations[step, evaluation.evaluator, evaluation.encoder] = evaluation
+  return Run(
+    workdir=workdir, config=config, facts=facts, curves=_curves(train),
+    evaluations=tuple(sorted(evaluations.values(), key=lambda e: e.step)), problems=problems)
+
+
+def lookup(tree: Any, *path: str) -> Any:
+  """The value at a path of keys through nested mappings, or None."""
+  for key in path:
+    if not isinstance(tree, Mapping):
+      return None
+    tree = tree.get(key)
+  return tree
+
+
+def number(value: Any) -> float:
+  """A JSON value as a float; NaN for null and for what is no number."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return math.nan
+  return float(value)
+
+
+def _mapping(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    problems.append(f"{path.name} is missing")
+    return {}
+  except (OSError, ValueError) as error:
+    problems.append(f"{path.name} cannot be read ({error})")
+    return {}
+  if not isinstance(value, dict):
+    problems.append(f"{path.name} holds no mapping")
+    return {}
+  return value
+
+
+def _records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+  try:
+    file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
+  except OSError:
+    problems.append(f"{path.name} is missing")
+    return
+  bad = 0
+  with file:
+    for line in file:
+      try:
+        record = json.loads(line)
+        int(record["step"]), record["kind"]
+      except (ValueError, KeyError, TypeError):
+        bad += bool(line.strip())
+        continue
+      yield record
+  if bad:
+    lines = "1 line is" if bad == 1 else f"{bad} lines are"
+    problems.append(f"{path.name}: {lines} not a record and left out")
+
+
+def _evaluation(record: Mapping[str, Any]) -> Evaluation:
+  metrics = record.get("metrics")
+  metrics = metrics if isinstance(metrics, Mapping) else {}
+  return Evaluation(
+    step=int(record["step"]), epoch=number(record.get("epoch")),
+    evaluator=str(record.get("evaluator", "")), encoder=str(record.get("encoder", TRAINED)),
+    metrics={str(name): _estimate(value) for name, value in metrics.items()})
+
+
+def _estimate(value: Any) -> Estimate:
+  if not isinstance(value, Mapping):
+    return Estimate(number(value))
+  n = number(value.get("n"))
+  return Estimate(
+    number(value.get("value")), number(value.get("low")), number(value.get("high")),
+    int(n) if math.isfinite(n) else None, str(value.get("method") or ""))
+
+
+def _curves(train: Mapping[int, Mapping[str, Any]]) -> dict[str, Curve]:
+  steps = sorted(train)
+  names = dict.fromkeys(
+    name for step in steps for name, value in train[step].items()
+    if name not in ("step", "epoch", "kind") and (value is None or _is_number(value)))
+  curves = {}
+  for name in names:
+    have = [step for step in steps if name in train[step]]
+    curves[name] = Curve(
+      np.array(have, np.float64),
+      np.array([number(train[step].get("epoch")) for step in have], np.float64),
+      np.array([number(train[step][name]) for step in have], np.float64))
+  return curves
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,68 @@
+"""The results as a plain-text table, for the end of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from cxrjax.report import run as runs
+from cxrjax.report import words
+
+ORDER = (runs.TRAINED, runs.RANDOM, runs.FLOOR)
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """A table of metrics (rows) by encoder (columns), `value (low-high)`.
+
+  Args:
+    results: `{encoder: {metric: interval}}`; an interval is anything with `value`, `low` and
+      `high` as attributes or keys, or a number. The encoders `"trained"`, `"random"` and `"floor"`
+      come first, in this order.
+
+  Returns:
+    Lines without a final newline; an empty string when there is nothing to show.
+  """
+  encoders = [e for e in ORDER if results.get(e)]
+  encoders += [e for e in results if e not in ORDER and results[e]]
+  names = sort_metrics({name for e in encoders for name in results[e]})
+  if not names:
+    return ""
+  rows = [["", *(words.ENCODERS.get(e, e) for e in encoders)]]
+  for name in names:
+    cells = [words.estimate(_estimate(results[e][name]), "-") if name in results[e] else "-"
+             for e in encoders]
+    rows.append([words.title(name), *cells])
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+           for row in rows]
+  rule = "-" * max(map(len, lines))
+  return "\n".join([lines[0], rule, *lines[1:], rule, "95 % intervals in brackets"])
+
+
+def summary(workdir: str | os.PathLike[str]) -> str:
+  """`results_table` of the last results in a workdir."""
+  return results_table(runs.read(workdir).latest())
+
+
+def sort_metrics(names: set[str]) -> list[str]:
+  """kNN by k, then the linear probe, then the rest; AUROC first in each."""
+  def key(name: str):
+    head, _, rest = name.partition("/")
+    digits = "".join(c for c in head if c.isdigit())
+    family = 0 if head.startswith("knn") else 1 if head == "linear" else 2
+    measures = list(words.MEASURES)
+    first = rest.split("/")[0]
+    place = measures.index(first) if first in measures else len(measures)
+    return (family, int(digits or 0), head, rest.count("/"), place, rest)
+  return sorted(names, key=key)
+
+
+def _estimate(value: Any) -> runs.Estimate:
+  if isinstance(value, Mapping):
+    value = runs.Estimate(**{k: value[k] for k in ("value", "low", "high") if k in value})
+  if hasattr(value, "value"):
+    nan = float("nan")
+    return runs.Estimate(float(value.value), float(getattr(value, "low", nan)),
+                         float(getattr(value, "high", nan)))
+  return runs.Estimate(float(value))

@@ -1,0 +1,290 @@
+"""Writes what happens in a run: `metrics.jsonl`, `run.json`, `figures/*.npz`, TensorBoard events.
+
+A run may be killed at any byte. A JSON line is written with one call, a torn last line is dropped
+when the file is opened again, and whole files are replaced atomically.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from cxrjax.core.errors import UserError
+
+METRICS = "metrics.jsonl"
+FACTS = "run.json"
+FIGURES = "figures"
+TENSORBOARD = "tensorboard"
+
+
+class Writer:
+  """The one place that writes metrics into a workdir.
+
+  Args:
+    workdir: made if missing.
+    active: whether this process writes. In a run of several processes only process 0 does; the
+      methods of the others do nothing.
+
+  Raises:
+    UserError: here and in every method, when a file cannot be written (no permission, full disk).
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], *, active: bool = True):
+    self.workdir = pathlib.Path(workdir)
+    self.active = active
+    self._events: EventsWriter | None = None
+    self._purge_step: int | None = None
+    self._lines: int | None = None
+    if not active:
+      return
+    with _naming(self.workdir):
+      self.workdir.mkdir(parents=True, exist_ok=True)
+    self._path = self.workdir / METRICS
+    with _naming(self._path):
+      self._lines = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+      _drop_torn_line(self._lines)
+
+  def __enter__(self) -> Writer:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def scalars(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    """One line of training metrics; values are numbers or arrays with one element."""
+    if not self.active:
+      return
+    plain = {name: _number(value) for name, value in values.items()}
+    self._append({"step": int(step), "epoch": _number(epoch), "kind": "train", **plain})
+    self._event(step, {f"train/{name}": value for name, value in plain.items()})
+
+  def results(
+      self, step: int, epoch: float, evaluator: str, encoder: str,
+      metrics: Mapping[str, Any]) -> None:
+    """One line of evaluation results.
+
+    Args:
+      step: of the training run.
+      epoch: of the training run.
+      evaluator: e.g. `"probe"`.
+      encoder: whose features: `"trained"`, `"random"` (before training) or `"floor"` (thumbnails).
+      metrics: per name (`"knn5/auroc"`) a `metrics.intervals.Interval`, a mapping with `value`,
+        `low`, `high`, `n`, `method`, or a bare number.
+    """
+    if not self.active:
+      return
+    plain = {name: _interval(value) for name, value in metrics.items()}
+    self._append({"step": int(step), "epoch": _number(epoch), "kind": "eval",
+                  "evaluator": evaluator, "encoder": encoder, "metrics": plain}, sync=True)
+    self._event(step, {f"{evaluator}/{encoder}/{k}": v.get("value") for k, v in plain.items()})
+
+  def facts(self, **facts: Any) -> None:
+    """Merges facts into `run.json`; nested mappings are merged too, lists are replaced."""
+    if not self.active:
+      return
+    path = self.workdir / FACTS
+    with _naming(path):
+      try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+      except (FileNotFoundError, ValueError):
+        known = {}
+      merged = _merge(known if isinstance(known, dict) else {}, _plain(facts))
+      text = json.dumps(merged, indent=2, ensure_ascii=False, allow_nan=False)
+      replace(path, (text + "\n").encode("utf-8"))
+
+  def arrays(self, name: str, **arrays: Any) -> None:
+    """Writes `figures/<name>.npz`, e.g. `arrays("views", source=..., local=...)`."""
+    if not self.active:
+      return
+    path = self.workdir / FIGURES / f"{name}.npz"
+    with _naming(path):
+      path.parent.mkdir(exist_ok=True)
+      with _temporary(path) as (temporary, file):
+        np.savez_compressed(file, **{k: np.asarray(v) for k, v in arrays.items()})
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+  def truncate(self, step: int) -> None:
+    """Forgets what came after `step`; to be called when a run resumes from a checkpoint.
+
+    Drops training lines and results of the trained encoder after `step`, which the resumed run
+    will write again, and tells TensorBoard to do the same.
+    """
+    if not self.active:
+      return
+    with _naming(self._path):
+      data = self._path.read_bytes()
+      kept = b"".join(x for x in data.splitlines(keepends=True) if not _after(x, step))
+      if kept != data:
+        os.close(self._lines)
+        self._lines = None
+        replace(self._path, kept)
+        self._lines = os.open(self._path, os.O_RDWR | os.O_APPEND, 0o644)
+    self._close_events()
+    self._purge_step = int(step) + 1
+
+  def close(self) -> None:
+    """Flushes and closes all files; safe to call twice."""
+    self._close_events()
+    if self._lines is not None:
+      lines, self._lines = self._lines, None
+      with _naming(self._path):
+        try:
+          os.fsync(lines)
+        finally:
+          os.close(lines)
+
+  def _append(self, record: Mapping[str, Any], sync: bool = False) -> None:
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    data = text.encode("utf-8")
+    with _naming(self._path):
+      if self._lines is None:
+        raise UserError(f"{self._path}: the writer is closed")
+      end = os.fstat(self._lines).st_size
+      try:
+        written = os.write(self._lines, data)
+        while written < len(data):  # a nearly full disk takes a part, then says ENOSPC
+          written += os.write(self._lines, data[written:])
+        if sync:
+          os.fsync(self._lines)
+      except OSError:
+        with contextlib.suppress(OSError):
+          os.ftruncate(self._lines, end)
+        raise
+
+  def _event(self, step: int, values: Mapping[str, float | None]) -> None:
+    folder = self.workdir / TENSORBOARD
+    with _naming(folder):
+      if self._events is None:
+        folder.mkdir(exist_ok=True)
+        # The name holds the second only; the suffix keeps a quick restart from overwriting.
+        suffix = f".{os.getpid()}.{time.time_ns() % 10**9:09d}"
+        self._events = EventsWriter(str(folder / "events"), suffix)
+        if self._purge_step is not None:
+          self._events.write_event(event_pb2.Event(
+            wall_time=time.time(), step=self._purge_step,
+            session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+      summary = summary_pb2.Summary(value=[
+        summary_pb2.Summary.Value(tag=tag, simple_value=math.nan if value is None else value)
+        for tag, value in values.items()])
+      self._events.write_event(
+        event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary))
+      self._events.flush()
+
+  def _close_events(self) -> None:
+    if self._events is not None:
+      events, self._events = self._events, None
+      with _naming(self.workdir / TENSORBOARD):
+        events.close()
+
+
+def replace(path: pathlib.Path, data: bytes) -> None:
+  """Writes a whole file so that a reader, or a kill, sees the old one or the new one."""
+  with _temporary(path) as (temporary, file):
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, Any]]:
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with open(temporary, "wb") as file:
+      yield temporary, file
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+  """Turns an operating system's refusal into one line that names the file."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"{path} cannot be written ({error.strerror or error}); free some space, or choose another "
+      "folder with --workdir") from error
+
+
+def _drop_torn_line(file: int) -> None:
+  """Cuts what follows the last newline: a kill fell into the middle of a line."""
+  size = os.fstat(file).st_size
+  end, block = size, 1 << 16
+  while end > 0:
+    start = max(0, end - block)
+    found = os.pread(file, end - start, start).rfind(b"\n")
+    if found >= 0:
+      end = start + found + 1
+      break
+    end = start
+  if end != size:
+    os.ftruncate(file, end)
+
+
+def _after(line: bytes, step: int) -> bool:
+  """Whether a line of `metrics.jsonl` is one that a run resumed at `step` writes again."""
+  try:
+    record = json.loads(line)
+    again = record["kind"] == "train" or record.get("encoder") == "trained"
+    return again and record["step"] > step
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return False
+
+
+def _number(value: Any) -> float | int | None:
+  """A JSON number with the digits of a float32; None for NaN and the infinities."""
+  if value is None:
+    return None
+  number = np.asarray(value).reshape(()).item()
+  if isinstance(number, bool | int):
+    return int(number)
+  return float(f"{number:.9g}") if math.isfinite(number) else None
+
+
+def _interval(value: Any) -> dict[str, Any]:
+  if hasattr(value, "_asdict"):
+    value = value._asdict()
+  elif dataclasses.is_dataclass(value):
+    value = dataclasses.asdict(value)
+  elif not isinstance(value, Mapping):
+    value = {"value": value}
+  return {k: _number(v) if k in ("value", "low", "high") else _plain(v) for k, v in value.items()}
+
+
+def _plain(value: Any) -> Any:
+  """Anything a fact may be, as JSON."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    value = dataclasses.asdict(value)
+  if isinstance(value, Mapping):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple | set | frozenset):
+    return [_plain(v) for v in value]
+  if value is None or isinstance(value, str | bool | int):
+    return value
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if hasattr(value, "tolist"):
+    return _plain(value.tolist())
+  return str(value)
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  merged = dict(old)
+  for key, value in new.items():
+    both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+    merged[key] = _merge(merged[key], value) if both else value
+  return merged
