@@ -1,0 +1,146 @@
+"""Encoded bytes to gray pixels: PNG, JPEG, TIFF; 8 and 16 bit; whatever the colour type says."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+from PIL import Image
+
+VERSION = 1  # raise when decoded pixels change: it is part of the key of every cache
+MIN_SIDE = 16  # pixels; below this nothing of a chest is left
+MAX_PIXELS = 300_000_000  # a header that asks for more is no radiograph
+_FORMATS = ("PNG", "JPEG", "TIFF")
+_MISSING = "it is empty (0 bytes): an interrupted download or copy"
+
+
+class BadImage(Exception):
+  """An image that cannot be used; the message says why, without the image's name."""
+
+
+def decode(
+    data: bytes, name: str = "", at_least: int | None = None,
+    ) -> UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]:
+  """Gray pixels of an encoded image.
+
+  RGB, palette and alpha are turned to gray (ITU-R 601 luma, alpha ignored); 16-bit gray stays
+  uint16; 1-bit becomes 0 and 255.
+
+  Args:
+    data: the file's bytes.
+    name: for errors, in front of the reason.
+    at_least: for a result of this many pixels a JPEG may be decoded at 1/2, 1/4 or 1/8, never
+      below twice that size. The result stays a pure function of the bytes and this number.
+
+  Raises:
+    BadImage: not an image, damaged, smaller than 16 pixels or absurdly large.
+  """
+  try:
+    return _decode(data, at_least)
+  except BadImage as error:
+    raise BadImage(f"{name}: {error}" if name else str(error)) from error.__cause__
+
+
+def _decode(data: bytes, at_least: int | None) -> np.ndarray:
+  if not data:
+    raise BadImage(_MISSING)
+  try:
+    with warnings.catch_warnings():
+      # PIL warns of things we check ourselves (size) or that do not touch pixels (metadata).
+      warnings.simplefilter("ignore")
+      image = Image.open(io.BytesIO(data), formats=_FORMATS)
+      _check_shape(image.width, image.height)
+      if at_least is not None and image.format == "JPEG":
+        image.draft(None, (2 * at_least, 2 * at_least))
+      image.load()
+  except BadImage:
+    raise
+  except Image.UnidentifiedImageError as error:
+    raise BadImage(f"it is not a PNG, JPEG or TIFF image (starts with {data[:8]!r})") from error
+  except (Image.DecompressionBombError, MemoryError) as error:
+    raise BadImage("its header asks for too many pixels") from error
+  # PIL's codecs raise whatever the damage makes them raise.
+  except Exception as error:
+    raise BadImage(f"it is damaged or cut short ({error})") from error
+  return _gray(image)[..., None]
+
+
+def _check_shape(width: int, height: int) -> None:
+  if min(width, height) < MIN_SIDE:
+    raise BadImage(f"it has {width} x {height} pixels; at least {MIN_SIDE} a side are needed")
+  if width * height > MAX_PIXELS:
+    raise BadImage(f"its header asks for {width} x {height} pixels")
+
+
+def _gray(image: Image.Image) -> np.ndarray:
+  mode = image.mode
+  if mode == "L":
+    return np.array(image)
+  if mode.startswith("I;16"):
+    return np.array(image).astype(np.uint16)
+  if mode in ("I", "F"):
+    values = np.array(image)
+    if not np.isfinite(values).all():
+      raise BadImage("it has values that are not finite")
+    if mode == "I" and values.min() >= 0 and values.max() <= 65535:
+      return values.astype(np.uint16)
+    low, high = float(values.min()), float(values.max())
+    scale = 65535 / (high - low) if high > low else 0.0
+    return np.round((values - low) * scale).astype(np.uint16)
+  if mode in ("P", "PA"):
+    image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+  if image.mode in ("RGBA", "RGBX"):
+    image = image.convert("RGB")  # drops alpha; compositing would darken what it marks
+  return np.array(image.getchannel("L") if image.mode in ("LA", "La") else image.convert("L"))
+
+
+def to_uint8(
+    image: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]) -> UInt8[np.ndarray, "h w 1"]:
+  """8-bit gray: 8-bit images as they are, 16-bit ones windowed to their 0.5 .. 99.5 percentile.
+
+  Raises:
+    BadImage: smaller than 16 pixels a side, or of one value throughout.
+  """
+  _check_shape(image.shape[1], image.shape[0])
+  low, high = int(image.min()), int(image.max())
+  if low == high:
+    raise BadImage(f"it is blank: every pixel is {low}")
+  if image.dtype == np.uint8:
+    return image
+  floor, ceiling = np.percentile(image, (0.5, 99.5))
+  if floor == ceiling:  # nearly blank: what differs is in the tails
+    floor, ceiling = low, high
+  scaled = (image.astype(np.float32) - np.float32(floor)) * np.float32(255 / (ceiling - floor))
+  return np.clip(scaled + 0.5, 0, 255).astype(np.uint8)
+
+
+def resize(
+    image: UInt8[np.ndarray, "h w 1"], size: int, fit: str = "squash", *, nearest: bool = False,
+    ) -> UInt8[np.ndarray, "s s 1"]:
+  """A square image of `size` pixels: PIL's antialiased bicubic, or nearest for masks.
+
+  Args:
+    image: gray pixels.
+    size: side of the result.
+    fit: `squash` both sides to `size`; `pad` the shorter side with black, centred; `crop` the
+      middle square.
+    nearest: take the nearest pixel, so that labels stay labels.
+  """
+  height, width = image.shape[:2]
+  method = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
+  plane = Image.fromarray(np.ascontiguousarray(image[..., 0]))
+  if fit == "crop":
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    plane = plane.resize((size, size), method, box=(left, top, left + side, top + side))
+  elif fit == "pad":
+    scale = size / max(width, height)
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    square = Image.new("L", (size, size))
+    square.paste(plane.resize(inner, method), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    plane = square
+  elif plane.size != (size, size):
+    plane = plane.resize((size, size), method)
+  return np.array(plane)[..., None]
