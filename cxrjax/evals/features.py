@@ -1,0 +1,96 @@
+"""Frozen features of many images: the encoder, jitted once, over padded batches."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float32, UInt8
+
+from cxrjax.core.errors import UserError
+
+Encode = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b d"]]
+
+IN_FLIGHT = 4  # batches sent to the device and not yet read back: overlap without filling memory
+
+
+def extract(
+    encode: Encode,
+    params: Any,
+    pixels: UInt8[np.ndarray, "n s s 1"],
+    *,
+    batch: int = 64,
+    mean: float = 0.5,
+    std: float = 0.25,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+) -> Float32[np.ndarray, "n d"]:
+  """Features of images.
+
+  The compiled encoder is kept per `(encode, mean, std, mesh)`, so pass the *same* function every
+  time; a new closure compiles anew. Every batch has one shape: the last is padded with black
+  images, whose features are dropped.
+
+  Args:
+    encode: `encode(params, x f32[b s s 1]) -> f32[b d]`, x = (pixel / 255 - mean) / std.
+    params: the encoder's parameters, placed as they are (sharded over `mesh` or not).
+    pixels: images, decoded at the size the encoder is to see.
+    batch: images a dispatch; rounded up to a multiple of the devices.
+    mean: subtracted from pixels in 0..1.
+    std: divides them.
+    mesh: shards a batch over all its axes; None for the default device.
+    progress: show a bar on stderr.
+
+  Returns:
+    One row an image, in order, on the host (on every process).
+
+  Raises:
+    UserError: `encode` does not give one vector an image.
+  """
+  from tqdm import tqdm
+
+  n = len(pixels)
+  devices = 1 if mesh is None else mesh.devices.size
+  batch = -(-max(1, min(batch, n)) // devices) * devices
+  function = _compiled(encode, float(mean), float(std), mesh)
+  waiting: deque[jax.Array] = deque()
+  rows: list[np.ndarray] = []
+  for start in tqdm(range(0, n, batch), desc="features", unit="batch", disable=not progress,
+                    leave=False):
+    x = np.asarray(pixels[start:start + batch])
+    if len(x) < batch:
+      x = np.concatenate([x, np.zeros((batch - len(x), *x.shape[1:]), x.dtype)])
+    waiting.append(function(params, _place(x, mesh)))
+    if len(waiting) > IN_FLIGHT:
+      rows.append(np.asarray(waiting.popleft()))
+  rows.extend(np.asarray(y) for y in waiting)
+  return np.concatenate(rows)[:n].astype(np.float32)
+
+
+def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
+  """One batch on the device, or split over a mesh (each process gives only its own rows)."""
+  if mesh is None:
+    return jnp.asarray(x)
+  sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(encode: Encode, mean: float, std: float, mesh: Mesh | None) -> Callable[..., Any]:
+  def features(params: Any, x: jax.Array) -> jax.Array:
+    y = encode(params, (x.astype(jnp.float32) / 255 - mean) / std)
+    if y.ndim != 2 or y.shape[0] != x.shape[0]:
+      raise UserError(
+        f"the encoder gives shape {tuple(y.shape)} for {x.shape[0]} images; evaluators need one "
+        "vector an image: return [b, d]")
+    return y.astype(jnp.float32)
+
+  if mesh is None:
+    return jax.jit(features)
+  return jax.jit(features, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,58 @@
+"""Is a representation healthy: its spread and its effective rank over a data set."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from cxrjax.evals.knn import normalise
+
+
+def health(features: Float[np.ndarray, "n d"]) -> dict[str, float]:
+  """Collapse figures of a feature matrix.
+
+  Returns:
+    `feature_std`: `spread`; `effective_rank`: `effective_rank`. NaN for features that are not
+    finite.
+  """
+  if not np.all(np.isfinite(features)):
+    return {"feature_std": math.nan, "effective_rank": math.nan}
+  return {"feature_std": spread(features), "effective_rank": effective_rank(features)}
+
+
+def spread(features: Float[np.ndarray, "n d"]) -> float:
+  """Mean over dimensions of the standard deviation of L2-normalised features, times sqrt(d).
+
+  0 when all images have one feature (collapse), 1 when features point everywhere.
+
+  References:
+    Chen and He 2021, arXiv 2011.10566, section 4.1.
+  """
+  unit = normalise(features).astype(np.float64)
+  return float(unit.std(0).mean() * math.sqrt(unit.shape[1]))
+
+
+def effective_rank(features: Float[np.ndarray, "n d"], epsilon: float = 1e-7) -> float:
+  """RankMe: exp of the entropy of the singular values' shares.
+
+  From 1 (all features on one line) to min(n, d) (all directions alike). Features are taken as they
+  are, not centred, as in the paper.
+
+  Args:
+    features: finite; a few thousand images suffice.
+    epsilon: added to each share, as in the paper.
+
+  References:
+    Garrido et al. 2023, arXiv 2210.02885, eq. 1 and 2; Roy and Vetterli 2007 (EUSIPCO).
+  """
+  x = features.astype(np.float64)
+  n, d = x.shape
+  # The smaller Gram matrix has the same spectrum, at a fraction of the price of an SVD.
+  power = np.linalg.eigvalsh(x.T @ x if d <= n else x @ x.T)
+  singular = np.sqrt(np.clip(power, 0, None))
+  if singular.sum() == 0:
+    return 1.0
+  share = singular / singular.sum() + epsilon
+  return float(np.exp(-np.sum(share * np.log(share))))

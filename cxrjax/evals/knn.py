@@ -1,0 +1,134 @@
+"""Weighted k-nearest-neighbour classification on frozen features."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from cxrjax.core.errors import UserError
+
+
+def knn_scores(
+    train_features: Float[np.ndarray, "n d"],
+    train_labels: Float[np.ndarray, "n k"],
+    test_features: Float[np.ndarray, "m d"],
+    ks: tuple[int, ...] = (1, 5, 20),
+    temperature: float = 0.07,
+    chunk: tuple[int, int] = (256, 8192),
+) -> dict[int, Float32[np.ndarray, "m k"]]:
+  """Class scores of test images from their nearest training images, for several k at once.
+
+  Neighbours are the k largest cosine similarities; each votes with weight exp(cosine / T), and
+  the score of a class is the weighted mean of the neighbours' labels, in [0, 1]. A label that is
+  unknown (NaN) has no vote for that class; where no neighbour has one, the score is the class's
+  share in the training set. Of equally similar images the one that comes first counts as nearer.
+
+  Similarities are made in blocks of `chunk` (test rows, training rows) and only the best of each
+  are kept, so memory does not grow with n times m.
+
+  Args:
+    train_features: one row an image; need not be normalised.
+    train_labels: 1, 0 or NaN; one-hot for exclusive classes.
+    test_features: the images to classify.
+    ks: numbers of neighbours.
+    temperature: T.
+    chunk: block size (test rows, training rows).
+
+  Returns:
+    For every k, scores f[m k].
+
+  Raises:
+    UserError: some k exceeds the number of training images.
+
+  References:
+    Wu et al. 2018, arXiv 1805.01978, eq. 8; Caron et al. 2021, arXiv 2104.14294, appendix A
+    (T = 0.07).
+  """
+  n = len(train_features)
+  k = max(ks)
+  if min(ks) < 1 or k > n:
+    raise UserError(f"ks={tuple(ks)}: neighbours must be between 1 and the {n} training images")
+  similarity, index = nearest(train_features, test_features, k, chunk)
+  weight = np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature)
+  known = ~np.isnan(train_labels)
+  filled = np.where(known, train_labels, 0).astype(np.float64)
+  with np.errstate(invalid="ignore"):
+    share = filled.sum(0) / known.sum(0)  # NaN for a class nobody knows: stays unknown
+  result = {}
+  for count in ks:
+    near, w = index[:, :count], weight[:, :count, None]
+    votes = np.sum(w * known[near], axis=1)
+    score = np.sum(w * filled[near], axis=1)
+    result[count] = np.where(votes > 0, score / np.where(votes > 0, votes, 1), share).astype(
+      np.float32)
+  return result
+
+
+def nearest(
+    train: Float[np.ndarray, "n d"],
+    test: Float[np.ndarray, "m d"],
+    k: int,
+    chunk: tuple[int, int] = (256, 8192),
+) -> tuple[Float32[np.ndarray, "m k"], np.ndarray]:
+  """The k most similar training rows of every test row, exactly.
+
+  Args:
+    train: one row an image.
+    test: the same features of the images to classify.
+    k: how many, at most n.
+    chunk: block size (test rows, training rows).
+
+  Returns:
+    Cosine similarities, falling, and int32[m k] training rows.
+  """
+  n, m = len(train), len(test)
+  rows, columns = min(chunk[0], max(m, 1)), max(k, min(chunk[1], n))
+  blocks = -(-n // columns)
+  padded = np.zeros((blocks * columns, train.shape[1]), np.float32)
+  padded[:n] = normalise(train)
+  base = jnp.asarray(padded.reshape(blocks, columns, -1))
+  unit = normalise(test)
+  similarities, indices = [], []
+  for start in range(0, m, rows):
+    query = unit[start:start + rows]
+    query = np.pad(query, ((0, rows - len(query)), (0, 0)))
+    s, i = _top(base, jnp.asarray(query), jnp.int32(n), k)
+    similarities.append(np.asarray(s))
+    indices.append(np.asarray(i))
+  if not similarities:
+    return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
+  return np.concatenate(similarities)[:m], np.concatenate(indices)[:m]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _top(
+    base: Float[Array, "blocks columns d"], query: Float[Array, "rows d"], n: Array, k: int
+) -> tuple[Float[Array, "rows k"], Array]:
+  """Scans the blocks of training rows, keeping each query's k best."""
+  rows, columns = query.shape[0], base.shape[1]
+
+  def block(best, block):
+    offset, features = block
+    index = offset + jnp.arange(columns, dtype=jnp.int32)
+    # TF32 would reorder neighbours whose cosines differ in the fourth digit.
+    sim = jnp.matmul(query, features.T, precision=jax.lax.Precision.HIGHEST)
+    sim, near = jax.lax.top_k(jnp.where(index < n, sim, -jnp.inf), k)
+    # Earlier blocks stand first, so that top_k's first-come rule holds over the whole set.
+    sim = jnp.concatenate([best[0], sim], axis=1)
+    index = jnp.concatenate([best[1], index[near]], axis=1)
+    sim, pick = jax.lax.top_k(sim, k)
+    return (sim, jnp.take_along_axis(index, pick, axis=1)), None
+
+  start = (jnp.full((rows, k), -jnp.inf, jnp.float32), jnp.zeros((rows, k), jnp.int32))
+  offsets = jnp.arange(base.shape[0], dtype=jnp.int32) * columns
+  return jax.lax.scan(block, start, (offsets, base))[0]
+
+
+def normalise(x: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+  """Rows of unit length; a zero row stays zero."""
+  norm = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+  return (x / np.where(norm > 0, norm, 1)).astype(np.float32)

@@ -1,0 +1,229 @@
+"""kNN and linear probe of a frozen encoder: what its features know about labels it never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float32
+
+from cxrjax.core.errors import UserError
+from cxrjax.evals import features, floor, health, judge, knn, linear, parts
+from cxrjax.evals.parts import Data
+from cxrjax.metrics import classification
+from cxrjax.metrics.intervals import Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What one evaluation found.
+
+  Attributes:
+    metrics: intervals by name: `knn5/auroc`, `linear/f1`, ...
+    facts: JSON-able: the L2 and threshold chosen, health of the features, seconds.
+    arrays: test images' `labels` f32[m k] and scores f32[m k] by method (`knn5`, `linear`), for
+      ROC curves and confusion matrices.
+  """
+
+  metrics: dict[str, Interval]
+  facts: dict[str, Any]
+  arrays: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+  """Judges an encoder by kNN and a linear probe on frozen features.
+
+  kNN votes among the training images. The linear probe is fitted on them, with the L2 strength of
+  the best validation AUROC and the threshold of the best `threshold_for` on validation. Metrics
+  are those of the test images, which decide nothing. Nothing here changes a parameter.
+
+  Attributes:
+    data: `name` and options of a source; `train`, `val`, `test` name its splits (see
+      `parts.load`).
+    every: how often, as a duration ("10 epochs"); the training loop reads it.
+    size: side of the images the encoder sees, pixels.
+    ks: numbers of neighbours.
+    temperature: of the neighbours' votes.
+    l2: strengths to try.
+    threshold_for: "balanced_accuracy", "f1" or "accuracy".
+    batch: images a dispatch.
+    mean: of the pixels in 0..1, subtracted; as in training.
+    std: divides them.
+    val_fraction: share of train's patients carved for validation where the source has no such
+      split.
+    max_train: use at most about so many training images.
+    allow_shared_patients: do not stop at a patient in two parts.
+    fit: "squash", "pad" or "crop" for an image that is not square.
+    on_bad_image: "error" or "skip".
+
+  References:
+    Caron et al. 2021, arXiv 2104.14294, section 4.1 (protocol).
+  """
+
+  data: Mapping[str, Any]
+  every: str = "10 epochs"
+  size: int = 224
+  ks: tuple[int, ...] = (1, 5, 20)
+  temperature: float = 0.07
+  l2: tuple[float, ...] = linear.GRID
+  threshold_for: str = "balanced_accuracy"
+  batch: int = 64
+  mean: float = 0.5
+  std: float = 0.25
+  val_fraction: float = 0.15
+  max_train: int | None = None
+  allow_shared_patients: bool = False
+  fit: str = "squash"
+  on_bad_image: str = "error"
+
+  def __post_init__(self):
+    if not self.ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.ks):
+      raise UserError(f"the probe's ks={self.ks} must be whole numbers of neighbours, e.g. (5, 20)")
+    if not self.l2 or any(not s > 0 for s in self.l2):
+      raise UserError(f"the probe's l2={self.l2} must be positive strengths, e.g. (1e-3, 1e-1)")
+    if self.threshold_for not in classification.CRITERIA:
+      raise UserError(f"the probe's threshold_for={self.threshold_for!r} is not an option; valid: "
+                      f"{', '.join(classification.CRITERIA)}")
+    for name in ("temperature", "std", "batch", "size"):
+      if not getattr(self, name) > 0:
+        raise UserError(f"the probe's {name}={getattr(self, name)} must be above 0")
+    if not 0 < self.val_fraction < 1:
+      raise UserError(f"the probe's val_fraction={self.val_fraction} must lie between 0 and 1")
+
+  def load(
+      self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
+    """Opens and decodes the images, once for many runs.
+
+    Args:
+      cache_dir: of decoded images.
+      progress: bars on stderr.
+
+    Raises:
+      UserError: see `parts.load`; or fewer training images than neighbours.
+    """
+    data = parts.load(
+      self.data, self.size, val_fraction=self.val_fraction, max_train=self.max_train,
+      allow_shared_patients=self.allow_shared_patients, fit=self.fit,
+      on_bad_image=self.on_bad_image, cache_dir=cache_dir, progress=progress)
+    n = len(data.labels("train"))
+    if max(self.ks) > n:
+      raise UserError(f"the probe's ks={self.ks} ask for {max(self.ks)} neighbours of {n} training "
+                      "images; give smaller ks or more images")
+    return data
+
+  def describe(self, data: Data) -> dict[str, Any]:
+    """Facts for `run.json`: of every part its size, classes, patients, fingerprint and remarks."""
+    return parts.describe(data) | {"size": self.size, "fit": self.fit}
+
+  def run(
+      self,
+      encode: features.Encode,
+      params: Any,
+      data: Data,
+      mesh: Mesh | None = None,
+      progress: bool = False,
+  ) -> Result:
+    """Judges `encode(params, x)`.
+
+    Args:
+      encode: `encode(params, x f32[b s s 1]) -> f32[b d]`; the same function every time, so that
+        it compiles once.
+      params: the encoder's parameters; read only.
+      data: from `load`.
+      mesh: shards the batches over its devices. Every process must call.
+      progress: a bar on stderr.
+
+    Returns:
+      Metrics of the test images. Where features are not finite they are undefined, with that
+      reason.
+    """
+    began = time.perf_counter()
+    whole = {
+      key: features.extract(
+        encode, params, images.pixels, batch=self.batch, mean=self.mean, std=self.std, mesh=mesh,
+        progress=progress)
+      for key, images in data.images.items()}
+    x = {part: whole[key][rows] for part, (key, rows) in data.rows.items()}
+    seconds = {"features": time.perf_counter() - began}
+    finite = all(bool(np.isfinite(v).all()) for v in x.values())
+    y = {part: data.labels(part) for part in parts.PARTS}
+
+    began = time.perf_counter()
+    if finite:
+      near = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
+    else:
+      near = {k: np.full_like(y["test"], np.nan) for k in self.ks}
+    seconds["knn"] = time.perf_counter() - began
+
+    began = time.perf_counter()
+    facts: dict[str, Any] = {"health": health.health(x["test"])}
+    if finite:
+      choice = linear.choose(
+        x["train"], y["train"], x["val"], y["val"], data.exclusive, self.l2)
+      scores = {part: choice.probe.scores(x[part]) for part in ("val", "test")}
+      facts["linear"] = {
+        "l2": choice.l2, "tried": [list(map(_number, row)) for row in choice.table]}
+    else:
+      scores = {part: np.full_like(y[part], np.nan) for part in ("val", "test")}
+      facts["linear"] = {"remark": "the encoder's features are not finite"}
+    seconds["linear"] = time.perf_counter() - began
+
+    began = time.perf_counter()
+    metrics: dict[str, Interval] = {}
+    for k in self.ks:
+      metrics |= judge.judge(
+        f"knn{k}", near[k], y["test"], data.patients("test"), data.classes, data.exclusive)
+    found, facts_of = self._decide("linear", scores["val"], scores["test"], data)
+    metrics |= found
+    facts["linear"] |= facts_of
+    seconds["metrics"] = time.perf_counter() - began
+    facts["seconds"] = seconds
+    arrays = {"labels": y["test"], "linear": scores["test"]} | {
+      f"knn{k}": v for k, v in near.items()}
+    return Result(metrics, facts, arrays)
+
+  def floor(self, data: Data) -> Result:
+    """The same metrics for ridge regression on 16x16 thumbnails, no encoder at all.
+
+    Args:
+      data: from `load`.
+
+    Returns:
+      Metrics under the linear probe's names, to stand beside an encoder's.
+    """
+    small = {key: floor.thumbnails(images.pixels) for key, images in data.images.items()}
+    x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
+    held = np.concatenate([x["val"], x["test"]])
+    scores = floor.ridge(x["train"], data.labels("train"), held)
+    val, test = scores[:len(x["val"])], scores[len(x["val"]):]
+    metrics, facts = self._decide("linear", val, test, data)
+    return Result(metrics, {"linear": facts}, {"labels": data.labels("test"), "linear": test})
+
+  def _decide(
+      self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"],
+      data: Data) -> tuple[dict[str, Interval], dict[str, Any]]:
+    """Test metrics with the thresholds that validation chooses, and those thresholds."""
+    thresholds, remarks = judge.thresholds(
+      val, data.labels("val"), data.exclusive, self.threshold_for)
+    metrics = judge.judge(
+      name, test, data.labels("test"), data.patients("test"), data.classes, data.exclusive,
+      thresholds)
+    facts: dict[str, Any] = {}
+    if not data.exclusive or len(data.classes) == 2:
+      used = thresholds[1:] if data.exclusive else thresholds
+      facts["threshold"] = [float(t) for t in used]
+      facts["threshold_for"] = f"{self.threshold_for} on the validation images"
+    if remarks:
+      facts["threshold_remarks"] = remarks
+    return metrics, facts
+
+
+def _number(value: float) -> float | None:
+  """JSON has no NaN."""
+  return float(value) if np.isfinite(value) else None
