@@ -235,13 +235,14 @@ def _lungs(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: float, wall: flo
 def _heart(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: float, beat: float) -> np.ndarray:
   """Heart and great vessels, 0..1: they displace air."""
   lower = 0.6 * breath
-  left = _disc(x, y, 0.13 + 0.03 * a[6], 0.24 + lower, (0.36 + 0.05 * a[7]) * beat,
-               (0.31 + 0.04 * a[8]) * beat)
-  right = _disc(x, y, -0.1, 0.2 + lower, 0.17 + 0.03 * a[9], 0.24)
-  knob = _disc(x, y, 0.13, -0.28, 0.11 + 0.03 * a[10], 0.13)
-  trunk = _disc(x, y, 0.0, -0.1, 0.15 + 0.02 * a[11], 1.3)
-  return np.maximum(np.maximum(_edge(left, 0.25), _edge(right, 0.4)),
-                    np.maximum(_edge(knob, 0.7), _edge(trunk, 0.4)))
+  dx, dy = x - (0.12 + 0.03 * a[6]), y - (0.25 + lower)
+  along, across = 0.85 * dx + 0.53 * dy, 0.85 * dy - 0.53 * dx  # the apex points down and left
+  left = _disc(along, across, 0, 0, (0.40 + 0.06 * a[7]) * beat, (0.28 + 0.04 * a[8]) * beat)
+  right = _disc(x, y, -0.09, 0.2 + lower, 0.16 + 0.03 * a[9], 0.27)
+  knob = _disc(x, y, 0.10, -0.27, 0.12 + 0.03 * a[10], 0.16)
+  trunk = _disc(x, y, 0.01, -0.1, 0.15 + 0.02 * a[11], 1.3)
+  return np.maximum(np.maximum(_edge(left - 0.05, 0.3), _edge(right, 0.4)),
+                    np.maximum(_edge(knob - 0.1, 1.0), _edge(trunk, 0.4)))
 
 
 def _vessels(x: np.ndarray, y: np.ndarray, anatomy: np.random.Generator) -> np.ndarray:
@@ -344,7 +345,7 @@ def _marker(value: np.ndarray, s: np.ndarray, style: int, size: int) -> None:
     glyph = ~np.pad(glyph, 1)
   elif style == 2:
     glyph = np.vstack([glyph, np.zeros((1, 5), bool), np.ones((1, 5), bool)])
-  cell = max(1, round(size / (110 if style == 3 else 75)))
+  cell = max(1, round(size / (150 if style == 3 else 90)))
   glyph = np.kron(glyph, np.ones((cell, cell), bool))
   h, w = glyph.shape
   # The patient's right is on the left of the image.
