@@ -25,8 +25,8 @@ def judge(
   """`{name}/auroc`, `{name}/accuracy`, `{name}/balanced_accuracy` and `{name}/f1`.
 
   Two exclusive classes: the last is the positive one. More: macro AUROC of each class against the
-  rest, argmax decisions, macro F1. Several findings: means over the findings. Where there are more
-  than two columns, each class's area is `{name}/auroc/{class}` too.
+  rest, argmax decisions, macro F1. Several findings: means over the findings. Unless two
+  exclusive classes or one finding are all there is, each class's area is `{name}/auroc/{class}`.
 
   Args:
     name: what made the scores, e.g. `"knn5"`.
@@ -47,18 +47,18 @@ def judge(
     scores, labels, patients = scores[known], labels[known], patients[known]
   k = len(classes)
   thresholds = np.full(k, 0.5) if thresholds is None else thresholds
-  broken = len(scores) > 0 and not np.isfinite(scores).any(0).any()
-  if broken:
+  each = k > 2 or (k == 2 and not exclusive)
+  if len(scores) and not np.isfinite(scores).any():
     reason = "the encoder's features are not finite"
     result = {f"{name}/{m}": undefined(reason, len(labels)) for m in MEASURES}
-    if k > 2 or not exclusive:
+    if each:
       result |= {f"{name}/auroc/{c}": undefined(reason, len(labels)) for c in classes}
     return result
   if exclusive and k == 2:
     result = {f"{name}/auroc": ranking.auroc(scores[:, 1], labels[:, 1], patients)}
   else:
     result = {f"{name}/auroc": ranking.macro_auroc(scores, labels, patients)}
-    for c, title in enumerate(classes):
+    for c, title in enumerate(classes if each else ()):
       if len(scores) and not np.isfinite(scores[:, c]).all():
         area = undefined("the training images do not have both values of this label", len(labels))
       else:

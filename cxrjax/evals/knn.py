@@ -26,6 +26,7 @@ def knn_scores(
   the score of a class is the weighted mean of the neighbours' labels, in [0, 1]. A label that is
   unknown (NaN) has no vote for that class; where no neighbour has one, the score is the class's
   share in the training set. Of equally similar images the one that comes first counts as nearer.
+  A class without both values (1 and 0) in the training set has no scores (NaN).
 
   Similarities are made in blocks of `chunk` (test rows, training rows) and only the best of each
   are kept, so memory does not grow with n times m.
@@ -56,15 +57,15 @@ def knn_scores(
   weight = np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature)
   known = ~np.isnan(train_labels)
   filled = np.where(known, train_labels, 0).astype(np.float64)
-  with np.errstate(invalid="ignore"):
-    share = filled.sum(0) / known.sum(0)  # NaN for a class nobody knows: stays unknown
+  taught = np.any(train_labels == 1, axis=0) & np.any(train_labels == 0, axis=0)
+  share = np.where(taught, filled.sum(0) / np.maximum(known.sum(0), 1), np.nan)
   result = {}
   for count in ks:
     near, w = index[:, :count], weight[:, :count, None]
     votes = np.sum(w * known[near], axis=1)
     score = np.sum(w * filled[near], axis=1)
-    result[count] = np.where(votes > 0, score / np.where(votes > 0, votes, 1), share).astype(
-      np.float32)
+    score = np.where(votes > 0, score / np.where(votes > 0, votes, 1), share)
+    result[count] = np.where(taught, score, np.nan).astype(np.float32)
   return result
 
 
@@ -111,7 +112,7 @@ def _top(
   """Scans the blocks of training rows, keeping each query's k best."""
   rows, columns = query.shape[0], base.shape[1]
 
-  def block(best, block):
+  def step(best, block):
     offset, features = block
     index = offset + jnp.arange(columns, dtype=jnp.int32)
     # TF32 would reorder neighbours whose cosines differ in the fourth digit.
@@ -125,7 +126,7 @@ def _top(
 
   start = (jnp.full((rows, k), -jnp.inf, jnp.float32), jnp.zeros((rows, k), jnp.int32))
   offsets = jnp.arange(base.shape[0], dtype=jnp.int32) * columns
-  return jax.lax.scan(block, start, (offsets, base))[0]
+  return jax.lax.scan(step, start, (offsets, base))[0]
 
 
 def normalise(x: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Float32, Int
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
+from cxrjax.data.splits import split_by_patient
 from cxrjax.data.store import Images, load_images
 
 PARTS = ("train", "val", "test")
@@ -78,7 +78,7 @@ def load(
       also happens where the source has none, or a very small one.
     size: side of the decoded images, pixels.
     val_fraction: share of train's patients to carve.
-    max_train: at most about this many training images (whole patients, drawn by hash).
+    max_train: about this many at most training images (whole patients, drawn by a hash of the id).
     allow_shared_patients: only count patients that stand in two parts, instead of stopping.
     fit: how an image that is not square is made so.
     on_bad_image: "error" or "skip".
@@ -118,10 +118,11 @@ def load(
                       f"give the probe's data.{part} another split")
   table = train.table
   if val is None:
-    train_rows, val_rows = carve(table.patients, table.labels, rows["train"], val_fraction)
-    if not len(train_rows) or not len(val_rows):
-      raise UserError(f"{name} split {split['train']!r} has too few patients to carve a validation "
-                      "split from; give the probe's data.val a split of its own")
+    owners = {table.patients[i] or f"image {i}" for i in rows["train"]}
+    if len(owners) < 2:
+      raise UserError(f"{name} split {split['train']!r} has one patient, too few to carve a "
+                      "validation split from; give the probe's data.val a split of its own")
+    train_rows, val_rows = divide(table.patients, table.labels, rows["train"], val_fraction)
     notes.append(f"validation: {len(val_rows)} of the {len(rows['train'])} training images, carved "
                  "by patient")
     unlabelled["val"] = 0
@@ -129,7 +130,7 @@ def load(
     train_rows, val_rows = rows["train"], None
   if max_train is not None and len(train_rows) > max_train:
     before = len(train_rows)
-    _, train_rows = carve(table.patients, table.labels, train_rows, max_train / before)
+    _, train_rows = divide(table.patients, table.labels, train_rows, max_train / before)
     notes.append(f"training: {len(train_rows)} of {before} images, whole patients (max_train)")
 
   decode = {"fit": fit, "cache_dir": cache_dir, "on_bad_image": on_bad_image, "progress": progress}
@@ -161,41 +162,29 @@ def load(
   return dataclasses.replace(result, shared=shared, notes=tuple(notes))
 
 
-def carve(
+def divide(
     patients: Sequence[str],
     labels: Float32[np.ndarray, "n k"],
     rows: Int[np.ndarray, "m"],
     fraction: float,
 ) -> tuple[Int[np.ndarray, "a"], Int[np.ndarray, "b"]]:
-  """Divides rows by patient, about evenly over classes; deterministic without a seed.
-
-  Patients are grouped by the labels of their images together, and in each group the first ones in
-  the order of the hash of their id go into the carved part.
+  """Divides rows of a table in two by patient, evenly over classes; the same every time.
 
   Args:
     patients: one id per image of the table; an empty one stands for a patient of its own.
     labels: 1, 0 or NaN per class.
     rows: which images to divide.
-    fraction: share of the patients to carve.
+    fraction: share of the second part.
 
   Returns:
-    Rows left and rows carved, each sorted.
+    The rows of both parts, ascending.
+
+  Raises:
+    UserError: fewer than two patients.
   """
-  owner = {int(i): patients[i] or f"image {i}" for i in rows}
-  positive: dict[str, np.ndarray] = {}
-  for i in rows:
-    found = np.nan_to_num(labels[i]) == 1
-    name = owner[int(i)]
-    positive[name] = positive[name] | found if name in positive else found
-  groups: dict[bytes, list[str]] = {}
-  for name, found in positive.items():
-    groups.setdefault(found.tobytes(), []).append(name)
-  carved: set[str] = set()
-  for key in sorted(groups):
-    names = sorted(groups[key], key=lambda p: hashlib.sha256(p.encode()).digest())
-    carved.update(names[:round(fraction * len(names))])
-  inside = np.array([owner[int(i)] in carved for i in rows], dtype=bool)
-  return np.sort(rows[~inside]), np.sort(rows[inside])
+  owners = [patients[i] or f"image {i}" for i in rows]
+  found = split_by_patient(owners, {"first": 1 - fraction, "second": fraction}, labels=labels[rows])
+  return rows[found["first"]], rows[found["second"]]
 
 
 def describe(data: Data) -> dict[str, Any]:
