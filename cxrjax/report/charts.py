@@ -18,7 +18,7 @@ from cxrjax.report.html import Html, el
 
 WIDTH, HEIGHT = 380, 216
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 12, 34
-BINS = 240  # more points than this are drawn as mean and range of each bin
+BINS = 160  # more points than this are drawn as mean and range of each bin
 HOVERS = 60
 
 
@@ -50,7 +50,7 @@ class Level:
 def chart(
     title: str, lines: Sequence[Line], *, x_label: str, levels: Sequence[Level] = (),
     unit: str = "", note: str = "", log: bool = False,
-    y_range: tuple[float, float] | None = None) -> Html:
+    y_range: tuple[float, float] | None = None, height: int = HEIGHT) -> Html:
   """A figure with title, legend and plot.
 
   Args:
@@ -62,7 +62,9 @@ def chart(
     note: small text below.
     log: logarithmic values; only used where all are positive.
     y_range: limits that must be inside the axis.
+    height: of the drawing, which is WIDTH wide.
   """
+  x_extent = np.concatenate([line.x for line in lines])
   lines = [_bin(line) for line in lines]
   finite = [line.y[np.isfinite(line.y)] for line in lines]
   legend = _legend(lines, [v for v in levels if not v.inside and math.isfinite(v.y)])
@@ -72,25 +74,26 @@ def chart(
     return el("figure", caption, empty, cls="chart")
   log = log and all((y > 0).all() for y in finite)
   x_ticks, x_scale = _axis(
-    np.concatenate([line.x for line in lines]), LEFT, WIDTH - RIGHT, 5, tight=True,
+    x_extent, LEFT, WIDTH - RIGHT, 6, tight=True,
     margin=8 if any(line.points for line in lines) else 0)
+  named = any(v.inside and math.isfinite(v.y) for v in levels)
   y_ticks, y_scale = _axis(
-    _extent(lines, levels, y_range), HEIGHT - BOTTOM, TOP, 4, log=log)
-  body = [_grid(x_ticks, y_ticks, x_scale, y_scale, x_label)]
+    _extent(lines, levels, y_range), height - BOTTOM, TOP + (14 if named else 0), 5, log=log)
+  body = [_grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height)]
   # A nested drawing clips what lies outside the axes, without ids that could clash.
   inner = [_level(v, y_scale) for v in levels if math.isfinite(v.y)]
   for line in lines:
     inner += _draw(line, x_scale, y_scale)
   plot = {"x": LEFT, "y": TOP - 4,
-          "width": WIDTH - LEFT - RIGHT, "height": HEIGHT - TOP - BOTTOM + 8}
+          "width": WIDTH - LEFT - RIGHT, "height": height - TOP - BOTTOM + 8}
   body.append(el("svg", inner, viewbox=" ".join(map(str, plot.values())), **plot))
   body += [_level_name(v, y_scale) for v in levels if v.inside and math.isfinite(v.y)]
-  body.append(_hover(lines, x_scale, x_label))
+  body.append(_hover(lines, x_scale, x_label, height))
   last = "; ".join(f"{n.label} ends at {words.short(float(y[-1]))}"
                    for n, y in zip(lines, finite, strict=True) if y.size)
-  svg = el("svg", body, viewbox=f"0 0 {WIDTH} {HEIGHT}", role="img",
+  svg = el("svg", body, viewbox=f"0 0 {WIDTH} {height}", role="img",
            aria_label=f"{title} over {x_label}: {last}")
-  return el("figure", caption, legend, svg, el("p", note, cls="note") if note else None,
+  return el("figure", caption, legend, el("p", note, cls="note") if note else None, svg,
             cls="chart")
 
 
@@ -184,21 +187,21 @@ def _bin(line: Line) -> Line:
   return dataclasses.replace(line, x=x, y=y, low=low, high=high)
 
 
-def _grid(x_ticks, y_ticks, x_scale, y_scale, x_label):
+def _grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height):
   marks = []
   labels = tick_labels(y_ticks)
   for tick, label in zip(y_ticks, labels, strict=True):
     y = f"{float(y_scale(tick)):.1f}"
     marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, cls="grid"))
     marks.append(el("text", label, x=LEFT - 6, y=y, dy="0.35em", cls="tick", text_anchor="end"))
-  base = HEIGHT - BOTTOM + 4
+  base = height - BOTTOM + 4
   for tick, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
     x = float(x_scale(tick))
     marks.append(el("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=base, y2=base + 3, cls="axis"))
     anchor = "end" if x > WIDTH - RIGHT - 8 else "middle"
     marks.append(el("text", label, x=f"{x:.1f}", y=base + 14, cls="tick", text_anchor=anchor))
   marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, cls="axis"))
-  marks.append(el("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 3, cls="label",
+  marks.append(el("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=height - 3, cls="label",
                   text_anchor="middle"))
   return marks
 
@@ -262,9 +265,8 @@ def _level(level, y_scale):
 
 def _level_name(level, y_scale):
   y = float(y_scale(level.y))
-  below = y < TOP + 10
-  return el("text", level.label, x=WIDTH - RIGHT - 4, y=f"{y + (12 if below else -4):.1f}",
-            cls="tick halo", text_anchor="end")
+  return el("text", level.label, x=WIDTH - RIGHT - 2, y=f"{y - 5:.1f}", cls="tick named",
+            text_anchor="end")
 
 
 def _legend(lines, levels):
@@ -275,7 +277,7 @@ def _legend(lines, levels):
   return el("div", items, cls="legend")
 
 
-def _hover(lines, x_scale, x_label):
+def _hover(lines, x_scale, x_label, height):
   """Invisible columns that name the values below the pointer."""
   longest = max(lines, key=lambda line: len(line.x))
   x = longest.x[:: max(1, math.ceil(len(longest.x) / HOVERS))]
@@ -295,5 +297,5 @@ def _hover(lines, x_scale, x_label):
       text.append(f"{line.label}: {words.short(float(line.y[j]))}{bounds}")
     columns.append(el(
       "rect", el("title", "\n".join(text)), x=f"{edges[i]:.1f}", y=TOP,
-      width=f"{max(edges[i + 1] - edges[i], 0.5):.1f}", height=HEIGHT - TOP - BOTTOM, cls="hit"))
+      width=f"{max(edges[i + 1] - edges[i], 0.5):.1f}", height=height - TOP - BOTTOM, cls="hit"))
   return columns

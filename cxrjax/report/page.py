@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable
 
 from cxrjax.core.errors import UserError
-from cxrjax.report import results, sections, words
+from cxrjax.report import about, decisions, results, sections, words
 from cxrjax.report import run as runs
 from cxrjax.report.html import Html, el
 from cxrjax.report.writer import replace
@@ -75,11 +75,10 @@ def render(run: runs.Run) -> str:
 
 
 def _title(run: runs.Run) -> str:
-  method = str(run.fact("method") or "").rpartition(".")[2]
-  method = method.upper() if 0 < len(method) <= 5 else method
-  model = str(run.fact("model", "name") or "")
-  name = " \N{MIDDLE DOT} ".join(x for x in (method, model) if x)
-  data = str(run.fact("data", "train", "name") or "").rpartition("/")[2].rpartition(":")[2]
+  name = " \N{MIDDLE DOT} ".join(
+    x for x in (about.method_name(run), about.model_name(run)) if x)
+  data = str(run.fact("data", "train", "name") or "").rstrip("/").rpartition("/")[2]
+  data = data.rpartition(":")[2]
   return f"{name} on {data}" if name and data else name or run.workdir.name or "A run"
 
 
@@ -101,26 +100,30 @@ def _section(
 def _results(run: runs.Run) -> Html | None:
   if not run.evaluations:
     return None
-  return el("div", results.table(run), results.over_time(run))
+  return el("div", results.table(run), decisions.decisions(run), results.over_time(run))
 
 
 def _badge(run: runs.Run) -> Html:
-  kind, _ = results.status(run)
+  kind, _ = about.status(run)
   return el("span", kind, cls=f"badge {kind}")
 
 
 def _callouts(run: runs.Run) -> list[Html]:
-  kind, why = results.status(run)
-  step, total = results.last_step(run), run.fact("steps")
+  kind, why = about.status(run)
+  step, total = about.last_step(run), run.fact("steps")
   reached = f" at step {words.count(step)}" if step is not None else ""
   if reached and words.count(total):
     reached += f" of {words.count(total)}"
   found = []
-  if kind in ("failed", "stopped"):
-    found.append(el("p", el("b", f"This run {kind}{reached}. "), why, cls="callout bad"))
+  if kind in about.ENDED:
+    was = "was stopped" if kind == "stopped" else kind
+    found.append(el("p", el("b", f"This run {was}{reached}. "), why, cls="callout bad"))
   elif kind == "running":
     found.append(el("p", el("b", "This run had not finished"), " when the page was written",
                     f"; it was{reached}." if reached else ".", cls="callout"))
+  notes = run.fact("notes")
+  notes = notes if isinstance(notes, list) else []
+  found += [el("p", str(text), cls="callout") for text in notes[:10]]
   found += [el("p", text, cls="callout warn") for text in sections.health_warnings(run)]
   if run.problems:
     found.append(el("p", "Not everything could be read: ", "; ".join(run.problems), ".",

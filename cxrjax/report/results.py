@@ -7,12 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cxrjax.report import charts, words
+from cxrjax.report import about, charts, words
+from cxrjax.report.about import STYLES
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Estimate, Run, lookup, number
 from cxrjax.report.terminal import ORDER, sort_metrics
-
-STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
 
 
 def summary(run: Run) -> Html:
@@ -22,23 +21,22 @@ def summary(run: Run) -> Html:
 
 
 def _trained_on(run: Run) -> list[str | Html]:
-  method = str(run.fact("method") or "An unnamed method")
-  method = method.rpartition(".")[2]
-  method = method.upper() if len(method) <= 5 else method
-  model = run.fact("model", "name") or "an encoder"
+  method = about.method_name(run) or "An unnamed method"
+  model = about.model_name(run) or "encoder"
   size = words.compact(run.fact("model", "parameters"))
   train = run.fact("data", "train")
   images = words.count(lookup(train, "n"), "radiograph") or "radiographs"
-  verb = "is pretraining" if status(run)[0] == "running" else "pretrained"
-  text = [el("b", f"{method} {verb} {_article(str(model))} {model}"),
+  verb = "is training" if about.status(run)[0] == "running" else "trained"
+  text = [el("b", f"{method} {verb} {_article(model)} {model}"),
           f" ({size} parameters)" if size else "", " on ", el("b", images)]
   if name := lookup(train, "name"):
     text += [" of ", el("span", str(name), cls="name")]
     if lookup(train, "split"):
       text.append(f" ({lookup(train, 'split')})")
-  text.append(", without using labels")
+  if not about.supervised(run):
+    text.append(", without using labels")
   length = []
-  done = last_step(run)
+  done = about.last_step(run)
   if epochs := number(run.fact("epochs")):
     length.append(_epochs(epochs) if math.isfinite(epochs) else "")
   steps = words.count(run.fact("steps") or done, "step")
@@ -48,10 +46,10 @@ def _trained_on(run: Run) -> list[str | Html]:
   length = [x for x in length if x]
   if length:
     text.append(f", for {length[0]}" + (f" ({length[1]})" if len(length) > 1 else ""))
-  took = words.duration(total_seconds(run))
+  took = words.duration(about.total_seconds(run))
   if took:
     text.append(f", in {took}")
-  if device := device_name(run):
+  if device := about.device_name(run):
     text.append(f" on {device}")
   text.append(".")
   return text
@@ -64,7 +62,7 @@ def _judged(run: Run) -> list[str | Html]:
     return ["No AUROC could be computed on the evaluation data."]
   trained = latest.get(TRAINED, {})
   if not trained:
-    return ["The trained encoder has not been evaluated yet; ", *_others(latest, names), "."]
+    return ["The trained encoder has not been evaluated yet; ", _others(latest, names), "."]
   n = trained[names[0]].n
   where = run.fact("data", "probe")
   where = where if isinstance(where, Mapping) else {}
@@ -75,24 +73,27 @@ def _judged(run: Run) -> list[str | Html]:
     text += [" of ", el("span", str(name), cls="name")]
   text.append(", its frozen features reach an AUROC of ")
   for i, metric in enumerate(names):
-    text += [" and " if i else "", el("b", words.estimate(trained[metric])), f" {_by(metric)}"]
+    text += [" and " if i else "", el("b", words.estimate(trained[metric]), cls="nowrap"),
+             f" {_by(metric)}"]
   others = _others(latest, names)
   if others:
-    text += ["; ", *others]
+    text += [". For comparison, ", others]
   text.append(". ")
   text += _verdict(latest, names)
   return text
 
 
-def _others(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str]:
-  parts = []
+def _others(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str | Html]:
+  text: list[str | Html] = []
   random = latest.get(RANDOM, {})
-  values = [f"{words.estimate(random[m])} {_by(m)}" for m in names if m in random]
-  if values:
-    parts.append("the same encoder before training, " + " and ".join(values))
+  for metric in (m for m in names if m in random):
+    text += [" and " if text else "the same encoder before training reaches ",
+             el("span", words.estimate(random[metric]), cls="nowrap"),
+             " with kNN" if metric.startswith("knn") else " with the probe"]
   if floor := floor_auroc(latest):
-    parts.append(f"a linear model of raw thumbnails, {words.estimate(floor)}")
-  return ["; ".join(parts)] if parts else []
+    text += [", and " if text else "", "a linear model of raw thumbnails (the floor) ",
+             "" if text else "reaches ", el("span", words.estimate(floor), cls="nowrap")]
+  return text
 
 
 def _verdict(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str]:
@@ -111,7 +112,7 @@ def _verdict(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> 
   if not said:
     return []
   subject = _by(name or names[-1]).removeprefix("with a ").removeprefix("with ")
-  return [f"The trained encoder's interval ({subject}) " + " and ".join(said) + "."]
+  return [f"The trained encoder's interval ({subject}) " + "; it ".join(said) + "."]
 
 
 def _compare(a: Estimate, b: Estimate, whose: str) -> str:
@@ -121,7 +122,7 @@ def _compare(a: Estimate, b: Estimate, whose: str) -> str:
     return f"lies above {whose}"
   if a.high < b.low:
     return f"lies below {whose}"
-  return f"overlaps {whose}, so that comparison stays open"
+  return f"overlaps {whose}, so these radiographs do not tell the two apart"
 
 
 def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
@@ -154,48 +155,6 @@ def _article(word: str) -> str:
 
 def _epochs(n: float) -> str:
   return f"{n:,.4g} epoch" + ("" if n == 1 else "s")
-
-
-def status(run: Run) -> tuple[str, str]:
-  """`("finished" | "running" | "failed" | "stopped" | "unknown", why)`."""
-  text = str(run.fact("status") or "unknown")
-  kind, _, why = text.partition(":")
-  kind = kind.strip().lower()
-  known = ("finished", "running", "failed", "stopped", "unknown")
-  return (kind, why.strip()) if kind in known else ("stopped", text)
-
-
-def last_step(run: Run) -> int | None:
-  """The last step that has metrics."""
-  ends = [int(c.step[-1]) for c in run.curves.values() if len(c.step)]
-  return max(ends, default=None)
-
-
-def total_seconds(run: Run) -> float | None:
-  """How long the run took: `timing.total_s`, or from start to end."""
-  total = run.fact("timing", "total_s")
-  if isinstance(total, int | float):
-    return float(total)
-  import datetime
-
-  try:
-    start, end = (datetime.datetime.fromisoformat(run.fact(k)) for k in ("started", "finished"))
-    return (end - start).total_seconds()
-  except (TypeError, ValueError):
-    return None
-
-
-def device_name(run: Run) -> str:
-  """`8 x NVIDIA H200`, from whatever `device` holds."""
-  device = run.fact("device")
-  if isinstance(device, str):
-    return device
-  if not isinstance(device, Mapping):
-    return ""
-  name = next((str(device[k]) for k in ("name", "kind", "platform") if device.get(k)), "")
-  n = number(device.get("count", device.get("devices")))
-  name = f"{name.upper()}" if name in ("cpu", "gpu", "tpu") else name
-  return f"{n:.0f} \N{MULTIPLICATION SIGN} {name}" if name and n > 1 else name
 
 
 def table(run: Run) -> Html:
@@ -231,8 +190,12 @@ def _table(names, encoders, latest, first) -> Html:
               scope="col", cls="num") for e in encoders]
   if first:
     head.append(el("th", "First", scope="col", cls="num quiet"))
-  if comparable := any(_bounded(latest[e].get(m)) for e in encoders for m in names):
-    head.append(el("th", _range_axis(), scope="col", cls="forest"))
+  ends = [v for e in encoders for m in names if _bounded(latest[e].get(m))
+          for v in (latest[e][m].value, latest[e][m].low) if math.isfinite(v)]
+  comparable = bool(ends)
+  start_at = 0.5 if ends and min(ends) >= 0.5 else 0.0
+  if comparable:
+    head.append(el("th", _range_axis(start_at), scope="col", cls="forest"))
   rows, group = [], None
   span = len(encoders) + 1 + bool(first) + comparable
   for name in names:
@@ -250,7 +213,7 @@ def _table(names, encoders, latest, first) -> Html:
     if first:
       cells.append(_cell(first.get(name), math.nan, "quiet"))
     if comparable:
-      cells.append(el("td", _forest(values), cls="forest"))
+      cells.append(el("td", _forest(values, start_at), cls="forest"))
     rows.append(el("tr", cells))
   return el("div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"),
             cls="scroll")
@@ -275,15 +238,16 @@ def _bounded(e: Estimate | None) -> bool:
 FOREST = 150
 
 
-def _forest(values: Mapping[str, Estimate]) -> Html | None:
-  """Intervals side by side on one scale from 0 to 1."""
+def _forest(values: Mapping[str, Estimate], start: float) -> Html | None:
+  """Intervals side by side on one scale from `start` to 1."""
   shown = [(e, v) for e, v in values.items() if _bounded(v)]
   if not shown:
     return None
   height = 6 + 7 * len(shown)
   marks = [el("line", x1=x, x2=x, y1=0, y2=height, cls="grid")
            for x in np.linspace(4, FOREST - 4, 5)]
-  at = lambda v: f"{4 + (FOREST - 8) * min(max(v, 0.0), 1.0):.1f}"  # noqa: E731
+  def at(v: float) -> str:
+    return f"{4 + (FOREST - 8) * min(max((v - start) / (1 - start), 0.0), 1.0):.1f}"
   for i, (encoder, v) in enumerate(shown):
     style, y = STYLES.get(encoder, "s4"), 6.5 + 7 * i
     if math.isfinite(v.low) and math.isfinite(v.high):
@@ -295,9 +259,10 @@ def _forest(values: Mapping[str, Estimate]) -> Html | None:
             aria_hidden="true")
 
 
-def _range_axis() -> Html:
+def _range_axis(start: float) -> Html:
   marks = [el("text", label, x=x, y=10, cls="tick", text_anchor=anchor)
-           for label, x, anchor in (("0", 4, "start"), ("0.5", FOREST / 2, "middle"),
+           for label, x, anchor in ((f"{start:g}", 4, "start"),
+                                    (f"{(1 + start) / 2:g}", FOREST / 2, "middle"),
                                     ("1", FOREST - 4, "end"))]
   return el("svg", marks, viewbox=f"0 0 {FOREST} 13", width=FOREST, height=13,
             aria_hidden="true")
@@ -311,14 +276,15 @@ def over_time(run: Run) -> Html | None:
   latest = run.latest()
   names = sort_metrics({m for e in trained for m in e.metrics if m.count("/") <= 1})
   wanted = headline(latest)
-  chosen = wanted + [m for m in names if m not in wanted and (
-    m.startswith("linear/") or not m.endswith("/auroc"))]
+  others = [m for m in names if m not in wanted]
+  chosen = wanted + [m for m in others if not m.startswith("knn")] + others
+  chosen = list(dict.fromkeys(chosen))
   figures = []
   for name in chosen[:6]:
     have = [e for e in trained if name in e.metrics]
     if len(have) < 2:
       continue
-    x, label = time_axis(np.array([e.step for e in have], np.float64),
+    x, label = about.time_axis(np.array([e.step for e in have], np.float64),
                          np.array([e.epoch for e in have], np.float64))
     values = [e.metrics[name] for e in have]
     line = charts.Line(
@@ -334,10 +300,3 @@ def over_time(run: Run) -> Html | None:
                                    style=STYLES[encoder]))
     figures.append(charts.chart(words.title(name), [line], x_label=label, levels=levels))
   return el("div", figures, cls="charts") if figures else None
-
-
-def time_axis(step: np.ndarray, epoch: np.ndarray) -> tuple[np.ndarray, str]:
-  """Epochs where all are known and the run has at least one, steps otherwise."""
-  if len(epoch) and np.isfinite(epoch).all() and epoch.max() >= 1:
-    return epoch, "epoch"
-  return step, "step"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
 import pathlib
+import platform
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -116,6 +119,20 @@ def read(workdir: str | os.PathLike[str]) -> Run:
   return Run(
     workdir=workdir, config=config, facts=facts, curves=_curves(train),
     evaluations=tuple(sorted(evaluations.values(), key=lambda e: e.step)), problems=problems)
+
+
+def environment() -> dict[str, Any]:
+  """Facts about this program and the machine: `{"versions": {...}, "machine": {...}}`."""
+  versions = {"python": platform.python_version()}
+  for name in ("cxrjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[name] = importlib.metadata.version(name)
+  try:
+    cores = len(os.sched_getaffinity(0))  # what this process may use, not what the box has
+  except AttributeError:
+    cores = os.cpu_count() or 1
+  machine = {"system": platform.platform(terse=True), "cores": cores}
+  return {"versions": versions, "machine": machine}
 
 
 def lookup(tree: Any, *path: str) -> Any:

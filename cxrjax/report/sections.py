@@ -10,25 +10,27 @@ from typing import Any
 import numpy as np
 
 from cxrjax.report import charts, pictures, words
+from cxrjax.report.about import supervised, time_axis
 from cxrjax.report.html import Html, el
-from cxrjax.report.results import time_axis
-from cxrjax.report.run import Run, lookup, number
+from cxrjax.report.run import Curve, Run, lookup, number
 
 SCHEDULES = ("lr", "learning_rate", "weight_decay", "momentum", "teacher_temp", "student_temp",
              "temperature", "mask_ratio")
 SPEED = ("images_per_s", "step_ms", "host_ms_per_image")
 TITLES = {
-  "loss": ("Loss", ""), "kl": ("KL divergence, student from teacher", "nats"),
-  "feature_std": ("Spread of features", "0 = collapsed, about 1 = healthy"),
-  "effective_rank": ("Effective rank of features", "dimensions in use"),
+  "loss": ("Loss", ""), "kl": ("KL, student from teacher", "nats"),
+  "feature_std": ("Spread of features", "0 is collapse"),
+  "effective_rank": ("Effective rank of features", "dimensions"),
   "grad_norm": ("Gradient norm", ""), "lr": ("Learning rate", ""),
   "learning_rate": ("Learning rate", ""), "weight_decay": ("Weight decay", ""),
   "momentum": ("Teacher momentum", "EMA"), "teacher_temp": ("Teacher temperature", ""),
   "student_temp": ("Student temperature", ""), "images_per_s": ("Throughput", "images/s"),
 }
-ENTROPIES = {"teacher_entropy": "per image", "entropy_teacher": "per image",
-             "batch_entropy": "of the batch's mean", "student_entropy": "student, per image"}
-HEADS_SHOWN, RADIOGRAPHS, VIEWS, LISTED = 12, 6, 4, 50
+ENTROPIES = {"teacher_entropy": "teacher, per image", "entropy_teacher": "teacher, per image",
+             "batch_entropy": "mean of a batch", "student_entropy": "student, per image"}
+LABELS = {"n": "Images", "name": "Source", "class_counts": "Classes", "splits": "All splits",
+          "on_bad_image": "Bad images", "shared_patients": "Patients in two parts"}
+HEADS_SHOWN, RADIOGRAPHS, VIEWS, CROPS, LISTED = 12, 6, 4, 12, 50
 
 
 def learning(run: Run) -> Html | None:
@@ -45,13 +47,29 @@ def learning(run: Run) -> Html | None:
 
 
 def schedules(run: Run) -> Html | None:
-  """Learning rate, weight decay, momentum, temperatures, as they were."""
-  figures = [_curve(run, n) for n in SCHEDULES if n in run.curves]
+  """Learning rate, weight decay, momentum, temperatures: as planned, or else as they were."""
+  planned = run.fact("schedules")
+  planned = planned if isinstance(planned, Mapping) else {}
+  figures = []
+  for name in dict.fromkeys([*(n for n in SCHEDULES if n in planned or n in run.curves), *planned]):
+    curve = _planned(run, planned[name]) if name in planned else run.curves[name]
+    if curve is not None:
+      figures.append(_curve(run, name, curve))
   return el("div", figures, cls="charts") if figures else None
 
 
-def _curve(run: Run, name: str) -> Html:
-  curve = run.curves[name]
+def _planned(run: Run, plan: Any) -> Curve | None:
+  """A schedule of the whole run, `{"step": [...], "value": [...]}`."""
+  steps, values = lookup(plan, "step"), lookup(plan, "value")
+  if not isinstance(steps, list) or not isinstance(values, list) or len(steps) != len(values):
+    return None
+  step = np.array([number(s) for s in steps], np.float64)
+  epoch = step * number(run.fact("epochs")) / max(number(run.fact("steps")), 1.0)
+  return Curve(step, epoch, np.array([number(v) for v in values], np.float64))
+
+
+def _curve(run: Run, name: str, curve: Curve | None = None) -> Html:
+  curve = curve or run.curves[name]
   x, label = time_axis(curve.step, curve.epoch)
   title, unit = TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
   lost = int((~np.isfinite(curve.value)).sum())
@@ -75,9 +93,9 @@ def _entropy(run: Run) -> Html | None:
     text = ENTROPIES.get(name, name.replace("_", " "))
     lines.append(charts.Line(text, x, curve.value, style=f"s{i + 1}"))
   k = prototypes(run)
-  levels = [charts.Level(f"ln {k:,} = {math.log(k):.2f}: uniform", math.log(k), inside=True)] \
-    if k else []
-  title = "Entropy of the teacher's assignment"
+  levels = [charts.Level(
+    f"ln K = ln {k:,} = {math.log(k):.2f}, uniform", math.log(k), inside=True)] if k else []
+  title = "Entropy of assignments"
   return charts.chart(title, lines, x_label=label, levels=levels, unit="nats",
                       y_range=(0.0, 0.0))
 
@@ -120,17 +138,27 @@ def views(run: Run) -> Html | None:
   n = min(VIEWS, *(v.shape[1] for v in groups.values()))
   rows = []
   for i in range(n):
-    cells = []
+    cells: dict[str, list[Html]] = {"large": [], "small": []}
     for name, crops in groups.items():
-      for j in range(min(len(crops), 10)):
+      place = "small" if name == "local" else "large"
+      for j in range(min(len(crops), CROPS)):
         text = "radiograph" if name == "source" else f"{name} {j + 1}"
-        size = crops.shape[2]
-        cells.append(el(
-          "figure", pictures.picture(pictures.gray(crops[j, i]), f"{text}, image {i + 1}", 176),
-          el("figcaption", text, el("span", f"{size} px", cls="unit")),
-          cls="small" if name == "local" else None))
-    rows.append(el("div", cells, cls="views"))
-  return el("div", rows)
+        cells[place].append(el(
+          "figure", pictures.picture(pictures.gray(crops[j, i]), f"{text}, image {i + 1}",
+                                     120 if place == "small" else 176), el("figcaption", text)))
+    both = [el("div", cells["large"], cls="large") if cells["large"] else None,
+            el("div", cells["small"], cls=f"small {_two_rows(cells['small'])}")
+            if cells["small"] else None]
+    both = [x for x in both if x]
+    rows.append(el("div", both, cls="views" if len(both) > 1 else "views alone"))
+  sizes = []
+  for name, crops in groups.items():
+    h, w = crops.shape[2:4]
+    text = "radiograph" if name == "source" else f"{words.count(len(crops), f'{name} crop')}"
+    more = f", the first {CROPS} shown" if len(crops) > CROPS else ""
+    sizes.append(f"{text} of {h} \N{MULTIPLICATION SIGN} {w} pixels{more}")
+  text = "; ".join(sizes).capitalize()
+  return el("div", el("p", f"{text}.", cls="note"), rows)
 
 
 def attention(run: Run) -> Html | None:
@@ -161,8 +189,8 @@ def attention(run: Run) -> Html | None:
     each = [el("figure", pictures.heat_map(maps[i, h] / top_head, f"attention of head {h + 1}"),
                el("figcaption", f"head {h + 1}"))
             for h in range(min(heads, HEADS_SHOWN))]
-    rows.append(el("div", el("div", pair, cls="pair"), el("div", each, cls="heads"),
-                   cls="attention"))
+    rows.append(el("div", el("div", pair, cls="pair"),
+                   el("div", each, cls=f"heads {_two_rows(each)}"), cls="attention"))
   unit = "\N{MULTIPLICATION SIGN} uniform attention"
   scales = el("div", el("span", "Mean of heads"),
               pictures.colour_bar("0", f"{top_mean:.1f}", unit),
@@ -174,38 +202,86 @@ def attention(run: Run) -> Html | None:
   return el("div", note, scales, rows)
 
 
+def _two_rows(items: list[Html]) -> str:
+  """The class of a grid that holds the items in at most two full rows."""
+  return f"n{min(max(math.ceil(len(items) / 2), 2), 6)}"
+
+
 def data(run: Run) -> Html | None:
   """Every data set the run used: sizes, classes, patients, splits, where it came from."""
-  tables, skipped = [], []
-  for role, facts in _data_sets(run.fact("data")):
-    rows = [(key.replace("_", " ").capitalize(), _value(key, facts[key]))
-            for key in _ordered(facts) if facts[key] not in (None, "", [], {})]
-    tables.append(el("div", el("h3", role), _pairs(rows), cls="card"))
-    skipped += [(role, x) for x in facts.get("skipped") or []]
-  if not tables:
-    return None
-  return el("div", el("div", tables, cls="cards"), _skipped(skipped))
-
-
-def _data_sets(facts: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
-  names = {"train": "Pretraining", "probe": "Evaluation", "eval": "Evaluation"}
-  if not isinstance(facts, Mapping):
-    return
-  for role, value in facts.items():
-    if not isinstance(value, Mapping):
+  sets = run.fact("data")
+  cards, skipped = [], []
+  titles = {"train": "Pretraining", "probe": "Evaluation"}
+  if supervised(run):
+    titles["train"] = "Training"
+  for role, facts in sets.items() if isinstance(sets, Mapping) else ():
+    if not isinstance(facts, Mapping):
       continue
-    title = names.get(role, role.capitalize())
-    nested = {k: v for k, v in value.items() if isinstance(v, Mapping) and "n" in v}
-    if nested and "n" not in value:
-      for split, inner in nested.items():
-        yield f"{title}: {split}", {**{k: v for k, v in value.items() if k not in nested}, **inner}
+    title = titles.get(role, role.replace("_", " ").capitalize())
+    split = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
+    if split:
+      cards.append(el("div", el("h3", title), _parts(split), _pairs(_rows(_common(facts, split))),
+                      cls="card wide"))
+      skipped += [(f"{title}: {k}", x) for k, v in split.items() for x in v.get("skipped") or []]
     else:
-      yield title, value
+      cards.append(el("div", el("h3", title), _pairs(_rows(facts)), cls="card"))
+      skipped += [(title, x) for x in facts.get("skipped") or []]
+  if not cards:
+    return None
+  return el("div", el("div", cards, cls="cards"), _skipped(skipped))
+
+
+def _parts(split: Mapping[str, Mapping[str, Any]]) -> Html:
+  """A table of parts: images, patients, and images of every class."""
+  classes = list(dict.fromkeys(c for v in split.values() for c in v.get("class_counts") or {}))
+  shown = classes[:8]
+  numbers = [k for k in ("n", "patients") if any(v.get(k) for v in split.values())]
+  head = [el("th", "Part", scope="col")]
+  head += [el("th", {"n": "Images"}.get(k, k.capitalize()), scope="col", cls="num")
+           for k in numbers]
+  head += [el("th", c, scope="col", cls="num") for c in shown]
+  rows = []
+  for name, facts in split.items():
+    counts = facts.get("class_counts")
+    counts = counts if isinstance(counts, Mapping) else {}
+    cells = [words.count(facts.get(k)) or "\N{EN DASH}" for k in numbers]
+    for c in shown:
+      n, total = number(counts.get(c)), number(facts.get("n"))
+      share = f" ({100 * n / total:.0f} %)" if total > 0 and math.isfinite(n) else ""
+      cells.append([words.count(n) or "\N{EN DASH}", el("small", share)])
+    rows.append(el("tr", el("th", name, scope="row"), [el("td", c, cls="num") for c in cells]))
+  note = f"The first {len(shown)} of {len(classes)} classes." if len(classes) > len(shown) else None
+  table = el("table", el("thead", el("tr", head)), el("tbody", rows), cls="parts")
+  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note") if note else None)
+
+
+def _common(facts: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """What is the same in all parts, or listed part by part where it differs."""
+  common = {k: v for k, v in facts.items() if k not in split}
+  in_table = {"n", "patients", "class_counts", "classes", "skipped"}
+  for key in dict.fromkeys(k for v in split.values() for k in v if k not in in_table):
+    values = {name: v[key] for name, v in split.items() if key in v}
+    first = next(iter(values.values()))
+    if key == "notes":
+      lists = [v for v in values.values() if isinstance(v, list)]
+      own = common.get("notes")
+      notes = [*(own if isinstance(own, list) else []), *(n for v in lists for n in v)]
+      common["notes"] = list(dict.fromkeys(map(str, notes)))
+    elif all(v == first for v in values.values()):
+      common.setdefault(key, first)
+    elif not any(isinstance(v, Mapping | list) for v in values.values()):
+      common.setdefault(key, values)
+  return common
+
+
+def _rows(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+  return [(LABELS.get(key, key.replace("_", " ").capitalize()), _value(key, facts[key]))
+          for key in _ordered(facts) if facts[key] not in (None, "", [], {})]
 
 
 def _ordered(facts: Mapping[str, Any]) -> list[str]:
-  order = ("name", "split", "n", "patients", "sites", "classes", "class_counts", "splits",
-           "storage", "fingerprint", "notes")
+  order = ("name", "source", "split", "n", "patients", "shared_patients", "sites", "classes",
+           "class_counts", "splits", "storage", "fingerprint", "notes")
   hidden = {"skipped"} | ({"classes"} if isinstance(facts.get("class_counts"), Mapping) else set())
   return [k for k in order if k in facts and k not in hidden] + [
     k for k in facts if k not in order and k not in hidden]
@@ -213,6 +289,9 @@ def _ordered(facts: Mapping[str, Any]) -> list[str]:
 
 def _value(key: str, value: Any) -> Any:
   if key == "fingerprint":
+    if isinstance(value, Mapping):
+      return el("div", [el("div", f"{k} ", el("code", str(v)[:16], title=str(v)))
+                        for k, v in value.items()])
     return el("code", str(value)[:16], title=str(value))
   if isinstance(value, Mapping):
     return el("div", [el("div", el("span", str(k)), el("span", _scalar(v), cls="num"))
@@ -277,7 +356,8 @@ def speed(run: Run) -> Html | None:
   for title, tree in (("Model", run.fact("model")), ("Device", run.fact("device"))):
     for key, value in (tree.items() if isinstance(tree, Mapping) else ()):
       if key != "flops_per_image":
-        add(f"{title}: {key.replace('_', ' ')}", _value(key, value))
+        label = title if key in ("name", "kind") else f"{title}: {key.replace('_', ' ')}"
+        add(label, _value(key, value))
     if isinstance(tree, str):
       add(title, tree)
   figures = [_curve(run, n) for n in SPEED if n in run.curves and len(run.curves[n].value) > 1]

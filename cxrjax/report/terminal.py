@@ -12,17 +12,19 @@ from cxrjax.report import words
 ORDER = (runs.TRAINED, runs.RANDOM, runs.FLOOR)
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[str]) -> str:
   """A table of metrics (rows) by encoder (columns), `value (low-high)`.
 
   Args:
     results: `{encoder: {metric: interval}}`; an interval is anything with `value`, `low` and
       `high` as attributes or keys, or a number. The encoders `"trained"`, `"random"` and `"floor"`
-      come first, in this order.
+      come first, in this order. Or a workdir, whose last results are shown.
 
   Returns:
     Lines without a final newline; an empty string when there is nothing to show.
   """
+  if not isinstance(results, Mapping):
+    results = runs.read(results).latest()
   encoders = [e for e in ORDER if results.get(e)]
   encoders += [e for e in results if e not in ORDER and results[e]]
   names = sort_metrics({name for e in encoders for name in results[e]})
@@ -38,11 +40,6 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
            for row in rows]
   rule = "-" * max(map(len, lines))
   return "\n".join([lines[0], rule, *lines[1:], rule, "95 % intervals in brackets"])
-
-
-def summary(workdir: str | os.PathLike[str]) -> str:
-  """`results_table` of the last results in a workdir."""
-  return results_table(runs.read(workdir).latest())
 
 
 def sort_metrics(names: set[str]) -> list[str]:

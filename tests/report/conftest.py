@@ -98,6 +98,12 @@ def make_workdir(path: pathlib.Path, *, steps: int = 3000, every: int = 10, eval
       writer.results(int(steps * t), epochs * t, "probe", encoder, metrics)
     writer.results(0, 0.0, "probe", "floor",
                    {"linear/auroc": Interval(0.901, 0.876, 0.924, 624, "DeLong")})
+    labels = np.eye(2, dtype=np.float32)[(np.arange(624) > 233).astype(int)]
+    for encoder, apart in (("trained", 2.3), ("random", 1.3), ("floor", 1.8)):
+      logit = rng.standard_normal(624) + apart * (labels[:, 1] - 0.6)
+      positive = 1 / (1 + np.exp(-logit))
+      writer.arrays(f"scores_{encoder}", labels=labels, threshold=0.41, classes=CLASSES,
+                    linear=np.stack([1 - positive, positive], 1).astype(np.float32))
     images = np.stack([radiograph(i, crop) for i in range(4)])
     local = np.stack([images[:, i * 12:i * 12 + 96, i * 9:i * 9 + 96] for i in range(8)])
     writer.arrays("views", **{"source": images, "global": np.stack([images[:, ::-1], 255 - images]),

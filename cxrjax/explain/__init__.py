@@ -1,0 +1,1 @@
+"""What an encoder looks at. May import `models`; draws nothing (that is `report`)."""

@@ -1,0 +1,86 @@
+"""What things are called on the page: the run, its model, its machine."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Run, lookup, number
+
+STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
+ENDED = ("failed", "stopped", "diverged")
+_MODELS = {"vit": "ViT", "resnet": "ResNet", "densenet": "DenseNet", "vitae": "ViTAEv2"}
+
+
+def method_name(run: Run) -> str:
+  """`DINO`."""
+  name = str(run.fact("method") or "").rpartition(".")[2]
+  return name.upper() if 0 < len(name) <= 5 else name
+
+
+def supervised(run: Run) -> bool:
+  """Whether the method learns from labels."""
+  return str(run.fact("method") or "").rpartition(".")[2] in ("classify", "segment")
+
+
+def model_name(run: Run) -> str:
+  """`ViT-S/16`, from a dotted name, a variant and the config's patch size."""
+  name = str(run.fact("model", "name") or "")
+  if "." not in name:
+    return name
+  last = name.removesuffix(".Model").rpartition(".")[2]
+  name = _MODELS.get(last, last)
+  variant = run.fact("model", "variant") or lookup(run.config, "model", "variant")
+  patch = number(lookup(run.config, "model", "patch_size"))
+  return (name + (f"-{variant}" if variant else "")
+          + (f"/{patch:.0f}" if math.isfinite(patch) and name == "ViT" else ""))
+
+
+def device_name(run: Run) -> str:
+  """`8 x NVIDIA H200`, from whatever `device` holds."""
+  device = run.fact("device")
+  if isinstance(device, str):
+    return device
+  if not isinstance(device, Mapping):
+    return ""
+  name = next((str(device[k]) for k in ("kind", "name", "platform") if device.get(k)), "")
+  name = name.upper() if name.lower() in ("cpu", "gpu", "tpu") else name
+  n = number(device.get("devices", device.get("count")))
+  return f"{n:.0f} \N{MULTIPLICATION SIGN} {name}" if name and n > 1 else name
+
+
+def status(run: Run) -> tuple[str, str]:
+  """`("finished" | "running" | one of ENDED | "unknown", why)`."""
+  text = str(run.fact("status") or "unknown")
+  kind, _, why = text.partition(":")
+  kind = kind.strip().lower()
+  if kind in ("finished", "running", "unknown", *ENDED):
+    return kind, why.strip()
+  return "stopped", text
+
+
+def last_step(run: Run) -> int | None:
+  """The last step that has metrics."""
+  return max((int(c.step[-1]) for c in run.curves.values() if len(c.step)), default=None)
+
+
+def total_seconds(run: Run) -> float | None:
+  """How long the run took: `timing.total_s`, or from start to end."""
+  total = number(run.fact("timing", "total_s"))
+  if math.isfinite(total):
+    return total
+  try:
+    start, end = (datetime.datetime.fromisoformat(run.fact(k)) for k in ("started", "finished"))
+    return (end - start).total_seconds()
+  except (TypeError, ValueError):
+    return None
+
+
+def time_axis(step: np.ndarray, epoch: np.ndarray) -> tuple[np.ndarray, str]:
+  """Epochs where all are known and the run has at least one, steps otherwise."""
+  if len(epoch) and np.isfinite(epoch).all() and epoch.max() >= 1:
+    return epoch, "epoch"
+  return step, "step"

@@ -1,0 +1,139 @@
+"""ROC curves and the confusion matrix, from the test scores an evaluation leaves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cxrjax.metrics import classification, intervals, ranking
+from cxrjax.report import charts, words
+from cxrjax.report.about import STYLES
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Run, lookup, number
+
+POINTS = 150  # of a drawn ROC curve
+
+
+def decisions(run: Run) -> Html | None:
+  """ROC curves of trained, random and floor, and the trained probe's confusion matrix.
+
+  Needs `figures/scores_<encoder>.npz` with `labels` f32[m k], `linear` f32[m k] and optionally
+  `threshold`, `classes`, `exclusive`.
+  """
+  scores = {e: run.arrays(f"scores_{e}") for e in (TRAINED, RANDOM, FLOOR)}
+  scores = {e: s for e, s in scores.items() if _usable(s)}
+  if not scores:
+    return None
+  first = next(iter(scores.values()))
+  k = first["labels"].shape[1]
+  classes = _classes(run, first, k)
+  exclusive = _exclusive(first)
+  if exclusive and k == 2:
+    figures = [_roc(
+      f"ROC, linear probe: {classes[1]}",
+      [(words.ENCODERS[e], STYLES[e], s["linear"][:, 1], s["labels"][:, 1])
+       for e, s in scores.items()])]
+  else:
+    own = scores.get(TRAINED, first)
+    shown = list(range(min(k, 4)))
+    more = f"The first 4 of {k} classes." if k > 4 else ""
+    figures = [_roc("ROC, linear probe, by class",
+                    [(classes[c], f"s{c + 1}", own["linear"][:, c], own["labels"][:, c])
+                     for c in shown], more)]
+  if exclusive and TRAINED in scores and k <= 20:
+    figures.append(_matrix(run, scores[TRAINED], classes))
+  return el("div", figures, cls="charts")
+
+
+def _usable(arrays: dict[str, np.ndarray]) -> bool:
+  labels, scores = arrays.get("labels"), arrays.get("linear")
+  return (labels is not None and scores is not None and labels.ndim == 2
+          and labels.shape == scores.shape and labels.shape[1] > 0)
+
+
+def _classes(run: Run, arrays: dict[str, np.ndarray], k: int) -> list[str]:
+  found: Any = arrays["classes"].tolist() if "classes" in arrays else None
+  data = run.fact("data")
+  for facts in data.values() if isinstance(data, dict) else ():
+    found = found or lookup(facts, "test", "classes")
+  return [str(c) for c in found] if isinstance(found, list) and len(found) == k else [
+    f"class {i}" for i in range(k)]
+
+
+def _exclusive(arrays: dict[str, np.ndarray]) -> bool:
+  if "exclusive" in arrays:
+    return bool(arrays["exclusive"])
+  labels = arrays["labels"]
+  known = labels[~np.isnan(labels).any(1)]
+  return labels.shape[1] > 1 and len(known) > 0 and bool((known.sum(1) == 1).all())
+
+
+def _roc(title: str, curves, note: str = "") -> Html:
+  lines = []
+  for label, style, scores, labels in curves:
+    kept = np.isfinite(scores)
+    false, true, _ = ranking.roc_curve(scores[kept], labels[kept])
+    if not len(false) or not np.isfinite(false).all() or not np.isfinite(true).all():
+      continue
+    if len(false) > POINTS:  # evenly along the curve, ends included
+      along = np.linspace(0, false[-1] + true[-1], POINTS)
+      pick = np.unique(np.searchsorted(false + true, along).clip(0, len(false) - 1))
+      false, true = false[pick], true[pick]
+    lines.append(charts.Line(label, false, true, style=style))
+  if not lines:
+    note = "No curve: the test labels or the scores do not define one."
+    lines = []
+  chance = charts.Line("Chance", np.array([0.0, 1.0]), np.array([0.0, 1.0]), style="ref")
+  return charts.chart(
+    title, [*lines, chance], x_label="false positive rate", unit="true positives",
+    y_range=(0.0, 1.0), note=note, height=300)
+
+
+def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str]) -> Html:
+  """Counts and row shares with Wilson intervals; rows the truth, columns the decision."""
+  labels, scores = arrays["labels"], arrays["linear"]
+  known = ~np.isnan(labels).any(1) & np.isfinite(scores).all(1)
+  labels, scores, k = labels[known], scores[known], labels.shape[1]
+  if k == 2:
+    threshold = _threshold(run, arrays)
+    cut = 0.5 if threshold is None else threshold
+    predicted = (scores[:, 1] >= cut).astype(np.int64)
+    rule = (f"{classes[1]} where the score is at least {cut:.3g}, the threshold chosen on "
+            "validation." if threshold is not None else f"{classes[1]} where the score is at "
+            "least 0.5.")
+  else:
+    predicted, rule = scores.argmax(1), "The class with the highest score."
+  counts = classification.confusion(predicted, labels.argmax(1), k)
+  head = el("tr", el("th", "Truth", scope="col"),
+            [el("th", f"called {c}", scope="col", cls="num") for c in classes])
+  rows = []
+  for i, name in enumerate(classes):
+    n = int(counts[i].sum())
+    cells = []
+    for j in range(k):
+      share = counts[i, j] / n if n else math.nan
+      bounds = ""
+      if n:
+        low, high = intervals.wilson(float(share), n)
+        bounds = f"{100 * share:.0f} % ({100 * low:.0f}\N{EN DASH}{100 * high:.0f})"
+      level = f"m{min(int(share * 5), 4)}" if n else None
+      cells.append(el("td", el("b", f"{counts[i, j]:,}"), el("small", bounds),
+                      cls=f"num cell {level} {'right' if i == j else 'wrong'}"))
+    rows.append(el("tr", el("th", name, scope="row"), cells))
+  table = el("table", el("thead", head), el("tbody", rows), cls="matrix")
+  note = f"{rule} {words.count(len(labels), 'radiograph')}; share of each row with 95 % interval."
+  return el("figure", el("figcaption", el("b", "Confusion matrix, linear probe")),
+            el("p", note, cls="note"), el("div", table, cls="scroll"), cls="chart")
+
+
+def _threshold(run: Run, arrays: dict[str, np.ndarray]) -> float | None:
+  found = arrays.get("threshold")
+  if found is None:
+    found = run.fact("evals", TRAINED, "linear", "threshold")
+    found = found[0] if isinstance(found, list) and found else found
+    value = number(found)
+  else:
+    value = float(np.asarray(found).reshape(-1)[-1]) if np.size(found) else math.nan
+  return value if math.isfinite(value) else None
