@@ -170,7 +170,8 @@ class Recipe:
     """The large or the small crops, f32[v b s s 1]."""
     height, width = images.shape[1:3]
     size = self.local_size if local else self.global_size
-    d = self.draw(numbers, height, width, local)
+    # The barrier keeps XLA from computing the draws again for every pixel they are used in.
+    d = jax.lax.optimization_barrier(self.draw(numbers, height, width, local))
     # A rotation looks beyond the box's corners, so that the crop is made larger, at the same scale.
     margin = resample.rotation_margin(size, self.rotate) if self.rotate else 0
     wide, grow = size + 2 * margin, margin / size

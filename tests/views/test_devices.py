@@ -1,0 +1,44 @@
+"""The same views on eight devices as on one, and no traffic between them."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+SCRIPT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from cxrjax.views.multicrop import Recipe
+
+assert jax.device_count() == 8
+recipe = Recipe(global_size=32, local_size=16, local_crops=2, rotate=5.0)
+images = np.random.default_rng(0).integers(0, 256, (16, 48, 48, 1), np.uint8)
+one = jax.jit(recipe)(jax.random.key(3), images)
+mesh = jax.make_mesh((4, 2), ("data", "fsdp"))
+rows = NamedSharding(mesh, P(("data", "fsdp")))
+index = jax.device_put(jnp.arange(16), rows)
+key = jax.device_put(jax.random.key(3), NamedSharding(mesh, P()))
+function = jax.jit(recipe, out_shardings=NamedSharding(mesh, P(None, ("data", "fsdp"))))
+for arguments in ((key, jax.device_put(images, rows)), (key, jax.device_put(images, rows), index)):
+  many = function(*arguments)
+  for name in ("global", "local"):
+    assert len({s.device for s in many[name].addressable_shards}) == 8
+    assert many[name].addressable_shards[0].data.shape[1] == 2
+    np.testing.assert_allclose(many[name], one[name], atol=2e-5)
+  text = function.lower(*arguments).compile().as_text()
+  for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+    assert word not in text, word
+print("same views")
+"""
+
+
+def test_eight_devices_give_the_views_of_one():
+  environment = dict(os.environ)
+  environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+  environment["JAX_PLATFORMS"] = "cpu"
+  root = pathlib.Path(__file__).parents[2]
+  found = subprocess.run(
+    [sys.executable, "-c", SCRIPT], env=environment, cwd=root, capture_output=True, text=True,
+    timeout=300, check=False)
+  assert found.returncode == 0, found.stderr[-3000:]
+  assert "same views" in found.stdout
