@@ -95,14 +95,14 @@ def get_config(arg: str = "") -> ConfigDict:
     "freeze": (("head/prototypes", "1 epochs"),),
   }
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
-  config.checkpoint = {"every": o.eval_every, "keep": 2}
+  config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}
   config.health = {"patience": 5, "grace": "20 %"}
   config.evals = {}
   labelled = o.data if o.eval_data == "same" else o.eval_data
   if labelled != "none" and not (o.eval_data == "same" and labelled.startswith("folder:")):
     config.evals.probe = {
-      "name": "cxrjax.evals.probe", "every": o.eval_every, "source": labelled,
-      "options": options if labelled == o.data else {}, "size": o.image_size,
-      "mean": 0.5, "std": 0.25,
+      "name": "cxrjax.evals.probe", "every": o.eval_every,
+      "data": {"name": labelled, **(options if labelled == o.data else {})},
+      "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20),
     }
   return config

@@ -25,7 +25,8 @@ from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
 from cxrjax.report.writer import Writer
-from cxrjax.training import sharding, workdir as workdirs
+from cxrjax.training import sharding
+from cxrjax.training import workdir as workdirs
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Diverged, Watch
 from cxrjax.training.loop import Evaluation, Outcome, train
@@ -80,10 +81,10 @@ class Run:
 
   @functools.cached_property
   def eval_data(self) -> dict[str, Any]:
-    """Loaded by the main process only; the others wait for it at the next collective."""
-    if jax.process_index() != 0:
-      return {name: None for name in self.evaluators}
-    return {name: e.load(progress=self.progress) for name, e in self.evaluators.items()}
+    """Every evaluator's images, decoded once; in every process, which all compute every result."""
+    cache = self.config["data"]["cache_dir"] or None
+    return {name: e.load(cache_dir=cache, progress=self.progress)
+            for name, e in self.evaluators.items()}
 
   def encode(self, params: Any, x: jax.Array) -> jax.Array:
     """Class-token features, `[b d]`."""
@@ -91,8 +92,7 @@ class Run:
 
   def describe(self) -> dict[str, Any]:
     """Facts for the report and for the lines printed before the run."""
-    evals = {} if jax.process_index() else {
-      name: e.describe(self.eval_data[name]) for name, e in self.evaluators.items()}
+    evals = {name: e.describe(self.eval_data[name]) for name, e in self.evaluators.items()}
     shapes = self.trainer.abstract(self.spec)
     encoder = self.method.encoder_params(shapes["params"], shapes["extra"])
     device = jax.devices()[0]
@@ -107,10 +107,25 @@ class Run:
                 "trained_parameters": param_count(shapes["params"]),
                 "flops_per_image": float(self.method.flops(self.spec))},
       "method": self.config["method"]["name"].rpartition(".")[2],
-      "data": {"train": self.loader.describe(), **evals},
+      "data": {"train": self._describe_data(), **evals},
       "steps": self.clock.total_steps, "epochs": self.clock.epoch(self.clock.total_steps),
       "batch_size": self.clock.batch_size,
       "schedules": {name: {"step": s, "value": v} for name, (s, v) in at.items()},
+    }
+
+
+  def _describe_data(self) -> dict[str, Any]:
+    info = self.loader.info
+    table = self.loader.images if self.loader.images is not None else self.loader.source.table
+    counts = {c: int(np.sum(table.labels[:, i] == 1)) for i, c in enumerate(info.classes)}
+    patients = set(table.patients)
+    return {
+      "name": info.name, "split": info.split, "n": self.loader.num_examples,
+      "storage": self.loader.storage, "classes": list(info.classes), "class_counts": counts,
+      "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
+      "splits": dict(info.splits), "notes": list(info.notes),
+      "skipped": [list(s) for s in self.loader.skipped], "size": self.config["data"]["size"],
+      "fit": self.config["data"]["fit"],
     }
 
 
@@ -148,35 +163,52 @@ def _views(run: Run) -> dict[str, np.ndarray]:
 def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
   def evaluation(name: str, evaluator: Any) -> Evaluation:
     def evaluate(step: int, params: Any) -> float | None:
-      params = sharding.to_host(params)  # in every process: it may be a collective
-      if jax.process_index() != 0:
-        return None
-      result = evaluator.run(run.encode, params, run.eval_data[name])
-      which = "random" if step == 0 else "trained"
-      writer.results(step, run.clock.epoch(step), name, which, result.metrics)
-      return result.score
+      result = evaluator.run(run.encode, params, run.eval_data[name], mesh=run.mesh)
+      encoder = "random" if step == 0 else "trained"
+      _record(writer, step, run.clock.epoch(step), name, encoder, result)
+      score = result.metrics.get(run.config["checkpoint"]["score"])
+      return None if score is None or np.isnan(score.value) else score.value
     every = max(1, run.clock.steps(evaluator.every, f"config.evals.{name}.every"))
     return Evaluation(every, evaluate)
   return {name: evaluation(name, e) for name, e in run.evaluators.items()}
 
 
+def _record(
+    writer: Writer, step: int, epoch: float, name: str, encoder: str, result: Any) -> None:
+  """Metrics, and the newest scores for ROC curves and confusion matrices."""
+  writer.results(step, epoch, name, encoder, result.metrics)
+  threshold = result.facts.get("linear", {}).get("threshold")
+  extra = {} if threshold is None else {"threshold": np.asarray(threshold)}
+  arrays = {k: result.arrays[k] for k in ("labels", "linear") if k in result.arrays}
+  writer.arrays(f"scores_{encoder}", **arrays, **extra)
+  writer.facts(evaluation={name: {encoder: result.facts}})
+
+
 def _floors(run: Run, writer: Writer) -> None:
   """What pixels alone can do, once, beside the encoders."""
-  if jax.process_index() == 0:
-    for name, evaluator in run.evaluators.items():
-      writer.results(0, 0.0, name, "floor", evaluator.floor(run.eval_data[name]))
+  for name, evaluator in run.evaluators.items():
+    _record(writer, 0, 0.0, name, "floor", evaluator.floor(run.eval_data[name]))
 
 
-def _attention(run: Run, outcome: Outcome) -> dict[str, np.ndarray] | None:
-  """Last-layer attention over a few test images."""
+def _attention(run: Run, outcome: Outcome, count: int = 6) -> dict[str, np.ndarray] | None:
+  """Last-layer attention over the first test images of every class in turn."""
   params = sharding.to_host(
     run.method.encoder_params(outcome.state["params"], outcome.state["extra"]))
-  if jax.process_index() != 0 or not run.evaluators:
+  if not run.evaluators or not hasattr(run.encoder, "patch_size"):
     return None
-  name = next(iter(run.evaluators))
-  images, labels, x = run.evaluators[name].examples(run.eval_data[name], 6)
-  attn = np.asarray(cls_attention(run.encoder.encode, params, x))
-  return {"image": images[..., 0], "attn": attn, "label": np.asarray(labels)}
+  name, evaluator = next(iter(run.evaluators.items()))
+  data = run.eval_data[name]
+  key, rows = data.rows["test"]
+  images, labels = data.images[key].pixels, data.labels("test")
+  by_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
+  order = [r[i] for i in range(count) for r in by_class if i < len(r)]
+  chosen = list(dict.fromkeys(order))[:count]
+  pixels = np.stack([images[rows[i]] for i in chosen])
+  x = (pixels.astype(np.float32) / 255 - evaluator.mean) / evaluator.std
+  attn = cls_attention(run.encoder.encode, params, jnp.asarray(x))
+  names = [" + ".join(c for c, y in zip(data.classes, labels[i], strict=True) if y == 1) or "none"
+           for i in chosen]
+  return {"image": pixels[..., 0], "attn": np.asarray(attn), "label": np.asarray(names)}
 
 
 def now() -> str:
