@@ -93,8 +93,8 @@ def find(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str
   for path in _unfinished(folder):
     raise UserError(f"{path} is a download that has not finished; let it finish, then run again")
   raise UserError(
-    f"no {' or '.join(candidates)} in {folder}; get it from {where_to_get} and put it there, "
-    "or name another folder with manual_dir")
+    f"{folder} has no {candidates[0]} (nor {', '.join(candidates[1:])}); get it from "
+    f"{where_to_get} and put it there, or name another folder with manual_dir")
 
 
 def _unfinished(folder: pathlib.Path) -> Iterator[pathlib.Path]:

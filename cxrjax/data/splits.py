@@ -40,8 +40,8 @@ def split_by_patient(
   """Rows of each split: all images of a patient in one, sizes and classes as asked for.
 
   Patients are taken class by class (a patient's class is what most of its images have), within a
-  class in an order that depends on `seed` and the patient's name; each goes to the split that is
-  furthest below its share of that class, counted in images.
+  class in an order that depends on `seed` and the patients' names alone, and that row is cut where
+  the splits' shares of its images are reached.
 
   Args:
     patients: patient of each image.
@@ -69,17 +69,16 @@ def split_by_patient(
   for patient in sorted(rows, key=lambda p: (where[p], p)):
     strata.setdefault(_stratum(labels, rows[patient]), []).append(patient)
   chosen: dict[str, list[int]] = {name: [] for name in names}
-  total = np.zeros(len(names))  # over all strata, so that small ones do not all fall to one split
-  for stratum in sorted(strata, key=lambda s: (-len(strata[s]), s)):
-    have = np.zeros(len(names))
-    for patient in strata[stratum]:
-      size = len(rows[patient])
-      short = shares * (have.sum() + size) - have
-      overall = shares * (total.sum() + size) - total
-      pick = int(np.lexsort((-overall, -np.round(short, 6)))[0])
-      have[pick] += size
-      total[pick] += size
-      chosen[names[pick]] += rows[patient]
+  ends = np.cumsum(shares)
+  for stratum, members in strata.items():
+    sizes = np.array([len(rows[patient]) for patient in members])
+    # Each patient is an interval as long as it has images; where its middle falls decides. The
+    # interval starts anywhere, or lone patients of rare classes would all go to the first split.
+    middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+    start = order.uniform(f"stratum/{seed}/{stratum.hex()}", 1)[0] if len(members) < 20 else 0.0
+    picks = np.searchsorted(ends, (middle + start) % 1, side="right")
+    for patient, pick in zip(members, picks, strict=True):
+      chosen[names[min(int(pick), len(names) - 1)]] += rows[patient]
   _fill_empty(chosen, rows)
   return {name: np.array(sorted(found), dtype=np.int64) for name, found in chosen.items()}
 
