@@ -136,6 +136,9 @@ class Recipe:
     """
     if index is None:
       index = jnp.arange(images.shape[0])
+    # Adding nothing of the images gives the index their sharding. Without it the matrices, made of
+    # the index alone, would be whole on every device and the images gathered to meet them.
+    index = index + 0 * images[:, 0, 0, 0].astype(index.dtype)
     count = self.global_crops + self.local_crops
     numbers = jax.vmap(
       lambda i: jax.random.uniform(jax.random.fold_in(key, i), (count, DRAWS)))(index)
