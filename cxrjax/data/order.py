@@ -14,17 +14,18 @@ import numpy as np
 from jaxtyping import Float64, Int32, UInt64
 
 
-def hash_rows(key: str, n: int) -> UInt64[np.ndarray, "n"]:
-  """`n` evenly spread 64-bit numbers that depend on `key` alone.
-
-  The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-  generators", OOPSLA 2014), started at the SHA-256 of the key.
-  """
-  start = np.frombuffer(hashlib.sha256(key.encode()).digest()[:8], dtype="<u8").astype(np.uint64)
-  z = start + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+def splitmix64(start: int, n: int) -> UInt64[np.ndarray, "n"]:
+  """The first `n` outputs of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
+  number generators", OOPSLA 2014, figure 17) from the state `start`."""
+  z = np.uint64(start) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
   z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return z ^ (z >> np.uint64(31))
+
+
+def hash_rows(key: str, n: int) -> UInt64[np.ndarray, "n"]:
+  """`n` evenly spread 64-bit numbers that depend on `key` alone."""
+  return splitmix64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"), n)
 
 
 def uniform(key: str, n: int) -> Float64[np.ndarray, "n"]:

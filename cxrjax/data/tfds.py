@@ -21,7 +21,7 @@ from absl import logging
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import decode, hashes, store
+from cxrjax.data import decode, store
 from cxrjax.data.types import Record, SourceInfo, Table
 
 BUILDERS = pathlib.Path(__file__).parents[2] / "tfds_builders"  # in a checkout
@@ -44,7 +44,7 @@ class Source:
       by default `downloads/manual` in `data_dir`.
     label: the feature to learn: a ClassLabel, a sequence of them, or several names of features
       that are 1, 0 or -1 (unknown). The default is left out where there is none.
-    cache_dir: where content hashes and tables are remembered.
+    cache_dir: where tables of what is in the records are remembered.
 
   Raises:
     UserError: not prepared and not preparable, another file format, an unknown split or feature.
@@ -76,14 +76,11 @@ class Source:
     self._records = builder.as_data_source(expression, decoders=skip)
     shards = [pathlib.Path(os.fspath(f)) for name in names
               for f in builder.info.splits[name].filepaths]
-    content = hashlib.sha256()
-    for file, digest in zip(shards, hashes.content_hashes(shards, cache_dir), strict=True):
-      content.update(f"{file.name}\0{digest}\n".encode())
     classes, self._exclusive = self._classes()
-    self.table = self._table(content.hexdigest(), expression, len(classes), cache_dir)
+    self.table, fingerprint = self._scan(shards, expression, len(classes), cache_dir)
     self.info = SourceInfo(
       name=f"tfds:{where}", split=_canonical(expression, sizes), classes=classes,
-      exclusive=self._exclusive, splits=shown, fingerprint=content.hexdigest(), notes=tuple(notes))
+      exclusive=self._exclusive, splits=shown, fingerprint=fingerprint, notes=tuple(notes))
 
   def __len__(self) -> int:
     return len(self._records)
@@ -164,30 +161,42 @@ class Source:
       return feature.int2str(int(value)) if value >= 0 else ""
     return value.decode() if isinstance(value, bytes) else str(value)
 
-  def _table(self, fingerprint: str, expression: str, k: int, cache_dir: str | None) -> Table:
-    """The table, from the cache or by one pass over the records (which reads the whole files)."""
-    key = json.dumps([1, fingerprint, expression, self._label, len(self._records)])
+  def _scan(
+      self, shards: Sequence[pathlib.Path], expression: str, k: int, cache_dir: str | None,
+      ) -> tuple[Table, str]:
+    """Table and fingerprint, from the cache or by one pass over the records.
+
+    The fingerprint is of ids and encoded images. The files' own bytes would not do: they depend on
+    the versions of what wrote them.
+    """
+    states = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in shards]
+    key = json.dumps([1, states, expression, self._label, len(self._records)])
     memory = (store.cache_root(cache_dir) / "tables" /
               f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError), \
          np.load(memory) as found:
       return Table(*(tuple(found[n].tolist()) for n in ("ids", "patients", "sites")),
-                   labels=found["labels"])
+                   labels=found["labels"]), str(found["fingerprint"])
     ids, patients, sites, labels = [], [], [], np.zeros((len(self._records), k), np.float32)
+    content = hashlib.sha256()
     for i in range(len(self._records)):
       example = self._records[i]
       ids.append(self._text(example, self._id) if self._id else f"{expression}-{i:07d}")
       patients.append(self._text(example, self._patient) if self._patient else ids[-1])
       sites.append(self._text(example, self._site) if self._site else "")
       labels[i] = self._label_row(example, k)
+      for piece in (ids[-1].encode(), example[self._image],
+                    example[self._mask] if self._mask else b""):
+        content.update(len(piece).to_bytes(8, "little") + piece)
+    fingerprint = content.hexdigest()
     with contextlib.suppress(OSError):
       memory.parent.mkdir(parents=True, exist_ok=True)
       handle, temporary = tempfile.mkstemp(dir=memory.parent, suffix=".npz")
       with os.fdopen(handle, "wb") as opened:
         np.savez(opened, ids=np.array(ids), patients=np.array(patients), sites=np.array(sites),
-                 labels=labels)
+                 labels=labels, fingerprint=np.array(fingerprint))
       os.replace(temporary, memory)
-    return Table(tuple(ids), tuple(patients), tuple(sites), labels)
+    return Table(tuple(ids), tuple(patients), tuple(sites), labels), fingerprint
 
 
 def _canonical(name: str, sizes: dict[str, int]) -> str:
@@ -226,13 +235,17 @@ def _prepared(where: str, data_dir: str | None, manual_dir: str | None) -> Any:
   if kind is not None:
     try:
       with _quiet():
-        builder = kind(data_dir=str(root), config=config or None, file_format="array_record")
+        options = {"data_dir": str(root), "config": config or None}
+        builder = kind(**options)
+        ready = builder.is_prepared()
+        if not ready:
+          builder = kind(**options, file_format="array_record")
     except ValueError as error:
       if not config:
         raise
       known = [c.name for c in kind.BUILDER_CONFIGS]
       raise UserError(f"tfds:{name} has no config {config!r}{suggest(config, known)}") from error
-    if not builder.is_prepared():
+    if not ready:
       _prepare(builder, where, root, manual_dir)
   else:
     folder = _newest(root / where)
@@ -246,7 +259,7 @@ def _prepared(where: str, data_dir: str | None, manual_dir: str | None) -> Any:
   if file_format is None or file_format.value != "array_record":
     raise UserError(
       f"{builder.data_path} holds {getattr(file_format, 'value', 'other')} files, which need "
-      "TensorFlow to read; prepare it again with tfds build --file_format=array_record")
+      "TensorFlow to read; make it anew: tfds build --overwrite --file_format=array_record")
   return builder
 
 
@@ -285,8 +298,9 @@ def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | Non
   try:
     root.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(root / f".{builder.name}.lock"):
-      if builder.is_prepared():
-        return
+      with _quiet():
+        if builder.is_prepared():
+          return
       sys.stderr.write(f"preparing tfds:{where} from {manual} in {root}, once\n")
       tfds.disable_progress_bar()
       with contextlib.redirect_stdout(sys.stderr):
