@@ -1,0 +1,195 @@
+"""AUROC and its interval against brute force from the definitions, and by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_curve as sklearn_roc
+
+from cxrjax.metrics import intervals, ranking
+
+
+def brute_components(scores, labels):
+  """DeLong's structural components from all pairs, as in his equations 3 to 5."""
+  psi = lambda x, y: 1.0 if x > y else 0.5 if x == y else 0.0  # noqa: E731
+  x, y = scores[labels == 1], scores[labels == 0]
+  table = np.array([[psi(a, b) for b in y] for a in x])
+  return table.mean(), table.mean(1), table.mean(0)
+
+
+def brute_variance(scores, labels):
+  _, v10, v01 = brute_components(scores, labels)
+  return np.var(v10, ddof=1) / len(v10) + np.var(v01, ddof=1) / len(v01)
+
+
+def variance_of(interval):
+  """The variance that a logit interval was made from."""
+  a = interval.value
+  logit = lambda p: math.log(p / (1 - p))  # noqa: E731
+  half = (logit(interval.high) - logit(interval.low)) / 2
+  return (half / intervals.quantile(0.95) * a * (1 - a)) ** 2
+
+
+def data(seed, n=80, ties=False):
+  rng = np.random.default_rng(seed)
+  labels = (rng.random(n) < 0.4).astype(np.int64)
+  scores = rng.normal(size=n) + labels
+  return (np.round(scores) if ties else scores), labels
+
+
+@pytest.mark.parametrize("seed,ties", [*itertools.product(range(3), (False, True))])
+def test_auroc_and_delong_variance_against_brute_force(seed, ties):
+  scores, labels = data(seed, ties=ties)
+  got = ranking.auroc(scores, labels)
+  assert got.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+  assert got.value == pytest.approx(brute_components(scores, labels)[0], abs=1e-12)
+  assert variance_of(got) == pytest.approx(brute_variance(scores, labels), rel=1e-9)
+  assert got.low < got.value < got.high and got.n == 80 and got.method == "DeLong"
+
+
+def test_auroc_by_hand():
+  # Positives 3, 1; negatives 2, 0: pairs won 1, 1, 0, 1. V10 = (1, .5), V01 = (.5, 1), so the
+  # variance is .125 / 2 + .125 / 2 = .125 and logit(.75) = ln 3 = 1.098612.
+  got = ranking.auroc(np.array([3.0, 1.0, 2.0, 0.0]), np.array([1, 1, 0, 0]))
+  half = 1.959964 * math.sqrt(0.125) / (0.75 * 0.25)
+  assert got.value == 0.75
+  assert got.low == pytest.approx(1 / (1 + math.exp(half - 1.098612)), abs=1e-6)
+  assert got.high == pytest.approx(1 / (1 + math.exp(-half - 1.098612)), abs=1e-6)
+
+
+def test_clustered_variance_against_obuchowski_sums():
+  rng = np.random.default_rng(3)
+  patients = np.repeat(np.arange(30), 3)
+  labels = (rng.random(90) < 0.5).astype(np.int64)  # patients with both kinds of image
+  scores = rng.normal(size=90) + labels + np.repeat(rng.normal(size=30), 3)
+  area, v10, v01 = brute_components(scores, labels)
+  p10, p01 = patients[labels == 1], patients[labels == 0]
+  m, n = len(v10), len(v01)
+  both = ten = one = 0.0
+  for p in range(30):
+    a = sum(v - area for v, q in zip(v10, p10, strict=True) if q == p)
+    b = sum(v - area for v, q in zip(v01, p01, strict=True) if q == p)
+    ten, one, both = ten + a * a, one + b * b, both + a * b
+  i10, i01 = len(set(p10)), len(set(p01))
+  expected = (i10 / ((i10 - 1) * m) * ten / m + i01 / ((i01 - 1) * n) * one / n
+              + 2 * (30 / 29) * both / (m * n))
+  got = ranking.auroc(scores, labels, [f"p{p}" for p in patients])
+  assert variance_of(got) == pytest.approx(expected, rel=1e-9)
+  assert "Obuchowski" in got.method
+
+
+def test_repeating_every_image_of_a_patient_adds_no_certainty():
+  scores, labels = data(0)
+  once = ranking.auroc(scores, labels, [str(i) for i in range(80)])
+  naive = ranking.auroc(np.tile(scores, 4), np.tile(labels, 4))
+  aware = ranking.auroc(np.tile(scores, 4), np.tile(labels, 4), [str(i % 80) for i in range(320)])
+  assert aware.value == pytest.approx(once.value)
+  assert aware.high - aware.low == pytest.approx(once.high - once.low, rel=1e-6)
+  assert naive.high - naive.low < 0.6 * (once.high - once.low)
+
+
+def test_one_image_per_patient_is_plain_delong():
+  scores, labels = data(1)
+  assert ranking.auroc(scores, labels, [f"{i}" for i in range(80)]) == ranking.auroc(scores, labels)
+
+
+def test_interval_covers():
+  """95 % of intervals hold the true area, 0.760 = Phi(1 / sqrt 2)."""
+  rng = np.random.default_rng(7)
+  labels = np.repeat([0, 1], 40)
+  hits = 0
+  for _ in range(400):
+    got = ranking.auroc(rng.normal(size=80) + labels, labels)
+    hits += got.low <= 0.760250 <= got.high
+  assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_degenerate_areas_keep_a_width():
+  labels = np.array([0, 0, 0, 1, 1])
+  perfect = ranking.auroc(np.arange(5.0), labels)
+  assert perfect.value == 1.0 and perfect.high == 1.0
+  assert perfect.low == pytest.approx(intervals.wilson(1.0, 2)[0])
+  assert ranking.auroc(-np.arange(5.0), labels).value == 0.0
+  constant = ranking.auroc(np.ones(5), labels)
+  assert constant.value == 0.5 and constant.low < 0.2 and constant.high > 0.8
+  single = ranking.auroc(np.array([0.0, 2.0, 1.0]), np.array([0, 0, 1]))
+  assert single.value == 0.5 and single.high - single.low > 0.8 and "1 disjoint" in single.method
+
+
+@pytest.mark.parametrize("scores,labels,reason", [
+  ([1.0, 2.0], [1, 1], "no negative image"),
+  ([1.0, 2.0], [0, 0], "no positive image"),
+  ([], [], "no image has a known label"),
+  ([1.0, math.nan], [0, 1], "not finite"),
+  ([1.0, math.inf], [0, 1], "not finite"),
+])
+def test_undefined(scores, labels, reason):
+  got = ranking.auroc(np.array(scores, np.float64), np.array(labels, np.int64))
+  assert math.isnan(got.value) and reason in got.undefined
+
+
+def test_unknown_labels_are_left_out():
+  scores, labels = data(2)
+  with_unknown = ranking.auroc(
+    np.append(scores, [9.0, -9.0]), np.append(labels.astype(np.float64), [np.nan, np.nan]))
+  assert with_unknown == ranking.auroc(scores, labels)
+  with pytest.raises(ValueError, match="0, 1 or NaN"):
+    ranking.auroc(scores, labels + 1)
+
+
+def test_macro_auroc():
+  rng = np.random.default_rng(5)
+  truth = rng.integers(0, 3, 120)
+  labels = np.eye(3)[truth]
+  scores = rng.normal(size=(120, 3)) + labels
+  got = ranking.macro_auroc(scores, labels)
+  each = [ranking.auroc(scores[:, c], labels[:, c]) for c in range(3)]
+  assert got.value == pytest.approx(np.mean([e.value for e in each]))
+  assert got.value == pytest.approx(
+    roc_auc_score(labels, scores, average="macro"), abs=1e-12)
+  # One column: the macro interval is that column's, up to the (m - 1) / m of the variance.
+  alone = ranking.macro_auroc(scores[:, :1], labels[:, :1])
+  assert alone.value == each[0].value
+  assert (alone.low, alone.high) == pytest.approx((each[0].low, each[0].high), abs=2e-3)
+  # The same column three times is no more certain than once; independent ones are.
+  copies = ranking.macro_auroc(np.repeat(scores[:, :1], 3, 1), np.repeat(labels[:, :1], 3, 1))
+  assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=1e-9)
+  assert got.high - got.low < 0.8 * (alone.high - alone.low)
+
+
+def test_macro_interval_against_resampling():
+  rng = np.random.default_rng(6)
+  labels = (rng.random((150, 2)) < 0.5).astype(np.float64)
+  scores = rng.normal(size=(150, 2)) + labels + rng.normal(size=(150, 1))
+  got = ranking.macro_auroc(scores, labels)
+  values = []
+  for _ in range(600):
+    rows = rng.integers(0, 150, 150)
+    values.append(np.mean([roc_auc_score(labels[rows, c], scores[rows, c]) for c in range(2)]))
+  assert variance_of(got) == pytest.approx(np.var(values), rel=0.2)
+
+
+def test_macro_leaves_out_undefined_classes_and_unknown_labels():
+  labels = np.array([[0, 1], [1, 1], [0, 1], [1, np.nan]], np.float64)
+  scores = np.array([[0.1, 0], [0.9, 0], [0.4, 0], [0.3, 0]], np.float64)
+  got = ranking.macro_auroc(scores, labels)
+  assert got.value == 0.75 and "1 of 2" in got.method
+  assert "no class" in ranking.macro_auroc(scores[:, 1:], labels[:, 1:]).undefined
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_roc_curve_against_sklearn(ties):
+  scores, labels = data(4, ties=ties)
+  false, true, thresholds = ranking.roc_curve(scores, labels)
+  expected = sklearn_roc(labels, scores, drop_intermediate=False)
+  np.testing.assert_allclose(false, expected[0])
+  np.testing.assert_allclose(true, expected[1])
+  np.testing.assert_allclose(thresholds, expected[2])
+  assert np.trapezoid(true, false) == pytest.approx(ranking.auroc(scores, labels).value)
+
+
+def test_roc_curve_without_a_class_is_nan():
+  false, true, _ = ranking.roc_curve(np.array([1.0, 2.0]), np.array([1, 1]))
+  assert np.isnan(false).all() and true.tolist() == [0, 0.5, 1]
