@@ -1,0 +1,46 @@
+"""Set-up for all tests: shapes and types of public functions are checked at run time."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jaxtyping
+
+jaxtyping.install_import_hook("cxrjax", "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_threefry_partitionable", True)
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+  """Decoded images and compiled programs of the tests stay out of the user's cache."""
+  os.environ["CXRJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def test_data():
+  """The folder of real archives; tests that need it are skipped where there is none."""
+  folder = os.environ.get("CXRJAX_TEST_DATA")
+  if not folder:
+    pytest.skip("CXRJAX_TEST_DATA is not set; it names a folder with chest_xray.zip")
+  return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def repository():
+  return REPOSITORY
+
+
+def pytest_collection_modifyitems(items):
+  on_gpu = None
+  for item in items:
+    if "gpu" in item.keywords:
+      on_gpu = jax.default_backend() == "gpu" if on_gpu is None else on_gpu
+      if not on_gpu:
+        item.add_marker(pytest.mark.skip(reason="needs a GPU"))
