@@ -16,6 +16,8 @@ from jaxtyping import Float
 from cxrjax.report import words
 from cxrjax.report.html import Html, el
 
+Real = float | int
+
 WIDTH, HEIGHT = 380, 216
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 12, 34
 BINS = 160  # more points than this are drawn as mean and range of each bin
@@ -50,7 +52,7 @@ class Level:
 def chart(
     title: str, lines: Sequence[Line], *, x_label: str, levels: Sequence[Level] = (),
     unit: str = "", note: str = "", log: bool = False,
-    y_range: tuple[float, float] | None = None, height: int = HEIGHT) -> Html:
+    y_range: tuple[Real, Real] | None = None, height: int = HEIGHT) -> Html:
   """A figure with title, legend and plot.
 
   Args:
@@ -97,7 +99,7 @@ def chart(
             cls="chart")
 
 
-def ticks(low: float, high: float, n: int) -> list[float]:
+def ticks(low: Real, high: Real, n: int) -> list[Real]:
   """About `n` round numbers (1, 2, 2.5 or 5 times a power of ten) in [low, high]."""
   span = high - low
   if not (span > 0 and math.isfinite(span)):
@@ -110,7 +112,7 @@ def ticks(low: float, high: float, n: int) -> list[float]:
   return [0.0 if abs(t) < 1e-9 * step else t for t in found]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: Real, high: Real) -> list[Real]:
   """Powers of ten in [low, high], with 2 and 5 times them where there are few."""
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   for factors in ((1,), (1, 3), (1, 2, 5)):
@@ -169,6 +171,7 @@ def _linear(low, high, start, end):
 def _bin(line: Line) -> Line:
   """At most BINS points: the mean of each bin of consecutive points, and its range as a band."""
   order = np.argsort(line.x, kind="stable")
+  order = order[np.isfinite(line.x[order])]
   x, y = line.x[order], line.y[order]
   low = None if line.low is None else line.low[order]
   high = None if line.high is None else line.high[order]
@@ -206,7 +209,7 @@ def _grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height):
   return marks
 
 
-def tick_labels(values: Sequence[float]) -> list[str]:
+def tick_labels(values: Sequence[Real]) -> list[str]:
   """The ticks' labels, all with the same number of decimals."""
   largest = max((abs(v) for v in values), default=0.0)
   if largest >= 1e5 or 0 < largest < 1e-3:

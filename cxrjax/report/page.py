@@ -6,9 +6,10 @@ import importlib.resources
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from cxrjax.core.errors import UserError
-from cxrjax.report import about, decisions, results, sections, words
+from cxrjax.report import about, decisions, facts, results, sections, words
 from cxrjax.report import run as runs
 from cxrjax.report.html import Html, el
 from cxrjax.report.writer import replace
@@ -42,7 +43,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 def render(run: runs.Run) -> str:
   """The page as text."""
-  title = _title(run)
+  title = str(_guard(_title, run))
   body = [
     ("results", "Results", "", _results),
     ("curves", "Learning", "Training metrics; a pale band shows the range where points are "
@@ -51,7 +52,7 @@ def render(run: runs.Run) -> str:
     ("views", "What a batch sees", "Each row: a radiograph, and the random crops made of it in "
      "one training step.", sections.views),
     ("attention", "Attention over radiographs", "", sections.attention),
-    ("data", "Data and splits", "", sections.data),
+    ("data", "Data and splits", "", facts.data),
     ("speed", "Speed and size", "", sections.speed),
     ("again", "Run it again", "", sections.again),
   ]
@@ -59,8 +60,9 @@ def render(run: runs.Run) -> str:
   made = [(key, name, html) for key, name, html in made if html]
   links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made],
              aria_label="Sections")
-  header = el("header", el("p", "cxrjax", _badge(run), cls="kicker"), el("h1", title),
-              results.summary(run), _callouts(run), el("p", RESEARCH, cls="research"), links)
+  header = el("header", el("p", "cxrjax", _guard(_badge, run), cls="kicker"), el("h1", title),
+              _guard(results.summary, run), _guard(_callouts, run),
+              el("p", RESEARCH, cls="research"), links)
   footer = el("footer", el("p", RESEARCH), el("p", "Written by cxrjax from the files of ",
                                                  el("code", run.workdir.name or "."), "."))
   style = importlib.resources.files("cxrjax.report").joinpath("style.css").read_text("utf-8")
@@ -85,22 +87,33 @@ def _title(run: runs.Run) -> str:
 def _section(
     run: runs.Run, key: str, name: str, note: str, make: Callable[[runs.Run], Html | None],
 ) -> Html | None:
-  """A section; what cannot be drawn is said, since one broken file must not cost the page."""
-  try:
-    content = make(run)
-  except Exception as error:  # the report is worth more than the reason one part of it fails
-    content = el("p", f"This part could not be drawn ({type(error).__name__}: {error}).",
-                 cls="callout warn")
+  """A section, or nothing where the run has nothing for it."""
+  content = _guard(make, run)
   if content is None:
     return None
   return el("section", el("h2", name), el("p", note, cls="note") if note else None, content,
             id=key)
 
 
+def _guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
+  """What cannot be drawn is said: one broken file must not cost the page."""
+  try:
+    return make(run)
+  except Exception as error:
+    return el("p", f"This part could not be drawn ({type(error).__name__}: {error}).",
+              cls="callout warn")
+
+
 def _results(run: runs.Run) -> Html | None:
   if not run.evaluations:
     return None
-  return el("div", results.table(run), decisions.decisions(run), results.over_time(run))
+  parts = []
+  several = run.evaluators()
+  for name in several:
+    own = run.only(name)
+    parts.append(el("div", el("h3", name) if len(several) > 1 else None, results.table(own),
+                    decisions.decisions(own), results.over_time(own), cls="evaluator"))
+  return el("div", parts)
 
 
 def _badge(run: runs.Run) -> Html:

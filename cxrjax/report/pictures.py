@@ -26,7 +26,7 @@ def colour_map(n: int = 256) -> UInt8[np.ndarray, "n 3"]:
   t = np.linspace(0, 1, 4097)
   lightness = 0.10 + 0.87 * t
   hue = np.deg2rad(np.interp(t, [0, 0.35, 0.7, 1], [285, 370, 415, 468]))
-  chroma = np.interp(t, [0, 0.3, 0.6, 0.85, 1], [0.03, 0.155, 0.17, 0.14, 0.07])
+  chroma = np.interp(t, [0, 0.3, 0.6, 0.85, 1], [0.03, 0.145, 0.168, 0.14, 0.07])
   lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], -1)
   length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(lab, axis=0), axis=1))])
   even = np.interp(np.linspace(0, length[-1], n), length, t)

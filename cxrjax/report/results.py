@@ -16,8 +16,9 @@ from cxrjax.report.terminal import ORDER, sort_metrics
 
 def summary(run: Run) -> Html:
   """What was trained on what, for how long, and how well it does, in words."""
-  return el("div", el("p", _trained_on(run)), el("p", _judged(run)) if run.evaluations else
-            el("p", "No evaluation has been written yet."), cls="summary")
+  judged = [el("p", _judged(run.only(name), name)) for name in run.evaluators()[:3]]
+  judged = judged or [el("p", "No evaluation has been written yet.")]
+  return el("div", el("p", _trained_on(run)), judged, cls="summary")
 
 
 def _trained_on(run: Run) -> list[str | Html]:
@@ -55,7 +56,7 @@ def _trained_on(run: Run) -> list[str | Html]:
   return text
 
 
-def _judged(run: Run) -> list[str | Html]:
+def _judged(run: Run, evaluator: str) -> list[str | Html]:
   latest = run.latest()
   names = headline(latest)
   if not names:
@@ -64,7 +65,7 @@ def _judged(run: Run) -> list[str | Html]:
   if not trained:
     return ["The trained encoder has not been evaluated yet; ", _others(latest, names), "."]
   n = trained[names[0]].n
-  where = run.fact("data", "probe")
+  where = run.fact("data", evaluator)
   where = where if isinstance(where, Mapping) else {}
   name = where.get("name") or lookup(where, "test", "name")
   text: list[str | Html] = ["On "]
@@ -173,6 +174,9 @@ def table(run: Run) -> Html:
   note = ["In brackets, 95 % confidence intervals. Bold: the highest value of a row."]
   if methods:
     note.append(" Intervals: " + "; ".join(methods) + ".")
+  reasons = sorted({e.undefined for x in latest.values() for e in x.values() if e.undefined})
+  if reasons:
+    note.append(" n/a: " + "; ".join(reasons[:5]) + ".")
   if first:
     note.append(" First: the trained encoder's earliest evaluation, "
                 f"at step {words.count(_first_step(run))}.")
@@ -224,7 +228,8 @@ def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
     return el("td", "\N{EN DASH}", cls=f"num none {cls}".strip())
   value = words.decimal(e.value)
   bounds = words.interval(e)
-  title = ", ".join(x for x in (words.count(e.n, "image"), e.method) if x) or None
+  method = e.method if e.method != "none" else ""
+  title = ", ".join(x for x in (words.count(e.n, "image"), method, e.undefined) if x) or None
   strong = e.value == best
   return el("td", el("b" if strong else "span", value), " " if bounds else None,
             el("small", f"({bounds})") if bounds else None,

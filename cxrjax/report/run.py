@@ -32,13 +32,14 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A result with its 95 % interval; NaN where unknown."""
+  """A result with its 95 % interval; NaN where unknown, and why it is undefined."""
 
   value: float
   low: float = math.nan
   high: float = math.nan
   n: int | None = None
   method: str = ""
+  undefined: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,15 @@ class Run:
     """The fact at a path of keys, or None."""
     return lookup(self.facts, *path)
 
+  def evaluators(self) -> list[str]:
+    """Names of the evaluators that have results."""
+    return list(dict.fromkeys(e.evaluator for e in self.evaluations))
+
+  def only(self, evaluator: str) -> Run:
+    """The run with the results of one evaluator."""
+    kept = tuple(e for e in self.evaluations if e.evaluator == evaluator)
+    return dataclasses.replace(self, evaluations=kept)
+
   def latest(self) -> dict[str, dict[str, Estimate]]:
     """The last results of every encoder: `{encoder: {metric: Estimate}}`."""
     found: dict[str, dict[str, Estimate]] = {}
@@ -94,7 +104,8 @@ class Run:
     if not path.exists():
       return {}
     try:
-      with np.load(path, allow_pickle=False) as file:
+      # Opened here: np.load leaks its own handle where the archive is torn.
+      with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
     except Exception as error:  # zip, zlib, pickle and value errors, all of one meaning here
       self.problems.append(f"{writer.FIGURES}/{path.name} cannot be read ({error})")
@@ -202,7 +213,8 @@ def _estimate(value: Any) -> Estimate:
   n = number(value.get("n"))
   return Estimate(
     number(value.get("value")), number(value.get("low")), number(value.get("high")),
-    int(n) if math.isfinite(n) else None, str(value.get("method") or ""))
+    int(n) if math.isfinite(n) else None, str(value.get("method") or ""),
+    str(value.get("undefined") or ""))
 
 
 def _curves(train: Mapping[int, Mapping[str, Any]]) -> dict[str, Curve]:

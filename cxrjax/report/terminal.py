@@ -24,7 +24,12 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
     Lines without a final newline; an empty string when there is nothing to show.
   """
   if not isinstance(results, Mapping):
-    results = runs.read(results).latest()
+    run = runs.read(results)
+    names = run.evaluators()
+    tables = [results_table(run.only(name).latest()) for name in names]
+    if len(names) > 1:
+      tables = [f"{name}\n{table}" for name, table in zip(names, tables, strict=True)]
+    return "\n\n".join(tables)
   encoders = [e for e in ORDER if results.get(e)]
   encoders += [e for e in results if e not in ORDER and results[e]]
   names = sort_metrics({name for e in encoders for name in results[e]})

@@ -33,14 +33,14 @@ def interval(e: Estimate, dash: str = "\N{EN DASH}") -> str:
   return ""
 
 
-def decimal(x: float) -> str:
+def decimal(x: float | int) -> str:
   """Three decimals for scores; four digits for larger numbers."""
   if not math.isfinite(x):
     return "n/a"
   return f"{x:.3f}" if abs(x) < 10 else f"{x:,.4g}" if abs(x) < 1e4 else f"{x:,.0f}"
 
 
-def short(x: float) -> str:
+def short(x: float | int) -> str:
   """Four significant digits, for axes and hover text."""
   if not math.isfinite(x):
     return "not finite"

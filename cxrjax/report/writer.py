@@ -14,7 +14,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsFloat, SupportsInt
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -61,7 +61,7 @@ class Writer:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def scalars(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+  def scalars(self, step: SupportsInt, epoch: SupportsFloat, values: Mapping[str, Any]) -> None:
     """One line of training metrics; values are numbers or arrays with one element."""
     if not self.active:
       return
@@ -70,7 +70,7 @@ class Writer:
     self._event(step, {f"train/{name}": value for name, value in plain.items()})
 
   def results(
-      self, step: int, epoch: float, evaluator: str, encoder: str,
+      self, step: SupportsInt, epoch: SupportsFloat, evaluator: str, encoder: str,
       metrics: Mapping[str, Any]) -> None:
     """One line of evaluation results.
 
@@ -116,7 +116,7 @@ class Writer:
         os.fsync(file.fileno())
         os.replace(temporary, path)
 
-  def truncate(self, step: int) -> None:
+  def truncate(self, step: SupportsInt) -> None:
     """Forgets what came after `step`; to be called when a run resumes from a checkpoint.
 
     Drops training lines and results of the trained encoder after `step`, which the resumed run
@@ -126,7 +126,7 @@ class Writer:
       return
     with _naming(self._path):
       data = self._path.read_bytes()
-      kept = b"".join(x for x in data.splitlines(keepends=True) if not _after(x, step))
+      kept = b"".join(x for x in data.splitlines(keepends=True) if not _after(x, int(step)))
       if kept != data:
         os.close(self._lines)
         self._lines = None
@@ -164,7 +164,7 @@ class Writer:
           os.ftruncate(self._lines, end)
         raise
 
-  def _event(self, step: int, values: Mapping[str, float | None]) -> None:
+  def _event(self, step: SupportsInt, values: Mapping[str, float | int | None]) -> None:
     folder = self.workdir / TENSORBOARD
     with _naming(folder):
       if self._events is None:

@@ -94,7 +94,7 @@ def make_workdir(path: pathlib.Path, *, steps: int = 3000, every: int = 10, eval
           value = base + off + gain * (1 - math.exp(-3 * t)) + (0.01 * rng.standard_normal())
           method = "DeLong" if measure == "auroc" else "Wilson"
           metrics[f"{head}/{measure}"] = Interval(
-            value, value - 0.031, min(1, value + 0.026), 624, method)
+            value, value - 0.031, min(1.0, value + 0.026), 624, method)
       writer.results(int(steps * t), epochs * t, "probe", encoder, metrics)
     writer.results(0, 0.0, "probe", "floor",
                    {"linear/auroc": Interval(0.901, 0.876, 0.924, 624, "DeLong")})
@@ -105,7 +105,9 @@ def make_workdir(path: pathlib.Path, *, steps: int = 3000, every: int = 10, eval
       writer.arrays(f"scores_{encoder}", labels=labels, threshold=0.41, classes=CLASSES,
                     linear=np.stack([1 - positive, positive], 1).astype(np.float32))
     images = np.stack([radiograph(i, crop) for i in range(4)])
-    local = np.stack([images[:, i * 12:i * 12 + 96, i * 9:i * 9 + 96] for i in range(8)])
+    side = crop * 3 // 7
+    local = np.stack([images[:, a:a + side, b:b + side]
+                      for a, b in rng.integers(0, crop - side, (8, 2))])
     writer.arrays("views", **{"source": images, "global": np.stack([images[:, ::-1], 255 - images]),
                               "local": local})
     y, x = np.mgrid[-1:1:14j, -1:1:14j]
@@ -117,6 +119,6 @@ def make_workdir(path: pathlib.Path, *, steps: int = 3000, every: int = 10, eval
   return path
 
 
-@pytest.fixture(name="make_workdir")
+@pytest.fixture(name="make_workdir", scope="session")
 def _make_workdir():
   return make_workdir

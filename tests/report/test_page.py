@@ -1,0 +1,266 @@
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from cxrjax.core.errors import UserError
+from cxrjax.report import page
+from cxrjax.report.writer import Writer
+
+VOID = {"meta", "img", "br", "hr", "col"}
+SECTIONS = ["results", "curves", "schedules", "views", "attention", "data", "speed", "again"]
+HOSTILE = '</code><script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+class Checked(HTMLParser):
+  """Parses a page and fails on unbalanced tags, scripts, handlers and loads."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.ids, self.text, self.links, self.images = [], [], [], [], 0
+    self.feed(text)
+    self.close()
+    assert self.open == []
+    assert len(set(self.ids)) == len(self.ids)
+    for link in self.links:
+      assert link[1:] in self.ids
+
+  def handle_starttag(self, tag, attributes):
+    assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+    names = [name for name, _ in attributes]
+    assert len(set(names)) == len(names)
+    for name, value in attributes:
+      assert not name.startswith("on")
+      assert name not in ("style", "srcset", "data", "action", "xlink:href")
+      if name == "src":
+        assert re.match(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+$", value)
+        self.images += 1
+      if name == "href":
+        assert value.startswith("#")
+        self.links.append(value)
+      if name == "id":
+        self.ids.append(value)
+      if name in ("d", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height"):
+        assert not re.search("nan|inf", value), (tag, name, value)
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open and self.open[-1] == tag, (self.open[-3:], tag)
+    self.open.pop()
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] == "style":
+      assert "url(" not in data and "@import" not in data
+    else:
+      self.text.append(data)
+
+
+def check(workdir):
+  path = page.write(workdir)
+  assert path == workdir / "report.html"
+  text = path.read_text(encoding="utf-8")
+  assert path.stat().st_size < 5e6
+  assert text.startswith("<!doctype html>")
+  parsed = Checked(text)
+  parsed.words = " ".join(" ".join(parsed.text).split())
+  return parsed
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, make_workdir):
+  return make_workdir(tmp_path_factory.mktemp("run"), steps=400, every=20, evals=3, crop=64)
+
+
+@pytest.fixture
+def workdir(small, tmp_path):
+  return shutil.copytree(small, tmp_path / "run")
+
+
+def test_a_finished_run(workdir):
+  parsed = check(workdir)
+  assert parsed.ids == SECTIONS
+  words = parsed.words
+  assert "could not be drawn" not in words and "Not everything" not in words
+  assert "DINO trained a ViT-S/16 (21.7 M parameters) on 17,702 radiographs" in words
+  assert "without using labels, for 30 epochs (400 steps of 64 images), in 3 h 12 min" in words
+  assert "On 624 held-out radiographs" in words
+  assert "a linear model of raw thumbnails (the floor) 0.901 (0.876\N{EN DASH}0.924)" in words
+  assert "lies above the random encoder's" in words
+  assert "ln K = ln 4,096 = 8.32" in words
+  assert "Research use only" in words
+  assert "python -m cxrjax.main --config=configs/dino.py:paper" in words
+  assert "1 value not finite" in words  # the NaN in the loss
+  assert "2 images were skipped" in words and "one gray level" in words
+  assert all(x in words for x in ("radiograph", "global 1", "global 2", "local 8", "head 6"))
+  assert parsed.images == 4 * (1 + 2 + 8) + 4 * (2 + 6) + 2
+  assert "<title>" in (workdir / "report.html").read_text()
+
+
+def test_is_a_pure_function_of_the_workdir(workdir):
+  first = page.write(workdir).read_bytes()
+  assert page.write(workdir).read_bytes() == first
+
+
+def test_results_table_has_the_numbers_with_the_best_in_bold(workdir):
+  with Writer(workdir) as writer:
+    for encoder, value in (("trained", 0.873), ("random", 0.7)):
+      writer.results(10**6, 99.0, "probe", encoder, {
+        "knn5/auroc": {"value": value, "low": value - 0.031, "high": value + 0.028, "n": 9}})
+  page.write(workdir)
+  text = (workdir / "report.html").read_text()
+  assert "<b>0.873</b> <small>(0.842\N{EN DASH}0.901)</small>" in text
+  assert "<span>0.700</span> <small>(0.669\N{EN DASH}0.728)</small>" in text
+
+
+@pytest.mark.parametrize("missing", [
+  "config.json", "run.json", "metrics.jsonl", "figures/views.npz", "figures/attention.npz",
+  "figures/scores_trained.npz", "figures"])
+def test_without_a_file(workdir, missing):
+  path = workdir / missing
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+  parsed = check(workdir)
+  assert "could not be drawn" not in parsed.words
+  said = f"{missing} is missing" in parsed.words
+  assert said == missing.endswith(("json", "jsonl"))
+
+
+def test_an_empty_workdir(tmp_path):
+  parsed = check(tmp_path)
+  assert "metrics.jsonl is missing" in parsed.words and parsed.ids == []
+
+
+@pytest.mark.parametrize("broken", [
+  "config.json", "run.json", "metrics.jsonl", "figures/views.npz", "figures/attention.npz"])
+def test_a_torn_file(workdir, broken):
+  path = workdir / broken
+  data = path.read_bytes()
+  path.write_bytes(data[:len(data) // 2])
+  parsed = check(workdir)
+  assert "could not be drawn" not in parsed.words
+  assert path.name in parsed.words
+
+
+@pytest.mark.parametrize("value", [None, 3, -1.5, True, "text", [], [None], {}, {"a": [{}]}])
+def test_facts_of_the_wrong_kind_never_cost_the_page(workdir, value):
+  facts = json.loads((workdir / "run.json").read_text())
+  for key in facts:
+    (workdir / "run.json").write_text(json.dumps({**facts, key: value}))
+    assert "Research use only" in check(workdir).words
+
+
+def test_everything_is_escaped(make_workdir, tmp_path):
+  workdir = make_workdir(tmp_path / "a", steps=40, every=20, evals=2, crop=32,
+                         name=f"folder:/data/{HOSTILE}", status=f"failed: {HOSTILE}")
+  with Writer(workdir) as writer:
+    writer.facts(
+      command=HOSTILE, method=HOSTILE, versions={HOSTILE: HOSTILE}, notes=[HOSTILE],
+      model={"name": HOSTILE}, device={"kind": HOSTILE}, timing={HOSTILE: HOSTILE},
+      schedules={HOSTILE: {"step": [0, 1], "value": [0, 1]}},
+      data={"train": {"classes": [HOSTILE], "skipped": [[HOSTILE, HOSTILE]], HOSTILE: HOSTILE},
+            "probe": {"test": {"class_counts": {HOSTILE: 3}}}})
+    writer.scalars(40, 2.0, {HOSTILE: 1.0})
+    writer.results(40, 2.0, HOSTILE, HOSTILE, {
+      f"{HOSTILE}/{HOSTILE}/{HOSTILE}": {"value": 0.5, "method": HOSTILE}})
+    writer.arrays("attention", image=np.zeros((1, 8, 8), np.uint8),
+                  attn=np.ones((1, 1, 2, 2), np.float32), label=[HOSTILE])
+    writer.arrays("scores_trained", labels=np.eye(2, dtype=np.float32),
+                  linear=np.eye(2, dtype=np.float32), classes=[HOSTILE, "b"])
+  (workdir / "config.json").write_text(json.dumps({HOSTILE: HOSTILE}))
+  parsed = check(workdir)
+  assert HOSTILE in "".join(parsed.text)
+  text = (workdir / "report.html").read_text()
+  assert "<script" not in text and "<img src=x" not in text
+
+
+def test_control_characters_and_lone_surrogates_of_file_names(workdir):
+  with Writer(workdir) as writer:
+    writer.facts(data={"train": {"name": "a\x00b\x1bc"}})
+  facts = (workdir / "run.json").read_text().replace('"split": "train"', '"split": "\\udc80"', 1)
+  (workdir / "run.json").write_text(facts)
+  check(workdir)
+
+
+@pytest.mark.parametrize(("status", "said"), [
+  ("failed: the disk is full", "This run failed at step 400 of 400. the disk is full"),
+  ("stopped: SIGTERM", "This run was stopped at step 400 of 400. SIGTERM"),
+  ("diverged: loss is NaN at step 7", "This run diverged at step 400 of 400. loss is NaN"),
+  ("running", "This run had not finished when the page was written; it was at step 400"),
+])
+def test_says_how_a_run_ended(workdir, status, said):
+  with Writer(workdir) as writer:
+    writer.facts(status=status)
+  assert said in check(workdir).words
+
+
+def test_warns_of_a_collapse(workdir):
+  with Writer(workdir) as writer:
+    writer.scalars(401, 30.1, {"teacher_entropy": math.log(4096), "feature_std": 0.001})
+  words = check(workdir).words
+  assert "the same uniform answer to every image" in words
+  assert "nearly the same features" in words
+
+
+def test_all_values_not_finite(tmp_path):
+  nan = float("nan")
+  with Writer(tmp_path) as writer:
+    writer.facts(status="diverged: NaN", schedules={"lr": {"step": [0, None], "value": [None, 1]}})
+    for step in range(5):
+      writer.scalars(step, nan, {"loss": nan, "teacher_entropy": nan, "feature_std": nan})
+      for encoder in ("trained", "random", "floor"):
+        writer.results(step, nan, "probe", encoder, {"linear/auroc": {
+          "value": nan, "low": nan, "high": nan, "n": 0, "method": "none",
+          "undefined": "one class only"}})
+    writer.arrays("attention", image=np.full((2, 8, 8), np.nan), attn=np.full((2, 2, 2, 2), np.nan))
+    writer.arrays("views", source=np.full((1, 8, 8), np.nan))
+    writer.arrays("scores_trained", labels=np.full((3, 2), np.nan), linear=np.full((3, 2), np.nan))
+  words = check(tmp_path).words
+  assert "could not be drawn" not in words
+  assert "n/a" in words and "one class only" in words and "No finite value yet" in words
+
+
+def test_one_step_and_one_evaluation(tmp_path):
+  with Writer(tmp_path) as writer:
+    writer.scalars(1, 0.01, {"loss": 3.0})
+    writer.results(1, 0.01, "probe", "trained", {"knn5/auroc": 0.75})
+  words = check(tmp_path).words
+  assert "could not be drawn" not in words and "0.750 with k-nearest neighbours (k = 5)" in words
+
+
+def test_several_findings_and_several_evaluators(tmp_path):
+  classes = ["Atelectasis", "Effusion", "Nodule", "Pneumothorax", "Mass"]
+  with Writer(tmp_path) as writer:
+    metrics = {"linear/auroc": 0.8, **{f"linear/auroc/{c}": 0.7 for c in classes}}
+    for name in ("probe", "shenzhen"):
+      writer.results(1, 0.0, name, "trained", metrics)
+    labels = (np.random.default_rng(0).random((50, 5)) > 0.5).astype(np.float32)
+    labels[0, 0] = np.nan
+    writer.arrays("scores_probe_trained", labels=labels, linear=labels, classes=classes)
+  parsed = check(tmp_path)
+  assert "could not be drawn" not in parsed.words
+  assert "The first 4 of 5 classes" in parsed.words and "shenzhen" in parsed.words
+  assert "AUROC, Effusion" in parsed.words and "Confusion" not in parsed.words
+
+
+def test_a_long_run_stays_small(make_workdir, tmp_path):
+  workdir = make_workdir(tmp_path / "a", steps=40, every=20, evals=40, crop=512, heads=16)
+  with open(workdir / "metrics.jsonl", "a") as file:
+    for step in range(100, 30_000):
+      values = {f"metric_{i}": (step * (i + 1)) % 17 / 3 for i in range(10)}
+      file.write(json.dumps({"step": step, "epoch": step / 100, "kind": "train", **values}) + "\n")
+  with Writer(workdir) as writer:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 40, 512, 512), dtype=np.uint8)
+    writer.arrays("views", **{"source": noise[0], "global": noise})
+    writer.facts(data={"train": {"skipped": [[f"{i}.png", "bad"] for i in range(20_000)]}})
+  parsed = check(workdir)
+  assert "and 19,950 more" in parsed.words
+
+
+def test_a_page_that_cannot_be_written(workdir):
+  (workdir / "report.html").mkdir()
+  with pytest.raises(UserError, match=r"report\.html cannot be written"):
+    page.write(workdir)

@@ -1,0 +1,66 @@
+import math
+
+import pytest
+
+from cxrjax.metrics.intervals import Interval
+from cxrjax.report import terminal, words
+from cxrjax.report.html import el
+from cxrjax.report.run import Estimate
+from cxrjax.report.writer import Writer
+
+
+def test_estimates():
+  dash = "\N{EN DASH}"
+  assert words.estimate(Estimate(0.8731, 0.842, 0.9006)) == f"0.873 (0.842{dash}0.901)"
+  assert words.estimate(Estimate(0.5)) == "0.500"
+  assert words.estimate(Estimate(math.nan, 0.1, 0.2)) == "n/a"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+  (0.84, "0.8 s"), (42, "42 s"), (250, "4 min 10 s"), (3000, "50 min"), (11520, "3 h 12 min"),
+  (360_000, "4.2 days"), (3599.9, "1 h 0 min"), (-1, ""), (math.nan, ""), (None, ""), ("3", "")])
+def test_durations(seconds, text):
+  assert words.duration(seconds) == text
+
+
+def test_counts_and_sizes():
+  assert words.count(17702, "radiograph") == "17,702 radiographs"
+  assert words.count(1, "radiograph") == "1 radiograph"
+  assert words.count(None, "radiograph") == words.count([], "x") == words.count(math.inf) == ""
+  assert words.compact(21_665_664) == "21.7 M" and words.compact(5.1e10, "FLOP") == "51 GFLOP"
+  assert words.short(0.000125) == "1.25e\N{MINUS SIGN}4"
+  assert words.short(12345.6) == "12,346" and words.short(math.nan) == "not finite"
+
+
+def test_names_of_metrics():
+  assert words.title("knn20/auroc") == "kNN, k = 20: AUROC"
+  assert words.title("linear/balanced_accuracy") == "Linear probe: Balanced accuracy"
+  assert words.title("linear/auroc/Effusion") == "Linear probe: AUROC, Effusion"
+  assert words.title("own_score") == "Own score"
+
+
+def test_markup_escapes_all_but_its_own():
+  assert el("p", "<b>", el("i", 'a"&'), None, title='"<') == (
+    '<p title="&quot;&lt;">&lt;b&gt;<i>a&quot;&amp;</i></p>')
+  assert el("meta", name_="x", hidden=True, open=False) == '<meta name="x" hidden>'
+
+
+def test_terminal_table(tmp_path):
+  trained = {"linear/auroc": Interval(0.95, 0.93, 0.97, 9, "DeLong"),
+             "knn20/auroc": {"value": 0.9, "low": 0.88, "high": 0.92}, "knn5/auroc": 0.875}
+  results = {"random": {"knn5/auroc": 0.75}, "trained": trained,
+             "floor": {"linear/auroc": Interval(math.nan, math.nan, math.nan, 0, "none", "why")}}
+  table = terminal.results_table(results)
+  assert table.splitlines() == [
+    "                     Trained              Random encoder  Thumbnail floor",
+    "-------------------------------------------------------------------------",
+    "kNN, k = 5: AUROC    0.875                0.750           -",
+    "kNN, k = 20: AUROC   0.900 (0.880-0.920)  -               -",
+    "Linear probe: AUROC  0.950 (0.930-0.970)  -               n/a",
+    "-------------------------------------------------------------------------",
+    "95 % intervals in brackets"]
+  with Writer(tmp_path) as writer:
+    for encoder, metrics in results.items():
+      writer.results(3, 1.0, "probe", encoder, metrics)
+  assert terminal.results_table(tmp_path) == table
+  assert terminal.results_table({}) == "" == terminal.results_table(tmp_path / "none")
