@@ -96,12 +96,13 @@ def fit(
     x, labels = x[known], labels[known]
   centre, scale = x.mean(0), x.std(0)
   # Rounding leaves a constant feature a deviation of 1e-17, which would blow it up to noise.
-  scale = np.where(scale > 1e-7 * (np.abs(centre) + 1e-12), scale, 1.0)
-  x = (x - centre) / scale
-  power, axes = np.linalg.eigh(x.T @ x / len(x))
-  keep = power > 1e-12 * max(power[-1], 1e-300)
-  power, axes = power[keep], axes[:, keep]
-  z = x @ axes
+  varies = scale > 1e-7 * (np.abs(centre) + 1e-12)
+  scale = np.where(varies, scale, 1.0)
+  x = np.where(varies, (x - centre) / scale, 0.0)
+  # The axes only shape the path to the optimum, not the optimum: a few thousand images show them.
+  some = x[::max(1, len(x) // max(4096, 4 * x.shape[1]))]
+  power, axes = np.linalg.eigh(some.T @ some / len(some))
+  basis = (np.clip(power, 0, None), np.ascontiguousarray(axes))
   k = labels.shape[1]
   with np.errstate(invalid="ignore"):
     fitted = np.array([np.any(labels[:, c] == 1) and np.any(labels[:, c] == 0) for c in range(k)])
@@ -114,19 +115,19 @@ def fit(
     if exclusive:
       some = np.flatnonzero(fitted)
       if len(some) == 2:
-        starts[0] = _solve(z, labels[:, some[1:]], power, grid[g], tolerance, starts[0])
-        w, b = axes @ starts[0][:-1], starts[0][-1]
+        starts[0] = _solve(x, labels[:, some[1:]], basis, grid[g], tolerance, starts[0])
+        w, b = _times(axes, starts[0][:-1]), starts[0][-1]
         weight[:, some], bias[some] = np.concatenate([-w, w], 1) / 2, np.append(-b, b) / 2
       elif len(some) > 2:
-        starts[0] = _solve(z, labels[:, some], power, grid[g], tolerance, starts[0])
-        weight[:, some], bias[some] = axes @ starts[0][:-1], starts[0][-1]
+        starts[0] = _solve(x, labels[:, some], basis, grid[g], tolerance, starts[0])
+        weight[:, some], bias[some] = _times(axes, starts[0][:-1]), starts[0][-1]
     else:
       for c in np.flatnonzero(fitted):
         known = ~np.isnan(labels[:, c])
-        part = z if known.all() else z[known]
-        starts[c] = _solve(part, labels[known, c:c + 1], power, grid[g], tolerance, starts[c])
-        weight[:, c], bias[c] = axes @ starts[c][:-1, 0], starts[c][-1, 0]
-    probes[g] = Probe(centre, scale, weight, bias, exclusive, fitted)
+        part = x if known.all() else x[known]
+        starts[c] = _solve(part, labels[known, c:c + 1], basis, grid[g], tolerance, starts[c])
+        weight[:, c], bias[c] = _times(axes, starts[c][:-1])[:, 0], starts[c][-1, 0]
+    probes[g] = Probe(centre, scale, weight * varies[:, None], bias, exclusive, fitted)
   return probes
 
 
@@ -176,19 +177,22 @@ def log_loss(scores: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"])
 
 
 def _solve(
-    z: Float64[np.ndarray, "n r"],
+    x: Float64[np.ndarray, "n d"],
     y: Float[np.ndarray, "n c"],
-    power: Float64[np.ndarray, "r"],
+    basis: tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]],
     l2: float,
     tolerance: float,
     start: np.ndarray | None,
-) -> Float64[np.ndarray, "r+1 c"]:
-  """One logistic regression in principal axes: sigmoid for c = 1, softmax for more.
+) -> Float64[np.ndarray, "d+1 c"]:
+  """One logistic regression, weights along principal axes: sigmoid for c = 1, softmax for more.
+
+  `basis` is the power (variance) along each axis and the axes, one a column.
 
   The unknowns are scaled by sqrt(curvature * power + l2), about the Hessian's diagonal, so that
   L-BFGS sees a nearly round bowl whatever the features' spread. The bias is the last row.
   """
   n, c = y.shape
+  power, axes = basis
   y = y.astype(np.float64)
   share = np.clip(y.mean(0), 1e-3, 1 - 1e-3)
   curvature = float(np.mean(share * (1 - share)))
@@ -199,7 +203,7 @@ def _solve(
 
   def objective(u: np.ndarray) -> tuple[float, np.ndarray]:
     u = u / stretch
-    logits = _times(z, u[:-1]) + u[-1]
+    logits = _times(x, _times(axes, u[:-1])) + u[-1]
     if c == 1:
       loss = np.logaddexp(0, logits) - y * logits
       residual = scipy.special.expit(logits) - y
@@ -207,8 +211,8 @@ def _solve(
       total = scipy.special.logsumexp(logits, axis=1, keepdims=True)
       loss = total - np.sum(y * logits, axis=1, keepdims=True)
       residual = np.exp(logits - total) - y
-    slope = np.concatenate([_transposed_times(z, residual) / n + l2 * u[:-1],
-                            residual.mean(0)[None]])
+    slope = _transposed_times(axes, _transposed_times(x, residual) / n) + l2 * u[:-1]
+    slope = np.concatenate([slope, residual.mean(0)[None]])
     return float(loss.sum() / n + l2 / 2 * np.sum(u[:-1] ** 2)), slope / stretch
 
   return lbfgs(objective, start * stretch, tolerance) / stretch
@@ -269,10 +273,10 @@ def lbfgs(
 
 
 # A BLAS spreads even a product as small as these over all cores and waits for them: on a busy
-# machine that costs fifty times the product itself. einsum stays on one core and reads `z` once.
-def _times(z: np.ndarray, u: np.ndarray) -> np.ndarray:
-  return np.stack([np.einsum("nr,r->n", z, column) for column in np.ascontiguousarray(u.T)], 1)
+# machine that costs fifty times the product itself. einsum stays on one core.
+def _times(x: np.ndarray, u: np.ndarray) -> np.ndarray:
+  return np.stack([np.einsum("nd,d->n", x, column) for column in np.ascontiguousarray(u.T)], 1)
 
 
-def _transposed_times(z: np.ndarray, v: np.ndarray) -> np.ndarray:
-  return np.stack([np.einsum("nr,n->r", z, column) for column in np.ascontiguousarray(v.T)], 1)
+def _transposed_times(x: np.ndarray, v: np.ndarray) -> np.ndarray:
+  return np.stack([np.einsum("nd,n->d", x, column) for column in np.ascontiguousarray(v.T)], 1)
