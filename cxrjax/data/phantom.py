@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -32,6 +33,7 @@ from cxrjax.data.types import Record, SourceInfo, Table
 SPLITS = ("train", "val", "test")
 VERSION = 1  # raise when any pixel changes: it is part of the fingerprint
 Plane = Float32[np.ndarray, "h w"]
+Real = int | float | np.floating
 
 # 5 x 7 letters of the side markers; drawn by hand, so that no font decides what a pixel is.
 _GLYPHS = {
@@ -65,7 +67,8 @@ class Source:
 
   def __init__(
       self, split: str = "train", *, n: int = 1024, size: int = 128, seed: int = 0, sites: int = 2,
-      opacity_contrast: float = 1.0, prevalence: float = 0.5, marker_shortcut: float = 0.0):
+      opacity_contrast: int | float = 1.0, prevalence: int | float = 0.5,
+      marker_shortcut: int | float = 0.0):
     _check("n", n, 1, 10_000_000)
     _check("size", size, 32, 2048)
     _check("seed", seed, 0, 2**63)
@@ -117,7 +120,7 @@ class Source:
       id=self.table.ids[index], patient=self.table.patients[index], site=self.table.sites[index])
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
+def _check(name: str, value: Any, low: int | float, high: int | float) -> None:
   number = isinstance(value, int | float) and not isinstance(value, bool)
   if not number or not low <= value <= high or (isinstance(low, int) and value != int(value)):
     raise UserError(f"config.data.options.{name}={value!r} is out of range; valid: {low} to {high}")
@@ -132,7 +135,8 @@ class _Rows:
   site: np.ndarray
   positive: np.ndarray
 
-  def __init__(self, seed: int, split: str, n: int, sites: int, prevalence: float, shortcut: float):
+  def __init__(self, seed: int, split: str, n: int, sites: int, prevalence: int | float,
+      shortcut: int | float):
     self.split = split
     key = f"{seed}/{split}"
     images = 1 + (3 * order.uniform(f"images/{key}", n)).astype(np.int64)
@@ -144,7 +148,7 @@ class _Rows:
 
 
 @functools.lru_cache(maxsize=8)
-def _grid(size: int) -> tuple[Plane, Plane]:
+def _grid(size: int) -> tuple[Float32[np.ndarray, "1 w"], Float32[np.ndarray, "h 1"]]:
   """Pixel centres, x to the right as a row and y downwards as a column, both in -1..1."""
   axis = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
   return axis[None, :], axis[:, None]
@@ -156,19 +160,19 @@ def _noise(rng: np.random.Generator, cells: int, size: int, stretch: int = 1) ->
   return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _edge(distance: np.ndarray, width: float) -> np.ndarray:
+def _edge(distance: np.ndarray, width: Real) -> np.ndarray:
   """0 outside, 1 inside, linear over `width` around distance 0."""
   return np.clip(distance / width + 0.5, 0, 1)
 
 
-def _disc(x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
+def _disc(x: np.ndarray, y: np.ndarray, cx: Real, cy: Real, rx: Real, ry: Real) -> np.ndarray:
   """1 at the centre, 0 on the ellipse, negative outside: a parabola."""
   return 1 - ((x - cx) * np.float32(1 / rx)) ** 2 - ((y - cy) * np.float32(1 / ry)) ** 2
 
 
 def draw(
     size: int, anatomy: np.random.Generator, shot: np.random.Generator, *, opacity: bool,
-    site: int = 0, contrast: float = 1.0,
+    site: int = 0, contrast: Real = 1.0,
     ) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
   """Draws one radiograph.
 
@@ -217,7 +221,8 @@ def draw(
   return _detect(absorbed, shot, s, site), visible
 
 
-def _lungs(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: float, wall: float) -> np.ndarray:
+def _lungs(
+    x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, wall: Real) -> np.ndarray:
   """Both lungs, 0..1: an outer wall per row, the dome of the diaphragm per column."""
   lungs = np.zeros((), np.float32)
   top = -0.78 + 0.05 * a[4]
@@ -232,7 +237,8 @@ def _lungs(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: float, wall: flo
   return lungs
 
 
-def _heart(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: float, beat: float) -> np.ndarray:
+def _heart(
+    x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, beat: Real) -> np.ndarray:
   """Heart and great vessels, 0..1: they displace air."""
   lower = 0.6 * breath
   dx, dy = x - (0.12 + 0.03 * a[6]), y - (0.25 + lower)
@@ -255,7 +261,7 @@ def _vessels(x: np.ndarray, y: np.ndarray, anatomy: np.random.Generator) -> np.n
   return (ridge * 0.26 + fine * 0.12) * near + 0.28 * np.clip(hilum * 1.5 - 0.75, 0, 1)
 
 
-def _bones(x: np.ndarray, y: np.ndarray, a: np.ndarray, wall: float) -> np.ndarray:
+def _bones(x: np.ndarray, y: np.ndarray, a: np.ndarray, wall: Real) -> np.ndarray:
   """Ribs, spine and clavicles. One periodic function of a bent height draws all ribs of a kind."""
   side = np.abs(x)
   gap = 0.155 + 0.015 * a[12]
@@ -272,14 +278,14 @@ def _bones(x: np.ndarray, y: np.ndarray, a: np.ndarray, wall: float) -> np.ndarr
   return ribs * cage + spine + 0.1 * collar
 
 
-def _rib(wave: np.ndarray, threshold: float) -> np.ndarray:
+def _rib(wave: np.ndarray, threshold: Real) -> np.ndarray:
   """A band where the wave is high, brighter at its borders: bone is a shell."""
   inside = np.clip((wave - threshold) * 4, 0, 1)
   return inside * (1 - 0.45 * np.clip((wave - threshold) * 1.6, 0, 1))
 
 
 def _consolidation(
-    shot: np.random.Generator, size: int, lungs: np.ndarray, contrast: float) -> np.ndarray:
+    shot: np.random.Generator, size: int, lungs: np.ndarray, contrast: Real) -> np.ndarray:
   """The share of air that fluid replaces, 0..1: irregular blobs with a cloudy texture."""
   x, y = _grid(size)
   warp = 0.55 * _noise(shot, 7, size) + 0.22 * _noise(shot, 16, size)

@@ -1,0 +1,131 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxrjax.data import decode
+
+
+@pytest.fixture
+def gray(texture):
+  return texture(40, 56)
+
+
+def test_gray_png_is_exact(encode, gray):
+  np.testing.assert_array_equal(decode.decode(encode(gray))[..., 0], gray)
+
+
+def test_sixteen_bit_png_stays_sixteen_bit(encode, gray):
+  deep = gray.astype(np.uint16) * 257 + 3
+  found = decode.decode(encode(deep))
+  assert found.dtype == np.uint16
+  np.testing.assert_array_equal(found[..., 0], deep)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
+def test_formats(form, encode, gray):
+  found = decode.decode(encode(gray, form))[..., 0]
+  assert np.abs(found.astype(int) - gray).mean() < (10 if form == "JPEG" else 1e-9)
+
+
+def test_tiff_of_sixteen_bits(encode, gray):
+  deep = gray.astype(np.uint16) * 200
+  np.testing.assert_array_equal(decode.decode(encode(deep, "TIFF"))[..., 0], deep)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1"])
+def test_colour_types_become_gray(mode, encode, gray):
+  image = Image.fromarray(gray).convert(mode)
+  found = decode.decode(encode(image))
+  assert found.shape == (40, 56, 1) and found.dtype == np.uint8
+  if mode == "1":
+    assert set(np.unique(found)) == {0, 255}
+  elif mode == "P":
+    assert np.abs(found[..., 0].astype(int) - gray).max() <= 40  # the palette's own loss
+  else:
+    np.testing.assert_array_equal(found[..., 0], gray)
+
+
+def test_alpha_does_not_darken(encode, gray):
+  rgba = np.dstack([gray, gray, gray, np.zeros_like(gray)])
+  np.testing.assert_array_equal(decode.decode(encode(rgba))[..., 0], gray)
+
+
+def test_rgb_weights_are_luma(encode):
+  rgb = np.zeros((20, 20, 3), np.uint8)
+  rgb[..., 1] = 200
+  assert abs(int(decode.decode(encode(rgb))[0, 0, 0]) - round(0.587 * 200)) <= 1
+
+
+@pytest.mark.parametrize("make, reason", [
+  (lambda encode, texture: b"", "0 bytes"),
+  (lambda encode, texture: b"this is no image at all", "not a PNG, JPEG or TIFF"),
+  (lambda encode, texture: encode(texture(300, 300), "JPEG")[:-3000], "damaged or cut short"),
+  (lambda encode, texture: encode(texture(300, 300))[:-3000], "damaged or cut short"),
+  (lambda encode, texture: encode(np.full((1, 1), 7, np.uint8)), "1 x 1 pixels"),
+  (lambda encode, texture: encode(texture(8, 400)), "400 x 8 pixels"),
+  (lambda encode, texture: encode(texture(20, 20), "GIF"), "not a PNG, JPEG or TIFF"),
+])
+def test_bad_images_say_why(make, reason, encode, texture):
+  with pytest.raises(decode.BadImage, match=reason) as error:
+    decode.decode(make(encode, texture), "some/file.png")
+  assert str(error.value).startswith("some/file.png: ") and "\n" not in str(error.value)
+
+
+def test_a_bomb_is_refused_by_its_header():
+  def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+  header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
+  rest = chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+  with pytest.raises(decode.BadImage, match=r"too many pixels|60000"):
+    decode.decode(b"\x89PNG\r\n\x1a\n" + header + rest)
+
+
+def test_jpeg_decoded_smaller_is_large_enough_and_close(encode, texture):
+  # What a radiograph of 1600 pixels becomes at 100: by the short way and by the long one.
+  small = Image.fromarray(texture(160, 200))
+  large = np.asarray(small.resize((2000, 1600), Image.Resampling.BICUBIC))
+  data = encode(large, "JPEG", quality=95)
+  short = decode.decode(data, at_least=100)
+  assert min(short.shape[:2]) >= 200 and short.shape[0] < 1600
+  assert decode.decode(data, at_least=900).shape == (1600, 2000, 1)
+  a, b = (decode.resize(im, 100).astype(float) for im in (short, decode.decode(data)))
+  assert np.abs(a - b).mean() < 1
+
+
+def test_sixteen_bits_are_windowed_and_eight_are_not(gray):
+  deep = (gray.astype(np.uint16) + 1000)[..., None]
+  deep[0, 0] = 65535  # one hot pixel must not blacken the rest
+  found = decode.to_uint8(deep)
+  assert found.dtype == np.uint8 and found.min() == 0 and found.max() == 255
+  order = np.argsort(deep.ravel(), kind="stable")
+  assert (np.diff(found.ravel()[order].astype(int)) >= 0).all()
+  assert 90 < found.mean() < 165
+  narrow = (gray // 8)[..., None]
+  assert decode.to_uint8(narrow) is narrow
+
+
+@pytest.mark.parametrize("value, dtype", [(0, np.uint8), (255, np.uint8), (700, np.uint16)])
+def test_blank_images_are_bad(value, dtype):
+  with pytest.raises(decode.BadImage, match=f"blank: every pixel is {value}"):
+    decode.to_uint8(np.full((20, 20, 1), value, dtype))
+
+
+def test_resize_fits():
+  image = np.zeros((40, 80, 1), np.uint8)
+  image[:, 40:] = 200
+  squash, pad, crop = (decode.resize(image, 20, fit)[..., 0] for fit in ("squash", "pad", "crop"))
+  reference = np.asarray(Image.fromarray(image[..., 0]).resize((20, 20), Image.Resampling.BICUBIC))
+  np.testing.assert_array_equal(squash, reference)
+  assert (pad[:5] == 0).all() and (pad[15:] == 0).all()
+  assert pad[10, 1] == 0 and pad[10, -2] == 200
+  half = np.asarray(Image.fromarray(image[:, 20:60, 0]).resize((20, 20), Image.Resampling.BICUBIC))
+  np.testing.assert_array_equal(crop, half)
+
+
+def test_masks_stay_masks(texture):
+  mask = (texture(50, 70) > 128).astype(np.uint8)[..., None]
+  assert set(np.unique(decode.resize(mask, 33, nearest=True))) == {0, 1}
