@@ -57,7 +57,7 @@ def extract(
 
   n = len(pixels)
   devices = 1 if mesh is None else mesh.devices.size
-  batch = -(-max(1, min(batch, n)) // devices) * devices
+  batch = -(-batch // devices) * devices
   function = _compiled(encode, float(mean), float(std), mesh)
   waiting: deque[jax.Array] = deque()
   rows: list[np.ndarray] = []
@@ -70,6 +70,8 @@ def extract(
     if len(waiting) > IN_FLIGHT:
       rows.append(np.asarray(waiting.popleft()))
   rows.extend(np.asarray(y) for y in waiting)
+  if not rows:
+    raise UserError("there are no images to encode")
   return np.concatenate(rows)[:n].astype(np.float32)
 
 

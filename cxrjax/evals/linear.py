@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.special
@@ -85,7 +85,7 @@ def fit(
     labels: 1, 0 or NaN; one-hot where exclusive (a row with a NaN is left out).
     exclusive: one class an image.
     grid: strengths, any order.
-    tolerance: on the gradient, per unit of curvature.
+    tolerance: on the gradient, in units scaled to a curvature of about 1.
 
   Returns:
     One probe per strength, in the order of `grid`.
@@ -98,37 +98,31 @@ def fit(
   # Rounding leaves a constant feature a deviation of 1e-17, which would blow it up to noise.
   varies = scale > 1e-7 * (np.abs(centre) + 1e-12)
   scale = np.where(varies, scale, 1.0)
-  x = np.where(varies, (x - centre) / scale, 0.0)
+  x -= centre
+  x /= scale
+  x[:, ~varies] = 0
   # The axes only shape the path to the optimum, not the optimum: a few thousand images show them.
   some = x[::max(1, len(x) // max(4096, 4 * x.shape[1]))]
   power, axes = np.linalg.eigh(some.T @ some / len(some))
   basis = (np.clip(power, 0, None), np.ascontiguousarray(axes))
   k = labels.shape[1]
-  with np.errstate(invalid="ignore"):
-    fitted = np.array([np.any(labels[:, c] == 1) and np.any(labels[:, c] == 0) for c in range(k)])
-  # From strong to weak, each starting at the optimum before it.
-  order = np.argsort(-np.asarray(grid), kind="stable")
-  probes: list[Probe | None] = [None] * len(grid)
-  starts: list[np.ndarray | None] = [None] * k
-  for g in order:
-    weight, bias = np.zeros((x.shape[1], k)), np.zeros(k)
-    if exclusive:
-      some = np.flatnonzero(fitted)
-      if len(some) == 2:
-        starts[0] = _solve(x, labels[:, some[1:]], basis, grid[g], tolerance, starts[0])
-        w, b = _times(axes, starts[0][:-1]), starts[0][-1]
-        weight[:, some], bias[some] = np.concatenate([-w, w], 1) / 2, np.append(-b, b) / 2
-      elif len(some) > 2:
-        starts[0] = _solve(x, labels[:, some], basis, grid[g], tolerance, starts[0])
-        weight[:, some], bias[some] = _times(axes, starts[0][:-1]), starts[0][-1]
-    else:
-      for c in np.flatnonzero(fitted):
-        known = ~np.isnan(labels[:, c])
-        part = x if known.all() else x[known]
-        starts[c] = _solve(part, labels[known, c:c + 1], basis, grid[g], tolerance, starts[c])
-        weight[:, c], bias[c] = _times(axes, starts[c][:-1])[:, 0], starts[c][-1, 0]
-    probes[g] = Probe(centre, scale, weight * varies[:, None], bias, exclusive, fitted)
-  return probes
+  fitted = np.array([np.any(labels[:, c] == 1) and np.any(labels[:, c] == 0) for c in range(k)])
+  taught = np.flatnonzero(fitted)
+  weight, bias = np.zeros((len(grid), x.shape[1], k)), np.zeros((len(grid), k))
+  if exclusive and len(taught) == 2:  # one logit, its weights halved between the two classes
+    for g, w, b in _path(x, labels[:, taught[1:]], basis, grid, tolerance):
+      weight[g][:, taught], bias[g, taught] = np.concatenate([-w, w], 1) / 2, np.append(-b, b) / 2
+  elif exclusive and len(taught) > 2:
+    for g, w, b in _path(x, labels[:, taught], basis, grid, tolerance):
+      weight[g][:, taught], bias[g, taught] = w, b
+  elif not exclusive:
+    for c in taught:
+      known = ~np.isnan(labels[:, c])
+      part = x if known.all() else x[known]
+      for g, w, b in _path(part, labels[known, c:c + 1], basis, grid, tolerance):
+        weight[g][:, c], bias[g, c] = w[:, 0], b[0]
+  weight *= varies[:, None]
+  return [Probe(centre, scale, weight[g], bias[g], exclusive, fitted) for g in range(len(grid))]
 
 
 def choose(
@@ -176,10 +170,27 @@ def log_loss(scores: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"])
   return float(loss[known].mean()) if known.any() else float("nan")
 
 
+Basis = tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]
+
+
+def _path(
+    x: Float64[np.ndarray, "n d"], y: Float[np.ndarray, "n c"], basis: Basis,
+    grid: tuple[float, ...], tolerance: float,
+) -> Iterator[tuple[int, Float64[np.ndarray, "d c"], Float64[np.ndarray, "c"]]]:
+  """For every strength its place in the grid, weights and bias.
+
+  From strong to weak, each starting at the optimum before it.
+  """
+  found = None
+  for g in np.argsort(-np.asarray(grid), kind="stable").tolist():
+    found = _solve(x, y, basis, grid[g], tolerance, found)
+    yield g, _times(basis[1], found[:-1]), found[-1]
+
+
 def _solve(
     x: Float64[np.ndarray, "n d"],
     y: Float[np.ndarray, "n c"],
-    basis: tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]],
+    basis: Basis,
     l2: float,
     tolerance: float,
     start: np.ndarray | None,

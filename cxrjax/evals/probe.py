@@ -144,9 +144,11 @@ class Evaluator:
       reason.
     """
     began = time.perf_counter()
+    # One batch size for all parts, so that the encoder compiles once.
+    batch = min(self.batch, max(len(images) for images in data.images.values()))
     whole = {
       key: features.extract(
-        encode, params, images.pixels, batch=self.batch, mean=self.mean, std=self.std, mesh=mesh,
+        encode, params, images.pixels, batch=batch, mean=self.mean, std=self.std, mesh=mesh,
         progress=progress)
       for key, images in data.images.items()}
     x = {part: whole[key][rows] for part, (key, rows) in data.rows.items()}
@@ -162,7 +164,8 @@ class Evaluator:
     seconds["knn"] = time.perf_counter() - began
 
     began = time.perf_counter()
-    facts: dict[str, Any] = {"health": health.health(x["test"])}
+    facts: dict[str, Any] = {
+      "health": {k: _number(v) for k, v in health.health(x["test"]).items()}}
     if finite:
       choice = linear.choose(
         x["train"], y["train"], x["val"], y["val"], data.exclusive, self.l2)

@@ -1,0 +1,1 @@
+"""Metrics in NumPy, each with a confidence interval."""

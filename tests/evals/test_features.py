@@ -60,6 +60,11 @@ def test_over_a_mesh():
   np.testing.assert_allclose(got, expected(), atol=2e-5)
 
 
+def test_no_images():
+  with pytest.raises(UserError, match="no images"):
+    features.extract(encode, PARAMS, PIXELS[:0])
+
+
 def test_an_encoder_that_gives_patches_is_refused():
   with pytest.raises(UserError, match=r"shape \(4, 8, 8, 1\).*one vector an image"):
     features.extract(lambda p, x: x, PARAMS, PIXELS, batch=4)

@@ -1,8 +1,6 @@
 """The thumbnail floor: exact areas, ridge as scikit-learn's, and its value on real radiographs."""
 
 import io
-import os
-import pathlib
 import re
 import zipfile
 
@@ -52,11 +50,8 @@ def test_ridge_against_sklearn():
   assert np.isnan(got[:, 2]).all()
 
 
-def archive(name):
-  folder = os.environ.get("CXRJAX_TEST_DATA")
-  if not folder:
-    pytest.skip("CXRJAX_TEST_DATA is not set")
-  path = pathlib.Path(folder) / name
+def archive(folder, name):
+  path = folder / name
   if not path.is_file():
     pytest.skip(f"no {name} in CXRJAX_TEST_DATA")
   return zipfile.ZipFile(path)
@@ -72,8 +67,8 @@ def read(files, names):
   return np.concatenate(parts)
 
 
-def test_floor_of_the_official_pneumonia_test_split():
-  with archive("chest_xray.zip") as files:
+def test_floor_of_the_official_pneumonia_test_split(test_data):
+  with archive(test_data, "chest_xray.zip") as files:
     parts = {}
     for part in ("train", "test"):
       names = sorted(n for n in files.namelist()
@@ -90,8 +85,8 @@ def test_floor_of_the_official_pneumonia_test_split():
   assert 0.85 < got.low < got.value < got.high < 0.94
 
 
-def test_floor_of_shenzhen_cross_validated():
-  with archive("ChinaSet_AllFiles.zip") as files:
+def test_floor_of_shenzhen_cross_validated(test_data):
+  with archive(test_data, "ChinaSet_AllFiles.zip") as files:
     names = sorted(n for n in files.namelist() if re.search(r"CXR_png/CHNCXR_\d+_[01]\.png$", n))
     truth = np.array([int(n[-5]) for n in names])
     x = read(files, names)

@@ -114,6 +114,7 @@ def test_an_encoder_with_nan_is_undefined_and_says_so(ready):
   for interval in result.metrics.values():
     assert math.isnan(interval.value) and "not finite" in interval.undefined
   assert set(result.metrics) == set(evaluator.run(encode, PARAMS, data).metrics)
+  json.dumps(result.facts, allow_nan=False)
 
 
 def test_floor_has_the_linear_probes_names(ready):
