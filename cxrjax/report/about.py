@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,16 @@ def model_name(run: Run) -> str:
   patch = number(lookup(run.config, "model", "patch_size"))
   return (name + (f"-{variant}" if variant else "")
           + (f"/{patch:.0f}" if math.isfinite(patch) and name == "ViT" else ""))
+
+
+def source_name(name: Any) -> str:
+  """A source's name; of a long path the kind and the end."""
+  name = str(name or "")
+  if len(name) <= 48:
+    return name
+  kind, _, path = name.rpartition(":")
+  last = path.rstrip("/").rpartition("/")[2][-40:]
+  return f"{kind}:\N{HORIZONTAL ELLIPSIS}/{last}" if kind else f"\N{HORIZONTAL ELLIPSIS}/{last}"
 
 
 def device_name(run: Run) -> str:

@@ -31,22 +31,12 @@ def _trained_on(run: Run) -> list[str | Html]:
   text = [el("b", f"{method} {verb} {_article(model)} {model}"),
           f" ({size} parameters)" if size else "", " on ", el("b", images)]
   if name := lookup(train, "name"):
-    text += [" of ", el("span", str(name), cls="name")]
+    text += [" of ", el("span", about.source_name(name), cls="name", title=name)]
     if lookup(train, "split"):
       text.append(f" ({lookup(train, 'split')})")
   if not about.supervised(run):
     text.append(", without using labels")
-  length = []
-  done = about.last_step(run)
-  if epochs := number(run.fact("epochs")):
-    length.append(_epochs(epochs) if math.isfinite(epochs) else "")
-  steps = words.count(run.fact("steps") or done, "step")
-  if steps:
-    batch = words.count(run.fact("batch_size"), "image")
-    length.append(f"{steps} of {batch}" if batch else steps)
-  length = [x for x in length if x]
-  if length:
-    text.append(f", for {length[0]}" + (f" ({length[1]})" if len(length) > 1 else ""))
+  text.append(_length(run))
   took = words.duration(about.total_seconds(run))
   if took:
     text.append(f", in {took}")
@@ -54,6 +44,20 @@ def _trained_on(run: Run) -> list[str | Html]:
     text.append(f" on {device}")
   text.append(".")
   return text
+
+
+def _length(run: Run) -> str:
+  """`, for 30 epochs (3,000 steps of 64 images)`; how far it came where that is not the end."""
+  done, total = about.last_step(run), number(run.fact("steps"))
+  batch = words.count(run.fact("batch_size"), "image")
+  of = f" of {batch}" if batch else ""
+  if done and done < total and about.status(run)[0] != "finished":
+    return f", for {words.count(done)} of {words.count(total, 'step')}{of}"
+  steps = words.count(total if math.isfinite(total) else done, "step")
+  epochs = number(run.fact("epochs"))
+  if math.isfinite(epochs):
+    return f", for {_epochs(epochs)}" + (f" ({steps}{of})" if steps else "")
+  return f", for {steps}{of}" if steps else ""
 
 
 def _judged(run: Run, evaluator: str) -> list[str | Html]:
@@ -71,7 +75,7 @@ def _judged(run: Run, evaluator: str) -> list[str | Html]:
   text: list[str | Html] = ["On "]
   text.append(words.count(n, "held-out radiograph") if n else "held-out radiographs")
   if name:
-    text += [" of ", el("span", str(name), cls="name")]
+    text += [" of ", el("span", about.source_name(name), cls="name", title=name)]
   text.append(", its frozen features reach an AUROC of ")
   for i, metric in enumerate(names):
     text += [" and " if i else "", el("b", words.estimate(trained[metric]), cls="nowrap"),

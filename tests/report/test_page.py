@@ -198,6 +198,15 @@ def test_says_how_a_run_ended(workdir, status, said):
   assert said in check(workdir).words
 
 
+def test_a_run_cut_short_says_how_far_it_came(workdir):
+  with Writer(workdir) as writer:
+    writer.facts(status="stopped: SIGTERM", steps=1000)
+    writer.facts(data={"train": {"name": "folder:/a" + "/long_name" * 9 + "/pictures"}})
+  words = check(workdir).words
+  assert "for 400 of 1,000 steps of 64 images, in" in words
+  assert "radiographs of folder:\N{HORIZONTAL ELLIPSIS}/pictures (train)" in words
+
+
 def test_warns_of_a_collapse(workdir):
   with Writer(workdir) as writer:
     writer.scalars(401, 30.1, {"teacher_entropy": math.log(4096), "feature_std": 0.001})
