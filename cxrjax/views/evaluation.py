@@ -7,7 +7,7 @@ import dataclasses
 from jaxtyping import Array, Float, Num
 
 from cxrjax.views import resample
-from cxrjax.views.fields import floats, whole
+from cxrjax.views.fields import Number, floats, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Recipe:
   """
 
   size: int = 224
-  mean: float = 0.5
-  std: float = 0.25
+  mean: Number = 0.5
+  std: Number = 0.25
 
   def __post_init__(self):
     whole(self, "size", 1)

@@ -10,6 +10,9 @@ from cxrjax.core.errors import UserError
 
 ROOM = "config.views"
 
+Number = int | float  # what a config may hold where a float is meant; kept as a float
+Pair = tuple[Number, Number]
+
 
 def wrong(recipe: Any, name: str, rule: str) -> UserError:
   """The error for a field that breaks `rule`."""

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from cxrjax.core.errors import UserError
 from cxrjax.views import fields, intensity, resample
+from cxrjax.views.fields import Number, Pair
 
 TRIES = 10  # boxes drawn before falling back, as in torchvision's RandomResizedCrop
 DRAWS = 32  # uniform numbers a view owns; some are spare, so that a new feature changes no old run
@@ -79,22 +80,22 @@ class Recipe:
 
   global_size: int = 224
   global_crops: int = 2
-  global_scale: tuple[float, float] = (0.4, 1.0)
+  global_scale: Pair = (0.4, 1.0)
   local_size: int = 96
   local_crops: int = 8
-  local_scale: tuple[float, float] = (0.05, 0.4)
-  ratio: tuple[float, float] = (3 / 4, 4 / 3)
-  flip: float = 0.5
-  brightness: float = 0.4
-  contrast: float = 0.4
-  jitter_prob: float = 0.8
-  blur_prob: tuple[float, ...] = (1.0, 0.1, 0.5)
-  blur_sigma: tuple[float, float] = (0.1, 2.0)
-  solarize_prob: tuple[float, ...] = (0.0, 0.2, 0.0)
-  solarize_threshold: float = 0.5
-  rotate: float = 0.0
-  mean: float = 0.5
-  std: float = 0.25
+  local_scale: Pair = (0.05, 0.4)
+  ratio: Pair = (3 / 4, 4 / 3)
+  flip: Number = 0.5
+  brightness: Number = 0.4
+  contrast: Number = 0.4
+  jitter_prob: Number = 0.8
+  blur_prob: Number | tuple[Number, ...] = (1.0, 0.1, 0.5)
+  blur_sigma: Pair = (0.1, 2.0)
+  solarize_prob: Number | tuple[Number, ...] = (0.0, 0.2, 0.0)
+  solarize_threshold: Number = 0.5
+  rotate: Number = 0.0
+  mean: Number = 0.5
+  std: Number = 0.25
 
   def __post_init__(self):
     for name, least in (

@@ -117,8 +117,8 @@ def resize(images: Num[Array, "b h w 1"], size: int) -> Float[Array, "b {size} {
   h, w = images.shape[1:3]
   x = images[..., 0].astype(jnp.float32)
   if (h, w) != (size, size):
-    x = jnp.einsum("oh,bhw->bow", crop_matrix(0.0, h, h, size), x, precision=FULL)
-    x = jnp.einsum("bow,pw->bop", x, crop_matrix(0.0, w, w, size), precision=FULL)
+    x = jnp.einsum("oh,bhw->bow", crop_matrix(0.0, float(h), h, size), x, precision=FULL)
+    x = jnp.einsum("bow,pw->bop", x, crop_matrix(0.0, float(w), w, size), precision=FULL)
   return jnp.clip(x * unit(images.dtype), 0.0, 1.0)[..., None]
 
 
