@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from cxrjax.training.signals import Stopping
 from cxrjax.training.step import State, Trainer
 
 
+@runtime_checkable
 class Writer(Protocol):
   """Where the numbers go; `cxrjax.report.writer.Writer` is one."""
 

@@ -1,0 +1,87 @@
+"""A run small enough to take whole in a test, and a program that takes it in its own process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+def tiny(**overrides: Any) -> dict[str, Any]:
+  """`configs/dino.py:tiny` with a smaller network and no evaluators.
+
+  Args:
+    **overrides: by path, `optimizer__lr={"start": 1.0}`.
+  """
+  spec = importlib.util.spec_from_file_location("dino_config", REPOSITORY / "configs" / "dino.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config("tiny").to_dict()
+  config["model"] |= {"width": 32, "depth": 2, "heads": 2}
+  config["method"] |= {"hidden": 32, "bottleneck": 16}
+  config["evals"] = {}
+  config["log_every"] = "1 steps"
+  for path, value in overrides.items():
+    *parents, leaf = path.split("__")
+    node = config
+    for parent in parents:
+      node = node[parent]
+    node[leaf] = value
+  return config
+
+
+def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: int = 1,
+           path: pathlib.Path | None = None) -> subprocess.Popen:
+  """`python -m cxrjax.main` on `config` in a process of its own, with fake devices."""
+  file = workdir.parent / f"{workdir.name}-config.py"
+  file.write_text("import json\nfrom ml_collections import ConfigDict\n"
+                  f"def get_config(): return ConfigDict(json.loads({json.dumps(config)!r}))\n")
+  env = os.environ | {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(path or REPOSITORY)])}
+  return subprocess.Popen(
+    [sys.executable, "-m", "cxrjax.main", f"--config={file}", f"--workdir={workdir}", *flags],
+    env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
+  """Waits for it; fails unless it exits with `status`."""
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == status, (process.returncode, out[-2000:], err[-4000:])
+  return out, err
+
+
+def lines(workdir: pathlib.Path, kind: str = "train") -> list[dict[str, Any]]:
+  """The records of `metrics.jsonl`."""
+  text = (workdir / "metrics.jsonl").read_text()
+  return [r for r in map(json.loads, text.splitlines()) if r["kind"] == kind]
+
+
+def losses(workdir: pathlib.Path) -> np.ndarray:
+  return np.array([r["loss"] for r in lines(workdir)])
+
+
+def saved(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+  """Every array of the newest checkpoint, by path."""
+  from cxrjax.training.checkpoint import load_params
+  nested = {p: load_params(workdir / "checkpoints", p) for p in ("params", "extra", "opt")}
+  flat, _ = jax.tree_util.tree_flatten_with_path(nested)
+  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in flat}
+
+
+def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
+  """Two runs ended with the same parameters, moments and centre, bit for bit."""
+  x, y = saved(a), saved(b)
+  assert x.keys() == y.keys()
+  for name in x:
+    np.testing.assert_array_equal(x[name], y[name], err_msg=name)

@@ -1,0 +1,44 @@
+"""One device, eight devices, parameters split or whole, one process or two: the same losses."""
+
+import socket
+
+import numpy as np
+import pytest
+from runs import finish, launch, losses, tiny
+
+from cxrjax.tasks import train
+
+STEPS = "6 steps"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "alone"
+  train.run(tiny(duration=STEPS), workdir, say=lambda s: None)
+  return losses(workdir)
+
+
+@pytest.mark.parametrize("changes", [
+  {}, {"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"}],
+  ids=["data-parallel", "fsdp-streamed"])
+def test_eight_devices(alone, tmp_path, changes, monkeypatch):
+  config = tiny(duration=STEPS, **changes)
+  finish(launch(config, tmp_path / "run", devices=8))
+  np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)
+
+
+def test_two_processes(alone, tmp_path):
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+  config = tiny(duration=STEPS)
+  both = [launch(config, tmp_path / "run", *flags, f"--process={i}", devices=2) for i in (0, 1)]
+  for process in both:
+    finish(process)
+  np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)
+
+
+def test_accumulation_equals_one_large_batch(alone, tmp_path):
+  train.run(tiny(duration=STEPS, accumulate=2), tmp_path / "run", say=lambda s: None)
+  np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)

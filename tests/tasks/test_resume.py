@@ -1,0 +1,104 @@
+"""A run is a function of (config, seed, step), however often it is killed."""
+
+import signal
+
+import numpy as np
+import pytest
+from runs import assert_same, finish, launch, lines, losses, tiny
+
+from cxrjax.core.errors import UserError
+from cxrjax.tasks import train
+
+# An evaluator of the user's own that ends the process by a signal, once, at one step.
+BREAKER = '''
+import dataclasses, os, pathlib, signal
+@dataclasses.dataclass(frozen=True)
+class Result:
+  metrics: dict; facts: dict; arrays: dict
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  at: int
+  signal: int
+  marker: str
+  every: str = "1 steps"
+  calls = []
+  def load(self, cache_dir=None, progress=True): return None
+  def describe(self, data): return {}
+  def floor(self, data): return Result({}, {}, {})
+  def examples(self, data, count): return None
+  def run(self, encode, params, data, mesh=None):
+    self.calls.append(None)
+    if len(self.calls) - 1 == self.at and not os.path.exists(self.marker):
+      pathlib.Path(self.marker).touch()
+      os.kill(os.getpid(), self.signal)
+    return Result({}, {}, {})
+'''
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  """Ten steps without interruption."""
+  workdir = tmp_path_factory.mktemp("runs") / "straight"
+  train.run(tiny(duration="10 steps", checkpoint__every="3 steps"), workdir, say=lambda s: None)
+  return workdir
+
+
+def broken(tmp_path, number, at):
+  (tmp_path / "breaker.py").write_text(BREAKER)
+  config = tiny(duration="10 steps", checkpoint__every="3 steps")
+  config["evals"] = {"breaker": {"name": "breaker", "at": at, "signal": int(number),
+                                 "marker": str(tmp_path / "broken")}}
+  return config
+
+
+def test_killed_and_started_again_ends_bit_identical(straight, tmp_path):
+  config, workdir = broken(tmp_path, signal.SIGKILL, at=8), tmp_path / "run"
+  finish(launch(config, workdir, path=tmp_path), -signal.SIGKILL)
+  assert len(lines(workdir)) < 10
+  out, _ = finish(launch(config, workdir, path=tmp_path))
+  assert_same(workdir, straight)
+  np.testing.assert_array_equal(losses(workdir), losses(straight))
+  assert [r["step"] for r in lines(workdir)] == list(range(1, 11))
+  # Once finished, it says so and does nothing.
+  out, _ = finish(launch(config, workdir, path=tmp_path))
+  assert "holds a finished run" in out
+
+
+def test_sigterm_saves_first(straight, tmp_path):
+  config, workdir = broken(tmp_path, signal.SIGTERM, at=5), tmp_path / "run"
+  out, _ = finish(launch(config, workdir, path=tmp_path), 128 + signal.SIGTERM)
+  assert "stopped by SIGTERM after saving step" in out
+  steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+  assert steps[-1] % 3  # between two regular checkpoints
+  finish(launch(config, workdir, path=tmp_path))
+  assert_same(workdir, straight)
+
+
+def test_blocks_of_steps_do_not_change_the_result(straight, tmp_path):
+  config = tiny(duration="10 steps", checkpoint__every="5 steps", block=1)
+  train.run(config, tmp_path / "run", say=lambda s: None)
+  np.testing.assert_allclose(losses(tmp_path / "run"), losses(straight), rtol=1e-5)
+
+
+def test_streamed_equals_resident(straight, tmp_path):
+  config = tiny(duration="10 steps", data__storage="streamed")
+  train.run(config, tmp_path / "run", say=lambda s: None)
+  np.testing.assert_allclose(losses(tmp_path / "run"), losses(straight), rtol=1e-5)
+
+
+def test_a_changed_config_is_refused(straight):
+  config = tiny(duration="10 steps", checkpoint__every="3 steps", optimizer__clip=1.0)
+  with pytest.raises(UserError, match=r"another config \(config\.optimizer\.clip: 3\.0 -> 1\.0\)"):
+    train.run(config, straight, say=lambda s: None)
+
+
+def test_a_damaged_checkpoint_is_told_and_survived(straight, tmp_path):
+  config, workdir = broken(tmp_path, signal.SIGTERM, at=7), tmp_path / "run"
+  finish(launch(config, workdir, path=tmp_path), 128 + signal.SIGTERM)
+  newest = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
+  for file in newest.rglob("*"):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[:10])
+  out, _ = finish(launch(config, workdir, path=tmp_path))
+  assert f"{newest.name} is damaged" in out
+  assert_same(workdir, straight)

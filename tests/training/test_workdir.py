@@ -1,0 +1,44 @@
+"""One process a folder, one config a folder."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cxrjax.core.errors import UserError
+from cxrjax.training.workdir import differences, locked, settle_config
+
+
+def test_a_second_process_is_refused(tmp_path):
+  script = ("import pathlib, sys; from cxrjax.training.workdir import locked\n"
+            "with locked(pathlib.Path(sys.argv[1])): print('mine')")
+  with locked(tmp_path), pytest.raises(UserError, match="is in use by process [0-9]+"), \
+      locked(tmp_path):
+    pass
+  with locked(tmp_path):
+    other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True,
+                           text=True)
+    assert "in use by process" in other.stderr
+  other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True,
+                         text=True)
+  assert other.stdout.strip() == "mine"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="cannot be written"), locked(tmp_path / "file" / "run"):
+    pass
+
+
+def test_a_changed_config_is_refused_by_name(tmp_path):
+  config = {"a": 1, "views": {"size": (1, 2), "flip": 0.5}}
+  assert settle_config(tmp_path, config) is False
+  assert settle_config(tmp_path, config) is True
+  with pytest.raises(UserError, match=r"config\.views\.flip: 0\.5 -> 0\.0; .*config\.b: \(absent\)"
+                     "|config.b.*config.views.flip"):
+    settle_config(tmp_path, {"a": 1, "b": 2, "views": {"size": (1, 2), "flip": 0.0}})
+
+
+def test_differences():
+  assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 2}}) == [
+    "config.a.b: 1 -> 2", "config.c: 2 -> (absent)"]
