@@ -21,7 +21,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import jax
@@ -71,9 +71,9 @@ class Loader:
 
   def __init__(
       self, data: Source | store.Images, batch_size: int, seed: int, mesh: Mesh | None = None, *,
-      storage: Literal["auto", "resident", "streamed"] = "auto", size: int | None = None,
-      fit: store.Fit = "squash", cache_dir: str | os.PathLike | None = None,
-      on_bad_image: Literal["error", "skip"] = "error", resident_limit_bytes: int | None = None,
+      storage: str = "auto", size: int | None = None,
+      fit: str = "squash", cache_dir: str | os.PathLike | None = None,
+      on_bad_image: str = "error", resident_limit_bytes: int | None = None,
       progress: bool = True):
     if mesh is None:
       mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), AXES)

@@ -38,7 +38,13 @@ def open_source(name: str, *, split: str = "train", **options: Any) -> Source:
       kind, rest = f"{kind}.{rest}", ""  # `package.module:Class`
     factory = build.locate(kind, "Source", "config.data.source")
     build.check_keywords(factory, options, "config.data.options", hidden=("split",))
-    return factory(split=split, **options)
+    source = factory(split=split, **options)
+    lacking = [part for part in ("info", "table", "__len__", "__getitem__")
+               if not hasattr(source, part)]
+    if lacking:
+      raise UserError(f"config.data.source={name!r} gives no source: it lacks "
+                      f"{', '.join(lacking)} (see cxrjax.data.types.Source)")
+    return source
   if kind != "phantom" and not rest:
     raise UserError(f"config.data.source={name!r} lacks its second half; give {_VALID}")
   factory = importlib.import_module(_KINDS[kind]).Source

@@ -19,7 +19,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import tqdm
@@ -29,7 +28,6 @@ from cxrjax.core.errors import UserError
 from cxrjax.data import decode
 from cxrjax.data.types import Record, Source, SourceInfo
 
-Fit = Literal["squash", "pad", "crop"]
 FITS = ("squash", "pad", "crop")
 ON_BAD = ("error", "skip")
 
@@ -72,8 +70,8 @@ class Images:
 
 
 def load_images(
-    source: Source, size: int, *, fit: Fit = "squash", cache_dir: str | os.PathLike | None = None,
-    on_bad_image: Literal["error", "skip"] = "error", progress: bool = True,
+    source: Source, size: int, *, fit: str = "squash", cache_dir: str | os.PathLike | None = None,
+    on_bad_image: str = "error", progress: bool = True,
     indices: Sequence[int] | np.ndarray | None = None) -> Images:
   """All images of a source (or those of `indices`) at one size.
 
@@ -127,7 +125,7 @@ def check_options(size: int, fit: str, on_bad_image: str) -> None:
 
 
 def decode_rows(
-    source: Source, size: int, *, fit: Fit = "squash", cache_dir: str | os.PathLike | None = None,
+    source: Source, size: int, *, fit: str = "squash", cache_dir: str | os.PathLike | None = None,
     progress: bool = True, indices: Sequence[int] | np.ndarray | None = None,
     stop_at_bad: bool = False,
     ) -> tuple[UInt8[np.ndarray, "n s s 1"], UInt8[np.ndarray, "n s s 1"] | None, dict[int, str]]:
@@ -176,7 +174,7 @@ def cache_root(cache_dir: str | os.PathLike | None) -> pathlib.Path:
   return pathlib.Path(chosen).expanduser()
 
 
-def to_square(record: Record, size: int, fit: Fit) -> tuple[np.ndarray, np.ndarray | None]:
+def to_square(record: Record, size: int, fit: str) -> tuple[np.ndarray, np.ndarray | None]:
   """One record as uint8 [size size 1], and its mask; raises decode.BadImage if it is unusable."""
   pixels = decode.resize(decode.to_uint8(record.image), size, fit)
   mask = None if record.mask is None else decode.resize(record.mask, size, fit, nearest=True)
@@ -224,7 +222,7 @@ def _load(folder: pathlib.Path):
 
 
 def _decode_into(
-    work: pathlib.Path, source: Source, rows: np.ndarray, size: int, fit: Fit, progress: bool,
+    work: pathlib.Path, source: Source, rows: np.ndarray, size: int, fit: str, progress: bool,
     stop_at_bad: bool) -> None:
   shape = (len(rows), size, size, 1)
   pixels = _allocate(work / "pixels.npy", shape)
