@@ -78,6 +78,8 @@ def chart(
   x_ticks, x_scale = _axis(
     x_extent, LEFT, WIDTH - RIGHT, 6, tight=True,
     margin=8 if any(line.points for line in lines) else 0)
+  if (x_extent == np.round(x_extent)).all():
+    x_ticks = [t for t in x_ticks if t == round(t)] or x_ticks  # there is no step 1.5
   named = any(v.inside and math.isfinite(v.y) for v in levels)
   y_ticks, y_scale = _axis(
     _extent(lines, levels, y_range), height - BOTTOM, TOP + (14 if named else 0), 5, log=log)

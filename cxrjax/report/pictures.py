@@ -63,7 +63,7 @@ def gray(array: np.ndarray) -> UInt8[np.ndarray, "h w"]:
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], opacity: float = 0.62,
+    image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], opacity: float = 0.7,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """A heat map in 0..1, smoothly enlarged, over a radiograph.
 
@@ -72,7 +72,7 @@ def overlay(
   h, w = image.shape
   large = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((w, h), Image.BICUBIC))
   large = np.clip(large, 0, 1)
-  alpha = (opacity * np.clip(large * 1.6, 0, 1))[..., None]
+  alpha = (opacity * large**0.8)[..., None]
   colour = colour_map()[np.rint(255 * large).astype(int)]
   return np.rint((1 - alpha) * image[..., None] + alpha * colour).astype(np.uint8)
 

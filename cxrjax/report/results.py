@@ -106,28 +106,26 @@ def _verdict(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> 
   trained, random = latest.get(TRAINED, {}), latest.get(RANDOM, {})
   name = next((m for m in names if m.startswith("linear") and m in random), None)
   name = name or next((m for m in names if m in random), None)
-  said = []
-  if name:
-    said.append(_compare(trained[name], random[name], "the random encoder's"))
-  floor = floor_auroc(latest)
-  own = trained.get(name or names[-1])
-  if floor and own:
-    said.append(_compare(own, floor, "the thumbnail floor's"))
-  said = [s for s in said if s]
+  own, floor = trained.get(name or names[-1]), floor_auroc(latest)
+  others = [(random.get(name) if name else None, "the random encoder's"),
+            (floor, "the thumbnail floor's")]
+  found: dict[str, list[str]] = {}
+  for other, whose in others:
+    if own and other and (relation := _relation(own, other)):
+      found.setdefault(relation, []).append(whose)
+  said = [f"{relation} {' and '.join(whose)}" for relation, whose in found.items()]
   if not said:
     return []
   subject = _by(name or names[-1]).removeprefix("with a ").removeprefix("with ")
-  return [f"The trained encoder's interval ({subject}) " + "; it ".join(said) + "."]
+  doubt = ", which leaves open which is better" if "overlaps" in found else ""
+  said.sort(key=lambda text: text.startswith("overlaps"))
+  return [f"The trained encoder's interval ({subject}) {' but '.join(said)}{doubt}."]
 
 
-def _compare(a: Estimate, b: Estimate, whose: str) -> str:
+def _relation(a: Estimate, b: Estimate) -> str:
   if not all(math.isfinite(v) for v in (a.low, a.high, b.low, b.high)):
     return ""
-  if a.low > b.high:
-    return f"lies above {whose}"
-  if a.high < b.low:
-    return f"lies below {whose}"
-  return f"overlaps {whose}, so these radiographs do not tell the two apart"
+  return "lies above" if a.low > b.high else "lies below" if a.high < b.low else "overlaps"
 
 
 def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
@@ -159,7 +157,8 @@ def _article(word: str) -> str:
 
 
 def _epochs(n: float) -> str:
-  return f"{n:,.4g} epoch" + ("" if n == 1 else "s")
+  text = f"{n:,.0f}" if n >= 100 or n == round(n) else f"{n:.3g}" if n >= 1 else f"{n:.2g}"
+  return f"{text} epoch" + ("" if n == 1 else "s")
 
 
 def table(run: Run) -> Html:
@@ -214,7 +213,7 @@ def _table(names, encoders, latest, first) -> Html:
       group = start
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
     finite = [v.value for v in values.values() if math.isfinite(v.value)]
-    best = max(finite) if len(finite) > 1 else math.nan
+    best = max(finite) if len(set(finite)) > 1 else math.nan
     cells = [el("th", words.measure(rest or start), scope="row")]
     for e in encoders:
       cells.append(_cell(values.get(e), best))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+import cxrjax
 from cxrjax.report import writer
 
 TRAINED, RANDOM, FLOOR = "trained", "random", "floor"
@@ -134,15 +135,15 @@ def read(workdir: str | os.PathLike[str]) -> Run:
 
 def environment() -> dict[str, Any]:
   """Facts about this program and the machine: `{"versions": {...}, "machine": {...}}`."""
-  versions = {"python": platform.python_version()}
-  for name in ("cxrjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
+  versions = {"python": platform.python_version(), "cxrjax": cxrjax.__version__}
+  for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)
   try:
     cores = len(os.sched_getaffinity(0))  # what this process may use, not what the box has
   except AttributeError:
     cores = os.cpu_count() or 1
-  machine = {"system": platform.platform(terse=True), "cores": cores}
+  machine = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
   return {"versions": versions, "machine": machine}
 
 

@@ -82,7 +82,8 @@ def _curve(run: Run, name: str, curve: Curve | None = None) -> Html:
 
 
 def _entropy(run: Run) -> Html | None:
-  names = [n for n in run.curves if "entropy" in n]
+  names = sorted((n for n in run.curves if "entropy" in n),
+                 key=lambda n: (list(ENTROPIES).index(n) if n in ENTROPIES else 9, n))
   if not names:
     return None
   lines, label = [], "step"
@@ -145,7 +146,8 @@ def views(run: Run) -> Html | None:
         cells[place].append(el(
           "figure", pictures.picture(pictures.gray(crops[j, i]), f"{text}, image {i + 1}",
                                      120 if place == "small" else 176), el("figcaption", text)))
-    both = [el("div", cells["large"], cls="large") if cells["large"] else None,
+    few = f" n{len(cells['large'])}" if 2 <= len(cells["large"]) <= 4 else ""
+    both = [el("div", cells["large"], cls=f"large{few}") if cells["large"] else None,
             el("div", cells["small"], cls=f"small {_two_rows(cells['small'])}")
             if cells["small"] else None]
     both = [x for x in both if x]
@@ -174,7 +176,8 @@ def attention(run: Run) -> Html | None:
   # In units of what a patch would get if all patches got the same.
   maps = maps / np.maximum(maps.mean((2, 3), keepdims=True), 1e-12)
   mean = maps.mean(1)
-  top_mean, top_head = (max(float(np.percentile(m, 99.5)), 1e-6) for m in (mean, maps))
+  # At least 2, or the noise of nearly uniform attention would look like a finding.
+  top_mean, top_head = (max(float(np.percentile(m, 99.5)), 2.0) for m in (mean, maps))
   rows = []
   for i in range(n):
     label = str(labels[i]) if i < len(labels) else ""
