@@ -125,7 +125,8 @@ def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str]) -> Html
                       cls=f"num cell {level} {'right' if i == j else 'wrong'}"))
     rows.append(el("tr", el("th", name, scope="row"), cells))
   table = el("table", el("thead", head), el("tbody", rows), cls="matrix")
-  note = f"{rule} {words.count(len(labels), 'radiograph')}; share of each row with 95 % interval."
+  note = (f"{rule} {words.count(len(labels), 'radiograph')}; share of each row with Wilson's 95 % "
+          "interval, images taken as independent.")
   return el("figure", el("figcaption", el("b", "Confusion matrix, linear probe")),
             el("p", note, cls="note"), el("div", table, cls="scroll"), cls="chart")
 
