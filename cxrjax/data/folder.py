@@ -23,6 +23,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
                "validation": "val", "dev": "val", "test": "test", "testing": "test"}
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "image_index",
                  "image_id")
+_FINDING = ("0", "1", "0.0", "1.0")
 _UNKNOWN = ("", "nan", "na", "n/a", "none", "-1", "-1.0")
 _NO_CLASS = ("", "nan", "NaN")  # a class may well be called "none"
 _KEY = "config.data.options"
@@ -238,7 +239,7 @@ def _from_csv(
     return rows, tuple(sorted({row.label[0] for row in rows} - set(_NO_CLASS))), True
   for number, row in enumerate(rows, 2):
     for name, value in zip(label_columns, row.label, strict=True):
-      if value.lower() not in _UNKNOWN and value not in ("0", "1", "0.0", "1.0"):
+      if value.lower() not in _UNKNOWN and value not in _FINDING:
         raise UserError(f"{file} line {number}: {name}={value!r}; a finding is 1 or 0, or, where "
                         "unknown, -1 or empty")
   return rows, tuple(label_columns), not label_columns
@@ -246,7 +247,7 @@ def _from_csv(
 
 def _is_finding(values: Sequence[str]) -> bool:
   """Whether a lone label column holds 1 and 0 rather than class names."""
-  return all(v in ("0.0", "1.0") or v.lower() in _UNKNOWN for v in values)
+  return all(v in _FINDING or v.lower() in _UNKNOWN for v in values)
 
 
 class _Files:

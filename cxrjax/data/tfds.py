@@ -291,10 +291,10 @@ def _builder_class(name: str) -> type | None:
 
 def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | None) -> None:
   manual = pathlib.Path(manual_dir).expanduser() if manual_dir else root / "downloads" / "manual"
-  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual.is_dir():
+  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
     raise UserError(
-      f"tfds:{where} is not prepared in {root}, and its manual folder {manual} does not exist; "
-      f"name it in {_KEY}.manual_dir. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+      f"tfds:{where} is not prepared in {root}, and its manual folder {manual} does not exist or "
+      f"is empty; name it in {_KEY}.manual_dir. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
   try:
     root.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(root / f".{builder.name}.lock"):
