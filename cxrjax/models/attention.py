@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def attend(
-    qkv: Float[Array, "b n c"], heads: int) -> Float[Array, "b n d"]:
+def attend(qkv: Float[Array, "b n c"], heads: int) -> Float[Array, "b n d"]:
   """`softmax(q k^T / sqrt(head_dim)) v` for every head (Vaswani et al. 2017, arXiv:1706.03762).
 
   Args:
@@ -18,63 +19,86 @@ def attend(
   Returns:
     The heads' outputs side by side.
 
-  On a GPU in bfloat16 cuDNN's fused kernel runs; elsewhere matrix products whose gradient keeps
-  the probabilities instead of recomputing the softmax.
+  On a GPU in bfloat16 cuDNN's fused kernel runs; elsewhere matrix products, with a gradient that
+  keeps the exponentials instead of computing the softmax again.
   """
   b, n, c = qkv.shape
-  split = qkv.reshape(b, n, 3, heads, c // (3 * heads))
-  if qkv.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
-    q, k, v = split[:, :, 0], split[:, :, 1], split[:, :, 2]
+  if _fused(qkv.dtype):
+    q, k, v = jnp.unstack(qkv.reshape(b, n, 3, heads, c // (3 * heads)), axis=2)
     out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     return out.reshape(b, n, c // 3)
-  q, k, v = split.transpose(2, 0, 3, 1, 4)
-  return _attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, n, c // 3)
+  return _attend_packed(qkv, heads)
 
 
 def attend_one(
     q: Float[Array, "b d"], kv: Float[Array, "b n e"], heads: int) -> Float[Array, "b d"]:
   """`attend` for one query per sequence; `kv` holds keys and values side by side, e = 2 d."""
   b, n, e = kv.shape
-  k, v = kv.reshape(b, n, 2, heads, e // (2 * heads)).transpose(2, 0, 3, 1, 4)
-  out = _attend(q.reshape(b, heads, 1, e // (2 * heads)), k, v)
-  return out.reshape(b, e // 2)
+  size = e // (2 * heads)
+  k, v = jnp.unstack(kv.reshape(b, n, 2, heads, size), axis=2)
+  q = q.reshape(b, heads, size) * size**-0.5
+  # One query makes these sums, not matrix products; they are cheap in the layout as it comes.
+  scores = jnp.einsum("bhd,bnhd->bhn", q, k, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum("bhn,bnhd->bhd", weights, v).reshape(b, e // 2)
 
 
-def probabilities(
-    qkv: Float[Array, "b n c"], heads: int) -> Float[Array, "b h n n"]:
+def probabilities(qkv: Float[Array, "b n c"], heads: int) -> Float[Array, "b h n n"]:
   """The attention weights of `attend`: rows (queries) sum to one, float32."""
+  q, k, _ = _unpack(qkv, heads)
+  weights, total = _exponentials(q, k)
+  return weights / total
+
+
+def _fused(dtype: jnp.dtype) -> bool:
+  return dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
+
+
+def _unpack(qkv, heads):
+  """Queries (scaled), keys and values, each [b heads n size]."""
   b, n, c = qkv.shape
-  q, k, _ = qkv.reshape(b, n, 3, heads, c // (3 * heads)).transpose(2, 0, 3, 1, 4)
-  return _softmax(q, k)
+  size = c // (3 * heads)
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in jnp.unstack(
+      qkv.reshape(b, n, 3, heads, size), axis=2))
+  return q * size**-0.5, k, v
 
 
-def _softmax(q, k):
+def _exponentials(q, k):
+  """Softmax's numerators [b heads n n], at most 1, and their sums [b heads n 1]; float32."""
   scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-  scores = scores * (q.shape[-1] ** -0.5)
   weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-  return weights / weights.sum(-1, keepdims=True)
+  return weights, weights.sum(-1, keepdims=True)
 
 
-@jax.custom_vjp
-def _attend(q, k, v):
-  return _attend_fwd(q, k, v)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attend_packed(qkv, heads):
+  return _attend_fwd(qkv, heads)[0]
 
 
-def _attend_fwd(q, k, v):
-  p = _softmax(q, k).astype(q.dtype)
-  out = jnp.einsum("bhqk,bhkd->bhqd", p, v)
-  return out, (q, k, v, p, out)
+def _attend_fwd(qkv, heads):
+  q, k, v = _unpack(qkv, heads)
+  weights, total = _exponentials(q, k)
+  weights = weights.astype(q.dtype)
+  # Dividing the outputs instead of the weights: n x size numbers instead of n x n.
+  out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=jnp.float32) / total
+  out = out.astype(q.dtype)
+  b, h, n, size = out.shape
+  return out.transpose(0, 2, 1, 3).reshape(b, n, h * size), (q, k, v, weights, total, out)
 
 
-def _attend_bwd(residuals, dout):
-  q, k, v, p, out = residuals
-  dv = jnp.einsum("bhqk,bhqd->bhkd", p, dout)
-  dp = jnp.einsum("bhqd,bhkd->bhqk", dout, v, preferred_element_type=jnp.float32)
-  delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-  ds = (p * (dp - delta) * (q.shape[-1] ** -0.5)).astype(q.dtype)
-  dq = jnp.einsum("bhqk,bhkd->bhqd", ds, k)
-  dk = jnp.einsum("bhqk,bhqd->bhkd", ds, q)
-  return dq, dk, dv
+def _attend_bwd(heads, residuals, dout):
+  q, k, v, weights, total, out = residuals
+  b, h, n, size = q.shape
+  dout = dout.reshape(b, n, h, size).transpose(0, 2, 1, 3)
+  scaled = (dout.astype(jnp.float32) / total).astype(q.dtype)
+  mean = (scaled.astype(jnp.float32) * out).sum(-1, keepdims=True)
+  dv = jnp.einsum("bhqk,bhqd->bhkd", weights, scaled)
+  dweights = jnp.einsum("bhqd,bhkd->bhqk", scaled, v, preferred_element_type=jnp.float32)
+  dscores = (weights * (dweights - mean)).astype(q.dtype)
+  dq = jnp.einsum("bhqk,bhkd->bhqd", dscores, k) * size**-0.5
+  dk = jnp.einsum("bhqk,bhqd->bhkd", dscores, q)
+  packed = jnp.stack([dq, dk, dv], axis=2)  # [b h 3 n size]
+  return (packed.transpose(0, 3, 2, 1, 4).reshape(b, n, 3 * heads * size),)
 
 
-_attend.defvjp(_attend_fwd, _attend_bwd)
+_attend_packed.defvjp(_attend_fwd, _attend_bwd)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -122,8 +123,8 @@ class Model:
       taps: intermediates to return: "attn", the last block's attention f32[b heads n n] over
         class token, registers and patches; "block:I", the tokens [b n d] after block I (from 0,
         negative from the end).
-      patches: False leaves the patch features out and, as the class token then needs only its
-        own row of the last block, saves most of that block.
+      patches: False leaves the patch features out. Under `jit` nothing is lost by leaving this at
+        True: what is not used, most of the last block, is not computed.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence.
@@ -259,32 +260,32 @@ class _VisionTransformer(nnx.Module):
     x = _join(tokens)
     keeps = self._keep(keys, len(self.blocks), x.dtype)
     found: list[dict[str, jax.Array]] = [{} for _ in groups]
-    taken = dict(taps)
+    wanted = dict(taps)
     last = len(self.blocks) - 1
-    short = not patches and not any(i == last for i in taken.values())
     for i, block in enumerate(self.blocks):
-      if i == last and "attn" in taken:
-        for group, qkv in zip(found, block.qkv(x, shapes), strict=True):
-          group["attn"] = attention.probabilities(qkv, block.attn.heads)
-      one_row = short and i == last
-      keep = None if keeps is None else _per_row(keeps[i], shapes, one_row)
-      run = _Block.cls_only if one_row else _Block.__call__
-      if self.config[3]:
-        run = nnx.remat(run, static_argnums=(2,))
-      x = run(block, x, shapes, keep)
-      for name in [name for name, at in taken.items() if at == i]:
+      keep = None if keeps is None else keeps[i]
+      if i == last:
+        # The class token alone needs one row of the last block. Where nobody uses the patches of
+        # the line below, the compiler drops it; where somebody does, these rows cost 1 % more.
+        rows = self._run(_Block.cls_only, block, x, shapes, _per_row(keep, shapes, True))
+        if "attn" in wanted:
+          for group, qkv in zip(found, block.qkv(x, shapes), strict=True):
+            group["attn"] = attention.probabilities(qkv, block.attn.heads)
+      x = self._run(_Block.__call__, block, x, shapes, _per_row(keep, shapes, False))
+      for name in [name for name, at in wanted.items() if at == i]:
         for group, value in zip(found, _split(x, shapes), strict=True):
           group[name] = value
-    return self._finish(x, shapes, prefix, short, patches, found)
-
-  def _finish(self, x, shapes, prefix, short, patches, found):
+    ends = np.cumsum([b for b, _ in shapes])[:-1]
+    cls = jnp.split(self.norm(rows).astype(jnp.float32), ends)
     if not patches:
-      rows = x if short else _first_rows(x, shapes)
-      cls = self.norm(rows).astype(jnp.float32)
-      ends = [sum(b for b, _ in shapes[:i]) for i in range(1, len(shapes))]
-      return [Features(c, None, t) for c, t in zip(jnp.split(cls, ends), found, strict=True)]
+      return [Features(c, None, t) for c, t in zip(cls, found, strict=True)]
     normal = _split(self.norm(x).astype(jnp.float32), shapes)
-    return [Features(t[:, 0], t[:, prefix:], f) for t, f in zip(normal, found, strict=True)]
+    return [Features(c, t[:, prefix:], f) for c, t, f in zip(cls, normal, found, strict=True)]
+
+  def _run(self, function, block, x, shapes, keep):
+    if self.config[3]:
+      function = nnx.remat(function, static_argnums=(2,))
+    return function(block, x, shapes, keep)
 
   def _embed(self, images, dtype):
     """Class token, registers and patches of one group: [b n width]."""
@@ -324,13 +325,18 @@ def _join(groups):
   return flat[0] if len(flat) == 1 else jnp.concatenate(flat)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _split(x, shapes):
-  """The inverse of `_join`."""
+  """The inverse of `_join`. Its gradient is one copy, where autodiff pads every group and adds."""
   groups, at = [], 0
   for b, n in shapes:
     groups.append(x[at:at + b * n].reshape(b, n, x.shape[-1]))
     at += b * n
-  return groups
+  return tuple(groups)
+
+
+_split.defvjp(
+    lambda x, shapes: (_split(x, shapes), None), lambda shapes, _, groups: (_join(groups),))
 
 
 def _first_rows(x, shapes):
@@ -338,7 +344,9 @@ def _first_rows(x, shapes):
 
 
 def _per_row(keep, shapes, one_row):
-  """Images' drop-path factors [b 2] as [rows, 2]."""
+  """Images' drop-path factors, [b 2] per group, as [rows, 2]."""
+  if keep is None:
+    return None
   if one_row:
     return jnp.concatenate(keep)
   return jnp.concatenate([
