@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,7 +29,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import decode, order, store
+from cxrjax.data import background, decode, order, store
 from cxrjax.data.types import Source, SourceInfo
 
 AXES = ("data", "fsdp")
@@ -169,7 +167,7 @@ class Loader:
       for step, host in self._host_blocks(start, stop, block):
         yield step, len(host["index"]), self._to_devices(host)
 
-    return _in_background(make, ahead)
+    return background.ahead(make, ahead)
 
   def fetch(self, data: dict[str, jax.Array], batch: Batch) -> Batch:
     """The batch with its pixels: call it inside the jitted step.
@@ -400,42 +398,3 @@ def _default_limit(mesh: Mesh) -> int:
   except (AttributeError, ValueError, OSError):
     memory = 8 << 30
   return memory // 4 // max(1, len(mesh.local_devices))
-
-
-def _in_background(make: Callable[[], Iterator], depth: int) -> Iterator:
-  """Runs an iterator in a thread, `depth` items ahead; its exceptions arrive in the reader."""
-  results: queue.Queue = queue.Queue(maxsize=depth)
-  stop = threading.Event()
-
-  def put(item: tuple) -> bool:
-    while not stop.is_set():
-      try:
-        results.put(item, timeout=0.1)
-        return True
-      except queue.Full:
-        continue
-    return False
-
-  def work() -> None:
-    try:
-      for item in make():
-        if not put(("item", item)):
-          return
-      put(("end", None))
-    # Whatever went wrong is the reader's to see.
-    except BaseException as error:
-      put(("error", error))
-
-  thread = threading.Thread(target=work, name="cxrjax-loader", daemon=True)
-  thread.start()
-  try:
-    while True:
-      kind, value = results.get()
-      if kind == "end":
-        return
-      if kind == "error":
-        raise value
-      yield value
-  finally:
-    stop.set()
-    thread.join()
