@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from cxrjax.core.errors import UserError
 from cxrjax.evals import features, floor, health, judge, knn, linear, parts
@@ -207,6 +207,17 @@ class Evaluator:
     val, test = scores[:len(x["val"])], scores[len(x["val"]):]
     metrics, facts = self._decide("linear", val, test, data)
     return Result(metrics, {"linear": facts}, {"labels": data.labels("test"), "linear": test})
+
+  def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
+    """The first test images of every class in turn, and what they show; for figures."""
+    key, rows = data.rows["test"]
+    labels = data.labels("test")
+    of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
+    order = [of[i] for i in range(count) for of in of_class if i < len(of)]
+    chosen = list(dict.fromkeys(order))[:count]
+    names = [" + ".join(c for c, y in zip(data.classes, labels[i], strict=True) if y == 1)
+             for i in chosen]
+    return np.stack([data.images[key].pixels[rows[i]] for i in chosen]), names
 
   def _decide(
       self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"],

@@ -20,7 +20,7 @@ def teacher_probabilities(
 
 
 def cross_entropy(
-    student: Float[Array, "v b K"], teacher: Float[Array, "t b K"], temperature: float,
+    student: Float[Array, "b v K"], teacher: Float[Array, "b t K"], temperature: float,
 ) -> Float[Array, ""]:
   """Mean over pairs of teacher view and other student view of `-sum P_t log P_s` (equation 3).
 
@@ -35,18 +35,18 @@ def cross_entropy(
     teacher: probabilities.
     temperature: of the student, 0.1 in the paper.
   """
-  views, batch, _ = student.shape
-  globals_ = teacher.shape[0]
+  batch, views, _ = student.shape
+  globals_ = teacher.shape[1]
   logits = student.astype(jnp.float32) / temperature
   normaliser = jax.nn.logsumexp(logits, axis=-1)
-  others = logits.sum(0)[None] - logits[:globals_]
-  others_normaliser = normaliser.sum(0)[None] - normaliser[:globals_]
+  others = logits.sum(1, keepdims=True) - logits[:, :globals_]
+  others_normaliser = normaliser.sum(1, keepdims=True) - normaliser[:, :globals_]
   total = (others_normaliser - (teacher * others).sum(-1)).sum()
   return total / (globals_ * (views - 1) * batch)
 
 
 def update_center(
-    center: Float[Array, "K"], logits: Float[Array, "t b K"], momentum: float,
+    center: Float[Array, "K"], logits: Float[Array, "b t K"], momentum: float,
 ) -> Float[Array, "K"]:
   """`c <- m c + (1 - m) mean(g_t)` over all teacher views of the global batch (equation 4)."""
   mean = jax.lax.stop_gradient(logits).astype(jnp.float32).mean((0, 1))

@@ -55,10 +55,23 @@ def ema(old: Params, new: Params, momentum: Float[Array, ""]) -> Params:
   return jax.tree.map(lambda o, n: o + (1 - momentum) * (n - o), old, new)
 
 
-def image_keys(key: Key[Array, ""], position: Int[Array, "b"], views: int) -> Key[Array, "n"]:
-  """One key for every view of every image, `[views * b]`, the same however the batch is cut."""
-  def view(v: Int[Array, ""]) -> Key[Array, "b"]:
-    view_key = jax.random.fold_in(key, v)
-    return jax.vmap(lambda i: jax.random.fold_in(view_key, i))(position)
-  return jax.vmap(view)(jnp.arange(views)).reshape(-1)
+def flatten_views(x: Float[Array, "v b *rest"]) -> Float[Array, "n *rest"]:
+  """Views as one batch, image by image: `[b * v, ...]`, view varying fastest.
 
+  In this order a batch that is split over devices stays split. The other order would put views of
+  one device's images all over the mesh, and XLA would gather the whole batch everywhere.
+  """
+  return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def image_keys(
+    key: Key[Array, ""], position: Int[Array, "b"], views: int, first: int = 0,
+) -> Key[Array, "n"]:
+  """One key for every view of every image in the order of `flatten_views`.
+
+  They are the same however the batch is cut; `first` is the number of the first view.
+  """
+  def image(i: Int[Array, ""]) -> Key[Array, "v"]:
+    image_key = jax.random.fold_in(key, i)
+    return jax.vmap(lambda v: jax.random.fold_in(image_key, v))(first + jnp.arange(views))
+  return jax.vmap(image)(position).reshape(-1)

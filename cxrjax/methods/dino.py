@@ -24,7 +24,7 @@ from cxrjax.core import clock as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import dino as losses
 from cxrjax.losses import health
-from cxrjax.methods.base import Batch, Metrics, Params, ema, image_keys
+from cxrjax.methods.base import Batch, Metrics, Params, ema, flatten_views, image_keys
 from cxrjax.models.heads import DinoHead
 
 
@@ -97,26 +97,28 @@ class Method:
       self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     crops = [batch[name] for name in ("global", "local") if name in batch]
-    views = tuple(x.reshape(-1, *x.shape[2:]) for x in crops)
-    globals_, size = crops[0].shape[:2]
-    keys = image_keys(key, batch["position"], sum(x.shape[0] for x in crops))
-    large = views[0].shape[0]
-    view_keys = (keys[:large], keys[large:])[:len(views)]
+    images, large = crops[0].shape[1], crops[0].shape[0]
+    views = tuple(flatten_views(x) for x in crops)
+    firsts = (0, large)[:len(crops)]
+    keys = tuple(image_keys(key, batch["position"], x.shape[0], first)
+                 for x, first in zip(crops, firsts, strict=True))
+
+    def logits(weights: Params, features: Any) -> Float[Array, "b v K"]:
+      cls = jnp.concatenate([f.cls.reshape(images, -1, f.cls.shape[-1]) for f in features], axis=1)
+      found = self.head.apply(weights["head"], cls.reshape(-1, cls.shape[-1]))
+      return found.reshape(images, -1, self.prototypes)
 
     teacher = extra["teacher"]
-    (target,) = self.encoder.encode(teacher["encoder"], views[:1])
-    target_logits = self.head.apply(teacher["head"], target.cls).reshape(globals_, size, -1)
+    target = self.encoder.encode(teacher["encoder"], views[:1], patches=False)
+    target_logits = logits(teacher, target)
     temperature = self.schedules["teacher_temp"](step)
     probabilities = losses.teacher_probabilities(target_logits, extra["center"], temperature)
-
-    features = self.encoder.encode(params["encoder"], views, keys=view_keys)
-    student = jnp.concatenate([f.cls for f in features])
-    logits = self.head.apply(params["head"], student).reshape(-1, size, self.prototypes)
-    loss = losses.cross_entropy(logits, probabilities, self.student_temp)
+    features = self.encoder.encode(params["encoder"], views, keys=keys, patches=False)
+    loss = losses.cross_entropy(logits(params, features), probabilities, self.student_temp)
 
     center = losses.update_center(extra["center"], target_logits, self.center_momentum)
     entropy = health.entropy(probabilities).mean()
-    first = jax.lax.stop_gradient(target.cls[:size])
+    first = jax.lax.stop_gradient(target[0].cls.reshape(images, large, -1)[:, 0])
     metrics = {
       "teacher_entropy": entropy,
       "batch_entropy": health.entropy(probabilities.mean((0, 1))),
@@ -137,7 +139,7 @@ class Method:
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     def forward(name: str) -> float:
       views, _, *shape = batch_spec[name].shape
-      return views * (self.encoder.flops(tuple(shape)) + self.head.flops())
+      return views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
     large = forward("global")
     small = forward("local") if "local" in batch_spec else 0.0
     return large + 3 * (large + small)  # a backward pass costs two forward passes

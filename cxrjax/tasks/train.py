@@ -191,24 +191,18 @@ def _floors(run: Run, writer: Writer) -> None:
 
 
 def _attention(run: Run, outcome: Outcome, count: int = 6) -> dict[str, np.ndarray] | None:
-  """Last-layer attention over the first test images of every class in turn."""
+  """Last-layer attention over test images of every class in turn."""
   params = sharding.to_host(
     run.method.encoder_params(outcome.state["params"], outcome.state["extra"]))
   if not run.evaluators or not hasattr(run.encoder, "patch_size"):
     return None
   name, evaluator = next(iter(run.evaluators.items()))
-  data = run.eval_data[name]
-  key, rows = data.rows["test"]
-  images, labels = data.images[key].pixels, data.labels("test")
-  by_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
-  order = [r[i] for i in range(count) for r in by_class if i < len(r)]
-  chosen = list(dict.fromkeys(order))[:count]
-  pixels = np.stack([images[rows[i]] for i in chosen])
+  pixels, labels = evaluator.examples(run.eval_data[name], count)
+  if not len(pixels):
+    return None
   x = (pixels.astype(np.float32) / 255 - evaluator.mean) / evaluator.std
   attn = cls_attention(run.encoder.encode, params, jnp.asarray(x))
-  names = [" + ".join(c for c, y in zip(data.classes, labels[i], strict=True) if y == 1) or "none"
-           for i in chosen]
-  return {"image": pixels[..., 0], "attn": np.asarray(attn), "label": np.asarray(names)}
+  return {"image": pixels[..., 0], "attn": np.asarray(attn), "label": np.asarray(labels)}
 
 
 def now() -> str:

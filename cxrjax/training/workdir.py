@@ -66,6 +66,7 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any], write: bool 
   Raises:
     UserError: it holds a run with another config; the keys that differ are listed.
   """
+  workdir.mkdir(parents=True, exist_ok=True)
   config = json.loads(json.dumps(config))  # tuples become lists, as they will be read back
   path = workdir / "config.json"
   if path.exists():

@@ -25,7 +25,7 @@ class Evaluator:
   def load(self, cache_dir=None, progress=True): return None
   def describe(self, data): return {}
   def floor(self, data): return Result({}, {}, {})
-  def examples(self, data, count): return None
+  def examples(self, data, count): return [], []
   def run(self, encode, params, data, mesh=None):
     self.calls.append(None)
     if len(self.calls) - 1 == self.at and not os.path.exists(self.marker):
