@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def _length(run: Run) -> str:
   return f", for {steps}{of}" if steps else ""
 
 
-def _judged(run: Run, evaluator: str) -> list[str | Html]:
+def _judged(run: Run, evaluator: str) -> list[Any]:
   latest = run.latest()
   names = headline(latest)
   if not names:
@@ -72,7 +73,7 @@ def _judged(run: Run, evaluator: str) -> list[str | Html]:
   where = run.fact("data", evaluator)
   where = where if isinstance(where, Mapping) else {}
   name = where.get("name") or lookup(where, "test", "name")
-  text: list[str | Html] = ["On "]
+  text: list[Any] = ["On "]
   text.append(words.count(n, "held-out radiograph") if n else "held-out radiographs")
   if name:
     text += [" of ", el("span", about.source_name(name), cls="name", title=name)]
