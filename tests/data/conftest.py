@@ -1,4 +1,5 @@
 import io
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ def cache(tmp_path, monkeypatch):
   """A cache of decoded images of the test's own."""
   folder = tmp_path / "cache"
   monkeypatch.setenv("CXRJAX_CACHE", str(folder))
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # TFDS leaves folders behind there
   return folder
 
 

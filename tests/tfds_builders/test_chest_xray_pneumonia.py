@@ -1,10 +1,13 @@
 """The builder on generated archives in both published layouts, and on the real one where it is."""
 
 import collections
+import importlib.util
 import io
 import os
 import pathlib
+import subprocess
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -24,6 +27,7 @@ module = sys.modules[builder.__module__]
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("CXRJAX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # TFDS leaves folders behind there
 
 
 def jpeg(seed, mode="L"):
@@ -149,6 +153,24 @@ def test_what_tfds_reads_is_what_we_read(manual, tmp_path):
     assert theirs[i]["image"].shape == (20, 26, 1)
     np.testing.assert_array_equal(ours[i].image, theirs[i]["image"])
     assert theirs[i]["id"].decode() == ours[i].id
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("apache_beam") is None,
+  reason="tfds build needs the extra `tfds`")
+def test_tfds_build(manual, tmp_path):
+  write_kaggle(manual / "chest_xray.zip")
+  root = pathlib.Path(source_module.BUILDERS).parent
+  command = [pathlib.Path(sys.executable).with_name("tfds"), "build", root / "tfds_builders" / NAME,
+             f"--manual_dir={manual}", f"--data_dir={tmp_path / 'built'}",
+             "--file_format=array_record"]
+  env = os.environ | {"PYTHONPATH": str(root)}
+  done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+  built = open_source(f"tfds:{NAME}", data_dir=str(tmp_path / "built"))
+  ours = prepare(tmp_path)
+  assert built.info.fingerprint == ours.info.fingerprint and built.table.ids == ours.table.ids
 
 
 @pytest.mark.parametrize("spoil, word", [
