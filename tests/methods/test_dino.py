@@ -1,0 +1,148 @@
+"""DINO as a method: its state, its averages, and that it learns without collapsing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxrjax.core.clock import Clock
+from cxrjax.core.errors import UserError
+from cxrjax.data.phantom import Source
+from cxrjax.losses import dino as losses
+from cxrjax.methods import base
+from cxrjax.methods.dino import Method
+from cxrjax.models.vit import Model
+from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.sharding import make_mesh
+from cxrjax.training.step import Trainer
+from cxrjax.views.multicrop import Recipe
+
+CLOCK = Clock(total_steps=60, steps_per_epoch=6.0, batch_size=16)
+
+
+def make(**options):
+  encoder = Model(variant="Mu", width=32, depth=2, heads=2, patch_size=8, image_size=32,
+                  drop_path=options.pop("drop_path", 0.0))
+  return Method(**{
+    "encoder": encoder, "clock": CLOCK, "prototypes": 24, "hidden": 32, "bottleneck": 16,
+    **options})
+
+
+@pytest.fixture(scope="module")
+def batch():
+  rng = np.random.default_rng(0)
+  return {"global": jnp.asarray(rng.normal(size=(2, 4, 32, 32, 1)), jnp.float32),
+          "local": jnp.asarray(rng.normal(size=(3, 4, 16, 16, 1)), jnp.float32),
+          "position": jnp.arange(4), "labels": jnp.zeros((4, 0))}
+
+
+def spec(batch):
+  return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+
+
+def test_the_teacher_is_a_copy_that_starts_equal(batch):
+  params, extra = make().init(jax.random.key(0), spec(batch))
+  for p, t in zip(jax.tree.leaves(params), jax.tree.leaves(extra["teacher"]), strict=True):
+    np.testing.assert_array_equal(p, t)
+    assert p.unsafe_buffer_pointer() != t.unsafe_buffer_pointer()
+
+
+def test_the_loss_is_the_papers_on_encodings_made_view_by_view(batch):
+  method = make(teacher_temp=0.05)
+  params, extra = method.init(jax.random.key(1), spec(batch))
+  extra["center"] = jnp.linspace(-1, 1, 24)
+  # Make the teacher another network.
+  extra["teacher"] = jax.tree.map(lambda x: 1.1 * x, extra["teacher"])
+
+  def logits(weights, x):
+    return method.head.apply(
+      weights["head"], method.encoder.encode(weights["encoder"], x).cls)
+
+  student = [logits(params, v) for v in [*batch["global"], *batch["local"]]]
+  teacher = [logits(extra["teacher"], v) for v in batch["global"]]
+  p = [jax.nn.softmax((t - extra["center"]) / 0.05) for t in teacher]
+  pairs = [-(p[i] * jax.nn.log_softmax(s / 0.1)).sum(-1).mean()
+           for i in range(2) for j, s in enumerate(student) if i != j]
+  loss, (new, metrics) = method.loss(params, extra, batch, jax.random.key(2), jnp.int32(0))
+  assert float(loss) == pytest.approx(np.mean(pairs), rel=1e-5)
+  want = losses.update_center(extra["center"], jnp.stack(teacher, 1), 0.9)
+  np.testing.assert_allclose(new["center"], want, rtol=1e-4, atol=1e-6)
+  assert float(metrics["kl"]) == pytest.approx(
+    float(loss - metrics["teacher_entropy"]), abs=1e-5)
+
+
+def test_drop_path_follows_the_image_not_its_place(batch):
+  method = make(drop_path=0.5)
+  params, extra = method.init(jax.random.key(0), spec(batch))
+  half = {k: v[:, 2:] if v.ndim == 5 else v[2:] for k, v in batch.items()}
+  other = {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in batch.items()}
+  args = params, extra
+  key, step = jax.random.key(3), jnp.int32(0)
+  whole = method.loss(*args, batch, key, step)[0]
+  parts = [method.loss(*args, part, key, step)[0] for part in (half, other)]
+  assert float(whole) == pytest.approx(np.mean(parts), rel=1e-4)
+  assert whole != method.loss(*args, batch, jax.random.key(4), step)[0]
+
+
+def test_the_teacher_is_a_moving_average(batch):
+  method = make(momentum={"start": 0.9, "end": 1.0})
+  params, extra = method.init(jax.random.key(0), spec(batch))
+  params = jax.tree.map(lambda x: x + 1, params)
+  new = method.after_update(params, extra, jnp.int32(30))  # half way: 0.95
+  old = extra["teacher"]["head"]["prototypes"]
+  name = next(iter(old))
+  np.testing.assert_allclose(
+    new["teacher"]["head"]["prototypes"][name], 0.95 * old[name] + 0.05 * (old[name] + 1),
+    rtol=1e-5, atol=1e-6)
+  assert method.encoder_params(params, new) is new["teacher"]["encoder"]
+
+
+def test_views_flatten_image_by_image():
+  x = jnp.arange(6.0).reshape(2, 3, 1)  # views, images
+  np.testing.assert_array_equal(base.flatten_views(x)[:, 0], [0, 3, 1, 4, 2, 5])
+
+
+def test_overfits_a_few_phantoms_without_collapsing():
+  source = Source(split="train", n=16, size=32)
+  images = jnp.asarray(np.stack([source[i].image for i in range(16)]))
+  clock = Clock(total_steps=100, steps_per_epoch=1.0, batch_size=16)
+  encoder = Model(variant="Mu", width=64, depth=2, heads=2, patch_size=8, image_size=32)
+  # In so few steps the centre must follow the teacher faster than over the usual ten.
+  method = Method(encoder=encoder, clock=clock, prototypes=32, hidden=64, bottleneck=32,
+                  teacher_temp=0.03, momentum={"start": 0.99, "end": 1.0}, center_momentum=0.5)
+  recipe = Recipe(global_size=32, local_crops=0, global_scale=(0.9, 1.0), ratio=(1.0, 1.0),
+                  flip=0.0, jitter_prob=0.0, blur_prob=0.0, solarize_prob=0.0)
+  trainer = Trainer(
+    method=method, recipe=recipe, fetch=lambda data, batch: batch, mesh=make_mesh(), seed=0,
+    block=20, optimizer=Optimizer(
+      clock=clock, lr={"start": 1e-3, "end": 1e-4, "warmup": "5 steps"}, lr_batch=0))
+  batch = {"image": images, "labels": jnp.zeros((16, 0))}
+  state = trainer.init(trainer.batch_spec({}, batch))
+  block = jax.tree.map(lambda x: jnp.broadcast_to(x, (20, *x.shape)), batch)
+  log = []
+  for _ in range(5):
+    state, metrics = trainer.run(state, {}, block, np.int32(20))
+    log.append({k: float(v[-1]) for k, v in metrics.items()})
+  information = [m["batch_entropy"] - m["teacher_entropy"] for m in log]
+  # Images get answers of their own, and the student knows them from another crop.
+  assert information[-1] > 0.5 > 0.2 > log[-1]["kl"]
+  assert information[-1] > 1.2 * information[0]
+  assert log[-1]["loss"] < 0.9 * np.log(32)
+  assert log[-1]["feature_std"] > 0.2
+  assert method.diagnose(log[-1]) is None
+
+
+def test_flops_are_counted(batch):
+  method = make()
+  large = method.encoder.flops((32, 32, 1), patches=False) + method.head.flops()
+  small = method.encoder.flops((16, 16, 1), patches=False) + method.head.flops()
+  assert method.flops(spec(batch)) == 2 * 4 * large + 3 * 3 * small
+
+
+def test_mistakes(batch):
+  with pytest.raises(UserError, match=r"config\.method\.prototypes=0"):
+    make(prototypes=0)
+  with pytest.raises(UserError, match=r"config\.method\.momentum\.strat is not an option"):
+    make(momentum={"strat": 0.9})
+  with pytest.raises(UserError, match=r"config\.views\.global_crops=2"):
+    make().init(jax.random.key(0), spec({"global": batch["global"][:1]}))
