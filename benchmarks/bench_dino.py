@@ -154,6 +154,8 @@ class Ours:
 
 
 def serve_ours(spec):
+  from cxrjax.core.memory import keep_freed_memory
+  keep_freed_memory()  # as cxrjax.main does
   ours = Ours(spec)
   print(json.dumps(ours.ready()), flush=True)
   for line in sys.stdin:
