@@ -24,8 +24,12 @@ class DinoHead:
     hidden: width of the MLP.
     bottleneck: width before the prototypes, where vectors are brought to unit length.
     layers: linear layers of the MLP, the bottleneck included.
+    batch_norm: normalise the hidden layers over the rows given (all crops of the global batch), in
+      training as in evaluation. The paper's ViTs do without; it keeps images apart where all look
+      alike to a fresh network, as radiographs do, and training is short.
     norm_last_layer: keep every prototype's norm at 1; else it is learnt, which may train better
       and is less stable.
+    initial: how the MLP's kernels start, as in `cxrjax.models.vit.Model`.
     dtype: type of the matrix products; `"auto"` is bfloat16 on accelerators, float32 on CPU.
 
   References: Caron et al. 2021, arXiv:2104.14294, section 3.1 and appendix C; Salimans and Kingma
@@ -38,6 +42,8 @@ class DinoHead:
   bottleneck: int = 256
   layers: int = 3
   norm_last_layer: bool = True
+  batch_norm: bool = False
+  initial: str = "normal"
   dtype: str = "auto"
 
   def init(self, key: jax.Array) -> module.Params:
@@ -61,14 +67,30 @@ class DinoHead:
 
 class _Mlp(nnx.Module):
 
-  def __init__(self, dims: list[int], rngs: nnx.Rngs):
+  def __init__(self, dims: list[int], batch_norm: bool, initial: str, rngs: nnx.Rngs):
     self.layers = nnx.List([
-        layers.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(dims)])
+        layers.Linear(a, b, init=initial, rngs=rngs) for a, b in itertools.pairwise(dims)])
+    self.norms = nnx.List([_BatchNorm(d) for d in dims[1:-1]]) if batch_norm else None
 
   def __call__(self, x):
-    for layer in self.layers[:-1]:
-      x = layers.gelu(layer(x))
+    for i, layer in enumerate(self.layers[:-1]):
+      x = layer(x)
+      x = layers.gelu(x if self.norms is None else self.norms[i](x))
     return self.layers[-1](x)
+
+
+class _BatchNorm(nnx.Module):
+  """Batch statistics always: a head is not used after training, so it keeps no running ones."""
+
+  def __init__(self, dim: int, *, epsilon: float = 1e-5):
+    self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
+    self.epsilon = epsilon
+
+  def __call__(self, x):
+    y = x.astype(jnp.float32)
+    y = (y - y.mean(0)) * jax.lax.rsqrt(y.var(0) + self.epsilon)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class _Prototypes(nnx.Module):
@@ -93,8 +115,9 @@ class _Prototypes(nnx.Module):
 class _DinoHead(nnx.Module):
 
   def __init__(
-      self, in_dim, prototypes, hidden, bottleneck, layers, norm_last_layer, dtype, rngs):
-    self.mlp = _Mlp([in_dim, *[hidden] * (layers - 1), bottleneck], rngs)
+      self, in_dim, prototypes, hidden, bottleneck, layers, norm_last_layer, batch_norm, initial,
+      dtype, rngs):
+    self.mlp = _Mlp([in_dim, *[hidden] * (layers - 1), bottleneck], batch_norm, initial, rngs)
     self.prototypes = _Prototypes(bottleneck, prototypes, norm_last_layer, rngs)
     self.dtype = dtype
 

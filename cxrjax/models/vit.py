@@ -54,6 +54,8 @@ class Model:
     drop_path: rate in the last block, rising linearly from 0 in the first (Huang et al. 2016,
       arXiv:1603.09382); used where `encode` is given keys.
     dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+    initial: how kernels start: "normal", N(0, 0.02) as DINO's, or "xavier" (MAE's, big_vision's),
+      without which a network under 200 wide hardly learns in its first thousand steps.
     remat: recompute every block in the backward pass, for less memory.
     width, depth, heads: override the variant.
   """
@@ -65,6 +67,7 @@ class Model:
   registers: int = 0
   drop_path: float = 0.1
   dtype: str = "auto"
+  initial: str = "normal"
   remat: bool = False
   width: int | None = None
   depth: int | None = None
@@ -84,6 +87,9 @@ class Model:
       raise UserError(
           f"config.model.image_size={self.image_size} is not a multiple of "
           f"config.model.patch_size={self.patch_size}")
+    if self.initial not in ("normal", "xavier"):
+      raise UserError(
+          f"config.model.initial={self.initial!r} is not known{suggest(self.initial, ('normal', 'xavier'))}")
     if not 0 <= self.drop_path < 1:
       raise UserError(f"config.model.drop_path={self.drop_path} must be in [0, 1)")
 
@@ -103,10 +109,10 @@ class Model:
     return module.Net.of(
         _VisionTransformer, width=width, depth=depth, heads=heads, patch_size=self.patch_size,
         grid=self.image_size // self.patch_size, channels=self.channels,
-        registers=self.registers, drop_path=self.drop_path, remat=self.remat)
+        registers=self.registers, drop_path=self.drop_path, remat=self.remat, init=self.initial)
 
   def init(self, key: jax.Array) -> module.Params:
-    """Fresh parameters, as DINO and timm start them: N(0, 0.02) truncated, biases 0."""
+    """Fresh parameters, as DINO and timm start them: N(0, 0.02^2), biases 0."""
     return self._net.init(key)
 
   def encode(
@@ -187,17 +193,17 @@ class Model:
 
 class _Attention(nnx.Module):
 
-  def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
-    self.qkv = layers.Linear(width, 3 * width, rngs=rngs)
-    self.proj = layers.Linear(width, width, rngs=rngs)
+  def __init__(self, width: int, heads: int, init: str, rngs: nnx.Rngs):
+    self.qkv = layers.Linear(width, 3 * width, init=init, parts=3, rngs=rngs)
+    self.proj = layers.Linear(width, width, init=init, rngs=rngs)
     self.heads = heads
 
 
 class _Mlp(nnx.Module):
 
-  def __init__(self, width: int, rngs: nnx.Rngs):
-    self.fc1 = layers.Linear(width, 4 * width, rngs=rngs)
-    self.fc2 = layers.Linear(4 * width, width, rngs=rngs)
+  def __init__(self, width: int, init: str, rngs: nnx.Rngs):
+    self.fc1 = layers.Linear(width, 4 * width, init=init, rngs=rngs)
+    self.fc2 = layers.Linear(4 * width, width, init=init, rngs=rngs)
 
   def __call__(self, x):
     return self.fc2(layers.gelu(self.fc1(x)))
@@ -206,11 +212,11 @@ class _Mlp(nnx.Module):
 class _Block(nnx.Module):
   """Pre-norm block on the tokens of all groups, [tokens, width]."""
 
-  def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
+  def __init__(self, width: int, heads: int, init: str, rngs: nnx.Rngs):
     self.norm1 = layers.LayerNorm(width)
-    self.attn = _Attention(width, heads, rngs)
+    self.attn = _Attention(width, heads, init, rngs)
     self.norm2 = layers.LayerNorm(width)
-    self.mlp = _Mlp(width, rngs)
+    self.mlp = _Mlp(width, init, rngs)
 
   def qkv(self, x, shapes):
     qkv = self.attn.qkv(self.norm1(x))
@@ -242,14 +248,18 @@ class _Block(nnx.Module):
 class _VisionTransformer(nnx.Module):
 
   def __init__(
-      self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, rngs):
-    self.patch = layers.Linear(patch_size * patch_size * channels, width, rngs=rngs)
-    normal = nnx.initializers.truncated_normal(0.02)
+      self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, init,
+      rngs):
+    # DINO and timm leave the patch projection, a convolution there, as torch makes it.
+    pixels = patch_size * patch_size * channels
+    self.patch = layers.Linear(
+        pixels, width, init="torch" if init == "normal" else init, rngs=rngs)
+    normal = layers.start
     self.cls = nnx.Param(normal(rngs.params(), (1, width), jnp.float32))
     self.registers = (
         nnx.Param(normal(rngs.params(), (registers, width), jnp.float32)) if registers else None)
     self.pos = nnx.Param(normal(rngs.params(), (1 + grid * grid, width), jnp.float32))
-    self.blocks = nnx.List([_Block(width, heads, rngs) for _ in range(depth)])
+    self.blocks = nnx.List([_Block(width, heads, init, rngs) for _ in range(depth)])
     self.norm = layers.LayerNorm(width)
     self.config = (patch_size, grid, drop_path, remat)
 

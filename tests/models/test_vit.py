@@ -1,12 +1,14 @@
 """The encoder against independent references and its promises."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cxrjax.core.errors import UserError
-from cxrjax.models import vit
+from cxrjax.models import posembed, vit
 
 MODEL = vit.Model(variant="Mu", width=32, depth=3, heads=2, image_size=64)
 
@@ -21,6 +23,103 @@ def params():
 def _images(key, n, size):
   shape = (size, size) if isinstance(size, int) else size
   return jax.random.normal(jax.random.key(key), (n, *shape, 1))
+
+
+def _plain_vit(params, image):
+  """One image, one loop per layer, no tricks: tokens after the final norm."""
+  def linear(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+  def norm(p, x):
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / jnp.sqrt(var + 1e-6) * p["scale"] + p["bias"]
+
+  rows = image.shape[0] // 16
+  patches = [image[16 * i:16 * i + 16, 16 * j:16 * j + 16].reshape(-1)
+             for i in range(rows) for j in range(image.shape[1] // 16)]
+  x = linear(params["patch"], jnp.stack(patches)) + params["pos"][1:]
+  x = jnp.concatenate([params["cls"] + params["pos"][:1], x])
+  for i in range(3):
+    p = params["blocks"][str(i)]
+    q, k, v = jnp.split(linear(p["attn"]["qkv"], norm(p["norm1"], x)), 3, axis=1)
+    heads = []
+    for h in range(2):
+      at = slice(16 * h, 16 * h + 16)
+      heads.append(jax.nn.softmax(q[:, at] @ k[:, at].T / 4.0) @ v[:, at])
+    x = x + linear(p["attn"]["proj"], jnp.concatenate(heads, axis=1))
+    hidden = jax.nn.gelu(linear(p["mlp"]["fc1"], norm(p["norm2"], x)), approximate=False)
+    x = x + linear(p["mlp"]["fc2"], hidden)
+  return norm(params["norm"], x)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_values_and_gradients_are_those_of_plain_code(params, remat):
+  model = dataclasses.replace(MODEL, remat=remat)
+  images, probe = _images(1, 2, 64), jax.random.normal(jax.random.key(7), (2, 17, 32))
+
+  def ours(p):
+    f = model.encode(p, images)
+    return (jnp.concatenate([f.cls[:, None], f.patches], axis=1) * probe).sum()
+
+  def plain(p):
+    return (jnp.stack([_plain_vit(p, image) for image in images]) * probe).sum()
+
+  (a, da), (b, db) = (jax.jit(jax.value_and_grad(f))(params) for f in (ours, plain))
+  np.testing.assert_allclose(a, b, rtol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4, rtol=1e-3), da, db)
+
+
+def test_unused_patches_are_not_computed(params):
+  """The last block's large products drop out where only the class token is used."""
+  images = _images(1, 8, 64)
+
+  def cost(patches):
+    def f(p):
+      features = MODEL.encode(p, images)
+      return features.cls.sum() + (features.patches.sum() if patches else 0.0)
+    return jax.jit(f).lower(params).compile().cost_analysis()["flops"]
+
+  whole, short = cost(True), cost(False)
+  assert short < whole * (1 - 0.5 / 3)
+
+
+def test_flops_are_those_of_the_products():
+  model = vit.Model(variant="Ti")
+  assert abs(model.flops((224, 224)) / 2.5e9 - 1) < 0.02  # DeiT-Ti: 1.26 G multiply-adds
+  assert model.flops((224, 224), patches=False) < 0.94 * model.flops((224, 224))
+
+
+def test_start_is_dinos():
+  params = vit.Model(variant="Ti").init(jax.random.key(0))
+  assert sum(a.size for a in jax.tree.leaves(params)) == 5_426_112  # timm's, for one channel
+  kernel = params["blocks"]["3"]["mlp"]["fc1"]["kernel"]
+  assert abs(float(kernel.std()) / 0.02 - 1) < 0.02
+  assert abs(float(kernel.mean())) < 1e-3
+  assert not params["blocks"]["3"]["attn"]["qkv"]["bias"].any()
+
+
+def test_registers_take_part_and_are_left_out(params):
+  model = dataclasses.replace(MODEL, registers=2)
+  got = model.encode(model.init(jax.random.key(0)), _images(1, 2, 64), taps=("attn", "block:0"))
+  assert got.patches.shape == (2, 16, 32)
+  assert got.taps["attn"].shape == (2, 2, 19, 19)
+  assert got.taps["block:0"].shape == (2, 19, 32)
+
+
+def test_position_embedding_is_resampled_smoothly(params):
+  old = jax.random.normal(jax.random.key(0), (16, 3))
+  assert posembed.resample(old, (4, 4), (4, 4)) is old
+  rows = jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 4, 1)).reshape(16, 1)
+  new = posembed.resample(rows, (4, 4), (8, 2)).reshape(8, 2)
+  np.testing.assert_allclose(new[:, 0], new[:, 1], atol=1e-6)  # constant along columns
+  np.testing.assert_allclose(new[2:6, 0], [0.75, 1.25, 1.75, 2.25], atol=0.1)
+
+
+def test_bfloat16_is_close(params):
+  images = _images(1, 2, 64)
+  half = dataclasses.replace(MODEL, dtype="bfloat16").encode(params, images)
+  assert half.cls.dtype == half.patches.dtype == jnp.float32
+  np.testing.assert_allclose(half.cls, MODEL.encode(params, images).cls, atol=0.15)
 
 
 def test_sizes_run_jointly_as_they_do_alone(params):
@@ -59,6 +158,17 @@ def test_drop_path_does_not_depend_on_the_batch(params):
   parts = [model.encode(params, images[i:i + 3], keys=keys[i:i + 3]).cls for i in (0, 3)]
   np.testing.assert_allclose(whole, jnp.concatenate(parts), atol=1e-5)
   assert not np.allclose(whole, model.encode(params, images).cls, atol=1e-3)
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda p: MODEL.encode(p, _images(1, 1, 40)), "40x40"),
+    (lambda p: MODEL.encode(p, jnp.zeros((1, 32, 32, 3))), "3 channels"),
+    (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("attention",)), "'attention'"),
+    (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("block:3",)), "-3 to 2"),
+])
+def test_bad_calls_say_what_is_wrong(params, call, words):
+  with pytest.raises(UserError, match=words):
+    call(params)
 
 
 @pytest.mark.parametrize(("options", "word"), [
