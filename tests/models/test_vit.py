@@ -1,6 +1,7 @@
 """The encoder against independent references and its promises."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,11 @@ def params():
   params = MODEL.init(jax.random.key(0))
   return jax.tree.map(  # larger than the start, so that no term hides behind a small weight
       lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), params)
+
+
+@functools.partial(jax.jit, static_argnames=("taps", "model"))
+def _encode(params, images, keys=None, taps=(), model=MODEL):
+  return model.encode(params, images, keys=keys, taps=taps)
 
 
 def _images(key, n, size):
@@ -100,7 +106,8 @@ def test_start_is_dinos():
 
 def test_registers_take_part_and_are_left_out(params):
   model = dataclasses.replace(MODEL, registers=2)
-  got = model.encode(model.init(jax.random.key(0)), _images(1, 2, 64), taps=("attn", "block:0"))
+  got = _encode(
+      model.init(jax.random.key(0)), _images(1, 2, 64), taps=("attn", "block:0"), model=model)
   assert got.patches.shape == (2, 16, 32)
   assert got.taps["attn"].shape == (2, 2, 19, 19)
   assert got.taps["block:0"].shape == (2, 19, 32)
@@ -117,47 +124,47 @@ def test_position_embedding_is_resampled_smoothly(params):
 
 def test_bfloat16_is_close(params):
   images = _images(1, 2, 64)
-  half = dataclasses.replace(MODEL, dtype="bfloat16").encode(params, images)
+  half = _encode(params, images, model=dataclasses.replace(MODEL, dtype="bfloat16"))
   assert half.cls.dtype == half.patches.dtype == jnp.float32
-  np.testing.assert_allclose(half.cls, MODEL.encode(params, images).cls, atol=0.15)
+  np.testing.assert_allclose(half.cls, _encode(params, images).cls, atol=0.15)
 
 
 def test_sizes_run_jointly_as_they_do_alone(params):
   large, small = _images(1, 2, 64), _images(2, 3, 32)
   keys = jax.random.split(jax.random.key(3), 2), jax.random.split(jax.random.key(4), 3)
-  joint = MODEL.encode(params, (large, small), keys=keys, taps=("attn", "block:-1"))
+  joint = _encode(params, (large, small), keys=keys, taps=("attn", "block:-1"))
   for images, key, got in zip((large, small), keys, joint, strict=True):
-    alone = MODEL.encode(params, images, keys=key, taps=("attn", "block:-1"))
+    alone = _encode(params, images, keys=key, taps=("attn", "block:-1"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, got)
 
 
 def test_class_token_alone_is_the_class_token_of_the_whole(params):
   groups = _images(1, 2, 64), _images(2, 3, 32)
-  whole = MODEL.encode(params, groups)
-  short = MODEL.encode(params, groups, patches=False)
+  whole = _encode(params, groups)
+  short = jax.jit(lambda p: MODEL.encode(p, groups, patches=False))(params)
   for a, b in zip(whole, short, strict=True):
     np.testing.assert_allclose(a.cls, b.cls, atol=1e-5)
     assert b.patches is None
 
 
 def test_attention_rows_sum_to_one(params):
-  attn = MODEL.encode(params, _images(1, 2, 64), taps=("attn",)).taps["attn"]
+  attn = _encode(params, _images(1, 2, 64), taps=("attn",)).taps["attn"]
   assert attn.shape == (2, 2, 17, 17)
   np.testing.assert_allclose(attn.sum(-1), 1.0, atol=1e-5)
 
 
 def test_other_and_oblong_sizes(params):
-  features = MODEL.encode(params, _images(1, 2, (48, 96)))
+  features = _encode(params, _images(1, 2, (48, 96)))
   assert features.patches.shape == (2, 18, 32)
 
 
 def test_drop_path_does_not_depend_on_the_batch(params):
   model = vit.Model(variant="Mu", width=32, depth=3, heads=2, image_size=64, drop_path=0.5)
   images, keys = _images(1, 6, 64), jax.random.split(jax.random.key(5), 6)
-  whole = model.encode(params, images, keys=keys).cls
-  parts = [model.encode(params, images[i:i + 3], keys=keys[i:i + 3]).cls for i in (0, 3)]
+  whole = _encode(params, images, keys, model=model).cls
+  parts = [_encode(params, images[i:i + 3], keys[i:i + 3], model=model).cls for i in (0, 3)]
   np.testing.assert_allclose(whole, jnp.concatenate(parts), atol=1e-5)
-  assert not np.allclose(whole, model.encode(params, images).cls, atol=1e-3)
+  assert not np.allclose(whole, _encode(params, images, model=model).cls, atol=1e-3)
 
 
 @pytest.mark.parametrize(("call", "words"), [
