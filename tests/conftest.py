@@ -7,7 +7,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jaxtyping
 
-jaxtyping.install_import_hook("cxrjax", "beartype.beartype")
+jaxtyping.install_import_hook(  # an int is a float, as for type checkers
+  "cxrjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import jax
 import pytest

@@ -37,6 +37,7 @@ class Method:
     clock: length of the run and of an epoch.
     prototypes: K, outputs of the head.
     hidden, bottleneck, head_layers: the projector, `d -> hidden -> ... -> bottleneck -> K`.
+    batch_norm: in the head; for short runs, see `cxrjax.models.heads.DinoHead`.
     norm_last_layer: keep the prototypes' norm at 1 (safer; the paper's choice for all but ViT-S).
     student_temp: tau_s.
     teacher_temp: tau_t, a schedule; the paper: 0.04, or 0.04 to 0.07 over 30 epochs.
@@ -50,6 +51,7 @@ class Method:
   hidden: int = 2048
   bottleneck: int = 256
   head_layers: int = 3
+  batch_norm: bool = False
   norm_last_layer: bool = True
   student_temp: float = 0.1
   teacher_temp: Any = 0.04
@@ -79,7 +81,8 @@ class Method:
   def head(self) -> DinoHead:
     return DinoHead(
       in_dim=self.encoder.features, prototypes=self.prototypes, hidden=self.hidden,
-      bottleneck=self.bottleneck, layers=self.head_layers, norm_last_layer=self.norm_last_layer)
+      bottleneck=self.bottleneck, layers=self.head_layers, norm_last_layer=self.norm_last_layer,
+      batch_norm=self.batch_norm, initial=getattr(self.encoder, "initial", "normal"))
 
   def init(
       self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],

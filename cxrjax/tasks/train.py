@@ -48,7 +48,7 @@ class Run:
     self.recipe = build(config["views"], "Recipe", "config.views")
     self.recipe.check(config["data"]["size"])
     data = config["data"]
-    source = sources.open_source(
+    self.source = source = sources.open_source(
       data["source"], split=data["split"], **freeze(data.get("options", {})))
     self.loader = Loader(
       source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
@@ -116,7 +116,7 @@ class Run:
 
   def _describe_data(self) -> dict[str, Any]:
     info = self.loader.info
-    table = self.loader.images if self.loader.images is not None else self.loader.source.table
+    table = self.loader.images if self.loader.images is not None else self.source.table
     counts = {c: int(np.sum(table.labels[:, i] == 1)) for i, c in enumerate(info.classes)}
     patients = set(table.patients)
     return {
