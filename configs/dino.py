@@ -31,6 +31,7 @@ DEMO = {
   "lr": 5e-4,               # for 256 images; scaled by batch_size / 256
   "momentum": 0.99,
   "temp_warmup": "30 %",    # teacher temperature from 0.04 to 0.07
+  "manual_dir": "",         # where tfds: finds archives to prepare a set from, on first use
   "eval_data": "same",      # a labelled source, `same`, or `none`
   "eval_every": "5 epochs",
 }
@@ -61,12 +62,16 @@ def get_config(arg: str = "") -> ConfigDict:
   config.block = 8 if o.tiny else 16  # most steps of one dispatch, when the data is resident
   config.log_every = "1 %"
 
-  options = {"n": o.examples, "size": o.store} if o.data == "phantom" else {}
+  def options(source: str) -> dict:
+    if source == "phantom":
+      return {"n": o.examples, "size": o.store}
+    return {"manual_dir": o.manual_dir} if source.startswith("tfds:") and o.manual_dir else {}
+
   config.data = {
-    "source": o.data, "split": o.split, "options": options,
+    "source": o.data, "split": o.split, "options": options(o.data),
     "size": o.store, "fit": "squash",       # squash, pad or crop to a square
     "storage": "auto",                      # resident, streamed, or by size
-    "cache_dir": "",                        # decoded images; default $CXRJAX_CACHE or ~/.cache/cxrjax
+    "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
     "on_bad_image": "error",
   }
   config.views = {
@@ -102,7 +107,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if labelled != "none" and not (o.eval_data == "same" and labelled.startswith("folder:")):
     config.evals.probe = {
       "name": "cxrjax.evals.probe", "every": o.eval_every,
-      "data": {"name": labelled, **(options if labelled == o.data else {})},
+      "data": {"name": labelled, **options(labelled)},
       "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20),
     }
   return config

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import shlex
 import sys
 import time
 
@@ -12,6 +14,7 @@ from ml_collections import config_flags
 
 from cxrjax.core.build import locate
 from cxrjax.core.errors import UserError
+from cxrjax.core.memory import keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment, configs/X.py[:arg]; --config.a.b=value changes one key.",
@@ -28,18 +31,30 @@ _PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, with --coo
 
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parsing, with a mistake in a config as one line instead of a traceback."""
+  if "--help" in argv[1:]:
+    sys.stdout.write(f"{__doc__}\n\n{flags.FLAGS.module_help('__main__')}\n")
+    sys.exit(0)
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _CONFIG.value.to_dict()  # a file that could not be loaded says so only here
+    return rest
   except UserError:
     raise
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(" ".join(str(error).split())[:500]) from error
-  except OSError as error:
-    raise UserError(f"--config: {error.filename}: {error.strerror}") from error
+  except (AttributeError, KeyError) as error:
+    raise UserError(f"a --config.KEY=value names a key this config does not have: "
+                    f"{one_line(error.args[0])}; the config file lists its keys") from error
+  except (flags.Error, TypeError, ValueError, OSError) as error:
+    raise UserError(one_line(error)) from error
+
+
+def one_line(error: object) -> str:
+  return " ".join(str(error).split())[:500]
 
 
 def set_up_jax() -> None:
-  """Compilation cache, and the other processes where there are any."""
+  """Memory, compilation cache, and the other processes where there are any."""
+  keep_freed_memory()
   import jax
 
   cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
@@ -65,10 +80,9 @@ def main(argv: list[str]) -> int:
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
   task = locate(config.get("task", "cxrjax.tasks.train"), "run", "config.task")
-  if jax.process_index() != 0:
-    return task(config, workdir, command=" ".join(sys.argv))
-  with locked(workdir):
-    return task(config, workdir, command=" ".join(["python -m cxrjax.main", *sys.argv[1:]]))
+  command = shlex.join(["python", "-m", "cxrjax.main", *sys.argv[1:]])
+  with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+    return task(config, workdir, command=command)
 
 
 def run() -> None:

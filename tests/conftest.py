@@ -10,8 +10,8 @@ import jaxtyping
 jaxtyping.install_import_hook(  # an int is a float, as for type checkers
   "cxrjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_threefry_partitionable", True)
 

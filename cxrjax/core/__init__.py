@@ -1,1 +1,1 @@
-"""What every room may use: errors, building by name, durations. Imports nothing of the other rooms."""
+"""What every room may use: errors, building by name, durations. Imports no other room."""

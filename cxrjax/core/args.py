@@ -37,6 +37,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     if kind is str and not isinstance(value, str):
       value = text
     if defaults[name] is not None and not isinstance(value, kind):
-      raise UserError(f"--config=...:{item} must be of type {kind.__name__}, like {defaults[name]!r}")
+      raise UserError(
+        f"--config=...:{item} must be of type {kind.__name__}, like {defaults[name]!r}")
     values[name] = value
   return values

@@ -89,7 +89,7 @@ class Model:
           f"config.model.patch_size={self.patch_size}")
     if self.initial not in ("normal", "xavier"):
       raise UserError(
-          f"config.model.initial={self.initial!r} is not known{suggest(self.initial, ('normal', 'xavier'))}")
+          f"config.model.initial={self.initial!r} is not known; valid: 'normal', 'xavier'")
     if not 0 <= self.drop_path < 1:
       raise UserError(f"config.model.drop_path={self.drop_path} must be in [0, 1)")
 

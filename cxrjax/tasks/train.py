@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from cxrjax import data as sources
 from cxrjax.core.build import build, check_keywords, freeze
@@ -147,7 +148,7 @@ def _views(run: Run) -> dict[str, np.ndarray]:
   """The first batch's views, for the report, as gray levels."""
   def look(data: Any, batch: Any) -> Any:
     batch = run.trainer.fetch(data, batch)
-    return batch["image"], run.trainer._views(batch, run.trainer._step_key(jnp.int32(0), 0))
+    return batch["image"], run.trainer.views(batch, run.trainer.step_key(jnp.int32(0), 0))
   source, views = jax.jit(look)(run.loader.data, run.loader[0])
   source, views = sharding.to_host((source, dict(views)))
   count = min(4, source.shape[0])
@@ -220,8 +221,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   """
   main = jax.process_index() == 0
   say = say if main else lambda line: None
-  resumed = workdirs.settle_config(workdir, config, write=main)
-  if resumed and _status(workdir) == "finished":
+  if _finished(config, workdir):
     say(f"{workdir} holds a finished run of this config; its report is {workdir / 'report.html'}")
     return 0
   run = Run(config)
@@ -265,9 +265,16 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   return 128 + outcome.stopped if outcome.stopped else 0
 
 
-def _status(workdir: pathlib.Path) -> str:
-  path = workdir / "run.json"
-  return json.loads(path.read_text()).get("status", "") if path.exists() else ""
+def _finished(config: Mapping[str, Any], workdir: pathlib.Path) -> bool:
+  """Whether the workdir's run of this config is over; process 0 looks, all processes agree."""
+  done = False
+  if jax.process_index() == 0:
+    facts = workdir / "run.json"
+    done = (workdirs.settle_config(workdir, config) and facts.exists()
+            and json.loads(facts.read_text()).get("status") == "finished")
+  if jax.process_count() > 1:
+    done = bool(multihost_utils.broadcast_one_to_all(np.bool_(done)))
+  return done
 
 
 def _write_page(workdir: pathlib.Path, main: bool) -> pathlib.Path | None:

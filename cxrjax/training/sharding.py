@@ -26,9 +26,9 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
   """
   devices = list(devices if devices is not None else jax.devices())
   if fsdp < 1 or len(devices) % fsdp:
+    valid = [f for f in range(1, len(devices) + 1) if len(devices) % f == 0]
     raise UserError(
-      f"config.mesh.fsdp={fsdp} does not divide {len(devices)} devices; "
-      f"try {max(f for f in range(1, len(devices) + 1) if len(devices) % f == 0 and f <= max(fsdp, 1))}")
+      f"config.mesh.fsdp={fsdp} does not divide {len(devices)} devices; valid: {valid}")
   return Mesh(np.asarray(devices).reshape(-1, fsdp), ("data", "fsdp"))
 
 

@@ -48,7 +48,7 @@ class Trainer:
   def batch_spec(self, data: Any, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the method's loss sees, before microbatching."""
     return jax.eval_shape(
-      lambda d, b: self._views(self.fetch(d, b), jax.random.key(0)), data, batch)
+      lambda d, b: self.views(self.fetch(d, b), jax.random.key(0)), data, batch)
 
   def _fresh(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> State:
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
@@ -77,12 +77,24 @@ class Trainer:
     """A NamedSharding for every leaf of the state."""
     return sharding.param_specs(shapes, self.mesh, self.rules)
 
-  def _step_key(self, step: Int[Array, ""], purpose: int) -> Key[Array, ""]:
+  def step_key(self, step: Int[Array, ""], purpose: int) -> Key[Array, ""]:
+    """The key of a step for views (purpose 0) or for the method's loss (1)."""
     run = jax.random.fold_in(jax.random.key(self.seed), 1)
     return jax.random.fold_in(jax.random.fold_in(run, step), purpose)
 
-  def _views(self, batch: dict[str, Array], key: Key[Array, ""]) -> dict[str, Array]:
-    position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
+  def views(
+      self, batch: Mapping[str, Array], key: Key[Array, ""],
+      position: Int[Array, "b"] | None = None,
+  ) -> dict[str, Array]:
+    """What the method's loss sees of a batch with `image` and `labels`.
+
+    Args:
+      batch: fetched; a microbatch if `position` says where its images stand in the whole batch.
+      key: of the step.
+      position: by default 0, 1, ....
+    """
+    if position is None:
+      position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
     views = self.recipe(key, batch["image"], index=position)
     return {**views, "labels": batch["labels"], "position": position}
 
@@ -91,11 +103,10 @@ class Trainer:
     step = state["step"]
     batch = self.fetch(data, batch)
     position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
-    view_key, loss_key = self._step_key(step, 0), self._step_key(step, 1)
+    view_key, loss_key = self.step_key(step, 0), self.step_key(step, 1)
 
     def loss(params: Any, part: dict[str, Array]) -> Any:
-      views = self.recipe(view_key, part["image"], index=part["position"])
-      seen = {**views, "labels": part["labels"], "position": part["position"]}
+      seen = self.views(part, view_key, part["position"])
       return self.method.loss(params, state["extra"], seen, loss_key, step)
 
     part = {"image": batch["image"], "labels": batch["labels"], "position": position}

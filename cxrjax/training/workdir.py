@@ -41,7 +41,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> list[str]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> list[str]:
   """`config.a.b: 1 -> 2` for every key in which two nested configs differ."""
   found = []
   for key in sorted(set(old) | set(new)):
@@ -57,7 +58,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "c
   return found
 
 
-def settle_config(workdir: pathlib.Path, config: Mapping[str, Any], write: bool = True) -> bool:
+def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
   """Writes `config.json`, or holds `config` against the one that is there.
 
   Returns:
@@ -80,8 +81,7 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any], write: bool 
         f"--workdir={workdir} holds a run with another config ({'; '.join(changed)}); restore "
         "these values or choose another folder")
     return True
-  if write:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=2) + "\n")
-    temporary.replace(path)
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(config, indent=2) + "\n")
+  temporary.replace(path)
   return False

@@ -34,7 +34,8 @@ def test_builds_a_member_and_a_modules_attribute(monkeypatch):
 
 
 @pytest.mark.parametrize("name,hint", [
-  ("cxrjax.methods.dyno", "did you mean 'dino'"), ("cxrjax.methods.dino.Nothing", "has no 'Nothing'"),
+  ("cxrjax.methods.dyno", "did you mean 'dino'"),
+  ("cxrjax.methods.dino.Nothing", "has no 'Nothing'"),
   ("nowhere", "give a dotted name"), ("cxrjax.core", "has no 'Method'")])
 def test_unknown_names(name, hint):
   with pytest.raises(UserError, match=hint):

@@ -12,7 +12,8 @@ from cxrjax.training.checkpoint import Checkpoints
 
 def state(step):
   rng = np.random.default_rng(step)
-  return {"step": jnp.int32(step), "params": {"a": jnp.asarray(rng.normal(size=(7, 5)), jnp.float32)},
+  return {"step": jnp.int32(step),
+          "params": {"a": jnp.asarray(rng.normal(size=(7, 5)), jnp.float32)},
           "opt": (jnp.asarray(rng.normal(size=3), jnp.bfloat16), {"n": jnp.int32(step)})}
 
 

@@ -40,7 +40,8 @@ def test_nan_stops_at_once_and_names_the_step(method, name):
 
 
 @pytest.mark.parametrize("changes,finding", [
-  ({"teacher_entropy": math.log(256), "kl": 0.0}, r"ln 256 = 5\.5452.*config\.method\.teacher_temp"),
+  ({"teacher_entropy": math.log(256), "kl": 0.0},
+   r"ln 256 = 5\.5452.*config\.method\.teacher_temp"),
   ({"feature_std": 0.001}, "same features"),
   ({"batch_entropy": 0.001}, "one prototype"),
 ])

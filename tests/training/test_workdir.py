@@ -12,7 +12,7 @@ from cxrjax.training.workdir import differences, locked, settle_config
 def test_a_second_process_is_refused(tmp_path):
   script = ("import pathlib, sys; from cxrjax.training.workdir import locked\n"
             "with locked(pathlib.Path(sys.argv[1])): print('mine')")
-  with locked(tmp_path), pytest.raises(UserError, match="is in use by process [0-9]+"), \
+  with locked(tmp_path), pytest.raises(UserError, match=r"is in use by process [0-9]+"), \
       locked(tmp_path):
     pass
   with locked(tmp_path):
