@@ -17,29 +17,42 @@ DEMO = {
   "seed": 0,
   "data": "phantom",        # phantom, folder:PATH, tfds:NAME, or a module with a `Source`
   "split": "train",
-  "examples": 2048,         # of the phantom's training split
-  "store": 72,              # images are kept at this many pixels a side
-  "image_size": 64,         # large crops
-  "local_size": 32,
-  "local_crops": 4,
+  "examples": 1024,         # of each of the phantom's splits
+  "store": 56,              # images are kept at this many pixels a side
+  "image_size": 48,         # large crops
+  "local_size": 24,
+  "local_crops": 2,
+  "local_scale": (0.2, 0.5),
+  "jitter": 0.4,
+  "solarize": 0.0,
   "model": "Mu",
   "patch_size": 8,
-  "prototypes": 1024,
+  "initial": "xavier",
+  "drop_path": 0.0,
+  "prototypes": 256,
+  "hidden": 256,
+  "bottleneck": 64,
+  "batch_norm": True,
   "batch_size": 64,
-  "duration": "20 epochs",
+  "duration": "16 epochs",
   "warmup": "10 %",
-  "lr": 5e-4,               # for 256 images; scaled by batch_size / 256
+  "lr": 4e-3,               # for 256 images; scaled by batch_size / 256
+  "weight_decay_end": 0.04,
   "momentum": 0.99,
-  "temp_warmup": "30 %",    # teacher temperature from 0.04 to 0.07
+  "center_momentum": 0.8,
+  "teacher_temp": 0.04,     # at the end; starts at 0.04 and rises over `temp_warmup`
+  "temp_warmup": "0 epochs",
   "manual_dir": "",         # where tfds: finds archives to prepare a set from, on first use
   "eval_data": "same",      # a labelled source, `same`, or `none`
-  "eval_every": "5 epochs",
+  "eval_every": "4 epochs",
 }
 PAPER = {
   "data": "tfds:chest_xray_pneumonia", "store": 256, "image_size": 224, "local_size": 96,
-  "local_crops": 8, "model": "S", "patch_size": 16, "prototypes": 65536, "batch_size": 256,
-  "duration": "300 epochs", "warmup": "10 epochs", "momentum": 0.9995, "temp_warmup": "30 epochs",
-  "eval_every": "25 epochs",
+  "local_crops": 8, "local_scale": (0.05, 0.4), "solarize": 0.2, "model": "S", "patch_size": 16,
+  "initial": "normal", "drop_path": 0.1, "prototypes": 65536, "hidden": 2048, "bottleneck": 256,
+  "batch_norm": False, "batch_size": 256, "duration": "300 epochs", "warmup": "10 epochs",
+  "lr": 5e-4, "weight_decay_end": 0.4, "momentum": 0.9995, "center_momentum": 0.9,
+  "teacher_temp": 0.07, "temp_warmup": "30 epochs", "eval_every": "25 epochs",
 }
 TINY = {
   "examples": 48, "store": 32, "image_size": 32, "local_size": 16, "local_crops": 2,
@@ -59,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.duration = o.duration
   config.batch_size = o.batch_size
   config.accumulate = 1          # microbatches of one update
-  config.block = 8 if o.tiny else 16  # most steps of one dispatch, when the data is resident
+  config.block = 2 if o.tiny else 16  # most steps of one dispatch, when the data is resident
   config.log_every = "1 %"
 
   def options(source: str) -> dict:
@@ -77,26 +90,31 @@ def get_config(arg: str = "") -> ConfigDict:
   config.views = {
     "name": "cxrjax.views.multicrop",
     "global_size": o.image_size, "global_crops": 2, "global_scale": (0.4, 1.0),
-    "local_size": o.local_size, "local_crops": o.local_crops, "local_scale": (0.05, 0.4),
-    "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": 0.4, "contrast": 0.4, "jitter_prob": 0.8,
-    "blur_prob": (1.0, 0.1, 0.5), "blur_sigma": (0.1, 2.0),
-    "solarize_prob": (0.0, 0.2, 0.0), "solarize_threshold": 0.5, "rotate": 0.0,
+    "local_size": o.local_size, "local_crops": o.local_crops, "local_scale": o.local_scale,
+    "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": o.jitter, "contrast": o.jitter,
+    "jitter_prob": 0.8,
+    "blur_prob": (1.0, 0.1, 0.5),
+    "blur_sigma": (0.1, 2.0 * o.image_size / 224),  # the paper's at its crop size
+    "solarize_prob": (0.0, o.solarize, 0.0), "solarize_threshold": 0.5, "rotate": 0.0,
     "mean": 0.5, "std": 0.25,
   }
   config.model = {
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
-    "image_size": o.image_size, "registers": 0, "drop_path": 0.1, "dtype": "auto",
+    "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
+    "dtype": "auto",
   }
   config.method = {
-    "name": "cxrjax.methods.dino", "prototypes": o.prototypes, "hidden": 2048, "bottleneck": 256,
-    "norm_last_layer": True, "student_temp": 0.1, "center_momentum": 0.9,
-    "teacher_temp": {"kind": "stairs", "start": 0.04, "end": 0.07, "warmup": o.temp_warmup},
+    "name": "cxrjax.methods.dino", "prototypes": o.prototypes, "hidden": o.hidden,
+    "bottleneck": o.bottleneck, "batch_norm": o.batch_norm, "norm_last_layer": True,
+    "student_temp": 0.1, "center_momentum": o.center_momentum,
+    "teacher_temp": {
+      "kind": "stairs", "start": 0.04, "end": o.teacher_temp, "warmup": o.temp_warmup},
     "momentum": {"start": o.momentum, "end": 1.0},
   }
   config.optimizer = {
     "name": "optax.scale_by_adam", "options": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
     "lr": {"start": o.lr, "end": 1e-6, "warmup": o.warmup}, "lr_batch": 256,
-    "weight_decay": {"start": 0.04, "end": 0.4}, "clip": 3.0,
+    "weight_decay": {"start": 0.04, "end": o.weight_decay_end}, "clip": 3.0,
     "freeze": (("head/prototypes", "1 epochs"),),
   }
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}

@@ -1,0 +1,145 @@
+"""The whole road on small runs: every config's `:tiny`, what lands in the workdir, wrong inputs."""
+
+import importlib.util
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import REPOSITORY, lines, tiny
+
+from cxrjax.core.errors import UserError
+from cxrjax.tasks import train
+from cxrjax.training.health import Diverged
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
+
+
+def load(path, arg):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda p: p.stem)
+def finished(request, tmp_path_factory):
+  """A config's `:tiny`, run to its end; its workdir and what it said."""
+  workdir = tmp_path_factory.mktemp(request.param.stem) / "run"
+  said = []
+  assert train.run(load(request.param, "tiny").to_dict(), workdir, say=said.append) == 0
+  return workdir, "\n".join(said)
+
+
+def test_a_run_says_what_it_will_do_and_where_its_report_is(finished):
+  workdir, said = finished
+  for word in ("data", "device", "model", "method", "GFLOPs an image", "steps", "AUROC"):
+    assert word in said
+  assert f"report    {workdir / 'report.html'}" in said
+  assert "finished" in json.loads((workdir / "run.json").read_text())["status"]
+
+
+def test_the_workdir_is_complete(finished):
+  workdir, _ = finished
+  for name in ("config.json", "run.json", "metrics.jsonl", "report.html", "checkpoints",
+               "figures/views.npz", "figures/attention.npz", "tensorboard"):
+    assert (workdir / name).exists(), name
+  html = (workdir / "report.html").read_text()
+  assert "research use only" in html.lower()
+  assert not re.search(r'(src|href)="https?:', html)
+
+
+def test_random_trained_and_floor_stand_side_by_side(finished):
+  workdir, _ = finished
+  found = {r["encoder"]: r["metrics"] for r in lines(workdir, "eval")}
+  assert set(found) == {"random", "trained", "floor"}
+  for encoder in ("random", "trained"):
+    for name in ("knn1/auroc", "knn5/auroc", "knn20/auroc", "linear/auroc", "linear/f1",
+                 "linear/accuracy", "linear/balanced_accuracy"):
+      value = found[encoder][name]
+      assert value["low"] <= value["value"] <= value["high"], (encoder, name)
+
+
+def test_training_changes_what_is_evaluated(tmp_path):
+  from runs import saved
+  config = tiny(optimizer__lr={"start": 1e-2}, optimizer__lr_batch=0, duration="3 steps",
+                method__momentum=0.5)
+  train.run(config, tmp_path / "run", say=lambda s: None)
+  arrays = saved(tmp_path / "run")
+  moved = [k for k in arrays if k.startswith("['extra']['teacher']['encoder']")
+           and "kernel" in k]
+  student = [k.replace("['extra']['teacher']", "['params']") for k in moved]
+  assert moved
+  assert any(np.abs(arrays[a] - arrays[b]).max() > 1e-4
+             for a, b in zip(moved, student, strict=True))
+
+
+def test_paper_recipe_is_the_papers():
+  config = load(REPOSITORY / "configs" / "dino.py", "paper")
+  assert (config.model.variant, config.model.patch_size) == ("S", 16)
+  assert config.model.initial == "normal"
+  assert config.method.hidden == 2048 and config.method.bottleneck == 256
+  assert not config.method.batch_norm and config.method.center_momentum == 0.9
+  views = config.views
+  assert (views.global_size, views.global_crops, views.local_size, views.local_crops) == (
+    224, 2, 96, 8)
+  assert views.blur_sigma == (0.1, 2.0) and views.solarize_prob == (0.0, 0.2, 0.0)
+  assert views.global_scale == (0.4, 1.0) and views.local_scale == (0.05, 0.4)
+  assert config.optimizer.clip == 3.0
+  assert config.optimizer.weight_decay.to_dict() == {"start": 0.04, "end": 0.4}
+  assert config.optimizer.freeze == (("head/prototypes", "1 epochs"),)
+
+
+def test_nan_stops_the_run_and_the_page_says_why(tmp_path):
+  config = tiny(duration="12 steps", optimizer__lr={"start": 1e30}, optimizer__lr_batch=0,
+                checkpoint__every="1 steps", optimizer__clip=0.0)
+  with pytest.raises(Diverged, match=r"became (nan|inf).* at step .*lower config\.optimizer\.lr"):
+    train.run(config, tmp_path / "run", say=lambda s: None)
+  assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("diverged")
+  assert "lower config.optimizer.lr" in (tmp_path / "run" / "report.html").read_text()
+  # What was saved last is from before.
+  from runs import saved
+  assert all(np.isfinite(v).all() for v in saved(tmp_path / "run").values())
+
+
+def test_a_collapse_stops_the_run(tmp_path):
+  # A teacher this soft gives every image the uniform answer.
+  config = tiny(duration="12 steps", method__teacher_temp=100.0, health__grace="0 steps",
+                health__patience=2)
+  with pytest.raises(Diverged, match=r"uniform answer; lower config\.method\.teacher_temp"):
+    train.run(config, tmp_path / "run", say=lambda s: None)
+
+
+@pytest.mark.parametrize("changes,message", [
+  ({"batch_size": 100}, r"config\.batch_size=100 is larger than the data"),
+  ({"batch_size": 0}, r"config\.batch_size=0"),
+  ({"views__global_size": 64}, r"config\.views\.global_size=64 is larger than the images"),
+  ({"method__name": "cxrjax.methods.dyno"}, "did you mean 'dino'"),
+  ({"model__variant": "XL"}, r"config\.model\.variant='XL'"),
+  ({"model__name": "cxrjax.models.vitt"}, "did you mean 'vit'"),
+  ({"data__source": "phantasm"}, r"config\.data\.source='phantasm'"),
+  ({"data__storage": "cloud"}, r"config\.data\.storage='cloud'"),
+  ({"duration": "forever"}, r"config\.duration='forever' is not a duration"),
+  ({"accumulate": 3}, r"config\.accumulate=3 does not divide config\.batch_size=8"),
+  ({"mesh__fsdp": 3}, r"config\.mesh\.fsdp=3 does not divide 1 devices"),
+  ({"optimizer": {"speed": 1}}, r"config\.optimizer\.speed is not an option"),
+])
+def test_mistakes_are_one_line(tmp_path, changes, message):
+  with pytest.raises(UserError, match=message) as error:
+    train.run(tiny(**changes), tmp_path / "run", say=lambda s: None)
+  assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_labels_trains_without_a_probe(tmp_path):
+  rng = np.random.default_rng(0)
+  folder = tmp_path / "images"
+  folder.mkdir()
+  for i in range(12):
+    Image.fromarray(rng.integers(0, 255, (40, 50), np.uint8)).save(folder / f"{i}.png")
+  arg = f"tiny,data=folder:{folder},split=all"
+  config = load(REPOSITORY / "configs" / "dino.py", arg).to_dict()
+  assert config["evals"] == {}
+  config["model"] |= {"width": 32, "depth": 2, "heads": 2}
+  assert train.run(config, tmp_path / "run", say=lambda s: None) == 0
+  assert (tmp_path / "run" / "report.html").exists()
