@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -167,6 +168,7 @@ def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
       result = evaluator.run(run.encode, params, run.eval_data[name], mesh=run.mesh)
       encoder = "random" if step == 0 else "trained"
       _record(writer, step, run.clock.epoch(step), name, encoder, result)
+      _write_page(writer.workdir, jax.process_index() == 0)  # to look at while it runs
       score = result.metrics.get(run.config["checkpoint"]["score"])
       return None if score is None or np.isnan(score.value) else score.value
     every = max(1, run.clock.steps(evaluator.every, f"config.evals.{name}.every"))
@@ -250,8 +252,9 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       writer.facts(status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks)
     except UserError as error:
       kind = "diverged" if isinstance(error, Diverged) else "failed"
-      writer.facts(status=f"{kind}: {error}", finished=now())
-      _write_page(workdir, main)
+      with contextlib.suppress(UserError):  # a disk that is full has no room for the page either
+        writer.facts(status=f"{kind}: {error}", finished=now())
+        _write_page(workdir, main)
       raise
     finally:
       checkpoints.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 import warnings
@@ -14,8 +15,9 @@ from orbax.checkpoint import v1 as ocp
 from cxrjax.core.errors import UserError
 from cxrjax.training.optimizer import path_names
 
-# One line a save and a policy table a deletion would bury the progress bar.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# One line a save and a policy table a deletion would bury the progress bar; a save that fails logs
+# the same traceback at every level, where this file raises one sentence.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -42,6 +44,7 @@ class Checkpoints:
     self.directory = pathlib.Path(directory).absolute()
     self._keep = keep
     self._pending: Any = None
+    self._failed = False
     self._open()
 
   def _open(self) -> None:
@@ -87,7 +90,10 @@ class Checkpoints:
       self._fail(error)
 
   def _fail(self, error: Exception) -> None:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+    self._failed = True
+    reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+    if "No space left on device" in str(error):
+      reason = "no space left on device"
     kept = f"; the run can go on from step {self.steps[-1]}" if self.steps else ""
     raise UserError(
       f"a checkpoint could not be written to {self.directory}: {reason}; free some space or lower "
@@ -134,7 +140,9 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._checkpointer.close()
+      # It raises the error of a failed save once more, which is known by then.
+      with contextlib.suppress(*[Exception] if self._failed else []):
+        self._checkpointer.close()
 
 
 def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:

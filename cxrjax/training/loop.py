@@ -156,6 +156,8 @@ def train(
         meter.pause()
         scores = {name: e.run(step, encoder(state)) for name, e in evaluations.items()
                   if e in evaluate and not pending}
+        if scores:  # they take long enough for a signal to come
+          pending = _agreed(stopping.signal, True)
         if step % save_every == 0 or step == total or pending:
           checkpoints.save(step, state, next((s for s in scores.values() if s is not None), None))
       if pending:

@@ -114,7 +114,7 @@ def test_a_save_that_fails_says_what_to_do(open_, monkeypatch):
       raise OSError(28, "No space left on device")
   monkeypatch.setattr(checkpoints._checkpointer, "save_async", lambda *a, **k: Full())
   checkpoints.save(2, state(2))
-  with pytest.raises(UserError, match=r"No space left on device; free some space.*from step 1"):
+  with pytest.raises(UserError, match=r"no space left on device; free some space.*from step 1"):
     checkpoints.wait()
 
 
