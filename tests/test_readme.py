@@ -15,10 +15,11 @@ def commands():
   for document in DOCUMENTS:
     text = document.read_text().replace("\\\n", " ")
     for found in re.findall(r"^    .*?(python -m cxrjax\.main.*)$", text, re.M):
-      yield pytest.param(shlex.split(found, comments=True)[3:], id=f"{document.name}:{found[23:70]}")
+      flags = shlex.split(found, comments=True)[3:]
+      yield pytest.param(flags, id=f"{document.name}:{flags[0]}")
 
 
-@pytest.mark.parametrize("flags", commands())
+@pytest.mark.parametrize("flags", list(commands()))
 def test_every_command_names_a_config_that_takes_its_arguments(flags):
   named = dict(f.removeprefix("--").split("=", 1) for f in flags)
   path, _, arg = named.pop("config").partition(":")
