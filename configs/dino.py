@@ -1,6 +1,7 @@
 """DINO pretraining (Caron et al. 2021, arXiv 2104.14294), judged by kNN and linear probe.
 
     python -m cxrjax.main --config=configs/dino.py                # phantom radiographs, minutes
+    python -m cxrjax.main --config=configs/dino.py:small,data=folder:PATH,split=all  # half an hour
     python -m cxrjax.main --config=configs/dino.py:paper          # ViT-S/16, 2x224 + 8x96, Kermany
     python -m cxrjax.main --config=configs/dino.py:data=folder:/my/radiographs,model=Ti
     python -m cxrjax.main --config=configs/dino.py:tiny           # four steps, for tests
@@ -28,6 +29,7 @@ DEMO = {
   "model": "Mu",
   "patch_size": 8,
   "initial": "xavier",
+  "standardize": False,     # every image to mean 0 and deviation 1
   "drop_path": 0.0,
   "prototypes": 256,
   "hidden": 256,
@@ -46,6 +48,12 @@ DEMO = {
   "eval_data": "same",      # a labelled source, `same`, or `none`
   "eval_every": "4 epochs",
 }
+SMALL = {  # real radiographs on two CPU cores in half an hour
+  "store": 72, "image_size": 64, "local_size": 32, "local_crops": 2, "local_scale": (0.2, 0.5),
+  "jitter": 0.4, "model": "Mu", "patch_size": 8, "prototypes": 1024, "hidden": 512,
+  "bottleneck": 128, "batch_size": 64, "duration": "9 epochs", "lr": 4e-3, "momentum": 0.996,
+  "center_momentum": 0.9, "teacher_temp": 0.04, "eval_every": "1 epochs",
+}
 PAPER = {
   "data": "tfds:chest_xray_pneumonia", "store": 256, "image_size": 224, "local_size": 96,
   "local_crops": 8, "local_scale": (0.05, 0.4), "solarize": 0.2, "model": "S", "patch_size": 16,
@@ -61,9 +69,11 @@ TINY = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  modes = {"paper": False, "tiny": False}
+  modes = {"small": False, "paper": False, "tiny": False}
   chosen = parse_arg(arg, **modes, **DEMO)
-  preset = {**(PAPER if chosen["paper"] else {}), **(TINY if chosen["tiny"] else {})}
+  preset = {}
+  for name, values in (("small", SMALL), ("paper", PAPER), ("tiny", TINY)):
+    preset |= values if chosen[name] else {}
   o = ConfigDict(parse_arg(arg, **modes, **{**DEMO, **preset}))
 
   config = ConfigDict()
@@ -101,7 +111,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.model = {
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
     "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
-    "dtype": "auto",
+    "standardize": o.standardize, "dtype": "auto",
   }
   config.method = {
     "name": "cxrjax.methods.dino", "prototypes": o.prototypes, "hidden": o.hidden,

@@ -50,6 +50,8 @@ class Model:
     patch_size: pixels per side of a patch.
     image_size: pixels per side the position embedding is learnt at; other sizes resample it.
     channels: of the images; 1 for radiographs.
+    standardize: bring every image to mean 0 and deviation 1 first, so that exposure and contrast
+      tell nothing. They are what differs most between radiographs, and what is learnt first.
     registers: extra tokens after the class token (Darcet et al. 2024, arXiv:2309.16588).
     drop_path: rate in the last block, rising linearly from 0 in the first (Huang et al. 2016,
       arXiv:1603.09382); used where `encode` is given keys.
@@ -64,6 +66,7 @@ class Model:
   patch_size: int = 16
   image_size: int = 224
   channels: int = 1
+  standardize: bool = False
   registers: int = 0
   drop_path: float = 0.1
   dtype: str = "auto"
@@ -144,6 +147,8 @@ class Model:
       keys = (keys,)
     for images in groups:
       self._check(images.shape)
+    if self.standardize:
+      groups = tuple(_standardize(images) for images in groups)
     wanted = self._taps(taps)
     dtype = module.compute_dtype(self.dtype)
     outputs = self._net.apply(
@@ -327,6 +332,12 @@ class _VisionTransformer(nnx.Module):
 
     drawn = [jax.vmap(draw, out_axes=1)(k).astype(dtype) for k in keys]  # [depth b 2]
     return [[group[i] for group in drawn] for i in range(depth)]
+
+
+def _standardize(images):
+  mean = images.mean((1, 2, 3), keepdims=True)
+  # 0.05 in units of normalised pixels: the noise of a blank image stays small.
+  return (images - mean) / (images.std((1, 2, 3), keepdims=True) + 0.05)
 
 
 def _join(groups):

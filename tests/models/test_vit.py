@@ -187,3 +187,22 @@ def test_bad_calls_say_what_is_wrong(params, call, words):
 def test_bad_options_name_their_key(options, word):
   with pytest.raises(UserError, match=f"config.model.{word}"):
     vit.Model(**options)
+
+
+def test_standardized_features_do_not_see_exposure_and_contrast(params):
+  model = dataclasses.replace(MODEL, standardize=True)
+  images = _images(3, 2, 64)
+  want = _encode(params, images, model=model).cls
+  bright = _encode(params, 20 * images, model=model).cls
+  np.testing.assert_allclose(_encode(params, 20 * images + 3, model=model).cls, bright, atol=2e-4)
+  assert np.abs(bright - want).max() < 0.2
+  assert np.abs(_encode(params, 20 * images).cls - _encode(params, images).cls).max() > 0.2
+
+
+@pytest.mark.parametrize("initial", ["normal", "xavier"])
+def test_kernels_start_as_they_say(initial):
+  kernel = vit.Model(variant="S", initial=initial, depth=1).init(
+      jax.random.key(0))["blocks"]["0"]["attn"]["qkv"]["kernel"]
+  # Xavier: uniform within sqrt(6 / (in + out)) for each of queries, keys and values.
+  want = 0.02 if initial == "normal" else np.sqrt(2 / (384 + 384))
+  assert np.std(kernel) == pytest.approx(want, rel=0.02)
