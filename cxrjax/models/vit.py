@@ -18,6 +18,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.models import attention, layers, module, posembed
 
 VARIANTS = {  # width, depth, heads
+  "Nu": (64, 3, 2),
   "Mu": (128, 4, 2),
   "Ti": (192, 12, 3),
   "S": (384, 12, 6),
@@ -46,7 +47,8 @@ class Model:
   """A vision transformer encoder.
 
   Attributes:
-    variant: width, depth and heads: "Mu" (128/4/2, for CPU demos), "Ti", "S", "B", "L".
+    variant: width, depth and heads: "Nu" (64/3/2) and
+      "Mu" (128/4/2) for CPUs, "Ti", "S", "B", "L".
     patch_size: pixels per side of a patch.
     image_size: pixels per side the position embedding is learnt at; other sizes resample it.
     channels: of the images; 1 for radiographs.
