@@ -5,7 +5,7 @@ import re
 import shlex
 
 import pytest
-from runs import REPOSITORY
+from small import REPOSITORY
 
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "configs").glob("*.py"))]
 

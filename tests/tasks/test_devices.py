@@ -4,7 +4,7 @@ import socket
 
 import numpy as np
 import pytest
-from runs import finish, launch, losses, tiny
+from small import finish, launch, losses, tiny
 
 from cxrjax.tasks import train
 

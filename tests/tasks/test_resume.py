@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 import pytest
-from runs import assert_same, finish, launch, lines, losses, tiny
+from small import assert_same, finish, launch, lines, losses, tiny
 
 from cxrjax.core.errors import UserError
 from cxrjax.tasks import train

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from runs import REPOSITORY, lines, tiny
+from small import REPOSITORY, lines, tiny
 
 from cxrjax.core.errors import UserError
 from cxrjax.tasks import train
@@ -62,7 +62,7 @@ def test_random_trained_and_floor_stand_side_by_side(finished):
 
 
 def test_training_changes_what_is_evaluated(tmp_path):
-  from runs import saved
+  from small import saved
   config = tiny(optimizer__lr={"start": 1e-2}, optimizer__lr_batch=0, duration="3 steps",
                 method__momentum=0.5)
   train.run(config, tmp_path / "run", say=lambda s: None)
@@ -99,7 +99,7 @@ def test_nan_stops_the_run_and_the_page_says_why(tmp_path):
   assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("diverged")
   assert "lower config.optimizer.lr" in (tmp_path / "run" / "report.html").read_text()
   # What was saved last is from before.
-  from runs import saved
+  from small import saved
   assert all(np.isfinite(v).all() for v in saved(tmp_path / "run").values())
 
 
