@@ -106,7 +106,7 @@ def test_overfits_a_few_phantoms_without_collapsing():
   source = Source(split="train", n=16, size=32)
   images = jnp.asarray(np.stack([source[i].image for i in range(16)]))
   clock = Clock(total_steps=100, steps_per_epoch=1.0, batch_size=16)
-  encoder = Model(variant="Mu", width=64, depth=2, heads=2, patch_size=8, image_size=32)
+  encoder = Model(variant="Nu", depth=2, patch_size=8, image_size=32, initial="xavier")
   # In so few steps the centre must follow the teacher faster than over the usual ten.
   method = Method(encoder=encoder, clock=clock, prototypes=32, hidden=64, bottleneck=32,
                   teacher_temp=0.03, momentum={"start": 0.99, "end": 1.0}, center_momentum=0.5)
@@ -123,12 +123,13 @@ def test_overfits_a_few_phantoms_without_collapsing():
   for _ in range(5):
     state, metrics = trainer.run(state, {}, block, np.int32(20))
     log.append({k: float(v[-1]) for k, v in metrics.items()})
-  information = [m["batch_entropy"] - m["teacher_entropy"] for m in log]
-  # Images get answers of their own, and the student knows them from another crop.
-  assert information[-1] > 0.5 > 0.2 > log[-1]["kl"]
-  assert information[-1] > 1.2 * information[0]
-  assert log[-1]["loss"] < 0.9 * np.log(32)
-  assert log[-1]["feature_std"] > 0.2
+  # Sixteen images get answers of their own (at most ln 16 = 2.77 nats about which image it was), and
+  # the student knows them from another crop.
+  assert log[-1]["batch_entropy"] - log[-1]["teacher_entropy"] > 1.5
+  assert log[-1]["loss"] < 0.5 * np.log(32)
+  assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+  assert log[-1]["kl"] < 0.7
+  assert log[-1]["feature_std"] > 0.3
   assert method.diagnose(log[-1]) is None
 
 
