@@ -123,8 +123,8 @@ def test_overfits_a_few_phantoms_without_collapsing():
   for _ in range(5):
     state, metrics = trainer.run(state, {}, block, np.int32(20))
     log.append({k: float(v[-1]) for k, v in metrics.items()})
-  # Sixteen images get answers of their own (at most ln 16 = 2.77 nats about which image it was), and
-  # the student knows them from another crop.
+  # Sixteen images get answers of their own (at most ln 16 = 2.77 nats about which image it was),
+  # and the student knows them from another crop.
   assert log[-1]["batch_entropy"] - log[-1]["teacher_entropy"] > 1.5
   assert log[-1]["loss"] < 0.5 * np.log(32)
   assert log[-1]["loss"] < 0.8 * log[0]["loss"]
