@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -46,8 +45,3 @@ class Watch:
     self.strikes = self.strikes + 1 if finding else 0
     if finding and self.strikes >= self.patience:
       raise Diverged(f"collapsed at step {first_step}: {finding}")
-
-
-def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-  """NaN and infinities as None, which JSON can hold."""
-  return {k: (v if math.isfinite(v) else None) for k, v in values.items()}

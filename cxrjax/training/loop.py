@@ -88,6 +88,18 @@ def train(
 ) -> Outcome:
   """Runs from the newest checkpoint (or the beginning) to the end, or to a signal.
 
+  Args:
+    trainer: the step.
+    loader: see `cxrjax.data.loader.Loader`.
+    clock: length of the run.
+    checkpoints: where to resume from and save to.
+    writer: where metrics go.
+    evaluations: by name.
+    log_every: steps between lines of metrics.
+    save_every: steps between checkpoints.
+    watch: stops a run that is lost.
+    progress: show a bar on stderr.
+
   Raises:
     Diverged: NaN, or a collapse. Nothing after the last healthy checkpoint has been saved.
     UserError: a checkpoint could not be written or read.
@@ -108,9 +120,8 @@ def train(
   size, block, total = clock.batch_size, trainer.block, clock.total_steps
   stops = [log_every, save_every, *(e.every for e in evaluations.values())]
   meter, pending, compile_s = Meter(), None, 0.0
-  main = jax.process_index() == 0
   bar = tqdm(total=total * size, initial=step * size, unit="img", unit_scale=True,
-             disable=not (progress and main), dynamic_ncols=True, smoothing=0.1)
+             disable=not progress, dynamic_ncols=True, smoothing=0.1)
   log: list[tuple[int, int, Any]] = []  # dispatches whose metrics have not been read
 
   def flush(until: int = 0) -> None:
