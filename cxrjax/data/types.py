@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +22,8 @@ class Record:
     id: unique within the source.
     patient: images of one patient share it, across all splits of a source.
     site: where the image was taken; empty where unknown.
+    window: gray levels of `image` that are shown black and white, low < high, where the source
+      knows them (a DICOM's VOI window); None leaves the choice to the pixels.
   """
 
   image: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
@@ -29,16 +32,69 @@ class Record:
   id: str
   patient: str
   site: str = ""
+  window: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """All that is known of a source's images without decoding one: row `i` is image `i`."""
+  """All that is known of a source's images without decoding one: row `i` is image `i`.
+
+  Attributes:
+    ids: unique name of each image.
+    patients: images of one patient share it.
+    sites: where each was taken; empty where unknown.
+    labels: one value per class: 1 present, 0 absent, NaN unknown.
+    views: `PA`, `AP`, `L` (lateral), or empty where unknown.
+    sexes: `F`, `M`, or empty where unknown.
+    ages: in years; NaN where unknown.
+
+  Views, sexes and ages may be left out; all are then unknown.
+  """
 
   ids: tuple[str, ...]
   patients: tuple[str, ...]
   sites: tuple[str, ...]
   labels: Float32[np.ndarray, "n k"]
+  views: tuple[str, ...] = ()
+  sexes: tuple[str, ...] = ()
+  ages: Float32[np.ndarray, "n"] | None = None
+
+  def __post_init__(self) -> None:
+    n = len(self.ids)
+    for name in ("views", "sexes"):
+      if not getattr(self, name):
+        object.__setattr__(self, name, ("",) * n)
+    if self.ages is None:
+      object.__setattr__(self, "ages", np.full(n, np.nan, np.float32))
+    for name in ("patients", "sites", "labels", "views", "sexes", "ages"):
+      if len(getattr(self, name)) != n:
+        raise ValueError(f"{name} has {len(getattr(self, name))} rows, ids {n}")
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def take(self, rows: Sequence[int] | np.ndarray) -> Table:
+    """Some rows, in that order."""
+    rows = np.asarray(rows, dtype=np.int64)
+    pick = rows.tolist()
+    texts = {name: tuple(getattr(self, name)[i] for i in pick)
+             for name in ("ids", "patients", "sites", "views", "sexes")}
+    return Table(**texts, labels=self.labels[rows], ages=self.ages[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One source of a pool: `rows` images in a row, and how often they are drawn.
+
+  Attributes:
+    name: of the source.
+    rows: how many of the pool's rows, which follow those of the part before, are its.
+    weight: share of the images drawn that are its, relative to the other parts' weights.
+  """
+
+  name: str
+  rows: int
+  weight: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +110,11 @@ class SourceInfo:
     fingerprint: hash of the content (encoded bytes, or the drawing parameters); the same content
       gives the same fingerprint on every machine, and decides which cache is used.
     notes: what a reader of the report should know (licence, how the split was made).
+    dataset: whose patients these are: two sources with the same `dataset` name the same patients
+      the same; by default `name`.
+    parts: the sources of a pool, where they are drawn by weight; empty where every image is drawn
+      equally often.
+    skipped: images the source itself left out, and why.
   """
 
   name: str
@@ -63,6 +124,13 @@ class SourceInfo:
   splits: dict[str, int]
   fingerprint: str
   notes: tuple[str, ...] = ()
+  dataset: str = ""
+  parts: tuple[Part, ...] = ()
+  skipped: tuple[tuple[str, str], ...] = ()
+
+  def __post_init__(self) -> None:
+    if not self.dataset:
+      object.__setattr__(self, "dataset", self.name)
 
 
 @runtime_checkable
