@@ -107,6 +107,12 @@ def no_mask() -> bytes:
   return png(np.zeros((1, 1, 1), np.uint8))
 
 
+def is_mask(encoded: bytes) -> bool:
+  """Whether a stored mask is one, and not what stands for none (see `no_mask`)."""
+  pixel = (1).to_bytes(4, "big")
+  return bool(encoded) and not (encoded[1:4] == b"PNG" and encoded[16:24] == pixel + pixel)
+
+
 def png(pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"] | Bool[np.ndarray, "h w 1"]
         ) -> bytes:
   """Lossless PNG of gray pixels; for sets published raw or as DICOM."""

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import load_images, open_source
+from cxrjax.data import building, load_images, open_source, tfds_prepare
 from cxrjax.data import tfds as module
 
 
@@ -126,9 +126,9 @@ def test_newest_version_and_the_environment(tmp_path, quiet, monkeypatch):
   (folder / "1.10.0" / "unfinished").write_text("no dataset_info.json here")
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
   assert len(open_source("tfds:made_up")) == 12
-  assert module._newest(folder).name == "1.2.0"
+  assert tfds_prepare._newest(folder).name == "1.2.0"
   (folder / "1.10.0" / "dataset_info.json").write_text(json.dumps({}))
-  assert module._newest(folder).name == "1.10.0"
+  assert tfds_prepare._newest(folder).name == "1.10.0"
 
 
 def test_mistakes(tmp_path, quiet):
@@ -143,3 +143,99 @@ def test_mistakes(tmp_path, quiet):
   info.write_text(info.read_text().replace("array_record", "tfrecord"))
   with pytest.raises(UserError, match=r"tfrecord files.*--file_format=array_record"):
     open_source("tfds:made_up", data_dir=str(tmp_path))
+
+
+FINDINGS = ("Edema", "Pleural Effusion")
+
+
+class Standard(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Six images with all columns the builders share."""
+
+  name = "standard"
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    self.left_out = building.LeftOut()
+    return tfds.core.DatasetInfo(
+      builder=self, metadata=self.left_out.metadata,
+      features=building.features(labels=FINDINGS, bits=16, encoding="png", mask=True, window=True))
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 4096, (6, 18, 20, 1)).astype(np.uint16)
+    for i in range(6):
+      yield f"{i}", building.example(
+        self.info.features, image=building.png(pixels[i]), id=f"im{i}", patient=f"p{i // 2}",
+        age=None if i == 1 else 10.5 * i, sex="FM?"[i % 3], view=["PA", "AP", "L", ""][i % 4],
+        site="a", mask=building.png(pixels[i] > 2000) if i % 2 else None,
+        window=(100.0, 3000.0) if i < 3 else None,
+        labels=dict(zip(FINDINGS, [(1, 0), (0, -1), (np.nan, 1), (-1, -1), (0, 0), (1, 1)][i],
+                        strict=True)))
+    self.left_out.add("im9", "it is broken")
+    self.left_out.note("what was assumed")
+
+
+@pytest.fixture
+def standard(tmp_path, quiet):
+  builder = Standard(data_dir=str(tmp_path), file_format="array_record")
+  builder.download_and_prepare()
+  return lambda **options: open_source("tfds:standard", data_dir=str(tmp_path), **options)
+
+
+def test_what_builders_store_comes_back(standard):
+  source = standard()
+  rows = sorted(range(6), key=lambda i: source.table.ids[i])
+  table = source.table.take(rows)
+  assert table.ids == tuple(f"im{i}" for i in range(6))
+  assert table.patients == ("p0", "p0", "p1", "p1", "p2", "p2")
+  assert table.sexes == ("F", "M", "", "F", "M", "")
+  assert table.views == ("PA", "AP", "L", "", "PA", "AP")
+  np.testing.assert_array_equal(table.ages, np.float32([0, np.nan, 21, 31.5, 42, 52.5]))
+  assert source.info.classes == FINDINGS and not source.info.exclusive
+  nan = np.nan
+  np.testing.assert_array_equal(
+    table.labels, np.float32([(1, 0), (0, nan), (nan, 1), (nan, nan), (0, 0), (1, 1)]))
+  assert source.info.skipped == (("im9", "it is broken"),)
+  assert "what was assumed" in source.info.notes and source.info.dataset == "tfds:standard"
+  rng = np.random.default_rng(3)
+  pixels = rng.integers(0, 4096, (6, 18, 20, 1))
+  for i, row in enumerate(rows):
+    record = source[row]
+    assert record.image.dtype == np.uint16
+    np.testing.assert_array_equal(record.image, pixels[i])
+    assert record.window == ((100.0, 3000.0) if i < 3 else None)
+    if i % 2:
+      np.testing.assert_array_equal(record.mask, pixels[i] > 2000)
+    else:
+      assert record.mask is None
+  again = standard()  # from the remembered table
+  assert again.info == source.info and again.table.sexes == source.table.sexes
+  np.testing.assert_array_equal(again.table.ages, source.table.ages)
+
+
+@pytest.mark.parametrize(("policy", "value"), [("zeros", 0), ("ones", 1)])
+def test_policies_for_uncertain_findings(standard, policy, value):
+  source = standard(uncertain=policy)
+  found = {i: row.tolist() for i, row in zip(source.table.ids, source.table.labels, strict=True)}
+  assert found["im1"] == [0, value] and found["im3"] == [value, value]
+  assert np.isnan(found["im2"][0])  # unknown is not uncertain
+  assert source.info.fingerprint != standard().info.fingerprint
+  assert any("uncertain" in note for note in source.info.notes)
+
+
+def test_views_and_a_choice_of_findings(standard):
+  frontal = standard(views=("PA", "AP"), label="Edema")
+  assert sorted(frontal.table.ids) == ["im0", "im1", "im4", "im5"]
+  assert frontal.info.classes == ("Edema",) and frontal.table.labels.shape == (4, 1)
+  assert {frontal[i].id for i in range(4)} == set(frontal.table.ids)
+  assert any("2 images" in note for note in frontal.info.notes)
+  assert standard(views="unknown").table.ids == ("im3",)
+  with pytest.raises(UserError, match="views='AB' is no view"):
+    standard(views="AB")
+  with pytest.raises(UserError, match="uncertain='one' is no policy"):
+    standard(uncertain="one")
+  with pytest.raises(UserError, match=r"label='Oedema'.*Edema"):
+    standard(label="Oedema")

@@ -16,11 +16,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, load_images, open_source
-from cxrjax.data import tfds as source_module
+from cxrjax.data import archive, load_images, open_source, tfds_prepare
 
 NAME = "chest_xray_pneumonia"
-builder = source_module._builder_class(NAME)
+builder = tfds_prepare.builder_class(NAME)
 module = sys.modules[builder.__module__]
 
 
@@ -161,7 +160,7 @@ def test_what_tfds_reads_is_what_we_read(manual, tmp_path):
   reason="tfds build needs the extra `tfds`")
 def test_tfds_build(manual, tmp_path):
   write_kaggle(manual / "chest_xray.zip")
-  root = pathlib.Path(source_module.BUILDERS).parent
+  root = pathlib.Path(tfds_prepare.BUILDERS).parent
   command = [pathlib.Path(sys.executable).with_name("tfds"), "build", root / "tfds_builders" / NAME,
              f"--manual_dir={manual}", f"--data_dir={tmp_path / 'built'}",
              "--file_format=array_record"]
