@@ -1,4 +1,4 @@
-"""Installs cxrjax: `pip install -e .`; extras `tfds`, `cuda`, `test` (see the README)."""
+"""Installs cxrjax: `pip install -e .`; extras `dicom`, `tfds`, `cuda`, `test` (see the README)."""
 import pathlib
 
 import setuptools
@@ -31,7 +31,16 @@ TFDS = [  # what the `tfds` command itself imports; a training run needs none of
   "mlcroissant>=1.0",
 ]
 
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", "scikit-learn>=1.5"]
+DICOM = [  # decoders of compressed syntaxes under licences that go with ours (MIT, BSD)
+  "pydicom>=3.0",
+  "pylibjpeg>=2.0",
+  "pylibjpeg-openjpeg>=2.4",
+  "pyjpegls>=1.5",
+  "python-gdcm>=3.0.24",
+]
+
+TEST = [
+  *DICOM, "pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", "scikit-learn>=1.5"]
 
 setuptools.setup(
   name="cxrjax",
@@ -44,7 +53,7 @@ setuptools.setup(
   package_data={"cxrjax": ["py.typed", "report/*.css", "report/*.html"]},
   python_requires=">=3.11",
   install_requires=BASE,
-  extras_require={"tfds": TFDS, "cuda": ["jax[cuda12]>=0.10.2"], "test": TEST},
+  extras_require={"dicom": DICOM, "tfds": TFDS, "cuda": ["jax[cuda12]>=0.10.2"], "test": TEST},
   classifiers=[
     "License :: OSI Approved :: Apache Software License",
     "Programming Language :: Python :: 3.11",

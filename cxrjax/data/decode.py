@@ -1,4 +1,4 @@
-"""Encoded bytes to gray pixels: PNG, JPEG, TIFF; 8 and 16 bit; whatever the colour type says."""
+"""Encoded bytes to gray pixels: PNG, JPEG, TIFF, BMP, DICOM; 8 and 16 bit; of any colour type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 VERSION = 1  # raise when decoded pixels change: it is part of the key of every cache
 MIN_SIDE = 16  # pixels; below this nothing of a chest is left
 MAX_PIXELS = 300_000_000  # a header that asks for more is no radiograph
-_FORMATS = ("PNG", "JPEG", "TIFF")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _MISSING = "it is empty (0 bytes): an interrupted download or copy"
 
 
@@ -44,21 +44,26 @@ def decode(
 
 
 def _decode(data: bytes, at_least: int | None) -> np.ndarray:
+  from cxrjax.data import dicom  # it needs what is defined here
+
   if not data:
     raise BadImage(_MISSING)
+  if dicom.is_dicom(data):
+    return dicom.read(data).pixels
   try:
     with warnings.catch_warnings():
       # PIL warns of things we check ourselves (size) or that do not touch pixels (metadata).
       warnings.simplefilter("ignore")
       image = Image.open(io.BytesIO(data), formats=_FORMATS)
-      _check_shape(image.width, image.height)
+      check_shape(image.width, image.height)
       if at_least is not None and image.format == "JPEG":
         image.draft(None, (2 * at_least, 2 * at_least))
       image.load()
   except BadImage:
     raise
   except Image.UnidentifiedImageError as error:
-    raise BadImage(f"it is not a PNG, JPEG or TIFF image (starts with {data[:8]!r})") from error
+    raise BadImage("it is not a PNG, JPEG, TIFF, BMP or DICOM image "
+                   f"(starts with {data[:8]!r})") from error
   except (Image.DecompressionBombError, MemoryError) as error:
     raise BadImage("its header asks for too many pixels") from error
   # PIL's codecs raise whatever the damage makes them raise.
@@ -67,7 +72,8 @@ def _decode(data: bytes, at_least: int | None) -> np.ndarray:
   return _gray(image)[..., None]
 
 
-def _check_shape(width: int, height: int) -> None:
+def check_shape(width: int, height: int) -> None:
+  """Raises BadImage for a size that no radiograph has."""
   if min(width, height) < MIN_SIDE:
     raise BadImage(f"it has {width} x {height} pixels; at least {MIN_SIDE} a side are needed")
   if width * height > MAX_PIXELS:
@@ -103,7 +109,7 @@ def to_uint8(
   Raises:
     BadImage: smaller than 16 pixels a side, or of one value throughout.
   """
-  _check_shape(image.shape[1], image.shape[0])
+  check_shape(image.shape[1], image.shape[0])
   low, high = int(image.min()), int(image.max())
   if low == high:
     raise BadImage(f"it is blank: every pixel is {low}")

@@ -139,7 +139,7 @@ def test_an_image_that_the_csv_names_and_nobody_has_is_a_bad_image(tree):
 
 
 @pytest.mark.parametrize("data, reason", [
-  (b"", "0 bytes"), (b"some text", "not a PNG, JPEG or TIFF")])
+  (b"", "0 bytes"), (b"some text", "not a PNG, JPEG, TIFF, BMP or DICOM")])
 def test_a_bad_file_is_named(tree, data, reason):
   root = tree("a/1.png", "b/2.png")
   tree("b/bad.png", data=data)
