@@ -22,12 +22,12 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+
+from sides import Worker, machine, serve
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -157,40 +157,11 @@ def serve_ours(spec):
   from cxrjax.core.memory import keep_freed_memory
   keep_freed_memory()  # as cxrjax.main does
   ours = Ours(spec)
-  print(json.dumps(ours.ready()), flush=True)
-  for line in sys.stdin:
-    command = json.loads(line)
-    kind = command.pop("kind")
-    if kind in ("peak", "host"):
-      answer = getattr(ours, kind)()
-    else:
-      answer = ours.measure(kind, **command)
-    print(json.dumps(answer), flush=True)
 
+  def answer(kind, **options):
+    return getattr(ours, kind)() if kind in ("peak", "host") else ours.measure(kind, **options)
 
-class Worker:
-  """A side of the comparison in a process of its own."""
-
-  def __init__(self, name, command):
-    self.name = name
-    self.process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    self.info = self._answer()
-
-  def _answer(self):
-    for line in self.process.stdout:
-      if line.startswith("{"):
-        return json.loads(line)
-    raise SystemExit(f"{self.name} ended with status {self.process.wait()}; see its message above")
-
-  def __call__(self, kind, **options):
-    self.process.stdin.write(json.dumps({"kind": kind, **options}) + "\n")
-    self.process.stdin.flush()
-    return self._answer()
-
-  def close(self):
-    self.process.stdin.close()
-    self.process.wait()
+  serve(ours.ready(), answer)
 
 
 def make_images(path, count, size):
@@ -270,8 +241,7 @@ def measure(sides, args):
   flops = sides["cxrjax"].info["flops_per_image"]
   result = {
       "spec": {k: v for k, v in vars(args).items() if k not in ("worker", "json", "peer_python")},
-      "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(),
-                  "date": time.strftime("%Y-%m-%d")},
+      "machine": machine(),
       "gflops_per_image": flops / 1e9, "host_ms_per_image": sides["cxrjax"]("host")["ms_per_image"],
       "sides": {}}
   for name in names:
@@ -313,14 +283,6 @@ def table(result):
     lines.append(f"{'ratio':10}{ratio['bare']:12.2f}{ratio['whole']:13.2f}")
   lines += ["", f"host work {result['host_ms_per_image']:.4f} ms an image (resident)"]
   return "\n".join(lines)
-
-
-def _cpu_name():
-  try:
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-      return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-  except (OSError, StopIteration):
-    return platform.processor() or "unknown CPU"
 
 
 if __name__ == "__main__":
