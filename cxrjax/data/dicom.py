@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import hashlib
 import io
+import logging
 import re
 import types
 import warnings
@@ -30,8 +31,9 @@ from cxrjax.data import decode
 MODALITIES = ("CR", "DX", "DR", "RG", "SC", "OT", "")
 _MARK = b"DICM"
 _MARK_AT = 128
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_DAMAGED = "its DICOM header is damaged or cut short"
+_DAMAGED = "it is DICOM with a damaged header, or cut short"
 _HEADER = (
   "Modality", "PatientID", "IssuerOfPatientID", "PatientAge", "PatientBirthDate", "StudyDate",
   "PatientSex", "ViewPosition", "ViewCodeSequence", "PatientOrientation")
@@ -120,6 +122,7 @@ def _pydicom() -> types.ModuleType:
   except ModuleNotFoundError as error:
     raise UserError('DICOM files need pydicom: pip install -e ".[dicom]"') from error
   pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+  logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it quotes headers
   return pydicom
 
 
@@ -200,6 +203,8 @@ def _image(header: Any) -> tuple[np.ndarray, tuple[float, float] | None, int]:
   if frames != 1:
     raise decode.BadImage(f"it has {frames} frames; a radiograph has one")
   kind = _text(header, "PhotometricInterpretation").upper()
+  if not kind:  # what is left of a compressed file cut short
+    raise decode.BadImage(_DAMAGED)
   if kind not in ("MONOCHROME1", "MONOCHROME2") or _integer(header, "SamplesPerPixel", 1) != 1:
     raise decode.BadImage(f"its pixels are {_code(kind)}, not MONOCHROME1 or MONOCHROME2")
   bits, room = _integer(header, "BitsStored"), _integer(header, "BitsAllocated")
@@ -254,6 +259,9 @@ def _stored(header: Any, bits: int) -> np.ndarray:
                           ) from None
   if not decoder.is_available:
     raise UserError(f'DICOM files in {syntax.name} need a decoder: pip install -e ".[dicom]"')
+  if syntax == _JPEG_EXTENDED and bits > 8:
+    raise decode.BadImage("its pixels are 12-bit JPEG Extended, which no decoder here reads; "
+                          "convert it to another transfer syntax")
   signed = bool(_integer(header, "PixelRepresentation", 0))
   try:
     values, _ = decoder.as_array(header, raw=True, index=0)
