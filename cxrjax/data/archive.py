@@ -1,18 +1,36 @@
-"""Published archives, read where they lie: a zip or the folder somebody unpacked it to."""
+"""Published archives, read where they lie: a zip, a tar, or the folder somebody unpacked it to.
+
+Nothing is ever extracted to disk. What an archive says of itself is not trusted: members are read
+up to a size, names that lead out of the archive are not looked at, a name that comes twice is read
+the first time only.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import gzip
+import io
+import lzma
 import os
 import pathlib
+import posixpath
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
+from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
+MAX_BYTES = 1 << 30  # of one member; the largest published radiograph has a tenth of it
+MAX_RATIO = 200  # unpacked to packed size of a member of more than _SMALL bytes; text reaches 30
+_SMALL = 16 << 20
+_ZIPS, _TARS = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_UNFINISHED = (".crdownload", ".part", ".partial", ".download", ".aria2", ".!qb")
 _JUNK_FOLDERS = {"__MACOSX", ".ipynb_checkpoints", "@eaDir"}
 _JUNK_FILES = {"thumbs.db", "desktop.ini", ".ds_store"}
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
 def is_junk(name: str) -> bool:
@@ -22,50 +40,126 @@ def is_junk(name: str) -> bool:
   return hidden or file.lower() in _JUNK_FILES or not _JUNK_FOLDERS.isdisjoint(folders)
 
 
+def is_archive(name: str | os.PathLike) -> bool:
+  """Whether a file's name is that of an archive that is read here."""
+  return os.fspath(name).lower().endswith(_ZIPS + _TARS)
+
+
+def stem(name: str | os.PathLike) -> str:
+  """An archive's file name without its suffix: `images_001.tar.gz` gives `images_001`."""
+  name = os.path.basename(os.fspath(name))
+  ends = [end for end in _TARS + _ZIPS if name.lower().endswith(end)]
+  return name[:-len(max(ends, key=len))] if ends else name
+
+
 class Archive:
-  """The files of a zip or a folder, by their names inside it, junk left out.
+  """The files of a zip, a tar or a folder, by their names inside it, junk left out.
+
+  A file is found by name quickly in a folder, a zip and a plain tar. A compressed tar has to be
+  unpacked from its start to list or find anything: go through it once, with `members`.
 
   Args:
-    path: a zip file or a folder.
+    path: a zip, a tar (plain, gzip, bzip2 or xz) or a folder.
+    nested: look into archives in it (which must be zips where it is no folder) as if each had been
+      unpacked to a folder of its own name, without the suffix.
+    max_bytes: a larger member is refused.
+    content: the archive's bytes, where it lies in no file of its own; `path` is then for errors.
 
   Attributes:
     path: as given.
-    names: names of the files, `/` between folders, sorted.
+    refused: name of each file that is not looked at, and why.
 
   Raises:
-    UserError: it is neither, or a zip that is damaged or cut short.
+    UserError: it does not exist, or is damaged or cut short.
   """
 
-  def __init__(self, path: str | os.PathLike):
+  def __init__(self, path: str | os.PathLike, *, nested: bool = False, max_bytes: int = MAX_BYTES,
+               content: bytes | None = None):
     self.path = pathlib.Path(path)
+    self.refused: list[tuple[str, str]] = []
+    self._max_bytes = max_bytes
     self._zip: zipfile.ZipFile | None = None
-    if self.path.is_dir():
-      names = [f.relative_to(self.path).as_posix() for f in self.path.rglob("*") if f.is_file()]
+    self._tar: tarfile.TarFile | None = None
+    self._inner: dict[str, Archive] = {}
+    self._names: tuple[str, ...] | None = None
+    # Where each file lies: its path in the folder, ZipInfo or TarInfo; None for a tar not yet read.
+    self._where: dict[str, object] | None = {}
+    if content is None and self.path.is_dir():
+      self._index(_walk(self.path))
+    elif content is None and not self.path.exists():
+      raise UserError(f"{self.path} does not exist")
+    elif content is None and self.path.name.lower().endswith(_TARS):
+      with self._damaged(""):
+        self._tar = tarfile.open(self.path)  # noqa: SIM115
+      self._where = None
     else:
-      try:
-        self._zip = zipfile.ZipFile(self.path)
-      except FileNotFoundError as error:
-        raise UserError(f"{self.path} does not exist") from error
-      except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(
-          f"{self.path} is not a whole zip file ({error}): a download that broke off? "
-          "delete it and download it again") from error
-      names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
-    self.names = tuple(sorted(name for name in names if not is_junk(name)))
+      with self._damaged(""):
+        self._zip = zipfile.ZipFile(self.path if content is None else io.BytesIO(content))
+      self._index((i.filename, i) for i in self._zip.infolist() if not i.is_dir())
+    if nested:
+      self._open_inner()
 
-  def read(self, name: str) -> bytes:
-    """The bytes of one file. Raises a UserError where they are damaged."""
-    try:
-      if self._zip is None:
-        return (self.path / name).read_bytes()
-      return self._zip.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-      raise UserError(
-        f"{self.path}: {name} in it is damaged ({error}); download it again") from error
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Names of the files, `/` between folders, sorted."""
+    if self._names is None:
+      inside = (f"{folder}/{name}" for folder, inner in self._inner.items() for name in inner.names)
+      self._names = tuple(sorted([*self._files, *inside]))
+    return self._names
+
+  def __contains__(self, name: str) -> bool:
+    inner, rest = self._belongs(name)
+    return rest in inner if inner else name in self._files
+
+  def read(self, name: str, max_bytes: int | None = None) -> bytes:
+    """The bytes of one file.
+
+    Raises:
+      UserError: it is not in the archive, is damaged, encrypted, or larger than may be.
+    """
+    inner, rest = self._belongs(name)
+    if inner:
+      return inner.read(rest, max_bytes)
+    if name not in self._files:
+      raise UserError(f"{self.path} has no {name} in it")
+    where, limit = self._files[name], max_bytes or self._max_bytes
+    with self._damaged(name):
+      if self._zip is not None:
+        return self._read_zip(where, limit)
+      if self._tar is not None:
+        return self._read_tar(name, where, limit)
+      file = self.path / where
+      self._check_size(name, file.stat().st_size, limit)
+      return file.read_bytes()
+
+  def members(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
+    """Every file's name and bytes, in the order they lie in the archive: one pass, whatever it is.
+
+    Args:
+      wanted: names to read; by default all.
+    """
+    if self._tar is not None and self._where is None:
+      for name, info in self._walk_tar():
+        if wanted is None or name in wanted:
+          with self._damaged(name):
+            data = self._read_tar(name, info, self._max_bytes)
+          yield name, data
+    else:
+      order = list(self._files)
+      if self._zip is not None:
+        order.sort(key=lambda name: self._files[name].header_offset)
+      for name in order:
+        if wanted is None or name in wanted:
+          yield name, self.read(name)
+    for folder, inner in self._inner.items():
+      inside = None if wanted is None else _Inside(wanted, folder)
+      for name, data in inner.members(inside):
+        yield f"{folder}/{name}", data
 
   def close(self) -> None:
-    if self._zip is not None:
-      self._zip.close()
+    for opened in (self._zip, self._tar, *self._inner.values()):
+      if opened is not None:
+        opened.close()
 
   def __enter__(self) -> Archive:
     return self
@@ -73,14 +167,192 @@ class Archive:
   def __exit__(self, *_: object) -> None:
     self.close()
 
+  # How it is done.
 
-def find(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str) -> pathlib.Path:
+  @property
+  def _files(self) -> dict:
+    if self._where is None:
+      for _ in self._walk_tar():
+        pass
+    return self._where
+
+  def _accept(self, files: dict, name: str, where: object) -> str | None:
+    """Adds a file under the name it is known by; None for one that is not looked at."""
+    clean = posixpath.normpath(name.replace("\\", "/"))
+    if is_junk(clean.removeprefix("../")):
+      return None
+    if name.startswith(("/", "\\")) or clean.split("/")[0] == ".." or ":" in clean.split("/")[0]:
+      self.refused.append((name, "its name leads out of the archive"))
+      return None
+    if clean in files:
+      self.refused.append((name, "its name comes a second time in the archive"))
+      return None
+    files[clean] = where
+    return clean
+
+  def _index(self, found: Iterator[tuple[str, object]]) -> None:
+    for name, where in found:
+      self._accept(self._where, name, where)
+
+  def _walk_tar(self) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The tar's files in order; remembers them on the way."""
+    files, self.refused = {}, []
+    members = iter(self._tar)
+    while True:
+      with self._damaged(""):
+        info = next(members, None)
+        if info is None:
+          # The end is marked by zeros: without them somebody cut the file between two members.
+          self._tar.fileobj.seek(self._tar.offset)
+          if self._tar.fileobj.read(512) != bytes(512):
+            raise EOFError("its end is missing")
+          self._tar.fileobj.read(1 << 16)  # the padding, up to where gzip compares its checksum
+          self._where = files
+          return
+      if info.isreg():
+        name = self._accept(files, info.name, info)
+        if name is not None:
+          yield name, info
+      elif not info.isdir() and not is_junk(info.name):
+        self.refused.append((info.name, "it is a link or a device, not a file"))
+
+  def _read_tar(self, name: str, info: tarfile.TarInfo, limit: int) -> bytes:
+    self._check_size(name, info.size, limit)
+    data = self._tar.extractfile(info).read()
+    if len(data) != info.size:
+      raise EOFError("it is cut short")
+    return data
+
+  def _read_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
+    # zipfile unpacks no more than the size that the archive declares.
+    self._check_size(info.filename, info.file_size, limit)
+    if info.file_size > max(_SMALL, MAX_RATIO * info.compress_size):
+      raise UserError(
+        f"{self.path}: {info.filename} in it would unpack to {info.file_size:,} bytes from "
+        f"{info.compress_size:,}, as no radiograph does; get the archive from its publisher")
+    if info.flag_bits & 1:
+      raise UserError(f"{self.path}: {info.filename} in it is encrypted; unpack the archive with "
+                      "its password and give the folder")
+    try:
+      return self._zip.read(info)
+    except NotImplementedError as error:
+      raise UserError(f"{self.path}: {info.filename} in it is packed in a way that Python cannot "
+                      f"read ({error}); unpack the archive and give the folder") from error
+
+  def _check_size(self, name: str, size: int, limit: int) -> None:
+    if size > limit:
+      raise UserError(f"{self.path}: {name} in it has {size:,} bytes; at most {limit:,} are read")
+
+  def _open_inner(self) -> None:
+    for name in [n for n in self._files if is_archive(n)]:
+      if self._zip is None and self._tar is None:
+        inner = Archive(self.path / self._files[name], max_bytes=self._max_bytes)
+      elif name.lower().endswith(_ZIPS):
+        inner = Archive(f"{self.path}:{name}", max_bytes=self._max_bytes,
+                        content=self.read(name))
+      else:
+        continue
+      del self._files[name]
+      self._inner[posixpath.join(posixpath.dirname(name), stem(name))] = inner
+
+  def _belongs(self, name: str) -> tuple[Archive | None, str]:
+    """The archive inside this one that a file lies in, and its name there."""
+    for folder, inner in self._inner.items():
+      if name.startswith(f"{folder}/") and name not in self._files:
+        return inner, name[len(folder) + 1:]
+    return None, name
+
+  @contextlib.contextmanager
+  def _damaged(self, name: str) -> Iterator[None]:
+    try:
+      yield
+    except _DAMAGE as error:
+      detail = " ".join(str(error).split()) or type(error).__name__
+      if name:
+        raise UserError(f"{self.path}: {name} in it is damaged ({detail}); download it "
+                        "again") from error
+      kind = "tar" if self.path.name.lower().endswith(_TARS) else "zip"
+      raise UserError(f"{self.path} is not a whole {kind} file ({detail}): a download that broke "
+                      "off? delete it and download it again") from error
+
+
+class _Inside:
+  """Names wanted of an archive in a folder."""
+
+  def __init__(self, wanted: Container[str], folder: str):
+    self._wanted, self._folder = wanted, folder
+
+  def __contains__(self, name: str) -> bool:
+    return f"{self._folder}/{name}" in self._wanted
+
+
+def _walk(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """Files below a folder; links to folders are followed, but no folder is gone through twice."""
+  seen: set[str] = set()
+  for folder, below, files in os.walk(root, followlinks=True):
+    below.sort()
+    real = os.path.realpath(folder)
+    if real in seen:
+      below.clear()
+      continue
+    seen.add(real)
+    prefix = os.path.relpath(folder, root)
+    for file in sorted(files):
+      name = file if prefix == "." else f"{prefix.replace(os.sep, '/')}/{file}"
+      yield name, name
+
+
+def rows(opened: Archive, name: str, columns: Sequence[str] = (),
+         ) -> Iterator[tuple[str, dict[str, str]]]:
+  """Rows of a CSV in an archive, plain or gzipped, with a place for errors: `FILE line 5`.
+
+  Args:
+    opened: the archive.
+    name: of the CSV in it, `.csv` or `.csv.gz`.
+    columns: those it must have.
+
+  Raises:
+    UserError: a column is missing, a row has too many or too few fields, or it is no text.
+  """
+  data, where = opened.read(name), f"{opened.path}: {name}"
+  if name.lower().endswith(".gz"):
+    try:
+      with gzip.open(io.BytesIO(data)) as packed:
+        data = packed.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+      raise UserError(f"{where} is damaged ({error}); download it again") from error
+    if len(data) > MAX_BYTES:
+      raise UserError(f"{where} unpacks to more than {MAX_BYTES:,} bytes")
+  try:
+    text = io.StringIO(data.decode("utf-8-sig"), newline="")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{where} is not text in UTF-8 (byte {error.start})") from error
+  reader = csv.DictReader(text)
+  try:
+    header = reader.fieldnames or []
+    for column in columns:
+      if column not in header:
+        raise UserError(f"{where} has no column {column!r}{suggest(column, header)}")
+    for row in reader:
+      place = f"{where} line {reader.line_num}"
+      if any(row.pop(None, ())) or any(row[column] is None for column in columns):
+        raise UserError(f"{place} has not as many fields as the header's {len(header)}: is the "
+                        "file whole?")
+      yield place, {column: cell or "" for column, cell in row.items()}
+  except csv.Error as error:
+    raise UserError(f"{where} line {reader.line_num} is no CSV ({error})") from error
+
+
+def find(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str,
+         markers: Sequence[str] = ()) -> pathlib.Path:
   """The first archive or unpacked folder in `folder` that matches one of the patterns.
 
   Args:
     folder: the manual folder.
     candidates: glob patterns, the most specific first, e.g. `("chest_xray.zip", "chest_xray")`.
     where_to_get: for the error, e.g. an address.
+    markers: glob patterns of what the archive has at its top: a manual folder that has one of these
+      is itself the unpacked archive.
 
   Raises:
     UserError: none is there, or only a download that has not finished.
@@ -88,17 +360,20 @@ def find(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str
   folder = pathlib.Path(folder).expanduser()
   for pattern in candidates:
     for path in sorted(folder.glob(pattern)):
-      if path.is_dir() or zipfile.is_zipfile(path) or path.suffix == ".zip":
+      if path.is_dir() or is_archive(path) or zipfile.is_zipfile(path):
         return path
+  if any(True for pattern in markers for _ in folder.glob(pattern)):
+    return folder
   for path in _unfinished(folder):
     raise UserError(f"{path} is a download that has not finished; let it finish, then run again")
+  others = f" (nor {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
   raise UserError(
-    f"{folder} has no {candidates[0]} (nor {', '.join(candidates[1:])}); get it from "
+    f"{folder} has no {candidates[0]}{others}; get it from "
     f"{where_to_get} and put it there, or name another folder with manual_dir")
 
 
 def _unfinished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   with contextlib.suppress(OSError):
     for path in sorted(folder.iterdir()):
-      if path.suffix in (".crdownload", ".part", ".partial", ".download"):
+      if path.name.lower().endswith(_UNFINISHED):
         yield path
