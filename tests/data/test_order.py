@@ -40,6 +40,12 @@ def test_uniform_is_uniform_and_its_start_does_not_depend_on_n():
   assert not np.array_equal(order.uniform("other", 10), u[:10])
 
 
+def test_uniforms_are_uniform_one_by_one():
+  keys = [f"key/{i}" for i in range(50)] + ["", "ä"]
+  assert order.uniforms(keys).tolist() == [order.uniform(key, 1)[0] for key in keys]
+  assert order.uniforms([]).shape == (0,)
+
+
 def groups(*sizes):
   ends = np.cumsum((0, *sizes))
   return [np.arange(a, b, dtype=np.int32) for a, b in itertools.pairwise(ends)]
