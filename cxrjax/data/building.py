@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,11 @@ from PIL import Image
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
+from cxrjax.data import decode
 
 SEXES = ("F", "M", "unknown")
 VIEWS = ("PA", "AP", "L", "unknown")
+_MASK_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "JPEG")
 UNCERTAIN = -1.0  # a finding the reader was not sure of; NaN is one nobody looked for
 
 
@@ -42,7 +46,7 @@ def features(
     **others: further features of the set's own.
   """
   image = tfds.features.Image(
-    shape=(None, None, 1) if bits == 16 or encoding == "png" else (None, None, None),
+    shape=(None, None, 1 if bits == 16 or encoding else None),
     dtype=np.uint16 if bits == 16 else np.uint8, encoding_format=encoding,
     doc="Encoded as published; some may be RGB, RGBA or palette images of a gray radiograph.")
   found: dict[str, Any] = {
@@ -124,6 +128,90 @@ def png(pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"] | Bool[
   return buffer.getvalue()
 
 
+def mask(*published: bytes, like: tuple[int, int]) -> bytes:
+  """A stored mask from published ones: 0 and 255, their union, of the image's size.
+
+  What is brighter than half of the brightest pixel counts as inside, so that masks of 0 and 1, of
+  0 and 255, and those that a JPEG has blurred are all read alike. Sizes are matched with the
+  nearest pixel.
+
+  Args:
+    *published: encoded masks (PNG, GIF, BMP, TIFF, JPEG), such as of the left and the right lung.
+    like: height and width of the image.
+
+  Raises:
+    BadImage: one of them cannot be read, or nothing is marked in any.
+  """
+  height, width = like
+  inside = np.zeros(like, np.bool_)
+  for data in published:
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's of sizes, which are checked here
+        image = Image.open(io.BytesIO(data), formats=_MASK_FORMATS)
+        decode.check_shape(image.width, image.height)
+        plane = image.convert("RGB" if image.mode in ("P", "RGBA") else image.mode).convert("L")
+    except decode.BadImage:
+      raise
+    except Exception as error:  # PIL's codecs raise whatever the damage makes them raise
+      raise decode.BadImage(f"its mask is damaged or no image ({error})") from error
+    plane = plane.resize((width, height), Image.Resampling.NEAREST)
+    levels = np.asarray(plane)
+    inside |= levels > levels.max() / 2
+  if not inside.any():
+    raise decode.BadImage("its mask is empty")
+  return png(inside[..., None])
+
+
+def fault(image: bytes) -> str:
+  """Why an encoded image cannot be used, or nothing where it can: it is decoded to see."""
+  try:
+    decode.decode(image, at_least=64)
+  except decode.BadImage as error:
+    return str(error)
+  return ""
+
+
+def matching(names: Iterable[str], pattern: str) -> dict[tuple[str, ...], str]:
+  """Files of an archive whose path matches, by the pattern's groups.
+
+  Re-uploads add folders around a tree or hold it twice: of files with equal groups the one nearest
+  to the top counts.
+
+  Args:
+    names: paths in the archive.
+    pattern: regular expression of the end of a path, with groups, whatever the case; it begins
+      where a folder or file name begins.
+  """
+  found: dict[tuple[str, ...], str] = {}
+  search = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE).search
+  for name in names:
+    match = search(name)
+    if match:
+      key = match.groups()
+      if key not in found or (name.count("/"), name) < (found[key].count("/"), found[key]):
+        found[key] = name
+  return found
+
+
+class SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A TFDS builder whose splits may be larger than a gigabyte without TensorFlow.
+
+  Attributes:
+    on_beam: whether Beam was asked for, by `tfds build --beam_pipeline_options=...` or a
+      `beam_runner` in the `DownloadConfig`; known once examples are generated.
+  """
+
+  on_beam = False
+
+  def _download_and_prepare(
+      self, dl_manager: tfds.download.DownloadManager,
+      download_config: tfds.download.DownloadConfig) -> None:
+    self.on_beam = bool(download_config.beam_runner or download_config.beam_options)
+    with buckets.without_tensorflow():
+      super()._download_and_prepare(dl_manager, download_config)
+
+
 class LeftOut:
   """Images a builder leaves out, counted and named in the prepared data set and in reports.
 
@@ -136,7 +224,12 @@ class LeftOut:
     self.metadata = tfds.core.MetadataDict(left_out=[], notes=[])
 
   def add(self, name: str, reason: str) -> None:
-    self.metadata["left_out"].append([name, reason])
+    self.metadata["left_out"].append([name, " ".join(reason.split())])
+
+  def add_all(self, found: Iterable[tuple[str, str]]) -> None:
+    """Adds several, such as the files that an archive refused."""
+    for name, reason in found:
+      self.add(name, reason)
 
   def note(self, text: str) -> None:
     """A sentence that readers of a report should see, such as a guess the builder had to make."""
