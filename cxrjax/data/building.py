@@ -194,24 +194,6 @@ def matching(names: Iterable[str], pattern: str) -> dict[tuple[str, ...], str]:
   return found
 
 
-class SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A TFDS builder whose splits may be larger than a gigabyte without TensorFlow.
-
-  Attributes:
-    on_beam: whether Beam was asked for, by `tfds build --beam_pipeline_options=...` or a
-      `beam_runner` in the `DownloadConfig`; known once examples are generated.
-  """
-
-  on_beam = False
-
-  def _download_and_prepare(
-      self, dl_manager: tfds.download.DownloadManager,
-      download_config: tfds.download.DownloadConfig) -> None:
-    self.on_beam = bool(download_config.beam_runner or download_config.beam_options)
-    with buckets.without_tensorflow():
-      super()._download_and_prepare(dl_manager, download_config)
-
-
 class LeftOut:
   """Images a builder leaves out, counted and named in the prepared data set and in reports.
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, splits
+from cxrjax.data import archive, set_builder, splits
 
 SUBTYPES = ("normal", "bacterial", "viral")
 WHERE = ("https://data.mendeley.com/datasets/rscbjbr9sj (ChestXRay2017.zip) or "
@@ -44,7 +44,7 @@ class Example:
     return f"{self.split}/{self.file}"
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(set_builder.SetBuilder):
   """Builds the data set from the published archive in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
