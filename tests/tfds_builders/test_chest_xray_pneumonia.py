@@ -7,7 +7,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 
 import numpy as np
@@ -16,17 +15,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, load_images, open_source, tfds_prepare
+from cxrjax.data import archive, building, load_images, open_source, tfds_prepare
 
 NAME = "chest_xray_pneumonia"
 builder = tfds_prepare.builder_class(NAME)
 module = sys.modules[builder.__module__]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-  monkeypatch.setenv("CXRJAX_CACHE", str(tmp_path / "cache"))
-  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # TFDS leaves folders behind there
 
 
 def jpeg(seed, mode="L"):
@@ -66,17 +59,11 @@ def prepare(tmp_path, split="train", **options):
                      manual_dir=str(tmp_path / "manual"), **options)
 
 
-@pytest.fixture
-def manual(tmp_path):
-  folder = tmp_path / "manual"
-  folder.mkdir()
-  return folder
-
-
 def test_kaggle_zip(manual, tmp_path):
   write_kaggle(manual / "chest_xray.zip")
   parts = {s: prepare(tmp_path, s) for s in ("train", "val", "official_val", "test", "all")}
   sizes = {s: len(found) for s, found in parts.items()}
+  assert set(parts["all"].table.views) == {"AP"} and np.isnan(parts["all"].table.ages).all()
   assert sizes["train"] + sizes["val"] == 70 and sizes["official_val"] == 2 and sizes["test"] == 14
   assert sizes["all"] == len(kaggle()) == 86 and 3 <= sizes["val"] <= 12
   assert parts["train"].info.splits == {s: n for s, n in sizes.items() if s != "all"}
@@ -144,7 +131,7 @@ def test_prepared_once(manual, tmp_path):
 def test_what_tfds_reads_is_what_we_read(manual, tmp_path):
   write_kaggle(manual / "chest_xray.zip")
   ours = prepare(tmp_path, "test")
-  made = tfds.builder_from_directory(str(tmp_path / "data" / NAME / "1.0.0"))
+  made = tfds.builder_from_directory(str(tmp_path / "data" / NAME / "1.1.0"))
   theirs = made.as_data_source("test")
   assert made.info.features["label"].names == ["normal", "pneumonia"]
   assert "Kermany" in made.info.citation and "Guangzhou" in made.info.description
@@ -180,8 +167,9 @@ def test_tfds_build(manual, tmp_path):
   (lambda folder: (folder / "chest_xray.zip.part").write_bytes(b"PK"), "has not finished"),
   (lambda folder: write_kaggle(folder / "chest_xray.zip", kaggle()[:70]), "no images in test/NOR"),
   (lambda folder: write_kaggle(folder / "chest_xray.zip", ["a/b/c.jpeg"]), "no images in train"),
-  (lambda folder: write_kaggle(folder / "chest_xray.zip", [*kaggle(), "train/NORMAL/my.jpeg"]),
-   "train/NORMAL/my.jpeg has a name that neither"),
+  (lambda folder: write_kaggle(folder / "chest_xray.zip", [f"train/{f}/{i}.jpeg" for i in range(9)
+                                                           for f in ("NORMAL", "PNEUMONIA")]),
+   "no images in train/NORMAL: not this"),
 ])
 def test_archives_that_are_not_whole(manual, tmp_path, spoil, word, capfd):
   spoil(manual)
@@ -191,6 +179,22 @@ def test_archives_that_are_not_whole(manual, tmp_path, spoil, word, capfd):
   (manual / "chest_xray.zip.part").unlink(missing_ok=True)
   write_kaggle(manual / "chest_xray.zip")  # and once it is mended, it works
   assert len(prepare(tmp_path, "test")) == 14
+
+
+def test_images_left_out(manual, tmp_path):
+  names = kaggle()
+  with zipfile.ZipFile(manual / "chest_xray.zip", "w") as opened:
+    for i, name in enumerate(names):
+      opened.writestr(f"chest_xray/{name}", jpeg(i)[:-200] if i == 3 else jpeg(i))
+    opened.writestr("chest_xray/train/NORMAL/my.jpeg", jpeg(0))
+    opened.writestr("chest_xray/../../train/NORMAL/IM-9999-0001.jpeg", jpeg(0))
+  found = prepare(tmp_path, "all")
+  assert len(found) == len(names) - 1
+  left = dict(found.info.skipped)
+  assert len(left) == 3
+  assert "cut short" in left[names[3].replace("NORMAL/", "")]
+  assert "patient is not known" in left["chest_xray/train/NORMAL/my.jpeg"]
+  assert "leads out" in left["chest_xray/../../train/NORMAL/IM-9999-0001.jpeg"]
 
 
 def test_damaged_in_the_middle(manual, tmp_path):
@@ -223,7 +227,7 @@ def real():
 
 def test_real_archive_counts(real):
   with archive.Archive(real) as opened:
-    found = module.examples(opened)
+    found = module.examples(opened, building.LeftOut())
   parts = module.assign(found)
   counts = {name: collections.Counter(e.label for e in part) for name, part in parts.items()}
   assert counts == {

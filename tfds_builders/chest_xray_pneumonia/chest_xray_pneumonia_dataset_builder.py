@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, set_builder, splits
+from cxrjax.data import archive, building, set_builder, splits
 
 SUBTYPES = ("normal", "bacterial", "viral")
 WHERE = ("https://data.mendeley.com/datasets/rscbjbr9sj (ChestXRay2017.zip) or "
@@ -21,7 +21,7 @@ CANDIDATES = (
   "chest_xray.zip", "chest-xray-pneumonia.zip", "ChestXRay2017.zip", "ZhangLabData.zip",
   "archive.zip", "chest_xray", "chest-xray-pneumonia", "ChestXRay2017", "CellData")
 
-_MEMBER = re.compile(r"(?:^|/)(train|val|test)/(NORMAL|PNEUMONIA)/([^/]+\.jpe?g)$", re.IGNORECASE)
+_MEMBER = r"(train|val|test)/(NORMAL|PNEUMONIA)/([^/]+\.jpe?g)"
 _KAGGLE_NORMAL = re.compile(r"^((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)*\.")
 _KAGGLE_PNEUMONIA = re.compile(r"^(person\d+)_(bacteria|virus)_\d+(?:_\d+)*\.")
 _MENDELEY = re.compile(r"^((NORMAL|BACTERIA|VIRUS)-\d+)-\d+\.")
@@ -47,67 +47,70 @@ class Example:
 class Builder(set_builder.SetBuilder):
   """Builds the data set from the published archive in the manual folder."""
 
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
+  VERSION = tfds.core.Version("1.1.0")
+  RELEASE_NOTES: ClassVar = {
+    "1.0.0": "First version.",
+    "1.1.0": "The columns that all data sets here have; images that cannot be read are left out."}
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put the published archive, or the folder it unpacks to, into the manual folder: "
     f"{', '.join(CANDIDATES)}. It is at {WHERE}.")
 
   def _info(self) -> tfds.core.DatasetInfo:
+    self.left_out = building.LeftOut()
     return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict({
-        "image": tfds.features.Image(
-          shape=(None, None, 1), encoding_format="jpeg", doc="As published, a few of them RGB."),
-        "label": tfds.features.ClassLabel(names=("normal", "pneumonia")),
-        "subtype": tfds.features.ClassLabel(names=SUBTYPES),
-        "patient": tfds.features.Text(doc="Never in two of train, validation and test."),
-        "id": tfds.features.Text(doc="Official split and file name."),
-        "official_split": tfds.features.ClassLabel(names=("train", "val", "test")),
-      }),
+      features=building.features(
+        label=("normal", "pneumonia"), encoding="jpeg",
+        subtype=tfds.features.ClassLabel(names=SUBTYPES),
+        official_split=tfds.features.ClassLabel(names=("train", "val", "test"))),
       supervised_keys=("image", "label"),
-      homepage="https://data.mendeley.com/datasets/rscbjbr9sj")
+      homepage="https://data.mendeley.com/datasets/rscbjbr9sj",
+      metadata=self.left_out.metadata)
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     path = archive.find(dl_manager.manual_dir, CANDIDATES, WHERE)
     with archive.Archive(path) as opened:
-      found = examples(opened)
+      found = examples(opened, self.left_out)
     return {name: self._generate_examples(path, chosen)
             for name, chosen in assign(found).items() if chosen}
 
   def _generate_examples(self, path, chosen: list[Example]) -> Iterator[tuple[str, dict]]:
     with archive.Archive(path) as opened:
       for example in chosen:
-        yield example.id, {
-          "image": opened.read(example.member), "label": example.label, "subtype": example.subtype,
-          "patient": example.patient, "id": example.id, "official_split": example.split}
+        image = opened.read(example.member)
+        if reason := building.fault(image):
+          self.left_out.add(example.id, reason)
+          continue
+        yield example.id, building.example(
+          self.info.features, image=image, id=example.id, patient=example.patient, view="AP",
+          label=example.label, subtype=example.subtype, official_split=example.split)
 
 
-def examples(opened: archive.Archive) -> list[Example]:
+def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Example]:
   """All images of the archive, sorted by id, copies of the whole tree left out.
 
   Raises:
     UserError: it is another archive, or holds only a part of this one.
   """
-  members: dict[tuple[str, str, str], str] = {}
-  for name in opened.names:
-    match = _MEMBER.search(name)
-    if match:
-      split, folder, file = match.groups()
-      key = split.lower(), folder.upper(), file
-      # Kaggle's archive has the tree twice, the copy one folder deeper.
-      if key not in members or (len(name), name) < (len(members[key]), members[key]):
-        members[key] = name
-  have = collections.Counter((split, folder) for split, folder, _ in members)
+  left_out.add_all(opened.refused)
+  # Kaggle's archive has the tree twice, the copy one folder deeper.
+  members = building.matching(opened.names, _MEMBER)
+  parsed = {member: _parse(split.lower(), folder.upper(), file, member)
+            for (split, folder, file), member in members.items()}
+  for member, example in sorted(parsed.items()):
+    if example is None:
+      left_out.add(member, "its name is of neither publication, so its patient is not known")
+  found = [example for example in parsed.values() if example is not None]
+  have = collections.Counter((e.split, e.label) for e in found)
   for split in ("train", "test"):
     for folder in ("NORMAL", "PNEUMONIA"):
-      if not have[split, folder]:
+      if not have[split, folder.lower()]:
         raise UserError(
           f"{opened.path} has no images in {split}/{folder}: not this data set's archive, or only "
           f"a part of it; get it from {WHERE}")
-  return sorted((_parse(*key, member) for key, member in members.items()), key=lambda e: e.id)
+  return sorted(found, key=lambda e: e.id)
 
 
-def _parse(split: str, folder: str, file: str, member: str) -> Example:
+def _parse(split: str, folder: str, file: str, member: str) -> Example | None:
   label = "normal" if folder == "NORMAL" else "pneumonia"
   if match := _MENDELEY.match(file):
     subtype, patient = _KINDS[match[2]], match[1]
@@ -119,7 +122,7 @@ def _parse(split: str, folder: str, file: str, member: str) -> Example:
     # of val were taken out of train and keep their numbers.
     patient = f"{'test' if split == 'test' else 'train'}-{match[1]}"
   else:
-    raise UserError(f"{member} has a name that neither publication of this data set uses")
+    return None
   if (subtype == "normal") != (label == "normal"):
     raise UserError(f"{member} lies in {folder}, but its name says {subtype}")
   return Example(member, split, file, label, subtype, patient)
