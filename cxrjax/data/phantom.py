@@ -102,7 +102,7 @@ class Source:
     self.info = SourceInfo(
       name="phantom", split=split, classes=("normal", "opacity"), exclusive=True,
       splits=dict.fromkeys(SPLITS, n), fingerprint=hashlib.sha256(content.encode()).hexdigest(),
-      notes=tuple(notes))
+      notes=tuple(notes), dataset=f"phantom/{seed}")
 
   def __len__(self) -> int:
     return len(self._rows) * self._n

@@ -3,34 +3,112 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxrjax.core import build
 from cxrjax.core.errors import UserError
+from cxrjax.data import pool
+from cxrjax.data import subset as subsets
 from cxrjax.data.types import Source
 
 _KINDS = {
   "phantom": "cxrjax.data.phantom", "folder": "cxrjax.data.folder", "tfds": "cxrjax.data.tfds"}
 _VALID = "'phantom', 'folder:PATH', 'tfds:NAME', or your own 'package.module' that defines Source"
+_ITEM = ("source", "split", "weight", "options", "subset", "fold", "rename")
 
 
-def open_source(name: str, *, split: str = "train", **options: Any) -> Source:
-  """Opens a split of a source of radiographs.
+def open_source(
+    name: str | Sequence[str | Mapping[str, Any]], *, split: str = "train",
+    subset: str | None = None, fold: str | None = None, split_seed: int = 0,
+    **options: Any) -> Source:
+  """Opens a split of a source of radiographs, or of several as one.
 
   Args:
     name: `phantom` (drawn, no files), `folder:PATH` (a tree of images), `tfds:NAME` or
       `tfds:NAME/CONFIG` (a TFDS data set, prepared on first use where it can be), or the dotted
       name of your own module with a `Source` in it, called as `Source(split=..., **options)`.
-    split: `train`, `val`, `test`, or whatever the source has; `all` is everything.
-    **options: the source's own; an unknown one raises an error that lists them.
+      A list of such names is a pool (`cxrjax.data.pool`); instead of a name it may have
+      `{"source": NAME}` with any of `weight` (how often its images are drawn, relative to the
+      others'; 1 where only others have one), `split`, `subset`, `fold`, `options` and `rename`
+      (`{"its class": "name in the pool"}`).
+    split: `train`, `val`, `test`, or whatever the source has; `all` is everything. In a pool, of
+      the sources that do not say another.
+    subset: part of the split, `10 %` or `16 per class`, see `cxrjax.data.subset`; nothing is all.
+    fold: `2 of 5`: the source's own splits do not count; `split` is `train` or `test` of that
+      fold. `2 of 5 in train` divides one of the source's splits.
+    split_seed: another seed, another subset and other folds.
+    **options: the source's own; an unknown one raises an error that lists them. In a pool, all of
+      its sources get them.
 
   Raises:
     UserError: unknown source, split or option, or data that is missing or damaged.
   """
-  if not isinstance(name, str) or not name:
+  if isinstance(split_seed, bool) or not isinstance(split_seed, int):
+    raise UserError(f"config.data.split_seed={split_seed!r} is no seed; give a whole number")
+  for key, text in (("subset", subset), ("fold", fold)):
+    if text is not None and not isinstance(text, str):
+      raise UserError(f"config.data.{key}={text!r} is no text; write it like "
+                      f"{'10 %' if key == 'subset' else '2 of 5'!r}")
+  whole = subsets.parse_fold(fold)[2] if fold else split
+  if isinstance(name, str):
+    source = _open_one(name, whole, {k: build.freeze(v) for k, v in options.items()})
+  else:
+    source = _open_pool(name, whole, split_seed, options)
+  if fold:
+    source = subsets.take_fold(source, fold, split, split_seed)
+  if subset:
+    source = subsets.take(source, subset, split_seed)
+  return source
+
+
+def _open_pool(
+    items: Sequence[str | Mapping[str, Any]], split: str, seed: int,
+    options: Mapping[str, Any]) -> Source:
+  if not isinstance(items, list | tuple):
+    raise UserError(f"config.data.source={items!r} names no source; give {_VALID}, or a list")
+  sources, weights, renames = [], [], []
+  for k, item in enumerate(items):
+    key = f"config.data.source[{k}]"
+    named = isinstance(item, Mapping)
+    given = dict(item) if named else {"source": item}
+    for word in given:
+      if word not in _ITEM:
+        raise UserError(f"{key}.{word} is not an option{build.suggest(str(word), _ITEM)}")
+    name = given.get("source", "")
+    if not isinstance(name, str):
+      raise UserError(f"{key}={name!r} names no source; give {_VALID}")
+    own, rename = given.get("options") or {}, given.get("rename") or {}
+    for word, value in (("options", own), ("rename", rename)):
+      if not isinstance(value, Mapping):
+        raise UserError(f"{key}.{word}={value!r} is no mapping; write it like {{'name': 'value'}}")
+    try:
+      sources.append(open_source(
+        name, split=given.get("split") or split, subset=given.get("subset"),
+        fold=given.get("fold"), split_seed=seed, **{**options, **own}))
+    except UserError as error:
+      raise UserError(_placed(str(error), key, named)) from error
+    weights.append(given.get("weight"))
+    renames.append(dict(rename))
+  if all(w is None for w in weights):
+    return pool.Pool(sources, None, renames)
+  return pool.Pool(sources, [1 if w is None else w for w in weights], renames)
+
+
+def _placed(message: str, key: str, named: bool) -> str:
+  """An error about a source of a list, with the list's position in the keys it names."""
+  if "config.data." not in message:
+    return f"{key}: {message}"
+  message = message.replace("config.data.source", f"{key}.source" if named else key)
+  for word in ("options", "split", "subset", "fold"):
+    message = message.replace(f"config.data.{word}", f"{key}.{word}")
+  return message
+
+
+def _open_one(name: str, split: str, options: dict[str, Any]) -> Source:
+  if not name:
     raise UserError(f"config.data.source={name!r} names no source; give {_VALID}")
   kind, colon, rest = name.partition(":")
-  options = {key: build.freeze(value) for key, value in options.items()}
   if kind not in _KINDS or (kind == "phantom" and colon):
     if "." not in kind:
       raise UserError(f"config.data.source={name!r} names no source; give {_VALID}")

@@ -61,7 +61,7 @@ def carve(patients: Sequence[str], fractions: Mapping[str, float] = CARVED) -> l
 def split_by_patient(
     patients: Sequence[str], fractions: Mapping[str, float], seed: int = 0,
     labels: Float32[np.ndarray, "n k"] | None = None,
-    groups: Sequence[int] | None = None) -> dict[str, Int64[np.ndarray, "_"]]:
+    groups: Int64[np.ndarray, "n"] | None = None) -> dict[str, Int64[np.ndarray, "_"]]:
   """Rows of each split: all images of a patient in one, sizes and classes as asked for.
 
   Patients are taken stratum by stratum (see `positions`), and each stratum's row of patients is cut
@@ -98,7 +98,7 @@ def split_by_patient(
 
 def positions(
     patients: Sequence[str], seed: int = 0, labels: Float32[np.ndarray, "n k"] | None = None,
-    groups: Sequence[int] | None = None, purpose: str = "") -> dict[str, float]:
+    groups: Int64[np.ndarray, "n"] | None = None, purpose: str = "") -> dict[str, float]:
   """Where each patient stands between 0 and 1, so that any stretch is a fair share of all.
 
   The patients of a stratum stand in a row, in an order that depends on `seed` and their names
@@ -145,7 +145,7 @@ def _rows(patients: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _strata(
-    rows: dict[str, list[int]], labels: np.ndarray | None, groups: Sequence[int] | None,
+    rows: dict[str, list[int]], labels: np.ndarray | None, groups: np.ndarray | None,
     ) -> dict[str, bytes]:
   if labels is None or not labels.shape[1]:
     kinds = dict.fromkeys(rows, b"")
@@ -156,7 +156,8 @@ def _strata(
   if groups is None:
     return kinds
   # A patient that two groups share counts to the first.
-  return {p: kind + b"|%d" % min(groups[row] for row in rows[p]) for p, kind in kinds.items()}
+  of_row = groups.tolist()
+  return {p: kind + b"|%d" % min(of_row[row] for row in rows[p]) for p, kind in kinds.items()}
 
 
 def is_exclusive(labels: Float32[np.ndarray, "n k"]) -> bool:
