@@ -14,6 +14,7 @@ from cxrjax.core.clock import Schedule
 Params = Any  # a nested dict of arrays
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
+RUNNING = ("running_mean", "running_var")  # names of batch norm's running statistics
 
 
 @runtime_checkable
@@ -27,6 +28,10 @@ class Method(Protocol):
   Every mean over the batch in `loss` is a mean over the *global* batch: arrays are global, `jit`
   does the communication. With gradient accumulation `loss` sees a microbatch, always with the
   same `extra`; the float leaves of the returned `extra` are averaged over microbatches.
+
+  Networks with batch norm: `params` holds what is trained, `extra["stats"]` the running statistics
+  of the network that is evaluated (`split_stats`, `join_stats`). All networks run on statistics of
+  the batch (`encode(train=True)`), in which the running ones have no part.
   """
 
   schedules: Mapping[str, Schedule]  # by name, for the report
@@ -48,6 +53,36 @@ class Method(Protocol):
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     """What is wrong and what to change, when (averaged) metrics show a collapse; else None."""
     ...
+
+
+def split_stats(params: Params) -> tuple[Params, Params]:
+  """A network's trained parameters and its running statistics (batch norm), as two trees.
+
+  A network without batch norm gives itself and `{}`.
+  """
+  trained: Params = {}
+  stats: Params = {}
+  for name, value in params.items():
+    if isinstance(value, Mapping):
+      below, running = split_stats(value)
+      trained[name] = below
+      if running:
+        stats[name] = running
+    elif name in RUNNING:
+      stats[name] = value
+    else:
+      trained[name] = value
+  return trained, stats
+
+
+def join_stats(trained: Params, stats: Params) -> Params:
+  """The inverse of `split_stats`."""
+  if not stats:
+    return trained
+  joined = dict(trained)
+  for name, value in stats.items():
+    joined[name] = join_stats(trained.get(name, {}), value) if isinstance(value, Mapping) else value
+  return joined
 
 
 def ema(old: Params, new: Params, momentum: Float[Array, ""]) -> Params:

@@ -24,7 +24,16 @@ from cxrjax.core import clock as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import dino as losses
 from cxrjax.losses import health
-from cxrjax.methods.base import Batch, Metrics, Params, ema, flatten_views, image_keys
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  ema,
+  flatten_views,
+  image_keys,
+  join_stats,
+  split_stats,
+)
 from cxrjax.models.heads import DinoHead
 
 
@@ -90,11 +99,13 @@ class Method:
     if "global" not in batch_spec or batch_spec["global"].shape[0] < 2:
       raise UserError("DINO compares two large crops; set config.views.global_crops=2")
     encoder_key, head_key = jax.random.split(key)
-    params = {"encoder": self.encoder.init(encoder_key), "head": self.head.init(head_key)}
+    encoder, stats = split_stats(self.encoder.init(encoder_key))
+    params = {"encoder": encoder, "head": self.head.init(head_key)}
     # A copy, not the same arrays: a teacher that shares the student's buffers follows it exactly,
     # and the loss then collapses to ln K.
     teacher = jax.tree.map(jnp.copy, params)
-    return params, {"teacher": teacher, "center": jnp.zeros((self.prototypes,), jnp.float32)}
+    center = jnp.zeros((self.prototypes,), jnp.float32)
+    return params, {"teacher": teacher, "center": center, "stats": stats}
 
   def loss(
       self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
@@ -111,12 +122,13 @@ class Method:
       found = self.head.apply(weights["head"], cls.reshape(-1, cls.shape[-1]))
       return found.reshape(images, -1, self.prototypes)
 
-    teacher = extra["teacher"]
-    target = self.encoder.encode(teacher["encoder"], views[:1], patches=False)
+    teacher, stats = extra["teacher"], extra["stats"]
+    encode = functools.partial(self.encoder.encode, patches=False, train=True)
+    target = encode(join_stats(teacher["encoder"], stats), views[:1])
     target_logits = logits(teacher, target)
     temperature = self.schedules["teacher_temp"](step)
     probabilities = losses.teacher_probabilities(target_logits, extra["center"], temperature)
-    features = self.encoder.encode(params["encoder"], views, keys=keys, patches=False)
+    features = encode(join_stats(params["encoder"], stats), views, keys=keys)
     loss = losses.cross_entropy(logits(params, features), probabilities, self.student_temp)
 
     center = losses.update_center(extra["center"], target_logits, self.center_momentum)
@@ -129,7 +141,8 @@ class Method:
       "feature_std": health.spread(first),
       "effective_rank": health.participation_ratio(first),
     }
-    return loss, ({**extra, "center": center}, metrics)
+    stats = target[-1].stats or {}
+    return loss, ({**extra, "center": center, "stats": stats}, metrics)
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     momentum = self.schedules["momentum"](step)
@@ -137,7 +150,7 @@ class Method:
 
   def encoder_params(self, params: Params, extra: Params) -> Params:
     """The teacher's: it is the better of the two throughout training (section 5.1)."""
-    return extra["teacher"]["encoder"]
+    return join_stats(extra["teacher"]["encoder"], extra["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     def forward(name: str) -> float:

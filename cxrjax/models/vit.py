@@ -35,11 +35,14 @@ class Features(NamedTuple):
     patches: f32[b n d], the patch tokens after the last layer norm, row by row (registers left
       out); None where the caller said `patches=False`.
     taps: the intermediates that were asked for.
+    stats: batch norm's new running statistics, from `encode(train=True)`; None where there is no
+      batch norm.
   """
 
   cls: Float[Array, "b d"]
   patches: Float[Array, "b n d"] | None
   taps: dict[str, Array]
+  stats: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,11 @@ class Model:
     """Length d of the feature vectors."""
     return self._dims[0]
 
+  @property
+  def stride(self) -> int:
+    """Pixels of one cell of the grid that `Features.patches` lies on."""
+    return self.patch_size
+
   @functools.cached_property
   def _net(self) -> module.Net:
     width, depth, heads = self._dims
@@ -122,7 +130,8 @@ class Model:
 
   def encode(
       self, params: module.Params, x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
-      *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True) -> Any:
+      *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True,
+      train: bool = False) -> Any:
     """Features of a batch, or of several batches of different image sizes at once.
 
     Args:
@@ -136,6 +145,7 @@ class Model:
         negative from the end).
       patches: False leaves the patch features out. Under `jit` nothing is lost by leaving this at
         True: what is not used, most of the last block, is not computed.
+      train: for networks with batch norm, which this is not; it changes nothing.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence.
@@ -143,6 +153,7 @@ class Model:
     Raises:
       UserError: an image size that is not a multiple of the patch size, or an unknown tap.
     """
+    del train
     several = isinstance(x, Sequence)
     groups = tuple(x) if several else (x,)
     if keys is not None and not several:

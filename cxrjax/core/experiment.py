@@ -1,0 +1,151 @@
+"""What the pretraining configs share, so that a config file says only what is its own.
+
+A config calls `parse` with its options and presets, `base` for everything that does not depend on
+the method, and fills in `method` and what its paper does otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cxrjax.core.args import parse_arg
+
+# Options after the colon, with the values of the demo: phantom radiographs, minutes on a CPU.
+DEMO: dict[str, Any] = {
+  "seed": 0,
+  "data": "phantom",        # phantom, folder:PATH, tfds:NAME, your module; A+B*2: a pool
+  "split": "train",
+  "subset": "",             # "10 %" or "16 per class", by patient
+  "frontal": False,         # leave lateral views out, where the source knows them
+  "manual_dir": "",         # where tfds: finds archives to prepare a set from, on first use
+  "examples": 2048,         # of each of the phantom's splits
+  "sites": 1,               # of the phantom; 2 adds a second look, which is then learnt first
+  "store": 40,              # images are kept at this many pixels a side
+  "image_size": 32,         # large crops
+  "model": "Nu",
+  "patch_size": 8,
+  "initial": "xavier",
+  "standardize": True,      # every image to mean 0 and deviation 1
+  "drop_path": 0.0,
+  "batch_size": 64,
+  "duration": "80 epochs",
+  "warmup": "10 %",
+  "lr": 0.016,              # for 256 images; scaled by batch_size / 256
+  "lr_end": 1e-5,
+  "weight_decay_end": 0.04,
+  "eval_data": "same",      # a labelled source, `same`, or `none`
+  "eval_every": "20 epochs",
+}
+# Real radiographs on two CPU cores in half an hour.
+SMALL: dict[str, Any] = {
+  "store": 72, "image_size": 64, "model": "Mu", "standardize": False, "duration": "9 epochs",
+  "lr": 4e-3, "lr_end": 1e-6, "eval_every": "1 epochs",
+}
+# The size that papers use.
+PAPER: dict[str, Any] = {
+  "data": "tfds:chest_xray_pneumonia", "store": 256, "image_size": 224, "model": "S",
+  "patch_size": 16, "initial": "normal", "standardize": False, "drop_path": 0.1,
+  "batch_size": 256, "duration": "300 epochs", "warmup": "10 epochs", "lr": 5e-4, "lr_end": 1e-6,
+  "weight_decay_end": 0.4, "eval_every": "25 epochs",
+}
+# Four steps, for tests.
+TINY: dict[str, Any] = {
+  "examples": 48, "store": 32, "image_size": 32, "batch_size": 8, "duration": "4 steps",
+  "eval_every": "4 steps",
+}
+MODES = {"small": SMALL, "paper": PAPER, "tiny": TINY}
+
+
+def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> ConfigDict:
+  """The options of `configs/X.py:arg`, as attributes.
+
+  Args:
+    arg: `"small,lr=1e-3"`: names of presets, then options over them.
+    demo: the method's own options, and what it sets otherwise than `DEMO`.
+    **presets: the same for `small`, `paper` and `tiny`, over those above.
+
+  Raises:
+    UserError: an option or a preset that is none.
+  """
+  switches = dict.fromkeys(MODES, False)
+  values = {**DEMO, **demo}
+  chosen = parse_arg(arg, **switches, **values)
+  for name, common in MODES.items():
+    if chosen[name]:
+      values |= {**common, **presets.get(name, {})}
+  return ConfigDict(parse_arg(arg, **switches, **values))
+
+
+def base(o: ConfigDict) -> ConfigDict:
+  """A whole config but for the method: data, views, model, optimiser, checkpoints, evaluation."""
+  config = ConfigDict()
+  config.task = "cxrjax.tasks.train"
+  config.seed = o.seed
+  config.duration = o.duration
+  config.batch_size = o.batch_size
+  config.accumulate = 1          # microbatches of one update
+  config.block = 2 if o.tiny else 16  # most steps of one dispatch, when the data is resident
+  config.log_every = "1 %"
+  config.data = {
+    "source": sources(o), "split": o.split, "options": source_options(o.data, o),
+    "subset": o.subset,                     # "10 %", "16 per class"; "" is everything
+    "size": o.store, "fit": "squash",       # squash, pad or crop to a square
+    "bits": "auto",                         # 8, 16, or what the images have
+    "storage": "auto",                      # resident, cached, streamed, or by size
+    "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
+    "on_bad_image": "error",                # or skip
+    "shared_patients": "error",             # patients that are also in a test split; or allow
+    "near_duplicates": 0.95,                # correlation at which test images are warned of; 0: off
+  }
+  config.model = {
+    "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
+    "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
+    "standardize": o.standardize, "dtype": "auto",
+  }
+  config.optimizer = {
+    "name": "optax.scale_by_adam", "options": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup}, "lr_batch": 256,
+    "weight_decay": {"start": 0.04, "end": o.weight_decay_end}, "clip": 3.0, "freeze": (),
+  }
+  config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
+  config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}
+  config.health = {"patience": 5, "grace": "20 %"}
+  config.evals = {}
+  labelled = o.data if o.eval_data == "same" else o.eval_data
+  pool_or_folder = "+" in labelled or labelled.startswith("folder:")
+  if labelled != "none" and not (o.eval_data == "same" and pool_or_folder):
+    config.evals.probe = {
+      "name": "cxrjax.evals.probe", "every": o.eval_every,
+      "data": {"name": labelled, **source_options(labelled, o)},
+      "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20),
+    }
+  return config
+
+
+def sources(o: ConfigDict) -> Any:
+  """`config.data.source`: one name, or for `A+B*2` the parts of a pool with their weights."""
+  parts = o.data.split("+")
+  if len(parts) == 1:
+    return o.data
+  found = []
+  for part in parts:
+    name, star, weight = part.rpartition("*")
+    name = name if star else part
+    entry = {"source": name, "options": source_options(name, o)}
+    found.append({**entry, "weight": float(weight)} if star else entry)
+  return tuple(found)
+
+
+def source_options(name: str, o: ConfigDict) -> dict[str, Any]:
+  """What the options after the colon say of one source."""
+  if name == "phantom":
+    return {"n": o.examples, "size": o.store, "sites": o.sites}
+  found: dict[str, Any] = {}
+  if name.startswith("tfds:") and o.manual_dir:
+    found["manual_dir"] = o.manual_dir
+  if name.partition(":")[0] in ("tfds", "folder") and o.frontal and "+" not in name:
+    found["views"] = ("PA", "AP")
+  return found
