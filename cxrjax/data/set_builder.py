@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import pathlib
 import types
@@ -35,39 +36,27 @@ class SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       super()._download_and_prepare(dl_manager, download_config)
 
 
-class _File:
-  """What TFDS asks of `tf.io.gfile.GFile`.
+class _Written:
+  """A file that is opened for each write: TFDS keeps a thousand, close to what a system allows."""
 
-  TFDS keeps a thousand of them open to write to, close to what a system allows: a file being
-  written is opened for each write.
-  """
-
-  def __init__(self, path: str | os.PathLike, mode: str):
-    self._path, self._read = os.fspath(path), None
-    if mode == "wb":
-      pathlib.Path(self._path).write_bytes(b"")
-    else:
-      self._read = open(self._path, mode)
+  def __init__(self, path: str | os.PathLike):
+    self._path = pathlib.Path(path)
+    self._path.write_bytes(b"")
 
   def write(self, data: bytes) -> None:
     with open(self._path, "ab") as opened:
       opened.write(data)
 
-  def read(self, size: int) -> bytes:
-    return self._read.read(size)
-
   def flush(self) -> None:
     """There is nothing to flush."""
 
   def close(self) -> None:
-    if self._read is not None:
-      self._read.close()
+    """There is nothing to close."""
 
-  def __enter__(self) -> _File:
-    return self
 
-  def __exit__(self, *_: object) -> None:
-    self.close()
+def _open(path: str | os.PathLike, mode: str) -> _Written | io.BufferedReader:
+  """What TFDS asks of `tf.io.gfile.GFile`: `wb`, and later `rb`."""
+  return _Written(path) if mode == "wb" else open(path, mode)
 
 
 @contextlib.contextmanager
@@ -79,7 +68,7 @@ def without_tensorflow() -> Iterator[None]:
   before = shuffle.tf
   shuffle.tf = types.SimpleNamespace(
     io=types.SimpleNamespace(gfile=types.SimpleNamespace(
-      GFile=_File, exists=os.path.exists, remove=os.remove)),
+      GFile=_open, exists=os.path.exists, remove=os.remove)),
     errors=types.SimpleNamespace(ResourceExhaustedError=_NeverRaised))
   try:
     yield

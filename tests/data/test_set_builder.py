@@ -16,8 +16,8 @@ class Numbers(set_builder.SetBuilder, skip_registration=True):
   pkg_dir_path = None
 
   def _info(self):
-    return tfds.core.DatasetInfo(
-      builder=self, features=tfds.features.FeaturesDict({"x": np.int64, "text": tfds.features.Text()}))
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(
+      {"x": np.int64, "text": tfds.features.Text()}))
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples(300), "test": self._generate_examples(7)}

@@ -1,0 +1,115 @@
+"""Builds a published set with Apache Beam: every archive is read by one worker, once.
+
+The workers need this package and the folder with the archives; what the tables say is sent to them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import decode, published
+
+try:
+  import apache_beam as beam
+except ImportError as error:
+  raise UserError('Beam is asked for but not installed: pip install -e ".[tfds]"') from error
+
+_LEFT_OUT = "left_out.json"
+
+
+def read_part(part: published.Part, packed: bytes) -> Iterator[Any]:
+  """All images of one archive: `(split, (id, example))`, and tagged `told`: `(key, reason)`.
+
+  The reason is empty for an image that is there and can be used.
+  """
+  listing = published.unpack(packed)
+  unlisted: list[str] = []
+  left = set(listing.rows)
+  for key, data in published.images(part, listing, left, unlisted.append):
+    left.remove(key)
+    reason = ""
+    try:
+      row = listing.rows[key]
+      yield row.split, (key, published.example(key, row, listing.labels, data))
+    except decode.BadImage as error:
+      reason = str(error)
+    yield beam.pvalue.TaggedOutput("told", (key, reason))
+  for key in unlisted:
+    yield beam.pvalue.TaggedOutput("told", (key, published.UNLISTED))
+
+
+def account(told: list[tuple[str, str]], packed: bytes, paths: Sequence[str], folder: str) -> None:
+  """Writes down the images that are left out, and fails where too many are."""
+  listing = published.unpack(packed)
+  found = dict(told)
+  for split in dict.fromkeys(row.split for row in listing.rows.values()):
+    rows = listing.of(split)
+    missing = [key for key in rows if key not in found]
+    published.absent(split, missing, len(rows), paths)
+    found |= dict.fromkeys(missing, published.ABSENT)
+  left = sorted((key, reason) for key, reason in found.items() if reason)
+  epath.Path(os.path.join(folder, _LEFT_OUT)).write_text(json.dumps(left))
+
+
+def left_out(folder: str) -> list[tuple[str, str]]:
+  """The images that the pipeline has left out; the list of them is removed."""
+  path = epath.Path(os.path.join(folder, _LEFT_OUT))
+  found = [(key, reason) for key, reason in json.loads(path.read_text())]
+  path.unlink()
+  return found
+
+
+class _Reading:
+  """The images of all splits, read once: whichever split is asked for first adds it."""
+
+  def __init__(self, parts: Sequence[published.Part], listing: published.Listing, folder: str):
+    self._parts, self._packed, self._folder = list(parts), listing.pack(), folder
+    self._examples = None
+
+  def examples(self, pipeline: Any) -> Any:
+    if self._examples is None:
+      read = (
+        pipeline
+        | "Archives" >> beam.Create(self._parts)
+        | "Spread" >> beam.Reshuffle()
+        | "Read" >> beam.FlatMap(read_part, packed=self._packed).with_outputs(
+          "told", main="examples"))
+      _ = (read.told | "All" >> beam.combiners.ToList()
+           | "Account" >> beam.Map(account, packed=self._packed, folder=self._folder,
+                                   paths=sorted({part.path for part in self._parts})))
+      self._examples = read.examples
+    return self._examples
+
+
+class _Split(beam.PTransform):
+  """The examples of one split."""
+
+  def __init__(self, reading: _Reading, name: str):
+    super().__init__()
+    self._reading, self._name = reading, name
+
+  def expand(self, start: Any) -> Any:
+    name = self._name
+    return (self._reading.examples(start.pipeline)
+            | "Of" >> beam.Filter(lambda found: found[0] == name)
+            | "Example" >> beam.Values())
+
+
+def generators(parts: Sequence[published.Part], listing: published.Listing, splits: Sequence[str],
+               folder: str) -> dict[str, Any]:
+  """For each split a transform that yields `(id, example)`.
+
+  Args:
+    parts: the archives.
+    listing: what the tables say.
+    splits: names of the splits.
+    folder: that the data set is written to; workers can write there too.
+  """
+  reading = _Reading(parts, listing, folder)
+  return {name: _Split(reading, name) for name in splits}

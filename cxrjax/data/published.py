@@ -1,0 +1,271 @@
+"""Large published sets: tables that describe images, and archives in which the images lie.
+
+A builder of such a set says what its tables hold (`PublishedBuilder.listing`); the images are then
+read in the order they lie in, one archive after the other and each only once for each split, and
+never unpacked to disk. With Beam each archive is a piece of work of its own.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import archive, building, decode, set_builder
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FEW = 10  # this many images may be absent, or this share of those listed
+_SHARE = 0.01
+
+
+@dataclasses.dataclass(slots=True)
+class Listed:
+  """What the tables say of one image.
+
+  Attributes:
+    patient: shared by all images of one patient.
+    split: it belongs to.
+    labels: in the order of the set's labels.
+    age: in years.
+    sex: `F`, `M`, or empty.
+    view: `PA`, `AP`, `L`, or empty.
+    inverted: bright where much X-ray came through (MONOCHROME1); it is stored the other way round.
+    more: columns of the set's own, of plain numbers, texts and lists.
+  """
+
+  patient: str
+  split: str
+  labels: tuple[float, ...]
+  age: float = float("nan")
+  sex: str = ""
+  view: str = ""
+  inverted: bool = False
+  more: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """An archive or a folder with images.
+
+  Attributes:
+    path: where it is.
+    prefix: put before the names in it, so that they read as in the whole set.
+  """
+
+  path: str
+  prefix: str = ""
+
+
+class Listing:
+  """All images that a set's tables name.
+
+  Args:
+    labels: names of the findings.
+    pattern: regular expression of an image's path in an archive; what its groups match, joined by
+      `/`, is the key under which the tables name it, and its `id`.
+    rows: what is known already.
+  """
+
+  def __init__(self, labels: Sequence[str], pattern: str,
+               rows: Mapping[str, Listed] | None = None):
+    self.labels = tuple(labels)
+    self.pattern = pattern
+    self.rows: dict[str, Listed] = dict(rows or {})
+
+  def add(self, key: str, row: Listed, place: str) -> None:
+    """Adds an image; raises a UserError where it is there already (`place`: for the error)."""
+    if key in self.rows:
+      raise UserError(f"{place} lists {key} a second time")
+    self.rows[key] = row
+
+  def of(self, split: str) -> dict[str, Listed]:
+    """The images of one split."""
+    return {key: row for key, row in self.rows.items() if row.split == split}
+
+  def pack(self) -> bytes:
+    """All of it, small, to be sent to other machines."""
+    rows = [[key, *dataclasses.astuple(row)] for key, row in self.rows.items()]
+    return zlib.compress(json.dumps([self.labels, self.pattern, rows]).encode())
+
+
+@functools.lru_cache(maxsize=1)
+def unpack(packed: bytes) -> Listing:
+  """A listing that was packed."""
+  labels, pattern, rows = json.loads(zlib.decompress(packed))
+  return Listing(labels, pattern, {
+    key: Listed(patient, split, tuple(values), *others)
+    for key, patient, split, values, *others in rows})
+
+
+class _Wanted:
+  """The names of an archive that some keys are for; takes note of images that nobody lists."""
+
+  def __init__(self, part: Part, listing: Listing, keys: Collection[str],
+               unlisted: Callable[[str], None]):
+    self._prefix, self._search = part.prefix, re.compile(listing.pattern).search
+    self._keys, self._listed, self._unlisted = keys, listing.rows, unlisted
+
+  def key(self, name: str) -> str | None:
+    match = self._search(f"{self._prefix}/{name}" if self._prefix else name)
+    return "/".join(group for group in match.groups() if group) if match else None
+
+  def __contains__(self, name: str) -> bool:
+    key = self.key(name)
+    if key is not None and key not in self._listed:
+      self._unlisted(key)
+    return key in self._keys
+
+
+def images(part: Part, listing: Listing, keys: Collection[str],
+           unlisted: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
+  """Key and bytes of each image of an archive, in the order they lie in it.
+
+  Args:
+    part: the archive.
+    listing: of the set.
+    keys: of the images that are read; one that leaves it is not read a second time.
+    unlisted: told of each image that the set's tables do not name.
+
+  Raises:
+    UserError: the archive is damaged.
+  """
+  with archive.Archive(part.path) as opened:
+    wanted = _Wanted(part, listing, keys, unlisted)
+    for name, data in opened.members(wanted):
+      yield wanted.key(name), data
+
+
+def damage(image: bytes) -> str:
+  """Why a PNG or JPEG is not whole, or nothing where it is; without decoding it.
+
+  Every chunk of a PNG has a checksum; a JPEG has an end. At a gigabyte a second this is done for
+  sets of a terabyte, which to decode would take days.
+  """
+  if image.startswith(_PNG):
+    at, kind = len(_PNG), b""
+    while kind != b"IEND":
+      size, kind = int.from_bytes(image[at:at + 4], "big"), image[at + 4:at + 8]
+      end = at + 12 + size
+      if end > len(image):
+        return "it is cut short"
+      if zlib.crc32(memoryview(image)[at + 4:end - 4]).to_bytes(4, "big") != image[end - 4:end]:
+        return f"it is damaged (checksum of its {kind.decode('ascii', 'replace')} chunk)"
+      at = end
+    return ""
+  if image.startswith(b"\xff\xd8"):
+    return "" if b"\xff\xd9" in image[-1024:] else "it is cut short"
+  return "it is empty" if not image else "it is neither PNG nor JPEG"
+
+
+def example(key: str, row: Listed, labels: Sequence[str], image: bytes) -> dict[str, Any]:
+  """What TFDS stores of an image.
+
+  Raises:
+    BadImage: it cannot be used.
+  """
+  reason = damage(image)
+  if reason:
+    raise decode.BadImage(reason)
+  if row.inverted:
+    pixels = decode.decode(image)
+    image = building.png(np.iinfo(pixels.dtype).max - pixels)
+  return building.example(
+    _columns(tuple(labels)), image=image, id=key, patient=row.patient, age=row.age, sex=row.sex,
+    view=row.view, labels={name: np.float32(value) for name, value in
+                           zip(labels, row.labels, strict=True)}, **row.more)
+
+
+@functools.cache
+def _columns(labels: tuple[str, ...]) -> tfds.features.FeaturesDict:
+  return building.features(labels=labels)
+
+
+def absent(split: str, missing: Collection[str], total: int, where: Iterable[str]) -> None:
+  """Raises a UserError where too many of a split's images are absent for it to be the whole set."""
+  if missing and (len(missing) > max(_FEW, _SHARE * total) or len(missing) == total):
+    raise UserError(
+      f"{total - len(missing):,} of the {total:,} images listed for {split} are there, and not "
+      f"{min(missing)} in {', '.join(sorted(where))}: only a part of the data set, or another "
+      "release of it; get the rest")
+
+
+class PublishedBuilder(set_builder.SetBuilder, skip_registration=True):
+  """A builder of a set whose tables name the images and whose archives hold them.
+
+  Attributes:
+    SPLITS: names of the splits, in order.
+  """
+
+  SPLITS: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+
+  @abc.abstractmethod
+  def listing(self, manual: pathlib.Path) -> tuple[Listing, list[Part]]:
+    """What the tables in the manual folder say, and where the images lie.
+
+    Images that are known to be of no use are not in it but in `left_out`.
+
+    Raises:
+      UserError: not the set's tables or archives, or not all of them.
+    """
+
+  def described(self, features: tfds.features.FeaturesDict, homepage: str) -> tfds.core.DatasetInfo:
+    """The `DatasetInfo`, with a list of images left out."""
+    self.left_out = building.LeftOut()
+    self._told: set[str] = set()
+    return self.dataset_info_from_configs(
+      features=features, homepage=homepage, metadata=self.left_out.metadata)
+
+  def leave_out(self, key: str, reason: str) -> None:
+    """Takes note of an image that is left out, once."""
+    if key not in self._told:
+      self._told.add(key)
+      self.left_out.add(key, reason)
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    listing, parts = self.listing(pathlib.Path(dl_manager.manual_dir).expanduser())
+    have = {row.split for row in listing.rows.values()}
+    names = [name for name in self.SPLITS if name in have]
+    if self.on_beam:
+      from cxrjax.data import on_beam  # Beam is not installed with the rest
+      return on_beam.generators(parts, listing, names, str(self.data_dir))
+    return {name: self._generate_examples(parts, listing, name) for name in names}
+
+  def _generate_examples(
+      self, parts: Sequence[Part], listing: Listing, split: str) -> Iterator[tuple[str, dict]]:
+    rows = listing.of(split)
+    missing = set(rows)
+
+    def unlisted(key: str) -> None:
+      self.leave_out(key, UNLISTED)
+
+    for part in parts:
+      for key, data in images(part, listing, missing, unlisted):
+        missing.remove(key)
+        try:
+          found = example(key, rows[key], listing.labels, data)
+        except decode.BadImage as error:
+          self.leave_out(key, str(error))
+        else:
+          yield key, found
+    absent(split, missing, len(rows), {part.path for part in parts})
+    for key in sorted(missing):
+      self.leave_out(key, ABSENT)
+
+  def _process_pipeline_result(self, pipeline_result: Any) -> None:
+    from cxrjax.data import on_beam
+    for key, reason in on_beam.left_out(str(self.data_dir)):
+      self.leave_out(key, reason)
+
+
+ABSENT = "it is listed, but not there"
+UNLISTED = "it is there, but in no list"
