@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fnmatch
 import gzip
 import io
 import lzma
@@ -18,7 +19,7 @@ import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
@@ -61,22 +62,25 @@ class Archive:
   Args:
     path: a zip, a tar (plain, gzip, bzip2 or xz) or a folder.
     nested: look into archives in it (which must be zips where it is no folder) as if each had been
-      unpacked to a folder of its own name, without the suffix.
+      unpacked to a folder of its own name, without the suffix. Where there is such a folder too, it
+      is passed over: an archive says when it is not whole.
+    only: of a folder, the files and folders right in it to look at: glob patterns, whatever the
+      case.
     max_bytes: a larger member is refused.
     content: the archive's bytes, where it lies in no file of its own; `path` is then for errors.
 
   Attributes:
     path: as given.
-    refused: name of each file that is not looked at, and why.
 
   Raises:
     UserError: it does not exist, or is damaged or cut short.
   """
 
-  def __init__(self, path: str | os.PathLike, *, nested: bool = False, max_bytes: int = MAX_BYTES,
+  def __init__(self, path: str | os.PathLike, *, nested: bool = False,
+               only: Sequence[str] = ("*",), max_bytes: int = MAX_BYTES,
                content: bytes | None = None):
     self.path = pathlib.Path(path)
-    self.refused: list[tuple[str, str]] = []
+    self._refused: list[tuple[str, str]] = []
     self._max_bytes = max_bytes
     self._zip: zipfile.ZipFile | None = None
     self._tar: tarfile.TarFile | None = None
@@ -85,7 +89,8 @@ class Archive:
     # Where each file lies: its path in the folder, ZipInfo or TarInfo; None for a tar not yet read.
     self._where: dict[str, object] | None = {}
     if content is None and self.path.is_dir():
-      self._index(_walk(self.path))
+      for name in _walk(self.path, only):
+        self._accept(self._where, name, name)
     elif content is None and not self.path.exists():
       raise UserError(f"{self.path} does not exist")
     elif content is None and self.path.name.lower().endswith(_TARS):
@@ -95,7 +100,9 @@ class Archive:
     else:
       with self._damaged(""):
         self._zip = zipfile.ZipFile(self.path if content is None else io.BytesIO(content))
-      self._index((i.filename, i) for i in self._zip.infolist() if not i.is_dir())
+      for info in self._zip.infolist():
+        if not info.is_dir():
+          self._accept(self._where, info.filename, info)
     if nested:
       self._open_inner()
 
@@ -106,6 +113,12 @@ class Archive:
       inside = (f"{folder}/{name}" for folder, inner in self._inner.items() for name in inner.names)
       self._names = tuple(sorted([*self._files, *inside]))
     return self._names
+
+  @property
+  def refused(self) -> tuple[tuple[str, str], ...]:
+    """Name of each file that is not looked at, and why; of a compressed tar after one pass."""
+    return (*self._refused, *((f"{folder}/{name}", reason) for folder, inner in self._inner.items()
+                              for name, reason in inner.refused))
 
   def __contains__(self, name: str) -> bool:
     inner, rest = self._belongs(name)
@@ -132,7 +145,7 @@ class Archive:
       self._check_size(name, file.stat().st_size, limit)
       return file.read_bytes()
 
-  def members(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
+  def members(self, wanted: Collection[str] | None = None) -> Iterator[tuple[str, bytes]]:
     """Every file's name and bytes, in the order they lie in the archive: one pass, whatever it is.
 
     Args:
@@ -152,7 +165,8 @@ class Archive:
         if wanted is None or name in wanted:
           yield name, self.read(name)
     for folder, inner in self._inner.items():
-      inside = None if wanted is None else _Inside(wanted, folder)
+      start = f"{folder}/"
+      inside = wanted and {n.removeprefix(start) for n in wanted if n.startswith(start)}
       for name, data in inner.members(inside):
         yield f"{folder}/{name}", data
 
@@ -182,21 +196,17 @@ class Archive:
     if is_junk(clean.removeprefix("../")):
       return None
     if name.startswith(("/", "\\")) or clean.split("/")[0] == ".." or ":" in clean.split("/")[0]:
-      self.refused.append((name, "its name leads out of the archive"))
+      self._refused.append((name, "its name leads out of the archive"))
       return None
     if clean in files:
-      self.refused.append((name, "its name comes a second time in the archive"))
+      self._refused.append((name, "its name comes a second time in the archive"))
       return None
     files[clean] = where
     return clean
 
-  def _index(self, found: Iterator[tuple[str, object]]) -> None:
-    for name, where in found:
-      self._accept(self._where, name, where)
-
   def _walk_tar(self) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """The tar's files in order; remembers them on the way."""
-    files, self.refused = {}, []
+    files, self._refused = {}, []
     members = iter(self._tar)
     while True:
       with self._damaged(""):
@@ -214,7 +224,7 @@ class Archive:
         if name is not None:
           yield name, info
       elif not info.isdir() and not is_junk(info.name):
-        self.refused.append((info.name, "it is a link or a device, not a file"))
+        self._refused.append((info.name, "it is a link or a device, not a file"))
 
   def _read_tar(self, name: str, info: tarfile.TarInfo, limit: int) -> bytes:
     self._check_size(name, info.size, limit)
@@ -252,13 +262,15 @@ class Archive:
                         content=self.read(name))
       else:
         continue
-      del self._files[name]
-      self._inner[posixpath.join(posixpath.dirname(name), stem(name))] = inner
+      folder = posixpath.join(posixpath.dirname(name), stem(name))
+      self._inner[folder] = inner
+      for file in [f for f in self._files if f == name or f.startswith(f"{folder}/")]:
+        del self._files[file]
 
   def _belongs(self, name: str) -> tuple[Archive | None, str]:
     """The archive inside this one that a file lies in, and its name there."""
     for folder, inner in self._inner.items():
-      if name.startswith(f"{folder}/") and name not in self._files:
+      if name.startswith(f"{folder}/"):
         return inner, name[len(folder) + 1:]
     return None, name
 
@@ -269,37 +281,30 @@ class Archive:
     except _DAMAGE as error:
       detail = " ".join(str(error).split()) or type(error).__name__
       if name:
-        raise UserError(f"{self.path}: {name} in it is damaged ({detail}); download it "
-                        "again") from error
+        raise UserError(
+          f"{self.path}: {name} in it is damaged ({detail}); download it again") from error
       kind = "tar" if self.path.name.lower().endswith(_TARS) else "zip"
       raise UserError(f"{self.path} is not a whole {kind} file ({detail}): a download that broke "
                       "off? delete it and download it again") from error
 
 
-class _Inside:
-  """Names wanted of an archive in a folder."""
-
-  def __init__(self, wanted: Container[str], folder: str):
-    self._wanted, self._folder = wanted, folder
-
-  def __contains__(self, name: str) -> bool:
-    return f"{self._folder}/{name}" in self._wanted
-
-
-def _walk(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+def _walk(root: pathlib.Path, only: Sequence[str]) -> Iterator[str]:
   """Files below a folder; links to folders are followed, but no folder is gone through twice."""
+  def chosen(names: list[str]) -> list[str]:
+    return sorted(n for n in names
+                  if any(fnmatch.fnmatchcase(n.lower(), pattern.lower()) for pattern in only))
+
   seen: set[str] = set()
   for folder, below, files in os.walk(root, followlinks=True):
-    below.sort()
+    prefix = os.path.relpath(folder, root)
+    below[:], files = (chosen(below), chosen(files)) if prefix == "." else (sorted(below), files)
     real = os.path.realpath(folder)
     if real in seen:
       below.clear()
       continue
     seen.add(real)
-    prefix = os.path.relpath(folder, root)
     for file in sorted(files):
-      name = file if prefix == "." else f"{prefix.replace(os.sep, '/')}/{file}"
-      yield name, name
+      yield file if prefix == "." else f"{prefix.replace(os.sep, '/')}/{file}"
 
 
 def rows(opened: Archive, name: str, columns: Sequence[str] = (),
@@ -358,22 +363,38 @@ def find(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str
     UserError: none is there, or only a download that has not finished.
   """
   folder = pathlib.Path(folder).expanduser()
-  for pattern in candidates:
-    for path in sorted(folder.glob(pattern)):
-      if path.is_dir() or is_archive(path) or zipfile.is_zipfile(path):
-        return path
+  for path in (path for pattern in candidates for path in sorted(folder.glob(pattern))):
+    if path.is_dir() or is_archive(path) or zipfile.is_zipfile(path):
+      return path
   if any(True for pattern in markers for _ in folder.glob(pattern)):
     return folder
-  for path in _unfinished(folder):
-    raise UserError(f"{path} is a download that has not finished; let it finish, then run again")
-  others = f" (nor {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
-  raise UserError(
-    f"{folder} has no {candidates[0]}{others}; get it from "
-    f"{where_to_get} and put it there, or name another folder with manual_dir")
+  raise _absent(folder, candidates, where_to_get)
 
 
-def _unfinished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def gather(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str) -> Archive:
+  """All archives, folders and files in `folder` that match one of the patterns, as one.
+
+  For sets published in pieces, and for those unpacked right into the manual folder. Arguments are
+  those of `find`; patterns match whatever the case.
+
+  Raises:
+    UserError: none is there, one is damaged, or there is only a download that has not finished.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  opened = Archive(folder, nested=True, only=candidates)
+  if not opened.names:
+    opened.close()
+    raise _absent(folder, candidates, where_to_get)
+  return opened
+
+
+def _absent(folder: pathlib.Path, candidates: Sequence[str], where_to_get: str) -> UserError:
   with contextlib.suppress(OSError):
     for path in sorted(folder.iterdir()):
       if path.name.lower().endswith(_UNFINISHED):
-        yield path
+        return UserError(f"{path} is a download that has not finished; let it finish, then run "
+                         "again")
+  others = f" (nor {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
+  return UserError(
+    f"{folder} has no {candidates[0]}{others}; get it from "
+    f"{where_to_get} and put it there, or name another folder with manual_dir")

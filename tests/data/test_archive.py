@@ -261,6 +261,23 @@ def test_find(packed, tmp_path):
   assert archive.find(tmp_path / "empty", ("set.zip",), "somewhere", ("images",)).name == "empty"
 
 
+def test_gather(tmp_path):
+  write_zip(tmp_path / "Set_1.zip", {"a/1.png": b"1", "../2.png": b"2"})
+  (tmp_path / "Set_1" / "a").mkdir(parents=True)
+  (tmp_path / "Set_1" / "a" / "1.png").write_bytes(b"half")  # the archive is what counts
+  (tmp_path / "list.csv").write_bytes(b"x")
+  (tmp_path / "other.zip").write_bytes(b"PK another set's, damaged")
+  with archive.gather(tmp_path, ("set*", "list.csv"), "somewhere") as opened:
+    assert dict(opened.members()) == {"Set_1/a/1.png": b"1", "list.csv": b"x"}
+    assert opened.read("Set_1/a/1.png") == b"1"
+    assert opened.refused == (("Set_1/../2.png", "its name leads out of the archive"),)
+  with pytest.raises(UserError, match=r"has no third\*.zip \(nor third\); get it from somewhere"):
+    archive.gather(tmp_path, ("third*.zip", "third"), "somewhere")
+  (tmp_path / "Set_1.zip").write_bytes(b"PK half")
+  with pytest.raises(UserError, match=r"Set_1.zip is not a whole zip"):
+    archive.gather(tmp_path, ("set*",), "somewhere")
+
+
 def test_stem():
   assert archive.stem("x/images_001.tar.gz") == "images_001" and archive.stem("0.ZIP") == "0"
   assert archive.is_archive("a.TGZ") and not archive.is_archive("a.csv.gz")
