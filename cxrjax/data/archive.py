@@ -19,7 +19,7 @@ import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
@@ -145,7 +145,7 @@ class Archive:
       self._check_size(name, file.stat().st_size, limit)
       return file.read_bytes()
 
-  def members(self, wanted: Collection[str] | None = None) -> Iterator[tuple[str, bytes]]:
+  def members(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
     """Every file's name and bytes, in the order they lie in the archive: one pass, whatever it is.
 
     Args:
@@ -165,8 +165,7 @@ class Archive:
         if wanted is None or name in wanted:
           yield name, self.read(name)
     for folder, inner in self._inner.items():
-      start = f"{folder}/"
-      inside = wanted and {n.removeprefix(start) for n in wanted if n.startswith(start)}
+      inside = None if wanted is None else _Inside(wanted, folder)
       for name, data in inner.members(inside):
         yield f"{folder}/{name}", data
 
@@ -286,6 +285,16 @@ class Archive:
       kind = "tar" if self.path.name.lower().endswith(_TARS) else "zip"
       raise UserError(f"{self.path} is not a whole {kind} file ({detail}): a download that broke "
                       "off? delete it and download it again") from error
+
+
+class _Inside:
+  """Which names of an archive in a folder are wanted."""
+
+  def __init__(self, wanted: Container[str], folder: str):
+    self._wanted, self._folder = wanted, folder
+
+  def __contains__(self, name: str) -> bool:
+    return f"{self._folder}/{name}" in self._wanted
 
 
 def _walk(root: pathlib.Path, only: Sequence[str]) -> Iterator[str]:
