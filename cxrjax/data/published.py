@@ -39,6 +39,7 @@ class Listed:
     age: in years.
     sex: `F`, `M`, or empty.
     view: `PA`, `AP`, `L`, or empty.
+    boxes: name and [ymin, xmin, ymax, xmax] (0..1) of each box; None for a set without.
     inverted: bright where much X-ray came through (MONOCHROME1); it is stored the other way round.
     more: columns of the set's own, of plain numbers, texts and lists.
   """
@@ -49,6 +50,7 @@ class Listed:
   age: float = float("nan")
   sex: str = ""
   view: str = ""
+  boxes: list[Sequence[Any]] | None = None
   inverted: bool = False
   more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -179,10 +181,13 @@ def example(key: str, row: Listed, labels: Sequence[str], image: bytes) -> dict[
   if row.inverted:
     pixels = decode.decode(image)
     image = building.png(np.iinfo(pixels.dtype).max - pixels)
+  others = dict(row.more)
+  if row.boxes is not None:
+    others["boxes"] = [{"label": name, "box": np.array(box)} for name, box in row.boxes]
   return building.example(
     _columns(tuple(labels)), image=image, id=key, patient=row.patient, age=row.age, sex=row.sex,
     view=row.view, labels={name: np.float32(value) for name, value in
-                           zip(labels, row.labels, strict=True)}, **row.more)
+                           zip(labels, row.labels, strict=True)}, **others)
 
 
 @functools.cache
