@@ -75,6 +75,11 @@ class Clock:
       value *= self.total_steps / 100
     return round(value)
 
+  @property
+  def num_examples(self) -> int:
+    """Images of the data."""
+    return round(self.steps_per_epoch * self.batch_size)
+
   def epoch(self, step: int) -> float:
     """How many times the data has been seen after `step` steps."""
     return step / self.steps_per_epoch

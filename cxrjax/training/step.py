@@ -90,13 +90,15 @@ class Trainer:
 
     Args:
       batch: fetched; a microbatch if `position` says where its images stand in the whole batch.
+        Its `index`, the images' rows in the data, is handed on.
       key: of the step.
       position: by default 0, 1, ....
     """
     if position is None:
       position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
     views = self.recipe(key, batch["image"], index=position)
-    return {**views, "labels": batch["labels"], "position": position}
+    index = {"index": batch["index"]} if "index" in batch else {}
+    return {**views, **index, "labels": batch["labels"], "position": position}
 
   def update(self, state: State, data: Any, batch: Mapping[str, Array]) -> tuple[State, Any]:
     """One optimiser update; traceable."""
@@ -109,7 +111,7 @@ class Trainer:
       seen = self.views(part, view_key, part["position"])
       return self.method.loss(params, state["extra"], seen, loss_key, step)
 
-    part = {"image": batch["image"], "labels": batch["labels"], "position": position}
+    part = {**batch, "position": position}
     (value, (extra, metrics)), grads = self._gradient(loss, state["params"], part)
     params, opt, moved = self.optimizer.update(grads, state["opt"], state["params"], step)
     extra = self.method.after_update(params, extra, step)

@@ -2,20 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import lab
 import numpy as np
 import pytest
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.data.phantom import Source
 from cxrjax.losses import dino as losses
 from cxrjax.methods import base
 from cxrjax.methods.dino import Method
 from cxrjax.models.vit import Model
-from cxrjax.training.optimizer import Optimizer
-from cxrjax.training.sharding import make_mesh
-from cxrjax.training.step import Trainer
-from cxrjax.views.multicrop import Recipe
 
 CLOCK = Clock(total_steps=60, steps_per_epoch=6.0, batch_size=16)
 
@@ -103,34 +99,19 @@ def test_views_flatten_image_by_image():
 
 
 def test_overfits_a_few_phantoms_without_collapsing():
-  source = Source(split="train", n=16, size=32)
-  images = jnp.asarray(np.stack([source[i].image for i in range(16)]))
-  clock = Clock(total_steps=100, steps_per_epoch=1.0, batch_size=16)
-  encoder = Model(variant="Nu", depth=2, patch_size=8, image_size=32, initial="xavier")
   # In so few steps the centre must follow the teacher faster than over the usual ten.
-  method = Method(encoder=encoder, clock=clock, prototypes=32, hidden=64, bottleneck=32,
+  method = Method(encoder=lab.encoder(), clock=lab.clock(), prototypes=32, hidden=64, bottleneck=32,
                   teacher_temp=0.03, momentum={"start": 0.99, "end": 1.0}, center_momentum=0.5)
-  recipe = Recipe(global_size=32, local_crops=0, global_scale=(0.9, 1.0), ratio=(1.0, 1.0),
-                  flip=0.0, jitter_prob=0.0, blur_prob=0.0, solarize_prob=0.0)
-  trainer = Trainer(
-    method=method, recipe=recipe, fetch=lambda data, batch: batch, mesh=make_mesh(), seed=0,
-    block=20, optimizer=Optimizer(
-      clock=clock, lr={"start": 1e-3, "end": 1e-4, "warmup": "5 steps"}, lr_batch=0))
-  batch = {"image": images, "labels": jnp.zeros((16, 0))}
-  state = trainer.init(trainer.batch_spec({}, batch))
-  block = jax.tree.map(lambda x: jnp.broadcast_to(x, (20, *x.shape)), batch)
-  log = []
-  for _ in range(5):
-    state, metrics = trainer.run(state, {}, block, np.int32(20))
-    log.append({k: float(v[-1]) for k, v in metrics.items()})
+  log = lab.assert_fits(method, loss=0.8, spread=0.3)
   # Sixteen images get answers of their own (at most ln 16 = 2.77 nats about which image it was),
   # and the student knows them from another crop.
   assert log[-1]["batch_entropy"] - log[-1]["teacher_entropy"] > 1.5
   assert log[-1]["loss"] < 0.5 * np.log(32)
-  assert log[-1]["loss"] < 0.8 * log[0]["loss"]
   assert log[-1]["kl"] < 0.7
-  assert log[-1]["feature_std"] > 0.3
-  assert method.diagnose(log[-1]) is None
+
+
+def test_resumes():
+  lab.assert_resumes(make(clock=lab.clock(4)))
 
 
 def test_flops_are_counted(batch):

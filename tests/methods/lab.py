@@ -1,0 +1,107 @@
+"""What every method must do: fit a few images without collapsing, and resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax.core.clock import Clock
+from cxrjax.data.phantom import Source
+from cxrjax.losses import health
+from cxrjax.models.vit import Model
+from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.sharding import make_mesh
+from cxrjax.training.step import Trainer
+from cxrjax.views.multicrop import Recipe
+
+STEPS, BLOCK, IMAGES = 100, 20, 16
+
+
+def clock(steps: int = STEPS) -> Clock:
+  """Sixteen images in every batch."""
+  return Clock(total_steps=steps, steps_per_epoch=1.0, batch_size=IMAGES)
+
+
+def encoder(**options: Any) -> Model:
+  """A ViT that learns in a hundred steps."""
+  return Model(**{"variant": "Nu", "depth": 2, "patch_size": 8, "image_size": 32,
+                  "initial": "xavier", "drop_path": 0.0, **options})
+
+
+def recipe(**options: Any) -> Recipe:
+  """Two large crops that differ little."""
+  return Recipe(**{
+    "global_size": 32, "local_crops": 0, "global_scale": (0.9, 1.0), "ratio": (1.0, 1.0),
+    "flip": 0.0, "jitter_prob": 0.0, "blur_prob": 0.0, "solarize_prob": 0.0, **options})
+
+
+def phantoms(n: int = IMAGES, size: int = 32) -> dict[str, jax.Array]:
+  """A fetched batch."""
+  source = Source(split="train", n=n, size=size)
+  records = [source[i] for i in range(n)]
+  return {"image": jnp.asarray(np.stack([r.image for r in records])),
+          "labels": jnp.zeros((n, 0)), "index": jnp.arange(n, dtype=jnp.int32)}
+
+
+def trainer(method: Any, views: Any, lr: float = 1e-3, devices: Any = None, accumulate: int = 1,
+            **optimizer: Any) -> Trainer:
+  return Trainer(
+    method=method, recipe=views, fetch=lambda data, batch: batch,
+    mesh=make_mesh(1, devices or jax.devices()[:1]), seed=0, block=BLOCK, accumulate=accumulate,
+    optimizer=Optimizer(clock=method.clock, lr={"start": lr, "end": lr / 10, "warmup": "5 %"},
+                        lr_batch=0, **optimizer))
+
+
+def fit(work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: Any = None,
+        ) -> tuple[Any, list[dict[str, float]]]:
+  """The state after some steps, and the metrics of the last step of every block."""
+  state = work.init(work.batch_spec({}, batch)) if state is None else state
+  block = jax.tree.map(lambda x: jnp.broadcast_to(x, (BLOCK, *x.shape)), batch)
+  log = []
+  for start in range(0, steps, BLOCK):
+    state, metrics = work.run(state, {}, block, np.int32(min(BLOCK, steps - start)))
+    last = min(BLOCK, steps - start) - 1
+    log.append({k: float(v[last]) for k, v in metrics.items()})
+  return state, log
+
+
+def features(method: Any, state: Any, images: jax.Array) -> np.ndarray:
+  """Evaluated network's image features of gray levels u8[n s s 1]: f32[n d]."""
+  params = method.encoder_params(state["params"], state["extra"])
+  return np.asarray(method.encoder.encode(params, (images / 255.0 - 0.5) / 0.25).cls)
+
+
+def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3,
+                spread: float = 0.2, rank: float = 2.0, **optimizer: Any) -> list[dict[str, float]]:
+  """Learns sixteen phantoms without collapsing; returns the metrics.
+
+  Args:
+    loss: the last loss must be below this share of the first.
+    spread: least spread of the features at the end (1: everywhere, 0: one point).
+    rank: least effective rank of the features at the end.
+  """
+  batch = phantoms()
+  work = trainer(method, views or recipe(), lr, **optimizer)
+  state, log = fit(work, batch)
+  assert all(np.isfinite(list(m.values())).all() for m in log), log
+  assert log[-1]["loss"] < loss * log[0]["loss"], [m["loss"] for m in log]
+  found = jnp.asarray(features(method, state, batch["image"]))
+  assert float(health.spread(found)) > spread, log[-1]
+  assert float(health.participation_ratio(found)) > rank, log[-1]
+  assert method.diagnose(log[-1]) is None
+  return log
+
+
+def assert_resumes(method: Any, views: Any = None, **optimizer: Any) -> None:
+  """Two steps and two more are four, bit for bit, also from a state that was on disk."""
+  batch = phantoms()
+  work = trainer(method, views or recipe(), **optimizer)
+  whole, _ = fit(work, batch, 4)
+  half, _ = fit(work, batch, 2)
+  stored = jax.tree.map(np.asarray, half)
+  again, _ = fit(work, batch, 2, jax.tree.map(jnp.asarray, stored))
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+    np.testing.assert_array_equal(a, b)
