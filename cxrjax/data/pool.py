@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Pool:
   """
 
   def __init__(
-      self, sources: Sequence[Source], weights: Sequence[float] | None = None,
+      self, sources: Sequence[Source], weights: Sequence[Any] | None = None,
       renames: Sequence[Mapping[str, str]] = ()):
     if not sources:
       raise UserError("config.data.source=[] names no source; give at least one")
@@ -49,7 +50,7 @@ class Pool:
       skipped += [(_id(k, source, name), why) for name, why in source.info.skipped]
       fingerprints += [source.info.fingerprint, source.info.split, str(len(source))]
     _refuse_repeats(self.sources)
-    self.table = _join(tables, len(classes))
+    self.table = _join(tables)
     sizes = [len(s) for s in self.sources]
     self._starts: np.ndarray = np.cumsum([0, *sizes])
     self.groups: np.ndarray = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
@@ -141,15 +142,15 @@ def _qualify(k: int, source: Source, columns: list[int], width: int) -> Table:
     patients=splits.patient_keys(source), labels=labels)
 
 
-def _join(tables: Sequence[Table], width: int) -> Table:
+def _join(tables: Sequence[Table]) -> Table:
   texts = {name: tuple(value for t in tables for value in getattr(t, name))
            for name in ("ids", "patients", "sites", "views", "sexes")}
-  return Table(**texts, labels=np.concatenate([t.labels for t in tables]).reshape(-1, width),
+  return Table(**texts, labels=np.concatenate([t.labels for t in tables]),
                ages=np.concatenate([t.ages for t in tables]))
 
 
 def _parts(
-    names: Sequence[str], sizes: Sequence[int], weights: Sequence[float]) -> tuple[Part, ...]:
+    names: Sequence[str], sizes: Sequence[int], weights: Sequence[Any]) -> tuple[Part, ...]:
   for k, (weight, size) in enumerate(zip(weights, sizes, strict=True)):
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight <= 0:

@@ -19,8 +19,8 @@ _ITEM = ("source", "split", "weight", "options", "subset", "fold", "rename")
 
 
 def open_source(
-    name: str | Sequence[str | Mapping[str, Any]], *, split: str = "train",
-    subset: str | None = None, fold: str | None = None, split_seed: int = 0,
+    name: str | Sequence[Any], *, split: str = "train",
+    subset: Any = None, fold: Any = None, split_seed: int = 0,
     **options: Any) -> Source:
   """Opens a split of a source of radiographs, or of several as one.
 
@@ -63,7 +63,7 @@ def open_source(
 
 
 def _open_pool(
-    items: Sequence[str | Mapping[str, Any]], split: str, seed: int,
+    items: Sequence[Any], split: str, seed: int,
     options: Mapping[str, Any]) -> Source:
   if not isinstance(items, list | tuple):
     raise UserError(f"config.data.source={items!r} names no source; give {_VALID}, or a list")

@@ -61,7 +61,8 @@ def carve(patients: Sequence[str], fractions: Mapping[str, float] = CARVED) -> l
 def split_by_patient(
     patients: Sequence[str], fractions: Mapping[str, float], seed: int = 0,
     labels: Float32[np.ndarray, "n k"] | None = None,
-    groups: Int64[np.ndarray, "n"] | None = None) -> dict[str, Int64[np.ndarray, "_"]]:
+    groups: Int64[np.ndarray, "n"] | None = None, purpose: str = "",
+    ) -> dict[str, Int64[np.ndarray, "_"]]:
   """Rows of each split: all images of a patient in one, sizes and classes as asked for.
 
   Patients are taken stratum by stratum (see `positions`), and each stratum's row of patients is cut
@@ -73,6 +74,7 @@ def split_by_patient(
     seed: another seed, another split.
     labels: to keep the classes' shares the same in all splits; NaN counts as a value of its own.
     groups: of each image, such as the source it comes from; their shares are kept the same too.
+    purpose: another purpose, another split.
 
   Returns:
     Ascending rows of every split, which together are all rows.
@@ -87,7 +89,7 @@ def split_by_patient(
   if len(rows) < len(names):
     raise UserError(
       f"{len(rows)} patient(s) cannot be split into {', '.join(names)}: none may be in two")
-  found = positions(patients, seed, labels, groups)
+  found = positions(patients, seed, labels, groups, purpose)
   picks = np.searchsorted(np.cumsum(shares), list(found.values()), side="right")
   chosen: dict[str, list[int]] = {name: [] for name in names}
   for patient, pick in zip(found, picks.tolist(), strict=True):

@@ -151,7 +151,7 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
                     f"few for {count} folds")
   found = splits.split_by_patient(
     owners, {str(i): 1 / count for i in range(1, count + 1)}, seed, source.table.labels,
-    getattr(source, "groups", None))
+    getattr(source, "groups", None), purpose="fold")
   test = found[str(number)]
   rows = test if role == "test" else np.setdiff1d(np.arange(len(owners), dtype=np.int64), test)
   said = f"fold {number} of {count}" + ("" if base == "all" else f" in {base}")

@@ -47,6 +47,10 @@ class Arrays:
       name="arrays", split="train", classes=("a", "b"), exclusive=True, splits={"train": n},
       fingerprint=f"{sum(int(im.astype(np.int64).sum()) * (i + 1) for i, im in enumerate(images))}")
 
+  @property
+  def bits(self):
+    return max(8 * im.itemsize for im in self.images)
+
   def __len__(self):
     return len(self.images)
 
@@ -56,6 +60,35 @@ class Arrays:
     return Record(image=self.images[i][..., None], labels=t.labels[i],
                   mask=None if self.masks is None else self.masks[i][..., None], id=t.ids[i],
                   patient=t.patients[i], site=t.sites[i])
+
+
+class Listed:
+  """A source that is little more than its table; the pixels of image `i` are all `i % 256`."""
+
+  def __init__(self, patients, labels=None, classes=None, *, ids=None, name="listed",
+               split="train", exclusive=False, splits=None, skipped=(), **more):
+    n = len(patients)
+    labels = np.zeros((n, 0), np.float32) if labels is None else np.asarray(labels, np.float32)
+    self.table = Table(
+      ids=tuple(ids or (f"im{i}" for i in range(n))), patients=tuple(patients), sites=("",) * n,
+      labels=labels, **more)
+    classes = tuple(classes or (f"c{i}" for i in range(labels.shape[1])))
+    self.info = SourceInfo(
+      name=name, split=split, classes=classes, exclusive=exclusive,
+      splits=splits or {split: n}, fingerprint=f"{name}/{n}", notes=("a note",), skipped=skipped)
+
+  def __len__(self):
+    return len(self.table)
+
+  def __getitem__(self, i):
+    t = self.table
+    return Record(image=np.full((4, 4, 1), i % 256, np.uint8), labels=t.labels[i], mask=None,
+                  id=t.ids[i], patient=t.patients[i], site=t.sites[i])
+
+
+@pytest.fixture
+def listed():
+  return Listed
 
 
 @pytest.fixture

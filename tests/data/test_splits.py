@@ -73,3 +73,38 @@ def test_carve_keeps_patients_in_place_when_images_come():
   assert all(after[p] == where for p, where in before.items())
   shares = collections.Counter(before.values())
   assert abs(shares["train"] / 500 - 0.7) < 0.07 and abs(shares["test"] / 500 - 0.2) < 0.06
+
+
+def test_findings_of_patients_are_shared_out():
+  rng = np.random.default_rng(0)
+  sizes = rng.integers(1, 6, 2000)
+  patients = np.repeat([f"p{i}" for i in range(2000)], sizes).tolist()
+  prone = np.repeat(rng.random((2000, 4)) < (0.4, 0.2, 0.1, 0.02), sizes, axis=0)
+  labels = (prone & (rng.random(prone.shape) < 0.7)).astype(np.float32)
+  found = splits.split_by_patient(patients, {"train": 0.8, "test": 0.2}, 0, labels)
+  share = labels[found["test"]].sum(0) / labels.sum(0)
+  assert np.abs(share - 0.2).max() < 0.03
+  plain = splits.split_by_patient(patients, {"train": 0.8, "test": 0.2}, 0)
+  assert np.abs(labels[plain["test"]].sum(0) / labels.sum(0) - 0.2).max() > 0.03
+
+
+def test_groups_are_shared_out():
+  patients, labels = population(400)
+  groups = (np.arange(len(patients)) >= 1000).astype(np.int64)
+  found = splits.split_by_patient(patients, {"a": 0.9, "b": 0.1}, 0, labels, groups)
+  assert abs(np.sum(groups[found["b"]]) / np.sum(groups) - 0.1) < 0.02
+
+
+def test_what_excludes_one_another():
+  nan = np.nan
+  for rows, expected in (
+      ([[1, 0], [0, 1]], True), ([[1, 0], [nan, nan]], True), ([[1, 0], [1, 1]], False),
+      ([[1, 0], [0, 0]], False), ([[0.5, 0.5]], False)):
+    assert splits.is_exclusive(np.array(rows, np.float32)) is expected
+
+
+def test_positions_are_even_and_other_purposes_differ():
+  patients = [f"p{i}" for i in range(1000)]
+  where = splits.positions(patients, purpose="subset")
+  assert np.histogram(list(where.values()), 10, (0, 1))[0].tolist() == [100] * 10
+  assert where != splits.positions(patients, purpose="fold") != splits.positions(patients)
