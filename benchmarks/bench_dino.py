@@ -43,7 +43,7 @@ class Ours:
     from cxrjax.core.clock import Clock
     from cxrjax.data.loader import Loader
     from cxrjax.data.store import Images
-    from cxrjax.data.types import SourceInfo
+    from cxrjax.data.types import SourceInfo, Table
     from cxrjax.methods.dino import Method
     from cxrjax.models.vit import Model
     from cxrjax.training import sharding
@@ -57,9 +57,9 @@ class Ours:
     n = len(pixels)
     names = tuple(map(str, range(n)))
     info = SourceInfo("benchmark", "train", (), False, {"train": n}, "")
-    images = Images(
-        pixels=pixels, labels=np.zeros((n, 0), np.float32), masks=None, ids=names, patients=names,
-        sites=("",) * n, info=info, skipped=())
+    table = Table(
+        ids=names, patients=names, sites=("",) * n, labels=np.zeros((n, 0), np.float32))
+    images = Images(pixels=pixels, table=table, info=info)
     self.loader = Loader(images, batch_size=batch, seed=0, mesh=mesh, storage="resident")
     clock = Clock(100_000, n / batch, batch)
     encoder = Model(variant=spec["variant"], patch_size=spec["patch_size"])

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
-VERSION = 1  # raise when decoded pixels change: it is part of the key of every cache
+VERSION = 2  # raise when decoded pixels change: it is part of the key of every cache
 MIN_SIDE = 16  # pixels; below this nothing of a chest is left
 MAX_PIXELS = 300_000_000  # a header that asks for more is no radiograph
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -100,53 +100,3 @@ def _gray(image: Image.Image) -> np.ndarray:
   if image.mode in ("RGBA", "RGBX"):
     image = image.convert("RGB")  # drops alpha; compositing would darken what it marks
   return np.array(image.getchannel("L") if image.mode in ("LA", "La") else image.convert("L"))
-
-
-def to_uint8(
-    image: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]) -> UInt8[np.ndarray, "h w 1"]:
-  """8-bit gray: 8-bit images as they are, 16-bit ones windowed to their 0.5 .. 99.5 percentile.
-
-  Raises:
-    BadImage: smaller than 16 pixels a side, or of one value throughout.
-  """
-  check_shape(image.shape[1], image.shape[0])
-  low, high = int(image.min()), int(image.max())
-  if low == high:
-    raise BadImage(f"it is blank: every pixel is {low}")
-  if image.dtype == np.uint8:
-    return image
-  floor, ceiling = np.percentile(image, (0.5, 99.5))
-  if floor == ceiling:  # nearly blank: what differs is in the tails
-    floor, ceiling = low, high
-  scaled = (image.astype(np.float32) - np.float32(floor)) * np.float32(255 / (ceiling - floor))
-  return np.clip(scaled + 0.5, 0, 255).astype(np.uint8)
-
-
-def resize(
-    image: UInt8[np.ndarray, "h w 1"], size: int, fit: str = "squash", *, nearest: bool = False,
-    ) -> UInt8[np.ndarray, "s s 1"]:
-  """A square image of `size` pixels: PIL's antialiased bicubic, or nearest for masks.
-
-  Args:
-    image: gray pixels.
-    size: side of the result.
-    fit: `squash` both sides to `size`; `pad` the shorter side with black, centred; `crop` the
-      middle square.
-    nearest: take the nearest pixel, so that labels stay labels.
-  """
-  height, width = image.shape[:2]
-  method = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
-  plane = Image.fromarray(np.ascontiguousarray(image[..., 0]))
-  if fit == "crop":
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    plane = plane.resize((size, size), method, box=(left, top, left + side, top + side))
-  elif fit == "pad":
-    scale = size / max(width, height)
-    inner = max(1, round(width * scale)), max(1, round(height * scale))
-    square = Image.new("L", (size, size))
-    square.paste(plane.resize(inner, method), ((size - inner[0]) // 2, (size - inner[1]) // 2))
-    plane = square
-  elif plane.size != (size, size):
-    plane = plane.resize((size, size), method)
-  return np.array(plane)[..., None]

@@ -65,6 +65,8 @@ class Source:
     UserError: an option out of its range.
   """
 
+  bits = 8
+
   def __init__(
       self, split: str = "train", *, n: int = 1024, size: int = 128, seed: int = 0, sites: int = 2,
       opacity_contrast: int | float = 1.0, prevalence: int | float = 0.5,

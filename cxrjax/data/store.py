@@ -1,8 +1,9 @@
-"""Decoded images: every radiograph of a source as one gray uint8 array, made once, kept on disk.
+"""Decoded images: every radiograph of a source as one gray square, made once, kept on disk.
 
-The cache is keyed by what decides its content (the source's fingerprint, split, size, fit, decoder
-version, rows), so no change of data or settings can meet a stale one. It appears by a rename: a
-killed process leaves nothing half-made behind, and two processes may make the same one at once.
+The cache is keyed by what decides its content (the source's fingerprint, split, size, fit, bits,
+window, decoder version, rows), so no change of data or settings can meet a stale one. It appears by
+a rename: a killed process leaves nothing half-made behind, and two processes may make the same one
+at once. Pixels are read from it as they are asked for; nothing here holds them in memory.
 """
 
 from __future__ import annotations
@@ -18,61 +19,31 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tqdm
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import decode
-from cxrjax.data.types import Record, Source, SourceInfo
+from cxrjax.data import decode, pixels
+from cxrjax.data.images import Images, Stack, WideStack, info_of, take
+from cxrjax.data.subset import Subset
+from cxrjax.data.types import Record, Source
 
 FITS = ("squash", "pad", "crop")
 ON_BAD = ("error", "skip")
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-  """Decoded radiographs and what is known of them; row `i` of everything is one image.
-
-  Attributes:
-    pixels: gray values, 0 black to 255 white.
-    labels: one value per class: 1 present, 0 absent, NaN unknown.
-    masks: lungs (1) and the rest (0), where the source has them.
-    ids: unique name of each image.
-    patients: patient of each image.
-    sites: where each was taken; empty where unknown.
-    info: the source they come from.
-    skipped: images left out because they are bad, and why.
-  """
-
-  pixels: UInt8[np.ndarray, "n s s 1"]
-  labels: Float32[np.ndarray, "n k"]
-  masks: UInt8[np.ndarray, "n s s 1"] | None
-  ids: tuple[str, ...]
-  patients: tuple[str, ...]
-  sites: tuple[str, ...]
-  info: SourceInfo
-  skipped: tuple[tuple[str, str], ...] = ()
-
-  def __len__(self) -> int:
-    return len(self.pixels)
-
-  def take(self, rows: Sequence[int] | np.ndarray) -> Images:
-    """The images of some rows, in that order."""
-    rows = np.asarray(rows, dtype=np.int64)
-    return dataclasses.replace(
-      self, pixels=np.asarray(self.pixels[rows]), labels=self.labels[rows],
-      masks=None if self.masks is None else np.asarray(self.masks[rows]),
-      ids=tuple(self.ids[i] for i in rows), patients=tuple(self.patients[i] for i in rows),
-      sites=tuple(self.sites[i] for i in rows))
+BITS = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}  # a flag gives text
+SAMPLE = 32  # images looked at for their bits
+_CHUNK = 256  # images between looks at errors
 
 
 def load_images(
     source: Source, size: int, *, fit: str = "squash", cache_dir: str | os.PathLike | None = None,
     on_bad_image: str = "error", progress: bool = True,
-    indices: Sequence[int] | np.ndarray | None = None) -> Images:
+    indices: Sequence[int] | np.ndarray | None = None, bits: str | int = "auto",
+    window: str | Sequence[float] = "auto") -> Images:
   """All images of a source (or those of `indices`) at one size.
 
   Args:
@@ -84,6 +55,9 @@ def load_images(
     on_bad_image: `error` stops at an image that cannot be used; `skip` leaves it out and lists it.
     progress: shows a bar on stderr while decoding.
     indices: rows of the source to load, in this order; all of them by default.
+    bits: 16 keeps levels as published, to be windowed where they are used (8-bit images times
+      257); 8 windows 16-bit images now; `auto` keeps what the source has, see `bits_of`.
+    window: which levels are shown black and white, see `pixels.choose_window`.
 
   Raises:
     UserError: a bad image, no image left, or a cache that cannot be written.
@@ -91,26 +65,22 @@ def load_images(
   check_options(size, fit, on_bad_image)
   if len(source) == 0:
     raise UserError(f"{source.info.name} split {source.info.split!r} has no images; check its path")
-  rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-  pixels, masks, bad = decode_rows(
-    source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=indices,
-    stop_at_bad=on_bad_image == "error")
-  table = source.table
-  good = rows
-  skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(bad.items()))
-  if skipped:
-    if on_bad_image == "error":
+  found = decode_rows(
+    source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=indices, bits=bits,
+    window=window, stop_at_bad=on_bad_image == "error")
+  table, info, skipped = source.table, source.info, ()
+  if indices is not None or found.bad:
+    rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+    skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(found.bad.items()))
+    if skipped and on_bad_image == "error":
       raise bad_image(*skipped[0])
-    keep = np.array([i for i in range(len(rows)) if i not in bad], dtype=np.int64)
-    if not len(keep):
+    if len(skipped) == len(rows):
       raise UserError(f"{source.info.name}: all {len(rows)} images are bad; the first: "
                       f"{skipped[0][0]}: {skipped[0][1]}")
-    good, pixels = rows[keep], pixels[keep]
-    masks = None if masks is None else masks[keep]
-  return Images(
-    pixels=pixels, labels=table.labels[good], masks=masks,
-    ids=tuple(table.ids[i] for i in good), patients=tuple(table.patients[i] for i in good),
-    sites=tuple(table.sites[i] for i in good), info=source.info, skipped=skipped)
+    good = rows[found.good]
+    table, info = table.take(good), info_of(info, good)
+  return Images(pixels=found.pixels, table=table, info=info, windows=found.windows,
+                masks=found.masks, skipped=skipped)
 
 
 def check_options(size: int, fit: str, on_bad_image: str) -> None:
@@ -124,34 +94,97 @@ def check_options(size: int, fit: str, on_bad_image: str) -> None:
       f"config.data.on_bad_image={on_bad_image!r} is not an option; valid: {', '.join(ON_BAD)}")
 
 
+def bits_of(source: Source, bits: str | int = "auto") -> int:
+  """8 or 16: as asked for, or what the pixels of a source have.
+
+  With `auto` a source that knows says so in its attribute `bits`. Of others 32 images, evenly
+  spaced, are looked at, and the first with 16 bits decides. So the answer is the same on every
+  machine, and does not depend on which rows are then loaded.
+
+  Raises:
+    UserError: `bits` is not an option.
+  """
+  if isinstance(bits, bool) or not isinstance(bits, str | int) or bits not in BITS:
+    raise UserError(f"config.data.bits={bits!r} is not an option; valid: 'auto', 8, 16")
+  if BITS[bits]:
+    return BITS[bits]
+  if isinstance(source, Subset):
+    return bits_of(source.source)
+  known = getattr(source, "bits", None)
+  if known is not None:
+    return int(known)
+  for row in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():
+    with contextlib.suppress(decode.BadImage):
+      if read(source, row, decode.MIN_SIDE).image.dtype == np.uint16:
+        return 16
+  return 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+  """Rows of a source that were asked for: arrays of the good ones, in order, and the bad.
+
+  Attributes:
+    pixels: see `Images`.
+    windows: see `Images`; None with 8 bits.
+    masks: see `Images`.
+    bad: position among the rows asked for of each that cannot be used, and why.
+    count: how many rows were asked for.
+  """
+
+  pixels: Stack | WideStack
+  windows: Float32[np.ndarray, "n 2"] | None
+  masks: Stack | None
+  bad: dict[int, str]
+  count: int
+
+  @property
+  def good(self) -> np.ndarray:
+    """Ascending positions of the good ones among the rows asked for."""
+    return np.delete(np.arange(self.count), list(self.bad))
+
+  def take(self, rows: np.ndarray) -> Decoded:
+    """Some of the rows that were asked for; nothing is copied."""
+    place = np.full(self.count, -1)
+    place[self.good] = np.arange(self.count - len(self.bad))
+    bad = {i: self.bad[row] for i, row in enumerate(rows.tolist()) if row in self.bad}
+    found = place[rows]
+    found = found[found >= 0]
+    return Decoded(
+      take(self.pixels, found), None if self.windows is None else self.windows[found],
+      None if self.masks is None else take(self.masks, found), bad, len(rows))
+
+
 def decode_rows(
     source: Source, size: int, *, fit: str = "squash", cache_dir: str | os.PathLike | None = None,
     progress: bool = True, indices: Sequence[int] | np.ndarray | None = None,
-    stop_at_bad: bool = False,
-    ) -> tuple[UInt8[np.ndarray, "n s s 1"], UInt8[np.ndarray, "n s s 1"] | None, dict[int, str]]:
-  """Pixels and masks of rows of a source, bad ones black, and the reason for each bad position."""
+    bits: str | int = "auto", window: str | Sequence[float] = "auto",
+    stop_at_bad: bool = False) -> Decoded:
+  """Rows of a source from the cache, or decoded into it; see `load_images`."""
+  if isinstance(source, Subset):  # images of the whole, which may all be there already
+    rows = source.rows if indices is None else source.rows[np.asarray(indices, dtype=np.int64)]
+    return decode_rows(
+      source.source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=rows,
+      bits=bits, window=window, stop_at_bad=stop_at_bad)
   root = cache_root(cache_dir)
-  whole = _load(root / _key(source, size, fit, None))
+  window = pixels.check_window(window)
+  look = _Look(size, fit, bits_of(source, bits), window)
+  whole = _load(root / _key(source, look, None))
   if whole is not None:
-    if indices is None:
-      return whole
-    rows = np.asarray(indices, dtype=np.int64)
-    pixels, masks, bad = whole
-    return (pixels[rows], None if masks is None else masks[rows],
-            {i: bad[r] for i, r in enumerate(rows.tolist()) if r in bad})
-  target = root / _key(source, size, fit, indices)
+    return whole if indices is None else whole.take(np.asarray(indices, dtype=np.int64))
+  target = root / _key(source, look, indices)
   if indices is not None:
     found = _load(target)
     if found is not None:
       return found
   rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-  needed = 2 * len(rows) * size * size
+  needed = (look.bits // 8 + 1) * len(rows) * size * size
   with _disk_errors(root, needed):
     root.mkdir(parents=True, exist_ok=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix=target.name + ".tmp-", dir=root))
   try:
     with _disk_errors(root, needed):
-      _decode_into(work, source, rows, size, fit, progress, stop_at_bad)
+      _decode_into(work, source, rows, look, progress, stop_at_bad)
       try:
         work.rename(target)
       except OSError as error:
@@ -174,11 +207,25 @@ def cache_root(cache_dir: str | os.PathLike | None) -> pathlib.Path:
   return pathlib.Path(chosen).expanduser()
 
 
-def to_square(record: Record, size: int, fit: str) -> tuple[np.ndarray, np.ndarray | None]:
-  """One record as uint8 [size size 1], and its mask; raises decode.BadImage if it is unusable."""
-  pixels = decode.resize(decode.to_uint8(record.image), size, fit)
-  mask = None if record.mask is None else decode.resize(record.mask, size, fit, nearest=True)
-  return pixels, mask
+def to_square(
+    record: Record, size: int, fit: str, bits: int = 8, window: str | pixels.Window = "auto",
+    ) -> tuple[np.ndarray, pixels.Window, np.ndarray | None]:
+  """One record as a square of `size` pixels, the gray levels shown of it, and its mask.
+
+  With 8 bits the levels shown are already 0 to 255; with 16 an 8-bit image is multiplied by 257.
+
+  Raises:
+    decode.BadImage: it is unusable.
+  """
+  shown = pixels.choose_window(record.image, record.window, window)
+  mask = None if record.mask is None else pixels.resize(record.mask, size, fit, nearest=True)
+  if bits == 8:
+    square = pixels.resize(pixels.to_uint8(record.image, shown), size, fit)
+    return square, pixels.WHOLE[8], mask
+  square = pixels.resize(record.image, size, fit)
+  if square.dtype == np.uint8:
+    return square.astype(np.uint16) * np.uint16(257), (257 * shown[0], 257 * shown[1]), mask
+  return square, shown, mask
 
 
 def read(source: Source, index: int, size: int) -> Record:
@@ -200,69 +247,100 @@ def bad_image(name: str, reason: str) -> UserError:
                    "config.data.on_bad_image='skip'")
 
 
-def _key(source: Source, size: int, fit: str, indices: Sequence[int] | np.ndarray | None) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Look:
+  """What decoded images are to be like."""
+
+  size: int
+  fit: str
+  bits: int
+  window: str | pixels.Window
+
+
+def _key(source: Source, look: _Look, indices: Sequence[int] | np.ndarray | None) -> str:
   rows = None
   if indices is not None:
     rows = hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
-  content = [
-    source.info.fingerprint, source.info.split, len(source), size, fit, decode.VERSION, rows]
+  content = [source.info.fingerprint, source.info.split, len(source), look.size, look.fit,
+             look.bits, look.window, decode.VERSION, rows]
   digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-  return f"images-{size}-{digest}"
+  return f"images-{look.size}-{digest}"
 
 
-def _load(folder: pathlib.Path):
+def _load(folder: pathlib.Path) -> Decoded | None:
   """A cache that is whole, else None."""
   try:
     meta = json.loads((folder / "meta.json").read_text())
-    pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-    masks = np.load(folder / "masks.npy", mmap_mode="r") if meta["masks"] else None
+    bad = {int(i): reason for i, reason in meta["bad"].items()}
+    good = meta["count"] - len(bad)
+    square = np.load(folder / "pixels.npy", mmap_mode="r")[:good]
+    masks = np.load(folder / "masks.npy", mmap_mode="r")[:good] if meta["masks"] else None
+    windows = np.load(folder / "windows.npy") if square.dtype == np.uint16 else None
   except (OSError, ValueError, KeyError, EOFError):
     return None
-  return pixels, masks, {int(i): reason for i, reason in meta["bad"].items()}
+  return Decoded(square, windows, masks, bad, meta["count"])
 
 
 def _decode_into(
-    work: pathlib.Path, source: Source, rows: np.ndarray, size: int, fit: str, progress: bool,
+    work: pathlib.Path, source: Source, rows: np.ndarray, look: _Look, progress: bool,
     stop_at_bad: bool) -> None:
-  shape = (len(rows), size, size, 1)
-  pixels = _allocate(work / "pixels.npy", shape)
+  """Fills a cache folder: good images one after the other, then unused room for the bad."""
+  shape = (len(rows), look.size, look.size, 1)
+  squares = _allocate(work / "pixels.npy", shape, np.dtype(f"u{look.bits // 8}"))
+  windows = np.zeros((len(rows), 2), np.float32)
   masks: np.ndarray | None = None
   bad: dict[int, str] = {}
+  lock = threading.Lock()
 
-  def one(position: int) -> np.ndarray | None:
+  def one(position: int, place: int) -> None:
+    nonlocal masks
     try:
-      pixels[position], mask = to_square(read(source, int(rows[position]), size), size, fit)
+      record = read(source, int(rows[position]), look.size)
+      squares[place], windows[place], mask = to_square(
+        record, look.size, look.fit, look.bits, look.window)
     except decode.BadImage as error:
       bad[position] = str(error)
-      return None
-    return mask
+      return
+    if mask is not None:
+      with lock:
+        masks = _allocate(work / "masks.npy", shape, np.dtype("u1")) if masks is None else masks
+      masks[place] = mask
 
   name = f"decoding {source.info.name} {source.info.split}"
   bar = tqdm.tqdm(total=len(rows), desc=name, unit=" images", disable=not progress, file=sys.stderr,
                   dynamic_ncols=True)
+  filled = 0
   with bar, concurrent.futures.ThreadPoolExecutor(workers()) as pool:
-    step = 256  # so that an error stops the work, and results do not pile up
-    for start in range(0, len(rows), step):
-      positions = range(start, min(start + step, len(rows)))
-      for position, mask in zip(positions, pool.map(one, positions), strict=True):
-        if mask is not None:
-          masks = _allocate(work / "masks.npy", shape) if masks is None else masks
-          masks[position] = mask
+    for start in range(0, len(rows), _CHUNK):  # an error stops the work, results do not pile up
+      positions = range(start, min(start + _CHUNK, len(rows)))
+      places = range(filled, filled + len(positions))
+      for _ in pool.map(one, positions, places):
         bar.update()
       if bad and stop_at_bad:
         position = min(bad)
         raise bad_image(source.table.ids[rows[position]], bad[position])
-  for array in (pixels, masks):
+      for position, place in zip(positions, places, strict=True):
+        if position in bad:
+          continue
+        if place != filled:  # close the gap that a bad image left
+          for array in (squares, windows, masks):
+            if array is not None:
+              array[filled], array[place] = array[place], 0
+        filled += 1
+  for array in (squares, masks):
     if array is not None:
       array.flush()
+  if look.bits == 16:
+    np.save(work / "windows.npy", windows[:filled])
   meta = {"source": source.info.name, "split": source.info.split, "masks": masks is not None,
-          "bad": {str(i): reason for i, reason in bad.items()}}
+          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())}}
   (work / "meta.json").write_text(json.dumps(meta))
 
 
-def _allocate(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+def _allocate(
+    path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   """A new array on disk whose space is really there: a full disk is an error now, not a SIGBUS."""
-  array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+  array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
   if hasattr(os, "posix_fallocate"):
     with open(path, "r+b") as file:
       os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

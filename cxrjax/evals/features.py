@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, UInt8
 
 from cxrjax.core.errors import UserError
+from cxrjax.data.images import Images, stored
+from cxrjax.data.pixels import to_unit
 
 Encode = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b d"]]
 
@@ -23,7 +25,7 @@ IN_FLIGHT = 4  # batches sent to the device and not yet read back: overlap witho
 def extract(
     encode: Encode,
     params: Any,
-    pixels: UInt8[np.ndarray, "n s s 1"],
+    images: Images | UInt8[np.ndarray, "n s s 1"],
     *,
     batch: int = 64,
     mean: float = 0.5,
@@ -38,11 +40,11 @@ def extract(
   images, whose features are dropped.
 
   Args:
-    encode: `encode(params, x f32[b s s 1]) -> f32[b d]`, x = (pixel / 255 - mean) / std.
+    encode: `encode(params, x f32[b s s 1]) -> f32[b d]`, x = (gray - mean) / std with gray in 0..1.
     params: the encoder's parameters, placed as they are (sharded over `mesh` or not).
-    pixels: images, decoded at the size the encoder is to see.
+    images: decoded at the size the encoder is to see; 16-bit ones are windowed on the device.
     batch: images a dispatch; rounded up to a multiple of the devices.
-    mean: subtracted from pixels in 0..1.
+    mean: subtracted from gray levels in 0..1.
     std: divides them.
     mesh: shards a batch over all its axes; None for the default device.
     progress: show a bar on stderr.
@@ -55,6 +57,7 @@ def extract(
   """
   from tqdm import tqdm
 
+  pixels, windows = stored(images)
   n = len(pixels)
   devices = 1 if mesh is None else mesh.devices.size
   batch = -(-batch // devices) * devices
@@ -63,16 +66,23 @@ def extract(
   rows: list[np.ndarray] = []
   for start in tqdm(range(0, n, batch), desc="features", unit="batch", disable=not progress,
                     leave=False):
-    x = np.asarray(pixels[start:start + batch])
-    if len(x) < batch:
-      x = np.concatenate([x, np.zeros((batch - len(x), *x.shape[1:]), x.dtype)])
-    waiting.append(function(params, _place(x, mesh)))
+    part = slice(start, start + batch)
+    x = _place(_padded(pixels[part], batch), mesh)
+    shown = None if windows is None else _place(_padded(windows[part], batch, "edge"), mesh)
+    waiting.append(function(params, x, shown))
     if len(waiting) > IN_FLIGHT:
       rows.append(np.asarray(waiting.popleft()))
   rows.extend(np.asarray(y) for y in waiting)
   if not rows:
     raise UserError("there are no images to encode")
   return np.concatenate(rows)[:n].astype(np.float32)
+
+
+def _padded(x: np.ndarray, batch: int, mode: str = "constant") -> np.ndarray:
+  """`x` with rows of zeros, or of its last row, added up to `batch`."""
+  if len(x) == batch:
+    return np.asarray(x)
+  return np.pad(x, ((0, batch - len(x)), *((0, 0),) * (x.ndim - 1)), mode=mode)
 
 
 def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
@@ -85,8 +95,9 @@ def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(encode: Encode, mean: float, std: float, mesh: Mesh | None) -> Callable[..., Any]:
-  def features(params: Any, x: jax.Array) -> jax.Array:
-    y = encode(params, (x.astype(jnp.float32) / 255 - mean) / std)
+  def features(params: Any, x: jax.Array, windows: jax.Array | None) -> jax.Array:
+    gray = x.astype(jnp.float32) / 255 if windows is None else to_unit(x, windows)
+    y = encode(params, (gray - mean) / std)
     if y.ndim != 2 or y.shape[0] != x.shape[0]:
       raise UserError(
         f"the encoder gives shape {tuple(y.shape)} for {x.shape[0]} images; evaluators need one "

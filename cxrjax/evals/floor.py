@@ -9,19 +9,29 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from cxrjax.data.images import Images, stored
+from cxrjax.data.pixels import to_unit
+
 SIDE = 16
 PENALTY = 0.1  # 0.901 on the official test split of Kermany's radiographs, 0.88 on Shenzhen's
 
 
 def thumbnails(
-    pixels: UInt8[np.ndarray, "n s s 1"], side: int = SIDE, chunk: int = 256
+    images: Images | UInt8[np.ndarray, "n s s 1"], side: int = SIDE, chunk: int = 256
 ) -> Float32[np.ndarray, "n t"]:
-  """Images averaged over a `side` x `side` grid (exact areas, any size), values 0..1, flattened."""
+  """Images averaged over a `side` x `side` grid (exact areas, any size), values 0..1, flattened.
+
+  16-bit images are taken as their windows show them.
+  """
+  pixels, windows = stored(images)
   size = pixels.shape[1]
   areas = _areas(size, side).T / 255
   parts = []
   for start in range(0, len(pixels), chunk):
-    x = np.asarray(pixels[start:start + chunk, :, :, 0], np.float32)
+    part = slice(start, start + chunk)
+    x = np.asarray(pixels[part])
+    x = x.astype(np.float32) if windows is None else 255 * to_unit(x, windows[part])
+    x = x[..., 0]
     # Two large products; thousands of small ones (one an image) are many times slower.
     rows = (x.reshape(-1, size) @ areas).reshape(len(x), size, side)
     cells = np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(-1, size) @ (areas * 255)

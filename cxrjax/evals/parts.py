@@ -67,6 +67,8 @@ def load(
     allow_shared_patients: bool = False,
     fit: str = "squash",
     on_bad_image: str = "error",
+    bits: str | int = "auto",
+    window: str | Sequence[float] = "auto",
     cache_dir: Any = None,
     progress: bool = True,
 ) -> Data:
@@ -82,6 +84,8 @@ def load(
     allow_shared_patients: only count patients that stand in two parts, instead of stopping.
     fit: how an image that is not square is made so.
     on_bad_image: "error" or "skip".
+    bits: "auto", 8 or 16, of the stored pixels; see `data.store.load_images`.
+    window: the gray levels of 16-bit images that are shown; see there.
     cache_dir: of decoded images.
     progress: bars on stderr.
 
@@ -133,7 +137,8 @@ def load(
     _, train_rows = divide(table.patients, table.labels, train_rows, max_train / before)
     notes.append(f"training: {len(train_rows)} of {before} images, whole patients (max_train)")
 
-  decode = {"fit": fit, "cache_dir": cache_dir, "on_bad_image": on_bad_image, "progress": progress}
+  decode = {"fit": fit, "cache_dir": cache_dir, "on_bad_image": on_bad_image, "progress": progress,
+            "bits": bits, "window": window}
   images: dict[str, Images] = {}
   found: dict[str, tuple[str, np.ndarray]] = {}
   wanted = {"train": train_rows, "test": rows["test"]}

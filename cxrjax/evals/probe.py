@@ -61,6 +61,8 @@ class Evaluator:
     allow_shared_patients: do not stop at a patient in two parts.
     fit: "squash", "pad" or "crop" for an image that is not square.
     on_bad_image: "error" or "skip".
+    bits: "auto", 8 or 16, of the stored pixels; see `data.store.load_images`.
+    window: the gray levels of 16-bit images that are shown; as in training.
 
   References:
     Caron et al. 2021, arXiv 2104.14294, section 4.1 (protocol).
@@ -81,6 +83,8 @@ class Evaluator:
   allow_shared_patients: bool = False
   fit: str = "squash"
   on_bad_image: str = "error"
+  bits: str | int = "auto"
+  window: str | tuple[float, ...] = "auto"
 
   def __post_init__(self):
     if not self.ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.ks):
@@ -110,7 +114,8 @@ class Evaluator:
     data = parts.load(
       self.data, self.size, val_fraction=self.val_fraction, max_train=self.max_train,
       allow_shared_patients=self.allow_shared_patients, fit=self.fit,
-      on_bad_image=self.on_bad_image, cache_dir=cache_dir, progress=progress)
+      on_bad_image=self.on_bad_image, bits=self.bits, window=self.window, cache_dir=cache_dir,
+      progress=progress)
     n = len(data.labels("train"))
     if max(self.ks) > n:
       raise UserError(f"the probe's ks={self.ks} ask for {max(self.ks)} neighbours of {n} training "
@@ -148,7 +153,7 @@ class Evaluator:
     batch = min(self.batch, max(len(images) for images in data.images.values()))
     whole = {
       key: features.extract(
-        encode, params, images.pixels, batch=batch, mean=self.mean, std=self.std, mesh=mesh,
+        encode, params, images, batch=batch, mean=self.mean, std=self.std, mesh=mesh,
         progress=progress)
       for key, images in data.images.items()}
     x = {part: whole[key][rows] for part, (key, rows) in data.rows.items()}
@@ -200,7 +205,7 @@ class Evaluator:
     Returns:
       Metrics under the linear probe's names, to stand beside an encoder's.
     """
-    small = {key: floor.thumbnails(images.pixels) for key, images in data.images.items()}
+    small = {key: floor.thumbnails(images) for key, images in data.images.items()}
     x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
     held = np.concatenate([x["val"], x["test"]])
     scores = floor.ridge(x["train"], data.labels("train"), held)
@@ -217,7 +222,7 @@ class Evaluator:
     chosen = list(dict.fromkeys(order))[:count]
     names = [" + ".join(c for c, y in zip(data.classes, labels[i], strict=True) if y == 1)
              for i in chosen]
-    return np.stack([data.images[key].pixels[rows[i]] for i in chosen]), names
+    return data.images[key].gray(rows[chosen]), names
 
   def _decide(
       self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"],

@@ -55,7 +55,8 @@ class Run:
     self.loader = Loader(
       source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
       size=data["size"], fit=data["fit"], cache_dir=data["cache_dir"] or None,
-      on_bad_image=data["on_bad_image"], progress=self.progress)
+      on_bad_image=data["on_bad_image"], bits=data.get("bits", "auto"),
+      window=freeze(data.get("window", "auto")), progress=self.progress)
 
     self.clock = Clock.start(config["duration"], self.loader.num_examples, batch_size)
     self.encoder = build(config["model"], "Model", "config.model")
@@ -123,7 +124,8 @@ class Run:
     patients = set(table.patients)
     return {
       "name": info.name, "split": info.split, "n": self.loader.num_examples,
-      "storage": self.loader.storage, "classes": list(info.classes), "class_counts": counts,
+      "storage": self.loader.storage, "bits": self.loader.bits,
+      "classes": list(info.classes), "class_counts": counts,
       "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
       "splits": dict(info.splits), "notes": list(info.notes),
       "skipped": [list(s) for s in self.loader.skipped], "size": self.config["data"]["size"],
@@ -158,6 +160,8 @@ def _views(run: Run) -> dict[str, np.ndarray]:
     x = x[:, :count, ..., 0] * run.recipe.std + run.recipe.mean
     return np.clip(x * 255 + 0.5, 0, 255).astype(np.uint8)
 
+  if source.dtype != np.uint8:  # windowed from 16 bits: 0..1
+    source = np.clip(source * 255 + 0.5, 0, 255).astype(np.uint8)
   return {"source": source[:count, ..., 0],
           **{name: gray(v) for name, v in views.items() if v.ndim == 5}}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrjax.data import decode
+from cxrjax.data import decode, pixels
 
 
 @pytest.fixture
@@ -92,40 +92,5 @@ def test_jpeg_decoded_smaller_is_large_enough_and_close(encode, texture):
   short = decode.decode(data, at_least=100)
   assert min(short.shape[:2]) >= 200 and short.shape[0] < 1600
   assert decode.decode(data, at_least=900).shape == (1600, 2000, 1)
-  a, b = (decode.resize(im, 100).astype(float) for im in (short, decode.decode(data)))
+  a, b = (pixels.resize(im, 100).astype(float) for im in (short, decode.decode(data)))
   assert np.abs(a - b).mean() < 1
-
-
-def test_sixteen_bits_are_windowed_and_eight_are_not(gray):
-  deep = (gray.astype(np.uint16) + 1000)[..., None]
-  deep[0, 0] = 65535  # one hot pixel must not blacken the rest
-  found = decode.to_uint8(deep)
-  assert found.dtype == np.uint8 and found.min() == 0 and found.max() == 255
-  order = np.argsort(deep.ravel(), kind="stable")
-  assert (np.diff(found.ravel()[order].astype(int)) >= 0).all()
-  assert 90 < found.mean() < 165
-  narrow = (gray // 8)[..., None]
-  assert decode.to_uint8(narrow) is narrow
-
-
-@pytest.mark.parametrize("value, dtype", [(0, np.uint8), (255, np.uint8), (700, np.uint16)])
-def test_blank_images_are_bad(value, dtype):
-  with pytest.raises(decode.BadImage, match=f"blank: every pixel is {value}"):
-    decode.to_uint8(np.full((20, 20, 1), value, dtype))
-
-
-def test_resize_fits():
-  image = np.zeros((40, 80, 1), np.uint8)
-  image[:, 40:] = 200
-  squash, pad, crop = (decode.resize(image, 20, fit)[..., 0] for fit in ("squash", "pad", "crop"))
-  reference = np.asarray(Image.fromarray(image[..., 0]).resize((20, 20), Image.Resampling.BICUBIC))
-  np.testing.assert_array_equal(squash, reference)
-  assert (pad[:5] == 0).all() and (pad[15:] == 0).all()
-  assert pad[10, 1] == 0 and pad[10, -2] == 200
-  half = np.asarray(Image.fromarray(image[:, 20:60, 0]).resize((20, 20), Image.Resampling.BICUBIC))
-  np.testing.assert_array_equal(crop, half)
-
-
-def test_masks_stay_masks(texture):
-  mask = (texture(50, 70) > 128).astype(np.uint8)[..., None]
-  assert set(np.unique(decode.resize(mask, 33, nearest=True))) == {0, 1}

@@ -25,7 +25,7 @@ class Spoilt:
   def __init__(self, source):
     self._source, self.reads = source, set()
     self.info = dataclasses.replace(source.info, fingerprint="spoilt")
-    self.table = source.table
+    self.table, self.bits = source.table, source.bits
 
   def __len__(self):
     return len(self._source)

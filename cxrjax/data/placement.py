@@ -1,0 +1,104 @@
+"""Where images lie on a mesh of devices: split over all of it, each on one device only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+AXES = ("data", "fsdp")
+
+
+class Placement:
+  """Puts arrays on a mesh and looks rows of them up again.
+
+  Args:
+    mesh: devices with axes `data` and `fsdp` (one of them suffices); both split images. None is
+      the first device alone.
+
+  Attributes:
+    mesh: the devices.
+    axes: those of its axes that split images.
+    devices: over how many images are split.
+  """
+
+  def __init__(self, mesh: Mesh | None = None):
+    if mesh is None:
+      mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), AXES)
+    self.mesh: Mesh = mesh
+    self.axes = tuple(axis for axis in AXES if axis in mesh.axis_names)
+    self.devices = int(np.prod([mesh.shape[axis] for axis in self.axes]))
+
+  def positions(self, count: int) -> Int[np.ndarray, "_"]:
+    """Which of `count` rows, split over the devices, lie on this process's; ascending."""
+    spans = self._sharding(self.axes).addressable_devices_indices_map((count,))
+    return np.unique(np.concatenate([np.arange(*s[0].indices(count)) for s in spans.values()]))
+
+  def split(
+      self, shape: tuple[int, ...], rows: Callable[[slice], np.ndarray], lead: int = 0,
+      ) -> jax.Array:
+    """An array of `shape` split along axis `lead`; `rows` gives a device its rows of that axis."""
+    return jax.make_array_from_callback(
+      shape, self._sharding(*(None,) * lead, self.axes), lambda where: rows(where[lead]))
+
+  def replicated(self, array: np.ndarray) -> jax.Array:
+    """The array, whole on every device."""
+    sharding = self._sharding()
+    if jax.process_count() == 1:
+      return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda where: array[where])
+
+  def take(
+      self, split: dict[str, jax.Array], whole: dict[str, jax.Array], index: Int[jax.Array, "b"],
+      ) -> dict[str, jax.Array]:
+    """Rows `index` of arrays that lie split and of arrays that lie whole on the devices; traced.
+
+    Args:
+      split: as `Placement.split` makes them.
+      whole: as `Placement.replicated` makes them.
+      index: whole on every device.
+
+    Returns:
+      The rows of each, split over the devices.
+    """
+    if self.mesh.size == 1:
+      return {name: jnp.take(array, index, axis=0, mode="clip")
+              for name, array in (split | whole).items()}
+    apart, together = PartitionSpec(self.axes), PartitionSpec()
+    gather = jax.shard_map(
+      self._gather, mesh=self.mesh, in_specs=(apart, together, together), out_specs=apart)
+    return gather(split, whole, index)
+
+  def _gather(self, split, whole, index):
+    """On one device: look up the rows it has, add up over devices, keep its share of the batch.
+
+    Every row is on one device only, so the sum is exact in any type. No device sees all images, nor
+    more than one batch of them.
+    """
+    rank = jax.lax.axis_index(self.axes)
+    found = {}
+    for name, array in split.items():
+      local = index - rank * array.shape[0]
+      mine = (local >= 0) & (local < array.shape[0])
+      rows = jnp.take(array, jnp.clip(local, 0, array.shape[0] - 1), axis=0, mode="clip")
+      rows = jnp.where(mine.reshape(-1, *(1,) * (rows.ndim - 1)), rows, np.zeros((), rows.dtype))
+      found[name] = self._add(rows)
+    share = index.shape[0] // self.devices
+    own = jax.lax.dynamic_slice_in_dim(index, rank * share, share)
+    return found | {
+      name: jnp.take(array, own, axis=0, mode="clip") for name, array in whole.items()}
+
+  def _add(self, rows: jax.Array) -> jax.Array:
+    """The sum over devices, of which each keeps its share."""
+    # GPU collectives do not add 16-bit integers. Where all but one are 0, bytes may be added.
+    wide = rows.dtype == jnp.uint16
+    rows = jax.lax.bitcast_convert_type(rows, jnp.uint8) if wide else rows
+    rows = jax.lax.psum_scatter(rows, self.axes, scatter_dimension=0, tiled=True)
+    return jax.lax.bitcast_convert_type(rows, jnp.uint16) if wide else rows
+
+  def _sharding(self, *spec) -> NamedSharding:
+    return NamedSharding(self.mesh, PartitionSpec(*spec))

@@ -1,0 +1,145 @@
+"""Images decoded as they are asked for, by threads that work ahead."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8, UInt16
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import decode, pixels, store
+from cxrjax.data.images import Images
+from cxrjax.data.types import Source
+
+
+class Image(NamedTuple):
+  """One image, decoded.
+
+  Attributes:
+    row: which of the source's it is.
+    pixels: a square; see `store.Images`.
+    window: gray levels shown black and white.
+  """
+
+  row: int
+  pixels: UInt8[np.ndarray, "s s 1"] | UInt16[np.ndarray, "s s 1"]
+  window: pixels.Window
+
+
+class Reader:
+  """Single images of a source, or of images already decoded.
+
+  Args:
+    data: where they are.
+    size: side of the squares, pixels; here and below see `store.load_images`.
+    fit: how they are made square.
+    bits: 8 or 16.
+    window: which levels are shown.
+    on_bad: `error`, or `skip`: the next good image takes the place of a bad one.
+
+  Attributes:
+    skipped: bad images met so far, and why.
+  """
+
+  def __init__(
+      self, data: Source | Images, size: int, fit: str, bits: int, window: str | pixels.Window,
+      on_bad: str):
+    self._data, self._size, self._fit, self._on_bad = data, size, fit, on_bad
+    self.bits, self._window = bits, pixels.check_window(window)
+    self.skipped: dict[str, str] = {}
+
+  def __call__(self, row: int) -> Image:
+    """Image `row`.
+
+    Raises:
+      UserError: it is bad and bad images are errors, or all images are bad.
+    """
+    data = self._data
+    if isinstance(data, Images):
+      return Image(row, np.asarray(data.pixels[row]), tuple(data.windows[row].tolist()))
+    first = None
+    for candidate in range(row, row + len(data)):
+      candidate %= len(data)
+      try:
+        record = store.read(data, candidate, self._size)
+        square, window, _ = store.to_square(
+          record, self._size, self._fit, self.bits, self._window)
+        return Image(candidate, square, window)
+      except decode.BadImage as error:
+        name = data.table.ids[candidate]
+        if self._on_bad == "error":
+          raise store.bad_image(name, str(error)) from error
+        self.skipped[name] = str(error)
+        first = first or error
+    raise UserError(f"{data.info.name}: every image is bad; one of them: {first}")
+
+
+class Block(NamedTuple):
+  """Some steps' images that one process provides.
+
+  Attributes:
+    rows: what each is, in the source.
+    pixels: squares.
+    windows: gray levels shown black and white.
+  """
+
+  rows: Int32[np.ndarray, "steps p"]
+  pixels: UInt8[np.ndarray, "steps p s s 1"] | UInt16[np.ndarray, "steps p s s 1"]
+  windows: Float32[np.ndarray, "steps p 2"]
+
+
+class Span:
+  """The images of steps `start..stop-1` that one process provides, as a grain data source.
+
+  Args:
+    reader: gives the image of a row.
+    rows: `rows(step)` are the rows of a whole batch.
+    positions: which of a batch's images are provided.
+    start: first step.
+    stop: one past the last step.
+  """
+
+  def __init__(
+      self, reader: Reader, rows: Callable[[int], Int32[np.ndarray, "b"]], positions: np.ndarray,
+      start: int, stop: int):
+    self._reader, self._positions, self._start, self._stop = reader, positions, start, stop
+    self._rows = functools.lru_cache(maxsize=16)(rows)  # asked for once an image
+
+  def __len__(self) -> int:
+    return (self._stop - self._start) * len(self._positions)
+
+  def __getitem__(self, item: int) -> Image:
+    step, position = divmod(item, len(self._positions))
+    return self._reader(int(self._rows(self._start + step)[self._positions[position]]))
+
+  def block(self) -> Block:
+    """All of them at once, decoded by threads."""
+    with concurrent.futures.ThreadPoolExecutor(store.workers()) as pool:
+      return self._gather(pool.map(self.__getitem__, range(len(self))), self._stop - self._start)
+
+  def blocks(self, size: int) -> Iterator[Block]:
+    """Blocks of `size` steps (fewer at the end) in turn; threads decode about a block ahead."""
+    threads = store.workers()
+    ahead = max(2 * len(self._positions) * size, 2 * threads)
+    images = iter(grain.MapDataset.source(self).to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+    for step in range(self._start, self._stop, size):
+      yield self._gather(images, min(size, self._stop - step))
+
+  def _gather(self, images: Iterator[Image], steps: int) -> Block:
+    """The next steps' images in one array."""
+    shape = (steps, len(self._positions))
+    rows, windows = np.zeros(shape, np.int32), np.zeros((*shape, 2), np.float32)
+    squares: np.ndarray | None = None
+    for place in np.ndindex(shape):
+      image = next(images)
+      if squares is None:
+        squares = np.empty((*shape, *image.pixels.shape), image.pixels.dtype)
+      rows[place], squares[place], windows[place] = image
+    assert squares is not None
+    return Block(rows, squares, windows)
