@@ -72,7 +72,8 @@ class Listing:
   """All images that a set's tables name.
 
   Args:
-    labels: names of the findings.
+    labels: names of the findings; `GROUP/NAME` for those of another reader, which are stored in a
+      column of their own.
     pattern: regular expression of an image's path in an archive; what its groups match, joined by
       `/`, is the key under which the tables name it, and its `id`.
     rows: what is known already.
@@ -184,15 +185,17 @@ def example(key: str, row: Listed, labels: Sequence[str], image: bytes) -> dict[
   others = dict(row.more)
   if row.boxes is not None:
     others["boxes"] = [{"label": name, "box": np.array(box)} for name, box in row.boxes]
+  for name, value in zip(labels, row.labels, strict=True):
+    group, _, finding = name.rpartition("/")
+    others.setdefault(group or "labels", {})[finding] = np.float32(value)
   return building.example(
-    _columns(tuple(labels)), image=image, id=key, patient=row.patient, age=row.age, sex=row.sex,
-    view=row.view, labels={name: np.float32(value) for name, value in
-                           zip(labels, row.labels, strict=True)}, **others)
+    _columns(), image=image, id=key, patient=row.patient, age=row.age, sex=row.sex, view=row.view,
+    **others)
 
 
 @functools.cache
-def _columns(labels: tuple[str, ...]) -> tfds.features.FeaturesDict:
-  return building.features(labels=labels)
+def _columns() -> tfds.features.FeaturesDict:
+  return building.features()
 
 
 def absent(split: str, missing: Collection[str], total: int, where: Iterable[str]) -> None:

@@ -137,13 +137,16 @@ class Source:
     return "image" if "image" in found else found[0]
 
   def _label_features(self, where: str, label: str | Sequence[str] | None) -> tuple[str, ...]:
-    findings = self._features["labels"] if "labels" in self._features else None
-    findings = dict(findings) if isinstance(findings, tfds.features.FeaturesDict) else {}
+    names = () if label is None else (label,) if isinstance(label, str) else tuple(label)
+    groups = [n for n, f in self._features.items() if isinstance(f, tfds.features.FeaturesDict)]
+    # A set may have findings by several readers, each a group of the same names.
+    self._group = names[0] if len(names) == 1 and names[0] in groups else "labels"
+    # Sorted: read from disk, they come in another order in each process.
+    findings = sorted(self._features[self._group]) if self._group in groups else []
     self._findings = set(findings)
-    if label is None:
+    if not names:
       return ("label",) if "label" in self._features else tuple(findings)
-    names = (label,) if isinstance(label, str) else tuple(label)
-    if names == ("labels",) and findings:
+    if names == (self._group,) and findings:
       return tuple(findings)
     for name in names:
       if name in findings:
@@ -183,7 +186,7 @@ class Source:
       row[present] = 1
       return row
     for i, name in enumerate(self._label):
-      row[i] = (example["labels"] if name in self._findings else example)[name]
+      row[i] = (example[self._group] if name in self._findings else example)[name]
     return row
 
   def _text(self, example: dict[str, Any], name: str) -> str:
@@ -202,7 +205,7 @@ class Source:
     the versions of what wrote them.
     """
     states = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in shards]
-    key = json.dumps([2, states, expression, self._label, len(self._records)])
+    key = json.dumps([2, states, expression, self._group, self._label, len(self._records)])
     memory = (store.cache_root(cache_dir) / "tables" /
               f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
     texts = ("ids", "patients", "sites", "views", "sexes")
