@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import re
@@ -13,7 +14,7 @@ import numpy as np
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import splits
+from cxrjax.data import splits, store
 from cxrjax.data.types import Part, Record, Source, SourceInfo, Table
 
 
@@ -73,6 +74,11 @@ class Pool:
 
   def __len__(self) -> int:
     return len(self.groups)
+
+  @functools.cached_property
+  def bits(self) -> int:
+    """16 if one of the sources has 16 bits, else 8."""
+    return max(store.bits_of(source) for source in self.sources)
 
   def __getitem__(self, index: int) -> Record:
     return self.read(index)

@@ -130,6 +130,12 @@ def test_a_patient_of_two_sources_of_one_data_set_stays_whole(listed):
   assert len(a) + len(b) == 100 and not set(a.table.patients) & set(b.table.patients)
 
 
+def test_sixteen_bits_if_one_source_has_them(kermany, nih):
+  assert pool.Pool([kermany, nih]).bits == 8
+  nih.bits = 16
+  assert pool.Pool([kermany, nih]).bits == 16
+
+
 @pytest.mark.parametrize("weight", [0, -1, NAN, np.inf, "2", True])
 def test_weights_that_are_none(kermany, nih, weight):
   with pytest.raises(UserError, match=r"source\[1\].weight=.*above 0"):

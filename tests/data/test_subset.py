@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import splits, subset
+from cxrjax.data import splits, store, subset
 
 EVERYWHERE = [
   ([28, 29, 56, 57, 88, 89], [11, 24, 26, 52, 104, 118], [52, 53, 70, 71]),
@@ -218,6 +218,29 @@ def test_reading_passes_the_size_on(listed):
   source.read = lambda i, at_least=None: asked.append((i, at_least)) or source[i]
   assert subset.Subset(source, np.array([1]), "x").read(0, at_least=7).id == "im1"
   assert asked == [(1, 7)]
+
+
+def test_a_subset_shares_the_decoded_images_of_the_whole(arrays):
+  source = arrays(12)
+  whole = store.load_images(source, 16, progress=False)
+  assert source.reads >= 12
+  source.reads = 0
+  part = subset.take(source, "50 %")
+  images = store.load_images(part, 16, bits=8, progress=False)
+  assert source.reads == 0 and images.ids == part.table.ids and images.info == part.info
+  np.testing.assert_array_equal(images.pixels, np.asarray(whole.pixels)[part.rows])
+  images = store.load_images(part, 16, bits=8, indices=[2, 0], progress=False)
+  np.testing.assert_array_equal(images.pixels, np.asarray(whole.pixels)[part.rows[[2, 0]]])
+
+
+def test_without_the_whole_a_subset_decodes_its_own_images_once(arrays):
+  source = arrays(12)
+  part = subset.take(source, "50 %")
+  first = store.load_images(part, 16, bits=8, progress=False)
+  assert source.reads == len(part)
+  again = store.load_images(subset.take(arrays(12), "50 %"), 16, bits=8, progress=False)
+  assert source.reads == len(part)
+  np.testing.assert_array_equal(first.pixels, again.pixels)
 
 
 @pytest.mark.parametrize("text", ["ten", "0 %", "101 %", "-1 %", "0 per class", "1.5 per class",
