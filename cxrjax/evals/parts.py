@@ -77,7 +77,8 @@ def load(
   Args:
     data: `name` and options of a source, as for `open_source`; `train`, `val` and `test` name its
       splits (by default those words). `val="carve"` takes validation from train by patient, which
-      also happens where the source has none, or a very small one.
+      also happens where the source has none, or a very small one. `subset` takes part of train
+      alone: whoever learns from few labels is judged by all test images.
     size: side of the decoded images, pixels.
     val_fraction: share of train's patients to carve.
     max_train: about this many at most training images (whole patients, drawn by a hash of the id).
@@ -97,8 +98,10 @@ def load(
   if not name:
     raise UserError("the probe's data.name is missing; give a source such as 'phantom'")
   split = {part: data.get(part, part) for part in PARTS}
-  train = open_source(name, split=split["train"], **options)
+  few = options.pop("subset", None)
+  train = open_source(name, split=split["train"], subset=few, **options)
   test = open_source(name, split=split["test"], **options)
+  name = train.info.name if not isinstance(name, str) else name
   classes = train.info.classes
   if not classes:
     raise UserError(f"{name} has no labels to judge an encoder by; give the probe's data.name a "
@@ -107,7 +110,7 @@ def load(
     raise UserError(f"{name}: split {split['test']!r} has classes {list(test.info.classes)}, "
                     f"split {split['train']!r} has {list(classes)}; they must be the same")
   notes: list[str] = []
-  val = _own_val(name, split, options, train, notes)
+  val = _own_val(data["name"], split, options, train, notes)
 
   sources = {"train": train, "test": test} | ({} if val is None else {"val": val})
   unlabelled, rows = {}, {}
@@ -218,7 +221,7 @@ def describe(data: Data) -> dict[str, Any]:
 
 
 def _own_val(
-    name: str, split: Mapping[str, Any], options: Mapping[str, Any], train: Any,
+    name: str | Sequence[Any], split: Mapping[str, Any], options: Mapping[str, Any], train: Any,
     notes: list[str]) -> Any:
   """The source's validation split, or None where one must be carved."""
   if split["val"] in (None, "carve"):

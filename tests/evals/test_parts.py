@@ -132,3 +132,36 @@ def test_refusals(fake, tmp_path, change, message):
     source = {}
   with pytest.raises(UserError, match=message):
     load(source, tmp_path)
+
+
+def test_a_subset_is_of_train_alone(fake, tmp_path):
+  make = fake.split
+  source = fake(train=make("train", 400), val=make("val", 60), test=make("test", 30))
+  whole = load(source, tmp_path)
+  few = load(source | {"subset": "10 %"}, tmp_path)
+  assert abs(len(few.ids("train")) - 40) <= 1
+  assert set(few.ids("train")) < set(whole.ids("train"))
+  assert few.ids("test") == whole.ids("test") and few.ids("val") == whole.ids("val")
+  facts = parts.describe(few)["train"]
+  assert facts["split"] == "train, 10 %" and "whole patients" in facts["notes"][-1]
+  assert facts["fingerprint"] != parts.describe(whole)["train"]["fingerprint"]
+
+
+def test_folds_have_train_and_test_and_validation_is_carved(fake, tmp_path):
+  source = fake(all=fake.split("all", 300))
+  data = load(source | {"fold": "2 of 3"}, tmp_path)
+  found = patients_of(data)
+  assert len(set.union(*found.values())) == sum(map(len, found.values())) == 150
+  assert abs(len(data.ids("test")) - 100) <= 4
+
+
+def test_a_pool_of_sources(fake, tmp_path):
+  make = fake.split
+  source = fake(train=make("train", 60), test=make("test", 30), more=make("more", 40))
+  items = [source["name"], {"source": "phantom", "options": {"n": 20, "size": 40},
+                            "rename": {"normal": "well", "opacity": "sick"}}]
+  data = load({"name": items, "val": "carve"}, tmp_path)
+  assert data.classes == ("normal", "opacity", "well", "sick") and not data.exclusive
+  assert len(data.ids("test")) == 50 and len(data.ids("train")) + len(data.ids("val")) == 80
+  with pytest.raises(UserError, match=r"fake: \d+ patients are in more"):
+    load({"name": [source["name"]], "test": "train"}, tmp_path)
