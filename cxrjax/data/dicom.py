@@ -16,10 +16,8 @@ import hashlib
 import io
 import logging
 import re
-import types
 import warnings
 import zlib
-from typing import IO, Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -73,7 +71,9 @@ def is_dicom(start: bytes) -> bool:
   return start[_MARK_AT:_MARK_AT + 4] == _MARK
 
 
-def read(data: bytes | IO[bytes], *, pixels: bool = True, key: bytes | None = None) -> Radiograph:
+def read(
+    data: bytes | io.BufferedIOBase, *, pixels: bool = True, key: bytes | None = None,
+    ) -> Radiograph:
   """A radiograph from a DICOM file.
 
   Uncompressed, RLE, JPEG (baseline, extended, lossless), JPEG-LS and JPEG 2000 pixels of 8 to 16
@@ -96,34 +96,40 @@ def read(data: bytes | IO[bytes], *, pixels: bool = True, key: bytes | None = No
   if isinstance(data, bytes):
     _check_deflated(data)
   opened.seek(0)
-  dicom = _pydicom()
+  _pydicom()
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of values out of order, which it quotes
     try:
-      header = dicom.dcmread(opened, stop_before_pixels=not pixels,
-                             specific_tags=None if pixels else list(_HEADER))
-      modality = _text(header, "Modality").upper()
-      facts: dict[str, Any] = {
-        "age": _age(header), "sex": _sex(header), "view": _view(header), "modality": modality,
-        "patient": "" if key is None else _patient(header, key)}
+      return _radiograph(opened, pixels, key)
+    except (decode.BadImage, UserError):
+      raise
     except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
       raise decode.BadImage(_DAMAGED) from None
-    if modality not in MODALITIES:
-      raise decode.BadImage(f"it is DICOM of modality {_code(modality)}, not a radiograph "
-                            f"({', '.join(m for m in MODALITIES if m)})")
-    if not pixels:
-      return Radiograph(None, None, 0, **facts)
-    return Radiograph(*_image(header), **facts)
 
 
-def _pydicom() -> types.ModuleType:
+def _radiograph(opened: io.BufferedIOBase, pixels: bool, key: bytes | None) -> Radiograph:
+  import pydicom
+
+  header = pydicom.dcmread(opened, stop_before_pixels=not pixels,
+                           specific_tags=None if pixels else list(_HEADER))
+  modality = _text(header, "Modality").upper()
+  if modality not in MODALITIES:
+    raise decode.BadImage(f"it is DICOM of modality {_code(modality)}, not a radiograph "
+                          f"({', '.join(m for m in MODALITIES if m)})")
+  image, window, bits = _image(header) if pixels else (None, None, 0)
+  return Radiograph(
+    image, window, bits, age=_age(header), sex=sex_of(_text(header, "PatientSex")),
+    view=_view(header), modality=modality, patient="" if key is None else _patient(header, key))
+
+
+def _pydicom() -> None:
+  """Makes pydicom ready, which must not tell anybody what it reads."""
   try:
     import pydicom
   except ModuleNotFoundError as error:
     raise UserError('DICOM files need pydicom: pip install -e ".[dicom]"') from error
   pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-  logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it quotes headers
-  return pydicom
+  logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
 def _code(text: str) -> str:
@@ -152,11 +158,36 @@ def _text(header: Any, name: str) -> str:
   return "" if value is None else str(value).strip()
 
 
+def age_of(text: str) -> float | None:
+  """Years of an age: DICOM's `045Y`, `010M`, `003W` or `020D`, or a number of years."""
+  match = re.fullmatch(r"(\d{1,3}(?:\.\d*)?)\s*([DWMY]?)", text.strip().upper())
+  if not match:
+    return None
+  age = float(match[1]) * _DAYS[match[2] or "Y"] / _DAYS["Y"]
+  return age if age <= _OLDEST else None
+
+
+def sex_of(text: str) -> str:
+  """`F`, `M`, or empty."""
+  sex = text.strip().upper()
+  return sex[:1] if sex in ("F", "M", "FEMALE", "MALE") else ""
+
+
+def view_of(text: str) -> str:
+  """`PA`, `AP`, `L` (lateral) or empty, of what headers and tables call them."""
+  word = re.sub(r"[^A-Z]", "", text.upper())
+  if word.startswith(("PA", "POSTEROANT")):
+    return "PA"
+  if word.startswith(("AP", "ANTEROPOST")):
+    return "AP"
+  lateral = word in ("LL", "RL", "L", "LAT", "LLAT", "RLAT") or "LATERAL" in word
+  return "L" if lateral and "DECUB" not in word else ""
+
+
 def _age(header: Any) -> float | None:
-  match = re.fullmatch(r"(\d{1,3})\s*([DWMY]?)", _text(header, "PatientAge").upper())
-  if match:
-    age = int(match[1]) * _DAYS[match[2] or "Y"] / _DAYS["Y"]
-    return age if age <= _OLDEST else None
+  text = _text(header, "PatientAge")
+  if text:
+    return age_of(text)
   try:
     born, seen = (datetime.datetime.strptime(_text(header, name)[:8], "%Y%m%d")
                   for name in ("PatientBirthDate", "StudyDate"))
@@ -166,22 +197,13 @@ def _age(header: Any) -> float | None:
   return age if 0 <= age <= _OLDEST else None
 
 
-def _sex(header: Any) -> str:
-  sex = _text(header, "PatientSex").upper()
-  return sex if sex in ("F", "M") else ""
-
-
 def _view(header: Any) -> str:
   """By the view's own tags, else by where the image's rows point (to the front: a lateral)."""
   codes = header.get("ViewCodeSequence") or ()
   for text in (_text(header, "ViewPosition"), *(_text(code, "CodeMeaning") for code in codes)):
-    word = re.sub(r"[^A-Z]", "", text.upper())
-    if word.startswith(("PA", "POSTEROANT")):
-      return "PA"
-    if word.startswith(("AP", "ANTEROPOST")):
-      return "AP"
-    if word in ("LL", "RL", "L", "LAT") or "LATERAL" in word:
-      return "L"
+    view = view_of(text)
+    if view:
+      return view
   orientation = header.get("PatientOrientation") or ()
   return "L" if len(orientation) == 2 and str(orientation[0])[:1].upper() in ("A", "P") else ""
 
@@ -264,7 +286,8 @@ def _stored(header: Any, bits: int) -> np.ndarray:
                           "convert it to another transfer syntax")
   signed = bool(_integer(header, "PixelRepresentation", 0))
   try:
-    values, _ = decoder.as_array(header, raw=True, index=0)
+    values, _ = decoder.as_array(
+      header, raw=True, index=0, correct_unused_bits=syntax.is_encapsulated)
   except MemoryError:
     raise decode.BadImage("its header asks for too many pixels") from None
   except Exception:  # decoders raise whatever the damage makes them raise

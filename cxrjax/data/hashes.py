@@ -1,54 +1,144 @@
-"""Content hashes of files, remembered by size and time: only changed files are read again."""
+"""What one reading of an image file tells, for millions of files: its hash, and a DICOM header's
+age, sex, view and patient. Columns of numbers, no names: a patient is a keyed hash."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
 import hashlib
-import json
+import io
 import os
 import pathlib
+import secrets
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 
-from cxrjax.data import store
+import numpy as np
+import tqdm
+from jaxtyping import Bool, Float32, Int64, UInt8
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import decode, dicom, store
+
+SEXES, VIEWS = ("", "F", "M"), ("", "PA", "AP", "L")  # by code; empty is unknown
+KEY = "CXRJAX_PATIENT_KEY"  # in the environment: a secret that names patients alike everywhere
+_DIGEST = 16  # bytes of a SHA-256 that are kept
+_BLOCK = 64  # files a thread takes at a time
+_SAVE_EVERY = 50_000  # files after which what was read is written down
 
 
-def content_hashes(
-    files: Sequence[pathlib.Path], cache_dir: str | os.PathLike | None = None) -> list[str]:
-  """SHA-256 of each file's bytes; an empty string for a file that cannot be read.
+class Facts:
+  """Columns of what was read from each of `n` files; row `i` is file `i`.
 
-  Hashes are kept in the cache folder with each file's size and modification time. That memory is a
-  convenience: where it cannot be read or written, the files are read.
+  Attributes:
+    known: whether the file was read.
+    digests: the first 16 bytes of the SHA-256 of its bytes.
+    ages: from a DICOM header, in years; NaN where unknown.
+    patients: keyed hash of a DICOM header's patient; zeros where there is none.
+    sex_codes, view_codes: places in SEXES and VIEWS.
   """
-  if not files:
-    return []
-  parents = "\n".join(sorted({str(f.parent.resolve()) for f in files}))
-  memory = (store.cache_root(cache_dir) / "hashes" /
-            f"{hashlib.sha256(parents.encode()).hexdigest()[:24]}.json")
-  known: dict[str, list] = {}
-  with contextlib.suppress(OSError, ValueError):
-    known = json.loads(memory.read_text())
 
-  def one(file: pathlib.Path) -> tuple[str, list]:
-    name = str(file.resolve())
-    try:
-      stat = file.stat()
-      state = [stat.st_size, stat.st_mtime_ns]
-      if known.get(name, [])[:2] == state:
-        return name, known[name]
-      with open(file, "rb") as opened:
-        return name, [*state, hashlib.file_digest(opened, "sha256").hexdigest()]
-    except OSError:
-      return name, [-1, -1, ""]
+  COLUMNS = ("known", "digests", "ages", "patients", "sex_codes", "view_codes")
 
-  with concurrent.futures.ThreadPoolExecutor(store.workers()) as pool:
-    found = list(pool.map(one, files))
-  if any(known.get(name) != entry for name, entry in found):
+  def __init__(self, n: int):
+    self.known: Bool[np.ndarray, "n"] = np.zeros(n, bool)
+    self.digests: UInt8[np.ndarray, "n 16"] = np.zeros((n, _DIGEST), np.uint8)
+    self.ages: Float32[np.ndarray, "n"] = np.full(n, np.nan, np.float32)
+    self.patients: UInt8[np.ndarray, "n 16"] = np.zeros((n, 16), np.uint8)
+    self.sex_codes: UInt8[np.ndarray, "n"] = np.zeros(n, np.uint8)
+    self.view_codes: UInt8[np.ndarray, "n"] = np.zeros(n, np.uint8)
+
+  def take_over(self, other: Facts, mine: Int64[np.ndarray, "_"],
+                theirs: Int64[np.ndarray, "_"]) -> None:
+    """Copies rows of other facts."""
+    for name in self.COLUMNS:
+      getattr(self, name)[mine] = getattr(other, name)[theirs]
+
+  def learn(
+      self, rows: Int64[np.ndarray, "_"],
+      opened: Callable[[int], contextlib.AbstractContextManager], key: bytes,
+      save: Callable[[], None], doing: str) -> None:
+    """Reads those of some files that were not read before; a file that cannot be read stays so.
+
+    Args:
+      rows: of the files.
+      opened: opens the file of a row for reading.
+      key: for the patients' hashes.
+      save: writes down what is known; called now and then.
+      doing: for the progress bar.
+    """
+    rows = rows[~self.known[rows]]
+    if not len(rows):
+      return
+
+    def one(row: int) -> None:
+      with contextlib.suppress(OSError, UserError), opened(row) as file:
+        self._read(row, file, key)
+
+    in_threads(rows, one, doing, save)
+
+  def _read(self, row: int, file: io.BufferedIOBase, key: bytes) -> None:
+    start = file.read(132)
+    if dicom.is_dicom(start):
+      file.seek(0)
+      with contextlib.suppress(decode.BadImage):  # it is told when its pixels are wanted
+        found = dicom.read(file, pixels=False, key=key)
+        self.ages[row] = np.nan if found.age is None else found.age
+        self.patients[row] = np.frombuffer(bytes.fromhex(found.patient or "00" * 16), np.uint8)
+        self.sex_codes[row] = SEXES.index(found.sex)
+        self.view_codes[row] = VIEWS.index(found.view)
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").digest()
+    self.digests[row] = np.frombuffer(digest[:_DIGEST], np.uint8)
+    self.known[row] = True
+
+
+def in_threads(
+    rows: Int64[np.ndarray, "_"], one: Callable[[int], None], doing: str,
+    save: Callable[[], None] | None = None) -> None:
+  """Calls `one` with each row, in threads; a bar shows it where it takes more than two seconds."""
+  def block(some: np.ndarray) -> int:
+    for row in some.tolist():
+      one(row)
+    return len(some)
+
+  bar = tqdm.tqdm(total=len(rows), desc=doing, unit=" files", file=sys.stderr, delay=2,
+                  mininterval=0.5, dynamic_ncols=True, leave=False)
+  with bar, concurrent.futures.ThreadPoolExecutor(store.workers()) as pool:
+    for start in range(0, len(rows), _SAVE_EVERY):
+      part = rows[start:start + _SAVE_EVERY]
+      for done in pool.map(block, [part[i:i + _BLOCK] for i in range(0, len(part), _BLOCK)]):
+        bar.update(done)
+      if save is not None:
+        save()
+
+
+def patient_key(cache_dir: str | os.PathLike | None = None) -> bytes:
+  """The secret that patients' hashes are made with: of the environment, or of this cache folder."""
+  given = os.environ.get(KEY, "")
+  if given:
+    return hashlib.sha256(given.encode()).digest()
+  file = store.cache_root(cache_dir) / "patients.key"
+  with contextlib.suppress(OSError):
+    if not file.exists():
+      with written(file) as opened:
+        opened.write(secrets.token_bytes(32))
+    found = file.read_bytes()
+    if len(found) == 32:
+      return found
+  return secrets.token_bytes(32)
+
+
+@contextlib.contextmanager
+def written(file: pathlib.Path) -> Iterator[io.BufferedIOBase]:
+  """A file that appears whole or not at all, readable by its owner only."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+  try:
+    with os.fdopen(handle, "wb") as opened:
+      yield opened
+    os.replace(temporary, file)
+  finally:
     with contextlib.suppress(OSError):
-      memory.parent.mkdir(parents=True, exist_ok=True)
-      handle, temporary = tempfile.mkstemp(dir=memory.parent)
-      with os.fdopen(handle, "w") as opened:
-        json.dump(known | dict(found), opened)
-      os.replace(temporary, memory)
-  return [entry[2] for _, entry in found]
+      os.unlink(temporary)

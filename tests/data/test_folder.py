@@ -129,13 +129,22 @@ def test_csv_with_findings(tree):
   np.testing.assert_array_equal(lone.table.labels, [[1], [np.nan], [0]])
 
 
-def test_an_image_that_the_csv_names_and_nobody_has_is_a_bad_image(tree):
-  root = tree("1.png", "2.png")
+def test_images_that_only_the_csv_or_only_the_folder_has_are_counted(tree):
+  root = tree("1.png", "2.png", "extra/3.png", "extra/4.png")
   (root / "list.csv").write_text("file,label\n1.png,a\ngone.png,b\n2.png,b\n")
   found = source(root, csv="list.csv")
-  with pytest.raises(UserError, match=r"gone.png: it cannot be read"):
-    load_images(found, 16, progress=False)
-  assert load_images(found, 16, progress=False, on_bad_image="skip").ids == ("1.png", "2.png")
+  assert found.table.ids == ("1.png", "2.png")
+  assert found.info.skipped == (
+    ("gone.png", "it is not there, though line 3 of list.csv lists it"),)
+  notes = " ".join(found.info.notes)
+  assert "1 images that list.csv lists are not there (the first: gone.png)" in notes
+  assert "2 images are not listed in list.csv (the first: extra/3.png)" in notes
+  (root / "list.csv").write_text("file,label\nx/1.jpg,a\nx/2.jpg,a\n")
+  shutil.rmtree(root / "extra")
+  (root / "1.png").rename(root / "a.png")
+  (root / "2.png").rename(root / "b.png")
+  with pytest.raises(UserError, match=r"none of the 2 images that .*list.csv lists is in"):
+    source(root, csv="list.csv")
 
 
 @pytest.mark.parametrize("data, reason", [
@@ -184,6 +193,13 @@ def test_mistakes(tree, tmp_path):
   (tmp_path / "empty").mkdir()
   with pytest.raises(UserError, match=r"no images in .*empty; they are known by .png"):
     source(tmp_path / "empty")
-  (tmp_path / "empty" / "1.dcm").write_bytes(b"x")
-  with pytest.raises(UserError, match=r"other files: 1 .dcm"):
+  (tmp_path / "empty" / "1.mha").write_bytes(b"x")
+  with pytest.raises(UserError, match=r"other files: 1 .mha"):
     source(tmp_path / "empty")
+  with pytest.raises(UserError, match="neither a folder nor a zip"):
+    source(tmp_path / "empty" / "1.mha")
+  (tmp_path / "all.tar").write_bytes(b"x")
+  with pytest.raises(UserError, match="unpack it, or pack them as a zip"):
+    source(tmp_path / "all.tar")
+  with pytest.raises(UserError, match=r"check='file' is no option; did you mean 'files'"):
+    source(root, check="file")

@@ -1,37 +1,83 @@
 import hashlib
+import io
 import os
+import stat
 
+import numpy as np
+import pytest
+from dicoms import dicom as encode_dicom
+
+from cxrjax.core.errors import UserError
 from cxrjax.data import hashes
 
 
-def test_hashes_are_of_the_bytes_and_remembered(tmp_path, cache, monkeypatch):
-  files = [tmp_path / f"{i}.bin" for i in range(5)]
-  for i, file in enumerate(files[:4]):
-    file.write_bytes(bytes([i]) * 1000)
-  expected = [hashlib.sha256(bytes([i]) * 1000).hexdigest() for i in range(4)] + [""]
-  assert hashes.content_hashes(files) == expected
-
+def facts_of(contents, key=b"k"):
+  facts = hashes.Facts(len(contents))
   reads = []
-  real = hashlib.file_digest
-  monkeypatch.setattr(hashlib, "file_digest", lambda f, name: reads.append(f.name) or real(f, name))
-  assert hashes.content_hashes(files) == expected and reads == []
-  files[2].write_bytes(b"changed")
-  assert hashes.content_hashes(files)[2] == hashlib.sha256(b"changed").hexdigest()
-  assert reads == [str(files[2])]
-  files[1].write_bytes(b"x" * 1000)  # the same size, another time
-  os.utime(files[1], ns=(0, 1))
-  assert hashes.content_hashes(files)[1] == hashlib.sha256(b"x" * 1000).hexdigest()
+
+  def opened(row):
+    reads.append(row)
+    if contents[row] is None:
+      raise OSError("gone")
+    return io.BytesIO(contents[row])
+
+  def learn(rows):
+    reads.clear()
+    facts.learn(np.array(rows, np.int64), opened, key, lambda: None, "reading")
+    return sorted(reads)
+
+  return facts, learn
 
 
-def test_without_a_memory_files_are_read(tmp_path, cache):
-  file = tmp_path / "a"
-  file.write_bytes(b"a")
-  expected = [hashlib.sha256(b"a").hexdigest()]
-  cache.write_text("a file where the folder should be")
-  assert hashes.content_hashes([file]) == expected
-  cache.unlink()
-  hashes.content_hashes([file])
-  (memory,) = (cache / "hashes").iterdir()
-  memory.write_text("{ damaged")
-  assert hashes.content_hashes([file]) == expected
-  assert hashes.content_hashes([]) == []
+def test_each_file_is_read_once_and_a_missing_one_again():
+  contents = [b"a" * 1000, b"b", None, b""]
+  facts, learn = facts_of(contents)
+  assert learn([0, 2]) == [0, 2] and learn([0, 1, 2, 3]) == [1, 2, 3] and learn([0, 1, 3]) == []
+  assert facts.known.tolist() == [True, True, False, True]
+  for row in (0, 1, 3):
+    assert facts.digests[row].tobytes() == hashlib.sha256(contents[row]).digest()[:16]
+  assert not facts.digests[2].any()
+
+
+def test_headers_of_dicom_files_are_read_on_the_way(texture):
+  pixels = texture(20, 20)
+  contents = [encode_dicom(pixels), encode_dicom(pixels, PatientID="other", PatientSex="M",
+                                                 ViewPosition="LL", PatientAge=None),
+              encode_dicom(pixels, Modality="CT"), b"no image", encode_dicom(pixels)[:140]]
+  facts, learn = facts_of(contents)
+  learn(range(5))
+  assert [hashes.SEXES[c] for c in facts.sex_codes] == ["F", "M", "", "", ""]
+  assert [hashes.VIEWS[c] for c in facts.view_codes] == ["PA", "L", "", "", ""]
+  np.testing.assert_array_equal(facts.ages, [45, np.nan, np.nan, np.nan, np.nan])
+  assert facts.patients.any(axis=1).tolist() == [True, True, False, False, False]
+  assert (facts.patients[0] != facts.patients[1]).any() and facts.known.all()
+  digest = hashlib.sha256(contents[0]).digest()[:16]
+  assert facts.digests[0].tobytes() == digest
+
+
+def test_one_secret_per_cache_unless_the_environment_has_one(cache, monkeypatch, tmp_path):
+  monkeypatch.delenv(hashes.KEY, raising=False)
+  key = hashes.patient_key()
+  assert len(key) == 32 and hashes.patient_key() == key
+  assert hashes.patient_key(str(tmp_path / "other")) != key
+  assert stat.S_IMODE(os.stat(cache / "patients.key").st_mode) == 0o600
+  (cache / "patients.key").write_bytes(b"short")
+  assert len(hashes.patient_key()) == 32
+  monkeypatch.setenv(hashes.KEY, "secret")
+  assert hashes.patient_key() == hashes.patient_key(str(tmp_path / "third")) != key
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+  file = tmp_path / "new" / "file"
+
+  def fail():
+    with hashes.written(file) as opened:
+      opened.write(b"half")
+      raise UserError("stop")
+
+  with pytest.raises(UserError):
+    fail()
+  assert list(file.parent.iterdir()) == []
+  with hashes.written(file) as opened:
+    opened.write(b"whole")
+  assert file.read_bytes() == b"whole" and len(list(file.parent.iterdir())) == 1
