@@ -37,6 +37,11 @@ def encoded(seed: int, mode: str = "L", kind: str = "PNG", bits: int = 8) -> byt
   return buffer.getvalue()
 
 
+def decoded(data: bytes) -> np.ndarray:
+  """Gray pixels of a file."""
+  return np.asarray(Image.open(io.BytesIO(data)).convert("L"))[..., None]
+
+
 def table(header: str, *rows: str, end: str = "\n") -> bytes:
   """A CSV."""
   return "\n".join([header, *rows]).encode() + end.encode()
