@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cxrjax.core import build
 from cxrjax.core.errors import UserError
 from cxrjax.data import pool
@@ -70,6 +72,8 @@ def _open_pool(
   sources, weights, renames = [], [], []
   for k, item in enumerate(items):
     key = f"config.data.source[{k}]"
+    # ConfigDict.to_dict leaves those in tuples as they are.
+    item = item.to_dict() if isinstance(item, ConfigDict) else item
     named = isinstance(item, Mapping)
     given = dict(item) if named else {"source": item}
     for word in given:

@@ -2,6 +2,7 @@ import sys
 import types
 
 import pytest
+from ml_collections import ConfigDict
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source, phantom, pool
@@ -49,6 +50,14 @@ def test_a_list_is_a_pool():
   plain = open_source(["phantom"], **SMALL)
   assert plain.info.parts == () and plain.table.labels.shape == (12, 2)
   assert len(open_source(("phantom",), **SMALL)) == 12
+
+
+def test_a_list_in_a_config():
+  item = {"source": "phantom", "weight": 2, "options": {"seed": 1}}
+  for items in (["phantom", item], ("phantom", ConfigDict(item))):
+    config = ConfigDict({"source": items, "options": SMALL}).to_dict()
+    both = open_source(config["source"], **config["options"])
+    assert [p.weight for p in both.info.parts] == [1.0, 2.0]
 
 
 def test_parts_of_a_source():
