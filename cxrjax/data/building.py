@@ -11,7 +11,7 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,22 @@ def fault(image: bytes) -> str:
   except decode.BadImage as error:
     return str(error)
   return ""
+
+
+def some(examples: Iterable[tuple[str, dict]], what: str, left_out: LeftOut,
+         ) -> Iterator[tuple[str, dict]]:
+  """The examples of a split, at least one.
+
+  Raises:
+    UserError: there are none, because all were left out.
+  """
+  empty = True
+  for found in examples:
+    empty = False
+    yield found
+  if empty:
+    listed = left_out.metadata["left_out"] or [["", ""]]
+    raise UserError(f"no image of {what} can be used, such as {': '.join(listed[-1])}")
 
 
 def matching(names: Iterable[str], pattern: str) -> dict[tuple[str, ...], str]:

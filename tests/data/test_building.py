@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cxrjax.core.errors import UserError
 from cxrjax.data import building, decode
 
 
@@ -61,6 +62,14 @@ def test_matching_takes_the_copy_nearest_to_the_top():
            "train/A/4.png.txt"]
   assert building.matching(names, r"train/([AB])/(\d)\.png") == {
     ("A", "1"): "x/train/A/1.png", ("B", "2"): "x/TRAIN/B/2.PNG"}
+
+
+def test_some():
+  left_out = building.LeftOut()
+  assert list(building.some([("a", {})], "train", left_out)) == [("a", {})]
+  left_out.add("b", "it is empty")
+  with pytest.raises(UserError, match="no image of train can be used, such as b: it is empty"):
+    list(building.some([], "train", left_out))
 
 
 def test_left_out():

@@ -70,7 +70,7 @@ class Builder(set_builder.SetBuilder):
     path = archive.find(dl_manager.manual_dir, CANDIDATES, WHERE)
     with archive.Archive(path) as opened:
       found = examples(opened, self.left_out)
-    return {name: self._generate_examples(path, chosen)
+    return {name: building.some(self._generate_examples(path, chosen), name, self.left_out)
             for name, chosen in assign(found).items() if chosen}
 
   def _generate_examples(self, path, chosen: list[Example]) -> Iterator[tuple[str, dict]]:

@@ -57,8 +57,10 @@ class Builder(set_builder.SetBuilder):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     with archive.gather(dl_manager.manual_dir, CANDIDATES, WHERE) as opened:
       found = examples(opened, self.left_out)
-    return {name: self._generate_examples(dl_manager.manual_dir, chosen)
-            for name, chosen in assign(found).items()}
+    return {
+      name: building.some(
+        self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out)
+      for name, chosen in assign(found).items()}
 
   def _generate_examples(self, folder, chosen: list[Example]) -> Iterator[tuple[str, dict]]:
     with archive.gather(folder, CANDIDATES, WHERE) as opened:

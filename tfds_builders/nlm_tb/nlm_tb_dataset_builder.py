@@ -88,8 +88,10 @@ class Builder(set_builder.SetBuilder):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     with self._open(dl_manager.manual_dir) as opened:
       found = examples(opened, self.builder_config, self.left_out)
-    return {name: self._generate_examples(dl_manager.manual_dir, chosen)
-            for name, chosen in assign(found).items()}
+    return {
+      name: building.some(
+        self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out)
+      for name, chosen in assign(found).items()}
 
   def _open(self, folder) -> archive.Archive:
     return archive.gather(folder, self.builder_config.candidates, WHERE)
