@@ -59,14 +59,16 @@ class Pool:
     parts: tuple[Part, ...] = ()
     if weights is not None:
       parts = _parts(names, sizes, weights)
-      total = sum(p.weight for p in parts)
-      notes.append("drawn by weight: " + ", ".join(
-        f"{p.weight / total:.3g} {p.name}" for p in parts))
+    total = sum(p.weight for p in parts)
+    shares = [f", {p.weight / total:.3g} of those drawn" for p in parts] or [""] * len(names)
+    notes.append("a pool of " + "; ".join(
+      f"{name} ({size} images{share})"
+      for name, size, share in zip(names, sizes, shares, strict=True)))
     of = list(dict.fromkeys(s.info.split for s in self.sources))
     common = set.intersection(*(set(s.info.splits) for s in self.sources))
     content = "\0".join(fingerprints)
     self.info: SourceInfo = SourceInfo(
-      name=" + ".join(dict.fromkeys(names)), split=" + ".join(of), classes=classes,
+      name=" + ".join(names), split=" + ".join(of), classes=classes,
       exclusive=exclusive, fingerprint=hashlib.sha256(content.encode()).hexdigest(),
       splits={name: sum(s.info.splits[name] for s in self.sources)
               for name in self.sources[0].info.splits if name in common},

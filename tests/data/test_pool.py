@@ -100,7 +100,10 @@ def test_records_come_from_their_source(kermany, nih):
 def test_weights_make_parts(kermany, nih):
   both = pool.Pool([kermany, nih], [1, 3])
   assert both.info.parts == (Part("kermany", 3, 1.0), Part("nih", 2, 3.0))
-  assert "drawn by weight: 0.25 kermany, 0.75 nih" in both.info.notes
+  assert both.info.notes[-1] == (
+    "a pool of kermany (3 images, 0.25 of those drawn); nih (2 images, 0.75 of those drawn)")
+  assert pool.Pool([kermany, nih]).info.notes[-1] == (
+    "a pool of kermany (3 images); nih (2 images)")
   assert both.info.fingerprint == pool.Pool([kermany, nih]).info.fingerprint
   assert both.info.fingerprint != pool.Pool([nih, kermany]).info.fingerprint
   ends = np.cumsum([0, *(p.rows for p in both.info.parts)])
