@@ -11,6 +11,7 @@ import abc
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import re
 import zlib
@@ -196,6 +197,21 @@ def example(key: str, row: Listed, labels: Sequence[str], image: bytes) -> dict[
 @functools.cache
 def _columns() -> tfds.features.FeaturesDict:
   return building.features()
+
+
+def finding(text: str, name: str, place: str) -> float:
+  """A finding as the CheXpert labeler writes it: 1, 0, -1 for uncertain, nothing (NaN) for unknown.
+
+  Raises:
+    UserError: something else; with `place`, where it stands.
+  """
+  try:
+    value = building.number(text)
+  except ValueError:
+    value = math.inf
+  if value not in (0, 1, building.UNCERTAIN) and not math.isnan(value):
+    raise UserError(f"{place}: {name} is {text[:20]!r}, not 1.0, 0.0, -1.0 or empty")
+  return value
 
 
 def absent(split: str, missing: Collection[str], total: int, where: Iterable[str]) -> None:

@@ -144,7 +144,8 @@ def _rows(opened: archive.Archive, table: str, split: str, found: published.List
                       f"the {config} one there")
     patient, study, file = match.groups()
     found.add(f"{patient}/{study}/{file}", published.Listed(
-      patient=patient, split=split, labels=tuple(_value(row[n], n, place) for n in LABELS),
+      patient=patient, split=split,
+      labels=tuple(published.finding(row[name], name, place) for name in LABELS),
       age=_age(row["Age"], place) if described else math.nan,
       sex=_known(row["Sex"], _SEXES, "Sex", place) if described else "",
       view=_view(row, file, place) if described else "L" if "lateral" in file else "",
@@ -154,17 +155,6 @@ def _rows(opened: archive.Archive, table: str, split: str, found: published.List
 def _release(path: str) -> str:
   root = path.split("/")[0]
   return {"CheXpert-v1.0-small": "small", "CheXpert-v1.0": "full"}.get(root, "")
-
-
-def _value(text: str, label: str, place: str) -> float:
-  """1, 0, -1 for uncertain, NaN where the report does not speak of it."""
-  try:
-    value = building.number(text)
-  except ValueError:
-    value = math.inf
-  if value not in (0, 1, building.UNCERTAIN) and not math.isnan(value):
-    raise UserError(f"{place}: {label} is {text[:20]!r}, not 1.0, 0.0, -1.0 or empty")
-  return value
 
 
 def _age(text: str, place: str) -> float:
