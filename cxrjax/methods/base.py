@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from cxrjax.core.clock import Schedule
+from cxrjax.models.module import RUNNING
 
 Params = Any  # a nested dict of arrays
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
-RUNNING = ("running_mean", "running_var")  # names of batch norm's running statistics
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
 Params = dict[str, Any]
+RUNNING = ("running_mean", "running_var")  # names of batch norm's running statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,12 @@ class Net:
     _check(flat, {path: leaf for path, (_, leaf) in wanted.items()})
     state = [(path, leaf.replace(flat[name])) for name, (path, leaf) in wanted.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(state))
+
+
+def running_stats(module: nnx.Module) -> Params:
+  """Batch norm's running statistics of a bound network, at their paths in the parameters."""
+  flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+  return _nest((path, leaf) for path, leaf in flat if path[-1] in RUNNING)
 
 
 @functools.lru_cache(maxsize=128)

@@ -161,7 +161,7 @@ class Model:
     for images in groups:
       self._check(images.shape)
     if self.standardize:
-      groups = tuple(_standardize(images) for images in groups)
+      groups = tuple(standardize(images) for images in groups)
     wanted = self._taps(taps)
     dtype = module.compute_dtype(self.dtype)
     outputs = self._net.apply(
@@ -347,7 +347,8 @@ class _VisionTransformer(nnx.Module):
     return [[group[i] for group in drawn] for i in range(depth)]
 
 
-def _standardize(images):
+def standardize(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  """Every image with mean 0 and (nearly) deviation 1."""
   mean = images.mean((1, 2, 3), keepdims=True)
   # 0.05 in units of normalised pixels: the noise of a blank image stays small.
   return (images - mean) / (images.std((1, 2, 3), keepdims=True) + 0.05)

@@ -1,0 +1,161 @@
+"""What convolutional encoders share: everything but the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cxrjax.core.errors import UserError
+from cxrjax.models import module
+from cxrjax.models.vit import Features, standardize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cnn:
+  """An encoder whose features are those of its last map.
+
+  A network has `features`, `_net` (called with maps [b h w c], `keys` and `train`, it returns the
+  map after every stage) and `_steps`.
+
+  Attributes:
+    channels: of the images; 1 for radiographs.
+    standardize: bring every image to mean 0 and deviation 1 first, as `vit.Model`'s.
+    dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+  """
+
+  channels: int = 1
+  standardize: bool = False
+  dtype: str = "auto"
+
+  stages: ClassVar[int] = 4
+
+  @property
+  def features(self) -> int:
+    """Length d of the feature vectors."""
+    raise NotImplementedError
+
+  @property
+  def _net(self) -> module.Net:
+    raise NotImplementedError
+
+  @property
+  def _steps(self) -> tuple[tuple[int, int, int], ...]:
+    """Kernel, stride and padding of every layer that changes the size of a map, in order."""
+    raise NotImplementedError
+
+  @property
+  def stride(self) -> int:
+    """Pixels of one cell of the grid that `Features.patches` lies on."""
+    return math.prod(stride for _, stride, _ in self._steps)
+
+  def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of `Features.patches` for an image of (height, width, ...) pixels."""
+    return tuple(self._size(n) for n in image_shape[:2])
+
+  def _size(self, n: int) -> int:
+    for kernel, stride, padding in self._steps:
+      n = (n + 2 * padding - kernel) // stride + 1 if n + 2 * padding >= kernel else 0
+    return n
+
+  def init(self, key: jax.Array) -> module.Params:
+    """Fresh parameters, running statistics among them."""
+    return self._net.init(key)
+
+  def encode(
+      self, params: module.Params, x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
+      *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True,
+      train: bool = False) -> Any:
+    """Features of a batch, or of several batches of different image sizes, one after the other.
+
+    Args:
+      params: from `init`.
+      x: normalised images, f32[b h w c]; or a sequence of such.
+      keys: one PRNG key per image ([b], or a sequence of such like `x`), for networks with drop
+        path; None: no drop path.
+      taps: "stage:I", the map [b h w d] after stage I (from 0, negative from the end).
+      patches: False leaves the patch features out.
+      train: batch norm normalises by each batch, and `stats` of every `Features` holds the running
+        statistics after all of them.
+
+    Returns:
+      `Features`, or a tuple of them where `x` is a sequence: `patches` is the last map, row by
+      row, and `cls` its mean.
+
+    Raises:
+      UserError: images too small or with other channels, or an unknown tap.
+    """
+    several = isinstance(x, Sequence)
+    groups = tuple(x) if several else (x,)
+    keys = (None,) * len(groups) if keys is None else keys if several else (keys,)
+    for images in groups:
+      self._check(images.shape)
+    wanted = {tap: self._tap(tap) for tap in taps}
+    dtype = module.compute_dtype(self.dtype)
+    net = self._net.bind(params)
+    outputs = []
+    for images, key in zip(groups, keys, strict=True):
+      images = standardize(images) if self.standardize else images
+      maps = net(images.astype(dtype), keys=key, train=train)
+      last = maps[-1].astype(jnp.float32)
+      outputs.append(Features(
+          last.mean((1, 2)), last.reshape(len(last), -1, last.shape[-1]) if patches else None,
+          {tap: maps[i] for tap, i in wanted.items()}))
+    stats = (module.running_stats(net) or None) if train else None
+    outputs = tuple(features._replace(stats=stats) for features in outputs)
+    return outputs if several else outputs[0]
+
+  def _check(self, shape: tuple[int, ...]) -> None:
+    if shape[3] != self.channels:
+      raise UserError(f"images have {shape[3]} channels, config.model.channels={self.channels}")
+    if not all(self.grid(shape[1:])):
+      least = next(n for n in range(1, 1000) if self._size(n))
+      raise UserError(
+          f"images of {shape[1]}x{shape[2]} pixels are too small for config.model, which needs "
+          f"{least}x{least}; make the crops larger or choose another model")
+
+  def _tap(self, tap: str) -> int:
+    kind, _, index = tap.partition(":")
+    if not (kind == "stage" and index.lstrip("-").isdigit()
+            and -self.stages <= int(index) < self.stages):
+      raise UserError(
+          f"tap {tap!r} is not known; valid: 'stage:I' with I from {-self.stages} to "
+          f"{self.stages - 1}")
+    return int(index)
+
+  def flops(self, image_shape: tuple[int, ...], *, patches: bool = True) -> int:
+    """Floating-point operations of one image's forward pass in convolutions and matrix products.
+
+    A multiply-add counts as two; zeros of the padding count, as is customary.
+
+    Args:
+      image_shape: (height, width, ...) in pixels.
+      patches: as in `encode`; they cost nothing.
+    """
+    del patches
+    image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.channels), jnp.float32)
+    params = jax.eval_shape(self.init, jax.random.key(0))
+    return _products(jax.make_jaxpr(self.encode)(params, image).jaxpr)
+
+
+def _products(jaxpr: Any) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "conv_general_dilated":
+      kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+      total += 2 * math.prod(out) * math.prod(kernel[:-1])
+    elif equation.primitive.name == "dot_general":
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      shape = equation.invars[0].aval.shape
+      total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(
+          shape[i] for i in contracted)
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        total += _products(inner)
+  return total

@@ -1,0 +1,161 @@
+"""Densely connected networks (Huang et al. 2017, arXiv:1608.06993).
+
+DenseNet-121 is CheXNet's (Rajpurkar et al. 2017, arXiv:1711.05225).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cxrjax.core.errors import UserError
+from cxrjax.models import cnn, module
+from cxrjax.models.conv import BatchNorm, Conv, avg_pool, max_pool, moments
+
+BLOCKS = {  # layers per block
+  121: (6, 12, 24, 16),
+  169: (6, 12, 32, 32),
+  201: (6, 12, 48, 32),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(cnn.Cnn):
+  """A densely connected network with bottlenecks and compression (DenseNet-BC).
+
+  Maps of the taps "stage:0" to "stage:2" are what the dense blocks give, before the transition
+  halves channels and sizes; "stage:3" is the last map, normalised, after ReLU.
+
+  Attributes:
+    depth: 121, 169 or 201 layers.
+    growth: channels that a layer adds; the published networks have 32, and twice that after the
+      stem.
+  """
+
+  depth: int = 121
+  growth: int = 32
+
+  def __post_init__(self):
+    if self.depth not in BLOCKS:
+      raise UserError(
+          f"config.model.depth={self.depth} is not known; valid: {', '.join(map(str, BLOCKS))}")
+    if self.growth < 1:
+      raise UserError(f"config.model.growth={self.growth} must be at least 1")
+
+  @property
+  def features(self) -> int:
+    return _dims(self.depth, self.growth)[-1][1]
+
+  @property
+  def _steps(self) -> tuple[tuple[int, int, int], ...]:
+    return (7, 2, 3), (3, 2, 1), *[(2, 2, 0)] * 3
+
+  @functools.cached_property
+  def _net(self) -> module.Net:
+    return module.Net.of(
+        _DenseNet, depth=self.depth, growth=self.growth, channels=self.channels)
+
+
+def _dims(depth: int, growth: int) -> list[tuple[int, int]]:
+  """Channels into and out of every block."""
+  dims, dim = [], 2 * growth
+  for count in BLOCKS[depth]:
+    dims.append((dim, dim + count * growth))
+    dim = dims[-1][1] // 2
+  return dims
+
+
+class _Joined:
+  """Maps that grow by channels, and their statistics, of which each is computed once.
+
+  Every later layer normalises all earlier maps: their means and variances are the same each time,
+  only scale and bias are the layer's own.
+  """
+
+  def __init__(self, x, train):
+    self.parts, self.known, self.train = [x], [], train
+
+  def append(self, x):
+    self.parts.append(x)
+
+  def map(self):
+    return jnp.concatenate(self.parts, axis=-1)
+
+  def normalised(self, norm: BatchNorm):
+    """`relu(norm(map))`."""
+    if self.train:
+      ends = itertools.accumulate(part.shape[-1] for part in self.parts)
+      for part, end in list(zip(self.parts, ends, strict=True))[len(self.known):]:
+        self.known.append(moments(part, norm.running_mean[...][end - part.shape[-1]:end]))
+    batch = tuple(map(jnp.concatenate, zip(*self.known, strict=True))) if self.train else None
+    return jax.nn.relu(norm(self.map(), train=self.train, batch=batch))
+
+
+class _Layer(nnx.Module):
+  """What one layer adds: 1x1 to 4 `growth` channels, 3x3 to `growth`."""
+
+  def __init__(self, in_dim: int, growth: int, rngs: nnx.Rngs):
+    self.norm1 = BatchNorm(in_dim)
+    self.conv1 = Conv(in_dim, 4 * growth, 1, init="fan_in", rngs=rngs)
+    self.norm2 = BatchNorm(4 * growth)
+    self.conv2 = Conv(4 * growth, growth, 3, init="fan_in", rngs=rngs)
+
+  def __call__(self, joined):
+    x = self.conv1(joined.normalised(self.norm1))
+    return self.conv2(jax.nn.relu(self.norm2(x, train=joined.train)))
+
+
+class _Block(nnx.Module):
+
+  def __init__(self, in_dim: int, count: int, growth: int, rngs: nnx.Rngs):
+    for i in range(count):
+      setattr(self, f"denselayer{i + 1}", _Layer(in_dim + i * growth, growth, rngs))
+    self.count = count
+
+  def __call__(self, x, train):
+    joined = _Joined(x, train)
+    for i in range(self.count):
+      joined.append(getattr(self, f"denselayer{i + 1}")(joined))
+    return joined
+
+
+class _Transition(nnx.Module):
+  """Half the channels, half the size."""
+
+  def __init__(self, in_dim: int, out_dim: int, rngs: nnx.Rngs):
+    self.norm = BatchNorm(in_dim)
+    self.conv = Conv(in_dim, out_dim, 1, init="fan_in", rngs=rngs)
+
+  def __call__(self, joined):
+    # Pooling and a 1x1 convolution commute: the papers' order costs four times the products.
+    return self.conv(avg_pool(joined.normalised(self.norm), 2, 2))
+
+
+class _DenseNet(nnx.Module):
+
+  def __init__(self, depth, growth, channels, rngs):
+    self.conv0 = Conv(channels, 2 * growth, 7, stride=2, init="fan_in", rngs=rngs)
+    self.norm0 = BatchNorm(2 * growth)
+    for i, (count, (start, end)) in enumerate(
+        zip(BLOCKS[depth], _dims(depth, growth), strict=True)):
+      setattr(self, f"denseblock{i + 1}", _Block(start, count, growth, rngs))
+      if i < 3:
+        setattr(self, f"transition{i + 1}", _Transition(end, end // 2, rngs))
+    self.norm5 = BatchNorm(end)
+
+  def __call__(self, x, *, keys: Any, train: bool):
+    del keys
+    x = jax.nn.relu(self.norm0(self.conv0(x), train=train))
+    x = max_pool(x, 3, 2, 1)
+    maps = []
+    for i in range(1, 4):
+      joined = getattr(self, f"denseblock{i}")(x, train)
+      maps.append(joined.map())
+      x = getattr(self, f"transition{i}")(joined)
+    return [*maps, self.denseblock4(x, train).normalised(self.norm5)]
