@@ -36,7 +36,7 @@ def read_part(part: published.Part, packed: bytes) -> Iterator[Any]:
     reason = ""
     try:
       row = listing.rows[key]
-      yield row.split, (key, published.example(key, row, listing.labels, data))
+      yield row.split, (key, published.example(key, row, listing, data))
     except decode.BadImage as error:
       reason = str(error)
     yield beam.pvalue.TaggedOutput("told", (key, reason))

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, decode, set_builder
+from cxrjax.data import archive, building, decode, dicom, set_builder
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FEW = 10  # this many images may be absent, or this share of those listed
@@ -40,7 +40,8 @@ class Listed:
     age: in years.
     sex: `F`, `M`, or empty.
     view: `PA`, `AP`, `L`, or empty.
-    boxes: name and [ymin, xmin, ymax, xmax] (0..1) of each box; None for a set without.
+    boxes: of each box its name, [ymin, xmin, ymax, xmax] (0..1; of DICOM files in pixels) and,
+      where several readers drew them, who did; None for a set without.
     inverted: bright where much X-ray came through (MONOCHROME1); it is stored the other way round.
     more: columns of the set's own, of plain numbers, texts and lists.
   """
@@ -73,17 +74,22 @@ class Listing:
   """All images that a set's tables name.
 
   Args:
-    labels: names of the findings; `GROUP/NAME` for those of another reader, which are stored in a
+    labels: names of the findings; `GROUP::NAME` for those of another reader, which are stored in a
       column of their own.
     pattern: regular expression of an image's path in an archive; what its groups match, joined by
       `/`, is the key under which the tables name it, and its `id`.
     rows: what is known already.
+    dicom: whether the images are DICOM files, whose pixels are stored as PNG, with their window.
+      Age, sex and view are then the files', where these say them.
+    youngest: in years; what a DICOM file says below that is unknown.
   """
 
   def __init__(self, labels: Sequence[str], pattern: str,
-               rows: Mapping[str, Listed] | None = None):
+               rows: Mapping[str, Listed] | None = None, *, dicom: bool = False,
+               youngest: float = 0.0):
     self.labels = tuple(labels)
     self.pattern = pattern
+    self.dicom, self.youngest = dicom, youngest
     self.rows: dict[str, Listed] = dict(rows or {})
 
   def add(self, key: str, row: Listed, place: str) -> None:
@@ -99,16 +105,17 @@ class Listing:
   def pack(self) -> bytes:
     """All of it, small, to be sent to other machines."""
     rows = [[key, *dataclasses.astuple(row)] for key, row in self.rows.items()]
-    return zlib.compress(json.dumps([self.labels, self.pattern, rows]).encode())
+    return zlib.compress(json.dumps(
+      [self.labels, self.pattern, self.dicom, self.youngest, rows]).encode())
 
 
 @functools.lru_cache(maxsize=1)
 def unpack(packed: bytes) -> Listing:
   """A listing that was packed."""
-  labels, pattern, rows = json.loads(zlib.decompress(packed))
+  labels, pattern, of_dicom, youngest, rows = json.loads(zlib.decompress(packed))
   return Listing(labels, pattern, {
     key: Listed(patient, split, tuple(values), *others)
-    for key, patient, split, values, *others in rows})
+    for key, patient, split, values, *others in rows}, dicom=of_dicom, youngest=youngest)
 
 
 class _Wanted:
@@ -171,32 +178,59 @@ def damage(image: bytes) -> str:
   return "it is empty" if not image else "it is neither PNG nor JPEG"
 
 
-def example(key: str, row: Listed, labels: Sequence[str], image: bytes) -> dict[str, Any]:
+def example(key: str, row: Listed, listing: Listing, image: bytes) -> dict[str, Any]:
   """What TFDS stores of an image.
 
   Raises:
     BadImage: it cannot be used.
   """
-  reason = damage(image)
-  if reason:
+  window = None
+  if listing.dicom:
+    row, image, window = _of_dicom(row, listing.youngest, image)
+  elif reason := damage(image):
     raise decode.BadImage(reason)
   if row.inverted:
     pixels = decode.decode(image)
     image = building.png(np.iinfo(pixels.dtype).max - pixels)
   others = dict(row.more)
   if row.boxes is not None:
-    others["boxes"] = [{"label": name, "box": np.array(box)} for name, box in row.boxes]
-  for name, value in zip(labels, row.labels, strict=True):
-    group, _, finding = name.rpartition("/")
+    others["boxes"] = [
+      {"label": name, "box": np.array(box)} | ({"reader": by[0]} if by else {})
+      for name, box, *by in row.boxes]
+  for name, value in zip(listing.labels, row.labels, strict=True):
+    group, _, finding = name.rpartition("::")
     others.setdefault(group or "labels", {})[finding] = np.float32(value)
   return building.example(
-    _columns(), image=image, id=key, patient=row.patient, age=row.age, sex=row.sex, view=row.view,
-    **others)
+    _columns(listing.dicom), image=image, id=key, patient=row.patient, age=row.age, sex=row.sex,
+    view=row.view, window=window, **others)
+
+
+def _of_dicom(row: Listed, youngest: float, image: bytes,
+              ) -> tuple[Listed, bytes, tuple[float, float] | None]:
+  """What is known of an image with what its file says, its pixels as PNG, and its window."""
+  found = dicom.read(image)
+  known = {name: value for name, value in (("sex", found.sex), ("view", found.view)) if value}
+  if found.age is not None and found.age >= youngest:
+    known["age"] = found.age
+  if row.boxes is not None:
+    known["boxes"] = _fractions(row.boxes, found.pixels.shape[:2])
+  return dataclasses.replace(row, **known), building.png(found.pixels), found.window
+
+
+def _fractions(boxes: Sequence[Sequence[Any]], shape: tuple[int, int]) -> list[Sequence[Any]]:
+  """Boxes in 0..1 from boxes in pixels; what is outside of the image is cut off, or left out."""
+  found = []
+  for name, box, *by in boxes:
+    top, left, bottom, right = (float(np.clip(edge / size, 0, 1))
+                                for edge, size in zip(box, 2 * shape, strict=True))
+    if top < bottom and left < right:
+      found.append((name, [top, left, bottom, right], *by))
+  return found
 
 
 @functools.cache
-def _columns() -> tfds.features.FeaturesDict:
-  return building.features()
+def _columns(window: bool) -> tfds.features.FeaturesDict:
+  return building.features(window=window)
 
 
 def finding(text: str, name: str, place: str) -> float:
@@ -276,7 +310,7 @@ class PublishedBuilder(set_builder.SetBuilder, skip_registration=True):
       for key, data in images(part, listing, missing, unlisted):
         missing.remove(key)
         try:
-          found = example(key, rows[key], listing.labels, data)
+          found = example(key, rows[key], listing, data)
         except decode.BadImage as error:
           self.leave_out(key, str(error))
         else:

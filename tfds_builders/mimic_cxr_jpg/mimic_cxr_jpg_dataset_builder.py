@@ -60,7 +60,7 @@ class Builder(published.PublishedBuilder):
 
   def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
-    found = published.Listing([*LABELS, *(f"{reader}/{name}" for reader in READERS[1:]
+    found = published.Listing([*LABELS, *(f"{reader}::{name}" for reader in READERS[1:]
                                           for name in LABELS)], _PATTERN)
     with archive.Archive(path) as opened:
       names = opened.names
