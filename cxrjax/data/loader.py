@@ -6,13 +6,15 @@ to save or to lose; a run that resumes at step `t` asks for batch `t`. Batches r
 of an epoch, so no image is ever left out. The parts of a pool with weights are interleaved instead,
 each part with epochs of its own.
 
-Two storages behind one interface:
+Three storages behind one interface:
 
 * `resident`: all images lie decoded on the devices, split over the mesh. A batch is its indices;
   `Loader.fetch` gathers the pixels inside the jitted step, so the host has next to nothing to do,
   and several steps can run in one dispatch.
-* `streamed`: for more images than the devices hold. grain's threads decode ahead; a batch carries
-  its pixels, and each process decodes its own share only.
+* `cached`: for more images than the devices hold. All lie decoded in a file; threads read ahead, a
+  batch carries its pixels, and memory does not grow with the number of images.
+* `streamed`: for more images than the disk holds decoded. The same, but grain's threads decode each
+  image when it is needed, in every epoch; each process decodes its own share only.
 
 Either way 8-bit pixels reach the devices as they are shown, and 16-bit pixels as they were
 published, with two gray levels for each image, black and white; `fetch` applies them.
@@ -35,7 +37,7 @@ from cxrjax.data.images import Images
 from cxrjax.data.placement import Placement
 from cxrjax.data.types import Source, SourceInfo
 
-STORAGES = ("auto", "resident", "streamed")
+STORAGES = ("auto", "resident", "cached", "streamed")
 Batch = dict[str, jax.Array]
 
 
@@ -48,12 +50,14 @@ class Loader:
     seed: decides the order.
     mesh: devices with axes `data` and `fsdp` (one of them suffices); both split the batch and the
       resident images. None is the first device alone.
-    storage: `resident`, `streamed`, or `auto`: resident where it fits `resident_limit_bytes`.
+    storage: `resident`, `cached`, `streamed`, or `auto`: resident where it fits
+      `resident_limit_bytes`, else cached where it takes at most half of what the disk has free and
+      there is one process, else streamed.
     size: side of the decoded images, pixels; may be left out where `data` is decoded.
     fit: see `store.load_images`.
     cache_dir: see `store.load_images`.
-    on_bad_image: `error`, or `skip` (left out of a resident set; in a streamed one the next good
-      image takes its place, with its own labels).
+    on_bad_image: `error`, or `skip` (left out of a resident or cached set; in a streamed one the
+      next good image takes its place, with its own labels).
     bits: `auto`, 8 or 16; see `store.load_images`.
     window: see `store.load_images`.
     resident_limit_bytes: what resident images may take of each device; by default 40 % of an
@@ -61,7 +65,7 @@ class Loader:
     progress: shows a bar while decoding.
 
   Attributes:
-    storage: `resident` or `streamed`.
+    storage: `resident`, `cached` or `streamed`.
     bits: 8 or 16, of the pixels that lie on the devices or are sent there.
     num_examples: images that take part.
     steps_per_epoch: `num_examples / batch_size`, a float.
@@ -99,16 +103,21 @@ class Loader:
     if storage == "auto":
       needed = len(data) * size * size * self.bits // 8
       limit = (resident_limit_bytes or _default_limit(place.mesh)) * place.devices
-      storage = "resident" if needed <= limit else "streamed"
+      storage = "resident" if needed <= limit else "cached"
+      if storage == "cached" and self.images is None and (
+          jax.process_count() > 1 or needed > store.free_bytes(cache_dir) // 2):
+        storage = "streamed"
     self.storage: str = storage
 
-    self._reader = stream.Reader(data, size, fit, self.bits, window, on_bad_image)
+    self._reader: stream.Reader | None = None
     self._share: share.Share | None = None
     self._rows: np.ndarray | None = None  # where not all rows take part: those that do
-    if storage == "resident" and self.images is None:
+    if storage == "streamed" and self.images is None:
+      self._reader = stream.Reader(data, size, fit, self.bits, window, on_bad_image)
+    elif self.images is None:
       options = {"fit": fit, "cache_dir": cache_dir, "bits": self.bits, "window": window,
                  "on_bad_image": on_bad_image, "progress": progress}
-      if jax.process_count() == 1:
+      if storage == "cached" or jax.process_count() == 1:
         self.images = store.load_images(data, size, **options)
         self.info = self.images.info
       else:
@@ -130,7 +139,7 @@ class Loader:
   @property
   def skipped(self) -> tuple[tuple[str, str], ...]:
     """Images left out so far because they are bad, and why."""
-    found = dict(self._reader.skipped)
+    found = {} if self._reader is None else dict(self._reader.skipped)
     if self.images is not None:
       found |= dict(self.images.skipped)
     if self._share is not None:
@@ -139,8 +148,8 @@ class Loader:
 
   @property
   def data(self) -> dict[str, jax.Array]:
-    """What `fetch` needs besides the batch: the resident pixels and labels; nothing if streamed."""
-    if self.storage == "streamed":
+    """What `fetch` needs besides the batch: resident pixels and labels; else nothing."""
+    if self.storage != "resident":
       return {}
     if self._data is None:
       local = self._share or self.images
@@ -209,7 +218,7 @@ class Loader:
       `image` [b s s 1], uint8 or, where 16 bits are stored, float32 in 0..1 as the image's window
       shows it, and `labels` float32 [b k], split over the mesh; and `index`, the row of each image.
     """
-    if self.storage == "streamed":
+    if self.storage != "resident":
       found = dict(batch)
     else:
       labels = {"labels": data["labels"]}
@@ -221,30 +230,30 @@ class Loader:
       found["image"] = pixels.to_unit(found["image"], windows)
     return found
 
-  def read(self, row: int) -> stream.Image:
-    """One image of a streamed set."""
-    return self._reader(row)
-
   def _span(self, start: int, stop: int) -> stream.Span:
+    images = self._reader or self.images
+    assert images is not None
     mine = self._placement.positions(self.batch_size)
-    return stream.Span(
-      self._reader, lambda step: self.indices(step, step + 1)[0], mine, start, stop)
+    return stream.Span(images, lambda step: self.indices(step, step + 1)[0], mine, start, stop)
 
   def _to_devices(self, block: stream.Block, single: bool = False) -> Batch:
-    """A streamed block, or its only batch; each process gives the rows that its devices hold."""
-    place = np.full(self.batch_size, -1)
+    """A block with pixels, or its only batch; each process gives the rows that its devices hold."""
     mine = self._placement.positions(self.batch_size)
+    place = np.full(self.batch_size, -1)
     place[mine] = np.arange(len(mine))
+    alone = len(mine) == self.batch_size
     arrays = {"index": block.rows, "image": block.pixels, "labels": self._labels[block.rows]}
     if self.bits == 16:
       arrays["windows"] = block.windows
 
+    def local(rows: slice) -> slice | np.ndarray:
+      return rows if alone else place[rows]  # a slice copies nothing
+
     def split(array: np.ndarray) -> jax.Array:
       shape = (self.batch_size, *array.shape[2:])
       if single:
-        return self._placement.split(shape, lambda rows: array[0, place[rows]])
-      return self._placement.split(
-        (len(array), *shape), lambda rows: array[:, place[rows]], lead=1)
+        return self._placement.split(shape, lambda rows: array[0, local(rows)])
+      return self._placement.split((len(array), *shape), lambda rows: array[:, local(rows)], lead=1)
 
     return {name: split(array) for name, array in arrays.items()}
 

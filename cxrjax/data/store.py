@@ -207,6 +207,14 @@ def cache_root(cache_dir: str | os.PathLike | None) -> pathlib.Path:
   return pathlib.Path(chosen).expanduser()
 
 
+def free_bytes(cache_dir: str | os.PathLike | None) -> int:
+  """What the disk of the folder for decoded images has free."""
+  folder = cache_root(cache_dir).absolute()
+  while not folder.exists():
+    folder = folder.parent
+  return shutil.disk_usage(folder).free
+
+
 def to_square(
     record: Record, size: int, fit: str, bits: int = 8, window: str | pixels.Window = "auto",
     ) -> tuple[np.ndarray, pixels.Window, np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""Images decoded as they are asked for, by threads that work ahead."""
+"""Images decoded as they are asked for, or read from a file of decoded ones; threads work ahead."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from cxrjax.data import decode, pixels, store
 from cxrjax.data.images import Images
 from cxrjax.data.types import Source
 
+_READ = 16  # images a thread copies at a time
+
 
 class Image(NamedTuple):
   """One image, decoded.
@@ -32,10 +34,10 @@ class Image(NamedTuple):
 
 
 class Reader:
-  """Single images of a source, or of images already decoded.
+  """Single images of a source.
 
   Args:
-    data: where they are.
+    source: where they are.
     size: side of the squares, pixels; here and below see `store.load_images`.
     fit: how they are made square.
     bits: 8 or 16.
@@ -47,10 +49,10 @@ class Reader:
   """
 
   def __init__(
-      self, data: Source | Images, size: int, fit: str, bits: int, window: str | pixels.Window,
+      self, source: Source, size: int, fit: str, bits: int, window: str | pixels.Window,
       on_bad: str):
-    self._data, self._size, self._fit, self._on_bad = data, size, fit, on_bad
-    self.bits, self._window = bits, pixels.check_window(window)
+    self._source, self._size, self._fit, self._on_bad = source, size, fit, on_bad
+    self._bits, self._window = bits, window
     self.skipped: dict[str, str] = {}
 
   def __call__(self, row: int) -> Image:
@@ -59,24 +61,21 @@ class Reader:
     Raises:
       UserError: it is bad and bad images are errors, or all images are bad.
     """
-    data = self._data
-    if isinstance(data, Images):
-      return Image(row, np.asarray(data.pixels[row]), tuple(data.windows[row].tolist()))
-    first = None
-    for candidate in range(row, row + len(data)):
-      candidate %= len(data)
+    source, first = self._source, None
+    for candidate in range(row, row + len(source)):
+      candidate %= len(source)
       try:
-        record = store.read(data, candidate, self._size)
+        record = store.read(source, candidate, self._size)
         square, window, _ = store.to_square(
-          record, self._size, self._fit, self.bits, self._window)
+          record, self._size, self._fit, self._bits, self._window)
         return Image(candidate, square, window)
       except decode.BadImage as error:
-        name = data.table.ids[candidate]
+        name = source.table.ids[candidate]
         if self._on_bad == "error":
           raise store.bad_image(name, str(error)) from error
         self.skipped[name] = str(error)
         first = first or error
-    raise UserError(f"{data.info.name}: every image is bad; one of them: {first}")
+    raise UserError(f"{source.info.name}: every image is bad; one of them: {first}")
 
 
 class Block(NamedTuple):
@@ -94,10 +93,10 @@ class Block(NamedTuple):
 
 
 class Span:
-  """The images of steps `start..stop-1` that one process provides, as a grain data source.
+  """The images of steps `start..stop-1` that one process provides; item `i` is the `i`-th.
 
   Args:
-    reader: gives the image of a row.
+    images: decodes the image of a row, or has all of them.
     rows: `rows(step)` are the rows of a whole batch.
     positions: which of a batch's images are provided.
     start: first step.
@@ -105,41 +104,67 @@ class Span:
   """
 
   def __init__(
-      self, reader: Reader, rows: Callable[[int], Int32[np.ndarray, "b"]], positions: np.ndarray,
-      start: int, stop: int):
-    self._reader, self._positions, self._start, self._stop = reader, positions, start, stop
+      self, images: Reader | Images, rows: Callable[[int], Int32[np.ndarray, "b"]],
+      positions: np.ndarray, start: int, stop: int):
+    self._images, self._positions, self._start, self._stop = images, positions, start, stop
     self._rows = functools.lru_cache(maxsize=16)(rows)  # asked for once an image
 
   def __len__(self) -> int:
     return (self._stop - self._start) * len(self._positions)
 
   def __getitem__(self, item: int) -> Image:
+    assert isinstance(self._images, Reader)
     step, position = divmod(item, len(self._positions))
-    return self._reader(int(self._rows(self._start + step)[self._positions[position]]))
+    return self._images(int(self._rows(self._start + step)[self._positions[position]]))
 
   def block(self) -> Block:
-    """All of them at once, decoded by threads."""
+    """All of them at once, by threads."""
     with concurrent.futures.ThreadPoolExecutor(store.workers()) as pool:
-      return self._gather(pool.map(self.__getitem__, range(len(self))), self._stop - self._start)
+      if isinstance(self._images, Images):
+        return self._copied(pool, self._start, self._stop)
+      found = pool.map(self.__getitem__, range(len(self)))
+      return self._gathered(found, self._stop - self._start)
 
   def blocks(self, size: int) -> Iterator[Block]:
-    """Blocks of `size` steps (fewer at the end) in turn; threads decode about a block ahead."""
+    """Blocks of `size` steps (fewer at the end) in turn; decoding runs about a block ahead."""
+    starts = range(self._start, self._stop, size)
+    if isinstance(self._images, Images):
+      with concurrent.futures.ThreadPoolExecutor(store.workers()) as pool:
+        for step in starts:
+          yield self._copied(pool, step, min(step + size, self._stop))
+      return
     threads = store.workers()
     ahead = max(2 * len(self._positions) * size, 2 * threads)
     images = iter(grain.MapDataset.source(self).to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
-    for step in range(self._start, self._stop, size):
-      yield self._gather(images, min(size, self._stop - step))
+    for step in starts:
+      yield self._gathered(images, min(size, self._stop - step))
 
-  def _gather(self, images: Iterator[Image], steps: int) -> Block:
+  def _gathered(self, found: Iterator[Image], steps: int) -> Block:
     """The next steps' images in one array."""
     shape = (steps, len(self._positions))
     rows, windows = np.zeros(shape, np.int32), np.zeros((*shape, 2), np.float32)
     squares: np.ndarray | None = None
     for place in np.ndindex(shape):
-      image = next(images)
+      image = next(found)
       if squares is None:
         squares = np.empty((*shape, *image.pixels.shape), image.pixels.dtype)
       rows[place], squares[place], windows[place] = image
     assert squares is not None
     return Block(rows, squares, windows)
+
+  def _copied(
+      self, pool: concurrent.futures.ThreadPoolExecutor, start: int, stop: int) -> Block:
+    """Steps `start..stop-1` of images that lie decoded in a file, read in many places at once."""
+    images = self._images
+    assert isinstance(images, Images)
+    rows = np.stack([self._rows(step)[self._positions] for step in range(start, stop)])
+    flat = rows.reshape(-1)
+    squares = np.empty((len(flat), *images.pixels.shape[1:]), images.pixels.dtype)
+
+    def copy(first: int) -> None:
+      part = slice(first, first + _READ)
+      squares[part] = images.pixels[flat[part]]
+
+    list(pool.map(copy, range(0, len(flat), _READ)))
+    return Block(rows, squares.reshape(*rows.shape, *squares.shape[1:]), images.windows[rows])

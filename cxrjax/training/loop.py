@@ -196,7 +196,7 @@ def _batches(
     loader: Any, start: int, stop: int, block: int, meter: Meter) -> Callable[[int], Any]:
   """`batches(step)`: the next `block` steps' batches, with the host's share of the time noted."""
   stream: Iterator[Any] | None = None
-  if loader.storage == "streamed":
+  if loader.storage != "resident":
     stream = iter(loader.iterate(start, stop, block=1))
 
   def get(step: int) -> Any:

@@ -60,16 +60,18 @@ def test_a_batch_does_not_depend_on_what_was_asked_before(source):
   assert not np.array_equal(make(source, seed=8).indices(0, 1), a.indices(0, 1))
 
 
-def test_streamed_equals_resident(source):
-  resident, streamed = make(source), make(source, "streamed")
-  assert streamed.data == {} and streamed.images is None
+def test_streamed_and_cached_equal_resident(source):
+  resident, streamed, cached = make(source), make(source, "streamed"), make(source, "cached")
+  assert streamed.data == cached.data == {} and streamed.images is None
   for step in (0, 2, 8):
-    a, b = fetched(resident, step), fetched(streamed, step)
-    for name in ("index", "image", "labels"):
-      np.testing.assert_array_equal(a[name], b[name])
+    a = fetched(resident, step)
+    for other in (streamed, cached):
+      b = fetched(other, step)
+      for name in ("index", "image", "labels"):
+        np.testing.assert_array_equal(a[name], b[name])
 
 
-@pytest.mark.parametrize("storage", ["resident", "streamed"])
+@pytest.mark.parametrize("storage", ["resident", "cached", "streamed"])
 def test_iterate_gives_blocks_of_the_same_batches(source, storage):
   loader = make(source, storage)
   steps = []
@@ -111,36 +113,43 @@ def test_streamed_skips_to_the_next_good_image(arrays):
   loader = make(source, "streamed", on_bad_image="skip")
   for step in range(3):
     batch = fetched(loader, step)
-    rows = np.where(batch["index"] == 11, 12, batch["index"])
+    asked = loader.indices(step, step + 1)[0]
+    rows = np.where(asked == 11, 12, asked)
     np.testing.assert_array_equal(batch["image"], good.pixels[rows])
+    np.testing.assert_array_equal(batch["index"], rows)  # and so are its labels
+    np.testing.assert_array_equal(batch["labels"], source.table.labels[rows])
   assert loader.skipped == (("im11", "it is blank: every pixel is 0"),)
 
 
-def test_resident_leaves_bad_images_out(arrays):
+@pytest.mark.parametrize("storage", ["resident", "cached"])
+def test_decoded_sets_leave_bad_images_out(arrays, storage):
   source = arrays(40)
   source.images[11] = np.zeros((24, 24), np.uint8)
-  loader = make(source, on_bad_image="skip")
+  loader = make(source, storage, on_bad_image="skip")
   assert loader.num_examples == 39 and loader.skipped[0][0] == "im11"
   np.testing.assert_array_equal(fetched(loader, 0)["image"],
                                 loader.images.pixels[loader.indices(0, 1)[0]])
   with pytest.raises(UserError, match="im11"):
-    make(source)
+    make(source, storage)
 
 
 def test_decoded_images_can_be_given(source):
   images = load_images(source, SIZE, progress=False)
-  for storage in ("resident", "streamed"):
+  for storage in ("resident", "cached", "streamed"):
     loader = Loader(images.take(range(20)), 8, 1, storage=storage)
     rows = loader.indices(4, 5)[0]
     assert loader.size == SIZE and rows.max() < 20
     np.testing.assert_array_equal(fetched(loader, 4)["image"], images.pixels[rows])
 
 
-def test_auto_decides_by_size(source):
+def test_auto_decides_by_size(source, monkeypatch):
   bytes_needed = N * SIZE * SIZE
   assert make(source, "auto", resident_limit_bytes=bytes_needed).storage == "resident"
-  assert make(source, "auto", resident_limit_bytes=bytes_needed - 1).storage == "streamed"
+  assert make(source, "auto", resident_limit_bytes=bytes_needed - 1).storage == "cached"
   assert make(source, "auto").storage == "resident"
+  assert make(source, "auto", bits=16, resident_limit_bytes=bytes_needed).storage == "cached"
+  monkeypatch.setattr("cxrjax.data.store.free_bytes", lambda cache_dir: 2 * bytes_needed - 1)
+  assert make(source, "auto", resident_limit_bytes=bytes_needed - 1).storage == "streamed"
 
 
 def test_unknown_labels_stay_unknown(arrays):
@@ -151,7 +160,7 @@ def test_unknown_labels_stay_unknown(arrays):
 
 @pytest.mark.parametrize("options, word", [
   ({"batch_size": 46}, r"batch_size=46 is larger than the data \(45 images\); give at most 45"),
-  ({"batch_size": 0}, "config.batch_size=0"), ({"storage": "disk"}, "auto, resident, streamed"),
+  ({"batch_size": 0}, "config.batch_size=0"), ({"storage": "disk"}, "auto, resident, cached"),
   ({"fit": "stretch"}, "config.data.fit")])
 def test_mistakes(source, options, word):
   with pytest.raises(UserError, match=word):
@@ -216,13 +225,15 @@ def worker():
 def expected(worker, tmp_path):
   mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
   return {"batches": worker.report(mesh, "resident", tmp_path / "one")["batches"],
-          "spoilt": worker.spoilt(mesh, tmp_path / "one")}
+          "spoilt": worker.spoilt(mesh, tmp_path / "one"),
+          "mixed": worker.mixed(mesh, "resident", tmp_path / "one")}
 
 
 def check(found, expected, devices, processes=1):
   for storage in ("resident", "streamed"):
     assert found[storage]["batches"] == expected["batches"], storage
     assert found[storage]["images on a device"] == [BATCH // devices]
+    assert found["mixed"][storage] == expected["mixed"]
   assert found["resident"]["padded"] == 48
   assert found["resident"]["rows on a device"] == [48 // devices]
   spoilt = found["spoilt"]

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import Loader, decode, open_source
+from cxrjax.data.types import Part
 
 NAMES = ("index", "image", "labels")
 
@@ -35,6 +36,27 @@ class Spoilt:
     if i in (3, 17):
       raise decode.BadImage("spoilt")
     return self._source[i]
+
+
+class Mixed:
+  """Phantoms, two of three made 12-bit as a detector gives them, one of these with a window; two
+  parts, drawn by weight."""
+
+  def __init__(self, source):
+    self._source, self.table, n = source, source.table, len(source)
+    self.info = dataclasses.replace(source.info, fingerprint="mixed", parts=(
+      Part("a", n // 3, 2.0), Part("b", n - n // 3, 1.0)))
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, i):
+    record = self._source[i]
+    if i % 3 == 0:
+      return record
+    window = (400.0, 3000.5) if i % 3 == 1 else None
+    return dataclasses.replace(
+      record, image=record.image.astype(np.uint16) * 13 + 7 * np.uint16(i), window=window)
 
 
 def digest(array):
@@ -74,6 +96,16 @@ def report(mesh, storage, cache):
   return found
 
 
+def mixed(mesh, storage, cache):
+  source = Mixed(open_source("phantom", n=45, size=40))
+  loader = Loader(
+    source, 16, 7, mesh, size=24, storage=storage, cache_dir=cache, progress=False)
+  assert loader.bits == 16
+  if storage == "resident":
+    assert loader.data["pixels"].dtype == np.uint16
+  return batches(loader)
+
+
 def spoilt(mesh, cache):
   source = Spoilt(open_source("phantom", n=45, size=40))
   loader = Loader(source, 16, 7, mesh, size=24, storage="resident", cache_dir=cache,
@@ -97,6 +129,7 @@ def main():
   devices = np.array(jax.devices())
   mesh = Mesh(devices.reshape(-1, 2), ("data", "fsdp"))
   result = {storage: report(mesh, storage, cache) for storage in ("resident", "streamed")}
+  result["mixed"] = {storage: mixed(mesh, storage, cache) for storage in ("resident", "streamed")}
   result["spoilt"] = spoilt(mesh, cache)
   if kind == "devices":  # one axis, or devices in another order, change nothing
     turned = Mesh(devices[::-1].reshape(-1, 2), ("data", "fsdp"))
