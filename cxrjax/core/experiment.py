@@ -92,13 +92,14 @@ def base(o: ConfigDict) -> ConfigDict:
   config.data = {
     "source": sources(o), "split": o.split, "options": source_options(o.data, o),
     "subset": o.subset,                     # "10 %", "16 per class"; "" is everything
+    "fold": "", "split_seed": 0,            # "2 of 5"; another seed, other subsets and folds
     "size": o.store, "fit": "squash",       # squash, pad or crop to a square
     "bits": "auto",                         # 8, 16, or what the images have
     "storage": "auto",                      # resident, cached, streamed, or by size
     "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
     "on_bad_image": "error",                # or skip
     "shared_patients": "error",             # patients that are also in a test split; or allow
-    "near_duplicates": 0.95,                # correlation at which test images are warned of; 0: off
+    "near_duplicates": 0.0,                 # correlation at which test images are warned of; 0: off
   }
   config.model = {
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,

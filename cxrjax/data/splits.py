@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import order
-from cxrjax.data.types import Source, Table
+from cxrjax.data.types import Described, Table
 
 CARVED = {"train": 0.7, "val": 0.1, "test": 0.2}
 POOL = "pool"  # the `dataset` of sources whose patients already carry their data set's name
@@ -26,7 +26,7 @@ def owners(table: Table) -> tuple[str, ...]:
   return tuple(p or f"image {i}" for p, i in zip(table.patients, table.ids, strict=True))
 
 
-def patient_keys(source: Source) -> tuple[str, ...]:
+def patient_keys(source: Described) -> tuple[str, ...]:
   """Patient of each image with the data set's name before it: `dataset/patient`.
 
   Two sources share a patient exactly if they share a key. Unknown patients have an empty one.

@@ -134,6 +134,14 @@ class SourceInfo:
 
 
 @runtime_checkable
+class Described(Protocol):
+  """What has a table: a source, or its decoded images."""
+
+  info: SourceInfo
+  table: Table
+
+
+@runtime_checkable
 class Source(Protocol):
   """A finite sequence of radiographs, random access, deterministic."""
 

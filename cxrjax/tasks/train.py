@@ -27,6 +27,7 @@ from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
 from cxrjax.report.writer import Writer
+from cxrjax.tasks import guard
 from cxrjax.training import sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.checkpoint import Checkpoints
@@ -51,7 +52,9 @@ class Run:
     self.recipe.check(config["data"]["size"])
     data = config["data"]
     self.source = source = sources.open_source(
-      data["source"], split=data["split"], **freeze(data.get("options", {})))
+      freeze(data["source"]), split=data["split"], subset=data.get("subset") or None,
+      fold=data.get("fold") or None, split_seed=data.get("split_seed", 0),
+      **freeze(data.get("options", {})))
     self.loader = Loader(
       source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
       size=data["size"], fit=data["fit"], cache_dir=data["cache_dir"] or None,
@@ -93,6 +96,14 @@ class Run:
     """Class-token features, `[b d]`."""
     return self.encoder.encode(params, x).cls
 
+  @functools.cached_property
+  def leaks(self) -> list[str]:
+    """Remarks on patients and images that are learnt from and judge as well."""
+    data = self.config["data"]
+    return [*guard.shared_patients(
+      self.source, self.eval_data, data.get("shared_patients", "error")),
+      *guard.near_duplicates(self.loader, self.eval_data, data.get("near_duplicates", 0))]
+
   def describe(self) -> dict[str, Any]:
     """Facts for the report and for the lines printed before the run."""
     evals = {name: e.describe(self.eval_data[name]) for name, e in self.evaluators.items()}
@@ -127,9 +138,9 @@ class Run:
       "storage": self.loader.storage, "bits": self.loader.bits,
       "classes": list(info.classes), "class_counts": counts,
       "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
-      "splits": dict(info.splits), "notes": list(info.notes),
-      "skipped": [list(s) for s in self.loader.skipped], "size": self.config["data"]["size"],
-      "fit": self.config["data"]["fit"],
+      "splits": dict(info.splits), "notes": [*info.notes, *self.leaks],
+      "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
+      "size": self.config["data"]["size"], "fit": self.config["data"]["fit"],
     }
 
 
@@ -233,9 +244,13 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   run = Run(config)
   facts = run.describe()
   say(announce(facts, workdir))
+  for remark in run.leaks:
+    say(f"note: {remark}")
   with Writer(workdir, active=main) as writer:
     writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
                  status="running", **environment(), **facts)
+    if main:
+      guard.remember(run.source, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["checkpoint"]["keep"])
     try:
       writer.arrays("views", **_views(run))

@@ -61,6 +61,8 @@ def differences(
 def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
   """Writes `config.json`, or holds `config` against the one that is there.
 
+  A run that never began (its config had a mistake, say) binds nobody: its config is replaced.
+
   Returns:
     True when the folder already holds a run with this config.
 
@@ -70,7 +72,8 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
   workdir.mkdir(parents=True, exist_ok=True)
   config = json.loads(json.dumps(config))  # tuples become lists, as they will be read back
   path = workdir / "config.json"
-  if path.exists():
+  began = any((workdir / name).exists() for name in ("run.json", "checkpoints"))
+  if path.exists() and began:
     try:
       old = json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -32,7 +32,9 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_a_changed_config_is_refused_by_name(tmp_path):
   config = {"a": 1, "views": {"size": (1, 2), "flip": 0.5}}
-  assert settle_config(tmp_path, config) is False
+  assert settle_config(tmp_path, {"a": 2}) is False
+  assert settle_config(tmp_path, config) is False  # nothing was begun with the other one
+  (tmp_path / "run.json").write_text("{}")
   assert settle_config(tmp_path, config) is True
   with pytest.raises(UserError, match=r"config\.views\.flip: 0\.5 -> 0\.0; .*config\.b: \(absent\)"
                      "|config.b.*config.views.flip"):
