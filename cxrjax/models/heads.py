@@ -5,13 +5,97 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
 from cxrjax.models import layers, module
+
+_ACTIVATIONS = {"none": lambda x: x, "relu": jax.nn.relu, "gelu": layers.gelu}
+# Batch norm's learnt scale and learnt bias.
+_NORMS = {
+  "none": (), "batch": (True, True), "batch_no_bias": (True, False),
+  "batch_no_affine": (False, False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Projector:
+  """The MLP of contrastive and predictive methods, as projector and as predictor.
+
+  Hidden layers are linear, (batch norm), activation; the last is linear, (batch norm). Batch norm
+  normalises by the rows given, in training as in evaluation: give all rows of the global batch, one
+  call for each view where the paper's statistics are those of a view. A layer with batch norm
+  behind it has no bias, which the norm would take away again.
+
+  Attributes:
+    in_dim: features of the input.
+    dims: features of every layer's output; one layer is a linear projection.
+    batch_norm: of the hidden layers, with scale and bias.
+    final_norm: of the output: "none", "batch", "batch_no_bias" (a scale alone) or
+      "batch_no_affine".
+    activation: of the hidden layers, "relu" or "gelu"; or one for each of them.
+    bias: whether an output without batch norm has one.
+    initial: how the kernels start, of `cxrjax.models.layers.STARTS`.
+    dtype: type of the matrix products; `"auto"` is bfloat16 on accelerators, float32 on CPU.
+
+  Raises:
+    UserError: an option that is none.
+  """
+
+  in_dim: int
+  dims: tuple[int, ...] = (2048, 2048, 256)
+  batch_norm: bool = True
+  final_norm: str = "none"
+  activation: str | tuple[str, ...] = "relu"
+  bias: bool = True
+  initial: str = "torch"
+  dtype: str = "auto"
+
+  def __post_init__(self) -> None:
+    if not self.dims or min(self.dims) < 1:
+      raise UserError(f"a projector's dims={self.dims!r} must be one or more widths of at least 1")
+    words = ("final_norm", (self.final_norm,), _NORMS), (
+      "activation", self._activations, _ACTIVATIONS)
+    for name, given, valid in words:
+      for word in given:
+        if word not in valid:
+          raise UserError(f"a projector's {name}={word!r} is unknown{suggest(word, valid)}")
+    if len(self._activations) != len(self.dims) - 1:
+      raise UserError(
+        f"a projector's activation={self.activation!r} must be one, or one for each of its "
+        f"{len(self.dims) - 1} hidden layers")
+
+  @property
+  def _activations(self) -> tuple[str, ...]:
+    one = isinstance(self.activation, str)
+    return (self.activation,) * (len(self.dims) - 1) if one else tuple(self.activation)
+
+  def init(self, key: jax.Array) -> module.Params:
+    """`{"layers": {"0": {"kernel" f32[in out] (, "bias")}, ...} (, "norms": {"0": ...})}`."""
+    return self._net.init(key)
+
+  def apply(self, params: module.Params, x: Float[Array, "m d"]) -> Float32[Array, "m o"]:
+    """The last layer's output."""
+    x = x.astype(module.compute_dtype(self.dtype))
+    return self._net.apply(params, x).astype(jnp.float32)
+
+  @functools.cached_property
+  def _net(self) -> module.Net:
+    hidden = len(self.dims) - 1
+    norms = (*("batch" if self.batch_norm else "none",) * hidden, self.final_norm)
+    biases = (*(not self.batch_norm,) * hidden, self.bias and self.final_norm == "none")
+    return module.Net.of(
+      _Mlp, dims=(self.in_dim, *self.dims), biases=biases, norms=norms,
+      activations=(*self._activations, "none"), initial=self.initial)
+
+  def flops(self) -> int:
+    """Floating-point operations of one forward pass of one row (a multiply-add is two)."""
+    return 2 * sum(a * b for a, b in itertools.pairwise((self.in_dim, *self.dims)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,31 +150,50 @@ class DinoHead:
 
 
 class _Mlp(nnx.Module):
+  """Linear layers, each followed by what `norms` and `activations` name for it.
 
-  def __init__(self, dims: list[int], batch_norm: bool, initial: str, rngs: nnx.Rngs):
+  Args:
+    dims: features of the input and of every layer's output.
+    biases: whether each layer has one.
+    norms: of `_NORMS`, one for each layer.
+    activations: of `_ACTIVATIONS`, one for each layer.
+    initial: how the kernels start.
+    rngs: for the kernels.
+  """
+
+  def __init__(
+      self, dims: Sequence[int], biases: Sequence[bool], norms: Sequence[str],
+      activations: Sequence[str], initial: str, rngs: nnx.Rngs):
     self.layers = nnx.List([
-        layers.Linear(a, b, init=initial, rngs=rngs) for a, b in itertools.pairwise(dims)])
-    self.norms = nnx.List([_BatchNorm(d) for d in dims[1:-1]]) if batch_norm else None
+        layers.Linear(a, b, bias=bias, init=initial, rngs=rngs)
+        for (a, b), bias in zip(itertools.pairwise(dims), biases, strict=True)])
+    norm = [_BatchNorm(d, *_NORMS[n]) for d, n in zip(dims[1:], norms, strict=True) if n != "none"]
+    self.norms = nnx.List(norm) if norm else None
+    self.plan = tuple(zip((n != "none" for n in norms), activations, strict=True))
 
   def __call__(self, x):
-    for i, layer in enumerate(self.layers[:-1]):
+    norms = iter(self.norms or ())
+    for layer, (normed, activation) in zip(self.layers, self.plan, strict=True):
       x = layer(x)
-      x = layers.gelu(x if self.norms is None else self.norms[i](x))
-    return self.layers[-1](x)
+      x = next(norms)(x) if normed else x
+      x = _ACTIVATIONS[activation](x)
+    return x
 
 
 class _BatchNorm(nnx.Module):
   """Batch statistics always: a head is not used after training, so it keeps no running ones."""
 
-  def __init__(self, dim: int, *, epsilon: float = 1e-5):
-    self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
-    self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
+  def __init__(self, dim: int, scale: bool, bias: bool, *, epsilon: float = 1e-5):
+    self.scale = nnx.Param(jnp.ones((dim,), jnp.float32)) if scale else None
+    self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32)) if bias else None
     self.epsilon = epsilon
 
   def __call__(self, x):
     y = x.astype(jnp.float32)
     y = (y - y.mean(0)) * jax.lax.rsqrt(y.var(0) + self.epsilon)
-    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+    y = y if self.scale is None else y * self.scale[...]
+    y = y if self.bias is None else y + self.bias[...]
+    return y.astype(x.dtype)
 
 
 class _Prototypes(nnx.Module):
@@ -117,7 +220,11 @@ class _DinoHead(nnx.Module):
   def __init__(
       self, in_dim, prototypes, hidden, bottleneck, layers, norm_last_layer, batch_norm, initial,
       dtype, rngs):
-    self.mlp = _Mlp([in_dim, *[hidden] * (layers - 1), bottleneck], batch_norm, initial, rngs)
+    inner = layers - 1
+    norms = ["batch" if batch_norm else "none"] * inner
+    self.mlp = _Mlp(
+      [in_dim, *[hidden] * inner, bottleneck], [True] * layers, [*norms, "none"],
+      [*["gelu"] * inner, "none"], initial, rngs)
     self.prototypes = _Prototypes(bottleneck, prototypes, norm_last_layer, rngs)
     self.dtype = dtype
 

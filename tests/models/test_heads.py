@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from cxrjax.models.heads import DinoHead
+from cxrjax.core.errors import UserError
+from cxrjax.models.heads import DinoHead, Projector
 from cxrjax.models.module import param_count
 
 HEAD = DinoHead(in_dim=6, prototypes=11, hidden=8, bottleneck=5)
@@ -64,3 +65,50 @@ def test_flops_count_the_matrices():
   params = HEAD.init(jax.random.key(0))
   matrices = [a for a in jax.tree.leaves(params) if a.ndim == 2]
   assert HEAD.flops() == 2 * param_count(matrices)
+
+
+def _projected(params, x, norms, activations, epsilon=1e-5):
+  """The MLP in float64; `norms` and `activations` layer by layer."""
+  affine = iter(params.get("norms", {}).get(str(i), {}) for i in range(len(norms)))
+  for layer, normed, activation in zip(
+      params["layers"].values(), norms, activations, strict=True):
+    x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer.get("bias", 0), np.float64)
+    if normed:
+      p = next(affine)
+      x = (x - x.mean(0)) / np.sqrt(x.var(0) + epsilon)
+      x = x * np.asarray(p.get("scale", 1)) + np.asarray(p.get("bias", 0))
+    if activation == "relu":
+      x = np.maximum(x, 0)
+    if activation == "gelu":
+      x = 0.5 * x * (1 + erf(x / np.sqrt(2)))
+  return x
+
+
+@pytest.mark.parametrize(("options", "norms", "activations", "vectors"), [
+  ({"final_norm": "batch_no_affine"}, (1, 1, 1), ("relu", "relu", None), 4),   # SimSiam, MoCo v3
+  ({"final_norm": "batch_no_bias"}, (1, 1, 1), ("relu", "relu", None), 5),     # SimCLR
+  ({"final_norm": "batch", "activation": ("relu", "gelu")}, (1, 1, 1), ("relu", "gelu", None), 6),
+  ({"bias": False}, (1, 1, 0), ("relu", "relu", None), 4),                     # BYOL
+  ({"batch_norm": False, "activation": "gelu"}, (0, 0, 0), ("gelu", "gelu", None), 3),
+  ({"dims": (3,)}, (0,), (None,), 1),                                          # PIRL
+])
+def test_projector_is_the_mlp_it_names(options, norms, activations, vectors):
+  head = Projector(**{"in_dim": 6, "dims": (7, 8, 3), **options})
+  params = head.init(jax.random.key(0))
+  assert sum(a.ndim == 1 for a in jax.tree.leaves(params)) == vectors
+  keys = iter(jax.random.split(jax.random.key(2), 20))
+  params = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape), params)
+  x = np.random.default_rng(0).normal(size=(5, 6))
+  got = head.apply(params, jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(got, _projected(params, x, norms, activations), rtol=2e-4, atol=2e-5)
+  assert head.flops() == 2 * param_count([a for a in jax.tree.leaves(params) if a.ndim == 2])
+
+
+def test_projector_mistakes():
+  for options, message in (
+      ({"final_norm": "layer"}, "final_norm='layer' is unknown"),
+      ({"activation": "rellu"}, "activation='rellu' is unknown; did you mean 'relu'"),
+      ({"activation": ("relu",)}, "one for each of its 2 hidden layers"),
+      ({"dims": ()}, "one or more widths")):
+    with pytest.raises(UserError, match=message):
+      Projector(in_dim=4, **options)
