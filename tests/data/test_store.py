@@ -1,6 +1,10 @@
 import concurrent.futures
+import dataclasses
 import errno
+import hashlib
+import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ from PIL import Image
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source, store
+from cxrjax.data.images import Rows
+from cxrjax.data.types import Record, SourceInfo, Table
 
 
 def load(source, size=16, **options):
@@ -179,3 +185,215 @@ def test_take(arrays):
   assert part.ids == (images.ids[4], images.ids[1]) and len(part) == 2
   np.testing.assert_array_equal(part.pixels, images.pixels[[4, 1]])
   np.testing.assert_array_equal(part.masks, images.masks[[4, 1]])
+
+
+# 16 bits.
+
+
+class Deep:
+  """12-bit images in 16, but for some; what a source may be that does not say its bits."""
+
+  def __init__(self, source, eight=(), windows=None, content="deep"):
+    self._source, self._eight, self._windows = source, eight, windows or {}
+    self.table = source.table
+    self.info = dataclasses.replace(source.info, fingerprint=content)
+    self.reads = []
+
+  def __len__(self):
+    return len(self._source)
+
+  def wide(self, i):
+    return self._source.images[i].astype(np.uint16) * 14 + np.uint16(300 + 5 * i)
+
+  def __getitem__(self, i):
+    self.reads.append(i)
+    record = dataclasses.replace(self._source[i], window=self._windows.get(i))
+    return record if i in self._eight else dataclasses.replace(
+      record, image=self.wide(i)[..., None])
+
+
+def test_sixteen_bits_are_kept_with_their_windows(arrays):
+  source = Deep(arrays(5, 40), windows={1: (500.0, 2500.0), 2: (0.0, 10.0)})
+  images = load(source, 24)
+  assert images.bits == 16 and isinstance(images.pixels, np.memmap)
+  for i in range(5):
+    plane = Image.fromarray(source.wide(i).astype(np.float32))
+    exact = np.asarray(plane.resize((24, 24), Image.Resampling.BICUBIC))
+    assert np.abs(images.pixels[i, ..., 0] - exact).max() <= 0.5
+    tails = np.percentile(source.wide(i), (0.5, 99.5))  # also for 2, whose window shows nothing
+    np.testing.assert_allclose(images.windows[i], (500, 2500) if i == 1 else tails)
+  again = load(source, 24)
+  np.testing.assert_array_equal(again.windows, images.windows)
+  np.testing.assert_array_equal(again.pixels, images.pixels)
+
+
+def test_eight_bits_among_sixteen_look_as_they_do_alone(arrays):
+  plain = arrays(4, 40)
+  mixed = load(Deep(plain, eight=(0, 2), windows={2: (20.0, 180.0)}), 24)
+  alone = load(plain, 24, bits=8)
+  np.testing.assert_array_equal(mixed.pixels[0], alone.pixels[0].astype(np.uint16) * 257)
+  np.testing.assert_array_equal(mixed.gray([0]), alone.gray([0]))
+  assert mixed.windows[0].tolist() == [0, 65535]
+  assert mixed.windows[2].tolist() == [20 * 257, 180 * 257]
+
+
+def test_sixteen_bits_among_eight_are_windowed_on_the_host(arrays):
+  source = Deep(arrays(4, 40), eight=(0, 2))
+  eight, sixteen = load(source, 40, bits=8), load(source, 40)
+  assert (eight.bits, sixteen.bits) == (8, 16)
+  assert (eight.windows == [0, 255]).all()
+  assert np.abs(eight.gray(slice(None)).astype(int) - sixteen.gray(slice(None))).max() <= 1
+
+
+def test_the_users_window(arrays):
+  source = Deep(arrays(3, 40), eight=(2,), windows={1: (500.0, 2500.0)})
+  assert load(source, window="full").windows.tolist() == [[0, 65535]] * 3
+  assert load(source, window=(600, 900)).windows.tolist() == [[600, 900]] * 2 + [[0, 65535]]
+  dark, light = (load(source, bits=8, window=w).pixels[0].mean() for w in ((600, 9000), (300, 900)))
+  assert dark < light
+  with pytest.raises(UserError, match=r"im0: config\.data\.window=.* shows nothing of it"):
+    load(source, window=(60000.0, 65000.0))
+  assert len(load(source, window=(60000.0, 65000.0), on_bad_image="skip")) == 1
+
+
+@pytest.mark.parametrize("options, word", [
+  ({"bits": 12}, r"config.data.bits=12 .*'auto', 8, 16"), ({"bits": True}, "bits=True"),
+  ({"bits": "eight"}, "bits='eight'"), ({"window": (5, 1)}, "config.data.window")])
+def test_mistakes_of_bits_and_windows(arrays, options, word):
+  with pytest.raises(UserError, match=word):
+    load(arrays(2), **options)
+
+
+def test_a_sample_decides_the_bits_whatever_rows_are_loaded(arrays):
+  source = Deep(arrays(100, 20), eight=range(1, 100))
+  assert store.bits_of(source) == 16 and source.reads == [0]
+  assert load(source, indices=[5, 6]).bits == 16
+  source = Deep(arrays(100, 20), eight=range(99))
+  assert store.bits_of(source) == 16 and len(source.reads) == store.SAMPLE
+  source = Deep(arrays(100, 20), eight=[i for i in range(100) if i != 50])
+  assert store.bits_of(source) == 8  # it is not among the sample
+  assert [store.bits_of(source, b) for b in (8, 16, "8", "16")] == [8, 16, 8, 16]
+  source.bits = 16
+  assert store.bits_of(source) == 16
+
+
+def test_the_sample_may_be_bad(arrays):
+  plain = arrays(4, 20)
+  source = Deep(plain, eight=(0, 2, 3))
+  get = Deep.__getitem__
+
+  class Spoilt(Deep):
+    def __getitem__(self, i):
+      if i == 0:
+        raise store.decode.BadImage("spoilt")
+      return get(self, i)
+
+  assert store.bits_of(Spoilt(plain, eight=(0, 2, 3))) == store.bits_of(source) == 16
+
+
+def test_bits_and_window_are_in_the_key(arrays, cache):
+  source = Deep(arrays(3))
+  for options in ({}, {"bits": 8}, {"window": "full"}, {"window": (400, 2900)}):
+    load(source, **options)
+  assert len(list(cache.iterdir())) == 4
+  load(source, bits=16)
+  load(source, window=(400.0, 2900.0))
+  assert len(list(cache.iterdir())) == 4
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "remove"])
+def test_damaged_windows_are_made_again(arrays, cache, spoil):
+  source = Deep(arrays(3))
+  good = load(source).windows.copy()
+  (folder,) = cache.iterdir()
+  file = folder / "windows.npy"
+  if spoil == "remove":
+    file.unlink()
+  else:
+    file.write_bytes(file.read_bytes()[:-5])
+  np.testing.assert_array_equal(load(source).windows, good)
+
+
+def test_the_cache_of_an_earlier_build_is_not_read(arrays, cache):
+  """Its key had neither bits nor window, its pixels of bad images lay between the good ones."""
+  source = arrays(3)
+  content = [source.info.fingerprint, "train", 3, 16, "squash", 1, None]
+  old = cache / f"images-16-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
+  old.mkdir(parents=True)
+  np.save(old / "pixels.npy", np.full((3, 16, 16, 1), 99, np.uint8))
+  meta = {"source": "arrays", "split": "train", "masks": False, "bad": {}}
+  (old / "meta.json").write_text(json.dumps(meta))
+  assert (load(source).pixels != 99).any() and source.reads == 3
+  # Nor would it pass for one of this build's under a key of this build's.
+  (new,) = (f for f in cache.iterdir() if f != old)
+  (new / "meta.json").write_text(json.dumps(meta))
+  assert (load(source).pixels != 99).any() and source.reads == 6
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_bad_images_leave_no_gap(arrays, monkeypatch, bits):
+  """Good images lie one after the other in the file, whole chunks bad or none."""
+  monkeypatch.setattr(store, "_CHUNK", 4)
+  mask = np.zeros((24, 24), np.uint8)
+  masks = [np.roll(mask, i) + (np.arange(24) < i).astype(np.uint8) for i in range(14)]
+  source = arrays(14, masks=masks)
+  good = load(source, bits=bits)
+  bad = [1, 2, 4, 5, 6, 7, 9, 13]
+  for i in bad:
+    source.images[i] = np.zeros((24, 24), np.uint8)
+  source.info = dataclasses.replace(source.info, fingerprint="spoilt")
+  keep = [i for i in range(14) if i not in bad]
+  for _ in range(2):
+    images = load(source, bits=bits, on_bad_image="skip")
+    assert images.ids == tuple(f"im{i}" for i in keep) and isinstance(images.pixels, np.memmap)
+    np.testing.assert_array_equal(images.pixels, good.pixels[keep])
+    np.testing.assert_array_equal(images.masks, good.masks[keep])
+    np.testing.assert_array_equal(images.windows, good.windows[keep])
+  rows = [12, 1, 0, 9, 10]
+  some = load(source, bits=bits, on_bad_image="skip", indices=rows)
+  assert some.ids == ("im12", "im0", "im10") and [n for n, _ in some.skipped] == ["im1", "im9"]
+  np.testing.assert_array_equal(some.pixels, good.pixels[[12, 0, 10]])
+  np.testing.assert_array_equal(some.masks, good.masks[[12, 0, 10]])
+
+
+def test_rows_of_a_whole_cache_are_not_copied(arrays):
+  source = arrays(9)
+  whole = load(source)
+  some = load(source, indices=[2, 3, 4])
+  assert isinstance(some.pixels, np.memmap)
+  assert isinstance(load(source, indices=[8, 0]).pixels, Rows)
+  np.testing.assert_array_equal(some.pixels, whole.pixels[2:5])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_decoding_holds_no_images_in_memory(bits, monkeypatch):
+  """Ten times the images, no more memory but a few bytes for each."""
+  class Endless:
+    def __init__(self, n):
+      names = ("",) * n
+      self.table = Table(names, names, names, np.zeros((n, 0), np.float32))
+      self.info = SourceInfo("endless", "train", (), False, {"train": n}, f"endless {n}")
+      rng = np.random.default_rng(0)
+      self.image = rng.integers(0, 256**(bits // 8), (64, 64, 1)).astype(f"u{bits // 8}")
+      self.bits = bits
+
+    def __len__(self):
+      return len(self.table)
+
+    def __getitem__(self, i):
+      if i % 7 == 3:
+        raise store.decode.BadImage("spoilt")
+      return Record(self.image, self.table.labels[i], None, "", "")
+
+  def peak(n):
+    source = Endless(n)
+    tracemalloc.start()
+    try:
+      assert len(load(source, 64, on_bad_image="skip")) == n - len(range(3, n, 7))
+      return tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+
+  monkeypatch.setattr(store, "_CHUNK", 16)
+  peak(10)
+  assert peak(300) - peak(30) < 270 * 64 * 64 / 8
