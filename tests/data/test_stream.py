@@ -126,7 +126,7 @@ def test_bad_images_of_a_pool(arrays):
   rows = loader.indices(0, 40).ravel()
   assert set(rows.tolist()) == set(range(17)) and (rows < 2).mean() == pytest.approx(.75, abs=.01)
   assert {loader.images.ids[i] for i in rows[rows < 2]} == {"im1", "im3"}
-  with pytest.raises(UserError, match="all images of a are bad; leave it out of config.data"):
+  with pytest.raises(UserError, match="all images of a are bad; leave it out of config"):
     make(Deep(arrays(20), bad=(0, 1, 2, 3), parts=parts), "cached", on_bad_image="skip")
 
 
