@@ -53,6 +53,8 @@ def account(told: list[tuple[str, str]], packed: bytes, paths: Sequence[str], fo
     missing = [key for key in rows if key not in found]
     published.absent(split, missing, len(rows), paths)
     found |= dict.fromkeys(missing, published.ABSENT)
+  published.surplus([key for key, reason in found.items() if reason == published.UNLISTED], listing,
+                    paths)
   left = sorted((key, reason) for key, reason in found.items() if reason)
   epath.Path(os.path.join(folder, _LEFT_OUT)).write_text(json.dumps(left))
 

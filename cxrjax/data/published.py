@@ -15,7 +15,7 @@ import math
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,25 +78,37 @@ class Listing:
       column of their own.
     pattern: regular expression of an image's path in an archive; what its groups match, joined by
       `/`, is the key under which the tables name it, and its `id`.
-    rows: what is known already.
     dicom: whether the images are DICOM files, whose pixels are stored as PNG, with their window.
       Age, sex and view are then the files', where these say them.
     youngest: in years; what a DICOM file says below that is unknown.
+
+  Attributes:
+    rows: what is known of each image, by its key.
+    left_out: why an image that is listed is of no use, by its key.
   """
 
-  def __init__(self, labels: Sequence[str], pattern: str,
-               rows: Mapping[str, Listed] | None = None, *, dicom: bool = False,
+  def __init__(self, labels: Sequence[str], pattern: str, *, dicom: bool = False,
                youngest: float = 0.0):
-    self.labels = tuple(labels)
-    self.pattern = pattern
+    self.labels, self.pattern = tuple(labels), pattern
     self.dicom, self.youngest = dicom, youngest
-    self.rows: dict[str, Listed] = dict(rows or {})
+    self.rows: dict[str, Listed] = {}
+    self.left_out: dict[str, str] = {}
 
-  def add(self, key: str, row: Listed, place: str) -> None:
-    """Adds an image; raises a UserError where it is there already (`place`: for the error)."""
-    if key in self.rows:
+  def __contains__(self, key: str) -> bool:
+    return key in self.rows or key in self.left_out
+
+  def add(self, key: str, row: Listed | str, place: str) -> None:
+    """Adds an image, or why it is of no use.
+
+    Raises:
+      UserError: it is there already; with `place`, where it stands.
+    """
+    if key in self:
       raise UserError(f"{place} lists {key} a second time")
-    self.rows[key] = row
+    if isinstance(row, str):
+      self.left_out[key] = row
+    else:
+      self.rows[key] = row
 
   def of(self, split: str) -> dict[str, Listed]:
     """The images of one split."""
@@ -105,17 +117,19 @@ class Listing:
   def pack(self) -> bytes:
     """All of it, small, to be sent to other machines."""
     rows = [[key, *dataclasses.astuple(row)] for key, row in self.rows.items()]
-    return zlib.compress(json.dumps(
-      [self.labels, self.pattern, self.dicom, self.youngest, rows]).encode())
+    return zlib.compress(json.dumps([
+      self.labels, self.pattern, self.dicom, self.youngest, self.left_out, rows]).encode())
 
 
 @functools.lru_cache(maxsize=1)
 def unpack(packed: bytes) -> Listing:
   """A listing that was packed."""
-  labels, pattern, of_dicom, youngest, rows = json.loads(zlib.decompress(packed))
-  return Listing(labels, pattern, {
-    key: Listed(patient, split, tuple(values), *others)
-    for key, patient, split, values, *others in rows}, dicom=of_dicom, youngest=youngest)
+  labels, pattern, of_dicom, youngest, left_out, rows = json.loads(zlib.decompress(packed))
+  found = Listing(labels, pattern, dicom=of_dicom, youngest=youngest)
+  found.left_out = left_out
+  found.rows = {key: Listed(patient, split, tuple(values), *others)
+                for key, patient, split, values, *others in rows}
+  return found
 
 
 class _Wanted:
@@ -124,7 +138,7 @@ class _Wanted:
   def __init__(self, part: Part, listing: Listing, keys: Collection[str],
                unlisted: Callable[[str], None]):
     self._prefix, self._search = part.prefix, re.compile(listing.pattern).search
-    self._keys, self._listed, self._unlisted = keys, listing.rows, unlisted
+    self._keys, self._listing, self._unlisted = keys, listing, unlisted
 
   def key(self, name: str) -> str | None:
     match = self._search(f"{self._prefix}/{name}" if self._prefix else name)
@@ -132,7 +146,7 @@ class _Wanted:
 
   def __contains__(self, name: str) -> bool:
     key = self.key(name)
-    if key is not None and key not in self._listed:
+    if key is not None and key not in self._listing:
       self._unlisted(key)
     return key in self._keys
 
@@ -248,13 +262,26 @@ def finding(text: str, name: str, place: str) -> float:
   return value
 
 
+def many(count: int, total: int) -> bool:
+  """Whether so many of a set's images are of no use that something is wrong with the whole."""
+  return count > max(_FEW, _SHARE * total)
+
+
 def absent(split: str, missing: Collection[str], total: int, where: Iterable[str]) -> None:
   """Raises a UserError where too many of a split's images are absent for it to be the whole set."""
-  if missing and (len(missing) > max(_FEW, _SHARE * total) or len(missing) == total):
+  if missing and (many(len(missing), total) or len(missing) == total):
     raise UserError(
       f"{total - len(missing):,} of the {total:,} images listed for {split} are there, and not "
       f"{min(missing)} in {', '.join(sorted(where))}: only a part of the data set, or another "
       "release of it; get the rest")
+
+
+def surplus(unlisted: Collection[str], listing: Listing, where: Iterable[str]) -> None:
+  """Raises a UserError where so many images are in no list that the list cannot be whole."""
+  if many(len(unlisted), len(listing.rows) + len(listing.left_out)):
+    raise UserError(
+      f"{len(unlisted):,} images such as {min(unlisted)} in {', '.join(sorted(where))} are in no "
+      "list: the table is cut short, or of another release; download it again")
 
 
 class PublishedBuilder(set_builder.SetBuilder, skip_registration=True):
@@ -269,8 +296,6 @@ class PublishedBuilder(set_builder.SetBuilder, skip_registration=True):
   @abc.abstractmethod
   def listing(self, manual: pathlib.Path) -> tuple[Listing, list[Part]]:
     """What the tables in the manual folder say, and where the images lie.
-
-    Images that are known to be of no use are not in it but in `left_out`.
 
     Raises:
       UserError: not the set's tables or archives, or not all of them.
@@ -291,6 +316,8 @@ class PublishedBuilder(set_builder.SetBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
     listing, parts = self.listing(pathlib.Path(dl_manager.manual_dir).expanduser())
+    for key, reason in listing.left_out.items():
+      self.leave_out(key, reason)
     have = {row.split for row in listing.rows.values()}
     names = [name for name in self.SPLITS if name in have]
     if self.on_beam:
@@ -301,13 +328,10 @@ class PublishedBuilder(set_builder.SetBuilder, skip_registration=True):
   def _generate_examples(
       self, parts: Sequence[Part], listing: Listing, split: str) -> Iterator[tuple[str, dict]]:
     rows = listing.of(split)
-    missing = set(rows)
-
-    def unlisted(key: str) -> None:
-      self.leave_out(key, UNLISTED)
-
+    missing, where = set(rows), {part.path for part in parts}
+    unlisted: set[str] = set()
     for part in parts:
-      for key, data in images(part, listing, missing, unlisted):
+      for key, data in images(part, listing, missing, unlisted.add):
         missing.remove(key)
         try:
           found = example(key, rows[key], listing, data)
@@ -315,9 +339,12 @@ class PublishedBuilder(set_builder.SetBuilder, skip_registration=True):
           self.leave_out(key, str(error))
         else:
           yield key, found
-    absent(split, missing, len(rows), {part.path for part in parts})
+    absent(split, missing, len(rows), where)
+    surplus(unlisted, listing, where)
     for key in sorted(missing):
       self.leave_out(key, ABSENT)
+    for key in sorted(unlisted):
+      self.leave_out(key, UNLISTED)
 
   def _process_pipeline_result(self, pipeline_result: Any) -> None:
     from cxrjax.data import on_beam
