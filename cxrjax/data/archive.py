@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fnmatch
 import gzip
 import io
 import lzma
@@ -23,6 +22,7 @@ from collections.abc import Container, Iterator, Sequence
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
+from cxrjax.data import archive_parts
 
 MAX_BYTES = 1 << 30  # of one member; the largest published radiograph has a tenth of it
 MAX_RATIO = 200  # unpacked to packed size of a member of more than _SMALL bytes; text reaches 30
@@ -89,7 +89,7 @@ class Archive:
     # Where each file lies: its path in the folder, ZipInfo or TarInfo; None for a tar not yet read.
     self._where: dict[str, object] | None = {}
     if content is None and self.path.is_dir():
-      for name in _walk(self.path, only):
+      for name in archive_parts.walk(self.path, only):
         self._accept(self._where, name, name)
     elif content is None and not self.path.exists():
       raise UserError(f"{self.path} does not exist")
@@ -100,6 +100,7 @@ class Archive:
     else:
       with self._damaged(""):
         self._zip = zipfile.ZipFile(self.path if content is None else io.BytesIO(content))
+        archive_parts.check_start(self._zip)
       for info in self._zip.infolist():
         if not info.is_dir():
           self._accept(self._where, info.filename, info)
@@ -165,7 +166,7 @@ class Archive:
         if wanted is None or name in wanted:
           yield name, self.read(name)
     for folder, inner in self._inner.items():
-      inside = None if wanted is None else _Inside(wanted, folder)
+      inside = None if wanted is None else archive_parts.Inside(wanted, folder)
       for name, data in inner.members(inside):
         yield f"{folder}/{name}", data
 
@@ -285,35 +286,6 @@ class Archive:
       kind = "tar" if self.path.name.lower().endswith(_TARS) else "zip"
       raise UserError(f"{self.path} is not a whole {kind} file ({detail}): a download that broke "
                       "off? delete it and download it again") from error
-
-
-class _Inside:
-  """Which names of an archive in a folder are wanted."""
-
-  def __init__(self, wanted: Container[str], folder: str):
-    self._wanted, self._folder = wanted, folder
-
-  def __contains__(self, name: str) -> bool:
-    return f"{self._folder}/{name}" in self._wanted
-
-
-def _walk(root: pathlib.Path, only: Sequence[str]) -> Iterator[str]:
-  """Files below a folder; links to folders are followed, but no folder is gone through twice."""
-  def chosen(names: list[str]) -> list[str]:
-    return sorted(n for n in names
-                  if any(fnmatch.fnmatchcase(n.lower(), pattern.lower()) for pattern in only))
-
-  seen: set[str] = set()
-  for folder, below, files in os.walk(root, followlinks=True):
-    prefix = os.path.relpath(folder, root)
-    below[:], files = (chosen(below), chosen(files)) if prefix == "." else (sorted(below), files)
-    real = os.path.realpath(folder)
-    if real in seen:
-      below.clear()
-      continue
-    seen.add(real)
-    for file in sorted(files):
-      yield file if prefix == "." else f"{prefix.replace(os.sep, '/')}/{file}"
 
 
 def rows(opened: Archive, name: str, columns: Sequence[str] = (),

@@ -133,6 +133,14 @@ def test_cut_short(tmp_path, kind):
     assert "\n" not in str(e.value)
 
 
+def test_a_zip_cut_after_a_zip_in_it(tmp_path):
+  inner = write_zip(tmp_path / "inner.zip", FILES).read_bytes()
+  path = write_zip(tmp_path / "set.zip", {"1.png": b"1", "table.xlsx": inner})
+  path.write_bytes(path.read_bytes()[:-30])  # Python takes the inner zip's end for the whole's
+  with pytest.raises(UserError, match=r"set.zip is not a whole zip file \(its end is missing\)"):
+    archive.Archive(path)
+
+
 def test_a_tar_cut_between_two_files(tmp_path):
   path = write_tar(tmp_path / "set.tar", {"1": bytes(range(256)) * 2, "2": b"x" * 512})
   whole = path.read_bytes()

@@ -1,0 +1,95 @@
+"""Tables that are published as Excel files, read with the standard library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from xml.etree import ElementTree
+
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+from cxrjax.data import archive
+
+_SHEET = re.compile(r"xl/worksheets/sheet(\d+)\.xml")
+
+
+def rows(opened: archive.Archive, name: str, columns: Sequence[str] = (),
+         ) -> Iterator[tuple[str, dict[str, str]]]:
+  """Rows of the first sheet of an .xlsx file, with a place for errors, as `archive.rows` gives.
+
+  The first row is the header; cells are text as stored, empty ones an empty text.
+
+  Args:
+    opened: the archive that the file lies in.
+    name: of the file in it.
+    columns: those it must have.
+
+  Raises:
+    UserError: it is no .xlsx file, is damaged, or a column is missing.
+  """
+  where = f"{opened.path}: {name}"
+  with archive.Archive(where, content=opened.read(name)) as inside:
+    sheets = sorted((int(match[1]), n) for n in inside.names if (match := _SHEET.fullmatch(n)))
+    if not sheets:
+      raise UserError(f"{where} is no Excel file: it has no sheet")
+    shared = []
+    if "xl/sharedStrings.xml" in inside:
+      shared = [_text(item) for item in _parse(inside, "xl/sharedStrings.xml", where)]
+    sheet = _parse(inside, sheets[0][1], where)
+  header: dict[int, str] | None = None
+  for number, row in enumerate(_all(sheet, "row"), 1):
+    try:
+      cells = dict(_cells(row, shared))
+    except (ValueError, IndexError) as error:
+      raise UserError(f"{where} is damaged in row {number} ({error})") from error
+    if header is None:
+      header = cells
+      for column in columns:
+        if column not in header.values():
+          raise UserError(f"{where} has no column {column!r}{suggest(column, header.values())}")
+    elif cells:
+      yield (f"{where} line {row.get('r', number)}",
+             {column: cells.get(at, "") for at, column in header.items()})
+
+
+def _parse(inside: archive.Archive, name: str, where: str) -> ElementTree.Element:
+  data = inside.read(name)
+  if b"<!DOCTYPE" in data[:1000]:  # no Excel file has one; it could hold entities that explode
+    raise UserError(f"{where} is no Excel file: {name} in it declares a document type")
+  try:
+    return ElementTree.fromstring(data)
+  except ElementTree.ParseError as error:
+    raise UserError(f"{where} is damaged ({name}: {error})") from error
+
+
+def _all(element: ElementTree.Element, tag: str) -> Iterator[ElementTree.Element]:
+  """Descendants by their tag without its namespace, which differs between dialects."""
+  return (found for found in element.iter() if found.tag.rpartition("}")[2] == tag)
+
+
+def _text(item: ElementTree.Element) -> str:
+  """A string, of one or several runs; how it is pronounced is left out."""
+  if item.tag.rpartition("}")[2] == "rPh":
+    return ""
+  own = (item.text or "") if item.tag.rpartition("}")[2] == "t" else ""
+  return own + "".join(_text(child) for child in item)
+
+
+def _cells(row: ElementTree.Element, shared: Sequence[str]) -> Iterator[tuple[int, str]]:
+  at = 0
+  for cell in _all(row, "c"):
+    letters = re.match(r"[A-Z]+", cell.get("r", ""))
+    if letters:
+      at = 0
+      for letter in letters[0]:
+        at = at * 26 + ord(letter) - ord("A") + 1
+    else:
+      at += 1
+    kind, value = cell.get("t"), next(_all(cell, "v"), None)
+    if kind == "inlineStr":
+      text = _text(cell)
+    elif value is None:
+      continue
+    else:
+      text = shared[int(value.text or "")] if kind == "s" else value.text or ""
+    yield at, text.strip()
