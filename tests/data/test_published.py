@@ -1,0 +1,102 @@
+"""What is whole and what is not, and listings sent to other machines."""
+
+import math
+import zlib
+
+import made_sets
+import numpy as np
+import pytest
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import decode, published
+
+
+@pytest.mark.parametrize("mode, bits", [("L", 8), ("RGBA", 8), ("P", 8), ("L", 16)])
+def test_a_whole_png_and_each_way_to_damage_it(mode, bits):
+  data = made_sets.encoded(0, mode, bits=bits)
+  assert not published.damage(data) and not published.damage(data + b"more")
+  for n in range(len(data)):
+    assert published.damage(data[:n])
+  rng = np.random.default_rng(0)
+  for at in rng.integers(8, len(data), 100):
+    broken = bytearray(data)
+    broken[at] ^= 1 << int(rng.integers(8))
+    assert published.damage(bytes(broken))
+
+
+def test_a_whole_jpeg_and_one_cut_short():
+  data = made_sets.encoded(0, kind="JPEG")
+  assert not published.damage(data) and not published.damage(data + bytes(100))
+  assert all(published.damage(data[:n]) for n in range(len(data) - 1))
+  assert published.damage(b"") == "it is empty"
+  assert published.damage(b"GIF89a") == "it is neither PNG nor JPEG"
+
+
+def listing():
+  found = published.Listing(("Edema", "votes::Edema"), r"(\w+)/(\w+)\.png$")
+  found.add("a/1", published.Listed("p", "train", (1.0, math.nan), more={"terms": ["x", "ü"]}),
+            "f 1")
+  found.add("a/2", published.Listed("q", "test", (-1.0, 0.0), age=3.5, view="PA", inverted=True),
+            "f 2")
+  found.add("a/3", "no chest", "f 3")
+  return found
+
+
+def test_a_listing_arrives_as_it_was_sent():
+  one = listing()
+  other = published.unpack(one.pack())
+  assert repr(other.rows) == repr(one.rows) and other.left_out == one.left_out
+  assert (other.labels, other.pattern, other.dicom) == (one.labels, one.pattern, one.dicom)
+  assert list(other.of("test")) == ["a/2"] and "a/3" in other and "a/4" not in other
+  for key in ("a/1", "a/3"):
+    with pytest.raises(UserError, match=f"f 9 lists {key} a second time"):
+      one.add(key, "twice", "f 9")
+
+
+def test_images_come_in_the_order_of_the_archive(tmp_path):
+  files = {f"deep/{n}.png": bytes([k]) for k, n in enumerate(("a/2", "a/9", "a/1", "a/3"))}
+  path = made_sets.packed(tmp_path / "x.tar.gz", files | {"readme.txt": b"?"})
+  unlisted: list[str] = []
+  found = list(published.images(
+    published.Part(str(path)), listing(), {"a/1", "a/2"}, unlisted.append))
+  assert found == [("a/2", b"\0"), ("a/1", b"\2")] and unlisted == ["a/9"]
+
+
+def test_an_example(tmp_path):
+  rows, image = listing(), made_sets.encoded(5, bits=16)
+  row = published.example("a/1", rows.rows["a/1"], rows, image)
+  assert row["image"] == image and row["labels"] == {"Edema": 1} and row["terms"] == ["x", "ü"]
+  assert math.isnan(row["votes"]["Edema"]) and row["view"] == row["sex"] == "unknown"
+  other = published.example("a/2", rows.rows["a/2"], rows, image)
+  np.testing.assert_array_equal(
+    decode.decode(other["image"])[..., 0], 65535 - made_sets.pixels(5, 16))
+  with pytest.raises(decode.BadImage, match="cut short"):
+    published.example("a/1", rows.rows["a/1"], rows, image[:-1])
+
+
+@pytest.mark.parametrize("text, value", [("1.0", 1), ("0", 0), ("-1.0", -1), ("", np.nan)])
+def test_findings(text, value):
+  np.testing.assert_equal(published.finding(text, "Edema", "f 1"), value)
+
+
+@pytest.mark.parametrize("text", ["2", "yes", "inf", "0.5", "--1"])
+def test_findings_that_are_none(text):
+  with pytest.raises(UserError, match=f"f 1: Edema is '{text}', not 1.0"):
+    published.finding(text, "Edema", "f 1")
+
+
+def test_how_many_may_be_absent():
+  names = [f"i{k}" for k in range(1000)]
+  published.absent("train", names[:10], 100, {"x"})
+  published.absent("train", names[:100], 10_000, {"x"})
+  for missing, total in ((names[:11], 100), (names[:101], 10_000), (names[:1], 1)):
+    with pytest.raises(UserError, match="images listed for train are there, and not i0 in x"):
+      published.absent("train", missing, total, {"x"})
+
+
+def test_a_png_chunk_that_is_longer_than_the_file():
+  head = b"\x89PNG\r\n\x1a\n" + (1 << 31).to_bytes(4, "big") + b"IHDR"
+  assert published.damage(head + bytes(50)) == "it is cut short"
+  kind = b"IDAT"
+  chunk = (0).to_bytes(4, "big") + kind + zlib.crc32(kind).to_bytes(4, "big")
+  assert published.damage(head[:8] + chunk * 1000) == "it is cut short"
