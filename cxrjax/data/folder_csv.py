@@ -7,7 +7,7 @@ import dataclasses
 import io
 import pathlib
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -26,6 +26,8 @@ _GUESSES = {"path": _PATHS, "label": ("label", "class"), "split": ("split",), "v
 _PRESENT, _ABSENT, _UNSURE = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0")
 _UNKNOWN = ("", "nan", "na", "n/a", "none")
 _NO_CLASS = ("", "nan", "NaN")  # a class may well be called "none"
+_SEVERAL = -2
+_AT_A_TIME = 10_000  # rows; as texts, a row of a wide table is large
 _UNKNOWN_FACT = (*_UNKNOWN, "unknown", "u", "o", "other", "-")
 
 
@@ -84,19 +86,14 @@ def read(
     places = _places(file, header, columns, label_columns)
     wanted = sorted({place for place, _ in places.values()}
                     | {header.index(c) for c in label_columns or ()})
-    same: dict[str, str] = {}  # a text that comes often is kept once
     cells: dict[int, list[str]] = {place: [] for place in wanted}
     numbers: list[int] = []
-    for line in lines:
-      if not line:
-        continue
-      if len(line) != len(header):
-        raise UserError(f"{file} line {lines.line_num} has {len(line)} fields, the header "
-                        f"{len(header)}: is the file whole?")
-      numbers.append(lines.line_num)
-      for place in wanted:
-        cell = line[place].strip()
-        cells[place].append(same.setdefault(cell, cell))
+    same: dict[str, str] = {}  # a text that comes often is kept once
+    while some := _some(lines, len(header), file, numbers):
+      for place, column in enumerate(zip(*some, strict=True)):
+        if place in cells:
+          stripped = [*map(str.strip, column)]
+          cells[place] += map(same.setdefault, stripped, stripped)
   except csv.Error as error:
     raise UserError(f"{file} line {lines.line_num} is no CSV ({error})") from error
   if not numbers:
@@ -132,6 +129,22 @@ def read(
     rows=found[kept], labels=labels, classes=classes, exclusive=exclusive, patients=patients,
     splits=texts.get("split"), sites=texts.get("site"), views=facts["view"], sexes=facts["sex"],
     ages=ages, absent=tuple(absent), notes=_notes(index, file, found[kept], absent))
+
+
+def _some(
+    lines: Iterator[list[str]], width: int, file: str, numbers: list[int]) -> list[list[str]]:
+  """The next rows, all of the header's width; adds the lines they end on to `numbers`."""
+  some = []
+  for line in lines:
+    if line:
+      if len(line) != width:
+        raise UserError(f"{file} line {lines.line_num} has {len(line)} fields, the header {width}: "
+                        "is the file whole?")
+      some.append(line)
+      numbers.append(lines.line_num)
+      if len(some) == _AT_A_TIME:
+        break
+  return some
 
 
 class _Where:
@@ -237,60 +250,92 @@ def _resolve(
     ) -> tuple[np.ndarray, list[tuple[str, str]]]:
   """Row of each image in the index, -1 for those that are not there, which are named."""
   files = _Files(index)
-  rows = np.full(len(names), -1, np.int64)
+  rows = np.array(files.find_all(names, lambda i: f"{file} line {numbers[i]}"), np.int64)
+  there = rows[rows >= 0]
+  if len(np.unique(there)) < len(there):
+    first: dict[int, int] = {}
+    for row, number in zip(rows.tolist(), numbers, strict=True):
+      if row >= 0 and first.setdefault(row, number) != number:
+        raise UserError(f"{file} line {number} names {index.paths[row]} again (first on line "
+                        f"{first[row]})")
   absent: dict[str, int] = {}
-  first: dict[int, int] = {}
-  for i, (name, number) in enumerate(zip(names, numbers, strict=True)):
-    row = files.find(name, f"{file} line {number}")
-    before = first.setdefault(row, number) if row >= 0 else absent.setdefault(name, number)
-    if before != number:
-      named = index.paths[row] if row >= 0 else name
-      raise UserError(f"{file} line {number} names {named} again (first on line {before})")
-    rows[i] = row
+  for i in np.flatnonzero(rows < 0).tolist():
+    if absent.setdefault(names[i], numbers[i]) != numbers[i]:
+      raise UserError(f"{file} line {numbers[i]} names {names[i]} again (first on line "
+                      f"{absent[names[i]]})")
   reason = "it is not there, though line {} of " + pathlib.PurePath(file).name + " lists it"
   return rows, [(name, reason.format(number)) for name, number in absent.items()]
 
 
 class _Files:
-  """Finds the images a CSV names: by path, with or without extension, or by file name alone."""
+  """Finds the images a CSV names, whose folder may be one above or below the index's root.
+
+  A name fits an image if one's path ends in the other's, with or without the image's extension.
+  """
 
   def __init__(self, index: Index):
     self._index = index
     self._root = index.root.resolve()
     self._by_path = {index.paths[row]: row for row in index.images.tolist()}
-    self._by_name: dict[str, list[int]] = {}
+    self._by_end: dict[int, dict[str, int]] = {}
 
-  def find(self, name: str, where: str) -> int:
+  def find_all(self, names: Sequence[str], where: Callable[[int], str]) -> list[int]:
+    """Row of each image, -1 where there is none."""
+    rows = [self._by_path.get(name, -1) for name in names]
+    for i, name in enumerate(names):
+      if rows[i] < 0:
+        rows[i] = self._find(name, lambda i=i: where(i))
+    return rows
+
+  def _find(self, name: str, where: Callable[[], str]) -> int:
     if not name:
-      raise UserError(f"{where} names no image")
-    row = self._by_path.get(name)
-    if row is not None:
-      return row
+      raise UserError(f"{where()} names no image")
+    path = name
+    if "\\" in path or path[0] == "." or "/" in path:
+      path = self._below(name, where)
+    depth = path.count("/") + 1
+    row = self._by_path.get(path, -1)
+    row = self._ends(depth).get(path, -1) if row < 0 else row
+    if row == _SEVERAL:
+      one, other = [p for p in self._by_path if path in _ends(p, depth)][:2]
+      raise UserError(f"{where()}: {name} may be {one} or {other}; give its whole path")
+    while row < 0 and "/" in path:  # the root is a folder that the CSV names
+      path = path.partition("/")[2]
+      row = self._by_path.get(path, -1)
+    return row
+
+  def _below(self, name: str, where: Callable[[], str]) -> str:
+    """The path from the root on."""
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith("/"):
-      inside = next((path[len(r) + 1:] for r in (str(self._index.root), str(self._root))
-                     if path.startswith(f"{r}/")), None)
+      roots = {str(self._index.root), str(self._root)}
+      inside = next((path[len(r) + 1:] for r in roots if path.startswith(f"{r}/")), None)
       if inside is None:
-        raise UserError(f"{where}: {name} is outside {self._index.root}; give a folder that holds "
-                        "all images, or paths below it")
-      path = inside
+        raise UserError(f"{where()}: {name} is outside {self._index.root}; give a folder that "
+                        "holds all images, or paths below it")
+      return inside
     if path.split("/")[0] == "..":
-      raise UserError(f"{where}: {name} leads out of {self._index.root}")
-    row = self._by_path.get(path)
-    if row is not None:
-      return row
-    if not self._by_name:
-      for found, row in self._by_path.items():
-        whole = found.rpartition("/")[2]
-        for key in {whole, whole.rpartition(".")[0]} - {""}:
-          self._by_name.setdefault(key, []).append(row)
-    matches = self._by_name.get(path.rpartition("/")[2], [])
-    if len(matches) > 1:
-      matches = [m for m in matches if path in self._index.paths[m]] or matches
-    if len(matches) > 1:
-      one, other = (self._index.paths[m] for m in matches[:2])
-      raise UserError(f"{where}: {name} may be {one} or {other}; give its whole path")
-    return matches[0] if matches else -1
+      raise UserError(f"{where()}: {name} leads out of {self._index.root}")
+    return path
+
+  def _ends(self, depth: int) -> dict[str, int]:
+    """Images by the last `depth` parts of their paths; _SEVERAL where that fits more than one."""
+    if depth not in self._by_end:
+      ends = self._by_end[depth] = {}
+      for path, row in self._by_path.items():
+        for end in _ends(path, depth):
+          if ends.setdefault(end, row) != row:
+            ends[end] = _SEVERAL
+    return self._by_end[depth]
+
+
+def _ends(path: str, depth: int) -> tuple[str, ...]:
+  """The last `depth` parts of a path, with and without its extension; nothing if it has fewer."""
+  end = "/".join(path.rsplit("/", depth)[-depth:]) if depth > 1 else path.rpartition("/")[2]
+  if end.count("/") != depth - 1:
+    return ()
+  stem, dot, _ = end.rpartition(".")
+  return (end, stem) if dot and stem and not stem.endswith("/") else (end,)
 
 
 def _notes(

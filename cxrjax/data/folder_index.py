@@ -88,6 +88,10 @@ class Index:
     old = _load(self._memory, self._key)
     self._now = _Walk(self.root, old, self.others, ask=check == "files" or old is None).listing()
     changed = old is None or _carry_over(self._now, old)
+    for row in np.flatnonzero(self._now.states[:, 0] == _NOT_ASKED).tolist():  # new ones
+      with contextlib.suppress(OSError):
+        found = os.stat(self.root / self._now.paths[row])
+        self._now.states[row] = found.st_size, found.st_mtime_ns
     self.paths, self.facts, self.kinds = self._now.paths, self._now.facts, self._now.kinds
     self.notes = self._now.notes
     unknown = np.flatnonzero(self.kinds == UNKNOWN)
@@ -287,6 +291,8 @@ class _Walk:
 
 def _kind(name: str) -> int | None:
   """What a file is by its name; None for what is no image."""
+  if name[0] == ".":  # an operating system's (see archive.is_junk, too slow for a million)
+    return None
   dot = name.rfind(".")
   extension = name[dot:].lower() if dot > 0 else ""
   if extension in PLAIN:
@@ -296,8 +302,8 @@ def _kind(name: str) -> int | None:
   elif (not extension or extension[1:].isdigit()) and name.upper() != "DICOMDIR":
     kind = UNKNOWN  # DICOM is often named by a number with dots
   else:
-    return None
-  return None if archive.is_junk(name) else kind
+    kind = None
+  return kind
 
 
 def _prefix(zipped: str) -> str:
@@ -327,7 +333,7 @@ def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
   """What was remembered; None where nothing is, or with another key."""
   # A damaged file raises whatever the damage makes NumPy raise.
   with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), \
-       np.load(file) as found:
+       open(file, "rb") as opened, np.load(opened) as found:
     if int(found["version"]) != _VERSION or str(found["key"]) != _key_mark(key):
       return None
     texts = {name: _unpack(found[name]) for name in ("paths", "zips", "notes")}

@@ -1,11 +1,13 @@
 import shutil
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
+from dicoms import dicom as encode_dicom
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import load_images, open_source
+from cxrjax.data import hashes, load_images, open_source
 
 
 @pytest.fixture
@@ -203,3 +205,189 @@ def test_mistakes(tree, tmp_path):
     source(tmp_path / "all.tar")
   with pytest.raises(UserError, match=r"check='file' is no option; did you mean 'files'"):
     source(root, check="file")
+
+
+# DICOM.
+
+
+@pytest.fixture
+def ward(tmp_path, texture):
+  """Two patients in three films each, the last a lateral; a CT slice is not among them."""
+  root = tmp_path / "ward"
+  for p in range(2):
+    for i in range(3):
+      file = root / f"{p}{i}"
+      file.parent.mkdir(exist_ok=True)
+      file.write_bytes(encode_dicom(
+        texture(24, 30, seed=3 * p + i).astype(np.uint16) * 16, bits=12, PatientID=f"secret-{p}",
+        PatientSex="FM"[p], PatientAge=f"0{p}1Y", ViewPosition=("PA", "AP", "LL")[i],
+        WindowCenter=2000, WindowWidth=1000))
+  return root
+
+
+def test_dicom_headers_fill_the_table(ward):
+  found = source(ward)
+  assert found.table.ids == ("00", "01", "02", "10", "11", "12")
+  assert found.table.patients == ("00",) * 3 + ("10",) * 3  # by their first image's name
+  assert found.table.views == ("PA", "AP", "L") * 2
+  assert found.table.sexes == ("F",) * 3 + ("M",) * 3
+  np.testing.assert_array_equal(found.table.ages, [1] * 3 + [11] * 3)
+  assert not any("patients unknown" in note for note in found.info.notes)
+  record = found[4]
+  assert record.image.dtype == np.uint16 and record.window == (1500, 2499)
+  assert record.patient == "10" and source(ward, "all", patient_regex=".").table.patients[4] == "1"
+
+
+def test_patients_of_dicom_stay_in_one_split(tmp_path, texture):
+  root = tmp_path / "many"
+  root.mkdir()
+  data = encode_dicom(texture(16, 16), PatientID="P00000")
+  for i in range(120):
+    (root / f"{i:03d}.dcm").write_bytes(data.replace(b"P00000", b"P%05d" % (i % 40)))
+  parts = [source(root, s) for s in ("train", "val", "test")]
+  owners = [set(part.table.patients) for part in parts]
+  assert sum(map(len, owners)) == 40 == len(set.union(*owners))
+  assert sum(map(len, parts)) == 120
+
+
+def test_a_secret_of_ones_own_names_patients_the_same_everywhere(ward, cache, monkeypatch):
+  monkeypatch.setenv(hashes.KEY, "a secret")
+  first = source(ward).table.patients
+  assert len(set(first)) == 2 and all(len(name) == 32 for name in first)
+  shutil.rmtree(cache)
+  (ward / "00").unlink()
+  assert source(ward).table.patients == first[1:]
+  monkeypatch.setenv(hashes.KEY, "another")
+  assert not set(source(ward).table.patients) & set(first)
+
+
+def test_only_the_views_asked_for(ward):
+  found = source(ward, views=("PA", "AP"))
+  assert found.table.ids == ("00", "01", "10", "11")
+  assert found.info.skipped == (("02", "its view is L, not PA or AP"),
+                                ("12", "its view is L, not PA or AP"))
+  assert found.info.splits and sum(found.info.splits.values()) == 4
+  assert source(ward, views="L").table.ids == ("02", "12")
+  assert found.info.fingerprint != source(ward).info.fingerprint
+  with pytest.raises(UserError, match=r"has no image of config.data.options.views=.'unknown',."):
+    source(ward, views="unknown")
+  with pytest.raises(UserError, match=r"views='pa' is no view; valid: AP, L, PA, unknown"):
+    source(ward, views=("pa",))
+
+
+def test_what_a_csv_lacks_comes_from_headers(ward):
+  (ward / "list.csv").write_text("file,label,age,Sex,Patient\n00,a,50,,x\n01,b,,M,x\n12,b,7,F,y\n")
+  found = source(ward, csv="list.csv", patient_column="Patient")
+  assert found.table.patients == ("x", "x", "y") and found.table.views == ("PA", "AP", "L")
+  np.testing.assert_array_equal(found.table.ages, [50, np.nan, 7])
+  assert found.table.sexes == ("", "M", "F")
+  assert source(ward, csv="list.csv").table.patients == ("00", "00", "12")
+
+
+def test_a_ct_slice_in_the_folder_is_a_bad_image(ward, texture):
+  (ward / "ct.dcm").write_bytes(encode_dicom(texture(30, 30), Modality="CT"))
+  with pytest.raises(UserError, match=r"ct.dcm: it is DICOM of modality CT, not a radiograph"):
+    load_images(source(ward), 16, progress=False)
+  found = load_images(source(ward), 16, progress=False, on_bad_image="skip")
+  assert len(found) == 6 and found.skipped[0][0] == "ct.dcm"
+
+
+def test_dicom_in_a_zip(ward, tmp_path):
+  with zipfile.ZipFile(tmp_path / "ward.zip", "w") as packed:
+    for file in sorted(ward.iterdir()):
+      packed.write(file, file.name)
+  folder, zipped = source(ward), source(tmp_path / "ward.zip")
+  assert zipped.table.patients == folder.table.patients
+  assert zipped.table.views == folder.table.views
+  assert zipped.info.fingerprint == folder.info.fingerprint
+  np.testing.assert_array_equal(zipped[5].image, folder[5].image)
+
+
+def test_a_bmp_is_read(tree, encode, texture):
+  root = tree("a/1.bmp", "b/2.BMP", data=encode(texture(24, 30), "BMP"))
+  np.testing.assert_array_equal(source(root)[1].image[..., 0], texture(24, 30))
+
+
+# What a CSV may look like.
+
+
+def csv(root, text, **options):
+  (root / "list.csv").write_text(text, encoding="utf-8")
+  return source(root, csv="list.csv", **options)
+
+
+def test_paths_that_begin_above_or_below_the_folder(tree):
+  names = [f"train/p{p}/s{s}/view1.jpg" for p in range(3) for s in range(2)]
+  root = tree(*names)
+  above = csv(root, "path\n" + "".join(f"Archive-v1/{n}\n" for n in names))
+  below = csv(root, "path\n" + "".join(f"{n[6:]}\n" for n in names))
+  stems = csv(root, "path\n" + "".join(f".\\{n[6:-4]}\n".replace("/", "\\") for n in names))
+  whole = csv(root, "path\n" + "".join(f"{root}/{n}\n" for n in names))
+  for found in (above, below, stems, whole):
+    assert found.table.ids == tuple(names)
+  with pytest.raises(UserError, match=r"line 2: view1.jpg may be train/p0/s0/view1.jpg or"):
+    csv(root, "path\nview1.jpg\n")
+  with pytest.raises(UserError, match="none of the 1 images"):
+    csv(root, "path\nother/view1.jpg\n")  # the same name in another folder is another image
+
+
+@pytest.mark.parametrize("path, word", [
+  ("../secret.png", r"leads out of"), ("a/../../secret.png", r"leads out of"),
+  ("/etc/secret.png", "is outside")])
+def test_paths_that_lead_out_of_the_folder(path, word, tree):
+  root = tree("1.png")
+  shutil.copy(root / "1.png", root.parent / "secret.png")
+  with pytest.raises(UserError, match=word):
+    csv(root, f"path\n1.png\n{path}\n")
+
+
+def test_views_ages_and_sexes_of_a_csv(tree):
+  root = tree("1.png", "2.png", "3.png")
+  text = ("path,Projection,Years,Gender\n1.png,AP,061Y,Female\n2.png,lateral,7.5,m\n"
+          "3.png,,,unknown\n")
+  found = csv(root, text, view_column="Projection", age_column="Years", sex_column="Gender")
+  assert found.table.views == ("AP", "L", "") and found.table.sexes == ("F", "M", "")
+  np.testing.assert_array_equal(found.table.ages, np.float32([61, 7.5, np.nan]))
+  for option, name, bad in (("view_column", "Projection", "AP"), ("age_column", "Years", "061Y"),
+                            ("sex_column", "Gender", "Female")):
+    with pytest.raises(UserError, match=rf"line 2: .*{option} has 'what'"):
+      csv(root, text.replace(bad, "what"), **{option: name})
+  guessed = csv(root, text.replace("Years", "age").replace("061Y", "what"))
+  np.testing.assert_array_equal(guessed.table.ages, np.float32([np.nan, 7.5, np.nan]))
+  assert guessed.table.views == ("",) * 3
+
+
+@pytest.mark.parametrize("policy, value", [("ignore", np.nan), ("zeros", 0), ("ones", 1)])
+def test_uncertain_findings(policy, value, tree):
+  found = csv(tree("1.png"), "path,A,B\n1.png,-1,1\n", label_columns=("A", "B"), uncertain=policy)
+  np.testing.assert_array_equal(found.table.labels, np.float32([[value, 1]]))
+
+
+def test_semicolons_tabs_quotes_and_blank_lines(tree):
+  root = tree("1.png", "2.png")
+  for text in ("path;label;note\n1.png;a;1,5\n\n2.png;b;\n", "path\tlabel\n1.png\ta\n2.png\tb\n",
+               'path,label,note\n"1.png",a,"two\nlines, one cell"\n2.png,b,\n\n'):
+    found = csv(root, text)
+    assert found.table.ids == ("1.png", "2.png") and found.info.classes == ("a", "b")
+  with pytest.raises(UserError, match=r"list.csv line 4 has 1 fields, the header 3"):
+    csv(root, 'path,label,note\n1.png,a,"two\nlines"\n2.png\n')
+
+
+def test_more_rows_than_are_taken_at_a_time(tree, monkeypatch):
+  monkeypatch.setattr("cxrjax.data.folder_csv._AT_A_TIME", 3)
+  root = tree(*(f"{i}.png" for i in range(10)))
+  found = csv(root, "path,label\n" + "".join(f"{i}.png,{i % 4}x\n" for i in range(10)))
+  assert found.table.ids == tuple(f"{i}.png" for i in range(10))
+  assert found.table.labels.argmax(1).tolist() == [i % 4 for i in range(10)]
+
+
+def test_a_csv_inside_the_zip(tree, tmp_path):
+  root = tree("x/1.png", "x/2.png")
+  with zipfile.ZipFile(tmp_path / "set.zip", "w") as packed:
+    for name in ("x/1.png", "x/2.png"):
+      packed.write(root / name, name)
+    packed.writestr("meta/list.csv", "path,label\nx/1.png,a\nx/2.png,b\n")
+  found = source(tmp_path / "set.zip", csv="meta/list.csv")
+  assert found.info.classes == ("a", "b") and found[1].image.shape == (24, 30, 1)
+  with pytest.raises(UserError, match=r"csv='list.csv': cannot read .*set.zip: list.csv"):
+    source(tmp_path / "set.zip", csv="list.csv")
