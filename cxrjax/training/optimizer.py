@@ -45,6 +45,9 @@ def global_norm(tree: Any) -> Float[Array, ""]:
 class Optimizer:
   """`p <- p - lr m (direction(g) + wd p)` with decoupled weight decay (AdamW by default).
 
+  With `coupled_decay` it is `p <- p - lr m direction(g + wd p)`, which momentum SGD (`optax.trace`)
+  and LARS (`cxrjax.training.lars`) mean by weight decay.
+
   Attributes:
     clock: length of the run.
     name: an optax transformation that turns gradients into directions; its other arguments are
@@ -52,6 +55,7 @@ class Optimizer:
     lr: schedule for a batch of `lr_batch` images; `start` and nothing else is scaled by
       `batch_size / lr_batch` (linear rule), unless `lr_batch` is 0.
     weight_decay: schedule; biases and one-dimensional parameters have none.
+    coupled_decay: whether weight decay is part of the gradient, after clipping.
     clip: largest L2 norm of one tensor's gradient; 0 for no clipping.
     freeze: `(regex, duration)` pairs: parameters whose path matches stay as they are (moments and
       step count too) for that long.
@@ -65,6 +69,7 @@ class Optimizer:
     default_factory=lambda: {"start": 5e-4, "end": 1e-6, "warmup": "10 %"})
   lr_batch: int = 256
   weight_decay: Any = dataclasses.field(default_factory=lambda: {"start": 0.04, "end": 0.4})
+  coupled_decay: bool = False
   clip: float = 3.0
   freeze: tuple[tuple[str, str], ...] = ()
   lr_scale: tuple[tuple[str, float], ...] = ()
@@ -144,15 +149,21 @@ class Optimizer:
     metrics = {"grad_norm": global_norm(grads)}
     if self.clip:
       grads = clip_per_tensor(grads, self.clip)
-    direction, opt_state = self._transform(params).update(grads, opt_state, params)
     lr, decay = (self.schedules[name](step) for name in ("lr", "weight_decay"))
     metrics |= {"lr": lr, "weight_decay": decay}
+
+    def decayed(g: Array, p: Array) -> Array:
+      return g + decay * p if p.ndim > 1 else g
+
+    if self.coupled_decay:
+      grads = jax.tree.map(decayed, grads, params)
+    direction, opt_state = self._transform(params).update(grads, opt_state, params)
+    if not self.coupled_decay:
+      direction = jax.tree.map(decayed, direction, params)
 
     def move(path: str, p: Array, d: Array) -> Array:
       thaw = self._thaw_steps(path)
       scale = next((s for regex, s in self.lr_scale if re.search(regex, path)), 1.0)
-      if p.ndim > 1:
-        d = d + decay * p
       moved = p - lr * scale * d
       return jnp.where(step >= thaw, moved, p) if thaw else moved
 

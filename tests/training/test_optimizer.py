@@ -7,6 +7,7 @@ import pytest
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.training import lars
 from cxrjax.training.optimizer import Optimizer, clip_per_tensor, path_names
 
 CLOCK = Clock(total_steps=10, steps_per_epoch=2.0, batch_size=128)
@@ -58,6 +59,51 @@ def test_is_adamw_with_no_decay_of_vectors_and_frozen_prototypes():
   np.testing.assert_allclose(got["body"]["bias"], want(("body", "bias"), 0 * decays), rtol=1e-5)
   np.testing.assert_allclose(
     got["prototypes"]["kernel"], want(("prototypes", "kernel"), decays, first=2), rtol=1e-5)
+
+
+def flat(tree):
+  return {name: np.asarray(a, np.float64) for name, a in zip(
+    jax.tree.leaves(path_names(tree)), jax.tree.leaves(tree), strict=True)}
+
+
+@pytest.mark.parametrize("trust", [None, 1e-3])
+def test_sgd_and_lars_put_weight_decay_into_the_gradient(trust):
+  name, options = ("optax.trace", {"decay": 0.9})
+  if trust:
+    name, options = "cxrjax.training.lars", {"momentum": 0.9, "trust": trust}
+  got, _ = run(Optimizer(
+    clock=CLOCK, name=name, options=options, lr={"start": 0.2, "end": 0.0}, lr_batch=0, clip=0,
+    weight_decay=0.1, coupled_decay=True), 5, grads)
+  got = flat(got)
+  for path, p in flat(PARAMS).items():
+    v = 0
+    for t in range(5):
+      g = flat(grads(t))[path]
+      if p.ndim > 1:  # else neither weight decay nor adaptation
+        g = g + 0.1 * p
+        if trust:
+          g = g * trust * np.linalg.norm(p) / np.linalg.norm(g)
+      v = 0.9 * v + g
+      p = p - 0.1 * (1 + np.cos(np.pi * t / 10)) * v
+    np.testing.assert_allclose(got[path], p, rtol=1e-5, atol=1e-6)
+
+
+def test_lars_moves_a_share_of_the_norm_whatever_the_gradients_size():
+  p = {"kernel": jnp.array([[3.0, 4.0]]), "new": jnp.zeros((1, 2)), "idle": jnp.ones((1, 2))}
+  g = {"kernel": jnp.array([[0.0, 1e-6]]), "new": jnp.ones((1, 2)), "idle": jnp.zeros((1, 2))}
+  direction, _ = lars.transform(trust=0.01).update(g, lars.transform().init(p), p)
+  np.testing.assert_allclose(direction["kernel"], [[0.0, 0.05]], rtol=1e-5)
+  np.testing.assert_array_equal(direction["new"], g["new"])
+  np.testing.assert_array_equal(direction["idle"], 0)
+
+
+def test_lars_thaws():
+  optimizer = Optimizer(clock=CLOCK, name="cxrjax.training.lars", coupled_decay=True, clip=0,
+                        freeze=(("prototypes", "1 epochs"),))
+  got, _ = run(optimizer, 2, grads)
+  np.testing.assert_array_equal(got["prototypes"]["kernel"], PARAMS["prototypes"]["kernel"])
+  got, _ = run(optimizer, 3, grads)
+  assert (np.asarray(got["prototypes"]["kernel"]) != 1).all()
 
 
 def test_frozen_parameters_do_not_move():

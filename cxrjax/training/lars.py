@@ -1,0 +1,44 @@
+"""LARS: layer-wise adaptive rate scaling with momentum, for large batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+
+def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTransformation:
+  """Directions of LARS: `v <- momentum v + r g`, with `r = trust |p| / |g|` for every tensor.
+
+  Biases and the scales and biases of norms, that is one-dimensional parameters, keep `r = 1`, as
+  does a tensor that is zero or whose gradient is. The learning rate multiplies `v` afterwards, as
+  in BYOL's and MoCo v3's code; the paper has it inside `v`: another thing while the rate changes.
+  Weight decay belongs into `g`: use it with `config.optimizer.coupled_decay=True`.
+
+  Args:
+    momentum: of the moving sum `v`.
+    trust: eta, how far a tensor moves in one step, as a share of its norm.
+
+  References:
+    You et al., Large Batch Training of Convolutional Networks, 2017 (arXiv 1708.03888), equation 6
+    and Algorithm 1. Exclusions: Grill et al. 2020 (arXiv 2006.07733), section 3.3.
+  """
+  def init(params: Any) -> optax.TraceState:
+    return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
+
+  def adapt(g: Float[Array, "..."], p: Float[Array, "..."]) -> Float[Array, "..."]:
+    if p.ndim < 2:
+      return g
+    size, slope = (jnp.sqrt(jnp.sum(jnp.square(x))) for x in (p, g))
+    usable = (size > 0) & (slope > 0)
+    return g * jnp.where(usable, trust * size / jnp.where(usable, slope, 1.0), 1.0)
+
+  def update(updates: Any, state: optax.TraceState, params: Any) -> tuple[Any, optax.TraceState]:
+    trace = jax.tree.map(
+      lambda v, g, p: momentum * v + adapt(g, p), state.trace, updates, params)
+    return trace, optax.TraceState(trace)
+
+  return optax.GradientTransformation(init, update)
