@@ -43,8 +43,16 @@ def test_the_first_two_commands_install_and_run(repository):
   assert "python -m pytest" in (repository / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("document", [
-  "README.md", "benchmarks/README.md", "tfds_builders/chest_xray_pneumonia/README.md"])
+def test_the_data_table_names_every_builder(repository):
+  text = (repository / "README.md").read_text()
+  for builder in repository.glob("tfds_builders/*/*_dataset_builder.py"):
+    assert f"](tfds_builders/{builder.parent.name})" in text, builder.parent.name
+    for file in ("README.md", "CITATIONS.bib", "TAGS.txt", "__init__.py"):
+      assert (builder.parent / file).exists(), builder.parent / file
+
+
+@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", *(
+  str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("tfds_builders/*/README.md")))])
 def test_links_lead_somewhere(document, repository):
   path = repository / document
   for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

@@ -9,6 +9,14 @@ from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
 
+def literal(text: str) -> Any:
+  """A number, truth value, None, tuple or list that is written as in Python; else the text."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
   """`"tiny,model=S,image_size=96"` over `defaults`.
 
@@ -27,10 +35,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
                       f"{suggest(name, defaults)}")
     value: Any = True
     if equals:
-      try:
-        value = ast.literal_eval(text)
-      except (ValueError, SyntaxError):
-        value = text
+      value = literal(text)
     kind = type(defaults[name])
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
       value = float(value)

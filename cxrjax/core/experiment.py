@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cxrjax.core.args import parse_arg
+from cxrjax.core.args import literal, parse_arg
+from cxrjax.core.errors import UserError
 
 # Options after the colon, with the values of the demo: phantom radiographs, minutes on a CPU.
 DEMO: dict[str, Any] = {
@@ -62,6 +63,9 @@ MODES = {"small": SMALL, "paper": PAPER, "tiny": TINY}
 def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> ConfigDict:
   """The options of `configs/X.py:arg`, as attributes.
 
+  Options of the source itself are written `data.csv=labels.csv`; several values of one,
+  `data.label_columns=edema;effusion`.
+
   Args:
     arg: `"small,lr=1e-3"`: names of presets, then options over them.
     demo: the method's own options, and what it sets otherwise than `DEMO`.
@@ -70,13 +74,29 @@ def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> Co
   Raises:
     UserError: an option or a preset that is none.
   """
+  arg, of_source = _source_arguments(arg)
   switches = dict.fromkeys(MODES, False)
   values = {**DEMO, **demo}
   chosen = parse_arg(arg, **switches, **values)
   for name, common in MODES.items():
     if chosen[name]:
       values |= {**common, **presets.get(name, {})}
-  return ConfigDict(parse_arg(arg, **switches, **values))
+  return ConfigDict({**parse_arg(arg, **switches, **values), "data_options": of_source})
+
+
+def _source_arguments(arg: str | None) -> tuple[str, dict[str, Any]]:
+  """The `data.KEY=VALUE` items of an argument, and the argument without them."""
+  rest, found = [], {}
+  for item in filter(None, (arg or "").split(",")):
+    name, equals, text = item.partition("=")
+    if not name.strip().startswith("data."):
+      rest.append(item)
+      continue
+    if not equals:
+      raise UserError(f"--config=...:{item} lacks its value; write it like data.csv=labels.csv")
+    values = tuple(literal(part) for part in text.split(";"))
+    found[name.strip().removeprefix("data.")] = values if len(values) > 1 else values[0]
+  return ",".join(rest), found
 
 
 def base(o: ConfigDict) -> ConfigDict:
@@ -128,25 +148,35 @@ def base(o: ConfigDict) -> ConfigDict:
 
 def sources(o: ConfigDict) -> Any:
   """`config.data.source`: one name, or for `A+B*2` the parts of a pool with their weights."""
-  parts = o.data.split("+")
+  parts = [_weighted(part) for part in o.data.split("+")]
   if len(parts) == 1:
     return o.data
-  found = []
-  for part in parts:
-    name, star, weight = part.rpartition("*")
-    name = name if star else part
-    entry = {"source": name, "options": source_options(name, o)}
-    found.append({**entry, "weight": float(weight)} if star else entry)
-  return tuple(found)
+  return tuple(
+    {"source": name, "options": source_options(name, o),
+     **({} if weight is None else {"weight": weight})} for name, weight in parts)
+
+
+def _weighted(part: str) -> tuple[str, float | None]:
+  """`A*2` as ("A", 2.0), `A` as ("A", None)."""
+  name, star, weight = part.rpartition("*")
+  if not star:
+    return part, None
+  value = literal(weight)
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise UserError(f"--config=...:data={part}: {weight!r} is no weight; write it like A*2+B")
+  return name, float(value)
 
 
 def source_options(name: str, o: ConfigDict) -> dict[str, Any]:
-  """What the options after the colon say of one source."""
+  """What the options after the colon say of one source; nothing where `name` is a whole pool."""
+  own = [_weighted(part)[0] for part in o.data.split("+")]
+  found: dict[str, Any] = o.data_options.to_dict() if name in own else {}
   if name == "phantom":
-    return {"n": o.examples, "size": o.store, "sites": o.sites}
-  found: dict[str, Any] = {}
-  if name.startswith("tfds:") and o.manual_dir:
-    found["manual_dir"] = o.manual_dir
-  if name.partition(":")[0] in ("tfds", "folder") and o.frontal and "+" not in name:
-    found["views"] = ("PA", "AP")
+    return {"n": o.examples, "size": o.store, "sites": o.sites, **found}
+  if name in own or "+" not in name:
+    kind = name.partition(":")[0]
+    if kind == "tfds" and o.manual_dir:
+      found["manual_dir"] = o.manual_dir
+    if kind in ("tfds", "folder") and o.frontal:
+      found["views"] = ("PA", "AP")
   return found

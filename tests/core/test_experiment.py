@@ -1,0 +1,49 @@
+"""What stands after the colon, and the config it makes."""
+
+import pytest
+
+from cxrjax.core import experiment
+from cxrjax.core.errors import UserError
+
+
+def config(arg):
+  o = experiment.parse(arg, {"depth": 3, "lr": 0.1}, small={"depth": 5}, tiny={"depth": 1})
+  return o, experiment.base(o)
+
+
+def test_presets_then_options():
+  assert config("")[0].depth == 3 and config("")[0].lr == 0.1
+  o, made = config("small,depth=7,seed=2")
+  assert (o.depth, o.lr, o.seed) == (7, experiment.SMALL["lr"], 2)
+  assert made.data.size == experiment.SMALL["store"] and made.optimizer.lr.start == o.lr
+  assert config("tiny")[1].block == 2
+  with pytest.raises(UserError, match=r"dept=3 is not an option.*did you mean 'depth'"):
+    config("dept=3")
+
+
+def test_options_of_the_source():
+  _, made = config("data=folder:/x,data.csv=l.csv,data.label_columns=a b;c,eval_data=tfds:y")
+  assert made.data.source == "folder:/x"
+  assert made.data.options.to_dict() == {"csv": "l.csv", "label_columns": ("a b", "c")}
+  assert made.evals.probe.data.to_dict() == {"name": "tfds:y"}  # another source, other options
+  with pytest.raises(UserError, match=r"data\.csv lacks its value"):
+    config("data.csv")
+
+
+def test_several_sources_are_a_pool():
+  _, made = config("data=folder:/x*2+tfds:y+phantom,manual_dir=m,frontal=True")
+  parts = made.data.to_dict()["source"]
+  assert parts[0] == {"source": "folder:/x", "weight": 2.0, "options": {"views": ("PA", "AP")}}
+  assert parts[1] == {"source": "tfds:y",
+                      "options": {"manual_dir": "m", "views": ("PA", "AP")}}
+  assert parts[2]["options"]["n"] == experiment.DEMO["examples"]
+  assert made.data.options.to_dict() == {} and not made.evals
+  with pytest.raises(UserError, match="'two' is no weight"):
+    config("data=folder:/x*two+tfds:y")
+
+
+def test_evaluation_of_the_same_source_or_none():
+  assert config("")[1].evals.probe.data.name == "phantom"
+  assert not config("eval_data=none")[1].evals
+  assert not config("data=folder:/x")[1].evals  # it may have no labels
+  assert config("data=folder:/x,eval_data=folder:/x")[1].evals.probe.data.name == "folder:/x"
