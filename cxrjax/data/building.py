@@ -22,9 +22,8 @@ from PIL import Image
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import decode
+from cxrjax.data.choices import SEXES, VIEWS
 
-SEXES = ("F", "M", "unknown")
-VIEWS = ("PA", "AP", "L", "unknown")
 _MASK_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "JPEG")
 UNCERTAIN = -1.0  # a finding the reader was not sure of; NaN is one nobody looked for
 

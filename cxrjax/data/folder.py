@@ -12,13 +12,12 @@ import numpy as np
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import decode, dicom, folder_csv, folder_index, hashes, splits
+from cxrjax.data import choices, decode, dicom, folder_csv, folder_index, hashes, splits
 from cxrjax.data.folder_csv import KEY
 from cxrjax.data.types import Record, SourceInfo, Table
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                "validation": "val", "dev": "val", "test": "test", "testing": "test"}
-VIEWS = ("PA", "AP", "L", "unknown")
 
 
 class Source:
@@ -80,7 +79,7 @@ class Source:
     columns = {"path": path_column, "patient": patient_column, "split": split_column,
                "site": site_column, "view": view_column, "age": age_column, "sex": sex_column}
     label_columns = (label_columns,) if isinstance(label_columns, str) else label_columns
-    pattern, wanted = _pattern(patient_regex), _views(views)
+    pattern = _pattern(patient_regex)
     if csv is None:
       for name, value in (*((f"{k}_column", v) for k, v in columns.items()),
                           ("label_columns", label_columns)):
@@ -107,10 +106,9 @@ class Source:
       notes.append("the data have no splits: patients were put into train, val and test "
                    "(70, 10, 20 %) by a hash of their names")
     shown = listed.views or headers.views()
-    kept, skipped = np.arange(len(rows)), listed.absent
-    if wanted is not None:
-      kept, left = _of_views(where, shown, paths, wanted)
-      skipped += left
+    kept = choices.rows_of_views(f"folder:{where}", shown, views)
+    left = np.setdiff1d(np.arange(len(rows)), kept).tolist()
+    skipped = (*listed.absent, *((paths[i], f"its view is {shown[i] or 'unknown'}") for i in left))
     counts = Counter(assigned[i] for i in kept.tolist() if assigned[i])
     order = [s for s in ("train", "val", "test") if s in counts]
     sizes = {s: counts[s] for s in [*order, *sorted(set(counts) - set(order))]}
@@ -241,26 +239,3 @@ def _match(pattern: re.Pattern, path: str) -> str:
   if found is None:
     raise UserError(f"{KEY}.patient_regex={pattern.pattern!r} finds no patient in {path}")
   return found.group(1) if pattern.groups else found.group(0)
-
-
-def _views(views: str | Sequence[str] | None) -> tuple[str, ...] | None:
-  if views is None:
-    return None
-  wanted = (views,) if isinstance(views, str) else tuple(views)
-  for view in wanted:
-    if view not in VIEWS:
-      raise UserError(f"{KEY}.views={view!r} is no view{suggest(view, VIEWS)}")
-  return wanted
-
-
-def _of_views(
-    where: str, views: Sequence[str], paths: Sequence[str], wanted: tuple[str, ...],
-    ) -> tuple[np.ndarray, tuple[tuple[str, str], ...]]:
-  """Rows of the wanted views, and the images left out."""
-  named = [view or "unknown" for view in views]
-  kept = np.array([i for i, view in enumerate(named) if view in wanted], np.int64)
-  if not len(kept):
-    raise UserError(f"folder:{where} has no image of {KEY}.views={wanted}; it has "
-                    f"{', '.join(sorted(set(named)))}")
-  return kept, tuple((path, f"its view is {view}, not {' or '.join(wanted)}")
-                     for path, view in zip(paths, named, strict=True) if view not in wanted)

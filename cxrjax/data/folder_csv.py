@@ -14,11 +14,10 @@ from jaxtyping import Float32, Int64
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import dicom
+from cxrjax.data import choices, dicom
 from cxrjax.data.folder_index import Index
 
 KEY = "config.data.options"
-UNCERTAIN = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
 _PATHS = ("path", "file", "filename", "file_name", "image", "image_path", "image_index", "image_id")
 # Columns taken without being asked for; the rest only by name.
 _GUESSES = {"path": _PATHS, "label": ("label", "class"), "split": ("split",), "view": ("view",),
@@ -77,8 +76,7 @@ def read(
     UserError: no such CSV or column, a row that names no image or one named before, a value that
       is none, no image of it is there.
   """
-  if uncertain not in UNCERTAIN:
-    raise UserError(f"{KEY}.uncertain={uncertain!r} is no policy{suggest(uncertain, UNCERTAIN)}")
+  choices.check_uncertain(uncertain)
   file, text = _text(index, name)
   lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
   try:
@@ -219,7 +217,7 @@ def _labels(
     columns: list[list[str]], names: Sequence[str], where: _Where, uncertain: str,
     ) -> tuple[np.ndarray, tuple[str, ...], bool]:
   findings = {**dict.fromkeys(_PRESENT, 1.0), **dict.fromkeys(_ABSENT, 0.0),
-              **dict.fromkeys(_UNSURE, UNCERTAIN[uncertain])}
+              **dict.fromkeys(_UNSURE, choices.UNCERTAIN[uncertain])}
   if not columns:
     return np.zeros((len(where), 0), np.float32), (), True
   if len(columns) == 1:

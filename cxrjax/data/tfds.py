@@ -19,12 +19,11 @@ import tqdm
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import building, decode, store
+from cxrjax.data import building, choices, decode, store
 from cxrjax.data.tfds_prepare import builder_class as _builder_class  # noqa: F401
 from cxrjax.data.tfds_prepare import prepared
 from cxrjax.data.types import Record, SourceInfo, Table
 
-UNCERTAIN = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
 _IDS, _PATIENTS, _SITES = ("id", "image_id", "filename"), ("patient", "patient_id"), ("site",)
 _KEY = "config.data.options"
 
@@ -58,8 +57,7 @@ class Source:
       manual_dir: str | None = None, label: str | Sequence[str] | None = None,
       uncertain: str = "ignore", views: str | Sequence[str] | None = None,
       cache_dir: str | None = None):
-    if uncertain not in UNCERTAIN:
-      raise UserError(f"{_KEY}.uncertain={uncertain!r} is no policy{suggest(uncertain, UNCERTAIN)}")
+    choices.check_uncertain(uncertain)
     builder = prepared(where, data_dir, manual_dir)
     self._features = builder.info.features
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
@@ -90,7 +88,7 @@ class Source:
     self._rows, told = _of_views(where, raw, views)
     self.table = raw.take(self._rows)
     labels = self.table.labels  # a copy
-    labels[labels < 0] = UNCERTAIN[uncertain]
+    labels[labels < 0] = choices.UNCERTAIN[uncertain]
     if uncertain != "ignore":
       told += (f"uncertain findings count as {'absent' if uncertain == 'zeros' else 'present'}",)
     if told:
@@ -259,14 +257,8 @@ def _of_views(
   """Rows of the wanted views, and a note where some are left out."""
   if views is None:
     return np.arange(len(table)), ()
+  rows = choices.rows_of_views(f"tfds:{where}", table.views, views)
   wanted = (views,) if isinstance(views, str) else tuple(views)
-  for view in wanted:
-    if view not in building.VIEWS:
-      raise UserError(f"{_KEY}.views={view!r} is no view{suggest(view, building.VIEWS)}")
-  rows = np.array([i for i, v in enumerate(table.views) if (v or "unknown") in wanted], np.int64)
-  if not len(rows):
-    have = ", ".join(sorted({v or "unknown" for v in table.views}))
-    raise UserError(f"tfds:{where} has no image of {_KEY}.views={wanted}; it has {have}")
   left = len(table) - len(rows)
   return rows, (f"views {', '.join(wanted)} only: {left} images of others left out",)
 
