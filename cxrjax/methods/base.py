@@ -111,3 +111,22 @@ def image_keys(
     image_key = jax.random.fold_in(key, i)
     return jax.vmap(lambda v: jax.random.fold_in(image_key, v))(first + jnp.arange(views))
   return jax.vmap(image)(position).reshape(-1)
+
+
+def diagnose_spread(metrics: Mapping[str, float], advice: str) -> str | None:
+  """The sentence for images that all get the same features, with what to change; else None."""
+  if metrics["feature_std"] >= 0.02:
+    return None
+  return (
+    f"the features' spread is {metrics['feature_std']:.4f} of about 1: all images get the same "
+    f"features; {advice}")
+
+
+def diagnose_chance(metrics: Mapping[str, float], candidates: int) -> str | None:
+  """The sentence for a contrastive `accuracy` no better than chance; else None."""
+  if metrics["accuracy"] * candidates >= 1.5:
+    return None
+  return (
+    f"an image's other view is found among {candidates} in {metrics['accuracy']:.2%} of cases, as "
+    "by chance; raise or lower config.optimizer.lr, lengthen its warmup, make the views more alike "
+    "(config.views.global_scale), or set config.model.standardize=True")

@@ -28,6 +28,7 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
+  diagnose_spread,
   ema,
   flatten_views,
   image_keys,
@@ -167,11 +168,11 @@ class Method:
         f"the teacher's entropy is {metrics['teacher_entropy']:.4f} of at most "
         f"ln {self.prototypes} = {uniform:.4f}: every image gets the uniform answer; lower "
         "config.method.teacher_temp or config.optimizer.lr, or raise config.method.momentum.start")
-    if metrics["feature_std"] < 0.02:
-      return (
-        f"the features' spread is {metrics['feature_std']:.4f} of about 1: all images get the "
-        "same features; lower config.optimizer.lr, lower config.method.center_momentum, or raise "
-        "config.method.momentum.start")
+    alike = diagnose_spread(
+      metrics, "lower config.optimizer.lr, lower config.method.center_momentum, or raise "
+      "config.method.momentum.start")
+    if alike:
+      return alike
     if metrics["batch_entropy"] < 0.01 * uniform:
       return (
         f"the batch's mean assignment has entropy {metrics['batch_entropy']:.4f}: one prototype "

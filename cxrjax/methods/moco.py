@@ -1,0 +1,242 @@
+"""Momentum contrast, versions 2 and 3: a query finds its image's key among others' keys.
+
+Keys are made by a moving average of the network that makes the queries. Version 2 compares with a
+queue of earlier keys, version 3 with the keys of the batch, both ways, behind a predictor.
+
+References:
+  He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019
+  (arXiv 1911.05722).
+  Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020 (arXiv 2003.04297): v2.
+  Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers, 2021
+  (arXiv 2104.02057): v3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.errors import UserError
+from cxrjax.losses import contrastive, health
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  diagnose_chance,
+  diagnose_spread,
+  ema,
+  image_keys,
+  join_stats,
+  split_stats,
+)
+from cxrjax.models.heads import Projector
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """MoCo; see `cxrjax.methods.base.Method` for what the functions do.
+
+  Version 3's negatives are the other images of the global batch, with gradient accumulation those
+  of a microbatch. Version 2's are the queue: the keys of the last `queue` images of the global
+  batches, in order, whatever the accumulation. Batch norm takes its statistics view by view over
+  the global batch, in version 2 in groups of images.
+
+  Attributes:
+    encoder: network of queries and of keys.
+    clock: length of the run and of an epoch.
+    version: 2 or 3.
+    hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`. Papers: version 2 has
+      2048, 128 and 2 layers; version 3 4096, 256 and 3 (ResNets: 2).
+    batch_norm: in the heads; version 2 has none. In version 3 the projector's output has one too,
+      without scale and bias.
+    predictor_norm: version 3: the same at the predictor's output; the paper: for ViTs only.
+    temperature: tau; 0.2, version 3 with ResNets 1.0.
+    momentum: of the moving average, a schedule; version 2: 0.999, version 3: 0.99 to 1.
+    queue: version 2: K, keys kept; at least the batch's.
+    bn_groups: version 2: in how many groups images are normalised, the keys' drawn otherwise than
+      the queries', so that a query does not know its key by a group's statistics (shuffled batch
+      norm; the paper has a group on each of 8 GPUs). Of no effect without batch norm.
+  """
+
+  encoder: Any
+  clock: clocks.Clock
+  version: int = 3
+  hidden: int = 4096
+  dim: int = 256
+  head_layers: int = 3
+  batch_norm: bool = True
+  predictor_norm: bool = True
+  temperature: float = 0.2
+  momentum: Any = dataclasses.field(default_factory=lambda: {"start": 0.99, "end": 1.0})
+  queue: int = 65536
+  bn_groups: int = 8
+
+  def __post_init__(self) -> None:
+    if self.version not in (2, 3):
+      raise UserError(f"config.method.version={self.version} is unknown; valid: 2, 3")
+    for name in ("hidden", "dim", "head_layers", "bn_groups"):
+      if int(getattr(self, name)) < 1:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 1")
+    if self.temperature <= 0:
+      raise UserError(f"config.method.temperature={self.temperature} must be above 0")
+    batch = self.clock.batch_size
+    if self.version == 2 and self.queue < batch:
+      raise UserError(
+        f"config.method.queue={self.queue} is less than config.batch_size={batch}; raise it")
+    if self.version == 3 and batch < 2:
+      raise UserError("config.batch_size=1 leaves MoCo v3 no negatives; use at least 2")
+    _ = self.schedules
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    key = "config.method.momentum"
+    return {"momentum": clocks.from_config(self.momentum, self.clock, key)}
+
+  @functools.cached_property
+  def projector(self) -> Projector:
+    plain = self.version == 2 or not self.batch_norm
+    return Projector(
+      in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
+      batch_norm=self.batch_norm, final_norm="none" if plain else "batch_no_affine",
+      bias=self.version == 2)
+
+  @functools.cached_property
+  def predictor(self) -> Projector:
+    normed = self.batch_norm and self.predictor_norm
+    return Projector(
+      in_dim=self.dim, dims=(self.hidden, self.dim), batch_norm=self.batch_norm,
+      final_norm="batch_no_affine" if normed else "none", bias=False)
+
+  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+           ) -> tuple[Params, Params]:
+    views = batch_spec["global"].shape[0]
+    if views != 2:
+      raise UserError(f"MoCo compares two views: set config.views.global_crops=2, not {views}")
+    keys = jax.random.split(key, 4)
+    encoder, stats = split_stats(self.encoder.init(keys[0]))
+    shared = {"encoder": encoder, "projector": self.projector.init(keys[1])}
+    extra = {"teacher": jax.tree.map(jnp.copy, shared), "stats": stats}
+    if self.version == 3:
+      return {**shared, "predictor": self.predictor.init(keys[2])}, extra
+    # The paper's start: random directions. The newest keys wait in `fresh` for the step's end.
+    rows = self.clock.batch_size
+    start = contrastive.unit(jax.random.normal(keys[3], (self.queue, self.dim)))
+    extra["queue"] = {"keys": start, "images": jnp.full((self.queue,), -1.0)}
+    extra["fresh"] = {"keys": jnp.zeros((rows, self.dim)), "images": jnp.zeros((rows,))}
+    extra["oldest"] = jnp.zeros((), jnp.int32)
+    return shared, extra
+
+  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
+           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    del step
+    version = self._version3 if self.version == 3 else self._version2
+    loss, accuracy, first, changed = version(params, extra, batch, key)
+    first = jax.lax.stop_gradient(first)
+    metrics = {
+      "accuracy": accuracy,
+      "feature_std": health.spread(first),
+      "effective_rank": health.participation_ratio(first),
+    }
+    return loss, ({**extra, **changed}, metrics)
+
+  def _version3(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Any:
+    """Loss, accuracy, features of the first view, what changes in `extra`."""
+    views = tuple(batch["global"])
+    keys = tuple(image_keys(key, batch["position"], 1, v) for v in range(2))
+
+    def project(weights: Params, keys: Any) -> tuple[Any, list[Array]]:
+      features = self.encoder.encode(
+        join_stats(weights["encoder"], extra["stats"]), views, keys=keys, patches=False, train=True)
+      return features, [self.projector.apply(weights["projector"], f.cls) for f in features]
+
+    features, z = project(params, keys)
+    queries = [self.predictor.apply(params["predictor"], x) for x in z]
+    _, found = project(extra["teacher"], None)
+    losses, hits = zip(*(
+      contrastive.info_nce(q, k, self.temperature)
+      for q, k in zip(queries, reversed(found), strict=True)), strict=True)
+    # By 2 tau the gradient's size does not depend on tau (section 3).
+    loss = 2 * self.temperature * sum(losses)
+    return loss, sum(hits) / 2, features[0].cls, {"stats": features[-1].stats or {}}
+
+  def _version2(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Any:
+    """The same; the first view is the query, the second the key."""
+    first, second = batch["global"]
+    rows = first.shape[0]
+    whole = not (extra["stats"] or self.batch_norm)
+    groups = 1 if whole else self.bn_groups
+    if rows % groups:
+      raise UserError(
+        f"config.method.bn_groups={groups} does not divide a (micro)batch of {rows} images; "
+        "change it or config.batch_size")
+
+    def project(weights: Params, x: Any, keys: Any) -> Any:
+      features = self.encoder.encode(
+        join_stats(weights["encoder"], extra["stats"]), x, keys=keys, patches=False, train=True)
+      return self.projector.apply(weights["projector"], features.cls), features.cls, features.stats
+
+    def in_groups(weights: Params, x: Any, keys: Any = None) -> Any:
+      if groups == 1:
+        return project(weights, x, keys)
+      parts = jax.tree.map(lambda a: a.reshape(groups, -1, *a.shape[1:]), (x, keys))
+      z, cls, stats = jax.vmap(functools.partial(project, weights))(*parts)
+      z, cls = (a.reshape(rows, a.shape[-1]) for a in (z, cls))
+      return z, cls, jax.tree.map(lambda a: a.mean(0), stats)
+
+    drop_key, order_key = jax.random.split(key)
+    query, cls, stats = in_groups(params, first, image_keys(drop_key, batch["position"], 1))
+    if groups == 1:
+      found, _, _ = in_groups(extra["teacher"], second)
+    else:
+      order = jax.random.permutation(order_key, rows)
+      found, _, _ = in_groups(extra["teacher"], second[order])
+      found = found[jnp.argsort(order)]
+    found = contrastive.unit(jax.lax.stop_gradient(found))
+
+    queue, images = extra["queue"], batch["index"].astype(jnp.float32)
+    # An image's own earlier keys are no negatives. There are few while the queue is much shorter
+    # than the data, as in the papers; on a small set they are the nearest and would be pushed away.
+    own = images[:, None] == queue["images"]
+    loss, accuracy = contrastive.info_nce_queue(
+      query, found, queue["keys"], self.temperature, left_out=own)
+    # Microbatches' `fresh` are averaged: each has its own rows, times the number of microbatches.
+    share = self.clock.batch_size / rows
+    fresh = {
+      name: jnp.zeros_like(extra["fresh"][name]).at[batch["position"]].set(share * value)
+      for name, value in (("keys", found), ("images", images))}
+    return loss, accuracy, cls, {"stats": stats or {}, "fresh": fresh}
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    shared = {name: params[name] for name in ("encoder", "projector")}
+    extra = {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
+    if self.version == 3:
+      return extra
+    oldest, rows = extra["oldest"], self.clock.batch_size
+    place = (oldest + jnp.arange(rows)) % self.queue
+    queue = jax.tree.map(lambda q, f: q.at[place].set(f), extra["queue"], extra["fresh"])
+    return {**extra, "queue": queue, "oldest": (oldest + rows) % self.queue}
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    """The network of the queries, as in the papers."""
+    return join_stats(params["encoder"], extra["stats"])
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    views, _, *shape = batch_spec["global"].shape
+    forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
+    # A backward pass costs two forward passes, and keys have none.
+    if self.version == 2:
+      return 3.0 * forward + forward
+    return views * (3.0 * (forward + self.predictor.flops()) + forward)
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    alike = diagnose_spread(
+      metrics, "lower config.optimizer.lr, or raise config.method.momentum.start")
+    candidates = self.clock.batch_size if self.version == 3 else self.queue + 1
+    return alike or diagnose_chance(metrics, candidates)
