@@ -4,8 +4,8 @@ An accelerator multiplies matrices far faster than it gathers pixels, and one ma
 the antialiasing, the resize and the flip. Only `rotate`, which is not separable, gathers.
 
 Random views multiply at the backend's default precision: on recent GPUs TF32, whose 10-bit mantissa
-holds uint8 pixels exactly and the weights to 0.05 %, a tenth of a gray level. `resize`, which
-evaluations use, asks for full float32.
+holds uint8 pixels exactly, and the weights and pixels windowed from 16 bits to 0.05 %, a tenth of
+an 8-bit gray level. `resize`, which evaluations use, asks for full float32.
 
 References: Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 29(6),
 1981, eq. 15 with a = -1/2, which is PIL's BICUBIC.
