@@ -6,6 +6,7 @@ the method, and fills in `method` and what its paper does otherwise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ DEMO: dict[str, Any] = {
   "sites": 1,               # of the phantom; 2 adds a second look, which is then learnt first
   "store": 40,              # images are kept at this many pixels a side
   "image_size": 32,         # large crops
-  "model": "Nu",
+  "model": "Nu",            # a ViT's variant, or a network and its depth: resnet50, densenet121
   "patch_size": 8,
   "initial": "xavier",
   "standardize": True,      # every image to mean 0 and deviation 1
@@ -121,11 +122,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "shared_patients": "error",             # patients that are also in a test split; or allow
     "near_duplicates": 0.0,                 # correlation at which test images are warned of; 0: off
   }
-  config.model = {
-    "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
-    "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
-    "standardize": o.standardize, "dtype": "auto",
-  }
+  config.model = backbone(o)
   config.optimizer = {
     "name": "optax.scale_by_adam", "options": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
     "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup}, "lr_batch": 256,
@@ -144,6 +141,21 @@ def base(o: ConfigDict) -> ConfigDict:
       "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20),
     }
   return config
+
+
+def backbone(o: ConfigDict) -> dict[str, Any]:
+  """`config.model`, as `o.model` says."""
+  common = {"standardize": o.standardize, "dtype": "auto"}
+  convolutional = re.fullmatch("(resnet|densenet)([0-9]+)", o.model)
+  if convolutional:
+    family, depth = convolutional.groups()
+    small = {"small_stem": o.image_size <= 64} if family == "resnet" else {}
+    return {"name": f"cxrjax.models.{family}", "depth": int(depth), **small, **common}
+  return {
+    "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
+    "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
+    **common,
+  }
 
 
 def sources(o: ConfigDict) -> Any:
