@@ -99,7 +99,7 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
 
   With `auto` a source that knows says so in its attribute `bits`. Of others 32 images, evenly
   spaced, are looked at, and the first with 16 bits decides. So the answer is the same on every
-  machine, and does not depend on which rows are then loaded.
+  machine and for every subset.
 
   Raises:
     UserError: `bits` is not an option.
@@ -110,6 +110,8 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
     return BITS[bits]
   if isinstance(source, Subset):
     return bits_of(source.source)
+  if isinstance(source, Subset):
+    source = source.source
   known = getattr(source, "bits", None)
   if known is not None:
     return int(known)

@@ -65,6 +65,7 @@ class Source:
     shown = {_canonical(name, sizes): n for name, n in sizes.items()}
 
     self._image = self._find_image(where)
+    self.bits = 16 if self._features[self._image].np_dtype == np.uint16 else 8
     self._mask = "mask" if self._is_image("mask") else None
     self._label = self._label_features(where, label)
     self._id, self._patient, self._site = (

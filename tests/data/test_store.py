@@ -13,6 +13,7 @@ from PIL import Image
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source, store
 from cxrjax.data.images import Rows
+from cxrjax.data.subset import Subset
 from cxrjax.data.types import Record, SourceInfo, Table
 
 
@@ -268,6 +269,7 @@ def test_a_sample_decides_the_bits_whatever_rows_are_loaded(arrays):
   source = Deep(arrays(100, 20), eight=range(1, 100))
   assert store.bits_of(source) == 16 and source.reads == [0]
   assert load(source, indices=[5, 6]).bits == 16
+  assert load(Subset(source, np.array([7, 8]), "some")).bits == 16
   source = Deep(arrays(100, 20), eight=range(99))
   assert store.bits_of(source) == 16 and len(source.reads) == store.SAMPLE
   source = Deep(arrays(100, 20), eight=[i for i in range(100) if i != 50])
@@ -389,7 +391,8 @@ def test_decoding_holds_no_images_in_memory(bits, monkeypatch):
     source = Endless(n)
     tracemalloc.start()
     try:
-      assert len(load(source, 64, on_bad_image="skip")) == n - len(range(3, n, 7))
+      images = load(source, 64, window="full", on_bad_image="skip")
+      assert len(images) == n - len(range(3, n, 7))
       return tracemalloc.get_traced_memory()[1]
     finally:
       tracemalloc.stop()

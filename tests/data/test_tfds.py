@@ -204,7 +204,7 @@ def test_what_builders_store_comes_back(standard):
   pixels = rng.integers(0, 4096, (6, 18, 20, 1))
   for i, row in enumerate(rows):
     record = source[row]
-    assert record.image.dtype == np.uint16
+    assert record.image.dtype == np.uint16 and source.bits == 16
     np.testing.assert_array_equal(record.image, pixels[i])
     assert record.window == ((100.0, 3000.0) if i < 3 else None)
     if i % 2:
