@@ -37,6 +37,8 @@ DEMO: dict[str, Any] = {
   "warmup": "10 %",
   "lr": 0.016,              # for 256 images; scaled by batch_size / 256
   "lr_end": 1e-5,
+  "optimizer": "adamw",     # or sgd, lars
+  "weight_decay": 0.04,     # at the start
   "weight_decay_end": 0.04,
   "eval_data": "same",      # a labelled source, `same`, or `none`
   "eval_every": "20 epochs",
@@ -57,6 +59,18 @@ PAPER: dict[str, Any] = {
 TINY: dict[str, Any] = {
   "examples": 48, "store": 32, "image_size": 32, "batch_size": 8, "duration": "4 steps",
   "eval_every": "4 steps",
+}
+# Adam as DINO and most transformers have it, clipped tensor by tensor; momentum SGD and LARS as
+# convolutional networks have them, with weight decay in the gradient.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+  "adamw": {
+    "name": "optax.scale_by_adam", "options": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "coupled_decay": False, "clip": 3.0},
+  "sgd": {
+    "name": "optax.trace", "options": {"decay": 0.9}, "coupled_decay": True, "clip": 0.0},
+  "lars": {
+    "name": "cxrjax.training.lars", "options": {"momentum": 0.9, "trust": 1e-3},
+    "coupled_decay": True, "clip": 0.0},
 }
 MODES = {"small": SMALL, "paper": PAPER, "tiny": TINY}
 
@@ -123,10 +137,14 @@ def base(o: ConfigDict) -> ConfigDict:
     "near_duplicates": 0.0,                 # correlation at which test images are warned of; 0: off
   }
   config.model = backbone(o)
+  if o.optimizer not in OPTIMIZERS:
+    known = suggest(o.optimizer, OPTIMIZERS)
+    raise UserError(f"option optimizer={o.optimizer!r} is unknown{known}")
   config.optimizer = {
-    "name": "optax.scale_by_adam", "options": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    **OPTIMIZERS[o.optimizer],
     "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup}, "lr_batch": 256,
-    "weight_decay": {"start": 0.04, "end": o.weight_decay_end}, "clip": 3.0, "freeze": (),
+    "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end}, "freeze": (),
+    "lr_scale": (),
   }
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
   config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}
