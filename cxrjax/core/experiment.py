@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cxrjax.core.args import literal, parse_arg
+from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
 # Options after the colon, with the values of the demo: phantom radiographs, minutes on a CPU.
