@@ -43,13 +43,31 @@ def decode(
     raise BadImage(f"{name}: {error}" if name else str(error)) from error.__cause__
 
 
+def bits(data: bytes) -> int:
+  """8 or 16: what `decode` would give, from the file's header.
+
+  Raises:
+    BadImage: the header shows that it is none.
+  """
+  from cxrjax.data import dicom
+
+  if dicom.is_dicom(data):
+    return 8 if dicom.read(data, pixels=False).bits <= 8 else 16
+  mode = _open(data, None, pixels=False).mode
+  return 16 if mode.startswith("I") or mode == "F" else 8
+
+
 def _decode(data: bytes, at_least: int | None) -> np.ndarray:
   from cxrjax.data import dicom  # it needs what is defined here
 
-  if not data:
-    raise BadImage(_MISSING)
   if dicom.is_dicom(data):
     return dicom.read(data).pixels
+  return _gray(_open(data, at_least))[..., None]
+
+
+def _open(data: bytes, at_least: int | None, pixels: bool = True) -> Image.Image:
+  if not data:
+    raise BadImage(_MISSING)
   try:
     with warnings.catch_warnings():
       # PIL warns of things we check ourselves (size) or that do not touch pixels (metadata).
@@ -58,7 +76,9 @@ def _decode(data: bytes, at_least: int | None) -> np.ndarray:
       check_shape(image.width, image.height)
       if at_least is not None and image.format == "JPEG":
         image.draft(None, (2 * at_least, 2 * at_least))
-      image.load()
+      if pixels:
+        image.load()
+      return image
   except BadImage:
     raise
   except Image.UnidentifiedImageError as error:
@@ -69,7 +89,6 @@ def _decode(data: bytes, at_least: int | None) -> np.ndarray:
   # PIL's codecs raise whatever the damage makes them raise.
   except Exception as error:
     raise BadImage(f"it is damaged or cut short ({error})") from error
-  return _gray(image)[..., None]
 
 
 def check_shape(width: int, height: int) -> None:

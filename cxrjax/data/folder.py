@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -12,7 +14,7 @@ import numpy as np
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import choices, decode, dicom, folder_csv, folder_index, hashes, splits
+from cxrjax.data import choices, decode, dicom, folder_csv, folder_index, hashes, splits, store
 from cxrjax.data.folder_csv import KEY
 from cxrjax.data.types import Record, SourceInfo, Table
 
@@ -132,6 +134,15 @@ class Source:
 
   def __getitem__(self, index: int) -> Record:
     return self.read(index)
+
+  @functools.cached_property
+  def bits(self) -> int:
+    """16 if one of a few images has 16 bits by its header, else 8."""
+    for row in store.sample(len(self)):
+      with contextlib.suppress(decode.BadImage):
+        if decode.bits(self._index.read(int(self._rows[row]))) == 16:
+          return 16
+    return 8
 
   def read(self, index: int, at_least: int | None = None) -> Record:
     """Image `index`; a JPEG may be decoded smaller, for a result of `at_least` pixels."""

@@ -115,11 +115,16 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
   known = getattr(source, "bits", None)
   if known is not None:
     return int(known)
-  for row in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():
+  for row in sample(len(source)):
     with contextlib.suppress(decode.BadImage):
       if read(source, row, decode.MIN_SIDE).image.dtype == np.uint16:
         return 16
   return 8
+
+
+def sample(n: int) -> list[int]:
+  """The rows, of `n`, that are looked at for their bits."""
+  return np.unique(np.linspace(0, n - 1, SAMPLE).astype(int)).tolist()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -94,3 +94,14 @@ def test_jpeg_decoded_smaller_is_large_enough_and_close(encode, texture):
   assert decode.decode(data, at_least=900).shape == (1600, 2000, 1)
   a, b = (pixels.resize(im, 100).astype(float) for im in (short, decode.decode(data)))
   assert np.abs(a - b).mean() < 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1", "I", "I;16", "F"])
+def test_bits_are_those_of_the_decoded_image(mode, encode, gray):
+  image = Image.fromarray(gray).convert("I" if mode == "I;16" else mode)
+  data = encode(image.convert(mode), "TIFF" if mode in ("F", "I", "LA", "P") else "PNG")
+  assert decode.bits(data) == 8 * decode.decode(data).itemsize
+  with pytest.raises(decode.BadImage, match="0 bytes"):
+    decode.bits(b"")
+  with pytest.raises(decode.BadImage, match="not a PNG"):
+    decode.bits(b"no image")

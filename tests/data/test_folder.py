@@ -395,3 +395,14 @@ def test_a_csv_inside_the_zip(tree, tmp_path):
   assert found.info.classes == ("a", "b") and found[1].image.shape == (24, 30, 1)
   with pytest.raises(UserError, match=r"csv='list.csv': cannot read .*set.zip: list.csv"):
     source(tmp_path / "set.zip", csv="list.csv")
+
+
+def test_bits_by_a_few_headers(tmp_path, encode, texture, monkeypatch):
+  gray = texture(20, 20)
+  (tmp_path / "0.png").write_bytes(b"broken")
+  (tmp_path / "1.png").write_bytes(encode(gray))
+  (tmp_path / "2.png").write_bytes(encode(gray.astype(np.uint16) * 100))
+  monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)  # no pixel is decoded
+  assert source(tmp_path).bits == 16
+  (tmp_path / "2.png").unlink()
+  assert source(tmp_path).bits == 8
