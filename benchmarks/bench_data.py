@@ -95,10 +95,11 @@ class Ours:
 
   def decode(self, form):
     from cxrjax.data import store
-    source, n = self.sources[form], self.spec["count"]
+    source, n, size = self.sources[form], self.spec["count"], self.spec["size"]
+    bits = store.bits_of(source)
     start = time.perf_counter()
     for i in range(n):
-      store.to_square(store.read(source, i, self.spec["size"]), self.spec["size"], "squash")
+      store.to_square(store.read(source, i, size), size, "squash", bits)
     return n / (time.perf_counter() - start)
 
   def _serve(self, form, storage):
