@@ -76,8 +76,8 @@ def read(
     ) -> Radiograph:
   """A radiograph from a DICOM file.
 
-  Uncompressed, RLE, JPEG (baseline, extended, lossless), JPEG-LS and JPEG 2000 pixels of 8 to 16
-  bits. Of several windows the first counts, a sigmoid one as the straight line through its middle.
+  Uncompressed, RLE, JPEG (baseline, 8-bit extended, lossless), JPEG-LS and JPEG 2000 pixels
+  of 8 to 16 bits. Of several windows the first counts, a sigmoid one as the straight line through its middle.
   A VOI table is applied to the pixels where there is no window.
 
   Args:
@@ -90,11 +90,11 @@ def read(
     UserError: pydicom or one of its decoders is not installed.
   """
   opened = io.BytesIO(data) if isinstance(data, bytes) else data
-  start = opened.read(_MARK_AT + 4)
+  start = opened.read(2048)
   if not is_dicom(start):
     raise decode.BadImage("it is no DICOM file: the letters DICM are missing at byte 128")
-  if isinstance(data, bytes):
-    _check_deflated(data)
+  if _DEFLATED.encode() in start:
+    _check_deflated(start + opened.read(4 * decode.MAX_PIXELS))
   opened.seek(0)
   _pydicom()
   with warnings.catch_warnings():
@@ -139,8 +139,8 @@ def _code(text: str) -> str:
 
 def _check_deflated(data: bytes) -> None:
   """Refuses a deflated file that would not fit into memory."""
-  if _DEFLATED.encode() not in data[:2048] or data[132:140] != b"\x02\0\0\0UL\x04\0":
-    return
+  if data[132:140] != b"\x02\0\0\0UL\x04\0":
+    raise decode.BadImage(_DAMAGED)
   start = 144 + int.from_bytes(data[140:144], "little")
   limit = 4 * decode.MAX_PIXELS
   try:

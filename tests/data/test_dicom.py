@@ -339,8 +339,9 @@ def test_a_deflated_bomb_is_refused(deep, monkeypatch):
   assert len(data) < 2000
   monkeypatch.setattr(decode, "MAX_PIXELS", 50_000)
   monkeypatch.setattr(zlib, "decompress", lambda *_: pytest.fail("unpacked without a limit"))
-  with pytest.raises(decode.BadImage, match="unpacks to more"):
-    dicom.read(data)
+  for given, pixels in ((data, True), (io.BytesIO(data), False)):
+    with pytest.raises(decode.BadImage, match="unpacks to more"):
+      dicom.read(given, pixels=pixels)
 
 
 def test_without_pydicom_one_is_told_what_to_install(deep, monkeypatch):
