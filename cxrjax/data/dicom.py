@@ -77,8 +77,8 @@ def read(
   """A radiograph from a DICOM file.
 
   Uncompressed, RLE, JPEG (baseline, 8-bit extended, lossless), JPEG-LS and JPEG 2000 pixels
-  of 8 to 16 bits. Of several windows the first counts, a sigmoid one as the straight line through its middle.
-  A VOI table is applied to the pixels where there is no window.
+  of 8 to 16 bits. Of several windows the first counts, a sigmoid one as the straight line through
+  its middle. A VOI table is applied to the pixels where there is no window.
 
   Args:
     data: the file's bytes, or an open file if only the header is wanted.
@@ -133,8 +133,9 @@ def _pydicom() -> None:
 
 
 def _code(text: str) -> str:
-  """A header's code if it looks like one: free text may name somebody."""
-  return text if re.fullmatch(r"[A-Z0-9_]{1,16}", text) else "(unreadable)"
+  """A modality or kind of colour if it is one: in a damaged header it may be somebody's name."""
+  known = re.fullmatch(r"[A-Z]{2}|RGB|PALETTE COLOR|YBR_[A-Z0-9_]{3,12}", text)
+  return text if known else "(unreadable)"
 
 
 def _check_deflated(data: bytes) -> None:
