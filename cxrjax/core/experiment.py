@@ -131,6 +131,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "fold": "", "split_seed": 0,            # "2 of 5"; another seed, other subsets and folds
     "size": o.store, "fit": "squash",       # squash, pad or crop to a square
     "bits": "auto",                         # 8, 16, or what the images have
+    "window": "auto",                       # of 16 bits: auto, full, or gray levels "low,high"
     "storage": "auto",                      # resident, cached, streamed, or by size
     "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
     "on_bad_image": "error",                # or skip
@@ -158,6 +159,8 @@ def base(o: ConfigDict) -> ConfigDict:
       "name": "cxrjax.evals.probe", "every": o.eval_every,
       "data": {"name": labelled, **source_options(labelled, o)},
       "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20),
+      # What changes the pixels is the same in training, wherever it is set.
+      **{name: config.data.get_ref(name) for name in ("fit", "bits", "window", "on_bad_image")},
     }
   return config
 
