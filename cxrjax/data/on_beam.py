@@ -20,7 +20,7 @@ try:
 except ImportError as error:
   raise UserError('Beam is asked for but not installed: pip install -e ".[tfds]"') from error
 
-_LEFT_OUT = "left_out.json"
+_ACCOUNT = "account.json"
 
 
 def read_part(part: published.Part, packed: bytes) -> Iterator[Any]:
@@ -45,26 +45,27 @@ def read_part(part: published.Part, packed: bytes) -> Iterator[Any]:
 
 
 def account(told: list[tuple[str, str]], packed: bytes, paths: Sequence[str], folder: str) -> None:
-  """Writes down the images that are left out, and fails where too many are."""
+  """Writes down which images are left out and how many are not, and fails where too many are."""
   listing = published.unpack(packed)
-  found = dict(told)
+  found, counts = dict(told), {}
   for split in dict.fromkeys(row.split for row in listing.rows.values()):
     rows = listing.of(split)
     missing = [key for key in rows if key not in found]
     published.absent(split, missing, len(rows), paths)
     found |= dict.fromkeys(missing, published.ABSENT)
+    counts[split] = sum(not found[key] for key in rows)
   published.surplus([key for key, reason in found.items() if reason == published.UNLISTED], listing,
                     paths)
   left = sorted((key, reason) for key, reason in found.items() if reason)
-  epath.Path(os.path.join(folder, _LEFT_OUT)).write_text(json.dumps(left))
+  epath.Path(os.path.join(folder, _ACCOUNT)).write_text(json.dumps([left, counts]))
 
 
-def left_out(folder: str) -> list[tuple[str, str]]:
-  """The images that the pipeline has left out; the list of them is removed."""
-  path = epath.Path(os.path.join(folder, _LEFT_OUT))
-  found = [(key, reason) for key, reason in json.loads(path.read_text())]
+def result(folder: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
+  """What the pipeline left out, and how many images of each split it read; once."""
+  path = epath.Path(os.path.join(folder, _ACCOUNT))
+  left, counts = json.loads(path.read_text())
   path.unlink()
-  return found
+  return [(key, reason) for key, reason in left], counts
 
 
 class _Reading:

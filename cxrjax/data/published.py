@@ -348,8 +348,20 @@ class PublishedBuilder(set_builder.SetBuilder, skip_registration=True):
 
   def _process_pipeline_result(self, pipeline_result: Any) -> None:
     from cxrjax.data import on_beam
-    for key, reason in on_beam.left_out(str(self.data_dir)):
+    left, self._counts = on_beam.result(str(self.data_dir))
+    for key, reason in left:
       self.leave_out(key, reason)
+
+  def _download_and_prepare(
+      self, dl_manager: tfds.download.DownloadManager,
+      download_config: tfds.download.DownloadConfig) -> None:
+    self._counts: dict[str, int] = {}
+    super()._download_and_prepare(dl_manager, download_config)
+    for split, expected in self._counts.items():
+      written = self.info.splits[split].num_examples
+      if written != expected:  # seen with Beam's local runner in several processes
+        raise UserError(f"Beam wrote {written:,} of the {expected:,} images that it read for "
+                        f"{split}; use another runner, or none")
 
 
 ABSENT = "it is listed, but not there"

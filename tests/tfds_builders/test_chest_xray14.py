@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from cxrjax.core.errors import UserError
 from cxrjax.data import tfds_prepare
 
 NAME = "chest_xray14"
@@ -210,10 +211,33 @@ def test_a_gzip_that_is_no_tar(manual):
   assert "images_001.tar.gz is not a whole tar" in made_sets.refused(NAME, manual)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="no apache_beam")
+needs_beam = pytest.mark.skipif(
+  importlib.util.find_spec("apache_beam") is None, reason="no apache_beam")
+
+
+def with_beam(manual, data):
+  import apache_beam as beam
+  made = builder(data_dir=str(manual.parent / data), file_format="array_record")
+  made.download_and_prepare(download_config=tfds.download.DownloadConfig(
+    manual_dir=str(manual), beam_runner=beam.runners.DirectRunner()))
+
+
+@needs_beam
+@pytest.mark.filterwarnings("ignore")
+def test_a_runner_that_loses_images_is_found_out(manual, monkeypatch):
+  from cxrjax.data import on_beam
+  told = on_beam.result
+  monkeypatch.setattr(on_beam, "result", lambda folder: (
+    [], {split: n + 2 * (split == "test") for split, n in told(folder)[1].items()}))
+  write(manual)
+  with pytest.raises(UserError, match="Beam wrote 12 of the 14 images that it read for test"):
+    with_beam(manual, "beam")
+  assert not list((manual.parent / "beam").rglob("dataset_info.json"))
+
+
+@needs_beam
 @pytest.mark.filterwarnings("ignore")
 def test_beam_gives_the_same(manual):
-  import apache_beam as beam
   write(manual)
   files = archives()[2]
   gone, cut, *_ = files
@@ -222,14 +246,12 @@ def test_beam_gives_the_same(manual):
   files["images/00000099_000.png"] = image(0)
   made_sets.packed(manual / "images_002.tar.gz", files)
   one = made_sets.prepare(NAME, manual, "all")
-  made = builder(data_dir=str(manual.parent / "beam"), file_format="array_record")
-  made.download_and_prepare(download_config=tfds.download.DownloadConfig(
-    manual_dir=str(manual), beam_runner=beam.runners.DirectRunner()))
+  with_beam(manual, "beam")
   other = made_sets.prepare(NAME, manual, "all", "beam")
   assert other.table.ids == one.table.ids and other.info.fingerprint == one.info.fingerprint
   assert sorted(other.info.skipped) == sorted(one.info.skipped) and len(one.info.skipped) == 3
   np.testing.assert_array_equal(other.table.labels, one.table.labels)
-  assert not list((manual.parent / "beam").rglob("left_out.json"))
+  assert not list((manual.parent / "beam").rglob("account.json"))
 
 
 @pytest.mark.slow
