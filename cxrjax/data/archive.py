@@ -46,6 +46,11 @@ def is_archive(name: str | os.PathLike) -> bool:
   return os.fspath(name).lower().endswith(_ZIPS + _TARS)
 
 
+def is_tar(name: str | os.PathLike) -> bool:
+  """Whether a file's name is that of a tar."""
+  return os.fspath(name).lower().endswith(_TARS)
+
+
 def stem(name: str | os.PathLike) -> str:
   """An archive's file name without its suffix: `images_001.tar.gz` gives `images_001`."""
   name = os.path.basename(os.fspath(name))
@@ -93,7 +98,7 @@ class Archive:
         self._accept(self._where, name, name)
     elif content is None and not self.path.exists():
       raise UserError(f"{self.path} does not exist")
-    elif content is None and self.path.name.lower().endswith(_TARS):
+    elif content is None and is_tar(self.path):
       with self._damaged(""):
         self._tar = tarfile.open(self.path)  # noqa: SIM115
       self._where = None
@@ -283,7 +288,7 @@ class Archive:
       if name:
         raise UserError(
           f"{self.path}: {name} in it is damaged ({detail}); download it again") from error
-      kind = "tar" if self.path.name.lower().endswith(_TARS) else "zip"
+      kind = "tar" if is_tar(self.path) else "zip"
       raise UserError(f"{self.path} is not a whole {kind} file ({detail}): a download that broke "
                       "off? delete it and download it again") from error
 

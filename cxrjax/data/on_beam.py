@@ -1,10 +1,13 @@
 """Builds a published set with Apache Beam: every archive is read by one worker, once.
 
+DICOM files take long to decode and to store, so that an archive of these is shared by many workers.
+
 The workers need this package and the folder with the archives; what the tables say is sent to them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,13 +16,14 @@ from typing import Any
 from etils import epath
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import decode, published
+from cxrjax.data import archive, decode, published
 
 try:
   import apache_beam as beam
 except ImportError as error:
   raise UserError('Beam is asked for but not installed: pip install -e ".[tfds]"') from error
 
+SHARES = 64  # of an archive of DICOM files
 _ACCOUNT = "account.json"
 
 
@@ -68,11 +72,19 @@ def result(folder: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
   return [(key, reason) for key, reason in left], counts
 
 
+def shares(part: published.Part, listing: published.Listing) -> list[published.Part]:
+  """The pieces of work that an archive is; one for a tar, which is read from its start."""
+  if not listing.dicom or archive.is_tar(part.path):
+    return [part]
+  return [dataclasses.replace(part, share=i, shares=SHARES) for i in range(SHARES)]
+
+
 class _Reading:
   """The images of all splits, read once: whichever split is asked for first adds it."""
 
   def __init__(self, parts: Sequence[published.Part], listing: published.Listing, folder: str):
-    self._parts, self._packed, self._folder = list(parts), listing.pack(), folder
+    self._parts = [piece for part in parts for piece in shares(part, listing)]
+    self._packed, self._folder = listing.pack(), folder
     self._examples = None
 
   def examples(self, pipeline: Any) -> Any:

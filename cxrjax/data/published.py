@@ -64,10 +64,14 @@ class Part:
   Attributes:
     path: where it is.
     prefix: put before the names in it, so that they read as in the whole set.
+    share: which of the images to read, of `shares` that are about equal.
+    shares: 1 to read all.
   """
 
   path: str
   prefix: str = ""
+  share: int = 0
+  shares: int = 1
 
 
 class Listing:
@@ -137,16 +141,18 @@ class _Wanted:
 
   def __init__(self, part: Part, listing: Listing, keys: Collection[str],
                unlisted: Callable[[str], None]):
-    self._prefix, self._search = part.prefix, re.compile(listing.pattern).search
+    self._part, self._search = part, re.compile(listing.pattern).search
     self._keys, self._listing, self._unlisted = keys, listing, unlisted
 
   def key(self, name: str) -> str | None:
-    match = self._search(f"{self._prefix}/{name}" if self._prefix else name)
+    match = self._search(f"{self._part.prefix}/{name}" if self._part.prefix else name)
     return "/".join(group for group in match.groups() if group) if match else None
 
   def __contains__(self, name: str) -> bool:
     key = self.key(name)
-    if key is not None and key not in self._listing:
+    if key is None or zlib.crc32(key.encode()) % self._part.shares != self._part.share:
+      return False
+    if key not in self._listing:
       self._unlisted(key)
     return key in self._keys
 

@@ -100,8 +100,8 @@ def test_older_names_of_folders_and_lists(manual, tmp_path):
   made_sets.folder(other, found)
   check("cxr3", other, refined=True)
   alone = tmp_path / "alone" / "manual"
-  made_sets.folder(alone, {n: d for n, d in found.items() if "9B" not in n} | {
-    f"{s}_COVIDx9A.txt": text(s, "A") for s in ("train", "test")})
+  made_sets.folder(alone, {n: d for n, d in found.items() if "_COVIDx9" not in n} | {
+    f"{s}.txt": text(s, "A") for s in ("train", "test")})
   both = made_sets.prepare(f"{NAME}/cxr3", alone, "train+test", label="diagnosis").table
   assert both.labels.sum(0).tolist() == [7, 7, 14]
 

@@ -54,7 +54,7 @@ class Builder(published.PublishedBuilder):
       lists={"train": ("train.txt",), "validation": ("val.txt",), "test": ("test.txt",)}),
     Config(
       name="cxr3", description="CXR-3: 30,882 images (Pavlova et al. 2022).",
-      lists={s: (f"{s}.txt", f"{s}_COVIDx9B.txt", f"{s}_COVIDx9A.txt") for s in ("train", "test")},
+      lists={s: (f"{s}.txt", f"{s}_COVIDx9B.txt") for s in ("train", "test")},
       refined={s: f"{s}_COVIDx9A.txt" for s in ("train", "test")}),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -69,7 +69,7 @@ class Builder(published.PublishedBuilder):
 
   def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
     config = self.builder_config
-    path = archive.find(manual, CANDIDATES, WHERE, ("train.txt", "train_COVIDx9*.txt"))
+    path = archive.find(manual, CANDIDATES, WHERE, ("train.txt", "train_COVIDx9B.txt"))
     found = published.Listing((), _PATTERN)
     with layout.opened(path) as release:
       names = release.names
@@ -80,7 +80,7 @@ class Builder(published.PublishedBuilder):
       for split, table in lists.items():
         folder = next((f for f in _FOLDERS[split] if f in folders), _FOLDERS[split][0])
         better = _list(names, (config.refined.get(split, ""),))
-        refined = _refined(release, better) if better and better != table else {}
+        refined = _refined(release, better) if better else {}
         for place, patient, file, (label, diagnosis), source in _lines(release, table):
           if label == 0:
             diagnosis = refined.get(file, diagnosis)
