@@ -172,8 +172,8 @@ def again(line):
 
 @pytest.mark.parametrize("held, word", [
   (lambda: {"notes.txt": b"?"}, "has no physionet.org/files/mimic-cxr-jpg/2.1.0.*get it from htt"),
-  (without("metadata"), "has no mimic-cxr-2.0.0-metadata.csv.gz: another data set, or"),
-  (without("negbio"), "has no mimic-cxr-2.0.0-negbio.csv.gz"),
+  (without("metadata"), "has no mimic-cxr-2.0.0-metadata.csv: another data set, or"),
+  (without("negbio"), "has no mimic-cxr-2.0.0-negbio.csv"),
   (without("files/p13", "files/p17"), "has no images in files/p13 .of 2 such folders"),
   (without("s5000000", "s5000001", "s5000003"), "has no images in files/p1|only a part"),
   (lambda: release(chexpert=lambda d: d.replace(b"Edema", b"Oedema")),

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, published
+from cxrjax.data import archive, building, layout, published
 
 LABELS = (
   "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture",
@@ -64,10 +64,11 @@ class Builder(published.PublishedBuilder):
                                           for name in LABELS)], _PATTERN)
     with archive.Archive(path) as opened:
       names = opened.names
-      tables = {kind: _table(opened, names, kind)
+      # The tables are called 2.0.0 in release 2.1.0 as well.
+      tables = {kind: layout.table(opened, f"mimic-cxr-2.0.0-{kind}", WHERE)
                 for kind in ("split", "metadata", "chexpert", "negbio")}
       readings = [dict(_readings(opened, tables[kind])) for kind in ("chexpert", "negbio")]
-      experts = dict(_experts(opened, names))
+      experts = dict(_experts(opened))
       if not experts:
         self.left_out.note("the labels by radiologists (release 2.1.0) were not there")
       splits = dict(_splits(opened, tables["split"]))
@@ -93,15 +94,6 @@ class Builder(published.PublishedBuilder):
         raise UserError(f"{path}: {tables['split']} lists {min(set(splits) - set(found.rows))}, "
                         f"which {tables['metadata']} does not have")
     return found, _parts(path, names, found)
-
-
-def _table(opened: archive.Archive, names: tuple[str, ...], kind: str) -> str:
-  wanted = f"mimic-cxr-2.0.0-{kind}.csv"  # in release 2.1.0 as well
-  found = [name for name in names if name.rsplit("/", 1)[-1] in (wanted, f"{wanted}.gz")]
-  if not found:
-    raise UserError(f"{opened.path} has no {wanted}.gz: another data set, or only a part of it; "
-                    f"get it from {WHERE}")
-  return min(found, key=lambda name: (name.count("/"), name))
 
 
 def _parts(path: pathlib.Path, names: tuple[str, ...],
@@ -153,13 +145,10 @@ def _readings(opened: archive.Archive,
     yield study, tuple(published.finding(row[name], name, place) for name in LABELS)
 
 
-def _experts(opened: archive.Archive,
-             names: tuple[str, ...]) -> Iterator[tuple[str, tuple[float, ...]]]:
+def _experts(opened: archive.Archive) -> Iterator[tuple[str, tuple[float, ...]]]:
   """Radiologists' labels of some studies of the test split; of none in release 2.0.0."""
-  for table in names:
-    if not re.search(r"(?:^|/)mimic-cxr-2\.1\.0-test-set-labeled\.csv(?:\.gz)?$", table):
-      continue
-    for place, row in archive.rows(opened, table, ("study_id",)):
-      row = {_RENAMED.get(name, name): cell for name, cell in row.items()}
-      yield row["study_id"], tuple(
-        published.finding(row.get(name, ""), name, place) for name in LABELS)
+  table = layout.table(opened, "mimic-cxr-2.1.0-test-set-labeled")
+  for place, row in archive.rows(opened, table, ("study_id",)) if table else ():
+    row = {_RENAMED.get(name, name): cell for name, cell in row.items()}
+    yield row["study_id"], tuple(
+      published.finding(row.get(name, ""), name, place) for name in LABELS)
