@@ -9,34 +9,21 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from cxrjax.data.images import Images, stored
-from cxrjax.data.pixels import to_unit
+from cxrjax.data.detail import small
+from cxrjax.data.images import Images
 
 SIDE = 16
 PENALTY = 0.1  # 0.901 on the official test split of Kermany's radiographs, 0.88 on Shenzhen's
 
 
 def thumbnails(
-    images: Images | UInt8[np.ndarray, "n s s 1"], side: int = SIDE, chunk: int = 256
+    images: Images | UInt8[np.ndarray, "n s s 1"], side: int = SIDE,
 ) -> Float32[np.ndarray, "n t"]:
   """Images averaged over a `side` x `side` grid (exact areas, any size), values 0..1, flattened.
 
   16-bit images are taken as their windows show them.
   """
-  pixels, windows = stored(images)
-  size = pixels.shape[1]
-  areas = _areas(size, side).T / 255
-  parts = []
-  for start in range(0, len(pixels), chunk):
-    part = slice(start, start + chunk)
-    x = np.asarray(pixels[part])
-    x = x.astype(np.float32) if windows is None else 255 * to_unit(x, windows[part])
-    x = x[..., 0]
-    # Two large products; thousands of small ones (one an image) are many times slower.
-    rows = (x.reshape(-1, size) @ areas).reshape(len(x), size, side)
-    cells = np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(-1, size) @ (areas * 255)
-    parts.append(cells.reshape(len(x), side, side).transpose(0, 2, 1).reshape(len(x), -1))
-  return np.concatenate(parts) if parts else np.zeros((0, side * side), np.float32)
+  return small(images, side).reshape(-1, side * side) / 255
 
 
 def ridge(
@@ -76,12 +63,3 @@ def ridge(
     weight = np.linalg.solve(gram, part.T @ (y - y.mean()) / len(part))
     scores[:, c] = (t - middle) @ weight + y.mean()
   return scores.astype(np.float32)
-
-
-def _areas(size: int, side: int) -> Float32[np.ndarray, "side size"]:
-  """Row i averages the pixels of cell i; border pixels count by the part inside."""
-  edges = np.linspace(0, size, side + 1)
-  pixel = np.arange(size)
-  inside = np.clip(
-    np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None)
-  return (inside / inside.sum(1, keepdims=True)).astype(np.float32)

@@ -55,7 +55,7 @@ def test_features_of_rows_that_stay_in_their_file(wide):
 
 
 def test_thumbnails(wide):
-  got = floor.thumbnails(wide, side=4, chunk=10)
+  got = floor.thumbnails(wide, side=4)
   unit = to_unit(wide.pixels, wide.windows)
   exact = unit.reshape(N, 4, 4, 4, 4).mean((2, 4)).reshape(N, -1)
   np.testing.assert_allclose(got, exact, atol=1e-5)
