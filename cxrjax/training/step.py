@@ -129,7 +129,8 @@ class Trainer:
         f"config.accumulate={self.accumulate} does not divide config.batch_size={size}")
     # Strided microbatches: every device keeps the images it has.
     parts = jax.tree.map(
-      lambda x: jnp.swapaxes(x.reshape(-1, self.accumulate, *x.shape[1:]), 0, 1), part)
+      lambda x: jnp.swapaxes(
+        x.reshape(size // self.accumulate, self.accumulate, *x.shape[1:]), 0, 1), part)
     parts = jax.lax.with_sharding_constraint(
       parts, NamedSharding(self.mesh, PartitionSpec(None, *sharding.BATCH)))
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
