@@ -3,6 +3,7 @@
 import math
 import zlib
 
+import dicoms
 import made_sets
 import numpy as np
 import pytest
@@ -60,6 +61,54 @@ def test_images_come_in_the_order_of_the_archive(tmp_path):
   found = list(published.images(
     published.Part(str(path)), listing(), {"a/1", "a/2"}, unlisted.append))
   assert found == [("a/2", b"\0"), ("a/1", b"\2")] and unlisted == ["a/9"]
+
+
+@pytest.mark.parametrize("kind", ["x.zip", "x.tar.gz", "folder"])
+def test_shares_are_all_images_once(tmp_path, kind):
+  files = {f"a/{n}.png": bytes([n]) for n in range(40)}
+  write = made_sets.folder if kind == "folder" else made_sets.packed
+  path, rows = str(write(tmp_path / kind, files)), published.Listing((), r"(\d+)\.png$")
+  for n in range(30):
+    rows.add(str(n), published.Listed("p", "train", ()), "f")
+  found, unlisted = [], []
+  for share in range(4):
+    part = published.Part(path, share=share, shares=4)
+    mine = list(published.images(part, rows, set(rows.rows), unlisted.append))
+    assert 2 < len(mine) < 15
+    found += mine
+  assert sorted(found) == sorted((str(n), bytes([n])) for n in range(30))
+  assert sorted(unlisted) == sorted(str(n) for n in range(30, 40))
+
+
+def dicom_rows(**fields):
+  found = published.Listing((), r"(\d)\.dcm$", dicom=True, youngest=1.0)
+  found.add("1", published.Listed("p", "train", (), **fields), "f")
+  return found
+
+
+@pytest.mark.parametrize("age, years", [("045Y", 45), ("000Y", 7), (None, 7)])
+def test_what_a_dicom_file_says_counts_where_it_says_it(age, years):
+  rows = dicom_rows(age=7.0, sex="M", view="PA")
+  data = dicoms.dicom(made_sets.pixels(1, 16) >> 4, bits=12, PatientAge=age, PatientSex="O",
+                      ViewPosition="AP", WindowCenter=2000.5, WindowWidth=101)
+  row = published.example("1", rows.rows["1"], rows, data)
+  assert (row["age"], row["sex"], row["view"]) == (years, "M", "AP")
+  assert row["window"].tolist() == [1950, 2050]
+  np.testing.assert_array_equal(
+    decode.decode(row["image"])[..., 0], made_sets.pixels(1, 16) >> 4)
+  with pytest.raises(decode.BadImage, match="no DICOM"):
+    published.example("1", rows.rows["1"], rows, made_sets.encoded(1))
+
+
+def test_boxes_in_pixels_of_a_dicom_file_are_cut_to_it():
+  boxes = [("a", [5.0, -3.0, 10.0, 8.5], "R1"), ("b", [0, 0, 99, 99]), ("c", [30, 1, 40, 9]),
+           ("d", [4, 4, 4, 9]), ("e", [8, 9, 4, 2])]
+  rows = published.unpack(dicom_rows(boxes=boxes).pack())
+  row = published.example("1", rows.rows["1"], rows, dicoms.dicom(made_sets.pixels(1)))
+  assert [b["label"] for b in row["boxes"]] == ["a", "b"]
+  np.testing.assert_allclose(row["boxes"][0]["box"], [5 / 20, 0, 10 / 20, 8.5 / 17])
+  assert row["boxes"][1]["box"].tolist() == [0, 0, 1, 1]
+  assert row["boxes"][0]["reader"] == "R1" and "reader" not in row["boxes"][1]
 
 
 def test_an_example(tmp_path):
