@@ -90,7 +90,7 @@ def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> Co
   Raises:
     UserError: an option or a preset that is none.
   """
-  arg, of_source = _source_arguments(arg)
+  arg, of_source = source_arguments(arg)
   switches = dict.fromkeys(MODES, False)
   values = {**DEMO, **demo}
   chosen = parse_arg(arg, **switches, **values)
@@ -100,7 +100,7 @@ def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> Co
   return ConfigDict({**parse_arg(arg, **switches, **values), "data_options": of_source})
 
 
-def _source_arguments(arg: str | None) -> tuple[str, dict[str, Any]]:
+def source_arguments(arg: str | None) -> tuple[str, dict[str, Any]]:
   """The `data.KEY=VALUE` items of an argument, and the argument without them."""
   rest, found = [], {}
   for item in filter(None, (arg or "").split(",")):
@@ -146,7 +146,7 @@ def base(o: ConfigDict) -> ConfigDict:
     **OPTIMIZERS[o.optimizer],
     "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup}, "lr_batch": 256,
     "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end}, "freeze": (),
-    "lr_scale": (),
+    "lr_scale": (), "lr_constant": (),
   }
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
   config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}

@@ -27,7 +27,7 @@ from cxrjax.data.detail import Pixels, local_contrast, small, unit
 from cxrjax.data.images import Images
 
 SIDE = 64
-FIRST = 0.70  # least correlation of signatures for a second look
+FIRST = 0.65  # least correlation of signatures for a second look
 COPY = 0.90  # least correlation of aligned detail to call a pair the same radiograph
 SAME = 0.80  # and to call it the same patient once more
 LIMIT = 50_000  # pairs that get a second look; where there are more, the most alike

@@ -6,11 +6,14 @@ this floor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from cxrjax.data.detail import small
 from cxrjax.data.images import Images
+from cxrjax.data.splits import split_by_patient
 
 SIDE = 16
 PENALTY = 0.1  # 0.901 on the official test split of Kermany's radiographs, 0.88 on Shenzhen's
@@ -63,3 +66,30 @@ def ridge(
     weight = np.linalg.solve(gram, part.T @ (y - y.mean()) / len(part))
     scores[:, c] = (t - middle) @ weight + y.mean()
   return scores.astype(np.float32)
+
+
+def held_out(
+    features: Float[np.ndarray, "n d"],
+    labels: Float[np.ndarray, "n k"],
+    groups: Sequence[str],
+    folds: int = 5,
+    penalty: float = PENALTY,
+) -> Float32[np.ndarray, "n k"]:
+  """Scores of every image by a ridge that saw no image of its group; NaN where there is none.
+
+  Args:
+    features: thumbnails.
+    labels: 1, 0 or NaN.
+    groups: images that belong together (a patient's, near-duplicates) share one.
+    folds: parts that the groups are put into, evenly over labels.
+    penalty: L2 strength.
+  """
+  scores = np.full(labels.shape, np.nan, np.float32)
+  folds = min(folds, len(set(groups)))
+  if folds < 2:
+    return scores
+  shares = {str(k): 1 / folds for k in range(folds)}
+  for rows in split_by_patient(groups, shares, labels=labels.astype(np.float32)).values():
+    rest = np.delete(np.arange(len(labels)), rows)
+    scores[rows] = ridge(features[rest], labels[rest], features[rows], penalty)
+  return scores
