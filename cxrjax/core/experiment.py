@@ -136,7 +136,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
     "on_bad_image": "error",                # or skip
     "shared_patients": "error",             # patients that are also in a test split; or allow
-    "near_duplicates": 0.0,                 # correlation at which test images are warned of; 0: off
+    "near_duplicates": 0.9,                 # correlation that test images are warned of at; 0: off
   }
   config.model = backbone(o)
   if o.optimizer not in OPTIMIZERS:

@@ -15,6 +15,7 @@ from cxrjax.evals.parts import Data
 
 FILE = "patients.npy"  # in a workdir: salted hashes of the patients that were learnt from
 CHOICES = ("error", "allow")
+FIRST, PAIRS = 0.85, 1000  # at the start of a run: least first correlation, most pairs looked at
 
 
 def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) -> list[str]:
@@ -56,7 +57,8 @@ def near_duplicates(
   Args:
     loader: of the training images; only decoded ones are looked at.
     evaluations: what judges the run, by name.
-    threshold: `config.data.near_duplicates`, a correlation; 0 does not look.
+    threshold: `config.data.near_duplicates`, a correlation (see `cxrjax.data.duplicates`); 0 does
+      not look. A run looks closely at the likeliest pairs only, an audit at all.
   """
   if not threshold:
     return []
@@ -69,18 +71,19 @@ def near_duplicates(
   remarks = []
   for name, data in evaluations.items():
     key, rows = data.rows["test"]
-    found = duplicates.across(train, duplicates.of_images(data.images[key], rows), threshold)
+    found = duplicates.across(
+      train, duplicates.of_images(data.images[key], rows), threshold, FIRST, limit=PAIRS)
     if not len(found.i):
-      remarks.append(f"{name}: no test image is a near-duplicate of a training image "
-                     f"(correlation of 64 px thumbnails at least {threshold:g})")
+      remarks.append(f"{name}: no near-duplicate of a training image was found among the test "
+                     "images")
       continue
     best = int(np.argmax(found.r))
     a = loader.images.table.ids[int(found.i[best])]
     b = data.images[key].table.ids[int(rows[int(found.j[best])])]
     remarks.append(
       f"{name}: {len(set(found.j.tolist()))} of {len(rows)} test images are near-duplicates of "
-      f"training images (correlation of 64 px thumbnails at least {threshold:g}), e.g. {b} of {a} "
-      f"at {found.r[best]:.3f}; configs/audit.py shows them")
+      f"training images (their detail correlates at {threshold:g} or more), e.g. {b} of {a} at "
+      f"{found.r[best]:.3f}; configs/audit.py shows them")
   return remarks
 
 

@@ -1,0 +1,133 @@
+"""Audits sources of radiographs: near-duplicates, patients, bad images, labels, thumbnail floor."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import audit
+from cxrjax.data.audit import Pair, Part
+from cxrjax.report import audit as page
+from cxrjax.report.run import environment
+from cxrjax.report.writer import Writer, replace
+from cxrjax.tasks import audit_facts
+from cxrjax.training import workdir as workdirs
+
+
+def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
+        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+  """Audits the sources of `config` and writes `audit.html` and tables; returns the exit status.
+
+  The workdir then holds `audit.html`, `pairs.csv` (near-duplicates), `patients.csv` (those in
+  several splits), `images.csv` (every image and what was found of it), `floor.csv` (what
+  thumbnails alone tell) and the page's facts in `run.json`. Nothing is changed in the sources.
+
+  Raises:
+    UserError: a source that cannot be opened, or a file that cannot be written.
+  """
+  if jax.process_index():  # one process compares all
+    return 0
+  _check(config)
+  workdirs.settle_config(workdir, config)
+  data, began = config["data"], time.perf_counter()
+  progress = sys.stderr.isatty()
+  seconds: dict[str, float] = {}
+
+  def lap(name: str) -> None:
+    nonlocal began
+    seconds[name], began = time.perf_counter() - began, time.perf_counter()
+
+  parts = audit.open_parts(
+    data["sources"], data["splits"], size=data["size"], fit=data["fit"], bits=data["bits"],
+    window=data["window"], cache_dir=data["cache_dir"] or None, progress=progress)
+  lap("decode")
+  for part in parts:
+    say(f"data      {part.name}: {len(part.table)} images of {part.info.name}")
+  with Writer(workdir) as writer:
+    writer.facts(command=command or " ".join(sys.argv), started=page.now(), finished=None,
+                 status="running", **environment())
+    couples = len(parts) * (len(parts) + 1) // 2
+    with tqdm.tqdm(total=couples, desc="comparing", unit=" pairs of splits", disable=not progress,
+                   file=sys.stderr, dynamic_ncols=True) as bar:
+      pairs, looks = audit.near_duplicates(
+        parts, config["same"], config["first"], config["looks"], bar.update)
+    lap("compare")
+    found = audit_facts.look(parts)
+    lap("look")
+    copies = [p for p in pairs if p.r >= config["copy"]]
+    groups = audit.group_numbers(parts, copies)
+    floors = audit_facts.floors(parts, audit.owners(parts, groups), config["folds"])
+    lap("floor")
+    crossing = audit.crossing_patients(parts)
+    numbers = audit_facts.number_patients(parts)
+
+    _write(workdir / "pairs.csv", audit_facts.pair_rows(parts, pairs, config["copy"]))
+    _write(workdir / "patients.csv", audit_facts.patient_rows(parts, crossing, numbers))
+    _write(workdir / "images.csv", audit_facts.image_rows(parts, found, groups, numbers))
+    _write(workdir / "floor.csv", audit_facts.floor_rows(floors))
+    facts = audit_facts.facts(parts, pairs, config["copy"], found, crossing, numbers, floors)
+    shown = audit_facts.chosen(parts, pairs, config["shown"])
+    device = jax.devices()[0]
+    writer.facts(
+      audit=facts | {"pairs": facts["pairs"] | looks | {"shown": [
+        audit_facts.pair_facts(parts, p, config["copy"]) for p in shown]}},
+      device={"platform": device.platform, "kind": device.device_kind, "devices": 1},
+      settings={k: config[k] for k in ("copy", "same", "first", "looks", "folds")}
+      | {"size": data["size"], "fit": data["fit"]},
+      timing={f"{k}_s": v for k, v in seconds.items()}, status="finished", finished=page.now())
+    writer.arrays("audit", **_pictures(parts, shown, found))
+  report = page.write(workdir)
+  for line in audit_facts.summary(facts):
+    say(line)
+  say(f"report    {report}")
+  return 0
+
+
+def _check(config: Mapping[str, Any]) -> None:
+  if not config["data"]["sources"]:
+    raise UserError("config.data.sources is empty; give --config=configs/audit.py:data=folder:PATH")
+  for key in ("copy", "same", "first"):
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+      raise UserError(f"config.{key}={value!r} is no correlation; give a number from 0 to 1")
+  if config["same"] > config["copy"]:
+    raise UserError(f"config.same={config['same']} must not be above config.copy={config['copy']}: "
+                    "a copy of a radiograph shows the same patient")
+  for key, least in (("looks", 1), ("folds", 2), ("shown", 0)):
+    if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < least:
+      raise UserError(f"config.{key}={config[key]!r} must be a whole number from {least}")
+
+
+def _pictures(
+    parts: Sequence[Part], pairs: Sequence[Pair], found: audit_facts.Found) -> dict[str, Any]:
+  """What the page shows, as gray levels."""
+  def picture(place: tuple[int, int]) -> np.ndarray:
+    part = parts[place[0]]
+    return part.images.gray([int(np.searchsorted(part.good, place[1]))])[0, ..., 0]
+
+  shown: dict[str, list] = {"pairs": [(picture(p.a), picture(p.b)) for p in pairs]}
+  for kind, places in audit_facts.strange(found).items():
+    shown[kind] = [picture(p) for p in places]
+  return {k: np.stack(v) for k, v in shown.items() if v}
+
+
+def _write(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
+  text = io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows(rows)
+  try:
+    replace(path, text.getvalue().encode("utf-8", errors="replace"))
+  except OSError as error:
+    raise UserError(f"{path} cannot be written ({error.strerror or error}); free some space, or "
+                    "choose another folder with --workdir") from error
+
+
