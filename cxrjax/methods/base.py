@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from cxrjax.core.clock import Schedule
+from cxrjax.core.errors import UserError
+from cxrjax.losses import health
 from cxrjax.models.module import RUNNING
 
 Params = Any  # a nested dict of arrays
@@ -113,13 +115,54 @@ def image_keys(
   return jax.vmap(image)(position).reshape(-1)
 
 
-def diagnose_spread(metrics: Mapping[str, float], advice: str) -> str | None:
-  """The sentence for images that all get the same features, with what to change; else None."""
-  if metrics["feature_std"] >= 0.02:
+def require_two_views(batch_spec: Mapping[str, jax.ShapeDtypeStruct], name: str) -> None:
+  """Raises a UserError unless there are two large crops of each image."""
+  views = batch_spec["global"].shape[0] if "global" in batch_spec else 0
+  if views != 2:
+    raise UserError(f"{name} compares two views: set config.views.global_crops=2, not {views}")
+
+
+def encode_each_view(
+    encoder: Any, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> list[Any]:
+  """`Features` of every large crop, encoded one view after the other.
+
+  Batch norm takes its statistics from one view of the global batch at a time, as where a network
+  is called once for each view; the last view's `stats` have seen all.
+
+  Args:
+    encoder: the network.
+    params: its parameters, running statistics included.
+    batch: of which `global` and `position` are used.
+    key: for drop path; None for a network without it (a teacher).
+  """
+  views = tuple(batch["global"])
+  keys = None if key is None else tuple(
+    image_keys(key, batch["position"], 1, v) for v in range(len(views)))
+  return encoder.encode(params, views, keys=keys, patches=False, train=True)
+
+
+def feature_health(features: Float[Array, "b d"]) -> Metrics:
+  """The metrics that every method must have of one view's features of the evaluated network."""
+  features = jax.lax.stop_gradient(features)
+  return {
+    "feature_std": health.spread(features),
+    "effective_rank": health.participation_ratio(features),
+  }
+
+
+def diagnose_spread(metrics: Mapping[str, float], advice: str, of: str = "feature") -> str | None:
+  """The sentence for images that all get the same features, with what to change; else None.
+
+  Args:
+    metrics: among which is `feature_std` (or that `of` something else, such as "projection").
+    advice: what to change.
+    of: what has this spread.
+  """
+  spread = metrics[f"{of}_std"]
+  if spread >= 0.02:
     return None
   return (
-    f"the features' spread is {metrics['feature_std']:.4f} of about 1: all images get the same "
-    f"features; {advice}")
+    f"the {of}s' spread is {spread:.4f} of about 1: all images get the same {of}s; {advice}")
 
 
 def diagnose_chance(metrics: Mapping[str, float], candidates: int) -> str | None:

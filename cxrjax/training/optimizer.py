@@ -60,6 +60,8 @@ class Optimizer:
     freeze: `(regex, duration)` pairs: parameters whose path matches stay as they are (moments and
       step count too) for that long.
     lr_scale: `(regex, factor)` pairs; the first match multiplies the learning rate, 0 freezes.
+    lr_constant: regexes; parameters whose path matches one have the learning rate that the others
+      start from, throughout and without warm-up (SimSiam's predictor).
   """
 
   clock: clocks.Clock
@@ -73,30 +75,45 @@ class Optimizer:
   clip: float = 3.0
   freeze: tuple[tuple[str, str], ...] = ()
   lr_scale: tuple[tuple[str, float], ...] = ()
+  lr_constant: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     if self.clip < 0:
       raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
+    for option, rules in self._rules.items():
+      for regex in rules:
+        try:
+          re.compile(regex)
+        except re.error as error:
+          raise UserError(
+            f"config.optimizer.{option}: {regex!r} is no regular expression: {error}") from error
+    _ = self.schedules, self._direction
+
+  @functools.cached_property
+  def _rules(self) -> dict[str, list[str]]:
+    """The regular expressions of every option that has some."""
+    rules: dict[str, list[str]] = {"lr_constant": list(self.lr_constant)}
     for option in ("freeze", "lr_scale"):
       for rule in getattr(self, option):
         if len(rule) != 2:
           raise UserError(f"config.optimizer.{option} takes pairs (regex, value), not {rule!r}")
-        try:
-          re.compile(rule[0])
-        except re.error as error:
-          raise UserError(
-            f"config.optimizer.{option}: {rule[0]!r} is no regular expression: {error}") from error
-    _ = self.schedules, self._direction
+      rules[option] = [regex for regex, _ in getattr(self, option)]
+    return rules
 
   @functools.cached_property
-  def schedules(self) -> dict[str, clocks.Schedule]:
+  def _lr(self) -> dict[str, Any]:
+    """The learning rate's schedule, its start scaled by the batch."""
     lr = dict(self.lr) if isinstance(self.lr, Mapping) else {"start": self.lr}
     if self.lr_batch and "start" in lr:
       lr["start"] = lr["start"] * self.clock.batch_size / self.lr_batch
       # a constant is a schedule whose end is its start, after scaling
+    return lr
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
     key = "config.optimizer"
     return {
-      "lr": clocks.from_config(lr, self.clock, f"{key}.lr"),
+      "lr": clocks.from_config(self._lr, self.clock, f"{key}.lr"),
       "weight_decay": clocks.from_config(self.weight_decay, self.clock, f"{key}.weight_decay"),
     }
 
@@ -132,8 +149,8 @@ class Optimizer:
   def check(self, params: Any) -> None:
     """Raises a UserError for a rule that matches no parameter."""
     paths = jax.tree.leaves(path_names(params))
-    for option in ("freeze", "lr_scale"):
-      for regex, _ in getattr(self, option):
+    for option, rules in self._rules.items():
+      for regex in rules:
         if not any(re.search(regex, path) for path in paths):
           raise UserError(
             f"config.optimizer.{option}: {regex!r} matches no parameter; they are named like "
@@ -164,7 +181,8 @@ class Optimizer:
     def move(path: str, p: Array, d: Array) -> Array:
       thaw = self._thaw_steps(path)
       scale = next((s for regex, s in self.lr_scale if re.search(regex, path)), 1.0)
-      moved = p - lr * scale * d
+      constant = any(re.search(regex, path) for regex in self.lr_constant)
+      moved = p - (self._lr["start"] if constant else lr) * scale * d
       return jnp.where(step >= thaw, moved, p) if thaw else moved
 
     return jax.tree.map(move, path_names(params), params, direction), opt_state, metrics

@@ -122,6 +122,19 @@ def test_lr_scale_by_rule():
   assert metrics["lr"] == pytest.approx(0.1)
 
 
+def test_some_keep_the_learning_rate_constant():
+  options = {"clock": CLOCK, "lr_batch": 256, "clip": 0, "weight_decay": 0.0,
+             "name": "optax.trace", "options": {"decay": 0.0}}
+  falling = Optimizer(**options, lr={"start": 0.2, "end": 0.0, "warmup": "4 steps"})
+  constant = Optimizer(
+    **options, lr={"start": 0.2, "end": 0.0, "warmup": "4 steps"}, lr_constant=("prototypes",))
+  (got, _), (other, metrics) = (run(o, 10, grads) for o in (constant, falling))
+  np.testing.assert_array_equal(got["body"]["kernel"], other["body"]["kernel"])
+  total = sum(np.asarray(grads(t)["prototypes"]["kernel"]) for t in range(10))
+  np.testing.assert_allclose(got["prototypes"]["kernel"], 1 - 0.1 * total, rtol=1e-5)
+  assert metrics["lr"] < 0.01
+
+
 def test_clipping_is_per_tensor():
   g = {"a": jnp.array([30.0, 40.0]), "b": jnp.array([0.3, 0.4])}
   got = clip_per_tensor(g, 3.0)
@@ -138,6 +151,8 @@ def test_mistakes():
     Optimizer(clock=CLOCK, freeze=(("protypes", "1 epochs"),)).check(PARAMS)
   with pytest.raises(UserError, match="is no regular expression"):
     Optimizer(clock=CLOCK, lr_scale=(("(", 1.0),))
+  with pytest.raises(UserError, match="lr_constant: 'predictr' matches no parameter"):
+    Optimizer(clock=CLOCK, lr_constant=("predictr",)).check(PARAMS)
   with pytest.raises(UserError, match=r"config\.optimizer\.name='optax\.scale_by_adm'"):
     Optimizer(clock=CLOCK, name="optax.scale_by_adm")
   with pytest.raises(UserError, match=r"config\.optimizer\.options\.beta1 is not an option"):
