@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import module
-from cxrjax.models.vit import Features, standardize
+from cxrjax.models.features import Features, standardize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.models import attention, layers, module, posembed
+from cxrjax.models import attention, layers, module, posembed, transformer
+from cxrjax.models.features import Features, standardize
 
 VARIANTS = {  # width, depth, heads
   "Nu": (64, 3, 2),
@@ -25,24 +26,6 @@ VARIANTS = {  # width, depth, heads
   "B": (768, 12, 12),
   "L": (1024, 24, 16),
 }
-
-
-class Features(NamedTuple):
-  """What an encoder makes of a batch of images.
-
-  Attributes:
-    cls: f32[b d], the class token after the last layer norm.
-    patches: f32[b n d], the patch tokens after the last layer norm, row by row (registers left
-      out); None where the caller said `patches=False`.
-    taps: the intermediates that were asked for.
-    stats: batch norm's new running statistics, from `encode(train=True)`; None where there is no
-      batch norm.
-  """
-
-  cls: Float[Array, "b d"]
-  patches: Float[Array, "b n d"] | None
-  taps: dict[str, Array]
-  stats: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +46,10 @@ class Model:
     dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
     initial: how kernels start: "normal", N(0, 0.02) as DINO's, or "xavier" (MAE's, big_vision's),
       without which a network under 200 wide hardly learns in its first thousand steps.
+    positions: how the position embedding starts: "normal", N(0, 0.02), or "sincos", sines and
+      cosines of row and column, which MAE and MoCo v3 leave as they are (a
+      `config.optimizer.lr_scale` of 0 for `encoder/pos`).
+    mask_token: have one, for `encode(mask=)`.
     remat: recompute every block in the backward pass, for less memory.
     width, depth, heads: override the variant.
   """
@@ -76,6 +63,8 @@ class Model:
   drop_path: float = 0.1
   dtype: str = "auto"
   initial: str = "normal"
+  positions: str = "normal"
+  mask_token: bool = False
   remat: bool = False
   width: int | None = None
   depth: int | None = None
@@ -98,6 +87,12 @@ class Model:
     if self.initial not in ("normal", "xavier"):
       raise UserError(
           f"config.model.initial={self.initial!r} is not known; valid: 'normal', 'xavier'")
+    if self.positions not in ("normal", "sincos"):
+      raise UserError(
+          f"config.model.positions={self.positions!r} is not known; valid: 'normal', 'sincos'")
+    if self.positions == "sincos" and width % 4:
+      raise UserError(
+          f"config.model.width={width} must be a multiple of 4 for config.model.positions='sincos'")
     if not 0 <= self.drop_path < 1:
       raise UserError(f"config.model.drop_path={self.drop_path} must be in [0, 1)")
 
@@ -122,7 +117,8 @@ class Model:
     return module.Net.of(
         _VisionTransformer, width=width, depth=depth, heads=heads, patch_size=self.patch_size,
         grid=self.image_size // self.patch_size, channels=self.channels,
-        registers=self.registers, drop_path=self.drop_path, remat=self.remat, init=self.initial)
+        registers=self.registers, drop_path=self.drop_path, remat=self.remat, init=self.initial,
+        positions=self.positions, mask_token=self.mask_token)
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters, as DINO and timm start them: N(0, 0.02^2), biases 0."""
@@ -130,8 +126,9 @@ class Model:
 
   def encode(
       self, params: module.Params, x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
-      *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True,
-      train: bool = False) -> Any:
+      *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True, train: bool = False,
+      keep: Int[Array, "b m"] | Sequence[Any] | None = None,
+      mask: Bool[Array, "b n"] | Sequence[Any] | None = None) -> Any:
     """Features of a batch, or of several batches of different image sizes at once.
 
     Args:
@@ -146,18 +143,29 @@ class Model:
       patches: False leaves the patch features out. Under `jit` nothing is lost by leaving this at
         True: what is not used, most of the last block, is not computed.
       train: for networks with batch norm, which this is not; it changes nothing.
+      keep: patches (row by row, from 0) of each image that are encoded, i32[b m]; the others are
+        dropped before the first block and cost nothing. `Features.patches`, and taps, hold those
+        kept, in this order. For a sequence `x` a sequence, None where all are kept.
+      mask: where a patch's embedding is replaced by the mask token, before positions are added,
+        bool[b n] over all patches; a sequence like `keep`, None where nothing is replaced.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence.
 
     Raises:
-      UserError: an image size that is not a multiple of the patch size, or an unknown tap.
+      UserError: an image size that is not a multiple of the patch size, an unknown tap, or a mask
+        without `mask_token`.
     """
     del train
     several = isinstance(x, Sequence)
     groups = tuple(x) if several else (x,)
     if keys is not None and not several:
       keys = (keys,)
+    keep, mask = (
+        (None,) * len(groups) if one is None else tuple(one) if several else (one,)
+        for one in (keep, mask))
+    if not self.mask_token and any(one is not None for one in mask):
+      raise UserError("masked patches need config.model.mask_token=True")
     for images in groups:
       self._check(images.shape)
     if self.standardize:
@@ -165,7 +173,7 @@ class Model:
     wanted = self._taps(taps)
     dtype = module.compute_dtype(self.dtype)
     outputs = self._net.apply(
-        params, groups, keys=keys, taps=wanted, patches=patches, dtype=dtype)
+        params, groups, keys=keys, taps=wanted, patches=patches, keep=keep, mask=mask, dtype=dtype)
     return tuple(outputs) if several else outputs[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
@@ -191,7 +199,8 @@ class Model:
             f"{depth - 1}")
     return tuple(wanted)
 
-  def flops(self, image_shape: tuple[int, ...], *, patches: bool = True) -> int:
+  def flops(
+      self, image_shape: tuple[int, ...], *, patches: bool = True, keep: int | None = None) -> int:
     """Floating-point operations of one image's forward pass in matrix products.
 
     A multiply-add counts as two; softmax, norms and activations are left out, as is customary.
@@ -199,9 +208,11 @@ class Model:
     Args:
       image_shape: (height, width, ...) in pixels.
       patches: as in `encode`.
+      keep: how many patches are encoded; all by default.
     """
     d, depth, _ = self._dims
-    n_patches = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
+    whole = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
+    n_patches = whole if keep is None else keep
     n = 1 + self.registers + n_patches
     embed = 2 * n_patches * self.patch_size**2 * self.channels * d
     block = 24 * n * d * d + 4 * n * n * d
@@ -209,65 +220,11 @@ class Model:
     return embed + (depth - 1) * block + last
 
 
-class _Attention(nnx.Module):
-
-  def __init__(self, width: int, heads: int, init: str, rngs: nnx.Rngs):
-    self.qkv = layers.Linear(width, 3 * width, init=init, parts=3, rngs=rngs)
-    self.proj = layers.Linear(width, width, init=init, rngs=rngs)
-    self.heads = heads
-
-
-class _Mlp(nnx.Module):
-
-  def __init__(self, width: int, init: str, rngs: nnx.Rngs):
-    self.fc1 = layers.Linear(width, 4 * width, init=init, rngs=rngs)
-    self.fc2 = layers.Linear(4 * width, width, init=init, rngs=rngs)
-
-  def __call__(self, x):
-    return self.fc2(layers.gelu(self.fc1(x)))
-
-
-class _Block(nnx.Module):
-  """Pre-norm block on the tokens of all groups, [tokens, width]."""
-
-  def __init__(self, width: int, heads: int, init: str, rngs: nnx.Rngs):
-    self.norm1 = layers.LayerNorm(width)
-    self.attn = _Attention(width, heads, init, rngs)
-    self.norm2 = layers.LayerNorm(width)
-    self.mlp = _Mlp(width, init, rngs)
-
-  def qkv(self, x, shapes):
-    qkv = self.attn.qkv(self.norm1(x))
-    return _split(qkv, shapes)
-
-  def __call__(self, x, shapes, keep):
-    mixed = [attention.attend(qkv, self.attn.heads) for qkv in self.qkv(x, shapes)]
-    x = x + _drop(self.attn.proj(_join(mixed)), keep, 0)
-    return x + _drop(self.mlp(self.norm2(x)), keep, 1)
-
-  def cls_only(self, x, shapes, keep):
-    """The class tokens [groups' b, width] after this block, which read all and write one row."""
-    normal = self.norm1(x)
-    kernel, bias = self.attn.qkv.kernel[...], self.attn.qkv.bias[...]
-    width = x.shape[-1]
-    first = _first_rows(normal, shapes)
-    q = first @ kernel[:, :width].astype(x.dtype) + bias[:width].astype(x.dtype)
-    kv = normal @ kernel[:, width:].astype(x.dtype) + bias[width:].astype(x.dtype)
-    mixed, at = [], 0
-    for group in _split(kv, shapes):
-      b = group.shape[0]
-      mixed.append(attention.attend_one(q[at:at + b], group, self.attn.heads))
-      at += b
-    x = _first_rows(x, shapes)
-    x = x + _drop(self.attn.proj(jnp.concatenate(mixed)), keep, 0)
-    return x + _drop(self.mlp(self.norm2(x)), keep, 1)
-
-
 class _VisionTransformer(nnx.Module):
 
   def __init__(
       self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, init,
-      rngs):
+      positions, mask_token, rngs):
     # DINO and timm leave the patch projection, a convolution there, as torch makes it.
     pixels = patch_size * patch_size * channels
     self.patch = layers.Linear(
@@ -276,62 +233,78 @@ class _VisionTransformer(nnx.Module):
     self.cls = nnx.Param(normal(rngs.params(), (1, width), jnp.float32))
     self.registers = (
         nnx.Param(normal(rngs.params(), (registers, width), jnp.float32)) if registers else None)
-    self.pos = nnx.Param(normal(rngs.params(), (1 + grid * grid, width), jnp.float32))
-    self.blocks = nnx.List([_Block(width, heads, init, rngs) for _ in range(depth)])
+    pos = normal(rngs.params(), (1 + grid * grid, width), jnp.float32)
+    if positions == "sincos":
+      pos = jnp.concatenate([jnp.zeros((1, width)), posembed.sincos((grid, grid), width)])
+    self.pos = nnx.Param(pos)
+    # 0, as iBOT's and DINOv2's: a masked patch starts as nothing but its position.
+    self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32)) if mask_token else None
+    self.blocks = nnx.List([transformer.Block(width, heads, init, rngs) for _ in range(depth)])
     self.norm = layers.LayerNorm(width)
     self.config = (patch_size, grid, drop_path, remat)
 
-  def __call__(self, groups, *, keys, taps, patches, dtype):
-    tokens = [self._embed(images, dtype) for images in groups]
+  def __call__(self, groups, *, keys, taps, patches, keep, mask, dtype):
+    tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
     shapes = tuple(t.shape[:2] for t in tokens)
     prefix = 1 + (0 if self.registers is None else self.registers[...].shape[0])
-    x = _join(tokens)
-    keeps = self._keep(keys, len(self.blocks), x.dtype)
+    x = transformer.join(tokens)
+    scales = self._drop_path(keys, len(self.blocks), x.dtype)
     found: list[dict[str, jax.Array]] = [{} for _ in groups]
     wanted = dict(taps)
     last = len(self.blocks) - 1
     for i, block in enumerate(self.blocks):
-      keep = None if keeps is None else keeps[i]
+      scale = None if scales is None else scales[i]
       if i == last:
         # The class token alone needs one row of the last block. Where nobody uses the patches of
         # the line below, the compiler drops it; where somebody does, these rows cost 1 % more.
-        rows = self._run(_Block.cls_only, block, x, shapes, _per_row(keep, shapes, True))
+        once = transformer.per_row(scale, shapes, True)
+        rows = self._run(transformer.Block.cls_only, block, x, shapes, once)
         if "attn" in wanted:
           for group, qkv in zip(found, block.qkv(x, shapes), strict=True):
             group["attn"] = attention.probabilities(qkv, block.attn.heads)
-      x = self._run(_Block.__call__, block, x, shapes, _per_row(keep, shapes, False))
+      scale = transformer.per_row(scale, shapes, False)
+      x = self._run(transformer.Block.__call__, block, x, shapes, scale)
       for name in [name for name, at in wanted.items() if at == i]:
-        for group, value in zip(found, _split(x, shapes), strict=True):
+        for group, value in zip(found, transformer.split(x, shapes), strict=True):
           group[name] = value
     ends = np.cumsum([b for b, _ in shapes])[:-1]
     cls = jnp.split(self.norm(rows).astype(jnp.float32), ends)
     if not patches:
       return [Features(c, None, t) for c, t in zip(cls, found, strict=True)]
-    normal = _split(self.norm(x).astype(jnp.float32), shapes)
+    normal = transformer.split(self.norm(x).astype(jnp.float32), shapes)
     return [Features(c, t[:, prefix:], f) for c, t, f in zip(cls, normal, found, strict=True)]
 
-  def _run(self, function, block, x, shapes, keep):
+  def _run(self, function, block, x, shapes, scale):
     if self.config[3]:
       function = nnx.remat(function, static_argnums=(2,))
-    return function(block, x, shapes, keep)
+    return function(block, x, shapes, scale)
 
-  def _embed(self, images, dtype):
-    """Class token, registers and patches of one group: [b n width]."""
+  def _embed(self, images, keep, mask, dtype):
+    """Class token, registers and (kept) patches of one group: [b n width]."""
     size, grid = self.config[:2]
     b, h, w, c = images.shape
     rows, cols = h // size, w // size
     x = images.astype(dtype).reshape(b, rows, size, cols, size, c)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b * rows * cols, size * size * c)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * cols, size * size * c)
+    if keep is not None:  # pixels have no gradient that would have to be put back
+      x = jnp.take_along_axis(x, keep[..., None], axis=1)
     pos = self.pos[...]
-    x = self.patch(x).reshape(b, rows * cols, -1)
-    x = x + posembed.resample(pos[1:], (grid, grid), (rows, cols)).astype(dtype)
+    x = self.patch(x.reshape(-1, size * size * c)).reshape(b, x.shape[1], -1)
+    if mask is not None:
+      mask = mask if keep is None else jnp.take_along_axis(mask, keep, axis=1)
+      x = jnp.where(mask[..., None], self.mask_token[...].astype(dtype), x)
+    grid_pos = posembed.resample(pos[1:], (grid, grid), (rows, cols)).astype(dtype)
+    if keep is not None:
+      # A product, not a lookup: its gradient sums the images in one order on every backend.
+      grid_pos = jax.nn.one_hot(keep, rows * cols, dtype=dtype) @ grid_pos
+    x = x + grid_pos
     prefix = self.cls[...] + pos[:1]
     if self.registers is not None:
       prefix = jnp.concatenate([prefix, self.registers[...]])
     prefix = jnp.broadcast_to(prefix.astype(dtype), (b, *prefix.shape))
     return jnp.concatenate([prefix, x], axis=1)
 
-  def _keep(self, keys, depth, dtype):
+  def _drop_path(self, keys, depth, dtype):
     """Per block, per group: 0 or 1/(1 - rate) for both branches of every image, [b 2]."""
     rate = self.config[2]
     if keys is None or not rate:
@@ -345,49 +318,3 @@ class _VisionTransformer(nnx.Module):
 
     drawn = [jax.vmap(draw, out_axes=1)(k).astype(dtype) for k in keys]  # [depth b 2]
     return [[group[i] for group in drawn] for i in range(depth)]
-
-
-def standardize(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-  """Every image with mean 0 and (nearly) deviation 1."""
-  mean = images.mean((1, 2, 3), keepdims=True)
-  # 0.05 in units of normalised pixels: the noise of a blank image stays small.
-  return (images - mean) / (images.std((1, 2, 3), keepdims=True) + 0.05)
-
-
-def _join(groups):
-  """[b n d] of every group as one [tokens, d]."""
-  flat = [g.reshape(-1, g.shape[-1]) for g in groups]
-  return flat[0] if len(flat) == 1 else jnp.concatenate(flat)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _split(x, shapes):
-  """The inverse of `_join`. Its gradient is one copy, where autodiff pads every group and adds."""
-  groups, at = [], 0
-  for b, n in shapes:
-    groups.append(x[at:at + b * n].reshape(b, n, x.shape[-1]))
-    at += b * n
-  return tuple(groups)
-
-
-_split.defvjp(
-    lambda x, shapes: (_split(x, shapes), None), lambda shapes, _, groups: (_join(groups),))
-
-
-def _first_rows(x, shapes):
-  return jnp.concatenate([group[:, 0] for group in _split(x, shapes)])
-
-
-def _per_row(keep, shapes, one_row):
-  """Images' drop-path factors, [b 2] per group, as [rows, 2]."""
-  if keep is None:
-    return None
-  if one_row:
-    return jnp.concatenate(keep)
-  return jnp.concatenate([
-      jnp.broadcast_to(k[:, None], (b, n, 2)).reshape(b * n, 2)
-      for k, (b, n) in zip(keep, shapes, strict=True)])
-
-
-def _drop(branch, keep, which):
-  return branch if keep is None else branch * keep[:, which, None]

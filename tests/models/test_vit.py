@@ -31,7 +31,7 @@ def _images(key, n, size):
   return jax.random.normal(jax.random.key(key), (n, *shape, 1))
 
 
-def _plain_vit(params, image):
+def _plain_vit(params, image, keep=None, mask=None):
   """One image, one loop per layer, no tricks: tokens after the final norm."""
   def linear(p, x):
     return x @ p["kernel"] + p["bias"]
@@ -43,7 +43,11 @@ def _plain_vit(params, image):
   rows = image.shape[0] // 16
   patches = [image[16 * i:16 * i + 16, 16 * j:16 * j + 16].reshape(-1)
              for i in range(rows) for j in range(image.shape[1] // 16)]
-  x = linear(params["patch"], jnp.stack(patches)) + params["pos"][1:]
+  x = linear(params["patch"], jnp.stack(patches))
+  if mask is not None:
+    x = jnp.where(mask[:, None], params["mask_token"], x)
+  x = x + params["pos"][1:]
+  x = x if keep is None else x[keep]
   x = jnp.concatenate([params["cls"] + params["pos"][:1], x])
   for i in range(3):
     p = params["blocks"][str(i)]
@@ -73,6 +77,77 @@ def test_values_and_gradients_are_those_of_plain_code(params, remat):
   (a, da), (b, db) = (jax.jit(jax.value_and_grad(f))(params) for f in (ours, plain))
   np.testing.assert_allclose(a, b, rtol=1e-5)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4, rtol=1e-3), da, db)
+
+
+MASKED = dataclasses.replace(MODEL, mask_token=True)
+KEEP = np.array([[3, 0, 15], [7, 8, 1]])
+MASK = np.arange(32).reshape(2, 16) % 5 < 2
+
+
+def _jax(array):
+  return None if array is None else jnp.asarray(array)
+
+
+def _masked_params(params):
+  return params | {"mask_token": jax.random.normal(jax.random.key(9), (1, 32))}
+
+
+@pytest.mark.parametrize(("keep", "mask"), [(KEEP, None), (None, MASK), (KEEP, MASK)])
+def test_kept_and_masked_patches_are_those_of_plain_code(params, keep, mask):
+  params, images = _masked_params(params), _images(1, 2, 64)
+  probe = jax.random.normal(jax.random.key(7), (2, 17 if keep is None else 4, 32))
+
+  def ours(p):
+    f = MASKED.encode(p, images, keep=_jax(keep), mask=_jax(mask))
+    return (jnp.concatenate([f.cls[:, None], f.patches], axis=1) * probe).sum()
+
+  def plain(p):
+    tokens = [_plain_vit(p, image, *(None if one is None else one[i]
+                                     for one in (keep, mask))) for i, image in enumerate(images)]
+    return (jnp.stack(tokens) * probe).sum()
+
+  (a, da), (b, db) = (jax.jit(jax.value_and_grad(f))(params) for f in (ours, plain))
+  np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4, rtol=1e-3), da, db)
+
+
+def test_groups_are_kept_and_masked_on_their_own(params):
+  params, groups = _masked_params(params), (_images(1, 2, 64), _images(2, 3, 32))
+  encode = functools.partial(MASKED.encode, params, taps=("attn", "block:-1"))
+  large, small = encode(groups, keep=(_jax(KEEP), None), mask=[_jax(MASK), None])
+  assert large.taps["attn"].shape == (2, 2, 4, 4)
+  assert large.taps["block:-1"].shape == (2, 4, 32)
+  alone = encode(groups[0], keep=_jax(KEEP), mask=_jax(MASK))
+  for got, want in ((large, alone), (small, encode(groups[1]))):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_a_mask_token_changes_nothing_else():
+  params = MASKED.init(jax.random.key(0))
+  assert not params.pop("mask_token").any()
+  jax.tree.map(np.testing.assert_array_equal, params, MODEL.init(jax.random.key(0)))
+
+
+def test_dropped_patches_cost_nothing(params):
+  images, keep = _images(1, 8, 64), jnp.tile(jnp.arange(4), (8, 1))
+
+  def cost(**options):
+    def f(p):
+      return MODEL.encode(p, images, **options).patches.sum()
+    return jax.jit(f).lower(params).compile().cost_analysis()["flops"]
+
+  assert cost(keep=keep) < 0.35 * cost()  # 5 of 17 tokens
+  assert MODEL.flops((64, 64), keep=4) < 0.35 * MODEL.flops((64, 64))
+
+
+def test_sines_and_cosines_say_where_a_patch_is():
+  params = dataclasses.replace(MODEL, positions="sincos").init(jax.random.key(0))
+  assert not params["pos"][0].any()
+  row, column = 2, 3  # of 4 x 4
+  frequency = np.array([10000.0 ** (-i / 8) for i in range(8)])
+  want = [np.sin(column * frequency), np.cos(column * frequency),
+          np.sin(row * frequency), np.cos(row * frequency)]
+  np.testing.assert_allclose(params["pos"][1 + 4 * row + column], np.concatenate(want), atol=1e-6)
 
 
 def test_unused_patches_are_not_computed(params):
@@ -172,6 +247,7 @@ def test_drop_path_does_not_depend_on_the_batch(params):
     (lambda p: MODEL.encode(p, jnp.zeros((1, 32, 32, 3))), "3 channels"),
     (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("attention",)), "'attention'"),
     (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("block:3",)), "-3 to 2"),
+    (lambda p: MODEL.encode(p, _images(1, 2, 64), mask=_jax(MASK)), "config.model.mask_token=True"),
 ])
 def test_bad_calls_say_what_is_wrong(params, call, words):
   with pytest.raises(UserError, match=words):
@@ -183,6 +259,8 @@ def test_bad_calls_say_what_is_wrong(params, call, words):
     ({"image_size": 100}, "patch_size"),
     ({"heads": 5}, "heads"),
     ({"drop_path": 1.0}, "drop_path"),
+    ({"positions": "cosine"}, "positions"),
+    ({"positions": "sincos", "width": 66, "heads": 2}, "width"),
 ])
 def test_bad_options_name_their_key(options, word):
   with pytest.raises(UserError, match=f"config.model.{word}"):
