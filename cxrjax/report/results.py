@@ -203,7 +203,7 @@ def _table(names, encoders, latest, first) -> Html:
   comparable = bool(ends)
   start_at = 0.5 if ends and min(ends) >= 0.5 else 0.0
   if comparable:
-    head.append(el("th", _range_axis(start_at), scope="col", cls="forest"))
+    head.append(el("th", range_axis(start_at), scope="col", cls="forest"))
   rows, group = [], None
   span = len(encoders) + 1 + bool(first) + comparable
   for name in names:
@@ -221,7 +221,7 @@ def _table(names, encoders, latest, first) -> Html:
     if first:
       cells.append(_cell(first.get(name), math.nan, "quiet"))
     if comparable:
-      cells.append(el("td", _forest(values, start_at), cls="forest"))
+      cells.append(el("td", forest(values, start_at), cls="forest"))
     rows.append(el("tr", cells))
   return el("div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"),
             cls="scroll")
@@ -247,7 +247,7 @@ def _bounded(e: Estimate | None) -> bool:
 FOREST = 150
 
 
-def _forest(values: Mapping[str, Estimate], start: float) -> Html | None:
+def forest(values: Mapping[str, Estimate], start: float) -> Html | None:
   """Intervals side by side on one scale from `start` to 1."""
   shown = [(e, v) for e, v in values.items() if _bounded(v)]
   if not shown:
@@ -268,7 +268,7 @@ def _forest(values: Mapping[str, Estimate], start: float) -> Html | None:
             aria_hidden="true")
 
 
-def _range_axis(start: float) -> Html:
+def range_axis(start: float) -> Html:
   marks = [el("text", label, x=x, y=10, cls="tick", text_anchor=anchor)
            for label, x, anchor in ((f"{start:g}", 4, "start"),
                                     (f"{(1 + start) / 2:g}", FOREST / 2, "middle"),

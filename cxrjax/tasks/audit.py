@@ -19,7 +19,7 @@ from cxrjax.data import audit
 from cxrjax.data.audit import Pair, Part
 from cxrjax.report import audit as page
 from cxrjax.report.run import environment
-from cxrjax.report.writer import Writer, replace
+from cxrjax.report.writer import FACTS, Writer, replace
 from cxrjax.tasks import audit_facts
 from cxrjax.training import workdir as workdirs
 
@@ -53,6 +53,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   lap("decode")
   for part in parts:
     say(f"data      {part.name}: {len(part.table)} images of {part.info.name}")
+  (workdir / FACTS).unlink(missing_ok=True)  # facts are merged, and the data may have changed
   with Writer(workdir) as writer:
     writer.facts(command=command or " ".join(sys.argv), started=page.now(), finished=None,
                  status="running", **environment())

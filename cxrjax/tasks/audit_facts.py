@@ -21,6 +21,7 @@ SHOWN = 24  # images of a kind on the page
 LISTED = 200  # of anything in run.json; the CSV files have all
 LEAST = 20  # images with and without a sex, view or site, for a floor of its own
 SITES = 6
+ATTRIBUTES = {"site": "sites", "view": "views", "sex": "sexes"}  # as `Table` calls them
 
 Place = tuple[int, int]  # part and row
 
@@ -109,8 +110,8 @@ def _targets(parts: Sequence[Part]) -> list[tuple[str, str, np.ndarray]]:
   if info.exclusive and len(columns) == 2:
     columns = columns[1:]  # the other is its mirror image
   found = [("label", name, labels[:, c]) for c, name in columns]
-  for kind in ("sex", "view", "site"):
-    values = list(itertools.chain(*(getattr(t, f"{kind}s") for t in tables)))
+  for kind, rows in ATTRIBUTES.items():
+    values = list(itertools.chain(*(getattr(t, rows) for t in tables)))
     count = Counter(v for v in values if v).most_common()
     if kind == "sex":
       count = [c for c in count if c[0] == "F"]
@@ -306,8 +307,8 @@ def _label_counts(part: Part) -> list[dict[str, Any]]:
 def _attributes(part: Part) -> dict[str, Any]:
   t = part.table
   found: dict[str, Any] = {}
-  for kind in ("site", "view", "sex"):
-    count = Counter(getattr(t, f"{kind}s"))
+  for kind, rows in ATTRIBUTES.items():
+    count = Counter(getattr(t, rows))
     unknown = count.pop("", 0)
     if count:
       found[kind] = {"counts": dict(count.most_common(LISTED)), "unknown": unknown,
