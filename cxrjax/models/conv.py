@@ -53,11 +53,9 @@ class Conv(nnx.Module):
       padding = tuple(dilation * (s - 1) // 2 for s in size)
     shape = (*size, in_dim // groups, out_dim)
     self.kernel = nnx.Param(STARTS[init](rngs.params(), shape, jnp.float32))
-    self.bias = None
-    if bias:
-      bound = (size[0] * size[1] * in_dim // groups) ** -0.5
-      self.bias = nnx.Param(jax.random.uniform(
-          rngs.params(), (out_dim,), jnp.float32, -bound, bound))
+    bound = (size[0] * size[1] * in_dim // groups) ** -0.5
+    self.bias = nnx.Param(jax.random.uniform(
+        rngs.params(), (out_dim,), jnp.float32, -bound, bound)) if bias else None
     self.config = (stride, _both(padding), groups, dilation)
 
   def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b y x o"]:
