@@ -132,6 +132,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "size": o.store, "fit": "squash",       # squash, pad or crop to a square
     "bits": "auto",                         # 8, 16, or what the images have
     "window": "auto",                       # of 16 bits: auto, full, or gray levels "low,high"
+    "masks": False,                         # lung masks with the images, where a method wants them
     "storage": "auto",                      # resident, cached, streamed, or by size
     "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
     "on_bad_image": "error",                # or skip
@@ -163,6 +164,22 @@ def base(o: ConfigDict) -> ConfigDict:
       **{name: config.data.get_ref(name) for name in ("fit", "bits", "window", "on_bad_image")},
     }
   return config
+
+
+def two_views(o: ConfigDict) -> dict[str, Any]:
+  """`config.views` of methods that compare two large crops.
+
+  Of `o`: `global_scale`, `jitter` (of brightness and contrast), `jitter_prob`, `blur` (largest
+  sigma in pixels of a 224 px crop), `blur_prob` and `solarize`, two probabilities each.
+  """
+  return {
+    "name": "cxrjax.views.multicrop",
+    "global_size": o.image_size, "global_crops": 2, "global_scale": o.global_scale,
+    "local_crops": 0, "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": o.jitter,
+    "contrast": o.jitter, "jitter_prob": o.jitter_prob, "blur_prob": (*o.blur_prob, 0.0),
+    "blur_sigma": (0.1, o.blur * o.image_size / 224), "solarize_prob": (*o.solarize, 0.0),
+    "solarize_threshold": 0.5, "rotate": 0.0, "mean": 0.5, "std": 0.25,
+  }
 
 
 def backbone(o: ConfigDict) -> dict[str, Any]:

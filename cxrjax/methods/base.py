@@ -138,7 +138,7 @@ def encode_each_view(
   views = tuple(batch["global"])
   keys = None if key is None else tuple(
     image_keys(key, batch["position"], 1, v) for v in range(len(views)))
-  return encoder.encode(params, views, keys=keys, patches=False, train=True)
+  return list(encoder.encode(params, views, keys=keys, patches=False, train=True))
 
 
 def feature_health(features: Float[Array, "b d"]) -> Metrics:

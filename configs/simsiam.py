@@ -1,0 +1,60 @@
+"""SimSiam pretraining (Chen and He 2020, arXiv 2011.10566), judged by kNN and linear probe.
+
+    python -m cxrjax.main --config=configs/simsiam.py             # phantom radiographs, minutes
+    python -m cxrjax.main --config=configs/simsiam.py:small,data=folder:PATH,split=all
+    python -m cxrjax.main --config=configs/simsiam.py:paper       # ResNet-50 with SGD, Kermany
+    python -m cxrjax.main --config=configs/simsiam.py:paper,model=S,optimizer=adamw,lr=5e-4
+    python -m cxrjax.main --config=configs/simsiam.py:tiny        # four steps, for tests
+
+`:paper` has the paper's values for 100 epochs: ResNet-50, a projector of 2048-2048-2048, a
+predictor of 512-2048 whose learning rate is constant, SGD with 0.05 for 256 images, weight decay
+1e-4, batches of 512 (256 do as well, the paper finds), no warm-up.
+
+After the colon stand `key=value` pairs over the options below and those of
+`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`--config.optimizer.lr.start=1e-3`.
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax.core import experiment
+
+DEMO = {
+  "global_scale": (0.4, 1.0),
+  "jitter": 0.5,            # of brightness and contrast
+  "jitter_prob": 1.0,
+  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
+  "blur_prob": (0.5, 0.5),  # of the two views
+  "solarize": (0.0, 0.0),   # probability, of the two views
+  "hidden": 256,
+  "dim": 256,
+  "head_layers": 2,
+  "predictor_hidden": 64,
+  "batch_norm": True,
+  "constant_predictor": True,  # leave the predictor's learning rate at its start
+}
+SMALL = {
+  "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "hidden": 512,
+  "dim": 512, "predictor_hidden": 128,
+}
+PAPER = {
+  "model": "resnet50", "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0,
+  "hidden": 2048, "dim": 2048, "head_layers": 3, "predictor_hidden": 512, "optimizer": "sgd",
+  "batch_size": 512, "duration": "100 epochs", "warmup": "0 epochs", "lr": 0.05, "lr_end": 0.0,
+  "weight_decay": 1e-4, "weight_decay_end": 1e-4,
+}
+TINY = {"hidden": 32, "dim": 32, "predictor_hidden": 8}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = experiment.base(o)
+  config.views = experiment.two_views(o)
+  config.method = {
+    "name": "cxrjax.methods.simsiam", "hidden": o.hidden, "dim": o.dim,
+    "head_layers": o.head_layers, "predictor_hidden": o.predictor_hidden,
+    "batch_norm": o.batch_norm,
+  }
+  if o.constant_predictor:
+    config.optimizer.lr_constant = ("^predictor/",)
+  return config

@@ -1,0 +1,149 @@
+"""BYOL: a network predicts what its own moving average makes of another view; no negatives.
+
+References:
+  Grill et al., Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning, 2020
+  (arXiv 2006.07733).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.errors import UserError
+from cxrjax.losses import cosine, health
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  diagnose_spread,
+  ema,
+  encode_each_view,
+  feature_health,
+  join_stats,
+  require_two_views,
+  split_stats,
+)
+from cxrjax.models.heads import Projector
+
+Vectors = list[Float[Array, "b d"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """BYOL; see `cxrjax.methods.base.Method` for what the functions do.
+
+  The online network is encoder, projector and predictor; the target, a moving average of the first
+  two. Batch norm, in all of them, takes its statistics view by view over the global batch (with
+  accumulation: the microbatch). That of the heads keeps BYOL from collapsing: leave it on.
+
+  Attributes:
+    encoder: online and target network.
+    clock: length of the run and of an epoch.
+    hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`; the paper has 4096, 256
+      and 2 layers.
+    predictor_hidden: the predictor is `dim -> predictor_hidden -> dim`; the paper: 4096.
+    batch_norm: of the hidden layers of both.
+    momentum: of the target's moving average, a schedule; the paper: 0.996 to 1 in 1000 epochs,
+      from 0.99 in 300, 0.97 in 40.
+  """
+
+  encoder: Any
+  clock: clocks.Clock
+  hidden: int = 4096
+  dim: int = 256
+  head_layers: int = 2
+  predictor_hidden: int = 4096
+  batch_norm: bool = True
+  momentum: Any = dataclasses.field(default_factory=lambda: {"start": 0.996, "end": 1.0})
+
+  def __post_init__(self) -> None:
+    for name in ("hidden", "dim", "head_layers", "predictor_hidden"):
+      if int(getattr(self, name)) < 1:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 1")
+    _ = self.schedules  # a misspelt schedule is an error now, not at the first step
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    key = "config.method.momentum"
+    return {"momentum": clocks.from_config(self.momentum, self.clock, key)}
+
+  @functools.cached_property
+  def projector(self) -> Projector:
+    return Projector(
+      in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
+      batch_norm=self.batch_norm, bias=False)
+
+  @functools.cached_property
+  def predictor(self) -> Projector:
+    return Projector(
+      in_dim=self.dim, dims=(self.predictor_hidden, self.dim), batch_norm=self.batch_norm,
+      bias=False)
+
+  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+           ) -> tuple[Params, Params]:
+    require_two_views(batch_spec, "a predictive method")
+    keys = jax.random.split(key, 3)
+    encoder, stats = split_stats(self.encoder.init(keys[0]))
+    shared = {"encoder": encoder, "projector": self.projector.init(keys[1])}
+    params = {**shared, "predictor": self.predictor.init(keys[2])}
+    return params, {"teacher": jax.tree.map(jnp.copy, shared), "stats": stats}
+
+  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
+           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    del step
+
+    def project(weights: Params, key: Key[Array, ""] | None) -> tuple[list[Any], Vectors]:
+      encoder = join_stats(weights["encoder"], extra["stats"])
+      features = encode_each_view(self.encoder, encoder, batch, key)
+      return features, [self.projector.apply(weights["projector"], f.cls) for f in features]
+
+    features, projections = project(params, key)
+    predictions = [self.predictor.apply(params["predictor"], z) for z in projections]
+    _, targets = project(extra["teacher"], None)
+    targets = jax.lax.stop_gradient(targets)
+    loss, metrics = self.objective(predictions, projections, targets)
+    metrics |= {
+      "projection_std": health.spread(targets[0]),
+      **feature_health(features[0].cls),
+    }
+    return loss, ({**extra, "stats": features[-1].stats or {}}, metrics)
+
+  def objective(
+      self, predictions: Vectors, projections: Vectors, targets: Vectors,
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """Loss and its metrics of what online predictor, online projector and target made of each view.
+
+    BYOL's is equation 2 both ways: a view's prediction is of the other's target.
+    """
+    del projections
+    loss = sum(
+      cosine.distance(q, z) for q, z in zip(predictions, reversed(targets), strict=True))
+    return loss, {"cosine": 1 - jax.lax.stop_gradient(loss) / 4}
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    shared = {name: params[name] for name in ("encoder", "projector")}
+    return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    """The online encoder, all that the paper keeps (section 3.1)."""
+    return join_stats(params["encoder"], extra["stats"])
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    views, _, *shape = batch_spec["global"].shape
+    forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
+    # A backward pass costs two forward passes, and targets have none.
+    return views * (3.0 * (forward + self.predictor.flops()) + forward)
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    advice = (
+      "lower config.optimizer.lr, raise config.method.momentum.start, or keep "
+      "config.method.batch_norm=True")
+    return diagnose_spread(metrics, advice) or diagnose_spread(metrics, advice, "projection")

@@ -1,0 +1,123 @@
+"""SimSiam: a network predicts its own projection of another view; neither negatives nor teacher.
+
+References:
+  Chen and He, Exploring Simple Siamese Representation Learning, 2020 (arXiv 2011.10566).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.errors import UserError
+from cxrjax.losses import cosine, health
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  diagnose_spread,
+  encode_each_view,
+  feature_health,
+  join_stats,
+  require_two_views,
+  split_stats,
+)
+from cxrjax.models.heads import Projector
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """SimSiam; see `cxrjax.methods.base.Method` for what the functions do.
+
+  Batch norm takes its statistics view by view over the global batch (with accumulation: the
+  microbatch). The stop-gradient at the target and the predictor keep it from collapsing; the paper
+  trains the predictor with a constant learning rate (`config.optimizer.lr_constant`).
+
+  Attributes:
+    encoder: the network.
+    clock: length of the run and of an epoch.
+    hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`; the paper has 2048, 2048
+      and 3 layers (2 on CIFAR).
+    predictor_hidden: the predictor is `dim -> predictor_hidden -> dim`, a bottleneck; the paper: a
+      quarter of dim.
+    batch_norm: behind every layer of the projector (the last without scale and bias) and in the
+      predictor's hidden layer. Without it images stay together, the paper finds (section 4.4).
+  """
+
+  encoder: Any
+  clock: clocks.Clock
+  hidden: int = 2048
+  dim: int = 2048
+  head_layers: int = 3
+  predictor_hidden: int = 512
+  batch_norm: bool = True
+
+  def __post_init__(self) -> None:
+    for name in ("hidden", "dim", "head_layers", "predictor_hidden"):
+      if int(getattr(self, name)) < 1:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 1")
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    return {}
+
+  @functools.cached_property
+  def projector(self) -> Projector:
+    return Projector(
+      in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
+      batch_norm=self.batch_norm, final_norm="batch_no_affine" if self.batch_norm else "none")
+
+  @functools.cached_property
+  def predictor(self) -> Projector:
+    return Projector(
+      in_dim=self.dim, dims=(self.predictor_hidden, self.dim), batch_norm=self.batch_norm)
+
+  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+           ) -> tuple[Params, Params]:
+    require_two_views(batch_spec, "SimSiam")
+    keys = jax.random.split(key, 3)
+    encoder, stats = split_stats(self.encoder.init(keys[0]))
+    params = {
+      "encoder": encoder, "projector": self.projector.init(keys[1]),
+      "predictor": self.predictor.init(keys[2])}
+    return params, {"stats": stats}
+
+  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
+           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    """Equation 3: from -1, where views agree, to 1."""
+    del step
+    features = encode_each_view(
+      self.encoder, join_stats(params["encoder"], extra["stats"]), batch, key)
+    z = [self.projector.apply(params["projector"], f.cls) for f in features]
+    p = [self.predictor.apply(params["predictor"], x) for x in z]
+    agreement = (cosine.similarity(p[0], z[1]) + cosine.similarity(p[1], z[0])) / 2
+    metrics = {
+      "cosine": jax.lax.stop_gradient(agreement),
+      "projection_std": health.spread(jax.lax.stop_gradient(z[0])),
+      **feature_health(features[0].cls),
+    }
+    return -agreement, ({"stats": features[-1].stats or {}}, metrics)
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    del params, step
+    return extra
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    """The backbone without its heads, as the paper evaluates."""
+    return join_stats(params["encoder"], extra["stats"])
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    views, _, *shape = batch_spec["global"].shape
+    forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
+    # A backward pass costs two forward passes.
+    return 3.0 * views * (forward + self.predictor.flops())
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    advice = "lower config.optimizer.lr, or keep config.method.batch_norm=True"
+    return diagnose_spread(metrics, advice) or diagnose_spread(metrics, advice, "projection")
