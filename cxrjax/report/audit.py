@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import importlib.resources
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cxrjax.core.errors import UserError
-from cxrjax.report import about, audit_tables, facts, words
+from cxrjax.report import about, audit_tables, facts, page, words
 from cxrjax.report import run as runs
 from cxrjax.report.html import Html, el
-from cxrjax.report.page import RESEARCH
 from cxrjax.report.sections import again
-from cxrjax.report.writer import replace
 
 NAME = "audit.html"
 
@@ -29,14 +25,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     UserError: the file cannot be written.
   """
-  path = pathlib.Path(workdir) / NAME
-  text = render(runs.read(workdir))
-  try:
-    replace(path, text.encode("utf-8", errors="replace"))
-  except OSError as error:
-    raise UserError(f"{path} cannot be written ({error.strerror or error}); free some space, or "
-                    "choose another folder with --workdir") from error
-  return path
+  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
 
 
 def render(run: runs.Run) -> str:
@@ -44,41 +33,35 @@ def render(run: runs.Run) -> str:
   audit = run.fact("audit")
   audit = audit if isinstance(audit, Mapping) else {}
   pictures = run.arrays("audit")
-  body: list[tuple[str, str, Callable[[], Html | None]]] = [
-    ("sets", "Sets and splits", lambda: audit_tables.parts(audit)),
-    ("duplicates", "Near-duplicates", lambda: audit_tables.duplicates(audit, run, pictures)),
-    ("patients", "Patients in several splits", lambda: audit_tables.patients(audit)),
-    ("images", "Images", lambda: audit_tables.images(audit, pictures)),
-    ("labels", "Labels", lambda: audit_tables.labels(audit)),
-    ("people", "Sites, views, sex and age", lambda: audit_tables.attributes(audit)),
-    ("floor", "Thumbnail floor", lambda: audit_tables.floor(audit)),
-    ("again", "How this was made", lambda: _made(run)),
+  body: list[tuple[str, str, Callable[[runs.Run], Html | None]]] = [
+    ("sets", "Sets and splits", lambda _: audit_tables.parts(audit)),
+    ("duplicates", "Near-duplicates", lambda _: audit_tables.duplicates(audit, run, pictures)),
+    ("patients", "Patients in several splits", lambda _: audit_tables.patients(audit)),
+    ("images", "Images", lambda _: audit_tables.images(audit, pictures)),
+    ("labels", "Labels", lambda _: audit_tables.labels(audit)),
+    ("people", "Sites, views, sex and age", lambda _: audit_tables.attributes(audit)),
+    ("floor", "Thumbnail floor", lambda _: audit_tables.floor(audit)),
+    ("again", "How this was made", _made),
   ]
-  made = [(key, name, make()) for key, name, make in body]
-  made = [(key, name, html) for key, name, html in made if html is not None]
-  names = list(dict.fromkeys(p["source"] for p in audit.get("parts", [])))
-  title = "Audit of " + " and ".join(
-    about.source_name(n).rpartition("/")[2].rpartition(":")[2] for n in names[:3])
-  if len(names) > 3:
-    title += f" and {len(names) - 3} more"
-  links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made],
-             aria_label="Sections")
-  header = el("header", el("p", "cxrjax audit", cls="kicker"), el("h1", title), _summary(audit),
-              _callouts(audit), el("p", RESEARCH, cls="research"), links)
+  made = []
+  for key, name, make in body:
+    content = page.guard(make, run)
+    made.append((key, name, None if content is None else
+                 el("section", el("h2", name), content, id=key)))
+  opening = [page.guard(lambda _: _summary(audit), run),
+             page.guard(lambda _: _callouts(audit), run)]
   if run.problems:
-    header = el("div", header, el("p", "Not everything could be read: ",
-                                  "; ".join(run.problems), ".", cls="callout warn"))
-  style = importlib.resources.files("cxrjax.report").joinpath("style.css").read_text("utf-8")
-  head = el(
-    "head", el("meta", charset="utf-8"),
-    el("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-    el("meta", name_="color-scheme", content="light dark"),
-    el("title", f"{title} - cxrjax"), el("style", Html(style)))
-  main = el("main", [el("section", el("h2", name), html, id=key) for key, name, html in made])
-  footer = el("footer", el("p", RESEARCH), el("p", "Written by cxrjax from the files of ",
-                                              el("code", run.workdir.name or "."), "."))
-  page = el("html", head, el("body", header, main, footer), lang="en")
-  return f"<!doctype html>\n{page}\n"
+    opening.append(el("p", "Not everything could be read: ", "; ".join(run.problems), ".",
+                      cls="callout warn"))
+  title = str(page.guard(lambda _: _title(audit), run))
+  return page.document(run, title, "cxrjax audit", opening, made)
+
+
+def _title(audit: Mapping[str, Any]) -> str:
+  names = list(dict.fromkeys(p["source"] for p in audit["parts"]))
+  ends = [about.source_name(n).rpartition("/")[2].rpartition(":")[2] for n in names]
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return f"Audit of {', '.join(ends[:3])}{more}"
 
 
 def now() -> str:

@@ -250,6 +250,8 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
   made = [el("p", note, cls="note")]
   for source in dict.fromkeys(f["source"] for f in found):
     mine = [f for f in found if f["source"] == source]
+    values = [number(f["value"]) for f in mine] + [number(f["low"]) for f in mine]
+    start = 0.5 if min((v for v in values if math.isfinite(v)), default=0) >= 0.5 else 0.0
     rows = []
     for f in mine:
       e = Estimate(number(f["value"]), number(f["low"]), number(f["high"]), f["n"])
@@ -258,13 +260,13 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
         f"{f['kind']} {f['name']}")
       value = [el("span", words.decimal(e.value), " "), el("small", f"({words.interval(e)})")
                if words.interval(e) else el("small", f["undefined"] or "")]
-      drawn = results.forest({TRAINED: e}, 0.0) if math.isfinite(e.value) else None
+      drawn = results.forest({TRAINED: e}, start) if math.isfinite(e.value) else None
       rows.append(el("tr", el("th", name, scope="row"), el("td", value, cls="num"),
                      el("td", f"{words.count(f['positive']) or 0} of {words.count(f['n'])}",
                         cls="num quiet"), el("td", drawn, cls="forest")))
     head = el("tr", el("th", "What is told", scope="col"), el("th", "AUROC", scope="col"),
               el("th", "Present", scope="col", cls="quiet"),
-              el("th", results.range_axis(0.0), scope="col", cls="forest"))
+              el("th", results.range_axis(start), scope="col", cls="forest"))
     how = list(dict.fromkeys(f["how"] for f in mine))
     made.append(el("div", el("h3", about.source_name(source)), el("p", "; ".join(how).capitalize(),
                                                                    ".", cls="note"),

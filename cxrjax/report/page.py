@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cxrjax.core.errors import UserError
@@ -31,8 +31,11 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     UserError: the file cannot be written.
   """
-  path = pathlib.Path(workdir) / NAME
-  text = render(runs.read(workdir))
+  return save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
+
+
+def save(path: pathlib.Path, text: str) -> pathlib.Path:
+  """Writes a whole text file; raises a UserError where that cannot be done."""
   try:
     replace(path, text.encode("utf-8", errors="replace"))
   except OSError as error:
@@ -43,7 +46,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 def render(run: runs.Run) -> str:
   """The page as text."""
-  title = str(_guard(_title, run))
+  title = str(guard(_title, run))
   body = [
     ("results", "Results", "", _results),
     ("curves", "Learning", "Training metrics; a pale band shows the range where points are "
@@ -57,11 +60,26 @@ def render(run: runs.Run) -> str:
     ("again", "Run it again", "", sections.again),
   ]
   made = [(key, name, _section(run, key, name, note, make)) for key, name, note, make in body]
+  about_run = [guard(results.summary, run), guard(_callouts, run)]
+  return document(run, title, ["cxrjax", guard(_badge, run)], about_run, made)
+
+
+def document(
+    run: runs.Run, title: str, kicker: Any, opening: Any,
+    made: Sequence[tuple[str, str, Html | None]]) -> str:
+  """A whole page: what it is about, links to its sections, the sections.
+
+  Args:
+    run: whose files it is made of.
+    title: in the heading.
+    kicker: above it.
+    opening: below it, before the links.
+    made: key, name and content of each section; those without content are left out.
+  """
   made = [(key, name, html) for key, name, html in made if html]
   links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made],
              aria_label="Sections")
-  header = el("header", el("p", "cxrjax", _guard(_badge, run), cls="kicker"), el("h1", title),
-              _guard(results.summary, run), _guard(_callouts, run),
+  header = el("header", el("p", kicker, cls="kicker"), el("h1", title), opening,
               el("p", RESEARCH, cls="research"), links)
   footer = el("footer", el("p", RESEARCH), el("p", "Written by cxrjax from the files of ",
                                                  el("code", run.workdir.name or "."), "."))
@@ -88,14 +106,14 @@ def _section(
     run: runs.Run, key: str, name: str, note: str, make: Callable[[runs.Run], Html | None],
 ) -> Html | None:
   """A section, or nothing where the run has nothing for it."""
-  content = _guard(make, run)
+  content = guard(make, run)
   if content is None:
     return None
   return el("section", el("h2", name), el("p", note, cls="note") if note else None, content,
             id=key)
 
 
-def _guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
+def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
   """What cannot be drawn is said: one broken file must not cost the page."""
   try:
     return make(run)

@@ -18,8 +18,9 @@ from cxrjax.core.errors import UserError
 from cxrjax.data import audit
 from cxrjax.data.audit import Pair, Part
 from cxrjax.report import audit as page
+from cxrjax.report.page import save
 from cxrjax.report.run import environment
-from cxrjax.report.writer import FACTS, Writer, replace
+from cxrjax.report.writer import FACTS, Writer
 from cxrjax.tasks import audit_facts
 from cxrjax.training import workdir as workdirs
 
@@ -125,10 +126,4 @@ def _pictures(
 def _write(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows(rows)
-  try:
-    replace(path, text.getvalue().encode("utf-8", errors="replace"))
-  except OSError as error:
-    raise UserError(f"{path} cannot be written ({error.strerror or error}); free some space, or "
-                    "choose another folder with --workdir") from error
-
-
+  save(path, text.getvalue())
