@@ -107,6 +107,11 @@ class Model:
     return self._dims[0]
 
   @property
+  def blocks(self) -> int:
+    """How many there are, for taps."""
+    return self._dims[1]
+
+  @property
   def stride(self) -> int:
     """Pixels of one cell of the grid that `Features.patches` lies on."""
     return self.patch_size
