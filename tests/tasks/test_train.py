@@ -23,7 +23,10 @@ def load(path, arg):
   return module.get_config(arg)
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda p: p.stem)
+TRAINING = [p for p in CONFIGS if load(p, "tiny").task == "cxrjax.tasks.train"]
+
+
+@pytest.fixture(scope="module", params=TRAINING, ids=lambda p: p.stem)
 def finished(request, tmp_path_factory):
   """A config's `:tiny`, run to its end; its workdir and what it said."""
   workdir = tmp_path_factory.mktemp(request.param.stem) / "run"

@@ -1,0 +1,73 @@
+"""Every method's step is the same on eight devices as on one: its means, negatives and banks are of
+the global batch."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+CONFIGS = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py"))
+
+SCRIPT = """
+import importlib.util, sys
+import jax, jax.numpy as jnp, numpy as np
+import lab
+from cxrjax.core.build import build, check_keywords, freeze
+from cxrjax.core.clock import Clock
+from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.sharding import make_mesh
+from cxrjax.training.step import Trainer
+
+assert jax.device_count() == 8
+spec = importlib.util.spec_from_file_location("config", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+config = module.get_config("tiny").to_dict()
+clock = Clock(total_steps=4, steps_per_epoch=1.0, batch_size=8)
+config["model"] |= {"width": 32, "depth": 2, "heads": 2}
+encoder = build(config["model"], "Model", "config.model")
+method = build(config["method"], "Method", "config.method", encoder=encoder, clock=clock)
+recipe = build(config["views"], "Recipe", "config.views")
+batch = lab.phantoms(8, config["data"]["size"], masks=config["data"].get("masks", False))
+
+def run(devices):
+  mesh = make_mesh(1, devices)
+  trainer = Trainer(
+    method=method, recipe=recipe, mesh=mesh, seed=0, fetch=lambda data, batch: batch,
+    # Adam's first steps have the size of the rate whatever the gradient's: rounding would show.
+    optimizer=Optimizer(clock=clock, name="optax.identity", lr={"start": 0.1}, lr_batch=0))
+  from jax.sharding import NamedSharding, PartitionSpec
+  placed = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+  state = trainer.init(trainer.batch_spec({}, placed))
+  losses = []
+  for _ in range(2):
+    state, metrics = trainer.run(state, {}, jax.tree.map(lambda x: x[None], placed), np.int32(1))
+    losses.append(float(metrics["loss"][0]))
+  return jax.tree.map(np.asarray, state), losses
+
+(one, a), (eight, b) = run(jax.devices()[:1]), run(jax.devices())
+np.testing.assert_allclose(a, b, rtol=1e-4)
+leaves = jax.tree_util.tree_leaves_with_path(one)
+for (path, x), y in zip(leaves, jax.tree.leaves(eight), strict=True):
+  np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-4, err_msg=jax.tree_util.keystr(path))
+print("same state", a)
+"""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_eight_devices_give_the_step_of_one(name):
+  text = (REPOSITORY / "configs" / f"{name}.py").read_text()
+  if "config.method" not in text:
+    pytest.skip("not a method's config")
+  paths = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "methods"]
+  environment = os.environ | {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join(map(str, paths))}
+  found = subprocess.run(
+    [sys.executable, "-c", SCRIPT, str(REPOSITORY / "configs" / f"{name}.py")], env=environment,
+    capture_output=True, text=True, timeout=300, check=False)
+  assert found.returncode == 0, found.stderr[-3000:]
+  assert "same state" in found.stdout
