@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from cxrjax.core.clock import Clock
 from cxrjax.data.phantom import Source
 from cxrjax.losses import health
-from cxrjax.models.vit import Model
+from cxrjax.models.vit import Features, Model
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.sharding import make_mesh
 from cxrjax.training.step import Trainer
@@ -31,6 +32,34 @@ def encoder(**options: Any) -> Model:
                   "initial": "xavier", "drop_path": 0.0, **options})
 
 
+@dataclasses.dataclass(frozen=True)
+class Normed:
+  """The least encoder with batch norm: a linear map of the pixels, normalised, rectified."""
+
+  features: int = 8
+
+  def init(self, key: jax.Array) -> Any:
+    kernel = jax.random.normal(key, (32 * 32, self.features)) / 32
+    norm = {"scale": jnp.ones(self.features), "running_mean": jnp.zeros(self.features),
+            "running_var": jnp.ones(self.features)}
+    return {"linear": {"kernel": kernel}, "bn1": norm}
+
+  def encode(self, params: Any, x: Any, *, train: bool = False, **_: Any) -> Any:
+    """Of images, or of groups of images one after the other."""
+    if not isinstance(x, list | tuple):
+      return self.encode(params, [x], train=train)[0]
+    found, norm = [], params["bn1"]
+    for group in x:
+      y = group.reshape(len(group), -1) @ params["linear"]["kernel"]
+      mean, var = (y.mean(0), y.var(0)) if train else (norm["running_mean"], norm["running_var"])
+      norm = {**norm, "running_mean": 0.9 * norm["running_mean"] + 0.1 * y.mean(0),
+              "running_var": 0.9 * norm["running_var"] + 0.1 * y.var(0, ddof=1)}
+      running = {"bn1": {name: norm[name] for name in ("running_mean", "running_var")}}
+      cls = jax.nn.relu(norm["scale"] * (y - mean) / jnp.sqrt(var + 1e-5))
+      found.append(Features(cls, None, {}, running if train else None))
+    return tuple(found)
+
+
 def recipe(**options: Any) -> Recipe:
   """Two large crops that differ little."""
   return Recipe(**{
@@ -38,12 +67,13 @@ def recipe(**options: Any) -> Recipe:
     "flip": 0.0, "jitter_prob": 0.0, "blur_prob": 0.0, "solarize_prob": 0.0, **options})
 
 
-def phantoms(n: int = IMAGES, size: int = 32) -> dict[str, jax.Array]:
-  """A fetched batch."""
+def phantoms(n: int = IMAGES, size: int = 32, masks: bool = False) -> dict[str, jax.Array]:
+  """A fetched batch, with lung masks if so asked."""
   source = Source(split="train", n=n, size=size)
   records = [source[i] for i in range(n)]
   return {"image": jnp.asarray(np.stack([r.image for r in records])),
-          "labels": jnp.zeros((n, 0)), "index": jnp.arange(n, dtype=jnp.int32)}
+          "labels": jnp.zeros((n, 0)), "index": jnp.arange(n, dtype=jnp.int32),
+          **({"mask": jnp.asarray(np.stack([r.mask for r in records]))} if masks else {})}
 
 
 def trainer(method: Any, views: Any, lr: float = 1e-3, devices: Any = None, accumulate: int = 1,
@@ -75,15 +105,17 @@ def features(method: Any, state: Any, images: jax.Array) -> np.ndarray:
 
 
 def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3,
-                spread: float = 0.2, rank: float = 2.0, **optimizer: Any) -> list[dict[str, float]]:
+                spread: float = 0.2, rank: float = 2.0, masks: bool = False, **optimizer: Any,
+                ) -> list[dict[str, float]]:
   """Learns sixteen phantoms without collapsing; returns the metrics.
 
   Args:
     loss: the last loss must be below this share of the first.
     spread: least spread of the features at the end (1: everywhere, 0: one point).
     rank: least effective rank of the features at the end.
+    masks: give the recipe lung masks.
   """
-  batch = phantoms()
+  batch = phantoms(masks=masks)
   work = trainer(method, views or recipe(), lr, **optimizer)
   state, log = fit(work, batch)
   assert all(np.isfinite(list(m.values())).all() for m in log), log
@@ -95,9 +127,10 @@ def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3
   return log
 
 
-def assert_resumes(method: Any, views: Any = None, **optimizer: Any) -> None:
+def assert_resumes(
+    method: Any, views: Any = None, masks: bool = False, **optimizer: Any) -> None:
   """Two steps and two more are four, bit for bit, also from a state that was on disk."""
-  batch = phantoms()
+  batch = phantoms(masks=masks)
   work = trainer(method, views or recipe(), **optimizer)
   whole, _ = fit(work, batch, 4)
   half, _ = fit(work, batch, 2)
