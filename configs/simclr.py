@@ -26,7 +26,8 @@ DEMO = {
   "jitter": 0.5,            # of brightness and contrast
   "jitter_prob": 1.0,
   "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
-  "blur_prob": 0.5,
+  "blur_prob": (0.5, 0.5),  # of the two views
+  "solarize": (0.0, 0.0),   # probability, of the two views
   "hidden": 256,
   "dim": 64,
   "head_layers": 2,
@@ -48,14 +49,7 @@ TINY = {"hidden": 32, "dim": 16}
 def get_config(arg: str = "") -> ConfigDict:
   o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
   config = experiment.base(o)
-  config.views = {
-    "name": "cxrjax.views.multicrop",
-    "global_size": o.image_size, "global_crops": 2, "global_scale": o.global_scale,
-    "local_crops": 0, "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": o.jitter,
-    "contrast": o.jitter, "jitter_prob": o.jitter_prob, "blur_prob": o.blur_prob,
-    "blur_sigma": (0.1, o.blur * o.image_size / 224), "solarize_prob": 0.0, "rotate": 0.0,
-    "mean": 0.5, "std": 0.25,
-  }
+  config.views = experiment.two_views(o)
   config.method = {
     "name": "cxrjax.methods.simclr", "hidden": o.hidden, "dim": o.dim,
     "head_layers": o.head_layers, "batch_norm": o.batch_norm, "temperature": o.temperature,
