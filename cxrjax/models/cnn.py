@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cxrjax.core.errors import UserError
-from cxrjax.models import module
+from cxrjax.models import conv, module
 from cxrjax.models.features import Features, standardize
 
 
@@ -140,16 +140,19 @@ class Cnn:
     del patches
     image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.channels), jnp.float32)
     params = jax.eval_shape(self.init, jax.random.key(0))
-    return _products(jax.make_jaxpr(self.encode)(params, image).jaxpr)
+    plain = dataclasses.replace(self, dtype="float32")  # no fused kernels, which hide products
+    return _products(jax.make_jaxpr(plain.encode)(params, image).jaxpr)
 
 
 def _products(jaxpr: Any) -> int:
   total = 0
   for equation in jaxpr.eqns:
-    if equation.primitive.name == "conv_general_dilated":
+    name = equation.primitive.name
+    if name == "conv_general_dilated" or equation.params.get("name") == conv.grouped_conv.__name__:
       kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
       total += 2 * math.prod(out) * math.prod(kernel[:-1])
-    elif equation.primitive.name == "dot_general":
+      continue
+    if name == "dot_general":
       (contracted, _), _ = equation.params["dimension_numbers"]
       shape = equation.invars[0].aval.shape
       total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(

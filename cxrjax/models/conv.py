@@ -1,7 +1,7 @@
 """Convolution, batch norm and pooling of maps `[b h w c]`, with the meaning they have in torch.
 
-XLA on a CPU runs some gradients many times slower than the forward pass; those are written here
-in another form that gives the same numbers.
+Some of them are written in another form than XLA's own, which gives the same numbers and whose
+gradient is faster: on a CPU 3 times for 1x1 convolutions and max-pooling, 100 times for groups.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 MOMENTUM = 0.1  # of the running statistics: the weight of the newest batch
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 _BOTH = tuple[int, int]
 
 # How a kernel [h w in out] starts; the fan of inputs is h * w * in, of outputs h * w * out.
@@ -79,53 +78,41 @@ def conv2d(
   """
   kh, kw, *_ = kernel.shape
   if (kh, kw, groups) == (1, 1, 1) and padding == (0, 0):
-    # A matrix product: as fast forward, three times as fast backward on a CPU.
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
-  if stride > 1 and (groups, dilation) == (1, 1):
-    return _strided(x, kernel, stride, padding)
-  return _plain(x, kernel, stride, padding, groups, dilation)
+  if groups > 1:
+    return grouped_conv(x, kernel, stride, padding, groups, dilation)
+  return _plain(x, kernel, stride, padding, 1, dilation)
 
 
-def _plain(x, kernel, stride, padding, groups=1, dilation=1):
+def _plain(x, kernel, stride, padding, groups, dilation):
   (top, left) = padding
   return jax.lax.conv_general_dilated(
       x, kernel, (stride, stride), ((top, top), (left, left)), rhs_dilation=(dilation, dilation),
-      dimension_numbers=_LAYOUT, feature_group_count=groups)
+      dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _strided(x, kernel, stride, padding):
-  return _plain(x, kernel, stride, padding)
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def grouped_conv(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i_per_group o"], stride: int,
+    padding: _BOTH, groups: int, dilation: int) -> Float[Array, "b y x o"]:
+  """`conv2d` with several groups.
 
-
-def _strided_bwd(stride, padding, residuals, dy):
-  form = _plain if jax.default_backend() != "cpu" else _in_cells
-  return jax.vjp(lambda x, kernel: form(x, kernel, stride, padding), *residuals)[1](dy)
-
-
-_strided.defvjp(lambda x, kernel, *args: (_strided(x, kernel, *args), (x, kernel)), _strided_bwd)
-
-
-def _in_cells(x, kernel, stride, padding):
-  """A strided convolution as one of stride 1 over cells of `stride` x `stride` pixels.
-
-  Its gradients are convolutions of stride 1 too, for which XLA on a CPU has a fast kernel.
+  On a CPU, where XLA's gradient of such a convolution is a hundred times slower than its other
+  ones, some groups at a time make an ordinary convolution whose kernel is zero between them.
   """
-  b, h, w, c = x.shape
-  kh, kw, _, out = kernel.shape
-  cells = tuple(-(-k // stride) for k in (kh, kw))
-  grid = tuple((n + 2 * p - k) // stride + k_cells for n, p, k, k_cells in zip(
-      (h, w), padding, (kh, kw), cells, strict=True))
-  after = (max(stride * g - n - p, 0) for g, n, p in zip(grid, (h, w), padding, strict=True))
-  x = jnp.pad(x, ((0, 0), *zip(padding, after, strict=True), (0, 0)))
-  x = x[:, :stride * grid[0], :stride * grid[1]]
-  x = x.reshape(b, grid[0], stride, grid[1], stride, c).transpose(0, 1, 3, 2, 4, 5)
-  kernel = jnp.pad(kernel, (
-      (0, stride * cells[0] - kh), (0, stride * cells[1] - kw), (0, 0), (0, 0)))
-  kernel = kernel.reshape(cells[0], stride, cells[1], stride, c, out).transpose(0, 2, 1, 3, 4, 5)
-  return _plain(
-      x.reshape(b, *grid, -1), kernel.reshape(*cells, stride * stride * c, out), 1, (0, 0))
+  if jax.default_backend() != "cpu":
+    return _plain(x, kernel, stride, padding, groups, dilation)
+  kh, kw, cin, cout = kernel.shape
+  joined = next(n for n in range(min(groups, max(1, 32 // cin)), 0, -1) if groups % n == 0)
+  parts = groups // joined
+  # [parts, kh kw joined(in) cin joined(out) cout]
+  own = kernel.reshape(kh, kw, 1, cin, parts, joined, cout // groups)
+  own = jnp.moveaxis(own * jnp.eye(joined, dtype=x.dtype)[:, None, None, :, None], 4, 0)
+  own = own.reshape(parts, kh, kw, joined * cin, -1)
+  maps = [_plain(part, k, stride, padding, 1, dilation)
+          for part, k in zip(jnp.split(x, parts, axis=-1), own, strict=True)]
+  return jnp.concatenate(maps, axis=-1)
 
 
 class BatchNorm(nnx.Module):
