@@ -47,6 +47,12 @@ class Part:
   bad: Mapping[int, str]
   images: Images
 
+  @property
+  def tells_patients(self) -> bool:
+    """Whether some patient has several images; else nobody may have told who they are."""
+    known = [p for p in self.patients if p]
+    return len(set(known)) < len(known)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -67,11 +73,6 @@ class Pair:
   first: float
   same_patient: bool | None
   differ: tuple[str, ...]
-
-  @property
-  def copy(self) -> bool:
-    """The same radiograph, rather than the same patient's."""
-    return self.r >= duplicates.COPY
 
 
 def open_parts(
@@ -175,8 +176,9 @@ def _pair(
   same = None
   if one and other:
     # Two data sets' names for patients say nothing about each other.
-    same = True if one == other else (
-      False if parts[a[0]].info.dataset == parts[b[0]].info.dataset else None)
+    p, q = parts[a[0]], parts[b[0]]
+    told = p.info.dataset == q.info.dataset and (p.tells_patients or q.tells_patients)
+    same = True if one == other else False if told else None
   return Pair(a, b, r, first, same, _differ(parts[a[0]], a[1], parts[b[0]], b[1]))
 
 

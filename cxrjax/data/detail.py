@@ -20,8 +20,9 @@ from cxrjax.data.pixels import to_unit
 
 FLOOR = 0.1  # of the image's deviation: what varies less than this around a pixel is left flat
 _CHUNK = 512
+_ROUNDING = 1e-4  # what differs by less than this share of the whole is rounding
 
-Pixels = UInt8[np.ndarray, "n h w 1"] | Float[np.ndarray, "n h w 1"]
+Pixels = UInt8[np.ndarray, "_ _ _ 1"] | Float[np.ndarray, "_ _ _ 1"]
 
 
 def areas(size: int, side: int) -> Float32[np.ndarray, "side size"]:
@@ -72,9 +73,11 @@ def local_contrast(x: Float[Array, "n s s"], sigma: float) -> Float[Array, "n s 
     Jarrett et al., What is the best multi-stage architecture for object recognition?, ICCV 2009,
     section 2 (local contrast normalisation).
   """
+  whole = x.std((1, 2), keepdims=True)
   difference = x - blur(x, sigma)
-  deviation = jnp.sqrt(blur(difference**2, sigma) + (FLOOR * x.std((1, 2), keepdims=True)) ** 2)
-  return difference / jnp.maximum(deviation, 1e-6)
+  deviation = jnp.sqrt(blur(difference**2, sigma) + (FLOOR * whole) ** 2)
+  blank = whole <= _ROUNDING * jnp.abs(x).mean((1, 2), keepdims=True)
+  return jnp.where(blank, 0, difference / jnp.where(blank, 1, deviation))
 
 
 def blur(x: Float[Array, "n s s"], sigma: float) -> Float[Array, "n s s"]:
@@ -89,6 +92,7 @@ def blur(x: Float[Array, "n s s"], sigma: float) -> Float[Array, "n s s"]:
 def unit(x: Float[Array, "n s s"]) -> Float[Array, "n d"]:
   """Images as vectors of mean 0 and norm 1; 0 for a blank one. Products are correlations."""
   x = x.reshape(len(x), -1)
-  x = x - x.mean(1, keepdims=True)
-  norm = jnp.linalg.norm(x, axis=1, keepdims=True)
-  return jnp.where(norm > 1e-6, x / jnp.maximum(norm, 1e-6), 0)
+  centred = x - x.mean(1, keepdims=True)
+  norm = jnp.linalg.norm(centred, axis=1, keepdims=True)
+  blank = norm <= _ROUNDING * jnp.linalg.norm(x, axis=1, keepdims=True)
+  return jnp.where(blank, 0, centred / jnp.where(blank, 1, norm))

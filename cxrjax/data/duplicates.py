@@ -47,8 +47,8 @@ class Looks:
   """
 
   images: Images | Pixels
-  rows: Int64[np.ndarray, "n"]
-  signatures: Float16[np.ndarray, "n d"]
+  rows: Int64[np.ndarray, "m"]
+  signatures: Float16[np.ndarray, "m d"]
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -167,12 +167,12 @@ def pairs(
 
 
 def groups(
-    n: int, i: Int[np.ndarray, "p"], j: Int[np.ndarray, "p"]) -> Int64[np.ndarray, "n"]:
+    n: int, i: Int[np.ndarray, "p"], j: Int[np.ndarray, "p"]) -> Int64[np.ndarray, "_"]:
   """The group of each of `n` images: those that pairs join, also by way of others.
 
   A group's number is its first image's.
   """
-  parent = np.arange(n)
+  parent = list(range(n))
 
   def root(x: int) -> int:
     while parent[x] != x:

@@ -37,7 +37,9 @@ def parts(audit: Mapping[str, Any]) -> Html | None:
   columns = {"n": "Images", "patients": "Patients", "unreadable": "Unreadable", "flat": "Blank",
              "inverted": "Inverted", "unlike": "Unlike"}
   inside = {c["a"]: c for c in audit["pairs"]["counts"] if c["a"] == c["b"]}
-  rows = [[p["name"], *(_count(p.get(k)) for k in columns),
+  rows = [[p["name"],
+           *("one an image" if k == "patients" and p["n"] > 1 and p.get("tells_patients") is False
+             and not p["unknown"] else _count(p.get(k)) for k in columns),
            _count(inside.get(p["name"], {}).get("copies"))] for p in found]
   made = [table(["Split", *columns.values(), "Copies inside"], rows)]
   cards = []
@@ -143,7 +145,8 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
   """Unreadable images, and pictures of those that are inverted, blank or unlike the others."""
   found = audit["images"]
   texts = {
-    "inverted": ("Inverted", "They agree with the negative of what all images have in common."),
+    "inverted": ("Inverted", "They agree with the negative of what all images have in common. "
+                 "Lung masks among the images look like this, too."),
     "flat": ("Blank", "Their parts differ by less than 4 of 255 gray levels."),
     "unlike": ("Unlike the others", "Neither they nor their negatives agree with what all images "
                "have in common: cut off, framed, turned, lateral, or no chest."),

@@ -260,6 +260,7 @@ def facts(
     "parts": [{
       "name": p.name, "source": p.info.name, "split": p.split, "n": len(p.table),
       "patients": len({x for x in p.patients if x}), "unknown": sum(not x for x in p.patients),
+      "tells_patients": p.tells_patients,
       "unreadable": len(p.bad), "fingerprint": p.info.fingerprint, "notes": list(p.info.notes),
       **{kind: int(getattr(found, kind)[k].sum()) for kind in kinds},
       "labels": _label_counts(p), "attributes": _attributes(p),
