@@ -166,6 +166,17 @@ def base(o: ConfigDict) -> ConfigDict:
   return config
 
 
+def one_view(o: ConfigDict) -> dict[str, Any]:
+  """`config.views` of masked autoencoders: one crop, flipped or not, of `o.scale_least` or more."""
+  return {
+    "name": "cxrjax.views.multicrop",
+    "global_size": o.image_size, "global_crops": 1, "global_scale": (o.scale_least, 1.0),
+    "local_crops": 0, "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": 0.0, "contrast": 0.0,
+    "jitter_prob": 0.0, "blur_prob": 0.0, "solarize_prob": 0.0, "rotate": 0.0,
+    "mean": 0.5, "std": 0.25,
+  }
+
+
 def two_views(o: ConfigDict) -> dict[str, Any]:
   """`config.views` of methods that compare two large crops.
 

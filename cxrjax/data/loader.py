@@ -60,6 +60,7 @@ class Loader:
       next good image takes its place, with its own labels).
     bits: `auto`, 8 or 16; see `store.load_images`.
     window: see `store.load_images`.
+    masks: give the images' lung masks too; all 0 for an image without one.
     resident_limit_bytes: what resident images may take of each device; by default 40 % of an
       accelerator's memory, or a quarter of the machine's on CPU.
     progress: shows a bar while decoding.
@@ -73,7 +74,8 @@ class Loader:
     images: the decoded images, where this process holds them all; else None.
 
   Raises:
-    UserError: a batch that is larger than the data or does not divide over the devices, bad images.
+    UserError: a batch that is larger than the data or does not divide over the devices, bad images,
+      masks where there are none.
   """
 
   def __init__(
@@ -81,8 +83,8 @@ class Loader:
       storage: str = "auto", size: int | None = None,
       fit: str = "squash", cache_dir: str | os.PathLike | None = None,
       on_bad_image: str = "error", bits: str | int = "auto",
-      window: str | Sequence[float] = "auto", resident_limit_bytes: int | None = None,
-      progress: bool = True):
+      window: str | Sequence[float] = "auto", masks: bool = False,
+      resident_limit_bytes: int | None = None, progress: bool = True):
     self._placement = place = Placement(mesh)
     self.mesh: Mesh = place.mesh
     self.batch_size = batch_size
@@ -100,8 +102,13 @@ class Loader:
       raise UserError(
         f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}")
     self.bits: int = store.bits_of(data, bits) if self.images is None else self.images.bits
+    self._masks = masks
+    if masks and self.images is None:
+      store.check_masks(data)
+    elif masks and self.images.masks is None:
+      raise store.no_masks(self.images)
     if storage == "auto":
-      needed = len(data) * size * size * self.bits // 8
+      needed = len(data) * size * size * (self.bits // 8 + masks)
       limit = (resident_limit_bytes or _default_limit(place.mesh)) * place.devices
       storage = "resident" if needed <= limit else "cached"
       if storage == "cached" and self.images is None and (
@@ -158,6 +165,8 @@ class Loader:
       found = {"pixels": self._split(square, f"u{self.bits // 8}", _rows_of(local, "pixels"))}
       if self.bits == 16:
         found["windows"] = self._split((self._padded, 2), "f4", _rows_of(local, "windows"))
+      if self._masks:
+        found["masks"] = self._split(square, "u1", _rows_of(local, "masks"))
       self._data = found | {"labels": self._placement.replicated(np.asarray(self._labels))}
     return self._data
 
@@ -216,7 +225,8 @@ class Loader:
 
     Returns:
       `image` [b s s 1], uint8 or, where 16 bits are stored, float32 in 0..1 as the image's window
-      shows it, and `labels` float32 [b k], split over the mesh; and `index`, the row of each image.
+      shows it, `labels` float32 [b k] and, where wanted, `mask` uint8 [b s s 1], lungs 1 and the
+      rest 0, split over the mesh; and `index`, the row of each image.
     """
     if self.storage != "resident":
       found = dict(batch)
@@ -225,6 +235,8 @@ class Loader:
       split = {name: array for name, array in data.items() if name != "labels"}
       found = self._placement.take(split, labels, batch["index"])
       found = {"image": found.pop("pixels"), **found, "index": batch["index"]}
+    if "masks" in found:
+      found["mask"] = found.pop("masks")
     windows = found.pop("windows", None)
     if windows is not None:
       found["image"] = pixels.to_unit(found["image"], windows)
@@ -234,7 +246,8 @@ class Loader:
     images = self._reader or self.images
     assert images is not None
     mine = self._placement.positions(self.batch_size)
-    return stream.Span(images, lambda step: self.indices(step, step + 1)[0], mine, start, stop)
+    return stream.Span(
+      images, lambda step: self.indices(step, step + 1)[0], mine, start, stop, self._masks)
 
   def _to_devices(self, block: stream.Block, single: bool = False) -> Batch:
     """A block with pixels, or its only batch; each process gives the rows that its devices hold."""
@@ -245,6 +258,8 @@ class Loader:
     arrays = {"index": block.rows, "image": block.pixels, "labels": self._labels[block.rows]}
     if self.bits == 16:
       arrays["windows"] = block.windows
+    if block.masks is not None:
+      arrays["masks"] = block.masks
 
     def local(rows: slice) -> slice | np.ndarray:
       return rows if alone else place[rows]  # a slice copies nothing

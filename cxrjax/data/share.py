@@ -22,14 +22,15 @@ class Share:
   Args:
     pixels: good images this process has.
     windows: theirs; None with 8 bits.
+    masks: theirs; None where none of them has one.
     rows: ascending, theirs.
     bad: rows no process can use, and why as far as this one knows; ascending.
   """
 
   def __init__(
       self, pixels: Stack | WideStack, windows: Float32[np.ndarray, "_ 2"] | None,
-      rows: Int[np.ndarray, "_"], bad: dict[int, str]):
-    self._pixels, self._windows, self._rows = pixels, windows, rows
+      masks: Stack | None, rows: Int[np.ndarray, "_"], bad: dict[int, str]):
+    self._pixels, self._windows, self._masks, self._rows = pixels, windows, masks, rows
     self.bad = bad
 
   def pixels(self, rows: slice) -> np.ndarray:
@@ -38,6 +39,11 @@ class Share:
   def windows(self, rows: slice) -> np.ndarray:
     assert self._windows is not None
     return self._filled(rows, self._windows)
+
+  def masks(self, rows: slice) -> np.ndarray:
+    if self._masks is None:  # another process has some
+      return np.zeros((rows.stop - rows.start, *self._pixels.shape[1:]), np.uint8)
+    return self._filled(rows, self._masks)
 
   def _filled(self, rows: slice, array: Any) -> np.ndarray:
     first, last = np.searchsorted(self._rows, [rows.start, rows.stop]).tolist()
@@ -97,5 +103,5 @@ def load(
     dtype = np.dtype(f"u{store.bits_of(source, options.get('bits', 'auto')) // 8}")
     none = np.zeros((0, size, size, 1), dtype)
     windows = np.zeros((0, 2), np.float32) if dtype == np.uint16 else None
-    return Share(none, windows, mine, unusable)
-  return Share(found.pixels, found.windows, mine[found.good], unusable)
+    return Share(none, windows, None, mine, unusable)
+  return Share(found.pixels, found.windows, found.masks, mine[found.good], unusable)

@@ -35,7 +35,7 @@ from cxrjax.data.types import Record, Source
 FITS = ("squash", "pad", "crop")
 ON_BAD = ("error", "skip")
 BITS = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}  # a flag gives text
-SAMPLE = 32  # images looked at for their bits
+SAMPLE = 32  # images looked at for their bits and masks
 _CHUNK = 256  # images between looks at errors
 
 
@@ -122,8 +122,25 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
   return 8
 
 
+def check_masks(source: Source) -> None:
+  """Raises a UserError where none of 32 images of a source, evenly spaced, has a lung mask."""
+  rows = sample(len(source))
+  for row in rows:
+    with contextlib.suppress(decode.BadImage):
+      if read(source, row, decode.MIN_SIDE).mask is not None:
+        return
+  raise no_masks(source)
+
+
+def no_masks(source: Source | Images) -> UserError:
+  """What to raise where lung masks are wanted and there are none."""
+  return UserError(
+    f"config.data.masks=True, but {source.info.name} has no lung masks; sources that have them are "
+    "phantom, tfds:covid19_radiography, tfds:jsrt, tfds:nlm_tb/montgomery and tfds:nlm_tb/shenzhen")
+
+
 def sample(n: int) -> list[int]:
-  """The rows, of `n`, that are looked at for their bits."""
+  """The rows, of `n`, that are looked at for their bits and masks."""
   return np.unique(np.linspace(0, n - 1, SAMPLE).astype(int)).tolist()
 
 

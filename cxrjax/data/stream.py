@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32, UInt8, UInt16
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import decode, pixels, store
-from cxrjax.data.images import Images
+from cxrjax.data.images import Images, Stack, WideStack
 from cxrjax.data.types import Source
 
 _READ = 16  # images a thread copies at a time
@@ -26,11 +26,13 @@ class Image(NamedTuple):
     row: which of the source's it is.
     pixels: a square; see `store.Images`.
     window: gray levels shown black and white.
+    mask: lungs (1) and the rest (0); all 0 where the image has none.
   """
 
   row: int
   pixels: UInt8[np.ndarray, "s s 1"] | UInt16[np.ndarray, "s s 1"]
   window: pixels.Window
+  mask: UInt8[np.ndarray, "s s 1"]
 
 
 class Reader:
@@ -66,9 +68,10 @@ class Reader:
       candidate %= len(source)
       try:
         record = store.read(source, candidate, self._size)
-        square, window, _ = store.to_square(
+        square, window, mask = store.to_square(
           record, self._size, self._fit, self._bits, self._window)
-        return Image(candidate, square, window)
+        return Image(
+          candidate, square, window, np.zeros(square.shape, np.uint8) if mask is None else mask)
       except decode.BadImage as error:
         name = source.table.ids[candidate]
         if self._on_bad == "error":
@@ -85,11 +88,13 @@ class Block(NamedTuple):
     rows: what each is, in the source.
     pixels: squares.
     windows: gray levels shown black and white.
+    masks: lungs (1) and the rest (0), where they are wanted.
   """
 
   rows: Int32[np.ndarray, "steps p"]
   pixels: UInt8[np.ndarray, "steps p s s 1"] | UInt16[np.ndarray, "steps p s s 1"]
   windows: Float32[np.ndarray, "steps p 2"]
+  masks: UInt8[np.ndarray, "steps p s s 1"] | None = None
 
 
 class Span:
@@ -101,11 +106,13 @@ class Span:
     positions: which of a batch's images are provided.
     start: first step.
     stop: one past the last step.
+    masks: whether lung masks are wanted.
   """
 
   def __init__(
       self, images: Reader | Images, rows: Callable[[int], Int32[np.ndarray, "b"]],
-      positions: np.ndarray, start: int, stop: int):
+      positions: np.ndarray, start: int, stop: int, masks: bool = False):
+    self._masks = masks
     self._images, self._positions, self._start, self._stop = images, positions, start, stop
     self._rows = functools.lru_cache(maxsize=16)(rows)  # asked for once an image
 
@@ -145,13 +152,17 @@ class Span:
     shape = (steps, len(self._positions))
     rows, windows = np.zeros(shape, np.int32), np.zeros((*shape, 2), np.float32)
     squares: np.ndarray | None = None
+    masks: np.ndarray | None = None
     for place in np.ndindex(shape):
       image = next(found)
       if squares is None:
         squares = np.empty((*shape, *image.pixels.shape), image.pixels.dtype)
-      rows[place], squares[place], windows[place] = image
+        masks = np.empty((*shape, *image.mask.shape), np.uint8) if self._masks else None
+      rows[place], squares[place], windows[place] = image[:3]
+      if masks is not None:
+        masks[place] = image.mask
     assert squares is not None
-    return Block(rows, squares, windows)
+    return Block(rows, squares, windows, masks)
 
   def _copied(
       self, pool: concurrent.futures.ThreadPoolExecutor, start: int, stop: int) -> Block:
@@ -160,11 +171,16 @@ class Span:
     assert isinstance(images, Images)
     rows = np.stack([self._rows(step)[self._positions] for step in range(start, stop)])
     flat = rows.reshape(-1)
-    squares = np.empty((len(flat), *images.pixels.shape[1:]), images.pixels.dtype)
 
-    def copy(first: int) -> None:
-      part = slice(first, first + _READ)
-      squares[part] = images.pixels[flat[part]]
+    def gathered(stack: Stack | WideStack) -> np.ndarray:
+      found = np.empty((len(flat), *stack.shape[1:]), stack.dtype)
 
-    list(pool.map(copy, range(0, len(flat), _READ)))
-    return Block(rows, squares.reshape(*rows.shape, *squares.shape[1:]), images.windows[rows])
+      def copy(first: int) -> None:
+        part = slice(first, first + _READ)
+        found[part] = stack[flat[part]]
+
+      list(pool.map(copy, range(0, len(flat), _READ)))
+      return found.reshape(*rows.shape, *found.shape[1:])
+
+    masks = gathered(images.masks) if self._masks and images.masks is not None else None
+    return Block(rows, gathered(images.pixels), images.windows[rows], masks)

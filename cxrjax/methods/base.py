@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from cxrjax.core.clock import Schedule
 from cxrjax.core.errors import UserError
@@ -93,7 +93,7 @@ def ema(old: Params, new: Params, momentum: Float[Array, ""]) -> Params:
   return jax.tree.map(lambda o, n: o + (1 - momentum) * (n - o), old, new)
 
 
-def flatten_views(x: Float[Array, "v b *rest"]) -> Float[Array, "n *rest"]:
+def flatten_views(x: Shaped[Array, "v b *rest"]) -> Shaped[Array, "n *rest"]:
   """Views as one batch, image by image: `[b * v, ...]`, view varying fastest.
 
   In this order a batch that is split over devices stays split. The other order would put views of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import inspect
 import json
 import pathlib
 import signal
@@ -51,6 +52,11 @@ class Run:
     self.recipe = build(config["views"], "Recipe", "config.views")
     self.recipe.check(config["data"]["size"])
     data = config["data"]
+    masks = data.get("masks", False)
+    if masks and "masks" not in inspect.signature(self.recipe.__call__).parameters:
+      raise UserError(
+        f"config.views.name={config['views']['name']!r} takes no lung masks; set "
+        "config.data.masks=False, or choose 'cxrjax.views.multicrop'")
     self.source = source = sources.open_source(
       freeze(data["source"]), split=data["split"], subset=data.get("subset") or None,
       fold=data.get("fold") or None, split_seed=data.get("split_seed", 0),
@@ -59,7 +65,7 @@ class Run:
       source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
       size=data["size"], fit=data["fit"], cache_dir=data["cache_dir"] or None,
       on_bad_image=data["on_bad_image"], bits=data.get("bits", "auto"),
-      window=freeze(data.get("window", "auto")), progress=self.progress)
+      window=freeze(data.get("window", "auto")), masks=masks, progress=self.progress)
 
     self.clock = Clock.start(config["duration"], self.loader.num_examples, batch_size)
     self.encoder = build(config["model"], "Model", "config.model")
@@ -168,7 +174,10 @@ def _views(run: Run) -> dict[str, np.ndarray]:
   count = min(4, source.shape[0])
 
   def gray(x: np.ndarray) -> np.ndarray:
-    x = x[:, :count, ..., 0] * run.recipe.std + run.recipe.mean
+    x = x[:, :count, ..., 0]
+    if x.dtype == np.bool_:  # a mask
+      return np.where(x, np.uint8(255), np.uint8(0))
+    x = x * run.recipe.std + run.recipe.mean
     return np.clip(x * 255 + 0.5, 0, 255).astype(np.uint8)
 
   if source.dtype != np.uint8:  # windowed from 16 bits: 0..1

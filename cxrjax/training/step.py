@@ -25,7 +25,8 @@ class Trainer:
 
   Attributes:
     method: see `cxrjax.methods.base.Method`.
-    recipe: `recipe(key, images u8[b h w 1], index=i32[b]) -> views`.
+    recipe: `recipe(key, images u8[b h w 1], index=i32[b]) -> views`; with lung masks in the batch
+      it gets them as `masks=u8[b h w 1]`.
     optimizer: see `cxrjax.training.optimizer.Optimizer`.
     fetch: `fetch(data, batch) -> batch` with `image` and `labels`; the loader's.
     mesh: devices.
@@ -96,7 +97,8 @@ class Trainer:
     """
     if position is None:
       position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
-    views = self.recipe(key, batch["image"], index=position)
+    masks = {"masks": batch["mask"]} if "mask" in batch else {}
+    views = self.recipe(key, batch["image"], index=position, **masks)
     index = {"index": batch["index"]} if "index" in batch else {}
     return {**views, **index, "labels": batch["labels"], "position": position}
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, UInt8
 
 from cxrjax.core.errors import UserError
 from cxrjax.views import fields, intensity, resample
@@ -48,7 +48,8 @@ class Recipe:
   """Multi-crop views of gray images; the defaults are DINO's.
 
   `recipe(key, images)` gives `{"global": f32[global_crops b s s 1], "local": f32[...]}`,
-  normalised to `(x - mean) / std` with x in 0..1; with `local_crops=0` there is no `"local"`.
+  normalised to `(x - mean) / std` with x in 0..1; with `local_crops=0` there is no `"local"`. With
+  masks there is `"global_mask"`, bool of the shape of `"global"`, what a mask covers of each crop.
   View `v` of image `i` is a function of `fold_in(key, i)` and `v`, and of nothing else: neither of
   the batch's size or its split over devices, nor of how many views there are.
 
@@ -126,7 +127,8 @@ class Recipe:
 
   def __call__(
       self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None,
-  ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
+      masks: UInt8[Array, "b h w 1"] | None = None,
+  ) -> dict[str, Float[Array, "_ b _ _ 1"] | Bool[Array, "_ b _ _ 1"]]:
     """The views of a batch.
 
     Args:
@@ -134,6 +136,7 @@ class Recipe:
       images: integers (0 .. the type's maximum) or floats in 0..1.
       index: position of each image in the whole batch, where `images` is a part of it; by default
         0, 1, ....
+      masks: 0 or 1 for each pixel.
     """
     if index is None:
       index = jnp.arange(images.shape[0])
@@ -143,9 +146,13 @@ class Recipe:
     count = self.global_crops + self.local_crops
     numbers = jax.vmap(
       lambda i: jax.random.uniform(jax.random.fold_in(key, i), (count, DRAWS)))(index)
-    views = {"global": self._views(numbers[:, :self.global_crops], images, local=False)}
+    large = self._boxes(numbers[:, :self.global_crops], images.shape[1:3], local=False)
+    views = {"global": self._views(large, images, local=False)}
+    if masks is not None:
+      views["global_mask"] = self._masks(large, masks)
     if self.local_crops:
-      views["local"] = self._views(numbers[:, self.global_crops:], images, local=True)
+      small = self._boxes(numbers[:, self.global_crops:], images.shape[1:3], local=True)
+      views["local"] = self._views(small, images, local=True)
     return views
 
   def draw(
@@ -170,9 +177,9 @@ class Recipe:
         blurred < _per_crop(self.blur_prob, count, local), low + (high - low) * sigma, 0.0),
       solarize=solarized < _per_crop(self.solarize_prob, count, local))
 
-  def _views(self, numbers, images, local):
-    """The large or the small crops, f32[v b s s 1]."""
-    height, width = images.shape[1:3]
+  def _boxes(self, numbers, shape, local):
+    """The draws of the large or the small crops, and the matrices that cut them out."""
+    height, width = shape
     size = self.local_size if local else self.global_size
     # The barrier keeps XLA from computing the draws again for every pixel they are used in.
     d = jax.lax.optimization_barrier(self.draw(numbers, height, width, local))
@@ -183,11 +190,21 @@ class Recipe:
       d.top - grow * d.height, d.height * (wide / size), height, wide)
     columns = resample.crop_matrix(
       d.left - grow * d.width, d.width * (wide / size), width, wide, d.flip)
-    # The pixels enter the product as the integers they are, which TF32 holds exactly. All crops of
-    # an image are one product with it; the second product is one for each crop.
-    x = jnp.einsum("bvoh,bhw->bvow", rows, images[..., 0].astype(jnp.float32))
-    x = jnp.einsum("bvow,bvpw->bvop", x, columns)
-    x = jnp.clip(x * resample.unit(images.dtype), 0.0, 1.0)  # bicubic overshoots
+    return d, rows, columns
+
+  def _masks(self, boxes, masks):
+    """What masks cover of the large crops, bool[v b s s 1]."""
+    d, rows, columns = boxes
+    x = _cut(rows, masks, columns)
+    x = resample.rotate(x, d.angle, self.global_size) if self.rotate else x
+    return jnp.moveaxis(x > 0.5, 1, 0)[..., None]
+
+  def _views(self, boxes, images, local):
+    """The large or the small crops, f32[v b s s 1]."""
+    d, rows, columns = boxes
+    size = self.local_size if local else self.global_size
+    x = _cut(rows, images, columns) * resample.unit(images.dtype)
+    x = jnp.clip(x, 0.0, 1.0)  # bicubic overshoots
     if self.rotate:
       x = resample.rotate(x, d.angle, size)
     if self.jitter_prob and (self.brightness or self.contrast):
@@ -233,6 +250,14 @@ def random_box(
   top = (height - h) * jnp.where(found, numbers[..., 2 * TRIES], 0.5)
   left = (width - w) * jnp.where(found, numbers[..., 2 * TRIES + 1], 0.5)
   return top, left, h, w
+
+
+def _cut(rows, images, columns):
+  """Crops [b v o p] of images [b h w 1]."""
+  # The pixels enter the product as the integers they are, which TF32 holds exactly. All crops of
+  # an image are one product with it; the second product is one for each crop.
+  x = jnp.einsum("bvoh,bhw->bvow", rows, images[..., 0].astype(jnp.float32))
+  return jnp.einsum("bvow,bvpw->bvop", x, columns)
 
 
 def _values(prob: tuple[float, ...], local: bool) -> tuple[float, ...]:

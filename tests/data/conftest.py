@@ -56,9 +56,9 @@ class Arrays:
 
   def __getitem__(self, i):
     self.reads += 1
-    t = self.table
+    t, mask = self.table, None if self.masks is None else self.masks[i]
     return Record(image=self.images[i][..., None], labels=t.labels[i],
-                  mask=None if self.masks is None else self.masks[i][..., None], id=t.ids[i],
+                  mask=None if mask is None else mask[..., None], id=t.ids[i],
                   patient=t.patients[i], site=t.sites[i])
 
 

@@ -88,6 +88,39 @@ def test_iterate_gives_blocks_of_the_same_batches(source, storage):
   assert list(loader.iterate(5, 5)) == []
 
 
+@pytest.mark.parametrize("storage", ["resident", "cached", "streamed"])
+def test_masks_come_with_their_images(source, storage):
+  loader = make(source, storage, masks=True)
+  images = load_images(source, SIZE, progress=False)
+  rows = loader.indices(4, 5)[0]
+  batch = fetched(loader, 4)
+  assert batch["mask"].dtype == np.uint8 and 0.1 < batch["mask"].mean() < 0.5
+  np.testing.assert_array_equal(batch["mask"], images.masks[rows])
+  np.testing.assert_array_equal(batch["image"], images.pixels[rows])
+  block = loader.block(4, 2)
+  again = jax.jit(loader.fetch)(loader.data, {name: leaf[0] for name, leaf in block.items()})
+  np.testing.assert_array_equal(again["mask"], batch["mask"])
+  assert "mask" not in fetched(make(source, storage), 4)
+
+
+@pytest.mark.parametrize("storage", ["resident", "cached", "streamed"])
+def test_images_without_a_mask_have_an_empty_one(arrays, storage):
+  source = arrays(20)
+  source.masks = [np.ones((24, 24), np.uint8) if i % 2 else None for i in range(20)]
+  loader = make(source, storage, masks=True)
+  batch = fetched(loader, 0)
+  np.testing.assert_array_equal(batch["mask"].max((1, 2, 3)), batch["index"] % 2)
+  np.testing.assert_array_equal(batch["mask"].min((1, 2, 3)), batch["index"] % 2)
+
+
+@pytest.mark.parametrize("storage", ["resident", "streamed"])
+def test_sources_without_masks_are_refused(arrays, storage):
+  with pytest.raises(UserError, match=r"config\.data\.masks=True, but arrays .* phantom, tfds:"):
+    make(arrays(40), storage, masks=True)
+  with pytest.raises(UserError, match=r"config\.data\.masks=True"):
+    Loader(load_images(arrays(40), SIZE, progress=False), 8, 1, masks=True)
+
+
 def test_leaving_early_ends_the_thread(source):
   running = lambda: [t for t in threading.enumerate() if t.name == "cxrjax-loader"]  # noqa: E731
   batches = make(source).iterate(0, 1000)

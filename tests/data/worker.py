@@ -17,7 +17,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.data import Loader, decode, open_source
 from cxrjax.data.types import Part
 
-NAMES = ("index", "image", "labels")
+NAMES = ("index", "image", "labels", "mask")
 
 
 class Spoilt:
@@ -70,22 +70,27 @@ def whole(array):
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def digests(batch):
+  return {name: digest(whole(batch[name])) for name in NAMES if name in batch}
+
+
 def batches(loader):
   fetch = jax.jit(loader.fetch)
   found = {}
   for step in (0, 3, 9):
     batch = fetch(loader.data, loader[step])
-    found[str(step)] = {name: digest(whole(batch[name])) for name in NAMES}
+    found[str(step)] = digests(batch)
   for step, k, block in loader.iterate(2, 7, 2):
     for i in range(k):
       batch = fetch(loader.data, {name: leaf[i] for name, leaf in block.items()})
-      found[f"block {step + i}"] = {name: digest(whole(batch[name])) for name in NAMES}
+      found[f"block {step + i}"] = digests(batch)
   return found
 
 
 def report(mesh, storage, cache):
   source = open_source("phantom", n=45, size=40)
-  loader = Loader(source, 16, 7, mesh, size=24, storage=storage, cache_dir=cache, progress=False)
+  loader = Loader(
+    source, 16, 7, mesh, size=24, storage=storage, cache_dir=cache, masks=True, progress=False)
   found = {"batches": batches(loader), "n": loader.num_examples}
   if storage == "resident":
     pixels = loader.data["pixels"]

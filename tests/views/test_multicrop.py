@@ -277,6 +277,21 @@ def flops(recipe, batch):
   return jax.jit(recipe).lower(KEY, batch).cost_analysis()["flops"]
 
 
+@pytest.mark.parametrize("rotate", [0.0, 15.0])
+def test_masks_are_cut_where_the_images_are(batch, rotate):
+  masks = (batch > 128).astype(np.uint8)
+  recipe = Recipe(**SMALL, **PLAIN | {"flip": 0.5}, rotate=rotate, mean=0.0, std=1.0)
+  found = make(recipe, KEY, masks * np.uint8(255), masks=masks)
+  assert found["global_mask"].dtype == bool
+  # The picture of a mask, cut out as a picture, is brighter than half where the mask is.
+  np.testing.assert_array_equal(found["global_mask"], found["global"] > 0.5)
+  plain = make(Recipe(**SMALL, rotate=rotate), KEY, batch)
+  masked = make(Recipe(**SMALL, rotate=rotate), KEY, batch, masks=masks)
+  assert set(masked) == {*plain, "global_mask"}
+  for name in plain:
+    np.testing.assert_allclose(plain[name], masked[name], atol=1e-5)
+
+
 def test_cost_is_linear_in_the_crops(batch):
   kind = dict(SMALL, global_size=64)
   none, four, eight = (flops(Recipe(**kind | {"local_crops": n}), batch) for n in (0, 4, 8))

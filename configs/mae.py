@@ -1,0 +1,54 @@
+"""MAE pretraining (He et al. 2021, arXiv 2111.06377), judged by kNN and linear probe.
+
+    python -m cxrjax.main --config=configs/mae.py                 # phantom radiographs, minutes
+    python -m cxrjax.main --config=configs/mae.py:small,data=folder:PATH,split=all  # half an hour
+    python -m cxrjax.main --config=configs/mae.py:paper           # ViT-S/16, 75 % masked, Kermany
+    python -m cxrjax.main --config=configs/mae.py:tiny            # four steps, for tests
+
+`:paper` has the values of arXiv 2111.06377 with batches of 256 instead of 4096 and ViT-S instead of
+ViT-L. Medical MAE (arXiv 2210.12843, on 0.5 M radiographs) differs from it in
+`mask_ratio=0.9,norm_pixels=False,scale_least=0.5,decoder_depth=2`.
+
+After the colon stand `key=value` pairs over the options below and those of
+`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`--config.optimizer.lr.start=1e-3`.
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax.core import experiment
+
+DEMO = {
+  "patch_size": 4,
+  "lr": 0.008,
+  "scale_least": 0.5,       # share of an image that a crop has at least
+  "mask_ratio": 0.75,
+  "norm_pixels": True,
+  "decoder_width": 64,
+  "decoder_depth": 1,
+  "decoder_heads": 4,
+}
+SMALL = {"patch_size": 8, "decoder_width": 128, "decoder_depth": 2}
+PAPER = {
+  "scale_least": 0.2, "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16,
+  "initial": "xavier", "drop_path": 0.0, "duration": "800 epochs", "warmup": "40 epochs",
+  "lr": 1.5e-4, "lr_end": 0.0, "weight_decay": 0.05, "weight_decay_end": 0.05,
+}
+TINY = {"decoder_width": 16}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = experiment.base(o)
+  config.views = experiment.one_view(o)
+  config.model.positions = "sincos"
+  config.optimizer.lr_scale = (("encoder/pos", 0.0),)
+  if o.optimizer == "adamw":
+    config.optimizer.options.b2 = 0.95
+    config.optimizer.clip = 0.0
+  config.method = {
+    "name": "cxrjax.methods.mae", "mask_ratio": o.mask_ratio, "norm_pixels": o.norm_pixels,
+    "decoder_width": o.decoder_width, "decoder_depth": o.decoder_depth,
+    "decoder_heads": o.decoder_heads,
+  }
+  return config

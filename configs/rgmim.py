@@ -1,0 +1,56 @@
+"""RGMIM pretraining (Li et al. 2022, arXiv 2211.00313): MAE whose masks are drawn in the lungs.
+
+    python -m cxrjax.main --config=configs/rgmim.py               # phantom radiographs, minutes
+    python -m cxrjax.main --config=configs/rgmim.py:small,data=tfds:nlm_tb/shenzhen,split=all
+    python -m cxrjax.main --config=configs/rgmim.py:paper         # ViT-B/16, COVID-19 Radiography
+    python -m cxrjax.main --config=configs/rgmim.py:tiny          # four steps, for tests
+
+The data must have lung masks: phantom, covid19_radiography, jsrt, nlm_tb. The paper's ratios were
+not to be had: `mask_ratio` and the rest of `:paper` are MAE's, `lung_ratio` is ours.
+
+After the colon stand `key=value` pairs over the options below and those of
+`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`--config.optimizer.lr.start=1e-3`.
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax.core import experiment
+
+DEMO = {
+  "patch_size": 4,
+  "lr": 0.008,
+  "scale_least": 0.5,       # share of an image that a crop has at least
+  "mask_ratio": 0.75,       # of all patches
+  "lung_ratio": 0.9,        # of those in the lungs, at most
+  "norm_pixels": True,
+  "decoder_width": 64,
+  "decoder_depth": 1,
+  "decoder_heads": 4,
+}
+SMALL = {"patch_size": 8, "decoder_width": 128, "decoder_depth": 2}
+PAPER = {
+  "data": "tfds:covid19_radiography", "model": "B", "scale_least": 0.2, "decoder_width": 512,
+  "decoder_depth": 8, "decoder_heads": 16, "initial": "xavier", "drop_path": 0.0,
+  "duration": "800 epochs", "warmup": "40 epochs", "lr": 1.5e-4, "lr_end": 0.0,
+  "weight_decay": 0.05, "weight_decay_end": 0.05,
+}
+TINY = {"decoder_width": 16}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = experiment.base(o)
+  config.data.masks = True
+  config.views = experiment.one_view(o)
+  config.model.positions = "sincos"
+  config.optimizer.lr_scale = (("encoder/pos", 0.0),)
+  if o.optimizer == "adamw":
+    config.optimizer.options.b2 = 0.95
+    config.optimizer.clip = 0.0
+  config.method = {
+    "name": "cxrjax.methods.rgmim", "mask_ratio": o.mask_ratio, "lung_ratio": o.lung_ratio,
+    "norm_pixels": o.norm_pixels, "decoder_width": o.decoder_width,
+    "decoder_depth": o.decoder_depth, "decoder_heads": o.decoder_heads,
+  }
+  return config

@@ -1,0 +1,31 @@
+"""The loss of masked autoencoders: pixels of hidden patches.
+
+References:
+  He et al., Masked autoencoders are scalable vision learners, 2021 (arXiv 2111.06377), section 3.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def patches(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b n p"]:
+  """Images as patches of `size` x `size` pixels, row by row, and so the pixels of each."""
+  b, h, w, c = images.shape
+  x = images.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, -1, size * size * c)
+
+
+def normalised(target: Float[Array, "b n p"]) -> Float[Array, "b n p"]:
+  """Each patch with mean 0 and (unbiased) variance 1: the paper's better target."""
+  variance = target.var(-1, ddof=1, keepdims=True)
+  return (target - target.mean(-1, keepdims=True)) / jnp.sqrt(variance + 1e-6)
+
+
+def masked_mse(
+    prediction: Float[Array, "b n p"], target: Float[Array, "b n p"], mask: Bool[Array, "b n"],
+) -> Float[Array, ""]:
+  """Mean squared error of the pixels of hidden patches (`mask`), over all hidden patches."""
+  error = jnp.square(prediction - target).mean(-1)
+  return (error * mask).sum() / mask.sum()

@@ -1,0 +1,144 @@
+"""A small vision transformer that fills in the patches that an encoder did not see.
+
+References:
+  He et al., Masked autoencoders are scalable vision learners, 2021 (arXiv 2111.06377), section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
+
+from cxrjax.core.errors import UserError
+from cxrjax.models import layers, module, posembed, transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """From an encoder's class token and kept patches to a vector for every patch.
+
+  A linear layer, the mask token where a patch was not kept, fixed positions (sines and cosines),
+  pre-norm blocks over all patches and the class token, layer norm, a linear layer.
+
+  Attributes:
+    in_dim: features of the encoder.
+    outputs: numbers to predict of each patch.
+    width: features of the decoder, a multiple of 4; the paper: 512.
+    depth: blocks; the paper: 8.
+    heads: of each block; the paper: 16.
+    initial: how kernels start, of `cxrjax.models.layers.STARTS`.
+    dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+
+  Raises:
+    UserError: a width that does not divide.
+  """
+
+  in_dim: int
+  outputs: int
+  width: int = 512
+  depth: int = 8
+  heads: int = 16
+  initial: str = "xavier"
+  dtype: str = "auto"
+
+  def __post_init__(self) -> None:
+    if self.width % 4 or self.width % self.heads:
+      raise UserError(
+          f"a decoder's width={self.width} must be a multiple of 4 and of its heads={self.heads}")
+
+  @functools.cached_property
+  def _net(self) -> module.Net:
+    return module.Net.of(
+        _Decoder, in_dim=self.in_dim, outputs=self.outputs, width=self.width, depth=self.depth,
+        heads=self.heads, init=self.initial)
+
+  def init(self, key: jax.Array) -> module.Params:
+    """Fresh parameters."""
+    return self._net.init(key)
+
+  def apply(
+      self, params: module.Params, cls: Float[Array, "b d"], patches: Float[Array, "b m d"],
+      keep: Int[Array, "b m"], grid: tuple[int, int]) -> Float32[Array, "b n o"]:
+    """The prediction of every patch, row by row.
+
+    Args:
+      params: from `init`.
+      cls: the encoder's class token.
+      patches: its features of the patches it saw.
+      keep: which patches those are.
+      grid: rows and columns of patches.
+    """
+    dtype = module.compute_dtype(self.dtype)
+    out = self._net.apply(params, cls.astype(dtype), patches.astype(dtype), keep, grid=grid)
+    return out.astype(jnp.float32)
+
+  def flops(self, patches: int, kept: int) -> int:
+    """Floating-point operations in matrix products of one image (a multiply-add is two)."""
+    n, d = 1 + patches, self.width
+    block = 24 * n * d * d + 4 * n * n * d
+    return (2 * (1 + kept) * self.in_dim * d + self.depth * block
+            + 2 * patches * d * self.outputs)
+
+
+class _Decoder(nnx.Module):
+
+  def __init__(self, in_dim, outputs, width, depth, heads, init, rngs):
+    self.embed = layers.Linear(in_dim, width, init=init, rngs=rngs)
+    self.mask_token = nnx.Param(layers.start(rngs.params(), (1, width), jnp.float32))
+    self.blocks = nnx.List(
+        [transformer.Block(width, heads, init, rngs) for _ in range(depth)])
+    self.norm = layers.LayerNorm(width)
+    self.out = layers.Linear(width, outputs, init=init, rngs=rngs)
+
+  def __call__(self, cls, patches, keep, *, grid):
+    b, m, _ = patches.shape
+    n = grid[0] * grid[1]
+    x = self.embed(transformer.join([cls[:, None], patches]))
+    width = x.shape[-1]
+    cls, seen = x[:b].reshape(b, 1, width), x[b:].reshape(b, m, width)
+    places = jax.vmap(lambda one: jnp.full(n, m, jnp.int32).at[one].set(
+        jnp.arange(m, dtype=jnp.int32)))(keep)
+    x = jnp.where((places < m)[..., None], take_rows(seen, places, keep),
+                  self.mask_token[...].astype(seen.dtype))
+    x = x + posembed.sincos(grid, width).astype(x.dtype)
+    x = jnp.concatenate([cls, x], axis=1)
+    shapes = ((b, n + 1),)
+    x = transformer.join([x])
+    for block in self.blocks:
+      x = block(x, shapes, None)
+    x = x.reshape(b, n + 1, width)[:, 1:]
+    return self.out(self.norm(x.reshape(-1, width))).reshape(b, n, -1)
+
+
+@jax.custom_vjp
+def take_rows(
+    x: Float[Array, "b m d"], rows: Int[Array, "b n"], back: Int[Array, "b m"],
+) -> Float[Array, "b n d"]:
+  """Row `rows[i, j]` of every `x[i]`, 0 where there is none, for rows that are taken once at most.
+
+  Its gradient is such a lookup too, where autodiff's adds rows up one by one.
+
+  Args:
+    x: rows.
+    rows: which to take; `m` or above for none.
+    back: where each row of `x` goes; `n` or above for nowhere.
+  """
+  del back
+  return jnp.take_along_axis(x, rows[..., None], axis=1, mode="fill", fill_value=0)
+
+
+def _take_rows_fwd(x, rows, back):
+  return take_rows(x, rows, back), (rows, back)
+
+
+def _take_rows_bwd(residuals, dy):
+  rows, back = residuals
+  return take_rows(dy, back, rows), None, None
+
+
+take_rows.defvjp(_take_rows_fwd, _take_rows_bwd)
