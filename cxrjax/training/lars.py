@@ -16,7 +16,8 @@ def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTrans
   Biases and the scales and biases of norms, that is one-dimensional parameters, keep `r = 1`, as
   does a tensor that is zero or whose gradient is. The learning rate multiplies `v` afterwards, as
   in BYOL's and MoCo v3's code; the paper has it inside `v`: another thing while the rate changes.
-  Weight decay belongs into `g`: use it with `config.optimizer.coupled_decay=True`.
+  Weight decay belongs into `g`, as with `config.optimizer.coupled_decay=True`; so `r` has the norm
+  of gradient and decay together, as SimCLR's and BYOL's code, where the paper adds up two norms.
 
   Args:
     momentum: of the moving sum `v`.
