@@ -6,6 +6,10 @@
     python -m cxrjax.main --config=configs/byol.py:paper,model=S,optimizer=adamw,lr=5e-4
     python -m cxrjax.main --config=configs/byol.py:tiny           # four steps, for tests
 
+The first ends with a kNN (k = 20) AUROC of 0.889 (0.874-0.903); the random encoder's is 0.739, the
+thumbnail floor 0.923 (seed 0, 2026-11-21). It took 4 min 10 s on two CPU cores that a dozen other
+processes shared.
+
 `:paper` has the paper's values for 300 epochs: ResNet-50, heads of 4096-256 with batch norm, LARS
 with 0.3 for 256 images and weight decay 1e-6, momentum 0.99 to 1 (in 1000 epochs: `lr=0.2,
 weight_decay=1.5e-6,weight_decay_end=1.5e-6,momentum=0.996`), crops from 8 %, views that differ in

@@ -6,6 +6,10 @@
     python -m cxrjax.main --config=configs/cross.py:paper,model=S,optimizer=adamw,lr=5e-4
     python -m cxrjax.main --config=configs/cross.py:tiny          # four steps, for tests
 
+The first ends with a kNN (k = 20) AUROC of 0.931 (0.919-0.942); the random encoder's is 0.739, the
+thumbnail floor 0.923 (seed 0, 2026-11-21). It took 3 min 40 s on two CPU cores that a dozen other
+processes shared.
+
 `:paper` has the paper's data, its losses (cross-view and cross-model, 2 - 2 cos each) and BYOL's
 values for all that its public record leaves open: ResNet-50, heads of 4096-256, LARS with 0.3 for
 256 images, momentum 0.99 to 1, views; see `cxrjax/methods/cross.py` for what is read into the
