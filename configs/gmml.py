@@ -1,0 +1,52 @@
+"""GMML pretraining (Atito et al. 2022, arXiv 2205.14986), judged by kNN and linear probe.
+
+    python -m cxrjax.main --config=configs/gmml.py                # phantom radiographs, minutes
+    python -m cxrjax.main --config=configs/gmml.py:small,data=folder:PATH,split=all  # half an hour
+    python -m cxrjax.main --config=configs/gmml.py:paper          # ViT-S/16, 2x224, Kermany
+    python -m cxrjax.main --config=configs/gmml.py:tiny           # four steps, for tests
+
+`:paper` is the recipe of SPCXR (Anwar et al. 2022, arXiv 2211.12944), GMML on radiographs with the
+defaults of arXiv 2205.14986: batches of 256 and 800 epochs.
+
+After the colon stand `key=value` pairs over the options below and those of
+`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`--config.optimizer.lr.start=1e-3`.
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax.core import experiment
+
+DEMO = {
+  "patch_size": 4,
+  "crops": 1,
+  "global_scale": (0.5, 1.0),
+  "jitter": 0.0,            # of brightness and contrast
+  "jitter_prob": 0.0,
+  "blur": 2.0,              # largest sigma, in pixels of a 224 px crop
+  "blur_prob": (0.0, 0.0),
+  "solarize": (0.0, 0.0),
+  "share": 0.75,            # of the pixels that are corrupted, at most
+  "fill": "noise",          # or zeros, copy; noise+zeros: one drawn for each image
+  "alien": 0.3,             # share that is filled with another image's pixels; 0: never
+  "align": 1,               # sides and places of rectangles are multiples of this
+}
+SMALL = {"patch_size": 8}
+PAPER = {
+  "crops": 2, "global_scale": (0.05, 1.0), "jitter": 0.1, "jitter_prob": 0.3,
+  "blur_prob": (0.1, 0.1), "duration": "800 epochs",
+}
+TINY = {"patch_size": 8}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = experiment.base(o)
+  config.views = experiment.two_views(o)
+  config.views.global_crops = o.crops
+  config.method = {
+    "name": "cxrjax.methods.gmml",
+    "corruption": {
+      "share": o.share, "fill": tuple(o.fill.split("+")), "alien": o.alien, "align": o.align},
+  }
+  return config

@@ -1,0 +1,188 @@
+"""Group masked model learning: an image is restored from a copy with many corrupted rectangles.
+
+There are no mask tokens: rectangles of pixels are replaced by noise or by another image's, all
+patches go through the encoder, and a small head draws the pixels from each patch by itself, so that
+all that is known of the rest of the image has to come from the encoder.
+
+References:
+  Atito et al., GMML is All you Need, 2022 (arXiv 2205.14986).
+  Anwar et al., SPCXR: Self-supervised Pretraining using Chest X-rays, 2022 (arXiv 2211.12944): on
+  radiographs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.build import check_keywords
+from cxrjax.core.errors import UserError
+from cxrjax.losses import reconstruction
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  diagnose_spread,
+  feature_health,
+  flatten_views,
+  image_keys,
+  join_stats,
+  split_stats,
+)
+from cxrjax.models.features import standardize
+from cxrjax.models.pixels import PixelHead
+from cxrjax.views.blocks import ROOM, Corruption
+
+
+class Corrupted(NamedTuple):
+  """The large crops in the order of `flatten_views`, before and after."""
+
+  clean: Float[Array, "n h w c"]
+  images: Float[Array, "n h w c"]
+  mask: Bool[Array, "n h w 1"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """GMML; see `cxrjax.methods.base.Method` for what the functions do.
+
+  Other images' pixels are those of the global batch, with gradient accumulation those of a
+  microbatch; all else that is random about an image is its own.
+
+  Attributes:
+    encoder: a ViT, or a network whose final map the head can draw from.
+    clock: length of the run and of an epoch.
+    corruption: options of `cxrjax.views.blocks.Corruption`, whose defaults are the paper's.
+    layers: of a ViT: the head draws from the mean of the patches after these shares of its blocks,
+      rounded up; the paper: after 6, 8, 10 and 12 of 12.
+    head_depth: layers of the head before the last.
+  """
+
+  encoder: Any
+  clock: clocks.Clock
+  corruption: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  layers: tuple[float | int, ...] = (1 / 2, 2 / 3, 5 / 6, 1)
+  head_depth: int = 3
+
+  def __post_init__(self) -> None:
+    if not self.layers or not all(0 < layer <= 1 for layer in self.layers):
+      raise UserError(
+        f"config.method.layers={self.layers!r} must be shares of the encoder's blocks, above 0 and "
+        "at most 1")
+    if self.head_depth < 0:
+      raise UserError(f"config.method.head_depth={self.head_depth} must be at least 0")
+    _ = self.corrupt, self.schedules  # a misspelt option is an error now, not at the first step
+
+  @functools.cached_property
+  def corrupt(self) -> Corruption:
+    check_keywords(Corruption, self.corruption, ROOM)
+    return Corruption(**self.corruption)
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    return {}
+
+  @functools.cached_property
+  def head(self) -> PixelHead:
+    return PixelHead(
+      in_dim=self.encoder.features, size=self.encoder.stride,
+      channels=getattr(self.encoder, "channels", 1), depth=self.head_depth,
+      initial=getattr(self.encoder, "initial", "torch"), dtype=self.encoder.dtype)
+
+  @functools.cached_property
+  def taps(self) -> tuple[str, ...]:
+    """Which of the encoder's intermediates the head draws from; none: its final map."""
+    blocks = getattr(self.encoder, "blocks", 0)
+    found = {math.ceil(blocks * layer - 1e-6) - 1 for layer in self.layers}
+    return tuple(f"block:{i}" for i in sorted(found)) if blocks else ()
+
+  def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of patches of images [... h w c]."""
+    *_, height, width, _ = shape
+    size = self.encoder.stride
+    if height % size or width % size:
+      raise UserError(
+        f"config.views.global_size={height} is not a multiple of the {size} pixels that the "
+        "encoder makes one patch of; change it or the model")
+    return height // size, width // size
+
+  def init(
+      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+  ) -> tuple[Params, Params]:
+    self.grid(batch_spec["global"].shape)
+    encoder_key, head_key = jax.random.split(key)
+    encoder, stats = split_stats(self.encoder.init(encoder_key))
+    return {"encoder": encoder, "pixels": self.head.init(head_key)}, {"stats": stats}
+
+  def corrupted(self, batch: Batch, key: Key[Array, ""]) -> Corrupted:
+    """The batch's large crops, corrupted."""
+    views = batch["global"].shape[0]
+    clean = flatten_views(batch["global"])
+    # What the encoder standardises is gone from what it sees, and cannot be restored either.
+    clean = standardize(clean) if self.encoder.standardize else clean
+    # Adding nothing of the images gives the keys their sharding: each device corrupts its own.
+    position = batch["position"] + 0 * batch["global"][0, :, 0, 0, 0].astype(jnp.int32)
+    return Corrupted(clean, *self.corrupt(image_keys(key, position, views), clean, views))
+
+  def restore(self, params: Params, features: Any, shape: tuple[int, ...]
+              ) -> Float[Array, "n h w c"]:
+    """The head's images of this shape, from features with `taps`."""
+    rows, columns = self.grid(shape)
+    patches = features.patches
+    if self.taps:
+      patches = sum(features.taps[tap] for tap in self.taps) / len(self.taps)
+    return self.head.apply(params["pixels"], patches[:, -rows * columns:], (rows, columns))
+
+  def loss(
+      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    del step
+    views = batch["global"].shape[0]
+    corrupt_key, drop_key = jax.random.split(key)
+    seen = self.corrupted(batch, corrupt_key)
+    features = self.encoder.encode(
+      join_stats(params["encoder"], extra["stats"]), seen.images, taps=self.taps, train=True,
+      keys=image_keys(drop_key, batch["position"], views))
+    found = self.restore(params, features, seen.clean.shape)
+    loss = reconstruction.l1(found, seen.clean, seen.mask)
+    metrics = {
+      "explained": explained(loss, seen, reconstruction.l1),
+      **feature_health(features.cls[::views]),
+    }
+    return loss, ({**extra, "stats": features.stats or {}}, metrics)
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    del params, step
+    return extra
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    return join_stats(params["encoder"], extra["stats"])
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    return 3.0 * self.restore_flops(batch_spec)  # a backward pass costs two forward passes
+
+  def restore_flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    """Of encoding and restoring one image's large crops."""
+    views, _, *shape = batch_spec["global"].shape
+    rows, columns = self.grid(batch_spec["global"].shape)
+    return views * (self.encoder.flops(tuple(shape)) + rows * columns * self.head.flops())
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    return diagnose_spread(
+      metrics, "lower config.optimizer.lr, lengthen its warmup, or raise "
+      "config.method.corruption.share")
+
+
+def explained(loss: Float[Array, ""], seen: Corrupted, error: Any) -> Float[Array, ""]:
+  """The share of the error of each image's mean gray level that a reconstruction has not."""
+  gray = jnp.broadcast_to(seen.clean.mean((1, 2, 3), keepdims=True), seen.clean.shape)
+  flat = error(gray, seen.clean, seen.mask)
+  return 1 - jax.lax.stop_gradient(loss) / jnp.maximum(flat, 1e-6)

@@ -1,0 +1,85 @@
+"""A head that draws pixels from an encoder's patches, without looking from one to another.
+
+References:
+  Atito et al., GMML is All you Need, 2022 (arXiv 2205.14986).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from cxrjax.models import layers, module
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelHead:
+  """Layer norm, linear layers with GELU of one width, a linear layer to the pixels of the patch.
+
+  The last layer is the papers' transposed convolution, whose stride is its size.
+
+  Attributes:
+    in_dim: features of a patch.
+    size: pixels of a patch's side.
+    channels: of the images.
+    depth: layers before the last; the papers: 3.
+    initial: how kernels start, of `cxrjax.models.layers.STARTS`.
+    dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+  """
+
+  in_dim: int
+  size: int
+  channels: int = 1
+  depth: int = 3
+  initial: str = "normal"
+  dtype: str = "auto"
+
+  @functools.cached_property
+  def _net(self) -> module.Net:
+    return module.Net.of(
+      _PixelHead, in_dim=self.in_dim, outputs=self.size**2 * self.channels, depth=self.depth,
+      init=self.initial)
+
+  def init(self, key: jax.Array) -> module.Params:
+    """Fresh parameters."""
+    return self._net.init(key)
+
+  def apply(
+      self, params: module.Params, patches: Float[Array, "b n d"], grid: tuple[int, int],
+  ) -> Float32[Array, "b h w c"]:
+    """Images.
+
+    Args:
+      params: from `init`.
+      patches: row by row.
+      grid: rows and columns of patches.
+    """
+    b, n, d = patches.shape
+    x = patches.reshape(b * n, d).astype(module.compute_dtype(self.dtype))
+    x = self._net.apply(params, x).astype(jnp.float32)
+    x = x.reshape(b, *grid, self.size, self.size, self.channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, grid[0] * self.size, grid[1] * self.size, self.channels)
+
+  def flops(self) -> int:
+    """Floating-point operations in matrix products of one patch (a multiply-add is two)."""
+    return 2 * self.in_dim * (self.depth * self.in_dim + self.size**2 * self.channels)
+
+
+class _PixelHead(nnx.Module):
+
+  def __init__(self, in_dim, outputs, depth, init, rngs):
+    self.norm = layers.LayerNorm(in_dim)
+    self.layers = nnx.List(
+      [layers.Linear(in_dim, in_dim, init=init, rngs=rngs) for _ in range(depth)])
+    self.out = layers.Linear(in_dim, outputs, init=init, rngs=rngs)
+
+  def __call__(self, x):
+    x = self.norm(x)
+    for layer in self.layers:
+      x = layers.gelu(layer(x))
+    return self.out(x)
