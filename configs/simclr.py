@@ -6,6 +6,10 @@
     python -m cxrjax.main --config=configs/simclr.py:paper,model=S,optimizer=adamw,lr=5e-4
     python -m cxrjax.main --config=configs/simclr.py:tiny         # four steps, for tests
 
+The first needs less than two minutes of CPU time in all and ends with a kNN (k = 20) AUROC of 0.957
+(0.947-0.965) on the phantom's test images with seed 0, the first recipe tried; the random encoder's
+is 0.739, a linear probe of thumbnails has 0.923 and one of these features 0.973 (2026-11-21).
+
 `:paper` has the paper's values: ResNet-50, head 2048-2048-128 with batch norm, tau 0.1, LARS with
 0.3 for 256 images and weight decay 1e-6 (the authors' later code: 1e-4), crops from 8 %, brightness
 and contrast by 0.8. Its batches are 256 where the paper has 4096: negatives must fit the memory,
