@@ -9,6 +9,8 @@ contrast, gamma and large white labels.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from cxrjax.data.images import Images, stored
 from cxrjax.data.pixels import to_unit
 
 FLOOR = 0.1  # of the image's deviation: what varies less than this around a pixel is left flat
+BATCH = 64
 _CHUNK = 512
 _ROUNDING = 1e-4  # what differs by less than this share of the whole is rounding
 
@@ -61,6 +64,23 @@ def small(
   return result
 
 
+def batched(
+    function: Callable[..., Sequence[Any]], *arrays: np.ndarray, size: int = BATCH,
+    ) -> list[np.ndarray]:
+  """A function of several arrays, `size` rows at a time: so it is compiled once for all lengths.
+
+  What is missing in the last batch is filled with zeros, and cut off again.
+  """
+  n, parts = len(arrays[0]), []
+  for start in range(0, max(n, 1), size):
+    count = min(size, n - start)
+    full = [np.zeros((size, *x.shape[1:]), x.dtype) for x in arrays]
+    for whole, x in zip(full, arrays, strict=True):
+      whole[:count] = x[start:start + count]
+    parts.append([np.asarray(y)[:count] for y in function(*full)])
+  return [np.concatenate(y) for y in zip(*parts, strict=True)]
+
+
 @functools.partial(jax.jit, static_argnames="sigma")
 def local_contrast(x: Float[Array, "n s s"], sigma: float) -> Float[Array, "n s s"]:
   """Every pixel's difference from the mean around it, over the deviation around it.
@@ -86,6 +106,13 @@ def blur(x: Float[Array, "n s s"], sigma: float) -> Float[Array, "n s s"]:
   kernel = np.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
   kernel = jnp.asarray(kernel / kernel.sum(1, keepdims=True), jnp.float32)
   return jnp.einsum("ij,njk,lk->nil", kernel, x, kernel)
+
+
+@functools.partial(jax.jit, static_argnames="sigma")
+def gray_and_detail(
+    x: Float[Array, "n s s"], sigma: float) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+  """Gray levels and local contrast of each image as `unit` vectors."""
+  return unit(x), unit(local_contrast(x, sigma))
 
 
 @jax.jit

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float16, Float32, Int, Int64
 
 from cxrjax.data import registration
-from cxrjax.data.detail import Pixels, local_contrast, small, unit
+from cxrjax.data.detail import BATCH, Pixels, batched, gray_and_detail, small
 from cxrjax.data.images import Images
 
 SIDE = 64
@@ -98,8 +98,7 @@ def signatures(pixels: Pixels) -> Float32[np.ndarray, "n d"]:
 
 
 def _sign(x: Float32[np.ndarray, "n s s"]) -> Float32[np.ndarray, "n d"]:
-  parts = [np.asarray(unit(local_contrast(x[i:i + 256], _SIGMA))) for i in range(0, len(x), 256)]
-  return np.concatenate(parts) if parts else np.zeros((0, SIDE * SIDE), np.float32)
+  return batched(functools.partial(gray_and_detail, sigma=_SIGMA), x)[1]
 
 
 def within(
@@ -193,18 +192,18 @@ def _second(
   i, j, first = found
   looked, lowest = len(i), float(first[-1]) if len(first) else 1.0
   r = np.zeros(len(i), np.float32)
-  step = 4 * registration.BATCH
+  step = 16 * BATCH
   order = np.lexsort((j, i))  # an image's pairs together, so that it is read once
   for start in range(0, len(order), step):
     part = order[start:start + step]
     side = registration.COARSE
-    near, maps = registration.batched(
+    near, maps = batched(
       registration.coarse, _read(a, i[part], side), _read(b, j[part], side))
     hopeful = np.flatnonzero(near >= _COARSE)
     if not len(hopeful):
       continue
     part, side = part[hopeful], registration.FINE
-    r[part], _ = registration.batched(
+    r[part], _ = batched(
       registration.fine, _read(a, i[part], side), _read(b, j[part], side), maps[hopeful])
   keep = np.flatnonzero(r >= threshold)
   keep = keep[np.lexsort((j[keep], i[keep], -r[keep]))]

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float16, Float32
 
 from cxrjax.data import phantom
-from cxrjax.data.detail import Pixels, local_contrast, small, unit
+from cxrjax.data.detail import Pixels, batched, gray_and_detail, small
 from cxrjax.data.images import Images
 
 INVERTED = -0.15  # agreement at or below which an image is called inverted
@@ -41,7 +41,7 @@ def describe(
   for start in range(0, n, 1024):
     part = slice(start, min(start + 1024, n))
     x = small(images, _SIDE, np.arange(part.start, part.stop))
-    both = [np.asarray(unit(v)) for v in (x, local_contrast(x, _SIGMA))]
+    both = batched(functools.partial(gray_and_detail, sigma=_SIGMA), x)
     found[part] = np.concatenate(both, 1) / np.sqrt(2)
     spread[part] = x.std((1, 2))
   return found, spread

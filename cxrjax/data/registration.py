@@ -12,14 +12,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from cxrjax.data.detail import blur, local_contrast
 
 COARSE, FINE = 64, 96  # sides of the images that are compared, pixels
 REACH = 0.35  # no map shifts or stretches by more than this share of half an image
-BATCH = 256
 
 
 @jax.jit
@@ -51,17 +49,6 @@ def fine(
   found = _align(x, y, maps, 8)
   x, y = (local_contrast(v, 2 * scale) for v in (a, b))
   return _better(x, y, found, jnp.broadcast_to(jnp.eye(2, 3), found.shape))
-
-
-def batched(function, *arrays: Float32[np.ndarray, "n ..."]) -> list[np.ndarray]:
-  """`function` over batches of one size, so that it is compiled once."""
-  n, parts = len(arrays[0]), []
-  for start in range(0, n, BATCH):
-    part = [x[start:start + BATCH] for x in arrays]
-    count = len(part[0])
-    part = [np.concatenate([x, np.repeat(x[:1], BATCH - count, 0)]) for x in part]
-    parts.append([np.asarray(x)[:count] for x in function(*part)])
-  return [np.concatenate(x) for x in zip(*parts, strict=True)]
 
 
 def _better(x, y, maps, still):

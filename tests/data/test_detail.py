@@ -53,3 +53,18 @@ def test_unit_vectors_and_blank_images():
   u = np.asarray(detail.unit(detail.local_contrast(jnp.asarray(x), 4.0)))
   np.testing.assert_allclose(u.mean(1), 0, atol=1e-6)
   np.testing.assert_allclose(np.linalg.norm(u, axis=1), [1, 0, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 8])
+def test_batches_are_filled_up_and_cut_off_again(n):
+  sizes = []
+
+  def double(x, y):
+    sizes.append(len(x))
+    return 2 * x, x + y
+
+  x = np.arange(3 * n, dtype=np.float32).reshape(n, 3)
+  a, b = detail.batched(double, x, x + 1, size=5)
+  np.testing.assert_array_equal(a, 2 * x)
+  np.testing.assert_array_equal(b, 2 * x + 1)
+  assert set(sizes) == {5} and len(sizes) == max(1, -(-n // 5))

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from cxrjax.data import phantom, registration
-from cxrjax.data.detail import small
+from cxrjax.data.detail import batched, small
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def seen_through(image, m):
 
 
 def compare(a, b):
-  near, maps = registration.batched(
+  near, maps = batched(
     registration.coarse, *(small(x, registration.COARSE) for x in (a, b)))
-  r, maps = registration.batched(
+  r, maps = batched(
     registration.fine, *(small(x, registration.FINE) for x in (a, b)), maps)
   return near, r, maps
 
@@ -56,19 +56,6 @@ def test_other_radiographs_and_negatives_are_not(drawn):
   other = np.array([a != b for a, b in itertools.pairwise(patients)])
   assert other.sum() > 3 and r[other].max() < 0.8
   assert compare(drawn, 255 - drawn)[1].max() < 0.5
-
-
-@pytest.mark.parametrize("n", [1, registration.BATCH, registration.BATCH + 3])
-def test_batches_are_filled_up_and_cut_off_again(n):
-  sizes = []
-  def double(x, y):
-    sizes.append(len(x))
-    return 2 * x, x + y
-  x = np.arange(n, dtype=np.float32)
-  a, b = registration.batched(double, x, x + 1)
-  np.testing.assert_array_equal(a, 2 * x)
-  np.testing.assert_array_equal(b, 2 * x + 1)
-  assert set(sizes) == {registration.BATCH}
 
 
 def test_blank_images_correlate_with_nothing(drawn):
