@@ -23,6 +23,7 @@ from cxrjax.core.build import build, check_keywords, freeze
 from cxrjax.core.clock import Clock, tabulate
 from cxrjax.core.errors import UserError
 from cxrjax.data.loader import Loader
+from cxrjax.evals.parts import Data
 from cxrjax.explain.attention import cls_attention
 from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
@@ -106,9 +107,9 @@ class Run:
   def leaks(self) -> list[str]:
     """Remarks on patients and images that are learnt from and judge as well."""
     data = self.config["data"]
-    return [*guard.shared_patients(
-      self.source, self.eval_data, data.get("shared_patients", "error")),
-      *guard.near_duplicates(self.loader, self.eval_data, data.get("near_duplicates", 0))]
+    judges = {name: d for name, d in self.eval_data.items() if isinstance(d, Data)}
+    return [*guard.shared_patients(self.source, judges, data.get("shared_patients", "error")),
+            *guard.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
 
   def describe(self) -> dict[str, Any]:
     """Facts for the report and for the lines printed before the run."""
