@@ -35,6 +35,9 @@ class Cnn:
 
   stages: ClassVar[int] = 4
 
+  def __post_init__(self):
+    module.compute_dtype(self.dtype)  # raises for what is none
+
   @property
   def features(self) -> int:
     """Length d of the feature vectors."""

@@ -42,6 +42,7 @@ class Model(cnn.Cnn):
   growth: int = 32
 
   def __post_init__(self):
+    super().__post_init__()
     if self.depth not in BLOCKS:
       raise UserError(
           f"config.model.depth={self.depth} is not known; valid: {', '.join(map(str, BLOCKS))}")

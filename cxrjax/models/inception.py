@@ -30,6 +30,7 @@ class Model(cnn.Cnn):
   width: int = 32
 
   def __post_init__(self):
+    super().__post_init__()
     if self.width < 2 or self.width % 2:
       raise UserError(f"config.model.width={self.width} must be an even number")
 

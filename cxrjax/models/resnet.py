@@ -40,6 +40,7 @@ class Model(cnn.Cnn):
   zero_init: bool = False
 
   def __post_init__(self):
+    super().__post_init__()
     if self.depth not in BLOCKS:
       raise UserError(
           f"config.model.depth={self.depth} is not known; valid: {', '.join(map(str, BLOCKS))}")

@@ -70,6 +70,7 @@ class Model(cnn.Cnn):
   depths: tuple[int, ...] | None = None
 
   def __post_init__(self):
+    super().__post_init__()
     if self.variant not in VARIANTS:
       raise UserError(
           f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}")

@@ -40,7 +40,7 @@ def test_against_a_loop_and_its_gradient_against_differences():
             for i in range(3) for j in range(5) if mask[i, j]]
   with jax.enable_x64():
     f = lambda p: mae.masked_mse(p, jnp.asarray(target), jnp.asarray(mask))  # noqa: E731
-    value, gradient = jax.value_and_grad(f)(jnp.asarray(prediction))
+    value, gradient = map(np.asarray, jax.value_and_grad(f)(jnp.asarray(prediction)))
     np.testing.assert_allclose(value, np.mean(errors), rtol=1e-12)
     direction = RNG.normal(size=prediction.shape)
     change = [float(f(jnp.asarray(prediction + s * 1e-5 * direction))) for s in (1, -1)]

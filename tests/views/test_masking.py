@@ -56,7 +56,7 @@ def test_blocks_hang_together_and_singles_do_not():
 def test_blocks_lie_everywhere():
   keys = jax.random.split(jax.random.key(2), 2000)
   share = make("blocks", keys, (8, 8), 32).mean(0).reshape(8, 8)
-  assert share.min() > 0.2  # rectangles favour the middle
+  assert share.min() > 0.1  # rectangles favour the middle
   np.testing.assert_allclose(share, share[::-1], atol=0.08)
   np.testing.assert_allclose(share, share.T, atol=0.08)
 

@@ -284,7 +284,9 @@ def test_masks_are_cut_where_the_images_are(batch, rotate):
   found = make(recipe, KEY, masks * np.uint8(255), masks=masks)
   assert found["global_mask"].dtype == bool
   # The picture of a mask, cut out as a picture, is brighter than half where the mask is.
-  np.testing.assert_array_equal(found["global_mask"], found["global"] > 0.5)
+  clear = np.abs(found["global"] - 0.5) > 0.05  # on the edge, rounding decides
+  assert clear.mean() > 0.8
+  np.testing.assert_array_equal(found["global_mask"][clear], (found["global"] > 0.5)[clear])
   plain = make(Recipe(**SMALL, rotate=rotate), KEY, batch)
   masked = make(Recipe(**SMALL, rotate=rotate), KEY, batch, masks=masks)
   assert set(masked) == {*plain, "global_mask"}
