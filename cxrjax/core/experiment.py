@@ -193,6 +193,26 @@ def two_views(o: ConfigDict) -> dict[str, Any]:
   }
 
 
+def multi_crop(o: ConfigDict) -> dict[str, Any]:
+  """`config.views` of DINO and its successors: two large crops and `o.local_crops` small ones.
+
+  Of `o` besides: `global_scale`, `local_scale`, `local_size`, `jitter` (of brightness and
+  contrast), `jitter_prob`, `blur` (largest sigma in pixels of a 224 px crop) and `solarize`, the
+  second large crop's probability.
+  """
+  return {
+    "name": "cxrjax.views.multicrop",
+    "global_size": o.image_size, "global_crops": 2, "global_scale": o.global_scale,
+    "local_size": o.local_size, "local_crops": o.local_crops, "local_scale": o.local_scale,
+    "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": o.jitter, "contrast": o.jitter,
+    "jitter_prob": o.jitter_prob,
+    "blur_prob": (1.0, 0.1, 0.5),
+    "blur_sigma": (0.1, o.blur * o.image_size / 224),
+    "solarize_prob": (0.0, o.solarize, 0.0), "solarize_threshold": 0.5, "rotate": 0.0,
+    "mean": 0.5, "std": 0.25,
+  }
+
+
 def backbone(o: ConfigDict) -> dict[str, Any]:
   """`config.model`, as `o.model` says."""
   common = {"standardize": o.standardize, "dtype": "auto"}

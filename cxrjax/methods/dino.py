@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from cxrjax.methods.base import (
   Params,
   diagnose_spread,
   ema,
+  feature_health,
   flatten_views,
   image_keys,
   join_stats,
@@ -111,39 +112,42 @@ class Method:
   def loss(
       self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
-    crops = [batch[name] for name in ("global", "local") if name in batch]
-    images, large = crops[0].shape[1], crops[0].shape[0]
-    views = tuple(flatten_views(x) for x in crops)
-    firsts = (0, large)[:len(crops)]
-    keys = tuple(image_keys(key, batch["position"], x.shape[0], first)
-                 for x, first in zip(crops, firsts, strict=True))
-
-    def logits(weights: Params, features: Any) -> Float[Array, "b v K"]:
-      cls = jnp.concatenate([f.cls.reshape(images, -1, f.cls.shape[-1]) for f in features], axis=1)
-      found = self.head.apply(weights["head"], cls.reshape(-1, cls.shape[-1]))
-      return found.reshape(images, -1, self.prototypes)
-
+    images, large = batch["global"].shape[1], batch["global"].shape[0]
+    views, keys = self.crops(batch, key)
     teacher, stats = extra["teacher"], extra["stats"]
     encode = functools.partial(self.encoder.encode, patches=False, train=True)
     target = encode(join_stats(teacher["encoder"], stats), views[:1])
-    target_logits = logits(teacher, target)
+    target_logits = self.logits(teacher["head"], target, images)
     temperature = self.schedules["teacher_temp"](step)
     probabilities = losses.teacher_probabilities(target_logits, extra["center"], temperature)
     features = encode(join_stats(params["encoder"], stats), views, keys=keys)
-    loss = losses.cross_entropy(logits(params, features), probabilities, self.student_temp)
+    logits = self.logits(params["head"], features, images)
+    loss = losses.cross_entropy(logits, probabilities, self.student_temp)
 
     center = losses.update_center(extra["center"], target_logits, self.center_momentum)
     entropy = health.entropy(probabilities).mean()
-    first = jax.lax.stop_gradient(target[0].cls.reshape(images, large, -1)[:, 0])
     metrics = {
       "teacher_entropy": entropy,
       "batch_entropy": health.entropy(probabilities.mean((0, 1))),
       "kl": loss - entropy,
-      "feature_std": health.spread(first),
-      "effective_rank": health.participation_ratio(first),
+      **feature_health(target[0].cls[::large]),
     }
     stats = target[-1].stats or {}
     return loss, ({**extra, "center": center, "stats": stats}, metrics)
+
+  def crops(self, batch: Batch, key: Key[Array, ""]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Large and small crops `f32[n h w 1]`, as `flatten_views` has them, and a key for each."""
+    crops = [batch[name] for name in ("global", "local") if name in batch]
+    firsts = (0, crops[0].shape[0])
+    keys = tuple(image_keys(key, batch["position"], x.shape[0], first)
+                 for x, first in zip(crops, firsts, strict=False))
+    return tuple(flatten_views(x) for x in crops), keys
+
+  def logits(self, head: Params, features: Sequence[Any], images: int) -> Float[Array, "b v K"]:
+    """What the head makes of the class tokens of all crops of each image, the large ones first."""
+    cls = jnp.concatenate([f.cls.reshape(images, -1, f.cls.shape[-1]) for f in features], axis=1)
+    found = self.head.apply(head, cls.reshape(-1, cls.shape[-1]))
+    return found.reshape(images, -1, self.prototypes)
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     momentum = self.schedules["momentum"](step)

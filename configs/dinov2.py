@@ -1,0 +1,107 @@
+"""DINOv2 pretraining (Oquab et al. 2023, arXiv 2304.07193), judged by kNN and linear probe.
+
+    python -m cxrjax.main --config=configs/dinov2.py              # phantom radiographs, minutes
+    python -m cxrjax.main --config=configs/dinov2.py:small,data=folder:PATH,split=all
+    python -m cxrjax.main --config=configs/dinov2.py:paper        # ViT-S/16, 2x224 + 8x96, Kermany
+    python -m cxrjax.main --config=configs/dinov2.py:patch_weight=0,koleo_weight=0  # DINO
+    python -m cxrjax.main --config=configs/dinov2.py:tiny         # four steps, for tests
+
+`:paper` has the defaults of the paper's code (its ViT-L/16 on ImageNet) for ViT-S/16: 65536
+prototypes, a head for class tokens and patches, a centre, KoLeo 0.1, half of the large crops masked
+by 10 to 50 %, learning rate 4e-3 for 1024 images by the square root rule (2e-3 for 256), 0.9 of it
+from block to block towards the image and 0.2 of that for patches. It lacks layer scale, and its
+drop path rises from 0 to 0.3 over the blocks, where the code has 0.3 in all.
+
+Published recipes for radiographs differ from it in
+  CheXFound (arXiv 2502.05142): model=L,centering=sinkhorn,patch_weight=3.0,prototypes=131072,
+    bottleneck=384,separate_head=True,momentum=0.994,drop_path=0.4,lr=5e-5,layer_decay=1.0,
+    weight_decay_end=0.2 and --config.model.registers=4;
+  CXformer (MIDL 2025, from DINOv2's weights): prototypes=16384,bottleneck=384,separate_head=True,
+    lr=3e-4,weight_decay=0.0,weight_decay_end=0.0 and --config.method.momentum=0.999.
+
+After the colon stand `key=value` pairs over the options below and those of
+`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`--config.optimizer.lr.start=1e-3`.
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax.core import experiment
+from cxrjax.models.vit import VARIANTS
+
+DEMO = {
+  "duration": "60 epochs",
+  "global_scale": (0.7, 1.0),
+  "local_size": 16,
+  "local_crops": 2,
+  "local_scale": (0.4, 0.8),
+  "jitter": 0.5,            # of brightness and contrast
+  "jitter_prob": 1.0,
+  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
+  "solarize": 0.0,
+  "prototypes": 128,
+  "hidden": 256,
+  "bottleneck": 64,
+  "batch_norm": True,
+  "norm_last_layer": True,
+  "momentum": 0.99,
+  "center_momentum": 0.8,
+  "temp_start": 0.02,       # of the teacher; rises to temp_end over temp_warmup
+  "temp_end": 0.02,
+  "temp_warmup": "0 epochs",
+  "class_weight": 1.0,      # of DINO's loss; 0 switches it off
+  "patch_weight": 1.0,      # of iBOT's
+  "koleo_weight": 0.1,
+  "centering": "center",    # or sinkhorn
+  "separate_head": False,   # one for patches
+  "mask_prob": 0.5,
+  "mask_ratio": (0.1, 0.5),
+  "layer_decay": 1.0,       # of the learning rate, from block to block towards the image
+  "patch_lr": 1.0,          # share of it that the patch embedding has
+}
+SMALL = {
+  "global_scale": (0.4, 1.0), "local_size": 32, "local_scale": (0.2, 0.5), "jitter": 0.4,
+  "jitter_prob": 0.8, "blur": 2.0, "prototypes": 1024, "hidden": 512, "bottleneck": 128,
+  "momentum": 0.996, "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.04,
+}
+PAPER = {
+  "global_scale": (0.32, 1.0), "local_size": 96, "local_crops": 8, "local_scale": (0.05, 0.32),
+  "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "solarize": 0.2, "prototypes": 65536,
+  "hidden": 2048, "bottleneck": 256, "batch_norm": False, "norm_last_layer": False,
+  "momentum": 0.992, "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.07,
+  "temp_warmup": "30 epochs", "drop_path": 0.3, "duration": "100 epochs", "lr": 2e-3,
+  "layer_decay": 0.9, "patch_lr": 0.2,
+}
+TINY = {"local_size": 16, "prototypes": 32}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = experiment.base(o)
+  config.views = experiment.multi_crop(o)
+  config.method = {
+    "name": "cxrjax.methods.dinov2", "prototypes": o.prototypes, "hidden": o.hidden,
+    "bottleneck": o.bottleneck, "batch_norm": o.batch_norm, "norm_last_layer": o.norm_last_layer,
+    "student_temp": 0.1, "center_momentum": o.center_momentum,
+    "teacher_temp": {
+      "kind": "stairs", "start": o.temp_start, "end": o.temp_end, "warmup": o.temp_warmup},
+    "momentum": {"start": o.momentum, "end": 1.0},
+    "class_weight": o.class_weight, "patch_weight": o.patch_weight,
+    "koleo_weight": o.koleo_weight, "centering": o.centering, "separate_head": o.separate_head,
+    "mask_prob": o.mask_prob, "mask_ratio": o.mask_ratio,
+  }
+  if o.model in VARIANTS:
+    config.model.mask_token = o.patch_weight > 0
+    config.optimizer.lr_scale = layer_rates(VARIANTS[o.model][1], o.layer_decay, o.patch_lr)
+  config.optimizer.freeze = (("head/prototypes", "1 epochs"),)
+  return config
+
+
+def layer_rates(depth: int, decay: float, patch: float) -> tuple[tuple[str, float], ...]:
+  """Rules for a ViT's learning rates: `decay` less from block to block towards the image."""
+  if decay == patch == 1.0:
+    return ()
+  blocks = [(f"encoder/blocks/{i}/", decay ** (depth - i)) for i in range(depth)]
+  first = decay ** (depth + 1)
+  return (
+    ("encoder/patch/", patch * first), ("encoder/(cls|pos|mask_token|registers)$", first), *blocks)

@@ -1,0 +1,261 @@
+"""DINOv2: DINO on class tokens, iBOT on masked patches, KoLeo; each can be switched off.
+
+A student sees large crops, of which some have blocks of patches replaced by a mask token, and small
+ones. Its class tokens predict what the teacher, its moving average, makes of the other large crop;
+its masked patches what the teacher, which sees them, makes of the same patches.
+
+References:
+  Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023
+  (arXiv 2304.07193), section 4.
+  Zhou et al., iBOT: Image BERT Pre-Training with Online Tokenizer, 2021 (arXiv 2111.07832).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+from cxrjax.losses import dino as class_losses
+from cxrjax.losses import health, ibot
+from cxrjax.losses.koleo import koleo
+from cxrjax.losses.sinkhorn import sinkhorn_knopp
+from cxrjax.methods import dino
+from cxrjax.methods.base import Batch, Metrics, Params, feature_health, image_keys, join_stats
+from cxrjax.views import masking
+
+CENTERINGS = ("center", "sinkhorn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(dino.Method):
+  """DINOv2; options besides those of `cxrjax.methods.dino.Method`.
+
+  `class_weight=1, patch_weight=0, koleo_weight=0, centering="center"` is DINO, and with
+  `patch_weight=1` iBOT. Only the patch loss needs a network that can mask patches (a ViT with
+  `mask_token=True`); without it nothing is masked.
+
+  Sinkhorn and neighbours are of the global batch (with accumulation: the microbatch).
+
+  Attributes:
+    class_weight: of DINO's loss; 0: off.
+    patch_weight: of iBOT's loss; 0: off.
+    koleo_weight: of KoLeo on the student's class tokens, summed over the large crops; 0: off.
+    centering: of the teacher: "center", DINO's moving average (patches have a centre of their own),
+      or "sinkhorn".
+    sinkhorn_iterations: of "sinkhorn".
+    separate_head: patches have a head of their own, of the same size.
+    mask_prob: share of the large crops that are masked: of every image's as nearly as can be, which
+      of them is drawn (with 0.5 and two crops: one). The paper draws them from the batch; no term
+      of the loss sees two crops' masks, so its mean is the same, and half as many patches have to
+      be made room for.
+    mask_ratio: least and most of a masked crop's patches that are hidden, uniform.
+    norm_last_layer: False here, as in the paper's code.
+  """
+
+  norm_last_layer: bool = False
+  momentum: Any = dataclasses.field(default_factory=lambda: {"start": 0.992, "end": 1.0})
+  class_weight: float = 1.0
+  patch_weight: float = 1.0
+  koleo_weight: float = 0.1
+  centering: str = "center"
+  sinkhorn_iterations: int = 3
+  separate_head: bool = False
+  mask_prob: float = 0.5
+  mask_ratio: tuple[float, float] = (0.1, 0.5)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name in ("class_weight", "patch_weight", "koleo_weight"):
+      if not getattr(self, name) >= 0:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be 0 (off) or above")
+    if not (self.class_weight or self.patch_weight):
+      raise UserError(
+        "config.method.class_weight=0 and patch_weight=0 leave nothing to learn; set one to 1")
+    if self.centering not in CENTERINGS:
+      raise UserError(
+        f"config.method.centering={self.centering!r} is unknown"
+        f"{suggest(self.centering, CENTERINGS)}")
+    if self.sinkhorn_iterations < 1:
+      raise UserError(
+        f"config.method.sinkhorn_iterations={self.sinkhorn_iterations} must be at least 1")
+    if not 0 < self.mask_prob <= 1:
+      raise UserError(f"config.method.mask_prob={self.mask_prob} must be above 0, at most 1")
+    if len(self.mask_ratio) != 2 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] <= 1:
+      raise UserError(
+        f"config.method.mask_ratio={self.mask_ratio} must be a least and a most share, 0..1")
+    if self.patch_weight and "mask" not in inspect.signature(self.encoder.encode).parameters:
+      raise UserError(
+        f"config.model.name={type(self.encoder).__module__!r} cannot mask patches, which iBOT's "
+        "loss needs; choose 'cxrjax.models.vit', or set config.method.patch_weight=0")
+    if self.patch_weight and not self.encoder.mask_token:
+      raise UserError(
+        "iBOT's loss needs config.model.mask_token=True; or set config.method.patch_weight=0")
+
+  @property
+  def _patch_head(self) -> str:
+    return "patch_head" if self.separate_head else "head"
+
+  def init(
+      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+  ) -> tuple[Params, Params]:
+    params, extra = super().init(key, batch_spec)
+    if self.patch_weight and self.separate_head:
+      params["patch_head"] = self.head.init(jax.random.fold_in(key, 1))
+      extra["teacher"]["patch_head"] = jax.tree.map(jnp.copy, params["patch_head"])
+    if self.centering == "sinkhorn":
+      del extra["center"]
+    elif self.patch_weight:
+      extra["patch_center"] = jnp.zeros_like(extra["center"])
+    return params, extra
+
+  def _grid(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
+    """The grid of patches of crops [v b h w c], and how many of a crop are masked at most."""
+    size = self.encoder.patch_size
+    grid = shape[2] // size, shape[3] // size
+    return grid, max(1, int(grid[0] * grid[1] * self.mask_ratio[1] + 1e-6))
+
+  def _room(self, shape: tuple[int, ...]) -> int:
+    """How many patches of one image's crops [v b h w c] are masked at most."""
+    return math.ceil(shape[0] * self.mask_prob - 1e-6) * self._grid(shape)[1]
+
+  def masks(
+      self, key: Key[Array, ""], position: Int[Array, "b"], shape: tuple[int, ...],
+  ) -> Bool[Array, "b v n"]:
+    """Which patches of the large crops, of this shape [v b h w c], are hidden from the student."""
+    crops = shape[0]
+    grid, most = self._grid(shape)
+    patches = grid[0] * grid[1]
+
+    def draw(key: Key[Array, ""]) -> tuple[Int[Array, "v"], Key[Array, "v"]]:
+      order, start, ratio, blocks = jax.random.split(key, 4)
+      # A systematic sample: at random places on a line, a step of mask_prob each, masked where a
+      # whole number is passed.
+      place = jax.random.permutation(order, crops) * self.mask_prob + jax.random.uniform(start)
+      masked = jnp.floor(place + self.mask_prob) > jnp.floor(place)
+      low, high = self.mask_ratio
+      share = jax.random.uniform(ratio, (crops,), minval=low, maxval=high)
+      count = jnp.clip(jnp.floor(share * patches), 1, most)
+      return jnp.where(masked, count, 0).astype(jnp.int32), jax.random.split(blocks, crops)
+
+    counts, keys = jax.vmap(draw)(image_keys(key, position, 1))
+    return masking.blocks(keys.reshape(-1), grid, counts.reshape(-1)).reshape(
+      *counts.shape, patches)
+
+  def loss(
+      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    shape = batch["global"].shape
+    crops, images = shape[:2]
+    drop_key, mask_key = jax.random.split(key)
+    views, keys = self.crops(batch, drop_key)
+    encode = functools.partial(self.encoder.encode, patches=self.patch_weight > 0, train=True)
+    options, mask = {}, None
+    if self.patch_weight:
+      # The barrier keeps XLA from drawing the masks again wherever one is used.
+      mask = jax.lax.optimization_barrier(self.masks(mask_key, batch["position"], shape))
+      options["mask"] = (mask.reshape(images * crops, -1), None)[:len(views)]
+    teacher, stats = extra["teacher"], extra["stats"]
+    target = encode(join_stats(teacher["encoder"], stats), views[:1])
+    features = encode(join_stats(params["encoder"], stats), views, keys=keys, **options)
+    temperature = self.schedules["teacher_temp"](step)
+
+    loss, new, metrics = jnp.zeros(()), {}, {}
+    if self.class_weight:
+      logits = self.logits(teacher["head"], target, images)
+      probabilities, center = self._assign(
+        logits.reshape(-1, self.prototypes), extra.get("center"), temperature, None)
+      value = class_losses.cross_entropy(
+        self.logits(params["head"], features, images), probabilities.reshape(logits.shape),
+        self.student_temp)
+      loss += self.class_weight * value
+      new |= {} if center is None else {"center": center}
+      each = jnp.full(len(probabilities), 1 / len(probabilities))
+      metrics |= {"class_loss": value, **_health(value, probabilities, each)}
+    if mask is not None:
+      index, weights = self._masked(mask, self._room(shape))
+
+      def patch_logits(weights: Params, features: Any) -> Float[Array, "m K"]:
+        patches = features.patches.reshape(images, -1, features.patches.shape[-1])
+        found = jnp.take_along_axis(patches, index[..., None], axis=1)
+        return self.head.apply(weights[self._patch_head], found.reshape(-1, found.shape[-1]))
+
+      probabilities, center = self._assign(
+        patch_logits(teacher, target[0]), extra.get("patch_center"), temperature, weights > 0)
+      value = ibot.cross_entropy(
+        patch_logits(params, features[0]), probabilities, weights, self.student_temp)
+      loss += self.patch_weight * value
+      new |= {} if center is None else {"patch_center": center}
+      found = _health(value, probabilities, weights)
+      metrics |= {"patch_loss": value, **{f"patch_{name}": x for name, x in found.items()},
+                  "masked": mask.mean()}
+    if self.koleo_weight:
+      cls = features[0].cls.reshape(images, crops, -1)
+      value = sum(koleo(cls[:, v]) for v in range(crops))
+      loss += self.koleo_weight * value
+      metrics |= {"koleo": value / crops}
+    metrics |= feature_health(target[0].cls[::crops])
+    return loss, ({**extra, **new, "stats": target[-1].stats or {}}, metrics)
+
+  def _masked(
+      self, mask: Bool[Array, "b v n"], room: int) -> tuple[Int[Array, "b r"], Float[Array, "m"]]:
+    """Where each image's masked patches are among those of its crops, and their weights.
+
+    `room` of them; where an image has less, other patches, whose weight is 0.
+    """
+    flat = mask.reshape(mask.shape[0], -1)
+    index = masking.kept(~flat, room)
+    weights = ibot.patch_weights(mask).reshape(flat.shape)
+    return index, jnp.take_along_axis(weights, index, axis=1).reshape(-1)
+
+  def _assign(
+      self, logits: Float[Array, "m K"], center: Float[Array, "K"] | None,
+      temperature: Float[Array, ""], valid: Bool[Array, "m"] | None,
+  ) -> tuple[Float[Array, "m K"], Float[Array, "K"] | None]:
+    """The teacher's probabilities, and its next centre where it has one."""
+    if center is None:
+      return sinkhorn_knopp(logits, temperature, self.sinkhorn_iterations, valid), None
+    probabilities = class_losses.teacher_probabilities(logits, center, temperature)
+    valid = jnp.ones(len(logits), bool) if valid is None else valid
+    return probabilities, ibot.update_center(center, logits, valid, self.center_momentum)
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    def forward(name: str) -> float:
+      views, _, *shape = batch_spec[name].shape
+      encoder = self.encoder.flops(tuple(shape), patches=self.patch_weight > 0)
+      return views * (encoder + (self.head.flops() if self.class_weight else 0))
+    large = forward("global")
+    if self.patch_weight:
+      large += self._room(batch_spec["global"].shape) * self.head.flops()
+    small = forward("local") if "local" in batch_spec else 0.0
+    return large + 3 * (large + small)  # a backward pass costs two forward passes
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    for prefix in (["patch_"] if self.patch_weight else []) + ([""] if self.class_weight else []):
+      names = ("teacher_entropy", "batch_entropy")
+      found = super().diagnose({**metrics, **{name: metrics[prefix + name] for name in names}})
+      if found:
+        return f"of the masked patches, {found}" if prefix else found
+    return None
+
+
+def _health(
+    loss: Float[Array, ""], probabilities: Float[Array, "m K"], weights: Float[Array, "m"],
+) -> Metrics:
+  """The teacher's entropies and the student's distance from it, of samples with weights."""
+  total = jnp.maximum(weights.sum(), 1e-9)
+  entropy = (weights * health.entropy(probabilities)).sum() / total
+  return {
+    "teacher_entropy": entropy,
+    "batch_entropy": health.entropy(weights @ probabilities / total),
+    "kl": loss / total - entropy,
+  }
