@@ -34,7 +34,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DAMAGED = "it is DICOM with a damaged header, or cut short"
 _HEADER = (
   "Modality", "PatientID", "IssuerOfPatientID", "PatientAge", "PatientBirthDate", "StudyDate",
-  "PatientSex", "ViewPosition", "ViewCodeSequence", "PatientOrientation")
+  "PatientSex", "ViewPosition", "ViewCodeSequence", "PatientOrientation", "BitsStored")
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 _OLDEST = 120  # years; what is above is a typing error
 
@@ -48,7 +48,8 @@ class Radiograph:
       uint8 for up to 8 bits. None where only the header was read.
     window: gray levels of `pixels` shown black and white, by the file's own window with its
       rescale undone; None where the file has none, or one that shows nothing of the image.
-    bits: bits in use; levels are below `2**bits`.
+    bits: bits in use, levels are below `2**bits`; those of the stored values where only the header
+      was read.
     age: in years, None where unknown.
     sex: `F`, `M`, or empty.
     view: `PA`, `AP`, `L` (lateral), or empty.
@@ -116,7 +117,8 @@ def _radiograph(opened: io.BufferedIOBase, pixels: bool, key: bytes | None) -> R
   if modality not in MODALITIES:
     raise decode.BadImage(f"it is DICOM of modality {_code(modality)}, not a radiograph "
                           f"({', '.join(m for m in MODALITIES if m)})")
-  image, window, bits = _image(header) if pixels else (None, None, 0)
+  stored = _integer(header, "BitsStored", 0)
+  image, window, bits = _image(header) if pixels else (None, None, stored)
   return Radiograph(
     image, window, bits, age=_age(header), sex=sex_of(_text(header, "PatientSex")),
     view=_view(header), modality=modality, patient="" if key is None else _patient(header, key))

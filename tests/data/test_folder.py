@@ -225,6 +225,14 @@ def ward(tmp_path, texture):
   return root
 
 
+def test_dicom_keeps_its_bits(ward):
+  found = source(ward)
+  assert found.bits == 16
+  images = load_images(found, 16, progress=False)
+  assert images.pixels.dtype == np.uint16
+  np.testing.assert_array_equal(images.windows, [[1500, 2499]] * 6)
+
+
 def test_dicom_headers_fill_the_table(ward):
   found = source(ward)
   assert found.table.ids == ("00", "01", "02", "10", "11", "12")
