@@ -106,10 +106,12 @@ def grouped_conv(
   kh, kw, cin, cout = kernel.shape
   joined = next(n for n in range(min(groups, max(1, 32 // cin)), 0, -1) if groups % n == 0)
   parts = groups // joined
-  # [parts, kh kw joined(in) cin joined(out) cout]
-  own = kernel.reshape(kh, kw, 1, cin, parts, joined, cout // groups)
-  own = jnp.moveaxis(own * jnp.eye(joined, dtype=x.dtype)[:, None, None, :, None], 4, 0)
-  own = own.reshape(parts, kh, kw, joined * cin, -1)
+  shape = parts, kh, kw, joined, cin, joined, cout // groups
+  own = jnp.moveaxis(kernel.reshape(kh, kw, cin, *shape[:1], *shape[5:]), 3, 0)[:, :, :, None]
+  row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (3, 5))
+  # Chosen, not multiplied by ones and zeros: that gradient crashes in jaxlib 0.10 on CPUs.
+  own = jnp.where(row == column, own, jnp.zeros((), x.dtype)).reshape(
+      parts, kh, kw, joined * cin, -1)
   maps = [_plain(part, k, stride, padding, 1, dilation)
           for part, k in zip(jnp.split(x, parts, axis=-1), own, strict=True)]
   return jnp.concatenate(maps, axis=-1)

@@ -72,6 +72,32 @@ def test_conv(pixels, size, stride, padding, groups, dilation):
       atol=1e-3)
 
 
+@pytest.mark.parametrize(("cin", "cout", "groups", "stride"), [
+    (64, 16, 4, 1), (12, 48, 3, 2), (96, 96, 24, 1)])
+def test_groups_of_any_width(cin, cout, groups, stride):
+  x, kernel = _normal(0, 2, 6, 6, cin), _normal(1, 3, 3, cin // groups, cout)
+
+  @jax.jit
+  def plain(x, kernel):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups)
+
+  want = plain(x, kernel)
+  dy, vx, vk = _normal(2, *want.shape), _normal(3, *x.shape), _normal(4, *kernel.shape)
+
+  @jax.jit
+  def run():
+    got, pull = jax.vjp(lambda x, k: conv.conv2d(x, k, stride, (1, 1), groups), x, kernel)
+    dx, dkernel = pull(dy)
+    return got, (dx * vx).sum(), (dkernel * vk).sum()
+
+  got, along_x, along_kernel = run()
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  np.testing.assert_allclose(along_x, (plain(vx, kernel) * dy).sum(), rtol=1e-3, atol=1e-2)
+  np.testing.assert_allclose(along_kernel, (plain(x, vk) * dy).sum(), rtol=1e-3, atol=1e-2)
+
+
 def test_a_layer_keeps_the_size_and_adds_its_bias():
   layer = conv.Conv(2, 3, (3, 5), dilation=2, bias=True, rngs=nnx.Rngs(0))
   x = _normal(0, 1, 9, 9, 2)
