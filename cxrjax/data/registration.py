@@ -90,10 +90,7 @@ def _align_one(
 
 
 def _inverse(m: Float[Array, "k k"]) -> Float[Array, "k k"]:
-  """Gauss-Jordan without pivots, for small positive definite matrices.
-
-  LAPACK's routine, called for a batch from within XLA's threads, was seen to wait forever.
-  """
+  """Gauss-Jordan without pivots, for small positive definite matrices: no call to a library."""
   k = len(m)
   both = jnp.concatenate([m, jnp.eye(k)], 1)
   for i in range(k):
