@@ -52,11 +52,12 @@ def one_line(error: object) -> str:
   return " ".join(str(error).split())[:500]
 
 
-def set_up_jax() -> None:
-  """Memory, compilation cache, and the other processes where there are any."""
-  keep_freed_memory()
+def set_up_jax(platform: str | None) -> None:
+  """Platform, compilation cache, and the other processes where there are any."""
   import jax
 
+  if platform:
+    jax.config.update("jax_platforms", platform)
   cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
   jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
@@ -71,15 +72,17 @@ def main(argv: list[str]) -> int:
     raise UserError(f"{argv[1]!r} is not a flag; flags begin with --")
   if _CONFIG.value is None:
     raise UserError("--config is missing; try --config=configs/dino.py")
-  set_up_jax()
+  keep_freed_memory()
+  config = _CONFIG.value.to_dict()
+  task = locate(config.get("task", "cxrjax.tasks.train"), "run", "config.task")
+  # A task that starts others leaves the accelerator to them: JAX takes most of its memory at once.
+  set_up_jax(getattr(sys.modules[task.__module__], "PLATFORM", None))
   import jax
 
   from cxrjax.training.workdir import locked
 
-  config = _CONFIG.value.to_dict()
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-  task = locate(config.get("task", "cxrjax.tasks.train"), "run", "config.task")
   command = shlex.join(["python", "-m", "cxrjax.main", *sys.argv[1:]])
   with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
     return task(config, workdir, command=command)

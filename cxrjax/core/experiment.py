@@ -41,7 +41,7 @@ DEMO: dict[str, Any] = {
   "optimizer": "adamw",     # or sgd, lars
   "weight_decay": 0.04,     # at the start
   "weight_decay_end": 0.04,
-  "eval_data": "same",      # a labelled source, `same`, or `none`
+  "eval_data": "same",      # a labelled source or several, A+B; `same`, or `none`
   "eval_every": "20 epochs",
 }
 # Real radiographs on two CPU cores in half an hour.
@@ -156,14 +156,37 @@ def base(o: ConfigDict) -> ConfigDict:
   labelled = o.data if o.eval_data == "same" else o.eval_data
   pool_or_folder = "+" in labelled or labelled.startswith("folder:")
   if labelled != "none" and not (o.eval_data == "same" and pool_or_folder):
-    config.evals.probe = {
-      "name": "cxrjax.evals.probe", "every": o.eval_every,
-      "data": {"name": labelled, **source_options(labelled, o)},
-      "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20),
-      # What changes the pixels is the same in training, wherever it is set.
-      **{name: config.data.get_ref(name) for name in ("fit", "bits", "window", "on_bad_image")},
-    }
+    for name, judge in judges(labelled).items():
+      config.evals[name] = {
+        "name": "cxrjax.evals.probe", "every": o.eval_every,
+        "data": {"name": judge, **source_options(judge, o)},
+        "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20),
+        # What changes the pixels is the same in training, wherever it is set.
+        **{key: config.data.get_ref(key) for key in ("fit", "bits", "window", "on_bad_image")},
+      }
   return config
+
+
+def judges(labelled: str) -> dict[str, str]:
+  """The sources of `A+B` that judge an encoder, each by itself, by the names of their evaluators.
+
+  One alone is `probe`, of several each has the end of its own name: `tfds:nlm_tb/shenzhen` is
+  `shenzhen`.
+
+  Raises:
+    UserError: two with the same name.
+  """
+  parts = labelled.split("+")
+  if len(parts) == 1:
+    return {"probe": labelled}
+  found: dict[str, str] = {}
+  for part in parts:
+    name = re.sub(r"\W+", "_", re.split("[:/]", part.rstrip("/"))[-1]) or "probe"
+    if name in found:
+      raise UserError(f"--config=...:eval_data={labelled} has two sources that would be called "
+                      f"{name!r}; rename a folder, or give one of them")
+    found[name] = part
+  return found
 
 
 def one_view(o: ConfigDict) -> dict[str, Any]:
@@ -224,7 +247,7 @@ def backbone(o: ConfigDict) -> dict[str, Any]:
   return {
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
     "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
-    **common,
+    "pool": o.get("pool", "cls"), **common,
   }
 
 

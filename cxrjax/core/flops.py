@@ -17,7 +17,8 @@ def count(function: Callable[..., Any], *args: Any) -> float:
   """Floating-point operations of `function`'s matrix products and convolutions, 2 a multiply-add.
 
   Everything else (element by element, sums, normalisation) is left out, as in the papers' tables,
-  and so is what no result depends on, which the compiler drops. Of the branches of a condition the costliest counts; a scan's body as often as it runs.
+  and so is what no result depends on, which the compiler drops. Of the branches of a condition the
+  costliest counts; a scan's body as often as it runs.
 
   Args:
     function: traceable by JAX; static values bound beforehand.

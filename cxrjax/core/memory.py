@@ -1,9 +1,11 @@
-"""How this process holds on to memory."""
+"""How this process holds on to memory, and how much it took."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import resource
+import sys
 
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -27,3 +29,20 @@ def keep_freed_memory() -> bool:
   except (OSError, AttributeError):
     return False
   return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1), mallopt(_ARENA_MAX, 1)])
+
+
+def peak() -> dict[str, float]:
+  """The most memory that has been in use since this process began, bytes.
+
+  Returns:
+    `peak_rss_bytes`, of the process: decoded images, programs, and on CPU also the steps' arrays.
+    On an accelerator besides `peak_device_bytes`, of the fullest of this process's devices.
+  """
+  import jax  # here, so that malloc can be told before anything is allocated
+
+  unit = 1 if sys.platform == "darwin" else 1024
+  found = {"peak_rss_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+  devices = [d for d in jax.local_devices() if d.platform != "cpu"]
+  stats = [d.memory_stats() or {} for d in devices]
+  used = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+  return found | ({"peak_device_bytes": float(max(used))} if used else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -80,6 +81,16 @@ def judge(
       result[f"{name}/{measure}"] = classification.findings(
         measure, scores >= thresholds, labels, patients)
   return result
+
+
+def difference(
+    a: Float[np.ndarray, "m k"], b: Float[np.ndarray, "m k"], labels: Float[np.ndarray, "m k"],
+    patients: Sequence[Any] | np.ndarray, exclusive: bool) -> Interval:
+  """By how much the AUROC that `judge` gives `a` is above the one it gives `b`, images paired."""
+  if exclusive and labels.shape[1] == 2:
+    a, b, labels = a[:, 1:], b[:, 1:], labels[:, 1:]
+  names = [str(p) for p in patients]
+  return ranking.auroc_difference(a, b, labels, names)
 
 
 def thresholds(

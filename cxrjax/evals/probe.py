@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from cxrjax.core.errors import UserError
 from cxrjax.evals import features, floor, health, judge, knn, linear, parts
 from cxrjax.evals.parts import Data
-from cxrjax.metrics import classification
+from cxrjax.metrics import classification, intervals
 from cxrjax.metrics.intervals import Interval
 
 
@@ -27,7 +27,8 @@ class Result:
     metrics: intervals by name: `knn5/auroc`, `linear/f1`, ...
     facts: JSON-able: the L2 and threshold chosen, health of the features, seconds.
     arrays: test images' `labels` f32[m k] and scores f32[m k] by method (`knn5`, `linear`), for
-      ROC curves and confusion matrices.
+      ROC curves, confusion matrices and comparisons; `patient` i64[m], numbers that say which
+      images are of one patient; `classes` and whether they are `exclusive`.
   """
 
   metrics: dict[str, Interval]
@@ -192,9 +193,8 @@ class Evaluator:
     facts["linear"] |= facts_of
     seconds["metrics"] = time.perf_counter() - began
     facts["seconds"] = seconds
-    arrays = {"labels": y["test"], "linear": scores["test"]} | {
-      f"knn{k}": v for k, v in near.items()}
-    return Result(metrics, facts, arrays)
+    arrays = {"linear": scores["test"]} | {f"knn{k}": v for k, v in near.items()}
+    return Result(metrics, facts, arrays | _about(data))
 
   def floor(self, data: Data) -> Result:
     """The same metrics for ridge regression on 16x16 thumbnails, no encoder at all.
@@ -211,7 +211,7 @@ class Evaluator:
     scores = floor.ridge(x["train"], data.labels("train"), held)
     val, test = scores[:len(x["val"])], scores[len(x["val"]):]
     metrics, facts = self._decide("linear", val, test, data)
-    return Result(metrics, {"linear": facts}, {"labels": data.labels("test"), "linear": test})
+    return Result(metrics, {"linear": facts}, {"linear": test} | _about(data))
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """The first test images of every class in turn, and what they show; for figures."""
@@ -241,6 +241,13 @@ class Evaluator:
     if remarks:
       facts["threshold_remarks"] = remarks
     return metrics, facts
+
+
+def _about(data: Data) -> dict[str, np.ndarray]:
+  """What scores of the test images need beside them."""
+  patient, _ = intervals.clusters(data.patients("test"), len(data.labels("test")))
+  return {"labels": data.labels("test"), "patient": patient, "classes": np.asarray(data.classes),
+          "exclusive": np.asarray(data.exclusive)}
 
 
 def _number(value: float) -> float | None:

@@ -19,8 +19,8 @@ POINTS = 150  # of a drawn ROC curve
 def decisions(run: Run) -> Html | None:
   """ROC curves of trained, random and floor, and the trained probe's confusion matrix.
 
-  Needs `figures/scores_<encoder>.npz`, or `scores_<evaluator>_<encoder>.npz`, with `labels`
-  f32[m k], `linear` f32[m k] and optionally `threshold`, `classes`, `exclusive`.
+  Needs `figures/scores_<evaluator>_<encoder>.npz` (or `scores_<encoder>.npz`, as older runs have
+  it) with `labels` f32[m k], `linear` f32[m k] and optionally `threshold`, `classes`, `exclusive`.
   """
   evaluator = next(iter(run.evaluators()), "")
   scores = {e: run.arrays(f"scores_{evaluator}_{e}") or run.arrays(f"scores_{e}")

@@ -140,7 +140,7 @@ def views(run: Run) -> Html | None:
   for i in range(n):
     cells: dict[str, list[Html]] = {"large": [], "small": []}
     for name, crops in groups.items():
-      place = "small" if name == "local" else "large"
+      place = "small" if name in ("local", "patches") else "large"
       for j in range(min(len(crops), CROPS)):
         text = "radiograph" if name == "source" else f"{name} {j + 1}"
         cells[place].append(el(
@@ -235,6 +235,8 @@ def speed(run: Run) -> Html | None:
       add(name, f"{words.short(number(value))} ms")
     else:
       add(name, facts.scalar(value))
+  for key, label in (("peak_device_bytes", "accelerator"), ("peak_rss_bytes", "process")):
+    add(f"Peak memory, {label}", words.compact(run.fact("memory", key), "B"))
   for title, tree in (("Model", run.fact("model")), ("Device", run.fact("device"))):
     for key, value in (tree.items() if isinstance(tree, Mapping) else ()):
       if key != "flops_per_image":

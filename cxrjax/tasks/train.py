@@ -22,6 +22,7 @@ from cxrjax import data as sources
 from cxrjax.core.build import build, check_keywords, freeze
 from cxrjax.core.clock import Clock, tabulate
 from cxrjax.core.errors import UserError
+from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
 from cxrjax.evals.parts import Data
 from cxrjax.explain.attention import cls_attention
@@ -36,7 +37,9 @@ from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Diverged, Watch
 from cxrjax.training.loop import Evaluation, Outcome, train
 from cxrjax.training.optimizer import Optimizer
-from cxrjax.training.step import Trainer
+from cxrjax.training.step import State, Trainer
+
+CHOSEN = "chosen"  # an evaluator's `every`: once, after training, on the best checkpoint
 
 
 class Run:
@@ -102,6 +105,20 @@ class Run:
   def encode(self, params: Any, x: jax.Array) -> jax.Array:
     """Class-token features, `[b d]`."""
     return self.encoder.encode(params, x).cls
+
+  def predict(self, params: Any, x: jax.Array) -> jax.Array:
+    """The method's own predictions."""
+    return self.method.predict(params, x)
+
+  def judge(self, name: str, state: State) -> Any:
+    """What an evaluator finds, of the encoder's features or of the method's predictions."""
+    evaluator, data = self.evaluators[name], self.eval_data[name]
+    if getattr(evaluator, "judges", "features") == "features":
+      function, params = self.encode, self.method.encoder_params
+    else:
+      function, params = self.predict, self.method.network_params
+    return evaluator.run(
+      function, params(state["params"], state["extra"]), data, mesh=self.mesh)
 
   @functools.cached_property
   def leaks(self) -> list[str]:
@@ -188,9 +205,10 @@ def _views(run: Run) -> dict[str, np.ndarray]:
 
 
 def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
+  """Those that judge the run as it goes."""
   def evaluation(name: str, evaluator: Any) -> Evaluation:
-    def evaluate(step: int, params: Any) -> float | None:
-      result = evaluator.run(run.encode, params, run.eval_data[name], mesh=run.mesh)
+    def evaluate(step: int, state: State) -> float | None:
+      result = run.judge(name, state)
       encoder = "random" if step == 0 else "trained"
       _record(writer, step, run.clock.epoch(step), name, encoder, result)
       _write_page(writer.workdir, jax.process_index() == 0)  # to look at while it runs
@@ -198,7 +216,24 @@ def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
       return None if score is None or np.isnan(score.value) else score.value
     every = max(1, run.clock.steps(evaluator.every, f"config.evals.{name}.every"))
     return Evaluation(every, evaluate)
-  return {name: evaluation(name, e) for name, e in run.evaluators.items()}
+  return {
+    name: evaluation(name, e) for name, e in run.evaluators.items() if e.every != CHOSEN}
+
+
+def _judge_chosen(run: Run, writer: Writer, checkpoints: Checkpoints, outcome: Outcome) -> None:
+  """Judges the checkpoint with the best score by the evaluators that wait for it."""
+  waiting = [name for name, e in run.evaluators.items() if e.every == CHOSEN]
+  if not waiting or outcome.stopped:
+    return
+  step, state = checkpoints.best, outcome.state
+  if step is None:
+    step = outcome.step
+  elif step != outcome.step:
+    state = checkpoints.load(step, run.trainer.abstract(run.spec))
+  score = run.config["checkpoint"]["score"]
+  for name in waiting:
+    _record(writer, step, run.clock.epoch(step), name, "trained", run.judge(name, state))
+  writer.facts(chosen={"step": step, "by": score, "evaluators": waiting})
 
 
 def _record(
@@ -207,8 +242,7 @@ def _record(
   writer.results(step, epoch, name, encoder, result.metrics)
   threshold = result.facts.get("linear", {}).get("threshold")
   extra = {} if threshold is None else {"threshold": np.asarray(threshold)}
-  arrays = {k: result.arrays[k] for k in ("labels", "linear") if k in result.arrays}
-  writer.arrays(f"scores_{encoder}", **arrays, **extra)
+  writer.arrays(f"scores_{name}_{encoder}", **result.arrays, **extra)
   writer.facts(evaluation={name: {encoder: result.facts}})
 
 
@@ -274,11 +308,13 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
                     run.clock.steps(health["grace"], "config.health.grace")))
       for remark in outcome.remarks:
         say(f"note: {remark}")
+      _judge_chosen(run, writer, checkpoints, outcome)
       attention = _attention(run, outcome)
       if attention:
         writer.arrays("attention", **attention)
       status = f"stopped: {signal.Signals(outcome.stopped).name}" if outcome.stopped else "finished"
-      writer.facts(status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks)
+      writer.facts(status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks,
+                   memory=peak())
     except UserError as error:
       kind = "diverged" if isinstance(error, Diverged) else "failed"
       with contextlib.suppress(UserError):  # a disk that is full has no room for the page either

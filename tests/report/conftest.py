@@ -102,7 +102,7 @@ def make_workdir(path: pathlib.Path, *, steps: int = 3000, every: int = 10, eval
     for encoder, apart in (("trained", 2.3), ("random", 1.3), ("floor", 1.8)):
       logit = rng.standard_normal(624) + apart * (labels[:, 1] - 0.6)
       positive = 1 / (1 + np.exp(-logit))
-      writer.arrays(f"scores_{encoder}", labels=labels, threshold=0.41, classes=CLASSES,
+      writer.arrays(f"scores_probe_{encoder}", labels=labels, threshold=0.41, classes=CLASSES,
                     linear=np.stack([1 - positive, positive], 1).astype(np.float32))
     images = np.stack([radiograph(i, crop) for i in range(4)])
     side = crop * 3 // 7

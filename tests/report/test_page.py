@@ -73,7 +73,7 @@ def test_results_table_has_the_numbers_with_the_best_in_bold(workdir):
 
 @pytest.mark.parametrize("missing", [
   "config.json", "run.json", "metrics.jsonl", "figures/views.npz", "figures/attention.npz",
-  "figures/scores_trained.npz", "figures"])
+  "figures/scores_probe_trained.npz", "figures"])
 def test_without_a_file(workdir, missing):
   path = workdir / missing
   shutil.rmtree(path) if path.is_dir() else path.unlink()
