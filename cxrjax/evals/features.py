@@ -17,7 +17,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.data.images import Images, stored
 from cxrjax.data.pixels import to_unit
 
-Encode = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b d"]]
+Encode = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b *d"]]
 
 IN_FLIGHT = 4  # batches sent to the device and not yet read back: overlap without filling memory
 
@@ -32,8 +32,9 @@ def extract(
     std: float = 0.25,
     mesh: Mesh | None = None,
     progress: bool = False,
-) -> Float32[np.ndarray, "n d"]:
-  """Features of images.
+    vectors: bool = True,
+) -> Float32[np.ndarray, "n *d"]:
+  """Features, or predictions, of images.
 
   The compiled encoder is kept per `(encode, mean, std, mesh)`, so pass the *same* function every
   time; a new closure compiles anew. Every batch has one shape: the last is padded with black
@@ -48,12 +49,13 @@ def extract(
     std: divides them.
     mesh: shards a batch over all its axes; None for the default device.
     progress: show a bar on stderr.
+    vectors: refuse anything but one vector an image.
 
   Returns:
     One row an image, in order, on the host (on every process).
 
   Raises:
-    UserError: `encode` does not give one vector an image.
+    UserError: `encode` does not give one vector (or row) an image.
   """
   from tqdm import tqdm
 
@@ -61,7 +63,7 @@ def extract(
   n = len(pixels)
   devices = 1 if mesh is None else mesh.devices.size
   batch = -(-batch // devices) * devices
-  function = _compiled(encode, float(mean), float(std), mesh)
+  function = _compiled(encode, float(mean), float(std), mesh, vectors)
   waiting: deque[jax.Array] = deque()
   rows: list[np.ndarray] = []
   for start in tqdm(range(0, n, batch), desc="features", unit="batch", disable=not progress,
@@ -94,11 +96,13 @@ def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(encode: Encode, mean: float, std: float, mesh: Mesh | None) -> Callable[..., Any]:
+def _compiled(
+    encode: Encode, mean: float, std: float, mesh: Mesh | None, vectors: bool,
+    ) -> Callable[..., Any]:
   def features(params: Any, x: jax.Array, windows: jax.Array | None) -> jax.Array:
     gray = x.astype(jnp.float32) / 255 if windows is None else to_unit(x, windows)
     y = encode(params, (gray - mean) / std)
-    if y.ndim != 2 or y.shape[0] != x.shape[0]:
+    if y.shape[:1] != x.shape[:1] or (vectors and y.ndim != 2):
       raise UserError(
         f"the encoder gives shape {tuple(y.shape)} for {x.shape[0]} images; evaluators need one "
         "vector an image: return [b, d]")

@@ -26,7 +26,8 @@ class Method(Protocol):
   The factory gets `encoder` and `clock` besides the options in the config. `batch` holds the
   recipe's views (`f32[views b h w 1]` each), `labels` `f32[b k]`, `position` `i32[b]`: where each
   image stands in the global batch, which random numbers must be derived from, and `index` `i32[b]`:
-  its row in the data, of `clock.num_examples`.
+  its row in the data, of `clock.num_examples`. With `config.data.masks` there are `global_mask`
+  `bool[views b h w 1]` and `has_mask` `bool[b]`: whether the image has one at all.
 
   Every mean over the batch in `loss` is a mean over the *global* batch: arrays are global, `jit`
   does the communication. With gradient accumulation `loss` sees a microbatch, always with the

@@ -60,6 +60,11 @@ class Checkpoints:
     """Of all complete checkpoints, ascending."""
     return [c.step for c in self._checkpointer.checkpoints]
 
+  @property
+  def best(self) -> int | None:
+    """The step of the checkpoint with the best score, the first of equals; None without scores."""
+    return best_step(self._checkpointer)
+
   def save(self, step: int, state: Any, score: float | None = None) -> None:
     """Starts writing `state`; waits for the save before it, if one is still under way.
 
@@ -117,10 +122,7 @@ class Checkpoints:
     steps = self.steps
     for step in reversed(steps):
       try:
-        with warnings.catch_warnings():
-          warnings.simplefilter("ignore")  # orbax on its own deprecations
-          flat = self._checkpointer.load(step, flatten(template))
-        return unflatten(template, flat), remarks
+        return self.load(step, template), remarks
       except Exception as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
         remarks.append(f"checkpoint {self.directory / str(step)} is damaged ({reason})")
@@ -129,6 +131,13 @@ class Checkpoints:
       raise UserError(
         "; ".join(remarks) + "; none is left; start again with another --workdir")
     return None, remarks
+
+  def load(self, step: int, template: Any) -> Any:
+    """The state of one step, in the structure of `template`; see `restore`."""
+    self.wait()
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # orbax on its own deprecations
+      return unflatten(template, self._checkpointer.load(step, flatten(template)))
 
   def _set_aside(self, step: int) -> None:
     self._checkpointer.close()
@@ -143,6 +152,12 @@ class Checkpoints:
       # It raises the error of a failed save once more, which is known by then.
       with contextlib.suppress(*[Exception] if self._failed else []):
         self._checkpointer.close()
+
+
+def best_step(checkpointer: Any) -> int | None:
+  """See `Checkpoints.best`."""
+  scored = [(c.metrics["score"], -c.step) for c in checkpointer.checkpoints if c.metrics]
+  return -max(scored)[1] if scored else None
 
 
 def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:

@@ -30,14 +30,13 @@ class Writer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """`run(step, params)` every `every` steps, at step 0 and at the end.
+  """`run(step, state)` every `every` steps, at step 0 and at the end.
 
-  `params` are the encoder's. It returns a score, higher is better, that decides which checkpoint
-  is the best; or None.
+  It returns a score, higher is better, that decides which checkpoint is the best; or None.
   """
 
   every: int
-  run: Callable[[int, Any], float | None]
+  run: Callable[[int, State], float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +110,10 @@ def train(
     state = trainer.init(spec)
   step = int(state["step"])
   writer.truncate(step)
-  encoder = lambda s: trainer.method.encoder_params(s["params"], s["extra"])  # noqa: E731
   scores = {}
   if step == 0:
     for evaluation in evaluations.values():
-      evaluation.run(0, encoder(state))
+      evaluation.run(0, state)
 
   size, block, total = clock.batch_size, trainer.block, clock.total_steps
   stops = [log_every, save_every, *(e.every for e in evaluations.values())]
@@ -165,7 +163,7 @@ def train(
       if evaluate or step % save_every == 0 or step == total or pending:
         flush()  # never save or judge a state whose loss has not been looked at
         meter.pause()
-        scores = {name: e.run(step, encoder(state)) for name, e in evaluations.items()
+        scores = {name: e.run(step, state) for name, e in evaluations.items()
                   if e in evaluate and not pending}
         if scores:  # they take long enough for a signal to come
           pending = _agreed(stopping.signal, True)

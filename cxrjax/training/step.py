@@ -100,7 +100,9 @@ class Trainer:
     masks = {"masks": batch["mask"]} if "mask" in batch else {}
     views = self.recipe(key, batch["image"], index=position, **masks)
     index = {"index": batch["index"]} if "index" in batch else {}
-    return {**views, **index, "labels": batch["labels"], "position": position}
+    # Lung masks of nothing are those of images that have none; a crop's may be empty otherwise.
+    known = {"has_mask": (batch["mask"] > 0).any((1, 2, 3))} if masks else {}
+    return {**views, **index, **known, "labels": batch["labels"], "position": position}
 
   def update(self, state: State, data: Any, batch: Mapping[str, Array]) -> tuple[State, Any]:
     """One optimiser update; traceable."""

@@ -1,0 +1,195 @@
+"""Judges predicted lung masks by the true ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, UInt8
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import open_source
+from cxrjax.data.images import Images
+from cxrjax.data.store import load_images, no_masks
+from cxrjax.evals import features, parts
+from cxrjax.evals.probe import Result
+from cxrjax.metrics import segmentation
+
+Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b s s 1"]]
+
+SHOWN = 8  # images on the page
+OF_FLOOR = 512  # training masks of the mean, at most
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Data(parts.Data):
+  """Images that judge, under "test" whatever split they are of; `rows` are those with a mask.
+
+  Attributes:
+    floor: the mean of training masks, 0..1; None where there are none.
+  """
+
+  floor: Float32[np.ndarray, "s s"] | None = None
+
+  @property
+  def truth(self) -> Bool[np.ndarray, "n s s"]:
+    key, rows = self.rows["test"]
+    return np.asarray(self.images[key].masks[rows])[..., 0] > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+  """Dice, IoU and surface distances of predicted masks, mean of the images of one split.
+
+  Every image is squashed to `size` x `size` pixels; distances are in these, or in the unit of
+  `spacing`. Images without a mask are left out. Where one of the two masks is empty, Dice and IoU
+  are 0 and distances undefined: these images are left out of their means, and counted.
+
+  Attributes:
+    data: `name`, `split` and options of a source, as for `cxrjax.data.open_source`.
+    train: the same of the images learnt from, for the floor; None for no floor.
+    every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
+      checkpoint with the best `config.checkpoint.score`.
+    size: side of the images the network sees, pixels.
+    threshold: pixels of at least this probability are lung.
+    components: how many parts of a prediction are kept, the largest; 0 keeps all.
+    spacing: height and width of a pixel at that size, in the unit wanted.
+    batch: images a dispatch.
+    mean: of the pixels in 0..1, subtracted; as in training.
+    std: divides them.
+    fit: "squash", "pad" or "crop" for an image that is not square.
+    on_bad_image: "error" or "skip".
+    bits: "auto", 8 or 16, of the stored pixels; see `data.store.load_images`.
+    window: the gray levels of 16-bit images that are shown; as in training.
+  """
+
+  judges: ClassVar[str] = "predictions"  # not the encoder's features
+
+  data: Mapping[str, Any]
+  train: Mapping[str, Any] | None = None
+  every: str = "10 epochs"
+  size: int = 224
+  threshold: float = 0.5
+  components: int = 0
+  spacing: tuple[float, float] = (1.0, 1.0)
+  batch: int = 32
+  mean: float = 0.5
+  std: float = 0.25
+  fit: str = "squash"
+  on_bad_image: str = "error"
+  bits: str | int = "auto"
+  window: str | tuple[float, ...] = "auto"
+
+  def __post_init__(self) -> None:
+    for name in ("size", "batch", "std"):
+      if not getattr(self, name) > 0:
+        raise UserError(f"the evaluator's {name}={getattr(self, name)} must be above 0")
+    if not 0 < self.threshold < 1:
+      raise UserError(f"the evaluator's threshold={self.threshold} must lie between 0 and 1")
+    if self.components < 0:
+      raise UserError(f"the evaluator's components={self.components} must be 0 (all) or more")
+    if len(self.spacing) != 2 or min(self.spacing) <= 0:
+      raise UserError(f"the evaluator's spacing={self.spacing} must be two lengths above 0")
+
+  def load(
+      self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
+    """Opens and decodes the images, once for many runs.
+
+    Raises:
+      UserError: a source that cannot be opened, or none of whose images has a mask.
+    """
+    source = self._open(self.data)
+    images = self._decode(source, cache_dir, progress)
+    if images.masks is None:
+      raise no_masks(images)
+    rows = np.flatnonzero(np.asarray(images.masks).any((1, 2, 3)))
+    if not len(rows):
+      raise no_masks(images)
+    left = len(images) - len(rows)
+    notes = (f"{left} of {len(images)} images have no lung mask and are left out",) if left else ()
+    floor = None
+    if self.train is not None:
+      known = self._decode(self._open(self.train), cache_dir, progress, OF_FLOOR).masks
+      masks = np.zeros((0, self.size, self.size)) if known is None else np.asarray(known)[..., 0]
+      masks = masks[masks.any((1, 2))]
+      floor = masks.mean(0, dtype=np.float32) if len(masks) else None
+    return Data({"test": images, "train": images}, {"test": ("test", rows)}, (), {}, notes, floor)
+
+  def _open(self, data: Mapping[str, Any]) -> Any:
+    options = {k: v for k, v in data.items() if k != "name"}
+    if not data.get("name"):
+      raise UserError("the evaluator's data.name is missing; give a source such as 'phantom'")
+    return open_source(data["name"], **options)
+
+  def _decode(self, source: Any, cache_dir: Any, progress: bool, most: int | None = None) -> Images:
+    rows = None
+    if most is not None and len(source) > most:
+      rows = np.linspace(0, len(source) - 1, most).astype(int)
+    return load_images(
+      source, self.size, indices=rows, fit=self.fit, cache_dir=cache_dir, bits=self.bits,
+      window=self.window, on_bad_image=self.on_bad_image, progress=progress)
+
+  def describe(self, data: Data) -> dict[str, Any]:
+    """Facts for `run.json`: size, patients, fingerprint and remarks."""
+    info, patients = data.images["test"].info, data.patients("test")
+    return {
+      "name": info.name, "split": info.split, "n": len(patients),
+      "patients": len(set(patients)) if all(patients) else None,
+      "fingerprint": info.fingerprint, "notes": [*info.notes, *data.notes],
+      "skipped": [list(s) for s in data.images["test"].skipped],
+      "size": self.size, "fit": self.fit, "components_kept": self.components or "all",
+      "distances_in": "pixels" if self.spacing == (1.0, 1.0) else f"units of {self.spacing}",
+    }
+
+  def run(
+      self, predict: Predict, params: Any, data: Data, mesh: Mesh | None = None,
+      progress: bool = False) -> Result:
+    """Judges `predict(params, x f32[b s s 1])`, probabilities of the same shape.
+
+    Returns:
+      `dice`, `iou`, `assd`, `hd95`, and for the page some images from the worst to the best.
+    """
+    began = time.perf_counter()
+    key, rows = data.rows["test"]
+    p = features.extract(
+      predict, params, data.images[key].take(rows), batch=min(self.batch, len(rows)),
+      mean=self.mean, std=self.std, mesh=mesh, progress=progress, vectors=False)[..., 0]
+    called = np.stack([segmentation.largest(m, self.components) for m in p >= self.threshold])
+    return self._judge(called, data, {"predictions": time.perf_counter() - began})
+
+  def floor(self, data: Data) -> Result:
+    """The same for one mask for all images: where at least half of the training masks are lung."""
+    if data.floor is None:
+      return Result({}, {}, {})
+    called = np.broadcast_to(data.floor >= self.threshold, data.truth.shape)
+    return self._judge(called, data, {})
+
+  def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
+    """No images: the class token, whose attention would be shown over them, draws no masks."""
+    del count
+    return np.zeros((0, *data.images["test"].pixels.shape[1:]), np.uint8), []
+
+  def _judge(
+      self, called: Bool[np.ndarray, "n s s"], data: Data, seconds: dict[str, float]) -> Result:
+    began = time.perf_counter()
+    truth, (key, rows) = data.truth, data.rows["test"]
+    found = segmentation.each(called, truth, self.spacing)
+    metrics = {
+      name: segmentation.mean(values, data.patients("test")) for name, values in found.items()}
+    order = np.argsort(found["dice"], kind="stable")
+    shown = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).astype(int))]
+    arrays = {
+      "image": data.images[key].gray(rows[shown])[..., 0], "truth": truth[shown],
+      "predicted": called[shown], "dice": found["dice"][shown],
+      "id": np.asarray([data.ids("test")[i] for i in shown])}
+    empty = int(np.isnan(found["assd"]).sum())
+    facts = {
+      "undefined_distances": empty, "lowest_dice": float(found["dice"].min()),
+      "median_dice": float(np.median(found["dice"])),
+      "seconds": seconds | {"metrics": time.perf_counter() - began}}
+    return Result(metrics, facts, arrays)

@@ -1,0 +1,142 @@
+"""Lung segmentation: an encoder, from scratch or pretrained, and a decoder that draws the mask.
+
+References:
+  Ronneberger et al., U-Net, 2015 (arXiv 1505.04597); Hatamizadeh et al., UNETR, 2021
+  (arXiv 2103.10504); Isensee et al., nnU-Net, 2018 (arXiv 1809.10486), for the loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.errors import UserError
+from cxrjax.losses import segmentation as losses
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  feature_health,
+  flatten_views,
+  image_keys,
+  join_stats,
+  split_stats,
+)
+from cxrjax.models.decoders import Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """Segmentation; see `cxrjax.methods.base.Method` for what the functions do.
+
+  Images without a mask are left out of the loss by their weight. With gradient accumulation each
+  microbatch counts the same, however many of its images have masks.
+
+  Attributes:
+    encoder: any.
+    clock: length of the run and of an epoch.
+    decoder: `linear`, `upsample`, `unetr`, `unet`, or `auto`; see `cxrjax.models.decoders`.
+    width: the decoder's channels at the image's size.
+    dice: weight of the soft Dice loss.
+    cross_entropy: weight of the cross-entropy.
+    components: of a predicted mask so many, the largest, are kept when it is used; 0 keeps all.
+  """
+
+  encoder: Any
+  clock: clocks.Clock
+  decoder: str = "auto"
+  width: int = 16
+  dice: float = 1.0
+  cross_entropy: float = 1.0
+  components: int = 0
+
+  def __post_init__(self) -> None:
+    if min(self.dice, self.cross_entropy) < 0 or self.dice + self.cross_entropy <= 0:
+      raise UserError(
+        f"config.method.dice={self.dice} and config.method.cross_entropy={self.cross_entropy} are "
+        "weights; give at least one above 0 and none below")
+    if self.components < 0:
+      raise UserError(f"config.method.components={self.components} must be 0 (all) or more")
+    self.drawer  # noqa: B018 - raises for a decoder that does not fit
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    return {}
+
+  @functools.cached_property
+  def drawer(self) -> Decoder:
+    """The decoder."""
+    return Decoder(self.encoder, self.decoder, self.width)
+
+  def init(
+      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+  ) -> tuple[Params, Params]:
+    if "global_mask" not in batch_spec:
+      raise UserError(
+        "segmentation learns from lung masks; set config.data.masks=True, with a source that has "
+        "lung masks")
+    encoder_key, decoder_key = jax.random.split(key)
+    params, stats = split_stats(
+      {"encoder": self.encoder.init(encoder_key), "decoder": self.drawer.init(decoder_key)})
+    return params, {"stats": stats}
+
+  def loss(
+      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    del step
+    views = batch["global"].shape[0]
+    images, target = flatten_views(batch["global"]), flatten_views(batch["global_mask"])
+    weights = jnp.repeat(batch["has_mask"], views).astype(jnp.float32)
+    joined = join_stats(params, extra["stats"])
+    features = self.encoder.encode(
+      joined["encoder"], images, keys=image_keys(key, batch["position"], views),
+      taps=self.drawer.taps, train=True)
+    logits, moved = self.drawer.apply(joined["decoder"], images, features, train=True)
+    dice = losses.weighted_mean(losses.soft_dice(logits, target), weights)
+    entropy = losses.weighted_mean(losses.cross_entropy(logits, target), weights)
+    stats = {"encoder": features.stats, "decoder": moved}
+    extra = {"stats": {name: found for name, found in stats.items() if found}}
+    called = jax.lax.stop_gradient(logits) > 0
+    metrics = {
+      "soft_dice_loss": dice, "cross_entropy": entropy,
+      "called_lung": called.mean(), "masked_images": weights.mean(),
+      **feature_health(features.cls[::views]),
+    }
+    return self.dice * dice + self.cross_entropy * entropy, (extra, metrics)
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    del params, step
+    return extra
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    return self.network_params(params, extra)["encoder"]
+
+  def network_params(self, params: Params, extra: Params) -> Params:
+    """What `predict` takes: `encoder` and `decoder`, running statistics included."""
+    return join_stats(params, extra["stats"])
+
+  def predict(
+      self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b h w 1"]:
+    """The probability of lung of every pixel of normalised images."""
+    features = self.encoder.encode(params["encoder"], images, taps=self.drawer.taps)
+    return jax.nn.sigmoid(self.drawer.apply(params["decoder"], images, features)[0])
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    views, _, *shape = batch_spec["global"].shape
+    forward = self.encoder.flops(tuple(shape)) + self.drawer.flops(tuple(shape))
+    return 3.0 * views * forward  # a backward pass costs two forward passes
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    called = metrics["called_lung"]
+    if 1e-3 < called < 1 - 1e-3:
+      return None
+    return (
+      f"{called:.1%} of the pixels are called lung: all images get the same mask; lower "
+      "config.optimizer.lr or lengthen its warmup, and look at the masks on the page")
