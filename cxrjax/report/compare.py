@@ -1,0 +1,305 @@
+"""`report.html` of a comparison of methods: one self-contained page, a function of its workdir."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cxrjax.report import about, compare_charts, facts, page, words
+from cxrjax.report import run as runs
+from cxrjax.report.compare_charts import estimate, head_name, row_name, set_name
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import lookup
+from cxrjax.report.sections import again
+
+NAME = "report.html"
+Facts = Mapping[str, Any]
+
+
+def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes the page of a comparison, also of one that is still going; it loads nothing.
+
+  Returns:
+    The path of `report.html` in the workdir.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
+
+
+def render(run: runs.Run) -> str:
+  """The page as text."""
+  found = run.fact("compare")
+  found = found if isinstance(found, Mapping) else {}
+  body: list[tuple[str, str, str, Callable[[runs.Run], Html | None]]] = [
+    ("gain", "Gain over the random encoder",
+     "The AUROC of the trained encoder less that of the same network before training, on the same "
+     "test images; the interval is of the difference. Right of the line: training helped.",
+     lambda _: compare_charts.gains(found)),
+    ("scores", "Scores", "AUROC of the test images by frozen features. Rings: the same network "
+     "before training. Dashed: ridge regression on 16x16 thumbnails, no network at all.",
+     lambda _: compare_charts.scores(found)),
+    ("table", "In numbers", "", lambda _: _tables(found)),
+    ("course", "Score against forward FLOPs", "From the random encoder on the left to the whole "
+     "budget on the right.", lambda _: compare_charts.courses(found)),
+    ("cost", "What it cost", "", lambda _: _cost(found)),
+    ("how", "How it was compared", "", lambda _: _how(run, found)),
+    ("again", "Run it again", "", lambda _: _again(run, found)),
+  ]
+  made = []
+  for key, name, note, make in body:
+    content = page.guard(make, run)
+    made.append((key, name, None if content is None else el(
+      "section", el("h2", name), el("p", note, cls="note") if note else None, content, id=key)))
+  opening = [page.guard(lambda _: _summary(found), run),
+             page.guard(lambda _: _callouts(run, found), run)]
+  title = str(page.guard(lambda _: _title(found), run))
+  return page.document(run, title, "cxrjax comparison", opening, made)
+
+
+def verdict(gain: Any) -> str:
+  """`above`, `below` or `open`: where the interval of a difference lies against 0; else ``."""
+  e = estimate(gain)
+  if e.low > 0:
+    return "above"
+  if e.high < 0:
+    return "below"
+  return "open" if e.low <= 0 <= e.high else ""
+
+
+def _rows(found: Facts, status: str = "finished") -> list[Facts]:
+  return [row for row in found.get("rows", []) if row["status"] == status]
+
+
+def _title(found: Facts) -> str:
+  methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
+  of = found.get("model") or "one encoder"
+  if len(methods) <= 3:
+    return f"{' and '.join(methods)} compared, {of}"
+  return f"{len(methods)} self-supervised methods compared, {of}"
+
+
+def _summary(found: Facts) -> Html:
+  """What was compared, and which methods are better than no training, in words."""
+  rows = _rows(found)
+  images = words.count(found.get("examples"), "radiograph") or "radiographs"
+  model = found.get("model") or "encoder"
+  trained = words.count(len(rows), "run trained", "runs trained")
+  text: list[Any] = [el("b", f"{trained} {model}"), f" on {images} without labels, each for ",
+                     el("b", words.compact(found.get("budget"), "FLOP")),
+                     " of forward passes."]
+  said = [el("p", text)]
+  for name, facts_of in found.get("sets", {}).items():
+    n = words.count(lookup(facts_of, "test", "n"), "test radiograph")
+    for head in compare_charts.heads(found, name):
+      groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
+      for row in rows:
+        kind = verdict(lookup(row, "sets", name, head, "gain"))
+        if kind:
+          groups[kind].append(row_name(found, row))
+      said.append(el("p", _verdicts(name, n, head, groups)))
+  return el("div", said, cls="summary")
+
+
+def _verdicts(name: str, n: str, head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
+  """One data set and head in a sentence."""
+  total = sum(map(len, groups.values()))
+  text: list[Any] = ["On ", el("b", set_name(name)), f" ({n}), {head_name(head)}: "]
+  if not total:
+    return [*text, "nothing to compare yet."]
+  better = groups["above"]
+  text.append(f"{len(better)} of {total} better than their random encoder beyond the interval")
+  text += [": ", el("b", ", ".join(better), cls="up"), "."] if better else ["."]
+  if groups["below"]:
+    text += [" Worse: ", el("b", ", ".join(groups["below"]), cls="down"), "."]
+  if groups["open"]:
+    text.append(f" Undecided: {', '.join(groups['open'])}.")
+  return text
+
+
+def _callouts(run: runs.Run, found: Facts) -> list[Html]:
+  said = []
+  kind, why = about.status(run)
+  waiting = len(_rows(found, "waiting"))
+  if waiting:
+    left = words.count(waiting, "run is", "runs are")
+    said.append(el("p", el("b", f"{left} not finished."), f" {why}" if why else "",
+                   cls="callout" if kind == "running" else "callout warn"))
+  for row in _rows(found, "failed"):
+    said.append(el("p", el("b", f"{row_name(found, row)} failed: "), str(row.get("why") or ""),
+                   cls="callout bad"))
+  if run.problems:
+    said.append(el("p", "Not everything could be read: ", "; ".join(run.problems), ".",
+                   cls="callout warn"))
+  return said
+
+
+SIGNS = {"above": "\N{BLACK UP-POINTING TRIANGLE}", "below": "\N{BLACK DOWN-POINTING TRIANGLE}",
+         "open": ""}
+
+
+def _tables(found: Facts) -> Html | None:
+  """A table for each data set: scores, and gains with their verdicts."""
+  parts = []
+  for name, facts_of in found.get("sets", {}).items():
+    heads = compare_charts.heads(found, name)
+    head = [el("th", "Method", scope="col")]
+    for h in heads:
+      head += [el("th", head_name(h), scope="col", cls="num"),
+               el("th", "gain over random", scope="col", cls="num")]
+    if "linear" in heads:
+      head.append(el("th", "probe over floor", scope="col", cls="num"))
+    body = [_line(found, row, name, heads) for row in found["rows"]]
+    floor = estimate(facts_of.get("floor"))
+    cells = [el("td", words.estimate(floor) if h == "linear" else "\N{EN DASH}",
+                cls="num", colspan=2) for h in heads]
+    body.append(el("tr", el("th", "Thumbnail floor", scope="row"), cells,
+                   el("td", "", cls="num") if "linear" in heads else None))
+    table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results")
+    n = words.count(lookup(facts_of, "test", "n"), "test radiograph")
+    parts.append(el("div", el("h3", f"{set_name(name)}, {n}"), el("div", table, cls="scroll"),
+                    cls="evaluator"))
+  if not parts:
+    return None
+  note = (f"AUROC with 95 % intervals. {SIGNS['above']} the interval of the difference lies above "
+          f"0, {SIGNS['below']} below 0. Intervals speak of these test images and this seed, one "
+          "comparison at a time; of 20 methods that change nothing, one would get a sign.")
+  return el("div", parts, el("p", note, cls="note"))
+
+
+def _line(found: Facts, row: Facts, name: str, heads: Sequence[str]) -> Html:
+  cells: list[Html] = []
+  for h in heads:
+    values = lookup(row, "sets", name, h)
+    cells += [_score(lookup(values, "trained")), _gain(lookup(values, "gain"))]
+  if "linear" in heads:
+    cells.append(_gain(lookup(row, "sets", name, "linear", "over_floor")))
+  if row["status"] != "finished":
+    cells = [el("td", row["status"], cls="none", colspan=len(cells))]
+  return el("tr", el("th", row_name(found, row), scope="row"), cells)
+
+
+def _score(value: Any) -> Html:
+  e = estimate(value)
+  return el("td", el("b", words.decimal(e.value)), " ", el("small", f"({words.interval(e)})"),
+            cls="num")
+
+
+def _gain(value: Any) -> Html:
+  if value is None:
+    return el("td", "\N{EN DASH}", cls="num none")
+  e, kind = estimate(value), verdict(value)
+  style = {"above": "up", "below": "down"}.get(kind, "")
+  return el("td", el("span", signed(e.value), " ", SIGNS.get(kind, ""), cls=style or None), " ",
+            el("small", f"({signed(e.low)} to {signed(e.high)})"), cls="num")
+
+
+def signed(x: float) -> str:
+  """`+0.071`, with a minus sign that is one."""
+  return f"{x:+.3f}".replace("-", "\N{MINUS SIGN}") if x == x else "n/a"
+
+
+def _cost(found: Facts) -> Html | None:
+  rows = _rows(found)
+  if not rows:
+    return None
+  head = ["Method", "Forward, an image", "Training, an image", "Images", "Epochs", "Images/s",
+          "Training", "Whole run", "Peak memory"]
+  body = []
+  for row in rows:
+    memory = row.get("memory") or {}
+    peak = memory.get("peak_device_bytes") or memory.get("peak_rss_bytes")
+    cells = [words.compact(row["flops_per_image"], "FLOP"),
+             words.compact(row.get("training_flops_per_image"), "FLOP"),
+             words.count(row["images"]), f"{row['epochs']:,.3g}",
+             words.count(row.get("images_per_s")), words.duration(row.get("training_s")),
+             words.duration(row.get("total_s")), words.compact(peak, "B")]
+    body.append(el("tr", el("th", row_name(found, row), scope="row"),
+                   [el("td", c or "\N{EN DASH}", cls="num") for c in cells]))
+  table = el("table", el("thead", el("tr", [
+    el("th", h, scope="col", cls="num" if i else None) for i, h in enumerate(head)])),
+    el("tbody", body), cls="parts")
+  device = any((r.get("memory") or {}).get("peak_device_bytes") for r in rows)
+  note = ("Training: the images at the rate of the steps, without compilation and evaluation; "
+          "whole run: with them. Peak memory: " + (
+            "of the accelerator." if device else
+            "of the process, with the decoded images and the evaluation."))
+  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
+
+
+def _how(run: runs.Run, found: Facts) -> Html:
+  pool = found.get("data") or {}
+  size = words.compact(found.get("parameters"))
+  rows = [("Network", f"{found.get('model') or ''}, {size} parameters" if size else ""),
+          ("Images", f"{words.count(found.get('image_size'))} pixels, batches of "
+                     f"{words.count(found.get('batch_size'))}"),
+          ("Learnt from", f"{pool.get('name')} ({pool.get('split')}), "
+                          f"{words.count(pool.get('n'))} radiographs"),
+          ("Budget of a run", f"{words.compact(found.get('budget'), 'FLOP')} of forward passes: "
+                              "matrix products of everything that the loss runs, teachers and "
+                              "heads included, gradients not"),
+          ("Recipes", "each method's own (views, heads, learning rate, schedules); what it states "
+                      "in epochs keeps its share of the run"),
+          ("Device", about.device_name(run) or _device(found))]
+  cards = [el("div", facts.pairs((k, v) for k, v in rows if v), cls="card")]
+  for name, of in found.get("sets", {}).items():
+    test = of.get("test")
+    cards.append(el("div", el("h3", set_name(name)), facts.pairs(facts.rows(
+      {"labelled training images": of.get("train"), **(test or {})})), cls="card"))
+  notes = found.get("notes")
+  listed = el("ul", [el("li", str(n)) for n in notes]) if isinstance(notes, list) else None
+  return el("div", el("div", cards, cls="cards"),
+            el("details", el("summary", "Remarks on the data"), listed) if listed else None)
+
+
+def _device(found: Facts) -> str:
+  device = found.get("device") or {}
+  name = str(device.get("kind") or "")
+  return name.upper() if name == "cpu" else name
+
+
+def _again(run: runs.Run, found: Facts) -> Html:
+  """The command of the whole, and of each run."""
+  lines = [el("div", el("h3", row_name(found, row)), el("pre", el("code", row["command"]),
+                                                        cls="command"))
+           for row in found.get("rows", [])]
+  return el("div", again(run), el("details", el("summary", "One run by itself"), lines))
+
+
+def table(found: Facts) -> str:
+  """For the terminal: a table for each data set."""
+  return "\n\n".join(_plain(found, name) for name in found.get("sets", {}))
+
+
+def _plain(found: Facts, name: str) -> str:
+  heads = compare_charts.heads(found, name)
+  lines = [[set_name(name), *(x for h in heads for x in (head_name(h), "gain over random")),
+            "training", "memory"]]
+  for row in _rows(found):
+    cells = [row_name(found, row)]
+    for h in heads:
+      values = lookup(row, "sets", name, h)
+      gain = estimate(lookup(values, "gain"))
+      mark = {"above": " +", "below": " -"}.get(verdict(lookup(values, "gain")), "")
+      cells += [words.estimate(estimate(lookup(values, "trained")), "-"),
+                f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}){mark}"]
+    memory = row.get("memory") or {}
+    peak = memory.get("peak_device_bytes") or memory.get("peak_rss_bytes")
+    lines.append([*cells, words.duration(row.get("training_s")), words.compact(peak, "B")])
+  floor = estimate(lookup(found, "sets", name, "floor"))
+  at_probe = ["" if h != "linear" else words.estimate(floor, "-") for h in heads for _ in (0, 1)]
+  lines.append(["thumbnail floor", *(c if i % 2 == 0 else "" for i, c in enumerate(at_probe))])
+  return "\n".join(_aligned(lines))
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+  widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
+  rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+  for i, line in enumerate(lines):
+    yield "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=False)).rstrip()
+    if i in (0, len(lines) - 2):
+      yield rule
+  yield f"{rule}\nAUROC, 95 % intervals; + or - where that of the paired difference leaves out 0"

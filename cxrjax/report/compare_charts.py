@@ -1,0 +1,122 @@
+"""The charts of a comparison, and what its rows, data sets and heads are called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cxrjax.report import charts, forest, words
+from cxrjax.report.charts import Level, Line
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import Estimate, lookup, number
+
+Facts = Mapping[str, Any]
+STYLES = ("s1", "s4")  # of the heads: neighbours, probe
+SETS = ("s1", "s2", "s4", "s3")
+
+
+def estimate(value: Any) -> Estimate:
+  """An interval of `run.json`; NaN where there is none."""
+  return Estimate(number(lookup(value, "value")), number(lookup(value, "low")),
+                  number(lookup(value, "high")))
+
+
+def row_name(found: Facts, row: Facts) -> str:
+  """The method, with its seed where there are several."""
+  several = len({r["seed"] for r in found["rows"]}) > 1
+  return f"{row['method']} {row['seed']}" if several else str(row["method"])
+
+
+def set_name(name: str) -> str:
+  return {"probe": "the evaluation data"}.get(name, name.replace("_", " "))
+
+
+def head_name(head: str) -> str:
+  return {"linear": "linear probe"}.get(head, words.head(head))
+
+
+def heads(found: Facts, name: str) -> list[str]:
+  """What judged on a data set, neighbours first."""
+  return list(dict.fromkeys(h for row in found.get("rows", [])
+                            for h in lookup(row, "sets", name) or {}))
+
+
+def finished(found: Facts) -> list[Facts]:
+  return [row for row in found.get("rows", []) if row.get("sets")]
+
+
+def _mark(value: Any, style: str, hollow: bool = False) -> forest.Mark:
+  e = estimate(value)
+  if hollow:
+    return forest.Mark(e.value, style=style, hollow=True)
+  return forest.Mark(e.value, e.low, e.high, style)
+
+
+def gains(found: Facts) -> Html | None:
+  """Trained less random, a chart for each data set and head; the sign is in the colour."""
+  rows, figures = finished(found), []
+  for name in found.get("sets", {}):
+    for head in heads(found, name):
+      shown = []
+      for row in rows:
+        gain = lookup(row, "sets", name, head, "gain")
+        e = estimate(gain)
+        style = "good" if e.low > 0 else "bad" if e.high < 0 else "s3"
+        shown.append(forest.Row(row_name(found, row), [_mark(gain, style)]))
+      figures.append(forest.chart(
+        f"{set_name(name)}: {head_name(head)}", shown,
+        [("good", "better"), ("s3", "undecided"), ("bad", "worse")],
+        x_label="difference of AUROC", levels=[Level("", 0.0, style="zero")]))
+  return el("div", figures, cls="charts") if rows and figures else None
+
+
+def scores(found: Facts) -> Html | None:
+  """Trained and random side by side, a chart for each data set."""
+  rows, figures = finished(found), []
+  for name, facts in found.get("sets", {}).items():
+    names = heads(found, name)
+    shown = []
+    for row in rows:
+      marks = []
+      for head, style in zip(names, STYLES, strict=False):
+        values = lookup(row, "sets", name, head)
+        marks += [_mark(lookup(values, "random"), style, hollow=True),
+                  _mark(lookup(values, "trained"), style)]
+      shown.append(forest.Row(row_name(found, row), marks))
+    floor = estimate(facts.get("floor"))
+    figures.append(forest.chart(
+      set_name(name), shown,
+      [(style, head_name(h)) for h, style in zip(names, STYLES, strict=False)],
+      x_label="AUROC", levels=[Level("thumbnail floor (probe)", floor.value, style="ref")]))
+  return el("div", figures, cls="charts") if rows and figures else None
+
+
+def courses(found: Facts) -> Html | None:
+  """Neighbours' AUROC over the budget, a chart for each run, all with the same axes."""
+  rows, sets = finished(found), list(found.get("sets", {}))
+  head = next((h for name in sets for h in heads(found, name)), None)
+  if not rows or head is None:
+    return None
+  figures, limits = [], []
+  for row in rows:
+    limits += [v for name in sets for _, v, *_ in lookup(row, "sets", name, head, "course") or []
+               if v is not None]
+  y_range = (min(limits), max(limits)) if limits else None
+  budget = max(number(found.get("budget")), 1.0)
+  unit = 10.0 ** (3 * math.floor(math.log10(budget) / 3))
+  for row in rows:
+    lines = []
+    for name, style in zip(sets, SETS, strict=False):
+      course = lookup(row, "sets", name, head, "course") or []
+      if not course:
+        continue
+      x, y, low, high = (np.array([number(p[i]) for p in course], np.float64) for i in range(4))
+      lines.append(Line(set_name(name), x / unit, y, low, high, style=style, points=True))
+    if lines:
+      figures.append(charts.chart(
+        row_name(found, row), lines, unit=f"AUROC, {head_name(head)}", y_range=y_range,
+        x_label=f"forward {words.compact(unit, 'FLOP').removeprefix('1 ')}", height=180))
+  return el("div", figures, cls="charts") if figures else None

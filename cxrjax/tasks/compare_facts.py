@@ -1,0 +1,167 @@
+"""What the runs of a comparison came to, as facts for the page and lines for the table."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cxrjax.evals import judge
+from cxrjax.metrics.intervals import Interval
+from cxrjax.report import run as runs
+from cxrjax.report import words
+from cxrjax.report.about import model_name, total_seconds
+from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Estimate, Run, lookup, number
+from cxrjax.report.terminal import sort_metrics
+from cxrjax.tasks.compare_plan import Job
+
+
+def collect(
+    jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]) -> dict[str, Any]:
+  """All of a comparison: what was common, the data sets, and a row for every run."""
+  rows, sets, common = [], {}, {}
+  for job in jobs:
+    run = runs.read(workdir / job.name)
+    if run.fact("status") == "finished":
+      sets |= {name: _set(run, name) for name in run.evaluators() if name not in sets}
+      common = common or _common(run)
+    rows.append(_row(job, run, workdir, failed.get(job.name)))
+  budget = jobs[0].flops if jobs else math.nan
+  return {"budget": budget, "examples": jobs[0].examples, "sets": sets, **common, "rows": rows}
+
+
+def _common(run: Run) -> dict[str, Any]:
+  """What all runs share, told by one of them."""
+  train = run.fact("data", "train")
+  return {
+    "model": model_name(run), "parameters": run.fact("model", "parameters"),
+    "image_size": lookup(run.config, "model", "image_size"),
+    "batch_size": run.fact("batch_size"), "device": run.fact("device"),
+    "data": {k: lookup(train, k) for k in ("name", "split", "n", "patients", "fingerprint")},
+    "notes": lookup(train, "notes")}
+
+
+def _set(run: Run, name: str) -> dict[str, Any]:
+  """A data set that judges: its test split and the thumbnail floor."""
+  own = run.only(name).latest().get(FLOOR, {})
+  return {"test": run.fact("data", name, "test"), "train": run.fact("data", name, "train", "n"),
+          "floor": _interval(own.get("linear/auroc"))}
+
+
+def _row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str, Any]:
+  finished = run.fact("status") == "finished" and not why
+  rate = number(run.fact("timing", "images_per_s"))
+  images = job.steps * job.batch_size
+  row: dict[str, Any] = {
+    "name": job.name, "method": job.method, "seed": job.seed, "command": job.command(workdir),
+    "status": "finished" if finished else "failed" if why else "waiting", "why": why,
+    "flops_per_image": job.flops_per_image, "steps": job.steps, "images": images,
+    "epochs": images / job.examples}
+  if not finished:
+    return row
+  row |= {
+    "training_flops_per_image": run.fact("model", "flops_per_image"),
+    "images_per_s": rate, "training_s": images / rate if rate > 0 else None,
+    "total_s": total_seconds(run), "compile_s": run.fact("timing", "compile_s"),
+    "memory": run.fact("memory"), "sets": {}}
+  for name in run.evaluators():
+    row["sets"][name] = _judged(job, run, name)
+  return row
+
+
+def heads(metrics: Mapping[str, Any]) -> dict[str, str]:
+  """The AUROCs that are compared: of kNN with the most neighbours, and of the linear probe."""
+  found = [m for m in sort_metrics(set(metrics)) if m.endswith("/auroc")]
+  near = [m.split("/")[0] for m in found if m.startswith("knn")]
+  return ({near[-1]: f"{near[-1]}/auroc"} if near else {}) | (
+    {"linear": "linear/auroc"} if "linear/auroc" in found else {})
+
+
+def _judged(job: Job, run: Run, name: str) -> dict[str, Any]:
+  """Of one data set, for each head: the trained and the random encoder, the gain, the course."""
+  own = run.only(name)
+  latest = own.latest()
+  scores = {e: run.arrays(f"scores_{name}_{e}") for e in (TRAINED, RANDOM, FLOOR)}
+  found: dict[str, Any] = {}
+  for head, metric in heads(latest.get(TRAINED, {})).items():
+    course = [(e.step, e.metrics[metric]) for e in own.evaluations
+              if e.encoder in (RANDOM, TRAINED) and metric in e.metrics]
+    found[head] = {
+      "trained": _interval(latest[TRAINED][metric]),
+      "random": _interval(latest.get(RANDOM, {}).get(metric)),
+      "gain": _difference(scores[TRAINED], scores[RANDOM], head, head),
+      "course": [[step * job.batch_size * job.flops_per_image, v.value, v.low, v.high]
+                 for step, v in course]}
+  if "linear" in found:
+    found["linear"]["over_floor"] = _difference(scores[TRAINED], scores[FLOOR], "linear", "linear")
+  return found
+
+
+def _difference(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], head: str, other: str,
+    ) -> dict[str, Any] | None:
+  """Paired, where both have scores of the same images."""
+  if head not in a or other not in b or not np.array_equal(a["labels"], b["labels"], True):
+    return None
+  return _interval(judge.difference(
+    a[head], b[other], a["labels"], a["patient"], bool(a["exclusive"])))
+
+
+def _interval(value: Estimate | Interval | None) -> dict[str, Any] | None:
+  if value is None:
+    return None
+  return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+
+
+# Lines.
+
+
+def said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
+  """A run's end in a line."""
+  if why:
+    return f"{job.name}: failed: {why}"
+  row = _row(job, runs.read(workdir / job.name), workdir, why)
+  parts = []
+  for name, found in row.get("sets", {}).items():
+    for head, judged in found.items():
+      gain = judged["gain"]
+      up = f" ({gain['value']:+.3f})" if gain and math.isfinite(gain["value"]) else ""
+      parts.append(f"{name} {head} {words.decimal(judged['trained']['value'])}{up}")
+  took = words.duration(row.get("total_s"))
+  return f"{job.name}: {took or 'finished'}; {', '.join(parts)}"
+
+
+NUMBERS = ("steps", "images", "epochs", "flops_per_image", "training_flops_per_image",
+           "images_per_s", "training_s", "total_s", "compile_s")
+
+
+def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+  """A header and a line for every run, data set and head; a run that failed has one line."""
+  compared = ("trained", "random", "gain", "over_floor")
+  yield ("method", "seed", "status", "data", "head",
+         *(f"{what}{end}" for what in compared for end in ("", "_low", "_high")), "floor",
+         *NUMBERS, "peak_rss_bytes", "peak_device_bytes", "why", "command")
+  for row in found["rows"]:
+    numbers = [_cell(row.get(key)) for key in NUMBERS]
+    memory = row.get("memory") or {}
+    end = [*numbers, *(_cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
+           row["why"] or "", row["command"]]
+    start = [row["method"], row["seed"], row["status"]]
+    if not row.get("sets"):
+      yield [*start, "", "", *[""] * (3 * len(compared) + 1), *end]
+    for name, judged in row.get("sets", {}).items():
+      floor = (found["sets"][name]["floor"] or {}).get("value")
+      for head, values in judged.items():
+        cells = [_cell((values.get(what) or {}).get(key))
+                 for what in compared for key in ("value", "low", "high")]
+        yield [*start, name, head, *cells, _cell(floor), *end]
+
+
+def _cell(value: Any) -> str:
+  """A number with the digits that mean something; nothing for what is not known."""
+  if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    return ""
+  return f"{value:.6g}" if isinstance(value, float) else str(value)

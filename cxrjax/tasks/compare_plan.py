@@ -1,0 +1,246 @@
+"""What a comparison will run: one command for each method and seed, all of one budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cxrjax import data as sources
+from cxrjax.core import flops
+from cxrjax.core.build import build, freeze
+from cxrjax.core.clock import Clock
+from cxrjax.core.errors import UserError
+
+_BUDGET = re.compile(r"\s*([0-9.e+]+\s*(?:epochs?|steps?|examples?))\s+of\s+(\w+)\s*", re.I)
+_EPOCHS = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*epochs?\s*", re.I)
+# The comparison sets these, or they do not change what is learnt.
+_NOT_RECIPE = ("duration", "evals", "checkpoint", "log_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One run.
+
+  Attributes:
+    method: its name in the comparison.
+    seed: of the run.
+    flags: of `python -m cxrjax.main`, but for the workdir.
+    config: what they make.
+    steps: updates.
+    batch_size: images of each.
+    examples: images of the data.
+    flops_per_image: forward, in matrix products.
+  """
+
+  method: str
+  seed: int
+  flags: tuple[str, ...]
+  config: dict[str, Any]
+  steps: int
+  batch_size: int
+  examples: int
+  flops_per_image: float
+
+  @property
+  def name(self) -> str:
+    """Of its folder in the workdir."""
+    return f"{self.method}-seed{self.seed}"
+
+  @property
+  def flops(self) -> float:
+    """Forward, of the whole run."""
+    return self.flops_per_image * self.batch_size * self.steps
+
+  def command(self, workdir: pathlib.Path) -> str:
+    """To be typed."""
+    return shlex.join(["python", "-m", "cxrjax.main", *self.flags,
+                       f"--workdir={workdir / self.name}"])
+
+
+def plan(config: Mapping[str, Any]) -> list[Job]:
+  """The runs of a comparison, methods in their order, the seeds of each together.
+
+  Args:
+    config: `methods` (a config file in `folder` and its argument, by name), `seeds`, `budget` and
+      `points`, as `configs/compare.py` makes them.
+
+  Raises:
+    UserError: a mistake in any of them or in the recipe of a method; data that cannot be opened.
+  """
+  folder = pathlib.Path(os.path.relpath(config["folder"]))
+  seeds = [_seed(seed) for seed in config["seeds"]]
+  points = config["points"]
+  if isinstance(points, bool) or not isinstance(points, int) or points < 1:
+    raise UserError(f"config.points={points!r} must be a whole number of evaluations from 1")
+  drafts = {name: _draft(folder / entry["config"], entry["arg"])
+            for name, entry in config["methods"].items()}
+  if not drafts:
+    raise UserError("config.methods is empty; give --config=configs/compare.py:methods=dino+mae")
+  budget = _budget(config["budget"], drafts)
+  jobs = []
+  for name, draft in drafts.items():
+    batch, entry = draft.config["batch_size"], config["methods"][name]
+    steps = round(budget / (draft.flops_per_image * batch))
+    if not steps:
+      raise UserError(f"config.budget={config['budget']!r} is less than one step of {name}, "
+                      f"{draft.flops_per_image * batch:.3g} FLOPs")
+    changes = epochs_as_shares(draft.config, draft.examples)
+    for seed in seeds:
+      arg = (f"{entry['arg']},seed={seed},duration={steps} steps,"
+             f"eval_every={math.ceil(steps / points)} steps")
+      made = load(folder / entry["config"])(arg).to_dict()
+      flags = [f"--config={folder / entry['config']}:{arg}"]
+      for path, value in changes.items():
+        _set(made, path, value)
+        flags.append(f"--config.{path}={value if isinstance(value, str) else repr(value)}")
+      jobs.append(Job(name, seed, tuple(flags), made, steps, batch, draft.examples,
+                      draft.flops_per_image))
+  return jobs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draft:
+  """A method's own recipe, before the budget decides how long it is."""
+
+  config: dict[str, Any]
+  examples: int
+  flops_per_image: float
+
+
+def _draft(path: pathlib.Path, arg: str) -> _Draft:
+  config = load(path)(arg).to_dict()
+  data = config["data"]
+  keys = ("source", "split", "subset", "fold", "split_seed", "options")
+  examples = _examples(json.dumps(
+    {k: data.get(k) for k in keys}, default=lambda item: item.to_dict()))
+  return _Draft(config, examples, forward_flops(config, examples))
+
+
+@functools.lru_cache(maxsize=4)
+def _examples(data: str) -> int:
+  """Images of a pool; it is opened, and prepared where this has not been done yet."""
+  spec = json.loads(data)
+  return len(sources.open_source(
+    freeze(spec["source"]), split=spec["split"], subset=spec["subset"] or None,
+    fold=spec["fold"] or None, split_seed=spec["split_seed"] or 0,
+    **freeze(spec["options"] or {})))
+
+
+def load(path: pathlib.Path) -> Callable[[str], Any]:
+  """`get_config` of a config file."""
+  spec = importlib.util.spec_from_file_location(f"compared_{path.stem}", path)
+  if spec is None or spec.loader is None or not path.is_file():
+    raise UserError(f"config.methods names {path}, which is no config file")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config
+
+
+def forward_flops(config: Mapping[str, Any], examples: int) -> float:
+  """Forward FLOPs of a method's loss for one image, in matrix products; nothing is computed.
+
+  Everything that the loss runs forward counts: student, teacher, heads, decoder, similarities.
+
+  Args:
+    config: of a training run.
+    examples: images of the data.
+  """
+  loss, shapes = abstract_loss(config, examples)
+  return flops.count(loss, *shapes) / config["batch_size"]
+
+
+def abstract_loss(
+    config: Mapping[str, Any], examples: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+  """The loss of a config's method, and the shapes of all that it takes."""
+  n, size = config["batch_size"], config["data"]["size"]
+  encoder = build(config["model"], "Model", "config.model")
+  # No number of operations depends on how long a run is.
+  clock = Clock(total_steps=1000, steps_per_epoch=examples / n, batch_size=n)
+  method = build(config["method"], "Method", "config.method", encoder=encoder, clock=clock)
+  recipe = build(config["views"], "Recipe", "config.views")
+  shape = jax.ShapeDtypeStruct
+  images, rows = shape((n, size, size, 1), jnp.uint8), shape((n,), jnp.int32)
+  masks = {"masks": images} if config["data"].get("masks") else {}
+  views = jax.eval_shape(
+    lambda x, i, m: recipe(jax.random.key(0), x, index=i, **m), images, rows, masks)
+  batch = {**views, "labels": shape((n, 1), jnp.float32), "position": rows, "index": rows}
+  params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return method.loss, (params, extra, batch, key, shape((), jnp.int32))
+
+
+def _budget(text: Any, drafts: Mapping[str, _Draft]) -> float:
+  """Forward FLOPs of each run, from a number or `100 epochs of dino`."""
+  try:
+    value = float(text)
+  except (TypeError, ValueError):
+    match = _BUDGET.fullmatch(str(text))
+    if not match:
+      raise UserError(f"config.budget={text!r} is no budget; give forward FLOPs, 1e13, or "
+                      "'100 epochs of dino'") from None
+    if match[2] not in drafts:
+      raise UserError(f"config.budget={text!r} names a method that is not compared; compared are "
+                      f"{', '.join(drafts)}") from None
+    draft = drafts[match[2]]
+    batch = draft.config["batch_size"]
+    clock = Clock.start(match[1], draft.examples, batch, "config.budget")
+    value = draft.flops_per_image * batch * clock.total_steps
+  if not value > 0 or not math.isfinite(value):
+    raise UserError(f"config.budget={text!r} must be above 0")
+  return value
+
+
+def _seed(text: Any) -> int:
+  try:
+    return int(text)
+  except ValueError:
+    raise UserError(f"config.seeds={text!r} is no seed; write them like 0;1;2") from None
+
+
+def epochs_as_shares(config: Mapping[str, Any], examples: int) -> dict[str, Any]:
+  """What a recipe states in epochs, as shares of its own duration: `{path: new value}`.
+
+  A warm-up of 10 of 300 epochs is 3.333 % of a run of any length. Values in tuples are replaced
+  with the whole tuple.
+  """
+  batch = config["batch_size"]
+  clock = Clock.start(config["duration"], examples, batch)
+  found: dict[str, Any] = {}
+
+  def shared(value: Any) -> Any:
+    if isinstance(value, str) and (match := _EPOCHS.fullmatch(value)):
+      return f"{100 * float(match[1]) * clock.steps_per_epoch / clock.total_steps:.4g} %"
+    if isinstance(value, list | tuple):
+      return type(value)(shared(v) for v in value)
+    return value
+
+  def walk(tree: Mapping[str, Any], path: str) -> None:
+    for key, value in tree.items():
+      if not path and key in _NOT_RECIPE:
+        continue
+      if isinstance(value, Mapping):
+        walk(value, f"{path}{key}.")
+      elif shared(value) != value:
+        found[f"{path}{key}"] = shared(value)
+
+  walk(config, "")
+  return found
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+  *parents, leaf = path.split(".")
+  for parent in parents:
+    tree = tree[parent]
+  tree[leaf] = value
