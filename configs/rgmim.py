@@ -1,12 +1,19 @@
-"""RGMIM pretraining (Li et al. 2022, arXiv 2211.00313): MAE whose masks are drawn in the lungs.
+r"""RGMIM pretraining (Li et al. 2022, arXiv 2211.00313): MAE whose masks are drawn in the lungs.
 
     python -m cxrjax.main --config=configs/rgmim.py               # phantom radiographs, minutes
     python -m cxrjax.main --config=configs/rgmim.py:small,data=tfds:nlm_tb/shenzhen,split=all
     python -m cxrjax.main --config=configs/rgmim.py:paper         # ViT-B/16, COVID-19 Radiography
     python -m cxrjax.main --config=configs/rgmim.py:tiny          # four steps, for tests
 
-The data must have lung masks: phantom, covid19_radiography, jsrt, nlm_tb. The paper's ratios were
-not to be had: `mask_ratio` and the rest of `:paper` are MAE's, `lung_ratio` is ours.
+Data that have lung masks: phantom, covid19_radiography, jsrt, nlm_tb. For others a segmentation run
+predicts them, once, when the images are loaded:
+
+    python -m cxrjax.main --config=configs/segment.py:small,data=tfds:nlm_tb/shenzhen \
+        --workdir=runs/lungs
+    python -m cxrjax.main --config=configs/rgmim.py:small,data=folder:PATH,masks=runs/lungs
+
+The paper's ratios were not to be had: `mask_ratio` and the rest of `:paper` are MAE's, `lung_ratio`
+is ours.
 
 After the colon stand `key=value` pairs over the options below and those of
 `cxrjax/core/experiment.py`; every key of the config is a flag as well,
@@ -23,6 +30,7 @@ DEMO = {
   "scale_least": 0.5,       # share of an image that a crop has at least
   "mask_ratio": 0.75,       # of all patches
   "lung_ratio": 0.9,        # of those in the lungs, at most
+  "masks": "own",           # the data's own lung masks; or a segmentation run's workdir
   "norm_pixels": True,
   "decoder_width": 64,
   "decoder_depth": 1,
@@ -41,7 +49,7 @@ TINY = {"decoder_width": 16}
 def get_config(arg: str = "") -> ConfigDict:
   o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
   config = experiment.base(o)
-  config.data.masks = True
+  config.data.masks = o.masks
   config.views = experiment.one_view(o)
   config.model.positions = "sincos"
   config.optimizer.lr_scale = (("encoder/pos", 0.0),)

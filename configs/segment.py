@@ -29,6 +29,7 @@ DEMO = {
   "eval_every": "5 epochs",
   "lr": 0.03,
   "lr_end": 1e-4,
+  "masks": "own",           # or the workdir of another segmentation run, for images without one
   "decoder": "auto",        # linear, upsample, unetr or unet; auto is one of the last two
   "width": 8,               # the decoder's channels at the image's size
   "encoder_width": 0,       # instead of the network's own; 0 leaves it
@@ -60,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
   o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
   config = experiment.base(o)
   config.block = 1  # convolutions in a loop of steps are several times slower on CPUs
-  config.data.masks = True
+  config.data.masks = o.masks
   if o.encoder_width:
     config.model.width = o.encoder_width
   config.views = experiment.one_view(o)

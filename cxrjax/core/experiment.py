@@ -132,7 +132,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "size": o.store, "fit": "squash",       # squash, pad or crop to a square
     "bits": "auto",                         # 8, 16, or what the images have
     "window": "auto",                       # of 16 bits: auto, full, or gray levels "low,high"
-    "masks": False,                         # lung masks with the images, where a method wants them
+    "masks": "",                            # lung masks: "own", or a segmentation run's workdir
     "storage": "auto",                      # resident, cached, streamed, or by size
     "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
     "on_bad_image": "error",                # or skip

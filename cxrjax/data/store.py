@@ -135,8 +135,10 @@ def check_masks(source: Source) -> None:
 def no_masks(source: Source | Images) -> UserError:
   """What to raise where lung masks are wanted and there are none."""
   return UserError(
-    f"config.data.masks=True, but {source.info.name} has no lung masks; sources that have them are "
-    "phantom, tfds:covid19_radiography, tfds:jsrt, tfds:nlm_tb/montgomery and tfds:nlm_tb/shenzhen")
+    f"config.data.masks='own', but {source.info.name} has no lung masks; sources that have them "
+    "are phantom, tfds:covid19_radiography, tfds:jsrt, tfds:nlm_tb/montgomery and "
+    "tfds:nlm_tb/shenzhen; a finished run of configs/segment.py predicts them, "
+    "config.data.masks=WORKDIR")
 
 
 def sample(n: int) -> list[int]:

@@ -50,8 +50,8 @@ class Method(mae.Method):
   ) -> tuple[Params, Params]:
     if "global_mask" not in batch_spec:
       raise UserError(
-        "RGMIM draws its masks inside the lungs; set config.data.masks=True, with a source that "
-        "has lung masks")
+        "RGMIM draws its masks inside the lungs; set config.data.masks='own' with a source that "
+        "has lung masks, or to the workdir of a finished run of configs/segment.py")
     return super().init(key, batch_spec)
 
   def mask(self, keys: Key[Array, "n"], batch: Batch, patches: int, count: int

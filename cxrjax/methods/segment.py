@@ -80,8 +80,8 @@ class Method:
   ) -> tuple[Params, Params]:
     if "global_mask" not in batch_spec:
       raise UserError(
-        "segmentation learns from lung masks; set config.data.masks=True, with a source that has "
-        "lung masks")
+        "segmentation learns from lung masks; set config.data.masks='own', with a source that "
+        "has lung masks")
     encoder_key, decoder_key = jax.random.split(key)
     params, stats = split_stats(
       {"encoder": self.encoder.init(encoder_key), "decoder": self.drawer.init(decoder_key)})

@@ -30,7 +30,7 @@ from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
 from cxrjax.report.writer import Writer
-from cxrjax.tasks import guard
+from cxrjax.tasks import guard, masks
 from cxrjax.training import sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.checkpoint import Checkpoints
@@ -56,20 +56,31 @@ class Run:
     self.recipe = build(config["views"], "Recipe", "config.views")
     self.recipe.check(config["data"]["size"])
     data = config["data"]
-    masks = data.get("masks", False)
-    if masks and "masks" not in inspect.signature(self.recipe.__call__).parameters:
+    masked, segmenter = masks.wanted(data.get("masks"))
+    if masked and "masks" not in inspect.signature(self.recipe.__call__).parameters:
       raise UserError(
         f"config.views.name={config['views']['name']!r} takes no lung masks; set "
-        "config.data.masks=False, or choose 'cxrjax.views.multicrop'")
+        "config.data.masks='', or choose 'cxrjax.views.multicrop'")
     self.source = source = sources.open_source(
       freeze(data["source"]), split=data["split"], subset=data.get("subset") or None,
       fold=data.get("fold") or None, split_seed=data.get("split_seed", 0),
       **freeze(data.get("options", {})))
+    options = {
+      "size": data["size"], "fit": data["fit"], "cache_dir": data["cache_dir"] or None,
+      "on_bad_image": data["on_bad_image"], "bits": data.get("bits", "auto"),
+      "window": freeze(data.get("window", "auto")), "progress": self.progress}
+    self.masks_owned: int | None = None
+    if segmenter:  # all images are decoded and get their masks before the loader sees them
+      images = sources.load_images(source, **options)
+      self.masks_owned = masks.count(images)
+      source = masks.fill(
+        images, segmenter, cache_dir=options["cache_dir"], mesh=self.mesh, progress=self.progress,
+        look=[options["fit"], options["window"]])
     self.loader = Loader(
       source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
-      size=data["size"], fit=data["fit"], cache_dir=data["cache_dir"] or None,
-      on_bad_image=data["on_bad_image"], bits=data.get("bits", "auto"),
-      window=freeze(data.get("window", "auto")), masks=masks, progress=self.progress)
+      masks=masked, **options)
+    if masked and self.masks_owned is None and self.loader.images is not None:
+      self.masks_owned = masks.count(self.loader.images)
 
     self.clock = Clock.start(config["duration"], self.loader.num_examples, batch_size)
     self.encoder = build(config["model"], "Model", "config.model")
@@ -162,10 +173,19 @@ class Run:
       "storage": self.loader.storage, "bits": self.loader.bits,
       "classes": list(info.classes), "class_counts": counts,
       "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
-      "splits": dict(info.splits), "notes": [*info.notes, *self.leaks],
+      "splits": dict(info.splits), "notes": [*info.notes, *self.leaks], **self._describe_masks(),
       "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
       "size": self.config["data"]["size"], "fit": self.config["data"]["fit"],
     }
+
+  def _describe_masks(self) -> dict[str, Any]:
+    """Where the images' lung masks are from, in numbers of images."""
+    if self.masks_owned is None:
+      return {}
+    _, segmenter = masks.wanted(self.config["data"]["masks"])
+    rest = self.loader.num_examples - self.masks_owned
+    found = {"published": self.masks_owned}
+    return {"lung_masks": found | ({f"predicted by {segmenter}" if segmenter else "none": rest})}
 
 
 def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:

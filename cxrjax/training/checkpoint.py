@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from cxrjax.core.errors import UserError
@@ -160,11 +161,18 @@ def best_step(checkpointer: Any) -> int | None:
   return -max(scored)[1] if scored else None
 
 
-def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:
-  """Part of a run's newest checkpoint as a nested dict, e.g. `prefix="extra/teacher/encoder"`.
+def load_tree(
+    directory: pathlib.Path, step: int | None = None, best: bool = False,
+    ) -> tuple[int, dict[str, Any]]:
+  """A whole checkpoint as nested dicts of host arrays, and its step.
+
+  Args:
+    directory: of a run's checkpoints.
+    step: which one; by default the newest.
+    best: the one with the best score instead, where there are scores.
 
   Raises:
-    UserError: no checkpoint, or nothing under that prefix.
+    UserError: no checkpoint.
   """
   directory = pathlib.Path(directory).absolute()
   if not directory.is_dir():
@@ -173,17 +181,30 @@ def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -
     steps = [c.step for c in checkpointer.checkpoints]
     if not steps:
       raise UserError(f"{directory} holds no checkpoint; was the run started?")
+    scored = best_step(checkpointer) if best else None
+    step = scored if scored is not None else steps[-1] if step is None else step
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
-      flat = checkpointer.load(step if step is not None else steps[-1])
+      flat = checkpointer.load(step)
   nested: dict[str, Any] = {}
   for name, value in flat.items():
-    if name.startswith(prefix + "/"):
-      *parents, leaf = name[len(prefix) + 1:].split("/")
-      node = nested
-      for parent in parents:
-        node = node.setdefault(parent, {})
-      node[leaf] = value
-  if not nested:
+    *parents, leaf = name.split("/")
+    node = nested
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = np.asarray(value)
+  return step, nested
+
+
+def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:
+  """Part of a run's newest checkpoint as a nested dict, e.g. `prefix="extra/teacher/encoder"`.
+
+  Raises:
+    UserError: no checkpoint, or nothing under that prefix.
+  """
+  _, found = load_tree(directory, step)
+  for name in prefix.split("/"):
+    found = found.get(name, {})
+  if not found:
     raise UserError(f"{directory} holds nothing under {prefix!r}")
-  return nested
+  return found

@@ -115,9 +115,9 @@ def test_images_without_a_mask_have_an_empty_one(arrays, storage):
 
 @pytest.mark.parametrize("storage", ["resident", "streamed"])
 def test_sources_without_masks_are_refused(arrays, storage):
-  with pytest.raises(UserError, match=r"config\.data\.masks=True, but arrays .* phantom, tfds:"):
+  with pytest.raises(UserError, match=r"config\.data\.masks='own', but arrays .* phantom, tfds:"):
     make(arrays(40), storage, masks=True)
-  with pytest.raises(UserError, match=r"config\.data\.masks=True"):
+  with pytest.raises(UserError, match=r"config\.data\.masks='own'"):
     Loader(load_images(arrays(40), SIZE, progress=False), 8, 1, masks=True)
 
 

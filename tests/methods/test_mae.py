@@ -154,5 +154,5 @@ def test_mistakes(make_it, words):
 def test_mistakes_that_the_data_show(batch):
   with pytest.raises(UserError, match=r"mask_ratio=0.99 leaves 0 of 64 patches"):
     make(mask_ratio=0.99).init(jax.random.key(0), spec(batch))
-  with pytest.raises(UserError, match=r"config\.data\.masks=True"):
+  with pytest.raises(UserError, match=r"config\.data\.masks='own'"):
     make(rgmim).init(jax.random.key(0), spec({"global": batch["global"]}))

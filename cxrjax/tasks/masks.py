@@ -1,0 +1,179 @@
+"""Lung masks of the images that have none: predicted by a finished segmentation run, once.
+
+They lie in the cache beside the decoded images, under the fingerprint of the run that drew them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import store
+from cxrjax.data.images import Images
+from cxrjax.evals import features
+from cxrjax.metrics import segmentation
+from cxrjax.training.restore import Restored, restore
+from cxrjax.views import resample
+
+OWN, NONE = ("own", "True", "true", True), ("", "False", "false", False, None)
+THRESHOLD = 0.5
+VERSION = 1
+_CHUNK = 1024  # images whose probabilities are in memory at a time
+
+
+def wanted(value: Any) -> tuple[bool, str]:
+  """Whether `config.data.masks` asks for lung masks, and the workdir that predicts missing ones."""
+  if value in NONE:
+    return False, ""
+  return True, "" if value in OWN else str(value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmenter:
+  """A finished segmentation run, at work on images of any size.
+
+  Attributes:
+    run: restored.
+    size: side of the images that it was trained on, pixels.
+    mean: subtracted from gray levels in 0..1.
+    std: divides them.
+  """
+
+  run: Restored
+  size: int
+  mean: float
+  std: float
+
+  @classmethod
+  def load(cls, workdir: str) -> Segmenter:
+    """Reads a workdir; raises a UserError where that is not a finished segmentation run."""
+    run = restore(workdir, "config.data.masks")
+    name = run.config["method"]["name"]
+    if not hasattr(run.method, "network_params") or not hasattr(run.method, "components"):
+      raise UserError(
+        f"config.data.masks={workdir!r} is a run of {name}, which draws no masks; give the workdir "
+        "of a finished run of configs/segment.py")
+    views = run.config["views"]
+    return cls(run, views["global_size"], views["mean"], views["std"])
+
+  @functools.cached_property
+  def params(self) -> Any:
+    return self.run.method.network_params(self.run.params, self.run.extra)
+
+  def predict(self, params: Any, gray: Float[Array, "b s s 1"]) -> Float[Array, "b s s 1"]:
+    """The probability of lung of every pixel of images in 0..1, at the size they have."""
+    side = gray.shape[1]
+    x = (resample.resize(gray, self.size) - self.mean) / self.std
+    return resample.resize(self.run.method.predict(params, x), side)
+
+  def masks(self, images: Images, mesh: Mesh | None = None) -> np.ndarray:
+    """Lungs 1 and the rest 0, u8[n s s 1]."""
+    found = features.extract(
+      self.predict, self.params, images, mean=0.0, std=1.0, mesh=mesh, vectors=False)[..., 0]
+    keep = self.run.method.components
+    called = [segmentation.largest(p >= THRESHOLD, keep) for p in found]
+    return np.stack(called).astype(np.uint8)[..., None]
+
+
+def fill(
+    images: Images, workdir: str, *, cache_dir: str | os.PathLike | None = None,
+    mesh: Mesh | None = None, progress: bool = True, look: Any = None) -> Images:
+  """The images, all with a lung mask: their own, or a predicted one where they have none.
+
+  Args:
+    images: decoded.
+    workdir: of a finished segmentation run.
+    cache_dir: as of `data.store.load_images`.
+    mesh: devices to predict on; not used with several processes, each of which has all masks.
+    progress: show a bar.
+    look: what else decides the pixels (fit, window), JSON-able.
+
+  Raises:
+    UserError: no such run, or a cache that cannot be written.
+  """
+  segmenter = Segmenter.load(workdir)
+  content = [VERSION, segmenter.run.fingerprint, images.info.fingerprint, images.info.split,
+             list(images.pixels.shape), images.bits, look,
+             hashlib.sha256("\0".join(images.ids).encode()).hexdigest()]
+  digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+  size = images.pixels.shape[1]
+  root = store.cache_root(cache_dir)
+  target = root / f"masks-{size}-{digest}.npy"
+  mesh = mesh if jax.process_count() == 1 else None
+  if _load(target, images) is None:
+    try:
+      _write(target, segmenter, images, mesh, progress)
+    except OSError as error:
+      full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+      what = "no space for" if full else "cannot write"
+      raise UserError(
+        f"{what} predicted masks in {root}: {error.strerror or error}; name another folder in "
+        "config.data.cache_dir or CXRJAX_CACHE") from error
+  masks = _load(target, images)
+  if masks is None:
+    raise UserError(f"the cache {target} vanished or is damaged; delete it and run again")
+  return dataclasses.replace(images, masks=masks)
+
+
+def _load(path: pathlib.Path, images: Images) -> np.ndarray | None:
+  try:
+    found = np.load(path, mmap_mode="r")
+  except (OSError, ValueError, EOFError):
+    return None
+  return found if found.shape == images.pixels.shape else None
+
+
+def _write(
+    target: pathlib.Path, segmenter: Segmenter, images: Images, mesh: Mesh | None, progress: bool,
+    ) -> None:
+  """All masks in one file, which appears when it is whole."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  work = pathlib.Path(tempfile.mkdtemp(prefix=target.stem + ".tmp-", dir=target.parent))
+  try:
+    masks = np.lib.format.open_memmap(
+      work / "masks.npy", mode="w+", dtype=np.uint8, shape=images.pixels.shape)
+    with tqdm.tqdm(total=len(images), desc="predicting lung masks", unit=" images",
+                   disable=not progress, dynamic_ncols=True) as bar:
+      for rows in chunks(len(images)):
+        known = owned(images, rows)
+        if known.any():
+          masks[rows[known]] = images.masks[rows[known]]
+        if not known.all():
+          masks[rows[~known]] = segmenter.masks(images.take(rows[~known]), mesh)
+        bar.update(len(rows))
+    masks.flush()
+    (work / "masks.npy").replace(target)
+  finally:
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def chunks(n: int) -> list[np.ndarray]:
+  """Rows 0..n-1, some at a time."""
+  return [np.arange(i, min(i + _CHUNK, n)) for i in range(0, n, _CHUNK)]
+
+
+def owned(images: Images, rows: np.ndarray) -> np.ndarray:
+  """Which of these images have a mask of their own."""
+  if images.masks is None:
+    return np.zeros(len(rows), bool)
+  return np.asarray(images.masks[rows]).any((1, 2, 3))
+
+
+def count(images: Images) -> int:
+  """How many images have a mask of their own."""
+  return sum(int(owned(images, rows).sum()) for rows in chunks(len(images)))
