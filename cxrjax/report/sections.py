@@ -24,6 +24,8 @@ TITLES = {
   "effective_rank": ("Effective rank of features", "dimensions"),
   "grad_norm": ("Gradient norm", ""), "lr": ("Learning rate", ""),
   "learning_rate": ("Learning rate", ""), "weight_decay": ("Weight decay", ""),
+  "called_lung": ("Share of pixels called lung", ""), "soft_dice_loss": ("Soft Dice loss", ""),
+  "cross_entropy": ("Cross-entropy", "nats"), "masked_images": ("Share of images with a mask", ""),
   "momentum": ("Teacher momentum", "EMA"), "teacher_temp": ("Teacher temperature", ""),
   "student_temp": ("Student temperature", ""), "images_per_s": ("Throughput", "images/s"),
 }
@@ -34,7 +36,7 @@ HEADS_SHOWN, RADIOGRAPHS, VIEWS, CROPS = 12, 6, 4, 12
 
 def learning(run: Run) -> Html | None:
   """Loss, collapse health, and every metric that is neither a schedule nor a speed."""
-  names = [n for n in run.curves if n not in SCHEDULES and n not in SPEED and "entropy" not in n]
+  names = [n for n in run.curves if n not in SCHEDULES and n not in SPEED and not _is_entropy(n)]
   first = [n for n in ("loss",) if n in names]
   health = [n for n in ("kl", "feature_std", "effective_rank", "grad_norm") if n in names]
   rest = [n for n in names if n not in first + health]
@@ -81,8 +83,13 @@ def _curve(run: Run, name: str, curve: Curve | None = None) -> Html:
                       note=note, log=log, y_range=y_range)
 
 
+def _is_entropy(name: str) -> bool:
+  """Whether a metric is an entropy of assignments to prototypes."""
+  return "entropy" in name and "cross_entropy" not in name
+
+
 def _entropy(run: Run) -> Html | None:
-  names = sorted((n for n in run.curves if "entropy" in n),
+  names = sorted((n for n in run.curves if _is_entropy(n)),
                  key=lambda n: (list(ENTROPIES).index(n) if n in ENTROPIES else 9, n))
   if not names:
     return None

@@ -1,0 +1,249 @@
+"""PIRL: an image and what a pretext task makes of it find the image's entry in a memory bank.
+
+The pretext task is a jigsaw puzzle, nine patches in random order, or a rotation by a multiple of 90
+degrees. Features are learnt that do not change with it, where the tasks' own networks learn to tell
+what was done.
+
+References:
+  Misra and van der Maaten, Self-Supervised Learning of Pretext-Invariant Representations, 2019
+  (arXiv 1912.01991).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+from cxrjax.losses.contrastive import unit
+from cxrjax.losses.nce import nce
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  diagnose_chance,
+  diagnose_spread,
+  feature_health,
+  flatten_views,
+  image_keys,
+  join_stats,
+  split_stats,
+)
+from cxrjax.models.heads import Projector
+
+# Of each task: the views that the recipe makes, how many they are, and the recipe.
+TASKS = {
+  "jigsaw": ("patches", 9, "cxrjax.views.pretext.Jigsaw"),
+  "rotation": ("rotated", 1, "cxrjax.views.pretext.Rotation"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """PIRL; see `cxrjax.methods.base.Method` for what the functions do.
+
+  The bank has a row for every image of the data, random directions at first. After a step the rows
+  of the batch's images move towards the embeddings that their image views had in it,
+  `m <- unit(momentum m + (1 - momentum) f)`; of an image that is in a batch twice, towards the
+  embeddings' mean.
+
+  All images of a step are compared with the same rows, drawn anew in every step from its key; an
+  image's own row is not among its negatives. Neither the bank nor what is drawn depends on devices
+  or on gradient accumulation: embeddings wait in `extra["fresh"]`, each in the place of its image
+  in the whole batch, until all microbatches are through.
+
+  Batch norm takes its statistics from all image views and from all pretext views of the global
+  batch (with accumulation: the microbatch). The encoder's running ones are of image views alone,
+  which is what it is evaluated on; the authors' are of both.
+
+  Attributes:
+    encoder: the network.
+    clock: length of the run, and how many images the data has.
+    task: "jigsaw" or "rotation"; `config.views` must be the recipe of that name in
+      `cxrjax.views.pretext`.
+    dim: of the embeddings and of the bank; the paper: 128.
+    batch_norm: normalise the embeddings over the batch (without scale and bias). The paper does
+      not; it keeps images apart where all look alike to a fresh network, as radiographs do, and
+      training is short.
+    temperature: tau.
+    negatives: rows drawn from the bank; all others where the data has no more.
+    momentum: share of the old row that stays.
+    pretext_weight: lambda, of the pretext view's term; the image view's has the rest.
+  """
+
+  encoder: Any
+  clock: clocks.Clock
+  task: str = "jigsaw"
+  dim: int = 128
+  batch_norm: bool = False
+  temperature: float = 0.07
+  negatives: int = 32000
+  momentum: float = 0.5
+  pretext_weight: float = 0.5
+
+  def __post_init__(self) -> None:
+    if self.task not in TASKS:
+      raise UserError(f"config.method.task={self.task!r} is unknown{suggest(self.task, TASKS)}")
+    for name in ("dim", "negatives"):
+      if int(getattr(self, name)) < 1:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 1")
+    if self.temperature <= 0:
+      raise UserError(f"config.method.temperature={self.temperature} must be above 0")
+    if not 0 <= self.momentum < 1:
+      raise UserError(f"config.method.momentum={self.momentum} must be in [0, 1)")
+    if not 0 <= self.pretext_weight <= 1:
+      raise UserError(f"config.method.pretext_weight={self.pretext_weight} must be in [0, 1]")
+    if self.clock.num_examples < 2:
+      raise UserError("config.data.source has a single image, which leaves PIRL no negatives")
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    return {}
+
+  @functools.cached_property
+  def projector(self) -> Projector:
+    """f, of an image view's features; and, with other weights, g of a rotated one's."""
+    return self._head(self.encoder.features, last=True)
+
+  @functools.cached_property
+  def patch_projector(self) -> Projector:
+    """The puzzle's first part of g, of every patch's features."""
+    return self._head(self.encoder.features, last=False)
+
+  @functools.cached_property
+  def merger(self) -> Projector:
+    """The puzzle's second part of g, of all patches' projections in their order."""
+    return self._head(TASKS["jigsaw"][1] * self.dim, last=True)
+
+  def _head(self, in_dim: int, last: bool) -> Projector:
+    normed = last and self.batch_norm
+    return Projector(
+      in_dim=in_dim, dims=(self.dim,), final_norm="batch_no_affine" if normed else "none")
+
+  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+           ) -> tuple[Params, Params]:
+    self._check(batch_spec)
+    keys = jax.random.split(key, 5)
+    encoder, stats = split_stats(self.encoder.init(keys[0]))
+    pretext = {"projector": self.projector.init(keys[2])} if self.task == "rotation" else {
+      "projector": self.patch_projector.init(keys[2]), "merger": self.merger.init(keys[3])}
+    params = {"encoder": encoder, "projector": self.projector.init(keys[1]), "pretext": pretext}
+    rows = self.clock.batch_size
+    extra = {
+      "stats": stats,
+      "bank": unit(jax.random.normal(keys[4], (self.clock.num_examples, self.dim))),
+      # Of the step's images: their rows, as floats (whole numbers up to 2^24 are exact), and what
+      # they move towards.
+      "fresh": {"rows": jnp.zeros((rows,)), "embeddings": jnp.zeros((rows, self.dim))},
+    }
+    return params, extra
+
+  def _check(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    name, count, recipe = TASKS[self.task]
+    if name not in batch_spec or batch_spec[name].shape[0] != count:
+      raise UserError(
+        f"PIRL with config.method.task={self.task!r} needs config.views.name={recipe!r}")
+    side, cell = batch_spec[name].shape[2], getattr(self.encoder, "patch_size", 1)
+    if side % cell:
+      raise UserError(
+        f"config.views.local_size={side} is not a multiple of config.model.patch_size={cell}; "
+        f"set it to {max(side // cell, 1) * cell}")
+
+  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
+           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    """Equation 5, with both terms against the bank as it was before the step."""
+    del step
+    drop_key, draw_key = jax.random.split(key)
+    name, count, _ = TASKS[self.task]
+    encode = functools.partial(
+      self.encoder.encode, join_stats(params["encoder"], extra["stats"]), patches=False, train=True)
+    views = (batch["global"][0], flatten_views(batch[name]))
+    keys = (image_keys(drop_key, batch["position"], 1),
+            image_keys(drop_key, batch["position"], count, 1))
+    if extra["stats"]:  # of a single call the running statistics would be those of both
+      features, pretext = (encode(x, keys=k) for x, k in zip(views, keys, strict=True))
+    else:
+      features, pretext = encode(views, keys=keys)
+    embedding = self.projector.apply(params["projector"], features.cls)
+    head = params["pretext"]
+    if self.task == "rotation":
+      changed = self.projector.apply(head["projector"], pretext.cls)
+    else:
+      patches = self.patch_projector.apply(head["projector"], pretext.cls)
+      changed = self.merger.apply(head["merger"], patches.reshape(-1, count * self.dim))
+
+    own = extra["bank"][batch["index"]]
+    others, left_out = self._negatives(extra["bank"], batch["index"], draw_key)
+    image_loss, accuracy = nce(embedding, own, others, self.temperature, left_out)
+    pretext_loss, pretext_accuracy = nce(changed, own, others, self.temperature, left_out)
+    weight = self.pretext_weight
+    loss = weight * pretext_loss + (1 - weight) * image_loss
+    metrics = {
+      "image_loss": image_loss,
+      "pretext_loss": pretext_loss,
+      "accuracy": accuracy,
+      "pretext_accuracy": pretext_accuracy,
+      **feature_health(features.cls),
+    }
+    # Microbatches' `fresh` are averaged: each has its own places, times the number of microbatches.
+    share = self.clock.batch_size / embedding.shape[0]
+    fresh = {
+      name: jnp.zeros_like(extra["fresh"][name]).at[batch["position"]].set(share * value)
+      for name, value in (
+        ("rows", batch["index"].astype(jnp.float32)),
+        ("embeddings", unit(jax.lax.stop_gradient(embedding))))}
+    return loss, ({**extra, "stats": features.stats or {}, "fresh": fresh}, metrics)
+
+  def _negatives(
+      self, bank: Float[Array, "n d"], index: Int[Array, "b"], key: Key[Array, ""],
+  ) -> tuple[Float[Array, "K d"], Bool[Array, "b K"]]:
+    """Rows that a step compares with, and which of them are an image's own."""
+    size = self.clock.num_examples
+    if size - 1 <= self.negatives:
+      return bank, index[:, None] == jnp.arange(size)
+    rows = jax.random.choice(key, size, (self.negatives + 1,), replace=False)
+    # Whose own row is not among them leaves out the last, so that all have as many.
+    own = index[:, None] == rows
+    spare = jnp.arange(rows.shape[0]) == self.negatives
+    return bank[rows], own | (~own.any(1, keepdims=True) & spare)
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    del params, step
+    bank, embeddings = extra["bank"], extra["fresh"]["embeddings"]
+    rows = jnp.round(extra["fresh"]["rows"]).astype(jnp.int32)
+    same = (rows[:, None] == rows).astype(jnp.float32)
+    mean = jnp.einsum("ij,jd->id", same, embeddings, precision=jax.lax.Precision.HIGHEST)
+    mean /= same.sum(1, keepdims=True)
+    moved = unit(self.momentum * bank[rows] + (1 - self.momentum) * mean)
+    return {**extra, "bank": bank.at[rows].set(moved)}
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    """The backbone without its heads, as the paper evaluates."""
+    return join_stats(params["encoder"], extra["stats"])
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    name, count, _ = TASKS[self.task]
+    forward = 0.0
+    for view, number in (("global", 1), (name, count)):
+      encoder = self.encoder.flops(tuple(batch_spec[view].shape[2:]), patches=False)
+      forward += number * (encoder + self.projector.flops())
+    forward += self.merger.flops() if self.task == "jigsaw" else 0
+    # Of both terms; memories are constants and have no gradient.
+    compared = min(self.negatives, self.clock.num_examples - 1)
+    cosines = 2 * 2 * compared * self.dim
+    # A backward pass costs two forward passes.
+    return 3.0 * forward + 2.0 * cosines
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    normalise = "config.method.batch_norm=True"
+    alike = diagnose_spread(metrics, f"lower config.optimizer.lr, or set {normalise}")
+    chance = diagnose_chance(metrics, min(self.negatives + 1, self.clock.num_examples))
+    return alike or (chance and f"{chance}, or {normalise}")
