@@ -13,13 +13,14 @@ from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Run, lookup, number
 
 STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
 ENDED = ("failed", "stopped", "diverged")
+_METHODS = {"segment": "Lung segmentation"}
 _MODELS = {"vit": "ViT", "resnet": "ResNet", "densenet": "DenseNet", "vitae": "ViTAEv2"}
 
 
 def method_name(run: Run) -> str:
   """`DINO`."""
   name = str(run.fact("method") or "").rpartition(".")[2]
-  return name.upper() if 0 < len(name) <= 5 else name
+  return _METHODS.get(name, name.upper() if 0 < len(name) <= 5 else name)
 
 
 def supervised(run: Run) -> bool:

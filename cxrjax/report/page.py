@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cxrjax.core.errors import UserError
-from cxrjax.report import about, decisions, facts, results, sections, words
+from cxrjax.report import about, decisions, facts, masks, results, sections, words
 from cxrjax.report import run as runs
 from cxrjax.report.html import Html, el
 from cxrjax.report.writer import replace
@@ -49,6 +49,7 @@ def render(run: runs.Run) -> str:
   title = str(guard(_title, run))
   body = [
     ("results", "Results", "", _results),
+    ("masks", "Lung masks", "", masks.section),
     ("curves", "Learning", "Training metrics; a pale band shows the range where points are "
      "averaged.", sections.learning),
     ("schedules", "Schedules", "", sections.schedules),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import functools
 import io
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from cxrjax.report.html import Html, el
@@ -75,6 +76,26 @@ def overlay(
   alpha = (opacity * large**0.8)[..., None]
   colour = colour_map()[np.rint(255 * large).astype(int)]
   return np.rint((1 - alpha) * image[..., None] + alpha * colour).astype(np.uint8)
+
+
+def outlines(
+    image: UInt8[np.ndarray, "h w"], masks: Sequence[Bool[np.ndarray, "h w"]],
+    colours: Sequence[tuple[int, int, int]], size: int = 256,
+) -> UInt8[np.ndarray, "sh sw 3"]:
+  """A radiograph enlarged to about `size` pixels, with each mask's outline in its colour.
+
+  The last masks lie on top.
+  """
+  scale = max(1, round(size / max(image.shape)))
+  h, w = (n * scale for n in image.shape)
+  large = np.asarray(Image.fromarray(image).resize((w, h), Image.BICUBIC))
+  found = np.repeat(large[..., None], 3, axis=-1)
+  for mask, colour in zip(masks, colours, strict=True):
+    inside = np.pad(np.kron(mask, np.ones((scale, scale), bool)), 1)
+    near = [inside[1:-1, :-2], inside[1:-1, 2:], inside[:-2, 1:-1], inside[2:, 1:-1]]
+    inside = inside[1:-1, 1:-1]
+    found[inside & ~np.logical_and.reduce(near)] = colour
+  return found
 
 
 def picture(array: UInt8[np.ndarray, "h w *c"], alt: str, size: int = 256) -> Html:

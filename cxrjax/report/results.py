@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import about, charts, words
+from cxrjax.report import about, charts, masks, words
 from cxrjax.report.about import STYLES
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Estimate, Run, lookup, number
@@ -17,7 +17,8 @@ from cxrjax.report.terminal import ORDER, sort_metrics
 
 def summary(run: Run) -> Html:
   """What was trained on what, for how long, and how well it does, in words."""
-  judged = [el("p", _judged(run.only(name), name)) for name in run.evaluators()[:3]]
+  judged = [el("p", (masks.judged if masks.drawn(run.only(name)) else _judged)(
+    run.only(name), name)) for name in run.evaluators()[:3]]
   judged = judged or [el("p", "No evaluation has been written yet.")]
   return el("div", el("p", _trained_on(run)), judged, cls="summary")
 
@@ -175,7 +176,7 @@ def table(run: Run) -> Html:
                     _table(classes, encoders, latest, {})))
   methods = sorted({e.method for x in latest.values() for e in x.values()
                     if e.method and e.method != "none"})
-  note = ["In brackets, 95 % confidence intervals. Bold: the highest value of a row."]
+  note = ["In brackets, 95 % confidence intervals. Bold: the best value of a row."]
   if methods:
     note.append(" Intervals: " + "; ".join(methods) + ".")
   reasons = sorted({e.undefined for x in latest.values() for e in x.values() if e.undefined})
@@ -194,11 +195,11 @@ def _first_step(run: Run) -> int:
 
 def _table(names, encoders, latest, first) -> Html:
   head = [el("th", "Metric", scope="col")]
-  head += [el("th", el("i", cls=f"key {STYLES.get(e, 's4')}"), words.ENCODERS.get(e, e),
+  head += [el("th", el("i", cls=f"key {STYLES.get(e, 's4')}"), words.encoder(e, names),
               scope="col", cls="num") for e in encoders]
   if first:
     head.append(el("th", "First", scope="col", cls="num quiet"))
-  ends = [v for e in encoders for m in names if _bounded(latest[e].get(m))
+  ends = [v for e in encoders for m in names if _bounded(m, latest[e].get(m))
           for v in (latest[e][m].value, latest[e][m].low) if math.isfinite(v)]
   comparable = bool(ends)
   start_at = 0.5 if ends and min(ends) >= 0.5 else 0.0
@@ -214,14 +215,15 @@ def _table(names, encoders, latest, first) -> Html:
       group = start
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
     finite = [v.value for v in values.values() if math.isfinite(v.value)]
-    best = max(finite) if len(set(finite)) > 1 else math.nan
+    extreme = min if name in words.DISTANCES else max
+    best = extreme(finite) if len(set(finite)) > 1 else math.nan
     cells = [el("th", words.measure(rest or start), scope="row")]
     for e in encoders:
       cells.append(_cell(values.get(e), best))
     if first:
       cells.append(_cell(first.get(name), math.nan, "quiet"))
     if comparable:
-      cells.append(el("td", forest(values, start_at), cls="forest"))
+      cells.append(el("td", forest(name, values, start_at), cls="forest"))
     rows.append(el("tr", cells))
   return el("div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"),
             cls="scroll")
@@ -240,16 +242,16 @@ def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
             cls=f"num {'best ' if strong else ''}{cls}".strip(), title=title)
 
 
-def _bounded(e: Estimate | None) -> bool:
-  return e is not None and 0 <= e.value <= 1
+def _bounded(name: str, e: Estimate | None) -> bool:
+  return e is not None and name not in words.DISTANCES and 0 <= e.value <= 1
 
 
 FOREST = 150
 
 
-def forest(values: Mapping[str, Estimate], start: float) -> Html | None:
+def forest(name: str, values: Mapping[str, Estimate], start: float) -> Html | None:
   """Intervals side by side on one scale from `start` to 1."""
-  shown = [(e, v) for e, v in values.items() if _bounded(v)]
+  shown = [(e, v) for e, v in values.items() if _bounded(name, v)]
   if not shown:
     return None
   height = 6 + 7 * len(shown)
@@ -305,7 +307,7 @@ def over_time(run: Run) -> Html | None:
       if level is None and encoder == FLOOR and name in wanted:
         level = floor_auroc(latest)
       if level is not None:
-        levels.append(charts.Level(words.ENCODERS[encoder], level.value, level.low, level.high,
-                                   style=STYLES[encoder]))
+        levels.append(charts.Level(words.encoder(encoder, names), level.value, level.low,
+                                   level.high, style=STYLES[encoder]))
     figures.append(charts.chart(words.title(name), [line], x_label=label, levels=levels))
   return el("div", figures, cls="charts") if figures else None

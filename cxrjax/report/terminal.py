@@ -35,7 +35,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
   names = sort_metrics({name for e in encoders for name in results[e]})
   if not names:
     return ""
-  rows = [["", *(words.ENCODERS.get(e, e) for e in encoders)]]
+  rows = [["", *(words.encoder(e, names) for e in encoders)]]
   for name in names:
     cells = [words.estimate(_estimate(results[e][name]), "-") if name in results[e] else "-"
              for e in encoders]
@@ -51,12 +51,12 @@ def sort_metrics(names: set[str]) -> list[str]:
   """kNN by k, then the linear probe, then the rest; AUROC first in each."""
   def key(name: str):
     head, _, rest = name.partition("/")
-    digits = "".join(c for c in head if c.isdigit())
+    digits = head.removeprefix("knn").lstrip("_") if head.startswith("knn") else ""
     family = 0 if head.startswith("knn") else 1 if head == "linear" else 2
     measures = list(words.MEASURES)
-    first = rest.split("/")[0]
+    first = (rest or head).split("/")[0]
     place = measures.index(first) if first in measures else len(measures)
-    return (family, int(digits or 0), head, rest.count("/"), place, rest)
+    return (family, int(digits or 0), head if rest else "", rest.count("/"), place, rest or head)
   return sorted(names, key=key)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 from cxrjax.report.run import Estimate
@@ -11,10 +12,13 @@ from cxrjax.report.run import Estimate
 ENCODERS = {
   "trained": "Trained", "random": "Random encoder", "floor": "Thumbnail floor",
 }
+DRAWERS = {"random": "Before training", "floor": "Mean training mask"}  # of masks
 MEASURES = {
   "auroc": "AUROC", "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1": "F1",
-  "log_loss": "Log loss", "rank": "Effective rank",
+  "log_loss": "Log loss", "rank": "Effective rank", "dice": "Dice", "iou": "IoU",
+  "assd": "Average surface distance", "hd95": "95 % Hausdorff distance",
 }
+DISTANCES = ("assd", "hd95")  # the less the better, and not of 0..1
 HEADS = {"linear": "Linear probe", "floor": "Thumbnail ridge", "pixels": "Thumbnail ridge"}
 
 
@@ -89,6 +93,11 @@ def duration(seconds: Any) -> str:
   if minutes < 48 * 60:
     return f"{minutes // 60} h {minutes % 60} min"
   return f"{minutes / 60 / 24:.1f} days"
+
+
+def encoder(name: str, metrics: Collection[str]) -> str:
+  """What is judged, by the metrics it has: the floor of masks is no thumbnail."""
+  return (DRAWERS if "dice" in metrics else {}).get(name, ENCODERS.get(name, name))
 
 
 def head(name: str) -> str:

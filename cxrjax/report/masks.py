@@ -1,0 +1,74 @@
+"""Lung masks on the page: how near they come to the true ones, in words and over radiographs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from cxrjax.report import about, pictures, words
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import FLOOR, TRAINED, Run, lookup
+
+TRUTH, PREDICTED = (86, 180, 233), (255, 158, 27)  # apart also to colour-blind readers
+
+
+def drawn(run: Run) -> bool:
+  """Whether a run, of one evaluator, is judged by masks."""
+  return any("dice" in e.metrics for e in run.evaluations)
+
+
+def judged(run: Run, evaluator: str) -> list[Any]:
+  """How well its masks agree with the true ones, for the summary."""
+  latest = run.latest()
+  own, floor = (latest.get(e, {}).get("dice") for e in (TRAINED, FLOOR))
+  where = run.fact("data", evaluator)
+  text: list[Any] = [f"{evaluator.capitalize()}: "]
+  if own is None or not math.isfinite(own.value):
+    return [*text, "its masks have not been judged yet."]
+  text += ["on ", words.count(own.n, "radiograph") or "radiographs"]
+  if name := lookup(where, "name"):
+    text += [" of ", el("span", about.source_name(name), cls="name", title=str(name))]
+  if split := lookup(where, "split"):
+    text.append(f" ({split})")
+  text += [", its lung masks reach a Dice overlap of ",
+           el("b", words.estimate(own), cls="nowrap")]
+  if floor is not None and math.isfinite(floor.value):
+    text += ["; the mean training mask reaches ", el("span", words.estimate(floor), cls="nowrap")]
+  text.append(".")
+  step = run.fact("chosen", "step")
+  if evaluator in (run.fact("chosen", "evaluators") or []) and step is not None:
+    text.append(f" Judged once, with the checkpoint of step {words.count(step)}, the best on "
+                f"validation ({words.measure(str(run.fact('chosen', 'by')))}).")
+  return text
+
+
+def section(run: Run) -> Html | None:
+  """Some images of the set that judges, from the worst overlap to the best, with both outlines."""
+  names = [n for n in run.evaluators() if "truth" in run.arrays(f"scores_{n}_{TRAINED}")]
+  chosen = [n for n in names if n in (run.fact("chosen", "evaluators") or [])] or names[:1]
+  parts = [part for n in chosen for part in _rows(run, n, len(chosen) > 1)]
+  if not parts:
+    return None
+  keys = [el("i", cls="key", style=f"color: rgb{colour}") for colour in (TRUTH, PREDICTED)]
+  facts = run.fact("data", chosen[0])
+  unit, size = lookup(facts, "distances_in"), words.count(lookup(facts, "size"))
+  note = el("p", "Outlines: ", keys[0], "the true mask, ", keys[1], "the predicted one, which lies "
+            "on top. Images at even steps from the worst Dice of the set to the best.",
+            f" Distances above are in {unit} of images of {size} pixels a side."
+            if unit and size else "", cls="note")
+  return el("div", note, parts)
+
+
+def _rows(run: Run, evaluator: str, named: bool) -> list[Html]:
+  arrays = run.arrays(f"scores_{evaluator}_{TRAINED}")
+  figures = []
+  for image, truth, called, dice, name in zip(
+      *(arrays[k] for k in ("image", "truth", "predicted", "dice", "id")), strict=True):
+    drawn_over = pictures.outlines(pictures.gray(image), [truth, called], [TRUTH, PREDICTED])
+    text = f"{name}: Dice {words.decimal(float(dice))}"
+    figures.append(el("figure", pictures.picture(drawn_over, text, 288), el("figcaption", text)))
+  title = el("h3", evaluator) if named else None
+  # One picture would stand in a column as wide as the page.
+  few = f" n{min(max(len(figures), 2), 4)}"
+  return [x for x in (title, el("div", el("div", figures, cls=f"large{few}"), cls="views alone"))
+          if x]
