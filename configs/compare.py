@@ -59,7 +59,7 @@ REAL = {
   "eval_data": "tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen",
 }
 PRESETS = {
-  "small": {**experiment.SMALL, **REAL, "budget": "1e13"},
+  "small": {**experiment.SMALL, **REAL, "budget": "6e12"},
   "paper": {**experiment.PAPER, **REAL, "budget": "100 epochs of dino"},
   "tiny": {**experiment.TINY, "budget": "4 steps of dino", "points": 1},
 }
@@ -89,14 +89,17 @@ def get_config(arg: str = "") -> ConfigDict:
   config.points = o.points
   config.seeds = tuple(o.seeds.split(";"))
   config.folder = str(folder)
-  config.methods = {}
-  for name in dict.fromkeys(wanted):
+  methods = {}
+  measure = o.budget.rpartition(" of ")[2].strip()
+  for name in dict.fromkeys([*wanted, *([measure] if measure in METHODS else [])]):
     file, own = METHODS[name]
     if not (folder / f"{file}.py").is_file():
       raise UserError(f"--config=...:methods={name} has no config: {folder / file}.py is missing")
     vit = FOR_A_VIT if o.paper and name in CONVOLUTIONAL and "net" not in o.model else ""
     items = [*chosen, own, vit, *common, *kept.get(name, [])]
-    config.methods[name] = {"config": f"{file}.py", "arg": ",".join(filter(None, items))}
+    methods[name] = (name, f"{file}.py", ",".join(filter(None, items)))
+  config.methods = tuple(methods[name] for name in dict.fromkeys(wanted))
+  config.measure = methods.get(measure, ())  # of the budget, where it is so much of a method
   return config
 
 

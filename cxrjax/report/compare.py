@@ -78,7 +78,7 @@ def _title(found: Facts) -> str:
   methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
   of = found.get("model") or "one encoder"
   if len(methods) <= 3:
-    return f"{' and '.join(methods)} compared, {of}"
+    return f"{', '.join(methods)} compared, {of}"
   return f"{len(methods)} self-supervised methods compared, {of}"
 
 
@@ -94,29 +94,30 @@ def _summary(found: Facts) -> Html:
   said = [el("p", text)]
   for name, facts_of in found.get("sets", {}).items():
     n = words.count(lookup(facts_of, "test", "n"), "test radiograph")
+    sentence: list[Any] = ["On ", el("b", set_name(found, name)), f" ({n}). "]
     for head in compare_charts.heads(found, name):
       groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
       for row in rows:
         kind = verdict(lookup(row, "sets", name, head, "gain"))
         if kind:
           groups[kind].append(row_name(found, row))
-      said.append(el("p", _verdicts(name, n, head, groups)))
+      sentence += _verdicts(head, groups)
+    said.append(el("p", sentence))
   return el("div", said, cls="summary")
 
 
-def _verdicts(name: str, n: str, head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
-  """One data set and head in a sentence."""
+def _verdicts(head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
+  """In words, of one data set and head."""
   total = sum(map(len, groups.values()))
-  text: list[Any] = ["On ", el("b", set_name(name)), f" ({n}), {head_name(head)}: "]
+  by = "By the linear probe" if head == "linear" else f"By {head_name(head).replace(', ', ' (')})"
   if not total:
-    return [*text, "nothing to compare yet."]
-  better = groups["above"]
-  text.append(f"{len(better)} of {total} better than their random encoder beyond the interval")
-  text += [": ", el("b", ", ".join(better), cls="up"), "."] if better else ["."]
-  if groups["below"]:
-    text += [" Worse: ", el("b", ", ".join(groups["below"]), cls="down"), "."]
-  if groups["open"]:
-    text.append(f" Undecided: {', '.join(groups['open'])}.")
+    return [f"{by}, nothing to compare yet. "]
+  better, worse = groups["above"], groups["below"]
+  text: list[Any] = [f"{by}, {len(better) or 'none'} of {total} better than the random encoder "
+                     "beyond the interval"]
+  text += [": ", el("b", ", ".join(better), cls="up")] if better else []
+  text += ["; worse: ", el("b", ", ".join(worse), cls="down")] if worse else []
+  text.append(". ")
   return text
 
 
@@ -158,10 +159,10 @@ def _tables(found: Facts) -> Html | None:
                 cls="num", colspan=2) for h in heads]
     body.append(el("tr", el("th", "Thumbnail floor", scope="row"), cells,
                    el("td", "", cls="num") if "linear" in heads else None))
-    table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results")
+    table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
     n = words.count(lookup(facts_of, "test", "n"), "test radiograph")
-    parts.append(el("div", el("h3", f"{set_name(name)}, {n}"), el("div", table, cls="scroll"),
-                    cls="evaluator"))
+    title = el("h3", f"{set_name(found, name)}, {n}")
+    parts.append(el("div", title, el("div", table, cls="scroll"), cls="evaluator"))
   if not parts:
     return None
   note = (f"AUROC with 95 % intervals. {SIGNS['above']} the interval of the difference lies above "
@@ -247,12 +248,14 @@ def _how(run: runs.Run, found: Facts) -> Html:
   cards = [el("div", facts.pairs((k, v) for k, v in rows if v), cls="card")]
   for name, of in found.get("sets", {}).items():
     test = of.get("test")
-    cards.append(el("div", el("h3", set_name(name)), facts.pairs(facts.rows(
+    cards.append(el("div", el("h3", set_name(found, name)), facts.pairs(facts.rows(
       {"labelled training images": of.get("train"), **(test or {})})), cls="card"))
   notes = found.get("notes")
-  listed = el("ul", [el("li", str(n)) for n in notes]) if isinstance(notes, list) else None
-  return el("div", el("div", cards, cls="cards"),
-            el("details", el("summary", "Remarks on the data"), listed) if listed else None)
+  remarks = None
+  if isinstance(notes, list) and notes:
+    remarks = el("details", el("summary", "Remarks on the data"),
+                 el("ul", [el("li", str(n)) for n in notes]), open=True)
+  return el("div", el("div", cards, cls="cards"), remarks)
 
 
 def _device(found: Facts) -> str:
@@ -276,7 +279,7 @@ def table(found: Facts) -> str:
 
 def _plain(found: Facts, name: str) -> str:
   heads = compare_charts.heads(found, name)
-  lines = [[set_name(name), *(x for h in heads for x in (head_name(h), "gain over random")),
+  lines = [[set_name(found, name), *(x for h in heads for x in (head_name(h), "gain over random")),
             "training", "memory"]]
   for row in _rows(found):
     cells = [row_name(found, row)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,12 @@ def row_name(found: Facts, row: Facts) -> str:
   return f"{row['method']} {row['seed']}" if several else str(row["method"])
 
 
-def set_name(name: str) -> str:
-  return {"probe": "the evaluation data"}.get(name, name.replace("_", " "))
+def set_name(found: Facts, name: str) -> str:
+  """A data set's name; of an evaluator called `probe`, that of its source."""
+  if name == "probe":
+    source = str(lookup(found, "sets", name, "test", "name") or "").rstrip("/")
+    name = re.split("[:/]", source)[-1] or "the evaluation data"
+  return name.replace("_", " ")
 
 
 def head_name(head: str) -> str:
@@ -67,10 +72,10 @@ def gains(found: Facts) -> Html | None:
         style = "good" if e.low > 0 else "bad" if e.high < 0 else "s3"
         shown.append(forest.Row(row_name(found, row), [_mark(gain, style)]))
       figures.append(forest.chart(
-        f"{set_name(name)}: {head_name(head)}", shown,
+        f"{set_name(found, name)}: {head_name(head)}", shown,
         [("good", "better"), ("s3", "undecided"), ("bad", "worse")],
         x_label="difference of AUROC", levels=[Level("", 0.0, style="zero")]))
-  return el("div", figures, cls="charts") if rows and figures else None
+  return el("div", figures, cls="charts two") if rows and figures else None
 
 
 def scores(found: Facts) -> Html | None:
@@ -88,35 +93,43 @@ def scores(found: Facts) -> Html | None:
       shown.append(forest.Row(row_name(found, row), marks))
     floor = estimate(facts.get("floor"))
     figures.append(forest.chart(
-      set_name(name), shown,
+      set_name(found, name), shown,
       [(style, head_name(h)) for h, style in zip(names, STYLES, strict=False)],
       x_label="AUROC", levels=[Level("thumbnail floor (probe)", floor.value, style="ref")]))
-  return el("div", figures, cls="charts") if rows and figures else None
+  return el("div", figures, cls="charts two") if rows and figures else None
 
 
 def courses(found: Facts) -> Html | None:
-  """Neighbours' AUROC over the budget, a chart for each run, all with the same axes."""
+  """AUROC over the budget, a chart for each run, all with the same axes."""
   rows, sets = finished(found), list(found.get("sets", {}))
-  head = next((h for name in sets for h in heads(found, name)), None)
-  if not rows or head is None:
+  drawn = {row["name"]: _course(found, row, sets) for row in rows}
+  values = np.concatenate([line.y for lines in drawn.values() for line in lines] or [np.empty(0)])
+  values = values[np.isfinite(values)]
+  if not values.size:
     return None
-  figures, limits = [], []
-  for row in rows:
-    limits += [v for name in sets for _, v, *_ in lookup(row, "sets", name, head, "course") or []
-               if v is not None]
-  y_range = (min(limits), max(limits)) if limits else None
-  budget = max(number(found.get("budget")), 1.0)
-  unit = 10.0 ** (3 * math.floor(math.log10(budget) / 3))
-  for row in rows:
-    lines = []
-    for name, style in zip(sets, SETS, strict=False):
+  unit = _unit(found)
+  figures = [charts.chart(
+    row_name(found, row), drawn[row["name"]], unit="AUROC",
+    y_range=(float(values.min()), float(values.max())), height=180,
+    x_label=f"forward {words.compact(unit, 'FLOP').removeprefix('1 ')}")
+    for row in rows if drawn[row["name"]]]
+  return el("div", figures, cls="charts")
+
+
+def _unit(found: Facts) -> float:
+  """1e9, 1e12, ..., in which the budget is told."""
+  return 10.0 ** (3 * math.floor(math.log10(max(number(found.get("budget")), 1.0)) / 3))
+
+
+def _course(found: Facts, row: Facts, sets: list[str]) -> list[Line]:
+  """A colour for each data set; neighbours solid, probe dashed."""
+  lines = []
+  for name, style in zip(sets, SETS, strict=False):
+    for head, dash in zip(heads(found, name), ("", " dash"), strict=False):
       course = lookup(row, "sets", name, head, "course") or []
-      if not course:
-        continue
-      x, y, low, high = (np.array([number(p[i]) for p in course], np.float64) for i in range(4))
-      lines.append(Line(set_name(name), x / unit, y, low, high, style=style, points=True))
-    if lines:
-      figures.append(charts.chart(
-        row_name(found, row), lines, unit=f"AUROC, {head_name(head)}", y_range=y_range,
-        x_label=f"forward {words.compact(unit, 'FLOP').removeprefix('1 ')}", height=180))
-  return el("div", figures, cls="charts") if figures else None
+      if course:
+        x, y = (np.array([number(p[i]) for p in course], np.float64) for i in range(2))
+        by = "probe" if head == "linear" else "kNN"
+        lines.append(Line(f"{set_name(found, name)}, {by}", x / _unit(found), y,
+                          style=style + dash, points=True))
+  return lines

@@ -45,7 +45,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     UserError: a comparison that cannot be, or a workdir of another one.
   """
   # Runs can be added to a comparison; what they have in common must stay.
-  several = ("methods", "seeds", "folder")
+  several = ("methods", "seeds", "folder", "measure")
   workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in several})
   jobs = plan(config)
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged

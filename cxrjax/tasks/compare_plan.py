@@ -22,8 +22,10 @@ from cxrjax.core import flops
 from cxrjax.core.build import build, freeze
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.sharding import make_mesh
+from cxrjax.training.step import Trainer
 
-_BUDGET = re.compile(r"\s*([0-9.e+]+\s*(?:epochs?|steps?|examples?))\s+of\s+(\w+)\s*", re.I)
 _EPOCHS = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*epochs?\s*", re.I)
 # The comparison sets these, or they do not change what is learnt.
 _NOT_RECIPE = ("duration", "evals", "checkpoint", "log_every")
@@ -73,8 +75,9 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
   """The runs of a comparison, methods in their order, the seeds of each together.
 
   Args:
-    config: `methods` (a config file in `folder` and its argument, by name), `seeds`, `budget` and
-      `points`, as `configs/compare.py` makes them.
+    config: `methods` (of each its name, its config file in `folder` and the argument of that),
+      `seeds`, `points`, `budget` and, where that is so much of a method, `measure` like one of
+      `methods`, as `configs/compare.py` makes them.
 
   Raises:
     UserError: a mistake in any of them or in the recipe of a method; data that cannot be opened.
@@ -84,24 +87,28 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
   points = config["points"]
   if isinstance(points, bool) or not isinstance(points, int) or points < 1:
     raise UserError(f"config.points={points!r} must be a whole number of evaluations from 1")
-  drafts = {name: _draft(folder / entry["config"], entry["arg"])
-            for name, entry in config["methods"].items()}
+  drafts = {name: _draft(folder / file, arg) for name, file, arg in config["methods"]}
   if not drafts:
     raise UserError("config.methods is empty; give --config=configs/compare.py:methods=dino+mae")
-  budget = _budget(config["budget"], drafts)
+  measure = None
+  if config["measure"]:
+    name, file, arg = config["measure"]
+    measure = drafts.get(name) or _draft(folder / file, arg)
+  budget = _budget(config["budget"], measure)
   jobs = []
-  for name, draft in drafts.items():
-    batch, entry = draft.config["batch_size"], config["methods"][name]
+  for name, file, own in config["methods"]:
+    draft = drafts[name]
+    batch = draft.config["batch_size"]
     steps = round(budget / (draft.flops_per_image * batch))
     if not steps:
       raise UserError(f"config.budget={config['budget']!r} is less than one step of {name}, "
                       f"{draft.flops_per_image * batch:.3g} FLOPs")
     changes = epochs_as_shares(draft.config, draft.examples)
     for seed in seeds:
-      arg = (f"{entry['arg']},seed={seed},duration={steps} steps,"
+      arg = (f"{own},seed={seed},duration={steps} steps,"
              f"eval_every={math.ceil(steps / points)} steps")
-      made = load(folder / entry["config"])(arg).to_dict()
-      flags = [f"--config={folder / entry['config']}:{arg}"]
+      made = load(folder / file)(arg).to_dict()
+      flags = [f"--config={folder / file}:{arg}"]
       for path, value in changes.items():
         _set(made, path, value)
         flags.append(f"--config.{path}={value if isinstance(value, str) else repr(value)}")
@@ -172,31 +179,29 @@ def abstract_loss(
   recipe = build(config["views"], "Recipe", "config.views")
   shape = jax.ShapeDtypeStruct
   images, rows = shape((n, size, size, 1), jnp.uint8), shape((n,), jnp.int32)
-  masks = {"masks": images} if config["data"].get("masks") else {}
-  views = jax.eval_shape(
-    lambda x, i, m: recipe(jax.random.key(0), x, index=i, **m), images, rows, masks)
-  batch = {**views, "labels": shape((n, 1), jnp.float32), "position": rows, "index": rows}
+  fetched = {"image": images, "labels": shape((n, 1), jnp.float32), "index": rows,
+             **({"mask": images} if config["data"].get("masks") else {})}
+  trainer = Trainer(
+    method=method, recipe=recipe, optimizer=Optimizer(clock=clock), mesh=make_mesh(1), seed=0,
+    fetch=lambda data, batch: batch)
+  batch = trainer.batch_spec({}, fetched)
   params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
   key = jax.eval_shape(lambda: jax.random.key(0))
   return method.loss, (params, extra, batch, key, shape((), jnp.int32))
 
 
-def _budget(text: Any, drafts: Mapping[str, _Draft]) -> float:
-  """Forward FLOPs of each run, from a number or `100 epochs of dino`."""
+def _budget(text: Any, measure: _Draft | None) -> float:
+  """Forward FLOPs of each run, from a number or so much of `measure`, `100 epochs of dino`."""
   try:
     value = float(text)
   except (TypeError, ValueError):
-    match = _BUDGET.fullmatch(str(text))
-    if not match:
+    length = str(text).rpartition(" of ")[0]
+    if not measure or not length:
       raise UserError(f"config.budget={text!r} is no budget; give forward FLOPs, 1e13, or "
                       "'100 epochs of dino'") from None
-    if match[2] not in drafts:
-      raise UserError(f"config.budget={text!r} names a method that is not compared; compared are "
-                      f"{', '.join(drafts)}") from None
-    draft = drafts[match[2]]
-    batch = draft.config["batch_size"]
-    clock = Clock.start(match[1], draft.examples, batch, "config.budget")
-    value = draft.flops_per_image * batch * clock.total_steps
+    batch = measure.config["batch_size"]
+    clock = Clock.start(length, measure.examples, batch, "config.budget")
+    value = measure.flops_per_image * batch * clock.total_steps
   if not value > 0 or not math.isfinite(value):
     raise UserError(f"config.budget={text!r} must be above 0")
   return value
@@ -220,7 +225,7 @@ def epochs_as_shares(config: Mapping[str, Any], examples: int) -> dict[str, Any]
   found: dict[str, Any] = {}
 
   def shared(value: Any) -> Any:
-    if isinstance(value, str) and (match := _EPOCHS.fullmatch(value)):
+    if isinstance(value, str) and (match := _EPOCHS.fullmatch(value)) and float(match[1]):
       return f"{100 * float(match[1]) * clock.steps_per_epoch / clock.total_steps:.4g} %"
     if isinstance(value, list | tuple):
       return type(value)(shared(v) for v in value)

@@ -59,8 +59,7 @@ print("same state", a)
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_eight_devices_give_the_step_of_one(name):
-  text = (REPOSITORY / "configs" / f"{name}.py").read_text()
-  if "config.method" not in text:
+  if name in ("audit", "compare"):
     pytest.skip("not a method's config")
   paths = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "methods"]
   environment = os.environ | {

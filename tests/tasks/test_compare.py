@@ -1,0 +1,253 @@
+"""A whole comparison in one process: runs, what stands in the tables, resuming, failing."""
+
+import ast
+import csv
+import json
+import os
+import shlex
+import signal
+import threading
+import time
+
+import pytest
+from pages import Checked
+from small import REPOSITORY, lines
+
+from cxrjax.core.errors import UserError
+from cxrjax.tasks import compare, compare_plan, train
+
+PATH = REPOSITORY / "configs" / "compare.py"
+
+
+def config(arg="tiny,methods=dino+mae"):
+  return compare_plan.load(PATH)(arg).to_dict()
+
+
+def rows(workdir):
+  with open(workdir / "table.csv", newline="") as opened:
+    return list(csv.DictReader(opened))
+
+
+class Here:
+  """Runs take place in this process, one method is broken: a start costs seconds."""
+
+  def __init__(self):
+    self.launched = []
+
+  def __call__(self, job, workdir, failed):
+    self.launched.append(job.name)
+    failed.pop(job.name, None)
+    try:
+      if job.method == "simclr":
+        raise UserError("config.batch_size=8 is too cold")
+      (workdir / job.name).mkdir(exist_ok=True)
+      train.run(job.config, workdir / job.name, job.command(workdir), say=lambda line: None)
+    except UserError as error:
+      failed[job.name] = str(error)
+
+
+ARG = "tiny,methods=dino+mae+simclr,points=2,model=Nu"
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+  """Two methods that end and one that does not."""
+  here, said = Here(), []
+  workdir = tmp_path_factory.mktemp("compare") / "run"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(compare, "_launch", here)
+    status = compare.run(config(ARG), workdir, "the command", say=said.append)
+  assert here.launched == ["dino-seed0", "mae-seed0", "simclr-seed0"]
+  return workdir, "\n".join(said), status
+
+
+def test_says_what_was_compared_and_what_failed(compared):
+  workdir, said, status = compared
+  assert status == 1
+  assert "data      48 images" in said and "budget    6.25e+08 forward FLOPs each" in said
+  assert "failed    simclr-seed0: config.batch_size=8 is too cold" in said
+  assert "thumbnail floor" in said
+  assert said.endswith(f"report    {workdir / 'report.html'}")
+
+
+def test_the_tables_numbers_are_the_runs_own(compared):
+  workdir, _, _ = compared
+  found = rows(workdir)
+  assert [(r["method"], r["head"]) for r in found] == [
+    ("dino", "knn20"), ("dino", "linear"), ("mae", "knn20"), ("mae", "linear"), ("simclr", "")]
+  for row in found[:4]:
+    own = workdir / f"{row['method']}-seed0"
+    last = {r["encoder"]: r["metrics"] for r in lines(own, "eval")}
+    metric = f"{row['head']}/auroc"
+    for encoder in ("trained", "random"):
+      for key, end in (("value", ""), ("low", "_low"), ("high", "_high")):
+        value = last[encoder][metric][key]
+        assert float(row[encoder + end]) == pytest.approx(value, rel=1e-5)
+    gain = last["trained"][metric]["value"] - last["random"][metric]["value"]
+    assert float(row["gain"]) == pytest.approx(gain, abs=1e-5)
+    assert float(row["gain_low"]) <= float(row["gain"]) <= float(row["gain_high"])
+    assert float(row["floor"]) == pytest.approx(last["floor"]["linear/auroc"]["value"], rel=1e-5)
+    facts = json.loads((own / "run.json").read_text())
+    assert float(row["peak_rss_bytes"]) == pytest.approx(facts["memory"]["peak_rss_bytes"], 1e-5)
+    assert float(row["peak_rss_bytes"]) > 1e8
+    assert int(row["steps"]) == facts["steps"] and float(row["epochs"]) > 0
+  linear = found[3]
+  assert float(linear["over_floor"]) == pytest.approx(
+    float(linear["trained"]) - float(linear["floor"]), abs=1e-5)
+  assert found[4]["status"] == "failed" and found[4]["why"] == "config.batch_size=8 is too cold"
+
+
+def test_all_have_the_same_budget(compared):
+  budgets = {r["method"]: float(r["flops_per_image"]) * int(r["images"]) for r in rows(compared[0])}
+  steps = {r["method"]: float(r["flops_per_image"]) * 8 for r in rows(compared[0])}
+  for method, budget in budgets.items():
+    assert abs(budget - budgets["dino"]) <= 0.51 * steps[method], method
+  course = json.loads((compared[0] / "run.json").read_text())["compare"]["rows"][1]
+  points = course["sets"]["probe"]["knn20"]["course"]
+  assert len(points) == 3 and points[0][0] == 0
+  assert points[-1][0] == pytest.approx(budgets["mae"], rel=1e-5)
+
+
+def test_the_page(compared):
+  text = (compared[0] / "report.html").read_text()
+  words = " ".join("".join(Checked(text).text).split())
+  assert "could not be drawn" not in words and "Not everything" not in words
+  for said in ("2 runs trained ViT-Nu/8", "48 radiographs", "625 MFLOP", "Research use only",
+               "simclr failed: config.batch_size=8 is too cold", "By the linear probe",
+               "the command", "--config=", "Peak memory"):
+    assert said in words, said
+
+
+def test_a_row_can_be_repeated_by_hand(compared):
+  """What the command makes is what the run was."""
+  for row in rows(compared[0])[:4]:
+    program, module, name, *flags = shlex.split(row["command"])
+    assert (program, module, name) == ("python", "-m", "cxrjax.main")
+    path, _, arg = flags[0].removeprefix("--config=").partition(":")
+    made = compare_plan.load(REPOSITORY / path)(arg).to_dict()
+    for flag in flags[1:-1]:
+      key, _, value = flag.removeprefix("--config.").partition("=")
+      *parents, leaf = key.split(".")
+      tree = made
+      for parent in parents:
+        tree = tree[parent]
+      tree[leaf] = value if isinstance(tree[leaf], str) else ast.literal_eval(value)
+    own = compared[0] / f"{row['method']}-seed0" / "config.json"
+    assert json.loads(json.dumps(made)) == json.loads(own.read_text())
+
+
+def test_again_skips_what_is_done_and_more_can_be_added(compared, monkeypatch):
+  workdir, _, _ = compared
+  here = Here()
+  monkeypatch.setattr(compare, "_launch", here)
+  before = rows(workdir)
+  assert compare.run(config(ARG), workdir, "the command", say=lambda line: None) == 1
+  assert here.launched == ["simclr-seed0"]
+  assert rows(workdir) == before
+  assert compare.run(config("tiny,methods=mae,points=2"), workdir, say=lambda line: None) == 0
+  assert here.launched == ["simclr-seed0"]
+  with pytest.raises(UserError, match=r"config\.budget: '4 steps of dino' -> '1e9'"):
+    compare.run(config(f"{ARG},budget=1e9"), workdir, say=lambda line: None)
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+  """Stands in for Python: runs these lines of shell instead."""
+  def make(text):
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(compare.sys, "executable", str(path))
+    return compare_plan.Job("dino", 0, ("--config=a b",), {}, 4, 8, 48, 1e6)
+  return make
+
+
+@pytest.mark.parametrize("text, why", [
+  ("exit 0", None),
+  ("printf '1\\r2\\rerror: it is cold\\n' >&2; exit 2", "it is cold"),
+  ("echo Traceback; echo 'KeyError: 3'; exit 1", "KeyError: 3"),
+  ("exit 3", "exit status 3"),
+  ("kill -KILL $$", "ended by SIGKILL (out of memory?)"),
+])
+def test_a_run_in_a_process_of_its_own(program, tmp_path, text, why):
+  failed = {"dino-seed0": "of another time"}
+  job = program(f'echo "$@" > {tmp_path / "given"}; {text}')
+  assert compare._launch(job, tmp_path, failed) is None
+  assert failed == ({} if why is None else {"dino-seed0": why})
+  given = (tmp_path / "given").read_text().split()
+  assert given == ["-m", "cxrjax.main", "--config=a", "b", f"--workdir={tmp_path / 'dino-seed0'}"]
+  log = (tmp_path / "dino-seed0.log").read_text()
+  assert "\r" not in log and (why in log if why == "it is cold" else True)
+
+
+def test_a_signal_reaches_the_run(program, tmp_path):
+  job = program("trap 'echo saved; exit 143' TERM; echo on; while :; do sleep 0.05; done")
+  def stop():
+    while "on" not in (log.read_text() if log.exists() else ""):
+      time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+  log = tmp_path / "dino-seed0.log"
+  thread = threading.Thread(target=stop)
+  thread.start()
+  assert compare._launch(job, tmp_path, {}) == signal.SIGTERM
+  thread.join()
+  assert log.read_text().split() == ["on", "saved"]
+
+
+@pytest.mark.parametrize("arg, message", [
+  ("tiny,methods=dino+maee", r"methods=maee is not known; did you mean 'mae'"),
+  ("tiny,budget=much", r"config.budget='much' is no budget"),
+  ("tiny,budget=4 steps of byoll", "is no budget"),
+  ("tiny,budget=many steps of byol", "config.budget='many steps' is not a duration"),
+  ("tiny,budget=1", "less than one step of dino"),
+  ("tiny,budget=-1e9", "must be above 0"),
+  ("tiny,points=0", "config.points=0"),
+  ("tiny,seeds=0;one", "config.seeds='one' is no seed"),
+  ("tiny,methods=mae,model=resnet18,budget=1e9", "patches"),
+  ("tiny,args.dino=colour=red", "colour=red is not an option"),
+  ("tiny,args.dino", "args.dino lacks its value"),
+  ("tiny,lr=1", "lr=1 is not an option"),
+])
+def test_mistakes_are_one_line(tmp_path, arg, message):
+  with pytest.raises(UserError, match=message) as error:
+    compare.run(config(arg if "methods" in arg else f"{arg},methods=dino"), tmp_path / "run",
+                say=lambda line: None)
+  assert "\n" not in str(error.value)
+
+
+def test_the_config_hands_on_what_is_common():
+  found = config("small,data=folder:/a,eval_data=folder:/b+tfds:c/d,manual_dir=/m,patch_size=16,"
+                 "data.csv=l.csv,args.rgmim=lung_ratio=0.5;lr=1e-3,methods=rgmim+moco2,seeds=0;1")
+  assert found["seeds"] == ("0", "1")
+  args = {name: arg.split(",") for name, _, arg in found["methods"]}
+  assert list(args) == ["rgmim", "moco2"]
+  for name, own in args.items():
+    assert {"small", "data=folder:/a", "manual_dir=/m", "patch_size=16", "data.csv=l.csv",
+            "standardize=False", "model=Mu"} <= set(own), name
+  assert args["rgmim"][-2:] == ["lung_ratio=0.5", "lr=1e-3"] and "version=2" in args["moco2"]
+  made = compare_plan.load(REPOSITORY / "configs" / "rgmim.py")(",".join(args["rgmim"]))
+  assert set(made.evals) == {"b", "d"} and made.model.patch_size == 16
+  assert made.optimizer.lr.start == 1e-3
+
+
+def test_papers_of_resnets_get_a_vits_optimizer():
+  def args(arg):
+    return {name: own for name, _, own in config(arg)["methods"]}
+  vit, cnn = args("paper,methods=byol+dino"), args("paper,methods=byol,model=resnet50")
+  assert "optimizer=adamw" in vit["byol"] and "optimizer=adamw" not in vit["dino"] + cnn["byol"]
+
+
+@pytest.mark.parametrize("preset", ["", "small", "paper", "tiny"])
+def test_every_method_takes_its_arguments(preset):
+  for name, file, arg in config(preset)["methods"]:
+    made = compare_plan.load(REPOSITORY / "configs" / file)(arg)
+    assert made.task == "cxrjax.tasks.train", name
+
+
+def test_epochs_become_shares_of_the_run():
+  config = {
+    "duration": "20 epochs", "batch_size": 8, "log_every": "1 epochs",
+    "optimizer": {"lr": {"warmup": "2 epochs"}, "freeze": (("head", "1 epochs"), ("x", "3 %"))},
+    "method": {"name": "1 epoch of what", "temp": {"warmup": "0 epochs"}, "queue": 4}}
+  assert compare_plan.epochs_as_shares(config, 48) == {
+    "optimizer.lr.warmup": "10 %", "optimizer.freeze": (("head", "5 %"), ("x", "3 %"))}
