@@ -36,11 +36,10 @@ PAPER: dict[str, Any] = {
   "lr": 0.03, "lr_end": 3e-5, "weight_decay": 1e-4, "weight_decay_end": 1e-4,
 }
 TINY: dict[str, Any] = {"dim": 16}
-# A puzzle's crop and patches. Patches show 64/255 of the crop's side and have 64 pixels where an
-# image view has 224. A vision transformer's are whole numbers of its own patches, so that small
-# ones show the same at a larger scale: 16 pixels.
-PUZZLE: dict[str, Any] = {"local_scale": (0.6, 1.0), "local_size": 16}
-PUZZLES: dict[str, dict[str, Any]] = {"paper": {"local_size": 64}}
+PUZZLE: dict[str, Any] = {
+  "local_scale": (0.6, 1.0),
+  "local_size": 0,          # pixels of a puzzle's patch; 0: as `patch_pixels` says
+}
 
 
 def config(arg: str, task: str) -> ConfigDict:
@@ -50,12 +49,8 @@ def config(arg: str, task: str) -> ConfigDict:
     arg: what stands after the colon.
     task: "jigsaw" or "rotation".
   """
-  puzzle = task == "jigsaw"
-  presets = {"small": SMALL, "paper": PAPER, "tiny": TINY}
-  o = experiment.parse(
-    arg, {**DEMO, **(PUZZLE if puzzle else {})},
-    **{name: {**values, **(PUZZLES.get(name, {}) if puzzle else {})}
-       for name, values in presets.items()})
+  demo = {**DEMO, **(PUZZLE if task == "jigsaw" else {})}
+  o = experiment.parse(arg, demo, small=SMALL, paper=PAPER, tiny=TINY)
   found = experiment.base(o)
   found.views = views(o, task)
   found.method = {
@@ -66,11 +61,20 @@ def config(arg: str, task: str) -> ConfigDict:
   return found
 
 
+def patch_pixels(image_size: int, patch_size: int) -> int:
+  """Side of a puzzle's patch: 64 pixels where an image view has 224, in whole patches of a ViT.
+
+  Of those it has two a side at least. A patch shows 64/255 of a crop's side whatever its pixels, so
+  that one of 16 beside an image view of 32 shows the same as one of 9 would, at a larger scale.
+  """
+  return patch_size * max(2, round(64 / 224 * image_size / patch_size))
+
+
 def views(o: Mapping[str, Any], task: str) -> dict[str, Any]:
   """`config.views` of a task."""
   puzzle = {
-    "name": "cxrjax.views.pretext.Jigsaw", "local_size": o.local_size,
-    "local_scale": o.local_scale, "local_share": 64 / 255,
+    "name": "cxrjax.views.pretext.Jigsaw", "local_scale": o.local_scale, "local_share": 64 / 255,
+    "local_size": o.local_size or patch_pixels(o.image_size, o.patch_size),
   } if task == "jigsaw" else {"name": "cxrjax.views.pretext.Rotation"}
   return {
     **puzzle, "global_size": o.image_size, "global_scale": o.global_scale, "ratio": (3 / 4, 4 / 3),
