@@ -1,44 +1,111 @@
-"""What a step of each method costs: images/s, FLOPs, share of peak, beside the encoder alone.
+"""What a step of each method costs: images/s, FLOPs, share of peak, memory, beside lightly's.
 
     python benchmarks/bench_methods.py
-    python benchmarks/bench_methods.py --methods=full,mae --variant=S --batch=64
+    python benchmarks/bench_methods.py --peer-python=VENV/bin/python    # torch, timm and lightly
+    python benchmarks/bench_methods.py --methods=full,mae --model=S --batch=64
 
-Forward and backward pass on ready-made views, no data and no optimiser. The methods take turns in
-one process, and medians over the turns are compared; seconds are of the CPU's time too, which other
-work on the machine disturbs less than the clock's. `full` is the encoder on whole images with
-nothing on top: what a masked method's saving is measured against.
+Forward and backward pass on ready-made views, no data and no optimiser. Every method has its own
+config's `:paper` recipe (views, heads, prototypes) on one encoder. `full` is the encoder on whole
+images with nothing on top: what a masked method's saving is measured against. The methods, and
+lightly's next to ours where it has the method, take turns, and medians over the turns are compared;
+seconds are of the CPU's time too, which other work on the machine disturbs less than the clock's.
 
 FLOPs are those of matrix products, 2 per multiply-add, backward twice forward. The share of peak
-is against a large square product timed in the same process.
+is against a large square product timed in the same process. Memory is the scratch memory that the
+compiled step needs besides parameters and views.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pathlib
 import statistics
+import sys
 import time
 
-import jax
-import jax.numpy as jnp
-from sides import machine
+from sides import Worker, machine, serve
 
-from cxrjax.core.clock import Clock
-from cxrjax.methods import mae, rgmim
-from cxrjax.models.vit import Model
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def load_config(name):
+  """A file of `configs/`, as a module."""
+  spec = importlib.util.spec_from_file_location(
+    f"bench_{name}", HERE.parent / "configs" / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+# Name: (config, options after the colon), as a comparison has them.
+METHODS = {"full": ("mae", ""), **load_config("compare").METHODS}
+PEERS = ("mae", "dino", "dinov2", "simclr", "moco2", "byol", "simsiam")
+
+
+def make_config(name, spec):
+  """A method's own config at the paper's sizes, but for the encoder and the data."""
+  file, options = METHODS[name]
+  size = spec["size"]
+  common = (
+    f"paper,data=phantom,examples={4 * spec['batch']},store={size},image_size={size},"
+    f"model={spec['model']},patch_size={spec['patch_size']},batch_size={spec['batch']},"
+    f"drop_path=0.0,eval_data=none")
+  config = load_config(file).get_config(",".join(filter(None, (common, options))))
+  config.data.cache_dir = spec["cache"]
+  return config.to_dict()
+
+
+class Side:
+  """One method's forward and backward pass, compiled."""
+
+  def __init__(self, name, spec):
+    import jax
+    import jax.numpy as jnp
+
+    from cxrjax.tasks.train import Run
+    run = Run(make_config(name, spec), progress=False)
+    method = Full(run.method) if name == "full" else run.method
+    self.jax, self.images, trainer = jax, spec["batch"], run.trainer
+    views = jax.jit(lambda data, batch: trainer.views(
+      trainer.fetch(data, batch), trainer.step_key(jnp.int32(0), 0)))
+    self.batch = views(run.loader.data, run.loader[0])
+    shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in self.batch.items()}
+    self.params, self.extra = jax.jit(lambda key: method.init(key, shapes))(jax.random.key(1))
+    flops = float(method.flops(shapes))
+    args = self.params, self.extra, self.batch, jax.random.key(2), jnp.int32(0)
+    start = time.perf_counter()
+    self.run = jax.jit(jax.value_and_grad(method.loss, has_aux=True)).lower(*args).compile()
+    self.info = {
+      "views": {k: f"{v.shape[0]}x{v.shape[2]}" for k, v in self.batch.items()
+                if v.ndim == 5 and v.dtype != bool},
+      "gflop": flops / 1e9, "compile_s": time.perf_counter() - start,
+      "mib": self.run.memory_analysis().temp_size_in_bytes / 2**20}
+
+  def __call__(self, steps):
+    """Seconds a step: by the clock, of the CPU."""
+    key = self.jax.random.key(2)
+    start, cpu = time.perf_counter(), time.process_time()
+    for step in range(steps):
+      found = self.run(
+        self.params, self.extra, self.batch, key, self.jax.numpy.int32(step))
+    self.jax.block_until_ready(found)
+    return {"seconds": (time.perf_counter() - start) / steps,
+            "cpu_seconds": (time.process_time() - cpu) / steps}
 
 
 class Full:
   """The encoder on whole images, all of whose tokens are used."""
 
-  def __init__(self, encoder, clock):
-    self.encoder, self.clock = encoder, clock
+  def __init__(self, method):
+    self.encoder = method.encoder
 
   def init(self, key, spec):
     return {"encoder": self.encoder.init(key)}, {}
 
   def loss(self, params, extra, batch, key, step):
+    import jax.numpy as jnp
     found = self.encoder.encode(params["encoder"], batch["global"][0], train=True)
     return jnp.square(found.patches).mean() + jnp.square(found.cls).mean(), (extra, {})
 
@@ -46,54 +113,11 @@ class Full:
     return 3.0 * self.encoder.flops(spec["global"].shape[2:])
 
 
-# Name: (method, its options, large views). The decoder is in proportion to a small encoder.
-DECODER = {"decoder_width": 128, "decoder_depth": 2, "decoder_heads": 4}
-METHODS = {
-  "full": (Full, {}, 1),
-  "mae": (mae.Method, {"mask_ratio": 0.75, **DECODER}, 1),
-  "rgmim": (rgmim.Method, {"mask_ratio": 0.75, **DECODER}, 1),
-}
-
-
-class Side:
-  """One method's forward and backward pass, compiled."""
-
-  def __init__(self, name, options):
-    make, own, views = METHODS[name]
-    encoder = Model(variant=options.variant, patch_size=options.patch_size,
-                    image_size=options.size, drop_path=0.0)
-    batch = options.batch
-    method = make(encoder=encoder, clock=Clock(1000, 10.0, batch), **own)
-    shape = views, batch, options.size, options.size, 1
-    self.batch = {
-      "global": jax.random.normal(jax.random.key(0), shape),
-      "global_mask": jnp.broadcast_to(jnp.arange(options.size)[:, None] < options.size // 3, shape),
-      "labels": jnp.zeros((batch, 0)), "position": jnp.arange(batch), "index": jnp.arange(batch)}
-    spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in self.batch.items()}
-    self.params, self.extra = jax.jit(lambda key: method.init(key, spec))(jax.random.key(1))
-    self.flops = method.flops(spec)
-    gradient = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
-    args = self.params, self.extra, self.batch, jax.random.key(2), jnp.int32(0)
-    start = time.perf_counter()
-    self.run = gradient.lower(*args).compile()
-    self.compile_s = time.perf_counter() - start
-    self.memory = self.run.memory_analysis().temp_size_in_bytes
-
-  def __call__(self, steps):
-    """Seconds a step: by the clock, of the CPU."""
-    start, cpu = time.perf_counter(), time.process_time()
-    for step in range(steps):
-      found = self.run(
-        self.params, self.extra, self.batch, jax.random.key(2), jnp.int32(step))
-    jax.block_until_ready(found)
-    return (time.perf_counter() - start) / steps, (time.process_time() - cpu) / steps
-
-
-def peak():
+def peak(jax):
   """GFLOP/s of a large square product: f32 on CPU, bf16 elsewhere."""
   on_cpu = jax.default_backend() == "cpu"
-  size, dtype = (2048, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
-  a = jnp.ones((size, size), dtype)
+  size, dtype = (2048, jax.numpy.float32) if on_cpu else (8192, jax.numpy.bfloat16)
+  a = jax.numpy.ones((size, size), dtype)
   product = jax.jit(lambda a: a @ a)
   product(a).block_until_ready()
   best = float("inf")
@@ -103,48 +127,118 @@ def peak():
       b = product(a)
     b.block_until_ready()
     best = min(best, (time.perf_counter() - start) / 4)
-  return 2 * size**3 / best / 1e9
+  return {"gflops": 2 * size**3 / best / 1e9}
+
+
+def serve_ours(spec):
+  from cxrjax.core.memory import keep_freed_memory
+  keep_freed_memory()  # as cxrjax.main does
+  import jax
+  sides = {}
+
+  def answer(kind, name="", steps=1):
+    if kind == "peak":
+      return peak(jax)
+    if kind == "make":
+      sides[name] = Side(name, spec)
+      sides[name](1)
+      return sides[name].info
+    return sides[name](steps)
+
+  serve({"versions": {"jax": jax.__version__}, "device": jax.devices()[0].device_kind}, answer)
+
+
+def parse():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  add = parser.add_argument
+  add("--methods", default=",".join(METHODS))
+  add("--model", default="Ti")
+  add("--patch-size", type=int, default=16)
+  add("--size", type=int, default=224)
+  add("--batch", type=int, default=16)
+  add("--steps", type=int, default=1, help="of one turn")
+  add("--turns", type=int, default=5)
+  add("--cache", default="", help="folder of the decoded phantoms")
+  add("--peer-python", default="", help="an interpreter that has torch, timm and lightly")
+  add("--out", type=pathlib.Path, help="write the numbers here as JSON")
+  add("--worker", default="", help=argparse.SUPPRESS)
+  return parser.parse_args()
 
 
 def main():
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--methods", default=",".join(METHODS))
-  parser.add_argument("--variant", default="Ti")
-  parser.add_argument("--patch-size", type=int, default=16)
-  parser.add_argument("--size", type=int, default=224)
-  parser.add_argument("--batch", type=int, default=16)
-  parser.add_argument("--steps", type=int, default=2, help="of one turn")
-  parser.add_argument("--turns", type=int, default=7)
-  parser.add_argument("--out", type=pathlib.Path, help="write the numbers here as JSON")
-  options = parser.parse_args()
+  options = parse()
+  sys.path.insert(0, str(HERE.parent))
+  if options.worker:
+    serve_ours(json.loads(options.worker))
+    return
   names = options.methods.split(",")
-  sides = {name: Side(name, options) for name in names}
+  unknown = set(names) - set(METHODS)
+  if unknown:
+    raise SystemExit(f"--methods has {sorted(unknown)}; valid: {', '.join(METHODS)}")
+  spec = {k: getattr(options, k) for k in ("model", "patch_size", "size", "batch", "cache")}
+  ours = Worker("cxrjax", [sys.executable, __file__, "--worker", json.dumps(spec)])
+  sides = {"cxrjax": ours}
+  if options.peer_python:
+    sides["lightly"] = Worker(
+      "lightly", [options.peer_python, str(HERE / "peer_methods.py"), json.dumps(spec)])
+  result = {
+    "machine": machine(), "options": {**spec, "steps": options.steps, "turns": options.turns},
+    "sides": {name: side.info for name, side in sides.items()}, "methods": measure(
+      sides, names, options)}
+  result["peak_gflops"] = ours("peak")["gflops"]
   for side in sides.values():
-    side(1)
-  turns = {name: [] for name in names}
-  for _ in range(options.turns):
-    for name, side in sides.items():
-      turns[name].append(side(options.steps))
-  limit = peak()
-  result = {"machine": machine(), "device": jax.devices()[0].device_kind, "peak_gflops": limit,
-            "options": {k: v for k, v in vars(options).items() if k != "out"}, "methods": {}}
-  base = None
-  print(f"ViT-{options.variant}/{options.patch_size}, {options.size} px, batch {options.batch}, "
-        f"{result['device']}, peak {limit:.0f} GFLOP/s")
-  print(f"{'':10}{'images/s':>10}{'x full':>8}{'(CPU)':>8}{'GFLOP':>8}{'of peak':>9}{'MiB':>7}")
-  for name, side in sides.items():
-    clock, cpu = (statistics.median(column) for column in zip(*turns[name], strict=True))
-    base = base or (clock, cpu)
-    row = {"images_per_s": options.batch / clock, "speedup": base[0] / clock,
-           "speedup_cpu": base[1] / cpu, "gflop": side.flops / 1e9,
-           "share_of_peak": side.flops * options.batch / clock / 1e9 / limit,
-           "mib": side.memory / 2**20, "compile_s": side.compile_s}
-    result["methods"][name] = row
-    print(f"{name:10}{row['images_per_s']:10.1f}{row['speedup']:8.2f}{row['speedup_cpu']:8.2f}"
-          f"{row['gflop']:8.2f}{row['share_of_peak']:9.0%}{row['mib']:7.0f}")
+    side.close()
+  print(table(result))
   if options.out:
-    options.out.write_text(json.dumps(result, indent=1))
+    options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def measure(sides, names, options):
+  """Every method's medians; the sides in turn, so that a change of load falls on both."""
+  has = {name: [s for s in sides if s == "cxrjax" or name in PEERS] for name in names}
+  rows = {name: {} for name in names}
+  for name in names:
+    for side in has[name]:
+      rows[name][side] = sides[side]("make", name=name)
+  turns = {name: {side: [] for side in has[name]} for name in names}
+  for turn in range(options.turns):
+    for name in names:
+      for side in has[name] if turn % 2 == 0 else has[name][::-1]:
+        turns[name][side].append(sides[side]("run", name=name, steps=options.steps))
+  for name in names:
+    for side, answers in turns[name].items():
+      seconds = [a["seconds"] for a in answers]
+      rows[name][side] |= {
+        "seconds": seconds, "images_per_s": options.batch / statistics.median(seconds),
+        "cpu_ms_per_image":
+          1e3 * statistics.median(a["cpu_seconds"] for a in answers) / options.batch}
+    if len(turns[name]) == 2:
+      pairs = zip(*(rows[name][side]["seconds"] for side in ("cxrjax", "lightly")), strict=True)
+      rows[name]["ratio"] = statistics.median(peer / own for own, peer in pairs)
+  return rows
+
+
+def table(result):
+  options, base = result["options"], None
+  lines = [
+    f"ViT-{options['model']}/{options['patch_size']}, {options['size']} px, batch "
+    f"{options['batch']}, {result['sides']['cxrjax']['device']}, peak "
+    f"{result['peak_gflops']:.0f} GFLOP/s",
+    "", "| | views | images/s | x `full` | (CPU time) | GFLOPs an image | of peak | memory, MiB | "
+    "lightly, images/s | ratio |", "|---|---|---|---|---|---|---|---|---|---|"]
+  for name, row in result["methods"].items():
+    own = row["cxrjax"]
+    base = base or own
+    views = " + ".join(own["views"].values())
+    share = own["images_per_s"] * own["gflop"] / result["peak_gflops"]
+    peer = f"{row['lightly']['images_per_s']:.1f} | {row['ratio']:.2f}" if "ratio" in row else "|"
+    lines.append(
+      f"| `{name}` | {views} | {own['images_per_s']:.1f} | "
+      f"{own['images_per_s'] / base['images_per_s']:.2f} | "
+      f"{base['cpu_ms_per_image'] / own['cpu_ms_per_image']:.2f} | {own['gflop']:.2f} | "
+      f"{share:.0%} | {own['mib']:.0f} | {peer} |")
+  return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ DEMO = {
   "separate_head": False,   # one for patches
   "mask_prob": 0.5,
   "mask_ratio": (0.1, 0.5),
+  "layer_scale": 0.0,       # what factors of residual branches start as; 0: have none
+  "drop_uniform": False,    # drop path at one rate in all blocks
   "layer_decay": 1.0,       # of the learning rate, from block to block towards the image
   "patch_lr": 1.0,          # share of it that the patch embedding has
 }
@@ -70,7 +72,7 @@ PAPER = {
   "hidden": 2048, "bottleneck": 256, "batch_norm": False, "norm_last_layer": False,
   "momentum": 0.992, "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.07,
   "temp_warmup": "30 epochs", "drop_path": 0.3, "duration": "100 epochs", "lr": 2e-3,
-  "layer_decay": 0.9, "patch_lr": 0.2,
+  "layer_scale": 1e-5, "drop_uniform": True, "layer_decay": 0.9, "patch_lr": 0.2,
 }
 TINY = {"local_size": 16, "prototypes": 32}
 
@@ -92,6 +94,7 @@ def get_config(arg: str = "") -> ConfigDict:
   }
   if o.model in VARIANTS:
     config.model.mask_token = o.patch_weight > 0
+    config.model.layer_scale, config.model.drop_uniform = o.layer_scale, o.drop_uniform
     config.optimizer.lr_scale = layer_rates(VARIANTS[o.model][1], o.layer_decay, o.patch_lr)
   config.optimizer.freeze = (("head/prototypes", "1 epochs"),)
   return config

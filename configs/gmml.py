@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 from cxrjax.core import experiment
 
 DEMO = {
-  "patch_size": 4,
+  "lr": 0.004,
+  "whiten": True,           # of what draws pixels, the cosine sees little else than exposure
+  "pool": "mean",           # what stands for an image: mean of its patches, or cls
   "crops": 1,
   "global_scale": (0.5, 1.0),
   "jitter": 0.0,            # of brightness and contrast
@@ -31,12 +33,12 @@ DEMO = {
   "alien": 0.3,             # share that is filled with another image's pixels; 0: never
   "align": 1,               # sides and places of rectangles are multiples of this
 }
-SMALL = {"patch_size": 8}
+SMALL = {}
 PAPER = {
   "crops": 2, "global_scale": (0.05, 1.0), "jitter": 0.1, "jitter_prob": 0.3,
   "blur_prob": (0.1, 0.1), "duration": "800 epochs",
 }
-TINY = {"patch_size": 8}
+TINY = {}
 
 
 def get_config(arg: str = "") -> ConfigDict:

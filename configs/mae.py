@@ -19,20 +19,24 @@ from ml_collections import ConfigDict
 from cxrjax.core import experiment
 
 DEMO = {
-  "patch_size": 4,
-  "lr": 0.008,
-  "scale_least": 0.5,       # share of an image that a crop has at least
+  "duration": "240 epochs",
+  "eval_every": "60 epochs",
+  "lr": 0.004,
+  "scale_least": 0.2,       # share of an image that a crop has at least
   "mask_ratio": 0.75,
   "norm_pixels": True,
+  "whiten": True,           # of what draws pixels, the cosine sees little else than exposure
+  "pool": "mean",           # what stands for an image: mean of its patches, or cls
   "decoder_width": 64,
   "decoder_depth": 1,
   "decoder_heads": 4,
 }
-SMALL = {"patch_size": 8, "decoder_width": 128, "decoder_depth": 2}
+SMALL = {"decoder_width": 128, "decoder_depth": 2}
 PAPER = {
   "scale_least": 0.2, "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16,
-  "initial": "xavier", "drop_path": 0.0, "duration": "800 epochs", "warmup": "40 epochs",
-  "lr": 1.5e-4, "lr_end": 0.0, "weight_decay": 0.05, "weight_decay_end": 0.05,
+  "initial": "xavier", "drop_path": 0.0, "pool": "cls", "duration": "800 epochs",
+  "warmup": "40 epochs", "lr": 1.5e-4, "lr_end": 0.0, "weight_decay": 0.05,
+  "weight_decay_end": 0.05,
 }
 TINY = {"decoder_width": 16}
 

@@ -43,6 +43,7 @@ DEMO: dict[str, Any] = {
   "weight_decay_end": 0.04,
   "eval_data": "same",      # a labelled source or several, A+B; `same`, or `none`
   "eval_every": "20 epochs",
+  "whiten": False,          # kNN on whitened features as well
 }
 # Real radiographs on two CPU cores in half an hour.
 SMALL: dict[str, Any] = {
@@ -160,7 +161,7 @@ def base(o: ConfigDict) -> ConfigDict:
       config.evals[name] = {
         "name": "cxrjax.evals.probe", "every": o.eval_every,
         "data": {"name": judge, **source_options(judge, o)},
-        "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20),
+        "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20), "whiten": o.whiten,
         # What changes the pixels is the same in training, wherever it is set.
         **{key: config.data.get_ref(key) for key in ("fit", "bits", "window", "on_bad_image")},
       }

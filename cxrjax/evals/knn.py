@@ -129,6 +129,31 @@ def _top(
   return jax.lax.scan(step, start, (offsets, base))[0]
 
 
+def whiten(
+    train_features: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"],
+    floor: float = 1e-4,
+) -> list[Float32[np.ndarray, "k d"]]:
+  """All features, centred and turned so that the training images' principal components weigh alike.
+
+  A cosine sees of features what varies most in them. Where that is exposure or position, as with
+  networks that learnt to draw pixels, what lies in the smaller components only shows after this.
+
+  Args:
+    train_features: mean and components are theirs.
+    others: features that are treated alike.
+    floor: components below this share of the largest one's deviation are not raised further.
+
+  Returns:
+    The training features, then the others.
+  """
+  x = train_features.astype(np.float64)
+  mean = x.mean(0)
+  values, vectors = np.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+  deviations = np.sqrt(np.maximum(values, 0))
+  scale = np.maximum(deviations, max(floor * deviations.max(), np.finfo(np.float64).tiny))
+  return [((y - mean) @ (vectors / scale)).astype(np.float32) for y in (train_features, *others)]
+
+
 def normalise(x: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
   """Rows of unit length; a zero row stays zero."""
   norm = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)

@@ -62,6 +62,7 @@ class Evaluator:
     allow_shared_patients: do not stop at a patient in two parts.
     fit: "squash", "pad" or "crop" for an image that is not square.
     on_bad_image: "error" or "skip".
+    whiten: judge by kNN with the most neighbours on whitened features as well (`knn.whiten`).
     bits: "auto", 8 or 16, of the stored pixels; see `data.store.load_images`.
     window: the gray levels of 16-bit images that are shown; as in training.
 
@@ -84,6 +85,7 @@ class Evaluator:
   allow_shared_patients: bool = False
   fit: str = "squash"
   on_bad_image: str = "error"
+  whiten: bool = False
   bits: str | int = "auto"
   window: str | tuple[float, ...] = "auto"
 
@@ -163,10 +165,16 @@ class Evaluator:
     y = {part: data.labels(part) for part in parts.PARTS}
 
     began = time.perf_counter()
+    near = {f"knn{k}": np.full_like(y["test"], np.nan) for k in self.ks}
+    if self.whiten:
+      near[f"whitened{max(self.ks)}"] = np.full_like(y["test"], np.nan)
     if finite:
-      near = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
-    else:
-      near = {k: np.full_like(y["test"], np.nan) for k in self.ks}
+      found = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
+      near |= {f"knn{k}": v for k, v in found.items()}
+      if self.whiten:
+        k = max(self.ks)
+        train, test = knn.whiten(x["train"], x["test"])
+        near[f"whitened{k}"] = knn.knn_scores(train, y["train"], test, (k,), self.temperature)[k]
     seconds["knn"] = time.perf_counter() - began
 
     began = time.perf_counter()
@@ -185,16 +193,15 @@ class Evaluator:
 
     began = time.perf_counter()
     metrics: dict[str, Interval] = {}
-    for k in self.ks:
+    for name, votes in near.items():
       metrics |= judge.judge(
-        f"knn{k}", near[k], y["test"], data.patients("test"), data.classes, data.exclusive)
+        name, votes, y["test"], data.patients("test"), data.classes, data.exclusive)
     found, facts_of = self._decide("linear", scores["val"], scores["test"], data)
     metrics |= found
     facts["linear"] |= facts_of
     seconds["metrics"] = time.perf_counter() - began
     facts["seconds"] = seconds
-    arrays = {"linear": scores["test"]} | {f"knn{k}": v for k, v in near.items()}
-    return Result(metrics, facts, arrays | _about(data))
+    return Result(metrics, facts, {"linear": scores["test"]} | near | _about(data))
 
   def floor(self, data: Data) -> Result:
     """The same metrics for ridge regression on 16x16 thumbnails, no encoder at all.

@@ -11,7 +11,7 @@ class Features(NamedTuple):
   """What an encoder makes of a batch of images.
 
   Attributes:
-    cls: f32[b d], the class token after the last layer norm.
+    cls: f32[b d], the class token after the last layer norm, or what stands for the image else.
     patches: f32[b n d], the patch tokens after the last layer norm, row by row (registers left
       out); None where the caller said `patches=False`.
     taps: the intermediates that were asked for.

@@ -33,14 +33,25 @@ class Block(nnx.Module):
   """Pre-norm block on the tokens of all groups, [tokens, width].
 
   `shapes` has (sequences, tokens of each) of every group; `scale` drop path's factors of the two
-  branches, [tokens 2], or None.
+  branches, [tokens 2], or None. `layer_scale` above 0 is what learnt factors of the branches'
+  channels start as (Touvron et al. 2021, arXiv 2103.17239).
   """
 
-  def __init__(self, width: int, heads: int, init: str, rngs: nnx.Rngs):
+  def __init__(
+      self, width: int, heads: int, init: str, rngs: nnx.Rngs, layer_scale: float = 0.0):
+    def factors():
+      return nnx.Param(jnp.full((width,), layer_scale, jnp.float32)) if layer_scale else None
     self.norm1 = layers.LayerNorm(width)
     self.attn = _Attention(width, heads, init, rngs)
+    self.ls1 = factors()
     self.norm2 = layers.LayerNorm(width)
     self.mlp = _Mlp(width, init, rngs)
+    self.ls2 = factors()
+
+  def add(self, x, mixed, scale):
+    """The block after its attention: `x` [rows width] and what was mixed for these rows."""
+    x = x + drop(_times(self.attn.proj(mixed), self.ls1), scale, 0)
+    return x + drop(_times(self.mlp(self.norm2(x)), self.ls2), scale, 1)
 
   def qkv(self, x, shapes):
     qkv = self.attn.qkv(self.norm1(x))
@@ -48,8 +59,7 @@ class Block(nnx.Module):
 
   def __call__(self, x, shapes, scale):
     mixed = [attention.attend(qkv, self.attn.heads) for qkv in self.qkv(x, shapes)]
-    x = x + drop(self.attn.proj(join(mixed)), scale, 0)
-    return x + drop(self.mlp(self.norm2(x)), scale, 1)
+    return self.add(x, join(mixed), scale)
 
   def cls_only(self, x, shapes, scale):
     """The class tokens [groups' b, width] after this block, which read all and write one row."""
@@ -64,9 +74,11 @@ class Block(nnx.Module):
       b = group.shape[0]
       mixed.append(attention.attend_one(q[at:at + b], group, self.attn.heads))
       at += b
-    x = first_rows(x, shapes)
-    x = x + drop(self.attn.proj(jnp.concatenate(mixed)), scale, 0)
-    return x + drop(self.mlp(self.norm2(x)), scale, 1)
+    return self.add(first_rows(x, shapes), jnp.concatenate(mixed), scale)
+
+
+def _times(branch, factors):
+  return branch if factors is None else branch * factors[...].astype(branch.dtype)
 
 
 def join(groups):

@@ -50,6 +50,11 @@ class Model:
       cosines of row and column, which MAE and MoCo v3 leave as they are (a
       `config.optimizer.lr_scale` of 0 for `encoder/pos`).
     mask_token: have one, for `encode(mask=)`.
+    layer_scale: what learnt factors of the residual branches' channels start as (DINOv2: 1e-5);
+      0: have none.
+    drop_uniform: the same drop path rate in all blocks (DINOv2).
+    pool: what `Features.cls` is: "cls", the class token, or "mean", the mean of the patch features,
+      where no loss makes the class token sum an image up (MAE's `global_pool`).
     remat: recompute every block in the backward pass, for less memory.
     width, depth, heads: override the variant.
   """
@@ -65,6 +70,9 @@ class Model:
   initial: str = "normal"
   positions: str = "normal"
   mask_token: bool = False
+  pool: str = "cls"
+  layer_scale: float = 0.0
+  drop_uniform: bool = False
   remat: bool = False
   width: int | None = None
   depth: int | None = None
@@ -90,6 +98,10 @@ class Model:
     if self.positions not in ("normal", "sincos"):
       raise UserError(
           f"config.model.positions={self.positions!r} is not known; valid: 'normal', 'sincos'")
+    if self.layer_scale < 0:
+      raise UserError(f"config.model.layer_scale={self.layer_scale} must be at least 0")
+    if self.pool not in ("cls", "mean"):
+      raise UserError(f"config.model.pool={self.pool!r} is not known; valid: 'cls', 'mean'")
     if self.positions == "sincos" and width % 4:
       raise UserError(
           f"config.model.width={width} must be a multiple of 4 for config.model.positions='sincos'")
@@ -123,7 +135,8 @@ class Model:
         _VisionTransformer, width=width, depth=depth, heads=heads, patch_size=self.patch_size,
         grid=self.image_size // self.patch_size, channels=self.channels,
         registers=self.registers, drop_path=self.drop_path, remat=self.remat, init=self.initial,
-        positions=self.positions, mask_token=self.mask_token)
+        positions=self.positions, mask_token=self.mask_token, pool=self.pool,
+        layer_scale=self.layer_scale, drop_uniform=self.drop_uniform)
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters, as DINO and timm start them: N(0, 0.02^2), biases 0."""
@@ -221,7 +234,7 @@ class Model:
     n = 1 + self.registers + n_patches
     embed = 2 * n_patches * self.patch_size**2 * self.channels * d
     block = 24 * n * d * d + 4 * n * n * d
-    last = block if patches else 4 * n * d * d + 20 * d * d + 4 * n * d
+    last = block if patches or self.pool == "mean" else 4 * n * d * d + 20 * d * d + 4 * n * d
     return embed + (depth - 1) * block + last
 
 
@@ -229,7 +242,7 @@ class _VisionTransformer(nnx.Module):
 
   def __init__(
       self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, init,
-      positions, mask_token, rngs):
+      positions, mask_token, pool, layer_scale, drop_uniform, rngs):
     # DINO and timm leave the patch projection, a convolution there, as torch makes it.
     pixels = patch_size * patch_size * channels
     self.patch = layers.Linear(
@@ -244,9 +257,10 @@ class _VisionTransformer(nnx.Module):
     self.pos = nnx.Param(pos)
     # 0, as iBOT's and DINOv2's: a masked patch starts as nothing but its position.
     self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32)) if mask_token else None
-    self.blocks = nnx.List([transformer.Block(width, heads, init, rngs) for _ in range(depth)])
+    self.blocks = nnx.List([
+        transformer.Block(width, heads, init, rngs, layer_scale) for _ in range(depth)])
     self.norm = layers.LayerNorm(width)
-    self.config = (patch_size, grid, drop_path, remat)
+    self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool)
 
   def __call__(self, groups, *, keys, taps, patches, keep, mask, dtype):
     tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
@@ -274,10 +288,13 @@ class _VisionTransformer(nnx.Module):
           group[name] = value
     ends = np.cumsum([b for b, _ in shapes])[:-1]
     cls = jnp.split(self.norm(rows).astype(jnp.float32), ends)
-    if not patches:
-      return [Features(c, None, t) for c, t in zip(cls, found, strict=True)]
     normal = transformer.split(self.norm(x).astype(jnp.float32), shapes)
-    return [Features(c, t[:, prefix:], f) for c, t, f in zip(cls, normal, found, strict=True)]
+    normal = [group[:, prefix:] for group in normal]
+    if self.config[4] == "mean":
+      cls = [group.mean(1) for group in normal]
+    # Nothing is computed of patches that are not returned, nor of a class token that is not.
+    normal = normal if patches else [None] * len(normal)
+    return [Features(*one) for one in zip(cls, normal, found, strict=True)]
 
   def _run(self, function, block, x, shapes, scale):
     if self.config[3]:
@@ -311,15 +328,15 @@ class _VisionTransformer(nnx.Module):
 
   def _drop_path(self, keys, depth, dtype):
     """Per block, per group: 0 or 1/(1 - rate) for both branches of every image, [b 2]."""
-    rate = self.config[2]
+    rate, uniform = self.config[2]
     if keys is None or not rate:
       return None
-    rates = jnp.linspace(0.0, rate, depth)
+    rates = jnp.linspace(rate if uniform else 0.0, rate, depth)
 
     def draw(key):
-      uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (2,)))(
+      chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (2,)))(
           jnp.arange(depth))
-      return (uniform >= rates[:, None]) / (1.0 - rates[:, None])
+      return (chance >= rates[:, None]) / (1.0 - rates[:, None])
 
     drawn = [jax.vmap(draw, out_axes=1)(k).astype(dtype) for k in keys]  # [depth b 2]
     return [[group[i] for group in drawn] for i in range(depth)]

@@ -104,6 +104,8 @@ def head(name: str) -> str:
   """What judged the features: `knn5` is `kNN, k = 5`."""
   if found := re.fullmatch(r"knn_?(\d+)", name):
     return f"kNN, k = {found[1]}"
+  if found := re.fullmatch(r"whitened_?(\d+)", name):
+    return f"kNN on whitened features, k = {found[1]}"
   return HEADS.get(name, name.replace("_", " ").capitalize())
 
 

@@ -77,3 +77,39 @@ def test_zero_features_do_not_break():
   got = knn.knn_scores(np.zeros((4, 3), np.float32), np.eye(2, dtype=np.float32)[[0, 1, 1, 1]],
                        np.zeros((2, 3), np.float32), ks=(4,))
   np.testing.assert_allclose(got[4][:, 1], 0.75)
+
+
+def test_whitening_leaves_nothing_but_directions():
+  rng = np.random.default_rng(5)
+  mixed = rng.normal(size=(6, 6)) * np.array([30, 10, 3, 3, 1, 1])[:, None]
+  train, test = rng.normal(size=(300, 6)) @ mixed + 7, rng.normal(size=(20, 6)) @ mixed + 7
+  white, other = knn.whiten(train, test)
+  np.testing.assert_allclose(white.mean(0), 0, atol=1e-3)
+  np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(6), atol=1e-3)
+  # Distances are Mahalanobis's.
+  inverse = np.linalg.inv(np.cov(train.T, bias=True))
+  gap = test[:1] - train
+  want = np.einsum("nd,de,ne->n", gap, inverse, gap)
+  np.testing.assert_allclose(((other[:1] - white) ** 2).sum(1), want, rtol=2e-2)
+
+
+def test_whitening_does_not_raise_what_is_nothing():
+  train = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+  train = np.concatenate([train, 1e-9 * train[::-1, :1], np.ones((50, 1), np.float32)], 1)
+  white, = knn.whiten(train)
+  assert white.shape == (50, 5) and np.sort(white.std(0))[:2].max() < 1e-3
+  assert np.isfinite(knn.whiten(np.ones((5, 2), np.float32))[0]).all()
+
+
+def test_what_varies_most_hides_the_rest_from_a_cosine_until_whitened():
+  rng = np.random.default_rng(1)
+  labels = np.eye(2, dtype=np.float32)[rng.integers(0, 2, 400)]
+  nuisance = 100 * rng.normal(size=(400, 3))
+  features = np.c_[nuisance, labels[:, 0] + 0.1 * rng.normal(size=400)]
+  features = features.astype(np.float32)
+
+  def right(x):
+    found = knn.knn_scores(x[:300], labels[:300], x[300:], ks=(5,))[5]
+    return float(np.mean(found.argmax(1) == labels[300:].argmax(1)))
+  assert right(features) < 0.75
+  assert right(np.concatenate(knn.whiten(features[:300], features[300:]))) > 0.85

@@ -1,5 +1,6 @@
 """The evaluator end to end: right numbers, no state, undefined where it must be."""
 
+import dataclasses
 import json
 import math
 
@@ -61,6 +62,18 @@ def test_the_numbers_are_those_of_the_pieces(ready):
   assert result.metrics["linear/auroc"].value > 0.8
   assert result.facts["health"]["effective_rank"] > 1
   json.dumps(result.facts, allow_nan=False)
+
+
+def test_neighbours_among_whitened_features_when_asked(ready):
+  evaluator, data = ready
+  result = dataclasses.replace(evaluator, whiten=True).run(encode, PARAMS, data)
+  x = {part: features(data, part) for part in ("train", "test")}
+  near = knn.knn_scores(knn.whiten(x["train"])[0], data.labels("train"),
+                        knn.whiten(x["train"], x["test"])[1], (5,))[5]
+  np.testing.assert_allclose(result.arrays["whitened5"], near, atol=2e-2)
+  assert 0.5 < result.metrics["whitened5/auroc"].value <= 1
+  assert evaluator.run(encode, PARAMS * np.nan, data).metrics.keys() == (
+    evaluator.run(encode, PARAMS, data).metrics.keys())
 
 
 def test_running_twice_changes_nothing(ready):

@@ -38,7 +38,7 @@ def test_against_a_loop_and_its_gradient_against_differences():
   mask = RNG.random((3, 5)) < 0.6
   errors = [np.mean((prediction[i, j] - target[i, j]) ** 2)
             for i in range(3) for j in range(5) if mask[i, j]]
-  with jax.enable_x64():
+  with jax.enable_x64(True):
     f = lambda p: mae.masked_mse(p, jnp.asarray(target), jnp.asarray(mask))  # noqa: E731
     value, gradient = map(np.asarray, jax.value_and_grad(f)(jnp.asarray(prediction)))
     np.testing.assert_allclose(value, np.mean(errors), rtol=1e-12)

@@ -222,6 +222,51 @@ def test_class_token_alone_is_the_class_token_of_the_whole(params):
     assert b.patches is None
 
 
+@pytest.mark.parametrize("patches", [True, False])
+def test_the_mean_of_the_patches_may_stand_for_the_image(params, patches):
+  model, groups = dataclasses.replace(MODEL, pool="mean"), (_images(1, 2, 64), _images(2, 3, 32))
+  want = _encode(params, groups)
+  found = jax.jit(lambda p: model.encode(p, groups, patches=patches))(params)
+  for a, b in zip(want, found, strict=True):
+    np.testing.assert_allclose(a.patches.mean(1), b.cls, atol=1e-5)
+    assert (b.patches is not None) == patches
+  assert model.flops((64, 64), patches=False) == model.flops((64, 64))
+
+
+def test_layer_scale_is_a_factor_of_each_branch(params):
+  model = dataclasses.replace(MODEL, layer_scale=1e-5)
+  scaled = model.init(jax.random.key(0))
+  plain = MODEL.init(jax.random.key(0))
+  extra = {"ls1", "ls2"}
+  for i, block in scaled["blocks"].items():
+    assert set(block) - set(plain["blocks"][i]) == extra
+    assert all(float(block[n].min()) == float(block[n].max()) == np.float32(1e-5) for n in extra)
+  # Factors of 1 change nothing, factors of 0 leave the embedding.
+  x = _images(1, 2, 64)
+  ones = jax.tree.map_with_path(
+    lambda path, v: jnp.ones_like(v) if path[-1].key in extra else v, scaled)
+  same = {**ones, "blocks": {i: {k: plain["blocks"][i].get(k, v) for k, v in b.items()}
+                             for i, b in ones["blocks"].items()}}
+  same = {k: same[k] if k == "blocks" else plain[k] for k in plain}
+  run = jax.jit(lambda p: model.encode(p, x, taps=("block:0", "block:1")))
+  want = jax.jit(lambda p: MODEL.encode(p, x))(plain)
+  np.testing.assert_allclose(run(same).patches, want.patches, atol=1e-5)
+  np.testing.assert_allclose(run(same).cls, want.cls, atol=1e-5)
+  zeros = jax.tree.map_with_path(
+    lambda path, v: 0 * v if path[-1].key in extra else v, scaled)
+  taps = run(zeros).taps
+  np.testing.assert_array_equal(taps["block:0"], taps["block:1"])
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_drop_path_rises_from_nothing_or_is_the_same_everywhere(params, uniform):
+  model = dataclasses.replace(MODEL, drop_path=0.5, drop_uniform=uniform)
+  x, keys = _images(1, 8, 64), jax.random.split(jax.random.key(1), 8)
+  run = jax.jit(lambda p, k: model.encode(p, x, taps=("block:0",), keys=k).taps["block:0"])
+  off = jax.jit(lambda p: model.encode(p, x, taps=("block:0",)).taps["block:0"])
+  assert np.array_equal(run(params, keys), off(params)) is not uniform
+
+
 def test_attention_rows_sum_to_one(params):
   attn = _encode(params, _images(1, 2, 64), taps=("attn",)).taps["attn"]
   assert attn.shape == (2, 2, 17, 17)
@@ -260,6 +305,8 @@ def test_bad_calls_say_what_is_wrong(params, call, words):
     ({"heads": 5}, "heads"),
     ({"drop_path": 1.0}, "drop_path"),
     ({"positions": "cosine"}, "positions"),
+    ({"pool": "max"}, "pool"),
+    ({"layer_scale": -1.0}, "layer_scale"),
     ({"positions": "sincos", "width": 66, "heads": 2}, "width"),
 ])
 def test_bad_options_name_their_key(options, word):

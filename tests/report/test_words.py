@@ -34,6 +34,7 @@ def test_counts_and_sizes():
 
 def test_names_of_metrics():
   assert words.title("knn20/auroc") == "kNN, k = 20: AUROC"
+  assert words.title("whitened20/auroc") == "kNN on whitened features, k = 20: AUROC"
   assert words.title("linear/balanced_accuracy") == "Linear probe: Balanced accuracy"
   assert words.title("linear/auroc/Effusion") == "Linear probe: AUROC, Effusion"
   assert words.title("own_score") == "Own score"

@@ -1,0 +1,158 @@
+"""MC-SSL: GMML, with pseudo-labels of the image and of each of its patches from a teacher.
+
+A student sees large crops corrupted and small ones as they are, a moving average of it (the
+teacher) the large ones as they are. Three losses are summed: DINO's between class tokens of
+different crops; the same between each patch of the student and the teacher's of the same crop; the
+squared error of restored pixels.
+
+References:
+  Atito et al., MC-SSL0.0: Towards Multi-Concept Self-Supervised Learning, 2021 (arXiv 2111.15340).
+  Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv 2104.14294).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from cxrjax.core.errors import UserError
+from cxrjax.losses import dino as losses
+from cxrjax.losses import health, ibot, reconstruction
+from cxrjax.methods import dino, gmml
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  ema,
+  feature_health,
+  flatten_views,
+  image_keys,
+  join_stats,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(dino.Method):
+  """MC-SSL; options besides those of `cxrjax.methods.dino.Method`.
+
+  Class tokens and patches have a head and a centre each. Every patch has a pseudo-label, corrupted
+  or not; the published description does not say which have.
+
+  Attributes:
+    corruption, layers, head_depth: of `cxrjax.methods.gmml.Method`.
+    data_weight: of the loss of patches' pseudo-labels; the paper's code: 1.
+    pixel_weight: of the reconstruction loss; the paper's code: 1.
+  """
+
+  prototypes: int = 8192
+  corruption: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  layers: tuple[float | int, ...] = (1 / 2, 2 / 3, 5 / 6, 1)
+  head_depth: int = 3
+  data_weight: float = 1.0
+  pixel_weight: float = 1.0
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name in ("data_weight", "pixel_weight"):
+      if getattr(self, name) < 0:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 0")
+    _ = self.restorer
+
+  @functools.cached_property
+  def restorer(self) -> gmml.Method:
+    """What corrupts images and restores them."""
+    return gmml.Method(
+      encoder=self.encoder, clock=self.clock, corruption=self.corruption, layers=self.layers,
+      head_depth=self.head_depth)
+
+  def init(
+      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+  ) -> tuple[Params, Params]:
+    class_key, data_key, pixel_key = jax.random.split(key, 3)
+    params, extra = super().init(class_key, batch_spec)
+    self.restorer.grid(batch_spec["global"].shape)
+    params |= {
+      "data_head": self.head.init(data_key), "pixels": self.restorer.head.init(pixel_key)}
+    teacher = {**extra["teacher"], "data_head": jax.tree.map(jnp.copy, params["data_head"])}
+    return params, {**extra, "teacher": teacher, "data_center": jnp.zeros_like(extra["center"])}
+
+  def loss(
+      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    corrupt_key, drop_key = jax.random.split(key)
+    seen = self.restorer.corrupted(batch, corrupt_key)
+    large, images = batch["global"].shape[:2]
+    views = [seen.images, *([flatten_views(batch["local"])] if "local" in batch else [])]
+    keys = tuple(image_keys(drop_key, batch["position"], x.shape[0] // images, first)
+                 for x, first in zip(views, (0, large), strict=False))
+    teacher, stats = extra["teacher"], extra["stats"]
+    temperature = self.schedules["teacher_temp"](step)
+
+    def label(weights: Params, features: Any) -> Float[Array, "b v K"]:
+      cls = jnp.concatenate([f.cls.reshape(images, -1, f.cls.shape[-1]) for f in features], axis=1)
+      found = self.head.apply(weights["head"], cls.reshape(-1, cls.shape[-1]))
+      return found.reshape(images, -1, self.prototypes)
+
+    def label_data(weights: Params, features: Any) -> Float[Array, "n K"]:
+      return self.head.apply(
+        weights["data_head"], features.patches.reshape(-1, features.patches.shape[-1]))
+
+    encode = functools.partial(self.encoder.encode, train=True)
+    target = encode(
+      join_stats(teacher["encoder"], stats), (flatten_views(batch["global"]),))
+    logits, data_logits = label(teacher, target), label_data(teacher, target[0])
+    features = encode(
+      join_stats(params["encoder"], stats), tuple(views), keys=keys, taps=self.restorer.taps)
+
+    probabilities = losses.teacher_probabilities(logits, extra["center"], temperature)
+    of_class = losses.cross_entropy(label(params, features), probabilities, self.student_temp)
+    data = losses.teacher_probabilities(data_logits, extra["data_center"], temperature)
+    weights = jnp.full(data.shape[:1], 1 / data.shape[0])
+    of_data = ibot.cross_entropy(
+      label_data(params, features[0]), data, weights, self.student_temp)
+    found = self.restorer.restore(params, features[0], seen.clean.shape)
+    mse = reconstruction.mse(found, seen.clean, seen.mask)
+
+    entropy, data_entropy = health.entropy(probabilities).mean(), health.entropy(data).mean()
+    metrics = {
+      "class_loss": of_class,
+      "data_loss": of_data,
+      "reconstruction": mse,
+      "teacher_entropy": entropy,
+      "batch_entropy": health.entropy(probabilities.mean((0, 1))),
+      "kl": of_class - entropy,
+      "data_kl": of_data - data_entropy,
+      "data_entropy": data_entropy,
+      "explained": gmml.explained(mse, seen, reconstruction.mse),
+      **feature_health(target[0].cls[::large]),
+    }
+    extra = {
+      **extra,
+      "center": losses.update_center(extra["center"], logits, self.center_momentum),
+      "data_center": losses.update_center(
+        extra["data_center"], data_logits[None], self.center_momentum),
+      "stats": target[-1].stats or {},
+    }
+    loss = of_class + self.data_weight * of_data + self.pixel_weight * mse
+    return loss, (extra, metrics)
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    shared = {name: params[name] for name in extra["teacher"]}
+    return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    views, _, *shape = batch_spec["global"].shape
+    rows, columns = self.restorer.grid(batch_spec["global"].shape)
+    labels = (1 + rows * columns) * self.head.flops()
+    teacher = views * (self.encoder.flops(tuple(shape)) + labels)
+    student = self.restorer.restore_flops(batch_spec) + views * labels
+    if "local" in batch_spec:
+      views, _, *shape = batch_spec["local"].shape
+      student += views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
+    return teacher + 3 * student

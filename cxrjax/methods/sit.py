@@ -1,0 +1,144 @@
+"""SiT: GMML, and a contrastive loss of the class token against a moving average's.
+
+A student restores corrupted views. Its class token, behind a head, also has to find its image among
+those of the batch as a moving average of the network (the teacher) knows them from another, clean
+view.
+
+References:
+  Atito et al., SiT: Self-supervised vIsion Transformer, 2021 (arXiv 2104.03602).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.errors import UserError
+from cxrjax.losses import contrastive, reconstruction
+from cxrjax.methods import gmml
+from cxrjax.methods.base import (
+  Batch,
+  Metrics,
+  Params,
+  diagnose_chance,
+  diagnose_spread,
+  ema,
+  encode_each_view,
+  feature_health,
+  flatten_views,
+  image_keys,
+  join_stats,
+  require_two_views,
+)
+from cxrjax.models.heads import Projector
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(gmml.Method):
+  """SiT; options besides those of `cxrjax.methods.gmml.Method`.
+
+  Negatives are the teacher's other images of the global batch, with gradient accumulation of a
+  microbatch. Batch norm in the head takes its statistics from both views together.
+
+  Attributes:
+    hidden, dim: the head of the class token, `d -> hidden -> hidden -> dim`; the paper's code:
+      4096 and 256.
+    temperature: tau.
+    momentum: of the teacher's moving average, a schedule.
+    weight: lambda, of the reconstruction loss; the paper's code: 1, and more on small sets.
+  """
+
+  hidden: int = 4096
+  dim: int = 256
+  temperature: float = 0.2
+  momentum: Any = dataclasses.field(default_factory=lambda: {"start": 0.996, "end": 1.0})
+  weight: float = 1.0
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name in ("hidden", "dim"):
+      if int(getattr(self, name)) < 1:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 1")
+    if self.temperature <= 0:
+      raise UserError(f"config.method.temperature={self.temperature} must be above 0")
+    if self.weight < 0:
+      raise UserError(f"config.method.weight={self.weight} must be at least 0")
+    if self.clock.batch_size < 2:
+      raise UserError("config.batch_size=1 leaves SiT no negatives; use at least 2")
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    key = "config.method.momentum"
+    return {"momentum": clocks.from_config(self.momentum, self.clock, key)}
+
+  @functools.cached_property
+  def projector(self) -> Projector:
+    return Projector(
+      in_dim=self.encoder.features, dims=(self.hidden, self.hidden, self.dim),
+      activation=("relu", "gelu"), final_norm="batch_no_affine")
+
+  def init(
+      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+  ) -> tuple[Params, Params]:
+    require_two_views(batch_spec, "SiT")
+    restore_key, head_key = jax.random.split(key)
+    params, extra = super().init(restore_key, batch_spec)
+    shared = {"encoder": params["encoder"], "projector": self.projector.init(head_key)}
+    return {**params, **shared}, {**extra, "teacher": jax.tree.map(jnp.copy, shared)}
+
+  def loss(
+      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    del step
+    corrupt_key, drop_key = jax.random.split(key)
+    seen = self.corrupted(batch, corrupt_key)
+    teacher, stats = extra["teacher"], extra["stats"]
+    target = encode_each_view(self.encoder, join_stats(teacher["encoder"], stats), batch)
+    features = self.encoder.encode(
+      join_stats(params["encoder"], stats), seen.images, taps=self.taps, train=True,
+      keys=image_keys(drop_key, batch["position"], 2))
+
+    def project(weights: Params, cls: Float[Array, "n d"]) -> list[Array]:
+      z = self.projector.apply(weights["projector"], cls)
+      return [z[0::2], z[1::2]]
+
+    known = project(teacher, flatten_views(jnp.stack([f.cls for f in target])))
+    pairs = zip(project(params, features.cls), reversed(known), strict=True)
+    losses, hits = zip(*(
+      contrastive.info_nce(a, b, self.temperature) for a, b in pairs), strict=True)
+    contrast = 2 * self.temperature * sum(losses)
+    found = self.restore(params, features, seen.clean.shape)
+    l1 = reconstruction.l1(found, seen.clean, seen.mask)
+    metrics = {
+      "contrastive": contrast,
+      "reconstruction": l1,
+      "accuracy": sum(hits) / 2,
+      "explained": gmml.explained(l1, seen, reconstruction.l1),
+      **feature_health(target[0].cls),
+    }
+    return contrast + self.weight * l1, ({**extra, "stats": target[-1].stats or {}}, metrics)
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    shared = {name: params[name] for name in extra["teacher"]}
+    return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    """The teacher's: it is the one that has seen whole images."""
+    return join_stats(extra["teacher"]["encoder"], extra["stats"])
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    _, _, *shape = batch_spec["global"].shape
+    teacher = 2 * (self.encoder.flops(tuple(shape), patches=False) + self.projector.flops())
+    return 3 * (self.restore_flops(batch_spec) + 2 * self.projector.flops()) + teacher
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    alike = diagnose_spread(
+      metrics, "lower config.optimizer.lr, or raise config.method.momentum.start")
+    return alike or diagnose_chance(metrics, self.clock.batch_size)
