@@ -13,6 +13,7 @@ import pytest
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.core.pirl import patch_pixels
 from cxrjax.losses.contrastive import unit
 from cxrjax.losses.nce import nce
 from cxrjax.methods.base import join_stats
@@ -297,6 +298,11 @@ def test_the_bank_is_the_same_split_over_eight_devices(repository):
     text=True, timeout=600, check=False)
   assert found.returncode == 0, found.stderr[-3000:]
   assert "the same" in found.stdout
+
+
+def test_a_puzzles_patches_are_whole_patches_of_a_vit():
+  sizes = {(224, 16): 64, (224, 14): 70, (64, 8): 16, (32, 8): 16, (448, 16): 128}
+  assert {case: patch_pixels(*case) for case in sizes} == sizes
 
 
 def test_flops_are_counted(batch):
