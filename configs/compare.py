@@ -59,7 +59,7 @@ REAL = {
   "eval_data": "tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen",
 }
 PRESETS = {
-  "small": {**experiment.SMALL, **REAL, "budget": "6e12"},
+  "small": {**experiment.SMALL, **REAL, "budget": "1e13"},
   "paper": {**experiment.PAPER, **REAL, "budget": "100 epochs of dino"},
   "tiny": {**experiment.TINY, "budget": "4 steps of dino", "points": 1},
 }

@@ -92,7 +92,7 @@ def done(job: Job, workdir: pathlib.Path) -> bool:
 def _announce(jobs: list[Job], workdir: pathlib.Path) -> list[str]:
   first = jobs[0]
   lines = [f"data      {first.examples} images",
-           f"budget    {first.flops:.3g} forward FLOPs each",
+           f"budget    {first.budget:.3g} forward FLOPs each",
            f"workdir   {workdir}", ""]
   width = max(len(job.method) for job in jobs)
   for job in {job.method: job for job in jobs}.values():

@@ -29,8 +29,8 @@ def collect(
       sets |= {name: _set(run, name) for name in run.evaluators() if name not in sets}
       common = common or _common(run)
     rows.append(_row(job, run, workdir, failed.get(job.name)))
-  budget = jobs[0].flops if jobs else math.nan
-  return {"budget": budget, "examples": jobs[0].examples, "sets": sets, **common, "rows": rows}
+  return {"budget": jobs[0].budget, "examples": jobs[0].examples, "sets": sets, **common,
+          "rows": rows}
 
 
 def _common(run: Run) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Job:
     batch_size: images of each.
     examples: images of the data.
     flops_per_image: forward, in matrix products.
+    budget: of the whole run, forward; the steps are the nearest whole number.
   """
 
   method: str
@@ -54,16 +55,12 @@ class Job:
   batch_size: int
   examples: int
   flops_per_image: float
+  budget: float
 
   @property
   def name(self) -> str:
     """Of its folder in the workdir."""
     return f"{self.method}-seed{self.seed}"
-
-  @property
-  def flops(self) -> float:
-    """Forward, of the whole run."""
-    return self.flops_per_image * self.batch_size * self.steps
 
   def command(self, workdir: pathlib.Path) -> str:
     """To be typed."""
@@ -113,7 +110,7 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
         _set(made, path, value)
         flags.append(f"--config.{path}={value if isinstance(value, str) else repr(value)}")
       jobs.append(Job(name, seed, tuple(flags), made, steps, batch, draft.examples,
-                      draft.flops_per_image))
+                      draft.flops_per_image, budget))
   return jobs
 
 
