@@ -6,7 +6,6 @@ code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -70,7 +69,7 @@ def patch_pixels(image_size: int, patch_size: int) -> int:
   return patch_size * max(2, round(64 / 224 * image_size / patch_size))
 
 
-def views(o: Mapping[str, Any], task: str) -> dict[str, Any]:
+def views(o: ConfigDict, task: str) -> dict[str, Any]:
   """`config.views` of a task."""
   puzzle = {
     "name": "cxrjax.views.pretext.Jigsaw", "local_scale": o.local_scale, "local_share": 64 / 255,
