@@ -46,13 +46,14 @@ FOR_A_VIT = "optimizer=adamw,lr=5e-4,weight_decay=0.04,weight_decay_end=0.4"
 # What is the same for all methods; see cxrjax/core/experiment.py.
 COMMON = (
   "data", "split", "subset", "frontal", "manual_dir", "examples", "sites", "store", "image_size",
-  "model", "patch_size", "standardize", "batch_size", "eval_data")
+  "model", "patch_size", "standardize", "batch_size", "eval_data", "whiten")
 DEMO = {
   "methods": "+".join(METHODS),
   "seeds": "0",            # 0;1;2
   "budget": "4e11",        # forward FLOPs of each run
   "points": 4,             # evaluations of each run, besides the one before training
   **{name: experiment.DEMO[name] for name in COMMON},
+  "whiten": True,          # judge by kNN on whitened features, too
 }
 REAL = {
   "data": "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/shenzhen",

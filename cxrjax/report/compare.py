@@ -279,8 +279,8 @@ def table(found: Facts) -> str:
 
 def _plain(found: Facts, name: str) -> str:
   heads = compare_charts.heads(found, name)
-  lines = [[set_name(found, name), *(x for h in heads for x in (head_name(h), "gain over random")),
-            "training", "memory"]]
+  lines = [[set_name(found, name), *(x for h in heads for x in (head_name(h), "gain")), "training",
+            "memory"]]
   for row in _rows(found):
     cells = [row_name(found, row)]
     for h in heads:
@@ -288,7 +288,7 @@ def _plain(found: Facts, name: str) -> str:
       gain = estimate(lookup(values, "gain"))
       mark = {"above": " +", "below": " -"}.get(verdict(lookup(values, "gain")), "")
       cells += [words.estimate(estimate(lookup(values, "trained")), "-"),
-                f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}){mark}"]
+                f"{gain.value:+.3f} \N{PLUS-MINUS SIGN} {(gain.high - gain.low) / 2:.3f}{mark}"]
     memory = row.get("memory") or {}
     peak = memory.get("peak_device_bytes") or memory.get("peak_rss_bytes")
     lines.append([*cells, words.duration(row.get("training_s")), words.compact(peak, "B")])
@@ -305,4 +305,6 @@ def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
     yield "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=False)).rstrip()
     if i in (0, len(lines) - 2):
       yield rule
-  yield f"{rule}\nAUROC, 95 % intervals; + or - where that of the paired difference leaves out 0"
+  yield rule
+  yield ("AUROC, 95 % intervals; gain over the random encoder, paired: + or - where its interval "
+         "leaves out 0")

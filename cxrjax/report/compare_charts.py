@@ -15,7 +15,9 @@ from cxrjax.report.html import Html, el
 from cxrjax.report.run import Estimate, lookup, number
 
 Facts = Mapping[str, Any]
-STYLES = ("s1", "s4")  # of the heads: neighbours, probe
+STYLES = {"knn": "s1", "whitened": "s2", "linear": "s4"}  # of the heads
+DASHES = {"knn": "", "whitened": " dots", "linear": " dash"}
+SHORT = {"knn": "kNN", "whitened": "whitened kNN", "linear": "probe"}
 SETS = ("s1", "s2", "s4", "s3")
 
 
@@ -39,8 +41,15 @@ def set_name(found: Facts, name: str) -> str:
   return name.replace("_", " ")
 
 
+def kind(head: str) -> str:
+  """`knn20` is `knn`."""
+  return head.rstrip("0123456789")
+
+
 def head_name(head: str) -> str:
-  return {"linear": "linear probe"}.get(head, words.head(head))
+  if head == "linear":
+    return "linear probe"
+  return words.head(head).replace("kNN on whitened features", "whitened kNN")
 
 
 def heads(found: Facts, name: str) -> list[str]:
@@ -75,7 +84,8 @@ def gains(found: Facts) -> Html | None:
         f"{set_name(found, name)}: {head_name(head)}", shown,
         [("good", "better"), ("s3", "undecided"), ("bad", "worse")],
         x_label="difference of AUROC", levels=[Level("", 0.0, style="zero")]))
-  return el("div", figures, cls="charts two") if rows and figures else None
+  few = all(len(heads(found, name)) < 3 for name in found.get("sets", {}))
+  return el("div", figures, cls=f"charts {'two' if few else 'three'}") if rows and figures else None
 
 
 def scores(found: Facts) -> Html | None:
@@ -86,7 +96,8 @@ def scores(found: Facts) -> Html | None:
     shown = []
     for row in rows:
       marks = []
-      for head, style in zip(names, STYLES, strict=False):
+      for head in names:
+        style = STYLES.get(kind(head), "s3")
         values = lookup(row, "sets", name, head)
         marks += [_mark(lookup(values, "random"), style, hollow=True),
                   _mark(lookup(values, "trained"), style)]
@@ -94,7 +105,7 @@ def scores(found: Facts) -> Html | None:
     floor = estimate(facts.get("floor"))
     figures.append(forest.chart(
       set_name(found, name), shown,
-      [(style, head_name(h)) for h, style in zip(names, STYLES, strict=False)],
+      [(STYLES.get(kind(h), "s3"), head_name(h)) for h in names],
       x_label="AUROC", levels=[Level("thumbnail floor (probe)", floor.value, style="ref")]))
   return el("div", figures, cls="charts two") if rows and figures else None
 
@@ -122,14 +133,14 @@ def _unit(found: Facts) -> float:
 
 
 def _course(found: Facts, row: Facts, sets: list[str]) -> list[Line]:
-  """A colour for each data set; neighbours solid, probe dashed."""
+  """A colour for each data set, a dash for each head."""
   lines = []
   for name, style in zip(sets, SETS, strict=False):
-    for head, dash in zip(heads(found, name), ("", " dash"), strict=False):
+    for head in heads(found, name):
       course = lookup(row, "sets", name, head, "course") or []
       if course:
         x, y = (np.array([number(p[i]) for p in course], np.float64) for i in range(2))
-        by = "probe" if head == "linear" else "kNN"
+        by = SHORT.get(kind(head), head)
         lines.append(Line(f"{set_name(found, name)}, {by}", x / _unit(found), y,
-                          style=style + dash, points=True))
+                          style=style + DASHES.get(kind(head), ""), points=True))
   return lines

@@ -73,11 +73,10 @@ def _row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str
 
 
 def heads(metrics: Mapping[str, Any]) -> dict[str, str]:
-  """The AUROCs that are compared: of kNN with the most neighbours, and of the linear probe."""
-  found = [m for m in sort_metrics(set(metrics)) if m.endswith("/auroc")]
-  near = [m.split("/")[0] for m in found if m.startswith("knn")]
-  return ({near[-1]: f"{near[-1]}/auroc"} if near else {}) | (
-    {"linear": "linear/auroc"} if "linear/auroc" in found else {})
+  """The AUROCs that are compared: kNN with the most neighbours, plain and whitened, and probe."""
+  found = [m.split("/")[0] for m in sort_metrics(set(metrics)) if m.endswith("/auroc")]
+  last = [[h for h in found if h.startswith(kind)][-1:] for kind in ("knn", "whitened", "linear")]
+  return {h: f"{h}/auroc" for kind in last for h in kind}
 
 
 def _judged(job: Job, run: Run, name: str) -> dict[str, Any]:

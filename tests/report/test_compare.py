@@ -108,7 +108,7 @@ def test_the_terminals_table(tmp_path):
   text = compare.table(json.loads((path / "run.json").read_text())["compare"])
   first = text.split("\n\n")[0].splitlines()
   assert len(text.split("\n\n")) == 2 and first[0].startswith("kermany")
-  assert "+0.050 (+0.020 to +0.080) +" in first[2] and "2.1 GB" in first[2]
+  assert "+0.050 \N{PLUS-MINUS SIGN} 0.030 +" in first[2] and "2.1 GB" in first[2]
   assert first[-3].startswith("thumbnail floor") and first[-3].index("0.900") == (
     first[0].index("linear probe"))
 
