@@ -161,10 +161,10 @@ def best_step(checkpointer: Any) -> int | None:
   return -max(scored)[1] if scored else None
 
 
-def load_tree(
+def load_flat(
     directory: pathlib.Path, step: int | None = None, best: bool = False,
     ) -> tuple[int, dict[str, Any]]:
-  """A whole checkpoint as nested dicts of host arrays, and its step.
+  """A whole checkpoint as host arrays by their names (see `flatten`), and its step.
 
   Args:
     directory: of a run's checkpoints.
@@ -185,15 +185,7 @@ def load_tree(
     step = scored if scored is not None else steps[-1] if step is None else step
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
-      flat = checkpointer.load(step)
-  nested: dict[str, Any] = {}
-  for name, value in flat.items():
-    *parents, leaf = name.split("/")
-    node = nested
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = np.asarray(value)
-  return step, nested
+      return step, {name: np.asarray(x) for name, x in checkpointer.load(step).items()}
 
 
 def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:
@@ -202,9 +194,14 @@ def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -
   Raises:
     UserError: no checkpoint, or nothing under that prefix.
   """
-  _, found = load_tree(directory, step)
-  for name in prefix.split("/"):
-    found = found.get(name, {})
-  if not found:
+  nested: dict[str, Any] = {}
+  for name, value in load_flat(directory, step)[1].items():
+    if name.startswith(prefix + "/"):
+      *parents, leaf = name[len(prefix) + 1:].split("/")
+      node = nested
+      for parent in parents:
+        node = node.setdefault(parent, {})
+      node[leaf] = value
+  if not nested:
     raise UserError(f"{directory} holds nothing under {prefix!r}")
-  return found
+  return nested

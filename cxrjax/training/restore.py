@@ -10,13 +10,14 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cxrjax.core.build import build
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.training.checkpoint import load_tree
-from cxrjax.training.optimizer import path_names
+from cxrjax.training.checkpoint import flatten, load_flat, unflatten
+from cxrjax.training.step import views_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,8 +30,8 @@ class Restored:
     facts: of `run.json`.
     step: of the checkpoint.
     method: with the encoder, `method.encoder`.
-    params: of the method, as nested dicts of arrays.
-    extra: the rest of the method's state, likewise.
+    params: of the method.
+    extra: the rest of the method's state.
   """
 
   workdir: pathlib.Path
@@ -58,8 +59,7 @@ class Restored:
     known = {key: self.config[key] for key in ("model", "method", "views")}
     content.update(json.dumps(known, sort_keys=True).encode())
     tree = {"params": self.params, "extra": self.extra}
-    names, leaves = jax.tree.leaves(path_names(tree)), jax.tree.leaves(tree)
-    for name, leaf in sorted(zip(names, leaves, strict=True), key=lambda pair: pair[0]):
+    for name, leaf in sorted(flatten(tree).items()):
       content.update(name.encode())
       content.update(np.asarray(leaf).tobytes())
     return content.hexdigest()
@@ -93,11 +93,29 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
       facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
     encoder = build(config["model"], "Model", "config.model")
     method = build(config["method"], "Method", "config.method", encoder=encoder, clock=clock)
-    step, tree = load_tree(folder / "checkpoints", best=True)
+    step, flat = load_flat(folder / "checkpoints", best=True)
+    template = _template(config, facts, method)
+    missing = sorted(set(flatten(template)) - set(flat))
+    if missing:
+      raise UserError(f"its checkpoint lacks {missing[0]}, which this version's method has")
+    state = unflatten(template, flat)
   except Exception as error:  # whatever a damaged checkpoint or another version may raise
     raise UserError(f"{named} cannot be restored: {_first_line(error)}") from error
-  return Restored(
-    folder, config, facts, step, method, tree.get("params", {}), tree.get("extra", {}))
+  return Restored(folder, config, facts, step, method, state["params"], state["extra"])
+
+
+def _template(config: Any, facts: Any, method: Any) -> dict[str, Any]:
+  """The structure of the method's state, whose empty parts no checkpoint has."""
+  recipe = build(config["views"], "Recipe", "config.views")
+  b, size, data = config["batch_size"], config["data"]["size"], facts["data"]["train"]
+  shape = lambda dtype, *rest: jax.ShapeDtypeStruct((b, *rest), dtype)  # noqa: E731
+  batch = {"image": shape(jnp.uint8, size, size, 1), "index": shape(jnp.int32),
+           "labels": shape(jnp.float32, len(data.get("classes", ())))}
+  if config["data"].get("masks"):
+    batch["mask"] = shape(jnp.uint8, size, size, 1)
+  spec = jax.eval_shape(lambda x: views_of(recipe, x, jax.random.key(0)), batch)
+  params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), spec))
+  return {"params": params, "extra": extra}
 
 
 def _first_line(error: Exception) -> str:

@@ -95,14 +95,7 @@ class Trainer:
       key: of the step.
       position: by default 0, 1, ....
     """
-    if position is None:
-      position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
-    masks = {"masks": batch["mask"]} if "mask" in batch else {}
-    views = self.recipe(key, batch["image"], index=position, **masks)
-    index = {"index": batch["index"]} if "index" in batch else {}
-    # Lung masks of nothing are those of images that have none; a crop's may be empty otherwise.
-    known = {"has_mask": (batch["mask"] > 0).any((1, 2, 3))} if masks else {}
-    return {**views, **index, **known, "labels": batch["labels"], "position": position}
+    return views_of(self.recipe, batch, key, position)
 
   def update(self, state: State, data: Any, batch: Mapping[str, Array]) -> tuple[State, Any]:
     """One optimiser update; traceable."""
@@ -172,3 +165,17 @@ class Trainer:
       return jax.lax.fori_loop(0, count, one, (state, log))
 
     return jax.jit(run, donate_argnums=0)
+
+
+def views_of(
+    recipe: Callable[..., dict[str, Array]], batch: Mapping[str, Array], key: Key[Array, ""],
+    position: Int[Array, "b"] | None = None) -> dict[str, Array]:
+  """See `Trainer.views`."""
+  if position is None:
+    position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
+  masks = {"masks": batch["mask"]} if "mask" in batch else {}
+  views = recipe(key, batch["image"], index=position, **masks)
+  index = {"index": batch["index"]} if "index" in batch else {}
+  # Lung masks of nothing are those of images that have none; a crop's may be empty otherwise.
+  known = {"has_mask": (batch["mask"] > 0).any((1, 2, 3))} if masks else {}
+  return {**views, **index, **known, "labels": batch["labels"], "position": position}
