@@ -55,9 +55,7 @@ def one_line(error: object) -> str:
 def set_up_jax(platform: str | None) -> None:
   """Platform, compilation cache, and the other processes where there are any."""
   import jax
-
-  if platform:
-    jax.config.update("jax_platforms", platform)
+  jax.config.update("jax_platforms", platform or jax.config.jax_platforms)
   cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
   jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
@@ -83,9 +81,8 @@ def main(argv: list[str]) -> int:
 
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-  command = shlex.join(["python", "-m", "cxrjax.main", *sys.argv[1:]])
   with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-    return task(config, workdir, command=command)
+    return task(config, workdir, command=shlex.join(["python", "-m", "cxrjax.main", *sys.argv[1:]]))
 
 
 def run() -> None:
