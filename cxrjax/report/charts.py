@@ -52,7 +52,7 @@ class Level:
 def chart(
     title: str, lines: Sequence[Line], *, x_label: str, levels: Sequence[Level] = (),
     unit: str = "", note: str = "", log: bool = False,
-    y_range: tuple[Real, Real] | None = None, height: int = HEIGHT) -> Html:
+    y_range: tuple[Real, Real] | None = None, height: int = HEIGHT, legend: bool = True) -> Html:
   """A figure with title, legend and plot.
 
   Args:
@@ -65,11 +65,13 @@ def chart(
     log: logarithmic values; only used where all are positive.
     y_range: limits that must be inside the axis.
     height: of the drawing, which is WIDTH wide.
+    legend: name the lines; figures that share one have it outside, from `lines_legend`.
   """
   x_extent = np.concatenate([line.x for line in lines])
   lines = [_bin(line) for line in lines]
   finite = [line.y[np.isfinite(line.y)] for line in lines]
-  legend = _legend(lines, [v for v in levels if not v.inside and math.isfinite(v.y)])
+  shown = [v for v in levels if not v.inside and math.isfinite(v.y)]
+  key = lines_legend(lines, shown) if legend else None
   caption = el("figcaption", el("b", title), el("span", unit, cls="unit") if unit else None)
   if not sum(y.size for y in finite):
     empty = el("p", "No finite value yet.", cls="empty")
@@ -97,7 +99,7 @@ def chart(
                    for n, y in zip(lines, finite, strict=True) if y.size)
   svg = el("svg", body, viewbox=f"0 0 {WIDTH} {height}", role="img",
            aria_label=f"{title} over {x_label}: {last}")
-  return el("figure", caption, legend, el("p", note, cls="note") if note else None, svg,
+  return el("figure", caption, key, el("p", note, cls="note") if note else None, svg,
             cls="chart")
 
 
@@ -274,7 +276,8 @@ def _level_name(level, y_scale):
             text_anchor="end")
 
 
-def _legend(lines, levels):
+def lines_legend(lines: Sequence[Line], levels: Sequence[Level] = ()) -> Html | None:
+  """What the lines and levels are; nothing where there is only one."""
   if len(lines) + len(levels) < 2:
     return None
   items = [el("span", el("i", cls=f"key {line.style}"), line.label) for line in lines]

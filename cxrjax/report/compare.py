@@ -94,30 +94,29 @@ def _summary(found: Facts) -> Html:
   said = [el("p", text)]
   for name, facts_of in found.get("sets", {}).items():
     n = words.count(lookup(facts_of, "test", "n"), "test radiograph")
-    sentence: list[Any] = ["On ", el("b", set_name(found, name)), f" ({n}). "]
+    parts = []
     for head in compare_charts.heads(found, name):
       groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
       for row in rows:
         kind = verdict(lookup(row, "sets", name, head, "gain"))
         if kind:
           groups[kind].append(row_name(found, row))
-      sentence += _verdicts(head, groups)
-    said.append(el("p", sentence))
+      parts += [*_verdicts(head, groups), "; "]
+    said.append(el("p", "On ", el("b", set_name(found, name)), f" ({n}), better than the random "
+                   "encoder beyond the interval: ", parts[:-1], "."))
   return el("div", said, cls="summary")
 
 
 def _verdicts(head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
   """In words, of one data set and head."""
   total = sum(map(len, groups.values()))
-  by = "By the linear probe" if head == "linear" else f"By {head_name(head).replace(', ', ' (')})"
+  by = "by linear probe" if head == "linear" else f"by {head_name(head).replace(', ', ' (')})"
   if not total:
-    return [f"{by}, nothing to compare yet. "]
+    return [f"{by} nothing is known yet"]
   better, worse = groups["above"], groups["below"]
-  text: list[Any] = [f"{by}, {len(better) or 'none'} of {total} better than the random encoder "
-                     "beyond the interval"]
-  text += [": ", el("b", ", ".join(better), cls="up")] if better else []
-  text += ["; worse: ", el("b", ", ".join(worse), cls="down")] if worse else []
-  text.append(". ")
+  text: list[Any] = [f"{by} {len(better) or 'none'} of {total}"]
+  text += [", ", el("b", ", ".join(better), cls="up")] if better else []
+  text += [" (worse: ", el("b", ", ".join(worse), cls="down"), ")"] if worse else []
   return text
 
 

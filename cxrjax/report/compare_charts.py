@@ -119,12 +119,13 @@ def courses(found: Facts) -> Html | None:
   if not values.size:
     return None
   unit = _unit(found)
+  longest = max(drawn.values(), key=len)
   figures = [charts.chart(
-    row_name(found, row), drawn[row["name"]], unit="AUROC",
+    row_name(found, row), drawn[row["name"]], unit="AUROC", legend=False,
     y_range=(float(values.min()), float(values.max())), height=180,
     x_label=f"forward {words.compact(unit, 'FLOP').removeprefix('1 ')}")
     for row in rows if drawn[row["name"]]]
-  return el("div", figures, cls="charts")
+  return el("div", charts.lines_legend(longest), el("div", figures, cls="charts"))
 
 
 def _unit(found: Facts) -> float:

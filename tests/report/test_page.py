@@ -47,6 +47,7 @@ def test_a_finished_run(workdir):
   assert "lies above the random encoder's" in words
   assert "ln K = ln 4,096 = 8.32" in words
   assert "Research use only" in words
+  assert "Peak memory, accelerator 54 GB" in words and "Peak memory, process 3.21 GB" in words
   assert "python -m cxrjax.main --config=configs/dino.py:paper" in words
   assert "1 value not finite" in words  # the NaN in the loss
   assert "2 images were skipped" in words and "one gray level" in words

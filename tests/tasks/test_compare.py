@@ -123,7 +123,7 @@ def test_the_page(compared):
   words = " ".join("".join(Checked(text).text).split())
   assert "could not be drawn" not in words and "Not everything" not in words
   for said in ("1 run trained ViT-Nu/8", "48 radiographs", "625 MFLOP", "Research use only",
-               "simclr failed: config.batch_size=8 is too cold", "By the linear probe",
+               "simclr failed: config.batch_size=8 is too cold", "by linear probe",
                "the command", "--config=", "Peak memory"):
     assert said in words, said
 
