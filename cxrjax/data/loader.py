@@ -167,7 +167,11 @@ class Loader:
         found["windows"] = self._split((self._padded, 2), "f4", _rows_of(local, "windows"))
       if self._masks:
         found["masks"] = self._split(square, "u1", _rows_of(local, "masks"))
-      self._data = found | {"labels": self._placement.replicated(np.asarray(self._labels))}
+      whole = {"labels": np.asarray(self._labels)}
+      if self._rows is not None:  # an image's number among those that take part
+        whole["number"] = np.zeros(self._stored, np.int32)
+        whole["number"][self._rows] = np.arange(len(self._rows))
+      self._data = found | {k: self._placement.replicated(v) for k, v in whole.items()}
     return self._data
 
   def indices(self, start: int, stop: int) -> Int32[np.ndarray, "steps b"]:
@@ -226,15 +230,16 @@ class Loader:
     Returns:
       `image` [b s s 1], uint8 or, where 16 bits are stored, float32 in 0..1 as the image's window
       shows it, `labels` float32 [b k] and, where wanted, `mask` uint8 [b s s 1], lungs 1 and the
-      rest 0, split over the mesh; and `index`, the row of each image.
+      rest 0, split over the mesh; and `index`, the row of each image, below `num_examples`.
     """
     if self.storage != "resident":
       found = dict(batch)
     else:
-      labels = {"labels": data["labels"]}
-      split = {name: array for name, array in data.items() if name != "labels"}
-      found = self._placement.take(split, labels, batch["index"])
-      found = {"image": found.pop("pixels"), **found, "index": batch["index"]}
+      whole = {name: data[name] for name in ("labels", "number") if name in data}
+      split = {name: array for name, array in data.items() if name not in whole}
+      found = self._placement.take(split, whole, batch["index"])
+      index = found.pop("number", batch["index"])
+      found = {"image": found.pop("pixels"), **found, "index": index}
     if "masks" in found:
       found["mask"] = found.pop("masks")
     windows = found.pop("windows", None)
