@@ -183,9 +183,14 @@ def load_flat(
       raise UserError(f"{directory} holds no checkpoint; was the run started?")
     scored = best_step(checkpointer) if best else None
     step = scored if scored is not None else steps[-1] if step is None else step
+    # Onto one device here, wherever it was: the devices it was saved on may be gone.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
-      return step, {name: np.asarray(x) for name, x in checkpointer.load(step).items()}
+      known = checkpointer.metadata(step).metadata
+      found = checkpointer.load(step, {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in known.items()})
+  return step, {name: np.asarray(x) for name, x in found.items()}
 
 
 def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:

@@ -1,5 +1,10 @@
 """Checkpoints: what is saved comes back, bit for bit; damage and full disks lose nothing else."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +133,43 @@ def test_load_params_takes_a_part(open_, tmp_path):
     checkpoint.load_params(tmp_path / "ck", "parms")
   with pytest.raises(UserError, match="does not exist"):
     checkpoint.load_params(tmp_path / "nothing", "params")
+
+
+def test_the_best_is_the_one_with_the_highest_score(open_, tmp_path):
+  checkpoints = open_()
+  assert checkpoints.best is None
+  for step, score in ((1, 0.5), (2, 0.8), (3, 0.8), (4, 0.2), (5, None)):
+    checkpoints.save(step, state(step), score)
+    checkpoints.wait()
+  best = checkpoints.best
+  assert best in (2, 3) and best in checkpoints.steps
+  np.testing.assert_array_equal(
+    checkpoints.load(best, template())["params"]["a"], state(best)["params"]["a"])
+  checkpoints.close()
+  step, flat = checkpoint.load_flat(tmp_path / "ck", best=True)
+  assert step == best
+  np.testing.assert_array_equal(flat["params/a"], state(best)["params"]["a"])
+  assert checkpoint.load_flat(tmp_path / "ck")[0] == 5
+
+
+def test_a_checkpoint_of_devices_that_are_gone(tmp_path):
+  """It was written on four; this process has one."""
+  script = """
+import sys, pathlib, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from cxrjax.training.checkpoint import Checkpoints
+assert jax.device_count() == 4
+mesh = Mesh(np.array(jax.devices()), ("data",))
+x = jax.device_put(jnp.arange(8.0), NamedSharding(mesh, PartitionSpec("data")))
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
+checkpoints.save(1, {"params": {"a": x}})
+checkpoints.close()
+"""
+  environment = os.environ | {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  subprocess.run([sys.executable, "-c", script, str(tmp_path / "ck")], env=environment, check=True)
+  assert len(jax.devices()) == 1
+  step, flat = checkpoint.load_flat(tmp_path / "ck")
+  assert step == 1
+  np.testing.assert_array_equal(flat["params/a"], np.arange(8.0))
