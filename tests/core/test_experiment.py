@@ -47,3 +47,13 @@ def test_evaluation_of_the_same_source_or_none():
   assert not config("eval_data=none")[1].evals
   assert not config("data=folder:/x")[1].evals  # it may have no labels
   assert config("data=folder:/x,eval_data=folder:/x")[1].evals.probe.data.name == "folder:/x"
+
+
+def test_several_sets_judge_each_by_itself():
+  _, made = config("eval_data=tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen,manual_dir=m")
+  assert {name: e.data.to_dict() for name, e in made.evals.items()} == {
+    "chest_xray_pneumonia": {"name": "tfds:chest_xray_pneumonia", "manual_dir": "m"},
+    "shenzhen": {"name": "tfds:nlm_tb/shenzhen", "manual_dir": "m"}}
+  assert set(config("eval_data=folder:/my data/a/+phantom")[1].evals) == {"a", "phantom"}
+  with pytest.raises(UserError, match="two sources that would be called 'a'"):
+    config("eval_data=folder:/x/a+folder:/y/a")

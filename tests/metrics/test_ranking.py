@@ -193,3 +193,50 @@ def test_roc_curve_against_sklearn(ties):
 def test_roc_curve_without_a_class_is_nan():
   false, true, _ = ranking.roc_curve(np.array([1.0, 2.0]), np.array([1, 1]))
   assert np.isnan(false).all() and true.tolist() == [0, 0.5, 1]
+
+
+def test_a_difference_is_delongs_for_two_tests_of_the_same_images():
+  rng = np.random.default_rng(5)
+  labels = (rng.random(60) < 0.4).astype(np.float64)
+  common = rng.normal(size=60)
+  a, b = (np.round(common + shift * labels + 0.7 * rng.normal(size=60), 1) for shift in (1.5, 0.8))
+  (first, v10, v01), (second, w10, w01) = brute_components(a, labels), brute_components(b, labels)
+  covariance = np.cov(v10, w10)[0, 1] / len(v10) + np.cov(v01, w01)[0, 1] / len(v01)
+  variance = brute_variance(a, labels) + brute_variance(b, labels) - 2 * covariance
+  found = ranking.auroc_difference(a[:, None], b[:, None], labels[:, None])
+  assert found.value == pytest.approx(first - second, abs=1e-12)
+  # Summed over images of both kinds, one degree of freedom is lost instead of two.
+  assert (found.high - found.low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.02)
+  assert found.high - found.low < 0.8 * 2 * 1.96 * math.sqrt(
+    brute_variance(a, labels) + brute_variance(b, labels))
+  back = ranking.auroc_difference(b[:, None], a[:, None], labels[:, None])
+  assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
+
+
+def test_a_differences_interval_is_the_bootstraps_over_patients():
+  rng = np.random.default_rng(6)
+  patient = np.repeat(np.arange(80), 3)
+  labels = np.stack([rng.random(240) < p for p in (0.4, 0.6)], 1).astype(np.float64)
+  labels[::7, 1] = np.nan
+  common = rng.normal(size=(80, 1)).repeat(3, 0) + 0.5 * rng.normal(size=(240, 1))
+  shown = np.nan_to_num(labels)
+  a, b = (common + shift * shown + rng.normal(size=(240, 2)) for shift in (1.2, 0.9))
+  found = ranking.auroc_difference(a, b, labels, [str(p) for p in patient])
+  means = [ranking.macro_auroc(x, labels, [str(p) for p in patient]).value for x in (a, b)]
+  assert found.value == pytest.approx(means[0] - means[1], abs=1e-12)
+
+  def drawn():
+    rows = (3 * rng.integers(80, size=80)[:, None] + np.arange(3)).ravel()
+    return np.subtract(*(np.mean([ranking.auroc(x[rows, c], labels[rows, c]).value
+                                  for c in range(2)]) for x in (a, b)))
+  spread = np.std([drawn() for _ in range(300)])
+  assert (found.high - found.low) / 2 / 1.96 == pytest.approx(spread, rel=0.15)
+
+
+def test_a_difference_of_the_same_scores_and_of_none():
+  scores, labels = np.arange(6.0)[:, None], np.array([0.0, 1, 0, 1, 1, 0])[:, None]
+  same = ranking.auroc_difference(scores, scores, labels)
+  assert (same.value, same.low, same.high) == (0, 0, 0)
+  assert ranking.auroc_difference(scores, scores, labels * 0).undefined == "no positive image"
+  assert ranking.auroc_difference(scores, scores * np.nan, labels).undefined == (
+    "a score is not finite")
