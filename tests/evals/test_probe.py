@@ -11,7 +11,7 @@ import pytest
 
 from cxrjax.core.build import build
 from cxrjax.core.errors import UserError
-from cxrjax.evals import knn, linear
+from cxrjax.evals import judge, knn, linear
 from cxrjax.evals.probe import Evaluator
 from cxrjax.metrics import classification, ranking
 
@@ -62,6 +62,15 @@ def test_the_numbers_are_those_of_the_pieces(ready):
   assert result.metrics["linear/auroc"].value > 0.8
   assert result.facts["health"]["effective_rank"] > 1
   json.dumps(result.facts, allow_nan=False)
+  # Beside the scores stands whose they are, without names.
+  assert result.arrays["classes"].tolist() == list(data.classes) and result.arrays["exclusive"]
+  patient = result.arrays["patient"]
+  assert patient.dtype.kind == "i" and len(set(zip(patient, patients, strict=True))) == (
+    len(set(patients)))
+  apart = judge.difference(
+    result.arrays["knn5"], result.arrays["linear"], y["test"], patient, True)
+  assert apart.value == pytest.approx(
+    result.metrics["knn5/auroc"].value - result.metrics["linear/auroc"].value, abs=1e-9)
 
 
 def test_neighbours_among_whitened_features_when_asked(ready):
@@ -153,7 +162,8 @@ def test_over_a_mesh_as_on_one_device(ready):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ("data", "fsdp"))
   one = evaluator.run(encode, PARAMS, data)
   many = evaluator.run(encode, PARAMS, data, mesh=mesh)
-  for name, value in one.arrays.items():
+  for name in ("knn1", "knn5", "linear"):
+    value = one.arrays[name]
     np.testing.assert_allclose(many.arrays[name], value, atol=1e-4)
 
 
