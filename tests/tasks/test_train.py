@@ -31,8 +31,10 @@ TRAINING = [p for p in CONFIGS if "probe" in load(p, "tiny").get("evals", {})]
 def finished(request, tmp_path_factory):
   """A config's `:tiny`, run to its end; its workdir and what it said."""
   workdir = tmp_path_factory.mktemp(request.param.stem) / "run"
-  said = []
-  assert train.run(load(request.param, "tiny").to_dict(), workdir, say=said.append) == 0
+  config, said = load(request.param, "tiny").to_dict(), []
+  if request.param.stem != "dino":  # one as it is, the others with a network that compiles sooner
+    config["model"] |= {"width": 32, "depth": 1, "heads": 2}
+  assert train.run(config, workdir, say=said.append) == 0
   return workdir, "\n".join(said)
 
 
