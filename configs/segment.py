@@ -7,6 +7,12 @@
 
 `:small` is a U-Net on a narrow ResNet-18 at 128 px. The checkpoint with the best Dice on validation
 is judged on the test split, once; `site=tfds:nlm_tb/montgomery` judges it on another set as well.
+On the 118 test images of Shenzhen that have a mask (256 px files), in 27 minutes on one busy core:
+
+    Dice 0.955 (0.949-0.960), IoU 0.915 (0.906-0.923), average surface distance 0.90 (0.80-1.00) and
+    95 % Hausdorff distance 3.5 (2.9-4.3) in pixels of 128 px images. The mean training mask: Dice
+    0.799 (0.787-0.812). With `components=0` the distances are 0.90 and 3.6, the overlaps the same.
+
 `:paper` has UNETR's optimiser (arXiv 2103.10504, section 4.2) and 150 epochs; its data were other
 organs. The data must have lung masks: phantom, nlm_tb, covid19_radiography, jsrt. Images without
 one are left out.
