@@ -1,4 +1,4 @@
-"""Convolutional encoders against timm's with the same weights; needs torch and timm.
+"""Encoders against timm's with the same weights; needs torch and timm.
 
 timm computes in float64: in float32 its own rounding is larger than ours.
 """
@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import made_up
 import numpy as np
 import pytest
+import torch_here
 
 from cxrjax.methods.base import split_stats
-from cxrjax.models import densenet, inception, resnet
+from cxrjax.models import densenet, inception, resnet, vit
 from cxrjax.models.module import param_count
 
 with warnings.catch_warnings():
   warnings.simplefilter("ignore")  # whatever these packages say about others
   torch = pytest.importorskip("torch")
+  torch_here.declare_operators()
   timm = pytest.importorskip("timm")
 
 RESNET = ["layer1", "layer2", "layer3", "layer4"]
@@ -110,3 +112,35 @@ def test_training(name):
     # in float32 are up to 0.04 from those in float64, too.
     theirs = parameter.grad.numpy()
     assert np.linalg.norm(named[key] - theirs) < 0.06 * np.linalg.norm(theirs), key
+
+
+def _vit_names(params, patch_size, channels):
+  """A ViT's arrays as timm calls and lays them out."""
+  for name, array in made_up.torch_names(params):
+    if name == "patch.weight":
+      kernel = array.reshape(patch_size, patch_size, channels, -1)
+      yield "patch_embed.proj.weight", kernel.transpose(3, 2, 0, 1)
+    elif name in ("cls", "pos"):
+      yield {"cls": "cls_token", "pos": "pos_embed"}[name], array[None]
+    else:
+      name = name.replace("patch.", "patch_embed.proj.")
+      name = name + ".gamma" if name.endswith((".ls1", ".ls2")) else name
+      yield name, array.T if name.endswith("weight") and array.ndim == 2 else array
+
+
+@pytest.mark.parametrize("layer_scale", [0.0, 1e-5])
+def test_vision_transformer(layer_scale):
+  """All tokens, on the size that its positions are for."""
+  model = vit.Model(
+    variant="Ti", depth=3, patch_size=16, image_size=96, channels=3, layer_scale=layer_scale)
+  params, x = made_up.of(model), made_up.images(2, 96, 96, 3)
+  net = timm.create_model(
+    "vit_tiny_patch16_224", num_classes=0, img_size=96, depth=3, init_values=layer_scale or None)
+  state = {k: torch.tensor(np.ascontiguousarray(v)) for k, v in _vit_names(params, 16, 3)}
+  net.load_state_dict(state)
+  assert param_count(params) == sum(p.numel() for p in net.parameters())
+  ours = jax.jit(lambda p, x: model.encode(p, x))(params, x)
+  with torch.no_grad():
+    theirs = net.double().eval().forward_features(_maps(x))
+  _close(ours.cls, theirs[:, 0], 1e-4, "cls")
+  _close(ours.patches, theirs[:, 1:], 1e-4, "patches")
