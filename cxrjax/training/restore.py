@@ -98,7 +98,7 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     missing = sorted(set(flatten(template)) - set(flat))
     if missing:
       raise UserError(f"its checkpoint lacks {missing[0]}, which this version's method has")
-    state = unflatten(template, flat)
+    state = jax.tree.map(jnp.asarray, unflatten(template, flat))
   except Exception as error:  # whatever a damaged checkpoint or another version may raise
     raise UserError(f"{named} cannot be restored: {_first_line(error)}") from error
   return Restored(folder, config, facts, step, method, state["params"], state["extra"])
