@@ -26,6 +26,7 @@ DEMO = {
   "mask_ratio": 0.75,
   "norm_pixels": True,
   "whiten": True,           # of what draws pixels, the cosine sees little else than exposure
+  "positions": "sincos",
   "pool": "mean",           # what stands for an image: mean of its patches, or cls
   "decoder_width": 64,
   "decoder_depth": 1,
@@ -45,7 +46,6 @@ def get_config(arg: str = "") -> ConfigDict:
   o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
   config = experiment.base(o)
   config.views = experiment.one_view(o)
-  config.model.positions = "sincos"
   config.optimizer.lr_scale = (("encoder/pos", 0.0),)
   if o.optimizer == "adamw":
     config.optimizer.options.b2 = 0.95

@@ -27,6 +27,7 @@ import re
 from ml_collections import ConfigDict
 
 from cxrjax.core import experiment
+from cxrjax.models.vit import VARIANTS
 
 DEMO = {
   "version": 3,
@@ -79,7 +80,8 @@ TINY = {"hidden": 32, "dim": 16, "queue": 16}
 
 def get_config(arg: str = "") -> ConfigDict:
   second = re.search(r"\bversion=2\b", arg)
-  paper = PAPER2 if second else PAPER3_CNN if re.search(r"\bmodel=[a-z]+net", arg) else PAPER3_VIT
+  convolutional = re.search(r"\bmodel=([a-z]+net|inception)", arg)
+  paper = PAPER2 if second else PAPER3_CNN if convolutional else PAPER3_VIT
   o = experiment.parse(
     arg, {**DEMO, **(DEMO2 if second else {})}, small=SMALL2 if second else SMALL, paper=paper,
     tiny=TINY)
@@ -92,7 +94,7 @@ def get_config(arg: str = "") -> ConfigDict:
     "momentum": {"start": o.momentum, "end": o.momentum_end}, "queue": o.queue,
     "bn_groups": o.bn_groups,
   }
-  if o.frozen_patches:
+  if o.frozen_patches and o.model in VARIANTS:
     config.model.positions = "sincos"
     config.optimizer.lr_scale = (("encoder/(patch|pos)", 0.0),)
     config.optimizer.clip = 0.0

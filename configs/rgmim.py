@@ -34,6 +34,7 @@ DEMO = {
   "masks": "own",           # the data's own lung masks; or a segmentation run's workdir
   "norm_pixels": True,
   "whiten": True,           # of what draws pixels, the cosine sees little else than exposure
+  "positions": "sincos",
   "pool": "mean",           # what stands for an image: mean of its patches, or cls
   "decoder_width": 64,
   "decoder_depth": 1,
@@ -54,7 +55,6 @@ def get_config(arg: str = "") -> ConfigDict:
   config = experiment.base(o)
   config.data.masks = o.masks
   config.views = experiment.one_view(o)
-  config.model.positions = "sincos"
   config.optimizer.lr_scale = (("encoder/pos", 0.0),)
   if o.optimizer == "adamw":
     config.optimizer.options.b2 = 0.95

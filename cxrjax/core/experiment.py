@@ -28,7 +28,7 @@ DEMO: dict[str, Any] = {
   "sites": 1,               # of the phantom; 2 adds a second look, which is then learnt first
   "store": 40,              # images are kept at this many pixels a side
   "image_size": 32,         # large crops
-  "model": "Nu",            # a ViT's variant, or a network and its depth: resnet50, densenet121
+  "model": "Nu",            # a ViT's variant, resnet50, densenet121 (any depth), inception, vitae
   "patch_size": 8,
   "initial": "xavier",
   "standardize": True,      # every image to mean 0 and deviation 1
@@ -245,10 +245,15 @@ def backbone(o: ConfigDict) -> dict[str, Any]:
     family, depth = convolutional.groups()
     small = {"small_stem": o.image_size <= 64} if family == "resnet" else {}
     return {"name": f"cxrjax.models.{family}", "depth": int(depth), **small, **common}
+  if o.model == "inception":
+    return {"name": "cxrjax.models.inception", **common}
+  if o.model == "vitae":
+    return {"name": "cxrjax.models.vitae", "variant": "S", "drop_path": o.drop_path,
+            "initial": o.initial, **common}
   return {
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
     "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
-    "pool": o.get("pool", "cls"), **common,
+    "pool": o.get("pool", "cls"), "positions": o.get("positions", "normal"), **common,
   }
 
 

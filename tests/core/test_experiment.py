@@ -1,9 +1,23 @@
 """What stands after the colon, and the config it makes."""
 
+import importlib.util
+import pathlib
+
 import pytest
 
 from cxrjax.core import experiment
+from cxrjax.core.build import build
+from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(f"{name}_config", CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config
 
 
 def config(arg):
@@ -57,3 +71,19 @@ def test_several_sets_judge_each_by_itself():
   assert set(config("eval_data=folder:/my data/a/+phantom")[1].evals) == {"a", "phantom"}
   with pytest.raises(UserError, match="two sources that would be called 'a'"):
     config("eval_data=folder:/x/a+folder:/y/a")
+
+
+@pytest.mark.parametrize("model", ["resnet18", "densenet121", "inception", "vitae", "S"])
+def test_every_network_by_name(model):
+  options = experiment.parse(f"paper,model={model}", {})
+  found = build(experiment.backbone(options), "Model", "config.model")
+  assert found.features > 300 and found.flops((96, 96, 1)) > 1e6
+
+
+@pytest.mark.parametrize("name", ["mae", "rgmim"])
+def test_masked_autoencoders_refuse_what_has_no_patches_to_drop(name):
+  config = load(name)("tiny,model=resnet18")
+  encoder = build(config.model.to_dict(), "Model", "config.model")
+  with pytest.raises(UserError, match=r"config\.model\.name='cxrjax\.models\.resnet' cannot drop"):
+    build(config.method.to_dict(), "Method", "config.method", encoder=encoder,
+          clock=Clock(4, 1.0, 8))
