@@ -12,8 +12,9 @@ intervals, the paired gain over the same network untrained, the thumbnail floor,
 The same command goes on where it was stopped; more methods and seeds can be added to a workdir.
 
 A method keeps its own recipe for `small` or `paper` (learning rate, views, heads, schedules); what
-it states in epochs keeps its share of the run. Only the options below are the same for all. Methods
-whose paper trains a ResNet get AdamW where `:paper` trains a ViT.
+it states in epochs, and the length of a teacher's moving average, keep their share of the run. Only
+the options below are the same for all. Methods whose paper trains a ResNet get AdamW where `:paper`
+trains a ViT.
 
 `budget=` is a number of forward FLOPs in matrix products, teachers included, as
 `cxrjax/core/flops.py` counts them; or what another run would need, `100 epochs of dino`.

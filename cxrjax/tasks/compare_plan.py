@@ -100,7 +100,8 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
     if not steps:
       raise UserError(f"config.budget={config['budget']!r} is less than one step of {name}, "
                       f"{draft.flops_per_image * batch:.3g} FLOPs")
-    changes = epochs_as_shares(draft.config, draft.examples)
+    changes = epochs_as_shares(draft.config, draft.examples) | averages_as_shares(
+      draft.config, draft.examples, steps)
     for seed in seeds:
       arg = (f"{own},seed={seed},duration={steps} steps,"
              f"eval_every={math.ceil(steps / points)} steps")
@@ -239,6 +240,26 @@ def epochs_as_shares(config: Mapping[str, Any], examples: int) -> dict[str, Any]
 
   walk(config, "")
   return found
+
+
+def averages_as_shares(
+    config: Mapping[str, Any], examples: int, steps: int) -> dict[str, float]:
+  """Momenta of moving averages of networks for a run of another length: `{path: new value}`.
+
+  An average keeps its length as a share of the run, `m ** (steps of the recipe / steps)`. As it is,
+  one over 250 updates would in a run of 400 have little but the untrained network in it.
+
+  Args:
+    config: a recipe, with a `method.momentum` that is a schedule where it has such an average.
+    examples: images of the data.
+    steps: of the run.
+  """
+  momentum = config["method"].get("momentum")
+  if not isinstance(momentum, Mapping):  # of a memory bank, which is updated once an epoch
+    return {}
+  recipe = Clock.start(config["duration"], examples, config["batch_size"]).total_steps
+  return {f"method.momentum.{end}": round(momentum[end] ** (recipe / steps), 6)
+          for end in ("start", "end") if 0 < momentum.get(end, 1) < 1}
 
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -261,3 +261,18 @@ def test_epochs_become_shares_of_the_run():
     "method": {"name": "1 epoch of what", "temp": {"warmup": "0 epochs"}, "queue": 4}}
   assert compare_plan.epochs_as_shares(config, 48) == {
     "optimizer.lr.warmup": "10 %", "optimizer.freeze": (("head", "5 %"), ("x", "3 %"))}
+
+
+def test_averages_keep_their_length_as_a_share_of_the_run():
+  config = {"duration": "10 epochs", "batch_size": 8, "method": {
+    "momentum": {"start": 0.99, "end": 1.0}}}
+  of = lambda steps: compare_plan.averages_as_shares(config, 80, steps)  # noqa: E731
+  assert of(100) == {"method.momentum.start": 0.99}  # as long as the recipe's own
+  found = of(25)["method.momentum.start"]
+  assert found == pytest.approx(0.99 ** 4, abs=1e-6)
+  # What is left of the first network after a tenth of the run.
+  assert found ** 2.5 == pytest.approx(0.99 ** 10, rel=1e-4)
+  config["method"]["momentum"]["end"] = 0.99
+  assert of(50) == {f"method.momentum.{end}": pytest.approx(0.9801) for end in ("start", "end")}
+  config["method"]["momentum"] = 0.5
+  assert of(25) == {}
