@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.interpreters import partial_eval
 
+# `models.conv.grouped_conv`, which on a CPU multiplies by zeros between groups: these do not count.
+GROUPED = "grouped_conv"
 # What calls a kernel that no program shows the inside of.
 OPAQUE = ("pallas_call", "ffi_call", "custom_partitioning", "dot_product_attention")
 
@@ -43,6 +45,9 @@ def _one(equation: Any) -> float:
     return _dot(equation)
   if name == "conv_general_dilated":
     return _convolution(equation)
+  if parameters.get("name") == GROUPED:
+    kernel, found = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    return 2.0 * math.prod(found) * math.prod(kernel[:-1])
   if name.startswith(OPAQUE):
     raise ValueError(f"{name} hides its operations; count where JAX runs on the CPU")
   if name == "cond":

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cxrjax.core import flops
 from cxrjax.core.errors import UserError
-from cxrjax.models import conv, module
+from cxrjax.models import module
 from cxrjax.models.features import Features, standardize
 
 
@@ -144,24 +145,4 @@ class Cnn:
     image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.channels), jnp.float32)
     params = jax.eval_shape(self.init, jax.random.key(0))
     plain = dataclasses.replace(self, dtype="float32")  # no fused kernels, which hide products
-    return _products(jax.make_jaxpr(plain.encode)(params, image).jaxpr)
-
-
-def _products(jaxpr: Any) -> int:
-  total = 0
-  for equation in jaxpr.eqns:
-    name = equation.primitive.name
-    if name == "conv_general_dilated" or equation.params.get("name") == conv.grouped_conv.__name__:
-      kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-      total += 2 * math.prod(out) * math.prod(kernel[:-1])
-      continue
-    if name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      shape = equation.invars[0].aval.shape
-      total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(
-          shape[i] for i in contracted)
-    for value in equation.params.values():
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        total += _products(inner)
-  return total
+    return int(flops.count(plain.encode, params, image))
