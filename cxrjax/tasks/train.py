@@ -26,6 +26,7 @@ from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
 from cxrjax.evals.parts import Data
 from cxrjax.explain.attention import cls_attention
+from cxrjax.models.cnn import Cnn
 from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
@@ -92,7 +93,7 @@ class Run:
     self.trainer = Trainer(
       method=self.method, recipe=self.recipe, optimizer=self.optimizer, fetch=self.loader.fetch,
       mesh=self.mesh, seed=seed, accumulate=config["accumulate"],
-      block=config["block"] if self.loader.storage == "resident" else 1,
+      block=self._block(),
       rules=freeze(config["mesh"]["rules"]))
     self.spec = self.trainer.batch_spec(self.loader.data, self.loader[0])
 
@@ -101,6 +102,12 @@ class Run:
     self.evaluators = {
       name: build(spec, "Evaluator", f"config.evals.{name}")
       for name, spec in config["evals"].items()}
+
+  def _block(self) -> int:
+    """Steps of one dispatch."""
+    # On CPUs convolutions inside a loop of steps are several times slower than outside.
+    slow = isinstance(self.encoder, Cnn) and jax.default_backend() == "cpu"
+    return self.config["block"] if self.loader.storage == "resident" and not slow else 1
 
   def _every(self, config: Mapping[str, Any], key: str) -> int:
     value = functools.reduce(lambda c, k: c[k], key.split("."), config)

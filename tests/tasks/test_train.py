@@ -97,6 +97,13 @@ def test_paper_recipe_is_the_papers():
   assert config.optimizer.freeze == (("head/prototypes", "1 epochs"),)
 
 
+@pytest.mark.parametrize("model, steps", [("Nu", 2), ("resnet18", 1)])
+def test_convolutions_go_step_by_step_on_a_cpu(model, steps):
+  """In a loop they are several times slower there."""
+  config = load(REPOSITORY / "configs" / "simclr.py", f"tiny,model={model},eval_data=none")
+  assert train.Run(config.to_dict(), progress=False).trainer.block == steps
+
+
 def test_nan_stops_the_run_and_the_page_says_why(tmp_path):
   config = tiny(duration="12 steps", optimizer__lr={"start": 1e30}, optimizer__lr_batch=0,
                 checkpoint__every="1 steps", optimizer__clip=0.0)
