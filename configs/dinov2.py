@@ -9,8 +9,8 @@
 `:paper` has the defaults of the paper's code (its ViT-L/16 on ImageNet) for ViT-S/16: 65536
 prototypes, a head for class tokens and patches, a centre, KoLeo 0.1, half of the large crops masked
 by 10 to 50 %, learning rate 4e-3 for 1024 images by the square root rule (2e-3 for 256), 0.9 of it
-from block to block towards the image and 0.2 of that for patches. It lacks layer scale, and its
-drop path rises from 0 to 0.3 over the blocks, where the code has 0.3 in all.
+from block to block towards the image and 0.2 of that for patches. Layer
+scale starts at 1e-5, and drop path is 0.3 in all blocks.
 
 Published recipes for radiographs differ from it in
   CheXFound (arXiv 2502.05142): model=L,centering=sinkhorn,patch_weight=3.0,prototypes=131072,
