@@ -7,9 +7,9 @@
 
 The first ends with a linear probe's AUROC of 0.904 (0.891-0.916) on the phantom's test images with
 seed 0, where the random encoder's is 0.823 and thumbnails have 0.923 (2026-11-21; 9 minutes on a
-shared core). Neighbours (k = 20) stay at 0.696, the random encoder's 0.691: of features that have to
-draw pixels a cosine sees little but exposure and position. On whitened features, which this config
-reports as well, neighbours have 0.83, the random encoder's 0.71.
+shared core). Neighbours (k = 20) stay at 0.696, the random encoder's 0.691: of features that have
+to draw pixels a cosine sees little but exposure and position. On whitened features, which this
+config reports as well, neighbours have 0.83, the random encoder's 0.71.
 
 `:paper` has the values of arXiv 2111.06377 with batches of 256 instead of 4096 and ViT-S instead of
 ViT-L. Medical MAE (arXiv 2210.12843, on 0.5 M radiographs) differs from it in
