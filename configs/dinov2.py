@@ -6,11 +6,15 @@
     python -m cxrjax.main --config=configs/dinov2.py:patch_weight=0,koleo_weight=0  # DINO
     python -m cxrjax.main --config=configs/dinov2.py:tiny         # four steps, for tests
 
+The first ends with a kNN (k = 20) AUROC of 0.806 (0.787-0.824) on the phantom's test images with
+seed 0, the first recipe tried; the random encoder's is 0.739, a linear probe of thumbnails has
+0.923 and one of these features 0.864 (2026-11-21, 13 minutes on half a core).
+
 `:paper` has the defaults of the paper's code (its ViT-L/16 on ImageNet) for ViT-S/16: 65536
 prototypes, a head for class tokens and patches, a centre, KoLeo 0.1, half of the large crops masked
 by 10 to 50 %, learning rate 4e-3 for 1024 images by the square root rule (2e-3 for 256), 0.9 of it
-from block to block towards the image and 0.2 of that for patches. Layer
-scale starts at 1e-5, and drop path is 0.3 in all blocks.
+from block to block towards the image and 0.2 of that for patches. Layer scale starts at 1e-5, and
+drop path is 0.3 in all blocks.
 
 Published recipes for radiographs differ from it in
   CheXFound (arXiv 2502.05142): model=L,centering=sinkhorn,patch_weight=3.0,prototypes=131072,

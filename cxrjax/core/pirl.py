@@ -27,6 +27,7 @@ DEMO: dict[str, Any] = {
   "lr": 0.004,
 }
 SMALL: dict[str, Any] = {
+  "duration": "40 epochs", "eval_every": "5 epochs",
   "global_scale": (0.2, 1.0), "jitter": 0.4, "blur_prob": 0.0, "dim": 128,
 }
 PAPER: dict[str, Any] = {
