@@ -28,6 +28,7 @@ import time
 from sides import Worker, machine, serve
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
 
 def load_config(name):
@@ -168,7 +169,6 @@ def parse():
 
 def main():
   options = parse()
-  sys.path.insert(0, str(HERE.parent))
   if options.worker:
     serve_ours(json.loads(options.worker))
     return

@@ -7,7 +7,8 @@ import shlex
 import pytest
 from small import REPOSITORY
 
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "configs").glob("*.py"))]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")),
+             *sorted((REPOSITORY / "configs").glob("*.py"))]
 
 
 def commands():
@@ -51,7 +52,7 @@ def test_the_data_table_names_every_builder(repository):
       assert (builder.parent / file).exists(), builder.parent / file
 
 
-@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", *(
+@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", "docs/comparison.md", *(
   str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("tfds_builders/*/README.md")))])
 def test_links_lead_somewhere(document, repository):
   path = repository / document
