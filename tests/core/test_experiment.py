@@ -77,7 +77,7 @@ def test_several_sets_judge_each_by_itself():
 def test_every_network_by_name(model):
   options = experiment.parse(f"paper,model={model}", {})
   found = build(experiment.backbone(options), "Model", "config.model")
-  assert found.features > 300 and found.flops((96, 96, 1)) > 1e6
+  assert found.features > 300 and found.stride in (16, 32)
 
 
 @pytest.mark.parametrize("name", ["mae", "rgmim"])
