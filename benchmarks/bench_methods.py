@@ -41,7 +41,11 @@ def load_config(name):
 
 
 # Name: (config, options after the colon), as a comparison has them.
-METHODS = {"full": ("mae", ""), **load_config("compare").METHODS}
+METHODS = {
+  "full": ("mae", ""),
+  # The paper's decoder is for a ViT-L; this one is in proportion to a ViT-Ti.
+  "mae_light": ("mae", "decoder_width=128,decoder_depth=2,decoder_heads=4"),
+  **load_config("compare").METHODS}
 PEERS = ("mae", "dino", "dinov2", "simclr", "moco2", "byol", "simsiam")
 
 

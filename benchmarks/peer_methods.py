@@ -8,7 +8,6 @@ from lightly's heads and losses around a timm ViT, with the sizes of the papers,
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import sys
 import time
@@ -54,8 +53,10 @@ class Method:
   def __init__(self, spec):
     self.spec = spec
     self.net = self.build(backbone(spec)).to(DEVICE)
-    self.teacher = copy.deepcopy(self.net) if self.has_teacher else None
-    if self.teacher is not None:
+    self.teacher = None
+    if self.has_teacher:  # weight norm cannot be copied
+      self.teacher = self.build(backbone(spec)).to(DEVICE)
+      self.teacher.load_state_dict(self.net.state_dict())
       utils.deactivate_requires_grad(self.teacher)
     sizes = [spec["size"]] * self.large + [96 * spec["size"] // 224] * self.small
     self.views = [torch.randn(spec["batch"], 1, s, s, device=DEVICE) for s in sizes]
