@@ -17,48 +17,27 @@ large crops and none of the small ones, which at `:paper` take 35 % of a step's 
 paper's other choices were not to be had. DINO without small crops draws its large ones from 14 % of
 an image: `--config.views.global_scale="(0.14, 1.0)"`.
 
-After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+After the colon stand `key=value` pairs over the options below, those of
+`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.core import distillation, experiment
 from cxrjax.core.errors import UserError
 
 DEMO = {
+  **distillation.DEMO,
   "crops": "multi",         # or global: no small crops
-  "global_scale": (0.7, 1.0),
-  "local_size": 16,
-  "local_crops": 2,
-  "local_scale": (0.4, 0.8),
-  "jitter": 0.5,            # of brightness and contrast
-  "jitter_prob": 1.0,
-  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
   "solarize": 0.0,
-  "prototypes": 128,
-  "hidden": 256,
-  "bottleneck": 64,
-  "batch_norm": True,
-  "momentum": 0.99,
-  "center_momentum": 0.8,
-  "temp_start": 0.02,       # of the teacher; rises to temp_end over temp_warmup
-  "temp_end": 0.02,
-  "temp_warmup": "0 epochs",
 }
-SMALL = {
-  "global_scale": (0.4, 1.0), "local_size": 32, "local_scale": (0.2, 0.5), "jitter": 0.4,
-  "jitter_prob": 0.8, "blur": 2.0, "prototypes": 1024, "hidden": 512, "bottleneck": 128,
-  "momentum": 0.996, "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.04,
-}
+SMALL = distillation.SMALL
 PAPER = {
-  "global_scale": (0.4, 1.0), "local_size": 96, "local_crops": 8, "local_scale": (0.05, 0.4),
-  "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "solarize": 0.2, "prototypes": 65536,
-  "hidden": 2048, "bottleneck": 256, "batch_norm": False, "momentum": 0.9995,
-  "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.07, "temp_warmup": "30 epochs",
+  **distillation.PAPER, "global_scale": (0.4, 1.0), "local_crops": 8, "local_scale": (0.05, 0.4),
+  "solarize": 0.2, "prototypes": 65536, "momentum": 0.9995,
 }
-TINY = {"local_size": 16, "prototypes": 32}
+TINY = distillation.TINY
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -69,13 +48,6 @@ def get_config(arg: str = "") -> ConfigDict:
   config.views = experiment.multi_crop(o)
   if o.crops == "global":
     config.views.local_crops = 0
-  config.method = {
-    "name": "cxrjax.methods.dino", "prototypes": o.prototypes, "hidden": o.hidden,
-    "bottleneck": o.bottleneck, "batch_norm": o.batch_norm, "norm_last_layer": True,
-    "student_temp": 0.1, "center_momentum": o.center_momentum,
-    "teacher_temp": {
-      "kind": "stairs", "start": o.temp_start, "end": o.temp_end, "warmup": o.temp_warmup},
-    "momentum": {"start": o.momentum, "end": 1.0},
-  }
+  config.method = distillation.method(o, "dino")
   config.optimizer.freeze = (("head/prototypes", "1 epochs"),)
   return config

@@ -23,36 +23,21 @@ Published recipes for radiographs differ from it in
   CXformer (MIDL 2025, from DINOv2's weights): prototypes=16384,bottleneck=384,separate_head=True,
     lr=3e-4,weight_decay=0.0,weight_decay_end=0.0 and --config.method.momentum=0.999.
 
-After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+After the colon stand `key=value` pairs over the options below, those of
+`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.core import distillation, experiment
 from cxrjax.models.vit import VARIANTS
 
 DEMO = {
   "duration": "60 epochs",
-  "global_scale": (0.7, 1.0),
-  "local_size": 16,
-  "local_crops": 2,
-  "local_scale": (0.4, 0.8),
-  "jitter": 0.5,            # of brightness and contrast
-  "jitter_prob": 1.0,
-  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
+  **distillation.DEMO,
   "solarize": 0.0,
-  "prototypes": 128,
-  "hidden": 256,
-  "bottleneck": 64,
-  "batch_norm": True,
   "norm_last_layer": True,
-  "momentum": 0.99,
-  "center_momentum": 0.8,
-  "temp_start": 0.02,       # of the teacher; rises to temp_end over temp_warmup
-  "temp_end": 0.02,
-  "temp_warmup": "0 epochs",
   "class_weight": 1.0,      # of DINO's loss; 0 switches it off
   "patch_weight": 1.0,      # of iBOT's
   "koleo_weight": 0.1,
@@ -65,20 +50,14 @@ DEMO = {
   "layer_decay": 1.0,       # of the learning rate, from block to block towards the image
   "patch_lr": 1.0,          # share of it that the patch embedding has
 }
-SMALL = {
-  "global_scale": (0.4, 1.0), "local_size": 32, "local_scale": (0.2, 0.5), "jitter": 0.4,
-  "jitter_prob": 0.8, "blur": 2.0, "prototypes": 1024, "hidden": 512, "bottleneck": 128,
-  "momentum": 0.996, "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.04,
-}
+SMALL = distillation.SMALL
 PAPER = {
-  "global_scale": (0.32, 1.0), "local_size": 96, "local_crops": 8, "local_scale": (0.05, 0.32),
-  "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "solarize": 0.2, "prototypes": 65536,
-  "hidden": 2048, "bottleneck": 256, "batch_norm": False, "norm_last_layer": False,
-  "momentum": 0.992, "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.07,
-  "temp_warmup": "30 epochs", "drop_path": 0.3, "duration": "100 epochs", "lr": 2e-3,
-  "layer_scale": 1e-5, "drop_uniform": True, "layer_decay": 0.9, "patch_lr": 0.2,
+  **distillation.PAPER, "global_scale": (0.32, 1.0), "local_crops": 8, "local_scale": (0.05, 0.32),
+  "solarize": 0.2, "prototypes": 65536, "norm_last_layer": False, "momentum": 0.992,
+  "drop_path": 0.3, "duration": "100 epochs", "lr": 2e-3, "layer_scale": 1e-5,
+  "drop_uniform": True, "layer_decay": 0.9, "patch_lr": 0.2,
 }
-TINY = {"local_size": 16, "prototypes": 32}
+TINY = distillation.TINY
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -86,12 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config = experiment.base(o)
   config.views = experiment.multi_crop(o)
   config.method = {
-    "name": "cxrjax.methods.dinov2", "prototypes": o.prototypes, "hidden": o.hidden,
-    "bottleneck": o.bottleneck, "batch_norm": o.batch_norm, "norm_last_layer": o.norm_last_layer,
-    "student_temp": 0.1, "center_momentum": o.center_momentum,
-    "teacher_temp": {
-      "kind": "stairs", "start": o.temp_start, "end": o.temp_end, "warmup": o.temp_warmup},
-    "momentum": {"start": o.momentum, "end": 1.0},
+    **distillation.method(o, "dinov2"), "norm_last_layer": o.norm_last_layer,
     "class_weight": o.class_weight, "patch_weight": o.patch_weight,
     "koleo_weight": o.koleo_weight, "centering": o.centering, "separate_head": o.separate_head,
     "mask_prob": o.mask_prob, "mask_ratio": o.mask_ratio,

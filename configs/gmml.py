@@ -53,7 +53,6 @@ def get_config(arg: str = "") -> ConfigDict:
   config.views.global_crops = o.crops
   config.method = {
     "name": "cxrjax.methods.gmml",
-    "corruption": {
-      "share": o.share, "fill": tuple(o.fill.split("+")), "alien": o.alien, "align": o.align},
+    "corruption": experiment.corruption(o),
   }
   return config

@@ -53,7 +53,6 @@ def get_config(arg: str = "") -> ConfigDict:
   config.method = {
     "name": "cxrjax.methods.sit", "hidden": o.hidden, "dim": o.dim, "temperature": 0.2,
     "momentum": {"start": o.momentum, "end": 1.0}, "weight": o.weight,
-    "corruption": {
-      "share": o.share, "fill": tuple(o.fill.split("+")), "alien": o.alien, "align": o.align},
+    "corruption": experiment.corruption(o),
   }
   return config

@@ -217,6 +217,12 @@ def two_views(o: ConfigDict) -> dict[str, Any]:
   }
 
 
+def corruption(o: ConfigDict) -> dict[str, Any]:
+  """`config.method.corruption` of GMML and its successors; see `cxrjax.views.blocks.Corruption`."""
+  return {
+    "share": o.share, "fill": tuple(o.fill.split("+")), "alien": o.alien, "align": o.align}
+
+
 def multi_crop(o: ConfigDict) -> dict[str, Any]:
   """`config.views` of DINO and its successors: two large crops and `o.local_crops` small ones.
 
