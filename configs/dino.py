@@ -18,8 +18,8 @@ paper's other choices were not to be had. DINO without small crops draws its lar
 an image: `--config.views.global_scale="(0.14, 1.0)"`.
 
 After the colon stand `key=value` pairs over the options below, those of
-`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag as well,
-`--config.optimizer.lr.start=1e-3`.
+`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag
+as well, `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict

@@ -24,8 +24,8 @@ Published recipes for radiographs differ from it in
     lr=3e-4,weight_decay=0.0,weight_decay_end=0.0 and --config.method.momentum=0.999.
 
 After the colon stand `key=value` pairs over the options below, those of
-`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag as well,
-`--config.optimizer.lr.start=1e-3`.
+`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag
+as well, `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict

@@ -10,8 +10,8 @@ small crops and its colours were not to be had and are DINO's, as is all of the 
 8192 outputs.
 
 After the colon stand `key=value` pairs over the options below, those of
-`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag as well,
-`--config.optimizer.lr.start=1e-3`.
+`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag
+as well, `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
