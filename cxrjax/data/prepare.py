@@ -35,7 +35,9 @@ def open_source(
       others'; 1 where only others have one), `split`, `subset`, `fold`, `options` and `rename`
       (`{"its class": "name in the pool"}`).
     split: `train`, `val`, `test`, or whatever the source has; `all` is everything. In a pool, of
-      the sources that do not say another.
+      the sources that do not say another. `train[15%:]` is the rest of what `train[:15%]` takes:
+      whole patients, classes in proportion (also of TFDS data sets, whose own slices divide
+      patients).
     subset: part of the split, `10 %` or `16 per class`, see `cxrjax.data.subset`; nothing is all.
     fold: `2 of 5`: the source's own splits do not count; `split` is `train` or `test` of that
       fold. `2 of 5 in train` divides one of the source's splits.
@@ -52,13 +54,16 @@ def open_source(
     if text is not None and not isinstance(text, str):
       raise UserError(f"config.data.{key}={text!r} is no text; write it like "
                       f"{'10 %' if key == 'subset' else '2 of 5'!r}")
-  whole = subsets.parse_fold(fold)[2] if fold else split
+  base, ends = subsets.parse_slice(split)
+  whole = subsets.parse_fold(fold)[2] if fold else base
   if isinstance(name, str):
     source = _open_one(name, whole, {k: build.freeze(v) for k, v in options.items()})
   else:
     source = _open_pool(name, whole, split_seed, options)
   if fold:
-    source = subsets.take_fold(source, fold, split, split_seed)
+    source = subsets.take_fold(source, fold, base, split_seed)
+  if ends:
+    source = subsets.take_slice(source, split, ends)
   if subset:
     source = subsets.take(source, subset, split_seed)
   return source

@@ -1,8 +1,8 @@
-"""Parts of a source: `10 %` of it, `16 per class`, fold `2 of 5`; by patient, stratified, nested.
+"""Parts of a source: `10 %`, `16 per class`, fold `2 of 5`, `train[15%:]`; by patient, stratified.
 
 Which images are taken depends on the names of patients and images, the labels and the seed alone:
 not on the order of the rows or the machine. With one seed the subsets lie in one another: 1 % in
-10 %, 8 per class in 16 per class.
+10 %, 8 per class in 16 per class. Slices have no seed: what validates is the same in every run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cxrjax.data.types import Record, Source, SourceInfo
 ROLES = ("train", "test")  # of a fold
 _PERCENT = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
 _PER_CLASS = re.compile(r"^\s*(\d+)\s+per\s+class\s*$")
+_SLICE = re.compile(r"^([^\[\]+]+)\[\s*(?:([\d.]+)\s*%)?\s*:\s*(?:([\d.]+)\s*%)?\s*\]$")
 _FOLD = re.compile(r"^\s*(\d+)\s+of\s+(\d+)(?:\s+in\s+(\S.*?))?\s*$")
 
 
@@ -158,6 +159,46 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
   note = f"{said}: by patient, classes in proportion, seed {seed}"
   return Subset(source, rows, f"{role}, {said}{_seeded(seed)}", [note],
                 {"train": len(owners) - len(test), "test": len(test)})
+
+
+def parse_slice(split: str) -> tuple[str, tuple[float, float] | None]:
+  """`train[15%:]` as ("train", (0.15, 1.0)); a split without percentages as (split, None)."""
+  match = _SLICE.match(split)
+  if not match or not (match[2] or match[3]):
+    return split, None
+  try:
+    ends = float(match[2] or 0) / 100, float(match[3] or 100) / 100
+  except ValueError:
+    ends = (0.0, 0.0)
+  if not 0 <= ends[0] < ends[1] <= 1:
+    raise UserError(f"config.data.split={split!r} is no slice; write it like 'train[15%:]' (all "
+                    "but the first 15 %) or 'train[:15%]'")
+  return match[1], ends
+
+
+def take_slice(source: Source, split: str, ends: tuple[float, float]) -> Subset:
+  """The patients that stand between two shares of a split, every class in proportion.
+
+  Slices that do not overlap share no patient, and slices that adjoin are together the whole.
+
+  Args:
+    source: the whole split.
+    split: what it is called, slice included.
+    ends: from and up to this share of the images, 0 to 1.
+
+  Raises:
+    UserError: no image lies there.
+  """
+  owners = splits.owners(source.table)
+  where = splits.positions(
+    owners, 0, source.table.labels, getattr(source, "groups", None), purpose="slice")
+  low, high = ends
+  rows = np.array([i for i, p in enumerate(owners) if low <= where[p] < high], dtype=np.int64)
+  if not len(rows):
+    raise UserError(f"config.data.split={split!r} has none of {source.info.name}'s {len(owners)} "
+                    "images; take a larger slice")
+  note = (f"{split}: {len(rows)} of {len(owners)} images, whole patients, classes in proportion")
+  return Subset(source, rows, split, [note])
 
 
 def _seeded(seed: int) -> str:

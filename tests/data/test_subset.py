@@ -272,3 +272,45 @@ def test_mistakes(listed):
     subset.take(listed([]), "2 %")
 
 
+
+
+@pytest.mark.parametrize("make, exclusive", [(findings, False), (classes, True)])
+def test_slices_divide_patients_and_keep_the_classes_shares(listed, make, exclusive):
+  names, labels = make(0)
+  source = listed(names, labels, exclusive=exclusive)
+  parts = [subset.take_slice(source, f"train[{a}%:{b}%]", (a / 100, b / 100))
+           for a, b in [(0, 15), (15, 40), (40, 100)]]
+  rows = [part.rows.tolist() for part in parts]
+  assert sorted(np.concatenate(rows).tolist()) == list(range(len(names)))
+  owners = [{names[i] for i in mine} for mine in rows]
+  assert not owners[0] & owners[1] and not owners[1] & owners[2] and not owners[0] & owners[2]
+  for part, share in zip(parts, (0.15, 0.25, 0.6), strict=True):
+    assert abs(len(part) - share * len(names)) < 0.02 * len(names) + 5
+    for c in range(labels.shape[1]):
+      whole = np.nansum(labels[:, c])
+      assert abs(np.nansum(part.table.labels[:, c]) - share * whole) < 0.05 * whole + 5
+
+
+def test_what_is_a_slice():
+  assert subset.parse_slice("train[15%:]") == ("train", (0.15, 1.0))
+  assert subset.parse_slice("train[:2.5 %]") == ("train", (0.0, 0.025))
+  for other in ("train", "train[:100]", "train[:]", "train[:5%]+test[:5%]"):
+    assert subset.parse_slice(other) == (other, None)
+  for wrong in ("train[20%:10%]", "train[5%:101%]", "train[1.2.3%:]"):
+    with pytest.raises(UserError, match=re.escape(wrong)):
+      subset.parse_slice(wrong)
+
+
+def test_a_slice_of_phantoms_a_fold_and_a_subset_of_it():
+  from cxrjax.data import open_source
+
+  rest = open_source("phantom", split="train[20%:]", n=100, size=32)
+  held = open_source("phantom", split="train[:20%]", n=100, size=32)
+  assert len(rest) + len(held) == 100 and not set(rest.table.patients) & set(held.table.patients)
+  few = open_source("phantom", split="train[20%:]", subset="25 %", n=100, size=32)
+  assert set(few.table.ids) < set(rest.table.ids)
+  assert set(few.table.patients).isdisjoint(held.table.patients)
+  fold = open_source("phantom", split="train[50%:]", fold="1 of 2", n=100, size=32)
+  test = open_source("phantom", split="test", fold="1 of 2", n=100, size=32)
+  assert not set(fold.table.patients) & set(test.table.patients)
+  assert len(fold) < 100
