@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import math
 import os
 import pathlib
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +20,7 @@ from cxrjax.core import flops
 from cxrjax.core.build import build, freeze
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.tasks import runs
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.sharding import make_mesh
 from cxrjax.training.step import Trainer
@@ -32,14 +31,12 @@ _NOT_RECIPE = ("duration", "evals", "checkpoint", "log_every")
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(runs.Job):
   """One run.
 
   Attributes:
     method: its name in the comparison.
     seed: of the run.
-    flags: of `python -m cxrjax.main`, but for the workdir.
-    config: what they make.
     steps: updates.
     batch_size: images of each.
     examples: images of the data.
@@ -49,23 +46,11 @@ class Job:
 
   method: str
   seed: int
-  flags: tuple[str, ...]
-  config: dict[str, Any]
   steps: int
   batch_size: int
   examples: int
   flops_per_image: float
   budget: float
-
-  @property
-  def name(self) -> str:
-    """Of its folder in the workdir."""
-    return f"{self.method}-seed{self.seed}"
-
-  def command(self, workdir: pathlib.Path) -> str:
-    """To be typed."""
-    return shlex.join(["python", "-m", "cxrjax.main", *self.flags,
-                       f"--workdir={workdir / self.name}"])
 
 
 def plan(config: Mapping[str, Any]) -> list[Job]:
@@ -80,7 +65,7 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
     UserError: a mistake in any of them or in the recipe of a method; data that cannot be opened.
   """
   folder = pathlib.Path(os.path.relpath(config["folder"]))
-  seeds = [_seed(seed) for seed in config["seeds"]]
+  seeds = [runs.seed(text) for text in config["seeds"]]
   points = config["points"]
   if isinstance(points, bool) or not isinstance(points, int) or points < 1:
     raise UserError(f"config.points={points!r} must be a whole number of evaluations from 1")
@@ -105,13 +90,11 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
     for seed in seeds:
       arg = (f"{own},seed={seed},duration={steps} steps,"
              f"eval_every={math.ceil(steps / points)} steps")
-      made = load(folder / file)(arg).to_dict()
       flags = [f"--config={folder / file}:{arg}"]
       for path, value in changes.items():
-        _set(made, path, value)
         flags.append(f"--config.{path}={value if isinstance(value, str) else repr(value)}")
-      jobs.append(Job(name, seed, tuple(flags), made, steps, batch, draft.examples,
-                      draft.flops_per_image, budget))
+      jobs.append(Job(f"{name}-seed{seed}", tuple(flags), name, seed, steps, batch,
+                      draft.examples, draft.flops_per_image, budget))
   return jobs
 
 
@@ -125,7 +108,7 @@ class _Draft:
 
 
 def _draft(path: pathlib.Path, arg: str) -> _Draft:
-  config = load(path)(arg).to_dict()
+  config = runs.load(path)(arg).to_dict()
   data = config["data"]
   keys = ("source", "split", "subset", "fold", "split_seed", "options")
   examples = _examples(json.dumps(
@@ -141,16 +124,6 @@ def _examples(data: str) -> int:
     freeze(spec["source"]), split=spec["split"], subset=spec["subset"] or None,
     fold=spec["fold"] or None, split_seed=spec["split_seed"] or 0,
     **freeze(spec["options"] or {})))
-
-
-def load(path: pathlib.Path) -> Callable[[str], Any]:
-  """`get_config` of a config file."""
-  spec = importlib.util.spec_from_file_location(f"compared_{path.stem}", path)
-  if spec is None or spec.loader is None or not path.is_file():
-    raise UserError(f"config.methods names {path}, which is no config file")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config
 
 
 def forward_flops(config: Mapping[str, Any], examples: int) -> float:
@@ -205,13 +178,6 @@ def _budget(text: Any, measure: _Draft | None) -> float:
   return value
 
 
-def _seed(text: Any) -> int:
-  try:
-    return int(text)
-  except ValueError:
-    raise UserError(f"config.seeds={text!r} is no seed; write them like 0;1;2") from None
-
-
 def epochs_as_shares(config: Mapping[str, Any], examples: int) -> dict[str, Any]:
   """What a recipe states in epochs, as shares of its own duration: `{path: new value}`.
 
@@ -260,10 +226,3 @@ def averages_as_shares(
   recipe = Clock.start(config["duration"], examples, config["batch_size"]).total_steps
   return {f"method.momentum.{end}": round(momentum[end] ** (recipe / steps), 6)
           for end in ("start", "end") if 0 < momentum.get(end, 1) < 1}
-
-
-def _set(tree: dict[str, Any], path: str, value: Any) -> None:
-  *parents, leaf = path.split(".")
-  for parent in parents:
-    tree = tree[parent]
-  tree[leaf] = value

@@ -10,7 +10,8 @@ from small import REPOSITORY
 
 from cxrjax.core import flops
 from cxrjax.models.vit import Model
-from cxrjax.tasks.compare_plan import abstract_loss, load
+from cxrjax.tasks.compare_plan import abstract_loss
+from cxrjax.tasks.runs import load
 
 
 def array(*shape):

@@ -1,26 +1,21 @@
 """A whole comparison in one process: runs, what stands in the tables, resuming, failing."""
 
-import ast
 import csv
 import json
-import os
 import shlex
-import signal
-import threading
-import time
 
 import pytest
 from pages import Checked
 from small import REPOSITORY, lines
 
 from cxrjax.core.errors import UserError
-from cxrjax.tasks import compare, compare_plan, train
+from cxrjax.tasks import compare, compare_plan, runs, train
 
 PATH = REPOSITORY / "configs" / "compare.py"
 
 
 def config(arg="tiny,methods=dino+mae"):
-  return compare_plan.load(PATH)(arg).to_dict()
+  return runs.load(PATH)(arg).to_dict()
 
 
 def rows(workdir):
@@ -55,7 +50,7 @@ def compared(tmp_path_factory):
   here, said = Here(), []
   workdir = tmp_path_factory.mktemp("compare") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(compare, "_launch", here)
+    patch.setattr(runs, "launch", here)
     status = compare.run(config(ARG), workdir, "the command", say=said.append)
   assert here.launched == ["mae-seed0", "simclr-seed0"]
   return workdir, "\n".join(said), status
@@ -134,22 +129,15 @@ def test_a_row_can_be_repeated_by_hand(compared):
     program, module, name, *flags = shlex.split(row["command"])
     assert (program, module, name) == ("python", "-m", "cxrjax.main")
     path, _, arg = flags[0].removeprefix("--config=").partition(":")
-    made = compare_plan.load(REPOSITORY / path)(arg).to_dict()
-    for flag in flags[1:-1]:
-      key, _, value = flag.removeprefix("--config.").partition("=")
-      *parents, leaf = key.split(".")
-      tree = made
-      for parent in parents:
-        tree = tree[parent]
-      tree[leaf] = value if isinstance(tree[leaf], str) else ast.literal_eval(value)
+    flags[0] = f"--config={REPOSITORY / path}:{arg}"
     own = compared[0] / f"{row['method']}-seed0" / "config.json"
-    assert json.loads(json.dumps(made)) == json.loads(own.read_text())
+    assert json.loads(json.dumps(runs.made(flags[:-1]))) == json.loads(own.read_text())
 
 
 def test_again_skips_what_is_done_and_more_can_be_added(compared, monkeypatch):
   workdir, _, _ = compared
   here = Here()
-  monkeypatch.setattr(compare, "_launch", here)
+  monkeypatch.setattr(runs, "launch", here)
   before = rows(workdir)
   assert compare.run(config(ARG), workdir, "the command", say=lambda line: None) == 1
   assert here.launched == ["simclr-seed0"]
@@ -158,50 +146,6 @@ def test_again_skips_what_is_done_and_more_can_be_added(compared, monkeypatch):
   assert here.launched == ["simclr-seed0"]
   with pytest.raises(UserError, match=r"config\.budget: '4 steps of dino' -> '1e9'"):
     compare.run(config(f"{ARG},budget=1e9"), workdir, say=lambda line: None)
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-  """Stands in for Python: runs these lines of shell instead."""
-  def make(text):
-    path = tmp_path / "python"
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    monkeypatch.setattr(compare.sys, "executable", str(path))
-    return compare_plan.Job("dino", 0, ("--config=a b",), {}, 4, 8, 48, 1e6, 3.2e7)
-  return make
-
-
-@pytest.mark.parametrize("text, why", [
-  ("exit 0", None),
-  ("printf '1\\r2\\rerror: it is cold\\n' >&2; exit 2", "it is cold"),
-  ("echo Traceback; echo 'KeyError: 3'; exit 1", "KeyError: 3"),
-  ("exit 3", "exit status 3"),
-  ("kill -KILL $$", "ended by SIGKILL (out of memory?)"),
-])
-def test_a_run_in_a_process_of_its_own(program, tmp_path, text, why):
-  failed = {"dino-seed0": "of another time"}
-  job = program(f'echo "$@" > {tmp_path / "given"}; {text}')
-  assert compare._launch(job, tmp_path, failed) is None
-  assert failed == ({} if why is None else {"dino-seed0": why})
-  given = (tmp_path / "given").read_text().split()
-  assert given == ["-m", "cxrjax.main", "--config=a", "b", f"--workdir={tmp_path / 'dino-seed0'}"]
-  log = (tmp_path / "dino-seed0.log").read_text()
-  assert "\r" not in log and (why in log if why == "it is cold" else True)
-
-
-def test_a_signal_reaches_the_run(program, tmp_path):
-  job = program("trap 'echo saved; exit 143' TERM; echo on; while :; do sleep 0.05; done")
-  def stop():
-    while "on" not in (log.read_text() if log.exists() else ""):
-      time.sleep(0.02)
-    os.kill(os.getpid(), signal.SIGTERM)
-  log = tmp_path / "dino-seed0.log"
-  thread = threading.Thread(target=stop)
-  thread.start()
-  assert compare._launch(job, tmp_path, {}) == signal.SIGTERM
-  thread.join()
-  assert log.read_text().split() == ["on", "saved"]
 
 
 @pytest.mark.parametrize("arg, message", [
@@ -235,7 +179,7 @@ def test_the_config_hands_on_what_is_common():
     assert {"small", "data=folder:/a", "manual_dir=/m", "patch_size=16", "data.csv=l.csv",
             "standardize=False", "model=Mu"} <= set(own), name
   assert args["rgmim"][-2:] == ["lung_ratio=0.5", "lr=1e-3"] and "version=2" in args["moco2"]
-  made = compare_plan.load(REPOSITORY / "configs" / "rgmim.py")(",".join(args["rgmim"]))
+  made = runs.load(REPOSITORY / "configs" / "rgmim.py")(",".join(args["rgmim"]))
   assert set(made.evals) == {"b", "d"} and made.model.patch_size == 16
   assert made.optimizer.lr.start == 1e-3
 
@@ -250,7 +194,7 @@ def test_papers_of_resnets_get_a_vits_optimizer():
 @pytest.mark.parametrize("preset", ["", "small", "paper", "tiny"])
 def test_every_method_takes_its_arguments(preset):
   for name, file, arg in config(preset)["methods"]:
-    made = compare_plan.load(REPOSITORY / "configs" / file)(arg)
+    made = runs.load(REPOSITORY / "configs" / file)(arg)
     assert made.task == "cxrjax.tasks.train", name
 
 
