@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import about, compare_charts, facts, page, words
+from cxrjax.report import about, compare_charts, facts, page, series, words
 from cxrjax.report import run as runs
-from cxrjax.report.compare_charts import estimate, head_name, row_name, set_name
+from cxrjax.report.compare_charts import head_name, row_name, set_name
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import lookup
-from cxrjax.report.sections import again
+from cxrjax.report.series import SIGNS, estimate, gain_cell, score_cell, verdict, with_status
 
 NAME = "report.html"
 Facts = Mapping[str, Any]
@@ -34,44 +35,26 @@ def render(run: runs.Run) -> str:
   """The page as text."""
   found = run.fact("compare")
   found = found if isinstance(found, Mapping) else {}
-  body: list[tuple[str, str, str, Callable[[runs.Run], Html | None]]] = [
+  body: list[tuple[str, str, str, Callable[[], Html | None]]] = [
     ("gain", "Gain over the random encoder",
      "The AUROC of the trained encoder less that of the same network before training, on the same "
      "test images; the interval is of the difference. Right of the line: training helped.",
-     lambda _: compare_charts.gains(found)),
+     lambda: compare_charts.gains(found)),
     ("scores", "Scores", "AUROC of the test images by frozen features. Rings: the same network "
      "before training. Dashed: ridge regression on 16x16 thumbnails, no network at all.",
-     lambda _: compare_charts.scores(found)),
-    ("table", "In numbers", "", lambda _: _tables(found)),
+     lambda: compare_charts.scores(found)),
+    ("table", "In numbers", "", lambda: _tables(found)),
     ("course", "Score against forward FLOPs", "From the random encoder on the left to the whole "
-     "budget on the right.", lambda _: compare_charts.courses(found)),
-    ("cost", "What it cost", "", lambda _: _cost(found)),
-    ("how", "How it was compared", "", lambda _: _how(run, found)),
-    ("again", "Run it again", "", lambda _: _again(run, found)),
+     "budget on the right.", lambda: compare_charts.courses(found)),
+    ("cost", "What it cost", "", lambda: _cost(found)),
+    ("how", "How it was compared", "", lambda: _how(run, found)),
+    ("again", "Run it again", "",
+     lambda: series.again(run, found, functools.partial(row_name, found))),
   ]
-  made = []
-  for key, name, note, make in body:
-    content = page.guard(make, run)
-    made.append((key, name, None if content is None else el(
-      "section", el("h2", name), el("p", note, cls="note") if note else None, content, id=key)))
-  opening = [page.guard(lambda _: _summary(found), run),
-             page.guard(lambda _: _callouts(run, found), run)]
-  title = str(page.guard(lambda _: _title(found), run))
-  return page.document(run, title, "cxrjax comparison", opening, made)
-
-
-def verdict(gain: Any) -> str:
-  """`above`, `below` or `open`: where the interval of a difference lies against 0; else ``."""
-  e = estimate(gain)
-  if e.low > 0:
-    return "above"
-  if e.high < 0:
-    return "below"
-  return "open" if e.low <= 0 <= e.high else ""
-
-
-def _rows(found: Facts, status: str = "finished") -> list[Facts]:
-  return [row for row in found.get("rows", []) if row["status"] == status]
+  return series.document(
+    run, lambda: _title(found), "cxrjax comparison",
+    [lambda: _summary(found), lambda: series.callouts(run, found, functools.partial(
+      row_name, found))], body)
 
 
 def _title(found: Facts) -> str:
@@ -84,7 +67,7 @@ def _title(found: Facts) -> str:
 
 def _summary(found: Facts) -> Html:
   """What was compared, and which methods are better than no training, in words."""
-  rows = _rows(found)
+  rows = with_status(found)
   images = words.count(found.get("examples"), "radiograph") or "radiographs"
   model = found.get("model") or "encoder"
   trained = words.count(len(rows), "run trained", "runs trained")
@@ -120,27 +103,6 @@ def _verdicts(head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
   return text
 
 
-def _callouts(run: runs.Run, found: Facts) -> list[Html]:
-  said = []
-  kind, why = about.status(run)
-  waiting = len(_rows(found, "waiting"))
-  if waiting:
-    left = words.count(waiting, "run is", "runs are")
-    said.append(el("p", el("b", f"{left} not finished."), f" {why}" if why else "",
-                   cls="callout" if kind == "running" else "callout warn"))
-  for row in _rows(found, "failed"):
-    said.append(el("p", el("b", f"{row_name(found, row)} failed: "), str(row.get("why") or ""),
-                   cls="callout bad"))
-  if run.problems:
-    said.append(el("p", "Not everything could be read: ", "; ".join(run.problems), ".",
-                   cls="callout warn"))
-  return said
-
-
-SIGNS = {"above": "\N{BLACK UP-POINTING TRIANGLE}", "below": "\N{BLACK DOWN-POINTING TRIANGLE}",
-         "open": ""}
-
-
 def _tables(found: Facts) -> Html | None:
   """A table for each data set: scores, and gains with their verdicts."""
   parts = []
@@ -174,36 +136,16 @@ def _line(found: Facts, row: Facts, name: str, heads: Sequence[str]) -> Html:
   cells: list[Html] = []
   for h in heads:
     values = lookup(row, "sets", name, h)
-    cells += [_score(lookup(values, "trained")), _gain(lookup(values, "gain"))]
+    cells += [score_cell(lookup(values, "trained")), gain_cell(lookup(values, "gain"))]
   if "linear" in heads:
-    cells.append(_gain(lookup(row, "sets", name, "linear", "over_floor")))
+    cells.append(gain_cell(lookup(row, "sets", name, "linear", "over_floor")))
   if row["status"] != "finished":
     cells = [el("td", row["status"], cls="none", colspan=len(cells))]
   return el("tr", el("th", row_name(found, row), scope="row"), cells)
 
 
-def _score(value: Any) -> Html:
-  e = estimate(value)
-  return el("td", el("b", words.decimal(e.value)), " ", el("small", f"({words.interval(e)})"),
-            cls="num")
-
-
-def _gain(value: Any) -> Html:
-  if value is None:
-    return el("td", "\N{EN DASH}", cls="num none")
-  e, kind = estimate(value), verdict(value)
-  style = {"above": "up", "below": "down"}.get(kind, "")
-  return el("td", el("span", signed(e.value), " ", SIGNS.get(kind, ""), cls=style or None), " ",
-            el("small", f"({signed(e.low)} to {signed(e.high)})"), cls="num")
-
-
-def signed(x: float) -> str:
-  """`+0.071`, with a minus sign that is one."""
-  return f"{x:+.3f}".replace("-", "\N{MINUS SIGN}") if x == x else "n/a"
-
-
 def _cost(found: Facts) -> Html | None:
-  rows = _rows(found)
+  rows = with_status(found)
   if not rows:
     return None
   head = ["Method", "Forward, an image", "Training, an image", "Images", "Epochs", "Images/s",
@@ -263,14 +205,6 @@ def _device(found: Facts) -> str:
   return name.upper() if name == "cpu" else name
 
 
-def _again(run: runs.Run, found: Facts) -> Html:
-  """The command of the whole, and of each run."""
-  lines = [el("div", el("h3", row_name(found, row)), el("pre", el("code", row["command"]),
-                                                        cls="command"))
-           for row in found.get("rows", [])]
-  return el("div", again(run), el("details", el("summary", "One run by itself"), lines))
-
-
 def table(found: Facts) -> str:
   """For the terminal: a table for each data set."""
   return "\n\n".join(_plain(found, name) for name in found.get("sets", {}))
@@ -280,7 +214,7 @@ def _plain(found: Facts, name: str) -> str:
   heads = compare_charts.heads(found, name)
   lines = [[set_name(found, name), *(x for h in heads for x in (head_name(h), "gain")), "training",
             "memory"]]
-  for row in _rows(found):
+  for row in with_status(found):
     cells = [row_name(found, row)]
     for h in heads:
       values = lookup(row, "sets", name, h)
@@ -294,16 +228,6 @@ def _plain(found: Facts, name: str) -> str:
   floor = estimate(lookup(found, "sets", name, "floor"))
   at_probe = ["" if h != "linear" else words.estimate(floor, "-") for h in heads for _ in (0, 1)]
   lines.append(["thumbnail floor", *(c if i % 2 == 0 else "" for i, c in enumerate(at_probe))])
-  return "\n".join(_aligned(lines))
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-  widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
-  rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-  for i, line in enumerate(lines):
-    yield "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=False)).rstrip()
-    if i in (0, len(lines) - 2):
-      yield rule
-  yield rule
-  yield ("AUROC, 95 % intervals; gain over the random encoder, paired: + or - where its interval "
-         "leaves out 0")
+  note = ("AUROC, 95 % intervals; gain over the random encoder, paired: + or - where its interval "
+          "leaves out 0")
+  return "\n".join([*series.aligned(lines, (0, len(lines) - 2)), note])

@@ -12,19 +12,14 @@ import numpy as np
 from cxrjax.report import charts, forest, words
 from cxrjax.report.charts import Level, Line
 from cxrjax.report.html import Html, el
-from cxrjax.report.run import Estimate, lookup, number
+from cxrjax.report.run import lookup, number
+from cxrjax.report.series import VERDICTS, estimate, gain_mark, zero
 
 Facts = Mapping[str, Any]
 STYLES = {"knn": "s1", "whitened": "s2", "linear": "s4"}  # of the heads
 DASHES = {"knn": "", "whitened": " dots", "linear": " dash"}
 SHORT = {"knn": "kNN", "whitened": "whitened kNN", "linear": "probe"}
 SETS = ("s1", "s2", "s4", "s3")
-
-
-def estimate(value: Any) -> Estimate:
-  """An interval of `run.json`; NaN where there is none."""
-  return Estimate(number(lookup(value, "value")), number(lookup(value, "low")),
-                  number(lookup(value, "high")))
 
 
 def row_name(found: Facts, row: Facts) -> str:
@@ -77,13 +72,10 @@ def gains(found: Facts) -> Html | None:
       shown = []
       for row in rows:
         gain = lookup(row, "sets", name, head, "gain")
-        e = estimate(gain)
-        style = "good" if e.low > 0 else "bad" if e.high < 0 else "s3"
-        shown.append(forest.Row(row_name(found, row), [_mark(gain, style)]))
+        shown.append(forest.Row(row_name(found, row), [gain_mark(gain)]))
       figures.append(forest.chart(
         f"{set_name(found, name)}: {head_name(head)}", shown,
-        [("good", "better"), ("s3", "undecided"), ("bad", "worse")],
-        x_label="difference of AUROC", levels=[Level("", 0.0, style="zero")]))
+        VERDICTS, x_label="difference of AUROC", levels=[zero()]))
   few = all(len(heads(found, name)) < 3 for name in found.get("sets", {}))
   return el("div", figures, cls=f"charts {'two' if few else 'three'}") if rows and figures else None
 
