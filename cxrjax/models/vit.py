@@ -124,6 +124,18 @@ class Model:
     return self._dims[1]
 
   @property
+  def layer_names(self) -> tuple[str, ...]:
+    """Regular expressions of the parameters of each layer, from the input on; the last norm is part
+    of what follows."""
+    embedding = "(patch|cls|pos|registers|mask_token)(/|$)"
+    return (embedding, *(f"blocks/{i}/" for i in range(self.blocks)))
+
+  @property
+  def attention_heads(self) -> int:
+    """How many every block has."""
+    return self._dims[2]
+
+  @property
   def stride(self) -> int:
     """Pixels of one cell of the grid that `Features.patches` lies on."""
     return self.patch_size

@@ -1,0 +1,101 @@
+"""Weights files as arrays by name, whatever format they are in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cxrjax.core.errors import UserError
+from cxrjax.models.weights import pickles, safetensors
+
+OURS = "cxrjax"  # the metadata, or the array of an .npz, in which a file of ours describes itself
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+  """What a weights file holds.
+
+  Attributes:
+    named: the file and the config key that gave it, for errors.
+    arrays: by name; read from disk where they are turned into arrays (`np.asarray`).
+    about: how a file of ours describes itself; {} for others'.
+    beside: what `config.json` and `preprocessor_config.json` beside it say, as Hugging Face's hub
+      lays files out; {} where there are none.
+  """
+
+  path: pathlib.Path
+  named: str
+  arrays: Mapping[str, Any]
+  about: Mapping[str, Any]
+  beside: Mapping[str, Any]
+
+
+def read(path: str | pathlib.Path, key: str) -> File:
+  """Reads a .safetensors, an .npz, or a checkpoint of torch's (.pth, .pt, .bin, .ckpt, .tar).
+
+  The content decides, not the name.
+
+  Args:
+    path: of the file.
+    key: the config key that names it, for errors.
+
+  Raises:
+    UserError: no such file, none of these formats, damaged, or a pickle that wants to run code.
+  """
+  file = pathlib.Path(path).expanduser()
+  named = f"{key}={str(path)!r}"
+  about: Any = {}
+  try:
+    with file.open("rb") as opened:
+      head = opened.read(16)
+    if len(head) > 8 and head[8:9] == b"{":
+      arrays, metadata = safetensors.read(file)
+      about = json.loads(metadata.get(OURS, "{}"))
+    elif head[:2] == b"PK" and _is_npz(file):
+      arrays = _npz(file)
+      if OURS in arrays:
+        about = json.loads(str(arrays.pop(OURS)))
+    else:
+      arrays = pickles.tensors(pickles.read(file))
+  except pickles.Refused as error:
+    raise UserError(
+      f"{named} is a pickle that names {error}, which no plain weights need; it was not run. If "
+      "you trust the file, load it with torch where it was made and save its state_dict() as "
+      ".safetensors") from error
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
+    raise UserError(
+      f"{named} cannot be read: {reason}; give a .safetensors, .npz, .pth or .bin file of "
+      "weights, or the workdir of a finished run") from error
+  if not arrays:
+    raise UserError(f"{named} holds no arrays; give a file with a network's weights")
+  return File(file, named, arrays, about, _beside(file.parent))
+
+
+def _is_npz(file: pathlib.Path) -> bool:
+  with zipfile.ZipFile(file) as archive:
+    return all(name.endswith(".npy") for name in archive.namelist())
+
+
+def _npz(file: pathlib.Path) -> dict[str, Any]:
+  """Of an .npz; an array of Python objects, which is a pickle, is refused by NumPy."""
+  with np.load(file, allow_pickle=False) as archive:
+    return {name: archive[name] for name in archive.files}
+
+
+def _beside(folder: pathlib.Path) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for name in ("config.json", "preprocessor_config.json"):
+    try:
+      content = json.loads((folder / name).read_text())
+    except (OSError, ValueError):
+      continue
+    if isinstance(content, dict):
+      found |= content
+  return found
