@@ -2,95 +2,97 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from cxrjax.metrics import classification, ranking
-from cxrjax.metrics.intervals import Interval, undefined
+from cxrjax.metrics import calibration, classification, counted, precision, ranking
+from cxrjax.metrics.counted import Counted
+from cxrjax.metrics.intervals import Difference, Interval, undefined
 
 MEASURES = ("auroc", "accuracy", "balanced_accuracy", "f1")
+SCORES = ("auroc", "auprc")  # how scores order images, whatever the threshold
+PROBABILITIES = ("brier", "ece", "nll")
+ALL = (*SCORES, "accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity", "hm",
+       *PROBABILITIES)
+OF_CLASSES = (*SCORES, "sensitivity", "specificity", "hm")  # that each class has too
 
 
 def judge(
     name: str,
     scores: Float[np.ndarray, "m k"],
     labels: Float[np.ndarray, "m k"],
-    patients: Sequence[str],
+    patients: Sequence[str] | np.ndarray,
     classes: Sequence[str],
     exclusive: bool,
     thresholds: Float[np.ndarray, "k"] | None = None,
+    measures: Sequence[str] = MEASURES,
+    of_classes: Sequence[str] = ("auroc",),
+    broken: str = "the encoder's features are not finite",
 ) -> dict[str, Interval]:
-  """`{name}/auroc`, `{name}/accuracy`, `{name}/balanced_accuracy` and `{name}/f1`.
+  """`{name}/auroc`, `{name}/accuracy` and the other `measures`.
 
-  Two exclusive classes: the last is the positive one. More: macro AUROC of each class against the
-  rest, argmax decisions, macro F1. Several findings: means over the findings. Unless two
-  exclusive classes or one finding are all there is, each class's area is `{name}/auroc/{class}`.
+  Two exclusive classes: the last is the positive one. More: mean over classes, each against the
+  rest; argmax decisions. Several findings: means over the findings. Unless two exclusive classes or
+  one finding are all there is, `{name}/auroc/{class}` is each class's, and so of all `of_classes`.
 
   Args:
-    name: what made the scores, e.g. `"knn5"`.
-    scores: higher means more of that class.
+    name: what made the scores, e.g. `"knn5"`; an empty one leaves the measures' names.
+    scores: higher means more of that class; probabilities where `measures` has `PROBABILITIES`.
     labels: 1, 0 or NaN; one-hot where exclusive (rows with NaN are left out).
     patients: one id per image; intervals respect it.
     classes: names of the columns.
     exclusive: one class an image.
     thresholds: a class is called when its score is at least this; 0.5 each by default. With two
       exclusive classes the last one counts; with more there are none.
+    measures: of `ALL`.
+    of_classes: of `OF_CLASSES`.
+    broken: why there are metrics of nothing, where no score is finite.
 
   Returns:
     An interval for every name; undefined (NaN, with a reason) where the data define none.
   """
-  patients = np.asarray(patients, dtype=object)
-  if exclusive:
-    known = ~np.isnan(labels).any(1)
-    scores, labels, patients = scores[known], labels[known], patients[known]
+  start = f"{name}/" if name else ""
+  seen = _seen(scores, labels, patients, exclusive, thresholds)
   k = len(classes)
-  thresholds = np.full(k, 0.5) if thresholds is None else thresholds
-  each = k > 2 or (k == 2 and not exclusive)
-  if len(scores) and not np.isfinite(scores).any():
-    reason = "the encoder's features are not finite"
-    result = {f"{name}/{m}": undefined(reason, len(labels)) for m in MEASURES}
-    if each:
-      result |= {f"{name}/auroc/{c}": undefined(reason, len(labels)) for c in classes}
-    return result
-  if exclusive and k == 2:
-    result = {f"{name}/auroc": ranking.auroc(scores[:, 1], labels[:, 1], patients)}
-  else:
-    result = {f"{name}/auroc": ranking.macro_auroc(scores, labels, patients)}
-    for c, title in enumerate(classes if each else ()):
-      if len(scores) and not np.isfinite(scores[:, c]).all():
-        area = undefined("the training images do not have both values of this label", len(labels))
-      else:
-        area = ranking.auroc(scores[:, c], labels[:, c], patients)
-      result[f"{name}/auroc/{title}"] = area
-  if exclusive:
-    truth = labels.argmax(1)
-    if k == 2:
-      predicted = (scores[:, 1] >= thresholds[1]).astype(np.int64)
+  each = [(m, c) for m in of_classes for c in range(k)] if k > 2 or (
+    k == 2 and not exclusive) else []
+  if len(seen.scores) and not np.isfinite(seen.scores).any():
+    names = [*measures, *(f"{m}/{classes[c]}" for m, c in each)]
+    return {start + n: undefined(broken, len(seen.labels)) for n in names}
+  result = {start + m: _named(_of_all(m, seen), classes) for m in measures}
+  for m, c in each:
+    if len(seen.scores) and not np.isfinite(seen.scores[:, c]).all():
+      found = undefined(
+        "the training images do not have both values of this label", len(seen.labels))
     else:
-      predicted = np.where(np.isnan(scores), -np.inf, scores).argmax(1)
-    result[f"{name}/accuracy"] = classification.accuracy(predicted, truth, patients)
-    for measure in ("balanced_accuracy", "f1"):
-      result[f"{name}/{measure}"] = getattr(classification, measure)(
-        predicted, truth, k, patients)
-  else:
-    labels = np.where(np.isnan(scores), np.nan, labels)
-    for measure in MEASURES[1:]:
-      result[f"{name}/{measure}"] = classification.findings(
-        measure, scores >= thresholds, labels, patients)
+      found = _of_class(m, seen, c)
+    result[f"{start}{m}/{classes[c]}"] = found
   return result
 
 
 def difference(
     a: Float[np.ndarray, "m k"], b: Float[np.ndarray, "m k"], labels: Float[np.ndarray, "m k"],
-    patients: Sequence[Any] | np.ndarray, exclusive: bool) -> Interval:
-  """By how much the AUROC that `judge` gives `a` is above the one it gives `b`, images paired."""
-  if exclusive and labels.shape[1] == 2:
-    a, b, labels = a[:, 1:], b[:, 1:], labels[:, 1:]
+    patients: Sequence[Any] | np.ndarray, exclusive: bool, measure: str = "auroc",
+    thresholds: tuple[Any, Any] = (None, None)) -> Difference:
+  """By how much the measure that `judge` gives `a` is above the one it gives `b`, images paired.
+
+  AUROC: DeLong's test; all others: both resampled together, by patient.
+  """
   names = [str(p) for p in patients]
-  return ranking.auroc_difference(a, b, labels, names)
+  first, second = (_seen(x, labels, names, exclusive, t)
+                   for x, t in zip((a, b), thresholds, strict=True))
+  if not (np.isfinite(first.scores).any() and np.isfinite(second.scores).any()):
+    return Difference(**vars(undefined("scores are not finite", len(first.labels))))
+  if measure in SCORES:
+    columns = slice(1, None) if exclusive and labels.shape[1] == 2 else slice(None)
+    compare = ranking.auroc_difference if measure == "auroc" else precision.difference
+    return compare(first.scores[:, columns], second.scores[:, columns], first.labels[:, columns],
+                   first.patients)
+  return counted.difference(_counted(measure, first), _counted(measure, second))
 
 
 def thresholds(
@@ -122,3 +124,78 @@ def thresholds(
       remarks.append(f"label {c}: threshold 0.5, because the validation images do not have both "
                      "values of it")
   return chosen, remarks
+
+
+def called(
+    scores: Float[np.ndarray, "m k"], exclusive: bool,
+    thresholds: Float[np.ndarray, "k"]) -> Bool[np.ndarray, "m k"]:
+  """Which classes are called: those that reach their threshold; of three or more the highest."""
+  if not exclusive:
+    return scores >= thresholds
+  if scores.shape[1] == 2:
+    positive = scores[:, 1] >= thresholds[1]
+    return np.stack([~positive, positive], 1)
+  return np.eye(scores.shape[1], dtype=bool)[
+    np.where(np.isnan(scores), -np.inf, scores).argmax(1)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Seen:
+  """What is judged: images whose class is known, and which classes are called."""
+
+  scores: Float[np.ndarray, "m k"]
+  labels: Float[np.ndarray, "m k"]
+  patients: np.ndarray
+  exclusive: bool
+  called: Bool[np.ndarray, "m k"]
+
+
+def _seen(scores, labels, patients, exclusive, thresholds) -> _Seen:
+  patients = np.asarray(patients, dtype=object)
+  if exclusive:
+    known = ~np.isnan(labels).any(1)
+    scores, labels, patients = scores[known], labels[known], patients[known]
+  cut = np.full(labels.shape[1], 0.5) if thresholds is None else thresholds
+  return _Seen(scores, labels, patients, exclusive, called(scores, exclusive, cut))
+
+
+def _of_all(measure: str, seen: _Seen) -> Interval:
+  binary = seen.exclusive and seen.labels.shape[1] == 2
+  if measure == "auroc":
+    if binary:
+      return ranking.auroc(seen.scores[:, 1], seen.labels[:, 1], seen.patients)
+    return ranking.macro_auroc(seen.scores, seen.labels, seen.patients)
+  if measure == "auprc":
+    columns = slice(1, None) if binary else slice(None)
+    return precision.auprc(seen.scores[:, columns], seen.labels[:, columns], seen.patients)
+  return counted.interval(_counted(measure, seen), bounded=measure not in PROBABILITIES)
+
+
+def _of_class(measure: str, seen: _Seen, c: int) -> Interval:
+  own = slice(c, c + 1)
+  if measure == "auroc":
+    return ranking.auroc(seen.scores[:, c], seen.labels[:, c], seen.patients)
+  if measure == "auprc":
+    return precision.auprc(seen.scores[:, own], seen.labels[:, own], seen.patients)
+  known = ~np.isnan(seen.labels[:, c])
+  call, truth = (x[known, c].astype(np.int64) for x in (seen.called, seen.labels))
+  return counted.interval(classification.decisions(measure, call, truth, 2, seen.patients[known]))
+
+
+def _counted(measure: str, seen: _Seen) -> Counted:
+  if measure in PROBABILITIES:
+    return getattr(calibration, measure)(seen.scores, seen.labels, seen.exclusive, seen.patients)
+  if seen.exclusive:
+    call, truth = seen.called.argmax(1), seen.labels.argmax(1)
+    return classification.decisions(measure, call, truth, seen.labels.shape[1], seen.patients)
+  labels = np.where(np.isnan(seen.scores), np.nan, seen.labels)
+  return classification.findings(measure, seen.called, labels, seen.patients)
+
+
+def _named(found: Interval, classes: Sequence[str]) -> Interval:
+  """With the class's name in the reason, where it has its number."""
+  start = "no image of class "
+  if not found.undefined.startswith(start):
+    return found
+  name = classes[int(found.undefined.removeprefix(start))]
+  return dataclasses.replace(found, undefined=f"{start}{name}")

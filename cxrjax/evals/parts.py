@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
 from cxrjax.data.splits import split_by_patient
 from cxrjax.data.store import Images, load_images
+from cxrjax.data.types import SourceInfo
+from cxrjax.metrics import intervals
 
 PARTS = ("train", "val", "test")
 SMALL_VAL = 50
@@ -71,6 +73,8 @@ def load(
     window: str | Sequence[float] = "auto",
     cache_dir: Any = None,
     progress: bool = True,
+    other: Mapping[str, Any] | None = None,
+    whose: str = "the probe",
 ) -> Data:
   """Opens the parts, separates patients, decodes.
 
@@ -89,24 +93,31 @@ def load(
     window: the gray levels of 16-bit images that are shown; see there.
     cache_dir: of decoded images.
     progress: bars on stderr.
+    other: `name`, `test` and options of another source: its images are the test part, with the
+      classes of `data` (see `match`).
+    whose: who asks, for errors.
 
   Raises:
     UserError: no labels, one class only, patients in two parts, or a source that cannot be opened.
   """
-  options = {k: v for k, v in data.items() if k not in (*PARTS, "name")}
+  options = _options(data)
   name = data.get("name")
   if not name:
-    raise UserError("the probe's data.name is missing; give a source such as 'phantom'")
+    raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
   split = {part: data.get(part, part) for part in PARTS}
   few = options.pop("subset", None)
   train = open_source(name, split=split["train"], subset=few, **options)
-  test = open_source(name, split=split["test"], **options)
+  if other is None:
+    test = open_source(name, split=split["test"], **options)
+  else:
+    split["test"] = other.get("test", "test")
+    test = open_source(other["name"], split=split["test"], **_options(other))
   name = train.info.name if not isinstance(name, str) else name
   classes = train.info.classes
   if not classes:
-    raise UserError(f"{name} has no labels to judge an encoder by; give the probe's data.name a "
-                    "labelled source, or remove the probe from config.evals")
-  if test.info.classes != classes:
+    raise UserError(f"{name} has no labels to judge by; give {whose}'s data.name a labelled "
+                    f"source, or remove {whose} from config.evals")
+  if other is None and test.info.classes != classes:
     raise UserError(f"{name}: split {split['test']!r} has classes {list(test.info.classes)}, "
                     f"split {split['train']!r} has {list(classes)}; they must be the same")
   notes: list[str] = []
@@ -116,19 +127,21 @@ def load(
   unlabelled, rows = {}, {}
   for part, source in sources.items():
     labels = source.table.labels
-    known = ~np.isnan(labels)
-    usable = known.all(1) if source.info.exclusive else known.any(1)
+    if other is not None and part == "test":
+      labels = match(labels, source.info, train.info, notes, f"{whose}'s data")
+    usable = labelled(labels, train.info.exclusive)
     rows[part] = np.flatnonzero(usable)
     unlabelled[part] = int(np.sum(~usable))
     if not len(rows[part]):
-      raise UserError(f"{name} split {split[part]!r} has no image with a known label; "
-                      f"give the probe's data.{part} another split")
+      of = source.info.name if other is not None and part == "test" else name
+      raise UserError(f"{of} split {split[part]!r} has no image with a known label; "
+                      f"give {whose}'s data.{part} another split")
   table = train.table
   if val is None:
     owners = {table.patients[i] or f"image {i}" for i in rows["train"]}
     if len(owners) < 2:
       raise UserError(f"{name} split {split['train']!r} has one patient, too few to carve a "
-                      "validation split from; give the probe's data.val a split of its own")
+                      f"validation split from; give {whose}'s data.val a split of its own")
     train_rows, val_rows = divide(table.patients, table.labels, rows["train"], val_fraction)
     notes.append(f"validation: {len(val_rows)} of the {len(rows['train'])} training images, carved "
                  "by patient")
@@ -154,6 +167,8 @@ def load(
     whole = len(index) == len(source)
     images[part] = load_images(source, size, indices=None if whole else index, **decode)
     found[part] = (part, np.arange(len(images[part])))
+  if other is not None:
+    images["test"] = as_classes(images["test"], train.info)
   if val is None:
     held = {table.ids[i] for i in val_rows}
     inside = np.array([i in held for i in images["train"].ids])
@@ -164,10 +179,111 @@ def load(
   if shared and not allow_shared_patients:
     raise UserError(
       f"{name}: {len(shared)} patients are in more than one of train, val and test (e.g. "
-      f"{shared[0]!r}), so results would flatter; split by patient, or set the probe's "
+      f"{shared[0]!r}), so results would flatter; split by patient, or set {whose}'s "
       "allow_shared_patients=True")
-  _check_classes(result, name, split)
+  _check_classes(result, name, split, whose)
   return dataclasses.replace(result, shared=shared, notes=tuple(notes))
+
+
+def one(
+    data: Mapping[str, Any], part: str, size: int, *, whose: str = "the evaluator", **decode: Any,
+) -> Data:
+  """Opens and decodes one part, which judges: it is "test" whatever split it is of.
+
+  Args:
+    data: as for `load`.
+    part: of "train", "val" and "test", whose split is opened.
+    size: side of the decoded images, pixels.
+    whose: who asks, for errors.
+    **decode: options of `data.store.load_images`.
+
+  Raises:
+    UserError: no labels, or a source that cannot be opened.
+  """
+  if not data.get("name"):
+    raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
+  options = {k: v for k, v in _options(data).items() if k != "subset"}
+  source = open_source(data["name"], split=data.get(part, part), **options)
+  usable = labelled(source.table.labels, source.info.exclusive)
+  if not usable.any():
+    raise UserError(f"{source.info.name} split {source.info.split!r} has no image with a known "
+                    f"label; give {whose}'s data.{part} another split")
+  rows = None if usable.all() else np.flatnonzero(usable)
+  images = load_images(source, size, indices=rows, **decode)
+  return Data({"train": images, "test": images}, {"test": ("test", np.arange(len(images)))}, (),
+              {"test": int(np.sum(~usable))}, ())
+
+
+def labelled(labels: Float32[np.ndarray, "n k"], exclusive: bool) -> Bool[np.ndarray, "n"]:
+  """Images whose class is known, or something of their findings."""
+  known = ~np.isnan(labels)
+  return known.all(1) & known.any(1) if exclusive else known.any(1)
+
+
+def match(
+    labels: Float32[np.ndarray, "n k"], own: SourceInfo, to: SourceInfo, notes: list[str],
+    key: str = "data") -> Float32[np.ndarray, "n c"]:
+  """Labels of one source as those of another's classes, by name, upper and lower case alike.
+
+  Where the classes of `to` exclude one another, an image has to have one of them: one that has
+  none, or several, becomes unknown. Findings that the source does not know are unknown.
+
+  Args:
+    labels: of the images.
+    own: what `labels` are of.
+    to: whose classes are wanted.
+    notes: what was left out is appended.
+    key: who asks, for errors.
+
+  Raises:
+    UserError: no class has a name in both.
+  """
+  names = {c.casefold(): i for i, c in enumerate(own.classes)}
+  columns = [names.get(c.casefold()) for c in to.classes]
+  if all(c is None for c in columns):
+    raise UserError(
+      f"{key}: {own.name} has the classes {list(own.classes)}, none of which is among those of "
+      f"{to.name}, {list(to.classes)}; give a set that shares some")
+  found = np.stack([np.full(len(labels), np.nan, np.float32) if c is None else labels[:, c]
+                    for c in columns], 1)
+  missing = [c for c, at in zip(to.classes, columns, strict=True) if at is None]
+  if missing:
+    notes.append(f"{own.name} does not know {', '.join(missing)}")
+  if to.exclusive:
+    found = np.where(np.isnan(found), 0, found) if own.exclusive else found
+    one_of_them = (found == 1).sum(1) == 1
+    # Findings: the one that is there settles the others, known or not.
+    found = np.where(one_of_them[:, None], found == 1, np.nan).astype(np.float32)
+    left = int(np.sum(~one_of_them))
+    if left:
+      notes.append(f"{left} of {len(labels)} images of {own.name} have none, or several, of the "
+                   f"classes {', '.join(to.classes)} and are left out")
+  return found
+
+
+def as_classes(images: Images, to: SourceInfo) -> Images:
+  """Decoded images with the classes of another source; see `match`."""
+  labels = match(images.labels, images.info, to, [])
+  return dataclasses.replace(
+    images, table=dataclasses.replace(images.table, labels=labels),
+    info=dataclasses.replace(images.info, classes=to.classes, exclusive=to.exclusive))
+
+
+def about(data: Data) -> dict[str, np.ndarray]:
+  """What scores of the test images need beside them, for figures and comparisons.
+
+  Returns:
+    `labels` f32[m k]; `patient` i64[m], numbers that say which images are of one patient;
+    `classes` and whether they are `exclusive`; `id` of every image.
+  """
+  labels = data.labels("test")
+  patient, _ = intervals.clusters(data.patients("test"), len(labels))
+  return {"labels": labels, "patient": patient, "classes": np.asarray(data.classes),
+          "exclusive": np.asarray(data.exclusive), "id": np.asarray(data.ids("test"))}
+
+
+def _options(data: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in data.items() if k not in (*PARTS, "name")}
 
 
 def divide(
@@ -197,27 +313,29 @@ def divide(
 
 def describe(data: Data) -> dict[str, Any]:
   """Facts of the parts for `run.json`: sizes, classes, patients, fingerprints, remarks."""
-  result: dict[str, Any] = {}
-  for part in PARTS:
-    key, _ = data.rows[part]
-    info, labels = data.images[key].info, data.labels(part)
-    patients = data.patients(part)
-    result[part] = {
-      "name": info.name,
-      "split": info.split,
-      "n": len(labels),
-      "patients": len(set(patients)) if all(patients) else None,
-      "classes": list(info.classes),
-      "class_counts": {c: int(np.sum(labels[:, i] == 1)) for i, c in enumerate(info.classes)},
-      "unlabelled": data.unlabelled.get(part, 0),
-      "splits": dict(info.splits),
-      "fingerprint": info.fingerprint,
-      "notes": list(info.notes),
-      "skipped": [list(s) for s in data.images[key].skipped],
-    }
+  result: dict[str, Any] = {part: describe_part(data, part) for part in PARTS}
   result["shared_patients"] = len(data.shared)
   result["notes"] = list(data.notes)
   return result
+
+
+def describe_part(data: Data, part: str) -> dict[str, Any]:
+  """Facts of one part."""
+  images, labels, patients = data.images[data.rows[part][0]], data.labels(part), data.patients(part)
+  return {
+    "name": images.info.name,
+    "split": images.info.split,
+    "n": len(labels),
+    "patients": len(set(patients)) if all(patients) else None,
+    "classes": list(images.info.classes),
+    "class_counts": {
+      c: int(np.sum(labels[:, i] == 1)) for i, c in enumerate(images.info.classes)},
+    "unlabelled": data.unlabelled.get(part, 0),
+    "splits": dict(images.info.splits),
+    "fingerprint": images.info.fingerprint,
+    "notes": list(images.info.notes),
+    "skipped": [list(s) for s in images.skipped],
+  }
 
 
 def _own_val(
@@ -237,11 +355,13 @@ def _own_val(
 
 def _shared(data: Data) -> tuple[str, ...]:
   """Patients in more than one part, sorted."""
-  count = Counter(p for part in PARTS for p in set(data.patients(part)) if p)
-  return tuple(sorted(p for p, n in count.items() if n > 1))
+  count = Counter(
+    (data.images[data.rows[part][0]].info.dataset, p)
+    for part in PARTS for p in set(data.patients(part)) if p)
+  return tuple(sorted(p for (_, p), n in count.items() if n > 1))
 
 
-def _check_classes(data: Data, name: str, split: Mapping[str, Any]) -> None:
+def _check_classes(data: Data, name: str, split: Mapping[str, Any], whose: str) -> None:
   """Training must show at least two classes, or both values of some label."""
   labels = data.labels("train")
   present = [c for c, title in enumerate(data.classes) if np.any(labels[:, c] == 1)]
@@ -249,5 +369,5 @@ def _check_classes(data: Data, name: str, split: Mapping[str, Any]) -> None:
   if not set(present) & set(absent):
     only = [data.classes[c] for c in present]
     raise UserError(
-      f"{name} split {split['train']!r} has images of one class only ({only}); a probe needs two: "
-      "give the probe's data.train another split or source")
+      f"{name} split {split['train']!r} has images of one class only ({only}); two are "
+      f"needed: give {whose}'s data.train another split or source")

@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from cxrjax.core.errors import UserError
 from cxrjax.evals import features, floor, health, judge, knn, linear, parts
 from cxrjax.evals.parts import Data
-from cxrjax.metrics import classification, intervals
+from cxrjax.metrics import classification
 from cxrjax.metrics.intervals import Interval
 
 
@@ -27,8 +27,7 @@ class Result:
     metrics: intervals by name: `knn5/auroc`, `linear/f1`, ...
     facts: JSON-able: the L2 and threshold chosen, health of the features, seconds.
     arrays: test images' `labels` f32[m k] and scores f32[m k] by method (`knn5`, `linear`), for
-      ROC curves, confusion matrices and comparisons; `patient` i64[m], numbers that say which
-      images are of one patient; `classes` and whether they are `exclusive`.
+      ROC curves, confusion matrices and comparisons; and what `parts.about` gives.
   """
 
   metrics: dict[str, Interval]
@@ -201,7 +200,7 @@ class Evaluator:
     facts["linear"] |= facts_of
     seconds["metrics"] = time.perf_counter() - began
     facts["seconds"] = seconds
-    return Result(metrics, facts, {"linear": scores["test"]} | near | _about(data))
+    return Result(metrics, facts, {"linear": scores["test"]} | near | parts.about(data))
 
   def floor(self, data: Data) -> Result:
     """The same metrics for ridge regression on 16x16 thumbnails, no encoder at all.
@@ -218,18 +217,11 @@ class Evaluator:
     scores = floor.ridge(x["train"], data.labels("train"), held)
     val, test = scores[:len(x["val"])], scores[len(x["val"]):]
     metrics, facts = self._decide("linear", val, test, data)
-    return Result(metrics, {"linear": facts}, {"linear": test} | _about(data))
+    return Result(metrics, {"linear": facts}, {"linear": test} | parts.about(data))
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """The first test images of every class in turn, and what they show; for figures."""
-    key, rows = data.rows["test"]
-    labels = data.labels("test")
-    of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
-    order = [of[i] for i in range(count) for of in of_class if i < len(of)]
-    chosen = list(dict.fromkeys(order))[:count]
-    names = [" + ".join(c for c, y in zip(data.classes, labels[i], strict=True) if y == 1)
-             for i in chosen]
-    return data.images[key].gray(rows[chosen]), names
+    return examples(data, count)
 
   def _decide(
       self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"],
@@ -250,11 +242,16 @@ class Evaluator:
     return metrics, facts
 
 
-def _about(data: Data) -> dict[str, np.ndarray]:
-  """What scores of the test images need beside them."""
-  patient, _ = intervals.clusters(data.patients("test"), len(data.labels("test")))
-  return {"labels": data.labels("test"), "patient": patient, "classes": np.asarray(data.classes),
-          "exclusive": np.asarray(data.exclusive)}
+def examples(data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
+  """The first test images of every class in turn, and what they show; for figures."""
+  key, rows = data.rows["test"]
+  labels = data.labels("test")
+  of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
+  order = [of[i] for i in range(count) for of in of_class if i < len(of)]
+  chosen = list(dict.fromkeys(order))[:count]
+  names = [" + ".join(c for c, y in zip(data.classes, labels[i], strict=True) if y == 1)
+           for i in chosen]
+  return data.images[key].gray(rows[chosen]), names
 
 
 def _number(value: float) -> float | None:

@@ -1,22 +1,22 @@
-"""Accuracy, balanced accuracy and F1 of class decisions, with intervals; choosing a threshold.
+"""Decisions: accuracy, sensitivity, specificity, F1 and more, with intervals; the threshold.
 
 All are functions of a confusion matrix, so a patient's contribution to them is a few counts and
-the bootstrap over patients (`intervals.bootstrap`) resamples those.
+the bootstrap over patients (`counted.interval`) resamples those.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Num
 
-from cxrjax.metrics import intervals
-from cxrjax.metrics.intervals import Interval, undefined
+from cxrjax.metrics import counted, intervals
+from cxrjax.metrics.counted import Counted, nothing
+from cxrjax.metrics.intervals import Interval, Patients
 
-Patients = Sequence[str] | np.ndarray | None
 CRITERIA = ("balanced_accuracy", "f1", "accuracy")
+MEASURES = (*CRITERIA, "sensitivity", "specificity", "hm")
 
 
 def confusion(
@@ -27,119 +27,128 @@ def confusion(
   return flat.reshape(classes, classes)
 
 
-def accuracy(
-    predicted: Integer[np.ndarray, "n"],
-    truth: Integer[np.ndarray, "n"],
-    patients: Patients = None,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-  """Share of images given their true class.
-
-  The interval is Wilson's where every patient has one image, else a bootstrap over patients.
-
-  Args:
-    predicted: class index of each image.
-    truth: true class index.
-    patients: one id per image, or None.
-    level: confidence.
-    seed: of the bootstrap.
-
-  Returns:
-    The share; undefined without images.
-  """
-  n = len(truth)
-  if n == 0:
-    return undefined("no image has a known label")
-  right = (predicted == truth).astype(np.float64)
-  cluster, count = intervals.clusters(patients, n)
-  value = float(right.mean())
-  if count == n:
-    return Interval(value, *intervals.wilson(value, n, level), n, "Wilson")
-  table = np.stack([np.bincount(cluster, right, count), np.bincount(cluster, minlength=count)], 1)
-  return _bootstrapped(
-    value, table, lambda t: t[:, 0] / t[:, 1], n, count, level, seed)
-
-
-def balanced_accuracy(
+def decisions(
+    measure: str,
     predicted: Integer[np.ndarray, "n"],
     truth: Integer[np.ndarray, "n"],
     classes: int = 2,
     patients: Patients = None,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-  """Mean over classes of the share of that class's images that are found (recall).
+    of: int | None = None,
+) -> Counted:
+  """A measure of decisions between exclusive classes, for `counted.interval` and `.difference`.
 
-  For two classes this is the mean of sensitivity and specificity. Interval: bootstrap over
-  patients.
+  accuracy: share of images given their true class.
+  balanced_accuracy: mean over classes of the share of that class's images that are found (recall).
+    For two classes this is the mean of sensitivity and specificity.
+  f1: 2 TP / (2 TP + FP + FN).
+  sensitivity: TP / (TP + FN), the share of positive images that are found.
+  specificity: TN / (TN + FP), the share of negative images that are left.
+  hm: harmonic mean of sensitivity and specificity, 0 where both are 0.
+
+  The last four are of class 1 for two classes and the mean over classes, each against the rest, for
+  more; or of the class `of`.
 
   Args:
+    measure: one of `MEASURES`.
     predicted: class index of each image.
     truth: true class index.
     classes: number of classes.
     patients: one id per image, or None.
-    level: confidence.
-    seed: of the bootstrap.
+    of: a class that is judged against the rest.
 
   Returns:
-    The mean; undefined when some class has no image.
+    Its counts; undefined where a class that counts has no image (it would be 0 or 1 whatever the
+    predictions).
+
+  References:
+    Li et al. 2021, arXiv 2104.02864 (HM); Brodersen et al. 2010, ICPR, p. 3121 (balanced accuracy).
   """
+  if measure not in MEASURES:
+    raise ValueError(f"measure={measure!r}; valid: {', '.join(MEASURES)}")
   n = len(truth)
-  missing = sorted(set(range(classes)) - set(truth.tolist()))
-  if missing:
-    return undefined(f"no image of class {missing[0]}", n)
+  if of is not None and measure != "accuracy":
+    return decisions(measure, *((x == of).astype(np.int64) for x in (predicted, truth)), 2,
+                     patients)
+  if n == 0:
+    return nothing("no image has a known label")
+  if measure == "accuracy":
+    return _share(predicted == truth, np.ones(n, bool), patients)
+  present = np.bincount(truth, minlength=classes) > 0
+  if classes > 2 or measure == "balanced_accuracy":
+    if not present.all():
+      return nothing(f"no image of class {int(np.argmin(present))}", n)
+  elif not present[1] and measure != "specificity":
+    return nothing("no positive image", n)
+  elif not present[0] and measure in ("specificity", "hm"):
+    return nothing("no negative image", n)
+  if classes == 2 and measure in ("sensitivity", "specificity"):
+    return _share(predicted == truth, truth == (measure == "sensitivity"), patients)
   table, cluster = _tables(predicted, truth, classes, patients)
+  judged = [1] if classes == 2 and measure != "balanced_accuracy" else list(range(classes))
 
   def statistic(totals: np.ndarray) -> np.ndarray:
     matrix = totals.reshape(-1, classes, classes)
-    with np.errstate(invalid="ignore"):
-      return (np.einsum("rii->ri", matrix) / matrix.sum(2)).mean(1)
+    hit = np.einsum("rii->ri", matrix)
+    real, called = matrix.sum(2), matrix.sum(1)
+    every = real.sum(1, keepdims=True)
+    # Cells of each class against the rest.
+    cells = (every - real - called + hit, called - hit, real - hit, hit)
+    of_classes = _measure("sensitivity" if measure == "balanced_accuracy" else measure, *cells)
+    return of_classes[:, judged].mean(1)
 
-  value = float(statistic(table.sum(0, keepdims=True))[0])
-  trials = min(len(np.unique(cluster[truth == c])) for c in range(classes))
-  return _bootstrapped(value, table, statistic, n, trials, level, seed)
+  counting = judged if measure == "f1" else list(range(classes))
+  trials = min(len(np.unique(cluster[truth == c])) for c in counting)
+  return Counted(table, statistic, n, trials)
+
+
+def _share(hit: np.ndarray, counts: np.ndarray, patients: Patients) -> Counted:
+  """The share of the images that count that are hits."""
+  cluster, count = intervals.clusters(patients, len(hit))
+  cluster, hit = cluster[counts], hit[counts].astype(np.float64)
+  table = np.stack([np.bincount(cluster, hit, count), np.bincount(cluster, minlength=count)], 1)
+
+  def statistic(totals: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+      return totals[:, 0] / totals[:, 1]
+
+  return Counted(table, statistic, len(hit), len(np.unique(cluster)), proportion=True)
+
+
+def _measure(
+    measure: str, tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
+  """A measure of two-class decisions from the four counts; NaN where undefined."""
+  with np.errstate(invalid="ignore", divide="ignore"):
+    found, left = tp / (tp + fn), tn / (tn + fp)
+    if measure == "accuracy":
+      return (tn + tp) / (tn + fp + fn + tp)
+    if measure == "balanced_accuracy":
+      return (found + left) / 2
+    if measure == "f1":
+      return np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
+    if measure == "hm":
+      return np.where(found + left == 0, 0.0, 2 * found * left / (found + left))
+    return {"sensitivity": found, "specificity": left}[measure]
+
+
+def accuracy(
+    predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"],
+    patients: Patients = None) -> Interval:
+  """Share of images given their true class; see `decisions`."""
+  return counted.interval(decisions("accuracy", predicted, truth, 2, patients))
+
+
+def balanced_accuracy(
+    predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int = 2,
+    patients: Patients = None) -> Interval:
+  """Mean over classes of the share of its images that are found; see `decisions`."""
+  return counted.interval(decisions("balanced_accuracy", predicted, truth, classes, patients))
 
 
 def f1(
-    predicted: Integer[np.ndarray, "n"],
-    truth: Integer[np.ndarray, "n"],
-    classes: int = 2,
-    patients: Patients = None,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-  """F1, 2 TP / (2 TP + FP + FN): of class 1 for two classes, the mean over classes for more.
-
-  Args:
-    predicted: class index of each image.
-    truth: true class index.
-    classes: number of classes; for 2, class 1 is the positive one.
-    patients: one id per image, or None.
-    level: confidence.
-    seed: of the bootstrap over patients.
-
-  Returns:
-    F1; undefined when a class that counts has no image (it would be 0 whatever the predictions).
-  """
-  n = len(truth)
-  counted = [1] if classes == 2 else list(range(classes))
-  for c in counted:
-    if not np.any(truth == c):
-      return undefined("no positive image" if classes == 2 else f"no image of class {c}", n)
-  table, cluster = _tables(predicted, truth, classes, patients)
-
-  def statistic(totals: np.ndarray) -> np.ndarray:
-    matrix = totals.reshape(-1, classes, classes)
-    hit = np.einsum("rii->ri", matrix)[:, counted]
-    both = (matrix.sum(1) + matrix.sum(2))[:, counted]
-    real = matrix.sum(2)[:, counted]
-    with np.errstate(invalid="ignore", divide="ignore"):
-      return np.where(real > 0, 2 * hit / both, np.nan).mean(1)
-
-  value = float(statistic(table.sum(0, keepdims=True))[0])
-  trials = min(len(np.unique(cluster[truth == c])) for c in counted)
-  return _bootstrapped(value, table, statistic, n, trials, level, seed)
+    predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int = 2,
+    patients: Patients = None) -> Interval:
+  """2 TP / (2 TP + FP + FN), for more than two classes their mean; see `decisions`."""
+  return counted.interval(decisions("f1", predicted, truth, classes, patients))
 
 
 def findings(
@@ -147,24 +156,20 @@ def findings(
     predicted: Bool[np.ndarray, "n k"],
     labels: Float[np.ndarray, "n k"],
     patients: Patients = None,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
+) -> Counted:
   """Mean over findings, several of which an image may have, of a two-class measure.
 
   Args:
-    measure: "accuracy", "balanced_accuracy" or "f1", each as for two classes.
+    measure: one of `MEASURES`, each as for two classes.
     predicted: whether each finding is called.
     labels: 1, 0 or NaN (unknown, left out for that finding).
-    patients: one id per image, or None.
-    level: confidence.
-    seed: of the bootstrap over patients, which resamples all findings of a patient together.
+    patients: one id per image, or None; all findings of a patient are resampled together.
 
   Returns:
     The mean over the findings that define the measure; undefined when none does.
   """
-  if measure not in CRITERIA:
-    raise ValueError(f"measure={measure!r}; valid: {', '.join(CRITERIA)}")
+  if measure not in MEASURES:
+    raise ValueError(f"measure={measure!r}; valid: {', '.join(MEASURES)}")
   n, k = labels.shape
   cluster, count = intervals.clusters(patients, n)
   table = np.zeros((count, k, 4))  # true negative, false positive, false negative, true positive
@@ -175,23 +180,15 @@ def findings(
       np.add.at(table[:, :, 2 * value + call], cluster, hit)
 
   def each(totals: np.ndarray) -> np.ndarray:
-    tn, fp, fn, tp = np.moveaxis(totals.reshape(-1, k, 4), 2, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-      if measure == "accuracy":
-        return (tn + tp) / (tn + fp + fn + tp)
-      if measure == "balanced_accuracy":
-        return (tp / (tp + fn) + tn / (tn + fp)) / 2
-      return np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
+    return _measure(measure, *np.moveaxis(totals.reshape(-1, k, 4), 2, 0))
 
   table = table.reshape(count, -1)
-  values = each(table.sum(0, keepdims=True))[0]
-  defined = ~np.isnan(values)
+  defined = ~np.isnan(each(table.sum(0, keepdims=True))[0])
   used = int(known.any(1).sum())
   if not defined.any():
-    return undefined("no finding has the images that define it", used)
-  return _bootstrapped(
-    float(values[defined].mean()), table, lambda t: each(t)[:, defined].mean(1), used,
-    len(np.unique(cluster[known.any(1)])), level, seed)
+    return nothing("no finding has the images that define it", used)
+  return Counted(table, lambda totals: each(totals)[:, defined].mean(1), used,
+                 len(np.unique(cluster[known.any(1)])))
 
 
 def best_threshold(
@@ -249,16 +246,3 @@ def _tables(
   cell = cluster * classes**2 + truth * classes + predicted
   table = np.bincount(cell, minlength=count * classes**2).reshape(count, classes**2)
   return table.astype(np.float64), cluster
-
-
-def _bootstrapped(
-    value: float, table: np.ndarray, statistic, n: int, trials: int, level: float, seed: int
-) -> Interval:
-  """The bootstrap interval, or Wilson's where every replicate agrees and it has no width."""
-  low, high = intervals.bootstrap(table, statistic, level=level, seed=seed)
-  if math.isnan(low):
-    return Interval(value, math.nan, math.nan, n, "none: too few patients to resample")
-  if high - low < 1e-12:
-    return Interval(value, *intervals.wilson(value, trials, level), n,
-                    f"Wilson over {trials} patients")
-  return Interval(value, low, high, n, "bootstrap over patients")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import scipy.special
@@ -11,9 +10,7 @@ import scipy.stats
 from jaxtyping import Float, Integer, Num
 
 from cxrjax.metrics import intervals
-from cxrjax.metrics.intervals import Interval, undefined
-
-Patients = Sequence[str] | np.ndarray | None
+from cxrjax.metrics.intervals import Difference, Interval, Patients, undefined
 
 
 def auroc(
@@ -50,7 +47,7 @@ def auroc(
   known = ~np.isnan(labels.astype(np.float64))
   cluster, _ = intervals.clusters(patients, len(labels))
   cluster, scores, labels = cluster[known], scores[known].astype(np.float64), labels[known]
-  reason = _undefined(scores, labels)
+  reason = why_undefined(scores, labels)
   if reason:
     return undefined(reason, len(labels))
   positive = labels == 1
@@ -90,7 +87,7 @@ def macro_auroc(
   for c in range(k):
     rows = np.flatnonzero(~np.isnan(labels[:, c]))
     column = scores[rows, c].astype(np.float64)
-    if _undefined(column, labels[rows, c]):
+    if why_undefined(column, labels[rows, c]):
       continue
     positive = labels[rows, c] == 1
     value, v10, v01 = structural_components(column, positive)
@@ -118,7 +115,7 @@ def auroc_difference(
     labels: Float[np.ndarray, "n k"],
     patients: Patients = None,
     level: float = 0.95,
-) -> Interval:
+) -> Difference:
   """How much larger `a`'s mean area is than `b`'s on the same images, with a paired interval.
 
   DeLong's comparison of two correlated areas: what an image adds to one area is subtracted from
@@ -133,7 +130,9 @@ def auroc_difference(
     level: confidence.
 
   Returns:
-    The difference, -1 to 1; undefined where no class has an area by both scores.
+    The difference, -1 to 1, and the p value of DeLong's test that there is none: that of
+    z = difference / sd. Undefined where no class has an area by both scores; the p value of equal
+    areas is 1, and NaN where areas differ and no image adds doubt.
 
   References:
     DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837; Obuchowski 1997, Biometrics 53:567.
@@ -145,7 +144,7 @@ def auroc_difference(
     rows = np.flatnonzero(~np.isnan(labels[:, c]))
     positive = labels[rows, c] == 1
     both = [x[rows, c].astype(np.float64) for x in (a, b)]
-    reason = next(filter(None, (_undefined(x, labels[rows, c]) for x in both)), "")
+    reason = next(filter(None, (why_undefined(x, labels[rows, c]) for x in both)), "")
     if reason:
       continue
     (first, v10, v01), (second, w10, w01) = (structural_components(x, positive) for x in both)
@@ -153,14 +152,16 @@ def auroc_difference(
     np.add.at(influence, cluster[rows[~positive]], (v01 - w01 - (first - second)) / len(v01))
     differences.append(first - second)
   if not differences:
-    return undefined(reason, n)
+    return Difference(**vars(undefined(reason, n)))
   value = float(np.mean(differences))
   used = ~np.isnan(labels).all(1)
   seen = len(np.unique(cluster[used]))
   sd = math.sqrt(float(np.sum((influence / len(differences)) ** 2)) * seen / max(seen - 1, 1))
   half = intervals.quantile(level) * sd
-  return Interval(value, max(value - half, -1.0), min(value + half, 1.0), int(used.sum()),
-                  "DeLong, paired")
+  p = float(2 * scipy.special.ndtr(-abs(value) / sd)) if sd > 1e-12 else (
+    1.0 if value == 0 else math.nan)
+  return Difference(value, max(value - half, -1.0), min(value + half, 1.0), int(used.sum()),
+                    "DeLong, paired", p=p)
 
 
 def roc_curve(
@@ -240,7 +241,7 @@ def _logit_interval(
   return Interval(value, low, high, n, method)
 
 
-def _undefined(scores: np.ndarray, labels: np.ndarray) -> str:
+def why_undefined(scores: np.ndarray, labels: np.ndarray) -> str:
   """Why there is no area for these; empty where there is one."""
   if len(labels) == 0:
     return "no image has a known label"

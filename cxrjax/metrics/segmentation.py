@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from cxrjax.metrics import intervals
+from cxrjax.metrics import counted, intervals
 from cxrjax.metrics.intervals import Interval
 
 MEASURES = ("dice", "iou", "assd", "hd95")
@@ -102,8 +102,4 @@ def mean(
   if not known.any():
     return intervals.undefined("no image defines it", 0)
   owners = None if patients is None else [p for p, k in zip(patients, known, strict=True) if k]
-  index, count = intervals.clusters(owners, int(known.sum()))
-  sums = np.stack([np.bincount(index, values[known], count), np.bincount(index, None, count)], 1)
-  low, high = intervals.bootstrap(sums, lambda total: total[:, 0] / total[:, 1])
-  return Interval(
-    float(values[known].mean()), low, high, int(known.sum()), "bootstrap over patients")
+  return counted.interval(counted.mean(values[known][:, None], owners), bounded=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cxrjax.evals import judge
-from cxrjax.metrics import classification, ranking
+from cxrjax.metrics import classification, counted, ranking
 
 P = [f"p{i // 2}" for i in range(80)]
 
@@ -52,7 +52,8 @@ def test_findings():
   got = judge.judge("linear", scores, labels, P, ("a", "b", "c"), False, np.array([0.1, 0.2, 0.3]))
   calls = scores >= np.array([0.1, 0.2, 0.3])
   for measure in judge.MEASURES[1:]:
-    assert got[f"linear/{measure}"] == classification.findings(measure, calls, labels, P)
+    assert got[f"linear/{measure}"] == counted.interval(
+      classification.findings(measure, calls, labels, P))
   assert got["linear/auroc/a"].n == 70
   one = judge.judge("linear", scores[:, :1], labels[:, :1], P, ("a",), False)
   assert set(one) == {f"linear/{m}" for m in judge.MEASURES}
@@ -82,7 +83,7 @@ def test_one_class_in_test_is_undefined_not_one():
   labels[:] = [0, 1]
   got = judge.judge("linear", scores, labels, P, ("a", "b"), True)
   assert got["linear/auroc"].undefined == "no negative image"
-  assert got["linear/balanced_accuracy"].undefined == "no image of class 0"
+  assert got["linear/balanced_accuracy"].undefined == "no image of class a"
   assert math.isfinite(got["linear/accuracy"].value)
 
 

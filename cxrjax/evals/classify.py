@@ -1,0 +1,259 @@
+"""Judges a classifier's probabilities, as a reviewer would want it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Float64, UInt8
+
+from cxrjax.core.errors import UserError
+from cxrjax.evals import features, floor, judge, parts, probe, subgroups
+from cxrjax.evals.parts import Data
+from cxrjax.evals.probe import Result
+from cxrjax.evals.subgroups import ATTRIBUTES, BANDS
+from cxrjax.metrics import calibration, classification, counted
+from cxrjax.metrics.intervals import undefined
+
+Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
+
+PARTS = ("val", "test")
+IN_VALIDATION = tuple(m for m in judge.ALL if m != "ece")  # ECE says little of few images
+WITHOUT_PROBABILITIES = tuple(m for m in judge.ALL if m not in judge.PROBABILITIES)
+BROKEN = "the network's predictions are not finite"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+  """AUROC, AUPRC, decisions, calibration and subgroups of a classifier's predictions.
+
+  `part="val"` judges validation images as the network's probabilities are, called from 0.5 on (of
+  three or more exclusive classes the likeliest): to follow a run and to choose a checkpoint.
+
+  `part="test"` fits a temperature and the thresholds to validation images, and judges test images,
+  which decide nothing. Metrics are of the calibrated probabilities; `ece/uncalibrated` is of those
+  before. Intervals are DeLong's for AUROC, Wilson's for shares with one image a patient, else from
+  a bootstrap over patients. With three or more classes, or findings, `auroc/NAME` is that of one.
+
+  Attributes:
+    data: `name` and options of a source; `train`, `val`, `test` name its splits (see `parts.load`;
+      train is for the thumbnail floor). With `fitted`, `name`, `test` and options of another set.
+    fitted: the set that the network learnt from, as `data` otherwise has it: its validation images
+      fit temperature and thresholds. Classes of `data` are matched to its by name.
+    part: "val" or "test".
+    every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
+      checkpoint with the best `config.checkpoint.score`.
+    size: side of the images the network sees, pixels.
+    threshold_for: "balanced_accuracy", "f1" or "accuracy", which thresholds make best.
+    calibrate: fit a temperature; without, it is 1.
+    subgroups: of "age", "sex", "view" and "site", where the source knows them.
+    age_bands: years at which a band begins, beside 0.
+    batch: images a dispatch.
+    mean: of the pixels in 0..1, subtracted; as in training.
+    std: divides them.
+    val_fraction: share of train's patients carved for validation where the source has no such
+      split.
+    max_train: use at most about so many training images, for the floor.
+    allow_shared_patients: do not stop at a patient in two parts.
+    fit: "squash", "pad" or "crop" for an image that is not square.
+    on_bad_image: "error" or "skip".
+    bits: "auto", 8 or 16, of the stored pixels; see `data.store.load_images`.
+    window: the gray levels of 16-bit images that are shown; as in training.
+
+  References:
+    Guo et al. 2017, arXiv 1706.04599 (temperature); Maier-Hein et al. 2024, arXiv 2206.01653
+    (which metrics).
+  """
+
+  judges: ClassVar[str] = "predictions"  # not the encoder's features
+
+  data: Mapping[str, Any]
+  fitted: Mapping[str, Any] | None = None
+  part: str = "test"
+  every: str = "chosen"
+  size: int = 224
+  threshold_for: str = "balanced_accuracy"
+  calibrate: bool = True
+  subgroups: tuple[str, ...] = ATTRIBUTES
+  age_bands: tuple[int, ...] = BANDS
+  batch: int = 64
+  mean: float = 0.5
+  std: float = 0.25
+  val_fraction: float = 0.15
+  max_train: int | None = None
+  allow_shared_patients: bool = False
+  fit: str = "squash"
+  on_bad_image: str = "error"
+  bits: str | int = "auto"
+  window: str | tuple[float, ...] = "auto"
+
+  def __post_init__(self) -> None:
+    if self.part not in PARTS:
+      raise UserError(f"the evaluator's part={self.part!r} is not an option; valid: val, test")
+    if self.fitted is not None and self.part != "test":
+      raise UserError("the evaluator's fitted names a set for thresholds, which part='val' does "
+                      "not use; leave it out, or set part='test'")
+    if self.threshold_for not in classification.CRITERIA:
+      raise UserError(f"the evaluator's threshold_for={self.threshold_for!r} is not an option; "
+                      f"valid: {', '.join(classification.CRITERIA)}")
+    for name in self.subgroups:
+      if name not in ATTRIBUTES:
+        raise UserError(f"the evaluator's subgroups={self.subgroups}: {name!r} is not an option; "
+                        f"valid: {', '.join(ATTRIBUTES)}")
+    if list(self.age_bands) != sorted(set(self.age_bands)) or min(self.age_bands, default=1) <= 0:
+      raise UserError(f"the evaluator's age_bands={self.age_bands} must ascend from above 0, e.g. "
+                      f"{BANDS}")
+    for name in ("std", "batch", "size"):
+      if not getattr(self, name) > 0:
+        raise UserError(f"the evaluator's {name}={getattr(self, name)} must be above 0")
+    if not 0 < self.val_fraction < 1:
+      raise UserError(f"the evaluator's val_fraction={self.val_fraction} must lie between 0 and 1")
+
+  def load(
+      self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
+    """Opens and decodes the images, once for many runs.
+
+    Raises:
+      UserError: see `parts.load`.
+    """
+    decode = {
+      "fit": self.fit, "on_bad_image": self.on_bad_image, "bits": self.bits,
+      "window": self.window, "cache_dir": cache_dir, "progress": progress}
+    if self.part == "val":
+      return parts.one(self.data, "val", self.size, **decode)
+    return parts.load(
+      self.data if self.fitted is None else self.fitted, self.size,
+      val_fraction=self.val_fraction, max_train=self.max_train,
+      allow_shared_patients=self.allow_shared_patients, whose="the evaluator",
+      other=None if self.fitted is None else self.data, **decode)
+
+  def describe(self, data: Data) -> dict[str, Any]:
+    """Facts for `run.json`: of every part its size, classes, patients, fingerprint and remarks."""
+    found = parts.describe_part(data, "test") if self.part == "val" else parts.describe(data)
+    return found | {"size": self.size, "fit": self.fit}
+
+  def run(
+      self, predict: Predict, params: Any, data: Data, mesh: Mesh | None = None,
+      progress: bool = False) -> Result:
+    """Judges `predict(params, x f32[b s s 1])`, probabilities f32[b k] of `data.classes`.
+
+    Args:
+      predict: the same function every time, so that it compiles once.
+      params: the network's parameters; read only.
+      data: from `load`.
+      mesh: shards the batches over its devices. Every process must call.
+      progress: a bar on stderr.
+
+    Returns:
+      Metrics, undefined where predictions are not finite; for `part="test"` the arrays
+      `probability` (calibrated), `threshold`, `age`, `sex`, `view`, `site` and what `parts.about`
+      gives.
+
+    Raises:
+      UserError: predictions of another number of classes.
+    """
+    began = time.perf_counter()
+    wanted = ("test",) if self.part == "val" else ("val", "test")
+    batch = min(self.batch, max(len(data.rows[part][1]) for part in wanted))
+    predicted = {}
+    for part in wanted:
+      key, rows = data.rows[part]
+      predicted[part] = features.extract(
+        predict, params, data.images[key].take(rows), batch=batch, mean=self.mean, std=self.std,
+        mesh=mesh, progress=progress)
+      if predicted[part].shape[1] != len(data.classes):
+        raise UserError(
+          f"the network predicts {predicted[part].shape[1]} classes, and the evaluator's data.name "
+          f"has {len(data.classes)} ({', '.join(data.classes)}); give the data it learnt from as "
+          "the evaluator's fitted")
+    seconds = {"predictions": time.perf_counter() - began}
+    began = time.perf_counter()
+    if self.part == "val":
+      result = Result(self._metrics(predicted["test"], data, None, IN_VALIDATION), {}, {})
+    else:
+      result = self._test(predicted["val"], predicted["test"], data)
+    seconds["metrics"] = time.perf_counter() - began
+    return dataclasses.replace(result, facts=result.facts | {"seconds": seconds})
+
+  def floor(self, data: Data) -> Result:
+    """The same metrics but calibration for ridge regression on 16x16 thumbnails.
+
+    Nothing for `part="val"`.
+    """
+    if self.part == "val":
+      return Result({}, {}, {})
+    small = {key: floor.thumbnails(images) for key, images in data.images.items()}
+    x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
+    held = np.concatenate([x["val"], x["test"]])
+    scores = floor.ridge(x["train"], data.labels("train"), held)
+    val, test = scores[:len(x["val"])], scores[len(x["val"]):]
+    thresholds, facts = self._thresholds(val, data)
+    metrics = self._metrics(test, data, thresholds, WITHOUT_PROBABILITIES)
+    return Result(metrics, facts, {"linear": test, "threshold": thresholds} | parts.about(data))
+
+  def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
+    """The first test images of every class in turn, and what they show; for figures."""
+    return probe.examples(data, count)
+
+  def _test(
+      self, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data,
+  ) -> Result:
+    """Temperature and thresholds from validation images, all else from test images."""
+    exclusive, labels, patients = data.exclusive, data.labels("test"), data.patients("test")
+    if not (np.isfinite(val).all() and np.isfinite(test).all()):
+      nothing = np.full(labels.shape, np.nan)
+      metrics = self._metrics(nothing, data, None, judge.ALL)
+      metrics["ece/uncalibrated"] = undefined(BROKEN, len(labels))
+      return Result(metrics, {"remark": BROKEN}, {"probability": nothing} | self._about(data))
+    temperature, remarks = np.ones(1 if exclusive else len(data.classes)), []
+    if self.calibrate:
+      temperature, remarks = calibration.temperature(val, data.labels("val"), exclusive)
+    # All in double precision: in single, the surest predictions of a softmax are ties.
+    raw = calibration.scaled(test, np.ones_like(temperature), exclusive)
+    p = calibration.scaled(test, temperature, exclusive)
+    thresholds, facts = self._thresholds(calibration.scaled(val, temperature, exclusive), data)
+    facts |= {"temperature": temperature.tolist(), "temperature_remarks": remarks}
+
+    metrics = self._metrics(p, data, thresholds, judge.ALL)
+    metrics["ece/uncalibrated"] = counted.interval(
+      calibration.ece(raw, labels, exclusive, patients), bounded=False)
+    facts["reliability"] = {
+      "calibrated": calibration.reliability(p, labels, exclusive),
+      "uncalibrated": calibration.reliability(raw, labels, exclusive)}
+    key, rows = data.rows["test"]
+    facts["subgroups"], facts["subgroup_remarks"] = subgroups.table(
+      p, labels, judge.called(p, exclusive, thresholds), data.images[key].table.take(rows),
+      data.classes, exclusive, self.subgroups, self.age_bands)
+    return Result(metrics, facts, {"probability": p, "threshold": thresholds} | self._about(data))
+
+  def _metrics(
+      self, scores: Float32[np.ndarray, "m k"] | Float64[np.ndarray, "m k"], data: Data,
+      thresholds: Float[np.ndarray, "k"] | None, measures: tuple[str, ...]) -> dict[str, Any]:
+    several = judge.OF_CLASSES if self.part == "test" else ("auroc",)
+    return judge.judge(
+      "", scores, data.labels("test"), data.patients("test"), data.classes, data.exclusive,
+      thresholds, measures, several, BROKEN)
+
+  def _thresholds(
+      self, val: Float32[np.ndarray, "v k"] | Float64[np.ndarray, "v k"], data: Data,
+  ) -> tuple[Float64[np.ndarray, "k"], dict[str, Any]]:
+    """Those that validation images choose, and facts about them."""
+    found, remarks = judge.thresholds(
+      val, data.labels("val"), data.exclusive, self.threshold_for)
+    if data.exclusive and len(data.classes) > 2:
+      return found, {"decision": "the likeliest class"}
+    return found, {
+      "thresholds": found.tolist(), "threshold_remarks": remarks,
+      "threshold_for": f"{self.threshold_for} on the validation images"}
+
+  def _about(self, data: Data) -> dict[str, np.ndarray]:
+    key, rows = data.rows["test"]
+    of = data.images[key].table.take(rows)
+    return parts.about(data) | {
+      "age": of.ages, "sex": np.asarray(of.sexes), "view": np.asarray(of.views),
+      "site": np.asarray(of.sites)}
