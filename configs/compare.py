@@ -3,7 +3,7 @@
     python -m cxrjax.main --config=configs/compare.py             # phantom radiographs
     python -m cxrjax.main --config=configs/compare.py:small,manual_dir=FOLDER --workdir=runs/compare
     python -m cxrjax.main --config=configs/compare.py:paper,manual_dir=FOLDER  # ViT-S/16, 224 px
-    python -m cxrjax.main --config=configs/compare.py:methods=dino+mae,seeds=0;1;2
+    python -m cxrjax.main --config=configs/compare.py:methods=dino+mae,seeds=0+1+2
     python -m cxrjax.main --config=configs/compare.py:tiny        # for tests
 
 Every method is an ordinary run of its own config in a folder of the workdir, in a process of its
@@ -25,7 +25,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.core import experiment, several
 from cxrjax.core.args import parse_arg
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
@@ -50,7 +50,7 @@ COMMON = (
   "model", "patch_size", "standardize", "batch_size", "eval_data", "whiten")
 DEMO = {
   "methods": "+".join(METHODS),
-  "seeds": "0",            # 0;1;2
+  "seeds": "0",            # 0+1+2
   "budget": "4e11",        # forward FLOPs of each run
   "points": 4,             # evaluations of each run, besides the one before training
   **{name: experiment.DEMO[name] for name in COMMON},
@@ -89,7 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.task = "cxrjax.tasks.compare"
   config.budget = o.budget
   config.points = o.points
-  config.seeds = tuple(o.seeds.split(";"))
+  config.seeds = several.listed(o.seeds)
   config.folder = str(folder)
   methods = {}
   measure = o.budget.rpartition(" of ")[2].strip()
@@ -107,17 +107,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def special(arg: str | None) -> tuple[str, dict[str, list[str]]]:
   """The argument without what is handed on: `args.NAME=...` by name, `data.KEY=...` as "data"."""
-  rest: list[str] = []
-  kept: dict[str, list[str]] = {}
-  for item in filter(None, (arg or "").split(",")):
-    if item.startswith("data."):
-      kept.setdefault("data", []).append(item)
-    elif item.startswith("args."):
-      name, equals, text = item.removeprefix("args.").partition("=")
-      if not equals:
-        raise UserError(f"--config=...:{item} lacks its value; write it like "
-                        "args.rgmim=lung_ratio=0.5;mask_ratio=0.6")
-      kept[name] = text.split(";")
-    else:
-      rest.append(item)
-  return ",".join(rest), kept
+  text, kept = several.for_one(arg)
+  items = text.split(",")
+  of_source = [item for item in items if item.startswith("data.")]
+  rest = ",".join(item for item in items if not item.startswith("data."))
+  return rest, kept | ({"data": of_source} if of_source else {})

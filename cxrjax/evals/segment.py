@@ -186,7 +186,10 @@ class Evaluator:
     arrays = {
       "image": data.images[key].gray(rows[shown])[..., 0], "truth": truth[shown],
       "predicted": called[shown], "dice": found["dice"][shown],
-      "id": np.asarray([data.ids("test")[i] for i in shown])}
+      "id": np.asarray([data.ids("test")[i] for i in shown]),
+      # Of all images, to pair two runs.
+      **{f"{name}_all": found[name] for name in ("dice", "iou")},
+      "id_all": np.asarray(data.ids("test")), "patient_all": np.asarray(data.patients("test"))}
     empty = int(np.isnan(found["assd"]).sum())
     facts = {
       "undefined_distances": empty, "lowest_dice": float(found["dice"].min()),

@@ -26,7 +26,7 @@ HOVERS = 60
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A curve; `low` and `high` give a band (dense lines) or whiskers (`points`)."""
+  """A curve; `low` and `high` give a band (dense lines, or with `dots`) or whiskers (`points`)."""
 
   label: str
   x: Float[np.ndarray, "n"]
@@ -35,6 +35,7 @@ class Line:
   high: Float[np.ndarray, "n"] | None = None
   style: str = "s1"
   points: bool = False
+  dots: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Level:
 def chart(
     title: str, lines: Sequence[Line], *, x_label: str, levels: Sequence[Level] = (),
     unit: str = "", note: str = "", log: bool = False,
-    y_range: tuple[Real, Real] | None = None, height: int = HEIGHT, legend: bool = True) -> Html:
+    y_range: tuple[Real, Real] | None = None, height: int = HEIGHT, legend: bool = True,
+    x_log: bool = False) -> Html:
   """A figure with title, legend and plot.
 
   Args:
@@ -66,6 +68,7 @@ def chart(
     y_range: limits that must be inside the axis.
     height: of the drawing, which is WIDTH wide.
     legend: name the lines; figures that share one have it outside, from `lines_legend`.
+    x_log: a logarithmic horizontal axis, of positive values.
   """
   x_extent = np.concatenate([line.x for line in lines])
   lines = [_bin(line) for line in lines]
@@ -78,8 +81,8 @@ def chart(
     return el("figure", caption, empty, cls="chart")
   log = log and all((y > 0).all() for y in finite)
   x_ticks, x_scale = _axis(
-    x_extent, LEFT, WIDTH - RIGHT, 6, tight=True,
-    margin=8 if any(line.points for line in lines) else 0)
+    x_extent, LEFT, WIDTH - RIGHT, 6, tight=True, log=x_log,
+    margin=8 if any(line.points or line.dots for line in lines) else 0)
   if (x_extent == np.round(x_extent)).all():
     x_ticks = [t for t in x_ticks if t == round(t)] or x_ticks  # there is no step 1.5
   named = any(v.inside and math.isfinite(v.y) for v in levels)
@@ -247,12 +250,13 @@ def _draw(line, x_scale, y_scale):
       drawn.append(el("path", d=_path(around, bounds) + "Z", cls=f"band {line.style}"))
   drawn.append(el("path", d=_path(x, y), cls=f"line {line.style}"))
   alone = len(x) == 1
-  if line.points or alone:
+  if line.points or line.dots or alone:
     for i in range(len(x)):
       if not math.isfinite(y[i]):
         continue
       at = f"{x[i]:.1f}"
-      if line.low is not None and math.isfinite(line.low[i]) and math.isfinite(line.high[i]):
+      if ((line.points or alone) and line.low is not None and math.isfinite(line.low[i])
+          and math.isfinite(line.high[i])):
         top, bottom = (f"{float(y_scale(v)):.1f}" for v in (line.high[i], line.low[i]))
         drawn.append(el("line", x1=at, x2=at, y1=top, y2=bottom, cls=f"whisker {line.style}"))
       drawn.append(el("circle", cx=at, cy=f"{y[i]:.1f}", r=3, cls=f"dot {line.style}"))

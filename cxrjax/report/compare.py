@@ -185,7 +185,7 @@ def _how(run: runs.Run, found: Facts) -> Html:
                               "heads included, gradients not"),
           ("Recipes", "each method's own (views, heads, learning rate, schedules); what it states "
                       "in epochs keeps its share of the run"),
-          ("Device", about.device_name(run) or _device(found))]
+          ("Device", about.device_name(run) or series.device(found))]
   cards = [el("div", facts.pairs((k, v) for k, v in rows if v), cls="card")]
   for name, of in found.get("sets", {}).items():
     test = of.get("test")
@@ -197,12 +197,6 @@ def _how(run: runs.Run, found: Facts) -> Html:
     remarks = el("details", el("summary", "Remarks on the data"),
                  el("ul", [el("li", str(n)) for n in notes]), open=True)
   return el("div", el("div", cards, cls="cards"), remarks)
-
-
-def _device(found: Facts) -> str:
-  device = found.get("device") or {}
-  name = str(device.get("kind") or "")
-  return name.upper() if name == "cpu" else name
 
 
 def table(found: Facts) -> str:

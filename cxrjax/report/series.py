@@ -120,6 +120,13 @@ def document(
   return page.document(run, str(page.guard(lambda _: title(), run)), kicker, said, made)
 
 
+def device(found: Facts) -> str:
+  """Of a fact `device`, its name."""
+  device = found.get("device") or {}
+  name = str(device.get("kind") or "")
+  return name.upper() if name == "cpu" else name
+
+
 def aligned(lines: Sequence[Sequence[str]], rules: Sequence[int] = (0,)) -> Iterator[str]:
   """A table for the terminal, with rules below these lines and at its end."""
   widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]

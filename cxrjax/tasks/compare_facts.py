@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from cxrjax.evals import judge
-from cxrjax.metrics.intervals import Interval
 from cxrjax.report import run as runs
 from cxrjax.report import words
 from cxrjax.report.about import model_name, total_seconds
-from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Estimate, Run, lookup, number
+from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Run, lookup, number
 from cxrjax.report.terminal import sort_metrics
 from cxrjax.tasks.compare_plan import Job
+from cxrjax.tasks.transfer_facts import cell, interval
 
 
 def collect(
@@ -48,7 +48,7 @@ def _set(run: Run, name: str) -> dict[str, Any]:
   """A data set that judges: its test split and the thumbnail floor."""
   own = run.only(name).latest().get(FLOOR, {})
   return {"test": run.fact("data", name, "test"), "train": run.fact("data", name, "train", "n"),
-          "floor": _interval(own.get("linear/auroc"))}
+          "floor": interval(own.get("linear/auroc"))}
 
 
 def _row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def _judged(job: Job, run: Run, name: str) -> dict[str, Any]:
     course = [(e.step, e.metrics[metric]) for e in own.evaluations
               if e.encoder in (RANDOM, TRAINED) and metric in e.metrics]
     found[head] = {
-      "trained": _interval(latest[TRAINED][metric]),
-      "random": _interval(latest.get(RANDOM, {}).get(metric)),
+      "trained": interval(latest[TRAINED][metric]),
+      "random": interval(latest.get(RANDOM, {}).get(metric)),
       "gain": _difference(scores[TRAINED], scores[RANDOM], head, head),
       "course": [[step * job.batch_size * job.flops_per_image, v.value, v.low, v.high]
                  for step, v in course]}
@@ -105,14 +105,8 @@ def _difference(
   """Paired, where both have scores of the same images."""
   if head not in a or other not in b or not np.array_equal(a["labels"], b["labels"], True):
     return None
-  return _interval(judge.difference(
+  return interval(judge.difference(
     a[head], b[other], a["labels"], a["patient"], bool(a["exclusive"])))
-
-
-def _interval(value: Estimate | Interval | None) -> dict[str, Any] | None:
-  if value is None:
-    return None
-  return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
 
 
 # Lines.
@@ -144,9 +138,9 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
          *(f"{what}{end}" for what in compared for end in ("", "_low", "_high")), "floor",
          *NUMBERS, "peak_rss_bytes", "peak_device_bytes", "why", "command")
   for row in found["rows"]:
-    numbers = [_cell(row.get(key)) for key in NUMBERS]
+    numbers = [cell(row.get(key)) for key in NUMBERS]
     memory = row.get("memory") or {}
-    end = [*numbers, *(_cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
+    end = [*numbers, *(cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
            row["why"] or "", row["command"]]
     start = [row["method"], row["seed"], row["status"]]
     if not row.get("sets"):
@@ -154,13 +148,6 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     for name, judged in row.get("sets", {}).items():
       floor = (found["sets"][name]["floor"] or {}).get("value")
       for head, values in judged.items():
-        cells = [_cell((values.get(what) or {}).get(key))
+        cells = [cell((values.get(what) or {}).get(key))
                  for what in compared for key in ("value", "low", "high")]
-        yield [*start, name, head, *cells, _cell(floor), *end]
-
-
-def _cell(value: Any) -> str:
-  """A number with the digits that mean something; nothing for what is not known."""
-  if value is None or (isinstance(value, float) and not math.isfinite(value)):
-    return ""
-  return f"{value:.6g}" if isinstance(value, float) else str(value)
+        yield [*start, name, head, *cells, cell(floor), *end]

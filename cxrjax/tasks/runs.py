@@ -251,4 +251,4 @@ def seed(text: Any) -> int:
   try:
     return int(text)
   except ValueError:
-    raise UserError(f"config.seeds={text!r} is no seed; write them like 0;1;2") from None
+    raise UserError(f"config.seeds={text!r} is no seed; write them like 0+1+2") from None

@@ -1,0 +1,235 @@
+"""`report.html` of a label-efficiency sweep: one self-contained page, a function of its workdir."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cxrjax.report import about, charts, facts, forest, page, series, words
+from cxrjax.report import run as runs
+from cxrjax.report.compare_charts import set_name
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import lookup, number
+from cxrjax.report.series import estimate, gain_cell, score_cell, verdict
+
+NAME = "report.html"
+Facts = Mapping[str, Any]
+CHARTED = ("auroc", "accuracy", "balanced_accuracy")
+OTHERS = ("s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash", "s1 dots", "s2 dots", "s4 dots")
+
+
+def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes the page of a sweep, also of one that is still going; it loads nothing.
+
+  Returns:
+    The path of `report.html` in the workdir.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
+
+
+def render(run: runs.Run) -> str:
+  """The page as text."""
+  found = run.fact("sweep")
+  found = found if isinstance(found, Mapping) else {}
+  several = len(found.get("seeds") or ()) > 1
+  band = ("a band from the lowest to the highest seed" if several else
+          "95 % intervals of the test images")
+  return series.document(
+    run, lambda: _title(found), "cxrjax label efficiency",
+    [lambda: _summary(found), lambda: series.callouts(run, found, _name)],
+    [("curves", "Score against labels", "Of the test images, by the number of labelled radiographs "
+      f"that were learnt from (logarithmic); {'mean over seeds and ' if several else ''}{band}.",
+      lambda: _curves(found)),
+     ("gains", f"Gain over {found.get('reference') or 'the first start'}",
+      "AUROC less that of the first start with the same labels, on the same test images"
+      + (", mean over seeds" if several else "") + "; the interval is of the difference, for other "
+      "test images. Right of the line: better.", lambda: _gains(found)),
+     ("table", "In numbers", "", lambda: _tables(found)),
+     ("how", "How it was done", "", lambda: _how(run, found)),
+     ("again", "Run it again", "", lambda: series.again(run, found, _name))])
+
+
+def _name(row: Facts) -> str:
+  """What a run is called: its folder."""
+  return str(row.get("name"))
+
+
+def _title(found: Facts) -> str:
+  of = found.get("model")
+  return "Labels needed" + (f", {of}" if of else "")
+
+
+def _summary(found: Facts) -> Html:
+  """What was compared, and with how many labels a start is better, in words."""
+  curves, reference = list(found.get("curves") or ()), found.get("reference")
+  ended = [row for row in series.with_status(found) if row.get("curve")]
+  shares = found.get("fractions") or ()
+  seeds = words.count(len(found.get("seeds") or ()), "seed")
+  said = [el("p", el("b", words.count(len(ended), "fine-tuning")), " of ",
+             str(found.get("model") or "a network"), " from ", _and(curves), ", with ",
+             _and(shares), f" of the labels, {seeds}.")]
+  for name in found.get("sets", {}):
+    for curve in curves:
+      groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
+      for point in _points(found, curve):
+        kind = verdict(lookup(point, "gains", name, "auroc"))
+        if kind:
+          groups[kind].append(point["fraction"])
+      text: list[Any] = []
+      for kind, how, style in (("above", "above", "up"), ("below", "below", "down"),
+                               ("open", "undecided", None)):
+        if groups[kind]:
+          text += [", " if text else "", el("b", how, cls=style), f" with {_and(groups[kind])}"]
+      if text:
+        said.append(el("p", "On ", el("b", set_name(found, name)), f" the AUROC from {curve}, "
+                       f"against {reference}: ", text, "."))
+  return el("div", said, cls="summary")
+
+
+def _and(items: Any) -> str:
+  items = list(map(str, items))
+  return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def _points(found: Facts, curve: str) -> list[Facts]:
+  return [p for p in found.get("points", []) if p["curve"] == curve]
+
+
+def _style(found: Facts, curve: str) -> str:
+  """Gray for what the others are held against."""
+  others = [c for c in found["curves"] if c != found["reference"]]
+  return "s3" if curve == found["reference"] else OTHERS[others.index(curve) % len(OTHERS)]
+
+
+def _curves(found: Facts) -> Html | None:
+  """A chart for each test set and metric, a line for each start."""
+  figures = []
+  for name in found.get("sets", {}):
+    metrics = {m for p in found["points"] for m in p["sets"].get(name, {})}
+    for metric in (m for m in CHARTED if m in metrics):
+      lines = [line for i, curve in enumerate(found["curves"])
+               if (line := _line(found, curve, name, metric, i))]
+      if lines:
+        figures.append(charts.chart(
+          words.measure(metric), lines, unit=set_name(found, name), x_log=True,
+          x_label="labelled radiographs"))
+  return el("div", figures, cls="charts two") if figures else None
+
+
+def _line(found: Facts, curve: str, name: str, metric: str, place: int) -> charts.Line | None:
+  points = [(number(p.get("images")), estimate(lookup(p, "sets", name, metric)))
+            for p in _points(found, curve)]
+  points = sorted((x, e) for x, e in points if x > 0) if len(points) > 1 else points
+  if not points:
+    return None
+  several = len(found["seeds"]) > 1
+  # Side by side where whiskers would lie on one another.
+  x = np.array([x for x, _ in points]) * (1 if several else 1.03**place)
+  y, low, high = (np.array([getattr(e, k) for _, e in points]) for k in ("value", "low", "high"))
+  return charts.Line(curve, x, y, low, high, style=_style(found, curve), points=not several,
+                     dots=several)
+
+
+def _gains(found: Facts) -> Html | None:
+  """A forest for each test set and start, a row for each share of the labels."""
+  figures = []
+  for name in found.get("sets", {}):
+    for curve in found["curves"]:
+      shown = [forest.Row(p["fraction"], [series.gain_mark(gain)]) for p in _points(found, curve)
+               if (gain := lookup(p, "gains", name, "auroc"))]
+      if shown:
+        figures.append(forest.chart(
+          f"{set_name(found, name)}: {curve} less {found['reference']}", shown, series.VERDICTS,
+          x_label="difference of AUROC", levels=[series.zero()]))
+  return el("div", figures, cls="charts two") if figures else None
+
+
+def _tables(found: Facts) -> Html | None:
+  """A table for each test set, the starts of a share side by side."""
+  several = len(found.get("seeds") or ()) > 1
+  parts = []
+  for name, of in found.get("sets", {}).items():
+    known = {m for p in found["points"] for m in p["sets"].get(name, {})}
+    metrics = [m for m in CHARTED if m in known]
+    head = [el("th", "Labels", scope="col")]
+    for metric in metrics:
+      head.append(el("th", words.measure(metric), scope="col", cls="num"))
+      if metric in ("auroc", "accuracy"):
+        head.append(el("th", f"gain over {found['reference']}", scope="col", cls="num"))
+    body = []
+    for share in found["fractions"]:
+      points = [p for p in found["points"] if p["fraction"] == share]
+      if not points:
+        continue
+      n = words.count(points[0].get("images"), "radiograph")
+      body.append(el("tr", el("th", f"{share}, {n}", scope="rowgroup", colspan=len(head)),
+                     cls="group"))
+      body += [_row(p, name, metrics) for p in points]
+    table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
+    n = words.count(lookup(of, "test", "n"), "test radiograph")
+    parts.append(el("div", el("h3", ", ".join(filter(None, [set_name(found, name), n]))),
+                    el("div", table, cls="scroll"), cls="evaluator"))
+  if not parts:
+    return None
+  note = ("Scores: " + ("mean over seeds, from the lowest to the highest. " if several else
+                        "with 95 % intervals. ")
+          + f"Gains: with 95 % intervals over test images; {series.SIGNS['above']} the interval "
+          f"lies above 0, {series.SIGNS['below']} below 0."
+          + (" What other seeds would change is not in them: the table's ranges are." if several
+             else ""))
+  return el("div", parts, el("p", note, cls="note"))
+
+
+def _row(point: Facts, name: str, metrics: list[str]) -> Html:
+  cells = []
+  for metric in metrics:
+    cells.append(score_cell(lookup(point, "sets", name, metric)))
+    if metric in ("auroc", "accuracy"):
+      cells.append(gain_cell(lookup(point, "gains", name, metric)))
+  return el("tr", el("th", point["curve"], scope="row"), cells)
+
+
+def _how(run: runs.Run, found: Facts) -> Html:
+  size = words.compact(found.get("parameters"))
+  starts = {row["init"]: lookup(row, "start", "summary") for row in found.get("rows", [])
+            if row.get("start")}
+  rows = [("Network", f"{found.get('model') or ''}, {size} parameters" if size else ""),
+          ("Images", f"{words.count(found.get('image_size'))} pixels"
+           if found.get("image_size") else ""),
+          ("Labels of", str(found.get("data") or "")),
+          ("Seeds", ", ".join(map(str, found.get("seeds") or ()))),
+          ("Device", about.device_name(run) or series.device(found)),
+          *((f"Start {name}", str(text)) for name, text in starts.items() if text)]
+  cards = [el("div", facts.pairs((k, v) for k, v in rows if v), cls="card")]
+  for name, of in found.get("sets", {}).items():
+    cards.append(el("div", el("h3", set_name(found, name)), facts.pairs(facts.rows(
+      dict(of.get("test") or {}))), cls="card"))
+  note = ("Every seed draws other labels, the same for all starts; those of smaller shares lie in "
+          "larger ones. The checkpoint is chosen on validation images, which are not divided; the "
+          "test images are looked at once.")
+  return el("div", el("div", cards, cls="cards"), el("p", note, cls="note"))
+
+
+def table(found: Facts) -> str:
+  """For the terminal: a table for each test set."""
+  tables = []
+  for name in found.get("sets", {}):
+    lines = [[set_name(found, name), "labels", "AUROC", f"gain over {found['reference']}",
+              "accuracy"]]
+    for point in found["points"]:
+      judged = lookup(point, "sets", name) or {}
+      lines.append([point["curve"], f"{point['fraction']} ({words.count(point.get('images'))})",
+                    words.estimate(estimate(judged.get("auroc")), "-"),
+                    series.plain_gain(lookup(point, "gains", name, "auroc")),
+                    words.estimate(estimate(judged.get("accuracy")), "-")])
+    tables.append("\n".join(series.aligned(lines)))
+  several = len(found.get("seeds") or ()) > 1
+  note = ("scores: mean (lowest - highest seed)" if several else "scores: 95 % intervals")
+  return "\n\n".join(tables) + f"\n{note}; gains: paired 95 % intervals over test images"
