@@ -125,3 +125,6 @@ def _phi(x):
 
 
 gelu.defvjp(_gelu_fwd, _gelu_bwd)
+
+# By the names that a model's option has for them; networks of Flax's examples have the second.
+GELUS = {"exact": gelu, "tanh": functools.partial(jax.nn.gelu, approximate=True)}

@@ -21,12 +21,13 @@ class _Attention(nnx.Module):
 
 class _Mlp(nnx.Module):
 
-  def __init__(self, width: int, init: str, rngs: nnx.Rngs):
+  def __init__(self, width: int, init: str, rngs: nnx.Rngs, gelu: str):
     self.fc1 = layers.Linear(width, 4 * width, init=init, rngs=rngs)
     self.fc2 = layers.Linear(4 * width, width, init=init, rngs=rngs)
+    self.gelu = gelu
 
   def __call__(self, x):
-    return self.fc2(layers.gelu(self.fc1(x)))
+    return self.fc2(layers.GELUS[self.gelu](self.fc1(x)))
 
 
 class Block(nnx.Module):
@@ -34,18 +35,19 @@ class Block(nnx.Module):
 
   `shapes` has (sequences, tokens of each) of every group; `scale` drop path's factors of the two
   branches, [tokens 2], or None. `layer_scale` above 0 is what learnt factors of the branches'
-  channels start as (Touvron et al. 2021, arXiv 2103.17239).
+  channels start as (Touvron et al. 2021, arXiv 2103.17239). `gelu` is of `layers.GELUS`.
   """
 
   def __init__(
-      self, width: int, heads: int, init: str, rngs: nnx.Rngs, layer_scale: float = 0.0):
+      self, width: int, heads: int, init: str, rngs: nnx.Rngs, layer_scale: float = 0.0,
+      gelu: str = "exact"):
     def factors():
       return nnx.Param(jnp.full((width,), layer_scale, jnp.float32)) if layer_scale else None
     self.norm1 = layers.LayerNorm(width)
     self.attn = _Attention(width, heads, init, rngs)
     self.ls1 = factors()
     self.norm2 = layers.LayerNorm(width)
-    self.mlp = _Mlp(width, init, rngs)
+    self.mlp = _Mlp(width, init, rngs, gelu)
     self.ls2 = factors()
 
   def add(self, x, mixed, scale):

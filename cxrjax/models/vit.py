@@ -53,6 +53,7 @@ class Model:
     layer_scale: what learnt factors of the residual branches' channels start as (DINOv2: 1e-5);
       0: have none.
     drop_uniform: the same drop path rate in all blocks (DINOv2).
+    gelu: "exact", or "tanh", the approximation that networks pretrained by big_vision have.
     pool: what `Features.cls` is: "cls", the class token, or "mean", the mean of the patch features,
       where no loss makes the class token sum an image up (MAE's `global_pool`).
     remat: recompute every block in the backward pass, for less memory.
@@ -73,6 +74,7 @@ class Model:
   pool: str = "cls"
   layer_scale: float = 0.0
   drop_uniform: bool = False
+  gelu: str = "exact"
   remat: bool = False
   width: int | None = None
   depth: int | None = None
@@ -102,6 +104,8 @@ class Model:
       raise UserError(f"config.model.layer_scale={self.layer_scale} must be at least 0")
     if self.pool not in ("cls", "mean"):
       raise UserError(f"config.model.pool={self.pool!r} is not known; valid: 'cls', 'mean'")
+    if self.gelu not in layers.GELUS:
+      raise UserError(f"config.model.gelu={self.gelu!r} is not known; valid: 'exact', 'tanh'")
     if self.positions == "sincos" and width % 4:
       raise UserError(
           f"config.model.width={width} must be a multiple of 4 for config.model.positions='sincos'")
@@ -148,7 +152,7 @@ class Model:
         grid=self.image_size // self.patch_size, channels=self.channels,
         registers=self.registers, drop_path=self.drop_path, remat=self.remat, init=self.initial,
         positions=self.positions, mask_token=self.mask_token, pool=self.pool,
-        layer_scale=self.layer_scale, drop_uniform=self.drop_uniform)
+        layer_scale=self.layer_scale, drop_uniform=self.drop_uniform, gelu=self.gelu)
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters, as DINO and timm start them: N(0, 0.02^2), biases 0."""
@@ -254,7 +258,7 @@ class _VisionTransformer(nnx.Module):
 
   def __init__(
       self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, init,
-      positions, mask_token, pool, layer_scale, drop_uniform, rngs):
+      positions, mask_token, pool, layer_scale, drop_uniform, gelu, rngs):
     # DINO and timm leave the patch projection, a convolution there, as torch makes it.
     pixels = patch_size * patch_size * channels
     self.patch = layers.Linear(
@@ -270,7 +274,7 @@ class _VisionTransformer(nnx.Module):
     # 0, as iBOT's and DINOv2's: a masked patch starts as nothing but its position.
     self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32)) if mask_token else None
     self.blocks = nnx.List([
-        transformer.Block(width, heads, init, rngs, layer_scale) for _ in range(depth)])
+        transformer.Block(width, heads, init, rngs, layer_scale, gelu) for _ in range(depth)])
     self.norm = layers.LayerNorm(width)
     self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool)
 

@@ -52,6 +52,8 @@ def adapt(
   _check_finite({n: v for n, v in flat.items() if n in wanted}, named)
   if family == "vit":
     _check_size(flat, found, encoder, named)
+    if found.source == "big_vision":
+      _big_vision(flat, encoder, notes)
     _fit_branches(flat, wanted)
   folded = None
   if family in _FIRST and _FIRST[family][0] in flat:
@@ -127,6 +129,20 @@ def _check_size(
     what = "a vision transformer of width {}, {} blocks and {} heads".format
     raise UserError(
       f"{named} holds {what(*theirs)}, config.model is {what(*ours)}; set {', '.join(way)}")
+
+
+def _big_vision(flat: dict[str, np.ndarray], encoder: Any, notes: list[str]) -> None:
+  """What its files do not say: positions where these are computed, and the kind of GELU."""
+  if encoder.gelu != "tanh":
+    notes.append("the source's GELU is the approximation that config.model.gelu='tanh' computes")
+  if "pos" not in flat:
+    side, width = encoder.image_size // encoder.patch_size, encoder.features
+    # Its frequencies end at 1/10000, where MAE's stop one short of it.
+    rows, columns = np.indices((side, side)).reshape(2, -1, 1) * (
+      10000.0 ** -np.linspace(0, 1, width // 4))
+    grid = np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=1)
+    flat["pos"] = np.concatenate([np.zeros((1, width)), grid])
+    notes.append("positions are sines and cosines, as the source computes them")
 
 
 def _fit_branches(flat: dict[str, np.ndarray], wanted: Mapping[str, Any]) -> None:

@@ -133,8 +133,6 @@ def _vit(
   elif kind == "big_vision":
     source, pixels = kind, HALF
     heads = _flax_heads(arrays)
-    notes.append(
-      "the source's GELU is the tanh approximation: config.model.gelu='tanh' is the same one")
     arrays = vit.from_big_vision(arrays)
   else:
     source = _torch_source(prefix, arrays, outside)

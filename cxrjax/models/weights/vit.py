@@ -148,7 +148,7 @@ def from_big_vision(arrays: Mapping[str, Any]) -> dict[str, Any]:
   rules = [
     (r"cls$", "cls_token"), (r"embedding/kernel", "patch_embed.proj.weight"),
     (r"embedding/bias", "patch_embed.proj.bias"),
-    (r"(?:Transformer/posembed_input/)?pos_embedding", "pos_embed"),
+    (r"(?:Transformer/)?(?:posembed_input/)?pos_embedding", "pos_embed"),
     (r"Transformer/encoder_norm/scale", "norm.weight"),
     (r"Transformer/encoder_norm/bias", "norm.bias"),
     (r"Transformer/encoderblock_(\d+)/", r"blocks.\1."),
