@@ -6,6 +6,8 @@ the method, and fills in `method` and what its paper does otherwise.
 
 from __future__ import annotations
 
+import json
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +30,7 @@ DEMO: dict[str, Any] = {
   "sites": 1,               # of the phantom; 2 adds a second look, which is then learnt first
   "store": 40,              # images are kept at this many pixels a side
   "image_size": 32,         # large crops
+  "init": "",               # a finished run, with its network, or a file of weights to start from
   "model": "Nu",            # a ViT's variant, resnet50, densenet121 (any depth), inception, vitae
   "patch_size": 8,
   "initial": "xavier",
@@ -133,6 +136,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "size": o.store, "fit": "squash",       # squash, pad or crop to a square
     "bits": "auto",                         # 8, 16, or what the images have
     "window": "auto",                       # of 16 bits: auto, full, or gray levels "low,high"
+    "repeat": False,                        # fewer images than a batch has
     "masks": "",                            # lung masks: "own", or a segmentation run's workdir
     "storage": "auto",                      # resident, cached, streamed, or by size
     "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
@@ -140,6 +144,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "shared_patients": "error",             # patients that are also in a test split; or allow
     "near_duplicates": 0.9,                 # correlation that test images are warned of at; 0: off
   }
+  config.init = {"path": o.init}
   config.model = backbone(o)
   if o.optimizer not in OPTIMIZERS:
     known = suggest(o.optimizer, OPTIMIZERS)
@@ -244,7 +249,12 @@ def multi_crop(o: ConfigDict) -> dict[str, Any]:
 
 
 def backbone(o: ConfigDict) -> dict[str, Any]:
-  """`config.model`, as `o.model` says."""
+  """`config.model`, as `o.model` says; or the network of the run that `o.init` names."""
+  run = pathlib.Path(o.init).expanduser() / "config.json"
+  if o.init and run.is_file():
+    model = json.loads(run.read_text())["model"]
+    own = {"drop_path": o.drop_path, "image_size": o.image_size}
+    return {**model, **{key: value for key, value in own.items() if key in model}}
   common = {"standardize": o.standardize, "dtype": "auto"}
   convolutional = re.fullmatch("(resnet|densenet)([0-9]+)", o.model)
   if convolutional:

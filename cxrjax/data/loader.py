@@ -61,6 +61,7 @@ class Loader:
     bits: `auto`, 8 or 16; see `store.load_images`.
     window: see `store.load_images`.
     masks: give the images' lung masks too; all 0 for an image without one.
+    repeat: a batch may be larger than the data, and then holds images more than once.
     resident_limit_bytes: what resident images may take of each device; by default 40 % of an
       accelerator's memory, or a quarter of the machine's on CPU.
     progress: shows a bar while decoding.
@@ -83,7 +84,7 @@ class Loader:
       storage: str = "auto", size: int | None = None,
       fit: str = "squash", cache_dir: str | os.PathLike | None = None,
       on_bad_image: str = "error", bits: str | int = "auto",
-      window: str | Sequence[float] = "auto", masks: bool = False,
+      window: str | Sequence[float] = "auto", masks: bool = False, repeat: bool = False,
       resident_limit_bytes: int | None = None, progress: bool = True):
     self._placement = place = Placement(mesh)
     self.mesh: Mesh = place.mesh
@@ -97,7 +98,8 @@ class Loader:
     store.check_options(size, fit, on_bad_image)
     self.size = size
     window = pixels.check_window(window)
-    _check_batch(batch_size, len(data), place.devices)
+    least = batch_size if repeat and len(data) else 0  # images that a batch finds at least
+    _check_batch(batch_size, max(least, len(data)), place.devices)
     if storage not in STORAGES:
       raise UserError(
         f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}")
@@ -137,7 +139,7 @@ class Loader:
     self._stored = len(table)  # rows on the devices, before padding
     self._padded = -(-self._stored // place.devices) * place.devices
     self.num_examples: int = self._stored if self._rows is None else len(self._rows)
-    _check_batch(batch_size, self.num_examples, place.devices)
+    _check_batch(batch_size, max(least, self.num_examples), place.devices)
     self.steps_per_epoch: float = self.num_examples / batch_size
     self._seed = seed
     self._groups = self._parts_rows()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,11 +21,29 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """What is known of the labels that a supervised method learns from.
+
+  Attributes:
+    classes: names of the columns.
+    exclusive: every image has one of the classes; else several findings at once.
+    positive: images that have each class.
+    known: images of which it is known whether they have it.
+  """
+
+  classes: tuple[str, ...]
+  exclusive: bool
+  positive: tuple[int, ...]
+  known: tuple[int, ...]
+
+
 @runtime_checkable
 class Method(Protocol):
   """A frozen dataclass of options; all state is in `params` (trained) and `extra` (the rest).
 
-  The factory gets `encoder` and `clock` besides the options in the config. `batch` holds the
+  The factory gets `encoder` and `clock` besides the options in the config, and `labels`, a
+  `Labels`, where it has such a field. `batch` holds the
   recipe's views (`f32[views b h w 1]` each), `labels` `f32[b k]`, `position` `i32[b]`: where each
   image stands in the global batch, which random numbers must be derived from, and `index` `i32[b]`:
   its row in the data, of `clock.num_examples`. With `config.data.masks` there are `global_mask`
@@ -57,6 +77,13 @@ class Method(Protocol):
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     """What is wrong and what to change, when (averaged) metrics show a collapse; else None."""
     ...
+
+
+def started(encoder: Any, params: Params) -> Any:
+  """The same encoder, but `init` gives these parameters."""
+  other = copy.copy(encoder)
+  object.__setattr__(other, "init", lambda key: params)
+  return other
 
 
 def split_stats(params: Params) -> tuple[Params, Params]:

@@ -35,6 +35,8 @@ class Cnn:
   dtype: str = "auto"
 
   stages: ClassVar[int] = 4
+  # As `vit.Model.layer_names`.
+  layer_names: ClassVar[tuple[str, ...]]
 
   def __post_init__(self):
     module.compute_dtype(self.dtype)  # raises for what is none

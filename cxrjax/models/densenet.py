@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,10 @@ class Model(cnn.Cnn):
 
   depth: int = 121
   growth: int = 32
+
+  layer_names: ClassVar[tuple[str, ...]] = (
+      "(conv0|norm0)/", "(denseblock|transition)1/", "(denseblock|transition)2/",
+      "(denseblock|transition)3/", "(denseblock4|norm5)/")
 
   def __post_init__(self):
     super().__post_init__()

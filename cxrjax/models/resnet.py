@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -38,6 +38,9 @@ class Model(cnn.Cnn):
   width: int = 64
   small_stem: bool = False
   zero_init: bool = False
+
+  layer_names: ClassVar[tuple[str, ...]] = (
+      "(conv1|bn1)/", "layer1/", "layer2/", "layer3/", "layer4/")
 
   def __post_init__(self):
     super().__post_init__()

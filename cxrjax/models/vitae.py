@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,9 @@ class Model(cnn.Cnn):
   initial: str = "normal"
   width: int | None = None
   depths: tuple[int, ...] | None = None
+
+  layer_names: ClassVar[tuple[str, ...]] = (
+      "layers/0/", "layers/1/", "layers/2/", "layers/3/")
 
   def __post_init__(self):
     super().__post_init__()

@@ -26,18 +26,20 @@ from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
 from cxrjax.evals.parts import Data
 from cxrjax.explain.attention import cls_attention
+from cxrjax.methods.base import Labels
 from cxrjax.models.cnn import Cnn
 from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
 from cxrjax.report.writer import Writer
-from cxrjax.tasks import guard, masks
+from cxrjax.tasks import guard, masks, start
 from cxrjax.training import sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Diverged, Watch
 from cxrjax.training.loop import Evaluation, Outcome, train
 from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.restore import build_method
 from cxrjax.training.step import State, Trainer
 
 CHOSEN = "chosen"  # an evaluator's `every`: once, after training, on the best checkpoint
@@ -79,21 +81,25 @@ class Run:
         look=[options["fit"], options["window"]])
     self.loader = Loader(
       source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
-      masks=masked, **options)
+      masks=masked, repeat=data.get("repeat", False), **options)
     if masked and self.masks_owned is None and self.loader.images is not None:
       self.masks_owned = masks.count(self.loader.images)
 
     self.clock = Clock.start(config["duration"], self.loader.num_examples, batch_size)
     self.encoder = build(config["model"], "Model", "config.model")
-    self.method = build(
-      config["method"], "Method", "config.method", encoder=self.encoder, clock=self.clock)
+    self.labels = labels_of(
+      self.loader.images.table if self.loader.images is not None else self.source.table,
+      self.loader.info)
+    self.method = build_method(config["method"], self.encoder, self.clock, self.labels)
     options = freeze(config["optimizer"])
-    check_keywords(Optimizer, options, "config.optimizer", hidden=["clock"])
-    self.optimizer = Optimizer(clock=self.clock, **options)
+    check_keywords(Optimizer, options, "config.optimizer", hidden=["clock", "layer_names"])
+    self.optimizer = Optimizer(
+      clock=self.clock, layer_names=getattr(self.encoder, "layer_names", ()), **options)
+    weights, self.started = start.start(config, self.encoder)
     self.trainer = Trainer(
       method=self.method, recipe=self.recipe, optimizer=self.optimizer, fetch=self.loader.fetch,
       mesh=self.mesh, seed=seed, accumulate=config["accumulate"],
-      block=self._block(),
+      block=self._block(), start=weights,
       rules=freeze(config["mesh"]["rules"]))
     self.spec = self.trainer.batch_spec(self.loader.data, self.loader[0])
 
@@ -143,7 +149,10 @@ class Run:
     """Remarks on patients and images that are learnt from and judge as well."""
     data = self.config["data"]
     judges = {name: d for name, d in self.eval_data.items() if isinstance(d, Data)}
-    return [*guard.shared_patients(self.source, judges, data.get("shared_patients", "error")),
+    choice = data.get("shared_patients", "error")
+    path = (self.config.get("init") or {}).get("path", "")
+    return [*guard.shared_patients(self.source, judges, choice),
+            *start.seen_before(path, judges, choice),
             *guard.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
 
   def describe(self) -> dict[str, Any]:
@@ -167,18 +176,20 @@ class Run:
       "steps": self.clock.total_steps, "epochs": self.clock.epoch(self.clock.total_steps),
       "batch_size": self.clock.batch_size,
       "schedules": {name: {"step": s, "value": v} for name, (s, v) in at.items()},
+      **self.started,
     }
-
 
   def _describe_data(self) -> dict[str, Any]:
     info = self.loader.info
     table = self.loader.images if self.loader.images is not None else self.source.table
-    counts = {c: int(np.sum(table.labels[:, i] == 1)) for i, c in enumerate(info.classes)}
+    labels = self.labels
     patients = set(table.patients)
     return {
       "name": info.name, "split": info.split, "n": self.loader.num_examples,
       "storage": self.loader.storage, "bits": self.loader.bits,
-      "classes": list(info.classes), "class_counts": counts,
+      "classes": list(info.classes), "exclusive": labels.exclusive,
+      "class_counts": dict(zip(labels.classes, labels.positive, strict=True)),
+      "class_known": dict(zip(labels.classes, labels.known, strict=True)),
       "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
       "splits": dict(info.splits), "notes": [*info.notes, *self.leaks], **self._describe_masks(),
       "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
@@ -195,18 +206,41 @@ class Run:
     return {"lung_masks": found | ({f"predicted by {segmenter}" if segmenter else "none": rest})}
 
 
+def labels_of(table: Any, info: Any) -> Labels:
+  """What the training images' labels are.
+
+  Raises:
+    UserError: a label that is neither 0 nor 1 nor unknown.
+  """
+  wrong = np.argwhere(~(np.isnan(table.labels) | np.isin(table.labels, (0, 1))))
+  if len(wrong):
+    row, column = wrong[0].tolist()
+    raise UserError(
+      f"{info.name} [{info.split}]: label {info.classes[column]!r} of {table.ids[row]!r} is "
+      f"{table.labels[row, column]:g}, which is neither 0 nor 1 nor unknown; mend the source, or "
+      "say what it means with config.data.options.uncertain")
+  return Labels(
+    tuple(info.classes), info.exclusive, tuple((table.labels == 1).sum(0).tolist()),
+    tuple((~np.isnan(table.labels)).sum(0).tolist()))
+
+
 def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
   """What the run will do, in a few lines."""
   data, model, device = facts["data"]["train"], facts["model"], facts["device"]
   flops = model["flops_per_image"]
-  return "\n".join([
+  lines = [
     f"data      {data['name']} [{data['split']}], {data['n']} images, {data['storage']}",
     f"device    {device['devices']} x {device['kind']} ({device['platform']})",
     f"model     {model['name']} {model['variant']}, {model['parameters'] / 1e6:.2f} M parameters",
     f"method    {facts['method']}, {flops / 1e9:.2f} GFLOPs an image a step",
     f"steps     {facts['steps']} of {facts['batch_size']} images, {facts['epochs']:.4g} epochs",
     f"workdir   {workdir}",
-  ])
+  ]
+  if "init" in facts:
+    init = facts["init"]
+    lines.insert(3, f"starts at {init['path']} ({init['source']}): {init['summary']}")
+    lines += [f"note: {remark}" for remark in init.get("remarks", ())]
+  return "\n".join(lines)
 
 
 def _views(run: Run) -> dict[str, np.ndarray]:

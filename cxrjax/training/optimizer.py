@@ -62,6 +62,10 @@ class Optimizer:
     lr_scale: `(regex, factor)` pairs; the first match multiplies the learning rate, 0 freezes.
     lr_constant: regexes; parameters whose path matches one have the learning rate that the others
       start from, throughout and without warm-up (SimSiam's predictor).
+    layer_decay: what the learning rate is multiplied by for each layer that lies above a parameter
+      of the encoder (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2021, arXiv 2106.08254); 1
+      treats all alike.
+    layer_names: the encoder's layers from its input on, see `cxrjax.models.vit.Model.layer_names`.
   """
 
   clock: clocks.Clock
@@ -76,8 +80,12 @@ class Optimizer:
   freeze: tuple[tuple[str, str], ...] = ()
   lr_scale: tuple[tuple[str, float], ...] = ()
   lr_constant: tuple[str, ...] = ()
+  layer_decay: float = 1.0
+  layer_names: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
+    if not 0 < self.layer_decay <= 1:
+      raise UserError(f"config.optimizer.layer_decay={self.layer_decay} must be above 0, at most 1")
     if self.clip < 0:
       raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
     for option, rules in self._rules.items():
@@ -128,6 +136,16 @@ class Optimizer:
     times = [self.clock.steps(time, "config.optimizer.freeze")
              for regex, time in self.freeze if re.search(regex, path)]
     return max(times, default=0)
+
+  def _scale(self, path: str) -> float:
+    """What the learning rate of the parameter at `path` is multiplied by."""
+    scale = next((s for regex, s in self.lr_scale if re.search(regex, path)), 1.0)
+    within = path.removeprefix("encoder/")
+    if self.layer_decay == 1 or within == path:
+      return scale
+    layers = self.layer_names
+    above = (len(layers) - i for i, regex in enumerate(layers) if re.match(regex, within))
+    return scale * self.layer_decay ** next(above, 0)
 
   def _groups(self, params: Any) -> Any:
     return jax.tree.map(lambda path: str(self._thaw_steps(path)), path_names(params))
@@ -180,9 +198,8 @@ class Optimizer:
 
     def move(path: str, p: Array, d: Array) -> Array:
       thaw = self._thaw_steps(path)
-      scale = next((s for regex, s in self.lr_scale if re.search(regex, path)), 1.0)
       constant = any(re.search(regex, path) for regex in self.lr_constant)
-      moved = p - (self._lr["start"] if constant else lr) * scale * d
+      moved = p - (self._lr["start"] if constant else lr) * self._scale(path) * d
       return jnp.where(step >= thaw, moved, p) if thaw else moved
 
     return jax.tree.map(move, path_names(params), params, direction), opt_state, metrics

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.core.build import build
+from cxrjax.core.build import build, locate
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.methods.base import Labels
 from cxrjax.training.checkpoint import flatten, load_flat, unflatten
 from cxrjax.training.step import views_of
 
@@ -92,7 +95,11 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     clock = Clock(
       facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
     encoder = build(config["model"], "Model", "config.model")
-    method = build(config["method"], "Method", "config.method", encoder=encoder, clock=clock)
+    data = facts["data"]["train"]
+    labels = Labels(
+      tuple(data["classes"]), data.get("exclusive", True),
+      tuple(data["class_counts"].values()), tuple(data.get("class_known", {}).values()))
+    method = build_method(config["method"], encoder, clock, labels)
     step, flat = load_flat(folder / "checkpoints", best=True)
     template = _template(config, facts, method)
     missing = sorted(set(flatten(template)) - set(flat))
@@ -102,6 +109,16 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   except Exception as error:  # whatever a damaged checkpoint or another version may raise
     raise UserError(f"{named} cannot be restored: {_first_line(error)}") from error
   return Restored(folder, config, facts, step, method, state["params"], state["extra"])
+
+
+def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: Labels) -> Any:
+  """The method of a config; supervised ones are told of the labels."""
+  told = {}
+  if spec.get("name"):
+    factory = locate(spec["name"], "Method", "config.method.name")
+    if "labels" in inspect.signature(factory).parameters:
+      told = {"labels": labels}
+  return build(spec, "Method", "config.method", encoder=encoder, clock=clock, **told)
 
 
 def _template(config: Any, facts: Any, method: Any) -> dict[str, Any]:

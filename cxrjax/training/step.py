@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from cxrjax.core.errors import UserError
+from cxrjax.methods.base import started
 from cxrjax.training import sharding
 from cxrjax.training.optimizer import Optimizer
 
@@ -34,6 +35,8 @@ class Trainer:
     accumulate: microbatches of one update; each sees `batch_size / accumulate` images.
     block: most steps of one dispatch.
     rules: parameter shardings, see `cxrjax.training.sharding.param_specs`.
+    start: the encoder's parameters before the first step; None draws them. Every copy that the
+      method makes of it (a teacher) starts there as well.
   """
 
   method: Any
@@ -45,15 +48,19 @@ class Trainer:
   accumulate: int = 1
   block: int = 1
   rules: tuple[tuple[str, Any], ...] = ((".*", "fsdp"),)
+  start: Any = None
 
   def batch_spec(self, data: Any, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the method's loss sees, before microbatching."""
     return jax.eval_shape(
       lambda d, b: self.views(self.fetch(d, b), jax.random.key(0)), data, batch)
 
-  def _fresh(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> State:
+  def _fresh(self, spec: Mapping[str, jax.ShapeDtypeStruct], start: Any) -> State:
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
-    params, extra = self.method.init(key, spec)
+    method = self.method
+    if start is not None:
+      method = dataclasses.replace(method, encoder=started(method.encoder, start))
+    params, extra = method.init(key, spec)
     opt = self.optimizer.init(params)
     return {"step": jnp.zeros((), jnp.int32), "params": params, "extra": extra, "opt": opt}
 
@@ -63,7 +70,7 @@ class Trainer:
     Raises:
       UserError: an optimiser rule that matches no parameter.
     """
-    shapes = jax.eval_shape(lambda: self._fresh(spec))
+    shapes = jax.eval_shape(lambda start: self._fresh(spec, start), self.start)
     self.optimizer.check(shapes["params"])
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -72,7 +79,8 @@ class Trainer:
   def init(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> State:
     """The state before the first step, sharded."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract(spec))
-    return jax.jit(lambda: self._fresh(spec), out_shardings=shardings)()
+    return jax.jit(
+      lambda start: self._fresh(spec, start), out_shardings=shardings)(self.start)
 
   def shardings(self, shapes: Any) -> Any:
     """A NamedSharding for every leaf of the state."""

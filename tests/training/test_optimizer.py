@@ -1,5 +1,8 @@
 """The optimiser against AdamW written out in NumPy, with DINO's freezing and clipping."""
 
+import importlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,3 +160,36 @@ def test_mistakes():
     Optimizer(clock=CLOCK, name="optax.scale_by_adm")
   with pytest.raises(UserError, match=r"config\.optimizer\.options\.beta1 is not an option"):
     Optimizer(clock=CLOCK, options={"beta1": 0.9})
+
+
+def test_layers_near_the_input_learn_slower():
+  params = {"encoder": {"patch": {"kernel": jnp.ones((2, 2))}, "blocks": {
+    "0": {"w": jnp.ones((2, 2))}, "1": {"w": jnp.ones((2, 2))}}, "norm": {"scale": jnp.ones(2)}},
+    "head": {"kernel": jnp.ones((2, 2))}}
+  optimizer = Optimizer(
+    clock=CLOCK, name="optax.identity", lr=0.1, lr_batch=0, clip=0,
+    weight_decay=0.0, layer_decay=0.5, layer_names=("patch/", "blocks/0/", "blocks/1/"),
+    lr_scale=(("blocks/1", 2.0),))
+  grads = jax.tree.map(jnp.ones_like, params)
+  moved, _, _ = optimizer.update(grads, optimizer.init(params), params, jnp.int32(0))
+  step = jax.tree.map(lambda a, b: float(jnp.abs(b - a).max()), params, moved)
+  encoder = step["encoder"]
+  assert step["head"]["kernel"] == pytest.approx(0.1)
+  assert encoder["norm"]["scale"] == pytest.approx(0.1)
+  assert encoder["blocks"]["1"]["w"] == pytest.approx(0.1 * 0.5 * 2.0)
+  assert encoder["blocks"]["0"]["w"] == pytest.approx(0.1 * 0.25)
+  assert encoder["patch"]["kernel"] == pytest.approx(0.1 * 0.125)
+  for wrong in (0.0, 1.5):
+    with pytest.raises(UserError, match="layer_decay"):
+      Optimizer(clock=CLOCK, layer_decay=wrong)
+
+
+@pytest.mark.parametrize("name, options", [
+  ("vit", {"variant": "Nu", "registers": 2, "mask_token": True}), ("resnet", {"depth": 18}),
+  ("densenet", {}), ("inception", {}), ("vitae", {})])
+def test_every_parameter_of_an_encoder_belongs_to_one_layer(name, options):
+  encoder = importlib.import_module(f"cxrjax.models.{name}").Model(**options)
+  params = jax.eval_shape(encoder.init, jax.random.key(0))
+  for path in jax.tree.leaves(path_names(params)):
+    layers = [bool(re.match(regex, path)) for regex in encoder.layer_names]
+    assert sum(layers) == (0 if path.startswith("norm/") else 1), path

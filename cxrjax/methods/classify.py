@@ -1,0 +1,221 @@
+"""Classification: an encoder, from scratch or pretrained, and a linear head on its features.
+
+References:
+  Touvron et al., DeiT, 2020 (arXiv 2012.12877); He et al., MAE, 2021 (arXiv 2111.06377), table 9:
+  fine-tuning with layer-wise learning rates, drop path, label smoothing and mixup.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+from cxrjax.losses import classification as losses
+from cxrjax.methods.base import (
+  Batch,
+  Labels,
+  Metrics,
+  Params,
+  diagnose_spread,
+  ema,
+  feature_health,
+  flatten_views,
+  image_keys,
+  join_stats,
+  split_stats,
+)
+from cxrjax.models import heads
+from cxrjax.views.mixing import mixup
+
+WEIGHTS = ("none", "balanced")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """Classification; see `cxrjax.methods.base.Method` for what the functions do.
+
+  Softmax over classes that exclude one another, else a sigmoid for each finding; unknown labels do
+  not count. `extra["average"]` holds a moving average of all parameters where there is one, and
+  this is what is judged.
+
+  Attributes:
+    encoder: any.
+    clock: length of the run and of an epoch.
+    labels: of the training data.
+    smoothing: of labels, 0 to 1.
+    class_weights: "none"; "balanced", every class (or presence and absence of every finding) with
+      the same total weight; or numbers, one for each class (for findings: of its presence).
+    mixup: alpha of the shares in which images are mixed; 0 for none.
+    dropout: share of the features that the head does not see in training.
+    momentum: of the moving average, a number or schedule; 0 for none. It is at most
+      `(1 + step) / (10 + step)`, so that an average of a short run forgets where it began.
+  """
+
+  encoder: Any
+  clock: clocks.Clock
+  labels: Labels
+  smoothing: float = 0.0
+  class_weights: Any = "none"
+  mixup: float = 0.0
+  dropout: float = 0.0
+  momentum: Any = 0.0
+
+  def __post_init__(self) -> None:
+    if len(self.labels.classes) < (2 if self.labels.exclusive else 1):
+      raise UserError(
+        f"config.data.source has the classes {list(self.labels.classes)}, too few to learn to tell "
+        "apart; give a labelled source")
+    for name in ("smoothing", "dropout"):
+      if not 0 <= getattr(self, name) < 1:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be in [0, 1)")
+    if self.mixup < 0:
+      raise UserError(f"config.method.mixup={self.mixup} must be 0 (off) or above")
+    self._weights, self.schedules  # noqa: B018 - raise for what is no option
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    if not self._averages:
+      return {}
+    return {"momentum": clocks.from_config(self.momentum, self.clock, "config.method.momentum")}
+
+  @property
+  def _averages(self) -> bool:
+    return isinstance(self.momentum, Mapping) or self.momentum != 0
+
+  @functools.cached_property
+  def _weights(self) -> Float32[np.ndarray, "k 2"]:
+    """Of each class where it is absent and present; their mean over the training labels is 1."""
+    k, given = len(self.labels.classes), self.class_weights
+    if isinstance(given, str):
+      if given not in WEIGHTS:
+        raise UserError(
+          f"config.method.class_weights={given!r} is unknown{suggest(given, WEIGHTS)}")
+      if given == "none":
+        return np.ones((k, 2), np.float32)
+      positive, known = (np.asarray(getattr(self.labels, n), float) for n in ("positive", "known"))
+      counts = np.stack([known - positive, positive], 1)
+      if self.labels.exclusive:  # an absent class has weight 0, which no image will have
+        present = counts[:, 1] > 0
+        weights = np.where(present, known / np.maximum(present.sum() * counts[:, 1], 1), 0.0)
+        return np.stack([weights, weights], 1).astype(np.float32)
+      return np.where(
+        (counts > 0).all(1, keepdims=True), known[:, None] / np.maximum(2 * counts, 1), 1.0,
+      ).astype(np.float32)
+    numbers = [w for w in given if isinstance(w, int | float) and w >= 0]
+    if len(numbers) != len(given) or len(given) != k:
+      raise UserError(
+        f"config.method.class_weights={given!r} must be {k} numbers from 0, for "
+        f"{', '.join(self.labels.classes)}")
+    return np.stack([np.ones(k), np.asarray(given, float)], 1).astype(np.float32)
+
+  @functools.cached_property
+  def head(self) -> heads.Projector:
+    """One linear layer, from features to logits."""
+    return heads.Projector(
+      in_dim=self.encoder.features, dims=(len(self.labels.classes),), initial="normal",
+      dtype="float32")
+
+  def init(
+      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+  ) -> tuple[Params, Params]:
+    del batch_spec
+    encoder_key, head_key = jax.random.split(key)
+    encoder, stats = split_stats(self.encoder.init(encoder_key))
+    params = {"encoder": encoder, "head": self.head.init(head_key)["layers"]["0"]}
+    extra = {"stats": stats}
+    if self._averages:
+      extra["average"] = self._joined(params, extra)
+    return params, extra
+
+  def loss(
+      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    del step
+    views = batch["global"].shape[0]
+    images, labels = flatten_views(batch["global"]), jnp.repeat(batch["labels"], views, axis=0)
+    drop_key, mix_key, out_key = jax.random.split(key, 3)
+    if self.mixup:
+      images, labels = mixup(
+        image_keys(mix_key, batch["position"], views), images, labels, self.mixup)
+    features = self.encoder.encode(
+      join_stats(params["encoder"], extra["stats"]), images,
+      keys=image_keys(drop_key, batch["position"], views), train=True)
+    logits = self._logits(
+      params["head"], features.cls, image_keys(out_key, batch["position"], views))
+    value, known = self.supervised(logits, labels)
+    metrics = {
+      "accuracy": self._accuracy(logits, labels), "known_labels": known,
+      **feature_health(features.cls[::views])}
+    return value, ({**extra, "stats": features.stats or {}}, metrics)
+
+  def supervised(
+      self, logits: Float[Array, "n k"], labels: Float[Array, "n k"],
+  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean loss over known labels, and the share of them that is known."""
+    weights = jnp.asarray(self._weights)
+    if self.labels.exclusive:
+      value, known = losses.softmax(logits, labels, weights[:, 1], self.smoothing)
+    else:
+      value, known = losses.sigmoid(logits, labels, weights, self.smoothing)
+    return losses.mean_of_known(value, known), known.mean()
+
+  def _logits(
+      self, head: Params, features: Float[Array, "n d"], keys: Key[Array, "n"] | None = None,
+  ) -> Float[Array, "n k"]:
+    """With keys, as in training."""
+    if self.dropout and keys is not None:
+      kept = jax.vmap(
+        lambda key: jax.random.bernoulli(key, 1 - self.dropout, features.shape[1:]))(keys)
+      features = jnp.where(kept, features / (1 - self.dropout), 0.0)
+    return self.head.apply({"layers": {"0": head}}, features).astype(jnp.float32)
+
+  def _accuracy(
+      self, logits: Float[Array, "n k"], labels: Float[Array, "n k"]) -> Float[Array, ""]:
+    """Share of known labels that the batch's own logits have right; for looking at."""
+    if self.labels.exclusive:
+      known = ~jnp.isnan(labels).any(1)
+      right = logits.argmax(1) == jnp.where(known[:, None], labels, 0.0).argmax(1)
+    else:
+      known = ~jnp.isnan(labels)
+      right = (logits > 0) == (labels > 0.5)
+    return losses.mean_of_known(jnp.where(known, right, 0.0), known.astype(jnp.float32))
+
+  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+    if not self._averages:
+      return extra
+    momentum = jnp.minimum(self.schedules["momentum"](step), (1 + step) / (10 + step))
+    return {**extra, "average": ema(extra["average"], self._joined(params, extra), momentum)}
+
+  def _joined(self, params: Params, extra: Params) -> Params:
+    return {**params, "encoder": join_stats(params["encoder"], extra["stats"])}
+
+  def encoder_params(self, params: Params, extra: Params) -> Params:
+    return self.network_params(params, extra)["encoder"]
+
+  def network_params(self, params: Params, extra: Params) -> Params:
+    """What `predict` takes: `encoder` and `head`, running statistics included."""
+    return extra["average"] if self._averages else self._joined(params, extra)
+
+  def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b k"]:
+    """The probability of every class of normalised images."""
+    logits = self._logits(params["head"], self.encoder.encode(params["encoder"], images).cls)
+    return jax.nn.softmax(logits) if self.labels.exclusive else jax.nn.sigmoid(logits)
+
+  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    views, _, *shape = batch_spec["global"].shape
+    # A backward pass costs two forward passes.
+    return 3.0 * views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
+
+  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+    return diagnose_spread(
+      metrics, "lower config.optimizer.lr, lengthen its warmup, or check the labels")

@@ -1,0 +1,89 @@
+"""What an encoder starts from: nothing, a finished run, or a file of weights."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import leaks, splits
+from cxrjax.evals.parts import Data
+from cxrjax.models import weights
+from cxrjax.tasks import guard
+from cxrjax.training.restore import Restored, restore
+
+KEY = "config.init.path"
+
+
+def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]:
+  """The encoder's first parameters, or None where they are drawn; and facts for `run.json`.
+
+  Args:
+    config: of the run, of which `init.path` is read: "", the workdir of a finished run, or a file.
+    encoder: that of the run.
+
+  Raises:
+    UserError: a path that is neither, or weights that do not fit the encoder.
+  """
+  path = (config.get("init") or {}).get("path", "")
+  if not path:
+    return None, {}
+  place = pathlib.Path(path).expanduser()
+  if not place.exists():
+    raise UserError(f"{KEY}={path!r} does not exist; give the workdir of a finished run, or a file "
+                    "of weights")
+  if not place.is_dir():
+    params, report = weights.load(str(place), encoder, key=KEY)
+    return params, {"init": report.facts()}
+  run = restore(path, KEY)
+  params, report = weights.fit(run.encoder_params, encoder, key=KEY)
+  return params, {"init": {
+    **report.facts(), "path": path, "source": run.config["method"]["name"].rpartition(".")[2],
+    "step": run.step, "remarks": _differences(run, config)}}
+
+
+def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
+  """What the network saw otherwise than it will."""
+  found = []
+  for room, keys in (("views", ("mean", "std")), ("model", ("standardize",)),
+                     ("data", ("fit", "window"))):
+    for key in keys:
+      old, new = run.config[room].get(key), config[room].get(key)
+      if old != new and {old, new} != {None, False}:
+        found.append(f"config.{room}.{key} was {old!r} when the encoder was trained, now {new!r}")
+  return found
+
+
+def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[str]:
+  """Refuses test images of patients that the starting run has learnt from; returns remarks.
+
+  Args:
+    path: `config.init.path`.
+    evaluations: what judges the run, by name.
+    choice: `config.data.shared_patients`, "error" or "allow".
+
+  Raises:
+    UserError: there are such patients, and `choice` is "error".
+  """
+  file = pathlib.Path(path).expanduser() / guard.FILE
+  if not path or not file.is_file():
+    return []
+  remembered = np.load(file, allow_pickle=False)
+  remarks = []
+  for name, data in evaluations.items():
+    if not isinstance(data, Data):
+      continue
+    key, rows = data.rows["test"]
+    keys = splits.patient_keys(data.images[key])
+    both = leaks.overlap(remembered, [keys[i] for i in rows.tolist()])
+    if both and choice == "error":
+      raise UserError(
+        f"{len(both)} patients of config.evals.{name}'s test split were learnt from by {KEY}={path}"
+        f", e.g. {both[0]!r}, so results would flatter; start from another run, or set "
+        "config.data.shared_patients='allow'")
+    remarks.append(f"{name}: {len(both)} of its test patients are among those that {path} learnt "
+                   "from")
+  return remarks
