@@ -36,7 +36,9 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
     raise UserError(f"{KEY}={path!r} does not exist; give the workdir of a finished run, or a file "
                     "of weights")
   if not place.is_dir():
-    params, report = weights.load(str(place), encoder, key=KEY)
+    views = config["views"]
+    params, report = weights.load(
+      str(place), encoder, key=KEY, mean=views["mean"], std=views["std"])
     return params, {"init": report.facts()}
   run = restore(path, KEY)
   params, report = weights.fit(run.encoder_params, encoder, key=KEY)
