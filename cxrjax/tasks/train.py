@@ -151,8 +151,11 @@ class Run:
     judges = {name: d for name, d in self.eval_data.items() if isinstance(d, Data)}
     choice = data.get("shared_patients", "error")
     path = (self.config.get("init") or {}).get("path", "")
+    # What only chooses the checkpoint may have been among what was learnt from without labels.
+    tests = {name: d for name, d in judges.items()
+             if getattr(self.evaluators[name], "part", "test") == "test"}
     return [*guard.shared_patients(self.source, judges, choice),
-            *start.seen_before(path, judges, choice),
+            *start.seen_before(path, tests, choice),
             *guard.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
 
   def describe(self) -> dict[str, Any]:
