@@ -17,7 +17,7 @@ from cxrjax.evals import features, floor, judge, parts, probe, subgroups
 from cxrjax.evals.parts import Data
 from cxrjax.evals.probe import Result
 from cxrjax.evals.subgroups import ATTRIBUTES, BANDS
-from cxrjax.metrics import calibration, classification, counted
+from cxrjax.metrics import calibration, classification
 from cxrjax.metrics.intervals import undefined
 
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
@@ -220,8 +220,8 @@ class Evaluator:
     facts |= {"temperature": temperature.tolist(), "temperature_remarks": remarks}
 
     metrics = self._metrics(p, data, thresholds, judge.ALL)
-    metrics["ece/uncalibrated"] = counted.interval(
-      calibration.ece(raw, labels, exclusive, patients), bounded=False)
+    metrics["ece/uncalibrated"] = calibration.ece_interval(raw, labels, exclusive, patients)
+    facts["ece_by_chance"] = calibration.ece_by_chance(p, labels, exclusive, patients)
     facts["reliability"] = {
       "calibrated": calibration.reliability(p, labels, exclusive),
       "uncalibrated": calibration.reliability(raw, labels, exclusive)}

@@ -168,6 +168,8 @@ def _of_all(measure: str, seen: _Seen) -> Interval:
   if measure == "auprc":
     columns = slice(1, None) if binary else slice(None)
     return precision.auprc(seen.scores[:, columns], seen.labels[:, columns], seen.patients)
+  if measure == "ece":
+    return calibration.ece_interval(seen.scores, seen.labels, seen.exclusive, seen.patients)
   return counted.interval(_counted(measure, seen), bounded=measure not in PROBABILITIES)
 
 

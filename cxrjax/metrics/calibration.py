@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from cxrjax.metrics import counted, intervals
 from cxrjax.metrics.counted import Counted, nothing
-from cxrjax.metrics.intervals import Patients
+from cxrjax.metrics.intervals import Interval, Patients, undefined
 
 BINS = 15  # as Guo et al.
 TINY = 1e-12  # no event is given a lower probability: one such miss would make the mean infinite
@@ -70,7 +70,7 @@ def ece(
   Images are put into `bins` of equal width by their probability; the gap of a bin is that between
   its mean probability and the share of images in which it came true, and counts by its images.
   What is looked at is in `outcomes`. Of findings it is the mean over findings. Small sets make it
-  too large: bins of few images have gaps by chance.
+  too large: bins of few images have gaps by chance (`ece_by_chance`).
 
   Args:
     probabilities: of every class.
@@ -82,33 +82,99 @@ def ece(
   References:
     Guo et al. 2017, arXiv 1706.04599, eq. 3; Naeini et al. 2015, AAAI, p. 2901.
   """
+  table = _gaps(probabilities, labels, exclusive, patients, bins)
+  if table is None:
+    return nothing("no image has a known label")
+  shape, table = table.shape[1:], table.reshape(len(table), -1)
+  kept = np.flatnonzero(table.any(0))  # most bins of most sets are empty
+
+  def statistic(totals: np.ndarray) -> np.ndarray:
+    sums = np.zeros((len(totals), table.shape[1]))
+    sums[:, kept] = totals
+    sums = sums.reshape(-1, *shape)
+    with np.errstate(invalid="ignore"):
+      return (np.abs(sums[..., 1]).sum(2) / sums[..., 0].sum(2)).mean(1)
+
+  known = ~np.isnan(outcomes(probabilities, labels, exclusive)[1])
+  return Counted(table[:, kept], statistic, int(known.any(1).sum()))
+
+
+def ece_by_chance(
+    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
+    patients: Patients = None, bins: int = BINS, level: float = 0.95, seed: int = 0,
+) -> tuple[float, float]:
+  """The calibration error that perfect calibration would show on as many images.
+
+  The gap of a bin then has mean 0, and the sum over patients of their squared residuals for a
+  variance.
+
+  Args:
+    probabilities: as for `ece`, like the next four.
+    labels: of the images; their clustering in patients matters.
+    exclusive: one class an image.
+    patients: one id per image, or None.
+    bins: of equal width.
+    level: of the upper end.
+    seed: of the draws.
+
+  Returns:
+    Its mean, and what it stays below with that probability; NaN without known labels.
+
+  References:
+    Bröcker and Smith 2007, Weather Forecast. 22:651 (consistency of reliability diagrams).
+  """
+  table = _gaps(probabilities, labels, exclusive, patients, bins)
+  if table is None:
+    return float("nan"), float("nan")
+  sd = np.sqrt((table[..., 1] ** 2).sum(0))
+  drawn = np.abs(np.random.default_rng(seed).normal(size=(intervals.REPLICATES, *sd.shape)) * sd)
+  values = (drawn.sum(2) / table[..., 0].sum((0, 2))).mean(1)
+  return float(values.mean()), float(np.quantile(values, level))
+
+
+def ece_interval(
+    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
+    patients: Patients = None, level: float = 0.95, seed: int = 0) -> Interval:
+  """`ece` with an interval for what it would be of very many images.
+
+  Resamples have larger errors than the images they are drawn from, as these have larger ones than
+  there are in truth, so their distribution is reflected at the estimate (basic bootstrap). Where
+  chance may have made all of it, by `ece_by_chance`, the interval begins at 0.
+
+  References:
+    Davison and Hinkley 1997, Bootstrap Methods and their Application, section 2.4.
+  """
+  of = ece(probabilities, labels, exclusive, patients)
+  if of.undefined:
+    return undefined(of.undefined, of.n)
+  low, high = intervals.percentiles(
+    intervals.resampled(of.counts, of.statistic, seed=seed), level)
+  value = of.value
+  low, high = max(2 * value - high, 0.0), max(2 * value - low, value)
+  chance = ece_by_chance(
+    probabilities, labels, exclusive, patients, level=(1 + level) / 2, seed=seed)
+  if value <= chance[1]:
+    low = 0.0
+  return Interval(value, low, high, of.n, "basic bootstrap over patients")
+
+
+def _gaps(
+    probabilities: np.ndarray, labels: np.ndarray, exclusive: bool, patients: Patients, bins: int,
+) -> Float[np.ndarray, "patients c bins 2"] | None:
+  """Of each patient, column and bin the images, and their probabilities less what came true."""
   p, came = outcomes(probabilities, labels, exclusive)
   known = ~np.isnan(came)
   columns = np.flatnonzero(known.any(0))
   if not len(columns):
-    return nothing("no image has a known label")
+    return None
   cluster, count = intervals.clusters(patients, len(p))
-  table = np.zeros((count, len(columns), bins, 2))  # of each bin images, and p less what came true
+  table = np.zeros((count, len(columns), bins, 2))
   for i, c in enumerate(columns):
     rows = np.flatnonzero(known[:, c])
     at = _bin(p[rows, c], bins)
     np.add.at(table, (cluster[rows], i, at, 0), 1)
     np.add.at(table, (cluster[rows], i, at, 1), p[rows, c] - came[rows, c])
-
-  def statistic(totals: np.ndarray) -> np.ndarray:
-    sums = totals.reshape(-1, len(columns), bins, 2)
-    with np.errstate(invalid="ignore"):
-      return (np.abs(sums[..., 1]).sum(2) / sums[..., 0].sum(2)).mean(1)
-
-  table = table.reshape(count, -1)
-  kept = np.flatnonzero(table.any(0))  # most bins of most sets are empty
-
-  def of_kept(totals: np.ndarray) -> np.ndarray:
-    whole = np.zeros((len(totals), table.shape[1]))
-    whole[:, kept] = totals
-    return statistic(whole)
-
-  return Counted(table[:, kept], of_kept, int(known.any(1).sum()))
+  return table
 
 
 def reliability(

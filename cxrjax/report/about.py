@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax.report import words
 from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Run, lookup, number
 
 STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
 ENDED = ("failed", "stopped", "diverged")
-_METHODS = {"segment": "Lung segmentation"}
+_METHODS = {"segment": "Lung segmentation", "classify": "Classification"}
 _MODELS = {"vit": "ViT", "resnet": "ResNet", "densenet": "DenseNet", "vitae": "ViTAEv2"}
 
 
@@ -72,6 +73,15 @@ def status(run: Run) -> tuple[str, str]:
   if kind in ("finished", "running", "unknown", *ENDED):
     return kind, why.strip()
   return "stopped", text
+
+
+def judged_once(run: Run, evaluator: str) -> str:
+  """A sentence on the checkpoint that test images judged; nothing where none was chosen."""
+  step = run.fact("chosen", "step")
+  if evaluator not in (run.fact("chosen", "evaluators") or []) or step is None:
+    return ""
+  return (f" Judged once, with the checkpoint of step {words.count(step)}, the best on validation "
+          f"({words.measure(str(run.fact('chosen', 'by')))}).")
 
 
 def last_step(run: Run) -> int | None:

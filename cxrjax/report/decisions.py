@@ -1,4 +1,4 @@
-"""ROC curves and the confusion matrix, from the test scores an evaluation leaves."""
+"""ROC, precision and recall, and the confusion matrix, from the test scores of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.metrics import classification, intervals, ranking
+from cxrjax.metrics import precision as average
 from cxrjax.report import charts, words
 from cxrjax.report.about import STYLES
 from cxrjax.report.html import Html, el
@@ -17,40 +18,50 @@ POINTS = 150  # of a drawn ROC curve
 
 
 def decisions(run: Run) -> Html | None:
-  """ROC curves of trained, random and floor, and the trained probe's confusion matrix.
+  """ROC and precision-recall curves of trained, random and floor; the trained confusion matrix.
 
   Needs `figures/scores_<evaluator>_<encoder>.npz` (or `scores_<encoder>.npz`, as older runs have
-  it) with `labels` f32[m k], `linear` f32[m k] and optionally `threshold`, `classes`, `exclusive`.
+  it) with `labels` f32[m k], `probability` or `linear` f[m k] and optionally `threshold`,
+  `classes`, `exclusive`.
   """
   evaluator = next(iter(run.evaluators()), "")
-  scores = {e: run.arrays(f"scores_{evaluator}_{e}") or run.arrays(f"scores_{e}")
+  arrays = {e: run.arrays(f"scores_{evaluator}_{e}") or run.arrays(f"scores_{e}")
             for e in (TRAINED, RANDOM, FLOOR)}
-  scores = {e: s for e, s in scores.items() if _usable(s)}
+  scores = {e: (_scores(s), s["labels"]) for e, s in arrays.items() if _usable(s)}
   if not scores:
     return None
-  first = next(iter(scores.values()))
+  first = arrays[next(iter(scores))]
   k = first["labels"].shape[1]
   classes = _classes(run, first, k)
   exclusive = _exclusive(first)
+  predicted = any("probability" in s for s in arrays.values())
+  what = "" if predicted else ", linear probe"
+  note = ""
   if exclusive and k == 2:
-    figures = [_roc(
-      f"ROC, linear probe: {classes[1]}",
-      [(words.ENCODERS[e], STYLES[e], s["linear"][:, 1], s["labels"][:, 1])
-       for e, s in scores.items()])]
+    names = ["auroc"] if predicted else []  # how `words.encoder` tells them apart
+    of = f"{what}: {classes[1]}"
+    curves = [(words.encoder(e, names), STYLES[e], s[:, 1], y[:, 1])
+              for e, (s, y) in scores.items()]
   else:
-    own = scores.get(TRAINED, first)
-    shown = list(range(min(k, 4)))
-    more = f"The first 4 of {k} classes." if k > 4 else ""
-    figures = [_roc("ROC, linear probe, by class",
-                    [(classes[c], f"s{c + 1}", own["linear"][:, c], own["labels"][:, c])
-                     for c in shown], more)]
+    own, labels = scores.get(TRAINED) or next(iter(scores.values()))
+    of = f"{what}, by class"
+    curves = [(classes[c], f"s{c + 1}", own[:, c], labels[:, c]) for c in range(min(k, 4))]
+    note = f"The first 4 of {k} classes." if k > 4 else ""
+  figures = [_roc(f"ROC{of}", curves, note)]
+  if predicted:
+    figures.append(_precision(f"Precision and recall{of}", curves, note))
   if exclusive and TRAINED in scores and k <= 20:
-    figures.append(_matrix(run, scores[TRAINED], classes))
+    figures.append(_matrix(run, arrays[TRAINED], classes, what))
   return el("div", figures, cls="charts")
 
 
+def _scores(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+  found = arrays.get("probability")
+  return arrays.get("linear") if found is None else found
+
+
 def _usable(arrays: dict[str, np.ndarray]) -> bool:
-  labels, scores = arrays.get("labels"), arrays.get("linear")
+  labels, scores = arrays.get("labels"), _scores(arrays)
   return (labels is not None and scores is not None and labels.ndim == 2
           and labels.shape == scores.shape and labels.shape[1] > 0)
 
@@ -79,11 +90,8 @@ def _roc(title: str, curves, note: str = "") -> Html:
     false, true, _ = ranking.roc_curve(scores[kept], labels[kept])
     if not len(false) or not np.isfinite(false).all() or not np.isfinite(true).all():
       continue
-    if len(false) > POINTS:  # evenly along the curve, ends included
-      along = np.linspace(0, false[-1] + true[-1], POINTS)
-      pick = np.unique(np.searchsorted(false + true, along).clip(0, len(false) - 1))
-      false, true = false[pick], true[pick]
-    lines.append(charts.Line(label, false, true, style=style))
+    pick = _evenly(false + true)
+    lines.append(charts.Line(label, false[pick], true[pick], style=style))
   if not lines:
     note = "No curve: the test labels or the scores do not define one."
     lines = []
@@ -93,9 +101,39 @@ def _roc(title: str, curves, note: str = "") -> Html:
     y_range=(0.0, 1.0), note=note, height=300)
 
 
-def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str]) -> Html:
+def _precision(title: str, curves, note: str = "") -> Html:
+  lines, shares = [], []
+  for label, style, scores, labels in curves:
+    kept = np.isfinite(scores)
+    recall, precision, _ = average.curve(scores[kept], labels[kept])
+    if not len(recall):
+      continue
+    pick = _evenly(np.cumsum(np.abs(np.diff(recall, prepend=0)) + np.abs(
+      np.diff(precision, prepend=precision[0]))))
+    lines.append(charts.Line(label, recall[pick], precision[pick], style=style))
+    shares.append(float(np.nanmean(labels)))
+  if not lines:
+    note = "No curve: the test images show none of the classes."
+    lines = [charts.Line("", np.zeros(1), np.full(1, np.nan))]
+  # The share of positives is what scores that tell nothing have; of several classes each has its
+  # own.
+  if lines and len(set(shares)) == 1:
+    lines.append(charts.Line("Chance", np.array([0.0, 1.0]), np.full(2, shares[0]), style="ref"))
+  return charts.chart(title, lines, x_label="recall (sensitivity)", unit="precision",
+                      y_range=(0.0, 1.0), note=note, height=300)
+
+
+def _evenly(along: np.ndarray) -> np.ndarray:
+  """At most `POINTS` points at even steps along a curve, ends included, by the way to each."""
+  if len(along) <= POINTS:
+    return np.arange(len(along))
+  steps = np.linspace(along[0], along[-1], POINTS)
+  return np.unique(np.searchsorted(along, steps).clip(0, len(along) - 1))
+
+
+def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str], what: str) -> Html:
   """Counts and row shares with Wilson intervals; rows the truth, columns the decision."""
-  labels, scores = arrays["labels"], arrays["linear"]
+  labels, scores = arrays["labels"], _scores(arrays)
   known = ~np.isnan(labels).any(1) & np.isfinite(scores).all(1)
   labels, scores, k = labels[known], scores[known], labels.shape[1]
   if k == 2:
@@ -127,7 +165,7 @@ def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str]) -> Html
   table = el("table", el("thead", head), el("tbody", rows), cls="matrix")
   note = (f"{rule} {words.count(len(labels), 'radiograph')}; share of each row with Wilson's 95 % "
           "interval, images taken as independent.")
-  return el("figure", el("figcaption", el("b", "Confusion matrix, linear probe")),
+  return el("figure", el("figcaption", el("b", f"Confusion matrix{what}")),
             el("p", note, cls="note"), el("div", table, cls="scroll"), cls="chart")
 
 

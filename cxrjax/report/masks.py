@@ -34,12 +34,7 @@ def judged(run: Run, evaluator: str) -> list[Any]:
            el("b", words.estimate(own), cls="nowrap")]
   if floor is not None and math.isfinite(floor.value):
     text += ["; the mean training mask reaches ", el("span", words.estimate(floor), cls="nowrap")]
-  text.append(".")
-  step = run.fact("chosen", "step")
-  if evaluator in (run.fact("chosen", "evaluators") or []) and step is not None:
-    text.append(f" Judged once, with the checkpoint of step {words.count(step)}, the best on "
-                f"validation ({words.measure(str(run.fact('chosen', 'by')))}).")
-  return text
+  return [*text, ".", about.judged_once(run, evaluator)]
 
 
 def section(run: Run) -> Html | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cxrjax.core.errors import UserError
-from cxrjax.report import about, decisions, facts, masks, results, sections, words
+from cxrjax.report import about, classes, decisions, facts, masks, results, sections, words
 from cxrjax.report import run as runs
 from cxrjax.report.html import Html, el
 from cxrjax.report.writer import replace
@@ -131,7 +131,8 @@ def _results(run: runs.Run) -> Html | None:
   for name in several:
     own = run.only(name)
     parts.append(el("div", el("h3", name) if len(several) > 1 else None, results.table(own),
-                    decisions.decisions(own), results.over_time(own), cls="evaluator"))
+                    guard(decisions.decisions, own), guard(classes.calibration, own),
+                    guard(classes.subgroups, own), results.over_time(own), cls="evaluator"))
   return el("div", parts)
 
 

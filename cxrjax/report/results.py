@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cxrjax.report import about, charts, masks, words
+from cxrjax.report import about, charts, classes, masks, words
 from cxrjax.report.about import STYLES
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Estimate, Run, lookup, number
@@ -17,10 +17,16 @@ from cxrjax.report.terminal import ORDER, sort_metrics
 
 def summary(run: Run) -> Html:
   """What was trained on what, for how long, and how well it does, in words."""
-  judged = [el("p", (masks.judged if masks.drawn(run.only(name)) else _judged)(
-    run.only(name), name)) for name in run.evaluators()[:3]]
+  once = run.fact("chosen", "evaluators") or []
+  names = sorted(run.evaluators(), key=lambda name: name not in once)[:3]
+  judged = [el("p", _in_words(run.only(name))(run.only(name), name)) for name in names]
   judged = judged or [el("p", "No evaluation has been written yet.")]
   return el("div", el("p", _trained_on(run)), judged, cls="summary")
+
+
+def _in_words(run: Run) -> Callable[[Run, str], list[Any]]:
+  """What says how well a run does, by what its evaluator measures."""
+  return masks.judged if masks.drawn(run) else classes.judged if classes.called(run) else _judged
 
 
 def _trained_on(run: Run) -> list[str | Html]:
@@ -134,7 +140,7 @@ def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
   """The AUROCs to speak of: kNN with the largest k (fixed, not the best one) and linear probe."""
   metrics = latest.get(TRAINED) or latest.get(RANDOM) or {}
   defined = [m for m in sort_metrics(set(metrics))
-             if m.endswith("/auroc") and math.isfinite(metrics[m].value)]
+             if words.parts(m)[1:] == ("auroc", "") and math.isfinite(metrics[m].value)]
   knn = [m for m in defined if m.startswith("knn")]
   linear = [m for m in defined if m.startswith("linear")]
   return knn[-1:] + linear[:1] or defined[:1]
@@ -169,9 +175,9 @@ def table(run: Run) -> Html:
   first = run.first()
   encoders = [e for e in ORDER if latest.get(e)] + sorted(e for e in latest if e not in ORDER)
   names = sort_metrics({m for e in encoders for m in latest[e]})
-  main = [m for m in names if m.count("/") <= 1]
+  main = [m for m in names if not words.of_class(m)]
   parts = [_table(main, encoders, latest, first)]
-  if classes := [m for m in names if m.count("/") > 1]:
+  if classes := [m for m in names if words.of_class(m)]:
     parts.append(el("details", el("summary", "Per class"),
                     _table(classes, encoders, latest, {})))
   methods = sorted({e.method for x in latest.values() for e in x.values()
@@ -208,22 +214,23 @@ def _table(names, encoders, latest, first) -> Html:
   rows, group = [], None
   span = len(encoders) + 1 + bool(first) + comparable
   for name in names:
-    start, _, rest = name.partition("/")
-    if rest and start != group:
+    start, measure, of = words.parts(name)
+    if start and start != group:
       rows.append(el("tr", el("th", words.head(start), scope="rowgroup", colspan=span),
                      cls="group"))
       group = start
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
     finite = [v.value for v in values.values() if math.isfinite(v.value)]
-    extreme = min if name in words.DISTANCES else max
+    extreme = min if measure in words.LESS else max
     best = extreme(finite) if len(set(finite)) > 1 else math.nan
-    cells = [el("th", words.measure(rest or start), scope="row")]
+    cells = [el("th", words.measure(f"{measure}/{of}" if of else measure), scope="row")]
     for e in encoders:
       cells.append(_cell(values.get(e), best))
     if first:
       cells.append(_cell(first.get(name), math.nan, "quiet"))
     if comparable:
-      cells.append(el("td", forest(name, values, start_at), cls="forest"))
+      shown = {words.encoder(e, names): v for e, v in values.items()}
+      cells.append(el("td", forest(name, shown, start_at, list(values)), cls="forest"))
     rows.append(el("tr", cells))
   return el("div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"),
             cls="scroll")
@@ -243,15 +250,18 @@ def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
 
 
 def _bounded(name: str, e: Estimate | None) -> bool:
-  return e is not None and name not in words.DISTANCES and 0 <= e.value <= 1
+  return e is not None and words.parts(name)[1] not in words.LESS and 0 <= e.value <= 1
 
 
 FOREST = 150
 
 
-def forest(name: str, values: Mapping[str, Estimate], start: float) -> Html | None:
-  """Intervals side by side on one scale from `start` to 1."""
-  shown = [(e, v) for e, v in values.items() if _bounded(name, v)]
+def forest(
+    name: str, values: Mapping[str, Estimate], start: float, encoders: Sequence[str],
+) -> Html | None:
+  """Intervals of a metric side by side on one scale from `start` to 1, named as in `values`."""
+  shown = [(*pair, STYLES.get(e, "s4")) for pair, e in zip(values.items(), encoders, strict=True)
+           if _bounded(name, pair[1])]
   if not shown:
     return None
   height = 6 + 7 * len(shown)
@@ -259,12 +269,11 @@ def forest(name: str, values: Mapping[str, Estimate], start: float) -> Html | No
            for x in np.linspace(4, FOREST - 4, 5)]
   def at(v: float) -> str:
     return f"{4 + (FOREST - 8) * min(max((v - start) / (1 - start), 0.0), 1.0):.1f}"
-  for i, (encoder, v) in enumerate(shown):
-    style, y = STYLES.get(encoder, "s4"), 6.5 + 7 * i
+  for i, (label, v, style) in enumerate(shown):
+    y = 6.5 + 7 * i
     if math.isfinite(v.low) and math.isfinite(v.high):
       marks.append(el("line", x1=at(v.low), x2=at(v.high), y1=y, y2=y, cls=f"whisker {style}"))
-    marks.append(el("circle", el("title", f"{words.ENCODERS.get(encoder, encoder)}: "
-                                          f"{words.estimate(v)}"),
+    marks.append(el("circle", el("title", f"{label}: {words.estimate(v)}"),
                     cx=at(v.value), cy=y, r=2.8, cls=f"dot {style}"))
   return el("svg", marks, viewbox=f"0 0 {FOREST} {height}", width=FOREST, height=height,
             aria_hidden="true")
@@ -285,7 +294,7 @@ def over_time(run: Run) -> Html | None:
   if len({e.step for e in trained}) < 2:
     return None
   latest = run.latest()
-  names = sort_metrics({m for e in trained for m in e.metrics if m.count("/") <= 1})
+  names = sort_metrics({m for e in trained for m in e.metrics if not words.of_class(m)})
   wanted = headline(latest)
   others = [m for m in names if m not in wanted]
   chosen = wanted + [m for m in others if not m.startswith("knn")] + others

@@ -50,13 +50,12 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
 def sort_metrics(names: set[str]) -> list[str]:
   """kNN by k, then the linear probe, then the rest; AUROC first in each."""
   def key(name: str):
-    head, _, rest = name.partition("/")
+    head, measure, of = words.parts(name)
     digits = head.removeprefix("knn").lstrip("_") if head.startswith("knn") else ""
     family = 0 if head.startswith("knn") else 1 if head == "linear" else 2
     measures = list(words.MEASURES)
-    first = (rest or head).split("/")[0]
-    place = measures.index(first) if first in measures else len(measures)
-    return (family, int(digits or 0), head if rest else "", rest.count("/"), place, rest or head)
+    place = measures.index(measure) if measure in measures else len(measures)
+    return (family, int(digits or 0), head, words.of_class(name), place, measure, of)
   return sorted(names, key=key)
 
 

@@ -13,12 +13,16 @@ ENCODERS = {
   "trained": "Trained", "random": "Random encoder", "floor": "Thumbnail floor",
 }
 DRAWERS = {"random": "Before training", "floor": "Mean training mask"}  # of masks
+CALLERS = {"random": "Before training"}  # of classes
 MEASURES = {
-  "auroc": "AUROC", "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1": "F1",
+  "auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy",
+  "balanced_accuracy": "Balanced accuracy", "f1": "F1", "sensitivity": "Sensitivity",
+  "specificity": "Specificity", "hm": "Harmonic mean (HM)", "brier": "Brier score",
+  "ece": "Calibration error (ECE)", "nll": "Log loss",
   "log_loss": "Log loss", "rank": "Effective rank", "dice": "Dice", "iou": "IoU",
   "assd": "Average surface distance", "hd95": "95 % Hausdorff distance",
 }
-DISTANCES = ("assd", "hd95")  # the less the better, and not of 0..1
+LESS = ("assd", "hd95", "brier", "ece", "nll")  # the less the better
 HEADS = {"linear": "Linear probe", "floor": "Thumbnail ridge", "pixels": "Thumbnail ridge"}
 
 
@@ -97,7 +101,21 @@ def duration(seconds: Any) -> str:
 
 def encoder(name: str, metrics: Collection[str]) -> str:
   """What is judged, by the metrics it has: the floor of masks is no thumbnail."""
-  return (DRAWERS if "dice" in metrics else {}).get(name, ENCODERS.get(name, name))
+  names = DRAWERS if "dice" in metrics else CALLERS if "auroc" in metrics else {}
+  return names.get(name, ENCODERS.get(name, name))
+
+
+def parts(name: str) -> tuple[str, str, str]:
+  """What judged, the measure, and what of it: `knn5/auroc/normal`, or `auroc/normal` by itself."""
+  first, _, rest = name.partition("/")
+  if not rest or first in MEASURES:
+    return "", first, rest
+  return first, *(rest.partition("/")[::2])
+
+
+def of_class(name: str) -> bool:
+  """Whether a metric is that of one class."""
+  return parts(name)[2] not in ("", "uncalibrated")
 
 
 def head(name: str) -> str:
@@ -117,5 +135,6 @@ def measure(name: str) -> str:
 
 def title(name: str) -> str:
   """A metric's full name: `knn5/auroc` is `kNN, k = 5: AUROC`."""
-  first, _, rest = name.partition("/")
-  return f"{head(first)}: {measure(rest)}" if rest else measure(first)
+  first, own, of = parts(name)
+  text = measure(f"{own}/{of}" if of else own)
+  return f"{head(first)}: {text}" if first else text
