@@ -1,0 +1,108 @@
+"""What the configs of learning from labels share: options, presets, all but the method's own part.
+
+Layer decay, drop path, label smoothing, mixup and cosine schedule are MAE's for fine-tuning (He et
+al. 2021, arXiv 2111.06377, table 9), milder for sets of a few thousand images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cxrjax.core import experiment
+
+DEMO: dict[str, Any] = {
+  "split": "train[15%:]",
+  "val": "train[:15%]",     # chooses checkpoint, temperature and thresholds
+  "test": "test",
+  "site": "",               # another source that judges it, all of its images
+  "split_seed": 0,          # another one, another subset
+  "score": "auroc",         # of validation: auroc, balanced_accuracy, ...
+  "threshold_for": "balanced_accuracy",
+  "batch_size": 32,
+  "duration": "600 steps",
+  "eval_every": "100 steps",
+  "warmup": "10 %",
+  "lr": 0.008,              # for 256 images
+  "lr_end": 1e-6,
+  "weight_decay": 0.05,
+  "weight_decay_end": 0.05,
+  "layer_decay": 0.75,
+  "drop_path": 0.1,
+  "pool": "",               # cls or mean; "" as the network was trained
+  "frozen": "0 steps",      # for so long the head learns alone; "100 %": a linear probe
+  "smoothing": 0.1,
+  "class_weights": "none",  # or balanced
+  "mixup": 0.0,
+  "dropout": 0.0,
+  "momentum": 0.0,          # of a moving average of the network, which is then judged
+  "scale_least": 0.5,       # share of an image that a crop has at least
+  "flip": 0.5,
+  "rotate": 10.0,           # degrees, at most
+  "jitter": 0.3,            # of brightness and contrast
+  "eval_data": "none",
+}
+SMALL: dict[str, Any] = {
+  "lr": 0.008, "duration": "1500 steps", "eval_every": "150 steps", "batch_size": 64,
+}
+PAPER: dict[str, Any] = {
+  "batch_size": 256, "lr": 1e-3, "duration": "75 epochs", "warmup": "5 epochs", "lr_end": 1e-5,
+  "weight_decay_end": 0.05, "layer_decay": 0.55, "drop_path": 0.2, "eval_every": "5 epochs",
+}
+TINY: dict[str, Any] = {"batch_size": 8}
+# Of methods that learn from images without labels, too.
+UNLABELLED: dict[str, Any] = {
+  "labelled": "16 per class",  # whose labels are known, of the images of `subset`; or "10 %"
+  "labelled_share": 0.25,   # of every batch; 0 draws all images equally often
+}
+
+
+def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
+  """A whole config.
+
+  Args:
+    o: the options, `DEMO` among them. With `labelled`, the labels of the other images are hidden
+      from the method, and `labelled_share` of every batch is labelled.
+    name: of the method's module in `cxrjax.methods`.
+    **method: its own options.
+  """
+  config = experiment.base(o)
+  config.data.repeat = True
+  config.data.split_seed = o.split_seed
+  if "labelled" in o:
+    config.data.labelled, config.data.labelled_share = o.labelled, o.labelled_share
+  if o.pool:
+    config.model.pool = o.pool
+  config.views = experiment.one_view(o)
+  config.views.flip, config.views.rotate = o.flip, o.rotate
+  config.views.brightness = config.views.contrast = o.jitter
+  config.views.jitter_prob = 0.8
+  config.method = {
+    "name": f"cxrjax.methods.{name}", "smoothing": o.smoothing,
+    "class_weights": o.class_weights, "mixup": o.mixup, "dropout": o.dropout,
+    "momentum": o.momentum, **method,
+  }
+  config.optimizer.layer_decay = o.layer_decay
+  if o.frozen != "0 steps":
+    config.optimizer.freeze = (("^encoder/", o.frozen),)
+  config.checkpoint.score = o.score
+  own = {"name": experiment.sources(o), **experiment.source_options(o.data, o), "train": o.split,
+         "val": o.val, "test": o.test, "subset": o.subset, "split_seed": o.split_seed,
+         **({"labelled": o.labelled} if "labelled" in o else {})}
+  config.evals.validation = judge(o, config, own, "val", o.eval_every)
+  config.evals.test = judge(o, config, own, "test", "chosen")
+  if o.site:
+    other = {"name": o.site, **experiment.source_options(o.site, o), "train": "all", "test": "all"}
+    config.evals.site = judge(o, config, other, "test", "chosen")
+    config.evals.site.fitted = own
+  return config
+
+
+def judge(o: ConfigDict, config: ConfigDict, data: dict, part: str, every: str) -> dict:
+  """An evaluator of one part of a source."""
+  return {
+    "name": "cxrjax.evals.classify", "every": every, "data": data, "part": part,
+    "threshold_for": o.threshold_for, "size": o.image_size, "mean": 0.5, "std": 0.25,
+    **{key: config.data.get_ref(key) for key in ("fit", "bits", "window", "on_bad_image")},
+  }
