@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -39,12 +40,13 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
     views = config["views"]
     params, report = weights.load(
       str(place), encoder, key=KEY, mean=views["mean"], std=views["std"])
-    return params, {"init": report.facts()}
+    return params, {"init": report.facts() | {"summary": report.summary()}}
   run = restore(path, KEY)
   params, report = weights.fit(run.encoder_params, encoder, key=KEY)
-  return params, {"init": {
-    **report.facts(), "path": path, "source": run.config["method"]["name"].rpartition(".")[2],
-    "step": run.step, "remarks": _differences(run, config)}}
+  report = dataclasses.replace(
+    report, path=path, source=run.config["method"]["name"].rpartition(".")[2],
+    notes=(*report.notes, *_differences(run, config)))
+  return params, {"init": report.facts() | {"summary": report.summary(), "step": run.step}}
 
 
 def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:

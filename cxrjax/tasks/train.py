@@ -240,9 +240,7 @@ def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
     f"workdir   {workdir}",
   ]
   if "init" in facts:
-    init = facts["init"]
-    lines.insert(3, f"starts at {init['path']} ({init['source']}): {init['summary']}")
-    lines += [f"note: {remark}" for remark in init.get("remarks", ())]
+    lines.insert(3, f"start     {facts['init']['summary']}")
   return "\n".join(lines)
 
 
