@@ -38,13 +38,13 @@ class Handed:
     """The argument of a run's config.
 
     Args:
-      *more: items of this run, over those for all.
+      *more: items of this run, below those for all.
       name: of the run, whose own items come last.
       only: of the items for all those with these keys, and the options of the source.
     """
     items = [item for item in self.items
              if only is None or item.startswith("data.") or item.partition("=")[0] in only]
-    return ",".join(filter(None, [*self.presets, *items, *more, *self.kept.get(name, ())]))
+    return ",".join(filter(None, [*self.presets, *more, *items, *self.kept.get(name, ())]))
 
 
 def parse(

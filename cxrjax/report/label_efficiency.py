@@ -179,9 +179,7 @@ def _tables(found: Facts) -> Html | None:
   if not parts:
     return None
   note = ("Scores: " + ("mean over seeds, from the lowest to the highest. " if several else
-                        "with 95 % intervals. ")
-          + f"Gains: with 95 % intervals over test images; {series.SIGNS['above']} the interval "
-          f"lies above 0, {series.SIGNS['below']} below 0."
+                        "with 95 % intervals. ") + series.GAINS
           + (" What other seeds would change is not in them: the table's ranges are." if several
              else ""))
   return el("div", parts, el("p", note, cls="note"))

@@ -14,6 +14,8 @@ from cxrjax.report.sections import again as command
 Facts = Mapping[str, Any]
 SIGNS = {"above": "\N{BLACK UP-POINTING TRIANGLE}", "below": "\N{BLACK DOWN-POINTING TRIANGLE}",
          "open": ""}
+GAINS = (f"Gains with 95 % intervals over test images; {SIGNS['above']} the interval lies above 0, "
+         f"{SIGNS['below']} below 0.")
 VERDICTS = [("good", "better"), ("s3", "undecided"), ("bad", "worse")]  # keys of a forest of gains
 
 

@@ -79,23 +79,28 @@ def heads(metrics: Mapping[str, Any]) -> dict[str, str]:
   return {h: f"{h}/auroc" for kind in last for h in kind}
 
 
+def features(run: Run, name: str) -> dict[str, Any]:
+  """Of one data set, for each head: the trained encoder, that before training, and the gain."""
+  latest = run.only(name).latest()
+  scores = {e: run.arrays(f"scores_{name}_{e}") for e in (TRAINED, RANDOM)}
+  return {head: {
+    "trained": interval(latest[TRAINED][metric]),
+    "random": interval(latest.get(RANDOM, {}).get(metric)),
+    "gain": _difference(scores[TRAINED], scores[RANDOM], head, head)}
+    for head, metric in heads(latest.get(TRAINED, {})).items()}
+
+
 def _judged(job: Job, run: Run, name: str) -> dict[str, Any]:
-  """Of one data set, for each head: the trained and the random encoder, the gain, the course."""
-  own = run.only(name)
-  latest = own.latest()
-  scores = {e: run.arrays(f"scores_{name}_{e}") for e in (TRAINED, RANDOM, FLOOR)}
-  found: dict[str, Any] = {}
-  for head, metric in heads(latest.get(TRAINED, {})).items():
-    course = [(e.step, e.metrics[metric]) for e in own.evaluations
+  """The same with the course of the run, and how far the probe is above the floor."""
+  found = features(run, name)
+  for head, metric in heads(run.only(name).latest().get(TRAINED, {})).items():
+    course = [(e.step, e.metrics[metric]) for e in run.only(name).evaluations
               if e.encoder in (RANDOM, TRAINED) and metric in e.metrics]
-    found[head] = {
-      "trained": interval(latest[TRAINED][metric]),
-      "random": interval(latest.get(RANDOM, {}).get(metric)),
-      "gain": _difference(scores[TRAINED], scores[RANDOM], head, head),
-      "course": [[step * job.batch_size * job.flops_per_image, v.value, v.low, v.high]
-                 for step, v in course]}
+    found[head]["course"] = [
+      [step * job.batch_size * job.flops_per_image, v.value, v.low, v.high] for step, v in course]
   if "linear" in found:
-    found["linear"]["over_floor"] = _difference(scores[TRAINED], scores[FLOOR], "linear", "linear")
+    scores = [run.arrays(f"scores_{name}_{e}") for e in (TRAINED, FLOOR)]
+    found["linear"]["over_floor"] = _difference(*scores, "linear", "linear")
   return found
 
 

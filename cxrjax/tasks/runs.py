@@ -170,13 +170,22 @@ def made(flags: Sequence[str]) -> dict[str, Any]:
 
 
 def done(job: Job, workdir: pathlib.Path) -> bool:
-  """Whether a run of exactly this config is over."""
+  """Whether a run of exactly this config is over.
+
+  Raises:
+    UserError: it began before a run that it begins with had ended, for that was run again.
+  """
   folder = workdir / job.name
   try:
     facts = json.loads((folder / FACTS).read_text())
     config = json.loads((folder / "config.json").read_text())
   except (OSError, ValueError):
     return False
+  for name in job.needs:
+    earlier = json.loads((workdir / name / FACTS).read_text()).get("finished")
+    if earlier and str(facts.get("started") or earlier) < earlier:
+      raise UserError(f"{folder} is older than {name}, which it begins with and which was run "
+                      f"again; remove {folder} to repeat it, too")
   wanted = json.loads(json.dumps(job.config, default=lambda item: item.to_dict()))
   return facts.get("status") == "finished" and config == wanted
 

@@ -1,0 +1,250 @@
+"""`report.html` of a curriculum: one self-contained page, a function of its workdir."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from cxrjax.report import about, facts, forest, page, series, words
+from cxrjax.report import run as runs
+from cxrjax.report.compare_charts import head_name, set_name
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import lookup
+from cxrjax.report.series import estimate, gain_cell, score_cell, verdict
+
+NAME = "report.html"
+Facts = Mapping[str, Any]
+MAIN = ("auroc", "dice")  # what a last stage is judged by first
+TABLED = ("auroc", "accuracy", "balanced_accuracy", "dice", "iou", "assd", "hd95")
+PAIRED = ("auroc", "accuracy", "dice")  # in the tables with their gain
+
+
+def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes the page of a curriculum, also of one that is still going; it loads nothing.
+
+  Returns:
+    The path of `report.html` in the workdir.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
+
+
+def render(run: runs.Run) -> str:
+  """The page as text."""
+  found = run.fact("stages")
+  found = found if isinstance(found, Mapping) else {}
+  return series.document(
+    run, lambda: _title(found), "cxrjax curriculum",
+    [lambda: _summary(found), lambda: series.callouts(run, found, _name)],
+    [("brought", "What every stage brought", "The last stage, begun with nothing and with what "
+      "each stage before it left; the same network and recipe, judged on the same test images. "
+      "Intervals of 95 % are of these images; that of a difference is paired.",
+      lambda: _brought(found)),
+     ("table", "In numbers", "", lambda: _tables(found)),
+     ("stages", "The stages", "", lambda: _stages(found)),
+     ("how", "Test images", "", lambda: _how(run, found)),
+     ("again", "Run it again", "", lambda: series.again(run, found, _name))])
+
+
+def _name(row: Facts) -> str:
+  return str(row.get("name"))
+
+
+def label(start: str) -> str:
+  """What a last stage began with, as a row is called."""
+  return {"scratch": "from scratch", "weights": "given weights"}.get(start, f"after {start}")
+
+
+def _title(found: Facts) -> str:
+  model = next((row["model"] for row in found["rows"] if row.get("model")), "")
+  return " \N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} ".join(found["order"]) + (
+    f", {model}" if model else "")
+
+
+def _last(found: Facts) -> list[str]:
+  return list(dict.fromkeys(row["stage"] for row in found.get("rows", []) if row["last"]))
+
+
+def _points(found: Facts, stage: str) -> list[Facts]:
+  return [p for p in found.get("points", []) if p["stage"] == stage]
+
+
+def _metric(found: Facts, stage: str, name: str) -> str:
+  known = [m for p in _points(found, stage) for m in p["sets"].get(name, {})]
+  return next((m for m in MAIN if m in known), "")
+
+
+def _sets(found: Facts, stage: str) -> list[str]:
+  return list(lookup(found, "sets", stage) or {})
+
+
+def _title_of(found: Facts, stage: str, name: str) -> str:
+  """A last stage and, where there are several, its test set."""
+  at = set_name({"sets": lookup(found, "sets", stage)}, name)
+  return stage if name == "test" else f"{stage}, {at}"
+
+
+def _summary(found: Facts) -> Html:
+  """What the last stages came to, and what was above no stage at all, in words."""
+  before = [s for s in found.get("order", []) if s not in _last(found)]
+  said = [el("p", el("b", words.count(len(before), "stage")), " without labels (",
+             ", then ".join(before), "), then ", _and(_last(found)), ".")] if before else []
+  for stage in _last(found):
+    for name in _sets(found, stage):
+      metric, points = _metric(found, stage, name), _points(found, stage)
+      if not metric:
+        continue
+      text: list[Any] = []
+      for p in points:
+        kind = verdict(lookup(p, "gains", name, metric))
+        style = {"above": "up", "below": "down"}.get(kind)
+        value = words.decimal(estimate(lookup(p, "sets", name, metric)).value)
+        text += [", " if text else "", label(p["start"]), " ", el("b", value, cls=style)]
+      sure = [label(p["start"]) for p in points
+              if verdict(lookup(p, "gains", name, metric)) == "above"]
+      tail = (f"; beyond the interval better than from scratch: {_and(sure)}." if sure else
+              "; none is better than from scratch beyond the interval." if len(points) > 1 else ".")
+      said.append(el("p", el("b", _title_of(found, stage, name)),
+                     f", {words.measure(metric)} of the test images: ", text, tail))
+  return el("div", said, cls="summary")
+
+
+def _and(items: Any) -> str:
+  items = list(map(str, items))
+  return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def _brought(found: Facts) -> Html | None:
+  """For each last stage and test set: the scores, the gain over scratch, and stage by stage."""
+  figures = []
+  for stage in _last(found):
+    for name in _sets(found, stage):
+      metric, points = _metric(found, stage, name), _points(found, stage)
+      if not metric:
+        continue
+      of, measure = _title_of(found, stage, name), words.measure(metric)
+      scores = [forest.Row(label(p["start"]), [_mark(lookup(p, "sets", name, metric))])
+                for p in points]
+      figures.append(forest.chart(f"{of}: {measure}", scores, [], x_label=measure))
+      for key, title, against in (("gains", "less that from scratch", lambda p: p["start"]),
+                                  ("steps", "what each stage added", lambda p: p["start"])):
+        rows = [forest.Row(label(against(p)), [series.gain_mark(gain)])
+                for p in points if (gain := lookup(p, key, name, metric))]
+        if rows and (key == "gains" or len(points) > 2):
+          figures.append(forest.chart(
+            f"{of}: {title}", rows, series.VERDICTS, x_label=f"difference of {measure}",
+            levels=[series.zero()]))
+  return el("div", figures, cls="charts three") if figures else None
+
+
+def _mark(value: Any) -> forest.Mark:
+  e = estimate(value)
+  return forest.Mark(e.value, e.low, e.high)
+
+
+def _tables(found: Facts) -> Html | None:
+  """A table for each last stage and test set."""
+  parts = []
+  for stage in _last(found):
+    for name in _sets(found, stage):
+      points = _points(found, stage)
+      known = {m for p in points for m in p["sets"].get(name, {})}
+      metrics = [m for m in TABLED if m in known]
+      if not metrics:
+        continue
+      head = [el("th", "Begun", scope="col")]
+      for m in metrics:
+        head.append(el("th", words.measure(m), scope="col", cls="num"))
+        if m in PAIRED and len(points) > 1:
+          head.append(el("th", "over scratch", scope="col", cls="num"))
+          head.append(el("th", "over the line above", scope="col", cls="num"))
+      body = []
+      for p in points:
+        cells = []
+        for m in metrics:
+          cells.append(score_cell(lookup(p, "sets", name, m)))
+          if m in PAIRED and len(points) > 1:
+            cells += [gain_cell(lookup(p, key, name, m)) for key in ("gains", "steps")]
+        body.append(el("tr", el("th", label(p["start"]), scope="row"), cells))
+      table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
+      n = words.count(lookup(found, "sets", stage, name, "test", "n"), "test radiograph")
+      title = ", ".join(filter(None, [_title_of(found, stage, name), n]))
+      parts.append(el("div", el("h3", title), el("div", table, cls="scroll"), cls="evaluator"))
+  if not parts:
+    return None
+  several = len(found.get("seeds") or ()) > 1
+  note = (("Scores: mean over seeds, from the lowest to the highest. " if several else
+           "Scores with 95 % intervals. ") + series.GAINS)
+  return el("div", parts, el("p", note, cls="note"))
+
+
+def _stages(found: Facts) -> Html:
+  """A line for each run: what it began with, learnt from, cost and, without labels, gave."""
+  head = ["Stage", "Begun", "Radiographs", "Epochs", "Took", "Frozen features, before > after"]
+  body = []
+  for row in found.get("rows", []):
+    if row["status"] != "finished":
+      body.append(el("tr", el("th", row["name"], scope="row"), el("td", label(row["begins"])),
+                     el("td", row["status"], cls="none", colspan=len(head) - 2)))
+      continue
+    epochs = row.get("epochs")
+    cells = [words.count(row.get("images")), f"{epochs:,.3g}" if epochs else "",
+             words.duration(row.get("total_s"))]
+    body.append(el("tr", el("th", row["name"], scope="row"), el("td", label(row["begins"])),
+                   [el("td", c or "\N{EN DASH}", cls="num") for c in cells],
+                   el("td", _features(row) or "\N{EN DASH}")))
+  table = el("table", el("thead", el("tr", [
+    el("th", h, scope="col", cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)])),
+    el("tbody", body), cls="parts")
+  note = ("Frozen features: AUROC of test images by neighbours and by linear probe, of the network "
+          "that the stage began with and of that which it left.")
+  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
+
+
+def _features(row: Facts) -> list[Any]:
+  """`linear probe 0.850 > 0.914`, a line for each data set and head."""
+  lines: list[Any] = []
+  sets = row.get("features") or {}
+  for name, heads in sets.items():
+    for head, found in heads.items():
+      kind = verdict(found.get("gain"))
+      style = {"above": "up", "below": "down"}.get(kind)
+      old, new = (words.decimal(estimate(found.get(k)).value) for k in ("random", "trained"))
+      where = f"{name.replace('_', ' ')}, " if len(sets) > 1 else ""
+      lines.append(el("div", f"{where}{head_name(head)} {old} > ",
+                      el("span", new, " ", series.SIGNS.get(kind, ""), cls=style)))
+  return lines
+
+
+def _how(run: runs.Run, found: Facts) -> Html:
+  rows = [("Device", about.device_name(run) or series.device(
+            next((r for r in found.get("rows", []) if r.get("device")), {}))),
+          ("Seeds of the last stages", ", ".join(map(str, found.get("seeds") or ())))]
+  cards = [el("div", facts.pairs((k, v) for k, v in rows if v), cls="card")]
+  for stage in _last(found):
+    for name in _sets(found, stage):
+      cards.append(el("div", el("h3", _title_of(found, stage, name)), facts.pairs(facts.rows(
+        dict(lookup(found, "sets", stage, name, "test") or {}))), cls="card"))
+  return el("div", cards, cls="cards")
+
+
+def table(found: Facts) -> str:
+  """For the terminal: a table for each last stage and test set."""
+  tables = []
+  for stage in _last(found):
+    for name in _sets(found, stage):
+      metric = _metric(found, stage, name)
+      if metric:
+        lines = [[_title_of(found, stage, name), words.measure(metric), "over scratch",
+                  "over the line above"]]
+        for p in _points(found, stage):
+          lines.append([label(p["start"]),
+                        words.estimate(estimate(lookup(p, "sets", name, metric)), "-"),
+                        *(series.plain_gain(lookup(p, k, name, metric))
+                          for k in ("gains", "steps"))])
+        tables.append("\n".join(series.aligned(lines)))
+  return "\n\n".join(tables) + "\n95 % intervals; gains are paired, + or - where 0 is left out"
