@@ -12,6 +12,7 @@ from cxrjax.core import build
 from cxrjax.core.errors import UserError
 from cxrjax.data import pool
 from cxrjax.data import subset as subsets
+from cxrjax.data.labelled import hide
 from cxrjax.data.types import Source
 
 _KINDS = {
@@ -22,8 +23,8 @@ _ITEM = ("source", "split", "weight", "options", "subset", "fold", "rename")
 
 def open_source(
     name: str | Sequence[Any], *, split: str = "train",
-    subset: Any = None, fold: Any = None, split_seed: int = 0,
-    **options: Any) -> Source:
+    subset: Any = None, fold: Any = None, split_seed: int = 0, labelled: Any = None,
+    labelled_share: Any = 0.0, **options: Any) -> Source:
   """Opens a split of a source of radiographs, or of several as one.
 
   Args:
@@ -42,6 +43,10 @@ def open_source(
     fold: `2 of 5`: the source's own splits do not count; `split` is `train` or `test` of that
       fold. `2 of 5 in train` divides one of the source's splits.
     split_seed: another seed, another subset and other folds.
+    labelled: like `subset`, and of these images the labels are known; the other images of the
+      split stay, without labels; nothing is all.
+    labelled_share: of the images drawn that are labelled; 0 draws all equally often. See
+      `cxrjax.data.labelled`.
     **options: the source's own; an unknown one raises an error that lists them. In a pool, all of
       its sources get them.
 
@@ -50,10 +55,10 @@ def open_source(
   """
   if isinstance(split_seed, bool) or not isinstance(split_seed, int):
     raise UserError(f"config.data.split_seed={split_seed!r} is no seed; give a whole number")
-  for key, text in (("subset", subset), ("fold", fold)):
+  for key, text in (("subset", subset), ("fold", fold), ("labelled", labelled)):
     if text is not None and not isinstance(text, str):
       raise UserError(f"config.data.{key}={text!r} is no text; write it like "
-                      f"{'10 %' if key == 'subset' else '2 of 5'!r}")
+                      f"{'2 of 5' if key == 'fold' else '10 %'!r}")
   base, ends = subsets.parse_slice(split)
   whole = subsets.parse_fold(fold)[2] if fold else base
   if isinstance(name, str):
@@ -66,6 +71,8 @@ def open_source(
     source = subsets.take_slice(source, split, ends)
   if subset:
     source = subsets.take(source, subset, split_seed)
+  if labelled or labelled_share:
+    source = hide(source, labelled or "", labelled_share, split_seed)
   return source
 
 

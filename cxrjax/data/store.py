@@ -189,9 +189,10 @@ def decode_rows(
   """Rows of a source from the cache, or decoded into it; see `load_images`."""
   if isinstance(source, Subset):  # images of the whole, which may all be there already
     rows = source.rows if indices is None else source.rows[np.asarray(indices, dtype=np.int64)]
+    order = np.argsort(rows)  # the cache is the same in whatever order they are wanted
     return decode_rows(
-      source.source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=rows,
-      bits=bits, window=window, stop_at_bad=stop_at_bad)
+      source.source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=rows[order],
+      bits=bits, window=window, stop_at_bad=stop_at_bad).take(np.argsort(order))
   root = cache_root(cache_dir)
   window = pixels.check_window(window)
   look = _Look(size, fit, bits_of(source, bits), window)

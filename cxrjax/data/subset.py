@@ -76,7 +76,8 @@ class Subset:
     return self.source[row] if reader is None else reader(row, at_least=at_least)
 
 
-def take(source: Source, subset: str, seed: int = 0) -> Subset:
+def take(
+    source: Source, subset: str, seed: int = 0, key: str = "config.data.subset") -> Subset:
   """Part of a source.
 
   Args:
@@ -85,6 +86,7 @@ def take(source: Source, subset: str, seed: int = 0) -> Subset:
       proportion), or `16 per class` (exactly so many where classes exclude one another; of several
       findings, at least so many images with each; all where there are fewer).
     seed: another seed, another subset.
+    key: the config key to name in errors.
 
   Raises:
     UserError: text that is neither, or a count per class of a source without labels.
@@ -92,7 +94,7 @@ def take(source: Source, subset: str, seed: int = 0) -> Subset:
   percent, per_class = _PERCENT.match(subset), _PER_CLASS.match(subset)
   owners, table = splits.owners(source.table), source.table
   if not len(table):
-    raise UserError(f"config.data.subset={subset!r} of no images; check config.data.split")
+    raise UserError(f"{key}={subset!r} of no images; check config.data.split")
   if percent and 0 < float(percent[1]) <= 100:
     said = f"{float(percent[1]):g} %"
     rows = fraction(
@@ -101,7 +103,7 @@ def take(source: Source, subset: str, seed: int = 0) -> Subset:
   elif per_class and int(per_class[1]) > 0:
     said = f"{int(per_class[1])} per class"
     if not source.info.classes:
-      raise UserError(f"config.data.subset={subset!r} needs labels, and {source.info.name} has "
+      raise UserError(f"{key}={subset!r} needs labels, and {source.info.name} has "
                       "none; give a percentage")
     rows = per_class_rows(owners, table.ids, table.labels, int(per_class[1]), seed)
     how = "as many patients as possible"
@@ -109,10 +111,10 @@ def take(source: Source, subset: str, seed: int = 0) -> Subset:
     few = [f"{name} has only {n}" for name, n in count.items() if n < int(per_class[1])]
     how += "".join(f"; {text}" for text in few)
     if not len(rows):
-      raise UserError(f"config.data.subset={subset!r}: {source.info.name} [{source.info.split}] "
+      raise UserError(f"{key}={subset!r}: {source.info.name} [{source.info.split}] "
                       "has no image with a known label")
   else:
-    raise UserError(f"config.data.subset={subset!r} is no subset; write it like '10 %' (above 0, "
+    raise UserError(f"{key}={subset!r} is no subset; write it like '10 %' (above 0, "
                     "at most 100) or '16 per class'")
   note = (f"{said}: {len(rows)} of {len(table)} images of "
           f"{len({owners[i] for i in rows})} patients, {how}, seed {seed}")

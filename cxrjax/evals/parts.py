@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Float32, Int
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
+from cxrjax.data.labelled import labelled
 from cxrjax.data.splits import split_by_patient
 from cxrjax.data.store import Images, load_images
 from cxrjax.data.types import SourceInfo
@@ -19,6 +20,7 @@ from cxrjax.metrics import intervals
 
 PARTS = ("train", "val", "test")
 SMALL_VAL = 50
+FEW = ("subset", "labelled")  # options of a source that take from train alone
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,8 +83,8 @@ def load(
   Args:
     data: `name` and options of a source, as for `open_source`; `train`, `val` and `test` name its
       splits (by default those words). `val="carve"` takes validation from train by patient, which
-      also happens where the source has none, or a very small one. `subset` takes part of train
-      alone: whoever learns from few labels is judged by all test images.
+      also happens where the source has none, or a very small one. `subset` and
+      `labelled` take part of train alone: who learns from few labels is judged by all test images.
     size: side of the decoded images, pixels.
     val_fraction: share of train's patients to carve.
     max_train: about this many at most training images (whole patients, drawn by a hash of the id).
@@ -105,13 +107,14 @@ def load(
   if not name:
     raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
   split = {part: data.get(part, part) for part in PARTS}
-  few = options.pop("subset", None)
-  train = open_source(name, split=split["train"], subset=few, **options)
+  few = {key: options.pop(key, None) for key in FEW}
+  train = open_source(name, split=split["train"], **few, **options)
   if other is None:
     test = open_source(name, split=split["test"], **options)
   else:
     split["test"] = other.get("test", "test")
-    test = open_source(other["name"], split=split["test"], **_options(other))
+    own = {k: v for k, v in _options(other).items() if k not in FEW}
+    test = open_source(other["name"], split=split["test"], **own)
   name = train.info.name if not isinstance(name, str) else name
   classes = train.info.classes
   if not classes:
@@ -202,7 +205,7 @@ def one(
   """
   if not data.get("name"):
     raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
-  options = {k: v for k, v in _options(data).items() if k != "subset"}
+  options = {k: v for k, v in _options(data).items() if k not in FEW}
   source = open_source(data["name"], split=data.get(part, part), **options)
   usable = labelled(source.table.labels, source.info.exclusive)
   if not usable.any():
@@ -212,12 +215,6 @@ def one(
   images = load_images(source, size, indices=rows, **decode)
   return Data({"train": images, "test": images}, {"test": ("test", np.arange(len(images)))}, (),
               {"test": int(np.sum(~usable))}, ())
-
-
-def labelled(labels: Float32[np.ndarray, "n k"], exclusive: bool) -> Bool[np.ndarray, "n"]:
-  """Images whose class is known, or something of their findings."""
-  known = ~np.isnan(labels)
-  return known.all(1) & known.any(1) if exclusive else known.any(1)
 
 
 def match(

@@ -67,6 +67,7 @@ class Run:
     self.source = source = sources.open_source(
       freeze(data["source"]), split=data["split"], subset=data.get("subset") or None,
       fold=data.get("fold") or None, split_seed=data.get("split_seed", 0),
+      labelled=data.get("labelled") or None, labelled_share=data.get("labelled_share", 0.0),
       **freeze(data.get("options", {})))
     options = {
       "size": data["size"], "fit": data["fit"], "cache_dir": data["cache_dir"] or None,
