@@ -123,10 +123,25 @@ def stairs(start: float, end: float, epochs: float, steps_per_epoch: float) -> S
   return value
 
 
+def sigmoid(start: float, end: float, steps: int) -> Schedule:
+  """`start + (end - start) exp(-5 (1 - t)^2)` with `t = min(i / steps, 1)` at step `i`.
+
+  References:
+    Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, 2016 (arXiv 1610.02242),
+    section 2.1.
+  """
+  def value(step: Step) -> Float[Array, ""]:
+    t = jnp.minimum(jnp.asarray(step, jnp.float32) / max(steps, 1), 1.0)
+    # Nothing to wait for: the end, from the first step.
+    return start + (end - start) * (jnp.exp(-5 * (1 - t) ** 2) if steps else jnp.ones(()))
+
+  return value
+
+
 def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Schedule:
   """A schedule from a number (constant) or `{"start": .., "end": .., "warmup": duration}`.
 
-  `kind="cosine"` (default) or `"stairs"`, whose rise lasts `warmup`.
+  `kind="cosine"` (default), or `"stairs"` or `"sigmoid"`, whose rise lasts `warmup`.
 
   Raises:
     UserError: unknown keys, kinds or durations.
@@ -152,7 +167,9 @@ def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Sche
     return cosine(start, end, clock.total_steps, warmup)
   if kind == "stairs":
     return stairs(start, end, warmup / clock.steps_per_epoch, clock.steps_per_epoch)
-  raise UserError(f"{key}.kind={kind!r} is unknown; valid: cosine, stairs")
+  if kind == "sigmoid":
+    return sigmoid(start, end, warmup)
+  raise UserError(f"{key}.kind={kind!r} is unknown; valid: cosine, stairs, sigmoid")
 
 
 def tabulate(schedule: Schedule, steps: int, points: int = 200) -> tuple[list[int], list[float]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,22 @@ from cxrjax.models import heads
 from cxrjax.views.mixing import mixup
 
 WEIGHTS = ("none", "balanced")
+
+
+class Seen(NamedTuple):
+  """What the network in training makes of the views of a batch, in the order of `flatten_views`.
+
+  Attributes:
+    logits: of every class.
+    labels: 1, 0 or NaN; mixed like the images.
+    features: that the logits are of.
+    stats: new running statistics of batch norm.
+  """
+
+  logits: Float[Array, "n k"]
+  labels: Float[Array, "n k"]
+  features: Float[Array, "n d"]
+  stats: Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +157,12 @@ class Method:
       self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
+    seen = self.forward(params, extra, batch, key)
+    value, metrics = self.supervise(seen, batch["global"].shape[0])
+    return value, ({**extra, "stats": seen.stats}, metrics)
+
+  def forward(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Seen:
+    """The network in training (mixed images, drop path, dropout) on all large crops."""
     views = batch["global"].shape[0]
     images, labels = flatten_views(batch["global"]), jnp.repeat(batch["labels"], views, axis=0)
     drop_key, mix_key, out_key = jax.random.split(key, 3)
@@ -152,11 +174,14 @@ class Method:
       keys=image_keys(drop_key, batch["position"], views), train=True)
     logits = self._logits(
       params["head"], features.cls, image_keys(out_key, batch["position"], views))
-    value, known = self.supervised(logits, labels)
-    metrics = {
-      "accuracy": self._accuracy(logits, labels), "known_labels": known,
-      **feature_health(features.cls[::views])}
-    return value, ({**extra, "stats": features.stats or {}}, metrics)
+    return Seen(logits, labels, features.cls, features.stats or {})
+
+  def supervise(self, seen: Seen, views: int = 1) -> tuple[Float[Array, ""], Metrics]:
+    """The mean loss over known labels, and metrics, of `views` views of each image."""
+    value, known = self.supervised(seen.logits, seen.labels)
+    return value, {
+      "accuracy": self._accuracy(seen.logits, seen.labels), "known_labels": known,
+      **feature_health(seen.features[::views])}
 
   def supervised(
       self, logits: Float[Array, "n k"], labels: Float[Array, "n k"],
@@ -208,7 +233,11 @@ class Method:
 
   def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b k"]:
     """The probability of every class of normalised images."""
-    logits = self._logits(params["head"], self.encoder.encode(params["encoder"], images).cls)
+    return self.probability(
+      self._logits(params["head"], self.encoder.encode(params["encoder"], images).cls))
+
+  def probability(self, logits: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Of every class."""
     return jax.nn.softmax(logits) if self.labels.exclusive else jax.nn.sigmoid(logits)
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:

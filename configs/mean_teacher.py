@@ -1,0 +1,38 @@
+"""Mean teacher: fine-tuning from few labels and many images, by agreeing with a moving average.
+
+    python -m cxrjax.main --config=configs/mean_teacher.py        # phantoms, 16 labels per class
+    python -m cxrjax.main --config=configs/mean_teacher.py:init=runs/dino,labelled=10 %
+    python -m cxrjax.main --config=configs/mean_teacher.py:small,data=folder:DIR,init=runs/dino
+    python -m cxrjax.main --config=configs/mean_teacher.py:paper,init=runs/moco
+    python -m cxrjax.main --config=configs/mean_teacher.py:tiny   # four steps, for tests
+
+`labelled="10 %"` keeps the labels that `configs/finetune.py:subset=10 %` learns from, and its images
+without labels as well; `labelled_share` of every batch is labelled. Everything else, above all what
+validates and tests, is as in `configs/finetune.py`.
+
+Tarvainen and Valpola 2017 (arXiv 1703.01780): weight 100 of the mean squared difference, which
+rises over the first quarter of the training, momentum 0.99 and later 0.999 (appendix B). The second
+stage of S2MTS2 is this after contrastive pretraining (Liu et al. 2021, arXiv 2103.03629).
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax.core import experiment, finetuning
+
+DEMO = {
+  **finetuning.DEMO, **finetuning.UNLABELLED,
+  "batch_size": 64,
+  "momentum": 0.99,         # of the teacher
+  "consistency": 10.0,      # weight of teacher's and student's difference
+  "ramp": "25 %",           # it rises for so long
+}
+SMALL = {**finetuning.SMALL, "labelled": "10 %"}
+PAPER = {**finetuning.PAPER, "labelled": "10 %", "momentum": 0.999, "consistency": 100.0}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=finetuning.TINY)
+  config = finetuning.base(o, "mean_teacher", consistency={
+    "kind": "sigmoid", "start": 0.0, "end": o.consistency, "warmup": o.ramp})
+  config.views.global_crops = 2
+  return config

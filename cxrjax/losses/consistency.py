@@ -1,0 +1,17 @@
+"""How far two predictions of the same images are apart."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array, Float
+
+
+def squared_difference(
+    p: Float[Array, "n k"], target: Float[Array, "n k"]) -> Float[Array, ""]:
+  """Mean over images and classes of squared differences of probabilities; `target` is a constant.
+
+  References:
+    Tarvainen and Valpola, Mean teachers are better role models, 2017 (arXiv 1703.01780),
+    section 2: the consistency cost J.
+  """
+  return ((p - jax.lax.stop_gradient(target)) ** 2).mean()

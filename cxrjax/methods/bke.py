@@ -1,0 +1,78 @@
+"""Batch knowledge ensembling: every image learns from the predictions of those that look alike.
+
+References:
+  Ge et al., Self-distillation with Batch Knowledge Ensembling Improves ImageNet Classification,
+  2021 (arXiv 2104.13298): BAKE.
+  Li et al., Boosting Automatic COVID-19 Detection Performance with Self-Supervised Learning and
+  Batch Knowledge Ensembling, 2022 (arXiv 2212.09281): BKE, on pretrained networks and few labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from jaxtyping import Array, Float, Int, Key
+
+from cxrjax.core import clock as clocks
+from cxrjax.core.errors import UserError
+from cxrjax.losses import ensembling
+from cxrjax.methods import classify
+from cxrjax.methods.base import Batch, Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(classify.Method):
+  """Classification and `weight T^2 KL(Q || P)`; see `cxrjax.methods.classify.Method` for the rest.
+
+  P are the network's predictions at temperature T, Q soft targets from those of the whole batch.
+  Labelled images and others take part alike. With findings both are one for each finding. "The
+  batch" is the global one; with gradient accumulation it is a microbatch.
+
+  Attributes:
+    weight: of the soft targets, a number or schedule.
+    omega: weight of other images in the targets, from 0 to below 1.
+    temperature: T, of the predictions.
+    affinity_temperature: of the likeness of images; 1 in the papers. Cosines differ by 2 at most,
+      so at 1 all images of a batch count nearly alike; lower, and those that look most alike do.
+  """
+
+  weight: Any = 1.0
+  omega: float = 0.5
+  temperature: float = 4.0
+  affinity_temperature: float = 1.0
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if not 0 <= self.omega < 1:
+      raise UserError(f"config.method.omega={self.omega} must be from 0 to below 1")
+    for name in ("temperature", "affinity_temperature"):
+      if getattr(self, name) <= 0:
+        raise UserError(f"config.method.{name}={getattr(self, name)} must be above 0")
+    if self.mixup:
+      raise UserError(
+        f"config.method.mixup={self.mixup} mixes labelled images with others, whose labels are "
+        "unknown; set it to 0")
+    if self.clock.batch_size < 2:
+      raise UserError(
+        f"config.batch_size={self.clock.batch_size} leaves no other image; use at least 2")
+
+  @functools.cached_property
+  def schedules(self) -> dict[str, clocks.Schedule]:
+    return {**super().schedules,
+            "weight": clocks.from_config(self.weight, self.clock, "config.method.weight")}
+
+  def loss(
+      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    seen = self.forward(params, extra, batch, key)
+    value, metrics = self.supervise(seen, batch["global"].shape[0])
+    logits = seen.logits / self.temperature
+    target = ensembling.propagate(
+      ensembling.affinity(seen.features, self.affinity_temperature), self.probability(logits),
+      self.omega)
+    kl = ensembling.softmax_kl if self.labels.exclusive else ensembling.sigmoid_kl
+    soft = self.temperature**2 * kl(target, logits)
+    return value + self.schedules["weight"](step) * soft, (
+      {**extra, "stats": seen.stats}, {**metrics, "supervised": value, "ensembled": soft})
