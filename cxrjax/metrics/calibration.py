@@ -264,8 +264,8 @@ def _logits(probabilities: np.ndarray, exclusive: bool) -> np.ndarray:
   if exclusive:
     return np.log(p)
   # A sigmoid in single precision is 1 from a logit of 17 on: as far from 1 as it can be told.
-  q = np.maximum(1 - np.minimum(p, 1.0), float(np.finfo(np.float32).eps) / 4)
-  return np.log(p) - np.log(q)
+  q = 1 - np.minimum(p, 1.0)
+  return np.log(p) - np.log(np.where(q > 0, q, float(np.finfo(np.float32).eps) / 4))
 
 
 def _fit(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str]:

@@ -41,11 +41,11 @@ def judged(run: Run, evaluator: str) -> list[Any]:
   else:
     text += [", its AUROC is ", el("b", words.estimate(area), cls="nowrap")]
     if floor is not None and math.isfinite(floor.value):
-      text += [" (a linear model of raw thumbnails: ",
-               el("span", words.estimate(floor), cls="nowrap"), ")"]
+      text += [" against ", el("span", words.estimate(floor), cls="nowrap"),
+               " for a linear model of raw thumbnails"]
   said = [(m, own[m]) for m in IN_WORDS if m in own and math.isfinite(own[m].value)]
   for i, (measure, value) in enumerate(said):
-    text += [" and " if i and i == len(said) - 1 else ", ", words.measure(measure).lower(), " ",
+    text += ["; " if not i else " and " if i == len(said) - 1 else ", ", words.measure(measure).lower(), " ",
              el("span", words.estimate(value), cls="nowrap")]
   return [*text, ".", about.judged_once(run, evaluator)]
 
@@ -69,8 +69,8 @@ def calibration(run: Run) -> Html | None:
   figure = charts.chart(
     "Reliability", lines, x_label="predicted probability", unit=share, y_range=(0.0, 1.0),
     height=300)
-  return el("div", el("div", figure, cls="charts one"),
-            el("p", _about_calibration(run, found, temperatures, mended), cls="note"))
+  note = el("p", _about_calibration(run, found, temperatures, mended), cls="note")
+  return el("div", el("h3", "Calibration"), el("div", el("div", figure, cls="charts one"), note, cls="split"), cls="part")
 
 
 def _reliability(label: str, bins: Sequence[Any], style: str, whiskers: bool) -> charts.Line:
@@ -127,10 +127,10 @@ def subgroups(run: Run) -> Html | None:
     of = {m: whole.get(f"{m}/{name}" if len(classes) > 1 else m) for m in COLUMNS}
     table = _table(own, of, name)
     tables.append(table if len(classes) == 1 else el("details", el("summary", name), table))
-  said = ("Each at the threshold chosen on validation. 95 % intervals speak of one group at a time; "
-          "of many groups some differ by chance. n/a: fewer than five patients decide it.")
+  said = ("Each at the threshold chosen on validation. 95 % intervals speak of one group at a "
+          "time; of many groups some differ by chance. n/a: fewer than five patients decide it.")
   remarks = f" Not shown: {'; '.join(notes)}." if notes else ""
-  return el("div", el("h3", "Subgroups"), tables, el("p", said + remarks, cls="note"))
+  return el("div", el("h3", "Subgroups"), tables, el("p", said + remarks, cls="note"), cls="part")
 
 
 def _table(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any], name: str) -> Html:
@@ -139,8 +139,12 @@ def _table(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any], name: st
             [el("th", words.measure(m), scope="col", cls="num") for m in COLUMNS])
   body = []
   if all(whole.values()):
-    body.append(el("tr", el("th", "All", scope="row"), el("td", "", cls="num"),
-                   el("td", "", cls="num"), [_cell(whole[m]) for m in COLUMNS]))
+    first = [row for row in rows if row.get("by") == rows[0].get("by")]
+    n, positives = (sum(number(row.get(key)) for row in first) for key in ("n", "positives"))
+    known = n == whole["auroc"].n  # else some groups are not told of
+    body.append(el("tr", el("th", "All", scope="row"),
+                   [el("td", words.count(v) if known else "", cls="num") for v in (n, positives)],
+                   [_cell(whole[m]) for m in COLUMNS]))
   by = None
   for row in rows:
     if row.get("by") != by:

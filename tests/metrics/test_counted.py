@@ -1,0 +1,127 @@
+"""Differences of counted metrics, their p values, and DeLong's test."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from cxrjax.metrics import classification as c
+from cxrjax.metrics import counted, intervals, ranking
+
+
+def made(seed=0, n=150, right=(0.8, 0.7)):
+  rng = np.random.default_rng(seed)
+  truth = rng.integers(0, 2, n)
+  calls = [np.where(rng.random(n) < p, truth, 1 - truth) for p in right]
+  return truth, *calls
+
+
+def rates(call, truth):
+  """Sensitivity, specificity and accuracy, along the last axis."""
+  hit = call == truth
+  found = (hit & (truth == 1)).sum(-1) / (truth == 1).sum(-1)
+  left = (hit & (truth == 0)).sum(-1) / (truth == 0).sum(-1)
+  return {"sensitivity": found, "hm": 2 * found * left / (found + left), "accuracy": hit.mean(-1)}
+
+
+@pytest.mark.parametrize("measure", ["sensitivity", "hm", "accuracy"])
+def test_a_difference_is_a_paired_bootstrap(measure):
+  truth, a, b = made()
+  patients = [f"p{i // 3}" for i in range(150)]
+  got = counted.difference(
+    *(c.decisions(measure, x, truth, 2, patients) for x in (a, b)))
+  gain = lambda rows: rates(a[rows], truth[rows])[measure] - rates(  # noqa: E731
+    b[rows], truth[rows])[measure]
+  assert got.value == pytest.approx(gain(slice(None)))
+  drawn = np.random.default_rng(1).integers(0, 50, (4000, 50, 1))
+  low, high = np.quantile(gain((3 * drawn + np.arange(3)).reshape(4000, -1)), [0.025, 0.975])
+  assert got.low == pytest.approx(low, abs=0.02) and got.high == pytest.approx(high, abs=0.02)
+  assert (got.p < 0.05) == (got.low > 0 or got.high < 0)
+
+
+def test_p_values():
+  values = np.arange(-5, 95) + 0.5  # 5 of 100 below 0
+  assert intervals.p_value(values) == pytest.approx(2 * 6 / 101)
+  assert intervals.p_value(np.zeros(99)) == 1.0
+  assert intervals.p_value(np.full(99, 3.0)) == pytest.approx(2 / 100)
+  assert math.isnan(intervals.p_value(np.full(99, np.nan)))
+
+
+def test_p_values_are_uniform_where_there_is_no_difference():
+  rng = np.random.default_rng(3)
+  ps, areas = [], []
+  for seed in range(150):
+    truth, a, b = made(seed, n=120, right=(0.75, 0.75))
+    ps.append(counted.difference(
+      *(c.decisions("balanced_accuracy", x, truth) for x in (a, b))).p)
+    scores = rng.normal(size=(120, 2)) + truth[:, None]
+    areas.append(ranking.auroc_difference(
+      scores[:, :1], scores[:, 1:], truth[:, None].astype(float)).p)
+  assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.1
+  assert 0.01 <= np.mean(np.array(areas) < 0.05) <= 0.1
+  assert scipy.stats.kstest(areas, "uniform").pvalue > 0.01
+
+
+def test_delong_test_by_brute_force():
+  """z from the covariance of all pairs' placement values, DeLong's equations 3 to 6."""
+  rng = np.random.default_rng(0)
+  y = (rng.random(70) < 0.4).astype(float)
+  a = rng.normal(size=70) + 1.2 * y
+  b = a + rng.normal(size=70)
+  psi = lambda u, v: 1.0 if u > v else 0.5 if u == v else 0.0  # noqa: E731
+  v10, v01, area = [], [], []
+  for s in (a, b):
+    table = np.array([[psi(u, v) for v in s[y == 0]] for u in s[y == 1]])
+    v10.append(table.mean(1))
+    v01.append(table.mean(0))
+    area.append(table.mean())
+  m, n = len(v10[0]), len(v01[0])
+  s = np.cov(v10) / m + np.cov(v01) / n
+  z = (area[0] - area[1]) / math.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1])
+  got = ranking.auroc_difference(a[:, None], b[:, None], y[:, None])
+  assert got.value == pytest.approx(area[0] - area[1])
+  # Patients as clusters divide by n - 1 of all images, DeLong by m - 1 and n - 1 of each kind.
+  assert got.p == pytest.approx(2 * scipy.stats.norm.sf(abs(z)), rel=0.05)
+  same = ranking.auroc_difference(a[:, None], a[:, None], y[:, None])
+  assert (same.value, same.p) == (0.0, 1.0)
+  apart = ranking.auroc_difference(y[:, None], -y[:, None], y[:, None])
+  assert apart.value == 1.0 and math.isnan(apart.p)
+
+
+def test_what_is_undefined_stays_so():
+  truth, a, b = made()
+  found = counted.difference(*(c.decisions("sensitivity", x, 0 * truth) for x in (a, b)))
+  assert math.isnan(found.value) and math.isnan(found.p)
+  assert found.undefined == "no positive image"
+  with pytest.raises(ValueError, match="same images"):
+    counted.difference(c.decisions("accuracy", a, truth), c.decisions("accuracy", b[1:], truth[1:]))
+
+
+def test_rates_by_hand():
+  # True positives 2, false negatives 1, false positives 1, true negatives 4.
+  truth = np.array([1, 1, 1, 0, 0, 0, 0, 0])
+  calls = np.array([1, 1, 0, 1, 0, 0, 0, 0])
+  found = {m: c.decisions(m, calls, truth) for m in ("sensitivity", "specificity", "hm")}
+  assert found["sensitivity"].value == pytest.approx(2 / 3) and found["sensitivity"].n == 3
+  assert found["specificity"].value == pytest.approx(4 / 5)
+  assert found["hm"].value == pytest.approx(2 * (2 / 3) * 0.8 / (2 / 3 + 0.8))
+  got = counted.interval(found["specificity"])
+  assert (got.low, got.high) == intervals.wilson(0.8, 5) and got.method == "Wilson"
+  assert c.decisions("hm", 1 - truth, truth).value == 0.0  # all calls wrong
+  nobody = c.decisions("hm", calls, 0 * truth)
+  assert nobody.undefined == "no positive image" and math.isnan(nobody.value)
+  assert c.decisions("specificity", calls, 1 + 0 * truth).undefined == "no negative image"
+
+
+def test_one_class_against_the_rest():
+  rng = np.random.default_rng(2)
+  truth, calls = rng.integers(0, 4, 120), rng.integers(0, 4, 120)
+  for measure in ("sensitivity", "specificity", "hm", "f1"):
+    each = [c.decisions(measure, calls, truth, 4, of=k).value for k in range(4)]
+    two = [c.decisions(measure, (calls == k).astype(int), (truth == k).astype(int)).value
+           for k in range(4)]
+    assert each == two
+    assert c.decisions(measure, calls, truth, 4).value == pytest.approx(np.mean(each))
+  with pytest.raises(ValueError, match="valid: balanced_accuracy"):
+    c.decisions("recall", calls, truth)
