@@ -7,6 +7,8 @@ import zipfile
 import zlib
 from typing import Any
 
+import numpy as np
+
 from cxrjax.core.errors import UserError
 from cxrjax.models.module import Params
 from cxrjax.models.weights import files, layouts, tree
@@ -79,5 +81,6 @@ def fit(
   Raises:
     UserError: another network, missing parameters, or numbers that are not finite.
   """
-  found = layouts.of_ours(tree.flatten(params), family_of(encoder), key)
+  flat = {name: np.asarray(value) for name, value in tree.flatten(params).items()}
+  found = layouts.of_ours(flat, family_of(encoder), key)
   return adapt(found, encoder, key, "", None)

@@ -14,7 +14,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.models import posembed
 from cxrjax.models.module import Params
 from cxrjax.models.vit import VARIANTS
-from cxrjax.models.weights import tree, vit
+from cxrjax.models.weights import tree
 from cxrjax.models.weights.layouts import FAMILIES, Found, Pixels
 from cxrjax.models.weights.report import Report
 
@@ -60,12 +60,13 @@ def adapt(
     folded = _first(flat, family, encoder, found.pixels, pixels, named)
   if family == "vit":
     resized = _fit_grid(flat, encoder)
-  missing = sorted(n for n in wanted if n not in flat)
-  optional = [n for n in missing if n in _TOKENS or n.rpartition("/")[2] in ("ls1", "ls2")]
+  left = [*found.left, *(n for n in flat if n not in wanted)]
   for name in ("registers", "mask_token"):  # another number of them is another thing
     if name in flat and name in wanted and flat[name].shape != wanted[name].shape:
       del flat[name]
-      optional.append(name)
+      left.append(name)
+  missing = sorted(n for n in wanted if n not in flat)
+  optional = [n for n in missing if n in _TOKENS or n.rpartition("/")[2] in ("ls1", "ls2")]
   if len(optional) < len(missing):
     first = next(n for n in missing if n not in optional)
     raise UserError(
@@ -81,11 +82,10 @@ def adapt(
     # Factors of branches that have none are one: whatever they start as would undo the weights.
     if name in optional and name.rpartition("/")[2] in ("ls1", "ls2"):
       value = np.ones(wanted[name].shape)
-    params[name] = np.ascontiguousarray(value, np.float32)
+    params[name] = jnp.asarray(value, jnp.float32)
   return tree.nest(params), Report(
     path=path, source=found.source, used=tuple(n for n in wanted if n in flat),
-    resized=tuple(resized), new=tuple(sorted(optional)),
-    left=(*found.left, *(n for n in flat if n not in wanted)), pixels=folded,
+    resized=tuple(resized), new=tuple(optional), left=tuple(left), pixels=folded,
     notes=tuple(notes))
 
 
@@ -118,17 +118,19 @@ def _check_size(
   width = flat["patch/kernel"].shape[-1]
   depth = 1 + max(
     (int(n.split("/")[1]) for n in flat if n.startswith("blocks/")), default=-1)
-  guess = ours[2] if width == ours[0] else max(1, width // vit.HEAD_DIM)
-  theirs = width, depth, found.heads or guess
-  if ours != theirs:
-    same = [name for name, size in VARIANTS.items() if size[:2] == theirs[:2]]
-    way = [f"config.model.variant={same[0]!r}"] if same else [
-      f"config.model.width={width}", f"config.model.depth={depth}"]
-    if not same or VARIANTS[same[0]][2] != theirs[2]:
-      way.append(f"config.model.heads={theirs[2]}")
-    what = "a vision transformer of width {}, {} blocks and {} heads".format
-    raise UserError(
-      f"{named} holds {what(*theirs)}, config.model is {what(*ours)}; set {', '.join(way)}")
+  if ours == (width, depth, found.heads or ours[2]):
+    return
+  same = [name for name, size in VARIANTS.items() if size[:2] == (width, depth)]
+  way = [f"config.model.variant={same[0]!r}"] if same else [
+    f"config.model.width={width}", f"config.model.depth={depth}"]
+  if found.heads and (not same or VARIANTS[same[0]][2] != found.heads):
+    way.append(f"config.model.heads={found.heads}")
+  theirs, mine = (
+    f"width {w}, {d} blocks" + (f" and {h} heads" if found.heads else "")
+    for w, d, h in ((width, depth, found.heads), ours))
+  raise UserError(
+    f"{named} holds a vision transformer of {theirs}, config.model has {mine}; "
+    f"set {', '.join(way)}")
 
 
 def _big_vision(flat: dict[str, np.ndarray], encoder: Any, notes: list[str]) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 from cxrjax.core.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-HEAD_DIM = 64  # of every published vision transformer but MoCo v3's ViT-S
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _PARTS = {  # of a block: timm's name and ours
   "norm1.weight": "norm1/scale", "norm1.bias": "norm1/bias",
