@@ -45,7 +45,8 @@ def judged(run: Run, evaluator: str) -> list[Any]:
                " for a linear model of raw thumbnails"]
   said = [(m, own[m]) for m in IN_WORDS if m in own and math.isfinite(own[m].value)]
   for i, (measure, value) in enumerate(said):
-    text += ["; " if not i else " and " if i == len(said) - 1 else ", ", words.measure(measure).lower(), " ",
+    text += ["; " if not i else " and " if i == len(said) - 1 else ", ",
+             words.measure(measure).lower(), " ",
              el("span", words.estimate(value), cls="nowrap")]
   return [*text, ".", about.judged_once(run, evaluator)]
 
@@ -70,7 +71,8 @@ def calibration(run: Run) -> Html | None:
     "Reliability", lines, x_label="predicted probability", unit=share, y_range=(0.0, 1.0),
     height=300)
   note = el("p", _about_calibration(run, found, temperatures, mended), cls="note")
-  return el("div", el("h3", "Calibration"), el("div", el("div", figure, cls="charts one"), note, cls="split"), cls="part")
+  drawn = el("div", el("div", figure, cls="charts one"), note, cls="split")
+  return el("div", el("h3", "Calibration"), drawn, cls="part")
 
 
 def _reliability(label: str, bins: Sequence[Any], style: str, whiskers: bool) -> charts.Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,11 +61,17 @@ def score_cell(value: Any) -> Html:
             el("small", f"({bounds})") if bounds else None, cls="num")
 
 
-def gain_cell(value: Any) -> Html:
-  """A table's cell: the difference with its sign, and its interval below."""
+def gain_cell(value: Any, less: bool = False) -> Html:
+  """A table's cell: the difference with its sign, and its interval below.
+
+  Where the less is the better, sign and colour are the other way round.
+  """
   if value is None:
     return el("td", "\N{EN DASH}", cls="num none")
   e, kind = estimate(value), verdict(value)
+  if not math.isfinite(e.value):
+    return el("td", "n/a", cls="num none", title=lookup(value, "undefined"))
+  kind = {"above": "below", "below": "above"}.get(kind, kind) if less else kind
   style = {"above": "up", "below": "down"}.get(kind, "")
   return el("td", el("span", signed(e.value), " ", SIGNS.get(kind, ""), cls=style or None), " ",
             el("small", f"({signed(e.low)} to {signed(e.high)})"), cls="num")

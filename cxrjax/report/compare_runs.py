@@ -1,0 +1,265 @@
+"""`report.html` of runs side by side: one self-contained page, a function of its workdir."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cxrjax.report import decisions, facts, forest, page, series, words
+from cxrjax.report import run as runs
+from cxrjax.report.compare_charts import set_name
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import lookup, number
+from cxrjax.report.sections import again
+from cxrjax.report.series import estimate
+
+NAME = "report.html"
+Facts = Mapping[str, Any]
+TOLD = ("auroc", "accuracy", "dice")  # in words
+STYLES = ("s3", "s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash")  # the reference is gray
+CHANGES = 60  # config keys listed of each run
+
+
+def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes the page of a comparison of runs; it loads nothing.
+
+  Returns:
+    The path of `report.html` in the workdir.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
+
+
+def render(run: runs.Run) -> str:
+  """The page as text."""
+  found = run.fact("compare_runs")
+  found = found if isinstance(found, Mapping) else {}
+  reference = found.get("reference")
+  return series.document(
+    run, lambda: _title(found), "cxrjax comparison of runs",
+    [lambda: _summary(found), lambda: _notes(run, found)],
+    [("gains", f"Differences from {reference}",
+      f"What a run's metric is above that of {reference}, on the same test images, with the 95 % "
+      "interval of the difference. Right of the line: better.", lambda: _gains(found)),
+     ("scores", "Scores", "With 95 % intervals.", lambda: _scores(found)),
+     ("roc", "ROC curves", "", lambda: _curves(run, found)),
+     ("table", "In numbers", "", lambda: _tables(found)),
+     ("runs", "The runs", "", lambda: _about(found)),
+     ("again", "Run it again", "", lambda: again(run))])
+
+
+def _others(found: Facts) -> list[str]:
+  return [str(r["name"]) for r in found["runs"] if r["name"] != found["reference"]]
+
+
+def _title(found: Facts) -> str:
+  names = [str(r["name"]) for r in found["runs"]]
+  return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "") + " compared"
+
+
+def _summary(found: Facts) -> Html:
+  """The differences of the main metrics, with their p values, in words."""
+  said = []
+  for name, of in found["sets"].items():
+    n = words.count(lookup(of, "test", "n"), "test radiograph")
+    main = [m for m in _main(of) if words.parts(m)[1] in TOLD]
+    for other in _others(found):
+      text: list[Any] = []
+      for metric in main[:3]:
+        gain = lookup(of, "metrics", metric, "gains", other)
+        if gain is None or not math.isfinite(estimate(gain).value):
+          continue
+        style = {"above": "up", "below": "down"}.get(series.verdict(gain))
+        title = words.title(metric)
+        title = title if title[:2].isupper() else title[:1].lower() + title[1:]
+        text += [", " if text else "", title, " ",
+                 el("b", series.signed(estimate(gain).value), cls=style),
+                 f" ({p_text(gain.get('p'))})"]
+      if text:
+        said.append(el("p", "On ", el("b", set_name(found, name)), f" ({n}), {other} against "
+                       f"{found['reference']}: ", text, "."))
+  return el("div", said, cls="summary")
+
+
+def _notes(run: runs.Run, found: Facts) -> list[Html]:
+  said = [*map(str, found.get("notes") or []), *run.problems]
+  return [el("p", text, cls="callout") for text in said]
+
+
+def _main(of: Facts) -> list[str]:
+  """Metrics that are not of a single class."""
+  return [m for m in of["metrics"] if not words.of_class(m)]
+
+
+def _gains(found: Facts) -> Html | None:
+  """A forest for each set and run, of metrics that are shares."""
+  figures = []
+  for name, of in found["sets"].items():
+    shown = [m for m in _main(of) if words.parts(m)[1] not in words.LESS]
+    for other in _others(found):
+      rows = [forest.Row(_short(m), [series.gain_mark(gain)]) for m in shown
+              if (gain := lookup(of, "metrics", m, "gains", other))
+              and math.isfinite(estimate(gain).value)]
+      if rows:
+        title = set_name(found, name) + (f": {other}" if len(_others(found)) > 1 else "")
+        figures.append(forest.chart(title, rows, series.VERDICTS, x_label="difference",
+                                    levels=[series.zero()]))
+  return _grid(figures)
+
+
+def _grid(figures: list[Html]) -> Html | None:
+  """One figure stands in a column of its own width, more beside each other."""
+  return el("div", figures, cls=f"charts {'two' if figures[1:] else 'one'}") if figures else None
+
+
+def _curves(run: runs.Run, found: Facts) -> Html | None:
+  """ROC curves of all runs, of one class each."""
+  names, figures = [str(r["name"]) for r in found["runs"]], []
+  for name in found["sets"]:
+    arrays = run.arrays(f"scores_{name}")
+    if not {"scores", "labels", "classes", "exclusive"} <= set(arrays):
+      continue
+    classes = arrays["classes"].tolist()
+    shown = [1] if bool(arrays["exclusive"]) and len(classes) == 2 else range(len(classes))[:4]
+    for c in shown:
+      figures.append(decisions.roc(
+        f"{set_name(found, name)}: {classes[c]}",
+        [(n, STYLES[i % len(STYLES)], arrays["scores"][i, :, c], arrays["labels"][:, c])
+         for i, n in enumerate(names)]))
+  return _grid(figures)
+
+
+def _short(metric: str) -> str:
+  """A metric's name for the margin of a forest."""
+  head, measure, _ = words.parts(metric)
+  name = {"balanced_accuracy": "Bal. accuracy", "hm": "HM"}.get(measure, words.measure(measure))
+  return f"{head} {name}".strip()
+
+
+def _scores(found: Facts) -> Html | None:
+  """AUROC and what else is told of every run, a chart for each set."""
+  figures = []
+  for name, of in found["sets"].items():
+    for metric in [m for m in _main(of) if words.parts(m)[1] in TOLD][:3]:
+      rows = []
+      for i, r in enumerate(found["runs"]):
+        e = estimate(lookup(of, "metrics", metric, "runs", r["name"]))
+        if math.isfinite(e.value):
+          rows.append(forest.Row(str(r["name"]), [
+            forest.Mark(e.value, e.low, e.high, "s3" if i == 0 else "s1")]))
+      if rows:
+        figures.append(forest.chart(
+          f"{set_name(found, name)}: {words.title(metric)}", rows,
+          [("s3", f"{found['reference']}, the reference"), ("s1", "others")],
+          x_label=words.title(metric)))
+  return _grid(figures)
+
+
+def _tables(found: Facts) -> Html:
+  """For each set and run a table: both values, the difference, p."""
+  parts, others = [], _others(found)
+  for name, of in found["sets"].items():
+    n = words.count(lookup(of, "test", "n"), "test radiograph")
+    parts.append(el("h3", f"{set_name(found, name)}, {n}"))
+    single = [m for m in of["metrics"] if words.of_class(m)]
+    for other in others:
+      parts.append(_table(found, of, _main(of), other))
+    for other in others if single else ():
+      title = "Per class" + (f", {other}" if len(others) > 1 else "")
+      parts.append(el("details", el("summary", title), _table(found, of, single, other)))
+  tests = {g["method"] for of in found["sets"].values() for m in of["metrics"].values()
+           for g in m["gains"].values() if g.get("method") and g["method"] != "none"}
+  holm = (" p (Holm): corrected for all runs being compared with the reference in this metric."
+          if len(others) > 1 else "")
+  note = (f"In brackets, 95 % intervals. {series.SIGNS['above']} the interval of the difference "
+          f"lies on the better side of 0, {series.SIGNS['below']} on the worse one. Tests: "
+          f"{'; '.join(sorted(tests))}. p values are two-sided and speak of one metric at a time;"
+          " intervals and p values speak of other test images, not of other seeds." + holm)
+  return el("div", parts, el("p", note, cls="note"))
+
+
+def _table(found: Facts, of: Facts, metrics: Sequence[str], other: str) -> Html:
+  several = len(_others(found)) > 1
+  head = [el("th", "Metric", scope="col"),
+          *(el("th", text, scope="col", cls="num")
+            for text in (found["reference"], other, "Difference", "p",
+                         *(["p (Holm)"] if several else [])))]
+  body, group = [], None
+  for metric in metrics:
+    values = of["metrics"][metric]
+    start, measure, part = words.parts(metric)
+    if start and start != group:
+      group = start
+      body.append(el("tr", el("th", words.head(start), scope="rowgroup", colspan=len(head)),
+                     cls="group"))
+    gain = values["gains"].get(other)
+    body.append(el(
+      "tr", el("th", words.measure(f"{measure}/{part}" if part else measure), scope="row"),
+      *(series.score_cell(values["runs"].get(n)) for n in (found["reference"], other)),
+      series.gain_cell(gain, measure in words.LESS),
+      *(el("td", p_text(lookup(gain, key), ""), cls="num")
+        for key in ("p", *(["p_holm"] if several else [])))))
+  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
+  return el("div", table, cls="scroll")
+
+
+def p_text(value: Any, start: str = "p = ") -> str:
+  """`p = 0.031`, `p < 0.001`; a dash where there is none."""
+  p = number(value)
+  if not math.isfinite(p):
+    return "\N{EN DASH}"
+  if p < 0.001:
+    return f"{start.replace('=', '<')}0.001" if start else "< 0.001"
+  return f"{start}{p:.3f}" if p < 0.1 else f"{start}{p:.2f}"
+
+
+def _about(found: Facts) -> Html:
+  """A card for each run, and which keys of its config differ from the reference's."""
+  cards = []
+  for r in found["runs"]:
+    start, chosen = r.get("start") or {}, r.get("chosen") or {}
+    rows = {
+      "network": " ".join(filter(None, [r.get("method"), r.get("model")])),
+      "start": start.get("summary") or start.get("path") or "",
+      "learnt from": f"{words.count(r.get('n'), 'radiograph')} of {r.get('train')} "
+                     f"({r.get('split')})",
+      "steps": r.get("steps"), "epochs": r.get("epochs"), "seed": r.get("seed"),
+      "judged at step": chosen.get("step"), "took": words.duration(r.get("total_s")),
+      "workdir": r.get("workdir")}
+    command = el("details", el("summary", "Command"),
+                 el("pre", el("code", str(r.get("command") or "")), cls="command"))
+    cards.append(el("div", el("h3", str(r["name"])), facts.pairs(facts.rows(rows)), command,
+                    cls="card"))
+  lists = []
+  for name, changes in (found.get("changed") or {}).items():
+    items = [el("li", el("code", str(c))) for c in changes[:CHANGES]]
+    if len(changes) > CHANGES:
+      items.append(el("li", f"and {len(changes) - CHANGES} more"))
+    title = f"Config of {name}: " + (
+      words.count(len(changes), "key differs", "keys differ") + f" from {found['reference']}'s")
+    lists.append(el("details", el("summary", title), el("ul", items or [el("li", "none")])))
+  return el("div", el("div", cards, cls="cards"), lists)
+
+
+def table(found: Facts) -> str:
+  """For the terminal: a table for each set and run."""
+  blocks = []
+  for name, of in found["sets"].items():
+    for other in _others(found):
+      lines = [[set_name(found, name), found["reference"], other, "difference", "p"]]
+      for metric in _main(of):
+        values = of["metrics"][metric]
+        gain = values["gains"].get(other)
+        e = estimate(gain)
+        told = f"{e.value:+.3f} ({e.low:+.3f} to {e.high:+.3f})" if math.isfinite(e.value) else "-"
+        p = p_text(lookup(gain, "p"), "").replace("\N{EN DASH}", "-")
+        lines.append([words.title(metric),
+                      *(words.estimate(estimate(values["runs"].get(n)), "-")
+                        for n in (found["reference"], other)), told, p])
+      blocks.append("\n".join(series.aligned(lines)))
+  return "\n\n".join([*blocks, "95 % intervals in brackets; differences are paired, over patients"])
