@@ -54,7 +54,7 @@ def chart(
     title: str, lines: Sequence[Line], *, x_label: str, levels: Sequence[Level] = (),
     unit: str = "", note: str = "", log: bool = False,
     y_range: tuple[Real, Real] | None = None, height: int = HEIGHT, legend: bool = True,
-    x_log: bool = False) -> Html:
+    x_log: Sequence[Real] = ()) -> Html:
   """A figure with title, legend and plot.
 
   Args:
@@ -68,7 +68,7 @@ def chart(
     y_range: limits that must be inside the axis.
     height: of the drawing, which is WIDTH wide.
     legend: name the lines; figures that share one have it outside, from `lines_legend`.
-    x_log: a logarithmic horizontal axis, of positive values.
+    x_log: ticks of a logarithmic horizontal axis, of positive values; linear without any.
   """
   x_extent = np.concatenate([line.x for line in lines])
   lines = [_bin(line) for line in lines]
@@ -81,8 +81,9 @@ def chart(
     return el("figure", caption, empty, cls="chart")
   log = log and all((y > 0).all() for y in finite)
   x_ticks, x_scale = _axis(
-    x_extent, LEFT, WIDTH - RIGHT, 6, tight=True, log=x_log,
+    x_extent, LEFT, WIDTH - RIGHT, 6, tight=True, log=bool(x_log),
     margin=8 if any(line.points or line.dots for line in lines) else 0)
+  x_ticks = list(x_log) or x_ticks
   if (x_extent == np.round(x_extent)).all():
     x_ticks = [t for t in x_ticks if t == round(t)] or x_ticks  # there is no step 1.5
   named = any(v.inside and math.isfinite(v.y) for v in levels)

@@ -29,8 +29,8 @@ def row_name(found: Facts, row: Facts) -> str:
 
 
 def set_name(found: Facts, name: str) -> str:
-  """A data set's name; of an evaluator called `probe`, that of its source."""
-  if name == "probe":
+  """A data set's name; of an evaluator called `probe` or `test`, that of its source."""
+  if name in ("probe", "test"):
     source = str(lookup(found, "sets", name, "test", "name") or "").rstrip("/")
     name = re.split("[:/]", source)[-1] or "the evaluation data"
   return name.replace("_", " ")

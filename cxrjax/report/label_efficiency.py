@@ -111,6 +111,7 @@ def _style(found: Facts, curve: str) -> str:
 def _curves(found: Facts) -> Html | None:
   """A chart for each test set and metric, a line for each start."""
   figures = []
+  ticks = sorted({round(n) for p in found["points"] if (n := number(p.get("images"))) > 0})
   for name in found.get("sets", {}):
     metrics = {m for p in found["points"] for m in p["sets"].get(name, {})}
     for metric in (m for m in CHARTED if m in metrics):
@@ -118,7 +119,7 @@ def _curves(found: Facts) -> Html | None:
                if (line := _line(found, curve, name, metric, i))]
       if lines:
         figures.append(charts.chart(
-          words.measure(metric), lines, unit=set_name(found, name), x_log=True,
+          words.measure(metric), lines, unit=set_name(found, name), x_log=ticks,
           x_label="labelled radiographs"))
   return el("div", figures, cls="charts two") if figures else None
 

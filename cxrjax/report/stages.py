@@ -61,8 +61,9 @@ def label(start: str) -> str:
 
 def _title(found: Facts) -> str:
   model = next((row["model"] for row in found["rows"] if row.get("model")), "")
-  return " \N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} ".join(found["order"]) + (
-    f", {model}" if model else "")
+  last = _last(found)
+  before = [stage for stage in found["order"] if stage not in last]
+  return f"{', then '.join([*before, _and(last)])}" + (f": {model}" if model else "")
 
 
 def _last(found: Facts) -> list[str]:
@@ -83,9 +84,8 @@ def _sets(found: Facts, stage: str) -> list[str]:
 
 
 def _title_of(found: Facts, stage: str, name: str) -> str:
-  """A last stage and, where there are several, its test set."""
-  at = set_name({"sets": lookup(found, "sets", stage)}, name)
-  return stage if name == "test" else f"{stage}, {at}"
+  """A last stage and its test set."""
+  return f"{stage}, {set_name({'sets': lookup(found, 'sets', stage)}, name)}"
 
 
 def _summary(found: Facts) -> Html:

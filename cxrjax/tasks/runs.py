@@ -109,18 +109,20 @@ def take(
         if not done(job, workdir):
           say(f"{count}{show.begins(job)}")
           stopped = launch(job, workdir, failed)
+          _write(writer, show, workdir, failed)
       except UserError as error:  # of a config that begins with an earlier run
         failed[job.name] = str(error)
-      _write(writer, show, workdir, failed)
       if stopped:
         break
       say(f"{count}{show.ended(job, failed.get(job.name))}")
+    found = _write(writer, show, workdir, failed)
     status = f"stopped: {signal.Signals(stopped).name}" if stopped else "finished"
     writer.facts(status=status, finished=now())
+  show.page.write(workdir)
   if stopped:
     say(f"stopped by {signal.Signals(stopped).name}; the same command goes on from there")
     return 128 + stopped
-  say(show.page.table(_write(None, show, workdir, failed)))
+  say(show.page.table(found))
   for name, why in failed.items():
     say(f"failed    {name}: {why}")
   if failed:
@@ -130,11 +132,10 @@ def take(
 
 
 def _write(
-    writer: Writer | None, show: Show, workdir: pathlib.Path, failed: Mapping[str, str],
+    writer: Writer, show: Show, workdir: pathlib.Path, failed: Mapping[str, str],
     ) -> dict[str, Any]:
   found = show.collect(failed)
-  if writer is not None:
-    writer.facts(**{show.key: found})
+  writer.facts(**{show.key: found})
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows(show.rows(found))
   save(workdir / "table.csv", text.getvalue())

@@ -78,8 +78,9 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     key="stages", begins=lambda job: f"{job.name} begins with {job.start}",
     ended=lambda job, why: _said(job, workdir, why),
     collect=lambda failed: collect(jobs, workdir, failed), rows=rows, page=page)
-  order = list(dict.fromkeys(job.stage for job in jobs))
-  opening = [f"stages    {' > '.join(order)}",
+  before, last = ([*dict.fromkeys(job.stage for job in jobs if job.last == end)]
+                  for end in (False, True))
+  opening = [f"stages    {' > '.join([*before, ' + '.join(last)])}",
              f"starts    {', '.join(dict.fromkeys(job.start for job in jobs if job.last))}",
              f"workdir   {workdir}", ""]
   return runs.take(jobs, workdir, show, command=command, opening=opening, say=say)
