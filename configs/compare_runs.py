@@ -2,6 +2,7 @@
 
     python -m cxrjax.main --config=configs/compare_runs.py --config.runs=runs/scratch,runs/dino
     python -m cxrjax.main --config=configs/compare_runs.py --config.runs=scratch=runs/a,DINO=runs/b
+    python -m cxrjax.main --config=configs/compare_runs.py:runs=runs/scratch+runs/dino
 
 The first run is what the others are held against; `NAME=WORKDIR` gives a run another name than its
 folder's. `report.html`, `table.csv` and `run.json` in the workdir have, for every set of test
@@ -15,10 +16,19 @@ beside each.
 
 from ml_collections import ConfigDict
 
+from cxrjax.core.args import parse_arg
 
-def get_config() -> ConfigDict:
+OPTIONS = {
+  "runs": "",   # workdirs of finished runs, the reference first: A+B here, A,B as config.runs
+  "evals": "",  # evaluators to compare by, NAME+NAME; by default all that judged test images
+  "tiny": False,  # there is nothing to make smaller
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  o = ConfigDict(parse_arg(arg, **OPTIONS))
   config = ConfigDict()
   config.task = "cxrjax.tasks.compare_runs"
-  config.runs = ""   # A,B,C: workdirs of finished runs, the reference first
-  config.evals = ""  # NAME,NAME: evaluators to compare by; all that judged test images
+  config.runs = o.runs.replace("+", ",")
+  config.evals = o.evals.replace("+", ",")
   return config

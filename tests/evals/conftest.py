@@ -71,4 +71,5 @@ def fake(monkeypatch):
     return {"name": "fake_sets.Source"}
 
   make.split = split
+  make.source = FakeSource
   return make

@@ -1,6 +1,8 @@
 """The evaluator of classifiers: what decides thresholds, what is judged, and other sets."""
 
 import math
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 import sklearn.metrics as sk
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import judge
+from cxrjax.data.types import SourceInfo
+from cxrjax.evals import judge, parts
 from cxrjax.evals.classify import IN_VALIDATION, Evaluator
 from cxrjax.metrics import classification
 
@@ -183,3 +186,65 @@ def test_a_network_of_other_classes_is_refused(two, tmp_path):
 def test_options_that_are_none(options, said):
   with pytest.raises(UserError, match=said):
     make({"name": "phantom"}, **options)
+
+
+def other(fake, monkeypatch, classes, exclusive, made):
+  """A second set, "other_sets.Source", with patients named like the first's."""
+  kind = type("Source", (fake.source,), {
+    "splits": {"test": made}, "classes": classes, "exclusive": exclusive})
+  module = types.ModuleType("other_sets")
+  module.Source = kind
+  monkeypatch.setitem(sys.modules, "other_sets", module)
+  return {"name": "other_sets.Source"}
+
+
+def test_another_set_is_judged_by_what_the_first_chose(fake, two, tmp_path, monkeypatch):
+  made = fake.split("test", 50, seed=3)
+  made.labels = made.labels[:, ::-1].copy()  # its classes stand in another order
+  site = other(fake, monkeypatch, ("Opacity", "NORMAL"), True, made)
+  here, _ = judged(make(two), brightness, 60.0, tmp_path)
+  there, data = judged(make(site, fitted=two), brightness, 60.0, tmp_path)
+  assert there.facts["temperature"] == here.facts["temperature"]
+  assert there.facts["thresholds"] == here.facts["thresholds"]
+  assert data.classes == ("normal", "opacity") and len(data.labels("test")) == 50
+  np.testing.assert_array_equal(there.arrays["labels"], made.labels[:, ::-1])
+  assert there.metrics["auroc"].value > 0.9
+  assert math.isfinite(make(site, fitted=two).floor(data).metrics["auroc"].value)
+
+
+def test_classes_that_the_other_set_lacks_or_has_more(fake, two, tmp_path, monkeypatch):
+  made = fake.split("test", 40, classes=3, seed=2)
+  count = made.labels.sum(0).astype(int)
+  site = other(fake, monkeypatch, ("opacity", "fracture", "nodule"), True, made)
+  result, data = judged(make(site, fitted=two), brightness, 60.0, tmp_path)
+  assert len(data.labels("test")) == count[0]
+  assert result.metrics["auroc"].undefined == "no negative image"
+  assert math.isfinite(result.metrics["sensitivity"].value)
+  said = " ".join(make(site, fitted=two).describe(data)["notes"])
+  assert "does not know normal" in said and f"{40 - count[0]} of 40 images" in said
+  site = other(fake, monkeypatch, ("fracture", "cyst", "nodule"), True, made)
+  with pytest.raises(UserError, match="none of which is among those of fake") as error:
+    make(site, fitted=two).load(cache_dir=tmp_path, progress=False)
+  assert "\n" not in str(error.value)
+
+
+def test_matching_findings_and_classes():
+  own = lambda classes, exclusive: SourceInfo("s", "test", classes, exclusive, {}, "f")  # noqa: E731
+  nan = np.nan
+  labels = np.array([[1, 0], [0, 1], [0, 0], [nan, 1], [1, 1]], np.float32)
+  # Findings to findings: what is not known stays so.
+  found = parts.match(labels, own(("a", "b"), False), own(("b", "c"), False), [])
+  np.testing.assert_array_equal(found, [[0, nan], [1, nan], [0, nan], [1, nan], [1, nan]])
+  # Findings to exclusive classes: exactly one has to be there.
+  found = parts.match(labels, own(("a", "b"), False), own(("b", "a"), True), notes := [])
+  np.testing.assert_array_equal(found, [[0, 1], [1, 0], [nan, nan], [1, 0], [nan, nan]])
+  assert "2 of 5 images" in notes[0]
+
+
+def test_ages_and_sites_reach_the_page(two, tmp_path):
+  evaluator = make(two)
+  result, _ = judged(evaluator, brightness, 60.0, tmp_path)
+  assert result.facts["subgroups"] == [] and len(result.facts["subgroup_remarks"]) == 4
+  assert {"age", "sex", "view", "site", "id", "patient"} <= set(result.arrays)
+  bins = result.facts["reliability"]["calibrated"]
+  assert sum(b["n"] for b in bins) == 80 and 0 < result.facts["ece_by_chance"][0] < 0.5
