@@ -23,6 +23,7 @@ from cxrjax.metrics.intervals import undefined
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
 
 PARTS = ("val", "test")
+LESS = ("nll", "brier")  # the less the better
 IN_VALIDATION = tuple(m for m in judge.ALL if m != "ece")  # ECE says little of few images
 WITHOUT_PROBABILITIES = tuple(m for m in judge.ALL if m not in judge.PROBABILITIES)
 BROKEN = "the network's predictions are not finite"
@@ -174,7 +175,9 @@ class Evaluator:
     seconds = {"predictions": time.perf_counter() - began}
     began = time.perf_counter()
     if self.part == "val":
-      result = Result(self._metrics(predicted["test"], data, None, IN_VALIDATION), {}, {})
+      metrics = self._metrics(predicted["test"], data, None, IN_VALIDATION)
+      scores = {name: -m.value if name in LESS else m.value for name, m in metrics.items()}
+      result = Result(metrics, {}, {}, scores)
     else:
       result = self._test(predicted["val"], predicted["test"], data)
     seconds["metrics"] = time.perf_counter() - began

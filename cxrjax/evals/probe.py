@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from cxrjax.core.errors import UserError
 from cxrjax.evals import features, floor, health, judge, knn, linear, parts
 from cxrjax.evals.parts import Data
-from cxrjax.metrics import classification
+from cxrjax.metrics import classification, ranking
 from cxrjax.metrics.intervals import Interval
 
 
@@ -28,11 +28,14 @@ class Result:
     facts: JSON-able: the L2 and threshold chosen, health of the features, seconds.
     arrays: test images' `labels` f32[m k] and scores f32[m k] by method (`knn5`, `linear`), for
       ROC curves, confusion matrices and comparisons; and what `parts.about` gives.
+    scores: of the validation images, the higher the better: what a checkpoint may be chosen by,
+      which the metrics of test images must not be.
   """
 
   metrics: dict[str, Interval]
   facts: dict[str, Any]
   arrays: dict[str, np.ndarray]
+  scores: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,12 +167,16 @@ class Evaluator:
     y = {part: data.labels(part) for part in parts.PARTS}
 
     began = time.perf_counter()
+    chosen_by: dict[str, float] = {}
     near = {f"knn{k}": np.full_like(y["test"], np.nan) for k in self.ks}
     if self.whiten:
       near[f"whitened{max(self.ks)}"] = np.full_like(y["test"], np.nan)
     if finite:
       found = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
       near |= {f"knn{k}": v for k, v in found.items()}
+      votes = knn.knn_scores(x["train"], y["train"], x["val"], self.ks, self.temperature)
+      chosen_by = {f"knn{k}/auroc": ranking.macro_auroc(v, y["val"]).value
+                   for k, v in votes.items()}
       if self.whiten:
         k = max(self.ks)
         train, test = knn.whiten(x["train"], x["test"])
@@ -185,6 +192,7 @@ class Evaluator:
       scores = {part: choice.probe.scores(x[part]) for part in ("val", "test")}
       facts["linear"] = {
         "l2": choice.l2, "tried": [list(map(_number, row)) for row in choice.table]}
+      chosen_by["linear/auroc"] = max(area for _, area, _ in choice.table)
     else:
       scores = {part: np.full_like(y[part], np.nan) for part in ("val", "test")}
       facts["linear"] = {"remark": "the encoder's features are not finite"}
@@ -200,7 +208,8 @@ class Evaluator:
     facts["linear"] |= facts_of
     seconds["metrics"] = time.perf_counter() - began
     facts["seconds"] = seconds
-    return Result(metrics, facts, {"linear": scores["test"]} | near | parts.about(data))
+    return Result(
+      metrics, facts, {"linear": scores["test"]} | near | parts.about(data), chosen_by)
 
   def floor(self, data: Data) -> Result:
     """The same metrics for ridge regression on 16x16 thumbnails, no encoder at all.

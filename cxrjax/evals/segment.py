@@ -195,4 +195,5 @@ class Evaluator:
       "undefined_distances": empty, "lowest_dice": float(found["dice"].min()),
       "median_dice": float(np.median(found["dice"])),
       "seconds": seconds | {"metrics": time.perf_counter() - began}}
-    return Result(metrics, facts, arrays)
+    scores = {name: metrics[name].value for name in ("dice", "iou")}
+    return Result(metrics, facts, arrays, scores)

@@ -275,8 +275,8 @@ def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
       encoder = "random" if step == 0 else "trained"
       _record(writer, step, run.clock.epoch(step), name, encoder, result)
       _write_page(writer.workdir, jax.process_index() == 0)  # to look at while it runs
-      score = result.metrics.get(run.config["checkpoint"]["score"])
-      return None if score is None or np.isnan(score.value) else score.value
+      score = getattr(result, "scores", {}).get(run.config["checkpoint"]["score"])
+      return None if score is None or np.isnan(score) else score
     every = max(1, run.clock.steps(evaluator.every, f"config.evals.{name}.every"))
     return Evaluation(every, evaluate)
   return {

@@ -62,6 +62,12 @@ def test_the_numbers_are_those_of_the_pieces(ready):
   assert result.metrics["linear/auroc"].value > 0.8
   assert result.facts["health"]["effective_rank"] > 1
   json.dumps(result.facts, allow_nan=False)
+  # A checkpoint is chosen by validation images.
+  votes = knn.knn_scores(x["train"], y["train"], x["val"], (1, 5))
+  assert result.scores == pytest.approx({
+    "linear/auroc": max(area for _, area, _ in choice.table),
+    **{f"knn{k}/auroc": ranking.auroc(v[:, 1], y["val"][:, 1]).value for k, v in votes.items()},
+  }, abs=1e-3)
   # Beside the scores stands whose they are, without names.
   assert result.arrays["classes"].tolist() == list(data.classes) and result.arrays["exclusive"]
   patient = result.arrays["patient"]
