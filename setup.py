@@ -15,6 +15,7 @@ BASE = [
   "array_record>=0.8.1; platform_system == 'Linux' or platform_system == 'Darwin'",
   "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it
   "einops>=0.8",
+  "flatbuffers>=24.3",  # jax.export writes its files with it
   "ml_collections>=1.1",
   "numpy>=2.0",
   "scipy>=1.13",

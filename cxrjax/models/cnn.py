@@ -110,7 +110,7 @@ class Cnn:
       maps = net(images.astype(dtype), keys=key, train=train)
       last = maps[-1].astype(jnp.float32)
       outputs.append(Features(
-          last.mean((1, 2)), last.reshape(len(last), -1, last.shape[-1]) if patches else None,
+          last.mean((1, 2)), last.reshape(last.shape[0], -1, last.shape[-1]) if patches else None,
           {tap: maps[i] for tap, i in wanted.items()}))
     stats = (module.running_stats(net) or None) if train else None
     outputs = tuple(features._replace(stats=stats) for features in outputs)

@@ -94,6 +94,33 @@ def _positions(ours: Arrays, dist: Any, named: str) -> None:
   ours["pos"] = np.concatenate([first[:1] if extra else np.zeros_like(pos[:1]), grid])
 
 
+def to_timm(flat: Mapping[str, Any], encoder: Any) -> tuple[Arrays, tuple[str, ...]]:
+  """timm's arrays of our flat parameters, and what has no place among them.
+
+  Where there are registers the class token takes its position with it: timm's network then has
+  positions for patches alone.
+  """
+  flat = dict(flat)
+  left = tuple(name for name in ("mask_token",) if flat.pop(name, None) is not None)
+  p, c = encoder.patch_size, encoder.channels
+  if "registers" in flat:
+    flat["cls"], flat["pos"] = flat["cls"] + flat["pos"][:1], flat["pos"][1:]
+  names = {ours: theirs for theirs, ours in _TOP.items()}
+  parts = {ours: theirs for theirs, ours in _PARTS.items()}
+  arrays: Arrays = {}
+  for name, value in flat.items():
+    if name == "patch/kernel":
+      arrays[names[name]] = value.reshape(p, p, c, -1).transpose(3, 2, 0, 1)
+    elif name in ("cls", "pos", "registers"):
+      arrays[names[name]] = value[None]
+    elif name in names:
+      arrays[names[name]] = value
+    else:
+      _, i, part = name.split("/", 2)
+      arrays[f"blocks.{i}.{parts[part]}"] = _flip(value)
+  return arrays, left
+
+
 def from_hugging_face(arrays: Mapping[str, Any]) -> dict[str, Any]:
   """Names of `transformers`' ViT, DeiT, ViT-MAE, DINOv2 and DINOv2 with registers as timm's."""
   rules = [

@@ -1,0 +1,207 @@
+"""`python -m cxrjax.export --workdir=RUN --out=FILE`: a finished run's network for other programs.
+
+By FILE's ending, or `--format`:
+
+- `.safetensors`: names and shapes of timm's network of the same family (torchvision's, for ResNet,
+  DenseNet and InceptionV3), with the classifier of a run of `configs/finetune.py`. The call of
+  `timm.create_model` that it loads into, strictly, is printed and kept in the file's metadata.
+- `.npz`: our own names, one array each, and `cxrjax`, a JSON string that describes the network.
+- `.stablehlo`: the computation itself, for CPU, NVIDIA, AMD and TPU, with its weights and for any
+  number of images; `jax.export.deserialize(bytes).call(x)` runs it where JAX is, without this
+  package. x are gray levels 0 to 255, float32 [b s s 1]; resizing is up to the caller. The result
+  is a dict: `probabilities` [b k] of a classifier, `mask` [b s s 1] of a segmentation, or
+  `features` [b d] and `patches` [b n d]. `FILE.json` beside it describes both ends.
+
+ONNX has no format of its own here: `docs/export.md` says why, and how to get there over timm.
+
+`config.init.path=FILE` (and `init=FILE`) reads the first two again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax import export as jax_export
+from jaxtyping import Array, Float
+
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+from cxrjax.models.weights import files, out, safetensors, tree
+from cxrjax.models.weights.adapt import family_of
+from cxrjax.training.restore import Restored, restore
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.")
+_OUT = flags.DEFINE_string("out", None, "The file to write.")
+_FORMAT = flags.DEFINE_string(
+  "format", None, "safetensors, npz or stablehlo; by default what the file's ending says.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+  "image_size", None, "Pixels per side of the images that a .stablehlo takes; by default those "
+  "that the run was trained on.")
+FORMATS = ("safetensors", "npz", "stablehlo")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+  """What is written.
+
+  Attributes:
+    run: restored.
+    image_size: pixels per side.
+  """
+
+  run: Restored
+  image_size: int
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """Of the whole network where the method predicts something, else of the encoder."""
+    if hasattr(self.run.method, "predict"):
+      return self.run.method.network_params(self.run.params, self.run.extra)
+    return {"encoder": self.run.encoder_params}
+
+  @property
+  def head(self) -> dict[str, Any] | None:
+    """Of a classifier."""
+    return self.params.get("head") if self.classes else None
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    labels = getattr(self.run.method, "labels", None)
+    return () if labels is None else tuple(labels.classes)
+
+  def describe(self) -> dict[str, Any]:
+    """The network and its images, for JSON."""
+    run, encoder = self.run, self.run.encoder
+    views = run.config["views"]
+    about = {
+      "family": family_of(encoder), "model": run.config["model"],
+      "method": run.config["method"]["name"].rpartition(".")[2], "step": run.step,
+      "image_size": self.image_size, "channels": encoder.channels,
+      "mean": views["mean"], "std": views["std"], "standardize": encoder.standardize,
+      "pixels": "(gray / 255 - mean) / std", "fit": run.config["data"]["fit"],
+      "features": encoder.features, "use": "research only, not for diagnosis"}
+    if hasattr(encoder, "attention_heads"):
+      about["heads"] = encoder.attention_heads
+    if self.classes:
+      about |= {"classes": list(self.classes),
+                "probabilities": "softmax" if run.method.labels.exclusive else "sigmoid"}
+    return about
+
+  def predict(self, gray: Float[Array, "b s s c"]) -> dict[str, Array]:
+    """What the network makes of gray levels 0 to 255; in float32, as files for many devices are."""
+    views = self.run.config["views"]
+    x = (gray / 255 - views["mean"]) / views["std"]
+    encoder = dataclasses.replace(self.run.encoder, dtype="float32")
+    if hasattr(self.run.method, "predict"):
+      method = dataclasses.replace(self.run.method, encoder=encoder)
+      return {"probabilities" if self.classes else "mask": method.predict(self.params, x)}
+    features = encoder.encode(self.params["encoder"], x)
+    return {"features": features.cls, "patches": features.patches}
+
+
+def write(workdir: str, path: str, kind: str = "", image_size: int | None = None) -> list[str]:
+  """Writes a finished run's network; returns what to tell of it, line by line.
+
+  Args:
+    workdir: of the run.
+    path: of the file.
+    kind: of `FORMATS`; "" for what the path's ending says.
+    image_size: see the flag.
+
+  Raises:
+    UserError: no finished run, an unknown format, a network that timm has not, or a file that
+      cannot be written.
+  """
+  file = pathlib.Path(path).expanduser()
+  kind = kind or file.suffix[1:]
+  if kind not in FORMATS:
+    raise UserError(f"--format={kind!r} is not known{suggest(kind, FORMATS)}; see --help"
+                    + (" for ONNX" if kind == "onnx" else ""))
+  run = restore(workdir, "--workdir")
+  size = image_size or run.config["views"].get("global_size") or run.config["data"]["size"]
+  network = Network(run, size)
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = {"safetensors": _safetensors, "npz": _npz, "stablehlo": _stablehlo}[kind](network, file)
+  except OSError as error:
+    raise UserError(f"--out={path!r} cannot be written: {error.strerror or error}") from error
+  about = network.describe()
+  pixels = f"({about['mean']:g}, {about['std']:g})"
+  return [f"{file}  {file.stat().st_size / 1e6:.1f} MB, step {run.step} of {workdir}",
+          f"images: gray, {size} px; pixels in 0..1 minus and over {pixels}"
+          + (" are inside" if kind == "stablehlo" else ""), *lines]
+
+
+def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
+  run = network.run
+  peer = out.to_timm(run.encoder, network.params["encoder"], network.head)
+  about = network.describe() | {"names": "timm", "timm": {"model": peer.model, "args": peer.args}}
+  safetensors.write(file, peer.arrays, {"format": "pt", files.OURS: json.dumps(about)})
+  lines = [f"loads into {peer.command}"] if peer.model else []
+  dropped = [*peer.left, *(f"{n}/..." for n in network.params if n not in ("encoder", "head"))]
+  lines += [f"left out: {', '.join(dropped)}"] if dropped else []
+  return [*lines, *peer.notes]
+
+
+def _npz(network: Network, file: pathlib.Path) -> list[str]:
+  flat = {n: np.asarray(v, np.float32) for n, v in tree.flatten(network.params).items()}
+  about = network.describe() | {"names": "cxrjax"}
+  with file.open("wb") as opened:  # a name of its own would get another ending
+    np.savez(opened, **{files.OURS: np.array(json.dumps(about))}, **flat)
+  return [f"{len(flat)} arrays"]
+
+
+def _stablehlo(network: Network, file: pathlib.Path) -> list[str]:
+  size, channels = network.image_size, network.run.encoder.channels
+  batch = jax_export.symbolic_shape("b")[0]
+  images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
+  exported = jax_export.export(jax.jit(network.predict), platforms=PLATFORMS)(images)
+  file.write_bytes(exported.serialize())
+  results = {
+    name: [n if isinstance(n, int) else str(n) for n in x.shape] for name, x in
+    jax.tree.unflatten(exported.out_tree, exported.out_avals).items()}
+  about = network.describe() | {
+    "input": ["b", size, size, channels], "input_range": [0, 255], "outputs": results,
+    "platforms": list(PLATFORMS), "calling_convention": exported.calling_convention_version}
+  file.with_name(file.name + ".json").write_text(json.dumps(about, indent=2) + "\n")
+  return ["jax.export.deserialize(open(FILE, 'rb').read()).call(x) gives "
+          + ", ".join(f"{name} [{' '.join(map(str, s))}]" for name, s in results.items())]
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  if "--help" in argv[1:]:
+    sys.stdout.write(f"{__doc__}\n{flags.FLAGS.module_help('__main__')}\n")
+    return
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(str(error).splitlines()[0]) from error
+  if len(rest) > 1:
+    raise UserError(f"{rest[1]!r} is not a flag; flags begin with --")
+  if not _WORKDIR.value or not _OUT.value:
+    raise UserError("--workdir=RUN and --out=FILE are needed; --help says more")
+  for line in write(_WORKDIR.value, _OUT.value, _FORMAT.value or "", _IMAGE_SIZE.value):
+    sys.stdout.write(line + "\n")
+
+
+def run() -> None:
+  """The program: a UserError is one line on stderr and exit status 2."""
+  try:
+    main(sys.argv)
+  except UserError as error:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  run()
