@@ -63,7 +63,7 @@ def _name(row: Facts) -> str:
 
 def _title(found: Facts) -> str:
   of = found.get("model")
-  return "Labels needed" + (f", {of}" if of else "")
+  return "Label efficiency" + (f": {of} from {_and(found['curves'])}" if of else "")
 
 
 def _summary(found: Facts) -> Html:
@@ -121,7 +121,7 @@ def _curves(found: Facts) -> Html | None:
         figures.append(charts.chart(
           words.measure(metric), lines, unit=set_name(found, name), x_log=ticks,
           x_label="labelled radiographs"))
-  return el("div", figures, cls="charts two") if figures else None
+  return el("div", figures, cls="charts three") if figures else None
 
 
 def _line(found: Facts, curve: str, name: str, metric: str, place: int) -> charts.Line | None:
@@ -149,7 +149,7 @@ def _gains(found: Facts) -> Html | None:
         figures.append(forest.chart(
           f"{set_name(found, name)}: {curve} less {found['reference']}", shown, series.VERDICTS,
           x_label="difference of AUROC", levels=[series.zero()]))
-  return el("div", figures, cls="charts two") if figures else None
+  return el("div", figures, cls="charts") if figures else None
 
 
 def _tables(found: Facts) -> Html | None:
@@ -181,7 +181,7 @@ def _tables(found: Facts) -> Html | None:
     return None
   note = ("Scores: " + ("mean over seeds, from the lowest to the highest. " if several else
                         "with 95 % intervals. ") + series.GAINS
-          + (" What other seeds would change is not in them: the table's ranges are." if several
+          + (" They do not speak of other seeds; the ranges of the scores do." if several
              else ""))
   return el("div", parts, el("p", note, cls="note"))
 
@@ -213,7 +213,7 @@ def _how(run: runs.Run, found: Facts) -> Html:
   note = ("Every seed draws other labels, the same for all starts; those of smaller shares lie in "
           "larger ones. The checkpoint is chosen on validation images, which are not divided; the "
           "test images are looked at once.")
-  return el("div", el("div", cards, cls="cards"), el("p", note, cls="note"))
+  return el("div", el("p", note, cls="note"), el("div", cards, cls="cards"))
 
 
 def table(found: Facts) -> str:

@@ -18,6 +18,7 @@ NAME = "report.html"
 Facts = Mapping[str, Any]
 MAIN = ("auroc", "dice")  # what a last stage is judged by first
 TABLED = ("auroc", "accuracy", "balanced_accuracy", "dice", "iou", "assd", "hd95")
+AGAINST = {"gains": "over scratch", "steps": "over the line above"}
 PAIRED = ("auroc", "accuracy", "dice")  # in the tables with their gain
 
 
@@ -56,14 +57,19 @@ def _name(row: Facts) -> str:
 
 def label(start: str) -> str:
   """What a last stage began with, as a row is called."""
-  return {"scratch": "from scratch", "weights": "given weights"}.get(start, f"after {start}")
+  return {"scratch": "from scratch", "weights": "given weights"}.get(start, f"after {plain(start)}")
+
+
+def plain(name: str) -> str:
+  """A stage's name as text."""
+  return name.replace("_", " ")
 
 
 def _title(found: Facts) -> str:
   model = next((row["model"] for row in found["rows"] if row.get("model")), "")
   last = _last(found)
   before = [stage for stage in found["order"] if stage not in last]
-  return f"{', then '.join([*before, _and(last)])}" + (f": {model}" if model else "")
+  return plain(", then ".join([*before, _and(last)])) + (f": {model}" if model else "")
 
 
 def _last(found: Facts) -> list[str]:
@@ -85,14 +91,15 @@ def _sets(found: Facts, stage: str) -> list[str]:
 
 def _title_of(found: Facts, stage: str, name: str) -> str:
   """A last stage and its test set."""
-  return f"{stage}, {set_name({'sets': lookup(found, 'sets', stage)}, name)}"
+  return f"{plain(stage)}, {set_name({'sets': lookup(found, 'sets', stage)}, name)}"
 
 
 def _summary(found: Facts) -> Html:
   """What the last stages came to, and what was above no stage at all, in words."""
   before = [s for s in found.get("order", []) if s not in _last(found)]
-  said = [el("p", el("b", words.count(len(before), "stage")), " without labels (",
-             ", then ".join(before), "), then ", _and(_last(found)), ".")] if before else []
+  names, last = plain(", then ".join(before)), plain(_and(_last(found)))
+  said = [el("p", el("b", words.count(len(before), "stage")), f" without labels ({names}), then ",
+             f"{last}.")] if before else []
   for stage in _last(found):
     for name in _sets(found, stage):
       metric, points = _metric(found, stage, name), _points(found, stage)
@@ -120,25 +127,26 @@ def _and(items: Any) -> str:
 
 def _brought(found: Facts) -> Html | None:
   """For each last stage and test set: the scores, the gain over scratch, and stage by stage."""
-  figures = []
+  parts = []
   for stage in _last(found):
     for name in _sets(found, stage):
+      figures: list[Html] = []
       metric, points = _metric(found, stage, name), _points(found, stage)
       if not metric:
         continue
       of, measure = _title_of(found, stage, name), words.measure(metric)
-      scores = [forest.Row(label(p["start"]), [_mark(lookup(p, "sets", name, metric))])
+      scores = [forest.Row(plain(p["start"]), [_mark(lookup(p, "sets", name, metric))])
                 for p in points]
       figures.append(forest.chart(f"{of}: {measure}", scores, [], x_label=measure))
-      for key, title, against in (("gains", "less that from scratch", lambda p: p["start"]),
-                                  ("steps", "what each stage added", lambda p: p["start"])):
-        rows = [forest.Row(label(against(p)), [series.gain_mark(gain)])
+      for key, title in (("gains", "less that from scratch"), ("steps", "what each stage added")):
+        rows = [forest.Row(plain(p["start"]), [series.gain_mark(gain)])
                 for p in points if (gain := lookup(p, key, name, metric))]
         if rows and (key == "gains" or len(points) > 2):
           figures.append(forest.chart(
             f"{of}: {title}", rows, series.VERDICTS, x_label=f"difference of {measure}",
             levels=[series.zero()]))
-  return el("div", figures, cls="charts three") if figures else None
+      parts.append(el("div", figures, cls="charts"))
+  return el("div", parts) if parts else None
 
 
 def _mark(value: Any) -> forest.Mark:
@@ -154,21 +162,21 @@ def _tables(found: Facts) -> Html | None:
       points = _points(found, stage)
       known = {m for p in points for m in p["sets"].get(name, {})}
       metrics = [m for m in TABLED if m in known]
+      keys = list(AGAINST)[:1 if len(points) < 3 else 2]  # of two lines both are the same
       if not metrics:
         continue
       head = [el("th", "Begun", scope="col")]
       for m in metrics:
         head.append(el("th", words.measure(m), scope="col", cls="num"))
         if m in PAIRED and len(points) > 1:
-          head.append(el("th", "over scratch", scope="col", cls="num"))
-          head.append(el("th", "over the line above", scope="col", cls="num"))
+          head += [el("th", AGAINST[key], scope="col", cls="num") for key in keys]
       body = []
       for p in points:
         cells = []
         for m in metrics:
           cells.append(score_cell(lookup(p, "sets", name, m)))
           if m in PAIRED and len(points) > 1:
-            cells += [gain_cell(lookup(p, key, name, m)) for key in ("gains", "steps")]
+            cells += [gain_cell(lookup(p, key, name, m)) for key in keys]
         body.append(el("tr", el("th", label(p["start"]), scope="row"), cells))
       table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
       n = words.count(lookup(found, "sets", stage, name, "test", "n"), "test radiograph")
@@ -184,29 +192,31 @@ def _tables(found: Facts) -> Html | None:
 
 def _stages(found: Facts) -> Html:
   """A line for each run: what it began with, learnt from, cost and, without labels, gave."""
-  head = ["Stage", "Begun", "Radiographs", "Epochs", "Took", "Frozen features, before > after"]
+  head = ["Stage", "Begun", "Radiographs", "Epochs", "Took", "Frozen features"]
   body = []
   for row in found.get("rows", []):
     if row["status"] != "finished":
-      body.append(el("tr", el("th", row["name"], scope="row"), el("td", label(row["begins"])),
+      body.append(el("tr", el("th", row["name"], scope="row", cls="nowrap"),
+                     el("td", label(row["begins"]), cls="nowrap"),
                      el("td", row["status"], cls="none", colspan=len(head) - 2)))
       continue
     epochs = row.get("epochs")
     cells = [words.count(row.get("images")), f"{epochs:,.3g}" if epochs else "",
              words.duration(row.get("total_s"))]
-    body.append(el("tr", el("th", row["name"], scope="row"), el("td", label(row["begins"])),
+    body.append(el("tr", el("th", row["name"], scope="row", cls="nowrap"),
+                   el("td", label(row["begins"]), cls="nowrap"),
                    [el("td", c or "\N{EN DASH}", cls="num") for c in cells],
                    el("td", _features(row) or "\N{EN DASH}")))
   table = el("table", el("thead", el("tr", [
     el("th", h, scope="col", cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)])),
     el("tbody", body), cls="parts")
   note = ("Frozen features: AUROC of test images by neighbours and by linear probe, of the network "
-          "that the stage began with and of that which it left.")
+          "that the stage began with, and of that which it left.")
   return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
 
 
 def _features(row: Facts) -> list[Any]:
-  """`linear probe 0.850 > 0.914`, a line for each data set and head."""
+  """`linear probe 0.850 to 0.914`, a line for each data set and head."""
   lines: list[Any] = []
   sets = row.get("features") or {}
   for name, heads in sets.items():
@@ -215,8 +225,8 @@ def _features(row: Facts) -> list[Any]:
       style = {"above": "up", "below": "down"}.get(kind)
       old, new = (words.decimal(estimate(found.get(k)).value) for k in ("random", "trained"))
       where = f"{name.replace('_', ' ')}, " if len(sets) > 1 else ""
-      lines.append(el("div", f"{where}{head_name(head)} {old} > ",
-                      el("span", new, " ", series.SIGNS.get(kind, ""), cls=style)))
+      lines.append(el("div", f"{where}{head_name(head)} {old} \N{RIGHTWARDS ARROW} ",
+                      el("span", new, " ", series.SIGNS.get(kind, ""), cls=style), cls="nowrap"))
   return lines
 
 
@@ -239,12 +249,11 @@ def table(found: Facts) -> str:
     for name in _sets(found, stage):
       metric = _metric(found, stage, name)
       if metric:
-        lines = [[_title_of(found, stage, name), words.measure(metric), "over scratch",
-                  "over the line above"]]
+        lines = [[_title_of(found, stage, name), words.measure(metric), *AGAINST.values()]]
         for p in _points(found, stage):
           lines.append([label(p["start"]),
                         words.estimate(estimate(lookup(p, "sets", name, metric)), "-"),
                         *(series.plain_gain(lookup(p, k, name, metric))
-                          for k in ("gains", "steps"))])
+                          for k in AGAINST)])
         tables.append("\n".join(series.aligned(lines)))
   return "\n\n".join(tables) + "\n95 % intervals; gains are paired, + or - where 0 is left out"

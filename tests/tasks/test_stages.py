@@ -88,7 +88,7 @@ def test_what_every_stage_brought_is_from_the_predictions(whole):
 def test_the_page(whole):
   words = " ".join("".join(Checked((whole[0] / "report.html").read_text()).text).split())
   assert "could not be drawn" not in words and "Not everything" not in words
-  for said in ("pirl_rotation, then simclr, then finetune: ViT-Nu/8", "from scratch 0.",
+  for said in ("pirl rotation, then simclr, then finetune: ViT-Nu/8", "from scratch 0.",
                "beyond the interval better than from scratch: after simclr.", "over the line above",
                "finetune, phantom: less that from scratch", "finetune-from-scratch-seed1",
                "the command"):
