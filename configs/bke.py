@@ -1,7 +1,7 @@
 """Batch knowledge ensembling: fine-tuning from few labels, and from images that look alike.
 
     python -m cxrjax.main --config=configs/bke.py                 # phantoms, 16 labels per class
-    python -m cxrjax.main --config=configs/bke.py:init=runs/dino,labelled=10 %
+    python -m cxrjax.main --config="configs/bke.py:init=runs/dino,labelled=10 %"
     python -m cxrjax.main --config=configs/bke.py:small,data=folder:DIR,init=runs/dino
     python -m cxrjax.main --config=configs/bke.py:paper,init=runs/simclr
     python -m cxrjax.main --config=configs/bke.py:tiny            # four steps, for tests

@@ -1,7 +1,7 @@
 """Fine-tuning: an encoder, pretrained or not, learns to classify from few labels or many.
 
     python -m cxrjax.main --config=configs/finetune.py            # phantoms, from scratch, minutes
-    python -m cxrjax.main --config=configs/finetune.py:init=runs/dino,subset=10 %
+    python -m cxrjax.main --config="configs/finetune.py:init=runs/dino,subset=10 %"
     python -m cxrjax.main --config=configs/finetune.py:small,data=folder:DIR,init=runs/dino
     python -m cxrjax.main --config=configs/finetune.py:paper,init=deit_small.safetensors
     python -m cxrjax.main --config=configs/finetune.py:tiny       # four steps, for tests

@@ -1,7 +1,7 @@
 """Mean teacher: fine-tuning from few labels and many images, by agreeing with a moving average.
 
     python -m cxrjax.main --config=configs/mean_teacher.py        # phantoms, 16 labels per class
-    python -m cxrjax.main --config=configs/mean_teacher.py:init=runs/dino,labelled=10 %
+    python -m cxrjax.main --config="configs/mean_teacher.py:init=runs/dino,labelled=10 %"
     python -m cxrjax.main --config=configs/mean_teacher.py:small,data=folder:DIR,init=runs/dino
     python -m cxrjax.main --config=configs/mean_teacher.py:paper,init=runs/moco
     python -m cxrjax.main --config=configs/mean_teacher.py:tiny   # four steps, for tests
