@@ -12,7 +12,8 @@ By FILE's ending, or `--format`:
   is a dict: `probabilities` [b k] of a classifier, `mask` [b s s 1] of a segmentation, or
   `features` [b d] and `patches` [b n d]. `FILE.json` beside it describes both ends.
 
-ONNX has no format of its own here: `docs/export.md` says why, and how to get there over timm.
+- `.onnx`: the same computation, for any number of images, through `jax2onnx`, which is not among
+  the dependencies (docs/weights.md); of encoders and classifiers.
 
 `config.init.path=FILE` (and `init=FILE`) reads the first two again.
 """
@@ -23,6 +24,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import warnings
 from typing import Any
 
 import jax
@@ -41,11 +43,11 @@ from cxrjax.training.restore import Restored, restore
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.")
 _OUT = flags.DEFINE_string("out", None, "The file to write.")
 _FORMAT = flags.DEFINE_string(
-  "format", None, "safetensors, npz or stablehlo; by default what the file's ending says.")
+  "format", None, "safetensors, npz, stablehlo or onnx; by default what the file's ending says.")
 _IMAGE_SIZE = flags.DEFINE_integer(
   "image_size", None, "Pixels per side of the images that a .stablehlo takes; by default those "
   "that the run was trained on.")
-FORMATS = ("safetensors", "npz", "stablehlo")
+FORMATS = ("safetensors", "npz", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -94,6 +96,10 @@ class Network:
     if self.classes:
       about |= {"classes": list(self.classes),
                 "probabilities": "softmax" if run.method.labels.exclusive else "sigmoid"}
+    judged = [f["trained"] for f in run.facts.get("evaluation", {}).values()
+              if "temperature" in f.get("trained", {})]
+    if judged:  # of logits, which what is exported has not been divided by; and of probabilities
+      about |= {name: judged[0][name] for name in ("temperature", "thresholds")}
     return about
 
   def predict(self, gray: Float[Array, "b s s c"]) -> dict[str, Array]:
@@ -124,21 +130,21 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
   file = pathlib.Path(path).expanduser()
   kind = kind or file.suffix[1:]
   if kind not in FORMATS:
-    raise UserError(f"--format={kind!r} is not known{suggest(kind, FORMATS)}; see --help"
-                    + (" for ONNX" if kind == "onnx" else ""))
+    raise UserError(f"--format={kind!r} is not known{suggest(kind, FORMATS)}")
   run = restore(workdir, "--workdir")
   size = image_size or run.config["views"].get("global_size") or run.config["data"]["size"]
   network = Network(run, size)
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = {"safetensors": _safetensors, "npz": _npz, "stablehlo": _stablehlo}[kind](network, file)
+    to_format = {"safetensors": _safetensors, "npz": _npz, "stablehlo": _stablehlo, "onnx": _onnx}
+    lines = to_format[kind](network, file)
   except OSError as error:
     raise UserError(f"--out={path!r} cannot be written: {error.strerror or error}") from error
   about = network.describe()
   pixels = f"({about['mean']:g}, {about['std']:g})"
   return [f"{file}  {file.stat().st_size / 1e6:.1f} MB, step {run.step} of {workdir}",
           f"images: gray, {size} px; pixels in 0..1 minus and over {pixels}"
-          + (" are inside" if kind == "stablehlo" else ""), *lines]
+          + (" are inside" if kind in ("stablehlo", "onnx") else ""), *lines]
 
 
 def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
@@ -175,6 +181,32 @@ def _stablehlo(network: Network, file: pathlib.Path) -> list[str]:
   file.with_name(file.name + ".json").write_text(json.dumps(about, indent=2) + "\n")
   return ["jax.export.deserialize(open(FILE, 'rb').read()).call(x) gives "
           + ", ".join(f"{name} [{' '.join(map(str, s))}]" for name, s in results.items())]
+
+
+def _onnx(network: Network, file: pathlib.Path) -> list[str]:
+  try:
+    import jax2onnx
+    import onnx
+  except ImportError as error:
+    raise UserError(
+      f"--format=onnx needs {error.name}: pip install onnx onnx-ir equinox dm-pix && pip install "
+      "--no-deps jax2onnx; or use --format=stablehlo") from error
+  size, channels = network.image_size, network.run.encoder.channels
+  names = list(jax.eval_shape(
+    network.predict, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)))
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      model = jax2onnx.to_onnx(
+        network.predict, [("b", size, size, channels)], input_names=["gray"],
+        output_names=sorted(names))
+  except Exception as error:  # whatever a converter meets that it does not know
+    reason = (str(error).strip().splitlines() or [repr(error)])[0][:120]
+    raise UserError(
+      f"jax2onnx does not convert this network ({reason}); use --format=stablehlo") from error
+  onnx.helper.set_model_props(model, {files.OURS: json.dumps(network.describe())})
+  onnx.save(model, str(file))
+  return [f"gray [b {size} {size} {channels}] in 0..255 gives {', '.join(sorted(names))}"]
 
 
 def main(argv: list[str]) -> None:

@@ -302,8 +302,9 @@ class _VisionTransformer(nnx.Module):
       for name in [name for name, at in wanted.items() if at == i]:
         for group, value in zip(found, transformer.split(x, shapes), strict=True):
           group[name] = value
-    ends = np.cumsum([b for b, _ in shapes])[:-1]
-    cls = jnp.split(self.norm(rows).astype(jnp.float32), ends)
+    cls = [self.norm(rows).astype(jnp.float32)]
+    if len(shapes) > 1:
+      cls = jnp.split(cls[0], np.cumsum([b for b, _ in shapes])[:-1])
     normal = transformer.split(self.norm(x).astype(jnp.float32), shapes)
     normal = [group[:, prefix:] for group in normal]
     if self.config[4] == "mean":
