@@ -39,9 +39,8 @@ def decisions(run: Run) -> Html | None:
   what = "" if predicted else ", linear probe"
   note = ""
   if exclusive and k == 2:
-    names = ["auroc"] if predicted else []  # how `words.encoder` tells them apart
     of = f"{what}: {classes[1]}"
-    curves = [(words.encoder(e, names), STYLES[e], s[:, 1], y[:, 1])
+    curves = [(words.encoder(e, ()), STYLES[e], s[:, 1], y[:, 1])
               for e, (s, y) in scores.items()]
   else:
     own, labels = scores.get(TRAINED) or next(iter(scores.values()))

@@ -111,7 +111,7 @@ def _style(found: Facts, curve: str) -> str:
 def _curves(found: Facts) -> Html | None:
   """A chart for each test set and metric, a line for each start."""
   figures = []
-  ticks = sorted({round(n) for p in found["points"] if (n := number(p.get("images"))) > 0})
+  ticks = sorted({round(n) for p in found["points"] if (n := number(p.get("labelled"))) > 0})
   for name in found.get("sets", {}):
     metrics = {m for p in found["points"] for m in p["sets"].get(name, {})}
     for metric in (m for m in CHARTED if m in metrics):
@@ -125,7 +125,7 @@ def _curves(found: Facts) -> Html | None:
 
 
 def _line(found: Facts, curve: str, name: str, metric: str, place: int) -> charts.Line | None:
-  points = [(number(p.get("images")), estimate(lookup(p, "sets", name, metric)))
+  points = [(number(p.get("labelled")), estimate(lookup(p, "sets", name, metric)))
             for p in _points(found, curve)]
   points = sorted((x, e) for x, e in points if x > 0) if len(points) > 1 else points
   if not points:
@@ -169,7 +169,7 @@ def _tables(found: Facts) -> Html | None:
       points = [p for p in found["points"] if p["fraction"] == share]
       if not points:
         continue
-      n = words.count(points[0].get("images"), "radiograph")
+      n = words.count(points[0].get("labelled"), "radiograph")
       body.append(el("tr", el("th", f"{share}, {n}", scope="rowgroup", colspan=len(head)),
                      cls="group"))
       body += [_row(p, name, metrics) for p in points]
@@ -224,7 +224,7 @@ def table(found: Facts) -> str:
               "accuracy"]]
     for point in found["points"]:
       judged = lookup(point, "sets", name) or {}
-      lines.append([point["curve"], f"{point['fraction']} ({words.count(point.get('images'))})",
+      lines.append([point["curve"], f"{point['fraction']} ({words.count(point.get('labelled'))})",
                     words.estimate(estimate(judged.get("auroc")), "-"),
                     series.plain_gain(lookup(point, "gains", name, "auroc")),
                     words.estimate(estimate(judged.get("accuracy")), "-")])

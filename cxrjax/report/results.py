@@ -115,8 +115,8 @@ def _verdict(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> 
   name = next((m for m in names if m.startswith("linear") and m in random), None)
   name = name or next((m for m in names if m in random), None)
   own, floor = trained.get(name or names[-1]), floor_auroc(latest)
-  others = [(random.get(name) if name else None, "the random encoder's"),
-            (floor, "the thumbnail floor's")]
+  others = [(random.get(name) if name else None, "that of the encoder before training"),
+            (floor, "that of the thumbnail floor")]
   found: dict[str, list[str]] = {}
   for other, whose in others:
     if own and other and (relation := _relation(own, other)):

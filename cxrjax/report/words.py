@@ -10,10 +10,9 @@ from typing import Any
 from cxrjax.report.run import Estimate
 
 ENCODERS = {
-  "trained": "Trained", "random": "Random encoder", "floor": "Thumbnail floor",
+  "trained": "Trained", "random": "Before training", "floor": "Thumbnail floor",
 }
-DRAWERS = {"random": "Before training", "floor": "Mean training mask"}  # of masks
-CALLERS = {"random": "Before training"}  # of classes
+DRAWERS = {"floor": "Mean training mask"}  # of masks
 MEASURES = {
   "auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy",
   "balanced_accuracy": "Balanced accuracy", "f1": "F1", "sensitivity": "Sensitivity",
@@ -101,7 +100,7 @@ def duration(seconds: Any) -> str:
 
 def encoder(name: str, metrics: Collection[str]) -> str:
   """What is judged, by the metrics it has: the floor of masks is no thumbnail."""
-  names = DRAWERS if "dice" in metrics else CALLERS if "auroc" in metrics else {}
+  names = DRAWERS if "dice" in metrics else {}
   return names.get(name, ENCODERS.get(name, name))
 
 

@@ -44,7 +44,7 @@ def test_a_finished_run(workdir):
   assert "without using labels, for 30 epochs (400 steps of 64 images), in 3 h 12 min" in words
   assert "On 624 held-out radiographs" in words
   assert "a linear model of raw thumbnails (the floor) 0.901 (0.876\N{EN DASH}0.924)" in words
-  assert "lies above the random encoder's" in words
+  assert "lies above that of the encoder before training" in words
   assert "ln K = ln 4,096 = 8.32" in words
   assert "Research use only" in words
   assert "Peak memory, accelerator 54 GB" in words and "Peak memory, process 3.21 GB" in words

@@ -53,12 +53,12 @@ def test_terminal_table(tmp_path):
              "floor": {"linear/auroc": Interval(math.nan, math.nan, math.nan, 0, "none", "why")}}
   table = terminal.results_table(results)
   assert table.splitlines() == [
-    "                     Trained              Random encoder  Thumbnail floor",
-    "-------------------------------------------------------------------------",
-    "kNN, k = 5: AUROC    0.875                0.750           -",
-    "kNN, k = 20: AUROC   0.900 (0.880-0.920)  -               -",
-    "Linear probe: AUROC  0.950 (0.930-0.970)  -               n/a",
-    "-------------------------------------------------------------------------",
+    "                     Trained              Before training  Thumbnail floor",
+    "--------------------------------------------------------------------------",
+    "kNN, k = 5: AUROC    0.875                0.750            -",
+    "kNN, k = 20: AUROC   0.900 (0.880-0.920)  -                -",
+    "Linear probe: AUROC  0.950 (0.930-0.970)  -                n/a",
+    "--------------------------------------------------------------------------",
     "95 % intervals in brackets"]
   with Writer(tmp_path) as writer:
     for encoder, metrics in results.items():
