@@ -17,8 +17,8 @@ With each seed other labels are drawn (`split_seed`); those of smaller fractions
 and all starts learn from the same. `1+10` are percents, `16 per class` may stand among them. What
 validates is not divided. Options that are not below are handed on to `configs/finetune.py`, and
 what concerns radiographs and network to a pretraining; `args.NAME=key=value;key=value` is for the
-method or start of that name. `methods=finetune+NAME` draws other configs' ways to learn from few
-labels.
+method or start of that name. `methods=finetune+mean_teacher+bke` draws these configs as well, for
+which the other images stay, without their labels.
 """
 
 import pathlib

@@ -107,17 +107,19 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
                if n in begin or (pathlib.Path(p).expanduser() / "config.json").is_file()), "")
   methods = []
   for name, file, own in config["methods"]:
-    _ = runs.made([f"--config={folder / file}:{','.join(filter(None, [config['arg'], own]))}"])
-    methods.append((name, folder / file, own))
+    whole = runs.made([f"--config={folder / file}:{','.join(filter(None, [config['arg'], own]))}"])
+    # What learns from images without labels, too, has all of them.
+    option = "labelled" if "labelled" in whole["data"] else "subset"
+    methods.append((name, folder / file, own, option))
   jobs = []
   for seed in seeds:
     for share in fractions:
-      for method, file, own in methods:
+      for method, file, own, option in methods:
         for init, path in paths.items():
           start = path or paths.get(like, "")
           items = [config["arg"], own, f"init={start}" if start else "",
-                   "" if share == "100 %" else f"subset={share}", f"seed={seed}",
-                   f"split_seed={seed}"]
+                   "" if (option, share) == ("subset", "100 %") else f"{option}={share}",
+                   f"seed={seed}", f"split_seed={seed}"]
           flags = [f"--config={file}:{','.join(filter(None, items))}"]
           if start and not path:
             flags.append("--config.init.path=")  # the network, not its weights
@@ -177,9 +179,9 @@ def _point(
   """What all seeds of a curve came to with one share of the labels."""
   of_seed = ended[curve, share]
   each = [transfer_facts.judged(run) for run in of_seed.values()]
-  images = [run.fact("data", "train", "n") for run in of_seed.values()]
+  labelled = [transfer_facts.labelled(run) for run in of_seed.values()]
   return {
-    "curve": curve, "fraction": share, "images": sum(images) / len(images),
+    "curve": curve, "fraction": share, "labelled": sum(labelled) / len(labelled),
     "sets": {name: {metric: transfer_facts.over_seeds([one.get(name, {}).get(metric)
                                                        for one in each])
                     for metric in metrics} for name, metrics in each[0].items()},
@@ -202,10 +204,10 @@ def _said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
 
 def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
   """A header and a line for every run, test set and metric; a run that failed has one line."""
-  yield ("curve", "init", "fraction", "images", "seed", "status", "data", "metric", "value", "low",
-         "high", "total_s", "why", "command", "run")
+  yield ("curve", "init", "fraction", "labelled", "seed", "status", "data", "metric", "value",
+         "low", "high", "total_s", "why", "command", "run")
   for row in found["rows"]:
-    start = [row["curve"], row["init"], row["fraction"], cell(row.get("images")), row["seed"],
+    start = [row["curve"], row["init"], row["fraction"], cell(row.get("labelled")), row["seed"],
              row["status"]]
     end = [cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
     lines = [(name, metric, value) for name, judged in (row.get("sets") or {}).items()

@@ -28,11 +28,18 @@ def row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str,
     "status": "finished" if finished else "failed" if why else "waiting"}
   if finished:
     found |= {
-      "images": run.fact("data", "train", "n"), "steps": run.fact("steps"),
-      "epochs": run.fact("epochs"), "total_s": total_seconds(run), "method": run.fact("method"),
+      "images": run.fact("data", "train", "n"), "labelled": labelled(run),
+      "steps": run.fact("steps"), "epochs": run.fact("epochs"), "total_s": total_seconds(run),
+      "method": run.fact("method"),
       "start": {k: run.fact("init", k) for k in ("path", "source", "summary")}
       if run.fact("init") else None, "sets": judged(run)}
   return found
+
+
+def labelled(run: Run) -> int | None:
+  """How many images had labels to learn from; of several findings the one known most often."""
+  known = run.fact("data", "train", "class_known") or {}
+  return max(known.values(), default=run.fact("data", "train", "n"))
 
 
 def tests(run: Run) -> list[str]:

@@ -82,10 +82,23 @@ def test_all_starts_learn_from_the_same_labels_with_the_same_network(tmp_path):
     assert job.needs == ("pretrain-dino",)
 
 
+def test_what_learns_from_all_images_has_other_labels_hidden(tmp_path):
+  jobs = label_efficiency.plan(
+    config("tiny,inits=scratch,methods=finetune+mean_teacher,fractions=10+100,seeds=3"), tmp_path)
+  found = {job.name: job.flags[0].partition(":")[2] for job in jobs}
+  assert found == {
+    "scratch-10pct-seed3": "tiny,subset=10 %,seed=3,split_seed=3",
+    "mean_teacher-scratch-10pct-seed3": "tiny,labelled=10 %,seed=3,split_seed=3",
+    "scratch-100pct-seed3": "tiny,seed=3,split_seed=3",
+    "mean_teacher-scratch-100pct-seed3": "tiny,labelled=100 %,seed=3,split_seed=3"}
+  assert [job.curve for job in jobs[:2]] == ["scratch", "scratch, mean_teacher"]
+  assert jobs[3].config["data"]["labelled"] == "100 %"
+
+
 def test_numbers_are_those_of_the_predictions(swept):
   found = facts(swept[0])
   point = next(p for p in found["points"] if p["curve"] == "dino" and p["fraction"] == "10 %")
-  assert point["images"] == 60 and found["reference"] == "scratch"
+  assert point["labelled"] == 60 and found["reference"] == "scratch"
   each = [judge.judge("", probabilities(0.9, s), LABELS, PATIENTS, ("a", "b"), True)["auroc"].value
           for s in (0, 1)]
   auroc = point["sets"]["test"]["auroc"]
@@ -113,7 +126,7 @@ def test_the_table_has_every_metric_of_every_run(swept):
   one = next(r for r in found if r["run"] == "scratch-100pct-seed1" and r["metric"] == "auroc")
   value = judge.judge("", probabilities(1.0, 1), LABELS, PATIENTS, ("a", "b"), True)["auroc"]
   assert float(one["value"]) == pytest.approx(value.value, abs=1e-5)
-  assert (one["curve"], one["fraction"], one["images"], one["seed"]) == (
+  assert (one["curve"], one["fraction"], one["labelled"], one["seed"]) == (
     "scratch", "100 %", "200", "1")
 
 
