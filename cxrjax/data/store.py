@@ -248,12 +248,20 @@ def to_square(
   """One record as a square of `size` pixels, the gray levels shown of it, and its mask.
 
   With 8 bits the levels shown are already 0 to 255; with 16 an 8-bit image is multiplied by 257.
+  A mask may have another resolution than its image, as some are published, but not another shape.
 
   Raises:
-    decode.BadImage: it is unusable.
+    decode.BadImage: it is unusable, or its mask is not its own.
   """
   shown = pixels.choose_window(record.image, record.window, window)
-  mask = None if record.mask is None else pixels.resize(record.mask, size, fit, nearest=True)
+  mask = None
+  if record.mask is not None:
+    (h, w), (rows, columns) = record.image.shape[:2], record.mask.shape[:2]
+    if abs(h * columns - w * rows) > 0.02 * h * columns:  # a pixel of rounding is no other shape
+      raise decode.BadImage(
+        f"its lung mask of {columns}x{rows} pixels does not lie over its {w}x{h} pixels; give a "
+        "mask of the same shape")
+    mask = pixels.resize(record.mask, size, fit, nearest=True)
   if bits == 8:
     square = pixels.resize(pixels.to_uint8(record.image, shown), size, fit)
     return square, pixels.WHOLE[8], mask

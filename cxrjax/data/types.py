@@ -18,7 +18,8 @@ class Record:
     image: gray pixels as published, 8 or 16 bit.
     labels: one value per class of the source; 1 present, 0 absent, NaN unknown. For exclusive
       classes a one-hot vector.
-    mask: lungs (1) and the rest (0), of the image's size, where the source has one.
+    mask: lungs (1) and the rest (0), of the image's shape (its resolution may differ), where the
+      source has one.
     id: unique within the source.
     patient: images of one patient share it, across all splits of a source.
     site: where the image was taken; empty where unknown.
@@ -28,7 +29,7 @@ class Record:
 
   image: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
   labels: Float32[np.ndarray, "k"]
-  mask: UInt8[np.ndarray, "h w 1"] | None
+  mask: UInt8[np.ndarray, "rows columns 1"] | None
   id: str
   patient: str
   site: str = ""

@@ -142,6 +142,18 @@ def test_masks(arrays):
   assert load(arrays(5)).masks is None
 
 
+def test_a_mask_may_be_smaller_than_its_image_but_not_of_another_shape(arrays):
+  small = np.zeros((12, 12), np.uint8)
+  small[:, :6] = 1
+  images = load(arrays(2, masks=[small] * 2))
+  assert (images.masks[:, :, :8] == 1).all() and (images.masks[:, :, 8:] == 0).all()
+  masks = [small, np.ones((24, 18), np.uint8), small]
+  with pytest.raises(UserError, match="im1.*mask of 18x24 pixels does not lie over its 24x24"):
+    load(arrays(3, masks=masks))
+  left = load(arrays(3, masks=masks), on_bad_image="skip")
+  assert left.ids == ("im0", "im2") and "im1" in dict(left.skipped)
+
+
 def test_sixteen_bit_images(arrays):
   source = arrays(3)
   source.images[1] = source.images[1].astype(np.uint16) * 100 + 900
