@@ -52,8 +52,9 @@ def test_the_data_table_names_every_builder(repository):
       assert (builder.parent / file).exists(), builder.parent / file
 
 
-@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", "docs/comparison.md", *(
-  str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("tfds_builders/*/README.md")))])
+@pytest.mark.parametrize("document", [
+  "README.md", "benchmarks/README.md", "docs/comparison.md", "docs/weights.md", *(
+    str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("tfds_builders/*/README.md")))])
 def test_links_lead_somewhere(document, repository):
   path = repository / document
   for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

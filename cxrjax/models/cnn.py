@@ -100,7 +100,7 @@ class Cnn:
     groups = tuple(x) if several else (x,)
     keys = (None,) * len(groups) if keys is None else keys if several else (keys,)
     for images in groups:
-      self._check(images.shape)
+      self._check(images.shape[1:])
     wanted = {tap: self._tap(tap) for tap in taps}
     dtype = module.compute_dtype(self.dtype)
     net = self._net.bind(params)
@@ -117,12 +117,12 @@ class Cnn:
     return outputs if several else outputs[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
-    if shape[3] != self.channels:
-      raise UserError(f"images have {shape[3]} channels, config.model.channels={self.channels}")
-    if not all(self.grid(shape[1:])):
+    if shape[2] != self.channels:
+      raise UserError(f"images have {shape[2]} channels, config.model.channels={self.channels}")
+    if not all(self.grid(shape)):
       least = next(n for n in range(1, 1000) if self._size(n))
       raise UserError(
-          f"images of {shape[1]}x{shape[2]} pixels are too small for config.model, which needs "
+          f"images of {shape[0]}x{shape[1]} pixels are too small for config.model, which needs "
           f"{least}x{least}; make the crops larger or choose another model")
 
   def _tap(self, tap: str) -> int:

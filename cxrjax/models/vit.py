@@ -201,7 +201,7 @@ class Model:
     if not self.mask_token and any(one is not None for one in mask):
       raise UserError("masked patches need config.model.mask_token=True")
     for images in groups:
-      self._check(images.shape)
+      self._check(images.shape[1:])
     if self.standardize:
       groups = tuple(standardize(images) for images in groups)
     wanted = self._taps(taps)
@@ -211,13 +211,13 @@ class Model:
     return tuple(outputs) if several else outputs[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
-    if shape[1] % self.patch_size or shape[2] % self.patch_size:
+    if shape[0] % self.patch_size or shape[1] % self.patch_size:
       raise UserError(
-          f"images of {shape[1]}x{shape[2]} pixels do not divide into patches of "
+          f"images of {shape[0]}x{shape[1]} pixels do not divide into patches of "
           f"config.model.patch_size={self.patch_size}")
-    if shape[3] != self.channels:
+    if shape[2] != self.channels:
       raise UserError(
-          f"images have {shape[3]} channels, config.model.channels={self.channels}")
+          f"images have {shape[2]} channels, config.model.channels={self.channels}")
 
   def _taps(self, taps: tuple[str, ...]) -> tuple[tuple[str, int | None], ...]:
     depth, wanted = self._dims[1], []
