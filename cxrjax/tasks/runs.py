@@ -31,6 +31,7 @@ from cxrjax.report.run import environment
 from cxrjax.report.writer import FACTS, Writer
 from cxrjax.tasks.train import now
 from cxrjax.training.signals import Stopping
+from cxrjax.training.workdir import differences
 
 ASKS = 0.2  # seconds between looks for a signal
 
@@ -171,10 +172,11 @@ def made(flags: Sequence[str]) -> dict[str, Any]:
 
 
 def done(job: Job, workdir: pathlib.Path) -> bool:
-  """Whether a run of exactly this config is over.
+  """Whether a run is over.
 
   Raises:
-    UserError: it began before a run that it begins with had ended, for that was run again.
+    UserError: it began before a run that it begins with had ended, for that was run again; or with
+      another config.
   """
   folder = workdir / job.name
   try:
@@ -188,7 +190,10 @@ def done(job: Job, workdir: pathlib.Path) -> bool:
       raise UserError(f"{folder} is older than {name}, which it begins with and which was run "
                       f"again; remove {folder} to repeat it, too")
   wanted = json.loads(json.dumps(job.config, default=lambda item: item.to_dict()))
-  return facts.get("status") == "finished" and config == wanted
+  if changed := differences(config, wanted):
+    raise UserError(f"{folder} was begun with another config ({'; '.join(changed)}); restore these "
+                    "values, or remove it to begin anew")
+  return facts.get("status") == "finished"
 
 
 def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | None:

@@ -126,6 +126,9 @@ def test_what_begins_with_a_failed_run_waits_and_the_rest_goes_on(file, tmp_path
   assert board.take(jobs, workdir) == 0
   assert board.launched == ["a", "b", "c"]  # the same command goes on there
   assert board.take(jobs, workdir) == 0 and board.launched == []
+  file.write_text(CONFIG.replace("0.1", "0.2"))
+  assert board.take([runs.Job("a", (f"--config={file}:a",))], workdir) == 1
+  assert any("was begun with another config (config.a.rate: 0.1 -> 0.2)" in s for s in board.said)
 
 
 def test_a_config_that_cannot_be_made_is_a_run_that_failed(file, tmp_path, monkeypatch):
