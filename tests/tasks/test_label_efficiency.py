@@ -80,6 +80,7 @@ def test_all_starts_learn_from_the_same_labels_with_the_same_network(tmp_path):
     assert ("subset=10 %" in items) == (job.fraction == "10 %") and "subset=100 %" not in items
     assert (job.flags[1:] == ("--config.init.path=",)) == (job.init == "scratch")
     assert job.needs == ("pretrain-dino",)
+    assert ("layer_decay=1.0" in items) == (job.init == "scratch")
 
 
 def test_what_learns_from_all_images_has_other_labels_hidden(tmp_path):
@@ -87,10 +88,10 @@ def test_what_learns_from_all_images_has_other_labels_hidden(tmp_path):
     config("tiny,inits=scratch,methods=finetune+mean_teacher,fractions=10+100,seeds=3"), tmp_path)
   found = {job.name: job.flags[0].partition(":")[2] for job in jobs}
   assert found == {
-    "scratch-10pct-seed3": "tiny,subset=10 %,seed=3,split_seed=3",
-    "mean_teacher-scratch-10pct-seed3": "tiny,labelled=10 %,seed=3,split_seed=3",
-    "scratch-100pct-seed3": "tiny,seed=3,split_seed=3",
-    "mean_teacher-scratch-100pct-seed3": "tiny,labelled=100 %,seed=3,split_seed=3"}
+    "scratch-10pct-seed3": "tiny,layer_decay=1.0,subset=10 %,seed=3,split_seed=3",
+    "mean_teacher-scratch-10pct-seed3": "tiny,layer_decay=1.0,labelled=10 %,seed=3,split_seed=3",
+    "scratch-100pct-seed3": "tiny,layer_decay=1.0,seed=3,split_seed=3",
+    "mean_teacher-scratch-100pct-seed3": "tiny,layer_decay=1.0,labelled=100 %,seed=3,split_seed=3"}
   assert [job.curve for job in jobs[:2]] == ["scratch", "scratch, mean_teacher"]
   assert jobs[3].config["data"]["labelled"] == "100 %"
 
@@ -179,6 +180,6 @@ def test_what_is_handed_on():
                  "args.dino=lr=1e-3,inits=scratch+dino=dino.py")
   assert found["arg"] == "small,data=folder:/a,data.csv=l.csv,patch_size=4,layer_decay=0.5"
   assert found["inits"] == (
-    ("scratch", "", ""),
+    ("scratch", "", "layer_decay=1.0"),
     ("dino", "dino.py", "small,data=folder:/a,data.csv=l.csv,patch_size=4,lr=1e-3"))
   assert found["fractions"] == ("1", "5", "10", "50", "100")

@@ -40,6 +40,7 @@ def lungs(tmp_path_factory):
     judged.append((name, int(state["step"])))
     if judged[-1] == ("validation", 60):
       result.metrics["dice"] = intervals.Interval(0.1, 0.0, 0.2, 48, "made up")
+      result.scores["dice"] = 0.1
     return result
 
   said = []

@@ -62,8 +62,9 @@ def test_stages_in_order_then_the_last_from_every_start(whole):
   assert read["simclr"]["init"]["path"] == str(workdir / "pirl_rotation")
   assert read["finetune-seed1"]["init"]["path"] == str(workdir / "simclr")
   assert read["finetune-from-pirl_rotation-seed0"]["init"]["path"] == str(workdir / "pirl_rotation")
-  # From scratch only the weights are missing: all else is the same.
+  # From scratch the weights are missing and layers' rates are the same, all else is equal.
   one, two = dict(read["finetune-seed0"]), dict(read["finetune-from-scratch-seed0"])
+  assert two["optimizer"].pop("layer_decay") == 1.0 != one["optimizer"].pop("layer_decay")
   assert two.pop("init") == {**one.pop("init"), "path": ""} and one == two
 
 
@@ -164,7 +165,7 @@ def spec(**changes):
   ((spec(), spec()), "config.stages[1].name='a' must be a new name"),
   ((spec(name="scratch"),), "config.stages[0].name='scratch'"),
   ((spec(name="a/b"),), "config.stages[0].name='a/b'"),
-  ((spec(colour="red"),), "takes name, config, flags and init"),
+  ((spec(colour="red"),), "takes config, flags, init, name, scratch"),
   ((spec(config="none.py"),), "none.py is no config file"),
   ((spec(config="dino.py:colour=red"),), "colour=red is not an option"),
   ((spec(flags=("--config.colour=red",)),), "names a key that"),
