@@ -7,7 +7,10 @@
 
 `inits=` are names with what each starts from: a finished run's workdir, a file of weights, or a
 config of `configs/` that is then run first, `dino=dino.py`. `scratch` has the network of the first
-workdir, without its weights. Gains are over the first of them.
+workdir, without its weights, and `layer_decay=1.0`. Gains are over the first of them.
+
+The first gives, with seeds 0 and 1, DINO an AUROC of 0.914, 0.951 and 0.955 on the phantom's test
+images with 18, 174 and 1,737 labels; 13 runs take 6 minutes of a processor's time (2026-11-21).
 
 Every fine-tuning is an ordinary run of `configs/finetune.py` in a folder of the workdir, in a
 process of its own. `report.html`, `table.csv` and `run.json` have what all came to. The same
@@ -17,8 +20,9 @@ With each seed other labels are drawn (`split_seed`); those of smaller fractions
 and all starts learn from the same. `1+10` are percents, `16 per class` may stand among them. What
 validates is not divided. Options that are not below are handed on to `configs/finetune.py`, and
 what concerns radiographs and network to a pretraining; `args.NAME=key=value;key=value` is for the
-method or start of that name. `methods=finetune+mean_teacher+bke` draws these configs as well, for
-which the other images stay, without their labels.
+method of that name, for the pretraining of a start, or else for its fine-tunings.
+`methods=finetune+mean_teacher+bke` draws these configs as well, for which the other images stay,
+without their labels.
 """
 
 import pathlib
@@ -33,6 +37,8 @@ OWN = {
   "seeds": "0+1",
   "methods": "finetune",
 }
+# Rates that fall towards the input suit layers that know something already.
+SCRATCH = "layer_decay=1.0"
 REAL = {"fractions": "1+5+10+50+100", "seeds": "0+1+2"}
 PRESETS = {
   "small": REAL, "paper": REAL, "tiny": {"fractions": "50+100", "seeds": "0"},
@@ -52,7 +58,11 @@ def get_config(arg: str = "") -> ConfigDict:
   inits = []
   for item in several.listed(o.inits):
     name, _, path = item.partition("=")
-    own = handed.argument(name=name, only=several.SHARED) if path.endswith(".py") else ""
+    if path.endswith(".py"):
+      own = handed.argument(name=name, only=several.SHARED)
+    else:
+      own = ",".join(handed.kept.get(name, [SCRATCH] if name == "scratch" else []))
     inits.append((name, path, own))
-  config.inits = tuple(inits)  # name, what it starts from, argument of that where it is a config
+  # Name, what it starts from, argument of that where it is a config; else of its fine-tunings.
+  config.inits = tuple(inits)
   return config

@@ -22,6 +22,8 @@ OWN: dict[str, Any] = {
   "each": True,             # repeat the last stages from scratch and from every earlier stage
   "seeds": "0",             # of the last stages, 0+1+2
 }
+# Rates that fall towards the input suit layers that know something already.
+SCRATCH = ("--config.optimizer.layer_decay=1.0",)
 POOL = "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/shenzhen"
 
 
@@ -47,13 +49,14 @@ def with_labels(o: ConfigDict, handed: Handed, init: str) -> list[dict[str, Any]
   """`configs/finetune.py` on each of the labelled sources, from the stage `init`."""
   sources = experiment.judges(o.data)
   names = {n: "finetune" if len(sources) == 1 else f"finetune-{n}" for n in sources}
-  return [stage(names[n], f"finetune.py:{handed.argument(f'data={source}', name=names[n])}", init)
+  return [stage(names[n], f"finetune.py:{handed.argument(f'data={source}', name=names[n])}", init,
+                SCRATCH)
           for n, source in sources.items()]
 
 
-def stage(name: str, config: str, init: str) -> dict[str, Any]:
+def stage(name: str, config: str, init: str, scratch: Sequence[str] = ()) -> dict[str, Any]:
   """One of `config.stages`; see `cxrjax.tasks.stages`."""
-  return {"name": name, "config": config, "flags": (), "init": init}
+  return {"name": name, "config": config, "flags": (), "init": init, "scratch": tuple(scratch)}
 
 
 def curriculum(o: ConfigDict, folder: str, stages: Sequence[dict[str, Any]]) -> ConfigDict:

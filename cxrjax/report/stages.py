@@ -42,7 +42,7 @@ def render(run: runs.Run) -> str:
     run, lambda: _title(found), "cxrjax curriculum",
     [lambda: _summary(found), lambda: series.callouts(run, found, _name)],
     [("brought", "What every stage brought", "The last stage, begun with nothing and with what "
-      "each stage before it left; the same network and recipe, judged on the same test images. "
+      "each stage before it left; the same network, judged on the same test images. "
       "Intervals of 95 % are of these images; that of a difference is paired.",
       lambda: _brought(found)),
      ("table", "In numbers", "", lambda: _tables(found)),

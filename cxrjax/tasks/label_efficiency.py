@@ -87,6 +87,7 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
     raise UserError(f"--workdir={workdir} has a comma, which separates options; choose another")
   before: list[Job] = []
   paths: dict[str, str] = {}
+  args: dict[str, str] = {}  # of the fine-tunings of a start
   for name, path, arg in config["inits"]:
     if not re.fullmatch(r"[\w.-]+", name) or name in paths or (path == "") != (name == "scratch"):
       raise UserError(f"config.inits has {f'{name}={path}'!r}; write them like "
@@ -98,7 +99,9 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
       _ = job.config  # a mistake is said before anything runs
       before.append(job)
       paths[name] = str(workdir / job.name)
-    elif path and not pathlib.Path(path).expanduser().exists():
+      continue
+    args[name] = arg
+    if path and not pathlib.Path(path).expanduser().exists():
       raise UserError(f"config.inits has {name}={path}, which is neither a run's workdir nor a "
                       "file of weights nor a config")
   begin = {job.init: (job.name,) for job in before}
@@ -117,7 +120,7 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
       for method, file, own, option in methods:
         for init, path in paths.items():
           start = path or paths.get(like, "")
-          items = [config["arg"], own, f"init={start}" if start else "",
+          items = [config["arg"], own, args.get(init, ""), f"init={start}" if start else "",
                    "" if (option, share) == ("subset", "100 %") else f"{option}={share}",
                    f"seed={seed}", f"split_seed={seed}"]
           flags = [f"--config={file}:{','.join(filter(None, items))}"]

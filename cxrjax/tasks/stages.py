@@ -2,7 +2,7 @@
 
 A stage is a config of its own in a folder and a process of its own. Stages with which no other one
 begins are the last ones: they judge. They can be repeated from scratch and from every earlier stage
-on their way, all with the same network, so that only what it begins with differs.
+on their way, all with the same network.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cxrjax.training import workdir as workdirs
 
 PLATFORM = "cpu"  # of this process; the runs have the accelerator
 SCRATCH, WEIGHTS = "scratch", "weights"  # starts that are no stages
+KEYS = {"name", "config", "flags", "init", "scratch"}  # of a stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ class _Stage:
   file: pathlib.Path
   arg: str
   flags: tuple[str, ...]
+  scratch: tuple[str, ...]
   init: str  # a stage before it, or ""
   path: str  # or a path, or ""
 
@@ -90,8 +92,9 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
   """The stages in their order, then the last ones from other starts.
 
   Args:
-    config: `stages`, of each `name`, `config` (`FILE:ARGUMENT`, the file in `folder`), `flags` and
-      `init` ("previous", the name of an earlier stage, a path, or "" for none); `each`, `seeds`.
+    config: `stages`, of each `name`, `config` (`FILE:ARGUMENT`, the file in `folder`), `flags`,
+      `init` ("previous", the name of an earlier stage, a path, or "" for none) and `scratch`,
+      more flags for when it is repeated from scratch; `each`, `seeds`.
     workdir: of the whole.
 
   Raises:
@@ -116,6 +119,7 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
         flags = _flags(stage, workdir, f"seed={seed}")
         if where:  # the same network, other weights
           flags += (f"--config.init.path={workdir / start if start in stages else path}",)
+          flags += stage.scratch if start == SCRATCH else ()
         needs = dict.fromkeys(n for n in (stage.init, start) if n in stages)
         job = Job(f"{stage.name}{where}-seed{seed}", flags, stage.name, start, True, seed,
                   needs=tuple(needs))
@@ -128,8 +132,8 @@ def _read(config: Mapping[str, Any]) -> dict[str, _Stage]:
   found: dict[str, _Stage] = {}
   for i, spec in enumerate(freeze([dict(s) for s in config["stages"]])):
     key, name, init = f"config.stages[{i}]", str(spec.get("name", "")), spec.get("init", "")
-    if set(spec) - {"name", "config", "flags", "init"} or not spec.get("config"):
-      raise UserError(f"{key} has {sorted(spec)}; it takes name, config, flags and init")
+    if set(spec) - KEYS or not spec.get("config"):
+      raise UserError(f"{key} has {sorted(spec)}; it takes {', '.join(sorted(KEYS))}")
     if not re.fullmatch(r"[\w.-]+", name) or name in (*found, SCRATCH, WEIGHTS, "previous"):
       raise UserError(f"{key}.name={name!r} must be a new name of letters, digits, - and _")
     if init == "previous":
@@ -142,9 +146,9 @@ def _read(config: Mapping[str, Any]) -> dict[str, _Stage]:
                       f"stages before it: {', '.join(found) or 'none'}")
     file, _, arg = spec["config"].partition(":")
     where = folder / file if (folder / file).is_file() else pathlib.Path(file)
-    flags = tuple(spec.get("flags") or ())
-    runs.made([f"--config={where}:{arg}", *flags])  # a mistake is said before anything runs
-    found[name] = _Stage(name, where, arg, flags, init if init in found else "", path)
+    flags, alone = (tuple(spec.get(k) or ()) for k in ("flags", "scratch"))
+    runs.made([f"--config={where}:{arg}", *flags, *alone])  # a mistake is said before anything runs
+    found[name] = _Stage(name, where, arg, flags, alone, init if init in found else "", path)
   if not found:
     raise UserError("config.stages is empty; see configs/curriculum.py")
   return found
