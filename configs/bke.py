@@ -6,9 +6,9 @@
     python -m cxrjax.main --config=configs/bke.py:paper,init=runs/simclr
     python -m cxrjax.main --config=configs/bke.py:tiny            # four steps, for tests
 
-`labelled="10 %"` keeps the labels that `configs/finetune.py:subset=10 %` learns from, and its images
-without labels as well; `labelled_share` of every batch is labelled. Everything else, above all what
-validates and tests, is as in `configs/finetune.py`.
+`labelled="10 %"` keeps the labels that `configs/finetune.py` learns from with `subset="10 %"`, and
+the other images without theirs; `labelled_share` of every batch is labelled. Everything else, above
+all what validates and tests, is as in `configs/finetune.py`.
 
 Li et al. 2022 (arXiv 2212.09281) fine-tune a pretrained network so; weights and temperature are
 those of Ge et al. 2021 (arXiv 2104.13298). That images without labels take part is ours.
@@ -20,7 +20,6 @@ from cxrjax.core import experiment, finetuning
 
 DEMO = {
   **finetuning.DEMO, **finetuning.UNLABELLED,
-  "batch_size": 64,
   "ensembling": 1.0,        # weight of the soft targets
   "omega": 0.5,             # weight of the other images in them
   "temperature": 4.0,

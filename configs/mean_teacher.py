@@ -6,12 +6,13 @@
     python -m cxrjax.main --config=configs/mean_teacher.py:paper,init=runs/moco
     python -m cxrjax.main --config=configs/mean_teacher.py:tiny   # four steps, for tests
 
-`labelled="10 %"` keeps the labels that `configs/finetune.py:subset=10 %` learns from, and its images
-without labels as well; `labelled_share` of every batch is labelled. Everything else, above all what
-validates and tests, is as in `configs/finetune.py`.
+`labelled="10 %"` keeps the labels that `configs/finetune.py` learns from with `subset="10 %"`, and
+the other images without theirs; `labelled_share` of every batch is labelled. Everything else, above
+all what validates and tests, is as in `configs/finetune.py`.
 
-Tarvainen and Valpola 2017 (arXiv 1703.01780): weight 100 of the mean squared difference, which
-rises over the first quarter of the training, momentum 0.99 and later 0.999 (appendix B). The second
+Tarvainen and Valpola 2017 (arXiv 1703.01780) and their code: weight 100 of the mean squared
+difference against a mean over labelled images (they write 100 times the labelled share against a
+mean over all), which rises over the first quarter of the training, and momentum 0.999. The second
 stage of S2MTS2 is this after contrastive pretraining (Liu et al. 2021, arXiv 2103.03629).
 """
 
@@ -21,7 +22,6 @@ from cxrjax.core import experiment, finetuning
 
 DEMO = {
   **finetuning.DEMO, **finetuning.UNLABELLED,
-  "batch_size": 64,
   "momentum": 0.99,         # of the teacher
   "consistency": 10.0,      # weight of teacher's and student's difference
   "ramp": "25 %",           # it rises for so long

@@ -51,10 +51,13 @@ PAPER: dict[str, Any] = {
   "weight_decay_end": 0.05, "layer_decay": 0.55, "drop_path": 0.2, "eval_every": "5 epochs",
 }
 TINY: dict[str, Any] = {"batch_size": 8}
-# Of methods that learn from images without labels, too.
+# Of methods that learn from images without labels, too: as many labelled images a step, and steps
+# of the same size, as without the others.
 UNLABELLED: dict[str, Any] = {
   "labelled": "16 per class",  # whose labels are known, of the images of `subset`; or "10 %"
-  "labelled_share": 0.25,   # of every batch; 0 draws all images equally often
+  "labelled_share": 0.5,    # of every batch; 0 draws all images equally often
+  "batch_size": 64,
+  "lr": 0.004,
 }
 
 

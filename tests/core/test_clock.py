@@ -60,6 +60,15 @@ def test_stairs_is_dinos_array(steps_per_epoch):
   np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_sigmoid_rises_as_in_temporal_ensembling(clock):
+  want = [5 * np.exp(-5 * (1 - min(i / 40, 1)) ** 2) for i in range(60)]
+  spec = {"kind": "sigmoid", "start": 0.0, "end": 5.0, "warmup": "40 steps"}
+  schedule = clocks.from_config(spec, clock, "config.method.weight")
+  np.testing.assert_allclose([float(schedule(s)) for s in range(60)], want, rtol=1e-5)
+  assert float(clocks.sigmoid(1.0, 3.0, 0)(0)) == 3.0  # no rise
+  assert float(clocks.sigmoid(1.0, 3.0, 10)(10)) == 3.0
+
+
 def test_from_config_rejects_what_it_does_not_know(clock):
   with pytest.raises(UserError, match=r"config\.lr\.begin is not an option"):
     clocks.from_config({"begin": 1}, clock, "config.lr")

@@ -18,9 +18,11 @@ SCRIPT = """
 import importlib.util, sys
 import jax, jax.numpy as jnp, numpy as np
 import lab
-from cxrjax.core.build import build, check_keywords, freeze
+from cxrjax.core.build import build
 from cxrjax.core.clock import Clock
+from cxrjax.methods.base import Labels
 from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.restore import build_method
 from cxrjax.training.sharding import make_mesh
 from cxrjax.training.step import Trainer
 
@@ -32,9 +34,13 @@ config = module.get_config("tiny").to_dict()
 clock = Clock(total_steps=4, steps_per_epoch=1.0, batch_size=8)
 config["model"] |= {"width": 32, "depth": 1, "heads": 2}
 encoder = build(config["model"], "Model", "config.model")
-method = build(config["method"], "Method", "config.method", encoder=encoder, clock=clock)
+known = 4 if config["data"].get("labelled") else 8
+labels = Labels(("normal", "opacity"), True, (known // 2, known // 2), (known, known))
+method = build_method(config["method"], encoder, clock, labels)
 recipe = build(config["views"], "Recipe", "config.views")
 batch = lab.phantoms(8, config["data"]["size"], masks=config["data"].get("masks", False))
+one_hot = np.eye(2, dtype=np.float32)[np.arange(8) % 2]
+batch["labels"] = jnp.asarray(np.where(np.arange(8)[:, None] < known, one_hot, np.nan))
 
 def run(devices):
   mesh = make_mesh(1, devices)
