@@ -38,7 +38,6 @@ DEMO = {
   "masks": "own",           # or the workdir of another segmentation run, for images without one
   "decoder": "auto",        # linear, upsample, unetr or unet; auto is one of the last two
   "width": 8,               # the decoder's channels at the image's size
-  "encoder_width": 0,       # instead of the network's own; 0 leaves it
   "dice": 1.0,              # weights of the losses
   "cross_entropy": 1.0,
   "components": 2,          # parts of a predicted mask that are kept; 0 keeps all
@@ -68,8 +67,6 @@ def get_config(arg: str = "") -> ConfigDict:
   config = experiment.base(o)
   config.block = 1  # convolutions in a loop of steps are several times slower on CPUs
   config.data.masks = o.masks
-  if o.encoder_width:
-    config.model.width = o.encoder_width
   config.views = experiment.one_view(o)
   config.views.flip, config.views.rotate = o.flip, o.rotate
   config.views.brightness = config.views.contrast = o.jitter

@@ -32,6 +32,7 @@ DEMO: dict[str, Any] = {
   "image_size": 32,         # large crops
   "init": "",               # a finished run, with its network, or a file of weights to start from
   "model": "Nu",            # a ViT's variant, resnet50, densenet121 (any depth), inception, vitae
+  "encoder_width": 0,       # instead of the network's own
   "patch_size": 8,
   "initial": "xavier",
   "standardize": True,      # every image to mean 0 and deviation 1
@@ -249,12 +250,16 @@ def multi_crop(o: ConfigDict) -> dict[str, Any]:
 
 
 def backbone(o: ConfigDict) -> dict[str, Any]:
-  """`config.model`, as `o.model` says; or the network of the run that `o.init` names."""
+  """`config.model`: the network of the run that `o.init` names, or as `o.model` says."""
   run = pathlib.Path(o.init).expanduser() / "config.json"
   if o.init and run.is_file():
     model = json.loads(run.read_text())["model"]
     own = {"drop_path": o.drop_path, "image_size": o.image_size}
     return {**model, **{key: value for key, value in own.items() if key in model}}
+  return _network(o) | ({"width": o.encoder_width} if o.encoder_width else {})
+
+
+def _network(o: ConfigDict) -> dict[str, Any]:
   common = {"standardize": o.standardize, "dtype": "auto"}
   convolutional = re.fullmatch("(resnet|densenet)([0-9]+)", o.model)
   if convolutional:
