@@ -14,19 +14,21 @@ from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Run, lookup, number
 
 STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
 ENDED = ("failed", "stopped", "diverged")
-_METHODS = {"segment": "Lung segmentation", "classify": "Classification"}
+# Those that learn from labels.
+_SUPERVISED = {"segment": "Lung segmentation", "classify": "Classification",
+               "mean_teacher": "Mean teacher", "bke": "BKE"}
 _MODELS = {"vit": "ViT", "resnet": "ResNet", "densenet": "DenseNet", "vitae": "ViTAEv2"}
 
 
 def method_name(run: Run) -> str:
   """`DINO`."""
   name = str(run.fact("method") or "").rpartition(".")[2]
-  return _METHODS.get(name, name.upper() if 0 < len(name) <= 5 else name)
+  return _SUPERVISED.get(name, name.upper() if 0 < len(name) <= 5 else name)
 
 
 def supervised(run: Run) -> bool:
   """Whether the method learns from labels."""
-  return str(run.fact("method") or "").rpartition(".")[2] in ("classify", "segment")
+  return str(run.fact("method") or "").rpartition(".")[2] in _SUPERVISED
 
 
 def model_name(run: Run) -> str:
