@@ -68,7 +68,9 @@ def read(path: str | pathlib.Path, key: str) -> File:
       f"{named} is a pickle that names {error}, which no plain weights need; it was not run. If "
       "you trust the file, load it with torch where it was made and save its state_dict() as "
       ".safetensors") from error
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
+    if not isinstance(about, dict):
+      raise ValueError("its description is damaged")
+  except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
     raise UserError(
       f"{named} cannot be read: {reason}; give a .safetensors, .npz, .pth or .bin file of "

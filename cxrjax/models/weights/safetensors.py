@@ -40,6 +40,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   if not isinstance(header, dict):
     raise ValueError("its header is damaged")
   metadata = header.pop("__metadata__", {})
+  if not isinstance(metadata, dict):
+    raise ValueError("its header is damaged")
   data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.empty(
     0, np.uint8)
   found = {}

@@ -131,6 +131,9 @@ def test_what_is_allowed_is_harmless():
   (b"", "cannot be read"), (b"hello, this is no weights file", "cannot be read"),
   (b"PK\x03\x04" + b"\0" * 40, "cannot be read"),
   (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]", "cannot be read"),
+  (b"\x40\0\0\0\0\0\0\0" + b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}}'
+   .ljust(64) + b"\0" * 4, "cannot be read"),
+  (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2]}', "its header is damaged"),
   (torch_files.pickled({"a": 1}), "no checkpoint of torch's"),
 ])
 def test_no_weights_file(content, reason, tmp_path):
