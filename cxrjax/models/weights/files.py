@@ -63,13 +63,13 @@ def read(path: str | pathlib.Path, key: str) -> File:
         about = json.loads(str(arrays.pop(OURS)))
     else:
       arrays = pickles.tensors(pickles.read(file))
+    if not isinstance(about, dict):
+      raise ValueError("its description is damaged")
   except pickles.Refused as error:
     raise UserError(
       f"{named} is a pickle that names {error}, which no plain weights need; it was not run. If "
       "you trust the file, load it with torch where it was made and save its state_dict() as "
       ".safetensors") from error
-    if not isinstance(about, dict):
-      raise ValueError("its description is damaged")
   except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
     raise UserError(
