@@ -17,7 +17,7 @@ from cxrjax.core.errors import UserError
 
 # Of pretraining and of learning with labels the same: radiographs and network.
 SHARED = ("data", "frontal", "manual_dir", "examples", "sites", "store", "image_size", "model",
-          "patch_size", "standardize")
+          "encoder_width", "patch_size", "standardize")
 
 
 @dataclasses.dataclass(frozen=True)
