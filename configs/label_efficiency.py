@@ -9,8 +9,8 @@
 config of `configs/` that is then run first, `dino=dino.py`. `scratch` has the network of the first
 workdir, without its weights, and `layer_decay=1.0`. Gains are over the first of them.
 
-The first gives these AUROCs of the phantom's test images, means of seeds 0 and 1; its 13 runs take 7
-minutes of a processor's time (2026-11-21):
+The first gives these AUROCs of the phantom's test images, means of seeds 0 and 1; its 13 runs take
+7 minutes of a processor's time (2026-11-21):
 
     labels     18     174    1,737
     scratch    0.848  0.893  0.877
