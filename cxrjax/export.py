@@ -33,10 +33,11 @@ import numpy as np
 from absl import flags
 from jax import export as jax_export
 from jaxtyping import Array, Float
+from safetensors.numpy import save_file
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.models.weights import files, out, safetensors, tree
+from cxrjax.models.weights import files, out, tree
 from cxrjax.models.weights.adapt import family_of
 from cxrjax.training.restore import Restored, restore
 
@@ -151,7 +152,8 @@ def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
   run = network.run
   peer = out.to_timm(run.encoder, network.params["encoder"], network.head)
   about = network.describe() | {"names": "timm", "timm": {"model": peer.model, "args": peer.args}}
-  safetensors.write(file, peer.arrays, {"format": "pt", files.OURS: json.dumps(about)})
+  arrays = {name: np.ascontiguousarray(array) for name, array in peer.arrays.items()}
+  save_file(arrays, file, {"format": "pt", files.OURS: json.dumps(about)})
   lines = [f"loads into {peer.command}"] if peer.model else []
   dropped = [*peer.left, *(f"{n}/..." for n in network.params if n not in ("encoder", "head"))]
   lines += [f"left out: {', '.join(dropped)}"] if dropped else []

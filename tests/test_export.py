@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import made_up
 import numpy as np
 import pytest
+from safetensors import safe_open
 from small import REPOSITORY
 
 from cxrjax import export
@@ -18,7 +19,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.methods import classify, simsiam
 from cxrjax.methods.base import Labels, split_stats
 from cxrjax.models import densenet, inception, resnet, vit, vitae, weights
-from cxrjax.models.weights import files, safetensors
+from cxrjax.models.weights import files
 from cxrjax.models.weights.tree import flatten
 from cxrjax.training.restore import Restored
 
@@ -105,7 +106,8 @@ def test_our_own_names_take_any_network(write):
 
 def test_description(write):
   path, _, lines = write(RICH, "x.safetensors")
-  tensors, metadata = safetensors.read(path)
+  with safe_open(path, framework="numpy") as opened:
+    tensors, metadata = {n: opened.get_tensor(n) for n in opened.keys()}, opened.metadata()  # noqa: SIM118
   about = json.loads(metadata[files.OURS])
   assert about["classes"] == ["normal", "opacity", "effusion"]
   assert (about["mean"], about["std"], about["temperature"]) == (0.5, 0.25, [1.5])

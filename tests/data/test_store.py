@@ -148,7 +148,7 @@ def test_a_mask_may_be_smaller_than_its_image_but_not_of_another_shape(arrays):
   images = load(arrays(2, masks=[small] * 2))
   assert (images.masks[:, :, :8] == 1).all() and (images.masks[:, :, 8:] == 0).all()
   masks = [small, np.ones((24, 18), np.uint8), small]
-  with pytest.raises(UserError, match="im1.*mask of 18x24 pixels does not lie over its 24x24"):
+  with pytest.raises(UserError, match=r"im1.*mask of 18x24 pixels does not lie over its 24x24"):
     load(arrays(3, masks=masks))
   left = load(arrays(3, masks=masks), on_bad_image="skip")
   assert left.ids == ("im0", "im2") and "im1" in dict(left.skipped)

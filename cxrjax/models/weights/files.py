@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from cxrjax.core.errors import UserError
-from cxrjax.models.weights import pickles, safetensors
+from cxrjax.models.weights import pickles
 
 OURS = "cxrjax"  # the metadata, or the array of an .npz, in which a file of ours describes itself
 
@@ -55,7 +56,7 @@ def read(path: str | pathlib.Path, key: str) -> File:
     with file.open("rb") as opened:
       head = opened.read(16)
     if len(head) > 8 and head[8:9] == b"{":
-      arrays, metadata = safetensors.read(file)
+      arrays, metadata = _safetensors(file)
       about = json.loads(metadata.get(OURS, "{}"))
     elif head[:2] == b"PK" and _is_npz(file):
       arrays = _npz(file)
@@ -70,7 +71,7 @@ def read(path: str | pathlib.Path, key: str) -> File:
       f"{named} is a pickle that names {error}, which no plain weights need; it was not run. If "
       "you trust the file, load it with torch where it was made and save its state_dict() as "
       ".safetensors") from error
-  except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, TypeError, zipfile.BadZipFile, SafetensorError) as error:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
     raise UserError(
       f"{named} cannot be read: {reason}; give a .safetensors, .npz, .pth or .bin file of "
@@ -78,6 +79,11 @@ def read(path: str | pathlib.Path, key: str) -> File:
   if not arrays:
     raise UserError(f"{named} holds no arrays; give a file with a network's weights")
   return File(file, named, arrays, about, _beside(file.parent))
+
+
+def _safetensors(file: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
+  with safe_open(file, framework="numpy") as opened:
+    return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
 
 
 def _is_npz(file: pathlib.Path) -> bool:

@@ -8,12 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch_files
+from safetensors.numpy import save_file
 from torch_files import Code, call
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import weights
 from cxrjax.models.vit import Model
-from cxrjax.models.weights import files, pickles, safetensors
+from cxrjax.models.weights import files, pickles
 
 RNG = np.random.default_rng(0)
 BASE = RNG.standard_normal((6, 4)).astype(np.float32)
@@ -39,9 +40,9 @@ def test_checkpoints_of_torch(save, tmp_path):
 
 
 def test_safetensors(tmp_path):
-  safetensors.write(tmp_path / "x", ARRAYS, {"format": "np"})
-  found, metadata = safetensors.read(tmp_path / "x")
-  assert metadata == {"format": "np"}
+  whole = {name: np.ascontiguousarray(array) for name, array in ARRAYS.items()}
+  save_file(whole, tmp_path / "x", {"format": "np"})
+  found = files.read(tmp_path / "x", "k").arrays
   assert found.keys() == ARRAYS.keys()
   for name, array in ARRAYS.items():
     assert found[name].dtype == array.dtype
@@ -133,7 +134,7 @@ def test_what_is_allowed_is_harmless():
   (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]", "cannot be read"),
   (b"\x40\0\0\0\0\0\0\0" + b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}}'
    .ljust(64) + b"\0" * 4, "cannot be read"),
-  (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2]}', "its header is damaged"),
+  (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2]}', "deserializing header"),
   (torch_files.pickled({"a": 1}), "no checkpoint of torch's"),
 ])
 def test_no_weights_file(content, reason, tmp_path):
@@ -168,7 +169,7 @@ def test_objects_in_an_npz_are_refused(tmp_path):
 
 def test_cut_short(tmp_path):
   """Every prefix of a file is a clear error or is not needed."""
-  safetensors.write(tmp_path / "x", {"a": BASE}, {})
+  save_file({"a": np.ascontiguousarray(BASE)}, tmp_path / "x")
   whole = (tmp_path / "x").read_bytes()
   for length in range(0, len(whole) - 1, 7):
     (tmp_path / "x").write_bytes(whole[:length])

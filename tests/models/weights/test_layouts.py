@@ -15,11 +15,11 @@ import made_up
 import numpy as np
 import pytest
 import torch_files
+from safetensors.numpy import save_file
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import densenet, inception, resnet, vit, weights
 from cxrjax.models.conv import conv2d
-from cxrjax.models.weights import safetensors
 from cxrjax.models.weights.tree import flatten
 
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -119,7 +119,7 @@ def test_hugging_face(source, current, tmp_path):
   dinov2 = source is SCALED
   if not dinov2:
     state = layouts.with_prefix(state, "vit.") | {"classifier.bias": np.ones(2, np.float32)}
-  safetensors.write(tmp_path / "model.safetensors", state, {"format": "pt"})
+  save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
   model = small(layer_scale=1e-5, mask_token=True, registers=4) if dinov2 else small()
   found, report = weights.load(tmp_path / "model.safetensors", model)
   agree(source, params, found, model, IMAGENET if dinov2 else HALF)

@@ -16,9 +16,10 @@ import pytest
 import torch_here
 from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
 
 from cxrjax.models import densenet, inception, resnet, vit, weights
-from cxrjax.models.weights import out, safetensors
+from cxrjax.models.weights import out
 
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 HALF = np.full(3, 0.5), np.full(3, 0.5)
@@ -236,7 +237,7 @@ def test_timm_takes_ours(name, model, tmp_path):
   params = made_up.of(model)
   head = {"kernel": made_up.images(model.features, 3), "bias": made_up.images(3)}
   peer = out.to_timm(model, params, head)
-  safetensors.write(tmp_path / "x.safetensors", peer.arrays, {"format": "pt"})
+  save_file(peer.arrays, tmp_path / "x.safetensors", {"format": "pt"})
   net = eval(peer.command, {"timm": timm})
   net.load_state_dict(load_file(tmp_path / "x.safetensors"), strict=True)
   assert len(peer.arrays) == len(net.state_dict())
