@@ -19,6 +19,7 @@ from cxrjax.report.series import estimate, gain_cell, score_cell, verdict
 NAME = "report.html"
 Facts = Mapping[str, Any]
 CHARTED = ("auroc", "accuracy", "balanced_accuracy")
+TABLED = (*CHARTED, "f1")
 OTHERS = ("s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash", "s1 dots", "s2 dots", "s4 dots")
 
 
@@ -158,7 +159,7 @@ def _tables(found: Facts) -> Html | None:
   parts = []
   for name, of in found.get("sets", {}).items():
     known = {m for p in found["points"] for m in p["sets"].get(name, {})}
-    metrics = [m for m in CHARTED if m in known]
+    metrics = [m for m in TABLED if m in known]
     head = [el("th", "Labels", scope="col")]
     for metric in metrics:
       head.append(el("th", words.measure(metric), scope="col", cls="num"))
