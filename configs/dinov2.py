@@ -73,16 +73,8 @@ def get_config(arg: str = "") -> ConfigDict:
   if o.model in VARIANTS:
     config.model.mask_token = o.patch_weight > 0
     config.model.layer_scale, config.model.drop_uniform = o.layer_scale, o.drop_uniform
-    config.optimizer.lr_scale = layer_rates(VARIANTS[o.model][1], o.layer_decay, o.patch_lr)
+    config.optimizer.layer_decay = o.layer_decay
+    if o.patch_lr != 1:
+      config.optimizer.lr_scale = (("encoder/patch/", o.patch_lr),)
   config.optimizer.freeze = (("head/prototypes", "1 epochs"),)
   return config
-
-
-def layer_rates(depth: int, decay: float, patch: float) -> tuple[tuple[str, float], ...]:
-  """Rules for a ViT's learning rates: `decay` less from block to block towards the image."""
-  if decay == patch == 1.0:
-    return ()
-  blocks = [(f"encoder/blocks/{i}/", decay ** (depth - i)) for i in range(depth)]
-  first = decay ** (depth + 1)
-  return (
-    ("encoder/patch/", patch * first), ("encoder/(cls|pos|mask_token|registers)$", first), *blocks)

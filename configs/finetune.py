@@ -7,7 +7,9 @@
     python -m cxrjax.main --config=configs/finetune.py:tiny       # four steps, for tests
 
 `init=` is the workdir of any finished run, whose network is taken with it, or a file of weights for
-the network of `model=`. Without it training starts from scratch.
+the network of `model=`. Without it training starts from scratch: the first command then gets a
+test AUROC of FILL, where thumbnails have 0.919 (0.906-0.931); from the demo of
+`configs/dino.py` it is 0.955 (mean of two seeds, 2026-11-21; a minute each).
 
 It learns from `split`, judges itself on `val` as it goes and keeps the checkpoint with the best
 `score`; temperature and thresholds are chosen on `val` too. The test split is looked at once, at

@@ -154,7 +154,7 @@ def base(o: ConfigDict) -> ConfigDict:
     **OPTIMIZERS[o.optimizer],
     "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup}, "lr_batch": 256,
     "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end}, "freeze": (),
-    "lr_scale": (), "lr_constant": (),
+    "lr_scale": (), "lr_constant": (), "layer_decay": 1.0,
   }
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
   config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}

@@ -28,7 +28,7 @@ DEMO: dict[str, Any] = {
   "lr_end": 1e-6,
   "weight_decay": 0.05,
   "weight_decay_end": 0.05,
-  "layer_decay": 0.75,
+  "layer_decay": 0.75,      # of what `init` gives; from scratch all layers learn at one rate
   "drop_path": 0.1,
   "pool": "",               # cls or mean; "" as the network was trained
   "frozen": "0 steps",      # for so long the head learns alone; "100 %": a linear probe
@@ -86,7 +86,7 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
     "class_weights": o.class_weights, "mixup": o.mixup, "dropout": o.dropout,
     "momentum": o.momentum, **method,
   }
-  config.optimizer.layer_decay = o.layer_decay
+  config.optimizer.layer_decay = o.layer_decay if o.init else 1.0
   if o.frozen != "0 steps":
     config.optimizer.freeze = (("^encoder/", o.frozen),)
   config.checkpoint.score = o.score

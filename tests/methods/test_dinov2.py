@@ -239,8 +239,7 @@ def test_the_papers_learning_rates():
   found = importlib.util.spec_from_file_location("config", path)
   module = importlib.util.module_from_spec(found)
   found.loader.exec_module(module)
-  rates = dict(module.get_config("paper").optimizer.lr_scale)
-  assert rates["encoder/patch/"] == pytest.approx(0.2 * 0.9**13)
-  assert rates["encoder/blocks/0/"] == pytest.approx(0.9**12)
-  assert rates["encoder/blocks/11/"] == pytest.approx(0.9)
-  assert not module.get_config("").optimizer.lr_scale
+  paper = module.get_config("paper").optimizer
+  assert (paper.layer_decay, paper.lr_scale) == (0.9, (("encoder/patch/", 0.2),))
+  demo = module.get_config("").optimizer
+  assert (demo.layer_decay, demo.lr_scale) == (1.0, ())
