@@ -8,7 +8,7 @@
 
 `init=` is the workdir of any finished run, whose network is taken with it, or a file of weights for
 the network of `model=`. Without it training starts from scratch: the first command then gets a
-test AUROC of FILL, where thumbnails have 0.919 (0.906-0.931); from the demo of
+test AUROC of 0.877 (0.861-0.891), where thumbnails have 0.919 (0.906-0.931); from the demo of
 `configs/dino.py` it is 0.955 (mean of two seeds, 2026-11-21; a minute each).
 
 It learns from `split`, judges itself on `val` as it goes and keeps the checkpoint with the best
