@@ -14,6 +14,15 @@ Tarvainen and Valpola 2017 (arXiv 1703.01780) and their code: weight 100 of the 
 difference against a mean over labelled images (they write 100 times the labelled share against a
 mean over all), which rises over the first quarter of the training, and momentum 0.999. The second
 stage of S2MTS2 is this after contrastive pretraining (Liu et al. 2021, arXiv 2103.03629).
+
+On phantoms with 16 labels per class, AUROC of 2,048 test images with seeds 0, 1 and 2 (of labels and
+network; CPU, 2026-11-21), the configs' demos:
+
+    from scratch          fine-tuning 0.850 0.805 0.804    this 0.842 0.831 0.847
+    the same, averaged    fine-tuning 0.846 0.804 0.800    (momentum=0.99: not the average alone)
+    from SimCLR's demo    fine-tuning 0.944 0.947 0.941    this 0.955 0.959 0.957
+
+A weight of 50 did worse than 10 (one seed, validation).
 """
 
 from ml_collections import ConfigDict

@@ -134,16 +134,18 @@ def test_refusals(fake, tmp_path, change, message):
     load(source, tmp_path)
 
 
-def test_a_subset_is_of_train_alone(fake, tmp_path):
+@pytest.mark.parametrize("option", ["subset", "labelled"])
+def test_few_labels_are_of_train_alone(fake, tmp_path, option):
   make = fake.split
   source = fake(train=make("train", 400), val=make("val", 60), test=make("test", 30))
   whole = load(source, tmp_path)
-  few = load(source | {"subset": "10 %"}, tmp_path)
+  few = load(source | {option: "10 %"}, tmp_path)
   assert abs(len(few.ids("train")) - 40) <= 1
   assert set(few.ids("train")) < set(whole.ids("train"))
   assert few.ids("test") == whole.ids("test") and few.ids("val") == whole.ids("val")
   facts = parts.describe(few)["train"]
-  assert facts["split"] == "train, 10 %" and "whole patients" in facts["notes"][-1]
+  said = {"subset": "10 %", "labelled": "labels of 10 %"}[option]
+  assert facts["split"] == f"train, {said}" and "whole patients" in " ".join(facts["notes"])
   assert facts["fingerprint"] != parts.describe(whole)["train"]["fingerprint"]
 
 
