@@ -12,7 +12,7 @@ from cxrjax.report import charts, words
 from cxrjax.report.charts import Level, Real
 from cxrjax.report.html import Html, el
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 380, 92, 10, 8, 34
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 380, 108, 10, 8, 34
 ROW, STEP = 12, 9  # pixels of a row without marks, and of each mark
 LETTERS = 14  # of a row's name
 
