@@ -263,7 +263,8 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
         f"{f['kind']} {f['name']}")
       value = [el("span", words.decimal(e.value), " "), el("small", f"({words.interval(e)})")
                if words.interval(e) else el("small", f["undefined"] or "")]
-      drawn = results.forest("auroc", {TRAINED: e}, start) if math.isfinite(e.value) else None
+      drawn = (results.forest("auroc", {TRAINED: e}, start, [TRAINED])
+               if math.isfinite(e.value) else None)
       rows.append(el("tr", el("th", name, scope="row"), el("td", value, cls="num"),
                      el("td", f"{words.count(f['positive']) or 0} of {words.count(f['n'])}",
                         cls="num quiet"), el("td", drawn, cls="forest")))

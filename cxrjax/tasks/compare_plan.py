@@ -20,8 +20,10 @@ from cxrjax.core import flops
 from cxrjax.core.build import build, freeze
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.methods.base import Labels
 from cxrjax.tasks import runs
 from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.restore import build_method
 from cxrjax.training.sharding import make_mesh
 from cxrjax.training.step import Trainer
 
@@ -146,11 +148,12 @@ def abstract_loss(
   encoder = build(config["model"], "Model", "config.model")
   # No number of operations depends on how long a run is.
   clock = Clock(total_steps=1000, steps_per_epoch=examples / n, batch_size=n)
-  method = build(config["method"], "Method", "config.method", encoder=encoder, clock=clock)
+  classes = Labels(("no", "yes"), True, (1, 1), (2, 2))  # of a supervised method, any two
+  method = build_method(config["method"], encoder, clock, classes)
   recipe = build(config["views"], "Recipe", "config.views")
   shape = jax.ShapeDtypeStruct
   images, rows = shape((n, size, size, 1), jnp.uint8), shape((n,), jnp.int32)
-  fetched = {"image": images, "labels": shape((n, 1), jnp.float32), "index": rows,
+  fetched = {"image": images, "labels": shape((n, 2), jnp.float32), "index": rows,
              **({"mask": images} if config["data"].get("masks") else {})}
   trainer = Trainer(
     method=method, recipe=recipe, optimizer=Optimizer(clock=clock), mesh=make_mesh(1), seed=0,
