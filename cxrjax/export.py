@@ -152,8 +152,7 @@ def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
   run = network.run
   peer = out.to_timm(run.encoder, network.params["encoder"], network.head)
   about = network.describe() | {"names": "timm", "timm": {"model": peer.model, "args": peer.args}}
-  arrays = {name: np.ascontiguousarray(array) for name, array in peer.arrays.items()}
-  save_file(arrays, file, {"format": "pt", files.OURS: json.dumps(about)})
+  save_file(peer.arrays, file, {"format": "pt", files.OURS: json.dumps(about)})
   lines = [f"loads into {peer.command}"] if peer.model else []
   dropped = [*peer.left, *(f"{n}/..." for n in network.params if n not in ("encoder", "head"))]
   lines += [f"left out: {', '.join(dropped)}"] if dropped else []

@@ -82,6 +82,14 @@ def test_read_again(name, ending, write):
     np.testing.assert_array_equal(ours["pos"][1:], theirs["pos"][1:])
 
 
+def test_counters_of_batches_are_scalars(write):
+  """As torch has them, or it would not load the file strictly."""
+  path, _, _ = write(NETWORKS["resnet"], "x.safetensors")
+  with safe_open(path, framework="numpy") as opened:
+    counters = [n for n in opened.keys() if n.endswith("num_batches_tracked")]  # noqa: SIM118
+    assert counters and all(opened.get_tensor(n).shape == () for n in counters)
+
+
 def test_other_pixels_are_folded_in(write):
   """A run on other pixels than the one that starts from its file."""
   path, run, _ = write(PLAIN, "x.npz", mean=0.3, std=2.0)

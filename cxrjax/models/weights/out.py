@@ -21,7 +21,7 @@ class Peer:
   """A network in timm's names.
 
   Attributes:
-    arrays: by name, float32.
+    arrays: by name, float32 (counters of batches int64), row-major.
     model: of `timm.create_model`, with which `args` makes it; "" where timm has none of this size.
     args: its keyword arguments.
     left: parameters of ours that it has no place for.
@@ -79,6 +79,8 @@ def to_timm(
                  "(std + 0.05) of its normalised pixels, which timm does not do")
   if not model:
     notes.append("timm has no network of this width; names and shapes are those of its family")
+  # safetensors writes memory as it lies, whatever the strides.
+  arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
   return Peer(arrays, model, {**more, **args}, left, tuple(notes))
 
 
