@@ -9,7 +9,8 @@
 `weights=` are ImageNet's (of a timm or torchvision ResNet-50 in `:paper`); Cross learns on from
 them on the training images without labels, then the network is fine-tuned with all labels. The page
 shows the fine-tuning from scratch, from the weights alone and after Cross. Without `weights=` Cross
-starts from random ones.
+starts from random ones. The first command takes 1.5 minutes on one CPU core and ends with a test
+AUROC of 0.899 (0.884-0.912) after Cross, 0.875 from scratch (gain 0.024, 0.014-0.034; 2026-11-21).
 
 The paper's are the scheme, the losses of `configs/cross.py` and the data, four classes of the
 COVID-19 Radiography Database, of which it reports HM 0.985, AUC 0.999 and accuracy 0.953. Its
