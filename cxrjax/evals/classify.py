@@ -17,7 +17,7 @@ from cxrjax.evals import features, floor, judge, parts, probe, subgroups
 from cxrjax.evals.parts import Data
 from cxrjax.evals.probe import Result
 from cxrjax.evals.subgroups import ATTRIBUTES, BANDS
-from cxrjax.metrics import calibration, classification
+from cxrjax.metrics import calibration
 from cxrjax.metrics.intervals import undefined
 
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
@@ -99,9 +99,7 @@ class Evaluator:
     if self.fitted is not None and self.part != "test":
       raise UserError("the evaluator's fitted names a set for thresholds, which part='val' does "
                       "not use; leave it out, or set part='test'")
-    if self.threshold_for not in classification.CRITERIA:
-      raise UserError(f"the evaluator's threshold_for={self.threshold_for!r} is not an option; "
-                      f"valid: {', '.join(classification.CRITERIA)}")
+    parts.check(self, "the evaluator", ("std", "batch", "size"))
     for name in self.subgroups:
       if name not in ATTRIBUTES:
         raise UserError(f"the evaluator's subgroups={self.subgroups}: {name!r} is not an option; "
@@ -109,11 +107,6 @@ class Evaluator:
     if list(self.age_bands) != sorted(set(self.age_bands)) or min(self.age_bands, default=1) <= 0:
       raise UserError(f"the evaluator's age_bands={self.age_bands} must ascend from above 0, e.g. "
                       f"{BANDS}")
-    for name in ("std", "batch", "size"):
-      if not getattr(self, name) > 0:
-        raise UserError(f"the evaluator's {name}={getattr(self, name)} must be above 0")
-    if not 0 < self.val_fraction < 1:
-      raise UserError(f"the evaluator's val_fraction={self.val_fraction} must lie between 0 and 1")
 
   def load(
       self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:

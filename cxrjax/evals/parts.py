@@ -16,7 +16,7 @@ from cxrjax.data.labelled import labelled
 from cxrjax.data.splits import split_by_patient
 from cxrjax.data.store import Images, load_images
 from cxrjax.data.types import SourceInfo
-from cxrjax.metrics import intervals
+from cxrjax.metrics import classification, intervals
 
 PARTS = ("train", "val", "test")
 SMALL_VAL = 50
@@ -60,6 +60,24 @@ class Data:
   def ids(self, part: str) -> list[str]:
     key, rows = self.rows[part]
     return [self.images[key].ids[i] for i in rows]
+
+
+def check(evaluator: Any, whose: str, positive: Sequence[str]) -> None:
+  """Raises a UserError for an option of an evaluator that is none.
+
+  Args:
+    evaluator: with `threshold_for` and `val_fraction`.
+    whose: what it is called in errors.
+    positive: its options that must be above 0.
+  """
+  if evaluator.threshold_for not in classification.CRITERIA:
+    raise UserError(f"{whose}'s threshold_for={evaluator.threshold_for!r} is not an option; valid: "
+                    f"{', '.join(classification.CRITERIA)}")
+  for name in positive:
+    if not getattr(evaluator, name) > 0:
+      raise UserError(f"{whose}'s {name}={getattr(evaluator, name)} must be above 0")
+  if not 0 < evaluator.val_fraction < 1:
+    raise UserError(f"{whose}'s val_fraction={evaluator.val_fraction} must lie between 0 and 1")
 
 
 def load(

@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from cxrjax.core.errors import UserError
 from cxrjax.evals import features, floor, health, judge, knn, linear, parts
 from cxrjax.evals.parts import Data
-from cxrjax.metrics import classification, ranking
+from cxrjax.metrics import ranking
 from cxrjax.metrics.intervals import Interval
 
 
@@ -96,14 +96,7 @@ class Evaluator:
       raise UserError(f"the probe's ks={self.ks} must be whole numbers of neighbours, e.g. (5, 20)")
     if not self.l2 or any(not s > 0 for s in self.l2):
       raise UserError(f"the probe's l2={self.l2} must be positive strengths, e.g. (1e-3, 1e-1)")
-    if self.threshold_for not in classification.CRITERIA:
-      raise UserError(f"the probe's threshold_for={self.threshold_for!r} is not an option; valid: "
-                      f"{', '.join(classification.CRITERIA)}")
-    for name in ("temperature", "std", "batch", "size"):
-      if not getattr(self, name) > 0:
-        raise UserError(f"the probe's {name}={getattr(self, name)} must be above 0")
-    if not 0 < self.val_fraction < 1:
-      raise UserError(f"the probe's val_fraction={self.val_fraction} must lie between 0 and 1")
+    parts.check(self, "the probe", ("temperature", "std", "batch", "size"))
 
   def load(
       self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import functools
-import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import about, compare_charts, facts, page, series, words
+from cxrjax.report import about, compare_charts, facts, series, words
 from cxrjax.report import run as runs
 from cxrjax.report.compare_charts import head_name, row_name, set_name
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import lookup
 from cxrjax.report.series import SIGNS, estimate, gain_cell, score_cell, verdict, with_status
 
-NAME = "report.html"
 Facts = Mapping[str, Any]
-
-
-def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page of a comparison, also of one that is still going; it loads nothing.
-
-  Returns:
-    The path of `report.html` in the workdir.
-
-  Raises:
-    UserError: the file cannot be written.
-  """
-  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
 
 
 def render(run: runs.Run) -> str:
   """The page as text."""
-  found = run.fact("compare")
-  found = found if isinstance(found, Mapping) else {}
+  found = series.facts(run, "compare")
   body: list[tuple[str, str, str, Callable[[], Html | None]]] = [
     ("gain", "Gain over the random encoder",
      "The AUROC of the trained encoder less that of the same network before training, on the same "
@@ -55,6 +39,9 @@ def render(run: runs.Run) -> str:
     run, lambda: _title(found), "cxrjax comparison",
     [lambda: _summary(found), lambda: series.callouts(run, found, functools.partial(
       row_name, found))], body)
+
+
+write = functools.partial(series.write, render)
 
 
 def _title(found: Facts) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import decisions, facts, forest, page, series, words
+from cxrjax.report import decisions, facts, forest, series, words
 from cxrjax.report import run as runs
 from cxrjax.report.compare_charts import set_name
 from cxrjax.report.html import Html, el
@@ -16,29 +15,15 @@ from cxrjax.report.run import lookup, number
 from cxrjax.report.sections import again
 from cxrjax.report.series import estimate
 
-NAME = "report.html"
 Facts = Mapping[str, Any]
 TOLD = ("auroc", "accuracy", "dice")  # in words
 STYLES = ("s3", "s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash")  # the reference is gray
 CHANGES = 60  # config keys listed of each run
 
 
-def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page of a comparison of runs; it loads nothing.
-
-  Returns:
-    The path of `report.html` in the workdir.
-
-  Raises:
-    UserError: the file cannot be written.
-  """
-  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
-
-
 def render(run: runs.Run) -> str:
   """The page as text."""
-  found = run.fact("compare_runs")
-  found = found if isinstance(found, Mapping) else {}
+  found = series.facts(run, "compare_runs")
   reference = found.get("reference")
   return series.document(
     run, lambda: _title(found), "cxrjax comparison of runs",
@@ -51,6 +36,9 @@ def render(run: runs.Run) -> str:
      ("table", "In numbers", "", lambda: _tables(found)),
      ("runs", "The runs", "", lambda: _about(found)),
      ("again", "Run it again", "", lambda: again(run))])
+
+
+write = functools.partial(series.write, render)
 
 
 def _others(found: Facts) -> list[str]:

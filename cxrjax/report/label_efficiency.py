@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from cxrjax.report import about, charts, facts, forest, page, series, words
+from cxrjax.report import about, charts, facts, forest, series, words
 from cxrjax.report import run as runs
 from cxrjax.report.compare_charts import set_name
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import lookup, number
 from cxrjax.report.series import estimate, gain_cell, score_cell, verdict
 
-NAME = "report.html"
 Facts = Mapping[str, Any]
 CHARTED = ("auroc", "accuracy", "balanced_accuracy")
 TABLED = (*CHARTED, "f1")
 OTHERS = ("s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash", "s1 dots", "s2 dots", "s4 dots")
 
 
-def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page of a sweep, also of one that is still going; it loads nothing.
-
-  Returns:
-    The path of `report.html` in the workdir.
-
-  Raises:
-    UserError: the file cannot be written.
-  """
-  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
-
-
 def render(run: runs.Run) -> str:
   """The page as text."""
-  found = run.fact("sweep")
-  found = found if isinstance(found, Mapping) else {}
+  found = series.facts(run, "sweep")
   several = len(found.get("seeds") or ()) > 1
   band = ("a band from the lowest to the highest seed" if several else
           "95 % intervals of the test images")
@@ -55,6 +40,9 @@ def render(run: runs.Run) -> str:
      ("table", "In numbers", "", lambda: _tables(found)),
      ("how", "How it was done", "", lambda: _how(run, found)),
      ("again", "Run it again", "", lambda: series.again(run, found, _name))])
+
+
+write = functools.partial(series.write, render)
 
 
 def _name(row: Facts) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +15,31 @@ from cxrjax.report.run import Estimate, lookup, number
 from cxrjax.report.sections import again as command
 
 Facts = Mapping[str, Any]
+NAME = "report.html"
 SIGNS = {"above": "\N{BLACK UP-POINTING TRIANGLE}", "below": "\N{BLACK DOWN-POINTING TRIANGLE}",
          "open": ""}
 GAINS = (f"Gains with 95 % intervals over test images; {SIGNS['above']} the interval lies above 0, "
          f"{SIGNS['below']} below 0.")
 VERDICTS = [("good", "better"), ("s3", "undecided"), ("bad", "worse")]  # keys of a forest of gains
+
+
+def write(
+    render: Callable[[runs.Run], str], workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes the page that `render` makes of a workdir, also of one that is still going.
+
+  Returns:
+    The path of `report.html` in the workdir.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
+
+
+def facts(run: runs.Run, key: str) -> Facts:
+  """What `run.json` says under `key`; {} where it says nothing of use."""
+  found = run.fact(key)
+  return found if isinstance(found, Mapping) else {}
 
 
 def estimate(value: Any) -> Estimate:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from cxrjax.report import about, facts, forest, page, series, words
+from cxrjax.report import about, facts, forest, series, words
 from cxrjax.report import run as runs
 from cxrjax.report.compare_charts import head_name, set_name
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import lookup
 from cxrjax.report.series import estimate, gain_cell, score_cell, verdict
 
-NAME = "report.html"
 Facts = Mapping[str, Any]
 MAIN = ("auroc", "dice")  # what a last stage is judged by first
 TABLED = ("auroc", "accuracy", "balanced_accuracy", "dice", "iou", "assd", "hd95")
@@ -22,22 +20,9 @@ AGAINST = {"gains": "over scratch", "steps": "over the line above"}
 PAIRED = ("auroc", "accuracy", "dice")  # in the tables with their gain
 
 
-def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page of a curriculum, also of one that is still going; it loads nothing.
-
-  Returns:
-    The path of `report.html` in the workdir.
-
-  Raises:
-    UserError: the file cannot be written.
-  """
-  return page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
-
-
 def render(run: runs.Run) -> str:
   """The page as text."""
-  found = run.fact("stages")
-  found = found if isinstance(found, Mapping) else {}
+  found = series.facts(run, "stages")
   return series.document(
     run, lambda: _title(found), "cxrjax curriculum",
     [lambda: _summary(found), lambda: series.callouts(run, found, _name)],
@@ -49,6 +34,9 @@ def render(run: runs.Run) -> str:
      ("stages", "The stages", "", lambda: _stages(found)),
      ("how", "Test images", "", lambda: _how(run, found)),
      ("again", "Run it again", "", lambda: series.again(run, found, _name))])
+
+
+write = functools.partial(series.write, render)
 
 
 def _name(row: Facts) -> str:

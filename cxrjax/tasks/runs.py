@@ -71,7 +71,8 @@ class Show:
     ended: a line after it, from why it failed or None.
     collect: everything known so far, as facts.
     rows: a header and the lines of `table.csv`, from these.
-    page: a module with `NAME`, `write(workdir)` and, for the terminal, `table(facts)`.
+    page: a module with `write(workdir)`, which returns the page's path, and `table(facts)`, for the
+      terminal.
   """
 
   key: str
@@ -119,7 +120,7 @@ def take(
     found = _write(writer, show, workdir, failed)
     status = f"stopped: {signal.Signals(stopped).name}" if stopped else "finished"
     writer.facts(status=status, finished=now())
-  show.page.write(workdir)
+  report = show.page.write(workdir)
   if stopped:
     say(f"stopped by {signal.Signals(stopped).name}; the same command goes on from there")
     return 128 + stopped
@@ -128,7 +129,7 @@ def take(
     say(f"failed    {name}: {why}")
   if failed:
     say(f"the same command goes on there; what they said is in {workdir}/NAME.log")
-  say(f"report    {workdir / show.page.NAME}")
+  say(f"report    {report}")
   return 1 if failed else 0
 
 

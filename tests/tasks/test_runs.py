@@ -106,7 +106,7 @@ class Board:
       key="board", begins=lambda job: f"{job.name} begins", ended=lambda job, why: why or "ends",
       collect=lambda failed: {"failed": dict(failed)}, rows=lambda found: [list(found["failed"])],
       page=types.SimpleNamespace(
-        NAME=self.NAME, write=lambda workdir: None, table=lambda found: "the table"))
+        write=lambda workdir: workdir / self.NAME, table=lambda found: "the table"))
     self.launched, self.said = [], []
     return runs.take(jobs, workdir, show, command="c", opening=["now"], say=self.said.append)
 
