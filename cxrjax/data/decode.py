@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -38,9 +39,38 @@ def decode(
     BadImage: not an image, damaged, smaller than 16 pixels or absurdly large.
   """
   try:
-    return _decode(data, at_least)
+    return shown(data, at_least).pixels
   except BadImage as error:
     raise BadImage(f"{name}: {error}" if name else str(error)) from error.__cause__
+
+
+class Shown(NamedTuple):
+  """A decoded image and how to show it.
+
+  Attributes:
+    pixels: what `decode` gives.
+    window: the gray levels shown black and white that a DICOM file brings.
+    shape: height and width in the file, of which a JPEG may be decoded to a part.
+  """
+
+  pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
+  window: tuple[float, float] | None
+  shape: tuple[int, int]
+
+
+def shown(data: bytes, at_least: int | None = None) -> Shown:
+  """What `decode` gives, with what else a file says of it.
+
+  Raises:
+    BadImage: see `decode`.
+  """
+  from cxrjax.data import dicom  # it needs what is defined here
+
+  if dicom.is_dicom(data):
+    found = dicom.read(data)
+    return Shown(found.pixels, found.window, found.pixels.shape[:2])
+  image, shape = _open(data, at_least)
+  return Shown(_gray(image)[..., None], None, shape)
 
 
 def bits(data: bytes) -> int:
@@ -53,19 +83,13 @@ def bits(data: bytes) -> int:
 
   if dicom.is_dicom(data):
     return 8 if dicom.read(data, pixels=False).bits <= 8 else 16
-  mode = _open(data, None, pixels=False).mode
+  mode = _open(data, None, pixels=False)[0].mode
   return 16 if mode.startswith("I") or mode == "F" else 8
 
 
-def _decode(data: bytes, at_least: int | None) -> np.ndarray:
-  from cxrjax.data import dicom  # it needs what is defined here
-
-  if dicom.is_dicom(data):
-    return dicom.read(data).pixels
-  return _gray(_open(data, at_least))[..., None]
-
-
-def _open(data: bytes, at_least: int | None, pixels: bool = True) -> Image.Image:
+def _open(
+    data: bytes, at_least: int | None, pixels: bool = True) -> tuple[Image.Image, tuple[int, int]]:
+  """The image, and its height and width in the file."""
   if not data:
     raise BadImage(_MISSING)
   try:
@@ -74,11 +98,12 @@ def _open(data: bytes, at_least: int | None, pixels: bool = True) -> Image.Image
       warnings.simplefilter("ignore")
       image = Image.open(io.BytesIO(data), formats=_FORMATS)
       check_shape(image.width, image.height)
+      shape = image.height, image.width
       if at_least is not None and image.format == "JPEG":
         image.draft(None, (2 * at_least, 2 * at_least))
       if pixels:
         image.load()
-      return image
+      return image, shape
   except BadImage:
     raise
   except Image.UnidentifiedImageError as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import choices, decode, dicom, folder_csv, folder_index, hashes, splits, store
+from cxrjax.data import choices, decode, folder_csv, folder_index, hashes, splits, store
 from cxrjax.data.folder_csv import KEY
 from cxrjax.data.types import Record, SourceInfo, Table
 
@@ -148,16 +148,11 @@ class Source:
     """Image `index`; a JPEG may be decoded smaller, for a result of `at_least` pixels."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    data = self._index.read(int(self._rows[index]))
-    if dicom.is_dicom(data):
-      found = dicom.read(data)
-      image, window = found.pixels, found.window
-    else:
-      image, window = decode.decode(data, at_least=at_least), None
+    found = decode.shown(self._index.read(int(self._rows[index])), at_least)
     table = self.table
     return Record(
-      image=image, labels=table.labels[index], mask=None, id=table.ids[index],
-      patient=table.patients[index], site=table.sites[index], window=window)
+      image=found.pixels, labels=table.labels[index], mask=None, id=table.ids[index],
+      patient=table.patients[index], site=table.sites[index], window=found.window)
 
   def _fingerprint(self) -> str:
     """Of the images' names and bytes."""

@@ -147,6 +147,37 @@ def resize(
   return np.clip(np.rint(found), 0, 65535).astype(np.uint16) if wide else found
 
 
+def unfit(
+    square: Float32[np.ndarray, "s s"], shape: tuple[int, int], fit: str = "squash",
+    ) -> Float32[np.ndarray, "h w"]:
+  """A map over what `resize` gave, bilinear, over the image that it was given.
+
+  Args:
+    square: values of the pixels of the square.
+    shape: height and width of the image.
+    fit: as of `resize`; what `crop` has left out is 0.
+  """
+  height, width = shape
+  size = len(square)
+  plane = Image.fromarray(np.ascontiguousarray(square))
+  box = (0.0, 0.0, float(size), float(size))
+  inner = width, height
+  if fit == "pad":
+    scale = size / max(width, height)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size - w) // 2, (size - h) // 2
+    box = (left, top, left + w, top + h)
+  elif fit == "crop":
+    inner = (min(width, height),) * 2
+  found = np.asarray(plane.resize(inner, Image.Resampling.BILINEAR, box=box))
+  if fit == "crop":
+    whole = np.zeros(shape, np.float32)
+    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
+    whole[top:top + inner[1], left:left + inner[0]] = found
+    return whole
+  return found
+
+
 def _extremes(image: Pixels) -> tuple[int, int]:
   check_shape(image.shape[1], image.shape[0])
   low, high = int(image.min()), int(image.max())

@@ -195,7 +195,7 @@ def decode_rows(
       bits=bits, window=window, stop_at_bad=stop_at_bad).take(np.argsort(order))
   root = cache_root(cache_dir)
   window = pixels.check_window(window)
-  look = _Look(size, fit, bits_of(source, bits), window)
+  look = Look(size, fit, bits_of(source, bits), window)
   whole = _load(root / _key(source, look, None))
   if whole is not None:
     return whole if indices is None else whole.take(np.asarray(indices, dtype=np.int64))
@@ -291,7 +291,7 @@ def bad_image(name: str, reason: str) -> UserError:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
+class Look:
   """What decoded images are to be like."""
 
   size: int
@@ -300,7 +300,7 @@ class _Look:
   window: str | pixels.Window
 
 
-def _key(source: Source, look: _Look, indices: Sequence[int] | np.ndarray | None) -> str:
+def _key(source: Source, look: Look, indices: Sequence[int] | np.ndarray | None) -> str:
   rows = None
   if indices is not None:
     rows = hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
@@ -325,7 +325,7 @@ def _load(folder: pathlib.Path) -> Decoded | None:
 
 
 def _decode_into(
-    work: pathlib.Path, source: Source, rows: np.ndarray, look: _Look, progress: bool,
+    work: pathlib.Path, source: Source, rows: np.ndarray, look: Look, progress: bool,
     stop_at_bad: bool) -> None:
   """Fills a cache folder: good images one after the other, then unused room for the bad."""
   shape = (len(rows), look.size, look.size, 1)

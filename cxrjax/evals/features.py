@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, Float32, UInt8, UInt16
 
 from cxrjax.core.errors import UserError
 from cxrjax.data.images import Images, stored
 from cxrjax.data.pixels import to_unit
 
+T = TypeVar("T")
 Encode = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b *d"]]
 
 IN_FLIGHT = 4  # batches sent to the device and not yet read back: overlap without filling memory
@@ -60,24 +61,63 @@ def extract(
   from tqdm import tqdm
 
   pixels, windows = stored(images)
-  n = len(pixels)
-  devices = 1 if mesh is None else mesh.devices.size
-  batch = -(-batch // devices) * devices
-  function = _compiled(encode, float(mean), float(std), mesh, vectors)
-  waiting: deque[jax.Array] = deque()
-  rows: list[np.ndarray] = []
-  for start in tqdm(range(0, n, batch), desc="features", unit="batch", disable=not progress,
-                    leave=False):
-    part = slice(start, start + batch)
-    x = _place(_padded(pixels[part], batch), mesh)
-    shown = None if windows is None else _place(_padded(windows[part], batch, "edge"), mesh)
-    waiting.append(function(params, x, shown))
-    if len(waiting) > IN_FLIGHT:
-      rows.append(np.asarray(waiting.popleft()))
-  rows.extend(np.asarray(y) for y in waiting)
-  if not rows:
+  n, size = len(pixels), batch_size(batch, mesh)
+  if not n:
     raise UserError("there are no images to encode")
-  return np.concatenate(rows)[:n].astype(np.float32)
+
+  def sent() -> Iterator[tuple[int, jax.Array]]:
+    for start in tqdm(range(0, n, size), desc="features", unit="batch", disable=not progress,
+                      leave=False):
+      part = slice(start, start + size)
+      yield start, send(
+        encode, params, pixels[part], None if windows is None else windows[part], size=size,
+        mean=mean, std=std, mesh=mesh, vectors=vectors)
+
+  return np.concatenate([y for _, y in received(sent())])[:n]
+
+
+def batch_size(batch: int, mesh: Mesh | None) -> int:
+  """Images a dispatch, rounded up to a multiple of the devices."""
+  devices = 1 if mesh is None else mesh.devices.size
+  return -(-batch // devices) * devices
+
+
+def send(
+    encode: Callable[[Any, Float[Array, "b s s 1"]], Any], params: Any,
+    pixels: UInt8[np.ndarray, "m s s 1"] | UInt16[np.ndarray, "m s s 1"],
+    windows: Float32[np.ndarray, "m 2"] | None, *, size: int, mean: float, std: float,
+    mesh: Mesh | None = None, vectors: bool = False) -> Any:
+  """Has the device make something of a batch; returns before it has.
+
+  Args:
+    encode: see `extract`; without `vectors` it may give a tree of arrays f32[b ...].
+    params: see `extract`.
+    pixels: up to `size` images.
+    windows: of 16-bit ones.
+    size: what the batch is padded to, see `batch_size`.
+    mean: see `extract`.
+    std: see `extract`.
+    mesh: see `extract`.
+    vectors: see `extract`.
+
+  Returns:
+    float32 arrays of `size` rows, of which the first m count, for `received`.
+  """
+  x = _place(_padded(pixels, size), mesh)
+  shown = None if windows is None else _place(_padded(windows, size, "edge"), mesh)
+  return _compiled(encode, float(mean), float(std), mesh, vectors)(params, x, shown)
+
+
+def received(sent: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
+  """What was sent, on the host, in turn; `IN_FLIGHT` more are sent before one is waited for."""
+  waiting: deque[tuple[T, Any]] = deque()
+  for item in sent:
+    waiting.append(item)
+    if len(waiting) > IN_FLIGHT:
+      name, found = waiting.popleft()
+      yield name, jax.tree.map(np.asarray, found)
+  for name, found in waiting:
+    yield name, jax.tree.map(np.asarray, found)
 
 
 def _padded(x: np.ndarray, batch: int, mode: str = "constant") -> np.ndarray:
@@ -102,11 +142,11 @@ def _compiled(
   def features(params: Any, x: jax.Array, windows: jax.Array | None) -> jax.Array:
     gray = x.astype(jnp.float32) / 255 if windows is None else to_unit(x, windows)
     y = encode(params, (gray - mean) / std)
-    if y.shape[:1] != x.shape[:1] or (vectors and y.ndim != 2):
+    if vectors and (y.shape[:1] != x.shape[:1] or y.ndim != 2):
       raise UserError(
         f"the encoder gives shape {tuple(y.shape)} for {x.shape[0]} images; evaluators need one "
         "vector an image: return [b, d]")
-    return y.astype(jnp.float32)
+    return jax.tree.map(lambda y: y.astype(jnp.float32), y)
 
   if mesh is None:
     return jax.jit(features)

@@ -1,0 +1,142 @@
+"""Images that somebody names: files, folders and zips of files, or arrays."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from cxrjax.core.errors import UserError
+from cxrjax.data import archive, decode, folder_index
+from cxrjax.data.decode import BadImage, Shown
+
+
+class Given(Protocol):
+  """A sequence of images with names, each read when it is asked for, by any thread.
+
+  Attributes:
+    ids: unique names.
+  """
+
+  ids: Sequence[str]
+
+  def show(self, index: int, at_least: int) -> Shown:
+    """Image `index`; a JPEG may be decoded smaller, for a result of `at_least` pixels.
+
+    Raises:
+      BadImage: it cannot be used.
+    """
+    ...
+
+
+class Files:
+  """Files, and all images below folders and in zips: PNG, JPEG, TIFF, BMP, DICOM.
+
+  What lies below a single folder or zip is called by its path there; where there are several, or
+  files as well, that path follows the folder's name as given. A file is called as given. What is
+  given twice is taken once. A file is read whatever its name; in folders, images are known by their
+  extension, DICOM also without one.
+
+  Args:
+    paths: of files, folders and zips.
+    cache_dir: where the index of a folder is remembered.
+
+  Raises:
+    UserError: nothing is given, there is no such file or folder, or there is no image in it.
+  """
+
+  def __init__(self, paths: Iterable[str | os.PathLike[str]], cache_dir: str | None = None):
+    given = list(dict.fromkeys(os.fspath(p) for p in paths))
+    if not given:
+      raise UserError("no images are given; name files or folders")
+    self.ids: list[str] = []
+    self.notes: list[str] = []
+    self._places: list[tuple[folder_index.Index | None, int | str]] = []
+    seen: set[str] = set()
+    for path in given:
+      found = pathlib.Path(path).expanduser()
+      if not found.exists():
+        raise UserError(f"{path}: there is no such file or folder")
+      if found.is_dir() or found.suffix.lower() == ".zip":
+        index = folder_index.Index(found, cache_dir)
+        self.notes += index.notes
+        before = "" if len(given) == 1 else path.rstrip("/") + "/"
+        rows = index.images.tolist()
+        names, places = [before + index.paths[i] for i in rows], [(index, i) for i in rows]
+      else:
+        names, places = [path], [(None, str(found))]
+      for name, place in zip(names, places, strict=True):
+        if name not in seen:
+          seen.add(name)
+          self.ids.append(name)
+          self._places.append(place)
+
+  def show(self, index: int, at_least: int) -> Shown:
+    home, place = self._places[index]
+    if home is not None:
+      return decode.shown(home.read(int(place)), at_least)
+    try:
+      with open(place, "rb") as opened:
+        data = opened.read(archive.MAX_BYTES + 1)
+    except OSError as error:
+      raise BadImage(f"it cannot be read ({error.strerror or error})") from error
+    if len(data) > archive.MAX_BYTES:
+      raise BadImage(f"it has more than {archive.MAX_BYTES:,} bytes")
+    return decode.shown(data, at_least)
+
+
+class Arrays:
+  """Gray levels in memory, called by their numbers from 0.
+
+  Args:
+    arrays: uint8 or uint16, [h w] or [h w 1], of any sizes; or one array of several.
+
+  Raises:
+    UserError: no array, or one of another type or shape.
+  """
+
+  def __init__(self, arrays: Iterable[Any]):
+    self._arrays = [_gray(i, array) for i, array in enumerate(arrays)]
+    if not self._arrays:
+      raise UserError("no images are given; give arrays of gray levels, uint8 or uint16 [h w]")
+    self.ids = [str(i) for i in range(len(self._arrays))]
+
+  def show(self, index: int, at_least: int) -> Shown:
+    del at_least
+    array = self._arrays[index]
+    return Shown(array, None, array.shape[:2])
+
+
+def open_given(images: Any, cache_dir: str | None = None) -> Given:
+  """Paths (one or several) as `Files`, arrays as `Arrays`.
+
+  Raises:
+    UserError: neither, or see there.
+  """
+  if isinstance(images, str | os.PathLike):
+    return Files([images], cache_dir)
+  if hasattr(images, "ndim") and images.ndim < 3:
+    raise UserError(f"an array of shape {tuple(images.shape)} is no list of images; give "
+                    "[array] for one image, or an array [n h w]")
+  images = list(images)
+  named = [isinstance(image, str | os.PathLike) for image in images]
+  if all(named):
+    return Files(images, cache_dir)
+  if any(named):
+    raise UserError("paths and arrays are given together; give either")
+  return Arrays(images)
+
+
+def _gray(i: int, array: Any) -> np.ndarray:
+  array = np.asarray(array)
+  if array.dtype not in (np.uint8, np.uint16):
+    raise UserError(f"image {i} is an array of {array.dtype}; give gray levels as uint8 (0 to 255) "
+                    "or uint16")
+  if array.ndim == 2:
+    array = array[..., None]
+  if array.ndim != 3 or array.shape[-1] != 1:
+    raise UserError(f"image {i} has the shape {array.shape}; give gray levels [h w] or [h w 1]")
+  return array

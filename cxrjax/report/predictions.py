@@ -1,0 +1,124 @@
+"""Predictions as a table: CSV and Parquet.
+
+Columns: `id`; for every class NAME `probability_NAME`; of exclusive classes `called`, the name of
+the one that is called, else `called_NAME`, 1 or 0; `lung_share`, the share of the image that lungs
+fill, where there are lung masks. Numbers are written so that float32 is read back exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import numpy as np
+
+from cxrjax.core.errors import UserError
+
+EMBEDDING = "embedding"
+
+
+def columns(predictions: Any) -> dict[str, list[Any]]:
+  """Columns by name.
+
+  Args:
+    predictions: see `cxrjax.api.Predictions`.
+  """
+  found: dict[str, list[Any]] = {"id": list(predictions.ids)}
+  if predictions.probabilities is not None:
+    for k, name in enumerate(predictions.classes):
+      found[f"probability_{name}"] = predictions.probabilities[:, k].tolist()
+    if predictions.exclusive:
+      found["called"] = [predictions.classes[k] for k in predictions.called.argmax(1).tolist()]
+    else:
+      for k, name in enumerate(predictions.classes):
+        found[f"called_{name}"] = predictions.called[:, k].astype(int).tolist()
+  if predictions.masks is not None:
+    found["lung_share"] = [float(mask.mean()) for mask in predictions.masks]
+  if predictions.embeddings is not None:
+    found[EMBEDDING] = list(predictions.embeddings)
+  return found
+
+
+def write_rows(opened: TextIO, predictions: Any, header: bool) -> None:
+  """Adds rows, and first the header where it is wanted, to a CSV."""
+  table = columns(predictions)
+  table.pop(EMBEDDING, None)
+  writer = csv.writer(opened, lineterminator="\n")
+  if header:
+    writer.writerow(table)
+  for row in zip(*table.values(), strict=True):
+    writer.writerow([f"{x:.9g}" if isinstance(x, float) else x for x in row])
+
+
+def write_csv(path: str | os.PathLike[str], predictions: Any) -> None:
+  """One row an image, without embeddings.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  with written(path) as file, open_text(file, "w") as opened:
+    write_rows(opened, predictions, header=True)
+
+
+def write_parquet(path: str | os.PathLike[str], predictions: Any) -> None:
+  """The table, with a column `embedding` where there are any.
+
+  Raises:
+    UserError: it cannot be written, or pyarrow is not installed.
+  """
+  arrow, parquet = pyarrow()
+  table = columns(predictions)
+  table["id"] = [clean(name) for name in table["id"]]
+  embeddings = table.pop(EMBEDDING, None)
+  arrays = {name: arrow.array(values, arrow.float32() if isinstance(values[0], float) else None)
+            for name, values in table.items()}
+  if embeddings is not None:
+    arrays[EMBEDDING] = vectors(np.stack(embeddings))
+  with written(path) as file:
+    parquet.write_table(arrow.table(arrays), file)
+
+
+def vectors(x: np.ndarray) -> Any:
+  """Rows as lists of a fixed length."""
+  arrow, _ = pyarrow()
+  return arrow.FixedSizeListArray.from_arrays(arrow.array(x.reshape(-1)), x.shape[1])
+
+
+def pyarrow() -> tuple[Any, Any]:
+  """The package that writes Parquet."""
+  try:
+    import pyarrow
+    import pyarrow.parquet
+  except ModuleNotFoundError as error:
+    raise UserError('Parquet needs pyarrow: pip install -e ".[parquet]"; or write a CSV') from error
+  return pyarrow, pyarrow.parquet
+
+
+def clean(name: str) -> str:
+  """A path as text, also where its bytes are none."""
+  return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def open_text(file: pathlib.Path, mode: str) -> TextIO:
+  """A file for a table; paths whose bytes are no text are written as these bytes."""
+  return open(file, mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+@contextlib.contextmanager
+def written(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """A file to write, which takes its name when it is whole."""
+  target = pathlib.Path(path).expanduser()
+  work = target.with_name(target.name + ".tmp")
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    yield work
+    work.replace(target)
+  except OSError as error:
+    raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+  finally:
+    with contextlib.suppress(OSError):
+      work.unlink()
