@@ -31,12 +31,7 @@ from cxrjax.models.vit import VARIANTS
 
 DEMO = {
   "version": 3,
-  "global_scale": (0.4, 1.0),
-  "jitter": 0.5,            # of brightness and contrast
-  "jitter_prob": 1.0,
-  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
-  "blur_prob": (0.5, 0.5),  # of the two views
-  "solarize": (0.0, 0.0),   # probability, of the two views
+  **experiment.TWO_VIEWS,
   "hidden": 256,
   "dim": 64,
   "head_layers": 2,
@@ -51,8 +46,7 @@ DEMO = {
 }
 DEMO2 = {"temperature": 0.1, "momentum": 0.95, "momentum_end": 0.95, "lr": 0.004}
 SMALL = {
-  "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "hidden": 512,
-  "dim": 128,
+  **experiment.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128,
 }
 SMALL2 = {**SMALL, "momentum": 0.99, "momentum_end": 0.99, "queue": 2048}
 PAPER3 = {

@@ -26,12 +26,7 @@ from ml_collections import ConfigDict
 from cxrjax.core import experiment
 
 DEMO = {
-  "global_scale": (0.4, 1.0),
-  "jitter": 0.5,            # of brightness and contrast
-  "jitter_prob": 1.0,
-  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
-  "blur_prob": (0.5, 0.5),  # of the two views
-  "solarize": (0.0, 0.0),   # probability, of the two views
+  **experiment.TWO_VIEWS,
   "hidden": 256,
   "dim": 64,
   "head_layers": 2,
@@ -39,8 +34,7 @@ DEMO = {
   "temperature": 0.2,
 }
 SMALL = {
-  "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "hidden": 512,
-  "dim": 128,
+  **experiment.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128,
 }
 PAPER = {
   "model": "resnet50", "global_scale": (0.08, 1.0), "jitter": 0.8, "jitter_prob": 0.8, "blur": 2.0,

@@ -19,12 +19,7 @@ from cxrjax.core import experiment
 
 DEMO = {
   "duration": "40 epochs",
-  "global_scale": (0.4, 1.0),
-  "jitter": 0.5,            # of brightness and contrast
-  "jitter_prob": 1.0,
-  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
-  "blur_prob": (0.5, 0.5),
-  "solarize": (0.0, 0.0),
+  **experiment.TWO_VIEWS,
   "share": 0.5,             # of the pixels that are corrupted
   "fill": "zeros",          # or noise, copy; noise+zeros: one drawn for each image
   "alien": 0.3,             # share that is filled with another image's pixels; 0: never
@@ -35,8 +30,8 @@ DEMO = {
   "weight": 1.0,            # of the reconstruction
 }
 SMALL = {
-  "duration": "9 epochs", "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8,
-  "blur": 2.0, "hidden": 512, "dim": 128, "momentum": 0.996,
+  **experiment.TWO_VIEWS_SMALL, "duration": "9 epochs", "hidden": 512, "dim": 128,
+  "momentum": 0.996,
 }
 PAPER = {
   "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0,

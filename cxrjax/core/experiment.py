@@ -66,6 +66,18 @@ TINY: dict[str, Any] = {
   "examples": 48, "store": 32, "image_size": 32, "batch_size": 8, "duration": "4 steps",
   "eval_every": "4 steps",
 }
+# Options of `two_views`, in the demo and in `small`.
+TWO_VIEWS: dict[str, Any] = {
+  "global_scale": (0.4, 1.0),
+  "jitter": 0.5,            # of brightness and contrast
+  "jitter_prob": 1.0,
+  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
+  "blur_prob": (0.5, 0.5),  # of the two views
+  "solarize": (0.0, 0.0),   # probability, of the two views
+}
+TWO_VIEWS_SMALL: dict[str, Any] = {
+  "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0,
+}
 # Adam as DINO and most transformers have it, clipped tensor by tensor; momentum SGD and LARS as
 # convolutional networks have them, with weight decay in the gradient.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -210,8 +222,7 @@ def one_view(o: ConfigDict) -> dict[str, Any]:
 def two_views(o: ConfigDict) -> dict[str, Any]:
   """`config.views` of methods that compare two large crops.
 
-  Of `o`: `global_scale`, `jitter` (of brightness and contrast), `jitter_prob`, `blur` (largest
-  sigma in pixels of a 224 px crop), `blur_prob` and `solarize`, two probabilities each.
+  Of `o`: the options of `TWO_VIEWS`.
   """
   return {
     "name": "cxrjax.views.multicrop",
