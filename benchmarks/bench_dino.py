@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 
-from sides import Worker, machine, serve
+from sides import Worker, machine, peak, serve
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -118,21 +118,7 @@ class Ours:
             "cpu_seconds": (time.process_time() - cpu) / steps}
 
   def peak(self):
-    """GFLOP/s of a large square product: f32 on CPU, bf16 on GPU."""
-    jax, jnp = self.jax, self.jax.numpy
-    on_cpu = jax.default_backend() == "cpu"
-    size, dtype = (2048, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    best = float("inf")
-    for _ in range(6):
-      start = time.perf_counter()
-      for _ in range(4):
-        b = product(a)
-      b.block_until_ready()
-      best = min(best, (time.perf_counter() - start) / 4)
-    return {"gflops": 2 * size**3 / best / 1e9}
+    return peak(self.jax)
 
   def host(self):
     """Milliseconds of host work an image in resident mode: indices, ready on the device."""

@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 
-from sides import Worker, machine, serve
+from sides import Worker, machine, peak, serve
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -116,23 +116,6 @@ class Full:
 
   def flops(self, spec):
     return 3.0 * self.encoder.flops(spec["global"].shape[2:])
-
-
-def peak(jax):
-  """GFLOP/s of a large square product: f32 on CPU, bf16 elsewhere."""
-  on_cpu = jax.default_backend() == "cpu"
-  size, dtype = (2048, jax.numpy.float32) if on_cpu else (8192, jax.numpy.bfloat16)
-  a = jax.numpy.ones((size, size), dtype)
-  product = jax.jit(lambda a: a @ a)
-  product(a).block_until_ready()
-  best = float("inf")
-  for _ in range(6):
-    start = time.perf_counter()
-    for _ in range(4):
-      b = product(a)
-    b.block_until_ready()
-    best = min(best, (time.perf_counter() - start) / 4)
-  return {"gflops": 2 * size**3 / best / 1e9}
 
 
 def serve_ours(spec):

@@ -47,6 +47,23 @@ def serve(info, answer):
     print(json.dumps(answer(command.pop("kind"), **command)), flush=True)
 
 
+def peak(jax):
+  """GFLOP/s of a large square product: f32 on CPU, bf16 elsewhere."""
+  on_cpu = jax.default_backend() == "cpu"
+  size, dtype = (2048, jax.numpy.float32) if on_cpu else (8192, jax.numpy.bfloat16)
+  a = jax.numpy.ones((size, size), dtype)
+  product = jax.jit(lambda a: a @ a)
+  product(a).block_until_ready()
+  best = float("inf")
+  for _ in range(6):
+    start = time.perf_counter()
+    for _ in range(4):
+      b = product(a)
+    b.block_until_ready()
+    best = min(best, (time.perf_counter() - start) / 4)
+  return {"gflops": 2 * size**3 / best / 1e9}
+
+
 def machine():
   """What a number was measured on."""
   return {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(),
