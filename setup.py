@@ -20,6 +20,7 @@ BASE = [
   "numpy>=2.0",
   "scipy>=1.13",
   "pillow>=11.0",
+  "pyarrow>=17.0",  # which tensorflow-datasets brings as well
   "safetensors>=0.8",
   "jaxtyping>=0.3",
   "tensorboardX>=2.6.2",  # event files without TensorFlow

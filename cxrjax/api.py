@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -373,13 +372,17 @@ class Work:
       skipped)
 
 
-def load(workdir: str | os.PathLike[str]) -> Network:
+def load(workdir: str | os.PathLike[str], key: str = "workdir") -> Network:
   """A finished run of any method, from its workdir.
+
+  Args:
+    workdir: of the run.
+    key: the option that names it, for errors.
 
   Raises:
     UserError: no run, one that has not finished, or one that cannot be read.
   """
-  return of_run(restore(pathlib.Path(workdir), "workdir"))
+  return of_run(restore(os.fspath(workdir), key))
 
 
 def of_run(run: Restored, image_size: int | None = None) -> Network:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import shlex
 import sys
@@ -14,7 +13,7 @@ from ml_collections import config_flags
 
 from cxrjax.core.build import locate
 from cxrjax.core.errors import UserError
-from cxrjax.core.memory import keep_freed_memory
+from cxrjax.core.memory import keep_compiled, keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment, configs/X.py[:arg]; --config.a.b=value changes one key.",
@@ -56,9 +55,7 @@ def set_up_jax(platform: str | None) -> None:
   """Platform, compilation cache, and the other processes where there are any."""
   import jax
   jax.config.update("jax_platforms", platform or jax.config.jax_platforms)
-  cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
-  jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+  keep_compiled()
   if _COORDINATOR.value == "auto":
     jax.distributed.initialize()
   elif _COORDINATOR.value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import resource
 import sys
@@ -29,6 +30,15 @@ def keep_freed_memory() -> bool:
   except (OSError, AttributeError):
     return False
   return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1), mallopt(_ARENA_MAX, 1)])
+
+
+def keep_compiled() -> None:
+  """Has JAX keep programs that take long to compile, in the folder of decoded images."""
+  import jax  # here, so that malloc can be told before anything is allocated
+
+  cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
+  jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
 
 def peak() -> dict[str, float]:

@@ -19,6 +19,7 @@ import numpy as np
 from cxrjax.core.errors import UserError
 
 EMBEDDING = "embedding"
+TEXTS = ("id", "called")  # of the columns; all others are numbers
 
 
 def columns(predictions: Any) -> dict[str, list[Any]]:
@@ -68,34 +69,32 @@ def write_parquet(path: str | os.PathLike[str], predictions: Any) -> None:
   """The table, with a column `embedding` where there are any.
 
   Raises:
-    UserError: it cannot be written, or pyarrow is not installed.
+    UserError: it cannot be written.
   """
-  arrow, parquet = pyarrow()
+  import pyarrow.parquet  # a third of a second, which a CSV need not wait for
+
   table = columns(predictions)
-  table["id"] = [clean(name) for name in table["id"]]
-  embeddings = table.pop(EMBEDDING, None)
-  arrays = {name: arrow.array(values, arrow.float32() if isinstance(values[0], float) else None)
-            for name, values in table.items()}
-  if embeddings is not None:
-    arrays[EMBEDDING] = vectors(np.stack(embeddings))
+  table.pop(EMBEDDING, None)
   with written(path) as file:
-    parquet.write_table(arrow.table(arrays), file)
+    pyarrow.parquet.write_table(arrow(table, predictions.embeddings), file)
 
 
-def vectors(x: np.ndarray) -> Any:
-  """Rows as lists of a fixed length."""
-  arrow, _ = pyarrow()
-  return arrow.FixedSizeListArray.from_arrays(arrow.array(x.reshape(-1)), x.shape[1])
+def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> Any:
+  """An Arrow table of columns, which may be text as in a CSV, and embeddings."""
+  import pyarrow
 
+  def column(name: str, values: list[Any]) -> Any:
+    if name in TEXTS:
+      return pyarrow.array([clean(value) for value in values], pyarrow.string())
+    if name.startswith("called_"):
+      return pyarrow.array([value in (1, "1") for value in values], pyarrow.bool_())
+    return pyarrow.array(np.array(values, np.float32))
 
-def pyarrow() -> tuple[Any, Any]:
-  """The package that writes Parquet."""
-  try:
-    import pyarrow
-    import pyarrow.parquet
-  except ModuleNotFoundError as error:
-    raise UserError('Parquet needs pyarrow: pip install -e ".[parquet]"; or write a CSV') from error
-  return pyarrow, pyarrow.parquet
+  arrays = {name: column(name, values) for name, values in table.items()}
+  if embeddings is not None:
+    flat = pyarrow.array(np.asarray(embeddings, np.float32).reshape(-1))
+    arrays[EMBEDDING] = pyarrow.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+  return pyarrow.table(arrays)
 
 
 def clean(name: str) -> str:

@@ -14,8 +14,12 @@ from cxrjax.core.errors import UserError
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
   """Holds `workdir/.lock`; the kernel lets go of it however the process ends.
+
+  Args:
+    workdir: made where it is not there.
+    flag: that names it, for errors.
 
   Raises:
     UserError: the folder cannot be written, or another process is using it.
@@ -25,7 +29,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     handle = open(workdir / ".lock", "a+")  # noqa: SIM115 (held for the whole run)
   except OSError as error:
     raise UserError(
-      f"--workdir={workdir} cannot be written ({error.strerror}); choose another folder") from error
+      f"{flag}={workdir} cannot be written ({error.strerror}); choose another folder") from error
   with handle:
     try:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,7 +37,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
       handle.seek(0)
       owner = handle.read().strip() or "unknown"
       raise UserError(
-        f"--workdir={workdir} is in use by process {owner}; wait for it, or choose another "
+        f"{flag}={workdir} is in use by process {owner}; wait for it, or choose another "
         "folder") from error
     handle.truncate(0)
     handle.write(str(os.getpid()))

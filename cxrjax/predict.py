@@ -1,0 +1,188 @@
+"""`python -m cxrjax.predict --workdir=RUN PATHS... --out=DIR`: a finished run's predictions.
+
+PATHS are radiographs (PNG, JPEG, TIFF, BMP, DICOM), folders and zips of them. In DIR:
+
+- `predictions.csv`: one row an image: `id`, its path below the folder given; for every class
+  `probability_NAME`, calibrated as the run's test evaluation has it; `called`, the class that is
+  called by the run's threshold (`called_NAME`, 1 or 0, of findings); `lung_share` with masks.
+  `--format=parquet` adds `predictions.parquet`.
+- `embeddings.npy` with `--embed`: float32, row i is row i of the table (also in the Parquet).
+- `masks/ID.png` with `--lungs=RUN` of `configs/segment.py`, or when `--workdir` is such a run:
+  lungs 255, the rest 0, at the image's own size.
+- `skipped.csv`: images that cannot be used, and why. They do not stop the others.
+- `predictions.json`: network, temperature, thresholds, counts.
+
+Stopped in any way, the same command goes on after the last batch that was written; with more images
+in the folder, it adds these. For research, not for diagnosis.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tqdm
+from absl import flags
+
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+from cxrjax.core.memory import keep_compiled, keep_freed_memory
+
+FORMATS = ("csv", "parquet")
+SHOWN = 10  # skipped images that are listed on the terminal
+
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Of a finished run.", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", None, "The folder to write.", flag_values=FLAGS)
+_EMBED = flags.DEFINE_boolean(
+  "embed", False, "The encoder's features as well; of a pretrained run, them alone.",
+  flag_values=FLAGS)
+_LUNGS = flags.DEFINE_string(
+  "lungs", None, "Workdir of a finished run of configs/segment.py, for lung masks.",
+  flag_values=FLAGS)
+_FORMAT = flags.DEFINE_string("format", "csv", "csv or parquet.", flag_values=FLAGS)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a dispatch.", flag_values=FLAGS)
+_OVERWRITE = flags.DEFINE_boolean(
+  "overwrite", False, "Begin anew whatever is in --out.", flag_values=FLAGS)
+
+
+def predict(
+    workdir: str, paths: Sequence[str], out: str, *, embed: bool = False, lungs: str | None = None,
+    kind: str = "csv", batch_size: int = 64, overwrite: bool = False, progress: bool = True,
+    say: Callable[[str], None] = print) -> int:
+  """The command, see above.
+
+  Args:
+    workdir: of a finished run.
+    paths: of images, folders and zips.
+    out: the folder to write.
+    embed: features as well.
+    lungs: workdir of a finished segmentation run.
+    kind: of `FORMATS`.
+    batch_size: images a dispatch.
+    overwrite: begin anew.
+    progress: a bar on stderr.
+    say: takes the lines for the user.
+
+  Returns:
+    How many images are predicted, those of an earlier part included.
+
+  Raises:
+    UserError: no such run or images, another network's predictions in `out`, or no image that can
+      be used.
+  """
+  from cxrjax import api
+  from cxrjax.data.given import Files
+  from cxrjax.report.journal import Journal
+  from cxrjax.training.workdir import locked
+
+  if kind not in FORMATS:
+    raise UserError(f"--format={kind!r} is not an option{suggest(kind, FORMATS)}")
+  if batch_size < 1:
+    raise UserError(f"--batch_size={batch_size} must be at least 1")
+  network = api.load(workdir, "--workdir")
+  drawer = api.load(lungs, "--lungs") if lungs else None
+  work = api.Work(network, embed=embed, lungs=drawer)
+  images = Files(paths)
+  for line in (*describe(network, workdir), *images.notes):
+    say(line)
+  folder = pathlib.Path(out).expanduser()
+  about = network.describe() | {
+    "fingerprint": network.run.fingerprint, "embed": embed,
+    "lungs": drawer.run.fingerprint if drawer else None}
+  with locked(folder, "--out"):
+    try:
+      journal = Journal(folder, about, overwrite)
+      begun = time.perf_counter()
+      rows = [i for i, name in enumerate(images.ids) if name not in journal.done]
+      before = len(images.ids) - len(rows)
+      if before:
+        say(f"{before:,} of {len(images.ids):,} images were done before")
+      with tqdm.tqdm(total=len(images.ids), initial=before, desc="predicting", unit=" images",
+                     file=sys.stderr, disable=not progress, dynamic_ncols=True) as bar:
+        for part in work.run(images, rows, batch_size):
+          if part.masks is not None:
+            for name, mask in zip(part.ids, part.masks, strict=True):
+              journal.picture("masks", name, 255 * mask)
+          journal.add(part)
+          bar.update(len(part) + len(part.skipped))
+      seconds = time.perf_counter() - begun
+      journal.finish(kind == "parquet", images_per_second=round(len(rows) / seconds, 1))
+    except OSError as error:
+      raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
+    for line in summary(journal, len(rows), seconds):
+      say(line)
+  return journal.rows
+
+
+def describe(network: Any, workdir: str) -> list[str]:
+  """What is at work, in a few lines."""
+  first = f"{network.kind} of {workdir}, step {network.run.step}, {network.image_size} px"
+  if network.kind != "classifier":
+    return [first]
+  if not network.judged:
+    return [first, "no test evaluation: probabilities are not calibrated, classes are called from "
+                   "0.5 on"]
+  temperature = ", ".join(f"{t:.3g}" for t in network.temperature)
+  if network.thresholds is None:
+    called = "the likeliest class is called"
+  else:
+    names = network.classes[-1:] if network.exclusive else network.classes
+    cuts = network.thresholds[-len(names):]
+    called = "called from " + ", ".join(
+      f"{name} {cut:.3g}" for name, cut in zip(names, cuts, strict=True)) + " on"
+  return [first, f"calibrated on validation images (temperature {temperature}); {called}"]
+
+
+def summary(journal: Any, done: int, seconds: float) -> list[str]:
+  """What has been done, and what could not be."""
+  from cxrjax.report.journal import SKIPPED, TABLE
+  from cxrjax.report.predictions import clean
+
+  where = f"{journal.rows:,} rows in {journal.folder / TABLE}"
+  lines = [f"{done:,} images in {seconds:.1f} s ({done / seconds:,.0f} images/s); {where}"
+           if done else f"nothing was left to do; {where}"]
+  if journal.skipped:
+    lines.append(f"{journal.skipped:,} could not be used, see {journal.folder / SKIPPED}:")
+    lines += [f"  {clean(name)}: {why}" for name, why in journal.reasons(SHOWN)]
+    if journal.skipped > SHOWN:
+      lines.append(f"  and {journal.skipped - SHOWN:,} more")
+  return lines
+
+
+def main(argv: list[str]) -> int:
+  """The command; returns the exit status."""
+  if "--help" in argv[1:]:
+    sys.stdout.write(f"{__doc__}\n{FLAGS.main_module_help() or FLAGS.get_help()}\n")
+    return 0
+  FLAGS.set_gnu_getopt(True)  # flags may follow paths
+  try:
+    paths = FLAGS(argv)[1:]
+  except flags.Error as error:
+    raise UserError(str(error).splitlines()[0]) from error
+  if not _WORKDIR.value or not _OUT.value or not paths:
+    raise UserError("--workdir=RUN, --out=DIR and paths of images are needed; --help says more")
+  keep_freed_memory()
+  keep_compiled()
+  rows = predict(
+    _WORKDIR.value, paths, _OUT.value, embed=_EMBED.value, lungs=_LUNGS.value, kind=_FORMAT.value,
+    batch_size=_BATCH_SIZE.value, overwrite=_OVERWRITE.value,
+    say=lambda line: sys.stdout.write(line + "\n"))
+  return 0 if rows else 1
+
+
+def run() -> None:
+  """The program: a UserError is one line on stderr and exit status 2."""
+  try:
+    sys.exit(main(sys.argv))
+  except UserError as error:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  run()
