@@ -1,73 +1,108 @@
-"""Attention of the class token over a radiograph."""
+"""Attention over a radiograph, head by head, and rolled out through all blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
+FUSIONS = ("mean", "max", "min")
 
-def cls_attention(
-    encode: Callable[..., Any], params: Any, x: Float[Array, "n h w c"], *,
-    patch_size: int | None = None, batch: int = 8,
-) -> Float[Array, "n heads gh gw"]:
-  """How much the class token attends to each patch in the last block, head by head.
 
-  Each map is a part of a softmax: it sums to one less what goes to the class token itself and to
-  register tokens, which are left out.
-
-  Args:
-    encode: an encoder's `encode(params, x, taps=("attn",))`, whose tap "attn" is the last block's
-      softmax f32[b heads n n] over class token, registers and patches, in this order.
-    params: the encoder's parameters.
-    x: normalised images of one size.
-    patch_size: side of a patch in pixels. Without it the number of patches is taken from
-      `Features.patches` and the grid has the image's shape.
-    batch: images a dispatch; the softmax of one 224-pixel image and 6 heads takes 0.9 MB.
-
-  Returns:
-    Weights of patch (row, column) of the image.
+def tokens(network: Any, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """How many tokens of a transformer stand before the patches, and the patches' rows and columns.
 
   Raises:
-    UserError: the encoder has no attention to show.
+    UserError: a network without attention over all of the image.
+  """
+  if not hasattr(network, "attention_heads"):
+    raise UserError(
+      f"config.model.name={type(network).__module__!r} has no attention over the whole image to "
+      "show; 'gradcam' and 'occlusion' explain it, attention needs cxrjax.models.vit")
+  side = network.patch_size
+  return 1 + network.registers, image_shape[0] // side, image_shape[1] // side
+
+
+def heads(
+    network: Any, params: Any, x: Float[Array, "n h w c"], block: int = -1,
+) -> Float[Array, "n heads gh gw"]:
+  """How much is attended to each patch in one block, head by head.
+
+  Attention of the class token; of a network that averages its patches (`pool="mean"`), whose class
+  token has no say, the mean attention of the patches. Each map is a part of a softmax: it sums to
+  one less what goes to the class token and to registers, which are left out.
+
+  Args:
+    network: a `cxrjax.models.vit.Model`.
+    params: its parameters.
+    x: normalised images of one size.
+    block: from 0, negative from the end.
+
+  Returns:
+    Weights from 0 of patch (row, column).
+
+  Raises:
+    UserError: a network without attention, or without such a block.
 
   References:
     Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021
     (arXiv 2104.14294), figure 1.
   """
-  n, h, w = x.shape[:3]
-
-  @jax.jit
-  def maps(params: Any, x: Float[Array, "b h w c"]) -> Float[Array, "b heads gh gw"]:
-    features = encode(params, x, taps=("attn",))
-    attn = features.taps.get("attn")
-    if attn is None:
-      raise UserError("this encoder has no attention to show; maps need a transformer")
-    if patch_size is None:
-      rows, columns = _grid(features.patches.shape[1], h, w)
-    else:
-      rows, columns = h // patch_size, w // patch_size
-    patches = attn[:, :, 0, attn.shape[-1] - rows * columns:]
-    return patches.reshape(*patches.shape[:2], rows, columns)
-
-  parts = []
-  for start in range(0, n, batch):
-    part = x[start:start + batch]
-    missing = min(batch, n) - len(part)  # the last batch is padded: one shape, one compilation
-    full = jnp.pad(part, [(0, missing), *[(0, 0)] * (x.ndim - 1)])
-    parts.append(maps(params, full)[:len(part)].astype(jnp.float32))
-  return jnp.concatenate(parts)
+  prefix, rows, columns = tokens(network, x.shape[1:])
+  name = f"attn:{block}"
+  attn = network.encode(params, x, taps=(name,), patches=network.pool == "mean").taps[name]
+  seen = _of_readout(attn, network.pool, prefix)
+  return seen.reshape(*seen.shape[:2], rows, columns).astype(jnp.float32)
 
 
-def _grid(patches: int, h: int, w: int) -> tuple[int, int]:
-  """Rows and columns of square patches that tile an h x w image."""
-  side = (h * w / patches) ** 0.5
-  rows, columns = round(h / side), round(w / side)
-  if rows * columns != patches:
-    raise ValueError(f"{patches} patches do not tile {h}x{w} pixels in squares")
-  return rows, columns
+def _of_readout(
+    attn: Float[Array, "n heads t t"], pool: str, prefix: int) -> Float[Array, "n heads p"]:
+  """What the tokens that become the features attend to, of the patches."""
+  queries = attn[:, :, prefix:].mean(2) if pool == "mean" else attn[:, :, 0]
+  return queries[..., prefix:]
+
+
+def rollout(
+    network: Any, params: Any, x: Float[Array, "n h w c"], fusion: str = "mean",
+    start: int = 0) -> Float[Array, "n gh gw"]:
+  """Attention traced back through all blocks to the patches.
+
+  `A_L ... A_2 A_1` with `A_i = W_i / 2 + I / 2`, rows brought to sum one, where `W_i` are the
+  attention weights of block i, its heads fused, and the identity is the residual connection.
+
+  Args:
+    network: a `cxrjax.models.vit.Model`.
+    params: its parameters.
+    x: normalised images of one size.
+    fusion: of the heads, of `FUSIONS`.
+    start: the first block that counts.
+
+  Returns:
+    From 0; with the mean of the heads the parts of one that come from each patch, less what comes
+    from class token and registers.
+
+  Raises:
+    UserError: a network without attention, or an unknown fusion.
+
+  References:
+    Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020 (arXiv 2005.00928), eq. 1.
+  """
+  prefix, rows, columns = tokens(network, x.shape[1:])
+  if fusion not in FUSIONS:
+    raise UserError(f"rollout's fusion={fusion!r} is not known{suggest(fusion, FUSIONS)}")
+  names = tuple(f"attn:{i}" for i in range(start, network.blocks))
+  taps = network.encode(params, x, taps=names, patches=network.pool == "mean").taps
+  total = None
+  for name in names:
+    fused = getattr(jnp, fusion)(taps[name], axis=1)
+    flow = fused + jnp.eye(fused.shape[-1])
+    flow = flow / flow.sum(-1, keepdims=True)
+    total = flow if total is None else flow @ total
+  seen = _of_readout(total[:, None], network.pool, prefix)[:, 0]
+  assert seen.shape[-1] == math.prod((rows, columns))
+  return seen.reshape(-1, rows, columns).astype(jnp.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -21,8 +21,8 @@ from cxrjax.models.features import Features, standardize
 class Cnn:
   """An encoder whose features are those of its last map.
 
-  A network has `features`, `_net` (called with maps [b h w c], `keys` and `train`, it returns the
-  map after every stage) and `_steps`.
+  A network has `features`, `_net` and `_steps`. `_net` is called with maps [b h w c], `keys`,
+  `train` and `add(stage, map)`, which gives the map to go on with; it returns these of all stages.
 
   Attributes:
     channels: of the images; 1 for radiographs.
@@ -76,7 +76,7 @@ class Cnn:
   def encode(
       self, params: module.Params, x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
       *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True,
-      train: bool = False) -> Any:
+      train: bool = False, perturb: Mapping[str, Float[Array, "b y x d"]] | None = None) -> Any:
     """Features of a batch, or of several batches of different image sizes, one after the other.
 
     Args:
@@ -88,6 +88,7 @@ class Cnn:
       patches: False leaves the patch features out.
       train: batch norm normalises by each batch, and `stats` of every `Features` holds the running
         statistics after all of them.
+      perturb: for one batch, what is added at taps. The gradient by a zero is the gradient there.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence: `patches` is the last map, row by
@@ -95,19 +96,27 @@ class Cnn:
 
     Raises:
       UserError: images too small or with other channels, or an unknown tap.
+      ValueError: `perturb` of several batches.
     """
     several = isinstance(x, Sequence)
+    if perturb and several:
+      raise ValueError(f"perturb={tuple(perturb)} is of one batch, not of a sequence")
     groups = tuple(x) if several else (x,)
     keys = (None,) * len(groups) if keys is None else keys if several else (keys,)
     for images in groups:
       self._check(images.shape[1:])
     wanted = {tap: self._tap(tap) for tap in taps}
+    shifts = {self._tap(tap): shift for tap, shift in (perturb or {}).items()}
+
+    def add(stage: int, maps: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
+      return maps + shifts[stage].astype(maps.dtype) if stage in shifts else maps
+
     dtype = module.compute_dtype(self.dtype)
     net = self._net.bind(params)
     outputs = []
     for images, key in zip(groups, keys, strict=True):
       images = standardize(images) if self.standardize else images
-      maps = net(images.astype(dtype), keys=key, train=train)
+      maps = net(images.astype(dtype), keys=key, train=train, add=add)
       last = maps[-1].astype(jnp.float32)
       outputs.append(Features(
           last.mean((1, 2)), last.reshape(last.shape[0], -1, last.shape[-1]) if patches else None,
@@ -132,7 +141,7 @@ class Cnn:
       raise UserError(
           f"tap {tap!r} is not known; valid: 'stage:I' with I from {-self.stages} to "
           f"{self.stages - 1}")
-    return int(index)
+    return int(index) % self.stages
 
   def flops(self, image_shape: tuple[int, ...], *, patches: bool = True) -> int:
     """Floating-point operations of one image's forward pass in convolutions and matrix products.

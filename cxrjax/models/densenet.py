@@ -92,6 +92,14 @@ class _Joined:
   def map(self):
     return jnp.concatenate(self.parts, axis=-1)
 
+  def add(self, function):
+    """Goes on with what `function` makes of the map."""
+    old = self.map()
+    new = function(old)
+    if new is not old:
+      ends = list(itertools.accumulate(part.shape[-1] for part in self.parts))
+      self.parts = jnp.split(new, ends[:-1], axis=-1)
+
   def normalised(self, norm: BatchNorm):
     """`relu(norm(map))`."""
     if self.train:
@@ -154,13 +162,14 @@ class _DenseNet(nnx.Module):
         setattr(self, f"transition{i + 1}", _Transition(end, end // 2, rngs))
     self.norm5 = BatchNorm(end)
 
-  def __call__(self, x, *, keys: Any, train: bool):
+  def __call__(self, x, *, keys: Any, train: bool, add: Any):
     del keys
     x = jax.nn.relu(self.norm0(self.conv0(x), train=train))
     x = max_pool(x, 3, 2, 1)
     maps = []
     for i in range(1, 4):
       joined = getattr(self, f"denseblock{i}")(x, train)
+      joined.add(functools.partial(add, i - 1))
       maps.append(joined.map())
       x = getattr(self, f"transition{i}")(joined)
-    return [*maps, self.denseblock4(x, train).normalised(self.norm5)]
+    return [*maps, add(3, self.denseblock4(x, train).normalised(self.norm5))]

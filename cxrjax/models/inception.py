@@ -178,15 +178,16 @@ class _Inception(nnx.Module):
       setattr(self, f"Mixed_{name}", cell)
       dim = cell.out_dim
 
-  def __call__(self, x, *, keys: Any, train: bool):
+  def __call__(self, x, *, keys: Any, train: bool, add: Any):
     del keys
     x = self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x, train), train)
     x = max_pool(self.Conv2d_2b_3x3(x, train), 3, 2)
-    x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x, train), train)
+    x = add(0, self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x, train), train))
     maps = [x]
     x = max_pool(x, 3, 2)
-    for stage in ("5b 5c 5d", "6a 6b 6c 6d 6e", "7a 7b 7c"):
+    for i, stage in enumerate(("5b 5c 5d", "6a 6b 6c 6d 6e", "7a 7b 7c"), 1):
       for name in stage.split():
         x = getattr(self, f"Mixed_{name}")(x, train)
+      x = add(i, x)
       maps.append(x)
     return maps

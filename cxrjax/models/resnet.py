@@ -132,7 +132,7 @@ class _ResNet(nnx.Module):
         in_dim = width * 2**i * block.expansion
       setattr(self, f"layer{i + 1}", nnx.List(blocks))
 
-  def __call__(self, x, *, keys: Any, train: bool):
+  def __call__(self, x, *, keys: Any, train: bool, add: Any):
     del keys
     x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
     if self.pool:
@@ -141,5 +141,6 @@ class _ResNet(nnx.Module):
     for i in range(4):
       for block in getattr(self, f"layer{i + 1}"):
         x = block(x, train)
+      x = add(i, x)
       maps.append(x)
     return maps

@@ -35,7 +35,8 @@ class Block(nnx.Module):
 
   `shapes` has (sequences, tokens of each) of every group; `scale` drop path's factors of the two
   branches, [tokens 2], or None. `layer_scale` above 0 is what learnt factors of the branches'
-  channels start as (Touvron et al. 2021, arXiv 2103.17239). `gelu` is of `layers.GELUS`.
+  channels start as (Touvron et al. 2021, arXiv 2103.17239). `gelu` is of `layers.GELUS`. `shift`
+  [tokens, width] is added to what attention reads, the tokens after their first layer norm.
   """
 
   def __init__(
@@ -55,17 +56,21 @@ class Block(nnx.Module):
     x = x + drop(_times(self.attn.proj(mixed), self.ls1), scale, 0)
     return x + drop(_times(self.mlp(self.norm2(x)), self.ls2), scale, 1)
 
-  def qkv(self, x, shapes):
-    qkv = self.attn.qkv(self.norm1(x))
-    return split(qkv, shapes)
+  def read(self, x, shift=None):
+    """What attention reads."""
+    normal = self.norm1(x)
+    return normal if shift is None else normal + shift.astype(normal.dtype)
 
-  def __call__(self, x, shapes, scale):
-    mixed = [attention.attend(qkv, self.attn.heads) for qkv in self.qkv(x, shapes)]
+  def qkv(self, x, shapes, shift=None):
+    return split(self.attn.qkv(self.read(x, shift)), shapes)
+
+  def __call__(self, x, shapes, scale, shift=None):
+    mixed = [attention.attend(qkv, self.attn.heads) for qkv in self.qkv(x, shapes, shift)]
     return self.add(x, join(mixed), scale)
 
-  def cls_only(self, x, shapes, scale):
+  def cls_only(self, x, shapes, scale, shift=None):
     """The class tokens [groups' b, width] after this block, which read all and write one row."""
-    normal = self.norm1(x)
+    normal = self.read(x, shift)
     kernel, bias = self.attn.qkv.kernel[...], self.attn.qkv.bias[...]
     width = x.shape[-1]
     first = first_rows(normal, shapes)

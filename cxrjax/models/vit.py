@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -162,7 +162,8 @@ class Model:
       self, params: module.Params, x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
       *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True, train: bool = False,
       keep: Int[Array, "b m"] | Sequence[Any] | None = None,
-      mask: Bool[Array, "b n"] | Sequence[Any] | None = None) -> Any:
+      mask: Bool[Array, "b n"] | Sequence[Any] | None = None,
+      perturb: Mapping[str, Float[Array, "b n d"]] | None = None) -> Any:
     """Features of a batch, or of several batches of different image sizes at once.
 
     Args:
@@ -171,9 +172,10 @@ class Model:
         matrix product and only attention runs size by size.
       keys: one PRNG key per image ([b], or a sequence of such like `x`) for drop path; None: no
         drop path. An image's key alone decides, so results do not depend on how a batch is cut.
-      taps: intermediates to return: "attn", the last block's attention f32[b heads n n] over
-        class token, registers and patches; "block:I", the tokens [b n d] after block I (from 0,
-        negative from the end).
+      taps: intermediates to return, of block I (from 0, negative from the end) over class token,
+        registers and patches: "attn:I", its attention f32[b heads n n] ("attn": the last one's);
+        "norm:I", the tokens [b n d] that its attention reads, after a layer norm; "block:I", the
+        tokens after it; and "out", the tokens after the last layer norm, f32.
       patches: False leaves the patch features out. Under `jit` nothing is lost by leaving this at
         True: what is not used, most of the last block, is not computed.
       train: for networks with batch norm, which this is not; it changes nothing.
@@ -182,6 +184,8 @@ class Model:
         kept, in this order. For a sequence `x` a sequence, None where all are kept.
       mask: where a patch's embedding is replaced by the mask token, before positions are added,
         bool[b n] over all patches; a sequence like `keep`, None where nothing is replaced.
+      perturb: for one batch, what is added at taps "norm:I", "block:I" and "out". The gradient by a
+        zero is the gradient at the tap.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence.
@@ -189,6 +193,7 @@ class Model:
     Raises:
       UserError: an image size that is not a multiple of the patch size, an unknown tap, or a mask
         without `mask_token`.
+      ValueError: `perturb` of several batches, or at attention.
     """
     del train
     several = isinstance(x, Sequence)
@@ -205,9 +210,15 @@ class Model:
     if self.standardize:
       groups = tuple(standardize(images) for images in groups)
     wanted = self._taps(taps)
+    shifts = dict(zip(
+        ((kind, at) for _, kind, at in self._taps(tuple(perturb or ()))),
+        (perturb or {}).values(), strict=True))
+    if shifts and (several or any(kind == "attn" for kind, _ in shifts)):
+      raise ValueError(f"perturb={tuple(perturb)} is of one batch, at norm:I, block:I and out")
     dtype = module.compute_dtype(self.dtype)
     outputs = self._net.apply(
-        params, groups, keys=keys, taps=wanted, patches=patches, keep=keep, mask=mask, dtype=dtype)
+        params, groups, keys=keys, taps=wanted, patches=patches, keep=keep, mask=mask, dtype=dtype,
+        shifts=shifts)
     return tuple(outputs) if several else outputs[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
@@ -219,18 +230,20 @@ class Model:
       raise UserError(
           f"images have {shape[2]} channels, config.model.channels={self.channels}")
 
-  def _taps(self, taps: tuple[str, ...]) -> tuple[tuple[str, int | None], ...]:
+  def _taps(self, taps: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
+    """Every tap's name, kind and block."""
     depth, wanted = self._dims[1], []
     for tap in taps:
       kind, _, index = tap.partition(":")
-      if tap == "attn":
-        wanted.append((tap, None))
-      elif kind == "block" and index.lstrip("-").isdigit() and -depth <= int(index) < depth:
-        wanted.append((tap, int(index) % depth))
+      if tap in ("attn", "out"):  # of the last block, and after it
+        wanted.append((tap, tap, depth - 1))
+      elif kind in ("attn", "norm", "block") and index.removeprefix("-").isdigit() and (
+          -depth <= int(index) < depth):
+        wanted.append((tap, kind, int(index) % depth))
       else:
         raise UserError(
-            f"tap {tap!r} is not known; valid: 'attn', 'block:I' with I from {-depth} to "
-            f"{depth - 1}")
+            f"tap {tap!r} is not known; valid: 'attn', 'out', 'attn:I', 'norm:I', 'block:I' with I "
+            f"from {-depth} to {depth - 1}")
     return tuple(wanted)
 
   def flops(
@@ -278,45 +291,62 @@ class _VisionTransformer(nnx.Module):
     self.norm = layers.LayerNorm(width)
     self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool)
 
-  def __call__(self, groups, *, keys, taps, patches, keep, mask, dtype):
+  def __call__(self, groups, *, keys, taps, patches, keep, mask, dtype, shifts):
     tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
     shapes = tuple(t.shape[:2] for t in tokens)
     prefix = 1 + (0 if self.registers is None else self.registers[...].shape[0])
     x = transformer.join(tokens)
     scales = self._drop_path(keys, len(self.blocks), x.dtype)
     found: list[dict[str, jax.Array]] = [{} for _ in groups]
-    wanted = dict(taps)
+    shifts = {tap: transformer.join([shift]) for tap, shift in shifts.items()}
+
+    wanted = {(kind, at) for _, kind, at in taps}
+
+    def tap(kind, at, values):
+      for name in [name for name, *of in taps if of == [kind, at]]:
+        for group, value in zip(found, values, strict=True):
+          group[name] = value
+
     last = len(self.blocks) - 1
     for i, block in enumerate(self.blocks):
       scale = None if scales is None else scales[i]
+      shift = shifts.get(("norm", i))
+      if ("norm", i) in wanted:
+        tap("norm", i, transformer.split(block.read(x, shift), shapes))
+      if ("attn", i) in wanted:
+        tap("attn", i, [attention.probabilities(qkv, block.attn.heads)
+                        for qkv in block.qkv(x, shapes, shift)])
       if i == last:
         # The class token alone needs one row of the last block. Where nobody uses the patches of
         # the line below, the compiler drops it; where somebody does, these rows cost 1 % more.
         once = transformer.per_row(scale, shapes, True)
-        rows = self._run(transformer.Block.cls_only, block, x, shapes, once)
-        if "attn" in wanted:
-          for group, qkv in zip(found, block.qkv(x, shapes), strict=True):
-            group["attn"] = attention.probabilities(qkv, block.attn.heads)
+        rows = self._run(transformer.Block.cls_only, block, x, shapes, once, shift)
+        if ("block", i) in shifts:
+          rows = rows + transformer.first_rows(shifts["block", i], shapes).astype(rows.dtype)
       scale = transformer.per_row(scale, shapes, False)
-      x = self._run(transformer.Block.__call__, block, x, shapes, scale)
-      for name in [name for name, at in wanted.items() if at == i]:
-        for group, value in zip(found, transformer.split(x, shapes), strict=True):
-          group[name] = value
+      x = self._run(transformer.Block.__call__, block, x, shapes, scale, shift)
+      if ("block", i) in shifts:
+        x = x + shifts["block", i].astype(x.dtype)
+      tap("block", i, transformer.split(x, shapes))
     cls = [self.norm(rows).astype(jnp.float32)]
+    x = self.norm(x).astype(jnp.float32)
+    if ("out", last) in shifts:
+      x = x + shifts["out", last]
+      cls = [cls[0] + transformer.first_rows(shifts["out", last], shapes)]
+    tap("out", last, transformer.split(x, shapes))
     if len(shapes) > 1:
       cls = jnp.split(cls[0], np.cumsum([b for b, _ in shapes])[:-1])
-    normal = transformer.split(self.norm(x).astype(jnp.float32), shapes)
-    normal = [group[:, prefix:] for group in normal]
+    normal = [group[:, prefix:] for group in transformer.split(x, shapes)]
     if self.config[4] == "mean":
       cls = [group.mean(1) for group in normal]
     # Nothing is computed of patches that are not returned, nor of a class token that is not.
     normal = normal if patches else [None] * len(normal)
     return [Features(*one) for one in zip(cls, normal, found, strict=True)]
 
-  def _run(self, function, block, x, shapes, scale):
+  def _run(self, function, block, x, shapes, scale, shift):
     if self.config[3]:
       function = nnx.remat(function, static_argnums=(2,))
-    return function(block, x, shapes, scale)
+    return function(block, x, shapes, scale, shift)
 
   def _embed(self, images, keep, mask, dtype):
     """Class token, registers and (kept) patches of one group: [b n width]."""

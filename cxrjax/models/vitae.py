@@ -255,14 +255,15 @@ class _ViTAE(nnx.Module):
         for i in range(4)])
     self.drop_path = drop_path
 
-  def __call__(self, x, *, keys: Any, train: bool):
+  def __call__(self, x, *, keys: Any, train: bool, add: Any):
     cells = sum(len(stage.NC) for stage in self.layers)
     keeps = iter(_keep(keys, cells, self.drop_path, x.dtype))
     maps = []
-    for stage in self.layers:
+    for i, stage in enumerate(self.layers):
       x = stage.RC(x, train)
       for cell in stage.NC:
         x = cell(x, train, next(keeps))
+      x = add(i, x)
       maps.append(x)
     return maps
 

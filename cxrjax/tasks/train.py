@@ -25,7 +25,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
 from cxrjax.evals.parts import Data
-from cxrjax.explain.attention import cls_attention
+from cxrjax.explain import attention
 from cxrjax.methods.base import Labels
 from cxrjax.models.cnn import Cnn
 from cxrjax.models.module import param_count
@@ -326,7 +326,7 @@ def _attention(run: Run, outcome: Outcome, count: int = 6) -> dict[str, np.ndarr
   if not len(pixels):
     return None
   x = (pixels.astype(np.float32) / 255 - evaluator.mean) / evaluator.std
-  attn = cls_attention(run.encoder.encode, params, jnp.asarray(x))
+  attn = attention.heads(run.encoder, params, jnp.asarray(x))
   return {"image": pixels[..., 0], "attn": np.asarray(attn), "label": np.asarray(labels)}
 
 

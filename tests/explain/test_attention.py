@@ -1,64 +1,106 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cxrjax.core.errors import UserError
-from cxrjax.explain.attention import cls_attention
-from cxrjax.models.vit import Model
+from cxrjax.explain import attention
+from cxrjax.models import resnet, vit
+
+SIZE = (32, 48)  # 4 rows of 6 patches
 
 
-@dataclasses.dataclass
-class Fake:
-  patches: jax.Array
-  taps: dict
+def network(registers=0, pool="cls", depth=3):
+  model = vit.Model(variant="Ti", width=24, depth=depth, heads=3, patch_size=8, image_size=32,
+                    registers=registers, pool=pool, initial="xavier", dtype="float32")
+  params = model.init(jax.random.key(0))
+  # Attention of fresh weights is uniform to three digits: sharper, so that a mix-up shows.
+  params = jax.tree.map(lambda p: 3 * p if p.ndim == 2 else p, params)
+  return model, params, jax.random.normal(jax.random.key(1), (3, *SIZE, 1))
 
 
-def fake_encode(rows, columns, registers, heads=2):
-  """Attention whose class row is 1000 * image + 100 * head + patch number, others negative."""
-  def encode(params, x, taps=()):
-    b, p = x.shape[0], rows * columns
-    n = 1 + registers + p
-    row = jnp.concatenate([-jnp.ones(1 + registers), jnp.arange(p, dtype=jnp.float32)])
-    attn = -jnp.ones((b, heads, n, n))
-    mark = x[:, 0, 0, :1, None] * 1000 + 100 * jnp.arange(heads)[None, :, None]
-    attn = attn.at[:, :, 0].set(mark.reshape(b, heads, 1) + row)
-    return Fake(jnp.zeros((b, p, 4)), {"attn": attn} if taps == ("attn",) else {})
-  return encode
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def norm(x, p):
+  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  return x * p["scale"] + p["bias"]
+
+
+def attention_by_hand(model, params, x):
+  """Every block's attention [heads t t] of every image, from the tokens before the block."""
+  taps = tuple(f"block:{i}" for i in range(model.blocks - 1))
+  tokens = model.encode(params, x, taps=taps).taps
+  found = {}
+  for i in range(1, model.blocks):
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["blocks"][str(i)])
+    t = norm(np.asarray(tokens[f"block:{i - 1}"], np.float64), p["norm1"])
+    qkv = t @ p["attn"]["qkv"]["kernel"] + p["attn"]["qkv"]["bias"]
+    q, k, _ = np.split(qkv.reshape(*qkv.shape[:2], 3, 3, 8).transpose(0, 2, 3, 1, 4), 3, axis=1)
+    found[i] = softmax(q[:, 0] @ k[:, 0].swapaxes(-1, -2) / np.sqrt(8))
+  return found
 
 
 @pytest.mark.parametrize("registers", [0, 4])
-@pytest.mark.parametrize("patch_size", [None, 8])
-def test_takes_the_class_row_over_patches_in_image_order(registers, patch_size):
-  x = jnp.broadcast_to(jnp.arange(5.0)[:, None, None, None], (5, 16, 24, 1))
-  maps = cls_attention(
-    fake_encode(2, 3, registers), {}, x, patch_size=patch_size, batch=2)
-  assert maps.shape == (5, 2, 2, 3)
-  assert maps.dtype == jnp.float32
-  expected = (1000 * np.arange(5)[:, None, None, None] + 100 * np.arange(2)[:, None, None]
-              + np.arange(6).reshape(2, 3))
-  np.testing.assert_array_equal(maps, expected)
-
-
-def test_of_a_vision_transformer():
-  registers = 3
-  model = Model(variant="Ti", width=24, depth=2, heads=3, patch_size=8, image_size=32,
-                registers=registers)
-  params = model.init(jax.random.key(0))
-  x = jax.random.normal(jax.random.key(1), (3, 32, 48, 1))
-  maps = cls_attention(model.encode, params, x, batch=2)
+@pytest.mark.parametrize("block", [1, -1])
+def test_heads_are_the_class_row_over_patches_in_image_order(registers, block):
+  model, params, x = network(registers)
+  maps = attention.heads(model, params, x, block)
   assert maps.shape == (3, 3, 4, 6)
-  full = model.encode(params, x, taps=("attn",)).taps["attn"]
+  full = attention_by_hand(model, params, x)[block % model.blocks]
   np.testing.assert_allclose(
-    maps.reshape(3, 3, 24), full[:, :, 0, 1 + registers:], rtol=1e-5, atol=1e-7)
+    maps.reshape(3, 3, 24), full[:, :, 0, 1 + registers:], rtol=1e-4, atol=1e-6)
   rest = full[:, :, 0, :1 + registers].sum(-1)
   np.testing.assert_allclose(maps.sum((2, 3)) + rest, 1, rtol=1e-5)
 
 
-def test_an_encoder_without_attention_is_refused():
-  def encode(params, x, taps=()):
-    return Fake(jnp.zeros((x.shape[0], 4, 2)), {})
-  with pytest.raises(UserError, match="transformer"):
-    cls_attention(encode, {}, jnp.zeros((1, 16, 16, 1)))
+def test_heads_of_averaged_patches_are_the_patches_own():
+  model, params, x = network(2, "mean")
+  full = attention_by_hand(model, params, x)[2]
+  np.testing.assert_allclose(attention.heads(model, params, x).reshape(3, 3, 24),
+                             full[:, :, 3:, 3:].mean(2), rtol=1e-4, atol=1e-6)
+
+
+def test_all_blocks_have_attention():
+  model, params, x = network()
+  full = attention_by_hand(model, params, x)
+  taps = model.encode(params, x, taps=("attn:1", "attn:2", "attn")).taps
+  np.testing.assert_allclose(taps["attn:1"], full[1], rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(taps["attn"], taps["attn:2"])
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("fusion", attention.FUSIONS)
+def test_rollout(fusion, pool):
+  """Abnar and Zuidema's equation 1, image by image."""
+  model, params, x = network(2, pool)
+  maps = attention.rollout(model, params, x, fusion)
+  weights = model.encode(params, x, taps=("attn:0", "attn:1", "attn:2")).taps
+  for i in range(3):
+    joint = np.eye(3 + 24)
+    for block in range(3):
+      fused = getattr(np, fusion)(np.asarray(weights[f"attn:{block}"][i], np.float64), axis=0)
+      mixed = 0.5 * fused + 0.5 * np.eye(27)
+      joint = (mixed / mixed.sum(1, keepdims=True)) @ joint
+    seen = joint[0, 3:] if pool == "cls" else joint[3:, 3:].mean(0)
+    np.testing.assert_allclose(maps[i].reshape(-1), seen, rtol=1e-4)
+
+
+def test_rollout_of_the_mean_is_a_part_of_one():
+  model, params, x = network()
+  whole = attention.rollout(model, params, x).sum((1, 2))
+  assert ((whole > 0) & (whole < 1)).all()
+
+
+def test_a_network_without_attention_is_refused():
+  model = resnet.Model(depth=18, width=4)
+  with pytest.raises(UserError, match="gradcam"):
+    attention.heads(model, {}, jnp.zeros((1, 32, 32, 1)))
+
+
+def test_an_unknown_fusion_is_refused():
+  model, params, x = network()
+  with pytest.raises(UserError, match="'max'"):
+    attention.rollout(model, params, x, "maxx")

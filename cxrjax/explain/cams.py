@@ -1,0 +1,105 @@
+"""Class activation maps weighted by gradients: Grad-CAM and Grad-CAM++."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Of features [n d], a number for each image: the score that is explained.
+Score = Callable[[Float[Array, "n d"]], Float[Array, "n"]]
+
+
+def default_tap(network: Any) -> str:
+  """Where the maps are taken that a class activation map weights.
+
+  The last map of a convolutional network, which its features average. Of a transformer what its
+  last attention reads, because what that block writes into the patches never reaches the class
+  token; where the features average the patches, those patches.
+  """
+  if not hasattr(network, "attention_heads"):
+    return "stage:-1"
+  return "out" if network.pool == "mean" else "norm:-1"
+
+
+def at_tap(
+    network: Any, params: Any, x: Float[Array, "n h w c"], score: Score, tap: str,
+) -> tuple[Float[Array, "n gh gw d"], Float[Array, "n gh gw d"]]:
+  """The maps at a tap of a network, and the gradient of each image's score by them.
+
+  Args:
+    network: an encoder whose `encode` takes `perturb`.
+    params: its parameters.
+    x: normalised images of one size.
+    score: of the features.
+    tap: see the encoder's `encode`; of a transformer "block:I", "norm:I" or "out".
+  """
+  shape = jax.eval_shape(lambda x: network.encode(params, x, taps=(tap,)).taps[tap], x)
+
+  def total(zero: Float[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, "..."]]:
+    features = network.encode(params, x, taps=(tap,), perturb={tap: zero})
+    return score(features.cls).sum(), features.taps[tap]
+
+  # Images do not touch each other, so that the gradient of the sum is each image's own.
+  gradient, maps = jax.grad(total, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
+  return _grid(network, maps, x.shape), _grid(network, gradient, x.shape)
+
+
+def _grid(
+    network: Any, values: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "n gh gw d"]:
+  """Maps as they are; of tokens those of the patches, in rows and columns."""
+  values = values.astype(jnp.float32)
+  if values.ndim == 4:
+    return values
+  rows, columns = (n // network.patch_size for n in shape[1:3])
+  patches = values[:, values.shape[1] - rows * columns:]
+  return patches.reshape(len(values), rows, columns, -1)
+
+
+def gradcam(
+    maps: Float[Array, "n gh gw d"], gradient: Float[Array, "n gh gw d"],
+) -> Float[Array, "n gh gw"]:
+  """Grad-CAM: `relu(sum_k a_k A_k)`, `a_k` the mean of the score's gradient by map k.
+
+  Args:
+    maps: A.
+    gradient: of the score by A.
+
+  Returns:
+    From 0, in the score's units: where a logit is linear in the mean of the maps, the sum over the
+    map before `relu` is the logit less its bias.
+
+  References:
+    Selvaraju et al., Grad-CAM, 2017 (arXiv 1610.02391), equations 1 and 2.
+  """
+  weights = gradient.mean((1, 2), keepdims=True)
+  return jax.nn.relu((weights * maps).sum(-1))
+
+
+def gradcam_pp(
+    maps: Float[Array, "n gh gw d"], gradient: Float[Array, "n gh gw d"],
+) -> Float[Array, "n gh gw"]:
+  """Grad-CAM++: as Grad-CAM, with `w_k = sum(alpha_k relu(g_k))` and a weight for every place,
+  `alpha = g^2 / (2 g^2 + S_k g^3)`, `S_k` the sum of map k.
+
+  Derived for maps from 0, as after a ReLU; of others (transformers) a negative `S_k` counts as 0.
+
+  Args:
+    maps: A.
+    gradient: g, of the score by A. The paper's own score, the exponential of the logit, only scales
+      a map.
+
+  Returns:
+    From 0, in no unit: compare places of one map, not maps.
+
+  References:
+    Chattopadhyay et al., Grad-CAM++, 2018 (arXiv 1710.11063), equations 7 and 19.
+  """
+  positive = jax.nn.relu(gradient)
+  total = jnp.maximum(maps.sum((1, 2), keepdims=True), 0.0)
+  # Only places with g above 0 count, of which g^2 cancels out; the denominator is 2 or more.
+  weights = (positive / (2.0 + total * positive)).sum((1, 2), keepdims=True)
+  return jax.nn.relu((weights * maps).sum(-1))

@@ -1,0 +1,76 @@
+"""Occlusion: what a score loses when a part of the image is hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Score = Callable[[Float[Array, "n d"]], Float[Array, "n"]]
+WINDOWS = 8  # windows along a side of the image, without overlap
+
+
+def occlusion(
+    network: Any, params: Any, x: Float[Array, "n h w c"], score: Score,
+    window: int | None = None, stride: int | None = None) -> Float[Array, "n gh gw"]:
+  """The mean drop of a score over all windows that hide a place.
+
+  A square of `window` pixels moves in steps of `stride` over the image and hides what is below
+  under the image's mean. A cell of the map, of `stride` pixels, has the mean of the drops of all
+  squares that hide it. The last squares end at the image's edge.
+
+  Args:
+    network: an encoder.
+    params: its parameters.
+    x: normalised images of one size.
+    score: of the features.
+    window: pixels; an eighth of the smaller side by default.
+    stride: pixels, at most `window`; half of it by default.
+
+  Returns:
+    In the score's units; below 0 where hiding raises it.
+
+  Raises:
+    ValueError: a stride that does not divide the window, or a window larger than the image.
+
+  References:
+    Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014
+    (arXiv 1311.2901), section 4.2.
+  """
+  n, h, w, _ = x.shape
+  window = window or max(2, min(h, w) // WINDOWS)
+  stride = stride or (window // 2 if window % 2 == 0 else window)
+  if not 0 < stride <= window <= min(h, w) or window % stride:
+    raise ValueError(f"window={window}, stride={stride}: the stride must divide the window, which "
+                     f"must fit into {h}x{w} pixels")
+  tops, lefts = (_starts(side, window, stride) for side in (h, w))
+  corners = jnp.stack(jnp.meshgrid(tops, lefts, indexing="ij"), -1).reshape(-1, 2)
+  rows, columns = jnp.arange(h)[:, None], jnp.arange(w)
+  fill = x.mean((1, 2), keepdims=True)
+
+  def hides(corner: Array) -> Array:
+    """Which pixels a window covers."""
+    top, left = corner
+    return (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
+
+  def of(images: Float[Array, "n h w c"]) -> Float[Array, "n"]:
+    return score(network.encode(params, images).cls)
+
+  whole = of(x)
+  drops = jax.lax.map(
+    lambda corner: whole - of(jnp.where(hides(corner)[..., None], fill, x)), corners)
+  # The middle of every cell stands for it: a window covers whole cells, but for the last ones.
+  cells = [jnp.minimum(jnp.arange(0, side, stride) + stride // 2, side - 1) for side in (h, w)]
+  covered = jax.vmap(hides)(corners)[:, cells[0]][:, :, cells[1]].astype(jnp.float32)
+  summed = jnp.einsum("cn,cyx->nyx", drops, covered)
+  return summed / covered.sum(0)
+
+
+def _starts(side: int, window: int, stride: int) -> Array:
+  """First pixels of the windows along a side, the last one at the edge."""
+  starts = jnp.arange(0, side - window + 1, stride)
+  last = side - window
+  return starts if (side - window) % stride == 0 else jnp.append(starts, last)
