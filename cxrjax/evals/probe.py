@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import features, floor, health, judge, knn, linear, parts
+from cxrjax.evals import embedding, features, floor, health, judge, knn, linear, parts
 from cxrjax.evals.parts import Data
 from cxrjax.metrics import ranking
 from cxrjax.metrics.intervals import Interval
@@ -247,13 +247,17 @@ class Evaluator:
 def examples(data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
   """The first test images of every class in turn, and what they show; for figures."""
   key, rows = data.rows["test"]
+  chosen = example_rows(data, count)
+  names = embedding.findings(data.labels("test")[chosen], data.classes)
+  return data.images[key].gray(rows[chosen]), names
+
+
+def example_rows(data: Data, count: int) -> Int[np.ndarray, "n"]:
+  """Which test images `examples` shows, as rows of the test part."""
   labels = data.labels("test")
   of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
   order = [of[i] for i in range(count) for of in of_class if i < len(of)]
-  chosen = list(dict.fromkeys(order))[:count]
-  names = [" + ".join(c for c, y in zip(data.classes, labels[i], strict=True) if y == 1)
-           for i in chosen]
-  return data.images[key].gray(rows[chosen]), names
+  return np.array(list(dict.fromkeys(order))[:count], dtype=np.int64)
 
 
 def _number(value: float) -> float | None:

@@ -51,7 +51,7 @@ def table(
   """
   rows, notes = [], []
   for by in attributes:
-    groups = list(_groups(by, of, bands))
+    groups = list(divided(by, of, bands))
     if not any(name != "unknown" for name, _ in groups):
       notes.append(f"{by}: not known of any image")
       continue
@@ -95,8 +95,9 @@ def _measures(
           "specificity": rate("specificity", False)}
 
 
-def _groups(by: str, of: Table, bands: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and rows of the groups that have images, what is unknown last."""
+def divided(
+    by: str, of: Table, bands: Sequence[int] = BANDS) -> Iterator[tuple[str, np.ndarray]]:
+  """Names and rows of the groups of an attribute that have images, what is unknown last."""
   if by == "age":
     edges = [0, *bands]
     index = np.where(np.isnan(of.ages), -1, np.searchsorted(edges, of.ages, side="right") - 1)

@@ -9,7 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cxrjax.core.errors import UserError
-from cxrjax.report import about, classes, decisions, facts, masks, results, sections, words
+from cxrjax.report import (
+  about,
+  classes,
+  decisions,
+  facts,
+  features,
+  masks,
+  results,
+  sections,
+  words,
+)
 from cxrjax.report import run as runs
 from cxrjax.report.html import Html, el
 from cxrjax.report.writer import replace
@@ -56,6 +66,7 @@ def render(run: runs.Run) -> str:
     ("views", "What a batch sees", "Each row: a radiograph, and the random crops made of it in "
      "one training step.", sections.views),
     ("attention", "Attention over radiographs", "", sections.attention),
+    ("features", "What the features hold", "", features.section),
     ("data", "Data and splits", "", facts.data),
     ("speed", "Speed and size", "", sections.speed),
     ("again", "Run it again", "", sections.again),

@@ -112,6 +112,15 @@ def heat_map(heat: Float[np.ndarray, "gh gw"], alt: str) -> Html:
   index = np.rint(255 * np.clip(np.nan_to_num(heat), 0, 1)).astype(np.uint8)
   image = Image.fromarray(index)  # gray; with a palette its values become indices into it
   image.putpalette(colour_map().tobytes())
+  return _cells(image, alt)
+
+
+def cells(colours: UInt8[np.ndarray, "gh gw 3"], alt: str) -> Html:
+  """Colours as a tiny PNG, one pixel a patch, enlarged by the browser without smoothing."""
+  return _cells(Image.fromarray(colours), alt)
+
+
+def _cells(image: Image.Image, alt: str) -> Html:
   buffer = io.BytesIO()
   image.save(buffer, "PNG", optimize=True)
   return _img(buffer.getvalue(), "image/png", alt, image.size, cls="pixels")

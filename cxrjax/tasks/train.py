@@ -32,7 +32,7 @@ from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
 from cxrjax.report.writer import Writer
-from cxrjax.tasks import guard, masks, start
+from cxrjax.tasks import guard, look_features, masks, start
 from cxrjax.training import sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.checkpoint import Checkpoints
@@ -283,11 +283,15 @@ def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
     name: evaluation(name, e) for name, e in run.evaluators.items() if e.every != CHOSEN}
 
 
-def _judge_chosen(run: Run, writer: Writer, checkpoints: Checkpoints, outcome: Outcome) -> None:
-  """Judges the checkpoint with the best score by the evaluators that wait for it."""
+def _judge_chosen(run: Run, writer: Writer, checkpoints: Checkpoints, outcome: Outcome) -> State:
+  """Judges the checkpoint with the best score by the evaluators that wait for it.
+
+  Returns:
+    That checkpoint's state; the last one where no evaluator waits.
+  """
   waiting = [name for name, e in run.evaluators.items() if e.every == CHOSEN]
   if not waiting or outcome.stopped:
-    return
+    return outcome.state
   step, state = checkpoints.best, outcome.state
   if step is None:
     step = outcome.step
@@ -297,6 +301,7 @@ def _judge_chosen(run: Run, writer: Writer, checkpoints: Checkpoints, outcome: O
   for name in waiting:
     _record(writer, step, run.clock.epoch(step), name, "trained", run.judge(name, state))
   writer.facts(chosen={"step": step, "by": score, "evaluators": waiting})
+  return state
 
 
 def _record(
@@ -371,7 +376,9 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
                     run.clock.steps(health["grace"], "config.health.grace")))
       for remark in outcome.remarks:
         say(f"note: {remark}")
-      _judge_chosen(run, writer, checkpoints, outcome)
+      state = _judge_chosen(run, writer, checkpoints, outcome)
+      if not outcome.stopped:
+        look_features.write(run, state, writer)
       attention = _attention(run, outcome)
       if attention:
         writer.arrays("attention", **attention)

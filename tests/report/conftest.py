@@ -116,7 +116,28 @@ def make_workdir(path: pathlib.Path, *, steps: int = 3000, every: int = 10, eval
     attn /= attn.sum((2, 3), keepdims=True)
     writer.arrays("attention", image=images, attn=attn.astype(np.float32),
                   label=[CLASSES[i % 2] for i in range(4)])
+    add_features(writer, images)
   return path
+
+
+def add_features(writer: Writer, images: np.ndarray) -> None:
+  """What the last part of a run says of its features."""
+  rng = np.random.default_rng(1)
+  of, site = np.arange(300) % 2, rng.integers(0, 3, 300)
+  near = rng.integers(0, 4, (4, 5))
+  writer.arrays(
+    "features", xy=rng.standard_normal((300, 2)) + 2 * of[:, None], query=np.arange(4),
+    similarity=np.sort(rng.random((4, 5)))[:, ::-1], image=images, near_image=images[near],
+    names_label=CLASSES, group_label=of, near_label=near % 2,
+    names_site=["north", "south", "west"], group_site=site, near_site=near % 3,
+    patch_colours=rng.integers(0, 256, (4, 14, 14, 3), dtype=np.uint8))
+  share = {"low": 0.81, "high": 0.87, "n": 300, "method": "bootstrap over patients"}
+  writer.facts(features={
+    "evaluator": "probe", "train": 4000, "of_train": 4700, "test": 300, "of_test": 300,
+    "neighbours": 5, "map": {"method": "PCA", "explains": [0.4, 0.1]},
+    "patch_explains": [0.3, 0.2, 0.1],
+    "shared": [{"by": "label", "value": 0.84, "chance": 0.61, **share},
+               {"by": "site", "value": 0.84, "chance": 0.34, **share}]})
 
 
 @pytest.fixture(name="make_workdir", scope="session")

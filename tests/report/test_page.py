@@ -10,7 +10,8 @@ from cxrjax.core.errors import UserError
 from cxrjax.report import page
 from cxrjax.report.writer import Writer
 
-SECTIONS = ["results", "curves", "schedules", "views", "attention", "data", "speed", "again"]
+SECTIONS = ["results", "curves", "schedules", "views", "attention", "features", "data", "speed",
+            "again"]
 HOSTILE = '</code><script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
@@ -52,7 +53,7 @@ def test_a_finished_run(workdir):
   assert "1 value not finite" in words  # the NaN in the loss
   assert "2 images were skipped" in words and "one gray level" in words
   assert all(x in words for x in ("radiograph", "global 1", "global 2", "local 8", "head 6"))
-  assert parsed.images == 4 * (1 + 2 + 8) + 4 * (2 + 6) + 2
+  assert parsed.images == 4 * (1 + 2 + 8) + 4 * (2 + 6) + 2 + 4 * (1 + 5) + 4 * 2
   assert "<title>" in (workdir / "report.html").read_text()
 
 
@@ -74,7 +75,7 @@ def test_results_table_has_the_numbers_with_the_best_in_bold(workdir):
 
 @pytest.mark.parametrize("missing", [
   "config.json", "run.json", "metrics.jsonl", "figures/views.npz", "figures/attention.npz",
-  "figures/scores_probe_trained.npz", "figures"])
+  "figures/features.npz", "figures/scores_probe_trained.npz", "figures"])
 def test_without_a_file(workdir, missing):
   path = workdir / missing
   shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -90,7 +91,8 @@ def test_an_empty_workdir(tmp_path):
 
 
 @pytest.mark.parametrize("broken", [
-  "config.json", "run.json", "metrics.jsonl", "figures/views.npz", "figures/attention.npz"])
+  "config.json", "run.json", "metrics.jsonl", "figures/views.npz", "figures/attention.npz",
+  "figures/features.npz"])
 def test_a_torn_file(workdir, broken):
   path = workdir / broken
   data = path.read_bytes()

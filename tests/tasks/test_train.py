@@ -49,7 +49,7 @@ def test_a_run_says_what_it_will_do_and_where_its_report_is(finished):
 def test_the_workdir_is_complete(finished):
   workdir, _ = finished
   for name in ("config.json", "run.json", "metrics.jsonl", "report.html", "checkpoints",
-               "figures/views.npz", "figures/attention.npz", "tensorboard"):
+               "figures/views.npz", "figures/attention.npz", "figures/features.npz", "tensorboard"):
     assert (workdir / name).exists(), name
   html = (workdir / "report.html").read_text()
   assert "research use only" in html.lower()
