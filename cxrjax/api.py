@@ -126,6 +126,11 @@ class Network:
     return tuple(labels.classes)
 
   @property
+  def method(self) -> str:
+    """That it was trained with, such as `classify` or `dino`."""
+    return self.run.config["method"]["name"].rpartition(".")[2]
+
+  @property
   def exclusive(self) -> bool:
     """One class an image (softmax), or several findings at once (sigmoids)."""
     return bool(self.classes) and self.run.method.labels.exclusive
@@ -172,7 +177,7 @@ class Network:
     run, encoder = self.run, self.run.encoder
     about = {
       "family": family_of(encoder), "model": run.config["model"],
-      "method": run.config["method"]["name"].rpartition(".")[2], "step": run.step,
+      "method": self.method, "step": run.step,
       "image_size": self.image_size, "channels": encoder.channels,
       "mean": self.mean, "std": self.std, "standardize": encoder.standardize,
       "pixels": "(gray / 255 - mean) / std", "fit": run.config["data"]["fit"],
@@ -209,6 +214,10 @@ class Network:
       found["features"] = self.run.encoder.encode(params["encoder"], x).cls
     return found
 
+  def lungs(self, probability: Float32[np.ndarray, "s s"]) -> Bool[np.ndarray, "s s"]:
+    """What a segmenter calls lungs: from 0.5 on, as many of the largest parts as it keeps."""
+    return segmentation.largest(probability >= LUNG, self.run.method.components)
+
   def look(self, size: int | None = None) -> Look:
     """What images are to be like: as those it learnt from."""
     data = self.run.config["data"]
@@ -219,8 +228,8 @@ class Network:
                 pixels.check_window(freeze(data.get("window", "auto"))))
 
   def predict(
-      self, images: Any, *, embed: bool = False, masks: str | os.PathLike[str] | Network | None =
-      None, batch_size: int = 64, progress: bool = True, on_bad_image: str = "skip",
+      self, images: Any, *, embed: bool = False, masks: str | os.PathLike[str] | None = None,
+      batch_size: int = 64, progress: bool = True, on_bad_image: str = "skip",
   ) -> Predictions:
     """What the network makes of images; all of it is in memory, so of thousands, not of millions.
 
@@ -228,7 +237,8 @@ class Network:
       images: a path or several, of files (PNG, JPEG, TIFF, BMP, DICOM), folders and zips; or
         arrays of gray levels, uint8 or uint16 [h w] of any sizes, or [n h w].
       embed: the encoder's features as well.
-      masks: lung masks as well, by this run of `configs/segment.py`; a segmenter draws its own.
+      masks: workdir of a finished run of `configs/segment.py`, for lung masks as well; a segmenter
+        draws its own.
       batch_size: images a dispatch.
       progress: a bar on stderr.
       on_bad_image: `skip` leaves an image out that cannot be used, and lists it in `skipped`;
@@ -240,7 +250,7 @@ class Network:
     """
     if on_bad_image not in ON_BAD:
       raise UserError(f"on_bad_image={on_bad_image!r} is not an option; valid: {', '.join(ON_BAD)}")
-    lungs = None if masks is None else masks if isinstance(masks, Network) else load(masks)
+    lungs = None if masks is None else segmenter(masks, "masks")
     given = open_given(images)
     work = Work(self, embed=embed, lungs=lungs)
     parts, skipped = [], []
@@ -266,7 +276,7 @@ class Network:
       UserError: the run is no classifier, or a bad image.
     """
     if self.kind != "classifier":
-      raise UserError(f"{self.run.workdir} is a run of {self._method}, which has no classes; "
+      raise UserError(f"{self.run.workdir} is a run of {self.method}, which has no classes; "
                       "fine-tune it first with configs/finetune.py:init=WORKDIR")
     found = self.predict(
       images, batch_size=batch_size, progress=False, on_bad_image="error").probabilities
@@ -287,10 +297,6 @@ class Network:
         raise UserError(f"{name}: {why}; mend or remove it")
     return np.concatenate([part.embeddings for part in parts])
 
-  @property
-  def _method(self) -> str:
-    return self.run.config["method"]["name"].rpartition(".")[2]
-
 
 class Work:
   """What is to be done with images: compiled once, then run on as many as there are.
@@ -302,7 +308,7 @@ class Work:
     predict: without, features alone.
 
   Raises:
-    UserError: nothing is to be done, or `lungs` draws no masks.
+    UserError: nothing is to be done.
   """
 
   def __init__(
@@ -311,11 +317,8 @@ class Work:
     self.network, self.lungs, self._embed = network, lungs, embed
     if network.kind == "encoder" and predict and not embed:
       raise UserError(
-        f"{network.run.workdir} is a run of {network._method}, which has no classes to predict; "
+        f"{network.run.workdir} is a run of {network.method}, which has no classes to predict; "
         "take its features (embed), or fine-tune it with configs/finetune.py:init=WORKDIR")
-    if lungs is not None and lungs.kind != "segmenter":
-      raise UserError(f"{lungs.run.workdir} is a run of {lungs._method}, which draws no masks; "
-                      "give the workdir of a finished run of configs/segment.py")
     function = functools.partial(network.outputs, embed=embed) if predict else self._features
     self._steps = [(network, function), *([(lungs, lungs.outputs)] if lungs is not None else [])]
 
@@ -372,23 +375,36 @@ class Work:
       skipped)
 
 
-def load(workdir: str | os.PathLike[str], key: str = "workdir") -> Network:
+def load(
+    workdir: str | os.PathLike[str], key: str = "workdir",
+    image_size: int | None = None) -> Network:
   """A finished run of any method, from its workdir.
 
   Args:
     workdir: of the run.
     key: the option that names it, for errors.
+    image_size: pixels per side; by default those that it was trained on.
 
   Raises:
     UserError: no run, one that has not finished, or one that cannot be read.
   """
-  return of_run(restore(os.fspath(workdir), key))
-
-
-def of_run(run: Restored, image_size: int | None = None) -> Network:
-  """The network of a restored run, at the image size that it was trained at or another."""
+  run = restore(os.fspath(workdir), key)
   trained = run.config["views"].get("global_size") or run.config["data"]["size"]
   return Network(run, image_size or trained)
+
+
+def segmenter(workdir: str | os.PathLike[str], key: str) -> Network:
+  """A finished run of `configs/segment.py`; see `load`.
+
+  Raises:
+    UserError: see `load`, or a run that draws no masks.
+  """
+  found = load(workdir, key)
+  if found.kind != "segmenter":
+    raise UserError(
+      f"{key}={os.fspath(workdir)!r} is a run of {found.method}, which draws no masks; give the "
+      "workdir of a finished run of configs/segment.py")
+  return found
 
 
 def calibrated(
@@ -407,9 +423,10 @@ def lung_mask(
     network: Network, probability: Float32[np.ndarray, "s s"], shape: tuple[int, int],
 ) -> UInt8[np.ndarray, "h w"]:
   """Lungs 1 and the rest 0 at an image's own size, of a segmenter's probabilities."""
-  keep = network.run.method.components
-  own = pixels.unfit(probability, shape, network.run.config["data"]["fit"])
-  return segmentation.largest(own >= LUNG, keep).astype(np.uint8)
+  left_out = (probability >= LUNG) & ~network.lungs(probability)
+  kept = np.where(left_out, np.float32(0), probability)  # far fewer pixels than the image's
+  own = pixels.unfit(kept, shape, network.run.config["data"]["fit"])
+  return (own >= LUNG).astype(np.uint8)
 
 
 def _joined(parts: list[Predictions], skipped: Skipped) -> Predictions:

@@ -21,11 +21,11 @@ By FILE's ending, or `--format`:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
 import warnings
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,10 @@ from jax import export as jax_export
 from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
+from cxrjax.api import Network, load
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.models.weights import files, out, tree
-from cxrjax.models.weights.adapt import family_of
-from cxrjax.training.restore import Restored, restore
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.")
 _OUT = flags.DEFINE_string("out", None, "The file to write.")
@@ -52,67 +51,16 @@ FORMATS = ("safetensors", "npz", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Network:
-  """What is written.
-
-  Attributes:
-    run: restored.
-    image_size: pixels per side.
-  """
-
-  run: Restored
-  image_size: int
-
-  @property
-  def params(self) -> dict[str, Any]:
-    """Of the whole network where the method predicts something, else of the encoder."""
-    if hasattr(self.run.method, "predict"):
-      return self.run.method.network_params(self.run.params, self.run.extra)
-    return {"encoder": self.run.encoder_params}
-
-  @property
-  def head(self) -> dict[str, Any] | None:
-    """Of a classifier."""
-    return self.params.get("head") if self.classes else None
-
-  @property
-  def classes(self) -> tuple[str, ...]:
-    labels = getattr(self.run.method, "labels", None)
-    return () if labels is None else tuple(labels.classes)
-
-  def describe(self) -> dict[str, Any]:
-    """The network and its images, for JSON."""
-    run, encoder = self.run, self.run.encoder
-    views = run.config["views"]
-    about = {
-      "family": family_of(encoder), "model": run.config["model"],
-      "method": run.config["method"]["name"].rpartition(".")[2], "step": run.step,
-      "image_size": self.image_size, "channels": encoder.channels,
-      "mean": views["mean"], "std": views["std"], "standardize": encoder.standardize,
-      "pixels": "(gray / 255 - mean) / std", "fit": run.config["data"]["fit"],
-      "features": encoder.features, "use": "research only, not for diagnosis"}
-    if hasattr(encoder, "attention_heads"):
-      about["heads"] = encoder.attention_heads
-    if self.classes:
-      about |= {"classes": list(self.classes),
-                "probabilities": "softmax" if run.method.labels.exclusive else "sigmoid"}
-    judged = [f["trained"] for f in run.facts.get("evaluation", {}).values()
-              if "temperature" in f.get("trained", {})]
-    if judged:  # of logits, which what is exported has not been divided by; and of probabilities
-      about |= {name: judged[0][name] for name in ("temperature", "thresholds")}
-    return about
-
-  def predict(self, gray: Float[Array, "b s s c"]) -> dict[str, Array]:
-    """What the network makes of gray levels 0 to 255; in float32, as files for many devices are."""
-    views = self.run.config["views"]
-    x = (gray / 255 - views["mean"]) / views["std"]
-    encoder = dataclasses.replace(self.run.encoder, dtype="float32")
-    if hasattr(self.run.method, "predict"):
-      method = dataclasses.replace(self.run.method, encoder=encoder)
-      return {"probabilities" if self.classes else "mask": method.predict(self.params, x)}
-    features = encoder.encode(self.params["encoder"], x)
-    return {"features": features.cls, "patches": features.patches}
+def outputs(network: Network, gray: Float[Array, "b s s c"]) -> dict[str, Array]:
+  """What the network makes of gray levels 0 to 255; in float32, as files for many devices are."""
+  x = (gray / 255 - network.mean) / network.std
+  encoder = dataclasses.replace(network.run.encoder, dtype="float32")
+  if network.kind != "encoder":
+    method = dataclasses.replace(network.run.method, encoder=encoder)
+    name = "probabilities" if network.kind == "classifier" else "mask"
+    return {name: method.predict(network.params, x)}
+  features = encoder.encode(network.params["encoder"], x)
+  return {"features": features.cls, "patches": features.patches}
 
 
 def write(workdir: str, path: str, kind: str = "", image_size: int | None = None) -> list[str]:
@@ -132,9 +80,7 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
   kind = kind or file.suffix[1:]
   if kind not in FORMATS:
     raise UserError(f"--format={kind!r} is not known{suggest(kind, FORMATS)}")
-  run = restore(workdir, "--workdir")
-  size = image_size or run.config["views"].get("global_size") or run.config["data"]["size"]
-  network = Network(run, size)
+  network = load(workdir, "--workdir", image_size)
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     to_format = {"safetensors": _safetensors, "npz": _npz, "stablehlo": _stablehlo, "onnx": _onnx}
@@ -143,14 +89,15 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
     raise UserError(f"--out={path!r} cannot be written: {error.strerror or error}") from error
   about = network.describe()
   pixels = f"({about['mean']:g}, {about['std']:g})"
-  return [f"{file}  {file.stat().st_size / 1e6:.1f} MB, step {run.step} of {workdir}",
-          f"images: gray, {size} px; pixels in 0..1 minus and over {pixels}"
+  return [f"{file}  {file.stat().st_size / 1e6:.1f} MB, step {network.run.step} of {workdir}",
+          f"images: gray, {network.image_size} px; pixels in 0..1 minus and over {pixels}"
           + (" are inside" if kind in ("stablehlo", "onnx") else ""), *lines]
 
 
 def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
   run = network.run
-  peer = out.to_timm(run.encoder, network.params["encoder"], network.head)
+  head = network.params["head"] if network.kind == "classifier" else None
+  peer = out.to_timm(run.encoder, network.params["encoder"], head)
   about = network.describe() | {"names": "timm", "timm": {"model": peer.model, "args": peer.args}}
   save_file(peer.arrays, file, {"format": "pt", files.OURS: json.dumps(about)})
   lines = [f"loads into {peer.command}"] if peer.model else []
@@ -171,7 +118,8 @@ def _stablehlo(network: Network, file: pathlib.Path) -> list[str]:
   size, channels = network.image_size, network.run.encoder.channels
   batch = jax_export.symbolic_shape("b")[0]
   images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
-  exported = jax_export.export(jax.jit(network.predict), platforms=PLATFORMS)(images)
+  function = jax.jit(functools.partial(outputs, network))
+  exported = jax_export.export(function, platforms=PLATFORMS)(images)
   file.write_bytes(exported.serialize())
   results = {
     name: [n if isinstance(n, int) else str(n) for n in x.shape] for name, x in
@@ -193,13 +141,14 @@ def _onnx(network: Network, file: pathlib.Path) -> list[str]:
       f"--format=onnx needs {error.name}: pip install onnx onnx-ir equinox dm-pix && pip install "
       "--no-deps jax2onnx; or use --format=stablehlo") from error
   size, channels = network.image_size, network.run.encoder.channels
+  function = functools.partial(outputs, network)
   names = list(jax.eval_shape(
-    network.predict, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)))
+    function, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)))
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       model = jax2onnx.to_onnx(
-        network.predict, [("b", size, size, channels)], input_names=["gray"],
+        function, [("b", size, size, channels)], input_names=["gray"],
         output_names=sorted(names))
   except Exception as error:  # whatever a converter meets that it does not know
     reason = (str(error).strip().splitlines() or [repr(error)])[0][:120]

@@ -85,7 +85,7 @@ def predict(
   if batch_size < 1:
     raise UserError(f"--batch_size={batch_size} must be at least 1")
   network = api.load(workdir, "--workdir")
-  drawer = api.load(lungs, "--lungs") if lungs else None
+  drawer = api.segmenter(lungs, "--lungs") if lungs else None
   work = api.Work(network, embed=embed, lungs=drawer)
   images = Files(paths)
   for line in (*describe(network, workdir), *images.notes):

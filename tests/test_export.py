@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from small import REPOSITORY
 
-from cxrjax import export
+from cxrjax import api, export
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.methods import classify, simsiam
@@ -55,7 +55,7 @@ def finished(encoder, tmp_path, *, kind="classifier", mean=0.5, std=0.25):
 def write(monkeypatch, tmp_path):
   def function(encoder, name, **options):
     run = finished(encoder, tmp_path, **options)
-    monkeypatch.setattr(export, "restore", lambda workdir, key: run)
+    monkeypatch.setattr(api, "restore", lambda workdir, key: run)
     lines = export.write("runs/x", str(tmp_path / name))
     return tmp_path / name, run, lines
   return function

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from cxrjax.data import archive, decode, folder_index
 from cxrjax.data.decode import BadImage, Shown
 
 
+@runtime_checkable
 class Given(Protocol):
   """A sequence of images with names, each read when it is asked for, by any thread.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -22,16 +21,14 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from cxrjax import api
 from cxrjax.core.errors import UserError
 from cxrjax.data import store
 from cxrjax.data.images import Images
 from cxrjax.evals import features
-from cxrjax.metrics import segmentation
-from cxrjax.training.restore import Restored, restore
 from cxrjax.views import resample
 
 OWN, NONE = ("own", "True", "true", True), ("", "False", "false", False, None)
-THRESHOLD = 0.5
 VERSION = 1
 _CHUNK = 1024  # images whose probabilities are in memory at a time
 
@@ -45,49 +42,31 @@ def wanted(value: Any) -> tuple[bool, str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmenter:
-  """A finished segmentation run, at work on images of any size.
+  """A finished segmentation run, at work on decoded images of any size.
 
   Attributes:
-    run: restored.
-    size: side of the images that it was trained on, pixels.
-    mean: subtracted from gray levels in 0..1.
-    std: divides them.
+    network: restored.
   """
 
-  run: Restored
-  size: int
-  mean: float
-  std: float
+  network: api.Network
 
   @classmethod
   def load(cls, workdir: str) -> Segmenter:
     """Reads a workdir; raises a UserError where that is not a finished segmentation run."""
-    run = restore(workdir, "config.data.masks")
-    name = run.config["method"]["name"]
-    if not hasattr(run.method, "network_params") or not hasattr(run.method, "components"):
-      raise UserError(
-        f"config.data.masks={workdir!r} is a run of {name}, which draws no masks; give the workdir "
-        "of a finished run of configs/segment.py")
-    views = run.config["views"]
-    return cls(run, views["global_size"], views["mean"], views["std"])
-
-  @functools.cached_property
-  def params(self) -> Any:
-    return self.run.method.network_params(self.run.params, self.run.extra)
+    return cls(api.segmenter(workdir, "config.data.masks"))
 
   def predict(self, params: Any, gray: Float[Array, "b s s 1"]) -> Float[Array, "b s s 1"]:
     """The probability of lung of every pixel of images in 0..1, at the size they have."""
-    side = gray.shape[1]
-    x = (resample.resize(gray, self.size) - self.mean) / self.std
-    return resample.resize(self.run.method.predict(params, x), side)
+    network, side = self.network, gray.shape[1]
+    x = (resample.resize(gray, network.image_size) - network.mean) / network.std
+    return resample.resize(network.outputs(params, x)["mask"], side)
 
   def masks(self, images: Images, mesh: Mesh | None = None) -> np.ndarray:
     """Lungs 1 and the rest 0, u8[n s s 1]."""
     found = features.extract(
-      self.predict, self.params, images, mean=0.0, std=1.0, mesh=mesh, vectors=False)[..., 0]
-    keep = self.run.method.components
-    called = [segmentation.largest(p >= THRESHOLD, keep) for p in found]
-    return np.stack(called).astype(np.uint8)[..., None]
+      self.predict, self.network.params, images, mean=0.0, std=1.0, mesh=mesh,
+      vectors=False)[..., 0]
+    return np.stack([self.network.lungs(p) for p in found]).astype(np.uint8)[..., None]
 
 
 def fill(
@@ -107,7 +86,7 @@ def fill(
     UserError: no such run, or a cache that cannot be written.
   """
   segmenter = Segmenter.load(workdir)
-  content = [VERSION, segmenter.run.fingerprint, images.info.fingerprint, images.info.split,
+  content = [VERSION, segmenter.network.run.fingerprint, images.info.fingerprint, images.info.split,
              list(images.pixels.shape), images.bits, look,
              hashlib.sha256("\0".join(images.ids).encode()).hexdigest()]
   digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]

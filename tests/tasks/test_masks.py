@@ -1,5 +1,6 @@
 """A segmentation run, and its masks in another run's batches."""
 
+import dataclasses
 import importlib.util
 import json
 import types
@@ -11,12 +12,13 @@ import pytest
 from PIL import Image
 from small import REPOSITORY, lines
 
+from cxrjax import api
 from cxrjax.core.errors import UserError
 from cxrjax.data.phantom import Source
 from cxrjax.data.store import load_images
-from cxrjax.metrics import intervals
+from cxrjax.metrics import intervals, segmentation
 from cxrjax.tasks import masks, train
-from cxrjax.training.restore import restore
+from cxrjax.training.restore import Restored, restore
 
 
 def config_of(name, arg="tiny", **model):
@@ -86,7 +88,7 @@ def test_a_restored_run_predicts_what_the_run_did(lungs):
   params = found.method.network_params(found.params, found.extra)
   called = np.asarray(found.method.predict(params, x))[..., 0] >= 0.5
   keep = found.method.components
-  called = [masks.segmentation.largest(m, keep) for m in called]
+  called = [segmentation.largest(m, keep) for m in called]
   np.testing.assert_array_equal(called, arrays["predicted"])
   assert set(found.encoder_params) == set(found.params["encoder"])
   assert found.encoder.encode(found.encoder_params, x).cls.shape == (len(x), 32)
@@ -124,7 +126,7 @@ def test_masks_are_predicted_once_and_anew_by_another_run(lungs, films, tmp_path
   assert len(calls) == 1
   fill(look="padded")
   assert len(calls) == 2
-  monkeypatch.setattr(masks.Restored, "fingerprint", "another")
+  monkeypatch.setattr(Restored, "fingerprint", "another")
   fill()
   assert len(calls) == 3
   damaged = next(tmp_path.glob("masks-*.npy"))
@@ -138,7 +140,7 @@ def test_a_mask_of_the_datas_own_stays(lungs, tmp_path):
   images = load_images(Source(split="test", n=6, size=32), 32, cache_dir=tmp_path)
   own = np.array(images.masks)
   own[[1, 4]] = 0  # two have none
-  images = masks.dataclasses.replace(images, masks=own)
+  images = dataclasses.replace(images, masks=own)
   assert masks.count(images) == 4
   filled = masks.fill(images, str(lungs), cache_dir=tmp_path, progress=False)
   kept = [0, 2, 3, 5]
@@ -150,7 +152,7 @@ def test_a_mask_of_the_datas_own_stays(lungs, tmp_path):
 def test_large_and_16_bit_images_are_shown_to_the_network_as_it_learnt(lungs, tmp_path):
   source = Source(split="test", n=4, size=64)
   segmenter = masks.Segmenter.load(str(lungs))
-  assert segmenter.size == 32
+  assert segmenter.network.image_size == 32
   eight, wide = (segmenter.masks(load_images(source, 64, cache_dir=tmp_path, bits=bits))
                  for bits in (8, 16))
   assert eight.shape == (4, 64, 64, 1) and set(np.unique(eight)) <= {0, 1}
@@ -171,10 +173,10 @@ def test_what_is_no_finished_segmentation_run(lungs, tmp_path, monkeypatch):
   (tmp_path / "half" / "run.json").write_text((lungs / "run.json").read_text())
   with pytest.raises(UserError, match=r"half' cannot be restored: .*checkpoints does not exist"):
     masks.Segmenter.load(str(tmp_path / "half"))
-  other = types.SimpleNamespace(
-    config={"method": {"name": "cxrjax.methods.dino"}}, method=types.SimpleNamespace())
-  monkeypatch.setattr(masks, "restore", lambda workdir, key: other)
-  with pytest.raises(UserError, match=r"is a run of cxrjax\.methods\.dino, which draws no masks"):
+  other = dataclasses.replace(restore(lungs, "x"), method=types.SimpleNamespace())
+  other.config["method"]["name"] = "cxrjax.methods.dino"
+  monkeypatch.setattr(api, "restore", lambda workdir, key: other)
+  with pytest.raises(UserError, match=r"config\.data\.masks='.*' is a run of dino, which draws no"):
     masks.Segmenter.load(str(lungs))
 
 
