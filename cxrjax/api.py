@@ -9,85 +9,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import tqdm
-from jaxtyping import Array, Bool, Float, Float32, Float64, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int, UInt8, UInt16
 
-from cxrjax.core.build import freeze
+from cxrjax.core.build import freeze, suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import ahead, pixels
-from cxrjax.data.given import Given, open_given
+from cxrjax.data.given import open_given
 from cxrjax.data.store import ON_BAD, Look
-from cxrjax.evals import features, judge
+from cxrjax.evals import judge
+from cxrjax.explain import maps
+from cxrjax.inference import Work
 from cxrjax.metrics import calibration, segmentation
 from cxrjax.models.weights.adapt import family_of
-from cxrjax.report import predictions as tables
-from cxrjax.training import sharding
+from cxrjax.report.predictions import Predictions, joined
 from cxrjax.training.restore import Restored, restore
 
-KINDS = ("classifier", "segmenter", "encoder")
-LUNG = 0.5  # probability from which a pixel is lung
-Skipped = tuple[tuple[str, str], ...]
+__all__ = ["Network", "Predictions", "load", "segmenter"]
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Predictions:
-  """What a network makes of some images; row `i` of everything is one image.
-
-  Attributes:
-    ids: paths as given, below the folder where one was given; numbers of arrays.
-    classes: names of the columns of `probabilities`; empty where there are none.
-    exclusive: one class an image, or several findings at once.
-    probabilities: of every class, calibrated; None where the network is no classifier.
-    called: which classes are called, see `Network.thresholds`.
-    embeddings: features of the encoder, where they were asked for.
-    masks: lungs 1 and the rest 0, at each image's own size, where they were asked for.
-    skipped: images that could not be used, and why.
-  """
-
-  ids: tuple[str, ...]
-  classes: tuple[str, ...] = ()
-  exclusive: bool = True
-  probabilities: Float32[np.ndarray, "n k"] | None = None
-  called: Bool[np.ndarray, "n k"] | None = None
-  embeddings: Float32[np.ndarray, "n d"] | None = None
-  masks: tuple[UInt8[np.ndarray, "_ _"], ...] | None = None
-  skipped: Skipped = ()
-
-  def __len__(self) -> int:
-    return len(self.ids)
-
-  def to_dict(self) -> dict[str, list[Any]]:
-    """Columns by name, as in a CSV, and `embedding` where there are any: `pandas.DataFrame(...)`.
-
-    Lungs are in the column `lung_share`, the share of the image that they fill.
-    """
-    return tables.columns(self)
-
-  def to_csv(self, path: str | os.PathLike[str]) -> None:
-    """Writes a table, one row an image, without embeddings (NumPy and Parquet hold those).
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    tables.write_csv(path, self)
-
-  def to_parquet(self, path: str | os.PathLike[str]) -> None:
-    """Writes the same table with the embeddings; needs pyarrow.
-
-    Raises:
-      UserError: it cannot be written, or pyarrow is not installed.
-    """
-    tables.write_parquet(path, self)
+Target = int | str | Int[np.ndarray, "n"] | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -216,7 +163,37 @@ class Network:
 
   def lungs(self, probability: Float32[np.ndarray, "s s"]) -> Bool[np.ndarray, "s s"]:
     """What a segmenter calls lungs: from 0.5 on, as many of the largest parts as it keeps."""
-    return segmentation.largest(probability >= LUNG, self.run.method.components)
+    return segmentation.largest(probability >= 0.5, self.run.method.components)
+
+  def calibrated(self, probabilities: Float32[np.ndarray, "n k"]) -> Float64[np.ndarray, "n k"]:
+    """A classifier's own probabilities after its logits are divided by its temperature."""
+    return calibration.scaled(probabilities, np.asarray(self.temperature), self.exclusive)
+
+  def call(self, probabilities: Float64[np.ndarray, "n k"]) -> Bool[np.ndarray, "n k"]:
+    """Which classes are called, of calibrated probabilities."""
+    thresholds = self.thresholds or (0.5,) * len(self.classes)  # of which it makes no use
+    return judge.called(probabilities, self.exclusive, np.asarray(thresholds))
+
+  def normalised(
+      self, squares: UInt8[np.ndarray, "n s s 1"] | UInt16[np.ndarray, "n s s 1"],
+      windows: Float32[np.ndarray, "n 2"] | None = None) -> Float32[np.ndarray, "n s s 1"]:
+    """Decoded squares as the network takes them."""
+    shown = pixels.WHOLE[8] if windows is None else windows
+    gray = pixels.to_unit(squares, np.broadcast_to(np.float32(shown), (len(squares), 2)))
+    return (gray - np.float32(self.mean)) / np.float32(self.std)
+
+  def check_method(self, method: str, key: str = "method") -> None:
+    """Raises a UserError for a method of `explain` that the network has not."""
+    maps.check(method, self.run.encoder, self.kind == "classifier", key)
+
+  def maps(
+      self, method: str, x: Float32[np.ndarray, "n s s 1"],
+      target: int | Int[np.ndarray, "n"] | None = None) -> Float32[np.ndarray, "n s s"]:
+    """Maps of normalised images, see `explain`."""
+    head = maps.Head(**self.params["head"]) if self.kind == "classifier" else None
+    found = maps.explain(
+      method, self.run.encoder, self.params["encoder"], x, head=head, target=target)
+    return maps.enlarge(found, x.shape[1:3])
 
   def look(self, size: int | None = None) -> Look:
     """What images are to be like: as those it learnt from."""
@@ -253,21 +230,19 @@ class Network:
     lungs = None if masks is None else segmenter(masks, "masks")
     given = open_given(images)
     work = Work(self, embed=embed, lungs=lungs)
-    parts, skipped = [], []
+    parts = []
     with tqdm.tqdm(total=len(given.ids), desc="predicting", unit=" images", file=sys.stderr,
                    disable=not progress, dynamic_ncols=True) as bar:
       for part in work.run(given, range(len(given.ids)), batch_size):
         if part.skipped and on_bad_image == "error":
-          name, why = part.skipped[0]
-          raise UserError(f"{name}: {why}; mend or remove it, or leave bad images out with "
-                          "on_bad_image='skip'")
+          raise _bad(*part.skipped[0])
         parts.append(part)
-        skipped += part.skipped
         bar.update(len(part) + len(part.skipped))
-    if len(skipped) == len(given.ids):
-      raise UserError(f"all {len(skipped)} images are bad; the first: "
-                      f"{skipped[0][0]}: {skipped[0][1]}")
-    return _joined([part for part in parts if len(part)], tuple(skipped))
+    found = joined(parts)
+    if not len(found):
+      raise UserError(f"all {len(found.skipped)} images are bad; the first: "
+                      f"{': '.join(found.skipped[0])}")
+    return found
 
   def probabilities(self, images: Any, *, batch_size: int = 64) -> Float32[np.ndarray, "n k"]:
     """Calibrated probabilities of images, see `predict`; none may be bad.
@@ -291,88 +266,44 @@ class Network:
     """
     work = Work(self, embed=True, predict=False)
     given = open_given(images)
-    parts = list(work.run(given, range(len(given.ids)), batch_size))
-    for part in parts:
-      for name, why in part.skipped:
-        raise UserError(f"{name}: {why}; mend or remove it")
-    return np.concatenate([part.embeddings for part in parts])
+    parts = []
+    for part in work.run(given, range(len(given.ids)), batch_size):
+      if part.skipped:
+        raise _bad(*part.skipped[0])
+      parts.append(part.embeddings)
+    return np.concatenate(parts)
 
-
-class Work:
-  """What is to be done with images: compiled once, then run on as many as there are.
-
-  Args:
-    network: at work.
-    embed: its encoder's features as well.
-    lungs: a segmenter, for lung masks beside another network's predictions.
-    predict: without, features alone.
-
-  Raises:
-    UserError: nothing is to be done.
-  """
-
-  def __init__(
-      self, network: Network, *, embed: bool = False, lungs: Network | None = None,
-      predict: bool = True):
-    self.network, self.lungs, self._embed = network, lungs, embed
-    if network.kind == "encoder" and predict and not embed:
-      raise UserError(
-        f"{network.run.workdir} is a run of {network.method}, which has no classes to predict; "
-        "take its features (embed), or fine-tune it with configs/finetune.py:init=WORKDIR")
-    function = functools.partial(network.outputs, embed=embed) if predict else self._features
-    self._steps = [(network, function), *([(lungs, lungs.outputs)] if lungs is not None else [])]
-
-  def run(self, images: Given, rows: Iterable[int], batch_size: int = 64) -> Iterator[Predictions]:
-    """Predictions batch by batch, in the order of `rows`; decoding runs ahead in threads.
+  def explain(
+      self, images: Any, method: str = "gradcam", target: Target = None,
+  ) -> Float32[np.ndarray, "n s s"]:
+    """Where the network looks, or what the score of a class rests on.
 
     Args:
-      images: where they are.
-      rows: which of them.
-      batch_size: images a dispatch.
+      images: see `predict`; none may be bad.
+      method: `gradcam`, `gradcam++`, `occlusion` of a class of a classifier; `attention`,
+        `rollout` of any transformer; see `cxrjax.explain.maps.explain`.
+      target: the class, by name or number, or a number for each image; by default the likeliest.
+
+    Returns:
+      A map for each image, as the network sees it (squashed, padded or cropped to `image_size`).
 
     Raises:
-      UserError: no batch size.
+      UserError: a method that the network has not, no such class, or a bad image.
     """
-    if batch_size < 1:
-      raise UserError(f"batch_size={batch_size} must be at least 1")
-    mesh = sharding.make_mesh() if jax.device_count() > 1 else None
-    size = features.batch_size(batch_size, mesh)
-    batches = ahead.batches(images, rows, [network.look() for network, _ in self._steps], size)
-
-    def sent() -> Iterator[tuple[ahead.Batch, list[Any]]]:
-      for batch in batches:
-        yield batch, [
-          features.send(function, network.params, *squares, size=size, mean=network.mean,
-                        std=network.std, mesh=mesh)
-          for (network, function), squares in zip(self._steps, batch.squares, strict=False)]
-
-    with contextlib.closing(batches):
-      for batch, found in features.received(sent()):
-        yield self._predictions(images, batch, found)
-
-  def _features(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
-    return {"features": self.network.run.encoder.encode(params["encoder"], x).cls}
-
-  def _predictions(
-      self, images: Given, batch: ahead.Batch, found: list[dict[str, np.ndarray]]) -> Predictions:
-    network = self.network
-    ids = tuple(images.ids[row] for row in batch.rows)
-    skipped = tuple((images.ids[row], why) for row, why in batch.bad)
-    if not found:
-      return Predictions((), network.classes, network.exclusive, skipped=skipped)
-    found = [{name: y[:len(ids)] for name, y in drawn.items()} for drawn in found]
-    own = found[0]
-    probabilities = called = masks = None
-    if "probabilities" in own:
-      p = calibrated(network, own["probabilities"])
-      probabilities, called = p.astype(np.float32), call(network, p)
-    for (drawer, _), drawn in zip(self._steps, found, strict=True):
-      if "mask" in drawn:
-        masks = tuple(lung_mask(drawer, m[..., 0], shape)
-                      for m, shape in zip(drawn["mask"], batch.shapes, strict=True))
-    return Predictions(
-      ids, network.classes, network.exclusive, probabilities, called, own.get("features"), masks,
-      skipped)
+    self.check_method(method)
+    if isinstance(target, str):
+      if target not in self.classes:
+        raise UserError(f"target={target!r} is no class{suggest(target, self.classes)}")
+      target = self.classes.index(target)
+    given = open_given(images)
+    found = []
+    for batch in ahead.batches(given, range(len(given.ids)), [self.look()], 16):
+      for row, why in batch.bad:
+        raise _bad(given.ids[row], why)
+      chosen = target if target is None or isinstance(target, int) else np.asarray(
+        target)[list(batch.rows)]
+      found.append(self.maps(method, self.normalised(*batch.squares[0]), chosen))
+    return np.concatenate(found)
 
 
 def load(
@@ -407,37 +338,6 @@ def segmenter(workdir: str | os.PathLike[str], key: str) -> Network:
   return found
 
 
-def calibrated(
-    network: Network, probabilities: Float32[np.ndarray, "n k"]) -> Float64[np.ndarray, "n k"]:
-  """A classifier's own probabilities after its logits are divided by its temperature."""
-  return calibration.scaled(probabilities, np.asarray(network.temperature), network.exclusive)
-
-
-def call(network: Network, probabilities: Float64[np.ndarray, "n k"]) -> Bool[np.ndarray, "n k"]:
-  """Which classes are called, of calibrated probabilities."""
-  thresholds = network.thresholds or (0.5,) * len(network.classes)  # of which it makes no use
-  return judge.called(probabilities, network.exclusive, np.asarray(thresholds))
-
-
-def lung_mask(
-    network: Network, probability: Float32[np.ndarray, "s s"], shape: tuple[int, int],
-) -> UInt8[np.ndarray, "h w"]:
-  """Lungs 1 and the rest 0 at an image's own size, of a segmenter's probabilities."""
-  left_out = (probability >= LUNG) & ~network.lungs(probability)
-  kept = np.where(left_out, np.float32(0), probability)  # far fewer pixels than the image's
-  own = pixels.unfit(kept, shape, network.run.config["data"]["fit"])
-  return (own >= LUNG).astype(np.uint8)
-
-
-def _joined(parts: list[Predictions], skipped: Skipped) -> Predictions:
-  first = parts[0]
-
-  def joined(name: str) -> np.ndarray | None:
-    if getattr(first, name) is None:
-      return None
-    return np.concatenate([getattr(part, name) for part in parts])
-
-  masks = None if first.masks is None else tuple(m for part in parts for m in part.masks or ())
-  return dataclasses.replace(
-    first, ids=tuple(i for part in parts for i in part.ids), masks=masks, skipped=skipped,
-    **{name: joined(name) for name in ("probabilities", "called", "embeddings")})
+def _bad(name: str, why: str) -> UserError:
+  return UserError(f"{name}: {why}; mend or remove it, or leave bad images out: predict with "
+                   "on_bad_image='skip'")

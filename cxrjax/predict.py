@@ -9,6 +9,8 @@ PATHS are radiographs (PNG, JPEG, TIFF, BMP, DICOM), folders and zips of them. I
 - `embeddings.npy` with `--embed`: float32, row i is row i of the table (also in the Parquet).
 - `masks/ID.png` with `--lungs=RUN` of `configs/segment.py`, or when `--workdir` is such a run:
   lungs 255, the rest 0, at the image's own size.
+- `overlays/ID.png` with `--overlays[=METHOD]`: what the network looks at over the image, relative
+  to the map's maximum; of the class that is called (of findings, the likeliest).
 - `skipped.csv`: images that cannot be used, and why. They do not stop the others.
 - `predictions.json`: network, temperature, thresholds, counts.
 
@@ -32,6 +34,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 
 FORMATS = ("csv", "parquet")
+AUTO = "auto"
 SHOWN = 10  # skipped images that are listed on the terminal
 
 FLAGS = flags.FlagValues()
@@ -44,6 +47,9 @@ _EMBED = flags.DEFINE_boolean(
 _LUNGS = flags.DEFINE_string(
   "lungs", None, "Workdir of a finished run of configs/segment.py, for lung masks.",
   flag_values=FLAGS)
+_OVERLAYS = flags.DEFINE_string(
+  "overlays", "", "Draw maps over the images: gradcam, gradcam++, occlusion, attention or rollout; "
+  "alone, gradcam of a classifier and attention of a pretrained transformer.", flag_values=FLAGS)
 _FORMAT = flags.DEFINE_string("format", "csv", "csv or parquet.", flag_values=FLAGS)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a dispatch.", flag_values=FLAGS)
 _OVERWRITE = flags.DEFINE_boolean(
@@ -52,8 +58,8 @@ _OVERWRITE = flags.DEFINE_boolean(
 
 def predict(
     workdir: str, paths: Sequence[str], out: str, *, embed: bool = False, lungs: str | None = None,
-    kind: str = "csv", batch_size: int = 64, overwrite: bool = False, progress: bool = True,
-    say: Callable[[str], None] = print) -> int:
+    overlays: str = "", kind: str = "csv", batch_size: int = 64, overwrite: bool = False,
+    progress: bool = True, say: Callable[[str], None] = print) -> int:
   """The command, see above.
 
   Args:
@@ -62,6 +68,7 @@ def predict(
     out: the folder to write.
     embed: features as well.
     lungs: workdir of a finished segmentation run.
+    overlays: a method of maps, or `AUTO`; "" for none.
     kind: of `FORMATS`.
     batch_size: images a dispatch.
     overwrite: begin anew.
@@ -77,6 +84,7 @@ def predict(
   """
   from cxrjax import api
   from cxrjax.data.given import Files
+  from cxrjax.inference import Work
   from cxrjax.report.journal import Journal
   from cxrjax.training.workdir import locked
 
@@ -86,14 +94,16 @@ def predict(
     raise UserError(f"--batch_size={batch_size} must be at least 1")
   network = api.load(workdir, "--workdir")
   drawer = api.segmenter(lungs, "--lungs") if lungs else None
-  work = api.Work(network, embed=embed, lungs=drawer)
+  if overlays == AUTO:
+    overlays = "gradcam" if network.kind == "classifier" else "attention"
+  work = Work(network, embed=embed, lungs=drawer, overlays=overlays)
   images = Files(paths)
   for line in (*describe(network, workdir), *images.notes):
     say(line)
   folder = pathlib.Path(out).expanduser()
   about = network.describe() | {
     "fingerprint": network.run.fingerprint, "embed": embed,
-    "lungs": drawer.run.fingerprint if drawer else None}
+    "lungs": drawer.run.fingerprint if drawer else None, "overlays": overlays}
   with locked(folder, "--out"):
     try:
       journal = Journal(folder, about, overwrite)
@@ -105,9 +115,6 @@ def predict(
       with tqdm.tqdm(total=len(images.ids), initial=before, desc="predicting", unit=" images",
                      file=sys.stderr, disable=not progress, dynamic_ncols=True) as bar:
         for part in work.run(images, rows, batch_size):
-          if part.masks is not None:
-            for name, mask in zip(part.ids, part.masks, strict=True):
-              journal.picture("masks", name, 255 * mask)
           journal.add(part)
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
@@ -160,6 +167,7 @@ def main(argv: list[str]) -> int:
     sys.stdout.write(f"{__doc__}\n{FLAGS.main_module_help() or FLAGS.get_help()}\n")
     return 0
   FLAGS.set_gnu_getopt(True)  # flags may follow paths
+  argv = ["--overlays=" + AUTO if word == "--overlays" else word for word in argv]
   try:
     paths = FLAGS(argv)[1:]
   except flags.Error as error:
@@ -169,9 +177,9 @@ def main(argv: list[str]) -> int:
   keep_freed_memory()
   keep_compiled()
   rows = predict(
-    _WORKDIR.value, paths, _OUT.value, embed=_EMBED.value, lungs=_LUNGS.value, kind=_FORMAT.value,
-    batch_size=_BATCH_SIZE.value, overwrite=_OVERWRITE.value,
-    say=lambda line: sys.stdout.write(line + "\n"))
+    _WORKDIR.value, paths, _OUT.value, embed=_EMBED.value, lungs=_LUNGS.value,
+    overlays=_OVERLAYS.value, kind=_FORMAT.value, batch_size=_BATCH_SIZE.value,
+    overwrite=_OVERWRITE.value, say=lambda line: sys.stdout.write(line + "\n"))
   return 0 if rows else 1
 
 

@@ -11,6 +11,7 @@ A batch counts once `predictions.json` says so; what a stopped process wrote bey
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import csv
 import io
@@ -66,6 +67,7 @@ class Journal:
       self.done = {row[0] for name in (TABLE, SKIPPED) for row in self._table(name)}
     self._table_file, self._skipped_file = (
       tables.open_text(folder / name, "a") for name in (TABLE, SKIPPED))
+    self._threads = concurrent.futures.ThreadPoolExecutor()
     self._embeddings: io.BufferedRandom | None = None
 
   @property
@@ -76,12 +78,13 @@ class Journal:
   def skipped(self) -> int:
     return self._state["skipped"]
 
-  def add(self, predictions: Any) -> None:
-    """Writes what a batch gave.
-
-    Args:
-      predictions: see `cxrjax.api.Predictions`.
-    """
+  def add(self, predictions: tables.Predictions) -> None:
+    """Writes what a batch gave, after its pictures."""
+    pictures = [("masks", name, 255 * mask) for name, mask in zip(
+      predictions.ids, predictions.masks or (), strict=False)]
+    pictures += [("overlays", name, picture) for name, picture in zip(
+      predictions.ids, predictions.overlays or (), strict=False)]
+    list(self._threads.map(lambda item: _draw(self.folder, *item), pictures))
     if len(predictions):
       tables.write_rows(self._table_file, predictions, header=not self.rows)
       if predictions.embeddings is not None:
@@ -97,20 +100,9 @@ class Journal:
       self._state["bytes"][name] = os.fstat(opened.fileno()).st_size
     self._write(status="running")
 
-  def picture(self, kind: str, name: str, pixels: UInt8[np.ndarray, "h w *c"]) -> None:
-    """Writes a picture of an image; any thread may.
-
-    Args:
-      kind: "masks" or "overlays".
-      name: of the image.
-      pixels: gray or colour.
-    """
-    path = self.folder / kind / (file_of(name) + ".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, compress_level=1)
-
   def close(self) -> None:
     """Closes the files; what has been added stays."""
+    self._threads.shutdown()
     for opened in (self._table_file, self._skipped_file, self._embeddings):
       if opened is not None:
         opened.close()
@@ -222,6 +214,12 @@ def file_of(name: str) -> str:
   """A path below a folder for what belongs to an image."""
   parts = [part for part in name.split("/") if part not in ("", ".")]
   return "/".join("_up" if part == ".." else part for part in parts)
+
+
+def _draw(folder: pathlib.Path, kind: str, name: str, pixels: UInt8[np.ndarray, "h w *c"]) -> None:
+  path = folder / kind / (file_of(name) + ".png")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path, compress_level=1)
 
 
 def _header(rows: int, columns: int) -> bytes:

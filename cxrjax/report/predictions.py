@@ -9,25 +9,98 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
+from jaxtyping import Bool, Float32, UInt8
 
 from cxrjax.core.errors import UserError
 
 EMBEDDING = "embedding"
+Skipped = tuple[tuple[str, str], ...]
 TEXTS = ("id", "called")  # of the columns; all others are numbers
 
 
-def columns(predictions: Any) -> dict[str, list[Any]]:
-  """Columns by name.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+  """What a network makes of some images; row `i` of everything is one image.
 
-  Args:
-    predictions: see `cxrjax.api.Predictions`.
+  Attributes:
+    ids: paths as given, below the folder where one was given; numbers of arrays.
+    classes: names of the columns of `probabilities`; empty where there are none.
+    exclusive: one class an image, or several findings at once.
+    probabilities: of every class, calibrated; None where the network is no classifier.
+    called: which classes are called, see `Network.thresholds`.
+    embeddings: features of the encoder, where they were asked for.
+    masks: lungs 1 and the rest 0, at each image's own size, where they were asked for.
+    overlays: maps of what the network looks at over each image, where they were asked for.
+    skipped: images that could not be used, and why.
   """
+
+  ids: tuple[str, ...]
+  classes: tuple[str, ...] = ()
+  exclusive: bool = True
+  probabilities: Float32[np.ndarray, "n k"] | None = None
+  called: Bool[np.ndarray, "n k"] | None = None
+  embeddings: Float32[np.ndarray, "n d"] | None = None
+  masks: tuple[UInt8[np.ndarray, "_ _"], ...] | None = None
+  overlays: tuple[UInt8[np.ndarray, "_ _ 3"], ...] | None = None
+  skipped: Skipped = ()
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def to_dict(self) -> dict[str, list[Any]]:
+    """Columns by name, as in a CSV, and `embedding` where there are any: `pandas.DataFrame(...)`.
+
+    Lungs are in the column `lung_share`, the share of the image that they fill.
+    """
+    return columns(self)
+
+  def to_csv(self, path: str | os.PathLike[str]) -> None:
+    """Writes a table, one row an image, without embeddings (NumPy and Parquet hold those).
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    write_csv(path, self)
+
+  def to_parquet(self, path: str | os.PathLike[str]) -> None:
+    """Writes the same table with the embeddings; needs pyarrow.
+
+    Raises:
+      UserError: it cannot be written, or pyarrow is not installed.
+    """
+    write_parquet(path, self)
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+  """One after the other."""
+  good = [part for part in parts if len(part)]
+  skipped = tuple(item for part in parts for item in part.skipped)
+  if not good:
+    return Predictions((), skipped=skipped)
+
+  def stacked(name: str) -> np.ndarray | None:
+    found = [getattr(part, name) for part in good]
+    return None if found[0] is None else np.concatenate(found)
+
+  def listed(name: str) -> tuple[np.ndarray, ...] | None:
+    found = [getattr(part, name) for part in good]
+    return None if found[0] is None else tuple(picture for part in found for picture in part)
+
+  return dataclasses.replace(
+    good[0], ids=tuple(name for part in good for name in part.ids), skipped=skipped,
+    **{name: stacked(name) for name in ("probabilities", "called", "embeddings")},
+    **{name: listed(name) for name in ("masks", "overlays")})
+
+
+def columns(predictions: Predictions) -> dict[str, list[Any]]:
+  """Columns by name."""
   found: dict[str, list[Any]] = {"id": list(predictions.ids)}
   if predictions.probabilities is not None:
     for k, name in enumerate(predictions.classes):
@@ -44,7 +117,7 @@ def columns(predictions: Any) -> dict[str, list[Any]]:
   return found
 
 
-def write_rows(opened: TextIO, predictions: Any, header: bool) -> None:
+def write_rows(opened: TextIO, predictions: Predictions, header: bool) -> None:
   """Adds rows, and first the header where it is wanted, to a CSV."""
   table = columns(predictions)
   table.pop(EMBEDDING, None)
@@ -55,7 +128,7 @@ def write_rows(opened: TextIO, predictions: Any, header: bool) -> None:
     writer.writerow([f"{x:.9g}" if isinstance(x, float) else x for x in row])
 
 
-def write_csv(path: str | os.PathLike[str], predictions: Any) -> None:
+def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:
   """One row an image, without embeddings.
 
   Raises:
@@ -65,7 +138,7 @@ def write_csv(path: str | os.PathLike[str], predictions: Any) -> None:
     write_rows(opened, predictions, header=True)
 
 
-def write_parquet(path: str | os.PathLike[str], predictions: Any) -> None:
+def write_parquet(path: str | os.PathLike[str], predictions: Predictions) -> None:
   """The table, with a column `embedding` where there are any.
 
   Raises:
