@@ -331,7 +331,7 @@ def _attention(run: Run, outcome: Outcome, count: int = 6) -> dict[str, np.ndarr
   if not len(pixels):
     return None
   x = (pixels.astype(np.float32) / 255 - evaluator.mean) / evaluator.std
-  attn = attention.heads(run.encoder, params, jnp.asarray(x))
+  attn = jax.jit(functools.partial(attention.heads, run.encoder))(params, jnp.asarray(x))
   return {"image": pixels[..., 0], "attn": np.asarray(attn), "label": np.asarray(labels)}
 
 
