@@ -12,23 +12,41 @@ import numpy as np
 from cxrjax.report import words
 from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Run, lookup, number
 
+RESEARCH = ("Research use only. Not a medical device; not for diagnosis or any decision about a "
+            "patient.")
 STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
 ENDED = ("failed", "stopped", "diverged")
+PLAIN = ("segment", "classify")  # need no name of a method beside what they learn
 # Those that learn from labels.
 _SUPERVISED = {"segment": "Lung segmentation", "classify": "Classification",
                "mean_teacher": "Mean teacher", "bke": "BKE"}
+_DEPTHS = ("ResNet", "DenseNet")  # called by their number of layers
 _MODELS = {"vit": "ViT", "resnet": "ResNet", "densenet": "DenseNet", "vitae": "ViTAEv2"}
+
+
+def title(run: Run) -> str:
+  """`DINO · ViT-S/16 on chest_xray_pneumonia`; of a larger pool how many sets."""
+  name = " · ".join(x for x in (method_name(run), model_name(run)) if x)
+  parts = str(run.fact("data", "train", "name") or "").split(" + ")
+  ends = [p.rstrip("/").rpartition("/")[2].rpartition(":")[2] for p in parts]
+  data = " + ".join(ends) if len(ends) < 3 else f"{len(ends)} data sets"
+  return f"{name} on {data}" if name and data else name or run.workdir.name or "A run"
+
+
+def method(run: Run) -> str:
+  """The method's module: `dino`."""
+  return str(run.fact("method") or "").rpartition(".")[2]
 
 
 def method_name(run: Run) -> str:
   """`DINO`."""
-  name = str(run.fact("method") or "").rpartition(".")[2]
+  name = method(run)
   return _SUPERVISED.get(name, name.upper() if 0 < len(name) <= 5 else name)
 
 
 def supervised(run: Run) -> bool:
   """Whether the method learns from labels."""
-  return str(run.fact("method") or "").rpartition(".")[2] in _SUPERVISED
+  return method(run) in _SUPERVISED
 
 
 def model_name(run: Run) -> str:
@@ -39,19 +57,23 @@ def model_name(run: Run) -> str:
   last = name.removesuffix(".Model").rpartition(".")[2]
   name = _MODELS.get(last, last)
   variant = run.fact("model", "variant") or lookup(run.config, "model", "variant")
+  variant = variant or lookup(run.config, "model", "depth") if name in _DEPTHS else variant
   patch = number(lookup(run.config, "model", "patch_size"))
   return (name + (f"-{variant}" if variant else "")
           + (f"/{patch:.0f}" if math.isfinite(patch) and name == "ViT" else ""))
 
 
 def source_name(name: Any) -> str:
-  """A source's name; of a long path the kind and the end."""
-  name = str(name or "")
+  """A source's name, or several of a pool; of a long path the kind and the end."""
+  return " + ".join(map(_short, str(name or "").split(" + ")))
+
+
+def _short(name: str) -> str:
   if len(name) <= 48:
     return name
   kind, _, path = name.rpartition(":")
   last = path.rstrip("/").rpartition("/")[2][-40:]
-  return f"{kind}:\N{HORIZONTAL ELLIPSIS}/{last}" if kind else f"\N{HORIZONTAL ELLIPSIS}/{last}"
+  return f"{kind}:…/{last}" if kind else f"…/{last}"
 
 
 def device_name(run: Run) -> str:

@@ -157,7 +157,7 @@ def _table(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any], name: st
       "tr", el("th", str(row.get("group")), scope="row"),
       el("td", words.count(row.get("n")), cls="num"),
       el("td", words.count(row.get("positives")), cls="num"),
-      [_cell(_estimate(row.get(m))) for m in COLUMNS]))
+      [_cell(estimate(row.get(m))) for m in COLUMNS]))
   table = el("table", el("thead", head), el("tbody", body), cls="results")
   return el("div", table, cls="scroll")
 
@@ -169,6 +169,6 @@ def _cell(e: Estimate) -> Html:
             cls="num" if math.isfinite(e.value) else "num none", title=e.undefined or None)
 
 
-def _estimate(value: Any) -> Estimate:
+def estimate(value: Any) -> Estimate:
   return Estimate(*(number(lookup(value, k)) for k in ("value", "low", "high")),
                   undefined=str(lookup(value, "undefined") or ""))

@@ -52,7 +52,7 @@ def _name(row: Facts) -> str:
 
 def _title(found: Facts) -> str:
   of = found.get("model")
-  return "Label efficiency" + (f": {of} from {_and(found['curves'])}" if of else "")
+  return "Label efficiency" + (f": {of} from {words.listing(found['curves'])}" if of else "")
 
 
 def _summary(found: Facts) -> Html:
@@ -62,8 +62,8 @@ def _summary(found: Facts) -> Html:
   shares = found.get("fractions") or ()
   seeds = words.count(len(found.get("seeds") or ()), "seed")
   said = [el("p", el("b", words.count(len(ended), "fine-tuning")), " of ",
-             str(found.get("model") or "a network"), " from ", _and(curves), ", with ",
-             _and(shares), f" of the labels, {seeds}.")]
+             str(found.get("model") or "a network"), " from ", words.listing(curves), ", with ",
+             words.listing(shares), f" of the labels, {seeds}.")]
   for name in found.get("sets", {}):
     for curve in curves:
       groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
@@ -75,16 +75,12 @@ def _summary(found: Facts) -> Html:
       for kind, how, style in (("above", "above", "up"), ("below", "below", "down"),
                                ("open", "undecided", None)):
         if groups[kind]:
-          text += [", " if text else "", el("b", how, cls=style), f" with {_and(groups[kind])}"]
+          text += [", " if text else "", el("b", how, cls=style),
+                   f" with {words.listing(groups[kind])}"]
       if text:
         said.append(el("p", "On ", el("b", set_name(found, name)), f" the AUROC from {curve}, "
                        f"against {reference}: ", text, "."))
   return el("div", said, cls="summary")
-
-
-def _and(items: Any) -> str:
-  items = list(map(str, items))
-  return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def _points(found: Facts, curve: str) -> list[Facts]:

@@ -11,6 +11,7 @@ from typing import Any
 from cxrjax.core.errors import UserError
 from cxrjax.report import (
   about,
+  card,
   classes,
   decisions,
   facts,
@@ -25,23 +26,23 @@ from cxrjax.report.html import Html, el
 from cxrjax.report.writer import replace
 
 NAME = "report.html"
-RESEARCH = ("Research use only. Not a medical device; not for diagnosis or any decision about a "
-            "patient.")
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page of a run, also of one that is still going or has failed.
+  """Writes the page of a run and its model card, also of one that is still going or has failed.
 
   Whatever is missing or broken in the workdir is left out of the page or named on it. The page
   loads nothing: pictures, charts and style are inside.
 
   Returns:
-    The path of `report.html` in the workdir.
+    The path of `report.html` in the workdir; `MODEL_CARD.md` lies beside it.
 
   Raises:
-    UserError: the file cannot be written.
+    UserError: a file cannot be written.
   """
-  return save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
+  run, workdir = runs.read(workdir), pathlib.Path(workdir)
+  save(workdir / card.NAME, card.render(run))
+  return save(workdir / NAME, render(run))
 
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
@@ -56,7 +57,7 @@ def save(path: pathlib.Path, text: str) -> pathlib.Path:
 
 def render(run: runs.Run) -> str:
   """The page as text."""
-  title = str(guard(_title, run))
+  title = str(guard(about.title, run))
   body = [
     ("results", "Results", "", _results),
     ("masks", "Lung masks", "", masks.section),
@@ -92,8 +93,8 @@ def document(
   links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made],
              aria_label="Sections")
   header = el("header", el("p", kicker, cls="kicker"), el("h1", title), opening,
-              el("p", RESEARCH, cls="research"), links)
-  footer = el("footer", el("p", RESEARCH), el("p", "Written by cxrjax from the files of ",
+              el("p", about.RESEARCH, cls="research"), links)
+  footer = el("footer", el("p", about.RESEARCH), el("p", "Written by cxrjax from the files of ",
                                                  el("code", run.workdir.name or "."), "."))
   style = importlib.resources.files("cxrjax.report").joinpath("style.css").read_text("utf-8")
   head = el(
@@ -104,14 +105,6 @@ def document(
   page = el("html", head, el("body", header, el("main", [html for *_, html in made]), footer),
             lang="en")
   return f"<!doctype html>\n{page}\n"
-
-
-def _title(run: runs.Run) -> str:
-  name = " \N{MIDDLE DOT} ".join(
-    x for x in (about.method_name(run), about.model_name(run)) if x)
-  data = str(run.fact("data", "train", "name") or "").rstrip("/").rpartition("/")[2]
-  data = data.rpartition(":")[2]
-  return f"{name} on {data}" if name and data else name or run.workdir.name or "A run"
 
 
 def _section(

@@ -30,20 +30,29 @@ def _in_words(run: Run) -> Callable[[Run, str], list[Any]]:
 
 
 def _trained_on(run: Run) -> list[str | Html]:
-  method = about.method_name(run) or "An unnamed method"
+  """`A ViT-S/16 learnt from 17,702 radiographs of X without their labels, by DINO, ...`."""
   model = about.model_name(run) or "encoder"
   size = words.compact(run.fact("model", "parameters"))
   train = run.fact("data", "train")
-  images = words.count(lookup(train, "n"), "radiograph") or "radiographs"
-  verb = "is training" if about.status(run)[0] == "running" else "trained"
-  text = [el("b", f"{method} {verb} {_article(model)} {model}"),
-          f" ({size} parameters)" if size else "", " on ", el("b", images)]
+  running = about.status(run)[0] == "running"
+  text: list[str | Html] = [
+    el("b", f"{_article(model).capitalize()} {model}"), f" ({size} parameters)" if size else "",
+    " is learning " if running else " learnt ", *_task(run), "from ",
+    el("b", words.count(lookup(train, "n"), "radiograph") or "radiographs")]
   if name := lookup(train, "name"):
     text += [" of ", el("span", about.source_name(name), cls="name", title=name)]
     if lookup(train, "split"):
       text.append(f" ({lookup(train, 'split')})")
+  method = about.method_name(run)
   if not about.supervised(run):
-    text.append(", without using labels")
+    text.append(" without their labels" + (f", by the method {method}" if method else ""))
+  elif about.method(run) not in about.PLAIN:
+    text.append(f", by the method {method}")
+  if start := lookup(run.fact("init"), "path"):
+    kind = str(lookup(run.fact("init"), "source") or "")
+    kind = kind.upper() if 0 < len(kind) <= 5 else kind
+    text += [", starting from ", el("span", about.source_name(start), cls="name", title=start),
+             f" ({kind})" if kind else ""]
   text.append(_length(run))
   took = words.duration(about.total_seconds(run))
   if took:
@@ -52,6 +61,20 @@ def _trained_on(run: Run) -> list[str | Html]:
     text.append(f" on {device}")
   text.append(".")
   return text
+
+
+def _task(run: Run) -> list[str | Html]:
+  """`to tell normal and pneumonia apart `; nothing where no labels are learnt from."""
+  if about.method(run) == "segment":
+    return [el("b", "to outline the lungs"), " "]
+  names = run.fact("data", "train", "classes")
+  if not about.supervised(run) or not isinstance(names, list) or not names:
+    return []
+  several = names if len(names) < 5 else [words.count(len(names), "class", "classes")]
+  if run.fact("data", "train", "exclusive") is False:
+    several = names if len(names) < 5 else [words.count(len(names), "finding")]
+    return [el("b", f"to find {words.listing(several)}"), " "]
+  return [el("b", f"to tell {words.listing(several)} apart"), " "]
 
 
 def _length(run: Run) -> str:

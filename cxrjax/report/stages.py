@@ -57,7 +57,7 @@ def _title(found: Facts) -> str:
   model = next((row["model"] for row in found["rows"] if row.get("model")), "")
   last = _last(found)
   before = [stage for stage in found["order"] if stage not in last]
-  return plain(", then ".join([*before, _and(last)])) + (f": {model}" if model else "")
+  return plain(", then ".join([*before, words.listing(last)])) + (f": {model}" if model else "")
 
 
 def _last(found: Facts) -> list[str]:
@@ -85,7 +85,7 @@ def _title_of(found: Facts, stage: str, name: str) -> str:
 def _summary(found: Facts) -> Html:
   """What the last stages came to, and what was above no stage at all, in words."""
   before = [s for s in found.get("order", []) if s not in _last(found)]
-  names, last = plain(", then ".join(before)), plain(_and(_last(found)))
+  names, last = plain(", then ".join(before)), plain(words.listing(_last(found)))
   said = [el("p", el("b", words.count(len(before), "stage")), f" without labels ({names}), then ",
              f"{last}.")] if before else []
   for stage in _last(found):
@@ -101,16 +101,11 @@ def _summary(found: Facts) -> Html:
         text += [", " if text else "", label(p["start"]), " ", el("b", value, cls=style)]
       sure = [label(p["start"]) for p in points
               if verdict(lookup(p, "gains", name, metric)) == "above"]
-      tail = (f"; beyond the interval better than from scratch: {_and(sure)}." if sure else
+      tail = (f"; beyond the interval better than from scratch: {words.listing(sure)}." if sure else
               "; none is better than from scratch beyond the interval." if len(points) > 1 else ".")
       said.append(el("p", el("b", _title_of(found, stage, name)),
                      f", {words.measure(metric)} of the test images: ", text, tail))
   return el("div", said, cls="summary")
-
-
-def _and(items: Any) -> str:
-  items = list(map(str, items))
-  return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def _brought(found: Facts) -> Html | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from cxrjax.report.run import Estimate
@@ -96,6 +96,12 @@ def duration(seconds: Any) -> str:
   if minutes < 48 * 60:
     return f"{minutes // 60} h {minutes % 60} min"
   return f"{minutes / 60 / 24:.1f} days"
+
+
+def listing(items: Iterable[Any]) -> str:
+  """`a, b and c`."""
+  texts = list(map(str, items))
+  return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
 def encoder(name: str, metrics: Collection[str]) -> str:

@@ -41,8 +41,9 @@ def test_a_finished_run(workdir):
   assert parsed.ids == SECTIONS
   words = parsed.words
   assert "could not be drawn" not in words and "Not everything" not in words
-  assert "DINO trained a ViT-S/16 (21.7 M parameters) on 17,702 radiographs" in words
-  assert "without using labels, for 30 epochs (400 steps of 64 images), in 3 h 12 min" in words
+  assert "A ViT-S/16 (21.7 M parameters) learnt from 17,702 radiographs" in words
+  assert "without their labels, by the method DINO, for 30 epochs (400 steps of 64" in words
+  assert "images), in 3 h 12 min on NVIDIA H200" in words
   assert "On 624 held-out radiographs" in words
   assert "a linear model of raw thumbnails (the floor) 0.901 (0.876\N{EN DASH}0.924)" in words
   assert "lies above that of the encoder before training" in words
