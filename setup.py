@@ -1,4 +1,4 @@
-"""Installs cxrjax: `pip install -e .`; extras `dicom`, `tfds`, `cuda`, `test` (see the README)."""
+"""Installs cxrjax: `pip install -e .`; extras `dicom`, `tfds`, `cuda`, `docs`, `umap`, `test`."""
 import pathlib
 
 import setuptools
@@ -42,8 +42,16 @@ DICOM = [  # decoders of compressed syntaxes under licences that go with ours (M
   "python-gdcm>=3.0.24",
 ]
 
+UMAP = ["umap-learn>=0.5.7"]  # the map of images in a report; PCA without it
+
 TEST = [
-  *DICOM, "pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", "scikit-learn>=1.5"]
+  *DICOM, "pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", "scikit-learn>=1.5",
+  "nbclient>=0.10", "ipykernel>=6.29",  # the tests execute the notebooks
+]
+
+# The site. Material for MkDocs is in its last year of maintenance; its authors' successor reads the
+# same mkdocs.yml. 0.1 needs a package of its own that not every index has, so 0.0.73 will do.
+DOCS = ["zensical>=0.0.73", "mkdocstrings-python>=2.0"]
 
 setuptools.setup(
   name="cxrjax",
@@ -56,7 +64,9 @@ setuptools.setup(
   package_data={"cxrjax": ["py.typed", "report/*.css", "report/*.html"]},
   python_requires=">=3.11",
   install_requires=BASE,
-  extras_require={"dicom": DICOM, "tfds": TFDS, "cuda": ["jax[cuda12]>=0.10.2"], "test": TEST},
+  extras_require={
+    "dicom": DICOM, "tfds": TFDS, "cuda": ["jax[cuda12]>=0.10.2"], "docs": DOCS, "test": TEST,
+    "umap": UMAP},
   classifiers=[
     "License :: OSI Approved :: Apache Software License",
     "Programming Language :: Python :: 3.11",
