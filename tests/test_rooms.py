@@ -13,7 +13,7 @@ MAY_IMPORT = {
   "methods": {"views", "models", "losses"},
   "training": {"data", "methods"},
   "metrics": set(),
-  "evals": {"data", "models", "metrics"},
+  "evals": {"data", "models", "metrics", "explain"},
   "explain": {"models"},
   "report": {"metrics"},
 }

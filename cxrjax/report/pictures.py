@@ -79,17 +79,17 @@ def overlay(
 
 
 def outlines(
-    image: UInt8[np.ndarray, "h w"], masks: Sequence[Bool[np.ndarray, "h w"]],
+    image: UInt8[np.ndarray, "h w *c"], masks: Sequence[Bool[np.ndarray, "h w"]],
     colours: Sequence[tuple[int, int, int]], size: int = 256,
 ) -> UInt8[np.ndarray, "sh sw 3"]:
-  """A radiograph enlarged to about `size` pixels, with each mask's outline in its colour.
+  """A radiograph, gray or coloured, enlarged to about `size` pixels, with each mask's outline.
 
   The last masks lie on top.
   """
-  scale = max(1, round(size / max(image.shape)))
-  h, w = (n * scale for n in image.shape)
+  scale = max(1, round(size / max(image.shape[:2])))
+  h, w = (n * scale for n in image.shape[:2])
   large = np.asarray(Image.fromarray(image).resize((w, h), Image.BICUBIC))
-  found = np.repeat(large[..., None], 3, axis=-1)
+  found = large.copy() if image.ndim == 3 else np.repeat(large[..., None], 3, axis=-1)
   for mask, colour in zip(masks, colours, strict=True):
     inside = np.pad(np.kron(mask, np.ones((scale, scale), bool)), 1)
     near = [inside[1:-1, :-2], inside[1:-1, 2:], inside[:-2, 1:-1], inside[2:, 1:-1]]

@@ -24,6 +24,7 @@ from cxrjax.report.about import method_name, model_name, total_seconds
 from cxrjax.report.page import save
 from cxrjax.report.run import TRAINED, Run, environment, lookup
 from cxrjax.report.writer import FACTS, Writer
+from cxrjax.tasks.runs import named
 from cxrjax.tasks.train import now
 from cxrjax.tasks.transfer_facts import cell, interval
 from cxrjax.training.workdir import differences, settle_config
@@ -67,28 +68,16 @@ def read(text: str) -> dict[str, Run]:
   Raises:
     UserError: fewer than two, two of one name, or one that is none or has not finished.
   """
-  items = [item.strip() for item in text.split(",") if item.strip()]
-  if len(items) < 2:
-    raise UserError(f"config.runs={text!r} must name the workdirs of at least two finished runs, "
-                    "like --config.runs=runs/scratch,runs/dino")
   found: dict[str, Run] = {}
-  for item in items:
-    name, equals, path = item.partition("=")
-    if not equals or pathlib.Path(item).is_dir():
-      name, path = "", item
-    folder = pathlib.Path(path).expanduser()
-    name = name or folder.resolve().name
-    if name in found:
-      raise UserError(f"config.runs has two runs named {name!r}; name them, like "
-                      f"--config.runs=first={found[name].workdir},second={path}")
+  for name, folder in named(text, 2).items():
     if not (folder / FACTS).is_file():
-      raise UserError(f"config.runs={path!r} holds no run ({FACTS} is missing); give the workdir "
-                      "of a finished one")
+      raise UserError(f"config.runs={str(folder)!r} holds no run ({FACTS} is missing); give the "
+                      "workdir of a finished one")
     found[name] = runs.read(folder)
     status = found[name].fact("status")
     if status != "finished":
-      raise UserError(f"config.runs={path!r} has not finished (its status: {status!r}); run its "
-                      "command again to its end")
+      raise UserError(f"config.runs={str(folder)!r} has not finished (its status: {status!r}); run "
+                      "its command again to its end")
   return found
 
 

@@ -262,6 +262,31 @@ def _reason(status: int, last: list[str]) -> str:
   return said[-1] if said else f"exit status {status}"
 
 
+def named(text: str, least: int) -> dict[str, pathlib.Path]:
+  """Workdirs of finished runs by name, from `A,B` or `NAME=A,NAME=B`, of `config.runs`.
+
+  Raises:
+    UserError: fewer than `least`, or two of one name.
+  """
+  items = [item.strip() for item in text.split(",") if item.strip()]
+  if len(items) < least:
+    what = "a finished run" if least == 1 else "at least two finished runs"
+    raise UserError(f"config.runs={text!r} must name the workdirs of {what}, like "
+                    "--config.runs=runs/scratch,runs/dino")
+  found: dict[str, pathlib.Path] = {}
+  for item in items:
+    name, equals, path = item.partition("=")
+    if not equals or pathlib.Path(item).is_dir():
+      name, path = "", item
+    folder = pathlib.Path(path).expanduser()
+    name = name or folder.resolve().name
+    if name in found:
+      raise UserError(f"config.runs has two runs named {name!r}; name them, like "
+                      f"--config.runs=first={found[name]},second={path}")
+    found[name] = folder
+  return found
+
+
 def seed(text: Any) -> int:
   """One of `config.seeds`."""
   try:

@@ -1,0 +1,154 @@
+"""Where a network looks: explanation maps over radiographs, and how much of them lies on lungs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from cxrjax.report import pictures, words
+from cxrjax.report.html import Html, el
+from cxrjax.report.run import lookup, number
+
+Facts = Mapping[str, Any]
+NAMES = {
+  "attention": "Attention, last block", "rollout": "Attention rollout", "gradcam": "Grad-CAM",
+  "gradcam++": "Grad-CAM++", "occlusion": "Occlusion"}
+MEASURES = {  # of `metrics.attention`
+  "energy_ratio": "Energy inside / lungs' share of the image", "energy": "Energy inside",
+  "pointing": "Pointing game", "iou20": "IoU of the top 20 %"}
+ABOUT = {
+  "attention": "what the last block attends to, mean of the heads",
+  "rollout": "attention traced back through all blocks",
+  "gradcam": "features of the last layers, weighted by the gradient of the class's logit",
+  "gradcam++": "the same with weights of every place",
+  "occlusion": "how far the class's logit falls when a part of the image is hidden"}
+LUNGS = (86, 180, 233)  # the outline's colour, as of true masks
+OF_ATTENTION = ("attention", "rollout")
+SIDE = 384  # pixels of a PNG, about
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scaled:
+  """Maps brought to 0..1, and what 0 and 1 stand for."""
+
+  maps: Float[np.ndarray, "n gh gw"]
+  low: str
+  high: str
+  unit: str
+
+
+def scale(method: str, *maps: Float[np.ndarray, "n gh gw"]) -> list[Scaled]:
+  """Maps for drawing, of one method and several networks.
+
+  Attention is in units of what a patch would get if all got the same, on one scale for all images,
+  up to 2 at least, or the noise of nearly uniform attention would look like a finding. Other maps
+  are divided each by its largest value; what is below 0 is not drawn.
+  """
+  maps = tuple(np.maximum(np.nan_to_num(np.asarray(m, np.float64)), 0) for m in maps)
+  if method in OF_ATTENTION:
+    maps = tuple(m / np.maximum(m.mean((1, 2), keepdims=True), 1e-12) for m in maps)
+    top = max(2.0, *(float(np.percentile(m, 99.5)) for m in maps))
+    unit = "\N{MULTIPLICATION SIGN} uniform attention"
+    return [Scaled(m / top, "0", f"{top:.1f}", unit) for m in maps]
+  tops = [m.max((1, 2), keepdims=True) for m in maps]
+  return [Scaled(np.divide(m, top, out=np.zeros_like(m), where=top > 0), "0", "largest",
+                 "of each map") for m, top in zip(maps, tops, strict=True)]
+
+
+def outlined(
+    image: UInt8[np.ndarray, "h w *c"], mask: Bool[np.ndarray, "h w"] | None,
+) -> UInt8[np.ndarray, "sh sw *c"]:
+  """A radiograph, or a map over one, with the lungs' outline, where a mask is known."""
+  if mask is None or not mask.any():
+    return image
+  return pictures.outlines(image, [mask], [LUNGS])
+
+
+def png(
+    image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], scaled: Scaled,
+) -> Image.Image:
+  """A map over a radiograph with its colour scale beside it, for a file."""
+  factor = max(1, round(SIDE / max(image.shape)))
+  h, w = (n * factor for n in image.shape)
+  large = np.asarray(Image.fromarray(image).resize((w, h), Image.BICUBIC))
+  page = Image.new("RGB", (w + 92, h), "white")
+  page.paste(Image.fromarray(pictures.overlay(large, heat)), (0, 0))
+  bar = pictures.colour_map()[::-1][:, None].repeat(16, 1)
+  page.paste(Image.fromarray(bar).resize((16, h - 40), Image.NEAREST), (w + 10, 20))
+  draw, font = ImageDraw.Draw(page), ImageFont.load_default()
+  for y, text in ((14, scaled.high), (h - 26, scaled.low)):
+    draw.text((w + 31, y), text.encode("ascii", "replace").decode(), "black", font=font)
+  draw.text((w + 10, h - 15), scaled.unit.replace("\N{MULTIPLICATION SIGN}", "x").encode(
+    "ascii", "replace").decode()[:14], "black", font=font)
+  return page
+
+
+def figures(
+    image: UInt8[np.ndarray, "h w"], drawn: Sequence[tuple[str, Float[np.ndarray, "gh gw"]]],
+    mask: Bool[np.ndarray, "h w"] | None = None, size: int = 240) -> list[Html]:
+  """Maps in 0..1 over one radiograph, with the lungs' outline; each with what it is below."""
+  return [el("figure", pictures.picture(outlined(pictures.overlay(image, heat), mask), name, size),
+             el("figcaption", name)) for name, heat in drawn]
+
+
+def scales(of: Mapping[str, Scaled]) -> Html:
+  """The colour bars of some methods; those alike share one."""
+  bars: dict[tuple[str, str, str], list[str]] = {}
+  for method, s in of.items():
+    bars.setdefault((s.low, s.high, s.unit), []).append(NAMES[method])
+  return el("div", [part for (low, high, unit), names in bars.items()
+                    for part in (el("span", ", ".join(names)),
+                                 pictures.colour_bar(low, high, unit))], cls="scales")
+
+
+def note(methods: Sequence[str], classes: bool, outlined: bool) -> Html:
+  """What is drawn, in words."""
+  said = [f"{NAMES[m]}: {ABOUT[m]}" for m in methods]
+  key = [" ", el("i", cls="key", style=f"color: rgb{LUNGS}"), "Outline: the lung mask."]
+  return el("p", "; ".join(said) + ". The maps show where information comes from, not why a "
+            "decision was taken.", key if outlined else None, cls="note")
+
+
+def score_table(found: Facts, title: str = "") -> Html | None:
+  """Lung scores of every method: mean, interval and what is expected by chance.
+
+  Args:
+    found: `{method: {measure: interval}}`.
+    title: above it.
+  """
+  methods = [m for m in NAMES if m in found]
+  if not methods:
+    return None
+  head = [el("th", "Measure", scope="col"),
+          *(el("th", NAMES[m], scope="col", cls="num") for m in methods),
+          el("th", "By chance", scope="col", cls="num quiet")]
+  body = []
+  for measure, name in MEASURES.items():
+    chance = next((c for m in methods if np.isfinite(
+      c := number(lookup(found, m, measure, "chance")))), float("nan"))
+    body.append(el("tr", el("th", name, scope="row"),
+                   *(_cell(lookup(found, m, measure)) for m in methods),
+                   el("td", words.decimal(chance), cls="num quiet")))
+  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
+  return el("div", el("h3", title) if title else None, el("div", table, cls="scroll"))
+
+
+def _cell(value: Any) -> Html:
+  e = [number(lookup(value, key)) for key in ("value", "low", "high")]
+  if not np.isfinite(e[0]):
+    return el("td", "n/a", cls="num none", title=lookup(value, "undefined"))
+  bounds = f"({words.decimal(e[1])}\N{EN DASH}{words.decimal(e[2])})" if np.isfinite(
+    e[1:]).all() else ""
+  return el("td", el("b", words.decimal(e[0])), " ", el("small", bounds), cls="num")
+
+
+MEANING = (
+  "Energy inside is the share of a map that lies on the lungs; divided by the lungs' share of the "
+  "image it is 1 for a map that knows nothing of the lungs. Pointing game: the share of images "
+  "whose largest value lies on the lungs. IoU: of the lungs and the fifth of the pixels with the "
+  "largest values. Means over images; in brackets, 95 % intervals from a bootstrap over patients.")
