@@ -15,6 +15,7 @@ import os
 import sys
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, UInt8, UInt16
@@ -139,27 +140,30 @@ class Network:
               if name in self.judged}
     return about
 
-  def outputs(
-      self, params: dict[str, Any], x: Float[Array, "b s s c"], embed: bool = False,
-  ) -> dict[str, Array]:
+  def outputs(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
     """Pure and traceable: what the network makes of normalised images.
 
     Args:
       params: `self.params`.
       x: (gray - mean) / std, gray in 0..1.
-      embed: features as well, which an encoder always gives.
 
     Returns:
-      `probabilities` [b k] of a classifier, as trained, not calibrated; or `mask` [b s s 1] of a
-      segmenter, the probability of lung; and `features` [b d].
+      `probabilities` [b k] of a classifier, as trained, not calibrated; `mask` [b s s 1] of a
+      segmenter, the probability of lung; `features` [b d] of an encoder.
     """
-    found = {}
-    if self.kind != "encoder":
-      name = "probabilities" if self.kind == "classifier" else "mask"
-      found[name] = self.run.method.predict(params, x)
-    if embed or self.kind == "encoder":  # compiled, what both have in common is computed once
-      found["features"] = self.run.encoder.encode(params["encoder"], x).cls
-    return found
+    if self.kind == "encoder":
+      return self.features(params, x)
+    name = "probabilities" if self.kind == "classifier" else "mask"
+    return {name: self.run.method.predict(params, x)}
+
+  def features(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
+    """Pure and traceable: `features` [b d] of the encoder."""
+    return {"features": self.run.encoder.encode(params["encoder"], x).cls}
+
+  def outputs_and_features(
+      self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
+    """Both; what they have in common is computed once when this is compiled."""
+    return self.outputs(params, x) | self.features(params, x)
 
   def lungs(self, probability: Float32[np.ndarray, "s s"]) -> Bool[np.ndarray, "s s"]:
     """What a segmenter calls lungs: from 0.5 on, as many of the largest parts as it keeps."""
@@ -192,7 +196,7 @@ class Network:
     """Maps of normalised images, see `explain`."""
     head = maps.Head(**self.params["head"]) if self.kind == "classifier" else None
     found = maps.explain(
-      method, self.run.encoder, self.params["encoder"], x, head=head, target=target)
+      method, self.run.encoder, self.params["encoder"], jnp.asarray(x), head=head, target=target)
     return maps.enlarge(found, x.shape[1:3])
 
   def look(self, size: int | None = None) -> Look:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import ahead, pixels, store
@@ -52,7 +52,10 @@ class Work:
         "take its features (embed), or fine-tune it with configs/finetune.py:init=WORKDIR")
     if overlays:
       network.check_method(overlays, "overlays")
-    function = functools.partial(network.outputs, embed=embed) if predict else self._features
+    # Methods, not functions made here: they are compiled once for all work of the network.
+    function = network.features
+    if predict:
+      function = network.outputs_and_features if embed else network.outputs
     self._steps = [(network, function), *([(lungs, lungs.outputs)] if lungs is not None else [])]
 
   def run(self, images: Given, rows: Iterable[int], batch_size: int = 64) -> Iterator[Predictions]:
@@ -86,9 +89,6 @@ class Work:
          concurrent.futures.ThreadPoolExecutor(store.workers()) as pool:
       for batch, found in features.received(sent()):
         yield self._predictions(images, batch, found, pool)
-
-  def _features(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
-    return {"features": self.network.run.encoder.encode(params["encoder"], x).cls}
 
   def _predictions(
       self, images: Given, batch: ahead.Batch, found: list[dict[str, np.ndarray]],

@@ -20,6 +20,7 @@ in the folder, it adds these. For research, not for diagnosis.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import sys
 import time
@@ -104,9 +105,9 @@ def predict(
   about = network.describe() | {
     "fingerprint": network.run.fingerprint, "embed": embed,
     "lungs": drawer.run.fingerprint if drawer else None, "overlays": overlays}
-  with locked(folder, "--out"):
-    try:
-      journal = Journal(folder, about, overwrite)
+  try:
+    with locked(folder, "--out"), \
+         contextlib.closing(Journal(folder, about, overwrite)) as journal:
       begun = time.perf_counter()
       rows = [i for i, name in enumerate(images.ids) if name not in journal.done]
       before = len(images.ids) - len(rows)
@@ -119,10 +120,10 @@ def predict(
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
       journal.finish(kind == "parquet", images_per_second=round(len(rows) / seconds, 1))
-    except OSError as error:
-      raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
-    for line in summary(journal, len(rows), seconds):
-      say(line)
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
+  for line in summary(journal, len(rows), seconds):
+    say(line)
   return journal.rows
 
 

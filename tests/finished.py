@@ -2,12 +2,20 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import made_up
 import numpy as np
 
+from cxrjax.core.build import build
+from cxrjax.core.clock import Clock
 from cxrjax.evals import judge
+from cxrjax.methods.base import Labels
 from cxrjax.metrics import segmentation
 from cxrjax.report.writer import Writer
 from cxrjax.tasks.train import now
+from cxrjax.training import restore
+from cxrjax.training.checkpoint import Checkpoints
 
 N = 60
 IDS = np.array([f"image{i}" for i in range(N)])
@@ -37,6 +45,29 @@ def segment(workdir, config, skill, seed, images=100, **facts):
   dice = np.clip(0.7 + 0.02 * skill + 0.1 * np.random.default_rng(seed).random(N), 0, 1)
   _finish(workdir, config, "test", {"dice": segmentation.mean(dice, list(PATIENTS))}, images,
           facts, {"name": "phantom", "n": N}, dice_all=dice, id_all=IDS, patient_all=PATIENTS)
+
+
+def network(workdir, config, classes=("normal", "opacity")):
+  """As a training leaves it: made-up weights that `restore` opens, judged by its test evaluator."""
+  facts = {"status": "finished", "steps": 4, "epochs": 1.0, "batch_size": 8, "data": {"train": {
+    "name": "phantom", "n": 40, "bits": 8, "classes": list(classes), "exclusive": True,
+    "class_counts": dict.fromkeys(classes, 20), "class_known": dict.fromkeys(classes, 40)}}}
+  encoder = build(config["model"], "Model", "config.model")
+  labels = Labels(classes, True, (20, 20), (40, 40))
+  method = restore.build_method(config["method"], encoder, Clock(4, 1.0, 8), labels)
+  state = jax.tree.map(jnp.asarray, made_up.weights(restore._template(config, facts, method)))
+  checkpoints = Checkpoints(workdir / "checkpoints")
+  checkpoints.save(4, state)
+  checkpoints.wait()
+  (workdir / "config.json").write_text(json.dumps(config))
+  with Writer(workdir) as writer:
+    if "test" in config["evals"]:
+      evaluator = build(config["evals"]["test"], "Evaluator", "config.evals.test")
+      params = method.network_params(state["params"], state["extra"])
+      found = evaluator.run(method.predict, params, evaluator.load(progress=False))
+      facts["evaluation"] = {"test": {"trained": found.facts}}
+      writer.arrays("scores_test_trained", **found.arrays)
+    writer.facts(**facts)
 
 
 def _finish(workdir, config, evaluator, metrics, images, facts, test, **arrays):

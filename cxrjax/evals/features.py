@@ -139,7 +139,7 @@ def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 def _compiled(
     encode: Encode, mean: float, std: float, mesh: Mesh | None, vectors: bool,
     ) -> Callable[..., Any]:
-  def features(params: Any, x: jax.Array, windows: jax.Array | None) -> jax.Array:
+  def features(params: Any, x: jax.Array, windows: jax.Array | None) -> Any:
     gray = x.astype(jnp.float32) / 255 if windows is None else to_unit(x, windows)
     y = encode(params, (gray - mean) / std)
     if vectors and (y.shape[:1] != x.shape[:1] or y.ndim != 2):

@@ -1,0 +1,176 @@
+"""`python -m cxrjax.predict`: folders of predictions that grow, stop and go on."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from films import bad_files, command, table
+from PIL import Image
+from small import REPOSITORY
+
+import cxrjax
+from cxrjax import predict
+from cxrjax.core.errors import UserError
+from cxrjax.report import journal
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(tuned, films, tmp_path, monkeypatch):
+  folder, truth = films
+  (tmp_path / "in").mkdir()
+  for file in sorted(folder.rglob("*.png")):
+    (tmp_path / "in" / f"{file.parent.name}{file.name}").write_bytes(file.read_bytes())
+  (tmp_path / "in" / "a04.png").write_text("bad")
+  options = {"embed": True, "batch_size": 4, "kind": "parquet"}
+  command(tuned, tmp_path / "in", out=tmp_path / "whole", **options)
+  real, calls = journal.Journal.add, []
+
+  def add(self, predictions):
+    calls.append(len(predictions))
+    if len(calls) == 3:  # half a batch reaches the disk
+      self._write = lambda **facts: (_ for _ in ()).throw(KeyboardInterrupt)
+    real(self, predictions)
+
+  out = tmp_path / "out"
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(journal.Journal, "add", add)
+    command(tuned, tmp_path / "in", out=out, **options)
+  state = json.loads((out / "predictions.json").read_text())
+  assert state["status"] == "running" and state["rows"] == 7 and state["skipped"] == 1
+  assert (out / "predictions.csv").stat().st_size > state["bytes"]["predictions.csv"]
+  with open(out / "predictions.csv", "ab") as opened:
+    opened.write(b"a12.png,0.1")  # and a part of a row
+  said = command(tuned, tmp_path / "in", out=out, **options)
+  assert f"8 of {len(truth)} images were done before" in said
+  for name in ("predictions.csv", "embeddings.npy", "skipped.csv"):
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+  assert json.loads((out / "predictions.json").read_text())["status"] == "finished"
+
+  # Once more there is nothing to do; more images are added.
+  assert any("nothing was left to do" in line
+             for line in command(tuned, tmp_path / "in", out=out, **options))
+  (tmp_path / "in" / "z.png").write_bytes((folder / "a" / "00.png").read_bytes())
+  command(tuned, tmp_path / "in", out=out, **options)
+  rows, embeddings = table(out), np.load(out / "embeddings.npy")
+  assert len(rows) == len(truth) == len(embeddings) and rows[-1]["id"] == "z.png"
+  np.testing.assert_allclose(embeddings[-1], embeddings[0], atol=1e-5)
+  found = pyarrow.parquet.read_table(out / "predictions.parquet").to_pydict()
+  assert found["id"] == [row["id"] for row in rows]
+  assert found["called"] == [row["called"] for row in rows]
+  np.testing.assert_array_equal(
+    np.float32(found["probability_opacity"]), np.float32([r["probability_opacity"] for r in rows]))
+  np.testing.assert_array_equal(np.float32(found["embedding"]), embeddings)
+
+
+def test_a_folder_of_other_predictions_is_left_alone(tuned, films, tmp_path):
+  folder, _ = films
+  command(tuned, folder / "a", out=tmp_path / "out")
+  before = (tmp_path / "out" / "predictions.csv").read_bytes()
+  with pytest.raises(UserError, match=r"were made otherwise \(embed differ\).*--overwrite"):
+    command(tuned, folder / "a", out=tmp_path / "out", embed=True)
+  assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
+  command(tuned, folder / "a", out=tmp_path / "out", embed=True, overwrite=True)
+  assert len(np.load(tmp_path / "out" / "embeddings.npy")) == len(table(tmp_path / "out"))
+  (tmp_path / "out" / "predictions.csv").write_text("id\n")
+  with pytest.raises(UserError, match="has been cut or changed"):
+    command(tuned, folder / "a", out=tmp_path / "out", embed=True)
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "predictions.csv").write_text("mine")
+  with pytest.raises(UserError, match="was not written by this program"):
+    command(tuned, folder / "a", out=tmp_path / "mine")
+  assert (tmp_path / "mine" / "predictions.csv").read_text() == "mine"
+
+
+def test_masks_and_overlays_are_pictures(tuned, films, runs, tmp_path):
+  folder, _ = films
+  (tmp_path / "in").mkdir()
+  Image.open(folder / "a" / "00.png").resize((90, 50)).save(tmp_path / "in" / "x.png")
+  command(tuned, tmp_path / "in", folder / "a" / "00.png", out=tmp_path / "out",
+          lungs="runs/lungs", overlays=predict.AUTO)
+  rows, out = table(tmp_path / "out"), tmp_path / "out"
+  mask = np.asarray(Image.open(out / "masks" / journal.file_of(f"{tmp_path}/in/x.png.png")))
+  assert mask.shape == (50, 90) and set(np.unique(mask)) == {0, 255}
+  assert float(rows[0]["lung_share"]) == pytest.approx((mask > 0).mean(), abs=1e-6)
+  assert len(list((out / "masks").rglob("*.png"))) == 2 == len(
+    list((out / "overlays").rglob("*.png")))
+  drawn = Image.open(out / "overlays" / journal.file_of(f"{tmp_path}/in/x.png.png"))
+  assert drawn.size == (90, 50) and drawn.mode == "RGB"
+  assert np.ptp(np.asarray(drawn).astype(int), axis=2).max() > 50  # colours over gray
+  assert json.loads((out / "predictions.json").read_text())["about"]["overlays"] == "gradcam"
+
+
+def test_runs_that_are_no_classifier(tuned, films, runs, tmp_path):
+  folder, _ = films
+  with pytest.raises(UserError, match=r"run of simsiam, which has no classes to predict; .*embed"):
+    command("runs/pre", folder, out=tmp_path / "x")
+  with pytest.raises(UserError, match="is a run of simsiam, which has no classes; fine-tune"):
+    cxrjax.load("runs/pre").probabilities(folder)
+  with pytest.raises(UserError, match="overlays='gradcam' needs a classifier"):
+    command("runs/pre", folder, out=tmp_path / "x", embed=True, overlays="gradcam")
+  with pytest.raises(UserError, match="--lungs='runs/pre' is a run of simsiam, which draws no"):
+    command(tuned, folder, out=tmp_path / "x", lungs="runs/pre")
+  assert not (tmp_path / "x").exists()
+  command("runs/pre", folder / "a", out=tmp_path / "x", embed=True)
+  assert list(table(tmp_path / "x")[0]) == ["id"]
+  assert np.load(tmp_path / "x" / "embeddings.npy").shape[1] == 32
+  command("runs/lungs", folder / "a", out=tmp_path / "y")
+  assert list(table(tmp_path / "y")[0]) == ["id", "lung_share"]
+
+
+def test_the_program(tuned, films, tmp_path):
+  """As its user has it: in a process of its own, with flags between and after paths."""
+  reasons = bad_files(tmp_path / "bad")
+  done = subprocess.run(
+    [sys.executable, "-m", "cxrjax.predict", f"--workdir={tuned}", films[0] / "a",
+     f"--out={tmp_path}/x", str(tmp_path / "bad"), "--format", "parquet"],
+    cwd=REPOSITORY, text=True, capture_output=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+  count = len(list((films[0] / "a").iterdir()))
+  assert done.returncode == 0, done.stderr
+  assert f"{count} rows in {tmp_path}/x/predictions.csv" in done.stdout
+  assert f"{len(reasons)} could not be used" in done.stdout
+  assert len(pyarrow.parquet.read_table(tmp_path / "x" / "predictions.parquet")) == count
+
+
+def test_the_exit_status_is_1_where_all_images_are_bad(tuned, tmp_path):
+  bad_files(tmp_path / "bad")
+  flags = ["predict", f"--workdir={tuned}", str(tmp_path / "bad"), f"--out={tmp_path}/y"]
+  assert predict.main(flags) == 1
+
+
+@pytest.mark.parametrize(("options", "message"), [
+  ({"workdir": "{tmp}"}, r"--workdir='.*' holds no run"),
+  ({"paths": ["{tmp}"]}, "no images in "),
+  ({"out": "/proc/nothing"}, "--out=/proc/nothing cannot be written"),
+  ({"kind": "xlsx"}, "--format='xlsx' is not an option; valid: csv, parquet"),
+  ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
+  ({"overlays": "rainbow"}, "overlays='rainbow' is not known")])
+def test_mistakes_are_one_line(tuned, films, tmp_path, options, message):
+  given = {"workdir": str(tuned), "paths": [str(films[0])], "out": str(tmp_path / "out")}
+  for key, value in options.items():
+    value = [v.format(tmp=tmp_path) for v in value] if key == "paths" else value
+    given[key] = value.format(tmp=tmp_path) if isinstance(value, str) else value
+  with pytest.raises(UserError, match=message) as caught:
+    predict.predict(**given, progress=False, say=lambda line: None)
+  assert "\n" not in str(caught.value)
+
+
+def test_flags(capsys, monkeypatch):
+  given = {}
+  monkeypatch.setattr(
+    predict, "predict", lambda *args, **options: given.update(options, args=args) or 3)
+  assert predict.main(["predict", "--overlays", "x", "--workdir=r", "y", "--out", "o"]) == 0
+  assert given["args"] == ("r", ["x", "y"], "o") and given["overlays"] == predict.AUTO
+  with pytest.raises(UserError, match="--workdir=RUN, --out=DIR and paths of images are needed"):
+    predict.main(["predict", "--out=x"])
+  with pytest.raises(UserError, match="Unknown command line flag 'ebmed'"):
+    predict.main(["predict", "x", "--ebmed"])
+  assert predict.main(["predict", "--help"]) == 0
+  assert "--[no]embed" in capsys.readouterr().out
+
+
+def test_importing_is_light():
+  code = "import cxrjax, sys; assert 'jax' not in sys.modules and callable(cxrjax.load)"
+  assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
