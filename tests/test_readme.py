@@ -1,23 +1,30 @@
 """What the README and the configs print can be typed."""
 
+import functools
 import importlib.util
 import re
 import shlex
+from operator import getitem
 
 import pytest
+from documents import DOCUMENTS, blocks
 from small import REPOSITORY
 
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")),
-             *sorted((REPOSITORY / "configs").glob("*.py"))]
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 
 
 def commands():
-  """Every `python -m cxrjax.main ...` in an indented block, without its comment."""
-  for document in DOCUMENTS:
-    text = document.read_text().replace("\\\n", " ")
-    for found in re.findall(r"^    .*?(python -m cxrjax\.main.*)$", text, re.M):
+  """Every `python -m cxrjax.main ...` in a block (configs: indented), without its comment."""
+  printed = [(path.name, block.text) for path in DOCUMENTS for block in blocks(path)
+             if block.language == "bash"]
+  printed += [(path.name, "\n".join(re.findall(r"^    (.*)$", path.read_text(), re.M)))
+              for path in CONFIGS]
+  for name, text in printed:
+    for found in re.findall(r"python -m cxrjax\.main.*$", text.replace("\\\n", " "), re.M):
+      found = found.removesuffix('"') if found.count('"') % 2 else found  # inside of another
       flags = shlex.split(found, comments=True)[3:]
-      yield pytest.param(flags, id=f"{document.name}:{flags[0]}")
+      if "configs/" in found:
+        yield pytest.param(flags, id=f"{name}:{flags[0]}")
 
 
 @pytest.mark.parametrize("flags", list(commands()))
@@ -30,15 +37,15 @@ def test_every_command_names_a_config_that_takes_its_arguments(flags):
   config = module.get_config(arg)
   for name in named:
     if name.startswith("config."):
-      config.get_ref(name.removeprefix("config."))  # raises for a key that is not there
+      *parents, leaf = name.removeprefix("config.").split(".")
+      functools.reduce(getitem, parents, config).get_ref(leaf)  # raises for a key that is not there
     else:
       assert name in ("workdir", "coordinator", "processes", "process"), name
 
 
 def test_the_first_two_commands_install_and_run(repository):
   """The block that a newcomer copies: run the main job, run the tests."""
-  block = re.search(r"\n\n((?:    .*\n)+)", (repository / "README.md").read_text())[1]
-  first, second = block.strip().splitlines()
+  first, second = blocks(repository / "README.md")[0].text.strip().splitlines()
   assert "pip install -e ." in first and "python -m cxrjax.main --config=configs/dino.py" in first
   assert 'pip install -e ".[test]"' in second and "python -m pytest" in second
   assert "python -m pytest" in (repository / ".ci" / "run").read_text()
@@ -47,16 +54,18 @@ def test_the_first_two_commands_install_and_run(repository):
 def test_the_data_table_names_every_builder(repository):
   text = (repository / "README.md").read_text()
   for builder in repository.glob("tfds_builders/*/*_dataset_builder.py"):
-    assert f"](tfds_builders/{builder.parent.name})" in text, builder.parent.name
+    assert f"| `{builder.parent.name}" in text, builder.parent.name
     for file in ("README.md", "CITATIONS.bib", "TAGS.txt", "__init__.py"):
       assert (builder.parent / file).exists(), builder.parent / file
 
 
-@pytest.mark.parametrize("document", [
-  "README.md", "benchmarks/README.md", "docs/comparison.md", "docs/weights.md", *(
-    str(p.relative_to(REPOSITORY)) for p in sorted(REPOSITORY.glob("tfds_builders/*/README.md")))])
+@pytest.mark.parametrize("document", sorted(str(p.relative_to(REPOSITORY)) for p in [
+  *DOCUMENTS, REPOSITORY / "benchmarks/README.md", *REPOSITORY.glob("tfds_builders/*/README.md")]))
 def test_links_lead_somewhere(document, repository):
   path = repository / document
-  for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+  text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+  targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+  targets += re.findall(r"(?:src|srcset)=\"([^\"]+)\"", text)
+  for target in targets:
     if not target.startswith("http"):
       assert (path.parent / target).exists(), target

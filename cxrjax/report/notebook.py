@@ -1,0 +1,84 @@
+"""Pictures and pages inside a notebook, with nothing but Pillow."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import importlib.resources
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cxrjax.report.html import Html
+from cxrjax.report.pictures import gray
+
+GAP = 6
+
+
+def sheet(
+    pictures: Sequence[np.ndarray], captions: Sequence[str] = (), *, columns: int = 6,
+    side: int = 128) -> Image.Image:
+  """Pictures side by side, as one; a notebook shows what a cell ends with.
+
+  Args:
+    pictures: gray, [h w] or [h w 1], stretched where not uint8 (`pictures.gray`); or colour,
+      uint8 [h w 3].
+    captions: below them, where given; one each.
+    columns: most pictures in a row.
+    side: pixels that a picture is wide and at most high.
+
+  Raises:
+    ValueError: no pictures, or not one caption for each.
+  """
+  if not len(pictures) or (len(captions) and len(captions) != len(pictures)):
+    raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions")
+  columns = min(columns, len(pictures))
+  rows = -(-len(pictures) // columns)
+  below = 18 if len(captions) else 0
+  font = ImageFont.load_default(12)
+  whole = Image.new(
+    "RGB", (columns * (side + GAP) + GAP, rows * (side + below + GAP) + GAP), (255, 255, 255))
+  draw = ImageDraw.Draw(whole)
+  for i, array in enumerate(pictures):
+    array = np.asarray(array)
+    image = Image.fromarray(array if array.ndim == 3 and array.shape[-1] == 3 else gray(array))
+    scale = side / max(image.size)
+    # Small pictures are enlarged as they are: a pixel is what the network sees.
+    kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    image = image.resize([max(1, round(scale * s)) for s in image.size], kind)
+    x, y = GAP + i % columns * (side + GAP), GAP + i // columns * (side + below + GAP)
+    whole.paste(image, (x, y))
+    if len(captions):
+      text = captions[i]
+      while text and draw.textlength(text, font) > side:
+        text = text[:-1]
+      draw.text((x, y + side + 3), text, (40, 40, 40), font)
+  return whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Framed:
+  """A page in a frame of its own, so that its style and the notebook's do not meet.
+
+  Attributes:
+    page: a whole HTML page.
+    height: of the frame in pixels.
+  """
+
+  page: str
+  height: int
+
+  def _repr_html_(self) -> str:
+    return (f'<iframe srcdoc="{html.escape(self.page, quote=True)}" width="100%" '
+            f'height="{self.height}" style="border:0"></iframe>')
+
+
+def framed(what: Html | str | os.PathLike[str], height: int = 360) -> Framed:
+  """A chart of `cxrjax.report.charts`, or the page at a path, for a notebook to show."""
+  if isinstance(what, Html):
+    style = importlib.resources.files("cxrjax.report").joinpath("style.css").read_text()
+    return Framed(f"<!doctype html><style>{style}</style><main>{what}</main>", height)
+  return Framed(pathlib.Path(what).read_text(), height)

@@ -1,0 +1,64 @@
+"""Every code block of README, CONTRIBUTING and docs runs."""
+
+import collections
+import os
+import re
+
+import pytest
+from documents import DOCUMENTS, RUN, SHOWN, World, blocks, parse
+from small import REPOSITORY
+
+# Blocks that are not run, by document, with the marks that say why.
+NOT_RUN = {
+  "docs/weights.md": ["needs a file of weights"],
+  "docs/how-to/multi-host.md": ["needs two machines", "needs a cluster", "needs a TPU pod"],
+}
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+  """One folder for all workers of a test run: a command is run once."""
+  base = tmp_path_factory.getbasetemp()
+  return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "documents"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_blocks_run(path, tmp_path, shared):
+  world = World(tmp_path, shared)
+  for block in blocks(path):
+    if block.language in RUN and block.reason is None:
+      world.run(block)
+
+
+def test_what_is_not_run_is_known():
+  found = collections.defaultdict(list)
+  for path in DOCUMENTS:
+    for block in blocks(path):
+      if block.reason is not None:
+        assert block.language in RUN, f"{block.name}: {block.language} is never run"
+        found[block.document].append(block.reason)
+  assert dict(found) == NOT_RUN
+
+
+def test_every_block_has_a_language_and_none_is_hidden():
+  for path in DOCUMENTS:
+    fenced = False
+    lines = path.read_text().splitlines()
+    for number, (before, line) in enumerate(zip(["", *lines], lines, strict=False), 1):
+      if re.match(r"\s*```", line):
+        fenced = not fenced
+      hidden = not fenced and line.startswith("    ") and not before.strip()
+      assert not hidden, f"{path.name}:{number} is an indented block, which is not run: fence it"
+    for block in blocks(path):
+      assert block.language in (*RUN, *SHOWN), f"{block.name}: {block.language!r}"
+
+
+def test_a_failing_block_fails(tmp_path, shared):
+  """Of a text, of a program with a wrong flag, of Python."""
+  for number, text in enumerate((
+      "```bash\nfalse\n```", "```bash\npython -m cxrjax.main --config=configs/dino.py:speed=9\n```",
+      "```bash\npip install -e '.[tset]'\n```", "```python\nassert 1 == 2\n```")):
+    block = parse(text, "none.md")[0]
+    (tmp_path / str(number)).mkdir()
+    with pytest.raises(AssertionError, match=r"none.md:2 failed"):
+      World(tmp_path / str(number), shared).run(block)
