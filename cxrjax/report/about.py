@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.report import words
+from cxrjax.report.html import el
 from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Run, lookup, number
 
 RESEARCH = ("Research use only. Not a medical device; not for diagnosis or any decision about a "
@@ -97,6 +98,28 @@ def status(run: Run) -> tuple[str, str]:
   if kind in ("finished", "running", "unknown", *ENDED):
     return kind, why.strip()
   return "stopped", text
+
+
+def images_named(evaluator: str) -> str:
+  """What the images of an evaluator are called: `Test images`; of others its name."""
+  return {"test": "Test images", "validation": "Validation images"}.get(evaluator, evaluator)
+
+
+def judged_on(evaluator: str, n: int | None, where: Any) -> list[Any]:
+  """`On 624 test images of tfds:x (test),`, as the beginning of a sentence.
+
+  Args:
+    evaluator: its name.
+    n: how many images.
+    where: facts of these images.
+  """
+  kind = {"test": "test image", "validation": "validation image"}.get(evaluator, "radiograph")
+  text: list[Any] = ["On ", el("b", words.count(n, kind) or f"{kind}s")]
+  if name := lookup(where, "name"):
+    text += [" of ", el("span", source_name(name), cls="name", title=str(name))]
+  if split := lookup(where, "split"):
+    text.append(f" ({split})")
+  return [*text, ","]
 
 
 def judged_once(run: Run, evaluator: str) -> str:

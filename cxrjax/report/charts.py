@@ -224,6 +224,8 @@ def tick_labels(values: Sequence[Real]) -> list[str]:
     return [words.short(v) for v in values]
   for digits in range(6):
     if all(abs(round(v, digits) - v) <= 1e-6 * max(largest, 1e-12) for v in values):
+      if digits > 4:
+        break  # too long for the margin
       return [f"{v:,.{digits}f}".replace("-", "\N{MINUS SIGN}") for v in values]
   return [words.short(v) for v in values]
 

@@ -27,19 +27,15 @@ def judged(run: Run, evaluator: str) -> list[Any]:
   own, floor = latest.get(TRAINED, {}), latest.get(FLOOR, {}).get("auroc")
   where = run.fact("data", evaluator)
   where = lookup(where, "test") or where
-  text: list[Any] = [f"{evaluator.replace('_', ' ').capitalize()}: "]
   if "auroc" not in own:
-    return [*text, "its predictions have not been judged yet."]
+    return [about.images_named(evaluator), ": its predictions have not been judged yet."]
   area = own["auroc"]
-  text += ["on ", words.count(area.n, "radiograph") or "radiographs"]
-  if name := lookup(where, "name"):
-    text += [" of ", el("span", about.source_name(name), cls="name", title=str(name))]
-  if split := lookup(where, "split"):
-    text.append(f" ({split})")
+  text: list[Any] = about.judged_on(evaluator, area.n, where)
   if not math.isfinite(area.value):
-    text.append(f", the AUROC is undefined ({area.undefined})")
+    text.append(f" its AUROC is undefined ({area.undefined})")
   else:
-    text += [", its AUROC is ", el("b", words.estimate(area), cls="nowrap")]
+    text += [" its AUROC is ", el("b", words.estimate(area), cls="nowrap"),
+             " (0.5 is guessing, 1 perfect)"]
     if floor is not None and math.isfinite(floor.value):
       text += [" against ", el("span", words.estimate(floor), cls="nowrap"),
                " for a linear model of raw thumbnails"]

@@ -60,7 +60,7 @@ def _summary(found: Facts) -> Html:
   trained = words.count(len(rows), "run trained", "runs trained")
   text: list[Any] = [el("b", f"{trained} {model}"), f" on {images} without labels, each for ",
                      el("b", words.compact(found.get("budget"), "FLOP")),
-                     " of forward passes."]
+                     " of forward passes: which way of learning teaches the network most?"]
   said = [el("p", text)]
   for name, facts_of in found.get("sets", {}).items():
     n = words.count(lookup(facts_of, "test", "n"), "test radiograph")
@@ -71,9 +71,10 @@ def _summary(found: Facts) -> Html:
         kind = verdict(lookup(row, "sets", name, head, "gain"))
         if kind:
           groups[kind].append(row_name(found, row))
-      parts += [*_verdicts(head, groups), "; "]
-    said.append(el("p", "On ", el("b", set_name(found, name)), f" ({n}), better than the random "
-                   "encoder beyond the interval: ", parts[:-1], "."))
+      parts.append(el("li", _verdicts(head, groups), "."))
+    said.append(el("p", "On ", el("b", set_name(found, name)), f" ({n}), better than the same "
+                   "network before training, beyond the 95 % interval:"))
+    said.append(el("ul", parts))
   return el("div", said, cls="summary")
 
 
@@ -85,7 +86,7 @@ def _verdicts(head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
     return [f"{by} nothing is known yet"]
   better, worse = groups["above"], groups["below"]
   text: list[Any] = [f"{by} {len(better) or 'none'} of {total}"]
-  text += [", ", el("b", ", ".join(better), cls="up")] if better else []
+  text += [": ", el("b", ", ".join(better), cls="up")] if better else []
   text += [" (worse: ", el("b", ", ".join(worse), cls="down"), ")"] if worse else []
   return text
 

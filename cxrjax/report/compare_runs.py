@@ -52,7 +52,9 @@ def _title(found: Facts) -> str:
 
 def _summary(found: Facts) -> Html:
   """The differences of the main metrics, with their p values, in words."""
-  said = []
+  runs_of = words.count(len(found["runs"]), "finished run")
+  said = [el("p", el("b", runs_of), f" judged on the same test images. All are told against "
+             f"{found['reference']}, the reference.")]
   for name, of in found["sets"].items():
     n = words.count(lookup(of, "test", "n"), "test radiograph")
     main = [m for m in _main(of) if words.parts(m)[1] in TOLD]
@@ -71,6 +73,8 @@ def _summary(found: Facts) -> Html:
       if text:
         said.append(el("p", "On ", el("b", set_name(found, name)), f" ({n}), {other} against "
                        f"{found['reference']}: ", text, "."))
+  said.append(el("p", "p: how often a difference this large would come of chance alone, had both "
+                 "runs the same skill. Coloured where the 95 % interval leaves out 0.", cls="note"))
   return el("div", said, cls="summary")
 
 

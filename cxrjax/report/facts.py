@@ -12,7 +12,15 @@ from cxrjax.report.html import Html, el
 from cxrjax.report.run import Run, number
 
 LABELS = {"n": "Images", "name": "Source", "class_counts": "Classes", "splits": "All splits",
-          "on_bad_image": "Bad images", "shared_patients": "Patients in two parts"}
+          "on_bad_image": "Bad images", "shared_patients": "Patients in two parts",
+          "bits": "Bits of a pixel", "exclusive": "One class an image",
+          "size": "Size, pixels a side", "fit": "Images not square",
+          "class_known": "Labels known", "unlabelled": "Without a label",
+          "storage": "Pixels are kept", "notes": "Remarks", "lung_masks": "Lung masks",
+          "components_kept": "Largest parts of a mask kept", "distances_in": "Distances in"}
+STORED = {"resident": "on the device", "cached": "decoded, on disk",
+          "streamed": "as files, read anew"}
+NOTHING = {"unlabelled": 0}  # goes without saying
 LISTED = 50  # entries of any one list
 
 
@@ -92,6 +100,7 @@ def _common(facts: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]]) ->
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
   return [(LABELS.get(key, key.replace("_", " ").capitalize()), value(key, facts[key]))
           for key in _ordered(facts) if facts[key] not in (None, "", [], {})
+          and not (key in NOTHING and facts[key] == NOTHING[key])
           and not (key == "splits" and isinstance(facts[key], Mapping) and len(facts[key]) < 2)]
 
 
@@ -99,6 +108,9 @@ def _ordered(facts: Mapping[str, Any]) -> list[str]:
   order = ("name", "source", "split", "n", "patients", "shared_patients", "sites", "classes",
            "class_counts", "splits", "storage", "fingerprint", "notes")
   hidden = {"skipped"} | ({"classes"} if isinstance(facts.get("class_counts"), Mapping) else set())
+  known = facts.get("class_known")
+  if isinstance(known, Mapping) and all(v == facts.get("n") for v in known.values()):
+    hidden |= {"class_known"}  # all labels of all images
   return [k for k in order if k in facts and k not in hidden] + [
     k for k in facts if k not in order and k not in hidden]
 
@@ -112,6 +124,8 @@ def value(key: str, value: Any) -> Any:
   if isinstance(value, Mapping):
     return el("div", [el("div", el("span", str(k)), el("span", scalar(v), cls="num"))
                       for k, v in list(value.items())[:LISTED]], cls="counts")
+  if key == "storage":
+    return STORED.get(str(value), str(value))
   if key == "notes" and isinstance(value, list):
     return el("ul", [el("li", str(v)) for v in value[:LISTED]])
   if isinstance(value, list):
@@ -144,4 +158,5 @@ def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
 
 
 def pairs(rows: Iterable[tuple[str, Any]]) -> Html:
-  return el("dl", [el("div", el("dt", k), el("dd", v)) for k, v in rows])
+  return el("dl", [el("div", el("dt", k), el("dd", v), cls="long" if "<ul>" in str(v) else None)
+                   for k, v in rows])

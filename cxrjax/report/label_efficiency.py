@@ -61,7 +61,8 @@ def _summary(found: Facts) -> Html:
   ended = [row for row in series.with_status(found) if row.get("curve")]
   shares = found.get("fractions") or ()
   seeds = words.count(len(found.get("seeds") or ()), "seed")
-  said = [el("p", el("b", words.count(len(ended), "fine-tuning")), " of ",
+  said = [el("p", "How much do labels bring, and how much a pretrained start? ",
+             el("b", words.count(len(ended), "fine-tuning")), " of ",
              str(found.get("model") or "a network"), " from ", words.listing(curves), ", with ",
              words.listing(shares), f" of the labels, {seeds}.")]
   for name in found.get("sets", {}):
@@ -70,7 +71,8 @@ def _summary(found: Facts) -> Html:
       for point in _points(found, curve):
         kind = verdict(lookup(point, "gains", name, "auroc"))
         if kind:
-          groups[kind].append(point["fraction"])
+          gain = estimate(lookup(point, "gains", name, "auroc")).value
+          groups[kind].append(f"{point['fraction']} ({series.signed(gain)})")
       text: list[Any] = []
       for kind, how, style in (("above", "above", "up"), ("below", "below", "down"),
                                ("open", "undecided", None)):
@@ -80,6 +82,9 @@ def _summary(found: Facts) -> Html:
       if text:
         said.append(el("p", "On ", el("b", set_name(found, name)), f" the AUROC from {curve}, "
                        f"against {reference}: ", text, "."))
+  if len(said) > 1:
+    said.append(el("p", "In brackets the difference of AUROCs (0.5 is guessing, 1 perfect). "
+                   "Undecided: its 95 % interval holds 0.", cls="note"))
   return el("div", said, cls="summary")
 
 

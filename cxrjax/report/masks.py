@@ -9,7 +9,8 @@ from cxrjax.report import about, pictures, words
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import FLOOR, TRAINED, Run, lookup
 
-TRUTH, PREDICTED = (86, 180, 233), (255, 158, 27)  # apart also to colour-blind readers
+# Apart also to colour-blind readers; in the style sheet, too.
+TRUTH, PREDICTED = (86, 180, 233), (255, 158, 27)
 
 
 def drawn(run: Run) -> bool:
@@ -22,18 +23,14 @@ def judged(run: Run, evaluator: str) -> list[Any]:
   latest = run.latest()
   own, floor = (latest.get(e, {}).get("dice") for e in (TRAINED, FLOOR))
   where = run.fact("data", evaluator)
-  text: list[Any] = [f"{evaluator.capitalize()}: "]
   if own is None or not math.isfinite(own.value):
-    return [*text, "its masks have not been judged yet."]
-  text += ["on ", words.count(own.n, "radiograph") or "radiographs"]
-  if name := lookup(where, "name"):
-    text += [" of ", el("span", about.source_name(name), cls="name", title=str(name))]
-  if split := lookup(where, "split"):
-    text.append(f" ({split})")
-  text += [", its lung masks reach a Dice overlap of ",
+    return [about.images_named(evaluator), ": its masks have not been judged yet."]
+  text = [*about.judged_on(evaluator, own.n, where), " its lung masks overlap the true ones with a "
+          "Dice of ",
            el("b", words.estimate(own), cls="nowrap")]
   if floor is not None and math.isfinite(floor.value):
-    text += ["; the mean training mask reaches ", el("span", words.estimate(floor), cls="nowrap")]
+    text += [" (1 is the same mask); one and the same mask for all images, the mean of those "
+             "learnt from, has ", el("span", words.estimate(floor), cls="nowrap")]
   return [*text, ".", about.judged_once(run, evaluator)]
 
 
@@ -44,7 +41,7 @@ def section(run: Run) -> Html | None:
   parts = [part for n in chosen for part in _rows(run, n, len(chosen) > 1)]
   if not parts:
     return None
-  keys = [el("i", cls="key", style=f"color: rgb{colour}") for colour in (TRUTH, PREDICTED)]
+  keys = [el("i", cls=f"key {name}") for name in ("truth", "predicted")]
   facts = run.fact("data", chosen[0])
   unit, size = lookup(facts, "distances_in"), words.count(lookup(facts, "size"))
   note = el("p", "Outlines: ", keys[0], "the true mask, ", keys[1], "the predicted one, which lies "
@@ -60,9 +57,10 @@ def _rows(run: Run, evaluator: str, named: bool) -> list[Html]:
   for image, truth, called, dice, name in zip(
       *(arrays[k] for k in ("image", "truth", "predicted", "dice", "id")), strict=True):
     drawn_over = pictures.outlines(pictures.gray(image), [truth, called], [TRUTH, PREDICTED])
-    text = f"{name}: Dice {words.decimal(float(dice))}"
-    figures.append(el("figure", pictures.picture(drawn_over, text, 288), el("figcaption", text)))
-  title = el("h3", evaluator) if named else None
+    text = f"Dice {words.decimal(float(dice))}"
+    figures.append(el("figure", pictures.picture(drawn_over, f"{name}: {text}", 288),
+                      el("figcaption", text, " ", el("small", name))))
+  title = el("h3", about.images_named(evaluator)) if named else None
   # One picture would stand in a column as wide as the page.
   few = f" n{min(max(len(figures), 2), 4)}"
   return [x for x in (title, el("div", el("div", figures, cls=f"large{few}"), cls="views alone"))

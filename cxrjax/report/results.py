@@ -14,12 +14,16 @@ from cxrjax.report.html import Html, el
 from cxrjax.report.run import FLOOR, RANDOM, TRAINED, Estimate, Run, lookup, number
 from cxrjax.report.terminal import ORDER, sort_metrics
 
+DRAWN = 3  # of the measures while training; the others are there to unfold
+
 
 def summary(run: Run) -> Html:
   """What was trained on what, for how long, and how well it does, in words."""
   once = run.fact("chosen", "evaluators") or []
   names = sorted(run.evaluators(), key=lambda name: name not in once)[:3]
   judged = [el("p", _in_words(run.only(name))(run.only(name), name)) for name in names]
+  if judged:
+    judged.append(el("p", "In brackets, 95 % intervals: how sure the numbers are.", cls="note"))
   judged = judged or [el("p", "No evaluation has been written yet.")]
   return el("div", el("p", _trained_on(run)), judged, cls="summary")
 
@@ -44,9 +48,9 @@ def _trained_on(run: Run) -> list[str | Html]:
     if lookup(train, "split"):
       text.append(f" ({lookup(train, 'split')})")
   method = about.method_name(run)
-  if not about.supervised(run):
-    text.append(" without their labels" + (f", by the method {method}" if method else ""))
-  elif about.method(run) not in about.PLAIN:
+  if method and not about.supervised(run):
+    text.append(" without their labels" + f", by the method {method}")
+  elif method and about.method(run) not in about.PLAIN:
     text.append(f", by the method {method}")
   if start := lookup(run.fact("init"), "path"):
     kind = str(lookup(run.fact("init"), "source") or "")
@@ -148,7 +152,7 @@ def _verdict(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> 
   if not said:
     return []
   subject = _by(name or names[-1]).removeprefix("with a ").removeprefix("with ")
-  doubt = ", which leaves open which is better" if "overlaps" in found else ""
+  doubt = "; which of the two is better is open" if "overlaps" in found else ""
   said.sort(key=lambda text: text.startswith("overlaps"))
   return [f"The trained encoder's interval ({subject}) {' but '.join(said)}{doubt}."]
 
@@ -199,7 +203,13 @@ def table(run: Run) -> Html:
   encoders = [e for e in ORDER if latest.get(e)] + sorted(e for e in latest if e not in ORDER)
   names = sort_metrics({m for e in encoders for m in latest[e]})
   main = [m for m in names if not words.of_class(m)]
-  parts = [_table(main, encoders, latest, first)]
+  leading = {words.parts(m)[0] for m in headline(latest)}
+  folded = [m for m in main if words.parts(m)[0].startswith(("knn", "whitened"))
+            and words.parts(m)[0] not in leading]
+  parts = [_table([m for m in main if m not in folded], encoders, latest, first)]
+  if folded:
+    parts.append(el("details", el("summary", "Other neighbours"),
+                    _table(folded, encoders, latest, first)))
   if classes := [m for m in names if words.of_class(m)]:
     parts.append(el("details", el("summary", "Per class"),
                     _table(classes, encoders, latest, {})))
@@ -212,8 +222,8 @@ def table(run: Run) -> Html:
   if reasons:
     note.append(" n/a: " + "; ".join(reasons[:5]) + ".")
   if first:
-    note.append(" First: the trained encoder's earliest evaluation, "
-                f"at step {words.count(_first_step(run))}.")
+    note.append(el("span", " First: the trained encoder's earliest evaluation, at step "
+                   f"{words.count(_first_step(run))}.", cls="wide"))
   parts.append(el("p", note, cls="note"))
   return el("div", parts)
 
@@ -342,4 +352,9 @@ def over_time(run: Run) -> Html | None:
         levels.append(charts.Level(words.encoder(encoder, names), level.value, level.low,
                                    level.high, style=STYLES[encoder]))
     figures.append(charts.chart(words.title(name), [line], x_label=label, levels=levels))
-  return el("div", figures, cls="charts") if figures else None
+  if not figures:
+    return None
+  rest = figures[DRAWN:]
+  return el("div", el("div", figures[:DRAWN], cls="charts"), el(
+    "details", el("summary", "Other measures while training"), el("div", rest, cls="charts"))
+    if rest else None)

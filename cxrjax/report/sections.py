@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import charts, facts, pictures, words
+from cxrjax.report import about, charts, facts, pictures, words
 from cxrjax.report.about import time_axis
 from cxrjax.report.html import Html, el
 from cxrjax.report.run import Curve, Run, lookup, number
@@ -26,11 +26,16 @@ TITLES = {
   "learning_rate": ("Learning rate", ""), "weight_decay": ("Weight decay", ""),
   "called_lung": ("Share of pixels called lung", ""), "soft_dice_loss": ("Soft Dice loss", ""),
   "cross_entropy": ("Cross-entropy", "nats"), "masked_images": ("Share of images with a mask", ""),
-  "momentum": ("Teacher momentum", "EMA"), "teacher_temp": ("Teacher temperature", ""),
+  "momentum": ("Momentum of the moving average", ""), "known_labels": ("Share of known labels", ""),
+  "teacher_temp": ("Teacher temperature", ""),
   "student_temp": ("Student temperature", ""), "images_per_s": ("Throughput", "images/s"),
 }
 ENTROPIES = {"teacher_entropy": "teacher, per image", "entropy_teacher": "teacher, per image",
              "batch_entropy": "mean of a batch", "student_entropy": "student, per image"}
+CROPS_CALLED = {
+  "global": ("large crop", "large crops"), "local": ("small crop", "small crops"),
+  "global_mask": ("lung mask", "lung masks"), "patches": ("puzzle piece", "puzzle pieces"),
+  "rotated": ("turned crop", "turned crops"), "source": ("radiograph", "radiographs")}
 HEADS_SHOWN, RADIOGRAPHS, VIEWS, CROPS = 12, 6, 4, 12
 
 
@@ -43,20 +48,39 @@ def learning(run: Run) -> Html | None:
   figures = [_curve(run, n) for n in first]
   if entropy := _entropy(run):
     figures.append(entropy)
-  figures += [_curve(run, n) for n in health + rest[:24]]
-  return el("div", figures, cls="charts") if figures else None
+  shown = health + rest[:24]
+  constant = {n: run.curves[n] for n in shown if _constant(run.curves[n])}
+  figures += [_curve(run, n) for n in shown if n not in constant]
+  return _charts(figures, constant)
 
 
 def schedules(run: Run) -> Html | None:
   """Learning rate, weight decay, momentum, temperatures: as planned, or else as they were."""
   planned = run.fact("schedules")
   planned = planned if isinstance(planned, Mapping) else {}
-  figures = []
+  figures, constant = [], {}
   for name in dict.fromkeys([*(n for n in SCHEDULES if n in planned or n in run.curves), *planned]):
     curve = _planned(run, planned[name]) if name in planned else run.curves[name]
-    if curve is not None:
+    if curve is not None and _constant(curve):
+      constant[name] = curve
+    elif curve is not None:
       figures.append(_curve(run, name, curve))
-  return el("div", figures, cls="charts") if figures else None
+  return _charts(figures, constant)
+
+
+def _constant(curve: Curve) -> bool:
+  """Whether a curve is one value all along, which needs no chart."""
+  return len(curve.value) > 1 and bool((curve.value == curve.value[0]).all())
+
+
+def _charts(figures: list[Html], constant: Mapping[str, Curve]) -> Html | None:
+  """Charts, and in words what stayed the same."""
+  said = [f"{_title(name)[0].lower()} {words.short(float(curve.value[0]))}"
+          for name, curve in constant.items()]
+  note = el("p", f"The same all along: {', '.join(said)}.", cls="note") if said else None
+  if not figures:
+    return note
+  return el("div", el("div", figures, cls="charts"), note)
 
 
 def _planned(run: Run, plan: Any) -> Curve | None:
@@ -72,7 +96,7 @@ def _planned(run: Run, plan: Any) -> Curve | None:
 def _curve(run: Run, name: str, curve: Curve | None = None) -> Html:
   curve = curve or run.curves[name]
   x, label = time_axis(curve.step, curve.epoch)
-  title, unit = TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
+  title, unit = _title(name)
   lost = int((~np.isfinite(curve.value)).sum())
   note = f"{words.count(lost, 'value')} not finite, left out." if lost else ""
   finite = curve.value[np.isfinite(curve.value)]
@@ -81,6 +105,10 @@ def _curve(run: Run, name: str, curve: Curve | None = None) -> Html:
   y_range = (0.0, 1.0) if name == "feature_std" else None
   return charts.chart(title, [charts.Line(title, x, curve.value)], x_label=label, unit=unit,
                       note=note, log=log, y_range=y_range)
+
+
+def _title(name: str) -> tuple[str, str]:
+  return TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
 
 
 def _is_entropy(name: str) -> bool:
@@ -149,7 +177,7 @@ def views(run: Run) -> Html | None:
     for name, crops in groups.items():
       place = "small" if name in ("local", "patches") else "large"
       for j in range(min(len(crops), CROPS)):
-        text = "radiograph" if name == "source" else f"{name} {j + 1}"
+        text = _crop(name)[0] + (f" {j + 1}" if len(crops) > 1 else "")
         cells[place].append(el(
           "figure", pictures.picture(pictures.gray(crops[j, i]), f"{text}, image {i + 1}",
                                      120 if place == "small" else 176), el("figcaption", text)))
@@ -162,11 +190,18 @@ def views(run: Run) -> Html | None:
   sizes = []
   for name, crops in groups.items():
     h, w = crops.shape[2:4]
-    text = "radiograph" if name == "source" else f"{words.count(len(crops), f'{name} crop')}"
+    one, many = _crop(name)
+    text = one if name == "source" else words.count(len(crops), one, many)
     more = f", the first {CROPS} shown" if len(crops) > CROPS else ""
     sizes.append(f"{text} of {h} \N{MULTIPLICATION SIGN} {w} pixels{more}")
   text = "; ".join(sizes).capitalize()
   return el("div", el("p", f"{text}.", cls="note"), rows)
+
+
+def _crop(name: str) -> tuple[str, str]:
+  """What a kind of view is called: one, several."""
+  plain = name.replace("_", " ")
+  return CROPS_CALLED.get(name, (f"{plain} crop", f"{plain} crops"))
 
 
 def attention(run: Run) -> Html | None:
@@ -222,7 +257,8 @@ def speed(run: Run) -> Html | None:
   def add(label, text):
     if text:
       rows.append((label, text))
-  timing = run.fact("timing") if isinstance(run.fact("timing"), Mapping) else {}
+  timing, model = (
+    run.fact(k) if isinstance(run.fact(k), Mapping) else {} for k in ("timing", "model"))
   rate = number(timing.get("images_per_s"))
   add("Throughput, data included", f"{rate:,.4g} images/s" if math.isfinite(rate) else "")
   flops = number(run.fact("model", "flops_per_image"))
@@ -244,13 +280,13 @@ def speed(run: Run) -> Html | None:
       add(name, facts.scalar(value))
   for key, label in (("peak_device_bytes", "accelerator"), ("peak_rss_bytes", "process")):
     add(f"Peak memory, {label}", words.compact(run.fact("memory", key), "B"))
-  for title, tree in (("Model", run.fact("model")), ("Device", run.fact("device"))):
-    for key, value in (tree.items() if isinstance(tree, Mapping) else ()):
-      if key != "flops_per_image":
-        label = title if key in ("name", "kind") else f"{title}: {key.replace('_', ' ')}"
-        add(label, facts.value(key, value))
-    if isinstance(tree, str):
-      add(title, tree)
+  add("Network", about.model_name(run))
+  add("Its parameters", words.count(model.get("parameters")))
+  if model.get("trained_parameters") != model.get("parameters"):
+    add("Those trained, heads included", words.count(model.get("trained_parameters")))
+  add("Device", about.device_name(run))
+  if number(run.fact("device", "processes")) > 1:
+    add("Processes", words.count(run.fact("device", "processes")))
   figures = [_curve(run, n) for n in SPEED if n in run.curves and len(run.curves[n].value) > 1]
   if not rows and not figures:
     return None
@@ -264,7 +300,11 @@ def again(run: Run) -> Html | None:
   if command := run.fact("command"):
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     parts.append(el("pre", el("code", text), cls="command"))
-    parts.append(el("p", "The same command, given again, resumes an interrupted run.", cls="note"))
+    said = ("The same command, given again, resumes an interrupted run. The same versions on the "
+            "same data give the same result.")
+    if run.fact("method"):  # one run, which has a card
+      said += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
+    parts.append(el("p", said, cls="note"))
   rows = [(k.capitalize(), _date(run.fact(k))) for k in ("started", "finished") if run.fact(k)]
   machine = run.fact("machine")
   rows += facts.rows(machine) if isinstance(machine, Mapping) else []
@@ -272,7 +312,7 @@ def again(run: Run) -> Html | None:
   if isinstance(versions, Mapping):
     rows += [(str(k), str(v)) for k, v in versions.items()]
   if rows:
-    parts.append(el("details", el("summary", "Dates and versions"), facts.pairs(rows), open=True))
+    parts.append(el("details", el("summary", "Dates and versions"), facts.pairs(rows)))
   if run.config:
     text = json.dumps(run.config, indent=2, ensure_ascii=False, default=str)
     if len(text) > 60_000:

@@ -86,8 +86,9 @@ def _summary(found: Facts) -> Html:
   """What the last stages came to, and what was above no stage at all, in words."""
   before = [s for s in found.get("order", []) if s not in _last(found)]
   names, last = plain(", then ".join(before)), plain(words.listing(_last(found)))
-  said = [el("p", el("b", words.count(len(before), "stage")), f" without labels ({names}), then ",
-             f"{last}.")] if before else []
+  said = [el("p", "The network learnt first without labels, in ",
+             el("b", words.count(len(before), "stage")), f" ({names}), then with them ({last}). "
+             "What did each stage bring?")] if before else []
   for stage in _last(found):
     for name in _sets(found, stage):
       metric, points = _metric(found, stage, name), _points(found, stage)
@@ -121,7 +122,7 @@ def _brought(found: Facts) -> Html | None:
       scores = [forest.Row(plain(p["start"]), [_mark(lookup(p, "sets", name, metric))])
                 for p in points]
       figures.append(forest.chart(f"{of}: {measure}", scores, [], x_label=measure))
-      for key, title in (("gains", "less that from scratch"), ("steps", "what each stage added")):
+      for key, title in (("gains", "difference from scratch"), ("steps", "what each stage added")):
         rows = [forest.Row(plain(p["start"]), [series.gain_mark(gain)])
                 for p in points if (gain := lookup(p, key, name, metric))]
         if rows and (key == "gains" or len(points) > 2):

@@ -71,12 +71,12 @@ def test_what_the_page_says(text):
       "age: not known of any image", "Log loss", "Harmonic mean (HM)"):
     assert said in text, said
   assert "could not be drawn" not in text and "linear probe" not in text
-  assert text.index("Test: on 200") < text.index("Validation: on 200")  # what was judged once
+  assert text.index("200 test images") < text.index("200 validation images")  # what was judged once
 
 
 def test_the_less_is_the_better_of_errors(tmp_path):
   whole = page.write(made(tmp_path)).read_text()
-  table = whole[whole.index("validation</h3>"):]
+  table = whole[whole.index("Validation images</h3>"):]
   row = table[table.index("Log loss"):]
   row = row[:row.index("</tr>")]
   assert "<b>0.110" in row and "<b>0.500" not in row  # the trained one's last, before training's

@@ -54,9 +54,9 @@ def test_what_is_better_is_said_at_once(tmp_path):
                     row("sit", BETTER)))
   assert "could not be drawn" not in said and "Not everything" not in said
   assert "4 runs trained ViT-Mu/8 on 13,433 radiographs without labels, each for 1 TFLOP" in said
-  assert ("On kermany (624 test radiographs), better than the random encoder beyond the interval: "
-          "by kNN (k = 20) 2 of 4, dino, sit (worse: byol); by linear probe 2 of 4, dino, sit "
-          "(worse: byol).") in said
+  assert ("On kermany (624 test radiographs), better than the same network before training, beyond "
+          "the 95 % interval:by kNN (k = 20) 2 of 4: dino, sit (worse: byol).by linear probe 2 of "
+          "4: dino, sit (worse: byol).") in said
   assert "+0.050 \N{BLACK UP-POINTING TRIANGLE} (+0.020 to +0.080)" in said
   assert "\N{MINUS SIGN}0.050 \N{BLACK DOWN-POINTING TRIANGLE}" in said
   assert "+0.010 (\N{MINUS SIGN}0.020 to +0.040)" in said
@@ -74,7 +74,7 @@ def test_failed_and_waiting_runs_stay_in_the_tables(tmp_path):
 
 def test_seeds_have_names(tmp_path):
   said = words(made(tmp_path, row("dino", BETTER), row("dino", WORSE, seed=1)))
-  assert "by linear probe 1 of 2, dino 0 (worse: dino 1)." in said
+  assert "by linear probe 1 of 2: dino 0 (worse: dino 1)." in said
 
 
 @pytest.mark.parametrize("rows", [[], [row("dino", OPEN, "waiting")]])
