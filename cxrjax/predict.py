@@ -8,7 +8,7 @@ PATHS are radiographs (PNG, JPEG, TIFF, BMP, DICOM), folders and zips of them. I
   `--format=parquet` adds `predictions.parquet`.
 - `embeddings.npy` with `--embed`: float32, row i is row i of the table (also in the Parquet).
 - `masks/ID.png` with `--lungs=RUN` of `configs/segment.py`, or when `--workdir` is such a run:
-  lungs 255, the rest 0, at the image's own size.
+  lungs white, the rest black (1 bit), at the image's own size.
 - `overlays/ID.png` with `--overlays[=METHOD]`: what the network looks at over the image, relative
   to the map's maximum; of the class that is called (of findings, the likeliest).
 - `skipped.csv`: images that cannot be used, and why. They do not stop the others.

@@ -104,10 +104,9 @@ def _one(
     images: Given, row: int, looks: Sequence[Look],
     ) -> tuple[tuple[int, int], list[tuple[np.ndarray, Window]]]:
   """One image for every look."""
-  squares, shape = [], (0, 0)
+  squares, shape, film = [], (0, 0), images.film(row)
   for look in looks:
-    # As when the data set was decoded: a JPEG for this size alone.
-    shown = images.show(row, look.size)
+    shown = film(look.size)
     shape = shown.shape
     record = Record(shown.pixels, _NOTHING, None, "", "", window=shown.window)
     squares.append(store.to_square(record, look.size, look.fit, look.bits, look.window)[:2])

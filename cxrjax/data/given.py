@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from cxrjax.core.errors import UserError
 from cxrjax.data import archive, decode, folder_index
 from cxrjax.data.decode import BadImage, Shown
+
+Film = Callable[[int], Shown]  # decodes an image for a result of so many pixels, or is a BadImage
+_JPEG = b"\xff\xd8"
 
 
 @runtime_checkable
@@ -24,11 +28,11 @@ class Given(Protocol):
 
   ids: Sequence[str]
 
-  def show(self, index: int, at_least: int) -> Shown:
-    """Image `index`; a JPEG may be decoded smaller, for a result of `at_least` pixels.
+  def film(self, index: int) -> Film:
+    """Image `index`, read once however often it is shown.
 
     Raises:
-      BadImage: it cannot be used.
+      BadImage: it cannot be read.
     """
     ...
 
@@ -75,18 +79,22 @@ class Files:
           self.ids.append(name)
           self._places.append(place)
 
-  def show(self, index: int, at_least: int) -> Shown:
+  def film(self, index: int) -> Film:
     home, place = self._places[index]
     if home is not None:
-      return decode.shown(home.read(int(place)), at_least)
-    try:
-      with open(place, "rb") as opened:
-        data = opened.read(archive.MAX_BYTES + 1)
-    except OSError as error:
-      raise BadImage(f"it cannot be read ({error.strerror or error})") from error
-    if len(data) > archive.MAX_BYTES:
-      raise BadImage(f"it has more than {archive.MAX_BYTES:,} bytes")
-    return decode.shown(data, at_least)
+      data = home.read(int(place))
+    else:
+      try:
+        with open(place, "rb") as opened:
+          data = opened.read(archive.MAX_BYTES + 1)
+      except OSError as error:
+        raise BadImage(f"it cannot be read ({error.strerror or error})") from error
+      if len(data) > archive.MAX_BYTES:
+        raise BadImage(f"it has more than {archive.MAX_BYTES:,} bytes")
+    if data.startswith(_JPEG):  # decoded to a half, a quarter or an eighth where that is enough
+      return functools.partial(decode.shown, data)
+    whole = functools.cache(lambda: decode.shown(data))
+    return lambda at_least: whole()
 
 
 class Arrays:
@@ -105,10 +113,9 @@ class Arrays:
       raise UserError("no images are given; give arrays of gray levels, uint8 or uint16 [h w]")
     self.ids = [str(i) for i in range(len(self._arrays))]
 
-  def show(self, index: int, at_least: int) -> Shown:
-    del at_least
+  def film(self, index: int) -> Film:
     array = self._arrays[index]
-    return Shown(array, None, array.shape[:2])
+    return lambda at_least: Shown(array, None, array.shape[:2])
 
 
 def open_given(images: Any, cache_dir: str | None = None) -> Given:

@@ -2,7 +2,7 @@
 
 - `predictions.csv`: see `report.predictions`; with `parquet`, `predictions.parquet` as well.
 - `embeddings.npy`: float32, one row for each row of the table.
-- `masks/ID.png`, `overlays/ID.png`: one picture an image.
+- `masks/ID.png` (1 bit), `overlays/ID.png`: one picture an image.
 - `skipped.csv`: images that could not be used, and why.
 - `predictions.json`: which network made them, and how far they are.
 
@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from cxrjax.core.errors import UserError
@@ -80,7 +79,7 @@ class Journal:
 
   def add(self, predictions: tables.Predictions) -> None:
     """Writes what a batch gave, after its pictures."""
-    pictures = [("masks", name, 255 * mask) for name, mask in zip(
+    pictures = [("masks", name, mask.astype(bool)) for name, mask in zip(
       predictions.ids, predictions.masks or (), strict=False)]
     pictures += [("overlays", name, picture) for name, picture in zip(
       predictions.ids, predictions.overlays or (), strict=False)]
@@ -216,7 +215,7 @@ def file_of(name: str) -> str:
   return "/".join("_up" if part == ".." else part for part in parts)
 
 
-def _draw(folder: pathlib.Path, kind: str, name: str, pixels: UInt8[np.ndarray, "h w *c"]) -> None:
+def _draw(folder: pathlib.Path, kind: str, name: str, pixels: np.ndarray) -> None:
   path = folder / kind / (file_of(name) + ".png")
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(pixels).save(path, compress_level=1)

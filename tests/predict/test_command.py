@@ -92,7 +92,7 @@ def test_masks_and_overlays_are_pictures(tuned, films, runs, tmp_path):
           lungs="runs/lungs", overlays=predict.AUTO)
   rows, out = table(tmp_path / "out"), tmp_path / "out"
   mask = np.asarray(Image.open(out / "masks" / journal.file_of(f"{tmp_path}/in/x.png.png")))
-  assert mask.shape == (50, 90) and set(np.unique(mask)) == {0, 255}
+  assert mask.shape == (50, 90) and mask.dtype == bool and mask.any() and not mask.all()
   assert float(rows[0]["lung_share"]) == pytest.approx((mask > 0).mean(), abs=1e-6)
   assert len(list((out / "masks").rglob("*.png"))) == 2 == len(
     list((out / "overlays").rglob("*.png")))
