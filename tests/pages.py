@@ -1,4 +1,5 @@
-"""Checks that hold for every page: sound markup, nothing loaded, nothing run."""
+"""Checks that hold for every page: sound markup, nothing loaded, nothing run, small, and built so
+that it fits a phone: what is wide stands in something that scrolls or shrinks."""
 
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,11 @@ class Checked(HTMLParser):
   def __init__(self, text):
     super().__init__()
     self.open, self.ids, self.text, self.links, self.images = [], [], [], [], 0
+    self.around = []  # classes of the open elements
+    assert len(text.encode()) < 5e6
+    if text.startswith("<!doctype"):
+      assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
+      assert re.search("prefers-color-scheme: dark", text)
     self.feed(text)
     self.close()
     assert self.open == []
@@ -36,12 +42,21 @@ class Checked(HTMLParser):
         self.ids.append(value)
       if name in ("d", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height"):
         assert not re.search("nan|inf", value), (tag, name, value)
+    given = dict(attributes)
+    if tag == "table":
+      assert any("scroll" in of for of in self.around), "a table that cannot scroll"
+    if tag == "img":
+      assert given["alt"] and int(given["width"]) > 0 and int(given["height"]) > 0
+    if tag == "svg" and "svg" not in self.open:  # a drawing is named, or says nothing of its own
+      assert given.get("aria-label") or given.get("aria-hidden")
     if tag not in VOID:
       self.open.append(tag)
+      self.around.append((given.get("class") or "").split())
 
   def handle_endtag(self, tag):
     assert self.open and self.open[-1] == tag, (self.open[-3:], tag)
     self.open.pop()
+    self.around.pop()
 
   def handle_data(self, data):
     if self.open and self.open[-1] == "style":

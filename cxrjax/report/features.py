@@ -15,6 +15,7 @@ from cxrjax.report.run import Estimate, Run, lookup, number
 NAMES = {"label": "Label", "age": "Age", "sex": "Sex", "view": "View", "site": "Site"}
 COLOURS = 7  # groups of their own; the rest are drawn alike
 SIDE, EDGE = 360, 8  # of a map, and its margin
+FAR = 0.5  # percent of the points on either side that are drawn at the edge
 FEW = 300  # points are drawn larger
 LAYERS = 8  # of points, so that no group lies on top of all others
 
@@ -63,6 +64,7 @@ def _retrieval(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Ht
   """Each query and the training images most similar to it."""
   similarity, query = arrays["similarity"], arrays.get("query", np.empty(0))
   told = [by for by in ("label", "site") if f"near_{by}" in arrays]
+  digits = _digits(similarity)
   rows = []
   for i in range(min(len(similarity), len(arrays["image"]), len(query))):
     own = {by: _group(_names(arrays, by), arrays[f"group_{by}"][query[i]]) for by in told}
@@ -72,13 +74,13 @@ def _retrieval(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Ht
     for j, cosine in enumerate(similarity[i]):
       if not math.isfinite(cosine):
         continue
-      lines: list[Any] = [f"{cosine:.2f}"]
+      lines: list[Any] = [f"{cosine:.{digits}f}"]
       for by in told:
         text = _group(_names(arrays, by), arrays[f"near_{by}"][i, j])
         other = bool(text and own[by] and text != own[by])
         lines.append(el("span", f"\N{NOT EQUAL TO} {text}" if other else text,
                         cls="other" if other else None))
-      cells.append(_figure(arrays["near_image"][i, j], f"training image, similarity {cosine:.2f}",
+      cells.append(_figure(arrays["near_image"][i, j], f"training image, similarity {lines[0]}",
                            lines))
     rows.append(el("div", cells, cls="sheet"))
   if not rows:
@@ -90,6 +92,13 @@ def _retrieval(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Ht
           "from the test image's. Radiographs known to be of the same patient are left out.")
   return el("div", el("h3", "Nearest training images"), el("p", note, cls="note"),
             el("div", rows, cls="sheets"), cls="part")
+
+
+def _digits(similarity: np.ndarray) -> int:
+  """So many decimals that similarities near 1 can be told apart, 2 to 5."""
+  away = 1 - similarity[np.isfinite(similarity)]
+  away = away[away > 1e-5]
+  return int(np.clip(1 - math.floor(math.log10(away.min())), 2, 5)) if away.size else 2
 
 
 def _figure(image: np.ndarray, alt: str, lines: Sequence[Any], cls: str | None = None) -> Html:
@@ -141,15 +150,16 @@ def _maps(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Html | 
     text = (f"Drawn by {how}, which keeps near images near; distances between far groups, and the "
             "sizes of groups, mean little")
   note = (f"Each point is a test radiograph; near points have similar features. {text}. The axes "
-          "have no unit. Groups that lie apart are told apart by the features.")
+          "have no unit; the farthest points are drawn at the edge. Groups that lie apart are told "
+          "apart by the features.")
   return el("div", el("h3", "All test images as a map"), el("p", note, cls="note"),
-            el("div", figures, cls="charts"), cls="part")
+            el("div", figures, cls="charts" if figures[1:] else "charts one"), cls="part")
 
 
 def _map(xy: np.ndarray, group: np.ndarray, names: Sequence[str], title: str) -> Html:
-  low, high = xy.min(0), xy.max(0)
+  low, high = np.percentile(xy, [FAR, 100 - FAR], axis=0)  # else one stray point would shrink all
   scale = (SIDE - 2 * EDGE) / max(float((high - low).max()), 1e-12)
-  at = EDGE + (xy - low) * scale
+  at = EDGE + (np.clip(xy, low, high) - low) * scale
   height = 2 * EDGE + float((high - low)[1]) * scale
   at[:, 1] = height - at[:, 1]
   sizes = np.bincount(group[group >= 0], minlength=len(names))

@@ -115,6 +115,7 @@ def _judged(run: Run, evaluator: str) -> list[Any]:
   for i, metric in enumerate(names):
     text += [" and " if i else "", el("b", words.estimate(trained[metric]), cls="nowrap"),
              f" {_by(metric)}"]
+  text.append(" (0.5 is guessing, 1 perfect)")
   others = _others(latest, names)
   if others:
     text += [". For comparison, ", others]

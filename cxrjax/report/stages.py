@@ -102,8 +102,11 @@ def _summary(found: Facts) -> Html:
         text += [", " if text else "", label(p["start"]), " ", el("b", value, cls=style)]
       sure = [label(p["start"]) for p in points
               if verdict(lookup(p, "gains", name, metric)) == "above"]
-      tail = (f"; beyond the interval better than from scratch: {words.listing(sure)}." if sure else
-              "; none is better than from scratch beyond the interval." if len(points) > 1 else ".")
+      worse = [label(p["start"]) for p in points
+               if verdict(lookup(p, "gains", name, metric)) == "below"]
+      tail = (f"; beyond the interval better than from scratch: {words.listing(sure)}" if sure else
+              "; none is better than from scratch beyond the interval" if len(points) > 1 else "")
+      tail += f"; worse: {words.listing(worse)}." if worse else "."
       said.append(el("p", el("b", _title_of(found, stage, name)),
                      f", {words.measure(metric)} of the test images: ", text, tail))
   return el("div", said, cls="summary")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from pages import Checked
 
 from cxrjax.metrics.intervals import Interval
 from cxrjax.report import page, pictures, terminal
@@ -43,6 +44,7 @@ def workdir(tmp_path):
 
 def test_the_page_says_what_was_found(workdir):
   text = page.write(workdir).read_text()
+  Checked(text)
   assert "could not be drawn" not in text
   assert "overlap the true ones with a Dice of" in text
   assert "0.910 (0.900\N{EN DASH}0.920)" in text
