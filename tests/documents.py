@@ -79,7 +79,7 @@ def parse(text: str, document: str) -> list[Block]:
   return found
 
 
-def radiographs(folder: pathlib.Path, each: int = 16, size: int = 48) -> pathlib.Path:
+def radiographs(folder: pathlib.Path, each: int = 24, size: int = 48) -> pathlib.Path:
   """A folder as in the docs: `<split>/<class>/NAME.png` and `labels.csv`, drawn radiographs."""
   from cxrjax.data.phantom import Source
   rows = ["path,label,patient,split,age,sex"]
@@ -96,6 +96,18 @@ def radiographs(folder: pathlib.Path, each: int = 16, size: int = 48) -> pathlib
                     f"{40 + i},{'FM'[i % 2]}")
   (folder / "labels.csv").write_text("\n".join(rows) + "\n")
   return folder
+
+
+def compiling(shared: pathlib.Path) -> dict[str, str]:
+  """Variables with which programs compile fast, once for all documents and notebooks.
+
+  They take four steps of a small network: compiling takes longer than computing.
+  """
+  fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  return {
+    "XLA_FLAGS": fast, "CXRJAX_DOCS_XLA": fast, "CXRJAX_CACHE": str(shared / "cache"),
+    "JAX_COMPILATION_CACHE_DIR": str(shared / "cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 class World:
@@ -124,14 +136,11 @@ class World:
       fcntl.flock(handle, fcntl.LOCK_EX)
       if not self.radiographs.exists():
         radiographs(shared / "unready").rename(self.radiographs)
-    # Four steps of a small network: compiling takes longer than computing.
-    compiling = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    self.environment = os.environ | {
-      "XLA_FLAGS": compiling, "CXRJAX_DOCS_XLA": compiling,
+    self.environment = os.environ | compiling(shared) | {
       "PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "JAX_PLATFORMS": "cpu",
       "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
       "PYTHONDONTWRITEBYTECODE": "1", "CXRJAX_DOCS_SHARED": str(shared),
-      "CXRJAX_CACHE": str(shared / "cache"), "REPOSITORY": "https://example.org/cxrjax.git"}
+      "REPOSITORY": "https://example.org/cxrjax.git"}
 
   def run(self, block: Block) -> None:
     """Runs a block to its end; an AssertionError says where it stands and what it said."""

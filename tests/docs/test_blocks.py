@@ -1,7 +1,6 @@
 """Every code block of README, CONTRIBUTING and docs runs."""
 
 import collections
-import os
 import re
 
 import pytest
@@ -13,13 +12,6 @@ NOT_RUN = {
   "docs/weights.md": ["needs a file of weights"],
   "docs/how-to/multi-host.md": ["needs two machines", "needs a cluster", "needs a TPU pod"],
 }
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-  """One folder for all workers of a test run: a command is run once."""
-  base = tmp_path_factory.getbasetemp()
-  return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "documents"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(REPOSITORY)))

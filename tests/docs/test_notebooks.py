@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+from documents import compiling
 from small import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "colabs").glob("*.ipynb"))
@@ -17,16 +18,15 @@ def cells(path, kind):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs(path, tmp_path, monkeypatch):
+def test_a_notebook_runs(path, tmp_path, monkeypatch, shared):
   nbclient = pytest.importorskip("nbclient")
   import nbformat
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   for name, value in {
-      "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "CXRJAX_NOTEBOOK_RECIPE": TINY,
-      "PYDEVD_DISABLE_FILE_VALIDATION": "1", "IPYTHONDIR": str(tmp_path / "ipython"),
-      "XLA_FLAGS": "--xla_backend_optimization_level=0"
-                   " --xla_llvm_disable_expensive_passes=true"}.items():
+      **compiling(shared), "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu",
+      "CXRJAX_NOTEBOOK_RECIPE": TINY, "IPYTHONDIR": str(tmp_path / "ipython"),
+      "PYDEVD_DISABLE_FILE_VALIDATION": "1"}.items():
     monkeypatch.setenv(name, value)
   nbclient.NotebookClient(
     notebook, timeout=300, kernel_name="python3",
