@@ -121,6 +121,19 @@ TERMS: tuple[tuple[str, str, str], ...] = (
     "chance.",
     r"\bseeds?\b"),
   (
+    "Attention, rollout",
+    "How much the network's summary of a radiograph draws from each of its patches, in the last "
+    "layer or (rollout) followed through all layers. Vision transformers only.",
+    "attention|rollout"),
+  (
+    "Grad-CAM",
+    "The places whose features, made stronger, would raise the score of a class most.",
+    ""),
+  (
+    "Occlusion",
+    "How much the score of a class falls when a place is covered.",
+    ""),
+  (
     "FLOP",
     "One addition or multiplication of the network; a measure of cost that does not depend on the"
     " machine.",
