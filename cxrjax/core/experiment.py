@@ -171,6 +171,12 @@ def base(o: ConfigDict) -> ConfigDict:
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
   config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}
   config.health = {"patience": 5, "grace": "20 %"}
+  # At the end, for the page: maps over some test images, and how much of those of more lies on
+  # lungs. It changes no result, and may be changed between parts of a run.
+  config.explain = {
+    "images": 2 if o.tiny else 6, "lungs": 0 if o.tiny else 256,
+    "methods": "attention" if o.tiny else "auto",  # or names, attention+gradcam
+  }
   config.evals = {}
   labelled = o.data if o.eval_data == "same" else o.eval_data
   pool_or_folder = "+" in labelled or labelled.startswith("folder:")

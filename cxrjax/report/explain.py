@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cxrjax.report import pictures, words
 from cxrjax.report.html import Html, el
-from cxrjax.report.run import lookup, number
+from cxrjax.report.run import Run, lookup, number
 
 Facts = Mapping[str, Any]
 NAMES = {
@@ -152,3 +152,72 @@ MEANING = (
   "image it is 1 for a map that knows nothing of the lungs. Pointing game: the share of images "
   "whose largest value lies on the lungs. IoU: of the lungs and the fifth of the pixels with the "
   "largest values. Means over images; in brackets, 95 % intervals from a bootstrap over patients.")
+
+
+HEADS_SHOWN, RADIOGRAPHS = 12, 6
+
+
+def section(run: Run) -> Html | None:
+  """Of one run: maps over test images, heads by themselves, lung scores where there are masks."""
+  arrays = run.arrays("attention")
+  image, attn = arrays.get("image"), arrays.get("attn")
+  if attn is not None and (attn.ndim != 4 or not attn.size):
+    attn = None
+  made = {"attention": attn.mean(1)} if attn is not None else {}
+  made |= {m: arrays[m] for m in NAMES if m in arrays and arrays[m].size}
+  if image is None or not made or not len(image):
+    return None
+  n = min(RADIOGRAPHS, len(image), *(len(m) for m in made.values()))
+  scaled = {m: scale(m, own[:n])[0] for m, own in made.items()}
+  masks, targets = arrays.get("mask"), arrays.get("target")
+  labels = arrays.get("label", np.array([""] * n))
+  rows = []
+  for i in range(n):
+    label = str(labels[i]) if i < len(labels) else ""
+    mask = masks[i] if masks is not None else None
+    plain = pictures.gray(image[i])
+    name = label or f"radiograph {i + 1}"
+    first = el("figure", pictures.picture(outlined(plain, mask), name, 288),
+               el("figcaption", name))
+    drawn = [(NAMES[m] + (f", for {targets[i]}" if targets is not None and m not in OF_ATTENTION
+                          else ""), s.maps[i]) for m, s in scaled.items()]
+    rows.append(el("div", el("div", first, figures(plain, drawn, mask, 288), cls="maps bare"),
+                   _heads(run, arrays, i) if attn is not None else None, cls="looked"))
+  head = run.fact("look", "head")
+  said = el("p", f"The run has no classes of its own: {head} stands in for them.",
+            cls="note") if head and set(made) - set(OF_ATTENTION) else None
+  return el("div", _on_lungs(run), note(list(made), True, masks is not None), said, scales(scaled),
+            rows)
+
+
+def _heads(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
+  """Attention of the last blocks, head by head, one pixel a patch."""
+  last = number(run.fact("look", "blocks"))
+  parts = []
+  for key, back in (("attn", 0), ("attn_before", 1)):
+    if key not in arrays:
+      continue
+    (of,) = (s.maps for s in scale("attention", arrays[key][i]))
+    where = f"Block {last - back:.0f}" if np.isfinite(last) and last else "Last block"
+    parts.append(el("div", el("p", f"{where}, head by head", cls="note"), el("div", [
+      el("figure", pictures.heat_map(heat, f"{where}, head {h + 1}"),
+         el("figcaption", f"head {h + 1}")) for h, heat in enumerate(of[:HEADS_SHOWN])],
+      cls="heads thumbs")))
+  return el("div", parts, cls="blocks")
+
+
+def _on_lungs(run: Run) -> Html | None:
+  """Lung scores in words and as a table."""
+  found = run.fact("look", "lungs")
+  if not isinstance(found, Mapping) or not found:
+    return None
+  of = {m: found[m]["all"] for m in NAMES if m in found}
+  n, whole = run.fact("look", "masked"), run.fact("look", "of_masked")
+  method = next(m for m in ("gradcam", "attention", *of) if m in of)
+  ratio, inside = (number(lookup(of, method, k, "value")) for k in ("energy_ratio", "energy"))
+  text = [el("b", f"{100 * inside:.0f} %"), f" of {NAMES[method]}'s energy lies on the lungs, ",
+          el("b", f"{ratio:.2f} times"), " their share of the image."] if np.isfinite(ratio) else []
+  some = f" of {whole:,}" if isinstance(whole, int) and whole > n else ""
+  scored = (f"{n:,}{some} test images that have a lung mask, which is the data set's. ")
+  return el("div", el("p", text) if text else None, score_table(of),
+            el("p", "Of ", scored, MEANING, cls="note"))

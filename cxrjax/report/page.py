@@ -14,11 +14,13 @@ from cxrjax.report import (
   card,
   classes,
   decisions,
+  explain,
   facts,
   features,
   masks,
   results,
   sections,
+  terms,
   words,
 )
 from cxrjax.report import run as runs
@@ -61,14 +63,14 @@ def render(run: runs.Run) -> str:
   body = [
     ("results", "Results", "", _results),
     ("masks", "Lung masks", "", masks.section),
-    ("curves", "Learning", "Training metrics; a pale band shows the range where points are "
-     "averaged.", sections.learning),
+    ("attention", "Where it looks", "", explain.section),
+    ("features", "What the features hold", "", features.section),
+    ("data", "Data and splits", "", facts.data),
+    ("curves", "Learning", "How training went, step by step; a pale band shows the range where "
+     "points are averaged.", sections.learning),
     ("schedules", "Schedules", "", sections.schedules),
     ("views", "What a batch sees", "Each row: a radiograph, and the random crops made of it in "
      "one training step.", sections.views),
-    ("attention", "Attention over radiographs", "", sections.attention),
-    ("features", "What the features hold", "", features.section),
-    ("data", "Data and splits", "", facts.data),
     ("speed", "Speed and size", "", sections.speed),
     ("again", "Run it again", "", sections.again),
   ]
@@ -90,6 +92,9 @@ def document(
     made: key, name and content of each section; those without content are left out.
   """
   made = [(key, name, html) for key, name, html in made if html]
+  if explained := terms.section("".join([el("p", opening), *(html for *_, html in made)])):
+    name = "What the words mean"
+    made.append(("terms", name, el("section", el("h2", name), explained, id="terms")))
   links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made],
              aria_label="Sections")
   header = el("header", el("p", kicker, cls="kicker"), el("h1", title), opening,
@@ -134,7 +139,8 @@ def _results(run: runs.Run) -> Html | None:
   several = run.evaluators()
   for name in several:
     own = run.only(name)
-    parts.append(el("div", el("h3", name) if len(several) > 1 else None, results.table(own),
+    title = el("h3", about.images_named(name)) if len(several) > 1 else None
+    parts.append(el("div", title, results.table(own),
                     guard(decisions.decisions, own), guard(classes.calibration, own),
                     guard(classes.subgroups, own), results.over_time(own), cls="evaluator"))
   return el("div", parts)

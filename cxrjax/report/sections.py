@@ -36,7 +36,7 @@ CROPS_CALLED = {
   "global": ("large crop", "large crops"), "local": ("small crop", "small crops"),
   "global_mask": ("lung mask", "lung masks"), "patches": ("puzzle piece", "puzzle pieces"),
   "rotated": ("turned crop", "turned crops"), "source": ("radiograph", "radiographs")}
-HEADS_SHOWN, RADIOGRAPHS, VIEWS, CROPS = 12, 6, 4, 12
+VIEWS, CROPS = 4, 12
 
 
 def learning(run: Run) -> Html | None:
@@ -202,48 +202,6 @@ def _crop(name: str) -> tuple[str, str]:
   """What a kind of view is called: one, several."""
   plain = name.replace("_", " ")
   return CROPS_CALLED.get(name, (f"{plain} crop", f"{plain} crops"))
-
-
-def attention(run: Run) -> Html | None:
-  """The last layer's attention of the class token, mean of the heads and each head."""
-  arrays = run.arrays("attention")
-  image, attn = arrays.get("image"), arrays.get("attn")
-  if image is None or attn is None or attn.ndim != 4 or not len(attn) or not attn.size:
-    return None
-  n, heads = min(len(image), len(attn), RADIOGRAPHS), attn.shape[1]
-  if not n:
-    return None
-  labels = arrays.get("label", np.array([""] * n))
-  maps = np.nan_to_num(attn[:n].astype(np.float64))
-  # In units of what a patch would get if all patches got the same.
-  maps = maps / np.maximum(maps.mean((2, 3), keepdims=True), 1e-12)
-  mean = maps.mean(1)
-  # At least 2, or the noise of nearly uniform attention would look like a finding.
-  top_mean, top_head = (max(float(np.percentile(m, 99.5)), 2.0) for m in (mean, maps))
-  rows = []
-  for i in range(n):
-    label = str(labels[i]) if i < len(labels) else ""
-    plain = pictures.gray(image[i])
-    pair = [
-      el("figure", pictures.picture(plain, f"radiograph {i + 1} {label}".strip(), 288),
-         el("figcaption", label or f"radiograph {i + 1}")),
-      el("figure", pictures.picture(
-        pictures.overlay(plain, mean[i] / top_mean), "attention, mean of the heads", 288),
-         el("figcaption", f"mean of {words.count(heads, 'head')}"))]
-    each = [el("figure", pictures.heat_map(maps[i, h] / top_head, f"attention of head {h + 1}"),
-               el("figcaption", f"head {h + 1}"))
-            for h in range(min(heads, HEADS_SHOWN))]
-    rows.append(el("div", el("div", pair, cls="pair"),
-                   el("div", each, cls=f"heads {_two_rows(each)}"), cls="attention"))
-  unit = "\N{MULTIPLICATION SIGN} uniform attention"
-  scales = el("div", el("span", "Mean of heads"),
-              pictures.colour_bar("0", f"{top_mean:.1f}", unit),
-              el("span", "Single heads"), pictures.colour_bar("0", f"{top_head:.1f}", unit),
-              cls="scales")
-  note = el("p", "Attention of the class token to the patches in the last layer; 1 is what each "
-            "patch gets when all get the same. It shows where information comes from, not why a "
-            "decision was taken.", cls="note")
-  return el("div", note, scales, rows)
 
 
 def _two_rows(items: list[Html]) -> str:

@@ -196,8 +196,10 @@ def _head(
   rows = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
   images = load_images(source, like.size, fit=like.fit, bits=like.bits, window=like.window,
                        cache_dir=config["data"]["cache_dir"] or None, indices=rows, progress=False)
-  head = look.probe(
-    network.run.encoder, network.params["encoder"], images, network.mean, network.std)
+  def encode(params: Params, x: Any) -> Any:
+    return network.run.encoder.encode(params, x).cls
+
+  head = look.probe(encode, network.params["encoder"], images, network.mean, network.std)
   if head is None:
     notes.append(f"{name} has no classes, and {source.info.name} no labels to fit a probe to")
     return None, (), ""

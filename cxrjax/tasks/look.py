@@ -1,27 +1,166 @@
-"""What a run's network looks at, for its page: maps over test images, and their lung scores."""
+"""What a run's network sees and looks at, for its page: views, maps, lung scores."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int64
 
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
 from cxrjax.data.images import Images
-from cxrjax.evals import features, linear
+from cxrjax.evals import features, linear, lungs, parts
+from cxrjax.evals.embedding import findings
+from cxrjax.explain import attention, maps
 from cxrjax.explain.maps import Head
 from cxrjax.models.module import Params
+from cxrjax.report.writer import Writer
+from cxrjax.training import sharding
+
+DEFAULT = {"images": 6, "methods": "auto", "lungs": 256}  # `config.explain`
+PROBED = 1000  # training images that a probe is fitted to, at most
+FORWARDS = 10  # passes of the network that all maps of an image cost, about, but for occlusion
+WINDOWS = 225  # and those of occlusion
+# Operations that maps may cost where there is no accelerator, a few seconds each: of those that are
+# scored, and of occlusion.
+SCORED, HIDDEN = 2e11, 5e10
+LEAST = 24  # images that are scored, where there are so many
+
+
+def views(run: Any) -> dict[str, np.ndarray]:
+  """The first batch's views, for the report, as gray levels."""
+  def first(data: Any, batch: Any) -> Any:
+    batch = run.trainer.fetch(data, batch)
+    return batch["image"], run.trainer.views(batch, run.trainer.step_key(jnp.int32(0), 0))
+  source, views = jax.jit(first)(run.loader.data, run.loader[0])
+  source, views = sharding.to_host((source, dict(views)))
+  count = min(4, source.shape[0])
+
+  def gray(x: np.ndarray) -> np.ndarray:
+    x = x[:, :count, ..., 0]
+    if x.dtype == np.bool_:  # a mask
+      return np.where(x, np.uint8(255), np.uint8(0))
+    x = x * run.recipe.std + run.recipe.mean
+    return np.clip(x * 255 + 0.5, 0, 255).astype(np.uint8)
+
+  if source.dtype != np.uint8:  # windowed from 16 bits: 0..1
+    source = np.clip(source * 255 + 0.5, 0, 255).astype(np.uint8)
+  return {"source": source[:count, ..., 0],
+          **{name: gray(v) for name, v in views.items() if v.ndim == 5}}
+
+
+def write(run: Any, state: Any, writer: Writer) -> list[str]:
+  """Writes maps over some test images, and lung scores of more where there are masks.
+
+  Attention (of the last two blocks, head by head, and rolled out) where the network has it; of
+  classes Grad-CAM, Grad-CAM++ and, where it is cheap, occlusion. Classes are a classifier's own, or
+  those of a linear probe on training images, which is said. They are not judged: nothing here
+  decides anything.
+
+  Args:
+    run: of `tasks.train`. Every process must call.
+    state: whose network it is.
+    writer: of the run; arrays `attention` and facts `look`.
+
+  Returns:
+    What to tell of lungs, a line for each method.
+
+  Raises:
+    UserError: `config.explain.methods` names none.
+  """
+  wanted = DEFAULT | dict(run.config.get("explain") or {})
+  asked = _asked(wanted["methods"])
+  name = _evaluator(run)
+  if name is None or wanted["images"] < 1:
+    return []
+  began = time.perf_counter()
+  evaluator, data = run.evaluators[name], run.eval_data[name]
+  classes = asked is None or bool(set(asked) & set(maps.OF_CLASSES))
+  params, head, about = _network(run, state, evaluator, data if classes else None)
+  methods = [m for m in maps.methods_for(run.encoder, head is not None)
+             if asked is None or m in asked]
+  key, rows = data.rows["test"]
+  images = data.images[key].take(rows)
+  cost = _cost(run.encoder, images)
+  if asked is None and not cost * wanted["images"] * WINDOWS < HIDDEN and "occlusion" in methods:
+    methods.remove("occlusion")
+  if not methods:
+    return []
+  shown = chosen(images, wanted["images"])
+  most = wanted["lungs"] if not _on_cpu() else min(
+    wanted["lungs"], max(LEAST, int(SCORED / (FORWARDS * cost))))
+  masked = lungs.with_masks(images, most) if wanted["lungs"] else np.zeros(0, np.int64)
+  options = {"head": head, "mean": evaluator.mean, "std": evaluator.std}
+  arrays, scores = _drawn(run.encoder, params, images.take(shown), methods, options)
+  arrays |= {"label": np.asarray(findings(np.asarray(images.labels)[shown], images.info.classes))}
+  if head is not None and "target" in arrays:
+    arrays["target"] = np.asarray(about["classes"])[arrays["target"]]
+  for method in [m for m in methods if m != "occlusion"] if len(masked) else ():
+    part = images.take(masked)
+    seen = lungs.look(method, run.encoder, params, part, **options)
+    scores[method] = lungs.summary(
+      seen.scores, part.patients, np.asarray(part.labels), part.info.classes)
+  writer.arrays("attention", **arrays)
+  writer.facts(look={
+    "evaluator": name, "methods": methods, "head": about.get("said", ""),
+    "reads": "patches" if getattr(run.encoder, "pool", "") == "mean" else "class token",
+    "blocks": getattr(run.encoder, "blocks", 0), "lungs": scores,
+    "masked": len(masked), "of_masked": len(lungs.with_masks(images)),
+    "seconds": time.perf_counter() - began})
+  return _told(scores, len(masked))
+
+
+def _asked(text: str) -> list[str] | None:
+  """Names of methods; None for all."""
+  if text == "auto":
+    return None
+  asked = [m for m in text.split("+") if m]
+  for m in asked:
+    if m not in maps.METHODS:
+      raise UserError(f"config.explain.methods={text!r}: {m!r} is not known"
+                      f"{suggest(m, maps.METHODS)}")
+  return asked
+
+
+def _evaluator(run: Any) -> str | None:
+  """That of labelled test images, or the first that has images to show."""
+  named = [n for n, d in run.eval_data.items() if isinstance(d, parts.Data)
+           and len(run.evaluators[n].examples(d, 1)[0])]
+  return next((n for n in named if "train" in run.eval_data[n].rows), next(iter(named), None))
+
+
+def _network(
+    run: Any, state: Any, evaluator: Any, data: parts.Data | None,
+) -> tuple[Params, Head | None, dict[str, Any]]:
+  """The encoder's parameters, on the host; a head, where `data` asks for one; and what it is."""
+  method = run.method
+  if getattr(evaluator, "judges", "features") == "predictions":
+    params = sharding.to_host(method.network_params(state["params"], state["extra"]))
+    head = Head(params["head"]["kernel"], params["head"]["bias"])
+    return params["encoder"], head, {"said": "", "classes": list(method.labels.classes)}
+  params = sharding.to_host(method.encoder_params(state["params"], state["extra"]))
+  if data is None or "train" not in data.rows:
+    return params, None, {}
+  key, rows = data.rows["train"]
+  rows = rows[np.linspace(0, len(rows) - 1, min(PROBED, len(rows))).astype(int)]
+  head = probe(run.encode, params, data.images[key].take(rows), evaluator.mean, evaluator.std,
+               min(evaluator.batch, max(len(images) for images in data.images.values())))
+  said = f"a linear probe on the frozen features of {len(rows):,} training images"
+  return params, head, {"said": said, "classes": list(data.classes)}
 
 
 def probe(
-    network: Any, params: Params, images: Images, mean: float, std: float) -> Head | None:
+    encode: features.Encode, params: Params, images: Images, mean: float, std: float,
+    batch: int = 64) -> Head | None:
   """A linear probe's logits as a head on the features; None without labels of two kinds."""
-  def encode(params: Params, x: Any) -> Any:
-    return network.encode(params, x).cls
-
   if not len(images.info.classes):
     return None
-  x = features.extract(encode, params, images, mean=mean, std=std)
+  x = features.extract(encode, params, images, mean=mean, std=std, batch=batch)
   labels = np.asarray(images.labels)
   if not np.isfinite(x).all() or not np.isfinite(labels).any():
     return None
@@ -29,12 +168,13 @@ def probe(
   if not fitted.fitted.any():
     return None
   kernel = fitted.weight / fitted.scale[:, None]
+  # A class that no training image teaches is never the largest.
   bias = np.where(fitted.fitted, fitted.bias - fitted.centre @ kernel, -np.inf)
   return Head(kernel.astype(np.float32), bias.astype(np.float32))
 
 
 def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
-  """Images of every class in turn, without labels at even steps."""
+  """Images to show: of every class in turn; without labels at even steps."""
   labels = np.asarray(images.labels)
   of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
   order = [of[i] for i in range(count) for of in of_class if i < len(of)]
@@ -43,3 +183,45 @@ def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
   return np.array(list(dict.fromkeys(order))[:count], np.int64)
 
 
+def _drawn(
+    network: Any, params: Params, images: Images, methods: list[str],
+    options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The maps of the images shown."""
+  arrays: dict[str, np.ndarray] = {"image": images.gray(slice(None))[..., 0]}
+  if images.masks is not None:
+    arrays["mask"] = np.asarray(images.masks)[..., 0] > 0
+  for method in methods:
+    if method == "attention":
+      x = lungs.normalised(images, options["mean"], options["std"])
+      look = jax.jit(attention.heads, static_argnums=(0, 3))
+      arrays["attn"] = np.asarray(look(network, params, x, -1))
+      if network.blocks > 1:
+        arrays["attn_before"] = np.asarray(look(network, params, x, -2))
+      continue
+    seen = lungs.look(method, network, params, images, **options)
+    arrays[method] = seen.maps
+    if method in maps.OF_CLASSES:
+      arrays["target"] = seen.target
+  return arrays, {}
+
+
+def _cost(network: Any, images: Images) -> float:
+  """Operations of one image's forward pass."""
+  return float(network.flops((*images.pixels.shape[1:3], 1)))
+
+
+def _on_cpu() -> bool:
+  return jax.default_backend() == "cpu"
+
+
+def _told(scores: Mapping[str, Any], n: int) -> list[str]:
+  """Energy on the lungs over their share of the image."""
+  if not scores:
+    return []
+  said = [f"lungs     where the maps of {n} test images lie; 1 by chance"]
+  for method, of in scores.items():
+    e = of["all"]["energy_ratio"]
+    if e["value"] is not None:
+      bounds = "" if e["low"] is None else f" ({e['low']:.2f}-{e['high']:.2f})"
+      said.append(f"          {method} {e['value']:.2f}{bounds}")
+  return said

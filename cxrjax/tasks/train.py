@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -25,14 +24,13 @@ from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
 from cxrjax.evals.parts import Data
-from cxrjax.explain import attention
 from cxrjax.methods.base import Labels
 from cxrjax.models.cnn import Cnn
 from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
 from cxrjax.report.writer import Writer
-from cxrjax.tasks import guard, look_features, masks, start
+from cxrjax.tasks import guard, look, look_features, masks, start
 from cxrjax.training import sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.checkpoint import Checkpoints
@@ -245,28 +243,6 @@ def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
   return "\n".join(lines)
 
 
-def _views(run: Run) -> dict[str, np.ndarray]:
-  """The first batch's views, for the report, as gray levels."""
-  def look(data: Any, batch: Any) -> Any:
-    batch = run.trainer.fetch(data, batch)
-    return batch["image"], run.trainer.views(batch, run.trainer.step_key(jnp.int32(0), 0))
-  source, views = jax.jit(look)(run.loader.data, run.loader[0])
-  source, views = sharding.to_host((source, dict(views)))
-  count = min(4, source.shape[0])
-
-  def gray(x: np.ndarray) -> np.ndarray:
-    x = x[:, :count, ..., 0]
-    if x.dtype == np.bool_:  # a mask
-      return np.where(x, np.uint8(255), np.uint8(0))
-    x = x * run.recipe.std + run.recipe.mean
-    return np.clip(x * 255 + 0.5, 0, 255).astype(np.uint8)
-
-  if source.dtype != np.uint8:  # windowed from 16 bits: 0..1
-    source = np.clip(source * 255 + 0.5, 0, 255).astype(np.uint8)
-  return {"source": source[:count, ..., 0],
-          **{name: gray(v) for name, v in views.items() if v.ndim == 5}}
-
-
 def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
   """Those that judge the run as it goes."""
   def evaluation(name: str, evaluator: Any) -> Evaluation:
@@ -320,21 +296,6 @@ def _floors(run: Run, writer: Writer) -> None:
     _record(writer, 0, 0.0, name, "floor", evaluator.floor(run.eval_data[name]))
 
 
-def _attention(run: Run, outcome: Outcome, count: int = 6) -> dict[str, np.ndarray] | None:
-  """Last-layer attention over test images of every class in turn."""
-  params = sharding.to_host(
-    run.method.encoder_params(outcome.state["params"], outcome.state["extra"]))
-  if not run.evaluators or not hasattr(run.encoder, "patch_size"):
-    return None
-  name, evaluator = next(iter(run.evaluators.items()))
-  pixels, labels = evaluator.examples(run.eval_data[name], count)
-  if not len(pixels):
-    return None
-  x = (pixels.astype(np.float32) / 255 - evaluator.mean) / evaluator.std
-  attn = jax.jit(functools.partial(attention.heads, run.encoder))(params, jnp.asarray(x))
-  return {"image": pixels[..., 0], "attn": np.asarray(attn), "label": np.asarray(labels)}
-
-
 def now() -> str:
   return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -365,7 +326,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       guard.remember(run.source, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["checkpoint"]["keep"])
     try:
-      writer.arrays("views", **_views(run))
+      writer.arrays("views", **look.views(run))
       _floors(run, writer)
       health = config["health"]
       outcome = train(
@@ -379,9 +340,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       state = _judge_chosen(run, writer, checkpoints, outcome)
       if not outcome.stopped:
         look_features.write(run, state, writer)
-      attention = _attention(run, outcome)
-      if attention:
-        writer.arrays("attention", **attention)
+        for line in look.write(run, state, writer):
+          say(line)
       status = f"stopped: {signal.Signals(outcome.stopped).name}" if outcome.stopped else "finished"
       writer.facts(status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks,
                    memory=peak())

@@ -45,11 +45,14 @@ def locked(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
     yield
 
 
+DRAWN = {"explain"}  # parts of a config that change no result
+
+
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> list[str]:
-  """`config.a.b: 1 -> 2` for every key in which two nested configs differ."""
+  """`config.a.b: 1 -> 2` for every key in which two nested configs differ, but for `DRAWN`."""
   found = []
-  for key in sorted(set(old) | set(new)):
+  for key in sorted((set(old) | set(new)) - (DRAWN if prefix == "config" else set())):
     name = f"{prefix}.{key}"
     if key not in new:
       found.append(f"{name}: {old[key]!r} -> (absent)")

@@ -10,8 +10,8 @@ from cxrjax.core.errors import UserError
 from cxrjax.report import page
 from cxrjax.report.writer import Writer
 
-SECTIONS = ["results", "curves", "schedules", "views", "attention", "features", "data", "speed",
-            "again"]
+SECTIONS = ["results", "attention", "features", "data", "curves", "schedules", "views", "speed",
+            "again", "terms"]
 HOSTILE = '</code><script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
@@ -53,8 +53,9 @@ def test_a_finished_run(workdir):
   assert "python -m cxrjax.main --config=configs/dino.py:paper" in words
   assert "1 value not finite" in words  # the NaN in the loss
   assert "2 images were skipped" in words and "one gray level" in words
-  assert all(x in words for x in ("radiograph", "global 1", "global 2", "local 8", "head 6"))
-  assert parsed.images == 4 * (1 + 2 + 8) + 4 * (2 + 6) + 2 + 4 * (1 + 5) + 4 * 2
+  assert all(x in words for x in ("radiograph", "large crop 1", "large crop 2", "small crop 8",
+                                 "head 6"))
+  assert parsed.images == 4 * (1 + 2 + 8) + 4 * (2 + 6) + 1 + 4 * (1 + 5) + 4 * 2
   assert "<title>" in (workdir / "report.html").read_text()
 
 
