@@ -49,7 +49,7 @@ def render(run: Run) -> str:
   parts: list[tuple[str, Callable[[Run], list[str]]]] = [
     ("", _opening), ("Model", _model), ("Intended use", _uses), ("Training data", _training),
     ("Test data", _judging), ("Results", _results), ("Subgroups", _subgroups),
-    ("Limits", _limits), ("How to repeat it", _again)]
+    ("Where it looks", _looks), ("Limits", _limits), ("How to repeat it", _again)]
   blocks = _guard(_front, run, ["---\nlibrary_name: cxrjax\n---"])
   for name, make in parts:
     found = _guard(make, run)
@@ -99,8 +99,9 @@ def _front(run: Run) -> list[str]:
 
 def _scores(run: Run) -> Iterable[tuple[str, list[tuple[str, float]]]]:
   """For every evaluator its data set and the metrics that the hub has a name for."""
-  for evaluator in run.evaluators():
-    own = run.only(evaluator).latest().get(TRAINED, {})
+  chosen = run.fact("chosen", "evaluators")  # what chose the checkpoint flatters it
+  for evaluator in chosen if isinstance(chosen, list) and chosen else run.evaluators():
+    own = run.only(str(evaluator)).latest().get(TRAINED, {})
     names = results.headline({TRAINED: own}) if kind(run) == "encoder" else sort_metrics(set(own))
     values = [(m, own[m].value) for m in names if words.parts(m)[1] in TYPES
               and not words.parts(m)[2] and math.isfinite(own[m].value)]
@@ -263,6 +264,24 @@ def _subgroups(run: Run) -> list[str]:
   return found
 
 
+def _looks(run: Run) -> list[str]:
+  """How much of its maps lies on the lungs, and what its features hold beside the label."""
+  found = []
+  scores = run.fact("look", "lungs")
+  for method, of in scores.items() if isinstance(scores, Mapping) else ():
+    ratio = classes.estimate(lookup(of, "all", "energy_ratio"))
+    if math.isfinite(ratio.value):
+      found.append(f"{method}: the map lies on the lungs {words.estimate(ratio)} times as much as "
+                   "a map that knows nothing of them")
+  shared = run.fact("features", "shared")
+  for row in shared if isinstance(shared, list) else ():
+    share, chance = classes.estimate(row), number(lookup(row, "chance"))
+    if math.isfinite(share.value) and math.isfinite(chance):
+      found.append(f"{row.get('by')}: the nearest training images share it in "
+                   f"{words.estimate(share)}, by chance in {words.decimal(chance)}")
+  return ["\n".join(f"- {_text(text)}" for text in found)] if found else []
+
+
 def _limits(run: Run) -> list[str]:
   """What the facts say the numbers do not show."""
   said = []
@@ -287,6 +306,12 @@ def _limits(run: Run) -> list[str]:
   said.append("Intervals speak of other patients of the same kind as the test images', not of "
               "another training run, another hospital or another year.")
   said.append("Labels are taken as they are published; wrong ones count as errors of the network.")
+  shared = run.fact("features", "shared")
+  held = [str(row["by"]) for row in shared if row.get("by") != "label" and number(
+    row.get("low")) > number(row.get("chance"))] if isinstance(shared, list) else []
+  if held:
+    said.append(f"Features hold the {words.listing(held)} as well (neighbours share it more often "
+                "than by chance): a classifier on them may lean on it.")
   if classes.called(run):
     said.append("Probabilities and thresholds fit the share of findings in the validation images; "
                 "where findings are rarer or more frequent, they mislead.")

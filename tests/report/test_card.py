@@ -11,8 +11,8 @@ import yaml
 from cxrjax.report import card, page, run
 from cxrjax.report.writer import Writer
 
-SECTIONS = ["Model", "Intended use", "Training data", "Test data", "Results", "Limits",
-            "How to repeat it"]
+SECTIONS = ["Model", "Intended use", "Training data", "Test data", "Results", "Where it looks",
+            "Limits", "How to repeat it"]
 
 
 def read(workdir):
@@ -55,6 +55,9 @@ def test_a_pretraining(small):
   assert "python -m cxrjax.main --config=configs/dino.py:paper" in text
   assert "b9d1" * 4 in text and "77aa" * 4 in text  # fingerprints
   assert "2 images could not be used" in text
+  # Neighbours share the site more often than by chance; the label is what they should share.
+  assert "site: the nearest training images share it in 0.840 (0.810" in text
+  assert "Features hold the site as well" in text
 
 
 @pytest.mark.parametrize("kind, tag", [
@@ -99,6 +102,26 @@ def test_limits_follow_from_the_facts(tmp_path):
   assert "source that it was trained on only" not in text and "Patients are not known" not in text
   assert "drawn by a program" not in text
   assert "Some patients are in more than one part of test" in text
+
+
+def test_where_it_looks(small, tmp_path):
+  workdir = shutil.copytree(small, tmp_path / "run")
+  with Writer(workdir) as writer:
+    writer.facts(look={"lungs": {
+      "gradcam": {"all": {"energy_ratio": {"value": 1.8, "low": 1.6, "high": 2.0}}},
+      "rollout": {"all": {"energy_ratio": {"value": None}}}}})
+  _, text = read(workdir)
+  assert "gradcam: the map lies on the lungs 1.800 (1.600" in text and "rollout" not in text
+
+
+def test_what_chose_the_checkpoint_is_no_result_for_the_hub(tmp_path):
+  finished.classify(tmp_path, {}, 3.0, 0, method="classify")
+  with Writer(tmp_path) as writer:
+    writer.results(5, 0.2, "validation", "trained", {"auroc": 0.999})
+    writer.facts(data={"validation": {"name": "phantom", "split": "val"}})
+  front, text = read(tmp_path)
+  assert [r["dataset"]["name"] for r in front["model-index"][0]["results"]] == ["phantom"]
+  assert "0.999" in text
 
 
 def test_a_run_that_did_not_end_says_so(small, tmp_path):
