@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -58,13 +58,14 @@ class Work:
       function = network.outputs_and_features if embed else network.outputs
     self._steps = [(network, function), *([(lungs, lungs.outputs)] if lungs is not None else [])]
 
-  def run(self, images: Given, rows: Iterable[int], batch_size: int = 64) -> Iterator[Predictions]:
+  def run(self, images: Given, rows: Sequence[int], batch_size: int = 64) -> Iterator[Predictions]:
     """Predictions batch by batch, in the order of `rows`; decoding runs ahead in threads.
 
     Args:
       images: where they are.
       rows: which of them.
-      batch_size: images a dispatch.
+      batch_size: images a dispatch; fewer where there are not so many, in powers of two, so that
+        there are few shapes to compile.
 
     Raises:
       UserError: no batch size.
@@ -72,7 +73,7 @@ class Work:
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} must be at least 1")
     mesh = sharding.make_mesh() if jax.device_count() > 1 else None
-    size = features.batch_size(batch_size, mesh)
+    size = features.batch_size(min(batch_size, 1 << (len(rows) - 1).bit_length()), mesh)
     looks = [network.look() for network, _ in self._steps]
     if self._overlays:
       looks.append(Look(SHOWN, "squash", 8, looks[0].window))

@@ -98,7 +98,7 @@ def predict(
   if overlays == AUTO:
     overlays = "gradcam" if network.kind == "classifier" else "attention"
   work = Work(network, embed=embed, lungs=drawer, overlays=overlays)
-  images = Files(paths)
+  images = Files(paths, without=out)
   for line in (*describe(network, workdir), *images.notes):
     say(line)
   folder = pathlib.Path(out).expanduser()
@@ -119,7 +119,8 @@ def predict(
           journal.add(part)
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
-      journal.finish(kind == "parquet", images_per_second=round(len(rows) / seconds, 1))
+      journal.finish(kind == "parquet", images_per_second=round(len(rows) / seconds, 1),
+                     run=str(network.run.workdir), calibrated=bool(network.judged))
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
   for line in summary(journal, len(rows), seconds):
@@ -191,6 +192,9 @@ def run() -> None:
   except UserError as error:
     sys.stderr.write(f"error: {error}\n")
     sys.exit(2)
+  except KeyboardInterrupt:
+    sys.stderr.write("stopped; the same command goes on\n")
+    sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -48,12 +48,15 @@ class Files:
   Args:
     paths: of files, folders and zips.
     cache_dir: where the index of a folder is remembered.
+    without: a folder whose images are left out, for what is written while others are read.
 
   Raises:
     UserError: nothing is given, there is no such file or folder, or there is no image in it.
   """
 
-  def __init__(self, paths: Iterable[str | os.PathLike[str]], cache_dir: str | None = None):
+  def __init__(
+      self, paths: Iterable[str | os.PathLike[str]], cache_dir: str | None = None,
+      without: str | os.PathLike[str] | None = None):
     given = list(dict.fromkeys(os.fspath(p) for p in paths))
     if not given:
       raise UserError("no images are given; name files or folders")
@@ -69,7 +72,7 @@ class Files:
         index = folder_index.Index(found, cache_dir)
         self.notes += index.notes
         before = "" if len(given) == 1 else path.rstrip("/") + "/"
-        rows = index.images.tolist()
+        rows = _outside(index, without)
         names, places = [before + index.paths[i] for i in rows], [(index, i) for i in rows]
       else:
         names, places = [path], [(None, str(found))]
@@ -116,6 +119,22 @@ class Arrays:
   def film(self, index: int) -> Film:
     array = self._arrays[index]
     return lambda at_least: Shown(array, None, array.shape[:2])
+
+
+def _outside(index: folder_index.Index, without: str | os.PathLike[str] | None) -> list[int]:
+  """The images of a folder that do not lie in another one below it."""
+  rows = index.images.tolist()
+  if without is None:
+    return rows
+  inside = os.path.relpath(os.path.realpath(os.path.expanduser(without)), index.root.resolve())
+  if inside.split(os.sep)[0] == os.pardir:
+    return rows
+  found = [row for row in rows if inside != os.curdir and not index.paths[row].startswith(
+    inside + "/")]
+  if not found:
+    raise UserError(f"no images in {index.root} beside what is written into {without}; choose "
+                    "another folder to write")
+  return found
 
 
 def open_given(images: Any, cache_dir: str | None = None) -> Given:

@@ -140,6 +140,17 @@ def test_the_exit_status_is_1_where_all_images_are_bad(tuned, tmp_path):
   assert predict.main(flags) == 1
 
 
+def test_what_is_written_is_not_read(tuned, films, tmp_path):
+  """Where the output lies below the images."""
+  (tmp_path / "in").mkdir()
+  (tmp_path / "in" / "x.png").write_bytes((films[0] / "a" / "00.png").read_bytes())
+  for _ in range(2):
+    command(tuned, tmp_path / "in", out=tmp_path / "in" / "out", lungs="runs/lungs")
+  assert [row["id"] for row in table(tmp_path / "in" / "out")] == ["x.png"]
+  with pytest.raises(UserError, match=r"beside what is written into .*; choose another folder"):
+    command(tuned, tmp_path / "in", out=tmp_path / "in")
+
+
 @pytest.mark.parametrize(("options", "message"), [
   ({"workdir": "{tmp}"}, r"--workdir='.*' holds no run"),
   ({"paths": ["{tmp}"]}, "no images in "),
