@@ -109,7 +109,7 @@ def scales(of: Mapping[str, Scaled]) -> Html:
 def note(methods: Sequence[str], classes: bool, outlined: bool) -> Html:
   """What is drawn, in words."""
   said = [f"{NAMES[m]}: {ABOUT[m]}" for m in methods]
-  key = [" ", el("i", cls="key", style=f"color: rgb{LUNGS}"), "Outline: the lung mask."]
+  key = [" ", el("i", cls="key truth"), "Outline: the lung mask."]
   return el("p", "; ".join(said) + ". The maps show where information comes from, not why a "
             "decision was taken.", key if outlined else None, cls="note")
 

@@ -108,11 +108,13 @@ def _figure(image: np.ndarray, alt: str, lines: Sequence[Any], cls: str | None =
 
 def _shared(found: Mapping[str, Any]) -> Html | None:
   """How often neighbours have the image's own label, site, age."""
-  rows = []
+  rows, held = [], []
   for row in found.get("shared") or ():
     e = Estimate(*(number(lookup(row, k)) for k in ("value", "low", "high")))
     if not math.isfinite(e.value):
       continue
+    if row.get("by") != "label" and e.low > number(row.get("chance")):
+      held.append(str(row.get("by")))
     rows.append(el("tr", el("th", NAMES.get(str(row.get("by")), str(row.get("by"))), scope="row"),
                    el("td", el("b", words.decimal(e.value)), " ",
                       el("small", f"({words.interval(e)})") if words.interval(e) else None,
@@ -120,6 +122,8 @@ def _shared(found: Mapping[str, Any]) -> Html | None:
                    el("td", words.decimal(number(row.get("chance"))), cls="num")))
   if not rows:
     return None
+  said = el("p", "The features also hold the ", el("b", words.listing(held)),
+            ": neighbours share it more often than by chance.") if held else None
   head = el("tr", el("th", "Same", scope="col"),
             el("th", "Share of neighbours", scope="col", cls="num"),
             el("th", "At random", scope="col", cls="num"))
@@ -127,7 +131,7 @@ def _shared(found: Mapping[str, Any]) -> Html | None:
           "image, the share with its own label, or of its own group; 95 % interval over patients. "
           "At random: the same for training images drawn blindly. A share of the site, sex or age "
           "above it means that the features hold these as well, which a classifier may lean on.")
-  return el("div", el("h3", "What neighbours have in common"), el("div", el(
+  return el("div", el("h3", "What neighbours have in common"), said, el("div", el(
     "table", el("thead", head), el("tbody", rows), cls="parts"), cls="scroll"),
     el("p", note, cls="note"), cls="part")
 

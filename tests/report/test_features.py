@@ -45,6 +45,17 @@ def test_says_whose_neighbours_they_are_and_marks_other_labels(tmp_path):
   assert "normal (6)" in parsed.words and "tuberculosis (6)" in parsed.words
 
 
+def test_a_site_that_neighbours_share_is_said(tmp_path):
+  write(tmp_path)
+  rows = [{"by": "label", "value": 0.75, "low": 0.7, "high": 0.8, "chance": 0.5},
+          {"by": "site", "value": 0.7, "low": 0.6, "high": 0.8, "chance": 0.5},
+          {"by": "sex", "value": 0.6, "low": 0.4, "high": 0.8, "chance": 0.5}]
+  with Writer(tmp_path) as writer:
+    writer.facts(features={"shared": rows})
+  _, parsed = drawn(tmp_path)
+  assert "The features also hold the site : neighbours share it" in parsed.words
+
+
 def test_every_test_image_is_one_point_of_every_map(tmp_path):
   write(tmp_path, n=50, names_site=np.array(["a", "b"]), group_site=np.arange(50) // 25,
         near_site=np.zeros((2, 3), int))
