@@ -35,7 +35,7 @@ def judged(run: Run, evaluator: str) -> list[Any]:
     text.append(f" its AUROC is undefined ({area.undefined})")
   else:
     text += [" its AUROC is ", el("b", words.estimate(area), cls="nowrap"),
-             " (0.5 is guessing, 1 perfect)"]
+             " (0.5 is guessing, 1 perfect)" if evaluator != "validation" else ""]
     if floor is not None and math.isfinite(floor.value):
       text += [" against ", el("span", words.estimate(floor), cls="nowrap"),
                " for a linear model of raw thumbnails"]

@@ -18,8 +18,11 @@ LABELS = {"n": "Images", "name": "Source", "class_counts": "Classes", "splits": 
           "class_known": "Labels known", "unlabelled": "Without a label",
           "storage": "Pixels are kept", "notes": "Remarks", "lung_masks": "Lung masks",
           "components_kept": "Largest parts of a mask kept", "distances_in": "Distances in"}
-STORED = {"resident": "on the device", "cached": "decoded, on disk",
-          "streamed": "as files, read anew"}
+SAID = {
+  "storage": {"resident": "on the device", "cached": "decoded, on disk",
+              "streamed": "as files, read anew"},
+  "fit": {"squash": "squeezed to a square", "pad": "padded to a square",
+          "crop": "cropped to a square"}}
 NOTHING = {"unlabelled": 0}  # goes without saying
 LISTED = 50  # entries of any one list
 
@@ -124,8 +127,8 @@ def value(key: str, value: Any) -> Any:
   if isinstance(value, Mapping):
     return el("div", [el("div", el("span", str(k)), el("span", scalar(v), cls="num"))
                       for k, v in list(value.items())[:LISTED]], cls="counts")
-  if key == "storage":
-    return STORED.get(str(value), str(value))
+  if key in SAID:
+    return SAID[key].get(str(value), str(value))
   if key == "notes" and isinstance(value, list):
     return el("ul", [el("li", str(v)) for v in value[:LISTED]])
   if isinstance(value, list):
