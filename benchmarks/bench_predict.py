@@ -30,7 +30,7 @@ import sides
 from PIL import Image
 
 HERE = pathlib.Path(__file__).parent
-KINDS = {"jpeg224": (224, "jpg", 512), "jpeg2048": (2048, "jpg", 96), "png2048": (2048, "png", 48)}
+KINDS = {"jpeg224": (224, "jpg", 256), "jpeg2048": (2048, "jpg", 64), "png2048": (2048, "png", 32)}
 
 
 def make(folder):

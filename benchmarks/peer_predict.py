@@ -63,7 +63,8 @@ def main(path):
     del kind
     begun, used = time.perf_counter(), cpu()
     films = Films(folder, about["image_size"], about["mean"], about["std"])
-    loader = torch.utils.data.DataLoader(films, batch_size=64, num_workers=os.cpu_count())
+    loader = torch.utils.data.DataLoader(
+      films, batch_size=64, num_workers=len(os.sched_getaffinity(0)))
     rows = []
     with torch.inference_mode():
       for x in loader:

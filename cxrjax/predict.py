@@ -119,8 +119,8 @@ def predict(
           journal.add(part)
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
-      journal.finish(kind == "parquet", images_per_second=round(len(rows) / seconds, 1),
-                     run=str(network.run.workdir), calibrated=bool(network.judged))
+      journal.finish(
+        kind == "parquet", run=str(network.run.workdir), calibrated=bool(network.judged))
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
   for line in summary(journal, len(rows), seconds):
@@ -153,7 +153,8 @@ def summary(journal: Any, done: int, seconds: float) -> list[str]:
   from cxrjax.report.predictions import clean
 
   where = f"{journal.rows:,} rows in {journal.folder / TABLE}"
-  lines = [f"{done:,} images in {seconds:.1f} s ({done / seconds:,.0f} images/s); {where}"
+  rate = float(f"{done / max(seconds, 1e-9):.3g}")
+  lines = [f"{done:,} images in {seconds:.1f} s ({rate:,g} images/s); {where}"
            if done else f"nothing was left to do; {where}"]
   if journal.skipped:
     lines.append(f"{journal.skipped:,} could not be used, see {journal.folder / SKIPPED}:")
