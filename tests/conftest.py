@@ -16,12 +16,29 @@ import pytest  # noqa: E402
 jax.config.update("jax_threefry_partitionable", True)
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+TESTS = REPOSITORY / "tests"
+# Rooms whose tests' time is compilation; elsewhere programs are compared with those that users run.
+QUICK = ("explain", "losses", "methods", "models", "views")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-  """Decoded images and compiled programs of the tests stay out of the user's cache."""
-  os.environ["CXRJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+  """Decoded images and compiled programs of the tests stay out of the user's cache.
+
+  Processes of one test run share it, as runs of one user do.
+  """
+  base = tmp_path_factory.getbasetemp()
+  base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  os.environ["CXRJAX_CACHE"] = str(base / "cxrjax-cache")
+
+
+@pytest.fixture(autouse=True)
+def _compile_quickly(request):
+  """Of some rooms' tests programs are compiled without most optimisations."""
+  quick = request.path.relative_to(TESTS).parts[0] in QUICK
+  jax.config.update("jax_disable_most_optimizations", quick)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
