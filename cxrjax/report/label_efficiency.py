@@ -66,6 +66,7 @@ def _summary(found: Facts) -> Html:
              str(found.get("model") or "a network"), " from ", words.listing(curves), ", with ",
              words.listing(shares), f" of the labels, {seeds}.")]
   for name in found.get("sets", {}):
+    said.append(_reached(found, name))
     for curve in curves:
       groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
       for point in _points(found, curve):
@@ -80,12 +81,26 @@ def _summary(found: Facts) -> Html:
           text += [", " if text else "", el("b", how, cls=style),
                    f" with {words.listing(groups[kind])}"]
       if text:
-        said.append(el("p", "On ", el("b", set_name(found, name)), f" the AUROC from {curve}, "
-                       f"against {reference}: ", text, "."))
-  if len(said) > 1:
+        said.append(el("p", f"From {curve}, against {reference}: ", text, "."))
+  if len(curves) > 1:
     said.append(el("p", "In brackets the difference of AUROCs (0.5 is guessing, 1 perfect). "
                    "Undecided: its 95 % interval holds 0.", cls="note"))
   return el("div", said, cls="summary")
+
+
+def _reached(found: Facts, name: str) -> Html | None:
+  """What the reference comes to with the fewest labels and with the most."""
+  points = [p for p in _points(found, str(found.get("reference")))
+            if lookup(p, "sets", name, "auroc") and number(p.get("labelled")) > 0]
+  points = sorted(points, key=lambda p: p["labelled"])
+  if not points:
+    return None
+  text = [f"{words.decimal(estimate(lookup(p, 'sets', name, 'auroc')).value)} with "
+          f"{p['fraction']} of the labels ({words.count(p['labelled'], 'radiograph')})"
+          for p in [points[0], *points[1:][-1:]]]
+  n = words.count(lookup(found, "sets", name, "test", "n"), "test radiograph")
+  return el("p", "On ", el("b", set_name(found, name)), f" ({n}) the AUROC from "
+            f"{found['reference']} is ", words.listing(text), ".")
 
 
 def _points(found: Facts, curve: str) -> list[Facts]:
