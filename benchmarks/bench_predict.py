@@ -84,7 +84,8 @@ def worker(workdir):
     return {"seconds": time.perf_counter() - begun, "cpu": cpu() - used, "n": len(rows),
             "found": found}
 
-  sides.serve({"side": "cxrjax"}, answer)
+  about = network.describe()
+  sides.serve({name: about[name] for name in ("family", "model", "image_size")}, answer)
 
 
 def cpu():
@@ -123,7 +124,8 @@ def main():
       export.write(args.workdir, str(folder / "net.safetensors"))
       workers.append(sides.Worker("timm", [
         args.peer_python, str(HERE / "peer_predict.py"), str(folder / "net.safetensors")]))
-    results = {"machine": sides.machine(), "workdir": args.workdir, "kinds": {}}
+    results = {"machine": sides.machine(), "kinds": {},
+               "sides": {side.name: side.info for side in workers}}
     for kind in KINDS:
       turns = {side.name: [] for side in workers} | {"decode": []}
       for turn in range(args.turns + 1):
