@@ -166,7 +166,8 @@ def program(module: str, arguments: list[str]) -> None:
     runs.launch = made_up
   else:
     small_networks()
-  keep_all_compiled()
+  if module == "cxrjax.main":
+    keep_all_compiled()
   sys.argv = [module, *arguments]
   status: object = 0
   try:
