@@ -123,6 +123,8 @@ def test_masks_lie_over_their_images(runs):
     # Put back into the square, a mask is what the network called lungs there.
     square = pixels.resize(images[1][..., None], 32, fit)
     p = np.asarray(predicted(lungs.params, lungs.normalised(square[None]))["mask"])
+    own = lungs.predict([square[..., 0]], progress=False).masks[0]
+    np.testing.assert_array_equal(own, lungs.lungs(p[0, ..., 0]))  # at the network's own size
     again = pixels.resize(255 * found.masks[1][..., None], 32, fit)[..., 0] >= 128
     inside = pixels.resize(np.full((64, 48, 1), 255, np.uint8), 32, fit)[..., 0] > 0
     assert ((again == lungs.lungs(p[0, ..., 0])) | ~inside).mean() > 0.9, fit

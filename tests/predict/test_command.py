@@ -1,5 +1,6 @@
 """`python -m cxrjax.predict`: folders of predictions that grow, stop and go on."""
 
+import csv
 import json
 import os
 import subprocess
@@ -138,6 +139,24 @@ def test_the_exit_status_is_1_where_all_images_are_bad(tuned, tmp_path):
   bad_files(tmp_path / "bad")
   flags = ["predict", f"--workdir={tuned}", str(tmp_path / "bad"), f"--out={tmp_path}/y"]
   assert predict.main(flags) == 1
+
+
+def test_names_that_are_hard_to_write(tuned, films, tmp_path):
+  """They come back as the same bytes; in Parquet, which holds text alone, escaped."""
+  folder = os.fsencode(tmp_path / "in")
+  os.mkdir(folder)
+  names = [b"\xff\xfe.png", b"new\nline.png", b'quo"te,comma.png']
+  for name in names:
+    with open(folder + b"/" + name, "wb") as opened:
+      opened.write((films[0] / "a" / "00.png").read_bytes())
+  for _ in range(2):  # also when they are read back
+    command(tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs", kind="parquet")
+  with open(tmp_path / "out" / "predictions.csv", newline="", errors="surrogateescape") as opened:
+    assert sorted(os.fsencode(row["id"]) for row in csv.DictReader(opened)) == sorted(names)
+  found = pyarrow.parquet.read_table(tmp_path / "out" / "predictions.parquet").to_pydict()["id"]
+  assert sorted(found) == sorted(["\\xff\\xfe.png", "new\nline.png", 'quo"te,comma.png'])
+  assert sorted(os.listdir(os.fsencode(tmp_path / "out" / "masks"))) == sorted(
+    name + b".png" for name in names)
 
 
 def test_what_is_written_is_not_read(tuned, films, tmp_path):
