@@ -37,9 +37,10 @@ SCALE = ("duration", "eval_every", "image_size", "store", "batch_size", "encoder
          "patch_size", "examples", "standardize")
 # Workdirs that documents name, and what makes one; the first word is the config.
 RUNS = {
-  "dino": "dino:tiny", "gmml": "dino:tiny", "scratch": "finetune:tiny", "a": "finetune:tiny",
-  "b": "finetune:tiny,init=runs/dino", "finetune": "finetune:tiny,init=runs/dino",
-  "lungs": "segment:tiny",
+  "dino": "dino:data=folder:PATH", "gmml": "dino:data=folder:PATH",
+  "scratch": "finetune:data=folder:PATH", "a": "finetune:data=folder:PATH",
+  "finetune": "finetune:data=folder:PATH,init=runs/dino",
+  "b": "finetune:data=folder:PATH,init=runs/dino", "lungs": "segment:",
 }
 MASKED = ("segment", "rgmim")
 KEY = ".made-by"
