@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.runs = o.runs.replace("+", ",")
   config.data = {"source": o.data, "split": o.split, "options": of_source, "masks": o.masks,
                  "cache_dir": ""}
-  config.methods = o.methods.replace("+", ",")
+  config.methods = o.methods
   config.images = 8 if o.tiny else o.images
   config.shown = 2 if o.tiny else o.shown
   config.target = o.target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from cxrjax.explain import attention, cams
 from cxrjax.explain.occlusion import occlusion
 
 METHODS = ("attention", "rollout", "gradcam", "gradcam++", "occlusion")
-OF_TRANSFORMERS = ("attention", "rollout")
+Images = Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"]
 OF_CLASSES = ("gradcam", "gradcam++", "occlusion")
 
 
@@ -50,6 +51,12 @@ def methods_for(network: Any, classes: bool = True) -> tuple[str, ...]:
     classes if m in OF_CLASSES else transformer))
 
 
+def named(text: str) -> tuple[str, ...]:
+  """The methods of `A+B`, or `A,B`: names end in a plus, too."""
+  words = re.findall(r"[^+,]+(?:\+\+(?=[+,]|$))?", text)
+  return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+
+
 def check(method: str, network: Any, classes: bool = True, key: str = "method") -> None:
   """Raises a UserError for a method that is none, or that a network has not.
 
@@ -69,7 +76,7 @@ def check(method: str, network: Any, classes: bool = True, key: str = "method") 
 
 
 def explain(
-    method: str, network: Any, params: Any, x: Float[Array, "n h w c"], *,
+    method: str, network: Any, params: Any, x: Images, *,
     head: Head | None = None, target: int | Int[np.ndarray, "n"] | None = None, tap: str = "",
     fusion: str = "mean", window: int | None = None, stride: int | None = None, batch: int = 16,
 ) -> Float32[np.ndarray, "n gh gw"]:
@@ -120,7 +127,7 @@ def explain(
 
 
 def predicted(
-    network: Any, params: Any, x: Float[Array, "n h w c"], head: Head, batch: int = 16,
+    network: Any, params: Any, x: Images, head: Head, batch: int = 16,
 ) -> Int[np.ndarray, "n"]:
   """The class with the largest logit, of every image."""
   function = _compiled("classes", _plain(network), ())

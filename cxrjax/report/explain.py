@@ -218,6 +218,6 @@ def _on_lungs(run: Run) -> Html | None:
   text = [el("b", f"{100 * inside:.0f} %"), f" of {NAMES[method]}'s energy lies on the lungs, ",
           el("b", f"{ratio:.2f} times"), " their share of the image."] if np.isfinite(ratio) else []
   some = f" of {whole:,}" if isinstance(whole, int) and whole > n else ""
-  scored = (f"{n:,}{some} test images that have a lung mask, which is the data set's. ")
   return el("div", el("p", text) if text else None, score_table(of),
-            el("p", "Of ", scored, MEANING, cls="note"))
+            el("p", f"Of {n:,}{some} test images that have a lung mask, the data set's own. ",
+               MEANING, cls="note"))

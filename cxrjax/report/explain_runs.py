@@ -153,14 +153,19 @@ def _undefined(found: Facts, name: str) -> Html | None:
 
 def _gains(found: Facts, name: str) -> Html:
   """Paired differences from the first run."""
+  def images(method: str) -> str:
+    n = lookup(found, "differences", name, method, RATIO, "n")
+    return f" ({words.count(n, 'image')})" if n else ""
+
   head = [el("th", "Measure", scope="col"),
-          *(el("th", NAMES[m], scope="col", cls="num") for m in found["methods"])]
+          *(el("th", NAMES[m], el("small", images(m)), scope="col", cls="num")
+            for m in found["methods"])]
   body = [el("tr", el("th", title, scope="row"),
              *(series.gain_cell(lookup(found, "differences", name, m, measure))
                for m in found["methods"])) for measure, title in MEASURES.items()]
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-  return el("div", el("h3", f"{name} minus {found['reference']}, on the same images"),
-            el("div", table, cls="scroll"))
+  title = f"{name} minus {found['reference']}, on the images that give both a score"
+  return el("div", el("h3", title), el("div", table, cls="scroll"))
 
 
 def _maps(run: runs.Run, found: Facts) -> Html | None:

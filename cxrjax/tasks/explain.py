@@ -208,12 +208,12 @@ def _head(
 
 def _methods(text: str, explained: Sequence[Explained], notes: list[str]) -> tuple[str, ...]:
   """Those asked for, or those of `DEFAULT` that all runs have."""
-  asked = [m for m in text.split(",") if m]
+  asked = maps.named(text)
   for e in explained:
     for m in asked:
       maps.check(m, e.encoder, e.head is not None, "config.methods")
   if asked:
-    return tuple(dict.fromkeys(asked))
+    return asked
   of = [maps.methods_for(e.encoder, e.head is not None) for e in explained]
   found = tuple(m for m in DEFAULT if all(m in each for each in of))
   if not found:

@@ -119,7 +119,7 @@ def _asked(text: str) -> list[str] | None:
   """Names of methods; None for all."""
   if text == "auto":
     return None
-  asked = [m for m in text.split("+") if m]
+  asked = list(maps.named(text))
   for m in asked:
     if m not in maps.METHODS:
       raise UserError(f"config.explain.methods={text!r}: {m!r} is not known"

@@ -19,6 +19,14 @@ def network(registers=0, pool="cls", depth=3):
   return model, params, jax.random.normal(jax.random.key(1), (3, *SIZE, 1))
 
 
+heads = jax.jit(attention.heads, static_argnums=(0, 3))
+rollout = jax.jit(attention.rollout, static_argnums=(0, 3))
+
+
+def tapped(model, params, x, *taps):
+  return jax.jit(lambda p, x: model.encode(p, x, taps=taps).taps)(params, x)
+
+
 def softmax(x):
   e = np.exp(x - x.max(-1, keepdims=True))
   return e / e.sum(-1, keepdims=True)
@@ -32,7 +40,7 @@ def norm(x, p):
 def attention_by_hand(model, params, x):
   """Every block's attention [heads t t] of every image, from the tokens before the block."""
   taps = tuple(f"block:{i}" for i in range(model.blocks - 1))
-  tokens = model.encode(params, x, taps=taps).taps
+  tokens = tapped(model, params, x, *taps)
   found = {}
   for i in range(1, model.blocks):
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["blocks"][str(i)])
@@ -47,7 +55,7 @@ def attention_by_hand(model, params, x):
 @pytest.mark.parametrize("block", [1, -1])
 def test_heads_are_the_class_row_over_patches_in_image_order(registers, block):
   model, params, x = network(registers)
-  maps = attention.heads(model, params, x, block)
+  maps = heads(model, params, x, block)
   assert maps.shape == (3, 3, 4, 6)
   full = attention_by_hand(model, params, x)[block % model.blocks]
   np.testing.assert_allclose(
@@ -59,14 +67,14 @@ def test_heads_are_the_class_row_over_patches_in_image_order(registers, block):
 def test_heads_of_averaged_patches_are_the_patches_own():
   model, params, x = network(2, "mean")
   full = attention_by_hand(model, params, x)[2]
-  np.testing.assert_allclose(attention.heads(model, params, x).reshape(3, 3, 24),
+  np.testing.assert_allclose(heads(model, params, x, -1).reshape(3, 3, 24),
                              full[:, :, 3:, 3:].mean(2), rtol=1e-4, atol=1e-6)
 
 
 def test_all_blocks_have_attention():
   model, params, x = network()
   full = attention_by_hand(model, params, x)
-  taps = model.encode(params, x, taps=("attn:1", "attn:2", "attn")).taps
+  taps = tapped(model, params, x, "attn:1", "attn:2", "attn")
   np.testing.assert_allclose(taps["attn:1"], full[1], rtol=1e-4, atol=1e-6)
   np.testing.assert_array_equal(taps["attn"], taps["attn:2"])
 
@@ -76,8 +84,8 @@ def test_all_blocks_have_attention():
 def test_rollout(fusion, pool):
   """Abnar and Zuidema's equation 1, image by image."""
   model, params, x = network(2, pool)
-  maps = attention.rollout(model, params, x, fusion)
-  weights = model.encode(params, x, taps=("attn:0", "attn:1", "attn:2")).taps
+  maps = rollout(model, params, x, fusion)
+  weights = tapped(model, params, x, "attn:0", "attn:1", "attn:2")
   for i in range(3):
     joint = np.eye(3 + 24)
     for block in range(3):
@@ -90,7 +98,7 @@ def test_rollout(fusion, pool):
 
 def test_rollout_of_the_mean_is_a_part_of_one():
   model, params, x = network()
-  whole = attention.rollout(model, params, x).sum((1, 2))
+  whole = rollout(model, params, x, "mean").sum((1, 2))
   assert ((whole > 0) & (whole < 1)).all()
 
 
