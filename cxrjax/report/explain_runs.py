@@ -73,8 +73,16 @@ def _summary(found: Facts) -> Html:
     f" of the {words.count(data['of'])} of ", el("span", str(data["name"]), cls="name"),
     f" ({data['split']}): what ",
     "the network looks at" if len(found["runs"]) == 1 else "the networks look at",
-    "; " + _about_masks(found) if _scored(found) else "", "."]
+    _explained(found), "; " + _about_masks(found) if _scored(found) else "", "."]
   return el("div", el("p", said), [el("p", text) for text in _verdicts(found)], cls="summary")
+
+
+def _explained(found: Facts) -> str:
+  """Which class the maps explain, where some do."""
+  if not set(found["methods"]) - set(explain.OF_ATTENTION):
+    return ""
+  return (f", as evidence for {found['target']}" if found.get("target")
+          else ", as evidence for the class that is predicted")
 
 
 def _verdicts(found: Facts) -> list[list[Any]]:
@@ -98,8 +106,10 @@ def _verdicts(found: Facts) -> list[list[Any]]:
     gain = lookup(found, "differences", name, method, RATIO)
     if gain is not None:
       g = series.estimate(gain)
-      text += [f" That is {series.signed(g.value)} ({series.signed(g.low)} to "
-               f"{series.signed(g.high)}) from {found['reference']}, on the same images."]
+      n = words.count(gain.get("n"), "image")
+      text += [f" Its ratio is {series.signed(g.value)} ({series.signed(g.low)} to "
+               f"{series.signed(g.high)}) from that of {found['reference']}, on the {n} that give "
+               "both a score."]
     texts.append(text)
   return texts
 
@@ -237,6 +247,8 @@ def _check(found: Facts) -> Html | None:
             "weights: do not take what is seen there for something learnt.",
             cls="callout warn") if like else None
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
+  if any(lookup(found, "random", x, m, "n") == 0 for x in names for m in found["methods"]):
+    text += " n/a: random weights give flat maps, which nothing resembles."
   return el("div", el("p", text, cls="note"), warn, el("div", table, cls="scroll"))
 
 
