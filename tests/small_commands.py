@@ -11,7 +11,7 @@ The table of what is not as printed:
 | `tfds:NAME`, `folder:ANY`, `/my/radiographs` | a folder of 144 drawn radiographs |
 | a source with lung masks, `eval_data=tfds:NAME`, all sources of sweeps | the phantom |
 | `subset=10 %` | `50 %` |
-| `manual_dir=`, `site=` | left out |
+| `manual_dir=`, `site=`, `split=all` | left out |
 | ViT `Nu` | 32 wide, one block |
 | a workdir that a command reads and none has written | a run of four steps, see `RUNS` |
 | a command that was run before, but for its workdir | the workdir of then |
@@ -60,7 +60,7 @@ def smaller_argument(config: str, argument: str) -> str:
   for item in filter(None, argument.split(",")):
     key, equals, value = item.partition("=")
     given.add(key)
-    if key in ("manual_dir", "site"):
+    if key in ("manual_dir", "site") or item == "split=all":
       continue
     if not sweep and (item in ("small", "paper", "tiny") or key in SCALE):
       continue
