@@ -42,7 +42,7 @@ class Scaled:
   unit: str
 
 
-def scale(method: str, *maps: Float[np.ndarray, "n gh gw"]) -> list[Scaled]:
+def scale(method: str, *maps: Float[np.ndarray, "_ _ _"]) -> list[Scaled]:
   """Maps for drawing, of one method and several networks.
 
   Attention is in units of what a patch would get if all got the same, on one scale for all images,
@@ -62,7 +62,7 @@ def scale(method: str, *maps: Float[np.ndarray, "n gh gw"]) -> list[Scaled]:
 
 def outlined(
     image: UInt8[np.ndarray, "h w *c"], mask: Bool[np.ndarray, "h w"] | None,
-) -> UInt8[np.ndarray, "sh sw *c"]:
+) -> UInt8[np.ndarray, "sh sw *d"]:
   """A radiograph, or a map over one, with the lungs' outline, where a mask is known."""
   if mask is None or not mask.any():
     return image
@@ -89,7 +89,7 @@ def png(
 
 
 def figures(
-    image: UInt8[np.ndarray, "h w"], drawn: Sequence[tuple[str, Float[np.ndarray, "gh gw"]]],
+    image: UInt8[np.ndarray, "h w"], drawn: Sequence[tuple[str, Float[np.ndarray, "_ _"]]],
     mask: Bool[np.ndarray, "h w"] | None = None, size: int = 240) -> list[Html]:
   """Maps in 0..1 over one radiograph, with the lungs' outline; each with what it is below."""
   return [el("figure", pictures.picture(outlined(pictures.overlay(image, heat), mask), name, size),

@@ -17,6 +17,7 @@ from cxrjax.report.sections import again
 Facts = Mapping[str, Any]
 STYLES = ("s1", "s2", "s4", "s5", "s6", "s7", "s8")
 RATIO = "energy_ratio"
+SHORT = {"attention": "Attention", "rollout": "Rollout"}  # beside a chart
 TOLD = ("gradcam", "attention", "rollout", "gradcam++", "occlusion")  # in words, the first it has
 LIKE_RANDOM = 0.5
 
@@ -150,7 +151,7 @@ def _forest(found: Facts, part: str, title: str, keys: list[tuple[str, str]]) ->
     marks = [forest.Mark(e.value, e.low, e.high, style) for style, name in keys
              if math.isfinite((e := series.estimate(
                lookup(found, "scores", name, method, *path, RATIO))).value)]
-    rows.append(forest.Row(NAMES[method].partition(",")[0], marks))
+    rows.append(forest.Row(SHORT.get(method, NAMES[method]), marks))
   return forest.chart(title, rows, keys, x_label="energy inside / lungs' share of the image",
                       levels=[charts.Level("chance", 1.0, style="ref")])
 

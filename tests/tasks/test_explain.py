@@ -36,7 +36,7 @@ def config_of(repository, text):
 def explained(runs, tmp_path_factory, repository):
   folder, _ = runs
   workdir, said = tmp_path_factory.mktemp("explain"), []
-  config = config_of(repository, f"tiny,images=12,runs=first={folder}/a+{folder}/b,"
+  config = config_of(repository, f"images=12,shown=2,runs=first={folder}/a+{folder}/b,"
                      "methods=rollout+gradcam++")
   assert explain.run(config, workdir, command="python -m cxrjax.main", say=said.append) == 0
   return workdir, "\n".join(said)
@@ -86,7 +86,7 @@ def test_equal_runs_do_not_differ(explained):
 
 
 def test_the_page(explained):
-  parsed = pages.parse((explained[0] / "report.html").read_text())
+  parsed = pages.Checked((explained[0] / "report.html").read_text())
   assert {"lungs", "maps", "mean", "check", "runs", "again"} <= set(parsed.ids)
 
 
