@@ -85,7 +85,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       raise UserError(f"config.runs: {name} ({network.run.workdir}) draws masks, of which there is "
                       "nothing to explain; give classifiers or pretrained encoders")
   # Other runs may be explained in the same workdir: nothing of the last time is kept.
-  settle_config(workdir, {})
+  settle_config(workdir, {"task": config["task"]})
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
   notes: list[str] = []
   source, origin = _source(config, next(iter(networks.values())))
