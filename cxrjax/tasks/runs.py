@@ -270,8 +270,8 @@ def named(text: str, least: int) -> dict[str, pathlib.Path]:
   """
   items = [item.strip() for item in text.split(",") if item.strip()]
   if len(items) < least:
-    what = "workdirs of finished runs" if least == 1 else "the workdirs of at least two finished runs"
-    raise UserError(f"config.runs={text!r} must name {what}, like "
+    count = "" if least == 1 else "at least two "
+    raise UserError(f"config.runs={text!r} must name workdirs of {count}finished runs, like "
                     "--config.runs=runs/scratch,runs/dino")
   found: dict[str, pathlib.Path] = {}
   for item in items:
