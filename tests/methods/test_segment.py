@@ -22,10 +22,10 @@ class _Two(nnx.Module):
     self.conv1, self.bn1 = Conv(1, 8, 3, stride=2, rngs=rngs), BatchNorm(8)
     self.conv2, self.bn2 = Conv(8, 16, 3, stride=2, rngs=rngs), BatchNorm(16)
 
-  def __call__(self, x, *, keys, train):
+  def __call__(self, x, *, keys, train, add):
     del keys
-    first = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-    return [first, jax.nn.relu(self.bn2(self.conv2(first), train=train))]
+    first = add(0, jax.nn.relu(self.bn1(self.conv1(x), train=train)))
+    return [first, add(1, jax.nn.relu(self.bn2(self.conv2(first), train=train)))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

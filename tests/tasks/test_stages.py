@@ -90,7 +90,8 @@ def test_the_page(whole):
   words = " ".join("".join(Checked((whole[0] / "report.html").read_text()).text).split())
   assert "could not be drawn" not in words and "Not everything" not in words
   for said in ("pirl rotation, then simclr, then finetune: ViT-Nu/8", "from scratch 0.",
-               "beyond the interval better than from scratch: after simclr.", "over the line above",
+               "beyond the interval better than from scratch: after simclr; worse: after pirl "
+               "rotation.", "over the line above",
                "finetune, phantom: difference from scratch", "finetune-from-scratch-seed1",
                "the command"):
     assert said in words, said
