@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt16
+from jaxtyping import Float32, Int64, UInt8, UInt16
 
 from cxrjax.data import pixels as levels
 from cxrjax.data.types import SourceInfo, Table
+
+
+def even(n: int, most: int) -> Int64[np.ndarray, "m"]:
+  """Rows 0..n-1, or of more than `most` that many, at even steps."""
+  return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
 
 
 class Rows:

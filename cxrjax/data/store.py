@@ -28,7 +28,7 @@ from jaxtyping import Float32
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import decode, pixels
-from cxrjax.data.images import Images, Stack, WideStack, info_of, take
+from cxrjax.data.images import Images, Stack, WideStack, even, info_of, take
 from cxrjax.data.subset import Subset
 from cxrjax.data.types import Record, Source
 
@@ -143,7 +143,7 @@ def no_masks(source: Source | Images) -> UserError:
 
 def sample(n: int) -> list[int]:
   """The rows, of `n`, that are looked at for their bits and masks."""
-  return np.unique(np.linspace(0, n - 1, SAMPLE).astype(int)).tolist()
+  return even(n, SAMPLE).tolist()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

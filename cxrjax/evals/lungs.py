@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from cxrjax.data.images import Images
+from cxrjax.data.images import Images, even
 from cxrjax.data.pixels import to_unit
 from cxrjax.explain import maps
 from cxrjax.explain.maps import Head
@@ -45,9 +45,7 @@ def with_masks(images: Images, most: int | None = None) -> Int[np.ndarray, "m"]:
   if images.masks is None:
     return np.zeros(0, np.int64)
   rows = np.flatnonzero(np.asarray(images.masks).any((1, 2, 3)))
-  if most is None or len(rows) <= most:
-    return rows
-  return rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+  return rows if most is None else rows[even(len(rows), most)]
 
 
 def normalised(images: Images, mean: float, std: float) -> Float32[np.ndarray, "n s s 1"]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
-from cxrjax.data.images import Images
+from cxrjax.data.images import Images, even
 from cxrjax.data.store import load_images, no_masks
 from cxrjax.evals import features, parts
 from cxrjax.evals.probe import Result
@@ -127,9 +127,7 @@ class Evaluator:
     return open_source(data["name"], **options)
 
   def _decode(self, source: Any, cache_dir: Any, progress: bool, most: int | None = None) -> Images:
-    rows = None
-    if most is not None and len(source) > most:
-      rows = np.linspace(0, len(source) - 1, most).astype(int)
+    rows = None if most is None or len(source) <= most else even(len(source), most)
     return load_images(
       source, self.size, indices=rows, fit=self.fit, cache_dir=cache_dir, bits=self.bits,
       window=self.window, on_bad_image=self.on_bad_image, progress=progress)
@@ -182,7 +180,7 @@ class Evaluator:
     metrics = {
       name: segmentation.mean(values, data.patients("test")) for name, values in found.items()}
     order = np.argsort(found["dice"], kind="stable")
-    shown = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).astype(int))]
+    shown = order[even(len(order), SHOWN)]
     arrays = {
       "image": data.images[key].gray(rows[shown])[..., 0], "truth": truth[shown],
       "predicted": called[shown], "dice": found["dice"][shown],

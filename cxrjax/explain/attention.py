@@ -24,8 +24,7 @@ def tokens(network: Any, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
     raise UserError(
       f"config.model.name={type(network).__module__!r} has no attention over the whole image to "
       "show; 'gradcam' and 'occlusion' explain it, attention needs cxrjax.models.vit")
-  side = network.patch_size
-  return 1 + network.registers, image_shape[0] // side, image_shape[1] // side
+  return 1 + network.registers, *network.grid(image_shape)
 
 
 def heads(

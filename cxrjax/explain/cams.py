@@ -54,7 +54,7 @@ def _grid(
   values = values.astype(jnp.float32)
   if values.ndim == 4:
     return values
-  rows, columns = (n // network.patch_size for n in shape[1:3])
+  rows, columns = network.grid(shape[1:])
   patches = values[:, values.shape[1] - rows * columns:]
   return patches.reshape(len(values), rows, columns, -1)
 

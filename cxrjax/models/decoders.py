@@ -151,7 +151,7 @@ class Decoder:
       train: batch norm normalises by the batch.
     """
     b, h, w, _ = images.shape
-    grid = self._grid(h, w)
+    grid = self.encoder.grid((h, w))
     if self.chosen == "linear":
       x = self._net.apply(params, features.patches, grid)
       return _resize(x[:, :h, :w], (h, w)), {}
@@ -167,12 +167,6 @@ class Decoder:
     net = self._net.bind(params)
     x = net([x.astype(dtype) for x in maps], size=(h, w), train=train)
     return x.astype(jnp.float32), module.running_stats(net) if train else {}
-
-  def _grid(self, h: int, w: int) -> tuple[int, int]:
-    """Rows and columns of the encoder's patches."""
-    if hasattr(self.encoder, "grid"):
-      return self.encoder.grid((h, w))
-    return h // self.encoder.stride, w // self.encoder.stride
 
   def flops(self, image_shape: tuple[int, ...]) -> float:
     """Floating-point operations of one image in convolutions and matrix products.

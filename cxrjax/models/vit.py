@@ -144,6 +144,10 @@ class Model:
     """Pixels of one cell of the grid that `Features.patches` lies on."""
     return self.patch_size
 
+  def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of `Features.patches` for an image of (height, width, ...) pixels."""
+    return image_shape[0] // self.patch_size, image_shape[1] // self.patch_size
+
   @functools.cached_property
   def _net(self) -> module.Net:
     width, depth, heads = self._dims

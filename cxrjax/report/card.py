@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import about, classes, masks, results, sections, words
+from cxrjax.report import about, classes, features, masks, results, sections, words
 from cxrjax.report.html import Html, join
 from cxrjax.report.run import TRAINED, Run, lookup, number
 from cxrjax.report.terminal import ORDER, sort_metrics
@@ -306,9 +306,8 @@ def _limits(run: Run) -> list[str]:
   said.append("Intervals speak of other patients of the same kind as the test images', not of "
               "another training run, another hospital or another year.")
   said.append("Labels are taken as they are published; wrong ones count as errors of the network.")
-  shared = run.fact("features", "shared")
-  held = [str(row["by"]) for row in shared if row.get("by") != "label" and number(
-    row.get("low")) > number(row.get("chance"))] if isinstance(shared, list) else []
+  found = run.fact("features")
+  held = features.held(found) if isinstance(found, Mapping) else []
   if held:
     said.append(f"Features hold the {words.listing(held)} as well (neighbours share it more often "
                 "than by chance): a classifier on them may lean on it.")

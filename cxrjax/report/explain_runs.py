@@ -236,7 +236,7 @@ def _check(found: Facts) -> Html | None:
       value = number(of.get("value"))
       if value > LIKE_RANDOM:
         like.append(f"{NAMES[m]} of {name}")
-      cells.append(el("td", words.decimal(value) if math.isfinite(value) else "n/a", cls="num",
+      cells.append(el("td", words.decimal(value).replace("-", "\N{MINUS SIGN}"), cls="num",
                       title=f"{of.get('n')} images"))
     body.append(el("tr", el("th", NAMES[m], scope="row"), *cells))
   n = max((int(lookup(found, "random", x, m, "n") or 0) for x in names for m in found["methods"]),

@@ -106,15 +106,19 @@ def _figure(image: np.ndarray, alt: str, lines: Sequence[Any], cls: str | None =
             el("figcaption", [el("span", line) for line in lines if line]), cls=cls)
 
 
+def held(found: Mapping[str, Any]) -> list[str]:
+  """What neighbours share more often than by chance beside the label, of the fact `features`."""
+  return [str(row["by"]) for row in found.get("shared") or () if row.get("by") != "label"
+          and number(row.get("low")) > number(row.get("chance"))]
+
+
 def _shared(found: Mapping[str, Any]) -> Html | None:
   """How often neighbours have the image's own label, site, age."""
-  rows, held = [], []
+  rows = []
   for row in found.get("shared") or ():
     e = Estimate(*(number(lookup(row, k)) for k in ("value", "low", "high")))
     if not math.isfinite(e.value):
       continue
-    if row.get("by") != "label" and e.low > number(row.get("chance")):
-      held.append(str(row.get("by")))
     rows.append(el("tr", el("th", NAMES.get(str(row.get("by")), str(row.get("by"))), scope="row"),
                    el("td", el("b", words.decimal(e.value)), " ",
                       el("small", f"({words.interval(e)})") if words.interval(e) else None,
@@ -122,8 +126,9 @@ def _shared(found: Mapping[str, Any]) -> Html | None:
                    el("td", words.decimal(number(row.get("chance"))), cls="num")))
   if not rows:
     return None
-  said = el("p", "The features also hold the ", el("b", words.listing(held)),
-            ": neighbours share it more often than by chance.") if held else None
+  beside = held(found)
+  said = el("p", "The features also hold the ", el("b", words.listing(beside)),
+            ": neighbours share it more often than by chance.") if beside else None
   head = el("tr", el("th", "Same", scope="col"),
             el("th", "Share of neighbours", scope="col", cls="num"),
             el("th", "At random", scope="col", cls="num"))

@@ -18,7 +18,7 @@ from cxrjax import api
 from cxrjax.core.build import freeze, suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
-from cxrjax.data.images import Images
+from cxrjax.data.images import Images, even
 from cxrjax.data.store import load_images
 from cxrjax.evals import embedding, lungs
 from cxrjax.explain import maps, sanity
@@ -161,7 +161,7 @@ def _decode(
   """Images as one network sees them: with predicted masks where asked for, and without."""
   like, cache = network.look(), config["data"]["cache_dir"] or None
   most = 4 * config["images"]  # some may have no mask
-  rows = None if len(source) <= most else np.linspace(0, len(source) - 1, most).astype(int)
+  rows = None if len(source) <= most else even(len(source), most)
   images = load_images(source, like.size, fit=like.fit, bits=like.bits, window=like.window,
                        cache_dir=cache, indices=rows, progress=False)
   if not config["data"]["masks"]:
@@ -176,7 +176,7 @@ def _rows(images: Images, most: int) -> Int64[np.ndarray, "n"]:
   rows = lungs.with_masks(images, most)
   if len(rows):
     return rows
-  return np.linspace(0, len(images) - 1, min(most, len(images))).astype(np.int64)
+  return even(len(images), most)
 
 
 def _head(
@@ -193,7 +193,7 @@ def _head(
     notes.append(f"{name} has no classes, and no probe could be fitted ({error})")
     return None, (), ""
   like, most = network.look(), config["probe_images"]
-  rows = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
+  rows = even(len(source), most)
   images = load_images(source, like.size, fit=like.fit, bits=like.bits, window=like.window,
                        cache_dir=config["data"]["cache_dir"] or None, indices=rows, progress=False)
   def encode(params: Params, x: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data.images import Images
+from cxrjax.data.images import Images, even
 from cxrjax.evals import features, linear, lungs, parts
 from cxrjax.evals.embedding import findings
 from cxrjax.explain import attention, maps
@@ -96,7 +96,8 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
     wanted["lungs"], max(LEAST, int(SCORED / (FORWARDS * cost))))
   masked = lungs.with_masks(images, most) if wanted["lungs"] else np.zeros(0, np.int64)
   options = {"head": head, "mean": evaluator.mean, "std": evaluator.std}
-  arrays, scores = _drawn(run.encoder, params, images.take(shown), methods, options)
+  scores: dict[str, Any] = {}
+  arrays = _drawn(run.encoder, params, images.take(shown), methods, options)
   arrays |= {"label": np.asarray(findings(np.asarray(images.labels)[shown], images.info.classes))}
   if head is not None and "target" in arrays:
     arrays["target"] = np.asarray(about["classes"])[arrays["target"]]
@@ -147,7 +148,7 @@ def _network(
   if data is None or "train" not in data.rows:
     return params, None, {}
   key, rows = data.rows["train"]
-  rows = rows[np.linspace(0, len(rows) - 1, min(PROBED, len(rows))).astype(int)]
+  rows = rows[even(len(rows), PROBED)]
   head = probe(run.encode, params, data.images[key].take(rows), evaluator.mean, evaluator.std,
                min(evaluator.batch, max(len(images) for images in data.images.values())))
   said = f"a linear probe on the frozen features of {len(rows):,} training images"
@@ -179,13 +180,13 @@ def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
   of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
   order = [of[i] for i in range(count) for of in of_class if i < len(of)]
   if not order:
-    return np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
+    return even(len(images), count)
   return np.array(list(dict.fromkeys(order))[:count], np.int64)
 
 
 def _drawn(
     network: Any, params: Params, images: Images, methods: list[str],
-    options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    options: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """The maps of the images shown."""
   arrays: dict[str, np.ndarray] = {"image": images.gray(slice(None))[..., 0]}
   if images.masks is not None:
@@ -202,7 +203,7 @@ def _drawn(
     arrays[method] = seen.maps
     if method in maps.OF_CLASSES:
       arrays["target"] = seen.target
-  return arrays, {}
+  return arrays
 
 
 def _cost(network: Any, images: Images) -> float:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.data.images import Images
+from cxrjax.data.images import Images, even
 from cxrjax.data.splits import patient_keys
-from cxrjax.evals import embedding, features, knn
+from cxrjax.evals import embedding, features, knn, lungs
 from cxrjax.evals.parts import Data
 from cxrjax.evals.probe import example_rows
 from cxrjax.evals.subgroups import ATTRIBUTES
@@ -44,8 +44,8 @@ def write(run: Any, state: Any, writer: Writer) -> None:
   params = run.method.encoder_params(state["params"], state["extra"])
   batch = min(evaluator.batch, max(len(images) for images in data.images.values()))
   queries = example_rows(data, QUERIES)
-  chosen = {"train": _even(len(data.rows["train"][1]), TRAIN),
-            "test": np.union1d(_even(len(data.rows["test"][1]), TEST), queries)}
+  chosen = {"train": even(len(data.rows["train"][1]), TRAIN),
+            "test": np.union1d(even(len(data.rows["test"][1]), TEST), queries)}
   images = {part: _take(data, part, rows) for part, rows in chosen.items()}
   x = {part: features.extract(
     run.encode, params, taken, batch=batch, mean=evaluator.mean, std=evaluator.std, mesh=run.mesh)
@@ -60,10 +60,6 @@ def write(run: Any, state: Any, writer: Writer) -> None:
     "evaluator": name, **facts, "train": len(x["train"]), "test": len(x["test"]),
     "of_train": len(data.rows["train"][1]), "of_test": len(data.rows["test"][1]),
     "seconds": time.perf_counter() - began})
-
-
-def _even(n: int, most: int) -> np.ndarray:
-  return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(int)
 
 
 def _take(data: Data, part: str, rows: np.ndarray) -> Images:
@@ -113,12 +109,9 @@ def _patches(
     run: Any, evaluator: Any, params: Any, shown: Images, facts: dict[str, Any],
 ) -> dict[str, np.ndarray]:
   """Colours of the patches of the test images shown."""
-  gray = shown.gray(slice(None)).astype(np.float32) / 255
-  x = jnp.asarray((gray - evaluator.mean) / evaluator.std)
+  x = jnp.asarray(lungs.normalised(shown, evaluator.mean, evaluator.std))
   found = np.asarray(jax.jit(lambda p, x: run.encoder.encode(p, x).patches)(
     sharding.to_host(params), x))
-  h, w = x.shape[1:3]
-  stride = getattr(run.encoder, "stride", 1)
-  grid = run.encoder.grid((h, w)) if hasattr(run.encoder, "grid") else (h // stride, w // stride)
-  colours, facts["patch_explains"] = embedding.patch_colours(found, grid)
+  colours, facts["patch_explains"] = embedding.patch_colours(
+    found, run.encoder.grid(x.shape[1:3]))
   return {"patch_colours": colours}
