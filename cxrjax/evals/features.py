@@ -105,7 +105,7 @@ def send(
   """
   x = _place(_padded(pixels, size), mesh)
   shown = None if windows is None else _place(_padded(windows, size, "edge"), mesh)
-  return _compiled(encode, float(mean), float(std), mesh, vectors)(params, x, shown)
+  return compiled(encode, float(mean), float(std), mesh, vectors)(params, x, shown)
 
 
 def received(sent: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
@@ -136,9 +136,10 @@ def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(
+def compiled(
     encode: Encode, mean: float, std: float, mesh: Mesh | None, vectors: bool,
     ) -> Callable[..., Any]:
+  """The jitted `program(params, pixels, windows or None)` of `extract`, one for equal arguments."""
   def features(params: Any, x: jax.Array, windows: jax.Array | None) -> Any:
     gray = x.astype(jnp.float32) / 255 if windows is None else to_unit(x, windows)
     y = encode(params, (gray - mean) / std)

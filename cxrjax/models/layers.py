@@ -1,4 +1,4 @@
-"""Layers on flat tokens: `[tokens, features]`, all crops of a step in one matrix.
+"""Layers on the last axis of tokens, `[..., features]`.
 
 Gradients of layer norm and GELU are written by hand: they keep one array each and come out as few
 fused passes over memory, which is what these layers cost on every backend.
@@ -48,8 +48,9 @@ class Linear(nnx.Module):
     self.kernel = nnx.Param(jnp.concatenate(kernels, axis=1))
     self.bias = nnx.Param(jnp.zeros((out_dim,), jnp.float32)) if bias else None
 
-  def __call__(self, x: Float[Array, "t i"]) -> Float[Array, "t o"]:
-    y = x @ self.kernel[...].astype(x.dtype)
+  def __call__(self, x: Float[Array, "*t i"]) -> Float[Array, "*t o"]:
+    kernel = self.kernel[...].astype(x.dtype)
+    y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
     return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -61,14 +62,14 @@ class LayerNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
     self.epsilon = epsilon
 
-  def __call__(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
+  def __call__(self, x: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
     return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(
-    x: Float[Array, "t d"], scale: Float[Array, "d"], bias: Float[Array, "d"],
-    epsilon: float) -> Float[Array, "t d"]:
+    x: Float[Array, "*t d"], scale: Float[Array, "d"], bias: Float[Array, "d"],
+    epsilon: float) -> Float[Array, "*t d"]:
   """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in the type of `x`."""
   return _layer_norm_fwd(x, scale, bias, epsilon)[0]
 
@@ -94,7 +95,8 @@ def _layer_norm_bwd(epsilon, residuals, dy):
   normal = (x.astype(jnp.float32) - mean) * rstd
   g = dy * scale
   dx = rstd * (g - g.mean(-1, keepdims=True) - normal * (g * normal).mean(-1, keepdims=True))
-  return dx.astype(x.dtype), (dy * normal).sum(0), dy.sum(0)
+  axes = tuple(range(x.ndim - 1))
+  return dx.astype(x.dtype), (dy * normal).sum(axes), dy.sum(axes)
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)

@@ -92,7 +92,7 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   if not methods:
     return []
   shown = chosen(images, wanted["images"])
-  most = wanted["lungs"] if not _on_cpu() else min(
+  most = wanted["lungs"] if run.mesh.devices.flat[0].platform != "cpu" else min(
     wanted["lungs"], max(LEAST, int(SCORED / (FORWARDS * cost))))
   masked = lungs.with_masks(images, most) if wanted["lungs"] else np.zeros(0, np.int64)
   options = {"head": head, "mean": evaluator.mean, "std": evaluator.std}
@@ -209,10 +209,6 @@ def _drawn(
 def _cost(network: Any, images: Images) -> float:
   """Operations of one image's forward pass."""
   return float(network.flops((*images.pixels.shape[1:3], 1)))
-
-
-def _on_cpu() -> bool:
-  return jax.default_backend() == "cpu"
 
 
 def _told(scores: Mapping[str, Any], n: int) -> list[str]:

@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cxrjax.core.errors import UserError
 from cxrjax.training.optimizer import path_names
 
-BATCH = PartitionSpec(("data", "fsdp"))
+AXES = ("data", "fsdp")
+BATCH = PartitionSpec(AXES)
+TYPES = (AxisType.Auto, AxisType.Auto)  # the compiler decides what no constraint says
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -29,7 +31,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     valid = [f for f in range(1, len(devices) + 1) if len(devices) % f == 0]
     raise UserError(
       f"config.mesh.fsdp={fsdp} does not divide {len(devices)} devices; valid: {valid}")
-  return Mesh(np.asarray(devices).reshape(-1, fsdp), ("data", "fsdp"))
+  return Mesh(np.asarray(devices).reshape(-1, fsdp), AXES, axis_types=TYPES)
 
 
 def param_specs(
