@@ -32,19 +32,22 @@ PLAIN = Kernel()
 
 
 def attend(
-    qkv: Float[Array, "b n c"], heads: int, kernel: Kernel = PLAIN) -> Float[Array, "b n d"]:
+    qkv: Float[Array, "b n c"], heads: int, kernel: Kernel = PLAIN,
+    bias: Float[Array, "c"] | None = None) -> Float[Array, "b m d"]:
   """`softmax(q k^T / sqrt(head_dim)) v` for every head (Vaswani et al. 2017, arXiv:1706.03762).
 
   Args:
     qkv: queries, keys and values side by side, c = 3 d, each `heads` blocks of d / heads.
     heads: how many heads.
     kernel: see `Kernel`.
+    bias: added to `qkv` where it is read next.
 
   Returns:
-    The heads' outputs side by side.
+    The heads' outputs side by side; of "cudnn" for an odd number of tokens with a row of zeros more.
   """
   if qkv.dtype == jnp.bfloat16 and kernel.name == "cudnn":
-    return _cudnn(qkv, heads)
+    return _cudnn(qkv, bias, heads)
+  qkv = qkv if bias is None else qkv + bias.astype(qkv.dtype)
   if qkv.dtype == jnp.bfloat16 and kernel.name == "flash":
     return _flash(qkv, heads, kernel.mesh)
   return _attend_packed(qkv, heads)
@@ -70,15 +73,35 @@ def probabilities(qkv: Float[Array, "b n c"], heads: int) -> Float[Array, "b h n
   return weights / total
 
 
-def _cudnn(qkv, heads):
+def _cudnn(qkv, bias, heads):
   b, n, c = qkv.shape
+  even = n + n % 2
+  q, k, v = (x.reshape(b, even, heads, c // (3 * heads)) for x in _parts(qkv, bias, n))
   # The kernel's gradient takes even lengths only: a token is added that no query sees.
-  padded = jnp.pad(qkv, ((0, 0), (0, n % 2), (0, 0)))
-  lengths = {"query_seq_lengths": jnp.full(b, n, jnp.int32),
-             "key_value_seq_lengths": jnp.full(b, n, jnp.int32)} if n % 2 else {}
-  q, k, v = jnp.unstack(padded.reshape(b, n + n % 2, 3, heads, c // (3 * heads)), axis=2)
+  lengths = {} if n == even else {"query_seq_lengths": jnp.full(b, n, jnp.int32),
+                                  "key_value_seq_lengths": jnp.full(b, n, jnp.int32)}
   out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
-  return out.reshape(b, n + n % 2, c // 3)[:, :n]
+  return out.reshape(b, even, c // 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _parts(qkv, bias, n):
+  """Queries, keys and values of `n` tokens with their bias, of an even number of tokens each.
+
+  The gradient puts the three together once, and sums for the bias what it has just written.
+  """
+  qkv = qkv if bias is None else qkv + bias.astype(qkv.dtype)
+  return tuple(jnp.split(jnp.pad(qkv, ((0, 0), (0, n % 2), (0, 0))), 3, axis=2))
+
+
+def _parts_bwd(n, bias, parts):
+  dqkv = jnp.concatenate(parts, axis=2)[:, :n]
+  if bias is None:
+    return dqkv, None
+  return dqkv, jax.lax.reduce_sum(dqkv.reshape(-1, dqkv.shape[-1]), (0,)).astype(bias.dtype)
+
+
+_parts.defvjp(lambda qkv, bias, n: (_parts(qkv, bias, n), bias), _parts_bwd)
 
 
 def _flash(qkv, heads, mesh):

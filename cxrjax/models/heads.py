@@ -210,9 +210,24 @@ class _Prototypes(nnx.Module):
     norm = jax.lax.rsqrt(jnp.maximum((kernel * kernel).sum(0), 1e-24))
     # Scaling the logits instead of the kernel gives the same numbers and gradients with a kernel
     # that is read once by the product.
-    logits = jax.lax.dot(
-        x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32) * norm
+    logits = _product(x.astype(dtype), kernel.astype(dtype)) * norm
     return logits if self.scale is None else logits * self.scale[...]
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+  """`x @ kernel` in float32; the products of its gradient are in the type of `x` and `kernel`."""
+  return jax.lax.dot(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _product_bwd(residuals, dy):
+  x, kernel = residuals
+  dy = dy.astype(x.dtype)
+  dkernel = jax.lax.dot(x.T, dy, preferred_element_type=jnp.float32)
+  return dy @ kernel.T, dkernel.astype(kernel.dtype)
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_bwd)
 
 
 class _DinoHead(nnx.Module):

@@ -21,6 +21,13 @@ class _Attention(nnx.Module):
     self.heads = heads
     self.kernel_of = kernel
 
+  def __call__(self, x):
+    b, n, _ = x.shape
+    qkv, bias = self.qkv.product(x).reshape(b, n, -1), self.qkv.bias[...]
+    mixed = attention.attend(qkv, self.heads, self.kernel_of, bias)
+    # Where attention has added a token it leaves here: the sum that follows reads the rest.
+    return self.proj(mixed)[:, :n]
+
 
 class _Mlp(nnx.Module):
 
@@ -30,7 +37,7 @@ class _Mlp(nnx.Module):
     self.gelu = gelu
 
   def __call__(self, x):
-    return self.fc2(layers.GELUS[self.gelu](self.fc1(x)))
+    return self.fc2(self.fc1(x, layers.GELUS[self.gelu]))
 
 
 class Block(nnx.Module):
@@ -55,9 +62,9 @@ class Block(nnx.Module):
     self.ls2 = factors()
 
   def add(self, x, mixed, scale):
-    """The block after its attention: `x` [b n width] and what was mixed for these tokens."""
-    x = x + drop(_times(self.attn.proj(mixed), self.ls1), scale, 0)
-    return x + drop(_times(self.mlp(self.norm2(x)), self.ls2), scale, 1)
+    """The block after its attention: `x` [b n width] and what attention gives for these tokens."""
+    x = drop(x, _times(mixed, self.ls1), scale, 0)
+    return drop(x, _times(self.mlp(self.norm2(x)), self.ls2), scale, 1)
 
   def read(self, x, shift=None):
     """What attention reads."""
@@ -68,8 +75,7 @@ class Block(nnx.Module):
     return self.attn.qkv(self.read(x, shift))
 
   def __call__(self, x, scale, shift=None):
-    mixed = attention.attend(self.qkv(x, shift), self.attn.heads, self.attn.kernel_of)
-    return self.add(x, mixed, scale)
+    return self.add(x, self.attn(self.read(x, shift)), scale)
 
   def cls_only(self, x, scale, shift=None):
     """The class tokens [b width] after this block, which read all and write one row."""
@@ -78,7 +84,7 @@ class Block(nnx.Module):
     width = x.shape[-1]
     q = normal[:, 0] @ kernel[:, :width].astype(x.dtype) + bias[:width].astype(x.dtype)
     kv = normal @ kernel[:, width:].astype(x.dtype) + bias[width:].astype(x.dtype)
-    mixed = attention.attend_one(q, kv, self.attn.heads)
+    mixed = self.attn.proj(attention.attend_one(q, kv, self.attn.heads))
     return self.add(x[:, :1], mixed[:, None], scale)[:, 0]
 
 
@@ -86,6 +92,13 @@ def _times(branch, factors):
   return branch if factors is None else branch * factors[...].astype(branch.dtype)
 
 
-def drop(branch, scale, which):
-  """A branch [b n d] times its images' drop-path factors, column `which` of `scale` [b 2]."""
-  return branch if scale is None else branch * scale[:, which, None, None]
+def drop(x, branch, scale, which):
+  """`x` and a branch [b n d] times its images' drop-path factors, column `which` of `scale` [b 2].
+
+  On rows, so that a compiler has no reason to lay tokens out by anything else.
+  """
+  b, n, d = x.shape
+  if scale is None:
+    return x + branch
+  factors = jnp.broadcast_to(scale[:, which, None], (b, n)).reshape(-1, 1)
+  return (x.reshape(-1, d) + branch.reshape(-1, d) * factors).reshape(b, n, d)

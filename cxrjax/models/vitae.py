@@ -144,7 +144,7 @@ class _Attention(nnx.Module):
     shape = x.shape[:3]
     x = _into_windows(x) if windowed else x.reshape(shape[0], -1, x.shape[-1])
     qkv = self.qkv(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], -1)
-    y = attention.attend(qkv, heads, kernel)
+    y = attention.attend(qkv, heads, kernel)[:, :qkv.shape[1]]
     y = _from_windows(y, shape) if windowed else y.reshape(*shape, -1)
     y = self.proj(y.reshape(-1, y.shape[-1]))
     return y + qkv[..., -y.shape[-1]:].reshape(y.shape) if skip else y
