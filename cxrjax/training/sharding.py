@@ -43,8 +43,9 @@ def param_specs(
   Args:
     tree: arrays or ShapeDtypeStructs.
     mesh: from `make_mesh`.
-    rules: `(regex, placement)`; `"replicate"`, `"fsdp"` (split the largest dimension that the
-      `fsdp` axis divides; replicate leaves of under `min_size` elements), or a tuple with an axis
+    rules: `(regex, placement)`; `"replicate"`, `"fsdp"` (split the first dimension that the
+      `fsdp` axis divides, inputs of a kernel, so that its columns can be cut apart; replicate
+      leaves of under `min_size` elements), or a tuple with an axis
       name or None per dimension.
     min_size: elements; smaller tensors cost more to gather than to keep.
 
@@ -62,9 +63,7 @@ def param_specs(
       fits = [d for d in range(len(shape)) if shape[d] % width == 0]
       if width == 1 or int(np.prod(shape)) < min_size or not fits:
         return NamedSharding(mesh, PartitionSpec())
-      largest = max(fits, key=lambda d: shape[d])
-      return NamedSharding(
-        mesh, PartitionSpec(*("fsdp" if d == largest else None for d in range(len(shape)))))
+      return NamedSharding(mesh, PartitionSpec(*(None,) * fits[0], "fsdp"))
     if isinstance(placement, str) or len(placement) > len(shape):
       raise UserError(
         f"config.mesh.rules: {placement!r} does not fit {path} of shape {shape}; give 'replicate', "
@@ -72,6 +71,34 @@ def param_specs(
     return NamedSharding(mesh, PartitionSpec(*placement))
 
   return jax.tree.map(place, path_names(tree), tree)
+
+
+def gathered(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> Any:
+  """The tree whole on every device, for a step's products; its gradient goes back to the pieces.
+
+  Without it the compiler may split the products by the parameters' pieces instead, and then sends
+  activations, which are larger.
+
+  Args:
+    tree: traced arrays that lie as `param_specs` says.
+    mesh: see `param_specs`.
+    rules: see `param_specs`.
+  """
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def gather(x: jax.Array, pieces: NamedSharding) -> jax.Array:
+    if pieces.is_fully_replicated:
+      return x
+
+    @jax.custom_vjp
+    def one(x: jax.Array) -> jax.Array:
+      return jax.lax.with_sharding_constraint(x, whole)
+
+    one.defvjp(
+      lambda x: (one(x), None), lambda _, dx: (jax.lax.with_sharding_constraint(dx, pieces),))
+    return one(x)
+
+  return jax.tree.map(gather, tree, param_specs(tree, mesh, rules))
 
 
 def to_host(tree: Any) -> Any:

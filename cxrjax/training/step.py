@@ -112,12 +112,18 @@ class Trainer:
     position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
     view_key, loss_key = self.step_key(step, 0), self.step_key(step, 1)
 
+    def gathered(tree: Any, name: str) -> Any:  # rules are of paths from the state on
+      return sharding.gathered({name: tree}, self.mesh, self.rules)[name]
+
+    seen_extra = gathered(state["extra"], "extra")
+
     def loss(params: Any, part: dict[str, Array]) -> Any:
       seen = self.views(part, view_key, part["position"])
-      return self.method.loss(params, state["extra"], seen, loss_key, step)
+      return self.method.loss(gathered(params, "params"), seen_extra, seen, loss_key, step)
 
     part = {**batch, "position": position}
     (value, (extra, metrics)), grads = self._gradient(loss, state["params"], part)
+    extra = jax.lax.with_sharding_constraint(extra, self.shardings({"extra": extra})["extra"])
     params, opt, moved = self.optimizer.update(grads, state["opt"], state["params"], step)
     extra = self.method.after_update(params, extra, step)
     schedules = {name: s(step) for name, s in self.method.schedules.items()}
