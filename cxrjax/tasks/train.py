@@ -35,7 +35,7 @@ from cxrjax.training import sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Diverged, Watch
-from cxrjax.training.loop import Evaluation, Outcome, train
+from cxrjax.training.loop import Evaluation, Outcome, begin, train
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.restore import build_method
 from cxrjax.training.step import State, Trainer
@@ -315,6 +315,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     say(f"{workdir} holds a finished run of this config; its report is {workdir / 'report.html'}")
     return 0
   run = Run(config)
+  begun = begin(run.trainer, run.loader)
   facts = run.describe()
   say(announce(facts, workdir))
   for remark in run.leaks:
@@ -332,7 +333,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       outcome = train(
         run.trainer, run.loader, run.clock, checkpoints=checkpoints, writer=writer,
         evaluations=_evaluations(run, writer), log_every=run.log_every,
-        save_every=run.save_every, progress=run.progress,
+        save_every=run.save_every, begun=begun, progress=run.progress,
         watch=Watch(run.method.diagnose, health["patience"],
                     run.clock.steps(health["grace"], "config.health.grace")))
       for remark in outcome.remarks:
