@@ -29,10 +29,15 @@ from cxrjax.core.errors import UserError
 
 DEMO = {
   **distillation.DEMO,
+  "duration": "20 epochs",
+  "eval_every": "10 epochs",
+  "batch_size": 32,         # many small steps learn sooner than few large ones
+  "lr": 0.032,
+  "momentum_end": 0.99,     # a teacher that slows down lags behind when so short a run ends
   "crops": "multi",         # or global: no small crops
   "solarize": 0.0,
 }
-SMALL = distillation.SMALL
+SMALL = {**distillation.SMALL, "batch_size": 64}
 PAPER = {
   **distillation.PAPER, "global_scale": (0.4, 1.0), "local_crops": 8, "local_scale": (0.05, 0.4),
   "solarize": 0.2, "prototypes": 65536, "momentum": 0.9995,

@@ -179,7 +179,7 @@ def _compiled(method: str, network: Any, options: tuple[Any, ...]) -> Callable[.
   def classes(params: Any, head: Head, x: Array) -> Array:
     return head(network.encode(params, x).cls).argmax(1).astype(jnp.int32)
 
-  def maps(params: Any, head: Head | None, x: Array, chosen: Array) -> Array:
+  def maps(params: Any, head: Head | None, x: Array, chosen: Array) -> Any:
     if method == "attention":
       return attention.heads(network, params, x).mean(1)
     if method == "rollout":

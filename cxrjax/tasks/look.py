@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -101,18 +102,11 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   # One batch size for the images shown and for those scored: every method compiles once.
   options = {
     "head": head, "mean": evaluator.mean, "std": evaluator.std, "batch": len(shown)}
-  scores: dict[str, Any] = {}
-  arrays = _drawn(run.encoder, params, images.take(shown), methods, options)
+  arrays, scores = _drawn_and_scored(
+    run.encoder, params, images.take(shown), images.take(masked), methods, options)
   arrays |= {"label": np.asarray(findings(np.asarray(images.labels)[shown], images.info.classes))}
-  if head is not None and "target" in arrays:
+  if "target" in arrays:
     arrays["target"] = np.asarray(about["classes"])[arrays["target"]]
-  part, target = images.take(masked), None
-  for method in [m for m in methods if m != "occlusion"] if len(masked) else ():
-    seen = lungs.look(method, run.encoder, params, part, target=target, **options)
-    if method in maps.OF_CLASSES:
-      target = seen.target
-    scores[method] = lungs.summary(
-      seen.scores, part.patients, np.asarray(part.labels), part.info.classes)
   writer.arrays("attention", **arrays)
   writer.facts(look={
     "evaluator": name, "methods": methods, "head": about.get("said", ""),
@@ -194,29 +188,52 @@ def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
   return np.array(list(dict.fromkeys(order))[:count], np.int64)
 
 
-def _drawn(
-    network: Any, params: Params, images: Images, methods: list[str],
-    options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The maps of the images shown."""
-  arrays: dict[str, np.ndarray] = {"image": images.gray(slice(None))[..., 0]}
-  if images.masks is not None:
-    arrays["mask"] = np.asarray(images.masks)[..., 0] > 0
-  target = None
-  for method in methods:
+def _drawn_and_scored(
+    network: Any, params: Params, shown: Images, masked: Images, methods: list[str],
+    options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The maps of the images shown, and by method how those of the images with masks lie on lungs."""
+  arrays: dict[str, np.ndarray] = {"image": shown.gray(slice(None))[..., 0]}
+  if shown.masks is not None:
+    arrays["mask"] = np.asarray(shown.masks)[..., 0] > 0
+  targets: list[Any] = [None, None]
+  if options["head"] is not None and set(methods) & set(maps.OF_CLASSES):
+    targets = [
+      maps.predicted(
+        network, params, lungs.normalised(part, options["mean"], options["std"]), options["head"],
+        options["batch"]) if len(part) else None for part in (shown, masked)]
+    arrays["target"] = targets[0]
+
+  def one(method: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if method == "attention":
-      blocks = {"attn": -1} | ({"attn_before": -2} if network.blocks > 1 else {})
-      heads = jax.jit(
-        lambda p, x, blocks=blocks: {
-          name: attention.heads(network, p, x, at) for name, at in blocks.items()},
-        compiler_options=programs.options(once=True))
-      x = lungs.normalised(images, options["mean"], options["std"])
-      arrays |= {name: np.asarray(of) for name, of in heads(params, x).items()}
-      continue
-    seen = lungs.look(method, network, params, images, target=target, **options)
-    arrays[method] = seen.maps
-    if method in maps.OF_CLASSES:
-      arrays["target"] = target = seen.target
-  return arrays
+      found = _heads(network, params, shown, options)
+    else:
+      found = {method: lungs.look(
+        method, network, params, shown, target=targets[0], **options).maps}
+    if method == "occlusion" or not len(masked):
+      return found, {}
+    seen = lungs.look(method, network, params, masked, target=targets[1], **options)
+    return found, {method: lungs.summary(
+      seen.scores, masked.patients, np.asarray(masked.labels), masked.info.classes)}
+
+  scores: dict[str, Any] = {}
+  # Side by side, because most of the time goes into compiling, a program of which keeps one core.
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    for found, scored in pool.map(one, methods):
+      arrays |= found
+      scores |= scored
+  return arrays, scores
+
+
+def _heads(
+    network: Any, params: Params, images: Images, options: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+  """Attention of the last two blocks, head by head."""
+  blocks = {"attn": -1} | ({"attn_before": -2} if network.blocks > 1 else {})
+  heads = jax.jit(
+    lambda p, x: {name: attention.heads(network, p, x, at) for name, at in blocks.items()},
+    compiler_options=programs.options(once=True))
+  x = lungs.normalised(images, options["mean"], options["std"])
+  return {name: np.asarray(of) for name, of in heads(params, x).items()}
 
 
 def _cost(network: Any, images: Images) -> float:
