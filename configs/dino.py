@@ -29,8 +29,8 @@ from cxrjax.core.errors import UserError
 
 DEMO = {
   **distillation.DEMO,
-  "duration": "20 epochs",
-  "eval_every": "10 epochs",
+  "duration": "24 epochs",
+  "eval_every": "12 epochs",
   "batch_size": 32,         # many small steps learn sooner than few large ones
   "lr": 0.032,
   "momentum_end": 0.99,     # a teacher that slows down lags behind when so short a run ends
