@@ -8,6 +8,7 @@ ViT it takes 10 instead of 17 seconds of processor time, and the step is as fast
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ _LEVEL = "xla_backend_optimization_level"
 
 
 def options(once: bool = False) -> dict[str, Any] | None:
-  """`compiler_options` of `jax.jit`; None where there is an accelerator.
+  """`compiler_options` of `jax.jit`; None where there is an accelerator, or XLA_FLAGS say a level.
 
   Ask for them when a program is about to be made, not on import: this chooses JAX's devices.
 
@@ -25,7 +26,7 @@ def options(once: bool = False) -> dict[str, Any] | None:
     once: of a program that runs once, or on a handful of images: it takes half the time to compile
       once more, and runs at half the speed.
   """
-  if jax.default_backend() != "cpu":
+  if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
     return None
   return {_LEVEL: 0 if once else 1}
 

@@ -7,8 +7,12 @@ from cxrjax.core import programs
 
 
 def test_options_are_for_cpus_and_follow_how_often_a_program_runs(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
   (name, often), = programs.options().items()
   assert often > programs.options(once=True)[name]
+  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+  assert programs.options() is None
+  monkeypatch.delenv("XLA_FLAGS")
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert programs.options() is None and programs.options(once=True) is None
 
