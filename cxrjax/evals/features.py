@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, UInt8, UInt16
 
+from cxrjax.core import programs
 from cxrjax.core.errors import UserError
 from cxrjax.data.images import Images, stored
 from cxrjax.data.pixels import to_unit
@@ -149,6 +150,8 @@ def compiled(
         "vector an image: return [b, d]")
     return jax.tree.map(lambda y: y.astype(jnp.float32), y)
 
+  options = programs.options(mesh=mesh)
   if mesh is None:
-    return jax.jit(features)
-  return jax.jit(features, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(features, compiler_options=options)
+  return jax.jit(
+    features, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)

@@ -36,7 +36,7 @@ from cxrjax.training import workdir as workdirs
 from cxrjax.training.build import build_trainer
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Diverged, Watch
-from cxrjax.training.loop import Evaluation, Outcome, train
+from cxrjax.training.loop import Evaluation, Outcome, begin, train
 from cxrjax.training.step import State
 
 CHOSEN = "chosen"  # an evaluator's `every`: once, after training, on the best checkpoint
@@ -302,6 +302,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     say(f"{workdir} holds a finished run of this config; its report is {workdir / 'report.html'}")
     return 0
   run = Run(config)
+  begun = begin(run.trainer, run.loader)
   facts = run.describe()
   say(announce(facts, workdir))
   for remark in run.leaks:
@@ -319,7 +320,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       outcome = train(
         run.trainer, run.loader, run.clock, checkpoints=checkpoints, writer=writer,
         evaluations=_evaluations(run, writer), log_every=run.log_every,
-        save_every=run.save_every, progress=run.progress,
+        save_every=run.save_every, begun=begun, progress=run.progress,
         watch=Watch(run.method.diagnose, health["patience"],
                     run.clock.steps(health["grace"], "config.health.grace")))
       for remark in outcome.remarks:

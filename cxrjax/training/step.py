@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
+from cxrjax.core import programs
 from cxrjax.core.errors import UserError
 from cxrjax.methods.base import started
 from cxrjax.training import sharding
@@ -80,7 +81,8 @@ class Trainer:
     """The state before the first step, sharded."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract(spec))
     return jax.jit(
-      lambda start: self._fresh(spec, start), out_shardings=shardings)(self.start)
+      lambda start: self._fresh(spec, start), out_shardings=shardings,
+      compiler_options=programs.options(once=True, mesh=self.mesh))(self.start)
 
   def shardings(self, shapes: Any) -> Any:
     """A NamedSharding for every leaf of the state."""
@@ -178,7 +180,7 @@ class Trainer:
 
       return jax.lax.fori_loop(0, count, one, (state, log))
 
-    return jax.jit(run, donate_argnums=0)
+    return jax.jit(run, donate_argnums=0, compiler_options=programs.options(mesh=self.mesh))
 
 
 def views_of(
