@@ -43,7 +43,7 @@ def attend(
     bias: added to `qkv` where it is read next.
 
   Returns:
-    The heads' outputs side by side; of "cudnn" for an odd number of tokens with a row of zeros more.
+    The heads' outputs side by side; for an odd number of tokens "cudnn" adds a row of zeros.
   """
   if qkv.dtype == jnp.bfloat16 and kernel.name == "cudnn":
     return _cudnn(qkv, bias, heads)

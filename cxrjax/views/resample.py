@@ -4,8 +4,8 @@ An accelerator multiplies matrices far faster than it gathers pixels, and one ma
 the antialiasing, the resize and the flip. Only `rotate`, which is not separable, gathers.
 
 Random views multiply in bfloat16 on accelerators (`product`), which holds uint8 pixels exactly, and
-weights and the pixels between two products to 0.4 %, as the networks there read them; in float32 on a
-CPU. `resize`, which evaluations use, asks for full float32.
+weights and the pixels between two products to 0.4 %, as the networks there read them; in float32 on
+a CPU. `resize`, which evaluations use, asks for full float32.
 
 References: Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 29(6),
 1981, eq. 15 with a = -1/2, which is PIL's BICUBIC.
