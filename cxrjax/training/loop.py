@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +15,8 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from cxrjax.core.clock import Clock
+from cxrjax.core.errors import UserError
+from cxrjax.training import fitting
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Watch
 from cxrjax.training.signals import Stopping
@@ -100,8 +103,7 @@ def begin(trainer: Trainer, loader: Any) -> Callable[[], Fresh] | None:
       return state, 0.0  # a call would take a step, or read images
     began = time.perf_counter()
     # Compiles, takes no step of the block and hands the state back as it was.
-    state, _ = trainer.run(state, loader.data, loader.block(0, trainer.block), np.int32(0))
-    jax.block_until_ready(state)
+    state, _ = _dispatch(trainer, loader, state, loader.block(0, trainer.block), 0, wait=True)
     return state, time.perf_counter() - began
 
   pool = concurrent.futures.ThreadPoolExecutor(1, "cxrjax-compile")
@@ -184,9 +186,8 @@ def train(
       count = min(block, boundary - step)
       batch = batches(step)
       started = time.perf_counter()
-      state, metrics = trainer.run(state, loader.data, batch, np.int32(count))
+      state, metrics = _dispatch(trainer, loader, state, batch, count, wait=not compile_s)
       if not compile_s:
-        jax.block_until_ready(metrics["loss"])
         compile_s = time.perf_counter() - started
       log.append((step, count, metrics))
       step += count
@@ -211,6 +212,49 @@ def train(
     "host_ms_per_image": 1e3 * meter.host / max(meter.host_images, 1),
   }
   return Outcome(state, step, pending, timing, remarks)
+
+
+def _dispatch(
+    trainer: Trainer, loader: Any, state: State, batches: Any, count: int, wait: bool,
+    ) -> tuple[State, Any]:
+  """The next steps.
+
+  Args:
+    trainer: the step.
+    loader: its data.
+    state: donated.
+    batches: of a whole block.
+    count: how many of them to take.
+    wait: for the result; what does not fit into memory may show only then.
+
+  Raises:
+    UserError: the step does not fit into a device's memory.
+  """
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+  def call() -> tuple[State, Any]:
+    found = trainer.run(state, loader.data, batches, np.int32(count))
+    return jax.block_until_ready(found) if wait else found
+
+  def why(error: Exception) -> UserError:
+    try:  # from JAX's cache, where the program could be compiled
+      program = trainer.run.lower(shapes, loader.data, batches, np.int32(count)).compile()
+      peak = float(program.memory_analysis().peak_memory_in_bytes)
+    except jax.errors.JaxRuntimeError:
+      peak = None
+    device = trainer.mesh.local_devices[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    here = sum(x.nbytes for x in jax.tree.leaves(loader.data)) / trainer.mesh.size
+    parts = jax.tree.leaves(jax.tree.map(
+      lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize, shapes))
+    return fitting.out_of_memory(
+      error, images=loader.batch_size, accumulate=trainer.accumulate, devices=trainer.mesh.size,
+      remat=getattr(trainer.method.encoder, "remat", None),
+      resident_bytes=int(here) if loader.storage == "resident" else 0,
+      fixed=float(sum(parts)) + here, peak=peak, limit=limit)
+
+  return fitting.guarded(call, why)
 
 
 def _agreed(signal: int | None, asking: bool) -> int | None:
