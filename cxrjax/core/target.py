@@ -10,7 +10,7 @@ from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
 DTYPES = ("auto", "bfloat16", "float32")
-ATTENTION = ("auto", "cudnn", "flash", "plain")
+ATTENTION = ("auto", "cudnn", "pallas", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Target:
     if dtype == "bfloat16" and self.platform == "cuda" and self.capability >= 8.0:
       return "cudnn"
     if dtype == "bfloat16" and self.platform == "tpu":
-      return "flash"
+      return "pallas"
     return "plain"
 
 

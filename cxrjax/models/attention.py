@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-LANES = 128  # tokens that a TPU's fused kernel takes at a time
-
+from cxrjax.models import pallas_attention
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
@@ -19,9 +18,10 @@ class Kernel:
 
   Attributes:
     name: "plain", matrix products with a gradient that keeps the exponentials instead of computing
-      the softmax again; "cudnn", NVIDIA's fused kernel; or "flash", the fused kernel for TPUs.
-      The fused ones keep no matrix of tokens by tokens, and run in bfloat16 only.
-    mesh: over which sequences are split, for "flash", which XLA cannot split by itself.
+      the softmax again; "cudnn", NVIDIA's fused kernel; or "pallas", ours for TPUs
+      (`cxrjax.models.pallas_attention`). The fused ones keep no matrix of tokens by tokens, and run
+      in bfloat16 only.
+    mesh: over which sequences are split, for "pallas", which XLA cannot split by itself.
   """
 
   name: str = "plain"
@@ -48,8 +48,9 @@ def attend(
   if qkv.dtype == jnp.bfloat16 and kernel.name == "cudnn":
     return _cudnn(qkv, bias, heads)
   qkv = qkv if bias is None else qkv + bias.astype(qkv.dtype)
-  if qkv.dtype == jnp.bfloat16 and kernel.name == "flash":
-    return _flash(qkv, heads, kernel.mesh)
+  fits = qkv.shape[1] <= pallas_attention.MOST
+  if qkv.dtype == jnp.bfloat16 and kernel.name == "pallas" and fits:
+    return _pallas(qkv, heads, kernel.mesh)
   return _attend_packed(qkv, heads)
 
 
@@ -104,28 +105,14 @@ def _parts_bwd(n, bias, parts):
 _parts.defvjp(lambda qkv, bias, n: (_parts(qkv, bias, n), bias), _parts_bwd)
 
 
-def _flash(qkv, heads, mesh):
-  attention = functools.partial(_flash_of_one_device, heads=heads)
+def _pallas(qkv, heads, mesh):
+  kernel = functools.partial(pallas_attention.attend, heads=heads)
   if mesh is None or mesh.size == 1:
-    return attention(qkv)
+    return kernel(qkv)
   if qkv.shape[0] % mesh.size:
     return _attend_packed(qkv, heads)
   spec = PartitionSpec(mesh.axis_names)
-  return jax.shard_map(attention, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(qkv)
-
-
-def _flash_of_one_device(qkv, heads):
-  from jax.experimental.pallas.ops.tpu import flash_attention as flash  # slow to import
-
-  b, n, c = qkv.shape
-  whole = -(-n // LANES) * LANES
-  padded = jnp.pad(qkv, ((0, 0), (0, whole - n), (0, 0)))
-  q, k, v = _unpack(padded, heads)
-  real = jnp.broadcast_to((jnp.arange(whole) < n).astype(jnp.int32), (b, whole))
-  out = flash.flash_attention(
-    q, k, v, segment_ids=flash.SegmentIds(real, real),
-    block_sizes=flash.BlockSizes.get_default(b, heads, whole, whole, c // (3 * heads)))
-  return out.transpose(0, 2, 1, 3).reshape(b, whole, c // 3)[:, :n]
+  return jax.shard_map(kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(qkv)
 
 
 def _unpack(qkv, heads):

@@ -32,7 +32,7 @@ def test_of_a_mesh_of_accelerators(platform, kind, capability, expected):
 @pytest.mark.parametrize(("target", "dtype", "kernel"), [
   (CPU, "float32", "plain"), (Target("cuda"), "bfloat16", "cudnn"),
   (Target("cuda", 7.5), "bfloat16", "plain"), (Target("rocm"), "bfloat16", "plain"),
-  (Target("tpu"), "bfloat16", "flash")])
+  (Target("tpu"), "bfloat16", "pallas")])
 def test_types_and_kernels(target, dtype, kernel):
   encoder = vit.Model(variant="Nu", target=target)
   assert (encoder.dtype, encoder.attention) == (dtype, kernel)
