@@ -157,7 +157,8 @@ def topology(target: str) -> Any:
   chips = {"v5e": "v5litepod-4", "v4": "v4-8", "v5p": "v5p-8", "v6e": "v6e-4"}
   version = name.partition(":")[0]
   for key, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-                     "TPU_ACCELERATOR_TYPE": chips.get(version, ""), "TPU_WORKER_ID": "0"}.items():
+                     "TPU_ACCELERATOR_TYPE": chips.get(version, ""), "TPU_WORKER_ID": "0",
+                     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
     os.environ.setdefault(key, value)
   return topologies.get_topology_desc(platform="tpu", topology_name=name)
 

@@ -291,7 +291,9 @@ def _network(o: ConfigDict) -> dict[str, Any]:
   return {
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
     "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
-    "pool": o.get("pool") or "cls", "positions": o.get("positions", "normal"), **common,
+    "pool": o.get("pool") or "cls", "positions": o.get("positions", "normal"),
+    "attention": "auto", "remat": False,  # recompute blocks in the backward pass, for less memory
+    **common,
   }
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from cxrjax.models import pallas_attention
 
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
   """Which program attention runs as; `cxrjax.core.target.Target` chooses it by platform.

@@ -45,8 +45,8 @@ class Model:
     drop_path: rate in the last block, rising linearly from 0 in the first (Huang et al. 2016,
       arXiv:1603.09382); used where `encode` is given keys.
     dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
-    attention: "plain", "cudnn" (NVIDIA GPUs of compute capability 8.0 and above) or "pallas" (TPUs),
-      see `cxrjax.models.attention.Kernel`; "auto" is the target's, plain in float32.
+    attention: "plain", "cudnn" (NVIDIA GPUs of compute capability 8.0 and above) or "pallas"
+      (TPUs), see `cxrjax.models.attention.Kernel`; "auto" is the target's, plain in float32.
     initial: how kernels start: "normal", N(0, 0.02) as DINO's, or "xavier" (MAE's, big_vision's),
       without which a network under 200 wide hardly learns in its first thousand steps.
     positions: how the position embedding starts: "normal", N(0, 0.02), or "sincos", sines and
