@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from cxrjax.core.clock import Clock
+from cxrjax.training import peers
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Watch
 from cxrjax.training.signals import Stopping
@@ -151,6 +152,9 @@ def train(
       count = min(block, boundary - step)
       batch = batches(step)
       started = time.perf_counter()
+      if not compile_s and jax.process_count() > 1:  # the call below finds what is compiled here
+        trainer.run.lower(state, loader.data, batch, np.int32(count)).compile()
+        peers.meet()
       state, metrics = trainer.run(state, loader.data, batch, np.int32(count))
       if not compile_s:
         jax.block_until_ready(metrics["loss"])
@@ -169,6 +173,7 @@ def train(
           pending = _agreed(stopping.signal, True)
         if step % save_every == 0 or step == total or pending:
           checkpoints.save(step, state, next((s for s in scores.values() if s is not None), None))
+        peers.meet()
       if pending:
         break
   checkpoints.wait()
