@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -52,6 +53,20 @@ def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: 
   return subprocess.Popen(
     [sys.executable, "-m", "cxrjax.main", f"--config={file}", f"--workdir={workdir}", *flags],
     env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def launch_many(
+    config: dict[str, Any], workdir: pathlib.Path, port: int, **options: Any,
+) -> list[subprocess.Popen]:
+  """The two processes of one run, on this machine; options as of `launch`."""
+  flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+  return [launch(config, workdir, *flags, f"--process={i}", **options) for i in (0, 1)]
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:

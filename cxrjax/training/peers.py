@@ -204,7 +204,7 @@ class Peers:
         if now - heard[i] > self._silence:
           self._lost(i, f"nothing has been heard of it for {self._silence:.0f} s")
       with self._changed:
-        due = self._deadline is not None and now >= self._deadline
+        due = self._deadline is not None and time.monotonic() >= self._deadline
       if due:
         self._finish()
         break
@@ -260,8 +260,8 @@ class Peers:
       if self._verdict is not None:
         return
       self._verdict = process, status, why
-      if self._own is None:
-        self._deadline = time.monotonic() + self._grace
+      if self._own is None:  # at once for a death: one that is started again must not find this one
+        self._deadline = time.monotonic() + (0.0 if status == GONE else self._grace)
       self._changed.notify_all()
     if self.me == 0:  # of the others each knows process 0 alone
       self._send_all({"kind": "end", "process": process, "status": status, "reason": why})
@@ -275,8 +275,11 @@ class Peers:
       self._end(start + own[0], own[1])
       return
     process, status, why = verdict
-    step = self._newest_step()
-    goes_on = "it starts from the beginning" if step is None else f"it goes on from step {step}"
+    try:
+      step = self._newest_step()
+      goes_on = "it starts from the beginning" if step is None else f"it goes on from step {step}"
+    except OSError:  # the disk was the other machine's
+      goes_on = "it goes on from the last checkpoint"
     again = f"run the same command again, {goes_on}"
     who = f"process {process} of {self.count}"
     if status == GONE:

@@ -18,11 +18,13 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 
 from cxrjax.core.errors import UserError
 
 JOIN = 300  # seconds within which all processes must have been started
 TIMEOUT = 25.0  # seconds within which they connect, once JAX has brought them together
+SEND = 5.0  # seconds for a message, which never fills the buffer of a process that lives
 
 def initialize(coordinator: str, processes: int, process: int) -> str:
   """`jax.distributed.initialize`, in all processes but the first through a relay.
@@ -77,49 +79,70 @@ def _detect() -> tuple[str, int]:
 
 
 def connect(host: str, me: int, count: int) -> dict[int, socket.socket]:
-  """The watch's sockets by process. Process 0 says through JAX where it listens."""
+  """Connects process 0 with each of the others, which learn through JAX where it listens.
+
+  Args:
+    host: of process 0; empty to ask it for its name.
+    me: this process.
+    count: of processes.
+
+  Returns:
+    Sockets by process: of all others in process 0, of process 0 in the others.
+
+  Raises:
+    UserError: they cannot reach each other.
+  """
   import numpy as np
   from jax.experimental import multihost_utils
 
-  token, server = secrets.token_hex(16), None
+  server, port, token = None, 0, secrets.token_hex(16)
   if me == 0:
     dual = socket.has_dualstack_ipv6()
     server = socket.create_server(
       ("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual,
       backlog=count)
-  port = server.getsockname()[1] if server else 0
+    port = server.getsockname()[1]
   told = json.dumps([socket.gethostname(), port, token]).encode().ljust(512)
-  told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(told, np.uint8))))
-  name, port, token = json.loads(told)
-  links: dict[int, socket.socket] = {}
-  if server is None:
+  told = multihost_utils.broadcast_one_to_all(np.frombuffer(told, np.uint8))
+  name, port, token = json.loads(np.asarray(told).tobytes())
+  if server is not None:
+    with server:
+      links = _accept(server, count, token)
+  else:
     try:
-      links[0] = socket.create_connection((host or name, port), timeout=TIMEOUT)
+      links = {0: socket.create_connection((host or name, port), timeout=TIMEOUT)}
+      links[0].sendall(f"{token} {me}\n".encode())
     except OSError as error:
       raise UserError(
-        f"process {me} cannot reach process 0 at {host or name}:{port} ({error}); let its machine "
-        "accept connections from this one") from error
-    links[0].sendall(f"{token} {me}\n".encode())
-  else:
-    with server:
-      server.settimeout(TIMEOUT)
-      while len(links) < count - 1:
-        try:
-          link, _ = server.accept()
-          link.settimeout(TIMEOUT)
-          with link.makefile("rb") as first:
-            word, _, i = first.readline(100).decode(errors="replace").partition(" ")
-        except OSError as error:
-          missing = sorted(set(range(1, count)) - set(links))
-          raise UserError(
-            f"process {missing[0]} of {count} has not connected ({error}); let this machine "
-            "accept connections from it, then run the same command again") from error
-        if secrets.compare_digest(word, token):  # whoever else knocks is no process of this run
-          links[int(i)] = link
-        else:
-          link.close()
+        f"process {me} cannot reach process 0 at {host or name}:{port} ({error}); open the ports "
+        "between their machines") from error
   for link in links.values():
-    link.settimeout(5.0)  # for what is sent: it never fills the buffer of a process that lives
+    link.settimeout(SEND)
+  return links
+
+
+def _accept(server: socket.socket, count: int, token: str) -> dict[int, socket.socket]:
+  links: dict[int, socket.socket] = {}
+  until = time.monotonic() + TIMEOUT
+  while len(links) < count - 1:
+    try:
+      server.settimeout(max(until - time.monotonic(), 0.001))
+      link, _ = server.accept()
+    except OSError as error:
+      missing = min(set(range(1, count)) - set(links))
+      raise UserError(
+        f"process {missing} of {count} has not connected to process 0 within {TIMEOUT:.0f} s; open "
+        "the ports between their machines, or see what that process says") from error
+    link.settimeout(SEND)
+    try:
+      with link.makefile("rb", buffering=0) as raw:  # nothing behind the line may be read here
+        word, _, i = raw.readline(100).decode("ascii", "replace").partition(" ")
+    except OSError:  # somebody who connected and said nothing
+      word = ""
+    if word == token:
+      links[int(i)] = link
+    else:  # whoever else knocks is no process of this run
+      link.close()
   return links
 
 
@@ -165,14 +188,26 @@ class Relay:
         near.close()
         continue
       far.settimeout(None)
-      for pair in ((near, far), (far, near)):
-        threading.Thread(target=self._pump, args=pair, name="relay", daemon=True).start()
+      threading.Thread(target=self._serve, args=(near, far), name="relay", daemon=True).start()
 
-  def _pump(self, source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # a reset is an end like any other
-      while data := source.recv(1 << 16):
-        target.sendall(data)
-    if source.family == socket.AF_UNIX or not self.hold:
-      for end in (source, target):
+  def _serve(self, near: socket.socket, far: socket.socket) -> None:
+    """Until the local side closes; a reset is an end like any other."""
+    with near, far:
+      back = threading.Thread(target=self._back, args=(near, far), name="relay", daemon=True)
+      back.start()
+      with contextlib.suppress(OSError):
+        while data := near.recv(1 << 16):
+          with contextlib.suppress(*[OSError] if self.hold else []):  # to nobody, then
+            far.sendall(data)
+      for end in (near, far):
         with contextlib.suppress(OSError):
           end.shutdown(socket.SHUT_RDWR)
+      back.join()
+
+  def _back(self, near: socket.socket, far: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+      while data := far.recv(1 << 16):
+        near.sendall(data)
+    if not self.hold:
+      with contextlib.suppress(OSError):
+        near.shutdown(socket.SHUT_RDWR)
