@@ -55,6 +55,13 @@ def together(
   if not coordinator:
     yield
     return
+  # JAX itself aborts then, with a dump of its stack.
+  late = threading.Timer(rendezvous.JOIN, end_process, [
+    f"error: --coordinator={coordinator}: not all processes have come within {rendezvous.JOIN} s; "
+    "start the same command on every machine, each with its own --process and all with the address "
+    "of process 0", GONE])
+  late.daemon = True
+  late.start()
   try:
     host = rendezvous.initialize(coordinator, processes, process)
     import jax
@@ -62,6 +69,7 @@ def together(
     links = rendezvous.connect(host, me, count) if count > 1 else {}
   except UserError as error:
     end_process(f"error: {error}", 2)
+  late.cancel()
   _peers = Peers(me, count, links, newest_step)
   try:
     yield

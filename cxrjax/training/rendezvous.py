@@ -33,7 +33,7 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
     The host of process 0; empty where only JAX knows it.
 
   Raises:
-    UserError: the processes did not find each other.
+    UserError: a flag is wrong, or there is no cluster to ask.
   """
   import jax
 
@@ -50,16 +50,15 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
     if index and address:
       with Relay(host, int(port)) as relay:
         jax.distributed.initialize(
-          **given | {"coordinator_address": relay.address}, initialization_timeout=JOIN)
+          **given | {"coordinator_address": relay.address}, initialization_timeout=2 * JOIN)
         relay.hold = True
     else:
-      jax.distributed.initialize(**given, initialization_timeout=JOIN)
+      jax.distributed.initialize(**given, initialization_timeout=2 * JOIN)
   except (RuntimeError, ValueError) as error:
     reason = " ".join(str(error).split())[:300]
     raise UserError(
-      f"--coordinator={coordinator}: the processes did not find each other ({reason}); start all "
-      f"--processes within {JOIN} s, with --process=0, 1, ... and the address of process 0"
-      ) from error
+      f"--coordinator={coordinator}: the processes do not find each other ({reason}); give the "
+      "address of process 0, --processes and --process, or 'auto' on a cluster") from error
   return host
 
 
@@ -74,7 +73,7 @@ def _detect() -> tuple[str, int]:
     detect = ClusterEnv.auto_detect_unset_distributed_params
   except (ImportError, AttributeError):
     return "", 0
-  address, _, index, _ = detect(None, None, None, None, None, JOIN)
+  address, _, index, _ = detect(None, None, None, None, None, 2 * JOIN)
   return address or "", index or 0
 
 

@@ -1,11 +1,14 @@
 """A process that dies ends the others, which say so in one line; the same command goes on."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from small import assert_same, finish, free_port, launch_many, lines, losses, tiny
+from small import REPOSITORY, assert_same, finish, free_port, launch_many, lines, losses, tiny
 
 from cxrjax.training import peers
 from cxrjax.training.checkpoint import newest_step
@@ -102,11 +105,21 @@ def test_a_process_that_falls_silent_ends_the_other(tmp_path):
   assert time.time() - stopped < 60
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_mistake_in_one_process_is_told_by_all(tmp_path, victim):
-  config, workdir = broken(tmp_path, at=2, process=victim, how="mistake"), tmp_path / "run"
+def test_a_mistake_in_one_process_is_told_by_all(tmp_path):
+  config, workdir = broken(tmp_path, at=2, process=1, how="mistake"), tmp_path / "run"
   both = launch_many(config, workdir, free_port(), path=tmp_path)
-  _, own = finish(both[victim], 2)
-  _, other = finish(both[1 - victim], 2)
+  _, err = finish(both[0], 2)
+  _, own = finish(both[1], 2)
   assert last_line(own) == "error: the disk is full; free some space"
-  assert f"process {victim} of 2 has ended (the disk is full; free some space)" in last_line(other)
+  assert "process 1 of 2 has ended (the disk is full; free some space)" in last_line(err)
+
+
+def test_a_process_that_nobody_joins_ends():
+  program = ("from cxrjax.training import peers, rendezvous\nrendezvous.JOIN = 2\n"
+             f"with peers.together('127.0.0.1:{free_port()}', 2, {{}}, lambda: None): pass")
+  for process in (0, 1):
+    done = subprocess.run(
+      [sys.executable, "-c", program.format(process)], env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == peers.GONE
+    assert "not all processes have come within 2 s" in last_line(done.stderr)
