@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -55,12 +57,20 @@ def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: 
     env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def launch_many(
+@contextlib.contextmanager
+def two(
     config: dict[str, Any], workdir: pathlib.Path, port: int, **options: Any,
-) -> list[subprocess.Popen]:
-  """The two processes of one run, on this machine; options as of `launch`."""
+) -> Iterator[list[subprocess.Popen]]:
+  """The two processes of one run, on this machine, while entered; options as of `launch`."""
   flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
-  return [launch(config, workdir, *flags, f"--process={i}", **options) for i in (0, 1)]
+  both = [launch(config, workdir, *flags, f"--process={i}", **options) for i in (0, 1)]
+  try:
+    yield both
+  finally:
+    for process in both:
+      if process.returncode is None:
+        process.kill()
+        process.communicate()
 
 
 def free_port() -> int:
@@ -69,9 +79,10 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
-  """Waits for it; fails unless it exits with `status`."""
-  out, err = process.communicate(timeout=300)
+def finish(
+    process: subprocess.Popen, status: int = 0, timeout: float = 300) -> tuple[str, str]:
+  """Waits for it, as many seconds as `timeout`; fails unless it exits with `status`."""
+  out, err = process.communicate(timeout=timeout)
   assert process.returncode == status, (process.returncode, out[-2000:], err[-4000:])
   return out, err
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small import finish, free_port, launch, launch_many, losses, tiny
+from small import finish, free_port, launch, losses, tiny, two
 
 from cxrjax.tasks import train
 
@@ -26,8 +26,9 @@ def test_eight_devices(alone, tmp_path, changes):
 
 
 def test_two_processes(alone, tmp_path):
-  for process in launch_many(tiny(duration=STEPS), tmp_path / "run", free_port(), devices=2):
-    finish(process)
+  with two(tiny(duration=STEPS), tmp_path / "run", free_port(), devices=2) as both:
+    for process in both:
+      finish(process)
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)
 
 

@@ -1,5 +1,6 @@
 """A process that dies ends the others, which say so in one line; the same command goes on."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -8,7 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from small import REPOSITORY, assert_same, finish, free_port, launch_many, lines, losses, tiny
+import small
+from small import REPOSITORY, assert_same, free_port, lines, losses, tiny, two
 
 from cxrjax.training import peers
 from cxrjax.training.checkpoint import newest_step
@@ -45,15 +47,25 @@ class Evaluator:
       os.kill(os.getpid(), signal.Signals[self.how])
     return Result({}, {}, {})
 '''
+finish = functools.partial(small.finish, timeout=1800)  # a machine may be slow, not the product
 LENGTH = {"duration": "10 steps", "checkpoint__every": "3 steps"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+  """Most of the time of these runs is compilation, in every process of each."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    yield
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
   """Ten steps of two processes without interruption."""
   workdir = tmp_path_factory.mktemp("runs") / "straight"
-  for process in launch_many(tiny(**LENGTH), workdir, free_port()):
-    finish(process)
+  with two(tiny(**LENGTH), workdir, free_port()) as both:
+    for process in both:
+      finish(process)
   return workdir
 
 
@@ -75,18 +87,19 @@ def last_line(err):
 def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(straight, tmp_path, victim):
   config, workdir = broken(tmp_path, at=8, process=victim, how="SIGKILL"), tmp_path / "run"
   port = free_port()
-  both = launch_many(config, workdir, port, path=tmp_path)
-  finish(both[victim], -signal.SIGKILL)
-  died = time.monotonic()
-  _, err = finish(both[1 - victim], peers.GONE)
-  assert time.monotonic() - died < 60
+  with two(config, workdir, port, path=tmp_path) as both:
+    finish(both[victim], -signal.SIGKILL)
+    died = time.monotonic()
+    _, err = finish(both[1 - victim], peers.GONE)
+    assert time.monotonic() - died < 60
   step = newest_step(workdir / "checkpoints")
   assert step in (3, 6)
   assert last_line(err) == (
     f"error: process {victim} of 2 is gone (it was killed, or its machine went down); run the same "
     f"command again, it goes on from step {step}")
-  for process in launch_many(config, workdir, port, path=tmp_path):
-    finish(process)
+  with two(config, workdir, port, path=tmp_path) as both:
+    for process in both:
+      finish(process)
   assert_same(workdir, straight)
   np.testing.assert_array_equal(losses(workdir), losses(straight))
   assert [r["step"] for r in lines(workdir)] == list(range(1, 11))
@@ -94,22 +107,17 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(straight, 
 
 def test_a_process_that_falls_silent_ends_the_other(tmp_path):
   config, workdir = broken(tmp_path, at=5, process=1, how="SIGSTOP"), tmp_path / "run"
-  both = launch_many(config, workdir, free_port(), path=tmp_path)
-  try:
+  with two(config, workdir, free_port(), path=tmp_path) as both:
     _, err = finish(both[0], peers.GONE)
-  finally:
-    both[1].kill()
-    both[1].communicate()
   assert "process 1 of 2 is gone (nothing has been heard of it for 25 s)" in last_line(err)
-  stopped = (tmp_path / "broken").stat().st_mtime
-  assert time.time() - stopped < 60
+  assert time.time() - (tmp_path / "broken").stat().st_mtime < 90
 
 
 def test_a_mistake_in_one_process_is_told_by_all(tmp_path):
   config, workdir = broken(tmp_path, at=2, process=1, how="mistake"), tmp_path / "run"
-  both = launch_many(config, workdir, free_port(), path=tmp_path)
-  _, err = finish(both[0], 2)
-  _, own = finish(both[1], 2)
+  with two(config, workdir, free_port(), path=tmp_path) as both:
+    _, err = finish(both[0], 2)
+    _, own = finish(both[1], 2)
   assert last_line(own) == "error: the disk is full; free some space"
   assert "process 1 of 2 has ended (the disk is full; free some space)" in last_line(err)
 
