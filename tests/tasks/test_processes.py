@@ -77,8 +77,8 @@ def broken(tmp_path, **how):
 
 
 def last_line(err):
-  """What a process ended with, beside its progress bar; there is no traceback and no dump."""
-  said = [line for line in err.splitlines() if line.strip() and "/80.0 [" not in line]
+  """What a process ended with, beside its progress bars; there is no traceback and no dump."""
+  said = [line for line in err.splitlines() if line.strip() and "%|" not in line]
   assert len(said) == 1, err
   return said[0]
 
