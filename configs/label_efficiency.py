@@ -41,6 +41,9 @@ OWN = {
   "seeds": "0+1",
   "methods": "finetune",
 }
+# A start that is to pay needs longer than the demo of `configs/dino.py` takes.
+LONGER = {"dino.py": (
+  "duration=80 epochs", "eval_every=20 epochs", "batch_size=64", "lr=0.016", "momentum_end=1.0")}
 # Rates that fall towards the input suit layers that know something already.
 SCRATCH = "layer_decay=1.0"
 REAL = {"fractions": "1+5+10+50+100", "seeds": "0+1+2"}
@@ -63,7 +66,8 @@ def get_config(arg: str = "") -> ConfigDict:
   for item in several.listed(o.inits):
     name, _, path = item.partition("=")
     if path.endswith(".py"):
-      own = handed.argument(name=name, only=several.SHARED)
+      longer = () if handed.presets else LONGER.get(path, ())
+      own = handed.argument(*longer, name=name, only=several.SHARED)
     else:
       own = ",".join(handed.kept.get(name, [SCRATCH] if name == "scratch" else []))
     inits.append((name, path, own))

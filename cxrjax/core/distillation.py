@@ -21,7 +21,8 @@ DEMO: dict[str, Any] = {
   "hidden": 256,
   "bottleneck": 64,
   "batch_norm": True,
-  "momentum": 0.99,
+  "momentum": 0.99,         # of the teacher; goes to momentum_end
+  "momentum_end": 1.0,
   "center_momentum": 0.8,
   "temp_start": 0.02,       # of the teacher; rises to temp_end over temp_warmup
   "temp_end": 0.02,
@@ -30,12 +31,13 @@ DEMO: dict[str, Any] = {
 SMALL: dict[str, Any] = {
   "global_scale": (0.4, 1.0), "local_size": 32, "local_scale": (0.2, 0.5), "jitter": 0.4,
   "jitter_prob": 0.8, "blur": 2.0, "prototypes": 1024, "hidden": 512, "bottleneck": 128,
-  "momentum": 0.996, "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.04,
+  "momentum": 0.996, "momentum_end": 1.0, "center_momentum": 0.9, "temp_start": 0.04,
+  "temp_end": 0.04,
 }
 PAPER: dict[str, Any] = {
   "local_size": 96, "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "hidden": 2048,
-  "bottleneck": 256, "batch_norm": False, "momentum": 0.996, "center_momentum": 0.9,
-  "temp_start": 0.04, "temp_end": 0.07, "temp_warmup": "30 epochs",
+  "bottleneck": 256, "batch_norm": False, "momentum": 0.996, "momentum_end": 1.0,
+  "center_momentum": 0.9, "temp_start": 0.04, "temp_end": 0.07, "temp_warmup": "30 epochs",
 }
 TINY: dict[str, Any] = {"local_size": 16, "prototypes": 32}
 
@@ -48,5 +50,5 @@ def method(o: ConfigDict, name: str) -> dict[str, Any]:
     "student_temp": 0.1, "center_momentum": o.center_momentum,
     "teacher_temp": {
       "kind": "stairs", "start": o.temp_start, "end": o.temp_end, "warmup": o.temp_warmup},
-    "momentum": {"start": o.momentum, "end": 1.0},
+    "momentum": {"start": o.momentum, "end": o.momentum_end},
   }

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.interpreters import partial_eval
 
-# `models.conv.grouped_conv`, which on a CPU multiplies by zeros between groups: these do not count.
-GROUPED = "grouped_conv"
+# Of `models.conv`, which on a CPU multiplies by zeros between groups: these do not count.
+GROUPED, GROUPED_GRADIENT = "_grouped_conv", "_grouped_conv_gradient"
 # What calls a kernel that no program shows the inside of.
 OPAQUE = ("pallas_call", "ffi_call", "custom_partitioning", "dot_product_attention")
 
@@ -48,6 +48,9 @@ def _one(equation: Any) -> float:
   if parameters.get("name") == GROUPED:
     kernel, found = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
     return 2.0 * math.prod(found) * math.prod(kernel[:-1])
+  if parameters.get("name") == GROUPED_GRADIENT:
+    _, kernel, found = (variable.aval.shape for variable in equation.invars)
+    return 4.0 * math.prod(found) * math.prod(kernel[:-1])
   if name.startswith(OPAQUE):
     raise ValueError(f"{name} hides its operations; count where JAX runs on the CPU")
   if name == "cond":

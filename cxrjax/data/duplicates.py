@@ -155,8 +155,8 @@ def pairs(
       columns = rows if b is None and left == top else _put(other[left:left + size], size)
       r, count = _products(rows, columns, threshold, b is None and left == top)
       if count := int(count):
-        i, j, r = _above(r, threshold, 1 << max(8, (count - 1).bit_length()))
-        new = (np.asarray(i)[:count] + top, np.asarray(j)[:count] + left, np.asarray(r)[:count])
+        i, j, r = _above(r, threshold, count)
+        new = (i + top, j + left, r)
         kept = tuple(np.concatenate(x) for x in zip(kept, new, strict=True))
       if len(kept[0]) > 2 * limit:
         kept = _best(kept, limit)
@@ -237,8 +237,19 @@ def _products(
   return r, (r >= threshold).sum()
 
 
+def _above(
+    r: Float[Array, "n m"], threshold: float, count: int) -> tuple[np.ndarray, ...]:
+  """Rows, columns and values of the `count` correlations that reach the threshold."""
+  if jax.default_backend() == "cpu":  # where they are the host's already
+    r = np.asarray(r)
+    i, j = np.nonzero(r >= np.float32(threshold))
+    return i, j, r[i, j]
+  i, j, r = _above_on_device(r, threshold, 1 << max(8, (count - 1).bit_length()))
+  return np.asarray(i)[:count], np.asarray(j)[:count], np.asarray(r)[:count]
+
+
 @functools.partial(jax.jit, static_argnames="count")
-def _above(r: Float[Array, "n m"], threshold: float | Array, count: int):
+def _above_on_device(r: Float[Array, "n m"], threshold: float | Array, count: int):
   i, j = jnp.nonzero(r >= threshold, size=count)
   return i, j, r[i, j]
 

@@ -22,6 +22,7 @@ published, with two gray levels for each image, black and white; `fetch` applies
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -39,6 +40,46 @@ from cxrjax.data.types import Source, SourceInfo
 
 STORAGES = ("auto", "resident", "cached", "streamed")
 Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fetch:
+  """`fetch(data, batch)`: the batch with its pixels; call it inside the jitted step.
+
+  Attributes:
+    placement: of resident images.
+    resident: the pixels are in `data`; else in the batch.
+  """
+
+  placement: Placement
+  resident: bool
+
+  def __call__(self, data: dict[str, jax.Array], batch: Batch) -> Batch:
+    """See the class.
+
+    Args:
+      data: `Loader.data`, passed to the step as an argument.
+      batch: one batch (not a block).
+
+    Returns:
+      `image` [b s s 1], uint8 or, where 16 bits are stored, float32 in 0..1 as the image's window
+      shows it, `labels` float32 [b k] and, where wanted, `mask` uint8 [b s s 1], lungs 1 and the
+      rest 0, split over the mesh; and `index`, the row of each image, below `num_examples`.
+    """
+    if not self.resident:
+      found = dict(batch)
+    else:
+      whole = {name: data[name] for name in ("labels", "number") if name in data}
+      split = {name: array for name, array in data.items() if name not in whole}
+      found = self.placement.take(split, whole, batch["index"])
+      index = found.pop("number", batch["index"])
+      found = {"image": found.pop("pixels"), **found, "index": index}
+    if "masks" in found:
+      found["mask"] = found.pop("masks")
+    windows = found.pop("windows", None)
+    if windows is not None:
+      found["image"] = pixels.to_unit(found["image"], windows)
+    return found
 
 
 class Loader:
@@ -222,32 +263,10 @@ class Loader:
 
     return background.ahead(make, ahead)
 
-  def fetch(self, data: dict[str, jax.Array], batch: Batch) -> Batch:
-    """The batch with its pixels: call it inside the jitted step.
-
-    Args:
-      data: `Loader.data`, passed to the step as an argument.
-      batch: one batch (not a block).
-
-    Returns:
-      `image` [b s s 1], uint8 or, where 16 bits are stored, float32 in 0..1 as the image's window
-      shows it, `labels` float32 [b k] and, where wanted, `mask` uint8 [b s s 1], lungs 1 and the
-      rest 0, split over the mesh; and `index`, the row of each image, below `num_examples`.
-    """
-    if self.storage != "resident":
-      found = dict(batch)
-    else:
-      whole = {name: data[name] for name in ("labels", "number") if name in data}
-      split = {name: array for name, array in data.items() if name not in whole}
-      found = self._placement.take(split, whole, batch["index"])
-      index = found.pop("number", batch["index"])
-      found = {"image": found.pop("pixels"), **found, "index": index}
-    if "masks" in found:
-      found["mask"] = found.pop("masks")
-    windows = found.pop("windows", None)
-    if windows is not None:
-      found["image"] = pixels.to_unit(found["image"], windows)
-    return found
+  @property
+  def fetch(self) -> Fetch:
+    """Makes a batch of `Loader.data` and of what `Loader` gives, inside the jitted step."""
+    return Fetch(self._placement, self.storage == "resident")
 
   def _span(self, start: int, stop: int) -> stream.Span:
     images = self._reader or self.images

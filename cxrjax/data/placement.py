@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 AXES = ("data", "fsdp")
@@ -28,7 +28,7 @@ class Placement:
 
   def __init__(self, mesh: Mesh | None = None):
     if mesh is None:
-      mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), AXES)
+      mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), AXES, axis_types=(AxisType.Auto,) * 2)
     self.mesh: Mesh = mesh
     self.axes = tuple(axis for axis in AXES if axis in mesh.axis_names)
     self.devices = int(np.prod([mesh.shape[axis] for axis in self.axes]))

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cxrjax.core import programs
 from cxrjax.data.detail import blur, local_contrast
 
 COARSE, FINE = 64, 96  # sides of the images that are compared, pixels
 REACH = 0.35  # no map shifts or stretches by more than this share of half an image
 
 
-@jax.jit
+@programs.jit
 def coarse(
     a: Float[Array, "n s s"], b: Float[Array, "n s s"],
     ) -> tuple[Float[Array, "n"], Float[Array, "n 2 3"]]:
@@ -39,7 +40,7 @@ def coarse(
   return _better(x, y, maps, still)
 
 
-@jax.jit
+@programs.jit
 def fine(
     a: Float[Array, "n s s"], b: Float[Array, "n s s"], maps: Float[Array, "n 2 3"],
     ) -> tuple[Float[Array, "n"], Float[Array, "n 2 3"]]:

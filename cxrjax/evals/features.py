@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, UInt8, UInt16
 
+from cxrjax.core import programs
 from cxrjax.core.errors import UserError
 from cxrjax.data.images import Images, stored
 from cxrjax.data.pixels import to_unit
@@ -105,7 +106,7 @@ def send(
   """
   x = _place(_padded(pixels, size), mesh)
   shown = None if windows is None else _place(_padded(windows, size, "edge"), mesh)
-  return _compiled(encode, float(mean), float(std), mesh, vectors)(params, x, shown)
+  return compiled(encode, float(mean), float(std), mesh, vectors)(params, x, shown)
 
 
 def received(sent: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
@@ -136,9 +137,10 @@ def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(
+def compiled(
     encode: Encode, mean: float, std: float, mesh: Mesh | None, vectors: bool,
     ) -> Callable[..., Any]:
+  """The jitted `program(params, pixels, windows or None)` of `extract`, one for equal arguments."""
   def features(params: Any, x: jax.Array, windows: jax.Array | None) -> Any:
     gray = x.astype(jnp.float32) / 255 if windows is None else to_unit(x, windows)
     y = encode(params, (gray - mean) / std)
@@ -148,6 +150,8 @@ def _compiled(
         "vector an image: return [b, d]")
     return jax.tree.map(lambda y: y.astype(jnp.float32), y)
 
+  options = programs.options(mesh=mesh)
   if mesh is None:
-    return jax.jit(features)
-  return jax.jit(features, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(features, compiler_options=options)
+  return jax.jit(
+    features, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)

@@ -57,8 +57,8 @@ def normalised(images: Images, mean: float, std: float) -> Float32[np.ndarray, "
 
 def look(
     method: str, network: Any, params: Any, images: Images, *, head: Head | None = None,
-    target: int | None = None, mean: float = 0.5, std: float = 0.25, batch: int = 16,
-    **options: Any) -> Seen:
+    target: int | Int[np.ndarray, "n"] | None = None, mean: float = 0.5, std: float = 0.25,
+    batch: int = 16, **options: Any) -> Seen:
   """The maps of images, scored where there are masks.
 
   Args:
@@ -67,7 +67,7 @@ def look(
     params: its parameters.
     images: decoded at the size that the network sees.
     head: whose logits are explained.
-    target: the class; None for each image's largest logit.
+    target: the class, or one for each image; None for each image's largest logit.
     mean: subtracted from gray levels in 0..1, as in training.
     std: divides them.
     batch: images a dispatch.
@@ -79,12 +79,13 @@ def look(
   found, targets, parts = [], [], []
   side = images.pixels.shape[1:3]
   for start in range(0, len(images), CHUNK):
-    part = images.take(np.arange(start, min(start + CHUNK, len(images))))
+    stop = min(start + CHUNK, len(images))
+    part = images.take(np.arange(start, stop))
     x = normalised(part, mean, std)
     chosen = None
     if method in maps.OF_CLASSES and head is not None:
       chosen = (maps.predicted(network, params, x, head, batch) if target is None
-                else np.full(len(x), target, np.int32))
+                else np.broadcast_to(np.asarray(target, np.int32), (len(images),))[start:stop])
     heat = maps.explain(method, network, params, x, head=head, target=chosen,
                         batch=batch, **options)
     masks = (np.zeros((len(x), *side), bool) if part.masks is None

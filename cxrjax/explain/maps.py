@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from cxrjax.core import programs
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.explain import attention, cams
@@ -119,6 +120,10 @@ def explain(
     if chosen.min() < 0 or chosen.max() >= len(head.bias):
       raise ValueError(f"target={target} is no class; the head has {len(head.bias)}")
     options = (window, stride) if method == "occlusion" else (tap or cams.default_tap(network),)
+    if method != "occlusion":  # one program serves both
+      at_tap = _compiled("at_tap", _plain(network), options)
+      weigh = _weigh(method)
+      return _batched(lambda x, c: weigh(*at_tap(params, head, x, c)), batch, x, chosen)
   else:
     chosen, head = np.zeros(n, np.int32), None
     options = (fusion,) if method == "rollout" else ()
@@ -137,8 +142,15 @@ def predicted(
 def enlarge(
     maps: Float[np.ndarray, "n gh gw"], size: tuple[int, int]) -> Float32[np.ndarray, "n h w"]:
   """Maps at (height, width) in pixels, interpolated linearly between the cells' middles."""
-  return np.asarray(jax.image.resize(
-    jnp.asarray(maps, jnp.float32), (len(maps), *size), "linear", antialias=False))
+  rows, columns = (_between(*pair) for pair in zip(maps.shape[1:], size, strict=True))
+  return np.matmul(np.matmul(rows, np.asarray(maps, np.float32)), columns.T)
+
+
+def _between(cells: int, pixels: int) -> Float32[np.ndarray, "pixels cells"]:
+  """What every pixel of a line takes from each cell; beyond the outer middles it is one cell's."""
+  at = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
+  weights = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0)
+  return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _plain(network: Any) -> Any:
@@ -160,21 +172,28 @@ def _batched(function: Callable[..., Any], batch: int, *arrays: Any) -> np.ndarr
 
 @functools.lru_cache(maxsize=64)
 def _compiled(method: str, network: Any, options: tuple[Any, ...]) -> Callable[..., Any]:
-  """One compiled function for each network and method."""
+  """One compiled function for each network and method; "at_tap" has what both of Grad-CAM weigh."""
   def score(head: Head, chosen: Array) -> Callable[[Array], Array]:
     return lambda features: jnp.take_along_axis(head(features), chosen[:, None], axis=1)[:, 0]
 
   def classes(params: Any, head: Head, x: Array) -> Array:
     return head(network.encode(params, x).cls).argmax(1).astype(jnp.int32)
 
-  def maps(params: Any, head: Head | None, x: Array, chosen: Array) -> Array:
+  def maps(params: Any, head: Head | None, x: Array, chosen: Array) -> Any:
     if method == "attention":
       return attention.heads(network, params, x).mean(1)
     if method == "rollout":
       return attention.rollout(network, params, x, *options)
     if method == "occlusion":
       return occlusion(network, params, x, score(head, chosen), *options)
-    weigh = cams.gradcam if method == "gradcam" else cams.gradcam_pp
-    return weigh(*cams.at_tap(network, params, x, score(head, chosen), *options))
+    return cams.at_tap(network, params, x, score(head, chosen), *options)
 
-  return jax.jit(classes if method == "classes" else maps)
+  return jax.jit(
+    classes if method == "classes" else maps, compiler_options=programs.options())
+
+
+@functools.cache
+def _weigh(method: str) -> Callable[[Array, Array], Array]:
+  return jax.jit(
+    cams.gradcam if method == "gradcam" else cams.gradcam_pp,
+    compiler_options=programs.options(once=True))

@@ -79,13 +79,13 @@ class Method:
   def projector(self) -> Projector:
     return Projector(
       in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
-      batch_norm=self.batch_norm, bias=False)
+      batch_norm=self.batch_norm, bias=False, dtype=self.encoder.dtype)
 
   @functools.cached_property
   def predictor(self) -> Projector:
     return Projector(
       in_dim=self.dim, dims=(self.predictor_hidden, self.dim), batch_norm=self.batch_norm,
-      bias=False)
+      bias=False, dtype=self.encoder.dtype)
 
   def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
            ) -> tuple[Params, Params]:

@@ -93,7 +93,8 @@ class Method:
     return DinoHead(
       in_dim=self.encoder.features, prototypes=self.prototypes, hidden=self.hidden,
       bottleneck=self.bottleneck, layers=self.head_layers, norm_last_layer=self.norm_last_layer,
-      batch_norm=self.batch_norm, initial=getattr(self.encoder, "initial", "normal"))
+      batch_norm=self.batch_norm, initial=getattr(self.encoder, "initial", "normal"),
+      dtype=self.encoder.dtype)
 
   def init(
       self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],

@@ -86,7 +86,7 @@ class Method:
     return Decoder(
       in_dim=self.encoder.features, outputs=self.encoder.patch_size**2 * self.encoder.channels,
       width=self.decoder_width, depth=self.decoder_depth, heads=self.decoder_heads,
-      initial="xavier", dtype=self.encoder.dtype)
+      initial="xavier", dtype=self.encoder.dtype, kernel=self.encoder.kernel)
 
   def init(
       self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],

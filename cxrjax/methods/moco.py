@@ -105,14 +105,14 @@ class Method:
     return Projector(
       in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
       batch_norm=self.batch_norm, final_norm="none" if plain else "batch_no_affine",
-      bias=self.version == 2)
+      bias=self.version == 2, dtype=self.encoder.dtype)
 
   @functools.cached_property
   def predictor(self) -> Projector:
     normed = self.batch_norm and self.predictor_norm
     return Projector(
       in_dim=self.dim, dims=(self.hidden, self.dim), batch_norm=self.batch_norm,
-      final_norm="batch_no_affine" if normed else "none", bias=False)
+      final_norm="batch_no_affine" if normed else "none", bias=False, dtype=self.encoder.dtype)
 
   def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
            ) -> tuple[Params, Params]:

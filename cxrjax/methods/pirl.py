@@ -126,7 +126,8 @@ class Method:
   def _head(self, in_dim: int, last: bool) -> Projector:
     normed = last and self.batch_norm
     return Projector(
-      in_dim=in_dim, dims=(self.dim,), final_norm="batch_no_affine" if normed else "none")
+      in_dim=in_dim, dims=(self.dim,), final_norm="batch_no_affine" if normed else "none",
+      dtype=self.encoder.dtype)
 
   def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
            ) -> tuple[Params, Params]:

@@ -73,7 +73,8 @@ class Method:
   def projector(self) -> Projector:
     return Projector(
       in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
-      batch_norm=self.batch_norm, final_norm="batch_no_bias" if self.batch_norm else "none")
+      batch_norm=self.batch_norm, final_norm="batch_no_bias" if self.batch_norm else "none",
+      dtype=self.encoder.dtype)
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:

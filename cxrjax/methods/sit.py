@@ -82,7 +82,7 @@ class Method(gmml.Method):
   def projector(self) -> Projector:
     return Projector(
       in_dim=self.encoder.features, dims=(self.hidden, self.hidden, self.dim),
-      activation=("relu", "gelu"), final_norm="batch_no_affine")
+      activation=("relu", "gelu"), final_norm="batch_no_affine", dtype=self.encoder.dtype)
 
   def init(
       self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],

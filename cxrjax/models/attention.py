@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+LANES = 128  # tokens that a TPU's fused kernel takes at a time
 
-def attend(qkv: Float[Array, "b n c"], heads: int) -> Float[Array, "b n d"]:
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """Which program attention runs as; `cxrjax.core.target.Target` chooses it by platform.
+
+  Attributes:
+    name: "plain", matrix products with a gradient that keeps the exponentials instead of computing
+      the softmax again; "cudnn", NVIDIA's fused kernel; or "flash", the fused kernel for TPUs.
+      The fused ones keep no matrix of tokens by tokens, and run in bfloat16 only.
+    mesh: over which sequences are split, for "flash", which XLA cannot split by itself.
+  """
+
+  name: str = "plain"
+  mesh: Mesh | None = None
+
+
+PLAIN = Kernel()
+
+
+def attend(
+    qkv: Float[Array, "b n c"], heads: int, kernel: Kernel = PLAIN,
+    bias: Float[Array, "c"] | None = None) -> Float[Array, "b m d"]:
   """`softmax(q k^T / sqrt(head_dim)) v` for every head (Vaswani et al. 2017, arXiv:1706.03762).
 
   Args:
     qkv: queries, keys and values side by side, c = 3 d, each `heads` blocks of d / heads.
     heads: how many heads.
+    kernel: see `Kernel`.
+    bias: added to `qkv` where it is read next.
 
   Returns:
-    The heads' outputs side by side.
-
-  On a GPU in bfloat16 cuDNN's fused kernel runs; elsewhere matrix products, with a gradient that
-  keeps the exponentials instead of computing the softmax again.
+    The heads' outputs side by side; for an odd number of tokens "cudnn" adds a row of zeros.
   """
-  b, n, c = qkv.shape
-  if _fused(qkv.dtype):
-    q, k, v = jnp.unstack(qkv.reshape(b, n, 3, heads, c // (3 * heads)), axis=2)
-    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    return out.reshape(b, n, c // 3)
+  if qkv.dtype == jnp.bfloat16 and kernel.name == "cudnn":
+    return _cudnn(qkv, bias, heads)
+  qkv = qkv if bias is None else qkv + bias.astype(qkv.dtype)
+  if qkv.dtype == jnp.bfloat16 and kernel.name == "flash":
+    return _flash(qkv, heads, kernel.mesh)
   return _attend_packed(qkv, heads)
 
 
@@ -50,8 +73,59 @@ def probabilities(qkv: Float[Array, "b n c"], heads: int) -> Float[Array, "b h n
   return weights / total
 
 
-def _fused(dtype: jnp.dtype) -> bool:
-  return dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
+def _cudnn(qkv, bias, heads):
+  b, n, c = qkv.shape
+  even = n + n % 2
+  q, k, v = (x.reshape(b, even, heads, c // (3 * heads)) for x in _parts(qkv, bias, n))
+  # The kernel's gradient takes even lengths only: a token is added that no query sees.
+  lengths = {} if n == even else {"query_seq_lengths": jnp.full(b, n, jnp.int32),
+                                  "key_value_seq_lengths": jnp.full(b, n, jnp.int32)}
+  out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
+  return out.reshape(b, even, c // 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _parts(qkv, bias, n):
+  """Queries, keys and values of `n` tokens with their bias, of an even number of tokens each.
+
+  The gradient puts the three together once, and sums for the bias what it has just written.
+  """
+  qkv = qkv if bias is None else qkv + bias.astype(qkv.dtype)
+  return tuple(jnp.split(jnp.pad(qkv, ((0, 0), (0, n % 2), (0, 0))), 3, axis=2))
+
+
+def _parts_bwd(n, bias, parts):
+  dqkv = jnp.concatenate(parts, axis=2)[:, :n]
+  if bias is None:
+    return dqkv, None
+  return dqkv, jax.lax.reduce_sum(dqkv.reshape(-1, dqkv.shape[-1]), (0,)).astype(bias.dtype)
+
+
+_parts.defvjp(lambda qkv, bias, n: (_parts(qkv, bias, n), bias), _parts_bwd)
+
+
+def _flash(qkv, heads, mesh):
+  attention = functools.partial(_flash_of_one_device, heads=heads)
+  if mesh is None or mesh.size == 1:
+    return attention(qkv)
+  if qkv.shape[0] % mesh.size:
+    return _attend_packed(qkv, heads)
+  spec = PartitionSpec(mesh.axis_names)
+  return jax.shard_map(attention, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(qkv)
+
+
+def _flash_of_one_device(qkv, heads):
+  from jax.experimental.pallas.ops.tpu import flash_attention as flash  # slow to import
+
+  b, n, c = qkv.shape
+  whole = -(-n // LANES) * LANES
+  padded = jnp.pad(qkv, ((0, 0), (0, whole - n), (0, 0)))
+  q, k, v = _unpack(padded, heads)
+  real = jnp.broadcast_to((jnp.arange(whole) < n).astype(jnp.int32), (b, whole))
+  out = flash.flash_attention(
+    q, k, v, segment_ids=flash.SegmentIds(real, real),
+    block_sizes=flash.BlockSizes.get_default(b, heads, whole, whole, c // (3 * heads)))
+  return out.transpose(0, 2, 1, 3).reshape(b, whole, c // 3)[:, :n]
 
 
 def _unpack(qkv, heads):

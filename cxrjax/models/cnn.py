@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from cxrjax.core import flops
 from cxrjax.core.errors import UserError
+from cxrjax.core.target import CPU, Target
 from cxrjax.models import module
 from cxrjax.models.features import Features, standardize
 
@@ -28,18 +29,20 @@ class Cnn:
     channels: of the images; 1 for radiographs.
     standardize: bring every image to mean 0 and deviation 1 first, as `vit.Model`'s.
     dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+    target: the devices that it will run on, from the program.
   """
 
   channels: int = 1
   standardize: bool = False
   dtype: str = "auto"
+  target: Target = CPU
 
   stages: ClassVar[int] = 4
   # As `vit.Model.layer_names`.
   layer_names: ClassVar[tuple[str, ...]]
 
   def __post_init__(self):
-    module.compute_dtype(self.dtype)  # raises for what is none
+    object.__setattr__(self, "dtype", self.target.dtype(self.dtype))
 
   @property
   def features(self) -> int:
@@ -111,12 +114,11 @@ class Cnn:
     def add(stage: int, maps: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
       return maps + shifts[stage].astype(maps.dtype) if stage in shifts else maps
 
-    dtype = module.compute_dtype(self.dtype)
     net = self._net.bind(params)
     outputs = []
     for images, key in zip(groups, keys, strict=True):
       images = standardize(images) if self.standardize else images
-      maps = net(images.astype(dtype), keys=key, train=train, add=add)
+      maps = net(images.astype(self.dtype), keys=key, train=train, add=add)
       last = maps[-1].astype(jnp.float32)
       outputs.append(Features(
           last.mean((1, 2)), last.reshape(last.shape[0], -1, last.shape[-1]) if patches else None,
@@ -155,5 +157,5 @@ class Cnn:
     del patches
     image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.channels), jnp.float32)
     params = jax.eval_shape(self.init, jax.random.key(0))
-    plain = dataclasses.replace(self, dtype="float32")  # no fused kernels, which hide products
+    plain = dataclasses.replace(self, dtype="float32", target=CPU)  # fused kernels hide products
     return int(flops.count(plain.encode, params, image))

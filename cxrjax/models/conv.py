@@ -78,7 +78,9 @@ def conv2d(
   """
   kh, kw, *_ = kernel.shape
   if (kh, kw, groups) == (1, 1, 1) and padding == (0, 0):
-    x = x[:, ::stride, ::stride]
+    if stride > 1:
+      # The barrier keeps XLA from fusing the slice into the product, which it cannot tile on a GPU.
+      x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
   if groups > 1:
     return grouped_conv(x, kernel, stride, padding, groups, dilation)
@@ -92,7 +94,7 @@ def _plain(x, kernel, stride, padding, groups, dilation):
       dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def grouped_conv(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i_per_group o"], stride: int,
     padding: _BOTH, groups: int, dilation: int) -> Float[Array, "b y x o"]:
@@ -101,8 +103,31 @@ def grouped_conv(
   On a CPU, where XLA's gradient of such a convolution is a hundred times slower than its other
   ones, some groups at a time make an ordinary convolution whose kernel is zero between them.
   """
-  if jax.default_backend() != "cpu":
-    return _plain(x, kernel, stride, padding, groups, dilation)
+  return _grouped_conv(x, kernel, (stride, padding, groups, dilation))
+
+
+# `cxrjax.core.flops` knows these two by their names.
+@functools.partial(jax.jit, static_argnums=2)
+def _grouped_conv(x, kernel, options):
+  return jax.lax.platform_dependent(
+      x, kernel, cpu=lambda x, k: _joined(x, k, *options),
+      default=lambda x, k: _plain(x, k, *options))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _grouped_conv_gradient(x, kernel, dy, options):
+  def by(form):
+    return lambda x, k, dy: jax.vjp(lambda x, k: form(x, k, *options), x, k)[1](dy)
+  return jax.lax.platform_dependent(x, kernel, dy, cpu=by(_joined), default=by(_plain))
+
+
+# A gradient of its own: autodiff would have every platform keep what the others need.
+grouped_conv.defvjp(
+    lambda x, kernel, *options: (_grouped_conv(x, kernel, options), (x, kernel)),
+    lambda *args: _grouped_conv_gradient(*args[4], args[5], args[:4]))
+
+
+def _joined(x, kernel, stride, padding, groups, dilation):
   kh, kw, cin, cout = kernel.shape
   joined = next(n for n in range(min(groups, max(1, 32 // cin)), 0, -1) if groups % n == 0)
   parts = groups // joined

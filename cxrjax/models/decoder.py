@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from cxrjax.core.errors import UserError
-from cxrjax.models import layers, module, posembed, transformer
+from cxrjax.models import attention, layers, module, posembed, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Decoder:
     depth: blocks; the paper: 8.
     heads: of each block; the paper: 16.
     initial: how kernels start, of `cxrjax.models.layers.STARTS`.
-    dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+    dtype: of the activations, the encoder's.
+    kernel: what attention runs as.
 
   Raises:
     UserError: a width that does not divide.
@@ -44,7 +45,8 @@ class Decoder:
   depth: int = 8
   heads: int = 16
   initial: str = "xavier"
-  dtype: str = "auto"
+  dtype: str = "float32"
+  kernel: attention.Kernel = attention.PLAIN
 
   def __post_init__(self) -> None:
     if self.width % 4 or self.width % self.heads:
@@ -55,7 +57,7 @@ class Decoder:
   def _net(self) -> module.Net:
     return module.Net.of(
         _Decoder, in_dim=self.in_dim, outputs=self.outputs, width=self.width, depth=self.depth,
-        heads=self.heads, init=self.initial)
+        heads=self.heads, init=self.initial, kernel=self.kernel)
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters."""
@@ -73,8 +75,8 @@ class Decoder:
       keep: which patches those are.
       grid: rows and columns of patches.
     """
-    dtype = module.compute_dtype(self.dtype)
-    out = self._net.apply(params, cls.astype(dtype), patches.astype(dtype), keep, grid=grid)
+    out = self._net.apply(
+        params, cls.astype(self.dtype), patches.astype(self.dtype), keep, grid=grid)
     return out.astype(jnp.float32)
 
   def flops(self, patches: int, kept: int) -> int:
@@ -87,32 +89,29 @@ class Decoder:
 
 class _Decoder(nnx.Module):
 
-  def __init__(self, in_dim, outputs, width, depth, heads, init, rngs):
+  def __init__(self, in_dim, outputs, width, depth, heads, init, kernel, rngs):
     self.embed = layers.Linear(in_dim, width, init=init, rngs=rngs)
     self.mask_token = nnx.Param(layers.start(rngs.params(), (1, width), jnp.float32))
     self.blocks = nnx.List(
-        [transformer.Block(width, heads, init, rngs) for _ in range(depth)])
+        [transformer.Block(width, heads, init, rngs, kernel=kernel) for _ in range(depth)])
     self.norm = layers.LayerNorm(width)
     self.out = layers.Linear(width, outputs, init=init, rngs=rngs)
 
   def __call__(self, cls, patches, keep, *, grid):
-    b, m, _ = patches.shape
+    m = patches.shape[1]
     n = grid[0] * grid[1]
-    x = self.embed(transformer.join([cls[:, None], patches]))
+    x = self.embed(jnp.concatenate([cls[:, None], patches], axis=1))
     width = x.shape[-1]
-    cls, seen = x[:b].reshape(b, 1, width), x[b:].reshape(b, m, width)
+    cls, seen = x[:, :1], x[:, 1:]
     places = jax.vmap(lambda one: jnp.full(n, m, jnp.int32).at[one].set(
         jnp.arange(m, dtype=jnp.int32)))(keep)
     x = jnp.where((places < m)[..., None], take_rows(seen, places, keep),
                   self.mask_token[...].astype(seen.dtype))
     x = x + posembed.sincos(grid, width).astype(x.dtype)
     x = jnp.concatenate([cls, x], axis=1)
-    shapes = ((b, n + 1),)
-    x = transformer.join([x])
     for block in self.blocks:
-      x = block(x, shapes, None)
-    x = x.reshape(b, n + 1, width)[:, 1:]
-    return self.out(self.norm(x.reshape(-1, width))).reshape(b, n, -1)
+      x = block(x, None)
+    return self.out(self.norm(x[:, 1:]))
 
 
 @jax.custom_vjp

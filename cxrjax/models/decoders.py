@@ -155,7 +155,7 @@ class Decoder:
     if self.chosen == "linear":
       x = self._net.apply(params, features.patches, grid)
       return _resize(x[:, :h, :w], (h, w)), {}
-    dtype = module.compute_dtype(self.encoder.dtype)
+    dtype = self.encoder.dtype
     if self.chosen == "unet":
       maps = [features.taps[tap] for tap in self.taps]
     else:

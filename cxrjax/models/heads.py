@@ -41,7 +41,7 @@ class Projector:
     activation: of the hidden layers, "relu" or "gelu"; or one for each of them.
     bias: whether an output without batch norm has one.
     initial: how the kernels start, of `cxrjax.models.layers.STARTS`.
-    dtype: type of the matrix products; `"auto"` is bfloat16 on accelerators, float32 on CPU.
+    dtype: type of the matrix products, the encoder's.
 
   Raises:
     UserError: an option that is none.
@@ -54,7 +54,7 @@ class Projector:
   activation: str | tuple[str, ...] = "relu"
   bias: bool = True
   initial: str = "torch"
-  dtype: str = "auto"
+  dtype: str = "float32"
 
   def __post_init__(self) -> None:
     if not self.dims or min(self.dims) < 1:
@@ -81,7 +81,7 @@ class Projector:
 
   def apply(self, params: module.Params, x: Float[Array, "m d"]) -> Float32[Array, "m o"]:
     """The last layer's output."""
-    x = x.astype(module.compute_dtype(self.dtype))
+    x = x.astype(self.dtype)
     return self._net.apply(params, x).astype(jnp.float32)
 
   @functools.cached_property
@@ -114,7 +114,7 @@ class DinoHead:
     norm_last_layer: keep every prototype's norm at 1; else it is learnt, which may train better
       and is less stable.
     initial: how the MLP's kernels start, as in `cxrjax.models.vit.Model`.
-    dtype: type of the matrix products; `"auto"` is bfloat16 on accelerators, float32 on CPU.
+    dtype: type of the matrix products, the encoder's.
 
   References: Caron et al. 2021, arXiv:2104.14294, section 3.1 and appendix C; Salimans and Kingma
   2016, arXiv:1602.07868, equation 2 (weight normalisation).
@@ -128,7 +128,7 @@ class DinoHead:
   norm_last_layer: bool = True
   batch_norm: bool = False
   initial: str = "normal"
-  dtype: str = "auto"
+  dtype: str = "float32"
 
   def init(self, key: jax.Array) -> module.Params:
     """`{"mlp": {...}, "prototypes": {"kernel" f32[bottleneck K] (, "scale" f32[K])}}`."""
@@ -210,9 +210,24 @@ class _Prototypes(nnx.Module):
     norm = jax.lax.rsqrt(jnp.maximum((kernel * kernel).sum(0), 1e-24))
     # Scaling the logits instead of the kernel gives the same numbers and gradients with a kernel
     # that is read once by the product.
-    logits = jax.lax.dot(
-        x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32) * norm
+    logits = _product(x.astype(dtype), kernel.astype(dtype)) * norm
     return logits if self.scale is None else logits * self.scale[...]
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+  """`x @ kernel` in float32; the products of its gradient are in the type of `x` and `kernel`."""
+  return jax.lax.dot(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _product_bwd(residuals, dy):
+  x, kernel = residuals
+  dy = dy.astype(x.dtype)
+  dkernel = jax.lax.dot(x.T, dy, preferred_element_type=jnp.float32)
+  return dy @ kernel.T, dkernel.astype(kernel.dtype)
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_bwd)
 
 
 class _DinoHead(nnx.Module):
@@ -229,7 +244,6 @@ class _DinoHead(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x):
-    dtype = module.compute_dtype(self.dtype)
-    x = self.mlp(x.astype(dtype)).astype(jnp.float32)
+    x = self.mlp(x.astype(self.dtype)).astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
-    return self.prototypes(x, dtype)
+    return self.prototypes(x, self.dtype)

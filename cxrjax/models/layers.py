@@ -1,4 +1,4 @@
-"""Layers on flat tokens: `[tokens, features]`, all crops of a step in one matrix.
+"""Layers on the last axis of tokens, `[..., features]`.
 
 Gradients of layer norm and GELU are written by hand: they keep one array each and come out as few
 fused passes over memory, which is what these layers cost on every backend.
@@ -7,6 +7,7 @@ fused passes over memory, which is what these layers cost on every backend.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +49,20 @@ class Linear(nnx.Module):
     self.kernel = nnx.Param(jnp.concatenate(kernels, axis=1))
     self.bias = nnx.Param(jnp.zeros((out_dim,), jnp.float32)) if bias else None
 
-  def __call__(self, x: Float[Array, "t i"]) -> Float[Array, "t o"]:
-    y = x @ self.kernel[...].astype(x.dtype)
-    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+  def __call__(
+      self, x: Float[Array, "*t i"], activation: Callable[..., Array] | None = None,
+      ) -> Float[Array, "*t o"]:
+    """The layer, or `activation(x @ kernel, bias)`, an array of the same shape."""
+    y = self.product(x)
+    if activation is not None:
+      y = activation(y, None if self.bias is None else self.bias[...])
+    elif self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)
+    return y.reshape(*x.shape[:-1], -1)
+
+  def product(self, x: Float[Array, "*t i"]) -> Float[Array, "n o"]:
+    """The layer without its bias, in rows."""
+    return x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -61,8 +73,9 @@ class LayerNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
     self.epsilon = epsilon
 
-  def __call__(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
-    return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+  def __call__(self, x: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
+    y = layer_norm(x.reshape(-1, x.shape[-1]), self.scale[...], self.bias[...], self.epsilon)
+    return y.reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -76,9 +89,9 @@ def layer_norm(
 def _normalise(x, epsilon):
   x = x.astype(jnp.float32)
   mean = x.mean(-1, keepdims=True)
-  centred = x - mean
-  rstd = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
-  return centred, mean, rstd
+  # Both sums in one pass over memory, as Flax has them.
+  var = jnp.maximum((x * x).mean(-1, keepdims=True) - mean * mean, 0.0)
+  return x - mean, mean, jax.lax.rsqrt(var + epsilon)
 
 
 def _layer_norm_fwd(x, scale, bias, epsilon):
@@ -90,33 +103,54 @@ def _layer_norm_fwd(x, scale, bias, epsilon):
 def _layer_norm_bwd(epsilon, residuals, dy):
   del epsilon
   x, scale, mean, rstd = residuals
-  dy = dy.astype(jnp.float32)
-  normal = (x.astype(jnp.float32) - mean) * rstd
-  g = dy * scale
+  dtype = x.dtype
+  # The barriers have either sum computed from bfloat16 once more: without them a compiler stores
+  # float32 copies of all tokens that both can use.
+  g, normal = _upstream(x, dy, mean, rstd)
+  dscale, dbias = (g * normal).sum(0), g.sum(0)
+  g, normal = _upstream(x, dy, mean, rstd)
+  g = g * scale
   dx = rstd * (g - g.mean(-1, keepdims=True) - normal * (g * normal).mean(-1, keepdims=True))
-  return dx.astype(x.dtype), (dy * normal).sum(0), dy.sum(0)
+  return dx.astype(dtype), dscale, dbias
+
+
+def _upstream(x, dy, mean, rstd):
+  x, dy = jax.lax.optimization_barrier((x, dy))
+  return dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rstd
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
 @jax.custom_vjp
-def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-  """Exact GELU, `x * Phi(x)` (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
-  return _gelu_fwd(x)[0]
+def gelu(x: Float[Array, "*s d"], bias: Float[Array, "d"] | None = None) -> Float[Array, "*s d"]:
+  """Exact GELU, `x * Phi(x)` (Hendrycks and Gimpel 2016, arXiv:1606.08415), of `x + bias`.
+
+  With the bias inside, a layer's product is stored once, for the gradient as well.
+  """
+  return _gelu_fwd(x, bias)[0]
 
 
-def _gelu_fwd(x):
-  f = x.astype(jnp.float32)
-  return (f * _phi(f)).astype(x.dtype), x
+def _biased(x, bias):
+  x = x.astype(jnp.float32)
+  return x if bias is None else x + bias.astype(jnp.float32)
 
 
-def _gelu_bwd(x, dy):
+def _gelu_fwd(x, bias):
+  f = _biased(x, bias)
+  return (f * _phi(f)).astype(x.dtype), (x, bias)
+
+
+def _gelu_bwd(residuals, dy):
+  x, bias = residuals
   # The barrier has erf computed again: without it the forward pass stores erf(x) for here, which
   # costs more in memory traffic than it saves in arithmetic.
-  f = jax.lax.optimization_barrier(x).astype(jnp.float32)
+  f = _biased(jax.lax.optimization_barrier(x), bias)
   slope = _phi(f) + f * (_INV_SQRT_2PI * jnp.exp(-0.5 * f * f))
-  return ((dy.astype(jnp.float32) * slope).astype(x.dtype),)
+  dx = (dy.astype(jnp.float32) * slope).astype(x.dtype)
+  if bias is None:
+    return dx, None
+  return dx, jax.lax.reduce_sum(dx, tuple(range(x.ndim - 1))).astype(bias.dtype)
 
 
 def _phi(x):
@@ -126,5 +160,10 @@ def _phi(x):
 
 gelu.defvjp(_gelu_fwd, _gelu_bwd)
 
-# By the names that a model's option has for them; networks of Flax's examples have the second.
-GELUS = {"exact": gelu, "tanh": functools.partial(jax.nn.gelu, approximate=True)}
+def _tanh_gelu(x, bias):
+  return jax.nn.gelu(x + bias.astype(x.dtype), approximate=True)
+
+
+# Of `x + bias`, by the names that a model's option has for them; networks of Flax's examples have
+# the second.
+GELUS = {"exact": gelu, "tanh": _tanh_gelu}

@@ -14,10 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
 Params = dict[str, Any]
@@ -118,12 +116,3 @@ def _check(flat: dict[tuple[str, ...], Any], wanted: dict[tuple[str, ...], Any])
 def param_count(params: Any) -> int:
   """Number of scalars in a tree of arrays."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-  """`"auto"`: bfloat16 on accelerators, float32 on CPU; else the type of that name."""
-  if name == "auto":
-    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-  if name not in ("float32", "bfloat16"):
-    raise UserError(f"config.model.dtype={name!r}{suggest(name, ('auto', 'bfloat16', 'float32'))}")
-  return jnp.dtype(name)

@@ -29,7 +29,7 @@ class PixelHead:
     channels: of the images.
     depth: layers before the last; the papers: 3.
     initial: how kernels start, of `cxrjax.models.layers.STARTS`.
-    dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+    dtype: of the activations, the encoder's.
   """
 
   in_dim: int
@@ -37,7 +37,7 @@ class PixelHead:
   channels: int = 1
   depth: int = 3
   initial: str = "normal"
-  dtype: str = "auto"
+  dtype: str = "float32"
 
   @functools.cached_property
   def _net(self) -> module.Net:
@@ -60,7 +60,7 @@ class PixelHead:
       grid: rows and columns of patches.
     """
     b, n, d = patches.shape
-    x = patches.reshape(b * n, d).astype(module.compute_dtype(self.dtype))
+    x = patches.reshape(b * n, d).astype(self.dtype)
     x = self._net.apply(params, x).astype(jnp.float32)
     x = x.reshape(b, *grid, self.size, self.size, self.channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, grid[0] * self.size, grid[1] * self.size, self.channels)

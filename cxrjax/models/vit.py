@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
+from cxrjax.core.target import CPU, Target
 from cxrjax.models import attention, layers, module, posembed, transformer
+from cxrjax.models.build import resolve
 from cxrjax.models.features import Features, standardize
 
 VARIANTS = {  # width, depth, heads
@@ -44,6 +45,8 @@ class Model:
     drop_path: rate in the last block, rising linearly from 0 in the first (Huang et al. 2016,
       arXiv:1603.09382); used where `encode` is given keys.
     dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+    attention: "plain", "cudnn" (NVIDIA GPUs of compute capability 8.0 and above) or "flash" (TPUs),
+      see `cxrjax.models.attention.Kernel`; "auto" is the target's, plain in float32.
     initial: how kernels start: "normal", N(0, 0.02) as DINO's, or "xavier" (MAE's, big_vision's),
       without which a network under 200 wide hardly learns in its first thousand steps.
     positions: how the position embedding starts: "normal", N(0, 0.02), or "sincos", sines and
@@ -58,6 +61,7 @@ class Model:
       where no loss makes the class token sum an image up (MAE's `global_pool`).
     remat: recompute every block in the backward pass, for less memory.
     width, depth, heads: override the variant.
+    target: the devices that it will run on, from the program.
   """
 
   variant: str = "S"
@@ -68,6 +72,7 @@ class Model:
   registers: int = 0
   drop_path: float = 0.1
   dtype: str = "auto"
+  attention: str = "auto"
   initial: str = "normal"
   positions: str = "normal"
   mask_token: bool = False
@@ -79,8 +84,10 @@ class Model:
   width: int | None = None
   depth: int | None = None
   heads: int | None = None
+  target: Target = CPU
 
   def __post_init__(self):
+    resolve(self)
     if self.variant not in VARIANTS:
       raise UserError(
           f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}")
@@ -116,6 +123,11 @@ class Model:
   def _dims(self) -> tuple[int, int, int]:
     width, depth, heads = VARIANTS[self.variant]
     return self.width or width, self.depth or depth, self.heads or heads
+
+  @property
+  def kernel(self) -> attention.Kernel:
+    """What attention runs as."""
+    return attention.Kernel(self.attention, self.target.mesh)
 
   @property
   def features(self) -> int:
@@ -156,7 +168,8 @@ class Model:
         grid=self.image_size // self.patch_size, channels=self.channels,
         registers=self.registers, drop_path=self.drop_path, remat=self.remat, init=self.initial,
         positions=self.positions, mask_token=self.mask_token, pool=self.pool,
-        layer_scale=self.layer_scale, drop_uniform=self.drop_uniform, gelu=self.gelu)
+        layer_scale=self.layer_scale, drop_uniform=self.drop_uniform, gelu=self.gelu,
+        kernel=self.kernel)
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters, as DINO and timm start them: N(0, 0.02^2), biases 0."""
@@ -172,8 +185,7 @@ class Model:
 
     Args:
       params: from `init`.
-      x: normalised images, f32[b h w c]; or a sequence of such, whose tokens then share every
-        matrix product and only attention runs size by size.
+      x: normalised images, f32[b h w c]; or a sequence of such, each with a size of its own.
       keys: one PRNG key per image ([b], or a sequence of such like `x`) for drop path; None: no
         drop path. An image's key alone decides, so results do not depend on how a batch is cut.
       taps: intermediates to return, of block I (from 0, negative from the end) over class token,
@@ -219,10 +231,9 @@ class Model:
         (perturb or {}).values(), strict=True))
     if shifts and (several or any(kind == "attn" for kind, _ in shifts)):
       raise ValueError(f"perturb={tuple(perturb)} is of one batch, at norm:I, block:I and out")
-    dtype = module.compute_dtype(self.dtype)
     outputs = self._net.apply(
-        params, groups, keys=keys, taps=wanted, patches=patches, keep=keep, mask=mask, dtype=dtype,
-        shifts=shifts)
+        params, groups, keys=keys, taps=wanted, patches=patches, keep=keep, mask=mask,
+        dtype=jnp.dtype(self.dtype), shifts=shifts)
     return tuple(outputs) if several else outputs[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
@@ -275,7 +286,7 @@ class _VisionTransformer(nnx.Module):
 
   def __init__(
       self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, init,
-      positions, mask_token, pool, layer_scale, drop_uniform, gelu, rngs):
+      positions, mask_token, pool, layer_scale, drop_uniform, gelu, kernel, rngs):
     # DINO and timm leave the patch projection, a convolution there, as torch makes it.
     pixels = patch_size * patch_size * channels
     self.patch = layers.Linear(
@@ -291,66 +302,60 @@ class _VisionTransformer(nnx.Module):
     # 0, as iBOT's and DINOv2's: a masked patch starts as nothing but its position.
     self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32)) if mask_token else None
     self.blocks = nnx.List([
-        transformer.Block(width, heads, init, rngs, layer_scale, gelu) for _ in range(depth)])
+        transformer.Block(width, heads, init, rngs, layer_scale, gelu, kernel)
+        for _ in range(depth)])
     self.norm = layers.LayerNorm(width)
     self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool)
 
   def __call__(self, groups, *, keys, taps, patches, keep, mask, dtype, shifts):
     tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
-    shapes = tuple(t.shape[:2] for t in tokens)
+    keys = (None,) * len(groups) if keys is None else keys
+    return [self._encode(x, self._drop_path(key, len(self.blocks), dtype), taps, patches, shifts)
+            for x, key in zip(tokens, keys, strict=True)]
+
+  def _encode(self, x, scales, taps, patches, shifts):
+    """Features of one group of token sequences [b n width]."""
     prefix = 1 + (0 if self.registers is None else self.registers[...].shape[0])
-    x = transformer.join(tokens)
-    scales = self._drop_path(keys, len(self.blocks), x.dtype)
-    found: list[dict[str, jax.Array]] = [{} for _ in groups]
-    shifts = {tap: transformer.join([shift]) for tap, shift in shifts.items()}
-
     wanted = {(kind, at) for _, kind, at in taps}
+    found: dict[str, jax.Array] = {}
 
-    def tap(kind, at, values):
-      for name in [name for name, *of in taps if of == [kind, at]]:
-        for group, value in zip(found, values, strict=True):
-          group[name] = value
+    def tap(kind, at, value):
+      found.update((name, value) for name, *of in taps if of == [kind, at])
 
     last = len(self.blocks) - 1
     for i, block in enumerate(self.blocks):
       scale = None if scales is None else scales[i]
       shift = shifts.get(("norm", i))
       if ("norm", i) in wanted:
-        tap("norm", i, transformer.split(block.read(x, shift), shapes))
+        tap("norm", i, block.read(x, shift))
       if ("attn", i) in wanted:
-        tap("attn", i, [attention.probabilities(qkv, block.attn.heads)
-                        for qkv in block.qkv(x, shapes, shift)])
+        tap("attn", i, attention.probabilities(block.qkv(x, shift), block.attn.heads))
       if i == last:
         # The class token alone needs one row of the last block. Where nobody uses the patches of
         # the line below, the compiler drops it; where somebody does, these rows cost 1 % more.
-        once = transformer.per_row(scale, shapes, True)
-        rows = self._run(transformer.Block.cls_only, block, x, shapes, once, shift)
+        cls = self._run(transformer.Block.cls_only, block, x, scale, shift)
         if ("block", i) in shifts:
-          rows = rows + transformer.first_rows(shifts["block", i], shapes).astype(rows.dtype)
-      scale = transformer.per_row(scale, shapes, False)
-      x = self._run(transformer.Block.__call__, block, x, shapes, scale, shift)
+          cls = cls + shifts["block", i][:, 0].astype(cls.dtype)
+      x = self._run(transformer.Block.__call__, block, x, scale, shift)
       if ("block", i) in shifts:
         x = x + shifts["block", i].astype(x.dtype)
-      tap("block", i, transformer.split(x, shapes))
-    cls = [self.norm(rows).astype(jnp.float32)]
+      tap("block", i, x)
+    cls = self.norm(cls).astype(jnp.float32)
     x = self.norm(x).astype(jnp.float32)
     if ("out", last) in shifts:
       x = x + shifts["out", last]
-      cls = [cls[0] + transformer.first_rows(shifts["out", last], shapes)]
-    tap("out", last, transformer.split(x, shapes))
-    if len(shapes) > 1:
-      cls = jnp.split(cls[0], np.cumsum([b for b, _ in shapes])[:-1])
-    normal = [group[:, prefix:] for group in transformer.split(x, shapes)]
+      cls = cls + shifts["out", last][:, 0]
+    tap("out", last, x)
+    normal = x[:, prefix:]
     if self.config[4] == "mean":
-      cls = [group.mean(1) for group in normal]
+      cls = normal.mean(1)
     # Nothing is computed of patches that are not returned, nor of a class token that is not.
-    normal = normal if patches else [None] * len(normal)
-    return [Features(*one) for one in zip(cls, normal, found, strict=True)]
+    return Features(cls, normal if patches else None, found)
 
-  def _run(self, function, block, x, shapes, scale, shift):
+  def _run(self, function, block, x, scale, shift):
     if self.config[3]:
-      function = nnx.remat(function, static_argnums=(2,))
-    return function(block, x, shapes, scale, shift)
+      function = nnx.remat(function)
+    return function(block, x, scale, shift)
 
   def _embed(self, images, keep, mask, dtype):
     """Class token, registers and (kept) patches of one group: [b n width]."""
@@ -362,7 +367,7 @@ class _VisionTransformer(nnx.Module):
     if keep is not None:  # pixels have no gradient that would have to be put back
       x = jnp.take_along_axis(x, keep[..., None], axis=1)
     pos = self.pos[...]
-    x = self.patch(x.reshape(-1, size * size * c)).reshape(b, x.shape[1], -1)
+    x = self.patch(x)
     if mask is not None:
       mask = mask if keep is None else jnp.take_along_axis(mask, keep, axis=1)
       x = jnp.where(mask[..., None], self.mask_token[...].astype(dtype), x)
@@ -378,7 +383,7 @@ class _VisionTransformer(nnx.Module):
     return jnp.concatenate([prefix, x], axis=1)
 
   def _drop_path(self, keys, depth, dtype):
-    """Per block, per group: 0 or 1/(1 - rate) for both branches of every image, [b 2]."""
+    """Per block: 0 or 1/(1 - rate) for both branches of every image of a group, [depth b 2]."""
     rate, uniform = self.config[2]
     if keys is None or not rate:
       return None
@@ -389,5 +394,4 @@ class _VisionTransformer(nnx.Module):
           jnp.arange(depth))
       return (chance >= rates[:, None]) / (1.0 - rates[:, None])
 
-    drawn = [jax.vmap(draw, out_axes=1)(k).astype(dtype) for k in keys]  # [depth b 2]
-    return [[group[i] for group in drawn] for i in range(depth)]
+    return jax.vmap(draw, out_axes=1)(keys).astype(dtype)

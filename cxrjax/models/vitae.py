@@ -61,6 +61,7 @@ class Model(cnn.Cnn):
     initial: how linear layers start, as in `cxrjax.models.vit.Model`.
     width: of the first stage's tokens; all other widths stay in proportion.
     depths: normal cells of the four stages.
+    attention: as in `cxrjax.models.vit.Model`.
   """
 
   variant: str = "S"
@@ -68,12 +69,15 @@ class Model(cnn.Cnn):
   initial: str = "normal"
   width: int | None = None
   depths: tuple[int, ...] | None = None
+  attention: str = "auto"
 
   layer_names: ClassVar[tuple[str, ...]] = (
       "layers/0/", "layers/1/", "layers/2/", "layers/3/")
 
   def __post_init__(self):
     super().__post_init__()
+    object.__setattr__(
+        self, "attention", self.target.attention(self.attention, self.dtype))
     if self.variant not in VARIANTS:
       raise UserError(
           f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}")
@@ -107,7 +111,7 @@ class Model(cnn.Cnn):
   def _net(self) -> module.Net:
     return module.Net.of(
         _ViTAE, dims=self._dims, channels=self.channels, drop_path=self.drop_path,
-        init=self.initial)
+        init=self.initial, kernel=attention.Kernel(self.attention, self.target.mesh))
 
 
 class _Local(nnx.Module):
@@ -129,18 +133,18 @@ class _Attention(nnx.Module):
   """Self-attention of the cells of a map `[b h w in_dim]`, within windows or over all of it."""
 
   def __init__(
-      self, in_dim: int, dim: int, heads: int, init: str, rngs: nnx.Rngs, *, windowed: bool,
-      bias: bool = True, skip: bool = False):
+      self, in_dim: int, dim: int, heads: int, init: str, rngs: nnx.Rngs,
+      kernel: attention.Kernel, *, windowed: bool, bias: bool = True, skip: bool = False):
     self.qkv = layers.Linear(in_dim, 3 * dim, bias=bias, init=init, parts=3, rngs=rngs)
     self.proj = layers.Linear(dim, dim, init=init, rngs=rngs)
-    self.config = (heads, windowed, skip)
+    self.config = (heads, kernel, windowed, skip)
 
   def __call__(self, x):
-    heads, windowed, skip = self.config
+    heads, kernel, windowed, skip = self.config
     shape = x.shape[:3]
     x = _into_windows(x) if windowed else x.reshape(shape[0], -1, x.shape[-1])
     qkv = self.qkv(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], -1)
-    y = attention.attend(qkv, heads)
+    y = attention.attend(qkv, heads, kernel)[:, :qkv.shape[1]]
     y = _from_windows(y, shape) if windowed else y.reshape(*shape, -1)
     y = self.proj(y.reshape(-1, y.shape[-1]))
     return y + qkv[..., -y.shape[-1]:].reshape(y.shape) if skip else y
@@ -184,7 +188,8 @@ class _Reduction(nnx.Module):
   """
 
   def __init__(
-      self, stage: int, in_dim: int, embed: int, dim: int, heads: int, init: str, rngs: nnx.Rngs):
+      self, stage: int, in_dim: int, embed: int, dim: int, heads: int, init: str, rngs: nnx.Rngs,
+      attend: attention.Kernel):
     kernel, stride, dilations = KERNELS[stage], STRIDES[stage], DILATIONS[stage]
     self.PRM = nnx.List([
         Conv(in_dim, embed, kernel, stride=stride, dilation=d, bias=True, init="torch", rngs=rngs,
@@ -192,7 +197,7 @@ class _Reduction(nnx.Module):
     windowed = WINDOWED[stage]
     self.norm1 = layers.LayerNorm(embed * len(dilations), epsilon=1e-5)
     self.attn = _Attention(
-        embed * len(dilations), dim, heads, init, rngs, windowed=windowed, bias=windowed,
+        embed * len(dilations), dim, heads, init, rngs, attend, windowed=windowed, bias=windowed,
         skip=not windowed)
     self.norm2 = layers.LayerNorm(dim, epsilon=1e-5)
     self.mlp = _Mlp(dim, 1, init, rngs)
@@ -215,9 +220,10 @@ class _Reduction(nnx.Module):
 class _Normal(nnx.Module):
   """A transformer block with a branch of convolutions beside attention."""
 
-  def __init__(self, stage: int, dim: int, heads: int, init: str, rngs: nnx.Rngs):
+  def __init__(
+      self, stage: int, dim: int, heads: int, init: str, rngs: nnx.Rngs, attend: attention.Kernel):
     self.norm1 = layers.LayerNorm(dim)
-    self.attn = _Attention(dim, dim, heads, init, rngs, windowed=WINDOWED[stage])
+    self.attn = _Attention(dim, dim, heads, init, rngs, attend, windowed=WINDOWED[stage])
     self.norm2 = layers.LayerNorm(dim)
     self.mlp = _Mlp(dim, 4, init, rngs)
     self.PCM = _Local(
@@ -239,19 +245,22 @@ class _Normal(nnx.Module):
 
 class _Stage(nnx.Module):
 
-  def __init__(self, stage: int, in_dim: int, dims: _Variant, init: str, rngs: nnx.Rngs):
+  def __init__(
+      self, stage: int, in_dim: int, dims: _Variant, init: str, rngs: nnx.Rngs,
+      attend: attention.Kernel):
     dim = dims.width * 2**stage
     self.RC = _Reduction(
-        stage, in_dim, dims.embed[stage], dim, dims.reduction_heads[stage], init, rngs)
+        stage, in_dim, dims.embed[stage], dim, dims.reduction_heads[stage], init, rngs, attend)
     self.NC = nnx.List([
-        _Normal(stage, dim, dims.heads[stage], init, rngs) for _ in range(dims.depths[stage])])
+        _Normal(stage, dim, dims.heads[stage], init, rngs, attend)
+        for _ in range(dims.depths[stage])])
 
 
 class _ViTAE(nnx.Module):
 
-  def __init__(self, dims: _Variant, channels, drop_path, init, rngs):
+  def __init__(self, dims: _Variant, channels, drop_path, init, kernel, rngs):
     self.layers = nnx.List([
-        _Stage(i, dims.width * 2**(i - 1) if i else channels, dims, init, rngs)
+        _Stage(i, dims.width * 2**(i - 1) if i else channels, dims, init, rngs, kernel)
         for i in range(4)])
     self.drop_path = drop_path
 

@@ -17,15 +17,12 @@ import jax.numpy as jnp
 
 from cxrjax import data as sources
 from cxrjax.core import flops
-from cxrjax.core.build import build, freeze
-from cxrjax.core.clock import Clock
+from cxrjax.core.build import freeze
 from cxrjax.core.errors import UserError
-from cxrjax.methods.base import Labels
-from cxrjax.tasks import runs
-from cxrjax.training.optimizer import Optimizer
-from cxrjax.training.restore import build_method
-from cxrjax.training.sharding import make_mesh
-from cxrjax.training.step import Trainer
+from cxrjax.core.target import CPU
+from cxrjax.tasks import ahead, runs
+from cxrjax.training import sharding
+from cxrjax.training.build import build_trainer
 
 _EPOCHS = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*epochs?\s*", re.I)
 # The comparison sets these, or they do not change what is learnt.
@@ -144,24 +141,14 @@ def forward_flops(config: Mapping[str, Any], examples: int) -> float:
 def abstract_loss(
     config: Mapping[str, Any], examples: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The loss of a config's method, and the shapes of all that it takes."""
-  n, size = config["batch_size"], config["data"]["size"]
-  encoder = build(config["model"], "Model", "config.model")
-  # No number of operations depends on how long a run is.
-  clock = Clock(total_steps=1000, steps_per_epoch=examples / n, batch_size=n)
-  classes = Labels(("no", "yes"), True, (1, 1), (2, 2))  # of a supervised method, any two
-  method = build_method(config["method"], encoder, clock, classes)
-  recipe = build(config["views"], "Recipe", "config.views")
-  shape = jax.ShapeDtypeStruct
-  images, rows = shape((n, size, size, 1), jnp.uint8), shape((n,), jnp.int32)
-  fetched = {"image": images, "labels": shape((n, 2), jnp.float32), "index": rows,
-             **({"mask": images} if config["data"].get("masks") else {})}
-  trainer = Trainer(
-    method=method, recipe=recipe, optimizer=Optimizer(clock=clock), mesh=make_mesh(1), seed=0,
-    fetch=lambda data, batch: batch)
-  batch = trainer.batch_spec({}, fetched)
-  params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
+  # For a CPU, which has no kernels that hide their products.
+  trainer = build_trainer(
+    config, sharding.make_mesh(), examples=examples, labels=ahead.LABELS, resident=False,
+    fetch=lambda data, batch: batch, target=CPU)
+  batch = trainer.batch_spec({}, ahead.fetched(config))
+  params, extra = jax.eval_shape(lambda: trainer.method.init(jax.random.key(0), batch))
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return method.loss, (params, extra, batch, key, shape((), jnp.int32))
+  return trainer.method.loss, (params, extra, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def _budget(text: Any, measure: _Draft | None) -> float:

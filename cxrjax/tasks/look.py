@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int64
 
+from cxrjax.core import programs
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data.images import Images, even
@@ -37,7 +40,8 @@ def views(run: Any) -> dict[str, np.ndarray]:
   def first(data: Any, batch: Any) -> Any:
     batch = run.trainer.fetch(data, batch)
     return batch["image"], run.trainer.views(batch, run.trainer.step_key(jnp.int32(0), 0))
-  source, views = jax.jit(first)(run.loader.data, run.loader[0])
+  once = jax.jit(first, compiler_options=programs.options(once=True))
+  source, views = once(run.loader.data, run.loader[0])
   source, views = sharding.to_host((source, dict(views)))
   count = min(4, source.shape[0])
 
@@ -92,20 +96,17 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   if not methods:
     return []
   shown = chosen(images, wanted["images"])
-  most = wanted["lungs"] if not _on_cpu() else min(
+  most = wanted["lungs"] if run.mesh.devices.flat[0].platform != "cpu" else min(
     wanted["lungs"], max(LEAST, int(SCORED / (FORWARDS * cost))))
   masked = lungs.with_masks(images, most) if wanted["lungs"] else np.zeros(0, np.int64)
-  options = {"head": head, "mean": evaluator.mean, "std": evaluator.std}
-  scores: dict[str, Any] = {}
-  arrays = _drawn(run.encoder, params, images.take(shown), methods, options)
+  # One batch size for the images shown and for those scored: every method compiles once.
+  options = {
+    "head": head, "mean": evaluator.mean, "std": evaluator.std, "batch": len(shown)}
+  arrays, scores = _drawn_and_scored(
+    run.encoder, params, images.take(shown), images.take(masked), methods, options)
   arrays |= {"label": np.asarray(findings(np.asarray(images.labels)[shown], images.info.classes))}
-  if head is not None and "target" in arrays:
+  if "target" in arrays:
     arrays["target"] = np.asarray(about["classes"])[arrays["target"]]
-  for method in [m for m in methods if m != "occlusion"] if len(masked) else ():
-    part = images.take(masked)
-    seen = lungs.look(method, run.encoder, params, part, **options)
-    scores[method] = lungs.summary(
-      seen.scores, part.patients, np.asarray(part.labels), part.info.classes)
   writer.arrays("attention", **arrays)
   writer.facts(look={
     "evaluator": name, "methods": methods, "head": about.get("said", ""),
@@ -149,19 +150,22 @@ def _network(
     return params, None, {}
   key, rows = data.rows["train"]
   rows = rows[even(len(rows), PROBED)]
-  head = probe(run.encode, params, data.images[key].take(rows), evaluator.mean, evaluator.std,
-               min(evaluator.batch, max(len(images) for images in data.images.values())))
+  # Placed and batched as its evaluator has it, whose program then serves here as well.
+  head = probe(
+    run.encode, method.encoder_params(state["params"], state["extra"]),
+    data.images[key].take(rows), evaluator.mean, evaluator.std,
+    min(evaluator.batch, max(len(images) for images in data.images.values())), run.mesh)
   said = f"a linear probe on the frozen features of {len(rows):,} training images"
   return params, head, {"said": said, "classes": list(data.classes)}
 
 
 def probe(
     encode: features.Encode, params: Params, images: Images, mean: float, std: float,
-    batch: int = 64) -> Head | None:
+    batch: int = 64, mesh: Mesh | None = None) -> Head | None:
   """A linear probe's logits as a head on the features; None without labels of two kinds."""
   if not len(images.info.classes):
     return None
-  x = features.extract(encode, params, images, mean=mean, std=std, batch=batch)
+  x = features.extract(encode, params, images, mean=mean, std=std, batch=batch, mesh=mesh)
   labels = np.asarray(images.labels)
   if not np.isfinite(x).all() or not np.isfinite(labels).any():
     return None
@@ -184,35 +188,57 @@ def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
   return np.array(list(dict.fromkeys(order))[:count], np.int64)
 
 
-def _drawn(
-    network: Any, params: Params, images: Images, methods: list[str],
-    options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The maps of the images shown."""
-  arrays: dict[str, np.ndarray] = {"image": images.gray(slice(None))[..., 0]}
-  if images.masks is not None:
-    arrays["mask"] = np.asarray(images.masks)[..., 0] > 0
-  for method in methods:
+def _drawn_and_scored(
+    network: Any, params: Params, shown: Images, masked: Images, methods: list[str],
+    options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The maps of the images shown, and by method how those of the images with masks lie on lungs."""
+  arrays: dict[str, np.ndarray] = {"image": shown.gray(slice(None))[..., 0]}
+  if shown.masks is not None:
+    arrays["mask"] = np.asarray(shown.masks)[..., 0] > 0
+  targets: list[Any] = [None, None]
+  if options["head"] is not None and set(methods) & set(maps.OF_CLASSES):
+    targets = [
+      maps.predicted(
+        network, params, lungs.normalised(part, options["mean"], options["std"]), options["head"],
+        options["batch"]) if len(part) else None for part in (shown, masked)]
+    arrays["target"] = targets[0]
+
+  def one(method: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if method == "attention":
-      x = lungs.normalised(images, options["mean"], options["std"])
-      look = jax.jit(attention.heads, static_argnums=(0, 3))
-      arrays["attn"] = np.asarray(look(network, params, x, -1))
-      if network.blocks > 1:
-        arrays["attn_before"] = np.asarray(look(network, params, x, -2))
-      continue
-    seen = lungs.look(method, network, params, images, **options)
-    arrays[method] = seen.maps
-    if method in maps.OF_CLASSES:
-      arrays["target"] = seen.target
-  return arrays
+      found = _heads(network, params, shown, options)
+    else:
+      found = {method: lungs.look(
+        method, network, params, shown, target=targets[0], **options).maps}
+    if method == "occlusion" or not len(masked):
+      return found, {}
+    seen = lungs.look(method, network, params, masked, target=targets[1], **options)
+    return found, {method: lungs.summary(
+      seen.scores, masked.patients, np.asarray(masked.labels), masked.info.classes)}
+
+  scores: dict[str, Any] = {}
+  # Side by side, because most of the time goes into compiling, a program of which keeps one core.
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    for found, scored in pool.map(one, methods):
+      arrays |= found
+      scores |= scored
+  return arrays, scores
+
+
+def _heads(
+    network: Any, params: Params, images: Images, options: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+  """Attention of the last two blocks, head by head."""
+  blocks = {"attn": -1} | ({"attn_before": -2} if network.blocks > 1 else {})
+  heads = jax.jit(
+    lambda p, x: {name: attention.heads(network, p, x, at) for name, at in blocks.items()},
+    compiler_options=programs.options(once=True))
+  x = lungs.normalised(images, options["mean"], options["std"])
+  return {name: np.asarray(of) for name, of in heads(params, x).items()}
 
 
 def _cost(network: Any, images: Images) -> float:
   """Operations of one image's forward pass."""
   return float(network.flops((*images.pixels.shape[1:3], 1)))
-
-
-def _on_cpu() -> bool:
-  return jax.default_backend() == "cpu"
 
 
 def _told(scores: Mapping[str, Any], n: int) -> list[str]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxrjax.core import programs
 from cxrjax.data.images import Images, even
 from cxrjax.data.splits import patient_keys
 from cxrjax.evals import embedding, features, knn, lungs
@@ -110,8 +111,9 @@ def _patches(
 ) -> dict[str, np.ndarray]:
   """Colours of the patches of the test images shown."""
   x = jnp.asarray(lungs.normalised(shown, evaluator.mean, evaluator.std))
-  found = np.asarray(jax.jit(lambda p, x: run.encoder.encode(p, x).patches)(
-    sharding.to_host(params), x))
+  patches = jax.jit(
+    lambda p, x: run.encoder.encode(p, x).patches, compiler_options=programs.options(once=True))
+  found = np.asarray(patches(sharding.to_host(params), x))
   colours, facts["patch_explains"] = embedding.patch_colours(
     found, run.encoder.grid(x.shape[1:3]))
   return {"patch_colours": colours}

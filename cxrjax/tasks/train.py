@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import inspect
@@ -18,14 +19,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cxrjax import data as sources
-from cxrjax.core.build import build, check_keywords, freeze
-from cxrjax.core.clock import Clock, tabulate
+from cxrjax.core.build import build, freeze
+from cxrjax.core.clock import tabulate
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
 from cxrjax.evals.parts import Data
 from cxrjax.methods.base import Labels
-from cxrjax.models.cnn import Cnn
 from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
@@ -33,12 +33,11 @@ from cxrjax.report.writer import Writer
 from cxrjax.tasks import guard, look, look_features, masks, start
 from cxrjax.training import peers, sharding
 from cxrjax.training import workdir as workdirs
+from cxrjax.training.build import build_trainer
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Diverged, Watch
-from cxrjax.training.loop import Evaluation, Outcome, train
-from cxrjax.training.optimizer import Optimizer
-from cxrjax.training.restore import build_method
-from cxrjax.training.step import State, Trainer
+from cxrjax.training.loop import Evaluation, Outcome, begin, train
+from cxrjax.training.step import State
 
 CHOSEN = "chosen"  # an evaluator's `every`: once, after training, on the best checkpoint
 
@@ -54,11 +53,11 @@ class Run:
       raise UserError(f"config.batch_size={batch_size} must be at least 1")
     self.mesh = sharding.make_mesh(config["mesh"]["fsdp"])
 
-    self.recipe = build(config["views"], "Recipe", "config.views")
-    self.recipe.check(config["data"]["size"])
+    recipe = build(config["views"], "Recipe", "config.views")  # its mistakes are cheap to find
+    recipe.check(config["data"]["size"])
     data = config["data"]
     masked, segmenter = masks.wanted(data.get("masks"))
-    if masked and "masks" not in inspect.signature(self.recipe.__call__).parameters:
+    if masked and "masks" not in inspect.signature(recipe.__call__).parameters:
       raise UserError(
         f"config.views.name={config['views']['name']!r} takes no lung masks; set "
         "config.data.masks='', or choose 'cxrjax.views.multicrop'")
@@ -84,22 +83,16 @@ class Run:
     if masked and self.masks_owned is None and self.loader.images is not None:
       self.masks_owned = masks.count(self.loader.images)
 
-    self.clock = Clock.start(config["duration"], self.loader.num_examples, batch_size)
-    self.encoder = build(config["model"], "Model", "config.model")
     self.labels = labels_of(
       self.loader.images.table if self.loader.images is not None else self.source.table,
       self.loader.info)
-    self.method = build_method(config["method"], self.encoder, self.clock, self.labels)
-    options = freeze(config["optimizer"])
-    check_keywords(Optimizer, options, "config.optimizer", hidden=["clock", "layer_names"])
-    self.optimizer = Optimizer(
-      clock=self.clock, layer_names=getattr(self.encoder, "layer_names", ()), **options)
+    trainer = build_trainer(
+      config, self.mesh, examples=self.loader.num_examples, labels=self.labels,
+      fetch=self.loader.fetch, resident=self.loader.storage == "resident")
+    self.recipe, self.method, self.optimizer = trainer.recipe, trainer.method, trainer.optimizer
+    self.encoder, self.clock = self.method.encoder, self.optimizer.clock
     weights, self.started = start.start(config, self.encoder)
-    self.trainer = Trainer(
-      method=self.method, recipe=self.recipe, optimizer=self.optimizer, fetch=self.loader.fetch,
-      mesh=self.mesh, seed=seed, accumulate=config["accumulate"],
-      block=self._block(), start=weights,
-      rules=freeze(config["mesh"]["rules"]))
+    self.trainer = dataclasses.replace(trainer, start=weights)
     self.spec = self.trainer.batch_spec(self.loader.data, self.loader[0])
 
     steps = functools.partial(self._every, config)
@@ -107,12 +100,6 @@ class Run:
     self.evaluators = {
       name: build(spec, "Evaluator", f"config.evals.{name}")
       for name, spec in config["evals"].items()}
-
-  def _block(self) -> int:
-    """Steps of one dispatch."""
-    # On CPUs convolutions inside a loop of steps are several times slower than outside.
-    slow = isinstance(self.encoder, Cnn) and jax.default_backend() == "cpu"
-    return self.config["block"] if self.loader.storage == "resident" and not slow else 1
 
   def _every(self, config: Mapping[str, Any], key: str) -> int:
     value = functools.reduce(lambda c, k: c[k], key.split("."), config)
@@ -162,12 +149,12 @@ class Run:
     evals = {name: e.describe(self.eval_data[name]) for name, e in self.evaluators.items()}
     shapes = self.trainer.abstract(self.spec)
     encoder = self.method.encoder_params(shapes["params"], shapes["extra"])
-    device = jax.devices()[0]
+    device = self.mesh.devices.flat[0]
     at = {n: tabulate(s, self.clock.total_steps)
           for n, s in {**self.optimizer.schedules, **self.method.schedules}.items()}
     return {
       "device": {"platform": device.platform, "kind": device.device_kind,
-                 "devices": jax.device_count(), "processes": jax.process_count()},
+                 "devices": self.mesh.size, "processes": jax.process_count()},
       "model": {"name": self.config["model"]["name"],
                 "variant": self.config["model"].get("variant", ""),
                 "parameters": param_count(encoder),
@@ -315,6 +302,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     say(f"{workdir} holds a finished run of this config; its report is {workdir / 'report.html'}")
     return 0
   run = Run(config)
+  begun = begin(run.trainer, run.loader)
   facts = run.describe()
   say(announce(facts, workdir))
   for remark in run.leaks:
@@ -332,7 +320,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       outcome = train(
         run.trainer, run.loader, run.clock, checkpoints=checkpoints, writer=writer,
         evaluations=_evaluations(run, writer), log_every=run.log_every,
-        save_every=run.save_every, progress=run.progress,
+        save_every=run.save_every, begun=begun, progress=run.progress,
         watch=Watch(run.method.diagnose, health["patience"],
                     run.clock.steps(health["grace"], "config.health.grace")))
       for remark in outcome.remarks:

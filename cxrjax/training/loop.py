@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -81,10 +82,39 @@ class Meter:
     return images / (now - since)
 
 
+Fresh = tuple[State, float]  # the state before the first step; seconds that compiling steps took
+
+
+def begin(trainer: Trainer, loader: Any) -> Callable[[], Fresh] | None:
+  """Draws the parameters and compiles the step, while the caller reads images that judge, say.
+
+  Returns:
+    What waits for the result and hands it over, once. None with several devices: programs that
+    speak to each other must start in the same order everywhere.
+  """
+  if trainer.mesh.size > 1:
+    return None
+
+  def made() -> Fresh:
+    state = trainer.init(trainer.batch_spec(loader.data, loader[0]))
+    if trainer.block == 1 or loader.storage != "resident":
+      return state, 0.0  # a call would take a step, or read images
+    began = time.perf_counter()
+    # Compiles, takes no step of the block and hands the state back as it was.
+    state, _ = trainer.run(state, loader.data, loader.block(0, trainer.block), np.int32(0))
+    jax.block_until_ready(state)
+    return state, time.perf_counter() - began
+
+  pool = concurrent.futures.ThreadPoolExecutor(1, "cxrjax-compile")
+  kept = [pool.submit(made)]  # not longer than until it is asked for: it may be large
+  pool.shutdown(wait=False)
+  return lambda: kept.pop().result()
+
+
 def train(
     trainer: Trainer, loader: Any, clock: Clock, *, checkpoints: Checkpoints, writer: Writer,
     evaluations: Mapping[str, Evaluation], log_every: int, save_every: int, watch: Watch,
-    progress: bool = True,
+    begun: Callable[[], Fresh] | None = None, progress: bool = True,
 ) -> Outcome:
   """Runs from the newest checkpoint (or the beginning) to the end, or to a signal.
 
@@ -98,6 +128,7 @@ def train(
     log_every: steps between lines of metrics.
     save_every: steps between checkpoints.
     watch: stops a run that is lost.
+    begun: from `begin`, where it was called before.
     progress: show a bar on stderr.
 
   Raises:
@@ -107,8 +138,10 @@ def train(
   began = time.perf_counter()
   spec = trainer.batch_spec(loader.data, loader[0])
   state, remarks = checkpoints.restore(trainer.abstract(spec))
+  first, compile_s = begun() if begun else (None, 0.0)
   if state is None:
-    state = trainer.init(spec)
+    state = trainer.init(spec) if first is None else first
+  del first
   step = int(state["step"])
   writer.truncate(step)
   scores = {}
@@ -118,7 +151,7 @@ def train(
 
   size, block, total = clock.batch_size, trainer.block, clock.total_steps
   stops = [log_every, save_every, *(e.every for e in evaluations.values())]
-  meter, pending, compile_s = Meter(), None, 0.0
+  meter, pending = Meter(), None
   bar = tqdm(total=total * size, initial=step * size, unit="img", unit_scale=True,
              disable=not progress, dynamic_ncols=True, smoothing=0.1)
   log: list[tuple[int, int, Any]] = []  # dispatches whose metrics have not been read

@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.core.build import build, locate
+from cxrjax.core.build import build
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.core.target import Target
 from cxrjax.methods.base import Labels
+from cxrjax.models.build import build_encoder
+from cxrjax.training import sharding
+from cxrjax.training.build import build_method
 from cxrjax.training.checkpoint import flatten, load_flat, unflatten
 from cxrjax.training.step import views_of
 
@@ -94,7 +96,7 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   try:
     clock = Clock(
       facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
-    encoder = build(config["model"], "Model", "config.model")
+    encoder = build_encoder(config["model"], Target.of(sharding.make_mesh()))
     data = facts["data"]["train"]
     labels = Labels(
       tuple(data["classes"]), data.get("exclusive", True),
@@ -109,16 +111,6 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   except Exception as error:  # whatever a damaged checkpoint or another version may raise
     raise UserError(f"{named} cannot be restored: {_first_line(error)}") from error
   return Restored(folder, config, facts, step, method, state["params"], state["extra"])
-
-
-def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: Labels) -> Any:
-  """The method of a config; supervised ones are told of the labels."""
-  told = {}
-  if spec.get("name"):
-    factory = locate(spec["name"], "Method", "config.method.name")
-    if "labels" in inspect.signature(factory).parameters:
-      told = {"labels": labels}
-  return build(spec, "Method", "config.method", encoder=encoder, clock=clock, **told)
 
 
 def _template(config: Any, facts: Any, method: Any) -> dict[str, Any]:

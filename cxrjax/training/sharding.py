@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cxrjax.core.errors import UserError
 from cxrjax.training.optimizer import path_names
 
-BATCH = PartitionSpec(("data", "fsdp"))
+AXES = ("data", "fsdp")
+BATCH = PartitionSpec(AXES)
+TYPES = (AxisType.Auto, AxisType.Auto)  # the compiler decides what no constraint says
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -29,7 +31,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     valid = [f for f in range(1, len(devices) + 1) if len(devices) % f == 0]
     raise UserError(
       f"config.mesh.fsdp={fsdp} does not divide {len(devices)} devices; valid: {valid}")
-  return Mesh(np.asarray(devices).reshape(-1, fsdp), ("data", "fsdp"))
+  return Mesh(np.asarray(devices).reshape(-1, fsdp), AXES, axis_types=TYPES)
 
 
 def param_specs(
@@ -41,8 +43,9 @@ def param_specs(
   Args:
     tree: arrays or ShapeDtypeStructs.
     mesh: from `make_mesh`.
-    rules: `(regex, placement)`; `"replicate"`, `"fsdp"` (split the largest dimension that the
-      `fsdp` axis divides; replicate leaves of under `min_size` elements), or a tuple with an axis
+    rules: `(regex, placement)`; `"replicate"`, `"fsdp"` (split the first dimension that the
+      `fsdp` axis divides, inputs of a kernel, so that its columns can be cut apart; replicate
+      leaves of under `min_size` elements), or a tuple with an axis
       name or None per dimension.
     min_size: elements; smaller tensors cost more to gather than to keep.
 
@@ -60,9 +63,7 @@ def param_specs(
       fits = [d for d in range(len(shape)) if shape[d] % width == 0]
       if width == 1 or int(np.prod(shape)) < min_size or not fits:
         return NamedSharding(mesh, PartitionSpec())
-      largest = max(fits, key=lambda d: shape[d])
-      return NamedSharding(
-        mesh, PartitionSpec(*("fsdp" if d == largest else None for d in range(len(shape)))))
+      return NamedSharding(mesh, PartitionSpec(*(None,) * fits[0], "fsdp"))
     if isinstance(placement, str) or len(placement) > len(shape):
       raise UserError(
         f"config.mesh.rules: {placement!r} does not fit {path} of shape {shape}; give 'replicate', "
@@ -70,6 +71,34 @@ def param_specs(
     return NamedSharding(mesh, PartitionSpec(*placement))
 
   return jax.tree.map(place, path_names(tree), tree)
+
+
+def gathered(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> Any:
+  """The tree whole on every device, for a step's products; its gradient goes back to the pieces.
+
+  Without it the compiler may split the products by the parameters' pieces instead, and then sends
+  activations, which are larger.
+
+  Args:
+    tree: traced arrays that lie as `param_specs` says.
+    mesh: see `param_specs`.
+    rules: see `param_specs`.
+  """
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def gather(x: jax.Array, pieces: NamedSharding) -> jax.Array:
+    if pieces.is_fully_replicated:
+      return x
+
+    @jax.custom_vjp
+    def one(x: jax.Array) -> jax.Array:
+      return jax.lax.with_sharding_constraint(x, whole)
+
+    one.defvjp(
+      lambda x: (one(x), None), lambda _, dx: (jax.lax.with_sharding_constraint(dx, pieces),))
+    return one(x)
+
+  return jax.tree.map(gather, tree, param_specs(tree, mesh, rules))
 
 
 def to_host(tree: Any) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
+from cxrjax.core import programs
 from cxrjax.core.errors import UserError
 from cxrjax.methods.base import started
 from cxrjax.training import sharding
@@ -80,7 +81,8 @@ class Trainer:
     """The state before the first step, sharded."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract(spec))
     return jax.jit(
-      lambda start: self._fresh(spec, start), out_shardings=shardings)(self.start)
+      lambda start: self._fresh(spec, start), out_shardings=shardings,
+      compiler_options=programs.options(once=True, mesh=self.mesh))(self.start)
 
   def shardings(self, shapes: Any) -> Any:
     """A NamedSharding for every leaf of the state."""
@@ -112,12 +114,18 @@ class Trainer:
     position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
     view_key, loss_key = self.step_key(step, 0), self.step_key(step, 1)
 
+    def gathered(tree: Any, name: str) -> Any:  # rules are of paths from the state on
+      return sharding.gathered({name: tree}, self.mesh, self.rules)[name]
+
+    seen_extra = gathered(state["extra"], "extra")
+
     def loss(params: Any, part: dict[str, Array]) -> Any:
       seen = self.views(part, view_key, part["position"])
-      return self.method.loss(params, state["extra"], seen, loss_key, step)
+      return self.method.loss(gathered(params, "params"), seen_extra, seen, loss_key, step)
 
     part = {**batch, "position": position}
     (value, (extra, metrics)), grads = self._gradient(loss, state["params"], part)
+    extra = jax.lax.with_sharding_constraint(extra, self.shardings({"extra": extra})["extra"])
     params, opt, moved = self.optimizer.update(grads, state["opt"], state["params"], step)
     extra = self.method.after_update(params, extra, step)
     schedules = {name: s(step) for name, s in self.method.schedules.items()}
@@ -172,7 +180,7 @@ class Trainer:
 
       return jax.lax.fori_loop(0, count, one, (state, log))
 
-    return jax.jit(run, donate_argnums=0)
+    return jax.jit(run, donate_argnums=0, compiler_options=programs.options(mesh=self.mesh))
 
 
 def views_of(

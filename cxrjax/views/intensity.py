@@ -34,8 +34,8 @@ def jitter(
 def blur(x: Float[Array, "*b n n"], sigma: Float[Array, "*b"]) -> Float[Array, "*b n n"]:
   """Gaussian blur of square images; `sigma` in pixels, 0 leaves the image as it is."""
   matrix = resample.blur_matrix(sigma, x.shape[-1])
-  x = jnp.einsum("...oh,...hw->...ow", matrix, x)
-  return jnp.einsum("...ow,...pw->...op", x, matrix)
+  x = resample.product("...oh,...hw->...ow", matrix, x)
+  return resample.product("...ow,...pw->...op", x, matrix)
 
 
 def solarize(

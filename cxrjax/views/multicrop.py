@@ -254,10 +254,10 @@ def random_box(
 
 def _cut(rows, images, columns):
   """Crops [b v o p] of images [b h w 1]."""
-  # The pixels enter the product as the integers they are, which TF32 holds exactly. All crops of
-  # an image are one product with it; the second product is one for each crop.
-  x = jnp.einsum("bvoh,bhw->bvow", rows, images[..., 0].astype(jnp.float32))
-  return jnp.einsum("bvow,bvpw->bvop", x, columns)
+  # The pixels enter the product as the integers they are. All crops of an image are one product
+  # with it; the second product is one for each crop.
+  x = resample.product("bvoh,bhw->bvow", rows, images[..., 0])
+  return resample.product("bvow,bvpw->bvop", x, columns)
 
 
 def _values(prob: tuple[float, ...], local: bool) -> tuple[float, ...]:

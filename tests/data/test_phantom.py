@@ -37,6 +37,16 @@ def test_an_image_is_a_function_of_seed_split_and_index():
   assert all((a[i].image != other[i].image).any() for other in others for i in range(8))
 
 
+def test_small_images_are_drawn_once(monkeypatch):
+  source = phantom.Source(n=4, size=48, seed=77)
+  first = source[3]
+  monkeypatch.setattr(phantom, "draw", None)
+  again = phantom.Source(n=4, size=48, seed=77)[3]
+  assert np.array_equal(first.image, again.image) and np.array_equal(first.mask, again.mask)
+  with pytest.raises(TypeError):
+    phantom.Source(n=4, size=48, seed=78)[3]
+
+
 def test_the_table_draws_nothing(monkeypatch):
   monkeypatch.setattr(phantom, "draw", None)
   table = phantom.Source("all", n=3000).table

@@ -75,6 +75,13 @@ def test_enlarging_keeps_a_ramp_and_a_constant():
   assert ramp[0, 0, 0] == 0 and ramp[0, 0, -1] == 3
 
 
+@pytest.mark.parametrize("size", [(14, 21), (224, 96), (3, 2), (5, 7)])
+def test_enlarging_is_jax_resizing(size):
+  heat = np.random.default_rng(0).normal(size=(2, 5, 7)).astype(np.float32)
+  theirs = jax.image.resize(jnp.asarray(heat), (2, *size), "linear", antialias=False)
+  np.testing.assert_allclose(maps.enlarge(heat, size), theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("method", "network", "wanted"), [
   ("gradcan", VIT, "did you mean 'gradcam'"), ("attention", CNN, "needs a transformer"),
   ("rollout", CNN, "gradcam")])

@@ -8,7 +8,7 @@ from flax import nnx
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import layers
-from cxrjax.models.module import Net, compute_dtype, param_count
+from cxrjax.models.module import Net, param_count
 
 
 class _Two(nnx.Module):
@@ -60,9 +60,3 @@ def test_wrong_parameters_are_named(change, words):
   change(params)
   with pytest.raises(UserError, match=words):
     NET.apply(params, jnp.ones((5, 3)))
-
-
-def test_dtype_names():
-  assert compute_dtype("bfloat16") == "bfloat16"
-  with pytest.raises(UserError, match="float16"):
-    compute_dtype("float16")

@@ -1,0 +1,73 @@
+"""What a program is for: a value, from the mesh, never asked of the machine that traces it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax.sharding import Mesh
+
+from cxrjax.core.build import suggest
+from cxrjax.core.errors import UserError
+
+DTYPES = ("auto", "bfloat16", "float32")
+ATTENTION = ("auto", "cudnn", "flash", "plain")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """The devices that a program is for.
+
+  Attributes:
+    platform: "cpu", "cuda", "rocm" or "tpu", as `jax.lax.platform_dependent` names them.
+    capability: compute capability of an NVIDIA GPU; what is not known counts as recent.
+    mesh: over which batches are split; None: one device.
+  """
+
+  platform: str = "cpu"
+  capability: float = 9.0
+  mesh: Mesh | None = None
+
+  @classmethod
+  def of(cls, mesh: Mesh) -> Target:
+    """The devices of a mesh, which may be described by a plugin and not be here."""
+    device = mesh.devices.flat[0]
+    platform = device.platform
+    if platform == "gpu":
+      platform = "rocm" if device.device_kind.startswith("AMD") else "cuda"
+    return cls(platform, float(getattr(device, "compute_capability", None) or 9.0), mesh)
+
+  def dtype(self, name: str, key: str = "config.model.dtype") -> str:
+    """`"auto"`: bfloat16 on accelerators, float32 on CPU; else `name` itself.
+
+    Raises:
+      UserError: an unknown type.
+    """
+    if name not in DTYPES:
+      raise UserError(f"{key}={name!r} is not known{suggest(name, DTYPES)}")
+    if name != "auto":
+      return name
+    return "float32" if self.platform == "cpu" else "bfloat16"
+
+  def attention(self, name: str, dtype: str, key: str = "config.model.attention") -> str:
+    """`"auto"`: the fused kernel of the platform, where it has one for this type; else `name`.
+
+    Args:
+      name: of `ATTENTION`.
+      dtype: of the activations; the kernels are for bfloat16.
+      key: for errors.
+
+    Raises:
+      UserError: an unknown kernel.
+    """
+    if name not in ATTENTION:
+      raise UserError(f"{key}={name!r} is not known{suggest(name, ATTENTION)}")
+    if name != "auto":
+      return name
+    if dtype == "bfloat16" and self.platform == "cuda" and self.capability >= 8.0:
+      return "cudnn"
+    if dtype == "bfloat16" and self.platform == "tpu":
+      return "flash"
+    return "plain"
+
+
+CPU = Target()

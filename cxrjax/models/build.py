@@ -1,0 +1,44 @@
+"""An encoder from its config, for the devices that it will run on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from cxrjax.core.build import build, locate
+from cxrjax.core.target import Target
+
+
+def resolve(encoder: Any) -> None:
+  """Replaces "auto" in the options `dtype` and `attention` of a frozen encoder, by its target.
+
+  Raises:
+    UserError: a type or a kernel that is none.
+  """
+  dtype = encoder.target.dtype(encoder.dtype)
+  kernel = encoder.target.attention(encoder.attention, dtype)
+  object.__setattr__(encoder, "dtype", dtype)
+  object.__setattr__(encoder, "attention", kernel)
+
+
+def build_encoder(spec: Mapping[str, Any], target: Target, key: str = "config.model") -> Any:
+  """The network that `spec` names, for a target.
+
+  An encoder that chooses types or kernels by platform has a field `target`; others are built from
+  their options alone.
+
+  Args:
+    spec: `name` and options, `config.model`.
+    target: the devices that it will run on.
+    key: where the spec stands, for errors.
+
+  Raises:
+    UserError: an unknown name or option.
+  """
+  known = {}
+  if spec.get("name"):
+    factory = locate(spec["name"], "Model", f"{key}.name")
+    if "target" in inspect.signature(factory).parameters:
+      known = {"target": target}
+  return build(spec, "Model", key, **known)

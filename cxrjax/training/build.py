@@ -1,0 +1,62 @@
+"""What a config says of training, built: network, method, optimiser and step, without the data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from cxrjax.core.build import build, check_keywords, freeze, locate
+from cxrjax.core.clock import Clock
+from cxrjax.core.target import Target
+from cxrjax.methods.base import Labels
+from cxrjax.models.build import build_encoder
+from cxrjax.models.cnn import Cnn
+from cxrjax.training.optimizer import Optimizer
+from cxrjax.training.step import Trainer
+
+
+def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: Labels) -> Any:
+  """The method of a config; supervised ones are told of the labels."""
+  told = {}
+  if spec.get("name"):
+    factory = locate(spec["name"], "Method", "config.method.name")
+    if "labels" in inspect.signature(factory).parameters:
+      told = {"labels": labels}
+  return build(spec, "Method", "config.method", encoder=encoder, clock=clock, **told)
+
+
+def build_trainer(
+    config: Mapping[str, Any], mesh: Mesh, *, examples: int, labels: Labels,
+    fetch: Callable[[Any, Any], Any], resident: bool, target: Target | None = None) -> Trainer:
+  """The training step of a config for a mesh, which may be one of devices that are not here.
+
+  Args:
+    config: of a run.
+    mesh: over which the batch is split.
+    examples: images that are learnt from.
+    labels: what is known of their labels.
+    fetch: see `Trainer`.
+    resident: the images lie on the devices, so that several steps can be one dispatch.
+    target: what decides types and kernels, by default the mesh's devices.
+
+  Raises:
+    UserError: options that are none, or do not go together.
+  """
+  target = target or Target.of(mesh)
+  recipe = build(config["views"], "Recipe", "config.views")
+  recipe.check(config["data"]["size"])
+  clock = Clock.start(config["duration"], examples, config["batch_size"])
+  encoder = build_encoder(config["model"], target)
+  method = build_method(config["method"], encoder, clock, labels)
+  options = freeze(config["optimizer"])
+  check_keywords(Optimizer, options, "config.optimizer", hidden=["clock", "layer_names"])
+  optimizer = Optimizer(clock=clock, layer_names=getattr(encoder, "layer_names", ()), **options)
+  # On CPUs convolutions inside a loop of steps are several times slower than outside.
+  slow = isinstance(encoder, Cnn) and target.platform == "cpu"
+  return Trainer(
+    method=method, recipe=recipe, optimizer=optimizer, fetch=fetch, mesh=mesh, seed=config["seed"],
+    accumulate=config["accumulate"], block=config["block"] if resident and not slow else 1,
+    rules=freeze(config["mesh"]["rules"]))

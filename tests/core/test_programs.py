@@ -1,0 +1,31 @@
+"""What programs are compiled with, and that they still say the same."""
+
+import jax
+import numpy as np
+
+from cxrjax.core import programs
+
+
+def test_options_are_for_cpus_and_follow_how_often_a_program_runs(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  (name, often), = programs.options().items()
+  assert often > programs.options(once=True)[name]
+  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+  assert programs.options() is None
+  monkeypatch.delenv("XLA_FLAGS")
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert programs.options() is None and programs.options(once=True) is None
+
+
+def test_a_function_of_a_module_is_compiled_once_with_them():
+  traced = []
+
+  @programs.jit
+  def double(x):
+    """Twice."""
+    traced.append(x.shape)
+    return 2 * x
+
+  for _ in range(3):
+    assert np.array_equal(double(np.arange(4.0)), [0, 2, 4, 6])
+  assert traced == [(4,)] and double.__doc__ == "Twice."

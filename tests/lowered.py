@@ -1,0 +1,46 @@
+"""Lowers steps for platforms that are not here."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+def get_config(text: str) -> dict[str, Any]:
+  """`"dino:paper"` as `--config=configs/dino.py:paper` has it."""
+  name, _, argument = text.partition(":")
+  spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(argument).to_dict()
+
+
+def training_configs() -> list[str]:
+  """The names of all configs that train one method."""
+  names = [path.stem for path in sorted((REPOSITORY / "configs").glob("*.py"))]
+  return [name for name in names if get_config(name)["task"] == "cxrjax.tasks.train"]
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+  """No program asks the machine that traces it what it is.
+
+  cuDNN's attention asks for the library's version and the GPU's capability when it is traced; these
+  are an H200's here.
+  """
+  asked = AssertionError("asked for this machine's devices while tracing")
+  with mock.patch.object(jax, "default_backend", side_effect=asked), \
+       mock.patch.object(jax, "devices", side_effect=asked), \
+       mock.patch.object(jax, "local_devices", side_effect=asked), \
+       mock.patch.object(cudnn, "check_cudnn_version", return_value=91000), \
+       mock.patch.object(cudnn, "check_compute_capability", return_value=True):
+    yield
