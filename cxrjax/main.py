@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 import shlex
 import sys
@@ -52,14 +53,10 @@ def one_line(error: object) -> str:
 
 
 def set_up_jax(platform: str | None) -> None:
-  """Platform, compilation cache, and the other processes where there are any."""
+  """Platform and compilation cache."""
   import jax
   jax.config.update("jax_platforms", platform or jax.config.jax_platforms)
   keep_compiled()
-  if _COORDINATOR.value == "auto":
-    jax.distributed.initialize()
-  elif _COORDINATOR.value:
-    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
 
 def main(argv: list[str]) -> int:
@@ -74,11 +71,14 @@ def main(argv: list[str]) -> int:
   set_up_jax(getattr(sys.modules[task.__module__], "PLATFORM", None))
   import jax
 
+  from cxrjax.training import checkpoint, peers
   from cxrjax.training.workdir import locked
 
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-  with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+  newest = functools.partial(checkpoint.newest_step, workdir / "checkpoints")
+  with peers.together(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, newest), \
+       locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
     return task(config, workdir, command=shlex.join(["python", "-m", "cxrjax.main", *sys.argv[1:]]))
 
 

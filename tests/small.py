@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -54,9 +57,32 @@ def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: 
     env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
-  """Waits for it; fails unless it exits with `status`."""
-  out, err = process.communicate(timeout=300)
+@contextlib.contextmanager
+def two(
+    config: dict[str, Any], workdir: pathlib.Path, port: int, **options: Any,
+) -> Iterator[list[subprocess.Popen]]:
+  """The two processes of one run, on this machine, while entered; options as of `launch`."""
+  flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+  both = [launch(config, workdir, *flags, f"--process={i}", **options) for i in (0, 1)]
+  try:
+    yield both
+  finally:
+    for process in both:
+      if process.returncode is None:
+        process.kill()
+        process.communicate()
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def finish(
+    process: subprocess.Popen, status: int = 0, timeout: float = 300) -> tuple[str, str]:
+  """Waits for it, as many seconds as `timeout`; fails unless it exits with `status`."""
+  out, err = process.communicate(timeout=timeout)
   assert process.returncode == status, (process.returncode, out[-2000:], err[-4000:])
   return out, err
 

@@ -31,7 +31,7 @@ from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
 from cxrjax.report.writer import Writer
 from cxrjax.tasks import guard, look, look_features, masks, start
-from cxrjax.training import sharding
+from cxrjax.training import peers, sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.build import build_trainer
 from cxrjax.training.checkpoint import Checkpoints
@@ -333,11 +333,13 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       status = f"stopped: {signal.Signals(outcome.stopped).name}" if outcome.stopped else "finished"
       writer.facts(status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks,
                    memory=peak())
-    except UserError as error:
-      kind = "diverged" if isinstance(error, Diverged) else "failed"
-      with contextlib.suppress(UserError):  # a disk that is full has no room for the page either
-        writer.facts(status=f"{kind}: {error}", finished=now())
-        _write_page(workdir, main)
+    except BaseException as error:
+      peers.tell(error)  # before anything here waits for them
+      if isinstance(error, UserError):
+        kind = "diverged" if isinstance(error, Diverged) else "failed"
+        with contextlib.suppress(UserError):  # a disk that is full has no room for the page either
+          writer.facts(status=f"{kind}: {error}", finished=now())
+          _write_page(workdir, main)
       raise
     finally:
       checkpoints.close()

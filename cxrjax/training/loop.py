@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.training import fitting
+from cxrjax.training import fitting, peers
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.health import Watch
 from cxrjax.training.signals import Stopping
@@ -186,6 +186,9 @@ def train(
       count = min(block, boundary - step)
       batch = batches(step)
       started = time.perf_counter()
+      if not compile_s and jax.process_count() > 1:  # the call below finds what is compiled here
+        trainer.run.lower(state, loader.data, batch, np.int32(count)).compile()
+        peers.meet()
       state, metrics = _dispatch(trainer, loader, state, batch, count, wait=not compile_s)
       if not compile_s:
         compile_s = time.perf_counter() - started
@@ -203,6 +206,7 @@ def train(
           pending = _agreed(stopping.signal, True)
         if step % save_every == 0 or step == total or pending:
           checkpoints.save(step, state, next((s for s in scores.values() if s is not None), None))
+        peers.meet()
       if pending:
         break
   checkpoints.wait()

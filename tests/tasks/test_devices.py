@@ -1,10 +1,8 @@
 """One device, eight devices, parameters split or whole, one process or two: the same losses."""
 
-import socket
-
 import numpy as np
 import pytest
-from small import finish, launch, losses, tiny
+from small import finish, free_port, launch, losses, tiny, two
 
 from cxrjax.tasks import train
 
@@ -28,14 +26,9 @@ def test_eight_devices(alone, tmp_path, changes):
 
 
 def test_two_processes(alone, tmp_path):
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
-  flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
-  config = tiny(duration=STEPS)
-  both = [launch(config, tmp_path / "run", *flags, f"--process={i}", devices=2) for i in (0, 1)]
-  for process in both:
-    finish(process)
+  with two(tiny(duration=STEPS), tmp_path / "run", free_port(), devices=2) as both:
+    for process in both:
+      finish(process)
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)
 
 
