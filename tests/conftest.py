@@ -1,44 +1,97 @@
-"""Set-up for all tests: shapes and types of public functions are checked at run time."""
+"""Set-up for all tests: two tiers, shapes and types checked at run time, one cache for a test run."""
 
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A test's programs run for milliseconds: they are compiled without LLVM's expensive passes, also in
+# processes that a test starts. `optimised` below is for what must hold of programs as users run them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Set before JAX is imported, so that the processes that tests start keep compiled programs as well.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-import jaxtyping
+# Before the hook below: what is imported while it loads a module is compiled anew in every process.
+import flax.nnx  # noqa: E402
+import grain.python  # noqa: E402, F401
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import optax  # noqa: E402, F401
+import orbax.checkpoint  # noqa: E402, F401
+import pytest  # noqa: E402
+import scipy.optimize  # noqa: E402
+import scipy.stats  # noqa: E402, F401
 
 jaxtyping.install_import_hook(  # an int is a float, as for type checkers
   "cxrjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
 jax.config.update("jax_threefry_partitionable", True)
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
-TESTS = REPOSITORY / "tests"
-# Rooms whose tests' time is compilation; elsewhere programs are compared with those that users run.
-QUICK = ("explain", "losses", "methods", "models", "views")
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--all", action="store_true",
+    help="also the tests marked `full`: whole runs, every notebook and block of the docs, peers")
+
+
+def pytest_xdist_auto_num_workers(config):
+  """A process for every core, of which one test run needs no more than eight; one file needs none."""
+  named = [arg.partition("::")[0] for arg in config.args]
+  if len(named) == 1 and named[0].endswith(".py"):
+    return 0
+  return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+             else os.cpu_count() or 1, 8)
+
+
+def pytest_collection_modifyitems(config, items):
+  """Without `--all` a test of the full tier runs only where its own name was given."""
+  named = [arg for arg in config.args if "::" in arg]
+
+  def runs(item):
+    return (config.getoption("all") or "full" not in item.keywords
+            or any(item.nodeid.startswith(name) for name in named))
+
+  left_out = [item for item in items if not runs(item)]
+  if left_out:
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if runs(item)]
+  on_gpu = None
+  for item in items:
+    if "gpu" in item.keywords:
+      on_gpu = jax.default_backend() == "gpu" if on_gpu is None else on_gpu
+      if not on_gpu:
+        item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory):
+  """One folder for all processes of a test run."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory):
+def _own_cache(session_folder):
   """Decoded images and compiled programs of the tests stay out of the user's cache.
 
-  Processes of one test run share it, as runs of one user do.
+  Processes of one test run share it, as runs of one user do. Compiled programs may stay for the
+  next test run: in the folder that CXRJAX_TEST_CACHE names.
   """
-  base = tmp_path_factory.getbasetemp()
-  base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-  os.environ["CXRJAX_CACHE"] = str(base / "cxrjax-cache")
+  cache = session_folder / "cxrjax-cache"
+  programs = os.environ.get("CXRJAX_TEST_CACHE") or str(cache / "xla")
+  os.environ["CXRJAX_CACHE"] = str(cache)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+  jax.config.update("jax_compilation_cache_dir", programs)
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly(request):
-  """Of some rooms' tests programs are compiled without most optimisations."""
-  quick = request.path.relative_to(TESTS).parts[0] in QUICK
-  jax.config.update("jax_disable_most_optimizations", quick)
-  yield
+@pytest.fixture
+def optimised(monkeypatch):
+  """Programs of this test, and of the processes that it starts, are compiled as users' are."""
+  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
   jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +106,3 @@ def test_data():
 @pytest.fixture(scope="session")
 def repository():
   return REPOSITORY
-
-
-def pytest_collection_modifyitems(items):
-  on_gpu = None
-  for item in items:
-    if "gpu" in item.keywords:
-      on_gpu = jax.default_backend() == "gpu" if on_gpu is None else on_gpu
-      if not on_gpu:
-        item.add_marker(pytest.mark.skip(reason="needs a GPU"))

@@ -282,6 +282,7 @@ def test_eight_devices_give_the_batches_of_one(expected, tmp_path):
   assert found["one axis"]["batches"] == expected["batches"]
 
 
+@pytest.mark.full
 def test_two_processes_give_the_batches_of_one_and_share_the_work(expected, tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

@@ -14,7 +14,16 @@ NOT_RUN = {
 }
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+# Of the quick tier is one with a run, a table and Python.
+QUICK = ("docs/how-to/own-method.md",)
+
+
+def of_a_tier(path):
+  name = str(path.relative_to(REPOSITORY))
+  return pytest.param(path, id=name, marks=() if name in QUICK else pytest.mark.full)
+
+
+@pytest.mark.parametrize("path", map(of_a_tier, DOCUMENTS))
 def test_blocks_run(path, tmp_path, shared):
   world = World(tmp_path, shared)
   for block in blocks(path):

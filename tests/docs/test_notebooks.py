@@ -17,6 +17,7 @@ def cells(path, kind):
           if c["cell_type"] == kind]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch, shared):
   nbclient = pytest.importorskip("nbclient")

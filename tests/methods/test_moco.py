@@ -185,6 +185,7 @@ print("the same")
 """
 
 
+@pytest.mark.full
 def test_the_queue_is_the_same_on_eight_devices(repository):
   paths = os.pathsep.join([str(repository), str(repository / "tests" / "methods")])
   environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8",

@@ -282,6 +282,7 @@ print("the same")
 """
 
 
+@pytest.mark.full
 def test_the_bank_is_the_same_split_over_eight_devices(repository):
   paths = os.pathsep.join([str(repository), str(repository / "tests" / "methods")])
   environment = {

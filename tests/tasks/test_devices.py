@@ -19,14 +19,16 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("changes", [
-  {}, {"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"}],
-  ids=["data-parallel", "fsdp-streamed"])
+  pytest.param({}, id="data-parallel"),
+  pytest.param({"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"},
+               id="fsdp-streamed", marks=pytest.mark.full)])
 def test_eight_devices(alone, tmp_path, changes):
   config = tiny(duration=STEPS, **changes)
   finish(launch(config, tmp_path / "run", devices=8))
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)
 
 
+@pytest.mark.full
 def test_two_processes(alone, tmp_path):
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
@@ -39,6 +41,7 @@ def test_two_processes(alone, tmp_path):
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)
 
 
+@pytest.mark.full
 def test_accumulation_equals_one_large_batch(tmp_path):
   # Without batch normalisation, which sees the microbatch.
   for n in (1, 2):
