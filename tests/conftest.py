@@ -1,25 +1,25 @@
-"""Set-up for all tests: two tiers, shapes and types checked at run time, one cache for a test run."""
+"""Set-up for all tests: two tiers, shapes and types checked at run time, caches of their own."""
 
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A test's programs run for milliseconds: they are compiled without LLVM's expensive passes, also in
-# processes that a test starts. `optimised` below is for what must hold of programs as users run them.
+# What a test computes in milliseconds takes seconds to compile: without LLVM's expensive passes then,
+# in processes of its own too. `optimised` is for what must hold of programs as users run them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Set before JAX is imported, so that the processes that tests start keep compiled programs as well.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # Before the hook below: what is imported while it loads a module is compiled anew in every process.
-import flax.nnx  # noqa: E402
-import grain.python  # noqa: E402, F401
-import jax  # noqa: E402
-import jaxtyping  # noqa: E402
-import optax  # noqa: E402, F401
-import orbax.checkpoint  # noqa: E402, F401
-import pytest  # noqa: E402
-import scipy.optimize  # noqa: E402
-import scipy.stats  # noqa: E402, F401
+import flax.nnx  # noqa: F401
+import grain.python  # noqa: F401
+import jax
+import jaxtyping
+import optax  # noqa: F401
+import orbax.checkpoint  # noqa: F401
+import pytest
+import scipy.optimize
+import scipy.stats  # noqa: F401
 
 jaxtyping.install_import_hook(  # an int is a float, as for type checkers
   "cxrjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
@@ -36,7 +36,7 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_auto_num_workers(config):
-  """A process for every core, of which one test run needs no more than eight; one file needs none."""
+  """A process for every core, eight at most; none for a single file."""
   named = [arg.partition("::")[0] for arg in config.args]
   if len(named) == 1 and named[0].endswith(".py"):
     return 0
@@ -85,13 +85,15 @@ def _own_cache(session_folder):
   jax.config.update("jax_compilation_cache_dir", programs)
 
 
-@pytest.fixture
-def optimised(monkeypatch):
-  """Programs of this test, and of the processes that it starts, are compiled as users' are."""
-  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-  jax.config.update("jax_disable_most_optimizations", False)
-  yield
-  jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(scope="module")
+def optimised():
+  """Programs of a file's tests, and of processes that they start, are compiled as users' are."""
+  before = jax.config.jax_disable_most_optimizations
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+HANGS = 3600  # seconds after which a process never ends: no measure of how fast a machine is
 
 
 def tiny(**overrides: Any) -> dict[str, Any]:
@@ -54,9 +55,20 @@ def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: 
     env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def program(script: str, *arguments: str, devices: int = 8) -> str:
+  """What a Python program prints, in a process of its own with fake devices; fails if it does."""
+  paths = (REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "methods")
+  env = os.environ | {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join(map(str, paths))}
+  return finish(subprocess.Popen(
+    [sys.executable, "-c", script, *arguments], env=env, cwd=REPOSITORY, stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True))[0]
+
+
 def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
   """Waits for it; fails unless it exits with `status`."""
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=HANGS)
   assert process.returncode == status, (process.returncode, out[-2000:], err[-4000:])
   return out, err
 

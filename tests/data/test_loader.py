@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from small import HANGS
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import Loader, decode, load_images, open_source, order
@@ -238,7 +239,7 @@ def start(arguments, flags=""):
 
 
 def result(process):
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=HANGS)
   assert process.returncode == 0, err[-3000:]
   return json.loads(next(line for line in out.splitlines() if line.startswith("RESULT "))[7:])
 

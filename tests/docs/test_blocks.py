@@ -14,7 +14,7 @@ NOT_RUN = {
 }
 
 
-# Of the quick tier is one with a run, a table and Python.
+# In the quick tier: files of one's own, and a run.
 QUICK = ("docs/how-to/own-method.md",)
 
 

@@ -1,15 +1,13 @@
 """PIRL: its loss, the memory bank, and that both tasks learn without collapsing."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import lab
 import numpy as np
 import pytest
+from small import program
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
@@ -283,17 +281,8 @@ print("the same")
 
 
 @pytest.mark.full
-def test_the_bank_is_the_same_split_over_eight_devices(repository):
-  paths = os.pathsep.join([str(repository), str(repository / "tests" / "methods")])
-  environment = {
-    **os.environ, "JAX_PLATFORMS": "cpu", "JAX_THREEFRY_PARTITIONABLE": "true",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-    "PYTHONPATH": paths}
-  found = subprocess.run(
-    [sys.executable, "-c", SCRIPT], env=environment, cwd=repository, capture_output=True,
-    text=True, timeout=600, check=False)
-  assert found.returncode == 0, found.stderr[-3000:]
-  assert "the same" in found.stdout
+def test_the_bank_is_the_same_split_over_eight_devices():
+  assert "the same" in program(SCRIPT)
 
 
 def test_a_puzzles_patches_are_whole_patches_of_a_vit():

@@ -36,7 +36,7 @@ class Evaluator:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(tmp_path_factory, optimised):
   """Ten steps without interruption."""
   workdir = tmp_path_factory.mktemp("runs") / "straight"
   train.run(tiny(duration="10 steps", checkpoint__every="3 steps"), workdir, say=lambda s: None)
