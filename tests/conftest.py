@@ -4,8 +4,8 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What a test computes in milliseconds takes seconds to compile: without LLVM's expensive passes then,
-# in processes of its own too. `optimised` is for what must hold of programs as users run them.
+# What tests compute in milliseconds takes seconds to compile: without LLVM's expensive passes then,
+# in processes of their own too. `optimised` is for what must hold of programs as users run them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Set before JAX is imported, so that the processes that tests start keep compiled programs as well.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -36,12 +36,14 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_auto_num_workers(config):
-  """A process for every core, eight at most; none for a single file."""
-  named = [arg.partition("::")[0] for arg in config.args]
-  if len(named) == 1 and named[0].endswith(".py"):
+  """A process for every core, eight at most; none besides pytest's own for a single file."""
+  if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+    return None  # pytest-xdist reads it
+  files = {arg.partition("::")[0] for arg in config.args}
+  if len(files) == 1 and files.pop().endswith(".py"):
     return 0
-  return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-             else os.cpu_count() or 1, 8)
+  affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+  return min(len(affinity), 8) if len(affinity) > 1 else 0
 
 
 def pytest_collection_modifyitems(config, items):
