@@ -12,9 +12,15 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 HANGS = 3600  # seconds after which a process never ends: no measure of how fast a machine is
+
+
+def full(*values: Any, id: str | None = None) -> Any:
+  """A test's case for the full tier."""
+  return pytest.param(*values, id=id, marks=pytest.mark.full)
 
 
 def tiny(**overrides: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def head():
 
 @pytest.fixture(scope="module")
 def params():
-  return {n: n.init(jax.random.key(0)) for n in (VIT, CNN)}
+  return {n: jax.jit(n.init)(jax.random.key(0)) for n in (VIT, CNN)}
 
 
 def test_methods_of_networks():

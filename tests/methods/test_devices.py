@@ -3,7 +3,7 @@ the global batch."""
 
 
 import pytest
-from small import REPOSITORY, program
+from small import REPOSITORY, full, program
 
 from cxrjax.tasks.runs import load
 
@@ -63,6 +63,6 @@ print("same state", a)
 
 
 @pytest.mark.parametrize("name", [
-  pytest.param(name, marks=() if name == "dino" else pytest.mark.full) for name in CONFIGS])
+  name if name == "dino" else full(name) for name in CONFIGS])
 def test_eight_devices_give_the_step_of_one(name):
   assert "same state" in program(SCRIPT, str(REPOSITORY / "configs" / f"{name}.py"))

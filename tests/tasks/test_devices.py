@@ -4,7 +4,7 @@ import socket
 
 import numpy as np
 import pytest
-from small import finish, launch, losses, tiny
+from small import finish, full, launch, losses, tiny
 
 from cxrjax.tasks import train
 
@@ -20,8 +20,8 @@ def alone(tmp_path_factory, optimised):
 
 @pytest.mark.parametrize("changes", [
   pytest.param({}, id="data-parallel"),
-  pytest.param({"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"},
-               id="fsdp-streamed", marks=pytest.mark.full)])
+  full({"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"},
+       id="fsdp-streamed")])
 def test_eight_devices(alone, tmp_path, changes):
   config = tiny(duration=STEPS, **changes)
   finish(launch(config, tmp_path / "run", devices=8))
