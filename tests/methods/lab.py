@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -85,10 +86,20 @@ def trainer(method: Any, views: Any, lr: float = 1e-3, devices: Any = None, accu
                         lr_batch=0, **optimizer))
 
 
+def first_state(work: Trainer, batch: dict[str, jax.Array]) -> Any:
+  """The state before the first step, compiled and drawn once for a trainer."""
+  kept = vars(work)  # where a cached property is: a trainer does not change
+  if "start" not in kept:
+    state = work.init(work.batch_spec({}, batch))
+    kept["start"] = jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
+  arrays, shardings = kept["start"]
+  return jax.device_put(jax.tree.map(np.copy, arrays), shardings)  # a step takes what it is given
+
+
 def fit(work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: Any = None,
         ) -> tuple[Any, list[dict[str, float]]]:
   """The state after some steps, and the metrics of the last step of every block."""
-  state = work.init(work.batch_spec({}, batch)) if state is None else state
+  state = first_state(work, batch) if state is None else state
   block = jax.tree.map(lambda x: jnp.broadcast_to(x, (BLOCK, *x.shape)), batch)
   log = []
   for start in range(0, steps, BLOCK):
@@ -101,7 +112,13 @@ def fit(work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: A
 def features(method: Any, state: Any, images: jax.Array) -> np.ndarray:
   """Evaluated network's image features of gray levels u8[n s s 1]: f32[n d]."""
   params = method.encoder_params(state["params"], state["extra"])
-  return np.asarray(method.encoder.encode(params, (images / 255.0 - 0.5) / 0.25).cls)
+  return np.asarray(encode(method.encoder, params, (images / 255.0 - 0.5) / 0.25).cls)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(encoder: Any, params: Any, x: jax.Array) -> Any:
+  """A network's features, in one program: operation by operation each would be compiled."""
+  return encoder.encode(params, x)
 
 
 def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3,

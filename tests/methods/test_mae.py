@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import lab
 import numpy as np
 import pytest
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.losses import mae as losses
@@ -107,7 +108,7 @@ def test_masks_lie_in_the_lungs(batch):
 
 # Film noise is most of a small patch's deviation: what can be restored of it is a share.
 @pytest.mark.parametrize(("options", "loss"), [
-  ({}, 0.9), ({"mask_ratio": 0.9, "norm_pixels": False}, 0.75)])
+  ({}, 0.9), full({"mask_ratio": 0.9, "norm_pixels": False}, 0.75)])
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(options, loss):
   log = lab.assert_fits(make(**options), loss=loss, lr=3e-3, spread=0.05, rank=1.5)
   assert log[-1]["explained"] > log[0]["explained"] + 0.1

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import lab
 import numpy as np
 import pytest
-from small import program
+from small import full, program
 
 from cxrjax.core.errors import UserError
 from cxrjax.losses import contrastive
@@ -44,7 +44,7 @@ def loss(method, params, extra, batch):
 
 
 def project(method, weights, x):
-  cls = method.encoder.encode(weights["encoder"], x).cls
+  cls = lab.encode(method.encoder, weights["encoder"], x).cls
   return method.projector.apply(weights["projector"], cls)
 
 
@@ -116,6 +116,7 @@ def test_an_images_own_earlier_keys_are_no_negatives(batch):
   assert float(value) == pytest.approx(float(want), rel=1e-5)
 
 
+@pytest.mark.full
 def test_the_queue_does_not_depend_on_accumulation():
   images = lab.phantoms()
   views = lab.recipe()
@@ -128,6 +129,7 @@ def test_the_queue_does_not_depend_on_accumulation():
   np.testing.assert_allclose(found[0]["keys"], found[1]["keys"], atol=2e-3)
 
 
+@pytest.mark.full
 def test_keys_are_normalised_in_other_groups_than_queries(batch):
   encoder = resnet.Model(depth=18, width=4, small_stem=True)
   method = make(**{**V2, "encoder": encoder, "bn_groups": 4})
@@ -154,7 +156,8 @@ def test_keys_are_normalised_in_other_groups_than_queries(batch):
   np.testing.assert_allclose(new["stats"]["bn1"]["running_var"], 0.9 + 0.1 * var, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("options", "loss"), [({}, 0.5), (V2, 0.5)], ids=["v3", "v2"])
+@pytest.mark.parametrize(("options", "loss"), [
+  pytest.param({}, 0.5, id="v3"), full(V2, 0.5, id="v2")])
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(options, loss):
   method = make(**{**options, "clock": lab.clock(), "momentum": 0.9})
   log = lab.assert_fits(method, lr=3e-3, loss=loss, spread=0.3)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import lab
 import numpy as np
 import pytest
-from small import program
+from small import full, program
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
@@ -196,6 +196,7 @@ def test_an_image_that_is_twice_in_a_batch_counts_with_the_mean():
   np.testing.assert_allclose(bank[3], want / np.linalg.norm(want), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_nothing_depends_on_accumulation():
   images = {**lab.phantoms(), "index": INDEX}
   found = []
@@ -244,7 +245,7 @@ def test_embeddings_can_be_normalised_over_the_batch(batch):
   assert "bias" in params["pretext"]["projector"]["layers"]["0"]
 
 
-@tasks
+@pytest.mark.parametrize("task", ["jigsaw", full("rotation")])
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(task):
   method = make(task=task, clock=lab.clock(), encoder=lab.encoder())
   log = lab.assert_fits(method, alike(task), lr=3e-3, loss=0.7, spread=0.3)
