@@ -48,11 +48,14 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_collection_modifyitems(config, items):
   """Without `--all` a test of the full tier runs only where its own name was given."""
-  named = [arg for arg in config.args if "::" in arg]
+  parts = [arg.partition("::") for arg in config.args]
+  named = [(pathlib.Path(config.invocation_params.dir, file).resolve(), name)
+           for file, _, name in parts if name]
 
   def runs(item):
+    own = item.nodeid.partition("::")[2]
     return (config.getoption("all") or "full" not in item.keywords
-            or any(item.nodeid.startswith(name) for name in named))
+            or any(item.path == file and own.startswith(name) for file, name in named))
 
   left_out = [item for item in items if not runs(item)]
   if left_out:

@@ -13,7 +13,7 @@ SIZE = (32, 48)  # 4 rows of 6 patches
 def network(registers=0, pool="cls", depth=3):
   model = vit.Model(variant="Ti", width=24, depth=depth, heads=3, patch_size=8, image_size=32,
                     registers=registers, pool=pool, initial="xavier", dtype="float32")
-  params = model.init(jax.random.key(0))
+  params = jax.jit(model.init)(jax.random.key(0))
   # Attention of fresh weights is uniform to three digits: sharper, so that a mix-up shows.
   params = jax.tree.map(lambda p: 3 * p if p.ndim == 2 else p, params)
   return model, params, jax.random.normal(jax.random.key(1), (3, *SIZE, 1))

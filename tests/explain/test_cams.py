@@ -78,10 +78,11 @@ def test_where_the_features_are_a_mean_the_map_adds_up_to_the_logit(name):
   model, params, x, head = setting(name)
   chosen = jnp.array([0, 2])
   score = lambda f: jnp.take_along_axis(head(f), chosen[:, None], 1)[:, 0]  # noqa: E731
-  maps, gradient = cams.at_tap(model, params, x, score, cams.default_tap(model))
+  maps, gradient = jax.jit(
+    lambda p: cams.at_tap(model, p, x, score, cams.default_tap(model)))(params)
   whole = (gradient.mean((1, 2), keepdims=True) * maps).sum((1, 2, 3))
   np.testing.assert_allclose(
-    whole, score(model.encode(params, x).cls) - head.bias[chosen], rtol=1e-4, atol=1e-5)
+    whole, score(jax.jit(model.encode)(params, x).cls) - head.bias[chosen], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
     explain("gradcam", model, params, x, head=head, target=np.array(chosen)),
     np.maximum((np.asarray(gradient.mean((1, 2), keepdims=True) * maps)).sum(-1), 0), rtol=1e-4,

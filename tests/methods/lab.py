@@ -89,11 +89,20 @@ def trainer(method: Any, views: Any, lr: float = 1e-3, devices: Any = None, accu
 def first_state(work: Trainer, batch: dict[str, jax.Array]) -> Any:
   """The state before the first step, compiled and drawn once for a trainer."""
   kept = vars(work)  # where a cached property is: a trainer does not change
-  if "start" not in kept:
-    state = work.init(work.batch_spec({}, batch))
-    kept["start"] = jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
-  arrays, shardings = kept["start"]
-  return jax.device_put(jax.tree.map(np.copy, arrays), shardings)  # a step takes what it is given
+  if "first_state" not in kept:
+    kept["first_state"] = on_host(work.init(work.batch_spec({}, batch)))
+  return on_devices(*kept["first_state"])
+
+
+def on_host(state: Any) -> tuple[Any, Any]:
+  """A state's arrays, and where they were."""
+  return jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
+
+
+def on_devices(arrays: Any, shardings: Any) -> Any:
+  """The state again, a copy: a step takes what it is given. Placed otherwise, it would be compiled
+  once more."""
+  return jax.device_put(jax.tree.map(np.copy, arrays), shardings)
 
 
 def fit(work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: Any = None,
@@ -143,20 +152,20 @@ def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3
   assert float(health.spread(found)) > spread, log[-1]
   assert float(health.participation_ratio(found)) > rank, log[-1]
   assert method.diagnose(log[-1]) is None
-  _resumes(work, batch)
+  resumes(work, batch)
   return log
 
 
 def assert_resumes(
     method: Any, views: Any = None, masks: bool = False, **optimizer: Any) -> None:
   """Two steps and two more are four, bit for bit, also from a state that was on disk."""
-  _resumes(trainer(method, views or recipe(), **optimizer), phantoms(masks=masks))
+  resumes(trainer(method, views or recipe(), **optimizer), phantoms(masks=masks))
 
 
-def _resumes(work: Trainer, batch: dict[str, jax.Array]) -> None:
+def resumes(work: Trainer, batch: dict[str, jax.Array]) -> None:
+  """Of a trainer that is compiled: the same as `assert_resumes`."""
   whole, _ = fit(work, batch, 4)
   half, _ = fit(work, batch, 2)
-  stored = jax.tree.map(np.asarray, half)
-  again, _ = fit(work, batch, 2, jax.tree.map(jnp.asarray, stored))
+  again, _ = fit(work, batch, 2, on_devices(*on_host(half)))
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)

@@ -46,11 +46,7 @@ def test_learns_labels_by_heart_and_resumes(labels):
   assert ((p > 0.5) == (y == 1))[known].all()
   if labels.exclusive:
     np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
-  half, _ = lab.fit(work, data, 2)
-  again, _ = lab.fit(work, data, 2, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half))
-  whole, _ = lab.fit(work, data, 4)
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
-    np.testing.assert_array_equal(a, b)
+  lab.resumes(work, data)
 
 
 @pytest.mark.full
