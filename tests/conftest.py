@@ -46,11 +46,16 @@ def pytest_xdist_auto_num_workers(config):
   return min(len(affinity), 8) if len(affinity) > 1 else 0
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config, items):
   """Without `--all` a test of the full tier runs only where its own name was given."""
   parts = [arg.partition("::") for arg in config.args]
   named = [(pathlib.Path(config.invocation_params.dir, file).resolve(), name)
            for file, _, name in parts if name]
+
+  for item in items:  # minutes of decoding, where there is what they decode
+    if {"test_data", "radiographs"} & set(getattr(item, "fixturenames", ())):
+      item.add_marker(pytest.mark.full)
 
   def runs(item):
     own = item.nodeid.partition("::")[2]
@@ -93,12 +98,13 @@ def _own_cache(session_folder):
 @pytest.fixture(scope="module")
 def optimised():
   """Programs of a file's tests, and of processes that they start, are compiled as users' are."""
-  before = jax.config.jax_disable_most_optimizations
+  name = "jax_disable_most_optimizations"
+  before = jax.config.read(name)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    jax.config.update("jax_disable_most_optimizations", False)
+    patch.setenv(name.upper(), "0")
+    jax.config.update(name, False)
     yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  jax.config.update(name, before)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from cxrjax.models.module import param_count
 TIMM = [0.0, 0.0, 0.0, 0.07812, 0.57116, 0.04505, 0.0, 0.25535]
 
 
+@pytest.mark.full
 def test_size_is_the_published_one():
   model = inception.Model(channels=3)
   shapes = made_up.shapes(model)
@@ -25,7 +26,7 @@ def test_size_is_the_published_one():
 
 
 @pytest.mark.parametrize(("size", "sides"), [
-    (299, (71, 35, 17, 8)), full(224, (52, 25, 12, 5)), full(96, (20, 9, 4, 1)),
+    full(299, (71, 35, 17, 8)), full(224, (52, 25, 12, 5)), full(96, (20, 9, 4, 1)),
     (75, (15, 7, 3, 1))])
 def test_shapes(size, sides):
   model, taps = inception.Model(), tuple(f"stage:{i}" for i in range(4))

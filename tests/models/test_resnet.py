@@ -18,7 +18,7 @@ TIMM = [282.16085, 552.43057, 1987.5981,
 
 @pytest.mark.parametrize(("depth", "parameters", "products"), [
     # torchvision's parameters, and its billions of multiply-adds at 224 pixels, classifier included
-    (18, 11_689_512, 1.81), (34, 21_797_672, 3.66), (50, 25_557_032, 4.09),
+    (18, 11_689_512, 1.81), full(34, 21_797_672, 3.66), full(50, 25_557_032, 4.09),
     full(101, 44_549_160, 7.80), full(152, 60_192_808, 11.51)])
 def test_size_is_the_published_one(depth, parameters, products):
   model = resnet.Model(depth=depth, channels=3)
@@ -29,8 +29,8 @@ def test_size_is_the_published_one(depth, parameters, products):
 
 
 @pytest.mark.parametrize(("model", "size", "maps"), [
-    (resnet.Model(depth=50), (224, 224), [(56, 256), (28, 512), (14, 1024), (7, 2048)]),
-    (resnet.Model(depth=18), (96, 96), [(24, 64), (12, 128), (6, 256), (3, 512)]),
+    full(resnet.Model(depth=50), (224, 224), [(56, 256), (28, 512), (14, 1024), (7, 2048)]),
+    full(resnet.Model(depth=18), (96, 96), [(24, 64), (12, 128), (6, 256), (3, 512)]),
     (resnet.Model(depth=18), (100, 100), [(25, 64), (13, 128), (7, 256), (4, 512)]),
     full(resnet.Model(depth=101), (32, 32), [(8, 256), (4, 512), (2, 1024), (1, 2048)]),
     (resnet.Model(depth=18, small_stem=True), (32, 32), [(32, 64), (16, 128), (8, 256), (4, 512)]),
@@ -59,7 +59,7 @@ def test_numbers_are_timms():
 def test_zero_init_starts_blocks_as_the_identity():
   model = resnet.Model(depth=18, width=4, small_stem=True, zero_init=True)
   x = jnp.asarray(made_up.images(2, 16, 16, 1))
-  params = model.init(jax.random.key(0))
+  params = jax.jit(model.init)(jax.random.key(0))
   assert (params["layer1"]["0"]["bn2"]["scale"] == 0).all()
   first = jax.jit(lambda p: model.encode(p, x, taps=("stage:0",)).taps["stage:0"])
   before = first(params)

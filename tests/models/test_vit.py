@@ -151,6 +151,7 @@ def test_sines_and_cosines_say_where_a_patch_is():
   np.testing.assert_allclose(params["pos"][1 + 4 * row + column], np.concatenate(want), atol=1e-6)
 
 
+@pytest.mark.full
 def test_unused_patches_are_not_computed(params):
   """The last block's large products drop out where only the class token is used."""
   images = _images(1, 8, 64)
@@ -171,6 +172,7 @@ def test_flops_are_those_of_the_products():
   assert model.flops((224, 224), patches=False) < 0.94 * model.flops((224, 224))
 
 
+@pytest.mark.full
 def test_start_is_dinos():
   params = vit.Model(variant="Ti").init(jax.random.key(0))
   assert sum(a.size for a in jax.tree.leaves(params)) == 5_426_112  # timm's, for one channel
@@ -214,6 +216,7 @@ def test_sizes_run_jointly_as_they_do_alone(params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, got)
 
 
+@pytest.mark.full
 def test_class_token_alone_is_the_class_token_of_the_whole(params):
   groups = _images(1, 2, 64), _images(2, 3, 32)
   whole = _encode(params, groups)
@@ -326,7 +329,7 @@ def test_standardized_features_do_not_see_exposure_and_contrast(params):
   assert np.abs(_encode(params, 20 * images).cls - _encode(params, images).cls).max() > 0.2
 
 
-@pytest.mark.parametrize("initial", ["normal", "xavier"])
+@pytest.mark.parametrize("initial", [full("normal"), full("xavier")])
 def test_kernels_start_as_they_say(initial):
   kernel = vit.Model(variant="S", initial=initial, depth=1).init(
       jax.random.key(0))["blocks"]["0"]["attn"]["qkv"]["kernel"]
