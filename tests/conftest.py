@@ -1,44 +1,110 @@
-"""Set-up for all tests: shapes and types of public functions are checked at run time."""
+"""Set-up for all tests: two tiers, shapes and types checked at run time, caches of their own."""
 
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What tests compute in milliseconds takes seconds to compile: without LLVM's expensive passes then,
+# in processes of their own too. `optimised` is for what must hold of programs as users run them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Set before JAX is imported, so that the processes that tests start keep compiled programs as well.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+# Before the hook below: what is imported while it loads a module is compiled anew in every process.
+import flax.nnx  # noqa: F401
+import grain.python  # noqa: F401
+import jax
 import jaxtyping
+import optax  # noqa: F401
+import orbax.checkpoint  # noqa: F401
+import pytest
+import scipy.optimize
+import scipy.stats  # noqa: F401
 
 jaxtyping.install_import_hook(  # an int is a float, as for type checkers
   "cxrjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
 jax.config.update("jax_threefry_partitionable", True)
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
-TESTS = REPOSITORY / "tests"
-# Rooms whose tests' time is compilation; elsewhere programs are compared with those that users run.
-QUICK = ("explain", "losses", "methods", "models", "views")
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--all", action="store_true",
+    help="also the tests marked `full`: whole runs, every notebook and block of the docs, peers")
+
+
+def pytest_xdist_auto_num_workers(config):
+  """A process for every core, eight at most; none besides pytest's own for a single file."""
+  if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+    return None  # pytest-xdist reads it
+  files = {arg.partition("::")[0] for arg in config.args}
+  if len(files) == 1 and files.pop().endswith(".py"):
+    return 0
+  affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+  return min(len(affinity), 8) if len(affinity) > 1 else 0
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(config, items):
+  """Without `--all` a test of the full tier runs only where its own name was given."""
+  parts = [arg.partition("::") for arg in config.args]
+  named = [(pathlib.Path(config.invocation_params.dir, file).resolve(), name)
+           for file, _, name in parts if name]
+
+  for item in items:  # minutes of decoding, where there is what they decode
+    if {"test_data", "radiographs"} & set(getattr(item, "fixturenames", ())):
+      item.add_marker(pytest.mark.full)
+
+  def runs(item):
+    own = item.nodeid.partition("::")[2]
+    return (config.getoption("all") or "full" not in item.keywords
+            or any(item.path == file and own.startswith(name) for file, name in named))
+
+  left_out = [item for item in items if not runs(item)]
+  if left_out:
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if runs(item)]
+  on_gpu = None
+  for item in items:
+    if "gpu" in item.keywords:
+      on_gpu = jax.default_backend() == "gpu" if on_gpu is None else on_gpu
+      if not on_gpu:
+        item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory):
+  """One folder for all processes of a test run."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory):
+def _own_cache(session_folder):
   """Decoded images and compiled programs of the tests stay out of the user's cache.
 
-  Processes of one test run share it, as runs of one user do.
+  Processes of one test run share it, as runs of one user do. Compiled programs may stay for the
+  next test run: in the folder that CXRJAX_TEST_CACHE names.
   """
-  base = tmp_path_factory.getbasetemp()
-  base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-  os.environ["CXRJAX_CACHE"] = str(base / "cxrjax-cache")
+  cache = session_folder / "cxrjax-cache"
+  programs = os.environ.get("CXRJAX_TEST_CACHE") or str(cache / "xla")
+  os.environ["CXRJAX_CACHE"] = str(cache)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+  jax.config.update("jax_compilation_cache_dir", programs)
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly(request):
-  """Of some rooms' tests programs are compiled without most optimisations."""
-  quick = request.path.relative_to(TESTS).parts[0] in QUICK
-  jax.config.update("jax_disable_most_optimizations", quick)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(scope="module")
+def optimised():
+  """Programs of a file's tests, and of processes that they start, are compiled as users' are."""
+  name = "jax_disable_most_optimizations"
+  before = jax.config.read(name)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(name.upper(), "0")
+    jax.config.update(name, False)
+    yield
+  jax.config.update(name, before)
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +119,3 @@ def test_data():
 @pytest.fixture(scope="session")
 def repository():
   return REPOSITORY
-
-
-def pytest_collection_modifyitems(items):
-  on_gpu = None
-  for item in items:
-    if "gpu" in item.keywords:
-      on_gpu = jax.default_backend() == "gpu" if on_gpu is None else on_gpu
-      if not on_gpu:
-        item.add_marker(pytest.mark.skip(reason="needs a GPU"))

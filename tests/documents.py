@@ -18,7 +18,7 @@ import sys
 
 import numpy as np
 from PIL import Image
-from small import REPOSITORY
+from small import HANGS, REPOSITORY
 
 RUN = ("bash", "python")
 SHOWN = ("text", "json", "csv")  # what a program prints, and files' layouts
@@ -99,15 +99,8 @@ def radiographs(folder: pathlib.Path, each: int = 24, size: int = 48) -> pathlib
 
 
 def compiling(shared: pathlib.Path) -> dict[str, str]:
-  """Variables with which programs compile fast, once for all documents and notebooks.
-
-  They take four steps of a small network: compiling takes longer than computing.
-  """
-  fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  return {
-    "XLA_FLAGS": fast, "CXRJAX_DOCS_XLA": fast, "CXRJAX_CACHE": str(shared / "cache"),
-    "JAX_COMPILATION_CACHE_DIR": str(shared / "cache" / "xla"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  """Variables with which programs are compiled once for all documents and notebooks."""
+  return {"CXRJAX_CACHE": str(shared / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 class World:
@@ -154,7 +147,7 @@ class World:
     else:
       command = ["bash", "-euo", "pipefail", "-c", block.text]
     done = subprocess.run(command, cwd=self.folder, env=self.environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=HANGS)
     assert done.returncode == 0, f"{block.name} failed\n\n{block.text}\n{done.stdout[-3000:]}"
 
   def in_python(self, text: str) -> str:

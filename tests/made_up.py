@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -34,9 +35,15 @@ def images(*shape: int) -> np.ndarray:
   return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
+@functools.cache
+def shapes(model: Any) -> Any:
+  """A model's parameters by shape; tracing a deep one takes seconds."""
+  return jax.eval_shape(model.init, jax.random.key(0))
+
+
 def of(model: Any) -> Any:
   """Made-up parameters of a model."""
-  return weights(jax.eval_shape(model.init, jax.random.key(0)))
+  return weights(shapes(model))
 
 
 def torch_names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:

@@ -15,8 +15,15 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
+HANGS = 3600  # seconds after which a process never ends: no measure of how fast a machine is
+
+
+def full(*values: Any, id: str | None = None) -> Any:
+  """A test's case for the full tier."""
+  return pytest.param(*values, id=id, marks=pytest.mark.full)
 
 
 def tiny(**overrides: Any) -> dict[str, Any]:
@@ -79,8 +86,19 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
+def program(script: str, *arguments: str, devices: int = 8) -> str:
+  """What a Python program prints, in a process of its own with fake devices; fails if it does."""
+  paths = (REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "methods")
+  env = os.environ | {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join(map(str, paths))}
+  return finish(subprocess.Popen(
+    [sys.executable, "-c", script, *arguments], env=env, cwd=REPOSITORY, stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True))[0]
+
+
 def finish(
-    process: subprocess.Popen, status: int = 0, timeout: float = 300) -> tuple[str, str]:
+    process: subprocess.Popen, status: int = 0, timeout: float = HANGS) -> tuple[str, str]:
   """Waits for it, as many seconds as `timeout`; fails unless it exits with `status`."""
   out, err = process.communicate(timeout=timeout)
   assert process.returncode == status, (process.returncode, out[-2000:], err[-4000:])

@@ -120,7 +120,7 @@ def known(run: str) -> str:
 def once(flags: list[str]) -> pathlib.Path:
   """The workdir of a command, which is run where no document has run it before."""
   found = [re.sub(r"runs/[\w/-]+", lambda m: known(m[0]), flag) for flag in flags]
-  devices = "device_count" in os.environ["XLA_FLAGS"]
+  devices = "device_count" in os.environ.get("XLA_FLAGS", "")
   key = hashlib.sha256(json.dumps([found, devices]).encode()).hexdigest()[:16]
   folder = shared() / "runs" / key
   folder.mkdir(parents=True, exist_ok=True)
@@ -144,19 +144,6 @@ def small_networks() -> None:
   vit.VARIANTS["Nu"] = (32, 1, 2)
 
 
-def keep_all_compiled() -> None:
-  """Also what compiled within two seconds: many documents run the same programs."""
-  import jax
-
-  from cxrjax import main
-  set_up = main.set_up_jax
-
-  def instead(platform):
-    set_up(platform)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  main.set_up_jax = instead
-
-
 def program(module: str, arguments: list[str]) -> None:
   """`python -m module`, in this process, with a small network and made-up runs in sweeps."""
   import importlib
@@ -167,8 +154,6 @@ def program(module: str, arguments: list[str]) -> None:
     runs.launch = made_up
   else:
     small_networks()
-  if module == "cxrjax.main":
-    keep_all_compiled()
   sys.argv = [module, *arguments]
   status: object = 0
   try:
@@ -273,8 +258,6 @@ def require(path: str) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-  if "optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " " + os.environ["CXRJAX_DOCS_XLA"]
   sys.path.insert(0, str(REPOSITORY))
   called, *rest = sys.argv[1:]
   own = {"python": python, "pip": pip, "git": git, "code": code}

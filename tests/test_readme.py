@@ -48,7 +48,10 @@ def test_the_first_two_commands_install_and_run(repository):
   first, second = blocks(repository / "README.md")[0].text.strip().splitlines()
   assert "pip install -e ." in first and "python -m cxrjax.main --config=configs/dino.py" in first
   assert 'pip install -e ".[test]"' in second and "python -m pytest" in second
-  assert "python -m pytest" in (repository / ".ci" / "run").read_text()
+  # Continuous integration calls that, and then what it leaves out.
+  called = re.findall(r"^python -m pytest[^#\n]*", (repository / ".ci" / "run").read_text(), re.M)
+  assert [line.strip() for line in called] == ["python -m pytest", "python -m pytest --all -m full"]
+  assert second.endswith("&& python -m pytest")
 
 
 def test_the_data_table_names_every_builder(repository):

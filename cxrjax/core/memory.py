@@ -33,12 +33,18 @@ def keep_freed_memory() -> bool:
 
 
 def keep_compiled() -> None:
-  """Has JAX keep programs that take long to compile, in the folder of decoded images."""
+  """Has JAX keep programs that take long to compile, in the folder of decoded images.
+
+  What JAX's own variables say (JAX_COMPILATION_CACHE_DIR and
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS) stays.
+  """
   import jax  # here, so that malloc can be told before anything is allocated
 
   cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
-  jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+  for name, value in (("jax_compilation_cache_dir", os.path.join(cache, "xla")),
+                      ("jax_persistent_cache_min_compile_time_secs", 2.0)):
+    if name.upper() not in os.environ:
+      jax.config.update(name, value)
 
 
 def peak() -> dict[str, float]:

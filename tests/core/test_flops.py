@@ -103,7 +103,9 @@ def methods():
   for path in sorted((REPOSITORY / "configs").glob("*.py")):
     if load(path)("tiny").get("task") == "cxrjax.tasks.train":
       for more in ("", "version=2") if path.stem == "moco" else ("",):
-        yield pytest.param(path, more, id=f"{path.stem}{more}")
+        quick = path.stem in ("dino", "mae", "segment")
+        yield pytest.param(path, more, id=f"{path.stem}{more}",
+                           marks=() if quick else pytest.mark.full)
 
 
 @pytest.mark.parametrize(("path", "more"), list(methods()))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from small import HANGS
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import Loader, decode, load_images, open_source, order
@@ -238,7 +239,7 @@ def start(arguments, flags=""):
 
 
 def result(process):
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=HANGS)
   assert process.returncode == 0, err[-3000:]
   return json.loads(next(line for line in out.splitlines() if line.startswith("RESULT "))[7:])
 
@@ -282,6 +283,7 @@ def test_eight_devices_give_the_batches_of_one(expected, tmp_path):
   assert found["one axis"]["batches"] == expected["batches"]
 
 
+@pytest.mark.full
 def test_two_processes_give_the_batches_of_one_and_share_the_work(expected, tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

@@ -16,7 +16,16 @@ NOT_RUN = {
 }
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+# In the quick tier: files of one's own, and a run.
+QUICK = ("docs/how-to/own-method.md",)
+
+
+def of_a_tier(path):
+  name = str(path.relative_to(REPOSITORY))
+  return pytest.param(path, id=name, marks=() if name in QUICK else pytest.mark.full)
+
+
+@pytest.mark.parametrize("path", map(of_a_tier, DOCUMENTS))
 def test_blocks_run(path, tmp_path, shared):
   world = World(tmp_path, shared)
   for block in blocks(path):

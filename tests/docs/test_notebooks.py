@@ -6,7 +6,7 @@ import re
 
 import pytest
 from documents import compiling
-from small import REPOSITORY
+from small import HANGS, REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "colabs").glob("*.ipynb"))
 TINY = "tiny"
@@ -17,6 +17,7 @@ def cells(path, kind):
           if c["cell_type"] == kind]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch, shared):
   nbclient = pytest.importorskip("nbclient")
@@ -29,7 +30,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, shared):
       "PYDEVD_DISABLE_FILE_VALIDATION": "1"}.items():
     monkeypatch.setenv(name, value)
   nbclient.NotebookClient(
-    notebook, timeout=300, kernel_name="python3",
+    notebook, timeout=HANGS, kernel_name="python3",
     resources={"metadata": {"path": str(tmp_path)}}).execute()
   outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
   shown = {kind for o in outputs for kind in o.get("data", {})}

@@ -25,6 +25,7 @@ def test_the_reference_names_what_there_is():
     pkgutil.resolve_name(name)  # raises where there is none
 
 
+@pytest.mark.full
 @pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="extra `docs`")
 def test_the_site_builds_without_a_warning(tmp_path):
   """Links, snippets and docstrings' references; the site has every page and the docstrings."""

@@ -25,7 +25,7 @@ def head():
 
 @pytest.fixture(scope="module")
 def params():
-  return {n: n.init(jax.random.key(0)) for n in (VIT, CNN)}
+  return {n: jax.jit(n.init)(jax.random.key(0)) for n in (VIT, CNN)}
 
 
 def test_methods_of_networks():
@@ -59,7 +59,7 @@ def test_names(text, names):
 
 def test_the_likeliest_class_by_default(params, head):
   classes = maps.predicted(VIT, params[VIT], X, head[VIT], 2)
-  logits = head[VIT](VIT.encode(params[VIT], jnp.asarray(X)).cls)
+  logits = head[VIT](jax.jit(VIT.encode)(params[VIT], jnp.asarray(X)).cls)
   np.testing.assert_array_equal(classes, logits.argmax(1))
   by_default = explain("gradcam", VIT, params[VIT], X, head=head[VIT])
   np.testing.assert_array_equal(

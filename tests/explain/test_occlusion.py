@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import full
 
 from cxrjax.explain.occlusion import occlusion
 
@@ -33,7 +34,7 @@ def by_hand(x, weight, window, stride):
 
 
 @pytest.mark.parametrize(("shape", "window", "stride"), [
-  ((8, 12), 4, 2), ((8, 12), 4, 4), ((9, 11), 4, 2), ((6, 6), 3, 1)])
+  full((8, 12), 4, 2), full((8, 12), 4, 4), ((9, 11), 4, 2), full((6, 6), 3, 1)])
 def test_against_loops(shape, window, stride):
   rng = np.random.default_rng(0)
   x, weight = rng.standard_normal((2, *shape)), rng.standard_normal(shape)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small import full
 
 from cxrjax.explain import maps, sanity
 from cxrjax.explain.maps import Head, explain
@@ -16,7 +17,8 @@ NETWORKS = {
                    initial="xavier", dtype="float32"),
   "resnet": resnet.Model(depth=18, width=4, small_stem=True, dtype="float32"),
 }
-CASES = [(n, m) for n, network in NETWORKS.items() for m in maps.methods_for(network)]
+CASES = [(n, m) if m in ("rollout", "gradcam") else full(n, m)
+         for n, network in NETWORKS.items() for m in maps.methods_for(network)]
 
 
 def images(n, seed):

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
   torch_here.declare_operators()
   timm = pytest.importorskip("timm")
 
+pytestmark = pytest.mark.full
 SIZE, CHANNELS = 96, 3
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}  # of maps whose largest value is 1
 TARGET = np.array([2, 0], np.int32)

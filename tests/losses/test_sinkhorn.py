@@ -1,14 +1,11 @@
 """Sinkhorn-Knopp against the matrix that is rescaled in NumPy, by hand, and at its limits."""
 
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import program
 
 from cxrjax.losses.sinkhorn import sinkhorn_knopp
 
@@ -93,10 +90,4 @@ print("same")
 
 
 def test_eight_devices_see_all_samples():
-  environment = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-  found = subprocess.run(
-    [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300,
-    check=False)
-  assert found.stdout.strip() == "same", found.stderr[-3000:]
+  assert program(SCRIPT).strip() == "same"

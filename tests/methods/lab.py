@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -85,10 +86,29 @@ def trainer(method: Any, views: Any, lr: float = 1e-3, devices: Any = None, accu
                         lr_batch=0, **optimizer))
 
 
+def first_state(work: Trainer, batch: dict[str, jax.Array]) -> Any:
+  """The state before the first step, compiled and drawn once for a trainer."""
+  kept = vars(work)  # where a cached property is: a trainer does not change
+  if "first_state" not in kept:
+    kept["first_state"] = on_host(work.init(work.batch_spec({}, batch)))
+  return on_devices(*kept["first_state"])
+
+
+def on_host(state: Any) -> tuple[Any, Any]:
+  """A state's arrays, and where they were."""
+  return jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
+
+
+def on_devices(arrays: Any, shardings: Any) -> Any:
+  """The state again, a copy: a step takes what it is given. Placed otherwise, it would be compiled
+  once more."""
+  return jax.device_put(jax.tree.map(np.copy, arrays), shardings)
+
+
 def fit(work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: Any = None,
         ) -> tuple[Any, list[dict[str, float]]]:
   """The state after some steps, and the metrics of the last step of every block."""
-  state = work.init(work.batch_spec({}, batch)) if state is None else state
+  state = first_state(work, batch) if state is None else state
   block = jax.tree.map(lambda x: jnp.broadcast_to(x, (BLOCK, *x.shape)), batch)
   log = []
   for start in range(0, steps, BLOCK):
@@ -101,7 +121,13 @@ def fit(work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: A
 def features(method: Any, state: Any, images: jax.Array) -> np.ndarray:
   """Evaluated network's image features of gray levels u8[n s s 1]: f32[n d]."""
   params = method.encoder_params(state["params"], state["extra"])
-  return np.asarray(method.encoder.encode(params, (images / 255.0 - 0.5) / 0.25).cls)
+  return np.asarray(encode(method.encoder, params, (images / 255.0 - 0.5) / 0.25).cls)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(encoder: Any, params: Any, x: jax.Array) -> Any:
+  """A network's features, in one program: operation by operation each would be compiled."""
+  return encoder.encode(params, x)
 
 
 def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3,
@@ -126,20 +152,20 @@ def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3
   assert float(health.spread(found)) > spread, log[-1]
   assert float(health.participation_ratio(found)) > rank, log[-1]
   assert method.diagnose(log[-1]) is None
-  _resumes(work, batch)
+  resumes(work, batch)
   return log
 
 
 def assert_resumes(
     method: Any, views: Any = None, masks: bool = False, **optimizer: Any) -> None:
   """Two steps and two more are four, bit for bit, also from a state that was on disk."""
-  _resumes(trainer(method, views or recipe(), **optimizer), phantoms(masks=masks))
+  resumes(trainer(method, views or recipe(), **optimizer), phantoms(masks=masks))
 
 
-def _resumes(work: Trainer, batch: dict[str, jax.Array]) -> None:
+def resumes(work: Trainer, batch: dict[str, jax.Array]) -> None:
+  """Of a trainer that is compiled: the same as `assert_resumes`."""
   whole, _ = fit(work, batch, 4)
   half, _ = fit(work, batch, 2)
-  stored = jax.tree.map(np.asarray, half)
-  again, _ = fit(work, batch, 2, jax.tree.map(jnp.asarray, stored))
+  again, _ = fit(work, batch, 2, on_devices(*on_host(half)))
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)

@@ -52,14 +52,15 @@ def test_the_loss_is_the_papers_on_encodings_made_view_by_view(batch):
 
   def logits(weights, x):
     return method.head.apply(
-      weights["head"], method.encoder.encode(weights["encoder"], x).cls)
+      weights["head"], lab.encode(method.encoder, weights["encoder"], x).cls)
 
   student = [logits(params, v) for v in [*batch["global"], *batch["local"]]]
   teacher = [logits(extra["teacher"], v) for v in batch["global"]]
   p = [jax.nn.softmax((t - extra["center"]) / 0.05) for t in teacher]
   pairs = [-(p[i] * jax.nn.log_softmax(s / 0.1)).sum(-1).mean()
            for i in range(2) for j, s in enumerate(student) if i != j]
-  loss, (new, metrics) = method.loss(params, extra, batch, jax.random.key(2), jnp.int32(0))
+  loss, (new, metrics) = jax.jit(method.loss)(
+    params, extra, batch, jax.random.key(2), jnp.int32(0))
   assert float(loss) == pytest.approx(np.mean(pairs), rel=1e-5)
   want = losses.update_center(extra["center"], jnp.stack(teacher, 1), 0.9)
   np.testing.assert_allclose(new["center"], want, rtol=1e-4, atol=1e-6)
@@ -74,10 +75,11 @@ def test_drop_path_follows_the_image_not_its_place(batch):
   other = {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in batch.items()}
   args = params, extra
   key, step = jax.random.key(3), jnp.int32(0)
-  whole = method.loss(*args, batch, key, step)[0]
-  parts = [method.loss(*args, part, key, step)[0] for part in (half, other)]
+  loss = jax.jit(method.loss)
+  whole = loss(*args, batch, key, step)[0]
+  parts = [loss(*args, part, key, step)[0] for part in (half, other)]
   assert float(whole) == pytest.approx(np.mean(parts), rel=1e-4)
-  assert whole != method.loss(*args, batch, jax.random.key(4), step)[0]
+  assert whole != loss(*args, batch, jax.random.key(4), step)[0]
 
 
 def test_the_teacher_is_a_moving_average(batch):

@@ -83,11 +83,7 @@ def test_learns_few_labels_by_heart_and_resumes(name, labels):
   y = np.asarray(data["labels"])
   known = ~np.isnan(y)
   assert ((p > 0.5) == (y == 1))[known].all()
-  half, _ = lab.fit(work, data, 2)
-  again, _ = lab.fit(work, data, 2, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half))
-  whole, _ = lab.fit(work, data, 4)
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
-    np.testing.assert_array_equal(a, b)
+  lab.resumes(work, data)
 
 
 @pytest.mark.parametrize("name", VIEWS)

@@ -100,6 +100,7 @@ def test_overfits_a_few_phantoms_without_collapsing_and_resumes():
   assert log[-1]["explained"] > 0.2
 
 
+@pytest.mark.full
 def test_networks_with_batch_norm_restore_from_their_last_map(batch):
   encoder = resnet.Model(depth=18, width=4, small_stem=True)
   method = make()

@@ -1,14 +1,12 @@
 """MoCo v2 and v3: their losses, the queue, the keys' batch norm, and that they learn."""
 
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import lab
 import numpy as np
 import pytest
+from small import full, program
 
 from cxrjax.core.errors import UserError
 from cxrjax.losses import contrastive
@@ -46,7 +44,7 @@ def loss(method, params, extra, batch):
 
 
 def project(method, weights, x):
-  cls = method.encoder.encode(weights["encoder"], x).cls
+  cls = lab.encode(method.encoder, weights["encoder"], x).cls
   return method.projector.apply(weights["projector"], cls)
 
 
@@ -118,6 +116,7 @@ def test_an_images_own_earlier_keys_are_no_negatives(batch):
   assert float(value) == pytest.approx(float(want), rel=1e-5)
 
 
+@pytest.mark.full
 def test_the_queue_does_not_depend_on_accumulation():
   images = lab.phantoms()
   views = lab.recipe()
@@ -130,6 +129,7 @@ def test_the_queue_does_not_depend_on_accumulation():
   np.testing.assert_allclose(found[0]["keys"], found[1]["keys"], atol=2e-3)
 
 
+@pytest.mark.full
 def test_keys_are_normalised_in_other_groups_than_queries(batch):
   encoder = resnet.Model(depth=18, width=4, small_stem=True)
   method = make(**{**V2, "encoder": encoder, "bn_groups": 4})
@@ -156,7 +156,8 @@ def test_keys_are_normalised_in_other_groups_than_queries(batch):
   np.testing.assert_allclose(new["stats"]["bn1"]["running_var"], 0.9 + 0.1 * var, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("options", "loss"), [({}, 0.5), (V2, 0.5)], ids=["v3", "v2"])
+@pytest.mark.parametrize(("options", "loss"), [
+  pytest.param({}, 0.5, id="v3"), full(V2, 0.5, id="v2")])
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(options, loss):
   method = make(**{**options, "clock": lab.clock(), "momentum": 0.9})
   log = lab.assert_fits(method, lr=3e-3, loss=loss, spread=0.3)
@@ -185,16 +186,9 @@ print("the same")
 """
 
 
-def test_the_queue_is_the_same_on_eight_devices(repository):
-  paths = os.pathsep.join([str(repository), str(repository / "tests" / "methods")])
-  environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-                 "JAX_PLATFORMS": "cpu", "JAX_THREEFRY_PARTITIONABLE": "true",
-                 "PYTHONPATH": paths}
-  found = subprocess.run(
-    [sys.executable, "-c", SCRIPT], env=environment, cwd=repository, capture_output=True,
-    text=True, timeout=600, check=False)
-  assert found.returncode == 0, found.stderr[-3000:]
-  assert "the same" in found.stdout
+@pytest.mark.full
+def test_the_queue_is_the_same_on_eight_devices():
+  assert "the same" in program(SCRIPT)
 
 
 def test_flops_are_counted(batch):

@@ -1,15 +1,13 @@
 """PIRL: its loss, the memory bank, and that both tasks learn without collapsing."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import lab
 import numpy as np
 import pytest
+from small import full, program
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
@@ -198,6 +196,7 @@ def test_an_image_that_is_twice_in_a_batch_counts_with_the_mean():
   np.testing.assert_allclose(bank[3], want / np.linalg.norm(want), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_nothing_depends_on_accumulation():
   images = {**lab.phantoms(), "index": INDEX}
   found = []
@@ -246,7 +245,7 @@ def test_embeddings_can_be_normalised_over_the_batch(batch):
   assert "bias" in params["pretext"]["projector"]["layers"]["0"]
 
 
-@tasks
+@pytest.mark.parametrize("task", ["jigsaw", full("rotation")])
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(task):
   method = make(task=task, clock=lab.clock(), encoder=lab.encoder())
   log = lab.assert_fits(method, alike(task), lr=3e-3, loss=0.7, spread=0.3)
@@ -282,17 +281,9 @@ print("the same")
 """
 
 
-def test_the_bank_is_the_same_split_over_eight_devices(repository):
-  paths = os.pathsep.join([str(repository), str(repository / "tests" / "methods")])
-  environment = {
-    **os.environ, "JAX_PLATFORMS": "cpu", "JAX_THREEFRY_PARTITIONABLE": "true",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-    "PYTHONPATH": paths}
-  found = subprocess.run(
-    [sys.executable, "-c", SCRIPT], env=environment, cwd=repository, capture_output=True,
-    text=True, timeout=600, check=False)
-  assert found.returncode == 0, found.stderr[-3000:]
-  assert "the same" in found.stdout
+@pytest.mark.full
+def test_the_bank_is_the_same_split_over_eight_devices():
+  assert "the same" in program(SCRIPT)
 
 
 def test_a_puzzles_patches_are_whole_patches_of_a_vit():

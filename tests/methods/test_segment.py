@@ -9,6 +9,7 @@ import lab
 import numpy as np
 import pytest
 from flax import nnx
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.methods import segment
@@ -72,7 +73,7 @@ def train(method, batch, steps, lr=1e-2):
 
 
 @pytest.mark.parametrize(("decoder", "patch", "least"), [
-  ("linear", 8, 0.9), ("upsample", 8, 0.85), ("unetr", 4, 0.9)])
+  ("linear", 8, 0.9), full("upsample", 8, 0.85), full("unetr", 4, 0.9)])
 def test_a_vit_learns_eight_masks(batch, decoder, patch, least):
   method = make(lab.encoder(width=32, depth=1, patch_size=patch), decoder=decoder)
   state, metrics = train(method, batch, 60)

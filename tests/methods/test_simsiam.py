@@ -56,8 +56,8 @@ def test_targets_are_constants(batch):
   # With a predictor whose output does not depend on its input only targets could carry a gradient.
   last = params["predictor"]["layers"]["1"]
   last["kernel"], last["bias"] = 0 * last["kernel"], last["bias"] + 1
-  gradient = jax.grad(lambda params: method.loss(
-    params, extra, batch, jax.random.key(1), jnp.int32(0))[0])(params)
+  gradient = jax.jit(jax.grad(lambda params: method.loss(
+    params, extra, batch, jax.random.key(1), jnp.int32(0))[0]))(params)
   for network in ("encoder", "projector"):
     assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(gradient[network]))
   assert float(jnp.abs(gradient["predictor"]["layers"]["1"]["bias"]).max()) > 0

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import resnet, vit
@@ -28,11 +29,10 @@ def shapes(encoder, kind, h, w, **options):
 
 
 @pytest.mark.parametrize(("encoder", "kinds"), [
-  (VIT, ("linear", "upsample", "unetr", "auto")),
-  (vit.Model(variant="Ti", patch_size=16), ("unetr",)),
-  (CNN, ("linear", "upsample", "unet", "auto")),
-  (resnet.Model(depth=18, width=4, small_stem=True), ("unet",))],
-  ids=["vit", "vit16", "resnet", "small_stem"])
+  pytest.param(VIT, ("linear", "upsample", "unetr", "auto"), id="vit"),
+  full(vit.Model(variant="Ti", patch_size=16), ("unetr",), id="vit16"),
+  pytest.param(CNN, ("linear", "upsample", "unet", "auto"), id="resnet"),
+  full(resnet.Model(depth=18, width=4, small_stem=True), ("unet",), id="small_stem")])
 def test_one_logit_for_each_pixel(encoder, kinds):
   for kind in kinds:
     found, stats = shapes(encoder, kind, 64, 96)
@@ -40,7 +40,7 @@ def test_one_logit_for_each_pixel(encoder, kinds):
     assert bool(stats) == (kind != "linear")  # batch norm's
 
 
-@pytest.mark.parametrize("kind", ["linear", "upsample", "unet"])
+@pytest.mark.parametrize("kind", [full("linear"), full("upsample"), "unet"])
 def test_sizes_that_do_not_halve(kind):
   assert shapes(CNN, kind, 72, 50)[0] == (2, 72, 50, 1)
 
@@ -97,7 +97,7 @@ def test_every_map_and_the_image_matter(encoder, kind):
     assert not changes(x, features._replace(taps=features.taps | {tap: moved}))
 
 
-@pytest.mark.parametrize("kind", ["linear", "upsample", "unetr"])
+@pytest.mark.parametrize("kind", [full("linear"), full("upsample"), "unetr"])
 def test_the_grid_is_not_turned(kind):
   """The patch at the top right changes the logits at the top right."""
   decoder = Decoder(VIT, kind, 2)

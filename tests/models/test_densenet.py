@@ -6,6 +6,7 @@ import made_up
 import numpy as np
 import pytest
 from flax import nnx
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.methods.base import split_stats
@@ -18,10 +19,10 @@ TIMM = [0.95828, 3.02367, 0.26952, 0.50019, 0.19263, 0.44103, 0.2533, 0.10699]
 
 @pytest.mark.parametrize(("depth", "parameters", "products"), [
     # torchvision's parameters, and its billions of multiply-adds at 224 pixels, classifier included
-    (121, 7_978_856, 2.83), (169, 14_149_480, 3.36), (201, 20_013_928, 4.29)])
+    full(121, 7_978_856, 2.83), full(169, 14_149_480, 3.36), full(201, 20_013_928, 4.29)])
 def test_size_is_the_published_one(depth, parameters, products):
   model = densenet.Model(depth=depth, channels=3)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = made_up.shapes(model)
   classifier = 1000 * model.features + 1000
   assert param_count(split_stats(shapes)[0]) + classifier == parameters
   # Pooling before the transitions' convolutions saves three quarters of these.
@@ -32,15 +33,15 @@ def test_size_is_the_published_one(depth, parameters, products):
 
 
 @pytest.mark.parametrize(("model", "size", "maps"), [
-    (densenet.Model(), (224, 224), [(56, 256), (28, 512), (14, 1024), (7, 1024)]),
-    (densenet.Model(), (96, 96), [(24, 256), (12, 512), (6, 1024), (3, 1024)]),
-    (densenet.Model(), (32, 32), [(8, 256), (4, 512), (2, 1024), (1, 1024)]),
-    (densenet.Model(depth=201), (101, 101), [(26, 256), (13, 512), (6, 1792), (3, 1920)]),
+    full(densenet.Model(), (224, 224), [(56, 256), (28, 512), (14, 1024), (7, 1024)]),
+    full(densenet.Model(), (96, 96), [(24, 256), (12, 512), (6, 1024), (3, 1024)]),
+    full(densenet.Model(), (32, 32), [(8, 256), (4, 512), (2, 1024), (1, 1024)]),
+    full(densenet.Model(depth=201), (101, 101), [(26, 256), (13, 512), (6, 1792), (3, 1920)]),
     (densenet.Model(growth=8), (64, 64), [(16, 64), (8, 128), (4, 256), (2, 256)]),
 ])
 def test_shapes(model, size, maps):
   taps = tuple(f"stage:{i}" for i in range(4))
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = made_up.shapes(model)
   image = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
   features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
   assert [features.taps[t].shape for t in taps] == [(2, n, n, d) for n, d in maps]

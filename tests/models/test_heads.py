@@ -25,28 +25,29 @@ def _reference(params, x):
 
 
 def test_logits_are_the_formula():
-  params = jax.tree.map(lambda a: 3 * a + 0.2, HEAD.init(jax.random.key(0)))
+  params = jax.tree.map(lambda a: 3 * a + 0.2, jax.jit(HEAD.init)(jax.random.key(0)))
   x = jax.random.normal(jax.random.key(1), (4, 6))
   np.testing.assert_allclose(
       HEAD.apply(params, x), _reference(params, np.asarray(x, np.float64)), atol=1e-5)
 
 
 def test_logits_are_cosines():
-  logits = HEAD.apply(HEAD.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 6)))
+  params = jax.jit(HEAD.init)(jax.random.key(0))
+  logits = HEAD.apply(params, jax.random.normal(jax.random.key(1), (4, 6)))
   assert np.abs(logits).max() <= 1 + 1e-6
 
 
 def test_frozen_norm_has_no_gradient_along_a_prototype():
-  params = HEAD.init(jax.random.key(0))
+  params = jax.jit(HEAD.init)(jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (4, 6))
-  grads = jax.grad(lambda p: (HEAD.apply(p, x) ** 2).sum())(params)
+  grads = jax.jit(jax.grad(lambda p: (HEAD.apply(p, x) ** 2).sum()))(params)
   along = (grads["prototypes"]["kernel"] * params["prototypes"]["kernel"]).sum(0)
   np.testing.assert_allclose(along, 0, atol=1e-5)
 
 
 def test_learnt_norm_scales_the_logits():
   head = DinoHead(in_dim=6, prototypes=11, hidden=8, bottleneck=5, norm_last_layer=False)
-  params = head.init(jax.random.key(0))
+  params = jax.jit(head.init)(jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (4, 6))
   before = head.apply(params, x)
   params["prototypes"]["scale"] = 2 * params["prototypes"]["scale"]
@@ -56,13 +57,13 @@ def test_learnt_norm_scales_the_logits():
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_any_depth(layers):
   head = DinoHead(in_dim=6, prototypes=11, hidden=8, bottleneck=5, layers=layers)
-  params = head.init(jax.random.key(0))
+  params = jax.jit(head.init)(jax.random.key(0))
   assert len(params["mlp"]["layers"]) == layers
   assert head.apply(params, jnp.ones((2, 6))).shape == (2, 11)
 
 
 def test_flops_count_the_matrices():
-  params = HEAD.init(jax.random.key(0))
+  params = jax.jit(HEAD.init)(jax.random.key(0))
   matrices = [a for a in jax.tree.leaves(params) if a.ndim == 2]
   assert HEAD.flops() == 2 * param_count(matrices)
 
@@ -94,7 +95,7 @@ def _projected(params, x, norms, activations, epsilon=1e-5):
 ])
 def test_projector_is_the_mlp_it_names(options, norms, activations, vectors):
   head = Projector(**{"in_dim": 6, "dims": (7, 8, 3), **options})
-  params = head.init(jax.random.key(0))
+  params = jax.jit(head.init)(jax.random.key(0))
   assert sum(a.ndim == 1 for a in jax.tree.leaves(params)) == vectors
   keys = iter(jax.random.split(jax.random.key(2), 20))
   params = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape), params)

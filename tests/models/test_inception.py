@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import made_up
 import numpy as np
 import pytest
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.methods.base import split_stats
@@ -14,9 +15,10 @@ from cxrjax.models.module import param_count
 TIMM = [0.0, 0.0, 0.0, 0.07812, 0.57116, 0.04505, 0.0, 0.25535]
 
 
+@pytest.mark.full
 def test_size_is_the_published_one():
   model = inception.Model(channels=3)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = made_up.shapes(model)
   classifier = 1000 * 2048 + 1000
   assert param_count(split_stats(shapes)[0]) + classifier == 23_834_568  # timm's, no auxiliary head
   # torchvision: 5.71 billion multiply-adds at 299 pixels
@@ -24,10 +26,11 @@ def test_size_is_the_published_one():
 
 
 @pytest.mark.parametrize(("size", "sides"), [
-    (299, (71, 35, 17, 8)), (224, (52, 25, 12, 5)), (96, (20, 9, 4, 1)), (75, (15, 7, 3, 1))])
+    full(299, (71, 35, 17, 8)), full(224, (52, 25, 12, 5)), full(96, (20, 9, 4, 1)),
+    (75, (15, 7, 3, 1))])
 def test_shapes(size, sides):
   model, taps = inception.Model(), tuple(f"stage:{i}" for i in range(4))
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = made_up.shapes(model)
   image = jax.ShapeDtypeStruct((2, size, size, 1), jnp.float32)
   features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
   dims = (192, 288, 768, 2048)
@@ -49,7 +52,7 @@ def test_numbers_are_timms():
 def test_narrow_ones_have_proportionate_channels():
   model = inception.Model(width=2)
   assert model.features == 128
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = made_up.shapes(model)
   assert params["Mixed_7c"]["branch1x1"]["conv"]["kernel"].shape == (1, 1, 128, 20)
 
 

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
   torch_here.declare_operators()
   timm = pytest.importorskip("timm")
 
+pytestmark = pytest.mark.full
 RESNET = ["layer1", "layer2", "layer3", "layer4"]
 DENSENET = [f"features.{name}" for name in ("denseblock1", "denseblock2", "denseblock3", "norm5")]
 INCEPTION = ["Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"]

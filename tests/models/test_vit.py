@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import posembed, vit
 
-MODEL = vit.Model(variant="Mu", width=32, depth=3, heads=2, image_size=64)
+DEPTH = 2
+MODEL = vit.Model(variant="Mu", width=32, depth=DEPTH, heads=2, image_size=64)
 
 
 @pytest.fixture(scope="module")
 def params():
-  params = MODEL.init(jax.random.key(0))
+  params = jax.jit(MODEL.init)(jax.random.key(0))
   return jax.tree.map(  # larger than the start, so that no term hides behind a small weight
       lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), params)
 
@@ -49,7 +51,7 @@ def _plain_vit(params, image, keep=None, mask=None):
   x = x + params["pos"][1:]
   x = x if keep is None else x[keep]
   x = jnp.concatenate([params["cls"] + params["pos"][:1], x])
-  for i in range(3):
+  for i in range(DEPTH):
     p = params["blocks"][str(i)]
     q, k, v = jnp.split(linear(p["attn"]["qkv"], norm(p["norm1"], x)), 3, axis=1)
     heads = []
@@ -62,7 +64,7 @@ def _plain_vit(params, image, keep=None, mask=None):
   return norm(params["norm"], x)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, full(True)])
 def test_values_and_gradients_are_those_of_plain_code(params, remat):
   model = dataclasses.replace(MODEL, remat=remat)
   images, probe = _images(1, 2, 64), jax.random.normal(jax.random.key(7), (2, 17, 32))
@@ -72,7 +74,7 @@ def test_values_and_gradients_are_those_of_plain_code(params, remat):
     return (jnp.concatenate([f.cls[:, None], f.patches], axis=1) * probe).sum()
 
   def plain(p):
-    return (jnp.stack([_plain_vit(p, image) for image in images]) * probe).sum()
+    return (jax.vmap(functools.partial(_plain_vit, p))(images) * probe).sum()
 
   (a, da), (b, db) = (jax.jit(jax.value_and_grad(f))(params) for f in (ours, plain))
   np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -92,7 +94,7 @@ def _masked_params(params):
   return params | {"mask_token": jax.random.normal(jax.random.key(9), (1, 32))}
 
 
-@pytest.mark.parametrize(("keep", "mask"), [(KEEP, None), (None, MASK), (KEEP, MASK)])
+@pytest.mark.parametrize(("keep", "mask"), [full(KEEP, None), full(None, MASK), (KEEP, MASK)])
 def test_kept_and_masked_patches_are_those_of_plain_code(params, keep, mask):
   params, images = _masked_params(params), _images(1, 2, 64)
   probe = jax.random.normal(jax.random.key(7), (2, 17 if keep is None else 4, 32))
@@ -102,9 +104,8 @@ def test_kept_and_masked_patches_are_those_of_plain_code(params, keep, mask):
     return (jnp.concatenate([f.cls[:, None], f.patches], axis=1) * probe).sum()
 
   def plain(p):
-    tokens = [_plain_vit(p, image, *(None if one is None else one[i]
-                                     for one in (keep, mask))) for i, image in enumerate(images)]
-    return (jnp.stack(tokens) * probe).sum()
+    tokens = jax.vmap(functools.partial(_plain_vit, p))(images, _jax(keep), _jax(mask))
+    return (tokens * probe).sum()
 
   (a, da), (b, db) = (jax.jit(jax.value_and_grad(f))(params) for f in (ours, plain))
   np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
@@ -113,7 +114,7 @@ def test_kept_and_masked_patches_are_those_of_plain_code(params, keep, mask):
 
 def test_groups_are_kept_and_masked_on_their_own(params):
   params, groups = _masked_params(params), (_images(1, 2, 64), _images(2, 3, 32))
-  encode = functools.partial(MASKED.encode, params, taps=("attn", "block:-1"))
+  encode = jax.jit(functools.partial(MASKED.encode, params, taps=("attn", "block:-1")))
   large, small = encode(groups, keep=(_jax(KEEP), None), mask=[_jax(MASK), None])
   assert large.taps["attn"].shape == (2, 2, 4, 4)
   assert large.taps["block:-1"].shape == (2, 4, 32)
@@ -150,6 +151,7 @@ def test_sines_and_cosines_say_where_a_patch_is():
   np.testing.assert_allclose(params["pos"][1 + 4 * row + column], np.concatenate(want), atol=1e-6)
 
 
+@pytest.mark.full
 def test_unused_patches_are_not_computed(params):
   """The last block's large products drop out where only the class token is used."""
   images = _images(1, 8, 64)
@@ -161,7 +163,7 @@ def test_unused_patches_are_not_computed(params):
     return jax.jit(f).lower(params).compile().cost_analysis()["flops"]
 
   whole, short = cost(True), cost(False)
-  assert short < whole * (1 - 0.5 / 3)
+  assert short < whole * (1 - 0.5 / DEPTH)
 
 
 def test_flops_are_those_of_the_products():
@@ -170,6 +172,7 @@ def test_flops_are_those_of_the_products():
   assert model.flops((224, 224), patches=False) < 0.94 * model.flops((224, 224))
 
 
+@pytest.mark.full
 def test_start_is_dinos():
   params = vit.Model(variant="Ti").init(jax.random.key(0))
   assert sum(a.size for a in jax.tree.leaves(params)) == 5_426_112  # timm's, for one channel
@@ -213,6 +216,7 @@ def test_sizes_run_jointly_as_they_do_alone(params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, got)
 
 
+@pytest.mark.full
 def test_class_token_alone_is_the_class_token_of_the_whole(params):
   groups = _images(1, 2, 64), _images(2, 3, 32)
   whole = _encode(params, groups)
@@ -222,7 +226,7 @@ def test_class_token_alone_is_the_class_token_of_the_whole(params):
     assert b.patches is None
 
 
-@pytest.mark.parametrize("patches", [True, False])
+@pytest.mark.parametrize("patches", [full(True), False])
 def test_the_mean_of_the_patches_may_stand_for_the_image(params, patches):
   model, groups = dataclasses.replace(MODEL, pool="mean"), (_images(1, 2, 64), _images(2, 3, 32))
   want = _encode(params, groups)
@@ -258,7 +262,7 @@ def test_layer_scale_is_a_factor_of_each_branch(params):
   np.testing.assert_array_equal(taps["block:0"], taps["block:1"])
 
 
-@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("uniform", [full(False), True])
 def test_drop_path_rises_from_nothing_or_is_the_same_everywhere(params, uniform):
   model = dataclasses.replace(MODEL, drop_path=0.5, drop_uniform=uniform)
   x, keys = _images(1, 8, 64), jax.random.split(jax.random.key(1), 8)
@@ -279,7 +283,8 @@ def test_other_and_oblong_sizes(params):
 
 
 def test_drop_path_does_not_depend_on_the_batch(params):
-  model = vit.Model(variant="Mu", width=32, depth=3, heads=2, image_size=64, drop_path=0.5)
+  model = vit.Model(variant="Mu", width=32, depth=DEPTH, heads=2, image_size=64,
+                    drop_path=0.5)
   images, keys = _images(1, 6, 64), jax.random.split(jax.random.key(5), 6)
   whole = _encode(params, images, keys, model=model).cls
   parts = [_encode(params, images[i:i + 3], keys[i:i + 3], model=model).cls for i in (0, 3)]
@@ -291,7 +296,7 @@ def test_drop_path_does_not_depend_on_the_batch(params):
     (lambda p: MODEL.encode(p, _images(1, 1, 40)), "40x40"),
     (lambda p: MODEL.encode(p, jnp.zeros((1, 32, 32, 3))), "3 channels"),
     (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("attention",)), "'attention'"),
-    (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("block:3",)), "-3 to 2"),
+    (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("block:3",)), "-2 to 1"),
     (lambda p: MODEL.encode(p, _images(1, 2, 64), mask=_jax(MASK)), "config.model.mask_token=True"),
 ])
 def test_bad_calls_say_what_is_wrong(params, call, words):
@@ -324,7 +329,7 @@ def test_standardized_features_do_not_see_exposure_and_contrast(params):
   assert np.abs(_encode(params, 20 * images).cls - _encode(params, images).cls).max() > 0.2
 
 
-@pytest.mark.parametrize("initial", ["normal", "xavier"])
+@pytest.mark.parametrize("initial", [full("normal"), full("xavier")])
 def test_kernels_start_as_they_say(initial):
   kernel = vit.Model(variant="S", initial=initial, depth=1).init(
       jax.random.key(0))["blocks"]["0"]["attn"]["qkv"]["kernel"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import made_up
 import numpy as np
 import pytest
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.methods.base import split_stats
@@ -63,28 +64,29 @@ def _expected(width, embed, depths, channels):
 
 @pytest.mark.parametrize(("variant", "published", "width", "embed", "depths"), [
     ("S", 19.2e6, 64, (64, 64, 128, 256), (2, 2, 8, 2)),
-    ("48M", 48.5e6, 96, (64, 64, 192, 384), (2, 2, 11, 2)),
-    ("B", 89.7e6, 128, (96, 96, 256, 512), (2, 2, 12, 2))])
+    full("48M", 48.5e6, 96, (64, 64, 192, 384), (2, 2, 11, 2)),
+    full("B", 89.7e6, 128, (96, 96, 256, 512), (2, 2, 12, 2))])
 def test_size_is_the_published_one(variant, published, width, embed, depths):
   model = vitae.Model(variant=variant, channels=3)
-  trained, _ = split_stats(jax.eval_shape(model.init, jax.random.key(0)))
+  trained, _ = split_stats(made_up.shapes(model))
   assert param_count(trained) == _expected(width, embed, depths, 3)
   classifier = 1000 * model.features + 1000
   assert param_count(trained) + classifier == pytest.approx(published, rel=0.01)
 
 
+@pytest.mark.full
 def test_products_are_the_published_ones():
   # The paper: 5.7 billion multiply-adds for S at 224 pixels.
   assert vitae.Model(channels=3).flops((224, 224)) / 2e9 == pytest.approx(5.7, rel=0.01)
 
 
 @pytest.mark.parametrize(("size", "grids"), [
-    ((224, 224), [(56, 56), (28, 28), (14, 14), (7, 7)]),
-    ((96, 96), [(24, 24), (12, 12), (6, 6), (3, 3)]),
+    full((224, 224), [(56, 56), (28, 28), (14, 14), (7, 7)]),
+    full((96, 96), [(24, 24), (12, 12), (6, 6), (3, 3)]),
     ((50, 71), [(13, 18), (7, 9), (4, 5), (2, 3)])])
 def test_shapes(size, grids):
   model, taps = vitae.Model(), tuple(f"stage:{i}" for i in range(4))
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = made_up.shapes(model)
   image = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
   features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
   assert [features.taps[t].shape for t in taps] == [
@@ -177,7 +179,7 @@ def _plain(params, x, train):
   return maps
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [full(False), True])
 def test_values_are_those_of_plain_code(params, train):
   x = _images(2, 64, 96)
   want = jax.jit(_plain, static_argnums=2)(params, x, train)

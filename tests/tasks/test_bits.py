@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 from small import losses, tiny
 
@@ -10,6 +11,7 @@ from cxrjax.data import open_source
 from cxrjax.tasks import train
 
 
+@pytest.mark.full
 def test_a_run_on_sixteen_bits(tmp_path):
   """PNGs of 12 bits in 16, and a few of 8, decoded once and read from the cache."""
   source, root = open_source("phantom", n=24, size=40), tmp_path / "radiographs"

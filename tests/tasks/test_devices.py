@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small import finish, free_port, launch, losses, tiny, two
+from small import finish, free_port, full, launch, losses, tiny, two
 
 from cxrjax.tasks import train
 
@@ -10,21 +10,23 @@ STEPS = "6 steps"
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, optimised):
   workdir = tmp_path_factory.mktemp("runs") / "alone"
   train.run(tiny(duration=STEPS), workdir, say=lambda s: None)
   return losses(workdir)
 
 
 @pytest.mark.parametrize("changes", [
-  {}, {"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"}],
-  ids=["data-parallel", "fsdp-streamed"])
+  pytest.param({}, id="data-parallel"),
+  full({"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"},
+       id="fsdp-streamed")])
 def test_eight_devices(alone, tmp_path, changes):
   config = tiny(duration=STEPS, **changes)
   finish(launch(config, tmp_path / "run", devices=8))
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)
 
 
+@pytest.mark.full
 def test_two_processes(alone, tmp_path):
   with two(tiny(duration=STEPS), tmp_path / "run", free_port(), devices=2) as both:
     for process in both:
@@ -32,6 +34,7 @@ def test_two_processes(alone, tmp_path):
   np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=2e-4)
 
 
+@pytest.mark.full
 def test_accumulation_equals_one_large_batch(tmp_path):
   # Without batch normalisation, which sees the microbatch.
   for n in (1, 2):

@@ -89,6 +89,7 @@ def test_a_finished_classifier_is_restored(tuned):
     run.method.network_params(run.params, run.extra)["head"]["bias"], average)
 
 
+@pytest.mark.full
 def test_a_start_that_knows_the_test_patients_is_refused(tmp_path):
   config = config_of("simsiam", "tiny,eval_data=none,split=test")
   assert train.run(config, tmp_path / "seen", say=lambda line: None) == 0

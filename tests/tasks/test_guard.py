@@ -68,6 +68,7 @@ def test_near_duplicates_of_test_images_are_named():
   assert "streamed" in streamed and "configs/audit.py" in streamed
 
 
+@pytest.mark.full
 def test_a_run_on_its_test_images_stops_before_it_starts(tmp_path):
   config = tiny(data__split="all", duration="2 steps")
   config["evals"] = {"probe": {

@@ -36,7 +36,7 @@ class Evaluator:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(tmp_path_factory, optimised):
   """Ten steps without interruption."""
   workdir = tmp_path_factory.mktemp("runs") / "straight"
   train.run(tiny(duration="10 steps", checkpoint__every="3 steps"), workdir, say=lambda s: None)
@@ -64,6 +64,7 @@ def test_killed_and_started_again_ends_bit_identical(straight, tmp_path):
   assert "holds a finished run" in out
 
 
+@pytest.mark.full
 def test_sigterm_saves_first(straight, tmp_path):
   config, workdir = broken(tmp_path, signal.SIGTERM, at=5), tmp_path / "run"
   out, _ = finish(launch(config, workdir, path=tmp_path), 128 + signal.SIGTERM)
@@ -74,12 +75,14 @@ def test_sigterm_saves_first(straight, tmp_path):
   assert_same(workdir, straight)
 
 
+@pytest.mark.full
 def test_blocks_of_steps_do_not_change_the_result(straight, tmp_path):
   config = tiny(duration="10 steps", checkpoint__every="5 steps", block=1)
   train.run(config, tmp_path / "run", say=lambda s: None)
   np.testing.assert_allclose(losses(tmp_path / "run"), losses(straight), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_streamed_equals_resident(straight, tmp_path):
   config = tiny(duration="10 steps", data__storage="streamed")
   train.run(config, tmp_path / "run", say=lambda s: None)
@@ -92,6 +95,7 @@ def test_a_changed_config_is_refused(straight):
     train.run(config, straight, say=lambda s: None)
 
 
+@pytest.mark.full
 def test_a_damaged_checkpoint_is_told_and_survived(straight, tmp_path):
   config, workdir = broken(tmp_path, signal.SIGTERM, at=7), tmp_path / "run"
   finish(launch(config, workdir, path=tmp_path), 128 + signal.SIGTERM)

@@ -27,7 +27,8 @@ def load(path, arg):
 TRAINING = [p for p in CONFIGS if "probe" in load(p, "tiny").get("evals", {})]
 
 
-@pytest.fixture(scope="module", params=TRAINING, ids=lambda p: p.stem)
+@pytest.fixture(scope="module", params=[
+  pytest.param(p, id=p.stem, marks=() if p.stem == "dino" else pytest.mark.full) for p in TRAINING])
 def finished(request, tmp_path_factory):
   """A config's `:tiny`, run to its end; its workdir and what it said."""
   workdir = tmp_path_factory.mktemp(request.param.stem) / "run"
@@ -67,6 +68,7 @@ def test_random_trained_and_floor_stand_side_by_side(finished):
       assert value["low"] <= value["value"] <= value["high"], (encoder, name)
 
 
+@pytest.mark.full
 def test_training_changes_what_is_evaluated(tmp_path):
   from small import saved
   config = tiny(optimizer__lr={"start": 1e-2}, optimizer__lr_batch=0, duration="3 steps",
@@ -116,6 +118,7 @@ def test_nan_stops_the_run_and_the_page_says_why(tmp_path):
   assert all(np.isfinite(v).all() for v in saved(tmp_path / "run").values())
 
 
+@pytest.mark.full
 def test_a_collapse_stops_the_run(tmp_path):
   # A teacher this soft gives every image the uniform answer.
   config = tiny(duration="12 steps", method__teacher_temp=100.0, health__grace="0 steps",
@@ -144,6 +147,7 @@ def test_mistakes_are_one_line(tmp_path, changes, message):
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.full
 def test_a_folder_without_labels_trains_without_a_probe(tmp_path):
   rng = np.random.default_rng(0)
   folder = tmp_path / "images"

@@ -254,7 +254,7 @@ def test_beam_gives_the_same(manual):
   assert not list((manual.parent / "beam").rglob("account.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("flags", [(), ("--beam_pipeline_options=runner=DirectRunner",)])
 def test_tfds_build(manual, flags):
   write(manual)

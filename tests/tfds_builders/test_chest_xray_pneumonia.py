@@ -141,7 +141,7 @@ def test_what_tfds_reads_is_what_we_read(manual, tmp_path):
     assert theirs[i]["id"].decode() == ours[i].id
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(
   importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("apache_beam") is None,
   reason="tfds build needs the extra `tfds`")

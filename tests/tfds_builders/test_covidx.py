@@ -178,7 +178,7 @@ def test_description(manual):
   assert "COVID-Net" in made.info.citation and "84,818" in made.info.description
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("config", ["cxr3", "cxr4"])
 def test_tfds_build(manual, config):
   made_sets.packed(manual / "archive.zip", files(config))

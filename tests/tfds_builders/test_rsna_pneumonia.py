@@ -241,7 +241,7 @@ def test_beam_gives_the_same(manual):
   assert other.table.ids == one.table.ids and other.info.fingerprint == one.info.fingerprint
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_tfds_build(manual):
   made_sets.packed(manual / f"{ROOT}.zip", files())
   made_sets.command(NAME, manual, manual.parent / "built")

@@ -327,7 +327,7 @@ def test_archives_that_are_not_there_or_not_whole(manual):
   assert "is not a whole zip" in made_sets.refused(NAME, manual)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("config", ["physionet", "vinbigdata"])
 def test_tfds_build(manual, config):
   made_sets.packed(manual / "archive.zip", files(config))

@@ -192,7 +192,7 @@ def test_archives_that_are_not_there_or_not_whole(manual):
   assert "is not a whole zip" in made_sets.refused(NAME, manual)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_tfds_build(manual):
   made_sets.packed(manual / f"{ROOT}.zip", files())
   made_sets.command(NAME, manual, manual.parent / "built")

@@ -1,14 +1,11 @@
 """Checkpoints: what is saved comes back, bit for bit; damage and full disks lose nothing else."""
 
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import program
 
 from cxrjax.core.errors import UserError
 from cxrjax.training import checkpoint
@@ -165,10 +162,7 @@ checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
 checkpoints.save(1, {"params": {"a": x}})
 checkpoints.close()
 """
-  environment = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-  subprocess.run([sys.executable, "-c", script, str(tmp_path / "ck")], env=environment, check=True)
+  program(script, str(tmp_path / "ck"), devices=4)
   assert len(jax.devices()) == 1
   step, flat = checkpoint.load_flat(tmp_path / "ck")
   assert step == 1

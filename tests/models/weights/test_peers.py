@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from cxrjax.models import densenet, inception, resnet, vit, weights
 from cxrjax.models.weights import out
 
+pytestmark = pytest.mark.full
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 HALF = np.full(3, 0.5), np.full(3, 0.5)
 SMALL = {"variant": "Ti", "depth": 2, "patch_size": 16, "image_size": 96}
