@@ -15,7 +15,7 @@ from small import REPOSITORY, assert_same, free_port, lines, losses, tiny, two
 from cxrjax.training import peers
 from cxrjax.training.checkpoint import newest_step
 
-pytestmark = [pytest.mark.full, pytest.mark.slow]
+pytestmark = pytest.mark.full
 
 # An evaluator of the user's own that ends one process, once, at one step.
 BREAKER = '''
