@@ -193,13 +193,13 @@ def summarise(text: str) -> dict[str, Any]:
 
   Returns:
     `bytes`; `flops`, of products by the types of their operands, `flops_total`, and `flops_f32`,
-    the largest of a product in float32; `attention_bytes`, of what was traced in
-    `models/attention.py`; and `collectives`, by kind, how many and of how many bytes.
+    the largest of a product in float32; `attention_bytes`, of what was traced in `attention.py` or
+    `pallas_attention.py`; and `collectives`.
   """
   program = Program(text)
   flops: collections.Counter[str] = collections.Counter()
   total = attention = largest = 0.0
-  inner = _frames(text, "models/attention.py")
+  inner = _frames(text, "attention.py")
   for instruction, computation in program.dispatched():
     size = program.traffic(instruction, computation)
     total += size

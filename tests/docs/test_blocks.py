@@ -25,7 +25,7 @@ def of_a_tier(path):
   return pytest.param(path, id=name, marks=() if name in QUICK else pytest.mark.full)
 
 
-@pytest.mark.parametrize("path", map(of_a_tier, DOCUMENTS))
+@pytest.mark.parametrize("path", list(map(of_a_tier, DOCUMENTS)))
 def test_blocks_run(path, tmp_path, shared):
   world = World(tmp_path, shared)
   for block in blocks(path):

@@ -29,7 +29,7 @@ def clock(steps: int = STEPS) -> Clock:
 
 def encoder(**options: Any) -> Model:
   """A ViT that learns in a hundred steps."""
-  return Model(**{"variant": "Nu", "depth": 2, "patch_size": 8, "image_size": 32,
+  return Model(**{"variant": "Nu", "depth": 1, "patch_size": 8, "image_size": 32,
                   "initial": "xavier", "drop_path": 0.0, **options})
 
 

@@ -3,7 +3,7 @@ the global batch."""
 
 
 import pytest
-from small import REPOSITORY, full, program
+from small import REPOSITORY, program
 
 from cxrjax.tasks.runs import load
 
@@ -62,7 +62,7 @@ print("same state", a)
 """
 
 
-@pytest.mark.parametrize("name", [
-  name if name == "dino" else full(name) for name in CONFIGS])
+@pytest.mark.full  # the first tier has a run of DINO on eight, tests/tasks/test_devices.py
+@pytest.mark.parametrize("name", CONFIGS)
 def test_eight_devices_give_the_step_of_one(name):
   assert "same state" in program(SCRIPT, str(REPOSITORY / "configs" / f"{name}.py"))

@@ -56,6 +56,7 @@ def compared(tmp_path_factory):
   return workdir, "\n".join(said), status
 
 
+@pytest.mark.full
 def test_says_what_was_compared_and_what_failed(compared):
   workdir, said, status = compared
   assert status == 1
@@ -65,6 +66,7 @@ def test_says_what_was_compared_and_what_failed(compared):
   assert said.endswith(f"report    {workdir / 'report.html'}")
 
 
+@pytest.mark.full
 def test_the_tables_numbers_are_the_runs_own(compared):
   workdir, _, _ = compared
   found = rows(workdir)
@@ -92,6 +94,7 @@ def test_the_tables_numbers_are_the_runs_own(compared):
   assert found[3]["status"] == "failed" and found[3]["why"] == "config.batch_size=8 is too cold"
 
 
+@pytest.mark.full
 def test_the_course_ends_with_the_budget(compared):
   found = json.loads((compared[0] / "run.json").read_text())["compare"]
   points = found["rows"][0]["sets"]["probe"]["knn20"]["course"]
@@ -113,6 +116,7 @@ def test_all_have_the_same_budget():
   assert jobs[2].steps > 3 * jobs[0].steps
 
 
+@pytest.mark.full
 def test_the_page(compared):
   text = (compared[0] / "report.html").read_text()
   words = " ".join("".join(Checked(text).text).split())
@@ -123,6 +127,7 @@ def test_the_page(compared):
     assert said in words, said
 
 
+@pytest.mark.full
 def test_a_row_can_be_repeated_by_hand(compared):
   """What the command makes is what the run was."""
   for row in rows(compared[0])[:1]:
@@ -134,6 +139,7 @@ def test_a_row_can_be_repeated_by_hand(compared):
     assert json.loads(json.dumps(runs.made(flags[:-1]))) == json.loads(own.read_text())
 
 
+@pytest.mark.full
 def test_again_skips_what_is_done_and_more_can_be_added(compared, monkeypatch):
   workdir, _, _ = compared
   here = Here()

@@ -40,6 +40,7 @@ def tuned(pretrained, tmp_path_factory):
   return workdir, "\n".join(said)
 
 
+@pytest.mark.full
 def test_takes_the_network_of_the_run_and_says_so(pretrained, tuned):
   workdir, said = tuned
   config = json.loads((workdir / "config.json").read_text())
@@ -53,6 +54,7 @@ def test_takes_the_network_of_the_run_and_says_so(pretrained, tuned):
   assert facts["data"]["train"]["n"] == 20 and facts["data"]["validation"]["n"] == 8
 
 
+@pytest.mark.full
 def test_test_images_are_judged_once_and_validation_as_it_goes(tuned):
   results = lines(tuned[0], "eval")
   steps = {name: sorted({r["step"] for r in results if r["evaluator"] == name
@@ -77,6 +79,7 @@ def test_training_starts_at_the_pretrained_parameters(pretrained):
       np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.full
 def test_a_finished_classifier_is_restored(tuned):
   workdir, _ = tuned
   run = restore(workdir, "test")

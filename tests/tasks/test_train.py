@@ -106,6 +106,7 @@ def test_convolutions_go_step_by_step_on_a_cpu(model, steps):
   assert train.Run(config.to_dict(), progress=False).trainer.block == steps
 
 
+@pytest.mark.full
 def test_nan_stops_the_run_and_the_page_says_why(tmp_path):
   config = tiny(duration="12 steps", optimizer__lr={"start": 1e30}, optimizer__lr_batch=0,
                 checkpoint__every="1 steps", optimizer__clip=0.0)
