@@ -186,9 +186,6 @@ def train(
       count = min(block, boundary - step)
       batch = batches(step)
       started = time.perf_counter()
-      if not compile_s and jax.process_count() > 1:  # the call below finds what is compiled here
-        trainer.run.lower(state, loader.data, batch, np.int32(count)).compile()
-        peers.meet()
       state, metrics = _dispatch(trainer, loader, state, batch, count, wait=not compile_s)
       if not compile_s:
         compile_s = time.perf_counter() - started
@@ -238,6 +235,9 @@ def _dispatch(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
   def call() -> tuple[State, Any]:
+    if wait and jax.process_count() > 1:  # the call below finds what is compiled here
+      trainer.run.lower(state, loader.data, batches, np.int32(count)).compile()
+      peers.meet()
     found = trainer.run(state, loader.data, batches, np.int32(count))
     return jax.block_until_ready(found) if wait else found
 
