@@ -95,15 +95,14 @@ def _own_cache(session_folder):
   jax.config.update("jax_compilation_cache_dir", programs)
 
 
-@pytest.fixture(scope="module")
-def optimised():
-  """Programs of a file's tests, and of processes that they start, are compiled as users' are."""
+@pytest.fixture
+def optimised(monkeypatch):
+  """Programs of this test, and of processes that it starts, are compiled as users' are."""
   name = "jax_disable_most_optimizations"
   before = jax.config.read(name)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv(name.upper(), "0")
-    jax.config.update(name, False)
-    yield
+  monkeypatch.setenv(name.upper(), "0")
+  jax.config.update(name, False)
+  yield
   jax.config.update(name, before)
 
 

@@ -89,5 +89,6 @@ print("same")
 """
 
 
+@pytest.mark.full
 def test_eight_devices_see_all_samples():
   assert program(SCRIPT).strip() == "same"

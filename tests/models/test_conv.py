@@ -262,5 +262,6 @@ print("same statistics")
 """
 
 
+@pytest.mark.full
 def test_eight_devices_normalise_by_the_whole_batch():
   assert "same statistics" in program(SCRIPT)

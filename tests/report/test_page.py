@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from pages import Checked
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.report import page
@@ -104,7 +105,8 @@ def test_a_torn_file(workdir, broken):
   assert path.name in parsed.words
 
 
-@pytest.mark.parametrize("value", [None, -1.5, True, "text", [None], {}, {"a": [{}]}])
+@pytest.mark.parametrize("value", [
+  None, [None], {"a": [{}]}, full(-1.5), full(True), full("text"), full({})])
 def test_facts_of_the_wrong_kind_never_cost_the_page(workdir, value):
   shutil.rmtree(workdir / "figures")  # they cost time and do not read the facts
   facts = json.loads((workdir / "run.json").read_text())

@@ -10,7 +10,7 @@ STEPS = "6 steps"
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, optimised):
+def alone(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "alone"
   train.run(tiny(duration=STEPS), workdir, say=lambda s: None)
   return losses(workdir)

@@ -36,9 +36,12 @@ class Evaluator:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, optimised):
+def straight(tmp_path_factory):
   """Ten steps without interruption."""
-  workdir = tmp_path_factory.mktemp("runs") / "straight"
+  return ten_steps(tmp_path_factory.mktemp("runs") / "straight")
+
+
+def ten_steps(workdir):
   train.run(tiny(duration="10 steps", checkpoint__every="3 steps"), workdir, say=lambda s: None)
   return workdir
 
@@ -62,6 +65,14 @@ def test_killed_and_started_again_ends_bit_identical(straight, tmp_path):
   # Once finished, it says so and does nothing.
   out, _ = finish(launch(config, workdir, path=tmp_path))
   assert "holds a finished run" in out
+
+
+@pytest.mark.full
+def test_programs_as_users_have_them_end_bit_identical_too(optimised, tmp_path):
+  config, workdir = broken(tmp_path, signal.SIGKILL, at=8), tmp_path / "run"
+  finish(launch(config, workdir, path=tmp_path), -signal.SIGKILL)
+  finish(launch(config, workdir, path=tmp_path))
+  assert_same(workdir, ten_steps(tmp_path / "straight"))
 
 
 @pytest.mark.full

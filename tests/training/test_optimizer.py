@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import full
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
@@ -186,7 +187,7 @@ def test_layers_near_the_input_learn_slower():
 
 @pytest.mark.parametrize("name, options", [
   ("vit", {"variant": "Nu", "registers": 2, "mask_token": True}), ("resnet", {"depth": 18}),
-  ("densenet", {}), ("inception", {}), ("vitae", {})])
+  full("densenet", {}), full("inception", {}), full("vitae", {})])
 def test_every_parameter_of_an_encoder_belongs_to_one_layer(name, options):
   encoder = importlib.import_module(f"cxrjax.models.{name}").Model(**options)
   params = jax.eval_shape(encoder.init, jax.random.key(0))

@@ -1,5 +1,6 @@
 """The same views on eight devices as on one, and no traffic between them."""
 
+import pytest
 from small import program
 
 SCRIPT = """
@@ -27,5 +28,6 @@ print("same views")
 """
 
 
+@pytest.mark.full
 def test_eight_devices_give_the_views_of_one():
   assert "same views" in program(SCRIPT)

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.ndimage
+from small import full
 
 from cxrjax.core import build
 from cxrjax.core.errors import UserError
@@ -277,7 +278,7 @@ def flops(recipe, batch):
   return jax.jit(recipe).lower(KEY, batch).cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("rotate", [0.0, 15.0])
+@pytest.mark.parametrize("rotate", [full(0.0), 15.0])
 def test_masks_are_cut_where_the_images_are(batch, rotate):
   masks = (batch > 128).astype(np.uint8)
   recipe = Recipe(**SMALL, **PLAIN | {"flip": 0.5}, rotate=rotate, mean=0.0, std=1.0)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch_files
 from safetensors.numpy import save_file
+from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import densenet, inception, resnet, vit, weights
@@ -95,7 +96,7 @@ def test_torch_layouts(source, tmp_path):
   assert report.left == left[source]
 
 
-@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize("chunks", [full(False), True])
 def test_dinov2(chunks, tmp_path):
   """Registers, mask token and layer scale; blocks in chunks, as training checkpoints have them."""
   params = made_up.of(SCALED)
@@ -195,7 +196,8 @@ def first_layer(name, params, x):
   return np.asarray((y - mean) / np.sqrt(var + epsilon) * scale + bias)
 
 
-@pytest.mark.parametrize("name", CNNS)
+@pytest.mark.parametrize("name", [
+  name if name.startswith("resnet") else full(name) for name in CNNS])
 def test_torchvision(name, tmp_path):
   """The first layer, which is changed, by what it computes; the others as they are."""
   make, options, prefix, head, pixels = CNNS[name]
