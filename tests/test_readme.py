@@ -20,7 +20,8 @@ def commands():
   printed += [(path.name, "\n".join(re.findall(r"^    (.*)$", path.read_text(), re.M)))
               for path in CONFIGS]
   for name, text in printed:
-    for found in re.findall(r"python -m cxrjax\.main.*?(?=; do$|$)", text.replace("\\\n", " "), re.M):
+    text = text.replace("\\\n", " ")
+    for found in re.findall(r"python -m cxrjax\.main.*?(?=; do$|$)", text, re.M):
       found = found.removesuffix('"') if found.count('"') % 2 else found  # inside of another
       flags = shlex.split(found, comments=True)[3:]
       if "configs/" in found:

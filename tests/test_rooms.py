@@ -11,7 +11,7 @@ MAY_IMPORT = {
   "models": set(),
   "losses": set(),
   "methods": {"views", "models", "losses"},
-  "training": {"data", "methods"},
+  "training": {"data", "methods", "models"},
   "metrics": set(),
   "evals": {"data", "models", "metrics", "explain"},
   "explain": {"models"},

@@ -86,6 +86,11 @@ def started(encoder: Any, params: Params) -> Any:
   return other
 
 
+def dtype_of(encoder: Any) -> str:
+  """The type of an encoder's activations, which heads share; float32 where it has no `dtype`."""
+  return getattr(encoder, "dtype", "float32")
+
+
 def split_stats(params: Params) -> tuple[Params, Params]:
   """A network's trained parameters and its running statistics (batch norm), as two trees.
 

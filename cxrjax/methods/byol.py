@@ -24,6 +24,7 @@ from cxrjax.methods.base import (
   Metrics,
   Params,
   diagnose_spread,
+  dtype_of,
   ema,
   encode_each_view,
   feature_health,
@@ -79,13 +80,13 @@ class Method:
   def projector(self) -> Projector:
     return Projector(
       in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
-      batch_norm=self.batch_norm, bias=False, dtype=self.encoder.dtype)
+      batch_norm=self.batch_norm, bias=False, dtype=dtype_of(self.encoder))
 
   @functools.cached_property
   def predictor(self) -> Projector:
     return Projector(
       in_dim=self.dim, dims=(self.predictor_hidden, self.dim), batch_norm=self.batch_norm,
-      bias=False, dtype=self.encoder.dtype)
+      bias=False, dtype=dtype_of(self.encoder))
 
   def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
            ) -> tuple[Params, Params]:

@@ -29,6 +29,7 @@ from cxrjax.methods.base import (
   Metrics,
   Params,
   diagnose_spread,
+  dtype_of,
   ema,
   feature_health,
   flatten_views,
@@ -94,7 +95,7 @@ class Method:
       in_dim=self.encoder.features, prototypes=self.prototypes, hidden=self.hidden,
       bottleneck=self.bottleneck, layers=self.head_layers, norm_last_layer=self.norm_last_layer,
       batch_norm=self.batch_norm, initial=getattr(self.encoder, "initial", "normal"),
-      dtype=self.encoder.dtype)
+      dtype=dtype_of(self.encoder))
 
   def init(
       self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],

@@ -31,6 +31,7 @@ from cxrjax.methods.base import (
   Metrics,
   Params,
   diagnose_spread,
+  dtype_of,
   feature_health,
   flatten_views,
   image_keys,
@@ -95,7 +96,7 @@ class Method:
     return PixelHead(
       in_dim=self.encoder.features, size=self.encoder.stride,
       channels=getattr(self.encoder, "channels", 1), depth=self.head_depth,
-      initial=getattr(self.encoder, "initial", "torch"), dtype=self.encoder.dtype)
+      initial=getattr(self.encoder, "initial", "torch"), dtype=dtype_of(self.encoder))
 
   @functools.cached_property
   def taps(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from cxrjax.methods.base import (
   Params,
   diagnose_chance,
   diagnose_spread,
+  dtype_of,
   ema,
   image_keys,
   join_stats,
@@ -105,14 +106,14 @@ class Method:
     return Projector(
       in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
       batch_norm=self.batch_norm, final_norm="none" if plain else "batch_no_affine",
-      bias=self.version == 2, dtype=self.encoder.dtype)
+      bias=self.version == 2, dtype=dtype_of(self.encoder))
 
   @functools.cached_property
   def predictor(self) -> Projector:
     normed = self.batch_norm and self.predictor_norm
     return Projector(
       in_dim=self.dim, dims=(self.hidden, self.dim), batch_norm=self.batch_norm,
-      final_norm="batch_no_affine" if normed else "none", bias=False, dtype=self.encoder.dtype)
+      final_norm="batch_no_affine" if normed else "none", bias=False, dtype=dtype_of(self.encoder))
 
   def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
            ) -> tuple[Params, Params]:

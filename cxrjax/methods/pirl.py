@@ -31,6 +31,7 @@ from cxrjax.methods.base import (
   Metrics,
   Params,
   diagnose_spread,
+  dtype_of,
   feature_health,
   flatten_views,
   image_keys,
@@ -127,7 +128,7 @@ class Method:
     normed = last and self.batch_norm
     return Projector(
       in_dim=in_dim, dims=(self.dim,), final_norm="batch_no_affine" if normed else "none",
-      dtype=self.encoder.dtype)
+      dtype=dtype_of(self.encoder))
 
   def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
            ) -> tuple[Params, Params]:

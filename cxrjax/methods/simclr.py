@@ -26,6 +26,7 @@ from cxrjax.methods.base import (
   Params,
   diagnose_chance,
   diagnose_spread,
+  dtype_of,
   flatten_views,
   image_keys,
   join_stats,
@@ -74,7 +75,7 @@ class Method:
     return Projector(
       in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
       batch_norm=self.batch_norm, final_norm="batch_no_bias" if self.batch_norm else "none",
-      dtype=self.encoder.dtype)
+      dtype=dtype_of(self.encoder))
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:

@@ -22,6 +22,7 @@ from cxrjax.methods.base import (
   Metrics,
   Params,
   diagnose_spread,
+  dtype_of,
   encode_each_view,
   feature_health,
   join_stats,
@@ -72,13 +73,13 @@ class Method:
     return Projector(
       in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
       batch_norm=self.batch_norm, final_norm="batch_no_affine" if self.batch_norm else "none",
-      dtype=self.encoder.dtype)
+      dtype=dtype_of(self.encoder))
 
   @functools.cached_property
   def predictor(self) -> Projector:
     return Projector(
       in_dim=self.dim, dims=(self.predictor_hidden, self.dim), batch_norm=self.batch_norm,
-      dtype=self.encoder.dtype)
+      dtype=dtype_of(self.encoder))
 
   def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
            ) -> tuple[Params, Params]:

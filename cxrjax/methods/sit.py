@@ -29,6 +29,7 @@ from cxrjax.methods.base import (
   Params,
   diagnose_chance,
   diagnose_spread,
+  dtype_of,
   ema,
   encode_each_view,
   feature_health,
@@ -82,7 +83,7 @@ class Method(gmml.Method):
   def projector(self) -> Projector:
     return Projector(
       in_dim=self.encoder.features, dims=(self.hidden, self.hidden, self.dim),
-      activation=("relu", "gelu"), final_norm="batch_no_affine", dtype=self.encoder.dtype)
+      activation=("relu", "gelu"), final_norm="batch_no_affine", dtype=dtype_of(self.encoder))
 
   def init(
       self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],

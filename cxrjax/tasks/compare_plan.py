@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from cxrjax import data as sources
 from cxrjax.core import flops
 from cxrjax.core.build import freeze
+from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU
 from cxrjax.tasks import ahead, runs

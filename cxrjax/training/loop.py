@@ -231,9 +231,6 @@ def _dispatch(
   Raises:
     UserError: the step does not fit into a device's memory.
   """
-  shapes = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
   def call() -> tuple[State, Any]:
     if wait and jax.process_count() > 1:  # the call below finds what is compiled here
       trainer.run.lower(state, loader.data, batches, np.int32(count)).compile()
@@ -242,6 +239,8 @@ def _dispatch(
     return jax.block_until_ready(found) if wait else found
 
   def why(error: Exception) -> UserError:
+    shapes = jax.tree.map(  # the arrays themselves may be gone
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     try:  # from JAX's cache, where the program could be compiled
       program = trainer.run.lower(shapes, loader.data, batches, np.int32(count)).compile()
       peak = float(program.memory_analysis().peak_memory_in_bytes)
