@@ -18,6 +18,7 @@ import logging
 import re
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
