@@ -51,8 +51,8 @@ def check(name, of, fsdp):
   assert set(moved) <= {"all-reduce", "reduce-scatter", "all-gather"}, (name, moved)
   reduced = sum(moved.get(kind, {}).get("bytes", 0) for kind in ("all-reduce", "reduce-scatter"))
   # Gradients, and sums over the batch (centres, batch norm). On a CPU those of kernels that several
-  # groups of crops share are added up after they are sent; a GPU's compiler adds first.
-  assert 0.9 * of["params"] < reduced < 3.2 * of["params"], (name, moved, of["params"])
+  # groups of crops and losses share are added up after they are sent; a GPU adds first.
+  assert 0.9 * of["params"] < reduced < 4.5 * of["params"], (name, moved, of["params"])
   gathered = moved.get("all-gather", {}).get("bytes", 0)
   # Features of the whole batch (negatives, health) or images to corrupt with, of this tiny batch.
   features = 8 * 4 * of["batch"] * max(of["width"], 1024)
