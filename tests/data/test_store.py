@@ -411,4 +411,5 @@ def test_decoding_holds_no_images_in_memory(bits, monkeypatch):
 
   monkeypatch.setattr(store, "_CHUNK", 16)
   peak(10)
-  assert peak(300) - peak(30) < 270 * 64 * 64 / 8
+  # 120 images already fill all chunks that are in work at a time, however fast threads are.
+  assert peak(1200) - peak(120) < 1080 * 64 * 64 / 8
