@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import compile_ahead
 import jax
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -34,13 +34,11 @@ def training_configs() -> list[str]:
 def elsewhere() -> Iterator[None]:
   """No program asks the machine that traces it what it is.
 
-  cuDNN's attention asks for the library's version and the GPU's capability when it is traced; these
-  are an H200's here.
+  cuDNN is not here either; see `compile_ahead.without_cudnn`.
   """
   asked = AssertionError("asked for this machine's devices while tracing")
   with mock.patch.object(jax, "default_backend", side_effect=asked), \
        mock.patch.object(jax, "devices", side_effect=asked), \
        mock.patch.object(jax, "local_devices", side_effect=asked), \
-       mock.patch.object(cudnn, "check_cudnn_version", return_value=91000), \
-       mock.patch.object(cudnn, "check_compute_capability", return_value=True):
+       compile_ahead.without_cudnn():
     yield

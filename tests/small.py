@@ -49,6 +49,51 @@ def tiny(**overrides: Any) -> dict[str, Any]:
   return config
 
 
+LENGTH = {"duration": "10 steps", "checkpoint__every": "3 steps"}
+# An evaluator of the user's own that ends one process, once, at one step.
+BREAKER = '''
+import dataclasses, os, pathlib, signal
+import jax
+from cxrjax.core.errors import UserError
+@dataclasses.dataclass(frozen=True)
+class Result:
+  metrics: dict; facts: dict; arrays: dict
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  at: int
+  how: str
+  marker: str
+  process: int = 0
+  every: str = "1 steps"
+  calls = []
+  def load(self, cache_dir=None, progress=True): return None
+  def describe(self, data): return {}
+  def floor(self, data): return Result({}, {}, {})
+  def examples(self, data, count): return [], []
+  def run(self, encode, params, data, mesh=None):
+    self.calls.append(None)
+    last = len(self.calls) - 1 == self.at and jax.process_index() == self.process
+    if last and not os.path.exists(self.marker):
+      pathlib.Path(self.marker).touch()
+      if self.how == "mistake":
+        raise UserError("the disk is full; free some space")
+      os.kill(os.getpid(), signal.Signals[self.how])
+    return Result({}, {}, {})
+'''
+
+
+def broken(tmp_path: pathlib.Path, at: int, how: str, process: int = 0) -> dict[str, Any]:
+  """A run of ten steps that ends by a signal of that name, or by a "mistake", at step `at`.
+
+  Its evaluator is in `tmp_path`, which `launch` takes as `path`.
+  """
+  (tmp_path / "breaker.py").write_text(BREAKER)
+  config = tiny(**LENGTH)
+  config["evals"] = {"breaker": {"name": "breaker", "at": at, "how": how, "process": process,
+                                 "marker": str(tmp_path / "broken")}}
+  return config
+
+
 def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: int = 1,
            path: pathlib.Path | None = None) -> subprocess.Popen:
   """`python -m cxrjax.main` on `config` in a process of its own, with fake devices."""

@@ -42,8 +42,7 @@ class Target:
     Raises:
       UserError: an unknown type.
     """
-    if name not in DTYPES:
-      raise UserError(f"{key}={name!r} is not known{suggest(name, DTYPES)}")
+    _check(name, DTYPES, key)
     if name != "auto":
       return name
     return "float32" if self.platform == "cpu" else "bfloat16"
@@ -59,8 +58,7 @@ class Target:
     Raises:
       UserError: an unknown kernel.
     """
-    if name not in ATTENTION:
-      raise UserError(f"{key}={name!r} is not known{suggest(name, ATTENTION)}")
+    _check(name, ATTENTION, key)
     if name != "auto":
       return name
     if dtype == "bfloat16" and self.platform == "cuda" and self.capability >= 8.0:
@@ -68,6 +66,11 @@ class Target:
     if dtype == "bfloat16" and self.platform == "tpu":
       return "pallas"
     return "plain"
+
+
+def _check(name: str, valid: tuple[str, ...], key: str) -> None:
+  if name not in valid:
+    raise UserError(f"{key}={name!r} is not known{suggest(name, valid)}")
 
 
 CPU = Target()

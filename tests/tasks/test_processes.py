@@ -10,45 +10,14 @@ import time
 import numpy as np
 import pytest
 import small
-from small import REPOSITORY, assert_same, free_port, lines, losses, tiny, two
+from small import LENGTH, REPOSITORY, assert_same, broken, free_port, lines, losses, tiny, two
 
 from cxrjax.training import peers
 from cxrjax.training.checkpoint import newest_step
 
 pytestmark = pytest.mark.full
 
-# An evaluator of the user's own that ends one process, once, at one step.
-BREAKER = '''
-import dataclasses, os, pathlib, signal
-import jax
-from cxrjax.core.errors import UserError
-@dataclasses.dataclass(frozen=True)
-class Result:
-  metrics: dict; facts: dict; arrays: dict
-@dataclasses.dataclass(frozen=True)
-class Evaluator:
-  at: int
-  process: int
-  how: str
-  marker: str
-  every: str = "1 steps"
-  calls = []
-  def load(self, cache_dir=None, progress=True): return None
-  def describe(self, data): return {}
-  def floor(self, data): return Result({}, {}, {})
-  def examples(self, data, count): return [], []
-  def run(self, encode, params, data, mesh=None):
-    self.calls.append(None)
-    last = len(self.calls) - 1 == self.at and jax.process_index() == self.process
-    if last and not os.path.exists(self.marker):
-      pathlib.Path(self.marker).touch()
-      if self.how == "mistake":
-        raise UserError("the disk is full; free some space")
-      os.kill(os.getpid(), signal.Signals[self.how])
-    return Result({}, {}, {})
-'''
 finish = functools.partial(small.finish, timeout=1800)  # a machine may be slow, not the product
-LENGTH = {"duration": "10 steps", "checkpoint__every": "3 steps"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,13 +36,6 @@ def straight(tmp_path_factory):
     for process in both:
       finish(process)
   return workdir
-
-
-def broken(tmp_path, **how):
-  (tmp_path / "breaker.py").write_text(BREAKER)
-  config = tiny(**LENGTH)
-  config["evals"] = {"breaker": {"name": "breaker", "marker": str(tmp_path / "broken"), **how}}
-  return config
 
 
 def last_line(err):

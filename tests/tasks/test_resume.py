@@ -4,35 +4,10 @@ import signal
 
 import numpy as np
 import pytest
-from small import assert_same, finish, launch, lines, losses, tiny
+from small import assert_same, broken, finish, launch, lines, losses, tiny
 
 from cxrjax.core.errors import UserError
 from cxrjax.tasks import train
-
-# An evaluator of the user's own that ends the process by a signal, once, at one step.
-BREAKER = '''
-import dataclasses, os, pathlib, signal
-@dataclasses.dataclass(frozen=True)
-class Result:
-  metrics: dict; facts: dict; arrays: dict
-@dataclasses.dataclass(frozen=True)
-class Evaluator:
-  at: int
-  signal: int
-  marker: str
-  every: str = "1 steps"
-  calls = []
-  def load(self, cache_dir=None, progress=True): return None
-  def describe(self, data): return {}
-  def floor(self, data): return Result({}, {}, {})
-  def examples(self, data, count): return [], []
-  def run(self, encode, params, data, mesh=None):
-    self.calls.append(None)
-    if len(self.calls) - 1 == self.at and not os.path.exists(self.marker):
-      pathlib.Path(self.marker).touch()
-      os.kill(os.getpid(), self.signal)
-    return Result({}, {}, {})
-'''
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +21,8 @@ def ten_steps(workdir):
   return workdir
 
 
-def broken(tmp_path, number, at):
-  (tmp_path / "breaker.py").write_text(BREAKER)
-  config = tiny(duration="10 steps", checkpoint__every="3 steps")
-  config["evals"] = {"breaker": {"name": "breaker", "at": at, "signal": int(number),
-                                 "marker": str(tmp_path / "broken")}}
-  return config
-
-
 def test_killed_and_started_again_ends_bit_identical(straight, tmp_path):
-  config, workdir = broken(tmp_path, signal.SIGKILL, at=8), tmp_path / "run"
+  config, workdir = broken(tmp_path, at=8, how="SIGKILL"), tmp_path / "run"
   finish(launch(config, workdir, path=tmp_path), -signal.SIGKILL)
   assert len(lines(workdir)) < 10
   out, _ = finish(launch(config, workdir, path=tmp_path))
@@ -69,7 +36,7 @@ def test_killed_and_started_again_ends_bit_identical(straight, tmp_path):
 
 @pytest.mark.full
 def test_programs_as_users_have_them_end_bit_identical_too(optimised, tmp_path):
-  config, workdir = broken(tmp_path, signal.SIGKILL, at=8), tmp_path / "run"
+  config, workdir = broken(tmp_path, at=8, how="SIGKILL"), tmp_path / "run"
   finish(launch(config, workdir, path=tmp_path), -signal.SIGKILL)
   finish(launch(config, workdir, path=tmp_path))
   assert_same(workdir, ten_steps(tmp_path / "straight"))
@@ -77,7 +44,7 @@ def test_programs_as_users_have_them_end_bit_identical_too(optimised, tmp_path):
 
 @pytest.mark.full
 def test_sigterm_saves_first(straight, tmp_path):
-  config, workdir = broken(tmp_path, signal.SIGTERM, at=5), tmp_path / "run"
+  config, workdir = broken(tmp_path, at=5, how="SIGTERM"), tmp_path / "run"
   out, _ = finish(launch(config, workdir, path=tmp_path), 128 + signal.SIGTERM)
   assert "stopped by SIGTERM after saving step" in out
   steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
@@ -108,7 +75,7 @@ def test_a_changed_config_is_refused(straight):
 
 @pytest.mark.full
 def test_a_damaged_checkpoint_is_told_and_survived(straight, tmp_path):
-  config, workdir = broken(tmp_path, signal.SIGTERM, at=7), tmp_path / "run"
+  config, workdir = broken(tmp_path, at=7, how="SIGTERM"), tmp_path / "run"
   finish(launch(config, workdir, path=tmp_path), 128 + signal.SIGTERM)
   newest = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
   for file in newest.rglob("*"):
