@@ -168,14 +168,15 @@ class Trainer:
       if self.block == 1:
         state, metrics = self.update(state, data, jax.tree.map(lambda x: x[0], batches))
         return state, jax.tree.map(lambda m: m[None], metrics)
-      shapes = jax.eval_shape(
-        lambda s, b: self.update(s, data, b)[1], state, jax.tree.map(lambda x: x[0], batches))
+      update = jax.jit(self.update, inline=True)  # traced once for its shapes and for the loop
+      first = jax.tree.map(lambda x: x[0], batches)
+      shapes = jax.eval_shape(update, state, data, first)[1]
       log = jax.tree.map(lambda m: jnp.full((self.block, *m.shape), jnp.nan, m.dtype), shapes)
 
       def one(i: Int[Array, ""], carry: Any) -> Any:
         state, log = carry
         batch = jax.tree.map(lambda x: x[i], batches)
-        state, metrics = self.update(state, data, batch)
+        state, metrics = update(state, data, batch)
         return state, jax.tree.map(lambda a, m: a.at[i].set(m), log, metrics)
 
       return jax.lax.fori_loop(0, count, one, (state, log))

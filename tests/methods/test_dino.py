@@ -1,6 +1,9 @@
 """DINO as a method: its state, its averages, and that it learns without collapsing."""
 
+import dataclasses
+
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import lab
 import numpy as np
@@ -126,3 +129,20 @@ def test_mistakes(batch):
     make(momentum={"strat": 0.9})
   with pytest.raises(UserError, match=r"config\.views\.global_crops=2"):
     make().init(jax.random.key(0), spec({"global": batch["global"][:1]}))
+
+
+def test_bfloat16_trains_as_float32_does(batch):
+  """What accelerators compute in beside what the other tests hold: loss and direction."""
+  found = {}
+  for dtype in ("float32", "bfloat16"):
+    method = make()
+    encoder = dataclasses.replace(method.encoder, dtype=dtype)
+    method = dataclasses.replace(method, encoder=encoder)
+    state = method.init(jax.random.key(1), spec(batch))
+    found[dtype] = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(
+      *state, batch, jax.random.key(2), jnp.int32(0))
+  (loss, _), gradient = found["float32"]
+  (near, _), turned = found["bfloat16"]
+  assert float(near) == pytest.approx(float(loss), rel=1e-2)
+  a, b = (jax.flatten_util.ravel_pytree(x)[0] for x in (gradient, turned))
+  assert float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b)) > 0.999

@@ -278,6 +278,19 @@ def flops(recipe, batch):
   return jax.jit(recipe).lower(KEY, batch).cost_analysis()["flops"]
 
 
+def test_products_in_bfloat16_change_no_more_than_a_gray_level_or_two(drawn, monkeypatch):
+  """As accelerators draw views, beside the views that the other tests hold."""
+  recipe = Recipe(global_size=96, local_size=48, local_crops=4, mean=0.0, std=1.0, solarize_prob=0.0)
+  found = []
+  for platform in ("cpu", "default"):
+    monkeypatch.setattr(jax.lax, "platform_dependent",
+                        lambda *operands, platform=platform, **to: to[platform](*operands))
+    found.append(jax.jit(lambda x: recipe(jax.random.key(0), x))(drawn[..., None]))
+  for name in ("global", "local"):
+    off = np.abs(np.asarray(found[0][name]) - np.asarray(found[1][name]))
+    assert 0 < off.max() < 2 / 255 and off.mean() < 0.3 / 255, (name, off.max(), off.mean())
+
+
 @pytest.mark.parametrize("rotate", [full(0.0), 15.0])
 def test_masks_are_cut_where_the_images_are(batch, rotate):
   masks = (batch > 128).astype(np.uint8)
