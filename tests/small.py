@@ -94,6 +94,11 @@ def broken(tmp_path: pathlib.Path, at: int, how: str, process: int = 0) -> dict[
   return config
 
 
+def xla_flags(devices: int) -> str:
+  """XLA_FLAGS of a process with so many fake devices, which compiles as this one does otherwise."""
+  return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+
+
 def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: int = 1,
            path: pathlib.Path | None = None) -> subprocess.Popen:
   """`python -m cxrjax.main` on `config` in a process of its own, with fake devices."""
@@ -101,8 +106,7 @@ def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: 
   file.write_text("import json\nfrom ml_collections import ConfigDict\n"
                   f"def get_config(): return ConfigDict(json.loads({json.dumps(config)!r}))\n")
   env = os.environ | {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(path or REPOSITORY)])}
   return subprocess.Popen(
     [sys.executable, "-m", "cxrjax.main", f"--config={file}", f"--workdir={workdir}", *flags],
@@ -133,9 +137,10 @@ def free_port() -> int:
 
 def program(script: str, *arguments: str, devices: int = 8) -> str:
   """What a Python program prints, in a process of its own with fake devices; fails if it does."""
-  paths = (REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "methods")
+  tests = REPOSITORY / "tests"
+  paths = (REPOSITORY, tests, tests / "methods", REPOSITORY / "benchmarks")
   env = os.environ | {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join(map(str, paths))}
   return finish(subprocess.Popen(
     [sys.executable, "-c", script, *arguments], env=env, cwd=REPOSITORY, stdout=subprocess.PIPE,

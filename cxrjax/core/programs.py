@@ -19,7 +19,7 @@ _LEVEL = "xla_backend_optimization_level"
 
 
 def options(once: bool = False, mesh: Mesh | None = None) -> dict[str, Any] | None:
-  """`compiler_options` of `jax.jit`; None for an accelerator, or where XLA_FLAGS say a level.
+  """`compiler_options` of `jax.jit`; None for an accelerator, or where JAX or XLA_FLAGS say a level.
 
   Without a mesh, ask for them when a program is about to be made, not on import: this chooses JAX's
   devices.
@@ -30,7 +30,8 @@ def options(once: bool = False, mesh: Mesh | None = None) -> dict[str, Any] | No
     mesh: of the devices that the program is for; by default this machine's.
   """
   platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-  if platform != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
+  said = jax.config.jax_disable_most_optimizations or _LEVEL in os.environ.get("XLA_FLAGS", "")
+  if platform != "cpu" or said:
     return None
   return {_LEVEL: 0 if once else 1}
 

@@ -6,13 +6,16 @@ import numpy as np
 from cxrjax.core import programs
 
 
-def test_options_are_for_cpus_and_follow_how_often_a_program_runs(monkeypatch):
+def test_options_are_for_cpus_and_follow_how_often_a_program_runs(optimised, monkeypatch):
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   (name, often), = programs.options().items()
   assert often > programs.options(once=True)[name]
   monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
   assert programs.options() is None
   monkeypatch.delenv("XLA_FLAGS")
+  jax.config.update("jax_disable_most_optimizations", True)
+  assert programs.options() is None
+  jax.config.update("jax_disable_most_optimizations", False)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert programs.options() is None and programs.options(once=True) is None
 

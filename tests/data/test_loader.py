@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from small import HANGS
+from small import HANGS, xla_flags
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import Loader, decode, load_images, open_source, order
@@ -231,8 +231,8 @@ def test_the_step_may_scan_over_a_block(source):
 # Several devices, several processes.
 
 
-def start(arguments, flags=""):
-  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+def start(arguments, devices=1):
+  env = os.environ | {"XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu"}
   env["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), env.get("PYTHONPATH", "")])
   return subprocess.Popen([sys.executable, str(HERE / "worker.py"), *map(str, arguments)], env=env,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -288,8 +288,7 @@ def test_two_processes_give_the_batches_of_one_and_share_the_work(expected, tmp_
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  flags = "--xla_force_host_platform_device_count=2"
-  found = [start(["process", tmp_path / str(i), address, 2, i], flags) for i in range(2)]
+  found = [start(["process", tmp_path / str(i), address, 2, i], devices=2) for i in range(2)]
   try:
     found = [result(process) for process in found]
   finally:

@@ -1,12 +1,9 @@
 """What devices send each other in a step: gradients, and nothing of the size of activations."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from lowered import REPOSITORY
+from small import program
 
 METHODS = ("dino", "dinov2", "mae", "gmml", "moco", "finetune", "segment")
 SCRIPT = """
@@ -35,15 +32,7 @@ print(json.dumps(found))
 
 
 def collectives(fsdp, names):
-  paths = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "benchmarks"]
-  environment = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-    "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(map(str, paths))}
-  found = subprocess.run(
-    [sys.executable, "-c", SCRIPT, str(fsdp), *names], env=environment, capture_output=True,
-    text=True, check=False)
-  assert found.returncode == 0, found.stderr[-3000:]
-  return json.loads(found.stdout)
+  return json.loads(program(SCRIPT, str(fsdp), *names))
 
 
 def check(name, of, fsdp):
