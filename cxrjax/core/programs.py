@@ -30,7 +30,8 @@ def options(once: bool = False, mesh: Mesh | None = None) -> dict[str, Any] | No
     mesh: of the devices that the program is for; by default this machine's.
   """
   platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-  said = jax.config.jax_disable_most_optimizations or _LEVEL in os.environ.get("XLA_FLAGS", "")
+  said = (jax.config.read("jax_disable_most_optimizations")
+          or _LEVEL in os.environ.get("XLA_FLAGS", ""))
   if platform != "cpu" or said:
     return None
   return {_LEVEL: 0 if once else 1}
