@@ -276,7 +276,7 @@ def check(found, expected, devices, processes=1):
 
 
 def test_eight_devices_give_the_batches_of_one(expected, tmp_path):
-  found = result(start(["devices", tmp_path], "--xla_force_host_platform_device_count=8"))
+  found = result(start(["devices", tmp_path], devices=8))
   check(found, expected, 8)
   assert found["spoilt"]["batches"] == expected["spoilt"]["batches"]
   assert found["turned"]["batches"] == expected["batches"]

@@ -1,9 +1,8 @@
 """Every method's step is the same on eight devices as on one: its means, negatives and banks are of
 the global batch."""
 
-
 import pytest
-from small import REPOSITORY, program
+from small import REPOSITORY, full, program
 
 from cxrjax.tasks.runs import load
 
@@ -62,7 +61,6 @@ print("same state", a)
 """
 
 
-@pytest.mark.full  # the first tier has a run of DINO on eight, tests/tasks/test_devices.py
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name if name == "dino" else full(name) for name in CONFIGS])
 def test_eight_devices_give_the_step_of_one(name):
   assert "same state" in program(SCRIPT, str(REPOSITORY / "configs" / f"{name}.py"))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small import finish, free_port, full, launch, losses, tiny, two
+from small import finish, free_port, launch, losses, tiny, two
 
 from cxrjax.tasks import train
 
@@ -16,9 +16,10 @@ def alone(tmp_path_factory):
   return losses(workdir)
 
 
+@pytest.mark.full  # the first tier has a step of DINO on eight, tests/methods/test_devices.py
 @pytest.mark.parametrize("changes", [
   pytest.param({}, id="data-parallel"),
-  full({"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"},
+  pytest.param({"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"},
        id="fsdp-streamed")])
 def test_eight_devices(alone, tmp_path, changes):
   config = tiny(duration=STEPS, **changes)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small import program
+from small import full, program
 
 METHODS = ("dino", "dinov2", "mae", "gmml", "moco", "finetune", "segment")
 SCRIPT = """
@@ -50,7 +50,7 @@ def check(name, of, fsdp):
   assert fsdp == 1 or gathered > 0.5 * of["params"], (name, moved)
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize("fsdp", [1, full(2)])
 def test_dino_sends_gradients_and_gathers_parameters(fsdp):
   found = collectives(fsdp, METHODS[:1])
   check("dino", found["dino"], fsdp)
