@@ -255,7 +255,7 @@ def table(result):
       f"DINO ViT-{spec['variant']}/{spec['patch_size']}, 2x224 + {spec['local_crops']}x96, "
       f"{spec['prototypes']} prototypes, batch {spec['batch']}; "
       f"{result['gflops_per_image']:.1f} GFLOPs an image",
-      f"{result['machine']['cores']} x {result['machine']['cpu']}; "
+      f"{result['machine']['cores']} x {result['machine']['cpu']}, {result['machine']['isa']}; "
       f"median of {spec['rounds']} turns of {spec['steps']} steps", "",
       f"{'':10}{'bare img/s':>12}{'whole img/s':>13}{'peak GFLOP/s':>14}{'share, bare':>13}"]
   for name, side in result["sides"].items():

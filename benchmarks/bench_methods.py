@@ -1,13 +1,14 @@
-"""What a step of each method costs: images/s, FLOPs, share of peak, memory, beside lightly's.
+"""What a step of each method costs: images/s, FLOPs, share of peak, memory, beside two peers'.
 
     python benchmarks/bench_methods.py
     python benchmarks/bench_methods.py --peer-python=VENV/bin/python    # torch, timm and lightly
+    python benchmarks/bench_methods.py --stable-python=VENV/bin/python  # jax and stable-pretraining
     python benchmarks/bench_methods.py --methods=full,mae --model=S --batch=64
 
 Forward and backward pass on ready-made views, no data and no optimiser. Every method has its own
 config's `:paper` recipe (views, heads, prototypes) on one encoder. `full` is the encoder on whole
-images with nothing on top: what a masked method's saving is measured against. The methods, and
-lightly's next to ours where it has the method, take turns, and medians over the turns are compared;
+images with nothing on top: what a masked method's saving is measured against. The methods, and the
+peers' next to ours where they have the method, take turns, and medians over the turns are compared;
 seconds are of the CPU's time too, which other work on the machine disturbs less than the clock's.
 
 FLOPs are those of matrix products, 2 per multiply-add, backward twice forward. The share of peak
@@ -46,7 +47,11 @@ METHODS = {
   # The paper's decoder is for a ViT-L; this one is in proportion to a ViT-Ti.
   "mae_light": ("mae", "decoder_width=128,decoder_depth=2,decoder_heads=4"),
   **load_config("compare").METHODS}
-PEERS = ("mae", "dino", "dinov2", "simclr", "moco2", "byol", "simsiam")
+# Peer: (its script, the methods that it has).
+PEERS = {
+  "lightly": ("peer_methods.py", ("mae", "dino", "dinov2", "simclr", "moco2", "byol", "simsiam")),
+  "stable-pretraining": ("peer_stable.py", ("simclr", "byol")),
+}
 
 
 def make_config(name, spec):
@@ -149,6 +154,7 @@ def parse():
   add("--turns", type=int, default=5)
   add("--cache", default="", help="folder of the decoded phantoms")
   add("--peer-python", default="", help="an interpreter that has torch, timm and lightly")
+  add("--stable-python", default="", help="an interpreter that has jax and stable-pretraining")
   add("--out", type=pathlib.Path, help="write the numbers here as JSON")
   add("--worker", default="", help=argparse.SUPPRESS)
   return parser.parse_args()
@@ -166,9 +172,10 @@ def main():
   spec = {k: getattr(options, k) for k in ("model", "patch_size", "size", "batch", "cache")}
   ours = Worker("cxrjax", [sys.executable, __file__, "--worker", json.dumps(spec)])
   sides = {"cxrjax": ours}
-  if options.peer_python:
-    sides["lightly"] = Worker(
-      "lightly", [options.peer_python, str(HERE / "peer_methods.py"), json.dumps(spec)])
+  for name, python in (
+      ("lightly", options.peer_python), ("stable-pretraining", options.stable_python)):
+    if python:
+      sides[name] = Worker(name, [python, str(HERE / PEERS[name][0]), json.dumps(spec)])
   result = {
     "machine": machine(), "options": {**spec, "steps": options.steps, "turns": options.turns},
     "sides": {name: side.info for name, side in sides.items()}, "methods": measure(
@@ -183,7 +190,7 @@ def main():
 
 def measure(sides, names, options):
   """Every method's medians; the sides in turn, so that a change of load falls on both."""
-  has = {name: [s for s in sides if s == "cxrjax" or name in PEERS] for name in names}
+  has = {name: [s for s in sides if s == "cxrjax" or name in PEERS[s][1]] for name in names}
   rows = {name: {} for name in names}
   for name in names:
     for side in has[name]:
@@ -200,31 +207,36 @@ def measure(sides, names, options):
         "seconds": seconds, "images_per_s": options.batch / statistics.median(seconds),
         "cpu_ms_per_image":
           1e3 * statistics.median(a["cpu_seconds"] for a in answers) / options.batch}
-    if len(turns[name]) == 2:
-      pairs = zip(*(rows[name][side]["seconds"] for side in ("cxrjax", "lightly")), strict=True)
-      rows[name]["ratio"] = statistics.median(peer / own for own, peer in pairs)
+    own = rows[name]["cxrjax"]["seconds"]
+    rows[name]["ratio"] = {
+      side: statistics.median(a / b for a, b in zip(row["seconds"], own, strict=True))
+      for side, row in rows[name].items() if side != "cxrjax"}
   return rows
 
 
 def table(result):
   options, base = result["options"], None
+  peers = [side for side in result["sides"] if side != "cxrjax"]
   lines = [
     f"ViT-{options['model']}/{options['patch_size']}, {options['size']} px, batch "
     f"{options['batch']}, {result['sides']['cxrjax']['device']}, peak "
     f"{result['peak_gflops']:.0f} GFLOP/s",
     "", "| | views | images/s | x `full` | (CPU time) | GFLOPs an image | of peak | memory, MiB | "
-    "lightly, images/s | ratio |", "|---|---|---|---|---|---|---|---|---|---|"]
+    + "".join(f"{peer}, images/s | ratio | " for peer in peers),
+    "|---|---|---|---|---|---|---|---|" + "---|---|" * len(peers)]
   for name, row in result["methods"].items():
     own = row["cxrjax"]
     base = base or own
     views = " + ".join(own["views"].values())
     share = own["images_per_s"] * own["gflop"] / result["peak_gflops"]
-    peer = f"{row['lightly']['images_per_s']:.1f} | {row['ratio']:.2f}" if "ratio" in row else "|"
+    beside = "".join(
+      f" {row[peer]['images_per_s']:.1f} | {row['ratio'][peer]:.2f} |" if peer in row else " | |"
+      for peer in peers)
     lines.append(
       f"| `{name}` | {views} | {own['images_per_s']:.1f} | "
       f"{own['images_per_s'] / base['images_per_s']:.2f} | "
       f"{base['cpu_ms_per_image'] / own['cpu_ms_per_image']:.2f} | {own['gflop']:.2f} | "
-      f"{share:.0%} | {own['mib']:.0f} | {peer} |")
+      f"{share:.0%} | {own['mib']:.0f} |{beside}")
   return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -66,8 +67,22 @@ def peak(jax):
 
 def machine():
   """What a number was measured on."""
-  return {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(),
-          "date": time.strftime("%Y-%m-%d"), "load": os.getloadavg()[0]}
+  return {"cpu": cpu_name(), "isa": isa(), "cores": os.cpu_count(),
+          "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"), "load": os.getloadavg()[0]}
+
+
+def isa():
+  """The widest vectors of the processor, or what XLA was held to."""
+  held = re.search(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+  if held:
+    return f"{held[1]} at most"
+  try:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+      flags = file.read()
+  except OSError:
+    return "unknown"
+  return next((name for name, flag in (("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags),
+              "neither AVX2 nor AVX-512")
 
 
 def cpu_name():
