@@ -68,7 +68,8 @@ def peak(jax):
 def machine():
   """What a number was measured on."""
   return {"cpu": cpu_name(), "isa": isa(), "cores": os.cpu_count(),
-          "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"), "load": os.getloadavg()[0]}
+          "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+          "load": os.getloadavg()[0]}
 
 
 def isa():
