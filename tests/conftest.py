@@ -11,11 +11,10 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Set before JAX is imported, so that the processes that tests start keep compiled programs as well.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-# The older emitters, where JAX still has them, make a program in two thirds of the time.
-_EMITTERS = " --xla_cpu_use_fusion_emitters=false"
-_FLAGS = os.environ.get("XLA_FLAGS", "")
-if _EMITTERS not in _FLAGS and importlib.metadata.version("jaxlib").startswith("0.10."):
-  os.environ["XLA_FLAGS"] = _FLAGS + _EMITTERS
+# The older emitters, which JAX 0.10 still has, make a program in two thirds of the time.
+os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys(
+  os.environ.get("XLA_FLAGS", "").split() + ["--xla_cpu_use_fusion_emitters=false"]
+  * importlib.metadata.version("jaxlib").startswith("0.10.")))
 
 # Before the hook below: what is imported while it loads a module is compiled anew in every process.
 import flax.nnx  # noqa: F401
@@ -108,7 +107,8 @@ def optimised(monkeypatch):
   name = "jax_disable_most_optimizations"
   before = jax.config.read(name)
   monkeypatch.setenv(name.upper(), "0")
-  monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace(_EMITTERS, ""))
+  monkeypatch.setenv("XLA_FLAGS", " ".join(
+    flag for flag in os.environ["XLA_FLAGS"].split() if "fusion_emitters" not in flag))
   jax.config.update(name, False)
   yield
   jax.config.update(name, before)

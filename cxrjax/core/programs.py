@@ -19,7 +19,7 @@ _LEVEL = "xla_backend_optimization_level"
 
 
 def options(once: bool = False, mesh: Mesh | None = None) -> dict[str, Any] | None:
-  """`compiler_options` of `jax.jit`; None for an accelerator, or where JAX or XLA_FLAGS say a level.
+  """`compiler_options` of `jax.jit`; None for an accelerator, or where JAX or XLA_FLAGS say some.
 
   Without a mesh, ask for them when a program is about to be made, not on import: this chooses JAX's
   devices.

@@ -280,7 +280,8 @@ def flops(recipe, batch):
 
 def test_products_in_bfloat16_change_no_more_than_a_gray_level_or_two(drawn, monkeypatch):
   """As accelerators draw views, beside the views that the other tests hold."""
-  recipe = Recipe(global_size=96, local_size=48, local_crops=4, mean=0.0, std=1.0, solarize_prob=0.0)
+  recipe = Recipe(
+    global_size=96, local_size=48, local_crops=4, mean=0.0, std=1.0, solarize_prob=0.0)
   found = []
   for platform in ("cpu", "default"):
     monkeypatch.setattr(jax.lax, "platform_dependent",
