@@ -218,12 +218,21 @@ def summarise(text: str) -> dict[str, Any]:
 
 
 def collectives(program: Program) -> dict[str, dict[str, float]]:
-  """What devices send each other, by kind: `count`, and `bytes` of the results."""
+  """What devices send each other, by kind: `count`, and `bytes` of the results.
+
+  A TPU's compiler writes a collective into every fusion that runs while it is under way; those
+  have one channel.
+  """
   found: dict[str, dict[str, float]] = {}
+  under_way: set[tuple[str, str]] = set()
   for dispatched in program.dispatched():
     for one, _ in program.inside(*dispatched):
       kind = one.opcode.removesuffix("-start")
       if kind in COLLECTIVES:
+        channel = re.search(r"channel_id=(\d+).*chain_id=", one.rest)
+        if channel and (kind, channel[1]) in under_way:
+          continue
+        under_way |= {(kind, channel[1])} if channel else set()
         known = found.setdefault(kind, {"count": 0, "bytes": 0.0})
         known["count"] += 1
         known["bytes"] += _moved(one)

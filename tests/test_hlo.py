@@ -48,6 +48,29 @@ def test_what_starts_is_counted_once():
   assert hlo.collectives(hlo.Program(TEXT)) == {"all-gather": {"count": 1, "bytes": 8 * 16 * 4}}
 
 
+def test_a_collective_in_many_fusions_is_one():
+  text = """\
+%one (p: f32[2,8]) -> f32[8,8] {
+  %p = f32[2,8]{1,0} parameter(0)
+  ROOT %g = f32[8,8]{1,0} all-gather(%p), channel_id=7, dimensions={0}, \
+frontend_attributes={chain_id="0"}
+}
+
+%two (q: f32[2,8]) -> f32[8,8] {
+  %q = f32[2,8]{1,0} parameter(0)
+  ROOT %h = f32[8,8]{1,0} all-gather(%q), channel_id=7, dimensions={0}, \
+frontend_attributes={chain_id="0"}
+}
+
+ENTRY %main (x: f32[2,8]) -> f32[8,8] {
+  %x = f32[2,8]{1,0} parameter(0)
+  %a = f32[8,8]{1,0} fusion(%x), kind=kLoop, calls=%one
+  ROOT %b = f32[8,8]{1,0} fusion(%x), kind=kLoop, calls=%two
+}
+"""
+  assert hlo.collectives(hlo.Program(text)) == {"all-gather": {"count": 1, "bytes": 8 * 8 * 4}}
+
+
 def test_products_of_a_real_program():
   compiled = jax.jit(lambda a, b: (a @ b).sum()).lower(
     jnp.zeros((16, 32)), jnp.zeros((32, 8))).compile()
