@@ -16,7 +16,7 @@ FINDINGS = Labels(("edema", "effusion", "nodule"), False, (4, 8, 0), (16, 12, 0)
 
 
 def method(labels=TWO, steps=lab.STEPS, **options):
-  return Method(encoder=lab.encoder(), clock=lab.clock(steps), labels=labels, **options)
+  return Method(**{"encoder": lab.encoder(), "clock": lab.clock(steps), "labels": labels, **options})
 
 
 def batch(labels):
@@ -34,7 +34,7 @@ def batch(labels):
 
 @pytest.mark.parametrize("labels", [TWO, full(FINDINGS)])
 def test_learns_labels_by_heart_and_resumes(labels):
-  learner = method(labels, momentum=0.9)
+  learner = method(labels, momentum=0.9, encoder=lab.encoder(depth=2))
   work, data = lab.trainer(learner, lab.recipe(global_crops=1), 2e-3), batch(labels)
   state, log = lab.fit(work, data)
   assert log[-1]["loss"] < 0.05 and log[-1]["accuracy"] == 1

@@ -178,10 +178,11 @@ def test_the_student_alone_has_gradients(batch):
 @pytest.mark.parametrize("centering", ["center", full("sinkhorn")])
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(centering):
   method = make(
-    lab.encoder(mask_token=True), clock=lab.clock(), prototypes=32, hidden=64, bottleneck=32,
+    lab.encoder(mask_token=True, depth=2), clock=lab.clock(),
+    prototypes=32, hidden=64, bottleneck=32,
     teacher_temp=0.03, momentum={"start": 0.99, "end": 1.0}, center_momentum=0.5,
     centering=centering)
-  log = lab.assert_fits(method, loss=0.8, spread=0.3)
+  log = lab.assert_fits(method, loss=0.85, spread=0.3)
   assert log[-1]["batch_entropy"] - log[-1]["teacher_entropy"] > 1.5
   assert log[-1]["kl"] < 0.9
   # Patches are told apart, and the student knows them from what is around.
