@@ -7,6 +7,7 @@ stays split.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -80,10 +81,13 @@ class Block(nnx.Module):
   def cls_only(self, x, scale, shift=None):
     """The class tokens [b width] after this block, which read all and write one row."""
     normal = self.read(x, shift)
-    kernel, bias = self.attn.qkv.kernel[...], self.attn.qkv.bias[...]
+    kernel, bias = (a[...].astype(x.dtype) for a in (self.attn.qkv.kernel, self.attn.qkv.bias))
     width = x.shape[-1]
-    q = normal[:, 0] @ kernel[:, :width].astype(x.dtype) + bias[:width].astype(x.dtype)
-    kv = normal @ kernel[:, width:].astype(x.dtype) + bias[width:].astype(x.dtype)
+    q = normal[:, 0] @ kernel[:, :width] + bias[:width]
+    # In rows, as everywhere, and held there: a gradient that XLA lays out by tokens last is put in
+    # order inside of a product, for which its kernels on GPUs find no tiles at most batch sizes.
+    kv = normal.reshape(-1, width) @ kernel[:, width:] + bias[width:]
+    kv = jax.lax.optimization_barrier(kv).reshape(*x.shape[:-1], -1)
     mixed = self.attn.proj(attention.attend_one(q, kv, self.attn.heads))
     return self.add(x[:, :1], mixed[:, None], scale)[:, 0]
 
