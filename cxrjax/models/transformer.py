@@ -84,12 +84,23 @@ class Block(nnx.Module):
     kernel, bias = (a[...].astype(x.dtype) for a in (self.attn.qkv.kernel, self.attn.qkv.bias))
     width = x.shape[-1]
     q = normal[:, 0] @ kernel[:, :width] + bias[:width]
-    # In rows, as everywhere, and held there: a gradient that XLA lays out by tokens last is put in
-    # order inside of a product, for which its kernels on GPUs find no tiles at most batch sizes.
     kv = normal.reshape(-1, width) @ kernel[:, width:] + bias[width:]
-    kv = jax.lax.optimization_barrier(kv).reshape(*x.shape[:-1], -1)
+    kv = _row_gradient(kv).reshape(*x.shape[:-1], -1)
     mixed = self.attn.proj(attention.attend_one(q, kv, self.attn.heads))
     return self.add(x[:, :1], mixed[:, None], scale)[:, 0]
+
+
+@jax.custom_vjp
+def _row_gradient(x):
+  """`x`, rows whose gradient is stored as rows.
+
+  XLA lays the gradient of keys and values out by tokens last, and puts it in order inside of the
+  next product, for which its kernels on GPUs find no tiles at most batch sizes.
+  """
+  return x
+
+
+_row_gradient.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
 
 
 def _times(branch, factors):
