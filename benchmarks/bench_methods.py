@@ -222,7 +222,7 @@ def table(result):
     f"{options['batch']}, {result['sides']['cxrjax']['device']}, peak "
     f"{result['peak_gflops']:.0f} GFLOP/s",
     "", "| | views | images/s | x `full` | (CPU time) | GFLOPs an image | of peak | memory, MiB | "
-    + "".join(f"{peer}, images/s | ratio | " for peer in peers),
+    + "".join(f"{peer}, images/s | ratio |" for peer in peers),
     "|---|---|---|---|---|---|---|---|" + "---|---|" * len(peers)]
   for name, row in result["methods"].items():
     own = row["cxrjax"]
