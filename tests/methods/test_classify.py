@@ -16,7 +16,8 @@ FINDINGS = Labels(("edema", "effusion", "nodule"), False, (4, 8, 0), (16, 12, 0)
 
 
 def method(labels=TWO, steps=lab.STEPS, **options):
-  return Method(**{"encoder": lab.encoder(), "clock": lab.clock(steps), "labels": labels, **options})
+  return Method(**{
+    "encoder": lab.encoder(), "clock": lab.clock(steps), "labels": labels, **options})
 
 
 def batch(labels):
