@@ -230,9 +230,10 @@ def collectives(program: Program) -> dict[str, dict[str, float]]:
       kind = one.opcode.removesuffix("-start")
       if kind in COLLECTIVES:
         channel = re.search(r"channel_id=(\d+).*chain_id=", one.rest)
-        if channel and (kind, channel[1]) in under_way:
-          continue
-        under_way |= {(kind, channel[1])} if channel else set()
+        if channel:
+          if (kind, channel[1]) in under_way:
+            continue
+          under_way.add((kind, channel[1]))
         known = found.setdefault(kind, {"count": 0, "bytes": 0.0})
         known["count"] += 1
         known["bytes"] += _moved(one)

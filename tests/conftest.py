@@ -103,7 +103,7 @@ def _own_cache(session_folder):
 
 @pytest.fixture
 def optimised(monkeypatch):
-  """Programs of processes that this test starts are compiled as users' are."""
+  """Programs are compiled as users' are; by the older emitters still, but for those of processes."""
   name = "jax_disable_most_optimizations"
   before = jax.config.read(name)
   monkeypatch.setenv(name.upper(), "0")

@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 import pytest
-from small import assert_same, broken, finish, launch, lines, losses, tiny
+from small import LENGTH, assert_same, broken, finish, launch, lines, losses, tiny
 
 from cxrjax.core.errors import UserError
 from cxrjax.tasks import train
@@ -17,7 +17,7 @@ def straight(tmp_path_factory):
 
 
 def ten_steps(workdir):
-  train.run(tiny(duration="10 steps", checkpoint__every="3 steps"), workdir, say=lambda s: None)
+  train.run(tiny(**LENGTH), workdir, say=lambda s: None)
   return workdir
 
 
@@ -39,8 +39,7 @@ def test_programs_as_users_have_them_end_bit_identical_too(optimised, tmp_path):
   config, workdir = broken(tmp_path, at=8, how="SIGKILL"), tmp_path / "run"
   finish(launch(config, workdir, path=tmp_path), -signal.SIGKILL)
   finish(launch(config, workdir, path=tmp_path))
-  finish(launch(
-    tiny(duration="10 steps", checkpoint__every="3 steps"), tmp_path / "straight"))
+  finish(launch(tiny(**LENGTH), tmp_path / "straight"))
   assert_same(workdir, tmp_path / "straight")
 
 
