@@ -103,7 +103,7 @@ def _own_cache(session_folder):
 
 @pytest.fixture
 def optimised(monkeypatch):
-  """Programs are compiled as users' are; by the older emitters still, but for those of processes."""
+  """Programs are compiled as users' are; with the older emitters still, but not in processes."""
   name = "jax_disable_most_optimizations"
   before = jax.config.read(name)
   monkeypatch.setenv(name.upper(), "0")
