@@ -21,8 +21,9 @@ from cxrjax.methods.base import Labels
 from cxrjax.models.build import build_encoder
 from cxrjax.training import sharding
 from cxrjax.training.build import build_method
-from cxrjax.training.checkpoint import flatten, load_flat, unflatten
+from cxrjax.training.checkpoint import config_of, flatten, load_flat, unflatten
 from cxrjax.training.step import views_of
+from cxrjax.training.workdir import differences
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,6 +94,11 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     raise UserError(
       f"{named} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
       "command again to its end")
+  changed = differences(config_of(folder / "checkpoints") or config, config)
+  if changed:
+    raise UserError(
+      f"{named} has another config.json than its checkpoints were trained with "
+      f"({'; '.join(changed)}); restore these values")
   try:
     clock = Clock(
       facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
