@@ -94,12 +94,11 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     raise UserError(
       f"{named} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
       "command again to its end")
-  changed = differences(config_of(folder / "checkpoints") or config, config)
-  if changed:
-    raise UserError(
-      f"{named} has another config.json than its checkpoints were trained with "
-      f"({'; '.join(changed)}); restore these values")
   try:
+    changed = differences(config_of(folder / "checkpoints") or config, config)
+    if changed:
+      raise UserError("its checkpoints were trained with another config than config.json holds "
+                      f"({'; '.join(changed)}); restore these values")
     clock = Clock(
       facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
     encoder = build_encoder(config["model"], Target.of(sharding.make_mesh()))
