@@ -209,7 +209,7 @@ class Source:
               f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
     texts = ("ids", "patients", "sites", "views", "sexes")
     # A damaged file raises whatever the damage makes NumPy raise; a zip has checksums.
-    with contextlib.suppress(Exception), np.load(memory) as found:
+    with contextlib.suppress(Exception), open(memory, "rb") as opened, np.load(opened) as found:
       return Table(**{n: tuple(found[n].tolist()) for n in texts},
                    labels=found["labels"], ages=found["ages"]), str(found["fingerprint"])
     n = len(self._records)
