@@ -141,7 +141,7 @@ class Run:
     tests = {name: d for name, d in judges.items()
              if getattr(self.evaluators[name], "part", "test") == "test"}
     return [*guard.shared_patients(self.source, judges, choice),
-            *start.seen_before(path, tests, choice),
+            *start.seen_before(path, tests, choice, data["cache_dir"] or None),
             *guard.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
 
   def describe(self) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
                    status="running", **environment(), **facts)
       if main:
-        guard.remember(run.source, workdir)
+        guard.remember(run.source, workdir, config["data"]["cache_dir"] or None)
       checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config["checkpoint"]["keep"], config=config)
       writer.arrays("views", **look.views(run))
