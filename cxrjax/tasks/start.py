@@ -45,8 +45,17 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
   params, report = weights.fit(run.encoder_params, encoder, key=KEY)
   report = dataclasses.replace(
     report, path=path, source=run.config["method"]["name"].rpartition(".")[2],
-    notes=(*report.notes, *_differences(run, config)))
+    left=(*report.left, *(f"{name}/*" for name in run.params if name != "encoder")),
+    notes=(*report.notes, *_head(run), *_differences(run, config)))
   return params, {"init": report.facts() | {"summary": report.summary(), "step": run.step}}
+
+
+def _head(run: Restored) -> list[str]:
+  """What a supervised run has learnt beside its encoder, which is not taken over."""
+  if not any(field.name == "labels" for field in dataclasses.fields(run.method)):
+    return []
+  classes = ", ".join(run.method.labels.classes)
+  return [f"its head for {classes} is not taken over, the new one begins afresh"]
 
 
 def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
