@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from cxrjax.report.run import environment
 from cxrjax.report.writer import FACTS, Writer
 from cxrjax.tasks.train import now
 from cxrjax.training.signals import Stopping
-from cxrjax.training.workdir import differences
+from cxrjax.training.workdir import differences, in_use
 
 ASKS = 0.2  # seconds between looks for a signal
 
@@ -208,6 +209,9 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
   log = workdir / f"{job.name}.log"
   failed.pop(job.name, None)
   with Stopping() as stopping, open(log, "ab") as file:
+    # What a study that was killed has left behind works on, or ends where it cannot say a line.
+    while in_use(workdir / job.name) and not stopping.signal:
+      time.sleep(ASKS)
     process = subprocess.Popen(
       [sys.executable, "-m", "cxrjax.main", *job.flags, f"--workdir={workdir / job.name}"],
       env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)

@@ -46,6 +46,18 @@ def locked(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
     yield
 
 
+def in_use(workdir: pathlib.Path) -> bool:
+  """Whether a process holds a folder, see `locked`."""
+  try:
+    with open(workdir / ".lock", "rb") as handle:
+      fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except FileNotFoundError:
+    return False
+  except BlockingIOError:
+    return True
+  return False
+
+
 DRAWN = {"explain"}  # parts of a config that change no result
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cxrjax.core.errors import UserError
 from cxrjax.training.checkpoint import Checkpoints
-from cxrjax.training.workdir import differences, locked, settle_config
+from cxrjax.training.workdir import differences, in_use, locked, settle_config
 
 
 def test_a_second_process_is_refused(tmp_path):
@@ -24,6 +24,13 @@ def test_a_second_process_is_refused(tmp_path):
   other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True,
                          text=True)
   assert other.stdout.strip() == "mine"
+
+
+def test_whether_a_folder_is_in_use(tmp_path):
+  assert not in_use(tmp_path)
+  with locked(tmp_path):
+    assert in_use(tmp_path)
+  assert not in_use(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
