@@ -4,7 +4,8 @@ PATHS are radiographs (PNG, JPEG, TIFF, BMP, DICOM), folders and zips of them. I
 
 - `predictions.csv`: one row an image: `id`, its path below the folder given; for every class
   `probability_NAME`, calibrated as the run's test evaluation has it; `called`, the class that is
-  called by the run's threshold (`called_NAME`, 1 or 0, of findings); `lung_share` with masks.
+  called by the run's threshold (`called_NAME`, 1 or 0, of findings); `lung_share` with masks;
+  `note`, what to know of how the image was read, empty for most.
   `--format=parquet` adds `predictions.parquet`.
 - `embeddings.npy` with `--embed`: float32, row i is row i of the table (also in the Parquet).
 - `masks/ID.png` with `--lungs=RUN` of `configs/segment.py`, or when `--workdir` is such a run:
@@ -86,7 +87,9 @@ def predict(
   from cxrjax import api
   from cxrjax.data.given import Files
   from cxrjax.inference import Work
+  from cxrjax.data.images import told
   from cxrjax.report.journal import Journal
+  from cxrjax.report.predictions import clean
   from cxrjax.training.workdir import locked
 
   if kind not in FORMATS:
@@ -108,7 +111,7 @@ def predict(
   try:
     with locked(folder, "--out"), \
          contextlib.closing(Journal(folder, about, overwrite)) as journal:
-      begun = time.perf_counter()
+      begun, notes = time.perf_counter(), []
       rows = [i for i, name in enumerate(images.ids) if name not in journal.done]
       before = len(images.ids) - len(rows)
       if before:
@@ -117,13 +120,15 @@ def predict(
                      file=sys.stderr, disable=not progress, dynamic_ncols=True) as bar:
         for part in work.run(images, rows, batch_size):
           journal.add(part)
+          notes += [(clean(name), note) for name, said in zip(part.ids, part.notes, strict=True)
+                    for note in said]
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
       journal.finish(
         kind == "parquet", run=str(network.run.workdir), calibrated=bool(network.judged))
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
-  for line in summary(journal, len(rows), seconds):
+  for line in (*summary(journal, len(rows), seconds), *(f"note: {n}" for n in told(notes))):
     say(line)
   return journal.rows
 

@@ -152,7 +152,8 @@ class Source:
     table = self.table
     return Record(
       image=found.pixels, labels=table.labels[index], mask=None, id=table.ids[index],
-      patient=table.patients[index], site=table.sites[index], window=found.window)
+      patient=table.patients[index], site=table.sites[index], window=found.window,
+      notes=found.notes)
 
   def _fingerprint(self) -> str:
     """Of the images' names and bytes."""

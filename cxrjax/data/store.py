@@ -69,6 +69,8 @@ def load_images(
     source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=indices, bits=bits,
     window=window, stop_at_bad=on_bad_image == "error")
   table, info, skipped = source.table, source.info, ()
+  of = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+  notes = tuple((table.ids[of[i]], note) for note, places in found.notes.items() for i in places)
   if indices is not None or found.bad:
     rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
     skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(found.bad.items()))
@@ -80,7 +82,7 @@ def load_images(
     good = rows[found.good]
     table, info = table.take(good), info_of(info, good)
   return Images(pixels=found.pixels, table=table, info=info, windows=found.windows,
-                masks=found.masks, skipped=skipped)
+                masks=found.masks, skipped=skipped, notes=notes)
 
 
 def check_options(size: int, fit: str, on_bad_image: str) -> None:
@@ -110,8 +112,6 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
     return BITS[bits]
   if isinstance(source, Subset):
     return bits_of(source.source)
-  if isinstance(source, Subset):
-    source = source.source
   known = getattr(source, "bits", None)
   if known is not None:
     return int(known)
@@ -156,6 +156,7 @@ class Decoded:
     masks: see `Images`.
     bad: position among the rows asked for of each that cannot be used, and why.
     count: how many rows were asked for.
+    notes: what a user should know of how some were read, and their positions.
   """
 
   pixels: Stack | WideStack
@@ -163,6 +164,7 @@ class Decoded:
   masks: Stack | None
   bad: dict[int, str]
   count: int
+  notes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
   @property
   def good(self) -> np.ndarray:
@@ -174,11 +176,14 @@ class Decoded:
     place = np.full(self.count, -1)
     place[self.good] = np.arange(self.count - len(self.bad))
     bad = {i: self.bad[row] for i, row in enumerate(rows.tolist()) if row in self.bad}
+    notes = {note: np.flatnonzero(np.isin(rows, places)).tolist()
+             for note, places in self.notes.items()}
     found = place[rows]
     found = found[found >= 0]
     return Decoded(
       take(self.pixels, found), None if self.windows is None else self.windows[found],
-      None if self.masks is None else take(self.masks, found), bad, len(rows))
+      None if self.masks is None else take(self.masks, found), bad, len(rows),
+      {note: places for note, places in notes.items() if places})
 
 
 def decode_rows(
@@ -321,7 +326,7 @@ def _load(folder: pathlib.Path) -> Decoded | None:
     windows = np.load(folder / "windows.npy") if square.dtype == np.uint16 else None
   except (OSError, ValueError, KeyError, EOFError):
     return None
-  return Decoded(square, windows, masks, bad, meta["count"])
+  return Decoded(square, windows, masks, bad, meta["count"], meta["notes"])
 
 
 def _decode_into(
@@ -333,6 +338,7 @@ def _decode_into(
   windows = np.zeros((len(rows), 2), np.float32)
   masks: np.ndarray | None = None
   bad: dict[int, str] = {}
+  notes: dict[str, list[int]] = {}
   lock = threading.Lock()
 
   def one(position: int, place: int) -> None:
@@ -344,6 +350,8 @@ def _decode_into(
     except decode.BadImage as error:
       bad[position] = str(error)
       return
+    for note in record.notes:
+      notes.setdefault(note, []).append(position)
     if mask is not None:
       with lock:
         masks = _allocate(work / "masks.npy", shape, np.dtype("u1")) if masks is None else masks
@@ -376,7 +384,8 @@ def _decode_into(
   if look.bits == 16:
     np.save(work / "windows.npy", windows[:filled])
   meta = {"source": source.info.name, "split": source.info.split, "masks": masks is not None,
-          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())}}
+          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())},
+          "notes": {note: sorted(places) for note, places in sorted(notes.items())}}
   (work / "meta.json").write_text(json.dumps(meta))
 
 

@@ -22,7 +22,7 @@ from cxrjax.core.errors import UserError
 
 EMBEDDING = "embedding"
 Skipped = tuple[tuple[str, str], ...]
-TEXTS = ("id", "called")  # of the columns; all others are numbers
+TEXTS = ("id", "called", "note")  # of the columns; all others are numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class Predictions:
     masks: lungs 1 and the rest 0, at each image's own size, where they were asked for.
     overlays: maps of what the network looks at over each image, where they were asked for.
     skipped: images that could not be used, and why.
+    notes: of each image, what a user should know of how it was read; mostly nothing.
   """
 
   ids: tuple[str, ...]
@@ -50,6 +51,7 @@ class Predictions:
   masks: tuple[UInt8[np.ndarray, "_ _"], ...] | None = None
   overlays: tuple[UInt8[np.ndarray, "_ _ 3"], ...] | None = None
   skipped: Skipped = ()
+  notes: tuple[tuple[str, ...], ...] = ()
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -95,6 +97,7 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
   return dataclasses.replace(
     good[0], ids=tuple(name for part in good for name in part.ids), skipped=skipped,
+    notes=tuple(note for part in good for note in part.notes),
     **{name: stacked(name) for name in ("probabilities", "called", "embeddings")},
     **{name: listed(name) for name in ("masks", "overlays")})
 
@@ -112,6 +115,7 @@ def columns(predictions: Predictions) -> dict[str, list[Any]]:
         found[f"called_{name}"] = predictions.called[:, k].astype(int).tolist()
   if predictions.masks is not None:
     found["lung_share"] = [float(mask.mean()) for mask in predictions.masks]
+  found["note"] = ["; ".join(notes) for notes in predictions.notes or [()] * len(predictions)]
   if predictions.embeddings is not None:
     found[EMBEDDING] = list(predictions.embeddings)
   return found

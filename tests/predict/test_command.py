@@ -115,10 +115,10 @@ def test_runs_that_are_no_classifier(tuned, films, runs, tmp_path):
     command(tuned, folder, out=tmp_path / "x", lungs="runs/pre")
   assert not (tmp_path / "x").exists()
   command("runs/pre", folder / "a", out=tmp_path / "x", embed=True)
-  assert list(table(tmp_path / "x")[0]) == ["id"]
+  assert list(table(tmp_path / "x")[0]) == ["id", "note"]
   assert np.load(tmp_path / "x" / "embeddings.npy").shape[1] == 32
   command("runs/lungs", folder / "a", out=tmp_path / "y")
-  assert list(table(tmp_path / "y")[0]) == ["id", "lung_share"]
+  assert list(table(tmp_path / "y")[0]) == ["id", "lung_share", "note"]
 
 
 def test_the_program(tuned, films, tmp_path):
