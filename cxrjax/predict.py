@@ -86,8 +86,8 @@ def predict(
   """
   from cxrjax import api
   from cxrjax.data.given import Files
-  from cxrjax.inference import Work
   from cxrjax.data.images import told
+  from cxrjax.inference import Work
   from cxrjax.report.journal import Journal
   from cxrjax.report.predictions import clean
   from cxrjax.training.workdir import locked

@@ -146,6 +146,8 @@ def read(
       return _radiograph(opened, pixels, key, encoded)
     except (BadImage, Encoded):
       raise
+    except MemoryError:
+      raise BadImage("its header asks for too many pixels") from None
     except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
       raise BadImage(DAMAGED) from None
 

@@ -9,6 +9,7 @@ LUT shape before the photometric interpretation.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import imagecodecs
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped, UInt8, UInt16
 
 from cxrjax.data import formats, levels
-from cxrjax.data.samples import BadImage, check_shape
+from cxrjax.data.samples import BadImage, check_packed, check_shape
 
 DAMAGED = "it is DICOM with a damaged header, or cut short"
 _CUT = "its pixel data are damaged or cut short"
@@ -27,6 +28,7 @@ _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008
 _JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57",
          "1.2.840.10008.1.2.4.70")
 _RAW = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.1\.[123]\.1")  # DX, MG, IO for processing
+_ROWS = 64  # looked at together
 _SHOWN = 32  # of 256 gray levels; a window that shows fewer of an image is of another one
 
 
@@ -90,12 +92,12 @@ def gray(header: Any, encoded: bool = True) -> Found:
   table = _table(header, "VOILUTSequence", ends[0] < 0)
   window = None if table is not None else _window(header)
   if table is not None:
-    values, bits = _through(np.round(values * slope + intercept), table)
+    values, bits = _through(values, table, slope, intercept)
     lowest = 0
   elif slope < 0:
     inverted = not inverted
   top = (1 << bits) - 1
-  found = np.clip(values.astype(np.int32) - lowest, 0, top)
+  found = _by_rows(values, top, lambda some: np.clip(some.astype(np.int32) - lowest, 0, top))
   low, high = _range(found, padding)
   if table is not None:
     window = 0.0, float(top)
@@ -105,9 +107,8 @@ def gray(header: Any, encoded: bool = True) -> Found:
       window = None
       notes.append(f"its window shows fewer than {_SHOWN} of 256 gray levels of it and is not used")
   if inverted:
-    found = top - found
+    found = found.dtype.type(top) - found
     window = window and (top - window[1], top - window[0])
-  found = found.astype(np.uint8 if bits <= 8 else np.uint16)
   if padding is not None:
     if window is None and bits > 8 and not padding.all():  # of the image alone
       window = levels.percentiles(found[~padding], levels.TAILS)
@@ -220,8 +221,10 @@ def _decoded(
                      "another one")
     if size != shape:  # before anything is decoded
       raise BadImage(f"its pixel data are {size}, its header says {shape}")
+    if syntax not in _JPEG:
+      check_packed(*size, len(frame))
     decode = (imagecodecs.jpeg2k_decode if syntax in _JPEG_2000 else
-              imagecodecs.jpegls_decode if syntax in _JPEG_LS else imagecodecs.jpeg_decode)
+              formats.jpeg_ls if syntax in _JPEG_LS else imagecodecs.jpeg_decode)
     return decode(frame), deep
   except BadImage as error:
     if str(error).startswith("it is damaged"):
@@ -246,11 +249,11 @@ def _signed(found: np.ndarray, deep: int, bits: int, signed: bool) -> _Stored:
   """
   if deep > 16:
     raise BadImage(f"its pixel data have {deep} bits; 8 to 16 can be read")
-  raw = found.astype(np.int32) & ((1 << deep) - 1)
+  raw = found.astype(np.uint16) & np.uint16((1 << deep) - 1)
   notes = []
   if signed:
-    own = bits if int(raw.max()) < 1 << bits else deep
-    raw = (raw ^ (1 << (own - 1))) - (1 << (own - 1))
+    room = 16 - (bits if int(raw.max()) < 1 << bits else deep)
+    raw = (raw << np.uint16(room)).view(np.int16) >> np.int16(room)
     fits = int(raw.min()) >= -(1 << (bits - 1)) and int(raw.max()) < 1 << (bits - 1)
   else:
     fits = int(raw.max()) < 1 << bits
@@ -300,7 +303,7 @@ def number(header: Any, name: str, default: float) -> float:
   """A number of the header."""
   value = header.get(name)
   try:
-    return default if value is None or value == "" else float(value)
+    return float(default if value is None or value == "" else value)
   except (TypeError, ValueError):
     raise BadImage(f"its DICOM header has an unreadable {name}") from None
 
@@ -352,7 +355,23 @@ def _table(header: Any, name: str, signed: bool) -> tuple[int, np.ndarray, int] 
   return first, values, bits
 
 
-def _through(values: np.ndarray, table: tuple[int, np.ndarray, int]) -> tuple[np.ndarray, int]:
+def _through(
+    values: np.ndarray, table: tuple[int, np.ndarray, int], slope: float = 1.0,
+    intercept: float = 0.0) -> tuple[np.ndarray, int]:
+  """What a table makes of rescaled values, and of how many bits that is."""
   first, outputs, bits = table
-  place = np.clip(values.astype(np.int64) - first, 0, len(outputs) - 1)
-  return outputs[place], bits
+
+  def looked_up(some: np.ndarray) -> np.ndarray:
+    rescaled = np.round(some * slope + intercept)
+    return outputs[np.clip(rescaled - first, 0, len(outputs) - 1).astype(np.int64)]
+
+  return _by_rows(values, (1 << 16) - 1, looked_up), bits
+
+
+def _by_rows(
+    values: np.ndarray, top: int, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+  """A function of values up to `top`, some rows at a time: its arithmetic is wide."""
+  found = np.empty(values.shape, np.uint8 if top < 256 else np.uint16)
+  for start in range(0, len(values), _ROWS):
+    found[start:start + _ROWS] = function(values[start:start + _ROWS])
+  return found

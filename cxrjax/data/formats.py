@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from cxrjax.data import tiff
-from cxrjax.data.samples import BadImage, Samples
+from cxrjax.data.samples import BadImage, Samples, check_packed
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
@@ -143,11 +143,13 @@ class _Frame(NamedTuple):
 
 def _jpeg(data: bytes) -> Samples:
   frame = jpeg_frame(data)
+  if frame.coding == "ls":
+    check_packed(frame.width, frame.height, len(data))
 
   def load(at_least: int | None) -> np.ndarray:
     with damaged():
       if frame.coding == "ls":
-        return without_alpha(imagecodecs.jpegls_decode(data))
+        return without_alpha(jpeg_ls(data))
       if frame.coding == "lossless" or frame.bits > 8:
         return without_alpha(imagecodecs.jpeg_decode(data))
       with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -198,6 +200,12 @@ def jpeg_frame(data: bytes) -> _Frame:
   raise BadImage("it is damaged or cut short (a JPEG without a frame)")
 
 
+def jpeg_ls(data: bytes) -> np.ndarray:
+  """Decodes JPEG-LS (ITU-T T.87)."""
+  # Of a stream cut short CharLS looks for the end for many seconds, unless there is one.
+  return imagecodecs.jpegls_decode(data + b"\xff\xd9")
+
+
 # JPEG 2000 (ITU-T T.800).
 
 
@@ -227,6 +235,7 @@ def codestream(data: bytes) -> Codestream:
 
 def _jpeg2000(data: bytes) -> Samples:
   found = codestream(data)
+  check_packed(found.width, found.height, len(data))
 
   def load(at_least: int | None) -> np.ndarray:
     with damaged():

@@ -10,6 +10,7 @@ from jaxtyping import Shaped, UInt8, UInt16
 
 MIN_SIDE = 16  # pixels; below this nothing of a chest is left
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000; a header that asks for more is no radiograph
+_SMALL, _PACKED = 1_000_000, 100  # pixels of any file, and more for each of its bytes
 # ITU-R 601 luma in 1/65536, as Pillow rounds it: equal channels come out as they are.
 _LUMA = (19595, 38470, 7471)
 _ROWS = 256  # converted at a time, so that no copy of the whole image is made
@@ -85,6 +86,16 @@ def check_shape(width: int, height: int) -> None:
   if width * height > MAX_PIXELS:
     raise BadImage(f"its header asks for {width} x {height} pixels; at most {MAX_PIXELS:,} are "
                    "read")
+
+
+def check_packed(width: int, height: int, size: int) -> None:
+  """Raises BadImage for a file of `size` bytes that holds more pixels than a radiograph packs.
+
+  For codecs that are slow and pack blank areas without a bound, where a header would otherwise
+  decide how long a small file takes.
+  """
+  if width * height > _SMALL + _PACKED * size:
+    raise BadImage(f"its header asks for {width} x {height} pixels, and it has {size:,} bytes")
 
 
 def _luma(rgb: np.ndarray) -> np.ndarray:

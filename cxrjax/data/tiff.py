@@ -62,10 +62,10 @@ def open_tiff(data: bytes) -> Samples:
       if photometric == "PALETTE":
         colours = (page.colormap >> 8).astype(np.uint8)  # 16 bits, of which writers fill 8
         return np.moveaxis(colours[:, values], 0, -1)
-    values = values.reshape((-1, *shape) if separate else (*shape, -1))
-    if separate:
-      values = np.moveaxis(values, 0, -1)
-    return values[..., :3] if channels == 3 else values[..., 0]
+      values = values.reshape((-1, *shape) if separate else (*shape, -1))
+      if separate:
+        values = np.moveaxis(values, 0, -1)
+      return values[..., :3] if channels == 3 else values[..., 0]
 
   note = f"it has {skipped} smaller pages beside the picture, which are not read"
   return Samples(

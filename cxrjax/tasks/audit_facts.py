@@ -225,7 +225,8 @@ def image_rows(
       yield (part.info.name, part.split, name, numbers.get(part.patients[row], ""),
              _said(part, row), t.sites[row], t.views[row], t.sexes[row],
              "" if np.isnan(t.ages[row]) else f"{t.ages[row]:g}",
-             "unreadable" if i is None else " ".join(kinds) or "good", part.bad.get(row) or "; ".join(notes.get(row, ())),
+             "unreadable" if i is None else " ".join(kinds) or "good",
+             part.bad.get(row) or "; ".join(notes.get(row, ())),
              "" if i is None else f"{found.agreement[k][i]:.3f}",
              f"g{group}" if size[group] > 1 else "")
     for name, reason in part.info.skipped:
@@ -266,7 +267,7 @@ def facts(
       "name": p.name, "source": p.info.name, "split": p.split, "n": len(p.table),
       "patients": len({x for x in p.patients if x}), "unknown": sum(not x for x in p.patients),
       "tells_patients": p.tells_patients,
-      "unreadable": len(p.bad), "fingerprint": p.info.fingerprint, 
+      "unreadable": len(p.bad), "fingerprint": p.info.fingerprint,
       "notes": [*p.info.notes, *told(
         (p.table.ids[row], note) for note, rows in p.notes.items() for row in rows)],
       **{kind: int(getattr(found, kind)[k].sum()) for kind in kinds},

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from cxrjax.data import decode, dicom
+from cxrjax.data import decode, dicom, formats
 
 LOSSLESS = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.RLELossless,
             uid.DeflatedExplicitVRLittleEndian, uid.JPEGLSLossless, uid.JPEG2000Lossless]
@@ -388,7 +388,7 @@ def test_a_run_length_bomb_stops_at_the_pixels_there_are(deep):
 
 
 def test_a_frame_of_another_size_is_refused_before_it_is_decoded(deep, monkeypatch):
-  monkeypatch.setattr(imagecodecs, "jpegls_decode", lambda *_: pytest.fail("decoded"))
+  monkeypatch.setattr(formats, "jpeg_ls", lambda *_: pytest.fail("decoded"))
   large = imagecodecs.jpegls_encode(np.tile(deep, (8, 8)))
   with pytest.raises(decode.BadImage, match=r"\(320, 448\), its header says \(40, 56\)"):
     dicom.read(jpeg(deep, uid.JPEGLSLossless, large))

@@ -1,6 +1,7 @@
 """What image files hold beside 8-bit gray, each against the picture it was made of."""
 
 import io
+import resource
 import struct
 import zlib
 
@@ -275,6 +276,15 @@ def test_every_format_cut_short_or_damaged_is_bad_or_another_picture():
         bad += 1
         assert "\n" not in str(error)
   assert bad > 50
+
+
+def test_jpeg_ls_cut_short_is_refused_at_once():
+  data = imagecodecs.jpegls_encode(np.tile(DEEP, (4, 4)))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+  for part in range(20, len(data) - 4, len(data) // 60):
+    with pytest.raises(Exception, match="invalid|Invalid|structural"):
+      formats.jpeg_ls(data[:part])
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 5  # of many seconds each
 
 
 def test_samples_of_a_header_are_not_decoded():
