@@ -180,7 +180,8 @@ class Run:
       "class_counts": dict(zip(labels.classes, labels.positive, strict=True)),
       "class_known": dict(zip(labels.classes, labels.known, strict=True)),
       "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
-      "splits": dict(info.splits), "notes": [*info.notes, *self.loader.notes, *self.leaks], **self._describe_masks(),
+      "splits": dict(info.splits), "notes": [*info.notes, *self.loader.notes, *self.leaks],
+      **self._describe_masks(),
       "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
       "size": self.config["data"]["size"], "fit": self.config["data"]["fit"],
     }
