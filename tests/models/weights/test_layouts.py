@@ -284,5 +284,52 @@ def test_distilled(tmp_path):
   state["pos_embed"] = np.concatenate([pos[:, :1], extra, pos[:, 1:]], axis=1)
   found, _ = load(state, tmp_path, small(registers=1))
   agree(source, params, found, small(registers=1))
-  _, report = load(state, tmp_path, small())
-  assert report.left == ("registers",)
+  with pytest.raises(UserError, match=r"has 1 register tokens.*set config.model.registers=1"):
+    load(state, tmp_path, small())
+
+
+SIZE = {"depth": 18, "width": 8, "channels": 3}
+VARIANTS = {  # what other ResNets' files hold beside, or instead
+  "se": (lambda s: s | {"layer1.0.se.fc1.weight": np.ones((4, 8, 1, 1), "f4"),
+                        "layer1.0.se.fc1.bias": np.ones(4, "f4")},
+         r"'layer1/0/se/fc1/bias' \(squeeze-and-excitation\) and 1 more"),
+  "blur": (lambda s: s | {"layer2.0.conv2.0.filt": np.ones((8, 1, 3, 3), "f4")},
+           r"'layer2/0/conv2/0/filt' \(an anti-aliasing filter\) and 0 more"),
+  "deep stem": (lambda s: {n.replace("conv1.weight", "conv1.0.weight") if n[0] == "c" else n: a
+                           for n, a in s.items()}, r"'conv1/0/kernel' \(a deep stem\)"),
+  "group norm": (lambda s: {n: a for n, a in s.items() if "running" not in n},
+                 "without running means: it normalises groups of channels"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_resnets_are_not_read_as_plain_ones(variant, tmp_path):
+  change, reason = VARIANTS[variant]
+  state = change(dict(made_up.torch_names(made_up.of(resnet.Model(**SIZE)))))
+  with pytest.raises(UserError, match=reason):
+    load(state, tmp_path, resnet.Model(depth=18, width=8))
+
+
+def test_networks_that_their_arrays_do_not_tell_apart(tmp_path):
+  """timm's names, beside the file, in a checkpoint and of the file itself."""
+  state = dict(made_up.torch_names(made_up.of(resnet.Model(**SIZE))))
+  model = resnet.Model(depth=18, width=8)
+  load({"state_dict": state, "arch": "resnet18"}, tmp_path, model)
+  with pytest.raises(UserError, match="is 'resnetblur18', which blurs maps before its strides"):
+    load({"state_dict": state, "arch": "resnetblur18"}, tmp_path, model)
+  with pytest.raises(UserError, match=r"is 'resnetaa50-4cf422b3.pth', which blurs"):
+    weights.load(torch_files.save(state, tmp_path / "resnetaa50-4cf422b3.pth"), model)
+  (tmp_path / "config.json").write_text(json.dumps({"architecture": "seresnetaa18"}))
+  with pytest.raises(UserError, match="is 'seresnetaa18', which blurs"):
+    load(state, tmp_path, model)
+
+
+def test_heads_are_left(tmp_path):
+  """Projections and prototypes that stand beside an encoder's arrays, as SwAV's file has them."""
+  params = made_up.of(resnet.Model(**SIZE))
+  state = dict(made_up.torch_names(params, "module."))
+  heads = {f"module.{n}.weight": np.ones((2, 2), "f4") for n in ("projection_head.0", "prototypes")}
+  found, report = load(state | heads, tmp_path, resnet.Model(depth=18, width=8))
+  assert report.left == tuple(heads)
+  np.testing.assert_array_equal(found["layer1"]["0"]["conv1"]["kernel"],
+                                params["layer1"]["0"]["conv1"]["kernel"])

@@ -18,6 +18,7 @@ from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from cxrjax.core.errors import UserError
 from cxrjax.models import densenet, inception, resnet, vit, weights
 from cxrjax.models.weights import out
 
@@ -138,6 +139,24 @@ def test_cnn(name, model, library, tmp_path):
   head = next(n for n in ("fc", "classifier") if hasattr(net, n))
   setattr(net, head, torch.nn.Identity())
   close(ours(model, params, x)[:, :1], theirs(net, x, pixels)[:, None])
+
+
+@pytest.mark.parametrize("name, options, model", [
+  *((name, {}, resnet.Model(depth=18)) for name in (
+    "seresnet18", "skresnet18", "resnet18d", "resnetblur18", "seresnext26d_32x4d", "resnetv2_18")),
+  *((name, {}, resnet.Model()) for name in (
+    "resnetaa50", "ecaresnet50t", "resnet50_gn", "resnext50_32x4d", "wide_resnet50_2")),
+  ("densenetblur121d", {}, densenet.Model()),
+  *((name, {"img_size": 96, "embed_dim": 192, "depth": 2, "num_heads": 3}, vit.Model(**SMALL))
+    for name in ("vit_base_patch16_rpn_224", "vit_small_patch16_rope_ape_224",
+                 "vit_relpos_small_patch16_224", "beit_base_patch16_224"))])
+def test_timms_other_networks_are_refused(name, options, model, tmp_path):
+  """By their arrays, or where these are a plain network's by the name in timm's checkpoints."""
+  timm, torch = need("timm"), need("torch")
+  net = timm.create_model(name, num_classes=3, **options)
+  torch.save({"arch": name, "state_dict": net.state_dict()}, tmp_path / "x.pth")
+  with pytest.raises(UserError):
+    weights.load(tmp_path / "x.pth", model)
 
 
 @pytest.mark.parametrize("saved", [True, False])
