@@ -292,6 +292,7 @@ def _network(o: ConfigDict) -> dict[str, Any]:
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
     "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
     "pool": o.get("pool") or "cls", "positions": o.get("positions", "normal"),
+    "interpolation": "dino",              # of positions, for crops of another size than image_size
     "attention": "auto", "remat": False,  # recompute blocks in the backward pass, for less memory
     **common,
   }

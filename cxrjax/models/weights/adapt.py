@@ -67,7 +67,7 @@ def adapt(
     folded = _first(flat, family, encoder, found.pixels, pixels, named)
   if family == "vit":
     _fit_branches(flat, wanted)
-    resized = _fit_grid(flat, encoder)
+    resized = _fit_grid(flat, encoder, found.interpolation or encoder.interpolation)
   left = [*found.left, *(n for n in flat if n not in wanted)]
   _check_shapes({n: flat[n] for n in wanted if n in flat}, wanted, named)
   fresh = tree.flatten(encoder.init(jax.random.key(0))) if optional else {}
@@ -236,7 +236,7 @@ def _first(
   return folded
 
 
-def _fit_grid(flat: dict[str, np.ndarray], encoder: Any) -> list[str]:
+def _fit_grid(flat: dict[str, np.ndarray], encoder: Any, interpolation: str) -> list[str]:
   """Patch kernel and positions at the encoder's sizes; the names of what was resampled."""
   resized = []
   kernel = flat["patch/kernel"]
@@ -249,7 +249,7 @@ def _fit_grid(flat: dict[str, np.ndarray], encoder: Any) -> list[str]:
   pos, side = np.asarray(flat["pos"], np.float32), encoder.image_size // encoder.patch_size
   old = round((len(pos) - 1)**0.5)
   if old != side:
-    grid = posembed.resample(jnp.asarray(pos[1:]), (old, old), (side, side))
+    grid = posembed.resample(jnp.asarray(pos[1:]), (old, old), (side, side), interpolation)
     flat["pos"] = np.concatenate([pos[:1], np.asarray(grid)])
     resized.append("pos")
   return resized

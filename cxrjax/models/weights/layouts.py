@@ -39,6 +39,11 @@ _ALIKE = {
   r"vit_\w*rope": "turns queries and keys by their positions (RoPE)",
   r"vit_\w*rpn": "has its norms behind attention and MLP",
 }
+# How the layouts' own code resamples positions; timm's way where none is named.
+_INTERPOLATIONS = {
+  "dino": "dino", "dinov2": "dino", "mae": "torch", "hf-vit": "torch", "hf-dinov2": "torch",
+  "big_vision": "big_vision",
+}
 _BEST = ("teacher", "ema")  # of several copies of a network
 _WORST = ("student", "momentum", "encoder_k", "optimizer")
 
@@ -54,6 +59,8 @@ class Found:
     left: the file's arrays with no place among them.
     heads: of attention, where that is known.
     pixels: mean and deviation of the gray levels that the network was fed with, or None.
+    interpolation: how the source resamples positions, of `cxrjax.models.posembed.INTERPOLATIONS`;
+      None: as the network that they are for.
     notes: as in `Report`.
   """
 
@@ -63,6 +70,7 @@ class Found:
   left: tuple[str, ...] = ()
   heads: int | None = None
   pixels: Pixels | None = None
+  interpolation: str | None = None
   notes: tuple[str, ...] = ()
 
 
@@ -165,7 +173,7 @@ def _vit(
     heads = _flax_heads(arrays)
     arrays = vit.from_big_vision(arrays)
   else:
-    source = _torch_source(prefix, arrays, outside)
+    source = _torch_source(prefix, arrays, outside, file)
     arrays = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", n): v for n, v in arrays.items()}
     if "register_tokens" in arrays:
       arrays["reg_token"] = arrays.pop("register_tokens")
@@ -184,11 +192,16 @@ def _vit(
       "have; if it is part of no encoder, take it out of the file")
   if source == "moco-v3" and flat["norm/scale"].shape == (384,):
     heads = 12
+  interpolation = _INTERPOLATIONS.get(source, "timm")
+  if "dinov2" in source and "registers" in flat:
+    interpolation = "timm"
   return Found(
-    "vit", source, flat, tuple(rest | left), heads=heads, pixels=pixels, notes=tuple(notes))
+    "vit", source, flat, tuple(rest | left), heads=heads, pixels=pixels,
+    interpolation=interpolation, notes=tuple(notes))
 
 
-def _torch_source(prefix: str, arrays: Mapping[str, Any], outside: list[str]) -> str:
+def _torch_source(
+    prefix: str, arrays: Mapping[str, Any], outside: list[str], file: File) -> str:
   if any(name.startswith("decoder_blocks.") for name in [*arrays, *outside]):
     return "mae"
   if "base_encoder." in prefix or "momentum_encoder." in prefix:
@@ -196,7 +209,9 @@ def _torch_source(prefix: str, arrays: Mapping[str, Any], outside: list[str]) ->
   flat_mask = "mask_token" in arrays and len(arrays["mask_token"].shape) == 2
   if "register_tokens" in arrays or flat_mask or "blocks.0.0.norm1.weight" in arrays:
     return "dinov2"
-  return "dino" if "backbone." in prefix else "timm"
+  # The published backbones have timm's names and nothing beside them but their own.
+  alone = file.path.name.startswith("dino_") and not file.beside
+  return "dino" if alone or "backbone." in prefix else "timm"
 
 
 def _flax_heads(arrays: Mapping[str, Any]) -> int | None:

@@ -160,6 +160,40 @@ def test_big_vision_without_positions_and_class_token(tmp_path):
     np.testing.assert_allclose(found["pos"][1:, feature], column, atol=1e-6)
 
 
+RESAMPLED = {  # layouts whose code brings positions to another size each in its own way
+  "timm": ("timm", lambda s: s), "dino": ("dino", lambda s: layouts.with_prefix(s, "backbone.")),
+  "mae": ("torch", lambda s: s | {"decoder_norm.bias": np.ones(1, "f4"),
+                                  "decoder_blocks.0.norm1.bias": np.ones(1, "f4")}),
+  "dinov2": ("dino", lambda s: s | {"mask_token": np.ones((1, 64), "f4")}),
+}
+
+
+def resampled(found, params, interpolation):
+  """A network that resamples as it is told, on images of another size, and what was loaded."""
+  model, x = small(image_size=48), gray(48)
+  source = small(channels=3, interpolation=interpolation)
+  theirs = outputs(source, params, (x - IMAGENET[0]) / IMAGENET[1])
+  np.testing.assert_allclose(
+    outputs(model, found, (x - 0.5) / 0.25), theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("source", RESAMPLED)
+def test_positions_for_another_size(source, tmp_path):
+  interpolation, change = RESAMPLED[source]
+  params = made_up.of(PLAIN)
+  found, report = load(change(layouts.timm(params, 8, 3)), tmp_path, small(image_size=48))
+  assert (report.source, report.resized) == (source, ("pos",))
+  resampled(found, params, interpolation)
+
+
+def test_a_backbone_of_dinos_is_known_by_its_name(tmp_path):
+  params = made_up.of(PLAIN)
+  path = torch_files.save(layouts.timm(params, 8, 3), tmp_path / "dino_deitsmall16_pretrain.pth")
+  found, report = weights.load(path, small(image_size=48))
+  assert report.source == "dino"
+  resampled(found, params, "dino")
+
+
 def test_moco_heads(tmp_path):
   """Its ViT-S has twelve heads, which no shape shows; with six the outputs would be others."""
   wide = {"variant": "S", "depth": 1, "patch_size": 8, "image_size": 16}
