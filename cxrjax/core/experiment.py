@@ -164,8 +164,12 @@ def base(o: ConfigDict) -> ConfigDict:
     raise UserError(f"option optimizer={o.optimizer!r} is unknown{known}")
   config.optimizer = {
     **OPTIMIZERS[o.optimizer],
-    "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup}, "lr_batch": 256,
-    "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end}, "freeze": (),
+    "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup, "peak": "last"},
+    "lr_batch": 256, "lr_rule": "linear",  # of the batch: linear, or sqrt
+    "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end},
+    "decay_vectors": False,        # biases and norms, too
+    "clip_per": "tensor",          # or module
+    "freeze": (), "hold": (),      # parameters that stay as they are, for some time
     "lr_scale": (), "lr_constant": (), "layer_decay": 1.0,
   }
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
@@ -292,6 +296,7 @@ def _network(o: ConfigDict) -> dict[str, Any]:
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
     "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
     "pool": o.get("pool") or "cls", "positions": o.get("positions", "normal"),
+    "interpolation": "dino",              # of positions, for crops of another size than image_size
     "attention": "auto", "remat": False,  # recompute blocks in the backward pass, for less memory
     **common,
   }

@@ -39,7 +39,8 @@ def load(
 
   Kernels for three channels are summed to one. Patches of another size and positions for another
   number of patches are resampled. What the file has no parameter for (a mask token, registers)
-  starts fresh from a fixed key; layer scale that only one side has is folded in, or 1.
+  starts fresh from a fixed key; layer scale that only one side has is folded in, or 1. Arrays that
+  are no head's and that the encoder has no place for are an error: its features would be others.
 
   Args:
     path: of the file.
@@ -53,7 +54,7 @@ def load(
 
   Raises:
     UserError: no weights file, a damaged or unsafe one, an unknown layout, another network,
-      missing arrays, or numbers that are not finite.
+      missing or unexpected arrays, or numbers that are not finite.
   """
   file = files.read(path, key)
   try:
@@ -67,8 +68,8 @@ def fit(
     params: Params, encoder: Any, key: str = "config.init.path") -> tuple[Params, Report]:
   """Parameters of one encoder of ours as those of another of its family.
 
-  Image size, patch size, channels, registers, mask token and layer scale may differ, as in `load`.
-  Pixels are taken to be normalised alike.
+  Image size, patch size, channels, mask token and layer scale may differ, and registers be added,
+  as in `load`. Pixels are taken to be normalised alike.
 
   Args:
     params: as `init` of the other encoder gives them.

@@ -27,7 +27,8 @@ class File:
     arrays: by name; read from disk where they are turned into arrays (`np.asarray`).
     about: how a file of ours describes itself; {} for others'.
     beside: what `config.json` and `preprocessor_config.json` beside it say, as Hugging Face's hub
-      lays files out; {} where there are none.
+      lays files out, and the `architecture` that a checkpoint of timm's names; {} where there are
+      none.
   """
 
   path: pathlib.Path
@@ -52,6 +53,7 @@ def read(path: str | pathlib.Path, key: str) -> File:
   file = pathlib.Path(path).expanduser()
   named = f"{key}={str(path)!r}"
   about: Any = {}
+  beside = _beside(file.parent)
   try:
     with file.open("rb") as opened:
       head = opened.read(16)
@@ -63,7 +65,10 @@ def read(path: str | pathlib.Path, key: str) -> File:
       if OURS in arrays:
         about = json.loads(str(arrays.pop(OURS)))
     else:
-      arrays = pickles.tensors(pickles.read(file))
+      tree = pickles.read(file)
+      arrays = pickles.tensors(tree)
+      if isinstance(tree, dict) and "arch" in tree:  # what timm's training calls the network
+        beside.setdefault("architecture", tree["arch"])
     if not isinstance(about, dict):
       raise ValueError("its description is damaged")
   except pickles.Refused as error:
@@ -78,7 +83,7 @@ def read(path: str | pathlib.Path, key: str) -> File:
       "weights, or the workdir of a finished run") from error
   if not arrays:
     raise UserError(f"{named} holds no arrays; give a file with a network's weights")
-  return File(file, named, arrays, about, _beside(file.parent))
+  return File(file, named, arrays, about, beside)
 
 
 def _safetensors(file: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
