@@ -89,7 +89,7 @@ def predict(
   from cxrjax.data.images import told
   from cxrjax.inference import Work
   from cxrjax.report.journal import Journal
-  from cxrjax.report.predictions import clean
+  from cxrjax.report.predictions import identifier
   from cxrjax.training.workdir import locked
 
   if kind not in FORMATS:
@@ -112,7 +112,7 @@ def predict(
     with locked(folder, "--out"), \
          contextlib.closing(Journal(folder, about, overwrite)) as journal:
       begun, notes = time.perf_counter(), []
-      rows = [i for i, name in enumerate(images.ids) if name not in journal.done]
+      rows = [i for i, name in enumerate(images.ids) if identifier(name) not in journal.done]
       before = len(images.ids) - len(rows)
       if before:
         say(f"{before:,} of {len(images.ids):,} images were done before")
@@ -120,7 +120,7 @@ def predict(
                      file=sys.stderr, disable=not progress, dynamic_ncols=True) as bar:
         for part in work.run(images, rows, batch_size):
           journal.add(part)
-          notes += [(clean(name), note) for name, said in zip(part.ids, part.notes, strict=True)
+          notes += [(identifier(name), note) for name, said in zip(part.ids, part.notes, strict=True)
                     for note in said]
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
@@ -155,7 +155,6 @@ def describe(network: Any, workdir: str) -> list[str]:
 def summary(journal: Any, done: int, seconds: float) -> list[str]:
   """What has been done, and what could not be."""
   from cxrjax.report.journal import SKIPPED, TABLE
-  from cxrjax.report.predictions import clean
 
   where = f"{journal.rows:,} rows in {journal.folder / TABLE}"
   rate = float(f"{done / max(seconds, 1e-9):.3g}")
@@ -163,7 +162,7 @@ def summary(journal: Any, done: int, seconds: float) -> list[str]:
            if done else f"nothing was left to do; {where}"]
   if journal.skipped:
     lines.append(f"{journal.skipped:,} could not be used, see {journal.folder / SKIPPED}:")
-    lines += [f"  {clean(name)}: {why}" for name, why in journal.reasons(SHOWN)]
+    lines += [f"  {name}: {why}" for name, why in journal.reasons(SHOWN)]
     if journal.skipped > SHOWN:
       lines.append(f"  and {journal.skipped - SHOWN:,} more")
   return lines

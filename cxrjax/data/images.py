@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
@@ -18,6 +18,17 @@ def even(n: int, most: int) -> Int64[np.ndarray, "m"]:
   return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
 
 
+@runtime_checkable
+class Base(Protocol):
+  """What `Rows` takes rows of: an array, or what gives the rows of a list as an array does."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  ndim: int
+
+  def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
 class Rows:
   """Some rows of an array that stays where it is (a file): read when they are asked for.
 
@@ -26,7 +37,7 @@ class Rows:
     rows: which of them, in which order.
   """
 
-  def __init__(self, base: np.ndarray, rows: np.ndarray):
+  def __init__(self, base: Base, rows: np.ndarray):
     self._base, self._rows = base, rows
 
   @property

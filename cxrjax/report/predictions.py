@@ -8,11 +8,11 @@ fill, where there are lung masks. Numbers are written so that float32 is read ba
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
@@ -23,6 +23,8 @@ from cxrjax.core.errors import UserError
 EMBEDDING = "embedding"
 Skipped = tuple[tuple[str, str], ...]
 TEXTS = ("id", "called", "note")  # of the columns; all others are numbers
+_QUOTED = set(',"\r\n')
+_ESCAPED = re.compile(r"[\ud800-\udfff]|\\(x[0-9a-f]{2}|\\)")  # and what looks as if it were
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,14 +106,15 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 def columns(predictions: Predictions) -> dict[str, list[Any]]:
   """Columns by name."""
-  found: dict[str, list[Any]] = {"id": list(predictions.ids)}
+  found: dict[str, list[Any]] = {"id": [identifier(name) for name in predictions.ids]}
   if predictions.probabilities is not None:
-    for k, name in enumerate(predictions.classes):
+    classes = [identifier(name) for name in predictions.classes]
+    for k, name in enumerate(classes):
       found[f"probability_{name}"] = predictions.probabilities[:, k].tolist()
     if predictions.exclusive:
-      found["called"] = [predictions.classes[k] for k in predictions.called.argmax(1).tolist()]
+      found["called"] = [classes[k] for k in predictions.called.argmax(1).tolist()]
     else:
-      for k, name in enumerate(predictions.classes):
+      for k, name in enumerate(classes):
         found[f"called_{name}"] = predictions.called[:, k].astype(int).tolist()
   if predictions.masks is not None:
     found["lung_share"] = [float(mask.mean()) for mask in predictions.masks]
@@ -125,11 +128,16 @@ def write_rows(opened: TextIO, predictions: Predictions, header: bool) -> None:
   """Adds rows, and first the header where it is wanted, to a CSV."""
   table = columns(predictions)
   table.pop(EMBEDDING, None)
-  writer = csv.writer(opened, lineterminator="\n")
   if header:
-    writer.writerow(table)
+    opened.write(line(table))
   for row in zip(*table.values(), strict=True):
-    writer.writerow([f"{x:.9g}" if isinstance(x, float) else x for x in row])
+    opened.write(line([f"{x:.9g}" if isinstance(x, float) else str(x) for x in row]))
+
+
+def line(cells: Iterable[str]) -> str:
+  r"""A line of a CSV, quoted wherever a reader would see an end; `csv.writer` overlooks `\r`."""
+  return ",".join('"{}"'.format(cell.replace('"', '""')) if _QUOTED & set(cell) else cell
+                  for cell in cells) + "\n"
 
 
 def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:
@@ -162,7 +170,7 @@ def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> 
 
   def column(name: str, values: list[Any]) -> Any:
     if name in TEXTS:
-      return pyarrow.array([clean(value) for value in values], pyarrow.string())
+      return pyarrow.array(values, pyarrow.string())
     if name.startswith("called_"):
       return pyarrow.array([value in (1, "1") for value in values], pyarrow.bool_())
     return pyarrow.array(np.array(values, np.float32))
@@ -174,14 +182,21 @@ def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> 
   return pyarrow.table(arrays)
 
 
-def clean(name: str) -> str:
-  """A path as text, also where its bytes are none."""
-  return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def identifier(name: str) -> str:
+  r"""A path as text: as it is, but for bytes that are no UTF-8, which become `\xff`.
+
+  No two paths have the same: in a path with such bytes, or with what looks like them, a backslash
+  is doubled.
+  """
+  if not _ESCAPED.search(name):
+    return name
+  doubled = name.replace("\\", "\\\\")
+  return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def open_text(file: pathlib.Path, mode: str) -> TextIO:
-  """A file for a table; paths whose bytes are no text are written as these bytes."""
-  return open(file, mode, encoding="utf-8", errors="surrogateescape", newline="")
+  """A file for a table."""
+  return open(file, mode, encoding="utf-8", newline="")
 
 
 @contextlib.contextmanager

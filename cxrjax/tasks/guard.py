@@ -10,10 +10,10 @@ import numpy as np
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import leaks, splits
+from cxrjax.data import hashes, leaks, splits
 from cxrjax.evals.parts import Data
 
-FILE = "patients.npy"  # in a workdir: salted hashes of the patients that were learnt from
+FILE = "patients.npy"  # in a workdir: keyed hashes of the patients that were learnt from
 CHOICES = ("error", "allow")
 FIRST, PAIRS = 0.85, 1000  # at the start of a run: least first correlation, most pairs looked at
 
@@ -87,6 +87,7 @@ def near_duplicates(
   return remarks
 
 
-def remember(train: Any, workdir: pathlib.Path) -> None:
-  """Notes in the workdir whose images were learnt from, as salted hashes, for later runs."""
-  np.save(workdir / FILE, leaks.remember(splits.patient_keys(train)))
+def remember(train: Any, workdir: pathlib.Path, cache_dir: str | None = None) -> None:
+  """Notes in the workdir whose images were learnt from, as keyed hashes, for later runs."""
+  keys = splits.patient_keys(train)
+  np.save(workdir / FILE, leaks.remember(keys, hashes.patient_key(cache_dir)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import leaks, splits
+from cxrjax.data import hashes, leaks, splits
 from cxrjax.evals.parts import Data
 from cxrjax.models import weights
 from cxrjax.tasks import guard
@@ -45,8 +45,17 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
   params, report = weights.fit(run.encoder_params, encoder, key=KEY)
   report = dataclasses.replace(
     report, path=path, source=run.config["method"]["name"].rpartition(".")[2],
-    notes=(*report.notes, *_differences(run, config)))
+    left=(*report.left, *(f"{name}/*" for name in run.params if name != "encoder")),
+    notes=(*report.notes, *_head(run), *_differences(run, config)))
   return params, {"init": report.facts() | {"summary": report.summary(), "step": run.step}}
+
+
+def _head(run: Restored) -> list[str]:
+  """What a supervised run has learnt beside its encoder, which is not taken over."""
+  if not any(field.name == "labels" for field in dataclasses.fields(run.method)):
+    return []
+  classes = ", ".join(run.method.labels.classes)
+  return [f"its head for {classes} is not taken over, the new one begins afresh"]
 
 
 def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
@@ -61,28 +70,41 @@ def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
   return found
 
 
-def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[str]:
+def seen_before(
+    path: str, evaluations: Mapping[str, Any], choice: str, cache_dir: str | None = None,
+    ) -> list[str]:
   """Refuses test images of patients that the starting run has learnt from; returns remarks.
 
   Args:
     path: `config.init.path`.
     evaluations: what judges the run, by name.
     choice: `config.data.shared_patients`, "error" or "allow".
+    cache_dir: `config.data.cache_dir`, where the secret lies.
 
   Raises:
-    UserError: there are such patients, and `choice` is "error".
+    UserError: there are such patients, and `choice` is "error"; or the run's file of its patients
+      is damaged.
   """
   file = pathlib.Path(path).expanduser() / guard.FILE
   if not path or not file.is_file():
     return []
-  remembered = np.load(file, allow_pickle=False)
+  try:
+    remembered = np.load(file, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise UserError(f"{file} is damaged ({error}); remove it to go on without it") from error
+  secret = hashes.patient_key(cache_dir)
   remarks = []
   for name, data in evaluations.items():
     if not isinstance(data, Data):
       continue
     key, rows = data.rows["test"]
     keys = splits.patient_keys(data.images[key])
-    both = leaks.overlap(remembered, [keys[i] for i in rows.tolist()])
+    both = leaks.overlap(remembered, [keys[i] for i in rows.tolist()], secret)
+    if both is None:
+      remarks.append(
+        f"{name}: whether {path} learnt from its test patients cannot be told: it keeps their "
+        "hashes under another secret than this cache folder's; see CXRJAX_PATIENT_KEY")
+      continue
     if both and choice == "error":
       raise UserError(
         f"{len(both)} patients of config.evals.{name}'s test split were learnt from by {KEY}={path}"

@@ -21,8 +21,9 @@ from cxrjax.methods.base import Labels
 from cxrjax.models.build import build_encoder
 from cxrjax.training import sharding
 from cxrjax.training.build import build_method
-from cxrjax.training.checkpoint import flatten, load_flat, unflatten
+from cxrjax.training.checkpoint import config_of, flatten, load_flat, unflatten
 from cxrjax.training.step import views_of
+from cxrjax.training.workdir import differences
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,6 +95,10 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
       f"{named} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
       "command again to its end")
   try:
+    changed = differences(config_of(folder / "checkpoints") or config, config)
+    if changed:
+      raise UserError("its checkpoints were trained with another config than config.json holds "
+                      f"({'; '.join(changed)}); restore these values")
     clock = Clock(
       facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
     encoder = build_encoder(config["model"], Target.of(sharding.make_mesh()))

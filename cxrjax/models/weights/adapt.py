@@ -209,6 +209,9 @@ def _first(
   name, norm = _FIRST[family]
   kernel = np.asarray(flat[name], np.float64)
   channels = kernel.shape[2]
+  if channels not in (1, 3, encoder.channels):
+    raise UserError(
+      f"{named} is for images of {channels} channels; networks for gray (1) or colour (3) are read")
   folded = theirs if theirs and ours and not encoder.standardize else None
   if channels == 1 and folded and len(set(folded[0])) > 1:
     folded = None  # three channels' pixels: not this file's

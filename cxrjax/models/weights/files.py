@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.models.weights import pickles
 
 OURS = "cxrjax"  # the metadata, or the array of an .npz, in which a file of ours describes itself
+SUM = "cxrjax_crc32"  # beside it: see `checksum`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +61,11 @@ def read(path: str | pathlib.Path, key: str) -> File:
       head = opened.read(16)
     if len(head) > 8 and head[8:9] == b"{":
       arrays, metadata = _safetensors(file)
-      about = json.loads(metadata.get(OURS, "{}"))
+      about = _description(arrays, metadata)
     elif head[:2] == b"PK" and _is_npz(file):
       arrays = _npz(file)
-      if OURS in arrays:
-        about = json.loads(str(arrays.pop(OURS)))
+      about = _description(
+        arrays, {name: str(arrays.pop(name)) for name in (OURS, SUM) if name in arrays})
     else:
       tree = pickles.read(file)
       arrays = pickles.tensors(tree)
@@ -84,6 +86,30 @@ def read(path: str | pathlib.Path, key: str) -> File:
   if not arrays:
     raise UserError(f"{named} holds no arrays; give a file with a network's weights")
   return File(file, named, arrays, about, beside)
+
+
+def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
+  """Of all that a file of ours holds: names, types, shapes and values of arrays, its description.
+
+  Args:
+    arrays: by name.
+    about: the description, JSON.
+  """
+  found = zlib.crc32(about.encode())
+  for name in sorted(arrays):
+    array = np.asarray(arrays[name], order="C")
+    found = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), found)
+    found = zlib.crc32(array, found)
+  return f"{found:08x}"
+
+
+def _description(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Any:
+  """How a file of ours describes itself; {} for others'. Raises ValueError for a damaged one."""
+  if OURS not in texts and SUM not in texts:
+    return {}
+  if texts.get(SUM) != checksum(arrays, texts.get(OURS, "")):
+    raise ValueError("it is damaged, as its checksum shows")
+  return json.loads(texts[OURS])
 
 
 def _safetensors(file: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -1,5 +1,7 @@
 """One network's parameters in another of its family, and what does not fit."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import layouts_of_others as layouts
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 import torch_files
 from PIL import Image
+from safetensors.numpy import save_file
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import resnet, vit, weights
+from cxrjax.models.weights import out
 from cxrjax.models.weights.adapt import resize_patches
 from cxrjax.models.weights.tree import flatten
 
@@ -105,6 +109,19 @@ def test_channels():
   found, _ = weights.fit(
     made_up.of(resnet.Model(depth=18, width=8, channels=3)), resnet.Model(depth=18, width=8))
   np.testing.assert_allclose(found["conv1"]["kernel"][:, :, 0], kernel.sum(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_other_channels_are_refused(standardize, tmp_path):
+  message = r"is for images of 4 channels; networks for gray \(1\) or colour \(3\) are read"
+  network = resnet.Model(depth=18, width=8, channels=4)
+  with pytest.raises(UserError, match=message):
+    weights.fit(made_up.of(network), dataclasses.replace(
+      network, channels=1, standardize=standardize))
+  arrays = out.to_timm(one(channels=4), made(one(channels=4))).arrays
+  save_file(arrays, tmp_path / "four.safetensors")
+  with pytest.raises(UserError, match=message):
+    weights.load(tmp_path / "four.safetensors", one(standardize=standardize))
 
 
 @pytest.mark.parametrize("size", [12, 16, 32])
