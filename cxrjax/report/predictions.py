@@ -8,7 +8,6 @@ fill, where there are lung masks. Numbers are written so that float32 is read ba
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import os
 import pathlib
@@ -18,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from cxrjax.core import tables
 from cxrjax.core.errors import UserError
 
 EMBEDDING = "embedding"
@@ -121,11 +121,10 @@ def write_rows(opened: TextIO, predictions: Predictions, header: bool) -> None:
   """Adds rows, and first the header where it is wanted, to a CSV."""
   table = columns(predictions)
   table.pop(EMBEDDING, None)
-  writer = csv.writer(opened, lineterminator="\n")
   if header:
-    writer.writerow(table)
-  for row in zip(*table.values(), strict=True):
-    writer.writerow([f"{x:.9g}" if isinstance(x, float) else x for x in row])
+    tables.write(opened, [table])
+  tables.write(opened, ([f"{x:.9g}" if isinstance(x, float) else x for x in row]
+                        for row in zip(*table.values(), strict=True)))
 
 
 def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:

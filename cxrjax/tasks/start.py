@@ -7,8 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.data import leaks, splits
 from cxrjax.evals.parts import Data
@@ -75,7 +74,11 @@ def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[
   file = pathlib.Path(path).expanduser() / guard.FILE
   if not path or not file.is_file():
     return []
-  remembered = np.load(file, allow_pickle=False)
+  try:
+    remembered = files.read_npy(file)
+  except (OSError, files.Damaged) as error:
+    raise UserError(f"{KEY}={path}: its {guard.FILE} cannot be read ({error}), so it is not known "
+                    "which patients it learnt from; start from another run") from error
   remarks = []
   for name, data in evaluations.items():
     if not isinstance(data, Data):

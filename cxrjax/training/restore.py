@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxrjax.core import files
 from cxrjax.core.build import build
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
@@ -83,8 +84,8 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   folder = pathlib.Path(workdir).expanduser()
   named = f"{key}={str(workdir)!r}"
   try:
-    config = json.loads((folder / "config.json").read_text())
-    facts = json.loads((folder / "run.json").read_text())
+    config = files.read_mapping(folder / "config.json")
+    facts = files.read_mapping(folder / "run.json")
     method = config["method"]["name"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(

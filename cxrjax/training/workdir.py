@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 
 
@@ -82,9 +83,9 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
   began = any((workdir / name).exists() for name in ("run.json", "checkpoints"))
   if path.exists() and began:
     try:
-      old = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-      raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+      old = files.read_mapping(path)
+    except (OSError, files.Damaged) as error:
+      raise UserError(f"{path} cannot be read ({error}); choose another --workdir") from error
     changed = differences(old, config)
     if changed:
       raise UserError(
