@@ -235,6 +235,16 @@ def check_keywords(
       raise UserError(f"{key}.{name} is not an option{suggest(name, valid)}")
 
 
+def check_regex(value: Any, key: str) -> None:
+  """Raises a UserError that names `key` where `value` is no regular expression."""
+  if not isinstance(value, str):
+    raise UserError(f"{key}: {value!r} is no text; give a regular expression in quotes")
+  try:
+    re.compile(value)
+  except (re.error, RecursionError, OverflowError) as error:
+    raise UserError(f"{key}: {value!r} is no regular expression: {error}") from error
+
+
 def freeze(value: Any) -> Any:
   """Config values as hashable Python: lists become tuples; mappings become plain dicts."""
   if isinstance(value, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -90,22 +91,27 @@ class Optimizer:
       raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
     for option, rules in self._rules.items():
       for regex in rules:
-        try:
-          re.compile(regex)
-        except re.error as error:
-          raise UserError(
-            f"config.optimizer.{option}: {regex!r} is no regular expression: {error}") from error
+        build.check_regex(regex, f"config.optimizer.{option}")
+    for regex, scale in self.lr_scale:
+      number = isinstance(scale, int | float) and not isinstance(scale, bool)
+      if not number or not 0 <= scale < math.inf:
+        raise UserError(f"config.optimizer.lr_scale has {scale!r} for {regex!r}; give a number "
+                        "that is 0 (frozen) or above")
+    for _, time in self.freeze:
+      self.clock.steps(time, "config.optimizer.freeze")
     _ = self.schedules, self._direction
 
   @functools.cached_property
   def _rules(self) -> dict[str, list[str]]:
     """The regular expressions of every option that has some."""
-    rules: dict[str, list[str]] = {"lr_constant": list(self.lr_constant)}
-    for option in ("freeze", "lr_scale"):
-      for rule in getattr(self, option):
-        if len(rule) != 2:
-          raise UserError(f"config.optimizer.{option} takes pairs (regex, value), not {rule!r}")
-      rules[option] = [regex for regex, _ in getattr(self, option)]
+    rules: dict[str, list[str]] = {}
+    for option in ("lr_constant", "freeze", "lr_scale"):
+      given, pairs = getattr(self, option), option != "lr_constant"
+      if not isinstance(given, tuple | list) or any(
+          pairs and not (isinstance(rule, tuple | list) and len(rule) == 2) for rule in given):
+        wanted = '(("regex", value), ...)' if pairs else '("regex", ...)'
+        raise UserError(f"config.optimizer.{option}={given!r} must be like {wanted}")
+      rules[option] = [rule[0] if pairs else rule for rule in given]
     return rules
 
   @functools.cached_property
