@@ -17,9 +17,12 @@ from cxrjax.core.build import locate, trust
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The experiment, configs/X.py[:arg]; --config.a.b=value changes one key.",
-  lock_config=True)
+try:
+  _CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, configs/X.py[:arg]; --config.a.b=value changes one key.",
+    lock_config=True)
+except flags.Error as error:  # a --flagfile is looked at already here
+  command.stop(str(error).removeprefix("ERROR:: "))
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Checkpoints, metrics and report; the same one again resumes. Default: "
   "runs/<config>-<time>.")

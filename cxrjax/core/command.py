@@ -15,10 +15,15 @@ def say(line: str) -> None:
   print(shown(line, keep="\n\t"), flush=True)  # noqa: T201
 
 
+def stop(error: object) -> NoReturn:
+  """Ends the program by status 2 and one line on stderr."""
+  sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
+  sys.exit(2)
+
+
 def run(command: Callable[[], int | None]) -> NoReturn:
-  """Ends the program by a command's exit status; 2 and one line on stderr for a UserError."""
+  """Ends the program by a command's exit status; see `stop` for a UserError."""
   try:
     sys.exit(command())
   except UserError as error:
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)
+    stop(error)

@@ -9,9 +9,10 @@ name.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 # Spreadsheets of some languages take the wide forms of these characters for them.
 _RUNS = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -32,13 +33,13 @@ def plain(text: str) -> str:
   return text[1:] if text.startswith("'") and _RUNS.match(text) else text
 
 
-def write(opened: TextIO, rows: Iterable[Iterable[Any]]) -> None:
+def write(opened: io.TextIOBase, rows: Iterable[Iterable[Any]]) -> None:
   """Adds rows, each ended by a newline."""
   for row in rows:
     opened.write(",".join(map(cell, row)) + "\n")
 
 
-def read(opened: TextIO) -> Iterator[list[str]]:
+def read(opened: io.TextIOBase) -> Iterator[list[str]]:
   """Rows of a table that `write` wrote, to a file opened with `newline=""`."""
   for row in csv.reader(opened):
     yield [plain(text) for text in row]

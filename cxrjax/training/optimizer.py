@@ -78,9 +78,9 @@ class Optimizer:
   weight_decay: Any = dataclasses.field(default_factory=lambda: {"start": 0.04, "end": 0.4})
   coupled_decay: bool = False
   clip: float = 3.0
-  freeze: tuple[tuple[str, str], ...] = ()
-  lr_scale: tuple[tuple[str, float], ...] = ()
-  lr_constant: tuple[str, ...] = ()
+  freeze: Any = ()  # these three are checked below, with errors that name them
+  lr_scale: Any = ()
+  lr_constant: Any = ()
   layer_decay: float = 1.0
   layer_names: tuple[str, ...] = ()
 
@@ -89,9 +89,12 @@ class Optimizer:
       raise UserError(f"config.optimizer.layer_decay={self.layer_decay} must be above 0, at most 1")
     if self.clip < 0:
       raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
-    for option, rules in self._rules.items():
-      for regex in rules:
-        build.check_regex(regex, f"config.optimizer.{option}")
+    for option in ("lr", "weight_decay"):
+      given = getattr(self, option)
+      for value in given.values() if isinstance(given, Mapping) else [given]:
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+          raise UserError(f"config.optimizer.{option} has {value}, which must be 0 or above")
+    _ = self._rules, self.schedules, self._direction
     for regex, scale in self.lr_scale:
       number = isinstance(scale, int | float) and not isinstance(scale, bool)
       if not number or not 0 <= scale < math.inf:
@@ -99,12 +102,11 @@ class Optimizer:
                         "that is 0 (frozen) or above")
     for _, time in self.freeze:
       self.clock.steps(time, "config.optimizer.freeze")
-    _ = self.schedules, self._direction
 
   @functools.cached_property
   def _rules(self) -> dict[str, list[str]]:
     """The regular expressions of every option that has some."""
-    rules: dict[str, list[str]] = {}
+    rules: dict[str, list[Any]] = {}
     for option in ("lr_constant", "freeze", "lr_scale"):
       given, pairs = getattr(self, option), option != "lr_constant"
       if not isinstance(given, tuple | list) or any(
@@ -112,6 +114,8 @@ class Optimizer:
         wanted = '(("regex", value), ...)' if pairs else '("regex", ...)'
         raise UserError(f"config.optimizer.{option}={given!r} must be like {wanted}")
       rules[option] = [rule[0] if pairs else rule for rule in given]
+      for regex in rules[option]:
+        build.check_regex(regex, f"config.optimizer.{option}")
     return rules
 
   @functools.cached_property
