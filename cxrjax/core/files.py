@@ -17,7 +17,6 @@ import struct
 import warnings
 import zipfile
 import zlib
-from lzma import LZMAError
 from typing import Any
 
 import ml_dtypes
@@ -28,7 +27,7 @@ MAX_DEPTH = 64  # of lists and mappings in one another
 MAX_RATIO = 200  # unpacked to packed size of a member of a zip of more than SMALL bytes
 SMALL = 16 << 20
 _MEMBERS = 100_000  # of a file of arrays
-_CHUNK, _PACKED_CHUNK = 1 << 20, 4096  # bytes; of bzip2 and xz a chunk is of what is packed
+_CHUNK = 1 << 20  # bytes that are unpacked at a time
 _HEADER = 100 << 20  # of a .safetensors, as its own library has it
 _PLAIN = "biufcSU"  # kinds of arrays that hold their own numbers or texts
 _SAFE = {
@@ -138,19 +137,21 @@ def unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
     raise Damaged(f"it would unpack to {size:,} bytes from {info.compress_size:,}")
   if info.flag_bits & 1:
     raise Damaged("it is encrypted")
-  fast = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+  if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    # The others are unpacked by as many bytes as they please at a time.
+    raise Damaged("it is packed in a way that is not read here (only stored and deflated are)")
   parts, count = [], 0
   try:
     # In pieces: as a whole, all that the member holds would be unpacked, whatever its size is said
     # to be.
     with archive.open(info) as member:
-      while part := member.read(_CHUNK if fast else _PACKED_CHUNK):
+      while part := member.read(_CHUNK):
         parts.append(part)
         count += len(part)
-  except (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, struct.error) as error:
-    raise Damaged(f"it is damaged ({error or type(error).__name__})") from error
+  except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+    raise Damaged(f"it is damaged ({str(error)[:200] or type(error).__name__})") from error
   except (NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-    raise Damaged(f"it is packed in a way that Python cannot read ({error})") from error
+    raise Damaged(f"it is packed in a way that is not read here ({error})") from error
   if count != size:
     raise Damaged(f"it unpacks to {count:,} bytes, where the zip says {size:,}")
   return b"".join(parts)
@@ -211,7 +212,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
           found[name] = parse_npy(data)
           room -= len(data)
     except zipfile.BadZipFile as error:
-      raise Damaged(f"it is damaged ({error})") from error
+      raise Damaged(f"it is damaged ({str(error)[:200]})") from error
   return found
 
 

@@ -111,10 +111,14 @@ class Archive:
         self._zip = files.open_zip(self.path if content is None else io.BytesIO(content))
         archive_parts.check_start(self._zip)
       for info in self._zip.infolist():
-        if not info.is_dir():
+        if not info.filename.endswith("/"):
           self._accept(self._where, info.filename, info)
     if nested:
-      self._open_inner()
+      try:
+        self._open_inner()
+      except UserError:
+        self.close()
+        raise
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -280,7 +284,7 @@ class Archive:
     try:
       yield
     except _DAMAGE as error:
-      detail = " ".join(str(error).split()) or type(error).__name__
+      detail = " ".join(str(error).split())[:200] or type(error).__name__
       if name:
         raise UserError(
           f"{self.path}: {name} in it is damaged ({detail}); download it again") from error

@@ -34,7 +34,6 @@ _TYPES = {
   "CharStorage": np.dtype("i1"), "ByteStorage": np.dtype("u1"), "BoolStorage": np.dtype("bool"),
 }
 _PROGRAM = 256 << 20  # bytes of a pickle without its numbers; most have less than a megabyte
-_MANY = 1_000_000
 _LEGACY = 0x1950A86A20F9469CFC6C  # the number that files of torch before 1.6 begin with
 
 
@@ -254,6 +253,8 @@ def _read_zip(path: pathlib.Path) -> Any:
   root = pickled[0].partition("/")[0]
 
   def member(name: str, limit: int) -> bytes:
+    if f"{root}/{name}" not in archive.NameToInfo:
+      raise Damaged(f"it lacks {name}")
     return files.unzip(archive, archive.getinfo(f"{root}/{name}"), limit)
 
   if f"{root}/byteorder" in names and member("byteorder", 16) != b"little":
@@ -277,8 +278,13 @@ def _read_legacy(path: pathlib.Path) -> Any:
 
     def content() -> bytes:
       with files.opened(path) as file:
+        if key not in places:
+          raise Damaged(f"it lacks the numbers of {key!r}")
         file.seek(places[key])
-        return _Short(file).read(count * dtype.itemsize)
+        try:
+          return _Short(file).read(count * dtype.itemsize)
+        except EOFError as error:
+          raise Damaged("it is cut short") from error
 
     return _Storage(dtype, count, content)
 
@@ -305,22 +311,26 @@ def _read_legacy(path: pathlib.Path) -> Any:
 def tensors(tree: Any) -> dict[str, Any]:
   """Every tensor in nested dicts by its dotted name; lists and other objects are left out.
 
+  A dict that is in several others counts where it is the least deep.
+
   Raises:
-    Damaged: dicts that hold one another without end, or too many of them.
+    Damaged: dicts in one another without end.
   """
   found: dict[str, Any] = {}
   waiting = [("", tree)] if isinstance(tree, dict) else []
+  seen: set[int] = set()
   for _ in range(files.MAX_DEPTH):
     below = []
     for prefix, level in waiting:
+      if id(level) in seen:
+        continue
+      seen.add(id(level))
       for name, value in level.items():
         dotted = f"{prefix}{name}"
         if isinstance(value, Tensor):
           found[dotted] = value
         elif isinstance(value, dict):
           below.append((f"{dotted}.", value))
-      if len(found) + len(below) > _MANY:
-        raise Damaged(f"it holds more than {_MANY:,} tensors and dicts")
     waiting = below
   if waiting:
     raise Damaged(f"its dicts nest more than {files.MAX_DEPTH} levels deep")
