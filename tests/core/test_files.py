@@ -200,7 +200,8 @@ FILES = {
   "shared.pth": checkpoint(SHARED), "copies.pth": checkpoint(COPIES),
   "itself.pth": checkpoint(b"\x80\x02}q\0X\x01\0\0\0ah\0s."),
   "changes.pth": checkpoint(b"\x80\x02ctorch\nFloatStorage\n}X\x05\0\0\0dtypeX\x03\0\0\0<i4sb."),
-  "changes more.pth": checkpoint(b"\x80\x02ctorch._utils\n_rebuild_tensor\nN}X\x01\0\0\0aK\x01s\x86b."),
+  "changes more.pth": checkpoint(
+    b"\x80\x02ctorch._utils\n_rebuild_tensor\nN}X\x01\0\0\0aK\x01s\x86b."),
   "repeated.pth": rebuilt((1 << 30, 1 << 30), (0, 0)), "beyond.pth": rebuilt((4, 5), (5, 1)),
   "before.pth": rebuilt((4,), (1,), -1), "backwards.pth": rebuilt((4,), (-1,), 8),
   "uneven.pth": rebuilt((4, 4), (1,)), "texts.pth": rebuilt(("4",), (1,)),
