@@ -31,7 +31,8 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from cxrjax.core.build import suggest
+from cxrjax.core import command
+from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 
@@ -54,6 +55,8 @@ _OVERLAYS = flags.DEFINE_string(
   "alone, gradcam of a classifier and attention of a pretrained transformer.", flag_values=FLAGS)
 _FORMAT = flags.DEFINE_string("format", "csv", "csv or parquet.", flag_values=FLAGS)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a dispatch.", flag_values=FLAGS)
+_TRUST = flags.DEFINE_list(
+  "trust", [], "Your own modules that the runs may name.", flag_values=FLAGS)
 _OVERWRITE = flags.DEFINE_boolean(
   "overwrite", False, "Begin anew whatever is in --out.", flag_values=FLAGS)
 
@@ -61,7 +64,7 @@ _OVERWRITE = flags.DEFINE_boolean(
 def predict(
     workdir: str, paths: Sequence[str], out: str, *, embed: bool = False, lungs: str | None = None,
     overlays: str = "", kind: str = "csv", batch_size: int = 64, overwrite: bool = False,
-    progress: bool = True, say: Callable[[str], None] = print) -> int:
+    progress: bool = True, say: Callable[[str], None] = command.say) -> int:
   """The command, see above.
 
   Args:
@@ -120,8 +123,8 @@ def predict(
                      file=sys.stderr, disable=not progress, dynamic_ncols=True) as bar:
         for part in work.run(images, rows, batch_size):
           journal.add(part)
-          notes += [(identifier(name), note) for name, said in zip(part.ids, part.notes, strict=True)
-                    for note in said]
+          notes += [(identifier(name), note)
+                    for name, said in zip(part.ids, part.notes, strict=True) for note in said]
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
       journal.finish(
@@ -181,22 +184,20 @@ def main(argv: list[str]) -> int:
     raise UserError(str(error).splitlines()[0]) from error
   if not _WORKDIR.value or not _OUT.value or not paths:
     raise UserError("--workdir=RUN, --out=DIR and paths of images are needed; --help says more")
+  trust(_TRUST.value)
   keep_freed_memory()
   keep_compiled()
   rows = predict(
     _WORKDIR.value, paths, _OUT.value, embed=_EMBED.value, lungs=_LUNGS.value,
     overlays=_OVERLAYS.value, kind=_FORMAT.value, batch_size=_BATCH_SIZE.value,
-    overwrite=_OVERWRITE.value, say=lambda line: sys.stdout.write(line + "\n"))
+    overwrite=_OVERWRITE.value)
   return 0 if rows else 1
 
 
 def run() -> None:
-  """The program: a UserError is one line on stderr and exit status 2."""
+  """The program; see `command.run`."""
   try:
-    sys.exit(main(sys.argv))
-  except UserError as error:
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)
+    command.run(lambda: main(sys.argv))
   except KeyboardInterrupt:
     sys.stderr.write("stopped; the same command goes on\n")
     sys.exit(130)

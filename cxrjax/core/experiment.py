@@ -6,7 +6,6 @@ the method, and fills in `method` and what its paper does otherwise.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cxrjax.core import files
 from cxrjax.core.args import literal, parse_arg
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
@@ -274,7 +274,11 @@ def backbone(o: ConfigDict) -> dict[str, Any]:
   """`config.model`: the network of the run that `o.init` names, or as `o.model` says."""
   run = pathlib.Path(o.init).expanduser() / "config.json"
   if o.init and run.is_file():
-    model = json.loads(run.read_text())["model"]
+    try:
+      model = dict(files.read_mapping(run)["model"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+      raise UserError(f"--config=...:init={o.init} holds no run: its config.json cannot be used "
+                      f"({error}); give the workdir of a finished one") from error
     own = {"drop_path": o.drop_path, "image_size": o.image_size}
     return {**model, **{key: value for key, value in own.items() if key in model}}
   return _network(o) | ({"width": o.encoder_width} if o.encoder_width else {})

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxrjax.core.build import suggest
+from cxrjax.core.build import check_regex, suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import choices, decode, folder_csv, folder_index, hashes, splits, store
 from cxrjax.data.folder_csv import KEY
@@ -234,11 +234,10 @@ def _by_folder(index: folder_index.Index) -> folder_csv.Listed:
 
 
 def _pattern(patient_regex: str | None) -> re.Pattern | None:
-  try:
-    return None if patient_regex is None else re.compile(patient_regex)
-  except re.error as error:
-    raise UserError(f"{KEY}.patient_regex={patient_regex!r} is no regular expression: {error}"
-                    ) from error
+  if patient_regex is None:
+    return None
+  check_regex(patient_regex, f"{KEY}.patient_regex")
+  return re.compile(patient_regex)
 
 
 def _match(pattern: re.Pattern, path: str) -> str:

@@ -27,8 +27,10 @@ import numpy as np
 import tqdm
 from jaxtyping import Int8, Int32, Int64
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
+from cxrjax.core.text import shown
 from cxrjax.data import archive, decode, dicom, hashes, store
 
 PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -107,7 +109,8 @@ class Index:
 
   def learn(self, rows: Int64[np.ndarray, "_"]) -> None:
     """Fills in `facts` of some rows, reading the files that were not read before."""
-    self.facts.learn(rows, self.open, self._key, self._save, f"reading {self.root.name}")
+    self.facts.learn(rows, self.open, self._key, self._save,
+                     f"reading {shown(self.root.name)}")
 
   @contextlib.contextmanager
   def open(self, row: int) -> Iterator[io.BufferedIOBase]:
@@ -194,8 +197,8 @@ class _Walk:
   def listing(self) -> _Listing:
     listed = time.time_ns()
     if self._root.is_dir():
-      with tqdm.tqdm(desc=f"listing {self._root.name}", unit=" files", file=sys.stderr, delay=2,
-                     mininterval=0.5, dynamic_ncols=True, leave=False) as self._bar:
+      with tqdm.tqdm(desc=f"listing {shown(self._root.name)}", unit=" files", file=sys.stderr,
+                     delay=2, mininterval=0.5, dynamic_ncols=True, leave=False) as self._bar:
         # Links come last: a folder that is there in its own right is known by its own name.
         links = self._folders([""])
         while links:
@@ -334,8 +337,8 @@ def _carry_over(now: _Listing, old: _Listing) -> bool:
 
 def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
   """What was remembered; None where nothing is, or with another key."""
-  # A damaged file raises whatever the damage makes NumPy raise; a zip has checksums.
-  with contextlib.suppress(Exception), open(file, "rb") as opened, np.load(opened) as found:
+  with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one is made again
+    found = files.read_npz(file)
     if int(found["version"]) != _VERSION or str(found["key"]) != _key_mark(key):
       return None
     texts = {name: _unpack(found[name]) for name in ("paths", "zips", "notes")}

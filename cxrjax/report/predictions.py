@@ -12,12 +12,13 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from cxrjax.core import tables
 from cxrjax.core.errors import UserError
 
 EMBEDDING = "embedding"
@@ -129,15 +130,9 @@ def write_rows(opened: TextIO, predictions: Predictions, header: bool) -> None:
   table = columns(predictions)
   table.pop(EMBEDDING, None)
   if header:
-    opened.write(line(table))
-  for row in zip(*table.values(), strict=True):
-    opened.write(line([f"{x:.9g}" if isinstance(x, float) else str(x) for x in row]))
-
-
-def line(cells: Iterable[str]) -> str:
-  r"""A line of a CSV, quoted wherever a reader would see an end; `csv.writer` overlooks `\r`."""
-  return ",".join('"{}"'.format(cell.replace('"', '""')) if _QUOTED & set(cell) else cell
-                  for cell in cells) + "\n"
+    tables.write(opened, [table])
+  tables.write(opened, ([f"{x:.9g}" if isinstance(x, float) else x for x in row]
+                        for row in zip(*table.values(), strict=True)))
 
 
 def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:

@@ -7,8 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.data import hashes, leaks, splits
 from cxrjax.evals.parts import Data
@@ -89,9 +88,10 @@ def seen_before(
   if not path or not file.is_file():
     return []
   try:
-    remembered = np.load(file, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise UserError(f"{file} is damaged ({error}); remove it to go on without it") from error
+    remembered = files.read_npy(file)
+  except (OSError, files.Damaged) as error:
+    raise UserError(f"{KEY}={path}: its {guard.FILE} cannot be read ({error}), so it is not known "
+                    "which patients it learnt from; start from another run") from error
   secret = hashes.patient_key(cache_dir)
   remarks = []
   for name, data in evaluations.items():

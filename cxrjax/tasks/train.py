@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import functools
 import inspect
-import json
 import pathlib
 import signal
 import sys
@@ -19,8 +18,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cxrjax import data as sources
+from cxrjax.core import files
 from cxrjax.core.build import build, freeze
 from cxrjax.core.clock import tabulate
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
@@ -299,7 +300,7 @@ def now() -> str:
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Runs `config` in `workdir` to its end; returns the exit status.
 
   0 finished (now or before); 128 + signal where a signal stopped it after saving.
@@ -374,8 +375,12 @@ def _finished(config: Mapping[str, Any], workdir: pathlib.Path) -> bool:
   done = False
   if jax.process_index() == 0:
     facts = workdir / "run.json"
-    done = (workdirs.settle_config(workdir, config) and facts.exists()
-            and json.loads(facts.read_text()).get("status") == "finished")
+    try:
+      done = (workdirs.settle_config(workdir, config) and facts.exists()
+              and files.read_mapping(facts).get("status") == "finished")
+    except (OSError, files.Damaged) as error:
+      raise UserError(f"{facts} cannot be read ({error}); remove it, and the same command goes on "
+                      "from the last checkpoint") from error
   if jax.process_count() > 1:
     done = bool(multihost_utils.broadcast_one_to_all(np.bool_(done)))
   return done

@@ -80,10 +80,10 @@ class Optimizer:
   decay_vectors: bool = False
   clip: float = 3.0
   clip_per: str = "tensor"
-  freeze: tuple[tuple[str, str], ...] = ()
-  hold: tuple[tuple[str, str], ...] = ()
-  lr_scale: tuple[tuple[str, float], ...] = ()
-  lr_constant: tuple[str, ...] = ()
+  freeze: Any = ()  # these four are checked below, with errors that name them
+  hold: Any = ()
+  lr_scale: Any = ()
+  lr_constant: Any = ()
   layer_decay: float = 1.0
   layer_names: tuple[str, ...] = ()
 
@@ -97,24 +97,34 @@ class Optimizer:
           f"{', '.join(valid)}")
     if self.clip < 0:
       raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
-    for option, rules in self._rules.items():
-      for regex in rules:
-        try:
-          re.compile(regex)
-        except re.error as error:
-          raise UserError(
-            f"config.optimizer.{option}: {regex!r} is no regular expression: {error}") from error
-    _ = self.schedules, self._direction
+    for option in ("lr", "weight_decay"):
+      given = getattr(self, option)
+      for value in given.values() if isinstance(given, Mapping) else [given]:
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+          raise UserError(f"config.optimizer.{option} has {value}, which must be 0 or above")
+    _ = self._rules, self.schedules, self._direction
+    for regex, scale in self.lr_scale:
+      number = isinstance(scale, int | float) and not isinstance(scale, bool)
+      if not number or not 0 <= scale < math.inf:
+        raise UserError(f"config.optimizer.lr_scale has {scale!r} for {regex!r}; give a number "
+                        "that is 0 (frozen) or above")
+    for option in ("freeze", "hold"):
+      for _, time in getattr(self, option):
+        self.clock.steps(time, f"config.optimizer.{option}")
 
   @functools.cached_property
   def _rules(self) -> dict[str, list[str]]:
     """The regular expressions of every option that has some."""
-    rules: dict[str, list[str]] = {"lr_constant": list(self.lr_constant)}
-    for option in ("freeze", "hold", "lr_scale"):
-      for rule in getattr(self, option):
-        if len(rule) != 2:
-          raise UserError(f"config.optimizer.{option} takes pairs (regex, value), not {rule!r}")
-      rules[option] = [regex for regex, _ in getattr(self, option)]
+    rules: dict[str, list[Any]] = {}
+    for option in ("lr_constant", "freeze", "hold", "lr_scale"):
+      given, pairs = getattr(self, option), option != "lr_constant"
+      if not isinstance(given, tuple | list) or any(
+          pairs and not (isinstance(rule, tuple | list) and len(rule) == 2) for rule in given):
+        wanted = '(("regex", value), ...)' if pairs else '("regex", ...)'
+        raise UserError(f"config.optimizer.{option}={given!r} must be like {wanted}")
+      rules[option] = [rule[0] if pairs else rule for rule in given]
+      for regex in rules[option]:
+        build.check_regex(regex, f"config.optimizer.{option}")
     return rules
 
   @functools.cached_property

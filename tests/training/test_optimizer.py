@@ -1,6 +1,7 @@
 """The optimiser against AdamW written out in NumPy, with DINO's freezing and clipping."""
 
 import importlib
+import math
 import re
 
 import jax
@@ -11,7 +12,7 @@ from small import full
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.training import lars
+from cxrjax.training import lars, sharding
 from cxrjax.training.optimizer import Optimizer, path_names
 
 CLOCK = Clock(total_steps=10, steps_per_epoch=2.0, batch_size=128)
@@ -205,6 +206,35 @@ def test_mistakes():
     Optimizer(clock=CLOCK, lr_rule="root")
   with pytest.raises(UserError, match="hold: 'protypes' matches no parameter"):
     Optimizer(clock=CLOCK, hold=(("protypes", "1 epochs"),)).check(PARAMS)
+
+
+@pytest.mark.parametrize("options, message", [
+  ({"lr_scale": ((1, 0.5),)}, "lr_scale: 1 is no text"),
+  ({"lr_scale": {1: 0.5}}, r'lr_scale=.* must be like \(\("regex", value\)'),
+  ({"lr_scale": (("^body/", -1),)}, "lr_scale has -1 for"),
+  ({"lr_scale": (("^body/", "2"),)}, "lr_scale has '2' for"),
+  ({"lr_scale": (("^body/", math.nan),)}, "lr_scale has nan for"),
+  ({"lr_scale": (("^body/", True),)}, "lr_scale has True for"),
+  ({"lr_scale": "body"}, "lr_scale='body' must be like"),
+  ({"lr_scale": ("ab",)}, "must be like"),
+  ({"freeze": ((1, "1 epochs"),)}, "freeze: 1 is no text"),
+  ({"freeze": (("body", "sometimes"),)}, "config.optimizer.freeze='sometimes'"),
+  ({"lr_constant": (1,)}, "lr_constant: 1 is no text"),
+  ({"lr_constant": 3}, "lr_constant=3 must be like"),
+  ({"lr": -1e-3}, "optimizer.lr has -0.001"), ({"lr": {"start": 1e-3, "end": -1}}, "lr has -1"),
+  ({"weight_decay": -0.1}, "weight_decay has -0.1")])
+def test_rules_and_signs(options, message):
+  with pytest.raises(UserError, match=message) as error:
+    Optimizer(clock=CLOCK, **options)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "rules", ["fsdp", ((1, "fsdp"),), (("(", "fsdp"),), ((".*",),), ((".*", 3),)])
+def test_rules_of_the_mesh(rules):
+  with pytest.raises(UserError, match=r"config\.mesh\.rules"):
+    sharding.check_rules(rules)
+  assert sharding.check_rules(((".*", "fsdp"),)) == ((".*", "fsdp"),)
 
 
 def test_layers_near_the_input_learn_slower():

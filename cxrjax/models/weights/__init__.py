@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -57,11 +55,16 @@ def load(
       missing or unexpected arrays, or numbers that are not finite.
   """
   file = files.read(path, key)
+  return adapt(_recognised(file), encoder, file.named, str(path), (mean, std))
+
+
+def _recognised(file: files.File) -> layouts.Found:
+  """The network in a file, whose arrays may be of any types and shapes."""
   try:
-    found = layouts.recognise(file)
-  except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-    raise UserError(f"{file.named} is damaged: {str(error)[:200]}; fetch it again") from error
-  return adapt(found, encoder, file.named, str(path), (mean, std))
+    return layouts.recognise(file)
+  except (ValueError, TypeError, LookupError, OSError) as error:
+    raise UserError(f"{file.named} is damaged, or holds no network: {str(error)[:200]}; fetch it "
+                    "again") from error
 
 
 def fit(
