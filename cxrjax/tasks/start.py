@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import leaks, splits
+from cxrjax.data import image_hash, leaks
 from cxrjax.evals.parts import Data
 from cxrjax.models import weights
 from cxrjax.tasks import guard
@@ -62,7 +62,10 @@ def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
 
 
 def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[str]:
-  """Refuses test images of patients that the starting run has learnt from; returns remarks.
+  """Refuses test images that the starting run has learnt from, or whose patients; remarks.
+
+  Patients are compared by name and images by what they show: under other names, in other splits
+  and formats an image is the same.
 
   Args:
     path: `config.init.path`.
@@ -70,24 +73,49 @@ def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[
     choice: `config.data.shared_patients`, "error" or "allow".
 
   Raises:
-    UserError: there are such patients, and `choice` is "error".
+    UserError: there are such patients or images, and `choice` is "error".
   """
-  file = pathlib.Path(path).expanduser() / guard.FILE
-  if not path or not file.is_file():
+  if not path:
     return []
+  before, file = guard.learnt(path), pathlib.Path(path).expanduser() / guard.FILE
+  if before is None or not file.is_file():
+    return [f"{path} does not say what it learnt from, so whether test images, or other images of "
+            "their patients, were among it is not known"]
   remembered = np.load(file, allow_pickle=False)
   remarks = []
   for name, data in evaluations.items():
     if not isinstance(data, Data):
       continue
+    keys, info = guard.test_patients(data)
+    patients = set(leaks.overlap(remembered, keys))
     key, rows = data.rows["test"]
-    keys = splits.patient_keys(data.images[key])
-    both = leaks.overlap(remembered, [keys[i] for i in rows.tolist()])
-    if both and choice == "error":
-      raise UserError(
-        f"{len(both)} patients of config.evals.{name}'s test split were learnt from by {KEY}={path}"
-        f", e.g. {both[0]!r}, so results would flatter; start from another run, or set "
-        "config.data.shared_patients='allow'")
-    remarks.append(f"{name}: {len(both)} of its test patients are among those that {path} learnt "
-                   "from")
+    bits = image_hash.nearest(before.hashes, image_hash.of_images(data.images[key], rows))
+    same = np.flatnonzero(bits <= image_hash.SAME).tolist()
+    for found, what in (([i for i, k in enumerate(keys) if k in patients],
+                         f"are of {len(patients)} patients whom {KEY}={path} learnt from"),
+                        (same, f"are among those that {KEY}={path} learnt from")):
+      if found and choice == "error":
+        raise UserError(
+          f"{len(found)} of the {len(keys)} images of config.evals.{name}'s test split {what}, "
+          f"e.g. {data.ids('test')[found[0]]}, so results would flatter; start from a run on the "
+          "same data with the same split and patients (data.csv, data.patient_column), or set "
+          "config.data.shared_patients='allow'")
+    remarks.append(f"{name}: " + leaks.said(
+      len(patients), (leaks.known(keys, info), before.known),
+      ("test images", f"images that {path} learnt from"),
+      some=f"{len(patients)} of its test patients are among those that {path} learnt from",
+      none=f"no patient of the test images is among those that {path} learnt from",
+      whether=f"whether {path} learnt from a patient of the test images"))
+    remarks.append(f"{name}: " + _images(len(same), len(keys), before, path))
   return remarks
+
+
+def _images(same: int, total: int, before: guard.Learnt, path: str) -> str:
+  """What is said of the test images that a run has learnt from."""
+  if same:
+    return f"{same} of {total} test images are among those that {path} learnt from"
+  if before.unseen:
+    return (f"whether {path} learnt from a test image could not be checked, as it streamed "
+            f"{before.unseen} images")
+  return (f"none of the {total} test images looks the same as one that {path} learnt from (crops "
+          "are not recognised: configs/audit.py finds them)")

@@ -311,7 +311,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
                  status="running", **environment(), **facts)
     if main:
-      guard.remember(run.source, workdir)
+      guard.remember(
+        run.loader, run.source, workdir, (config.get("init") or {}).get("path", ""))
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["checkpoint"]["keep"])
     try:
       writer.arrays("views", **look.views(run))
