@@ -383,7 +383,8 @@ def _own_val(
 def _shared(data: Data) -> tuple[str, ...]:
   """Keys of the patients in more than one part, sorted."""
   keys = {key: patient_keys(images) for key, images in data.images.items()}
-  count = Counter(p for key, rows in data.rows.values() for p in {keys[key][i] for i in rows} - {""})
+  count = Counter(
+    p for key, rows in data.rows.values() for p in {keys[key][i] for i in rows} - {""})
   return tuple(sorted(p for p, n in count.items() if n > 1))
 
 

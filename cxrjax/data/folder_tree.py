@@ -1,0 +1,216 @@
+"""What the folders of a tree say: splits and classes, or the patients and studies of an archive."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import pathlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from cxrjax.data import folder_csv, folder_index, hashes, header_keys, spelling
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
+               "validation": "val", "dev": "val", "test": "test", "testing": "test"}
+_IDENTITIES = ("PatientID", "PatientName", "AccessionNumber")
+_SHORT = 4  # letters that a part of a name must have to be taken for somebody's number
+_FEW, _MANY = 5, 8  # images of a class, and classes, that look like patients' folders
+
+
+def by_folder(index: folder_index.Index) -> folder_csv.Listed:
+  """Classes and splits by the folders that images lie in.
+
+  Folders of one patient each, as DICOM headers have it, are no classes: archives export
+  patients, studies and series as folders.
+  """
+  rows = index.images
+  places = [index.paths[row].rpartition("/")[0] for row in rows.tolist()]
+  parts = {place: place.split("/") if place else [] for place in dict.fromkeys(places)}
+  folders = list(parts.values())
+  depth = 0  # folders around everything, such as the archive's own name
+  while (all(len(p) > depth + 1 for p in folders) and len({p[depth] for p in folders}) == 1
+         and folders[0][depth].lower() not in SPLIT_NAMES):
+    depth += 1
+  has_splits = any(len(p) > depth and p[depth].lower() in SPLIT_NAMES for p in folders)
+  split_of, class_of = {}, {}
+  for place, names in parts.items():
+    inner = names[depth:]
+    if has_splits:
+      split_of[place], inner = inner[0] if inner else "unsplit", inner[1:]
+    class_of[place] = inner[0] if inner else ""
+  splits = [split_of[p] for p in places] if has_splits else None
+  of = [class_of[place] for place in places]
+  notes = []
+  people = _patients_by_class(index, of)
+  if people and all(len(patients) == 1 for patients in people.values()):
+    notes = [f"the {len(people)} folders that could be classes are of one patient each, as DICOM "
+             "headers have it: they are taken for patients or studies, and images have no labels"]
+    of = [""] * len(of)
+  else:
+    notes = _remarks(of, people)
+  classes = tuple(sorted(set(of) - {""}))
+  table = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)
+  table[:-1] = np.eye(len(classes))
+  code = {name: i for i, name in enumerate(classes)}
+  return folder_csv.Listed(
+    rows=rows, labels=table[[code.get(name, -1) for name in of]], classes=classes,
+    exclusive=True, patients=None, patient_column="", splits=splits, sites=None, views=None,
+    sexes=None, ages=None, absent=(), notes=tuple(notes), advice="" if classes else _advice(index))
+
+
+def _patients_by_class(
+    index: folder_index.Index, of: Sequence[str]) -> dict[str, set[bytes]]:
+  """Patients of every class; none where a header does not tell one, or there are no two classes."""
+  rows = index.images
+  if len(set(of) - {""}) < 2 or not (index.kinds[rows] == folder_index.MEDICAL).all():
+    return {}
+  index.learn(rows)
+  found: dict[str, set[bytes]] = {}
+  for name, patient in zip(of, index.facts.patients[rows], strict=True):
+    if not patient.any():
+      return {}
+    if name:
+      found.setdefault(name, set()).add(patient.tobytes())
+  return found
+
+
+def _remarks(of: Sequence[str], people: dict[str, set[bytes]]) -> list[str]:
+  """What is odd about class folders."""
+  sizes = Counter(name for name in of if name)
+  notes = spelling.notes((name for name in of if name), "class", "folders")
+  alone = sorted(name for name, patients in people.items() if len(patients) == 1)
+  if alone:
+    notes.append(f"{len(alone)} of {len(sizes)} classes are of one patient each: are their folders "
+                 "patients? A class of one patient cannot be learnt")
+  few = sum(n < _FEW for n in sizes.values())
+  if not people and len(sizes) >= _MANY and 2 * few >= len(sizes):
+    notes.append(f"{few} of {len(sizes)} class folders hold fewer than {_FEW} images: if folders "
+                 "are patients, name them with data.patient_regex='^([^/]+)/' and give labels in a "
+                 "table with data.csv")
+  return notes
+
+
+def uneven(listed: folder_csv.Listed, splits: Sequence[str]) -> list[str]:
+  """Remarks on classes that some splits lack.
+
+  Args:
+    listed: the images.
+    splits: of each.
+  """
+  present = listed.labels == 1
+  where = {name: {split for split, there in zip(splits, column, strict=True) if there and split}
+           for name, column in zip(listed.classes, present.T, strict=True)}
+  found = []
+  if len({s for s in splits if s}) > 1:
+    for name, of in where.items():
+      if not of:
+        found.append(f"class {name!r} has no image")
+      elif len(of) == 1:
+        found.append(f"class {name!r} occurs in the split {min(of)!r} only")
+  return found[:_MANY] + ([f"{len(found) - _MANY} more such classes"] if len(found) > _MANY else [])
+
+
+def _advice(index: folder_index.Index) -> str:
+  """How the folder could have labels."""
+  tables = [other.example for other in index.others if other.reason == "a table"]
+  if not tables:
+    return ("put the images of each class into a folder of its own, or name a table of labels with "
+            "data.csv=FILE and its columns with data.label_columns=NAME")
+  columns = ", ".join(folder_csv.columns_of(index, tables[0]))
+  return (f"name the table beside the images with data.csv={tables[0]}, its labels with "
+          f"data.label_columns=NAME and its patients with data.patient_column=NAME"
+          + (f" (it has the columns {columns})" if columns else ""))
+
+
+class Names:
+  """Paths as they are shown: a patient's ID or name in them, as headers have it, is replaced.
+
+  Args:
+    index: the images.
+    rows: of those that are shown.
+
+  Attributes:
+    shown: of each row, what it is called: its path, with `patient3` where that has somebody's ID,
+      name or accession number. Patients are numbered in the order of the paths.
+    note: what a reader should know of it; empty where all is as it was.
+  """
+
+  def __init__(self, index: folder_index.Index, rows: Int64[np.ndarray, "n"]):
+    self.shown = [index.paths[row] for row in rows.tolist()]
+    self.note = ""
+    self._hidden: dict[str, str] = {}  # folders as they are, and as they are shown
+    medical = np.flatnonzero(index.kinds[rows] == folder_index.MEDICAL)
+    if not len(medical):
+      return
+    self._key = index.key
+    self._hashes: dict[str, bytes] = {}
+    known = header_keys.digests(index, rows[medical], _IDENTITIES, _letters)
+    numbers: dict[bytes, str] = {}
+    for i, row in zip(medical.tolist(), known, strict=True):
+      who = (row[0] if row[0].any() else row[1]).tobytes()
+      values = {v.tobytes() for v in row if v.any()}
+      if values:
+        alias = numbers.setdefault(who, f"patient{len(numbers) + 1}")
+        self.shown[i] = self._without(self.shown[i], values, alias)
+    changed = [i for i in medical.tolist() if self.shown[i] != index.paths[rows[i]]]
+    if not changed:
+      return
+    taken: Counter[str] = Counter()
+    for i, name in enumerate(self.shown):
+      taken[name] += 1
+      if taken[name] > 1:
+        self.shown[i] = f"{name}~{taken[name]}"
+    self.note = (f"{len(changed)} paths have a patient's ID or name in them, as DICOM headers have "
+                 "it; here they are shown with patient1, ... in its place")
+    file = index.memory.with_name(f"{index.memory.stem}.names.csv")
+    with contextlib.suppress(OSError):
+      self._write(file, [(self.shown[i], index.paths[rows[i]]) for i in changed])
+      self.note += f", and {file} says which is which"
+
+  def hide(self, path: str) -> str:
+    """Another path of the same folders as it may be shown."""
+    parts = path.split("/")
+    return "/".join(self._hidden.get("/".join(parts[:k + 1]), part) for k, part in enumerate(parts))
+
+  def _without(self, path: str, values: set[bytes], alias: str) -> str:
+    parts = path.split("/")
+    for k, part in enumerate(parts):
+      clean = self._clean(part, values, alias)
+      if clean != part:
+        self._hidden["/".join(parts[:k + 1])] = clean
+    return self.hide(path)
+
+  def _clean(self, part: str, values: set[bytes], alias: str) -> str:
+    """A part of a path without its longest stretch that is one of the values."""
+    words = [*re.finditer(r"[^\W_]+", part)]
+    for length in range(min(len(words), 8), 0, -1):
+      for k in range(len(words) - length + 1):
+        start, end = words[k].start(), words[k + length - 1].end()
+        text = _letters(part[start:end])
+        if (len(text) >= _SHORT or length == len(words)) and self._hash(text) in values:
+          return part[:start] + alias + self._clean(part[end:], values, alias)
+    return part
+
+  def _hash(self, text: str) -> bytes:
+    if text not in self._hashes:
+      self._hashes[text] = header_keys.hashed(text, self._key)
+    return self._hashes[text]
+
+  @staticmethod
+  def _write(file: pathlib.Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Beside the index, which has the paths as well; readable by its owner only."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("shown", "path"), *rows])
+    with hashes.written(file) as opened:
+      opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _letters(text: str) -> str:
+  """Letters and digits alone: `DOE^JANE` and `doe_jane` are one."""
+  return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
