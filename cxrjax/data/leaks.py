@@ -59,7 +59,7 @@ def said(
   gaps = [f"of {k.unknown} of {k.images} {name}" for k, name in zip(sets, names, strict=True)
           if k.unknown]
   gaps = [f"patients are not known {' and '.join(gaps)}"] if gaps else []
-  namings = list(dict.fromkeys(n for k in sets for n in k.naming))
+  namings = list(dict.fromkeys(n for k in sets for n in k.naming if k.unknown < k.images))
   if len(namings) > 1:
     gaps.append(f"{' and '.join(namings)} name patients each in a way of its own")
   if shared or not gaps:

@@ -210,7 +210,7 @@ def labels_of(table: Any, info: Any) -> Labels:
       "say what it means with config.data.options.uncertain")
   return Labels(
     tuple(info.classes), info.exclusive, tuple((table.labels == 1).sum(0).tolist()),
-    tuple((~np.isnan(table.labels)).sum(0).tolist()))
+    tuple((~np.isnan(table.labels)).sum(0).tolist()), info.advice)
 
 
 def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
