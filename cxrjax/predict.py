@@ -11,7 +11,8 @@ PATHS are radiographs (PNG, JPEG, TIFF, BMP, DICOM), folders and zips of them. I
   lungs white, the rest black (1 bit), at the image's own size.
 - `overlays/ID.png` with `--overlays[=METHOD]`: what the network looks at over the image, relative
   to the map's maximum; of the class that is called (of findings, the likeliest).
-- `skipped.csv`: images that cannot be used, and why. They do not stop the others.
+- `skipped.csv`: images that cannot be used, files that are no images, and why. They do not stop
+  the others.
 - `predictions.json`: network, temperature, thresholds, counts.
 
 Stopped in any way, the same command goes on after the last batch that was written; with more images
@@ -87,6 +88,7 @@ def predict(
   from cxrjax.data.given import Files
   from cxrjax.inference import Work
   from cxrjax.report.journal import Journal
+  from cxrjax.report.predictions import Predictions
   from cxrjax.training.workdir import locked
 
   if kind not in FORMATS:
@@ -109,6 +111,9 @@ def predict(
     with locked(folder, "--out"), \
          contextlib.closing(Journal(folder, about, overwrite)) as journal:
       begun = time.perf_counter()
+      left = tuple(other for other in images.others if other[0] not in journal.done)
+      if left:
+        journal.add(Predictions((), network.classes, network.exclusive, skipped=left))
       rows = [i for i, name in enumerate(images.ids) if name not in journal.done]
       before = len(images.ids) - len(rows)
       if before:

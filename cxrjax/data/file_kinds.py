@@ -68,18 +68,21 @@ class Others:
 
   Attributes:
     kind: their extension, in words where they have none.
-    count: how many there are.
-    example: path of the first.
+    paths: of the files; of folders with `/` at the end.
     reason: why they are no images.
   """
 
   kind: str
-  count: int
-  example: str
+  paths: tuple[str, ...]
   reason: str
 
-  def __str__(self) -> str:
-    return f"{self.count} {self.kind} (such as {self.example}): {self.reason}"
+  def said(self, example: str) -> str:
+    """How many they are, and why they are none.
+
+    Args:
+      example: what the first of them is called.
+    """
+    return f"no image: {len(self.paths)} {self.kind} (such as {example}), {self.reason}"
 
 
 def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Others]:
@@ -103,4 +106,4 @@ def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Other
       kind = extension or "without extension", reason or "it begins as no image does"
     groups.setdefault(kind, []).append(paths[row])
   for (kind, reason), found in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-    yield Others(kind, len(found), found[0], reason)
+    yield Others(kind, tuple(found), reason)

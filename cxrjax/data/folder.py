@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import os
@@ -118,8 +117,8 @@ class Source:
     unlisted = np.flatnonzero(~np.isin(self._index.images, rows)).tolist()
     notes = [*self._index.notes, *_missing(csv, absent, [names.shown[i] for i in unlisted]),
              *listed.notes, names.note,
-             *(f"no image: {dataclasses.replace(other, example=names.hide(other.example))}"
-               for other in self._index.others if other.example != csv)]
+             *(other.said(names.hide(other.paths[0])) for other in self._index.others
+               if other.paths != (csv,))]
     headers = _Headers(self._index, rows)
     if pattern is not None:
       patients, by = [_match(pattern, path) for path in paths], f"patient_regex {patient_regex!r}"

@@ -160,7 +160,7 @@ class Index:
                kinds=now.kinds, states=now.states, **texts, **columns)
 
   def _nothing(self) -> None:
-    seen = ", ".join(f"{other.count} {other.kind}" for other in self.others[:3])
+    seen = ", ".join(f"{len(other.paths)} {other.kind}" for other in self.others[:3])
     known = ", ".join(file_kinds.EXTENSIONS)
     raise UserError(f"no images in {self.root}; they are known by {known}, or by their first bytes"
                     + (f" (it has other files: {seen})" if seen else ""))

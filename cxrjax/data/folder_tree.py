@@ -118,7 +118,7 @@ def uneven(listed: folder_csv.Listed, splits: Sequence[str]) -> list[str]:
 
 def _advice(index: folder_index.Index) -> str:
   """How the folder could have labels."""
-  tables = [other.example for other in index.others if other.reason == "a table"]
+  tables = [path for other in index.others if other.reason == "a table" for path in other.paths]
   if not tables:
     return ("put the images of each class into a folder of its own, or name a table of labels with "
             "data.csv=FILE and its columns with data.label_columns=NAME")

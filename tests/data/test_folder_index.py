@@ -53,7 +53,7 @@ def test_files_by_extension_in_any_case_and_dicom_by_its_first_bytes(root, encod
   index = Index(root)
   assert images(index) == ["1.2.840.55", "3.Dicom", "IM0001", "a/1.PNG", "a/2.bmp"]
   assert [int(index.kinds[row]) for row in index.images] == [1, 1, 1, 0, 0]
-  assert [(o.kind, o.count, o.example) for o in index.others] == [
+  assert [(o.kind, len(o.paths), o.paths[0]) for o in index.others] == [
     ("hidden", 2, ".git/"), ("without extension", 2, "6"), (".txt", 1, "notes.txt"),
     ("DICOMDIR", 1, "DICOMDIR")]
 
