@@ -305,9 +305,14 @@ def said_of_patients(parts: Sequence[Part], crossing: int) -> str:
   if len(parts) < 2:
     return "there is one split, which no patient can leave"
   is_ = "patient is" if crossing == 1 else "patients are"
+  of: dict[int, list[Part]] = {}
+  for part in parts:
+    of.setdefault(part.number, []).append(part)
   return leaks.said(
-    crossing, [leaks.known(p.patients, p.info) for p in parts],
-    [f"images of {p.name}" for p in parts], some=f"{crossing} {is_} in several splits",
+    crossing, [leaks.known([*itertools.chain(*(p.patients for p in own))], own[0].info)
+               for own in of.values()],
+    [f"images of {own[0].info.name}" if len(of) > 1 else "images" for own in of.values()],
+    some=f"{crossing} {is_} in several splits",
     none="no patient is in two splits", whether="whether a patient is in two splits")
 
 

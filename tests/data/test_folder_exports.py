@@ -1,4 +1,4 @@
-"""Exports of hospitals' archives: folders of patients and studies, and labels by what headers say."""
+"""Exports of archives: folders of patients and studies, and labels by what headers say."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_labels_by_what_headers_say(export, keyword, value, cache):
   kept = b"".join(f.read_bytes() for f in cache.rglob("*.npz"))
   assert not any(value.encode() in kept for value in rows if not value.isdecimal())
   (export / "list.csv").write_text(text.replace(keyword, "number"))
-  with pytest.raises(UserError, match=rf"no column that is called {keyword}; name it with .*key_col"):
+  with pytest.raises(UserError, match=rf"no column that is called {keyword}; name .*key_column"):
     open_source(f"folder:{export}", split="all", csv="list.csv", key=keyword)
   found = open_source(
     f"folder:{export}", split="all", csv="list.csv", key=keyword, key_column="number")
@@ -121,7 +121,7 @@ def test_mistakes_with_keys(export, text, key, word):
 def test_a_key_needs_dicom(tmp_path, encode, texture):
   (tmp_path / "1.png").write_bytes(encode(texture(20, 20)))
   (tmp_path / "list.csv").write_text("PatientID,label\n1,a\n")
-  with pytest.raises(UserError, match="key=PatientID is read from DICOM headers, and .* no DICOM"):
+  with pytest.raises(UserError, match=r"key=PatientID is read from DICOM headers, and .* no DICOM"):
     open_source(f"folder:{tmp_path}", split="all", csv="list.csv", key="PatientID")
   with pytest.raises(UserError, match=r"key needs config\.data\.options\.csv"):
     open_source(f"folder:{tmp_path}", split="all", key="PatientID")
