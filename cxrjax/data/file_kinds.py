@@ -15,10 +15,11 @@ PLAIN = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".tif", ".tif
          ".gif", ".pgm", ".ppm", ".pnm")
 DICOM = (".dcm", ".dicom", ".dic", ".ima", ".dcm.gz")
 EXTENSIONS = (*PLAIN, *DICOM)
+TABLE = "a table"
 # Files that are told apart by name alone; all others are looked into, as DICOM has any name.
 _NO_IMAGES = {
   ".zip": "a zip in a zip, which is not looked into",
-  **dict.fromkeys(table_file.EXTENSIONS, "a table"),
+  **dict.fromkeys(table_file.EXTENSIONS, TABLE),
   **dict.fromkeys((".txt", ".md", ".json", ".jsonl", ".xml", ".html", ".htm", ".yaml", ".yml",
                    ".log", ".pdf", ".doc", ".docx", ".rtf", ".xls", ".ods", ".parquet", ".py",
                    ".ipynb", ".sh", ".ini", ".cfg", ".csv.gz"), "a document"),

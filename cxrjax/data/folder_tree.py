@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from cxrjax.data import folder_csv, folder_index, hashes, header_keys, spelling
+from cxrjax.data import file_kinds, folder_csv, folder_index, hashes, header_keys, spelling
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                "validation": "val", "dev": "val", "test": "test", "testing": "test"}
@@ -54,6 +54,9 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
     of = [""] * len(of)
   else:
     notes = _remarks(of, people)
+  if tables := _tables(index):
+    notes.append(f"{tables[0]} is not read: data.csv={tables[0]} would take labels, patients and "
+                 "splits from it")
   classes = tuple(sorted(set(of) - {""}))
   table = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)
   table[:-1] = np.eye(len(classes))
@@ -118,7 +121,7 @@ def uneven(listed: folder_csv.Listed, splits: Sequence[str]) -> list[str]:
 
 def _advice(index: folder_index.Index) -> str:
   """How the folder could have labels."""
-  tables = [path for other in index.others if other.reason == "a table" for path in other.paths]
+  tables = _tables(index)
   if not tables:
     return ("put the images of each class into a folder of its own, or name a table of labels with "
             "data.csv=FILE and its columns with data.label_columns=NAME")
@@ -126,6 +129,11 @@ def _advice(index: folder_index.Index) -> str:
   return (f"name the table beside the images with data.csv={tables[0]}, its labels with "
           f"data.label_columns=NAME and its patients with data.patient_column=NAME"
           + (f" (it has the columns {columns})" if columns else ""))
+
+
+def _tables(index: folder_index.Index) -> list[str]:
+  return [path for other in index.others if other.reason == file_kinds.TABLE
+          for path in other.paths]
 
 
 class Names:

@@ -88,19 +88,17 @@ class Method:
 
   def __post_init__(self) -> None:
     if len(self.labels.classes) < (2 if self.labels.exclusive else 1):
-      raise UserError(
-        f"config.data.source has {self._named()}, too few to learn to tell apart; "
-        + (self.labels.advice or "give a labelled source"))
+      named = ", ".join(self.labels.classes)
+      raise UserError("config.data.source has " + (
+        f"one class only, {named}, and two are needed to learn to tell them apart; give a source "
+        "with both" if named else
+        f"no labels; {self.labels.advice or 'give a labelled source'}"))
     for name in ("smoothing", "dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"config.method.{name}={getattr(self, name)} must be in [0, 1)")
     if self.mixup < 0:
       raise UserError(f"config.method.mixup={self.mixup} must be 0 (off) or above")
     self._weights, self.schedules  # noqa: B018 - raise for what is no option
-
-  def _named(self) -> str:
-    classes = self.labels.classes
-    return f"one class only, {classes[0]!r}" if classes else "no labels"
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:

@@ -51,7 +51,9 @@ def remarks(workdir: str | os.PathLike[str]) -> list[str]:
   """What a reader of the table must know: images left out, values that are undefined, and why."""
   run, found = runs.read(workdir), []
   for name in run.evaluators():
-    told = [*(run.fact("data", name, "notes") or ())]
+    data = run.fact("data", name)
+    # Of one part alone, notes are those of its source, which are said before training.
+    told = [] if runs.lookup(data, "n") else [*(runs.lookup(data, "notes") or ())]
     of = run.fact("evaluation", name, runs.TRAINED)
     told += [runs.lookup(of, "remark"), runs.lookup(of, "linear", "remark"),
              *(runs.lookup(of, "threshold_remarks") or ()),

@@ -177,7 +177,8 @@ def test_what_is_to_be_known_of_the_data_is_said_before_training():
 
 def test_a_method_that_needs_labels_says_how_a_folder_could_have_them(tmp_path):
   for k in range(4):
-    Image.fromarray(np.arange(32 * 32).reshape(32, 32).astype(np.uint8) // (k + 1)).save(tmp_path / f"{k}.png")
+    pixels = np.arange(32 * 32).reshape(32, 32).astype(np.uint8) // (k + 1)
+    Image.fromarray(pixels).save(tmp_path / f"{k}.png")
   (tmp_path / "labels.csv").write_text("path,diagnosis,who\n" + "".join(
     f"{k}.png,{'ab'[k % 2]},{k}\n" for k in range(4)))
   tune = functools.partial(load, REPOSITORY / "configs" / "finetune.py")
