@@ -21,6 +21,7 @@ from cxrjax.data import (
   folder_index,
   folder_tree,
   hashes,
+  shown_names,
   splits,
   store,
 )
@@ -111,11 +112,11 @@ class Source:
       self._index, csv, columns, label_columns, uncertain, key, key_column)
     rows = listed.rows
     paths = [self._index.paths[row] for row in rows.tolist()]
-    names = folder_tree.Names(self._index, self._index.images)
-    ids = [names.shown[i] for i in np.searchsorted(self._index.images, rows).tolist()]
+    names = shown_names.of(self._index)
+    ids = [names.names[i] for i in np.searchsorted(self._index.images, rows).tolist()]
     absent = [(names.hide(name), why) for name, why in listed.absent]
     unlisted = np.flatnonzero(~np.isin(self._index.images, rows)).tolist()
-    notes = [*self._index.notes, *_missing(csv, absent, [names.shown[i] for i in unlisted]),
+    notes = [*self._index.notes, *_missing(csv, absent, [names.names[i] for i in unlisted]),
              *listed.notes, names.note,
              *(other.said(names.hide(other.paths[0])) for other in self._index.others
                if other.paths != (csv,))]

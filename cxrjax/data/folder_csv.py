@@ -219,8 +219,9 @@ def _places(
   needed = "path" if key is None else "key"
   if needed not in places:
     like = "looks like a path" if key is None else f"is called {key}"
-    raise UserError(f"{file} has no column that {like}; name it with {KEY}.{needed}_column; "
-                    f"columns: {', '.join(header)}")
+    raise UserError(f"{file} has no column that {like}; name it with {KEY}.{needed}_column"
+                    + ("" if key else f", or a keyword of DICOM headers with {KEY}.key")
+                    + f"; columns: {', '.join(header)}")
   for name in label_columns or ():
     if name not in header:
       raise UserError(f"{KEY}.label_columns={name!r} is no column of {file}{suggest(name, header)}")

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import pathlib
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64
 
-from cxrjax.data import file_kinds, folder_csv, folder_index, hashes, header_keys, spelling
+from cxrjax.data import file_kinds, folder_csv, folder_index, spelling
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                "validation": "val", "dev": "val", "test": "test", "testing": "test"}
-_IDENTITIES = ("PatientID", "PatientName", "AccessionNumber")
-_SHORT = 4  # letters that a part of a name must have to be taken for somebody's number
 _FEW, _MANY = 5, 8  # images of a class, and classes, that look like patients' folders
 
 
@@ -127,98 +118,12 @@ def _advice(index: folder_index.Index) -> str:
             "data.csv=FILE and its columns with data.label_columns=NAME")
   columns = ", ".join(folder_csv.columns_of(index, tables[0]))
   return (f"name the table beside the images with data.csv={tables[0]}, its labels with "
-          f"data.label_columns=NAME and its patients with data.patient_column=NAME"
-          + (f" (it has the columns {columns})" if columns else ""))
+          "data.label_columns=NAME and its patients with data.patient_column=NAME"
+          + (f" (it has the columns {columns})" if columns else "")
+          + ("; where its rows have no paths, data.key=AccessionNumber, or any keyword of DICOM, "
+             "finds files by their headers" if (index.kinds == folder_index.MEDICAL).any() else ""))
 
 
 def _tables(index: folder_index.Index) -> list[str]:
   return [path for other in index.others if other.reason == file_kinds.TABLE
           for path in other.paths]
-
-
-class Names:
-  """Paths as they are shown: a patient's ID or name in them, as headers have it, is replaced.
-
-  Args:
-    index: the images.
-    rows: of those that are shown.
-
-  Attributes:
-    shown: of each row, what it is called: its path, with `patient3` where that has somebody's ID,
-      name or accession number. Patients are numbered in the order of the paths.
-    note: what a reader should know of it; empty where all is as it was.
-  """
-
-  def __init__(self, index: folder_index.Index, rows: Int64[np.ndarray, "n"]):
-    self.shown = [index.paths[row] for row in rows.tolist()]
-    self.note = ""
-    self._hidden: dict[str, str] = {}  # folders as they are, and as they are shown
-    medical = np.flatnonzero(index.kinds[rows] == folder_index.MEDICAL)
-    if not len(medical):
-      return
-    self._key = index.key
-    self._hashes: dict[str, bytes] = {}
-    known = header_keys.digests(index, rows[medical], _IDENTITIES, _letters)
-    numbers: dict[bytes, str] = {}
-    for i, row in zip(medical.tolist(), known, strict=True):
-      who = (row[0] if row[0].any() else row[1]).tobytes()
-      values = {v.tobytes() for v in row if v.any()}
-      if values:
-        alias = numbers.setdefault(who, f"patient{len(numbers) + 1}")
-        self.shown[i] = self._without(self.shown[i], values, alias)
-    changed = [i for i in medical.tolist() if self.shown[i] != index.paths[rows[i]]]
-    if not changed:
-      return
-    taken: Counter[str] = Counter()
-    for i, name in enumerate(self.shown):
-      taken[name] += 1
-      if taken[name] > 1:
-        self.shown[i] = f"{name}~{taken[name]}"
-    self.note = (f"{len(changed)} paths have a patient's ID or name in them, as DICOM headers have "
-                 "it; here they are shown with patient1, ... in its place")
-    file = index.memory.with_name(f"{index.memory.stem}.names.csv")
-    with contextlib.suppress(OSError):
-      self._write(file, [(self.shown[i], index.paths[rows[i]]) for i in changed])
-      self.note += f", and {file} says which is which"
-
-  def hide(self, path: str) -> str:
-    """Another path of the same folders as it may be shown."""
-    parts = path.split("/")
-    return "/".join(self._hidden.get("/".join(parts[:k + 1]), part) for k, part in enumerate(parts))
-
-  def _without(self, path: str, values: set[bytes], alias: str) -> str:
-    parts = path.split("/")
-    for k, part in enumerate(parts):
-      clean = self._clean(part, values, alias)
-      if clean != part:
-        self._hidden["/".join(parts[:k + 1])] = clean
-    return self.hide(path)
-
-  def _clean(self, part: str, values: set[bytes], alias: str) -> str:
-    """A part of a path without its longest stretch that is one of the values."""
-    words = [*re.finditer(r"[^\W_]+", part)]
-    for length in range(min(len(words), 8), 0, -1):
-      for k in range(len(words) - length + 1):
-        start, end = words[k].start(), words[k + length - 1].end()
-        text = _letters(part[start:end])
-        if (len(text) >= _SHORT or length == len(words)) and self._hash(text) in values:
-          return part[:start] + alias + self._clean(part[end:], values, alias)
-    return part
-
-  def _hash(self, text: str) -> bytes:
-    if text not in self._hashes:
-      self._hashes[text] = header_keys.hashed(text, self._key)
-    return self._hashes[text]
-
-  @staticmethod
-  def _write(file: pathlib.Path, rows: Sequence[tuple[str, str]]) -> None:
-    """Beside the index, which has the paths as well; readable by its owner only."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("shown", "path"), *rows])
-    with hashes.written(file) as opened:
-      opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def _letters(text: str) -> str:
-  """Letters and digits alone: `DOE^JANE` and `doe_jane` are one."""
-  return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
