@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxrjax.data import file_kinds, folder_csv, folder_index, spelling
+from cxrjax.data import file_kinds, folder_csv, folder_index, shown_names, spelling
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                "validation": "val", "dev": "val", "test": "test", "testing": "test"}
@@ -30,18 +30,22 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
     depth += 1
   has_splits = any(len(p) > depth and p[depth].lower() in SPLIT_NAMES for p in folders)
   split_of, class_of = {}, {}
+  named = False  # whether a class folder is called by somebody's ID or name
+  shown = shown_names.of(index)
   for place, names in parts.items():
     inner = names[depth:]
     if has_splits:
       split_of[place], inner = inner[0] if inner else "unsplit", inner[1:]
     class_of[place] = inner[0] if inner else ""
+    folder = "/".join(names[:len(names) - len(inner) + 1])
+    named |= bool(inner) and shown.hide(folder).rpartition("/")[2] != inner[0]
   splits = [split_of[p] for p in places] if has_splits else None
   of = [class_of[place] for place in places]
-  notes = []
-  people = _patients_by_class(index, of)
-  if people and all(len(patients) == 1 for patients in people.values()):
-    notes = [f"the {len(people)} folders that could be classes are of one patient each, as DICOM "
-             "headers have it: they are taken for patients or studies, and images have no labels"]
+  count, people = len(set(of) - {""}), _patients_by_class(index, of)
+  alone = 2 * len(people) >= count > 0 and all(len(p) == 1 for p in people.values())
+  if count and (named or (alone and count > 1)):
+    notes = [f"the {count} folders that could be classes are of one patient each, as DICOM headers "
+             "have it: they are taken for patients or studies, and images have no labels"]
     of = [""] * len(of)
   else:
     notes = _remarks(of, people)
@@ -60,16 +64,13 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
 
 def _patients_by_class(
     index: folder_index.Index, of: Sequence[str]) -> dict[str, set[bytes]]:
-  """Patients of every class; none where a header does not tell one, or there are no two classes."""
+  """Patients of every class of which DICOM headers tell some."""
   rows = index.images
-  if len(set(of) - {""}) < 2 or not (index.kinds[rows] == folder_index.MEDICAL).all():
-    return {}
-  index.learn(rows)
+  medical = index.kinds[rows] == folder_index.MEDICAL
+  index.learn(rows[medical])
   found: dict[str, set[bytes]] = {}
   for name, patient in zip(of, index.facts.patients[rows], strict=True):
-    if not patient.any():
-      return {}
-    if name:
+    if name and patient.any():
       found.setdefault(name, set()).add(patient.tobytes())
   return found
 

@@ -161,7 +161,7 @@ def test_a_bad_file_is_named(tree, data, reason):
 @pytest.mark.parametrize("text, options, word", [
   ("file,label\n1.png,a\n", {"label_columns": "lable"}, "did you mean 'label'"),
   ("file,label\n1.png,a\n", {"path_column": "pth"}, "path_column='pth' is no column"),
-  ("picture,label\n1.png,a\n", {}, "path_column, or a keyword of DICOM headers with .*columns: picture, label"),
+  ("picture,label\n1.png,a\n", {}, "path_column, or a keyword of DICOM .*columns: picture, label"),
   ("file,label\n1.png,a\n1.png,b\n", {}, "line 3 names 1.png again .first on line 2"),
   ("file,x,y\n1.png,1,2\n", {"label_columns": ("x", "y")}, "line 2: y='2'"),
   ("file,label,who\n1.png,a,\n", {"patient_column": "who"}, "line 2 has no 'who'"),

@@ -31,9 +31,10 @@ def export(tmp_path, texture):
 
 def test_patients_folders_are_no_classes_and_their_numbers_are_not_shown(export, cache):
   (export / "990101" / "notes.txt").write_text("x")
+  (export / "990103" / "bad.dcm").write_bytes(b"x")  # of nobody knows whom
   found = open_source(f"folder:{export}", split="all")
-  assert found.info.classes == () and found.table.labels.shape == (8, 0)
-  assert len(set(found.table.patients)) == 4
+  assert found.info.classes == () and found.table.labels.shape == (9, 0)
+  assert len(set(found.table.patients) - {""}) == 4 and found.table.ids[-1] == "patient4/bad.dcm"
   assert noted(found, "4 folders that could be classes are of one patient each")
   assert "data.csv" in found.info.advice
   assert found.table.ids[:2] == ("patient1/20210300/1/IM00_patient1.dcm",
@@ -47,6 +48,16 @@ def test_patients_folders_are_no_classes_and_their_numbers_are_not_shown(export,
   assert open_source(f"folder:{export}", split="all").table.ids == found.table.ids
   pixels = pydicom.dcmread(sorted(export.rglob("*.dcm"))[3]).pixel_array
   np.testing.assert_array_equal(found[3].image[..., 0], pixels)
+
+
+def test_a_folder_that_is_called_by_a_patients_number_is_no_class(export):
+  for p in (1, 2, 3):  # of two patients each
+    for file in sorted((export / f"{990100 + p}").rglob("*.dcm")):
+      file.rename(export / f"{990100 + p}" / "20210300" / "1" / file.name)
+    other = export / "990100" / "20210300" / "1" / "IM00_990100.dcm"
+    (export / f"{990100 + p}" / "20210300" / "1" / f"other{p}.dcm").write_bytes(other.read_bytes())
+  found = open_source(f"folder:{export}", split="all")
+  assert found.info.classes == () and "99010" not in json.dumps([found.info.notes, found.table.ids])
 
 
 def test_names_in_paths_are_not_shown(tmp_path, texture):
