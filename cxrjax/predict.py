@@ -12,7 +12,8 @@ PATHS are radiographs (PNG, JPEG, TIFF, BMP, DICOM), folders and zips of them. I
   lungs white, the rest black (1 bit), at the image's own size.
 - `overlays/ID.png` with `--overlays[=METHOD]`: what the network looks at over the image, relative
   to the map's maximum; of the class that is called (of findings, the likeliest).
-- `skipped.csv`: images that cannot be used, and why. They do not stop the others.
+- `skipped.csv`: images that cannot be used, files that are no images, and why. They do not stop
+  the others.
 - `predictions.json`: network, temperature, thresholds, counts.
 
 Stopped in any way, the same command goes on after the last batch that was written; with more images
@@ -92,7 +93,7 @@ def predict(
   from cxrjax.data.images import told
   from cxrjax.inference import Work
   from cxrjax.report.journal import Journal
-  from cxrjax.report.predictions import identifier
+  from cxrjax.report.predictions import Predictions, identifier
   from cxrjax.training.workdir import locked
 
   if kind not in FORMATS:
@@ -115,6 +116,9 @@ def predict(
     with locked(folder, "--out"), \
          contextlib.closing(Journal(folder, about, overwrite)) as journal:
       begun, notes = time.perf_counter(), []
+      left = tuple(other for other in images.others if identifier(other[0]) not in journal.done)
+      if left:
+        journal.add(Predictions((), network.classes, network.exclusive, skipped=left))
       rows = [i for i, name in enumerate(images.ids) if identifier(name) not in journal.done]
       before = len(images.ids) - len(rows)
       if before:

@@ -42,6 +42,13 @@ def is_junk(name: str) -> bool:
   return hidden or file.lower() in _JUNK_FILES or not _JUNK_FOLDERS.isdisjoint(folders)
 
 
+def is_left_behind(name: str) -> bool:
+  """Whether an operating system or a program put a file or folder there, of no use to anybody."""
+  *folders, file = name.rstrip("/").split("/")
+  return (file.startswith("._") or file.lower() in _JUNK_FILES
+          or not _JUNK_FOLDERS.isdisjoint((*folders, file)))
+
+
 def is_archive(name: str | os.PathLike) -> bool:
   """Whether a file's name is that of an archive that is read here."""
   return os.fspath(name).lower().endswith(_ZIPS + _TARS)

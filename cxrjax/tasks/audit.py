@@ -55,6 +55,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   lap("decode")
   for part in parts:
     say(f"data      {part.name}: {len(part.table)} images of {part.info.name}")
+  for note in dict.fromkeys(note for part in parts for note in part.info.notes):
+    say(f"note: {note}")
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged, and the data may have changed
   with Writer(workdir) as writer:
     writer.facts(command=command or " ".join(sys.argv), started=page.now(), finished=None,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from cxrjax.data import polarity
+from cxrjax.data import leaks, polarity
 from cxrjax.data.audit import Pair, Part
 from cxrjax.data.images import told
 from cxrjax.evals import floor
@@ -285,6 +285,7 @@ def facts(
       "other_label": sum(bool(p.differ) and p.r >= copy for p in pairs),
     },
     "patients": {
+      "said": said_of_patients(parts, len(crossing)),
       "crossing": len(crossing), "images": sum(map(len, crossing.values())),
       "between": [{"parts": [parts[k].name for k in ks], "patients": n}
                   for ks, n in crossed.most_common()],
@@ -305,6 +306,22 @@ def facts(
       "value": f.auroc.value, "low": f.auroc.low, "high": f.auroc.high, "n": f.auroc.n,
       "method": f.auroc.method, "undefined": f.auroc.undefined} for f in floors],
   }
+
+
+def said_of_patients(parts: Sequence[Part], crossing: int) -> str:
+  """Whether a patient is in two splits, as far as that is known."""
+  if len(parts) < 2:
+    return "there is one split, which no patient can leave"
+  is_ = "patient is" if crossing == 1 else "patients are"
+  of: dict[int, list[Part]] = {}
+  for part in parts:
+    of.setdefault(part.number, []).append(part)
+  return leaks.said(
+    crossing, [leaks.known([*itertools.chain(*(p.patients for p in own))], own[0].info)
+               for own in of.values()],
+    [f"images of {own[0].info.name}" if len(of) > 1 else "images" for own in of.values()],
+    some=f"{crossing} {is_} in several splits",
+    none="no patient is in two splits", whether="whether a patient is in two splits")
 
 
 def _label_counts(part: Part) -> list[dict[str, Any]]:
@@ -340,7 +357,7 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
     "between splits or sources",
     f"same      {pairs['same']} more pairs probably show the same patient, {pairs['across_same']} "
     "of them between",
-    f"patients  {facts['patients']['crossing']} patients are in several splits",
+    f"patients  {facts['patients']['said']}",
     f"images    {total('n')}: {total('unreadable')} unreadable, {facts['left_out']} left out, "
     f"{total('flat')} blank, {total('inverted')} inverted, {total('unlike')} unlike the others",
   ]

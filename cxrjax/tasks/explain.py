@@ -99,7 +99,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   found = _facts(explained, methods, seen, config) | {
     "data": {"name": source.info.name, "split": source.info.split, "of": len(source),
              "n": len(explained[0].images), "fingerprint": source.info.fingerprint,
-             "patients": len({p or f"\0{i}" for i, p in enumerate(explained[0].images.patients)})},
+             "patients": _people(explained[0].images.patients)},
     "masks": masked, "target": config["target"], "notes": notes}
   with Writer(workdir) as writer:
     writer.facts(command=command or " ".join(sys.argv), started=began, finished=now(),
@@ -368,3 +368,8 @@ def _rows_of_csv(
         yield [e.name, method, image, labels[i],
                e.classes[own.target[i]] if own.target[i] >= 0 else "",
                *(f"{v:.6g}" if np.isfinite(v) else "" for v in values), own.scores.reasons[i]]
+
+
+def _people(patients: Sequence[str]) -> int | None:
+  """How many patients there are; None where one is unknown."""
+  return len(set(patients)) if all(patients) else None

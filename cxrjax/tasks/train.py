@@ -181,7 +181,8 @@ class Run:
       "class_counts": dict(zip(labels.classes, labels.positive, strict=True)),
       "class_known": dict(zip(labels.classes, labels.known, strict=True)),
       "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
-      "splits": dict(info.splits), "notes": [*info.notes, *self.loader.notes, *self.leaks],
+      "splits": dict(info.splits),
+      "notes": [*info.notes, *self.loader.notes, *untaught(labels), *self.leaks],
       **self._describe_masks(),
       "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
       "size": self.config["data"]["size"], "fit": self.config["data"]["fit"],
@@ -212,7 +213,26 @@ def labels_of(table: Any, info: Any) -> Labels:
       "say what it means with config.data.options.uncertain")
   return Labels(
     tuple(info.classes), info.exclusive, tuple((table.labels == 1).sum(0).tolist()),
-    tuple((~np.isnan(table.labels)).sum(0).tolist()))
+    tuple((~np.isnan(table.labels)).sum(0).tolist()), info.advice)
+
+
+def untaught(labels: Labels) -> list[str]:
+  """Remarks on classes that no training image has."""
+  none = [name for name, n in zip(labels.classes, labels.positive, strict=True) if not n]
+  return [f"no training image has the class {name!r}: its output is not taught, and means over "
+          "classes include it" for name in none] if any(labels.known) else []
+
+
+def remarks(facts: Mapping[str, Any]) -> list[str]:
+  """What is to be known of the data before training: of each remark the first."""
+  sets = facts["data"]
+  found = dict.fromkeys(sets["train"]["notes"])
+  for name, of in sets.items():
+    if name != "train":
+      parts = [of, *(part for part in of.values() if isinstance(part, Mapping))]
+      found |= {f"{name}: {note}": None for part in parts for note in part.get("notes", ())
+                if note not in sets["train"]["notes"]}
+  return list(found)
 
 
 def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
@@ -320,7 +340,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   begun = begin(run.trainer, run.loader)
   facts = run.describe()
   say(announce(facts, workdir))
-  for remark in run.leaks:
+  for remark in remarks(facts):
     say(f"note: {remark}")
   with Writer(workdir, active=main) as writer:
     checkpoints = None
@@ -328,7 +348,9 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
                    status="running", **environment(), **facts)
       if main:
-        guard.remember(run.source, workdir, config["data"]["cache_dir"] or None)
+        guard.remember(
+          run.loader, run.source, workdir, (config.get("init") or {}).get("path", ""),
+          config["data"]["cache_dir"] or None)
       checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config["checkpoint"]["keep"], config=config)
       writer.arrays("views", **look.views(run))
@@ -366,6 +388,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   report = _write_page(workdir, main)
   if main:
     say(terminal.results_table(workdir))
+    for remark in terminal.remarks(workdir):
+      say(f"note: {remark}")
     say(f"report    {report}")
   return 128 + outcome.stopped if outcome.stopped else 0
 

@@ -162,7 +162,7 @@ def test_a_bad_file_is_named(tree, data, reason):
 @pytest.mark.parametrize("text, options, word", [
   ("file,label\n1.png,a\n", {"label_columns": "lable"}, "did you mean 'label'"),
   ("file,label\n1.png,a\n", {"path_column": "pth"}, "path_column='pth' is no column"),
-  ("picture,label\n1.png,a\n", {}, "path_column; columns: picture, label"),
+  ("picture,label\n1.png,a\n", {}, "path_column, or a keyword of DICOM .*columns: picture, label"),
   ("file,label\n1.png,a\n1.png,b\n", {}, "line 3 names 1.png again .first on line 2"),
   ("file,x,y\n1.png,1,2\n", {"label_columns": ("x", "y")}, "line 2: y='2'"),
   ("file,label,who\n1.png,a,\n", {"patient_column": "who"}, "line 2 has no 'who'"),
@@ -289,6 +289,8 @@ def test_what_a_csv_lacks_comes_from_headers(ward):
   assert found.table.patients == ("x", "x", "y") and found.table.views == ("PA", "AP", "L")
   np.testing.assert_array_equal(found.table.ages, [50, np.nan, 7])
   assert found.table.sexes == ("", "M", "F")
+  assert source(ward, csv="list.csv").table.patients == ("x", "x", "y")  # by the column's name
+  (ward / "list.csv").write_text("file,label\n00,a\n01,b\n12,b\n")
   assert source(ward, csv="list.csv").table.patients == ("00", "00", "12")
 
 
@@ -353,7 +355,7 @@ def csv(root, text, **options):
 def test_paths_that_begin_above_or_below_the_folder(tree):
   names = [f"train/p{p}/s{s}/view1.jpg" for p in range(3) for s in range(2)]
   root = tree(*names)
-  above = csv(root, "path\n" + "".join(f"Archive-v1/{n}\n" for n in names))
+  above = csv(root, "path\n" + "".join(f"{root.parent.name}/set/{n}\n" for n in names))
   below = csv(root, "path\n" + "".join(f"{n[6:]}\n" for n in names))
   stems = csv(root, "path\n" + "".join(f".\\{n[6:-4]}\n".replace("/", "\\") for n in names))
   whole = csv(root, "path\n" + "".join(f"{root}/{n}\n" for n in names))
@@ -363,6 +365,8 @@ def test_paths_that_begin_above_or_below_the_folder(tree):
     csv(root, "path\nview1.jpg\n")
   with pytest.raises(UserError, match="none of the 1 images"):
     csv(root, "path\nother/view1.jpg\n")  # the same name in another folder is another image
+  with pytest.raises(UserError, match="none of the 1 images"):
+    csv(root, "path\np9/train/p0/s0/view1.jpg\n")
 
 
 @pytest.mark.parametrize("path, word", [

@@ -71,7 +71,7 @@ def check(manual, data="data"):
   assert sorted(parts["unlabelled"].table.ids) == HIDDEN
   assert len(parts["train"]) > len(parts["test"]) > len(parts["val"]) > 0
   for split, part in parts.items():
-    assert part.info.classes == module.CLASSES and part.table.patients == part.table.ids
+    assert part.info.classes == module.CLASSES and not any(part.table.patients)
     for k, key in enumerate(part.table.ids):
       i = 100 + HIDDEN.index(key) if split == "unlabelled" else KEYS.index(key)
       record = part[k]
