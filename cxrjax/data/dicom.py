@@ -34,6 +34,7 @@ IVUS KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS PA PLAN
 RF RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN
 TEXTUREMAP TG US VA XA XAPROTOCOL XC
 """.split()  # noqa: SIM905
+START = 1024  # bytes of a file that tell whether it is DICOM, and more of a gzipped one
 _MARK = b"DICM"
 _MARK_AT = 128
 _GZIP = b"\x1f\x8b"
@@ -83,7 +84,7 @@ class Radiograph:
 
 
 def is_dicom(start: bytes) -> bool:
-  """Whether a file that begins so (132 bytes are enough, gzipped 400) is DICOM.
+  """Whether a file that begins so (`START` bytes are enough) is DICOM.
 
   Its letters may stand at byte 128, as they should, or at 0; or it begins with its meta header, or
   with its data set, as old workstations write it. It may be packed with gzip.

@@ -30,12 +30,11 @@ from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.core.text import shown
-from cxrjax.data import archive, decode, file_kinds, hashes, store
+from cxrjax.data import archive, decode, dicom, file_kinds, hashes, store
 from cxrjax.data.file_kinds import MEDICAL, OTHER, UNKNOWN
 
 CHECKS = ("files", "names")
 _VERSION = 3
-_START = 1024  # bytes of a file that say what it is
 _NOT_ASKED = -1  # size and times of a file that was listed only
 
 
@@ -155,7 +154,7 @@ class Index:
   def _look(self, row: int) -> None:
     """What a file is whose name does not tell, as many archives of hospitals name theirs."""
     with contextlib.suppress(OSError, UserError), self.open(row) as opened:
-      self.kinds[row] = file_kinds.by_start(opened.read(_START))
+      self.kinds[row] = file_kinds.by_start(opened.read(dicom.START))
 
   def _save(self) -> None:
     now = self._now
