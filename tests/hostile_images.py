@@ -50,7 +50,8 @@ def healthy() -> dict[str, bytes]:
     "PGM": b"P5 160 120 65535\n" + deep.astype(">u2").tobytes(),
     "TIFF": tiff(deep), "LZW": tiff(deep, compression="lzw"),
     "tiles": tiff(deep, tile=(32, 32), compression="zlib"),
-    "JPEG in TIFF": tiff(gray, compression="jpeg"), "pages": tiff(np.stack([deep] * 3), photometric="minisblack"),
+    "JPEG in TIFF": tiff(gray, compression="jpeg"),
+    "pages": tiff(np.stack([deep] * 3), photometric="minisblack"),
     "RGB": tiff(np.stack([deep] * 3, -1), photometric="rgb"),
     **{syntax.name: dicoms.dicom(deep, syntax, 12) for syntax in (
       uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.JPEG2000Lossless,
