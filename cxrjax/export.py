@@ -41,8 +41,8 @@ from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
 from cxrjax.api import Network, load
-from cxrjax.core import checksums
-from cxrjax.core.build import suggest
+from cxrjax.core import checksums, command
+from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
 from cxrjax.models.weights import files, out, tree
 
@@ -55,6 +55,7 @@ _IMAGE_SIZE = flags.DEFINE_integer(
   "that the run was trained on.")
 _CHECK = flags.DEFINE_string(
   "check", None, "A file written before: holds it against its checksums, and writes nothing.")
+_TRUST = flags.DEFINE_list("trust", [], "Your own modules that the run may name.")
 FORMATS = ("safetensors", "npz", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -218,17 +219,14 @@ def main(argv: list[str]) -> None:
     return
   if not _WORKDIR.value or not _OUT.value:
     raise UserError("--workdir=RUN and --out=FILE are needed; --help says more")
+  trust(_TRUST.value)
   for line in write(_WORKDIR.value, _OUT.value, _FORMAT.value or "", _IMAGE_SIZE.value):
-    sys.stdout.write(line + "\n")
+    command.say(line)
 
 
 def run() -> None:
-  """The program: a UserError is one line on stderr and exit status 2."""
-  try:
-    main(sys.argv)
-  except UserError as error:
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)
+  """The program; see `command.run`."""
+  command.run(lambda: main(sys.argv))
 
 
 if __name__ == "__main__":

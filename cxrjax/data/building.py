@@ -51,7 +51,7 @@ def features(
   found: dict[str, Any] = {
     "image": image,
     "id": tfds.features.Text(doc="Unique in the data set."),
-    "patient": tfds.features.Text(doc="All images of one patient share it."),
+    "patient": tfds.features.Text(doc="All images of one patient share it; empty if unknown."),
     "age": tfds.features.Scalar(np.float32, doc="In years; NaN where unknown."),
     "sex": tfds.features.ClassLabel(names=SEXES),
     "view": tfds.features.ClassLabel(names=VIEWS),
@@ -84,7 +84,7 @@ def example(
     columns: of the data set; what it lacks (a mask, a window) is left out.
     image: encoded pixels, as published.
     id: unique in the data set.
-    patient: shared by all images of one patient.
+    patient: shared by all images of one patient; empty where unknown.
     age: in years.
     sex: `F`, `M`, or anything else for unknown.
     view: `PA`, `AP`, `L`, or anything else for unknown.

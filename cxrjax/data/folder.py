@@ -12,47 +12,65 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxrjax.core.build import suggest
+from cxrjax.core.build import check_regex, suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import choices, decode, folder_csv, folder_index, hashes, splits, store
+from cxrjax.data import (
+  choices,
+  decode,
+  folder_csv,
+  folder_index,
+  folder_tree,
+  hashes,
+  shown_names,
+  splits,
+  store,
+)
 from cxrjax.data.folder_csv import KEY
+from cxrjax.data.folder_tree import SPLIT_NAMES
 from cxrjax.data.types import Record, SourceInfo, Table
-
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
-               "validation": "val", "dev": "val", "test": "test", "testing": "test"}
 
 
 class Source:
-  """Images below a folder, in a zip, or in zips below a folder: PNG, JPEG, TIFF, BMP, DICOM.
+  """Images below a folder, in a zip, or in zips below a folder: PNG, JPEG, TIFF, BMP, DICOM, ...
 
-  Nothing is unpacked: what is in `x/y.zip` counts as lying in a folder `x/y`. DICOM is known by its
-  extension (.dcm, .dicom) or, in files without one, by its first bytes.
+  Nothing is unpacked: what is in `x/y.zip` counts as lying in a folder `x/y`. Images and DICOM are
+  known by their extension or, where that says nothing, by their first bytes; files that are neither
+  are counted by kind in `info.notes`.
 
-  Without a CSV, an image's class is the folder it lies in: `PATH/<class>/...` or
+  Without a table, an image's class is the folder it lies in: `PATH/<class>/...` or
   `PATH/<split>/<class>/...` with splits named train, val (valid, validation) and test. Images that
-  lie in no class folder have no labels.
+  lie in no class folder have no labels. Folders of one patient each, as DICOM headers have it, are
+  no classes.
 
-  With a CSV, each row names an image. One label column holds class names; several hold 1, 0, -1 for
-  uncertain and, for unknown, nothing. Images that it lists and that are not there are left out and
-  told of in `info.skipped`; images that it does not list are left out and counted in `info.notes`.
+  With a table (CSV, or the first sheet of an .xlsx), each row names an image, or what the headers
+  of some DICOM files have under a keyword. One label column holds class names; several hold 1, 0,
+  -1 for uncertain and, for unknown, nothing or a word such as NA, null or none, in any column.
+  Images that it lists and that are not there are left out and told of in `info.skipped`; images
+  that it does not list are left out and counted in `info.notes`.
 
   What neither tells comes from DICOM headers: patient, age, sex and view. Patients are then called
-  by their first image's path: their IDs are kept nowhere. So that they keep their names when
-  images are added, set the environment variable CXRJAX_PATIENT_KEY to a secret of your own: they
-  are then called by a hash that only this secret gives.
+  by their first image's path: their IDs are kept nowhere, and where a path has one it is shown
+  without. So that they keep their names when images are added, set the environment variable
+  CXRJAX_PATIENT_KEY to a secret of your own: they are then called by a hash that only this secret
+  gives. Patients whom nothing tells are unknown.
 
   Where no split is given by folders or a column, patients are put into train, val and test (70, 10,
-  20 %) by a hash of their names; `split="all"` takes everything.
+  20 %) by a hash of their names, images of unknown patients each for itself; `split="all"` takes
+  everything.
 
   Args:
     where: the folder, or the zip.
     split: `train`, `val`, `test` or another name the data uses; `all` is everything.
-    csv: a CSV file, in the folder (or zip) or anywhere.
+    csv: a CSV or .xlsx file, in the folder (or zip) or anywhere.
     path_column: the column that names the image, relative to the folder, with or without its
       extension; by default the first of path, file, filename, image and the like.
+    key: a DICOM keyword, such as AccessionNumber, PatientID or StudyInstanceUID: a row is of all
+      images whose headers have its value. Values are compared and not kept.
+    key_column: the column with these values; by default the one called like the keyword.
     label_columns: columns with labels; one (class names) or several (findings). By default the
       column `label` or `class`, if there is one.
-    patient_column: the column that names the patient.
+    patient_column: the column that names the patient; by default `patient`, `patient_id`,
+      `subject_id` and the like.
     split_column: the column that names the split; by default `split`, if there is one.
     site_column: the column that names the site.
     view_column: the column with the view (PA, AP, lateral); by default `view`.
@@ -77,40 +95,49 @@ class Source:
       site_column: str | None = None, view_column: str | None = None,
       age_column: str | None = None, sex_column: str | None = None,
       patient_regex: str | None = None, views: str | Sequence[str] | None = None,
-      uncertain: str = "ignore", check: str = "files", cache_dir: str | None = None):
+      uncertain: str = "ignore", check: str = "files", cache_dir: str | None = None,
+      key: str | None = None, key_column: str | None = None):
     columns = {"path": path_column, "patient": patient_column, "split": split_column,
                "site": site_column, "view": view_column, "age": age_column, "sex": sex_column}
     label_columns = (label_columns,) if isinstance(label_columns, str) else label_columns
     pattern = _pattern(patient_regex)
     if csv is None:
       for name, value in (*((f"{k}_column", v) for k, v in columns.items()),
-                          ("label_columns", label_columns)):
+                          ("label_columns", label_columns), ("key", key),
+                          ("key_column", key_column)):
         if value is not None:
           raise UserError(f"{KEY}.{name} needs {KEY}.csv, the file that has the column")
     self._index = folder_index.Index(where, cache_dir, check)
-    listed = _by_folder(self._index) if csv is None else folder_csv.read(
-      self._index, csv, columns, label_columns, uncertain)
-    notes = [*self._index.notes, *listed.notes]
+    listed = folder_tree.by_folder(self._index) if csv is None else folder_csv.read(
+      self._index, csv, columns, label_columns, uncertain, key, key_column)
     rows = listed.rows
     paths = [self._index.paths[row] for row in rows.tolist()]
+    names = shown_names.of(self._index)
+    ids = [names.names[i] for i in np.searchsorted(self._index.images, rows).tolist()]
+    absent = [(names.hide(name), why) for name, why in listed.absent]
+    unlisted = np.flatnonzero(~np.isin(self._index.images, rows)).tolist()
+    notes = [*self._index.notes, *_missing(csv, absent, [names.names[i] for i in unlisted]),
+             *listed.notes, names.note,
+             *(other.said(names.hide(other.paths[0])) for other in self._index.others
+               if other.paths != (csv,))]
     headers = _Headers(self._index, rows)
     if pattern is not None:
-      patients = [_match(pattern, path) for path in paths]
+      patients, by = [_match(pattern, path) for path in paths], f"patient_regex {patient_regex!r}"
     elif listed.patients is not None:
-      patients = listed.patients
+      patients, by = listed.patients, f"column {listed.patient_column!r}"
     else:
-      patients = headers.patients(paths)
-      if not headers.know_patients:
-        notes.append("patients unknown: every image counts as a patient of its own")
+      patients, by = headers.patients(paths), headers.naming
+    notes.append(_unknown(patients))
     assigned = listed.splits and [SPLIT_NAMES.get(s.lower(), s) for s in listed.splits]
     if not assigned or not any(assigned):
-      assigned = splits.carve(patients)
+      assigned = splits.carve([p or path for p, path in zip(patients, paths, strict=True)])
       notes.append("the data have no splits: patients were put into train, val and test "
                    "(70, 10, 20 %) by a hash of their names")
+    notes += folder_tree.uneven(listed, assigned)
     shown = listed.views or headers.views()
     kept = choices.rows_of_views(f"folder:{where}", shown, views)
     left = np.setdiff1d(np.arange(len(rows)), kept).tolist()
-    skipped = (*listed.absent, *((paths[i], f"its view is {shown[i] or 'unknown'}") for i in left))
+    skipped = (*absent, *((ids[i], f"its view is {shown[i] or 'unknown'}") for i in left))
     counts = Counter(assigned[i] for i in kept.tolist() if assigned[i])
     order = [s for s in ("train", "val", "test") if s in counts]
     sizes = {s: counts[s] for s in [*order, *sorted(set(counts) - set(order))]}
@@ -122,12 +149,14 @@ class Source:
     self._rows = rows[kept]
     n = len(rows)
     self.table = Table(
-      ids=tuple(paths), patients=tuple(patients), sites=tuple(listed.sites or ("",) * n),
+      ids=tuple(ids), patients=tuple(patients), sites=tuple(listed.sites or ("",) * n),
       labels=listed.labels, views=tuple(shown), sexes=tuple(listed.sexes or headers.sexes()),
       ages=headers.ages() if listed.ages is None else listed.ages).take(kept)
     self.info = SourceInfo(
       name=f"folder:{where}", split=chosen, classes=listed.classes, exclusive=listed.exclusive,
-      splits=sizes, fingerprint=self._fingerprint(), notes=tuple(notes), skipped=skipped)
+      splits=sizes, fingerprint=self._fingerprint(), notes=tuple(filter(None, notes)),
+      skipped=skipped, naming=(f"folder:{self._index.root.resolve()} by {by}",),
+      advice=listed.advice)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -152,12 +181,14 @@ class Source:
     table = self.table
     return Record(
       image=found.pixels, labels=table.labels[index], mask=None, id=table.ids[index],
-      patient=table.patients[index], site=table.sites[index], window=found.window)
+      patient=table.patients[index], site=table.sites[index], window=found.window,
+      notes=found.notes)
 
   def _fingerprint(self) -> str:
     """Of the images' names and bytes."""
     self._index.learn(self._rows)
-    names = "".join(f"{name}\0" for name in self.table.ids).encode("utf-8", "surrogateescape")
+    names = "".join(f"{self._index.paths[row]}\0" for row in self._rows.tolist()).encode(
+      "utf-8", "surrogateescape")
     content = hashlib.sha256(names)
     content.update(self._index.facts.digests[self._rows].tobytes())
     return content.hexdigest()
@@ -171,12 +202,22 @@ class _Headers:
     self._medical = rows[index.kinds[rows] == folder_index.MEDICAL]
 
   @property
+  def naming(self) -> str:
+    """How `patients` names them: other images have other first ones."""
+    if os.environ.get(hashes.KEY):
+      return "DICOM headers and a secret of one's own"
+    whole = self._index.images[self._index.kinds[self._index.images] == folder_index.MEDICAL]
+    part = np.array_equal(whole, self._medical)
+    return "DICOM headers" + ("" if part else (
+      f" of {len(self._medical)} files " + hashlib.sha256(self._medical.tobytes()).hexdigest()[:8]))
+
+  @property
   def know_patients(self) -> bool:
     return len(self._medical) > 0 and bool(self._facts().patients[self._medical].any())
 
   def patients(self, paths: Sequence[str]) -> list[str]:
-    """A name for each image's patient, its own path where it is unknown."""
-    names = list(paths)
+    """A name for each image's patient, empty where it is unknown."""
+    names = [""] * len(paths)
     if not self.know_patients:
       return names
     hashed = self._facts().patients[self._rows]
@@ -205,39 +246,33 @@ class _Headers:
     return self._index.facts
 
 
-def _by_folder(index: folder_index.Index) -> folder_csv.Listed:
-  """Classes and splits by the folders that images lie in."""
-  rows = index.images
-  places = [index.paths[row].rpartition("/")[0] for row in rows.tolist()]
-  parts = {place: place.split("/") if place else [] for place in dict.fromkeys(places)}
-  folders = list(parts.values())
-  depth = 0  # folders around everything, such as the archive's own name
-  while (all(len(p) > depth + 1 for p in folders) and len({p[depth] for p in folders}) == 1
-         and folders[0][depth].lower() not in SPLIT_NAMES):
-    depth += 1
-  has_splits = any(len(p) > depth and p[depth].lower() in SPLIT_NAMES for p in folders)
-  split_of, class_of = {}, {}
-  for place, names in parts.items():
-    inner = names[depth:]
-    if has_splits:
-      split_of[place], inner = inner[0] if inner else "unsplit", inner[1:]
-    class_of[place] = inner[0] if inner else ""
-  classes = tuple(sorted(set(class_of.values()) - {""}))
-  table = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)
-  table[:-1] = np.eye(len(classes))
-  code = {name: i for i, name in enumerate(classes)}
-  return folder_csv.Listed(
-    rows=rows, labels=table[[code.get(class_of[place], -1) for place in places]], classes=classes,
-    exclusive=True, patients=None, splits=[split_of[p] for p in places] if has_splits else None,
-    sites=None, views=None, sexes=None, ages=None, absent=(), notes=())
-
-
 def _pattern(patient_regex: str | None) -> re.Pattern | None:
-  try:
-    return None if patient_regex is None else re.compile(patient_regex)
-  except re.error as error:
-    raise UserError(f"{KEY}.patient_regex={patient_regex!r} is no regular expression: {error}"
-                    ) from error
+  if patient_regex is None:
+    return None
+  check_regex(patient_regex, f"{KEY}.patient_regex")
+  return re.compile(patient_regex)
+
+
+def _unknown(patients: Sequence[str]) -> str:
+  """A remark on patients that nothing tells."""
+  unknown = sum(not patient for patient in patients)
+  if unknown in (0, len(patients)):
+    return splits.UNKNOWN if unknown else ""
+  return (f"patients unknown of {unknown} of {len(patients)} images: each of them counts as a "
+          "patient of its own")
+
+
+def _missing(
+    csv: str | None, absent: Sequence[tuple[str, str]], unlisted: Sequence[str]) -> list[str]:
+  """Remarks on images that only a table or only the folder has."""
+  base, notes = os.path.basename(csv or ""), []
+  if absent:
+    notes.append(f"{len(absent)} images that {base} lists are not there (the first: {absent[0][0]})"
+                 ": left out")
+  if len(unlisted):
+    notes.append(f"{len(unlisted)} images are not listed in {base} (the first: {unlisted[0]}): "
+                 "left out")
+  return notes
 
 
 def _match(pattern: re.Pattern, path: str) -> str:

@@ -1,33 +1,36 @@
-"""A CSV that says what is known of the images below a folder."""
+"""A table that says what is known of the images below a folder."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import itertools
 import pathlib
-import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import choices, dicom
+from cxrjax.data import choices, dicom, folder_names, header_keys, spelling
 from cxrjax.data.folder_index import Index
+from cxrjax.data.table_file import TableFile
 
 KEY = "config.data.options"
-_PATHS = ("path", "file", "filename", "file_name", "image", "image_path", "image_index", "image_id")
-# Columns taken without being asked for; the rest only by name.
-_GUESSES = {"path": _PATHS, "label": ("label", "class"), "split": ("split",), "view": ("view",),
-            "age": ("age",), "sex": ("sex",), "patient": (), "site": ()}
+# Columns taken without being asked for, by their letters and digits alone; the rest only by name.
+GUESSES = {
+  "path": ("path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename",
+           "imageindex", "imageid"),
+  "label": ("label", "class"),
+  "patient": ("patient", "patientid", "patientnumber", "subject", "subjectid", "mrn"),
+  "split": ("split",), "view": ("view", "viewposition"), "age": ("age", "patientage"),
+  "sex": ("sex", "gender", "patientsex", "patientgender"), "site": ()}
 _PRESENT, _ABSENT, _UNSURE = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0")
-_UNKNOWN = ("", "nan", "na", "n/a", "none")
-_NO_CLASS = ("", "nan", "NaN")  # a class may well be called "none"
-_SEVERAL = -2
 _AT_A_TIME = 10_000  # rows; as texts, a row of a wide table is large
-_UNKNOWN_FACT = (*_UNKNOWN, "unknown", "u", "o", "other", "-")
+_NO_FACT = ("u", "o", "other", "-")  # unknown ages, sexes and views, beside the usual words
+_LISTED = 12  # columns in a remark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +42,13 @@ class Listed:
     labels: one value per class: 1, 0, NaN unknown.
     classes: names of the label columns.
     exclusive: one class per image, or several findings.
-    patients: None where the CSV does not tell; so for what follows.
+    patients: None where the table does not tell; so for what follows. Empty where unknown.
+    patient_column: that tells them.
     splits: empty where a row has none.
     sites, views, sexes, ages: as in `cxrjax.data.types.Table`.
     absent: images it lists that are not there, and why they are left out.
     notes: what a reader of the report should know.
+    advice: how it could tell labels, where it does not.
   """
 
   rows: Int64[np.ndarray, "n"]
@@ -51,6 +56,7 @@ class Listed:
   classes: tuple[str, ...]
   exclusive: bool
   patients: list[str] | None
+  patient_column: str
   splits: list[str] | None
   sites: list[str] | None
   views: list[str] | None
@@ -58,64 +64,67 @@ class Listed:
   ages: Float32[np.ndarray, "n"] | None
   absent: tuple[tuple[str, str], ...]
   notes: tuple[str, ...]
+  advice: str = ""
 
 
 def read(
     index: Index, name: str, columns: Mapping[str, str | None],
-    label_columns: Sequence[str] | None, uncertain: str = "ignore") -> Listed:
-  """Reads a CSV and finds its images.
+    label_columns: Sequence[str] | None, uncertain: str = "ignore", key: str | None = None,
+    key_column: str | None = None) -> Listed:
+  """Reads a table and finds its images.
 
   Args:
     index: the images.
-    name: of the CSV, below the index's root or anywhere.
+    name: of the table, below the index's root or anywhere.
     columns: `path`, `patient`, `split`, `site`, `view`, `age`, `sex`: the column for each.
     label_columns: columns with labels.
     uncertain: what -1 counts as: `ignore` (unknown), `zeros` (absent) or `ones` (present).
+    key: a DICOM keyword: images are found by what their headers say, not by paths.
+    key_column: the column that has it; by default the one called like it.
 
   Raises:
-    UserError: no such CSV or column, a row that names no image or one named before, a value that
+    UserError: no such table or column, a row that names no image or one named before, a value that
       is none, no image of it is there.
   """
   choices.check_uncertain(uncertain)
-  file, text = _text(index, name)
-  lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
-  try:
-    header = next(lines, [])
-    places = _places(file, header, columns, label_columns)
-    wanted = sorted({place for place, _ in places.values()}
-                    | {header.index(c) for c in label_columns or ()})
-    cells: dict[int, list[str]] = {place: [] for place in wanted}
-    numbers: list[int] = []
-    same: dict[str, str] = {}  # a text that comes often is kept once
-    while some := _some(lines, len(header), file, numbers):
-      for place, column in enumerate(zip(*some, strict=True)):
-        if place in cells:
-          stripped = [*map(str.strip, column)]
-          cells[place] += map(same.setdefault, stripped, stripped)
-  except csv.Error as error:
-    raise UserError(f"{file} line {lines.line_num} is no CSV ({error})") from error
+  table = _opened(index, name)
+  base = pathlib.PurePath(name).name
+  places = _places(table, columns, label_columns, key, key_column)
+  label_columns = label_columns or [
+    table.header[places[kind][0]] for kind in ("label",) if kind in places]
+  at = [table.header.index(c) for c in label_columns]
+  cells, numbers = _cells(table, sorted({place for place, _ in places.values()} | {*at}))
   if not numbers:
-    raise UserError(f"{file} has no rows")
-  found, absent = _resolve(index, file, cells[places["path"][0]], numbers)
-  kept = np.flatnonzero(found >= 0)
-  if not len(kept):
-    raise UserError(f"none of the {len(numbers)} images that {file} lists is in {index.root} "
-                    f"(line {numbers[0]}: {cells[places['path'][0]][0]!r}); give the folder that "
-                    f"its paths begin in, or the right {KEY}.path_column")
+    raise UserError(f"{table.file} has no rows")
+  notes = [f"{base}: {note}" for note in table.notes]
+  if key is None:
+    names = cells[places["path"][0]]
+    found, absent = folder_names.by_path(index, table.file, names, numbers)
+    which = np.flatnonzero(found >= 0)
+    found = found[which]
+    if not len(which):
+      raise UserError(f"none of the {len(numbers)} images that {table.file} lists is in "
+                      f"{index.root} (line {numbers[0]}: {names[0]!r}); give the folder that its "
+                      f"paths begin in, or the right {KEY}.path_column")
+  else:
+    found, which, told = header_keys.by_key(
+      index, table.file, key, cells[places["key"][0]], numbers)
+    absent = []
+    notes += [f"{base}: {note}" for note in told]
 
   def cut(place: int) -> list[str]:
-    column = cells[place]
-    return column if len(kept) == len(column) else [column[i] for i in kept.tolist()]
+    return [cells[place][i] for i in which.tolist()]
 
-  where = _Where(file, [numbers[i] for i in kept.tolist()])
+  where = _Where(table.file, [numbers[i] for i in which.tolist()])
   texts = {kind: cut(place) for kind, (place, _) in places.items()}
-  if label_columns is None:
-    label_columns = (header[places["label"][0]],) if "label" in places else ()
-  labels, classes, exclusive = _labels(
-    [cut(header.index(c)) for c in label_columns], label_columns, where, uncertain)
+  for kind in ("patient", "split", "site"):
+    if kind in texts:
+      texts[kind] = ["" if spelling.is_unknown(v) else v for v in texts[kind]]
+  labels, classes, exclusive, told = _labels([cut(p) for p in at], label_columns, where, uncertain)
+  notes += [f"{base}: {note}" for note in told]
   asked = {kind: given for kind, (_, given) in places.items()}
   patients = texts.get("patient")
-  if patients is not None and "" in patients:
+  if patients is not None and "" in patients and asked["patient"]:
     raise UserError(f"{where[patients.index('')]} has no {columns['patient']!r}; every image needs "
                     "a patient")
   facts = {kind: None if kind not in texts else _facts(
@@ -123,26 +132,49 @@ def read(
     for kind, convert in (("view", dicom.view_of), ("sex", dicom.sex_of), ("age", dicom.age_of))}
   ages = None if facts["age"] is None else np.array(
     [np.nan if age is None else age for age in facts["age"]], np.float32)
+  notes += [*_spellings(base, texts, classes, at, cut),
+            *_columns(base, table.header, places, label_columns)]
   return Listed(
-    rows=found[kept], labels=labels, classes=classes, exclusive=exclusive, patients=patients,
+    rows=found, labels=labels, classes=classes, exclusive=exclusive, patients=patients,
+    patient_column=table.header[places["patient"][0]] if "patient" in places else "",
     splits=texts.get("split"), sites=texts.get("site"), views=facts["view"], sexes=facts["sex"],
-    ages=ages, absent=tuple(absent), notes=_notes(index, file, found[kept], absent))
+    ages=ages, absent=tuple(absent), notes=tuple(notes),
+    advice="" if classes else f"name the columns of {base} that have labels with "
+    f"data.label_columns=NAME (it has {', '.join(filter(None, table.header))})")
 
 
-def _some(
-    lines: Iterator[list[str]], width: int, file: str, numbers: list[int]) -> list[list[str]]:
-  """The next rows, all of the header's width; adds the lines they end on to `numbers`."""
-  some = []
-  for line in lines:
-    if line:
-      if len(line) != width:
-        raise UserError(f"{file} line {lines.line_num} has {len(line)} fields, the header {width}: "
-                        "is the file whole?")
-      some.append(line)
-      numbers.append(lines.line_num)
-      if len(some) == _AT_A_TIME:
-        break
-  return some
+def columns_of(index: Index, name: str) -> list[str]:
+  """The columns of a table among the images; none where it cannot be read."""
+  try:
+    return [*filter(None, _opened(index, name).header)]
+  except UserError:
+    return []
+
+
+def _opened(index: Index, name: str) -> TableFile:
+  file = f"{index.root}: {name}" if index.root.is_file() else str(index.root / name)
+  try:
+    data = index.text(name)
+    if data is None:
+      raise FileNotFoundError("no such file")
+  except OSError as error:
+    raise UserError(f"{KEY}.csv={name!r}: cannot read {file} ({error})") from error
+  return TableFile(file, data)
+
+
+def _cells(table: TableFile, wanted: Sequence[int]) -> tuple[dict[int, list[str]], list[int]]:
+  """The cells of some columns, and the lines that the rows end on."""
+  cells: dict[int, list[str]] = {place: [] for place in wanted}
+  numbers: list[int] = []
+  same: dict[str, str] = {}  # a text that comes often is kept once
+  rows = table.rows()
+  while some := [*itertools.islice(rows, _AT_A_TIME)]:
+    numbers += [number for number, _ in some]
+    for place, column in enumerate(zip(*(row for _, row in some), strict=True)):
+      if place in cells:
+        stripped = [*map(str.strip, column)]
+        cells[place] += map(same.setdefault, stripped, stripped)
+  return cells, numbers
 
 
 class _Where:
@@ -158,44 +190,38 @@ class _Where:
     return f"{self._file} line {self._numbers[i]}"
 
 
-def _text(index: Index, name: str) -> tuple[str, str]:
-  """Where the CSV is, for errors, and what is in it."""
-  file = f"{index.root}: {name}" if index.root.is_file() else str(index.root / name)
-  try:
-    data = index.text(name)
-    if data is None:
-      raise FileNotFoundError("no such file")
-    return file, data.decode("utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"{KEY}.csv={name!r}: cannot read {file} ({error})") from error
-
-
-def _delimiter(text: str) -> str:
-  """Comma, unless the header has more semicolons (where the comma is decimal) or tabs."""
-  header = text[:text.find("\n") + 1 or None]
-  return max(",;\t", key=header.count)
+def _letters(name: str) -> str:
+  return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
 def _places(
-    file: str, header: Sequence[str], columns: Mapping[str, str | None],
-    label_columns: Sequence[str] | None) -> dict[str, tuple[int, bool]]:
+    table: TableFile, columns: Mapping[str, str | None], label_columns: Sequence[str] | None,
+    key: str | None, key_column: str | None) -> dict[str, tuple[int, bool]]:
   """For each kind of column that is there: where, and whether it was asked for by name."""
-  lower = {name.strip().lower().replace(" ", "_"): i for i, name in reversed([*enumerate(header)])}
+  file, header = table.file, table.header
+  letters = {_letters(name): i for i, name in reversed([*enumerate(header)])}
   places: dict[str, tuple[int, bool]] = {}
-  for kind, guesses in _GUESSES.items():
-    given = columns.get(kind)
+  guessed = GUESSES if key is None else {**GUESSES, "key": (_letters(key),)}
+  for kind, guesses in guessed.items():
+    given = key_column if kind == "key" else columns.get(kind)
     if given is not None:
       if given not in header:
         raise UserError(
           f"{KEY}.{kind}_column={given!r} is no column of {file}{suggest(given, header)}")
       places[kind] = header.index(given), True
     elif not (kind == "label" and label_columns is not None):
-      guess = next((lower[g] for g in guesses if g in lower), None)
-      if guess is not None:
-        places[kind] = guess, False
-  if "path" not in places:
-    raise UserError(f"{file} has no column that looks like a path; name it with "
-                    f"{KEY}.path_column; columns: {', '.join(header)}")
+      fits = [letters[g] for g in guesses if g in letters]
+      if kind == "label" and len(fits) > 1:
+        raise UserError(f"{file} has the columns {header[fits[0]]!r} and {header[fits[1]]!r}, both "
+                        f"of which may hold labels; name one with {KEY}.label_columns")
+      if fits:
+        places[kind] = fits[0], False
+  needed = "path" if key is None else "key"
+  if needed not in places:
+    like = "looks like a path" if key is None else f"is called {key}"
+    raise UserError(f"{file} has no column that {like}; name it with {KEY}.{needed}_column"
+                    + ("" if key else f", or a keyword of DICOM headers with {KEY}.key")
+                    + f"; columns: {', '.join(header)}")
   for name in label_columns or ():
     if name not in header:
       raise UserError(f"{KEY}.label_columns={name!r} is no column of {file}{suggest(name, header)}")
@@ -207,7 +233,8 @@ def _facts(
   """Values of a column; what cannot be understood is an error where the column was asked for."""
   values = {text: convert(text) for text in dict.fromkeys(texts)}
   for text, value in values.items():
-    if asked and value in (None, "") and text.lower() not in _UNKNOWN_FACT:
+    if (asked and value in (None, "") and not spelling.is_unknown(text)
+        and text.lower() not in _NO_FACT):
       raise UserError(f"{where[texts.index(text)]}: {option} has {text!r}, which cannot be "
                       "understood; leave it empty where it is unknown")
   return [values[text] for text in texts]
@@ -215,137 +242,77 @@ def _facts(
 
 def _labels(
     columns: list[list[str]], names: Sequence[str], where: _Where, uncertain: str,
-    ) -> tuple[np.ndarray, tuple[str, ...], bool]:
+    ) -> tuple[np.ndarray, tuple[str, ...], bool, list[str]]:
+  """Labels, classes, whether they exclude one another, and remarks."""
   findings = {**dict.fromkeys(_PRESENT, 1.0), **dict.fromkeys(_ABSENT, 0.0),
               **dict.fromkeys(_UNSURE, choices.UNCERTAIN[uncertain])}
   if not columns:
-    return np.zeros((len(where), 0), np.float32), (), True
+    return np.zeros((len(where), 0), np.float32), (), True, []
+  notes = _unknown(columns)
   if len(columns) == 1:
-    seen = dict.fromkeys(columns[0])
-    if not all(v in findings or v.lower() in _UNKNOWN for v in seen):
-      classes = tuple(sorted(set(seen) - set(_NO_CLASS)))
+    seen = [v for v in dict.fromkeys(columns[0]) if not spelling.is_unknown(v)]
+    if not all(v in findings for v in seen):
+      classes = tuple(sorted(seen))
       rows = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)
       rows[:-1] = np.eye(len(classes))
       code = {name: i for i, name in enumerate(classes)}
-      return rows[[code.get(v, -1) for v in columns[0]]], classes, True
+      return rows[[code.get(v, -1) for v in columns[0]]], classes, True, notes
   labels = np.empty((len(columns[0]), len(columns)), np.float32)
   for k, (name, column) in enumerate(zip(names, columns, strict=True)):
-    values = {v: np.nan if v.lower() in _UNKNOWN else findings.get(v)
+    values = {v: np.nan if spelling.is_unknown(v) else findings.get(v)
               for v in dict.fromkeys(column)}
     for text, value in values.items():
       if value is None:
         raise UserError(f"{where[column.index(text)]}: {name}={text!r}; a finding is 1, 0, -1 "
                         "(uncertain) or, where unknown, empty")
     labels[:, k] = [values[v] for v in column]
-  return labels, tuple(names), False
+  return labels, tuple(names), False, notes
 
 
-# Finding the images.
+def _unknown(columns: Sequence[Sequence[str]]) -> list[str]:
+  """A remark on words that say that a label is not known, but for an empty cell and NaN."""
+  words = Counter(v for column in columns for v in column if spelling.is_unknown(v))
+  told = {v: n for v, n in words.items() if v.casefold() not in ("", "nan")}
+  if not told:
+    return []
+  none = any(v.casefold() == "none" for v in told)
+  return [f"labels {spelling.counted(told)} count as unknown" + (
+    "; if none is a class, call it otherwise in the table, such as no finding" if none else "")]
 
 
-def _resolve(
-    index: Index, file: str, names: Sequence[str], numbers: Sequence[int],
-    ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-  """Row of each image in the index, -1 for those that are not there, which are named."""
-  files = _Files(index)
-  rows = np.array(files.find_all(names, lambda i: f"{file} line {numbers[i]}"), np.int64)
-  there = rows[rows >= 0]
-  if len(np.unique(there)) < len(there):
-    first: dict[int, int] = {}
-    for row, number in zip(rows.tolist(), numbers, strict=True):
-      if row >= 0 and first.setdefault(row, number) != number:
-        raise UserError(f"{file} line {number} names {index.paths[row]} again (first on line "
-                        f"{first[row]})")
-  absent: dict[str, int] = {}
-  for i in np.flatnonzero(rows < 0).tolist():
-    if absent.setdefault(names[i], numbers[i]) != numbers[i]:
-      raise UserError(f"{file} line {numbers[i]} names {names[i]} again (first on line "
-                      f"{absent[names[i]]})")
-  reason = "it is not there, though line {} of " + pathlib.PurePath(file).name + " lists it"
-  return rows, [(name, reason.format(number)) for name, number in absent.items()]
+def _spellings(
+    base: str, texts: Mapping[str, list[str]], classes: Sequence[str], at: Sequence[int],
+    cut: Callable[[int], list[str]]) -> list[str]:
+  """Remarks on what is probably one; patients are counted, not named."""
+  found = []
+  if len(at) == 1 and classes:
+    found += spelling.notes((v for v in cut(at[0]) if v in classes), "class", base)
+  found += spelling.notes(texts.get("site", ()), "site", base)
+  people = spelling.alike(texts.get("patient", ()))
+  if people:
+    images = sum(n for group in people for n in group.values())
+    found.append(f"{base}: {len(people)} patients are probably spelt in several ways (as 7 and "
+                 f"007, or a1 and A1), {images} images, and count as {sum(map(len, people))}; "
+                 "spell each alike")
+  return found
 
 
-class _Files:
-  """Finds the images a CSV names, whose folder may be one above or below the index's root.
-
-  A name fits an image if one's path ends in the other's, with or without the image's extension.
-  """
-
-  def __init__(self, index: Index):
-    self._index = index
-    self._root = index.root.resolve()
-    self._by_path = {index.paths[row]: row for row in index.images.tolist()}
-    self._by_end: dict[int, dict[str, int]] = {}
-
-  def find_all(self, names: Sequence[str], where: Callable[[int], str]) -> list[int]:
-    """Row of each image, -1 where there is none."""
-    rows = [self._by_path.get(name, -1) for name in names]
-    for i, name in enumerate(names):
-      if rows[i] < 0:
-        rows[i] = self._find(name, lambda i=i: where(i))
-    return rows
-
-  def _find(self, name: str, where: Callable[[], str]) -> int:
-    if not name:
-      raise UserError(f"{where()} names no image")
-    path = name
-    if "\\" in path or path[0] == "." or "/" in path:
-      path = self._below(name, where)
-    depth = path.count("/") + 1
-    row = self._by_path.get(path, -1)
-    row = self._ends(depth).get(path, -1) if row < 0 else row
-    if row == _SEVERAL:
-      one, other = [p for p in self._by_path if path in _ends(p, depth)][:2]
-      raise UserError(f"{where()}: {name} may be {one} or {other}; give its whole path")
-    while row < 0 and "/" in path:  # the root is a folder that the CSV names
-      path = path.partition("/")[2]
-      row = self._by_path.get(path, -1)
-    return row
-
-  def _below(self, name: str, where: Callable[[], str]) -> str:
-    """The path from the root on."""
-    path = posixpath.normpath(name.replace("\\", "/"))
-    if path.startswith("/"):
-      roots = {str(self._index.root), str(self._root)}
-      inside = next((path[len(r) + 1:] for r in roots if path.startswith(f"{r}/")), None)
-      if inside is None:
-        raise UserError(f"{where()}: {name} is outside {self._index.root}; give a folder that "
-                        "holds all images, or paths below it")
-      return inside
-    if path.split("/")[0] == "..":
-      raise UserError(f"{where()}: {name} leads out of {self._index.root}")
-    return path
-
-  def _ends(self, depth: int) -> dict[str, int]:
-    """Images by the last `depth` parts of their paths; _SEVERAL where that fits more than one."""
-    if depth not in self._by_end:
-      ends = self._by_end[depth] = {}
-      for path, row in self._by_path.items():
-        for end in _ends(path, depth):
-          if ends.setdefault(end, row) != row:
-            ends[end] = _SEVERAL
-    return self._by_end[depth]
-
-
-def _ends(path: str, depth: int) -> tuple[str, ...]:
-  """The last `depth` parts of a path, with and without its extension; nothing if it has fewer."""
-  end = "/".join(path.rsplit("/", depth)[-depth:]) if depth > 1 else path.rpartition("/")[2]
-  if end.count("/") != depth - 1:
-    return ()
-  stem, dot, _ = end.rpartition(".")
-  return (end, stem) if dot and stem and not stem.endswith("/") else (end,)
-
-
-def _notes(
-    index: Index, file: str, rows: np.ndarray, absent: Sequence[tuple[str, str]],
-    ) -> tuple[str, ...]:
+def _columns(
+    base: str, header: Sequence[str], places: Mapping[str, tuple[int, bool]],
+    label_columns: Sequence[str]) -> list[str]:
+  """Remarks on columns that were taken by their names, and on those that are not used."""
   notes = []
-  base = pathlib.PurePath(file).name
-  if absent:
-    notes.append(f"{len(absent)} images that {base} lists are not there (the first: {absent[0][0]})"
-                 ": left out")
-  unlisted = np.setdiff1d(index.images, rows)
-  if len(unlisted):
-    notes.append(f"{len(unlisted)} images are not listed in {base} (the first: "
-                 f"{index.paths[unlisted[0]]}): left out")
-  return tuple(notes)
+  if "patient" in places and not places["patient"][1]:
+    notes.append(f"{base}: patients are those of its column {header[places['patient'][0]]!r}")
+  used = {place for place, _ in places.values()}
+  rest = [name for i, name in enumerate(header)
+          if name and i not in used and name not in label_columns]
+  if rest:
+    options = [f"data.{kind}_column" for kind in ("patient", "split", "site", "view", "age", "sex")
+               if kind not in places]
+    options = [*([] if label_columns else ["data.label_columns"]), *options]
+    shown = ", ".join(rest[:_LISTED]) + (
+      f" and {len(rest) - _LISTED} more" if len(rest) > _LISTED else "")
+    notes.append(f"{base}: columns that are not used: {shown}"
+                 + (f"; {', '.join(options)} would use one" if options else ""))
+  return notes

@@ -20,23 +20,21 @@ import pathlib
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import tqdm
 from jaxtyping import Int8, Int32, Int64
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, decode, dicom, hashes, store
+from cxrjax.core.text import shown
+from cxrjax.data import archive, decode, dicom, file_kinds, hashes, store
+from cxrjax.data.file_kinds import MEDICAL, OTHER, UNKNOWN
 
-PLAIN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-DICOM = (".dcm", ".dicom")
-EXTENSIONS = (*PLAIN, *DICOM)
 CHECKS = ("files", "names")
-IMAGE, MEDICAL, OTHER, UNKNOWN = 0, 1, 2, 3  # by extension; DICOM; no image; not looked into yet
-_VERSION = 2
+_VERSION = 3
 _NOT_ASKED = -1  # size and times of a file that was listed only
 
 
@@ -69,8 +67,10 @@ class Index:
     images: rows of `paths` that are images.
     kinds: of each path, IMAGE, MEDICAL (DICOM) or OTHER.
     facts: what was read from each.
-    others: extensions of other files, counted.
+    others: the files that are no images, by kind.
     notes: what was not looked at, and why.
+    key: the secret that hashes of patients are made with.
+    memory: where the index is remembered.
 
   Raises:
     UserError: no such folder, one that cannot be listed, a damaged zip, no images.
@@ -83,31 +83,32 @@ class Index:
     self.root = pathlib.Path(root).expanduser()
     _check_root(root, self.root)
     where = hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:24]
-    self._memory = store.cache_root(cache_dir) / "folders" / f"{where}.npz"
-    self._key = hashes.patient_key(cache_dir)
+    self.memory = store.cache_root(cache_dir) / "folders" / f"{where}.npz"
+    self.key = hashes.patient_key(cache_dir)
     self._archives: dict[int, archive.Archive] = {}
     self._lock = threading.Lock()
-    self.others: Counter[str] = Counter()
-    old = _load(self._memory, self._key)
-    self._now = _Walk(self.root, old, self.others, ask=check == "files" or old is None).listing()
+    old = _load(self.memory, self.key)
+    self._now = _Walk(self.root, old, ask=check == "files" or old is None).listing()
     changed = old is None or _carry_over(self._now, old)
     for row in np.flatnonzero(self._now.states[:, 0] == _NOT_ASKED).tolist():  # new ones
       with contextlib.suppress(OSError):
         found = os.stat(self.root / self._now.paths[row])
         self._now.states[row] = hashes.state(found)
     self.paths, self.facts, self.kinds = self._now.paths, self._now.facts, self._now.kinds
-    self.notes = self._now.notes
+    self.notes, self.states = self._now.notes, self._now.states
     unknown = np.flatnonzero(self.kinds == UNKNOWN)
     hashes.in_threads(unknown, self._look, "looking for DICOM")
     if changed:
       self._save()
+    self.others = tuple(file_kinds.others(self.paths, self.kinds))
     self.images: Int64[np.ndarray, "_"] = np.flatnonzero(self.kinds <= MEDICAL)
     if not len(self.images):
       self._nothing()
 
   def learn(self, rows: Int64[np.ndarray, "_"]) -> None:
     """Fills in `facts` of some rows, reading the files that were not read before."""
-    self.facts.learn(rows, self.open, self._key, self._save, f"reading {self.root.name}")
+    self.facts.learn(rows, self.open, self.key, self._save,
+                     f"reading {shown(self.root.name)}")
 
   @contextlib.contextmanager
   def open(self, row: int) -> Iterator[io.BufferedIOBase]:
@@ -151,22 +152,23 @@ class Index:
     return self.paths[row].removeprefix(_prefix(self._now.zips[self._now.homes[row]]))
 
   def _look(self, row: int) -> None:
-    """Whether a file without an extension is DICOM, as many archives of hospitals name theirs."""
+    """What a file is whose name does not tell, as many archives of hospitals name theirs."""
     with contextlib.suppress(OSError, UserError), self.open(row) as opened:
-      self.kinds[row] = MEDICAL if dicom.is_dicom(opened.read(132)) else OTHER
+      self.kinds[row] = file_kinds.by_start(opened.read(dicom.START))
 
   def _save(self) -> None:
     now = self._now
     columns = {f"fact_{name}": getattr(now.facts, name) for name in hashes.Facts.COLUMNS}
     texts = {name: _pack(getattr(now, name)) for name in ("paths", "zips", "notes")}
-    with contextlib.suppress(OSError), hashes.written(self._memory) as opened:
-      np.savez(opened, version=_VERSION, key=_key_mark(self._key), homes=now.homes,
+    with contextlib.suppress(OSError), hashes.written(self.memory) as opened:
+      np.savez(opened, version=_VERSION, key=_key_mark(self.key), homes=now.homes,
                kinds=now.kinds, states=now.states, listed=now.listed, **texts, **columns)
 
   def _nothing(self) -> None:
-    seen = ", ".join(f"{n} {ext or 'without extension'}" for ext, n in self.others.most_common(3))
-    raise UserError(f"no images in {self.root}; they are known by {', '.join(EXTENSIONS)}, or "
-                    "DICOM without extension" + (f" (it has other files: {seen})" if seen else ""))
+    seen = ", ".join(f"{len(other.paths)} {other.kind}" for other in self.others[:3])
+    known = ", ".join(file_kinds.EXTENSIONS)
+    raise UserError(f"no images in {self.root}; they are known by {known}, or by their first bytes"
+                    + (f" (it has other files: {seen})" if seen else ""))
 
 
 def _check_root(given: str | os.PathLike, root: pathlib.Path) -> None:
@@ -183,8 +185,8 @@ def _check_root(given: str | os.PathLike, root: pathlib.Path) -> None:
 class _Walk:
   """Lists what lies below a root."""
 
-  def __init__(self, root: pathlib.Path, old: _Listing | None, others: Counter, ask: bool):
-    self._root, self._old, self._others, self._ask = root, old, others, ask
+  def __init__(self, root: pathlib.Path, old: _Listing | None, ask: bool):
+    self._root, self._old, self._ask = root, old, ask
     self._paths: list[str] = []
     self._homes, self._kinds, self._states = (array.array(code) for code in "ibq")
     self._zips: list[str] = []
@@ -194,8 +196,8 @@ class _Walk:
   def listing(self) -> _Listing:
     listed = time.time_ns()
     if self._root.is_dir():
-      with tqdm.tqdm(desc=f"listing {self._root.name}", unit=" files", file=sys.stderr, delay=2,
-                     mininterval=0.5, dynamic_ncols=True, leave=False) as self._bar:
+      with tqdm.tqdm(desc=f"listing {shown(self._root.name)}", unit=" files", file=sys.stderr,
+                     delay=2, mininterval=0.5, dynamic_ncols=True, leave=False) as self._bar:
         # Links come last: a folder that is there in its own right is known by its own name.
         links = self._folders([""])
         while links:
@@ -243,19 +245,18 @@ class _Walk:
     with os.scandir(self._root / below) as entries:
       for entry in entries:
         name = entry.name
-        kind = _kind(name)
-        if kind is None:
-          if entry.is_dir():
-            if not archive.is_junk(f"{name}/x"):
-              (linked if entry.is_symlink() else folders).append(name)
-          elif name.lower().endswith(".zip"):
-            zips.append(name)
-          elif not archive.is_junk(name):
-            self._others[os.path.splitext(name)[1].lower()] += 1
+        kind = file_kinds.by_name(name)
+        if (kind in (OTHER, UNKNOWN) or not entry.is_file()) and entry.is_dir():
+          if archive.is_junk(f"{name}/x"):
+            self._add(f"{below}{name}/", OTHER, -1, None, (0, 0))
+          else:
+            (linked if entry.is_symlink() else folders).append(name)
+        elif name.lower().endswith(".zip") and not archive.is_junk(name):
+          zips.append(name)
         elif entry.is_file():
           self._add(below + name, kind, -1, entry)
-        elif entry.is_dir() and not archive.is_junk(f"{name}/x"):
-          (linked if entry.is_symlink() else folders).append(name)
+        else:  # a link to nothing, a device
+          self._add(below + name, OTHER, -1, None, (0, 0))
     return folders, linked, zips
 
   def _add(self, path: str, kind: int, home: int, entry: os.DirEntry | None,
@@ -282,30 +283,9 @@ class _Walk:
     with archive.Archive(self._root / below) as opened:
       prefix = _prefix(below)
       for name in opened.names:
-        kind = _kind(name.rpartition("/")[2])
-        if kind is None:
-          self._others[os.path.splitext(name)[1].lower()] += 1
-        else:
-          self._add(prefix + name, kind, home, None, state)
+        self._add(prefix + name, file_kinds.by_name(name.rpartition("/")[2]), home, None, state)
       self._notes += [f"{below or 'the zip'}: {name} in it was not looked at: {why}"
                       for name, why in opened.refused]
-
-
-def _kind(name: str) -> int | None:
-  """What a file is by its name; None for what is no image."""
-  if name[0] == ".":  # an operating system's (see archive.is_junk, too slow for a million)
-    return None
-  dot = name.rfind(".")
-  extension = name[dot:].lower() if dot > 0 else ""
-  if extension in PLAIN:
-    kind = IMAGE
-  elif extension in DICOM:
-    kind = MEDICAL
-  elif (not extension or extension[1:].isdigit()) and name.upper() != "DICOMDIR":
-    kind = UNKNOWN  # DICOM is often named by a number with dots
-  else:
-    kind = None
-  return kind
 
 
 def _prefix(zipped: str) -> str:
@@ -334,8 +314,8 @@ def _carry_over(now: _Listing, old: _Listing) -> bool:
 
 def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
   """What was remembered; None where nothing is, or with another key."""
-  # A damaged file raises whatever the damage makes NumPy raise; a zip has checksums.
-  with contextlib.suppress(Exception), open(file, "rb") as opened, np.load(opened) as found:
+  with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one is made again
+    found = files.read_npz(file)
     if int(found["version"]) != _VERSION or str(found["key"]) != _key_mark(key):
       return None
     texts = {name: _unpack(found[name]) for name in ("paths", "zips", "notes")}

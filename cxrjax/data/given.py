@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -10,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.data import archive, decode, folder_index
 from cxrjax.data.decode import BadImage, Shown
@@ -43,12 +45,16 @@ class Files:
   What lies below a single folder or zip is called by its path there; where there are several, or
   files as well, that path follows the folder's name as given. A file is called as given. What is
   given twice is taken once. A file is read whatever its name; in folders, images are known by their
-  extension, DICOM also without one.
+  extension or, where that says nothing, by their first bytes.
 
   Args:
     paths: of files, folders and zips.
     cache_dir: where the index of a folder is remembered.
     without: a folder whose images are left out, for what is written while others are read.
+
+  Attributes:
+    notes: what was not looked at, and the files that are no images, by kind.
+    others: name of each of these files, and why it is none.
 
   Raises:
     UserError: nothing is given, there is no such file or folder, or there is no image in it.
@@ -62,6 +68,7 @@ class Files:
       raise UserError("no images are given; name files or folders")
     self.ids: list[str] = []
     self.notes: list[str] = []
+    self.others: list[tuple[str, str]] = []
     self._places: list[tuple[folder_index.Index | None, int | str]] = []
     seen: set[str] = set()
     for path in given:
@@ -72,7 +79,13 @@ class Files:
         index = folder_index.Index(found, cache_dir)
         self.notes += index.notes
         before = "" if len(given) == 1 else path.rstrip("/") + "/"
-        rows = _outside(index, without)
+        inside = _below(index, without)
+        rows = _outside(index, inside, without)
+        for other in index.others:
+          left = tuple(before + p for p in other.paths if not p.startswith(inside))
+          if left:
+            self.notes.append(dataclasses.replace(other, paths=left).said(left[0]))
+            self.others += [(path, f"no image: {other.reason}") for path in left]
         names, places = [before + index.paths[i] for i in rows], [(index, i) for i in rows]
       else:
         names, places = [path], [(None, str(found))]
@@ -88,12 +101,11 @@ class Files:
       data = home.read(int(place))
     else:
       try:
-        with open(place, "rb") as opened:
-          data = opened.read(archive.MAX_BYTES + 1)
+        data = files.read(place, archive.MAX_BYTES)
       except OSError as error:
         raise BadImage(f"it cannot be read ({error.strerror or error})") from error
-      if len(data) > archive.MAX_BYTES:
-        raise BadImage(f"it has more than {archive.MAX_BYTES:,} bytes")
+      except files.Damaged as error:
+        raise BadImage(str(error)) from error
     if data.startswith(_JPEG):  # decoded to a half, a quarter or an eighth where that is enough
       return functools.partial(decode.shown, data)
     whole = functools.cache(lambda: decode.shown(data))
@@ -121,16 +133,22 @@ class Arrays:
     return lambda at_least: Shown(array, None, array.shape[:2])
 
 
-def _outside(index: folder_index.Index, without: str | os.PathLike[str] | None) -> list[int]:
-  """The images of a folder that do not lie in another one below it."""
-  rows = index.images.tolist()
+def _below(
+    index: folder_index.Index, without: str | os.PathLike[str] | None) -> tuple[str, ...]:
+  """What paths of a folder begin with that lie in another one below it."""
   if without is None:
-    return rows
+    return ()
   inside = os.path.relpath(os.path.realpath(os.path.expanduser(without)), index.root.resolve())
   if inside.split(os.sep)[0] == os.pardir:
-    return rows
-  found = [row for row in rows if inside != os.curdir and not index.paths[row].startswith(
-    inside + "/")]
+    return ()
+  return ("",) if inside == os.curdir else (inside + "/",)
+
+
+def _outside(
+    index: folder_index.Index, inside: tuple[str, ...],
+    without: str | os.PathLike[str] | None) -> list[int]:
+  """The images of a folder that do not lie in another one below it."""
+  found = [row for row in index.images.tolist() if not index.paths[row].startswith(inside)]
   if not found:
     raise UserError(f"no images in {index.root} beside what is written into {without}; choose "
                     "another folder to write")

@@ -81,7 +81,7 @@ class Facts:
     in_threads(rows, one, doing, save)
 
   def _read(self, row: int, file: io.BufferedIOBase, key: bytes) -> None:
-    start = file.read(132)
+    start = file.read(dicom.START)
     if dicom.is_dicom(start):
       file.seek(0)
       with contextlib.suppress(decode.BadImage):  # it is told when its pixels are wanted

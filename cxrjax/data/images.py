@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -97,6 +97,7 @@ class Images:
       and always with 8 bits.
     masks: lungs (1) and the rest (0), where the source has them.
     skipped: images left out because they are bad, and why.
+    notes: images of which a user should know how they were read, and what.
   """
 
   pixels: Stack | WideStack
@@ -105,6 +106,7 @@ class Images:
   windows: Float32[np.ndarray, "n 2"] | None = None
   masks: Stack | None = None
   skipped: tuple[tuple[str, str], ...] = ()
+  notes: tuple[tuple[str, str], ...] = ()
 
   def __post_init__(self) -> None:
     n, whole = len(self.pixels), np.array(levels.WHOLE[self.bits], np.float32)
@@ -169,6 +171,15 @@ class Images:
     return dataclasses.replace(
       self, pixels=take(self.pixels, rows), table=self.table.take(rows), windows=self.windows[rows],
       masks=None if self.masks is None else take(self.masks, rows), info=info_of(self.info, rows))
+
+
+def told(notes: Iterable[tuple[str, str]]) -> list[str]:
+  """A sentence for each note: of how many images, and of which first."""
+  found: dict[str, list[str]] = {}
+  for name, note in notes:
+    found.setdefault(note, []).append(name)
+  return [f"{len(names)} of its images: {note} (the first: {names[0]})"
+          for note, names in found.items()]
 
 
 def stored(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import secrets
 from collections.abc import Iterable, Sequence
@@ -10,17 +11,72 @@ import numpy as np
 from jaxtyping import UInt64
 
 from cxrjax.data import splits
-from cxrjax.data.types import Source
+from cxrjax.data.types import Source, SourceInfo
 
 _SALT = 2  # words of 64 bits at the beginning; then one that tells the secret
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """How far the patients of some images are known.
+
+  Attributes:
+    images: how many there are.
+    unknown: those of them whose patient is unknown.
+    naming: of `SourceInfo`.
+  """
+
+  images: int
+  unknown: int
+  naming: tuple[str, ...]
+
+
+def known(keys: Sequence[str], info: SourceInfo) -> Known:
+  """How far patients are known.
+
+  Args:
+    keys: of the images, of `splits.patient_keys`.
+    info: of their source.
+  """
+  return Known(len(keys), sum(not key for key in keys), info.naming)
+
+
+def said(
+    shared: int, sets: Sequence[Known], names: Sequence[str], *, some: str, none: str,
+    whether: str) -> str:
+  """The one sentence on patients in two sets of images, for terminal, pages and `run.json`.
+
+  That there are none is said only where the patients of all images are known, by names that mean
+  the same in all sets.
+
+  Args:
+    shared: patients that were found in two sets.
+    sets: what is known of each.
+    names: of the sets, as in "test images".
+    some: what is said of shared patients, as in "3 of 12 test patients are in the training data".
+    none: what is said where there are none.
+    whether: what could not be checked, as in "whether a test patient is in the training data".
+  """
+  gaps = [f"of {k.unknown} of {k.images} {name}" for k, name in zip(sets, names, strict=True)
+          if k.unknown]
+  gaps = [f"patients are not known {' and '.join(gaps)}"] if gaps else []
+  namings = list(dict.fromkeys(n for k in sets for n in k.naming if k.unknown < k.images))
+  if len(namings) > 1:
+    gaps.append(f"{' and '.join(namings)} name patients each in a way of its own")
+  if shared or not gaps:
+    return "; ".join([some, *gaps] if shared else [none])
+  told = "could be checked in part only, and none was found"
+  if any(k.unknown == k.images for k in sets) or not set.intersection(
+      *(set(k.naming) for k in sets)):
+    told = "could not be checked"
+  return f"{', and '.join(gaps)}, so {whether} {told}"
 
 
 def check(train: Sequence[Source], test: Source) -> tuple[str, ...]:
   """Patients of `test` that are in one of `train`, as `dataset/patient`, sorted.
 
-  Unknown patients are never shared. Two folders with different paths are two data sets, so a
-  patient in both is not found; neither is a patient whom two data sets name differently, for whom
-  there are the near-duplicates of `cxrjax.data.duplicates`.
+  Unknown patients are never shared. A patient whom two data sets name differently is not found,
+  for whom there are the near-duplicates of `cxrjax.data.duplicates`; `said` tells what that means.
 
   Args:
     train: sources whose patients are learnt from.

@@ -72,7 +72,9 @@ class Pool:
       exclusive=exclusive, fingerprint=hashlib.sha256(content.encode()).hexdigest(),
       splits={name: sum(s.info.splits[name] for s in self.sources)
               for name in self.sources[0].info.splits if name in common},
-      notes=tuple(dict.fromkeys(notes)), dataset=splits.POOL, parts=parts, skipped=tuple(skipped))
+      notes=tuple(dict.fromkeys(notes)), dataset=splits.POOL, parts=parts, skipped=tuple(skipped),
+      naming=tuple(dict.fromkeys(n for s in self.sources for n in s.info.naming)),
+      advice=next((s.info.advice for s in self.sources if s.info.advice), ""))
 
   def __len__(self) -> int:
     return len(self.groups)

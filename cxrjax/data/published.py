@@ -34,7 +34,7 @@ class Listed:
   """What the tables say of one image.
 
   Attributes:
-    patient: shared by all images of one patient.
+    patient: shared by all images of one patient; empty where unknown.
     split: it belongs to.
     labels: in the order of the set's labels.
     age: in years.

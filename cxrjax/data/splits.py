@@ -19,6 +19,7 @@ from cxrjax.data.types import Described, Table
 CARVED = {"train": 0.7, "val": 0.1, "test": 0.2}
 POOL = "pool"  # the `dataset` of sources whose patients already carry their data set's name
 SMALL_STRATUM = 20  # patients
+UNKNOWN = "patients unknown: every image counts as a patient of its own"
 
 
 def owners(table: Table) -> tuple[str, ...]:
@@ -27,13 +28,15 @@ def owners(table: Table) -> tuple[str, ...]:
 
 
 def patient_keys(source: Described) -> tuple[str, ...]:
-  """Patient of each image with the data set's name before it: `dataset/patient`.
+  """Patient of each image with the name of the set that names it so: `set/patient`.
 
-  Two sources share a patient exactly if they share a key. Unknown patients have an empty one.
+  Sources whose `info.naming` is the same share a patient exactly if they share a key. Unknown
+  patients have an empty one.
   """
   if source.info.dataset == POOL:
     return source.table.patients
-  return tuple(f"{source.info.dataset}/{p}" if p else "" for p in source.table.patients)
+  (naming,) = source.info.naming
+  return tuple(f"{naming}/{p}" if p else "" for p in source.table.patients)
 
 
 def patient_uniform(patients: Sequence[str], key: str = "split") -> dict[str, float]:

@@ -72,6 +72,8 @@ def load_images(
     source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=indices, bits=bits,
     window=window, stop_at_bad=on_bad_image == "error")
   table, info, skipped = source.table, source.info, ()
+  of = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+  notes = tuple((table.ids[of[i]], note) for note, places in found.notes.items() for i in places)
   if indices is not None or found.bad:
     rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
     skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(found.bad.items()))
@@ -83,7 +85,7 @@ def load_images(
     good = rows[found.good]
     table, info = table.take(good), info_of(info, good)
   return Images(pixels=found.pixels, table=table, info=info, windows=found.windows,
-                masks=found.masks, skipped=skipped)
+                masks=found.masks, skipped=skipped, notes=notes)
 
 
 def check_options(size: int, fit: str, on_bad_image: str) -> None:
@@ -157,6 +159,7 @@ class Decoded:
     masks: see `Images`.
     bad: position among the rows asked for of each that cannot be used, and why.
     count: how many rows were asked for.
+    notes: what a user should know of how some were read, and their positions.
   """
 
   pixels: Stack | WideStack
@@ -164,6 +167,7 @@ class Decoded:
   masks: Stack | None
   bad: dict[int, str]
   count: int
+  notes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
   @property
   def good(self) -> np.ndarray:
@@ -175,11 +179,14 @@ class Decoded:
     place = np.full(self.count, -1)
     place[self.good] = np.arange(self.count - len(self.bad))
     bad = {i: self.bad[row] for i, row in enumerate(rows.tolist()) if row in self.bad}
+    notes = {note: np.flatnonzero(np.isin(rows, places)).tolist()
+             for note, places in self.notes.items()}
     found = place[rows]
     found = found[found >= 0]
     return Decoded(
       take(self.pixels, found), None if self.windows is None else self.windows[found],
-      None if self.masks is None else take(self.masks, found), bad, len(rows))
+      None if self.masks is None else take(self.masks, found), bad, len(rows),
+      {note: places for note, places in notes.items() if places})
 
 
 def decode_rows(
@@ -329,7 +336,7 @@ def _load(folder: pathlib.Path, size: int, bits: int) -> Decoded | None:
   masks = squares.load(folder / "masks.npy", shape, np.dtype("u1"), good) if meta["masks"] else None
   if found is None or (masks is None and meta["masks"]):
     return None
-  return Decoded(found, windows, masks, bad, meta["count"])
+  return Decoded(found, windows, masks, bad, meta["count"], meta["notes"])
 
 
 def _decode_into(
@@ -343,6 +350,7 @@ def _decode_into(
   sums = np.zeros((len(rows), 2), np.uint32)  # of pixels and masks
   (without,) = squares.sums(np.zeros((1, *shape[1:]), np.uint8))
   bad: dict[int, str] = {}
+  notes: dict[str, list[int]] = {}
   lock = threading.Lock()
 
   def one(position: int, place: int) -> None:
@@ -354,6 +362,8 @@ def _decode_into(
     except decode.BadImage as error:
       bad[position] = str(error)
       return
+    for note in record.notes:
+      notes.setdefault(note, []).append(position)
     found[place], sums[place] = square, (*squares.sums([square]), without)
     if mask is not None:
       with lock:
@@ -386,7 +396,8 @@ def _decode_into(
   if masks is not None:
     squares.seal(masks, sums[:, 1])
   meta = {"source": source.info.name, "split": source.info.split, "masks": masks is not None,
-          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())}}
+          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())},
+          "notes": {note: sorted(places) for note, places in sorted(notes.items())}}
   if look.bits == 16:
     np.save(work / "windows.npy", windows[:filled])
     meta["windows"] = checksums.of_file(work / "windows.npy")

@@ -19,7 +19,7 @@ import tqdm
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import building, choices, decode, hashes, store
+from cxrjax.data import building, choices, decode, hashes, splits, store
 from cxrjax.data.tfds_prepare import builder_class as _builder_class  # noqa: F401
 from cxrjax.data.tfds_prepare import prepared
 from cxrjax.data.types import Record, SourceInfo, Table
@@ -74,7 +74,7 @@ class Source:
     metadata = builder.info.metadata or {}
     notes = [f"TFDS {builder.info.full_name}", *metadata.get("notes", ())]
     if self._patient is None:
-      notes.append("patients unknown: every image counts as a patient of its own")
+      notes.append(splits.UNKNOWN)
 
     # The bytes as published: our decoder turns every colour type to gray, and TFDS's needs more.
     skip = {name: tfds.decode.SkipDecoding() for name in self._features if self._is_image(name)}
@@ -220,7 +220,7 @@ class Source:
     for i, example in enumerate(self._examples(expression)):
       named = self._text(example, self._id) if self._id else f"{expression}-{i:07d}"
       columns["ids"].append(named)
-      columns["patients"].append(self._text(example, self._patient) if self._patient else named)
+      columns["patients"].append(self._text(example, self._patient) if self._patient else "")
       for name, feature in (("sites", self._site), ("views", view), ("sexes", sex)):
         columns[name].append(self._text(example, feature) if feature else "")
       if "age" in self._features:

@@ -21,10 +21,11 @@ class Record:
     mask: lungs (1) and the rest (0), of the image's shape (its resolution may differ), where the
       source has one.
     id: unique within the source.
-    patient: images of one patient share it, across all splits of a source.
+    patient: images of one patient share it, across all splits of a source; empty where unknown.
     site: where the image was taken; empty where unknown.
     window: gray levels of `image` that are shown black and white, low < high, where the source
       knows them (a DICOM's VOI window); None leaves the choice to the pixels.
+    notes: what a user should know of how the image was read.
   """
 
   image: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
@@ -34,6 +35,7 @@ class Record:
   patient: str
   site: str = ""
   window: tuple[float, float] | None = None
+  notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Table:
 
   Attributes:
     ids: unique name of each image.
-    patients: images of one patient share it.
+    patients: images of one patient share it; empty where unknown.
     sites: where each was taken; empty where unknown.
     labels: one value per class: 1 present, 0 absent, NaN unknown.
     views: `PA`, `AP`, `L` (lateral), or empty where unknown.
@@ -111,11 +113,14 @@ class SourceInfo:
     fingerprint: hash of the content (encoded bytes, or the drawing parameters); the same content
       gives the same fingerprint on every machine, and decides which cache is used.
     notes: what a reader of the report should know (licence, how the split was made).
-    dataset: whose patients these are: two sources with the same `dataset` name the same patients
-      the same; by default `name`.
+    dataset: whose images these are: two sources with the same `dataset` name the same images the
+      same; by default `name`.
+    naming: how the patients are named, one entry for each set of names: the same name stands for
+      the same patient within an entry, and says nothing between two; by default `dataset` alone.
     parts: the sources of a pool, where they are drawn by weight; empty where every image is drawn
       equally often.
     skipped: images the source itself left out, and why.
+    advice: what a user can do to give it labels, where it has none; for errors.
   """
 
   name: str
@@ -128,10 +133,14 @@ class SourceInfo:
   dataset: str = ""
   parts: tuple[Part, ...] = ()
   skipped: tuple[tuple[str, str], ...] = ()
+  naming: tuple[str, ...] = ()
+  advice: str = ""
 
   def __post_init__(self) -> None:
     if not self.dataset:
       object.__setattr__(self, "dataset", self.name)
+    if not self.naming:
+      object.__setattr__(self, "naming", (self.dataset,))
 
 
 @runtime_checkable

@@ -28,28 +28,43 @@ def rows(opened: archive.Archive, name: str, columns: Sequence[str] = (),
     UserError: it is no .xlsx file, is damaged, or a column is missing.
   """
   where = f"{opened.path}: {name}"
-  with archive.Archive(where, content=opened.read(name)) as inside:
-    sheets = sorted((int(match[1]), n) for n in inside.names if (match := _SHEET.fullmatch(n)))
-    if not sheets:
-      raise UserError(f"{where} is no Excel file: it has no sheet")
-    shared = []
-    if "xl/sharedStrings.xml" in inside:
-      shared = [_text(item) for item in _parse(inside, "xl/sharedStrings.xml", where)]
-    sheet = _parse(inside, sheets[0][1], where)
   header: dict[int, str] | None = None
-  for number, row in enumerate(_all(sheet, "row"), 1):
-    try:
-      cells = dict(_cells(row, shared))
-    except (ValueError, IndexError) as error:
-      raise UserError(f"{where} is damaged in row {number} ({error})") from error
+  for number, cells in sheet(where, opened.read(name)):
     if header is None:
       header = cells
       for column in columns:
         if column not in header.values():
           raise UserError(f"{where} has no column {column!r}{suggest(column, header.values())}")
     elif cells:
-      yield (f"{where} line {row.get('r', number)}",
+      yield (f"{where} line {number}",
              {column: cells.get(at, "") for at, column in header.items()})
+
+
+def sheet(where: str, data: bytes) -> Iterator[tuple[int, dict[int, str]]]:
+  """Rows of the first sheet of an .xlsx file: number, and text of each cell by its column from 1.
+
+  Args:
+    where: the file is, for errors.
+    data: its bytes.
+
+  Raises:
+    UserError: it is no .xlsx file, or is damaged.
+  """
+  with archive.Archive(where, content=data) as inside:
+    sheets = sorted((int(match[1]), n) for n in inside.names if (match := _SHEET.fullmatch(n)))
+    if not sheets:
+      raise UserError(f"{where} is no Excel file: it has no sheet")
+    shared = []
+    if "xl/sharedStrings.xml" in inside:
+      shared = [_text(item) for item in _parse(inside, "xl/sharedStrings.xml", where)]
+    rows = _all(_parse(inside, sheets[0][1], where), "row")
+    for at, row in enumerate(rows, 1):
+      try:
+        cells = dict(_cells(row, shared))
+      except (ValueError, IndexError) as error:
+        raise UserError(f"{where} is damaged in row {at} ({error})") from error
+      given = row.get("r", "")
+      yield int(given) if given.isdecimal() else at, cells
 
 
 def _parse(inside: archive.Archive, name: str, where: str) -> ElementTree.Element:

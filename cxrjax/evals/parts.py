@@ -11,15 +11,17 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import open_source
+from cxrjax.data import leaks, open_source
 from cxrjax.data.labelled import labelled
-from cxrjax.data.splits import split_by_patient
+from cxrjax.data.splits import patient_keys, split_by_patient
 from cxrjax.data.store import Images, load_images
 from cxrjax.data.types import SourceInfo
 from cxrjax.metrics import classification, intervals
 
 PARTS = ("train", "val", "test")
 SMALL_VAL = 50
+NAMES = {"train": "training", "val": "validation", "test": "test"}
+APART = "no patient is in two of train, val and test"
 FEW = ("subset", "labelled")  # options of a source that take from train alone
 
 
@@ -136,8 +138,9 @@ def load(
   name = train.info.name if not isinstance(name, str) else name
   classes = train.info.classes
   if not classes:
-    raise UserError(f"{name} has no labels to judge by; give {whose}'s data.name a labelled "
-                    f"source, or remove {whose} from config.evals")
+    way = train.info.advice or f"give {whose}'s data.name a labelled source"
+    raise UserError(f"{name} has no labels to judge by; {way}, or remove {whose} from "
+                    "config.evals")
   if other is None and test.info.classes != classes:
     raise UserError(f"{name}: split {split['test']!r} has classes {list(test.info.classes)}, "
                     f"split {split['train']!r} has {list(classes)}; they must be the same")
@@ -199,9 +202,8 @@ def load(
   shared = _shared(result)
   if shared and not allow_shared_patients:
     raise UserError(
-      f"{name}: {len(shared)} patients are in more than one of train, val and test (e.g. "
-      f"{shared[0]!r}), so results would flatter; split by patient, or set {whose}'s "
-      "allow_shared_patients=True")
+      f"{name}: {len(shared)} patients are in more than one of train, val and test, so results "
+      f"would flatter; split by patient, or set {whose}'s allow_shared_patients=True")
   _check_classes(result, name, split, whose)
   return dataclasses.replace(result, shared=shared, notes=tuple(notes))
 
@@ -329,9 +331,19 @@ def divide(
 def describe(data: Data) -> dict[str, Any]:
   """Facts of the parts for `run.json`: sizes, classes, patients, fingerprints, remarks."""
   result: dict[str, Any] = {part: describe_part(data, part) for part in PARTS}
-  result["shared_patients"] = len(data.shared)
-  result["notes"] = list(data.notes)
+  told = patients(data)
+  result["shared_patients"] = len(data.shared) if data.shared or told == APART else None
+  result["notes"] = [*data.notes, told]
   return result
+
+
+def patients(data: Data) -> str:
+  """Whether a patient is in two of the parts, as far as that is known."""
+  sets = [leaks.known(data.patients(part), data.images[data.rows[part][0]].info) for part in PARTS]
+  return leaks.said(
+    len(data.shared), sets, [f"{NAMES[part]} images" for part in PARTS],
+    some=f"{len(data.shared)} patients are in more than one of train, val and test", none=APART,
+    whether="whether a patient is in two of train, val and test")
 
 
 def describe_part(data: Data, part: str) -> dict[str, Any]:
@@ -369,11 +381,11 @@ def _own_val(
 
 
 def _shared(data: Data) -> tuple[str, ...]:
-  """Patients in more than one part, sorted."""
+  """Keys of the patients in more than one part, sorted."""
+  keys = {key: patient_keys(images) for key, images in data.images.items()}
   count = Counter(
-    (data.images[data.rows[part][0]].info.dataset, p)
-    for part in PARTS for p in set(data.patients(part)) if p)
-  return tuple(sorted(p for (_, p), n in count.items() if n > 1))
+    p for key, rows in data.rows.values() for p in {keys[key][i] for i in rows} - {""})
+  return tuple(sorted(p for p, n in count.items() if n > 1))
 
 
 def _check_classes(data: Data, name: str, split: Mapping[str, Any], whose: str) -> None:

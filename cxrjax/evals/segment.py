@@ -18,7 +18,7 @@ from cxrjax.data.images import Images, even
 from cxrjax.data.store import load_images, no_masks
 from cxrjax.evals import features, parts
 from cxrjax.evals.probe import Result
-from cxrjax.metrics import segmentation
+from cxrjax.metrics import intervals, segmentation
 
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b s s 1"]]
 
@@ -181,13 +181,14 @@ class Evaluator:
       name: segmentation.mean(values, data.patients("test")) for name, values in found.items()}
     order = np.argsort(found["dice"], kind="stable")
     shown = order[even(len(order), SHOWN)]
+    people, _ = intervals.clusters(data.patients("test"), len(rows))  # numbers, no names
     arrays = {
       "image": data.images[key].gray(rows[shown])[..., 0], "truth": truth[shown],
       "predicted": called[shown], "dice": found["dice"][shown],
       "id": np.asarray([data.ids("test")[i] for i in shown]),
       # Of all images, to pair two runs.
       **{f"{name}_all": found[name] for name in ("dice", "iou")},
-      "id_all": np.asarray(data.ids("test")), "patient_all": np.asarray(data.patients("test"))}
+      "id_all": np.asarray(data.ids("test")), "patient_all": people}
     empty = int(np.isnan(found["assd"]).sum())
     facts = {
       "undefined_distances": empty, "lowest_dice": float(found["dice"].min()),

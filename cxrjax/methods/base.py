@@ -30,12 +30,14 @@ class Labels:
     exclusive: every image has one of the classes; else several findings at once.
     positive: images that have each class.
     known: images of which it is known whether they have it.
+    advice: what would give the data labels, where they have none.
   """
 
   classes: tuple[str, ...]
   exclusive: bool
   positive: tuple[int, ...]
   known: tuple[int, ...]
+  advice: str = ""
 
 
 @runtime_checkable

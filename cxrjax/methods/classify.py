@@ -88,9 +88,11 @@ class Method:
 
   def __post_init__(self) -> None:
     if len(self.labels.classes) < (2 if self.labels.exclusive else 1):
-      raise UserError(
-        f"config.data.source has the classes {list(self.labels.classes)}, too few to learn to tell "
-        "apart; give a labelled source")
+      named = ", ".join(self.labels.classes)
+      raise UserError("config.data.source has " + (
+        f"one class only, {named}, and two are needed to learn to tell them apart; give a source "
+        "with both" if named else
+        f"no labels; {self.labels.advice or 'give a labelled source'}"))
     for name in ("smoothing", "dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"config.method.{name}={getattr(self, name)} must be in [0, 1)")

@@ -94,10 +94,9 @@ def _summary(audit: Mapping[str, Any]) -> Html:
   if same:
     text.append(f" {words.count(same, 'more pair probably shows', 'more pairs probably show')} "
                 "one patient at two times.")
-  crossing = audit.get("patients", {}).get("crossing", 0)
-  if len(parts) > 1:
-    text.append(" No patient is known to be in two splits." if not crossing else
-                f" {words.count(crossing, 'patient is', 'patients are')} in several splits.")
+  said = str(audit.get("patients", {}).get("said", ""))
+  if len(parts) > 1 and said:
+    text.append(f" {said[0].upper()}{said[1:]}.")
   return el("div", el("p", text), cls="summary")
 
 

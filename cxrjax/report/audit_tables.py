@@ -117,15 +117,10 @@ def _end(name: str) -> str:
 def patients(audit: Mapping[str, Any]) -> Html | None:
   """Patients who are in several splits."""
   found = audit["patients"]
-  unknown = sum(p["unknown"] for p in audit["parts"])
-  made = []
-  if unknown:
-    made.append(el("p", f"Of {words.count(unknown, 'image')} the patient is unknown.", cls="note"))
+  said = f"{found['said'][0].upper()}{found['said'][1:]}."
   if not found["crossing"]:
-    if len(audit["parts"]) > 1:
-      made.append(el("p", "No patient is in several splits, as far as the data name them.",
-                     cls="quiet"))
-    return el("div", made) if made else None
+    return el("p", said, cls="quiet")
+  made = [el("p", said, cls="note")]
   rows = [[" and ".join(b["parts"]), words.count(b["patients"])] for b in found["between"]]
   made.append(table(["Splits", "Patients"], rows))
   items = []

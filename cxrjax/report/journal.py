@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import csv
 import hashlib
 import io
 import itertools
@@ -27,6 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cxrjax.core import files
+from cxrjax.core import tables as csv
 from cxrjax.core.errors import UserError
 from cxrjax.report import predictions as tables
 
@@ -96,9 +97,8 @@ class Journal:
       if predictions.embeddings is not None:
         self._embed(predictions.embeddings)
     if predictions.skipped and not self.skipped:
-      self._skipped_file.write(tables.line(("id", "reason")))
-    self._skipped_file.writelines(
-      tables.line(map(tables.identifier, item)) for item in predictions.skipped)
+      csv.write(self._skipped_file, [("id", "reason")])
+    csv.write(self._skipped_file, (map(tables.identifier, item) for item in predictions.skipped))
     self._state["rows"] += len(predictions)
     self._state["skipped"] += len(predictions.skipped)
     for name, opened in ((TABLE, self._table_file), (SKIPPED, self._skipped_file)):
@@ -141,7 +141,7 @@ class Journal:
                         "write over it; choose another --out, or --overwrite")
       return None
     try:
-      found = json.loads(path.read_text())
+      found = files.read_mapping(path)
       old = found["about"]
       int(found["rows"]), int(found["skipped"]), dict(found["bytes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -174,7 +174,7 @@ class Journal:
     path = self.folder / name
     if path.exists():
       with tables.open_text(path, "r") as opened:
-        rows = csv.reader(opened)
+        rows = csv.read(opened)
         next(rows, None)
         yield from rows
 
@@ -204,7 +204,7 @@ class Journal:
       embeddings = np.load(self.folder / EMBEDDINGS, mmap_mode="r")
     with tables.written(self.folder / PARQUET) as file, contextlib.ExitStack() as stack:
       opened = stack.enter_context(tables.open_text(self.folder / TABLE, "r"))
-      rows = csv.reader(opened)
+      rows = csv.read(opened)
       names, writer = next(rows), None
       for start in range(0, self.rows, _CHUNK):
         part = zip(*itertools.islice(rows, _CHUNK), strict=True)

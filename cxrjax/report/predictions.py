@@ -12,17 +12,18 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from cxrjax.core import tables
 from cxrjax.core.errors import UserError
 
 EMBEDDING = "embedding"
 Skipped = tuple[tuple[str, str], ...]
-TEXTS = ("id", "called")  # of the columns; all others are numbers
+TEXTS = ("id", "called", "note")  # of the columns; all others are numbers
 _QUOTED = set(',"\r\n')
 _ESCAPED = re.compile(r"[\ud800-\udfff]|\\(x[0-9a-f]{2}|\\)")  # and what looks as if it were
 
@@ -41,6 +42,7 @@ class Predictions:
     masks: lungs 1 and the rest 0, at each image's own size, where they were asked for.
     overlays: maps of what the network looks at over each image, where they were asked for.
     skipped: images that could not be used, and why.
+    notes: of each image, what a user should know of how it was read; mostly nothing.
   """
 
   ids: tuple[str, ...]
@@ -52,6 +54,7 @@ class Predictions:
   masks: tuple[UInt8[np.ndarray, "_ _"], ...] | None = None
   overlays: tuple[UInt8[np.ndarray, "_ _ 3"], ...] | None = None
   skipped: Skipped = ()
+  notes: tuple[tuple[str, ...], ...] = ()
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -97,6 +100,7 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
   return dataclasses.replace(
     good[0], ids=tuple(name for part in good for name in part.ids), skipped=skipped,
+    notes=tuple(note for part in good for note in part.notes),
     **{name: stacked(name) for name in ("probabilities", "called", "embeddings")},
     **{name: listed(name) for name in ("masks", "overlays")})
 
@@ -115,6 +119,7 @@ def columns(predictions: Predictions) -> dict[str, list[Any]]:
         found[f"called_{name}"] = predictions.called[:, k].astype(int).tolist()
   if predictions.masks is not None:
     found["lung_share"] = [float(mask.mean()) for mask in predictions.masks]
+  found["note"] = ["; ".join(notes) for notes in predictions.notes or [()] * len(predictions)]
   if predictions.embeddings is not None:
     found[EMBEDDING] = list(predictions.embeddings)
   return found
@@ -125,15 +130,9 @@ def write_rows(opened: TextIO, predictions: Predictions, header: bool) -> None:
   table = columns(predictions)
   table.pop(EMBEDDING, None)
   if header:
-    opened.write(line(table))
-  for row in zip(*table.values(), strict=True):
-    opened.write(line([f"{x:.9g}" if isinstance(x, float) else str(x) for x in row]))
-
-
-def line(cells: Iterable[str]) -> str:
-  r"""A line of a CSV, quoted wherever a reader would see an end; `csv.writer` overlooks `\r`."""
-  return ",".join('"{}"'.format(cell.replace('"', '""')) if _QUOTED & set(cell) else cell
-                  for cell in cells) + "\n"
+    tables.write(opened, [table])
+  tables.write(opened, ([f"{x:.9g}" if isinstance(x, float) else x for x in row]
+                        for row in zip(*table.values(), strict=True)))
 
 
 def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:

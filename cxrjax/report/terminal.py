@@ -47,6 +47,26 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
   return "\n".join([lines[0], rule, *lines[1:], rule, "95 % intervals in brackets"])
 
 
+def remarks(workdir: str | os.PathLike[str]) -> list[str]:
+  """What a reader of the table must know: images left out, values that are undefined, and why."""
+  run, found = runs.read(workdir), []
+  for name in run.evaluators():
+    data = run.fact("data", name)
+    # Of one part alone, notes are those of its source, which are said before training.
+    told = [] if runs.lookup(data, "n") else [*(runs.lookup(data, "notes") or ())]
+    of = run.fact("evaluation", name, runs.TRAINED)
+    told += [runs.lookup(of, "remark"), runs.lookup(of, "linear", "remark"),
+             *(runs.lookup(of, "threshold_remarks") or ()),
+             *(runs.lookup(of, "temperature_remarks") or ())]
+    undefined: dict[str, list[str]] = {}
+    for metric, e in run.only(name).latest().get(runs.TRAINED, {}).items():
+      if e.undefined:
+        undefined.setdefault(e.undefined, []).append(words.title(metric))
+    told += [f"{', '.join(metrics)}: n/a, {why}" for why, metrics in undefined.items()]
+    found += [f"{name}: {text}" for text in dict.fromkeys(told) if text]
+  return found
+
+
 def sort_metrics(names: set[str]) -> list[str]:
   """kNN by k, then the linear probe, then the rest; AUROC first in each."""
   def key(name: str):

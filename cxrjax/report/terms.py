@@ -76,7 +76,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
   (
     "Training, validation, test",
     "Images that are learnt from; that choose between settings and set thresholds; that only "
-    "judge. No patient is in two of them unless the page says so.",
+    "judge. Whether a patient is in two of them the page says, where patients are known.",
     r"\bvalidation\b"),
   (
     "Pretraining without labels",

@@ -22,6 +22,7 @@ import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 
 METRICS = "metrics.jsonl"
@@ -104,10 +105,10 @@ class Writer:
     path = self.workdir / FACTS
     with _naming(path):
       try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = files.read_mapping(path)
       except (FileNotFoundError, ValueError):
         known = {}
-      merged = _merge(known if isinstance(known, dict) else {}, _plain(facts))
+      merged = _merge(known, _plain(facts))
       text = json.dumps(merged, indent=2, ensure_ascii=False, allow_nan=False)
       try:
         replace(path, (text + "\n").encode("utf-8"))

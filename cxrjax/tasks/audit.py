@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import pathlib
 import sys
@@ -14,6 +13,8 @@ import jax
 import numpy as np
 import tqdm
 
+from cxrjax.core import tables
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.data import audit
 from cxrjax.data.audit import Pair, Part
@@ -26,7 +27,7 @@ from cxrjax.training import workdir as workdirs
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Audits the sources of `config` and writes `audit.html` and tables; returns the exit status.
 
   The workdir then holds `audit.html`, `pairs.csv` (near-duplicates), `patients.csv` (those in
@@ -54,6 +55,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   lap("decode")
   for part in parts:
     say(f"data      {part.name}: {len(part.table)} images of {part.info.name}")
+  for note in dict.fromkeys(note for part in parts for note in part.info.notes):
+    say(f"note: {note}")
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged, and the data may have changed
   with Writer(workdir) as writer:
     writer.facts(command=command or " ".join(sys.argv), started=page.now(), finished=None,
@@ -125,5 +128,5 @@ def _pictures(
 
 def _write(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
   text = io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows(rows)
+  tables.write(text, rows)
   save(path, text.getvalue())

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from cxrjax.data import polarity
+from cxrjax.data import leaks, polarity
 from cxrjax.data.audit import Pair, Part
+from cxrjax.data.images import told
 from cxrjax.evals import floor
 from cxrjax.metrics import ranking
 from cxrjax.metrics.intervals import Interval
@@ -212,6 +213,10 @@ def image_rows(
   left_out = set()
   for k, part in enumerate(parts):
     t, good = part.table, {int(row): i for i, row in enumerate(part.good)}
+    notes: dict[int, list[str]] = {}
+    for note, rows in part.notes.items():
+      for row in rows:
+        notes.setdefault(row, []).append(note)
     for row, name in enumerate(t.ids):
       i = good.get(row)
       kinds = [] if i is None else [
@@ -220,7 +225,8 @@ def image_rows(
       yield (part.info.name, part.split, name, numbers.get(part.patients[row], ""),
              _said(part, row), t.sites[row], t.views[row], t.sexes[row],
              "" if np.isnan(t.ages[row]) else f"{t.ages[row]:g}",
-             "unreadable" if i is None else " ".join(kinds) or "good", part.bad.get(row, ""),
+             "unreadable" if i is None else " ".join(kinds) or "good",
+             part.bad.get(row) or "; ".join(notes.get(row, ())),
              "" if i is None else f"{found.agreement[k][i]:.3f}",
              f"g{group}" if size[group] > 1 else "")
     for name, reason in part.info.skipped:
@@ -261,7 +267,9 @@ def facts(
       "name": p.name, "source": p.info.name, "split": p.split, "n": len(p.table),
       "patients": len({x for x in p.patients if x}), "unknown": sum(not x for x in p.patients),
       "tells_patients": p.tells_patients,
-      "unreadable": len(p.bad), "fingerprint": p.info.fingerprint, "notes": list(p.info.notes),
+      "unreadable": len(p.bad), "fingerprint": p.info.fingerprint,
+      "notes": [*p.info.notes, *told(
+        (p.table.ids[row], note) for note, rows in p.notes.items() for row in rows)],
       **{kind: int(getattr(found, kind)[k].sum()) for kind in kinds},
       "labels": _label_counts(p), "attributes": _attributes(p),
     } for k, p in enumerate(parts)],
@@ -277,6 +285,7 @@ def facts(
       "other_label": sum(bool(p.differ) and p.r >= copy for p in pairs),
     },
     "patients": {
+      "said": said_of_patients(parts, len(crossing)),
       "crossing": len(crossing), "images": sum(map(len, crossing.values())),
       "between": [{"parts": [parts[k].name for k in ks], "patients": n}
                   for ks, n in crossed.most_common()],
@@ -297,6 +306,22 @@ def facts(
       "value": f.auroc.value, "low": f.auroc.low, "high": f.auroc.high, "n": f.auroc.n,
       "method": f.auroc.method, "undefined": f.auroc.undefined} for f in floors],
   }
+
+
+def said_of_patients(parts: Sequence[Part], crossing: int) -> str:
+  """Whether a patient is in two splits, as far as that is known."""
+  if len(parts) < 2:
+    return "there is one split, which no patient can leave"
+  is_ = "patient is" if crossing == 1 else "patients are"
+  of: dict[int, list[Part]] = {}
+  for part in parts:
+    of.setdefault(part.number, []).append(part)
+  return leaks.said(
+    crossing, [leaks.known([*itertools.chain(*(p.patients for p in own))], own[0].info)
+               for own in of.values()],
+    [f"images of {own[0].info.name}" if len(of) > 1 else "images" for own in of.values()],
+    some=f"{crossing} {is_} in several splits",
+    none="no patient is in two splits", whether="whether a patient is in two splits")
 
 
 def _label_counts(part: Part) -> list[dict[str, Any]]:
@@ -332,7 +357,7 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
     "between splits or sources",
     f"same      {pairs['same']} more pairs probably show the same patient, {pairs['across_same']} "
     "of them between",
-    f"patients  {facts['patients']['crossing']} patients are in several splits",
+    f"patients  {facts['patients']['said']}",
     f"images    {total('n')}: {total('unreadable')} unreadable, {facts['left_out']} left out, "
     f"{total('flat')} blank, {total('inverted')} inverted, {total('unlike')} unlike the others",
   ]

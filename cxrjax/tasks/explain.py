@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import pathlib
@@ -15,7 +14,9 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from cxrjax import api
+from cxrjax.core import tables
 from cxrjax.core.build import freeze, suggest
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
 from cxrjax.data.images import Images, even
@@ -72,7 +73,7 @@ class Explained:
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Explains the runs of `config.runs`; see `configs/explain.py` for what is written.
 
   Raises:
@@ -98,7 +99,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   found = _facts(explained, methods, seen, config) | {
     "data": {"name": source.info.name, "split": source.info.split, "of": len(source),
              "n": len(explained[0].images), "fingerprint": source.info.fingerprint,
-             "patients": len({p or f"\0{i}" for i, p in enumerate(explained[0].images.patients)})},
+             "patients": _people(explained[0].images.patients)},
     "masks": masked, "target": config["target"], "notes": notes}
   with Writer(workdir) as writer:
     writer.facts(command=command or " ".join(sys.argv), started=began, finished=now(),
@@ -325,7 +326,7 @@ def _files(
     seen: Mapping[str, Mapping[str, lungs.Seen]], count: int) -> None:
   """`maps/*.png`, `arrays/*.npz`, `scores.csv`."""
   text = io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows(_rows_of_csv(explained, methods, seen))
+  tables.write(text, _rows_of_csv(explained, methods, seen))
   save(workdir / "scores.csv", text.getvalue())
   try:
     for folder in ("maps", "arrays"):
@@ -367,3 +368,8 @@ def _rows_of_csv(
         yield [e.name, method, image, labels[i],
                e.classes[own.target[i]] if own.target[i] >= 0 else "",
                *(f"{v:.6g}" if np.isfinite(v) else "" for v in values), own.scores.reasons[i]]
+
+
+def _people(patients: Sequence[str]) -> int | None:
+  """How many patients there are; None where one is unknown."""
+  return len(set(patients)) if all(patients) else None

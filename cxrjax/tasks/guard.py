@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import hashes, leaks, splits
+from cxrjax.data import image_hash, leaks, splits
+from cxrjax.data.hashes import patient_key
+from cxrjax.data.types import SourceInfo
 from cxrjax.evals.parts import Data
 
 FILE = "patients.npy"  # in a workdir: keyed hashes of the patients that were learnt from
+IMAGES = "images.npz"  # and what their images show, see `Learnt`
 CHOICES = ("error", "allow")
 FIRST, PAIRS = 0.85, 1000  # at the start of a run: least first correlation, most pairs looked at
 
 
 def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) -> list[str]:
-  """Refuses test images of patients that are learnt from; returns remarks.
+  """Refuses test images of patients that are learnt from; returns a remark for each evaluation.
 
   Args:
     train: the source that is learnt from.
@@ -32,22 +38,32 @@ def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) ->
   if choice not in CHOICES:
     raise UserError(f"config.data.shared_patients={choice!r} is no option"
                     f"{suggest(str(choice), CHOICES)}")
-  seen = set(splits.patient_keys(train)) - {""}
+  learnt = splits.patient_keys(train)
+  seen, told = set(learnt) - {""}, leaks.known(learnt, train.info)
   remarks = []
   for name, data in evaluations.items():
-    key, rows = data.rows["test"]
-    keys = splits.patient_keys(data.images[key])
-    test = [keys[i] for i in rows.tolist()]
-    both = sorted(set(test) & seen)
-    images = sum(k in seen for k in test)
+    test, info = test_patients(data)
+    rows = [i for i, key in enumerate(test) if key in seen]
+    both = len({test[i] for i in rows})
     if both and choice == "error":
       raise UserError(
-        f"{len(both)} patients ({images} images) of config.evals.{name}'s test split are in the "
-        f"training data {train.info.name} [{train.info.split}], e.g. {both[0]!r}, so results would "
-        "flatter; train on another split, or set config.data.shared_patients='allow'")
-    remarks.append(f"{name}: {len(both)} of {len(set(test))} test patients are in the training data"
-                   if both else f"{name}: no patient of the test images is in the training data")
+        f"{both} patients ({len(rows)} images, e.g. {data.ids('test')[rows[0]]}) of "
+        f"config.evals.{name}'s test split are in the training data {train.info.name} "
+        f"[{train.info.split}], so results would flatter; train on another split, or set "
+        "config.data.shared_patients='allow'")
+    remarks.append(f"{name}: " + leaks.said(
+      both, (leaks.known(test, info), told), ("test images", "training images"),
+      some=f"{both} of {len(set(test) - {''})} test patients are in the training data",
+      none="no patient of the test images is in the training data",
+      whether="whether a patient of the test images is in the training data"))
   return remarks
+
+
+def test_patients(data: Data) -> tuple[list[str], SourceInfo]:
+  """Keys of the test images' patients, and the source they come from."""
+  key, rows = data.rows["test"]
+  keys = splits.patient_keys(data.images[key])
+  return [keys[i] for i in rows.tolist()], data.images[key].info
 
 
 def near_duplicates(
@@ -87,7 +103,69 @@ def near_duplicates(
   return remarks
 
 
-def remember(train: Any, workdir: pathlib.Path, cache_dir: str | None = None) -> None:
-  """Notes in the workdir whose images were learnt from, as keyed hashes, for later runs."""
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+  """What a run, and the one it started from, learnt from: kept in its workdir for later runs.
+
+  Attributes:
+    known: how far the patients were known.
+    hashes: of `data.image_hash`, of the images that were decoded.
+    unseen: images without a hash, as they were streamed.
+  """
+
+  known: leaks.Known
+  hashes: UInt8[np.ndarray, "n b"]
+  unseen: int
+
+  def save(self, file: pathlib.Path) -> None:
+    """Writes it to a file."""
+    np.savez(file, hashes=self.hashes, images=self.known.images, unknown=self.known.unknown,
+             naming=np.array(self.known.naming), unseen=self.unseen)
+
+
+def remember(
+    loader: Any, train: Any, workdir: pathlib.Path, before: str = "", cache_dir: str | None = None,
+    ) -> None:
+  """Notes in the workdir whose images were learnt from, as hashes, for later runs.
+
+  Args:
+    loader: of the training images.
+    train: the source that is learnt from.
+    workdir: of the run.
+    before: workdir of the run that it started from; what that learnt from counts as well, its
+      patients as unknown, since only that run's hashes tell them.
+    cache_dir: where the secret lies that patients' hashes are made with.
+  """
   keys = splits.patient_keys(train)
-  np.save(workdir / FILE, leaks.remember(keys, hashes.patient_key(cache_dir)))
+  np.save(workdir / FILE, leaks.remember(keys, patient_key(cache_dir)))
+  told = leaks.known(keys, train.info)
+  hashes, unseen = image_hash.of_images(np.zeros((0, 1, 1, 1), np.uint8)), len(keys)
+  if loader.images is not None:
+    hashes, unseen = image_hash.of_images(loader.images), 0
+  if (old := learnt(before)) is not None:
+    told = leaks.Known(told.images + old.known.images, told.unknown + old.known.images,
+                       tuple(dict.fromkeys((*told.naming, *old.known.naming))))
+    hashes, unseen = np.concatenate([hashes, old.hashes]), unseen + old.unseen
+  Learnt(told, hashes, unseen).save(workdir / IMAGES)
+
+
+def learnt(workdir: str) -> Learnt | None:
+  """What a run learnt from; None where its workdir does not say.
+
+  Raises:
+    UserError: the file that says so is damaged.
+  """
+  file = pathlib.Path(workdir).expanduser() / IMAGES
+  if not workdir or not file.is_file():
+    return None
+  try:
+    found = files.read_npz(file)
+    known = leaks.Known(int(found["images"]), int(found["unknown"]),
+                        tuple(found["naming"].tolist()))
+    hashes = found["hashes"]
+    if hashes.dtype != np.uint8 or hashes.shape[1:] != (image_hash.BYTES,):
+      raise files.Damaged("its hashes are of another kind")
+    return Learnt(known, hashes, int(found["unseen"]))
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{file} is damaged ({error}): it says what the run learnt from; train it "
+                    "again, or start from its weights exported to a file") from error

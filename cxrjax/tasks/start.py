@@ -7,10 +7,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
-from cxrjax.data import hashes, leaks, splits
+from cxrjax.data import hashes, image_hash, leaks
 from cxrjax.evals.parts import Data
 from cxrjax.models import weights
 from cxrjax.tasks import guard
@@ -73,7 +72,10 @@ def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
 def seen_before(
     path: str, evaluations: Mapping[str, Any], choice: str, cache_dir: str | None = None,
     ) -> list[str]:
-  """Refuses test images of patients that the starting run has learnt from; returns remarks.
+  """Refuses test images that the starting run has learnt from, or whose patients; remarks.
+
+  Patients are compared by name and images by what they show: under other names, in other splits
+  and formats an image is the same.
 
   Args:
     path: `config.init.path`.
@@ -82,34 +84,61 @@ def seen_before(
     cache_dir: `config.data.cache_dir`, where the secret lies.
 
   Raises:
-    UserError: there are such patients, and `choice` is "error"; or the run's file of its patients
-      is damaged.
+    UserError: there are such patients or images, and `choice` is "error"; or the run's file of its
+      patients is damaged.
   """
-  file = pathlib.Path(path).expanduser() / guard.FILE
-  if not path or not file.is_file():
+  if not path:
     return []
+  before, file = guard.learnt(path), pathlib.Path(path).expanduser() / guard.FILE
+  if before is None or not file.is_file():
+    return [f"{path} does not say what it learnt from, so whether test images, or other images of "
+            "their patients, were among it is not known"]
   try:
-    remembered = np.load(file, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise UserError(f"{file} is damaged ({error}); remove it to go on without it") from error
+    remembered = files.read_npy(file)
+  except (OSError, files.Damaged) as error:
+    raise UserError(f"{KEY}={path}: its {guard.FILE} cannot be read ({error}), so it is not known "
+                    "which patients it learnt from; start from another run") from error
   secret = hashes.patient_key(cache_dir)
   remarks = []
   for name, data in evaluations.items():
     if not isinstance(data, Data):
       continue
+    keys, info = guard.test_patients(data)
+    shared = leaks.overlap(remembered, keys, secret)
+    patients = set(shared or ())
     key, rows = data.rows["test"]
-    keys = splits.patient_keys(data.images[key])
-    both = leaks.overlap(remembered, [keys[i] for i in rows.tolist()], secret)
-    if both is None:
+    bits = image_hash.nearest(before.hashes, image_hash.of_images(data.images[key], rows))
+    same = np.flatnonzero(bits <= image_hash.SAME).tolist()
+    for found, what in (([i for i, k in enumerate(keys) if k in patients],
+                         f"are of {len(patients)} patients whom {KEY}={path} learnt from"),
+                        (same, f"are among those that {KEY}={path} learnt from")):
+      if found and choice == "error":
+        raise UserError(
+          f"{len(found)} of the {len(keys)} images of config.evals.{name}'s test split {what}, "
+          f"e.g. {data.ids('test')[found[0]]}, so results would flatter; start from a run on the "
+          "same data with the same split and patients (data.csv, data.patient_column), or set "
+          "config.data.shared_patients='allow'")
+    if shared is None:
       remarks.append(
         f"{name}: whether {path} learnt from its test patients cannot be told: it keeps their "
         "hashes under another secret than this cache folder's; see CXRJAX_PATIENT_KEY")
-      continue
-    if both and choice == "error":
-      raise UserError(
-        f"{len(both)} patients of config.evals.{name}'s test split were learnt from by {KEY}={path}"
-        f", e.g. {both[0]!r}, so results would flatter; start from another run, or set "
-        "config.data.shared_patients='allow'")
-    remarks.append(f"{name}: {len(both)} of its test patients are among those that {path} learnt "
-                   "from")
+    else:
+      remarks.append(f"{name}: " + leaks.said(
+        len(patients), (leaks.known(keys, info), before.known),
+        ("test images", f"images that {path} learnt from"),
+        some=f"{len(patients)} of its test patients are among those that {path} learnt from",
+        none=f"no patient of the test images is among those that {path} learnt from",
+        whether=f"whether {path} learnt from a patient of the test images"))
+    remarks.append(f"{name}: " + _images(len(same), len(keys), before, path))
   return remarks
+
+
+def _images(same: int, total: int, before: guard.Learnt, path: str) -> str:
+  """What is said of the test images that a run has learnt from."""
+  if same:
+    return f"{same} of {total} test images are among those that {path} learnt from"
+  if before.unseen:
+    return (f"whether {path} learnt from a test image could not be checked, as it streamed "
+            f"{before.unseen} images")
+  return (f"none of the {total} test images looks the same as one that {path} learnt from (crops "
+          "are not recognised: configs/audit.py finds them)")

@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import functools
 import inspect
-import json
 import pathlib
 import signal
 import sys
@@ -19,8 +18,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cxrjax import data as sources
+from cxrjax.core import files
 from cxrjax.core.build import build, freeze
 from cxrjax.core.clock import tabulate
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
@@ -180,7 +181,9 @@ class Run:
       "class_counts": dict(zip(labels.classes, labels.positive, strict=True)),
       "class_known": dict(zip(labels.classes, labels.known, strict=True)),
       "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
-      "splits": dict(info.splits), "notes": [*info.notes, *self.leaks], **self._describe_masks(),
+      "splits": dict(info.splits),
+      "notes": [*info.notes, *self.loader.notes, *untaught(labels), *self.leaks],
+      **self._describe_masks(),
       "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
       "size": self.config["data"]["size"], "fit": self.config["data"]["fit"],
     }
@@ -210,7 +213,26 @@ def labels_of(table: Any, info: Any) -> Labels:
       "say what it means with config.data.options.uncertain")
   return Labels(
     tuple(info.classes), info.exclusive, tuple((table.labels == 1).sum(0).tolist()),
-    tuple((~np.isnan(table.labels)).sum(0).tolist()))
+    tuple((~np.isnan(table.labels)).sum(0).tolist()), info.advice)
+
+
+def untaught(labels: Labels) -> list[str]:
+  """Remarks on classes that no training image has."""
+  none = [name for name, n in zip(labels.classes, labels.positive, strict=True) if not n]
+  return [f"no training image has the class {name!r}: its output is not taught, and means over "
+          "classes include it" for name in none] if any(labels.known) else []
+
+
+def remarks(facts: Mapping[str, Any]) -> list[str]:
+  """What is to be known of the data before training: of each remark the first."""
+  sets = facts["data"]
+  found = dict.fromkeys(sets["train"]["notes"])
+  for name, of in sets.items():
+    if name != "train":
+      parts = [of, *(part for part in of.values() if isinstance(part, Mapping))]
+      found |= {f"{name}: {note}": None for part in parts for note in part.get("notes", ())
+                if note not in sets["train"]["notes"]}
+  return list(found)
 
 
 def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
@@ -298,7 +320,7 @@ def now() -> str:
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Runs `config` in `workdir` to its end; returns the exit status.
 
   0 finished (now or before); 128 + signal where a signal stopped it after saving.
@@ -318,7 +340,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   begun = begin(run.trainer, run.loader)
   facts = run.describe()
   say(announce(facts, workdir))
-  for remark in run.leaks:
+  for remark in remarks(facts):
     say(f"note: {remark}")
   with Writer(workdir, active=main) as writer:
     checkpoints = None
@@ -326,7 +348,9 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
                    status="running", **environment(), **facts)
       if main:
-        guard.remember(run.source, workdir, config["data"]["cache_dir"] or None)
+        guard.remember(
+          run.loader, run.source, workdir, (config.get("init") or {}).get("path", ""),
+          config["data"]["cache_dir"] or None)
       checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config["checkpoint"]["keep"], config=config)
       writer.arrays("views", **look.views(run))
@@ -364,6 +388,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   report = _write_page(workdir, main)
   if main:
     say(terminal.results_table(workdir))
+    for remark in terminal.remarks(workdir):
+      say(f"note: {remark}")
     say(f"report    {report}")
   return 128 + outcome.stopped if outcome.stopped else 0
 
@@ -373,8 +399,12 @@ def _finished(config: Mapping[str, Any], workdir: pathlib.Path) -> bool:
   done = False
   if jax.process_index() == 0:
     facts = workdir / "run.json"
-    done = (workdirs.settle_config(workdir, config) and facts.exists()
-            and json.loads(facts.read_text()).get("status") == "finished")
+    try:
+      done = (workdirs.settle_config(workdir, config) and facts.exists()
+              and files.read_mapping(facts).get("status") == "finished")
+    except (OSError, files.Damaged) as error:
+      raise UserError(f"{facts} cannot be read ({error}); remove it, and the same command goes on "
+                      "from the last checkpoint") from error
   if jax.process_count() > 1:
     done = bool(multihost_utils.broadcast_one_to_all(np.bool_(done)))
   return done

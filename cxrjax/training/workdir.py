@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.training import checkpoint
 
@@ -104,9 +105,9 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
         f"({'; '.join(changed)}); restore these values or choose another folder")
   if path.exists() and began:
     try:
-      old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-      raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+      old = files.read_mapping(path)
+    except (OSError, files.Damaged) as error:
+      raise UserError(f"{path} cannot be read ({error}); choose another --workdir") from error
     changed = differences(old, config)
     if changed:
       raise UserError(

@@ -7,7 +7,8 @@ import pytest
 from dicoms import dicom as encode_dicom
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import hashes, load_images, open_source
+from cxrjax.data import Loader, hashes, load_images, open_source
+from cxrjax.data.images import told
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_images_that_only_the_csv_or_only_the_folder_has_are_counted(tree):
 
 
 @pytest.mark.parametrize("data, reason", [
-  (b"", "0 bytes"), (b"some text", "not a PNG, JPEG, TIFF, BMP or DICOM")])
+  (b"", "0 bytes"), (b"some text", "not a PNG, JPEG, TIFF, DICOM")])
 def test_a_bad_file_is_named(tree, data, reason):
   root = tree("a/1.png", "b/2.png")
   tree("b/bad.png", data=data)
@@ -161,7 +162,7 @@ def test_a_bad_file_is_named(tree, data, reason):
 @pytest.mark.parametrize("text, options, word", [
   ("file,label\n1.png,a\n", {"label_columns": "lable"}, "did you mean 'label'"),
   ("file,label\n1.png,a\n", {"path_column": "pth"}, "path_column='pth' is no column"),
-  ("picture,label\n1.png,a\n", {}, "path_column; columns: picture, label"),
+  ("picture,label\n1.png,a\n", {}, "path_column, or a keyword of DICOM .*columns: picture, label"),
   ("file,label\n1.png,a\n1.png,b\n", {}, "line 3 names 1.png again .first on line 2"),
   ("file,x,y\n1.png,1,2\n", {"label_columns": ("x", "y")}, "line 2: y='2'"),
   ("file,label,who\n1.png,a,\n", {"patient_column": "who"}, "line 2 has no 'who'"),
@@ -288,6 +289,8 @@ def test_what_a_csv_lacks_comes_from_headers(ward):
   assert found.table.patients == ("x", "x", "y") and found.table.views == ("PA", "AP", "L")
   np.testing.assert_array_equal(found.table.ages, [50, np.nan, 7])
   assert found.table.sexes == ("", "M", "F")
+  assert source(ward, csv="list.csv").table.patients == ("x", "x", "y")  # by the column's name
+  (ward / "list.csv").write_text("file,label\n00,a\n01,b\n12,b\n")
   assert source(ward, csv="list.csv").table.patients == ("00", "00", "12")
 
 
@@ -297,6 +300,32 @@ def test_a_ct_slice_in_the_folder_is_a_bad_image(ward, texture):
     load_images(source(ward), 16, progress=False)
   found = load_images(source(ward), 16, progress=False, on_bad_image="skip")
   assert len(found) == 6 and found.skipped[0][0] == "ct.dcm"
+
+
+RAW = "it is FOR PROCESSING: raw detector values, not the image that is shown to a reader"
+
+
+def test_notes_of_files_come_with_their_images(ward, texture):
+  for name in ("2", "raw/7"):
+    (ward / name).parent.mkdir(exist_ok=True)
+    (ward / name).write_bytes(
+      encode_dicom(texture(40, 56, seed=5), PresentationIntentType="FOR PROCESSING"))
+  (ward / "0").write_bytes(b"")
+  found = source(ward)
+  rows = [found.table.ids.index(name) for name in ("2", "raw/7")]
+  assert found[rows[0]].notes == (RAW,)
+  for _ in range(2):  # decoded, then from the cache
+    images = load_images(found, 16, on_bad_image="skip", progress=False)
+    assert images.notes == (("2", RAW), ("raw/7", RAW))
+  some = load_images(found, 16, progress=False, indices=rows[::-1])
+  assert some.notes == (("raw/7", RAW), ("2", RAW)) and told(some.notes) == [
+    f"2 of its images: {RAW} (the first: raw/7)"]
+  for storage in ("resident", "streamed"):
+    loader = Loader(found, 2, 0, size=16, storage=storage, on_bad_image="skip", progress=False)
+    for step in range(len(found)):
+      loader[step]
+    assert [note.partition(" (the first")[0] for note in loader.notes] == [
+      f"2 of its images: {RAW}"]
 
 
 def test_dicom_in_a_zip(ward, tmp_path):
@@ -326,7 +355,7 @@ def csv(root, text, **options):
 def test_paths_that_begin_above_or_below_the_folder(tree):
   names = [f"train/p{p}/s{s}/view1.jpg" for p in range(3) for s in range(2)]
   root = tree(*names)
-  above = csv(root, "path\n" + "".join(f"Archive-v1/{n}\n" for n in names))
+  above = csv(root, "path\n" + "".join(f"{root.parent.name}/set/{n}\n" for n in names))
   below = csv(root, "path\n" + "".join(f"{n[6:]}\n" for n in names))
   stems = csv(root, "path\n" + "".join(f".\\{n[6:-4]}\n".replace("/", "\\") for n in names))
   whole = csv(root, "path\n" + "".join(f"{root}/{n}\n" for n in names))
@@ -336,6 +365,8 @@ def test_paths_that_begin_above_or_below_the_folder(tree):
     csv(root, "path\nview1.jpg\n")
   with pytest.raises(UserError, match="none of the 1 images"):
     csv(root, "path\nother/view1.jpg\n")  # the same name in another folder is another image
+  with pytest.raises(UserError, match="none of the 1 images"):
+    csv(root, "path\np9/train/p0/s0/view1.jpg\n")
 
 
 @pytest.mark.parametrize("path, word", [

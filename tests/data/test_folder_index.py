@@ -55,7 +55,9 @@ def test_files_by_extension_in_any_case_and_dicom_by_its_first_bytes(root, encod
   index = Index(root)
   assert images(index) == ["1.2.840.55", "3.Dicom", "IM0001", "a/1.PNG", "a/2.bmp"]
   assert [int(index.kinds[row]) for row in index.images] == [1, 1, 1, 0, 0]
-  assert index.others[".txt"] == 1
+  assert [(o.kind, len(o.paths), o.paths[0]) for o in index.others] == [
+    ("hidden", 2, ".git/"), ("without extension", 2, "6"), (".txt", 1, "notes.txt"),
+    ("DICOMDIR", 1, "DICOMDIR")]
 
 
 def test_what_changed_is_noticed_and_only_that_is_read_again(root, reads):

@@ -70,11 +70,26 @@ def test_patients_in_two_parts(fake, tmp_path):
   test = fake.split("test", 20)
   test.patients[:3] = ["train-1", "train-2", "train-2"]
   source = fake(train=fake.split("train", 80), test=test)
-  with pytest.raises(UserError, match=r"2 patients.*'train-1'.*allow_shared_patients"):
+  with pytest.raises(UserError, match=r"2 patients are in more than one.*allow_shared_patients"):
     load(source, tmp_path)
   data = load(source, tmp_path, allow_shared_patients=True)
-  assert data.shared == ("train-1", "train-2")
-  assert parts.describe(data)["shared_patients"] == 2
+  assert data.shared == ("fake/train-1", "fake/train-2")
+  facts = parts.describe(data)
+  assert facts["shared_patients"] == 2
+  assert "2 patients are in more than one of train, val and test" in facts["notes"]
+
+
+def test_that_no_patient_is_in_two_parts_is_said_only_where_patients_are_known(fake, tmp_path):
+  known = parts.describe(load(fake(train=fake.split("train", 80), test=fake.split("test", 20)),
+                              tmp_path))
+  assert known["shared_patients"] == 0 and parts.APART in known["notes"]
+  test = fake.split("test", 20)
+  test.patients[:] = [""] * 20
+  unknown = parts.describe(load(fake(train=fake.split("train", 80), test=test), tmp_path))
+  assert unknown["shared_patients"] is None and parts.APART not in unknown["notes"]
+  assert unknown["notes"][-1] == (
+    "patients are not known of 20 of 20 test images, so whether a patient is in two of train, val "
+    "and test could not be checked")
 
 
 def test_unlabelled_images_are_left_out_and_counted(fake, tmp_path):

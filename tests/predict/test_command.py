@@ -69,6 +69,26 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(tuned, films, tmp_
   np.testing.assert_array_equal(np.float32(found["embedding"]), embeddings)
 
 
+def test_files_that_are_no_images_are_listed_once(tuned, films, tmp_path):
+  folder, _ = films
+  (tmp_path / "in" / "deep").mkdir(parents=True)
+  (tmp_path / "in" / "1.png").write_bytes((folder / "a" / "00.png").read_bytes())
+  (tmp_path / "in" / "photograph").write_bytes((folder / "a" / "02.png").read_bytes())
+  for name in ("list.csv", "deep/notes.txt", "deep/more.txt", "unnamed"):
+    (tmp_path / "in" / name).write_text("text")
+  out = tmp_path / "in" / "out"  # what it writes itself is not among them
+  for _ in range(2):
+    said = "\n".join(command(tuned, tmp_path / "in", out=out))
+    assert "no image: 2 .txt (such as deep/more.txt), a document" in said
+    assert "no image: 1 without extension (such as unnamed), it begins as no image does" in said
+    assert [row["id"] for row in table(out)] == ["1.png", "photograph"]
+    with open(out / "skipped.csv", newline="") as opened:
+      left = {row["id"]: row["reason"] for row in csv.DictReader(opened)}
+    assert left == {
+      "deep/more.txt": "no image: a document", "deep/notes.txt": "no image: a document",
+      "list.csv": "no image: a table", "unnamed": "no image: it begins as no image does"}
+
+
 def test_a_folder_of_other_predictions_is_left_alone(tuned, films, tmp_path):
   folder, _ = films
   command(tuned, folder / "a", out=tmp_path / "out")
@@ -118,10 +138,10 @@ def test_runs_that_are_no_classifier(tuned, films, runs, tmp_path):
     command(tuned, folder, out=tmp_path / "x", lungs="runs/pre")
   assert not (tmp_path / "x").exists()
   command("runs/pre", folder / "a", out=tmp_path / "x", embed=True)
-  assert list(table(tmp_path / "x")[0]) == ["id"]
+  assert list(table(tmp_path / "x")[0]) == ["id", "note"]
   assert np.load(tmp_path / "x" / "embeddings.npy").shape[1] == 32
   command("runs/lungs", folder / "a", out=tmp_path / "y")
-  assert list(table(tmp_path / "y")[0]) == ["id", "lung_share"]
+  assert list(table(tmp_path / "y")[0]) == ["id", "lung_share", "note"]
 
 
 def test_the_program(tuned, films, tmp_path):

@@ -65,3 +65,17 @@ def test_terminal_table(tmp_path):
       writer.results(3, 1.0, "probe", encoder, metrics)
   assert terminal.results_table(tmp_path) == table
   assert terminal.results_table({}) == "" == terminal.results_table(tmp_path / "none")
+
+
+def test_remarks_of_evaluators_reach_the_terminal(tmp_path):
+  nothing = Interval(math.nan, math.nan, math.nan, 8, "none", "test images are of one class")
+  with Writer(tmp_path) as writer:
+    writer.results(3, 1.0, "site", "trained", {"auroc": nothing, "auprc": nothing})
+    writer.results(3, 1.0, "test", "trained", {"auroc": Interval(0.9, 0.8, 1.0, 8, "DeLong")})
+    writer.facts(
+      data={"site": {"notes": ["8 of 16 images of folder:x have none of the classes a, b"]}},
+      evaluation={"test": {"trained": {"threshold_remarks": ["label a: threshold 0.5"]}}})
+  assert terminal.remarks(tmp_path) == [
+    "site: 8 of 16 images of folder:x have none of the classes a, b",
+    "site: AUROC, AUPRC: n/a, test images are of one class", "test: label a: threshold 0.5"]
+  assert terminal.remarks(tmp_path / "none") == []

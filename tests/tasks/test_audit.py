@@ -65,7 +65,10 @@ def test_what_it_says(audited):
   workdir, said, _ = audited
   assert "copies    1 pairs show the same radiograph, 1 of them between splits or sources" in said
   assert "1 unreadable, 0 left out, 0 blank, 1 inverted" in said
-  assert "patients  2 patients are in several splits" in said
+  assert ("patients  2 patients are in several splits; patients are not known of 6 of 6 images of "
+          "folder:") in said
+  assert "note: labels.csv: " not in said  # all columns are used
+  assert "note: patients unknown: every image counts" in said  # of the other folder
   assert said.endswith(f"report    {workdir / 'audit.html'}")
 
 

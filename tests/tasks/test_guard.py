@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 from small import tiny
 
 from cxrjax.core.errors import UserError
@@ -20,6 +21,89 @@ def judged(test):
   images = load_images(test, 32, progress=False)
   return {"probe": Data(
     {"test": images}, {"test": ("test", np.arange(len(images)))}, (), {}, ())}
+
+
+def streamed():
+  """A loader that keeps no decoded images."""
+  return types.SimpleNamespace(images=None)
+
+
+def decoded(source, size=40):
+  return types.SimpleNamespace(images=load_images(source, size, progress=False))
+
+
+@pytest.fixture
+def films(tmp_path):
+  """Phantoms of 12 patients, two images each, as files, and a table that names the patients."""
+  drawn = load_images(open_source("phantom", split="train", n=24, size=80), 80, progress=False)
+  rows = ["path,label,patient,split"]
+  for k, image in enumerate(np.asarray(drawn.pixels)[..., 0]):
+    (tmp_path / "films").mkdir(exist_ok=True)
+    Image.fromarray(image).save(tmp_path / "films" / f"{k:02d}.png")
+    rows.append(f"{k:02d}.png,{'ab'[k % 2]},p{k // 2},{'test' if k < 8 else 'train'}")
+  (tmp_path / "films" / "list.csv").write_text("\n".join(rows))
+  return tmp_path / "films"
+
+
+def test_nothing_is_said_of_patients_whom_nobody_names(films):
+  train, test = (open_source(f"folder:{films}", split=split) for split in ("train", "test"))
+  said, = guard.shared_patients(train, judged(test), "error")
+  assert said.startswith("probe: patients are not known of ") and said.endswith(
+    "so whether a patient of the test images is in the training data could not be checked")
+  assert f"{len(test)} of {len(test)} test images" in said
+  known = [open_source(f"folder:{films}", split=split, csv="list.csv") for split in (
+    "train", "test")]
+  assert guard.shared_patients(known[0], judged(known[1]), "error") == [
+    "probe: no patient of the test images is in the training data"]
+  # The one names them, the other does not; both do, each in its own way.
+  said, = guard.shared_patients(train, judged(known[1]), "error")
+  assert "training images, so whether" in said and "could not be checked" in said
+  other = open_source(f"folder:{films}", split="train", patient_regex=r"\d")
+  said, = guard.shared_patients(other, judged(known[1]), "error")
+  assert "each in a way of its own, so whether" in said and said.endswith("not be checked")
+
+
+def test_images_that_a_pretraining_saw_under_other_names_are_found(films, tmp_path):
+  """Pretrained on a folder alone, judged by a table that moves its images to other splits."""
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  pretraining = open_source(f"folder:{films}", split="all")
+  guard.remember(decoded(pretraining), pretraining, workdir)
+  for file in sorted(films.glob("*.png")):  # other names, another format
+    Image.open(file).save(films / f"case{file.stem}.jpg", quality=95)
+    file.unlink()
+  table = (films / "list.csv").read_text().replace(".png", ".jpg").replace("\n", "\ncase")
+  (films / "list.csv").write_text(table)
+  test = open_source(f"folder:{films}", split="test", csv="list.csv")
+  with pytest.raises(UserError, match=r"8 of the 8 images of config\.evals\.probe's test split are "
+                     r"among those that config\.init\.path=.*data\.csv, data\.patient_column"):
+    start.seen_before(str(workdir), judged(test), "error")
+  patients, images = start.seen_before(str(workdir), judged(test), "allow")
+  assert "could not be checked" in patients and "patients are not known of 24 of 24" in patients
+  assert images == f"probe: 8 of 8 test images are among those that {workdir} learnt from"
+
+
+def test_what_a_pretraining_did_not_see_is_said_to_be_unseen_only_where_it_was_compared(
+    films, tmp_path):
+  train, test = (open_source(f"folder:{films}", split=split, csv="list.csv") for split in (
+    "train", "test"))
+  for loader, word in ((decoded(train), "none of the 8 test images looks the same"),
+                       (streamed(), "could not be checked, as it streamed 16 images")):
+    guard.remember(loader, train, tmp_path)
+    patients, images = start.seen_before(str(tmp_path), judged(test), "error")
+    assert patients.startswith("probe: no patient of the test images is among those that")
+    assert word in images
+  later = tmp_path / "later"  # a run that starts from that one learnt from its images as well
+  later.mkdir()
+  guard.remember(decoded(train), train, later, str(tmp_path))
+  assert guard.learnt(str(later)).known.images == 32
+  assert "as it streamed 16" in start.seen_before(str(later), judged(test), "error")[1]
+  (later / guard.IMAGES).write_bytes(b"PK")
+  with pytest.raises(UserError, match=r"images.npz is damaged"):
+    start.seen_before(str(later), judged(test), "error")
+  (weights,) = start.seen_before(str(tmp_path / "weights.npz"), judged(test), "error")
+  assert "does not say what it learnt from" in weights
+  assert start.seen_before("", judged(test), "error") == []
 
 
 def test_training_on_the_test_split_is_refused():
@@ -47,7 +131,7 @@ def test_a_pool_that_holds_the_test_split_is_refused():
 
 def test_patients_are_remembered_without_their_names(tmp_path):
   source = open_source("phantom", split="train", **PHANTOM)
-  guard.remember(source, tmp_path)
+  guard.remember(streamed(), source, tmp_path)
   kept = np.load(tmp_path / guard.FILE)
   keys, secret = splits.patient_keys(source), hashes.patient_key()
   assert set(leaks.overlap(kept, keys, secret)) == set(keys)

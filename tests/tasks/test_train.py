@@ -1,5 +1,6 @@
 """The whole road on small runs: every config's `:tiny`, what lands in the workdir, wrong inputs."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -10,6 +11,7 @@ from PIL import Image
 from small import REPOSITORY, lines, tiny
 
 from cxrjax.core.errors import UserError
+from cxrjax.methods.base import Labels
 from cxrjax.tasks import train
 from cxrjax.training.health import Diverged
 
@@ -161,3 +163,31 @@ def test_a_folder_without_labels_trains_without_a_probe(tmp_path):
   config["model"] |= {"width": 32, "depth": 2, "heads": 2}
   assert train.run(config, tmp_path / "run", say=lambda s: None) == 0
   assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_what_is_to_be_known_of_the_data_is_said_before_training():
+  labels = Labels(("a", "b", "tb"), True, (3, 2, 0), (5, 5, 5))
+  (untaught,) = train.untaught(labels)
+  assert untaught.startswith("no training image has the class 'tb'")
+  assert train.untaught(Labels(("a", "b"), True, (0, 0), (0, 0))) == []  # no labels at all
+  facts = {"data": {"train": {"notes": ["one", "two"]}, "site": {
+    "notes": ["8 left out", "one"], "test": {"notes": ["of its own", "two"]}, "n": 3}}}
+  assert train.remarks(facts) == ["one", "two", "site: 8 left out", "site: of its own"]
+
+
+def test_a_method_that_needs_labels_says_how_a_folder_could_have_them(tmp_path):
+  for k in range(4):
+    pixels = np.arange(32 * 32).reshape(32, 32).astype(np.uint8) // (k + 1)
+    Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+  (tmp_path / "labels.csv").write_text("path,diagnosis,who\n" + "".join(
+    f"{k}.png,{'ab'[k % 2]},{k}\n" for k in range(4)))
+  tune = functools.partial(load, REPOSITORY / "configs" / "finetune.py")
+  source = f"tiny,data=folder:{tmp_path},split=all"
+  with pytest.raises(UserError, match=r"no labels.*data.csv=labels.csv, its labels with data.label_"
+                     r"columns=NAME and its patients with data.patient_column=NAME .*diagnosis"):
+    train.Run(tune(source).to_dict(), progress=False)
+  with pytest.raises(UserError, match=r"no labels.*data.label_columns=NAME .it has path, diagno"):
+    train.Run(tune(f"{source},data.csv=labels.csv").to_dict(), progress=False)
+  run = train.Run(
+    tune(f"{source},data.csv=labels.csv,data.label_columns=diagnosis").to_dict(), progress=False)
+  assert run.labels.classes == ("a", "b")

@@ -53,8 +53,9 @@ def test_zip(manual, tmp_path):
   folds = {f: prepare(tmp_path, f) for f in module.FOLDS}
   assert all(9 <= len(f) <= 11 for f in folds.values())
   assert "tensorflow" not in sys.modules
-  owners = [p for f in folds.values() for p in f.table.patients]
-  assert len(set(owners)) == len(owners) == 50  # nobody is in two folds
+  ids = [i for f in folds.values() for i in f.table.ids]
+  assert len(set(ids)) == len(ids) == 50  # no image is in two folds
+  assert not any(any(f.table.patients) for f in folds.values())  # nobody knows them
   assert all(4 <= f.table.labels[:, 1].sum() <= 6 for f in folds.values())
   whole = prepare(tmp_path)
   assert whole.info.classes == ("negative", "positive") and set(whole.table.views) == {"PA"}

@@ -71,7 +71,7 @@ def check(manual, data="data"):
   assert sorted(parts["unlabelled"].table.ids) == HIDDEN
   assert len(parts["train"]) > len(parts["test"]) > len(parts["val"]) > 0
   for split, part in parts.items():
-    assert part.info.classes == module.CLASSES and part.table.patients == part.table.ids
+    assert part.info.classes == module.CLASSES and not any(part.table.patients)
     for k, key in enumerate(part.table.ids):
       i = 100 + HIDDEN.index(key) if split == "unlabelled" else KEYS.index(key)
       record = part[k]
@@ -220,12 +220,6 @@ def test_archives_that_are_not_there_or_not_whole(manual):
   path = made_sets.packed(manual / f"{ROOT}.zip", files())
   path.write_bytes(path.read_bytes()[:-30])
   assert f"{ROOT}.zip is not a whole zip" in made_sets.refused(NAME, manual)
-
-
-def test_without_pydicom_one_is_told_what_to_install(manual, monkeypatch):
-  made_sets.packed(manual / f"{ROOT}.zip", files())
-  monkeypatch.setitem(sys.modules, "pydicom", None)
-  assert 'pip install -e ".[dicom]"' in made_sets.refused(NAME, manual)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="no apache_beam")

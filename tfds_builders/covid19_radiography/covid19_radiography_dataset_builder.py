@@ -92,7 +92,9 @@ class Builder(set_builder.SetBuilder):
         except decode.BadImage as error:
           self.left_out.note(f"{example.id} counts as having no mask: {error}")
         yield example.id, building.example(
-          self.info.features, image=image, id=example.id, patient=example.patient, mask=mask,
+          self.info.features, image=image, id=example.id, mask=mask,
+          # Near-duplicates are of one patient; of an image alone the patient is unknown.
+          patient="" if example.patient == example.id else example.patient,
           label=example.label, site=site(example.source), source=example.source)
 
 

@@ -70,7 +70,7 @@ class Builder(set_builder.SetBuilder):
           self.left_out.add(example.id, reason)
           continue
         yield example.id, building.example(
-          self.info.features, image=image, id=example.id, patient=example.id, view="PA",
+          self.info.features, image=image, id=example.id, patient="", view="PA",
           label=example.label, severity=example.severity)
 
 

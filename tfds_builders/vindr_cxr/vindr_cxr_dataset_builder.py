@@ -140,7 +140,7 @@ def _add(found: published.Listing, key: str, split: str, by: Mapping[str, set[st
   votes = _share(by, labels) if single else (math.nan,) * len(labels)
   majority = _majority(by, labels) if by else (math.nan,) * len(labels)
   found.add(key, published.Listed(
-    patient=key, split=split, labels=(*majority, *votes), view="PA", boxes=boxes,
+    patient="", split=split, labels=(*majority, *votes), view="PA", boxes=boxes,
     more={"readers": sorted(by)}), place)
 
 

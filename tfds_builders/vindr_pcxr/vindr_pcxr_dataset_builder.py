@@ -73,7 +73,7 @@ class Builder(published.PublishedBuilder):
           drawn = {name for name, *_ in its}
           findings = (float(name in drawn) if key in seen else math.nan for name in FINDINGS)
           found.add(key, published.Listed(
-            patient=key, split=split, view="PA", boxes=its,
+            patient="", split=split, view="PA", boxes=its,
             labels=(*(_present(row[name], name, place) for name in LABELS), *findings),
             more={"reader": _reader(row)}), place)
         lost = seen - set(found.rows)
