@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from cxrjax import api
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.data import store
 from cxrjax.data.images import Images
@@ -111,8 +112,8 @@ def fill(
 
 def _load(path: pathlib.Path, images: Images) -> np.ndarray | None:
   try:
-    found = np.load(path, mmap_mode="r")
-  except (OSError, ValueError, EOFError):
+    found = files.map_npy(path)
+  except (OSError, files.Damaged):
     return None
   return found if found.shape == images.pixels.shape else None
 

@@ -15,6 +15,7 @@ from small import REPOSITORY
 
 import cxrjax
 from cxrjax import predict
+from cxrjax.core import tables
 from cxrjax.core.errors import UserError
 from cxrjax.report import journal
 
@@ -142,19 +143,26 @@ def test_the_exit_status_is_1_where_all_images_are_bad(tuned, tmp_path):
 
 
 def test_names_that_are_hard_to_write(tuned, films, tmp_path):
-  """They come back as the same bytes; in Parquet, which holds text alone, escaped."""
+  """They come back as the same bytes; in Parquet, which holds text alone, escaped.
+
+  No cell of the table is one that a spreadsheet would run.
+  """
   folder = os.fsencode(tmp_path / "in")
   os.mkdir(folder)
-  names = [b"\xff\xfe.png", b"new\nline.png", b'quo"te,comma.png']
+  names = [b"\xff\xfe.png", b"new\nline.png", b'quo"te,comma.png', b"car\rriage.png",
+           b"=cmd|x.png", b"-1+2.png", b"'@a.png", b"esc\x1b[31m.png"]
   for name in names:
     with open(folder + b"/" + name, "wb") as opened:
       opened.write((films[0] / "a" / "00.png").read_bytes())
   for _ in range(2):  # also when they are read back
-    command(tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs", kind="parquet")
+    said = command(tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs", kind="parquet")
+  assert any(line.startswith("nothing was left to do") for line in said)
   with open(tmp_path / "out" / "predictions.csv", newline="", errors="surrogateescape") as opened:
-    assert sorted(os.fsencode(row["id"]) for row in csv.DictReader(opened)) == sorted(names)
+    ids = [row["id"] for row in csv.DictReader(opened)]
+  assert sorted(os.fsencode(tables.plain(name)) for name in ids) == sorted(names)
+  assert not any(name.startswith(("=", "-", "@")) for name in ids) and "'=cmd|x.png" in ids
   found = pyarrow.parquet.read_table(tmp_path / "out" / "predictions.parquet").to_pydict()["id"]
-  assert sorted(found) == sorted(["\\xff\\xfe.png", "new\nline.png", 'quo"te,comma.png'])
+  assert sorted(found) == sorted(["\\xff\\xfe.png", *(name.decode() for name in names[1:])])
   assert sorted(os.listdir(os.fsencode(tmp_path / "out" / "masks"))) == sorted(
     name + b".png" for name in names)
 
