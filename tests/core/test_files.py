@@ -75,6 +75,14 @@ def test_arrays_as_numpy_reads_them(tmp_path):
       np.testing.assert_array_equal(found[name], x)
   np.save(tmp_path / "x.npy", arrays["turned"])
   np.testing.assert_array_equal(files.read_npy(tmp_path / "x.npy"), arrays["turned"])
+  mapped = files.map_npy(tmp_path / "x.npy")
+  np.testing.assert_array_equal(mapped, arrays["turned"])
+  assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+  for data in (hostile.npy("'<f4'", "(3,)", bytes(11)), hostile.npy("'|O'", "(1,)", bytes(8)),
+               hostile.npy("'<f4'", "(" * 500), b"", hostile.npy("'<f4'", "(1 << 50,)")):
+    (tmp_path / "y.npy").write_bytes(data)
+    with pytest.raises(files.Damaged):
+      files.map_npy(tmp_path / "y.npy")
 
 
 def test_safetensors_as_their_own_library_reads_them(tmp_path):
