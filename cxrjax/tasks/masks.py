@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from cxrjax import api
-from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.data import squares, store
 from cxrjax.data.images import Images
