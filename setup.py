@@ -1,4 +1,4 @@
-"""Installs cxrjax: `pip install -e .`; extras `dicom`, `tfds`, `cuda`, `docs`, `umap`, `test`."""
+"""Installs cxrjax: `pip install -e .`; extras `tfds`, `cuda`, `docs`, `umap`, `test`."""
 import pathlib
 
 import setuptools
@@ -20,6 +20,9 @@ BASE = [
   "numpy>=2.0",
   "scipy>=1.13",
   "pillow>=11.0",
+  "tifffile>=2025.1",
+  "imagecodecs>=2025.3",  # decoders of what TIFF, PNG and DICOM hold (BSD)
+  "pydicom>=3.0",
   "pyarrow>=17.0",  # which tensorflow-datasets brings as well
   "safetensors>=0.8",
   "jaxtyping>=0.3",
@@ -34,18 +37,12 @@ TFDS = [  # what the `tfds` command itself imports; a training run needs none of
   "mlcroissant>=1.0",
 ]
 
-DICOM = [  # decoders of compressed syntaxes under licences that go with ours (MIT, BSD)
-  "pydicom>=3.0",
-  "pylibjpeg>=2.0",
-  "pylibjpeg-openjpeg>=2.4",
-  "pyjpegls>=1.5",
-  "python-gdcm>=3.0.24",
-]
-
 UMAP = ["umap-learn>=0.5.7"]  # the map of images in a report; PCA without it
 
 TEST = [
-  *DICOM, "pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", "scikit-learn>=1.5",
+  # encoders of JPEG 2000 and JPEG-LS, other than what decodes them here
+  "pylibjpeg-openjpeg>=2.4", "pyjpegls>=1.5",
+  "pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", "scikit-learn>=1.5",
   "nbclient>=0.10", "ipykernel>=6.29",  # the tests execute the notebooks
 ]
 
@@ -65,7 +62,7 @@ setuptools.setup(
   python_requires=">=3.11",
   install_requires=BASE,
   extras_require={
-    "dicom": DICOM, "tfds": TFDS, "cuda": ["jax[cuda12]>=0.10.2"], "docs": DOCS, "test": TEST,
+    "tfds": TFDS, "cuda": ["jax[cuda12]>=0.10.2"], "docs": DOCS, "test": TEST,
     "umap": UMAP},
   classifiers=[
     "License :: OSI Approved :: Apache Software License",

@@ -56,4 +56,8 @@ def get_config(arg: str = "") -> ConfigDict:
     "head_layers": o.head_layers, "predictor_hidden": o.predictor_hidden,
     "batch_norm": o.batch_norm, "momentum": {"start": o.momentum, "end": 1.0},
   }
+  if o.paper:  # as the authors' code
+    config.optimizer.lr.peak = "next"  # a warm-up of N steps has i / N at step i
+    if "resnet" in config.model.name:
+      config.model.zero_init = True
   return config

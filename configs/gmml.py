@@ -53,6 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.views.global_crops = o.crops
   config.method = {
     "name": "cxrjax.methods.gmml",
+    "layers": (1 / 2, 2 / 3, 5 / 6, 1),  # shares of the blocks: 6, 8, 10 and 12 of 12
     "corruption": experiment.corruption(o),
   }
   return config

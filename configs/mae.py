@@ -53,6 +53,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config = experiment.base(o)
   config.views = experiment.one_view(o)
   config.optimizer.lr_scale = (("encoder/pos", 0.0),)
+  if o.paper:
+    config.optimizer.lr.peak = "next"  # the authors' warm-up of N steps has i / N at step i
   if o.optimizer == "adamw":
     config.optimizer.options.b2 = 0.95
     config.optimizer.clip = 0.0

@@ -94,4 +94,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.clip = 0.0
     if o.model == "S":
       config.model.heads = 12  # the authors'; DeiT's ViT-S has 6
+  if o.paper:  # as the authors' code
+    config.optimizer.decay_vectors = o.optimizer != "lars"
+    if o.version == 3:
+      config.optimizer.lr.peak = "next"  # a warm-up of N steps has i / N at step i
+      if config.model.name.endswith(".vit"):
+        config.model.token_std = 1e-6
+      elif "resnet" in config.model.name:
+        config.model.zero_init = True
   return config

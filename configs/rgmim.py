@@ -56,6 +56,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.data.masks = o.masks
   config.views = experiment.one_view(o)
   config.optimizer.lr_scale = (("encoder/pos", 0.0),)
+  if o.paper:
+    config.optimizer.lr.peak = "next"  # as MAE's code
   if o.optimizer == "adamw":
     config.optimizer.options.b2 = 0.95
     config.optimizer.clip = 0.0

@@ -52,4 +52,8 @@ def get_config(arg: str = "") -> ConfigDict:
     "name": "cxrjax.methods.simclr", "hidden": o.hidden, "dim": o.dim,
     "head_layers": o.head_layers, "batch_norm": o.batch_norm, "temperature": o.temperature,
   }
+  if o.paper:  # as the authors' code
+    config.optimizer.lr.peak = "next"  # a warm-up of N steps has i / N at step i
+    if "resnet" in config.model.name:
+      config.model.zero_init = True
   return config

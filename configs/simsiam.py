@@ -58,4 +58,8 @@ def get_config(arg: str = "") -> ConfigDict:
   }
   if o.constant_predictor:
     config.optimizer.lr_constant = ("^predictor/",)
+  if o.paper:  # as the authors' code
+    config.optimizer.decay_vectors = True
+    if "resnet" in config.model.name:
+      config.model.zero_init = True
   return config

@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.method = {
     "name": "cxrjax.methods.sit", "hidden": o.hidden, "dim": o.dim, "temperature": 0.2,
     "momentum": {"start": o.momentum, "end": 1.0}, "weight": o.weight,
+    "layers": (1,),           # the last block alone is restored from, where GMML takes four
     "corruption": experiment.corruption(o),
   }
   return config

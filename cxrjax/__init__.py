@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from cxrjax.core.build import trust
 
 if TYPE_CHECKING:
   from cxrjax.api import Network
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "trust"]
 
 
-def load(workdir: str | os.PathLike[str]) -> Network:
+def load(workdir: str | os.PathLike[str], trust: str | Iterable[str] = ()) -> Network:
   """A finished run's network, to predict with; see `cxrjax.api.Network`.
+
+  Args:
+    workdir: of the run.
+    trust: modules of your own that it may name, as in `cxrjax.trust`.
 
   Raises:
     UserError: no run, one that has not finished, or one that cannot be read.
   """
   from cxrjax import api  # JAX and all; whoever only asks for the version does not wait for it
 
-  return api.load(workdir)
+  return api.load(workdir, trust=trust)

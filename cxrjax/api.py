@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, UInt8, UInt16
 
+from cxrjax.core import build
 from cxrjax.core.build import freeze, suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import ahead, pixels
@@ -312,17 +314,20 @@ class Network:
 
 def load(
     workdir: str | os.PathLike[str], key: str = "workdir",
-    image_size: int | None = None) -> Network:
+    image_size: int | None = None, trust: str | Iterable[str] = ()) -> Network:
   """A finished run of any method, from its workdir.
 
   Args:
     workdir: of the run.
     key: the option that names it, for errors.
     image_size: pixels per side; by default those that it was trained on.
+    trust: modules of your own that it may name, as in `cxrjax.trust`.
 
   Raises:
-    UserError: no run, one that has not finished, or one that cannot be read.
+    UserError: no run, one that has not finished, or one that cannot be read; it names a module that
+      is not of this package and not trusted.
   """
+  build.trust(trust)
   run = restore(os.fspath(workdir), key)
   trained = run.config["views"].get("global_size") or run.config["data"]["size"]
   return Network(run, image_size or trained)

@@ -15,17 +15,22 @@ By FILE's ending, or `--format`:
 - `.onnx`: the same computation, for any number of images, through `jax2onnx`, which is not among
   the dependencies (docs/weights.md); of encoders and classifiers.
 
-`config.init.path=FILE` (and `init=FILE`) reads the first two again.
+`config.init.path=FILE` (and `init=FILE`) reads the first two again. All have checksums: within the
+first two, as `sha256` in `FILE.json` beside the others. `python -m cxrjax.export --check=FILE`
+holds a file against them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import sys
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +41,8 @@ from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
 from cxrjax.api import Network, load
-from cxrjax.core.build import suggest
+from cxrjax.core import checksums, command
+from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
 from cxrjax.models.weights import files, out, tree
 
@@ -47,6 +53,9 @@ _FORMAT = flags.DEFINE_string(
 _IMAGE_SIZE = flags.DEFINE_integer(
   "image_size", None, "Pixels per side of the images that a .stablehlo takes; by default those "
   "that the run was trained on.")
+_CHECK = flags.DEFINE_string(
+  "check", None, "A file written before: holds it against its checksums, and writes nothing.")
+_TRUST = flags.DEFINE_list("trust", [], "Your own modules that the run may name.")
 FORMATS = ("safetensors", "npz", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -99,7 +108,9 @@ def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
   head = network.params["head"] if network.kind == "classifier" else None
   peer = out.to_timm(run.encoder, network.params["encoder"], head)
   about = network.describe() | {"names": "timm", "timm": {"model": peer.model, "args": peer.args}}
-  save_file(peer.arrays, file, {"format": "pt", files.OURS: json.dumps(about)})
+  text = json.dumps(about)
+  save_file(peer.arrays, file, {"format": "pt", files.OURS: text,
+                                files.SUM: files.checksum(peer.arrays, text)})
   lines = [f"loads into {peer.command}"] if peer.model else []
   dropped = [*peer.left, *(f"{n}/..." for n in network.params if n not in ("encoder", "head"))]
   lines += [f"left out: {', '.join(dropped)}"] if dropped else []
@@ -108,9 +119,10 @@ def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
 
 def _npz(network: Network, file: pathlib.Path) -> list[str]:
   flat = {n: np.asarray(v, np.float32) for n, v in tree.flatten(network.params).items()}
-  about = network.describe() | {"names": "cxrjax"}
+  text = json.dumps(network.describe() | {"names": "cxrjax"})
+  own = {files.OURS: text, files.SUM: files.checksum(flat, text)}
   with file.open("wb") as opened:  # a name of its own would get another ending
-    np.savez(opened, **{files.OURS: np.array(json.dumps(about))}, **flat)
+    np.savez(opened, **{name: np.array(value) for name, value in own.items()}, **flat)
   return [f"{len(flat)} arrays"]
 
 
@@ -127,7 +139,7 @@ def _stablehlo(network: Network, file: pathlib.Path) -> list[str]:
   about = network.describe() | {
     "input": ["b", size, size, channels], "input_range": [0, 255], "outputs": results,
     "platforms": list(PLATFORMS), "calling_convention": exported.calling_convention_version}
-  file.with_name(file.name + ".json").write_text(json.dumps(about, indent=2) + "\n")
+  _describe(file, about)
   return ["jax.export.deserialize(open(FILE, 'rb').read()).call(x) gives "
           + ", ".join(f"{name} [{' '.join(map(str, s))}]" for name, s in results.items())]
 
@@ -156,7 +168,39 @@ def _onnx(network: Network, file: pathlib.Path) -> list[str]:
       f"jax2onnx does not convert this network ({reason}); use --format=stablehlo") from error
   onnx.helper.set_model_props(model, {files.OURS: json.dumps(network.describe())})
   onnx.save(model, str(file))
+  _describe(file, network.describe())
   return [f"gray [b {size} {size} {channels}] in 0..255 gives {', '.join(sorted(names))}"]
+
+
+def _describe(file: pathlib.Path, about: Mapping[str, Any]) -> None:
+  """Writes `FILE.json`: a description, with a checksum of the file and one of its own."""
+  digest = hashlib.sha256(file.read_bytes()).hexdigest()
+  beside = file.with_name(file.name + ".json")
+  beside.write_text(checksums.sealed({**about, "sha256": digest}))
+
+
+def check(path: str) -> str:
+  """Holds a file that `write` has written against its checksums; a line that it is whole.
+
+  Raises:
+    UserError: it is damaged, or has no checksum.
+  """
+  file = pathlib.Path(path).expanduser()
+  named = f"--check={path!r}"
+  beside = file.with_name(file.name + ".json")
+  if file.suffix in (".safetensors", ".npz"):
+    if not files.read(file, "--check").about:
+      raise UserError(f"{named} was not written by cxrjax.export, and has no checksum")
+    return f"{file} is whole"
+  try:
+    about = checksums.unsealed(beside.read_bytes())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{named} cannot be checked: {error}; it needs {beside.name} beside it") from error
+  if about.get("sha256") != digest:
+    raise UserError(f"{named} is damaged: {beside.name} has another checksum; write it again")
+  return f"{file} is whole"
 
 
 def main(argv: list[str]) -> None:
@@ -170,19 +214,19 @@ def main(argv: list[str]) -> None:
     raise UserError(str(error).splitlines()[0]) from error
   if len(rest) > 1:
     raise UserError(f"{rest[1]!r} is not a flag; flags begin with --")
+  if _CHECK.value:
+    sys.stdout.write(check(_CHECK.value) + "\n")
+    return
   if not _WORKDIR.value or not _OUT.value:
     raise UserError("--workdir=RUN and --out=FILE are needed; --help says more")
+  trust(_TRUST.value)
   for line in write(_WORKDIR.value, _OUT.value, _FORMAT.value or "", _IMAGE_SIZE.value):
-    sys.stdout.write(line + "\n")
+    command.say(line)
 
 
 def run() -> None:
-  """The program: a UserError is one line on stderr and exit status 2."""
-  try:
-    main(sys.argv)
-  except UserError as error:
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)
+  """The program; see `command.run`."""
+  command.run(lambda: main(sys.argv))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class Work:
       overlays = tuple(pool.map(one, maps, batch.squares[-1].pixels[..., 0], batch.shapes))
     return Predictions(
       ids, network.classes, network.exclusive, probabilities, called, found[0].get("features"),
-      masks, overlays, skipped)
+      masks, overlays, skipped, batch.notes)
 
 
 def _mask(

@@ -12,13 +12,17 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from cxrjax.core.build import locate
+from cxrjax.core import command
+from cxrjax.core.build import locate, trust
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The experiment, configs/X.py[:arg]; --config.a.b=value changes one key.",
-  lock_config=True)
+try:
+  _CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, configs/X.py[:arg]; --config.a.b=value changes one key.",
+    lock_config=True)
+except flags.Error as error:  # a --flagfile is looked at already here
+  command.stop(str(error).removeprefix("ERROR:: "))
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Checkpoints, metrics and report; the same one again resumes. Default: "
   "runs/<config>-<time>.")
@@ -27,6 +31,7 @@ _COORDINATOR = flags.DEFINE_string(
   "cluster (TPU pod, Slurm, Open MPI).")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, with --coordinator.")
+_TRUST = flags.DEFINE_list("trust", [], "Your own modules that configs and runs may name.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -65,6 +70,7 @@ def main(argv: list[str]) -> int:
   if _CONFIG.value is None:
     raise UserError("--config is missing; try --config=configs/dino.py")
   keep_freed_memory()
+  trust(_TRUST.value)
   config = _CONFIG.value.to_dict()
   task = locate(config.get("task", "cxrjax.tasks.train"), "run", "config.task")
   # A task that starts others leaves the accelerator to them: JAX takes most of its memory at once.
@@ -83,13 +89,8 @@ def main(argv: list[str]) -> int:
 
 
 def run() -> None:
-  """The program: a UserError is one line on stderr and exit status 2."""
-  try:
-    argv = parse_flags(sys.argv)
-    sys.exit(main(argv))
-  except UserError as error:
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)
+  """The program; see `command.run`."""
+  command.run(lambda: main(parse_flags(sys.argv)))
 
 
 if __name__ == "__main__":

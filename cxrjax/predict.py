@@ -4,7 +4,8 @@ PATHS are radiographs (PNG, JPEG, TIFF, BMP, DICOM), folders and zips of them. I
 
 - `predictions.csv`: one row an image: `id`, its path below the folder given; for every class
   `probability_NAME`, calibrated as the run's test evaluation has it; `called`, the class that is
-  called by the run's threshold (`called_NAME`, 1 or 0, of findings); `lung_share` with masks.
+  called by the run's threshold (`called_NAME`, 1 or 0, of findings); `lung_share` with masks;
+  `note`, what to know of how the image was read, empty for most.
   `--format=parquet` adds `predictions.parquet`.
 - `embeddings.npy` with `--embed`: float32, row i is row i of the table (also in the Parquet).
 - `masks/ID.png` with `--lungs=RUN` of `configs/segment.py`, or when `--workdir` is such a run:
@@ -31,7 +32,8 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from cxrjax.core.build import suggest
+from cxrjax.core import command
+from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 
@@ -54,6 +56,8 @@ _OVERLAYS = flags.DEFINE_string(
   "alone, gradcam of a classifier and attention of a pretrained transformer.", flag_values=FLAGS)
 _FORMAT = flags.DEFINE_string("format", "csv", "csv or parquet.", flag_values=FLAGS)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a dispatch.", flag_values=FLAGS)
+_TRUST = flags.DEFINE_list(
+  "trust", [], "Your own modules that the runs may name.", flag_values=FLAGS)
 _OVERWRITE = flags.DEFINE_boolean(
   "overwrite", False, "Begin anew whatever is in --out.", flag_values=FLAGS)
 
@@ -61,7 +65,7 @@ _OVERWRITE = flags.DEFINE_boolean(
 def predict(
     workdir: str, paths: Sequence[str], out: str, *, embed: bool = False, lungs: str | None = None,
     overlays: str = "", kind: str = "csv", batch_size: int = 64, overwrite: bool = False,
-    progress: bool = True, say: Callable[[str], None] = print) -> int:
+    progress: bool = True, say: Callable[[str], None] = command.say) -> int:
   """The command, see above.
 
   Args:
@@ -86,9 +90,10 @@ def predict(
   """
   from cxrjax import api
   from cxrjax.data.given import Files
+  from cxrjax.data.images import told
   from cxrjax.inference import Work
   from cxrjax.report.journal import Journal
-  from cxrjax.report.predictions import Predictions
+  from cxrjax.report.predictions import Predictions, identifier
   from cxrjax.training.workdir import locked
 
   if kind not in FORMATS:
@@ -110,11 +115,11 @@ def predict(
   try:
     with locked(folder, "--out"), \
          contextlib.closing(Journal(folder, about, overwrite)) as journal:
-      begun = time.perf_counter()
-      left = tuple(other for other in images.others if other[0] not in journal.done)
+      begun, notes = time.perf_counter(), []
+      left = tuple(other for other in images.others if identifier(other[0]) not in journal.done)
       if left:
         journal.add(Predictions((), network.classes, network.exclusive, skipped=left))
-      rows = [i for i, name in enumerate(images.ids) if name not in journal.done]
+      rows = [i for i, name in enumerate(images.ids) if identifier(name) not in journal.done]
       before = len(images.ids) - len(rows)
       if before:
         say(f"{before:,} of {len(images.ids):,} images were done before")
@@ -122,13 +127,15 @@ def predict(
                      file=sys.stderr, disable=not progress, dynamic_ncols=True) as bar:
         for part in work.run(images, rows, batch_size):
           journal.add(part)
+          notes += [(identifier(name), note)
+                    for name, said in zip(part.ids, part.notes, strict=True) for note in said]
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
       journal.finish(
         kind == "parquet", run=str(network.run.workdir), calibrated=bool(network.judged))
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
-  for line in summary(journal, len(rows), seconds):
+  for line in (*summary(journal, len(rows), seconds), *(f"note: {n}" for n in told(notes))):
     say(line)
   return journal.rows
 
@@ -155,7 +162,6 @@ def describe(network: Any, workdir: str) -> list[str]:
 def summary(journal: Any, done: int, seconds: float) -> list[str]:
   """What has been done, and what could not be."""
   from cxrjax.report.journal import SKIPPED, TABLE
-  from cxrjax.report.predictions import clean
 
   where = f"{journal.rows:,} rows in {journal.folder / TABLE}"
   rate = float(f"{done / max(seconds, 1e-9):.3g}")
@@ -163,7 +169,7 @@ def summary(journal: Any, done: int, seconds: float) -> list[str]:
            if done else f"nothing was left to do; {where}"]
   if journal.skipped:
     lines.append(f"{journal.skipped:,} could not be used, see {journal.folder / SKIPPED}:")
-    lines += [f"  {clean(name)}: {why}" for name, why in journal.reasons(SHOWN)]
+    lines += [f"  {name}: {why}" for name, why in journal.reasons(SHOWN)]
     if journal.skipped > SHOWN:
       lines.append(f"  and {journal.skipped - SHOWN:,} more")
   return lines
@@ -182,22 +188,20 @@ def main(argv: list[str]) -> int:
     raise UserError(str(error).splitlines()[0]) from error
   if not _WORKDIR.value or not _OUT.value or not paths:
     raise UserError("--workdir=RUN, --out=DIR and paths of images are needed; --help says more")
+  trust(_TRUST.value)
   keep_freed_memory()
   keep_compiled()
   rows = predict(
     _WORKDIR.value, paths, _OUT.value, embed=_EMBED.value, lungs=_LUNGS.value,
     overlays=_OVERLAYS.value, kind=_FORMAT.value, batch_size=_BATCH_SIZE.value,
-    overwrite=_OVERWRITE.value, say=lambda line: sys.stdout.write(line + "\n"))
+    overwrite=_OVERWRITE.value)
   return 0 if rows else 1
 
 
 def run() -> None:
-  """The program: a UserError is one line on stderr and exit status 2."""
+  """The program; see `command.run`."""
   try:
-    sys.exit(main(sys.argv))
-  except UserError as error:
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)
+    command.run(lambda: main(sys.argv))
   except KeyboardInterrupt:
     sys.stderr.write("stopped; the same command goes on\n")
     sys.exit(130)

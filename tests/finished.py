@@ -56,7 +56,7 @@ def network(workdir, config, classes=("normal", "opacity")):
   labels = Labels(classes, True, (20, 20), (40, 40))
   method = restore.build_method(config["method"], encoder, Clock(4, 1.0, 8), labels)
   state = jax.tree.map(jnp.asarray, made_up.weights(restore._template(config, facts, method)))
-  checkpoints = Checkpoints(workdir / "checkpoints")
+  checkpoints = Checkpoints(workdir / "checkpoints", config=config)
   checkpoints.save(4, state)
   checkpoints.wait()
   (workdir / "config.json").write_text(json.dumps(config))

@@ -106,7 +106,7 @@ def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: 
   file.write_text("import json\nfrom ml_collections import ConfigDict\n"
                   f"def get_config(): return ConfigDict(json.loads({json.dumps(config)!r}))\n")
   env = os.environ | {
-    "XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu", "CXRJAX_TRUST": "breaker",
     "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(path or REPOSITORY)])}
   return subprocess.Popen(
     [sys.executable, "-m", "cxrjax.main", f"--config={file}", f"--workdir={workdir}", *flags],

@@ -186,6 +186,49 @@ def test_onnx(write, tmp_path):
   np.testing.assert_allclose(found, reference, atol=1e-4)
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_a_flipped_bit_is_refused(ending, write, tmp_path):
+  """Or it is one that means nothing, as in the time of a zip's member."""
+  path, _, _ = write(PLAIN, f"x.{ending}")
+  assert export.check(str(path)).endswith(f"x.{ending} is whole")
+  whole = files.read(path, "init")
+  data, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+  places = [*rng.integers(16, 2000, 150), *rng.integers(len(data), size=100)]  # in its header, too
+  for place in places:
+    flipped = bytearray(data)
+    flipped[place] ^= 1 << rng.integers(8)
+    path.write_bytes(flipped)
+    try:
+      found = files.read(path, "init")
+    except UserError as error:
+      refused += 1
+      assert "\n" not in str(error)
+      continue
+    assert found.about == whole.about and found.arrays.keys() == whole.arrays.keys()
+    for name, array in whole.arrays.items():
+      np.testing.assert_array_equal(found.arrays[name], array)
+  assert refused > 0.9 * len(places)
+  flipped = bytearray(data)
+  flipped[len(data) // 2] ^= 1
+  path.write_bytes(flipped)
+  with pytest.raises(UserError, match="cannot be read"):
+    weights.load(path, PLAIN)
+
+
+def test_what_lies_beside_a_file_tells_of_damage(tmp_path):
+  file = tmp_path / "x.stablehlo"
+  file.write_bytes(bytes(range(100)))
+  export._describe(file, {"family": "vit"})
+  assert json.loads((tmp_path / "x.stablehlo.json").read_text())["family"] == "vit"
+  assert export.check(str(file)) == f"{file} is whole"
+  file.write_bytes(bytes(range(1, 101)))
+  with pytest.raises(UserError, match=r"x.stablehlo. is damaged: x.stablehlo.json has another"):
+    export.check(str(file))
+  (tmp_path / "x.stablehlo.json").write_text("{}")
+  with pytest.raises(UserError, match=r"cannot be checked: .* it needs x.stablehlo.json beside"):
+    export.check(str(file))
+
+
 def test_mistakes(write, tmp_path):
   with pytest.raises(UserError, match=r"--format='tflite' is not known; valid: npz, onnx"):
     write(PLAIN, "x.tflite")

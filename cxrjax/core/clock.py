@@ -87,10 +87,13 @@ class Clock:
     return step / self.steps_per_epoch
 
 
-def cosine(start: float, end: float, steps: int, warmup: int = 0) -> Schedule:
+def cosine(
+    start: float, end: float, steps: int, warmup: int = 0, peak: str = "last") -> Schedule:
   """Linear from 0 to `start` over `warmup` steps, then half a cosine to `end`.
 
-  Step `i` of the warm-up has `start * i / (warmup - 1)`; step `i` after it
+  Step `i` of the warm-up has `start * i / (warmup - 1)`, so that its last step has all of it, or
+  with `peak="next"` `start * i / warmup`, so that the step after it has, as in the code of MAE,
+  MoCo v3, BYOL and SimCLR. Step `i` behind it has
   `end + (start - end) (1 + cos(pi (i - warmup) / (steps - warmup))) / 2`.
 
   References:
@@ -101,7 +104,7 @@ def cosine(start: float, end: float, steps: int, warmup: int = 0) -> Schedule:
 
   def value(step: Step) -> Float[Array, ""]:
     step = jnp.asarray(step, jnp.float32)
-    rise = start * step / max(warmup - 1, 1)
+    rise = start * step / max(warmup - (peak == "last"), 1)
     progress = jnp.clip((step - warmup) / span, 0.0, 1.0)
     fall = end + 0.5 * (start - end) * (1 + jnp.cos(jnp.pi * progress))
     return jnp.where(step < warmup, jnp.minimum(rise, start), fall)
@@ -125,6 +128,15 @@ def stairs(start: float, end: float, epochs: float, steps_per_epoch: float) -> S
   return value
 
 
+def linear(start: float, end: float, steps: int) -> Schedule:
+  """`start + (end - start) i / (steps - 1)` at step `i`, then `end`: DINOv2's temperature."""
+  def value(step: Step) -> Float[Array, ""]:
+    share = jnp.asarray(step, jnp.float32) / max(steps - 1, 1)
+    return start + (end - start) * (jnp.minimum(share, 1.0) if steps else jnp.ones(()))
+
+  return value
+
+
 def sigmoid(start: float, end: float, steps: int) -> Schedule:
   """`start + (end - start) exp(-5 (1 - t)^2)` with `t = min(i / steps, 1)` at step `i`.
 
@@ -143,7 +155,8 @@ def sigmoid(start: float, end: float, steps: int) -> Schedule:
 def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Schedule:
   """A schedule from a number (constant) or `{"start": .., "end": .., "warmup": duration}`.
 
-  `kind="cosine"` (default), or `"stairs"` or `"sigmoid"`, whose rise lasts `warmup`.
+  `kind="cosine"` (default; with `peak`), or `"linear"`, `"stairs"` or `"sigmoid"`, whose rise lasts
+  `warmup`.
 
   Raises:
     UserError: unknown keys, kinds or durations.
@@ -153,9 +166,9 @@ def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Sche
     return lambda step: jnp.full((), constant, jnp.float32)
   if not isinstance(spec, Mapping):
     raise UserError(f"{key}={spec!r} must be a number or have start and end")
-  unknown = set(spec) - {"kind", "start", "end", "warmup"}
+  unknown = set(spec) - {"kind", "start", "end", "warmup", "peak"}
   if unknown:
-    raise UserError(f"{key}.{min(unknown)} is not an option; valid: kind, start, end, warmup")
+    raise UserError(f"{key}.{min(unknown)} is not an option; valid: kind, start, end, warmup, peak")
   if "start" not in spec:
     raise UserError(f"{key}.start is missing")
   start = float(spec["start"])
@@ -166,12 +179,17 @@ def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Sche
     if warmup > clock.total_steps:
       raise UserError(
         f"{key}.warmup={spec['warmup']!r} is longer than the run ({clock.total_steps} steps)")
-    return cosine(start, end, clock.total_steps, warmup)
+    peak = spec.get("peak", "last")
+    if peak not in ("last", "next"):
+      raise UserError(f"{key}.peak={peak!r} is unknown; valid: last, next")
+    return cosine(start, end, clock.total_steps, warmup, peak)
+  if kind == "linear":
+    return linear(start, end, warmup)
   if kind == "stairs":
     return stairs(start, end, warmup / clock.steps_per_epoch, clock.steps_per_epoch)
   if kind == "sigmoid":
     return sigmoid(start, end, warmup)
-  raise UserError(f"{key}.kind={kind!r} is unknown; valid: cosine, stairs, sigmoid")
+  raise UserError(f"{key}.kind={kind!r} is unknown; valid: cosine, linear, stairs, sigmoid")
 
 
 def tabulate(schedule: Schedule, steps: int, points: int = 200) -> tuple[list[int], list[float]]:

@@ -6,7 +6,6 @@ the method, and fills in `method` and what its paper does otherwise.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cxrjax.core import files
 from cxrjax.core.args import literal, parse_arg
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
@@ -164,8 +164,12 @@ def base(o: ConfigDict) -> ConfigDict:
     raise UserError(f"option optimizer={o.optimizer!r} is unknown{known}")
   config.optimizer = {
     **OPTIMIZERS[o.optimizer],
-    "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup}, "lr_batch": 256,
-    "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end}, "freeze": (),
+    "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup, "peak": "last"},
+    "lr_batch": 256, "lr_rule": "linear",  # of the batch: linear, or sqrt
+    "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end},
+    "decay_vectors": False,        # biases and norms, too
+    "clip_per": "tensor",          # or module
+    "freeze": (), "hold": (),      # parameters that stay as they are, for some time
     "lr_scale": (), "lr_constant": (), "layer_decay": 1.0,
   }
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
@@ -270,7 +274,11 @@ def backbone(o: ConfigDict) -> dict[str, Any]:
   """`config.model`: the network of the run that `o.init` names, or as `o.model` says."""
   run = pathlib.Path(o.init).expanduser() / "config.json"
   if o.init and run.is_file():
-    model = json.loads(run.read_text())["model"]
+    try:
+      model = dict(files.read_mapping(run)["model"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+      raise UserError(f"--config=...:init={o.init} holds no run: its config.json cannot be used "
+                      f"({error}); give the workdir of a finished one") from error
     own = {"drop_path": o.drop_path, "image_size": o.image_size}
     return {**model, **{key: value for key, value in own.items() if key in model}}
   return _network(o) | ({"width": o.encoder_width} if o.encoder_width else {})
@@ -292,6 +300,7 @@ def _network(o: ConfigDict) -> dict[str, Any]:
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
     "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
     "pool": o.get("pool") or "cls", "positions": o.get("positions", "normal"),
+    "interpolation": "dino",              # of positions, for crops of another size than image_size
     "attention": "auto", "remat": False,  # recompute blocks in the backward pass, for less memory
     **common,
   }

@@ -43,12 +43,14 @@ class Batch(NamedTuple):
     shapes: their own heights and widths, pixels.
     squares: for each `Look`; empty where there is no good image.
     bad: rows of the others, and why.
+    notes: of each good one, what a user should know of how it was read.
   """
 
   rows: tuple[int, ...]
   shapes: tuple[tuple[int, int], ...]
   squares: tuple[Squares, ...]
   bad: tuple[tuple[int, str], ...]
+  notes: tuple[tuple[str, ...], ...] = ()
 
 
 def batches(
@@ -73,21 +75,22 @@ def batches(
   todo = iter(rows)
 
   def gathered(count: int) -> Batch:
-    good, shapes, bad = [], [], []
+    good, shapes, bad, notes = [], [], [], []
     found: list[list[tuple[np.ndarray, Window]]] = []
     for _ in range(count):
       row, future = waiting.popleft()
       try:
-        shape, squares = future.result()
+        shape, squares, said = future.result()
       except BadImage as error:
         bad.append((row, str(error)))
         continue
       good.append(row)
       shapes.append(shape)
+      notes.append(said)
       found.append(squares)
     return Batch(tuple(good), tuple(shapes), tuple(
       _stack([squares[k] for squares in found], look) for k, look in enumerate(looks)
-      ) if good else (), tuple(bad))
+      ) if good else (), tuple(bad), tuple(notes))
 
   try:
     for row in todo:
@@ -102,15 +105,15 @@ def batches(
 
 def _one(
     images: Given, row: int, looks: Sequence[Look],
-    ) -> tuple[tuple[int, int], list[tuple[np.ndarray, Window]]]:
+    ) -> tuple[tuple[int, int], list[tuple[np.ndarray, Window]], tuple[str, ...]]:
   """One image for every look."""
-  squares, shape, film = [], (0, 0), images.film(row)
+  squares, shape, notes, film = [], (0, 0), (), images.film(row)
   for look in looks:
     shown = film(look.size)
-    shape = shown.shape
+    shape, notes = shown.shape, shown.notes
     record = Record(shown.pixels, _NOTHING, None, "", "", window=shown.window)
     squares.append(store.to_square(record, look.size, look.fit, look.bits, look.window)[:2])
-  return shape, squares
+  return shape, squares, notes
 
 
 def _stack(found: Sequence[tuple[np.ndarray, Window]], look: Look) -> Squares:

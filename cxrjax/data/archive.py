@@ -19,19 +19,20 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Container, Iterator, Sequence
+from typing import Any
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import archive_parts
 
 MAX_BYTES = 1 << 30  # of one member; the largest published radiograph has a tenth of it
-MAX_RATIO = 200  # unpacked to packed size of a member of more than _SMALL bytes; text reaches 30
-_SMALL = 16 << 20
 _ZIPS, _TARS = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _UNFINISHED = (".crdownload", ".part", ".partial", ".download", ".aria2", ".!qb")
 _JUNK_FOLDERS = {"__MACOSX", ".ipynb_checkpoints", "@eaDir"}
 _JUNK_FILES = {"thumbs.db", "desktop.ini", ".ds_store"}
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError,
+           files.Damaged, OverflowError)
 
 
 def is_junk(name: str) -> bool:
@@ -96,6 +97,7 @@ class Archive:
     self._max_bytes = max_bytes
     self._zip: zipfile.ZipFile | None = None
     self._tar: tarfile.TarFile | None = None
+    self._bytes: Any = None  # of the tar
     self._inner: dict[str, Archive] = {}
     self._names: tuple[str, ...] | None = None
     # Where each file lies: its path in the folder, ZipInfo or TarInfo; None for a tar not yet read.
@@ -106,18 +108,24 @@ class Archive:
     elif content is None and not self.path.exists():
       raise UserError(f"{self.path} does not exist")
     elif content is None and is_tar(self.path):
-      with self._damaged(""):
-        self._tar = tarfile.open(self.path)  # noqa: SIM115
+      with self._damaged(""), contextlib.ExitStack() as stack:
+        self._bytes = stack.enter_context(contextlib.closing(archive_parts.unpacked(self.path)))
+        self._tar = tarfile.open(fileobj=self._bytes, mode="r:")  # noqa: SIM115
+        stack.pop_all()  # it stays open
       self._where = None
     else:
       with self._damaged(""):
-        self._zip = zipfile.ZipFile(self.path if content is None else io.BytesIO(content))
+        self._zip = files.open_zip(self.path if content is None else io.BytesIO(content))
         archive_parts.check_start(self._zip)
       for info in self._zip.infolist():
-        if not info.is_dir():
+        if not info.filename.endswith("/"):
           self._accept(self._where, info.filename, info)
     if nested:
-      self._open_inner()
+      try:
+        self._open_inner()
+      except UserError:
+        self.close()
+        raise
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -183,7 +191,7 @@ class Archive:
         yield f"{folder}/{name}", data
 
   def close(self) -> None:
-    for opened in (self._zip, self._tar, *self._inner.values()):
+    for opened in (self._zip, self._tar, self._bytes, *self._inner.values()):
       if opened is not None:
         opened.close()
 
@@ -202,7 +210,7 @@ class Archive:
         pass
     return self._where
 
-  def _accept(self, files: dict, name: str, where: object) -> str | None:
+  def _accept(self, known: dict, name: str, where: object) -> str | None:
     """Adds a file under the name it is known by; None for one that is not looked at."""
     clean = posixpath.normpath(name.replace("\\", "/"))
     if is_junk(clean.removeprefix("../")):
@@ -210,15 +218,15 @@ class Archive:
     if name.startswith(("/", "\\")) or clean.split("/")[0] == ".." or ":" in clean.split("/")[0]:
       self._refused.append((name, "its name leads out of the archive"))
       return None
-    if clean in files:
+    if clean in known:
       self._refused.append((name, "its name comes a second time in the archive"))
       return None
-    files[clean] = where
+    known[clean] = where
     return clean
 
   def _walk_tar(self) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """The tar's files in order; remembers them on the way."""
-    files, self._refused = {}, []
+    found, self._refused = {}, []
     members = iter(self._tar)
     while True:
       with self._damaged(""):
@@ -229,10 +237,10 @@ class Archive:
           if self._tar.fileobj.read(512) != bytes(512):
             raise EOFError("its end is missing")
           self._tar.fileobj.read(1 << 16)  # the padding, up to where gzip compares its checksum
-          self._where = files
+          self._where = found
           return
       if info.isreg():
-        name = self._accept(files, info.name, info)
+        name = self._accept(found, info.name, info)
         if name is not None:
           yield name, info
       elif not info.isdir() and not is_junk(info.name):
@@ -246,20 +254,12 @@ class Archive:
     return data
 
   def _read_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
-    # zipfile unpacks no more than the size that the archive declares.
-    self._check_size(info.filename, info.file_size, limit)
-    if info.file_size > max(_SMALL, MAX_RATIO * info.compress_size):
-      raise UserError(
-        f"{self.path}: {info.filename} in it would unpack to {info.file_size:,} bytes from "
-        f"{info.compress_size:,}, as no radiograph does; get the archive from its publisher")
-    if info.flag_bits & 1:
-      raise UserError(f"{self.path}: {info.filename} in it is encrypted; unpack the archive with "
-                      "its password and give the folder")
     try:
-      return self._zip.read(info)
-    except NotImplementedError as error:
-      raise UserError(f"{self.path}: {info.filename} in it is packed in a way that Python cannot "
-                      f"read ({error}); unpack the archive and give the folder") from error
+      return files.unzip(self._zip, info, limit)
+    except files.Damaged as error:
+      reason = str(error).removeprefix("it ")
+      raise UserError(f"{self.path}: {info.filename} in it {reason}; get the archive from its "
+                      "publisher, or unpack it and give the folder") from error
 
   def _check_size(self, name: str, size: int, limit: int) -> None:
     if size > limit:
@@ -291,7 +291,7 @@ class Archive:
     try:
       yield
     except _DAMAGE as error:
-      detail = " ".join(str(error).split()) or type(error).__name__
+      detail = " ".join(str(error).split())[:200] or type(error).__name__
       if name:
         raise UserError(
           f"{self.path}: {name} in it is damaged ({detail}); download it again") from error
@@ -314,13 +314,14 @@ def rows(opened: Archive, name: str, columns: Sequence[str] = (),
   """
   data, where = opened.read(name), f"{opened.path}: {name}"
   if name.lower().endswith(".gz"):
+    limit = min(MAX_BYTES, max(files.SMALL, files.MAX_RATIO * len(data)))
     try:
       with gzip.open(io.BytesIO(data)) as packed:
-        data = packed.read(MAX_BYTES + 1)
+        data = packed.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
       raise UserError(f"{where} is damaged ({error}); download it again") from error
-    if len(data) > MAX_BYTES:
-      raise UserError(f"{where} unpacks to more than {MAX_BYTES:,} bytes")
+    if len(data) > limit:
+      raise UserError(f"{where} unpacks to more than {limit:,} bytes")
   try:
     text = io.StringIO(data.decode("utf-8-sig"), newline="")
   except UnicodeDecodeError as error:

@@ -34,6 +34,7 @@ class Part:
     patients: key of each image's patient, see `splits.patient_keys`.
     good: rows of those that could be decoded.
     bad: row and reason of those that could not.
+    notes: rows of which a user should know how they were read, by what that is.
     images: the good ones.
   """
 
@@ -46,6 +47,7 @@ class Part:
   good: Int64[np.ndarray, "m"]
   bad: Mapping[int, str]
   images: Images
+  notes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
   @property
   def tells_patients(self) -> bool:
@@ -124,7 +126,7 @@ def _part(
   images = Images(pixels=found.pixels, table=source.table.take(found.good), info=source.info,
                   windows=found.windows)
   return Part(name, number, split, source.info, source.table, splits.patient_keys(source),
-              found.good, found.bad, images)
+              found.good, found.bad, images, found.notes)
 
 
 def _short(names: Sequence[str]) -> list[str]:

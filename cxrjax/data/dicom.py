@@ -1,41 +1,54 @@
-"""DICOM radiographs: gray pixels, the window to show them with, and what may be known of a patient.
+"""DICOM radiographs: what may be known of a patient, and, by `data.dicom_pixels`, gray pixels.
 
 Only age, sex and view leave a file, and, where a key is given, a keyed hash of the patient's ID.
 Names, dates and identifiers stay behind, also in errors: those never quote what a header holds,
 nor what pydicom says of it.
-
-The rules are those of DICOM PS3.3: C.7.6.3 (pixels), C.11.1 (rescale, modality LUT) and C.11.2
-(window, VOI LUT).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import gzip
 import hashlib
 import io
 import logging
 import re
 import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from cxrjax.core.errors import UserError
-from cxrjax.data import decode
+from cxrjax.data import dicom_pixels
+from cxrjax.data.dicom_pixels import DAMAGED, Encoded, integer, string
+from cxrjax.data.samples import MAX_PIXELS, BadImage
 
 # Radiography by any machine, films scanned and screens captured; nothing else is a chest film.
 MODALITIES = ("CR", "DX", "DR", "RG", "SC", "OT", "")
+# What else the standard calls by a code (PS3.3 C.7.3.1.1.1), to be named in errors.
+_OTHERS = """
+AR AS AU BDUS BI BMD CFM CT CTPROTOCOL DG DMS DOC ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT
+IVUS KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS PA PLAN PR PT PX REG RESP
+RF RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN
+TEXTUREMAP TG US VA XA XAPROTOCOL XC
+""".split()  # noqa: SIM905
 _MARK = b"DICM"
 _MARK_AT = 128
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_GZIP = b"\x1f\x8b"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_DAMAGED = "it is DICOM with a damaged header, or cut short"
+_MOST = 2 * MAX_PIXELS + (1 << 24)  # bytes of a whole file, unpacked
+_VRS = frozenset(
+  b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US"
+  b" UT UV".split())
+# Elements of group 8 that a data set may begin with.
+_FIRST = (0x0000, 0x0001, 0x0005, 0x0006, 0x0008, 0x0012, 0x0014, 0x0016, 0x0018)
 _HEADER = (
   "Modality", "PatientID", "IssuerOfPatientID", "PatientAge", "PatientBirthDate", "StudyDate",
-  "PatientSex", "ViewPosition", "ViewCodeSequence", "PatientOrientation", "BitsStored")
+  "PatientSex", "ViewPosition", "ViewCodeSequence", "PatientOrientation", "BitsStored",
+  "SOPClassUID")
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 _OLDEST = 120  # years; what is above is a typing error
 
@@ -45,10 +58,10 @@ class Radiograph:
   """One DICOM radiograph, white where little X-ray came through.
 
   Attributes:
-    pixels: stored gray levels from 0; MONOCHROME1 inverted, signed ones shifted to start at 0.
-      uint8 for up to 8 bits. None where only the header was read.
+    pixels: stored gray levels from 0; MONOCHROME1 inverted, signed ones shifted to start at 0,
+      padding 0. uint8 for up to 8 bits. None where only the header was read.
     window: gray levels of `pixels` shown black and white, by the file's own window with its
-      rescale undone; None where the file has none, or one that shows nothing of the image.
+      rescale undone; None where the file has none, or one that shows next to nothing of the image.
     bits: bits in use, levels are below `2**bits`; those of the stored values where only the header
       was read.
     age: in years, None where unknown.
@@ -56,6 +69,7 @@ class Radiograph:
     view: `PA`, `AP`, `L` (lateral), or empty.
     modality: DICOM's code, such as `DX`; may be empty.
     patient: 32 hex digits, the keyed hash of the patient's ID; empty without a key or an ID.
+    notes: what a user should know of how the pixels were read.
   """
 
   pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"] | None
@@ -66,100 +80,172 @@ class Radiograph:
   view: str
   modality: str
   patient: str = ""
+  notes: tuple[str, ...] = ()
 
 
 def is_dicom(start: bytes) -> bool:
-  """Whether a file that begins so (132 bytes are enough) says it is DICOM."""
-  return start[_MARK_AT:_MARK_AT + 4] == _MARK
+  """Whether a file that begins so (132 bytes are enough, gzipped 400) is DICOM.
+
+  Its letters may stand at byte 128, as they should, or at 0; or it begins with its meta header, or
+  with its data set, as old workstations write it. It may be packed with gzip.
+  """
+  if start.startswith(_GZIP):
+    try:
+      start = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(start, 256)
+    except zlib.error:
+      return False
+  if start[_MARK_AT:_MARK_AT + 4] == _MARK:
+    return True
+  start = start.removeprefix(_MARK)
+  group, element = (int.from_bytes(start[i:i + 2], "little") for i in (0, 2))
+  length = int.from_bytes(start[4:8], "little")
+  if group == 2:  # the meta header, which is explicit
+    return element <= 0x0010 and start[4:6] in _VRS
+  return group == 8 and element in _FIRST and len(start) >= 16 and (
+    start[4:6] in _VRS or (length % 2 == 0 and length <= 64))
 
 
 def read(
     data: bytes | io.BufferedIOBase, *, pixels: bool = True, key: bytes | None = None,
-    ) -> Radiograph:
+    encoded: bool = True) -> Radiograph:
   """A radiograph from a DICOM file.
 
-  Uncompressed, RLE, JPEG (baseline, 8-bit extended, lossless), JPEG-LS and JPEG 2000 pixels
-  of 8 to 16 bits. Of several windows the first counts, a sigmoid one as the straight line through
-  its middle. A VOI table is applied to the pixels where there is no window.
+  Uncompressed, RLE, JPEG (baseline, extended, lossless), JPEG-LS and JPEG 2000 pixels of 8 to 16
+  bits. Padding takes no part in inversion and windows. Of several windows the first counts, a
+  sigmoid one as the straight line through its middle; a VOI table counts before a window.
 
   Args:
     data: the file's bytes, or an open file if only the header is wanted.
     pixels: whether to decode the pixels; without, only the beginning of the file is read.
     key: for `patient`; a secret, since short IDs can be guessed from hashes without one.
+    encoded: whether compressed pixels may be decoded here, by native code.
 
   Raises:
     BadImage: no DICOM, a damaged one, of another modality, in colour, of several frames.
-    UserError: pydicom or one of its decoders is not installed.
+    dicom_pixels.Encoded: the file or its pixels are compressed, and `encoded` is False.
   """
-  opened = io.BytesIO(data) if isinstance(data, bytes) else data
-  start = opened.read(2048)
-  if not is_dicom(start):
-    raise decode.BadImage("it is no DICOM file: the letters DICM are missing at byte 128")
-  if _DEFLATED.encode() in start:
-    _check_deflated(start + opened.read(4 * decode.MAX_PIXELS))
-  opened.seek(0)
-  _pydicom()
+  opened = _plain(io.BytesIO(data) if isinstance(data, bytes) else data, encoded)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of values out of order, which it quotes
     try:
-      return _radiograph(opened, pixels, key)
-    except (decode.BadImage, UserError):
+      return _radiograph(opened, pixels, key, encoded)
+    except (BadImage, Encoded):
       raise
+    except MemoryError:
+      raise BadImage("its header asks for too many pixels") from None
     except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
-      raise decode.BadImage(_DAMAGED) from None
+      raise BadImage(DAMAGED) from None
 
 
-def _radiograph(opened: io.BufferedIOBase, pixels: bool, key: bytes | None) -> Radiograph:
+def values(opened: io.BufferedIOBase, keywords: Sequence[str]) -> list[str]:
+  """What a header says under some keywords, empty where it says nothing: never to be shown.
+
+  Raises:
+    BadImage: no DICOM, or a damaged one.
+  """
+  opened = _plain(opened, True)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of values out of order, which it quotes
+    try:
+      header = _pydicom().dcmread(
+        opened, stop_before_pixels=True, force=True, specific_tags=[*keywords])
+      return [string(header, keyword) for keyword in keywords]
+    except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
+      raise BadImage(DAMAGED) from None
+
+
+def _plain(opened: io.BufferedIOBase, encoded: bool) -> io.BufferedIOBase:
+  """A DICOM file without what it is packed in, with a preamble where only its letters are there."""
+  start = opened.read(2048)
+  if not is_dicom(start):
+    raise BadImage("it is no DICOM file: the letters DICM are missing at byte 128")
+  if start.startswith(_GZIP):
+    if not encoded:
+      raise Encoded
+    opened.seek(0)
+    opened = io.BytesIO(_unpacked(opened))
+    start = opened.read(2048)
+  if _DEFLATED.encode() in start:
+    if not encoded:
+      raise Encoded
+    _check_deflated(start + opened.read(_MOST))
+  opened.seek(0)
+  if start.startswith(_MARK):  # the preamble is missing
+    opened = io.BytesIO(bytes(_MARK_AT) + opened.read(_MOST))
+  return opened
+
+
+def _radiograph(
+    opened: io.BufferedIOBase, pixels: bool, key: bytes | None, encoded: bool) -> Radiograph:
+  pydicom = _pydicom()
+  header = pydicom.dcmread(opened, stop_before_pixels=not pixels, force=True,
+                           specific_tags=None if pixels else list(_HEADER))
+  kind = string(header, "SOPClassUID") or string(
+    getattr(header, "file_meta", {}), "MediaStorageSOPClassUID")
+  if kind == pydicom.uid.MediaStorageDirectoryStorage:
+    raise BadImage("it is a DICOMDIR, the table of contents of a medium, not an image")
+  modality = string(header, "Modality").upper()
+  if modality not in MODALITIES:
+    # In a damaged header it may be somebody's name.
+    named = modality if modality in _OTHERS else "(unreadable)"
+    raise BadImage(f"it is DICOM of modality {named}, not a radiograph "
+                   f"({', '.join(m for m in MODALITIES if m)})")
+  named = pydicom.uid.UID_dictionary.get(kind, ("Image Storage",))[0]
+  if pixels and "PixelData" not in header and "Image Storage" not in named:
+    raise BadImage(f"it has no pixels: it is DICOM of the kind {named}")
+  if not getattr(header, "file_meta", None):
+    # Without a meta header, what there is says how it is written.
+    implicit, little = header.original_encoding
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = (
+      pydicom.uid.ImplicitVRLittleEndian if implicit else
+      pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian)
+  found = dicom_pixels.gray(header, encoded) if pixels else None
+  return Radiograph(
+    found and found.pixels, found and found.window,
+    found.bits if found else integer(header, "BitsStored", 0), age=_age(header),
+    sex=sex_of(string(header, "PatientSex")), view=_view(header), modality=modality,
+    patient="" if key is None else _patient(header, key), notes=found.notes if found else ())
+
+
+def _pydicom() -> Any:
+  """pydicom, which takes a third of a second to import and must not tell what it reads."""
   import pydicom
 
-  header = pydicom.dcmread(opened, stop_before_pixels=not pixels,
-                           specific_tags=None if pixels else list(_HEADER))
-  modality = _text(header, "Modality").upper()
-  if modality not in MODALITIES:
-    raise decode.BadImage(f"it is DICOM of modality {_code(modality)}, not a radiograph "
-                          f"({', '.join(m for m in MODALITIES if m)})")
-  stored = _integer(header, "BitsStored", 0)
-  image, window, bits = _image(header) if pixels else (None, None, stored)
-  return Radiograph(
-    image, window, bits, age=_age(header), sex=sex_of(_text(header, "PatientSex")),
-    view=_view(header), modality=modality, patient="" if key is None else _patient(header, key))
-
-
-def _pydicom() -> None:
-  """Makes pydicom ready, which must not tell anybody what it reads."""
-  try:
-    import pydicom
-  except ModuleNotFoundError as error:
-    raise UserError('DICOM files need pydicom: pip install -e ".[dicom]"') from error
   pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
   logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+  return pydicom
 
 
-def _code(text: str) -> str:
-  """A modality or kind of colour if it is one: in a damaged header it may be somebody's name."""
-  known = re.fullmatch(r"[A-Z]{2}|RGB|PALETTE COLOR|YBR_[A-Z0-9_]{3,12}", text)
-  return text if known else "(unreadable)"
+def _unpacked(opened: io.BufferedIOBase) -> bytes:
+  """The content of a gzipped file, up to what a radiograph may take."""
+  try:
+    with gzip.open(opened) as packed:
+      data = packed.read(_MOST + 1)
+  except (OSError, EOFError, zlib.error):
+    raise BadImage("it is DICOM packed with gzip, and damaged or cut short") from None
+  if len(data) > _MOST:
+    raise BadImage("it unpacks to more than a radiograph can hold")
+  return data
 
 
 def _check_deflated(data: bytes) -> None:
   """Refuses a deflated file that would not fit into memory."""
   if data[132:140] != b"\x02\0\0\0UL\x04\0":
-    raise decode.BadImage(_DAMAGED)
-  start = 144 + int.from_bytes(data[140:144], "little")
-  limit = 4 * decode.MAX_PIXELS
+    raise BadImage(DAMAGED)
+  rest = data[144 + int.from_bytes(data[140:144], "little"):]
+  packed, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
   try:
-    if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], limit)) >= limit:
-      raise decode.BadImage("it unpacks to more than a radiograph can hold")
+    while rest and not packed.eof:  # counted, not kept
+      count += len(packed.decompress(rest, 1 << 20))
+      rest = packed.unconsumed_tail
+      if count > _MOST:
+        raise BadImage("it unpacks to more than a radiograph can hold")
   except zlib.error:
-    raise decode.BadImage(_DAMAGED) from None
+    raise BadImage(DAMAGED) from None
 
 
 # What is known of the patient.
-
-
-def _text(header: Any, name: str) -> str:
-  value = header.get(name)
-  return "" if value is None else str(value).strip()
 
 
 def age_of(text: str) -> float | None:
@@ -189,11 +275,11 @@ def view_of(text: str) -> str:
 
 
 def _age(header: Any) -> float | None:
-  text = _text(header, "PatientAge")
+  text = string(header, "PatientAge")
   if text:
     return age_of(text)
   try:
-    born, seen = (datetime.datetime.strptime(_text(header, name)[:8], "%Y%m%d")
+    born, seen = (datetime.datetime.strptime(string(header, name)[:8], "%Y%m%d")
                   for name in ("PatientBirthDate", "StudyDate"))
   except ValueError:
     return None
@@ -204,7 +290,7 @@ def _age(header: Any) -> float | None:
 def _view(header: Any) -> str:
   """By the view's own tags, else by where the image's rows point (to the front: a lateral)."""
   codes = header.get("ViewCodeSequence") or ()
-  for text in (_text(header, "ViewPosition"), *(_text(code, "CodeMeaning") for code in codes)):
+  for text in (string(header, "ViewPosition"), *(string(code, "CodeMeaning") for code in codes)):
     view = view_of(text)
     if view:
       return view
@@ -213,159 +299,8 @@ def _view(header: Any) -> str:
 
 
 def _patient(header: Any, key: bytes) -> str:
-  name = _text(header, "PatientID")
+  name = string(header, "PatientID")
   if not name:
     return ""
-  whole = f"{_text(header, 'IssuerOfPatientID')}\0{name}".encode()
+  whole = f"{string(header, 'IssuerOfPatientID')}\0{name}".encode()
   return hashlib.blake2b(whole, key=key[:64], digest_size=16).hexdigest()
-
-
-# Pixels.
-
-
-def _image(header: Any) -> tuple[np.ndarray, tuple[float, float] | None, int]:
-  """Pixels [h w 1], window and bits."""
-  frames = _integer(header, "NumberOfFrames", 1)
-  if frames != 1:
-    raise decode.BadImage(f"it has {frames} frames; a radiograph has one")
-  kind = _text(header, "PhotometricInterpretation").upper()
-  if not kind:  # what is left of a compressed file cut short
-    raise decode.BadImage(_DAMAGED)
-  if kind not in ("MONOCHROME1", "MONOCHROME2") or _integer(header, "SamplesPerPixel", 1) != 1:
-    raise decode.BadImage(f"its pixels are {_code(kind)}, not MONOCHROME1 or MONOCHROME2")
-  bits, room = _integer(header, "BitsStored"), _integer(header, "BitsAllocated")
-  if room not in (8, 16) or not 8 <= bits <= room:
-    raise decode.BadImage(f"it stores {bits} of {room} bits a pixel; 8 to 16 can be read")
-  decode.check_shape(_integer(header, "Columns"), _integer(header, "Rows"))
-  values = _stored(header, bits)
-  slope, intercept = _number(header, "RescaleSlope", 1), _number(header, "RescaleIntercept", 0)
-  offset = 0
-  inverted = kind == "MONOCHROME1"
-  table = _table(header, "ModalityLUTSequence")
-  if table is not None:
-    values, bits = _through(values, table)
-    slope, intercept = 1.0, 0.0
-  elif _integer(header, "PixelRepresentation", 0):
-    offset = 1 << (bits - 1)
-  window = _window(header)
-  table = None if window else _table(header, "VOILUTSequence")
-  if table is not None:
-    values, bits = _through(np.round(values * slope + intercept), table)
-    offset = 0
-  elif slope == 0 or not np.isfinite((slope, intercept)).all():
-    raise decode.BadImage(f"its rescale slope is {slope:g}: nothing would be left of it")
-  elif slope < 0:
-    inverted = not inverted
-  top = (1 << bits) - 1
-  shifted = np.clip(values.astype(np.int32) + offset, 0, top)
-  if window is not None:
-    low, high = sorted((level - intercept) / slope + offset for level in window)
-    if not low < high or low >= shifted.max() or high <= shifted.min():
-      window = None  # of another image, or nonsense: all would be black, or all white
-    else:
-      window = (top - high, top - low) if inverted else (low, high)
-  elif table is not None:
-    window = (0.0, float(top))
-  if inverted:
-    shifted = top - shifted
-  return shifted.astype(np.uint8 if bits <= 8 else np.uint16)[..., None], window, bits
-
-
-def _stored(header: Any, bits: int) -> np.ndarray:
-  """Stored values [h w], signed if they are; bits that belong to no pixel cleared."""
-  from pydicom.pixels import get_decoder
-
-  if "PixelData" not in header:
-    raise decode.BadImage("it has no pixels")
-  try:
-    syntax = header.file_meta.TransferSyntaxUID
-    decoder = get_decoder(syntax)
-  except (AttributeError, NotImplementedError):
-    raise decode.BadImage("its transfer syntax is missing or of a kind that holds no stills"
-                          ) from None
-  if not decoder.is_available:
-    raise UserError(f'DICOM files in {syntax.name} need a decoder: pip install -e ".[dicom]"')
-  if syntax == _JPEG_EXTENDED and bits > 8:
-    raise decode.BadImage("its pixels are 12-bit JPEG Extended, which no decoder here reads; "
-                          "convert it to another transfer syntax")
-  signed = bool(_integer(header, "PixelRepresentation", 0))
-  try:
-    values, _ = decoder.as_array(
-      header, raw=True, index=0, correct_unused_bits=syntax.is_encapsulated)
-  except MemoryError:
-    raise decode.BadImage("its header asks for too many pixels") from None
-  except Exception:  # decoders raise whatever the damage makes them raise
-    raise decode.BadImage("its pixel data are damaged or cut short") from None
-  shape = _integer(header, "Rows"), _integer(header, "Columns")
-  if values.shape != shape:
-    raise decode.BadImage(f"its pixel data are {values.shape}, its header says {shape}")
-  if syntax.is_encapsulated:
-    return values
-  room = 8 * values.dtype.itemsize
-  high = _integer(header, "HighBit", bits - 1)
-  left = room - 1 - high if bits - 1 <= high < room else room - bits
-  return (values << left).astype(f"i{room // 8}" if signed else f"u{room // 8}") >> (room - bits)
-
-
-def _integer(header: Any, name: str, default: int | None = None) -> int:
-  value = header.get(name)
-  try:
-    if value is None or value == "":
-      if default is None:
-        raise decode.BadImage(f"its DICOM header lacks {name}")
-      return default
-    return int(value)
-  except (TypeError, ValueError):
-    raise decode.BadImage(f"its DICOM header has an unreadable {name}") from None
-
-
-def _number(header: Any, name: str, default: float) -> float:
-  value = header.get(name)
-  try:
-    return default if value is None or value == "" else float(value)
-  except (TypeError, ValueError):
-    raise decode.BadImage(f"its DICOM header has an unreadable {name}") from None
-
-
-def _window(header: Any) -> tuple[float, float] | None:
-  """The first window, in rescaled values: levels shown black and white (C.11.2.1.2)."""
-  pair = []
-  for name in ("WindowCenter", "WindowWidth"):
-    value = header.get(name)
-    try:
-      pair.append(float(value if isinstance(value, str | int | float) else value[0]))
-    except (TypeError, ValueError, IndexError):
-      return None
-  center, width = pair
-  if not np.isfinite(pair).all() or width <= 0:
-    return None
-  if _text(header, "VOILUTFunction").upper() in ("", "LINEAR"):
-    center, width = center - 0.5, width - 1
-  return (center - width / 2, center + width / 2) if width > 0 else None
-
-
-def _table(header: Any, name: str) -> tuple[int, np.ndarray, int] | None:
-  """The first look-up table of a sequence: first input, outputs, bits of an output."""
-  sequence = header.get(name)
-  if not sequence:
-    return None
-  try:
-    count, first, bits = (int(v) for v in sequence[0].LUTDescriptor)
-    signed = bool(_integer(header, "PixelRepresentation", 0))
-    first = first - 65536 if signed and first >= 32768 else first
-    data = sequence[0].LUTData
-    count = count or 65536
-    if isinstance(data, bytes):
-      data = np.frombuffer(data, "<u2" if len(data) >= 2 * count else "u1")
-    values = np.asarray(data).astype(np.int64)[:count] & 0xFFFF
-  except Exception:
-    raise decode.BadImage(f"its {name} is damaged") from None
-  if len(values) != count or not 8 <= bits <= 16:
-    raise decode.BadImage(f"its {name} is damaged")
-  return first, values, bits
-
-
-def _through(values: np.ndarray, table: tuple[int, np.ndarray, int]) -> tuple[np.ndarray, int]:
-  first, outputs, bits = table
-  place = np.clip(values.astype(np.int64) - first, 0, len(outputs) - 1)
-  return outputs[place], bits

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxrjax.core.build import suggest
+from cxrjax.core.build import check_regex, suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import (
   choices,
@@ -181,7 +181,8 @@ class Source:
     table = self.table
     return Record(
       image=found.pixels, labels=table.labels[index], mask=None, id=table.ids[index],
-      patient=table.patients[index], site=table.sites[index], window=found.window)
+      patient=table.patients[index], site=table.sites[index], window=found.window,
+      notes=found.notes)
 
   def _fingerprint(self) -> str:
     """Of the images' names and bytes."""
@@ -246,11 +247,10 @@ class _Headers:
 
 
 def _pattern(patient_regex: str | None) -> re.Pattern | None:
-  try:
-    return None if patient_regex is None else re.compile(patient_regex)
-  except re.error as error:
-    raise UserError(f"{KEY}.patient_regex={patient_regex!r} is no regular expression: {error}"
-                    ) from error
+  if patient_regex is None:
+    return None
+  check_regex(patient_regex, f"{KEY}.patient_regex")
+  return re.compile(patient_regex)
 
 
 def _unknown(patients: Sequence[str]) -> str:

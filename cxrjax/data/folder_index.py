@@ -1,9 +1,11 @@
 """Which images lie below a folder or in a zip, for millions of them; remembered between runs.
 
 The memory is one file of plain arrays per folder. Each time, the whole tree is listed again (0.6 s
-for a million files on a local disk) and, unless told otherwise, every file's size and time are
+for a million files on a local disk) and, unless told otherwise, every file's size and times are
 looked at (3 s): what was added, removed, renamed or written since is noticed, and only that is read
-again.
+again. One of the times is the system's own (ctime), which a program that puts another file in a
+file's place, or gives it back its old time, cannot keep; and a file that had just been written when
+it was listed is read once more, as it may have been written again within the same tick.
 """
 
 from __future__ import annotations
@@ -17,22 +19,24 @@ import os
 import pathlib
 import sys
 import threading
-import zipfile
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import tqdm
 from jaxtyping import Int8, Int32, Int64
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
+from cxrjax.core.text import shown
 from cxrjax.data import archive, decode, file_kinds, hashes, store
 from cxrjax.data.file_kinds import MEDICAL, OTHER, UNKNOWN
 
 CHECKS = ("files", "names")
-_VERSION = 2
+_VERSION = 3
 _START = 1024  # bytes of a file that say what it is
-_NOT_ASKED = -1  # size and time of a file that was listed only
+_NOT_ASKED = -1  # size and times of a file that was listed only
 
 
 @dataclasses.dataclass
@@ -42,7 +46,8 @@ class _Listing:
   paths: list[str]
   homes: Int32[np.ndarray, "n"]  # which zip; -1 for a file of its own
   kinds: Int8[np.ndarray, "n"]
-  states: Int64[np.ndarray, "n 2"]  # size, and time in ns; the zip's for what lies in one
+  states: Int64[np.ndarray, "n 3"]  # size, and times in ns; the zip's for what lies in one
+  listed: int  # when, in ns
   zips: list[str]  # below the root; empty for the root itself
   notes: list[str]
   facts: hashes.Facts
@@ -54,7 +59,7 @@ class Index:
   Args:
     root: the folder or the zip file.
     cache_dir: where the index is remembered.
-    check: `files` looks at every file's size and time; `names` only lists the folders, faster on
+    check: `files` looks at every file's size and times; `names` only lists the folders, faster on
       network disks, and does not notice a file that was overwritten in place.
 
   Attributes:
@@ -89,7 +94,7 @@ class Index:
     for row in np.flatnonzero(self._now.states[:, 0] == _NOT_ASKED).tolist():  # new ones
       with contextlib.suppress(OSError):
         found = os.stat(self.root / self._now.paths[row])
-        self._now.states[row] = found.st_size, found.st_mtime_ns
+        self._now.states[row] = hashes.state(found)
     self.paths, self.facts, self.kinds = self._now.paths, self._now.facts, self._now.kinds
     self.notes, self.states = self._now.notes, self._now.states
     unknown = np.flatnonzero(self.kinds == UNKNOWN)
@@ -103,7 +108,8 @@ class Index:
 
   def learn(self, rows: Int64[np.ndarray, "_"]) -> None:
     """Fills in `facts` of some rows, reading the files that were not read before."""
-    self.facts.learn(rows, self.open, self.key, self._save, f"reading {self.root.name}")
+    self.facts.learn(rows, self.open, self.key, self._save,
+                     f"reading {shown(self.root.name)}")
 
   @contextlib.contextmanager
   def open(self, row: int) -> Iterator[io.BufferedIOBase]:
@@ -157,7 +163,7 @@ class Index:
     texts = {name: _pack(getattr(now, name)) for name in ("paths", "zips", "notes")}
     with contextlib.suppress(OSError), hashes.written(self.memory) as opened:
       np.savez(opened, version=_VERSION, key=_key_mark(self.key), homes=now.homes,
-               kinds=now.kinds, states=now.states, **texts, **columns)
+               kinds=now.kinds, states=now.states, listed=now.listed, **texts, **columns)
 
   def _nothing(self) -> None:
     seen = ", ".join(f"{len(other.paths)} {other.kind}" for other in self.others[:3])
@@ -189,9 +195,10 @@ class _Walk:
     self._seen: set[tuple[int, int]] = set()
 
   def listing(self) -> _Listing:
+    listed = time.time_ns()
     if self._root.is_dir():
-      with tqdm.tqdm(desc=f"listing {self._root.name}", unit=" files", file=sys.stderr, delay=2,
-                     mininterval=0.5, dynamic_ncols=True, leave=False) as self._bar:
+      with tqdm.tqdm(desc=f"listing {shown(self._root.name)}", unit=" files", file=sys.stderr,
+                     delay=2, mininterval=0.5, dynamic_ncols=True, leave=False) as self._bar:
         # Links come last: a folder that is there in its own right is known by its own name.
         links = self._folders([""])
         while links:
@@ -203,8 +210,8 @@ class _Walk:
       paths=[self._paths[i] for i in order],
       homes=np.frombuffer(self._homes, np.int32)[order],
       kinds=np.frombuffer(self._kinds, np.int8)[order],
-      states=np.frombuffer(self._states, np.int64).reshape(-1, 2)[order],
-      zips=self._zips, notes=self._notes, facts=hashes.Facts(len(order)))
+      states=np.frombuffer(self._states, np.int64).reshape(-1, 3)[order],
+      listed=listed, zips=self._zips, notes=self._notes, facts=hashes.Facts(len(order)))
 
   def _folders(self, waiting: list[str]) -> list[str]:
     """Lists folders (below the root, with a `/` at the end) and all in them; returns links."""
@@ -242,7 +249,7 @@ class _Walk:
         kind = file_kinds.by_name(name)
         if (kind in (OTHER, UNKNOWN) or not entry.is_file()) and entry.is_dir():
           if archive.is_junk(f"{name}/x"):
-            self._add(f"{below}{name}/", OTHER, -1, None, (0, 0))
+            self._add(f"{below}{name}/", OTHER, -1, None, (0, 0, 0))
           else:
             (linked if entry.is_symlink() else folders).append(name)
         elif name.lower().endswith(".zip") and not archive.is_junk(name):
@@ -250,14 +257,13 @@ class _Walk:
         elif entry.is_file():
           self._add(below + name, kind, -1, entry)
         else:  # a link to nothing, a device
-          self._add(below + name, OTHER, -1, None, (0, 0))
+          self._add(below + name, OTHER, -1, None, (0, 0, 0))
     return folders, linked, zips
 
   def _add(self, path: str, kind: int, home: int, entry: os.DirEntry | None,
-           state: tuple[int, int] = (_NOT_ASKED, _NOT_ASKED)) -> None:
+           state: tuple[int, ...] = (_NOT_ASKED,) * 3) -> None:
     if entry is not None and self._ask:
-      found = entry.stat()
-      state = found.st_size, found.st_mtime_ns
+      state = hashes.state(entry.stat())
     self._paths.append(path)
     self._kinds.append(kind)
     self._homes.append(home)
@@ -265,13 +271,12 @@ class _Walk:
 
   def _zip(self, below: str) -> None:
     """Takes in the files of a zip, from memory where it has not changed."""
-    found = os.stat(self._root / below)
-    state, home = (found.st_size, found.st_mtime_ns), len(self._zips)
+    state, home = hashes.state(os.stat(self._root / below)), len(self._zips)
     self._zips.append(below)
     old = self._old
     if old is not None and below in old.zips:
       rows = np.flatnonzero(old.homes == old.zips.index(below))
-      if len(rows) and tuple(old.states[rows[0]]) == state:
+      if len(rows) and tuple(old.states[rows[0]]) == state and not hashes.fresh(state, old.listed):
         for row in rows.tolist():
           self._add(old.paths[row], int(old.kinds[row]), home, None, state)
         self._notes += [note for note in old.notes if note.startswith(f"{below or 'the zip'}: ")]
@@ -301,6 +306,7 @@ def _carry_over(now: _Listing, old: _Listing) -> bool:
   now.states[listed] = old.states[rows[listed]]
   kept = rows >= 0
   kept[kept] = (now.states[kept] == old.states[rows[kept]]).all(axis=1)
+  kept &= listed | ~hashes.fresh(now.states.T, old.listed)
   now.facts.take_over(old.facts, np.flatnonzero(kept), rows[kept])
   looked_into = kept & (now.kinds == UNKNOWN)
   now.kinds[looked_into] = old.kinds[rows[looked_into]]
@@ -309,9 +315,8 @@ def _carry_over(now: _Listing, old: _Listing) -> bool:
 
 def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
   """What was remembered; None where nothing is, or with another key."""
-  # A damaged file raises whatever the damage makes NumPy raise.
-  with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), \
-       open(file, "rb") as opened, np.load(opened) as found:
+  with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one is made again
+    found = files.read_npz(file)
     if int(found["version"]) != _VERSION or str(found["key"]) != _key_mark(key):
       return None
     texts = {name: _unpack(found[name]) for name in ("paths", "zips", "notes")}
@@ -319,7 +324,7 @@ def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
     for name in hashes.Facts.COLUMNS:
       getattr(facts, name)[...] = found[f"fact_{name}"]
     return _Listing(homes=found["homes"], kinds=found["kinds"], states=found["states"],
-                    facts=facts, **texts)
+                    listed=int(found["listed"]), facts=facts, **texts)
   return None
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.data import archive, decode, folder_index
 from cxrjax.data.decode import BadImage, Shown
@@ -100,12 +101,11 @@ class Files:
       data = home.read(int(place))
     else:
       try:
-        with open(place, "rb") as opened:
-          data = opened.read(archive.MAX_BYTES + 1)
+        data = files.read(place, archive.MAX_BYTES)
       except OSError as error:
         raise BadImage(f"it cannot be read ({error.strerror or error})") from error
-      if len(data) > archive.MAX_BYTES:
-        raise BadImage(f"it has more than {archive.MAX_BYTES:,} bytes")
+      except files.Damaged as error:
+        raise BadImage(str(error)) from error
     if data.startswith(_JPEG):  # decoded to a half, a quarter or an eighth where that is enough
       return functools.partial(decode.shown, data)
     whole = functools.cache(lambda: decode.shown(data))

@@ -13,6 +13,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -24,6 +25,7 @@ from cxrjax.data import decode, dicom, store
 SEXES, VIEWS = ("", "F", "M"), ("", "PA", "AP", "L")  # by code; empty is unknown
 KEY = "CXRJAX_PATIENT_KEY"  # in the environment: a secret that names patients alike everywhere
 _DIGEST = 16  # bytes of a SHA-256 that are kept
+FRESH = 2_000_000_000  # ns; the coarsest tick of a file system's clock
 _BLOCK = 64  # files a thread takes at a time
 _SAVE_EVERY = 50_000  # files after which what was read is written down
 
@@ -79,7 +81,7 @@ class Facts:
     in_threads(rows, one, doing, save)
 
   def _read(self, row: int, file: io.BufferedIOBase, key: bytes) -> None:
-    start = file.read(132)
+    start = file.read(1024)
     if dicom.is_dicom(start):
       file.seek(0)
       with contextlib.suppress(decode.BadImage):  # it is told when its pixels are wanted
@@ -92,6 +94,17 @@ class Facts:
     digest = hashlib.file_digest(file, "sha256").digest()
     self.digests[row] = np.frombuffer(digest[:_DIGEST], np.uint8)
     self.known[row] = True
+
+
+def state(found: os.stat_result) -> tuple[int, int, int]:
+  """Size, time of writing, and the system's own time of any change to a file, in ns."""
+  return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def fresh(states: Any, looked: int) -> Any:
+  """Whether files of some `state` (a tuple, or columns) may have been written after a look at them
+  without another state, as they were written within a tick of the clock before it."""
+  return np.maximum(states[1], states[2]) >= looked - FRESH
 
 
 def in_threads(

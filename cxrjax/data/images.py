@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
@@ -18,6 +18,17 @@ def even(n: int, most: int) -> Int64[np.ndarray, "m"]:
   return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
 
 
+@runtime_checkable
+class Base(Protocol):
+  """What `Rows` takes rows of: an array, or what gives the rows of a list as an array does."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  ndim: int
+
+  def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
 class Rows:
   """Some rows of an array that stays where it is (a file): read when they are asked for.
 
@@ -26,7 +37,7 @@ class Rows:
     rows: which of them, in which order.
   """
 
-  def __init__(self, base: np.ndarray, rows: np.ndarray):
+  def __init__(self, base: Base, rows: np.ndarray):
     self._base, self._rows = base, rows
 
   @property
@@ -86,6 +97,7 @@ class Images:
       and always with 8 bits.
     masks: lungs (1) and the rest (0), where the source has them.
     skipped: images left out because they are bad, and why.
+    notes: images of which a user should know how they were read, and what.
   """
 
   pixels: Stack | WideStack
@@ -94,6 +106,7 @@ class Images:
   windows: Float32[np.ndarray, "n 2"] | None = None
   masks: Stack | None = None
   skipped: tuple[tuple[str, str], ...] = ()
+  notes: tuple[tuple[str, str], ...] = ()
 
   def __post_init__(self) -> None:
     n, whole = len(self.pixels), np.array(levels.WHOLE[self.bits], np.float32)
@@ -158,6 +171,15 @@ class Images:
     return dataclasses.replace(
       self, pixels=take(self.pixels, rows), table=self.table.take(rows), windows=self.windows[rows],
       masks=None if self.masks is None else take(self.masks, rows), info=info_of(self.info, rows))
+
+
+def told(notes: Iterable[tuple[str, str]]) -> list[str]:
+  """A sentence for each note: of how many images, and of which first."""
+  found: dict[str, list[str]] = {}
+  for name, note in notes:
+    found.setdefault(note, []).append(name)
+  return [f"{len(names)} of its images: {note} (the first: {names[0]})"
+          for note, names in found.items()]
 
 
 def stored(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import secrets
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import UInt64
 from cxrjax.data import splits
 from cxrjax.data.types import Source, SourceInfo
 
-_SALT = b"cxrjax/patients"
+_SALT = 2  # words of 64 bits at the beginning; then one that tells the secret
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,32 +86,51 @@ def check(train: Sequence[Source], test: Source) -> tuple[str, ...]:
   return tuple(sorted((set(splits.patient_keys(test)) & seen) - {""}))
 
 
-def remember(keys: Iterable[str]) -> UInt64[np.ndarray, "_"]:
+def remember(keys: Iterable[str], secret: bytes) -> UInt64[np.ndarray, "_"]:
   """What a run keeps of its patients, so that a later run can tell whether it meets them again.
 
-  Salted 64-bit hashes (BLAKE2b), ascending, each once; no name can be read off them, nor how many
-  images a patient has. They do not withstand a guess: whoever knows a name can test it, which is
-  what they are for. Two of a million patients are taken for one with a probability of 3e-8.
+  A random salt, a word that tells whether a secret is the same, and 64-bit hashes (BLAKE2b, keyed
+  with the secret, salted), ascending, each once. Without the secret a guessed name cannot be
+  confirmed, nor can it be told whether two runs share patients; with it both can, which is what it
+  is for. Two of a million patients are taken for one with a probability of 3e-8.
 
   Args:
     keys: of `splits.patient_keys`; empty ones do not count.
+    secret: of `hashes.patient_key`.
   """
-  return np.unique(_hashes(sorted(set(keys) - {""})))
+  salt = secrets.token_bytes(8 * _SALT)
+  head = np.frombuffer(salt, "<u8").astype(np.uint64)
+  found = np.unique(_hashes(sorted(set(keys) - {""}), secret, salt))
+  return np.concatenate([head, _mark(secret, salt), found])
 
 
-def overlap(remembered: UInt64[np.ndarray, "_"], keys: Iterable[str]) -> tuple[str, ...]:
+def overlap(
+    remembered: UInt64[np.ndarray, "_"], keys: Iterable[str], secret: bytes,
+    ) -> tuple[str, ...] | None:
   """Those of `keys` that `remember` was given, sorted, each once.
 
   Args:
     remembered: of `remember`.
     keys: of `splits.patient_keys`; empty ones do not count.
+    secret: that it was given.
+
+  Returns:
+    None where the secret is another, so that nothing can be told.
   """
+  salt = remembered[:_SALT].astype("<u8").tobytes()
+  if not np.array_equal(remembered[_SALT:_SALT + 1], _mark(secret, salt)):
+    return None
   names = sorted(set(keys) - {""})
-  found = np.isin(_hashes(names), remembered)
+  found = np.isin(_hashes(names, secret, salt), remembered[_SALT + 1:])
   return tuple(name for name, there in zip(names, found.tolist(), strict=True) if there)
 
 
-def _hashes(names: Sequence[str]) -> np.ndarray:
+def _mark(secret: bytes, salt: bytes) -> np.ndarray:
+  return _hashes([""], secret, salt)  # which no patient is called
+
+
+def _hashes(names: Sequence[str], secret: bytes, salt: bytes) -> np.ndarray:
   digests = b"".join(
-    hashlib.blake2b(name.encode(), digest_size=8, key=_SALT).digest() for name in names)
+    hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=secret,
+                    salt=salt).digest() for name in names)
   return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

@@ -34,7 +34,7 @@ from jaxtyping import Int32
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import background, order, pixels, share, store, stream
-from cxrjax.data.images import Images
+from cxrjax.data.images import Images, told
 from cxrjax.data.placement import Placement
 from cxrjax.data.types import Source, SourceInfo
 
@@ -195,6 +195,13 @@ class Loader:
     if self._share is not None:
       found |= {self._names[row]: reason for row, reason in self._share.bad.items()}
     return tuple(sorted(found.items()))
+
+  @property
+  def notes(self) -> list[str]:
+    """What a user should know of how images were read, so far."""
+    return told(
+      self.images.notes if self.images is not None else
+      self._reader.notes if self._reader is not None else ())
 
   @property
   def data(self) -> dict[str, jax.Array]:

@@ -16,11 +16,10 @@ from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data.decode import BadImage, check_shape
+from cxrjax.data.levels import TAILS, percentiles
+from cxrjax.data.samples import BadImage, check_shape
 
-TAILS = (0.5, 99.5)  # percent of the pixels below and up to the window, where nobody gave one
 WHOLE = {8: (0.0, 255.0), 16: (0.0, 65535.0)}
-_BLOCK = 1 << 20  # pixels counted at a time
 _IN_CACHE = 1 << 16  # pixels windowed at a time
 
 Window = tuple[float, float]
@@ -76,23 +75,6 @@ def choose_window(
   found = percentiles(image, TAILS)
   # Nearly blank: what differs is in the tails.
   return found if _is_window(*found) else (float(low), float(high))
-
-
-def percentiles(image: UInt16[np.ndarray, "h w 1"], percents: Window) -> Window:
-  """What `np.percentile(image, percents)` gives, from a count of the levels: a quarter the time."""
-  flat = np.ascontiguousarray(image).reshape(-1)
-  count = np.zeros(65536, np.int64)
-  for start in range(0, len(flat), _BLOCK):  # counting makes 64-bit integers of what it counts
-    count += np.bincount(flat[start:start + _BLOCK], minlength=65536)
-  below = np.cumsum(count)
-  found = []
-  for percent in percents:
-    place = percent / 100 * (len(flat) - 1)
-    first = int(place)
-    a, b = np.searchsorted(below, [first, min(first + 1, len(flat) - 1)], side="right").tolist()
-    share = place - first
-    found.append(a + (b - a) * share if share < 0.5 else b - (b - a) * (1 - share))
-  return float(found[0]), float(found[1])
 
 
 def to_uint8(image: Pixels, window: Window) -> UInt8[np.ndarray, "h w 1"]:

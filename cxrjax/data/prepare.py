@@ -129,12 +129,11 @@ def _open_one(name: str, split: str, options: dict[str, Any]) -> Source:
     if "." not in kind:
       raise UserError(f"config.data.source={name!r} names no source; give {_VALID}")
     if colon:
-      kind, rest = f"{kind}.{rest}", ""  # `package.module:Class`
+      kind, rest = name, ""  # `package.module:Class`
     factory = build.locate(kind, "Source", "config.data.source")
     build.check_keywords(factory, options, "config.data.options", hidden=("split",))
     source = factory(split=split, **options)
-    lacking = [part for part in ("info", "table", "__len__", "__getitem__")
-               if not hasattr(source, part)]
+    lacking = [part for part in ("info", "table") if not hasattr(source, part)]
     if lacking:
       raise UserError(f"config.data.source={name!r} gives no source: it lacks "
                       f"{', '.join(lacking)} (see cxrjax.data.types.Source)")

@@ -3,7 +3,8 @@
 The cache is keyed by what decides its content (the source's fingerprint, split, size, fit, bits,
 window, decoder version, rows), so no change of data or settings can meet a stale one. It appears by
 a rename: a killed process leaves nothing half-made behind, and two processes may make the same one
-at once. Pixels are read from it as they are asked for; nothing here holds them in memory.
+at once. All of it has checksums, and what is damaged is made again. Pixels are read from it as they
+are asked for; nothing here holds them in memory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -26,8 +28,9 @@ import numpy as np
 import tqdm
 from jaxtyping import Float32
 
+from cxrjax.core import checksums
 from cxrjax.core.errors import UserError
-from cxrjax.data import decode, pixels
+from cxrjax.data import decode, pixels, squares
 from cxrjax.data.images import Images, Stack, WideStack, even, info_of, take
 from cxrjax.data.subset import Subset
 from cxrjax.data.types import Record, Source
@@ -69,6 +72,8 @@ def load_images(
     source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=indices, bits=bits,
     window=window, stop_at_bad=on_bad_image == "error")
   table, info, skipped = source.table, source.info, ()
+  of = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+  notes = tuple((table.ids[of[i]], note) for note, places in found.notes.items() for i in places)
   if indices is not None or found.bad:
     rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
     skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(found.bad.items()))
@@ -80,7 +85,7 @@ def load_images(
     good = rows[found.good]
     table, info = table.take(good), info_of(info, good)
   return Images(pixels=found.pixels, table=table, info=info, windows=found.windows,
-                masks=found.masks, skipped=skipped)
+                masks=found.masks, skipped=skipped, notes=notes)
 
 
 def check_options(size: int, fit: str, on_bad_image: str) -> None:
@@ -110,8 +115,6 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
     return BITS[bits]
   if isinstance(source, Subset):
     return bits_of(source.source)
-  if isinstance(source, Subset):
-    source = source.source
   known = getattr(source, "bits", None)
   if known is not None:
     return int(known)
@@ -156,6 +159,7 @@ class Decoded:
     masks: see `Images`.
     bad: position among the rows asked for of each that cannot be used, and why.
     count: how many rows were asked for.
+    notes: what a user should know of how some were read, and their positions.
   """
 
   pixels: Stack | WideStack
@@ -163,6 +167,7 @@ class Decoded:
   masks: Stack | None
   bad: dict[int, str]
   count: int
+  notes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
   @property
   def good(self) -> np.ndarray:
@@ -174,11 +179,14 @@ class Decoded:
     place = np.full(self.count, -1)
     place[self.good] = np.arange(self.count - len(self.bad))
     bad = {i: self.bad[row] for i, row in enumerate(rows.tolist()) if row in self.bad}
+    notes = {note: np.flatnonzero(np.isin(rows, places)).tolist()
+             for note, places in self.notes.items()}
     found = place[rows]
     found = found[found >= 0]
     return Decoded(
       take(self.pixels, found), None if self.windows is None else self.windows[found],
-      None if self.masks is None else take(self.masks, found), bad, len(rows))
+      None if self.masks is None else take(self.masks, found), bad, len(rows),
+      {note: places for note, places in notes.items() if places})
 
 
 def decode_rows(
@@ -196,12 +204,13 @@ def decode_rows(
   root = cache_root(cache_dir)
   window = pixels.check_window(window)
   look = Look(size, fit, bits_of(source, bits), window)
-  whole = _load(root / _key(source, look, None))
+  load = functools.partial(_load, size=size, bits=look.bits)
+  whole = load(root / _key(source, look, None))
   if whole is not None:
     return whole if indices is None else whole.take(np.asarray(indices, dtype=np.int64))
   target = root / _key(source, look, indices)
   if indices is not None:
-    found = _load(target)
+    found = load(target)
     if found is not None:
       return found
   rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
@@ -217,12 +226,12 @@ def decode_rows(
       except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
           raise
-        if _load(target) is None:  # a damaged cache is in the way
+        if load(target) is None:  # a damaged cache is in the way
           shutil.rmtree(target, ignore_errors=True)
           work.rename(target)
   finally:
     shutil.rmtree(work, ignore_errors=True)
-  result = _load(target)
+  result = load(target)
   if result is None:
     raise UserError(f"the image cache {target} vanished or is damaged; delete it and run again")
   return result
@@ -310,18 +319,24 @@ def _key(source: Source, look: Look, indices: Sequence[int] | np.ndarray | None)
   return f"images-{look.size}-{digest}"
 
 
-def _load(folder: pathlib.Path) -> Decoded | None:
+def _load(folder: pathlib.Path, size: int, bits: int) -> Decoded | None:
   """A cache that is whole, else None."""
   try:
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = checksums.unsealed((folder / "meta.json").read_bytes())
     bad = {int(i): reason for i, reason in meta["bad"].items()}
-    good = meta["count"] - len(bad)
-    square = np.load(folder / "pixels.npy", mmap_mode="r")[:good]
-    masks = np.load(folder / "masks.npy", mmap_mode="r")[:good] if meta["masks"] else None
-    windows = np.load(folder / "windows.npy") if square.dtype == np.uint16 else None
-  except (OSError, ValueError, KeyError, EOFError):
+    windows = None
+    if bits == 16:
+      if checksums.of_file(folder / "windows.npy") != meta["windows"]:
+        return None
+      windows = np.load(folder / "windows.npy")
+  except (OSError, ValueError):
     return None
-  return Decoded(square, windows, masks, bad, meta["count"])
+  shape, good = (meta["count"], size, size, 1), meta["count"] - len(bad)
+  found = squares.load(folder / "pixels.npy", shape, np.dtype(f"u{bits // 8}"), good)
+  masks = squares.load(folder / "masks.npy", shape, np.dtype("u1"), good) if meta["masks"] else None
+  if found is None or (masks is None and meta["masks"]):
+    return None
+  return Decoded(found, windows, masks, bad, meta["count"], meta["notes"])
 
 
 def _decode_into(
@@ -329,25 +344,32 @@ def _decode_into(
     stop_at_bad: bool) -> None:
   """Fills a cache folder: good images one after the other, then unused room for the bad."""
   shape = (len(rows), look.size, look.size, 1)
-  squares = _allocate(work / "pixels.npy", shape, np.dtype(f"u{look.bits // 8}"))
+  found = squares.allocate(work / "pixels.npy", shape, np.dtype(f"u{look.bits // 8}"))
   windows = np.zeros((len(rows), 2), np.float32)
   masks: np.ndarray | None = None
+  sums = np.zeros((len(rows), 2), np.uint32)  # of pixels and masks
+  (without,) = squares.sums(np.zeros((1, *shape[1:]), np.uint8))
   bad: dict[int, str] = {}
+  notes: dict[str, list[int]] = {}
   lock = threading.Lock()
 
   def one(position: int, place: int) -> None:
     nonlocal masks
     try:
       record = read(source, int(rows[position]), look.size)
-      squares[place], windows[place], mask = to_square(
+      square, windows[place], mask = to_square(
         record, look.size, look.fit, look.bits, look.window)
     except decode.BadImage as error:
       bad[position] = str(error)
       return
+    for note in record.notes:
+      notes.setdefault(note, []).append(position)
+    found[place], sums[place] = square, (*squares.sums([square]), without)
     if mask is not None:
       with lock:
-        masks = _allocate(work / "masks.npy", shape, np.dtype("u1")) if masks is None else masks
-      masks[place] = mask
+        if masks is None:
+          masks = squares.allocate(work / "masks.npy", shape, np.dtype("u1"))
+      masks[place], sums[place, 1] = mask, *squares.sums([mask])
 
   name = f"decoding {source.info.name} {source.info.split}"
   bar = tqdm.tqdm(total=len(rows), desc=name, unit=" images", disable=not progress, file=sys.stderr,
@@ -366,30 +388,20 @@ def _decode_into(
         if position in bad:
           continue
         if place != filled:  # close the gap that a bad image left
-          for array in (squares, windows, masks):
+          for array in (found, windows, masks, sums):
             if array is not None:
               array[filled], array[place] = array[place], 0
         filled += 1
-  for array in (squares, masks):
-    if array is not None:
-      array.flush()
+  squares.seal(found, sums[:, 0])
+  if masks is not None:
+    squares.seal(masks, sums[:, 1])
+  meta = {"source": source.info.name, "split": source.info.split, "masks": masks is not None,
+          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())},
+          "notes": {note: sorted(places) for note, places in sorted(notes.items())}}
   if look.bits == 16:
     np.save(work / "windows.npy", windows[:filled])
-  meta = {"source": source.info.name, "split": source.info.split, "masks": masks is not None,
-          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())}}
-  (work / "meta.json").write_text(json.dumps(meta))
-
-
-def _allocate(
-    path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """A new array on disk whose space is really there: a full disk is an error now, not a SIGBUS."""
-  array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-  if hasattr(os, "posix_fallocate"):
-    with open(path, "r+b") as file:
-      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-  elif shutil.disk_usage(path.parent).free < path.stat().st_size:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-  return array
+    meta["windows"] = checksums.of_file(work / "windows.npy")
+  (work / "meta.json").write_text(checksums.sealed(meta))
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ class Reader:
 
   Attributes:
     skipped: bad images met so far, and why.
+    notes: images met so far of which a user should know how they were read, and what.
   """
 
   def __init__(
@@ -56,6 +57,7 @@ class Reader:
     self._source, self._size, self._fit, self._on_bad = source, size, fit, on_bad
     self._bits, self._window = bits, window
     self.skipped: dict[str, str] = {}
+    self.notes: dict[tuple[str, str], None] = {}
 
   def __call__(self, row: int) -> Image:
     """Image `row`.
@@ -70,6 +72,7 @@ class Reader:
         record = store.read(source, candidate, self._size)
         square, window, mask = store.to_square(
           record, self._size, self._fit, self._bits, self._window)
+        self.notes |= dict.fromkeys((source.table.ids[candidate], note) for note in record.notes)
         return Image(
           candidate, square, window, np.zeros(square.shape, np.uint8) if mask is None else mask)
       except decode.BadImage as error:

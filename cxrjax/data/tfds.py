@@ -19,7 +19,7 @@ import tqdm
 
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import building, choices, decode, splits, store
+from cxrjax.data import building, choices, decode, hashes, splits, store
 from cxrjax.data.tfds_prepare import builder_class as _builder_class  # noqa: F401
 from cxrjax.data.tfds_prepare import prepared
 from cxrjax.data.types import Record, SourceInfo, Table
@@ -203,13 +203,13 @@ class Source:
     The fingerprint is of ids and encoded images. The files' own bytes would not do: they depend on
     the versions of what wrote them.
     """
-    states = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in shards]
+    states = [[str(f.resolve()), *hashes.state(f.stat())] for f in shards]
     key = json.dumps([3, states, expression, self._group, self._label, len(self._records)])
     memory = (store.cache_root(cache_dir) / "tables" /
               f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
     texts = ("ids", "patients", "sites", "views", "sexes")
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError), \
-         np.load(memory) as found:
+    # A damaged file raises whatever the damage makes NumPy raise; a zip has checksums.
+    with contextlib.suppress(Exception), open(memory, "rb") as opened, np.load(opened) as found:
       return Table(**{n: tuple(found[n].tolist()) for n in texts},
                    labels=found["labels"], ages=found["ages"]), str(found["fingerprint"])
     n = len(self._records)

@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
@@ -51,6 +52,7 @@ def prepared(where: str, data_dir: str | None, manual_dir: str | None) -> Any:
       raise UserError(f"tfds:{where} is not prepared in {root}, and there is no builder for it"
                       f"{suggest(name, ours) if ours else ''}; or name the folder of prepared data "
                       f"sets in {_KEY}.data_dir")
+    _check_features(folder / "features.json")
     builder = tfds.builder_from_directory(str(folder))
   file_format = builder.info.file_format
   if file_format is None or file_format.value != "array_record":
@@ -58,6 +60,27 @@ def prepared(where: str, data_dir: str | None, manual_dir: str | None) -> Any:
       f"{builder.data_path} holds {getattr(file_format, 'value', 'other')} files, which need "
       "TensorFlow to read; make it anew: tfds build --overwrite --file_format=array_record")
   return builder
+
+
+def _check_features(file: pathlib.Path) -> None:
+  """Refuses a prepared data set whose features are not TFDS's own: TFDS imports what they name."""
+  try:
+    waiting = [files.read_json(file)]
+    while waiting:
+      item = waiting.pop()
+      if isinstance(item, str) and item.lstrip().startswith(("{", "[")):
+        waiting.append(files.parse_json(item))  # as older versions have them
+      elif isinstance(item, list):
+        waiting += item
+      elif isinstance(item, dict):
+        waiting += item.values()
+        for key in ("pythonClassName", "python_class_name", "type"):
+          name = item.get(key)
+          if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
+            raise UserError(
+              f"{file} names {name}, which is no feature of TFDS; it was not imported")
+  except (OSError, files.Damaged) as error:
+    raise UserError(f"{file} cannot be read ({error}); prepare the data set again") from error
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:

@@ -25,6 +25,7 @@ class Record:
     site: where the image was taken; empty where unknown.
     window: gray levels of `image` that are shown black and white, low < high, where the source
       knows them (a DICOM's VOI window); None leaves the choice to the pixels.
+    notes: what a user should know of how the image was read.
   """
 
   image: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
@@ -34,6 +35,7 @@ class Record:
   patient: str
   site: str = ""
   window: tuple[float, float] | None = None
+  notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ from cxrjax.methods.base import (
   join_stats,
   split_stats,
 )
+from cxrjax.models import layers
 from cxrjax.models.features import standardize
 from cxrjax.models.pixels import PixelHead
 from cxrjax.views.blocks import ROOM, Corruption
@@ -63,7 +64,7 @@ class Method:
     clock: length of the run and of an epoch.
     corruption: options of `cxrjax.views.blocks.Corruption`, whose defaults are the paper's.
     layers: of a ViT: the head draws from the mean of the patches after these shares of its blocks,
-      rounded up; the paper: after 6, 8, 10 and 12 of 12.
+      rounded up, normalised by the encoder's last layer norm; GMML: after 6, 8, 10 and 12 of 12.
     head_depth: layers of the head before the last.
   """
 
@@ -95,7 +96,7 @@ class Method:
   def head(self) -> PixelHead:
     return PixelHead(
       in_dim=self.encoder.features, size=self.encoder.stride,
-      channels=getattr(self.encoder, "channels", 1), depth=self.head_depth,
+      channels=getattr(self.encoder, "channels", 1), depth=self.head_depth, norm=not self.taps,
       initial=getattr(self.encoder, "initial", "torch"), dtype=dtype_of(self.encoder))
 
   @functools.cached_property
@@ -139,7 +140,9 @@ class Method:
     rows, columns = self.grid(shape)
     patches = features.patches
     if self.taps:
-      patches = sum(features.taps[tap] for tap in self.taps) / len(self.taps)
+      mean = sum(features.taps[tap] for tap in self.taps) / len(self.taps)
+      norm, flat = params["encoder"]["norm"], mean.reshape(-1, mean.shape[-1])
+      patches = layers.layer_norm(flat, norm["scale"], norm["bias"], 1e-6).reshape(mean.shape)
     return self.head.apply(params["pixels"], patches[:, -rows * columns:], (rows, columns))
 
   def loss(

@@ -54,8 +54,10 @@ class Method(gmml.Method):
     temperature: tau.
     momentum: of the teacher's moving average, a schedule.
     weight: lambda, of the reconstruction loss; the paper's code: 1, and more on small sets.
+    layers: here the last block alone, as in the paper's code.
   """
 
+  layers: tuple[float | int, ...] = (1,)
   hidden: int = 4096
   dim: int = 256
   temperature: float = 0.2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
@@ -52,11 +54,12 @@ def auroc(
     return undefined(reason, len(labels))
   positive = labels == 1
   value, v10, v01 = structural_components(scores, positive)
-  variance = _variance(value, v10, v01, cluster[positive], cluster[~positive])
+  part = _part(v10, v01, cluster, positive, value * (1 - value))
+  variance = _variance([part], int(cluster.max()) + 1)
   clustered = len(np.unique(cluster)) < len(cluster)
   method = "DeLong, patients as clusters (Obuchowski)" if clustered else "DeLong"
-  pairs = min(len(np.unique(cluster[positive])), len(np.unique(cluster[~positive])))
-  return _logit_interval(value, variance, pairs, len(labels), method, level)
+  return _logit_interval(
+    value, variance if part.pairs > 1 else math.nan, part.pairs, len(labels), method, level)
 
 
 def macro_auroc(
@@ -67,9 +70,11 @@ def macro_auroc(
 ) -> Interval:
   """Mean over classes of the one-against-the-rest AUROC.
 
-  The classes' areas are measured on the same images and so are correlated. Each image's influence
-  on every area (its centred structural component) is averaged over the classes before squaring,
-  which keeps that correlation; patients are clusters as in `auroc`.
+  The classes' areas are measured on the same images and so are correlated. What a patient adds to
+  every area (centred structural components) is averaged over the classes before squaring, which
+  keeps that correlation. Of one class the variance is `auroc`'s. A class whose positives (or
+  negatives) are of one patient does not tell how much another would have changed it: the largest
+  variance takes that place that a value between 0 and 1 with this mean can have.
 
   Args:
     scores: one column a class.
@@ -83,7 +88,7 @@ def macro_auroc(
   """
   n, k = labels.shape
   cluster, count = intervals.clusters(patients, n)
-  values, influence, pairs = [], np.zeros(count), []
+  values, parts = [], []
   for c in range(k):
     rows = np.flatnonzero(~np.isnan(labels[:, c]))
     column = scores[rows, c].astype(np.float64)
@@ -91,17 +96,12 @@ def macro_auroc(
       continue
     positive = labels[rows, c] == 1
     value, v10, v01 = structural_components(column, positive)
-    np.add.at(influence, cluster[rows[positive]], (v10 - value) / len(v10))
-    np.add.at(influence, cluster[rows[~positive]], (v01 - value) / len(v01))
+    parts.append(_part(v10, v01, cluster[rows], positive, value * (1 - value)))
     values.append(value)
-    pairs.append(min(len(np.unique(cluster[rows[positive]])),
-                     len(np.unique(cluster[rows[~positive]]))))
   if not values:
     return undefined("no class has both positive and negative images with finite scores", n)
-  value = float(np.mean(values))
-  seen = int(np.sum(np.bincount(cluster[~np.isnan(labels).all(1)], minlength=count) > 0))
-  variance = math.nan if seen < 2 else (
-    float(np.sum((influence / len(values)) ** 2)) * seen / (seen - 1))
+  value, pairs = float(np.mean(values)), [part.pairs for part in parts]
+  variance = _variance(parts, count) if max(pairs) > 1 else math.nan
   method = "DeLong, mean of classes"
   if len(values) < k:
     method += f" ({len(values)} of {k} defined)"
@@ -118,8 +118,8 @@ def auroc_difference(
 ) -> Difference:
   """How much larger `a`'s mean area is than `b`'s on the same images, with a paired interval.
 
-  DeLong's comparison of two correlated areas: what an image adds to one area is subtracted from
-  what it adds to the other before squaring, so that what is hard for both does not count as doubt.
+  DeLong's test of two correlated areas: what an image adds to one area is subtracted from what it
+  adds to the other before squaring, so that what is hard for both does not count as doubt.
   Classes and patients as in `macro_auroc`.
 
   Args:
@@ -139,7 +139,7 @@ def auroc_difference(
   """
   n, k = labels.shape
   cluster, count = intervals.clusters(patients, n)
-  differences, influence, reason = [], np.zeros(count), "no class"
+  differences, parts, reason = [], [], "no class"
   for c in range(k):
     rows = np.flatnonzero(~np.isnan(labels[:, c]))
     positive = labels[rows, c] == 1
@@ -148,15 +148,14 @@ def auroc_difference(
     if reason:
       continue
     (first, v10, v01), (second, w10, w01) = (structural_components(x, positive) for x in both)
-    np.add.at(influence, cluster[rows[positive]], (v10 - w10 - (first - second)) / len(v10))
-    np.add.at(influence, cluster[rows[~positive]], (v01 - w01 - (first - second)) / len(v01))
+    most = sum(math.sqrt(area * (1 - area)) for area in (first, second))**2
+    parts.append(_part(v10 - w10, v01 - w01, cluster[rows], positive, most))
     differences.append(first - second)
   if not differences:
     return Difference(**vars(undefined(reason, n)))
   value = float(np.mean(differences))
   used = ~np.isnan(labels).all(1)
-  seen = len(np.unique(cluster[used]))
-  sd = math.sqrt(float(np.sum((influence / len(differences)) ** 2)) * seen / max(seen - 1, 1))
+  sd = math.sqrt(_variance(parts, count))
   half = intervals.quantile(level) * sd
   p = float(2 * scipy.special.ndtr(-abs(value) / sd)) if sd > 1e-12 else (
     1.0 if value == 0 else math.nan)
@@ -211,22 +210,56 @@ def structural_components(
   return float(np.mean(v10)), v10, v01
 
 
-def _variance(
-    value: float, v10: np.ndarray, v01: np.ndarray, cluster10: Integer[np.ndarray, "m"],
-    cluster01: Integer[np.ndarray, "q"]) -> float:
-  """Obuchowski's variance of the area; DeLong's where no two images share a patient."""
-  m, q = len(v10), len(v01)
-  count = int(max(cluster10.max(), cluster01.max())) + 1
-  sum10 = np.bincount(cluster10, v10 - value, count)
-  sum01 = np.bincount(cluster01, v01 - value, count)
-  i10, i01 = len(np.unique(cluster10)), len(np.unique(cluster01))
-  i = len(np.unique(np.concatenate([cluster10, cluster01])))
-  if i10 < 2 or i01 < 2:
-    return math.nan
-  s10 = i10 / (i10 - 1) / m * np.sum(sum10**2)
-  s01 = i01 / (i01 - 1) / q * np.sum(sum01**2)
-  s11 = i / (i - 1) * np.sum(sum10 * sum01)
-  return float(s10 / m + s01 / q + 2 * s11 / (m * q))
+class _Part(NamedTuple):
+  """How an area, or a difference of two, hangs on the patients.
+
+  Attributes:
+    ten, one: what a patient's positive (negative) images add to it, by the patient's number.
+    patients: with positive images, with negative ones, and with either.
+    most: the largest variance that one component can have.
+  """
+
+  ten: Float[np.ndarray, "p"]
+  one: Float[np.ndarray, "p"]
+  patients: tuple[int, int, int]
+  most: float
+
+  @property
+  def pairs(self) -> int:
+    """Disjoint pairs of a patient with positive images and one with negative ones."""
+    return min(self.patients[:2])
+
+
+def _part(
+    v10: Float[np.ndarray, "m"], v01: Float[np.ndarray, "q"], cluster: Integer[np.ndarray, "n"],
+    positive: np.ndarray, most: float) -> _Part:
+  count = int(cluster.max()) + 1
+  kinds = cluster[positive], cluster[~positive]
+  ten, one = (np.bincount(of, v - v.mean(), count) / len(v)
+              for of, v in zip(kinds, (v10, v01), strict=True))
+  return _Part(ten, one, tuple(len(np.unique(x)) for x in (*kinds, cluster)), most)
+
+
+def _variance(parts: Sequence[_Part], count: int) -> float:
+  """Variance of the mean of several areas, or of several differences, of `count` patients.
+
+  Obuchowski's is a I10 / (I10 - 1), b I01 / (I01 - 1) and 2 c I / (I - 1) added up, where a, b and
+  c are the sums over patients of `ten` squared, of `one` squared and of their product, and the I
+  count patients; with one image each it is DeLong's. Below it is a sum of three squares, which
+  stays above 0 for a mean of classes as well.
+  """
+  def factor(patients: int) -> float:
+    return patients / (patients - 1) if patients > 1 else 0.0
+
+  squares, unknown = np.zeros((3, count)), 0.0
+  for part in parts:
+    ten, one, either = map(factor, part.patients)
+    here = squares[:, :len(part.ten)]
+    here[0] += math.sqrt(either) * (part.ten + part.one)
+    here[1] += math.sqrt(max(ten - either, 0.0)) * part.ten
+    here[2] += math.sqrt(max(one - either, 0.0)) * part.one
+    unknown += part.most * sum(patients < 2 for patients in part.patients[:2])
+  return (float(np.sum(squares**2)) + unknown) / len(parts)**2
 
 
 def _logit_interval(

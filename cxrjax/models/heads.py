@@ -112,7 +112,7 @@ class DinoHead:
       training as in evaluation. The paper's ViTs do without; it keeps images apart where all look
       alike to a fresh network, as radiographs do, and training is short.
     norm_last_layer: keep every prototype's norm at 1; else it is learnt, which may train better
-      and is less stable.
+      and is less stable. Weight decay is on it then, as on every matrix: so the authors' code.
     initial: how the MLP's kernels start, as in `cxrjax.models.vit.Model`.
     dtype: type of the matrix products, the encoder's.
 
@@ -131,7 +131,7 @@ class DinoHead:
   dtype: str = "float32"
 
   def init(self, key: jax.Array) -> module.Params:
-    """`{"mlp": {...}, "prototypes": {"kernel" f32[bottleneck K] (, "scale" f32[K])}}`."""
+    """`{"mlp": {...}, "prototypes": {"kernel" f32[bottleneck K] (, "scale" f32[1 K])}}`."""
     return self._net.init(key)
 
   def apply(self, params: module.Params, x: Float[Array, "m d"]) -> Float32[Array, "m K"]:
@@ -203,7 +203,7 @@ class _Prototypes(nnx.Module):
     bound = in_dim**-0.5
     self.kernel = nnx.Param(jax.random.uniform(
         rngs.params(), (in_dim, number), jnp.float32, -bound, bound))
-    self.scale = None if norm_last_layer else nnx.Param(jnp.ones((number,), jnp.float32))
+    self.scale = None if norm_last_layer else nnx.Param(jnp.ones((1, number), jnp.float32))
 
   def __call__(self, x, dtype):
     kernel = self.kernel[...]

@@ -21,13 +21,15 @@ from cxrjax.models import layers, module
 class PixelHead:
   """Layer norm, linear layers with GELU of one width, a linear layer to the pixels of the patch.
 
-  The last layer is the papers' transposed convolution, whose stride is its size.
+  The last layer is the papers' transposed convolution, whose stride is its size: its bias is one
+  number for each channel.
 
   Attributes:
     in_dim: features of a patch.
     size: pixels of a patch's side.
     channels: of the images.
     depth: layers before the last; the papers: 3.
+    norm: have the layer norm; the papers' is the encoder's own.
     initial: how kernels start, of `cxrjax.models.layers.STARTS`.
     dtype: of the activations, the encoder's.
   """
@@ -36,14 +38,15 @@ class PixelHead:
   size: int
   channels: int = 1
   depth: int = 3
+  norm: bool = True
   initial: str = "normal"
   dtype: str = "float32"
 
   @functools.cached_property
   def _net(self) -> module.Net:
     return module.Net.of(
-      _PixelHead, in_dim=self.in_dim, outputs=self.size**2 * self.channels, depth=self.depth,
-      init=self.initial)
+      _PixelHead, in_dim=self.in_dim, pixels=self.size**2, channels=self.channels,
+      depth=self.depth, norm=self.norm, init=self.initial)
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters."""
@@ -72,14 +75,16 @@ class PixelHead:
 
 class _PixelHead(nnx.Module):
 
-  def __init__(self, in_dim, outputs, depth, init, rngs):
-    self.norm = layers.LayerNorm(in_dim)
+  def __init__(self, in_dim, pixels, channels, depth, norm, init, rngs):
+    self.norm = layers.LayerNorm(in_dim) if norm else None
     self.layers = nnx.List(
       [layers.Linear(in_dim, in_dim, init=init, rngs=rngs) for _ in range(depth)])
-    self.out = layers.Linear(in_dim, outputs, init=init, rngs=rngs)
+    self.out = layers.Linear(in_dim, pixels * channels, bias=False, init=init, rngs=rngs)
+    self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
 
   def __call__(self, x):
-    x = self.norm(x)
+    x = x if self.norm is None else self.norm(x)
     for layer in self.layers:
       x = layers.gelu(layer(x))
-    return self.out(x)
+    bias = self.bias[...].astype(x.dtype)
+    return (self.out(x).reshape(len(x), -1, len(bias)) + bias).reshape(len(x), -1)

@@ -7,24 +7,61 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+# How positions are brought to another number of patches:
+#   dino: Keys' cubic of a = -0.75 on a scale of (new + 0.1) / old, edges repeated (DINO, iBOT, and
+#     DINOv2 without registers, in training on small crops as well);
+#   torch: the same on a scale of new / old (MAE, transformers);
+#   timm: a = -0.5, widened where the grid shrinks, edges left out (timm, DINOv2 with registers);
+#   big_vision: linear, from the first to the last patch.
+INTERPOLATIONS = ("dino", "torch", "timm", "big_vision")
+
 
 def resample(
-    grid: Float[Array, "n d"], old: tuple[int, int], new: tuple[int, int]) -> Float[Array, "m d"]:
-  """A learnt grid of position embeddings, row by row, bicubically resampled to another grid.
-
-  The number of patches decides, not a rounded scale factor, so that any image size works.
+    grid: Float[Array, "n d"], old: tuple[int, int], new: tuple[int, int],
+    interpolation: str = "dino") -> Float[Array, "m d"]:
+  """A learnt grid of position embeddings, row by row, resampled to another grid.
 
   Args:
     grid: n = old[0] * old[1] embeddings.
     old: rows and columns they were learnt at.
     new: rows and columns wanted.
+    interpolation: of `INTERPOLATIONS`.
   """
   if old == new:
     return grid
-  dim = grid.shape[-1]
-  square = grid.reshape(*old, dim)
-  resized = jax.image.resize(square, (*new, dim), "cubic", antialias=False)
-  return resized.reshape(new[0] * new[1], dim).astype(jnp.float32)
+  rows, columns = (
+    jnp.asarray(weights(o, n, interpolation), jnp.float32) for o, n in zip(old, new, strict=True))
+  square = grid.astype(jnp.float32).reshape(*old, -1)
+  found = jnp.einsum("yr,xc,rcd->yxd", rows, columns, square, precision=jax.lax.Precision.HIGHEST)
+  return found.reshape(new[0] * new[1], -1)
+
+
+def weights(old: int, new: int, interpolation: str) -> Float[np.ndarray, "new old"]:
+  """What each position along one axis takes of each old one.
+
+  References: Keys 1981, IEEE Trans. Acoust. Speech Signal Process. 29:1153, equation 4, with the
+  constant -1/2 that he derives or torch's -3/4.
+  """
+  at = np.arange(new)
+  if interpolation == "big_vision":
+    centre = at * (old - 1) / max(new - 1, 1)
+    return np.maximum(1 - np.abs(centre[:, None] - np.arange(old)), 0.0)
+  scale = (new + 0.1 * (interpolation == "dino")) / old
+  centre = ((at + 0.5) / scale - 0.5)[:, None]
+  if interpolation == "timm":
+    share = _keys((np.arange(old) - centre) * min(scale, 1.0), -0.5)
+    return share / share.sum(1, keepdims=True)
+  taps = np.floor(centre).astype(int) + np.arange(-1, 3)
+  found = np.zeros((new, old))
+  np.add.at(found, (at[:, None], np.clip(taps, 0, old - 1)), _keys(taps - centre, -0.75))
+  return found
+
+
+def _keys(x: Float[np.ndarray, "..."], a: float) -> Float[np.ndarray, "..."]:
+  """Keys' cubic kernel."""
+  x = np.abs(x)
+  near = ((a + 2) * x - (a + 3)) * x**2 + 1
+  return np.where(x <= 1, near, np.where(x < 2, a * (((x - 5) * x + 8) * x - 4), 0.0))
 
 
 def sincos(grid: tuple[int, int], dim: int) -> Float[Array, "n d"]:

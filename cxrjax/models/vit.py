@@ -52,6 +52,10 @@ class Model:
     positions: how the position embedding starts: "normal", N(0, 0.02), or "sincos", sines and
       cosines of row and column, which MAE and MoCo v3 leave as they are (a
       `config.optimizer.lr_scale` of 0 for `encoder/pos`).
+    token_std: deviation that the class token and registers start with; 1e-6 in MoCo v3 and DINOv2.
+    interpolation: how positions are resampled for images of another size than `image_size`, of
+      `cxrjax.models.posembed.INTERPOLATIONS`: "dino", as DINO and DINOv2 do for their small crops,
+      "torch", "timm" or "big_vision". Files of weights are resampled as their own code does.
     mask_token: have one, for `encode(mask=)`.
     layer_scale: what learnt factors of the residual branches' channels start as (DINOv2: 1e-5);
       0: have none.
@@ -75,6 +79,8 @@ class Model:
   attention: str = "auto"
   initial: str = "normal"
   positions: str = "normal"
+  token_std: float = 0.02
+  interpolation: str = "dino"
   mask_token: bool = False
   pool: str = "cls"
   layer_scale: float = 0.0
@@ -107,6 +113,12 @@ class Model:
     if self.positions not in ("normal", "sincos"):
       raise UserError(
           f"config.model.positions={self.positions!r} is not known; valid: 'normal', 'sincos'")
+    if self.interpolation not in posembed.INTERPOLATIONS:
+      raise UserError(
+          f"config.model.interpolation={self.interpolation!r} is not known"
+          f"{suggest(self.interpolation, posembed.INTERPOLATIONS)}")
+    if self.token_std < 0:
+      raise UserError(f"config.model.token_std={self.token_std} must be at least 0")
     if self.layer_scale < 0:
       raise UserError(f"config.model.layer_scale={self.layer_scale} must be at least 0")
     if self.pool not in ("cls", "mean"):
@@ -167,9 +179,9 @@ class Model:
         _VisionTransformer, width=width, depth=depth, heads=heads, patch_size=self.patch_size,
         grid=self.image_size // self.patch_size, channels=self.channels,
         registers=self.registers, drop_path=self.drop_path, remat=self.remat, init=self.initial,
-        positions=self.positions, mask_token=self.mask_token, pool=self.pool,
-        layer_scale=self.layer_scale, drop_uniform=self.drop_uniform, gelu=self.gelu,
-        kernel=self.kernel)
+        positions=self.positions, token_std=self.token_std, interpolation=self.interpolation,
+        mask_token=self.mask_token, pool=self.pool, layer_scale=self.layer_scale,
+        drop_uniform=self.drop_uniform, gelu=self.gelu, kernel=self.kernel)
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters, as DINO and timm start them: N(0, 0.02^2), biases 0."""
@@ -286,16 +298,17 @@ class _VisionTransformer(nnx.Module):
 
   def __init__(
       self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, init,
-      positions, mask_token, pool, layer_scale, drop_uniform, gelu, kernel, rngs):
+      positions, token_std, interpolation, mask_token, pool, layer_scale, drop_uniform, gelu,
+      kernel, rngs):
     # DINO and timm leave the patch projection, a convolution there, as torch makes it.
     pixels = patch_size * patch_size * channels
     self.patch = layers.Linear(
         pixels, width, init="torch" if init == "normal" else init, rngs=rngs)
-    normal = layers.start
-    self.cls = nnx.Param(normal(rngs.params(), (1, width), jnp.float32))
+    token = nnx.initializers.normal(token_std)
+    self.cls = nnx.Param(token(rngs.params(), (1, width), jnp.float32))
     self.registers = (
-        nnx.Param(normal(rngs.params(), (registers, width), jnp.float32)) if registers else None)
-    pos = normal(rngs.params(), (1 + grid * grid, width), jnp.float32)
+        nnx.Param(token(rngs.params(), (registers, width), jnp.float32)) if registers else None)
+    pos = layers.start(rngs.params(), (1 + grid * grid, width), jnp.float32)
     if positions == "sincos":
       pos = jnp.concatenate([jnp.zeros((1, width)), posembed.sincos((grid, grid), width)])
     self.pos = nnx.Param(pos)
@@ -305,7 +318,7 @@ class _VisionTransformer(nnx.Module):
         transformer.Block(width, heads, init, rngs, layer_scale, gelu, kernel)
         for _ in range(depth)])
     self.norm = layers.LayerNorm(width)
-    self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool)
+    self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool, interpolation)
 
   def __call__(self, groups, *, keys, taps, patches, keep, mask, dtype, shifts):
     tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
@@ -371,7 +384,8 @@ class _VisionTransformer(nnx.Module):
     if mask is not None:
       mask = mask if keep is None else jnp.take_along_axis(mask, keep, axis=1)
       x = jnp.where(mask[..., None], self.mask_token[...].astype(dtype), x)
-    grid_pos = posembed.resample(pos[1:], (grid, grid), (rows, cols)).astype(dtype)
+    grid_pos = posembed.resample(
+      pos[1:], (grid, grid), (rows, cols), self.config[5]).astype(dtype)
     if keep is not None:
       # A product, not a lookup: its gradient sums the images in one order on every backend.
       grid_pos = jax.nn.one_hot(keep, rows * cols, dtype=dtype) @ grid_pos

@@ -147,7 +147,8 @@ def _maps(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Html | 
   if xy is None or xy.ndim != 2 or not np.isfinite(xy).all() or not len(xy):
     return None
   figures = [_map(xy, arrays[f"group_{by}"], _names(arrays, by), name)
-             for by, name in NAMES.items() if f"group_{by}" in arrays]
+             for by, name in NAMES.items()
+             if len(np.unique(arrays.get(f"group_{by}", np.empty(0)))) > 1]
   if not figures:
     return None
   how = str(lookup(found, "map", "method") or "PCA")

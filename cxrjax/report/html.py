@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from cxrjax.core.text import shown
+
 
 class Html(str):
   """A piece of finished markup; every other string is escaped on its way into one."""
@@ -25,7 +27,7 @@ def el(name: str, *children: Any, **attributes: Any) -> Html:
       continue
     key = "class" if key == "cls" else key.rstrip("_").replace("_", "-")
     key = {"viewbox": "viewBox"}.get(key, key)
-    parts.append(key if value is True else f'{key}="{html.escape(str(value))}"')
+    parts.append(key if value is True else f'{key}="{_escape(value)}"')
   head = " ".join(parts)
   if name in ("img", "meta", "br", "col", "hr"):
     return Html(f"<{head}>")
@@ -40,11 +42,9 @@ def join(children: Any) -> Html:
     return children
   if isinstance(children, list | tuple) or hasattr(children, "__next__"):
     return Html("".join(join(child) for child in children))
-  return Html(html.escape(_clean(str(children))))
+  return Html(_escape(children))
 
 
-def _clean(text: str) -> str:
-  """Without control characters and lone surrogates (file names may hold any), which no page may."""
-  return "".join(
-    c if (c >= " " or c in "\n\t") and not "\ud800" <= c <= "\udfff" and not "\x7f" <= c <= "\x9f"
-    else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _escape(value: Any) -> str:
+  """Text for markup; what is not seen in names of files is written out."""
+  return html.escape(shown(str(value), keep="\n\t"))

@@ -6,14 +6,15 @@
 - `skipped.csv`: images that could not be used, and why.
 - `predictions.json`: which network made them, and how far they are.
 
-A batch counts once `predictions.json` says so; what a stopped process wrote beyond is cut off.
+`predictions.json` is there before anything else. A batch counts once it says so; what a stopped
+process wrote beyond is cut off.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import csv
+import hashlib
 import io
 import itertools
 import json
@@ -25,6 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cxrjax.core import files
+from cxrjax.core import tables as csv
 from cxrjax.core.errors import UserError
 from cxrjax.report import predictions as tables
 
@@ -32,6 +35,8 @@ ABOUT, TABLE, SKIPPED, EMBEDDINGS = (
   "predictions.json", "predictions.csv", "skipped.csv", "embeddings.npy")
 PARQUET = "predictions.parquet"
 _CHUNK = 65_536  # rows that are made Parquet at a time
+_LONGEST = 255  # bytes of a file's name, on all usual file systems
+_PATH = 3000  # bytes of a path below the folder, of the 4,096 that a system takes
 
 
 class Journal:
@@ -43,7 +48,7 @@ class Journal:
     overwrite: begin anew whatever is there.
 
   Attributes:
-    done: names of the images that are predicted or skipped.
+    done: `tables.identifier` of the images that are predicted or skipped.
     rows: predicted.
     skipped: skipped.
 
@@ -58,10 +63,13 @@ class Journal:
     self.done: set[str] = set()
     found = None if overwrite else self._found()
     if found is None:
-      for name in (ABOUT, TABLE, SKIPPED, EMBEDDINGS, PARQUET):
-        (folder / name).unlink(missing_ok=True)
+      self._write(status="running")  # from here on the folder is known as this program's
     else:
       self._state = {name: found[name] for name in self._state}
+    if not self.rows + self.skipped:
+      for name in (TABLE, SKIPPED, EMBEDDINGS, PARQUET):
+        (folder / name).unlink(missing_ok=True)
+    else:
       self._cut()
       self.done = {row[0] for name in (TABLE, SKIPPED) for row in self._table(name)}
     self._table_file, self._skipped_file = (
@@ -88,10 +96,9 @@ class Journal:
       tables.write_rows(self._table_file, predictions, header=not self.rows)
       if predictions.embeddings is not None:
         self._embed(predictions.embeddings)
-    writer = csv.writer(self._skipped_file, lineterminator="\n")
     if predictions.skipped and not self.skipped:
-      writer.writerow(("id", "reason"))
-    writer.writerows(predictions.skipped)
+      csv.write(self._skipped_file, [("id", "reason")])
+    csv.write(self._skipped_file, (map(tables.identifier, item) for item in predictions.skipped))
     self._state["rows"] += len(predictions)
     self._state["skipped"] += len(predictions.skipped)
     for name, opened in ((TABLE, self._table_file), (SKIPPED, self._skipped_file)):
@@ -134,7 +141,7 @@ class Journal:
                         "write over it; choose another --out, or --overwrite")
       return None
     try:
-      found = json.loads(path.read_text())
+      found = files.read_mapping(path)
       old = found["about"]
       int(found["rows"]), int(found["skipped"]), dict(found["bytes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -167,7 +174,7 @@ class Journal:
     path = self.folder / name
     if path.exists():
       with tables.open_text(path, "r") as opened:
-        rows = csv.reader(opened)
+        rows = csv.read(opened)
         next(rows, None)
         yield from rows
 
@@ -197,7 +204,7 @@ class Journal:
       embeddings = np.load(self.folder / EMBEDDINGS, mmap_mode="r")
     with tables.written(self.folder / PARQUET) as file, contextlib.ExitStack() as stack:
       opened = stack.enter_context(tables.open_text(self.folder / TABLE, "r"))
-      rows = csv.reader(opened)
+      rows = csv.read(opened)
       names, writer = next(rows), None
       for start in range(0, self.rows, _CHUNK):
         part = zip(*itertools.islice(rows, _CHUNK), strict=True)
@@ -210,13 +217,25 @@ class Journal:
 
 
 def file_of(name: str) -> str:
-  """A path below a folder for what belongs to an image."""
+  """A path below a folder for the picture of an image, a PNG; what is too long ends in a hash."""
   parts = [part for part in name.split("/") if part not in ("", ".")]
-  return "/".join("_up" if part == ".." else part for part in parts)
+  parts = ["_up" if part == ".." else part for part in parts]
+  parts[-1] += ".png"
+  path = "/".join(_shortened(part) for part in parts)
+  return path if len(os.fsencode(path)) <= _PATH else _shortened(name.replace("/", "_") + ".png", 0)
+
+
+def _shortened(part: str, longest: int = _LONGEST) -> str:
+  """A part of a path that a file system takes."""
+  raw = os.fsencode(part)
+  if len(raw) <= longest:
+    return part
+  ending = f"-{hashlib.sha256(raw).hexdigest()[:16]}{'.png' if part.endswith('.png') else ''}"
+  return raw[:200].decode("utf-8", "ignore") + ending
 
 
 def _draw(folder: pathlib.Path, kind: str, name: str, pixels: np.ndarray) -> None:
-  path = folder / kind / (file_of(name) + ".png")
+  path = folder / kind / file_of(name)
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(pixels).save(path, compress_level=1)
 

@@ -8,21 +8,24 @@ fill, where there are lung masks. Numbers are written so that float32 is read ba
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from cxrjax.core import tables
 from cxrjax.core.errors import UserError
 
 EMBEDDING = "embedding"
 Skipped = tuple[tuple[str, str], ...]
-TEXTS = ("id", "called")  # of the columns; all others are numbers
+TEXTS = ("id", "called", "note")  # of the columns; all others are numbers
+_QUOTED = set(',"\r\n')
+_ESCAPED = re.compile(r"[\ud800-\udfff]|\\(x[0-9a-f]{2}|\\)")  # and what looks as if it were
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class Predictions:
     masks: lungs 1 and the rest 0, at each image's own size, where they were asked for.
     overlays: maps of what the network looks at over each image, where they were asked for.
     skipped: images that could not be used, and why.
+    notes: of each image, what a user should know of how it was read; mostly nothing.
   """
 
   ids: tuple[str, ...]
@@ -50,6 +54,7 @@ class Predictions:
   masks: tuple[UInt8[np.ndarray, "_ _"], ...] | None = None
   overlays: tuple[UInt8[np.ndarray, "_ _ 3"], ...] | None = None
   skipped: Skipped = ()
+  notes: tuple[tuple[str, ...], ...] = ()
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -95,23 +100,26 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
   return dataclasses.replace(
     good[0], ids=tuple(name for part in good for name in part.ids), skipped=skipped,
+    notes=tuple(note for part in good for note in part.notes),
     **{name: stacked(name) for name in ("probabilities", "called", "embeddings")},
     **{name: listed(name) for name in ("masks", "overlays")})
 
 
 def columns(predictions: Predictions) -> dict[str, list[Any]]:
   """Columns by name."""
-  found: dict[str, list[Any]] = {"id": list(predictions.ids)}
+  found: dict[str, list[Any]] = {"id": [identifier(name) for name in predictions.ids]}
   if predictions.probabilities is not None:
-    for k, name in enumerate(predictions.classes):
+    classes = [identifier(name) for name in predictions.classes]
+    for k, name in enumerate(classes):
       found[f"probability_{name}"] = predictions.probabilities[:, k].tolist()
     if predictions.exclusive:
-      found["called"] = [predictions.classes[k] for k in predictions.called.argmax(1).tolist()]
+      found["called"] = [classes[k] for k in predictions.called.argmax(1).tolist()]
     else:
-      for k, name in enumerate(predictions.classes):
+      for k, name in enumerate(classes):
         found[f"called_{name}"] = predictions.called[:, k].astype(int).tolist()
   if predictions.masks is not None:
     found["lung_share"] = [float(mask.mean()) for mask in predictions.masks]
+  found["note"] = ["; ".join(notes) for notes in predictions.notes or [()] * len(predictions)]
   if predictions.embeddings is not None:
     found[EMBEDDING] = list(predictions.embeddings)
   return found
@@ -121,11 +129,10 @@ def write_rows(opened: TextIO, predictions: Predictions, header: bool) -> None:
   """Adds rows, and first the header where it is wanted, to a CSV."""
   table = columns(predictions)
   table.pop(EMBEDDING, None)
-  writer = csv.writer(opened, lineterminator="\n")
   if header:
-    writer.writerow(table)
-  for row in zip(*table.values(), strict=True):
-    writer.writerow([f"{x:.9g}" if isinstance(x, float) else x for x in row])
+    tables.write(opened, [table])
+  tables.write(opened, ([f"{x:.9g}" if isinstance(x, float) else x for x in row]
+                        for row in zip(*table.values(), strict=True)))
 
 
 def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:
@@ -158,7 +165,7 @@ def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> 
 
   def column(name: str, values: list[Any]) -> Any:
     if name in TEXTS:
-      return pyarrow.array([clean(value) for value in values], pyarrow.string())
+      return pyarrow.array(values, pyarrow.string())
     if name.startswith("called_"):
       return pyarrow.array([value in (1, "1") for value in values], pyarrow.bool_())
     return pyarrow.array(np.array(values, np.float32))
@@ -170,14 +177,21 @@ def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> 
   return pyarrow.table(arrays)
 
 
-def clean(name: str) -> str:
-  """A path as text, also where its bytes are none."""
-  return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def identifier(name: str) -> str:
+  r"""A path as text: as it is, but for bytes that are no UTF-8, which become `\xff`.
+
+  No two paths have the same: in a path with such bytes, or with what looks like them, a backslash
+  is doubled.
+  """
+  if not _ESCAPED.search(name):
+    return name
+  doubled = name.replace("\\", "\\\\")
+  return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def open_text(file: pathlib.Path, mode: str) -> TextIO:
-  """A file for a table; paths whose bytes are no text are written as these bytes."""
-  return open(file, mode, encoding="utf-8", errors="surrogateescape", newline="")
+  """A file for a table."""
+  return open(file, mode, encoding="utf-8", newline="")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
+import io
 import math
 import os
 import pathlib
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float64
 
 import cxrjax
+from cxrjax.core import files
 from cxrjax.report import writer
 
 TRAINED, RANDOM, FLOOR = "trained", "random", "floor"
@@ -105,10 +106,8 @@ class Run:
     if not path.exists():
       return {}
     try:
-      # Opened here: np.load leaks its own handle where the archive is torn.
-      with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
-    except Exception as error:  # zip, zlib, pickle and value errors, all of one meaning here
+      return files.read_npz(path)
+    except (OSError, files.Damaged) as error:
       self.problems.append(f"{writer.FIGURES}/{path.name} cannot be read ({error})")
       return {}
 
@@ -165,22 +164,20 @@ def number(value: Any) -> float:
 
 def _mapping(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    return files.read_mapping(path)
   except FileNotFoundError:
     problems.append(f"{path.name} is missing")
-    return {}
-  except (OSError, ValueError) as error:
+  except (OSError, files.Damaged) as error:
     problems.append(f"{path.name} cannot be read ({error})")
-    return {}
-  if not isinstance(value, dict):
-    problems.append(f"{path.name} holds no mapping")
-    return {}
-  return value
+  return {}
 
 
 def _records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]]:
   try:
-    file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
+    file = io.TextIOWrapper(files.opened(path), encoding="utf-8", errors="replace")
+  except files.Damaged as error:
+    problems.append(f"{path.name} cannot be read ({error})")
+    return
   except OSError:
     problems.append(f"{path.name} is missing")
     return
@@ -188,7 +185,7 @@ def _records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]
   with file:
     for line in file:
       try:
-        record = json.loads(line)
+        record = files.parse_json(line)
         int(record["step"]), record["kind"]
       except (ValueError, KeyError, TypeError):
         bad += bool(line.strip())

@@ -1,13 +1,15 @@
 """Writes what happens in a run: `metrics.jsonl`, `run.json`, `figures/*.npz`, TensorBoard events.
 
 A run may be killed at any byte. A JSON line is written with one call, a torn last line is dropped
-when the file is opened again, and whole files are replaced atomically.
+when the file is opened again, and whole files are replaced atomically. A disk may be full: some
+room is held back, so that `run.json` can still say how the run ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -20,12 +22,17 @@ import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
 
 METRICS = "metrics.jsonl"
 FACTS = "run.json"
 FIGURES = "figures"
 TENSORBOARD = "tensorboard"
+_RESERVE, _ROOM = ".reserve", 1 << 20  # a file, and its bytes, for `run.json` on a full disk
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Writer:
@@ -50,6 +57,8 @@ class Writer:
       return
     with _naming(self.workdir):
       self.workdir.mkdir(parents=True, exist_ok=True)
+      with open(self.workdir / _RESERVE, "wb") as reserve:
+        reserve.write(bytes(_ROOM))
     self._path = self.workdir / METRICS
     with _naming(self._path):
       self._lines = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -96,12 +105,30 @@ class Writer:
     path = self.workdir / FACTS
     with _naming(path):
       try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = files.read_mapping(path)
       except (FileNotFoundError, ValueError):
         known = {}
-      merged = _merge(known if isinstance(known, dict) else {}, _plain(facts))
+      merged = _merge(known, _plain(facts))
       text = json.dumps(merged, indent=2, ensure_ascii=False, allow_nan=False)
-      replace(path, (text + "\n").encode("utf-8"))
+      try:
+        replace(path, (text + "\n").encode("utf-8"))
+      except OSError as error:
+        if error.errno not in FULL:
+          raise
+        (self.workdir / _RESERVE).unlink(missing_ok=True)
+        replace(path, (text + "\n").encode("utf-8"))
+
+  def has(self, evaluator: str, encoder: str) -> bool:
+    """Whether there are results of an evaluator for that encoder; False where nothing is written.
+
+    They are written after the figures and facts that belong to them.
+    """
+    if not self.active:
+      return False
+    with _naming(self._path):
+      records = [_record(line) for line in self._path.read_bytes().splitlines()]
+    return any(r.get("kind") == "eval" and r.get("evaluator") == evaluator
+               and r.get("encoder") == encoder for r in records)
 
   def arrays(self, name: str, **arrays: Any) -> None:
     """Writes `figures/<name>.npz`, e.g. `arrays("views", source=..., local=...)`."""
@@ -116,27 +143,34 @@ class Writer:
         os.fsync(file.fileno())
         os.replace(temporary, path)
 
-  def truncate(self, step: SupportsInt) -> None:
-    """Forgets what came after `step`; to be called when a run resumes from a checkpoint.
+  def truncate(self, step: SupportsInt) -> int:
+    """Forgets what came after `step`; to be called when a run begins, or resumes from a checkpoint.
 
-    Drops training lines and results of the trained encoder after `step`, which the resumed run
-    will write again, and tells TensorBoard to do the same.
+    Drops what the run will write again: training lines and results of the trained encoder after
+    `step`, at step 0 those of the random one as well; and tells TensorBoard to do the same.
+
+    Returns:
+      How many training lines there are up to `step`.
     """
     if not self.active:
-      return
+      return 0
     with _naming(self._path):
       data = self._path.read_bytes()
-      kept = b"".join(x for x in data.splitlines(keepends=True) if not _after(x, int(step)))
-      if kept != data:
+      lines = data.splitlines(keepends=True)
+      kept = [line for line in lines if not _again(_record(line), int(step))]
+      if len(kept) < len(lines):
         os.close(self._lines)
         self._lines = None
-        replace(self._path, kept)
+        replace(self._path, b"".join(kept))
         self._lines = os.open(self._path, os.O_RDWR | os.O_APPEND, 0o644)
     self._close_events()
     self._purge_step = int(step) + 1
+    return sum(_record(line).get("kind") == "train" for line in kept)
 
   def close(self) -> None:
     """Flushes and closes all files; safe to call twice."""
+    if self.active:
+      (self.workdir / _RESERVE).unlink(missing_ok=True)
     self._close_events()
     if self._lines is not None:
       lines, self._lines = self._lines, None
@@ -235,14 +269,21 @@ def _drop_torn_line(file: int) -> None:
     os.ftruncate(file, end)
 
 
-def _after(line: bytes, step: int) -> bool:
-  """Whether a line of `metrics.jsonl` is one that a run resumed at `step` writes again."""
+def _record(line: bytes) -> dict[str, Any]:
+  """A line of `metrics.jsonl`; {} for one that is none."""
   try:
-    record = json.loads(line)
-    again = record["kind"] == "train" or record.get("encoder") == "trained"
-    return again and record["step"] > step
-  except (ValueError, KeyError, TypeError, AttributeError):
-    return False
+    found = json.loads(line)
+  except ValueError:
+    return {}
+  return found if isinstance(found, dict) and isinstance(found.get("step"), int) else {}
+
+
+def _again(record: Mapping[str, Any], step: int) -> bool:
+  """Whether a run that resumes at `step` writes a line again."""
+  if record.get("kind") == "eval" and record.get("encoder") == "random":
+    return step == 0
+  later = bool(record) and record["step"] > step
+  return later and (record.get("kind") == "train" or record.get("encoder") == "trained")
 
 
 def _number(value: Any) -> float | int | None:

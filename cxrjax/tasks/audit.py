@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import pathlib
 import sys
@@ -14,6 +13,8 @@ import jax
 import numpy as np
 import tqdm
 
+from cxrjax.core import tables
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.data import audit
 from cxrjax.data.audit import Pair, Part
@@ -26,7 +27,7 @@ from cxrjax.training import workdir as workdirs
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Audits the sources of `config` and writes `audit.html` and tables; returns the exit status.
 
   The workdir then holds `audit.html`, `pairs.csv` (near-duplicates), `patients.csv` (those in
@@ -127,5 +128,5 @@ def _pictures(
 
 def _write(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
   text = io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows(rows)
+  tables.write(text, rows)
   save(path, text.getvalue())

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32
 
 from cxrjax.data import leaks, polarity
 from cxrjax.data.audit import Pair, Part
+from cxrjax.data.images import told
 from cxrjax.evals import floor
 from cxrjax.metrics import ranking
 from cxrjax.metrics.intervals import Interval
@@ -212,6 +213,10 @@ def image_rows(
   left_out = set()
   for k, part in enumerate(parts):
     t, good = part.table, {int(row): i for i, row in enumerate(part.good)}
+    notes: dict[int, list[str]] = {}
+    for note, rows in part.notes.items():
+      for row in rows:
+        notes.setdefault(row, []).append(note)
     for row, name in enumerate(t.ids):
       i = good.get(row)
       kinds = [] if i is None else [
@@ -220,7 +225,8 @@ def image_rows(
       yield (part.info.name, part.split, name, numbers.get(part.patients[row], ""),
              _said(part, row), t.sites[row], t.views[row], t.sexes[row],
              "" if np.isnan(t.ages[row]) else f"{t.ages[row]:g}",
-             "unreadable" if i is None else " ".join(kinds) or "good", part.bad.get(row, ""),
+             "unreadable" if i is None else " ".join(kinds) or "good",
+             part.bad.get(row) or "; ".join(notes.get(row, ())),
              "" if i is None else f"{found.agreement[k][i]:.3f}",
              f"g{group}" if size[group] > 1 else "")
     for name, reason in part.info.skipped:
@@ -261,7 +267,9 @@ def facts(
       "name": p.name, "source": p.info.name, "split": p.split, "n": len(p.table),
       "patients": len({x for x in p.patients if x}), "unknown": sum(not x for x in p.patients),
       "tells_patients": p.tells_patients,
-      "unreadable": len(p.bad), "fingerprint": p.info.fingerprint, "notes": list(p.info.notes),
+      "unreadable": len(p.bad), "fingerprint": p.info.fingerprint,
+      "notes": [*p.info.notes, *told(
+        (p.table.ids[row], note) for note, rows in p.notes.items() for row in rows)],
       **{kind: int(getattr(found, kind)[k].sum()) for kind in kinds},
       "labels": _label_counts(p), "attributes": _attributes(p),
     } for k, p in enumerate(parts)],

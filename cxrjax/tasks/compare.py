@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cxrjax.core.command import say
 from cxrjax.report import compare as page
 from cxrjax.tasks import compare_facts, runs
 from cxrjax.tasks.compare_plan import Job, plan
@@ -15,7 +16,7 @@ PLATFORM = "cpu"  # of this process, which only counts; the runs have the accele
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Runs what `config` compares, one run after the other; returns the exit status.
 
   The workdir then holds a folder for each run, `report.html`, `table.csv` (a line for each run,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import math
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax.core import tables
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.evals import judge
 from cxrjax.metrics import counted
@@ -34,7 +35,7 @@ MASKS = ("dice", "iou")  # of which there is one value an image
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Compares the runs of `config.runs`; writes `report.html`, `table.csv` and `run.json`.
 
   Raises:
@@ -52,7 +53,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     for name in found["sets"]:
       writer.arrays(f"scores_{name}", **_curves(name, named))
   text = io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows(rows(found))
+  tables.write(text, rows(found))
   save(workdir / "table.csv", text.getvalue())
   report = page.write(workdir)
   for note in found["notes"]:

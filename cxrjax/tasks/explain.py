@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import pathlib
@@ -15,7 +14,9 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from cxrjax import api
+from cxrjax.core import tables
 from cxrjax.core.build import freeze, suggest
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
 from cxrjax.data.images import Images, even
@@ -72,7 +73,7 @@ class Explained:
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Explains the runs of `config.runs`; see `configs/explain.py` for what is written.
 
   Raises:
@@ -325,7 +326,7 @@ def _files(
     seen: Mapping[str, Mapping[str, lungs.Seen]], count: int) -> None:
   """`maps/*.png`, `arrays/*.npz`, `scores.csv`."""
   text = io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows(_rows_of_csv(explained, methods, seen))
+  tables.write(text, _rows_of_csv(explained, methods, seen))
   save(workdir / "scores.csv", text.getvalue())
   try:
     for folder in ("maps", "arrays"):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import image_hash, leaks, splits
+from cxrjax.data import hashes, image_hash, leaks, splits
 from cxrjax.data.types import SourceInfo
 from cxrjax.evals.parts import Data
 
-FILE = "patients.npy"  # in a workdir: salted hashes of the patients that were learnt from
+FILE = "patients.npy"  # in a workdir: keyed hashes of the patients that were learnt from
 IMAGES = "images.npz"  # and what their images show, see `Learnt`
 CHOICES = ("error", "allow")
 FIRST, PAIRS = 0.85, 1000  # at the start of a run: least first correlation, most pairs looked at
@@ -122,7 +122,9 @@ class Learnt:
              naming=np.array(self.known.naming), unseen=self.unseen)
 
 
-def remember(loader: Any, train: Any, workdir: pathlib.Path, before: str = "") -> None:
+def remember(
+    loader: Any, train: Any, workdir: pathlib.Path, before: str = "",
+    cache_dir: str | None = None) -> None:
   """Notes in the workdir whose images were learnt from, as hashes, for later runs.
 
   Args:
@@ -131,18 +133,19 @@ def remember(loader: Any, train: Any, workdir: pathlib.Path, before: str = "") -
     workdir: of the run.
     before: workdir of the run that it started from; what that learnt from counts as well, its
       patients as unknown, since only that run's hashes tell them.
+    cache_dir: where the secret lies that patients' hashes are made with.
   """
   keys = splits.patient_keys(train)
-  np.save(workdir / FILE, leaks.remember(keys))
+  np.save(workdir / FILE, leaks.remember(keys, hashes.patient_key(cache_dir)))
   told = leaks.known(keys, train.info)
-  hashes, unseen = image_hash.of_images(np.zeros((0, 1, 1, 1), np.uint8)), len(keys)
+  shown, unseen = np.zeros((0, image_hash.BYTES), np.uint8), len(keys)
   if loader.images is not None:
-    hashes, unseen = image_hash.of_images(loader.images), 0
+    shown, unseen = image_hash.of_images(loader.images), 0
   if (old := learnt(before)) is not None:
     told = leaks.Known(told.images + old.known.images, told.unknown + old.known.images,
                        tuple(dict.fromkeys((*told.naming, *old.known.naming))))
-    hashes, unseen = np.concatenate([hashes, old.hashes]), unseen + old.unseen
-  Learnt(told, hashes, unseen).save(workdir / IMAGES)
+    shown, unseen = np.concatenate([shown, old.hashes]), unseen + old.unseen
+  Learnt(told, shown, unseen).save(workdir / IMAGES)
 
 
 def learnt(workdir: str) -> Learnt | None:
@@ -155,13 +158,12 @@ def learnt(workdir: str) -> Learnt | None:
   if not workdir or not file.is_file():
     return None
   try:
-    with np.load(file, allow_pickle=False) as found:
-      known = leaks.Known(int(found["images"]), int(found["unknown"]),
-                          tuple(found["naming"].tolist()))
-      hashes = found["hashes"]
-      if hashes.dtype != np.uint8 or hashes.shape[1:] != (image_hash.BYTES,):
-        raise ValueError("hashes of another kind")
-      return Learnt(known, hashes, int(found["unseen"]))
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    found = files.read_npz(file)
+    known = leaks.Known(int(found["images"]), int(found["unknown"]),
+                        tuple(map(str, found["naming"].tolist())))
+    if found["hashes"].dtype != np.uint8 or found["hashes"].shape[1:] != (image_hash.BYTES,):
+      raise files.Damaged("it has hashes of another kind")
+    return Learnt(known, found["hashes"], int(found["unseen"]))
+  except (OSError, files.Damaged, KeyError, TypeError) as error:
     raise UserError(f"{file} is damaged ({error}): it says what the run learnt from; train it "
                     "again, or start from its weights exported to a file") from error

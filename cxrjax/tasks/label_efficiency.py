@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.report import label_efficiency as page
 from cxrjax.report import words
@@ -44,7 +45,7 @@ class Job(runs.Job):
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Runs a sweep; returns the exit status.
 
   The workdir then holds a folder for each run, `report.html`, `table.csv` (a line for each run,

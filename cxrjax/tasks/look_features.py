@@ -84,11 +84,14 @@ def _described(
   for by in ("label", *ATTRIBUTES):
     names, (of_train, of_test) = embedding.groups(
       (train.table, test.table), test.info.classes, by)
-    if len(set(of_test[of_test >= 0].tolist())) < 2:
-      continue  # all alike, or unknown: nothing to tell apart
+    several = len(set(of_test[of_test >= 0].tolist()))
+    if not several or (several == 1 and by != "label"):
+      continue  # unknown, or all alike: only the label is shown beside each image
     near = np.where(rows >= 0, of_train[rows], embedding.UNKNOWN)
     arrays |= {f"names_{by}": np.asarray(names), f"group_{by}": of_test,
                f"near_{by}": near[queries]}
+    if several == 1:
+      continue  # nothing to tell apart
     share, chance = embedding.shared(of_test, of_train, rows, patients)
     shared.append({"by": by, "chance": chance, **dataclasses.asdict(share)})
   arrays["image"] = _small(test.gray(queries))

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from cxrjax import api
 from cxrjax.core.errors import UserError
-from cxrjax.data import store
+from cxrjax.data import squares, store
 from cxrjax.data.images import Images
 from cxrjax.evals import features
 from cxrjax.views import resample
@@ -94,7 +94,7 @@ def fill(
   root = store.cache_root(cache_dir)
   target = root / f"masks-{size}-{digest}.npy"
   mesh = mesh if jax.process_count() == 1 else None
-  if _load(target, images) is None:
+  if squares.load(target, images.pixels.shape, np.dtype("u1")) is None:
     try:
       _write(target, segmenter, images, mesh, progress)
     except OSError as error:
@@ -103,18 +103,10 @@ def fill(
       raise UserError(
         f"{what} predicted masks in {root}: {error.strerror or error}; name another folder in "
         "config.data.cache_dir or CXRJAX_CACHE") from error
-  masks = _load(target, images)
+  masks = squares.load(target, images.pixels.shape, np.dtype("u1"))
   if masks is None:
     raise UserError(f"the cache {target} vanished or is damaged; delete it and run again")
   return dataclasses.replace(images, masks=masks)
-
-
-def _load(path: pathlib.Path, images: Images) -> np.ndarray | None:
-  try:
-    found = np.load(path, mmap_mode="r")
-  except (OSError, ValueError, EOFError):
-    return None
-  return found if found.shape == images.pixels.shape else None
 
 
 def _write(
@@ -124,8 +116,8 @@ def _write(
   target.parent.mkdir(parents=True, exist_ok=True)
   work = pathlib.Path(tempfile.mkdtemp(prefix=target.stem + ".tmp-", dir=target.parent))
   try:
-    masks = np.lib.format.open_memmap(
-      work / "masks.npy", mode="w+", dtype=np.uint8, shape=images.pixels.shape)
+    masks = squares.allocate(work / "masks.npy", images.pixels.shape, np.dtype("u1"))
+    sums = np.zeros(len(images), np.uint32)
     with tqdm.tqdm(total=len(images), desc="predicting lung masks", unit=" images",
                    disable=not progress, dynamic_ncols=True) as bar:
       for rows in chunks(len(images)):
@@ -134,8 +126,9 @@ def _write(
           masks[rows[known]] = images.masks[rows[known]]
         if not known.all():
           masks[rows[~known]] = segmenter.masks(images.take(rows[~known]), mesh)
+        sums[rows] = squares.sums(masks[rows])
         bar.update(len(rows))
-    masks.flush()
+    squares.seal(masks, sums)
     (work / "masks.npy").replace(target)
   finally:
     shutil.rmtree(work, ignore_errors=True)

@@ -7,7 +7,6 @@ one that failed costs those that begin with it, not the others. The same command
 from __future__ import annotations
 
 import ast
-import csv
 import dataclasses
 import functools
 import importlib.util
@@ -24,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cxrjax
+from cxrjax.core import build, files, tables
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.report.page import save
@@ -139,7 +139,7 @@ def _write(
   found = show.collect(failed)
   writer.facts(**{show.key: found})
   text = io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows(show.rows(found))
+  tables.write(text, show.rows(found))
   save(workdir / "table.csv", text.getvalue())
   show.page.write(workdir)
   return found
@@ -181,12 +181,12 @@ def done(job: Job, workdir: pathlib.Path) -> bool:
   """
   folder = workdir / job.name
   try:
-    facts = json.loads((folder / FACTS).read_text())
-    config = json.loads((folder / "config.json").read_text())
+    facts = files.read_mapping(folder / FACTS)
+    config = files.read_mapping(folder / "config.json")
   except (OSError, ValueError):
     return False
   for name in job.needs:
-    earlier = json.loads((workdir / name / FACTS).read_text()).get("finished")
+    earlier = files.read_mapping(workdir / name / FACTS).get("finished")
     if earlier and str(facts.get("started") or earlier) < earlier:
       raise UserError(f"{folder} is older than {name}, which it begins with and which was run "
                       f"again; remove {folder} to repeat it, too")
@@ -204,7 +204,8 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
   """
   here = pathlib.Path(cxrjax.__file__).parents[1]
   variables = os.environ | {
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))}
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")])),
+    build.TRUST: ",".join(build.trusted())}
   log = workdir / f"{job.name}.log"
   failed.pop(job.name, None)
   with Stopping() as stopping, open(log, "ab") as file:

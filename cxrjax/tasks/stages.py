@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cxrjax.core.build import freeze
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.report import stages as page
 from cxrjax.report import words
@@ -60,7 +61,7 @@ class _Stage:
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Runs the stages; returns the exit status.
 
   The workdir then holds a folder for each, `report.html`, `table.csv` (a line for each run, test

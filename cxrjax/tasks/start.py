@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
-from cxrjax.data import image_hash, leaks
+from cxrjax.data import hashes, image_hash, leaks
 from cxrjax.evals.parts import Data
 from cxrjax.models import weights
 from cxrjax.tasks import guard
@@ -45,8 +46,17 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
   params, report = weights.fit(run.encoder_params, encoder, key=KEY)
   report = dataclasses.replace(
     report, path=path, source=run.config["method"]["name"].rpartition(".")[2],
-    notes=(*report.notes, *_differences(run, config)))
+    left=(*report.left, *(f"{name}/*" for name in run.params if name != "encoder")),
+    notes=(*report.notes, *_head(run), *_differences(run, config)))
   return params, {"init": report.facts() | {"summary": report.summary(), "step": run.step}}
+
+
+def _head(run: Restored) -> list[str]:
+  """What a supervised run has learnt beside its encoder, which is not taken over."""
+  if not any(field.name == "labels" for field in dataclasses.fields(run.method)):
+    return []
+  classes = ", ".join(run.method.labels.classes)
+  return [f"its head for {classes} is not taken over, the new one begins afresh"]
 
 
 def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
@@ -61,7 +71,9 @@ def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
   return found
 
 
-def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[str]:
+def seen_before(
+    path: str, evaluations: Mapping[str, Any], choice: str, cache_dir: str | None = None,
+    ) -> list[str]:
   """Refuses test images that the starting run has learnt from, or whose patients; remarks.
 
   Patients are compared by name and images by what they show: under other names, in other splits
@@ -71,9 +83,11 @@ def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[
     path: `config.init.path`.
     evaluations: what judges the run, by name.
     choice: `config.data.shared_patients`, "error" or "allow".
+    cache_dir: `config.data.cache_dir`, where the secret lies.
 
   Raises:
-    UserError: there are such patients or images, and `choice` is "error".
+    UserError: there are such patients or images, and `choice` is "error"; or the run's file of
+      them is damaged.
   """
   if not path:
     return []
@@ -81,18 +95,23 @@ def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[
   if before is None or not file.is_file():
     return [f"{path} does not say what it learnt from, so whether test images, or other images of "
             "their patients, were among it is not known"]
-  remembered = np.load(file, allow_pickle=False)
+  try:
+    remembered = files.read_npy(file)
+  except (OSError, files.Damaged) as error:
+    raise UserError(f"{KEY}={path}: its {guard.FILE} cannot be read ({error}), so it is not known "
+                    "which patients it learnt from; start from another run") from error
+  secret = hashes.patient_key(cache_dir)
   remarks = []
   for name, data in evaluations.items():
     if not isinstance(data, Data):
       continue
     keys, info = guard.test_patients(data)
-    patients = set(leaks.overlap(remembered, keys))
+    patients = leaks.overlap(remembered, keys, secret)
     key, rows = data.rows["test"]
     bits = image_hash.nearest(before.hashes, image_hash.of_images(data.images[key], rows))
     same = np.flatnonzero(bits <= image_hash.SAME).tolist()
-    for found, what in (([i for i, k in enumerate(keys) if k in patients],
-                         f"are of {len(patients)} patients whom {KEY}={path} learnt from"),
+    for found, what in (([i for i, k in enumerate(keys) if k in (patients or ())],
+                         f"are of {len(patients or ())} patients whom {KEY}={path} learnt from"),
                         (same, f"are among those that {KEY}={path} learnt from")):
       if found and choice == "error":
         raise UserError(
@@ -100,14 +119,23 @@ def seen_before(path: str, evaluations: Mapping[str, Any], choice: str) -> list[
           f"e.g. {data.ids('test')[found[0]]}, so results would flatter; start from a run on the "
           "same data with the same split and patients (data.csv, data.patient_column), or set "
           "config.data.shared_patients='allow'")
-    remarks.append(f"{name}: " + leaks.said(
-      len(patients), (leaks.known(keys, info), before.known),
-      ("test images", f"images that {path} learnt from"),
-      some=f"{len(patients)} of its test patients are among those that {path} learnt from",
-      none=f"no patient of the test images is among those that {path} learnt from",
-      whether=f"whether {path} learnt from a patient of the test images"))
+    remarks.append(f"{name}: " + _patients(patients, leaks.known(keys, info), before, path))
     remarks.append(f"{name}: " + _images(len(same), len(keys), before, path))
   return remarks
+
+
+def _patients(
+    shared: Sequence[str] | None, test: leaks.Known, before: guard.Learnt, path: str) -> str:
+  """What is said of the patients whom a run has learnt from."""
+  if shared is None:
+    return (f"whether {path} learnt from a patient of the test images could not be checked: it "
+            "keeps their hashes under another secret than this cache folder's; see "
+            "CXRJAX_PATIENT_KEY")
+  return leaks.said(
+    len(shared), (test, before.known), ("test images", f"images that {path} learnt from"),
+    some=f"{len(shared)} of its test patients are among those that {path} learnt from",
+    none=f"no patient of the test images is among those that {path} learnt from",
+    whether=f"whether {path} learnt from a patient of the test images")
 
 
 def _images(same: int, total: int, before: guard.Learnt, path: str) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import functools
 import inspect
-import json
 import pathlib
 import signal
 import sys
@@ -19,8 +18,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cxrjax import data as sources
+from cxrjax.core import files
 from cxrjax.core.build import build, freeze
 from cxrjax.core.clock import tabulate
+from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
 from cxrjax.data.loader import Loader
@@ -29,7 +30,7 @@ from cxrjax.methods.base import Labels
 from cxrjax.models.module import param_count
 from cxrjax.report import page, terminal
 from cxrjax.report.run import environment
-from cxrjax.report.writer import Writer
+from cxrjax.report.writer import FACTS, FULL, Writer
 from cxrjax.tasks import guard, look, look_features, masks, start
 from cxrjax.training import peers, sharding
 from cxrjax.training import workdir as workdirs
@@ -141,7 +142,7 @@ class Run:
     tests = {name: d for name, d in judges.items()
              if getattr(self.evaluators[name], "part", "test") == "test"}
     return [*guard.shared_patients(self.source, judges, choice),
-            *start.seen_before(path, tests, choice),
+            *start.seen_before(path, tests, choice, data["cache_dir"] or None),
             *guard.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
 
   def describe(self) -> dict[str, Any]:
@@ -180,7 +181,8 @@ class Run:
       "class_counts": dict(zip(labels.classes, labels.positive, strict=True)),
       "class_known": dict(zip(labels.classes, labels.known, strict=True)),
       "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
-      "splits": dict(info.splits), "notes": [*info.notes, *untaught(labels), *self.leaks],
+      "splits": dict(info.splits),
+      "notes": [*info.notes, *self.loader.notes, *untaught(labels), *self.leaks],
       **self._describe_masks(),
       "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
       "size": self.config["data"]["size"], "fit": self.config["data"]["fit"],
@@ -282,25 +284,35 @@ def _judge_chosen(run: Run, writer: Writer, checkpoints: Checkpoints, outcome: O
     state = checkpoints.load(step, run.trainer.abstract(run.spec))
   score = run.config["checkpoint"]["score"]
   for name in waiting:
-    _record(writer, step, run.clock.epoch(step), name, "trained", run.judge(name, state))
+    if not _known(writer, name, "trained"):
+      _record(writer, step, run.clock.epoch(step), name, "trained", run.judge(name, state))
   writer.facts(chosen={"step": step, "by": score, "evaluators": waiting})
   return state
 
 
 def _record(
     writer: Writer, step: int, epoch: float, name: str, encoder: str, result: Any) -> None:
-  """Metrics, and the newest scores for ROC curves and confusion matrices."""
-  writer.results(step, epoch, name, encoder, result.metrics)
+  """The newest scores for ROC curves and confusion matrices, then metrics: these say it is done."""
   threshold = result.facts.get("linear", {}).get("threshold")
   extra = {} if threshold is None else {"threshold": np.asarray(threshold)}
   writer.arrays(f"scores_{name}_{encoder}", **result.arrays, **extra)
   writer.facts(evaluation={name: {encoder: result.facts}})
+  writer.results(step, epoch, name, encoder, result.metrics)
 
 
 def _floors(run: Run, writer: Writer) -> None:
   """What pixels alone can do, once, beside the encoders."""
   for name, evaluator in run.evaluators.items():
-    _record(writer, 0, 0.0, name, "floor", evaluator.floor(run.eval_data[name]))
+    if not _known(writer, name, "floor"):
+      _record(writer, 0, 0.0, name, "floor", evaluator.floor(run.eval_data[name]))
+
+
+def _known(writer: Writer, name: str, encoder: str) -> bool:
+  """Whether a run that was stopped has written a result; process 0 looks, all processes agree."""
+  known = writer.has(name, encoder)
+  if jax.process_count() > 1:
+    known = bool(multihost_utils.broadcast_one_to_all(np.bool_(known)))
+  return known
 
 
 def now() -> str:
@@ -308,7 +320,7 @@ def now() -> str:
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = lambda line: print(line, flush=True)) -> int:  # noqa: T201
+        say: Callable[[str], None] = say) -> int:
   """Runs `config` in `workdir` to its end; returns the exit status.
 
   0 finished (now or before); 128 + signal where a signal stopped it after saving.
@@ -319,7 +331,10 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   main = jax.process_index() == 0
   say = say if main else lambda line: None
   if _finished(config, workdir):
-    say(f"{workdir} holds a finished run of this config; its report is {workdir / 'report.html'}")
+    report = workdir / "report.html"
+    if main and not _newer(report, workdir / FACTS):  # the kill came after the run, before its page
+      _write_page(workdir, main)
+    say(f"{workdir} holds a finished run of this config; its report is {report}")
     return 0
   run = Run(config)
   begun = begin(run.trainer, run.loader)
@@ -328,24 +343,25 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   for remark in remarks(facts):
     say(f"note: {remark}")
   with Writer(workdir, active=main) as writer:
-    writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
-                 status="running", **environment(), **facts)
-    if main:
-      guard.remember(
-        run.loader, run.source, workdir, (config.get("init") or {}).get("path", ""))
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config["checkpoint"]["keep"])
+    checkpoints = None
     try:
+      writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
+                   status="running", **environment(), **facts)
+      if main:
+        guard.remember(
+          run.loader, run.source, workdir, (config.get("init") or {}).get("path", ""),
+          config["data"]["cache_dir"] or None)
+      checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=config["checkpoint"]["keep"], config=config)
       writer.arrays("views", **look.views(run))
       _floors(run, writer)
       health = config["health"]
       outcome = train(
         run.trainer, run.loader, run.clock, checkpoints=checkpoints, writer=writer,
         evaluations=_evaluations(run, writer), log_every=run.log_every,
-        save_every=run.save_every, begun=begun, progress=run.progress,
+        save_every=run.save_every, begun=begun, progress=run.progress, say=say,
         watch=Watch(run.method.diagnose, health["patience"],
                     run.clock.steps(health["grace"], "config.health.grace")))
-      for remark in outcome.remarks:
-        say(f"note: {remark}")
       state = _judge_chosen(run, writer, checkpoints, outcome)
       if not outcome.stopped:
         look_features.write(run, state, writer)
@@ -356,14 +372,16 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
                    memory=peak())
     except BaseException as error:
       peers.tell(error)  # before anything here waits for them
-      if isinstance(error, UserError):
-        kind = "diverged" if isinstance(error, Diverged) else "failed"
-        with contextlib.suppress(UserError):  # a disk that is full has no room for the page either
-          writer.facts(status=f"{kind}: {error}", finished=now())
-          _write_page(workdir, main)
-      raise
+      if isinstance(error, OSError) and error.errno in FULL:
+        error = UserError(f"no space left on device ({error.filename or workdir}); free some, then "
+                          "run the same command again")
+      with contextlib.suppress(UserError, OSError):  # a full disk has no room for the page either
+        writer.facts(status=_ended(error), finished=now())
+        _write_page(workdir, main)
+      raise error
     finally:
-      checkpoints.close()
+      if checkpoints is not None:
+        checkpoints.close()
   if outcome.stopped:
     say(f"stopped by {signal.Signals(outcome.stopped).name} after saving step {outcome.step}; "
         "the same command goes on from there")
@@ -381,11 +399,28 @@ def _finished(config: Mapping[str, Any], workdir: pathlib.Path) -> bool:
   done = False
   if jax.process_index() == 0:
     facts = workdir / "run.json"
-    done = (workdirs.settle_config(workdir, config) and facts.exists()
-            and json.loads(facts.read_text()).get("status") == "finished")
+    try:
+      done = (workdirs.settle_config(workdir, config) and facts.exists()
+              and files.read_mapping(facts).get("status") == "finished")
+    except (OSError, files.Damaged) as error:
+      raise UserError(f"{facts} cannot be read ({error}); remove it, and the same command goes on "
+                      "from the last checkpoint") from error
   if jax.process_count() > 1:
     done = bool(multihost_utils.broadcast_one_to_all(np.bool_(done)))
   return done
+
+
+def _ended(error: BaseException) -> str:
+  """A run's status after an error."""
+  if isinstance(error, KeyboardInterrupt):
+    return "stopped: SIGINT"
+  if isinstance(error, UserError):
+    return f"{'diverged' if isinstance(error, Diverged) else 'failed'}: {error}"
+  return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _newer(file: pathlib.Path, other: pathlib.Path) -> bool:
+  return file.exists() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def _write_page(workdir: pathlib.Path, main: bool) -> pathlib.Path | None:

@@ -14,6 +14,7 @@ from cxrjax.core.target import Target
 from cxrjax.methods.base import Labels
 from cxrjax.models.build import build_encoder
 from cxrjax.models.cnn import Cnn
+from cxrjax.training import sharding
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.step import Trainer
 
@@ -59,4 +60,4 @@ def build_trainer(
   return Trainer(
     method=method, recipe=recipe, optimizer=optimizer, fetch=fetch, mesh=mesh, seed=config["seed"],
     accumulate=config["accumulate"], block=config["block"] if resident and not slow else 1,
-    rules=freeze(config["mesh"]["rules"]))
+    rules=sharding.check_rules(freeze(config["mesh"]["rules"])))

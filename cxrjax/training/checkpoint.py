@@ -1,18 +1,28 @@
-"""Checkpoints: asynchronous, atomic, plain dicts; the only file that knows orbax."""
+"""Checkpoints: asynchronous, atomic, plain dicts; the only file that knows orbax.
+
+Every checkpoint has a manifest with checksums of its files, which is written as soon as these are
+complete and held against them before anything of a checkpoint is used; and the config of its run.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import itertools
+import json
 import logging
 import pathlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from cxrjax.core import checksums
 from cxrjax.core.errors import UserError
 from cxrjax.training.optimizer import path_names
 
@@ -37,16 +47,38 @@ class Checkpoints:
   Args:
     directory: created if missing.
     keep: how many of the newest stay; the best by `score` stays as well.
+    config: of the run, which every checkpoint holds; see `config_of`.
   """
 
-  def __init__(self, directory: pathlib.Path, keep: int = 2) -> None:
+  def __init__(
+      self, directory: pathlib.Path, keep: int = 2,
+      config: Mapping[str, Any] | None = None) -> None:
     if keep < 1:
       raise UserError(f"config.checkpoint.keep={keep} must be at least 1")
     self.directory = pathlib.Path(directory).absolute()
     self._keep = keep
-    self._pending: Any = None
+    self._about = None if config is None else {"config": json.loads(json.dumps(config))}
+    self._pending: concurrent.futures.Future | None = None
+    self._threads = concurrent.futures.ThreadPoolExecutor(1, "cxrjax-checkpoint")
     self._failed = False
+    self._remarks: list[str] = []
+    if jax.process_index() == 0:
+      self._look_over()
+    if jax.process_count() > 1:  # and what the first has moved is moved for all
+      count = multihost_utils.broadcast_one_to_all(np.int32(len(self._remarks)))
+      self._remarks += ["a checkpoint is damaged"] * (int(count) - len(self._remarks))
     self._open()
+
+  def _look_over(self) -> None:
+    """Sees to what orbax reads when it opens the folder, and to what a kill has left unfinished."""
+    newest = newest_step(self.directory)
+    for step in _steps(self.directory):
+      folder = self.directory / str(step)
+      if step == newest and not (folder / checksums.MANIFEST).exists():
+        checksums.write_manifest(folder)  # the kill came between the checkpoint and its checksums
+      reason = _damage_outside(folder)
+      if reason:
+        self._remarks.append(self._damaged(step, reason))
 
   def _open(self) -> None:
     policies = ocp.training.preservation_policies
@@ -80,10 +112,17 @@ class Checkpoints:
       state = jax.tree.map(jnp.copy, state)
     metrics = None if score is None else {"score": float(score)}
     try:
-      self._pending = self._checkpointer.save_async(
-        step, flatten(state), force=True, metrics=metrics)
+      response = self._checkpointer.save_async(
+        step, flatten(state), force=True, metrics=metrics, custom_metadata=self._about)
     except Exception as error:
       self._fail(error)
+    self._pending = self._threads.submit(self._complete, step, response)
+
+  def _complete(self, step: int, response: Any) -> None:
+    """Waits for a checkpoint's files, and writes their checksums."""
+    response.result()
+    if jax.process_index() == 0:
+      checksums.write_manifest(self.directory / str(step))
 
   def wait(self) -> None:
     """Returns when everything is on disk; raises a UserError if it could not be written."""
@@ -119,37 +158,63 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints, and none can be read.
     """
-    remarks: list[str] = []
-    steps = self.steps
-    for step in reversed(steps):
-      try:
-        return self.load(step, template), remarks
-      except Exception as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
-        remarks.append(f"checkpoint {self.directory / str(step)} is damaged ({reason})")
-        self._set_aside(step)
+    remarks, self._remarks = self._remarks, []
+    for step in reversed(self.steps):
+      reason = self._damage(step)
+      if not reason:
+        try:
+          return self._read(step, template), remarks
+        except Exception as error:
+          reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
+      self._checkpointer.close()
+      remarks.append(self._damaged(step, reason))
+      if jax.process_count() > 1:  # before the others open what the first has moved
+        multihost_utils.sync_global_devices("cxrjax-checkpoints")
+      self._open()
     if remarks:
       raise UserError(
         "; ".join(remarks) + "; none is left; start again with another --workdir")
     return None, remarks
 
   def load(self, step: int, template: Any) -> Any:
-    """The state of one step, in the structure of `template`; see `restore`."""
+    """The state of one step, in the structure of `template`; see `restore`.
+
+    Raises:
+      UserError: it is damaged.
+    """
     self.wait()
+    reason = self._damage(step)
+    if reason:
+      raise _refusal(self.directory / str(step), reason)
+    return self._read(step, template)
+
+  def _read(self, step: int, template: Any) -> Any:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # orbax on its own deprecations
       return unflatten(template, self._checkpointer.load(step, flatten(template)))
 
-  def _set_aside(self, step: int) -> None:
-    self._checkpointer.close()
+  def _damage(self, step: int) -> str:
+    """What is wrong with a checkpoint, as the first process finds it; the same in all."""
+    reason = checksums.damage(self.directory / str(step)) if jax.process_index() == 0 else ""
+    if jax.process_count() > 1:
+      sent = np.frombuffer(reason.encode()[:160].ljust(160), np.uint8)
+      reason = np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes().decode(
+        errors="replace").strip()
+    return reason
+
+  def _damaged(self, step: int, reason: str) -> str:
+    """Moves a damaged checkpoint aside; what to tell of it."""
+    folder = self.directory / str(step)
     if jax.process_index() == 0:
-      (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
-    self._open()
+      aside = (self.directory / f"{step}.damaged{i or ''}" for i in itertools.count())
+      folder.rename(next(place for place in aside if not place.exists()))
+    return f"checkpoint {folder} is damaged ({reason})"
 
   def close(self) -> None:
     try:
       self.wait()
     finally:
+      self._threads.shutdown()
       # It raises the error of a failed save once more, which is known by then.
       with contextlib.suppress(*[Exception] if self._failed else []):
         self._checkpointer.close()
@@ -160,7 +225,38 @@ def newest_step(directory: pathlib.Path) -> int | None:
 
   It asks nobody but the file system, so that it can be used when other processes are gone.
   """
-  return max((int(p.name) for p in directory.glob("*") if p.name.isdigit()), default=None)
+  return max(_steps(directory), default=None)
+
+
+def config_of(directory: pathlib.Path) -> dict[str, Any] | None:
+  """The config that the newest undamaged checkpoint of a folder was trained with.
+
+  Returns:
+    None where there is no such checkpoint, or none that was given a config.
+  """
+  directory = pathlib.Path(directory).absolute()
+  for step in reversed(_steps(directory)):
+    folder = directory / str(step)
+    if (folder / checksums.MANIFEST).exists() and _damage_outside(folder):
+      continue
+    about = ocp.metadata(folder).custom_metadata
+    return about["config"] if about else None
+  return None
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+  return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
+
+
+def _damage_outside(folder: pathlib.Path) -> str:
+  """What is wrong with a checkpoint's small files beside its arrays."""
+  return checksums.damage(folder, only=lambda name: not name.startswith("state/"))
+
+
+def _refusal(folder: pathlib.Path, reason: str) -> UserError:
+  return UserError(
+    f"checkpoint {folder} is damaged ({reason}); put a copy of it in its place, or move it away, "
+    "so that another of the run's checkpoints is taken")
 
 
 def best_step(checkpointer: Any) -> int | None:
@@ -180,17 +276,24 @@ def load_flat(
     best: the one with the best score instead, where there are scores.
 
   Raises:
-    UserError: no checkpoint.
+    UserError: no checkpoint, or a damaged one.
   """
   directory = pathlib.Path(directory).absolute()
   if not directory.is_dir():
     raise UserError(f"{directory} does not exist; give a finished run's workdir")
+  for known in _steps(directory):  # of any of them the score may be what is damaged
+    reason = _damage_outside(directory / str(known))
+    if reason:
+      raise _refusal(directory / str(known), reason)
   with ocp.training.Checkpointer(directory) as checkpointer:
     steps = [c.step for c in checkpointer.checkpoints]
     if not steps:
       raise UserError(f"{directory} holds no checkpoint; was the run started?")
     scored = best_step(checkpointer) if best else None
     step = scored if scored is not None else steps[-1] if step is None else step
+    reason = checksums.damage(directory / str(step))
+    if reason:
+      raise _refusal(directory / str(step), reason)
     # Onto one device here, wherever it was: the devices it was saved on may be gone.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with warnings.catch_warnings():

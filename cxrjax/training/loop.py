@@ -29,7 +29,7 @@ class Writer(Protocol):
 
   def scalars(self, step: int, epoch: float, values: Mapping[str, float]) -> None: ...
 
-  def truncate(self, step: int) -> None: ...
+  def truncate(self, step: int) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,7 @@ def train(
     trainer: Trainer, loader: Any, clock: Clock, *, checkpoints: Checkpoints, writer: Writer,
     evaluations: Mapping[str, Evaluation], log_every: int, save_every: int, watch: Watch,
     begun: Callable[[], Fresh] | None = None, progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
   """Runs from the newest checkpoint (or the beginning) to the end, or to a signal.
 
@@ -131,6 +132,7 @@ def train(
     watch: stops a run that is lost.
     begun: from `begin`, where it was called before.
     progress: show a bar on stderr.
+    say: takes what the user should know before the first step.
 
   Raises:
     Diverged: NaN, or a collapse. Nothing after the last healthy checkpoint has been saved.
@@ -144,7 +146,16 @@ def train(
     state = trainer.init(spec) if first is None else first
   del first
   step = int(state["step"])
-  writer.truncate(step)
+  known = writer.truncate(step)
+  if step:
+    say(f"resumed from step {step:,} of {clock.total_steps:,}")
+    wanted = step // log_every + (step == clock.total_steps and step % log_every > 0)
+    if known < wanted:
+      remarks.append(
+        f"metrics.jsonl lacks {wanted - known} of {wanted} lines of the steps up to {step}: it was "
+        "deleted or changed, and curves are drawn without them")
+  for remark in remarks:
+    say(f"note: {remark}")
   scores = {}
   if step == 0:
     for evaluation in evaluations.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,16 +25,10 @@ def path_names(tree: Any) -> Any:
     lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree)
 
 
-def clip_per_tensor(grads: Any, limit: float) -> Any:
-  """Scales every tensor whose L2 norm exceeds `limit` down to it, each by itself.
-
-  References:
-    Caron et al. 2021 (arXiv 2104.14294), training code: clipping is per parameter tensor.
-  """
-  def clip(g: Float[Array, "..."]) -> Float[Array, "..."]:
-    norm = jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32))))
-    return g * jnp.minimum(1.0, limit / (norm + 1e-6))
-  return jax.tree.map(clip, grads)
+def clip(grads: Any, limit: float) -> Any:
+  """Scales gradients whose L2 norm, all tensors together, exceeds `limit` down to it."""
+  share = jnp.minimum(1.0, limit / (global_norm(grads) + 1e-6))
+  return jax.tree.map(lambda g: g * share, grads)
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:
@@ -53,12 +48,17 @@ class Optimizer:
     name: an optax transformation that turns gradients into directions; its other arguments are
       `options`, e.g. `{"b1": 0.9, "b2": 0.95}`.
     lr: schedule for a batch of `lr_batch` images; `start` and nothing else is scaled by
-      `batch_size / lr_batch` (linear rule), unless `lr_batch` is 0.
-    weight_decay: schedule; biases and one-dimensional parameters have none.
+      `batch_size / lr_batch`, or with `lr_rule="sqrt"` its root, unless `lr_batch` is 0.
+    weight_decay: schedule; biases and one-dimensional parameters have none, but for
+      `decay_vectors`.
     coupled_decay: whether weight decay is part of the gradient, after clipping.
-    clip: largest L2 norm of one tensor's gradient; 0 for no clipping.
+    decay_vectors: whether biases and one-dimensional parameters decay as well (MoCo, SimSiam).
+    clip: largest L2 norm of a gradient; 0 for no clipping.
+    clip_per: what that gradient is of: a "tensor" (DINO), or a "module", all of the encoder or of
+      one head together (DINOv2).
     freeze: `(regex, duration)` pairs: parameters whose path matches stay as they are (moments and
-      step count too) for that long.
+      step count too) for that long (DINO).
+    hold: the same, but only their learning rate is 0: moments and step count go on (DINOv2).
     lr_scale: `(regex, factor)` pairs; the first match multiplies the learning rate, 0 freezes.
     lr_constant: regexes; parameters whose path matches one have the learning rate that the others
       start from, throughout and without warm-up (SimSiam's predictor).
@@ -74,38 +74,57 @@ class Optimizer:
   lr: Any = dataclasses.field(
     default_factory=lambda: {"start": 5e-4, "end": 1e-6, "warmup": "10 %"})
   lr_batch: int = 256
+  lr_rule: str = "linear"
   weight_decay: Any = dataclasses.field(default_factory=lambda: {"start": 0.04, "end": 0.4})
   coupled_decay: bool = False
+  decay_vectors: bool = False
   clip: float = 3.0
-  freeze: tuple[tuple[str, str], ...] = ()
-  lr_scale: tuple[tuple[str, float], ...] = ()
-  lr_constant: tuple[str, ...] = ()
+  clip_per: str = "tensor"
+  freeze: Any = ()  # these four are checked below, with errors that name them
+  hold: Any = ()
+  lr_scale: Any = ()
+  lr_constant: Any = ()
   layer_decay: float = 1.0
   layer_names: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     if not 0 < self.layer_decay <= 1:
       raise UserError(f"config.optimizer.layer_decay={self.layer_decay} must be above 0, at most 1")
+    for option, valid in (("lr_rule", ("linear", "sqrt")), ("clip_per", ("tensor", "module"))):
+      if getattr(self, option) not in valid:
+        raise UserError(
+          f"config.optimizer.{option}={getattr(self, option)!r} is unknown; valid: "
+          f"{', '.join(valid)}")
     if self.clip < 0:
       raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
-    for option, rules in self._rules.items():
-      for regex in rules:
-        try:
-          re.compile(regex)
-        except re.error as error:
-          raise UserError(
-            f"config.optimizer.{option}: {regex!r} is no regular expression: {error}") from error
-    _ = self.schedules, self._direction
+    for option in ("lr", "weight_decay"):
+      given = getattr(self, option)
+      for value in given.values() if isinstance(given, Mapping) else [given]:
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+          raise UserError(f"config.optimizer.{option} has {value}, which must be 0 or above")
+    _ = self._rules, self.schedules, self._direction
+    for regex, scale in self.lr_scale:
+      number = isinstance(scale, int | float) and not isinstance(scale, bool)
+      if not number or not 0 <= scale < math.inf:
+        raise UserError(f"config.optimizer.lr_scale has {scale!r} for {regex!r}; give a number "
+                        "that is 0 (frozen) or above")
+    for option in ("freeze", "hold"):
+      for _, time in getattr(self, option):
+        self.clock.steps(time, f"config.optimizer.{option}")
 
   @functools.cached_property
   def _rules(self) -> dict[str, list[str]]:
     """The regular expressions of every option that has some."""
-    rules: dict[str, list[str]] = {"lr_constant": list(self.lr_constant)}
-    for option in ("freeze", "lr_scale"):
-      for rule in getattr(self, option):
-        if len(rule) != 2:
-          raise UserError(f"config.optimizer.{option} takes pairs (regex, value), not {rule!r}")
-      rules[option] = [regex for regex, _ in getattr(self, option)]
+    rules: dict[str, list[Any]] = {}
+    for option in ("lr_constant", "freeze", "hold", "lr_scale"):
+      given, pairs = getattr(self, option), option != "lr_constant"
+      if not isinstance(given, tuple | list) or any(
+          pairs and not (isinstance(rule, tuple | list) and len(rule) == 2) for rule in given):
+        wanted = '(("regex", value), ...)' if pairs else '("regex", ...)'
+        raise UserError(f"config.optimizer.{option}={given!r} must be like {wanted}")
+      rules[option] = [rule[0] if pairs else rule for rule in given]
+      for regex in rules[option]:
+        build.check_regex(regex, f"config.optimizer.{option}")
     return rules
 
   @functools.cached_property
@@ -113,7 +132,8 @@ class Optimizer:
     """The learning rate's schedule, its start scaled by the batch."""
     lr = dict(self.lr) if isinstance(self.lr, Mapping) else {"start": self.lr}
     if self.lr_batch and "start" in lr:
-      lr["start"] = lr["start"] * self.clock.batch_size / self.lr_batch
+      batches = self.clock.batch_size / self.lr_batch
+      lr["start"] *= math.sqrt(batches) if self.lr_rule == "sqrt" else batches
       # a constant is a schedule whose end is its start, after scaling
     return lr
 
@@ -131,10 +151,10 @@ class Optimizer:
     build.check_keywords(factory, dict(self.options), "config.optimizer.options")
     return factory(**self.options)
 
-  def _thaw_steps(self, path: str) -> int:
-    """The first step at which the parameter at `path` is updated."""
-    times = [self.clock.steps(time, "config.optimizer.freeze")
-             for regex, time in self.freeze if re.search(regex, path)]
+  def _first_step(self, path: str, *options: str) -> int:
+    """The first step at which these options let the parameter at `path` be."""
+    times = [self.clock.steps(time, f"config.optimizer.{option}") for option in options
+             for regex, time in getattr(self, option) if re.search(regex, path)]
     return max(times, default=0)
 
   def _scale(self, path: str) -> float:
@@ -148,7 +168,7 @@ class Optimizer:
     return scale * self.layer_decay ** next(above, 0)
 
   def _groups(self, params: Any) -> Any:
-    return jax.tree.map(lambda path: str(self._thaw_steps(path)), path_names(params))
+    return jax.tree.map(lambda path: str(self._first_step(path, "freeze")), path_names(params))
 
   def _transform(self, params: Any) -> optax.GradientTransformationExtraArgs:
     groups = self._groups(params)
@@ -183,12 +203,13 @@ class Optimizer:
     """One update: new parameters, new optimiser state, metrics."""
     metrics = {"grad_norm": global_norm(grads)}
     if self.clip:
-      grads = clip_per_tensor(grads, self.clip)
+      whole = (lambda x: x is not grads) if self.clip_per == "module" else None
+      grads = jax.tree.map(lambda g: clip(g, self.clip), grads, is_leaf=whole)
     lr, decay = (self.schedules[name](step) for name in ("lr", "weight_decay"))
     metrics |= {"lr": lr, "weight_decay": decay}
 
     def decayed(g: Array, p: Array) -> Array:
-      return g + decay * p if p.ndim > 1 else g
+      return g + decay * p if p.ndim > 1 or self.decay_vectors else g
 
     if self.coupled_decay:
       grads = jax.tree.map(decayed, grads, params)
@@ -197,7 +218,7 @@ class Optimizer:
       direction = jax.tree.map(decayed, direction, params)
 
     def move(path: str, p: Array, d: Array) -> Array:
-      thaw = self._thaw_steps(path)
+      thaw = self._first_step(path, "freeze", "hold")
       constant = any(re.search(regex, path) for regex in self.lr_constant)
       moved = p - (self._lr["start"] if constant else lr) * self._scale(path) * d
       return jnp.where(step >= thaw, moved, p) if thaw else moved

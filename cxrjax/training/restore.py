@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxrjax.core import files
 from cxrjax.core.build import build
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
@@ -21,8 +22,9 @@ from cxrjax.methods.base import Labels
 from cxrjax.models.build import build_encoder
 from cxrjax.training import sharding
 from cxrjax.training.build import build_method
-from cxrjax.training.checkpoint import flatten, load_flat, unflatten
+from cxrjax.training.checkpoint import config_of, flatten, load_flat, unflatten
 from cxrjax.training.step import views_of
+from cxrjax.training.workdir import differences
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,8 +85,8 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   folder = pathlib.Path(workdir).expanduser()
   named = f"{key}={str(workdir)!r}"
   try:
-    config = json.loads((folder / "config.json").read_text())
-    facts = json.loads((folder / "run.json").read_text())
+    config = files.read_mapping(folder / "config.json")
+    facts = files.read_mapping(folder / "run.json")
     method = config["method"]["name"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
@@ -94,6 +96,10 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
       f"{named} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
       "command again to its end")
   try:
+    changed = differences(config_of(folder / "checkpoints") or config, config)
+    if changed:
+      raise UserError("its checkpoints were trained with another config than config.json holds "
+                      f"({'; '.join(changed)}); restore these values")
     clock = Clock(
       facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
     encoder = build_encoder(config["model"], Target.of(sharding.make_mesh()))
@@ -102,11 +108,15 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
       tuple(data["classes"]), data.get("exclusive", True),
       tuple(data["class_counts"].values()), tuple(data.get("class_known", {}).values()))
     method = build_method(config["method"], encoder, clock, labels)
-    step, flat = load_flat(folder / "checkpoints", best=True)
     template = _template(config, facts, method)
+    step, flat = load_flat(folder / "checkpoints", best=True)
     missing = sorted(set(flatten(template)) - set(flat))
     if missing:
       raise UserError(f"its checkpoint lacks {missing[0]}, which this version's method has")
+    for name, leaf in flatten(template).items():
+      if flat[name].shape != leaf.shape:
+        raise UserError(f"its checkpoint has {name} of shape {flat[name].shape}, where its config "
+                        f"makes it {leaf.shape}")
     state = jax.tree.map(jnp.asarray, unflatten(template, flat))
   except Exception as error:  # whatever a damaged checkpoint or another version may raise
     raise UserError(f"{named} cannot be restored: {_first_line(error)}") from error

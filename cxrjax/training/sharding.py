@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cxrjax.core.build import check_regex
 from cxrjax.core.errors import UserError
 from cxrjax.training.optimizer import path_names
 
@@ -32,6 +33,21 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     raise UserError(
       f"config.mesh.fsdp={fsdp} does not divide {len(devices)} devices; valid: {valid}")
   return Mesh(np.asarray(devices).reshape(-1, fsdp), AXES, axis_types=TYPES)
+
+
+def check_rules(rules: Any) -> tuple[tuple[str, Any], ...]:
+  """`config.mesh.rules`, which must be pairs of a regular expression and a placement.
+
+  Raises:
+    UserError: they are not.
+  """
+  if not isinstance(rules, tuple) or not all(
+      isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], str | tuple)
+      for rule in rules):
+    raise UserError(f"config.mesh.rules={rules!r} must be like ((\"regex\", \"fsdp\"), ...)")
+  for regex, _ in rules:
+    check_regex(regex, "config.mesh.rules")
+  return rules
 
 
 def param_specs(

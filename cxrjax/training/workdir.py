@@ -10,7 +10,9 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cxrjax.core import files
 from cxrjax.core.errors import UserError
+from cxrjax.training import checkpoint
 
 
 @contextlib.contextmanager
@@ -68,7 +70,9 @@ def differences(
 def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
   """Writes `config.json`, or holds `config` against the one that is there.
 
-  A run that never began (its config had a mistake, say) binds nobody: its config is replaced.
+  A run that never began (its config had a mistake, say) binds nobody: its config is replaced. What
+  was trained binds: checkpoints hold their config, so it counts also where `config.json` is gone
+  or another.
 
   Returns:
     True when the folder already holds a run with this config.
@@ -80,11 +84,18 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
   config = json.loads(json.dumps(config))  # tuples become lists, as they will be read back
   path = workdir / "config.json"
   began = any((workdir / name).exists() for name in ("run.json", "checkpoints"))
+  trained = checkpoint.config_of(workdir / "checkpoints")
+  if trained is not None:
+    changed = differences(trained, config)
+    if changed:
+      raise UserError(
+        f"the checkpoints in --workdir={workdir} were trained with another config "
+        f"({'; '.join(changed)}); restore these values or choose another folder")
   if path.exists() and began:
     try:
-      old = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-      raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+      old = files.read_mapping(path)
+    except (OSError, files.Damaged) as error:
+      raise UserError(f"{path} cannot be read ({error}); choose another --workdir") from error
     changed = differences(old, config)
     if changed:
       raise UserError(
@@ -94,4 +105,4 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(config, indent=2) + "\n")
   temporary.replace(path)
-  return False
+  return trained is not None

@@ -87,3 +87,42 @@ def test_masked_autoencoders_refuse_what_has_no_patches_to_drop(name):
   with pytest.raises(UserError, match=r"config\.model\.name='cxrjax\.models\.resnet' cannot drop"):
     build(config.method.to_dict(), "Method", "config.method", encoder=encoder,
           clock=Clock(4, 1.0, 8))
+
+
+# What the authors' own code does and a run's options do not show, at their sizes and nowhere else.
+OPTIMIZER = {"decay_vectors": False, "clip_per": "tensor", "hold": (), "lr_rule": "linear",
+             "lr_batch": 256}
+PAPERS = [
+  ("mae", "", {}, "next", {}),
+  ("moco", "", {"decay_vectors": True}, "next", {"token_std": 1e-6}),
+  ("moco", "model=resnet50", {}, "next", {"zero_init": True}),
+  ("moco", "version=2", {"decay_vectors": True}, "last", {"zero_init": None}),
+  ("simsiam", "", {"decay_vectors": True}, "last", {"zero_init": True}),
+  ("simsiam", "model=S", {"decay_vectors": True}, "last", {"zero_init": None}),
+  ("byol", "", {}, "next", {"zero_init": True}), ("simclr", "", {}, "next", {"zero_init": True}),
+  ("dino", "", {}, "last", {"token_std": None}), ("gmml", "", {}, "last", {"token_std": None}),
+  ("dinov2", "", {"clip_per": "module", "hold": (("head/prototypes", "1 epochs"),),
+                  "lr_rule": "sqrt", "lr_batch": 1024}, "last", {"token_std": 1e-6}),
+]
+
+
+@pytest.mark.parametrize("name, options, optimizer, peak, model", PAPERS)
+def test_papers_are_as_their_authors_code(name, options, optimizer, peak, model):
+  for preset, wanted in (("paper", OPTIMIZER | optimizer), ("small", OPTIMIZER)):
+    made = load(name)(f"{preset},{options}".rstrip(","))
+    assert {key: made.optimizer[key] for key in OPTIMIZER} == wanted
+    assert made.optimizer.lr.peak == (peak if preset == "paper" else "last")
+    for key, value in model.items():
+      assert made.model.get(key) == (value if preset == "paper" else None)
+  build(made.model.to_dict(), "Model", "config.model")
+
+
+def test_sit_restores_from_the_last_block_and_gmml_from_four():
+  assert load("sit")("paper").method.layers == (1,)
+  assert load("gmml")("paper").method.layers == (1 / 2, 2 / 3, 5 / 6, 1)
+
+
+def test_dinov2s_temperature_and_learning_rate():
+  made = load("dinov2")("paper")
+  assert made.method.teacher_temp.kind == "linear" and not made.optimizer.freeze
+  assert made.optimizer.lr.start == 4e-3

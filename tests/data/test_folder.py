@@ -7,7 +7,8 @@ import pytest
 from dicoms import dicom as encode_dicom
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import hashes, load_images, open_source
+from cxrjax.data import Loader, hashes, load_images, open_source
+from cxrjax.data.images import told
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_images_that_only_the_csv_or_only_the_folder_has_are_counted(tree):
 
 
 @pytest.mark.parametrize("data, reason", [
-  (b"", "0 bytes"), (b"some text", "not a PNG, JPEG, TIFF, BMP or DICOM")])
+  (b"", "0 bytes"), (b"some text", "not a PNG, JPEG, TIFF, DICOM")])
 def test_a_bad_file_is_named(tree, data, reason):
   root = tree("a/1.png", "b/2.png")
   tree("b/bad.png", data=data)
@@ -299,6 +300,32 @@ def test_a_ct_slice_in_the_folder_is_a_bad_image(ward, texture):
     load_images(source(ward), 16, progress=False)
   found = load_images(source(ward), 16, progress=False, on_bad_image="skip")
   assert len(found) == 6 and found.skipped[0][0] == "ct.dcm"
+
+
+RAW = "it is FOR PROCESSING: raw detector values, not the image that is shown to a reader"
+
+
+def test_notes_of_files_come_with_their_images(ward, texture):
+  for name in ("2", "raw/7"):
+    (ward / name).parent.mkdir(exist_ok=True)
+    (ward / name).write_bytes(
+      encode_dicom(texture(40, 56, seed=5), PresentationIntentType="FOR PROCESSING"))
+  (ward / "0").write_bytes(b"")
+  found = source(ward)
+  rows = [found.table.ids.index(name) for name in ("2", "raw/7")]
+  assert found[rows[0]].notes == (RAW,)
+  for _ in range(2):  # decoded, then from the cache
+    images = load_images(found, 16, on_bad_image="skip", progress=False)
+    assert images.notes == (("2", RAW), ("raw/7", RAW))
+  some = load_images(found, 16, progress=False, indices=rows[::-1])
+  assert some.notes == (("raw/7", RAW), ("2", RAW)) and told(some.notes) == [
+    f"2 of its images: {RAW} (the first: raw/7)"]
+  for storage in ("resident", "streamed"):
+    loader = Loader(found, 2, 0, size=16, storage=storage, on_bad_image="skip", progress=False)
+    for step in range(len(found)):
+      loader[step]
+    assert [note.partition(" (the first")[0] for note in loader.notes] == [
+      f"2 of its images: {RAW}"]
 
 
 def test_dicom_in_a_zip(ward, tmp_path):

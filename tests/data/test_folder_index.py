@@ -1,3 +1,4 @@
+import hashlib
 import os
 import shutil
 import zipfile
@@ -21,7 +22,8 @@ def root(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-  """Paths of the files that are opened."""
+  """Paths of the files that are opened; none is fresh."""
+  monkeypatch.setattr(hashes, "FRESH", 0)
   seen = []
   real = Index.open
   monkeypatch.setattr(Index, "open", lambda self, row: seen.append(self.paths[row]) or real(
@@ -91,8 +93,41 @@ def test_what_changed_is_noticed_and_only_that_is_read_again(root, reads):
   assert look()[1] == ["0/0.png"]
 
 
+def test_a_file_in_the_place_of_another_of_the_same_size_and_time(root, tmp_path, reads):
+  write(root, {"1.png": b"one", "2.png": b"two"})
+  times = root.joinpath("1.png").stat()
+  first = Index(root)
+  first.learn(first.images)
+  write(tmp_path, {"other.png": b"new"})
+  os.utime(tmp_path / "other.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+  (tmp_path / "other.png").replace(root / "1.png")
+  assert hashes.state((root / "1.png").stat())[:2] == hashes.state(times)[:2]
+  reads.clear()
+  again = Index(root)
+  again.learn(again.images)
+  assert reads == ["1.png"]
+  assert bytes(again.facts.digests[0]) == hashlib.sha256(b"new").digest()[:16]
+
+
+def test_a_file_that_was_listed_just_after_it_was_written_is_read_once_more(
+    root, reads, monkeypatch):
+  monkeypatch.setattr(hashes, "FRESH", 10**18)
+  write(root, {"1.png": b"1", "name": b"no image"})
+  pack(root / "x.zip", {"2.png": b"2"})
+  for seen in (["1.png", "name", "x/2.png"],) * 2:
+    reads.clear()
+    index = Index(root)
+    index.learn(index.images)
+    assert sorted(reads) == seen
+  monkeypatch.setattr(hashes, "FRESH", 0)
+  reads.clear()
+  Index(root).learn(index.images)
+  assert reads == []
+
+
 def test_an_interrupted_reading_goes_on_where_it_was(root, monkeypatch):
   write(root, {f"{i}.png": b"%d" % i for i in range(300)})
+  monkeypatch.setattr(hashes, "FRESH", 0)
   monkeypatch.setattr(hashes, "_SAVE_EVERY", 100)
   real, calls = hashes.Facts._read, []
 
@@ -116,7 +151,11 @@ def test_a_damaged_or_unwritable_memory_does_not_matter(root, cache):
   first.learn(first.images)
   (memory,) = (cache / "folders").iterdir()
   whole = memory.read_bytes()
-  for damage in (b"", b"PK", whole[:-50], whole.replace(b"1.png", b"x")):
+  rng = np.random.default_rng(0)
+  flips = [bytearray(whole) for _ in range(100)]
+  for flipped in flips:
+    flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+  for damage in (b"", b"PK", whole[:-50], whole.replace(b"1.png", b"x"), *flips):
     memory.write_bytes(damage)
     index = Index(root)
     index.learn(index.images)

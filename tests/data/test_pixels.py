@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import pixels
+from cxrjax.data import levels, pixels
 from cxrjax.data.decode import BadImage
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -37,7 +37,7 @@ def test_percentiles_are_numpys(n):
 
 def test_percentiles_of_more_pixels_than_are_counted_at_once(monkeypatch, deep):
   expected = pixels.percentiles(deep, pixels.TAILS)
-  monkeypatch.setattr(pixels, "_BLOCK", 100)
+  monkeypatch.setattr(levels, "_BLOCK", 100)
   assert pixels.percentiles(deep, pixels.TAILS) == expected
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import open_source, store
+from cxrjax.data import open_source, squares, store
 from cxrjax.data.images import Rows
 from cxrjax.data.subset import Subset
 from cxrjax.data.types import Record, SourceInfo, Table
@@ -81,6 +81,57 @@ def test_a_damaged_cache_is_made_again(arrays, cache):
   assert source.reads == 24
   (folder / "meta.json").unlink()
   np.testing.assert_array_equal(load(source).pixels, good)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("small", [True, False])
+def test_a_flipped_bit_never_becomes_a_pixel(arrays, cache, monkeypatch, bits, small):
+  """What is small is made again at once; what is large when it is read, by the next start."""
+  masks = [np.eye(24, dtype=np.uint8)] * 6
+  source = arrays(6, masks=masks) if bits == 8 else Deep(arrays(6, masks=masks))
+  good = load(source, bits=bits)
+  good = [np.array(a) for a in (good.pixels, good.windows, good.masks)]
+  (folder,) = cache.iterdir()
+  files = sorted(folder.iterdir())
+  assert len(files) == 3 + (bits == 16)
+  monkeypatch.setattr(squares, "SMALL", 1 << 30 if small else 0)
+  rng, late = np.random.default_rng(0), 0
+  read = (lambda: source.reads) if bits == 8 else (lambda: len(source.reads))
+  before = read()
+  for file in np.repeat(files, 12):
+    data = bytearray(file.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    file.write_bytes(data)
+    for again in (True, False):
+      try:
+        found = load(source, bits=bits)
+        arrays_ = found.pixels, found.windows, found.masks
+        for x, y in zip(arrays_, good, strict=True):
+          np.testing.assert_array_equal(np.asarray(x), y)
+        break
+      except UserError as error:  # damage in a large array
+        assert again and not small and "is damaged and was removed; the same command" in str(error)
+        late += 1
+  assert read() - before == 6 * len(files) * 12
+  assert (late > 12) == (not small)
+
+
+def test_what_is_large_is_looked_at_when_it_is_read(arrays, cache, monkeypatch):
+  source = arrays(6)
+  good = np.array(load(source).pixels)
+  monkeypatch.setattr(squares, "SMALL", 0)
+  (folder,) = cache.iterdir()
+  data = bytearray((folder / "pixels.npy").read_bytes())
+  data[128 + 4 * 256 + 3] ^= 1  # of image 4
+  (folder / "pixels.npy").write_bytes(data)
+  images = load(source)
+  assert source.reads == 6 and isinstance(images.pixels, Rows)
+  np.testing.assert_array_equal(images.pixels[:4], good[:4])
+  np.testing.assert_array_equal(images.take([5, 0]).pixels[0], good[5])
+  with pytest.raises(UserError, match=r"pixels.npy is damaged and was removed; the same command"):
+    images.pixels[[1, 4]]
+  np.testing.assert_array_equal(load(source).pixels[4], good[4])
+  assert source.reads == 12
 
 
 def test_nothing_half_made_stays_behind(arrays, cache):

@@ -112,6 +112,16 @@ def test_splits(tmp_path, quiet):
 def test_table_from_the_cache_is_the_same(tmp_path, quiet, cache, monkeypatch):
   build(tmp_path, label=tfds.features.ClassLabel(num_classes=3), labels=lambda i: {"label": i % 3})
   first = open_source("tfds:made_up", data_dir=str(tmp_path))
+  (memory,) = (cache / "tables").iterdir()
+  whole, rng = memory.read_bytes(), np.random.default_rng(0)
+  for _ in range(40):
+    flipped = bytearray(whole)
+    flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+    memory.write_bytes(flipped)
+    again = open_source("tfds:made_up", data_dir=str(tmp_path))
+    assert again.info == first.info and again.table.ids == first.table.ids
+    np.testing.assert_array_equal(again.table.labels, first.table.labels)
+  memory.write_bytes(whole)
   monkeypatch.setattr(module.Source, "_text", None)
   monkeypatch.setattr(module.Source, "_label_row", None)  # the records are not looked at again
   again = open_source("tfds:made_up", data_dir=str(tmp_path))

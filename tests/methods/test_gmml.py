@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import lab
+import made_up
 import numpy as np
 import pytest
 
@@ -36,7 +37,11 @@ def loss_of(method, batch):
 
 def test_the_loss_is_the_papers_image_by_image(batch):
   method = make({"standardize": True, "depth": 3}, corruption={"share": 0.5})
-  params, (loss, (_, metrics)) = loss_of(method, batch)
+  params, _ = method.init(jax.random.key(0), spec(batch))
+  norm = {"scale": 1 + 0.3 * made_up.images(64), "bias": 0.3 * made_up.images(64)}
+  params["encoder"]["norm"], params["pixels"]["bias"] = norm, jnp.full(1, 0.2)
+  loss, (_, metrics) = jax.jit(method.loss)(
+    params, method.init(jax.random.key(0), spec(batch))[1], batch, jax.random.key(1), jnp.int32(0))
   keys = image_keys(jax.random.split(jax.random.key(1))[0], batch["position"], 2)
   clean = jnp.stack([standardize(batch["global"][v, i][None])[0]
                      for i in range(6) for v in range(2)])
@@ -50,10 +55,11 @@ def test_the_loss_is_the_papers_image_by_image(batch):
   for i in range(12):
     x = np.mean([np.asarray(tap)[i, 1:] for tap in taps.values()], axis=0)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = x * norm["scale"] + norm["bias"]  # the encoder's
     for j in "012":
       layer = weights["layers"][j]
       x = np.asarray(jax.nn.gelu(x @ layer["kernel"] + layer["bias"], approximate=False))
-    x = x @ weights["out"]["kernel"] + weights["out"]["bias"]
+    x = x @ weights["out"]["kernel"] + weights["bias"]  # one number for all pixels
     image = np.zeros((32, 32))
     for patch in range(64):
       row, column = 4 * (patch // 8), 4 * (patch % 8)

@@ -72,6 +72,23 @@ def test_the_teacher_follows_and_is_evaluated(batch, state):
   assert method.encoder_params(params, after) is after["teacher"]["encoder"]
 
 
+def test_it_restores_from_the_last_block(batch, state):
+  """That is from the features themselves, where GMML takes the mean of four blocks."""
+  method = make(encoder=lab.encoder(depth=3))
+  assert method.taps == ("block:2",)
+  params, _ = method.init(jax.random.key(0), spec(batch))
+  x = batch["global"][0]
+
+  @jax.jit
+  def both(params, x):
+    features = method.encoder.encode(params["encoder"], x, taps=method.taps)
+    plain = method.head.apply(params["pixels"], features.patches, method.grid(x.shape))
+    return method.restore(params, features, x.shape), plain
+
+  found, want = both(params, x)
+  np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
 def test_the_head_is_the_papers():
   head = make().projector
   assert head.dims == (32, 32, 16) and head.activation == ("relu", "gelu")

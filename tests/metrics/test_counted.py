@@ -63,10 +63,34 @@ def test_p_values_are_uniform_where_there_is_no_difference():
   assert scipy.stats.kstest(areas, "uniform").pvalue > 0.01
 
 
-def test_delong_test_by_brute_force():
+# Albumin, total protein, K-G score and whether an operation helped, of 43 patients of DeLong,
+# DeLong and Clarke-Pearson 1988, as the example on ROC curves in SAS/STAT's manual has them.
+OPERATED = np.fromstring("""
+  3.0 5.8 10 0  3.2 6.3 5 1  3.9 6.8 3 1  2.8 4.8 6 0  3.2 5.8 3 1  0.9 4.0 5 0  2.5 5.7 8 0
+  1.6 5.6 5 1  3.8 5.7 5 1  3.7 6.7 6 1  3.2 5.4 4 1  3.8 6.6 6 1  4.1 6.6 5 1  3.6 5.7 5 1
+  4.3 7.0 4 1  3.6 6.7 4 0  2.3 4.4 6 1  4.2 7.6 4 0  4.0 6.6 6 0  3.5 5.8 6 1  3.8 6.8 7 1
+  3.0 4.7 8 0  4.5 7.4 5 1  3.7 7.4 5 1  3.1 6.6 6 1  4.1 8.2 6 1  4.3 7.0 5 1  4.3 6.5 4 1
+  3.2 5.1 5 1  2.6 4.7 6 1  3.3 6.8 6 0  1.7 4.0 7 0  3.7 6.1 5 1  3.3 6.3 7 1  4.2 7.7 6 1
+  3.5 6.2 5 1  2.9 5.7 9 0  2.1 4.8 7 1  2.8 6.2 8 0  4.0 7.0 7 1  3.3 5.7 6 1  3.7 6.9 5 1
+  3.6 6.6 5 1""", sep=" ").reshape(-1, 4)
+
+
+def test_delongs_own_example():
+  """Areas, deviations of the differences and p values as published."""
+  albumin, protein, kg, helped = OPERATED.T[..., None]
+  test = lambda a, b: ranking.auroc_difference(a, b, helped)  # noqa: E731
+  areas = [ranking.auroc(x[:, 0], helped[:, 0]).value for x in (albumin, protein, 10 - kg)]
+  assert areas == pytest.approx([0.7366, 0.6478, 0.7258], abs=5e-5)
+  found = test(protein, 10 - kg)
+  assert found.p == pytest.approx(0.4561, abs=5e-5)
+  assert (found.high - found.low) / 2 / intervals.quantile(0.95) == pytest.approx(0.1046, abs=5e-5)
+
+
+@pytest.mark.parametrize("positives", [2, 5, 15, 28])
+def test_delong_test_by_brute_force(positives):
   """z from the covariance of all pairs' placement values, DeLong's equations 3 to 6."""
   rng = np.random.default_rng(0)
-  y = (rng.random(70) < 0.4).astype(float)
+  y = (np.arange(70) < positives).astype(float)
   a = rng.normal(size=70) + 1.2 * y
   b = a + rng.normal(size=70)
   psi = lambda u, v: 1.0 if u > v else 0.5 if u == v else 0.0  # noqa: E731
@@ -81,8 +105,9 @@ def test_delong_test_by_brute_force():
   z = (area[0] - area[1]) / math.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1])
   got = ranking.auroc_difference(a[:, None], b[:, None], y[:, None])
   assert got.value == pytest.approx(area[0] - area[1])
-  # Patients as clusters divide by n - 1 of all images, DeLong by m - 1 and n - 1 of each kind.
-  assert got.p == pytest.approx(2 * scipy.stats.norm.sf(abs(z)), rel=0.05)
+  assert got.p == pytest.approx(2 * scipy.stats.norm.sf(abs(z)), abs=1e-9)
+  alone = ranking.auroc_difference(a[:, None], b[:, None], y[:, None], [str(i) for i in range(70)])
+  assert alone == got
   same = ranking.auroc_difference(a[:, None], a[:, None], y[:, None])
   assert (same.value, same.p) == (0.0, 1.0)
   apart = ranking.auroc_difference(y[:, None], -y[:, None], y[:, None])

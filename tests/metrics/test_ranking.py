@@ -149,14 +149,45 @@ def test_macro_auroc():
   assert got.value == pytest.approx(np.mean([e.value for e in each]))
   assert got.value == pytest.approx(
     roc_auc_score(labels, scores, average="macro"), abs=1e-12)
-  # One column: the macro interval is that column's, up to the (m - 1) / m of the variance.
   alone = ranking.macro_auroc(scores[:, :1], labels[:, :1])
-  assert alone.value == each[0].value
-  assert (alone.low, alone.high) == pytest.approx((each[0].low, each[0].high), abs=2e-3)
+  assert (alone.value, alone.low, alone.high) == pytest.approx(
+    (each[0].value, each[0].low, each[0].high), abs=1e-12)
   # The same column three times is no more certain than once; independent ones are.
   copies = ranking.macro_auroc(np.repeat(scores[:, :1], 3, 1), np.repeat(labels[:, :1], 3, 1))
   assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=1e-9)
   assert got.high - got.low < 0.8 * (alone.high - alone.low)
+
+
+def brute_covariance(columns, labels):
+  """DeLong's covariance matrix of several scores' areas of the same images."""
+  _, v10, v01 = zip(*(brute_components(column, labels) for column in columns), strict=True)
+  return np.cov(v10) / len(v10[0]) + np.cov(v01) / len(v01[0])
+
+
+@pytest.mark.parametrize("positives", [2, 5, 30])
+def test_macro_variance_is_delongs_covariance_summed(positives):
+  rng = np.random.default_rng(positives)
+  labels = np.arange(60) < positives
+  scores = np.round(rng.normal(size=(60, 3)) + rng.normal(size=(60, 1)) + labels[:, None], 1)
+  got = ranking.macro_auroc(scores, np.repeat(labels[:, None], 3, 1).astype(np.float64))
+  expected = brute_covariance(scores.T, labels).sum() / 9
+  assert variance_of(got) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_class_with_one_positive_does_not_count_as_certain():
+  """Its share is the largest that it can be; alone it has the interval of `auroc`."""
+  rng = np.random.default_rng(8)
+  labels = np.stack([np.arange(50) < 20, np.arange(50) == 7], 1).astype(np.float64)
+  scores = rng.normal(size=(50, 2)) + labels
+  got, each = ranking.macro_auroc(scores, labels), [
+    ranking.auroc(scores[:, c], labels[:, c]) for c in range(2)]
+  a = each[1].value
+  assert 0 < a < 1 and variance_of(got) > a * (1 - a) / 4
+  alone = ranking.macro_auroc(scores[:, 1:], labels[:, 1:])
+  assert (alone.low, alone.high) == (each[1].low, each[1].high)
+  gain = ranking.auroc_difference(labels[:, 1:] + rng.normal(size=(50, 1)), scores[:, 1:],
+                                  labels[:, 1:])
+  assert gain.p > 0.1
 
 
 def test_macro_interval_against_resampling():
@@ -195,21 +226,25 @@ def test_roc_curve_without_a_class_is_nan():
   assert np.isnan(false).all() and true.tolist() == [0, 0.5, 1]
 
 
-def test_a_difference_is_delongs_for_two_tests_of_the_same_images():
+def test_a_difference_is_obuchowskis_for_patients():
   rng = np.random.default_rng(5)
+  patients = rng.integers(0, 25, 60)
   labels = (rng.random(60) < 0.4).astype(np.float64)
   common = rng.normal(size=60)
   a, b = (np.round(common + shift * labels + 0.7 * rng.normal(size=60), 1) for shift in (1.5, 0.8))
   (first, v10, v01), (second, w10, w01) = brute_components(a, labels), brute_components(b, labels)
-  covariance = np.cov(v10, w10)[0, 1] / len(v10) + np.cov(v01, w01)[0, 1] / len(v01)
-  variance = brute_variance(a, labels) + brute_variance(b, labels) - 2 * covariance
-  found = ranking.auroc_difference(a[:, None], b[:, None], labels[:, None])
+  ten, one = v10 - w10 - (first - second), v01 - w01 - (first - second)
+  p10, p01 = patients[labels == 1], patients[labels == 0]
+  sums = [(ten[p10 == p].sum() / len(ten), one[p01 == p].sum() / len(one)) for p in range(25)]
+  i10, i01, i = len(set(p10)), len(set(p01)), len(set(patients))
+  variance = sum(i10 / (i10 - 1) * x * x + i01 / (i01 - 1) * y * y + 2 * i / (i - 1) * x * y
+                 for x, y in sums)
+  names = [f"p{p}" for p in patients]
+  found = ranking.auroc_difference(a[:, None], b[:, None], labels[:, None], names)
   assert found.value == pytest.approx(first - second, abs=1e-12)
-  # Summed over images of both kinds, one degree of freedom is lost instead of two.
-  assert (found.high - found.low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.02)
-  assert found.high - found.low < 0.8 * 2 * 1.96 * math.sqrt(
-    brute_variance(a, labels) + brute_variance(b, labels))
-  back = ranking.auroc_difference(b[:, None], a[:, None], labels[:, None])
+  half = intervals.quantile(0.95) * math.sqrt(variance)
+  assert (found.high - found.low) / 2 == pytest.approx(half, rel=1e-9)
+  back = ranking.auroc_difference(b[:, None], a[:, None], labels[:, None], names)
   assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
 
 

@@ -59,7 +59,7 @@ def test_linear_is_one_matrix_for_every_patch():
   params, x = decoder.init(jax.random.key(0)), jnp.zeros((1, 16, 24, 1))
   features = made_up(VIT, decoder, 16, 24)
   found, stats = decoder.apply(params, x, features)
-  assert stats == {} and param_count(params) == 64 * 64 + 64 + 2 * 64
+  assert stats == {} and param_count(params) == 64 * 64 + 1 + 2 * 64
   patch = np.asarray(features.patches[0, 4])  # the second row's second
   normal = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-6)
   want = normal @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])

@@ -10,7 +10,7 @@ import pytest
 from small import full
 
 from cxrjax.core.errors import UserError
-from cxrjax.models import posembed, vit
+from cxrjax.models import vit
 
 DEPTH = 2
 MODEL = vit.Model(variant="Mu", width=32, depth=DEPTH, heads=2, image_size=64)
@@ -189,15 +189,6 @@ def test_registers_take_part_and_are_left_out(params):
   assert got.patches.shape == (2, 16, 32)
   assert got.taps["attn"].shape == (2, 2, 19, 19)
   assert got.taps["block:0"].shape == (2, 19, 32)
-
-
-def test_position_embedding_is_resampled_smoothly(params):
-  old = jax.random.normal(jax.random.key(0), (16, 3))
-  assert posembed.resample(old, (4, 4), (4, 4)) is old
-  rows = jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 4, 1)).reshape(16, 1)
-  new = posembed.resample(rows, (4, 4), (8, 2)).reshape(8, 2)
-  np.testing.assert_allclose(new[:, 0], new[:, 1], atol=1e-6)  # constant along columns
-  np.testing.assert_allclose(new[2:6, 0], [0.75, 1.25, 1.75, 2.25], atol=0.1)
 
 
 def test_bfloat16_is_close(params):

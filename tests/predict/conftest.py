@@ -62,7 +62,7 @@ def runs(monkeypatch):
   restore, load = api.restore, api.load
   made = {"runs/pre": given.encoder_run(), "runs/lungs": given.lung_run()}
 
-  def loaded(workdir, key="workdir", image_size=None):
+  def loaded(workdir, key="workdir", image_size=None, trust=()):
     if str(workdir) not in LOADED:
       found = load(workdir, key, image_size)
       if str(workdir) in made:

@@ -62,7 +62,7 @@ def test_findings_have_a_temperature_and_a_threshold_each(net):
   np.testing.assert_allclose(got.probabilities, expected, atol=1e-5)
   np.testing.assert_array_equal(got.called, expected >= [0.3, 0.6])
   assert list(got.to_dict()) == ["id", "probability_normal", "probability_opacity",
-                                 "called_normal", "called_opacity"]
+                                 "called_normal", "called_opacity", "note"]
   assert "called from normal 0.3, opacity 0.6 on" in "\n".join(predict.describe(found, "x"))
 
 
@@ -118,7 +118,7 @@ def test_masks_lie_over_their_images(runs):
     lungs.run.config["data"]["fit"] = fit
     found = lungs.predict(images, progress=False)
     assert [m.shape for m in found.masks] == [x.shape for x in images]
-    assert found.probabilities is None and found.to_dict().keys() == {"id", "lung_share"}
+    assert found.probabilities is None and found.to_dict().keys() == {"id", "lung_share", "note"}
     assert all(m.any() and not m.all() for m in found.masks)
     # Put back into the square, a mask is what the network called lungs there.
     square = pixels.resize(images[1][..., None], 32, fit)

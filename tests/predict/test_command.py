@@ -1,8 +1,11 @@
 """`python -m cxrjax.predict`: folders of predictions that grow, stop and go on."""
 
+import contextlib
 import csv
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +17,7 @@ from PIL import Image
 from small import REPOSITORY
 
 import cxrjax
-from cxrjax import predict
+from cxrjax import inference, predict
 from cxrjax.core.errors import UserError
 from cxrjax.report import journal
 
@@ -112,12 +115,12 @@ def test_masks_and_overlays_are_pictures(tuned, films, runs, tmp_path):
   command(tuned, tmp_path / "in", folder / "a" / "00.png", out=tmp_path / "out",
           lungs="runs/lungs", overlays=predict.AUTO)
   rows, out = table(tmp_path / "out"), tmp_path / "out"
-  mask = np.asarray(Image.open(out / "masks" / journal.file_of(f"{tmp_path}/in/x.png.png")))
+  mask = np.asarray(Image.open(out / "masks" / journal.file_of(f"{tmp_path}/in/x.png")))
   assert mask.shape == (50, 90) and mask.dtype == bool and mask.any() and not mask.all()
   assert float(rows[0]["lung_share"]) == pytest.approx((mask > 0).mean(), abs=1e-6)
   assert len(list((out / "masks").rglob("*.png"))) == 2 == len(
     list((out / "overlays").rglob("*.png")))
-  drawn = Image.open(out / "overlays" / journal.file_of(f"{tmp_path}/in/x.png.png"))
+  drawn = Image.open(out / "overlays" / journal.file_of(f"{tmp_path}/in/x.png"))
   assert drawn.size == (90, 50) and drawn.mode == "RGB"
   assert np.ptp(np.asarray(drawn).astype(int), axis=2).max() > 50  # colours over gray
   assert json.loads((out / "predictions.json").read_text())["about"]["overlays"] == "gradcam"
@@ -135,10 +138,10 @@ def test_runs_that_are_no_classifier(tuned, films, runs, tmp_path):
     command(tuned, folder, out=tmp_path / "x", lungs="runs/pre")
   assert not (tmp_path / "x").exists()
   command("runs/pre", folder / "a", out=tmp_path / "x", embed=True)
-  assert list(table(tmp_path / "x")[0]) == ["id"]
+  assert list(table(tmp_path / "x")[0]) == ["id", "note"]
   assert np.load(tmp_path / "x" / "embeddings.npy").shape[1] == 32
   command("runs/lungs", folder / "a", out=tmp_path / "y")
-  assert list(table(tmp_path / "y")[0]) == ["id", "lung_share"]
+  assert list(table(tmp_path / "y")[0]) == ["id", "lung_share", "note"]
 
 
 def test_the_program(tuned, films, tmp_path):
@@ -162,21 +165,81 @@ def test_the_exit_status_is_1_where_all_images_are_bad(tuned, tmp_path):
 
 
 def test_names_that_are_hard_to_write(tuned, films, tmp_path):
-  """They come back as the same bytes; in Parquet, which holds text alone, escaped."""
+  """They come back as they are from both tables, in UTF-8; bytes that are no text escaped."""
   folder = os.fsencode(tmp_path / "in")
   os.mkdir(folder)
-  names = [b"\xff\xfe.png", b"new\nline.png", b'quo"te,comma.png']
+  names = {b"\xff\xfe.png": "\\xff\\xfe.png", b"\\xff\\xfe.png": "\\\\xff\\\\xfe.png",
+           b"a\\b.png": "a\\b.png", "\u00e9\u2028.png".encode(): "\u00e9\u2028.png",
+           **{n: n.decode() for n in (b"new\nline.png", b"a\rb.png", b"\r\n.png", b" x .png",
+                                      b'quo"te,comma.png')}}
   for name in names:
     with open(folder + b"/" + name, "wb") as opened:
       opened.write((films[0] / "a" / "00.png").read_bytes())
-  for _ in range(2):  # also when they are read back
-    command(tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs", kind="parquet")
-  with open(tmp_path / "out" / "predictions.csv", newline="", errors="surrogateescape") as opened:
-    assert sorted(os.fsencode(row["id"]) for row in csv.DictReader(opened)) == sorted(names)
+  with open(folder + b"/bad\xff\r.png", "wb") as opened:
+    opened.write(b"bad")
+  for said in (0, len(names) + 1):  # also when they are read back
+    lines = command(
+      tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs", kind="parquet")
+    assert any("nothing was left to do" in line for line in lines) == bool(said)
+  with open(tmp_path / "out" / "predictions.csv", newline="", encoding="utf-8") as opened:
+    assert sorted(row["id"] for row in csv.DictReader(opened)) == sorted(names.values())
+  with open(tmp_path / "out" / "skipped.csv", newline="", encoding="utf-8") as opened:
+    assert [row["id"] for row in csv.DictReader(opened)] == ["bad\\xff\r.png"]
   found = pyarrow.parquet.read_table(tmp_path / "out" / "predictions.parquet").to_pydict()["id"]
-  assert sorted(found) == sorted(["\\xff\\xfe.png", "new\nline.png", 'quo"te,comma.png'])
+  assert sorted(found) == sorted(names.values())
   assert sorted(os.listdir(os.fsencode(tmp_path / "out" / "masks"))) == sorted(
     name + b".png" for name in names)
+
+
+def test_names_that_are_too_long_for_a_picture(tuned, films, tmp_path):
+  """With the picture's ending a name may have more bytes than a file system takes, or a path."""
+  image = (films[0] / "a" / "00.png").read_bytes()
+  names = ["x" * 251 + ".png", "x" * 250 + "y.png", "\u00e9" * 125 + ".png", "ok.png",
+           "/".join(["d" * 250] * 13) + "/deep.png"]
+  for name in names:
+    at = os.open(tmp_path, os.O_RDONLY)
+    for part in ("in/" + name).split("/")[:-1]:  # a longer path than one call may be given
+      with contextlib.suppress(FileExistsError):
+        os.mkdir(part, dir_fd=at)
+      at, above = os.open(part, os.O_RDONLY, dir_fd=at), at
+      os.close(above)
+    with open(os.open(name.rpartition("/")[2], os.O_CREAT | os.O_WRONLY, dir_fd=at), "wb") as file:
+      file.write(image)
+    os.close(at)
+  command(tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs")
+  assert sorted(row["id"] for row in table(tmp_path / "out")) == sorted(names)
+  pictures = [p for p in (tmp_path / "out" / "masks").rglob("*") if p.is_file()]
+  assert len(pictures) == len(names) and (tmp_path / "out" / "masks" / "ok.png.png") in pictures
+  assert all(len(os.fsencode(p.name)) <= 255 and p.suffix == ".png" for p in pictures)
+
+
+@pytest.mark.parametrize("moment", ["compiling", "the first picture", "the first row", "the end"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_stopped_at_any_moment_the_same_command_goes_on(
+    tuned, films, tmp_path, monkeypatch, moment, overwrite):
+  """Before the first batch is written, too; and it never takes others' predictions for its own."""
+  out, options = tmp_path / "out", {"batch_size": 16, "overwrite": overwrite}
+  if overwrite:  # over others, of another network
+    command(tuned, films[0] / "b", out=out, embed=True, kind="parquet")
+  place, name = {
+    "compiling": (inference.Work, "run"), "the first picture": (journal, "_draw"),
+    "the first row": (journal.tables, "write_rows"), "the end": (journal.Journal, "finish")}[moment]
+  if moment == "the first picture":
+    options["lungs"] = "runs/lungs"
+
+  def stop(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch, \
+       pytest.raises(UserError, match=r"--out=.* cannot be written: No space left on device"):
+    patch.setattr(place, name, stop)
+    command(tuned, films[0], out=out, **options)
+  about = json.loads((out / "predictions.json").read_text())
+  assert about["status"] == "running" and about["about"]["embed"] is False
+  said = command(tuned, films[0], out=out, **(options | {"overwrite": False}))
+  assert len(table(out)) == len(films[1])
+  assert any("were done before" in line for line in said) == (moment == "the end")
+  assert not (out / "embeddings.npy").exists() and not (out / "predictions.parquet").exists()
 
 
 def test_what_is_written_is_not_read(tuned, films, tmp_path):
@@ -205,6 +268,28 @@ def test_mistakes_are_one_line(tuned, films, tmp_path, options, message):
   with pytest.raises(UserError, match=message) as caught:
     predict.predict(**given, progress=False, say=lambda line: None)
   assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_is_not_what_was_trained_is_refused(tuned, films, tmp_path):
+  """A checkpoint with a flipped bit, a config.json that was changed: one line, no predictions."""
+  for number, (file, message) in enumerate((
+      ("config.json", r"trained with another config than config.json holds \(config.views.mean: "),
+      ("checkpoints/4/state/d/*", r"checkpoint .*/4 is damaged \(the checksum of state/d/"),
+      ("checkpoints/4/_CHECKPOINT_METADATA", r"checkpoint .*/4 is damaged \("))):
+    workdir = tmp_path / str(number)
+    shutil.copytree(tuned, workdir)
+    file = next(workdir.glob(file))
+    if file.name == "config.json":
+      config = json.loads(file.read_text())
+      config["views"]["mean"] += 0.1
+      file.write_text(json.dumps(config))
+    else:
+      data = bytearray(file.read_bytes())
+      data[len(data) // 2] ^= 1
+      file.write_bytes(data)
+    with pytest.raises(UserError, match=message) as caught:
+      command(workdir, films[0], out=tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_flags(capsys, monkeypatch):

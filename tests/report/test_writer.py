@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from tensorboardX.proto import event_pb2
 
 from cxrjax.core.errors import UserError
 from cxrjax.report import run as runs
+from cxrjax.report import writer as module
 from cxrjax.report.writer import Writer
 
 
@@ -131,11 +133,46 @@ def test_truncate_forgets_what_a_resumed_run_writes_again(tmp_path):
       writer.results(step, step / 10, "probe", "trained", {"a": step})
     writer.results(30, 3.0, "probe", "floor", {"a": 0.5})
   with Writer(tmp_path) as writer:
-    writer.truncate(20)
+    assert writer.truncate(20) == 2
     writer.scalars(25, 2.5, {"loss": 0})
   kept = [(x["step"], x.get("encoder")) for x in lines(tmp_path)]
   assert kept == [(0, "random"), (10, None), (10, "trained"), (20, None), (20, "trained"),
                   (30, "floor"), (25, None)]
+
+
+def test_a_run_that_begins_anew_keeps_what_it_does_not_write_again(tmp_path):
+  with Writer(tmp_path) as writer:
+    writer.results(0, 0.0, "probe", "floor", {"a": 0.5})
+    writer.results(0, 0.0, "probe", "random", {"a": 0.5})
+    writer.scalars(1, 0.1, {"loss": 1})
+    assert writer.truncate(0) == 0
+  assert [x["encoder"] for x in lines(tmp_path)] == ["floor"]
+  with Writer(tmp_path) as writer:
+    assert writer.has("probe", "floor")
+    assert not writer.has("probe", "random") and not writer.has("test", "floor")
+  assert not Writer(tmp_path / "other", active=False).has("probe", "floor")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_full_disk_has_room_for_how_the_run_ended(tmp_path, monkeypatch, number):
+  real = module.replace
+
+  def full(path, data):
+    if any(path.stat().st_size > 1e5 for path in tmp_path.iterdir()):  # something to give up
+      raise OSError(number, os.strerror(number))
+    real(path, data)
+
+  with Writer(tmp_path) as writer:
+    writer.facts(status="running")
+    monkeypatch.setattr(module, "replace", full)
+    if number == errno.EACCES:  # for which room is no help
+      with pytest.raises(UserError, match="cannot be written"):
+        writer.facts(status="failed")
+    else:
+      writer.facts(status="failed")
+  ended = "running" if number == errno.EACCES else "failed"
+  assert json.loads((tmp_path / "run.json").read_text())["status"] == ended
+  assert not [path for path in tmp_path.iterdir() if path.stat().st_size > 1e5]
 
 
 def test_the_last_line_of_a_step_wins(tmp_path):

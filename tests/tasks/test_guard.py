@@ -9,7 +9,7 @@ from PIL import Image
 from small import tiny
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import leaks, load_images, open_source, splits
+from cxrjax.data import hashes, leaks, load_images, open_source, splits
 from cxrjax.evals.parts import Data
 from cxrjax.tasks import guard, start, train
 
@@ -133,12 +133,28 @@ def test_patients_are_remembered_without_their_names(tmp_path):
   source = open_source("phantom", split="train", **PHANTOM)
   guard.remember(streamed(), source, tmp_path)
   kept = np.load(tmp_path / guard.FILE)
-  keys = splits.patient_keys(source)
-  assert set(leaks.overlap(kept, keys)) == set(keys)
+  keys, secret = splits.patient_keys(source), hashes.patient_key()
+  assert set(leaks.overlap(kept, keys, secret)) == set(keys)
   other = splits.patient_keys(open_source("phantom", split="test", **PHANTOM))
-  assert not leaks.overlap(kept, other)
+  assert leaks.overlap(kept, other, secret) == ()
   raw = (tmp_path / guard.FILE).read_bytes()
   assert not any(p.encode() in raw for p in source.table.patients if len(p) > 3)
+
+
+def test_patients_of_the_run_that_is_begun_with(tmp_path, monkeypatch):
+  test = open_source("phantom", split="test", **PHANTOM)
+  guard.remember(streamed(), test, tmp_path)
+  with pytest.raises(UserError, match=r"probe's test split are of 12 patients whom config.init"):
+    start.seen_before(str(tmp_path), judged(test), "error")
+  people = len(set(test.table.patients))
+  assert start.seen_before(str(tmp_path), judged(test), "allow")[0] == (
+    f"probe: {people} of its test patients are among those that {tmp_path} learnt from")
+  monkeypatch.setenv(hashes.KEY, "of another machine")
+  said, _ = start.seen_before(str(tmp_path), judged(test), "error")
+  assert said.startswith(f"probe: whether {tmp_path} learnt from a patient of the test images")
+  (tmp_path / guard.FILE).write_bytes(b"\x93NUMPY")
+  with pytest.raises(UserError, match=r"its patients.npy cannot be read"):
+    start.seen_before(str(tmp_path), judged(test), "error")
 
 
 def test_near_duplicates_of_test_images_are_named():

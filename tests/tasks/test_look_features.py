@@ -101,6 +101,21 @@ def test_nothing_names_an_image_or_a_patient(written):
   assert "could not be drawn" not in texts[-2] and "What the features hold" in texts[-2]
 
 
+def test_test_images_of_one_class_are_called_by_it(tmp_path):
+  """It is no group to tell from others, but it is known."""
+  train = images("train", 12, tuple(f"doe-{i}" for i in range(12)))
+  test = images("test", 24, tuple(f"roe-{i}" for i in range(24))).take(range(0, 24, 2))
+  run, state = run_of(data_of(train, test))
+  with Writer(tmp_path) as writer:
+    look_features.write(run, state, writer)
+  page.write(tmp_path)
+  html = (tmp_path / "report.html").read_text()
+  assert "test image 1: normal" in html and "label unknown" not in html
+  facts = json.loads((tmp_path / "run.json").read_text())["features"]
+  assert [row["by"] for row in facts["shared"]] == ["site"]
+  assert "map of the test images by site" in html and "images by label" not in html
+
+
 def test_features_that_are_not_finite_are_left_out(tmp_path):
   part = images("train", 12, ("",) * 12)
   run, state = run_of(data_of(part, images("test", 12, ("",) * 12)), float("nan"))

@@ -1,5 +1,6 @@
 """A run is a function of (config, seed, step), however often it is killed."""
 
+import re
 import signal
 
 import numpy as np
@@ -26,6 +27,7 @@ def test_killed_and_started_again_ends_bit_identical(straight, tmp_path):
   finish(launch(config, workdir, path=tmp_path), -signal.SIGKILL)
   assert len(lines(workdir)) < 10
   out, _ = finish(launch(config, workdir, path=tmp_path))
+  assert re.search(r"^resumed from step [36] of 10$", out, re.M) and "note:" not in out
   assert_same(workdir, straight)
   np.testing.assert_array_equal(losses(workdir), losses(straight))
   assert [r["step"] for r in lines(workdir)] == list(range(1, 11))
@@ -82,6 +84,8 @@ def test_a_damaged_checkpoint_is_told_and_survived(straight, tmp_path):
   for file in newest.rglob("*"):
     if file.is_file():
       file.write_bytes(file.read_bytes()[:10])
+  (workdir / "metrics.jsonl").unlink()
   out, _ = finish(launch(config, workdir, path=tmp_path))
   assert f"{newest.name} is damaged" in out
+  assert re.search(r"metrics\.jsonl lacks ([36]) of \1 lines of the steps up to \1", out)
   assert_same(workdir, straight)

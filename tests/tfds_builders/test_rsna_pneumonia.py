@@ -222,12 +222,6 @@ def test_archives_that_are_not_there_or_not_whole(manual):
   assert f"{ROOT}.zip is not a whole zip" in made_sets.refused(NAME, manual)
 
 
-def test_without_pydicom_one_is_told_what_to_install(manual, monkeypatch):
-  made_sets.packed(manual / f"{ROOT}.zip", files())
-  monkeypatch.setitem(sys.modules, "pydicom", None)
-  assert 'pip install -e ".[dicom]"' in made_sets.refused(NAME, manual)
-
-
 @pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="no apache_beam")
 @pytest.mark.filterwarnings("ignore")
 def test_beam_gives_the_same(manual):

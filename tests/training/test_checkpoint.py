@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back, bit for bit; damage and full disks lose nothing else."""
 
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,3 +169,78 @@ checkpoints.close()
   step, flat = checkpoint.load_flat(tmp_path / "ck")
   assert step == 1
   np.testing.assert_array_equal(flat["params/a"], np.arange(8.0))
+
+
+def flipped(file, rng):
+  data = bytearray(file.read_bytes())
+  data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+  file.write_bytes(data)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(open_, tmp_path):
+  """In every file of a checkpoint, several times in the large ones: arrays, score, config."""
+  checkpoints = open_(config={"lr": 0.1})
+  checkpoints.save(1, state(1), 0.5)
+  checkpoints.save(2, state(2), 0.9)
+  checkpoints.close()
+  whole = tmp_path / "ck"
+  names = [f.relative_to(whole) for f in sorted((whole / "2").rglob("*"))
+           if f.is_file() and f.stat().st_size]
+  assert len(names) > 6
+  rng = np.random.default_rng(0)
+  for i, name in enumerate(n for n in names for _ in range(6 if n.parent.name == "d" else 1)):
+    place = tmp_path / str(i)
+    shutil.copytree(whole, place)
+    flipped(place / name, rng)
+    with pytest.raises(UserError, match=r"checkpoint .*/2 is damaged \(.*move it away") as caught:
+      checkpoint.load_flat(place, best=True)
+    assert "\n" not in str(caught.value)
+    again = Checkpoints(place)
+    got, remarks = again.restore(template())
+    again.close()
+    same(got, state(1))
+    assert len(remarks) == 1 and "2 is damaged" in remarks[0]
+    assert (place / "2.damaged").is_dir()
+    assert checkpoint.load_flat(place)[0] == 1
+
+
+def test_a_damaged_best_is_refused(open_, tmp_path):
+  checkpoints = open_(keep=1)
+  checkpoints.save(1, state(1), 0.9)
+  checkpoints.save(2, state(2), 0.5)
+  checkpoints.wait()
+  for file in (tmp_path / "ck" / "1" / "state" / "d").iterdir():
+    flipped(file, np.random.default_rng(0))
+  same(checkpoints.restore(template())[0], state(2))
+  with pytest.raises(UserError, match=r"checkpoint .*/1 is damaged"):
+    checkpoints.load(checkpoints.best, template())
+
+
+def test_killed_before_its_checksums_were_written(open_, tmp_path):
+  """The newest gets them when it is opened; of an older one they cannot be missing so."""
+  checkpoints = open_()
+  checkpoints.save(1, state(1))
+  checkpoints.save(2, state(2))
+  checkpoints.close()
+  manifests = [tmp_path / "ck" / step / "manifest.json" for step in "12"]
+  written = manifests[1].read_bytes()
+  manifests[1].unlink()
+  got, remarks = open_().restore(template())
+  same(got, state(2))
+  assert remarks == [] and manifests[1].read_bytes() == written
+  manifests[0].unlink()
+  got, remarks = open_().restore(template())
+  same(got, state(2))
+  assert len(remarks) == 1 and "1 is damaged (it has no manifest.json)" in remarks[0]
+
+
+def test_a_checkpoint_holds_its_config(open_, tmp_path):
+  assert checkpoint.config_of(tmp_path / "ck") is None
+  checkpoints = open_(config={"lr": 0.1, "views": {"size": (1, 2)}})
+  checkpoints.save(1, state(1))
+  checkpoints.wait()
+  assert checkpoint.config_of(tmp_path / "ck") == {"lr": 0.1, "views": {"size": [1, 2]}}
+  checkpoints.save(2, state(2))
+  checkpoints.close()
+  flipped(tmp_path / "ck" / "2" / "_CHECKPOINT_METADATA", np.random.default_rng(0))
+  assert checkpoint.config_of(tmp_path / "ck")["lr"] == 0.1  # of the one before

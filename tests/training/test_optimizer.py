@@ -1,6 +1,7 @@
 """The optimiser against AdamW written out in NumPy, with DINO's freezing and clipping."""
 
 import importlib
+import math
 import re
 
 import jax
@@ -11,8 +12,8 @@ from small import full
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.training import lars
-from cxrjax.training.optimizer import Optimizer, clip_per_tensor, path_names
+from cxrjax.training import lars, sharding
+from cxrjax.training.optimizer import Optimizer, path_names
 
 CLOCK = Clock(total_steps=10, steps_per_epoch=2.0, batch_size=128)
 PARAMS = {"body": {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]]), "bias": jnp.array([0.5, -0.5])},
@@ -139,11 +140,49 @@ def test_some_keep_the_learning_rate_constant():
   assert metrics["lr"] < 0.01
 
 
-def test_clipping_is_per_tensor():
-  g = {"a": jnp.array([30.0, 40.0]), "b": jnp.array([0.3, 0.4])}
-  got = clip_per_tensor(g, 3.0)
-  np.testing.assert_allclose(got["a"], [1.8, 2.4], rtol=1e-5)
-  np.testing.assert_array_equal(got["b"], g["b"])
+@pytest.mark.parametrize("clip_per", ["tensor", "module"])
+def test_clipping(clip_per):
+  """Of each tensor, or of all of a module together; a direction that is the gradient itself."""
+  g = {"body": {"kernel": jnp.array([[30.0, 40.0]]), "bias": jnp.array([0.3, 0.4])},
+       "head": {"kernel": jnp.array([[0.3, 0.4]])}}
+  optimizer = Optimizer(
+    clock=CLOCK, name="optax.identity", lr=1.0, lr_batch=0, clip=3.0, clip_per=clip_per,
+    weight_decay=0.0)
+  zeros = jax.tree.map(jnp.zeros_like, g)
+  moved, _, _ = optimizer.update(g, optimizer.init(zeros), zeros, jnp.int32(0))
+  norm = np.sqrt(50**2 + 0.5**2) if clip_per == "module" else 50
+  np.testing.assert_allclose(moved["body"]["kernel"], [[-90 / norm, -120 / norm]], rtol=1e-5)
+  small = 3 / norm if clip_per == "module" else 1
+  np.testing.assert_allclose(moved["body"]["bias"], [-0.3 * small, -0.4 * small], rtol=1e-5)
+  np.testing.assert_array_equal(moved["head"]["kernel"], -g["head"]["kernel"])
+
+
+def test_held_parameters_gather_moments():
+  """As torch's AdamW with a learning rate of 0 for that long."""
+  optimizer = Optimizer(
+    clock=CLOCK, lr=0.1, lr_batch=0, clip=0, weight_decay=0.04, hold=(("prototypes", "1 epochs"),))
+  got, _ = run(optimizer, 2, grads)
+  np.testing.assert_array_equal(got["prototypes"]["kernel"], PARAMS["prototypes"]["kernel"])
+  got, _ = run(optimizer, 5, grads)
+  path = lambda tree: np.asarray(tree["prototypes"]["kernel"], np.float64)  # noqa: E731
+  want = adamw(path(PARAMS), [path(grads(t)) for t in range(5)], [0, 0, 0.1, 0.1, 0.1], [0.04] * 5)
+  np.testing.assert_allclose(got["prototypes"]["kernel"], want, rtol=1e-5)
+
+
+def test_vectors_may_decay():
+  optimizer = Optimizer(
+    clock=CLOCK, lr=0.1, lr_batch=0, clip=0, weight_decay=0.5, decay_vectors=True)
+  got, _ = run(optimizer, 4, grads)
+  path = lambda tree: np.asarray(tree["body"]["bias"], np.float64)  # noqa: E731
+  want = adamw(path(PARAMS), [path(grads(t)) for t in range(4)], [0.1] * 4, [0.5] * 4)
+  np.testing.assert_allclose(got["body"]["bias"], want, rtol=1e-4)
+
+
+def test_the_learning_rate_by_the_root_of_the_batch():
+  options = {"clock": CLOCK, "lr": {"start": 0.1, "end": 0.0}, "lr_batch": 512}
+  assert float(Optimizer(**options).schedules["lr"](0)) == pytest.approx(0.025)
+  rooted = Optimizer(**options, lr_rule="sqrt")
+  assert float(rooted.schedules["lr"](0)) == pytest.approx(0.05)
 
 
 def test_paths():
@@ -161,6 +200,41 @@ def test_mistakes():
     Optimizer(clock=CLOCK, name="optax.scale_by_adm")
   with pytest.raises(UserError, match=r"config\.optimizer\.options\.beta1 is not an option"):
     Optimizer(clock=CLOCK, options={"beta1": 0.9})
+  with pytest.raises(UserError, match=r"optimizer\.clip_per='all' is unknown; valid:"):
+    Optimizer(clock=CLOCK, clip_per="all")
+  with pytest.raises(UserError, match=r"optimizer\.lr_rule='root' is unknown; valid:"):
+    Optimizer(clock=CLOCK, lr_rule="root")
+  with pytest.raises(UserError, match="hold: 'protypes' matches no parameter"):
+    Optimizer(clock=CLOCK, hold=(("protypes", "1 epochs"),)).check(PARAMS)
+
+
+@pytest.mark.parametrize("options, message", [
+  ({"lr_scale": ((1, 0.5),)}, "lr_scale: 1 is no text"),
+  ({"lr_scale": {1: 0.5}}, r'lr_scale=.* must be like \(\("regex", value\)'),
+  ({"lr_scale": (("^body/", -1),)}, "lr_scale has -1 for"),
+  ({"lr_scale": (("^body/", "2"),)}, "lr_scale has '2' for"),
+  ({"lr_scale": (("^body/", math.nan),)}, "lr_scale has nan for"),
+  ({"lr_scale": (("^body/", True),)}, "lr_scale has True for"),
+  ({"lr_scale": "body"}, "lr_scale='body' must be like"),
+  ({"lr_scale": ("ab",)}, "must be like"),
+  ({"freeze": ((1, "1 epochs"),)}, "freeze: 1 is no text"),
+  ({"freeze": (("body", "sometimes"),)}, "config.optimizer.freeze='sometimes'"),
+  ({"lr_constant": (1,)}, "lr_constant: 1 is no text"),
+  ({"lr_constant": 3}, "lr_constant=3 must be like"),
+  ({"lr": -1e-3}, "optimizer.lr has -0.001"), ({"lr": {"start": 1e-3, "end": -1}}, "lr has -1"),
+  ({"weight_decay": -0.1}, "weight_decay has -0.1")])
+def test_rules_and_signs(options, message):
+  with pytest.raises(UserError, match=message) as error:
+    Optimizer(clock=CLOCK, **options)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "rules", ["fsdp", ((1, "fsdp"),), (("(", "fsdp"),), ((".*",),), ((".*", 3),)])
+def test_rules_of_the_mesh(rules):
+  with pytest.raises(UserError, match=r"config\.mesh\.rules"):
+    sharding.check_rules(rules)
+  assert sharding.check_rules(((".*", "fsdp"),)) == ((".*", "fsdp"),)
 
 
 def test_layers_near_the_input_learn_slower():

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
 from cxrjax.core.errors import UserError
+from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.workdir import differences, locked, settle_config
 
 
@@ -44,3 +46,23 @@ def test_a_changed_config_is_refused_by_name(tmp_path):
 def test_differences():
   assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 2}}) == [
     "config.a.b: 1 -> 2", "config.c: 2 -> (absent)"]
+
+
+def test_checkpoints_hold_to_their_config(tmp_path):
+  """Whatever became of config.json."""
+  config = {"lr": 0.1, "views": {"size": (1, 2)}}
+  assert settle_config(tmp_path, config) is False
+  checkpoints = Checkpoints(tmp_path / "checkpoints", config=config)
+  checkpoints.save(1, {"a": jnp.zeros(3)})
+  checkpoints.close()
+  assert settle_config(tmp_path, config) is True
+  (tmp_path / "config.json").unlink()
+  message = r"checkpoints in .* were trained with another config \(config\.lr: 0\.1 -> 0\.2\)"
+  with pytest.raises(UserError, match=message):
+    settle_config(tmp_path, config | {"lr": 0.2})
+  (tmp_path / "config.json").write_text('{"lr": 0.2, "views": {"size": [1, 2]}}')
+  with pytest.raises(UserError, match=message):
+    settle_config(tmp_path, config | {"lr": 0.2})
+  (tmp_path / "config.json").unlink()
+  assert settle_config(tmp_path, config) is True  # the same one goes on, and is written again
+  assert settle_config(tmp_path, config) is True and (tmp_path / "config.json").exists()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,8 @@ def load(
 
   Kernels for three channels are summed to one. Patches of another size and positions for another
   number of patches are resampled. What the file has no parameter for (a mask token, registers)
-  starts fresh from a fixed key; layer scale that only one side has is folded in, or 1.
+  starts fresh from a fixed key; layer scale that only one side has is folded in, or 1. Arrays that
+  are no head's and that the encoder has no place for are an error: its features would be others.
 
   Args:
     path: of the file.
@@ -53,22 +52,27 @@ def load(
 
   Raises:
     UserError: no weights file, a damaged or unsafe one, an unknown layout, another network,
-      missing arrays, or numbers that are not finite.
+      missing or unexpected arrays, or numbers that are not finite.
   """
   file = files.read(path, key)
+  return adapt(_recognised(file), encoder, file.named, str(path), (mean, std))
+
+
+def _recognised(file: files.File) -> layouts.Found:
+  """The network in a file, whose arrays may be of any types and shapes."""
   try:
-    found = layouts.recognise(file)
-  except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-    raise UserError(f"{file.named} is damaged: {str(error)[:200]}; fetch it again") from error
-  return adapt(found, encoder, file.named, str(path), (mean, std))
+    return layouts.recognise(file)
+  except (ValueError, TypeError, LookupError, OSError) as error:
+    raise UserError(f"{file.named} is damaged, or holds no network: {str(error)[:200]}; fetch it "
+                    "again") from error
 
 
 def fit(
     params: Params, encoder: Any, key: str = "config.init.path") -> tuple[Params, Report]:
   """Parameters of one encoder of ours as those of another of its family.
 
-  Image size, patch size, channels, registers, mask token and layer scale may differ, as in `load`.
-  Pixels are taken to be normalised alike.
+  Image size, patch size, channels, mask token and layer scale may differ, and registers be added,
+  as in `load`. Pixels are taken to be normalised alike.
 
   Args:
     params: as `init` of the other encoder gives them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,10 @@ _FIRST = {  # the kernel that sees pixels, and the batch norm behind it
                                                        "Conv2d_1a_3x3/bn"),
 }
 _TOKENS = ("cls", "registers", "mask_token")
+_PARTS = (  # of networks that ours are not
+  (r"/se(_module)?/", "squeeze-and-excitation"), (r"(^|/)filt$", "an anti-aliasing filter"),
+  (r"^(conv1|conv0)/\d", "a deep stem"),
+)
 
 
 def adapt(
@@ -52,26 +57,18 @@ def adapt(
   _check_finite({n: v for n, v in flat.items() if n in wanted}, named)
   if family == "vit":
     _check_size(flat, found, encoder, named)
+    _check_registers(flat, encoder, named)
     if found.source == "big_vision":
       _big_vision(flat, encoder, notes)
-    _fit_branches(flat, wanted)
+  _check_extra(flat, wanted, family, named)
+  optional = _check_missing(flat, wanted, named)
   folded = None
-  if family in _FIRST and _FIRST[family][0] in flat:
+  if family in _FIRST:
     folded = _first(flat, family, encoder, found.pixels, pixels, named)
   if family == "vit":
-    resized = _fit_grid(flat, encoder)
+    _fit_branches(flat, wanted)
+    resized = _fit_grid(flat, encoder, found.interpolation or encoder.interpolation)
   left = [*found.left, *(n for n in flat if n not in wanted)]
-  for name in ("registers", "mask_token"):  # another number of them is another thing
-    if name in flat and name in wanted and flat[name].shape != wanted[name].shape:
-      del flat[name]
-      left.append(name)
-  missing = sorted(n for n in wanted if n not in flat)
-  optional = [n for n in missing if n in _TOKENS or n.rpartition("/")[2] in ("ls1", "ls2")]
-  if len(optional) < len(missing):
-    first = next(n for n in missing if n not in optional)
-    raise UserError(
-      f"{named} lacks {first!r} and {len(missing) - len(optional) - 1} more of {len(wanted)} "
-      "parameters of config.model; the file is incomplete, or config.model is another network")
   _check_shapes({n: flat[n] for n in wanted if n in flat}, wanted, named)
   fresh = tree.flatten(encoder.init(jax.random.key(0))) if optional else {}
   if "cls" in optional:
@@ -80,12 +77,12 @@ def adapt(
   for name in wanted:
     value = flat[name] if name in flat else fresh[name]
     # Factors of branches that have none are one: whatever they start as would undo the weights.
-    if name in optional and name.rpartition("/")[2] in ("ls1", "ls2"):
+    if name in optional and _is_scale(name):
       value = np.ones(wanted[name].shape)
     params[name] = jnp.asarray(value, jnp.float32)
   return tree.nest(params), Report(
     path=path, source=found.source, used=tuple(n for n in wanted if n in flat),
-    resized=tuple(resized), new=tuple(optional), left=tuple(left), pixels=folded,
+    resized=tuple(resized), new=optional, left=tuple(left), pixels=folded,
     notes=tuple(notes))
 
 
@@ -101,6 +98,49 @@ def _check_finite(flat: Mapping[str, np.ndarray], named: str) -> None:
       raise UserError(
         f"{named} holds {bad} NaN or infinite numbers in what is {name!r} here; the run that "
         "wrote it diverged, or the file is damaged: take an earlier checkpoint")
+
+
+def _check_extra(
+    flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], family: str, named: str) -> None:
+  """Refuses what the source's features hang on and the encoder has no place for."""
+  extra = sorted(n for n in flat if n not in wanted and not _is_optional(n))
+  if extra:
+    what = next((f" ({word})" for pattern, word in _PARTS if re.search(pattern, extra[0])), "")
+    raise UserError(
+      f"{named} holds {extra[0]!r}{what} and {len(extra) - 1} more that the "
+      f"{FAMILIES.get(family, family)} of config.model does not have; set config.model to the "
+      "network of the file, if it is one of ours")
+
+
+def _check_missing(
+    flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], named: str) -> tuple[str, ...]:
+  """The parameters that the source lacks, all of which may start fresh."""
+  missing = sorted(n for n in wanted if n not in flat)
+  needed = [n for n in missing if not _is_optional(n)]
+  if needed:
+    raise UserError(
+      f"{named} lacks {needed[0]!r} and {len(needed) - 1} more of {len(wanted)} "
+      "parameters of config.model; the file is incomplete, or config.model is another network")
+  return tuple(missing)
+
+
+def _is_optional(name: str) -> bool:
+  """Whether the network may have it or not: the rest is the same."""
+  return name in _TOKENS or _is_scale(name)
+
+
+def _is_scale(name: str) -> bool:
+  """Whether it is layer scale, the factors of a block's branches."""
+  return name.rpartition("/")[2] in ("ls1", "ls2")
+
+
+def _check_registers(flat: Mapping[str, np.ndarray], encoder: Any, named: str) -> None:
+  """Without those that it learnt with, its features are others."""
+  theirs = len(flat.get("registers", ()))
+  if theirs and theirs != encoder.registers:
+    raise UserError(
+      f"{named} has {theirs} register tokens, config.model.registers={encoder.registers}; set "
+      f"config.model.registers={theirs}")
 
 
 def _check_shapes(flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], named: str) -> None:
@@ -149,7 +189,7 @@ def _big_vision(flat: dict[str, np.ndarray], encoder: Any, notes: list[str]) -> 
 
 def _fit_branches(flat: dict[str, np.ndarray], wanted: Mapping[str, Any]) -> None:
   """Layer scale that the encoder has not becomes part of the linear layer before it."""
-  for name in [n for n in flat if n.rpartition("/")[2] in ("ls1", "ls2") and n not in wanted]:
+  for name in [n for n in flat if _is_scale(n) and n not in wanted]:
     block, _, which = name.rpartition("/")
     layer = f"{block}/attn/proj" if which == "ls1" else f"{block}/mlp/fc2"
     factors = np.asarray(flat.pop(name), np.float32)
@@ -169,6 +209,9 @@ def _first(
   name, norm = _FIRST[family]
   kernel = np.asarray(flat[name], np.float64)
   channels = kernel.shape[2]
+  if channels not in (1, 3, encoder.channels):
+    raise UserError(
+      f"{named} is for images of {channels} channels; networks for gray (1) or colour (3) are read")
   folded = theirs if theirs and ours and not encoder.standardize else None
   if channels == 1 and folded and len(set(folded[0])) > 1:
     folded = None  # three channels' pixels: not this file's
@@ -196,7 +239,7 @@ def _first(
   return folded
 
 
-def _fit_grid(flat: dict[str, np.ndarray], encoder: Any) -> list[str]:
+def _fit_grid(flat: dict[str, np.ndarray], encoder: Any, interpolation: str) -> list[str]:
   """Patch kernel and positions at the encoder's sizes; the names of what was resampled."""
   resized = []
   kernel = flat["patch/kernel"]
@@ -209,7 +252,7 @@ def _fit_grid(flat: dict[str, np.ndarray], encoder: Any) -> list[str]:
   pos, side = np.asarray(flat["pos"], np.float32), encoder.image_size // encoder.patch_size
   old = round((len(pos) - 1)**0.5)
   if old != side:
-    grid = posembed.resample(jnp.asarray(pos[1:]), (old, old), (side, side))
+    grid = posembed.resample(jnp.asarray(pos[1:]), (old, old), (side, side), interpolation)
     flat["pos"] = np.concatenate([pos[:1], np.asarray(grid)])
     resized.append("pos")
   return resized

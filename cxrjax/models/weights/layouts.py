@@ -29,6 +29,21 @@ _OWN_ANCHORS = {
   "patch/kernel": "vit", "layer1/0/conv1/kernel": "resnet", "conv0/kernel": "densenet",
   "Conv2d_1a_3x3/conv/kernel": "inception", "layers/0/RC/norm1/scale": "vitae",
 }
+# What stands behind an encoder, by the first part of its name: no place here, and no feature of it.
+_HEAD = re.compile(
+  r"(?i)\w*head\w*|fc|fc_norm|classifier|pre_logits|pooler|attn_pool|projector|projection|predictor|"
+  r"prototypes\w*|decoder\w*|auxlogits|mask_token|masked_embed")
+# Networks whose arrays are called and shaped like ours and who compute something else of them.
+_ALIKE = {
+  r"\w*(resnet|densenet)(aa|blur)\d": "blurs maps before its strides (anti-aliasing)",
+  r"vit_\w*rope": "turns queries and keys by their positions (RoPE)",
+  r"vit_\w*rpn": "has its norms behind attention and MLP",
+}
+# How the layouts' own code resamples positions; timm's way where none is named.
+_INTERPOLATIONS = {
+  "dino": "dino", "dinov2": "dino", "mae": "torch", "hf-vit": "torch", "hf-dinov2": "torch",
+  "big_vision": "big_vision",
+}
 _BEST = ("teacher", "ema")  # of several copies of a network
 _WORST = ("student", "momentum", "encoder_k", "optimizer")
 
@@ -44,6 +59,8 @@ class Found:
     left: the file's arrays with no place among them.
     heads: of attention, where that is known.
     pixels: mean and deviation of the gray levels that the network was fed with, or None.
+    interpolation: how the source resamples positions, of `cxrjax.models.posembed.INTERPOLATIONS`;
+      None: as the network that they are for.
     notes: as in `Report`.
   """
 
@@ -53,6 +70,7 @@ class Found:
   left: tuple[str, ...] = ()
   heads: int | None = None
   pixels: Pixels | None = None
+  interpolation: str | None = None
   notes: tuple[str, ...] = ()
 
 
@@ -64,14 +82,25 @@ def recognise(file: File) -> Found:
   """
   if file.about:
     return _ours(file)
+  _check_name(file)
   kind, prefix = _anchor(file)
   inside = {n[len(prefix):]: v for n, v in file.arrays.items() if n.startswith(prefix)}
   outside = [n for n in file.arrays if not n.startswith(prefix)]
-  found = (_cnn(kind, inside) if kind in ("resnet", "densenet", "inception")
+  found = (_cnn(kind, inside, file.named) if kind in ("resnet", "densenet", "inception")
            else _vit(kind, prefix, inside, outside, file))
   left = (*(prefix + name for name in sorted(found.left)), *_grouped(outside, prefix))
   beside = _pixels_beside(file.beside)
   return dataclasses.replace(found, left=left, pixels=beside or found.pixels)
+
+
+def _check_name(file: File) -> None:
+  """Refuses what only a name tells: timm's in a `config.json` or a checkpoint, or the file's."""
+  for name in (str(file.beside.get("architecture", "")), file.path.name):
+    for pattern, what in _ALIKE.items():
+      if re.match(pattern, name):
+        raise UserError(
+          f"{file.named} is {name!r}, which {what}, as config.model's networks do not; give a file "
+          "of the plain network")
 
 
 def _anchor(file: File) -> tuple[str, str]:
@@ -105,19 +134,28 @@ def _grouped(names: Iterable[str], prefix: str) -> list[str]:
   return sorted(members[0] if len(members) == 1 else group for group, members in groups.items())
 
 
-def _cnn(kind: str, arrays: Mapping[str, Any]) -> Found:
+def _is_head(name: str) -> bool:
+  return bool(_HEAD.fullmatch(re.split("[./]", name)[0]))
+
+
+def _cnn(kind: str, arrays: Mapping[str, Any], named: str) -> Found:
   """torchvision's names, which timm's networks of these families have as well."""
   flat, left = {}, []
   for name, value in arrays.items():
     # The first densenet files have `norm.1` for what is called `norm1` since.
     path = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
-    if name.startswith(("fc.", "classifier.", "AuxLogits.", "head.")):
+    if _is_head(name):
       left.append(name)
     elif not name.endswith("num_batches_tracked"):
       value = np.asarray(value, np.float32)
       stem, _, leaf = path.replace(".", "/").rpartition("/")
       leaf = {"weight": "kernel" if value.ndim == 4 else "scale"}.get(leaf, leaf)
       flat[f"{stem}/{leaf}"] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+  if not any(path.endswith("/running_mean") for path in flat):
+    raise UserError(
+      f"{named} holds a {FAMILIES[kind]} without running means: it normalises groups of channels, "
+      "or its batch norm is folded away, and config.model's networks have batch norm; give a file "
+      "of one with batch norm")
   pixels = HALF if kind == "inception" else IMAGENET
   return Found(kind, "torchvision", flat, tuple(left), pixels=pixels)
 
@@ -135,7 +173,7 @@ def _vit(
     heads = _flax_heads(arrays)
     arrays = vit.from_big_vision(arrays)
   else:
-    source = _torch_source(prefix, arrays, outside)
+    source = _torch_source(prefix, arrays, outside, file)
     arrays = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", n): v for n, v in arrays.items()}
     if "register_tokens" in arrays:
       arrays["reg_token"] = arrays.pop("register_tokens")
@@ -147,13 +185,23 @@ def _vit(
       "fc_norm.bias")
     notes.append("the source normalises the mean of its patches, here each patch is normalised")
   flat, rest = vit.from_timm(arrays, file.named)
+  unknown = sorted(name for name in rest if not _is_head(name))
+  if unknown:
+    raise UserError(
+      f"{file.named} holds {unknown[0]!r}, which the vision transformers of config.model do not "
+      "have; if it is part of no encoder, take it out of the file")
   if source == "moco-v3" and flat["norm/scale"].shape == (384,):
     heads = 12
+  interpolation = _INTERPOLATIONS.get(source, "timm")
+  if "dinov2" in source and "registers" in flat:
+    interpolation = "timm"
   return Found(
-    "vit", source, flat, tuple(rest | left), heads=heads, pixels=pixels, notes=tuple(notes))
+    "vit", source, flat, tuple(rest | left), heads=heads, pixels=pixels,
+    interpolation=interpolation, notes=tuple(notes))
 
 
-def _torch_source(prefix: str, arrays: Mapping[str, Any], outside: list[str]) -> str:
+def _torch_source(
+    prefix: str, arrays: Mapping[str, Any], outside: list[str], file: File) -> str:
   if any(name.startswith("decoder_blocks.") for name in [*arrays, *outside]):
     return "mae"
   if "base_encoder." in prefix or "momentum_encoder." in prefix:
@@ -161,7 +209,9 @@ def _torch_source(prefix: str, arrays: Mapping[str, Any], outside: list[str]) ->
   flat_mask = "mask_token" in arrays and len(arrays["mask_token"].shape) == 2
   if "register_tokens" in arrays or flat_mask or "blocks.0.0.norm1.weight" in arrays:
     return "dinov2"
-  return "dino" if "backbone." in prefix else "timm"
+  # The published backbones have timm's names and nothing beside them but their own.
+  alone = file.path.name.startswith("dino_") and not file.beside
+  return "dino" if alone or "backbone." in prefix else "timm"
 
 
 def _flax_heads(arrays: Mapping[str, Any]) -> int | None:
@@ -203,7 +253,8 @@ def _ours(file: File) -> Found:
     flat, rest = vit.from_timm(arrays, file.named)
     left = tuple(sorted(rest))
   else:
-    found = _cnn(family, {re.sub(r"^features\.", "", n): v for n, v in arrays.items()})
+    found = _cnn(
+      family, {re.sub(r"^features\.", "", n): v for n, v in arrays.items()}, file.named)
     flat, left = found.flat, found.left
   mean, std = about.get("mean"), about.get("std")
   pixels = None if mean is None or about.get("standardize") else ((float(mean),), (float(std),))

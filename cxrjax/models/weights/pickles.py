@@ -2,8 +2,10 @@
 
 A pickle is a program: it may call any function that it names. Here it may name a short list of
 things, none of which does more than describe a tensor; anything else is refused before it is even
-looked up. Tensors come out as descriptions (`Tensor`) and are read from the file on demand, so
-that an optimiser's moments cost nothing.
+looked up. The program is run by the unpickler that is itself written in Python, whose memory grows
+with the file and not with what the file says; what could make copies of copies is left out, and
+nothing is changed but what the program has made. Tensors come out as descriptions (`Tensor`) and
+are read from the file on demand, so that an optimiser's moments cost nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import collections
 import dataclasses
 import io
 import math
+import os
 import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import ml_dtypes
 import numpy as np
+
+from cxrjax.core import files
+from cxrjax.core.files import Damaged
 
 _TYPES = {
   "DoubleStorage": np.dtype("<f8"), "FloatStorage": np.dtype("<f4"),
@@ -27,6 +33,7 @@ _TYPES = {
   "LongStorage": np.dtype("<i8"), "IntStorage": np.dtype("<i4"), "ShortStorage": np.dtype("<i2"),
   "CharStorage": np.dtype("i1"), "ByteStorage": np.dtype("u1"), "BoolStorage": np.dtype("bool"),
 }
+_PROGRAM = 256 << 20  # bytes of a pickle without its numbers; most have less than a megabyte
 _LEGACY = 0x1950A86A20F9469CFC6C  # the number that files of torch before 1.6 begin with
 
 
@@ -54,14 +61,17 @@ class Tensor:
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     del copy
-    last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-    whole = np.frombuffer(self.storage.read(), self.storage.dtype)
-    if math.prod(self.shape) and not (
-        self.offset >= 0 and last < len(whole) and min(self.strides, default=0) >= 0):
-      raise ValueError("a tensor reaches beyond its storage")
-    size = whole.itemsize
     if not math.prod(self.shape):
-      return np.empty(self.shape, dtype or whole.dtype)
+      return np.empty(self.shape, dtype or self.storage.dtype)
+    last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+    if self.offset < 0 or last >= self.storage.count or min(self.strides, default=0) < 0:
+      raise Damaged("a tensor reaches beyond its storage")
+    if math.prod(self.shape) > self.storage.count:
+      raise Damaged("a tensor repeats the numbers of its storage")
+    whole = np.frombuffer(self.storage.read(), self.storage.dtype)
+    if len(whole) != self.storage.count:
+      raise Damaged("a storage is cut short")
+    size = whole.itemsize
     view = np.lib.stride_tricks.as_strided(
       whole[self.offset:], self.shape, [size * s for s in self.strides], writeable=False)
     return np.array(view, dtype)
@@ -86,9 +96,11 @@ class _StorageType:
 
 
 def _tensor(storage, offset, shape, strides, *_):
-  if not isinstance(storage, _Storage):
-    raise ValueError("a tensor has no storage")
-  return Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+  shape, strides = tuple(shape), tuple(strides)
+  if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > 32 or not all(
+      type(n) is int for n in (offset, *shape, *strides)) or min(shape, default=0) < 0:
+    raise Damaged("a tensor is none")
+  return Tensor(storage, offset, shape, strides)
 
 
 def _parameter(data, *_):
@@ -96,12 +108,31 @@ def _parameter(data, *_):
 
 
 def _size(shape=()):
+  if not isinstance(shape, tuple | list) or len(shape) > 32:
+    raise Damaged("a size is none")
   return tuple(shape)
+
+
+def _ordered(items=()):
+  """An OrderedDict of a list of pairs, as Python 2 wrote it; the list is used up."""
+  found = collections.OrderedDict((_key(key), value) for key, value in items)
+  if isinstance(items, list):
+    items.clear()
+  return found
+
+
+def _key(key):
+  """A key of a dict; others than these may take time without end to be looked up."""
+  if isinstance(key, str | int | float | bytes | None):
+    return key
+  if isinstance(key, tuple) and len(key) < 10 and all(isinstance(k, str | int) for k in key):
+    return key
+  raise Damaged("a key of a dict is none")
 
 
 # What a pickle may name, and what it gets instead. Nothing here is torch's or the system's own.
 _ALLOWED: dict[tuple[str, str], Any] = {
-  ("collections", "OrderedDict"): collections.OrderedDict,
+  ("collections", "OrderedDict"): _ordered,
   ("torch._utils", "_rebuild_tensor"): _tensor,
   ("torch._utils", "_rebuild_tensor_v2"): _tensor,
   ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -119,55 +150,120 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
   """Finds nothing but what is on the list; `storages` makes the storage of a persistent id."""
 
-  def __init__(self, file: io.BufferedIOBase, storages: Callable[..., _Storage]) -> None:
+  dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+  for _code in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1,
+                pickle.EXT2, pickle.EXT4):  # torch writes none of these
+    del dispatch[_code[0]]
+
+  def __init__(self, file: Any, storages: Callable[..., _Storage]) -> None:
     super().__init__(file, encoding="utf-8")
     self._storages = storages
 
+  def _build(self) -> None:
+    """Drops an object's attributes: torch's OrderedDict has some that nobody needs."""
+    self.stack.pop()
+    if not isinstance(self.stack[-1], collections.OrderedDict | _Inert):
+      raise Damaged("it changes what is no object of its own")
+
+  def _dict(self) -> None:
+    self._fill({}, self.pop_mark())
+
+  def _set_item(self) -> None:
+    value, key = self.stack.pop(), self.stack.pop()
+    self._fill(self.stack.pop(), [key, value])
+
+  def _set_items(self) -> None:
+    items = self.pop_mark()
+    self._fill(self.stack.pop(), items)
+
+  def _fill(self, into: Any, items: list[Any]) -> None:
+    if not isinstance(into, dict):
+      raise Damaged("it changes what is no dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      into[_key(key)] = value
+    self.append(into)
+
+  def _drop_items(self) -> None:
+    """Sets stay empty: no weights are in one."""
+    self.pop_mark()
+
+  def _frozen_set(self) -> None:
+    self.pop_mark()
+    self.append(frozenset())
+
+  dispatch |= {
+    pickle.BUILD[0]: _build, pickle.DICT[0]: _dict, pickle.SETITEM[0]: _set_item,
+    pickle.SETITEMS[0]: _set_items, pickle.ADDITEMS[0]: _drop_items,
+    pickle.FROZENSET[0]: _frozen_set}
+
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) not in _ALLOWED:
-      raise Refused(f"{module}.{name}")
+      raise Refused(f"{module[:100]}.{name[:100]}")
     return _ALLOWED[module, name]
 
   def persistent_load(self, pid: Any) -> _Storage:
     if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
             and isinstance(pid[1], _StorageType)):
-      raise ValueError("a storage is of an unknown kind")
-    return self._storages(pid[1].dtype, str(pid[2]), int(pid[4]), *pid[5:])
+      raise Damaged("a storage is of an unknown kind")
+    if type(pid[2]) is not str or type(pid[4]) is not int or not 0 <= pid[4] < 1 << 40:
+      raise Damaged("the name or the size of a storage is none")
+    return self._storages(pid[1].dtype, pid[2], pid[4], *pid[5:])
+
+
+class _Short:
+  """A file that is asked for no more than it has, whatever a pickle says of its own length."""
+
+  def __init__(self, file: BinaryIO) -> None:
+    self._file, self._size = file, os.fstat(file.fileno()).st_size
+    self.readline = file.readline
+
+  def read(self, size: int) -> bytes:
+    if size > self._size - self._file.tell():
+      raise EOFError
+    return self._file.read(size)
 
 
 def read(path: pathlib.Path) -> Any:
-  """What `torch.save` wrote, with every tensor as a `Tensor`.
+  """What `torch.save` wrote, without running it: nested dicts, whose tensors `tensors` finds.
 
   Raises:
     Refused: the pickle names a function or class that no checkpoint of weights needs.
-    ValueError: the file is damaged or of another format.
+    Damaged: the file is damaged or of another format.
+    OSError: it cannot be read.
   """
   try:
-    return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-  except (Refused, ValueError):
+    with files.opened(path) as file:
+      return _read_zip(path) if zipfile.is_zipfile(file) else _read_legacy(path)
+  except (Refused, files.Damaged, OSError):
     raise
   except Exception as error:  # a damaged pickle may raise nearly anything
-    raise ValueError(f"it is damaged ({type(error).__name__})") from error
+    raise Damaged(f"it is damaged ({type(error).__name__})") from error
 
 
 def _read_zip(path: pathlib.Path) -> Any:
   """Files of torch since 1.6: a zip archive with `data.pkl` and one member for every storage."""
-  archive = zipfile.ZipFile(path)
+  archive = files.open_zip(path)  # open as long as a tensor may be read from it
   names = archive.namelist()
   pickled = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
   if len(pickled) != 1:
-    raise ValueError("it is a zip archive, but not of torch's")
+    raise Damaged("it is a zip archive, but not of torch's")
   root = pickled[0].partition("/")[0]
-  if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
-    raise ValueError("its numbers are big endian")
+
+  def member(name: str, limit: int) -> bytes:
+    if f"{root}/{name}" not in archive.NameToInfo:
+      raise Damaged(f"it lacks {name}")
+    return files.unzip(archive, archive.getinfo(f"{root}/{name}"), limit)
+
+  if f"{root}/byteorder" in names and member("byteorder", 16) != b"little":
+    raise Damaged("its numbers are big endian")
 
   def storage(dtype: np.dtype, key: str, count: int, *_: Any) -> _Storage:
-    return _Storage(dtype, count, lambda: archive.read(f"{root}/data/{key}"))
+    return _Storage(dtype, count, lambda: member(f"data/{key}", count * dtype.itemsize))
 
-  return _Unpickler(io.BytesIO(archive.read(pickled[0])), storage).load()
+  return _Unpickler(io.BytesIO(member("data.pkl", _PROGRAM)), storage).load()
 
 
 def _read_legacy(path: pathlib.Path) -> Any:
@@ -177,43 +273,65 @@ def _read_legacy(path: pathlib.Path) -> Any:
 
   def storage(dtype: np.dtype, key: str, count: int, view: Any = None) -> _Storage:
     if view is not None:
-      raise ValueError("it holds views of storages, as only torch before 0.4 wrote them")
+      raise Damaged("it holds views of storages, as only torch before 0.4 wrote them")
     known[key] = dtype
 
     def content() -> bytes:
-      with path.open("rb") as file:
+      with files.opened(path) as file:
+        if key not in places:
+          raise Damaged(f"it lacks the numbers of {key!r}")
         file.seek(places[key])
-        return file.read(count * dtype.itemsize)
+        try:
+          return _Short(file).read(count * dtype.itemsize)
+        except EOFError as error:
+          raise Damaged("it is cut short") from error
 
     return _Storage(dtype, count, content)
 
-  with path.open("rb") as file:
+  with files.opened(path) as file:
+    short = _Short(file)
     try:
-      if _Unpickler(file, storage).load() != _LEGACY:
-        raise ValueError("it is no checkpoint of torch's")
-    except pickle.UnpicklingError as error:
-      raise ValueError("it is no checkpoint of torch's") from error
-    _Unpickler(file, storage).load()  # the protocol
-    system = _Unpickler(file, storage).load()
+      if _Unpickler(short, storage).load() != _LEGACY:
+        raise Damaged("it is no checkpoint of torch's")
+    except (pickle.UnpicklingError, EOFError, KeyError) as error:
+      raise Damaged("it is no checkpoint of torch's") from error
+    _Unpickler(short, storage).load()  # the protocol
+    system = _Unpickler(short, storage).load()
     if not (isinstance(system, dict) and system.get("little_endian", True)):
-      raise ValueError("its numbers are big endian")
-    found = _Unpickler(file, storage).load()
-    keys = _Unpickler(file, storage).load()
-    for key in map(str, keys):
+      raise Damaged("its numbers are big endian")
+    found = _Unpickler(short, storage).load()
+    keys = _Unpickler(short, storage).load()
+    for key in keys:
       count = int.from_bytes(file.read(8), "little")
       places[key] = file.tell()
       file.seek(count * known[key].itemsize, io.SEEK_CUR)
   return found
 
 
-def tensors(tree: Any, prefix: str = "") -> dict[str, Any]:
-  """Every tensor in nested dicts by its dotted name; lists and other objects are left out."""
+def tensors(tree: Any) -> dict[str, Any]:
+  """Every tensor in nested dicts by its dotted name; lists and other objects are left out.
+
+  A dict that is in several others counts where it is the least deep.
+
+  Raises:
+    Damaged: dicts in one another without end.
+  """
   found: dict[str, Any] = {}
-  if isinstance(tree, dict):
-    for name, value in tree.items():
-      dotted = f"{prefix}{name}"
-      if isinstance(value, Tensor):
-        found[dotted] = value
-      elif isinstance(value, dict):
-        found.update(tensors(value, f"{dotted}."))
+  waiting = [("", tree)] if isinstance(tree, dict) else []
+  seen: set[int] = set()
+  for _ in range(files.MAX_DEPTH):
+    below = []
+    for prefix, level in waiting:
+      if id(level) in seen:
+        continue
+      seen.add(id(level))
+      for name, value in level.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, Tensor):
+          found[dotted] = value
+        elif isinstance(value, dict):
+          below.append((f"{dotted}.", value))
+    waiting = below
+  if waiting:
+    raise Damaged(f"its dicts nest more than {files.MAX_DEPTH} levels deep")
   return found

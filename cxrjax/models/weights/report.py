@@ -12,7 +12,7 @@ class Report:
 
   Attributes:
     path: of the file; "" for parameters from memory.
-    source: the layout: "timm" (its names, which DeiT's and the published DINO's files share too),
+    source: the layout: "timm" (its names, which DeiT's files and renamed ones of DINO's share too),
       "dino", "dinov2", "mae", "moco-v3", "torchvision", "hf-vit", "hf-dinov2", "big_vision" or
       "cxrjax".
     used: parameters that hold what the file holds.

@@ -57,7 +57,7 @@ def test_tensors_are_read_on_demand(tmp_path):
       new.writestr(name, b"" if name.endswith("data/1") else old.read(name))
   found = files.read(tmp_path / "y", "k").arrays
   np.testing.assert_array_equal(np.asarray(found["model.a"]), ARRAYS["a"])
-  with pytest.raises(ValueError, match="beyond its storage"):
+  with pytest.raises(ValueError, match="cut short"):
     np.asarray(found["optimizer.m"])
 
 
@@ -134,7 +134,7 @@ def test_what_is_allowed_is_harmless():
   (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]", "cannot be read"),
   (b"\x40\0\0\0\0\0\0\0" + b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}}'
    .ljust(64) + b"\0" * 4, "cannot be read"),
-  (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2]}', "deserializing header"),
+  (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2]}', "metadata are no texts"),
   (torch_files.pickled({"a": 1}), "no checkpoint of torch's"),
 ])
 def test_no_weights_file(content, reason, tmp_path):
@@ -162,7 +162,7 @@ def test_missing_and_folder(tmp_path):
 def test_objects_in_an_npz_are_refused(tmp_path):
   marker = tmp_path / "harm"
   np.savez(tmp_path / "x.npz", embedding=np.array([_Exploit(pathlib.Path.touch, marker)], object))
-  with pytest.raises(UserError, match="cannot be read: Object arrays"):
+  with pytest.raises(UserError, match="cannot be read: its array is of object"):
     files.read(tmp_path / "x.npz", "k")
   assert not marker.exists()
 

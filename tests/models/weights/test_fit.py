@@ -1,5 +1,7 @@
 """One network's parameters in another of its family, and what does not fit."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import layouts_of_others as layouts
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 import torch_files
 from PIL import Image
+from safetensors.numpy import save_file
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import resnet, vit, weights
+from cxrjax.models.weights import out
 from cxrjax.models.weights.adapt import resize_patches
 from cxrjax.models.weights.tree import flatten
 
@@ -75,13 +79,19 @@ def test_tokens_and_layer_scale_come_and_go():
   assert (report.new, report.left) == ((), ("mask_token",))
   np.testing.assert_allclose(
     cls(one(), found, x), cls(scaled, params, x), rtol=1e-4, atol=1e-4)
-  params = made_up.of(rich)
-  found, report = weights.fit(params, one(registers=3, layer_scale=1e-5))
+  params = made(scaled)
+  found, report = weights.fit(params, rich)
   assert report.new == ("registers",)
-  assert set(report.left) == {"registers", "mask_token"}
-  assert found["registers"].shape == (3, 64)
-  again, _ = weights.fit(params, one(registers=3, layer_scale=1e-5))
-  same(found, again)
+  assert found["registers"].shape == (2, 64)
+  same(found, weights.fit(params, rich)[0])
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_registers_are_not_dropped(number):
+  """They are tokens that all others read."""
+  params = made_up.of(one(registers=2))
+  with pytest.raises(UserError, match=r"has 2 register tokens.*set config.model.registers=2"):
+    weights.fit(params, one(registers=number))
 
 
 def test_channels():
@@ -99,6 +109,19 @@ def test_channels():
   found, _ = weights.fit(
     made_up.of(resnet.Model(depth=18, width=8, channels=3)), resnet.Model(depth=18, width=8))
   np.testing.assert_allclose(found["conv1"]["kernel"][:, :, 0], kernel.sum(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_other_channels_are_refused(standardize, tmp_path):
+  message = r"is for images of 4 channels; networks for gray \(1\) or colour \(3\) are read"
+  network = resnet.Model(depth=18, width=8, channels=4)
+  with pytest.raises(UserError, match=message):
+    weights.fit(made_up.of(network), dataclasses.replace(
+      network, channels=1, standardize=standardize))
+  arrays = out.to_timm(one(channels=4), made(one(channels=4))).arrays
+  save_file(arrays, tmp_path / "four.safetensors")
+  with pytest.raises(UserError, match=message):
+    weights.load(tmp_path / "four.safetensors", one(standardize=standardize))
 
 
 @pytest.mark.parametrize("size", [12, 16, 32])
@@ -158,6 +181,9 @@ def test_another_resnet():
       (small(), "holds a ResNet, config.model is a vision transformer")):
     with pytest.raises(UserError, match=reason):
       weights.fit(params, model)
+  deeper = made_up.of(resnet.Model(depth=34, width=8))
+  with pytest.raises(UserError, match="holds 'layer1/2/bn1/bias' and 79 more that the ResNet of"):
+    weights.fit(deeper, resnet.Model(depth=18, width=8))
 
 
 def test_a_name_for_the_published_sizes(tmp_path):
@@ -184,6 +210,9 @@ def test_missing_and_unknown_arrays(tmp_path):
       weights.load(torch_files.save(less, tmp_path / "x.pth"), small())
   more = state | {"blocks.0.attn.q_norm.weight": np.ones(32, np.float32)}
   with pytest.raises(UserError, match=r"holds 'blocks.0.attn.q_norm.weight', which"):
+    weights.load(torch_files.save(more, tmp_path / "x.pth"), small())
+  more = state | {"rel_pos_bias.table": np.ones(32, np.float32)}
+  with pytest.raises(UserError, match=r"holds 'rel_pos_bias.table', which"):
     weights.load(torch_files.save(more, tmp_path / "x.pth"), small())
   odd = state | {"pos_embed": state["pos_embed"][:, :14]}
   with pytest.raises(UserError, match="positions for 14 tokens, which are no square"):

@@ -160,6 +160,40 @@ def test_big_vision_without_positions_and_class_token(tmp_path):
     np.testing.assert_allclose(found["pos"][1:, feature], column, atol=1e-6)
 
 
+RESAMPLED = {  # layouts whose code brings positions to another size each in its own way
+  "timm": ("timm", lambda s: s), "dino": ("dino", lambda s: layouts.with_prefix(s, "backbone.")),
+  "mae": ("torch", lambda s: s | {"decoder_norm.bias": np.ones(1, "f4"),
+                                  "decoder_blocks.0.norm1.bias": np.ones(1, "f4")}),
+  "dinov2": ("dino", lambda s: s | {"mask_token": np.ones((1, 64), "f4")}),
+}
+
+
+def resampled(found, params, interpolation):
+  """A network that resamples as it is told, on images of another size, and what was loaded."""
+  model, x = small(image_size=48), gray(48)
+  source = small(channels=3, interpolation=interpolation)
+  theirs = outputs(source, params, (x - IMAGENET[0]) / IMAGENET[1])
+  np.testing.assert_allclose(
+    outputs(model, found, (x - 0.5) / 0.25), theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("source", RESAMPLED)
+def test_positions_for_another_size(source, tmp_path):
+  interpolation, change = RESAMPLED[source]
+  params = made_up.of(PLAIN)
+  found, report = load(change(layouts.timm(params, 8, 3)), tmp_path, small(image_size=48))
+  assert (report.source, report.resized) == (source, ("pos",))
+  resampled(found, params, interpolation)
+
+
+def test_a_backbone_of_dinos_is_known_by_its_name(tmp_path):
+  params = made_up.of(PLAIN)
+  path = torch_files.save(layouts.timm(params, 8, 3), tmp_path / "dino_deitsmall16_pretrain.pth")
+  found, report = weights.load(path, small(image_size=48))
+  assert report.source == "dino"
+  resampled(found, params, "dino")
+
+
 def test_moco_heads(tmp_path):
   """Its ViT-S has twelve heads, which no shape shows; with six the outputs would be others."""
   wide = {"variant": "S", "depth": 1, "patch_size": 8, "image_size": 16}
@@ -284,5 +318,52 @@ def test_distilled(tmp_path):
   state["pos_embed"] = np.concatenate([pos[:, :1], extra, pos[:, 1:]], axis=1)
   found, _ = load(state, tmp_path, small(registers=1))
   agree(source, params, found, small(registers=1))
-  _, report = load(state, tmp_path, small())
-  assert report.left == ("registers",)
+  with pytest.raises(UserError, match=r"has 1 register tokens.*set config.model.registers=1"):
+    load(state, tmp_path, small())
+
+
+SIZE = {"depth": 18, "width": 8, "channels": 3}
+VARIANTS = {  # what other ResNets' files hold beside, or instead
+  "se": (lambda s: s | {"layer1.0.se.fc1.weight": np.ones((4, 8, 1, 1), "f4"),
+                        "layer1.0.se.fc1.bias": np.ones(4, "f4")},
+         r"'layer1/0/se/fc1/bias' \(squeeze-and-excitation\) and 1 more"),
+  "blur": (lambda s: s | {"layer2.0.conv2.0.filt": np.ones((8, 1, 3, 3), "f4")},
+           r"'layer2/0/conv2/0/filt' \(an anti-aliasing filter\) and 0 more"),
+  "deep stem": (lambda s: {n.replace("conv1.weight", "conv1.0.weight") if n[0] == "c" else n: a
+                           for n, a in s.items()}, r"'conv1/0/kernel' \(a deep stem\)"),
+  "group norm": (lambda s: {n: a for n, a in s.items() if "running" not in n},
+                 "without running means: it normalises groups of channels"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_resnets_are_not_read_as_plain_ones(variant, tmp_path):
+  change, reason = VARIANTS[variant]
+  state = change(dict(made_up.torch_names(made_up.of(resnet.Model(**SIZE)))))
+  with pytest.raises(UserError, match=reason):
+    load(state, tmp_path, resnet.Model(depth=18, width=8))
+
+
+def test_networks_that_their_arrays_do_not_tell_apart(tmp_path):
+  """timm's names, beside the file, in a checkpoint and of the file itself."""
+  state = dict(made_up.torch_names(made_up.of(resnet.Model(**SIZE))))
+  model = resnet.Model(depth=18, width=8)
+  load({"state_dict": state, "arch": "resnet18"}, tmp_path, model)
+  with pytest.raises(UserError, match="is 'resnetblur18', which blurs maps before its strides"):
+    load({"state_dict": state, "arch": "resnetblur18"}, tmp_path, model)
+  with pytest.raises(UserError, match=r"is 'resnetaa50-4cf422b3.pth', which blurs"):
+    weights.load(torch_files.save(state, tmp_path / "resnetaa50-4cf422b3.pth"), model)
+  (tmp_path / "config.json").write_text(json.dumps({"architecture": "seresnetaa18"}))
+  with pytest.raises(UserError, match="is 'seresnetaa18', which blurs"):
+    load(state, tmp_path, model)
+
+
+def test_heads_are_left(tmp_path):
+  """Projections and prototypes that stand beside an encoder's arrays, as SwAV's file has them."""
+  params = made_up.of(resnet.Model(**SIZE))
+  state = dict(made_up.torch_names(params, "module."))
+  heads = {f"module.{n}.weight": np.ones((2, 2), "f4") for n in ("projection_head.0", "prototypes")}
+  found, report = load(state | heads, tmp_path, resnet.Model(depth=18, width=8))
+  assert report.left == tuple(heads)
+  np.testing.assert_array_equal(found["layer1"]["0"]["conv1"]["kernel"],
+                                params["layer1"]["0"]["conv1"]["kernel"])

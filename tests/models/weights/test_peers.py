@@ -18,6 +18,7 @@ from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from cxrjax.core.errors import UserError
 from cxrjax.models import densenet, inception, resnet, vit, weights
 from cxrjax.models.weights import out
 
@@ -96,24 +97,45 @@ def test_timm_vit(name, options, peer, tmp_path):
   close(ours(model, params, x), theirs(net, x, IMAGENET, "forward_features"))
 
 
-def test_timm_resizes_alike(tmp_path):
-  """Patches and positions of another size: timm's own resampling of the same file."""
+@pytest.mark.parametrize("size, patch", [(64, 16), (160, 16), (160, 20)])
+def test_timm_at_another_size(size, patch, tmp_path):
+  """timm's own network of that size with the same arrays, resampled as it does for files."""
   timm, torch = need("timm"), need("torch")
-  from timm.models.vision_transformer import checkpoint_filter_fn
-  options = {"depth": 2, "num_classes": 0, "in_chans": 1}
+  filter_fn = need("timm.models.vision_transformer").checkpoint_filter_fn
+  options = {"depth": 2, "num_classes": 0}
   net = shaken(timm.create_model("vit_tiny_patch16_224", img_size=96, **options))
   torch.save(net.state_dict(), tmp_path / "x.pth")
-  large = timm.create_model("vit_tiny_patch16_224", img_size=160, patch_size=20, **options)
-  state = checkpoint_filter_fn(net.state_dict(), large, interpolation="bicubic", antialias=False)
-  model = vit.Model(**(SMALL | {"image_size": 160, "patch_size": 20}))
+  other = timm.create_model(
+    "vit_tiny_patch16_224", img_size=size, patch_size=patch, **options).eval()
+  other.load_state_dict(filter_fn(net.state_dict(), other))
+  model = vit.Model(**(SMALL | {"image_size": size, "patch_size": patch}))
   params, report = weights.load(tmp_path / "x.pth", model)
-  assert report.resized == ("patch/kernel", "pos")
-  kernel = params["patch"]["kernel"].reshape(20, 20, 1, 192).transpose(3, 2, 0, 1)
-  reference = state["patch_embed.proj.weight"].numpy()
-  # torch's bicubic has the constant -0.75 where JAX's has -0.5: no more than nearly the same.
-  assert np.linalg.norm(kernel - reference) < 0.1 * np.linalg.norm(reference)
-  reference = state["pos_embed"].numpy()[0]
-  assert np.linalg.norm(params["pos"] - reference) < 0.1 * np.linalg.norm(reference)
+  assert report.resized == (("pos",) if patch == 16 else ("patch/kernel", "pos"))
+  x = gray(size)
+  close(ours(model, params, x), theirs(other, x, IMAGENET, "forward_features"))
+
+
+@pytest.mark.parametrize("size", [64, 160])
+def test_dino_at_another_size(size, tmp_path):
+  """Its network is timm's, and its positions are resampled by a scale of (new + 0.1) / old."""
+  timm, torch = need("timm"), need("torch")
+  options = {"depth": 2, "num_classes": 0}
+  net = shaken(timm.create_model("vit_tiny_patch16_224", img_size=96, **options))
+  state = net.state_dict()
+  torch.save({"teacher": {f"backbone.{n}": v for n, v in state.items()}}, tmp_path / "x.pth")
+  grid = state["pos_embed"][:, 1:].reshape(1, 6, 6, 192).permute(0, 3, 1, 2)
+  grid = torch.nn.functional.interpolate(
+    grid, scale_factor=((size / 16 + 0.1) / 6,) * 2, mode="bicubic")
+  grid = grid.permute(0, 2, 3, 1).reshape(1, -1, 192)
+  state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], grid], 1)
+  other = timm.create_model("vit_tiny_patch16_224", img_size=size, **options).eval()
+  other.load_state_dict(state)
+  x = gray(size)
+  reference = theirs(other, x, IMAGENET, "forward_features")
+  model = vit.Model(**(SMALL | {"image_size": size}))
+  close(ours(model, weights.load(tmp_path / "x.pth", model)[0], x), reference)
+  model = vit.Model(**SMALL)  # of the file's own size, given other images
+  close(ours(model, weights.load(tmp_path / "x.pth", model)[0], x), reference)
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision.models"])
@@ -138,6 +160,24 @@ def test_cnn(name, model, library, tmp_path):
   head = next(n for n in ("fc", "classifier") if hasattr(net, n))
   setattr(net, head, torch.nn.Identity())
   close(ours(model, params, x)[:, :1], theirs(net, x, pixels)[:, None])
+
+
+@pytest.mark.parametrize("name, options, model", [
+  *((name, {}, resnet.Model(depth=18)) for name in (
+    "seresnet18", "skresnet18", "resnet18d", "resnetblur18", "seresnext26d_32x4d", "resnetv2_18")),
+  *((name, {}, resnet.Model()) for name in (
+    "resnetaa50", "ecaresnet50t", "resnet50_gn", "resnext50_32x4d", "wide_resnet50_2")),
+  ("densenetblur121d", {}, densenet.Model()),
+  *((name, {"img_size": 96, "embed_dim": 192, "depth": 2, "num_heads": 3}, vit.Model(**SMALL))
+    for name in ("vit_base_patch16_rpn_224", "vit_small_patch16_rope_ape_224",
+                 "vit_relpos_small_patch16_224", "beit_base_patch16_224"))])
+def test_timms_other_networks_are_refused(name, options, model, tmp_path):
+  """By their arrays, or where these are a plain network's by the name in timm's checkpoints."""
+  timm, torch = need("timm"), need("torch")
+  net = timm.create_model(name, num_classes=3, **options)
+  torch.save({"arch": name, "state_dict": net.state_dict()}, tmp_path / "x.pth")
+  with pytest.raises(UserError):
+    weights.load(tmp_path / "x.pth", model)
 
 
 @pytest.mark.parametrize("saved", [True, False])
