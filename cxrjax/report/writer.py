@@ -57,6 +57,9 @@ class Writer:
       return
     with _naming(self.workdir):
       self.workdir.mkdir(parents=True, exist_ok=True)
+      for folder in (self.workdir, self.workdir / FIGURES):  # what a kill has left half written
+        for leftover in folder.glob(".*.tmp"):
+          leftover.unlink()
       with open(self.workdir / _RESERVE, "wb") as reserve:
         reserve.write(bytes(_ROOM))
     self._path = self.workdir / METRICS

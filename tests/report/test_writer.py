@@ -140,6 +140,15 @@ def test_truncate_forgets_what_a_resumed_run_writes_again(tmp_path):
                   (30, "floor"), (25, None)]
 
 
+def test_what_a_kill_has_left_half_written_is_removed(tmp_path):
+  (tmp_path / "figures").mkdir()
+  for name in (".run.json.17.tmp", "figures/.views.npz.17.tmp", "figures/views.npz", "mine.tmp"):
+    (tmp_path / name).write_bytes(b"x")
+  Writer(tmp_path).close()
+  assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
+    "figures/views.npz", "metrics.jsonl", "mine.tmp"]
+
+
 def test_a_run_that_begins_anew_keeps_what_it_does_not_write_again(tmp_path):
   with Writer(tmp_path) as writer:
     writer.results(0, 0.0, "probe", "floor", {"a": 0.5})
