@@ -179,6 +179,20 @@ def test_trust_in_python(place, config):
   del sys.modules["canary"]
 
 
+def test_the_flag(place, config, monkeypatch):
+  folder, marker = place
+  run = write(folder / "run", config | {"model": {"name": "canary"}})
+  (folder / "x.png").touch()
+  words = ["predict", f"--workdir={run}", f"--out={folder / 'out'}", str(folder / "x.png")]
+  with pytest.raises(UserError, match="--trust=canary"):
+    predict.main(words)
+  with pytest.raises(UserError, match="cannot be restored"):
+    predict.main([*words, "--trust=other,canary"])
+  predict.FLAGS["trust"].unparse()
+  assert marker.exists() and build.trusted() == ("canary", "other")
+  del sys.modules["canary"]
+
+
 def test_a_prepared_data_set_names_no_code(place):
   """TFDS imports the module of a feature that it does not know."""
   folder, marker = place
