@@ -251,7 +251,7 @@ class _Walk:
             self._add(f"{below}{name}/", OTHER, -1, None, (0, 0, 0))
           else:
             (linked if entry.is_symlink() else folders).append(name)
-        elif name.lower().endswith(".zip") and not archive.is_junk(name):
+        elif kind == OTHER and name.lower().endswith(".zip") and not archive.is_junk(name):
           zips.append(name)
         elif entry.is_file():
           self._add(below + name, kind, -1, entry)
