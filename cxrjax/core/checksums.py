@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cxrjax.core.files import MAX_JSON, parse_json, read
+
 MANIFEST = "manifest.json"  # in a folder: size and checksums of every file in it
 _BLOCK = 16 << 20  # bytes under one checksum; blocks are summed in parallel
 _PART = 256 << 10  # of a block, read at a time: it stays in the processor's cache
@@ -49,9 +51,9 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
     ValueError: the text is damaged.
   """
   try:
-    found = json.loads(text)
+    found = parse_json(text)
     seal = found.pop(_SEAL)
-  except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
+  except (ValueError, KeyError, AttributeError, TypeError) as error:
     raise ValueError("it is no JSON with a checksum") from error
   if seal != _seal(found):
     raise ValueError("its checksum differs")
@@ -83,14 +85,16 @@ def damage(
     only: which files to look at, by their names below the folder.
   """
   try:
-    files = unsealed((folder / MANIFEST).read_bytes())["files"]
+    files = dict(unsealed(read(folder / MANIFEST, MAX_JSON))["files"])
+    sizes = {name: int(size) for name, (size, _) in files.items()}
   except FileNotFoundError:
     return f"it has no {MANIFEST}"
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, TypeError, KeyError) as error:
     return f"{MANIFEST} is damaged: {error}"
   try:
-    for name, (size, sums) in files.items():
-      if only(name) and ((folder / name).stat().st_size != size or of_file(folder / name) != sums):
+    for name, (_, sums) in files.items():
+      path = folder / name
+      if only(name) and (path.stat().st_size != sizes[name] or of_file(path) != sums):
         return f"the checksum of {name} differs"
   except OSError as error:
     return f"{name} cannot be read: {error.strerror or error}"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import decode, dicom, folder_index, hashes
@@ -93,8 +93,8 @@ def digests(
     index.key, index.states[rows].tobytes(),
     *(index.paths[row].encode("utf-8", "surrogateescape") + b"\0" for row in rows.tolist())]))
   shape = len(rows), len(keywords), _DIGEST
-  with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), \
-       np.load(index.memory.with_name(name), allow_pickle=False) as remembered:
+  with contextlib.suppress(OSError, ValueError, KeyError):
+    remembered = files.read_npz(index.memory.with_name(name))
     if str(remembered["stamp"]) == stamp.hexdigest() and remembered["digests"].shape == shape:
       return remembered["digests"]
   found = np.zeros(shape, np.uint8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import io
 import re
@@ -12,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 
+from cxrjax.core import tables
 from cxrjax.data import folder_index, hashes, header_keys
 
 _IDENTITIES = ("PatientID", "PatientName", "AccessionNumber")
@@ -60,7 +60,7 @@ class ShownNames:
     # It lies beside the index, which has the paths as well, and is readable by its owner only.
     with contextlib.suppress(OSError), hashes.written(file) as opened:
       text = io.StringIO()
-      csv.writer(text, lineterminator="\n").writerows([("shown", "path"), *changed])
+      tables.write(text, [("shown", "path"), *changed])
       opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
       self.note += f", and {file} says which is which"
 
