@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -29,6 +30,9 @@ from cxrjax.training.optimizer import path_names
 # One line a save and a policy table a deletion would bury the progress bar; a save that fails logs
 # the same traceback at every level, where this file raises one sentence.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+# More numbers than an optimiser keeps for each parameter; and so many that may be there anyway.
+_STATES, _LEAST = 16, 1 << 24
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -265,18 +269,33 @@ def best_step(checkpointer: Any) -> int | None:
   return -max(scored)[1] if scored else None
 
 
+def _check_sizes(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Refuses arrays that are not as wanted, before memory is taken for them."""
+  for name, leaf in wanted.items():
+    if name not in known:
+      raise UserError(f"its checkpoint lacks {name}, which this version's method has")
+    if tuple(known[name].shape) != tuple(leaf.shape):
+      raise UserError(f"its checkpoint has {name} of shape {tuple(known[name].shape)}, where its "
+                      f"config makes it {tuple(leaf.shape)}")
+  own, rest = (sum(math.prod(known[name].shape) for name in names)
+               for names in (wanted, set(known) - set(wanted)))
+  if rest > max(_STATES * own, _LEAST):
+    raise UserError(f"its checkpoint has {rest:,} numbers of an optimiser for {own:,} parameters")
+
+
 def load_flat(
     directory: pathlib.Path, step: int | None = None, best: bool = False,
-    ) -> tuple[int, dict[str, Any]]:
+    wanted: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
   """A whole checkpoint as host arrays by their names (see `flatten`), and its step.
 
   Args:
     directory: of a run's checkpoints.
     step: which one; by default the newest.
     best: the one with the best score instead, where there are scores.
+    wanted: arrays that must be there, by name, with their shapes.
 
   Raises:
-    UserError: no checkpoint, or a damaged one.
+    UserError: no checkpoint, a damaged one, or one without what is wanted.
   """
   directory = pathlib.Path(directory).absolute()
   if not directory.is_dir():
@@ -299,6 +318,8 @@ def load_flat(
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       known = checkpointer.metadata(step).metadata
+      if wanted is not None:
+        _check_sizes(known, wanted)
       found = checkpointer.load(step, {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in known.items()})
   return step, {name: np.asarray(x) for name, x in found.items()}

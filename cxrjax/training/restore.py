@@ -109,14 +109,7 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
       tuple(data["class_counts"].values()), tuple(data.get("class_known", {}).values()))
     method = build_method(config["method"], encoder, clock, labels)
     template = _template(config, facts, method)
-    step, flat = load_flat(folder / "checkpoints", best=True)
-    missing = sorted(set(flatten(template)) - set(flat))
-    if missing:
-      raise UserError(f"its checkpoint lacks {missing[0]}, which this version's method has")
-    for name, leaf in flatten(template).items():
-      if flat[name].shape != leaf.shape:
-        raise UserError(f"its checkpoint has {name} of shape {flat[name].shape}, where its config "
-                        f"makes it {leaf.shape}")
+    step, flat = load_flat(folder / "checkpoints", best=True, wanted=flatten(template))
     state = jax.tree.map(jnp.asarray, unflatten(template, flat))
   except Exception as error:  # whatever a damaged checkpoint or another version may raise
     raise UserError(f"{named} cannot be restored: {_first_line(error)}") from error

@@ -151,6 +151,25 @@ def test_the_best_is_the_one_with_the_highest_score(open_, tmp_path):
   assert checkpoint.load_flat(tmp_path / "ck")[0] == 5
 
 
+def test_sizes_are_looked_at_before_anything_is_read(tmp_path, monkeypatch):
+  """A stranger's checkpoint may claim arrays that fill the memory."""
+  checkpoints = Checkpoints(tmp_path / "ck")
+  checkpoints.save(1, state(1))
+  checkpoints.close()
+  flat = checkpoint.load_flat(tmp_path / "ck")[1]
+  assert set(checkpoint.load_flat(tmp_path / "ck", wanted=flat)[1]) == set(flat)
+  monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, "load", None)  # it is never called
+  for wanted, why in (
+      ({"params/b": flat["params/a"]}, "lacks params/b"),
+      ({"params/a": np.zeros((7, 7))}, r"has params/a of shape .* makes it \(7, 7\)")):
+    with pytest.raises(UserError, match=why):
+      checkpoint.load_flat(tmp_path / "ck", wanted=wanted)
+  monkeypatch.setattr(checkpoint, "_LEAST", 0)
+  monkeypatch.setattr(checkpoint, "_STATES", 0)
+  with pytest.raises(UserError, match="numbers of an optimiser"):
+    checkpoint.load_flat(tmp_path / "ck", wanted={"params/a": flat["params/a"]})
+
+
 def test_a_checkpoint_of_devices_that_are_gone(tmp_path):
   """It was written on four; this process has one."""
   script = """
