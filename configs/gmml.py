@@ -5,9 +5,9 @@
     python -m cxrjax.main --config=configs/gmml.py:paper          # ViT-S/16, 2x224, Kermany
     python -m cxrjax.main --config=configs/gmml.py:tiny           # four steps, for tests
 
-The first ends with a linear probe's AUROC of 0.863 (0.847-0.877) on the phantom's test images with
-seed 0, where the random encoder's is 0.826 and thumbnails have 0.923 (2026-11-21; 5 minutes on a
-shared core). Neighbours (k = 20) have 0.695, the random encoder's 0.699: see `configs/mae.py`. With
+The first ends with a linear probe's AUROC of 0.865 (0.850-0.880) on the phantom's test images with
+seed 0, where the random encoder's is 0.826 and thumbnails have 0.923 (2026-11-29; 5 minutes on a
+shared core). Neighbours (k = 20) have 0.697, the random encoder's 0.699: see `configs/mae.py`. With
 a learning rate of 0.016 they fall to 0.606.
 
 `:paper` is the recipe of SPCXR (Anwar et al. 2022, arXiv 2211.12944), GMML on radiographs with the

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import pathlib
+import re
 import resource
 import struct
 import sys
@@ -24,10 +25,13 @@ from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.data import archive
 from cxrjax.models import weights
+from cxrjax.models.weights import layouts
 
 ARRAYS = {"blocks.0.norm1.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
           "patch_embed.proj.weight": np.ones((2, 1, 2, 2), np.float16),
           "n": np.array([3])}
+# Why good files of these arrays fit no network: they are of none.
+OTHER = "none of the known layouts|'n', which the vision transformers of config.model do not have"
 BYTES = 32 << 20  # of memory that no small file may cost
 
 
@@ -98,7 +102,8 @@ def read(path: pathlib.Path) -> None:
     file = weights.files.read(path, "config.init.path")
     for value in file.arrays.values():
       np.asarray(value)
-    weights._recognised(file)
+    with weights._of_any_shape(file.named):
+      layouts.recognise(file)
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
@@ -142,7 +147,7 @@ def run(count: int, seed: int) -> dict[str, int]:
     for kind, (name, data) in enumerate(good().items()):
       path = pathlib.Path(folder) / name
       path.write_bytes(data)
-      assert check(path) is None or "none of the known layouts" in str(check(path)), check(path)
+      assert check(path) is None or re.search(OTHER, str(check(path))), check(path)
       for i in range(count):
         rng = np.random.default_rng((seed, kind, i))
         path.write_bytes(damaged(data, rng))

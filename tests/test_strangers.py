@@ -163,8 +163,7 @@ def test_names_in_what_judged_a_run(place, config, tmp_path):
   spec = {"name": "cxrjax.evals.probe", "data": {"name": "canary.inside", "n": 8}}
   run = folder / "run"
   run.mkdir()
-  finished.network(run, config)
-  (run / "config.json").write_text(json.dumps(config | {"evals": {"probe": spec}}))
+  finished.network(run, config | {"evals": {"probe": spec}})
   with pytest.raises(UserError, match="--trust=canary"):
     explain._source({"data": {"source": "", "options": {}, "split": ""}}, cxrjax.load(run))
   assert not marker.exists()
@@ -176,6 +175,20 @@ def test_trust_in_python(place, config):
   with pytest.raises(UserError, match="cannot be restored"):  # it is no network, but it was asked
     cxrjax.load(run, trust="canary")
   assert marker.exists()
+  del sys.modules["canary"]
+
+
+def test_the_flag(place, config, monkeypatch):
+  folder, marker = place
+  run = write(folder / "run", config | {"model": {"name": "canary"}})
+  (folder / "x.png").touch()
+  words = ["predict", f"--workdir={run}", f"--out={folder / 'out'}", str(folder / "x.png")]
+  with pytest.raises(UserError, match="--trust=canary"):
+    predict.main(words)
+  with pytest.raises(UserError, match="cannot be restored"):
+    predict.main([*words, "--trust=other,canary"])
+  predict.FLAGS["trust"].unparse()
+  assert marker.exists() and build.trusted() == ("canary", "other")
   del sys.modules["canary"]
 
 

@@ -159,7 +159,27 @@ def unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
 
 def parse_npy(data: bytes) -> np.ndarray:
   """An array in the format of a .npy, without Python objects; it shares memory with `data`."""
-  file = io.BytesIO(data)
+  dtype, shape, order, start = _npy_header(io.BytesIO(data))
+  _check_shape(dtype, shape, len(data) - start)
+  return _array(data, start, dtype, shape, order)
+
+
+def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
+  """The array of a .npy file, read from disk where it is looked at.
+
+  Raises:
+    OSError, Damaged: it cannot be read.
+  """
+  with opened(path) as file:
+    dtype, shape, order, start = _npy_header(file)
+    _check_shape(dtype, shape, os.fstat(file.fileno()).st_size - start)
+    if not math.prod(shape):
+      return np.zeros(shape, dtype)
+    return np.memmap(file, dtype, "r", start, shape, order)
+
+
+def _npy_header(file: io.BufferedIOBase) -> tuple[np.dtype, Any, str, int]:
+  """Type, shape, order and place of an array's numbers."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # on headers of Python 2
@@ -172,20 +192,24 @@ def parse_npy(data: bytes) -> np.ndarray:
   if dtype.hasobject or dtype.fields is not None or (
       dtype.kind not in _PLAIN and dtype.kind != "V"):
     raise Damaged(f"its array is of {dtype}, which is not read")
-  return _array(data, file.tell(), dtype, shape, "F" if in_fortran else "C")
+  return dtype, shape, "F" if in_fortran else "C", file.tell()
 
 
-def _array(
-    data: Any, start: int, dtype: np.dtype, shape: Any, order: str = "C") -> np.ndarray:
-  """An array of numbers that are all there."""
+def _check_shape(dtype: np.dtype, shape: Any, there: int) -> None:
+  """Refuses what is no shape, or not that of so many bytes."""
   if not isinstance(shape, tuple | list) or len(shape) > 32 or not all(
       type(n) is int and 0 <= n < 1 << 48 for n in shape):
     raise Damaged("the shape of its array is none")
   count = math.prod(shape)
   if count >= 1 << 48 or (count > 1 and not dtype.itemsize) or (
-      count * dtype.itemsize != len(data) - start):
+      count * dtype.itemsize != there):
     raise Damaged(f"its array of {' x '.join(map(str, shape)) or 1} {dtype} is not the "
-                  f"{len(data) - start:,} bytes that are there")
+                  f"{there:,} bytes that are there")
+
+
+def _array(data: Any, start: int, dtype: np.dtype, shape: Any, order: str = "C") -> np.ndarray:
+  """An array of numbers that are all there."""
+  count = math.prod(shape)
   if not count * dtype.itemsize:
     return np.zeros(shape, dtype)
   return np.frombuffer(data, dtype, count, start).reshape(shape, order=order)
@@ -250,6 +274,9 @@ def read_safetensors(
       ((n, _entry(n, e)) for n, e in header.items()), key=lambda item: item[1][2:]):
     if start != end or stop < start:
       raise Damaged(f"{name!r} in it lies over another array, or beside a gap")
+    _check_shape(np.dtype(_SAFE[kind]), shape, stop - start)
+    if stop > len(data):
+      raise Damaged("it is cut short")
     found[name], end = _array(data[start:stop], 0, np.dtype(_SAFE[kind]), shape), stop
   if end != len(data):
     raise Damaged(f"it has {len(data):,} bytes of numbers, where its header says {end:,}")

@@ -358,7 +358,8 @@ def find(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str
   """
   folder = pathlib.Path(folder).expanduser()
   for path in (path for pattern in candidates for path in sorted(folder.glob(pattern))):
-    if path.is_dir() or is_archive(path) or zipfile.is_zipfile(path):
+    if path.is_dir() or is_archive(path) or (
+        path.is_file() and zipfile.is_zipfile(path)):
       return path
   if any(True for pattern in markers for _ in folder.glob(pattern)):
     return folder

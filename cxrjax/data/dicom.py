@@ -16,6 +16,7 @@ import logging
 import re
 import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,38 @@ def read(
     BadImage: no DICOM, a damaged one, of another modality, in colour, of several frames.
     dicom_pixels.Encoded: the file or its pixels are compressed, and `encoded` is False.
   """
-  opened = io.BytesIO(data) if isinstance(data, bytes) else data
+  opened = _plain(io.BytesIO(data) if isinstance(data, bytes) else data, encoded)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of values out of order, which it quotes
+    try:
+      return _radiograph(opened, pixels, key, encoded)
+    except (BadImage, Encoded):
+      raise
+    except MemoryError:
+      raise BadImage("its header asks for too many pixels") from None
+    except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
+      raise BadImage(DAMAGED) from None
+
+
+def values(opened: io.BufferedIOBase, keywords: Sequence[str]) -> list[str]:
+  """What a header says under some keywords, empty where it says nothing: never to be shown.
+
+  Raises:
+    BadImage: no DICOM, or a damaged one.
+  """
+  opened = _plain(opened, True)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of values out of order, which it quotes
+    try:
+      header = _pydicom().dcmread(
+        opened, stop_before_pixels=True, force=True, specific_tags=[*keywords])
+      return [string(header, keyword) for keyword in keywords]
+    except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
+      raise BadImage(DAMAGED) from None
+
+
+def _plain(opened: io.BufferedIOBase, encoded: bool) -> io.BufferedIOBase:
+  """A DICOM file without what it is packed in, with a preamble where only its letters are there."""
   start = opened.read(2048)
   if not is_dicom(start):
     raise BadImage("it is no DICOM file: the letters DICM are missing at byte 128")
@@ -141,16 +173,7 @@ def read(
   opened.seek(0)
   if start.startswith(_MARK):  # the preamble is missing
     opened = io.BytesIO(bytes(_MARK_AT) + opened.read(_MOST))
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of values out of order, which it quotes
-    try:
-      return _radiograph(opened, pixels, key, encoded)
-    except (BadImage, Encoded):
-      raise
-    except MemoryError:
-      raise BadImage("its header asks for too many pixels") from None
-    except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
-      raise BadImage(DAMAGED) from None
+  return opened
 
 
 def _radiograph(

@@ -33,7 +33,7 @@ _NO_IMAGES = {
                   "of a format that is not read; convert it to PNG or TIFF"),
 }
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"GIF8",
-          b"\0\0\0\x0cjP  \r\n\x87\n")
+          b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 IMAGE, MEDICAL, OTHER, UNKNOWN = 0, 1, 2, 3  # by extension; DICOM; no image; not looked into yet
 
 

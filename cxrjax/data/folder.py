@@ -133,7 +133,7 @@ class Source:
       assigned = splits.carve([p or path for p, path in zip(patients, paths, strict=True)])
       notes.append("the data have no splits: patients were put into train, val and test "
                    "(70, 10, 20 %) by a hash of their names")
-    notes += folder_tree.uneven(listed, assigned)
+    notes += folder_tree.uneven(listed, assigned, patients)
     shown = listed.views or headers.views()
     kept = choices.rows_of_views(f"folder:{where}", shown, views)
     left = np.setdiff1d(np.arange(len(rows)), kept).tolist()

@@ -248,15 +248,15 @@ class _Walk:
         kind = file_kinds.by_name(name)
         if (kind in (OTHER, UNKNOWN) or not entry.is_file()) and entry.is_dir():
           if archive.is_junk(f"{name}/x"):
-            self._add(f"{below}{name}/", OTHER, -1, None, (0, 0))
+            self._add(f"{below}{name}/", OTHER, -1, None, (0, 0, 0))
           else:
             (linked if entry.is_symlink() else folders).append(name)
-        elif name.lower().endswith(".zip") and not archive.is_junk(name):
+        elif kind == OTHER and name.lower().endswith(".zip") and not archive.is_junk(name):
           zips.append(name)
         elif entry.is_file():
           self._add(below + name, kind, -1, entry)
         else:  # a link to nothing, a device
-          self._add(below + name, OTHER, -1, None, (0, 0))
+          self._add(below + name, OTHER, -1, None, (0, 0, 0))
     return folders, linked, zips
 
   def _add(self, path: str, kind: int, home: int, entry: os.DirEntry | None,

@@ -79,10 +79,6 @@ def _remarks(of: Sequence[str], people: dict[str, set[bytes]]) -> list[str]:
   """What is odd about class folders."""
   sizes = Counter(name for name in of if name)
   notes = spelling.notes((name for name in of if name), "class", "folders")
-  alone = sorted(name for name, patients in people.items() if len(patients) == 1)
-  if alone:
-    notes.append(f"{len(alone)} of {len(sizes)} classes are of one patient each: are their folders "
-                 "patients? A class of one patient cannot be learnt")
   few = sum(n < _FEW for n in sizes.values())
   if not people and len(sizes) >= _MANY and 2 * few >= len(sizes):
     notes.append(f"{few} of {len(sizes)} class folders hold fewer than {_FEW} images: if folders "
@@ -91,12 +87,14 @@ def _remarks(of: Sequence[str], people: dict[str, set[bytes]]) -> list[str]:
   return notes
 
 
-def uneven(listed: folder_csv.Listed, splits: Sequence[str]) -> list[str]:
-  """Remarks on classes that some splits lack.
+def uneven(
+    listed: folder_csv.Listed, splits: Sequence[str], patients: Sequence[str]) -> list[str]:
+  """Remarks on classes that some splits lack, or that only one patient has.
 
   Args:
     listed: the images.
     splits: of each.
+    patients: of each, empty where unknown.
   """
   present = listed.labels == 1
   where = {name: {split for split, there in zip(splits, column, strict=True) if there and split}
@@ -108,6 +106,11 @@ def uneven(listed: folder_csv.Listed, splits: Sequence[str]) -> list[str]:
         found.append(f"class {name!r} has no image")
       elif len(of) == 1:
         found.append(f"class {name!r} occurs in the split {min(of)!r} only")
+  alone = [name for name, column in zip(listed.classes, present.T, strict=True)
+           if len(own := {patients[i] for i in np.flatnonzero(column).tolist()}) == 1 and all(own)]
+  if alone:
+    found.insert(0, f"{len(alone)} of {len(listed.classes)} classes are of one patient each, such "
+                 f"as {alone[0]!r}: what is learnt of them is that patient")
   return found[:_MANY] + ([f"{len(found) - _MANY} more such classes"] if len(found) > _MANY else [])
 
 

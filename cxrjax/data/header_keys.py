@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -66,10 +64,8 @@ def by_key(
 
 
 def _check(keyword: str) -> None:
-  try:
-    from pydicom import datadict
-  except ModuleNotFoundError as error:
-    raise UserError('DICOM files need pydicom: pip install -e ".[dicom]"') from error
+  from pydicom import datadict
+
   if datadict.tag_for_keyword(keyword) is None:
     known = ("AccessionNumber", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
              "SOPInstanceUID", "StudyID")
@@ -106,9 +102,7 @@ def digests(
   def one(place: int) -> None:
     with contextlib.suppress(OSError, UserError, decode.BadImage), \
          index.open(int(rows[place])) as opened:
-      dicom.read(opened, pixels=False)  # refuses what must not be read further
-      opened.seek(0)
-      for k, value in enumerate(_values(opened, keywords)):
+      for k, value in enumerate(dicom.values(opened, keywords)):
         if value := clean(value):
           found[place, k] = np.frombuffer(hashed(value, index.key), np.uint8)
 
@@ -116,16 +110,3 @@ def digests(
   with contextlib.suppress(OSError), hashes.written(index.memory.with_name(name)) as opened:
     np.savez(opened, stamp=stamp.hexdigest(), digests=found)
   return found
-
-
-def _values(opened: io.BufferedIOBase, keywords: Sequence[str]) -> list[str]:
-  import pydicom
-
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of values out of order, which it quotes
-    try:
-      header = pydicom.dcmread(
-        opened, stop_before_pixels=True, specific_tags=[*keywords], force=True)
-      return ["" if value is None else str(value).strip() for value in map(header.get, keywords)]
-    except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
-      return [""] * len(keywords)

@@ -98,6 +98,8 @@ class ShownNames:
 
 def of(index: folder_index.Index) -> ShownNames:
   """The names of a folder's images; of the same files as before, those made before."""
+  if not (index.kinds == folder_index.MEDICAL).any():
+    return ShownNames(index)
   stamp = hashlib.sha256(b"".join([
     index.key, bytes(str(index.memory), "utf-8"), index.states.tobytes(), index.kinds.tobytes(),
     *(path.encode("utf-8", "surrogateescape") + b"\0" for path in index.paths)])).digest()

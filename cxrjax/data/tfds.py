@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import building, choices, decode, hashes, splits, store
@@ -208,8 +209,8 @@ class Source:
     memory = (store.cache_root(cache_dir) / "tables" /
               f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
     texts = ("ids", "patients", "sites", "views", "sexes")
-    # A damaged file raises whatever the damage makes NumPy raise; a zip has checksums.
-    with contextlib.suppress(Exception), open(memory, "rb") as opened, np.load(opened) as found:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+      found = files.read_npz(memory)
       return Table(**{n: tuple(found[n].tolist()) for n in texts},
                    labels=found["labels"], ages=found["ages"]), str(found["fingerprint"])
     n = len(self._records)

@@ -10,6 +10,7 @@ from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import archive
 
+MAX_XML = 64 << 20  # bytes of one part; in memory it is ten times as large
 _SHEET = re.compile(r"xl/worksheets/sheet(\d+)\.xml")
 
 
@@ -67,12 +68,23 @@ def sheet(where: str, data: bytes) -> Iterator[tuple[int, dict[int, str]]]:
       yield int(given) if given.isdecimal() else at, cells
 
 
+class _DocumentType(Exception):
+  """No Excel file declares one; it could hold entities that explode."""
+
+
+class _Tree(ElementTree.TreeBuilder):
+  def doctype(self, name: str, public: str | None, system: str | None) -> None:
+    raise _DocumentType
+
+
 def _parse(inside: archive.Archive, name: str, where: str) -> ElementTree.Element:
-  data = inside.read(name)
-  if b"<!DOCTYPE" in data[:1000]:  # no Excel file has one; it could hold entities that explode
-    raise UserError(f"{where} is no Excel file: {name} in it declares a document type")
+  data = inside.read(name, MAX_XML)
+  parser = ElementTree.XMLParser(target=_Tree())
   try:
-    return ElementTree.fromstring(data)
+    parser.feed(data)
+    return parser.close()
+  except _DocumentType as error:
+    raise UserError(f"{where} is no Excel file: {name} in it declares a document type") from error
   except ElementTree.ParseError as error:
     raise UserError(f"{where} is damaged ({name}: {error})") from error
 
@@ -84,10 +96,15 @@ def _all(element: ElementTree.Element, tag: str) -> Iterator[ElementTree.Element
 
 def _text(item: ElementTree.Element) -> str:
   """A string, of one or several runs; how it is pronounced is left out."""
-  if item.tag.rpartition("}")[2] == "rPh":
-    return ""
-  own = (item.text or "") if item.tag.rpartition("}")[2] == "t" else ""
-  return own + "".join(_text(child) for child in item)
+  parts, waiting = [], [item]
+  while waiting:
+    part = waiting.pop()
+    tag = part.tag.rpartition("}")[2]
+    if tag == "t":
+      parts.append(part.text or "")
+    if tag != "rPh":
+      waiting += reversed(part)
+  return "".join(parts)
 
 
 def _cells(row: ElementTree.Element, shared: Sequence[str]) -> Iterator[tuple[int, str]]:

@@ -13,8 +13,7 @@ from jaxtyping import UInt8
 from cxrjax.core import files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import image_hash, leaks, splits
-from cxrjax.data.hashes import patient_key
+from cxrjax.data import hashes, image_hash, leaks, splits
 from cxrjax.data.types import SourceInfo
 from cxrjax.evals.parts import Data
 
@@ -124,8 +123,8 @@ class Learnt:
 
 
 def remember(
-    loader: Any, train: Any, workdir: pathlib.Path, before: str = "", cache_dir: str | None = None,
-    ) -> None:
+    loader: Any, train: Any, workdir: pathlib.Path, before: str = "",
+    cache_dir: str | None = None) -> None:
   """Notes in the workdir whose images were learnt from, as hashes, for later runs.
 
   Args:
@@ -137,16 +136,16 @@ def remember(
     cache_dir: where the secret lies that patients' hashes are made with.
   """
   keys = splits.patient_keys(train)
-  np.save(workdir / FILE, leaks.remember(keys, patient_key(cache_dir)))
+  np.save(workdir / FILE, leaks.remember(keys, hashes.patient_key(cache_dir)))
   told = leaks.known(keys, train.info)
-  hashes, unseen = image_hash.of_images(np.zeros((0, 1, 1, 1), np.uint8)), len(keys)
+  shown, unseen = np.zeros((0, image_hash.BYTES), np.uint8), len(keys)
   if loader.images is not None:
-    hashes, unseen = image_hash.of_images(loader.images), 0
+    shown, unseen = image_hash.of_images(loader.images), 0
   if (old := learnt(before)) is not None:
     told = leaks.Known(told.images + old.known.images, told.unknown + old.known.images,
                        tuple(dict.fromkeys((*told.naming, *old.known.naming))))
-    hashes, unseen = np.concatenate([hashes, old.hashes]), unseen + old.unseen
-  Learnt(told, hashes, unseen).save(workdir / IMAGES)
+    shown, unseen = np.concatenate([shown, old.hashes]), unseen + old.unseen
+  Learnt(told, shown, unseen).save(workdir / IMAGES)
 
 
 def learnt(workdir: str) -> Learnt | None:
@@ -161,11 +160,10 @@ def learnt(workdir: str) -> Learnt | None:
   try:
     found = files.read_npz(file)
     known = leaks.Known(int(found["images"]), int(found["unknown"]),
-                        tuple(found["naming"].tolist()))
-    hashes = found["hashes"]
-    if hashes.dtype != np.uint8 or hashes.shape[1:] != (image_hash.BYTES,):
-      raise files.Damaged("its hashes are of another kind")
-    return Learnt(known, hashes, int(found["unseen"]))
-  except (OSError, ValueError, KeyError, TypeError) as error:
+                        tuple(map(str, found["naming"].tolist())))
+    if found["hashes"].dtype != np.uint8 or found["hashes"].shape[1:] != (image_hash.BYTES,):
+      raise files.Damaged("it has hashes of another kind")
+    return Learnt(known, found["hashes"], int(found["unseen"]))
+  except (OSError, files.Damaged, KeyError, TypeError) as error:
     raise UserError(f"{file} is damaged ({error}): it says what the run learnt from; train it "
                     "again, or start from its weights exported to a file") from error

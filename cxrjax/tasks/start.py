@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from cxrjax.core import files
 from cxrjax.core.errors import UserError
@@ -84,8 +86,8 @@ def seen_before(
     cache_dir: `config.data.cache_dir`, where the secret lies.
 
   Raises:
-    UserError: there are such patients or images, and `choice` is "error"; or the run's file of its
-      patients is damaged.
+    UserError: there are such patients or images, and `choice` is "error"; or the run's file of
+      them is damaged.
   """
   if not path:
     return []
@@ -104,13 +106,12 @@ def seen_before(
     if not isinstance(data, Data):
       continue
     keys, info = guard.test_patients(data)
-    shared = leaks.overlap(remembered, keys, secret)
-    patients = set(shared or ())
+    patients = leaks.overlap(remembered, keys, secret)
     key, rows = data.rows["test"]
     bits = image_hash.nearest(before.hashes, image_hash.of_images(data.images[key], rows))
     same = np.flatnonzero(bits <= image_hash.SAME).tolist()
-    for found, what in (([i for i, k in enumerate(keys) if k in patients],
-                         f"are of {len(patients)} patients whom {KEY}={path} learnt from"),
+    for found, what in (([i for i, k in enumerate(keys) if k in (patients or ())],
+                         f"are of {len(patients or ())} patients whom {KEY}={path} learnt from"),
                         (same, f"are among those that {KEY}={path} learnt from")):
       if found and choice == "error":
         raise UserError(
@@ -118,19 +119,23 @@ def seen_before(
           f"e.g. {data.ids('test')[found[0]]}, so results would flatter; start from a run on the "
           "same data with the same split and patients (data.csv, data.patient_column), or set "
           "config.data.shared_patients='allow'")
-    if shared is None:
-      remarks.append(
-        f"{name}: whether {path} learnt from its test patients cannot be told: it keeps their "
-        "hashes under another secret than this cache folder's; see CXRJAX_PATIENT_KEY")
-    else:
-      remarks.append(f"{name}: " + leaks.said(
-        len(patients), (leaks.known(keys, info), before.known),
-        ("test images", f"images that {path} learnt from"),
-        some=f"{len(patients)} of its test patients are among those that {path} learnt from",
-        none=f"no patient of the test images is among those that {path} learnt from",
-        whether=f"whether {path} learnt from a patient of the test images"))
+    remarks.append(f"{name}: " + _patients(patients, leaks.known(keys, info), before, path))
     remarks.append(f"{name}: " + _images(len(same), len(keys), before, path))
   return remarks
+
+
+def _patients(
+    shared: Sequence[str] | None, test: leaks.Known, before: guard.Learnt, path: str) -> str:
+  """What is said of the patients whom a run has learnt from."""
+  if shared is None:
+    return (f"whether {path} learnt from a patient of the test images could not be checked: it "
+            "keeps their hashes under another secret than this cache folder's; see "
+            "CXRJAX_PATIENT_KEY")
+  return leaks.said(
+    len(shared), (test, before.known), ("test images", f"images that {path} learnt from"),
+    some=f"{len(shared)} of its test patients are among those that {path} learnt from",
+    none=f"no patient of the test images is among those that {path} learnt from",
+    whether=f"whether {path} learnt from a patient of the test images")
 
 
 def _images(same: int, total: int, before: guard.Learnt, path: str) -> str:

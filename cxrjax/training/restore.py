@@ -138,4 +138,6 @@ def _template(config: Any, facts: Any, method: Any) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
+  if isinstance(error, UserError):
+    return str(error)
   return (str(error).strip().splitlines() or [repr(error)])[0][:200]

@@ -76,7 +76,7 @@ def test_classes_of_one_patient_are_told(tmp_path, texture):
       texture(20, 20, seed=k), PatientID=f"secret{patient}"))
   found = open_source(f"folder:{tmp_path / 'x'}", split="all")
   assert found.info.classes == ("a", "b")
-  assert noted(found, "1 of 2 classes are of one patient each")
+  assert noted(found, "1 of 2 classes are of one patient each, such as 'b'")
 
 
 def test_many_small_class_folders_are_told_of_where_patients_are_unknown(tmp_path, encode, texture):

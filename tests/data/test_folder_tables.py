@@ -174,6 +174,12 @@ def test_files_that_are_no_images_are_counted_in_the_remarks(root):
           "data.patient_column=NAME (it has the columns path, label)") in alone.info.advice
 
 
+def test_a_class_that_only_one_patient_has_is_told(root):
+  text = "path,label,patient\n0.png,a,1\n1.png,a,2\n2.png,b,3\n3.png,b,3\n4.png,c,4\n"
+  assert noted(read(root, text), "2 of 3 classes are of one patient each, such as 'b'")
+  assert not noted(read(root, text.replace(",patient", ",x")), "of one patient")
+
+
 def test_a_class_that_one_split_lacks_is_told(root):
   found = read(root, "path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,test\n3.png,c,test\n")
   assert noted(found, "class 'b' occurs in the split 'train' only")

@@ -16,6 +16,9 @@ SHEET = ('<worksheet {0}><sheetData><row r="1"><c r="A1" t="s"><v>0</v></c><c r=
          '<row r="3"/><row r="4"><c><v>7</v></c><c><v>8</v></c></row></sheetData></worksheet>')
 
 
+DEEP = f"<sst><si>{'<r>' * 20_000}<t>FILE NAME</t>{'</r>' * 20_000}</si></sst>"
+
+
 def opened(tmp_path, sheet=SHEET, strings=STRINGS, **others):
   inside = io.BytesIO()
   with zipfile.ZipFile(inside, "w") as made:
@@ -38,10 +41,16 @@ def test_cells_of_every_kind(tmp_path):
   assert found[0][0].endswith("a.xlsx line 2") and found[1][0].endswith("line 4")
 
 
+def test_what_nests_deeply(tmp_path):
+  with pytest.raises(UserError, match="damaged in row 1"):  # it has one text of three
+    list(xlsx.rows(opened(tmp_path, strings=DEEP), "a.xlsx"))
+
+
 @pytest.mark.parametrize("parts, word", [
   ({"sheet": SHEET.replace("<v>0</v>", "<v>9</v>")}, "damaged in row 1"),
   ({"sheet": SHEET[:-20]}, "is damaged .*sheet1.xml"),
   ({"sheet": "<!DOCTYPE x [<!ENTITY a 'aaa'>]>" + SHEET}, "declares a document type"),
+  ({"sheet": f"<!--{' ' * 5000}--><!DOCTYPE x [<!ENTITY a 'a'>]>{SHEET}"}, "document type"),
   ({"strings": None}, "damaged in row 1"),
 ])
 def test_damaged(tmp_path, parts, word):

@@ -62,7 +62,7 @@ def test_linear_is_one_matrix_for_every_patch():
   assert stats == {} and param_count(params) == 64 * 64 + 1 + 2 * 64
   patch = np.asarray(features.patches[0, 4])  # the second row's second
   normal = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-6)
-  want = normal @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])
+  want = normal @ np.asarray(params["out"]["kernel"]) + np.asarray(params["bias"])
   np.testing.assert_allclose(found[0, 8:16, 8:16, 0].ravel(), want, rtol=1e-4, atol=1e-5)
 
 

@@ -18,6 +18,7 @@ from small import REPOSITORY
 
 import cxrjax
 from cxrjax import inference, predict
+from cxrjax.core import tables
 from cxrjax.core.errors import UserError
 from cxrjax.report import journal
 
@@ -165,26 +166,32 @@ def test_the_exit_status_is_1_where_all_images_are_bad(tuned, tmp_path):
 
 
 def test_names_that_are_hard_to_write(tuned, films, tmp_path):
-  """They come back as they are from both tables, in UTF-8; bytes that are no text escaped."""
+  """They come back as they are from both tables, in UTF-8; bytes that are no text escaped.
+
+  No cell of a table is one that a spreadsheet would run.
+  """
   folder = os.fsencode(tmp_path / "in")
   os.mkdir(folder)
   names = {b"\xff\xfe.png": "\\xff\\xfe.png", b"\\xff\\xfe.png": "\\\\xff\\\\xfe.png",
            b"a\\b.png": "a\\b.png", "\u00e9\u2028.png".encode(): "\u00e9\u2028.png",
-           **{n: n.decode() for n in (b"new\nline.png", b"a\rb.png", b"\r\n.png", b" x .png",
-                                      b'quo"te,comma.png')}}
+           **{n: n.decode() for n in (
+             b"new\nline.png", b"a\rb.png", b"\r\n.png", b" x .png", b'quo"te,comma.png',
+             b"=cmd|x.png", b"-1+2.png", b"'@a.png", b"esc\x1b[31m.png")}}
   for name in names:
     with open(folder + b"/" + name, "wb") as opened:
       opened.write((films[0] / "a" / "00.png").read_bytes())
-  with open(folder + b"/bad\xff\r.png", "wb") as opened:
+  with open(folder + b"/=bad\xff\r.png", "wb") as opened:
     opened.write(b"bad")
   for said in (0, len(names) + 1):  # also when they are read back
     lines = command(
       tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs", kind="parquet")
     assert any("nothing was left to do" in line for line in lines) == bool(said)
   with open(tmp_path / "out" / "predictions.csv", newline="", encoding="utf-8") as opened:
-    assert sorted(row["id"] for row in csv.DictReader(opened)) == sorted(names.values())
+    ids = [row["id"] for row in csv.DictReader(opened)]
+  assert sorted(map(tables.plain, ids)) == sorted(names.values())
+  assert not any(name.startswith(("=", "-", "@")) for name in ids) and "'=cmd|x.png" in ids
   with open(tmp_path / "out" / "skipped.csv", newline="", encoding="utf-8") as opened:
-    assert [row["id"] for row in csv.DictReader(opened)] == ["bad\\xff\r.png"]
+    assert [row["id"] for row in csv.DictReader(opened)] == ["'=bad\\xff\r.png"]
   found = pyarrow.parquet.read_table(tmp_path / "out" / "predictions.parquet").to_pydict()["id"]
   assert sorted(found) == sorted(names.values())
   assert sorted(os.listdir(os.fsencode(tmp_path / "out" / "masks"))) == sorted(

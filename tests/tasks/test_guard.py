@@ -143,17 +143,17 @@ def test_patients_are_remembered_without_their_names(tmp_path):
 
 def test_patients_of_the_run_that_is_begun_with(tmp_path, monkeypatch):
   test = open_source("phantom", split="test", **PHANTOM)
-  guard.remember(test, tmp_path)
-  with pytest.raises(UserError, match=r"patients of config.evals.probe's test split were learnt"):
+  guard.remember(streamed(), test, tmp_path)
+  with pytest.raises(UserError, match=r"probe's test split are of 12 patients whom config.init"):
     start.seen_before(str(tmp_path), judged(test), "error")
   people = len(set(test.table.patients))
-  assert start.seen_before(str(tmp_path), judged(test), "allow") == [
-    f"probe: {people} of its test patients are among those that {tmp_path} learnt from"]
+  assert start.seen_before(str(tmp_path), judged(test), "allow")[0] == (
+    f"probe: {people} of its test patients are among those that {tmp_path} learnt from")
   monkeypatch.setenv(hashes.KEY, "of another machine")
-  said, = start.seen_before(str(tmp_path), judged(test), "error")
-  assert said.startswith(f"probe: whether {tmp_path} learnt from its test patients cannot be told")
+  said, _ = start.seen_before(str(tmp_path), judged(test), "error")
+  assert said.startswith(f"probe: whether {tmp_path} learnt from a patient of the test images")
   (tmp_path / guard.FILE).write_bytes(b"\x93NUMPY")
-  with pytest.raises(UserError, match=r"patients.npy is damaged"):
+  with pytest.raises(UserError, match=r"its patients.npy cannot be read"):
     start.seen_before(str(tmp_path), judged(test), "error")
 
 

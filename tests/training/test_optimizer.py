@@ -12,6 +12,7 @@ from small import full
 
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.models.heads import DinoHead
 from cxrjax.training import lars, sharding
 from cxrjax.training.optimizer import Optimizer, path_names
 
@@ -176,6 +177,18 @@ def test_vectors_may_decay():
   path = lambda tree: np.asarray(tree["body"]["bias"], np.float64)  # noqa: E731
   want = adamw(path(PARAMS), [path(grads(t)) for t in range(4)], [0.1] * 4, [0.5] * 4)
   np.testing.assert_allclose(got["body"]["bias"], want, rtol=1e-4)
+
+
+def test_learnt_norms_of_prototypes_decay():
+  """In torch they are a column, [K, 1], and DINO spares biases and what has one dimension."""
+  head = DinoHead(in_dim=4, prototypes=5, hidden=3, bottleneck=2, norm_last_layer=False)
+  params = head.init(jax.random.key(0))
+  params["mlp"] = jax.tree.map(jnp.ones_like, params["mlp"])
+  optimizer = Optimizer(clock=CLOCK, lr=0.1, lr_batch=0, weight_decay=0.5)
+  still = jax.tree.map(jnp.zeros_like, params)
+  moved, _, _ = optimizer.update(still, optimizer.init(params), params, jnp.int32(0))
+  np.testing.assert_allclose(moved["prototypes"]["scale"].ravel(), np.full(5, 0.95), rtol=1e-6)
+  np.testing.assert_array_equal(moved["mlp"]["layers"]["0"]["bias"], np.ones(3))
 
 
 def test_the_learning_rate_by_the_root_of_the_batch():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,16 +57,18 @@ def load(
       missing or unexpected arrays, or numbers that are not finite.
   """
   file = files.read(path, key)
-  return adapt(_recognised(file), encoder, file.named, str(path), (mean, std))
+  with _of_any_shape(file.named):
+    return adapt(layouts.recognise(file), encoder, file.named, str(path), (mean, std))
 
 
-def _recognised(file: files.File) -> layouts.Found:
-  """The network in a file, whose arrays may be of any types and shapes."""
+@contextlib.contextmanager
+def _of_any_shape(named: str) -> Iterator[None]:
+  """Says in one line that a file's arrays, which may have any shapes, are not a network's."""
   try:
-    return layouts.recognise(file)
-  except (ValueError, TypeError, LookupError, OSError) as error:
-    raise UserError(f"{file.named} is damaged, or holds no network: {str(error)[:200]}; fetch it "
-                    "again") from error
+    yield
+  except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
+    raise UserError(f"{named} is damaged, or its arrays are not those of its network "
+                    f"({type(error).__name__}: {str(error)[:200]}); fetch it again") from error
 
 
 def fit(

@@ -84,6 +84,10 @@ def read(path: str | pathlib.Path, key: str) -> File:
     raise UserError(
       f"{named} cannot be read: {reason}; give a .safetensors, .npz, .pth or .bin file of "
       "weights, or the workdir of a finished run") from error
+  odd = [name for name, x in arrays.items()
+         if isinstance(x, np.ndarray) and not np.can_cast(x.dtype, np.float64, "same_kind")]
+  for name in odd:  # texts and complex numbers are nobody's weights
+    del arrays[name]
   if not arrays:
     raise UserError(f"{named} holds no arrays; give a file with a network's weights")
   return File(file, named, arrays, about, beside)

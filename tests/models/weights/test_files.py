@@ -1,9 +1,11 @@
 """Formats of weights files, and pickles that want more than tensors."""
 
+import json
 import pathlib
 import pickle
 import zipfile
 
+import made_up
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torch_files import Code, call
 from cxrjax.core.errors import UserError
 from cxrjax.models import weights
 from cxrjax.models.vit import Model
-from cxrjax.models.weights import files, pickles
+from cxrjax.models.weights import files, pickles, tree
 
 RNG = np.random.default_rng(0)
 BASE = RNG.standard_normal((6, 4)).astype(np.float32)
@@ -175,3 +177,24 @@ def test_cut_short(tmp_path):
     (tmp_path / "x").write_bytes(whole[:length])
     with pytest.raises(UserError, match="cannot be read"):
       files.read(tmp_path / "x", "k")
+
+
+def test_what_a_file_says_of_itself_may_be_anything(tmp_path):
+  """Arrays of other shapes and types, and another description: one line, or as if it were right."""
+  encoder = Model(variant="Nu", width=32, depth=1, heads=2, patch_size=8, image_size=32)
+  flat = {f"encoder/{n}": np.asarray(v) for n, v in tree.flatten(made_up.of(encoder)).items()}
+  about = {"family": "vit", "names": "cxrjax", "mean": 0.5, "std": 0.25, "heads": 2}
+  cases = [(about | {key: value}, {}) for key in about for value in ([], {}, None, "x", -1, [1])]
+  cases += [(about, {name: x}) for name in ("encoder/pos", "encoder/patch/kernel", "encoder/cls")
+            for x in (np.zeros(()), np.zeros((0,)), np.zeros((1,)), np.zeros((2,) * 5),
+                      np.array("text"), np.full(3, 1j), np.zeros((3, 32)))]
+  cases += [({}, {}), ([], {}), (about | {"names": "timm"}, {}), (about | {"names": ["timm"]}, {})]
+  path, right = tmp_path / "x.npz", 0
+  for said, changed in [(about, {}), *cases]:
+    np.savez(path, cxrjax=np.array(json.dumps(said)), **flat | changed)
+    try:
+      weights.load(path, encoder)
+      right += 1
+    except UserError as error:
+      assert str(error).startswith("config.init.path='") and "\n" not in str(error)
+  assert 1 <= right < len(cases) / 2
