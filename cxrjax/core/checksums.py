@@ -14,7 +14,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import imagecodecs
+
 from cxrjax.core.files import MAX_JSON, parse_json, read
+
+# The same sum; with it those of a checkpoint take 2 % of the time of writing it, with zlib's 7 %.
+crc32: Callable[..., int] = (
+  imagecodecs.zlibng_crc32 if imagecodecs.ZLIBNG.available else zlib.crc32)
 
 MANIFEST = "manifest.json"  # in a folder: size and checksums of every file in it
 _BLOCK = 16 << 20  # bytes under one checksum; blocks are summed in parallel
@@ -29,7 +35,7 @@ def of_file(path: pathlib.Path) -> list[int]:
     with open(path, "rb", buffering=0) as opened:
       opened.seek(start)
       for _ in range(_BLOCK // _PART):
-        found = zlib.crc32(buffer[:opened.readinto(buffer)], found)
+        found = crc32(buffer[:opened.readinto(buffer)], found)
     return found
 
   starts = range(0, path.stat().st_size, _BLOCK)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt32
 
+from cxrjax.core import checksums
 from cxrjax.core.errors import UserError
 from cxrjax.data.images import Rows
 
@@ -122,7 +123,7 @@ class Checked:
 
 
 def _sum(square: np.ndarray) -> int:
-  return zlib.crc32(np.ascontiguousarray(square))
+  return checksums.crc32(np.ascontiguousarray(square).view(np.uint8))
 
 
 def _whole(array: np.ndarray, known: np.ndarray) -> bool:

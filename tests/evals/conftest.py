@@ -68,6 +68,7 @@ def fake(monkeypatch):
     module = types.ModuleType("fake_sets")
     module.Source = kind
     monkeypatch.setitem(sys.modules, "fake_sets", module)
+    monkeypatch.setenv("CXRJAX_TRUST", "fake_sets")
     return {"name": "fake_sets.Source"}
 
   make.split = split

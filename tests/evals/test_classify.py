@@ -195,6 +195,7 @@ def other(fake, monkeypatch, classes, exclusive, made):
   module = types.ModuleType("other_sets")
   module.Source = kind
   monkeypatch.setitem(sys.modules, "other_sets", module)
+  monkeypatch.setenv("CXRJAX_TRUST", "other_sets,fake_sets")
   return {"name": "other_sets.Source"}
 
 

@@ -57,6 +57,7 @@ def _sources(monkeypatch):
   module.Source = Source
   module.Bare = type("Bare", (Source,), {"masks": {"test": [None] * 3, "train": [None] * 3}})
   monkeypatch.setitem(sys.modules, "squares", module)
+  monkeypatch.setenv("CXRJAX_TRUST", "squares")
 
 
 def make(**options):
