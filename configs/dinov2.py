@@ -8,7 +8,8 @@
 
 The first ends with a kNN (k = 20) AUROC of 0.806 (0.787-0.824) on the phantom's test images with
 seed 0, the first recipe tried; the random encoder's is 0.739, a linear probe of thumbnails has
-0.923 and one of these features 0.864 (2026-11-21, 13 minutes on half a core).
+0.923 and one of these features 0.864 (2026-11-21, 13 minutes on half a core; positions of small
+crops were then resampled by another cubic).
 
 `:paper` has the defaults of the paper's code (its ViT-L/16 on ImageNet) for ViT-S/16: 65536
 prototypes, a head for class tokens and patches, a centre, KoLeo 0.1, half of the large crops masked
