@@ -104,7 +104,7 @@ def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
   for name in sorted(arrays):
     array = np.asarray(arrays[name], order="C")
     found = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), found)
-    found = zlib.crc32(array, found)
+    found = zlib.crc32(array.tobytes(), found)
   return f"{found:08x}"
 
 

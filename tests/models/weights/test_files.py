@@ -191,7 +191,8 @@ def test_what_a_file_says_of_itself_may_be_anything(tmp_path):
   cases += [({}, {}), ([], {}), (about | {"names": "timm"}, {}), (about | {"names": ["timm"]}, {})]
   path, right = tmp_path / "x.npz", 0
   for said, changed in [(about, {}), *cases]:
-    np.savez(path, cxrjax=np.array(json.dumps(said)), **flat | changed)
+    own = files.checksum(flat | changed, json.dumps(said))
+    np.savez(path, cxrjax=np.array(json.dumps(said)), cxrjax_crc32=np.array(own), **flat | changed)
     try:
       weights.load(path, encoder)
       right += 1
