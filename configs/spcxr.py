@@ -11,7 +11,8 @@ is fine-tuned for the classes of each source of `data=` (`configs/finetune.py`) 
 on `lungs=` (`configs/segment.py`, UNETR). The page shows each from scratch as well. The first
 command takes 2.6 minutes on one CPU core and shows how it works, not that it helps: after half a
 minute of GMML the AUROC is 0.856 (from scratch 0.879, gain -0.023, -0.037 to -0.009), the lungs'
-Dice 0.927 (0.929). On real radiographs GMML brings 0.04 to 0.15, see the README (2026-11-21, when GMML's head had a layer norm of its own).
+Dice 0.927 (0.929). On real radiographs GMML brings 0.04 to 0.15, see the README
+(2026-11-21, when GMML's head had a layer norm of its own).
 
 ViT-S, GMML and the tasks (COVID-19, pneumonia, abnormal or not, lungs) are the paper's, GMML's
 values its authors'. Which radiographs they learnt from, for how long, and the decoder were not to
