@@ -41,7 +41,7 @@ def test_every_command_names_a_config_that_takes_its_arguments(flags):
       *parents, leaf = name.removeprefix("config.").split(".")
       functools.reduce(getitem, parents, config).get_ref(leaf)  # raises for a key that is not there
     else:
-      assert name in ("workdir", "coordinator", "processes", "process"), name
+      assert name in ("workdir", "coordinator", "processes", "process", "trust"), name
 
 
 def test_the_first_two_commands_install_and_run(repository):

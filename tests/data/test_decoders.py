@@ -87,6 +87,7 @@ def test_processes_end_with_the_program_and_survive_ctrl_c(pool):
   pytest.fail("the process is still there")
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX warns of it, which the child does not use
 def test_a_forked_child_does_not_use_its_parents_processes(pool):
   pid = pool.decode(b"fine").facts["pid"]
   reader, writer = os.pipe()
