@@ -157,7 +157,7 @@ def _jpeg(data: bytes) -> Samples:
           image.draft(None, (2 * at_least, 2 * at_least))
         image.load()
         if image.mode != "CMYK":
-          return np.asarray(image)
+          return np.asarray(image if image.mode == "L" else image.convert("L"))
         ink = np.asarray(image)  # which Pillow takes for Adobe's
         return np.asarray(Image.fromarray(ink if frame.adobe else 255 - ink, "CMYK").convert("RGB"))
 

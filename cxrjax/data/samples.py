@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Shaped, UInt8, UInt16
+from PIL import Image
 
 MIN_SIDE = 16  # pixels; below this nothing of a chest is left
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000; a header that asks for more is no radiograph
@@ -101,6 +102,8 @@ def check_packed(width: int, height: int, size: int) -> None:
 def _luma(rgb: np.ndarray) -> np.ndarray:
   if rgb.dtype not in (np.uint8, np.uint16):
     raise BadImage(f"it is in colour, of {rgb.dtype} values; convert it to 8 or 16-bit gray")
+  if rgb.dtype == np.uint8:  # the same sums, five times as fast
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).convert("L"))
   found = np.empty(rgb.shape[:2], rgb.dtype)
   for start in range(0, len(rgb), _ROWS):
     red, green, blue = (rgb[start:start + _ROWS, :, c].astype(np.uint32) * np.uint32(weight)
