@@ -49,7 +49,8 @@ def test_takes_the_network_of_the_run_and_says_so(pretrained, tuned):
   facts = json.loads((workdir / "run.json").read_text())
   assert facts["init"]["source"] == "simsiam" and not facts["init"]["new"]
   assert facts["chosen"]["by"] == "auroc" and facts["chosen"]["evaluators"] == ["test"]
-  assert any("0 of its test patients" in note for note in facts["data"]["train"]["notes"])
+  assert any("no patient of the test images is among those that" in note
+             for note in facts["data"]["train"]["notes"])
   # Half of the labels that are learnt from; all of those that validate.
   assert facts["data"]["train"]["n"] == 20 and facts["data"]["validation"]["n"] == 8
 
@@ -97,7 +98,8 @@ def test_a_start_that_knows_the_test_patients_is_refused(tmp_path):
   config = config_of("simsiam", "tiny,eval_data=none,split=test")
   assert train.run(config, tmp_path / "seen", say=lambda line: None) == 0
   config = config_of("finetune", f"tiny,init={tmp_path / 'seen'}")
-  with pytest.raises(UserError, match=r"patients of config\.evals\.test's test split were learnt"):
+  with pytest.raises(UserError, match=r"images of config\.evals\.test's test split are of "
+                     r"\d+ patients whom config\.init\.path=.* learnt from"):
     train.run(config, tmp_path / "run", say=lambda line: None)
   config["data"]["shared_patients"] = "allow"
   assert train.run(config, tmp_path / "allowed", say=lambda line: None) == 0
