@@ -41,7 +41,7 @@ UMAP = ["umap-learn>=0.5.7"]  # the map of images in a report; PCA without it
 
 TEST = [
   # encoders of JPEG 2000 and JPEG-LS, other than what decodes them here
-  "pylibjpeg-openjpeg>=2.4", "pyjpegls>=1.5",
+  "pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.4", "pyjpegls>=1.5",
   "pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", "scikit-learn>=1.5",
   "nbclient>=0.10", "ipykernel>=6.29",  # the tests execute the notebooks
 ]
