@@ -407,7 +407,7 @@ def without(data, *names):
 @pytest.mark.parametrize("fields, reason", [
   ({"Modality": "CT"}, "modality CT, not a radiograph"),
   ({"Modality": "MG"}, "modality MG"), ({"Modality": "RTDOSE"}, "modality RTDOSE"),
-  ({"Modality": "DOE^JANE"}, r"modality \(unreadable\)"),
+  ({"Modality": "DOE JANE"}, r"modality \(unreadable\)"),
   ({"NumberOfFrames": 12}, "it has 12 frames"),
   ({"PhotometricInterpretation": "PALETTE COLOR"}, "not MONOCHROME1 or MONOCHROME2"),
   ({"BitsStored": 7}, "stores 7 of 16 bits"), ({"RescaleSlope": 0}, "rescale slope is 0"),
