@@ -36,6 +36,7 @@ from cxrjax.core import command
 from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
+from cxrjax.core.text import identifier
 
 FORMATS = ("csv", "parquet")
 AUTO = "auto"
@@ -93,7 +94,7 @@ def predict(
   from cxrjax.data.images import told
   from cxrjax.inference import Work
   from cxrjax.report.journal import Journal
-  from cxrjax.report.predictions import Predictions, identifier
+  from cxrjax.report.predictions import Predictions
   from cxrjax.training.workdir import locked
 
   if kind not in FORMATS:

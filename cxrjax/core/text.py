@@ -9,6 +9,8 @@ import re
 _HIDDEN = re.compile(
   "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
   "\U000e0000-\U000e007f]")
+_HALVES = re.compile("[\ud800-\udfff]")  # no text, and what looks as if it were:
+_NO_TEXT = re.compile(r"[\ud800-\udfff]|\\(x[0-9a-f]{2}|u[0-9a-f]{4}|\\)")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -22,6 +24,17 @@ def shown(text: str, keep: str = "") -> str:
   if not _HIDDEN.search(text):
     return text
   return _HIDDEN.sub(lambda match: match[0] if match[0] in keep else _written(match[0]), text)
+
+
+def identifier(name: str) -> str:
+  r"""A path as text: as it is, but for bytes that are no UTF-8, which become `\xff`.
+
+  No two paths have the same: in a path with such bytes, or with what looks like them, a backslash
+  is doubled.
+  """
+  if not _NO_TEXT.search(name):
+    return name
+  return _HALVES.sub(lambda match: _written(match[0]), name.replace("\\", "\\\\"))
 
 
 def _written(char: str) -> str:

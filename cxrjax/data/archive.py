@@ -84,6 +84,7 @@ class Archive:
 
   Attributes:
     path: as given.
+    junk: what is left out, see `is_junk`.
 
   Raises:
     UserError: it does not exist, or is damaged or cut short.
@@ -93,6 +94,7 @@ class Archive:
                only: Sequence[str] = ("*",), max_bytes: int = MAX_BYTES,
                content: bytes | None = None):
     self.path = pathlib.Path(path)
+    self.junk: list[str] = []
     self._refused: list[tuple[str, str]] = []
     self._max_bytes = max_bytes
     self._zip: zipfile.ZipFile | None = None
@@ -214,6 +216,7 @@ class Archive:
     """Adds a file under the name it is known by; None for one that is not looked at."""
     clean = posixpath.normpath(name.replace("\\", "/"))
     if is_junk(clean.removeprefix("../")):
+      self.junk.append(clean)
       return None
     if name.startswith(("/", "\\")) or clean.split("/")[0] == ".." or ":" in clean.split("/")[0]:
       self._refused.append((name, "its name leads out of the archive"))
@@ -226,7 +229,7 @@ class Archive:
 
   def _walk_tar(self) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """The tar's files in order; remembers them on the way."""
-    found, self._refused = {}, []
+    found, self._refused, self.junk = {}, [], []
     members = iter(self._tar)
     while True:
       with self._damaged(""):

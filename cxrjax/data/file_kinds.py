@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int8
 
-from cxrjax.data import archive, dicom, table_file
+from cxrjax.data import archive, dicom, formats, table_file
 
 PLAIN = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".tif", ".tiff", ".bmp", ".webp",
          ".gif", ".pgm", ".ppm", ".pnm")
@@ -32,8 +32,6 @@ _NO_IMAGES = {
   **dict.fromkeys((".svg", ".heic", ".avif", ".psd", ".mp4", ".avi"),
                   "of a format that is not read; convert it to PNG or TIFF"),
 }
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"GIF8",
-          b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 IMAGE, MEDICAL, OTHER, UNKNOWN = 0, 1, 2, 3  # by extension; DICOM; no image; not looked into yet
 
 
@@ -60,7 +58,7 @@ def by_name(name: str) -> int:
 
 def by_start(start: bytes) -> int:
   """What a file is by its first bytes, a thousand or so, where its name does not tell."""
-  return MEDICAL if dicom.is_dicom(start) else IMAGE if start.startswith(_MAGIC) else OTHER
+  return MEDICAL if dicom.is_dicom(start) else IMAGE if formats.is_image(start) else OTHER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +94,10 @@ def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Other
       continue
     if kinds[row] == UNKNOWN:
       kind = extension or "without extension", "it cannot be read"
+    elif archive.is_junk(paths[row]):
+      kind = "hidden", "hidden files and folders are not looked into"
     elif extension in EXTENSIONS:
       kind = extension, "a link to nothing, or no file"
-    elif name[0] == ".":
-      kind = "hidden", "hidden files and folders are not looked into"
     elif name.upper() == "DICOMDIR":
       kind = "DICOMDIR", "a list of DICOM files, which are found without it"
     else:

@@ -34,7 +34,7 @@ from cxrjax.data import archive, decode, dicom, file_kinds, hashes, store
 from cxrjax.data.file_kinds import MEDICAL, OTHER, UNKNOWN
 
 CHECKS = ("files", "names")
-_VERSION = 3
+_VERSION = 4
 _NOT_ASKED = -1  # size and times of a file that was listed only
 
 
@@ -284,6 +284,8 @@ class _Walk:
       prefix = _prefix(below)
       for name in opened.names:
         self._add(prefix + name, file_kinds.by_name(name.rpartition("/")[2]), home, None, state)
+      for name in opened.junk:
+        self._add(prefix + name, OTHER, home, None, state)
       self._notes += [f"{below or 'the zip'}: {name} in it was not looked at: {why}"
                       for name, why in opened.refused]
 

@@ -48,17 +48,29 @@ def open_image(data: bytes) -> Samples:
   Raises:
     BadImage: it is none, is damaged or cut short, or is of a kind that is not read.
   """
-  reader = next((read for mark, read in _READERS if data.startswith(mark)), None)
-  if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-    reader = functools.partial(_by_pillow, kind="WEBP")
-  elif re.match(rb"P[1-6][\s#]", data[:3]):
-    reader = _pnm
+  reader = _reader(data)
   if reader is None:
     start = data[:64].lstrip().lower()
     known = next((why for mark, why in _OTHERS if start.startswith(mark)), None)
     raise BadImage(known or f"it is not a {_KINDS} image (it starts with {data[:8]!r})")
   with damaged():
     return reader(data)
+
+
+def is_image(start: bytes) -> bool:
+  """Whether a file of any name that begins so is an image.
+
+  Two letters are not enough: BMP and PNM are known by their names as well.
+  """
+  return _reader(start) is not None and not start.startswith((b"BM", b"P"))
+
+
+def _reader(start: bytes) -> Callable[[bytes], Samples] | None:
+  if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+    return functools.partial(_by_pillow, kind="WEBP")
+  if re.match(rb"P[1-6][\s#]", start[:3]):
+    return _pnm
+  return next((read for mark, read in _READERS if start.startswith(mark)), None)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -40,6 +41,7 @@ ON_BAD = ("error", "skip")
 BITS = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}  # a flag gives text
 SAMPLE = 32  # images looked at for their bits and masks
 _CHUNK = 256  # images between looks at errors
+_ABANDONED = 24 * 3600  # seconds since an unfinished cache was written to
 
 
 def load_images(
@@ -217,6 +219,7 @@ def decode_rows(
   needed = (look.bits // 8 + 1) * len(rows) * size * size
   with _disk_errors(root, needed):
     root.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(root)
     work = pathlib.Path(tempfile.mkdtemp(prefix=target.name + ".tmp-", dir=root))
   try:
     with _disk_errors(root, needed):
@@ -235,6 +238,14 @@ def decode_rows(
   if result is None:
     raise UserError(f"the image cache {target} vanished or is damaged; delete it and run again")
   return result
+
+
+def _remove_abandoned(root: pathlib.Path) -> None:
+  """Removes what processes that were killed have left unfinished."""
+  for work in root.glob("*.tmp-*"):
+    with contextlib.suppress(OSError):
+      if time.time() - max(file.stat().st_mtime for file in (work, *work.iterdir())) > _ABANDONED:
+        shutil.rmtree(work)
 
 
 def cache_root(cache_dir: str | os.PathLike | None) -> pathlib.Path:

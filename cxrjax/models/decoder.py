@@ -49,6 +49,8 @@ class Decoder:
   kernel: attention.Kernel = attention.PLAIN
 
   def __post_init__(self) -> None:
+    if not 1 <= self.depth <= layers.MAX_DEPTH:
+      raise UserError(f"a decoder's depth={self.depth} must be from 1 to {layers.MAX_DEPTH}")
     if self.width % 4 or self.width % self.heads:
       raise UserError(
           f"a decoder's width={self.width} must be a multiple of 4 and of its heads={self.heads}")

@@ -17,6 +17,8 @@ from jaxtyping import Array, Float
 # DINO's and timm's start cuts at +-2, a hundred standard deviations away: a plain normal.
 start = nnx.initializers.normal(0.02)
 
+MAX_DEPTH = 1000  # layers one after another; no network has more, whatever a config says
+
 # How a kernel starts. N(0, 0.02) is Xavier's width for about 2,500 inputs and outputs; the kernels
 # of networks under 200 wide start ten times too small with it, and stay near a linear network for
 # hundreds of steps.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
+from cxrjax.core.errors import UserError
 from cxrjax.models import layers, module
 
 
@@ -41,6 +42,10 @@ class PixelHead:
   norm: bool = True
   initial: str = "normal"
   dtype: str = "float32"
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.depth <= layers.MAX_DEPTH:
+      raise UserError(f"a pixel head's depth={self.depth} must be from 0 to {layers.MAX_DEPTH}")
 
   @functools.cached_property
   def _net(self) -> module.Net:

@@ -101,8 +101,8 @@ class Model:
     if width % heads:
       raise UserError(
           f"config.model.width={width} does not divide into config.model.heads={heads}")
-    if depth < 1:
-      raise UserError(f"config.model.depth={depth} must be at least 1")
+    if not 1 <= depth <= layers.MAX_DEPTH:
+      raise UserError(f"config.model.depth={depth} must be from 1 to {layers.MAX_DEPTH}")
     if self.image_size % self.patch_size:
       raise UserError(
           f"config.model.image_size={self.image_size} is not a multiple of "

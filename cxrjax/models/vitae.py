@@ -83,8 +83,10 @@ class Model(cnn.Cnn):
           f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}")
     if self.width is not None and (self.width < 16 or self.width % 16):
       raise UserError(f"config.model.width={self.width} is not a multiple of 16")
-    if self.depths is not None and (len(self.depths) != 4 or min(self.depths) < 1):
-      raise UserError(f"config.model.depths={self.depths} is not four numbers of at least 1")
+    if self.depths is not None and (
+        len(self.depths) != 4 or not 1 <= min(self.depths) <= max(self.depths) <= layers.MAX_DEPTH):
+      raise UserError(f"config.model.depths={self.depths} is not four numbers from 1 to "
+                      f"{layers.MAX_DEPTH}")
     if not 0 <= self.drop_path < 1:
       raise UserError(f"config.model.drop_path={self.drop_path} must be in [0, 1)")
     if self.initial not in ("normal", "xavier"):

@@ -29,6 +29,7 @@ from PIL import Image
 from cxrjax.core import files
 from cxrjax.core import tables as csv
 from cxrjax.core.errors import UserError
+from cxrjax.core.text import identifier
 from cxrjax.report import predictions as tables
 
 ABOUT, TABLE, SKIPPED, EMBEDDINGS = (
@@ -48,7 +49,7 @@ class Journal:
     overwrite: begin anew whatever is there.
 
   Attributes:
-    done: `tables.identifier` of the images that are predicted or skipped.
+    done: `core.text.identifier` of the images that are predicted or skipped.
     rows: predicted.
     skipped: skipped.
 
@@ -98,7 +99,7 @@ class Journal:
         self._embed(predictions.embeddings)
     if predictions.skipped and not self.skipped:
       csv.write(self._skipped_file, [("id", "reason")])
-    csv.write(self._skipped_file, (map(tables.identifier, item) for item in predictions.skipped))
+    csv.write(self._skipped_file, (map(identifier, item) for item in predictions.skipped))
     self._state["rows"] += len(predictions)
     self._state["skipped"] += len(predictions.skipped)
     for name, opened in ((TABLE, self._table_file), (SKIPPED, self._skipped_file)):

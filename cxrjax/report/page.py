@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.resources
+import io
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from cxrjax.core import tables
 from cxrjax.core.errors import UserError
+from cxrjax.core.text import identifier
 from cxrjax.report import (
   about,
   card,
@@ -50,11 +53,19 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes a whole text file; raises a UserError where that cannot be done."""
   try:
-    replace(path, text.encode("utf-8", errors="replace"))
+    replace(path, text.encode("utf-8", errors="backslashreplace"))
   except OSError as error:
     raise UserError(f"{path} cannot be written ({error.strerror or error}); free some space, or "
                     "choose another folder with --workdir") from error
   return path
+
+
+def save_table(path: pathlib.Path, rows: Iterable[Iterable[Any]]) -> pathlib.Path:
+  """Writes a table of names and numbers, as `save` does a text."""
+  text = io.StringIO()
+  tables.write(text, ((identifier(cell) if isinstance(cell, str) else cell for cell in row)
+                      for row in rows))
+  return save(path, text.getvalue())
 
 
 def render(run: runs.Run) -> str:

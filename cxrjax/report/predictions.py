@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
@@ -20,12 +19,12 @@ from jaxtyping import Bool, Float32, UInt8
 
 from cxrjax.core import tables
 from cxrjax.core.errors import UserError
+from cxrjax.core.text import identifier
 
 EMBEDDING = "embedding"
 Skipped = tuple[tuple[str, str], ...]
 TEXTS = ("id", "called", "note")  # of the columns; all others are numbers
 _QUOTED = set(',"\r\n')
-_ESCAPED = re.compile(r"[\ud800-\udfff]|\\(x[0-9a-f]{2}|\\)")  # and what looks as if it were
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,18 +174,6 @@ def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> 
     flat = pyarrow.array(np.asarray(embeddings, np.float32).reshape(-1))
     arrays[EMBEDDING] = pyarrow.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
   return pyarrow.table(arrays)
-
-
-def identifier(name: str) -> str:
-  r"""A path as text: as it is, but for bytes that are no UTF-8, which become `\xff`.
-
-  No two paths have the same: in a path with such bytes, or with what looks like them, a backslash
-  is doubled.
-  """
-  if not _ESCAPED.search(name):
-    return name
-  doubled = name.replace("\\", "\\\\")
-  return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def open_text(file: pathlib.Path, mode: str) -> TextIO:

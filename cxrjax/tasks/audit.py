@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pathlib
 import sys
 import time
@@ -13,13 +12,12 @@ import jax
 import numpy as np
 import tqdm
 
-from cxrjax.core import tables
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.data import audit
 from cxrjax.data.audit import Pair, Part
 from cxrjax.report import audit as page
-from cxrjax.report.page import save
+from cxrjax.report.page import save_table
 from cxrjax.report.run import environment
 from cxrjax.report.writer import FACTS, Writer
 from cxrjax.tasks import audit_facts
@@ -127,6 +125,4 @@ def _pictures(
 
 
 def _write(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
-  text = io.StringIO()
-  tables.write(text, rows)
-  save(path, text.getvalue())
+  save_table(path, rows)

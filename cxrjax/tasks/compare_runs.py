@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import pathlib
 import sys
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.core import tables
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.evals import judge
@@ -22,7 +20,7 @@ from cxrjax.report import compare_runs as page
 from cxrjax.report import run as runs
 from cxrjax.report import terminal, words
 from cxrjax.report.about import method_name, model_name, total_seconds
-from cxrjax.report.page import save
+from cxrjax.report.page import save_table
 from cxrjax.report.run import TRAINED, Run, environment, lookup
 from cxrjax.report.writer import FACTS, Writer
 from cxrjax.tasks.runs import named
@@ -52,9 +50,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
                  status="finished", compare_runs=found, **environment())
     for name in found["sets"]:
       writer.arrays(f"scores_{name}", **_curves(name, named))
-  text = io.StringIO()
-  tables.write(text, rows(found))
-  save(workdir / "table.csv", text.getvalue())
+  save_table(workdir / "table.csv", rows(found))
   report = page.write(workdir)
   for note in found["notes"]:
     say(f"note: {note}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from cxrjax import api
-from cxrjax.core import tables
 from cxrjax.core.build import freeze, suggest
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
@@ -29,7 +27,7 @@ from cxrjax.models.module import Params
 from cxrjax.report import explain as drawing
 from cxrjax.report import explain_runs as page
 from cxrjax.report.about import model_name
-from cxrjax.report.page import save
+from cxrjax.report.page import save_table
 from cxrjax.report.run import environment
 from cxrjax.report.run import read as read_facts
 from cxrjax.report.writer import FACTS, Writer
@@ -325,9 +323,7 @@ def _files(
     workdir: pathlib.Path, explained: Sequence[Explained], methods: Sequence[str],
     seen: Mapping[str, Mapping[str, lungs.Seen]], count: int) -> None:
   """`maps/*.png`, `arrays/*.npz`, `scores.csv`."""
-  text = io.StringIO()
-  tables.write(text, _rows_of_csv(explained, methods, seen))
-  save(workdir / "scores.csv", text.getvalue())
+  save_table(workdir / "scores.csv", _rows_of_csv(explained, methods, seen))
   try:
     for folder in ("maps", "arrays"):
       (workdir / folder).mkdir(exist_ok=True)

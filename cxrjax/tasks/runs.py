@@ -10,7 +10,6 @@ import ast
 import dataclasses
 import functools
 import importlib.util
-import io
 import json
 import os
 import pathlib
@@ -24,10 +23,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cxrjax
-from cxrjax.core import build, files, tables
+from cxrjax.core import build, files
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.report.page import save
+from cxrjax.report.page import save_table
 from cxrjax.report.run import environment
 from cxrjax.report.writer import FACTS, Writer
 from cxrjax.tasks.train import now
@@ -139,9 +138,7 @@ def _write(
     ) -> dict[str, Any]:
   found = show.collect(failed)
   writer.facts(**{show.key: found})
-  text = io.StringIO()
-  tables.write(text, show.rows(found))
-  save(workdir / "table.csv", text.getvalue())
+  save_table(workdir / "table.csv", show.rows(found))
   show.page.write(workdir)
   return found
 

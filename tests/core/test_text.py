@@ -9,7 +9,8 @@ import pytest
 
 from cxrjax.core import command, tables
 from cxrjax.core.errors import UserError
-from cxrjax.core.text import shown
+from cxrjax.core.text import identifier, shown
+from cxrjax.report import page
 from cxrjax.report.html import el
 
 HOSTILE = "a\x1b[31mb\x07\u202egnp.\u2066\u200b\ufeff\x9b\x7f\udcff\udc1b\U000e0041z"
@@ -22,6 +23,15 @@ def test_what_is_not_seen_is_written_out():
   for usual in ("Übung 胸部 X線/صورة.png", "a b\\c~d", "naïve e\u0301", ""):
     assert shown(usual) == usual
   assert shown("a\nb\tc\rd") == "a\\nb\\tc\\rd" and shown("a\nb\tc\r", keep="\n\t") == "a\nb\tc\\r"
+
+
+def test_identifiers_of_no_two_names_are_the_same(tmp_path):
+  names = ["a", "a\\b", "\udcff", "\\xff", "\\\\xff", "\ud800", "\\ud800", "\\\\"]
+  found = [identifier(name) for name in names]
+  assert found[:3] == ["a", "a\\b", "\\xff"] and len(set(found)) == len(names)
+  page.save_table(tmp_path / "a.csv", [("id", "n"), *((name, 1) for name in names)])
+  with open(tmp_path / "a.csv", encoding="utf-8", newline="") as opened:
+    assert [*csv.reader(opened)][1:] == [[name, "1"] for name in found]
 
 
 def test_errors_are_one_line_that_cannot_act():

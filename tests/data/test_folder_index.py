@@ -60,6 +60,15 @@ def test_files_by_extension_in_any_case_and_dicom_by_its_first_bytes(root, encod
     ("DICOMDIR", 1, "DICOMDIR")]
 
 
+def test_what_is_left_out_of_a_zip_is_counted_too(root, encode, texture):
+  files = {"a/1.png": encode(texture(20, 20)), ".2.png": b"", ".git/3.png": b"", "Thumbs.db": b""}
+  pack(root / "x.zip", files)
+  for _ in range(2):  # the second time from memory
+    index = Index(root)
+    assert images(index) == ["x/a/1.png"]
+    assert [(o.kind, o.paths) for o in index.others] == [("hidden", ("x/.2.png", "x/.git/3.png"))]
+
+
 def test_what_changed_is_noticed_and_only_that_is_read_again(root, reads):
   write(root, {f"{i % 3}/{i}.png": bytes([i]) * 10 for i in range(9)} | {"x": b"no image"})
 

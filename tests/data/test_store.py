@@ -140,9 +140,17 @@ def test_nothing_half_made_stays_behind(arrays, cache):
   with pytest.raises(UserError):
     load(source)
   assert list(cache.iterdir()) == []
-  (cache / "images-16-abc.tmp-killed").mkdir()  # what a killed process leaves does no harm
+  killed = cache / "images-16-abc.tmp-killed"  # what a killed process leaves does no harm
+  killed.mkdir()
   source.images[5] = source.images[4]
   assert len(load(source)) == 12
+  (killed / "pixels.npy").write_bytes(b"")
+  os.utime(killed, (0, 0))
+  load(source, 24)
+  assert killed.exists()  # another process may be at work on it
+  os.utime(killed / "pixels.npy", (0, 0))
+  load(source, 32)
+  assert not killed.exists()
 
 
 def test_two_at_once(arrays, cache):

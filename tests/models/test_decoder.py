@@ -95,3 +95,5 @@ def test_flops_are_those_of_the_products(params):
 def test_a_width_that_does_not_divide():
   with pytest.raises(UserError, match="width=30"):
     Decoder(in_dim=8, outputs=4, width=30, heads=2)
+  with pytest.raises(UserError, match="depth=1000000"):
+    Decoder(in_dim=8, outputs=4, depth=10**6)

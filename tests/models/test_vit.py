@@ -299,6 +299,7 @@ def test_bad_calls_say_what_is_wrong(params, call, words):
     ({"variant": "Tiny"}, "variant"),
     ({"image_size": 100}, "patch_size"),
     ({"heads": 5}, "heads"),
+    ({"depth": 10**9}, "depth"),  # which a stranger's run may have
     ({"drop_path": 1.0}, "drop_path"),
     ({"positions": "cosine"}, "positions"),
     ({"pool": "max"}, "pool"),
