@@ -32,5 +32,5 @@ from cxrjax.core import experiment, finetuning
 
 def get_config(arg: str = "") -> ConfigDict:
   o = experiment.parse(arg, finetuning.DEMO, small=finetuning.SMALL, paper=finetuning.PAPER,
-                       tiny=finetuning.TINY)
+                       strong=finetuning.STRONG, tiny=finetuning.TINY)
   return finetuning.base(o, "classify")

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cxrjax.core.build import trust
 
 if TYPE_CHECKING:
-  from cxrjax.api import Network
+  from cxrjax.api import Network, Workdir
 
 __version__ = "0.1.0"
 __all__ = ["load", "trust"]
 
 
-def load(workdir: str | os.PathLike[str], trust: str | Iterable[str] = ()) -> Network:
+def load(workdir: Workdir, trust: str | Iterable[str] = ()) -> Network:
   """A finished run's network, to predict with; see `cxrjax.api.Network`.
 
   Args:
-    workdir: of the run.
+    workdir: of the run; of several, a list or with commas between them, for an ensemble.
     trust: modules of your own that it may name, as in `cxrjax.trust`.
 
   Raises:

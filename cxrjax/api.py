@@ -12,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from cxrjax.training.restore import Restored, restore
 
 __all__ = ["Network", "Predictions", "load", "segmenter"]
 
+Workdir = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Target = int | str | Int[np.ndarray, "n"] | None
 
 
@@ -74,6 +76,16 @@ class Network:
     if labels is None or not hasattr(self.run.method, "predict"):
       return ()
     return tuple(labels.classes)
+
+  @property
+  def name(self) -> str:
+    """The workdir that it is from."""
+    return str(self.run.workdir)
+
+  @property
+  def fingerprint(self) -> str:
+    """Hash of the network: equal for equal predictions."""
+    return self.run.fingerprint
 
   @property
   def method(self) -> str:
@@ -115,10 +127,10 @@ class Network:
   def thresholds(self) -> tuple[float, ...] | None:
     """The calibrated probability from which each class is called, chosen on validation images.
 
-    Of two exclusive classes the last one's decides. None with three or more: the likeliest is
-    called. 0.5 where the run had no test evaluation.
+    Of two exclusive classes the last one's decides. None of exclusive classes where validation has
+    chosen none: the likeliest is called. 0.5 of findings where the run had no test evaluation.
     """
-    if self.exclusive and len(self.classes) > 2:
+    if self.exclusive and (len(self.classes) > 2 or "thresholds" not in self.judged):
       return None
     return tuple(self.judged.get("thresholds", [0.5] * len(self.classes)))
 
@@ -312,23 +324,37 @@ class Network:
     return np.concatenate(found)
 
 
+def _several(workdir: Workdir) -> list[str]:
+  """Names of one workdir or several; a folder may have commas in its name."""
+  if not isinstance(workdir, str):
+    return [os.fspath(workdir)] if isinstance(workdir, os.PathLike) else [*map(os.fspath, workdir)]
+  if pathlib.Path(workdir).expanduser().exists():
+    return [workdir]
+  return [name for name in workdir.split(",") if name] or [workdir]
+
+
 def load(
-    workdir: str | os.PathLike[str], key: str = "workdir",
+    workdir: Workdir, key: str = "workdir",
     image_size: int | None = None, trust: str | Iterable[str] = ()) -> Network:
   """A finished run of any method, from its workdir.
 
   Args:
-    workdir: of the run.
+    workdir: of the run; of several, a list or with commas between them, for an ensemble.
     key: the option that names it, for errors.
     image_size: pixels per side; by default those that it was trained on.
     trust: modules of your own that it may name, as in `cxrjax.trust`.
 
   Raises:
     UserError: no run, one that has not finished, or one that cannot be read; it names a module that
-      is not of this package and not trusted.
+      is not of this package and not trusted; several that are no ensemble.
   """
   build.trust(trust)
-  run = restore(os.fspath(workdir), key)
+  names = _several(workdir)
+  if len(names) > 1:
+    from cxrjax.ensemble import Ensemble
+
+    return Ensemble.of([load(name, key, image_size) for name in names], key)
+  run = restore(names[0], key)
   trained = run.config["views"].get("global_size") or run.config["data"]["size"]
   return Network(run, image_size or trained)
 

@@ -90,6 +90,8 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
   if kind not in FORMATS:
     raise UserError(f"--format={kind!r} is not known{suggest(kind, FORMATS)}")
   network = load(workdir, "--workdir", image_size)
+  if hasattr(network, "members"):
+    raise UserError(f"--workdir={workdir} is an ensemble; export its runs one by one")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     to_format = {"safetensors": _safetensors, "npz": _npz, "stablehlo": _stablehlo, "onnx": _onnx}

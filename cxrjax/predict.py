@@ -111,8 +111,8 @@ def predict(
     say(line)
   folder = pathlib.Path(out).expanduser()
   about = network.describe() | {
-    "fingerprint": network.run.fingerprint, "embed": embed,
-    "lungs": drawer.run.fingerprint if drawer else None, "overlays": overlays}
+    "fingerprint": network.fingerprint, "embed": embed,
+    "lungs": drawer.fingerprint if drawer else None, "overlays": overlays}
   try:
     with locked(folder, "--out"), \
          contextlib.closing(Journal(folder, about, overwrite)) as journal:
@@ -133,7 +133,7 @@ def predict(
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
       journal.finish(
-        kind == "parquet", run=str(network.run.workdir), calibrated=bool(network.judged))
+        kind == "parquet", run=network.name, calibrated=bool(network.judged))
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
   for line in (*summary(journal, len(rows), seconds), *(f"note: {n}" for n in told(notes))):
@@ -144,12 +144,16 @@ def predict(
 def describe(network: Any, workdir: str) -> list[str]:
   """What is at work, in a few lines."""
   first = f"{network.kind} of {workdir}, step {network.run.step}, {network.image_size} px"
+  members = getattr(network, "members", ())
+  if members:
+    first = f"ensemble of {len(members)} ({network.kind}) of {workdir}, {network.image_size} px"
   if network.kind != "classifier":
     return [first]
   if not network.judged:
-    return [first, "no test evaluation: probabilities are not calibrated, classes are called from "
-                   "0.5 on"]
-  temperature = ", ".join(f"{t:.3g}" for t in network.temperature)
+    called = "the likeliest is called" if network.exclusive else "findings are called from 0.5 on"
+    return [first, f"no test evaluation: probabilities are not calibrated, {called}"]
+  temperature = ", ".join(
+    f"{t:.3g}" for member in members or (network,) for t in member.temperature)
   if network.thresholds is None:
     called = "the likeliest class is called"
   else:

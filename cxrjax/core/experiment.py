@@ -102,18 +102,19 @@ def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> Co
   Args:
     arg: `"small,lr=1e-3"`: names of presets, then options over them.
     demo: the method's own options, and what it sets otherwise than `DEMO`.
-    **presets: the same for `small`, `paper` and `tiny`, over those above.
+    **presets: the same for `small`, `paper` and `tiny`, over those above; or a method's own.
 
   Raises:
     UserError: an option or a preset that is none.
   """
   arg, of_source = source_arguments(arg)
-  switches = dict.fromkeys(MODES, False)
+  modes = dict.fromkeys((*MODES, *presets))
+  switches = dict.fromkeys(modes, False)
   values = {**DEMO, **demo}
   chosen = parse_arg(arg, **switches, **values)
-  for name, common in MODES.items():
+  for name in modes:
     if chosen[name]:
-      values |= {**common, **presets.get(name, {})}
+      values |= {**MODES.get(name, {}), **presets.get(name, {})}
   return ConfigDict({**parse_arg(arg, **switches, **values), "data_options": of_source})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cxrjax.core import experiment
+from cxrjax.core.errors import UserError
 
 DEMO: dict[str, Any] = {
   "split": "train[15%:]",
@@ -19,7 +20,7 @@ DEMO: dict[str, Any] = {
   "site": "",               # another source that judges it, all of its images
   "split_seed": 0,          # another one, another subset
   "score": "auroc",         # of validation: auroc, balanced_accuracy, ...
-  "threshold_for": "balanced_accuracy",
+  "threshold_for": "auto",  # the likeliest class; or balanced_accuracy, f1, accuracy on `val`
   "batch_size": 32,
   "duration": "600 steps",
   "eval_every": "100 steps",
@@ -37,10 +38,15 @@ DEMO: dict[str, Any] = {
   "mixup": 0.0,
   "dropout": 0.0,
   "momentum": 0.0,          # of a moving average of the network, which is then judged
+  "test_scales": "1",       # shares of a side, 1+0.9: predictions are averaged over these middles
+  "test_flip": False,       # and over the image and its mirror image
   "scale_least": 0.5,       # share of an image that a crop has at least
   "flip": 0.5,
   "rotate": 10.0,           # degrees, at most
   "jitter": 0.3,            # of brightness and contrast
+  "gamma": 0.0,             # of exposure: gray levels to the power e^-gamma to e^gamma
+  "blur_prob": 0.0,
+  "blur": 1.0,              # largest sigma, in pixels
   "eval_data": "none",
 }
 SMALL: dict[str, Any] = {
@@ -49,6 +55,15 @@ SMALL: dict[str, Any] = {
 PAPER: dict[str, Any] = {
   "batch_size": 256, "lr": 1e-3, "duration": "75 epochs", "warmup": "5 epochs", "lr_end": 1e-5,
   "weight_decay_end": 0.05, "layer_decay": 0.55, "drop_path": 0.2, "eval_every": "5 epochs",
+}
+# From scratch, for real radiographs at 128 px: strong augmentation, which is what decides on films
+# from another time or machine than those that were learnt from.
+STRONG: dict[str, Any] = {
+  "store": 144, "image_size": 128, "model": "resnet18", "encoder_width": 24, "patch_size": 16,
+  "standardize": True, "batch_size": 64, "duration": "3000 steps", "eval_every": "300 steps",
+  "lr": 0.008, "weight_decay": 0.05, "weight_decay_end": 0.05, "drop_path": 0.0,
+  "scale_least": 0.08, "jitter": 0.4, "gamma": 0.4, "blur_prob": 0.2, "rotate": 15.0, "mixup": 0.2,
+  "momentum": 0.999, "test_scales": "1+0.9+0.8", "test_flip": True,
 }
 TINY: dict[str, Any] = {"batch_size": 8}
 # Of methods that learn from images without labels, too: as many labelled images a step, and steps
@@ -77,14 +92,15 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
     config.data.labelled, config.data.labelled_share = o.labelled, o.labelled_share
   if o.pool:
     config.model.pool = o.pool
-  config.views = experiment.one_view(o)
-  config.views.flip, config.views.rotate = o.flip, o.rotate
-  config.views.brightness = config.views.contrast = o.jitter
-  config.views.jitter_prob = 0.8
+  config.views = experiment.one_view(o) | {
+    "flip": o.flip, "rotate": o.rotate, "brightness": o.jitter, "contrast": o.jitter,
+    "jitter_prob": 0.8, "gamma": o.gamma, "blur_prob": o.blur_prob, "blur_sigma": (0.1, o.blur)}
   config.method = {
     "name": f"cxrjax.methods.{name}", "smoothing": o.smoothing,
     "class_weights": o.class_weights, "mixup": o.mixup, "dropout": o.dropout,
-    "momentum": o.momentum, **method,
+    "momentum": o.momentum,
+    "test_scales": _numbers(o.test_scales, "test_scales"),
+    "test_flip": o.test_flip, **method,
   }
   config.optimizer.layer_decay = o.layer_decay if o.init else 1.0
   if o.frozen != "0 steps":
@@ -100,6 +116,15 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
     config.evals.site = judge(o, config, other, "test", "chosen")
     config.evals.site.fitted = own
   return config
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+  """`"1+0.9"` as (1.0, 0.9)."""
+  try:
+    return tuple(float(part) for part in text.split("+"))
+  except ValueError as error:
+    raise UserError(f"--config=...:{option}={text} is no list of numbers; write it like 1+0.9"
+                    ) from error
 
 
 def judge(o: ConfigDict, config: ConfigDict, data: dict, part: str, every: str) -> dict:

@@ -26,6 +26,7 @@ PARTS = ("val", "test")
 LESS = ("nll", "brier")  # the less the better
 IN_VALIDATION = tuple(m for m in judge.ALL if m != "ece")  # ECE says little of few images
 WITHOUT_PROBABILITIES = tuple(m for m in judge.ALL if m not in judge.PROBABILITIES)
+DECISIONS = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
 BROKEN = "the network's predictions are not finite"
 
 
@@ -38,8 +39,11 @@ class Evaluator:
 
   `part="test"` fits a temperature and the thresholds to validation images, and judges test images,
   which decide nothing. Metrics are of the calibrated probabilities; `ece/uncalibrated` is of those
-  before. Intervals are DeLong's for AUROC, Wilson's for shares with one image a patient, else from
-  a bootstrap over patients. With three or more classes, or findings, `auroc/NAME` is that of one.
+  before. Of exclusive classes, `accuracy/prevalence` and the like are of decisions at the classes'
+  prevalence among the test images, which is estimated without their labels
+  (`calibration.prevalence`). Intervals are DeLong's for AUROC, Wilson's for shares with one image a
+  patient, else from a bootstrap over patients. With three or more classes, or findings,
+  `auroc/NAME` is that of one.
 
   Attributes:
     data: `name` and options of a source; `train`, `val`, `test` name its splits (see `parts.load`;
@@ -50,7 +54,8 @@ class Evaluator:
     every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
       checkpoint with the best `config.checkpoint.score`.
     size: side of the images the network sees, pixels.
-    threshold_for: "balanced_accuracy", "f1" or "accuracy", which thresholds make best.
+    threshold_for: "balanced_accuracy", "f1" or "accuracy", which thresholds make best on validation
+      images; or "auto", the likeliest of exclusive classes, and `balanced_accuracy` of findings.
     calibrate: fit a temperature; without, it is 1.
     subgroups: of "age", "sex", "view" and "site", where the source knows them.
     age_bands: years at which a band begins, beside 0.
@@ -78,7 +83,7 @@ class Evaluator:
   part: str = "test"
   every: str = "chosen"
   size: int = 224
-  threshold_for: str = "balanced_accuracy"
+  threshold_for: str = judge.AUTO
   calibrate: bool = True
   subgroups: tuple[str, ...] = ATTRIBUTES
   age_bands: tuple[int, ...] = BANDS
@@ -190,7 +195,8 @@ class Evaluator:
     val, test = scores[:len(x["val"])], scores[len(x["val"]):]
     thresholds, facts = self._thresholds(val, data)
     metrics = self._metrics(test, data, thresholds, WITHOUT_PROBABILITIES)
-    return Result(metrics, facts, {"linear": test, "threshold": thresholds} | parts.about(data))
+    return Result(
+      metrics, facts, {"linear": test} | _chosen(thresholds, facts) | parts.about(data))
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """The first test images of every class in turn, and what they show; for figures."""
@@ -204,7 +210,8 @@ class Evaluator:
     if not (np.isfinite(val).all() and np.isfinite(test).all()):
       nothing = np.full(labels.shape, np.nan)
       metrics = self._metrics(nothing, data, None, judge.ALL)
-      metrics["ece/uncalibrated"] = undefined(BROKEN, len(labels))
+      more = ["ece/uncalibrated", *(f"{m}/prevalence" for m in DECISIONS if exclusive)]
+      metrics |= {name: undefined(BROKEN, len(labels)) for name in more}
       return Result(metrics, {"remark": BROKEN}, {"probability": nothing} | self._about(data))
     temperature, remarks = np.ones(1 if exclusive else len(data.classes)), []
     if self.calibrate:
@@ -216,6 +223,11 @@ class Evaluator:
     facts |= {"temperature": temperature.tolist(), "temperature_remarks": remarks}
 
     metrics = self._metrics(p, data, thresholds, judge.ALL)
+    if exclusive:
+      shifted, before, now = _at_prevalence(val, data.labels("val"), test)
+      corrected = self._metrics(shifted, data, None, DECISIONS)
+      metrics |= {f"{name}/prevalence": corrected[name] for name in DECISIONS}
+      facts["prevalence"] = {"validation": before.tolist(), "estimated": now.tolist()}
     metrics["ece/uncalibrated"] = calibration.ece_interval(raw, labels, exclusive, patients)
     facts["ece_by_chance"] = calibration.ece_by_chance(p, labels, exclusive, patients)
     facts["reliability"] = {
@@ -225,7 +237,8 @@ class Evaluator:
     facts["subgroups"], facts["subgroup_remarks"] = subgroups.table(
       p, labels, judge.called(p, exclusive, thresholds), data.images[key].table.take(rows),
       data.classes, exclusive, self.subgroups, self.age_bands)
-    return Result(metrics, facts, {"probability": p, "threshold": thresholds} | self._about(data))
+    return Result(
+      metrics, facts, {"probability": p} | _chosen(thresholds, facts) | self._about(data))
 
   def _metrics(
       self, scores: Float32[np.ndarray, "m k"] | Float64[np.ndarray, "m k"], data: Data,
@@ -241,11 +254,12 @@ class Evaluator:
     """Those that validation images choose, and facts about them."""
     found, remarks = judge.thresholds(
       val, data.labels("val"), data.exclusive, self.threshold_for)
-    if data.exclusive and len(data.classes) > 2:
+    if judge.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
       return found, {"decision": "the likeliest class"}
+    best = "balanced_accuracy" if self.threshold_for == judge.AUTO else self.threshold_for
     return found, {
       "thresholds": found.tolist(), "threshold_remarks": remarks,
-      "threshold_for": f"{self.threshold_for} on the validation images"}
+      "threshold_for": f"{best} on the validation images"}
 
   def _about(self, data: Data) -> dict[str, np.ndarray]:
     key, rows = data.rows["test"]
@@ -253,3 +267,19 @@ class Evaluator:
     return parts.about(data) | {
       "age": of.ages, "sex": np.asarray(of.sexes), "view": np.asarray(of.views),
       "site": np.asarray(of.sites)}
+
+
+def _chosen(thresholds: np.ndarray, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Thresholds that validation images chose, as an array to keep."""
+  return {"threshold": thresholds} if "thresholds" in facts else {}
+
+
+def _at_prevalence(
+    val: Float32[np.ndarray, "v k"], labels: Float32[np.ndarray, "v k"],
+    test: Float32[np.ndarray, "m k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Probabilities of test images at their classes' prevalence; it before, and as estimated."""
+  known = ~np.isnan(labels).any(1)
+  before = (labels[known].sum(0) + 0.5) / (known.sum() + 0.5 * labels.shape[1])
+  p = calibration.bias_corrected(val, labels, test)
+  now = calibration.prevalence(p, before)
+  return calibration.at_prevalence(p, before, now), before, now

@@ -18,6 +18,8 @@ SCORES = ("auroc", "auprc")  # how scores order images, whatever the threshold
 PROBABILITIES = ("brier", "ece", "nll")
 ALL = (*SCORES, "accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity", "hm",
        *PROBABILITIES)
+AUTO = "auto"
+CRITERIA = (AUTO, *classification.CRITERIA)  # by which thresholds are chosen
 OF_CLASSES = (*SCORES, "sensitivity", "specificity", "hm")  # that each class has too
 
 
@@ -106,16 +108,20 @@ def thresholds(
   Args:
     scores: of validation images.
     labels: theirs.
-    exclusive: with more than two exclusive classes decisions are argmax and thresholds unused.
-    criterion: as in `classification.best_threshold`.
+    exclusive: one class an image.
+    criterion: of `CRITERIA`: as in `classification.best_threshold`; or "auto", the likeliest of
+      exclusive classes, and `balanced_accuracy` of findings. Of three or more exclusive classes
+      the likeliest is called whatever it is.
 
   Returns:
-    Thresholds, 0.5 where validation decides none (one class only), and a remark for each of those.
+    Thresholds, 0.5 where the likeliest is called; and where validation decides none (one class
+    only), with a remark for each of those.
   """
   k = labels.shape[1]
   chosen, remarks = np.full(k, 0.5), []
-  if exclusive and k > 2:
+  if takes_likeliest(exclusive, k, criterion):
     return chosen, remarks
+  criterion = "balanced_accuracy" if criterion == AUTO else criterion
   for c in [1] if exclusive else range(k):
     best = classification.best_threshold(scores[:, c], labels[:, c], criterion)
     if np.isfinite(best):
@@ -124,6 +130,11 @@ def thresholds(
       remarks.append(f"label {c}: threshold 0.5, because the validation images do not have both "
                      "values of it")
   return chosen, remarks
+
+
+def takes_likeliest(exclusive: bool, classes: int, criterion: str) -> bool:
+  """Whether the likeliest class is called, whatever validation images say; see `thresholds`."""
+  return exclusive and (classes > 2 or criterion == AUTO)
 
 
 def called(

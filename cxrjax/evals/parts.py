@@ -16,7 +16,8 @@ from cxrjax.data.labelled import labelled
 from cxrjax.data.splits import patient_keys, split_by_patient
 from cxrjax.data.store import Images, load_images
 from cxrjax.data.types import SourceInfo
-from cxrjax.metrics import classification, intervals
+from cxrjax.evals import judge
+from cxrjax.metrics import intervals
 
 PARTS = ("train", "val", "test")
 SMALL_VAL = 50
@@ -72,9 +73,9 @@ def check(evaluator: Any, whose: str, positive: Sequence[str]) -> None:
     whose: what it is called in errors.
     positive: its options that must be above 0.
   """
-  if evaluator.threshold_for not in classification.CRITERIA:
+  if evaluator.threshold_for not in judge.CRITERIA:
     raise UserError(f"{whose}'s threshold_for={evaluator.threshold_for!r} is not an option; valid: "
-                    f"{', '.join(classification.CRITERIA)}")
+                    f"{', '.join(judge.CRITERIA)}")
   for name in positive:
     if not getattr(evaluator, name) > 0:
       raise UserError(f"{whose}'s {name}={getattr(evaluator, name)} must be above 0")

@@ -54,7 +54,7 @@ class Evaluator:
     ks: numbers of neighbours.
     temperature: of the neighbours' votes.
     l2: strengths to try.
-    threshold_for: "balanced_accuracy", "f1" or "accuracy".
+    threshold_for: "balanced_accuracy", "f1", "accuracy" or "auto"; see `judge.thresholds`.
     batch: images a dispatch.
     mean: of the pixels in 0..1, subtracted; as in training.
     std: divides them.
@@ -235,10 +235,11 @@ class Evaluator:
       name, test, data.labels("test"), data.patients("test"), data.classes, data.exclusive,
       thresholds)
     facts: dict[str, Any] = {}
-    if not data.exclusive or len(data.classes) == 2:
+    if not judge.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
       used = thresholds[1:] if data.exclusive else thresholds
       facts["threshold"] = [float(t) for t in used]
-      facts["threshold_for"] = f"{self.threshold_for} on the validation images"
+      best = "balanced_accuracy" if self.threshold_for == judge.AUTO else self.threshold_for
+      facts["threshold_for"] = f"{best} on the validation images"
     if remarks:
       facts["threshold_remarks"] = remarks
     return metrics, facts

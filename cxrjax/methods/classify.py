@@ -36,6 +36,7 @@ from cxrjax.methods.base import (
 )
 from cxrjax.models import heads
 from cxrjax.views.mixing import mixup
+from cxrjax.views.resample import middle
 
 WEIGHTS = ("none", "balanced")
 
@@ -73,6 +74,9 @@ class Method:
       the same total weight; or numbers, one for each class (for findings: of its presence).
     mixup: alpha of the shares in which images are mixed; 0 for none.
     dropout: share of the features that the head does not see in training.
+    test_scales: shares of an image's side that `predict` looks at, from its middle; the
+      probabilities of all are averaged.
+    test_flip: average over the image and its mirror image, too.
     momentum: of the moving average, a number or schedule; 0 for none. It is at most
       `(1 + step) / (10 + step)`, so that an average of a short run forgets where it began.
   """
@@ -84,6 +88,8 @@ class Method:
   class_weights: Any = "none"
   mixup: float = 0.0
   dropout: float = 0.0
+  test_scales: tuple[float, ...] = (1.0,)
+  test_flip: bool = False
   momentum: Any = 0.0
 
   def __post_init__(self) -> None:
@@ -98,6 +104,8 @@ class Method:
         raise UserError(f"config.method.{name}={getattr(self, name)} must be in [0, 1)")
     if self.mixup < 0:
       raise UserError(f"config.method.mixup={self.mixup} must be 0 (off) or above")
+    if not self.test_scales or not all(0.1 <= scale <= 1 for scale in self.test_scales):
+      raise UserError(f"config.method.test_scales={self.test_scales} must be numbers from 0.1 to 1")
     self._weights, self.schedules  # noqa: B018 - raise for what is no option
 
   @functools.cached_property
@@ -235,8 +243,16 @@ class Method:
 
   def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b k"]:
     """The probability of every class of normalised images."""
-    return self.probability(
-      self._logits(params["head"], self.encoder.encode(params["encoder"], images).cls))
+    def one(x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+      return self.probability(
+        self._logits(params["head"], self.encoder.encode(params["encoder"], x).cls))
+
+    flips = (False, True) if self.test_flip else (False,)
+    views = [middle(images, scale, flip) for scale in self.test_scales for flip in flips]
+    if len(views) == 1:
+      return one(views[0])
+    # One after the other: the encoder is compiled once, and memory is that of one view.
+    return jax.lax.map(one, jnp.stack(views)).mean(0)
 
   def probability(self, logits: Float[Array, "n k"]) -> Float[Array, "n k"]:
     """Of every class."""

@@ -14,6 +14,8 @@ from cxrjax.metrics.intervals import Interval, Patients, undefined
 BINS = 15  # as Guo et al.
 TINY = 1e-12  # no event is given a lower probability: one such miss would make the mean infinite
 COLDEST, HOTTEST = 0.05, 20.0
+_PULL = 1e-3
+_ROUNDS, _CLOSE = 10_000, 1e-9  # of expectation maximisation
 
 
 def brier(
@@ -255,6 +257,84 @@ def scaled(
   """Probabilities after their logits are divided by the temperature(s), in double precision."""
   logits = _logits(probabilities, exclusive) / temperatures
   return scipy.special.softmax(logits, 1) if exclusive else scipy.special.expit(logits)
+
+
+def bias_corrected(
+    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"],
+    others: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "m k"]:
+  """Probabilities of exclusive classes whose logits are scaled, and shifted for each class.
+
+  Both are fitted to validation images as `temperature` is, with a slight pull to 1 and 0 that
+  decides where classes are separated. What estimates a prevalence needs probabilities without bias.
+
+  Args:
+    probabilities: of validation images.
+    labels: theirs, one-hot or NaN.
+    others: the probabilities to correct.
+
+  References:
+    Alexandari, Kundaje and Shrikumar 2020, ICML (arXiv 1901.06852), section 3.
+  """
+  known = ~np.isnan(labels).any(1)
+  logits, truth = _logits(probabilities[known], True), labels[known]
+
+  def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+    scores = x[0] * logits + x[1:]
+    of = scipy.special.logsumexp(scores, 1)
+    error = (np.exp(scores - of[:, None]) - truth) / max(len(truth), 1)
+    pull = _PULL * (x - start)
+    value = ((of - (scores * truth).sum(1)).sum() / max(len(truth), 1)
+             + 0.5 * (pull * (x - start)).sum())
+    return value, np.concatenate([[(error * logits).sum()], error.sum(0)]) + pull
+
+  start = np.zeros(1 + labels.shape[1])
+  start[0] = 1
+  bounds = [(1 / HOTTEST, 1 / COLDEST)] + [(None, None)] * labels.shape[1]
+  found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+  return scipy.special.softmax(found[0] * _logits(others, True) + found[1:], 1)
+
+
+def prevalence(
+    probabilities: Float[np.ndarray, "n k"], before: Float[np.ndarray, "k"],
+    ) -> Float[np.ndarray, "k"]:
+  """How frequent exclusive classes are among images without labels, of calibrated probabilities.
+
+  The maximum of the likelihood by expectation maximisation: what images look like given their class
+  is taken to be the same, and only the classes' shares to differ.
+
+  Args:
+    probabilities: of every class, calibrated where the classes have the shares `before`.
+    before: of every class, above 0.
+
+  References:
+    Saerens, Latinne and Decaestecker 2002, Neural Comput. 14:21, eq. 2.
+  """
+  found = np.asarray(before, np.float64) / np.sum(before)
+  for _ in range(_ROUNDS):
+    new = at_prevalence(probabilities, before, found).mean(0)
+    if np.abs(new - found).max() < _CLOSE:
+      return new
+    found = new
+  return found
+
+
+def at_prevalence(
+    probabilities: Float[np.ndarray, "n k"], before: Float[np.ndarray, "k"],
+    now: Float[np.ndarray, "k"]) -> Float[np.ndarray, "n k"]:
+  """Probabilities of exclusive classes where these have other shares, by Bayes' rule.
+
+  Args:
+    probabilities: of every class, calibrated where the classes have the shares `before`.
+    before: of every class, above 0.
+    now: of every class, from 0.
+
+  References:
+    Saerens, Latinne and Decaestecker 2002, Neural Comput. 14:21, eq. 4.
+  """
+  weights = (np.asarray(now, np.float64) / np.sum(now)) / (
+    np.asarray(before, np.float64) / np.sum(before))
+  found = np.maximum(probabilities.astype(np.float64), TINY) * weights
+  return found / found.sum(1, keepdims=True)
 
 
 def _logits(probabilities: np.ndarray, exclusive: bool) -> np.ndarray:

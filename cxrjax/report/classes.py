@@ -125,7 +125,7 @@ def subgroups(run: Run) -> Html | None:
     of = {m: whole.get(f"{m}/{name}" if len(classes) > 1 else m) for m in COLUMNS}
     table = _table(own, of, name)
     tables.append(table if len(classes) == 1 else el("details", el("summary", name), table))
-  said = ("Each at the threshold chosen on validation. 95 % intervals speak of one group at a "
+  said = ("Decisions are those of the results above. 95 % intervals speak of one group at a "
           "time; of many groups some differ by chance. n/a: fewer than five patients decide it.")
   remarks = f" Not shown: {'; '.join(notes)}." if notes else ""
   return el("div", el("h3", "Subgroups"), tables, el("p", said + remarks, cls="note"), cls="part")

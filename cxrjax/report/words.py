@@ -21,6 +21,9 @@ MEASURES = {
   "log_loss": "Log loss", "rank": "Effective rank", "dice": "Dice", "iou": "IoU",
   "assd": "Average surface distance", "hd95": "95 % Hausdorff distance",
 }
+VARIANTS = {  # of a measure
+  "uncalibrated": "uncalibrated", "prevalence": "at the estimated prevalence",
+}
 LESS = ("assd", "hd95", "brier", "ece", "nll")  # the less the better
 HEADS = {"linear": "Linear probe", "floor": "Thumbnail ridge", "pixels": "Thumbnail ridge"}
 
@@ -120,7 +123,7 @@ def parts(name: str) -> tuple[str, str, str]:
 
 def of_class(name: str) -> bool:
   """Whether a metric is that of one class."""
-  return parts(name)[2] not in ("", "uncalibrated")
+  return parts(name)[2] not in ("", *VARIANTS)
 
 
 def head(name: str) -> str:
@@ -135,7 +138,8 @@ def head(name: str) -> str:
 def measure(name: str) -> str:
   """`balanced_accuracy` is `Balanced accuracy`; further parts (a class) follow after a comma."""
   first, *rest = name.split("/")
-  return ", ".join([MEASURES.get(first, first.replace("_", " ").capitalize()), *rest])
+  return ", ".join([MEASURES.get(first, first.replace("_", " ").capitalize()),
+                    *(VARIANTS.get(part, part) for part in rest)])
 
 
 def title(name: str) -> str:

@@ -1,8 +1,8 @@
 """Multi-crop: a few large and many small crops of each radiograph, made on the accelerator.
 
-Per view: random resized crop and flip, rotation, brightness and contrast, blur, solarisation, in
-that order. Everything is batched over images and views; nothing branches on data, so the cost is
-the same every step and linear in the pixels of the crops.
+Per view: random resized crop and flip, rotation, gamma, brightness and contrast, blur,
+solarisation, in that order. Everything is batched over images and views; nothing branches on data,
+so the cost is the same every step and linear in the pixels of the crops.
 
 References: Caron et al., "Unsupervised learning of visual features by contrasting cluster
 assignments" (SwAV), 2020, arXiv 2006.09882 (multi-crop); Caron et al., "Emerging properties in
@@ -41,6 +41,7 @@ class Draw(NamedTuple):
   brightness_first: Bool[Array, "b v"]
   sigma: Float[Array, "b v"]
   solarize: Bool[Array, "b v"]
+  gamma: Float[Array, "b v"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Recipe:
     local_scale: range of their area, as a share of the image's.
     ratio: range of a crop's width / height, log-uniform.
     flip: probability of swapping left and right (which moves the heart to the other side).
+    gamma: gray levels in 0..1 are raised to the power e^u, u uniform in -gamma .. gamma: other
+      exposures; 0 costs nothing.
     brightness: the factor is uniform in 1 - brightness .. 1 + brightness.
     contrast: the same, about the mean gray level of the crop.
     jitter_prob: probability of brightness and contrast, in random order.
@@ -87,6 +90,7 @@ class Recipe:
   local_scale: Pair = (0.05, 0.4)
   ratio: Pair = (3 / 4, 4 / 3)
   flip: Number = 0.5
+  gamma: Number = 0.0
   brightness: Number = 0.4
   contrast: Number = 0.4
   jitter_prob: Number = 0.8
@@ -110,6 +114,7 @@ class Recipe:
       fields.floats(self, name, 0.0, 1.0)
     for name in ("brightness", "contrast"):
       fields.floats(self, name, 0.0, 1.0)
+    fields.floats(self, "gamma", 0.0, 2.0)
     for name in ("blur_prob", "solarize_prob"):
       fields.probabilities(self, name)
     fields.floats(self, "rotate", 0.0, 180.0)
@@ -161,8 +166,8 @@ class Recipe:
     box = random_box(
       numbers[..., :2 * TRIES + 2], self.local_scale if local else self.global_scale, self.ratio,
       height, width)
-    flip, jittered, bright, contrast, first, blurred, sigma, solarized, angle = jnp.moveaxis(
-      numbers[..., 2 * TRIES + 2:2 * TRIES + 11], -1, 0)
+    flip, jittered, bright, contrast, first, blurred, sigma, solarized, angle, gamma = jnp.moveaxis(
+      numbers[..., 2 * TRIES + 2:2 * TRIES + 12], -1, 0)
     jittered = jittered < self.jitter_prob
     low, high = self.blur_sigma
     count = numbers.shape[1]
@@ -175,7 +180,8 @@ class Recipe:
       brightness_first=first < 0.5,
       sigma=jnp.where(
         blurred < _per_crop(self.blur_prob, count, local), low + (high - low) * sigma, 0.0),
-      solarize=solarized < _per_crop(self.solarize_prob, count, local))
+      solarize=solarized < _per_crop(self.solarize_prob, count, local),
+      gamma=jnp.exp(self.gamma * (2.0 * gamma - 1.0)))
 
   def _boxes(self, numbers, shape, local):
     """The draws of the large or the small crops, and the matrices that cut them out."""
@@ -207,6 +213,8 @@ class Recipe:
     x = jnp.clip(x, 0.0, 1.0)  # bicubic overshoots
     if self.rotate:
       x = resample.rotate(x, d.angle, size)
+    if self.gamma:
+      x = x ** d.gamma[..., None, None]
     if self.jitter_prob and (self.brightness or self.contrast):
       x = intensity.jitter(x, d.brightness, d.contrast, d.brightness_first)
     if any(_values(self.blur_prob, local)):

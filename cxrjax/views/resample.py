@@ -81,6 +81,24 @@ def crop_matrix(
   return _normalized(weights)
 
 
+def middle(
+    images: Float[Array, "b h w c"], scale: float, flip: bool = False) -> Float[Array, "b h w c"]:
+  """The middle of images at their own size, mirrored or not.
+
+  Args:
+    images: of any values.
+    scale: share of the sides that is seen, above 0 and up to 1.
+    flip: swap left and right.
+  """
+  if scale == 1:
+    return images[:, :, ::-1] if flip else images
+  rows, columns = (
+    crop_matrix(size * (1 - scale) / 2, size * scale, size, size, turn, "bilinear")
+    for size, turn in zip(images.shape[1:3], (False, flip), strict=True))
+  x = product("oh,bhwc->bowc", rows, images)
+  return product("pw,bowc->bopc", columns, x).astype(images.dtype)
+
+
 def blur_matrix(sigma: Float[Array, "*b"] | float, size: int) -> Float[Array, "*b size size"]:
   """The matrix of a Gaussian blur of a line of `size` pixels, its rows normalised at the ends too.
 

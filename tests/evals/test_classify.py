@@ -12,7 +12,7 @@ import sklearn.metrics as sk
 from cxrjax.core.errors import UserError
 from cxrjax.data.types import SourceInfo
 from cxrjax.evals import judge, parts
-from cxrjax.evals.classify import IN_VALIDATION, Evaluator
+from cxrjax.evals.classify import DECISIONS, IN_VALIDATION, Evaluator
 from cxrjax.metrics import classification
 
 
@@ -34,6 +34,9 @@ def findings(params, x):
   return 1 / (1 + jnp.exp(-params * (level - jnp.array([0.42, 0.5]))))
 
 
+PREVALENCE = {f"{name}/prevalence" for name in DECISIONS}
+
+
 def make(data, **options):
   return Evaluator(**{"data": data, "size": 16, "batch": 16, **options})
 
@@ -50,9 +53,9 @@ def judged(evaluator, predict, params, tmp_path):
 
 
 def test_a_test_set_is_judged_by_what_validation_chose(two, tmp_path):
-  evaluator = make(two)
+  evaluator = make(two, threshold_for="balanced_accuracy")
   result, data = judged(evaluator, brightness, 60.0, tmp_path)
-  assert set(result.metrics) == {*judge.ALL, "ece/uncalibrated"}
+  assert set(result.metrics) == {*judge.ALL, "ece/uncalibrated", *PREVALENCE}
   p, labels = result.arrays["probability"], result.arrays["labels"]
   y = labels[:, 1]
   values = {k: v.value for k, v in result.metrics.items()}
@@ -80,6 +83,29 @@ def test_a_test_set_is_judged_by_what_validation_chose(two, tmp_path):
   losses = [sk.log_loss(data.labels("val")[:, 1], np.exp(logit / u)[:, 1] / np.exp(
     logit / u).sum(1)) for u in (0.97 * t, t, 1.03 * t)]
   assert losses[1] == min(losses)
+
+
+def test_the_likeliest_class_is_called_where_no_threshold_is_asked_for(two, tmp_path):
+  result, _ = judged(make(two), brightness, 60.0, tmp_path)
+  p, y = result.arrays["probability"][:, 1], result.arrays["labels"][:, 1]
+  assert result.metrics["specificity"].value == pytest.approx(sk.recall_score(1 - y, p < 0.5))
+  assert "threshold" not in result.arrays and "thresholds" not in result.facts
+  assert result.facts["decision"] == "the likeliest class"
+
+
+def test_decisions_follow_the_prevalence_among_test_images(fake, tmp_path):
+  test = fake.split("test", 600, effect=20.0)
+  rare = np.flatnonzero((test.labels[:, 1] == 0) | (np.arange(600) % 4 == 0))  # of the opaque
+  test = type(test)(test.labels[rare], [test.patients[i] for i in rare], test.levels[rare])
+  two = fake(**{name: fake.split(name, 600, effect=20.0) for name in ("train", "val")}, test=test)
+  result, data = judged(make(two), brightness, 60.0, tmp_path)
+  truth = data.labels("test").mean(0)
+  found = result.facts["prevalence"]
+  assert found["estimated"] == pytest.approx(truth, abs=0.1) and truth[1] < 0.3
+  assert found["estimated"][1] < found["validation"][1] - 0.1
+  plain, corrected = (result.metrics[name].value for name in ("accuracy", "accuracy/prevalence"))
+  assert corrected > plain
+  assert found["validation"] == pytest.approx(data.labels("val").mean(0), abs=0.01)
 
 
 def test_too_sure_a_network_is_calibrated(fake, tmp_path):
@@ -111,7 +137,8 @@ def test_three_classes(fake, tmp_path):
   p, truth = result.arrays["probability"], result.arrays["labels"].argmax(1)
   np.testing.assert_allclose(p.sum(1), 1)
   assert set(result.metrics) == {
-    *judge.ALL, "ece/uncalibrated", *(f"{m}/{c}" for m in judge.OF_CLASSES for c in "abc")}
+    *judge.ALL, "ece/uncalibrated", *PREVALENCE,
+    *(f"{m}/{c}" for m in judge.OF_CLASSES for c in "abc")}
   for i, name in enumerate("abc"):
     assert result.metrics[f"auprc/{name}"].value == pytest.approx(
       sk.average_precision_score(truth == i, p[:, i]))
@@ -121,7 +148,8 @@ def test_three_classes(fake, tmp_path):
   assert result.metrics["nll"].value == pytest.approx(sk.log_loss(truth, p))
   assert result.facts["decision"] == "the likeliest class"
   floor = make(data).floor(loaded)
-  assert set(floor.metrics) == set(result.metrics) - {"brier", "ece", "nll", "ece/uncalibrated"}
+  assert set(floor.metrics) == set(result.metrics) - {
+    "brier", "ece", "nll", "ece/uncalibrated"} - PREVALENCE
 
 
 def test_findings_with_unknown_labels(fake, tmp_path):
@@ -161,7 +189,7 @@ def test_validation_with_one_class_decides_nothing(fake, tmp_path):
   val = fake.split("val", 60)
   val.labels[:] = [0, 1]
   data = fake(train=fake.split("train", 60), val=val, test=fake.split("test", 40))
-  result, _ = judged(make(data), brightness, 60.0, tmp_path)
+  result, _ = judged(make(data, threshold_for="accuracy"), brightness, 60.0, tmp_path)
   assert result.facts["temperature"] == [1.0] and result.facts["thresholds"][1] == 0.5
   assert "both values" in result.facts["temperature_remarks"][0]
   assert "threshold 0.5" in result.facts["threshold_remarks"][0]
@@ -203,8 +231,8 @@ def test_another_set_is_judged_by_what_the_first_chose(fake, two, tmp_path, monk
   made = fake.split("test", 50, seed=3)
   made.labels = made.labels[:, ::-1].copy()  # its classes stand in another order
   site = other(fake, monkeypatch, ("Opacity", "NORMAL"), True, made)
-  here, _ = judged(make(two), brightness, 60.0, tmp_path)
-  there, data = judged(make(site, fitted=two), brightness, 60.0, tmp_path)
+  here, _ = judged(make(two, threshold_for="f1"), brightness, 60.0, tmp_path)
+  there, data = judged(make(site, fitted=two, threshold_for="f1"), brightness, 60.0, tmp_path)
   assert there.facts["temperature"] == here.facts["temperature"]
   assert there.facts["thresholds"] == here.facts["thresholds"]
   assert data.classes == ("normal", "opacity") and len(data.labels("test")) == 50

@@ -204,7 +204,8 @@ def test_built_from_a_config():
 
 @pytest.mark.parametrize("option,message", [
   ({"ks": (0,)}, "ks"), ({"ks": ()}, "ks"), ({"l2": (0.0,)}, "l2"), ({"std": 0.0}, "std"),
-  ({"threshold_for": "auroc"}, "valid: balanced_accuracy"), ({"val_fraction": 1.0}, "val_fraction"),
+  ({"threshold_for": "auroc"}, "valid: auto, balanced_accuracy"),
+  ({"val_fraction": 1.0}, "val_fraction"),
   ({"batch": 0}, "batch")])
 def test_bad_options(option, message):
   with pytest.raises(UserError, match=message):

@@ -112,6 +112,40 @@ def test_temperatures_of_findings():
   assert t[1] == 1 and "label 1" in remarks[0] and "both values" in remarks[0]
 
 
+@pytest.mark.parametrize("now", [(0.2, 0.8), (0.5, 0.5), (0.97, 0.03)])
+def test_the_prevalence_of_two_gaussians_is_found(now):
+  rng = np.random.default_rng(0)
+  y = rng.random(20_000) < now[1]
+  x = rng.normal(np.where(y, 1.0, -1.0))
+
+  def posterior(prior):
+    odds = prior[1] / prior[0] * np.exp(2 * x)  # of N(1, 1) against N(-1, 1)
+    return np.stack([1 / (1 + odds), odds / (1 + odds)], 1)
+
+  before = np.array([0.3, 0.7])
+  p = posterior(before)
+  found = c.prevalence(p, before)
+  np.testing.assert_allclose(found, now, atol=0.02)
+  np.testing.assert_allclose(c.at_prevalence(p, before, np.array(now)), posterior(now),
+                             rtol=1e-9)
+  # The likelihood of these probabilities is nowhere larger.
+  def likelihood(share):
+    return np.log(p @ (np.array([1 - share, share]) / before)).mean()
+  assert likelihood(found[1]) >= max(likelihood(found[1] + d) for d in (-1e-3, 1e-3))
+
+
+def test_a_bias_of_the_logits_is_found():
+  true, labels, _ = made(3, n=20_000)
+  biased = scipy.special.softmax(2 * np.log(true) + [1.0, 0.0, -1.5], 1)
+  found = c.bias_corrected(biased, labels, biased)
+  np.testing.assert_allclose(found, true, atol=0.02)
+  sure, one_hot = np.array([[1.0, 0.0], [0.0, 1.0]]), np.eye(2)
+  assert np.isfinite(c.bias_corrected(sure, one_hot, sure)).all()  # classes that are separated
+  nothing = np.full((2, 2), np.nan)
+  np.testing.assert_allclose(c.bias_corrected(sure, nothing, true[:, :2] / true[:, :2].sum(
+    1, keepdims=True)), true[:, :2] / true[:, :2].sum(1, keepdims=True), atol=1e-9)
+
+
 def test_what_determines_no_temperature():
   p = np.array([[0.6, 0.4], [0.7, 0.3], [0.3, 0.7]])
   t, remarks = c.temperature(p, np.eye(2)[[0, 0, 1]], True)

@@ -23,7 +23,7 @@ def tuned(tmp_path_factory):
   spec = importlib.util.spec_from_file_location("tune", REPOSITORY / "configs" / "finetune.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = module.get_config("tiny").to_dict()
+  config = module.get_config("tiny,threshold_for=balanced_accuracy").to_dict()
   config["model"] |= {"width": 32, "depth": 1, "heads": 2}
   workdir = tmp_path_factory.mktemp("tuned") / "run"
   finished.network(workdir, config)

@@ -14,7 +14,7 @@ from films import bad_files, command, table, written
 from PIL import Image
 
 import cxrjax
-from cxrjax import api, predict
+from cxrjax import api, ensemble, export, predict
 from cxrjax.core.errors import UserError
 from cxrjax.data import pixels
 from cxrjax.data.phantom import Source
@@ -69,11 +69,44 @@ def test_findings_have_a_temperature_and_a_threshold_each(net):
 def test_without_a_test_evaluation_it_says_so(net):
   run = dataclasses.replace(net.run, facts=net.run.facts | {"evaluation": {}})
   bare = api.Network(run, 32)
-  assert bare.temperature == (1.0,) and bare.thresholds == (0.5, 0.5)
+  assert bare.temperature == (1.0,) and bare.thresholds is None
   assert "not calibrated" in predict.describe(bare, "x")[1]
   image = Source(split="test", n=1, size=32)[0].image
   expected = jax.jit(net.run.method.predict)(net.params, net.normalised(image[None]))
   np.testing.assert_allclose(bare.probabilities([image]), expected, atol=1e-6)
+
+
+def test_an_ensemble_averages_calibrated_probabilities(net, tuned, films, tmp_path):
+  folder, _ = films
+  params = jax.tree.map(lambda x: 1.5 * x, net.run.params)
+  facts = json.loads(json.dumps(net.run.facts))
+  facts["evaluation"]["test"]["trained"] |= {"temperature": [2.0], "thresholds": [0.7, 0.3]}
+  other = api.Network(dataclasses.replace(net.run, params=params, facts=facts), net.image_size)
+  both = ensemble.Ensemble.of([net, other], "workdir")
+  found = both.predict(folder, embed=True, progress=False)
+  one, two = (n.predict(folder, embed=True, progress=False) for n in (net, other))
+  assert np.abs(one.probabilities - two.probabilities).max() > 0.01
+  np.testing.assert_allclose(
+    found.probabilities, (one.probabilities + two.probabilities) / 2, atol=1e-6)
+  np.testing.assert_allclose(
+    found.embeddings, np.concatenate([one.embeddings, two.embeddings], 1), atol=1e-5)
+  cut = (net.thresholds[1] + 0.3) / 2
+  np.testing.assert_array_equal(found.called[:, 1], found.probabilities[:, 1] >= cut)
+  maps = both.explain(sorted(folder.rglob("*.png"))[:2], "attention")
+  assert maps.shape == (2, 32, 32) and np.isfinite(maps).all()
+  assert both.fingerprint not in (net.fingerprint, other.fingerprint)
+  twice = cxrjax.load([tuned, tuned])
+  assert twice.fingerprint == cxrjax.load(f"{tuned},{tuned}").fingerprint
+  lines = command(f"{tuned},{tuned}", folder, out=tmp_path / "out", embed=True)
+  assert lines[0].startswith("ensemble of 2 (classifier)")
+  assert len(table(tmp_path / "out")) == len(found.ids)
+
+
+def test_what_is_no_ensemble(net, runs):
+  with pytest.raises(UserError, match=r"their kinds are classifier and encoder"):
+    ensemble.Ensemble.of([net, api.load("runs/pre")], "--workdir")
+  with pytest.raises(UserError, match="export its runs one by one"):
+    export.write(f"{net.run.workdir},{net.run.workdir}", "x.npz")
 
 
 def test_three_exclusive_classes_are_called_by_the_likeliest(net):

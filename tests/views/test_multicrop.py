@@ -54,6 +54,22 @@ def numbers_of(images, count):
                    for i in range(images)])
 
 
+def test_gamma_is_a_power_of_the_gray_levels(batch):
+  whole = {**PLAIN, "global_size": 64, "global_scale": (1.0, 1.0), "ratio": (1.0, 1.0),
+           "local_crops": 0, "mean": 0.0, "std": 1.0}
+  plain, bent = (np.asarray(make(Recipe(**whole, gamma=g), KEY, batch)["global"], np.float64)
+                 for g in (0.0, 0.5))
+  inside = (plain > 0.1) & (plain < 0.9)
+  one = np.where(inside, plain, 0.5)
+  powers = np.where(inside, np.log(np.where(inside, bent, 0.5)) / np.log(one), np.nan)
+  found = np.nanmean(powers, (2, 3, 4))
+  assert np.nanmax(np.nanstd(powers, (2, 3, 4))) < 1e-3  # one power a view
+  assert np.ptp(found) > 0.3 and found.min() > np.exp(-0.5) and found.max() < np.exp(0.5)
+  d = draws(Recipe(gamma=0.5))
+  np.testing.assert_allclose(np.log(d.gamma).mean(), 0, atol=0.01)
+  np.testing.assert_allclose(np.quantile(np.log(d.gamma), [0, 1]), [-0.5, 0.5], atol=0.01)
+
+
 def test_shapes_and_names(views, batch):
   assert set(views) == {"global", "local"}
   assert views["global"].shape == (2, 8, 48, 48, 1)

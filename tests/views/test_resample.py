@@ -96,6 +96,16 @@ def test_kernel_values():
   np.testing.assert_allclose(resample.bicubic(-x), resample.bicubic(x))
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_middle_is_pils(drawn, flip):
+  image = drawn[0].astype(np.float32)
+  expected = pil(image, (16.0, 16.0, 128.0, 128.0), 160, PIL.Image.Resampling.BILINEAR)
+  x = jnp.asarray(image[None, ..., None])
+  found = resample.middle(x, 0.8, flip)[0, ..., 0]
+  np.testing.assert_allclose(found[:, ::-1] if flip else found, expected, atol=0.02)
+  np.testing.assert_array_equal(resample.middle(x, 1.0, flip), x[:, :, ::-1] if flip else x)
+
+
 def test_unknown_kernel_is_named():
   with pytest.raises(UserError, match=r"bicubc.*did you mean 'bicubic'"):
     resample.crop_matrix(0.0, 1.0, 4, 4, kernel="bicubc")
