@@ -12,6 +12,9 @@ By FILE's ending, or `--format`:
   is a dict: `probabilities` [b k] of a classifier, `mask` [b s s 1] of a segmentation, or
   `features` [b d] and `patches` [b n d]. `FILE.json` beside it describes both ends.
 
+- a folder, with `--format=run`: a run to hand on, which `--workdir=FOLDER`, `init=FOLDER` and the
+  like take: config, weights in half precision, model card, hashes of the images that were learnt
+  from; no checkpoint, no patient.
 - `.onnx`: the same computation, for any number of images, through `jax2onnx`, which is not among
   the dependencies (docs/weights.md); of encoders and classifiers.
 
@@ -38,25 +41,30 @@ import numpy as np
 from absl import flags
 from jax import export as jax_export
 from jaxtyping import Array, Float
-from safetensors.numpy import save_file
 
 from cxrjax.api import Network, load
 from cxrjax.core import checksums, command
 from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
+from cxrjax.data import leaks
 from cxrjax.models.weights import files, out, tree
+from cxrjax.report import card, page
+from cxrjax.report import run as runs
+from cxrjax.tasks import guard
+from cxrjax.training import shipped
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.")
 _OUT = flags.DEFINE_string("out", None, "The file to write.")
 _FORMAT = flags.DEFINE_string(
-  "format", None, "safetensors, npz, stablehlo or onnx; by default what the file's ending says.")
+  "format", None, "safetensors, npz, stablehlo, onnx, or run; by default what the file's ending "
+  "says.")
 _IMAGE_SIZE = flags.DEFINE_integer(
   "image_size", None, "Pixels per side of the images that a .stablehlo takes; by default those "
   "that the run was trained on.")
 _CHECK = flags.DEFINE_string(
   "check", None, "A file written before: holds it against its checksums, and writes nothing.")
 _TRUST = flags.DEFINE_list("trust", [], "Your own modules that the run may name.")
-FORMATS = ("safetensors", "npz", "stablehlo", "onnx")
+FORMATS = ("safetensors", "npz", "stablehlo", "onnx", "run")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -94,13 +102,15 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
     raise UserError(f"--workdir={workdir} is an ensemble; export its runs one by one")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    to_format = {"safetensors": _safetensors, "npz": _npz, "stablehlo": _stablehlo, "onnx": _onnx}
+    to_format = {"safetensors": _safetensors, "npz": _npz, "stablehlo": _stablehlo, "onnx": _onnx,
+                 "run": _run}
     lines = to_format[kind](network, file)
   except OSError as error:
     raise UserError(f"--out={path!r} cannot be written: {error.strerror or error}") from error
   about = network.describe()
   pixels = f"({about['mean']:g}, {about['std']:g})"
-  return [f"{file}  {file.stat().st_size / 1e6:.1f} MB, step {network.run.step} of {workdir}",
+  size = sum(part.stat().st_size for part in ([*file.iterdir()] if kind == "run" else [file]))
+  return [f"{file}  {size / 1e6:.1f} MB, step {network.run.step} of {workdir}",
           f"images: gray, {network.image_size} px; pixels in 0..1 minus and over {pixels}"
           + (" are inside" if kind in ("stablehlo", "onnx") else ""), *lines]
 
@@ -111,12 +121,22 @@ def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
   peer = out.to_timm(run.encoder, network.params["encoder"], head)
   about = network.describe() | {"names": "timm", "timm": {"model": peer.model, "args": peer.args}}
   text = json.dumps(about)
-  save_file(peer.arrays, file, {"format": "pt", files.OURS: text,
-                                files.SUM: files.checksum(peer.arrays, text)})
+  files.write(file, peer.arrays, text, format="pt")
   lines = [f"loads into {peer.command}"] if peer.model else []
   dropped = [*peer.left, *(f"{n}/..." for n in network.params if n not in ("encoder", "head"))]
   lines += [f"left out: {', '.join(dropped)}"] if dropped else []
   return [*lines, *peer.notes]
+
+
+def _run(network: Network, folder: pathlib.Path) -> list[str]:
+  shipped.write(network.run, folder)
+  learnt = guard.learnt(str(network.run.workdir))
+  if learnt is not None:
+    # Patients are left behind: what is known of them is of no use to others.
+    dataclasses.replace(learnt, known=leaks.Known(learnt.known.images, learnt.known.images, ())
+                        ).save(folder / guard.IMAGES)
+  page.save(folder / card.NAME, card.render(runs.read(network.run.workdir)))
+  return [f"--workdir={folder} predicts with it; {folder / card.NAME} says what it is"]
 
 
 def _npz(network: Network, file: pathlib.Path) -> list[str]:

@@ -6,14 +6,13 @@ the method, and fills in `method` and what its paper does otherwise.
 
 from __future__ import annotations
 
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import files
+from cxrjax.core import files, zoo
 from cxrjax.core.args import literal, parse_arg
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
@@ -273,7 +272,7 @@ def multi_crop(o: ConfigDict) -> dict[str, Any]:
 
 def backbone(o: ConfigDict) -> dict[str, Any]:
   """`config.model`: the network of the run that `o.init` names, or as `o.model` says."""
-  run = pathlib.Path(o.init).expanduser() / "config.json"
+  run = zoo.place(o.init, "--config=...:init") / "config.json"
   if o.init and run.is_file():
     try:
       model = dict(files.read_mapping(run)["model"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from cxrjax.core import files
+from cxrjax.core import files, zoo
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.data import hashes, image_hash, leaks, splits
@@ -154,7 +154,7 @@ def learnt(workdir: str) -> Learnt | None:
   Raises:
     UserError: the file that says so is damaged.
   """
-  file = pathlib.Path(workdir).expanduser() / IMAGES
+  file = zoo.place(workdir) / IMAGES
   if not workdir or not file.is_file():
     return None
   try:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cxrjax
-from cxrjax.core import build, files
+from cxrjax.core import build, files, zoo
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.report.page import save_table
@@ -280,7 +280,7 @@ def named(text: str, least: int) -> dict[str, pathlib.Path]:
     name, equals, path = item.partition("=")
     if not equals or pathlib.Path(item).is_dir():
       name, path = "", item
-    folder = pathlib.Path(path).expanduser()
+    folder = zoo.place(path, "config.runs")
     name = name or folder.resolve().name
     if name in found:
       raise UserError(f"config.runs has two runs named {name!r}; name them, like "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cxrjax.core import files
+from cxrjax.core import files, zoo
 from cxrjax.core.errors import UserError
 from cxrjax.data import hashes, image_hash, leaks
 from cxrjax.evals.parts import Data
@@ -33,7 +32,7 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
   path = (config.get("init") or {}).get("path", "")
   if not path:
     return None, {}
-  place = pathlib.Path(path).expanduser()
+  place = zoo.place(path, KEY)
   if not place.exists():
     raise UserError(f"{KEY}={path!r} does not exist; give the workdir of a finished run, or a file "
                     "of weights")
@@ -91,7 +90,7 @@ def seen_before(
   """
   if not path:
     return []
-  before, file = guard.learnt(path), pathlib.Path(path).expanduser() / guard.FILE
+  before, file = guard.learnt(path), zoo.place(path, KEY) / guard.FILE
   if before is None or not file.is_file():
     return [f"{path} does not say what it learnt from, so whether test images, or other images of "
             "their patients, were among it is not known"]

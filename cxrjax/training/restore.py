@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.core import files
+from cxrjax.core import files, zoo
 from cxrjax.core.build import build
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import Target
 from cxrjax.methods.base import Labels
 from cxrjax.models.build import build_encoder
-from cxrjax.training import sharding
+from cxrjax.training import sharding, shipped
 from cxrjax.training.build import build_method
 from cxrjax.training.checkpoint import config_of, flatten, load_flat, unflatten
 from cxrjax.training.step import views_of
@@ -76,13 +76,13 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   """Reads a finished run: of its checkpoints the one with the best score, without scores the last.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, one handed on (see `shipped`), or `zoo:NAME`.
     key: the config key that names it, for errors, e.g. `"config.data.masks"`.
 
   Raises:
     UserError: no workdir, a run that has not finished, or a checkpoint that cannot be read.
   """
-  folder = pathlib.Path(workdir).expanduser()
+  folder = zoo.place(workdir, key)
   named = f"{key}={str(workdir)!r}"
   try:
     config = files.read_mapping(folder / "config.json")
@@ -96,7 +96,9 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
       f"{named} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
       "command again to its end")
   try:
-    changed = differences(config_of(folder / "checkpoints") or config, config)
+    handed_on = (folder / shipped.NETWORK).is_file()
+    changed = not handed_on and differences(
+      config_of(folder / "checkpoints") or config, config)
     if changed:
       raise UserError("its checkpoints were trained with another config than config.json holds "
                       f"({'; '.join(changed)}); restore these values")
@@ -109,7 +111,10 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
       tuple(data["class_counts"].values()), tuple(data.get("class_known", {}).values()))
     method = build_method(config["method"], encoder, clock, labels)
     template = _template(config, facts, method)
-    step, flat = load_flat(folder / "checkpoints", best=True, wanted=flatten(template))
+    if handed_on:
+      step, flat = shipped.read(folder, flatten(template))
+    else:
+      step, flat = load_flat(folder / "checkpoints", best=True, wanted=flatten(template))
     state = jax.tree.map(jnp.asarray, unflatten(template, flat))
   except Exception as error:  # whatever a damaged checkpoint or another version may raise
     raise UserError(f"{named} cannot be restored: {_first_line(error)}") from error

@@ -4,6 +4,8 @@ import contextlib
 import csv
 import dataclasses
 import json
+import pathlib
+import types
 
 import dicoms
 import jax
@@ -15,10 +17,12 @@ from PIL import Image
 
 import cxrjax
 from cxrjax import api, ensemble, export, predict
+from cxrjax.core import zoo
 from cxrjax.core.errors import UserError
 from cxrjax.data import pixels
 from cxrjax.data.phantom import Source
 from cxrjax.evals import features
+from cxrjax.training import restore, shipped
 
 
 def test_numbers_are_those_of_the_runs_own_test_evaluation(net, films):
@@ -107,6 +111,46 @@ def test_what_is_no_ensemble(net, runs):
     ensemble.Ensemble.of([net, api.load("runs/pre")], "--workdir")
   with pytest.raises(UserError, match="export its runs one by one"):
     export.write(f"{net.run.workdir},{net.run.workdir}", "x.npz")
+
+
+def test_a_run_handed_on_is_the_run_in_half_precision(net, tuned, films, tmp_path):
+  folder, _ = films
+  place = tmp_path / "handed on"
+  export.write(str(tuned), str(place), "run")
+  assert {p.name for p in place.iterdir()} == {
+    "config.json", "run.json", "network.safetensors", "MODEL_CARD.md"}
+  assert all(p.stat().st_mode & 0o044 for p in place.iterdir())
+  copy = api.load(place)
+  found, own = (n.predict(folder, progress=False) for n in (copy, net))
+  np.testing.assert_allclose(found.probabilities, own.probabilities, atol=2e-3)
+  assert copy.temperature == net.temperature and copy.thresholds == net.thresholds
+  words = "".join(p.read_text() for p in place.glob("*.json"))
+  assert str(tmp_path) not in words and "patient" not in words.replace("shared_patients", "")
+
+  data = bytearray((place / "network.safetensors").read_bytes())
+  data[-9] ^= 4
+  (place / "network.safetensors").write_bytes(data)
+  with pytest.raises(UserError, match="damaged"):
+    restore.restore(place, "workdir")
+
+
+def test_what_of_a_state_only_training_needs():
+  leaves = {"encoder": {"a": 0.0}, "head": {"b": 0.0}}
+  state = {"params": leaves, "extra": {"average": jax.tree.map(float, leaves), "stats": {}}}
+  averaged = types.SimpleNamespace(
+    encoder_params=lambda params, extra: extra["average"]["encoder"],
+    network_params=lambda params, extra: extra["average"], predict=None)
+  assert shipped.needed(averaged, state) == {"extra/average/encoder/a", "extra/average/head/b"}
+  del averaged.predict
+  assert shipped.needed(averaged, state) == {"extra/average/encoder/a"}
+
+
+def test_networks_of_the_package_by_name():
+  assert zoo.place("runs/a") == pathlib.Path("runs/a")
+  with pytest.raises(UserError, match=r"workdir='zoo:lung' is no network of the package"):
+    zoo.place("zoo:lung")
+  for name in zoo.names():
+    assert (zoo.place(f"zoo:{name}") / "MODEL_CARD.md").is_file()
 
 
 def test_three_exclusive_classes_are_called_by_the_likeliest(net):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 from cxrjax.core import files as careful
 from cxrjax.core.errors import UserError
@@ -91,6 +92,20 @@ def read(path: str | pathlib.Path, key: str) -> File:
   if not arrays:
     raise UserError(f"{named} holds no arrays; give a file with a network's weights")
   return File(file, named, arrays, about, beside)
+
+
+def write(
+    file: pathlib.Path, arrays: Mapping[str, np.ndarray], about: str, **texts: str) -> None:
+  """Writes a .safetensors of ours.
+
+  Args:
+    file: to write.
+    arrays: by name.
+    about: the description, JSON.
+    **texts: what else its metadata say.
+  """
+  # Not by save_file, which makes files that nobody else can read.
+  file.write_bytes(save(dict(arrays), {**texts, OURS: about, SUM: checksum(arrays, about)}))
 
 
 def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
