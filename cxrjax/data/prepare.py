@@ -16,8 +16,11 @@ from cxrjax.data.labelled import hide
 from cxrjax.data.types import Source
 
 _KINDS = {
-  "phantom": "cxrjax.data.phantom", "folder": "cxrjax.data.folder", "tfds": "cxrjax.data.tfds"}
-_VALID = "'phantom', 'folder:PATH', 'tfds:NAME', or your own 'package.module' that defines Source"
+  "mini": "cxrjax.data.mini", "phantom": "cxrjax.data.phantom", "folder": "cxrjax.data.folder",
+  "tfds": "cxrjax.data.tfds"}
+_NO_PLACE = ("phantom", "mini")  # they have a name alone
+_VALID = ("'mini', 'phantom', 'folder:PATH', 'tfds:NAME', or your own 'package.module' that "
+          "defines Source")
 _ITEM = ("source", "split", "weight", "options", "subset", "fold", "rename")
 
 
@@ -28,9 +31,10 @@ def open_source(
   """Opens a split of a source of radiographs, or of several as one.
 
   Args:
-    name: `phantom` (drawn, no files), `folder:PATH` (a tree of images), `tfds:NAME` or
-      `tfds:NAME/CONFIG` (a TFDS data set, prepared on first use where it can be), or the dotted
-      name of your own module with a `Source` in it, called as `Source(split=..., **options)`.
+    name: `mini` (1,600 radiographs that come with the package), `phantom` (drawn), `folder:PATH`
+      (a tree of images), `tfds:NAME` or `tfds:NAME/CONFIG` (a TFDS data set, prepared on first use
+      where it can be), or the dotted name of your own module with a `Source` in it, called as
+      `Source(split=..., **options)`.
       A list of such names is a pool (`cxrjax.data.pool`); instead of a name it may have
       `{"source": NAME}` with any of `weight` (how often its images are drawn, relative to the
       others'; 1 where only others have one), `split`, `subset`, `fold`, `options` and `rename`
@@ -125,7 +129,7 @@ def _open_one(name: str, split: str, options: dict[str, Any]) -> Source:
   if not name:
     raise UserError(f"config.data.source={name!r} names no source; give {_VALID}")
   kind, colon, rest = name.partition(":")
-  if kind not in _KINDS or (kind == "phantom" and colon):
+  if kind not in _KINDS or (kind in _NO_PLACE and colon):
     if "." not in kind:
       raise UserError(f"config.data.source={name!r} names no source; give {_VALID}")
     if colon:
@@ -138,9 +142,9 @@ def _open_one(name: str, split: str, options: dict[str, Any]) -> Source:
       raise UserError(f"config.data.source={name!r} gives no source: it lacks "
                       f"{', '.join(lacking)} (see cxrjax.data.types.Source)")
     return source
-  if kind != "phantom" and not rest:
+  if kind not in _NO_PLACE and not rest:
     raise UserError(f"config.data.source={name!r} lacks its second half; give {_VALID}")
   factory = importlib.import_module(_KINDS[kind]).Source
-  given = {} if kind == "phantom" else {"where": rest}
+  given = {} if kind in _NO_PLACE else {"where": rest}
   build.check_keywords(factory, options, "config.data.options", hidden=("split", "where"))
   return factory(**given, split=split, **options)
