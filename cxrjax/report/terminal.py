@@ -62,7 +62,7 @@ def remarks(workdir: str | os.PathLike[str]) -> list[str]:
     for metric, e in run.only(name).latest().get(runs.TRAINED, {}).items():
       if e.undefined:
         undefined.setdefault(e.undefined, []).append(words.title(metric))
-    told += [f"{', '.join(metrics)}: n/a, {why}" for why, metrics in undefined.items()]
+    told += [f"{'; '.join(metrics)}: n/a, {why}" for why, metrics in undefined.items()]
     found += [f"{name}: {text}" for text in dict.fromkeys(told) if text]
   return found
 
