@@ -17,7 +17,7 @@ from cxrjax.data.samples import MAX_PIXELS, MIN_SIDE, BadImage, check_shape
 __all__ = ["MAX_PIXELS", "MIN_SIDE", "VERSION", "BadImage", "Shown", "bits", "check_shape",
            "decode", "decode_here", "shown"]
 
-VERSION = 3  # raise when decoded pixels change: it is part of the key of every cache
+VERSION = 4  # raise when decoded pixels change: it is part of the key of every cache
 _MISSING = "it is empty (0 bytes): an interrupted download or copy"
 _pool = decoders.Pool()
 

@@ -165,8 +165,8 @@ def _jpeg(data: bytes) -> Samples:
       if frame.coding == "lossless" or frame.bits > 8:
         return without_alpha(imagecodecs.jpeg_decode(data))
       with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        if at_least is not None:
-          image.draft(None, (2 * at_least, 2 * at_least))
+        # Of colour the luma alone is decoded, as it is stored.
+        image.draft("L", None if at_least is None else (2 * at_least, 2 * at_least))
         image.load()
         if image.mode != "CMYK":
           return np.asarray(image if image.mode == "L" else image.convert("L"))

@@ -298,10 +298,10 @@ def read(source: Source, index: int, size: int) -> Record:
 
 
 def workers() -> int:
-  """Threads to decode with: PIL lets go of the interpreter while it works."""
+  """Threads to decode with: one more than processors, as each waits for a process of its own."""
   with contextlib.suppress(AttributeError):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) + 1
+  return (os.cpu_count() or 1) + 1
 
 
 def bad_image(name: str, reason: str) -> UserError:

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from cxrjax.core import checksums
+from cxrjax.core import checksums, files
 from cxrjax.core.errors import UserError
 from cxrjax.training.optimizer import path_names
 
@@ -243,7 +243,10 @@ def config_of(directory: pathlib.Path) -> dict[str, Any] | None:
     folder = directory / str(step)
     if (folder / checksums.MANIFEST).exists() and _damage_outside(folder):
       continue
-    about = ocp.metadata(folder).custom_metadata
+    try:  # not by Orbax, which would look into the arrays, damaged or not
+      about = files.read_mapping(folder / "_CHECKPOINT_METADATA").get("custom_metadata")
+    except (OSError, files.Damaged):
+      continue
     return about["config"] if about else None
   return None
 

@@ -77,5 +77,5 @@ def test_remarks_of_evaluators_reach_the_terminal(tmp_path):
       evaluation={"test": {"trained": {"threshold_remarks": ["label a: threshold 0.5"]}}})
   assert terminal.remarks(tmp_path) == [
     "site: 8 of 16 images of folder:x have none of the classes a, b",
-    "site: AUROC, AUPRC: n/a, test images are of one class", "test: label a: threshold 0.5"]
+    "site: AUROC; AUPRC: n/a, test images are of one class", "test: label a: threshold 0.5"]
   assert terminal.remarks(tmp_path / "none") == []
