@@ -25,8 +25,8 @@ Measured on CPU, 2026-11-21; energy on the lungs over their share of the image, 
 Two phantom classifiers that differ in one thing: in `shortcut` the class can be read off the side
 marker (and the rest of the site's look). Both see the 512 test images of the honest phantom.
 
-    C="configs/finetune.py:examples=1024,store=72,image_size=64,model=resnet18,encoder_width=16"
-    C="$C,duration=400 steps,eval_every=100 steps,sites=2"
+    C="configs/finetune.py:data=phantom,examples=1024,store=72,image_size=64,model=resnet18"
+    C="$C,encoder_width=16,duration=400 steps,eval_every=100 steps,sites=2"
     python -m cxrjax.main --workdir=runs/honest --config="$C"                    # AUROC 0.995
     python -m cxrjax.main --workdir=runs/shortcut --config="$C,data.marker_shortcut=1.0"
     R=runs/honest+runs/shortcut                                                  # a minute

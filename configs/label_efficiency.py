@@ -29,6 +29,7 @@ method of that name, for the pretraining of a start, or else for its fine-tuning
 without their labels.
 """
 
+import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
@@ -54,6 +55,8 @@ PRESETS = {
 
 def get_config(arg: str = "") -> ConfigDict:
   o, handed = several.parse(arg, OWN, PRESETS)
+  if not handed.presets and not any(item.startswith("data=") for item in handed.items):
+    handed = dataclasses.replace(handed, items=("data=phantom", *handed.items))
   config = ConfigDict()
   config.task = "cxrjax.tasks.label_efficiency"
   config.arg = handed.argument()

@@ -17,10 +17,10 @@ from cxrjax.core.args import literal, parse_arg
 from cxrjax.core.build import suggest
 from cxrjax.core.errors import UserError
 
-# Options after the colon, with the values of the demo: phantom radiographs, minutes on a CPU.
+# Options after the colon, with the values of the demo: drawn radiographs, minutes on a CPU.
 DEMO: dict[str, Any] = {
   "seed": 0,
-  "data": "phantom",        # phantom, folder:PATH, tfds:NAME, your module; A+B*2: a pool
+  "data": "phantom",        # mini, phantom, folder:PATH, tfds:NAME, your module; A+B*2: a pool
   "split": "train",
   "subset": "",             # "10 %" or "16 per class", by patient
   "frontal": False,         # leave lateral views out, where the source knows them
@@ -48,6 +48,8 @@ DEMO: dict[str, Any] = {
   "eval_every": "20 epochs",
   "whiten": False,          # kNN on whitened features as well
 }
+# What the demo sets otherwise for the radiographs that come with the package.
+MINI: dict[str, Any] = {"store": 64, "image_size": 48}
 # Real radiographs on two CPU cores in half an hour.
 SMALL: dict[str, Any] = {
   "store": 72, "image_size": 64, "model": "Mu", "standardize": False, "duration": "9 epochs",
@@ -62,8 +64,8 @@ PAPER: dict[str, Any] = {
 }
 # Four steps, for tests.
 TINY: dict[str, Any] = {
-  "examples": 48, "store": 32, "image_size": 32, "batch_size": 8, "duration": "4 steps",
-  "eval_every": "4 steps",
+  "data": "phantom", "examples": 48, "store": 32, "image_size": 32, "batch_size": 8,
+  "duration": "4 steps", "eval_every": "4 steps",
 }
 # Options of `two_views`, in the demo and in `small`.
 TWO_VIEWS: dict[str, Any] = {
@@ -92,7 +94,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 MODES = {"small": SMALL, "paper": PAPER, "tiny": TINY}
 
 
-def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> ConfigDict:
+def parse(
+    arg: str, demo: Mapping[str, Any], *, mini: Mapping[str, Any] = MINI,
+    **presets: Mapping[str, Any]) -> ConfigDict:
   """The options of `configs/X.py:arg`, as attributes.
 
   Options of the source itself are written `data.csv=labels.csv`; several values of one,
@@ -101,6 +105,7 @@ def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> Co
   Args:
     arg: `"small,lr=1e-3"`: names of presets, then options over them.
     demo: the method's own options, and what it sets otherwise than `DEMO`.
+    mini: what it sets otherwise for `data=mini`, without a preset.
     **presets: the same for `small`, `paper` and `tiny`, over those above; or a method's own.
 
   Raises:
@@ -111,6 +116,8 @@ def parse(arg: str, demo: Mapping[str, Any], **presets: Mapping[str, Any]) -> Co
   switches = dict.fromkeys(modes, False)
   values = {**DEMO, **demo}
   chosen = parse_arg(arg, **switches, **values)
+  if chosen["data"] == "mini" and not any(chosen[name] for name in modes):
+    values |= mini
   for name in modes:
     if chosen[name]:
       values |= {**MODES.get(name, {}), **presets.get(name, {})}
