@@ -19,7 +19,7 @@ import cxrjax
 from cxrjax import api, ensemble, export, predict
 from cxrjax.core import zoo
 from cxrjax.core.errors import UserError
-from cxrjax.data import pixels
+from cxrjax.data import open_source, pixels
 from cxrjax.data.phantom import Source
 from cxrjax.evals import features
 from cxrjax.training import restore, shipped
@@ -150,7 +150,19 @@ def test_networks_of_the_package_by_name():
   with pytest.raises(UserError, match=r"workdir='zoo:lung' is no network of the package"):
     zoo.place("zoo:lung")
   for name in zoo.names():
-    assert (zoo.place(f"zoo:{name}") / "MODEL_CARD.md").is_file()
+    place = zoo.place(f"zoo:{name}")
+    assert (place / "MODEL_CARD.md").is_file()
+    assert sum(file.stat().st_size for file in place.iterdir()) < 6e6
+
+
+def test_the_lungs_of_films_that_come_with_the_package():
+  source = open_source("mini", split="test")
+  found = cxrjax.load("zoo:lungs").predict(
+    [source[i].image[..., 0] for i in range(0, 400, 40)], progress=False)
+  for mask in found.masks:
+    assert mask.shape == (64, 64) and 0.1 < mask.mean() < 0.5
+    # Lungs on both sides, and the spine between them.
+    assert min(mask[:, :28].sum(), mask[:, 36:].sum()) > 100 and mask[30:, 30:34].mean() < 0.5
 
 
 def test_three_exclusive_classes_are_called_by_the_likeliest(net):
