@@ -1,16 +1,14 @@
-r"""RGMIM pretraining (Li et al. 2022, arXiv 2211.00313): MAE whose masks are drawn in the lungs.
+"""RGMIM pretraining (Li et al. 2022, arXiv 2211.00313): MAE whose masks are drawn in the lungs.
 
     python -m cxrjax.main --config=configs/rgmim.py               # phantom radiographs, minutes
     python -m cxrjax.main --config=configs/rgmim.py:small,data=tfds:nlm_tb/shenzhen,split=all
     python -m cxrjax.main --config=configs/rgmim.py:paper         # ViT-B/16, COVID-19 Radiography
     python -m cxrjax.main --config=configs/rgmim.py:tiny          # four steps, for tests
 
-Data that have lung masks: phantom, covid19_radiography, jsrt, nlm_tb. For others a segmentation run
-predicts them, once, when the images are loaded:
+Data that have lung masks: phantom, covid19_radiography, jsrt, nlm_tb. For others a network of the
+package, or your own run of `configs/segment.py`, predicts them, once, when the images are loaded:
 
-    python -m cxrjax.main --config=configs/segment.py:small,data=tfds:nlm_tb/shenzhen \
-        --workdir=runs/lungs
-    python -m cxrjax.main --config=configs/rgmim.py:small,data=folder:PATH,masks=runs/lungs
+    python -m cxrjax.main --config=configs/rgmim.py:data=mini,masks=zoo:lungs
 
 The paper's ratios were not to be had: `mask_ratio` and the rest of `:paper` are MAE's, `lung_ratio`
 is ours.

@@ -17,7 +17,8 @@ On the 118 test images of Shenzhen that have a mask (256 px files), in 27 minute
 organs. The data must have lung masks: phantom, nlm_tb, covid19_radiography, jsrt. Images without
 one are left out.
 
-A finished run gives other methods masks for sets that have none, `--config.data.masks=WORKDIR`.
+A finished run gives other methods masks for sets that have none, `--config.data.masks=WORKDIR`; so
+does `zoo:lungs`, the `:small` run that comes with the package.
 
 After the colon stand `key=value` pairs over the options below and those of
 `cxrjax/core/experiment.py`; every key of the config is a flag as well,

@@ -8,8 +8,8 @@ PATHS are radiographs (PNG, JPEG, TIFF, BMP, DICOM), folders and zips of them. I
   `note`, what to know of how the image was read, empty for most.
   `--format=parquet` adds `predictions.parquet`.
 - `embeddings.npy` with `--embed`: float32, row i is row i of the table (also in the Parquet).
-- `masks/ID.png` with `--lungs=RUN` of `configs/segment.py`, or when `--workdir` is such a run:
-  lungs white, the rest black (1 bit), at the image's own size.
+- `masks/ID.png` with `--lungs=zoo:lungs` or a run of `configs/segment.py`, or when `--workdir` is
+  one: lungs white, the rest black (1 bit), at the image's own size.
 - `overlays/ID.png` with `--overlays[=METHOD]`: what the network looks at over the image, relative
   to the map's maximum; of the class that is called (of findings, the likeliest).
 - `skipped.csv`: images that cannot be used, files that are no images, and why. They do not stop
@@ -50,7 +50,7 @@ _EMBED = flags.DEFINE_boolean(
   "embed", False, "The encoder's features as well; of a pretrained run, them alone.",
   flag_values=FLAGS)
 _LUNGS = flags.DEFINE_string(
-  "lungs", None, "Workdir of a finished run of configs/segment.py, for lung masks.",
+  "lungs", None, "zoo:lungs, or the workdir of a run of configs/segment.py, for lung masks.",
   flag_values=FLAGS)
 _OVERLAYS = flags.DEFINE_string(
   "overlays", "", "Draw maps over the images: gradcam, gradcam++, occlusion, attention or rollout; "
