@@ -3,7 +3,7 @@
     python -m cxrjax.main --config=configs/finetune.py            # 1,600 films, scratch, a minute
     python -m cxrjax.main --config="configs/finetune.py:init=runs/dino,subset=10 %"
     python -m cxrjax.main --config=configs/finetune.py:small,data=folder:DIR,init=runs/dino
-    python -m cxrjax.main --config=configs/finetune.py:strong,data=folder:DIR,store=144
+    python -m cxrjax.main --config=configs/finetune.py:strong,data=folder:DIR
     python -m cxrjax.main --config=configs/finetune.py:paper,init=deit_small.safetensors
     python -m cxrjax.main --config=configs/finetune.py:tiny       # four steps, for tests
 

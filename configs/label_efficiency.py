@@ -55,6 +55,7 @@ PRESETS = {
 
 def get_config(arg: str = "") -> ConfigDict:
   o, handed = several.parse(arg, OWN, PRESETS)
+  # What the starts have as their own demo is not the same for all.
   if not handed.presets and not any(item.startswith("data=") for item in handed.items):
     handed = dataclasses.replace(handed, items=("data=phantom", *handed.items))
   config = ConfigDict()

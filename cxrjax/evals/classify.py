@@ -256,10 +256,9 @@ class Evaluator:
       val, data.labels("val"), data.exclusive, self.threshold_for)
     if judge.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
       return found, {"decision": "the likeliest class"}
-    best = "balanced_accuracy" if self.threshold_for == judge.AUTO else self.threshold_for
     return found, {
       "thresholds": found.tolist(), "threshold_remarks": remarks,
-      "threshold_for": f"{best} on the validation images"}
+      "threshold_for": f"{judge.best_for(self.threshold_for)} on the validation images"}
 
   def _about(self, data: Data) -> dict[str, np.ndarray]:
     key, rows = data.rows["test"]

@@ -121,7 +121,7 @@ def thresholds(
   chosen, remarks = np.full(k, 0.5), []
   if takes_likeliest(exclusive, k, criterion):
     return chosen, remarks
-  criterion = "balanced_accuracy" if criterion == AUTO else criterion
+  criterion = best_for(criterion)
   for c in [1] if exclusive else range(k):
     best = classification.best_threshold(scores[:, c], labels[:, c], criterion)
     if np.isfinite(best):
@@ -130,6 +130,11 @@ def thresholds(
       remarks.append(f"label {c}: threshold 0.5, because the validation images do not have both "
                      "values of it")
   return chosen, remarks
+
+
+def best_for(criterion: str) -> str:
+  """The measure that thresholds make best, where they are chosen; see `thresholds`."""
+  return "balanced_accuracy" if criterion == AUTO else criterion
 
 
 def takes_likeliest(exclusive: bool, classes: int, criterion: str) -> bool:

@@ -238,8 +238,7 @@ class Evaluator:
     if not judge.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
       used = thresholds[1:] if data.exclusive else thresholds
       facts["threshold"] = [float(t) for t in used]
-      best = "balanced_accuracy" if self.threshold_for == judge.AUTO else self.threshold_for
-      facts["threshold_for"] = f"{best} on the validation images"
+      facts["threshold_for"] = f"{judge.best_for(self.threshold_for)} on the validation images"
     if remarks:
       facts["threshold_remarks"] = remarks
     return metrics, facts

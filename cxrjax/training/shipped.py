@@ -3,12 +3,12 @@
 `python -m cxrjax.export --workdir=RUN --out=FOLDER --format=run` writes one, and whatever takes a
 workdir takes it. It holds `config.json`, `run.json` (what describes the network and how it was
 judged), `network.safetensors` (half precision), and `images.npz` (hashes of what it has learnt
-from, so that a later run notices test images among them); no patient, no path, no optimiser.
+from, so that a later run notices test images among them); no patient, no optimiser, no place on the
+machine that it ran on.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import pathlib
 from collections.abc import Mapping
@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.models.weights import files as weights
 from cxrjax.training.checkpoint import flatten
@@ -100,17 +99,24 @@ def _half(value: np.ndarray) -> np.ndarray:
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config without places on the machine that it ran on."""
-  found = copy.deepcopy(dict(config))
-  found["data"]["cache_dir"] = ""
+  found = _placeless(dict(config))
   found["init"] = {"path": ""}
-  parts = [found["data"], *(found.get("evals") or {}).values()]
-  for part in parts:
-    for options in (part.get("options"), part.get("data"), part.get("fitted")):
-      if isinstance(options, dict):
-        options.pop("manual_dir", None)
   if str(found["data"].get("masks", "")) not in ("", "own"):
     found["data"]["masks"] = "own"
   return found
+
+
+def _placeless(value: Any) -> Any:
+  """A value of a config or of facts in which folders have their own names alone."""
+  if isinstance(value, Mapping):
+    return {key: "" if key in ("manual_dir", "cache_dir") else _placeless(item)
+            for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_placeless(item) for item in value]
+  if isinstance(value, str) and "/" in value and value.startswith(("folder:", "/", "~", ".")):
+    kind, colon, path = value.rpartition(":")
+    return kind + colon + pathlib.PurePath(path).name
+  return value
 
 
 def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,9 +127,8 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     name: {"trained": {key: value for key, value in of.get("trained", {}).items()
                        if key in ("temperature", "thresholds", "decision", "prevalence")}}
     for name, of in (facts.get("evaluation") or {}).items()}
-  return found
+  return _placeless(found)
 
 
 def _write_json(file: pathlib.Path, content: Any) -> None:
   file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-  files.read_json(file)  # as it will be read

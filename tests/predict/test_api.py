@@ -134,6 +134,20 @@ def test_a_run_handed_on_is_the_run_in_half_precision(net, tuned, films, tmp_pat
     restore.restore(place, "workdir")
 
 
+def test_what_is_handed_on_names_no_place_of_this_machine():
+  path = "/home/somebody/Smith, John/films"
+  data = {"source": f"folder:{path}", "cache_dir": path, "masks": f"{path}/run",
+          "options": {"csv": f"{path}/labels.csv", "manual_dir": path}}
+  part = {"data": {"name": f"folder:{path}", "options": {"manual_dir": "~/archives"}}}
+  config = shipped._config({"data": data, "init": {"path": path}, "evals": {"test": part},
+                            "views": {"mean": 0.5}})
+  facts = shipped._facts({"steps": 3, "data": {"train": {"name": f"folder:{path}", "n": 4}}})
+  text = json.dumps([config, facts])
+  assert "somebody" not in text and "archives" not in text
+  assert config["data"]["source"] == facts["data"]["train"]["name"] == "folder:films"
+  assert config["views"] == {"mean": 0.5} and config["data"]["options"]["csv"] == "labels.csv"
+
+
 def test_what_of_a_state_only_training_needs():
   leaves = {"encoder": {"a": 0.0}, "head": {"b": 0.0}}
   state = {"params": leaves, "extra": {"average": jax.tree.map(float, leaves), "stats": {}}}
