@@ -186,7 +186,8 @@ def _native(
   room = 8 * values.dtype.itemsize
   high = integer(header, "HighBit", bits - 1)
   left = room - 1 - high if bits - 1 <= high < room else room - bits
-  return (values << left).astype(f"i{room // 8}" if signed else f"u{room // 8}") >> (room - bits)
+  found = np.left_shift(values, left).view(f"i{room // 8}" if signed else f"u{room // 8}")
+  return np.right_shift(found, room - bits, out=found)
 
 
 def _frame(header: Any) -> bytes:
