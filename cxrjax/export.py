@@ -44,9 +44,10 @@ from jaxtyping import Array, Float
 
 from cxrjax.api import Network, load
 from cxrjax.core import checksums, command
+from cxrjax.core import files as regular
 from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
-from cxrjax.data import leaks
+from cxrjax.core.text import shown
 from cxrjax.models.weights import files, out, tree
 from cxrjax.report import card, page
 from cxrjax.report import run as runs
@@ -130,11 +131,9 @@ def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
 
 def _run(network: Network, folder: pathlib.Path) -> list[str]:
   shipped.write(network.run, folder)
-  learnt = guard.learnt(str(network.run.workdir))
-  if learnt is not None:
-    # Patients are left behind: what is known of them is of no use to others.
-    dataclasses.replace(learnt, known=leaks.Known(learnt.known.images, learnt.known.images, ())
-                        ).save(folder / guard.IMAGES)
+  if (learnt := guard.learnt(str(network.run.workdir))) is not None:
+    learnt.without_patients().save(folder / guard.FILE)
+  checksums.write_manifest(folder)
   page.save(folder / card.NAME, card.render(runs.read(network.run.workdir)))
   return [f"--workdir={folder} predicts with it; {folder / card.NAME} says what it is"]
 
@@ -202,27 +201,32 @@ def _describe(file: pathlib.Path, about: Mapping[str, Any]) -> None:
 
 
 def check(path: str) -> str:
-  """Holds a file that `write` has written against its checksums; a line that it is whole.
+  """Holds a file or folder that `write` has written against its checksums; a line that it is whole.
 
   Raises:
     UserError: it is damaged, or has no checksum.
   """
   file = pathlib.Path(path).expanduser()
   named = f"--check={path!r}"
+  if file.is_dir():
+    if why := checksums.damage(file):
+      raise UserError(f"{named} is damaged, or no run that was exported: {why}; write it again")
+    return f"{shown(str(file))} is whole"
   beside = file.with_name(file.name + ".json")
   if file.suffix in (".safetensors", ".npz"):
     if not files.read(file, "--check").about:
       raise UserError(f"{named} was not written by cxrjax.export, and has no checksum")
-    return f"{file} is whole"
+    return f"{shown(str(file))} is whole"
   try:
-    about = checksums.unsealed(beside.read_bytes())
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    about = checksums.unsealed(regular.read(beside, regular.MAX_JSON))
+    with regular.opened(file) as opened:
+      digest = hashlib.file_digest(opened, "sha256").hexdigest()
   except (OSError, ValueError) as error:
     raise UserError(
       f"{named} cannot be checked: {error}; it needs {beside.name} beside it") from error
   if about.get("sha256") != digest:
     raise UserError(f"{named} is damaged: {beside.name} has another checksum; write it again")
-  return f"{file} is whole"
+  return f"{shown(str(file))} is whole"
 
 
 def main(argv: list[str]) -> None:

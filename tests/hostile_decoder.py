@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 
 import numpy as np
 
@@ -18,6 +19,8 @@ def act(data, at_least):
     os.abort()
   elif word == "exit":
     os._exit(3)
+  elif word == "wait":
+    threading.Event().wait()
   elif word == "spin":
     while True:
       pass

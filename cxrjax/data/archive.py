@@ -166,7 +166,8 @@ class Archive:
         return self._read_tar(name, where, limit)
       file = self.path / where
       self._check_size(name, file.stat().st_size, limit)
-      return file.read_bytes()
+      with files.opened(file) as opened:
+        return opened.read()
 
   def members(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
     """Every file's name and bytes, in the order they lie in the archive: one pass, whatever it is.

@@ -110,4 +110,6 @@ def bits(data: bytes) -> int:
     raise BadImage(_MISSING)
   if dicom.is_dicom(data):
     return 8 if dicom.read(data, pixels=False).bits <= 8 else 16
+  if formats.by_pillow(data):  # whose openers are native code
+    return 8 * _pool.decode(data).pixels.itemsize
   return formats.open_image(data).depth

@@ -3,8 +3,9 @@
 Decoders are native code, and files come from anywhere: one that ends its process ends a process of
 this module, which is replaced, and the file is a bad image like any other. A process has bounds on
 its memory and on the processor time of a file; both are far above what a radiograph needs, so that
-no healthy file depends on the machine. Processes are started when they are first needed, one for
-each thread that decodes at the same time, and end with the program.
+no healthy file depends on the machine; one that waits instead of working is ended after minutes.
+Processes are started when they are first needed, one for each thread that decodes at the same time,
+and end with the program.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import fcntl
 import json
 import os
 import queue
+import select
 import signal
 import struct
 import subprocess
@@ -30,6 +32,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.data.samples import BadImage
 
 SECONDS = (30, 2.0)  # of processor time for a file, and for each megabyte of it
+PATIENCE = 600.0  # more seconds by the clock, on a machine that has other work as well
 MEMORY = (1 << 30, 4)  # bytes for a file beside the process's own, and for each byte of it
 _PIPE = 1 << 20  # bytes that a pipe holds, where that can be chosen
 _REQUEST = struct.Struct("<qq")  # at_least or -1, bytes that follow
@@ -56,6 +59,7 @@ class _Order(NamedTuple):
   function: str
   seconds: tuple[float, float]
   memory: tuple[int, int]
+  patience: float
 
   def bounds(self, size: int) -> tuple[float, int]:
     """Seconds and bytes for a file of so many bytes."""
@@ -70,12 +74,14 @@ class Pool:
     function: `module:name` of what decodes: bytes and `at_least` to an `Answer`.
     seconds: of processor time for a file, and for each megabyte of it.
     memory: bytes for a file beside the process's own, and for each byte of it.
+    patience: more seconds by the clock.
   """
 
   def __init__(
       self, function: str = "cxrjax.data.decode:decode_here",
-      seconds: tuple[float, float] = SECONDS, memory: tuple[int, int] = MEMORY):
-    self._order = _Order(function, seconds, memory)
+      seconds: tuple[float, float] = SECONDS, memory: tuple[int, int] = MEMORY,
+      patience: float = PATIENCE):
+    self._order = _Order(function, seconds, memory, patience)
     self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
     self._all: set[_Process] = set()
     self._lock = threading.Lock()
@@ -146,6 +152,8 @@ class _Process:
     for pipe in (self._child.stdin, self._child.stdout):
       with contextlib.suppress(OSError, AttributeError):  # Linux, within the user's limits
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
+    self._answers = select.poll()
+    self._answers.register(self._child.stdout, select.POLLIN)
 
   @property
   def alive(self) -> bool:
@@ -154,6 +162,11 @@ class _Process:
   def ask(self, data: bytes, at_least: int | None) -> Answer:
     """Raises OSError or EOFError where the process has died."""
     _write(self._child.stdin, _REQUEST.pack(-1 if at_least is None else at_least, len(data)), data)
+    seconds = self._order.bounds(len(data))[0] + self._order.patience
+    if not self._answers.poll(1000 * seconds):
+      self._child.kill()
+      self._child.wait()
+      raise BadImage(f"decoding it did not end within {seconds:.0f} s")
     said = json.loads(bytes(_read(self._child.stdout, *_REPLY.unpack(
       _read(self._child.stdout, _REPLY.size)))))
     if "bad" in said:

@@ -181,6 +181,8 @@ def _radiograph(
   pydicom = _pydicom()
   header = pydicom.dcmread(opened, stop_before_pixels=not pixels, force=True,
                            specific_tags=None if pixels else list(_HEADER))
+  if pixels:
+    opened.close()  # all is read, and an unpacked file is as large as its pixels
   kind = string(header, "SOPClassUID") or string(
     getattr(header, "file_meta", {}), "MediaStorageSOPClassUID")
   if kind == pydicom.uid.MediaStorageDirectoryStorage:

@@ -72,6 +72,7 @@ def gray(header: Any, encoded: bool = True) -> Found:
                    "MONOCHROME2")
   check_shape(integer(header, "Columns"), integer(header, "Rows"))
   values, bits, notes = _stored(header, encoded)
+  del header["PixelData"]  # as large as what was made of it
   signed = bool(integer(header, "PixelRepresentation", 0))
   padding = _padding(header, values, signed)
   inverted = _inverted(header, kind, notes)

@@ -22,6 +22,7 @@ from cxrjax.data import (
   folder_tree,
   hashes,
   shown_names,
+  spelling,
   splits,
   store,
 )
@@ -114,11 +115,13 @@ class Source:
     paths = [self._index.paths[row] for row in rows.tolist()]
     names = shown_names.of(self._index)
     ids = [names.names[i] for i in np.searchsorted(self._index.images, rows).tolist()]
-    absent = [(names.hide(name), why) for name, why in listed.absent]
+    absent = [(names.hide_listed(name, line), f"it is not there, though line {line} of "
+               f"{os.path.basename(csv or '')} lists it") for name, line in listed.absent]
     unlisted = np.flatnonzero(~np.isin(self._index.images, rows)).tolist()
-    notes = [*self._index.notes, *_missing(csv, absent, [names.names[i] for i in unlisted]),
+    notes = [*(names.hide(path, anybody=True) + why for path, why in self._index.notes),
+             *_missing(csv, absent, [names.names[i] for i in unlisted]),
              *listed.notes, names.note,
-             *(other.said(names.hide(other.paths[0])) for other in self._index.others
+             *(other.said(names.hide(other.paths[0], anybody=True)) for other in self._index.others
                if other.paths != (csv,))]
     headers = _Headers(self._index, rows)
     if pattern is not None:
@@ -129,6 +132,7 @@ class Source:
       patients, by = headers.patients(paths), headers.naming
     notes.append(_unknown(patients))
     assigned = listed.splits and [SPLIT_NAMES.get(s.lower(), s) for s in listed.splits]
+    notes += spelling.notes(assigned or (), "split", os.path.basename(csv or "") or "folders")
     if not assigned or not any(assigned):
       assigned = splits.carve([p or path for p, path in zip(patients, paths, strict=True)])
       notes.append("the data have no splits: patients were put into train, val and test "

@@ -46,7 +46,7 @@ class Listed:
     patient_column: that tells them.
     splits: empty where a row has none.
     sites, views, sexes, ages: as in `cxrjax.data.types.Table`.
-    absent: images it lists that are not there, and why they are left out.
+    absent: images it lists that are not there, with the line of each.
     notes: what a reader of the report should know.
     advice: how it could tell labels, where it does not.
   """
@@ -62,7 +62,7 @@ class Listed:
   views: list[str] | None
   sexes: list[str] | None
   ages: Float32[np.ndarray, "n"] | None
-  absent: tuple[tuple[str, str], ...]
+  absent: tuple[tuple[str, int], ...]
   notes: tuple[str, ...]
   advice: str = ""
 

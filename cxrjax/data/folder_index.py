@@ -15,12 +15,13 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
 import pathlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tqdm
@@ -34,7 +35,7 @@ from cxrjax.data import archive, decode, dicom, file_kinds, hashes, store
 from cxrjax.data.file_kinds import MEDICAL, OTHER, UNKNOWN
 
 CHECKS = ("files", "names")
-_VERSION = 4
+_VERSION = 5
 _NOT_ASKED = -1  # size and times of a file that was listed only
 
 
@@ -48,7 +49,7 @@ class _Listing:
   states: Int64[np.ndarray, "n 3"]  # size, and times in ns; the zip's for what lies in one
   listed: int  # when, in ns
   zips: list[str]  # below the root; empty for the root itself
-  notes: list[str]
+  notes: list[tuple[str, str]]
   facts: hashes.Facts
 
 
@@ -68,7 +69,7 @@ class Index:
     kinds: of each path, IMAGE, MEDICAL (DICOM) or OTHER.
     facts: what was read from each.
     others: the files that are no images, by kind.
-    notes: what was not looked at, and why.
+    notes: paths that were not looked at, and why.
     key: the secret that hashes of patients are made with.
     memory: where the index is remembered.
 
@@ -159,7 +160,8 @@ class Index:
   def _save(self) -> None:
     now = self._now
     columns = {f"fact_{name}": getattr(now.facts, name) for name in hashes.Facts.COLUMNS}
-    texts = {name: _pack(getattr(now, name)) for name in ("paths", "zips", "notes")}
+    texts = {name: _pack(texts) for name, texts in (
+      ("paths", now.paths), ("zips", now.zips), ("notes", itertools.chain(*now.notes)))}
     with contextlib.suppress(OSError), hashes.written(self.memory) as opened:
       np.savez(opened, version=_VERSION, key=_key_mark(self.key), homes=now.homes,
                kinds=now.kinds, states=now.states, listed=now.listed, **texts, **columns)
@@ -190,7 +192,7 @@ class _Walk:
     self._paths: list[str] = []
     self._homes, self._kinds, self._states = (array.array(code) for code in "ibq")
     self._zips: list[str] = []
-    self._notes: list[str] = []
+    self._notes: list[tuple[str, str]] = []
     self._seen: set[tuple[int, int]] = set()
 
   def listing(self) -> _Listing:
@@ -227,11 +229,12 @@ class _Walk:
         raise UserError(f"{self._root / below} cannot be listed ({error.strerror})") from error
       for name in sorted(zips):
         if archive.stem(name) in folders + linked:
-          self._notes.append(f"{below}{name} was not looked into: a folder beside it has its name")
+          self._notes.append(
+            (below + name, " was not looked into: a folder beside it has its name"))
         else:
           folders_too = f"{below}{archive.stem(name)}/"
           if any(_prefix(z) == folders_too for z in self._zips):
-            self._notes.append(f"{below}{name} was not looked into: another zip has its name")
+            self._notes.append((below + name, " was not looked into: another zip has its name"))
           else:
             self._zip(below + name)
       waiting += [f"{below}{name}/" for name in sorted(folders, reverse=True)]
@@ -271,6 +274,7 @@ class _Walk:
   def _zip(self, below: str) -> None:
     """Takes in the files of a zip, from memory where it has not changed."""
     state, home = hashes.state(os.stat(self._root / below)), len(self._zips)
+    prefix = _prefix(below)
     self._zips.append(below)
     old = self._old
     if old is not None and below in old.zips:
@@ -278,16 +282,14 @@ class _Walk:
       if len(rows) and tuple(old.states[rows[0]]) == state and not hashes.fresh(state, old.listed):
         for row in rows.tolist():
           self._add(old.paths[row], int(old.kinds[row]), home, None, state)
-        self._notes += [note for note in old.notes if note.startswith(f"{below or 'the zip'}: ")]
+        self._notes += [note for note in old.notes if note[0].startswith(prefix)]
         return
     with archive.Archive(self._root / below) as opened:
-      prefix = _prefix(below)
       for name in opened.names:
         self._add(prefix + name, file_kinds.by_name(name.rpartition("/")[2]), home, None, state)
       for name in opened.junk:
         self._add(prefix + name, OTHER, home, None, state)
-      self._notes += [f"{below or 'the zip'}: {name} in it was not looked at: {why}"
-                      for name, why in opened.refused]
+      self._notes += [(prefix + name, f" was not looked at: {why}") for name, why in opened.refused]
 
 
 def _prefix(zipped: str) -> str:
@@ -324,6 +326,8 @@ def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
     facts = hashes.Facts(len(texts["paths"]))
     for name in hashes.Facts.COLUMNS:
       getattr(facts, name)[...] = found[f"fact_{name}"]
+    notes = texts.pop("notes")
+    texts["notes"] = [*zip(notes[::2], notes[1::2], strict=True)]
     return _Listing(homes=found["homes"], kinds=found["kinds"], states=found["states"],
                     listed=int(found["listed"]), facts=facts, **texts)
   return None
@@ -333,7 +337,7 @@ def _key_mark(key: bytes) -> str:
   return hashlib.sha256(b"mark" + key).hexdigest()
 
 
-def _pack(texts: list[str]) -> np.ndarray:
+def _pack(texts: Iterable[str]) -> np.ndarray:
   """Texts as bytes with a zero after each: no name of a file holds one."""
   whole = "".join(f"{text}\0" for text in texts)
   return np.frombuffer(whole.encode("utf-8", "surrogateescape"), np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import functools
 import posixpath
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ _SEVERAL = -2
 
 def by_path(
     index: Index, file: str, names: Sequence[str], numbers: Sequence[int],
-    ) -> tuple[Int64[np.ndarray, "n"], list[tuple[str, str]]]:
-  """Row of each image in the index, -1 for those that are not there; and those, with a reason.
+    ) -> tuple[Int64[np.ndarray, "n"], list[tuple[str, int]]]:
+  """Row of each image in the index, -1 for those that are not there; and those, with their lines.
 
   Args:
     index: the images.
@@ -44,8 +44,7 @@ def by_path(
     if absent.setdefault(names[i], numbers[i]) != numbers[i]:
       raise UserError(f"{file} line {numbers[i]} names {names[i]} again (first on line "
                       f"{absent[names[i]]})")
-  reason = "it is not there, though line {} of " + pathlib.PurePath(file).name + " lists it"
-  return rows, [(name, reason.format(number)) for name, number in absent.items()]
+  return rows, [*absent.items()]
 
 
 class _Files:
@@ -55,12 +54,15 @@ class _Files:
   What a name has before the image's whole path must be the names of the root's own folders.
   """
 
-  def __init__(self, index: Index):
+  def __init__(self, index: Index, spelt: Callable[[str], str] = str):
     self._index = index
     self._root = index.root.resolve()
-    self._by_path = {index.paths[row]: row for row in index.images.tolist()}
+    self._by_path: dict[str, int] = {}
+    for row in index.images.tolist():
+      path = spelt(index.paths[row])
+      if self._by_path.setdefault(path, row) != row:
+        self._by_path[path] = _SEVERAL
     self._by_end: dict[int, dict[str, int]] = {}
-    self._composed: dict[str, int] | None = None
 
   def find_all(self, names: Sequence[str], where: Callable[[int], str]) -> list[int]:
     """Row of each image, -1 where there is none."""
@@ -76,15 +78,19 @@ class _Files:
     path = name
     if "\\" in path or path[0] == "." or "/" in path:
       path = self._below(name, where)
-    depth = path.count("/") + 1
-    row = self._by_path.get(path, -1)
-    row = self._ends(depth).get(path, -1) if row < 0 else row
+    row = self._row(path)
     if row == _SEVERAL:
-      one, other = [p for p in self._by_path if path in _ends(p, depth)][:2]
+      one, other = [p for p in self._by_path if path in _ends(p, path.count("/") + 1)][:2]
       raise UserError(f"{where()}: {name} may be {one} or {other}; give its whole path")
-    if row < 0:
-      row = self._from_above(path)
-    return self._spelt(path) if row < 0 and not path.isascii() else row
+    if row < 0 and not path.isascii():
+      row = max(self._composed._row(_composed(path)), -1)
+    return row
+
+  def _row(self, path: str) -> int:
+    """Of a path with slashes; -1 where there is none, _SEVERAL where it fits more than one."""
+    row = self._by_path.get(path, -1)
+    row = self._ends(path.count("/") + 1).get(path, -1) if row < 0 else row
+    return self._from_above(path) if row == -1 else row
 
   def _from_above(self, path: str) -> int:
     """An image by a path that begins in folders that the root lies in, or in the root."""
@@ -100,17 +106,13 @@ class _Files:
             return row
     return -1
 
-  def _spelt(self, path: str) -> int:
-    """An image by a name of the same letters, composed otherwise: a letter and its accent, or one.
+  @functools.cached_property
+  def _composed(self) -> _Files:
+    """The same images by names of the same letters: a letter and its accent as one.
 
-    macOS writes names in the one way, most tables have the other.
+    macOS writes names as two, most tables have one.
     """
-    if self._composed is None:
-      self._composed = {}
-      for name, row in self._by_path.items():
-        if self._composed.setdefault(_composed(name), row) != row:
-          self._composed[_composed(name)] = _SEVERAL
-    return max(self._composed.get(_composed(path), -1), -1)
+    return _Files(self._index, _composed)
 
   def _below(self, name: str, where: Callable[[], str]) -> str:
     """The path from the root on."""

@@ -50,7 +50,8 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
   else:
     notes = _remarks(of, people)
   if tables := _tables(index):
-    notes.append(f"{tables[0]} is not read: data.csv={tables[0]} would take labels, patients and "
+    table_name = shown.hide(tables[0], anybody=True)
+    notes.append(f"{table_name} is not read: data.csv={table_name} would take labels, patients and "
                  "splits from it")
   classes = tuple(sorted(set(of) - {""}))
   table = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)
@@ -59,7 +60,8 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
   return folder_csv.Listed(
     rows=rows, labels=table[[code.get(name, -1) for name in of]], classes=classes,
     exclusive=True, patients=None, patient_column="", splits=splits, sites=None, views=None,
-    sexes=None, ages=None, absent=(), notes=tuple(notes), advice="" if classes else _advice(index))
+    sexes=None, ages=None, absent=(), notes=tuple(notes),
+    advice="" if classes else _advice(index, shown))
 
 
 def _patients_by_class(
@@ -114,14 +116,15 @@ def uneven(
   return found[:_MANY] + ([f"{len(found) - _MANY} more such classes"] if len(found) > _MANY else [])
 
 
-def _advice(index: folder_index.Index) -> str:
+def _advice(index: folder_index.Index, shown: shown_names.ShownNames) -> str:
   """How the folder could have labels."""
   tables = _tables(index)
   if not tables:
     return ("put the images of each class into a folder of its own, or name a table of labels with "
             "data.csv=FILE and its columns with data.label_columns=NAME")
   columns = ", ".join(folder_csv.columns_of(index, tables[0]))
-  return (f"name the table beside the images with data.csv={tables[0]}, its labels with "
+  return (f"name the table beside the images with data.csv={shown.hide(tables[0], True)}, its "
+          "labels with "
           "data.label_columns=NAME and its patients with data.patient_column=NAME"
           + (f" (it has the columns {columns})" if columns else "")
           + ("; where its rows have no paths, data.key=AccessionNumber, or any keyword of DICOM, "

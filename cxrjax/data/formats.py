@@ -26,6 +26,7 @@ from cxrjax.data.samples import BadImage, Samples, check_packed
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_BINARY_PNM = (b"P5", b"P6")
 _KINDS = "PNG, JPEG, TIFF, DICOM, BMP, JPEG 2000, WebP, GIF or PNM"
 _ORIENTATION = 0x112
 # What is often met under an image's name, and what to do about it.
@@ -63,6 +64,12 @@ def is_image(start: bytes) -> bool:
   Two letters are not enough: BMP and PNM are known by their names as well.
   """
   return _reader(start) is not None and not start.startswith((b"BM", b"P"))
+
+
+def by_pillow(data: bytes) -> bool:
+  """Whether a file's header is read by Pillow."""
+  reader = _reader(data)
+  return isinstance(reader, functools.partial) or (reader is _pnm and data[:2] not in _BINARY_PNM)
 
 
 def _reader(start: bytes) -> Callable[[bytes], Samples] | None:
@@ -264,7 +271,7 @@ def _jpeg2000(data: bytes) -> Samples:
 
 def _pnm(data: bytes) -> Samples:
   """PGM and PPM, binary, of 8 or 16 bits; the others of the family by Pillow."""
-  if data[:2] not in (b"P5", b"P6"):
+  if data[:2] not in _BINARY_PNM:
     return _by_pillow(data, "PPM")
   header = re.match(rb"P[56]" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s", data[:4096])
   if header is None:

@@ -77,7 +77,7 @@ class Files:
         raise UserError(f"{path}: there is no such file or folder")
       if found.is_dir() or found.suffix.lower() == ".zip":
         index = folder_index.Index(found, cache_dir)
-        self.notes += index.notes
+        self.notes += [name + why for name, why in index.notes]
         before = "" if len(given) == 1 else path.rstrip("/") + "/"
         inside = _below(index, without)
         rows = _outside(index, inside, without)

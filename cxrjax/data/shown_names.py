@@ -8,6 +8,7 @@ import io
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -38,18 +39,21 @@ class ShownNames:
     self.names, self.note = paths, ""
     self._hidden: dict[str, str] = {}  # folders and files as they are, and as they are shown
     self._key = index.key
+    self._numbers: dict[bytes, int] = {}  # of everybody's values
     self._stretches: dict[str, list[tuple[int, int, bytes]]] = {}
     medical = np.flatnonzero(index.kinds[rows] == folder_index.MEDICAL)
     if not len(medical):
       return
     found = header_keys.digests(index, rows[medical], _IDENTITIES, _letters)
-    everybody = {value.tobytes() for row in found for value in row if value.any()}
+    each = [[value.tobytes() for value in row if value.any()] for row in found]
     numbers: dict[bytes, int] = {}
-    for i, row in zip(medical.tolist(), found, strict=True):
-      own = {value.tobytes() for value in row if value.any()}
+    for own in filter(None, each):
+      number = numbers.setdefault(own[0], len(numbers) + 1)
+      for value in own:
+        self._numbers.setdefault(value, number)
+    for i, own in zip(medical.tolist(), each, strict=True):
       if own:
-        who = (row[0] if row[0].any() else row[1]).tobytes()
-        self._hide(paths[i], own, numbers.setdefault(who, len(numbers) + 1), everybody)
+        self._hide(paths[i], dict.fromkeys(own, numbers[own[0]]))
     if not self._hidden:
       return
     self.names = _unique([self.hide(path) for path in paths])
@@ -64,23 +68,37 @@ class ShownNames:
       opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
       self.note += f", and {file} says which is which"
 
-  def hide(self, path: str) -> str:
-    """Any path of the folder as it may be shown."""
-    parts = path.split("/")
-    return "/".join(self._hidden.get("/".join(parts[:k + 1]), part) for k, part in enumerate(parts))
+  def hide(self, path: str, anybody: bool = False) -> str:
+    """Any path of the folder as it may be shown.
 
-  def _hide(self, path: str, own: set[bytes], number: int, everybody: set[bytes]) -> None:
+    Args:
+      path: below the root.
+      anybody: of a file that is no image: whosever ID or name is in it.
+    """
+    parts, numbers = path.split("/"), self._numbers if anybody else {}
+    return "/".join(self._hidden.get("/".join(parts[:k + 1]), self._clean(part, numbers))
+                    for k, part in enumerate(parts))
+
+  def hide_listed(self, path: str, line: int) -> str:
+    """The same of a path that a table names and that is not there: it may be of anybody."""
+    return f"a path on line {line}" if self._hidden else self.hide(path, anybody=True)
+
+  def _clean(self, part: str, numbers: Mapping[bytes, int]) -> str:
+    """A part of a path in which the values that `numbers` has are replaced."""
+    clean, at = "", 0
+    for start, end, value in self._of(part):
+      if value in numbers and start >= at:
+        clean, at = f"{clean}{part[at:start]}patient{numbers[value]}", end
+    return clean + part[at:]
+
+  def _hide(self, path: str, own: Mapping[bytes, int]) -> None:
     """Notes the parts of a path in which one of a patient's values stands."""
     parts = path.split("/")
     for k, part in enumerate(parts):
-      clean, at = "", 0
-      for start, end, value in self._of(part, everybody):
-        if value in own and start >= at:
-          clean, at = f"{clean}{part[at:start]}patient{number}", end
-      if at:
-        self._hidden["/".join(parts[:k + 1])] = clean + part[at:]
+      if (clean := self._clean(part, own)) != part:
+        self._hidden["/".join(parts[:k + 1])] = clean
 
-  def _of(self, part: str, everybody: set[bytes]) -> list[tuple[int, int, bytes]]:
+  def _of(self, part: str) -> list[tuple[int, int, bytes]]:
     """Where somebody's values stand in a part of a path, the longest first at each place."""
     if part not in self._stretches:
       words = [*re.finditer(r"[^\W_]+", part)]
@@ -91,7 +109,7 @@ class ShownNames:
           text = _letters(part[start:end])
           if len(text) >= _SHORT or length == len(words):
             value = header_keys.hashed(text, self._key)
-            if value in everybody:
+            if value in self._numbers:
               found.append((start, end, value))
     return self._stretches[part]
 

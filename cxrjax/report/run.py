@@ -187,7 +187,7 @@ def _records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]
       try:
         record = files.parse_json(line)
         int(record["step"]), record["kind"]
-      except (ValueError, KeyError, TypeError):
+      except (ValueError, OverflowError, KeyError, TypeError):
         bad += bool(line.strip())
         continue
       yield record

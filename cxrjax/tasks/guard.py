@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt64
 
 from cxrjax.core import files, zoo
 from cxrjax.core.build import suggest
@@ -17,8 +17,7 @@ from cxrjax.data import hashes, image_hash, leaks, splits
 from cxrjax.data.types import SourceInfo
 from cxrjax.evals.parts import Data
 
-FILE = "patients.npy"  # in a workdir: keyed hashes of the patients that were learnt from
-IMAGES = "images.npz"  # and what their images show, see `Learnt`
+FILE = "learnt.npz"  # in a workdir: hashes of the patients and images learnt from, see `Learnt`
 CHOICES = ("error", "allow")
 FIRST, PAIRS = 0.85, 1000  # at the start of a run: least first correlation, most pairs looked at
 
@@ -108,18 +107,25 @@ class Learnt:
 
   Attributes:
     known: how far the patients were known.
+    patients: of `leaks.remember`; empty in a run that is handed on.
     hashes: of `data.image_hash`, of the images that were decoded.
     unseen: images without a hash, as they were streamed.
   """
 
   known: leaks.Known
+  patients: UInt64[np.ndarray, "_"]
   hashes: UInt8[np.ndarray, "n b"]
   unseen: int
 
   def save(self, file: pathlib.Path) -> None:
     """Writes it to a file."""
-    np.savez(file, hashes=self.hashes, images=self.known.images, unknown=self.known.unknown,
-             naming=np.array(self.known.naming), unseen=self.unseen)
+    np.savez(file, patients=self.patients, hashes=self.hashes, images=self.known.images,
+             unknown=self.known.unknown, naming=np.array(self.known.naming), unseen=self.unseen)
+
+  def without_patients(self) -> Learnt:
+    """The same for others, to whom what is known of patients is of no use."""
+    return dataclasses.replace(
+      self, patients=self.patients[:0], known=leaks.Known(self.known.images, self.known.images, ()))
 
 
 def remember(
@@ -136,7 +142,7 @@ def remember(
     cache_dir: where the secret lies that patients' hashes are made with.
   """
   keys = splits.patient_keys(train)
-  np.save(workdir / FILE, leaks.remember(keys, hashes.patient_key(cache_dir)))
+  patients = leaks.remember(keys, hashes.patient_key(cache_dir))
   told = leaks.known(keys, train.info)
   shown, unseen = np.zeros((0, image_hash.BYTES), np.uint8), len(keys)
   if loader.images is not None:
@@ -145,7 +151,7 @@ def remember(
     told = leaks.Known(told.images + old.known.images, told.unknown + old.known.images,
                        tuple(dict.fromkeys((*told.naming, *old.known.naming))))
     shown, unseen = np.concatenate([shown, old.hashes]), unseen + old.unseen
-  Learnt(told, shown, unseen).save(workdir / IMAGES)
+  Learnt(told, patients, shown, unseen).save(workdir / FILE)
 
 
 def learnt(workdir: str) -> Learnt | None:
@@ -154,16 +160,18 @@ def learnt(workdir: str) -> Learnt | None:
   Raises:
     UserError: the file that says so is damaged.
   """
-  file = zoo.place(workdir) / IMAGES
+  file = zoo.place(workdir) / FILE
   if not workdir or not file.is_file():
     return None
   try:
     found = files.read_npz(file)
     known = leaks.Known(int(found["images"]), int(found["unknown"]),
                         tuple(map(str, found["naming"].tolist())))
-    if found["hashes"].dtype != np.uint8 or found["hashes"].shape[1:] != (image_hash.BYTES,):
+    shapes = found["patients"].shape[1:], found["hashes"].shape[1:]
+    if (found["patients"].dtype, found["hashes"].dtype) != (np.uint64, np.uint8) or (
+        shapes != ((), (image_hash.BYTES,))):
       raise files.Damaged("it has hashes of another kind")
-    return Learnt(known, found["hashes"], int(found["unseen"]))
-  except (OSError, files.Damaged, KeyError, TypeError) as error:
+    return Learnt(known, found["patients"], found["hashes"], int(found["unseen"]))
+  except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
     raise UserError(f"{file} is damaged ({error}): it says what the run learnt from; train it "
                     "again, or start from its weights exported to a file") from error

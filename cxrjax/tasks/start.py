@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.core import files, zoo
+from cxrjax.core import zoo
 from cxrjax.core.errors import UserError
 from cxrjax.data import hashes, image_hash, leaks
 from cxrjax.evals.parts import Data
@@ -90,22 +90,17 @@ def seen_before(
   """
   if not path:
     return []
-  before, file = guard.learnt(path), zoo.place(path, KEY) / guard.FILE
-  if before is None or not file.is_file():
+  before = guard.learnt(path)
+  if before is None:
     return [f"{path} does not say what it learnt from, so whether test images, or other images of "
             "their patients, were among it is not known"]
-  try:
-    remembered = files.read_npy(file)
-  except (OSError, files.Damaged) as error:
-    raise UserError(f"{KEY}={path}: its {guard.FILE} cannot be read ({error}), so it is not known "
-                    "which patients it learnt from; start from another run") from error
   secret = hashes.patient_key(cache_dir)
   remarks = []
   for name, data in evaluations.items():
     if not isinstance(data, Data):
       continue
     keys, info = guard.test_patients(data)
-    patients = leaks.overlap(remembered, keys, secret)
+    patients = leaks.overlap(before.patients, keys, secret) if len(before.patients) else ()
     key, rows = data.rows["test"]
     bits = image_hash.nearest(before.hashes, image_hash.of_images(data.images[key], rows))
     same = np.flatnonzero(bits <= image_hash.SAME).tolist()

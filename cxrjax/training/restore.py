@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.core import files, zoo
+from cxrjax.core import checksums, files, zoo
 from cxrjax.core.build import build
 from cxrjax.core.clock import Clock
 from cxrjax.core.errors import UserError
@@ -84,6 +84,9 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   """
   folder = zoo.place(workdir, key)
   named = f"{key}={str(workdir)!r}"
+  handed_on = (folder / shipped.NETWORK).is_file()
+  if handed_on and (why := checksums.damage(folder)):
+    raise UserError(f"{named} is damaged: {why}; export the run again")
   try:
     config = files.read_mapping(folder / "config.json")
     facts = files.read_mapping(folder / "run.json")
@@ -96,7 +99,6 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
       f"{named} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
       "command again to its end")
   try:
-    handed_on = (folder / shipped.NETWORK).is_file()
     changed = not handed_on and differences(
       config_of(folder / "checkpoints") or config, config)
     if changed:

@@ -2,9 +2,9 @@
 
 `python -m cxrjax.export --workdir=RUN --out=FOLDER --format=run` writes one, and whatever takes a
 workdir takes it. It holds `config.json`, `run.json` (what describes the network and how it was
-judged), `network.safetensors` (half precision), and `images.npz` (hashes of what it has learnt
-from, so that a later run notices test images among them); no patient, no optimiser, no place on the
-machine that it ran on.
+judged), `network.safetensors` (half precision), `learnt.npz` (hashes of the images that it has
+learnt from, so that a later run notices test images among them), and `manifest.json` (checksums of
+these); no patient, no optimiser, no place on the machine that it ran on.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[int, dict[str
     wanted: arrays by name, with their shapes and types.
 
   Raises:
-    UserError: a damaged file, or an array of another shape.
+    UserError: an array of another shape, or of another name.
   """
   file = weights.read(folder / NETWORK, "the network")
   found = {}

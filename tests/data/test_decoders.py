@@ -47,6 +47,12 @@ def test_processor_time_is_bounded():
     assert pool.decode(b"fine").pixels.size == 4
 
 
+def test_a_process_that_only_waits_is_ended():
+  pool = Pool("hostile_decoder:act", seconds=(0.1, 0.0), patience=0.5)
+  with contextlib.closing(pool), pytest.raises(BadImage, match="did not end within 1 s"):
+    pool.decode(b"wait")
+
+
 def test_errors_are_told_apart(pool):
   with pytest.raises(BadImage, match=r"^it is bad$"):
     pool.decode(b"bad")

@@ -429,6 +429,18 @@ def test_colour_and_no_pixels_are_refused(texture):
     dicom.read(b"\x89PNG" + bytes(400))
 
 
+def test_dicom_of_other_kinds_is_named(texture):
+  plain = dicoms.opened(encode_dicom(texture(40, 56)))
+  for kind, reason in (
+      (uid.MediaStorageDirectoryStorage, "a DICOMDIR, the table of contents of a medium"),
+      (uid.GrayscaleSoftcopyPresentationStateStorage,
+       "DICOM of the kind Grayscale Softcopy Presentation State Storage")):
+    plain.SOPClassUID = plain.file_meta.MediaStorageSOPClassUID = kind
+    plain.pop("PixelData", None)
+    with pytest.raises(decode.BadImage, match=reason):
+      dicom.read(dicoms.saved(plain))
+
+
 def test_another_modality_is_refused_by_its_header_alone(deep):
   with pytest.raises(decode.BadImage, match="modality CT"):
     dicom.read(encode_dicom(deep, Modality="CT"), pixels=False)

@@ -1,6 +1,7 @@
 """Exports of archives: folders of patients and studies, and labels by what headers say."""
 
 import json
+import zipfile
 
 import numpy as np
 import pydicom
@@ -31,6 +32,9 @@ def export(tmp_path, texture):
 
 def test_patients_folders_are_no_classes_and_their_numbers_are_not_shown(export, cache):
   (export / "990101" / "notes.txt").write_text("x")
+  (export / "990102" / "990102.csv").write_text("path,dose\nx,1\n")
+  with zipfile.ZipFile(export / "990103.zip", "w") as packed:  # beside the folder
+    packed.writestr("x.dcm", b"")
   (export / "990103" / "bad.dcm").write_bytes(b"x")  # of nobody knows whom
   found = open_source(f"folder:{export}", split="all")
   assert found.info.classes == () and found.table.labels.shape == (9, 0)
@@ -40,6 +44,8 @@ def test_patients_folders_are_no_classes_and_their_numbers_are_not_shown(export,
   assert found.table.ids[:2] == ("patient1/20210300/1/IM00_patient1.dcm",
                                  "patient1/20210301/1/IM01_patient1.dcm")
   said = json.dumps([found.info.notes, found.info.skipped, found.table.ids, found.info.advice])
+  assert noted(found, "patient3/patient3.csv is not read")
+  assert noted(found, "patient4.zip was not looked into")
   assert "9901" not in said and "such as patient2/notes.txt" in said
   (key,) = cache.rglob("*.names.csv")  # for the user's own eyes
   assert "patient1/20210300/1/IM00_patient1.dcm,990100/20210300/1/IM00_990100.dcm" in (
@@ -48,6 +54,17 @@ def test_patients_folders_are_no_classes_and_their_numbers_are_not_shown(export,
   assert open_source(f"folder:{export}", split="all").table.ids == found.table.ids
   pixels = pydicom.dcmread(sorted(export.rglob("*.dcm"))[3]).pixel_array
   np.testing.assert_array_equal(found[3].image[..., 0], pixels)
+
+
+def test_what_a_table_lists_and_is_not_there_may_be_of_anybody(export):
+  paths = sorted(str(file.relative_to(export)) for file in export.rglob("*.dcm"))
+  rows = [f"{path},{'ab'[k % 2]}" for k, path in enumerate(paths)] + ["990199/1/IM_990199.dcm,a"]
+  (export / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+  found = open_source(f"folder:{export}", split="all", csv="list.csv")
+  assert found.info.skipped == (
+    ("a path on line 10", "it is not there, though line 10 of list.csv lists it"),)
+  assert noted(found, "the first: a path on line 10") and "9901" not in json.dumps(
+    [found.info.notes, found.info.skipped, found.table.ids])
 
 
 def test_a_folder_that_is_called_by_a_patients_number_is_no_class(export):

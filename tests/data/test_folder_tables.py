@@ -149,9 +149,12 @@ def test_what_spellings_have_in_common():
 
 
 def test_a_name_whose_letters_are_composed_otherwise_is_found(root, encode, texture):
-  (root / unicodedata.normalize("NFD", "\xdcber.png")).write_bytes(encode(texture(24, 30, seed=9)))
-  found = read(root, unicodedata.normalize("NFC", "path,label\n\xdcber.png,a\n0.png,b\n"))
-  assert len(found) == 2 and not found.info.skipped
+  (root / "x").mkdir()
+  for k, name in enumerate(("\xdcber.png", "x/\xe4.png")):
+    (root / unicodedata.normalize("NFD", name)).write_bytes(encode(texture(24, 30, seed=9 + k)))
+  found = read(root, unicodedata.normalize(
+    "NFC", "path,label\n\xdcber.png,a\n\xe4.png,a\n0.png,b\n"))  # the second without its folder
+  assert len(found) == 3 and not found.info.skipped
 
 
 def test_only_the_roots_own_folders_are_left_out_of_a_path(root):

@@ -215,6 +215,23 @@ def test_of_several_pages_the_picture_is_read_or_none():
     decode.decode(pages((DEEP, 0), (DEEP[::-1], 0)))
 
 
+def test_of_an_mpo_the_first_picture_is_read_and_this_is_told():
+  buffer, picture = io.BytesIO(), Image.fromarray(film(8))
+  picture.save(buffer, "MPO", save_all=True, append_images=[picture.rotate(180)], quality=95)
+  found = decode.shown(buffer.getvalue())
+  assert np.abs(found.pixels[..., 0].astype(int) - film(8)).max() < 12
+  assert any("several pictures; the first is read" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("kind, data", [
+  ("gray and alpha", tiff(np.stack([DEEP, FULL // 3], -1), photometric="minisblack",
+                          extrasamples=["unassalpha"])),
+  ("JPEG 2000", tiff(DEEP, compression="jpeg2000", photometric="minisblack",
+                     compressionargs={"level": 0, "reversible": True}))])
+def test_deep_tiff_of_rarer_kinds(kind, data):
+  np.testing.assert_array_equal(gray(data), DEEP)
+
+
 def test_cmyk_jpeg_with_and_without_adobes_marker():
   ink = np.zeros((40, 56, 4), np.uint8)
   ink[..., 3] = 255 - film(8)
@@ -232,6 +249,7 @@ def test_cmyk_jpeg_with_and_without_adobes_marker():
 
 @pytest.mark.parametrize("kind, data", [
   ("12-bit JPEG", imagecodecs.jpeg_encode(film(12), level=99, bitspersample=12)),
+  ("lossless JPEG", imagecodecs.ljpeg_encode(film(12), bitspersample=12)),
   ("JPEG-LS", imagecodecs.jpegls_encode(film(12))),
   ("JPEG 2000", imagecodecs.jpeg2k_encode(film(12), level=0, reversible=True)),
   ("JPEG 2000 codestream", imagecodecs.jpeg2k_encode(DEEP, level=0, codecformat="j2k")),

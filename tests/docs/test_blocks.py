@@ -1,10 +1,11 @@
 """Every code block of README, CONTRIBUTING and docs runs."""
 
 import collections
+import dataclasses
 import re
 
 import pytest
-from documents import DOCUMENTS, RUN, SHOWN, World, blocks, parse
+from documents import DOCUMENTS, RUN, SHOWN, World, blocks, parse, radiographs
 from small import REPOSITORY
 
 # Blocks that are not run, by document, with the marks that say why.
@@ -33,6 +34,26 @@ def test_blocks_run(path, tmp_path, shared):
   for block in blocks(path):
     if block.language in RUN and block.reason is None:
       world.run(block)
+
+
+@pytest.mark.full
+def test_the_readmes_five_lines_run_on_a_flat_folder_with_a_table(tmp_path):
+  flat = tmp_path / "shared" / "radiographs"
+  folders = radiographs(tmp_path / "folders")
+  flat.mkdir(parents=True)
+  head, *rows = (folders / "labels.csv").read_text().splitlines()
+  for k, row in enumerate(rows):
+    path, comma, rest = row.partition(",")
+    (folders / path).rename(flat / f"{k}.png")
+    rows[k] = f"{k}.png{comma}{rest}"
+  (flat / "labels.csv").write_text("\n".join([head, *rows]) + "\n")
+  (block,) = (b for b in blocks(REPOSITORY / "README.md") if b.text.startswith("DATA="))
+  table = "folder:/my/radiographs,data.csv=labels.csv"
+  data, _, commands = block.text.partition("\n")
+  assert table in data and len(commands.splitlines()) == 5
+  (tmp_path / "world").mkdir()
+  World(tmp_path / "world", tmp_path / "shared").run(
+    dataclasses.replace(block, text=f"DATA={table}\n{commands}"))
 
 
 def test_what_is_not_run_is_known():

@@ -182,6 +182,13 @@ def test_start_is_dinos():
   assert not params["blocks"]["3"]["attn"]["qkv"]["bias"].any()
 
 
+@pytest.mark.parametrize("std", [0.02, 1e-6])
+def test_the_class_token_and_registers_start_as_asked(std):
+  params = dataclasses.replace(MODEL, registers=8, token_std=std).init(jax.random.key(0))
+  found = np.concatenate([np.ravel(params[name]) for name in ("cls", "registers")])
+  assert 0.8 * std < found.std() < 1.2 * std
+
+
 def test_registers_take_part_and_are_left_out(params):
   model = dataclasses.replace(MODEL, registers=2)
   got = _encode(

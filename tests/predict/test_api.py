@@ -118,7 +118,7 @@ def test_a_run_handed_on_is_the_run_in_half_precision(net, tuned, films, tmp_pat
   place = tmp_path / "handed on"
   export.write(str(tuned), str(place), "run")
   assert {p.name for p in place.iterdir()} == {
-    "config.json", "run.json", "network.safetensors", "MODEL_CARD.md"}
+    "config.json", "run.json", "network.safetensors", "manifest.json", "MODEL_CARD.md"}
   assert all(p.stat().st_mode & 0o044 for p in place.iterdir())
   copy = api.load(place)
   found, own = (n.predict(folder, progress=False) for n in (copy, net))
@@ -127,11 +127,16 @@ def test_a_run_handed_on_is_the_run_in_half_precision(net, tuned, films, tmp_pat
   words = "".join(p.read_text() for p in place.glob("*.json"))
   assert str(tmp_path) not in words and "patient" not in words.replace("shared_patients", "")
 
-  data = bytearray((place / "network.safetensors").read_bytes())
-  data[-9] ^= 4
-  (place / "network.safetensors").write_bytes(data)
-  with pytest.raises(UserError, match="damaged"):
-    restore.restore(place, "workdir")
+  assert "is whole" in export.check(str(place))
+  for name in ("network.safetensors", "run.json", "config.json"):
+    data = (place / name).read_bytes()
+    at = data.index(b"0.", len(data) // 2) if name != "network.safetensors" else len(data) - 9
+    (place / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    with pytest.raises(UserError, match=f"damaged.*checksum of {name} differs"):
+      restore.restore(place, "workdir")
+    with pytest.raises(UserError, match="damaged"):
+      export.check(str(place))
+    (place / name).write_bytes(data)
 
 
 def test_what_is_handed_on_names_no_place_of_this_machine():

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import dicoms
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -88,6 +89,17 @@ def test_files_that_are_no_images_are_listed_once(tuned, films, tmp_path):
     assert left == {
       "deep/more.txt": "no image: a document", "deep/notes.txt": "no image: a document",
       "list.csv": "no image: a table", "unnamed": "no image: it begins as no image does"}
+
+
+def test_raw_detector_values_are_told(tuned, tmp_path):
+  noise = np.random.default_rng(0).integers(0, 4096, (2, 64, 64), np.uint16)
+  (tmp_path / "in").mkdir()
+  for k in range(2):
+    kind = {"PresentationIntentType": "FOR PROCESSING"} if k else {}
+    (tmp_path / "in" / f"{k}.dcm").write_bytes(dicoms.dicom(noise[k], **kind))
+  said = command(tuned, tmp_path / "in", out=tmp_path / "out")
+  assert any(line.startswith("note: ") and "FOR PROCESSING" in line for line in said)
+  assert ["FOR PROCESSING" in row["note"] for row in table(tmp_path / "out")] == [False, True]
 
 
 def test_a_folder_of_other_predictions_is_left_alone(tuned, films, tmp_path):

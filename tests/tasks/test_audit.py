@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 
+import dicoms
 import numpy as np
 import pytest
 from pages import Checked
@@ -141,6 +142,19 @@ def test_images_none_of_which_can_be_read(tmp_path):
   assert audit.run(found, tmp_path / "run", say=said.append) == 0
   assert "images    3: 3 unreadable" in "\n".join(said)
   Checked((tmp_path / "run/audit.html").read_text())
+
+
+def test_raw_detector_values_are_told_on_the_page_and_in_the_table(tmp_path):
+  noise = np.random.default_rng(0).integers(0, 4096, (3, 64, 64), np.uint16)
+  (tmp_path / "set").mkdir()
+  for k in range(3):
+    kind = {"PresentationIntentType": "FOR PROCESSING"} if k == 1 else {}
+    (tmp_path / f"set/{k}.dcm").write_bytes(dicoms.dicom(noise[k], **kind))
+  found = config(f"tiny,data=folder:{tmp_path / 'set'}")
+  assert audit.run(found, tmp_path / "run", say=lambda s: None) == 0
+  assert "FOR PROCESSING" in (tmp_path / "run/audit.html").read_text()
+  told = {row["id"]: row["reason"] for row in rows(tmp_path / "run/images.csv")}
+  assert "FOR PROCESSING" in told["1.dcm"] and "FOR PROCESSING" not in told["0.dcm"]
 
 
 @pytest.mark.parametrize("changes, message", [

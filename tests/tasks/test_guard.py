@@ -98,8 +98,8 @@ def test_what_a_pretraining_did_not_see_is_said_to_be_unseen_only_where_it_was_c
   guard.remember(decoded(train), train, later, str(tmp_path))
   assert guard.learnt(str(later)).known.images == 32
   assert "as it streamed 16" in start.seen_before(str(later), judged(test), "error")[1]
-  (later / guard.IMAGES).write_bytes(b"PK")
-  with pytest.raises(UserError, match=r"images.npz is damaged"):
+  (later / guard.FILE).write_bytes(b"PK")
+  with pytest.raises(UserError, match=r"learnt.npz is damaged"):
     start.seen_before(str(later), judged(test), "error")
   (weights,) = start.seen_before(str(tmp_path / "weights.npz"), judged(test), "error")
   assert "does not say what it learnt from" in weights
@@ -132,7 +132,7 @@ def test_a_pool_that_holds_the_test_split_is_refused():
 def test_patients_are_remembered_without_their_names(tmp_path):
   source = open_source("phantom", split="train", **PHANTOM)
   guard.remember(streamed(), source, tmp_path)
-  kept = np.load(tmp_path / guard.FILE)
+  kept = guard.learnt(str(tmp_path)).patients
   keys, secret = splits.patient_keys(source), hashes.patient_key()
   assert set(leaks.overlap(kept, keys, secret)) == set(keys)
   other = splits.patient_keys(open_source("phantom", split="test", **PHANTOM))
@@ -152,9 +152,17 @@ def test_patients_of_the_run_that_is_begun_with(tmp_path, monkeypatch):
   monkeypatch.setenv(hashes.KEY, "of another machine")
   said, _ = start.seen_before(str(tmp_path), judged(test), "error")
   assert said.startswith(f"probe: whether {tmp_path} learnt from a patient of the test images")
-  (tmp_path / guard.FILE).write_bytes(b"\x93NUMPY")
-  with pytest.raises(UserError, match=r"its patients.npy cannot be read"):
-    start.seen_before(str(tmp_path), judged(test), "error")
+  file = tmp_path / guard.FILE
+  whole, patients = file.read_bytes(), guard.learnt(str(tmp_path)).patients
+  refused = 0
+  for at in range(0, len(whole), len(whole) // 97):  # one bit anywhere
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
+    try:
+      np.testing.assert_array_equal(guard.learnt(str(tmp_path)).patients, patients)
+    except UserError as error:
+      assert "learnt.npz is damaged" in str(error)
+      refused += 1
+  assert refused > 20
 
 
 def test_near_duplicates_of_test_images_are_named():

@@ -41,6 +41,14 @@ def finished(request, tmp_path_factory):
   return workdir, "\n".join(said)
 
 
+@pytest.mark.parametrize("content", [b'{"status": "run', b'{"status": "\xff"}', b"[1]"])
+def test_a_damaged_record_of_a_run_is_named(content, tmp_path):
+  assert not train._finished({"a": 1}, tmp_path)
+  (tmp_path / "run.json").write_bytes(content)
+  with pytest.raises(UserError, match=r"run.json cannot be read .*the same command goes on"):
+    train._finished({"a": 1}, tmp_path)
+
+
 def test_a_run_says_what_it_will_do_and_where_its_report_is(finished):
   workdir, said = finished
   for word in ("data", "device", "model", "method", "GFLOPs an image", "steps", "AUROC"):

@@ -50,6 +50,14 @@ def test_a_changed_config_is_refused_by_name(tmp_path):
     settle_config(tmp_path, {"a": 1, "b": 2, "views": {"size": (1, 2), "flip": 0.0}})
 
 
+def test_a_config_that_cannot_be_read_is_refused(tmp_path):
+  settle_config(tmp_path, {"a": 1})
+  (tmp_path / "run.json").write_text("{}")
+  (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
+  with pytest.raises(UserError, match=r"config.json cannot be read \(it .*choose another"):
+    settle_config(tmp_path, {"a": 1})
+
+
 def test_differences():
   assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 2}}) == [
     "config.a.b: 1 -> 2", "config.c: 2 -> (absent)"]

@@ -168,11 +168,11 @@ RESAMPLED = {  # layouts whose code brings positions to another size each in its
 }
 
 
-def resampled(found, params, interpolation):
+def resampled(found, params, interpolation, pixels=IMAGENET, **options):
   """A network that resamples as it is told, on images of another size, and what was loaded."""
-  model, x = small(image_size=48), gray(48)
-  source = small(channels=3, interpolation=interpolation)
-  theirs = outputs(source, params, (x - IMAGENET[0]) / IMAGENET[1])
+  model, x = small(image_size=48, **options), gray(48)
+  source = small(channels=3, interpolation=interpolation, **options)
+  theirs = outputs(source, params, (x - pixels[0]) / pixels[1])
   np.testing.assert_allclose(
     outputs(model, found, (x - 0.5) / 0.25), theirs, atol=1e-4 * np.abs(theirs).max())
 
@@ -184,6 +184,26 @@ def test_positions_for_another_size(source, tmp_path):
   found, report = load(change(layouts.timm(params, 8, 3)), tmp_path, small(image_size=48))
   assert (report.source, report.resized) == (source, ("pos",))
   resampled(found, params, interpolation)
+
+
+@pytest.mark.parametrize("source, interpolation, options", [
+  ("hf-vit", "torch", {}), ("big_vision", "big_vision", {"gelu": "tanh"}),
+  ("hf-dinov2", "torch", {"layer_scale": 1e-5, "mask_token": True}),
+  ("hf-dinov2", "timm", {"layer_scale": 1e-5, "mask_token": True, "registers": 4})])
+def test_positions_of_other_layouts_for_another_size(source, interpolation, options, tmp_path):
+  params = made_up.of(small(channels=3, **options))
+  if source == "big_vision":
+    file = tmp_path / "x.npz"
+    np.savez(file, **layouts.big_vision(params, 8, 3, 2))
+  else:
+    file = tmp_path / "x.safetensors"
+    state = layouts.hugging_face(params, 8, 3, current=True)
+    if source == "hf-vit":
+      state = layouts.with_prefix(state, "vit.")
+    save_file(state, file, {"format": "pt"})
+  found, report = weights.load(file, small(image_size=48, **options))
+  assert (report.source, report.resized) == (source, ("pos",))
+  resampled(found, params, interpolation, IMAGENET if "dinov2" in source else HALF, **options)
 
 
 def test_a_backbone_of_dinos_is_known_by_its_name(tmp_path):
