@@ -20,6 +20,10 @@ Every fine-tuning is an ordinary run of `configs/finetune.py` in a folder of the
 process of its own. `report.html`, `table.csv` and `run.json` have what all came to. The same
 command goes on where it was stopped; more starts, fractions and seeds can be added to a workdir.
 
+`folds=10` judges every patient once: each of ten runs learns from nine tenths of all patients and
+is judged on the others. `folds=5 by image` divides images instead, to show what patients on both
+sides are worth. Several seeds are judged together as well, as an ensemble.
+
 With each seed other labels are drawn (`split_seed`); those of smaller fractions lie in larger ones,
 and all starts learn from the same. `1+10` are percents, `16 per class` may stand among them. What
 validates is not divided. Options that are not below are handed on to `configs/finetune.py`, and
@@ -40,6 +44,7 @@ OWN = {
   "inits": "scratch+dino=dino.py",
   "fractions": "1+10+100",
   "seeds": "0+1",
+  "folds": "",        # of a cross-validation, `10` or `10 by image`, instead of the source's splits
   "methods": "finetune",
 }
 # A start that is to pay needs longer than the demo of `configs/dino.py` takes.
@@ -49,7 +54,7 @@ LONGER = {"dino.py": (
 SCRATCH = "layer_decay=1.0"
 REAL = {"fractions": "1+5+10+50+100", "seeds": "0+1+2"}
 PRESETS = {
-  "small": REAL, "paper": REAL, "tiny": {"fractions": "50+100", "seeds": "0"},
+  "small": REAL, "paper": REAL, "strong": REAL, "tiny": {"fractions": "50+100", "seeds": "0"},
 }
 
 
@@ -63,6 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.arg = handed.argument()
   config.fractions = several.listed(o.fractions)
   config.seeds = several.listed(o.seeds)
+  config.folds = o.folds
   config.folder = str(pathlib.Path(__file__).parent)
   config.methods = tuple(  # name, file, argument of its own
     (name, f"{name}.py", ",".join(handed.kept.get(name, ()))) for name in several.listed(o.methods))

@@ -18,7 +18,8 @@ DEMO: dict[str, Any] = {
   "val": "train[:15%]",     # chooses checkpoint, temperature and thresholds
   "test": "test",
   "site": "",               # another source that judges it, all of its images
-  "split_seed": 0,          # another one, another subset
+  "split_seed": 0,          # another one, another subset, other folds
+  "fold": "",               # of a cross-validation, instead of the source's splits: `2 of 5`
   "score": "auroc",         # of validation: auroc, balanced_accuracy, ...
   "threshold_for": "auto",  # the likeliest class; or balanced_accuracy, f1, accuracy on `val`
   "batch_size": 32,
@@ -87,7 +88,7 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
   """
   config = experiment.base(o)
   config.data.repeat = True
-  config.data.split_seed = o.split_seed
+  config.data.split_seed, config.data.fold = o.split_seed, o.fold
   if "labelled" in o:
     config.data.labelled, config.data.labelled_share = o.labelled, o.labelled_share
   if o.pool:
@@ -108,9 +109,14 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
   config.checkpoint.score = o.score
   own = {"name": experiment.sources(o), **experiment.source_options(o.data, o), "train": o.split,
          "val": o.val, "test": o.test, "subset": o.subset, "split_seed": o.split_seed,
+         **({"fold": o.fold} if o.fold else {}),
          **({"labelled": o.labelled} if "labelled" in o else {})}
   config.evals.validation = judge(o, config, own, "val", o.eval_every)
   config.evals.test = judge(o, config, own, "test", "chosen")
+  if o.fold.endswith("by image"):  # patients may be on both sides
+    config.data.shared_patients = "allow"
+    for judging in config.evals.values():
+      judging.allow_shared_patients = True
   if o.site:
     other = {"name": o.site, **experiment.source_options(o.site, o), "train": "all", "test": "all"}
     config.evals.site = judge(o, config, other, "test", "chosen")

@@ -23,7 +23,7 @@ ROLES = ("train", "test")  # of a fold
 _PERCENT = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
 _PER_CLASS = re.compile(r"^\s*(\d+)\s+per\s+class\s*$")
 _SLICE = re.compile(r"^([^\[\]+]+)\[\s*(?:([\d.]+)\s*%)?\s*:\s*(?:([\d.]+)\s*%)?\s*\]$")
-_FOLD = re.compile(r"^\s*(\d+)\s+of\s+(\d+)(?:\s+in\s+(\S.*?))?\s*$")
+_FOLD = re.compile(r"^\s*(\d+)\s+of\s+(\d+)(?:\s+in\s+(\S.*?))??(\s+by image)?\s*$")
 
 
 class Subset:
@@ -121,14 +121,14 @@ def take(
   return Subset(source, rows, f"{source.info.split}, {said}{_seeded(seed)}", [note])
 
 
-def parse_fold(fold: str) -> tuple[int, int, str]:
-  """`2 of 5` as (2, 5, "all"); `2 of 5 in train` as (2, 5, "train")."""
+def parse_fold(fold: str) -> tuple[int, int, str, bool]:
+  """`2 of 5` as (2, 5, "all", True); `2 of 5 in train by image` as (2, 5, "train", False)."""
   match = _FOLD.match(fold)
   if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
     raise UserError(f"config.data.fold={fold!r} is no fold; write it like '2 of 5' (the second "
                     "fifth of all images is the test split, the rest the training split) or '2 of "
                     "5 in train' (of that split's images)")
-  return int(match[1]), int(match[2]), match[3] or "all"
+  return int(match[1]), int(match[2]), match[3] or "all", not match[4]
 
 
 def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
@@ -136,18 +136,19 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
 
   Args:
     source: all images that the folds divide.
-    fold: `2 of 5`: the second of five parts is for testing, the other four are for training.
+    fold: `2 of 5`: the second of five parts is for testing, the other four are for training. With
+      `by image` behind it images are divided, not patients: it shows what leakage is worth.
     role: `train` or `test`.
     seed: another seed, other folds.
 
   Raises:
     UserError: text that is no fold, another role, fewer patients than folds.
   """
-  number, count, base = parse_fold(fold)
+  number, count, base, by_patient = parse_fold(fold)
   if role not in ROLES:
     raise UserError(f"config.data.split={role!r} with config.data.fold={fold!r}: a fold has the "
                     f"splits {' and '.join(ROLES)}")
-  owners = splits.owners(source.table)
+  owners = splits.owners(source.table) if by_patient else source.table.ids
   people = len(set(owners))
   if people < count:
     raise UserError(f"config.data.fold={fold!r}: {source.info.name} has {people} patient(s), too "
@@ -158,7 +159,8 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
   test = found[str(number)]
   rows = test if role == "test" else np.setdiff1d(np.arange(len(owners), dtype=np.int64), test)
   said = f"fold {number} of {count}" + ("" if base == "all" else f" in {base}")
-  note = f"{said}: by patient, classes in proportion, seed {seed}"
+  how = "by patient" if by_patient else "by image, so that a patient may be on both sides"
+  note = f"{said}: {how}, classes in proportion, seed {seed}"
   return Subset(source, rows, f"{role}, {said}{_seeded(seed)}", [note],
                 {"train": len(owners) - len(test), "test": len(test)})
 

@@ -24,7 +24,7 @@ OTHERS = ("s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash", "s1 dots", "s2 dots
 def render(run: runs.Run) -> str:
   """The page as text."""
   found = series.facts(run, "sweep")
-  several = len(found.get("seeds") or ()) > 1
+  several = _several(found)
   band = ("a band from the lowest to the highest seed" if several else
           "95 % intervals of the test images")
   return series.document(
@@ -50,6 +50,11 @@ def _name(row: Facts) -> str:
   return str(row.get("name"))
 
 
+def _several(found: Facts) -> bool:
+  """Whether scores have ranges of seeds; over folds they have intervals, as those of one seed."""
+  return len(found.get("seeds") or ()) > 1 and not found.get("folds")
+
+
 def _title(found: Facts) -> str:
   of = found.get("model")
   return "Label efficiency" + (f": {of} from {words.listing(found['curves'])}" if of else "")
@@ -61,6 +66,8 @@ def _summary(found: Facts) -> Html:
   ended = [row for row in series.with_status(found) if row.get("curve")]
   shares = found.get("fractions") or ()
   seeds = words.count(len(found.get("seeds") or ()), "seed")
+  if found.get("folds"):
+    seeds = f"{found['folds']} folds, {seeds}"
   said = [el("p", "How much do labels bring, and how much a pretrained start? ",
              el("b", words.count(len(ended), "fine-tuning")), " of ",
              str(found.get("model") or "a network"), " from ", words.listing(curves), ", with ",
@@ -135,7 +142,7 @@ def _line(found: Facts, curve: str, name: str, metric: str, place: int) -> chart
   points = sorted((x, e) for x, e in points if x > 0) if len(points) > 1 else points
   if not points:
     return None
-  several = len(found["seeds"]) > 1
+  several = _several(found)
   # Side by side where whiskers would lie on one another.
   x = np.array([x for x, _ in points]) * (1 if several else 1.03**place)
   y, low, high = (np.array([getattr(e, k) for _, e in points]) for k in ("value", "low", "high"))
@@ -159,7 +166,7 @@ def _gains(found: Facts) -> Html | None:
 
 def _tables(found: Facts) -> Html | None:
   """A table for each test set, the starts of a share side by side."""
-  several = len(found.get("seeds") or ()) > 1
+  several = _several(found)
   parts = []
   for name, of in found.get("sets", {}).items():
     known = {m for p in found["points"] for m in p["sets"].get(name, {})}
@@ -177,7 +184,11 @@ def _tables(found: Facts) -> Html | None:
       n = words.count(points[0].get("labelled"), "radiograph")
       body.append(el("tr", el("th", f"{share}, {n}", scope="rowgroup", colspan=len(head)),
                      cls="group"))
-      body += [_row(p, name, metrics) for p in points]
+      for point in points:
+        body.append(_row(point["curve"], point, name, metrics))
+        if lookup(point, "ensembles", name):
+          body.append(_row(f"{point['curve']}, {len(found['seeds'])} seeds as an ensemble",
+                           {"sets": point["ensembles"]}, name, metrics))
     table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
     n = words.count(lookup(of, "test", "n"), "test radiograph")
     parts.append(el("div", el("h3", ", ".join(filter(None, [set_name(found, name), n]))),
@@ -185,19 +196,22 @@ def _tables(found: Facts) -> Html | None:
   if not parts:
     return None
   note = ("Scores: " + ("mean over seeds, from the lowest to the highest. " if several else
-                        "with 95 % intervals. ") + series.GAINS
+                        "with 95 % intervals. ")
+          + ("An ensemble averages the probabilities of all seeds; its interval is of the test "
+             "images. " if any(p.get("ensembles") for p in found["points"]) else "")
+          + series.GAINS
           + (" They do not speak of other seeds; the ranges of the scores do." if several
              else ""))
   return el("div", parts, el("p", note, cls="note"))
 
 
-def _row(point: Facts, name: str, metrics: list[str]) -> Html:
+def _row(title: str, point: Facts, name: str, metrics: list[str]) -> Html:
   cells = []
   for metric in metrics:
     cells.append(score_cell(lookup(point, "sets", name, metric)))
     if metric in ("auroc", "accuracy"):
       cells.append(gain_cell(lookup(point, "gains", name, metric)))
-  return el("tr", el("th", point["curve"], scope="row"), cells)
+  return el("tr", el("th", title, scope="row"), cells)
 
 
 def _how(run: runs.Run, found: Facts) -> Html:
@@ -215,9 +229,11 @@ def _how(run: runs.Run, found: Facts) -> Html:
   for name, of in found.get("sets", {}).items():
     cards.append(el("div", el("h3", set_name(found, name)), facts.pairs(facts.rows(
       dict(of.get("test") or {}))), cls="card"))
+  folds = ("Each fold leaves out another part of all patients, which judges its run. "
+           if found.get("folds") else "")
   note = ("Every seed draws other labels, the same for all starts; those of smaller shares lie in "
-          "larger ones. The checkpoint is chosen on validation images, which are not divided; the "
-          "test images are looked at once.")
+          f"larger ones. {folds}The checkpoint is chosen on validation images, which are not "
+          "divided; the test images are looked at once.")
   return el("div", el("p", note, cls="note"), el("div", cards, cls="cards"))
 
 
@@ -233,7 +249,11 @@ def table(found: Facts) -> str:
                     words.estimate(estimate(judged.get("auroc")), "-"),
                     series.plain_gain(lookup(point, "gains", name, "auroc")),
                     words.estimate(estimate(judged.get("accuracy")), "-")])
+      if together := lookup(point, "ensembles", name):
+        lines.append(["  as an ensemble", "", *(
+          text for metric in ("auroc", "accuracy") for text in (
+            words.estimate(estimate(together.get(metric)), "-"), ""))][:5])
     tables.append("\n".join(series.aligned(lines)))
-  several = len(found.get("seeds") or ()) > 1
+  several = _several(found)
   note = ("scores: mean (lowest - highest seed)" if several else "scores: 95 % intervals")
   return "\n\n".join(tables) + f"\n{note}; gains: paired 95 % intervals over test images"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import os
 import pathlib
 import re
@@ -31,12 +33,14 @@ class Job(runs.Job):
     method: that learns from labels; nothing for the pretraining of a start.
     fraction: of the labels, `10 %`.
     seed: of the run, and of the labels that are drawn.
+    fold: of a cross-validation, `2 of 5`.
   """
 
   init: str
   method: str = ""
   fraction: str = ""
   seed: int = 0
+  fold: str = ""
 
   @property
   def curve(self) -> str:
@@ -58,7 +62,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     UserError: a sweep that cannot be, or a workdir of another one.
   """
   # Starts, shares and seeds can be added to a sweep; how it learns must stay.
-  several = ("fractions", "seeds", "inits", "methods", "folder")
+  several = ("fractions", "seeds", "inits", "methods", "folder", "folds")
   workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in several})
   jobs = plan(config, workdir)
   show = runs.Show(
@@ -76,14 +80,15 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
 
 
 def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
-  """The runs of a sweep: pretrainings, then every seed with all its shares and starts.
+  """The runs of a sweep: pretrainings, then every seed and fold with all its shares and starts.
 
   Raises:
-    UserError: a mistake in `inits`, `fractions`, `seeds`, `methods` or what is handed on.
+    UserError: a mistake in `inits`, `fractions`, `seeds`, `folds`, `methods` or what is handed on.
   """
   folder = pathlib.Path(os.path.relpath(config["folder"]))
   seeds = [runs.seed(text) for text in config["seeds"]]
   fractions = [fraction(text) for text in config["fractions"]]
+  folds = folds_of(config["folds"])
   if "," in str(workdir):
     raise UserError(f"--workdir={workdir} has a comma, which separates options; choose another")
   before: list[Job] = []
@@ -116,21 +121,21 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
     option = "labelled" if "labelled" in whole["data"] else "subset"
     methods.append((name, folder / file, own, option))
   jobs = []
-  for seed in seeds:
-    for share in fractions:
-      for method, file, own, option in methods:
-        for init, path in paths.items():
-          start = path or paths.get(like, "")
-          items = [config["arg"], own, args.get(init, ""), f"init={start}" if start else "",
-                   "" if (option, share) == ("subset", "100 %") else f"{option}={share}",
-                   f"seed={seed}", f"split_seed={seed}"]
-          flags = [f"--config={file}:{','.join(filter(None, items))}"]
-          if start and not path:
-            flags.append("--config.init.path=")  # the network, not its weights
-          name = "-".join([*([] if method == "finetune" else [method]), init,
-                           re.sub(r"\s*%", "pct", share).replace(" ", "-"), f"seed{seed}"])
-          jobs.append(Job(name, tuple(flags), init, method, share, seed,
-                          needs=begin.get(init if path else like, ())))
+  for seed, fold, share, of, init in itertools.product(seeds, folds, fractions, methods, paths):
+    method, file, own, option = of
+    path = paths[init]
+    start = path or paths.get(like, "")
+    items = [config["arg"], own, args.get(init, ""), f"init={start}" if start else "",
+             "" if (option, share) == ("subset", "100 %") else f"{option}={share}",
+             f"fold={fold}" if fold else "", f"seed={seed}", f"split_seed={seed}"]
+    flags = [f"--config={file}:{','.join(filter(None, items))}"]
+    if start and not path:
+      flags.append("--config.init.path=")  # the network, not its weights
+    name = "-".join([*([] if method == "finetune" else [method]), init,
+                     re.sub(r"\s*%", "pct", share).replace(" ", "-"), f"seed{seed}",
+                     *([f"fold{fold.split()[0]}"] if fold else [])])
+    jobs.append(Job(name, tuple(flags), init, method, share, seed, fold,
+                    needs=begin.get(init if path else like, ())))
   return [*before, *jobs]
 
 
@@ -145,20 +150,31 @@ def fraction(text: Any) -> str:
                   "1+10+100 (percent) or 16 per class")
 
 
+def folds_of(text: Any) -> list[str]:
+  """`5` as `1 of 5`, `2 of 5`, ...; `5 by image` likewise; nothing as one run on the splits."""
+  found = re.fullmatch(r"\s*(\d+)((?:\s+by\s+image)?)\s*", str(text))
+  if found and int(found[1]) > 1:
+    return [f"{k} of {found[1]}{' by image' if found[2] else ''}"
+            for k in range(1, int(found[1]) + 1)]
+  if not text:
+    return [""]
+  raise UserError(f"config.folds={text!r} is no number of folds; write it like 5, or 5 by image")
+
+
 def collect(
     jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]) -> dict[str, Any]:
   """All of a sweep: a row for every run, a point for every curve and share, what is common."""
   read = transfer_facts.read(jobs, workdir)
   listed, common, sets = [], {}, {}
-  ended: dict[tuple[str, str], dict[int, Run]] = {}
+  ended: dict[tuple[str, str], dict[tuple[int, str], Run]] = {}
   for job in jobs:
     run = read[job.name]
     row = transfer_facts.row(job, run, workdir, failed.get(job.name)) | {
       "curve": job.curve if job.method else "", "init": job.init, "fraction": job.fraction,
-      "seed": job.seed}
+      "seed": job.seed, **({"fold": job.fold} if job.fold else {})}
     listed.append(row)
     if job.method and row["status"] == "finished":
-      ended.setdefault((job.curve, job.fraction), {})[job.seed] = run
+      ended.setdefault((job.curve, job.fraction), {})[job.seed, job.fold] = run
       sets |= {k: v for k, v in transfer_facts.sets(run).items() if k not in sets}
       common = common or {
         "model": model_name(run), "parameters": run.fact("model", "parameters"),
@@ -173,24 +189,45 @@ def collect(
         points.append(_point(curve, share, ended, reference))
   return {"reference": reference, "curves": list(dict.fromkeys(j.curve for j in tuned)),
           "fractions": list(dict.fromkeys(j.fraction for j in tuned)),
-          "seeds": list(dict.fromkeys(j.seed for j in tuned)), "sets": sets, **common,
+          "seeds": list(dict.fromkeys(j.seed for j in tuned)),
+          "folds": len({j.fold for j in tuned} - {""}), "sets": sets, **common,
           "points": points, "rows": listed}
 
 
 def _point(
-    curve: str, share: str, ended: Mapping[tuple[str, str], Mapping[int, Run]], reference: str,
-    ) -> dict[str, Any]:
-  """What all seeds of a curve came to with one share of the labels."""
-  of_seed = ended[curve, share]
-  each = [transfer_facts.judged(run) for run in of_seed.values()]
-  labelled = [transfer_facts.labelled(run) for run in of_seed.values()]
+    curve: str, share: str, ended: Mapping[tuple[str, str], Mapping[tuple[int, str], Run]],
+    reference: str) -> dict[str, Any]:
+  """What all seeds and folds of a curve came to with one share of the labels."""
+  found = ended[curve, share]
+  each = [transfer_facts.judged(run) for run in found.values()]
+  labelled = [transfer_facts.labelled(run) for run in found.values()]
+  folds = any(fold for _, fold in found)
+  sets: dict[str, dict[str, Any]] = {}
+  for name, metrics in each[0].items():
+    for metric in metrics:
+      value = transfer_facts.over_seeds([one.get(name, {}).get(metric) for one in each])
+      if value and folds:  # whose range is that of small test sets
+        value |= dict.fromkeys(("low", "high"), math.nan)
+        if metric in transfer_facts.PAIRED:
+          value |= transfer_facts.interval(transfer_facts.mean(name, metric, [*found.values()]))
+      sets.setdefault(name, {})[metric] = value
   return {
-    "curve": curve, "fraction": share, "labelled": sum(labelled) / len(labelled),
-    "sets": {name: {metric: transfer_facts.over_seeds([one.get(name, {}).get(metric)
-                                                       for one in each])
-                    for metric in metrics} for name, metrics in each[0].items()},
+    "curve": curve, "fraction": share, "labelled": sum(labelled) / len(labelled), "sets": sets,
     "gains": {} if curve == reference else transfer_facts.gains(
-      of_seed, ended.get((reference, share), {}))}
+      found, ended.get((reference, share), {})),
+    "ensembles": _ensembles(found, list(sets))}
+
+
+def _ensembles(found: Mapping[tuple[int, str], Run], names: Sequence[str]) -> dict[str, Any]:
+  """`{evaluator: {metric: interval}}` of the seeds together, the mean over folds; of one none."""
+  of_fold: dict[str, list[Run]] = {}
+  for (_, fold), run in found.items():
+    of_fold.setdefault(fold, []).append(run)
+  if min(map(len, of_fold.values())) < 2 or len(of_fold) > 1:
+    return {}  # another seed divides into other folds
+  made = {name: transfer_facts.ensemble(name, [*found.values()]) for name in names}
+  return {name: {metric: transfer_facts.interval(value) for metric, value in judged.items()}
+          for name, judged in made.items() if judged}
 
 
 def _said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
@@ -208,11 +245,17 @@ def _said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
 
 def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
   """A header and a line for every run, test set and metric; a run that failed has one line."""
-  yield ("curve", "init", "fraction", "labelled", "seed", "status", "data", "metric", "value",
-         "low", "high", "total_s", "why", "command", "run")
+  yield ("curve", "init", "fraction", "labelled", "seed", "fold", "status", "data", "metric",
+         "value", "low", "high", "total_s", "why", "command", "run")
+  for point in found["points"]:
+    for name, judged in point["ensembles"].items():
+      for metric, value in judged.items():
+        yield [point["curve"], "", point["fraction"], cell(point["labelled"]), "ensemble", "",
+               "finished", name, metric, *(cell(value.get(k)) for k in ("value", "low", "high")),
+               "", "", "", ""]
   for row in found["rows"]:
     start = [row["curve"], row["init"], row["fraction"], cell(row.get("labelled")), row["seed"],
-             row["status"]]
+             row.get("fold", ""), row["status"]]
     end = [cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
     lines = [(name, metric, value) for name, judged in (row.get("sets") or {}).items()
              for metric, value in judged.items()]

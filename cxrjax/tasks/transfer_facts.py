@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
+from cxrjax.evals import judge
 from cxrjax.metrics import ranking, segmentation
 from cxrjax.metrics.intervals import Interval, undefined
 from cxrjax.report import run as runs
@@ -86,62 +88,138 @@ def over_seeds(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | No
           "seeds": len(values)}
 
 
+class _Side(NamedTuple):
+  """What a run gave its test images: one value each, or one and a label for each class."""
+
+  ids: list[str]
+  patients: list[str]
+  values: Float64[np.ndarray, "n c"]
+  labels: Float64[np.ndarray, "n c"] | None
+
+
 def gain(evaluator: str, metric: str, ours: Sequence[Run], others: Sequence[Run]) -> Interval:
   """By how much `metric` is above the other runs', the same test images paired.
 
   Args:
     evaluator: whose test images.
     metric: one of `PAIRED`.
-    ours: a run for each seed.
-    others: the same seeds, in that order.
+    ours: a run for each seed and fold.
+    others: of the same seeds and folds, in that order.
 
   Returns:
-    The mean over the seeds; its interval speaks of other test images, not of other seeds.
+    The mean over the runs; its interval speaks of other test images, not of other seeds.
     Undefined where the runs have no predictions of the same images.
   """
-  pairs = [[run.arrays(f"scores_{evaluator}_{TRAINED}") for run in pair]
+  pairs = [tuple(_side(run, evaluator, metric) for run in pair)
            for pair in zip(ours, others, strict=True)]
-  key = "probability" if metric in ("auroc", "accuracy") else f"{metric}_all"
-  names = "id" if key == "probability" else "id_all"
-  if not pairs or any(key not in side or names not in side for pair in pairs for side in pair):
+  if not pairs or any(side is None for pair in pairs for side in pair):
     return undefined("predictions of single images are not there")
-  first = pairs[0][0]
-  if any(not np.array_equal(side[names], first[names]) for pair in pairs for side in pair):
+  if any(a.ids != b.ids for a, b in pairs):
     return undefined("not judged on the same images")
-  patients = [str(p) for p in first["patient" if key == "probability" else "patient_all"]]
-  if key != "probability":
-    return segmentation.mean(np.mean([a[key] - b[key] for a, b in pairs], 0), patients)
-  labels = first["labels"]
-  k, exclusive = labels.shape[1], bool(first["exclusive"])
-  if metric == "accuracy":
-    hits = [[_hits(side, exclusive) for side in pair] for pair in pairs]
-    return segmentation.mean(np.mean([a - b for a, b in hits], 0), patients)
-  part = slice(1, None) if exclusive and k == 2 else slice(None)
-  # Columns are averaged and their correlation kept: classes, and here seeds as well.
-  a, b = (np.hstack([pair[i][key][:, part] for pair in pairs]) for i in (0, 1))
-  return ranking.auroc_difference(a, b, np.tile(labels[:, part], (1, len(pairs))), patients)
+  (patients, a, labels), (_, b, _) = (_joined([pair[i] for pair in pairs]) for i in (0, 1))
+  if metric == "auroc":
+    return ranking.auroc_difference(a, b, labels, patients)
+  return segmentation.mean(_known_mean(a - b), patients)
 
 
-def _hits(side: Mapping[str, np.ndarray], exclusive: bool) -> np.ndarray:
+def mean(evaluator: str, metric: str, ours: Sequence[Run]) -> Interval:
+  """`metric`, the mean over runs; its interval speaks of other test images, not of other seeds.
+
+  Args:
+    evaluator: whose test images.
+    metric: one of `PAIRED`.
+    ours: the runs, of several seeds and folds.
+  """
+  sides = [_side(run, evaluator, metric) for run in ours]
+  if not sides or None in sides:
+    return undefined("predictions of single images are not there")
+  patients, values, labels = _joined(sides)
+  if metric == "auroc":
+    return ranking.macro_auroc(values, labels, patients)
+  return segmentation.mean(_known_mean(values), patients)
+
+
+def ensemble(evaluator: str, ours: Sequence[Run]) -> dict[str, Interval]:
+  """What the runs' mean probabilities come to on their test images; nothing of other runs' masks.
+
+  Thresholds are the mean of theirs, as of `cxrjax.ensemble.Ensemble`.
+  """
+  found = [run.arrays(f"scores_{evaluator}_{TRAINED}") for run in ours]
+  first = found[0]
+  if any("probability" not in one or not np.array_equal(one["id"], first["id"]) for one in found):
+    return {}
+  p = np.mean([one["probability"] for one in found], 0)
+  thresholds = np.mean([_thresholds(one) for one in found], 0)
+  return judge.judge(
+    "", p, first["labels"].astype(np.float64), [*map(str, first["patient"])],
+    [str(k) for k in range(p.shape[1])], bool(first["exclusive"]), thresholds, judge.ALL, ())
+
+
+def _side(run: Run, evaluator: str, metric: str) -> _Side | None:
+  arrays = run.arrays(f"scores_{evaluator}_{TRAINED}")
+  one_value = metric not in ("auroc", "accuracy")
+  key, end = (f"{metric}_all", "_all") if one_value else ("probability", "")
+  if key not in arrays or f"id{end}" not in arrays:
+    return None
+  ids, patients = ([str(v) for v in arrays[f"{name}{end}"]] for name in ("id", "patient"))
+  if metric != "auroc":
+    values = arrays[key] if one_value else _hits(arrays)
+    return _Side(ids, patients, np.asarray(values, np.float64)[:, None], None)
+  labels = arrays["labels"].astype(np.float64)
+  part = slice(1, None) if bool(arrays["exclusive"]) and labels.shape[1] == 2 else slice(None)
+  return _Side(ids, patients, arrays[key][:, part].astype(np.float64), labels[:, part])
+
+
+def _joined(
+    sides: Sequence[_Side]) -> tuple[list[str], Float64[np.ndarray, "n c"], np.ndarray | None]:
+  """Patients, values and labels of all images, columns for each run; NaN where it had not that one.
+
+  So the columns of runs on the same images are correlated and those of folds are not.
+  """
+  owner = {name: patient for side in sides for name, patient in zip(
+    side.ids, side.patients, strict=True)}
+  row = {name: i for i, name in enumerate(owner)}
+
+  def laid(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    found = []
+    for side, block in zip(sides, blocks, strict=True):
+      found.append(np.full((len(row), block.shape[1]), np.nan))
+      found[-1][[row[name] for name in side.ids]] = block
+    return np.hstack(found)
+
+  labels = None if sides[0].labels is None else laid([side.labels for side in sides])
+  return [*owner.values()], laid([side.values for side in sides]), labels
+
+
+def _known_mean(values: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n"]:
+  """Means over what is known; NaN where nothing is."""
+  known = (~np.isnan(values)).sum(1)
+  return np.where(known > 0, np.nansum(values, 1) / np.maximum(known, 1), np.nan)
+
+
+def _thresholds(side: Mapping[str, np.ndarray]) -> Float64[np.ndarray, "k"]:
+  k = side["probability"].shape[1]
+  found = np.asarray(side.get("threshold", 0.5), np.float64).reshape(-1)
+  return np.array(np.broadcast_to(found, (k,)))
+
+
+def _hits(side: Mapping[str, np.ndarray]) -> Float64[np.ndarray, "n"]:
   """Of every image whether it was called right, or the share of its findings; NaN if unknown."""
   p, labels = side["probability"], side["labels"].astype(np.float64)
-  thresholds = side.get("threshold", np.full(p.shape[1], 0.5))
-  thresholds = np.broadcast_to(np.asarray(thresholds, np.float64).reshape(-1), (p.shape[1],))
+  thresholds, exclusive = _thresholds(side), bool(side["exclusive"])
   if not exclusive:
-    right = np.where(np.isnan(labels), np.nan, (p >= thresholds) == (labels == 1))
-    known = (~np.isnan(labels)).sum(1)
-    return np.where(known > 0, np.nansum(right, 1) / np.maximum(known, 1), np.nan)
+    return _known_mean(np.where(np.isnan(labels), np.nan, (p >= thresholds) == (labels == 1)))
   called = p[:, 1] >= thresholds[1] if p.shape[1] == 2 else p.argmax(1)
   return np.where(np.isnan(labels).any(1), np.nan, called == labels.argmax(1))
 
 
 def gains(
-    ours: Mapping[int, Run], others: Mapping[int, Run]) -> dict[str, dict[str, dict[str, Any]]]:
-  """`{evaluator: {metric: interval, with "least" and "most" of the seeds}}`.
+    ours: Mapping[Any, Run], others: Mapping[Any, Run]) -> dict[str, dict[str, dict[str, Any]]]:
+  """`{evaluator: {metric: interval, with "least" and "most" of the runs}}`.
 
   Args:
-    ours: runs by their seed.
-    others: those they are held against; seeds that only one side has do not count.
+    ours: runs by their seed, and fold.
+    others: those they are held against; seeds and folds that only one side has do not count.
   """
   seeds = [s for s in ours if s in others]
   found: dict[str, dict[str, dict[str, Any]]] = {}

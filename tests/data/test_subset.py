@@ -251,6 +251,16 @@ def test_texts_that_are_no_subset(listed, text):
   assert "\n" not in str(error.value)
 
 
+def test_folds_by_image_divide_patients(listed):
+  names = [f"p{i % 10}" for i in range(40)]
+  source = listed(names, np.eye(2)[np.arange(40) % 2])
+  parts = [subset.take_fold(source, f"{i} of 4 by image", "test") for i in range(1, 5)]
+  assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(40))
+  train = subset.take_fold(source, "1 of 4 by image", "train")
+  assert set(parts[0].table.patients) & set(train.table.patients)
+  assert "a patient may be on both sides" in train.info.notes[-1]
+
+
 @pytest.mark.parametrize("text", ["2", "0 of 5", "6 of 5", "1 of 1", "a of b", "1 of 5 in ",
                                   "-1 of 2"])
 def test_texts_that_are_no_fold(listed, text):

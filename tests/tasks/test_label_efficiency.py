@@ -5,13 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from finished import LABELS, PATIENTS, classify, probabilities
+from finished import IDS, LABELS, PATIENTS, classify, probabilities
 from pages import Checked
 from small import REPOSITORY
 
 from cxrjax.core.errors import UserError
 from cxrjax.evals import judge
-from cxrjax.tasks import label_efficiency, runs
+from cxrjax.report.run import Run
+from cxrjax.tasks import label_efficiency, runs, transfer_facts
 
 PATH = REPOSITORY / "configs" / "label_efficiency.py"
 ARG = "tiny,inits=scratch+dino=dino.py,fractions=10+100,seeds=0+1"
@@ -123,12 +124,83 @@ def test_numbers_are_those_of_the_predictions(swept):
 def test_the_table_has_every_metric_of_every_run(swept):
   with open(swept[0] / "table.csv", newline="") as opened:
     found = list(csv.DictReader(opened))
-  assert {r["metric"] for r in found} == {"auroc", "accuracy", "balanced_accuracy"}
+  runs_of = [r for r in found if r["seed"] != "ensemble"]
+  assert {r["metric"] for r in runs_of} == {"auroc", "accuracy", "balanced_accuracy"}
   one = next(r for r in found if r["run"] == "scratch-100pct-seed1" and r["metric"] == "auroc")
   value = judge.judge("", probabilities(1.0, 1), LABELS, PATIENTS, ("a", "b"), True)["auroc"]
   assert float(one["value"]) == pytest.approx(value.value, abs=1e-5)
   assert (one["curve"], one["fraction"], one["labelled"], one["seed"]) == (
     "scratch", "100 %", "200", "1")
+
+
+def test_seeds_together_are_an_ensemble(swept):
+  points = facts(swept[0])["points"]
+  point = next(p for p in points if p["curve"] == "dino" and p["fraction"] == "100 %")
+  p = np.mean([probabilities(3.0, seed) for seed in (0, 1)], 0)
+  expected = judge.judge("", p, LABELS, PATIENTS, ("a", "b"), True, None, ("auroc", "specificity"))
+  for name, value in expected.items():
+    found = point["ensembles"]["test"][name]
+    assert (found["value"], found["low"]) == pytest.approx((value.value, value.low))
+  assert "2 seeds as an ensemble" in (swept[0] / "report.html").read_text()
+  assert "  as an ensemble" in swept[2]
+
+
+class Judged(Run):
+  """A run that judged some images."""
+
+  def __init__(self, rows, skill, seed):
+    vars(self).update(p=probabilities(skill, seed)[rows], rows=rows)
+
+  def arrays(self, name):
+    return {"probability": self.p, "labels": LABELS[self.rows], "id": IDS[self.rows],
+            "patient": PATIENTS[self.rows], "exclusive": np.array(True)}
+
+
+def test_over_folds_every_image_counts_once():
+  folds = np.split(np.arange(len(LABELS)), 3)  # of whole patients
+  ours, others = ([Judged(rows, skill, 7) for rows in folds] for skill in (3.0, 1.0))
+  each = [judge.judge("", run.p, LABELS[run.rows], PATIENTS[run.rows], ("a", "b"), True)["auroc"]
+          for run in ours]
+  found = transfer_facts.mean("test", "auroc", ours)
+  assert found.value == pytest.approx(np.mean([e.value for e in each])) and found.n == len(LABELS)
+  apart = [judge.difference(a.p, b.p, LABELS[a.rows], PATIENTS[a.rows], True)
+           for a, b in zip(ours, others, strict=True)]
+  gain = transfer_facts.gain("test", "auroc", ours, others)
+  assert gain.value == pytest.approx(np.mean([d.value for d in apart]))
+  # Folds share no patient: their doubts add up as those of independent means do.
+  half = np.linalg.norm([(d.high - d.low) / 2 for d in apart]) / 3
+  assert (gain.high - gain.low) / 2 == pytest.approx(half, rel=0.03)
+  whole = probabilities(3.0, 7)[:, 1] >= 0.5
+  assert transfer_facts.mean("test", "accuracy", ours).value == pytest.approx(
+    np.mean(whole == (LABELS[:, 1] == 1)))
+  assert "not judged on the same images" in transfer_facts.gain(
+    "test", "auroc", ours, others[::-1]).undefined
+
+
+def test_a_run_for_each_fold(tmp_path):
+  found = config("tiny,inits=scratch,fractions=100,seeds=3,folds=2 by image")
+  jobs = label_efficiency.plan(found, tmp_path)
+  assert [job.name for job in jobs] == ["scratch-100pct-seed3-fold1", "scratch-100pct-seed3-fold2"]
+  made = jobs[1].config
+  assert made["data"]["fold"] == "2 of 2 by image" == made["evals"]["test"]["data"]["fold"]
+  assert made["data"]["shared_patients"] == "allow" and made["evals"]["test"][
+    "allow_shared_patients"]
+  patients = label_efficiency.plan(
+    config("tiny,inits=scratch,fractions=100,seeds=3,folds=2"), tmp_path)[0].config
+  assert patients["data"]["shared_patients"] == "error"
+
+
+def test_folds_are_shown_with_intervals_over_patients(tmp_path, monkeypatch):
+  monkeypatch.setattr(runs, "launch", Made())
+  found = config("tiny,inits=scratch,fractions=100,seeds=0+1,folds=2")
+  said = []
+  assert label_efficiency.run(found, tmp_path / "run", say=said.append) == 0
+  (point,) = facts(tmp_path / "run")["points"]
+  assert point["ensembles"] == {} and point["sets"]["test"]["auroc"]["n"] == len(LABELS)
+  assert point["sets"]["test"]["balanced_accuracy"]["low"] is None
+  text = (tmp_path / "run" / "report.html").read_text()
+  assert "2 folds, 2 seeds" in text and "Each fold leaves out another part" in text
+  assert "95 % intervals; gains" in "\n".join(said)
 
 
 def test_the_page(swept):
