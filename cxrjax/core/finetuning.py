@@ -42,6 +42,7 @@ DEMO: dict[str, Any] = {
   "test_scales": "1",       # shares of a side, 1+0.9: predictions are averaged over these middles
   "test_flip": False,       # and over the image and its mirror image
   "scale_least": 0.5,       # share of an image that a crop has at least
+  "scale_most": 1.0,        # and at most; above 1 the image is smaller than the crop
   "flip": 0.5,
   "rotate": 10.0,           # degrees, at most
   "jitter": 0.3,            # of brightness and contrast
@@ -94,7 +95,7 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
   if o.pool:
     config.model.pool = o.pool
   config.views = experiment.one_view(o) | {
-    "flip": o.flip, "rotate": o.rotate, "brightness": o.jitter, "contrast": o.jitter,
+    "global_scale": (o.scale_least, o.scale_most), "flip": o.flip, "rotate": o.rotate, "brightness": o.jitter, "contrast": o.jitter,
     "jitter_prob": 0.8, "gamma": o.gamma, "blur_prob": o.blur_prob, "blur_sigma": (0.1, o.blur)}
   config.method = {
     "name": f"cxrjax.methods.{name}", "smoothing": o.smoothing,

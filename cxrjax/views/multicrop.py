@@ -107,7 +107,7 @@ class Recipe:
         ("global_size", 1), ("global_crops", 1), ("local_size", 1), ("local_crops", 0)):
       fields.whole(self, name, least)
     for name in ("global_scale", "local_scale"):
-      fields.interval(self, name, 1e-4, 1.0)
+      fields.interval(self, name, 1e-4, 4.0)
     fields.interval(self, "ratio", 1e-2, 1e2)
     fields.interval(self, "blur_sigma", 0.0)
     for name in ("flip", "jitter_prob", "solarize_threshold"):
@@ -231,11 +231,12 @@ def random_box(
   """The box of torchvision's RandomResizedCrop, not rounded to whole pixels.
 
   Of ten draws of (area, ratio) the first that fits into the image is taken; where none does, the
-  largest central box whose ratio is allowed.
+  largest central box whose ratio is allowed. Where the range of the area goes beyond the image's,
+  the box may be as much longer than a side, and then the image lies anywhere in it.
 
   Args:
     numbers: 22 uniform numbers in [0, 1): ten areas, ten ratios, the place.
-    scale: range of the area as a share of the image's, uniform.
+    scale: range of the area as a share of the image's, uniform; at most 4.
     ratio: range of width / height, log-uniform.
     height: of the image in pixels.
     width: of the image in pixels.
@@ -247,7 +248,8 @@ def random_box(
   low, high = math.log(ratio[0]), math.log(ratio[1])
   aspect = jnp.exp(low + (high - low) * numbers[..., TRIES:2 * TRIES])
   widths, heights = jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)
-  fits = (widths <= width) & (heights <= height)
+  room = math.sqrt(max(1.0, scale[1]))
+  fits = (widths <= width * room) & (heights <= height * room)
   back = min(max(width / height, ratio[0]), ratio[1])
   w = jnp.full(numbers.shape[:-1], min(width, height * back), jnp.float32)
   h = jnp.full(numbers.shape[:-1], min(height, width / back), jnp.float32)

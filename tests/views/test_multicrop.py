@@ -248,6 +248,26 @@ def test_where_no_box_fits_the_largest_central_one_is_taken():
   np.testing.assert_allclose(d.top, (100 - 40 / 0.75) / 2, rtol=1e-5)
 
 
+def test_a_box_may_be_larger_than_the_image_which_then_lies_anywhere_in_it(batch):
+  d = draws(Recipe(global_scale=(1.5, 3.0), ratio=(1.0, 1.0)), height=100, width=100)
+  area = d.height * d.width / 1e4
+  assert np.allclose(d.height, d.width, rtol=1e-5) and 1.5 <= area.min() < 1.52
+  assert 2.98 < area.max() <= 3.001 and abs(area.mean() - 2.25) < 0.02
+  end = d.top + d.height
+  assert (d.top <= 1e-4).all() and (end >= 100 - 1e-4).all()
+  place = -d.top / (d.height - 100)
+  assert abs(place.mean() - 0.5) < 0.02 and place.std() == pytest.approx(12**-0.5, rel=0.03)
+  # Four times the area shows all of it at half its size, and its edge around it.
+  recipe = Recipe(global_size=64, global_crops=1, local_crops=0, global_scale=(4.0, 4.0),
+                  ratio=(1.0, 1.0), mean=0.0, std=1.0, **PLAIN)
+  found = np.asarray(make(recipe, KEY, batch)["global"])[0, ..., 0]
+  half = batch[..., 0].reshape(8, 32, 2, 32, 2).mean((2, 4)) / 255
+  for view, small in zip(found, half, strict=True):
+    apart = [np.abs(view[i:i + 32, j:j + 32] - small).mean()
+             for i in range(33) for j in range(33)]
+    assert np.min(apart) < 0.3 * np.median(apart)  # but for the part of a pixel that it lies off
+
+
 def test_probabilities_and_ranges():
   d = draws(Recipe(rotate=10.0, brightness=0.3), views=3)
   near = {"atol": 0.015}
@@ -355,8 +375,8 @@ def test_built_from_a_config():
   ("global_size", 0, "a whole number, at least 1"),
   ("local_crops", -1, "a whole number, at least 0"),
   ("local_crops", True, "a whole number, at least 0"),
-  ("global_scale", (0.5, 0.4), "two numbers (least, greatest) in 0.0001 .. 1"),
-  ("local_scale", (0.0, 0.4), "two numbers (least, greatest) in 0.0001 .. 1"),
+  ("global_scale", (0.5, 0.4), "two numbers (least, greatest) in 0.0001 .. 4"),
+  ("local_scale", (0.0, 0.4), "two numbers (least, greatest) in 0.0001 .. 4"),
   ("ratio", (0.0, 1.0), "two numbers (least, greatest) in 0.01 .. 100"),
   ("flip", 1.1, "a number in 0 .. 1"),
   ("brightness", -0.1, "a number in 0 .. 1"),
