@@ -2,9 +2,10 @@
 
     python benchmarks/shifted.py --workdir=runs/a,runs/b
 
-A recipe that is chosen on films like those it learnt from need not be the one that holds on others. So each run
-judges its own validation films once more with other exposure, contrast, size in the frame, collimation, sharpness
-and noise, and with one of these drawn for every film. Test films take no part.
+A recipe that is chosen on films like those it learnt from need not be the one that holds on others.
+So each run judges its own validation films once more with other exposure, contrast, size in the
+frame, collimation, sharpness and noise, and with one of these drawn for every film. Test films take
+no part.
 """
 
 import csv

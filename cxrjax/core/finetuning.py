@@ -95,8 +95,9 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
   if o.pool:
     config.model.pool = o.pool
   config.views = experiment.one_view(o) | {
-    "global_scale": (o.scale_least, o.scale_most), "flip": o.flip, "rotate": o.rotate, "brightness": o.jitter, "contrast": o.jitter,
-    "jitter_prob": 0.8, "gamma": o.gamma, "blur_prob": o.blur_prob, "blur_sigma": (0.1, o.blur)}
+    "global_scale": (o.scale_least, o.scale_most), "flip": o.flip, "rotate": o.rotate,
+    "brightness": o.jitter, "contrast": o.jitter, "jitter_prob": 0.8, "gamma": o.gamma,
+    "blur_prob": o.blur_prob, "blur_sigma": (0.1, o.blur)}
   config.method = {
     "name": f"cxrjax.methods.{name}", "smoothing": o.smoothing,
     "class_weights": o.class_weights, "mixup": o.mixup, "dropout": o.dropout,
