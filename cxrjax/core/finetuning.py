@@ -62,7 +62,7 @@ PAPER: dict[str, Any] = {
 # from another time or machine than those that were learnt from.
 STRONG: dict[str, Any] = {
   "store": 144, "image_size": 128, "model": "resnet18", "encoder_width": 24, "patch_size": 16,
-  "standardize": True, "batch_size": 64, "duration": "3000 steps", "eval_every": "300 steps",
+  "standardize": True, "batch_size": 64, "duration": "1400 steps", "eval_every": "200 steps",
   "lr": 0.008, "weight_decay": 0.05, "weight_decay_end": 0.05, "drop_path": 0.0,
   "scale_least": 0.08, "jitter": 0.4, "gamma": 0.4, "blur_prob": 0.2, "rotate": 15.0, "mixup": 0.2,
   "momentum": 0.999, "test_scales": "1+0.9+0.8", "test_flip": True,
