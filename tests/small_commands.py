@@ -6,7 +6,7 @@ The table of what is not as printed:
 
 | printed | run |
 |---|---|
-| presets `small` and `paper`, or none | `tiny`: four steps (of sweeps: as printed) |
+| presets `small`, `paper` and `strong`, or none | `tiny`: four steps (of sweeps: as printed) |
 | options in `SCALE` | left out: `tiny` has its own (of sweeps: as printed) |
 | `tfds:NAME`, `folder:ANY`, `/my/radiographs` | a folder of 144 drawn radiographs |
 | a source with lung masks, `eval_data=tfds:NAME`, all sources of sweeps | the phantom |
@@ -62,7 +62,7 @@ def smaller_argument(config: str, argument: str) -> str:
     given.add(key)
     if key in ("manual_dir", "site") or item == "split=all":
       continue
-    if not sweep and (item in ("small", "paper", "tiny") or key in SCALE):
+    if not sweep and (item in ("small", "paper", "strong", "tiny") or key in SCALE):
       continue
     if key == "subset" and value.endswith("%") and not sweep:
       kept.append("subset=50 %")
