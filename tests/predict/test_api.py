@@ -22,6 +22,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.data import open_source, pixels
 from cxrjax.data.phantom import Source
 from cxrjax.evals import features
+from cxrjax.metrics.ranking import auroc
 from cxrjax.training import restore, shipped
 
 
@@ -182,6 +183,19 @@ def test_the_lungs_of_films_that_come_with_the_package():
     assert mask.shape == (64, 64) and 0.1 < mask.mean() < 0.5
     # Lungs on both sides, and the spine between them.
     assert min(mask[:, :28].sum(), mask[:, 36:].sum()) > 100 and mask[30:, 30:34].mean() < 0.5
+
+
+def test_pneumonia_in_films_that_come_with_the_package():
+  """Of the official test part, which it has not learnt from; a quarter of its pixels are left."""
+  source = open_source("mini", split="test")
+  rows = range(0, 400, 8)
+  network = cxrjax.load("zoo:pneumonia-children")
+  found = network.predict([source[i].image[..., 0] for i in rows], progress=False)
+  truth = source.table.labels[list(rows), source.info.classes.index("pneumonia")]
+  assert network.classes == ("normal", "pneumonia") and network.temperature[0] < 1
+  assert auroc(found.probabilities[:, 1].astype(float), truth).value > 0.9
+  card = (zoo.place("zoo:pneumonia-children") / "MODEL_CARD.md").read_text()
+  assert "Research use only" in card and "624 test images" in card
 
 
 def test_three_exclusive_classes_are_called_by_the_likeliest(net):
