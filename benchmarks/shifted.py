@@ -90,7 +90,8 @@ def main(argv):
     films = load_images(open_source(name, split=split, **data), SIZE, progress=False)
     for shift in ("as they are", *SHIFTS, "any of them"):
       p = network.probabilities(shifted(films.pixels, shift)).astype(np.float64)
-      found = judge.judge("", p, films.labels, films.patients, network.classes, True)
+      found = judge.judge(
+        "", p, films.labels, films.patients, network.classes, network.exclusive)
       auroc = found["auroc"]
       out.writerow((workdir, shift, *(f"{v:.4f}" for v in (
         auroc.value, auroc.low, auroc.high, found["accuracy"].value))))

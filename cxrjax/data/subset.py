@@ -127,7 +127,7 @@ def parse_fold(fold: str) -> tuple[int, int, str, bool]:
   if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
     raise UserError(f"config.data.fold={fold!r} is no fold; write it like '2 of 5' (the second "
                     "fifth of all images is the test split, the rest the training split) or '2 of "
-                    "5 in train' (of that split's images)")
+                    "5 in train' (of that split's images), or '2 of 5 by image'")
   return int(match[1]), int(match[2]), match[3] or "all", not match[4]
 
 

@@ -229,8 +229,10 @@ def _how(run: runs.Run, found: Facts) -> Html:
   for name, of in found.get("sets", {}).items():
     cards.append(el("div", el("h3", set_name(found, name)), facts.pairs(facts.rows(
       dict(of.get("test") or {}))), cls="card"))
-  folds = ("Each fold leaves out another part of all patients, which judges its run. "
-           if found.get("folds") else "")
+  folds = "" if not found.get("folds") else (
+    "Each fold leaves out another part of all images, which judges its run; a patient may be on "
+    "both sides. " if found.get("by_image") else
+    "Each fold leaves out another part of all patients, which judges its run. ")
   note = ("Every seed draws other labels, the same for all starts; those of smaller shares lie in "
           f"larger ones. {folds}The checkpoint is chosen on validation images, which are not "
           "divided; the test images are looked at once.")

@@ -62,7 +62,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     UserError: a sweep that cannot be, or a workdir of another one.
   """
   # Starts, shares and seeds can be added to a sweep; how it learns must stay.
-  several = ("fractions", "seeds", "inits", "methods", "folder", "folds")
+  several = ("fractions", "seeds", "inits", "methods", "folder")
   workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in several})
   jobs = plan(config, workdir)
   show = runs.Show(
@@ -190,7 +190,8 @@ def collect(
   return {"reference": reference, "curves": list(dict.fromkeys(j.curve for j in tuned)),
           "fractions": list(dict.fromkeys(j.fraction for j in tuned)),
           "seeds": list(dict.fromkeys(j.seed for j in tuned)),
-          "folds": len({j.fold for j in tuned} - {""}), "sets": sets, **common,
+          "folds": len({j.fold for j in tuned} - {""}),
+          "by_image": any(j.fold.endswith("by image") for j in tuned), "sets": sets, **common,
           "points": points, "rows": listed}
 
 
@@ -219,11 +220,8 @@ def _point(
 
 
 def _ensembles(found: Mapping[tuple[int, str], Run], names: Sequence[str]) -> dict[str, Any]:
-  """`{evaluator: {metric: interval}}` of the seeds together, the mean over folds; of one none."""
-  of_fold: dict[str, list[Run]] = {}
-  for (_, fold), run in found.items():
-    of_fold.setdefault(fold, []).append(run)
-  if min(map(len, of_fold.values())) < 2 or len(of_fold) > 1:
+  """`{evaluator: {metric: interval}}` of the seeds together; nothing of one, nor of folds."""
+  if len(found) < 2 or any(fold for _, fold in found):
     return {}  # another seed divides into other folds
   made = {name: transfer_facts.ensemble(name, [*found.values()]) for name in names}
   return {name: {metric: transfer_facts.interval(value) for metric, value in judged.items()}

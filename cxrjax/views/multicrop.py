@@ -57,7 +57,8 @@ class Recipe:
   Attributes:
     global_size: side of the large crops in pixels.
     global_crops: how many of them.
-    global_scale: range of their area, as a share of the image's.
+    global_scale: range of their area, as a share of the image's; above 1 they hold the image and
+      its repeated edge.
     local_size: side of the small crops in pixels.
     local_crops: how many of them; 0 for none.
     local_scale: range of their area, as a share of the image's.

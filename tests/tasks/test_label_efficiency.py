@@ -199,7 +199,13 @@ def test_folds_are_shown_with_intervals_over_patients(tmp_path, monkeypatch):
   assert point["ensembles"] == {} and point["sets"]["test"]["auroc"]["n"] == len(LABELS)
   assert point["sets"]["test"]["balanced_accuracy"]["low"] is None
   text = (tmp_path / "run" / "report.html").read_text()
-  assert "2 folds, 2 seeds" in text and "Each fold leaves out another part" in text
+  assert "2 folds, 2 seeds" in text and "Each fold leaves out another part of all patients" in text
+  by_image = config("tiny,inits=scratch,fractions=100,seeds=0,folds=2 by image")
+  with pytest.raises(UserError, match=r"config\.folds: '?2'? -> '2 by image'"):
+    label_efficiency.run(by_image, tmp_path / "run", say=said.append)
+  assert label_efficiency.run(by_image, tmp_path / "other", say=said.append) == 0
+  text = (tmp_path / "other" / "report.html").read_text()
+  assert "a patient may be on both sides" in text and "part of all patients" not in text
   assert "95 % intervals; gains" in "\n".join(said)
 
 
