@@ -44,6 +44,7 @@ RUNS = {
 }
 MASKED = ("segment", "rgmim")
 KEY = ".made-by"
+PROVIDED = ".provided"
 SEVERAL = ("compare", "label_efficiency", "spcxr", "sstl", "curriculum", "dino_cxr")
 
 
@@ -103,6 +104,7 @@ def provide(run: str) -> None:
     config, _, argument = RUNS[name].partition(":")
     flags, _ = smaller([f"--config=configs/{config}.py:{argument}"])
     copy(once(flags), place)
+    (place / PROVIDED).touch()
 
 
 def copy(run: pathlib.Path, place: pathlib.Path) -> None:
@@ -215,6 +217,8 @@ def main(arguments: list[str]) -> None:
   flags, workdir = smaller(arguments)
   if any(f"configs/{name}.py" in flags[0] for name in SEVERAL):
     provide("runs/dino")
+  if workdir and (pathlib.Path(workdir) / PROVIDED).exists():  # the document makes its own
+    shutil.rmtree(workdir)
   if workdir is None or not pathlib.Path(workdir).exists():
     run = once(flags)
     if workdir:

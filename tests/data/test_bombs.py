@@ -13,8 +13,8 @@ import tifffile
 from pydicom import uid
 from small import REPOSITORY
 
-SIDE = 10_000
-MEMORY = 1.3e9  # bytes of the program and its decoder together, of which the program has 0.25
+SIDE = 8_000
+MEMORY = 1e9  # bytes of the program and its decoder together, of which the program has 0.25
 PROGRAM = """
 import resource, sys
 from cxrjax.data import decode
