@@ -119,7 +119,7 @@ def _curves(run: runs.Run, found: Facts) -> Html | None:
     classes = arrays["classes"].tolist()
     shown = [1] if bool(arrays["exclusive"]) and len(classes) == 2 else range(len(classes))[:4]
     for c in shown:
-      figures.append(decisions.roc(
+      figures.append(decisions.roc_figure(
         f"{set_name(found, name)}: {classes[c]}",
         [(n, STYLES[i % len(STYLES)], arrays["scores"][i, :, c], arrays["labels"][:, c])
          for i, n in enumerate(names)]))

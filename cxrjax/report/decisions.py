@@ -47,7 +47,7 @@ def decisions(run: Run) -> Html | None:
     of = f"{what}, by class"
     curves = [(classes[c], f"s{c + 1}", own[:, c], labels[:, c]) for c in range(min(k, 4))]
     note = f"The first 4 of {k} classes." if k > 4 else ""
-  figures = [roc(f"ROC{of}", curves, note)]
+  figures = [roc_figure(f"ROC{of}", curves, note)]
   if predicted:
     figures.append(_precision(f"Precision and recall{of}", curves, note))
   if exclusive and TRAINED in scores and k <= 20:
@@ -83,7 +83,7 @@ def _exclusive(arrays: dict[str, np.ndarray]) -> bool:
   return labels.shape[1] > 1 and len(known) > 0 and bool((known.sum(1) == 1).all())
 
 
-def roc(title: str, curves: Iterable[Any], note: str = "") -> Html:
+def roc_figure(title: str, curves: Iterable[Any], note: str = "") -> Html:
   """A figure with a ROC curve for every (label, style, scores, labels)."""
   lines = []
   for label, style, scores, labels in curves:

@@ -77,9 +77,9 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   Raises:
     UserError: no such run, images, method or class.
   """
-  networks = {name: api.load(path, "config.runs") for name, path in
+  loaded = {name: api.load(path, "config.runs") for name, path in
               named_runs(config["runs"], 1).items()}
-  for name, network in networks.items():
+  for name, network in loaded.items():
     if network.kind == "segmenter":
       raise UserError(f"config.runs: {name} ({network.run.workdir}) draws masks, of which there is "
                       "nothing to explain; give classifiers or pretrained encoders")
@@ -87,8 +87,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   settle_config(workdir, {"task": config["task"]})
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
   notes: list[str] = []
-  source, origin = _source(config, next(iter(networks.values())))
-  explained, masked = _explained(config, networks, source, origin, notes)
+  source, origin = _source(config, next(iter(loaded.values())))
+  explained, masked = _explained(config, loaded, source, origin, notes)
   methods = _methods(config["methods"], explained, notes)
   for e in explained:
     _check_target(config["target"], e)
@@ -133,12 +133,12 @@ def _source(config: Mapping[str, Any], first: api.Network) -> tuple[Any, dict[st
 
 
 def _explained(
-    config: Mapping[str, Any], networks: Mapping[str, api.Network], source: Any,
+    config: Mapping[str, Any], loaded: Mapping[str, api.Network], source: Any,
     origin: Mapping[str, Any], notes: list[str],
 ) -> tuple[list[Explained], dict[str, Any]]:
   """The runs with their images and heads; and where the lung masks are from."""
   rows, found, masked = None, [], {}
-  for name, network in networks.items():
+  for name, network in loaded.items():
     images, own = _decode(config, network, source)
     if rows is None:
       rows = _rows(images, config["images"])
