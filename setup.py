@@ -58,7 +58,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=setuptools.find_packages(include=["cxrjax", "cxrjax.*"]),
-  package_data={"cxrjax": ["py.typed", "report/*.css", "report/*.html", "data/mini/*", "zoo/*/*"]},
+  package_data={"cxrjax": ["py.typed", "report/html/*.css", "data/mini/*", "zoo/*/*"]},
   python_requires=">=3.11",
   install_requires=BASE,
   extras_require={

@@ -20,8 +20,9 @@ import time
 import jax
 import numpy as np
 
+from cxrjax.audit import duplicates, polarity
 from cxrjax.core.memory import keep_freed_memory
-from cxrjax.data import duplicates, open_source, polarity
+from cxrjax.data import open_source
 
 DIMENSIONS = duplicates.SIDE**2
 

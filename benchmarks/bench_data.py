@@ -94,23 +94,23 @@ class Ours:
     self.loaders = {}
 
   def decode(self, form):
-    from cxrjax.data import store
+    from cxrjax.data.loading import decoded_cache
     source, n, size = self.sources[form], self.spec["count"], self.spec["size"]
-    bits = store.bits_of(source)
+    bits = decoded_cache.bits_of(source)
     start = time.perf_counter()
     for i in range(n):
-      store.to_square(store.read(source, i, size), size, "squash", bits)
+      decoded_cache.to_square(decoded_cache.read(source, i, size), size, "squash", bits)
     return n / (time.perf_counter() - start)
 
   def _serve(self, form, storage):
     """Images a second, pixels on the device and windowed where they need it."""
-    from cxrjax.data import store
-    from cxrjax.data.loader import Loader
+    from cxrjax.data.loading import decoded_cache
+    from cxrjax.data.loading.loader import Loader
     key = form, storage
     if key not in self.loaders:
       source = self.sources[form]
       if storage != "raw":
-        source = store.load_images(
+        source = decoded_cache.load_images(
             source, self.spec["size"], cache_dir=self.cache, progress=False)
       loader = Loader(
           source, batch_size=self.spec["batch"], seed=0, storage=(

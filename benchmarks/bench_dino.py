@@ -40,15 +40,15 @@ class Ours:
     import jax.numpy as jnp
     import numpy as np
 
-    from cxrjax.core.clock import Clock
-    from cxrjax.data.loader import Loader
-    from cxrjax.data.store import Images
-    from cxrjax.data.types import SourceInfo, Table
+    from cxrjax.core.durations import Clock
+    from cxrjax.data.base import SourceInfo, Table
+    from cxrjax.data.loading.decoded_cache import Images
+    from cxrjax.data.loading.loader import Loader
     from cxrjax.methods.dino import Method
     from cxrjax.models.vit import Model
     from cxrjax.training import sharding
     from cxrjax.training.optimizer import Optimizer
-    from cxrjax.training.step import Trainer
+    from cxrjax.training.train_step import Trainer
     from cxrjax.views.multicrop import Recipe
 
     self.jax, batch = jax, spec["batch"]

@@ -60,8 +60,9 @@ def measure(tree, cache, size, steps, batch):
   """One count; prints one JSON line."""
   import jax
 
-  from cxrjax.data import open_source, store
-  from cxrjax.data.loader import Loader
+  from cxrjax.data import open_source
+  from cxrjax.data.loading import decoded_cache
+  from cxrjax.data.loading.loader import Loader
   jax.devices()
   began, before = {}, resident()
 
@@ -75,7 +76,7 @@ def measure(tree, cache, size, steps, batch):
   timed("first index", lambda: open_source(f"folder:{tree}", **options))
   source = timed("index again", lambda: open_source(f"folder:{tree}", **options))
   opened = resident()
-  images = timed("decode", lambda: store.load_images(
+  images = timed("decode", lambda: decoded_cache.load_images(
       source, size, cache_dir=str(cache), progress=False))
   disk = sum(f.stat().st_size for f in pathlib.Path(cache).rglob("*") if f.is_file())
   decoded = resident()

@@ -35,7 +35,7 @@ KINDS = {"jpeg224": (224, "jpg", 256), "jpeg2048": (2048, "jpg", 64), "png2048":
 
 def make(folder):
   """Files of all kinds, of phantoms with a film's grain."""
-  from cxrjax.data.phantom import Source
+  from cxrjax.data.sources.phantom import Source
 
   rng = np.random.default_rng(0)
   for name, (size, ending, count) in KINDS.items():
@@ -59,10 +59,10 @@ def worker(workdir):
 
   keep_freed_memory()
   import cxrjax
-  from cxrjax.data import ahead
-  from cxrjax.data.given import Files
-  from cxrjax.inference import Work
-  from cxrjax.report.journal import TABLE, Journal
+  from cxrjax.inference import decode_ahead
+  from cxrjax.inference.inputs import Files
+  from cxrjax.inference.pipeline import Work
+  from cxrjax.inference.prediction_log import TABLE, Journal
 
   network = cxrjax.load(workdir)
 
@@ -72,7 +72,7 @@ def worker(workdir):
     begun, used = time.perf_counter(), cpu()
     with tempfile.TemporaryDirectory() as out:
       if kind == "decode":
-        for _ in ahead.batches(images, rows, [network.look()], 64):
+        for _ in decode_ahead.batches(images, rows, [network.look()], 64):
           pass
         found = {}
       else:

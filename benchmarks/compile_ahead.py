@@ -82,7 +82,7 @@ def _fail(args: argparse.Namespace, error: Exception) -> int:
 
 def get_config(args: argparse.Namespace) -> dict[str, Any]:
   """The config with what the flags change."""
-  from cxrjax.core.args import literal
+  from cxrjax.config.args import literal
   from cxrjax.core.errors import UserError
 
   path, _, argument = args.config.partition(":")
@@ -115,7 +115,7 @@ def lower(config: dict[str, Any], platform: str) -> str:
   """Lowers the step and the evaluation for a platform; a line of what it took."""
   from cxrjax.core.errors import UserError
   from cxrjax.core.target import Target
-  from cxrjax.tasks import ahead
+  from cxrjax.tasks import compile_ahead
   from cxrjax.training.sharding import make_mesh
 
   if platform not in ("cuda", "tpu"):
@@ -125,7 +125,7 @@ def lower(config: dict[str, Any], platform: str) -> str:
   target = Target(platform, mesh=mesh)
   with without_cudnn():
     sizes = [len(program(config, mesh, target=target).lower(
-      lowering_platforms=(platform,)).as_text()) for program in (ahead.train_step, ahead.eval_step)]
+      lowering_platforms=(platform,)).as_text()) for program in (compile_ahead.train_step, compile_ahead.eval_step)]
   return (f"lowered for {platform} in {time.perf_counter() - began:.1f} s: step "
           f"{sizes[0] / 1e6:.1f} MB, evaluation {sizes[1] / 1e6:.1f} MB of StableHLO")
 
@@ -168,21 +168,21 @@ def compile_for(config: dict[str, Any], args: argparse.Namespace) -> str:
   import hlo
   import jax
 
-  from cxrjax.tasks import ahead
+  from cxrjax.tasks import compile_ahead
   from cxrjax.training.sharding import make_mesh
 
   mesh = make_mesh(config["mesh"]["fsdp"], topology(args.target).devices)
   began = time.perf_counter()
-  lowered = ahead.train_step(config, mesh).lower()
+  lowered = compile_ahead.train_step(config, mesh).lower()
   middle = time.perf_counter()
   compiled = lowered.compile()
   ended = time.perf_counter()
   text = compiled.as_text()
   if args.hlo:
     pathlib.Path(args.hlo).write_text(text)
-  work = ahead.trainer(config, mesh)
-  spec = work.batch_spec(*ahead.inputs(
-    config, mesh, work.fetch.resident, ahead.EXAMPLES, ahead.LABELS))
+  work = compile_ahead.trainer(config, mesh)
+  spec = work.batch_spec(*compile_ahead.inputs(
+    config, mesh, work.fetch.resident, compile_ahead.EXAMPLES, compile_ahead.LABELS))
   facts = {
     **hlo.summarise(text),
     "formula_flops": work.method.flops(spec) * config["batch_size"] / mesh.size,

@@ -16,7 +16,8 @@ from absl import app, flags
 from PIL import Image
 
 from cxrjax.core import tables
-from cxrjax.data import open_source, pixels
+from cxrjax.data import open_source
+from cxrjax.data.decoding import windowing
 
 SIZE = 64
 PARTS = {"train": ("train", 1000), "val": ("train", 200), "test": ("test", 400)}
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
       share = source.table.labels.mean(0)
       for label, name in enumerate(source.info.classes):
         for row in sorted(chosen(source.table, round(count * share[label]), label, taken)):
-          film = pixels.resize(pixels.to_uint8(source[row].image, (0, 255)), SIZE)
+          film = windowing.resize(windowing.to_uint8(source[row].image, (0, 255)), SIZE)
           path = f"{part}/{pathlib.PurePath(source.table.ids[row]).stem}.png"
           encoded = io.BytesIO()
           Image.fromarray(film[..., 0]).save(encoded, "PNG", optimize=True)

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 
 import cxrjax
 from cxrjax.data import load_images, open_source
-from cxrjax.evals import judge
+from cxrjax.evals import classification_metrics
 
 SIZE = 256  # pixels a side of the films that are changed
 WORKDIR = flags.DEFINE_list("workdir", None, "Workdirs of fine-tuned runs.", required=True)
@@ -90,7 +90,7 @@ def main(argv):
     films = load_images(open_source(name, split=split, **data), SIZE, progress=False)
     for shift in ("as they are", *SHIFTS, "any of them"):
       p = network.probabilities(shifted(films.pixels, shift)).astype(np.float64)
-      found = judge.judge(
+      found = classification_metrics.judge(
         "", p, films.labels, films.patients, network.classes, network.exclusive)
       auroc = found["auroc"]
       out.writerow((workdir, shift, *(f"{v:.4f}" for v in (

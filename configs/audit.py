@@ -14,8 +14,8 @@ Options of the sources are written `data.csv=labels.csv`; several values of one,
 
 from ml_collections import ConfigDict
 
-from cxrjax.core.args import parse_arg
-from cxrjax.core.experiment import source_arguments
+from cxrjax.config.args import parse_arg
+from cxrjax.config.recipe import source_arguments
 
 OPTIONS = {
   "data": "phantom",     # phantom, folder:PATH, tfds:NAME, your module; A+B: several
@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   config = ConfigDict()
   config.task = "cxrjax.tasks.audit"
-  config.copy = o.copy     # read off real radiographs, see cxrjax/data/duplicates.py
+  config.copy = o.copy     # read off real radiographs, see cxrjax/audit/duplicates.py
   config.same = o.same
   config.first = 0.65      # of signatures, for a second look
   config.looks = 50_000    # most pairs that get one; the most alike do

@@ -26,7 +26,7 @@ better with the same labels.
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment, finetuning
+from cxrjax.config import finetuning, recipe
 
 DEMO = {
   **finetuning.DEMO, **finetuning.UNLABELLED,
@@ -40,7 +40,7 @@ PAPER = {**finetuning.PAPER, "labelled": "10 %"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=finetuning.TINY)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=finetuning.TINY)
   return finetuning.base(
     o, "bke", weight=o.ensembling, omega=o.omega, temperature=o.temperature,
     affinity_temperature=o.affinity_temperature)

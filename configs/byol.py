@@ -17,16 +17,16 @@ blur and solarisation. Its batches are 256 where the paper has 4096, of which fe
 few; at 256 images, others (solo-learn) use LARS with 0.5 and a predictor of 8192.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
-  **experiment.TWO_VIEWS,
+  **recipe.TWO_VIEWS,
   "hidden": 256,
   "dim": 64,
   "head_layers": 2,
@@ -35,7 +35,7 @@ DEMO = {
   "momentum": 0.98,
 }
 SMALL = {
-  **experiment.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128, "predictor_hidden": 512,
+  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128, "predictor_hidden": 512,
   "momentum": 0.99,
 }
 PAPER = {
@@ -48,9 +48,9 @@ TINY = {"hidden": 32, "dim": 16, "predictor_hidden": 32}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.two_views(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
+  config.views = recipe.two_views(o)
   config.method = {
     "name": "cxrjax.methods.byol", "hidden": o.hidden, "dim": o.dim,
     "head_layers": o.head_layers, "predictor_hidden": o.predictor_hidden,

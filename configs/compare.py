@@ -7,7 +7,7 @@
     python -m cxrjax.main --config=configs/compare.py:tiny        # for tests
 
 Every method is an ordinary run of its own config in a folder of the workdir, in a process of its
-own. `report.html`, `table.csv` and `run.json` have what all came to: kNN and linear probe with
+own. `report.html.element`, `table.csv` and `run.json` have what all came to: kNN and linear probe with
 intervals, the paired gain over the same network untrained, the thumbnail floor, time and memory.
 The same command goes on where it was stopped; more methods and seeds can be added to a workdir.
 
@@ -25,9 +25,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment, several
-from cxrjax.core.args import parse_arg
-from cxrjax.core.build import suggest
+from cxrjax.config import recipe, study_args
+from cxrjax.config.args import parse_arg
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
 
 # Name in the comparison: config, and its arguments.
@@ -44,7 +44,7 @@ CONVOLUTIONAL = (
   "simclr", "moco2", "byol", "simsiam", "pirl_jigsaw", "pirl_rotation", "cross")
 FOR_A_VIT = "optimizer=adamw,lr=5e-4,weight_decay=0.04,weight_decay_end=0.4"
 
-# What is the same for all methods; see cxrjax/core/experiment.py.
+# What is the same for all methods; see cxrjax/config/recipe.py.
 COMMON = (
   "data", "split", "subset", "frontal", "manual_dir", "examples", "sites", "store", "image_size",
   "model", "patch_size", "standardize", "batch_size", "eval_data", "whiten")
@@ -53,7 +53,7 @@ DEMO = {
   "seeds": "0",            # 0+1+2
   "budget": "4e11",        # forward FLOPs of each run
   "points": 4,             # evaluations of each run, besides the one before training
-  **{name: experiment.DEMO[name] for name in COMMON},
+  **{name: recipe.DEMO[name] for name in COMMON},
   "whiten": True,          # judge by kNN on whitened features, too
 }
 REAL = {
@@ -61,9 +61,9 @@ REAL = {
   "eval_data": "tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen",
 }
 PRESETS = {
-  "small": {**experiment.SMALL, **REAL, "budget": "1e13"},
-  "paper": {**experiment.PAPER, **REAL, "budget": "100 epochs of dino"},
-  "tiny": {**experiment.TINY, "budget": "4 steps of dino", "points": 1},
+  "small": {**recipe.SMALL, **REAL, "budget": "1e13"},
+  "paper": {**recipe.PAPER, **REAL, "budget": "100 epochs of dino"},
+  "tiny": {**recipe.TINY, "budget": "4 steps of dino", "points": 1},
 }
 
 
@@ -89,7 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.task = "cxrjax.tasks.compare"
   config.budget = o.budget
   config.points = o.points
-  config.seeds = several.listed(o.seeds)
+  config.seeds = study_args.listed(o.seeds)
   config.folder = str(folder)
   methods = {}
   measure = o.budget.rpartition(" of ")[2].strip()
@@ -107,7 +107,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def special(arg: str | None) -> tuple[str, dict[str, list[str]]]:
   """The argument without what is handed on: `args.NAME=...` by name, `data.KEY=...` as "data"."""
-  text, kept = several.for_one(arg)
+  text, kept = study_args.for_one(arg)
   items = text.split(",")
   of_source = [item for item in items if item.startswith("data.")]
   rest = ",".join(item for item in items if not item.startswith("data."))

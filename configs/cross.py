@@ -16,16 +16,16 @@ values for all that its public record leaves open: ResNet-50, heads of 4096-256,
 losses. The paper starts from ImageNet's weights, this from random ones.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
-  **experiment.TWO_VIEWS,
+  **recipe.TWO_VIEWS,
   "hidden": 256,
   "dim": 64,
   "head_layers": 2,
@@ -36,7 +36,7 @@ DEMO = {
   "model_weight": 1.0,      # of the cross-model loss
 }
 SMALL = {
-  **experiment.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128, "predictor_hidden": 512,
+  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128, "predictor_hidden": 512,
   "momentum": 0.99,
 }
 PAPER = {
@@ -49,9 +49,9 @@ TINY = {"hidden": 32, "dim": 16, "predictor_hidden": 32}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.two_views(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
+  config.views = recipe.two_views(o)
   config.method = {
     "name": "cxrjax.methods.cross", "hidden": o.hidden, "dim": o.dim,
     "head_layers": o.head_layers, "predictor_hidden": o.predictor_hidden,

@@ -19,12 +19,12 @@ is the paper's; which tasks, their order, the network and the numbers were not t
 go from the position of an image's parts to the likeness of its views, on a ResNet-50 in `:paper`.
 
 Stages are the configs of that name: `args.simclr=duration=40 epochs;lr=1e-3` changes one. For other
-options see `cxrjax/core/curricula.py`.
+options see `cxrjax/config/curricula.py`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import curricula, several
+from cxrjax.config import curricula, study_args
 
 OWN = {**curricula.OWN, "tasks": "pirl_rotation+pirl_jigsaw+simclr"}
 REAL = {"data": "tfds:chest_xray_pneumonia", "pool": curricula.POOL}
@@ -33,9 +33,9 @@ DEMO = "duration=20 epochs"  # of each stage without labels, on phantoms
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o, handed = several.parse(arg, OWN, PRESETS)
+  o, handed = study_args.parse(arg, OWN, PRESETS)
   more = "" if handed.presets else DEMO
-  tasks = [(name, more) for name in several.listed(o.tasks)]
+  tasks = [(name, more) for name in study_args.listed(o.tasks)]
   stages = curricula.without_labels(o, handed, tasks)
   stages += curricula.with_labels(o, handed, "previous")
   return curricula.curriculum(o, __file__, stages)

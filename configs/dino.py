@@ -33,17 +33,17 @@ paper's other choices were not to be had. DINO without small crops draws its lar
 an image: `--config.views.global_scale="(0.14, 1.0)"`.
 
 After the colon stand `key=value` pairs over the options below, those of
-`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag
+`cxrjax/config/self_distillation.py` and of `cxrjax/config/recipe.py`; every key of the config is a flag
 as well, `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import distillation, experiment
+from cxrjax.config import recipe, self_distillation
 from cxrjax.core.errors import UserError
 
 DEMO = {
-  **distillation.DEMO,
+  **self_distillation.DEMO,
   "data": "mini",
   "duration": "20 epochs",
   "eval_every": "10 epochs",
@@ -54,23 +54,23 @@ DEMO = {
   "solarize": 0.0,
 }
 MINI = {
-  **experiment.MINI, "local_size": 24, "duration": "32 epochs", "eval_every": "16 epochs"}
-SMALL = {**distillation.SMALL, "batch_size": 64}
+  **recipe.MINI, "local_size": 24, "duration": "32 epochs", "eval_every": "16 epochs"}
+SMALL = {**self_distillation.SMALL, "batch_size": 64}
 PAPER = {
-  **distillation.PAPER, "global_scale": (0.4, 1.0), "local_crops": 8, "local_scale": (0.05, 0.4),
+  **self_distillation.PAPER, "global_scale": (0.4, 1.0), "local_crops": 8, "local_scale": (0.05, 0.4),
   "solarize": 0.2, "prototypes": 65536, "momentum": 0.9995,
 }
-TINY = distillation.TINY
+TINY = self_distillation.TINY
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, mini=MINI, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
+  o = recipe.parse(arg, DEMO, mini=MINI, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
   if o.crops not in ("multi", "global"):
     raise UserError(f"option crops={o.crops!r} is unknown; valid: multi, global")
-  config.views = experiment.multi_crop(o)
+  config.views = recipe.multi_crop(o)
   if o.crops == "global":
     config.views.local_crops = 0
-  config.method = distillation.method(o, "dino")
+  config.method = self_distillation.method(o, "dino")
   config.optimizer.freeze = (("head/prototypes", "1 epochs"),)
   return config

@@ -14,12 +14,12 @@ The paper's are DINO, the augmentation that is cheaper than small crops, the bac
 Its crops, rates, epochs and splits were not to be had: DINO's values for small batches are ours,
 and the test sets are the published ones. 0.9565 is no share of Kermany's 624 test images.
 
-For other options see `cxrjax/core/curricula.py`.
+For other options see `cxrjax/config/curricula.py`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import curricula, several
+from cxrjax.config import curricula, study_args
 
 OWN = curricula.OWN
 REAL = {"data": "tfds:chest_xray_pneumonia", "pool": curricula.POOL}
@@ -29,7 +29,7 @@ PAPER = "crops=global,solarize=0.0,model=vitae"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o, handed = several.parse(arg, OWN, PRESETS)
+  o, handed = study_args.parse(arg, OWN, PRESETS)
   more = PAPER if "paper" in handed.presets else "crops=global" if handed.presets else DEMO
   stages = curricula.without_labels(o, handed, [("dino", more)])
   stages += curricula.with_labels(o, handed, "previous")

@@ -26,18 +26,18 @@ Published recipes for radiographs differ from it in
     lr=3e-4,weight_decay=0.0,weight_decay_end=0.0 and --config.method.momentum=0.999.
 
 After the colon stand `key=value` pairs over the options below, those of
-`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag
+`cxrjax/config/self_distillation.py` and of `cxrjax/config/recipe.py`; every key of the config is a flag
 as well, `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import distillation, experiment
+from cxrjax.config import recipe, self_distillation
 from cxrjax.models.vit import VARIANTS
 
 DEMO = {
   "duration": "60 epochs",
-  **distillation.DEMO,
+  **self_distillation.DEMO,
   "solarize": 0.0,
   "norm_last_layer": True,
   "class_weight": 1.0,      # of DINO's loss; 0 switches it off
@@ -54,22 +54,22 @@ DEMO = {
   "layer_decay": 1.0,       # of the learning rate, from block to block towards the image
   "patch_lr": 1.0,          # share of it that the patch embedding has
 }
-SMALL = distillation.SMALL
+SMALL = self_distillation.SMALL
 PAPER = {
-  **distillation.PAPER, "global_scale": (0.32, 1.0), "local_crops": 8, "local_scale": (0.05, 0.32),
+  **self_distillation.PAPER, "global_scale": (0.32, 1.0), "local_crops": 8, "local_scale": (0.05, 0.32),
   "solarize": 0.2, "prototypes": 65536, "norm_last_layer": False, "momentum": 0.992,
   "drop_path": 0.3, "duration": "100 epochs", "lr": 4e-3, "lr_batch": 1024, "lr_rule": "sqrt",
   "layer_scale": 1e-5, "drop_uniform": True, "layer_decay": 0.9, "patch_lr": 0.2,
 }
-TINY = distillation.TINY
+TINY = self_distillation.TINY
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.multi_crop(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
+  config.views = recipe.multi_crop(o)
   config.method = {
-    **distillation.method(o, "dinov2"), "norm_last_layer": o.norm_last_layer,
+    **self_distillation.method(o, "dinov2"), "norm_last_layer": o.norm_last_layer,
     "class_weight": o.class_weight, "patch_weight": o.patch_weight,
     "koleo_weight": o.koleo_weight, "centering": o.centering, "separate_head": o.separate_head,
     "mask_prob": o.mask_prob, "mask_ratio": o.mask_ratio,

@@ -27,19 +27,19 @@ ones, and `split_seed=1` draws others. Runs over all shares: `configs/label_effi
 With few labels and many images `configs/mean_teacher.py` and `configs/bke.py` learn from images
 without labels as well.
 
-After the colon stand `key=value` pairs over the options of `cxrjax/core/finetuning.py` and
-`cxrjax/core/experiment.py`; every key of the config is a flag as well, `--config.a.b=value`.
+After the colon stand `key=value` pairs over the options of `cxrjax/config/finetuning.py` and
+`cxrjax/config/recipe.py`; every key of the config is a flag as well, `--config.a.b=value`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment, finetuning
+from cxrjax.config import finetuning, recipe
 
-MINI = {**experiment.MINI, "split": "train", "val": "val"}
+MINI = {**recipe.MINI, "split": "train", "val": "val"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(
+  o = recipe.parse(
     arg, {**finetuning.DEMO, "data": "mini"}, mini=MINI, small=finetuning.SMALL,
     paper=finetuning.PAPER, strong=finetuning.STRONG, tiny=finetuning.TINY)
   return finetuning.base(o, "classify")

@@ -14,13 +14,13 @@ a learning rate of 0.016 they fall to 0.606.
 defaults of arXiv 2205.14986: batches of 256 and 800 epochs.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
   "lr": 0.004,
@@ -47,13 +47,13 @@ TINY = {}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.two_views(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
+  config.views = recipe.two_views(o)
   config.views.global_crops = o.crops
   config.method = {
     "name": "cxrjax.methods.gmml",
     "layers": (1 / 2, 2 / 3, 5 / 6, 1),  # shares of the blocks: 6, 8, 10 and 12 of 12
-    "corruption": experiment.corruption(o),
+    "corruption": recipe.corruption(o),
   }
   return config

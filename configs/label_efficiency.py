@@ -17,7 +17,7 @@ The first gives these AUROCs of the phantom's test images, means of seeds 0 and 
     dino       0.914  0.951  0.955
 
 Every fine-tuning is an ordinary run of `configs/finetune.py` in a folder of the workdir, in a
-process of its own. `report.html`, `table.csv` and `run.json` have what all came to. The same
+process of its own. `report.html.element`, `table.csv` and `run.json` have what all came to. The same
 command goes on where it was stopped; more starts, fractions and seeds can be added to a workdir.
 
 `folds=10` judges every patient once: each of ten runs learns from nine tenths of all patients and
@@ -38,7 +38,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import several
+from cxrjax.config import study_args
 
 OWN = {
   "inits": "scratch+dino=dino.py",
@@ -59,25 +59,25 @@ PRESETS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o, handed = several.parse(arg, OWN, PRESETS)
+  o, handed = study_args.parse(arg, OWN, PRESETS)
   # What the starts have as their own demo is not the same for all.
   if not handed.presets and not any(item.startswith("data=") for item in handed.items):
     handed = dataclasses.replace(handed, items=("data=phantom", *handed.items))
   config = ConfigDict()
   config.task = "cxrjax.tasks.label_efficiency"
   config.arg = handed.argument()
-  config.fractions = several.listed(o.fractions)
-  config.seeds = several.listed(o.seeds)
+  config.fractions = study_args.listed(o.fractions)
+  config.seeds = study_args.listed(o.seeds)
   config.folds = o.folds
   config.folder = str(pathlib.Path(__file__).parent)
   config.methods = tuple(  # name, file, argument of its own
-    (name, f"{name}.py", ",".join(handed.kept.get(name, ()))) for name in several.listed(o.methods))
+    (name, f"{name}.py", ",".join(handed.kept.get(name, ()))) for name in study_args.listed(o.methods))
   inits = []
-  for item in several.listed(o.inits):
+  for item in study_args.listed(o.inits):
     name, _, path = item.partition("=")
     if path.endswith(".py"):
       longer = () if handed.presets else LONGER.get(path, ())
-      own = handed.argument(*longer, name=name, only=several.SHARED)
+      own = handed.argument(*longer, name=name, only=study_args.SHARED)
     else:
       own = ",".join(handed.kept.get(name, [SCRATCH] if name == "scratch" else []))
     inits.append((name, path, own))

@@ -16,13 +16,13 @@ ViT-L. Medical MAE (arXiv 2210.12843, on 0.5 M radiographs) differs from it in
 `mask_ratio=0.9,norm_pixels=False,scale_least=0.5,decoder_depth=2`.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
   "duration": "240 epochs",
@@ -49,9 +49,9 @@ TINY = {"decoder_width": 16}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.one_view(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
+  config.views = recipe.one_view(o)
   config.optimizer.lr_scale = (("encoder/pos", 0.0),)
   if o.paper:
     config.optimizer.lr.peak = "next"  # the authors' warm-up of N steps has i / N at step i

@@ -10,17 +10,17 @@ small crops and its colours were not to be had and are DINO's, as is all of the 
 8192 outputs.
 
 After the colon stand `key=value` pairs over the options below, those of
-`cxrjax/core/distillation.py` and of `cxrjax/core/experiment.py`; every key of the config is a flag
+`cxrjax/config/self_distillation.py` and of `cxrjax/config/recipe.py`; every key of the config is a flag
 as well, `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import distillation, experiment
+from cxrjax.config import recipe, self_distillation
 
 DEMO = {
   "duration": "40 epochs",
-  **distillation.DEMO,
+  **self_distillation.DEMO,
   "blur_prob": (1.0, 0.1),
   "blur_local": 0.5,
   "solarize": (0.0, 0.0),
@@ -31,25 +31,25 @@ DEMO = {
   "data_weight": 1.0,       # of patches' pseudo-labels
   "pixel_weight": 1.0,      # of the reconstruction
 }
-SMALL = {**distillation.SMALL, "duration": "9 epochs", "local_scale": (0.2, 0.4)}
+SMALL = {**self_distillation.SMALL, "duration": "9 epochs", "local_scale": (0.2, 0.4)}
 PAPER = {
-  **distillation.PAPER, "global_scale": (0.25, 1.0), "local_crops": 10,
+  **self_distillation.PAPER, "global_scale": (0.25, 1.0), "local_crops": 10,
   "local_scale": (0.05, 0.25), "solarize": (0.0, 0.2), "prototypes": 8192,
   "duration": "800 epochs",
 }
-TINY = {**distillation.TINY, "duration": "4 steps"}
+TINY = {**self_distillation.TINY, "duration": "4 steps"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
   config.views = {
-    **experiment.two_views(o), "local_size": o.local_size, "local_crops": o.local_crops,
+    **recipe.two_views(o), "local_size": o.local_size, "local_crops": o.local_crops,
     "local_scale": o.local_scale, "blur_prob": (*o.blur_prob, o.blur_local)}
   config.method = {
-    **distillation.method(o, "mcssl"),
+    **self_distillation.method(o, "mcssl"),
     "data_weight": o.data_weight, "pixel_weight": o.pixel_weight,
-    "corruption": experiment.corruption(o),
+    "corruption": recipe.corruption(o),
   }
   config.optimizer.freeze = (("head/prototypes", "1 epochs"),)
   return config

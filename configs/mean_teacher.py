@@ -28,7 +28,7 @@ A weight of 50 did worse than 10 (one seed, validation).
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment, finetuning
+from cxrjax.config import finetuning, recipe
 
 DEMO = {
   **finetuning.DEMO, **finetuning.UNLABELLED,
@@ -41,7 +41,7 @@ PAPER = {**finetuning.PAPER, "labelled": "10 %", "momentum": 0.999, "consistency
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=finetuning.TINY)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=finetuning.TINY)
   config = finetuning.base(o, "mean_teacher", consistency={
     "kind": "sigmoid", "start": 0.0, "end": o.consistency, "warmup": o.ramp})
   config.views.global_crops = 2

@@ -18,7 +18,7 @@ ResNets LARS) or arXiv 2003.04297 (v2: SGD, a queue of 65,536), where v3's batch
 of 4096; `batch_size=1024` costs little, the paper finds.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
@@ -26,12 +26,12 @@ import re
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 from cxrjax.models.vit import VARIANTS
 
 DEMO = {
   "version": 3,
-  **experiment.TWO_VIEWS,
+  **recipe.TWO_VIEWS,
   "hidden": 256,
   "dim": 64,
   "head_layers": 2,
@@ -46,7 +46,7 @@ DEMO = {
 }
 DEMO2 = {"temperature": 0.1, "momentum": 0.95, "momentum_end": 0.95, "lr": 0.004}
 SMALL = {
-  **experiment.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128,
+  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128,
 }
 SMALL2 = {**SMALL, "momentum": 0.99, "momentum_end": 0.99, "queue": 2048}
 PAPER3 = {
@@ -76,11 +76,11 @@ def get_config(arg: str = "") -> ConfigDict:
   second = re.search(r"\bversion=2\b", arg)
   convolutional = re.search(r"\bmodel=([a-z]+net|inception)", arg)
   paper = PAPER2 if second else PAPER3_CNN if convolutional else PAPER3_VIT
-  o = experiment.parse(
+  o = recipe.parse(
     arg, {**DEMO, **(DEMO2 if second else {})}, small=SMALL2 if second else SMALL, paper=paper,
     tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.two_views(o)
+  config = recipe.base(o)
+  config.views = recipe.two_views(o)
   config.method = {
     "name": "cxrjax.methods.moco", "version": o.version, "hidden": o.hidden, "dim": o.dim,
     "head_layers": o.head_layers, "batch_norm": o.batch_norm,

@@ -24,14 +24,14 @@ for 256 images falling to a thousandth, weight decay 1e-4, 800 epochs, no warm-u
 256 where the authors have 1024. Their random posterising, sharpening, solarising and stretching of
 two views of three are left out.
 
-After the colon stand `key=value` pairs over the options of `cxrjax/core/pirl.py` and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+After the colon stand `key=value` pairs over the options of `cxrjax/config/pirl.py` and those of
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import pirl
+from cxrjax.config import pirl
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -21,14 +21,14 @@ of 0.801 and 0.896, the random encoder's 0.850 (2026-11-21). So `:small` takes 4
 `:paper` has the values for puzzles (see `configs/pirl_jigsaw.py`); the authors published none for
 rotations. The turned view is a crop like the other one; its head is a linear map to 128 too.
 
-After the colon stand `key=value` pairs over the options of `cxrjax/core/pirl.py` and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+After the colon stand `key=value` pairs over the options of `cxrjax/config/pirl.py` and those of
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import pirl
+from cxrjax.config import pirl
 
 
 def get_config(arg: str = "") -> ConfigDict:

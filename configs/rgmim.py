@@ -14,13 +14,13 @@ The paper's ratios were not to be had: `mask_ratio` and the rest of `:paper` are
 is ours.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
   "duration": "240 epochs",
@@ -49,10 +49,10 @@ TINY = {"decoder_width": 16}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
   config.data.masks = o.masks
-  config.views = experiment.one_view(o)
+  config.views = recipe.one_view(o)
   config.optimizer.lr_scale = (("encoder/pos", 0.0),)
   if o.paper:
     config.optimizer.lr.peak = "next"  # as MAE's code

@@ -21,13 +21,13 @@ A finished run gives other methods masks for sets that have none, `--config.data
 does `zoo:lungs`, the `:small` run that comes with the package.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
   "examples": 256,
@@ -64,11 +64,11 @@ TINY = {"width": 4, "batch_size": 8}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
   config.block = 1  # convolutions in a loop of steps are several times slower on CPUs
   config.data.masks = o.masks
-  config.views = experiment.one_view(o)
+  config.views = recipe.one_view(o)
   config.views.flip, config.views.rotate = o.flip, o.rotate
   config.views.brightness = config.views.contrast = o.jitter
   config.views.jitter_prob = 0.8
@@ -86,8 +86,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def judge(o: ConfigDict, config: ConfigDict, source: str, split: str, every: str) -> dict:
   """An evaluator of one split of a source."""
-  own = {"name": experiment.sources(o), **experiment.source_options(o.data, o)}
-  other = {"name": source, **experiment.source_options(source, o)}
+  own = {"name": recipe.sources(o), **recipe.source_options(o.data, o)}
+  other = {"name": source, **recipe.source_options(source, o)}
   return {
     "name": "cxrjax.evals.segment", "every": every,
     "data": {**(own if source == o.data else other), "split": split},

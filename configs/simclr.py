@@ -17,16 +17,16 @@ and few radiographs make few such batches (`batch_size=4096` where both are ther
 tau 0.2 and a head of 4096-512 are what worked elsewhere (solo-learn).
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
-  **experiment.TWO_VIEWS,
+  **recipe.TWO_VIEWS,
   "hidden": 256,
   "dim": 64,
   "head_layers": 2,
@@ -34,7 +34,7 @@ DEMO = {
   "temperature": 0.2,
 }
 SMALL = {
-  **experiment.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128,
+  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128,
 }
 PAPER = {
   "model": "resnet50", "global_scale": (0.08, 1.0), "jitter": 0.8, "jitter_prob": 0.8, "blur": 2.0,
@@ -45,9 +45,9 @@ TINY = {"hidden": 32, "dim": 16}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.two_views(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
+  config.views = recipe.two_views(o)
   config.method = {
     "name": "cxrjax.methods.simclr", "hidden": o.hidden, "dim": o.dim,
     "head_layers": o.head_layers, "batch_norm": o.batch_norm, "temperature": o.temperature,

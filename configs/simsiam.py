@@ -17,16 +17,16 @@ predictor of 512-2048 whose learning rate is constant, SGD with 0.05 for 256 ima
 1e-4, batches of 512 (256 do as well, the paper finds), no warm-up.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
-  **experiment.TWO_VIEWS,
+  **recipe.TWO_VIEWS,
   "hidden": 256,
   "dim": 256,
   "head_layers": 2,
@@ -36,7 +36,7 @@ DEMO = {
   "lr": 0.002,
 }
 SMALL = {
-  **experiment.TWO_VIEWS_SMALL, "hidden": 512, "dim": 512, "predictor_hidden": 128, "lr": 2e-3,
+  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 512, "predictor_hidden": 128, "lr": 2e-3,
 }
 PAPER = {
   "model": "resnet50", "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0,
@@ -48,9 +48,9 @@ TINY = {"hidden": 32, "dim": 32, "predictor_hidden": 8}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.two_views(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
+  config.views = recipe.two_views(o)
   config.method = {
     "name": "cxrjax.methods.simsiam", "hidden": o.hidden, "dim": o.dim,
     "head_layers": o.head_layers, "predictor_hidden": o.predictor_hidden,

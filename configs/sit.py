@@ -9,17 +9,17 @@
 reconstruction for small sets, such as `weight=5`.
 
 After the colon stand `key=value` pairs over the options below and those of
-`cxrjax/core/experiment.py`; every key of the config is a flag as well,
+`cxrjax/config/recipe.py`; every key of the config is a flag as well,
 `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import experiment
+from cxrjax.config import recipe
 
 DEMO = {
   "duration": "40 epochs",
-  **experiment.TWO_VIEWS,
+  **recipe.TWO_VIEWS,
   "share": 0.5,             # of the pixels that are corrupted
   "fill": "zeros",          # or noise, copy; noise+zeros: one drawn for each image
   "alien": 0.3,             # share that is filled with another image's pixels; 0: never
@@ -30,7 +30,7 @@ DEMO = {
   "weight": 1.0,            # of the reconstruction
 }
 SMALL = {
-  **experiment.TWO_VIEWS_SMALL, "duration": "9 epochs", "hidden": 512, "dim": 128,
+  **recipe.TWO_VIEWS_SMALL, "duration": "9 epochs", "hidden": 512, "dim": 128,
   "momentum": 0.996,
 }
 PAPER = {
@@ -42,13 +42,13 @@ TINY = {"duration": "4 steps", "hidden": 32, "dim": 16}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o = experiment.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
-  config = experiment.base(o)
-  config.views = experiment.two_views(o)
+  o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=TINY)
+  config = recipe.base(o)
+  config.views = recipe.two_views(o)
   config.method = {
     "name": "cxrjax.methods.sit", "hidden": o.hidden, "dim": o.dim, "temperature": 0.2,
     "momentum": {"start": o.momentum, "end": 1.0}, "weight": o.weight,
     "layers": (1,),           # the last block alone is restored from, where GMML takes four
-    "corruption": experiment.corruption(o),
+    "corruption": recipe.corruption(o),
   }
   return config

@@ -19,12 +19,12 @@ values its authors'. Which radiographs they learnt from, for how long, and the d
 be had: three public sets, GMML's 800 epochs and UNETR are ours.
 
 `args.gmml=key=value;key=value`, `args.lungs=`, and `args.finetune=` (`args.finetune-NAME=` where
-`data=` has several sources) are for one stage. For other options see `cxrjax/core/curricula.py`.
+`data=` has several sources) are for one stage. For other options see `cxrjax/config/curricula.py`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import curricula, several
+from cxrjax.config import curricula, study_args
 
 OWN = {**curricula.OWN, "lungs": "phantom"}  # a source with lung masks; "" leaves that stage out
 REAL = {"pool": curricula.POOL, "lungs": "tfds:nlm_tb/shenzhen",
@@ -34,12 +34,12 @@ DEMO = "duration=30 epochs"  # of GMML, on phantoms
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o, handed = several.parse(arg, OWN, PRESETS)
+  o, handed = study_args.parse(arg, OWN, PRESETS)
   more = "" if handed.presets else DEMO
   stages = curricula.without_labels(o, handed, [("gmml", more)])
   stages += curricula.with_labels(o, handed, "gmml")
   if o.lungs:
     # The network is the stage's before: `configs/segment.py` has a width of its own in `:small`.
-    own = handed.argument(f"data={o.lungs}", "encoder_width=0", name="lungs", only=several.SHARED)
+    own = handed.argument(f"data={o.lungs}", "encoder_width=0", name="lungs", only=study_args.SHARED)
     stages.append(curricula.stage("lungs", f"segment.py:{own}", "gmml"))
   return curricula.curriculum(o, __file__, stages)

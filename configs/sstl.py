@@ -18,12 +18,12 @@ network, its epochs and its split were not to be had: ResNet-50, BYOL's values a
 near-duplicates are ours, and the database's classes come from different hospitals. The paper
 compares Cross with BYOL, SimSiam, SimCLR, PIRL-jigsaw and PIRL-rotation: `tasks=byol` and so on.
 
-For other options see `cxrjax/core/curricula.py`.
+For other options see `cxrjax/config/curricula.py`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.core import curricula, several
+from cxrjax.config import curricula, study_args
 
 OWN = {**curricula.OWN, "tasks": "cross"}
 REAL = {"data": "tfds:covid19_radiography"}
@@ -32,8 +32,8 @@ DEMO = "duration=30 epochs"  # of Cross, on phantoms
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  o, handed = several.parse(arg, OWN, PRESETS)
+  o, handed = study_args.parse(arg, OWN, PRESETS)
   more = "" if handed.presets else DEMO
-  stages = curricula.without_labels(o, handed, [(name, more) for name in several.listed(o.tasks)])
+  stages = curricula.without_labels(o, handed, [(name, more) for name in study_args.listed(o.tasks)])
   stages += curricula.with_labels(o, handed, "previous")
   return curricula.curriculum(o, __file__, stages)

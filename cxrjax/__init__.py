@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cxrjax.core.build import trust
+from cxrjax.config.instantiate import trust
 
 if TYPE_CHECKING:
-  from cxrjax.api import Network, Workdir
+  from cxrjax.inference.networks import Network, Workdir
 
 __version__ = "0.1.0"
 __all__ = ["load", "trust"]
 
 
 def load(workdir: Workdir, trust: str | Iterable[str] = ()) -> Network:
-  """A finished run's network, to predict with; see `cxrjax.api.Network`.
+  """A finished run's network, to predict with; see `cxrjax.inference.networks.Network`.
 
   Args:
     workdir: of the run; of several, a list or with commas between them, for an ensemble.
@@ -24,6 +24,7 @@ def load(workdir: Workdir, trust: str | Iterable[str] = ()) -> Network:
   Raises:
     UserError: no run, one that has not finished, or one that cannot be read.
   """
-  from cxrjax import api  # JAX and all; whoever only asks for the version does not wait for it
+  # JAX and all; whoever only asks for the version does not wait for it
+  from cxrjax.inference import networks
 
-  return api.load(workdir, trust=trust)
+  return networks.load(workdir, trust=trust)

@@ -42,17 +42,18 @@ from absl import flags
 from jax import export as jax_export
 from jaxtyping import Array, Float
 
-from cxrjax.api import Network, load
+from cxrjax.config.instantiate import suggest, trust
 from cxrjax.core import checksums, command
 from cxrjax.core import files as regular
-from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
 from cxrjax.core.text import shown
-from cxrjax.models.weights import files, out, tree
-from cxrjax.report import card, page
-from cxrjax.report import run as runs
-from cxrjax.tasks import guard
-from cxrjax.training import shipped
+from cxrjax.inference.networks import Network, load
+from cxrjax.models.weights import export_timm, files, tree
+from cxrjax.report import model_card
+from cxrjax.report import run_files as runs
+from cxrjax.report.pages import run_page
+from cxrjax.tasks import leakage_checks
+from cxrjax.training import exported_run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.")
 _OUT = flags.DEFINE_string("out", None, "The file to write.")
@@ -119,7 +120,7 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
 def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
   run = network.run
   head = network.params["head"] if network.kind == "classifier" else None
-  peer = out.to_timm(run.encoder, network.params["encoder"], head)
+  peer = export_timm.to_timm(run.encoder, network.params["encoder"], head)
   about = network.describe() | {"names": "timm", "timm": {"model": peer.model, "args": peer.args}}
   text = json.dumps(about)
   files.write(file, peer.arrays, text, format="pt")
@@ -130,12 +131,12 @@ def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
 
 
 def _run(network: Network, folder: pathlib.Path) -> list[str]:
-  shipped.write(network.run, folder)
-  if (learnt := guard.learnt(str(network.run.workdir))) is not None:
-    learnt.without_patients().save(folder / guard.FILE)
+  exported_run.write(network.run, folder)
+  if (learnt := leakage_checks.learnt(str(network.run.workdir))) is not None:
+    learnt.without_patients().save(folder / leakage_checks.FILE)
   checksums.write_manifest(folder)
-  page.save(folder / card.NAME, card.render(runs.read(network.run.workdir)))
-  return [f"--workdir={folder} predicts with it; {folder / card.NAME} says what it is"]
+  run_page.save(folder / model_card.NAME, model_card.render(runs.read(network.run.workdir)))
+  return [f"--workdir={folder} predicts with it; {folder / model_card.NAME} says what it is"]
 
 
 def _npz(network: Network, file: pathlib.Path) -> list[str]:

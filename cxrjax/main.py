@@ -12,8 +12,8 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
+from cxrjax.config.instantiate import locate, trust
 from cxrjax.core import command
-from cxrjax.core.build import locate, trust
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 

@@ -32,8 +32,8 @@ from typing import Any
 import tqdm
 from absl import flags
 
+from cxrjax.config.instantiate import suggest, trust
 from cxrjax.core import command
-from cxrjax.core.build import suggest, trust
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 from cxrjax.core.text import identifier
@@ -89,20 +89,20 @@ def predict(
     UserError: no such run or images, another network's predictions in `out`, or no image that can
       be used.
   """
-  from cxrjax import api
-  from cxrjax.data.given import Files
   from cxrjax.data.images import told
-  from cxrjax.inference import Work
-  from cxrjax.report.journal import Journal
-  from cxrjax.report.predictions import Predictions
+  from cxrjax.inference import networks
+  from cxrjax.inference.inputs import Files
+  from cxrjax.inference.pipeline import Work
+  from cxrjax.inference.prediction_log import Journal
+  from cxrjax.inference.predictions import Predictions
   from cxrjax.training.workdir import locked
 
   if kind not in FORMATS:
     raise UserError(f"--format={kind!r} is not an option{suggest(kind, FORMATS)}")
   if batch_size < 1:
     raise UserError(f"--batch_size={batch_size} must be at least 1")
-  network = api.load(workdir, "--workdir")
-  drawer = api.segmenter(lungs, "--lungs") if lungs else None
+  network = networks.load(workdir, "--workdir")
+  drawer = networks.segmenter(lungs, "--lungs") if lungs else None
   if overlays == AUTO:
     overlays = "gradcam" if network.kind == "classifier" else "attention"
   work = Work(network, embed=embed, lungs=drawer, overlays=overlays)
@@ -166,7 +166,7 @@ def describe(network: Any, workdir: str) -> list[str]:
 
 def summary(journal: Any, done: int, seconds: float) -> list[str]:
   """What has been done, and what could not be."""
-  from cxrjax.report.journal import SKIPPED, TABLE
+  from cxrjax.inference.prediction_log import SKIPPED, TABLE
 
   where = f"{journal.rows:,} rows in {journal.folder / TABLE}"
   rate = float(f"{done / max(seconds, 1e-9):.3g}")

@@ -81,7 +81,7 @@ def parse(text: str, document: str) -> list[Block]:
 
 def radiographs(folder: pathlib.Path, each: int = 24, size: int = 48) -> pathlib.Path:
   """A folder as in the docs: `<split>/<class>/NAME.png` and `labels.csv`, drawn radiographs."""
-  from cxrjax.data.phantom import Source
+  from cxrjax.data.sources.phantom import Source
   rows = ["path,label,patient,split,age,sex"]
   for split in ("train", "val", "test"):
     source, left = Source(split, n=8 * each, size=size), {"normal": each, "opacity": each}

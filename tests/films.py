@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cxrjax import predict
-from cxrjax.core.clock import Clock
+from cxrjax.core.durations import Clock
 from cxrjax.methods import segment, simsiam
 from cxrjax.methods.base import split_stats
 from cxrjax.models import vit

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import made_up
 import numpy as np
 
-from cxrjax.core.build import build
-from cxrjax.core.clock import Clock
-from cxrjax.evals import judge
+from cxrjax.config.instantiate import build
+from cxrjax.core.durations import Clock
+from cxrjax.evals import classification_metrics
 from cxrjax.methods.base import Labels
 from cxrjax.metrics import segmentation
-from cxrjax.report.writer import Writer
+from cxrjax.report.run_writer import Writer
 from cxrjax.tasks.train import now
 from cxrjax.training import restore
 from cxrjax.training.checkpoint import Checkpoints
@@ -33,7 +33,7 @@ def probabilities(skill, seed):
 def classify(workdir, config, skill, seed, images=100, **facts):
   """As a fine-tuning leaves it, judged on test images."""
   p = probabilities(skill, seed)
-  metrics = judge.judge("", p, LABELS, PATIENTS, ("a", "b"), True, None,
+  metrics = classification_metrics.judge("", p, LABELS, PATIENTS, ("a", "b"), True, None,
                         ("auroc", "accuracy", "balanced_accuracy"))
   _finish(workdir, config, "test", metrics, images, facts, {"test": {"name": "phantom", "n": N}},
           probability=p, labels=LABELS, patient=PATIENTS, id=IDS, exclusive=True,

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from cxrjax.core.errors import UserError
-from cxrjax.data.samples import BadImage
+from cxrjax.data.decoding.samples import BadImage
 
 
 def act(data, at_least):

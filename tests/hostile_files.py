@@ -23,7 +23,7 @@ import torch_files
 
 from cxrjax.core import files
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive
+from cxrjax.data.sources import archive
 from cxrjax.models import weights
 from cxrjax.models.weights import layouts
 

@@ -19,7 +19,7 @@ import tifffile
 from PIL import Image
 from pydicom import uid
 
-from cxrjax.data import decode
+from cxrjax.data.decoding import decode
 
 LOST = ("ended the decoder", "processor time", "more memory")  # reasons that cost a process
 

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import open_source, tfds_prepare
+from cxrjax.data import open_source
+from cxrjax.data.sources import tfds_prepare
 
 
 def pixels(seed: int, bits: int = 8) -> np.ndarray:

@@ -151,9 +151,9 @@ def program(module: str, arguments: list[str]) -> None:
   import importlib
 
   from cxrjax.core.errors import UserError
-  from cxrjax.tasks import runs
+  from cxrjax.studies import launcher
   if any(f"configs/{name}.py" in arguments[0] for name in SEVERAL):
-    runs.launch = made_up
+    launcher.launch = made_up
   else:
     small_networks()
   sys.argv = [module, *arguments]
@@ -171,7 +171,7 @@ def program(module: str, arguments: list[str]) -> None:
 
 
 def made_up(job, workdir, failed):
-  """In place of `cxrjax.tasks.runs.launch`."""
+  """In place of `cxrjax.studies.launcher.launch`."""
   sys.path.insert(0, str(HERE))
   import finished
   failed.pop(job.name, None)

@@ -13,9 +13,10 @@ import pytest
 from safetensors import safe_open
 from small import REPOSITORY, full
 
-from cxrjax import api, export
-from cxrjax.core.clock import Clock
+from cxrjax import export
+from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
+from cxrjax.inference import networks
 from cxrjax.methods import classify, simsiam
 from cxrjax.methods.base import Labels, split_stats
 from cxrjax.models import densenet, inception, resnet, vit, vitae, weights
@@ -55,7 +56,7 @@ def finished(encoder, tmp_path, *, kind="classifier", mean=0.5, std=0.25):
 def write(monkeypatch, tmp_path):
   def function(encoder, name, **options):
     run = finished(encoder, tmp_path, **options)
-    monkeypatch.setattr(api, "restore", lambda workdir, key: run)
+    monkeypatch.setattr(networks, "restore", lambda workdir, key: run)
     lines = export.write("runs/x", str(tmp_path / name))
     return tmp_path / name, run, lines
   return function

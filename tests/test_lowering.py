@@ -4,7 +4,7 @@ import lowered
 import pytest
 
 from cxrjax.core.target import Target
-from cxrjax.tasks import ahead
+from cxrjax.tasks import compile_ahead
 from cxrjax.training.sharding import make_mesh
 
 PLATFORMS = ("cuda", "tpu")
@@ -25,7 +25,7 @@ def assert_lowers(text, platform):
   mesh = make_mesh()
   target = Target(platform, mesh=mesh)
   with lowered.elsewhere():
-    for program in (ahead.train_step, ahead.eval_step):
+    for program in (compile_ahead.train_step, compile_ahead.eval_step):
       text = program(config, mesh, target=target).lower(lowering_platforms=(platform,)).as_text()
       assert "stablehlo" in text
       # Not a CPU's program under another name: activations of networks are in bfloat16.

@@ -11,16 +11,18 @@ import pytest
 from small import tiny
 
 import cxrjax
-from cxrjax import api, export, predict
-from cxrjax.core import build, experiment
+from cxrjax import export, predict
+from cxrjax.config import instantiate, recipe
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU
 from cxrjax.data import open_source
-from cxrjax.data.decode import BadImage
-from cxrjax.data.given import Files
+from cxrjax.data.decoding.decode import BadImage
+from cxrjax.inference import networks, pseudo_masks
+from cxrjax.inference.inputs import Files
 from cxrjax.models import weights
 from cxrjax.models.build import build_encoder
-from cxrjax.tasks import explain, masks, start
+from cxrjax.tasks import explain
+from cxrjax.training import init_params
 
 OWN = "import pathlib; pathlib.Path({marker!r}).touch()\n" + """
 class Method:
@@ -45,18 +47,18 @@ NAMES = [
   ("canary", {}), ("canary.Method", {}), ("canary:Method", {}), ("canaries.inside", {}),
   ("canaries.inside.Model", {}), ("canary.", {}), (".canary", {}), ("cxrjax..canary", {}),
   ("\uff43anary", {}), ("cxrjax.canary", {}), ("cxrjax.methods.canary", {}),
-  ("cxrjax.core.build.locate", {"name": "canary", "attribute": "Method"}),
-  ("cxrjax.core.build.trust", {"names": "canary"}),
-  ("cxrjax.core.build.importlib.import_module", {"name": "canary"}),
-  ("cxrjax.tasks.runs.load", {"path": "canary.py"}),
-  ("cxrjax.tasks.runs.subprocess.run", {"args": ["touch", "MARKER"]}),
+  ("cxrjax.config.instantiate.locate", {"name": "canary", "attribute": "Method"}),
+  ("cxrjax.config.instantiate.trust", {"names": "canary"}),
+  ("cxrjax.config.instantiate.importlib.import_module", {"name": "canary"}),
+  ("cxrjax.studies.launcher.load", {"path": "canary.py"}),
+  ("cxrjax.studies.launcher.subprocess.run", {"args": ["touch", "MARKER"]}),
   ("cxrjax.methods.dino.dataclasses.sys.modules.clear", {}),
   ("cxrjax.methods.dino.Method.__init__.__globals__", {}),
   ("cxrjax.models.vit.__loader__.load_module", {"fullname": "canary"}),
   ("cxrjax.export.write", {"workdir": "RUN", "path": "MARKER"}),
   ("cxrjax.predict.predict", {"workdir": "RUN", "paths": ["."], "out": "MARKER"}),
-  ("cxrjax.report.page.save", {"path": "MARKER", "text": ""}),
-  ("cxrjax.data.hashes.written", {"file": "MARKER"}),
+  ("cxrjax.report.pages.run_page.save", {"path": "MARKER", "text": ""}),
+  ("cxrjax.data.sources.file_hashes.written", {"file": "MARKER"}),
   ("optax.os.system", {"command": "touch MARKER"}),
   ("__main__.Method", {}), ("breaker", {}),
 ]
@@ -76,8 +78,8 @@ def place(tmp_path, monkeypatch):
   """A folder of a stranger's, in which somebody works, and the file that must not appear in it."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend("")  # as `python -m` has it
-  monkeypatch.setattr(build, "_trusted", set())
-  monkeypatch.delenv(build.TRUST, raising=False)
+  monkeypatch.setattr(instantiate, "_trusted", set())
+  monkeypatch.delenv(instantiate.TRUST, raising=False)
   marker = tmp_path / "marker"
   (tmp_path / "canaries").mkdir()
   for name in ("canary", "canaries/inside", "breaker"):
@@ -132,10 +134,10 @@ def test_every_way_to_a_run(room, place, config, tmp_path):
   explained = {"runs": run, "task": "cxrjax.tasks.explain"}
   ways = [
     lambda: cxrjax.load(run), lambda: predict.predict(run, [str(image)], str(folder / "out")),
-    lambda: export.write(run, str(folder / "x.npz")), lambda: start.start(own, None),
+    lambda: export.write(run, str(folder / "x.npz")), lambda: init_params.start(own, None),
     lambda: explain.run(explained, folder / "explained"),
-    lambda: masks.Segmenter.load(run),
-    lambda: api.segmenter(run, "--lungs")]
+    lambda: pseudo_masks.Segmenter.load(run),
+    lambda: networks.segmenter(run, "--lungs")]
   for way in ways:
     with pytest.raises(UserError, match=r"'canary' .*--trust=canary"):
       way()
@@ -146,13 +148,13 @@ def test_what_a_config_takes_over_from_a_run(place, config):
   """`init=RUN` takes the network of the run into the user's own config."""
   folder, marker = place
   run = write(folder / "run", config | {"model": {"name": "canary"}})
-  model = experiment.backbone(experiment.parse(f"init={run}", {}))
+  model = recipe.backbone(recipe.parse(f"init={run}", {}))
   with pytest.raises(UserError, match="--trust=canary"):
     build_encoder(model, CPU)
   for text in ("[1]", "{}", '{"model": 3}', "{", "\xff", "[" * 100_000):
     (folder / "run" / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="holds no run: its config") as error:
-      experiment.backbone(experiment.parse(f"init={run}", {}))
+      recipe.backbone(recipe.parse(f"init={run}", {}))
     assert "\n" not in str(error.value)
   assert not marker.exists()
 
@@ -188,7 +190,7 @@ def test_the_flag(place, config, monkeypatch):
   with pytest.raises(UserError, match="cannot be restored"):
     predict.main([*words, "--trust=other,canary"])
   predict.FLAGS["trust"].unparse()
-  assert marker.exists() and build.trusted() == ("canary", "other")
+  assert marker.exists() and instantiate.trusted() == ("canary", "other")
   del sys.modules["canary"]
 
 

@@ -1,1 +1,1 @@
-"""What every room may use: errors, building by name, durations. Imports no other room."""
+"""Errors, durations, schedules, files, FLOPs, memory: imports no other package of cxrjax."""

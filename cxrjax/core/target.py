@@ -6,7 +6,7 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from cxrjax.core.build import suggest
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
 
 DTYPES = ("auto", "bfloat16", "float32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from cxrjax.core.build import suggest
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
 
 PREFIX = "zoo:"

@@ -1,4 +1,4 @@
-"""Radiographs: sources, decoding, the decoded store, the loader, splits."""
+"""Radiographs: sources, decoding, splits, loading; `base` says what a source is."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from cxrjax.data.loader import Loader
-  from cxrjax.data.prepare import open_source
-  from cxrjax.data.store import Images, load_images
-  from cxrjax.data.types import Record, Source, SourceInfo, Table
+  from cxrjax.data.base import Record, Source, SourceInfo, Table
+  from cxrjax.data.loading.decoded_cache import Images, load_images
+  from cxrjax.data.loading.loader import Loader
+  from cxrjax.data.sources.by_name import open_source
 
 __all__ = [
   "Images", "Loader", "Record", "Source", "SourceInfo", "Table", "load_images", "open_source",
 ]
-_HOMES = {"Images": "store", "Loader": "loader", "load_images": "store", "open_source": "prepare"}
+_MODULES = {
+  "Images": "loading.decoded_cache", "Loader": "loading.loader",
+  "load_images": "loading.decoded_cache", "open_source": "sources.by_name"}
 
 
 def __getattr__(name: str) -> Any:
   """Imports a name when it is first asked for: processes that decode images need no JAX."""
   if name not in __all__:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'types')}"), name)
+  return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'base')}"), name)

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
-from cxrjax.data import pixels as levels
-from cxrjax.data.types import SourceInfo, Table
+from cxrjax.data.base import SourceInfo, Table
+from cxrjax.data.decoding import windowing as levels
 
 
 def even(n: int, most: int) -> Int64[np.ndarray, "m"]:

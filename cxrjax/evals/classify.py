@@ -13,8 +13,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Float64, UInt8
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import features, floor, judge, parts, probe, subgroups
-from cxrjax.evals.parts import Data
+from cxrjax.evals import (
+  classification_metrics,
+  eval_splits,
+  features,
+  probe,
+  subgroups,
+  thumbnail_baseline,
+)
+from cxrjax.evals.eval_splits import Data
 from cxrjax.evals.probe import Result
 from cxrjax.evals.subgroups import ATTRIBUTES, BANDS
 from cxrjax.metrics import calibration
@@ -24,8 +31,8 @@ Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
 
 PARTS = ("val", "test")
 LESS = ("nll", "brier")  # the less the better
-IN_VALIDATION = tuple(m for m in judge.ALL if m != "ece")  # ECE says little of few images
-WITHOUT_PROBABILITIES = tuple(m for m in judge.ALL if m not in judge.PROBABILITIES)
+IN_VALIDATION = tuple(m for m in classification_metrics.ALL if m != "ece")  # ECE says little of few images
+WITHOUT_PROBABILITIES = tuple(m for m in classification_metrics.ALL if m not in classification_metrics.PROBABILITIES)
 DECISIONS = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
 BROKEN = "the network's predictions are not finite"
 
@@ -68,7 +75,7 @@ class Evaluator:
     allow_shared_patients: do not stop at a patient in two parts.
     fit: "squash", "pad" or "crop" for an image that is not square.
     on_bad_image: "error" or "skip".
-    bits: "auto", 8 or 16, of the stored pixels; see `data.store.load_images`.
+    bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
     window: the gray levels of 16-bit images that are shown; as in training.
 
   References:
@@ -83,7 +90,7 @@ class Evaluator:
   part: str = "test"
   every: str = "chosen"
   size: int = 224
-  threshold_for: str = judge.AUTO
+  threshold_for: str = classification_metrics.AUTO
   calibrate: bool = True
   subgroups: tuple[str, ...] = ATTRIBUTES
   age_bands: tuple[int, ...] = BANDS
@@ -104,7 +111,7 @@ class Evaluator:
     if self.fitted is not None and self.part != "test":
       raise UserError("the evaluator's fitted names a set for thresholds, which part='val' does "
                       "not use; leave it out, or set part='test'")
-    parts.check(self, "the evaluator", ("std", "batch", "size"))
+    eval_splits.check(self, "the evaluator", ("std", "batch", "size"))
     for name in self.subgroups:
       if name not in ATTRIBUTES:
         raise UserError(f"the evaluator's subgroups={self.subgroups}: {name!r} is not an option; "
@@ -124,8 +131,8 @@ class Evaluator:
       "fit": self.fit, "on_bad_image": self.on_bad_image, "bits": self.bits,
       "window": self.window, "cache_dir": cache_dir, "progress": progress}
     if self.part == "val":
-      return parts.one(self.data, "val", self.size, **decode)
-    return parts.load(
+      return eval_splits.one(self.data, "val", self.size, **decode)
+    return eval_splits.load(
       self.data if self.fitted is None else self.fitted, self.size,
       val_fraction=self.val_fraction, max_train=self.max_train,
       allow_shared_patients=self.allow_shared_patients, whose="the evaluator",
@@ -133,7 +140,7 @@ class Evaluator:
 
   def describe(self, data: Data) -> dict[str, Any]:
     """Facts for `run.json`: of every part its size, classes, patients, fingerprint and remarks."""
-    found = parts.describe_part(data, "test") if self.part == "val" else parts.describe(data)
+    found = eval_splits.describe_part(data, "test") if self.part == "val" else eval_splits.describe(data)
     return found | {"size": self.size, "fit": self.fit}
 
   def run(
@@ -188,15 +195,15 @@ class Evaluator:
     """
     if self.part == "val":
       return Result({}, {}, {})
-    small = {key: floor.thumbnails(images) for key, images in data.images.items()}
+    small = {key: thumbnail_baseline.thumbnails(images) for key, images in data.images.items()}
     x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
     held = np.concatenate([x["val"], x["test"]])
-    scores = floor.ridge(x["train"], data.labels("train"), held)
+    scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), held)
     val, test = scores[:len(x["val"])], scores[len(x["val"]):]
     thresholds, facts = self._thresholds(val, data)
     metrics = self._metrics(test, data, thresholds, WITHOUT_PROBABILITIES)
     return Result(
-      metrics, facts, {"linear": test} | _chosen(thresholds, facts) | parts.about(data))
+      metrics, facts, {"linear": test} | _chosen(thresholds, facts) | eval_splits.about(data))
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """The first test images of every class in turn, and what they show; for figures."""
@@ -209,7 +216,7 @@ class Evaluator:
     exclusive, labels, patients = data.exclusive, data.labels("test"), data.patients("test")
     if not (np.isfinite(val).all() and np.isfinite(test).all()):
       nothing = np.full(labels.shape, np.nan)
-      metrics = self._metrics(nothing, data, None, judge.ALL)
+      metrics = self._metrics(nothing, data, None, classification_metrics.ALL)
       more = ["ece/uncalibrated", *(f"{m}/prevalence" for m in DECISIONS if exclusive)]
       metrics |= {name: undefined(BROKEN, len(labels)) for name in more}
       return Result(metrics, {"remark": BROKEN}, {"probability": nothing} | self._about(data))
@@ -222,7 +229,7 @@ class Evaluator:
     thresholds, facts = self._thresholds(calibration.scaled(val, temperature, exclusive), data)
     facts |= {"temperature": temperature.tolist(), "temperature_remarks": remarks}
 
-    metrics = self._metrics(p, data, thresholds, judge.ALL)
+    metrics = self._metrics(p, data, thresholds, classification_metrics.ALL)
     if exclusive:
       shifted, before, now = _at_prevalence(val, data.labels("val"), test)
       corrected = self._metrics(shifted, data, None, DECISIONS)
@@ -235,7 +242,7 @@ class Evaluator:
       "uncalibrated": calibration.reliability(raw, labels, exclusive)}
     key, rows = data.rows["test"]
     facts["subgroups"], facts["subgroup_remarks"] = subgroups.table(
-      p, labels, judge.called(p, exclusive, thresholds), data.images[key].table.take(rows),
+      p, labels, classification_metrics.called(p, exclusive, thresholds), data.images[key].table.take(rows),
       data.classes, exclusive, self.subgroups, self.age_bands)
     return Result(
       metrics, facts, {"probability": p} | _chosen(thresholds, facts) | self._about(data))
@@ -243,8 +250,8 @@ class Evaluator:
   def _metrics(
       self, scores: Float32[np.ndarray, "m k"] | Float64[np.ndarray, "m k"], data: Data,
       thresholds: Float[np.ndarray, "k"] | None, measures: tuple[str, ...]) -> dict[str, Any]:
-    several = judge.OF_CLASSES if self.part == "test" else ("auroc",)
-    return judge.judge(
+    several = classification_metrics.OF_CLASSES if self.part == "test" else ("auroc",)
+    return classification_metrics.judge(
       "", scores, data.labels("test"), data.patients("test"), data.classes, data.exclusive,
       thresholds, measures, several, BROKEN)
 
@@ -252,18 +259,18 @@ class Evaluator:
       self, val: Float32[np.ndarray, "v k"] | Float64[np.ndarray, "v k"], data: Data,
   ) -> tuple[Float64[np.ndarray, "k"], dict[str, Any]]:
     """Those that validation images choose, and facts about them."""
-    found, remarks = judge.thresholds(
+    found, remarks = classification_metrics.thresholds(
       val, data.labels("val"), data.exclusive, self.threshold_for)
-    if judge.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
+    if classification_metrics.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
       return found, {"decision": "the likeliest class"}
     return found, {
       "thresholds": found.tolist(), "threshold_remarks": remarks,
-      "threshold_for": f"{judge.best_for(self.threshold_for)} on the validation images"}
+      "threshold_for": f"{classification_metrics.best_for(self.threshold_for)} on the validation images"}
 
   def _about(self, data: Data) -> dict[str, np.ndarray]:
     key, rows = data.rows["test"]
     of = data.images[key].table.take(rows)
-    return parts.about(data) | {
+    return eval_splits.about(data) | {
       "age": of.ages, "sex": np.asarray(of.sexes), "view": np.asarray(of.views),
       "site": np.asarray(of.sites)}
 

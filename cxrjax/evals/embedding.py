@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, UInt8
 
-from cxrjax.data.types import Table
+from cxrjax.data.base import Table
 from cxrjax.evals import knn, subgroups
-from cxrjax.metrics import counted
+from cxrjax.metrics import patient_bootstrap
 from cxrjax.metrics.intervals import Interval
 
 UNKNOWN = -1
@@ -29,7 +29,7 @@ def retrieve(
     train: features, one row an image.
     test: the same of the images to look for.
     k: how many; fewer where a patient leaves fewer.
-    train_patients: of every training image, as `data.splits.patient_keys`; empty where unknown.
+    train_patients: of every training image, as `data.splits.patient_splits.patient_keys`; empty where unknown.
     test_patients: of every test image.
 
   Returns:
@@ -69,7 +69,7 @@ def shared(
   at_random = sizes[np.maximum(mine, 0)] / max(sizes.sum(), 1)
   used = np.isfinite(share)
   chance = float(at_random[used].mean()) if used.any() else float("nan")
-  return counted.interval(counted.mean(share[:, None], patients), bounded=False), chance
+  return patient_bootstrap.interval(patient_bootstrap.mean(share[:, None], patients), bounded=False), chance
 
 
 def groups(

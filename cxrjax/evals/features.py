@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, UInt8, UInt16
 
-from cxrjax.core import programs
+from cxrjax.core import compile_effort
 from cxrjax.core.errors import UserError
+from cxrjax.data.decoding.windowing import to_unit
 from cxrjax.data.images import Images, stored
-from cxrjax.data.pixels import to_unit
 
 T = TypeVar("T")
 Encode = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b *d"]]
@@ -150,7 +150,7 @@ def compiled(
         "vector an image: return [b, d]")
     return jax.tree.map(lambda y: y.astype(jnp.float32), y)
 
-  options = programs.options(mesh=mesh)
+  options = compile_effort.options(mesh=mesh)
   if mesh is None:
     return jax.jit(features, compiler_options=options)
   return jax.jit(

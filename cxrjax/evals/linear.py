@@ -16,7 +16,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float, Float32, Float64
 
-from cxrjax.metrics import ranking
+from cxrjax.metrics import roc
 
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -154,7 +154,7 @@ def choose(
   table = []
   for l2, probe in zip(grid, probes, strict=True):
     scores = probe.scores(val_features)
-    table.append((float(l2), ranking.macro_auroc(scores, val_labels).value,
+    table.append((float(l2), roc.macro_auroc(scores, val_labels).value,
                   log_loss(scores, val_labels)))
   best = min(range(len(grid)), key=lambda i: (
     -np.nan_to_num(round(table[i][1], 6), nan=0.0), np.nan_to_num(table[i][2], nan=np.inf),

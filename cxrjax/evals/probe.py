@@ -13,9 +13,18 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int, UInt8
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import embedding, features, floor, health, judge, knn, linear, parts
-from cxrjax.evals.parts import Data
-from cxrjax.metrics import ranking
+from cxrjax.evals import (
+  classification_metrics,
+  effective_rank,
+  embedding,
+  eval_splits,
+  features,
+  knn,
+  linear,
+  thumbnail_baseline,
+)
+from cxrjax.evals.eval_splits import Data
+from cxrjax.metrics import roc
 from cxrjax.metrics.intervals import Interval
 
 
@@ -65,7 +74,7 @@ class Evaluator:
     fit: "squash", "pad" or "crop" for an image that is not square.
     on_bad_image: "error" or "skip".
     whiten: judge by kNN with the most neighbours on whitened features as well (`knn.whiten`).
-    bits: "auto", 8 or 16, of the stored pixels; see `data.store.load_images`.
+    bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
     window: the gray levels of 16-bit images that are shown; as in training.
 
   References:
@@ -96,7 +105,7 @@ class Evaluator:
       raise UserError(f"the probe's ks={self.ks} must be whole numbers of neighbours, e.g. (5, 20)")
     if not self.l2 or any(not s > 0 for s in self.l2):
       raise UserError(f"the probe's l2={self.l2} must be positive strengths, e.g. (1e-3, 1e-1)")
-    parts.check(self, "the probe", ("temperature", "std", "batch", "size"))
+    eval_splits.check(self, "the probe", ("temperature", "std", "batch", "size"))
 
   def load(
       self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
@@ -109,7 +118,7 @@ class Evaluator:
     Raises:
       UserError: see `parts.load`; or fewer training images than neighbours.
     """
-    data = parts.load(
+    data = eval_splits.load(
       self.data, self.size, val_fraction=self.val_fraction, max_train=self.max_train,
       allow_shared_patients=self.allow_shared_patients, fit=self.fit,
       on_bad_image=self.on_bad_image, bits=self.bits, window=self.window, cache_dir=cache_dir,
@@ -122,7 +131,7 @@ class Evaluator:
 
   def describe(self, data: Data) -> dict[str, Any]:
     """Facts for `run.json`: of every part its size, classes, patients, fingerprint and remarks."""
-    return parts.describe(data) | {"size": self.size, "fit": self.fit}
+    return eval_splits.describe(data) | {"size": self.size, "fit": self.fit}
 
   def run(
       self,
@@ -157,7 +166,7 @@ class Evaluator:
     x = {part: whole[key][rows] for part, (key, rows) in data.rows.items()}
     seconds = {"features": time.perf_counter() - began}
     finite = all(bool(np.isfinite(v).all()) for v in x.values())
-    y = {part: data.labels(part) for part in parts.PARTS}
+    y = {part: data.labels(part) for part in eval_splits.PARTS}
 
     began = time.perf_counter()
     chosen_by: dict[str, float] = {}
@@ -168,7 +177,7 @@ class Evaluator:
       found = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
       near |= {f"knn{k}": v for k, v in found.items()}
       votes = knn.knn_scores(x["train"], y["train"], x["val"], self.ks, self.temperature)
-      chosen_by = {f"knn{k}/auroc": ranking.macro_auroc(v, y["val"]).value
+      chosen_by = {f"knn{k}/auroc": roc.macro_auroc(v, y["val"]).value
                    for k, v in votes.items()}
       if self.whiten:
         k = max(self.ks)
@@ -178,7 +187,7 @@ class Evaluator:
 
     began = time.perf_counter()
     facts: dict[str, Any] = {
-      "health": {k: _number(v) for k, v in health.health(x["test"]).items()}}
+      "health": {k: _number(v) for k, v in effective_rank.health(x["test"]).items()}}
     if finite:
       choice = linear.choose(
         x["train"], y["train"], x["val"], y["val"], data.exclusive, self.l2)
@@ -194,7 +203,7 @@ class Evaluator:
     began = time.perf_counter()
     metrics: dict[str, Interval] = {}
     for name, votes in near.items():
-      metrics |= judge.judge(
+      metrics |= classification_metrics.judge(
         name, votes, y["test"], data.patients("test"), data.classes, data.exclusive)
     found, facts_of = self._decide("linear", scores["val"], scores["test"], data)
     metrics |= found
@@ -202,7 +211,7 @@ class Evaluator:
     seconds["metrics"] = time.perf_counter() - began
     facts["seconds"] = seconds
     return Result(
-      metrics, facts, {"linear": scores["test"]} | near | parts.about(data), chosen_by)
+      metrics, facts, {"linear": scores["test"]} | near | eval_splits.about(data), chosen_by)
 
   def floor(self, data: Data) -> Result:
     """The same metrics for ridge regression on 16x16 thumbnails, no encoder at all.
@@ -213,13 +222,13 @@ class Evaluator:
     Returns:
       Metrics under the linear probe's names, to stand beside an encoder's.
     """
-    small = {key: floor.thumbnails(images) for key, images in data.images.items()}
+    small = {key: thumbnail_baseline.thumbnails(images) for key, images in data.images.items()}
     x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
     held = np.concatenate([x["val"], x["test"]])
-    scores = floor.ridge(x["train"], data.labels("train"), held)
+    scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), held)
     val, test = scores[:len(x["val"])], scores[len(x["val"]):]
     metrics, facts = self._decide("linear", val, test, data)
-    return Result(metrics, {"linear": facts}, {"linear": test} | parts.about(data))
+    return Result(metrics, {"linear": facts}, {"linear": test} | eval_splits.about(data))
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """The first test images of every class in turn, and what they show; for figures."""
@@ -229,16 +238,16 @@ class Evaluator:
       self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"],
       data: Data) -> tuple[dict[str, Interval], dict[str, Any]]:
     """Test metrics with the thresholds that validation chooses, and those thresholds."""
-    thresholds, remarks = judge.thresholds(
+    thresholds, remarks = classification_metrics.thresholds(
       val, data.labels("val"), data.exclusive, self.threshold_for)
-    metrics = judge.judge(
+    metrics = classification_metrics.judge(
       name, test, data.labels("test"), data.patients("test"), data.classes, data.exclusive,
       thresholds)
     facts: dict[str, Any] = {}
-    if not judge.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
+    if not classification_metrics.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
       used = thresholds[1:] if data.exclusive else thresholds
       facts["threshold"] = [float(t) for t in used]
-      facts["threshold_for"] = f"{judge.best_for(self.threshold_for)} on the validation images"
+      facts["threshold_for"] = f"{classification_metrics.best_for(self.threshold_for)} on the validation images"
     if remarks:
       facts["threshold_remarks"] = remarks
     return metrics, facts

@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
 from cxrjax.data.images import Images, even
-from cxrjax.data.store import load_images, no_masks
-from cxrjax.evals import features, parts
+from cxrjax.data.loading.decoded_cache import load_images, no_masks
+from cxrjax.evals import eval_splits, features
 from cxrjax.evals.probe import Result
 from cxrjax.metrics import intervals, segmentation
 
@@ -27,7 +27,7 @@ OF_FLOOR = 512  # training masks of the mean, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Data(parts.Data):
+class Data(eval_splits.Data):
   """Images that judge, under "test" whatever split they are of; `rows` are those with a mask.
 
   Attributes:
@@ -64,7 +64,7 @@ class Evaluator:
     std: divides them.
     fit: "squash", "pad" or "crop" for an image that is not square.
     on_bad_image: "error" or "skip".
-    bits: "auto", 8 or 16, of the stored pixels; see `data.store.load_images`.
+    bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
     window: the gray levels of 16-bit images that are shown; as in training.
   """
 

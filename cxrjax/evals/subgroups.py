@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cxrjax.data.types import Table
-from cxrjax.metrics import classification, counted, ranking
+from cxrjax.data.base import Table
+from cxrjax.metrics import classification, patient_bootstrap, roc
 from cxrjax.metrics.intervals import Interval, undefined
 
 ATTRIBUTES = ("age", "sex", "view", "site")
@@ -86,11 +86,11 @@ def _measures(
   def rate(measure: str, value: bool) -> Interval:
     if few[value]:
       return said[value]
-    return counted.interval(classification.decisions(
+    return patient_bootstrap.interval(classification.decisions(
       measure, called.astype(np.int64), truth.astype(np.int64), 2, owners))
 
   lacking = next((said[v] for v in (True, False) if few[v]), None)
-  area = lacking or ranking.auroc(scores, truth.astype(np.float32), owners)
+  area = lacking or roc.auroc(scores, truth.astype(np.float32), owners)
   return {"auroc": area, "sensitivity": rate("sensitivity", True),
           "specificity": rate("specificity", False)}
 

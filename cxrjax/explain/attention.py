@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cxrjax.core.build import suggest
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
 
 FUSIONS = ("mean", "max", "min")

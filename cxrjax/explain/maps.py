@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from cxrjax.core import programs
-from cxrjax.core.build import suggest
+from cxrjax.config.instantiate import suggest
+from cxrjax.core import compile_effort
 from cxrjax.core.errors import UserError
 from cxrjax.explain import attention, cams
 from cxrjax.explain.occlusion import occlusion
@@ -189,11 +189,11 @@ def _compiled(method: str, network: Any, options: tuple[Any, ...]) -> Callable[.
     return cams.at_tap(network, params, x, score(head, chosen), *options)
 
   return jax.jit(
-    classes if method == "classes" else maps, compiler_options=programs.options())
+    classes if method == "classes" else maps, compiler_options=compile_effort.options())
 
 
 @functools.cache
 def _weigh(method: str) -> Callable[[Array, Array], Array]:
   return jax.jit(
     cams.gradcam if method == "gradcam" else cams.gradcam_pp,
-    compiler_options=programs.options(once=True))
+    compiler_options=compile_effort.options(once=True))

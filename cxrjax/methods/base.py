@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from cxrjax.core.clock import Schedule
+from cxrjax.core.durations import Schedule
 from cxrjax.core.errors import UserError
-from cxrjax.losses import health
+from cxrjax.losses import collapse
 from cxrjax.models.module import RUNNING
 
 Params = Any  # a nested dict of arrays
@@ -180,8 +180,8 @@ def feature_health(features: Float[Array, "b d"]) -> Metrics:
   """The metrics that every method must have of one view's features of the evaluated network."""
   features = jax.lax.stop_gradient(features)
   return {
-    "feature_std": health.spread(features),
-    "effective_rank": health.participation_ratio(features),
+    "feature_std": collapse.spread(features),
+    "effective_rank": collapse.participation_ratio(features),
   }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import ensembling
 from cxrjax.methods import classify

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
-from cxrjax.losses import cosine, health
+from cxrjax.losses import collapse, cosine
 from cxrjax.methods.base import (
   Batch,
   Metrics,
@@ -112,7 +112,7 @@ class Method:
     targets = jax.lax.stop_gradient(targets)
     loss, metrics = self.objective(predictions, projections, targets)
     metrics |= {
-      "projection_std": health.spread(targets[0]),
+      "projection_std": collapse.spread(targets[0]),
       **feature_health(features[0].cls),
     }
     return loss, ({**extra, "stats": features[-1].stats or {}}, metrics)

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
+from cxrjax.losses import collapse
 from cxrjax.losses import dino as losses
-from cxrjax.losses import health
 from cxrjax.methods.base import (
   Batch,
   Metrics,
@@ -127,10 +127,10 @@ class Method:
     loss = losses.cross_entropy(logits, probabilities, self.student_temp)
 
     center = losses.update_center(extra["center"], target_logits, self.center_momentum)
-    entropy = health.entropy(probabilities).mean()
+    entropy = collapse.entropy(probabilities).mean()
     metrics = {
       "teacher_entropy": entropy,
-      "batch_entropy": health.entropy(probabilities.mean((0, 1))),
+      "batch_entropy": collapse.entropy(probabilities.mean((0, 1))),
       "kl": loss - entropy,
       **feature_health(target[0].cls[::large]),
     }

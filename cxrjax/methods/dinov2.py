@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cxrjax.core.build import suggest
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
+from cxrjax.losses import collapse, ibot
 from cxrjax.losses import dino as class_losses
-from cxrjax.losses import health, ibot
 from cxrjax.losses.koleo import koleo
 from cxrjax.losses.sinkhorn import sinkhorn_knopp
 from cxrjax.methods import dino
@@ -253,9 +253,9 @@ def _health(
 ) -> Metrics:
   """The teacher's entropies and the student's distance from it, of samples with weights."""
   total = jnp.maximum(weights.sum(), 1e-9)
-  entropy = (weights * health.entropy(probabilities)).sum() / total
+  entropy = (weights * collapse.entropy(probabilities)).sum() / total
   return {
     "teacher_entropy": entropy,
-    "batch_entropy": health.entropy(weights @ probabilities / total),
+    "batch_entropy": collapse.entropy(weights @ probabilities / total),
     "kl": loss / total - entropy,
   }

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cxrjax.core import clock as clocks
-from cxrjax.core.build import check_keywords
+from cxrjax.config.instantiate import check_keywords
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import reconstruction
 from cxrjax.methods.base import (
@@ -40,8 +40,8 @@ from cxrjax.methods.base import (
 )
 from cxrjax.models import layers
 from cxrjax.models.features import standardize
-from cxrjax.models.pixels import PixelHead
-from cxrjax.views.blocks import ROOM, Corruption
+from cxrjax.models.pixel_head import PixelHead
+from cxrjax.views.corruption import ROOM, Corruption
 
 
 class Corrupted(NamedTuple):
@@ -62,7 +62,7 @@ class Method:
   Attributes:
     encoder: a ViT, or a network whose final map the head can draw from.
     clock: length of the run and of an epoch.
-    corruption: options of `cxrjax.views.blocks.Corruption`, whose defaults are the paper's.
+    corruption: options of `cxrjax.views.corruption.Corruption`, whose defaults are the paper's.
     layers: of a ViT: the head draws from the mean of the patches after these shares of its blocks,
       rounded up, normalised by the encoder's last layer norm; GMML: after 6, 8, 10 and 12 of 12.
     head_depth: layers of the head before the last.

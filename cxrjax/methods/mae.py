@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
-from cxrjax.losses import health
+from cxrjax.losses import collapse
 from cxrjax.losses import mae as losses
 from cxrjax.methods.base import (
   Batch,
@@ -34,8 +34,8 @@ from cxrjax.methods.base import (
   flatten_views,
   image_keys,
 )
-from cxrjax.models.decoder import Decoder
 from cxrjax.models.features import standardize
+from cxrjax.models.mae_decoder import Decoder
 from cxrjax.views import masking
 
 
@@ -142,8 +142,8 @@ class Method:
     first = jax.lax.stop_gradient(features.cls[::views])
     metrics = {
       "explained": 1 - loss / jnp.maximum(flat, 1e-6),
-      "feature_std": health.spread(first),
-      "effective_rank": health.participation_ratio(first),
+      "feature_std": collapse.spread(first),
+      "effective_rank": collapse.participation_ratio(first),
     }
     return loss, (extra, metrics)
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from cxrjax.core.errors import UserError
+from cxrjax.losses import collapse, ibot, reconstruction
 from cxrjax.losses import dino as losses
-from cxrjax.losses import health, ibot, reconstruction
 from cxrjax.methods import dino, gmml
 from cxrjax.methods.base import (
   Batch,
@@ -119,13 +119,13 @@ class Method(dino.Method):
     found = self.restorer.restore(params, features[0], seen.clean.shape)
     mse = reconstruction.mse(found, seen.clean, seen.mask)
 
-    entropy, data_entropy = health.entropy(probabilities).mean(), health.entropy(data).mean()
+    entropy, data_entropy = collapse.entropy(probabilities).mean(), collapse.entropy(data).mean()
     metrics = {
       "class_loss": of_class,
       "data_loss": of_data,
       "reconstruction": mse,
       "teacher_entropy": entropy,
-      "batch_entropy": health.entropy(probabilities.mean((0, 1))),
+      "batch_entropy": collapse.entropy(probabilities.mean((0, 1))),
       "kl": of_class - entropy,
       "data_kl": of_data - data_entropy,
       "data_entropy": data_entropy,

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses.consistency import squared_difference
 from cxrjax.methods import classify

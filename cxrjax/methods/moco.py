@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
-from cxrjax.losses import contrastive, health
+from cxrjax.losses import collapse, contrastive
 from cxrjax.methods.base import (
   Batch,
   Metrics,
@@ -142,8 +142,8 @@ class Method:
     first = jax.lax.stop_gradient(first)
     metrics = {
       "accuracy": accuracy,
-      "feature_std": health.spread(first),
-      "effective_rank": health.participation_ratio(first),
+      "feature_std": collapse.spread(first),
+      "effective_rank": collapse.participation_ratio(first),
     }
     return loss, ({**extra, **changed}, metrics)
 

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cxrjax.core import clock as clocks
-from cxrjax.core.build import suggest
+from cxrjax.config.instantiate import suggest
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
-from cxrjax.losses import health
+from cxrjax.losses import collapse
 from cxrjax.losses.contrastive import unit
 from cxrjax.losses.nce import nce
 from cxrjax.methods.base import (
@@ -193,7 +193,7 @@ class Method:
       "pretext_loss": pretext_loss,
       "accuracy": accuracy,
       "pretext_accuracy": pretext_accuracy,
-      "projection_std": health.spread(jax.lax.stop_gradient(embedding)),
+      "projection_std": collapse.spread(jax.lax.stop_gradient(embedding)),
       **feature_health(features.cls),
     }
     # Microbatches' `fresh` are averaged: each has its own places, times the number of microbatches.

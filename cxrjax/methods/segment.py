@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import segmentation as losses
 from cxrjax.methods.base import (
@@ -29,7 +29,7 @@ from cxrjax.methods.base import (
   join_stats,
   split_stats,
 )
-from cxrjax.models.decoders import Decoder
+from cxrjax.models.segmentation_decoders import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Method:
   Attributes:
     encoder: any.
     clock: length of the run and of an epoch.
-    decoder: `linear`, `upsample`, `unetr`, `unet`, or `auto`; see `cxrjax.models.decoders`.
+    decoder: `linear`, `upsample`, `unetr`, `unet`, or `auto`; see `cxrjax.models.segmentation_decoders`.
     width: the decoder's channels at the image's size.
     dice: weight of the soft Dice loss.
     cross_entropy: weight of the cross-entropy.

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
-from cxrjax.losses import cosine, health
+from cxrjax.losses import collapse, cosine
 from cxrjax.methods.base import (
   Batch,
   Metrics,
@@ -102,7 +102,7 @@ class Method:
     agreement = (cosine.similarity(p[0], z[1]) + cosine.similarity(p[1], z[0])) / 2
     metrics = {
       "cosine": jax.lax.stop_gradient(agreement),
-      "projection_std": health.spread(jax.lax.stop_gradient(z[0])),
+      "projection_std": collapse.spread(jax.lax.stop_gradient(z[0])),
       **feature_health(features[0].cls),
     }
     return -agreement, ({"stats": features[-1].stats or {}}, metrics)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import clock as clocks
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import contrastive, reconstruction
 from cxrjax.methods import gmml

@@ -7,9 +7,9 @@ import scipy.optimize
 import scipy.special
 from jaxtyping import Float
 
-from cxrjax.metrics import counted, intervals
-from cxrjax.metrics.counted import Counted, nothing
+from cxrjax.metrics import intervals, patient_bootstrap
 from cxrjax.metrics.intervals import Interval, Patients, undefined
+from cxrjax.metrics.patient_bootstrap import Counted, nothing
 
 BINS = 15  # as Guo et al.
 TINY = 1e-12  # no event is given a lower probability: one such miss would make the mean infinite
@@ -38,7 +38,7 @@ def brier(
   error = (probabilities.astype(np.float64) - labels) ** 2
   if exclusive:
     error = error[:, 1:] if labels.shape[1] == 2 else error.sum(1, keepdims=True)
-  return counted.mean(error, patients)
+  return patient_bootstrap.mean(error, patients)
 
 
 def nll(
@@ -61,7 +61,7 @@ def nll(
     happened = np.where(unknown[:, None], np.nan, of_truth)
   else:
     happened = np.where(labels == 1, p, np.where(labels == 0, 1 - p, np.nan))
-  return counted.mean(-np.log(np.maximum(happened, TINY)), patients)
+  return patient_bootstrap.mean(-np.log(np.maximum(happened, TINY)), patients)
 
 
 def ece(

@@ -11,9 +11,9 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Num
 
-from cxrjax.metrics import counted, intervals
-from cxrjax.metrics.counted import Counted, nothing
+from cxrjax.metrics import intervals, patient_bootstrap
 from cxrjax.metrics.intervals import Interval, Patients
+from cxrjax.metrics.patient_bootstrap import Counted, nothing
 
 CRITERIA = ("balanced_accuracy", "f1", "accuracy")
 MEASURES = (*CRITERIA, "sensitivity", "specificity", "hm")
@@ -134,21 +134,21 @@ def accuracy(
     predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"],
     patients: Patients = None) -> Interval:
   """Share of images given their true class; see `decisions`."""
-  return counted.interval(decisions("accuracy", predicted, truth, 2, patients))
+  return patient_bootstrap.interval(decisions("accuracy", predicted, truth, 2, patients))
 
 
 def balanced_accuracy(
     predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int = 2,
     patients: Patients = None) -> Interval:
   """Mean over classes of the share of its images that are found; see `decisions`."""
-  return counted.interval(decisions("balanced_accuracy", predicted, truth, classes, patients))
+  return patient_bootstrap.interval(decisions("balanced_accuracy", predicted, truth, classes, patients))
 
 
 def f1(
     predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int = 2,
     patients: Patients = None) -> Interval:
   """2 TP / (2 TP + FP + FN), for more than two classes their mean; see `decisions`."""
-  return counted.interval(decisions("f1", predicted, truth, classes, patients))
+  return patient_bootstrap.interval(decisions("f1", predicted, truth, classes, patients))
 
 
 def findings(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from cxrjax.metrics import counted, intervals
+from cxrjax.metrics import intervals, patient_bootstrap
 from cxrjax.metrics.intervals import Interval
 
 MEASURES = ("dice", "iou", "assd", "hd95")
@@ -102,4 +102,4 @@ def mean(
   if not known.any():
     return intervals.undefined("no image defines it", 0)
   owners = None if patients is None else [p for p, k in zip(patients, known, strict=True) if k]
-  return counted.interval(counted.mean(values[known][:, None], owners), bounded=False)
+  return patient_bootstrap.interval(patient_bootstrap.mean(values[known][:, None], owners), bounded=False)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from cxrjax.core.build import build, locate
+from cxrjax.config.instantiate import build, locate
 from cxrjax.core.target import Target
 
 

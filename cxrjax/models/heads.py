@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from cxrjax.core.build import suggest
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.models import layers, module
 

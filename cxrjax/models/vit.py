@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from cxrjax.core.build import suggest
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU, Target
 from cxrjax.models import attention, layers, module, posembed, transformer

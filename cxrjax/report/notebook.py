@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cxrjax.report.html import Html
-from cxrjax.report.pictures import gray
+from cxrjax.report.html.element import Html
+from cxrjax.report.html.pictures import gray
 
 GAP = 6
 
@@ -77,8 +77,8 @@ class Framed:
 
 
 def framed(what: Html | str | os.PathLike[str], height: int = 360) -> Framed:
-  """A chart of `cxrjax.report.charts`, or the page at a path, for a notebook to show."""
+  """A chart of `cxrjax.report.html.line_chart`, or the page at a path, for a notebook to show."""
   if isinstance(what, Html):
-    style = importlib.resources.files("cxrjax.report").joinpath("style.css").read_text()
+    style = importlib.resources.files("cxrjax.report.html").joinpath("style.css").read_text()
     return Framed(f"<!doctype html><style>{style}</style><main>{what}</main>", height)
   return Framed(pathlib.Path(what).read_text(), height)

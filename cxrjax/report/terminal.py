@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from cxrjax.report import run as runs
-from cxrjax.report import words
+from cxrjax.report import format
+from cxrjax.report import run_files as runs
 
 ORDER = (runs.TRAINED, runs.RANDOM, runs.FLOOR)
 
@@ -35,11 +35,11 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
   names = sort_metrics({name for e in encoders for name in results[e]})
   if not names:
     return ""
-  rows = [["", *(words.encoder(e, names) for e in encoders)]]
+  rows = [["", *(format.encoder(e, names) for e in encoders)]]
   for name in names:
-    cells = [words.estimate(_estimate(results[e][name]), "-") if name in results[e] else "-"
+    cells = [format.estimate(_estimate(results[e][name]), "-") if name in results[e] else "-"
              for e in encoders]
-    rows.append([words.title(name), *cells])
+    rows.append([format.title(name), *cells])
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
            for row in rows]
@@ -61,7 +61,7 @@ def remarks(workdir: str | os.PathLike[str]) -> list[str]:
     undefined: dict[str, list[str]] = {}
     for metric, e in run.only(name).latest().get(runs.TRAINED, {}).items():
       if e.undefined:
-        undefined.setdefault(e.undefined, []).append(words.title(metric))
+        undefined.setdefault(e.undefined, []).append(format.title(metric))
     told += [f"{'; '.join(metrics)}: n/a, {why}" for why, metrics in undefined.items()]
     found += [f"{name}: {text}" for text in dict.fromkeys(told) if text]
   return found
@@ -70,12 +70,12 @@ def remarks(workdir: str | os.PathLike[str]) -> list[str]:
 def sort_metrics(names: set[str]) -> list[str]:
   """kNN by k, then the linear probe, then the rest; AUROC first in each."""
   def key(name: str):
-    head, measure, of = words.parts(name)
+    head, measure, of = format.parts(name)
     digits = head.removeprefix("knn").lstrip("_") if head.startswith("knn") else ""
     family = 0 if head.startswith("knn") else 1 if head == "linear" else 2
-    measures = list(words.MEASURES)
+    measures = list(format.MEASURES)
     place = measures.index(measure) if measure in measures else len(measures)
-    return (family, int(digits or 0), head, words.of_class(name), place, measure, of)
+    return (family, int(digits or 0), head, format.of_class(name), place, measure, of)
   return sorted(names, key=key)
 
 

@@ -12,15 +12,13 @@ import jax
 import numpy as np
 import tqdm
 
+from cxrjax.audit import images, page, statistics
+from cxrjax.audit.images import Pair, Part
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
-from cxrjax.data import audit
-from cxrjax.data.audit import Pair, Part
-from cxrjax.report import audit as page
-from cxrjax.report.page import save_table
-from cxrjax.report.run import environment
-from cxrjax.report.writer import FACTS, Writer
-from cxrjax.tasks import audit_facts
+from cxrjax.report.pages.run_page import save_table
+from cxrjax.report.run_files import environment
+from cxrjax.report.run_writer import FACTS, Writer
 from cxrjax.training import workdir as workdirs
 
 
@@ -47,7 +45,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     nonlocal began
     seconds[name], began = time.perf_counter() - began, time.perf_counter()
 
-  parts = audit.open_parts(
+  parts = images.open_parts(
     data["sources"], data["splits"], size=data["size"], fit=data["fit"], bits=data["bits"],
     window=data["window"], cache_dir=data["cache_dir"] or None, progress=progress)
   lap("decode")
@@ -62,35 +60,35 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     couples = len(parts) * (len(parts) + 1) // 2
     with tqdm.tqdm(total=couples, desc="comparing", unit=" pairs of splits", disable=not progress,
                    file=sys.stderr, dynamic_ncols=True) as bar:
-      pairs, looks = audit.near_duplicates(
+      pairs, looks = images.near_duplicates(
         parts, config["same"], config["first"], config["looks"], bar.update)
     lap("compare")
-    found = audit_facts.look(parts)
+    found = statistics.look(parts)
     lap("look")
     copies = [p for p in pairs if p.r >= config["copy"]]
-    groups = audit.group_numbers(parts, copies)
-    floors = audit_facts.floors(parts, audit.owners(parts, groups), config["folds"])
+    groups = images.group_numbers(parts, copies)
+    floors = statistics.floors(parts, images.owners(parts, groups), config["folds"])
     lap("floor")
-    crossing = audit.crossing_patients(parts)
-    numbers = audit_facts.number_patients(parts)
+    crossing = images.crossing_patients(parts)
+    numbers = statistics.number_patients(parts)
 
-    _write(workdir / "pairs.csv", audit_facts.pair_rows(parts, pairs, config["copy"]))
-    _write(workdir / "patients.csv", audit_facts.patient_rows(parts, crossing, numbers))
-    _write(workdir / "images.csv", audit_facts.image_rows(parts, found, groups, numbers))
-    _write(workdir / "floor.csv", audit_facts.floor_rows(floors))
-    facts = audit_facts.facts(parts, pairs, config["copy"], found, crossing, numbers, floors)
-    shown = audit_facts.chosen(parts, pairs, config["shown"])
+    _write(workdir / "pairs.csv", statistics.pair_rows(parts, pairs, config["copy"]))
+    _write(workdir / "patients.csv", statistics.patient_rows(parts, crossing, numbers))
+    _write(workdir / "images.csv", statistics.image_rows(parts, found, groups, numbers))
+    _write(workdir / "floor.csv", statistics.floor_rows(floors))
+    facts = statistics.facts(parts, pairs, config["copy"], found, crossing, numbers, floors)
+    shown = statistics.chosen(parts, pairs, config["shown"])
     device = jax.devices()[0]
     writer.facts(
       audit=facts | {"pairs": facts["pairs"] | looks | {"shown": [
-        audit_facts.pair_facts(parts, p, config["copy"]) for p in shown]}},
+        statistics.pair_facts(parts, p, config["copy"]) for p in shown]}},
       device={"platform": device.platform, "kind": device.device_kind, "devices": 1},
       settings={k: config[k] for k in ("copy", "same", "first", "looks", "folds")}
       | {"size": data["size"], "fit": data["fit"]},
       timing={f"{k}_s": v for k, v in seconds.items()}, status="finished", finished=page.now())
     writer.arrays("audit", **_pictures(parts, shown, found))
   report = page.write(workdir)
-  for line in audit_facts.summary(facts):
+  for line in statistics.summary(facts):
     say(line)
   say(f"report    {report}")
   return 0
@@ -112,14 +110,14 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _pictures(
-    parts: Sequence[Part], pairs: Sequence[Pair], found: audit_facts.Found) -> dict[str, Any]:
+    parts: Sequence[Part], pairs: Sequence[Pair], found: statistics.Found) -> dict[str, Any]:
   """What the page shows, as gray levels."""
   def picture(place: tuple[int, int]) -> np.ndarray:
     part = parts[place[0]]
     return part.images.gray([int(np.searchsorted(part.good, place[1]))])[0, ..., 0]
 
   shown: dict[str, list] = {"pairs": [(picture(p.a), picture(p.b)) for p in pairs]}
-  for kind, places in audit_facts.strange(found).items():
+  for kind, places in statistics.strange(found).items():
     shown[kind] = [picture(p) for p in places]
   return {k: np.stack(v) for k, v in shown.items() if v}
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cxrjax.core.command import say
-from cxrjax.report import compare as page
-from cxrjax.tasks import compare_facts, runs
-from cxrjax.tasks.compare_plan import Job, plan
+from cxrjax.studies import comparison_page as page
+from cxrjax.studies import comparison_results, launcher
+from cxrjax.studies.comparison_plan import Job, plan
 from cxrjax.training import workdir as workdirs
 
 PLATFORM = "cpu"  # of this process, which only counts; the runs have the accelerator
@@ -19,7 +19,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
         say: Callable[[str], None] = say) -> int:
   """Runs what `config` compares, one run after the other; returns the exit status.
 
-  The workdir then holds a folder for each run, `report.html`, `table.csv` (a line for each run,
+  The workdir then holds a folder for each run, `report.html.element`, `table.csv` (a line for each run,
   data set and classifier) and all facts in `run.json`. Runs that are finished are not repeated,
   others go on from their last checkpoint.
 
@@ -33,13 +33,13 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   several = ("methods", "seeds", "folder", "measure")
   workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in several})
   jobs = plan(config)
-  show = runs.Show(
+  show = launcher.Show(
     key="compare",
     begins=lambda job: f"{job.name}: {job.steps:,} steps of {job.batch_size} images",
-    ended=lambda job, why: compare_facts.said(job, workdir, why),
-    collect=lambda failed: compare_facts.collect(jobs, workdir, failed),
-    rows=compare_facts.rows, page=page)
-  return runs.take(
+    ended=lambda job, why: comparison_results.said(job, workdir, why),
+    collect=lambda failed: comparison_results.collect(jobs, workdir, failed),
+    rows=comparison_results.rows, page=page)
+  return launcher.take(
     jobs, workdir, show, command=command, opening=_announce(jobs, workdir), say=say)
 
 

@@ -13,19 +13,19 @@ import numpy as np
 
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
-from cxrjax.evals import judge
-from cxrjax.metrics import counted
+from cxrjax.evals import classification_metrics
+from cxrjax.metrics import patient_bootstrap
 from cxrjax.metrics.intervals import Difference
-from cxrjax.report import compare_runs as page
-from cxrjax.report import run as runs
-from cxrjax.report import terminal, words
-from cxrjax.report.about import method_name, model_name, total_seconds
-from cxrjax.report.page import save_table
-from cxrjax.report.run import TRAINED, Run, environment, lookup
-from cxrjax.report.writer import FACTS, Writer
-from cxrjax.tasks.runs import named
+from cxrjax.report import format, terminal
+from cxrjax.report import run_files as runs
+from cxrjax.report.naming import method_name, model_name, total_seconds
+from cxrjax.report.pages.run_page import save_table
+from cxrjax.report.run_files import TRAINED, Run, environment, lookup
+from cxrjax.report.run_writer import FACTS, Writer
+from cxrjax.studies import runs_page as page
+from cxrjax.studies.launcher import named
+from cxrjax.studies.transfer_results import cell, interval
 from cxrjax.tasks.train import now
-from cxrjax.tasks.transfer_facts import cell, interval
 from cxrjax.training.workdir import differences, settle_config
 
 PLATFORM = "cpu"  # nothing is predicted
@@ -34,7 +34,7 @@ MASKS = ("dice", "iou")  # of which there is one value an image
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
         say: Callable[[str], None] = say) -> int:
-  """Compares the runs of `config.runs`; writes `report.html`, `table.csv` and `run.json`.
+  """Compares the runs of `config.runs`; writes `report.html.element`, `table.csv` and `run.json`.
 
   Raises:
     UserError: fewer than two runs, one that has not finished, or other test images.
@@ -236,7 +236,7 @@ def _check(evaluator: str, a: tuple[str, Run, Any], b: tuple[str, Run, Any]) -> 
 def _difference(
     metric: str, ours: Mapping[str, Scored], theirs: Mapping[str, Scored]) -> Difference | None:
   """By how much it is above the reference's; None where single images have no say in it."""
-  head, measure, of = words.parts(metric)
+  head, measure, of = format.parts(metric)
   if head not in ours or head not in theirs:
     return None
   a, b = ours[head], theirs[head]
@@ -244,9 +244,9 @@ def _difference(
     if measure not in MASKS:
       return None
     patients = [str(p) for p in a.arrays["patient_all"]]
-    x, y = (counted.mean(s.arrays[f"{measure}_all"][:, None].astype(np.float64), patients)
+    x, y = (patient_bootstrap.mean(s.arrays[f"{measure}_all"][:, None].astype(np.float64), patients)
             for s in (a, b))
-    return counted.difference(x, y)
+    return patient_bootstrap.difference(x, y)
   p, q, labels, patients = a.arrays[a.key], b.arrays[b.key], a.arrays["labels"], a.arrays["patient"]
   if of:
     names = a.arrays["classes"].tolist()
@@ -255,14 +255,14 @@ def _difference(
     c = names.index(of)
     # One class against the rest, by the decisions taken between all of them.
     cut = []
-    if measure not in judge.SCORES and a.exclusive:
-      p, q = (judge.called(s.arrays[s.key], True, s.thresholds).astype(np.float64)
+    if measure not in classification_metrics.SCORES and a.exclusive:
+      p, q = (classification_metrics.called(s.arrays[s.key], True, s.thresholds).astype(np.float64)
               for s in (a, b))
       cut = [np.full(1, 0.5)] * 2
-    return judge.difference(
+    return classification_metrics.difference(
       p[:, [c]], q[:, [c]], labels[:, [c]], patients, False, measure,
       tuple(cut) or tuple(_of(s.thresholds, c) for s in (a, b)))
-  return judge.difference(
+  return classification_metrics.difference(
     p, q, labels, patients, a.exclusive, measure, (a.thresholds, b.thresholds))
 
 

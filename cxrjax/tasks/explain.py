@@ -12,27 +12,26 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from cxrjax import api
-from cxrjax.core.build import freeze, suggest
+from cxrjax.config.instantiate import freeze, suggest
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
 from cxrjax.data.images import Images, even
-from cxrjax.data.store import load_images
-from cxrjax.evals import embedding, lungs
-from cxrjax.explain import maps, sanity
+from cxrjax.data.loading.decoded_cache import load_images
+from cxrjax.evals import embedding
+from cxrjax.explain import lung_overlap, maps, saliency_artifacts, sanity
 from cxrjax.explain.maps import Head
-from cxrjax.metrics import attention
+from cxrjax.inference import networks, pseudo_masks
+from cxrjax.metrics import saliency
 from cxrjax.models.module import Params
-from cxrjax.report import explain as drawing
-from cxrjax.report import explain_runs as page
-from cxrjax.report.about import model_name
-from cxrjax.report.page import save_table
-from cxrjax.report.run import environment
-from cxrjax.report.run import read as read_facts
-from cxrjax.report.writer import FACTS, Writer
-from cxrjax.tasks import look, masks
-from cxrjax.tasks.runs import named as named_runs
+from cxrjax.report.naming import model_name
+from cxrjax.report.pages import explanations as page
+from cxrjax.report.pages.run_page import save_table
+from cxrjax.report.run_files import environment
+from cxrjax.report.run_files import read as read_facts
+from cxrjax.report.run_writer import FACTS, Writer
+from cxrjax.report.sections import saliency as drawing
+from cxrjax.studies.launcher import named as named_runs
 from cxrjax.tasks.train import now
 from cxrjax.training.workdir import settle_config
 
@@ -55,7 +54,7 @@ class Explained:
   """
 
   name: str
-  network: api.Network
+  network: networks.Network
   images: Images
   head: Head | None
   classes: tuple[str, ...]
@@ -77,7 +76,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   Raises:
     UserError: no such run, images, method or class.
   """
-  loaded = {name: api.load(path, "config.runs") for name, path in
+  loaded = {name: networks.load(path, "config.runs") for name, path in
               named_runs(config["runs"], 1).items()}
   for name, network in loaded.items():
     if network.kind == "segmenter":
@@ -112,7 +111,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   return 0
 
 
-def _source(config: Mapping[str, Any], first: api.Network) -> tuple[Any, dict[str, Any]]:
+def _source(config: Mapping[str, Any], first: networks.Network) -> tuple[Any, dict[str, Any]]:
   """The images to look at, and where labelled training images for a probe are."""
   data = config["data"]
   if data["source"]:
@@ -133,7 +132,7 @@ def _source(config: Mapping[str, Any], first: api.Network) -> tuple[Any, dict[st
 
 
 def _explained(
-    config: Mapping[str, Any], loaded: Mapping[str, api.Network], source: Any,
+    config: Mapping[str, Any], loaded: Mapping[str, networks.Network], source: Any,
     origin: Mapping[str, Any], notes: list[str],
 ) -> tuple[list[Explained], dict[str, Any]]:
   """The runs with their images and heads; and where the lung masks are from."""
@@ -143,8 +142,8 @@ def _explained(
     if rows is None:
       rows = _rows(images, config["images"])
       # All runs are scored by the masks of the first one's images.
-      published = int(masks.owned(own, rows).sum())
-      predicted = len(lungs.with_masks(images.take(rows))) - published
+      published = int(pseudo_masks.owned(own, rows).sum())
+      predicted = len(lung_overlap.with_masks(images.take(rows))) - published
       masked = {"published": published, "predicted": predicted,
                 "by": config["data"]["masks"] if predicted else ""}
     head, classes, about = _head(config, network, origin, notes, name)
@@ -156,7 +155,7 @@ def _explained(
 
 
 def _decode(
-    config: Mapping[str, Any], network: api.Network, source: Any) -> tuple[Images, Images]:
+    config: Mapping[str, Any], network: networks.Network, source: Any) -> tuple[Images, Images]:
   """Images as one network sees them: with predicted masks where asked for, and without."""
   like, cache = network.look(), config["data"]["cache_dir"] or None
   most = 4 * config["images"]  # some may have no mask
@@ -165,21 +164,21 @@ def _decode(
                        cache_dir=cache, indices=rows, progress=False)
   if not config["data"]["masks"]:
     return images, images
-  filled = masks.fill(images, config["data"]["masks"], cache_dir=cache, progress=False,
+  filled = pseudo_masks.fill(images, config["data"]["masks"], cache_dir=cache, progress=False,
                       look=[like.fit, like.window])
   return filled, images
 
 
 def _rows(images: Images, most: int) -> Int64[np.ndarray, "n"]:
   """Which images are looked at: those with a mask, where any has one."""
-  rows = lungs.with_masks(images, most)
+  rows = lung_overlap.with_masks(images, most)
   if len(rows):
     return rows
   return even(len(images), most)
 
 
 def _head(
-    config: Mapping[str, Any], network: api.Network, origin: Mapping[str, Any], notes: list[str],
+    config: Mapping[str, Any], network: networks.Network, origin: Mapping[str, Any], notes: list[str],
     name: str) -> tuple[Head | None, tuple[str, ...], str]:
   """A classifier's own head, or a linear probe's; its classes; what it is."""
   if network.kind == "classifier":
@@ -198,7 +197,7 @@ def _head(
   def encode(params: Params, x: Any) -> Any:
     return network.run.encoder.encode(params, x).cls
 
-  head = look.probe(encode, network.params["encoder"], images, network.mean, network.std)
+  head = saliency_artifacts.probe(encode, network.params["encoder"], images, network.mean, network.std)
   if head is None:
     notes.append(f"{name} has no classes, and {source.info.name} no labels to fit a probe to")
     return None, (), ""
@@ -229,24 +228,24 @@ def _check_target(target: str, e: Explained) -> None:
                     f"{suggest(target, e.classes)}")
 
 
-def _look(e: Explained, method: str, config: Mapping[str, Any]) -> lungs.Seen:
+def _look(e: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.Seen:
   options = {"tap": config["tap"]} if method in ("gradcam", "gradcam++") else {}
   target = e.classes.index(config["target"]) if config["target"] and e.classes else None
-  return lungs.look(
+  return lung_overlap.look(
     method, e.encoder, e.params, e.images, head=e.head, target=target, mean=e.network.mean,
     std=e.network.std, **options)
 
 
 def _facts(
     explained: Sequence[Explained], methods: Sequence[str],
-    seen: Mapping[str, Mapping[str, lungs.Seen]], config: Mapping[str, Any]) -> dict[str, Any]:
+    seen: Mapping[str, Mapping[str, lung_overlap.Seen]], config: Mapping[str, Any]) -> dict[str, Any]:
   """Scores, differences from the first run, and what random weights leave of the maps."""
   first, *others = explained
   patients, labels = first.images.patients, np.asarray(first.images.labels)
   classes = first.images.info.classes
-  scores = {e.name: {m: lungs.summary(seen[e.name][m].scores, patients, labels, classes)
+  scores = {e.name: {m: lung_overlap.summary(seen[e.name][m].scores, patients, labels, classes)
                      for m in methods} for e in explained}
-  gains = {e.name: {m: {k: lungs.interval(d) for k, d in lungs.differences(
+  gains = {e.name: {m: {k: lung_overlap.interval(d) for k, d in lung_overlap.differences(
     seen[e.name][m].scores, seen[first.name][m].scores, patients).items()} for m in methods}
     for e in others}
   return {
@@ -266,10 +265,10 @@ def _about(e: Explained) -> dict[str, Any]:
 
 
 def _random(
-    e: Explained, seen: Mapping[str, lungs.Seen], config: Mapping[str, Any]) -> dict[str, Any]:
+    e: Explained, seen: Mapping[str, lung_overlap.Seen], config: Mapping[str, Any]) -> dict[str, Any]:
   """Rank correlations of the maps with those of random weights, of the same classes."""
   n = min(COMPARED, len(e.images))
-  x = lungs.normalised(e.images.take(np.arange(n)), e.network.mean, e.network.std)
+  x = lung_overlap.normalised(e.images.take(np.arange(n)), e.network.mean, e.network.std)
   key = jax.random.key(config["seed"])
   params = e.encoder.init(key)
   head = None if e.head is None else sanity.random_head(e.head, key)
@@ -289,10 +288,10 @@ def _random(
 
 def _shown(
     explained: Sequence[Explained], methods: Sequence[str],
-    seen: Mapping[str, Mapping[str, lungs.Seen]], count: int) -> dict[str, np.ndarray]:
+    seen: Mapping[str, Mapping[str, lung_overlap.Seen]], count: int) -> dict[str, np.ndarray]:
   """What the page draws: some images with their maps, and the mean maps of all images."""
   images = explained[0].images
-  rows = look.chosen(images, count)
+  rows = saliency_artifacts.chosen(images, count)
   found: dict[str, np.ndarray] = {
     "image": images.gray(rows)[..., 0],
     "label": np.asarray(embedding.findings(np.asarray(images.labels)[rows], images.info.classes))}
@@ -321,7 +320,7 @@ def _mean(of: Float32[np.ndarray, "n h w"], each: bool) -> Float32[np.ndarray, "
 
 def _files(
     workdir: pathlib.Path, explained: Sequence[Explained], methods: Sequence[str],
-    seen: Mapping[str, Mapping[str, lungs.Seen]], count: int) -> None:
+    seen: Mapping[str, Mapping[str, lung_overlap.Seen]], count: int) -> None:
   """`maps/*.png`, `arrays/*.npz`, `scores.csv`."""
   save_table(workdir / "scores.csv", _rows_of_csv(explained, methods, seen))
   try:
@@ -330,7 +329,7 @@ def _files(
       for old in (workdir / folder).iterdir():  # of another comparison
         old.unlink()
     for e in explained:
-      rows = look.chosen(e.images, count)
+      rows = saliency_artifacts.chosen(e.images, count)
       gray = e.images.gray(rows)[..., 0]
       for method in methods:
         own = seen[e.name][method]
@@ -353,14 +352,14 @@ def _file_name(name: str) -> str:
 
 def _rows_of_csv(
     explained: Sequence[Explained], methods: Sequence[str],
-    seen: Mapping[str, Mapping[str, lungs.Seen]]) -> Iterator[Sequence[Any]]:
-  yield ("run", "method", "id", "label", "explained", *attention.MEASURES, "undefined")
+    seen: Mapping[str, Mapping[str, lung_overlap.Seen]]) -> Iterator[Sequence[Any]]:
+  yield ("run", "method", "id", "label", "explained", *saliency.MEASURES, "undefined")
   for e in explained:
     labels = embedding.findings(np.asarray(e.images.labels), e.images.info.classes)
     for method in methods:
       own = seen[e.name][method]
       for i, image in enumerate(e.images.ids):
-        values = [own.scores.values[m][i] for m in attention.MEASURES]
+        values = [own.scores.values[m][i] for m in saliency.MEASURES]
         yield [e.name, method, image, labels[i],
                e.classes[own.target[i]] if own.target[i] >= 0 else "",
                *(f"{v:.6g}" if np.isfinite(v) else "" for v in values), own.scores.reasons[i]]

@@ -13,19 +13,19 @@ from typing import Any
 
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
-from cxrjax.report import label_efficiency as page
-from cxrjax.report import words
-from cxrjax.report.about import model_name
-from cxrjax.report.run import Run
-from cxrjax.tasks import runs, transfer_facts
-from cxrjax.tasks.transfer_facts import cell
+from cxrjax.report import format
+from cxrjax.report.naming import model_name
+from cxrjax.report.run_files import Run
+from cxrjax.studies import label_efficiency_page as page
+from cxrjax.studies import launcher, transfer_results
+from cxrjax.studies.transfer_results import cell
 from cxrjax.training import workdir as workdirs
 
 PLATFORM = "cpu"  # of this process; the runs have the accelerator
 
 
 @dataclasses.dataclass(frozen=True)
-class Job(runs.Job):
+class Job(launcher.Job):
   """One run.
 
   Attributes:
@@ -52,7 +52,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
         say: Callable[[str], None] = say) -> int:
   """Runs a sweep; returns the exit status.
 
-  The workdir then holds a folder for each run, `report.html`, `table.csv` (a line for each run,
+  The workdir then holds a folder for each run, `report.html.element`, `table.csv` (a line for each run,
   test set and metric) and all facts in `run.json`.
 
   Returns:
@@ -65,7 +65,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   several = ("fractions", "seeds", "inits", "methods", "folder")
   workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in several})
   jobs = plan(config, workdir)
-  show = runs.Show(
+  show = launcher.Show(
     key="sweep", begins=lambda job: f"{job.name} begins",
     ended=lambda job, why: _said(job, workdir, why),
     collect=lambda failed: collect(jobs, workdir, failed), rows=rows, page=page)
@@ -76,7 +76,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     f"labels    {', '.join(dict.fromkeys(job.fraction for job in tuned))}",
     f"runs      {len(tuned)}" + (f", after {first} pretraining" if first else ""),
     f"workdir   {workdir}", ""]
-  return runs.take(jobs, workdir, show, command=command, opening=opening, say=say)
+  return launcher.take(jobs, workdir, show, command=command, opening=opening, say=say)
 
 
 def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
@@ -86,7 +86,7 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
     UserError: a mistake in `inits`, `fractions`, `seeds`, `folds`, `methods` or what is handed on.
   """
   folder = pathlib.Path(os.path.relpath(config["folder"]))
-  seeds = [runs.seed(text) for text in config["seeds"]]
+  seeds = [launcher.seed(text) for text in config["seeds"]]
   fractions = [fraction(text) for text in config["fractions"]]
   folds = folds_of(config["folds"])
   if "," in str(workdir):
@@ -116,7 +116,7 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
                if n in begin or (pathlib.Path(p).expanduser() / "config.json").is_file()), "")
   methods = []
   for name, file, own in config["methods"]:
-    whole = runs.made([f"--config={folder / file}:{','.join(filter(None, [config['arg'], own]))}"])
+    whole = launcher.made([f"--config={folder / file}:{','.join(filter(None, [config['arg'], own]))}"])
     # What learns from images without labels, too, has all of them.
     option = "labelled" if "labelled" in whole["data"] else "subset"
     methods.append((name, folder / file, own, option))
@@ -164,18 +164,18 @@ def folds_of(text: Any) -> list[str]:
 def collect(
     jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]) -> dict[str, Any]:
   """All of a sweep: a row for every run, a point for every curve and share, what is common."""
-  read = transfer_facts.read(jobs, workdir)
+  read = transfer_results.read(jobs, workdir)
   listed, common, sets = [], {}, {}
   ended: dict[tuple[str, str], dict[tuple[int, str], Run]] = {}
   for job in jobs:
     run = read[job.name]
-    row = transfer_facts.row(job, run, workdir, failed.get(job.name)) | {
+    row = transfer_results.row(job, run, workdir, failed.get(job.name)) | {
       "curve": job.curve if job.method else "", "init": job.init, "fraction": job.fraction,
       "seed": job.seed, **({"fold": job.fold} if job.fold else {})}
     listed.append(row)
     if job.method and row["status"] == "finished":
       ended.setdefault((job.curve, job.fraction), {})[job.seed, job.fold] = run
-      sets |= {k: v for k, v in transfer_facts.sets(run).items() if k not in sets}
+      sets |= {k: v for k, v in transfer_results.sets(run).items() if k not in sets}
       common = common or {
         "model": model_name(run), "parameters": run.fact("model", "parameters"),
         "image_size": run.config.get("model", {}).get("image_size"), "device": run.fact("device"),
@@ -200,21 +200,21 @@ def _point(
     reference: str) -> dict[str, Any]:
   """What all seeds and folds of a curve came to with one share of the labels."""
   found = ended[curve, share]
-  each = [transfer_facts.judged(run) for run in found.values()]
-  labelled = [transfer_facts.labelled(run) for run in found.values()]
+  each = [transfer_results.judged(run) for run in found.values()]
+  labelled = [transfer_results.labelled(run) for run in found.values()]
   folds = any(fold for _, fold in found)
   sets: dict[str, dict[str, Any]] = {}
   for name, metrics in each[0].items():
     for metric in metrics:
-      value = transfer_facts.over_seeds([one.get(name, {}).get(metric) for one in each])
+      value = transfer_results.over_seeds([one.get(name, {}).get(metric) for one in each])
       if value and folds:  # whose range is that of small test sets
         value |= dict.fromkeys(("low", "high"), math.nan)
-        if metric in transfer_facts.PAIRED:
-          value |= transfer_facts.interval(transfer_facts.mean(name, metric, [*found.values()]))
+        if metric in transfer_results.PAIRED:
+          value |= transfer_results.interval(transfer_results.mean(name, metric, [*found.values()]))
       sets.setdefault(name, {})[metric] = value
   return {
     "curve": curve, "fraction": share, "labelled": sum(labelled) / len(labelled), "sets": sets,
-    "gains": {} if curve == reference else transfer_facts.gains(
+    "gains": {} if curve == reference else transfer_results.gains(
       found, ended.get((reference, share), {})),
     "ensembles": _ensembles(found, list(sets))}
 
@@ -223,8 +223,8 @@ def _ensembles(found: Mapping[tuple[int, str], Run], names: Sequence[str]) -> di
   """`{evaluator: {metric: interval}}` of the seeds together; nothing of one, nor of folds."""
   if len(found) < 2 or any(fold for _, fold in found):
     return {}  # another seed divides into other folds
-  made = {name: transfer_facts.ensemble(name, [*found.values()]) for name in names}
-  return {name: {metric: transfer_facts.interval(value) for metric, value in judged.items()}
+  made = {name: transfer_results.ensemble(name, [*found.values()]) for name in names}
+  return {name: {metric: transfer_results.interval(value) for metric, value in judged.items()}
           for name, judged in made.items() if judged}
 
 
@@ -232,12 +232,12 @@ def _said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
   """A run's end in a line."""
   if why:
     return f"{job.name}: failed: {why}"
-  run = transfer_facts.read([job], workdir)[job.name]
-  row = transfer_facts.row(job, run, workdir, why)
-  parts = [f"{metric} {words.decimal(found[metric]['value'])}"
+  run = transfer_results.read([job], workdir)[job.name]
+  row = transfer_results.row(job, run, workdir, why)
+  parts = [f"{metric} {format.decimal(found[metric]['value'])}"
            for found in row.get("sets", {}).values() for metric in ("auroc", "accuracy")
            if metric in found]
-  took = words.duration(row.get("total_s")) or "finished"
+  took = format.duration(row.get("total_s")) or "finished"
   return f"{job.name}: {took}; {', '.join(parts)}" if parts else f"{job.name}: {took}"
 
 

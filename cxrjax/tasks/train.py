@@ -18,27 +18,30 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cxrjax import data as sources
+from cxrjax.config.instantiate import build, freeze
 from cxrjax.core import files
-from cxrjax.core.build import build, freeze
-from cxrjax.core.clock import tabulate
 from cxrjax.core.command import say
+from cxrjax.core.durations import tabulate
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
-from cxrjax.data.loader import Loader
-from cxrjax.evals.parts import Data
+from cxrjax.data.loading.loader import Loader
+from cxrjax.evals.eval_splits import Data
+from cxrjax.explain import feature_artifacts, saliency_artifacts
+from cxrjax.inference import pseudo_masks
 from cxrjax.methods.base import Labels
 from cxrjax.models.module import param_count
-from cxrjax.report import page, terminal
-from cxrjax.report.run import environment
-from cxrjax.report.writer import FACTS, FULL, Writer
-from cxrjax.tasks import guard, look, look_features, masks, start
-from cxrjax.training import peers, sharding
+from cxrjax.report import terminal
+from cxrjax.report.pages import run_page
+from cxrjax.report.run_files import environment
+from cxrjax.report.run_writer import FACTS, FULL, Writer
+from cxrjax.tasks import leakage_checks
+from cxrjax.training import init_params, peers, sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.build import build_trainer
 from cxrjax.training.checkpoint import Checkpoints
-from cxrjax.training.health import Diverged, Watch
+from cxrjax.training.divergence import Diverged, Watch
 from cxrjax.training.loop import Evaluation, Outcome, begin, train
-from cxrjax.training.step import State
+from cxrjax.training.train_step import State
 
 CHOSEN = "chosen"  # an evaluator's `every`: once, after training, on the best checkpoint
 
@@ -57,7 +60,7 @@ class Run:
     recipe = build(config["views"], "Recipe", "config.views")  # its mistakes are cheap to find
     recipe.check(config["data"]["size"])
     data = config["data"]
-    masked, segmenter = masks.wanted(data.get("masks"))
+    masked, segmenter = pseudo_masks.wanted(data.get("masks"))
     if masked and "masks" not in inspect.signature(recipe.__call__).parameters:
       raise UserError(
         f"config.views.name={config['views']['name']!r} takes no lung masks; set "
@@ -74,15 +77,15 @@ class Run:
     self.masks_owned: int | None = None
     if segmenter:  # all images are decoded and get their masks before the loader sees them
       images = sources.load_images(source, **options)
-      self.masks_owned = masks.count(images)
-      source = masks.fill(
+      self.masks_owned = pseudo_masks.count(images)
+      source = pseudo_masks.fill(
         images, segmenter, cache_dir=options["cache_dir"], mesh=self.mesh, progress=self.progress,
         look=[options["fit"], options["window"]])
     self.loader = Loader(
       source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
       masks=masked, repeat=data.get("repeat", False), **options)
     if masked and self.masks_owned is None and self.loader.images is not None:
-      self.masks_owned = masks.count(self.loader.images)
+      self.masks_owned = pseudo_masks.count(self.loader.images)
 
     self.labels = labels_of(
       self.loader.images.table if self.loader.images is not None else self.source.table,
@@ -92,7 +95,7 @@ class Run:
       fetch=self.loader.fetch, resident=self.loader.storage == "resident")
     self.recipe, self.method, self.optimizer = trainer.recipe, trainer.method, trainer.optimizer
     self.encoder, self.clock = self.method.encoder, self.optimizer.clock
-    weights, self.started = start.start(config, self.encoder)
+    weights, self.started = init_params.start(config, self.encoder)
     self.trainer = dataclasses.replace(trainer, start=weights)
     self.spec = self.trainer.batch_spec(self.loader.data, self.loader[0])
 
@@ -141,9 +144,9 @@ class Run:
     # What only chooses the checkpoint may have been among what was learnt from without labels.
     tests = {name: d for name, d in judges.items()
              if getattr(self.evaluators[name], "part", "test") == "test"}
-    return [*guard.shared_patients(self.source, judges, choice),
-            *start.seen_before(path, tests, choice, data["cache_dir"] or None),
-            *guard.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
+    return [*leakage_checks.shared_patients(self.source, judges, choice),
+            *init_params.seen_before(path, tests, choice, data["cache_dir"] or None),
+            *leakage_checks.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
 
   def describe(self) -> dict[str, Any]:
     """Facts for the report and for the lines printed before the run."""
@@ -192,7 +195,7 @@ class Run:
     """Where the images' lung masks are from, in numbers of images."""
     if self.masks_owned is None:
       return {}
-    _, segmenter = masks.wanted(self.config["data"]["masks"])
+    _, segmenter = pseudo_masks.wanted(self.config["data"]["masks"])
     rest = self.loader.num_examples - self.masks_owned
     found = {"published": self.masks_owned}
     return {"lung_masks": found | ({f"predicted by {segmenter}" if segmenter else "none": rest})}
@@ -348,12 +351,12 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
                    status="running", **environment(), **facts)
       if main:
-        guard.remember(
+        leakage_checks.remember(
           run.loader, run.source, workdir, (config.get("init") or {}).get("path", ""),
           config["data"]["cache_dir"] or None)
       checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config["checkpoint"]["keep"], config=config)
-      writer.arrays("views", **look.views(run))
+      writer.arrays("views", **saliency_artifacts.views(run))
       _floors(run, writer)
       health = config["health"]
       outcome = train(
@@ -364,8 +367,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
                     run.clock.steps(health["grace"], "config.health.grace")))
       state = _judge_chosen(run, writer, checkpoints, outcome)
       if not outcome.stopped:
-        look_features.write(run, state, writer)
-        for line in look.write(run, state, writer):
+        feature_artifacts.write(run, state, writer)
+        for line in saliency_artifacts.write(run, state, writer):
           say(line)
       status = f"stopped: {signal.Signals(outcome.stopped).name}" if outcome.stopped else "finished"
       writer.facts(status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks,
@@ -424,4 +427,4 @@ def _newer(file: pathlib.Path, other: pathlib.Path) -> bool:
 
 
 def _write_page(workdir: pathlib.Path, main: bool) -> pathlib.Path | None:
-  return page.write(workdir) if main else None
+  return run_page.write(workdir) if main else None

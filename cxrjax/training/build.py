@@ -8,15 +8,15 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from cxrjax.core.build import build, check_keywords, freeze, locate
-from cxrjax.core.clock import Clock
+from cxrjax.config.instantiate import build, check_keywords, freeze, locate
+from cxrjax.core.durations import Clock
 from cxrjax.core.target import Target
 from cxrjax.methods.base import Labels
 from cxrjax.models.build import build_encoder
 from cxrjax.models.cnn import Cnn
 from cxrjax.training import sharding
 from cxrjax.training.optimizer import Optimizer
-from cxrjax.training.step import Trainer
+from cxrjax.training.train_step import Trainer
 
 
 def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: Labels) -> Any:

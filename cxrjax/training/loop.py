@@ -14,18 +14,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from cxrjax.core.clock import Clock
+from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.training import fitting, peers
+from cxrjax.training import out_of_memory, peers
 from cxrjax.training.checkpoint import Checkpoints
-from cxrjax.training.health import Watch
-from cxrjax.training.signals import Stopping
-from cxrjax.training.step import State, Trainer
+from cxrjax.training.divergence import Watch
+from cxrjax.training.preemption import Stopping
+from cxrjax.training.train_step import State, Trainer
 
 
 @runtime_checkable
 class Writer(Protocol):
-  """Where the numbers go; `cxrjax.report.writer.Writer` is one."""
+  """Where the numbers go; `cxrjax.report.run_writer.Writer` is one."""
 
   def scalars(self, step: int, epoch: float, values: Mapping[str, float]) -> None: ...
 
@@ -122,7 +122,7 @@ def train(
 
   Args:
     trainer: the step.
-    loader: see `cxrjax.data.loader.Loader`.
+    loader: see `cxrjax.data.loading.loader.Loader`.
     clock: length of the run.
     checkpoints: where to resume from and save to.
     writer: where metrics go.
@@ -262,13 +262,13 @@ def _dispatch(
     here = sum(x.nbytes for x in jax.tree.leaves(loader.data)) / trainer.mesh.size
     parts = jax.tree.leaves(jax.tree.map(
       lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize, shapes))
-    return fitting.out_of_memory(
+    return out_of_memory.out_of_memory(
       error, images=loader.batch_size, accumulate=trainer.accumulate, devices=trainer.mesh.size,
       remat=getattr(trainer.method.encoder, "remat", None),
       resident_bytes=int(here) if loader.storage == "resident" else 0,
       fixed=float(sum(parts)) + here, peak=peak, limit=limit)
 
-  return fitting.guarded(call, why)
+  return out_of_memory.guarded(call, why)
 
 
 def _agreed(signal: int | None, asking: bool) -> int | None:

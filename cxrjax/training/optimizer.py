@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from cxrjax.core import build
-from cxrjax.core import clock as clocks
+from cxrjax.config import instantiate
+from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 
 
@@ -124,7 +124,7 @@ class Optimizer:
         raise UserError(f"config.optimizer.{option}={given!r} must be like {wanted}")
       rules[option] = [rule[0] if pairs else rule for rule in given]
       for regex in rules[option]:
-        build.check_regex(regex, f"config.optimizer.{option}")
+        instantiate.check_regex(regex, f"config.optimizer.{option}")
     return rules
 
   @functools.cached_property
@@ -147,8 +147,8 @@ class Optimizer:
 
   @functools.cached_property
   def _direction(self) -> optax.GradientTransformation:
-    factory = build.locate(self.name, "transform", "config.optimizer.name")
-    build.check_keywords(factory, dict(self.options), "config.optimizer.options")
+    factory = instantiate.locate(self.name, "transform", "config.optimizer.name")
+    instantiate.check_keywords(factory, dict(self.options), "config.optimizer.options")
     return factory(**self.options)
 
   def _first_step(self, path: str, *options: str) -> int:

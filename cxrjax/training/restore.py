@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxrjax.config.instantiate import build
 from cxrjax.core import checksums, files, zoo
-from cxrjax.core.build import build
-from cxrjax.core.clock import Clock
+from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import Target
 from cxrjax.methods.base import Labels
 from cxrjax.models.build import build_encoder
-from cxrjax.training import sharding, shipped
+from cxrjax.training import exported_run, sharding
 from cxrjax.training.build import build_method
 from cxrjax.training.checkpoint import config_of, flatten, load_flat, unflatten
-from cxrjax.training.step import views_of
+from cxrjax.training.train_step import views_of
 from cxrjax.training.workdir import differences
 
 
@@ -84,7 +84,7 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   """
   folder = zoo.place(workdir, key)
   named = f"{key}={str(workdir)!r}"
-  handed_on = (folder / shipped.NETWORK).is_file()
+  handed_on = (folder / exported_run.NETWORK).is_file()
   if handed_on and (why := checksums.damage(folder)):
     raise UserError(f"{named} is damaged: {why}; export the run again")
   try:
@@ -114,7 +114,7 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     method = build_method(config["method"], encoder, clock, labels)
     template = _template(config, facts, method)
     if handed_on:
-      step, flat = shipped.read(folder, flatten(template))
+      step, flat = exported_run.read(folder, flatten(template))
     else:
       step, flat = load_flat(folder / "checkpoints", best=True, wanted=flatten(template))
     state = jax.tree.map(jnp.asarray, unflatten(template, flat))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cxrjax.core.build import check_regex
+from cxrjax.config.instantiate import check_regex
 from cxrjax.core.errors import UserError
 from cxrjax.training.optimizer import path_names
 

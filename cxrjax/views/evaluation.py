@@ -7,7 +7,7 @@ import dataclasses
 from jaxtyping import Array, Float, Num
 
 from cxrjax.views import resample
-from cxrjax.views.fields import Number, floats, whole
+from cxrjax.views.validation import Number, floats, whole
 
 
 @dataclasses.dataclass(frozen=True)

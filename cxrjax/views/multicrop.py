@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, UInt8
 
 from cxrjax.core.errors import UserError
-from cxrjax.views import fields, intensity, resample
-from cxrjax.views.fields import Number, Pair
+from cxrjax.views import intensity, resample, validation
+from cxrjax.views.validation import Number, Pair
 
 TRIES = 10  # boxes drawn before falling back, as in torchvision's RandomResizedCrop
 DRAWS = 32  # uniform numbers a view owns; some are spare, so that a new feature changes no old run
@@ -106,21 +106,21 @@ class Recipe:
   def __post_init__(self):
     for name, least in (
         ("global_size", 1), ("global_crops", 1), ("local_size", 1), ("local_crops", 0)):
-      fields.whole(self, name, least)
+      validation.whole(self, name, least)
     for name in ("global_scale", "local_scale"):
-      fields.interval(self, name, 1e-4, 4.0)
-    fields.interval(self, "ratio", 1e-2, 1e2)
-    fields.interval(self, "blur_sigma", 0.0)
+      validation.interval(self, name, 1e-4, 4.0)
+    validation.interval(self, "ratio", 1e-2, 1e2)
+    validation.interval(self, "blur_sigma", 0.0)
     for name in ("flip", "jitter_prob", "solarize_threshold"):
-      fields.floats(self, name, 0.0, 1.0)
+      validation.floats(self, name, 0.0, 1.0)
     for name in ("brightness", "contrast"):
-      fields.floats(self, name, 0.0, 1.0)
-    fields.floats(self, "gamma", 0.0, 2.0)
+      validation.floats(self, name, 0.0, 1.0)
+    validation.floats(self, "gamma", 0.0, 2.0)
     for name in ("blur_prob", "solarize_prob"):
-      fields.probabilities(self, name)
-    fields.floats(self, "rotate", 0.0, 180.0)
-    fields.floats(self, "mean")
-    fields.floats(self, "std", above=0.0)
+      validation.probabilities(self, name)
+    validation.floats(self, "rotate", 0.0, 180.0)
+    validation.floats(self, "mean")
+    validation.floats(self, "std", above=0.0)
 
   def check(self, image_size: int) -> None:
     """Raises a UserError where a crop would have more pixels than the stored images' side."""

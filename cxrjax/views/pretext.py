@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from cxrjax.views import fields, multicrop
-from cxrjax.views.fields import Number, Pair
+from cxrjax.views import multicrop, validation
+from cxrjax.views.validation import Number, Pair
 
 SIDE = 3  # cells of a puzzle's side
 
@@ -64,7 +64,7 @@ class Jigsaw(_Photometric):
 
   def __post_init__(self):
     super().__post_init__()
-    fields.floats(self, "local_share", 0.01, 1 / SIDE)
+    validation.floats(self, "local_share", 0.01, 1 / SIDE)
 
   def __call__(
       self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None,

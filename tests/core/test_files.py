@@ -20,7 +20,7 @@ from small import full
 
 from cxrjax.core import files
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive
+from cxrjax.data.sources import archive
 from cxrjax.models import weights
 
 BIG = 48_000_000  # bytes that a small file unpacks to

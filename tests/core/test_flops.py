@@ -10,8 +10,8 @@ from small import REPOSITORY
 
 from cxrjax.core import flops
 from cxrjax.models.vit import Model
-from cxrjax.tasks.compare_plan import abstract_loss
-from cxrjax.tasks.runs import load
+from cxrjax.studies.comparison_plan import abstract_loss
+from cxrjax.studies.launcher import load
 
 
 def array(*shape):

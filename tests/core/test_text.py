@@ -10,8 +10,8 @@ import pytest
 from cxrjax.core import command, tables
 from cxrjax.core.errors import UserError
 from cxrjax.core.text import identifier, shown
-from cxrjax.report import page
-from cxrjax.report.html import el
+from cxrjax.report.html.element import el
+from cxrjax.report.pages import run_page
 
 HOSTILE = "a\x1b[31mb\x07\u202egnp.\u2066\u200b\ufeff\x9b\x7f\udcff\udc1b\U000e0041z"
 WRITTEN = ("a\\x1b[31mb\\x07\\u202egnp.\\u2066\\u200b\\ufeff\\x9b\\x7f\\xff\\udc1b\\U000e0041z")
@@ -29,7 +29,7 @@ def test_identifiers_of_no_two_names_are_the_same(tmp_path):
   names = ["a", "a\\b", "\udcff", "\\xff", "\\\\xff", "\ud800", "\\ud800", "\\\\"]
   found = [identifier(name) for name in names]
   assert found[:3] == ["a", "a\\b", "\\xff"] and len(set(found)) == len(names)
-  page.save_table(tmp_path / "a.csv", [("id", "n"), *((name, 1) for name in names)])
+  run_page.save_table(tmp_path / "a.csv", [("id", "n"), *((name, 1) for name in names)])
   with open(tmp_path / "a.csv", encoding="utf-8", newline="") as opened:
     assert [*csv.reader(opened)][1:] == [[name, "1"] for name in found]
 

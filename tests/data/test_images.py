@@ -5,9 +5,9 @@ import pytest
 
 from cxrjax.data import images as pictures
 from cxrjax.data import open_source
+from cxrjax.data.base import Part, SourceInfo, Table
+from cxrjax.data.decoding.windowing import to_unit
 from cxrjax.data.images import Images, Rows, info_of
-from cxrjax.data.pixels import to_unit
-from cxrjax.data.types import Part, SourceInfo, Table
 
 INFO = SourceInfo("some", "train", ("a",), False, {"train": 6}, "f")
 

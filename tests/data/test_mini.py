@@ -5,7 +5,7 @@ import pytest
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import mini, open_source
-from cxrjax.data.splits import patient_keys
+from cxrjax.data.splits.patient_splits import patient_keys
 
 
 @pytest.fixture(scope="module")

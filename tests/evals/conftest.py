@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from cxrjax.data.types import Record, SourceInfo, Table
+from cxrjax.data.base import Record, SourceInfo, Table
 
 
 @dataclasses.dataclass

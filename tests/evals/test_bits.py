@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from cxrjax.data.base import SourceInfo, Table
+from cxrjax.data.decoding.windowing import to_unit
 from cxrjax.data.images import Images
-from cxrjax.data.pixels import to_unit
-from cxrjax.data.types import SourceInfo, Table
-from cxrjax.evals import features, floor
+from cxrjax.evals import features, thumbnail_baseline
 from cxrjax.evals.probe import Evaluator
 
 N, SIDE = 23, 16
@@ -55,11 +55,11 @@ def test_features_of_rows_that_stay_in_their_file(wide):
 
 
 def test_thumbnails(wide):
-  got = floor.thumbnails(wide, side=4)
+  got = thumbnail_baseline.thumbnails(wide, side=4)
   unit = to_unit(wide.pixels, wide.windows)
   exact = unit.reshape(N, 4, 4, 4, 4).mean((2, 4)).reshape(N, -1)
   np.testing.assert_allclose(got, exact, atol=1e-5)
-  eight = floor.thumbnails(wide.gray(slice(None)), side=4)
+  eight = thumbnail_baseline.thumbnails(wide.gray(slice(None)), side=4)
   assert np.abs(got - eight).max() < 0.5 / 255
 
 

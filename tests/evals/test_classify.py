@@ -10,8 +10,8 @@ import pytest
 import sklearn.metrics as sk
 
 from cxrjax.core.errors import UserError
-from cxrjax.data.types import SourceInfo
-from cxrjax.evals import judge, parts
+from cxrjax.data.base import SourceInfo
+from cxrjax.evals import classification_metrics, eval_splits
 from cxrjax.evals.classify import DECISIONS, IN_VALIDATION, Evaluator
 from cxrjax.metrics import classification
 
@@ -55,7 +55,7 @@ def judged(evaluator, predict, params, tmp_path):
 def test_a_test_set_is_judged_by_what_validation_chose(two, tmp_path):
   evaluator = make(two, threshold_for="balanced_accuracy")
   result, data = judged(evaluator, brightness, 60.0, tmp_path)
-  assert set(result.metrics) == {*judge.ALL, "ece/uncalibrated", *PREVALENCE}
+  assert set(result.metrics) == {*classification_metrics.ALL, "ece/uncalibrated", *PREVALENCE}
   p, labels = result.arrays["probability"], result.arrays["labels"]
   y = labels[:, 1]
   values = {k: v.value for k, v in result.metrics.items()}
@@ -137,8 +137,8 @@ def test_three_classes(fake, tmp_path):
   p, truth = result.arrays["probability"], result.arrays["labels"].argmax(1)
   np.testing.assert_allclose(p.sum(1), 1)
   assert set(result.metrics) == {
-    *judge.ALL, "ece/uncalibrated", *PREVALENCE,
-    *(f"{m}/{c}" for m in judge.OF_CLASSES for c in "abc")}
+    *classification_metrics.ALL, "ece/uncalibrated", *PREVALENCE,
+    *(f"{m}/{c}" for m in classification_metrics.OF_CLASSES for c in "abc")}
   for i, name in enumerate("abc"):
     assert result.metrics[f"auprc/{name}"].value == pytest.approx(
       sk.average_precision_score(truth == i, p[:, i]))
@@ -262,10 +262,10 @@ def test_matching_findings_and_classes():
   nan = np.nan
   labels = np.array([[1, 0], [0, 1], [0, 0], [nan, 1], [1, 1]], np.float32)
   # Findings to findings: what is not known stays so.
-  found = parts.match(labels, own(("a", "b"), False), own(("b", "c"), False), [])
+  found = eval_splits.match(labels, own(("a", "b"), False), own(("b", "c"), False), [])
   np.testing.assert_array_equal(found, [[0, nan], [1, nan], [0, nan], [1, nan], [1, nan]])
   # Findings to exclusive classes: exactly one has to be there.
-  found = parts.match(labels, own(("a", "b"), False), own(("b", "a"), True), notes := [])
+  found = eval_splits.match(labels, own(("a", "b"), False), own(("b", "a"), True), notes := [])
   np.testing.assert_array_equal(found, [[0, 1], [1, 0], [nan, nan], [1, 0], [nan, nan]])
   assert "2 of 5 images" in notes[0]
 

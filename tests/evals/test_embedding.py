@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from cxrjax.data.types import Table
+from cxrjax.data.base import Table
 from cxrjax.evals import embedding
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax.core.build import build
+from cxrjax.config.instantiate import build
 from cxrjax.core.errors import UserError
-from cxrjax.evals import judge, knn, linear
+from cxrjax.evals import classification_metrics, knn, linear
 from cxrjax.evals.probe import Evaluator
-from cxrjax.metrics import classification, ranking
+from cxrjax.metrics import classification, roc
 
 PARAMS = np.random.default_rng(0).normal(size=(256, 12)).astype(np.float32) / 16
 
@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_the_pieces(ready):
   np.testing.assert_allclose(result.arrays["linear"][:, 1], scores, atol=1e-3)
   truth, patients = y["test"].argmax(1), data.patients("test")
   assert result.metrics["linear/auroc"].value == pytest.approx(
-    ranking.auroc(scores, truth, patients).value, abs=2e-3)
+    roc.auroc(scores, truth, patients).value, abs=2e-3)
   assert result.facts["linear"]["l2"] == choice.l2
   threshold = classification.best_threshold(choice.probe.scores(x["val"])[:, 1], y["val"][:, 1])
   assert result.facts["linear"]["threshold"] == pytest.approx([threshold], abs=1e-2)
@@ -66,14 +66,14 @@ def test_the_numbers_are_those_of_the_pieces(ready):
   votes = knn.knn_scores(x["train"], y["train"], x["val"], (1, 5))
   assert result.scores == pytest.approx({
     "linear/auroc": max(area for _, area, _ in choice.table),
-    **{f"knn{k}/auroc": ranking.auroc(v[:, 1], y["val"][:, 1]).value for k, v in votes.items()},
+    **{f"knn{k}/auroc": roc.auroc(v[:, 1], y["val"][:, 1]).value for k, v in votes.items()},
   }, abs=1e-3)
   # Beside the scores stands whose they are, without names.
   assert result.arrays["classes"].tolist() == list(data.classes) and result.arrays["exclusive"]
   patient = result.arrays["patient"]
   assert patient.dtype.kind == "i" and len(set(zip(patient, patients, strict=True))) == (
     len(set(patients)))
-  apart = judge.difference(
+  apart = classification_metrics.difference(
     result.arrays["knn5"], result.arrays["linear"], y["test"], patient, True)
   assert apart.value == pytest.approx(
     result.metrics["knn5/auroc"].value - result.metrics["linear/auroc"].value, abs=1e-9)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cxrjax.core.errors import UserError
-from cxrjax.data.types import Record, SourceInfo, Table
+from cxrjax.data.base import Record, SourceInfo, Table
 from cxrjax.evals.segment import Evaluator
 
 SIZE = 24

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import recall_score, roc_auc_score
 
-from cxrjax.data.types import Table
+from cxrjax.data.base import Table
 from cxrjax.evals import subgroups
 
 N = 200

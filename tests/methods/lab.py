@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.core.clock import Clock
-from cxrjax.data.phantom import Source
-from cxrjax.losses import health
+from cxrjax.core.durations import Clock
+from cxrjax.data.sources.phantom import Source
+from cxrjax.losses import collapse
 from cxrjax.models.vit import Features, Model
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.sharding import make_mesh
-from cxrjax.training.step import Trainer
+from cxrjax.training.train_step import Trainer
 from cxrjax.views.multicrop import Recipe
 
 STEPS, BLOCK, IMAGES = 100, 20, 16
@@ -149,8 +149,8 @@ def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3
   assert all(np.isfinite(list(m.values())).all() for m in log), log
   assert log[-1]["loss"] < loss * log[0]["loss"], [m["loss"] for m in log]
   found = jnp.asarray(features(method, state, batch["image"]))
-  assert float(health.spread(found)) > spread, log[-1]
-  assert float(health.participation_ratio(found)) > rank, log[-1]
+  assert float(collapse.spread(found)) > spread, log[-1]
+  assert float(collapse.participation_ratio(found)) > rank, log[-1]
   assert method.diagnose(log[-1]) is None
   resumes(work, batch)
   return log

@@ -4,7 +4,7 @@ the global batch."""
 import pytest
 from small import REPOSITORY, full, program
 
-from cxrjax.tasks.runs import load
+from cxrjax.studies.launcher import load
 
 CONFIGS = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py")
                  if load(p)("tiny").get("task") == "cxrjax.tasks.train")
@@ -13,13 +13,13 @@ SCRIPT = """
 import importlib.util, sys
 import jax, jax.numpy as jnp, numpy as np
 import lab
-from cxrjax.core.build import build
-from cxrjax.core.clock import Clock
+from cxrjax.config.instantiate import build
+from cxrjax.core.durations import Clock
 from cxrjax.methods.base import Labels
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.restore import build_method
 from cxrjax.training.sharding import make_mesh
-from cxrjax.training.step import Trainer
+from cxrjax.training.train_step import Trainer
 
 assert jax.device_count() == 8
 spec = importlib.util.spec_from_file_location("config", sys.argv[1])

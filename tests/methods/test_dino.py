@@ -9,7 +9,7 @@ import lab
 import numpy as np
 import pytest
 
-from cxrjax.core.clock import Clock
+from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.losses import dino as losses
 from cxrjax.methods import base

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import labelled
-from cxrjax.data.phantom import Source
+from cxrjax.data.sources.phantom import Source
+from cxrjax.data.splits import partial_labels
 from cxrjax.methods import bke, mean_teacher
 from cxrjax.methods.base import Labels
 from cxrjax.models.features import Features
@@ -109,7 +109,7 @@ def test_hidden_labels_leave_no_trace():
   hidden = np.setdiff1d(np.arange(32), rows)
   labels[hidden] = 1 - labels[hidden]
   lying.table = dataclasses.replace(source.table, labels=labels)
-  a, b = (labelled.Labelled(s, rows, 0.25) for s in (source, lying))
+  a, b = (partial_labels.Labelled(s, rows, 0.25) for s in (source, lying))
   assert a.table.ids == b.table.ids and a.info == b.info
   np.testing.assert_array_equal(a.table.labels, b.table.labels)
   np.testing.assert_array_equal(a[20].labels, [np.nan, np.nan])

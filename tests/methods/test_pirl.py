@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from small import full, program
 
-from cxrjax.core.clock import Clock
+from cxrjax.config.pirl import patch_pixels
+from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.core.pirl import patch_pixels
 from cxrjax.losses.contrastive import unit
 from cxrjax.losses.nce import nce
 from cxrjax.methods.base import join_stats
@@ -258,7 +258,7 @@ import dataclasses
 import jax, lab, numpy as np
 from jax.sharding import NamedSharding
 from test_pirl import make, noisy
-from cxrjax.core.clock import Clock
+from cxrjax.core.durations import Clock
 from cxrjax.training.sharding import BATCH, make_mesh
 
 assert jax.device_count() == 8

@@ -6,7 +6,7 @@ import lab
 import numpy as np
 import pytest
 
-from cxrjax.core.clock import Clock
+from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.losses import contrastive
 from cxrjax.methods.base import join_stats

@@ -8,7 +8,7 @@ import scipy.special
 import sklearn.metrics as sk
 
 from cxrjax.metrics import calibration as c
-from cxrjax.metrics import counted
+from cxrjax.metrics import patient_bootstrap
 
 
 def made(classes, n=200, seed=0, sharp=1.0):
@@ -192,9 +192,9 @@ def test_patients_widen_intervals():
   patients = [str(i % 80) for i in range(320)]
   many = (np.tile(p, (4, 1)), np.tile(labels, (4, 1)))
   for measure in (c.brier, c.nll):
-    once = counted.interval(measure(p, labels, True), bounded=False)
-    aware = counted.interval(measure(*many, True, patients), bounded=False)
-    naive = counted.interval(measure(*many, True), bounded=False)
+    once = patient_bootstrap.interval(measure(p, labels, True), bounded=False)
+    aware = patient_bootstrap.interval(measure(*many, True, patients), bounded=False)
+    naive = patient_bootstrap.interval(measure(*many, True), bounded=False)
     assert aware.value == pytest.approx(once.value)
     assert aware.high - aware.low == pytest.approx(once.high - once.low, rel=0.1)
     assert naive.high - naive.low < 0.6 * (aware.high - aware.low)

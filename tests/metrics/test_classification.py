@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics as sk
 
 from cxrjax.metrics import classification as c
-from cxrjax.metrics import counted, intervals
+from cxrjax.metrics import intervals, patient_bootstrap
 
 
 def data(seed=0, classes=2, n=90):
@@ -86,7 +86,7 @@ def test_findings():
   for measure, metric in (("accuracy", sk.accuracy_score),
                           ("balanced_accuracy", sk.balanced_accuracy_score), ("f1", sk.f1_score)):
     expected = np.mean([metric(labels[known[:, k], k], calls[known[:, k], k]) for k in range(3)])
-    got = counted.interval(c.findings(measure, calls, labels))
+    got = patient_bootstrap.interval(c.findings(measure, calls, labels))
     assert got.value == pytest.approx(expected)
     assert got.low < got.value < got.high
   # A finding nobody has defines no F1; the others still do.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cxrjax.metrics.intervals import Interval
-from cxrjax.report.writer import Writer
+from cxrjax.report.run_writer import Writer
 
 CLASSES = ("normal", "pneumonia")
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cxrjax.report import charts, notebook
+from cxrjax.report import notebook
+from cxrjax.report.html import line_chart
 
 
 def test_a_sheet_has_every_picture_in_its_place():
@@ -33,6 +34,6 @@ def test_a_frame_keeps_the_page_as_it_is(tmp_path):
   shown = notebook.framed(tmp_path / "page.html", 200)._repr_html_()
   assert 'srcdoc="&lt;p title=&quot;a&quot;&gt;1 &lt; 2 &amp; 3&lt;/p&gt;"' in shown
   assert 'height="200"' in shown
-  line = charts.Line("loss", np.arange(3.0), np.arange(3.0))
-  page = notebook.framed(charts.chart("Loss", [line], x_label="step")).page
+  line = line_chart.Line("loss", np.arange(3.0), np.arange(3.0))
+  page = notebook.framed(line_chart.chart("Loss", [line], x_label="step")).page
   assert page.startswith("<!doctype html><style>") and "<svg" in page

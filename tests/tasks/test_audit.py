@@ -12,7 +12,7 @@ from PIL import Image
 from small import REPOSITORY
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import phantom
+from cxrjax.data.sources import phantom
 from cxrjax.tasks import audit
 
 
@@ -117,7 +117,7 @@ def test_nobody_is_named(audited):
 
 
 def test_the_page_survives_what_is_missing(audited, tmp_path):
-  from cxrjax.report import audit as page
+  from cxrjax.audit import page
   assert "could not be drawn" in page.render(page.runs.read(tmp_path))
   facts = json.loads((audited[0] / "run.json").read_text())
   (tmp_path / "run.json").write_text(json.dumps(facts))

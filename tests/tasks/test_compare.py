@@ -9,13 +9,14 @@ from pages import Checked
 from small import REPOSITORY, lines
 
 from cxrjax.core.errors import UserError
-from cxrjax.tasks import compare, compare_plan, runs, train
+from cxrjax.studies import comparison_plan, launcher
+from cxrjax.tasks import compare, train
 
 PATH = REPOSITORY / "configs" / "compare.py"
 
 
 def config(arg="tiny,methods=dino+mae"):
-  return runs.load(PATH)(arg).to_dict()
+  return launcher.load(PATH)(arg).to_dict()
 
 
 def rows(workdir):
@@ -50,7 +51,7 @@ def compared(tmp_path_factory):
   here, said = Here(), []
   workdir = tmp_path_factory.mktemp("compare") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, "launch", here)
+    patch.setattr(launcher, "launch", here)
     status = compare.run(config(ARG), workdir, "the command", say=said.append)
   assert here.launched == ["mae-seed0", "simclr-seed0"]
   return workdir, "\n".join(said), status
@@ -103,7 +104,7 @@ def test_the_course_ends_with_the_budget(compared):
 
 
 def test_all_have_the_same_budget():
-  jobs = compare_plan.plan(config("tiny,methods=gmml+rgmim+simclr,seeds=1;2"))
+  jobs = comparison_plan.plan(config("tiny,methods=gmml+rgmim+simclr,seeds=1;2"))
   assert [j.name for j in jobs] == [
     "gmml-seed1", "gmml-seed2", "rgmim-seed1", "rgmim-seed2", "simclr-seed1", "simclr-seed2"]
   assert [j.config["seed"] for j in jobs] == [1, 2] * 3
@@ -136,14 +137,14 @@ def test_a_row_can_be_repeated_by_hand(compared):
     path, _, arg = flags[0].removeprefix("--config=").partition(":")
     flags[0] = f"--config={REPOSITORY / path}:{arg}"
     own = compared[0] / f"{row['method']}-seed0" / "config.json"
-    assert json.loads(json.dumps(runs.made(flags[:-1]))) == json.loads(own.read_text())
+    assert json.loads(json.dumps(launcher.made(flags[:-1]))) == json.loads(own.read_text())
 
 
 @pytest.mark.full
 def test_again_skips_what_is_done_and_more_can_be_added(compared, monkeypatch):
   workdir, _, _ = compared
   here = Here()
-  monkeypatch.setattr(runs, "launch", here)
+  monkeypatch.setattr(launcher, "launch", here)
   before = rows(workdir)
   assert compare.run(config(ARG), workdir, "the command", say=lambda line: None) == 1
   assert here.launched == ["simclr-seed0"]
@@ -185,7 +186,7 @@ def test_the_config_hands_on_what_is_common():
     assert {"small", "data=folder:/a", "manual_dir=/m", "patch_size=16", "data.csv=l.csv",
             "standardize=False", "model=Mu"} <= set(own), name
   assert args["rgmim"][-2:] == ["lung_ratio=0.5", "lr=1e-3"] and "version=2" in args["moco2"]
-  made = runs.load(REPOSITORY / "configs" / "rgmim.py")(",".join(args["rgmim"]))
+  made = launcher.load(REPOSITORY / "configs" / "rgmim.py")(",".join(args["rgmim"]))
   assert set(made.evals) == {"b", "d"} and made.model.patch_size == 16
   assert made.optimizer.lr.start == 1e-3
 
@@ -200,7 +201,7 @@ def test_papers_of_resnets_get_a_vits_optimizer():
 @pytest.mark.parametrize("preset", ["", "small", "paper", "tiny"])
 def test_every_method_takes_its_arguments(preset):
   for name, file, arg in config(preset)["methods"]:
-    made = runs.load(REPOSITORY / "configs" / file)(arg)
+    made = launcher.load(REPOSITORY / "configs" / file)(arg)
     assert made.task == "cxrjax.tasks.train", name
 
 
@@ -209,14 +210,14 @@ def test_epochs_become_shares_of_the_run():
     "duration": "20 epochs", "batch_size": 8, "log_every": "1 epochs",
     "optimizer": {"lr": {"warmup": "2 epochs"}, "freeze": (("head", "1 epochs"), ("x", "3 %"))},
     "method": {"name": "1 epoch of what", "temp": {"warmup": "0 epochs"}, "queue": 4}}
-  assert compare_plan.epochs_as_shares(config, 48) == {
+  assert comparison_plan.epochs_as_shares(config, 48) == {
     "optimizer.lr.warmup": "10 %", "optimizer.freeze": (("head", "5 %"), ("x", "3 %"))}
 
 
 def test_averages_keep_their_length_as_a_share_of_the_run():
   config = {"duration": "10 epochs", "batch_size": 8, "method": {
     "momentum": {"start": 0.99, "end": 1.0}}}
-  of = lambda steps: compare_plan.averages_as_shares(config, 80, steps)  # noqa: E731
+  of = lambda steps: comparison_plan.averages_as_shares(config, 80, steps)  # noqa: E731
   assert of(100) == {"method.momentum.start": 0.99}  # as long as the recipe's own
   found = of(25)["method.momentum.start"]
   assert found == pytest.approx(0.99 ** 4, abs=1e-6)

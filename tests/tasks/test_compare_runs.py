@@ -9,9 +9,9 @@ import pytest
 from pages import Checked
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import judge
-from cxrjax.metrics import precision, ranking
-from cxrjax.report.writer import Writer
+from cxrjax.evals import classification_metrics
+from cxrjax.metrics import precision_recall, roc
+from cxrjax.report.run_writer import Writer
 from cxrjax.tasks import compare_runs
 
 N = 120
@@ -37,10 +37,10 @@ def finished(folder, p, labels, *, classes=("normal", "opacity"), exclusive=True
   ids = np.array([f"i{i:03}" for i in range(N)]) if ids is None else ids
   thresholds = np.full(len(classes), 0.5)
   start = "" if key == "probability" else key
-  metrics = judge.judge(
+  metrics = classification_metrics.judge(
     start, p, labels, PATIENTS.astype(str), classes, exclusive, thresholds,
-    judge.ALL if key == "probability" else judge.MEASURES,
-    judge.OF_CLASSES if key == "probability" else ("auroc",))
+    classification_metrics.ALL if key == "probability" else classification_metrics.MEASURES,
+    classification_metrics.OF_CLASSES if key == "probability" else ("auroc",))
   (folder / "config.json").write_text(json.dumps({
     "seed": 0, "lr": lr, "evals": {"validation": {"part": "val"}}}))
   with Writer(folder) as writer:
@@ -78,13 +78,13 @@ def test_differences_are_those_of_pairs(pair):
   found = compare(folder, f"{folder}/a,{folder}/b")
   assert list(found["sets"]) == ["test"]  # validation chose the checkpoint
   metrics = found["sets"]["test"]["metrics"]
-  assert set(metrics) == set(judge.ALL)
+  assert set(metrics) == set(classification_metrics.ALL)
   owners = [str(i) for i in PATIENTS]
-  area = ranking.auroc_difference(q[:, 1:], p[:, 1:], labels[:, 1:], owners)
+  area = roc.auroc_difference(q[:, 1:], p[:, 1:], labels[:, 1:], owners)
   got = metrics["auroc"]["gains"]["b"]
   assert (got["value"], got["p"]) == pytest.approx((area.value, area.p), rel=1e-6)
   assert (got["low"], got["high"]) == pytest.approx((area.low, area.high), rel=1e-6)
-  gain = precision.difference(q[:, 1:], p[:, 1:], labels[:, 1:], owners)
+  gain = precision_recall.difference(q[:, 1:], p[:, 1:], labels[:, 1:], owners)
   assert metrics["auprc"]["gains"]["b"]["low"] == pytest.approx(gain.low)
   right = [(x.argmax(1) == labels.argmax(1)).astype(float) for x in (q, p)]
   gain = metrics["accuracy"]["gains"]["b"]
@@ -105,7 +105,7 @@ def test_table_page_and_terminal(pair):
   said = []
   compare(folder, f"reference={folder}/a,{folder}/b", say=said.append)
   lines = list(csv.DictReader((folder / "out" / "table.csv").open()))
-  assert len(lines) == 2 * len(judge.ALL)
+  assert len(lines) == 2 * len(classification_metrics.ALL)
   first = [line for line in lines if line["metric"] == "auroc"]
   assert [line["run"] for line in first] == ["reference", "b"]
   assert first[0]["difference"] == "" and float(first[1]["difference"]) > 0

@@ -9,8 +9,8 @@ import pages
 import pytest
 
 from cxrjax.core.errors import UserError
+from cxrjax.studies.launcher import load
 from cxrjax.tasks import explain, train
-from cxrjax.tasks.runs import load
 
 MODEL = {"width": 16, "depth": 2, "heads": 2}
 

@@ -10,9 +10,10 @@ from pages import Checked
 from small import REPOSITORY
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import judge
-from cxrjax.report.run import Run
-from cxrjax.tasks import label_efficiency, runs, transfer_facts
+from cxrjax.evals import classification_metrics
+from cxrjax.report.run_files import Run
+from cxrjax.studies import launcher, transfer_results
+from cxrjax.tasks import label_efficiency
 
 PATH = REPOSITORY / "configs" / "label_efficiency.py"
 ARG = "tiny,inits=scratch+dino=dino.py,fractions=10+100,seeds=0+1"
@@ -21,7 +22,7 @@ SHARE = {"10 %": 0.3, "100 %": 1.0}
 
 
 def config(arg=ARG):
-  return runs.load(PATH)(arg).to_dict()
+  return launcher.load(PATH)(arg).to_dict()
 
 
 class Made:
@@ -45,7 +46,7 @@ class Made:
 def swept(tmp_path_factory):
   workdir, made, said = tmp_path_factory.mktemp("sweep") / "run", Made(), []
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, "launch", made)
+    patch.setattr(launcher, "launch", made)
     assert label_efficiency.run(config(), workdir, "the command", say=said.append) == 0
   return workdir, made, "\n".join(said)
 
@@ -61,7 +62,7 @@ def test_runs_in_order_and_once(swept, monkeypatch):
     for init in ("scratch", "dino"))]
   assert "runs      8, after 1 pretraining" in said and "labels    10 %, 100 %" in said
   again = Made()
-  monkeypatch.setattr(runs, "launch", again)
+  monkeypatch.setattr(launcher, "launch", again)
   assert label_efficiency.run(config(), workdir, say=lambda line: None) == 0
   assert again.launched == []
   more = config("tiny,inits=scratch+dino=dino.py,fractions=10+50+100,seeds=0")
@@ -101,13 +102,13 @@ def test_numbers_are_those_of_the_predictions(swept):
   found = facts(swept[0])
   point = next(p for p in found["points"] if p["curve"] == "dino" and p["fraction"] == "10 %")
   assert point["labelled"] == 60 and found["reference"] == "scratch"
-  each = [judge.judge("", probabilities(0.9, s), LABELS, PATIENTS, ("a", "b"), True)["auroc"].value
+  each = [classification_metrics.judge("", probabilities(0.9, s), LABELS, PATIENTS, ("a", "b"), True)["auroc"].value
           for s in (0, 1)]
   auroc = point["sets"]["test"]["auroc"]
   assert auroc["value"] == pytest.approx(np.mean(each)) and auroc["seeds"] == 2
   assert (auroc["low"], auroc["high"]) == pytest.approx((min(each), max(each)))
   gain = point["gains"]["test"]["auroc"]
-  alone = [judge.difference(probabilities(0.9, s), probabilities(0.3, s), LABELS, PATIENTS, True)
+  alone = [classification_metrics.difference(probabilities(0.9, s), probabilities(0.3, s), LABELS, PATIENTS, True)
            for s in (0, 1)]
   assert gain["value"] == pytest.approx(np.mean([a.value for a in alone]))
   assert (gain["least"], gain["most"]) == pytest.approx(
@@ -127,7 +128,7 @@ def test_the_table_has_every_metric_of_every_run(swept):
   runs_of = [r for r in found if r["seed"] != "ensemble"]
   assert {r["metric"] for r in runs_of} == {"auroc", "accuracy", "balanced_accuracy"}
   one = next(r for r in found if r["run"] == "scratch-100pct-seed1" and r["metric"] == "auroc")
-  value = judge.judge("", probabilities(1.0, 1), LABELS, PATIENTS, ("a", "b"), True)["auroc"]
+  value = classification_metrics.judge("", probabilities(1.0, 1), LABELS, PATIENTS, ("a", "b"), True)["auroc"]
   assert float(one["value"]) == pytest.approx(value.value, abs=1e-5)
   assert (one["curve"], one["fraction"], one["labelled"], one["seed"]) == (
     "scratch", "100 %", "200", "1")
@@ -137,7 +138,7 @@ def test_seeds_together_are_an_ensemble(swept):
   points = facts(swept[0])["points"]
   point = next(p for p in points if p["curve"] == "dino" and p["fraction"] == "100 %")
   p = np.mean([probabilities(3.0, seed) for seed in (0, 1)], 0)
-  expected = judge.judge("", p, LABELS, PATIENTS, ("a", "b"), True, None, ("auroc", "specificity"))
+  expected = classification_metrics.judge("", p, LABELS, PATIENTS, ("a", "b"), True, None, ("auroc", "specificity"))
   for name, value in expected.items():
     found = point["ensembles"]["test"][name]
     assert (found["value"], found["low"]) == pytest.approx((value.value, value.low))
@@ -159,21 +160,21 @@ class Judged(Run):
 def test_over_folds_every_image_counts_once():
   folds = np.split(np.arange(len(LABELS)), 3)  # of whole patients
   ours, others = ([Judged(rows, skill, 7) for rows in folds] for skill in (3.0, 1.0))
-  each = [judge.judge("", run.p, LABELS[run.rows], PATIENTS[run.rows], ("a", "b"), True)["auroc"]
+  each = [classification_metrics.judge("", run.p, LABELS[run.rows], PATIENTS[run.rows], ("a", "b"), True)["auroc"]
           for run in ours]
-  found = transfer_facts.mean("test", "auroc", ours)
+  found = transfer_results.mean("test", "auroc", ours)
   assert found.value == pytest.approx(np.mean([e.value for e in each])) and found.n == len(LABELS)
-  apart = [judge.difference(a.p, b.p, LABELS[a.rows], PATIENTS[a.rows], True)
+  apart = [classification_metrics.difference(a.p, b.p, LABELS[a.rows], PATIENTS[a.rows], True)
            for a, b in zip(ours, others, strict=True)]
-  gain = transfer_facts.gain("test", "auroc", ours, others)
+  gain = transfer_results.gain("test", "auroc", ours, others)
   assert gain.value == pytest.approx(np.mean([d.value for d in apart]))
   # Folds share no patient: their doubts add up as those of independent means do.
   half = np.linalg.norm([(d.high - d.low) / 2 for d in apart]) / 3
   assert (gain.high - gain.low) / 2 == pytest.approx(half, rel=0.03)
   whole = probabilities(3.0, 7)[:, 1] >= 0.5
-  assert transfer_facts.mean("test", "accuracy", ours).value == pytest.approx(
+  assert transfer_results.mean("test", "accuracy", ours).value == pytest.approx(
     np.mean(whole == (LABELS[:, 1] == 1)))
-  assert "not judged on the same images" in transfer_facts.gain(
+  assert "not judged on the same images" in transfer_results.gain(
     "test", "auroc", ours, others[::-1]).undefined
 
 
@@ -191,7 +192,7 @@ def test_a_run_for_each_fold(tmp_path):
 
 
 def test_folds_are_shown_with_intervals_over_patients(tmp_path, monkeypatch):
-  monkeypatch.setattr(runs, "launch", Made())
+  monkeypatch.setattr(launcher, "launch", Made())
   found = config("tiny,inits=scratch,fractions=100,seeds=0+1,folds=2")
   said = []
   assert label_efficiency.run(found, tmp_path / "run", say=said.append) == 0
@@ -223,7 +224,7 @@ def test_the_page(swept):
 
 def test_a_pretraining_that_failed_costs_its_own_start(tmp_path, monkeypatch):
   made, said = Made(["pretrain-dino"]), []
-  monkeypatch.setattr(runs, "launch", made)
+  monkeypatch.setattr(launcher, "launch", made)
   workdir = tmp_path / "run"
   arg = "tiny,inits=scratch+dino=dino.py+old=OLD,fractions=100,seeds=0".replace(
     "OLD", str(tmp_path / "old.npz"))

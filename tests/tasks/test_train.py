@@ -13,7 +13,7 @@ from small import REPOSITORY, lines, tiny
 from cxrjax.core.errors import UserError
 from cxrjax.methods.base import Labels
 from cxrjax.tasks import train
-from cxrjax.training.health import Diverged
+from cxrjax.training.divergence import Diverged
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 

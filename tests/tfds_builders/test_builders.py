@@ -3,7 +3,8 @@
 import pytest
 import tensorflow_datasets as tfds
 
-from cxrjax.data import set_builder, tfds_prepare
+from cxrjax.builders import base_builder
+from cxrjax.data.sources import tfds_prepare
 
 NAMES = sorted(path.parent.name for path in tfds_prepare.BUILDERS.glob("*/*_dataset_builder.py"))
 VIEWS, SEXES = ["PA", "AP", "L", "unknown"], ["F", "M", "unknown"]
@@ -20,7 +21,7 @@ def test_a_folder_in_the_layout_of_tfds(name, tmp_path):
   assert f"tfds build tfds_builders/{name}" in readme and (folder / "__init__.py").is_file()
   assert "research" in readme and "diagnosis" in readme
   kind = tfds_prepare.builder_class(name)
-  assert issubclass(kind, set_builder.SetBuilder)  # splits of any size, without TensorFlow
+  assert issubclass(kind, base_builder.SetBuilder)  # splits of any size, without TensorFlow
   for config in [c.name for c in kind.BUILDER_CONFIGS] or [None]:
     made = kind(data_dir=str(tmp_path), config=config, file_format="array_record")
     assert made.name == name and made.MANUAL_DOWNLOAD_INSTRUCTIONS

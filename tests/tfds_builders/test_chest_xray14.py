@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import tfds_prepare
+from cxrjax.data.sources import tfds_prepare
 
 NAME = "chest_xray14"
 builder = tfds_prepare.builder_class(NAME)
@@ -225,9 +225,9 @@ def with_beam(manual, data):
 @needs_beam
 @pytest.mark.filterwarnings("ignore")
 def test_a_runner_that_loses_images_is_found_out(manual, monkeypatch):
-  from cxrjax.data import on_beam
-  told = on_beam.result
-  monkeypatch.setattr(on_beam, "result", lambda folder: (
+  from cxrjax.builders import beam_pipeline
+  told = beam_pipeline.result
+  monkeypatch.setattr(beam_pipeline, "result", lambda folder: (
     [], {split: n + 2 * (split == "test") for split, n in told(folder)[1].items()}))
   write(manual)
   with pytest.raises(UserError, match="Beam wrote 12 of the 14 images that it read for test"):

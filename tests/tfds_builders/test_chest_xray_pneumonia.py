@@ -14,8 +14,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from cxrjax.builders import tfds_features
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, load_images, open_source, tfds_prepare
+from cxrjax.data import load_images, open_source
+from cxrjax.data.sources import archive, tfds_prepare
 
 NAME = "chest_xray_pneumonia"
 builder = tfds_prepare.builder_class(NAME)
@@ -227,7 +229,7 @@ def real():
 
 def test_real_archive_counts(real):
   with archive.Archive(real) as opened:
-    found = module.examples(opened, building.LeftOut())
+    found = module.examples(opened, tfds_features.LeftOut())
   parts = module.assign(found)
   counts = {name: collections.Counter(e.label for e in part) for name, part in parts.items()}
   assert counts == {

@@ -7,7 +7,7 @@ import made_sets
 import numpy as np
 import pytest
 
-from cxrjax.data import tfds_prepare
+from cxrjax.data.sources import tfds_prepare
 
 builder = tfds_prepare.builder_class("chexpert")
 module = sys.modules[builder.__module__]

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import open_source, splits
-from cxrjax.data import tfds as source_module
+from cxrjax.data import open_source
+from cxrjax.data.sources import tfds as source_module
+from cxrjax.data.splits import patient_splits
 
 NAME = "covid19_radiography"
 module = sys.modules[source_module._builder_class(NAME).__module__]
@@ -119,7 +120,7 @@ def test_near_duplicates_are_never_parted(manual, tmp_path):
   assert groups["group-Normal-4"] == {"Normal-4", "Viral Pneumonia-5"}
   assert sorted(map(len, groups.values()))[-3:] == [1, 2, 3]
   assert patients["COVID-4"] == ""  # of an image alone nobody knows whose it is
-  owners = [set(splits.owners(part.table)) for part in parts.values()]
+  owners = [set(patient_splits.owners(part.table)) for part in parts.values()]
   assert sum(map(len, owners)) == len(groups) == 37
   assert any(note.startswith("5 images have near-duplicates") for note in parts["val"].info.notes)
 
@@ -170,7 +171,7 @@ def test_a_manifest_says_what_there_is(manual, tmp_path):
   assert source.table.labels.sum(0).tolist() == [9, 0, 10, 0]
   patients = dict(zip(source.table.ids, source.table.patients, strict=True))
   assert patients["COVID-5"] == patients["Normal-6"] == "group-77"
-  assert patients["COVID-1"] == "" and len(set(splits.owners(source.table))) == 18
+  assert patients["COVID-1"] == "" and len(set(patient_splits.owners(source.table))) == 18
   left = {k.rpartition("/")[2]: v for k, v in source.info.skipped}
   assert left == {"COVID-9.png": "manifest.csv lists it, but it is not there",
                   "COVID-11.png": "manifest.csv does not list it"}
@@ -247,5 +248,5 @@ def test_real_archive(test_data, tmp_path):
   source = open_source(f"tfds:{NAME}", split="all", **where)
   assert source.table.labels.sum(0).tolist() == [3076, 0, 8748, 0] and not source.info.skipped
   assert list(source.info.splits.values()) == [8277, 1182, 2365]
-  assert len(set(splits.owners(source.table))) == 11824
+  assert len(set(patient_splits.owners(source.table))) == 11824
   assert sum(p.startswith("group-") for p in source.table.patients) == 119

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
-from cxrjax.data import tfds as source_module
+from cxrjax.data.sources import tfds as source_module
 
 NAME = "covidgr"
 module = sys.modules[source_module._builder_class(NAME).__module__]

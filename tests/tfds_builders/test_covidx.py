@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cxrjax.data import tfds_prepare
+from cxrjax.data.sources import tfds_prepare
 
 NAME = "covidx"
 builder = tfds_prepare.builder_class(NAME)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import load_images, open_source
-from cxrjax.data import tfds as source_module
+from cxrjax.data.sources import tfds as source_module
 
 NAME = "nlm_tb"
 module = sys.modules[source_module._builder_class(NAME).__module__]

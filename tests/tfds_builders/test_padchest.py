@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cxrjax.data import tfds_prepare
+from cxrjax.data.sources import tfds_prepare
 
 builder = tfds_prepare.builder_class("padchest")
 module = sys.modules[builder.__module__]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cxrjax.data import tfds_prepare
+from cxrjax.data.sources import tfds_prepare
 
 NAME = "rsna_pneumonia"
 builder = tfds_prepare.builder_class(NAME)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cxrjax.data import load_images, tfds_prepare
+from cxrjax.data import load_images
+from cxrjax.data.sources import tfds_prepare
 
 NAME = "vindr_cxr"
 builder = tfds_prepare.builder_class(NAME)

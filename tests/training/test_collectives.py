@@ -11,7 +11,7 @@ import json, sys
 import jax
 import hlo, lowered
 from cxrjax.models.module import param_count
-from cxrjax.tasks import ahead
+from cxrjax.tasks import compile_ahead
 from cxrjax.training.sharding import make_mesh
 
 assert jax.device_count() == 8
@@ -20,10 +20,10 @@ for name in sys.argv[2:]:
   config = lowered.get_config(f"{name}:tiny")
   config["model"] |= {"width": 384, "depth": 2, "heads": 6}  # large enough to be split
   mesh = make_mesh(fsdp)
-  work = ahead.trainer(config, mesh)
-  spec = work.batch_spec(*ahead.inputs(config, mesh, True, ahead.EXAMPLES, ahead.LABELS))
+  work = compile_ahead.trainer(config, mesh)
+  spec = work.batch_spec(*compile_ahead.inputs(config, mesh, True, compile_ahead.EXAMPLES, compile_ahead.LABELS))
   shapes = work.abstract(spec)
-  program = hlo.Program(ahead.train_step(config, mesh).lower().compile().as_text())
+  program = hlo.Program(compile_ahead.train_step(config, mesh).lower().compile().as_text())
   found[name] = {
     "params": 4 * param_count(shapes["params"]), "extra": 4 * param_count(shapes["extra"]),
     "batch": config["batch_size"], "width": 384, "moved": hlo.collectives(program)}

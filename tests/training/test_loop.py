@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cxrjax.training import loop
-from cxrjax.training.step import Trainer
+from cxrjax.training.train_step import Trainer
 
 
 class Noted(Trainer):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small import full
 
-from cxrjax.core.clock import Clock
+from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.models.heads import DinoHead
 from cxrjax.training import lars, sharding

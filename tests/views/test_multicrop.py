@@ -11,7 +11,7 @@ import pytest
 import scipy.ndimage
 from small import full
 
-from cxrjax.core import build
+from cxrjax.config import instantiate
 from cxrjax.core.errors import UserError
 from cxrjax.views import multicrop
 from cxrjax.views.multicrop import DRAWS, Recipe
@@ -362,13 +362,13 @@ def test_nothing_is_gathered_by_default(batch):
 
 
 def test_built_from_a_config():
-  recipe = build.build(
+  recipe = instantiate.build(
     {"name": "cxrjax.views.multicrop", "local_crops": 2, "global_scale": [0.3, 1]}, "Recipe",
     "config.views")
   assert recipe == Recipe(local_crops=2, global_scale=(0.3, 1.0))
   assert hash(recipe) == hash(Recipe(local_crops=2, global_scale=(0.3, 1.0)))
   with pytest.raises(UserError, match=r"config\.views\.locl_crops.*did you mean 'local_crops'"):
-    build.build({"name": "cxrjax.views.multicrop", "locl_crops": 2}, "Recipe", "config.views")
+    instantiate.build({"name": "cxrjax.views.multicrop", "locl_crops": 2}, "Recipe", "config.views")
 
 
 @pytest.mark.parametrize("field, value, rule", [

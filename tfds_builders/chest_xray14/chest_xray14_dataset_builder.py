@@ -13,9 +13,11 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import csv_builder, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, published, splits
+from cxrjax.data.sources import archive
+from cxrjax.data.splits import patient_splits
 
 FINDINGS = (
   "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
@@ -40,7 +42,7 @@ _BOXED = {name: name for name in FINDINGS} | {"Infiltrate": "Infiltration"}
 Box = tuple[str, list[float]]  # its finding, and [ymin, xmin, ymax, xmax] in 0..1
 
 
-class Builder(published.PublishedBuilder):
+class Builder(csv_builder.PublishedBuilder):
   """Builds the data set from the published archives in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -51,7 +53,7 @@ class Builder(published.PublishedBuilder):
     f"manual folder. They are at {WHERE}.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(building.features(
+    return self.described(tfds_features.features(
       labels=LABELS, encoding="png",
       follow_up=tfds.features.Scalar(np.int32, doc="Number of the image in the patient's course."),
       boxes=tfds.features.Sequence(
@@ -59,7 +61,7 @@ class Builder(published.PublishedBuilder):
         doc="By radiologists, for 880 images of the test split; [ymin, xmin, ymax, xmax] in 0..1."),
     ), WHERE)
 
-  def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
+  def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
     with archive.Archive(path) as opened:
       names = opened.names
@@ -75,7 +77,7 @@ class Builder(published.PublishedBuilder):
     return found, parts(path, names)
 
 
-def parts(path: pathlib.Path, names: tuple[str, ...]) -> list[published.Part]:
+def parts(path: pathlib.Path, names: tuple[str, ...]) -> list[csv_builder.Part]:
   """The archives or folders with the images.
 
   Raises:
@@ -90,17 +92,17 @@ def parts(path: pathlib.Path, names: tuple[str, ...]) -> list[published.Part]:
     if not any(re.search(_PATTERN, name) for name in names):
       raise UserError(f"{path} has no images: neither images_001.tar.gz to "
                       f"images_{ARCHIVES:03d}.tar.gz nor a folder images; get them from {WHERE}")
-    return [published.Part(str(path))]
+    return [csv_builder.Part(str(path))]
   lacking = [str(i) for i in range(1, ARCHIVES + 1) if i not in numbered]
   if lacking:
     raise UserError(f"{path} has no images_{int(lacking[0]):03d}.tar.gz (of the {ARCHIVES} numbers "
                     f"these are not there: {', '.join(lacking)}); get them from {WHERE}")
   if not path.is_dir():
-    return [published.Part(str(path))]  # all of them in one file
+    return [csv_builder.Part(str(path))]  # all of them in one file
   # Where an archive and what it unpacks to are both there, the archive is what was published.
   chosen = [min(found, key=lambda name: (name.endswith("/"), name))
             for _, found in sorted(numbered.items())]
-  return [published.Part(str(path / name)) for name in chosen]
+  return [csv_builder.Part(str(path / name)) for name in chosen]
 
 
 def _table(opened: archive.Archive, names: tuple[str, ...], pattern: str,
@@ -125,7 +127,7 @@ def _assign(lists: dict[str, list[str]], opened: archive.Archive) -> dict[str, s
   both = set(lists["train_val"]) & set(lists["test"])
   if both:
     raise UserError(f"{opened.path}: {min(both)} is in train_val_list.txt and in test_list.txt")
-  carved = splits.carve([patient_of(name) for name in lists["train_val"]],
+  carved = patient_splits.carve([patient_of(name) for name in lists["train_val"]],
                         {"train": 1 - VALIDATION, "validation": VALIDATION})
   return dict(zip(lists["train_val"], carved, strict=True)) | dict.fromkeys(lists["test"], "test")
 
@@ -136,8 +138,8 @@ def patient_of(name: str) -> str:
 
 
 def _rows(opened: archive.Archive, table: str, assigned: dict[str, str],
-          boxes: dict[str, list[Box]]) -> published.Listing:
-  found = published.Listing(LABELS, _PATTERN)
+          boxes: dict[str, list[Box]]) -> csv_builder.Listing:
+  found = csv_builder.Listing(LABELS, _PATTERN)
   columns = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age",
              "View Position")
   for place, row in archive.rows(opened, table, columns):
@@ -150,7 +152,7 @@ def _rows(opened: archive.Archive, table: str, assigned: dict[str, str],
     if sex is None:
       raise UserError(f"{place.rpartition(' line')[0]} has no column 'Patient Gender' (or 'Patient "
                       "Sex')")
-    found.add(name, published.Listed(
+    found.add(name, csv_builder.Listed(
       patient=patient, split=assigned[name], labels=_labels(row["Finding Labels"], place),
       age=age(row["Patient Age"], place), sex=_one_of(sex, ("M", "F"), "Patient Gender", place),
       view=_one_of(row["View Position"], ("PA", "AP"), "View Position", place),

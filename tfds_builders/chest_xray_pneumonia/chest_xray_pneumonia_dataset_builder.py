@@ -11,8 +11,10 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from cxrjax.builders import base_builder, tfds_features
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, set_builder, splits
+from cxrjax.data.sources import archive
+from cxrjax.data.splits import patient_splits
 
 SUBTYPES = ("normal", "bacterial", "viral")
 WHERE = ("https://data.mendeley.com/datasets/rscbjbr9sj (ChestXRay2017.zip) or "
@@ -44,7 +46,7 @@ class Example:
     return f"{self.split}/{self.file}"
 
 
-class Builder(set_builder.SetBuilder):
+class Builder(base_builder.SetBuilder):
   """Builds the data set from the published archive in the manual folder."""
 
   VERSION = tfds.core.Version("1.1.0")
@@ -56,9 +58,9 @@ class Builder(set_builder.SetBuilder):
     f"{', '.join(CANDIDATES)}. It is at {WHERE}.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    self.left_out = building.LeftOut()
+    self.left_out = tfds_features.LeftOut()
     return self.dataset_info_from_configs(
-      features=building.features(
+      features=tfds_features.features(
         label=("normal", "pneumonia"), encoding="jpeg",
         subtype=tfds.features.ClassLabel(names=SUBTYPES),
         official_split=tfds.features.ClassLabel(names=("train", "val", "test"))),
@@ -70,22 +72,22 @@ class Builder(set_builder.SetBuilder):
     path = archive.find(dl_manager.manual_dir, CANDIDATES, WHERE)
     with archive.Archive(path) as opened:
       found = examples(opened, self.left_out)
-    return {name: building.some(self._generate_examples(path, chosen), name, self.left_out)
+    return {name: tfds_features.some(self._generate_examples(path, chosen), name, self.left_out)
             for name, chosen in assign(found).items() if chosen}
 
   def _generate_examples(self, path, chosen: list[Example]) -> Iterator[tuple[str, dict]]:
     with archive.Archive(path) as opened:
       for example in chosen:
         image = opened.read(example.member)
-        if reason := building.fault(image):
+        if reason := tfds_features.fault(image):
           self.left_out.add(example.id, reason)
           continue
-        yield example.id, building.example(
+        yield example.id, tfds_features.example(
           self.info.features, image=image, id=example.id, patient=example.patient, view="AP",
           label=example.label, subtype=example.subtype, official_split=example.split)
 
 
-def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Example]:
+def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[Example]:
   """All images of the archive, sorted by id, copies of the whole tree left out.
 
   Raises:
@@ -93,7 +95,7 @@ def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Exampl
   """
   left_out.add_all(opened.refused)
   # Kaggle's archive has the tree twice, the copy one folder deeper.
-  members = building.matching(opened.names, _MEMBER)
+  members = tfds_features.matching(opened.names, _MEMBER)
   parsed = {member: _parse(split.lower(), folder.upper(), file, member)
             for (split, folder, file), member in members.items()}
   for member, example in sorted(parsed.items()):
@@ -132,7 +134,7 @@ def assign(found: list[Example]) -> dict[str, list[Example]]:
   """The images of each split: the official ones, and a tenth of train as `validation`."""
   train = [example for example in found if example.split == "train"]
   labels = np.array([[float(e.subtype == s) for s in SUBTYPES] for e in train], np.float32)
-  rows = splits.split_by_patient(
+  rows = patient_splits.split_by_patient(
     [e.patient for e in train], {"train": 0.9, "validation": 0.1}, seed=0, labels=labels)
   return {name: [train[i] for i in chosen] for name, chosen in rows.items()} | {
     "official_val": [example for example in found if example.split == "val"],

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import csv_builder, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, published
+from cxrjax.data.sources import archive
 
 LABELS = (
   "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion",
@@ -39,7 +40,7 @@ _FRONTAL = {"AP": "AP", "PA": "PA", "LL": "", "RL": "", "": ""}
 _OLDEST = 120
 
 
-class Builder(published.PublishedBuilder):
+class Builder(csv_builder.PublishedBuilder):
   """Builds the data set from the published archives in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -56,10 +57,10 @@ class Builder(published.PublishedBuilder):
     f"folder with test_labels.csv or groundtruth.csv. They are at {WHERE}, after registration.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(building.features(
+    return self.described(tfds_features.features(
       labels=LABELS, encoding="jpeg", study=tfds.features.Text(doc="Patient and study.")), WHERE)
 
-  def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
+  def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     config = self.builder_config.name
     root = archive.find(manual, CANDIDATES[config], WHERE, MARKERS[config])
     batches = _batches(root)
@@ -68,7 +69,7 @@ class Builder(published.PublishedBuilder):
     places = batches or [root]
     if batches and (root / TABLES["train"]).is_file():
       places.append(root)
-    found, used = published.Listing(LABELS, _PATTERN), []
+    found, used = csv_builder.Listing(LABELS, _PATTERN), []
     with contextlib.ExitStack() as stack:
       opened = {place: stack.enter_context(archive.Archive(place)) for place in [*places, *tests]}
       for split in self.SPLITS:
@@ -84,7 +85,7 @@ class Builder(published.PublishedBuilder):
                             f"from {WHERE}")
           self.left_out.note("CheXpert's test labels were not there: it has no test split")
     images += [place for place in tests if place in used]
-    return found, [published.Part(str(place)) for place in images]
+    return found, [csv_builder.Part(str(place)) for place in images]
 
 
 def _batches(root: pathlib.Path) -> list[pathlib.Path]:
@@ -128,7 +129,7 @@ def _table(names: tuple[str, ...], split: str) -> str:
   return min(found, key=lambda name: (name.count("/"), name), default="")
 
 
-def _rows(opened: archive.Archive, table: str, split: str, found: published.Listing,
+def _rows(opened: archive.Archive, table: str, split: str, found: csv_builder.Listing,
           config: str) -> None:
   """Adds the images of one table."""
   described = () if split == "test" else ("Sex", "Age", "Frontal/Lateral", "AP/PA")
@@ -143,9 +144,9 @@ def _rows(opened: archive.Archive, table: str, split: str, found: published.List
       raise UserError(f"{place} is of the {other} release: prepare tfds:chexpert/{other}, or put "
                       f"the {config} one there")
     patient, study, file = match.groups()
-    found.add(f"{patient}/{study}/{file}", published.Listed(
+    found.add(f"{patient}/{study}/{file}", csv_builder.Listed(
       patient=patient, split=split,
-      labels=tuple(published.finding(row[name], name, place) for name in LABELS),
+      labels=tuple(csv_builder.finding(row[name], name, place) for name in LABELS),
       age=_age(row["Age"], place) if described else math.nan,
       sex=_known(row["Sex"], _SEXES, "Sex", place) if described else "",
       view=_view(row, file, place) if described else "L" if "lateral" in file else "",
@@ -159,7 +160,7 @@ def _release(path: str) -> str:
 
 def _age(text: str, place: str) -> float:
   try:
-    years = building.number(text)
+    years = tfds_features.number(text)
   except ValueError as error:
     raise UserError(f"{place}: Age is {text[:20]!r}, not a number") from error
   return years if 0 <= years <= _OLDEST else math.nan

@@ -14,9 +14,12 @@ from jaxtyping import Float32
 from PIL import Image
 from scipy.sparse import coo_array, csgraph
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import base_builder, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, decode, set_builder, splits, xlsx
+from cxrjax.data.decoding import decode
+from cxrjax.data.sources import archive, xlsx
+from cxrjax.data.splits import patient_splits
 
 LABELS = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -51,7 +54,7 @@ class Example:
   patient: str = ""
 
 
-class Builder(set_builder.SetBuilder):
+class Builder(base_builder.SetBuilder):
   """Builds the data set from the published archive in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -61,9 +64,9 @@ class Builder(set_builder.SetBuilder):
     f"unpacks to, into the manual folder. It is at {WHERE}.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    self.left_out = building.LeftOut()
+    self.left_out = tfds_features.LeftOut()
     return self.dataset_info_from_configs(
-      features=building.features(
+      features=tfds_features.features(
         label=LABELS, mask=True,
         source=tfds.features.Text(doc="Address of where the authors found it; may be empty.")),
       supervised_keys=("image", "label"), homepage=WHERE, metadata=self.left_out.metadata)
@@ -74,7 +77,7 @@ class Builder(set_builder.SetBuilder):
       found = examples(opened, self.left_out)
       if not all(example.patient for example in found):
         found = grouped(opened, found, self.left_out)
-    return {name: building.some(self._generate_examples(path, chosen), name, self.left_out)
+    return {name: tfds_features.some(self._generate_examples(path, chosen), name, self.left_out)
             for name, chosen in assign(found).items()}
 
   def _generate_examples(self, path, chosen: list[Example]) -> Iterator[tuple[str, dict]]:
@@ -88,10 +91,10 @@ class Builder(set_builder.SetBuilder):
           continue
         try:
           if example.mask:
-            mask = building.mask(opened.read(example.mask), like=size)
+            mask = tfds_features.mask(opened.read(example.mask), like=size)
         except decode.BadImage as error:
           self.left_out.note(f"{example.id} counts as having no mask: {error}")
-        yield example.id, building.example(
+        yield example.id, tfds_features.example(
           self.info.features, image=image, id=example.id, mask=mask,
           # Near-duplicates are of one patient; of an image alone the patient is unknown.
           patient="" if example.patient == example.id else example.patient,
@@ -104,7 +107,7 @@ def site(source: str) -> str:
   return known or urllib.parse.urlsplit(source).hostname or source
 
 
-def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Example]:
+def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[Example]:
   """All images, sorted by id; those of a manifest with their group as patient.
 
   Raises:
@@ -113,8 +116,8 @@ def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Exampl
   """
   left_out.add_all(opened.refused)
   found: dict[str, Example] = {}
-  masks = {name: member for (_, name), member in building.matching(opened.names, _MASK).items()}
-  for (folder, name, _), member in sorted(building.matching(opened.names, _IMAGE).items()):
+  masks = {name: member for (_, name), member in tfds_features.matching(opened.names, _MASK).items()}
+  for (folder, name, _), member in sorted(tfds_features.matching(opened.names, _IMAGE).items()):
     label = next(label for label in LABELS if label.lower() == folder.lower())
     if not name.lower().startswith(f"{label.lower()}-"):
       left_out.add(member, f"its name is not one of {label}")
@@ -124,7 +127,7 @@ def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Exampl
       found[name] = Example(name, member, label, masks.get(name, ""))
   groups, expected = _manifest(opened, found, left_out)
   have = collections.Counter(example.label for example in found.values())
-  if not have["COVID"] and building.matching(opened.names, r"(COVID-19)/[^/]+\.(?:png|jpe?g)"):
+  if not have["COVID"] and tfds_features.matching(opened.names, r"(COVID-19)/[^/]+\.(?:png|jpe?g)"):
     raise UserError(f"{opened.path} is a release of 2020, with other folders; get the one with "
                     f"{PUBLISHED:,} images from {WHERE}")
   for label in expected:
@@ -139,14 +142,14 @@ def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Exampl
 
 
 def _manifest(opened: archive.Archive, found: dict[str, Example],
-              left_out: building.LeftOut) -> tuple[dict[str, str], list[str]]:
+              left_out: tfds_features.LeftOut) -> tuple[dict[str, str], list[str]]:
   """Group of each image that a manifest lists, and the classes that there should be.
 
   `found` loses the images that a manifest does not list.
   """
   groups, expected = {}, set()
   members = {example.member: name for name, example in found.items()}
-  for manifest in building.matching(opened.names, r"manifest\.csv").values():
+  for manifest in tfds_features.matching(opened.names, r"manifest\.csv").values():
     top = manifest.removesuffix("manifest.csv")
     for place, row in archive.rows(opened, manifest, ("path", "label", "duplicate_group")):
       if row["label"] not in LABELS:
@@ -171,11 +174,11 @@ def _manifest(opened: archive.Archive, found: dict[str, Example],
 
 
 def _sources(opened: archive.Archive, found: dict[str, Example],
-             left_out: building.LeftOut) -> dict[str, str]:
+             left_out: tfds_features.LeftOut) -> dict[str, str]:
   """Address of each image that the metadata list."""
   names = {name.lower(): name for name in found}  # those of Normal are upper case in its table
   sources: dict[str, str] = {}
-  for table in building.matching(opened.names, _TABLE).values():
+  for table in tfds_features.matching(opened.names, _TABLE).values():
     for _, row in xlsx.rows(opened, table, ("FILE NAME", "URL")):
       name = names.get(row["FILE NAME"].lower())
       if name is None:
@@ -190,7 +193,7 @@ def _sources(opened: archive.Archive, found: dict[str, Example],
 
 
 def grouped(opened: archive.Archive, found: list[Example],
-            left_out: building.LeftOut) -> list[Example]:
+            left_out: tfds_features.LeftOut) -> list[Example]:
   """The same images with near-duplicates as one patient, named after the first of them."""
   groups = alike(np.stack([signature(opened.read(example.member)) for example in found]))
   first: dict[int, str] = {}
@@ -232,5 +235,5 @@ def alike(signatures: Float32[np.ndarray, "n d"], least: float = ALIKE) -> list[
 def assign(found: Sequence[Example]) -> dict[str, list[Example]]:
   """The images of each split, of which none is official."""
   labels = np.array([[float(e.label == name) for name in LABELS] for e in found], np.float32)
-  rows = splits.split_by_patient([e.patient for e in found], FRACTIONS, seed=0, labels=labels)
+  rows = patient_splits.split_by_patient([e.patient for e in found], FRACTIONS, seed=0, labels=labels)
   return {name: [found[i] for i in chosen] for name, chosen in rows.items()}

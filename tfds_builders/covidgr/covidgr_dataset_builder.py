@@ -9,9 +9,11 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import base_builder, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, set_builder, splits
+from cxrjax.data.sources import archive
+from cxrjax.data.splits import patient_splits
 
 LABELS = {"N": "negative", "P": "positive"}
 GRADES = {
@@ -36,7 +38,7 @@ class Example:
   severity: str
 
 
-class Builder(set_builder.SetBuilder):
+class Builder(base_builder.SetBuilder):
   """Builds the data set from the published archive in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -46,9 +48,9 @@ class Builder(set_builder.SetBuilder):
     f"folder. It is at {WHERE}.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    self.left_out = building.LeftOut()
+    self.left_out = tfds_features.LeftOut()
     return self.dataset_info_from_configs(
-      features=building.features(
+      features=tfds_features.features(
         label=tuple(LABELS.values()), encoding="jpeg",
         severity=tfds.features.ClassLabel(names=SEVERITIES)),
       supervised_keys=("image", "label"), homepage="https://github.com/ari-dasci/OD-covidgr",
@@ -58,7 +60,7 @@ class Builder(set_builder.SetBuilder):
     with archive.gather(dl_manager.manual_dir, CANDIDATES, WHERE) as opened:
       found = examples(opened, self.left_out)
     return {
-      name: building.some(
+      name: tfds_features.some(
         self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out)
       for name, chosen in assign(found).items()}
 
@@ -66,15 +68,15 @@ class Builder(set_builder.SetBuilder):
     with archive.gather(folder, CANDIDATES, WHERE) as opened:
       for example in chosen:
         image = opened.read(example.member)
-        if reason := building.fault(image):
+        if reason := tfds_features.fault(image):
           self.left_out.add(example.id, reason)
           continue
-        yield example.id, building.example(
+        yield example.id, tfds_features.example(
           self.info.features, image=image, id=example.id, patient="", view="PA",
           label=example.label, severity=example.severity)
 
 
-def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Example]:
+def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[Example]:
   """All images of the archive, sorted by id.
 
   Raises:
@@ -82,7 +84,7 @@ def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Exampl
   """
   left_out.add_all(opened.refused)
   members: dict[str, tuple[str, str]] = {}
-  for (folder, name, _), member in sorted(building.matching(opened.names, _MEMBER).items()):
+  for (folder, name, _), member in sorted(tfds_features.matching(opened.names, _MEMBER).items()):
     if len(name) != 32 or not _HEX.issuperset(name):
       left_out.add(member, "its name is not of this data set (32 hexadecimal digits)")
     elif name in members:
@@ -108,13 +110,13 @@ def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Exampl
 
 
 def severities(
-    opened: archive.Archive, left_out: building.LeftOut) -> dict[str, tuple[str, str]]:
+    opened: archive.Archive, left_out: tfds_features.LeftOut) -> dict[str, tuple[str, str]]:
   """Grade of each listed image, and where it stands.
 
   Raises:
     UserError: a column is missing, a grade is unknown, or an image has two different ones.
   """
-  tables = building.matching(opened.names, r"severity\.csv")
+  tables = tfds_features.matching(opened.names, r"severity\.csv")
   if not tables:
     left_out.note("there is no severity.csv: the severity of positive images is unknown")
   found: dict[str, tuple[str, str]] = {}
@@ -134,6 +136,6 @@ def severities(
 def assign(found: list[Example]) -> dict[str, list[Example]]:
   """The images of each fold."""
   labels = np.array([[float(e.severity == s) for s in SEVERITIES] for e in found], np.float32)
-  rows = splits.split_by_patient(
+  rows = patient_splits.split_by_patient(
     [e.id for e in found], dict.fromkeys(FOLDS, 1 / len(FOLDS)), seed=0, labels=labels)
   return {name: [found[i] for i in chosen] for name, chosen in rows.items()}

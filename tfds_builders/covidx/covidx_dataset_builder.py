@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import csv_builder, release_layout, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, layout, published
+from cxrjax.data.sources import archive
 
 LABELS = ("negative", "positive")
 DIAGNOSES = ("normal", "pneumonia", "COVID-19")
@@ -43,7 +44,7 @@ class Config(tfds.core.BuilderConfig):
   refined: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Builder(published.PublishedBuilder):
+class Builder(csv_builder.PublishedBuilder):
   """Builds one of the releases from its archive in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -63,19 +64,19 @@ class Builder(published.PublishedBuilder):
     "its version 9.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(building.features(
+    return self.described(tfds_features.features(
       label=LABELS, diagnosis=tfds.features.ClassLabel(
         names=DIAGNOSES, doc="-1 where the lists do not tell normal from pneumonia.")), WHERE)
 
-  def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
+  def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     config = self.builder_config
     path = archive.find(manual, CANDIDATES, WHERE, ("train.txt", "train_COVIDx9B.txt"))
-    found = published.Listing((), _PATTERN)
-    with layout.opened(path) as release:
+    found = csv_builder.Listing((), _PATTERN)
+    with release_layout.opened(path) as release:
       names = release.names
       lists = {split: _list(names, files) for split, files in config.lists.items()}
       _check(path, config, lists, _list(names, ("val.txt",)))
-      parts = layout.parts(path, names, _PATTERN)
+      parts = release_layout.parts(path, names, _PATTERN)
       folders = {match[1] for name in names if (match := re.search(_PATTERN, name))}
       for split, table in lists.items():
         folder = next((f for f in _FOLDERS[split] if f in folders), _FOLDERS[split][0])
@@ -84,7 +85,7 @@ class Builder(published.PublishedBuilder):
         for place, patient, file, (label, diagnosis), source in _lines(release, table):
           if label == 0:
             diagnosis = refined.get(file, diagnosis)
-          found.add(f"{folder}/{file}", published.Listed(
+          found.add(f"{folder}/{file}", csv_builder.Listed(
             patient=patient, split=split, labels=(),
             more={"label": label, "diagnosis": diagnosis, "site": source}), place)
     for note in crossing(found):
@@ -95,7 +96,7 @@ class Builder(published.PublishedBuilder):
 def _list(names: tuple[str, ...], files: tuple[str, ...]) -> str:
   """The first of these lists that is there, nearest to the top; empty where none is."""
   for file in files:
-    found = building.matching(names, f"({re.escape(file)})") if file else {}
+    found = tfds_features.matching(names, f"({re.escape(file)})") if file else {}
     if found:
       return min(found.values())
   return ""
@@ -138,7 +139,7 @@ def _refined(release: archive.Archive, table: str) -> dict[str, int]:
           if label == 0}
 
 
-def crossing(found: published.Listing) -> list[str]:
+def crossing(found: csv_builder.Listing) -> list[str]:
   """A sentence for each two splits that share patients."""
   patients = collections.defaultdict(set)
   for row in found.rows.values():

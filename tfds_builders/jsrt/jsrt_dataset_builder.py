@@ -12,9 +12,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt16
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import base_builder, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, decode, dicom, set_builder
+from cxrjax.data.decoding import decode, dicom
+from cxrjax.data.sources import archive
 
 LABELS = {"JPCNN": "non-nodule", "JPCLN": "nodule"}
 MALIGNANCIES = ("non-nodule", "benign", "malignant", "unknown")
@@ -67,7 +69,7 @@ class Example:
     return "fold1" if int(self.id[5:]) % 2 else "fold2"
 
 
-class Builder(set_builder.SetBuilder):
+class Builder(base_builder.SetBuilder):
   """Builds the data set from the published archives in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -77,14 +79,14 @@ class Builder(set_builder.SetBuilder):
     f"masks (scratch.zip) into the manual folder. They are at {WHERE}.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    self.left_out = building.LeftOut()
+    self.left_out = tfds_features.LeftOut()
     masks = {
       _column(name): tfds.features.Image(
         shape=(None, None, 1), encoding_format="png",
         doc=f"The {name} above 0; one black pixel where there is no mask.")
       for name in STRUCTURES}
     return self.dataset_info_from_configs(
-      features=building.features(
+      features=tfds_features.features(
         label=tuple(LABELS.values()), encoding="png", bits=16, mask=True, window=True,
         malignancy=tfds.features.ClassLabel(names=MALIGNANCIES),
         diagnosis=tfds.features.Text(doc="Place and diagnosis of the nodule, as published."),
@@ -98,7 +100,7 @@ class Builder(set_builder.SetBuilder):
       found = examples(opened, self.left_out)
     folds = {name: [e for e in found if e.fold == name] for name in ("fold1", "fold2")}
     return {
-      name: building.some(
+      name: tfds_features.some(
         self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out)
       for name, chosen in folds.items()}
 
@@ -113,8 +115,8 @@ class Builder(set_builder.SetBuilder):
         masks, lungs = self._masks(opened, example, pixels.shape[:2])
         known = example.patient
         numbers = {name: np.float32(known.numbers.get(name, np.nan)) for name in NUMBERS}
-        yield example.id, building.example(
-          self.info.features, image=building.png(pixels), id=example.id, patient=example.id,
+        yield example.id, tfds_features.example(
+          self.info.features, image=tfds_features.png(pixels), id=example.id, patient=example.id,
           age=float(numbers.pop("age")), sex=known.sex, view="PA", window=window, mask=lungs,
           label=example.label, malignancy=known.malignancy, diagnosis=known.diagnosis,
           **numbers, **masks)
@@ -125,16 +127,16 @@ class Builder(set_builder.SetBuilder):
     published, found = {}, {}
     for name in STRUCTURES:
       column = _column(name)
-      found[column] = building.no_mask()
+      found[column] = tfds_features.no_mask()
       if name in example.masks:
         data = opened.read(example.masks[name])
         try:
-          found[column] = building.mask(data, like=size)
+          found[column] = tfds_features.mask(data, like=size)
           published[name] = data
         except decode.BadImage as error:
           self.left_out.note(f"{example.id} counts as having no mask of the {name}: {error}")
     both = [published[name] for name in STRUCTURES[:2] if name in published]
-    return found, building.mask(*both, like=size) if len(both) == 2 else None
+    return found, tfds_features.mask(*both, like=size) if len(both) == 2 else None
 
 
 def _column(structure: str) -> str:
@@ -161,7 +163,7 @@ def film(data: bytes) -> tuple[UInt16[np.ndarray, "s s 1"], tuple[float, float]]
   return (WHITE - levels).astype(np.uint16), (0.0, float(WHITE))
 
 
-def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Example]:
+def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[Example]:
   """All images, sorted by id.
 
   Raises:
@@ -169,14 +171,14 @@ def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Exampl
   """
   left_out.add_all(opened.refused)
   images: dict[str, str] = {}
-  for (name, kind), member in sorted(building.matching(opened.names, _IMAGE).items()):
+  for (name, kind), member in sorted(tfds_features.matching(opened.names, _IMAGE).items()):
     if kind.lower() == "img" or name.upper() not in images:  # the raw file is the original
       images[name.upper()] = member
   for start, label in LABELS.items():
     if not any(name.startswith(start) for name in images):
       raise UserError(f"{opened.path} has no {start}*.IMG ({label}): not this data set, or only a "
                       f"part of it; get it from {WHERE}")
-  for member in building.matching(opened.names, r"([^/]+)\.IMG").values():
+  for member in tfds_features.matching(opened.names, r"([^/]+)\.IMG").values():
     if member not in images.values() and not re.search(_IMAGE + "$", member, re.IGNORECASE):
       left_out.add(member, "its name is not of this data set")
   if len(images) != PUBLISHED:
@@ -189,7 +191,7 @@ def examples(opened: archive.Archive, left_out: building.LeftOut) -> list[Exampl
     left_out.note(f"{unknown} images are in no clinical table: age, sex and nodule are unknown")
   masks: dict[str, dict[str, str]] = {}
   pattern = rf"masks/({'|'.join(STRUCTURES)})/(JPC[LN]N\d{{3}})\.(?:gif|png|bmp|tiff?)"
-  for (structure, name), member in building.matching(opened.names, pattern).items():
+  for (structure, name), member in tfds_features.matching(opened.names, pattern).items():
     masks.setdefault(name.upper(), {})[structure.lower()] = member
   lacking = sum(len(masks.get(name, ())) < len(STRUCTURES) for name in images)
   if lacking:
@@ -206,7 +208,7 @@ def clinical(opened: archive.Archive) -> dict[str, Patient]:
     UserError: a line has too few fields, an unknown value, or an image that another line has.
   """
   found: dict[str, Patient] = {}
-  for (kind,), member in building.matching(opened.names, r"(CLN|CNN)DAT_EN\.txt").items():
+  for (kind,), member in tfds_features.matching(opened.names, r"(CLN|CNN)DAT_EN\.txt").items():
     text = opened.read(member).decode("latin-1")
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
       if not line.strip(" \t\0\x1a"):

@@ -11,9 +11,10 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import csv_builder, release_layout, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, layout, published
+from cxrjax.data.sources import archive
 
 LABELS = (
   "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture",
@@ -36,7 +37,7 @@ _RENAMED = {"Airspace Opacity": "Lung Opacity"}  # in the table of 2.1.0's test 
 _UNREAD = (math.nan,) * len(LABELS)
 
 
-class Builder(published.PublishedBuilder):
+class Builder(csv_builder.PublishedBuilder):
   """Builds the data set from the release in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -48,7 +49,7 @@ class Builder(published.PublishedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     findings = {name: tfds.features.Scalar(np.float32) for name in LABELS}
-    return self.described(building.features(
+    return self.described(tfds_features.features(
       labels=LABELS, encoding="jpeg",
       study=tfds.features.Text(doc="Labels are of the study."),
       view_position=tfds.features.Text(doc="ViewPosition as published."),
@@ -58,14 +59,14 @@ class Builder(published.PublishedBuilder):
         findings, doc="As `labels`, by radiologists, for studies of the test split of 2.1.0."),
     ), "https://physionet.org/content/mimic-cxr-jpg")
 
-  def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
+  def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
-    found = published.Listing([*LABELS, *(f"{reader}::{name}" for reader in READERS[1:]
+    found = csv_builder.Listing([*LABELS, *(f"{reader}::{name}" for reader in READERS[1:]
                                           for name in LABELS)], _PATTERN)
     with archive.Archive(path) as opened:
       names = opened.names
       # The tables are called 2.0.0 in release 2.1.0 as well.
-      tables = {kind: layout.table(opened, f"mimic-cxr-2.0.0-{kind}", WHERE)
+      tables = {kind: release_layout.table(opened, f"mimic-cxr-2.0.0-{kind}", WHERE)
                 for kind in ("split", "metadata", "chexpert", "negbio")}
       readings = [dict(_readings(opened, tables[kind])) for kind in ("chexpert", "negbio")]
       experts = dict(_experts(opened))
@@ -86,7 +87,7 @@ class Builder(published.PublishedBuilder):
           raise UserError(f"{place}: subject {study[0]} is in {split} and in {owner[study[0]]}")
         labels = [read.get(study, _UNREAD) for read in readings]
         view = row["ViewPosition"].strip()
-        found.add(key, published.Listed(
+        found.add(key, csv_builder.Listed(
           patient=study[0], split=split,
           labels=(*labels[0], *labels[1], *experts.get(study[1], _UNREAD)),
           view=_VIEWS.get(view, ""), more={"study": study[1], "view_position": view}), place)
@@ -97,7 +98,7 @@ class Builder(published.PublishedBuilder):
 
 
 def _parts(path: pathlib.Path, names: tuple[str, ...],
-           listing: published.Listing) -> list[published.Part]:
+           listing: csv_builder.Listing) -> list[csv_builder.Part]:
   """One for each of `files/p10` to `files/p19`, where the release is a folder.
 
   Raises:
@@ -113,8 +114,8 @@ def _parts(path: pathlib.Path, names: tuple[str, ...],
     raise UserError(f"{path} has no images in files/{lacking[0]} (of {len(lacking)} such folders): "
                     f"only a part of the data set; get the rest from {WHERE}")
   if not path.is_dir():
-    return [published.Part(str(path))]
-  return [published.Part(str(path / top)) for _, top in sorted(tops.items())]
+    return [csv_builder.Part(str(path))]
+  return [csv_builder.Part(str(path / top)) for _, top in sorted(tops.items())]
 
 
 def _splits(opened: archive.Archive,
@@ -142,13 +143,13 @@ def _readings(opened: archive.Archive,
     if study in seen:
       raise UserError(f"{place} lists study {study[1]} a second time")
     seen.add(study)
-    yield study, tuple(published.finding(row[name], name, place) for name in LABELS)
+    yield study, tuple(csv_builder.finding(row[name], name, place) for name in LABELS)
 
 
 def _experts(opened: archive.Archive) -> Iterator[tuple[str, tuple[float, ...]]]:
   """Radiologists' labels of some studies of the test split; of none in release 2.0.0."""
-  table = layout.table(opened, "mimic-cxr-2.1.0-test-set-labeled")
+  table = release_layout.table(opened, "mimic-cxr-2.1.0-test-set-labeled")
   for place, row in archive.rows(opened, table, ("study_id",)) if table else ():
     row = {_RENAMED.get(name, name): cell for name, cell in row.items()}
     yield row["study_id"], tuple(
-      published.finding(row.get(name, ""), name, place) for name in LABELS)
+      csv_builder.finding(row.get(name, ""), name, place) for name in LABELS)

@@ -10,8 +10,11 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from cxrjax.builders import base_builder, tfds_features
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, decode, set_builder, splits
+from cxrjax.data.decoding import decode
+from cxrjax.data.sources import archive
+from cxrjax.data.splits import patient_splits
 
 LABELS = ("normal", "tuberculosis")
 FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -56,7 +59,7 @@ class Example:
     return LABELS[int(self.id[-1])]
 
 
-class Builder(set_builder.SetBuilder):
+class Builder(base_builder.SetBuilder):
   """Builds one of the sets from the published archives in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -78,9 +81,9 @@ class Builder(set_builder.SetBuilder):
     f"{WHERE}.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    self.left_out = building.LeftOut()
+    self.left_out = tfds_features.LeftOut()
     return self.dataset_info_from_configs(
-      features=building.features(
+      features=tfds_features.features(
         label=LABELS, encoding="png", mask=True,
         reading=tfds.features.Text(doc="Findings of the clinical reading; may be empty.")),
       supervised_keys=("image", "label"), homepage=WHERE, metadata=self.left_out.metadata)
@@ -89,7 +92,7 @@ class Builder(set_builder.SetBuilder):
     with self._open(dl_manager.manual_dir) as opened:
       found = examples(opened, self.builder_config, self.left_out)
     return {
-      name: building.some(
+      name: tfds_features.some(
         self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out)
       for name, chosen in assign(found).items()}
 
@@ -108,17 +111,17 @@ class Builder(set_builder.SetBuilder):
         mask = None
         try:
           if example.masks:
-            mask = building.mask(*map(opened.read, example.masks), like=size)
+            mask = tfds_features.mask(*map(opened.read, example.masks), like=size)
         except decode.BadImage as error:
           self.left_out.note(f"{example.id} counts as having no mask: {error}")
-        yield example.id, building.example(
+        yield example.id, tfds_features.example(
           self.info.features, image=image, id=example.id, patient=example.id[:-2],
           age=example.age, sex=example.sex, view="PA", mask=mask, label=example.label,
           site=self.builder_config.name, reading=example.reading)
 
 
 def examples(
-    opened: archive.Archive, config: Config, left_out: building.LeftOut) -> list[Example]:
+    opened: archive.Archive, config: Config, left_out: tfds_features.LeftOut) -> list[Example]:
   """All images of a set, sorted by id.
 
   Raises:
@@ -127,7 +130,7 @@ def examples(
   left_out.add_all(opened.refused)
   name = rf"({config.start}_\d{{4}}_[01])"
   images = {key: member for (key,), member in
-            building.matching(opened.names, rf"CXR_png/{name}\.png").items()}
+            tfds_features.matching(opened.names, rf"CXR_png/{name}\.png").items()}
   for label, digit in zip(LABELS, "01", strict=True):
     if not any(key.endswith(digit) for key in images):
       raise UserError(
@@ -137,11 +140,11 @@ def examples(
   for key in images:
     if numbers.setdefault(key[:-2], key) != key:
       raise UserError(f"{opened.path} calls one patient normal and ill: {numbers[key[:-2]]}, {key}")
-  for (key,), member in building.matching(opened.names, r"CXR_png/([^/]+\.\w+)").items():
+  for (key,), member in tfds_features.matching(opened.names, r"CXR_png/([^/]+\.\w+)").items():
     if not re.fullmatch(r"(CHNCXR|MCUCXR)_\d{4}_[01]\.png", key, re.IGNORECASE):
       left_out.add(member, "its name is not of this data set")
   readings = {key: member for (key,), member in
-              building.matching(opened.names, rf"ClinicalReadings/{name}\.txt").items()}
+              tfds_features.matching(opened.names, rf"ClinicalReadings/{name}\.txt").items()}
   for key in sorted(set(readings) - set(images)):
     left_out.add(key, "it has a clinical reading, but there is no image")
   masks = _masks(opened, name, left_out)
@@ -155,11 +158,11 @@ def examples(
 
 
 def _masks(
-    opened: archive.Archive, name: str, left_out: building.LeftOut) -> dict[str, tuple[str, ...]]:
+    opened: archive.Archive, name: str, left_out: tfds_features.LeftOut) -> dict[str, tuple[str, ...]]:
   """The mask files of each image that has them."""
-  whole = building.matching(opened.names, rf"{name}_mask\.png")
-  whole |= building.matching(opened.names, rf"masks/{name}\.png")
-  sides = building.matching(opened.names, rf"(left|right)Mask/{name}\.png")
+  whole = tfds_features.matching(opened.names, rf"{name}_mask\.png")
+  whole |= tfds_features.matching(opened.names, rf"masks/{name}\.png")
+  sides = tfds_features.matching(opened.names, rf"(left|right)Mask/{name}\.png")
   found = {key: (member,) for (key,), member in whole.items()}
   lungs: dict[str, list[str]] = {}
   for (_, key), member in sorted(sides.items()):
@@ -172,7 +175,7 @@ def _masks(
   return found
 
 
-def _tell(found: list[Example], config: Config, left_out: building.LeftOut) -> None:
+def _tell(found: list[Example], config: Config, left_out: tfds_features.LeftOut) -> None:
   """Notes for readers of reports."""
   unknown = {
     "age": sum(e.age is None for e in found), "sex": sum(not e.sex for e in found),
@@ -211,5 +214,5 @@ def parse(text: str) -> tuple[float | None, str, str]:
 def assign(found: list[Example]) -> dict[str, list[Example]]:
   """The images of each split, of which none is official."""
   labels = np.array([[float(e.label == name) for name in LABELS] for e in found], np.float32)
-  rows = splits.split_by_patient([e.id[:-2] for e in found], FRACTIONS, seed=0, labels=labels)
+  rows = patient_splits.split_by_patient([e.id[:-2] for e in found], FRACTIONS, seed=0, labels=labels)
   return {name: [found[i] for i in chosen] for name, chosen in rows.items()}

@@ -11,9 +11,11 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import csv_builder, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, published, splits
+from cxrjax.data.sources import archive
+from cxrjax.data.splits import patient_splits
 
 # Every term that is in `Labels`, leading blanks removed.
 TERMS = frozenset("""
@@ -147,7 +149,7 @@ _KNOWN = {  # images that others found to be of no use, by the rest of their nam
 BAD = {f"{_ALWAYS}{name}.png": reason for reason, names in _KNOWN.items() for name in names}
 
 
-class Builder(published.PublishedBuilder):
+class Builder(csv_builder.PublishedBuilder):
   """Builds the data set from the published archives in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -158,7 +160,7 @@ class Builder(published.PublishedBuilder):
     f"{WHERE}.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(building.features(
+    return self.described(tfds_features.features(
       labels=LABELS, encoding="png", bits=16,
       study=tfds.features.Text(),
       projection=tfds.features.Text(doc="As published: PA, AP, AP_horizontal, L or COSTAL."),
@@ -168,7 +170,7 @@ class Builder(published.PublishedBuilder):
       inverted=tfds.features.Scalar(np.bool_, doc="Whether it was published as MONOCHROME1."),
     ), "https://bimcv.cipf.es/bimcv-projects/padchest")
 
-  def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
+  def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
     with archive.Archive(path) as opened:
       names = opened.names
@@ -177,12 +179,12 @@ class Builder(published.PublishedBuilder):
         raise UserError(f"{path} has no PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv; get "
                         f"it from {WHERE}")
       table = min(tables, key=lambda name: (name.count("/"), name))
-      found, folders = published.Listing(LABELS, _PATTERN), set()
+      found, folders = csv_builder.Listing(LABELS, _PATTERN), set()
       for place, row in archive.rows(opened, table, _COLUMNS):
         found.add(row["ImageID"], _listed(row, place), place)
         folders.add(row["ImageDir"])
     unknown = [key for key, reason in found.left_out.items() if reason.startswith(_TERM)]
-    if published.many(len(unknown), len(found.rows)):
+    if csv_builder.many(len(unknown), len(found.rows)):
       raise UserError(f"{path}: {table} has terms that are not PadChest's, {len(unknown):,} images "
                       f"such as {unknown[0]}: another release?")
     inverted = sum(row.inverted for row in found.rows.values())
@@ -195,7 +197,7 @@ class Builder(published.PublishedBuilder):
 _TERM = "its report has a term that is not PadChest's:"
 
 
-def _listed(row: dict[str, str], place: str) -> published.Listed | str:
+def _listed(row: dict[str, str], place: str) -> csv_builder.Listed | str:
   """What the table says of one image, or why it is of no use."""
   key, projection = row["ImageID"], row["Projection"].strip()
   if not key.endswith(".png") or "/" in key:
@@ -211,8 +213,8 @@ def _listed(row: dict[str, str], place: str) -> published.Listed | str:
   if strange:
     return f"{_TERM} {strange[0][:40]!r}"
   inverted = row["PhotometricInterpretation_DICOM"].strip() == "MONOCHROME1"
-  return published.Listed(
-    patient=row["PatientID"], split=splits.carve([row["PatientID"]], SPLITS)[0],
+  return csv_builder.Listed(
+    patient=row["PatientID"], split=patient_splits.carve([row["PatientID"]], SPLITS)[0],
     labels=_labels(terms), age=_age(row), sex=row["PatientSex_DICOM"].strip(),
     view=VIEWS[projection], inverted=inverted, more={
       "study": row["StudyID"], "projection": projection, "terms": sorted(set(terms or ())),
@@ -247,7 +249,7 @@ def _age(row: dict[str, str]) -> float:
 
 
 def _parts(path: pathlib.Path, names: tuple[str, ...],
-           folders: set[str]) -> list[published.Part]:
+           folders: set[str]) -> list[csv_builder.Part]:
   """The archives or folders with the images.
 
   Raises:
@@ -259,13 +261,13 @@ def _parts(path: pathlib.Path, names: tuple[str, ...],
     if match:
       numbered.setdefault(match[1], set()).add(name[:match.end()])
   if not numbered:
-    return [published.Part(str(path))]  # all in one folder
+    return [csv_builder.Part(str(path))]  # all in one folder
   lacking = sorted(folders - set(numbered), key=lambda n: (len(n), n))
   if lacking:
     raise UserError(f"{path} has no {lacking[0]}.zip (of the {len(folders)} archives these are not "
                     f"there: {', '.join(lacking)}); get them from {WHERE}")
   if not path.is_dir():
-    return [published.Part(str(path))]
+    return [csv_builder.Part(str(path))]
   # Where an archive and what it unpacks to are both there, the archive is what was published.
-  return [published.Part(str(path / min(found, key=lambda name: (name.endswith("/"), name))))
+  return [csv_builder.Part(str(path / min(found, key=lambda name: (name.endswith("/"), name))))
           for _, found in sorted(numbered.items(), key=lambda item: int(item[0]))]

@@ -10,9 +10,11 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import csv_builder, release_layout, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, layout, published, splits
+from cxrjax.data.sources import archive
+from cxrjax.data.splits import patient_splits
 
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 FINDING = "Pneumonia"
@@ -27,7 +29,7 @@ _TEST = rf"(?:^|/)stage_2_test_images/(?:.*/)?({_KEY})\.dcm$"
 _BOX = ("x", "y", "width", "height")
 
 
-class Builder(published.PublishedBuilder):
+class Builder(csv_builder.PublishedBuilder):
   """Builds the data set from the challenge's archive in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -38,28 +40,28 @@ class Builder(published.PublishedBuilder):
     f"is at {WHERE}, with a Kaggle account.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(building.features(
+    return self.described(tfds_features.features(
       label=CLASSES, labels=(FINDING,), encoding="png", window=True,
       boxes=tfds.features.Sequence(
         {"label": tfds.features.ClassLabel(names=(FINDING,)), "box": tfds.features.BBoxFeature()},
         doc="Opacities that may be pneumonia; [ymin, xmin, ymax, xmax] in 0..1."),
     ), WHERE)
 
-  def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
+  def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
-    found = published.Listing((FINDING,), _PATTERN, dicom=True)
-    with layout.opened(path) as release:
-      boxes = _boxes(release, layout.table(release, "stage_2_train_labels", WHERE))
+    found = csv_builder.Listing((FINDING,), _PATTERN, dicom=True)
+    with release_layout.opened(path) as release:
+      boxes = _boxes(release, release_layout.table(release, "stage_2_train_labels", WHERE))
       classes = _classes(
-        release, layout.table(release, "stage_2_detailed_class_info", WHERE), boxes)
-      parts = layout.parts(path, release.names, _PATTERN)
-      hidden = layout.without_labels(release, _TEST, "stage_2_sample_submission", "patientId")
+        release, release_layout.table(release, "stage_2_detailed_class_info", WHERE), boxes)
+      parts = release_layout.parts(path, release.names, _PATTERN)
+      hidden = release_layout.without_labels(release, _TEST, "stage_2_sample_submission", "patientId")
     for key, split in _assign(classes).items():
-      found.add(key, published.Listed(
+      found.add(key, csv_builder.Listed(
         patient="", split=split, labels=(float(bool(boxes[key])),), boxes=boxes[key],
         more={"label": classes[key]}), str(path))
     for key, place in hidden.items():
-      found.add(key, published.Listed(
+      found.add(key, csv_builder.Listed(
         patient="", split="unlabelled", labels=(math.nan,), boxes=[], more={"label": -1}), place)
     self.left_out.note(
       "patients unknown: every image counts as a patient of its own, but all are of ChestX-ray14, "
@@ -115,5 +117,5 @@ def _assign(classes: dict[str, str]) -> dict[str, str]:
   """The split of each image: none is official."""
   keys = sorted(classes)
   labels = np.array([[classes[key] == name for name in CLASSES] for key in keys], np.float32)
-  rows = splits.split_by_patient(keys, FRACTIONS, labels=labels)
+  rows = patient_splits.split_by_patient(keys, FRACTIONS, labels=labels)
   return {keys[row]: split for split, chosen in rows.items() for row in chosen}

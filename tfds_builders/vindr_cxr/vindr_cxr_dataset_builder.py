@@ -11,9 +11,11 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import csv_builder, release_layout, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, layout, published, splits
+from cxrjax.data.sources import archive
+from cxrjax.data.splits import patient_splits
 
 LOCAL = (
   "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture",
@@ -46,7 +48,7 @@ Readings = dict[str, dict[str, set[str]]]
 Boxes = dict[str, list[tuple[str, list[float], str]]]
 
 
-class Builder(published.PublishedBuilder):
+class Builder(csv_builder.PublishedBuilder):
   """Builds the data set from one of its two releases in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -66,7 +68,7 @@ class Builder(published.PublishedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     labels = LABELS if self.builder_config.name == "physionet" else KAGGLE
-    return self.described(building.features(
+    return self.described(tfds_features.features(
       labels=labels, encoding="png", bits=16, window=True,
       votes=tfds.features.FeaturesDict(
         {name: tfds.features.Scalar(np.float32) for name in labels},
@@ -78,26 +80,26 @@ class Builder(published.PublishedBuilder):
         doc="As drawn by each reader; [ymin, xmin, ymax, xmax] in 0..1."),
     ), WHERE[self.builder_config.name])
 
-  def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
+  def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     config = self.builder_config.name
     path = archive.find(manual, CANDIDATES[config], WHERE[config], MARKERS[config])
     labels = LABELS if config == "physionet" else KAGGLE
-    found = published.Listing([*labels, *(f"votes::{name}" for name in labels)], _PATTERN,
+    found = csv_builder.Listing([*labels, *(f"votes::{name}" for name in labels)], _PATTERN,
                               dicom=True, youngest=_ADULT)
-    with layout.opened(path) as release:
+    with release_layout.opened(path) as release:
       (_physionet if config == "physionet" else _vinbigdata)(release, found)
-      parts = layout.parts(path, release.names, _PATTERN)
+      parts = release_layout.parts(path, release.names, _PATTERN)
     self.left_out.note("patients unknown: every image counts as a patient of its own")
     if config == "vinbigdata" and not found.of("unlabelled"):
       self.left_out.note("the images of the challenge's test, without labels, were not there")
     return found, parts
 
 
-def _physionet(release: archive.Archive, found: published.Listing) -> None:
+def _physionet(release: archive.Archive, found: csv_builder.Listing) -> None:
   """Adds all images of PhysioNet's release: train by votes, test by consensus."""
   for split in ("train", "test"):
-    table = layout.table(release, f"image_labels_{split}", WHERE["physionet"])
-    boxes = _boxes(release, layout.table(release, f"annotations_{split}", WHERE["physionet"]))
+    table = release_layout.table(release, f"image_labels_{split}", WHERE["physionet"])
+    boxes = _boxes(release, release_layout.table(release, f"annotations_{split}", WHERE["physionet"]))
     readings: Readings = collections.defaultdict(dict)
     places: dict[str, str] = {}
     columns = ("image_id", *(("rad_id",) if split == "train" else ()), *LABELS)
@@ -116,30 +118,30 @@ def _physionet(release: archive.Archive, found: published.Listing) -> None:
                       f"which is not in {table}")
 
 
-def _vinbigdata(release: archive.Archive, found: published.Listing) -> None:
+def _vinbigdata(release: archive.Archive, found: csv_builder.Listing) -> None:
   """Adds all images of Kaggle's release: train by votes, split anew, and test without labels."""
   readings: Readings = collections.defaultdict(lambda: collections.defaultdict(set))
   places: dict[str, str] = {}
-  table = layout.table(release, "train", WHERE["vinbigdata"])
+  table = release_layout.table(release, "train", WHERE["vinbigdata"])
   boxes = _boxes(release, table, KAGGLE, readings, places)
   for key, by in readings.items():
     _check(by, key, places[key])
   keys = sorted(readings)
   values = np.array([_majority(readings[key], KAGGLE) for key in keys], np.float32)
-  for split, rows in splits.split_by_patient(keys, FRACTIONS, labels=values).items():
+  for split, rows in patient_splits.split_by_patient(keys, FRACTIONS, labels=values).items():
     for row in rows:
       key = keys[row]
       _add(found, key, split, readings[key], boxes.get(key, []), KAGGLE, places[key])
-  for key, place in layout.without_labels(release, _TEST, "sample_submission", "image_id").items():
+  for key, place in release_layout.without_labels(release, _TEST, "sample_submission", "image_id").items():
     _add(found, key, "unlabelled", {}, [], KAGGLE, place)
 
 
-def _add(found: published.Listing, key: str, split: str, by: Mapping[str, set[str]],
+def _add(found: csv_builder.Listing, key: str, split: str, by: Mapping[str, set[str]],
          boxes: list[tuple[str, list[float], str]], labels: Sequence[str], place: str) -> None:
   single = CONSENSUS not in by and bool(by)
   votes = _share(by, labels) if single else (math.nan,) * len(labels)
   majority = _majority(by, labels) if by else (math.nan,) * len(labels)
-  found.add(key, published.Listed(
+  found.add(key, csv_builder.Listed(
     patient="", split=split, labels=(*majority, *votes), view="PA", boxes=boxes,
     more={"readers": sorted(by)}), place)
 
@@ -159,7 +161,7 @@ def _check(by: Mapping[str, set[str]], key: str, place: str) -> None:
 
 
 def _present(text: str, name: str, place: str) -> bool:
-  value = published.finding(text, name, place)
+  value = csv_builder.finding(text, name, place)
   if value not in (0, 1):
     raise UserError(f"{place}: {name} is {text[:20]!r}, not 0 or 1")
   return value == 1
@@ -178,7 +180,7 @@ def _boxes(release: archive.Archive, table: str, labels: Sequence[str] = LABELS,
   """
   found: Boxes = collections.defaultdict(list)
   consensus = table.rsplit("/", 1)[-1].startswith("annotations_test")
-  columns = ("image_id", "class_name", *(() if consensus else ("rad_id",)), *layout.EDGES)
+  columns = ("image_id", "class_name", *(() if consensus else ("rad_id",)), *release_layout.EDGES)
   for place, row in archive.rows(release, table, columns):
     key, name = row["image_id"], row["class_name"]
     reader = CONSENSUS if consensus else row["rad_id"]
@@ -188,7 +190,7 @@ def _boxes(release: archive.Archive, table: str, labels: Sequence[str] = LABELS,
       readings[key][reader].add(name)
     if places is not None:
       places.setdefault(key, place)
-    box = layout.edges(row, place)
+    box = release_layout.edges(row, place)
     if box is not None:
       found[key].append((name, box, reader))
   return found

@@ -10,9 +10,10 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cxrjax.core.build import suggest
+from cxrjax.builders import csv_builder, release_layout, tfds_features
+from cxrjax.config.instantiate import suggest
 from cxrjax.core.errors import UserError
-from cxrjax.data import archive, building, layout, published
+from cxrjax.data.sources import archive
 
 LABELS = (  # spelt as published
   "No finding", "Bronchitis", "Brocho-pneumonia", "Other disease", "Bronchiolitis",
@@ -37,7 +38,7 @@ _PATTERN = r"(?:^|/)([0-9a-f]{32})\.(?:dicom|dcm)$"
 Boxes = dict[str, list[tuple[str, list[float], str]]]
 
 
-class Builder(published.PublishedBuilder):
+class Builder(csv_builder.PublishedBuilder):
   """Builds the data set from PhysioNet's release in the manual folder."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -47,7 +48,7 @@ class Builder(published.PublishedBuilder):
     f"packed or unpacked, into the manual folder. It is at {WHERE}, after registration.")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(building.features(
+    return self.described(tfds_features.features(
       labels=LABELS, encoding="png", bits=16, window=True,
       findings=tfds.features.FeaturesDict(
         {name: tfds.features.Scalar(np.float32) for name in FINDINGS},
@@ -59,20 +60,20 @@ class Builder(published.PublishedBuilder):
         doc="[ymin, xmin, ymax, xmax] in 0..1."),
     ), WHERE)
 
-  def listing(self, manual: pathlib.Path) -> tuple[published.Listing, list[published.Part]]:
+  def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
-    found = published.Listing(
+    found = csv_builder.Listing(
       [*LABELS, *(f"findings::{name}" for name in FINDINGS)], _PATTERN, dicom=True)
-    with layout.opened(path) as release:
+    with release_layout.opened(path) as release:
       for split in ("train", "test"):
-        table = layout.table(release, f"image_labels_{split}", WHERE)
-        seen, boxes = _annotations(release, layout.table(release, f"annotations_{split}", WHERE))
+        table = release_layout.table(release, f"image_labels_{split}", WHERE)
+        seen, boxes = _annotations(release, release_layout.table(release, f"annotations_{split}", WHERE))
         for place, row in archive.rows(release, table, ("image_id",)):
           _check(row, place)
           key, its = row["image_id"], boxes.get(row["image_id"], [])
           drawn = {name for name, *_ in its}
           findings = (float(name in drawn) if key in seen else math.nan for name in FINDINGS)
-          found.add(key, published.Listed(
+          found.add(key, csv_builder.Listed(
             patient="", split=split, view="PA", boxes=its,
             labels=(*(_present(row[name], name, place) for name in LABELS), *findings),
             more={"reader": _reader(row)}), place)
@@ -80,7 +81,7 @@ class Builder(published.PublishedBuilder):
         if lost:
           raise UserError(f"{path}: annotations_{split}.csv names {min(lost)[:50]}, which is not "
                           f"in {table}")
-      parts = layout.parts(path, release.names, _PATTERN)
+      parts = release_layout.parts(path, release.names, _PATTERN)
     self.left_out.note("patients unknown: every image counts as a patient of its own")
     return found, parts
 
@@ -100,7 +101,7 @@ def _check(row: dict[str, str], place: str) -> None:
 
 
 def _present(text: str, name: str, place: str) -> float:
-  value = published.finding(text, name, place)
+  value = csv_builder.finding(text, name, place)
   if value not in (0, 1):
     raise UserError(f"{place}: {name} is {text[:20]!r}, not 0 or 1")
   return value
@@ -110,10 +111,10 @@ def _annotations(release: archive.Archive, table: str) -> tuple[set[str], Boxes]
   """The images that were annotated, and boxes in pixels of those that have some."""
   seen: set[str] = set()
   boxes: Boxes = collections.defaultdict(list)
-  for place, row in archive.rows(release, table, ("image_id", "class_name", *layout.EDGES)):
+  for place, row in archive.rows(release, table, ("image_id", "class_name", *release_layout.EDGES)):
     key, name = row["image_id"], row["class_name"]
     seen.add(key)
-    box = layout.edges(row, place)
+    box = release_layout.edges(row, place)
     if name not in FINDINGS and (box is not None or name not in LABELS):
       raise UserError(f"{place}: {name[:40]!r} is no finding of this set{suggest(name, FINDINGS)}")
     if box is not None:

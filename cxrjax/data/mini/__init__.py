@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from cxrjax.data import folder
+from cxrjax.data.sources import folder
 
 FILMS = pathlib.Path(__file__).parent / "films.zip"
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import densenet, inception, resnet, vit, weights
-from cxrjax.models.weights import out
+from cxrjax.models.weights import export_timm
 
 pytestmark = pytest.mark.full
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -277,7 +277,7 @@ def test_timm_takes_ours(name, model, tmp_path):
   load_file = need("safetensors.torch").load_file
   params = made_up.of(model)
   head = {"kernel": made_up.images(model.features, 3), "bias": made_up.images(3)}
-  peer = out.to_timm(model, params, head)
+  peer = export_timm.to_timm(model, params, head)
   save_file(peer.arrays, tmp_path / "x.safetensors", {"format": "pt"})
   net = eval(peer.command, {"timm": timm})
   net.load_state_dict(load_file(tmp_path / "x.safetensors"), strict=True)

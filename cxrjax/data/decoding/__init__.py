@@ -1,0 +1,1 @@
+"""An image file's bytes to gray levels, in processes of their own."""

@@ -1,0 +1,350 @@
+"""Readers of image files, told apart by their first bytes: PNG, JPEG, JPEG 2000, WebP, GIF, PNM ...
+
+Each takes what a header says literally and refuses by name what it cannot show as it is. Nothing is
+converted on the way: 16 bits stay 16 bits with colour and alpha. Alpha is left out; compositing
+would darken what it marks. TIFF has a module of its own, DICOM too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import imagecodecs
+import numpy as np
+from PIL import Image
+
+from cxrjax.data.decoding import tiff
+from cxrjax.data.decoding.samples import BadImage, Samples, check_packed
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_BINARY_PNM = (b"P5", b"P6")
+_KINDS = "PNG, JPEG, TIFF, DICOM, BMP, JPEG 2000, WebP, GIF or PNM"
+_ORIENTATION = 0x112
+# What is often met under an image's name, and what to do about it.
+_OTHERS = (
+  (b"<!doctype", "it is a web page, not an image: a download that needed a login?"),
+  (b"<html", "it is a web page, not an image: a download that needed a login?"),
+  (b"%pdf", "it is a PDF; save the picture in it as PNG"),
+  (b"pk\x03\x04", "it is a zip (or a file of an office program), not an image; give it as .zip"),
+  (b"\x1f\x8b", "it is packed with gzip, and not DICOM; unpack it"),
+  (b"\x93numpy", "it is a NumPy array; save it as 16-bit PNG"),
+  (b"\x89hdf", "it is HDF5; save its images as PNG"),
+  (b"8bps", "it is a Photoshop file; save it as PNG"),
+  (b"version https://git-lfs", "it is a pointer of Git LFS; fetch the file with git lfs pull"),
+)
+
+
+def open_image(data: bytes) -> Samples:
+  """An image file that is no DICOM, by its header.
+
+  Raises:
+    BadImage: it is none, is damaged or cut short, or is of a kind that is not read.
+  """
+  reader = _reader(data)
+  if reader is None:
+    start = data[:64].lstrip().lower()
+    known = next((why for mark, why in _OTHERS if start.startswith(mark)), None)
+    raise BadImage(known or f"it is not a {_KINDS} image (it starts with {data[:8]!r})")
+  with damaged():
+    return reader(data)
+
+
+def is_image(start: bytes) -> bool:
+  """Whether a file of any name that begins so is an image.
+
+  Two letters are not enough: BMP and PNM are known by their names as well.
+  """
+  return _reader(start) is not None and not start.startswith((b"BM", b"P"))
+
+
+def by_pillow(data: bytes) -> bool:
+  """Whether a file's header is read by Pillow."""
+  reader = _reader(data)
+  return isinstance(reader, functools.partial) or (reader is _pnm and data[:2] not in _BINARY_PNM)
+
+
+def _reader(start: bytes) -> Callable[[bytes], Samples] | None:
+  if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+    return functools.partial(_by_pillow, kind="WEBP")
+  if re.match(rb"P[1-6][\s#]", start[:3]):
+    return _pnm
+  return next((read for mark, read in _READERS if start.startswith(mark)), None)
+
+
+@contextlib.contextmanager
+def damaged() -> Iterator[None]:
+  """Makes a BadImage of whatever a decoder raises about a damaged file."""
+  try:
+    with warnings.catch_warnings():
+      # Of things that are checked here (size) or do not touch pixels (metadata).
+      warnings.simplefilter("ignore")
+      yield
+  except BadImage:
+    raise
+  except (Image.DecompressionBombError, MemoryError) as error:
+    raise BadImage("its header asks for too many pixels") from error
+  except Exception as error:  # codecs raise whatever the damage makes them raise
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    raise BadImage(f"it is damaged or cut short ({reason})") from error
+
+
+# PNG (ISO/IEC 15948).
+
+
+def _png(data: bytes) -> Samples:
+  header, frames, exif = None, 1, b""
+  for kind, body in _chunks(data):
+    if kind == b"IHDR":
+      header = struct.unpack(">IIBBBBB", body)
+    elif kind == b"acTL":
+      frames = int.from_bytes(body[:4], "big")
+    elif kind == b"eXIf":
+      exif = body
+  if header is None:
+    raise BadImage("it is damaged or cut short (a PNG without a header)")
+  if frames > 1:
+    raise BadImage(_several(frames, "frames"))
+  width, height, bits = header[:3]
+
+  def load(at_least: int | None) -> np.ndarray:
+    with damaged():
+      return without_alpha(imagecodecs.png_decode(data))
+
+  # Fewer bits and palettes are expanded to 8 by the decoder.
+  return Samples((height, width), max(bits, 8), load, orientation=_turn(exif))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+  """Kind and content of each chunk, whose checksums must hold."""
+  at = len(_PNG)
+  while True:
+    size, kind = int.from_bytes(data[at:at + 4], "big"), data[at + 4:at + 8]
+    end = at + 12 + size
+    if end > len(data):
+      raise BadImage("it is damaged or cut short (the file ends within a PNG chunk)")
+    content = memoryview(data)[at + 4:end - 4]
+    if zlib.crc32(content) != int.from_bytes(data[end - 4:end], "big"):
+      raise BadImage("it is damaged or cut short (a checksum of the PNG does not hold)")
+    yield kind, b"" if kind == b"IDAT" else bytes(content[4:])
+    if kind == b"IEND":
+      return
+    at = end
+
+
+# JPEG (ITU-T T.81).
+
+
+# By the marker of the frame; 0xF7 is that of JPEG-LS (ITU-T T.87).
+_CODINGS = {0xC0: "dct", 0xC1: "dct", 0xC2: "dct", 0xC3: "lossless", 0xF7: "ls"}
+
+
+class _Frame(NamedTuple):
+  """What the header of a JPEG says."""
+
+  coding: str  # "dct", "lossless", or "ls" for JPEG-LS
+  bits: int
+  height: int
+  width: int
+  components: int
+  adobe: bool  # the values of CMYK are inverted
+  exif: bytes
+  pictures: bool  # more than one in the file
+
+
+def _jpeg(data: bytes) -> Samples:
+  frame = jpeg_frame(data)
+  if frame.coding == "ls":
+    check_packed(frame.width, frame.height, len(data))
+
+  def load(at_least: int | None) -> np.ndarray:
+    with damaged():
+      if frame.coding == "ls":
+        return without_alpha(jpeg_ls(data))
+      if frame.coding == "lossless" or frame.bits > 8:
+        return without_alpha(imagecodecs.jpeg_decode(data))
+      with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        # Of colour the luma alone is decoded, as it is stored.
+        image.draft("L", None if at_least is None else (2 * at_least, 2 * at_least))
+        image.load()
+        if image.mode != "CMYK":
+          return np.asarray(image if image.mode == "L" else image.convert("L"))
+        ink = np.asarray(image)  # which Pillow takes for Adobe's
+        return np.asarray(Image.fromarray(ink if frame.adobe else 255 - ink, "CMYK").convert("RGB"))
+
+  return Samples(
+    (frame.height, frame.width), frame.bits, load, orientation=_turn(frame.exif),
+    notes=("it holds several pictures; the first is read",) if frame.pictures else ())
+
+
+def jpeg_frame(data: bytes) -> _Frame:
+  """What a JPEG's header says, up to the frame's own.
+
+  Raises:
+    BadImage: the file ends before, or there is none.
+  """
+  at, adobe, exif, pictures = 2, False, b"", False
+  while at + 4 <= len(data):
+    if data[at] != 0xFF:
+      break
+    marker = data[at + 1]
+    if marker == 0xFF:  # fill
+      at += 1
+      continue
+    body = data[at + 4:at + 2 + int.from_bytes(data[at + 2:at + 4], "big")]
+    if marker in _CODINGS:
+      if len(body) < 6:
+        break
+      return _Frame(
+        _CODINGS[marker], *struct.unpack(">BHHB", body[:6]), adobe, exif, pictures)
+    if 0xC3 < marker < 0xD0 and marker not in (0xC4, 0xC8, 0xCC):
+      raise BadImage("it is a JPEG of a rare kind (differential or arithmetic); save it as PNG")
+    if marker in (0xD9, 0xDA):
+      break
+    if marker == 0xEE and body.startswith(b"Adobe"):
+      adobe = True
+    elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
+      exif = exif or body
+    elif marker == 0xE2 and body.startswith(b"MPF\0"):
+      pictures = True
+    at += 4 + max(0, int.from_bytes(data[at + 2:at + 4], "big") - 2)
+  raise BadImage("it is damaged or cut short (a JPEG without a frame)")
+
+
+def jpeg_ls(data: bytes) -> np.ndarray:
+  """Decodes JPEG-LS (ITU-T T.87)."""
+  # Of a stream cut short CharLS looks for the end for many seconds, unless there is one.
+  return imagecodecs.jpegls_decode(data + b"\xff\xd9")
+
+
+# JPEG 2000 (ITU-T T.800).
+
+
+class Codestream(NamedTuple):
+  """What the header of a JPEG 2000 codestream says."""
+
+  height: int
+  width: int
+  bits: int
+  signed: bool
+  components: int
+
+
+def codestream(data: bytes) -> Codestream:
+  """The first codestream of a JPEG 2000 file, or of one.
+
+  Raises:
+    BadImage: there is none.
+  """
+  at = data.find(_JP2[1], 0, 1 << 16)
+  if at < 0 or len(data) < at + 45:
+    raise BadImage("it is damaged or cut short (JPEG 2000 without a codestream)")
+  right, bottom, left, top = struct.unpack(">IIII", data[at + 8:at + 24])
+  components, depth = struct.unpack(">HB", data[at + 40:at + 43])
+  return Codestream(bottom - top, right - left, (depth & 0x7F) + 1, bool(depth & 0x80), components)
+
+
+def _jpeg2000(data: bytes) -> Samples:
+  found = codestream(data)
+  check_packed(found.width, found.height, len(data))
+
+  def load(at_least: int | None) -> np.ndarray:
+    with damaged():
+      return without_alpha(imagecodecs.jpeg2k_decode(data))
+
+  if found.bits > 16:
+    raise BadImage(f"it is JPEG 2000 of {found.bits} bits; convert it to 16-bit PNG")
+  return Samples(
+    (found.height, found.width), found.bits, load, kind="i" if found.signed else "u")
+
+
+# The rest.
+
+
+def _pnm(data: bytes) -> Samples:
+  """PGM and PPM, binary, of 8 or 16 bits; the others of the family by Pillow."""
+  if data[:2] not in _BINARY_PNM:
+    return _by_pillow(data, "PPM")
+  header = re.match(rb"P[56]" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s", data[:4096])
+  if header is None:
+    raise BadImage("it is damaged or cut short (a PNM without a header)")
+  width, height, top = map(int, header.groups())
+  channels = 3 if data[:2] == b"P6" else 1
+  if not 0 < top < 65536:
+    raise BadImage(f"it is a PNM whose white is {top}; save it as PNG")
+
+  def load(at_least: int | None) -> np.ndarray:
+    kind, count = np.dtype(np.uint8 if top < 256 else ">u2"), width * height * channels
+    if len(data) < header.end() + count * kind.itemsize:
+      raise BadImage("it is damaged or cut short (a PNM with too few pixels)")
+    found = np.frombuffer(data, kind, count, header.end()).reshape(height, width, channels)
+    found = found.astype(kind.newbyteorder("="))
+    if top < 256:
+      found = np.round(found * np.float32(255 / top)).astype(np.uint8)
+    return found if channels == 3 else found[..., 0]
+
+  return Samples((height, width), 8 if top < 256 else 16, load)
+
+
+def _by_pillow(data: bytes, kind: str) -> Samples:
+  """Formats of 8 bits a channel."""
+  with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+    frames = getattr(image, "n_frames", 1)
+    shape, mode = (image.height, image.width), image.mode
+    with contextlib.suppress(Exception):  # metadata: what is damaged in it says nothing
+      exif = image.getexif().tobytes()
+  if frames > 1:
+    raise BadImage(_several(frames, "frames"))
+  if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
+    raise BadImage(f"it is {kind} of the type {mode}; save it as PNG")
+
+  def load(at_least: int | None) -> np.ndarray:
+    with damaged(), Image.open(io.BytesIO(data), formats=(kind,)) as opened:
+      opened.load()
+      if opened.mode in ("1", "L", "LA"):
+        return np.asarray(opened.convert("L") if opened.mode == "1" else opened.getchannel("L"))
+      transparent = opened.mode == "PA" or "transparency" in opened.info
+      return np.asarray(opened.convert("RGBA" if transparent else "RGB"))[..., :3]
+
+  return Samples(shape, 8, load, orientation=_turn(exif))
+
+
+def without_alpha(values: np.ndarray) -> np.ndarray:
+  """Channels of gray [h w] or colour [h w 3]."""
+  if values.ndim == 2:
+    return values
+  channels = values.shape[2]
+  if channels > 4:
+    raise BadImage(f"it has {channels} channels; give gray or RGB")
+  return values[..., 0] if channels <= 2 else values[..., :3]
+
+
+def _several(count: int, what: str) -> str:
+  return f"it has {count} {what}; save the one that counts as a file of its own"
+
+
+def _turn(exif: bytes) -> int:
+  """The orientation in EXIF data; 1, upright, where it says nothing that can be understood."""
+  found = Image.Exif()
+  with contextlib.suppress(Exception):  # metadata: what is damaged in it says nothing
+    found.load(exif)
+  turn = found.get(_ORIENTATION, 1)
+  return turn if turn in range(1, 9) else 1
+
+
+_READERS: tuple[tuple[bytes, Callable[[bytes], Samples]], ...] = (
+  (_PNG, _png),
+  (b"\xff\xd8\xff", _jpeg),
+  *((mark, tiff.open_tiff) for mark in tiff.MARKS),
+  (b"BM", functools.partial(_by_pillow, kind="BMP")),
+  (b"GIF8", functools.partial(_by_pillow, kind="GIF")),
+  *((mark, _jpeg2000) for mark in _JP2),
+)

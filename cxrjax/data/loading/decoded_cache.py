@@ -1,0 +1,432 @@
+"""Decoded images: every radiograph of a source as one gray square, made once, kept on disk.
+
+The cache is keyed by what decides its content (the source's fingerprint, split, size, fit, bits,
+window, decoder version, rows), so no change of data or settings can meet a stale one. It appears by
+a rename: a killed process leaves nothing half-made behind, and two processes may make the same one
+at once. All of it has checksums, and what is damaged is made again. Pixels are read from it as they
+are asked for; nothing here holds them in memory.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tqdm
+from jaxtyping import Float32
+
+from cxrjax.core import checksums
+from cxrjax.core.errors import UserError
+from cxrjax.data.base import Record, Source
+from cxrjax.data.decoding import decode, windowing
+from cxrjax.data.images import Images, Stack, WideStack, even, info_of, take
+from cxrjax.data.loading import cache_file
+from cxrjax.data.splits.subset import Subset
+
+FITS = ("squash", "pad", "crop")
+ON_BAD = ("error", "skip")
+BITS = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}  # a flag gives text
+SAMPLE = 32  # images looked at for their bits and masks
+_CHUNK = 256  # images between looks at errors
+_ABANDONED = 24 * 3600  # seconds since an unfinished cache was written to
+
+
+def load_images(
+    source: Source, size: int, *, fit: str = "squash", cache_dir: str | os.PathLike | None = None,
+    on_bad_image: str = "error", progress: bool = True,
+    indices: Sequence[int] | np.ndarray | None = None, bits: str | int = "auto",
+    window: str | Sequence[float] = "auto") -> Images:
+  """All images of a source (or those of `indices`) at one size.
+
+  Args:
+    source: what to decode.
+    size: side of the square result, pixels.
+    fit: what to do with an image that is not square: `squash` it, `pad` it with black, or `crop`
+      its middle.
+    cache_dir: where decoded images are kept; default `$CXRJAX_CACHE`, else `~/.cache/cxrjax`.
+    on_bad_image: `error` stops at an image that cannot be used; `skip` leaves it out and lists it.
+    progress: shows a bar on stderr while decoding.
+    indices: rows of the source to load, in this order; all of them by default.
+    bits: 16 keeps levels as published, to be windowed where they are used (8-bit images times
+      257); 8 windows 16-bit images now; `auto` keeps what the source has, see `bits_of`.
+    window: which levels are shown black and white, see `pixels.choose_window`.
+
+  Raises:
+    UserError: a bad image, no image left, or a cache that cannot be written.
+  """
+  check_options(size, fit, on_bad_image)
+  if len(source) == 0:
+    raise UserError(f"{source.info.name} split {source.info.split!r} has no images; check its path")
+  found = decode_rows(
+    source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=indices, bits=bits,
+    window=window, stop_at_bad=on_bad_image == "error")
+  table, info, skipped = source.table, source.info, ()
+  of = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+  notes = tuple((table.ids[of[i]], note) for note, places in found.notes.items() for i in places)
+  if indices is not None or found.bad:
+    rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+    skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(found.bad.items()))
+    if skipped and on_bad_image == "error":
+      raise bad_image(*skipped[0])
+    if len(skipped) == len(rows):
+      raise UserError(f"{source.info.name}: all {len(rows)} images are bad; the first: "
+                      f"{skipped[0][0]}: {skipped[0][1]}")
+    good = rows[found.good]
+    table, info = table.take(good), info_of(info, good)
+  return Images(pixels=found.pixels, table=table, info=info, windows=found.windows,
+                masks=found.masks, skipped=skipped, notes=notes)
+
+
+def check_options(size: int, fit: str, on_bad_image: str) -> None:
+  """Raises a UserError for a size, fit or on_bad_image that is none."""
+  if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 4096:
+    raise UserError(f"config.data.size={size!r} is no image size; give pixels from 8 to 4096")
+  if fit not in FITS:
+    raise UserError(f"config.data.fit={fit!r} is not an option; valid: {', '.join(FITS)}")
+  if on_bad_image not in ON_BAD:
+    raise UserError(
+      f"config.data.on_bad_image={on_bad_image!r} is not an option; valid: {', '.join(ON_BAD)}")
+
+
+def bits_of(source: Source, bits: str | int = "auto") -> int:
+  """8 or 16: as asked for, or what the pixels of a source have.
+
+  With `auto` a source that knows says so in its attribute `bits`. Of others 32 images, evenly
+  spaced, are looked at, and the first with 16 bits decides. So the answer is the same on every
+  machine and for every subset.
+
+  Raises:
+    UserError: `bits` is not an option.
+  """
+  if isinstance(bits, bool) or not isinstance(bits, str | int) or bits not in BITS:
+    raise UserError(f"config.data.bits={bits!r} is not an option; valid: 'auto', 8, 16")
+  if BITS[bits]:
+    return BITS[bits]
+  if isinstance(source, Subset):
+    return bits_of(source.source)
+  known = getattr(source, "bits", None)
+  if known is not None:
+    return int(known)
+  for row in sample(len(source)):
+    with contextlib.suppress(decode.BadImage):
+      if read(source, row, decode.MIN_SIDE).image.dtype == np.uint16:
+        return 16
+  return 8
+
+
+def check_masks(source: Source) -> None:
+  """Raises a UserError where none of 32 images of a source, evenly spaced, has a lung mask."""
+  rows = sample(len(source))
+  for row in rows:
+    with contextlib.suppress(decode.BadImage):
+      if read(source, row, decode.MIN_SIDE).mask is not None:
+        return
+  raise no_masks(source)
+
+
+def no_masks(source: Source | Images) -> UserError:
+  """What to raise where lung masks are wanted and there are none."""
+  return UserError(
+    f"config.data.masks='own', but {source.info.name} has no lung masks; sources that have them "
+    "are phantom, tfds:covid19_radiography, tfds:jsrt, tfds:nlm_tb/montgomery and "
+    "tfds:nlm_tb/shenzhen; config.data.masks=zoo:lungs, or the workdir of a run "
+    "of configs/segment.py, predicts them")
+
+
+def sample(n: int) -> list[int]:
+  """The rows, of `n`, that are looked at for their bits and masks."""
+  return even(n, SAMPLE).tolist()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+  """Rows of a source that were asked for: arrays of the good ones, in order, and the bad.
+
+  Attributes:
+    pixels: see `Images`.
+    windows: see `Images`; None with 8 bits.
+    masks: see `Images`.
+    bad: position among the rows asked for of each that cannot be used, and why.
+    count: how many rows were asked for.
+    notes: what a user should know of how some were read, and their positions.
+  """
+
+  pixels: Stack | WideStack
+  windows: Float32[np.ndarray, "n 2"] | None
+  masks: Stack | None
+  bad: dict[int, str]
+  count: int
+  notes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def good(self) -> np.ndarray:
+    """Ascending positions of the good ones among the rows asked for."""
+    return np.delete(np.arange(self.count), list(self.bad))
+
+  def take(self, rows: np.ndarray) -> Decoded:
+    """Some of the rows that were asked for; nothing is copied."""
+    place = np.full(self.count, -1)
+    place[self.good] = np.arange(self.count - len(self.bad))
+    bad = {i: self.bad[row] for i, row in enumerate(rows.tolist()) if row in self.bad}
+    notes = {note: np.flatnonzero(np.isin(rows, places)).tolist()
+             for note, places in self.notes.items()}
+    found = place[rows]
+    found = found[found >= 0]
+    return Decoded(
+      take(self.pixels, found), None if self.windows is None else self.windows[found],
+      None if self.masks is None else take(self.masks, found), bad, len(rows),
+      {note: places for note, places in notes.items() if places})
+
+
+def decode_rows(
+    source: Source, size: int, *, fit: str = "squash", cache_dir: str | os.PathLike | None = None,
+    progress: bool = True, indices: Sequence[int] | np.ndarray | None = None,
+    bits: str | int = "auto", window: str | Sequence[float] = "auto",
+    stop_at_bad: bool = False) -> Decoded:
+  """Rows of a source from the cache, or decoded into it; see `load_images`."""
+  if isinstance(source, Subset):  # images of the whole, which may all be there already
+    rows = source.rows if indices is None else source.rows[np.asarray(indices, dtype=np.int64)]
+    order = np.argsort(rows)  # the cache is the same in whatever order they are wanted
+    return decode_rows(
+      source.source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=rows[order],
+      bits=bits, window=window, stop_at_bad=stop_at_bad).take(np.argsort(order))
+  root = cache_root(cache_dir)
+  window = windowing.check_window(window)
+  look = Look(size, fit, bits_of(source, bits), window)
+  load = functools.partial(_load, size=size, bits=look.bits)
+  whole = load(root / _key(source, look, None))
+  if whole is not None:
+    return whole if indices is None else whole.take(np.asarray(indices, dtype=np.int64))
+  target = root / _key(source, look, indices)
+  if indices is not None:
+    found = load(target)
+    if found is not None:
+      return found
+  rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+  needed = (look.bits // 8 + 1) * len(rows) * size * size
+  with _disk_errors(root, needed):
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(root)
+    work = pathlib.Path(tempfile.mkdtemp(prefix=target.name + ".tmp-", dir=root))
+  try:
+    with _disk_errors(root, needed):
+      _decode_into(work, source, rows, look, progress, stop_at_bad)
+      try:
+        work.rename(target)
+      except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+          raise
+        if load(target) is None:  # a damaged cache is in the way
+          shutil.rmtree(target, ignore_errors=True)
+          work.rename(target)
+  finally:
+    shutil.rmtree(work, ignore_errors=True)
+  result = load(target)
+  if result is None:
+    raise UserError(f"the image cache {target} vanished or is damaged; delete it and run again")
+  return result
+
+
+def _remove_abandoned(root: pathlib.Path) -> None:
+  """Removes what processes that were killed have left unfinished."""
+  for work in root.glob("*.tmp-*"):
+    with contextlib.suppress(OSError):
+      if time.time() - max(file.stat().st_mtime for file in (work, *work.iterdir())) > _ABANDONED:
+        shutil.rmtree(work)
+
+
+def cache_root(cache_dir: str | os.PathLike | None) -> pathlib.Path:
+  """The folder that decoded images are kept in."""
+  chosen = cache_dir or os.environ.get("CXRJAX_CACHE") or "~/.cache/cxrjax"
+  return pathlib.Path(chosen).expanduser()
+
+
+def free_bytes(cache_dir: str | os.PathLike | None) -> int:
+  """What the disk of the folder for decoded images has free."""
+  folder = cache_root(cache_dir).absolute()
+  while not folder.exists():
+    folder = folder.parent
+  return shutil.disk_usage(folder).free
+
+
+def to_square(
+    record: Record, size: int, fit: str, bits: int = 8, window: str | windowing.Window = "auto",
+    ) -> tuple[np.ndarray, windowing.Window, np.ndarray | None]:
+  """One record as a square of `size` pixels, the gray levels shown of it, and its mask.
+
+  With 8 bits the levels shown are already 0 to 255; with 16 an 8-bit image is multiplied by 257.
+  A mask may have another resolution than its image, as some are published, but not another shape.
+
+  Raises:
+    decode.BadImage: it is unusable, or its mask is not its own.
+  """
+  shown = windowing.choose_window(record.image, record.window, window)
+  mask = None
+  if record.mask is not None:
+    (h, w), (rows, columns) = record.image.shape[:2], record.mask.shape[:2]
+    if abs(h * columns - w * rows) > 0.02 * h * columns:  # a pixel of rounding is no other shape
+      raise decode.BadImage(
+        f"its lung mask of {columns}x{rows} pixels does not lie over its {w}x{h} pixels; give a "
+        "mask of the same shape")
+    mask = windowing.resize(record.mask, size, fit, nearest=True)
+  if bits == 8:
+    square = windowing.resize(windowing.to_uint8(record.image, shown), size, fit)
+    return square, windowing.WHOLE[8], mask
+  square = windowing.resize(record.image, size, fit)
+  if square.dtype == np.uint8:
+    return square.astype(np.uint16) * np.uint16(257), (257 * shown[0], 257 * shown[1]), mask
+  return square, shown, mask
+
+
+def read(source: Source, index: int, size: int) -> Record:
+  """A record for a result of `size` pixels; sources that can decode JPEGs smaller do."""
+  reader: Callable[..., Record] | None = getattr(source, "read", None)
+  return source[index] if reader is None else reader(index, at_least=size)
+
+
+def workers() -> int:
+  """Threads to decode with: one more than processors, as each waits for a process of its own."""
+  with contextlib.suppress(AttributeError):
+    return len(os.sched_getaffinity(0)) + 1
+  return (os.cpu_count() or 1) + 1
+
+
+def bad_image(name: str, reason: str) -> UserError:
+  """What to raise for an image that cannot be used, where bad images are errors."""
+  return UserError(f"{name}: {reason}; mend or remove it, or leave bad images out with "
+                   "config.data.on_bad_image='skip'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What decoded images are to be like."""
+
+  size: int
+  fit: str
+  bits: int
+  window: str | windowing.Window
+
+
+def _key(source: Source, look: Look, indices: Sequence[int] | np.ndarray | None) -> str:
+  rows = None
+  if indices is not None:
+    rows = hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
+  content = [source.info.fingerprint, source.info.split, len(source), look.size, look.fit,
+             look.bits, look.window, decode.VERSION, rows]
+  digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+  return f"images-{look.size}-{digest}"
+
+
+def _load(folder: pathlib.Path, size: int, bits: int) -> Decoded | None:
+  """A cache that is whole, else None."""
+  try:
+    meta = checksums.unsealed((folder / "meta.json").read_bytes())
+    bad = {int(i): reason for i, reason in meta["bad"].items()}
+    windows = None
+    if bits == 16:
+      if checksums.of_file(folder / "windows.npy") != meta["windows"]:
+        return None
+      windows = np.load(folder / "windows.npy")
+  except (OSError, ValueError):
+    return None
+  shape, good = (meta["count"], size, size, 1), meta["count"] - len(bad)
+  found = cache_file.load(folder / "pixels.npy", shape, np.dtype(f"u{bits // 8}"), good)
+  masks = cache_file.load(folder / "masks.npy", shape, np.dtype("u1"), good) if meta["masks"] else None
+  if found is None or (masks is None and meta["masks"]):
+    return None
+  return Decoded(found, windows, masks, bad, meta["count"], meta["notes"])
+
+
+def _decode_into(
+    work: pathlib.Path, source: Source, rows: np.ndarray, look: Look, progress: bool,
+    stop_at_bad: bool) -> None:
+  """Fills a cache folder: good images one after the other, then unused room for the bad."""
+  shape = (len(rows), look.size, look.size, 1)
+  found = cache_file.allocate(work / "pixels.npy", shape, np.dtype(f"u{look.bits // 8}"))
+  windows = np.zeros((len(rows), 2), np.float32)
+  masks: np.ndarray | None = None
+  sums = np.zeros((len(rows), 2), np.uint32)  # of pixels and masks
+  (without,) = cache_file.sums(np.zeros((1, *shape[1:]), np.uint8))
+  bad: dict[int, str] = {}
+  notes: dict[str, list[int]] = {}
+  lock = threading.Lock()
+
+  def one(position: int, place: int) -> None:
+    nonlocal masks
+    try:
+      record = read(source, int(rows[position]), look.size)
+      square, windows[place], mask = to_square(
+        record, look.size, look.fit, look.bits, look.window)
+    except decode.BadImage as error:
+      bad[position] = str(error)
+      return
+    for note in record.notes:
+      notes.setdefault(note, []).append(position)
+    found[place], sums[place] = square, (*cache_file.sums([square]), without)
+    if mask is not None:
+      with lock:
+        if masks is None:
+          masks = cache_file.allocate(work / "masks.npy", shape, np.dtype("u1"))
+      masks[place], sums[place, 1] = mask, *cache_file.sums([mask])
+
+  name = f"decoding {source.info.name} {source.info.split}"
+  bar = tqdm.tqdm(total=len(rows), desc=name, unit=" images", disable=not progress, file=sys.stderr,
+                  dynamic_ncols=True)
+  filled = 0
+  with bar, concurrent.futures.ThreadPoolExecutor(workers()) as pool:
+    for start in range(0, len(rows), _CHUNK):  # an error stops the work, results do not pile up
+      positions = range(start, min(start + _CHUNK, len(rows)))
+      places = range(filled, filled + len(positions))
+      for _ in pool.map(one, positions, places):
+        bar.update()
+      if bad and stop_at_bad:
+        position = min(bad)
+        raise bad_image(source.table.ids[rows[position]], bad[position])
+      for position, place in zip(positions, places, strict=True):
+        if position in bad:
+          continue
+        if place != filled:  # close the gap that a bad image left
+          for array in (found, windows, masks, sums):
+            if array is not None:
+              array[filled], array[place] = array[place], 0
+        filled += 1
+  cache_file.seal(found, sums[:, 0])
+  if masks is not None:
+    cache_file.seal(masks, sums[:, 1])
+  meta = {"source": source.info.name, "split": source.info.split, "masks": masks is not None,
+          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())},
+          "notes": {note: sorted(places) for note, places in sorted(notes.items())}}
+  if look.bits == 16:
+    np.save(work / "windows.npy", windows[:filled])
+    meta["windows"] = checksums.of_file(work / "windows.npy")
+  (work / "meta.json").write_text(checksums.sealed(meta))
+
+
+@contextlib.contextmanager
+def _disk_errors(root: pathlib.Path, needed: int) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    if error.filename is not None and not str(error.filename).startswith(str(root)):
+      raise  # not about the cache
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise UserError(
+        f"no space for decoded images in {root}: up to {needed / 1e6:.0f} MB needed; free some, or "
+        "name another folder in config.data.cache_dir or CXRJAX_CACHE") from error
+    raise UserError(
+      f"cannot write decoded images to {root}: {error.strerror or error}; name another folder in "
+      "config.data.cache_dir or CXRJAX_CACHE") from error

@@ -1,0 +1,190 @@
+"""Images decoded as they are asked for, or read from a file of decoded ones; threads work ahead."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8, UInt16
+
+from cxrjax.core.errors import UserError
+from cxrjax.data.base import Source
+from cxrjax.data.decoding import decode, windowing
+from cxrjax.data.images import Images, Stack, WideStack
+from cxrjax.data.loading import decoded_cache
+
+_READ = 16  # images a thread copies at a time
+
+
+class Image(NamedTuple):
+  """One image, decoded.
+
+  Attributes:
+    row: which of the source's it is.
+    pixels: a square; see `store.Images`.
+    window: gray levels shown black and white.
+    mask: lungs (1) and the rest (0); all 0 where the image has none.
+  """
+
+  row: int
+  pixels: UInt8[np.ndarray, "s s 1"] | UInt16[np.ndarray, "s s 1"]
+  window: windowing.Window
+  mask: UInt8[np.ndarray, "s s 1"]
+
+
+class Reader:
+  """Single images of a source.
+
+  Args:
+    source: where they are.
+    size: side of the squares, pixels; here and below see `store.load_images`.
+    fit: how they are made square.
+    bits: 8 or 16.
+    window: which levels are shown.
+    on_bad: `error`, or `skip`: the next good image takes the place of a bad one.
+
+  Attributes:
+    skipped: bad images met so far, and why.
+    notes: images met so far of which a user should know how they were read, and what.
+  """
+
+  def __init__(
+      self, source: Source, size: int, fit: str, bits: int, window: str | windowing.Window,
+      on_bad: str):
+    self._source, self._size, self._fit, self._on_bad = source, size, fit, on_bad
+    self._bits, self._window = bits, window
+    self.skipped: dict[str, str] = {}
+    self.notes: dict[tuple[str, str], None] = {}
+
+  def __call__(self, row: int) -> Image:
+    """Image `row`.
+
+    Raises:
+      UserError: it is bad and bad images are errors, or all images are bad.
+    """
+    source, first = self._source, None
+    for candidate in range(row, row + len(source)):
+      candidate %= len(source)
+      try:
+        record = decoded_cache.read(source, candidate, self._size)
+        square, window, mask = decoded_cache.to_square(
+          record, self._size, self._fit, self._bits, self._window)
+        self.notes |= dict.fromkeys((source.table.ids[candidate], note) for note in record.notes)
+        return Image(
+          candidate, square, window, np.zeros(square.shape, np.uint8) if mask is None else mask)
+      except decode.BadImage as error:
+        name = source.table.ids[candidate]
+        if self._on_bad == "error":
+          raise decoded_cache.bad_image(name, str(error)) from error
+        self.skipped[name] = str(error)
+        first = first or error
+    raise UserError(f"{source.info.name}: every image is bad; one of them: {first}")
+
+
+class Block(NamedTuple):
+  """Some steps' images that one process provides.
+
+  Attributes:
+    rows: what each is, in the source.
+    pixels: squares.
+    windows: gray levels shown black and white.
+    masks: lungs (1) and the rest (0), where they are wanted.
+  """
+
+  rows: Int32[np.ndarray, "steps p"]
+  pixels: UInt8[np.ndarray, "steps p s s 1"] | UInt16[np.ndarray, "steps p s s 1"]
+  windows: Float32[np.ndarray, "steps p 2"]
+  masks: UInt8[np.ndarray, "steps p s s 1"] | None = None
+
+
+class Span:
+  """The images of steps `start..stop-1` that one process provides; item `i` is the `i`-th.
+
+  Args:
+    images: decodes the image of a row, or has all of them.
+    rows: `rows(step)` are the rows of a whole batch.
+    positions: which of a batch's images are provided.
+    start: first step.
+    stop: one past the last step.
+    masks: whether lung masks are wanted.
+  """
+
+  def __init__(
+      self, images: Reader | Images, rows: Callable[[int], Int32[np.ndarray, "b"]],
+      positions: np.ndarray, start: int, stop: int, masks: bool = False):
+    self._masks = masks
+    self._images, self._positions, self._start, self._stop = images, positions, start, stop
+    self._rows = functools.lru_cache(maxsize=16)(rows)  # asked for once an image
+
+  def __len__(self) -> int:
+    return (self._stop - self._start) * len(self._positions)
+
+  def __getitem__(self, item: int) -> Image:
+    assert isinstance(self._images, Reader)
+    step, position = divmod(item, len(self._positions))
+    return self._images(int(self._rows(self._start + step)[self._positions[position]]))
+
+  def block(self) -> Block:
+    """All of them at once, by threads."""
+    with concurrent.futures.ThreadPoolExecutor(decoded_cache.workers()) as pool:
+      if isinstance(self._images, Images):
+        return self._copied(pool, self._start, self._stop)
+      found = pool.map(self.__getitem__, range(len(self)))
+      return self._gathered(found, self._stop - self._start)
+
+  def blocks(self, size: int) -> Iterator[Block]:
+    """Blocks of `size` steps (fewer at the end) in turn; decoding runs about a block ahead."""
+    starts = range(self._start, self._stop, size)
+    if isinstance(self._images, Images):
+      with concurrent.futures.ThreadPoolExecutor(decoded_cache.workers()) as pool:
+        for step in starts:
+          yield self._copied(pool, step, min(step + size, self._stop))
+      return
+    threads = decoded_cache.workers()
+    ahead = max(2 * len(self._positions) * size, 2 * threads)
+    images = iter(grain.MapDataset.source(self).to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+    for step in starts:
+      yield self._gathered(images, min(size, self._stop - step))
+
+  def _gathered(self, found: Iterator[Image], steps: int) -> Block:
+    """The next steps' images in one array."""
+    shape = (steps, len(self._positions))
+    rows, windows = np.zeros(shape, np.int32), np.zeros((*shape, 2), np.float32)
+    squares: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    for place in np.ndindex(shape):
+      image = next(found)
+      if squares is None:
+        squares = np.empty((*shape, *image.pixels.shape), image.pixels.dtype)
+        masks = np.empty((*shape, *image.mask.shape), np.uint8) if self._masks else None
+      rows[place], squares[place], windows[place] = image[:3]
+      if masks is not None:
+        masks[place] = image.mask
+    assert squares is not None
+    return Block(rows, squares, windows, masks)
+
+  def _copied(
+      self, pool: concurrent.futures.ThreadPoolExecutor, start: int, stop: int) -> Block:
+    """Steps `start..stop-1` of images that lie decoded in a file, read in many places at once."""
+    images = self._images
+    assert isinstance(images, Images)
+    rows = np.stack([self._rows(step)[self._positions] for step in range(start, stop)])
+    flat = rows.reshape(-1)
+
+    def gathered(stack: Stack | WideStack) -> np.ndarray:
+      found = np.empty((len(flat), *stack.shape[1:]), stack.dtype)
+
+      def copy(first: int) -> None:
+        part = slice(first, first + _READ)
+        found[part] = stack[flat[part]]
+
+      list(pool.map(copy, range(0, len(flat), _READ)))
+      return found.reshape(*rows.shape, *found.shape[1:])
+
+    masks = gathered(images.masks) if self._masks and images.masks is not None else None
+    return Block(rows, gathered(images.pixels), images.windows[rows], masks)

@@ -1,0 +1,158 @@
+"""What one reading of an image file tells, for millions of files: its hash, and a DICOM header's
+age, sex, view and patient. Columns of numbers, no names: a patient is a keyed hash."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tqdm
+from jaxtyping import Bool, Float32, Int64, UInt8
+
+from cxrjax.core.errors import UserError
+from cxrjax.data.decoding import decode, dicom
+from cxrjax.data.loading import decoded_cache
+
+SEXES, VIEWS = ("", "F", "M"), ("", "PA", "AP", "L")  # by code; empty is unknown
+KEY = "CXRJAX_PATIENT_KEY"  # in the environment: a secret that names patients alike everywhere
+_DIGEST = 16  # bytes of a SHA-256 that are kept
+FRESH = 2_000_000_000  # ns; the coarsest tick of a file system's clock
+_BLOCK = 64  # files a thread takes at a time
+_SAVE_EVERY = 50_000  # files after which what was read is written down
+
+
+class Facts:
+  """Columns of what was read from each of `n` files; row `i` is file `i`.
+
+  Attributes:
+    known: whether the file was read.
+    digests: the first 16 bytes of the SHA-256 of its bytes.
+    ages: from a DICOM header, in years; NaN where unknown.
+    patients: keyed hash of a DICOM header's patient; zeros where there is none.
+    sex_codes, view_codes: places in SEXES and VIEWS.
+  """
+
+  COLUMNS = ("known", "digests", "ages", "patients", "sex_codes", "view_codes")
+
+  def __init__(self, n: int):
+    self.known: Bool[np.ndarray, "n"] = np.zeros(n, bool)
+    self.digests: UInt8[np.ndarray, "n 16"] = np.zeros((n, _DIGEST), np.uint8)
+    self.ages: Float32[np.ndarray, "n"] = np.full(n, np.nan, np.float32)
+    self.patients: UInt8[np.ndarray, "n 16"] = np.zeros((n, 16), np.uint8)
+    self.sex_codes: UInt8[np.ndarray, "n"] = np.zeros(n, np.uint8)
+    self.view_codes: UInt8[np.ndarray, "n"] = np.zeros(n, np.uint8)
+
+  def take_over(self, other: Facts, mine: Int64[np.ndarray, "_"],
+                theirs: Int64[np.ndarray, "_"]) -> None:
+    """Copies rows of other facts."""
+    for name in self.COLUMNS:
+      getattr(self, name)[mine] = getattr(other, name)[theirs]
+
+  def learn(
+      self, rows: Int64[np.ndarray, "_"],
+      opened: Callable[[int], contextlib.AbstractContextManager], key: bytes,
+      save: Callable[[], None], doing: str) -> None:
+    """Reads those of some files that were not read before; a file that cannot be read stays so.
+
+    Args:
+      rows: of the files.
+      opened: opens the file of a row for reading.
+      key: for the patients' hashes.
+      save: writes down what is known; called now and then.
+      doing: for the progress bar.
+    """
+    rows = rows[~self.known[rows]]
+    if not len(rows):
+      return
+
+    def one(row: int) -> None:
+      with contextlib.suppress(OSError, UserError), opened(row) as file:
+        self._read(row, file, key)
+
+    in_threads(rows, one, doing, save)
+
+  def _read(self, row: int, file: io.BufferedIOBase, key: bytes) -> None:
+    start = file.read(dicom.START)
+    if dicom.is_dicom(start):
+      file.seek(0)
+      with contextlib.suppress(decode.BadImage):  # it is told when its pixels are wanted
+        found = dicom.read(file, pixels=False, key=key)
+        self.ages[row] = np.nan if found.age is None else found.age
+        self.patients[row] = np.frombuffer(bytes.fromhex(found.patient or "00" * 16), np.uint8)
+        self.sex_codes[row] = SEXES.index(found.sex)
+        self.view_codes[row] = VIEWS.index(found.view)
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").digest()
+    self.digests[row] = np.frombuffer(digest[:_DIGEST], np.uint8)
+    self.known[row] = True
+
+
+def state(found: os.stat_result) -> tuple[int, int, int]:
+  """Size, time of writing, and the system's own time of any change to a file, in ns."""
+  return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def fresh(states: Any, looked: int) -> Any:
+  """Whether files of some `state` (a tuple, or columns) may have been written after a look at them
+  without another state, as they were written within a tick of the clock before it."""
+  return np.maximum(states[1], states[2]) >= looked - FRESH
+
+
+def in_threads(
+    rows: Int64[np.ndarray, "_"], one: Callable[[int], None], doing: str,
+    save: Callable[[], None] | None = None) -> None:
+  """Calls `one` with each row, in threads; a bar shows it where it takes more than two seconds."""
+  def block(some: np.ndarray) -> int:
+    for row in some.tolist():
+      one(row)
+    return len(some)
+
+  bar = tqdm.tqdm(total=len(rows), desc=doing, unit=" files", file=sys.stderr, delay=2,
+                  mininterval=0.5, dynamic_ncols=True, leave=False)
+  with bar, concurrent.futures.ThreadPoolExecutor(decoded_cache.workers()) as pool:
+    for start in range(0, len(rows), _SAVE_EVERY):
+      part = rows[start:start + _SAVE_EVERY]
+      for done in pool.map(block, [part[i:i + _BLOCK] for i in range(0, len(part), _BLOCK)]):
+        bar.update(done)
+      if save is not None:
+        save()
+
+
+def patient_key(cache_dir: str | os.PathLike | None = None) -> bytes:
+  """The secret that patients' hashes are made with: of the environment, or of this cache folder."""
+  given = os.environ.get(KEY, "")
+  if given:
+    return hashlib.sha256(given.encode()).digest()
+  file = decoded_cache.cache_root(cache_dir) / "patients.key"
+  with contextlib.suppress(OSError):
+    if not file.exists():
+      with written(file) as opened:
+        opened.write(secrets.token_bytes(32))
+    found = file.read_bytes()
+    if len(found) == 32:
+      return found
+  return secrets.token_bytes(32)
+
+
+@contextlib.contextmanager
+def written(file: pathlib.Path) -> Iterator[io.BufferedIOBase]:
+  """A file that appears whole or not at all, readable by its owner only."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+  try:
+    with os.fdopen(handle, "wb") as opened:
+      yield opened
+    os.replace(temporary, file)
+  finally:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)

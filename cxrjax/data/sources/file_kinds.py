@@ -1,0 +1,109 @@
+"""What the files of a folder are: images, DICOM, tables, and what is none of these."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int8
+
+from cxrjax.data.decoding import dicom, formats
+from cxrjax.data.sources import archive, table_file
+
+PLAIN = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".tif", ".tiff", ".bmp", ".webp",
+         ".gif", ".pgm", ".ppm", ".pnm")
+DICOM = (".dcm", ".dicom", ".dic", ".ima", ".dcm.gz")
+EXTENSIONS = (*PLAIN, *DICOM)
+TABLE = "a table"
+# Files that are told apart by name alone; all others are looked into, as DICOM has any name.
+_NO_IMAGES = {
+  ".zip": "a zip in a zip, which is not looked into",
+  **dict.fromkeys(table_file.EXTENSIONS, TABLE),
+  **dict.fromkeys((".txt", ".md", ".json", ".jsonl", ".xml", ".html", ".htm", ".yaml", ".yml",
+                   ".log", ".pdf", ".doc", ".docx", ".rtf", ".xls", ".ods", ".parquet", ".py",
+                   ".ipynb", ".sh", ".ini", ".cfg", ".csv.gz"), "a document"),
+  **dict.fromkeys((".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"),
+                  "an archive; unpack it, or pack it as a zip"),
+  **dict.fromkeys((".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5", ".safetensors", ".pkl",
+                   ".tfrecord", ".mat"), "arrays, not an image file"),
+  **dict.fromkeys((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".raw"),
+                  "a volume or raw pixels; convert it to DICOM, PNG or TIFF"),
+  **dict.fromkeys((".svg", ".heic", ".avif", ".psd", ".mp4", ".avi"),
+                  "of a format that is not read; convert it to PNG or TIFF"),
+}
+IMAGE, MEDICAL, OTHER, UNKNOWN = 0, 1, 2, 3  # by extension; DICOM; no image; not looked into yet
+
+
+def _extension(name: str) -> str:
+  """Of a file's name, in lower case; both of `.dcm.gz`."""
+  dot = name.rfind(".")
+  extension = name[dot:].lower() if dot > 0 else ""
+  return os.path.splitext(name[:dot])[1].lower() + extension if extension == ".gz" else extension
+
+
+def by_name(name: str) -> int:
+  """What a file is by its name."""
+  if name[0] == ".":  # an operating system's (see archive.is_junk, too slow for a million)
+    return OTHER
+  extension = _extension(name)
+  if extension in PLAIN:
+    return IMAGE
+  if extension in DICOM:
+    return MEDICAL
+  if extension in _NO_IMAGES or extension.endswith(".gz") or name.upper() == "DICOMDIR":
+    return OTHER
+  return UNKNOWN
+
+
+def by_start(start: bytes) -> int:
+  """What a file is by its first bytes, a thousand or so, where its name does not tell."""
+  return MEDICAL if dicom.is_dicom(start) else IMAGE if formats.is_image(start) else OTHER
+
+
+@dataclasses.dataclass(frozen=True)
+class Others:
+  """Files of a kind that are no images.
+
+  Attributes:
+    kind: their extension, in words where they have none.
+    paths: of the files; of folders with `/` at the end.
+    reason: why they are no images.
+  """
+
+  kind: str
+  paths: tuple[str, ...]
+  reason: str
+
+  def said(self, example: str) -> str:
+    """How many they are, and why they are none.
+
+    Args:
+      example: what the first of them is called.
+    """
+    return f"no image: {len(self.paths)} {self.kind} (such as {example}), {self.reason}"
+
+
+def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Others]:
+  """What is no image, the most frequent kind first; what systems leave behind is not told."""
+  groups: dict[tuple[str, str], list[str]] = {}
+  for row in np.flatnonzero((kinds == OTHER) | (kinds == UNKNOWN)).tolist():
+    name = paths[row].rstrip("/").rpartition("/")[2]
+    extension = _extension(name)
+    if archive.is_left_behind(paths[row]):
+      continue
+    if kinds[row] == UNKNOWN:
+      kind = extension or "without extension", "it cannot be read"
+    elif archive.is_junk(paths[row]):
+      kind = "hidden", "hidden files and folders are not looked into"
+    elif extension in EXTENSIONS:
+      kind = extension, "a link to nothing, or no file"
+    elif name.upper() == "DICOMDIR":
+      kind = "DICOMDIR", "a list of DICOM files, which are found without it"
+    else:
+      reason = _NO_IMAGES.get(extension, _NO_IMAGES.get(os.path.splitext(name)[1].lower()))
+      kind = extension or "without extension", reason or "it begins as no image does"
+    groups.setdefault(kind, []).append(paths[row])
+  for (kind, reason), found in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+    yield Others(kind, tuple(found), reason)

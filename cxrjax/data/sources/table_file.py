@@ -1,0 +1,126 @@
+"""Tables as people save them: CSV in any encoding and with any delimiter of spreadsheets, Excel."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from cxrjax.core.errors import UserError
+from cxrjax.data.sources import xlsx
+
+EXTENSIONS = (".csv", ".tsv", ".xlsx")
+_SAVE = "save it as CSV in UTF-8"
+_DELIMITERS = ",;\t"
+
+
+class TableFile:
+  """A table's header and rows.
+
+  What spreadsheets add is taken away: byte order marks, a first line `sep=;`, lines without
+  content, cells beyond the header that are empty.
+
+  Args:
+    file: where it is, for errors.
+    data: the file's bytes.
+
+  Attributes:
+    file: as given.
+    header: names of the columns, without spaces around them; some may be empty.
+    notes: what a reader of the report should know.
+
+  Raises:
+    UserError: it is no table that can be read, or two columns have the same name.
+  """
+
+  def __init__(self, file: str, data: bytes):
+    self.file = file
+    self.notes: list[str] = []
+    if data.startswith(b"PK\x03\x04"):
+      self._rows = _excel(file, data)
+    else:
+      self._rows = self._csv(self._decoded(data))
+    _, header = next(self._rows, (0, []))
+    self.header = [name.strip() for name in header]
+    twice = [name for name, n in Counter(self.header).items() if n > 1 and name]
+    if twice:
+      raise UserError(f"{file} has the column {twice[0]!r} twice; rename one of them")
+
+  def rows(self) -> Iterator[tuple[int, list[str]]]:
+    """Line (of Excel, row) and cells of every row below the header, once.
+
+    Raises:
+      UserError: a row with more or fewer cells than the header.
+    """
+    width = len(self.header)
+    for number, cells in self._rows:
+      if len(cells) < width or any(cells[width:]):
+        raise UserError(f"{self.file} line {number} has {len(cells)} fields, the header {width}: "
+                        "is the file whole?")
+      yield number, cells[:width]
+
+  def _decoded(self, data: bytes) -> str:
+    start = data[:400]
+    if start.startswith(b"\xd0\xcf\x11\xe0"):
+      raise UserError(f"{self.file} is a file of an old Excel (.xls); {_SAVE}, or as .xlsx")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+      encoding = "utf-16"
+    elif b"\0" not in start:
+      encoding = "utf-8-sig"
+    elif b"\0" not in start[::2]:
+      encoding = "utf-16-le"
+    elif b"\0" not in start[1::2]:
+      encoding = "utf-16-be"
+    else:
+      raise UserError(f"{self.file} is no text; {_SAVE}")
+    try:
+      return data.decode(encoding)
+    except UnicodeDecodeError as error:
+      if encoding != "utf-8-sig":
+        raise UserError(f"{self.file} is damaged: it is UTF-16 up to byte {error.start}; {_SAVE}"
+                        ) from error
+    try:
+      text = data.decode("cp1252")
+    except UnicodeDecodeError as error:
+      raise UserError(f"{self.file} is text in an encoding that is not known (byte {error.start}); "
+                      f"{_SAVE}") from error
+    self.notes.append("it is not UTF-8 and was read as Windows-1252; where letters with accents "
+                      f"look wrong, {_SAVE}")
+    return text
+
+  def _csv(self, text: str) -> Iterator[tuple[int, list[str]]]:
+    stream = io.StringIO(text, newline="")
+    delimiter, before, at = "", 0, 0
+    while line := stream.readline():
+      said = re.fullmatch('"?sep=(.)"?', line.strip("\r\n "), re.IGNORECASE)
+      if said:
+        delimiter = said[1]
+      elif line.strip(_DELIMITERS + "\r\n "):
+        break
+      before, at = before + 1, stream.tell()
+    # The comma is decimal where semicolons part the columns.
+    delimiter = delimiter or max(_DELIMITERS, key=line.count)
+    stream.seek(at)
+    lines = csv.reader(stream, delimiter=delimiter)
+    try:
+      for cells in lines:
+        if any(map(str.strip, cells)):
+          yield before + lines.line_num, cells
+    except csv.Error as error:
+      raise UserError(f"{self.file} line {before + lines.line_num} is no CSV ({error})") from error
+
+
+def _excel(file: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
+  """Rows of the first sheet, all as wide as the first."""
+  width = 0
+  try:
+    for number, cells in xlsx.sheet(file, data):
+      width = width or max(cells, default=0)
+      if any(cells.values()):
+        yield number, [cells.get(k + 1, "") for k in range(max(width, max(cells)))]
+  except UserError as error:
+    raise UserError(f"{file} begins as an Excel file does, and cannot be read as one; {_SAVE} "
+                    f"({error})") from error

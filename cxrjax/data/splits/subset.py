@@ -1,0 +1,283 @@
+"""Parts of a source: `10 %`, `16 per class`, fold `2 of 5`, `train[15%:]`; by patient, stratified.
+
+Which images are taken depends on the names of patients and images, the labels and the seed alone:
+not on the order of the rows or the machine. With one seed the subsets lie in one another: 1 % in
+10 %, 8 per class in 16 per class. Slices have no seed: what validates is the same in every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from cxrjax.core.errors import UserError
+from cxrjax.data.base import Record, Source, SourceInfo
+from cxrjax.data.loading import sampling
+from cxrjax.data.splits import patient_splits
+
+ROLES = ("train", "test")  # of a fold
+_PERCENT = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*$")
+_PER_CLASS = re.compile(r"^\s*(\d+)\s+per\s+class\s*$")
+_SLICE = re.compile(r"^([^\[\]+]+)\[\s*(?:([\d.]+)\s*%)?\s*:\s*(?:([\d.]+)\s*%)?\s*\]$")
+_FOLD = re.compile(r"^\s*(\d+)\s+of\s+(\d+)(?:\s+in\s+(\S.*?))??(\s+by image)?\s*$")
+
+
+class Subset:
+  """Some images of a source, which is itself a source.
+
+  Args:
+    source: the whole; may be a subset itself.
+    rows: its rows that take part, in this order.
+    said: what part that is, for `info.split`.
+    notes: how it was chosen.
+    sizes: number of images by split, where the subset is one of several splits of the whole.
+
+  Attributes:
+    source: the source that the images are read from, never itself a subset.
+    rows: rows of `source`.
+  """
+
+  def __init__(
+      self, source: Source, rows: Int64[np.ndarray, "_"], said: str, notes: Sequence[str] = (),
+      sizes: dict[str, int] | None = None):
+    self.table = source.table.take(rows)
+    whole = source.info
+    groups = getattr(source, "groups", None)
+    self.groups: np.ndarray | None = None if groups is None else groups[rows]
+    parts = whole.parts
+    if parts:
+      of_part = np.searchsorted(np.cumsum([p.rows for p in parts]), rows, side="right")
+      if (np.diff(of_part) < 0).any():
+        raise ValueError("rows of a pool must stay in the order of its parts")
+      count = np.bincount(of_part, minlength=len(parts)).tolist()
+      parts = tuple(dataclasses.replace(p, rows=n) for p, n in zip(parts, count, strict=True) if n)
+    content = "\0".join([whole.fingerprint, *self.table.ids])
+    self.info: SourceInfo = dataclasses.replace(
+      whole, split=said, splits=whole.splits if sizes is None else sizes, parts=parts,
+      fingerprint=hashlib.sha256(content.encode()).hexdigest(), notes=(*whole.notes, *notes))
+    self.rows: np.ndarray = source.rows[rows] if isinstance(source, Subset) else rows
+    self.source: Source = source.source if isinstance(source, Subset) else source
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, index: int) -> Record:
+    return self.read(index)
+
+  def read(self, index: int, at_least: int | None = None) -> Record:
+    """Image `index`; a JPEG may be decoded smaller, for a result of `at_least` pixels."""
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    row, reader = int(self.rows[index]), getattr(self.source, "read", None)
+    return self.source[row] if reader is None else reader(row, at_least=at_least)
+
+
+def take(
+    source: Source, subset: str, seed: int = 0, key: str = "config.data.subset") -> Subset:
+  """Part of a source.
+
+  Args:
+    source: the whole.
+    subset: `10 %` of the images (whole patients, every class and every source of a pool in
+      proportion), or `16 per class` (exactly so many where classes exclude one another; of several
+      findings, at least so many images with each; all where there are fewer).
+    seed: another seed, another subset.
+    key: the config key to name in errors.
+
+  Raises:
+    UserError: text that is neither, or a count per class of a source without labels.
+  """
+  percent, per_class = _PERCENT.match(subset), _PER_CLASS.match(subset)
+  owners, table = patient_splits.owners(source.table), source.table
+  if not len(table):
+    raise UserError(f"{key}={subset!r} of no images; check config.data.split")
+  if percent and 0 < float(percent[1]) <= 100:
+    said = f"{float(percent[1]):g} %"
+    rows = fraction(
+      owners, float(percent[1]) / 100, seed, table.labels, getattr(source, "groups", None))
+    how = "whole patients, classes in proportion"
+  elif per_class and int(per_class[1]) > 0:
+    said = f"{int(per_class[1])} per class"
+    if not source.info.classes:
+      raise UserError(f"{key}={subset!r} needs labels, and {source.info.name} has "
+                      "none; give a percentage")
+    rows = per_class_rows(owners, table.ids, table.labels, int(per_class[1]), seed)
+    how = "as many patients as possible"
+    count = dict(zip(source.info.classes, (table.labels[rows] == 1).sum(axis=0), strict=True))
+    few = [f"{name} has only {n}" for name, n in count.items() if n < int(per_class[1])]
+    how += "".join(f"; {text}" for text in few)
+    if not len(rows):
+      raise UserError(f"{key}={subset!r}: {source.info.name} [{source.info.split}] "
+                      "has no image with a known label")
+  else:
+    raise UserError(f"{key}={subset!r} is no subset; write it like '10 %' (above 0, "
+                    "at most 100) or '16 per class'")
+  note = (f"{said}: {len(rows)} of {len(table)} images of "
+          f"{len({owners[i] for i in rows})} patients, {how}, seed {seed}")
+  return Subset(source, rows, f"{source.info.split}, {said}{_seeded(seed)}", [note])
+
+
+def parse_fold(fold: str) -> tuple[int, int, str, bool]:
+  """`2 of 5` as (2, 5, "all", True); `2 of 5 in train by image` as (2, 5, "train", False)."""
+  match = _FOLD.match(fold)
+  if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
+    raise UserError(f"config.data.fold={fold!r} is no fold; write it like '2 of 5' (the second "
+                    "fifth of all images is the test split, the rest the training split) or '2 of "
+                    "5 in train' (of that split's images), or '2 of 5 by image'")
+  return int(match[1]), int(match[2]), match[3] or "all", not match[4]
+
+
+def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
+  """The training or the test images of one fold of a cross-validation.
+
+  Args:
+    source: all images that the folds divide.
+    fold: `2 of 5`: the second of five parts is for testing, the other four are for training. With
+      `by image` behind it images are divided, not patients: it shows what leakage is worth.
+    role: `train` or `test`.
+    seed: another seed, other folds.
+
+  Raises:
+    UserError: text that is no fold, another role, fewer patients than folds.
+  """
+  number, count, base, by_patient = parse_fold(fold)
+  if role not in ROLES:
+    raise UserError(f"config.data.split={role!r} with config.data.fold={fold!r}: a fold has the "
+                    f"splits {' and '.join(ROLES)}")
+  owners = patient_splits.owners(source.table) if by_patient else source.table.ids
+  people = len(set(owners))
+  if people < count:
+    raise UserError(f"config.data.fold={fold!r}: {source.info.name} has {people} patient(s), too "
+                    f"few for {count} folds")
+  found = patient_splits.split_by_patient(
+    owners, {str(i): 1 / count for i in range(1, count + 1)}, seed, source.table.labels,
+    getattr(source, "groups", None), purpose="fold")
+  test = found[str(number)]
+  rows = test if role == "test" else np.setdiff1d(np.arange(len(owners), dtype=np.int64), test)
+  said = f"fold {number} of {count}" + ("" if base == "all" else f" in {base}")
+  how = "by patient" if by_patient else "by image, so that a patient may be on both sides"
+  note = f"{said}: {how}, classes in proportion, seed {seed}"
+  return Subset(source, rows, f"{role}, {said}{_seeded(seed)}", [note],
+                {"train": len(owners) - len(test), "test": len(test)})
+
+
+def parse_slice(split: str) -> tuple[str, tuple[float, float] | None]:
+  """`train[15%:]` as ("train", (0.15, 1.0)); a split without percentages as (split, None)."""
+  match = _SLICE.match(split)
+  if not match or not (match[2] or match[3]):
+    return split, None
+  try:
+    ends = float(match[2] or 0) / 100, float(match[3] or 100) / 100
+  except ValueError:
+    ends = (0.0, 0.0)
+  if not 0 <= ends[0] < ends[1] <= 1:
+    raise UserError(f"config.data.split={split!r} is no slice; write it like 'train[15%:]' (all "
+                    "but the first 15 %) or 'train[:15%]'")
+  return match[1], ends
+
+
+def take_slice(source: Source, split: str, ends: tuple[float, float]) -> Subset:
+  """The patients that stand between two shares of a split, every class in proportion.
+
+  Slices that do not overlap share no patient, and slices that adjoin are together the whole.
+
+  Args:
+    source: the whole split.
+    split: what it is called, slice included.
+    ends: from and up to this share of the images, 0 to 1.
+
+  Raises:
+    UserError: no image lies there.
+  """
+  owners = patient_splits.owners(source.table)
+  where = patient_splits.positions(
+    owners, 0, source.table.labels, getattr(source, "groups", None), purpose="slice")
+  low, high = ends
+  rows = np.array([i for i, p in enumerate(owners) if low <= where[p] < high], dtype=np.int64)
+  if not len(rows):
+    raise UserError(f"config.data.split={split!r} has none of {source.info.name}'s {len(owners)} "
+                    "images; take a larger slice")
+  note = (f"{split}: {len(rows)} of {len(owners)} images, whole patients, classes in proportion")
+  return Subset(source, rows, split, [note])
+
+
+def _seeded(seed: int) -> str:
+  return f" (seed {seed})" if seed else ""
+
+
+def fraction(
+    patients: Sequence[str], share: float, seed: int = 0,
+    labels: Float32[np.ndarray, "n k"] | None = None,
+    groups: Int64[np.ndarray, "n"] | None = None) -> Int64[np.ndarray, "_"]:
+  """Rows of about `share` of the images: whole patients, stratified, at least one.
+
+  The patients of a smaller share are among those of a larger one.
+
+  Args:
+    patients: patient of each image.
+    share: above 0, at most 1; the number of images comes as close to it as whole patients allow.
+    seed: another seed, another choice.
+    labels: see `splits.positions`.
+    groups: see `splits.positions`.
+  """
+  where = patient_splits.positions(patients, seed, labels, groups, purpose="subset")
+  row = sorted(where, key=lambda p: (where[p], p))
+  sizes = dict.fromkeys(row, 0)
+  for patient in patients:
+    sizes[patient] += 1
+  ends = np.cumsum([sizes[p] for p in row])
+  chosen = set(row[:int(np.argmin(np.abs(ends - share * len(patients)))) + 1])
+  return np.array([i for i, p in enumerate(patients) if p in chosen], dtype=np.int64)
+
+
+def per_class_rows(
+    patients: Sequence[str], ids: Sequence[str], labels: Float32[np.ndarray, "n k"], count: int,
+    seed: int = 0) -> Int64[np.ndarray, "_"]:
+  """Rows of `count` images of each class, from as many patients as possible.
+
+  Classes take turns, the rarest first: each adds an image until it has one, then until it has two,
+  and so on, so that a smaller count's images are among those of a larger one. An image counts for
+  every finding it shows. Images known to show none are a class of their own where findings may
+  occur together.
+
+  Args:
+    patients: patient of each image.
+    ids: name of each image.
+    labels: 1, 0 or NaN per class.
+    count: images of each class; a class that has fewer gives all.
+    seed: another seed, another choice.
+  """
+  present = labels == 1
+  none = ~present.any(axis=1) & (labels == 0).any(axis=1)
+  if none.any():
+    present = np.concatenate([present, none[:, None]], axis=1)
+  image = sampling.uniforms(f"image/{seed}/{i}" for i in ids)
+  person = patient_splits.patient_uniform(patients, f"per class/{seed}")
+  queues = []
+  for members in (np.flatnonzero(column).tolist() for column in present.T):
+    members.sort(key=lambda r: (image[r], ids[r]))
+    turns: dict[str, int] = {}
+    ranked = []
+    for r in members:  # the first image of every patient, then the second of every patient, ...
+      turn = turns[patients[r]] = turns.get(patients[r], 0) + 1
+      ranked.append((turn, person[patients[r]], patients[r], r))
+    queues.append([entry[-1] for entry in sorted(ranked)])
+  queues = [q for q in queues if q]
+  queues.sort(key=lambda q: (len(q), [ids[r] for r in q[:1]]))
+  column_of = [set(q) for q in queues]
+  have, chosen, place = [0] * len(queues), set(), [0] * len(queues)
+  for wanted in range(1, count + 1):
+    for c, queue in enumerate(queues):
+      while have[c] < wanted and place[c] < len(queue):
+        r = queue[place[c]]
+        place[c] += 1
+        if r not in chosen:
+          chosen.add(r)
+          for other, members in enumerate(column_of):
+            have[other] += r in members
+  return np.array(sorted(chosen), dtype=np.int64)

@@ -1,0 +1,151 @@
+"""Lung masks of the images that have none: predicted by a finished segmentation run, once.
+
+They lie in the cache beside the decoded images, under the fingerprint of the run that drew them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from cxrjax.core.errors import UserError
+from cxrjax.data.images import Images
+from cxrjax.data.loading import cache_file, decoded_cache
+from cxrjax.evals import features
+from cxrjax.inference import networks
+from cxrjax.views import resample
+
+OWN, NONE = ("own", "True", "true", True), ("", "False", "false", False, None)
+VERSION = 1
+_CHUNK = 1024  # images whose probabilities are in memory at a time
+
+
+def wanted(value: Any) -> tuple[bool, str]:
+  """Whether `config.data.masks` asks for lung masks, and the workdir that predicts missing ones."""
+  if value in NONE:
+    return False, ""
+  return True, "" if value in OWN else str(value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmenter:
+  """A finished segmentation run, at work on decoded images of any size.
+
+  Attributes:
+    network: restored.
+  """
+
+  network: networks.Network
+
+  @classmethod
+  def load(cls, workdir: str) -> Segmenter:
+    """Reads a workdir; raises a UserError where that is not a finished segmentation run."""
+    return cls(networks.segmenter(workdir, "config.data.masks"))
+
+  def predict(self, params: Any, gray: Float[Array, "b s s 1"]) -> Float[Array, "b s s 1"]:
+    """The probability of lung of every pixel of images in 0..1, at the size they have."""
+    network, side = self.network, gray.shape[1]
+    x = (resample.resize(gray, network.image_size) - network.mean) / network.std
+    return resample.resize(network.outputs(params, x)["mask"], side)
+
+  def masks(self, images: Images, mesh: Mesh | None = None) -> np.ndarray:
+    """Lungs 1 and the rest 0, u8[n s s 1]."""
+    found = features.extract(
+      self.predict, self.network.params, images, mean=0.0, std=1.0, mesh=mesh,
+      vectors=False)[..., 0]
+    return np.stack([self.network.lungs(p) for p in found]).astype(np.uint8)[..., None]
+
+
+def fill(
+    images: Images, workdir: str, *, cache_dir: str | os.PathLike | None = None,
+    mesh: Mesh | None = None, progress: bool = True, look: Any = None) -> Images:
+  """The images, all with a lung mask: their own, or a predicted one where they have none.
+
+  Args:
+    images: decoded.
+    workdir: of a finished segmentation run.
+    cache_dir: as of `data.loading.decoded_cache.load_images`.
+    mesh: devices to predict on; not used with several processes, each of which has all masks.
+    progress: show a bar.
+    look: what else decides the pixels (fit, window), JSON-able.
+
+  Raises:
+    UserError: no such run, or a cache that cannot be written.
+  """
+  segmenter = Segmenter.load(workdir)
+  content = [VERSION, segmenter.network.run.fingerprint, images.info.fingerprint, images.info.split,
+             list(images.pixels.shape), images.bits, look,
+             hashlib.sha256("\0".join(images.ids).encode()).hexdigest()]
+  digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+  size = images.pixels.shape[1]
+  root = decoded_cache.cache_root(cache_dir)
+  target = root / f"masks-{size}-{digest}.npy"
+  mesh = mesh if jax.process_count() == 1 else None
+  if cache_file.load(target, images.pixels.shape, np.dtype("u1")) is None:
+    try:
+      _write(target, segmenter, images, mesh, progress)
+    except OSError as error:
+      full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+      what = "no space for" if full else "cannot write"
+      raise UserError(
+        f"{what} predicted masks in {root}: {error.strerror or error}; name another folder in "
+        "config.data.cache_dir or CXRJAX_CACHE") from error
+  masks = cache_file.load(target, images.pixels.shape, np.dtype("u1"))
+  if masks is None:
+    raise UserError(f"the cache {target} vanished or is damaged; delete it and run again")
+  return dataclasses.replace(images, masks=masks)
+
+
+def _write(
+    target: pathlib.Path, segmenter: Segmenter, images: Images, mesh: Mesh | None, progress: bool,
+    ) -> None:
+  """All masks in one file, which appears when it is whole."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  work = pathlib.Path(tempfile.mkdtemp(prefix=target.stem + ".tmp-", dir=target.parent))
+  try:
+    masks = cache_file.allocate(work / "masks.npy", images.pixels.shape, np.dtype("u1"))
+    sums = np.zeros(len(images), np.uint32)
+    with tqdm.tqdm(total=len(images), desc="predicting lung masks", unit=" images",
+                   disable=not progress, dynamic_ncols=True) as bar:
+      for rows in chunks(len(images)):
+        known = owned(images, rows)
+        if known.any():
+          masks[rows[known]] = images.masks[rows[known]]
+        if not known.all():
+          masks[rows[~known]] = segmenter.masks(images.take(rows[~known]), mesh)
+        sums[rows] = cache_file.sums(masks[rows])
+        bar.update(len(rows))
+    cache_file.seal(masks, sums)
+    (work / "masks.npy").replace(target)
+  finally:
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def chunks(n: int) -> list[np.ndarray]:
+  """Rows 0..n-1, some at a time."""
+  return [np.arange(i, min(i + _CHUNK, n)) for i in range(0, n, _CHUNK)]
+
+
+def owned(images: Images, rows: np.ndarray) -> np.ndarray:
+  """Which of these images have a mask of their own."""
+  if images.masks is None:
+    return np.zeros(len(rows), bool)
+  return np.asarray(images.masks[rows]).any((1, 2, 3))
+
+
+def count(images: Images) -> int:
+  """How many images have a mask of their own."""
+  return sum(int(owned(images, rows).sum()) for rows in chunks(len(images)))

@@ -1,0 +1,253 @@
+"""Decoders that draw a mask over the image from what an encoder makes of it.
+
+References:
+  Ronneberger et al., U-Net, 2015 (arXiv 1505.04597).
+  Hatamizadeh et al., UNETR, 2021 (arXiv 2103.10504), section 3.1.
+  Zheng et al., SETR, 2020 (arXiv 2012.15840), section 3.2: progressive upsampling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from cxrjax.config.instantiate import suggest
+from cxrjax.core import flops
+from cxrjax.core.errors import UserError
+from cxrjax.models import conv, layers, module
+from cxrjax.models.features import Features, standardize
+from cxrjax.models.pixel_head import PixelHead
+
+KINDS = ("auto", "linear", "upsample", "unetr", "unet")
+WIDEST = 16  # most channels of a map, in those of the full size
+_PROBE = 256  # side of the image that an encoder's maps are measured with
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """One logit for each pixel, from an encoder's features.
+
+  `linear`: layer norm and one linear map of each patch to its pixels. `upsample`: the patches'
+  map, doubled with a convolution at each size up to the image's. `unet`: the maps after every
+  stage of a convolutional encoder; the smallest is doubled and convolved twice at each size, beside
+  the encoder's map of that size and at last the image itself. `unetr`: the same for a ViT, whose
+  tokens after evenly spaced blocks are enlarged to make such maps. A map of half the size has twice
+  the channels.
+
+  The papers double with transposed convolutions; these with bilinear interpolation before a
+  convolution, which fits maps of any size.
+
+  Attributes:
+    encoder: see `cxrjax.models.vit.Model`; of which the features are.
+    kind: `auto` is `unetr` for a network with blocks and `unet` for one with stages.
+    width: channels at the image's size.
+
+  Raises:
+    UserError: a decoder that is none, or not one for this encoder.
+  """
+
+  encoder: Any
+  kind: str = "auto"
+  width: int = 16
+
+  def __post_init__(self) -> None:
+    if self.kind not in KINDS:
+      raise UserError(
+        f"config.method.decoder={self.kind!r} is no decoder{suggest(str(self.kind), KINDS)}")
+    if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
+      raise UserError(f"config.method.width={self.width!r} must be a whole number of channels")
+    found, wanted = self._tapped, {"unetr": "block", "unet": "stage"}.get(self.kind, "")
+    if wanted and wanted != found:
+      other = "unetr" if found == "block" else "unet" if found else "upsample"
+      raise UserError(
+        f"config.method.decoder={self.kind!r} needs an encoder with {wanted}s, and "
+        f"config.model.name={type(self.encoder).__module__!r} has none; choose {other!r}, "
+        "'upsample' or 'linear'")
+    if self.chosen == "unetr" and 2 ** self._level(self.encoder.stride) != self.encoder.stride:
+      raise UserError(
+        f"config.model.patch_size={self.encoder.stride} must be a power of two for "
+        "config.method.decoder='unetr'; change it, or choose 'upsample' or 'linear'")
+
+  @property
+  def _tapped(self) -> str:
+    """What the encoder's taps are: `block`, `stage`, or nothing."""
+    return ("block" if hasattr(self.encoder, "blocks") else
+            "stage" if hasattr(self.encoder, "stages") else "")
+
+  @property
+  def chosen(self) -> str:
+    """What `kind` is for this encoder."""
+    if self.kind != "auto":
+      return self.kind
+    return {"block": "unetr", "stage": "unet"}.get(self._tapped, "upsample")
+
+  @functools.cached_property
+  def taps(self) -> tuple[str, ...]:
+    """What `encode` has to be asked for: the finest map first."""
+    if self.chosen == "unet":
+      return tuple(f"stage:{i}" for i in range(self.encoder.stages))
+    if self.chosen == "unetr":  # the patches after the last block are the coarsest map
+      count, depth = self._level(self.encoder.stride), self.encoder.blocks
+      return tuple(f"block:{max(depth * i // count - 1, 0)}" for i in range(1, count))
+    return ()
+
+  @staticmethod
+  def _level(stride: float) -> int:
+    return round(math.log2(stride))
+
+  @functools.cached_property
+  def _skips(self) -> tuple[tuple[int, int], ...]:
+    """Level (log2 of the stride) and channels of every map, the finest first, measured."""
+    if self.chosen == "unetr":
+      made = [(i, self._width(i)) for i in range(1, len(self.taps) + 1)]
+      return (*made, (self._level(self.encoder.stride), self.encoder.features))
+    if self.chosen == "upsample":
+      return ((self._level(self.encoder.stride), self.encoder.features),)
+    side = _PROBE // self.encoder.stride * self.encoder.stride
+    image = jax.ShapeDtypeStruct((1, side, side, self.encoder.channels), jnp.float32)
+    maps = jax.eval_shape(
+      lambda x: self.encoder.encode(self.encoder.init(jax.random.key(0)), x, taps=self.taps).taps,
+      image)
+    shapes = [maps[tap].shape for tap in self.taps]
+    return tuple((self._level(side / shape[1]), shape[-1]) for shape in shapes)
+
+  def _width(self, level: int) -> int:
+    return self.width * min(2**level, WIDEST)
+
+  @functools.cached_property
+  def _net(self) -> Any:
+    if self.chosen == "linear":
+      return PixelHead(
+        in_dim=self.encoder.features, size=self.encoder.stride, depth=0, initial="xavier",
+        dtype=self.encoder.dtype)
+    skips = self._skips if self.chosen == "upsample" else ((0, self.encoder.channels), *self._skips)
+    top = self._skips[-1][0]
+    return module.Net.of(
+      _UNet, skips=skips, widths=tuple(self._width(i) for i in range(top)),
+      tokens=self.encoder.features if self.chosen == "unetr" else 0,
+      twice=self.chosen != "upsample")
+
+  def init(self, key: jax.Array) -> module.Params:
+    """Fresh parameters, running statistics among them."""
+    return self._net.init(key)
+
+  def apply(
+      self, params: module.Params, images: Float[Array, "b h w c"], features: Features, *,
+      train: bool = False) -> tuple[Float32[Array, "b h w 1"], module.Params]:
+    """Logits of every pixel, and batch norm's new running statistics ({} without training).
+
+    Args:
+      params: from `init`.
+      images: what was encoded.
+      features: `encoder.encode(params, images, taps=decoder.taps)`.
+      train: batch norm normalises by the batch.
+    """
+    b, h, w, _ = images.shape
+    grid = self.encoder.grid((h, w))
+    if self.chosen == "linear":
+      x = self._net.apply(params, features.patches, grid)
+      return _resize(x[:, :h, :w], (h, w)), {}
+    dtype = self.encoder.dtype
+    if self.chosen == "unet":
+      maps = [features.taps[tap] for tap in self.taps]
+    else:
+      count = features.patches.shape[1]  # the class token and registers stand before the patches
+      tokens = [features.taps[tap][:, -count:] for tap in self.taps] + [features.patches]
+      maps = [x.reshape(b, *grid, -1) for x in tokens]
+    if self.chosen != "upsample":
+      maps = [standardize(images) if self.encoder.standardize else images, *maps]
+    net = self._net.bind(params)
+    x = net([x.astype(dtype) for x in maps], size=(h, w), train=train)
+    return x.astype(jnp.float32), module.running_stats(net) if train else {}
+
+  def flops(self, image_shape: tuple[int, ...]) -> float:
+    """Floating-point operations of one image in convolutions and matrix products.
+
+    Args:
+      image_shape: (height, width, ...) in pixels.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.encoder.channels), jnp.float32)
+    encoder = jax.eval_shape(self.encoder.init, jax.random.key(0))
+    features = jax.eval_shape(
+      lambda p, x: self.encoder.encode(p, x, taps=self.taps), encoder, image)
+    params = jax.eval_shape(self.init, jax.random.key(0))
+    return flops.count(lambda p, x, f: self.apply(p, x, f)[0], params, image, features)
+
+
+class _Conv(nnx.Module):
+  """3x3 convolution, batch norm, ReLU."""
+
+  def __init__(self, in_dim: int, out_dim: int, rngs: nnx.Rngs):
+    self.conv = conv.Conv(in_dim, out_dim, 3, rngs=rngs)
+    self.norm = conv.BatchNorm(out_dim)
+
+  def __call__(self, x, train):
+    return jax.nn.relu(self.norm(self.conv(x), train=train))
+
+
+class _UNet(nnx.Module):
+  """From maps at some levels (0: the image's size, 1: half of it, ...) to one channel at level 0.
+
+  Args:
+    skips: level and channels of every map, ascending.
+    widths: channels of the result at every level below the last map's.
+    tokens: channels of the maps between the first and the last as they come, all of one size, to
+      be enlarged to those of `skips`; 0 where they come as `skips` says.
+    twice: two convolutions at each level, else one.
+    rngs: for the kernels.
+  """
+
+  def __init__(self, skips, widths, tokens, twice, rngs):
+    top, dim = skips[-1]
+    channels = dict(skips)
+    first, second = {}, {}
+    for level in reversed(range(top)):
+      first[str(level)] = _Conv(dim + channels.get(level, 0), widths[level], rngs)
+      second[str(level)] = _Conv(widths[level], widths[level], rngs) if twice else None
+      dim = widths[level]
+    self.first = nnx.Dict(first)
+    self.second = nnx.Dict(second) if twice else None
+    grow = {}
+    if tokens:
+      for level, width in skips[1:-1]:
+        dims = (tokens, *[width] * (top - level))
+        grow[str(level)] = nnx.List(
+          [_Conv(a, b, rngs) for a, b in itertools.pairwise(dims)])
+    self.grow = nnx.Dict(grow) if grow else None
+    self.out = layers.Linear(dim, 1, init="xavier", rngs=rngs)
+    self.levels = tuple(level for level, _ in skips)
+
+  def __call__(self, maps, *, size, train):
+    at = dict(zip(self.levels, maps, strict=True))
+    if self.grow is not None:
+      for level, steps in self.grow.items():
+        for i, step in enumerate(steps):
+          side = _side(size, self.levels[-1] - 1 - i)
+          at[int(level)] = step(_resize(at[int(level)], side), train)
+    x = maps[-1]
+    for level in reversed(range(self.levels[-1])):
+      skip = at.get(level)
+      x = _resize(x, _side(size, level) if skip is None else skip.shape[1:3])
+      x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+      x = self.first[str(level)](x, train)
+      x = x if self.second is None else self.second[str(level)](x, train)
+    return self.out(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:3], 1)
+
+
+def _side(size, level):
+  """Height and width of a map at a level."""
+  return tuple(-(-n // 2**level) for n in size)
+
+
+def _resize(x, side):
+  """A map at another size, bilinear."""
+  shape = (x.shape[0], *side, x.shape[-1])
+  return x if x.shape == shape else jax.image.resize(x, shape, "bilinear", antialias=False)

@@ -1,0 +1,1 @@
+"""Pages' building blocks: elements, charts, pictures. Knows nothing of runs."""

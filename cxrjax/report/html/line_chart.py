@@ -1,0 +1,316 @@
+"""Line charts as SVG: sensible ticks, bounded size, hover text, no script.
+
+Colours and line styles are classes of the style sheet, so a chart follows the reader's light or
+dark scheme.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from cxrjax.report import format
+from cxrjax.report.html.element import Html, el
+
+Real = float | int
+
+WIDTH, HEIGHT = 380, 216
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 12, 34
+BINS = 160  # more points than this are drawn as mean and range of each bin
+HOVERS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A curve; `low` and `high` give a band (dense lines, or with `dots`) or whiskers (`points`)."""
+
+  label: str
+  x: Float[np.ndarray, "n"]
+  y: Float[np.ndarray, "n"]
+  low: Float[np.ndarray, "n"] | None = None
+  high: Float[np.ndarray, "n"] | None = None
+  style: str = "s1"
+  points: bool = False
+  dots: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """A horizontal reference, with an interval around it where `low` and `high` are finite."""
+
+  label: str
+  y: float
+  low: float = math.nan
+  high: float = math.nan
+  style: str = "ref"
+  inside: bool = False  # name it in the chart rather than in the legend
+
+
+def chart(
+    title: str, lines: Sequence[Line], *, x_label: str, levels: Sequence[Level] = (),
+    unit: str = "", note: str = "", log: bool = False,
+    y_range: tuple[Real, Real] | None = None, height: int = HEIGHT, legend: bool = True,
+    x_log: Sequence[Real] = ()) -> Html:
+  """A figure with title, legend and plot.
+
+  Args:
+    title: what is drawn.
+    lines: at least one; points that are not finite break the line.
+    x_label: name of the horizontal axis.
+    levels: horizontal references.
+    unit: of the values, after the title.
+    note: small text below.
+    log: logarithmic values; only used where all are positive.
+    y_range: limits that must be inside the axis.
+    height: of the drawing, which is WIDTH wide.
+    legend: name the lines; figures that share one have it outside, from `lines_legend`.
+    x_log: ticks of a logarithmic horizontal axis, of positive values; linear without any.
+  """
+  x_extent = np.concatenate([line.x for line in lines])
+  lines = [_bin(line) for line in lines]
+  finite = [line.y[np.isfinite(line.y)] for line in lines]
+  shown = [v for v in levels if not v.inside and math.isfinite(v.y)]
+  key = lines_legend(lines, shown) if legend else None
+  caption = el("figcaption", el("b", title), el("span", unit, cls="unit") if unit else None)
+  if not sum(y.size for y in finite):
+    empty = el("p", "No finite value yet.", cls="empty")
+    return el("figure", caption, empty, cls="chart")
+  log = log and all((y > 0).all() for y in finite)
+  x_ticks, x_scale = _axis(
+    x_extent, LEFT, WIDTH - RIGHT, 6, tight=True, log=bool(x_log),
+    margin=8 if any(line.points or line.dots for line in lines) else 0)
+  x_ticks = list(x_log) or x_ticks
+  if (x_extent == np.round(x_extent)).all():
+    x_ticks = [t for t in x_ticks if t == round(t)] or x_ticks  # there is no step 1.5
+  named = any(v.inside and math.isfinite(v.y) for v in levels)
+  y_ticks, y_scale = _axis(
+    _extent(lines, levels, y_range), height - BOTTOM, TOP + (14 if named else 0), 5, log=log)
+  body = [_grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height)]
+  # A nested drawing clips what lies outside the axes, without ids that could clash.
+  inner = [_level(v, y_scale) for v in levels if math.isfinite(v.y)]
+  for line in lines:
+    inner += _draw(line, x_scale, y_scale)
+  plot = {"x": LEFT, "y": TOP - 4,
+          "width": WIDTH - LEFT - RIGHT, "height": height - TOP - BOTTOM + 8}
+  body.append(el("svg", inner, viewbox=" ".join(map(str, plot.values())), **plot))
+  body += [_level_name(v, y_scale) for v in levels if v.inside and math.isfinite(v.y)]
+  body.append(_hover(lines, x_scale, x_label, height))
+  last = "; ".join(f"{n.label} ends at {format.short(float(y[-1]))}"
+                   for n, y in zip(lines, finite, strict=True) if y.size)
+  svg = el("svg", body, viewbox=f"0 0 {WIDTH} {height}", role="img",
+           aria_label=f"{title} over {x_label}: {last}")
+  return el("figure", caption, key, el("p", note, cls="note") if note else None, svg,
+            cls="chart")
+
+
+def ticks(low: Real, high: Real, n: int) -> list[Real]:
+  """About `n` round numbers (1, 2, 2.5 or 5 times a power of ten) in [low, high]."""
+  span = high - low
+  if not (span > 0 and math.isfinite(span)):
+    return [low]
+  raw = span / max(n, 1)
+  power = 10.0 ** math.floor(math.log10(raw))
+  step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+  first = math.ceil(low / step - 1e-9)
+  found = [k * step for k in range(first, first + 4 * n + 4) if k * step <= high + 1e-9 * span]
+  return [0.0 if abs(t) < 1e-9 * step else t for t in found]
+
+
+def log_ticks(low: Real, high: Real) -> list[Real]:
+  """Powers of ten in [low, high], with 2 and 5 times them where there are few."""
+  decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+  for factors in ((1,), (1, 3), (1, 2, 5)):
+    found = [f * 10.0**d for d in decades for f in factors
+             if low * 0.999 <= f * 10.0**d <= high * 1.001]
+    if len(found) >= 3:
+      break
+  if len(found) < 2:
+    return ticks(low, high, 4)
+  return found[:: max(1, math.ceil(len(found) / 6))]
+
+
+def _extent(lines, levels, y_range):
+  """The values the vertical axis must hold; rare spikes of a noisy band may leave it."""
+  values = [line.y[np.isfinite(line.y)] for line in lines]
+  for line in lines:
+    for bound, q in ((line.low, 2), (line.high, 98)):
+      if bound is not None and np.isfinite(bound).any():
+        kept = bound[np.isfinite(bound)]
+        values.append(kept if line.points else np.array([np.percentile(kept, q)]))
+  for level in levels:
+    values.append(np.array([v for v in (level.y, level.low, level.high) if math.isfinite(v)]))
+  if y_range:
+    values.append(np.array(y_range))
+  return np.concatenate(values)
+
+
+def _axis(values, start, end, n, *, log=False, tight=False, margin=0.0):
+  """Ticks, and the function from values to pixels."""
+  finite = values[np.isfinite(values)]
+  low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+  if log:
+    if high / low < 1.01:
+      low, high = low / 1.5, high * 1.5
+    a, b = math.log(low), math.log(high)
+    pad = 0.04 * (b - a)
+    a, b = a - pad, b + pad
+    to_pixels = _linear(a, b, start, end)
+    return log_ticks(math.exp(a), math.exp(b)), lambda v: to_pixels(np.log(np.maximum(v, 1e-300)))
+  if high - low <= 1e-9 * max(abs(high), abs(low), 1e-9):
+    pad = 0.5 if tight else max(abs(low) * 0.05, 1e-3 if low else 0.5)
+  else:
+    pad = 0.0 if tight else 0.06 * (high - low)
+  nonnegative = low >= 0
+  low, high = low - pad, high + pad
+  if nonnegative and low < 0 and not tight:
+    low = 0.0
+  inset = math.copysign(margin, end - start)
+  return ticks(low, high, n), _linear(low, high, start + inset, end - inset)
+
+
+def _linear(low, high, start, end):
+  return lambda v: start + (np.asarray(v) - low) / (high - low) * (end - start)
+
+
+def _bin(line: Line) -> Line:
+  """At most BINS points: the mean of each bin of consecutive points, and its range as a band."""
+  order = np.argsort(line.x, kind="stable")
+  order = order[np.isfinite(line.x[order])]
+  x, y = line.x[order], line.y[order]
+  low = None if line.low is None else line.low[order]
+  high = None if line.high is None else line.high[order]
+  if len(x) > BINS:
+    edges = np.linspace(0, len(x), BINS + 1).astype(int)[:-1]
+    size = np.diff(np.append(edges, len(x)))
+    good = np.isfinite(y)
+    number = np.add.reduceat(good, edges)
+    total = np.add.reduceat(np.where(good, y, 0), edges)
+    with np.errstate(invalid="ignore"):
+      mean = np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    low = np.minimum.reduceat(np.where(good, y if low is None else low, np.inf), edges)
+    high = np.maximum.reduceat(np.where(good, y if high is None else high, -np.inf), edges)
+    low, high = (np.where(number > 0, v, np.nan) for v in (low, high))
+    x, y = np.add.reduceat(x, edges) / size, mean
+  return dataclasses.replace(line, x=x, y=y, low=low, high=high)
+
+
+def _grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height):
+  marks = []
+  labels = tick_labels(y_ticks)
+  for tick, label in zip(y_ticks, labels, strict=True):
+    y = f"{float(y_scale(tick)):.1f}"
+    marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, cls="grid"))
+    marks.append(el("text", label, x=LEFT - 6, y=y, dy="0.35em", cls="tick", text_anchor="end"))
+  base = height - BOTTOM + 4
+  for tick, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
+    x = float(x_scale(tick))
+    marks.append(el("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=base, y2=base + 3, cls="axis"))
+    anchor = "end" if x > WIDTH - RIGHT - 8 else "middle"
+    marks.append(el("text", label, x=f"{x:.1f}", y=base + 14, cls="tick", text_anchor=anchor))
+  marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, cls="axis"))
+  marks.append(el("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=height - 3, cls="label",
+                  text_anchor="middle"))
+  return marks
+
+
+def tick_labels(values: Sequence[Real]) -> list[str]:
+  """The ticks' labels, all with the same number of decimals."""
+  largest = max((abs(v) for v in values), default=0.0)
+  if largest >= 1e5 or 0 < largest < 1e-3:
+    return [format.short(v) for v in values]
+  for digits in range(6):
+    if all(abs(round(v, digits) - v) <= 1e-6 * max(largest, 1e-12) for v in values):
+      if digits > 4:
+        break  # too long for the margin
+      return [f"{v:,.{digits}f}".replace("-", "\N{MINUS SIGN}") for v in values]
+  return [format.short(v) for v in values]
+
+
+def _path(x, y):
+  """A path through finite points; a gap where one is not."""
+  parts, pen = [], "M"
+  for a, b in zip(x, y, strict=True):
+    if math.isfinite(a) and math.isfinite(b):
+      parts.append(f"{pen}{a:.1f} {b:.1f}")
+      pen = "L"
+    else:
+      pen = "M"
+  return "".join(parts)
+
+
+def _draw(line, x_scale, y_scale):
+  x, y = x_scale(line.x), y_scale(line.y)
+  drawn = []
+  if line.low is not None and not line.points:
+    keep = np.isfinite(line.low) & np.isfinite(line.high)
+    if keep.sum() > 1:
+      around = np.concatenate([x[keep], x[keep][::-1]])
+      bounds = np.concatenate([y_scale(line.high[keep]), y_scale(line.low[keep])[::-1]])
+      drawn.append(el("path", d=_path(around, bounds) + "Z", cls=f"band {line.style}"))
+  drawn.append(el("path", d=_path(x, y), cls=f"line {line.style}"))
+  alone = len(x) == 1
+  if line.points or line.dots or alone:
+    for i in range(len(x)):
+      if not math.isfinite(y[i]):
+        continue
+      at = f"{x[i]:.1f}"
+      if ((line.points or alone) and line.low is not None and math.isfinite(line.low[i])
+          and math.isfinite(line.high[i])):
+        top, bottom = (f"{float(y_scale(v)):.1f}" for v in (line.high[i], line.low[i]))
+        drawn.append(el("line", x1=at, x2=at, y1=top, y2=bottom, cls=f"whisker {line.style}"))
+      drawn.append(el("circle", cx=at, cy=f"{y[i]:.1f}", r=3, cls=f"dot {line.style}"))
+  return drawn
+
+
+def _level(level, y_scale):
+  marks = []
+  if math.isfinite(level.low) and math.isfinite(level.high):
+    top, bottom = float(y_scale(level.high)), float(y_scale(level.low))
+    marks.append(el("rect", x=LEFT, width=WIDTH - LEFT - RIGHT, y=f"{top:.1f}",
+                    height=f"{max(bottom - top, 0):.1f}", cls=f"band {level.style}"))
+  y = f"{float(y_scale(level.y)):.1f}"
+  marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, cls=f"level {level.style}"))
+  return marks
+
+
+def _level_name(level, y_scale):
+  y = float(y_scale(level.y))
+  return el("text", level.label, x=WIDTH - RIGHT - 2, y=f"{y - 5:.1f}", cls="tick named",
+            text_anchor="end")
+
+
+def lines_legend(lines: Sequence[Line], levels: Sequence[Level] = ()) -> Html | None:
+  """What the lines and levels are; nothing where there is only one."""
+  if len(lines) + len(levels) < 2:
+    return None
+  items = [el("span", el("i", cls=f"key {line.style}"), line.label) for line in lines]
+  items += [el("span", el("i", cls=f"key dashed {v.style}"), v.label) for v in levels]
+  return el("div", items, cls="legend")
+
+
+def _hover(lines, x_scale, x_label, height):
+  """Invisible columns that name the values below the pointer."""
+  longest = max(lines, key=lambda line: len(line.x))
+  x = longest.x[:: max(1, math.ceil(len(longest.x) / HOVERS))]
+  if not len(x):
+    return None
+  at = x_scale(x)
+  edges = np.concatenate([[LEFT], (at[1:] + at[:-1]) / 2, [WIDTH - RIGHT]])
+  columns = []
+  for i, value in enumerate(x):
+    text = [f"{x_label} {format.short(float(value))}"]
+    for line in lines:
+      j = int(np.argmin(np.abs(line.x - value)))
+      bounds = ""
+      if line.low is not None and math.isfinite(line.low[j]) and math.isfinite(line.high[j]):
+        bounds = (f" ({format.short(float(line.low[j]))}\N{EN DASH}"
+                  f"{format.short(float(line.high[j]))})")
+      text.append(f"{line.label}: {format.short(float(line.y[j]))}{bounds}")
+    columns.append(el(
+      "rect", el("title", "\n".join(text)), x=f"{edges[i]:.1f}", y=TOP,
+      width=f"{max(edges[i + 1] - edges[i], 0.5):.1f}", height=height - TOP - BOTTOM, cls="hit"))
+  return columns

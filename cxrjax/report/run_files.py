@@ -1,0 +1,234 @@
+"""Reads a workdir back: everything the page and the terminal show, whatever is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import io
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+import cxrjax
+from cxrjax.core import files
+from cxrjax.report import run_writer
+
+TRAINED, RANDOM, FLOOR = "trained", "random", "floor"
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """One training metric over the run; `value` is NaN where none was finite."""
+
+  step: Float64[np.ndarray, "n"]
+  epoch: Float64[np.ndarray, "n"]
+  value: Float64[np.ndarray, "n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A result with its 95 % interval; NaN where unknown, and why it is undefined."""
+
+  value: float
+  low: float = math.nan
+  high: float = math.nan
+  n: int | None = None
+  method: str = ""
+  undefined: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What one evaluator found at one step."""
+
+  step: int
+  epoch: float
+  evaluator: str
+  encoder: str
+  metrics: dict[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A workdir in memory.
+
+  Attributes:
+    workdir: where it was read from.
+    config: of `config.json`, empty where missing.
+    facts: of `run.json`, empty where missing.
+    curves: training metrics by name, in the order they first appeared.
+    evaluations: by step; of repeated ones the last written.
+    problems: what could not be read, one sentence each.
+  """
+
+  workdir: pathlib.Path
+  config: dict[str, Any]
+  facts: dict[str, Any]
+  curves: dict[str, Curve]
+  evaluations: tuple[Evaluation, ...]
+  problems: list[str]
+
+  def fact(self, *path: str) -> Any:
+    """The fact at a path of keys, or None."""
+    return lookup(self.facts, *path)
+
+  def evaluators(self) -> list[str]:
+    """Names of the evaluators that have results."""
+    return list(dict.fromkeys(e.evaluator for e in self.evaluations))
+
+  def only(self, evaluator: str) -> Run:
+    """The run with the results of one evaluator."""
+    kept = tuple(e for e in self.evaluations if e.evaluator == evaluator)
+    return dataclasses.replace(self, evaluations=kept)
+
+  def latest(self) -> dict[str, dict[str, Estimate]]:
+    """The last results of every encoder: `{encoder: {metric: Estimate}}`."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for evaluation in self.evaluations:
+      found.setdefault(evaluation.encoder, {}).update(evaluation.metrics)
+    return found
+
+  def first(self) -> dict[str, Estimate]:
+    """The first results of the trained encoder, where there were several."""
+    trained = [e for e in self.evaluations if e.encoder == TRAINED]
+    return trained[0].metrics if len(trained) > 1 else {}
+
+  def arrays(self, name: str) -> dict[str, np.ndarray]:
+    """The arrays of `figures/<name>.npz`; empty where the file is missing or broken."""
+    path = self.workdir / run_writer.FIGURES / f"{name}.npz"
+    if not path.exists():
+      return {}
+    try:
+      return files.read_npz(path)
+    except (OSError, files.Damaged) as error:
+      self.problems.append(f"{run_writer.FIGURES}/{path.name} cannot be read ({error})")
+      return {}
+
+
+def read(workdir: str | os.PathLike[str]) -> Run:
+  """Reads a workdir; never fails for missing or broken files, but lists them in `problems`."""
+  workdir = pathlib.Path(workdir)
+  problems: list[str] = []
+  config = _mapping(workdir / "config.json", problems)
+  facts = _mapping(workdir / run_writer.FACTS, problems)
+  train: dict[int, dict[str, Any]] = {}
+  evaluations: dict[tuple[int, str, str], Evaluation] = {}
+  for record in _records(workdir / run_writer.METRICS, problems):
+    step = int(record["step"])
+    if record["kind"] == "train":
+      train[step] = record
+    elif record["kind"] == "eval":
+      evaluation = _evaluation(record)
+      evaluations[step, evaluation.evaluator, evaluation.encoder] = evaluation
+  return Run(
+    workdir=workdir, config=config, facts=facts, curves=_curves(train),
+    evaluations=tuple(sorted(evaluations.values(), key=lambda e: e.step)), problems=problems)
+
+
+def environment() -> dict[str, Any]:
+  """Facts about this program and the machine: `{"versions": {...}, "machine": {...}}`."""
+  versions = {"python": platform.python_version(), "cxrjax": cxrjax.__version__}
+  for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[name] = importlib.metadata.version(name)
+  try:
+    cores = len(os.sched_getaffinity(0))  # what this process may use, not what the box has
+  except AttributeError:
+    cores = os.cpu_count() or 1
+  machine = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
+  return {"versions": versions, "machine": machine}
+
+
+def lookup(tree: Any, *path: str) -> Any:
+  """The value at a path of keys through nested mappings, or None."""
+  for key in path:
+    if not isinstance(tree, Mapping):
+      return None
+    tree = tree.get(key)
+  return tree
+
+
+def number(value: Any) -> float:
+  """A JSON value as a float; NaN for null and for what is no number."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return math.nan
+  return float(value)
+
+
+def _mapping(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
+  try:
+    return files.read_mapping(path)
+  except FileNotFoundError:
+    problems.append(f"{path.name} is missing")
+  except (OSError, files.Damaged) as error:
+    problems.append(f"{path.name} cannot be read ({error})")
+  return {}
+
+
+def _records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+  try:
+    file = io.TextIOWrapper(files.opened(path), encoding="utf-8", errors="replace")
+  except files.Damaged as error:
+    problems.append(f"{path.name} cannot be read ({error})")
+    return
+  except OSError:
+    problems.append(f"{path.name} is missing")
+    return
+  bad = 0
+  with file:
+    for line in file:
+      try:
+        record = files.parse_json(line)
+        int(record["step"]), record["kind"]
+      except (ValueError, OverflowError, KeyError, TypeError):
+        bad += bool(line.strip())
+        continue
+      yield record
+  if bad:
+    lines = "1 line is" if bad == 1 else f"{bad} lines are"
+    problems.append(f"{path.name}: {lines} not a record and left out")
+
+
+def _evaluation(record: Mapping[str, Any]) -> Evaluation:
+  metrics = record.get("metrics")
+  metrics = metrics if isinstance(metrics, Mapping) else {}
+  return Evaluation(
+    step=int(record["step"]), epoch=number(record.get("epoch")),
+    evaluator=str(record.get("evaluator", "")), encoder=str(record.get("encoder", TRAINED)),
+    metrics={str(name): _estimate(value) for name, value in metrics.items()})
+
+
+def _estimate(value: Any) -> Estimate:
+  if not isinstance(value, Mapping):
+    return Estimate(number(value))
+  n = number(value.get("n"))
+  return Estimate(
+    number(value.get("value")), number(value.get("low")), number(value.get("high")),
+    int(n) if math.isfinite(n) else None, str(value.get("method") or ""),
+    str(value.get("undefined") or ""))
+
+
+def _curves(train: Mapping[int, Mapping[str, Any]]) -> dict[str, Curve]:
+  steps = sorted(train)
+  names = dict.fromkeys(
+    name for step in steps for name, value in train[step].items()
+    if name not in ("step", "epoch", "kind") and (value is None or _is_number(value)))
+  curves = {}
+  for name in names:
+    have = [step for step in steps if name in train[step]]
+    curves[name] = Curve(
+      np.array(have, np.float64),
+      np.array([number(train[step].get("epoch")) for step in have], np.float64),
+      np.array([number(train[step][name]) for step in have], np.float64))
+  return curves
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)

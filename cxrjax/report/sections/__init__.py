@@ -1,0 +1,1 @@
+"""Sections of a page, each a function of what it shows."""

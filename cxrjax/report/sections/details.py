@@ -1,0 +1,290 @@
+"""The sections of the page below the results, each from the files it needs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cxrjax.report import format, naming
+from cxrjax.report.html import line_chart, pictures
+from cxrjax.report.html.element import Html, el
+from cxrjax.report.naming import time_axis
+from cxrjax.report.run_files import Curve, Run, lookup, number
+from cxrjax.report.sections import fact_tables
+
+SCHEDULES = ("lr", "learning_rate", "weight_decay", "momentum", "teacher_temp", "student_temp",
+             "temperature", "mask_ratio")
+SPEED = ("images_per_s", "step_ms", "host_ms_per_image")
+TITLES = {
+  "loss": ("Loss", ""), "kl": ("KL, student from teacher", "nats"),
+  "feature_std": ("Spread of features", "0 is collapse"),
+  "effective_rank": ("Effective rank of features", "dimensions"),
+  "grad_norm": ("Gradient norm", ""), "lr": ("Learning rate", ""),
+  "learning_rate": ("Learning rate", ""), "weight_decay": ("Weight decay", ""),
+  "called_lung": ("Share of pixels called lung", ""), "soft_dice_loss": ("Soft Dice loss", ""),
+  "cross_entropy": ("Cross-entropy", "nats"), "masked_images": ("Share of images with a mask", ""),
+  "momentum": ("Momentum of the moving average", ""), "known_labels": ("Share of known labels", ""),
+  "teacher_temp": ("Teacher temperature", ""),
+  "student_temp": ("Student temperature", ""), "images_per_s": ("Throughput", "images/s"),
+}
+ENTROPIES = {"teacher_entropy": "teacher, per image", "entropy_teacher": "teacher, per image",
+             "batch_entropy": "mean of a batch", "student_entropy": "student, per image"}
+CROPS_CALLED = {
+  "global": ("large crop", "large crops"), "local": ("small crop", "small crops"),
+  "global_mask": ("lung mask", "lung masks"), "patches": ("puzzle piece", "puzzle pieces"),
+  "rotated": ("turned crop", "turned crops"), "source": ("radiograph", "radiographs")}
+VIEWS, CROPS = 4, 12
+
+
+def learning(run: Run) -> Html | None:
+  """Loss, collapse health, and every metric that is neither a schedule nor a speed."""
+  names = [n for n in run.curves if n not in SCHEDULES and n not in SPEED and not _is_entropy(n)]
+  first = [n for n in ("loss",) if n in names]
+  health = [n for n in ("kl", "feature_std", "effective_rank", "grad_norm") if n in names]
+  rest = [n for n in names if n not in first + health]
+  figures = [_curve(run, n) for n in first]
+  if entropy := _entropy(run):
+    figures.append(entropy)
+  shown = health + rest[:24]
+  constant = {n: run.curves[n] for n in shown if _constant(run.curves[n])}
+  figures += [_curve(run, n) for n in shown if n not in constant]
+  return _charts(figures, constant)
+
+
+def schedules(run: Run) -> Html | None:
+  """Learning rate, weight decay, momentum, temperatures: as planned, or else as they were."""
+  planned = run.fact("schedules")
+  planned = planned if isinstance(planned, Mapping) else {}
+  figures, constant = [], {}
+  for name in dict.fromkeys([*(n for n in SCHEDULES if n in planned or n in run.curves), *planned]):
+    curve = _planned(run, planned[name]) if name in planned else run.curves[name]
+    if curve is not None and _constant(curve):
+      constant[name] = curve
+    elif curve is not None:
+      figures.append(_curve(run, name, curve))
+  return _charts(figures, constant)
+
+
+def _constant(curve: Curve) -> bool:
+  """Whether a curve is one value all along, which needs no chart."""
+  return len(curve.value) > 1 and bool((curve.value == curve.value[0]).all())
+
+
+def _charts(figures: list[Html], constant: Mapping[str, Curve]) -> Html | None:
+  """Charts, and in words what stayed the same."""
+  said = [f"{_title(name)[0].lower()} {format.short(float(curve.value[0]))}"
+          for name, curve in constant.items()]
+  note = el("p", f"The same all along: {', '.join(said)}.", cls="note") if said else None
+  if not figures:
+    return note
+  return el("div", el("div", figures, cls="charts"), note)
+
+
+def _planned(run: Run, plan: Any) -> Curve | None:
+  """A schedule of the whole run, `{"step": [...], "value": [...]}`."""
+  steps, values = lookup(plan, "step"), lookup(plan, "value")
+  if not isinstance(steps, list) or not isinstance(values, list) or len(steps) != len(values):
+    return None
+  step = np.array([number(s) for s in steps], np.float64)
+  epoch = step * number(run.fact("epochs")) / max(number(run.fact("steps")), 1.0)
+  return Curve(step, epoch, np.array([number(v) for v in values], np.float64))
+
+
+def _curve(run: Run, name: str, curve: Curve | None = None) -> Html:
+  curve = curve or run.curves[name]
+  x, label = time_axis(curve.step, curve.epoch)
+  title, unit = _title(name)
+  lost = int((~np.isfinite(curve.value)).sum())
+  note = f"{format.count(lost, 'value')} not finite, left out." if lost else ""
+  finite = curve.value[np.isfinite(curve.value)]
+  log = bool(name == "grad_norm" and finite.size and finite.min() > 0
+             and finite.max() > 30 * finite.min())
+  y_range = (0.0, 1.0) if name == "feature_std" else None
+  return line_chart.chart(title, [line_chart.Line(title, x, curve.value)], x_label=label, unit=unit,
+                      note=note, log=log, y_range=y_range)
+
+
+def _title(name: str) -> tuple[str, str]:
+  return TITLES.get(name, (name.replace("_", " ").capitalize(), ""))
+
+
+def _is_entropy(name: str) -> bool:
+  """Whether a metric is an entropy of assignments to prototypes."""
+  return "entropy" in name and "cross_entropy" not in name
+
+
+def _entropy(run: Run) -> Html | None:
+  names = sorted((n for n in run.curves if _is_entropy(n)),
+                 key=lambda n: (list(ENTROPIES).index(n) if n in ENTROPIES else 9, n))
+  if not names:
+    return None
+  lines, label = [], "step"
+  for i, name in enumerate(names[:4]):
+    curve = run.curves[name]
+    x, label = time_axis(curve.step, curve.epoch)
+    text = ENTROPIES.get(name, name.replace("_", " "))
+    lines.append(line_chart.Line(text, x, curve.value, style=f"s{i + 1}"))
+  k = prototypes(run)
+  levels = [line_chart.Level(
+    f"ln K = ln {k:,} = {math.log(k):.2f}, uniform", math.log(k), inside=True)] if k else []
+  title = "Entropy of assignments"
+  return line_chart.chart(title, lines, x_label=label, levels=levels, unit="nats",
+                      y_range=(0.0, 0.0))
+
+
+def prototypes(run: Run) -> int | None:
+  """K, the outputs of the head, from the facts or the config."""
+  for tree in (run.facts, run.facts.get("model"), run.config.get("method"), run.config):
+    k = number(lookup(tree, "prototypes"))
+    if math.isfinite(k) and k > 1:
+      return int(k)
+  return None
+
+
+def health_warnings(run: Run) -> list[str]:
+  """What the last values say of a collapse."""
+  found = []
+  def last(name):
+    value = run.curves[name].value if name in run.curves else np.empty(0)
+    value = value[np.isfinite(value)]
+    return float(value[-1]) if value.size else math.nan
+  k = prototypes(run)
+  for name in ("teacher_entropy", "entropy_teacher"):
+    if k and last(name) > 0.99 * math.log(k):
+      found.append(
+        f"The teacher's entropy ends at {last(name):.2f}, close to ln {k:,} = {math.log(k):.2f}: "
+        "it gives nearly the same uniform answer to every image.")
+  if last("feature_std") < 0.05:
+    found.append(f"The spread of the features ends at {last('feature_std'):.3f}: "
+                 "all images have nearly the same features.")
+  return found
+
+
+def views(run: Run) -> Html | None:
+  """A few radiographs as the loader gives them, and the crops a batch makes of them."""
+  arrays = run.arrays("views")
+  groups = {"source": arrays.pop("source")[None] if "source" in arrays else None, **arrays}
+  groups = {k: v for k, v in groups.items() if v is not None and v.ndim >= 4 and v.size}
+  if not groups:
+    return None
+  n = min(VIEWS, *(v.shape[1] for v in groups.values()))
+  rows = []
+  for i in range(n):
+    cells: dict[str, list[Html]] = {"large": [], "small": []}
+    for name, crops in groups.items():
+      place = "small" if name in ("local", "patches") else "large"
+      for j in range(min(len(crops), CROPS)):
+        text = _crop(name)[0] + (f" {j + 1}" if len(crops) > 1 else "")
+        cells[place].append(el(
+          "figure", pictures.picture(pictures.gray(crops[j, i]), f"{text}, image {i + 1}",
+                                     120 if place == "small" else 176), el("figcaption", text)))
+    few = f" n{len(cells['large'])}" if 2 <= len(cells["large"]) <= 4 else ""
+    both = [el("div", cells["large"], cls=f"large{few}") if cells["large"] else None,
+            el("div", cells["small"], cls=f"small {_two_rows(cells['small'])}")
+            if cells["small"] else None]
+    both = [x for x in both if x]
+    rows.append(el("div", both, cls="views" if len(both) > 1 else "views alone"))
+  sizes = []
+  for name, crops in groups.items():
+    h, w = crops.shape[2:4]
+    one, many = _crop(name)
+    text = one if name == "source" else format.count(len(crops), one, many)
+    more = f", the first {CROPS} shown" if len(crops) > CROPS else ""
+    sizes.append(f"{text} of {h} \N{MULTIPLICATION SIGN} {w} pixels{more}")
+  text = "; ".join(sizes).capitalize()
+  return el("div", el("p", f"{text}.", cls="note"), rows)
+
+
+def _crop(name: str) -> tuple[str, str]:
+  """What a kind of view is called: one, several."""
+  plain = name.replace("_", " ")
+  return CROPS_CALLED.get(name, (f"{plain} crop", f"{plain} crops"))
+
+
+def _two_rows(items: list[Html]) -> str:
+  """The class of a grid that holds the items in at most two full rows."""
+  return f"n{min(max(math.ceil(len(items) / 2), 2), 6)}"
+
+
+def speed(run: Run) -> Html | None:
+  """Throughput and cost."""
+  rows = []
+  def add(label, text):
+    if text:
+      rows.append((label, text))
+  timing, model = (
+    run.fact(k) if isinstance(run.fact(k), Mapping) else {} for k in ("timing", "model"))
+  rate = number(timing.get("images_per_s"))
+  add("Throughput, data included", f"{rate:,.4g} images/s" if math.isfinite(rate) else "")
+  flops = number(run.fact("model", "flops_per_image"))
+  add("Cost of training", f"{format.compact(flops, 'FLOP')} per image"
+      if math.isfinite(flops) else "")
+  if math.isfinite(rate * flops):
+    add("Arithmetic", format.compact(rate * flops, "FLOP/s"))
+  for key, value in timing.items():
+    if key == "images_per_s":
+      continue
+    name = key.removesuffix("_s").replace("_", " ").capitalize()
+    name = {"Compile": "Compilation", "Total": "Whole run",
+            "Host ms per image": "Host work per image"}.get(name, name)
+    if key.endswith("_s"):
+      add(name, format.duration(value))
+    elif key.startswith("host_ms"):
+      add(name, f"{format.short(number(value))} ms")
+    else:
+      add(name, fact_tables.scalar(value))
+  for key, label in (("peak_device_bytes", "accelerator"), ("peak_rss_bytes", "process")):
+    add(f"Peak memory, {label}", format.compact(run.fact("memory", key), "B"))
+  add("Network", naming.model_name(run))
+  add("Its parameters", format.count(model.get("parameters")))
+  if model.get("trained_parameters") != model.get("parameters"):
+    add("Those trained, heads included", format.count(model.get("trained_parameters")))
+  add("Device", naming.device_name(run))
+  if number(run.fact("device", "processes")) > 1:
+    add("Processes", format.count(run.fact("device", "processes")))
+  figures = [_curve(run, n) for n in SPEED if n in run.curves and len(run.curves[n].value) > 1]
+  if not rows and not figures:
+    return None
+  return el("div", el("div", fact_tables.pairs(rows)) if rows else None,
+            el("div", figures, cls="charts one") if figures else None, cls="split")
+
+
+def again(run: Run) -> Html | None:
+  """The exact command, versions and config."""
+  parts = []
+  if command := run.fact("command"):
+    text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
+    parts.append(el("pre", el("code", text), cls="command"))
+    said = ("The same command, given again, resumes an interrupted run. The same versions on the "
+            "same data give the same result.")
+    if run.fact("method"):  # one run, which has a card
+      said += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
+    parts.append(el("p", said, cls="note"))
+  rows = [(k.capitalize(), _date(run.fact(k))) for k in ("started", "finished") if run.fact(k)]
+  machine = run.fact("machine")
+  rows += fact_tables.rows(machine) if isinstance(machine, Mapping) else []
+  versions = run.fact("versions")
+  if isinstance(versions, Mapping):
+    rows += [(str(k), str(v)) for k, v in versions.items()]
+  if rows:
+    parts.append(el("details", el("summary", "Dates and versions"), fact_tables.pairs(rows)))
+  if run.config:
+    text = json.dumps(run.config, indent=2, ensure_ascii=False, default=str)
+    if len(text) > 60_000:
+      text = text[:60_000] + "\n... (the rest is in config.json)"
+    parts.append(el("details", el("summary", "Config"), el("pre", el("code", text))))
+  return el("div", parts) if parts else None
+
+
+def _date(value: Any) -> str:
+  """`2026-03-01 08:00:00 UTC`."""
+  try:
+    date = datetime.datetime.fromisoformat(value)
+  except (TypeError, ValueError):
+    return str(value)
+  return f"{date:%Y-%m-%d %H:%M:%S} {date.tzname() or ''}".strip()

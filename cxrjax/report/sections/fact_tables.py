@@ -1,0 +1,165 @@
+"""Facts of `run.json` as tables: data sets and their parts, and lists of names and values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cxrjax.report import format
+from cxrjax.report.html.element import Html, el
+from cxrjax.report.naming import supervised
+from cxrjax.report.run_files import Run, number
+
+LABELS = {"n": "Images", "name": "Source", "class_counts": "Classes", "splits": "All splits",
+          "on_bad_image": "Bad images", "shared_patients": "Patients in two parts",
+          "bits": "Bits of a pixel", "exclusive": "One class an image",
+          "size": "Size, pixels a side", "fit": "Images not square",
+          "class_known": "Labels known", "unlabelled": "Without a label",
+          "storage": "Pixels are kept", "notes": "Remarks", "lung_masks": "Lung masks",
+          "components_kept": "Largest parts of a mask kept", "distances_in": "Distances in"}
+SAID = {
+  "storage": {"resident": "on the device", "cached": "decoded, on disk",
+              "streamed": "as files, read anew"},
+  "fit": {"squash": "squeezed to a square", "pad": "padded to a square",
+          "crop": "cropped to a square"}}
+NOTHING = {"unlabelled": 0}  # goes without saying
+LISTED = 50  # entries of any one list
+
+
+def data(run: Run) -> Html | None:
+  """Every data set the run used: sizes, classes, patients, splits, where it came from."""
+  sets = run.fact("data")
+  cards, skipped = [], []
+  titles = {"train": "Pretraining", "probe": "Evaluation"}
+  if supervised(run):
+    titles["train"] = "Training"
+  for role, facts in sets.items() if isinstance(sets, Mapping) else ():
+    if not isinstance(facts, Mapping):
+      continue
+    title = titles.get(role, role.replace("_", " ").capitalize())
+    split = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
+    if split:
+      cards.append(el("div", el("h3", title), _parts(split), pairs(rows(_common(facts, split))),
+                      cls="card wide" if _many_classes(split) else "card"))
+      skipped += [(f"{title}: {k}", x) for k, v in split.items() for x in v.get("skipped") or []]
+    else:
+      cards.append(el("div", el("h3", title), pairs(rows(facts)), cls="card"))
+      skipped += [(title, x) for x in facts.get("skipped") or []]
+  if not cards:
+    return None
+  return el("div", el("div", cards, cls="cards"), _skipped(skipped))
+
+
+def _many_classes(split: Mapping[str, Mapping[str, Any]]) -> bool:
+  return len({c for v in split.values() for c in v.get("class_counts") or {}}) > 3
+
+
+def _parts(split: Mapping[str, Mapping[str, Any]]) -> Html:
+  """A table of parts: images, patients, and images of every class."""
+  classes = list(dict.fromkeys(c for v in split.values() for c in v.get("class_counts") or {}))
+  shown = classes[:8]
+  numbers = [k for k in ("n", "patients") if any(v.get(k) for v in split.values())]
+  head = [el("th", "Part", scope="col")]
+  head += [el("th", {"n": "Images"}.get(k, k.capitalize()), scope="col", cls="num")
+           for k in numbers]
+  head += [el("th", c, scope="col", cls="num") for c in shown]
+  rows = []
+  for name, facts in split.items():
+    counts = facts.get("class_counts")
+    counts = counts if isinstance(counts, Mapping) else {}
+    cells = [format.count(facts.get(k)) or "\N{EN DASH}" for k in numbers]
+    for c in shown:
+      n, total = number(counts.get(c)), number(facts.get("n"))
+      share = f" ({100 * n / total:.0f} %)" if total > 0 and math.isfinite(n) else ""
+      cells.append([format.count(n) or "\N{EN DASH}", el("small", share)])
+    rows.append(el("tr", el("th", name, scope="row"), [el("td", c, cls="num") for c in cells]))
+  note = f"The first {len(shown)} of {len(classes)} classes." if len(classes) > len(shown) else None
+  table = el("table", el("thead", el("tr", head)), el("tbody", rows), cls="parts")
+  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note") if note else None)
+
+
+def _common(facts: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """What is the same in all parts, or listed part by part where it differs."""
+  common = {k: v for k, v in facts.items() if k not in split}
+  in_table = {"n", "patients", "class_counts", "classes", "skipped"}
+  for key in dict.fromkeys(k for v in split.values() for k in v if k not in in_table):
+    values = {name: v[key] for name, v in split.items() if key in v}
+    first = next(iter(values.values()))
+    if key == "notes":
+      lists = [v for v in values.values() if isinstance(v, list)]
+      own = common.get("notes")
+      notes = [*(own if isinstance(own, list) else []), *(n for v in lists for n in v)]
+      common["notes"] = list(dict.fromkeys(map(str, notes)))
+    elif all(name == v for name, v in values.items()):
+      continue  # part "train" is split "train": nothing to say
+    elif all(v == first for v in values.values()):
+      common.setdefault(key, first)
+    elif not any(isinstance(v, Mapping | list) for v in values.values()):
+      common.setdefault(key, values)
+  return common
+
+
+def rows(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+  return [(LABELS.get(key, key.replace("_", " ").capitalize()), value(key, facts[key]))
+          for key in _ordered(facts) if facts[key] not in (None, "", [], {})
+          and not (key in NOTHING and facts[key] == NOTHING[key])
+          and not (key == "splits" and isinstance(facts[key], Mapping) and len(facts[key]) < 2)]
+
+
+def _ordered(facts: Mapping[str, Any]) -> list[str]:
+  order = ("name", "source", "split", "n", "patients", "shared_patients", "sites", "classes",
+           "class_counts", "splits", "storage", "fingerprint", "notes")
+  hidden = {"skipped"} | ({"classes"} if isinstance(facts.get("class_counts"), Mapping) else set())
+  known = facts.get("class_known")
+  if isinstance(known, Mapping) and all(v == facts.get("n") for v in known.values()):
+    hidden |= {"class_known"}  # all labels of all images
+  return [k for k in order if k in facts and k not in hidden] + [
+    k for k in facts if k not in order and k not in hidden]
+
+
+def value(key: str, value: Any) -> Any:
+  if key == "fingerprint":
+    if isinstance(value, Mapping):
+      return el("div", [el("div", f"{k} ", el("code", str(v)[:16], title=str(v)))
+                        for k, v in value.items()])
+    return el("code", str(value)[:16], title=str(value))
+  if isinstance(value, Mapping):
+    return el("div", [el("div", el("span", str(k)), el("span", scalar(v), cls="num"))
+                      for k, v in list(value.items())[:LISTED]], cls="counts")
+  if key in SAID:
+    return SAID[key].get(str(value), str(value))
+  if key == "notes" and isinstance(value, list):
+    return el("ul", [el("li", str(v)) for v in value[:LISTED]])
+  if isinstance(value, list):
+    more = f" and {len(value) - LISTED} more" if len(value) > LISTED else ""
+    return ", ".join(scalar(v) for v in value[:LISTED]) + more
+  return scalar(value)
+
+
+def scalar(value: Any) -> str:
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, int):
+    return f"{value:,}"
+  if isinstance(value, float):
+    return format.short(value)
+  return "none" if value is None else str(value)
+
+
+def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
+  if not skipped:
+    return None
+  items = []
+  for role, entry in skipped[:LISTED]:
+    pair = entry if isinstance(entry, list) and len(entry) == 2 else [entry, ""]
+    items.append(el("li", el("code", str(pair[0])), f" {pair[1]} ", el("small", role)))
+  more = len(skipped) - LISTED
+  items.append(el("li", f"and {more:,} more") if more > 0 else None)
+  title = format.count(len(skipped), "image was skipped", "images were skipped")
+  return el("details", el("summary", title), el("ul", items), cls="skipped", open=len(skipped) < 6)
+
+
+def pairs(rows: Iterable[tuple[str, Any]]) -> Html:
+  return el("dl", [el("div", el("dt", k), el("dd", v), cls="long" if "<ul>" in str(v) else None)
+                   for k, v in rows])

@@ -1,0 +1,1 @@
+"""Many runs: plans, the launcher, results side by side and their pages."""

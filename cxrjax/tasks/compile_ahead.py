@@ -1,0 +1,141 @@
+"""A run's programs for devices that are not here: traced, to be lowered and compiled ahead of time.
+
+    mesh = sharding.make_mesh()
+    step = ahead.train_step(config, mesh, target=Target("tpu", mesh=mesh))
+    step.lower(lowering_platforms=("tpu",))
+
+lowers a step for as many TPUs as there are devices here, whatever these are; with a mesh of devices
+that a plugin describes (`jax.experimental.topologies`), `ahead.train_step(config, mesh).lower()` is
+for them and can be compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cxrjax.core.target import Target
+from cxrjax.data.loading.device_arrays import Placement
+from cxrjax.data.loading.loader import Fetch
+from cxrjax.evals import features
+from cxrjax.methods.base import Labels
+from cxrjax.training.build import build_trainer
+from cxrjax.training.sharding import AXES
+from cxrjax.training.train_step import Trainer
+
+LABELS = Labels(("no", "yes"), True, (1, 1), (2, 2))  # of a supervised method, any two
+EXAMPLES = 5232  # images of the set that the configs' `:paper` learns from
+
+
+def trainer(
+    config: Mapping[str, Any], mesh: Mesh, *, target: Target | None = None,
+    examples: int = EXAMPLES, labels: Labels = LABELS) -> Trainer:
+  """The training step of a config, as the run has it, without its data.
+
+  Args:
+    config: of a training run.
+    mesh: of the devices that the step is for.
+    target: what decides types and kernels, by default the mesh's devices.
+    examples: images that are learnt from.
+    labels: of these.
+  """
+  resident = config["data"]["storage"] in ("auto", "resident")
+  return build_trainer(config, mesh, examples=examples, labels=labels, resident=resident,
+                       fetch=Fetch(Placement(mesh), resident), target=target)
+
+
+def train_step(
+    config: Mapping[str, Any], mesh: Mesh, *, target: Target | None = None,
+    examples: int = EXAMPLES, labels: Labels = LABELS) -> jax.stages.Traced:
+  """`Trainer.run` of a config, traced with the shapes and shardings of its state and data.
+
+  Args:
+    config: see `trainer`.
+    mesh: see `trainer`.
+    target: see `trainer`.
+    examples: see `trainer`.
+    labels: see `trainer`.
+
+  Raises:
+    UserError: what is wrong in the config.
+  """
+  work = trainer(config, mesh, target=target, examples=examples, labels=labels)
+  data, batch = inputs(config, mesh, work.fetch.resident, examples, labels)
+  state = work.abstract(work.batch_spec(data, batch))
+  batches = jax.tree.map(lambda x: _lead(x, work.block), batch)
+  return work.run.trace(state, data, batches, _shape((), jnp.int32, mesh))
+
+
+def eval_step(
+    config: Mapping[str, Any], mesh: Mesh, *, target: Target | None = None,
+    batch: int = 64, examples: int = EXAMPLES, labels: Labels = LABELS) -> jax.stages.Traced:
+  """What evaluators run of a config: the method's predictions, or else the encoder's features.
+
+  Args:
+    config: see `trainer`.
+    mesh: see `trainer`.
+    target: see `trainer`.
+    batch: images, a multiple of the devices.
+    examples: see `trainer`.
+    labels: see `trainer`.
+  """
+  work = trainer(config, mesh, target=target, examples=examples, labels=labels)
+  method = work.method
+  state = work.abstract(work.batch_spec(*inputs(
+    config, mesh, work.fetch.resident, examples, labels)))
+  predicts = hasattr(method, "predict")
+  params = (method.network_params if predicts else method.encoder_params)(
+    state["params"], state["extra"])
+
+  def encode(params: Any, x: jax.Array) -> jax.Array:
+    return method.predict(params, x) if predicts else method.encoder.encode(params, x).cls
+
+  size = work.recipe.global_size
+  images = _shape((batch, size, size, 1), jnp.uint8, mesh, AXES)
+  program = features.compiled(encode, 0.5, 0.25, mesh, vectors=False)
+  return program.trace(params, images, None)
+
+
+def inputs(
+    config: Mapping[str, Any], mesh: Mesh, resident: bool, examples: int,
+    labels: Labels) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Shapes and shardings of `Loader.data` and of a batch."""
+  b, side, k = config["batch_size"], config["data"]["size"], len(labels.classes)
+  masked = {"masks": (side, side, 1)} if config["data"].get("masks") else {}
+  square = {"pixels" if resident else "image": (side, side, 1), **masked}
+  if resident:
+    padded = -(-examples // mesh.size) * mesh.size
+    data = {name: _shape((padded, *shape), jnp.uint8, mesh, AXES)
+            for name, shape in square.items()}
+    data["labels"] = _shape((examples, k), jnp.float32, mesh)
+    return data, {"index": _shape((b,), jnp.int32, mesh)}
+  return {}, {
+    **{name: _shape((b, *shape), jnp.uint8, mesh, AXES) for name, shape in square.items()},
+    "labels": _shape((b, k), jnp.float32, mesh, AXES), "index": _shape((b,), jnp.int32, mesh, AXES)}
+
+
+def fetched(config: Mapping[str, Any], labels: Labels = LABELS) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a batch with its pixels, as `Fetch` gives it."""
+  b, side = config["batch_size"], config["data"]["size"]
+  images = jax.ShapeDtypeStruct((b, side, side, 1), jnp.uint8)
+  return {"image": images, "index": jax.ShapeDtypeStruct((b,), jnp.int32),
+          "labels": jax.ShapeDtypeStruct((b, len(labels.classes)), jnp.float32),
+          **({"mask": images} if config["data"].get("masks") else {})}
+
+
+def _shape(
+    shape: tuple[int, ...], dtype: Any, mesh: Mesh, *spec: Any,
+    ) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(
+    shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _lead(x: jax.ShapeDtypeStruct, steps: int) -> jax.ShapeDtypeStruct:
+  """The same with a leading axis of steps."""
+  spec = PartitionSpec(None, *x.sharding.spec)
+  return jax.ShapeDtypeStruct(
+    (steps, *x.shape), x.dtype, sharding=NamedSharding(x.sharding.mesh, spec))

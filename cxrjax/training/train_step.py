@@ -1,0 +1,198 @@
+"""The training step: views, loss, gradient, optimiser, moving averages, in one jitted program."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Key
+
+from cxrjax.core import compile_effort
+from cxrjax.core.errors import UserError
+from cxrjax.methods.base import started
+from cxrjax.training import sharding
+from cxrjax.training.optimizer import Optimizer
+
+State = dict[str, Any]  # step i32[], params, extra, opt
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """What a step is made of; all of it constant over a run.
+
+  Attributes:
+    method: see `cxrjax.methods.base.Method`.
+    recipe: `recipe(key, images u8[b h w 1], index=i32[b]) -> views`; with lung masks in the batch
+      it gets them as `masks=u8[b h w 1]`.
+    optimizer: see `cxrjax.training.optimizer.Optimizer`.
+    fetch: `fetch(data, batch) -> batch` with `image` and `labels`; the loader's.
+    mesh: devices.
+    seed: of the run.
+    accumulate: microbatches of one update; each sees `batch_size / accumulate` images.
+    block: most steps of one dispatch.
+    rules: parameter shardings, see `cxrjax.training.sharding.param_specs`.
+    start: the encoder's parameters before the first step; None draws them. Every copy that the
+      method makes of it (a teacher) starts there as well.
+  """
+
+  method: Any
+  recipe: Callable[..., dict[str, Array]]
+  optimizer: Optimizer
+  fetch: Callable[[Any, Mapping[str, Array]], dict[str, Array]]
+  mesh: Mesh
+  seed: int
+  accumulate: int = 1
+  block: int = 1
+  rules: tuple[tuple[str, Any], ...] = ((".*", "fsdp"),)
+  start: Any = None
+
+  def batch_spec(self, data: Any, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what the method's loss sees, before microbatching."""
+    return jax.eval_shape(
+      lambda d, b: self.views(self.fetch(d, b), jax.random.key(0)), data, batch)
+
+  def _fresh(self, spec: Mapping[str, jax.ShapeDtypeStruct], start: Any) -> State:
+    key = jax.random.fold_in(jax.random.key(self.seed), 0)
+    method = self.method
+    if start is not None:
+      method = dataclasses.replace(method, encoder=started(method.encoder, start))
+    params, extra = method.init(key, spec)
+    opt = self.optimizer.init(params)
+    return {"step": jnp.zeros((), jnp.int32), "params": params, "extra": extra, "opt": opt}
+
+  def abstract(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> State:
+    """Shapes, types and shardings of the state.
+
+    Raises:
+      UserError: an optimiser rule that matches no parameter.
+    """
+    shapes = jax.eval_shape(lambda start: self._fresh(spec, start), self.start)
+    self.optimizer.check(shapes["params"])
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes, self.shardings(shapes))
+
+  def init(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> State:
+    """The state before the first step, sharded."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract(spec))
+    return jax.jit(
+      lambda start: self._fresh(spec, start), out_shardings=shardings,
+      compiler_options=compile_effort.options(once=True, mesh=self.mesh))(self.start)
+
+  def shardings(self, shapes: Any) -> Any:
+    """A NamedSharding for every leaf of the state."""
+    return sharding.param_specs(shapes, self.mesh, self.rules)
+
+  def step_key(self, step: Int[Array, ""], purpose: int) -> Key[Array, ""]:
+    """The key of a step for views (purpose 0) or for the method's loss (1)."""
+    run = jax.random.fold_in(jax.random.key(self.seed), 1)
+    return jax.random.fold_in(jax.random.fold_in(run, step), purpose)
+
+  def views(
+      self, batch: Mapping[str, Array], key: Key[Array, ""],
+      position: Int[Array, "b"] | None = None,
+  ) -> dict[str, Array]:
+    """What the method's loss sees of a batch with `image` and `labels`.
+
+    Args:
+      batch: fetched; a microbatch if `position` says where its images stand in the whole batch.
+        Its `index`, the images' rows in the data, is handed on.
+      key: of the step.
+      position: by default 0, 1, ....
+    """
+    return views_of(self.recipe, batch, key, position)
+
+  def update(self, state: State, data: Any, batch: Mapping[str, Array]) -> tuple[State, Any]:
+    """One optimiser update; traceable."""
+    step = state["step"]
+    batch = self.fetch(data, batch)
+    position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
+    view_key, loss_key = self.step_key(step, 0), self.step_key(step, 1)
+
+    def gathered(tree: Any, name: str) -> Any:  # rules are of paths from the state on
+      return sharding.gathered({name: tree}, self.mesh, self.rules)[name]
+
+    seen_extra = gathered(state["extra"], "extra")
+
+    def loss(params: Any, part: dict[str, Array]) -> Any:
+      seen = self.views(part, view_key, part["position"])
+      return self.method.loss(gathered(params, "params"), seen_extra, seen, loss_key, step)
+
+    part = {**batch, "position": position}
+    (value, (extra, metrics)), grads = self._gradient(loss, state["params"], part)
+    extra = jax.lax.with_sharding_constraint(extra, self.shardings({"extra": extra})["extra"])
+    params, opt, moved = self.optimizer.update(grads, state["opt"], state["params"], step)
+    extra = self.method.after_update(params, extra, step)
+    schedules = {name: s(step) for name, s in self.method.schedules.items()}
+    new = {"step": step + 1, "params": params, "extra": extra, "opt": opt}
+    return new, {"loss": value, **metrics, **moved, **schedules}
+
+  def _gradient(self, loss: Callable[..., Any], params: Any, part: dict[str, Array]) -> Any:
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if self.accumulate == 1:
+      return gradient(params, part)
+    size = part["image"].shape[0]
+    if size % self.accumulate:
+      raise UserError(
+        f"config.accumulate={self.accumulate} does not divide config.batch_size={size}")
+    # Strided microbatches: every device keeps the images it has.
+    parts = jax.tree.map(
+      lambda x: jnp.swapaxes(
+        x.reshape(size // self.accumulate, self.accumulate, *x.shape[1:]), 0, 1), part)
+    parts = jax.lax.with_sharding_constraint(
+      parts, NamedSharding(self.mesh, PartitionSpec(None, *sharding.BATCH)))
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def add(total: Any, micro: Any) -> tuple[Any, None]:
+      got = gradient(params, micro)
+      return jax.tree.map(
+        lambda t, g: t + g / self.accumulate if jnp.issubdtype(g.dtype, jnp.inexact) else g,
+        total, got), None
+
+    return jax.lax.scan(add, zeros, parts)[0]
+
+  @functools.cached_property
+  def run(self) -> Callable[..., tuple[State, Any]]:
+    """`run(state, data, batches, count) -> state, metrics`, jitted, the state donated.
+
+    `batches` has a leading axis of `block` steps, of which the first `count` are taken (a traced
+    number: one compilation serves every count). Metrics have the same leading axis.
+    """
+    def run(state: State, data: Any, batches: Any, count: Int[Array, ""]) -> tuple[State, Any]:
+      if self.block == 1:
+        state, metrics = self.update(state, data, jax.tree.map(lambda x: x[0], batches))
+        return state, jax.tree.map(lambda m: m[None], metrics)
+      update = jax.jit(self.update, inline=True)  # traced once for its shapes and for the loop
+      first = jax.tree.map(lambda x: x[0], batches)
+      shapes = jax.eval_shape(update, state, data, first)[1]
+      log = jax.tree.map(lambda m: jnp.full((self.block, *m.shape), jnp.nan, m.dtype), shapes)
+
+      def one(i: Int[Array, ""], carry: Any) -> Any:
+        state, log = carry
+        batch = jax.tree.map(lambda x: x[i], batches)
+        state, metrics = update(state, data, batch)
+        return state, jax.tree.map(lambda a, m: a.at[i].set(m), log, metrics)
+
+      return jax.lax.fori_loop(0, count, one, (state, log))
+
+    return jax.jit(run, donate_argnums=0, compiler_options=compile_effort.options(mesh=self.mesh))
+
+
+def views_of(
+    recipe: Callable[..., dict[str, Array]], batch: Mapping[str, Array], key: Key[Array, ""],
+    position: Int[Array, "b"] | None = None) -> dict[str, Array]:
+  """See `Trainer.views`."""
+  if position is None:
+    position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
+  masks = {"masks": batch["mask"]} if "mask" in batch else {}
+  views = recipe(key, batch["image"], index=position, **masks)
+  index = {"index": batch["index"]} if "index" in batch else {}
+  # Lung masks of nothing are those of images that have none; a crop's may be empty otherwise.
+  known = {"has_mask": (batch["mask"] > 0).any((1, 2, 3))} if masks else {}
+  return {**views, **index, **known, "labels": batch["labels"], "position": position}

@@ -1,0 +1,201 @@
+"""Corrupted images: rectangles of pixels filled with noise, zeros or other pixels.
+
+Rectangles of random size are laid over an image until a drawn share of it is covered. Nothing
+branches on data: many rectangles are drawn for every image, each pixel is told which of them covers
+it first, and as many are used, in order, as reach the share.
+
+References:
+  Atito et al., GMML is All you Need, 2022 (arXiv 2205.14986): group masked model learning.
+  Atito et al., SiT: Self-supervised vIsion Transformer, 2021 (arXiv 2104.03602).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from cxrjax.config.instantiate import suggest
+from cxrjax.core.errors import UserError
+from cxrjax.views.validation import Number
+
+MOST = 512  # rectangles drawn for an image, a multiple of 32; three quarters take about 100
+FILLS = ("noise", "zeros", "copy")
+ROOM = "config.method.corruption"
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+  """`corruption(keys, images, views)` gives corrupted images, and which pixels are corrupted.
+
+  What is drawn of an image, its rectangles and what fills them, is a function of its key and of
+  nothing else, but for the pixels of another image.
+
+  Attributes:
+    share: the area that is covered at least is uniform between this share of the image, P, and
+      the lower of P and 0.5.
+    fill: what rectangles are filled with, one of these drawn for each image: "noise", N(0, 1) for
+      each pixel (of normalised images); "zeros"; "copy", a rectangle from elsewhere in the image.
+    alien: the share, likewise, where rectangles are filled with what another image of the batch has
+      in their place. This is one more thing to draw for an image, as likely as each of `fill`; 0
+      for never.
+    largest: a side is at most a pixel less than this share of the image's.
+    align: sides and places are multiples of so many pixels, which is also the shortest side.
+
+  Raises:
+    UserError: an option that is none.
+  """
+
+  share: Number = 0.75
+  fill: tuple[str, ...] | str = ("noise",)
+  alien: Number = 0.3
+  largest: Number = 0.3
+  align: int = 1
+
+  def __post_init__(self) -> None:
+    if isinstance(self.fill, str):
+      object.__setattr__(self, "fill", (self.fill,))
+    if not self.fill:
+      raise UserError(f"{ROOM}.fill=() must have one or more of {', '.join(FILLS)}")
+    for word in self.fill:
+      if word not in FILLS:
+        raise UserError(f"{ROOM}.fill has {word!r}, which is unknown{suggest(word, FILLS)}")
+    if not 0 < self.share <= 0.95:  # beyond it rectangles hit what is left too seldom
+      raise UserError(f"{ROOM}.share={self.share} must be above 0, at most 0.95")
+    if not 0 <= self.alien <= 0.95:
+      raise UserError(f"{ROOM}.alien={self.alien} must be in 0 .. 0.95")
+    if not 0 < self.largest <= 1:
+      raise UserError(f"{ROOM}.largest={self.largest} must be above 0, at most 1")
+    if self.align < 1:
+      raise UserError(f"{ROOM}.align={self.align} must be at least 1")
+
+  def __call__(
+      self, keys: Key[Array, "n"], images: Float[Array, "n h w c"], views: int = 1,
+  ) -> tuple[Float[Array, "n h w c"], Bool[Array, "n h w 1"]]:
+    """Corrupted images and masks of the pixels that are.
+
+    Args:
+      keys: one for each image.
+      images: normalised; of each radiograph `views` in a row (`flatten_views`).
+      views: another image's pixels are taken from the same view of it.
+
+    Raises:
+      UserError: no other image to take pixels from, or `align` larger than an image.
+    """
+    n, height, width, _ = images.shape
+    if self.align > min(height, width):
+      raise UserError(f"{ROOM}.align={self.align} is larger than views of {height}x{width} pixels")
+    if self.alien and n < 2 * views:
+      raise UserError(
+        f"{ROOM}.alien={self.alien} takes pixels from other images, and the (micro)batch has one; "
+        "raise config.batch_size or set it to 0")
+    boxes_key, place_key, noise_key = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(
+      keys), 1, 0)
+    numbers = jax.vmap(lambda k: jax.random.uniform(k, (3 + 4 * MOST,)))(boxes_key)
+    kinds = (*self.fill, *(("alien",) if self.alien else ()))
+    kind = jnp.floor(numbers[:, 0] * len(kinds)).astype(jnp.int32)
+    most = jnp.where(kind < len(self.fill), self.share, self.alien)
+    least = jnp.minimum(most, 0.5)
+    area = (least + (most - least) * numbers[:, 1]) * (height * width)
+    boxes = self.boxes(numbers[:, 3:].reshape(n, 4, MOST), height, width)
+    # The barrier keeps XLA from finding the rectangles again wherever the mask is used.
+    first, mask = jax.lax.optimization_barrier(_cover(boxes, area, height, width))
+
+    filled = jnp.zeros_like(images)
+    for i, name in enumerate(kinds):
+      if name == "zeros":
+        continue
+      if name == "noise":
+        pixels = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(noise_key)
+      elif name == "copy":
+        places = jax.vmap(lambda k: jax.random.uniform(k, (2, MOST)))(place_key)
+        pixels = _elsewhere(images, boxes, places, first)
+      else:
+        pixels = _others(images, numbers[:, 2], views)
+      filled = jnp.where((kind == i)[:, None, None, None], pixels, filled)
+    mask = mask[..., None]
+    return jnp.where(mask, filled, images), mask
+
+  def boxes(
+      self, numbers: Float[Array, "n 4 m"], height: int, width: int) -> Int[Array, "4 n m"]:
+    """top, bottom, left, right of rectangles in pixels, clipped to the image.
+
+    Args:
+      numbers: uniform in [0, 1).
+      height: of the image.
+      width: of the image.
+    """
+    def side(place: Array, length: Array, size: int) -> tuple[Array, Array]:
+      longest = max(int(self.largest * size + 1e-6) - 1, self.align)
+      start = jnp.floor(place * (size // self.align)).astype(jnp.int32) * self.align
+      pixels = self.align + jnp.floor(length * (longest - self.align + 1)).astype(jnp.int32)
+      rounded = (pixels + self.align // 2) // self.align * self.align
+      return start, jnp.minimum(start + rounded, size)
+
+    top, left, tall, wide = jnp.moveaxis(numbers, 1, 0)
+    return jnp.stack([*side(top, tall, height), *side(left, wide, width)])
+
+
+def _cover(
+    boxes: Int[Array, "4 n m"], area: Float[Array, "n"], height: int, width: int,
+) -> tuple[Int[Array, "n h w"], Bool[Array, "n h w"]]:
+  """Which rectangle covers each pixel first (m: none), and what the fewest that reach an area do.
+
+  Which rectangles have a row is a set of m bits, and which have a column; those that have a pixel
+  are the sets' intersection, whose first element counts. The pixels' first rectangles then tell the
+  area of any number of rectangles, and the least number that suffices is found by bisection.
+  """
+  top, bottom, left, right = boxes[..., None]
+  m = boxes.shape[-1]
+
+  def bits(inside: Bool[Array, "n m s"]) -> Array:
+    words = inside.reshape(inside.shape[0], m // 32, 32, -1).astype(jnp.uint32)
+    return (words << jnp.arange(31, -1, -1, dtype=jnp.uint32)[:, None]).sum(2, dtype=jnp.uint32)
+
+  y, x = jnp.arange(height), jnp.arange(width)
+  rows, columns = jax.lax.optimization_barrier(
+    (bits((y >= top) & (y < bottom)), bits((x >= left) & (x < right))))
+  first = jnp.full((boxes.shape[1], height, width), m, jnp.int32)
+  for i in reversed(range(m // 32)):
+    word = rows[:, i, :, None] & columns[:, i, None, :]
+    first = jnp.where(word > 0, 32 * i + jax.lax.clz(word).astype(jnp.int32), first)
+  first = jax.lax.optimization_barrier(first)
+
+  low, high = jnp.zeros_like(area, jnp.int32), jnp.full_like(area, m, jnp.int32)
+  for _ in range(m.bit_length()):
+    middle = (low + high) // 2
+    enough = (first < middle[:, None, None]).sum((1, 2)) >= area
+    low, high = jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+    low = jnp.minimum(low, high)
+  return first, first < high[:, None, None]
+
+
+def _elsewhere(
+    images: Float[Array, "n h w c"], boxes: Int[Array, "4 n m"], places: Float[Array, "n 2 m"],
+    first: Int[Array, "n h w"]) -> Float[Array, "n h w c"]:
+  """Every rectangle's pixels, from an equally large one at a random place of the same image."""
+  n, height, width, c = images.shape
+  top, bottom, left, right = boxes
+  index = jnp.minimum(first, boxes.shape[-1] - 1).reshape(n, -1)
+
+  def moved(start: Array, end: Array, place: Array, size: int) -> Array:
+    there = jnp.floor(place * (size - (end - start) + 1)).astype(jnp.int32)
+    by = jnp.take_along_axis(there - start, index, axis=1)
+    return by.reshape(n, height, width)
+
+  y = jnp.arange(height)[:, None] + moved(top, bottom, places[:, 0], height)
+  x = jnp.arange(width) + moved(left, right, places[:, 1], width)
+  flat = jnp.clip(y * width + x, 0, height * width - 1).reshape(n, -1, 1)
+  return jnp.take_along_axis(images.reshape(n, -1, c), flat, axis=1).reshape(images.shape)
+
+
+def _others(images: Float[Array, "n h w c"], numbers: Float[Array, "n"], views: int
+            ) -> Float[Array, "n h w c"]:
+  """For each image another radiograph's, all others equally likely, in the same view."""
+  n = images.shape[0]
+  count = n // views
+  row = jnp.arange(n)
+  shift = 1 + jnp.floor(numbers * (count - 1)).astype(jnp.int32)
+  return images[(row // views + shift) % count * views + row % views]

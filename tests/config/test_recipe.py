@@ -1,0 +1,128 @@
+"""What stands after the colon, and the config it makes."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from cxrjax.config import recipe
+from cxrjax.config.instantiate import build
+from cxrjax.core.durations import Clock
+from cxrjax.core.errors import UserError
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(f"{name}_config", CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config
+
+
+def config(arg):
+  o = recipe.parse(arg, {"depth": 3, "lr": 0.1}, small={"depth": 5}, tiny={"depth": 1})
+  return o, recipe.base(o)
+
+
+def test_presets_then_options():
+  assert config("")[0].depth == 3 and config("")[0].lr == 0.1
+  o, made = config("small,depth=7,seed=2")
+  assert (o.depth, o.lr, o.seed) == (7, recipe.SMALL["lr"], 2)
+  assert made.data.size == recipe.SMALL["store"] and made.optimizer.lr.start == o.lr
+  assert config("tiny")[1].block == 2
+  with pytest.raises(UserError, match=r"dept=3 is not an option.*did you mean 'depth'"):
+    config("dept=3")
+
+
+def test_options_of_the_source():
+  _, made = config("data=folder:/x,data.csv=l.csv,data.label_columns=a b;c,eval_data=tfds:y")
+  assert made.data.source == "folder:/x"
+  assert made.data.options.to_dict() == {"csv": "l.csv", "label_columns": ("a b", "c")}
+  assert made.evals.probe.data.to_dict() == {"name": "tfds:y"}  # another source, other options
+  with pytest.raises(UserError, match=r"data\.csv lacks its value"):
+    config("data.csv")
+
+
+def test_several_sources_are_a_pool():
+  _, made = config("data=folder:/x*2+tfds:y+phantom,manual_dir=m,frontal=True")
+  parts = made.data.to_dict()["source"]
+  assert parts[0] == {"source": "folder:/x", "weight": 2.0, "options": {"views": ("PA", "AP")}}
+  assert parts[1] == {"source": "tfds:y",
+                      "options": {"manual_dir": "m", "views": ("PA", "AP")}}
+  assert parts[2]["options"]["n"] == recipe.DEMO["examples"]
+  assert made.data.options.to_dict() == {} and not made.evals
+  with pytest.raises(UserError, match="'two' is no weight"):
+    config("data=folder:/x*two+tfds:y")
+
+
+def test_evaluation_of_the_same_source_or_none():
+  assert config("")[1].evals.probe.data.name == "phantom"
+  assert not config("eval_data=none")[1].evals
+  assert not config("data=folder:/x")[1].evals  # it may have no labels
+  assert config("data=folder:/x,eval_data=folder:/x")[1].evals.probe.data.name == "folder:/x"
+
+
+def test_several_sets_judge_each_by_itself():
+  _, made = config("eval_data=tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen,manual_dir=m")
+  assert {name: e.data.to_dict() for name, e in made.evals.items()} == {
+    "chest_xray_pneumonia": {"name": "tfds:chest_xray_pneumonia", "manual_dir": "m"},
+    "shenzhen": {"name": "tfds:nlm_tb/shenzhen", "manual_dir": "m"}}
+  assert set(config("eval_data=folder:/my data/a/+phantom")[1].evals) == {"a", "phantom"}
+  with pytest.raises(UserError, match="two sources that would be called 'a'"):
+    config("eval_data=folder:/x/a+folder:/y/a")
+
+
+@pytest.mark.parametrize("model", ["resnet18", "densenet121", "inception", "vitae", "S"])
+def test_every_network_by_name(model):
+  options = recipe.parse(f"paper,model={model}", {})
+  found = build(recipe.backbone(options), "Model", "config.model")
+  assert found.features > 300 and found.stride in (16, 32)
+
+
+@pytest.mark.parametrize("name", ["mae", "rgmim"])
+def test_masked_autoencoders_refuse_what_has_no_patches_to_drop(name):
+  config = load(name)("tiny,model=resnet18")
+  encoder = build(config.model.to_dict(), "Model", "config.model")
+  with pytest.raises(UserError, match=r"config\.model\.name='cxrjax\.models\.resnet' cannot drop"):
+    build(config.method.to_dict(), "Method", "config.method", encoder=encoder,
+          clock=Clock(4, 1.0, 8))
+
+
+# What the authors' own code does and a run's options do not show, at their sizes and nowhere else.
+OPTIMIZER = {"decay_vectors": False, "clip_per": "tensor", "hold": (), "lr_rule": "linear",
+             "lr_batch": 256}
+PAPERS = [
+  ("mae", "", {}, "next", {}),
+  ("moco", "", {"decay_vectors": True}, "next", {"token_std": 1e-6}),
+  ("moco", "model=resnet50", {}, "next", {"zero_init": True}),
+  ("moco", "version=2", {"decay_vectors": True}, "last", {"zero_init": None}),
+  ("simsiam", "", {"decay_vectors": True}, "last", {"zero_init": True}),
+  ("simsiam", "model=S", {"decay_vectors": True}, "last", {"zero_init": None}),
+  ("byol", "", {}, "next", {"zero_init": True}), ("simclr", "", {}, "next", {"zero_init": True}),
+  ("dino", "", {}, "last", {"token_std": None}), ("gmml", "", {}, "last", {"token_std": None}),
+  ("dinov2", "", {"clip_per": "module", "hold": (("head/prototypes", "1 epochs"),),
+                  "lr_rule": "sqrt", "lr_batch": 1024}, "last", {"token_std": 1e-6}),
+]
+
+
+@pytest.mark.parametrize("name, options, optimizer, peak, model", PAPERS)
+def test_papers_are_as_their_authors_code(name, options, optimizer, peak, model):
+  for preset, wanted in (("paper", OPTIMIZER | optimizer), ("small", OPTIMIZER)):
+    made = load(name)(f"{preset},{options}".rstrip(","))
+    assert {key: made.optimizer[key] for key in OPTIMIZER} == wanted
+    assert made.optimizer.lr.peak == (peak if preset == "paper" else "last")
+    for key, value in model.items():
+      assert made.model.get(key) == (value if preset == "paper" else None)
+  build(made.model.to_dict(), "Model", "config.model")
+
+
+def test_sit_restores_from_the_last_block_and_gmml_from_four():
+  assert load("sit")("paper").method.layers == (1,)
+  assert load("gmml")("paper").method.layers == (1 / 2, 2 / 3, 5 / 6, 1)
+
+
+def test_dinov2s_temperature_and_learning_rate():
+  made = load("dinov2")("paper")
+  assert made.method.teacher_temp.kind == "linear" and not made.optimizer.freeze
+  assert made.optimizer.lr.start == 4e-3
