@@ -32,6 +32,8 @@ import time
 
 from sides import Worker, machine, serve
 
+from cxrjax.data import inspection
+
 HERE = pathlib.Path(__file__).resolve().parent
 FORMATS = ("jpeg8", "png8", "png16", "dicom16")
 SUFFIX = {"jpeg8": ".jpg", "png8": ".png", "png16": ".png", "dicom16": ".dcm"}
@@ -96,10 +98,10 @@ class Ours:
   def decode(self, form):
     from cxrjax.data.loading import decoded_cache
     source, n, size = self.sources[form], self.spec["count"], self.spec["size"]
-    bits = decoded_cache.bits_of(source)
+    bits = inspection.bits_of(source)
     start = time.perf_counter()
     for i in range(n):
-      decoded_cache.to_square(decoded_cache.read(source, i, size), size, "squash", bits)
+      decoded_cache.to_square(inspection.read(source, i, size), size, "squash", bits)
     return n / (time.perf_counter() - start)
 
   def _serve(self, form, storage):

@@ -115,7 +115,7 @@ def lower(config: dict[str, Any], platform: str) -> str:
   """Lowers the step and the evaluation for a platform; a line of what it took."""
   from cxrjax.core.errors import UserError
   from cxrjax.core.target import Target
-  from cxrjax.tasks import compile_ahead
+  from cxrjax.training import compile_ahead
   from cxrjax.training.sharding import make_mesh
 
   if platform not in ("cuda", "tpu"):
@@ -168,7 +168,7 @@ def compile_for(config: dict[str, Any], args: argparse.Namespace) -> str:
   import hlo
   import jax
 
-  from cxrjax.tasks import compile_ahead
+  from cxrjax.training import compile_ahead
   from cxrjax.training.sharding import make_mesh
 
   mesh = make_mesh(config["mesh"]["fsdp"], topology(args.target).devices)

@@ -7,7 +7,7 @@
     python -m cxrjax.main --config=configs/compare.py:tiny        # for tests
 
 Every method is an ordinary run of its own config in a folder of the workdir, in a process of its
-own. `report.html.element`, `table.csv` and `run.json` have what all came to: kNN and linear probe with
+own. `report.html`, `table.csv` and `run.json` have what all came to: kNN and linear probe with
 intervals, the paired gain over the same network untrained, the thumbnail floor, time and memory.
 The same command goes on where it was stopped; more methods and seeds can be added to a workdir.
 
@@ -27,8 +27,7 @@ from ml_collections import ConfigDict
 
 from cxrjax.config import recipe, study_args
 from cxrjax.config.args import parse_arg
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 
 # Name in the comparison: config, and its arguments.
 METHODS = {

@@ -5,7 +5,7 @@
     python -m cxrjax.main --config=configs/compare_runs.py:runs=runs/scratch+runs/dino
 
 The first run is what the others are held against; `NAME=WORKDIR` gives a run another name than its
-folder's. `report.html.element`, `table.csv` and `run.json` in the workdir have, for every set of test
+folder's. `report.html`, `table.csv` and `run.json` in the workdir have, for every set of test
 images that judged all runs, each metric with its interval, and the difference with its own: of
 AUROC by DeLong's test, of the others with both runs resampled together over patients. Nothing is
 predicted anew. Runs that were not judged by the same images are refused.

@@ -14,7 +14,7 @@ Methods: `attention` of the last block, `rollout` (transformers), `gradcam`, `gr
 `occlusion`. Lung scores need lung masks: those of the data, or, where it has none, those that a
 finished run of `configs/segment.py` draws (`masks=WORKDIR`), which the page then says.
 
-Writes `report.html.element`, `maps/*.png` (maps over the radiographs shown), `arrays/*.npz` (the maps of
+Writes `report.html`, `maps/*.png` (maps over the radiographs shown), `arrays/*.npz` (the maps of
 all images), `scores.csv` (of every image) and `run.json`. As a check of the maps themselves every
 map is compared with that of the same network with random weights (Adebayo et al. 2018): a rank
 correlation near 1 says that a map does not depend on what was learnt.

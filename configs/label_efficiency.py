@@ -17,7 +17,7 @@ The first gives these AUROCs of the phantom's test images, means of seeds 0 and 
     dino       0.914  0.951  0.955
 
 Every fine-tuning is an ordinary run of `configs/finetune.py` in a folder of the workdir, in a
-process of its own. `report.html.element`, `table.csv` and `run.json` have what all came to. The same
+process of its own. `report.html`, `table.csv` and `run.json` have what all came to. The same
 command goes on where it was stopped; more starts, fractions and seeds can be added to a workdir.
 
 `folds=10` judges every patient once: each of ten runs learns from nine tenths of all patients and

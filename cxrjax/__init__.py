@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cxrjax.config.instantiate import trust
+from cxrjax.core.version import VERSION
 
 if TYPE_CHECKING:
   from cxrjax.inference.networks import Network, Workdir
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["load", "trust"]
 
 

@@ -42,18 +42,17 @@ from absl import flags
 from jax import export as jax_export
 from jaxtyping import Array, Float
 
-from cxrjax.config.instantiate import suggest, trust
+from cxrjax.config.instantiate import trust
 from cxrjax.core import checksums, command
 from cxrjax.core import files as regular
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.core.text import shown
 from cxrjax.inference.networks import Network, load
 from cxrjax.models.weights import export_timm, files, tree
 from cxrjax.report import model_card
 from cxrjax.report import run_files as runs
 from cxrjax.report.pages import run_page
-from cxrjax.tasks import leakage_checks
-from cxrjax.training import exported_run
+from cxrjax.training import exported_run, learnt_from
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.")
 _OUT = flags.DEFINE_string("out", None, "The file to write.")
@@ -132,8 +131,8 @@ def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
 
 def _run(network: Network, folder: pathlib.Path) -> list[str]:
   exported_run.write(network.run, folder)
-  if (learnt := leakage_checks.learnt(str(network.run.workdir))) is not None:
-    learnt.without_patients().save(folder / leakage_checks.FILE)
+  if (learnt := learnt_from.learnt(str(network.run.workdir))) is not None:
+    learnt.without_patients().save(folder / learnt_from.FILE)
   checksums.write_manifest(folder)
   run_page.save(folder / model_card.NAME, model_card.render(runs.read(network.run.workdir)))
   return [f"--workdir={folder} predicts with it; {folder / model_card.NAME} says what it is"]

@@ -13,13 +13,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from cxrjax.config.instantiate import locate, trust
-from cxrjax.core import command
+from cxrjax.core import command, package_folders
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 
 try:
   _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, configs/X.py[:arg]; --config.a.b=value changes one key.",
+    "config", None, "The experiment, NAME[:arg] of configs/ or a file; --config.a.b=value changes a key.",
     lock_config=True)
 except flags.Error as error:  # a --flagfile is looked at already here
   command.stop(str(error).removeprefix("ERROR:: "))
@@ -40,7 +40,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.stdout.write(f"{__doc__}\n\n{flags.FLAGS.module_help('__main__')}\n")
     sys.exit(0)
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(package_folders.with_config_path(argv))
     if _CONFIG.value is not None:
       _CONFIG.value.to_dict()  # a file that could not be loaded says so only here
     return rest

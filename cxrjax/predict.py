@@ -32,9 +32,9 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from cxrjax.config.instantiate import suggest, trust
+from cxrjax.config.instantiate import trust
 from cxrjax.core import command
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.core.memory import keep_compiled, keep_freed_memory
 from cxrjax.core.text import identifier
 

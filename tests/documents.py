@@ -24,7 +24,7 @@ RUN = ("bash", "python")
 SHOWN = ("text", "json", "csv")  # what a program prints, and files' layouts
 DOCUMENTS = sorted([
   REPOSITORY / "README.md", *REPOSITORY.glob("CONTRIBUTING.md"), *REPOSITORY.glob("docs/**/*.md")])
-TOOLS = ("python", "pip", "git", "ruff", "unzip", "tfds", "zensical", "jupyter")
+TOOLS = ("python", "cxrjax", "pip", "git", "ruff", "unzip", "tfds", "zensical", "jupyter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class World:
   def __init__(self, folder: pathlib.Path, shared: pathlib.Path) -> None:
     self.folder = folder
     for name in ("configs", "cxrjax", "tests", "benchmarks", "tfds_builders", "docs", "colabs",
-                 "setup.py", "README.md", "mkdocs.yml"):
+                 "setup.py", "pyproject.toml", "README.md", "mkdocs.yml"):
       if (REPOSITORY / name).exists():
         (folder / name).symlink_to(REPOSITORY / name)
     tools = folder / ".tools"

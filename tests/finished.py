@@ -12,8 +12,7 @@ from cxrjax.core.durations import Clock
 from cxrjax.evals import classification_metrics
 from cxrjax.methods.base import Labels
 from cxrjax.metrics import segmentation
-from cxrjax.report.run_writer import Writer
-from cxrjax.tasks.train import now
+from cxrjax.report.run_writer import Writer, now
 from cxrjax.training import restore
 from cxrjax.training.checkpoint import Checkpoints
 

@@ -30,6 +30,7 @@ import pathlib
 import re
 import shutil
 import sys
+import tomllib
 
 HERE = pathlib.Path(__file__).parent
 REPOSITORY = HERE.parent
@@ -198,6 +199,10 @@ def python(arguments: list[str]) -> None:
         require(path.partition("::")[0])
     case ["-m", "cxrjax.main", *flags]:
       main(flags)
+    case ["-m", "cxrjax", "train", config, *flags]:
+      main([f"--config=configs/{config.replace(':', '.py:', 1)}", *flags])
+    case ["-m", "cxrjax", command, *flags]:
+      python(["-m", f"cxrjax.{command}", *flags])
     case ["-m", module, *flags]:
       flags = [f.replace("/my/radiographs", str(shared() / "radiographs")) for f in flags]
       for run in re.findall(r"runs/[\w/-]+", " ".join(flags)):
@@ -237,10 +242,11 @@ def code(arguments: list[str]) -> None:
 
 
 def pip(arguments: list[str]) -> None:
-  extras = set(re.findall(r"\"(\w+)\": [\[A-Z]", require("setup.py").read_text()))
+  project = tomllib.loads(require("pyproject.toml").read_text())["project"]
+  extras = set(project["optional-dependencies"])
   for asked in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
     if missing := set(asked.split(",")) - extras:
-      sys.exit(f"setup.py has no extra {missing}; there are {sorted(extras)}")
+      sys.exit(f"pyproject.toml has no extra {missing}; there are {sorted(extras)}")
 
 
 def git(arguments: list[str]) -> None:
@@ -264,7 +270,8 @@ def require(path: str) -> pathlib.Path:
 if __name__ == "__main__":
   sys.path.insert(0, str(REPOSITORY))
   called, *rest = sys.argv[1:]
-  own = {"python": python, "pip": pip, "git": git, "code": code}
+  own = {"python": python, "pip": pip, "git": git, "code": code,
+         "cxrjax": lambda arguments: python(["-m", "cxrjax", *arguments])}
   if called in own:
     own[called](rest)
   else:

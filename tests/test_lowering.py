@@ -4,7 +4,7 @@ import lowered
 import pytest
 
 from cxrjax.core.target import Target
-from cxrjax.tasks import compile_ahead
+from cxrjax.training import compile_ahead
 from cxrjax.training.sharding import make_mesh
 
 PLATFORMS = ("cuda", "tpu")

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from cxrjax.audit import duplicates
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.base import Source, SourceInfo, Table
 from cxrjax.data.images import Images
 from cxrjax.data.loading import decoded_cache

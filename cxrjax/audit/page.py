@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cxrjax.audit import tables
-from cxrjax.report import format, naming
+from cxrjax.report import naming
 from cxrjax.report import run_files as runs
+from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.pages import run_page
 from cxrjax.report.sections import fact_tables

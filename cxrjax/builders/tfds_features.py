@@ -19,8 +19,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool, UInt8, UInt16
 from PIL import Image
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.decoding import decode
 from cxrjax.data.sources.label_policies import SEXES, VIEWS
 
@@ -108,12 +107,6 @@ def example(
 def no_mask() -> bytes:
   """What stands for a mask that does not exist: one black pixel, which every reader can decode."""
   return png(np.zeros((1, 1, 1), np.uint8))
-
-
-def is_mask(encoded: bytes) -> bool:
-  """Whether a stored mask is one, and not what stands for none (see `no_mask`)."""
-  pixel = (1).to_bytes(4, "big")
-  return bool(encoded) and not (encoded[1:4] == b"PNG" and encoded[16:24] == pixel + pixel)
 
 
 def png(pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"] | Bool[np.ndarray, "h w 1"]

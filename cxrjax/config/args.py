@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 
 
 def literal(text: str) -> Any:

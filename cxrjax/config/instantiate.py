@@ -9,7 +9,6 @@ word, `trust`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import os
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 
 TRUST = "CXRJAX_TRUST"  # in the environment: modules of the user's own, with commas between them
 _WORDS = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
@@ -73,14 +72,6 @@ def trusted() -> tuple[str, ...]:
   """Modules that the user has vouched for, with `trust` or in the environment."""
   given = (part.strip() for part in os.environ.get(TRUST, "").split(","))
   return tuple(sorted(_trusted | set(filter(None, given))))
-
-
-def suggest(word: str, valid: Iterable[str]) -> str:
-  """`; did you mean 'x'?` where something close exists, then the whole list."""
-  valid = sorted(valid)
-  close = difflib.get_close_matches(word, valid, n=1)
-  hint = f"; did you mean {close[0]!r}?" if close else ""
-  return f"{hint} valid: {', '.join(valid)}" if hint else f"; valid: {', '.join(valid)}"
 
 
 def locate(name: Any, attribute: str, key: str = "name") -> Callable[..., Any]:
@@ -203,7 +194,7 @@ def build(spec: Mapping[str, Any], attribute: str, key: str, **extra: Any) -> An
 
   Args:
     spec: `name` and keyword arguments.
-    attribute: what a module of that room defines, e.g. `"Method"`.
+    attribute: what a module of that package defines, e.g. `"Method"`.
     key: where the spec stands in the config, e.g. `"config.method"`; errors name it.
     **extra: arguments from the program, not from the user.
 

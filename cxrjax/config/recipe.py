@@ -13,9 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cxrjax.config.args import literal, parse_arg
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import files, zoo
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 
 # Options after the colon, with the values of the demo: drawn radiographs, minutes on a CPU.
 DEMO: dict[str, Any] = {

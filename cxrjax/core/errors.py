@@ -1,5 +1,10 @@
 """The one exception for what a user can mend."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 from cxrjax.core.text import shown
 
 
@@ -12,3 +17,11 @@ class UserError(Exception):
 
   def __str__(self) -> str:
     return shown(super().__str__())
+
+
+def suggest(word: str, valid: Iterable[str]) -> str:
+  """`; did you mean 'x'?` where something close exists, then the whole list."""
+  valid = sorted(valid)
+  close = difflib.get_close_matches(word, valid, n=1)
+  hint = f"; did you mean {close[0]!r}?" if close else ""
+  return f"{hint} valid: {', '.join(valid)}" if hint else f"; valid: {', '.join(valid)}"

@@ -6,8 +6,7 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 
 DTYPES = ("auto", "bfloat16", "float32")
 ATTENTION = ("auto", "cudnn", "pallas", "plain")

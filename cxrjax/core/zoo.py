@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 
 PREFIX = "zoo:"
 _FOLDER = pathlib.Path(__file__).parent.parent / "zoo"

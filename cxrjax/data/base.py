@@ -161,3 +161,9 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Record: ...
+
+
+def is_mask(encoded: bytes) -> bool:
+  """Whether a stored mask is one, and not what stands for none (see `no_mask`)."""
+  pixel = (1).to_bytes(4, "big")
+  return bool(encoded) and not (encoded[1:4] == b"PNG" and encoded[16:24] == pixel + pixel)

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
 from cxrjax.data.images import Images, even
-from cxrjax.data.loading.decoded_cache import load_images, no_masks
+from cxrjax.data.inspection import no_masks
+from cxrjax.data.loading.decoded_cache import load_images
 from cxrjax.evals import eval_splits, features
 from cxrjax.evals.probe import Result
 from cxrjax.metrics import intervals, segmentation

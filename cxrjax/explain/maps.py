@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import compile_effort
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.explain import attention, cams
 from cxrjax.explain.occlusion import occlusion
 

@@ -13,9 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int64
 
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import compile_effort
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.images import Images, even
 from cxrjax.evals import eval_splits, features, linear
 from cxrjax.evals.embedding import findings

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 
 from cxrjax.data.base import Record
+from cxrjax.data.decoding import worker_pool
 from cxrjax.data.decoding.decode import BadImage
 from cxrjax.data.decoding.windowing import Window
 from cxrjax.data.loading import decoded_cache
@@ -68,7 +69,7 @@ def batches(
   Yields:
     Batches in order; while one is looked at, up to about two more are decoded.
   """
-  threads = threads or decoded_cache.workers()
+  threads = threads or worker_pool.workers()
   ahead = max(2 * size, 2 * threads)
   waiting: deque[tuple[int, concurrent.futures.Future]] = deque()
   pool = concurrent.futures.ThreadPoolExecutor(threads, "cxrjax-decode")

@@ -23,8 +23,8 @@ import tqdm
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, UInt8, UInt16
 
 from cxrjax.config import instantiate
-from cxrjax.config.instantiate import freeze, suggest
-from cxrjax.core.errors import UserError
+from cxrjax.config.instantiate import freeze
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.decoding import windowing
 from cxrjax.data.loading.decoded_cache import ON_BAD, Look
 from cxrjax.evals import classification_metrics

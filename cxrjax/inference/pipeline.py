@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from cxrjax.core.errors import UserError
-from cxrjax.data.decoding import windowing
-from cxrjax.data.loading import decoded_cache
+from cxrjax.data.decoding import windowing, worker_pool
 from cxrjax.data.loading.decoded_cache import Look
 from cxrjax.evals import features
 from cxrjax.inference import decode_ahead
@@ -89,7 +88,7 @@ class Work:
           for (network, function), squares in zip(self._steps, batch.squares, strict=False)]
 
     with contextlib.closing(batches), \
-         concurrent.futures.ThreadPoolExecutor(decoded_cache.workers()) as pool:
+         concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
       for batch, found in features.received(sent()):
         yield self._predictions(images, batch, found, pool)
 

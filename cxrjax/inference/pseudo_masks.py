@@ -21,9 +21,10 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from cxrjax.core import cache_folder
 from cxrjax.core.errors import UserError
 from cxrjax.data.images import Images
-from cxrjax.data.loading import cache_file, decoded_cache
+from cxrjax.data.loading import cache_file
 from cxrjax.evals import features
 from cxrjax.inference import networks
 from cxrjax.views import resample
@@ -91,7 +92,7 @@ def fill(
              hashlib.sha256("\0".join(images.ids).encode()).hexdigest()]
   digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
   size = images.pixels.shape[1]
-  root = decoded_cache.cache_root(cache_dir)
+  root = cache_folder.cache_root(cache_dir)
   target = root / f"masks-{size}-{digest}.npy"
   mesh = mesh if jax.process_count() == 1 else None
   if cache_file.load(target, images.pixels.shape, np.dtype("u1")) is None:

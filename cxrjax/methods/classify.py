@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Key
 
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import durations as clocks
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.losses import classification as losses
 from cxrjax.methods.base import (
   Batch,

@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.losses import collapse, ibot
 from cxrjax.losses import dino as class_losses
 from cxrjax.losses.koleo import koleo

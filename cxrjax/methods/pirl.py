@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import durations as clocks
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.losses import collapse
 from cxrjax.losses.contrastive import unit
 from cxrjax.losses.nce import nce

@@ -1,1 +1,1 @@
-"""Networks: parameters are plain nested dicts outside this room, NNX modules inside it."""
+"""Networks: parameters are plain nested dicts outside this package, NNX modules inside it."""

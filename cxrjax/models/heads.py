@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.models import layers, module
 
 _ACTIVATIONS = {"none": lambda x: x, "relu": jax.nn.relu, "gelu": layers.gelu}

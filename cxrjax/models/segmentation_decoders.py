@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import flops
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.models import conv, layers, module
 from cxrjax.models.features import Features, standardize
 from cxrjax.models.pixel_head import PixelHead

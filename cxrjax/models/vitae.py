@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.models import attention, cnn, layers, module
 from cxrjax.models.conv import BatchNorm, Conv
 

@@ -16,7 +16,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import format, naming
+from cxrjax.report import naming
+from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, join
 from cxrjax.report.run_files import TRAINED, Run, lookup, number
 from cxrjax.report.sections import classification, details, features, results, segmentation
@@ -327,7 +328,7 @@ def _again(run: Run) -> list[str]:
   versions = run.fact("versions")
   if isinstance(versions, Mapping):
     found.append(_text("With " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."))
-  found.append("`config.json` beside this card has every setting, `report.html.element` the curves, "
+  found.append("`config.json` beside this card has every setting, `report.html` the curves, "
                "pictures and details, `run.json` the same facts for programs.")
   return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import format
+from cxrjax.report.html import format
 from cxrjax.report.html.element import el
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 

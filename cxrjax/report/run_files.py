@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-import cxrjax
 from cxrjax.core import files
+from cxrjax.core.version import VERSION
 from cxrjax.report import run_writer
+from cxrjax.report.html.format import Estimate
 
 TRAINED, RANDOM, FLOOR = "trained", "random", "floor"
 
@@ -30,18 +31,6 @@ class Curve:
   step: Float64[np.ndarray, "n"]
   epoch: Float64[np.ndarray, "n"]
   value: Float64[np.ndarray, "n"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-  """A result with its 95 % interval; NaN where unknown, and why it is undefined."""
-
-  value: float
-  low: float = math.nan
-  high: float = math.nan
-  n: int | None = None
-  method: str = ""
-  undefined: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +123,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
 
 def environment() -> dict[str, Any]:
   """Facts about this program and the machine: `{"versions": {...}, "machine": {...}}`."""
-  versions = {"python": platform.python_version(), "cxrjax": cxrjax.__version__}
+  versions = {"python": platform.python_version(), "cxrjax": VERSION}
   for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import json
 import math
@@ -332,3 +333,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     both = isinstance(value, dict) and isinstance(merged.get(key), dict)
     merged[key] = _merge(merged[key], value) if both else value
   return merged
+
+
+def now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

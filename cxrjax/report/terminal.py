@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from cxrjax.report import format
 from cxrjax.report import run_files as runs
+from cxrjax.report.html import format
 
 ORDER = (runs.TRAINED, runs.RANDOM, runs.FLOOR)
 
@@ -79,11 +79,11 @@ def sort_metrics(names: set[str]) -> list[str]:
   return sorted(names, key=key)
 
 
-def _estimate(value: Any) -> runs.Estimate:
+def _estimate(value: Any) -> format.Estimate:
   if isinstance(value, Mapping):
-    value = runs.Estimate(**{k: value[k] for k in ("value", "low", "high") if k in value})
+    value = format.Estimate(**{k: value[k] for k in ("value", "low", "high") if k in value})
   if hasattr(value, "value"):
     nan = float("nan")
-    return runs.Estimate(float(value.value), float(getattr(value, "low", nan)),
+    return format.Estimate(float(value.value), float(getattr(value, "low", nan)),
                          float(getattr(value, "high", nan)))
-  return runs.Estimate(float(value))
+  return format.Estimate(float(value))

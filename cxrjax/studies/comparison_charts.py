@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import format
-from cxrjax.report.html import forest_chart, line_chart
+from cxrjax.report.html import forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.line_chart import Level, Line
 from cxrjax.report.run_files import lookup, number

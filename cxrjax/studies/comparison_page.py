@@ -1,4 +1,4 @@
-"""`report.html.element` of a comparison of methods: one self-contained page, a function of its workdir."""
+"""`report.html` of a comparison of methods: one self-contained page, a function of its workdir."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import format, naming
+from cxrjax.report import naming
 from cxrjax.report import run_files as runs
+from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup
 from cxrjax.report.sections import fact_tables

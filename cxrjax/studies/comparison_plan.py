@@ -22,8 +22,7 @@ from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU
 from cxrjax.studies import launcher
-from cxrjax.tasks import compile_ahead
-from cxrjax.training import sharding
+from cxrjax.training import compile_ahead, sharding
 from cxrjax.training.build import build_trainer
 
 _EPOCHS = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*epochs?\s*", re.I)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from cxrjax.evals import classification_metrics
-from cxrjax.report import format
 from cxrjax.report import run_files as runs
+from cxrjax.report.html import format
 from cxrjax.report.naming import model_name, total_seconds
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 from cxrjax.report.terminal import sort_metrics

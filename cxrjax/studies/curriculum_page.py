@@ -1,4 +1,4 @@
-"""`report.html.element` of a curriculum: one self-contained page, a function of its workdir."""
+"""`report.html` of a curriculum: one self-contained page, a function of its workdir."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from cxrjax.report import format, naming
+from cxrjax.report import naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart
+from cxrjax.report.html import forest_chart, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup
 from cxrjax.report.sections import fact_tables

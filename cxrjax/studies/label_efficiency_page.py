@@ -1,4 +1,4 @@
-"""`report.html.element` of a label-efficiency sweep: one self-contained page, a function of its workdir."""
+"""`report.html` of a label-efficiency sweep: one self-contained page, a function of its workdir."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import format, naming
+from cxrjax.report import naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, line_chart
+from cxrjax.report.html import forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import fact_tables

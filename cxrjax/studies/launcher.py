@@ -22,15 +22,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import cxrjax
 from cxrjax.config import instantiate
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import files, zoo
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import environment
-from cxrjax.report.run_writer import FACTS, Writer
-from cxrjax.tasks.train import now
+from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.training.preemption import Stopping
 from cxrjax.training.workdir import differences, in_use
 
@@ -201,7 +198,7 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
 
   What it prints goes to `NAME.log` in the workdir, and to a terminal.
   """
-  here = pathlib.Path(cxrjax.__file__).parents[1]
+  here = pathlib.Path(__file__).parents[2]
   variables = os.environ | {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")])),
     instantiate.TRUST: ",".join(instantiate.trusted())}

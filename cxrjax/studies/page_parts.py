@@ -8,12 +8,13 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import format, naming
+from cxrjax.report import naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, line_chart
+from cxrjax.report.html import forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
+from cxrjax.report.html.format import Estimate
 from cxrjax.report.pages import run_page
-from cxrjax.report.run_files import Estimate, lookup, number
+from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections.details import again as command
 
 Facts = Mapping[str, Any]
@@ -30,7 +31,7 @@ def write(
   """Writes the page that `render` makes of a workdir, also of one that is still going.
 
   Returns:
-    The path of `report.html.element` in the workdir.
+    The path of `report.html` in the workdir.
 
   Raises:
     UserError: the file cannot be written.

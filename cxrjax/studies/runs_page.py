@@ -1,4 +1,4 @@
-"""`report.html.element` of runs side by side: one self-contained page, a function of its workdir."""
+"""`report.html` of runs side by side: one self-contained page, a function of its workdir."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import format
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart
+from cxrjax.report.html import forest_chart, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import curves, fact_tables

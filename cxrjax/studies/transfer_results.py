@@ -15,8 +15,9 @@ from cxrjax.metrics import roc, segmentation
 from cxrjax.metrics.intervals import Interval, undefined
 from cxrjax.report import run_files as runs
 from cxrjax.report import terminal
+from cxrjax.report.html.format import Estimate
 from cxrjax.report.naming import total_seconds
-from cxrjax.report.run_files import TRAINED, Estimate, Run
+from cxrjax.report.run_files import TRAINED, Run
 from cxrjax.studies.launcher import Job
 
 PAIRED = ("auroc", "accuracy", "dice", "iou")  # of these there are differences, images paired

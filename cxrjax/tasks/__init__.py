@@ -1,1 +1,1 @@
-"""What `config.task` can name: each module has `run(config, workdir)` and wires the rooms."""
+"""What `config.task` can name: each module has `run(config, workdir)`."""

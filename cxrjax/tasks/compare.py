@@ -19,7 +19,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
         say: Callable[[str], None] = say) -> int:
   """Runs what `config` compares, one run after the other; returns the exit status.
 
-  The workdir then holds a folder for each run, `report.html.element`, `table.csv` (a line for each run,
+  The workdir then holds a folder for each run, `report.html`, `table.csv` (a line for each run,
   data set and classifier) and all facts in `run.json`. Runs that are finished are not repeated,
   others go on from their last checkpoint.
 

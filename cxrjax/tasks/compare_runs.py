@@ -16,16 +16,16 @@ from cxrjax.core.errors import UserError
 from cxrjax.evals import classification_metrics
 from cxrjax.metrics import patient_bootstrap
 from cxrjax.metrics.intervals import Difference
-from cxrjax.report import format, terminal
 from cxrjax.report import run_files as runs
+from cxrjax.report import terminal
+from cxrjax.report.html import format
 from cxrjax.report.naming import method_name, model_name, total_seconds
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import TRAINED, Run, environment, lookup
-from cxrjax.report.run_writer import FACTS, Writer
+from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.studies import runs_page as page
 from cxrjax.studies.launcher import named
 from cxrjax.studies.transfer_results import cell, interval
-from cxrjax.tasks.train import now
 from cxrjax.training.workdir import differences, settle_config
 
 PLATFORM = "cpu"  # nothing is predicted
@@ -34,7 +34,7 @@ MASKS = ("dice", "iou")  # of which there is one value an image
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
         say: Callable[[str], None] = say) -> int:
-  """Compares the runs of `config.runs`; writes `report.html.element`, `table.csv` and `run.json`.
+  """Compares the runs of `config.runs`; writes `report.html`, `table.csv` and `run.json`.
 
   Raises:
     UserError: fewer than two runs, one that has not finished, or other test images.

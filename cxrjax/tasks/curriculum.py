@@ -17,7 +17,7 @@ from typing import Any
 from cxrjax.config.instantiate import freeze
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
-from cxrjax.report import format
+from cxrjax.report.html import format
 from cxrjax.report.naming import model_name
 from cxrjax.report.run_files import Run
 from cxrjax.studies import comparison_results, launcher, transfer_results
@@ -64,7 +64,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
         say: Callable[[str], None] = say) -> int:
   """Runs the stages; returns the exit status.
 
-  The workdir then holds a folder for each, `report.html.element`, `table.csv` (a line for each run, test
+  The workdir then holds a folder for each, `report.html`, `table.csv` (a line for each run, test
   set and metric) and all facts in `run.json`. Where a stage failed, the same command goes on there;
   one whose config was changed after it began has to be removed by hand.
 

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from cxrjax.config.instantiate import freeze, suggest
+from cxrjax.config.instantiate import freeze
 from cxrjax.core.command import say
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data import open_source
 from cxrjax.data.images import Images, even
 from cxrjax.data.loading.decoded_cache import load_images
@@ -25,14 +25,13 @@ from cxrjax.inference import networks, pseudo_masks
 from cxrjax.metrics import saliency
 from cxrjax.models.module import Params
 from cxrjax.report.naming import model_name
-from cxrjax.report.pages import explanations as page
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import environment
 from cxrjax.report.run_files import read as read_facts
-from cxrjax.report.run_writer import FACTS, Writer
+from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.report.sections import saliency as drawing
+from cxrjax.studies import explanations_page as page
 from cxrjax.studies.launcher import named as named_runs
-from cxrjax.tasks.train import now
 from cxrjax.training.workdir import settle_config
 
 DEFAULT = ("attention", "rollout", "gradcam", "gradcam++")

@@ -13,7 +13,7 @@ from typing import Any
 
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
-from cxrjax.report import format
+from cxrjax.report.html import format
 from cxrjax.report.naming import model_name
 from cxrjax.report.run_files import Run
 from cxrjax.studies import label_efficiency_page as page
@@ -52,7 +52,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
         say: Callable[[str], None] = say) -> int:
   """Runs a sweep; returns the exit status.
 
-  The workdir then holds a folder for each run, `report.html.element`, `table.csv` (a line for each run,
+  The workdir then holds a folder for each run, `report.html`, `table.csv` (a line for each run,
   test set and metric) and all facts in `run.json`.
 
   Returns:

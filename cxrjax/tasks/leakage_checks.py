@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8, UInt64
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core import files, zoo
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.base import SourceInfo
 from cxrjax.data.sources import file_hashes
 from cxrjax.data.splits import image_hashes, leakage, patient_splits
 from cxrjax.evals.eval_splits import Data
+from cxrjax.training import learnt_from
+from cxrjax.training.init_params import KEY
 
-FILE = "learnt.npz"  # in a workdir: hashes of the patients and images learnt from, see `Learnt`
 CHOICES = ("error", "allow")
 FIRST, PAIRS = 0.85, 1000  # at the start of a run: least first correlation, most pairs looked at
 
@@ -102,77 +98,74 @@ def near_duplicates(
   return remarks
 
 
-@dataclasses.dataclass(frozen=True)
-class Learnt:
-  """What a run, and the one it started from, learnt from: kept in its workdir for later runs.
+def seen_before(
+    path: str, evaluations: Mapping[str, Any], choice: str, cache_dir: str | None = None,
+    ) -> list[str]:
+  """Refuses test images that the starting run has learnt from, or whose patients; remarks.
 
-  Attributes:
-    known: how far the patients were known.
-    patients: of `leaks.remember`; empty in a run that is handed on.
-    hashes: of `data.splits.image_hashes`, of the images that were decoded.
-    unseen: images without a hash, as they were streamed.
-  """
-
-  known: leakage.Known
-  patients: UInt64[np.ndarray, "_"]
-  hashes: UInt8[np.ndarray, "n b"]
-  unseen: int
-
-  def save(self, file: pathlib.Path) -> None:
-    """Writes it to a file."""
-    np.savez(file, patients=self.patients, hashes=self.hashes, images=self.known.images,
-             unknown=self.known.unknown, naming=np.array(self.known.naming), unseen=self.unseen)
-
-  def without_patients(self) -> Learnt:
-    """The same for others, to whom what is known of patients is of no use."""
-    return dataclasses.replace(
-      self, patients=self.patients[:0], known=leakage.Known(self.known.images, self.known.images, ()))
-
-
-def remember(
-    loader: Any, train: Any, workdir: pathlib.Path, before: str = "",
-    cache_dir: str | None = None) -> None:
-  """Notes in the workdir whose images were learnt from, as hashes, for later runs.
+  Patients are compared by name and images by what they show: under other names, in other splits
+  and formats an image is the same.
 
   Args:
-    loader: of the training images.
-    train: the source that is learnt from.
-    workdir: of the run.
-    before: workdir of the run that it started from; what that learnt from counts as well, its
-      patients as unknown, since only that run's hashes tell them.
-    cache_dir: where the secret lies that patients' hashes are made with.
-  """
-  keys = patient_splits.patient_keys(train)
-  patients = leakage.remember(keys, file_hashes.patient_key(cache_dir))
-  told = leakage.known(keys, train.info)
-  shown, unseen = np.zeros((0, image_hashes.BYTES), np.uint8), len(keys)
-  if loader.images is not None:
-    shown, unseen = image_hashes.of_images(loader.images), 0
-  if (old := learnt(before)) is not None:
-    told = leakage.Known(told.images + old.known.images, told.unknown + old.known.images,
-                       tuple(dict.fromkeys((*told.naming, *old.known.naming))))
-    shown, unseen = np.concatenate([shown, old.hashes]), unseen + old.unseen
-  Learnt(told, patients, shown, unseen).save(workdir / FILE)
-
-
-def learnt(workdir: str) -> Learnt | None:
-  """What a run learnt from; None where its workdir does not say.
+    path: `config.init.path`.
+    evaluations: what judges the run, by name.
+    choice: `config.data.shared_patients`, "error" or "allow".
+    cache_dir: `config.data.cache_dir`, where the secret lies.
 
   Raises:
-    UserError: the file that says so is damaged.
+    UserError: there are such patients or images, and `choice` is "error"; or the run's file of
+      them is damaged.
   """
-  file = zoo.place(workdir) / FILE
-  if not workdir or not file.is_file():
-    return None
-  try:
-    found = files.read_npz(file)
-    known = leakage.Known(int(found["images"]), int(found["unknown"]),
-                        tuple(map(str, found["naming"].tolist())))
-    shapes = found["patients"].shape[1:], found["hashes"].shape[1:]
-    if (found["patients"].dtype, found["hashes"].dtype) != (np.uint64, np.uint8) or (
-        shapes != ((), (image_hashes.BYTES,))):
-      raise files.Damaged("it has hashes of another kind")
-    return Learnt(known, found["patients"], found["hashes"], int(found["unseen"]))
-  except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
-    raise UserError(f"{file} is damaged ({error}): it says what the run learnt from; train it "
-                    "again, or start from its weights exported to a file") from error
+  if not path:
+    return []
+  before = learnt_from.learnt(path)
+  if before is None:
+    return [f"{path} does not say what it learnt from, so whether test images, or other images of "
+            "their patients, were among it is not known"]
+  secret = file_hashes.patient_key(cache_dir)
+  remarks = []
+  for name, data in evaluations.items():
+    if not isinstance(data, Data):
+      continue
+    keys, info = test_patients(data)
+    patients = leakage.overlap(before.patients, keys, secret) if len(before.patients) else ()
+    key, rows = data.rows["test"]
+    bits = image_hashes.nearest(before.hashes, image_hashes.of_images(data.images[key], rows))
+    same = np.flatnonzero(bits <= image_hashes.SAME).tolist()
+    for found, what in (([i for i, k in enumerate(keys) if k in (patients or ())],
+                         f"are of {len(patients or ())} patients whom {KEY}={path} learnt from"),
+                        (same, f"are among those that {KEY}={path} learnt from")):
+      if found and choice == "error":
+        raise UserError(
+          f"{len(found)} of the {len(keys)} images of config.evals.{name}'s test split {what}, "
+          f"e.g. {data.ids('test')[found[0]]}, so results would flatter; start from a run on the "
+          "same data with the same split and patients (data.csv, data.patient_column), or set "
+          "config.data.shared_patients='allow'")
+    remarks.append(f"{name}: " + _patients(patients, leakage.known(keys, info), before, path))
+    remarks.append(f"{name}: " + _images(len(same), len(keys), before, path))
+  return remarks
+
+
+def _patients(
+    shared: Sequence[str] | None, test: leakage.Known, before: learnt_from.Learnt, path: str) -> str:
+  """What is said of the patients whom a run has learnt from."""
+  if shared is None:
+    return (f"whether {path} learnt from a patient of the test images could not be checked: it "
+            "keeps their hashes under another secret than this cache folder's; see "
+            "CXRJAX_PATIENT_KEY")
+  return leakage.said(
+    len(shared), (test, before.known), ("test images", f"images that {path} learnt from"),
+    some=f"{len(shared)} of its test patients are among those that {path} learnt from",
+    none=f"no patient of the test images is among those that {path} learnt from",
+    whether=f"whether {path} learnt from a patient of the test images")
+
+
+def _images(same: int, total: int, before: learnt_from.Learnt, path: str) -> str:
+  """What is said of the test images that a run has learnt from."""
+  if same:
+    return f"{same} of {total} test images are among those that {path} learnt from"
+  if before.unseen:
+    return (f"whether {path} learnt from a test image could not be checked, as it streamed "
+            f"{before.unseen} images")
+  return (f"none of the {total} test images looks the same as one that {path} learnt from (crops "
+          "are not recognised: configs/audit.py finds them)")

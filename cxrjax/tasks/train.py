@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import inspect
 import pathlib
@@ -33,9 +32,9 @@ from cxrjax.models.module import param_count
 from cxrjax.report import terminal
 from cxrjax.report.pages import run_page
 from cxrjax.report.run_files import environment
-from cxrjax.report.run_writer import FACTS, FULL, Writer
+from cxrjax.report.run_writer import FACTS, FULL, Writer, now
 from cxrjax.tasks import leakage_checks
-from cxrjax.training import init_params, peers, sharding
+from cxrjax.training import init_params, learnt_from, peers, sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.build import build_trainer
 from cxrjax.training.checkpoint import Checkpoints
@@ -145,7 +144,7 @@ class Run:
     tests = {name: d for name, d in judges.items()
              if getattr(self.evaluators[name], "part", "test") == "test"}
     return [*leakage_checks.shared_patients(self.source, judges, choice),
-            *init_params.seen_before(path, tests, choice, data["cache_dir"] or None),
+            *leakage_checks.seen_before(path, tests, choice, data["cache_dir"] or None),
             *leakage_checks.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
 
   def describe(self) -> dict[str, Any]:
@@ -318,10 +317,6 @@ def _known(writer: Writer, name: str, encoder: str) -> bool:
   return known
 
 
-def now() -> str:
-  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
         say: Callable[[str], None] = say) -> int:
   """Runs `config` in `workdir` to its end; returns the exit status.
@@ -351,7 +346,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
                    status="running", **environment(), **facts)
       if main:
-        leakage_checks.remember(
+        learnt_from.remember(
           run.loader, run.source, workdir, (config.get("init") or {}).get("path", ""),
           config["data"]["cache_dir"] or None)
       checkpoints = Checkpoints(

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from cxrjax.core import zoo
 from cxrjax.core.errors import UserError
-from cxrjax.data.sources import file_hashes
-from cxrjax.data.splits import image_hashes, leakage
-from cxrjax.evals.eval_splits import Data
 from cxrjax.models import weights
-from cxrjax.tasks import leakage_checks
 from cxrjax.training.restore import Restored, restore
 
 KEY = "config.init.path"
@@ -71,74 +65,3 @@ def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
   return found
 
 
-def seen_before(
-    path: str, evaluations: Mapping[str, Any], choice: str, cache_dir: str | None = None,
-    ) -> list[str]:
-  """Refuses test images that the starting run has learnt from, or whose patients; remarks.
-
-  Patients are compared by name and images by what they show: under other names, in other splits
-  and formats an image is the same.
-
-  Args:
-    path: `config.init.path`.
-    evaluations: what judges the run, by name.
-    choice: `config.data.shared_patients`, "error" or "allow".
-    cache_dir: `config.data.cache_dir`, where the secret lies.
-
-  Raises:
-    UserError: there are such patients or images, and `choice` is "error"; or the run's file of
-      them is damaged.
-  """
-  if not path:
-    return []
-  before = leakage_checks.learnt(path)
-  if before is None:
-    return [f"{path} does not say what it learnt from, so whether test images, or other images of "
-            "their patients, were among it is not known"]
-  secret = file_hashes.patient_key(cache_dir)
-  remarks = []
-  for name, data in evaluations.items():
-    if not isinstance(data, Data):
-      continue
-    keys, info = leakage_checks.test_patients(data)
-    patients = leakage.overlap(before.patients, keys, secret) if len(before.patients) else ()
-    key, rows = data.rows["test"]
-    bits = image_hashes.nearest(before.hashes, image_hashes.of_images(data.images[key], rows))
-    same = np.flatnonzero(bits <= image_hashes.SAME).tolist()
-    for found, what in (([i for i, k in enumerate(keys) if k in (patients or ())],
-                         f"are of {len(patients or ())} patients whom {KEY}={path} learnt from"),
-                        (same, f"are among those that {KEY}={path} learnt from")):
-      if found and choice == "error":
-        raise UserError(
-          f"{len(found)} of the {len(keys)} images of config.evals.{name}'s test split {what}, "
-          f"e.g. {data.ids('test')[found[0]]}, so results would flatter; start from a run on the "
-          "same data with the same split and patients (data.csv, data.patient_column), or set "
-          "config.data.shared_patients='allow'")
-    remarks.append(f"{name}: " + _patients(patients, leakage.known(keys, info), before, path))
-    remarks.append(f"{name}: " + _images(len(same), len(keys), before, path))
-  return remarks
-
-
-def _patients(
-    shared: Sequence[str] | None, test: leakage.Known, before: leakage_checks.Learnt, path: str) -> str:
-  """What is said of the patients whom a run has learnt from."""
-  if shared is None:
-    return (f"whether {path} learnt from a patient of the test images could not be checked: it "
-            "keeps their hashes under another secret than this cache folder's; see "
-            "CXRJAX_PATIENT_KEY")
-  return leakage.said(
-    len(shared), (test, before.known), ("test images", f"images that {path} learnt from"),
-    some=f"{len(shared)} of its test patients are among those that {path} learnt from",
-    none=f"no patient of the test images is among those that {path} learnt from",
-    whether=f"whether {path} learnt from a patient of the test images")
-
-
-def _images(same: int, total: int, before: leakage_checks.Learnt, path: str) -> str:
-  """What is said of the test images that a run has learnt from."""
-  if same:
-    return f"{same} of {total} test images are among those that {path} learnt from"
-  if before.unseen:
-    return (f"whether {path} learnt from a test image could not be checked, as it streamed "
-            f"{before.unseen} images")
-  return (f"none of the {total} test images looks the same as one that {path} learnt from (crops "
-          "are not recognised: configs/audit.py finds them)")

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from cxrjax.config import instantiate
+from cxrjax.core import errors
 from cxrjax.core.errors import UserError
 
 FULL = jax.lax.Precision.HIGHEST
@@ -66,7 +66,7 @@ def crop_matrix(
     UserError: unknown kernel.
   """
   if kernel not in KERNELS:
-    raise UserError(f"kernel={kernel!r} is unknown{instantiate.suggest(kernel, KERNELS)}")
+    raise UserError(f"kernel={kernel!r} is unknown{errors.suggest(kernel, KERNELS)}")
   start, length, flip = jnp.broadcast_arrays(
     jnp.asarray(start, jnp.float32), jnp.asarray(length, jnp.float32), jnp.asarray(flip))
   start, length, flip = start[..., None], length[..., None], flip[..., None]

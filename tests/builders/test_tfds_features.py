@@ -6,6 +6,7 @@ from PIL import Image
 
 from cxrjax.builders import tfds_features
 from cxrjax.core.errors import UserError
+from cxrjax.data import base
 from cxrjax.data.decoding import decode
 
 
@@ -41,8 +42,8 @@ def test_masks_of_two_lungs_and_of_another_size(lungs):
   right = lungs[:, ::-1]
   found = unpacked(tfds_features.mask(encoded(lungs * 255), encoded(right * 9), like=(48, 64)))
   np.testing.assert_array_equal(found, np.kron(lungs | right, np.ones((2, 2), np.uint8)) * 255)
-  assert tfds_features.is_mask(tfds_features.mask(encoded(lungs), like=(24, 32)))
-  assert not tfds_features.is_mask(tfds_features.no_mask())
+  assert base.is_mask(tfds_features.mask(encoded(lungs), like=(24, 32)))
+  assert not base.is_mask(tfds_features.no_mask())
 
 
 def test_masks_that_are_none(lungs):
@@ -91,7 +92,7 @@ def test_example_has_the_columns_of_features(encoding, bits, lungs):
                          labels={"x": 1.0, "y": float("nan")})
   assert set(row) == set(columns)
   assert np.isnan(row["age"]) and row["sex"] == row["view"] == "unknown" and row["site"] == ""
-  assert np.isnan(row["window"]).all() and not tfds_features.is_mask(row["mask"])
+  assert np.isnan(row["window"]).all() and not base.is_mask(row["mask"])
   columns.encode_example(row)  # TFDS takes it
   row = tfds_features.example(columns, image=b"", id="1", patient="p", age=3, sex="F", view="PA",
                          site="here", mask=b"m", window=(0, 9), label="b", labels={})

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from cxrjax.report import format, glossary
+from cxrjax.report import glossary
+from cxrjax.report.html import format
 from cxrjax.report.html.element import el
 
 

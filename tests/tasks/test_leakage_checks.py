@@ -14,7 +14,7 @@ from cxrjax.data.sources import file_hashes
 from cxrjax.data.splits import leakage, patient_splits
 from cxrjax.evals.eval_splits import Data
 from cxrjax.tasks import leakage_checks, train
-from cxrjax.training import init_params
+from cxrjax.training import learnt_from
 
 PHANTOM = {"n": 24, "size": 32}
 
@@ -71,7 +71,7 @@ def test_images_that_a_pretraining_saw_under_other_names_are_found(films, tmp_pa
   workdir = tmp_path / "run"
   workdir.mkdir()
   pretraining = open_source(f"folder:{films}", split="all")
-  leakage_checks.remember(decoded(pretraining), pretraining, workdir)
+  learnt_from.remember(decoded(pretraining), pretraining, workdir)
   for file in sorted(films.glob("*.png")):  # other names, another format
     Image.open(file).save(films / f"case{file.stem}.jpg", quality=95)
     file.unlink()
@@ -80,8 +80,8 @@ def test_images_that_a_pretraining_saw_under_other_names_are_found(films, tmp_pa
   test = open_source(f"folder:{films}", split="test", csv="list.csv")
   with pytest.raises(UserError, match=r"8 of the 8 images of config\.evals\.probe's test split are "
                      r"among those that config\.init\.path=.*data\.csv, data\.patient_column"):
-    init_params.seen_before(str(workdir), judged(test), "error")
-  patients, images = init_params.seen_before(str(workdir), judged(test), "allow")
+    leakage_checks.seen_before(str(workdir), judged(test), "error")
+  patients, images = leakage_checks.seen_before(str(workdir), judged(test), "allow")
   assert "could not be checked" in patients and "patients are not known of 24 of 24" in patients
   assert images == f"probe: 8 of 8 test images are among those that {workdir} learnt from"
 
@@ -92,21 +92,21 @@ def test_what_a_pretraining_did_not_see_is_said_to_be_unseen_only_where_it_was_c
     "train", "test"))
   for loader, word in ((decoded(train), "none of the 8 test images looks the same"),
                        (streamed(), "could not be checked, as it streamed 16 images")):
-    leakage_checks.remember(loader, train, tmp_path)
-    patients, images = init_params.seen_before(str(tmp_path), judged(test), "error")
+    learnt_from.remember(loader, train, tmp_path)
+    patients, images = leakage_checks.seen_before(str(tmp_path), judged(test), "error")
     assert patients.startswith("probe: no patient of the test images is among those that")
     assert word in images
   later = tmp_path / "later"  # a run that starts from that one learnt from its images as well
   later.mkdir()
-  leakage_checks.remember(decoded(train), train, later, str(tmp_path))
-  assert leakage_checks.learnt(str(later)).known.images == 32
-  assert "as it streamed 16" in init_params.seen_before(str(later), judged(test), "error")[1]
-  (later / leakage_checks.FILE).write_bytes(b"PK")
+  learnt_from.remember(decoded(train), train, later, str(tmp_path))
+  assert learnt_from.learnt(str(later)).known.images == 32
+  assert "as it streamed 16" in leakage_checks.seen_before(str(later), judged(test), "error")[1]
+  (later / learnt_from.FILE).write_bytes(b"PK")
   with pytest.raises(UserError, match=r"learnt.npz is damaged"):
-    init_params.seen_before(str(later), judged(test), "error")
-  (weights,) = init_params.seen_before(str(tmp_path / "weights.npz"), judged(test), "error")
+    leakage_checks.seen_before(str(later), judged(test), "error")
+  (weights,) = leakage_checks.seen_before(str(tmp_path / "weights.npz"), judged(test), "error")
   assert "does not say what it learnt from" in weights
-  assert init_params.seen_before("", judged(test), "error") == []
+  assert leakage_checks.seen_before("", judged(test), "error") == []
 
 
 def test_training_on_the_test_split_is_refused():
@@ -134,34 +134,34 @@ def test_a_pool_that_holds_the_test_split_is_refused():
 
 def test_patients_are_remembered_without_their_names(tmp_path):
   source = open_source("phantom", split="train", **PHANTOM)
-  leakage_checks.remember(streamed(), source, tmp_path)
-  kept = leakage_checks.learnt(str(tmp_path)).patients
+  learnt_from.remember(streamed(), source, tmp_path)
+  kept = learnt_from.learnt(str(tmp_path)).patients
   keys, secret = patient_splits.patient_keys(source), file_hashes.patient_key()
   assert set(leakage.overlap(kept, keys, secret)) == set(keys)
   other = patient_splits.patient_keys(open_source("phantom", split="test", **PHANTOM))
   assert leakage.overlap(kept, other, secret) == ()
-  raw = (tmp_path / leakage_checks.FILE).read_bytes()
+  raw = (tmp_path / learnt_from.FILE).read_bytes()
   assert not any(p.encode() in raw for p in source.table.patients if len(p) > 3)
 
 
 def test_patients_of_the_run_that_is_begun_with(tmp_path, monkeypatch):
   test = open_source("phantom", split="test", **PHANTOM)
-  leakage_checks.remember(streamed(), test, tmp_path)
+  learnt_from.remember(streamed(), test, tmp_path)
   with pytest.raises(UserError, match=r"probe's test split are of 12 patients whom config.init"):
-    init_params.seen_before(str(tmp_path), judged(test), "error")
+    leakage_checks.seen_before(str(tmp_path), judged(test), "error")
   people = len(set(test.table.patients))
-  assert init_params.seen_before(str(tmp_path), judged(test), "allow")[0] == (
+  assert leakage_checks.seen_before(str(tmp_path), judged(test), "allow")[0] == (
     f"probe: {people} of its test patients are among those that {tmp_path} learnt from")
   monkeypatch.setenv(file_hashes.KEY, "of another machine")
-  said, _ = init_params.seen_before(str(tmp_path), judged(test), "error")
+  said, _ = leakage_checks.seen_before(str(tmp_path), judged(test), "error")
   assert said.startswith(f"probe: whether {tmp_path} learnt from a patient of the test images")
-  file = tmp_path / leakage_checks.FILE
-  whole, patients = file.read_bytes(), leakage_checks.learnt(str(tmp_path)).patients
+  file = tmp_path / learnt_from.FILE
+  whole, patients = file.read_bytes(), learnt_from.learnt(str(tmp_path)).patients
   refused = 0
   for at in range(0, len(whole), len(whole) // 97):  # one bit anywhere
     file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
     try:
-      np.testing.assert_array_equal(leakage_checks.learnt(str(tmp_path)).patients, patients)
+      np.testing.assert_array_equal(learnt_from.learnt(str(tmp_path)).patients, patients)
     except UserError as error:
       assert "learnt.npz is damaged" in str(error)
       refused += 1
@@ -194,4 +194,4 @@ def test_a_run_on_its_test_images_stops_before_it_starts(tmp_path):
   assert any("test patients are in the training data" in s for s in said)
   facts = json.loads((tmp_path / "run" / "run.json").read_text())
   assert any("test patients are in" in note for note in facts["data"]["train"]["notes"])
-  assert (tmp_path / "run" / leakage_checks.FILE).exists()
+  assert (tmp_path / "run" / learnt_from.FILE).exists()

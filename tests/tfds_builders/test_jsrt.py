@@ -9,9 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cxrjax.builders import tfds_features
 from cxrjax.core.errors import UserError
-from cxrjax.data import open_source
+from cxrjax.data import base, open_source
 from cxrjax.data.sources import tfds as source_module
 
 NAME = "jsrt"
@@ -139,7 +138,7 @@ def test_images_alone(manual, tmp_path):
   notes = " ".join(found.info.notes)
   assert "20 images are in no clinical table" in notes and "20 images lack masks" in notes
   table = rows(tmp_path)
-  assert not tfds_features.is_mask(table["JPCLN001"]["heart_mask"])
+  assert not base.is_mask(table["JPCLN001"]["heart_mask"])
   found = prepare(tmp_path, label="malignancy")
   assert found.table.labels.sum(0).tolist() == [8, 0, 0, 12]  # whether benign is not known
 

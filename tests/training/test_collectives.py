@@ -11,7 +11,7 @@ import json, sys
 import jax
 import hlo, lowered
 from cxrjax.models.module import param_count
-from cxrjax.tasks import compile_ahead
+from cxrjax.training import compile_ahead
 from cxrjax.training.sharding import make_mesh
 
 assert jax.device_count() == 8

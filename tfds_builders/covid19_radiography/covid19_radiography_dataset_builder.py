@@ -15,8 +15,7 @@ from PIL import Image
 from scipy.sparse import coo_array, csgraph
 
 from cxrjax.builders import base_builder, tfds_features
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.decoding import decode
 from cxrjax.data.sources import archive, xlsx
 from cxrjax.data.splits import patient_splits

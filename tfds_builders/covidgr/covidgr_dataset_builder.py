@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cxrjax.builders import base_builder, tfds_features
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.sources import archive
 from cxrjax.data.splits import patient_splits
 

@@ -13,8 +13,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt16
 
 from cxrjax.builders import base_builder, tfds_features
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.decoding import decode, dicom
 from cxrjax.data.sources import archive
 

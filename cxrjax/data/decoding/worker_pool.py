@@ -277,3 +277,10 @@ def _bound(seconds: float, memory: int, own: int) -> None:
   for kind, bound in bounds.items():
     most = resource.getrlimit(kind)[1]
     resource.setrlimit(kind, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
+
+
+def workers() -> int:
+  """Threads to decode with: one more than processors, as each waits for a process of its own."""
+  with contextlib.suppress(AttributeError):
+    return len(os.sched_getaffinity(0)) + 1
+  return (os.cpu_count() or 1) + 1

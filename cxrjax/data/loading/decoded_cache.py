@@ -23,24 +23,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tqdm
 from jaxtyping import Float32
 
 from cxrjax.core import checksums
+from cxrjax.core.cache_folder import cache_root
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Record, Source
 from cxrjax.data.decoding import decode, windowing
-from cxrjax.data.images import Images, Stack, WideStack, even, info_of, take
+from cxrjax.data.decoding.worker_pool import workers
+from cxrjax.data.images import Images, Stack, WideStack, info_of, take
+from cxrjax.data.inspection import bits_of, read
 from cxrjax.data.loading import cache_file
 from cxrjax.data.splits.subset import Subset
 
 FITS = ("squash", "pad", "crop")
 ON_BAD = ("error", "skip")
-BITS = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}  # a flag gives text
-SAMPLE = 32  # images looked at for their bits and masks
 _CHUNK = 256  # images between looks at errors
 _ABANDONED = 24 * 3600  # seconds since an unfinished cache was written to
 
@@ -100,56 +101,6 @@ def check_options(size: int, fit: str, on_bad_image: str) -> None:
   if on_bad_image not in ON_BAD:
     raise UserError(
       f"config.data.on_bad_image={on_bad_image!r} is not an option; valid: {', '.join(ON_BAD)}")
-
-
-def bits_of(source: Source, bits: str | int = "auto") -> int:
-  """8 or 16: as asked for, or what the pixels of a source have.
-
-  With `auto` a source that knows says so in its attribute `bits`. Of others 32 images, evenly
-  spaced, are looked at, and the first with 16 bits decides. So the answer is the same on every
-  machine and for every subset.
-
-  Raises:
-    UserError: `bits` is not an option.
-  """
-  if isinstance(bits, bool) or not isinstance(bits, str | int) or bits not in BITS:
-    raise UserError(f"config.data.bits={bits!r} is not an option; valid: 'auto', 8, 16")
-  if BITS[bits]:
-    return BITS[bits]
-  if isinstance(source, Subset):
-    return bits_of(source.source)
-  known = getattr(source, "bits", None)
-  if known is not None:
-    return int(known)
-  for row in sample(len(source)):
-    with contextlib.suppress(decode.BadImage):
-      if read(source, row, decode.MIN_SIDE).image.dtype == np.uint16:
-        return 16
-  return 8
-
-
-def check_masks(source: Source) -> None:
-  """Raises a UserError where none of 32 images of a source, evenly spaced, has a lung mask."""
-  rows = sample(len(source))
-  for row in rows:
-    with contextlib.suppress(decode.BadImage):
-      if read(source, row, decode.MIN_SIDE).mask is not None:
-        return
-  raise no_masks(source)
-
-
-def no_masks(source: Source | Images) -> UserError:
-  """What to raise where lung masks are wanted and there are none."""
-  return UserError(
-    f"config.data.masks='own', but {source.info.name} has no lung masks; sources that have them "
-    "are phantom, tfds:covid19_radiography, tfds:jsrt, tfds:nlm_tb/montgomery and "
-    "tfds:nlm_tb/shenzhen; config.data.masks=zoo:lungs, or the workdir of a run "
-    "of configs/segment.py, predicts them")
-
-
-def sample(n: int) -> list[int]:
-  """The rows, of `n`, that are looked at for their bits and masks."""
-  return even(n, SAMPLE).tolist()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -249,20 +200,6 @@ def _remove_abandoned(root: pathlib.Path) -> None:
         shutil.rmtree(work)
 
 
-def cache_root(cache_dir: str | os.PathLike | None) -> pathlib.Path:
-  """The folder that decoded images are kept in."""
-  chosen = cache_dir or os.environ.get("CXRJAX_CACHE") or "~/.cache/cxrjax"
-  return pathlib.Path(chosen).expanduser()
-
-
-def free_bytes(cache_dir: str | os.PathLike | None) -> int:
-  """What the disk of the folder for decoded images has free."""
-  folder = cache_root(cache_dir).absolute()
-  while not folder.exists():
-    folder = folder.parent
-  return shutil.disk_usage(folder).free
-
-
 def to_square(
     record: Record, size: int, fit: str, bits: int = 8, window: str | windowing.Window = "auto",
     ) -> tuple[np.ndarray, windowing.Window, np.ndarray | None]:
@@ -290,19 +227,6 @@ def to_square(
   if square.dtype == np.uint8:
     return square.astype(np.uint16) * np.uint16(257), (257 * shown[0], 257 * shown[1]), mask
   return square, shown, mask
-
-
-def read(source: Source, index: int, size: int) -> Record:
-  """A record for a result of `size` pixels; sources that can decode JPEGs smaller do."""
-  reader: Callable[..., Record] | None = getattr(source, "read", None)
-  return source[index] if reader is None else reader(index, at_least=size)
-
-
-def workers() -> int:
-  """Threads to decode with: one more than processors, as each waits for a process of its own."""
-  with contextlib.suppress(AttributeError):
-    return len(os.sched_getaffinity(0)) + 1
-  return (os.cpu_count() or 1) + 1
 
 
 def bad_image(name: str, reason: str) -> UserError:

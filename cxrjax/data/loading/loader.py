@@ -32,7 +32,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
+from cxrjax.core import cache_folder
 from cxrjax.core.errors import UserError
+from cxrjax.data import inspection
 from cxrjax.data.base import Source, SourceInfo
 from cxrjax.data.decoding import windowing
 from cxrjax.data.images import Images, told
@@ -145,18 +147,18 @@ class Loader:
     if storage not in STORAGES:
       raise UserError(
         f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}")
-    self.bits: int = decoded_cache.bits_of(data, bits) if self.images is None else self.images.bits
+    self.bits: int = inspection.bits_of(data, bits) if self.images is None else self.images.bits
     self._masks = masks
     if masks and self.images is None:
-      decoded_cache.check_masks(data)
+      inspection.check_masks(data)
     elif masks and self.images.masks is None:
-      raise decoded_cache.no_masks(self.images)
+      raise inspection.no_masks(self.images)
     if storage == "auto":
       needed = len(data) * size * size * (self.bits // 8 + masks)
       limit = (resident_limit_bytes or _default_limit(place.mesh)) * place.devices
       storage = "resident" if needed <= limit else "cached"
       if storage == "cached" and self.images is None and (
-          jax.process_count() > 1 or needed > decoded_cache.free_bytes(cache_dir) // 2):
+          jax.process_count() > 1 or needed > cache_folder.free_bytes(cache_dir) // 2):
         storage = "streamed"
     self.storage: str = storage
 

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32, Int
 
 from cxrjax.core.errors import UserError
+from cxrjax.data import inspection
 from cxrjax.data.base import Source
 from cxrjax.data.images import Stack, WideStack
 from cxrjax.data.loading import decoded_cache
@@ -100,7 +101,7 @@ def load(
     row = min(unusable)
     raise decoded_cache.bad_image(source.table.ids[row], unusable[row])
   if found is None:  # more devices than rows to share
-    dtype = np.dtype(f"u{decoded_cache.bits_of(source, options.get('bits', 'auto')) // 8}")
+    dtype = np.dtype(f"u{inspection.bits_of(source, options.get('bits', 'auto')) // 8}")
     none = np.zeros((0, size, size, 1), dtype)
     windows = np.zeros((0, 2), np.float32) if dtype == np.uint16 else None
     return Share(none, windows, None, mine, unusable)

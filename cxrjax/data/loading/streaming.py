@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8, UInt16
 
 from cxrjax.core.errors import UserError
+from cxrjax.data import inspection
 from cxrjax.data.base import Source
-from cxrjax.data.decoding import decode, windowing
+from cxrjax.data.decoding import decode, windowing, worker_pool
 from cxrjax.data.images import Images, Stack, WideStack
 from cxrjax.data.loading import decoded_cache
 
@@ -70,7 +71,7 @@ class Reader:
     for candidate in range(row, row + len(source)):
       candidate %= len(source)
       try:
-        record = decoded_cache.read(source, candidate, self._size)
+        record = inspection.read(source, candidate, self._size)
         square, window, mask = decoded_cache.to_square(
           record, self._size, self._fit, self._bits, self._window)
         self.notes |= dict.fromkeys((source.table.ids[candidate], note) for note in record.notes)
@@ -130,7 +131,7 @@ class Span:
 
   def block(self) -> Block:
     """All of them at once, by threads."""
-    with concurrent.futures.ThreadPoolExecutor(decoded_cache.workers()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
       if isinstance(self._images, Images):
         return self._copied(pool, self._start, self._stop)
       found = pool.map(self.__getitem__, range(len(self)))
@@ -140,11 +141,11 @@ class Span:
     """Blocks of `size` steps (fewer at the end) in turn; decoding runs about a block ahead."""
     starts = range(self._start, self._stop, size)
     if isinstance(self._images, Images):
-      with concurrent.futures.ThreadPoolExecutor(decoded_cache.workers()) as pool:
+      with concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
         for step in starts:
           yield self._copied(pool, step, min(step + size, self._stop))
       return
-    threads = decoded_cache.workers()
+    threads = worker_pool.workers()
     ahead = max(2 * len(self._positions) * size, 2 * threads)
     images = iter(grain.MapDataset.source(self).to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))

@@ -21,9 +21,8 @@ import zlib
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import files
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.sources import archive_parts
 
 MAX_BYTES = 1 << 30  # of one member; the largest published radiograph has a tenth of it

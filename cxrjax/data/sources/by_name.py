@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cxrjax.config import instantiate
+from cxrjax.core import errors
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Source
 from cxrjax.data.sources import mixture
@@ -94,7 +95,7 @@ def _open_pool(
     given = dict(item) if named else {"source": item}
     for word in given:
       if word not in _ITEM:
-        raise UserError(f"{key}.{word} is not an option{instantiate.suggest(str(word), _ITEM)}")
+        raise UserError(f"{key}.{word} is not an option{errors.suggest(str(word), _ITEM)}")
     name = given.get("source", "")
     if not isinstance(name, str):
       raise UserError(f"{key}={name!r} names no source; give {_VALID}")

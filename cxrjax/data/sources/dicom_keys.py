@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from cxrjax.config.instantiate import suggest
 from cxrjax.core import files
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.decoding import decode, dicom
 from cxrjax.data.sources import file_hashes, folder_index
 

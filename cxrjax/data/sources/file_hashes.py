@@ -19,9 +19,9 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float32, Int64, UInt8
 
+from cxrjax.core import cache_folder
 from cxrjax.core.errors import UserError
-from cxrjax.data.decoding import decode, dicom
-from cxrjax.data.loading import decoded_cache
+from cxrjax.data.decoding import decode, dicom, worker_pool
 
 SEXES, VIEWS = ("", "F", "M"), ("", "PA", "AP", "L")  # by code; empty is unknown
 KEY = "CXRJAX_PATIENT_KEY"  # in the environment: a secret that names patients alike everywhere
@@ -119,7 +119,7 @@ def in_threads(
 
   bar = tqdm.tqdm(total=len(rows), desc=doing, unit=" files", file=sys.stderr, delay=2,
                   mininterval=0.5, dynamic_ncols=True, leave=False)
-  with bar, concurrent.futures.ThreadPoolExecutor(decoded_cache.workers()) as pool:
+  with bar, concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
     for start in range(0, len(rows), _SAVE_EVERY):
       part = rows[start:start + _SAVE_EVERY]
       for done in pool.map(block, [part[i:i + _BLOCK] for i in range(0, len(part), _BLOCK)]):
@@ -133,7 +133,7 @@ def patient_key(cache_dir: str | os.PathLike | None = None) -> bytes:
   given = os.environ.get(KEY, "")
   if given:
     return hashlib.sha256(given.encode()).digest()
-  file = decoded_cache.cache_root(cache_dir) / "patients.key"
+  file = cache_folder.cache_root(cache_dir) / "patients.key"
   with contextlib.suppress(OSError):
     if not file.exists():
       with written(file) as opened:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxrjax.config.instantiate import check_regex, suggest
-from cxrjax.core.errors import UserError
+from cxrjax.config.instantiate import check_regex
+from cxrjax.core.errors import UserError, suggest
+from cxrjax.data import inspection
 from cxrjax.data.base import Record, SourceInfo, Table
 from cxrjax.data.decoding import decode
-from cxrjax.data.loading import decoded_cache
 from cxrjax.data.sources import (
   display_names,
   file_hashes,
@@ -171,7 +171,7 @@ class Source:
   @functools.cached_property
   def bits(self) -> int:
     """16 if one of a few images has 16 bits by its header, else 8."""
-    for row in decoded_cache.sample(len(self)):
+    for row in inspection.sample(len(self)):
       with contextlib.suppress(decode.BadImage):
         if decode.bits(self._index.read(int(self._rows[row]))) == 16:
           return 16

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.decoding import dicom
 from cxrjax.data.sources import dicom_keys, folder_names, label_policies, spelling
 from cxrjax.data.sources.folder_index import Index

@@ -27,12 +27,10 @@ import numpy as np
 import tqdm
 from jaxtyping import Int8, Int32, Int64
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core import files
-from cxrjax.core.errors import UserError
+from cxrjax.core import cache_folder, files
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.core.text import shown
 from cxrjax.data.decoding import decode, dicom
-from cxrjax.data.loading import decoded_cache
 from cxrjax.data.sources import archive, file_hashes, file_kinds
 from cxrjax.data.sources.file_kinds import MEDICAL, OTHER, UNKNOWN
 
@@ -86,7 +84,7 @@ class Index:
     self.root = pathlib.Path(root).expanduser()
     _check_root(root, self.root)
     where = hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:24]
-    self.memory = decoded_cache.cache_root(cache_dir) / "folders" / f"{where}.npz"
+    self.memory = cache_folder.cache_root(cache_dir) / "folders" / f"{where}.npz"
     self.key = file_hashes.patient_key(cache_dir)
     self._archives: dict[int, archive.Archive] = {}
     self._lock = threading.Lock()

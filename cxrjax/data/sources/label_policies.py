@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 
 SEXES = ("F", "M", "unknown")
 VIEWS = ("PA", "AP", "L", "unknown")

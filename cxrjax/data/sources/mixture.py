@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
+from cxrjax.data import inspection
 from cxrjax.data.base import Part, Record, Source, SourceInfo, Table
-from cxrjax.data.loading import decoded_cache
 from cxrjax.data.splits import patient_splits
 
 
@@ -83,7 +82,7 @@ class Pool:
   @functools.cached_property
   def bits(self) -> int:
     """16 if one of the sources has 16 bits, else 8."""
-    return max(decoded_cache.bits_of(source) for source in self.sources)
+    return max(inspection.bits_of(source) for source in self.sources)
 
   def __getitem__(self, index: int) -> Record:
     return self.read(index)

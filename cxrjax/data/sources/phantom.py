@@ -26,9 +26,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from cxrjax.core import hash_random
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Record, SourceInfo, Table
-from cxrjax.data.loading import sampling
 
 SPLITS = ("train", "val", "test")
 VERSION = 1  # raise when any pixel changes: it is part of the fingerprint
@@ -159,11 +159,11 @@ class _Rows:
       shortcut: int | float):
     self.split = split
     key = f"{seed}/{split}"
-    images = 1 + (3 * sampling.uniform(f"images/{key}", n)).astype(np.int64)
+    images = 1 + (3 * hash_random.uniform(f"images/{key}", n)).astype(np.int64)
     self.patient = np.searchsorted(np.cumsum(images), np.arange(n), side="right")
-    self.site = (sites * sampling.uniform(f"site/{key}", n)).astype(np.int64)[self.patient]
-    honest = sampling.uniform(f"class/{key}", n) < prevalence
-    given_away = sampling.uniform(f"shortcut/{key}", n) < shortcut
+    self.site = (sites * hash_random.uniform(f"site/{key}", n)).astype(np.int64)[self.patient]
+    honest = hash_random.uniform(f"class/{key}", n) < prevalence
+    given_away = hash_random.uniform(f"shortcut/{key}", n) < shortcut
     self.positive = np.where(given_away, self.site % 2 == 1, honest)
 
 

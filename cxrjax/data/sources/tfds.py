@@ -17,13 +17,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from cxrjax.builders import tfds_features
-from cxrjax.config.instantiate import suggest
-from cxrjax.core import files
-from cxrjax.core.errors import UserError
+from cxrjax.core import cache_folder, files
+from cxrjax.core.errors import UserError, suggest
+from cxrjax.data import base
 from cxrjax.data.base import Record, SourceInfo, Table
 from cxrjax.data.decoding import decode
-from cxrjax.data.loading import decoded_cache
 from cxrjax.data.sources import file_hashes, label_policies
 from cxrjax.data.sources.tfds_prepare import builder_class as _builder_class  # noqa: F401
 from cxrjax.data.sources.tfds_prepare import prepared
@@ -120,7 +118,7 @@ class Source:
     mask = None
     # A smaller image would no longer lie under its mask.
     image = decode.decode(example[self._image], at_least=None if self._mask else at_least)
-    if self._mask and tfds_features.is_mask(example[self._mask]):
+    if self._mask and base.is_mask(example[self._mask]):
       mask = (decode.decode(example[self._mask]) > 0).astype(np.uint8)
     window = tuple(float(v) for v in example["window"]) if "window" in self._features else ()
     return Record(
@@ -210,7 +208,7 @@ class Source:
     """
     states = [[str(f.resolve()), *file_hashes.state(f.stat())] for f in shards]
     key = json.dumps([3, states, expression, self._group, self._label, len(self._records)])
-    memory = (decoded_cache.cache_root(cache_dir) / "tables" /
+    memory = (cache_folder.cache_root(cache_dir) / "tables" /
               f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
     texts = ("ids", "patients", "sites", "views", "sexes")
     with contextlib.suppress(OSError, ValueError, KeyError):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
+import importlib
 import os
 import pathlib
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core import files
-from cxrjax.core.errors import UserError
+from cxrjax.core import files, package_folders
+from cxrjax.core.errors import UserError, suggest
 
-BUILDERS = pathlib.Path(__file__).parents[3] / "tfds_builders"  # in a checkout
+BUILDERS = package_folders.folder("tfds_builders")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR,
          errno.ENOENT)
 _KEY = "config.data.options"
@@ -90,23 +90,16 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def builder_class(name: str) -> type | None:
-  """The class in `tfds_builders/NAME/NAME_dataset_builder.py` of this checkout, if there is one."""
+  """The class in `tfds_builders/NAME/NAME_dataset_builder.py` that comes with the package, if there is one."""
   file = BUILDERS / name / f"{name}_dataset_builder.py"
   if not name.isidentifier() or not file.is_file():
     return None
-  module_name = f"tfds_builders.{name}.{name}_dataset_builder"
-  module = sys.modules.get(module_name)
-  if module is None:
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-      spec.loader.exec_module(module)
-    except BaseException:
-      del sys.modules[module_name]
-      raise
-    module.Builder.pkg_dir_path = tfds.core.Path(file.parent)
-  return module.Builder
+  package = sys.modules.setdefault(BUILDERS.name, types.ModuleType(BUILDERS.name))
+  # Wherever it lies, and whatever else is called so; TFDS asks for its file.
+  package.__path__, package.__file__ = [str(BUILDERS)], str(BUILDERS / "__init__.py")
+  builder = importlib.import_module(f"{BUILDERS.name}.{name}.{name}_dataset_builder").Builder
+  builder.pkg_dir_path = tfds.core.Path(file.parent)
+  return builder
 
 
 def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | None) -> None:

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
-from cxrjax.config.instantiate import suggest
-from cxrjax.core.errors import UserError
+from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.sources import archive
 
 MAX_XML = 64 << 20  # bytes of one part; in memory it is ten times as large

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from cxrjax.core import hash_random
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Described, Table
-from cxrjax.data.loading import sampling
 
 CARVED = {"train": 0.7, "val": 0.1, "test": 0.2}
 POOL = "pool"  # the `dataset` of sources whose patients already carry their data set's name
@@ -42,7 +42,7 @@ def patient_keys(source: Described) -> tuple[str, ...]:
 def patient_uniform(patients: Sequence[str], key: str = "split") -> dict[str, float]:
   """A number in [0, 1) for each patient, from its name alone."""
   names = list(dict.fromkeys(patients))
-  return dict(zip(names, sampling.uniforms(f"{key}/{p}" for p in names).tolist(), strict=True))
+  return dict(zip(names, hash_random.uniforms(f"{key}/{p}" for p in names).tolist(), strict=True))
 
 
 def carve(patients: Sequence[str], fractions: Mapping[str, float] = CARVED) -> list[str]:
@@ -137,7 +137,7 @@ def positions(
     # none to a subset smaller than half a patient's share.
     start = 0.0
     if purpose or len(members) < SMALL_STRATUM:
-      start = sampling.uniform(f"stratum/{salt}/{stratum.hex()}", 1)[0]
+      start = hash_random.uniform(f"stratum/{salt}/{stratum.hex()}", 1)[0]
     found.update(zip(members, ((middle + start) % 1).tolist(), strict=True))
   return found
 

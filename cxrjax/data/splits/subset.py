@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from cxrjax.core import hash_random
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Record, Source, SourceInfo
-from cxrjax.data.loading import sampling
+from cxrjax.data.inspection import bits_of
 from cxrjax.data.splits import patient_splits
 
 ROLES = ("train", "test")  # of a fold
@@ -62,6 +63,10 @@ class Subset:
       fingerprint=hashlib.sha256(content.encode()).hexdigest(), notes=(*whole.notes, *notes))
     self.rows: np.ndarray = source.rows[rows] if isinstance(source, Subset) else rows
     self.source: Source = source.source if isinstance(source, Subset) else source
+
+  @property
+  def bits(self) -> int:
+    return bits_of(self.source)
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -256,7 +261,7 @@ def per_class_rows(
   none = ~present.any(axis=1) & (labels == 0).any(axis=1)
   if none.any():
     present = np.concatenate([present, none[:, None]], axis=1)
-  image = sampling.uniforms(f"image/{seed}/{i}" for i in ids)
+  image = hash_random.uniforms(f"image/{seed}/{i}" for i in ids)
   person = patient_splits.patient_uniform(patients, f"per class/{seed}")
   queues = []
   for members in (np.flatnonzero(column).tolist() for column in present.T):

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxrjax.report import format
-from cxrjax.report.html import line_chart
+from cxrjax.report.html import format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.line_chart import Level, Real
 

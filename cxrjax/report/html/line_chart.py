@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from cxrjax.report import format
+from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, el
 
 Real = float | int

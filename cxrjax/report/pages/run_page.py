@@ -1,4 +1,4 @@
-"""`report.html.element`: one self-contained page about a run, a pure function of its workdir."""
+"""`report.html`: one self-contained page about a run, a pure function of its workdir."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 from cxrjax.core import tables
 from cxrjax.core.errors import UserError
 from cxrjax.core.text import identifier
-from cxrjax.report import format, glossary, model_card, naming
+from cxrjax.report import glossary, model_card, naming
 from cxrjax.report import run_files as runs
+from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_writer import replace
 from cxrjax.report.sections import (
@@ -37,7 +38,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   loads nothing: pictures, charts and style are inside.
 
   Returns:
-    The path of `report.html.element` in the workdir; `MODEL_CARD.md` lies beside it.
+    The path of `report.html` in the workdir; `MODEL_CARD.md` lies beside it.
 
   Raises:
     UserError: a file cannot be written.

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from cxrjax.metrics import intervals
-from cxrjax.report import format, naming
-from cxrjax.report.html import line_chart
+from cxrjax.report import naming
+from cxrjax.report.html import format, line_chart
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import FLOOR, TRAINED, Estimate, Run, lookup, number
+from cxrjax.report.html.format import Estimate
+from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup, number
 
 IN_WORDS = ("accuracy", "sensitivity", "specificity")
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from cxrjax.metrics import classification, intervals, roc
 from cxrjax.metrics import precision_recall as average
-from cxrjax.report import format
-from cxrjax.report.html import line_chart
+from cxrjax.report.html import format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import STYLES
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number

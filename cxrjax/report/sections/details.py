@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import format, naming
-from cxrjax.report.html import line_chart, pictures
+from cxrjax.report import naming
+from cxrjax.report.html import format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import time_axis
 from cxrjax.report.run_files import Curve, Run, lookup, number

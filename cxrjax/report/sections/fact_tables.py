@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cxrjax.report import format
+from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import supervised
 from cxrjax.report.run_files import Run, number

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import format, naming
-from cxrjax.report.html import pictures
+from cxrjax.report import naming
+from cxrjax.report.html import format, pictures
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import Estimate, Run, lookup, number
+from cxrjax.report.html.format import Estimate
+from cxrjax.report.run_files import Run, lookup, number
 
 NAMES = {"label": "Label", "age": "Age", "sex": "Sex", "view": "View", "site": "Site"}
 COLOURS = 7  # groups of their own; the rest are drawn alike

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import format, naming
-from cxrjax.report.html import line_chart
+from cxrjax.report import naming
+from cxrjax.report.html import format, line_chart
 from cxrjax.report.html.element import Html, el
+from cxrjax.report.html.format import Estimate
 from cxrjax.report.naming import STYLES
-from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Estimate, Run, lookup, number
+from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 from cxrjax.report.sections import classification, segmentation
 from cxrjax.report.terminal import ORDER, sort_metrics
 

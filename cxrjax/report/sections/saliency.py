@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from cxrjax.report import format
-from cxrjax.report.html import pictures
+from cxrjax.report.html import format, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import Run, lookup, number
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cxrjax.report import format, naming
-from cxrjax.report.html import pictures
+from cxrjax.report import naming
+from cxrjax.report.html import format, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import open_source
+from cxrjax.data import inspection, open_source
 from cxrjax.data.base import Record, SourceInfo, Table
 from cxrjax.data.images import Rows
 from cxrjax.data.loading import cache_file, decoded_cache
@@ -339,16 +339,16 @@ def test_mistakes_of_bits_and_windows(arrays, options, word):
 
 def test_a_sample_decides_the_bits_whatever_rows_are_loaded(arrays):
   source = Deep(arrays(100, 20), eight=range(1, 100))
-  assert decoded_cache.bits_of(source) == 16 and source.reads == [0]
+  assert inspection.bits_of(source) == 16 and source.reads == [0]
   assert load(source, indices=[5, 6]).bits == 16
   assert load(Subset(source, np.array([7, 8]), "some")).bits == 16
   source = Deep(arrays(100, 20), eight=range(99))
-  assert decoded_cache.bits_of(source) == 16 and len(source.reads) == decoded_cache.SAMPLE
+  assert inspection.bits_of(source) == 16 and len(source.reads) == inspection.SAMPLE
   source = Deep(arrays(100, 20), eight=[i for i in range(100) if i != 50])
-  assert decoded_cache.bits_of(source) == 8  # it is not among the sample
-  assert [decoded_cache.bits_of(source, b) for b in (8, 16, "8", "16")] == [8, 16, 8, 16]
+  assert inspection.bits_of(source) == 8  # it is not among the sample
+  assert [inspection.bits_of(source, b) for b in (8, 16, "8", "16")] == [8, 16, 8, 16]
   source.bits = 16
-  assert decoded_cache.bits_of(source) == 16
+  assert inspection.bits_of(source) == 16
 
 
 def test_the_sample_may_be_bad(arrays):
@@ -362,7 +362,7 @@ def test_the_sample_may_be_bad(arrays):
         raise decoded_cache.decode.BadImage("spoilt")
       return get(self, i)
 
-  assert decoded_cache.bits_of(Spoilt(plain, eight=(0, 2, 3))) == decoded_cache.bits_of(source) == 16
+  assert inspection.bits_of(Spoilt(plain, eight=(0, 2, 3))) == inspection.bits_of(source) == 16
 
 
 def test_bits_and_window_are_in_the_key(arrays, cache):

@@ -184,7 +184,7 @@ def test_auto_decides_by_size(source, monkeypatch):
   assert make(source, "auto", resident_limit_bytes=bytes_needed - 1).storage == "cached"
   assert make(source, "auto").storage == "resident"
   assert make(source, "auto", bits=16, resident_limit_bytes=bytes_needed).storage == "cached"
-  monkeypatch.setattr("cxrjax.data.loading.decoded_cache.free_bytes", lambda cache_dir: 2 * bytes_needed - 1)
+  monkeypatch.setattr("cxrjax.core.cache_folder.free_bytes", lambda cache_dir: 2 * bytes_needed - 1)
   assert make(source, "auto", resident_limit_bytes=bytes_needed - 1).storage == "streamed"
 
 

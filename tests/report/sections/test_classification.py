@@ -7,7 +7,8 @@ import pytest
 from pages import Checked
 
 from cxrjax.metrics.intervals import Interval, undefined
-from cxrjax.report import format, terminal
+from cxrjax.report import terminal
+from cxrjax.report.html import format
 from cxrjax.report.pages import run_page
 from cxrjax.report.run_writer import Writer
 

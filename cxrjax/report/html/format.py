@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
-
-from cxrjax.report.run_files import Estimate
 
 ENCODERS = {
   "trained": "Trained", "random": "Before training", "floor": "Thumbnail floor",
@@ -26,6 +25,18 @@ VARIANTS = {  # of a measure
 }
 LESS = ("assd", "hd95", "brier", "ece", "nll")  # the less the better
 HEADS = {"linear": "Linear probe", "floor": "Thumbnail ridge", "pixels": "Thumbnail ridge"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A result with its 95 % interval; NaN where unknown, and why it is undefined."""
+
+  value: float
+  low: float = math.nan
+  high: float = math.nan
+  n: int | None = None
+  method: str = ""
+  undefined: str = ""
 
 
 def estimate(e: Estimate, dash: str = "\N{EN DASH}") -> str:

@@ -1,4 +1,4 @@
-"""`report.html.element` of runs explained side by side: where they look, and how much of it is lung."""
+"""`report.html` of runs explained side by side: where they look, and how much of it is lung."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cxrjax.report import format
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, line_chart, pictures
+from cxrjax.report.html import forest_chart, format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import fact_tables, saliency

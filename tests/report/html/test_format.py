@@ -3,9 +3,10 @@ import math
 import pytest
 
 from cxrjax.metrics.intervals import Interval
-from cxrjax.report import format, terminal
+from cxrjax.report import terminal
+from cxrjax.report.html import format
 from cxrjax.report.html.element import el
-from cxrjax.report.run_files import Estimate
+from cxrjax.report.html.format import Estimate
 from cxrjax.report.run_writer import Writer
 
 

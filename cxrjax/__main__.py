@@ -1,0 +1,61 @@
+"""`cxrjax COMMAND ...`: every command by one name.
+
+    cxrjax train dino:small,data=folder:DIR --workdir=runs/dino    python -m cxrjax.main --config=...
+    cxrjax audit data=folder:DIR                                   --config=audit:data=folder:DIR
+    cxrjax explain runs=runs/dino                                  --config=explain:runs=runs/dino
+    cxrjax predict --workdir=zoo:lungs FILES... --out=DIR          python -m cxrjax.predict
+    cxrjax export --workdir=runs/dino --out=FILE                   python -m cxrjax.export
+    cxrjax folder tfds_builders                                    where data sets' builders lie
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from cxrjax.core import command, package_folders
+from cxrjax.core.errors import UserError, suggest
+
+MODULES = {"train": "cxrjax.main", "audit": "cxrjax.main", "explain": "cxrjax.main",
+           "predict": "cxrjax.predict", "export": "cxrjax.export"}
+FOLDERS = ("configs", "tfds_builders")
+
+
+def arguments(name: str, given: list[str]) -> list[str]:
+  """The flags of a command's module.
+
+  `train` takes a config as its first argument, `audit` and `explain` what stands after its colon.
+  """
+  if MODULES[name] != "cxrjax.main" or "--help" in given:
+    return given
+  first = given[:1] if given and not given[0].startswith("-") else []
+  rest = given[len(first):]
+  if name == "train":
+    return [*(f"--config={config}" for config in first), *rest]
+  return [":".join([f"--config={name}", *first]), *rest]
+
+
+def run() -> None:
+  """Runs the command that the arguments name."""
+  name, *given = sys.argv[1:] or ["--help"]
+  if name in ("-h", "--help"):
+    sys.stdout.write(f"{__doc__}\nEach explains itself with --help.\n")
+    return
+  if name == "folder":
+    if len(given) != 1 or given[0] not in FOLDERS:
+      raise UserError(f"cxrjax folder takes one of {', '.join(FOLDERS)}")
+    sys.stdout.write(f"{package_folders.folder(given[0])}\n")
+    return
+  if name not in MODULES:
+    raise UserError(f"{name!r} is no command of cxrjax{suggest(name, [*MODULES, 'folder'])}")
+  sys.argv = [f"cxrjax {name}", *arguments(name, given)]
+  runpy.run_module(MODULES[name], run_name="__main__", alter_sys=False)
+
+
+def main() -> None:
+  """The program `cxrjax`."""
+  command.run(run)
+
+
+if __name__ == "__main__":
+  main()

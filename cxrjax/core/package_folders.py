@@ -1,0 +1,42 @@
+"""Folders that lie at the top of the repository, and within the package where it is installed."""
+
+from __future__ import annotations
+
+import pathlib
+
+from cxrjax.core.errors import UserError, suggest
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def folder(name: str) -> pathlib.Path:
+  """The folder `configs` or `tfds_builders`, of a checkout or of an installed package."""
+  inside = PACKAGE / name
+  return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def with_config_path(argv: list[str]) -> list[str]:
+  """The arguments with the path of a config that comes with the package, named or by its path.
+
+  `--config=dino:small` and `--config=configs/dino.py:small` mean the same from any folder; a file
+  that is called so goes first.
+
+  Raises:
+    UserError: a name of neither.
+  """
+  found = list(argv)
+  for i, arg in enumerate(argv):
+    flag, equals, value = arg.partition("=")
+    if flag not in ("--config", "-config") or (not equals and i + 1 == len(argv)):
+      continue
+    path, colon, rest = (value if equals else argv[i + 1]).partition(":")
+    name = path if path.isidentifier() else pathlib.Path(path).stem if (
+      pathlib.Path(path).parent.name == "configs") else ""
+    file = folder("configs") / f"{name}.py"
+    if path.isidentifier() and not pathlib.Path(path).exists() and not file.is_file():
+      known = [config.stem for config in file.parent.glob("*.py")]
+      raise UserError(f"--config={path} is no file and no config of the package"
+                      f"{suggest(path, known)}")
+    if not pathlib.Path(path).is_file() and file.is_file():
+      found[i if equals else i + 1] = f"{flag + equals if equals else ''}{file}{colon}{rest}"
+  return found
