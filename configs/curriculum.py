@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from cxrjax.config import curricula, study_args
 
 OWN = {**curricula.OWN, "tasks": "pirl_rotation+pirl_jigsaw+simclr"}
-REAL = {"data": "tfds:chest_xray_pneumonia", "pool": curricula.POOL}
+REAL = {"data": "tfds:chest_xray_pneumonia", "unlabelled": curricula.UNLABELLED}
 PRESETS = {"small": REAL, "paper": REAL, "tiny": {}}
 DEMO = "duration=20 epochs"  # of each stage without labels, on phantoms
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cxrjax.config import curricula, study_args
 
 OWN = curricula.OWN
-REAL = {"data": "tfds:chest_xray_pneumonia", "pool": curricula.POOL}
+REAL = {"data": "tfds:chest_xray_pneumonia", "unlabelled": curricula.UNLABELLED}
 PRESETS = {"small": REAL, "paper": REAL, "tiny": {}}
 DEMO = "crops=global,duration=40 epochs"
 PAPER = "crops=global,solarize=0.0,model=vitae"

@@ -92,7 +92,7 @@ def judge(o: ConfigDict, config: ConfigDict, source: str, split: str, every: str
     "name": "cxrjax.evals.segment", "every": every,
     "data": {**(own if source == o.data else other), "split": split},
     "train": {**own, "split": o.split},
-    "size": o.image_size, "mean": 0.5, "std": 0.25, "spacing": (1.0, 1.0),
+    "spacing": (1.0, 1.0),
     "components": config.method.get_ref("components"),
-    **{key: config.data.get_ref(key) for key in ("fit", "bits", "window", "on_bad_image")},
+    **recipe.pixels(o), **recipe.decoding(config),
   }

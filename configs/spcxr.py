@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from cxrjax.config import curricula, study_args
 
 OWN = {**curricula.OWN, "lungs": "phantom"}  # a source with lung masks; "" leaves that stage out
-REAL = {"pool": curricula.POOL, "lungs": "tfds:nlm_tb/shenzhen",
+REAL = {"unlabelled": curricula.UNLABELLED, "lungs": "tfds:nlm_tb/shenzhen",
         "data": "tfds:chest_xray_pneumonia+tfds:covid19_radiography"}
 PRESETS = {"small": REAL, "paper": REAL, "tiny": {}}
 DEMO = "duration=30 epochs"  # of GMML, on phantoms

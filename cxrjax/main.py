@@ -12,6 +12,7 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
+from cxrjax.config import overrides
 from cxrjax.config.instantiate import locate, trust
 from cxrjax.core import command, package_folders
 from cxrjax.core.errors import UserError
@@ -39,22 +40,11 @@ def parse_flags(argv: list[str]) -> list[str]:
   if "--help" in argv[1:]:
     sys.stdout.write(f"{__doc__}\n\n{flags.FLAGS.module_help('__main__')}\n")
     sys.exit(0)
-  try:
+  with overrides.in_one_line():
     rest = flags.FLAGS(package_folders.with_config_path(argv))
     if _CONFIG.value is not None:
       _CONFIG.value.to_dict()  # a file that could not be loaded says so only here
     return rest
-  except UserError:
-    raise
-  except (AttributeError, KeyError) as error:
-    raise UserError(f"a --config.KEY=value names a key this config does not have: "
-                    f"{one_line(error.args[0])}; the config file lists its keys") from error
-  except (flags.Error, TypeError, ValueError, OSError) as error:
-    raise UserError(one_line(error)) from error
-
-
-def one_line(error: object) -> str:
-  return " ".join(str(error).split())[:500]
 
 
 def set_up_jax(platform: str | None) -> None:

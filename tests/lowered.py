@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from unittest import mock
 
 import compile_ahead
 import jax
+from small import load_config
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -18,10 +18,7 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 def get_config(text: str) -> dict[str, Any]:
   """`"dino:paper"` as `--config=configs/dino.py:paper` has it."""
   name, _, argument = text.partition(":")
-  spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(argument).to_dict()
+  return load_config(name)(argument).to_dict()
 
 
 def training_configs() -> list[str]:

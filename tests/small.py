@@ -26,16 +26,22 @@ def full(*values: Any, id: str | None = None) -> Any:
   return pytest.param(*values, id=id, marks=pytest.mark.full)
 
 
+def load_config(name: str | pathlib.Path) -> Any:
+  """`get_config` of a config file, or of one of the repository by its name."""
+  path = REPOSITORY / "configs" / f"{name}.py" if isinstance(name, str) else name
+  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config
+
+
 def tiny(**overrides: Any) -> dict[str, Any]:
   """`configs/dino.py:tiny` with a smaller network and no evaluators.
 
   Args:
     **overrides: by path, `optimizer__lr={"start": 1.0}`.
   """
-  spec = importlib.util.spec_from_file_location("dino_config", REPOSITORY / "configs" / "dino.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config("tiny").to_dict()
+  config = load_config("dino")("tiny").to_dict()
   config["model"] |= {"width": 32, "depth": 2, "heads": 2}
   config["method"] |= {"hidden": 32, "bottleneck": 16}
   config["evals"] = {}

@@ -47,9 +47,11 @@ def test_configs_by_name_and_by_path(tmp_path, monkeypatch, repository):
   assert found(["x", "--config", "configs/dino.py:tiny"]) == ["x", "--config", f"{file}:tiny"]
   assert found(["x", "--config=dino", "--config.seed=1"]) == [
     "x", f"--config={file}", "--config.seed=1"]
-  assert found(["x", "--config=mine/other.py:small"]) == ["x", "--config=mine/other.py:small"]
-  with pytest.raises(UserError, match="did you mean 'dino'"):
-    found(["x", "--config=dyno"])
+  for other in ("dyno", "configs/dyno.py:small"):
+    with pytest.raises(UserError, match="did you mean 'dino'"):
+      found(["x", f"--config={other}"])
+  with pytest.raises(UserError, match=r"--config=mine/other\.py is no file"):
+    found(["x", "--config=mine/other.py:small"])
   (tmp_path / "configs").mkdir()
   (tmp_path / "configs" / "dino.py").write_text("")  # a file that is called so goes first
   assert found(["x", "--config=configs/dino.py"]) == ["x", "--config=configs/dino.py"]

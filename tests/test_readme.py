@@ -1,14 +1,13 @@
 """What the README and the configs print can be typed."""
 
 import functools
-import importlib.util
 import re
 import shlex
 from operator import getitem
 
 import pytest
 from documents import DOCUMENTS, blocks
-from small import REPOSITORY
+from small import REPOSITORY, load_config
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 
@@ -32,10 +31,7 @@ def commands():
 def test_every_command_names_a_config_that_takes_its_arguments(flags):
   named = dict(f.removeprefix("--").split("=", 1) for f in flags)
   path, _, arg = named.pop("config").partition(":")
-  spec = importlib.util.spec_from_file_location("config", REPOSITORY / path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(arg)
+  config = load_config(REPOSITORY / path)(arg)
   for name in named:
     if name.startswith("config."):
       *parents, leaf = name.removeprefix("config.").split(".")

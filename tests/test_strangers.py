@@ -50,7 +50,7 @@ NAMES = [
   ("cxrjax.config.instantiate.locate", {"name": "canary", "attribute": "Method"}),
   ("cxrjax.config.instantiate.trust", {"names": "canary"}),
   ("cxrjax.config.instantiate.importlib.import_module", {"name": "canary"}),
-  ("cxrjax.studies.launcher.load", {"path": "canary.py"}),
+  ("cxrjax.config.overrides.resolve", {"arguments": ["--config=canary.py"]}),
   ("cxrjax.studies.launcher.subprocess.run", {"args": ["touch", "MARKER"]}),
   ("cxrjax.methods.dino.dataclasses.sys.modules.clear", {}),
   ("cxrjax.methods.dino.Method.__init__.__globals__", {}),

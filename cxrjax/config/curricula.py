@@ -17,14 +17,14 @@ from cxrjax.config.study_args import Handed
 
 OWN: dict[str, Any] = {
   "data": "phantom",        # labelled; A+B: each has a last stage of its own
-  "pool": "",               # what is learnt from without labels; "" is `data`
+  "unlabelled": "",         # sources to learn from without labels; "" is `data`
   "weights": "",            # of the first stage's network, a file; "" draws them
   "each": True,             # repeat the last stages from scratch and from every earlier stage
   "seeds": "0",             # of the last stages, 0+1+2
 }
 # Rates that fall towards the input suit layers that know something already.
 SCRATCH = ("--config.optimizer.layer_decay=1.0",)
-POOL = "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/shenzhen"
+UNLABELLED = "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/shenzhen"
 
 
 def without_labels(
@@ -38,7 +38,7 @@ def without_labels(
   """
   stages: list[dict[str, Any]] = []
   for name, more in tasks:
-    data = [f"data={o.pool or o.data}"]
+    data = [f"data={o.unlabelled or o.data}"]
     data += [] if o.data == "phantom" else [f"eval_data={o.data}"]
     arg = handed.argument(*data, more, name=name, only=study_args.SHARED)
     stages.append(stage(name, f"{name}.py:{arg}", "previous" if stages else o.weights))

@@ -139,6 +139,5 @@ def judge(o: ConfigDict, config: ConfigDict, data: dict, part: str, every: str) 
   """An evaluator of one part of a source."""
   return {
     "name": "cxrjax.evals.classify", "every": every, "data": data, "part": part,
-    "threshold_for": o.threshold_for, "size": o.image_size, "mean": 0.5, "std": 0.25,
-    **{key: config.data.get_ref(key) for key in ("fit", "bits", "window", "on_bad_image")},
+    "threshold_for": o.threshold_for, **recipe.pixels(o), **recipe.decoding(config),
   }

@@ -77,8 +77,8 @@ def views(o: ConfigDict, task: str) -> dict[str, Any]:
     "local_size": o.local_size or patch_pixels(o.image_size, o.patch_size),
   } if task == "jigsaw" else {"name": "cxrjax.views.pretext.Rotation"}
   return {
-    **puzzle, "global_size": o.image_size, "global_scale": o.global_scale, "ratio": (3 / 4, 4 / 3),
+    **puzzle, **recipe.pixels(o, "global_size"), "global_scale": o.global_scale, "ratio": (3 / 4, 4 / 3),
     "flip": 0.5, "brightness": o.jitter, "contrast": o.jitter, "jitter_prob": 1.0,
     "blur_prob": o.blur_prob, "blur_sigma": (0.1, o.blur * o.image_size / 224),
-    "solarize_prob": o.solarize, "solarize_threshold": 0.5, "rotate": 0.0, "mean": 0.5, "std": 0.25,
+    "solarize_prob": o.solarize, "solarize_threshold": 0.5, "rotate": 0.0,
   }

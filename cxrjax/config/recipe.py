@@ -27,7 +27,9 @@ DEMO: dict[str, Any] = {
   "examples": 2048,         # of each of the phantom's splits
   "sites": 1,               # of the phantom; 2 adds a second look, which is then learnt first
   "store": 40,              # images are kept at this many pixels a side
-  "image_size": 32,         # large crops
+  "image_size": 32,         # large crops, and what evaluations and positions are for
+  "mean": 0.5,              # gray levels are normalised with these, everywhere
+  "std": 0.25,
   "init": "",               # a finished run, with its network, or a file of weights to start from
   "model": "Nu",            # a ViT's variant, resnet50, densenet121 (any depth), inception, vitae
   "encoder_width": 0,       # instead of the network's own
@@ -195,9 +197,7 @@ def base(o: ConfigDict) -> ConfigDict:
       config.evals[name] = {
         "name": "cxrjax.evals.probe", "every": o.eval_every,
         "data": {"name": judge, **source_options(judge, o)},
-        "size": o.image_size, "mean": 0.5, "std": 0.25, "ks": (1, 5, 20), "whiten": o.whiten,
-        # What changes the pixels is the same in training, wherever it is set.
-        **{key: config.data.get_ref(key) for key in ("fit", "bits", "window", "on_bad_image")},
+        "ks": (1, 5, 20), "whiten": o.whiten, **pixels(o), **decoding(config),
       }
   return config
 
@@ -224,15 +224,29 @@ def judges(labelled: str) -> dict[str, str]:
   return found
 
 
+def pixels(o: ConfigDict, size: str = "size") -> dict[str, Any]:
+  """Size and normalisation of the network's input, as references: set once, they hold everywhere.
+
+  Args:
+    o: the options.
+    size: what the size is called where they are to stand.
+  """
+  return {size: o.get_ref("image_size"), "mean": o.get_ref("mean"), "std": o.get_ref("std")}
+
+
+def decoding(config: ConfigDict) -> dict[str, Any]:
+  """How images become gray levels, as references to what training has."""
+  return {key: config.data.get_ref(key) for key in ("fit", "bits", "window", "on_bad_image")}
+
+
 def one_view(o: ConfigDict) -> dict[str, Any]:
   """`config.views` of masked autoencoders: one crop, flipped or not, of `o.scale_least` or more."""
   return {
     "name": "cxrjax.views.multicrop",
-    "global_size": o.image_size, "global_crops": 1, "global_scale": (o.scale_least, 1.0),
+    "global_crops": 1, "global_scale": (o.scale_least, 1.0),
     "local_crops": 0, "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": 0.0, "contrast": 0.0,
     "jitter_prob": 0.0, "blur_prob": 0.0, "solarize_prob": 0.0, "rotate": 0.0,
-    "mean": 0.5, "std": 0.25,
-  }
+  } | pixels(o, "global_size")
 
 
 def two_views(o: ConfigDict) -> dict[str, Any]:
@@ -242,12 +256,12 @@ def two_views(o: ConfigDict) -> dict[str, Any]:
   """
   return {
     "name": "cxrjax.views.multicrop",
-    "global_size": o.image_size, "global_crops": 2, "global_scale": o.global_scale,
+    "global_crops": 2, "global_scale": o.global_scale,
     "local_crops": 0, "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": o.jitter,
     "contrast": o.jitter, "jitter_prob": o.jitter_prob, "blur_prob": (*o.blur_prob, 0.0),
     "blur_sigma": (0.1, o.blur * o.image_size / 224), "solarize_prob": (*o.solarize, 0.0),
-    "solarize_threshold": 0.5, "rotate": 0.0, "mean": 0.5, "std": 0.25,
-  }
+    "solarize_threshold": 0.5, "rotate": 0.0,
+  } | pixels(o, "global_size")
 
 
 def corruption(o: ConfigDict) -> dict[str, Any]:
@@ -265,15 +279,14 @@ def multi_crop(o: ConfigDict) -> dict[str, Any]:
   """
   return {
     "name": "cxrjax.views.multicrop",
-    "global_size": o.image_size, "global_crops": 2, "global_scale": o.global_scale,
+    "global_crops": 2, "global_scale": o.global_scale,
     "local_size": o.local_size, "local_crops": o.local_crops, "local_scale": o.local_scale,
     "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": o.jitter, "contrast": o.jitter,
     "jitter_prob": o.jitter_prob,
     "blur_prob": (1.0, 0.1, 0.5),
     "blur_sigma": (0.1, o.blur * o.image_size / 224),
     "solarize_prob": (0.0, o.solarize, 0.0), "solarize_threshold": 0.5, "rotate": 0.0,
-    "mean": 0.5, "std": 0.25,
-  }
+  } | pixels(o, "global_size")
 
 
 def backbone(o: ConfigDict) -> dict[str, Any]:
@@ -285,7 +298,7 @@ def backbone(o: ConfigDict) -> dict[str, Any]:
     except (OSError, KeyError, TypeError, ValueError) as error:
       raise UserError(f"--config=...:init={o.init} holds no run: its config.json cannot be used "
                       f"({error}); give the workdir of a finished one") from error
-    own = {"drop_path": o.drop_path, "image_size": o.image_size}
+    own = {"drop_path": o.drop_path, "image_size": o.get_ref("image_size")}
     return {**model, **{key: value for key, value in own.items() if key in model}}
   return _network(o) | ({"width": o.encoder_width} if o.encoder_width else {})
 
@@ -304,7 +317,7 @@ def _network(o: ConfigDict) -> dict[str, Any]:
             "initial": o.initial, **common}
   return {
     "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
-    "image_size": o.image_size, "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
+    "image_size": o.get_ref("image_size"), "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
     "pool": o.get("pool") or "cls", "positions": o.get("positions", "normal"),
     "interpolation": "dino",              # of positions, for crops of another size than image_size
     "attention": "auto", "remat": False,  # recompute blocks in the backward pass, for less memory

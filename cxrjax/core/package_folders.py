@@ -22,7 +22,7 @@ def with_config_path(argv: list[str]) -> list[str]:
   that is called so goes first.
 
   Raises:
-    UserError: a name of neither.
+    UserError: no such file or name.
   """
   found = list(argv)
   for i, arg in enumerate(argv):
@@ -33,10 +33,11 @@ def with_config_path(argv: list[str]) -> list[str]:
     name = path if path.isidentifier() else pathlib.Path(path).stem if (
       pathlib.Path(path).parent.name == "configs") else ""
     file = folder("configs") / f"{name}.py"
-    if path.isidentifier() and not pathlib.Path(path).exists() and not file.is_file():
+    if pathlib.Path(path).is_file():
+      continue
+    if not file.is_file():
       known = [config.stem for config in file.parent.glob("*.py")]
-      raise UserError(f"--config={path} is no file and no config of the package"
-                      f"{suggest(path, known)}")
-    if not pathlib.Path(path).is_file() and file.is_file():
-      found[i if equals else i + 1] = f"{flag + equals if equals else ''}{file}{colon}{rest}"
+      raise UserError(f"--config={path} is no file, and no config of the package"
+                      f"{suggest(name or path, known)}")
+    found[i if equals else i + 1] = f"{flag + equals if equals else ''}{file}{colon}{rest}"
   return found

@@ -7,14 +7,13 @@ References:
 from __future__ import annotations
 
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 
 def patches(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b n p"]:
   """Images as patches of `size` x `size` pixels, row by row, and so the pixels of each."""
-  b, h, w, c = images.shape
-  x = images.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, -1, size * size * c)
+  return rearrange(images, "b (rows i) (cols j) c -> b (rows cols) (i j c)", i=size, j=size)
 
 
 def normalised(target: Float[Array, "b n p"]) -> Float[Array, "b n p"]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from cxrjax.core.durations import Schedule
@@ -44,8 +45,9 @@ class Labels:
 class Method(Protocol):
   """A frozen dataclass of options; all state is in `params` (trained) and `extra` (the rest).
 
-  The factory gets `encoder` and `clock` besides the options in the config, and `labels`, a
-  `Labels`, where it has such a field. `batch` holds the
+  The factory gets `encoder` and `clock` besides the options in the config. A supervised method
+  declares it: by its class attribute `learns_from`, which is "labels" (the factory then gets
+  `labels`, a `Labels`, as well) or "masks"; without, a method learns from images alone. `batch` holds the
   recipe's views (`f32[views b h w 1]` each), `labels` `f32[b k]`, `position` `i32[b]`: where each
   image stands in the global batch, which random numbers must be derived from, and `index` `i32[b]`:
   its row in the data, of `clock.num_examples`. With `config.data.masks` there are `global_mask`
@@ -134,7 +136,7 @@ def flatten_views(x: Shaped[Array, "v b *rest"]) -> Shaped[Array, "n *rest"]:
   In this order a batch that is split over devices stays split. The other order would put views of
   one device's images all over the mesh, and XLA would gather the whole batch everywhere.
   """
-  return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+  return rearrange(x, "v b ... -> (b v) ...")
 
 
 def image_keys(

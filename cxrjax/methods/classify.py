@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,8 @@ class Method:
     momentum: of the moving average, a number or schedule; 0 for none. It is at most
       `(1 + step) / (10 + step)`, so that an average of a short run forgets where it began.
   """
+
+  learns_from: ClassVar[str] = "labels"
 
   encoder: Any
   clock: clocks.Clock

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,8 @@ class Method:
     cross_entropy: weight of the cross-entropy.
     components: of a predicted mask so many, the largest, are kept when it is used; 0 keeps all.
   """
+
+  learns_from: ClassVar[str] = "masks"
 
   encoder: Any
   clock: clocks.Clock

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -118,11 +119,10 @@ def _pallas(qkv, heads, mesh):
 
 def _unpack(qkv, heads):
   """Queries (scaled), keys and values, each [b heads n size]."""
-  b, n, c = qkv.shape
-  size = c // (3 * heads)
-  q, k, v = (x.transpose(0, 2, 1, 3) for x in jnp.unstack(
-      qkv.reshape(b, n, 3, heads, size), axis=2))
-  return q * size**-0.5, k, v
+  all_three = rearrange(qkv, "b n (qkv heads size) -> b n qkv heads size", qkv=3, heads=heads)
+  q, k, v = (rearrange(x, "b n heads size -> b heads n size")
+             for x in jnp.unstack(all_three, axis=2))
+  return q * q.shape[-1]**-0.5, k, v
 
 
 def _exponentials(q, k):
@@ -144,23 +144,22 @@ def _attend_fwd(qkv, heads):
   # Dividing the outputs instead of the weights: n x size numbers instead of n x n.
   out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=jnp.float32) / total
   out = out.astype(q.dtype)
-  b, h, n, size = out.shape
-  return out.transpose(0, 2, 1, 3).reshape(b, n, h * size), (q, k, v, weights, total, out)
+  joined = rearrange(out, "b heads n size -> b n (heads size)")
+  return joined, (q, k, v, weights, total, out)
 
 
 def _attend_bwd(heads, residuals, dout):
   q, k, v, weights, total, out = residuals
-  b, h, n, size = q.shape
-  dout = dout.reshape(b, n, h, size).transpose(0, 2, 1, 3)
+  dout = rearrange(dout, "b n (heads size) -> b heads n size", heads=heads)
   scaled = (dout.astype(jnp.float32) / total).astype(q.dtype)
   mean = (scaled.astype(jnp.float32) * out).sum(-1, keepdims=True)
   dv = jnp.einsum("bhqk,bhqd->bhkd", weights, scaled)
   dweights = jnp.einsum("bhqd,bhkd->bhqk", scaled, v, preferred_element_type=jnp.float32)
   dscores = (weights * (dweights - mean)).astype(q.dtype)
-  dq = jnp.einsum("bhqk,bhkd->bhqd", dscores, k) * size**-0.5
+  dq = jnp.einsum("bhqk,bhkd->bhqd", dscores, k) * q.shape[-1]**-0.5
   dk = jnp.einsum("bhqk,bhqd->bhkd", dscores, q)
-  packed = jnp.stack([dq, dk, dv], axis=2)  # [b h 3 n size]
-  return (packed.transpose(0, 3, 2, 1, 4).reshape(b, n, 3 * heads * size),)
+  packed = jnp.stack([dq, dk, dv], axis=2)
+  return (rearrange(packed, "b heads qkv n size -> b n (qkv heads size)"),)
 
 
 _attend_packed.defvjp(_attend_fwd, _attend_bwd)

@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
@@ -67,11 +68,10 @@ class PixelHead:
       patches: row by row.
       grid: rows and columns of patches.
     """
-    b, n, d = patches.shape
-    x = patches.reshape(b * n, d).astype(self.dtype)
+    x = rearrange(patches, "b n d -> (b n) d").astype(self.dtype)
     x = self._net.apply(params, x).astype(jnp.float32)
-    x = x.reshape(b, *grid, self.size, self.size, self.channels).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, grid[0] * self.size, grid[1] * self.size, self.channels)
+    return rearrange(x, "(b rows cols) (i j c) -> b (rows i) (cols j) c", rows=grid[0],
+                     cols=grid[1], i=self.size, j=self.size)
 
   def flops(self) -> int:
     """Floating-point operations in matrix products of one patch (a multiply-add is two)."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -372,10 +373,10 @@ class _VisionTransformer(nnx.Module):
   def _embed(self, images, keep, mask, dtype):
     """Class token, registers and (kept) patches of one group: [b n width]."""
     size, grid = self.config[:2]
-    b, h, w, c = images.shape
+    b, h, w, _ = images.shape
     rows, cols = h // size, w // size
-    x = images.astype(dtype).reshape(b, rows, size, cols, size, c)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * cols, size * size * c)
+    x = rearrange(
+      images.astype(dtype), "b (rows i) (cols j) c -> b (rows cols) (i j c)", i=size, j=size)
     if keep is not None:  # pixels have no gradient that would have to be put back
       x = jnp.take_along_axis(x, keep[..., None], axis=1)
     pos = self.pos[...]

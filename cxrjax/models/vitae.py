@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from cxrjax.core.errors import UserError, suggest
@@ -153,20 +154,17 @@ class _Attention(nnx.Module):
 
 def _into_windows(x):
   """Maps [b h w d], padded around, as [b * windows, WINDOW^2, d]."""
-  b, h, w, d = x.shape
+  _, h, w, _ = x.shape
   sides = [(-n % WINDOW // 2, -n % WINDOW - -n % WINDOW // 2) for n in (h, w)]
   x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
-  rows, columns = (n // WINDOW for n in x.shape[1:3])
-  x = x.reshape(b, rows, WINDOW, columns, WINDOW, d).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(-1, WINDOW * WINDOW, d)
+  return rearrange(x, "b (rows i) (cols j) d -> (b rows cols) (i j) d", i=WINDOW, j=WINDOW)
 
 
 def _from_windows(x, shape):
   """The inverse of `_into_windows`, for maps of `shape` (b, h, w)."""
   b, h, w = shape
-  rows, columns = (-(-n // WINDOW) for n in (h, w))
-  x = x.reshape(b, rows, columns, WINDOW, WINDOW, -1).transpose(0, 1, 3, 2, 4, 5)
-  x = x.reshape(b, rows * WINDOW, columns * WINDOW, -1)
+  x = rearrange(x, "(b rows cols) (i j) d -> b (rows i) (cols j) d", b=b, rows=-(-h // WINDOW),
+                i=WINDOW)
   top, left = (-n % WINDOW // 2 for n in (h, w))
   return x[:, top:top + h, left:left + w]
 

@@ -43,7 +43,8 @@ def kind(run: Run) -> str:
   """`classifier`, `segmenter` or `encoder`: what a run leaves."""
   if not naming.supervised(run):
     return "encoder"
-  return "segmenter" if segmentation.drawn(run) or naming.method(run) == "segment" else "classifier"
+  masks = segmentation.drawn(run) or run.fact("learns_from") == "masks"
+  return "segmenter" if masks else "classifier"
 
 
 def render(run: Run) -> str:

@@ -18,9 +18,8 @@ RESEARCH = ("Research use only. Not a medical device; not for diagnosis or any d
 STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
 ENDED = ("failed", "stopped", "diverged")
 PLAIN = ("segment", "classify")  # need no name of a method beside what they learn
-# Those that learn from labels.
-_SUPERVISED = {"segment": "Lung segmentation", "classify": "Classification",
-               "mean_teacher": "Mean teacher", "bke": "BKE"}
+_METHODS = {"segment": "Lung segmentation", "classify": "Classification",
+            "mean_teacher": "Mean teacher", "bke": "BKE"}
 _DEPTHS = ("ResNet", "DenseNet")  # called by their number of layers
 _MODELS = {"vit": "ViT", "resnet": "ResNet", "densenet": "DenseNet", "vitae": "ViTAEv2"}
 
@@ -42,12 +41,12 @@ def method(run: Run) -> str:
 def method_name(run: Run) -> str:
   """`DINO`."""
   name = method(run)
-  return _SUPERVISED.get(name, name.upper() if 0 < len(name) <= 5 else name)
+  return _METHODS.get(name, name.upper() if 0 < len(name) <= 5 else name)
 
 
 def supervised(run: Run) -> bool:
-  """Whether the method learns from labels."""
-  return method(run) in _SUPERVISED
+  """Whether the method learns from labels or masks."""
+  return run.fact("learns_from") in ("labels", "masks")
 
 
 def model_name(run: Run) -> str:

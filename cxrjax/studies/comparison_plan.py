@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import data as sources
+from cxrjax.config import overrides
 from cxrjax.config.instantiate import freeze
 from cxrjax.core import flops
 from cxrjax.core.durations import Clock
@@ -108,7 +109,7 @@ class _Draft:
 
 
 def _draft(path: pathlib.Path, arg: str) -> _Draft:
-  config = launcher.load(path)(arg).to_dict()
+  config = overrides.resolve([f"--config={path}:{arg}"])
   data = config["data"]
   keys = ("source", "split", "subset", "fold", "split_seed", "options")
   examples = _examples(json.dumps(

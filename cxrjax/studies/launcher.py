@@ -6,10 +6,8 @@ one that failed costs those that begin with it, not the others. The same command
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -22,9 +20,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from cxrjax.config import instantiate
+from cxrjax.config import instantiate, overrides
 from cxrjax.core import files, zoo
-from cxrjax.core.errors import UserError, suggest
+from cxrjax.core.errors import UserError
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import environment
 from cxrjax.report.run_writer import FACTS, Writer, now
@@ -51,7 +49,7 @@ class Job:
   @functools.cached_property
   def config(self) -> dict[str, Any]:
     """What the flags make; one that takes something from an earlier run needs that to be there."""
-    return made(self.flags)
+    return overrides.resolve(self.flags)
 
   def command(self, workdir: pathlib.Path) -> str:
     """To be typed."""
@@ -139,33 +137,6 @@ def _write(
   save_table(workdir / "table.csv", show.rows(found))
   show.page.write(workdir)
   return found
-
-
-def load(path: pathlib.Path) -> Callable[[str], Any]:
-  """`get_config` of a config file; a UserError where it is none."""
-  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-  if spec is None or spec.loader is None or not path.is_file():
-    raise UserError(f"{path} is no config file")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config
-
-
-def made(flags: Sequence[str]) -> dict[str, Any]:
-  """The config that `--config=FILE:ARGUMENT --config.a.b=value ...` make."""
-  path, _, arg = flags[0].removeprefix("--config=").partition(":")
-  config = load(pathlib.Path(path))(arg).to_dict()
-  for flag in flags[1:]:
-    key, _, text = flag.removeprefix("--config.").partition("=")
-    *parents, leaf = key.split(".")
-    tree = config
-    for parent in parents:
-      tree = tree.get(parent) if isinstance(tree, dict) else None
-    if not isinstance(tree, dict) or leaf not in tree:
-      known = suggest(leaf, tree) if isinstance(tree, dict) else ""
-      raise UserError(f"{flag} names a key that {path} does not have{known}")
-    tree[leaf] = text if isinstance(tree[leaf], str) else ast.literal_eval(text)
-  return config
 
 
 def done(job: Job, workdir: pathlib.Path) -> bool:

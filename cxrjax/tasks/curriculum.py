@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cxrjax.config import overrides
 from cxrjax.config.instantiate import freeze
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
@@ -148,7 +149,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, _Stage]:
     file, _, arg = spec["config"].partition(":")
     where = folder / file if (folder / file).is_file() else pathlib.Path(file)
     flags, alone = (tuple(spec.get(k) or ()) for k in ("flags", "scratch"))
-    launcher.made([f"--config={where}:{arg}", *flags, *alone])  # a mistake is said before anything runs
+    overrides.resolve([f"--config={where}:{arg}", *flags, *alone])  # a mistake is said before anything runs
     found[name] = _Stage(name, where, arg, flags, alone, init if init in found else "", path)
   if not found:
     raise UserError("config.stages is empty; see configs/curriculum.py")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cxrjax.config import overrides
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.report.html import format
@@ -116,7 +117,7 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
                if n in begin or (pathlib.Path(p).expanduser() / "config.json").is_file()), "")
   methods = []
   for name, file, own in config["methods"]:
-    whole = launcher.made([f"--config={folder / file}:{','.join(filter(None, [config['arg'], own]))}"])
+    whole = overrides.resolve([f"--config={folder / file}:{','.join(filter(None, [config['arg'], own]))}"])
     # What learns from images without labels, too, has all of them.
     option = "labelled" if "labelled" in whole["data"] else "subset"
     methods.append((name, folder / file, own, option))

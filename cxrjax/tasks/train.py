@@ -36,7 +36,7 @@ from cxrjax.report.run_writer import FACTS, FULL, Writer, now
 from cxrjax.tasks import leakage_checks
 from cxrjax.training import init_params, learnt_from, peers, sharding
 from cxrjax.training import workdir as workdirs
-from cxrjax.training.build import build_trainer
+from cxrjax.training.build import build_trainer, learns_from
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.divergence import Diverged, Watch
 from cxrjax.training.loop import Evaluation, Outcome, begin, train
@@ -164,6 +164,7 @@ class Run:
                 "trained_parameters": param_count(shapes["params"]),
                 "flops_per_image": float(self.method.flops(self.spec))},
       "method": self.config["method"]["name"].rpartition(".")[2],
+      "learns_from": learns_from(self.config["method"]),
       "data": {"train": self._describe_data(), **evals},
       "steps": self.clock.total_steps, "epochs": self.clock.epoch(self.clock.total_steps),
       "batch_size": self.clock.batch_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,14 +18,16 @@ from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.train_step import Trainer
 
 
+def learns_from(spec: Mapping[str, Any]) -> str:
+  """What a method declares that it learns from: images alone, their labels, or masks."""
+  factory = locate(spec.get("name", ""), "Method", "config.method.name")
+  return str(getattr(factory, "learns_from", "images"))
+
+
 def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: Labels) -> Any:
-  """The method of a config; supervised ones are told of the labels."""
-  told = {}
-  if spec.get("name"):
-    factory = locate(spec["name"], "Method", "config.method.name")
-    if "labels" in inspect.signature(factory).parameters:
-      told = {"labels": labels}
-  return build(spec, "Method", "config.method", encoder=encoder, clock=clock, **told)
+  """The method of a config; one that learns from labels receives what is known of them."""
+  given = {"labels": labels} if spec.get("name") and learns_from(spec) == "labels" else {}
+  return build(spec, "Method", "config.method", encoder=encoder, clock=clock, **given)
 
 
 def build_trainer(

@@ -47,7 +47,7 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
 
 def _head(run: Restored) -> list[str]:
   """What a supervised run has learnt beside its encoder, which is not taken over."""
-  if not any(field.name == "labels" for field in dataclasses.fields(run.method)):
+  if getattr(run.method, "learns_from", "images") != "labels":
     return []
   classes = ", ".join(run.method.labels.classes)
   return [f"its head for {classes} is not taken over, the new one begins afresh"]

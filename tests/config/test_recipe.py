@@ -1,9 +1,10 @@
 """What stands after the colon, and the config it makes."""
 
-import importlib.util
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
+from small import load_config
 
 from cxrjax.config import recipe
 from cxrjax.config.instantiate import build
@@ -14,10 +15,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def load(name):
-  spec = importlib.util.spec_from_file_location(f"{name}_config", CONFIGS / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config
+  return load_config(CONFIGS / f"{name}.py")
 
 
 def config(arg):
@@ -76,7 +74,8 @@ def test_several_sets_judge_each_by_itself():
 @pytest.mark.parametrize("model", ["resnet18", "densenet121", "inception", "vitae", "S"])
 def test_every_network_by_name(model):
   options = recipe.parse(f"paper,model={model}", {})
-  found = build(recipe.backbone(options), "Model", "config.model")
+  spec = ConfigDict(recipe.backbone(options)).to_dict()  # its references as values
+  found = build(spec, "Model", "config.model")
   assert found.features > 300 and found.stride in (16, 32)
 
 
@@ -126,3 +125,16 @@ def test_dinov2s_temperature_and_learning_rate():
   made = load("dinov2")("paper")
   assert made.method.teacher_temp.kind == "linear" and not made.optimizer.freeze
   assert made.optimizer.lr.start == 4e-3
+
+
+@pytest.mark.parametrize("name", ["dino", "mae", "simclr", "pirl_rotation", "finetune", "segment"])
+def test_size_and_normalisation_are_set_once_for_views_positions_and_evaluations(name):
+  made = load(name)("tiny")
+  made.views.mean, made.views.global_size = 0.449, 24  # as flags do
+  evaluation = next(iter(made.evals.values()))
+  evaluation.std = 0.226
+  for judge in made.evals.values():
+    assert (judge.mean, judge.std, judge.size) == (0.449, 0.226, 24)
+  assert made.views.std == 0.226 and made.model.get("image_size", 24) == 24
+  other = load(name)("tiny,mean=0.4,std=0.2")
+  assert (other.views.mean, next(iter(other.evals.values())).std) == (0.4, 0.2)

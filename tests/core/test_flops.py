@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import REPOSITORY
+from small import REPOSITORY, load_config
 
 from cxrjax.core import flops
 from cxrjax.models.vit import Model
 from cxrjax.studies.comparison_plan import abstract_loss
-from cxrjax.studies.launcher import load
 
 
 def array(*shape):
@@ -101,7 +100,7 @@ def test_a_vit_is_what_its_own_count_says(part):
 def methods():
   """Every config that trains a method, and MoCo's other version."""
   for path in sorted((REPOSITORY / "configs").glob("*.py")):
-    if load(path)("tiny").get("task") == "cxrjax.tasks.train":
+    if load_config(path)("tiny").get("task") == "cxrjax.tasks.train":
       for more in ("", "version=2") if path.stem == "moco" else ("",):
         quick = path.stem in ("dino", "mae", "segment")
         yield pytest.param(path, more, id=f"{path.stem}{more}",
@@ -111,7 +110,7 @@ def methods():
 @pytest.mark.parametrize(("path", "more"), list(methods()))
 def test_a_methods_own_count_is_that_of_its_gradient(path, more):
   """Within a tenth: it leaves out similarities, metrics and what stands between the networks."""
-  config = load(path)(f"tiny,{more}").to_dict()
+  config = load_config(path)(f"tiny,{more}").to_dict()
   examples = 48
   loss, shapes = abstract_loss(config, examples)
   counted = flops.count(jax.value_and_grad(loss, has_aux=True), *shapes) / config["batch_size"]

@@ -1,6 +1,5 @@
 """A classifier, and its test images as files."""
 
-import importlib.util
 import json
 
 import films as given
@@ -8,7 +7,7 @@ import finished
 import numpy as np
 import pytest
 from PIL import Image
-from small import REPOSITORY
+from small import load_config
 
 import cxrjax
 from cxrjax.data import open_source
@@ -20,10 +19,7 @@ LOADED = {}
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory):
   """The workdir of a classifier, judged on test images."""
-  spec = importlib.util.spec_from_file_location("tune", REPOSITORY / "configs" / "finetune.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config("tiny,threshold_for=balanced_accuracy").to_dict()
+  config = load_config("finetune")("tiny,threshold_for=balanced_accuracy").to_dict()
   config["model"] |= {"width": 32, "depth": 1, "heads": 2}
   workdir = tmp_path_factory.mktemp("tuned") / "run"
   finished.network(workdir, config)

@@ -2,17 +2,15 @@
 the global batch."""
 
 import pytest
-from small import REPOSITORY, full, program
-
-from cxrjax.studies.launcher import load
+from small import REPOSITORY, full, load_config, program
 
 CONFIGS = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py")
-                 if load(p)("tiny").get("task") == "cxrjax.tasks.train")
+                 if load_config(p)("tiny").get("task") == "cxrjax.tasks.train")
 
 SCRIPT = """
-import importlib.util, sys
+import sys
 import jax, jax.numpy as jnp, numpy as np
-import lab
+import lab, small
 from cxrjax.config.instantiate import build
 from cxrjax.core.durations import Clock
 from cxrjax.methods.base import Labels
@@ -22,10 +20,7 @@ from cxrjax.training.sharding import make_mesh
 from cxrjax.training.train_step import Trainer
 
 assert jax.device_count() == 8
-spec = importlib.util.spec_from_file_location("config", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-config = module.get_config("tiny").to_dict()
+config = small.load_config(sys.argv[1])("tiny").to_dict()
 clock = Clock(total_steps=4, steps_per_epoch=1.0, batch_size=8)
 config["model"] |= {"width": 32, "depth": 1, "heads": 2}
 encoder = build(config["model"], "Model", "config.model")
@@ -63,4 +58,4 @@ print("same state", a)
 
 @pytest.mark.parametrize("name", [name if name == "dino" else full(name) for name in CONFIGS])
 def test_eight_devices_give_the_step_of_one(name):
-  assert "same state" in program(SCRIPT, str(REPOSITORY / "configs" / f"{name}.py"))
+  assert "same state" in program(SCRIPT, str(name))

@@ -61,11 +61,13 @@ def test_a_pretraining(small):
   assert "Features hold the site as well" in text
 
 
-@pytest.mark.parametrize("kind, tag", [
-  ("classify", "image-classification"), ("segment", "image-segmentation")])
-def test_what_learnt_from_labels(tmp_path, kind, tag):
+@pytest.mark.parametrize("kind, method, learns_from, tag", [
+  ("classify", "classify", "labels", "image-classification"),
+  ("classify", "somebodys_own", "labels", "image-classification"),
+  ("segment", "segment", "masks", "image-segmentation")])
+def test_what_learnt_from_labels(tmp_path, kind, method, learns_from, tag):
   make = getattr(finished, kind)
-  make(tmp_path, {"model": {}}, 3.0, 0, method=kind)
+  make(tmp_path, {"model": {}}, 3.0, 0, method=method, learns_from=learns_from)
   front, text = read(tmp_path)
   assert front["pipeline_tag"] == tag
   assert "self-supervised-learning" not in front["tags"]
@@ -76,7 +78,7 @@ def test_what_learnt_from_labels(tmp_path, kind, tag):
 
 
 def test_subgroups_are_told_with_their_intervals_and_what_is_unknown(tmp_path):
-  finished.classify(tmp_path, {}, 3.0, 0, method="classify")
+  finished.classify(tmp_path, {}, 3.0, 0, method="classify", learns_from="labels")
   interval = {"value": 0.91, "low": 0.85, "high": 0.95}
   few = {"value": None, "low": None, "high": None, "undefined": "few"}
   with Writer(tmp_path) as writer:
@@ -91,7 +93,7 @@ def test_subgroups_are_told_with_their_intervals_and_what_is_unknown(tmp_path):
 
 
 def test_limits_follow_from_the_facts(tmp_path):
-  finished.classify(tmp_path, {}, 3.0, 0, method="classify")
+  finished.classify(tmp_path, {}, 3.0, 0, method="classify", learns_from="labels")
   _, text = read(tmp_path)
   assert "on the source that it was trained on only" in text
   assert "Patients are not known of all training images" in text
@@ -116,7 +118,7 @@ def test_where_it_looks(small, tmp_path):
 
 
 def test_what_chose_the_checkpoint_is_no_result_for_the_hub(tmp_path):
-  finished.classify(tmp_path, {}, 3.0, 0, method="classify")
+  finished.classify(tmp_path, {}, 3.0, 0, method="classify", learns_from="labels")
   with Writer(tmp_path) as writer:
     writer.results(5, 0.2, "validation", "trained", {"auroc": 0.999})
     writer.facts(data={"validation": {"name": "phantom", "split": "val"}})

@@ -9,7 +9,6 @@ import types
 
 import pytest
 
-from cxrjax.core.errors import UserError
 from cxrjax.studies import launcher
 
 
@@ -68,16 +67,6 @@ def file(tmp_path):
   path = tmp_path / "config.py"
   path.write_text(CONFIG)
   return path
-
-
-def test_flags_make_the_config(file):
-  found = launcher.made([f"--config={file}:small,b=1", "--config.a.rate=1e-3", "--config.a.name=",
-                     "--config.a.pairs=((3, '4 %'),)"])
-  assert found == {"arg": "small,b=1", "a": {"rate": 1e-3, "name": "", "pairs": ((3, "4 %"),)}}
-  with pytest.raises(UserError, match=r"--config\.a\.rat=1 names a key.*did you mean 'rate'"):
-    launcher.made([f"--config={file}", "--config.a.rat=1"])
-  with pytest.raises(UserError, match=r"none\.py is no config file"):
-    launcher.made(["--config=none.py"])
 
 
 class Board:
@@ -139,7 +128,7 @@ def test_a_config_that_cannot_be_made_is_a_run_that_failed(file, tmp_path, monke
   board = Board(monkeypatch)
   assert board.take(jobs, tmp_path / "run") == 1 and board.launched == ["b"]
   assert json.loads((tmp_path / "run" / "run.json").read_text())["board"]["failed"]["a"].endswith(
-    "none.py is no config file")
+    "none.py is no file")
 
 
 def test_a_signal_ends_all(file, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """A whole audit: files, page, exit; mistakes in one line."""
 
 import csv
-import importlib.util
 import json
 
 import dicoms
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from pages import Checked
 from PIL import Image
-from small import REPOSITORY
+from small import load_config
 
 from cxrjax.core.errors import UserError
 from cxrjax.data.sources import phantom
@@ -17,11 +16,9 @@ from cxrjax.tasks import audit
 
 
 def config(arg="tiny", **changes):
-  path = REPOSITORY / "configs" / "audit.py"
-  spec = importlib.util.spec_from_file_location("audit", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return {**module.get_config(arg).to_dict(), **changes}
+  path = "audit"
+  get_config = load_config(path)
+  return {**get_config(arg).to_dict(), **changes}
 
 
 def rows(path):

@@ -6,8 +6,9 @@ import shlex
 
 import pytest
 from pages import Checked
-from small import REPOSITORY, lines
+from small import REPOSITORY, lines, load_config
 
+from cxrjax.config import overrides
 from cxrjax.core.errors import UserError
 from cxrjax.studies import comparison_plan, launcher
 from cxrjax.tasks import compare, train
@@ -16,7 +17,7 @@ PATH = REPOSITORY / "configs" / "compare.py"
 
 
 def config(arg="tiny,methods=dino+mae"):
-  return launcher.load(PATH)(arg).to_dict()
+  return load_config(PATH)(arg).to_dict()
 
 
 def rows(workdir):
@@ -137,7 +138,7 @@ def test_a_row_can_be_repeated_by_hand(compared):
     path, _, arg = flags[0].removeprefix("--config=").partition(":")
     flags[0] = f"--config={REPOSITORY / path}:{arg}"
     own = compared[0] / f"{row['method']}-seed0" / "config.json"
-    assert json.loads(json.dumps(launcher.made(flags[:-1]))) == json.loads(own.read_text())
+    assert json.loads(json.dumps(overrides.resolve(flags[:-1]))) == json.loads(own.read_text())
 
 
 @pytest.mark.full
@@ -186,7 +187,7 @@ def test_the_config_hands_on_what_is_common():
     assert {"small", "data=folder:/a", "manual_dir=/m", "patch_size=16", "data.csv=l.csv",
             "standardize=False", "model=Mu"} <= set(own), name
   assert args["rgmim"][-2:] == ["lung_ratio=0.5", "lr=1e-3"] and "version=2" in args["moco2"]
-  made = launcher.load(REPOSITORY / "configs" / "rgmim.py")(",".join(args["rgmim"]))
+  made = load_config("rgmim")(",".join(args["rgmim"]))
   assert set(made.evals) == {"b", "d"} and made.model.patch_size == 16
   assert made.optimizer.lr.start == 1e-3
 
@@ -201,7 +202,7 @@ def test_papers_of_resnets_get_a_vits_optimizer():
 @pytest.mark.parametrize("preset", ["", "small", "paper", "tiny"])
 def test_every_method_takes_its_arguments(preset):
   for name, file, arg in config(preset)["methods"]:
-    made = launcher.load(REPOSITORY / "configs" / file)(arg)
+    made = load_config(REPOSITORY / "configs" / file)(arg)
     assert made.task == "cxrjax.tasks.train", name
 
 

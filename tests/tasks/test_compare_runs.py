@@ -44,7 +44,7 @@ def finished(folder, p, labels, *, classes=("normal", "opacity"), exclusive=True
   (folder / "config.json").write_text(json.dumps({
     "seed": 0, "lr": lr, "evals": {"validation": {"part": "val"}}}))
   with Writer(folder) as writer:
-    writer.facts(status=status, method="classify", model={"name": "vit"}, steps=10, epochs=1.0,
+    writer.facts(status=status, method="classify", learns_from="labels", model={"name": "vit"}, steps=10, epochs=1.0,
                  command=f"python -m cxrjax.main --workdir={folder}",
                  chosen={"step": 5, "by": "auroc", "evaluators": [name]},
                  data={"train": {"name": "phantom", "n": 40, "split": "train"},
@@ -197,7 +197,7 @@ def test_masks(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     with Writer(folder) as writer:
-      writer.facts(status="finished", method="segment",
+      writer.facts(status="finished", method="segment", learns_from="masks",
                    data={"test": {"name": "phantom", "n": N, "fingerprint": "f"}})
       writer.results(5, 0.5, "test", "trained", {
         m: {"value": float(values.mean()), "n": N} for m in ("dice", "iou", "hd95")})

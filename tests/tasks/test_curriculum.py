@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from finished import LABELS, PATIENTS, classify, probabilities, segment
 from pages import Checked
-from small import REPOSITORY
+from small import REPOSITORY, load_config
 
 from cxrjax.core.errors import UserError
 from cxrjax.evals import classification_metrics
@@ -20,7 +20,7 @@ ARG = "tiny,tasks=pirl_rotation+simclr"
 
 
 def load(name):
-  return launcher.load(REPOSITORY / "configs" / f"{name}.py")
+  return load_config(name)
 
 
 class Made:
@@ -149,6 +149,14 @@ def test_only_the_chain(tmp_path):
   assert [j.name for j in jobs] == ["pirl_rotation", "simclr", "finetune-seed0"]
 
 
+def test_pooling_is_of_the_network_and_unlabelled_sources_are_another_option(tmp_path):
+  jobs = curriculum.plan(load("curriculum")(
+    f"{ARG},pool=mean,unlabelled=phantom+phantom*2,each=False").to_dict(), tmp_path)
+  last = jobs[-1].config
+  assert last["model"]["pool"] == "mean" and last["data"]["source"] == "phantom"
+  assert [part["source"] for part in jobs[0].config["data"]["source"]] == ["phantom", "phantom"]
+
+
 @pytest.mark.parametrize("preset", ["", "small", "paper"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_stage_takes_its_arguments(name, preset, tmp_path):
@@ -168,9 +176,9 @@ def spec(**changes):
   ((spec(name="scratch"),), "config.stages[0].name='scratch'"),
   ((spec(name="a/b"),), "config.stages[0].name='a/b'"),
   ((spec(colour="red"),), "takes config, flags, init, name, scratch"),
-  ((spec(config="none.py"),), "none.py is no config file"),
+  ((spec(config="none.py"),), "none.py is no file"),
   ((spec(config="dino.py:colour=red"),), "colour=red is not an option"),
-  ((spec(flags=("--config.colour=red",)),), "names a key that"),
+  ((spec(flags=("--config.colour=red",)),), "names a key this"),
 ])
 def test_mistakes_are_one_line(tmp_path, given, message):
   config = {"task": "t", "folder": str(REPOSITORY / "configs"), "stages": given, "each": True,

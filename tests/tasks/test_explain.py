@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pages
 import pytest
+from small import load_config
 
 from cxrjax.core.errors import UserError
-from cxrjax.studies.launcher import load
 from cxrjax.tasks import explain, train
 
 MODEL = {"width": 16, "depth": 2, "heads": 2}
@@ -19,7 +19,7 @@ MODEL = {"width": 16, "depth": 2, "heads": 2}
 def runs(tmp_path_factory, repository):
   """A classifier that has learnt nothing yet, and the same with a name of its own."""
   folder = tmp_path_factory.mktemp("runs")
-  config = load(repository / "configs" / "finetune.py")("tiny").to_dict()
+  config = load_config(repository / "configs" / "finetune.py")("tiny").to_dict()
   config["model"] |= MODEL
   config["explain"] = {"images": 3, "lungs": 16, "methods": "attention+rollout+gradcam"}
   said = []
@@ -29,7 +29,7 @@ def runs(tmp_path_factory, repository):
 
 
 def config_of(repository, text):
-  return load(repository / "configs" / "explain.py")(text).to_dict()
+  return load_config(repository / "configs" / "explain.py")(text).to_dict()
 
 
 @pytest.fixture(scope="module")

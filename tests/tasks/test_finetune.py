@@ -1,12 +1,11 @@
 """Fine-tuning from a run, from a file, from nothing; judged by what did not choose it."""
 
-import importlib.util
 import json
 
 import jax
 import numpy as np
 import pytest
-from small import REPOSITORY, lines
+from small import REPOSITORY, lines, load_config
 
 from cxrjax.core.errors import UserError
 from cxrjax.tasks import train
@@ -15,10 +14,7 @@ from cxrjax.training.restore import restore
 
 
 def config_of(name, arg="tiny"):
-  spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(arg).to_dict()
+  return load_config(name)(arg).to_dict()
 
 
 @pytest.fixture(scope="module")

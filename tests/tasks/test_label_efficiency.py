@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from finished import IDS, LABELS, PATIENTS, classify, probabilities
 from pages import Checked
-from small import REPOSITORY
+from small import REPOSITORY, load_config
 
 from cxrjax.core.errors import UserError
 from cxrjax.evals import classification_metrics
@@ -22,7 +22,7 @@ SHARE = {"10 %": 0.3, "100 %": 1.0}
 
 
 def config(arg=ARG):
-  return launcher.load(PATH)(arg).to_dict()
+  return load_config(PATH)(arg).to_dict()
 
 
 class Made:
@@ -246,7 +246,7 @@ def test_a_pretraining_that_failed_costs_its_own_start(tmp_path, monkeypatch):
   ("tiny,inits=scratch,fractions=120", "is no share"),
   ("tiny,inits=scratch,seeds=one", "config.seeds='one' is no seed"),
   ("tiny,inits=scratch,colour=red", "colour=red is not an option"),
-  ("tiny,inits=scratch,methods=none", "none.py is no config file"),
+  ("tiny,inits=scratch,methods=none", "none.py is no file"),
   ("tiny,args.dino=colour=red", "colour=red is not an option"),
 ])
 def test_mistakes_are_one_line(tmp_path, arg, message):

@@ -1,7 +1,6 @@
 """A segmentation run, and its masks in another run's batches."""
 
 import dataclasses
-import importlib.util
 import json
 import types
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small import REPOSITORY, lines
+from small import lines, load_config
 
 from cxrjax.core.errors import UserError
 from cxrjax.data.loading.decoded_cache import load_images
@@ -22,10 +21,7 @@ from cxrjax.training.restore import Restored, restore
 
 
 def config_of(name, arg="tiny", **model):
-  spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(arg).to_dict()
+  config = load_config(name)(arg).to_dict()
   config["model"] |= {"width": 32, "depth": 2, "heads": 2, **model}
   return config
 

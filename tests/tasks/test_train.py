@@ -1,14 +1,13 @@
 """The whole road on small runs: every config's `:tiny`, what lands in the workdir, wrong inputs."""
 
 import functools
-import importlib.util
 import json
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
-from small import REPOSITORY, lines, tiny
+from small import REPOSITORY, lines, load_config, tiny
 
 from cxrjax.core.errors import UserError
 from cxrjax.methods.base import Labels
@@ -19,10 +18,7 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 
 
 def load(path, arg):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(arg)
+  return load_config(path)(arg)
 
 
 # Judged by the probe; what is judged otherwise has its own tests.
@@ -94,7 +90,7 @@ def test_training_changes_what_is_evaluated(tmp_path):
 
 
 def test_paper_recipe_is_the_papers():
-  config = load(REPOSITORY / "configs" / "dino.py", "paper")
+  config = load("dino", "paper")
   assert (config.model.variant, config.model.patch_size) == ("S", 16)
   assert config.model.initial == "normal"
   assert config.method.hidden == 2048 and config.method.bottleneck == 256
@@ -112,7 +108,7 @@ def test_paper_recipe_is_the_papers():
 @pytest.mark.parametrize("model, steps", [("Nu", 2), ("resnet18", 1)])
 def test_convolutions_go_step_by_step_on_a_cpu(model, steps):
   """In a loop they are several times slower there."""
-  config = load(REPOSITORY / "configs" / "simclr.py", f"tiny,model={model},eval_data=none")
+  config = load("simclr", f"tiny,model={model},eval_data=none")
   assert train.Run(config.to_dict(), progress=False).trainer.block == steps
 
 
@@ -166,7 +162,7 @@ def test_a_folder_without_labels_trains_without_a_probe(tmp_path):
   for i in range(12):
     Image.fromarray(rng.integers(0, 255, (40, 50), np.uint8)).save(folder / f"{i}.png")
   arg = f"tiny,data=folder:{folder},split=all"
-  config = load(REPOSITORY / "configs" / "dino.py", arg).to_dict()
+  config = load("dino", arg).to_dict()
   assert config["evals"] == {}
   config["model"] |= {"width": 32, "depth": 2, "heads": 2}
   assert train.run(config, tmp_path / "run", say=lambda s: None) == 0
@@ -189,7 +185,7 @@ def test_a_method_that_needs_labels_says_how_a_folder_could_have_them(tmp_path):
     Image.fromarray(pixels).save(tmp_path / f"{k}.png")
   (tmp_path / "labels.csv").write_text("path,diagnosis,who\n" + "".join(
     f"{k}.png,{'ab'[k % 2]},{k}\n" for k in range(4)))
-  tune = functools.partial(load, REPOSITORY / "configs" / "finetune.py")
+  tune = functools.partial(load, "finetune")
   source = f"tiny,data=folder:{tmp_path},split=all"
   with pytest.raises(UserError, match=r"no labels.*data.csv=labels.csv, its labels with data.label_"
                      r"columns=NAME and its patients with data.patient_column=NAME .*diagnosis"):

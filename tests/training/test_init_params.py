@@ -1,11 +1,10 @@
 """What an encoder starts from, and what is said of it."""
 
-import importlib.util
 
 import finished
 import numpy as np
 import pytest
-from small import REPOSITORY
+from small import load_config
 
 from cxrjax.config.instantiate import build
 from cxrjax.training import init_params
@@ -13,10 +12,7 @@ from cxrjax.training import init_params
 
 @pytest.mark.parametrize("classes", [("normal", "opacity"), ("tuberculosis", "healthy")])
 def test_a_classifiers_head_is_not_taken_over_and_this_is_said(tmp_path, classes):
-  spec = importlib.util.spec_from_file_location("tune", REPOSITORY / "configs" / "finetune.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config("tiny").to_dict()
+  config = load_config("finetune")("tiny").to_dict()
   config["model"] |= {"width": 32, "depth": 1, "heads": 2}
   config["evals"] = {}
   finished.network(tmp_path / "run", config, classes)

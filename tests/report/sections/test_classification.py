@@ -37,7 +37,7 @@ def made(folder, classes=("normal", "tb <x>"), exclusive=True, subgroups=True):
   with Writer(folder) as writer:
     (folder / "config.json").write_text(json.dumps({"model": {"patch_size": 8}}))
     writer.facts(
-      status="finished", method="classify", steps=100, epochs=5.0, batch_size=16,
+      status="finished", method="classify", learns_from="labels", steps=100, epochs=5.0, batch_size=16,
       model={"name": "cxrjax.models.vit", "variant": "Nu"},
       chosen={"step": 75, "by": "auroc", "evaluators": ["test"]},
       data={"train": {"name": "phantom", "n": 320},

@@ -25,7 +25,7 @@ def workdir(tmp_path):
   with Writer(tmp_path) as writer:
     (tmp_path / "config.json").write_text(json.dumps({"model": {"patch_size": 8}}))
     writer.facts(
-      status="finished", method="segment", steps=100, epochs=5.0, batch_size=16,
+      status="finished", method="segment", learns_from="masks", steps=100, epochs=5.0, batch_size=16,
       model={"name": "cxrjax.models.vit", "variant": "Nu"},
       chosen={"step": 75, "by": "dice", "evaluators": ["test"]},
       data={"train": {"name": "phantom", "n": 320, "lung_masks": {"published": 300, "none": 20}},
