@@ -47,23 +47,34 @@ def main():
     i, _, _ = duplicates.pairs(x, None, block=args.block)
     seconds = time.perf_counter() - began
     compared = n * (n - 1) / 2
-    row = {"images": n, "seconds": seconds, "pairs_per_s": compared / seconds,
-           "gflops": 2 * DIMENSIONS * compared / seconds / 1e9, "found": len(i)}
+    row = {
+      "images": n,
+      "seconds": seconds,
+      "pairs_per_s": compared / seconds,
+      "gflops": 2 * DIMENSIONS * compared / seconds / 1e9,
+      "found": len(i),
+    }
     result["first"].append(row)
-    print(f"first     {n:7d} images {seconds:8.2f} s  {row['pairs_per_s'] / 1e6:8.1f} M pairs/s  "
-          f"{row['gflops']:8.0f} GFLOP/s  {len(i)} found")
+    print(
+      f"first     {n:7d} images {seconds:8.2f} s  {row['pairs_per_s'] / 1e6:8.1f} M pairs/s  "
+      f"{row['gflops']:8.0f} GFLOP/s  {len(i)} found"
+    )
     assert len(i) >= n // 100, "copies were lost"
   last = result["first"][-1]
   for n in (100_000, 1_000_000):
     seconds = n * (n - 1) / 2 / last["pairs_per_s"]
-    print(f"          {n:,} images at this rate: {seconds / 60:.1f} minutes; signatures "
-          f"{n * DIMENSIONS * 2 / 1e9:.1f} GB on the host")
+    print(
+      f"          {n:,} images at this rate: {seconds / 60:.1f} minutes; signatures "
+      f"{n * DIMENSIONS * 2 / 1e9:.1f} GB on the host"
+    )
 
   source = open_source("phantom", n=args.decoded, size=128)
   drawn = np.stack([source[k].image for k in range(min(256, args.decoded))])
-  pixels = np.concatenate([drawn] * -(-args.decoded // len(drawn)))[:args.decoded]
-  for name, work in (("signatures", lambda: duplicates.of_images(pixels)),
-                     ("polarity", lambda: polarity.agreement(polarity.describe(pixels)[0]))):
+  pixels = np.concatenate([drawn] * -(-args.decoded // len(drawn)))[: args.decoded]
+  for name, work in (
+    ("signatures", lambda: duplicates.of_images(pixels)),
+    ("polarity", lambda: polarity.agreement(polarity.describe(pixels)[0])),
+  ):
     work()
     began = time.perf_counter()
     work()
@@ -90,7 +101,7 @@ def signatures(n):
   x = np.empty((n, DIMENSIONS), np.float16)
   for start in range(0, n, 4096):
     part = rng.standard_normal((min(4096, n - start), DIMENSIONS), np.float32)
-    x[start:start + 4096] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    x[start : start + 4096] = part / np.linalg.norm(part, axis=1, keepdims=True)
   copies = np.arange(0, n - 1, 100)
   x[copies + 1] = x[copies]
   return x

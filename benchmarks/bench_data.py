@@ -45,6 +45,7 @@ def make_files(folder, count, side):
   from PIL import Image
 
   from cxrjax.data import open_source
+
   source = open_source("phantom", n=max(8, count), size=side)
   rng = np.random.default_rng(0)
   for form in FORMATS:
@@ -66,13 +67,16 @@ def make_files(folder, count, side):
 def _dicom(path, pixels):
   import pydicom
   from pydicom.uid import ExplicitVRLittleEndian
+
   meta = pydicom.dataset.FileMetaDataset()
   meta.TransferSyntaxUID = ExplicitVRLittleEndian
   meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
   meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
   data = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-  data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, (
-      meta.MediaStorageSOPInstanceUID)
+  data.SOPClassUID, data.SOPInstanceUID = (
+    meta.MediaStorageSOPClassUID,
+    (meta.MediaStorageSOPInstanceUID),
+  )
   data.Modality, data.ViewPosition = "DX", "PA"
   data.Rows, data.Columns = pixels.shape
   data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -89,14 +93,18 @@ class Ours:
     import jax
 
     from cxrjax.data import open_source
+
     self.jax, self.spec = jax, spec
     self.cache = pathlib.Path(spec["folder"]) / "cache"
-    self.sources = {f: open_source(f"folder:{spec['folder']}/{f}", split="all",
-                                   cache_dir=str(self.cache)) for f in FORMATS}
+    self.sources = {
+      f: open_source(f"folder:{spec['folder']}/{f}", split="all", cache_dir=str(self.cache))
+      for f in FORMATS
+    }
     self.loaders = {}
 
   def decode(self, form):
     from cxrjax.data.loading import decoded_cache
+
     source, n, size = self.sources[form], self.spec["count"], self.spec["size"]
     bits = inspection.bits_of(source)
     start = time.perf_counter()
@@ -108,18 +116,32 @@ class Ours:
     """Images a second, pixels on the device and windowed where they need it."""
     from cxrjax.data.loading import decoded_cache
     from cxrjax.data.loading.loader import Loader
+
     key = form, storage
     if key not in self.loaders:
       source = self.sources[form]
       if storage != "raw":
         source = decoded_cache.load_images(
-            source, self.spec["size"], cache_dir=self.cache, progress=False)
+          source, self.spec["size"], cache_dir=self.cache, progress=False
+        )
       loader = Loader(
-          source, batch_size=self.spec["batch"], seed=0, storage=(
-              "resident" if storage == "resident" else "streamed"), size=self.spec["size"],
-          cache_dir=self.cache, progress=False)
-      self.loaders[key] = loader, self.jax.jit(lambda data, batch: loader.fetch(data, batch)[
-          "image"].sum(axis=(1, 2, 3), dtype="float32")), 0
+        source,
+        batch_size=self.spec["batch"],
+        seed=0,
+        storage=("resident" if storage == "resident" else "streamed"),
+        size=self.spec["size"],
+        cache_dir=self.cache,
+        progress=False,
+      )
+      self.loaders[key] = (
+        loader,
+        self.jax.jit(
+          lambda data, batch: loader.fetch(data, batch)["image"].sum(
+            axis=(1, 2, 3), dtype="float32"
+          )
+        ),
+        0,
+      )
     loader, use, t = self.loaders[key]
     steps = self.spec["steps"] * (1 if storage == "raw" else 20)
     start, done = time.perf_counter(), 0
@@ -147,14 +169,17 @@ class Grain:
 
   def __init__(self, spec):
     self.spec = spec
-    self.files = {f: sorted(map(str, (pathlib.Path(spec["folder"]) / f / "any").iterdir()))
-                  for f in FORMATS}
+    self.files = {
+      f: sorted(map(str, (pathlib.Path(spec["folder"]) / f / "any").iterdir())) for f in FORMATS
+    }
 
   def load(self, path):
     import numpy as np
     from PIL import Image
+
     if path.endswith(".dcm"):
       import pydicom
+
       image = Image.fromarray((pydicom.dcmread(path).pixel_array >> 4).astype(np.uint8))
     else:
       image = Image.open(path)
@@ -164,6 +189,7 @@ class Grain:
 
   def answer(self, kind, form):
     import grain
+
     files, batch = self.files[form], self.spec["batch"]
     start = time.perf_counter()
     if kind == "decode":
@@ -172,8 +198,11 @@ class Grain:
       return {"rate": len(files) / (time.perf_counter() - start)}
     images = self.spec["steps"] * batch
     data = grain.MapDataset.source(files).shuffle(seed=0).repeat().map(self.load).batch(batch)
-    stream = iter(data[:self.spec["steps"]].to_iter_dataset(
-        grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=4)))
+    stream = iter(
+      data[: self.spec["steps"]].to_iter_dataset(
+        grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=4)
+      )
+    )
     for _ in range(self.spec["steps"]):
       next(stream)
     return {"rate": images / (time.perf_counter() - start)}
@@ -181,7 +210,8 @@ class Grain:
 
 def parse():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   add = parser.add_argument
   add("--count", type=int, default=64, help="files of each format")
   add("--side", type=int, default=1024, help="pixels a side of the files")
@@ -212,9 +242,11 @@ def main():
     sides = {name: Worker(name, [*me, name]) for name in ("cxrjax", "grain")}
     if args.peer_python:
       sides["torchvision"] = Worker(
-          "torchvision", [args.peer_python, str(HERE / "peer_data.py"), spec])
-    files = {f: statistics.mean(p.stat().st_size for p in (folder / f / "any").iterdir())
-             for f in FORMATS}
+        "torchvision", [args.peer_python, str(HERE / "peer_data.py"), spec]
+      )
+    files = {
+      f: statistics.mean(p.stat().st_size for p in (folder / f / "any").iterdir()) for f in FORMATS
+    }
     result = measure(sides, args) | {"file_bytes": files}
     for side in sides.values():
       side.close()
@@ -241,31 +273,54 @@ def measure(sides, args):
   for (form, kind, name), turns in rates.items():
     ours = rates[form, kind, "cxrjax"]
     rows.setdefault(form, {}).setdefault(kind, {})[name] = {
-        "images_per_s": statistics.median(turns), "turns": turns,
-        "ratio": statistics.median(a / b for a, b in zip(ours, turns, strict=True))}
-  return {"spec": {k: v for k, v in vars(args).items()
-                   if k not in ("worker", "json", "peer_python", "spec")},
-          "machine": machine(), "rows": rows,
-          "resident_bytes": {f: sides["cxrjax"]("memory", form=f)["bytes"] for f in FORMATS}}
+      "images_per_s": statistics.median(turns),
+      "turns": turns,
+      "ratio": statistics.median(a / b for a, b in zip(ours, turns, strict=True)),
+    }
+  return {
+    "spec": {
+      k: v for k, v in vars(args).items() if k not in ("worker", "json", "peer_python", "spec")
+    },
+    "machine": machine(),
+    "rows": rows,
+    "resident_bytes": {f: sides["cxrjax"]("memory", form=f)["bytes"] for f in FORMATS},
+  }
 
 
 def table(result):
-  spec, peers = result["spec"], sorted({
-      name for row in result["rows"].values() for cell in row.values() for name in cell})
-  lines = [f"{spec['count']} files of {spec['side']} px a format, served at {spec['size']} px; "
-           f"{result['machine']['cores']} x {result['machine']['cpu']}, "
-           f"{result['machine']['date']}; images/s, median of {spec['rounds']} turns", "",
-           f"{'':10}{'':10}" + "".join(f"{name:>14}" for name in peers) + "   cxrjax is"]
+  spec, peers = (
+    result["spec"],
+    sorted({name for row in result["rows"].values() for cell in row.values() for name in cell}),
+  )
+  lines = [
+    f"{spec['count']} files of {spec['side']} px a format, served at {spec['size']} px; "
+    f"{result['machine']['cores']} x {result['machine']['cpu']}, "
+    f"{result['machine']['date']}; images/s, median of {spec['rounds']} turns",
+    "",
+    f"{'':10}{'':10}" + "".join(f"{name:>14}" for name in peers) + "   cxrjax is",
+  ]
   for form, row in result["rows"].items():
     for kind, cells in row.items():
-      ratios = ", ".join(f"{cells[name]['ratio']:.2f}x {name}" for name in peers
-                         if name in cells and name != "cxrjax")
-      lines.append(f"{form:10}{kind:10}" + "".join(
-          f"{cells[name]['images_per_s']:14.0f}" if name in cells else f"{'':14}"
-          for name in peers) + f"   {ratios}")
-  lines += ["", "bytes an image: " + ", ".join(
+      ratios = ", ".join(
+        f"{cells[name]['ratio']:.2f}x {name}"
+        for name in peers
+        if name in cells and name != "cxrjax"
+      )
+      lines.append(
+        f"{form:10}{kind:10}"
+        + "".join(
+          f"{cells[name]['images_per_s']:14.0f}" if name in cells else f"{'':14}" for name in peers
+        )
+        + f"   {ratios}"
+      )
+  lines += [
+    "",
+    "bytes an image: "
+    + ", ".join(
       f"{f} {result['file_bytes'][f] / 1e3:.0f} kB file, {n / 1e3:.0f} kB resident"
-      for f, n in result["resident_bytes"].items())]
+      for f, n in result["resident_bytes"].items()
+    ),
+  ]
   return "\n".join(lines)
 
 

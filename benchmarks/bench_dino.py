@@ -57,8 +57,7 @@ class Ours:
     n = len(pixels)
     names = tuple(map(str, range(n)))
     info = SourceInfo("benchmark", "train", (), False, {"train": n}, "")
-    table = Table(
-        ids=names, patients=names, sites=("",) * n, labels=np.zeros((n, 0), np.float32))
+    table = Table(ids=names, patients=names, sites=("",) * n, labels=np.zeros((n, 0), np.float32))
     images = Images(pixels=pixels, table=table, info=info)
     self.loader = Loader(images, batch_size=batch, seed=0, mesh=mesh, storage="resident")
     clock = Clock(100_000, n / batch, batch)
@@ -74,24 +73,33 @@ class Ours:
       for name, count, size in (("global", 2, 224), ("local", spec["local_crops"], 96)):
         if count:
           length = count * size * size
-          crops = packed[:, at:at + length].reshape(batch, count, size, size, 1)
+          crops = packed[:, at : at + length].reshape(batch, count, size, size, 1)
           views[name], at = crops.swapaxes(0, 1), at + length
       return views
 
     def trainer(recipe, fetch, block):
-      return Trainer(method=method, recipe=recipe, optimizer=optimizer, fetch=fetch, mesh=mesh,
-                     seed=0, block=block)
+      return Trainer(
+        method=method,
+        recipe=recipe,
+        optimizer=optimizer,
+        fetch=fetch,
+        mesh=mesh,
+        seed=0,
+        block=block,
+      )
 
     self.block = spec["block"]
     whole = trainer(recipe, self.loader.fetch, self.block)
     bare = trainer(ready_made, lambda data, batch: data, 1)
     length = 2 * 224 * 224 + spec["local_crops"] * 96 * 96
-    crops = {"image": jax.random.normal(jax.random.key(0), (batch, length)),
-             "labels": jnp.zeros((batch, 0))}
+    crops = {
+      "image": jax.random.normal(jax.random.key(0), (batch, length)),
+      "labels": jnp.zeros((batch, 0)),
+    }
     self.batch = batch
     self.parts = {
-        "whole": (whole, self.loader.data, lambda t, k: self.loader.block(t, k)),
-        "bare": (bare, crops, lambda t, k: {"index": jnp.zeros((k, batch), jnp.int32)}),
+      "whole": (whole, self.loader.data, lambda t, k: self.loader.block(t, k)),
+      "bare": (bare, crops, lambda t, k: {"index": jnp.zeros((k, batch), jnp.int32)}),
     }
     shapes = whole.batch_spec(self.loader.data, self.loader[0])
     self.flops = float(method.flops(shapes))
@@ -100,7 +108,8 @@ class Ours:
       start = time.perf_counter()
       self.states[kind] = trainer_.init(shapes)
       self.states[kind], metrics = trainer_.run(
-          self.states[kind], data, blocks(0, trainer_.block), jnp.int32(trainer_.block))
+        self.states[kind], data, blocks(0, trainer_.block), jnp.int32(trainer_.block)
+      )
       jax.block_until_ready(metrics)
       self.compile_s[kind] = time.perf_counter() - start
 
@@ -114,8 +123,10 @@ class Ours:
       state, metrics = trainer.run(state, data, blocks(self.t + t, trainer.block), count)
     self.jax.block_until_ready(metrics)
     self.states[kind], self.t = state, self.t + steps
-    return {"seconds": (time.perf_counter() - start) / steps,
-            "cpu_seconds": (time.process_time() - cpu) / steps}
+    return {
+      "seconds": (time.perf_counter() - start) / steps,
+      "cpu_seconds": (time.process_time() - cpu) / steps,
+    }
 
   def peak(self):
     return peak(self.jax)
@@ -131,16 +142,23 @@ class Ours:
   def ready(self):
     import flax
     import jaxlib
+
     device = self.jax.devices()[0]
     return {
-        "versions": {"jax": self.jax.__version__, "jaxlib": jaxlib.__version__,
-                     "flax": flax.__version__},
-        "device": f"{device.platform} {device.device_kind}", "flops_per_image": self.flops,
-        "first_call_s": self.compile_s}
+      "versions": {
+        "jax": self.jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+      },
+      "device": f"{device.platform} {device.device_kind}",
+      "flops_per_image": self.flops,
+      "first_call_s": self.compile_s,
+    }
 
 
 def serve_ours(spec):
   from cxrjax.core.memory import keep_freed_memory
+
   keep_freed_memory()  # as cxrjax.main does
   ours = Ours(spec)
 
@@ -155,13 +173,15 @@ def make_images(path, count, size):
   import numpy as np
 
   from cxrjax.data import open_source
+
   source = open_source("phantom", n=count, size=size)
   np.save(path, np.stack([source[i].image for i in range(count)]))
 
 
 def parse():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   add = parser.add_argument
   add("--variant", default="Ti", choices=["Ti", "S", "B", "L"])
   add("--patch-size", type=int, default=16)
@@ -195,8 +215,7 @@ def main():
     spec = json.dumps({**spec, "images": str(images)})
     sides = {"cxrjax": Worker("cxrjax", [sys.executable, __file__, "--worker", spec])}
     if args.peer:
-      sides["lightly"] = Worker(
-          "lightly", [args.peer_python, str(HERE / "peer_dino.py"), spec])
+      sides["lightly"] = Worker("lightly", [args.peer_python, str(HERE / "peer_dino.py"), spec])
     result = measure(sides, args)
     for side in sides.values():
       side.close()
@@ -226,25 +245,34 @@ def measure(sides, args):
         peaks[name].append(sides[name]("peak")["gflops"])
   flops = sides["cxrjax"].info["flops_per_image"]
   result = {
-      "spec": {k: v for k, v in vars(args).items() if k not in ("worker", "json", "peer_python")},
-      "machine": machine(),
-      "gflops_per_image": flops / 1e9, "host_ms_per_image": sides["cxrjax"]("host")["ms_per_image"],
-      "sides": {}}
+    "spec": {k: v for k, v in vars(args).items() if k not in ("worker", "json", "peer_python")},
+    "machine": machine(),
+    "gflops_per_image": flops / 1e9,
+    "host_ms_per_image": sides["cxrjax"]("host")["ms_per_image"],
+    "sides": {},
+  }
   for name in names:
     median = {kind: statistics.median(turns[name][kind]) for kind in kinds}
     result["sides"][name] = {
-        **sides[name].info, "images_per_s": median, "turns": turns[name],
-        "cpu_ms_per_image": {k: 1e3 * statistics.median(cpu[name][k]) for k in kinds},
-        "peak_gflops": max(peaks[name])}
+      **sides[name].info,
+      "images_per_s": median,
+      "turns": turns[name],
+      "cpu_ms_per_image": {k: 1e3 * statistics.median(cpu[name][k]) for k in kinds},
+      "peak_gflops": max(peaks[name]),
+    }
   ours = result["sides"]["cxrjax"]
   ours["share_of_peak"] = {
-      kind: rate * flops / 1e9 / ours["peak_gflops"] for kind, rate in ours["images_per_s"].items()}
+    kind: rate * flops / 1e9 / ours["peak_gflops"] for kind, rate in ours["images_per_s"].items()
+  }
   if "lightly" in result["sides"]:
     peer = result["sides"]["lightly"]["images_per_s"]
     # turns are paired, so that a change of the machine's load falls on both
     result["ratio"] = {
-        kind: statistics.median(a / b for a, b in zip(
-            turns["cxrjax"][kind], turns["lightly"][kind], strict=True)) for kind in kinds}
+      kind: statistics.median(
+        a / b for a, b in zip(turns["cxrjax"][kind], turns["lightly"][kind], strict=True)
+      )
+      for kind in kinds
+    }
     result["ratio_of_medians"] = {k: ours["images_per_s"][k] / peer[k] for k in kinds}
   return result
 
@@ -252,18 +280,21 @@ def measure(sides, args):
 def table(result):
   spec = result["spec"]
   lines = [
-      f"DINO ViT-{spec['variant']}/{spec['patch_size']}, 2x224 + {spec['local_crops']}x96, "
-      f"{spec['prototypes']} prototypes, batch {spec['batch']}; "
-      f"{result['gflops_per_image']:.1f} GFLOPs an image",
-      f"{result['machine']['cores']} x {result['machine']['cpu']}, {result['machine']['isa']}; "
-      f"median of {spec['rounds']} turns of {spec['steps']} steps", "",
-      f"{'':10}{'bare img/s':>12}{'whole img/s':>13}{'peak GFLOP/s':>14}{'share, bare':>13}"]
+    f"DINO ViT-{spec['variant']}/{spec['patch_size']}, 2x224 + {spec['local_crops']}x96, "
+    f"{spec['prototypes']} prototypes, batch {spec['batch']}; "
+    f"{result['gflops_per_image']:.1f} GFLOPs an image",
+    f"{result['machine']['cores']} x {result['machine']['cpu']}, {result['machine']['isa']}; "
+    f"median of {spec['rounds']} turns of {spec['steps']} steps",
+    "",
+    f"{'':10}{'bare img/s':>12}{'whole img/s':>13}{'peak GFLOP/s':>14}{'share, bare':>13}",
+  ]
   for name, side in result["sides"].items():
     share = side.get("share_of_peak", {}).get("bare")
     rates = side["images_per_s"]
     lines.append(
-        f"{name:10}{rates['bare']:12.2f}{rates['whole']:13.2f}{side['peak_gflops']:14.0f}"
-        + (f"{share:13.0%}" if share else ""))
+      f"{name:10}{rates['bare']:12.2f}{rates['whole']:13.2f}{side['peak_gflops']:14.0f}"
+      + (f"{share:13.0%}" if share else "")
+    )
   if "ratio" in result:
     ratio = result["ratio"]
     lines.append(f"{'ratio':10}{ratio['bare']:12.2f}{ratio['whole']:13.2f}")

@@ -33,6 +33,7 @@ def make_tree(root, count, side):
   from PIL import Image
 
   from cxrjax.data import open_source
+
   source, bases = open_source("phantom", n=BASES, size=side), root / "bases"
   bases.mkdir(parents=True)
   for i in range(BASES):
@@ -63,6 +64,7 @@ def measure(tree, cache, size, steps, batch):
   from cxrjax.data import open_source
   from cxrjax.data.loading import decoded_cache
   from cxrjax.data.loading.loader import Loader
+
   jax.devices()
   began, before = {}, resident()
 
@@ -76,27 +78,46 @@ def measure(tree, cache, size, steps, batch):
   timed("first index", lambda: open_source(f"folder:{tree}", **options))
   source = timed("index again", lambda: open_source(f"folder:{tree}", **options))
   opened = resident()
-  images = timed("decode", lambda: decoded_cache.load_images(
-      source, size, cache_dir=str(cache), progress=False))
+  images = timed(
+    "decode", lambda: decoded_cache.load_images(source, size, cache_dir=str(cache), progress=False)
+  )
   disk = sum(f.stat().st_size for f in pathlib.Path(cache).rglob("*") if f.is_file())
   decoded = resident()
-  loader = Loader(images, batch_size=batch, seed=0, storage="streamed", size=size,
-                  cache_dir=str(cache), progress=False)
+  loader = Loader(
+    images,
+    batch_size=batch,
+    seed=0,
+    storage="streamed",
+    size=size,
+    cache_dir=str(cache),
+    progress=False,
+  )
 
   def serve():
     for _, _, block in loader.iterate(0, steps):
       jax.block_until_ready(block)
 
   timed("streaming", serve)
-  print(json.dumps({
-      "n": len(source), "seconds": began, "disk_mb": disk / 1e6, "start_mb": before["RssAnon"],
-      "opened_mb": opened["RssAnon"], "decoded_mb": decoded["RssAnon"],
-      "streamed_mb": resident()["RssAnon"], "images_per_s": steps * batch / began["streaming"]}))
+  print(
+    json.dumps(
+      {
+        "n": len(source),
+        "seconds": began,
+        "disk_mb": disk / 1e6,
+        "start_mb": before["RssAnon"],
+        "opened_mb": opened["RssAnon"],
+        "decoded_mb": decoded["RssAnon"],
+        "streamed_mb": resident()["RssAnon"],
+        "images_per_s": steps * batch / began["streaming"],
+      }
+    )
+  )
 
 
 def main():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   add = parser.add_argument
   add("--counts", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
   add("--side", type=int, default=48, help="pixels a side of the files")
@@ -112,28 +133,41 @@ def main():
     measure(*args.worker, args.size, args.steps, args.batch)
     return
   rows = []
-  print(f"{'images':>9}{'first index':>13}{'index again':>13}{'decode':>10}{'disk':>10}"
-        f"{'after opening':>15}{'streaming adds':>16}{'images/s':>10}")
+  print(
+    f"{'images':>9}{'first index':>13}{'index again':>13}{'decode':>10}{'disk':>10}"
+    f"{'after opening':>15}{'streaming adds':>16}{'images/s':>10}"
+  )
   for count in args.counts:
     root = pathlib.Path(tempfile.mkdtemp(dir=args.folder or None))
     try:
       tree = make_tree(root, count, args.side)
-      command = [sys.executable, __file__, "--worker", str(tree), str(root / "cache"),
-                 f"--size={args.size}", f"--batch={args.batch}", f"--steps={args.steps}"]
+      command = [
+        sys.executable,
+        __file__,
+        "--worker",
+        str(tree),
+        str(root / "cache"),
+        f"--size={args.size}",
+        f"--batch={args.batch}",
+        f"--steps={args.steps}",
+      ]
       done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
       row = json.loads(done.stdout.splitlines()[-1])
     finally:
       shutil.rmtree(root, ignore_errors=True)
     rows.append(row)
     seconds = row["seconds"]
-    print(f"{row['n']:9}{seconds['first index']:11.2f} s{seconds['index again']:11.2f} s"
-          f"{seconds['decode']:8.1f} s{row['disk_mb']:7.0f} MB"
-          f"{row['opened_mb'] - row['start_mb']:12.0f} MB"
-          f"{row['streamed_mb'] - row['decoded_mb']:13.0f} MB{row['images_per_s']:10.0f}",
-          flush=True)
+    print(
+      f"{row['n']:9}{seconds['first index']:11.2f} s{seconds['index again']:11.2f} s"
+      f"{seconds['decode']:8.1f} s{row['disk_mb']:7.0f} MB"
+      f"{row['opened_mb'] - row['start_mb']:12.0f} MB"
+      f"{row['streamed_mb'] - row['decoded_mb']:13.0f} MB{row['images_per_s']:10.0f}",
+      flush=True,
+    )
   if args.json:
     pathlib.Path(args.json).write_text(
-        json.dumps({"machine": machine(), "rows": rows}, indent=1), encoding="utf-8")
+      json.dumps({"machine": machine(), "rows": rows}, indent=1), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

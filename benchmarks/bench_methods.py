@@ -35,7 +35,8 @@ sys.path.insert(0, str(HERE.parent))
 def load_config(name):
   """A file of `configs/`, as a module."""
   spec = importlib.util.spec_from_file_location(
-    f"bench_{name}", HERE.parent / "configs" / f"{name}.py")
+    f"bench_{name}", HERE.parent / "configs" / f"{name}.py"
+  )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -46,7 +47,8 @@ METHODS = {
   "full": ("mae", ""),
   # The paper's decoder is for a ViT-L; this one is in proportion to a ViT-Ti.
   "mae_light": ("mae", "decoder_width=128,decoder_depth=2,decoder_heads=4"),
-  **load_config("compare").METHODS}
+  **load_config("compare").METHODS,
+}
 # Peer: (its script, the methods that it has).
 PEERS = {
   "lightly": ("peer_methods.py", ("mae", "dino", "dinov2", "simclr", "moco2", "byol", "simsiam")),
@@ -61,7 +63,8 @@ def make_config(name, spec):
   common = (
     f"paper,data=phantom,examples={4 * spec['batch']},store={size},image_size={size},"
     f"model={spec['model']},patch_size={spec['patch_size']},batch_size={spec['batch']},"
-    f"drop_path=0.0,eval_data=none")
+    f"drop_path=0.0,eval_data=none"
+  )
   config = load_config(file).get_config(",".join(filter(None, (common, options))))
   config.data.cache_dir = spec["cache"]
   return config.to_dict()
@@ -75,11 +78,15 @@ class Side:
     import jax.numpy as jnp
 
     from cxrjax.tasks.train import Run
+
     run = Run(make_config(name, spec), progress=False)
     method = Full(run.method) if name == "full" else run.method
     self.jax, self.images, trainer = jax, spec["batch"], run.trainer
-    views = jax.jit(lambda data, batch: trainer.views(
-      trainer.fetch(data, batch), trainer.step_key(jnp.int32(0), 0)))
+    views = jax.jit(
+      lambda data, batch: trainer.views(
+        trainer.fetch(data, batch), trainer.step_key(jnp.int32(0), 0)
+      )
+    )
     self.batch = views(run.loader.data, run.loader[0])
     shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in self.batch.items()}
     self.params, self.extra = jax.jit(lambda key: method.init(key, shapes))(jax.random.key(1))
@@ -88,21 +95,27 @@ class Side:
     start = time.perf_counter()
     self.run = jax.jit(jax.value_and_grad(method.loss, has_aux=True)).lower(*args).compile()
     self.info = {
-      "views": {k: f"{v.shape[0]}x{v.shape[2]}" for k, v in self.batch.items()
-                if v.ndim == 5 and v.dtype != bool},
-      "gflop": flops / 1e9, "compile_s": time.perf_counter() - start,
-      "mib": self.run.memory_analysis().temp_size_in_bytes / 2**20}
+      "views": {
+        k: f"{v.shape[0]}x{v.shape[2]}"
+        for k, v in self.batch.items()
+        if v.ndim == 5 and v.dtype != bool
+      },
+      "gflop": flops / 1e9,
+      "compile_s": time.perf_counter() - start,
+      "mib": self.run.memory_analysis().temp_size_in_bytes / 2**20,
+    }
 
   def __call__(self, steps):
     """Seconds a step: by the clock, of the CPU."""
     key = self.jax.random.key(2)
     start, cpu = time.perf_counter(), time.process_time()
     for step in range(steps):
-      found = self.run(
-        self.params, self.extra, self.batch, key, self.jax.numpy.int32(step))
+      found = self.run(self.params, self.extra, self.batch, key, self.jax.numpy.int32(step))
     self.jax.block_until_ready(found)
-    return {"seconds": (time.perf_counter() - start) / steps,
-            "cpu_seconds": (time.process_time() - cpu) / steps}
+    return {
+      "seconds": (time.perf_counter() - start) / steps,
+      "cpu_seconds": (time.process_time() - cpu) / steps,
+    }
 
 
 class Full:
@@ -116,6 +129,7 @@ class Full:
 
   def loss(self, params, extra, batch, key, step):
     import jax.numpy as jnp
+
     found = self.encoder.encode(params["encoder"], batch["global"][0], train=True)
     return jnp.square(found.patches).mean() + jnp.square(found.cls).mean(), (extra, {})
 
@@ -125,8 +139,10 @@ class Full:
 
 def serve_ours(spec):
   from cxrjax.core.memory import keep_freed_memory
+
   keep_freed_memory()  # as cxrjax.main does
   import jax
+
   sides = {}
 
   def answer(kind, name="", steps=1):
@@ -143,7 +159,8 @@ def serve_ours(spec):
 
 def parse():
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   add = parser.add_argument
   add("--methods", default=",".join(METHODS))
   add("--model", default="Ti")
@@ -173,13 +190,17 @@ def main():
   ours = Worker("cxrjax", [sys.executable, __file__, "--worker", json.dumps(spec)])
   sides = {"cxrjax": ours}
   for name, python in (
-      ("lightly", options.peer_python), ("stable-pretraining", options.stable_python)):
+    ("lightly", options.peer_python),
+    ("stable-pretraining", options.stable_python),
+  ):
     if python:
       sides[name] = Worker(name, [python, str(HERE / PEERS[name][0]), json.dumps(spec)])
   result = {
-    "machine": machine(), "options": {**spec, "steps": options.steps, "turns": options.turns},
-    "sides": {name: side.info for name, side in sides.items()}, "methods": measure(
-      sides, names, options)}
+    "machine": machine(),
+    "options": {**spec, "steps": options.steps, "turns": options.turns},
+    "sides": {name: side.info for name, side in sides.items()},
+    "methods": measure(sides, names, options),
+  }
   result["peak_gflops"] = ours("peak")["gflops"]
   for side in sides.values():
     side.close()
@@ -204,13 +225,18 @@ def measure(sides, names, options):
     for side, answers in turns[name].items():
       seconds = [a["seconds"] for a in answers]
       rows[name][side] |= {
-        "seconds": seconds, "images_per_s": options.batch / statistics.median(seconds),
-        "cpu_ms_per_image":
-          1e3 * statistics.median(a["cpu_seconds"] for a in answers) / options.batch}
+        "seconds": seconds,
+        "images_per_s": options.batch / statistics.median(seconds),
+        "cpu_ms_per_image": 1e3
+        * statistics.median(a["cpu_seconds"] for a in answers)
+        / options.batch,
+      }
     own = rows[name]["cxrjax"]["seconds"]
     rows[name]["ratio"] = {
       side: statistics.median(a / b for a, b in zip(row["seconds"], own, strict=True))
-      for side, row in rows[name].items() if side != "cxrjax"}
+      for side, row in rows[name].items()
+      if side != "cxrjax"
+    }
   return rows
 
 
@@ -221,9 +247,11 @@ def table(result):
     f"ViT-{options['model']}/{options['patch_size']}, {options['size']} px, batch "
     f"{options['batch']}, {result['sides']['cxrjax']['device']}, peak "
     f"{result['peak_gflops']:.0f} GFLOP/s",
-    "", "| | views | images/s | x `full` | (CPU time) | GFLOPs an image | of peak | memory, MiB | "
+    "",
+    "| | views | images/s | x `full` | (CPU time) | GFLOPs an image | of peak | memory, MiB | "
     + "".join(f"{peer}, images/s | ratio |" for peer in peers),
-    "|---|---|---|---|---|---|---|---|" + "---|---|" * len(peers)]
+    "|---|---|---|---|---|---|---|---|" + "---|---|" * len(peers),
+  ]
   for name, row in result["methods"].items():
     own = row["cxrjax"]
     base = base or own
@@ -231,12 +259,14 @@ def table(result):
     share = own["images_per_s"] * own["gflop"] / result["peak_gflops"]
     beside = "".join(
       f" {row[peer]['images_per_s']:.1f} | {row['ratio'][peer]:.2f} |" if peer in row else " | |"
-      for peer in peers)
+      for peer in peers
+    )
     lines.append(
       f"| `{name}` | {views} | {own['images_per_s']:.1f} | "
       f"{own['images_per_s'] / base['images_per_s']:.2f} | "
       f"{base['cpu_ms_per_image'] / own['cpu_ms_per_image']:.2f} | {own['gflop']:.2f} | "
-      f"{share:.0%} | {own['mib']:.0f} |{beside}")
+      f"{share:.0%} | {own['mib']:.0f} |{beside}"
+    )
   return "\n".join(lines)
 
 

@@ -48,7 +48,8 @@ def make(folder):
         picture.save(folder / name / f"{i}.jpg", quality=90)
       else:
         Image.fromarray((np.clip(image, 0, 255) * 16).astype(np.uint16)).save(
-          folder / name / f"{i}.png")
+          folder / name / f"{i}.png"
+        )
     for i in range(8, count):
       os.link(folder / name / f"{i % 8}.{ending}", folder / name / f"{i}.{ending}")
 
@@ -81,8 +82,12 @@ def worker(workdir):
             journal.add(part)
         table = np.genfromtxt(pathlib.Path(out) / TABLE, delimiter=",", skip_header=1, dtype=str)
         found = {row[0]: float(row[len(network.classes)]) for row in table}
-    return {"seconds": time.perf_counter() - begun, "cpu": cpu() - used, "n": len(rows),
-            "found": found}
+    return {
+      "seconds": time.perf_counter() - begun,
+      "cpu": cpu() - used,
+      "n": len(rows),
+      "found": found,
+    }
 
   about = network.describe()
   sides.serve({name: about[name] for name in ("family", "model", "image_size")}, answer)
@@ -98,8 +103,11 @@ def start_up(workdir, file):
   """Seconds of a whole command with one image."""
   with tempfile.TemporaryDirectory() as out:
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "cxrjax.predict", f"--workdir={workdir}", str(file),
-                    f"--out={out}"], check=True, capture_output=True)
+    subprocess.run(
+      [sys.executable, "-m", "cxrjax.predict", f"--workdir={workdir}", str(file), f"--out={out}"],
+      check=True,
+      capture_output=True,
+    )
     return time.perf_counter() - begun
 
 
@@ -117,15 +125,23 @@ def main():
   with tempfile.TemporaryDirectory() as made:
     folder = pathlib.Path(made)
     make(folder)
-    workers = [sides.Worker("cxrjax", [
-      sys.executable, __file__, "--worker", f"--workdir={args.workdir}"])]
+    workers = [
+      sides.Worker("cxrjax", [sys.executable, __file__, "--worker", f"--workdir={args.workdir}"])
+    ]
     if args.peer_python:
       from cxrjax import export
+
       export.write(args.workdir, str(folder / "net.safetensors"))
-      workers.append(sides.Worker("timm", [
-        args.peer_python, str(HERE / "peer_predict.py"), str(folder / "net.safetensors")]))
-    results = {"machine": sides.machine(), "kinds": {},
-               "sides": {side.name: side.info for side in workers}}
+      workers.append(
+        sides.Worker(
+          "timm", [args.peer_python, str(HERE / "peer_predict.py"), str(folder / "net.safetensors")]
+        )
+      )
+    results = {
+      "machine": sides.machine(),
+      "kinds": {},
+      "sides": {side.name: side.info for side in workers},
+    }
     for kind in KINDS:
       turns = {side.name: [] for side in workers} | {"decode": []}
       for turn in range(args.turns + 1):
@@ -142,7 +158,8 @@ def main():
       report(kind, turns, apart)
       results["kinds"][kind] = {
         name: [{k: v for k, v in turn.items() if k != "found"} for turn in found]
-        for name, found in turns.items()} | {"largest_difference": apart}
+        for name, found in turns.items()
+      } | {"largest_difference": apart}
     for side in workers:
       side.close()
     results["start_up_seconds"] = start_up(args.workdir, folder / "jpeg224" / "0.jpg")
@@ -160,8 +177,11 @@ def report(kind, turns, apart):
   if "timm" in turns:
     pairs = zip(turns["cxrjax"], turns["timm"], strict=True)
     ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
-    print(f"{kind:9s} ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}), "
-          f"probabilities apart by {apart:.1e} at most", flush=True)
+    print(
+      f"{kind:9s} ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}), "
+      f"probabilities apart by {apart:.1e} at most",
+      flush=True,
+    )
 
 
 if __name__ == "__main__":

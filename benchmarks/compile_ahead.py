@@ -39,14 +39,20 @@ RESULTS = HERE / "results" / "compile_ahead.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--config", help="configs/X.py[:arg] of a training run")
   parser.add_argument("--target", help="cuda, tpu (with --lower_only); cuda:1x1x8, tpu:v5e:2x2")
   parser.add_argument("--lower_only", action="store_true", help="no plugin, nothing is compiled")
   parser.add_argument("--fsdp", type=int, default=0, help="instead of the config's mesh.fsdp")
   parser.add_argument("--batch_size", type=int, default=0, help="instead of the config's")
-  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                      help="another key of the config, model.remat=True; may be given repeatedly")
+  parser.add_argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="another key of the config, model.remat=True; may be given repeatedly",
+  )
   parser.add_argument("--keep", action="store_true", help="keep the figures")
   parser.add_argument("--hlo", help="a file to write the compiled program's text to")
   parser.add_argument("--table", action="store_true", help="print the kept figures in Markdown")
@@ -55,10 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(json.loads(RESULTS.read_text())))
     return 0
   if not args.config or not args.target:
-    parser.error("--config and --target are needed; try --config=configs/dino.py:paper "
-                 "--target=cuda --lower_only")
+    parser.error(
+      "--config and --target are needed; try --config=configs/dino.py:paper "
+      "--target=cuda --lower_only"
+    )
   os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is touched, should there be one
   from cxrjax.core.errors import UserError
+
   try:
     config = get_config(args)
     if args.lower_only:
@@ -124,18 +133,25 @@ def lower(config: dict[str, Any], platform: str) -> str:
   mesh = make_mesh(config["mesh"]["fsdp"])
   target = Target(platform, mesh=mesh)
   with without_cudnn():
-    sizes = [len(program(config, mesh, target=target).lower(
-      lowering_platforms=(platform,)).as_text()) for program in (compile_ahead.train_step, compile_ahead.eval_step)]
-  return (f"lowered for {platform} in {time.perf_counter() - began:.1f} s: step "
-          f"{sizes[0] / 1e6:.1f} MB, evaluation {sizes[1] / 1e6:.1f} MB of StableHLO")
+    sizes = [
+      len(program(config, mesh, target=target).lower(lowering_platforms=(platform,)).as_text())
+      for program in (compile_ahead.train_step, compile_ahead.eval_step)
+    ]
+  return (
+    f"lowered for {platform} in {time.perf_counter() - began:.1f} s: step "
+    f"{sizes[0] / 1e6:.1f} MB, evaluation {sizes[1] / 1e6:.1f} MB of StableHLO"
+  )
 
 
 @contextlib.contextmanager
 def without_cudnn() -> Iterator[None]:
   """JAX asks for cuDNN's version and the GPU when it traces attention; an H200's are given."""
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
-  with mock.patch.object(cudnn, "check_cudnn_version", return_value=91000), \
-       mock.patch.object(cudnn, "check_compute_capability", return_value=True):
+
+  with (
+    mock.patch.object(cudnn, "check_cudnn_version", return_value=91000),
+    mock.patch.object(cudnn, "check_compute_capability", return_value=True),
+  ):
     yield
 
 
@@ -147,18 +163,25 @@ def topology(target: str) -> Any:
 
   platform, _, name = target.partition(":")
   if platform not in ("cuda", "tpu") or not name:
-    raise UserError(f"--target={target!r} is not known; try cuda:1x1x8 or tpu:v5e:2x2, or "
-                    "--lower_only with cuda or tpu")
+    raise UserError(
+      f"--target={target!r} is not known; try cuda:1x1x8 or tpu:v5e:2x2, or "
+      "--lower_only with cuda or tpu"
+    )
   if platform == "cuda":
     description = (HERE / "targets" / "h200.txtpb").read_text()
     return topologies.get_topology_desc(
-      platform="cuda", topology_name="h200", topology=name, target_config=description)
+      platform="cuda", topology_name="h200", topology=name, target_config=description
+    )
   # libtpu looks for a machine unless it is told of one.
   chips = {"v5e": "v5litepod-4", "v4": "v4-8", "v5p": "v5p-8", "v6e": "v6e-4"}
   version = name.partition(":")[0]
-  for key, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-                     "TPU_ACCELERATOR_TYPE": chips.get(version, ""), "TPU_WORKER_ID": "0",
-                     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+  for key, value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": chips.get(version, ""),
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  }.items():
     os.environ.setdefault(key, value)
   return topologies.get_topology_desc(platform="tpu", topology_name=name)
 
@@ -181,20 +204,32 @@ def compile_for(config: dict[str, Any], args: argparse.Namespace) -> str:
   if args.hlo:
     pathlib.Path(args.hlo).write_text(text)
   work = compile_ahead.trainer(config, mesh)
-  spec = work.batch_spec(*compile_ahead.inputs(
-    config, mesh, work.fetch.resident, compile_ahead.EXAMPLES, compile_ahead.LABELS))
+  spec = work.batch_spec(
+    *compile_ahead.inputs(
+      config, mesh, work.fetch.resident, compile_ahead.EXAMPLES, compile_ahead.LABELS
+    )
+  )
   facts = {
     **hlo.summarise(text),
     "formula_flops": work.method.flops(spec) * config["batch_size"] / mesh.size,
     "peak_bytes": float(compiled.memory_analysis().peak_memory_in_bytes),
-    "devices": mesh.size, "images": config["batch_size"] // mesh.size,
+    "devices": mesh.size,
+    "images": config["batch_size"] // mesh.size,
     "kind": mesh.devices.flat[0].device_kind,
-    "lower_s": middle - began, "compile_s": ended - middle,
-    "jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib"),
-    "date": time.strftime("%Y-%m-%d")}
+    "lower_s": middle - began,
+    "compile_s": ended - middle,
+    "jax": jax.__version__,
+    "jaxlib": importlib.metadata.version("jaxlib"),
+    "date": time.strftime("%Y-%m-%d"),
+  }
   name = f"{args.config.removeprefix('configs/')}" + "".join(
-    f" {change}" for change in [*args.set, *[f"fsdp={args.fsdp}"] * bool(args.fsdp),
-                                *[f"batch_size={args.batch_size}"] * bool(args.batch_size)])
+    f" {change}"
+    for change in [
+      *args.set,
+      *[f"fsdp={args.fsdp}"] * bool(args.fsdp),
+      *[f"batch_size={args.batch_size}"] * bool(args.batch_size),
+    ]
+  )
   kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
   lines = report(f"{name} for {args.target}", facts, kept.get(f"{name} @ {args.target}"))
   if args.keep:
@@ -211,12 +246,14 @@ def figures(facts: dict[str, Any]) -> dict[str, str]:
     "devices": f"{facts['devices']} x {facts['kind']}, {facts['images']} images each",
     "peak memory": f"{facts['peak_bytes'] / 1e9:.1f} GB",
     "products": f"{facts['flops_total'] / 1e12:.2f} TFLOP ({facts['formula_flops'] / 1e12:.2f} by "
-                "the formula)",
+    "the formula)",
     "memory traffic": f"{facts['bytes'] / 1e9:.1f} GB",
     "of it attention": f"{facts['attention_bytes'] / max(facts['bytes'], 1):.0%}",
     "largest f32 product": f"{f32:.2f} GFLOP",
     "collectives": "; ".join(
-      f"{of['count']} {kind} {of['bytes'] / 1e9:.2f} GB" for kind, of in moved.items()) or "none",
+      f"{of['count']} {kind} {of['bytes'] / 1e9:.2f} GB" for kind, of in moved.items()
+    )
+    or "none",
     "compile time": f"{facts['lower_s']:.0f} s to lower, {facts['compile_s']:.0f} s to compile",
     "JAX": facts["jax"],
   }
@@ -236,15 +273,18 @@ def table(kept: dict[str, dict[str, Any]]) -> str:
   """The kept figures as Markdown."""
   rows = [
     "| step | devices, images each | peak memory | products, TFLOP (formula) | memory traffic | "
-    "attention's share | collectives | JAX |", "|---|---|---|---|---|---|---|---|"]
+    "attention's share | collectives | JAX |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
   for key, facts in kept.items():
     name, _, target = key.partition(" @ ")
     of = figures(facts)
-    products = (f"{facts['flops_total'] / 1e12:.1f} ({facts['formula_flops'] / 1e12:.1f})")
+    products = f"{facts['flops_total'] / 1e12:.1f} ({facts['formula_flops'] / 1e12:.1f})"
     rows.append(
       f"| `{name}` | {target}: {facts['devices']} x {facts['images']} | {of['peak memory']} | "
       f"{products} | {of['memory traffic']} | {of['of it attention']} | {of['collectives']} | "
-      f"{facts['jax']} |")
+      f"{facts['jax']} |"
+    )
   return "\n".join(rows)
 
 

@@ -18,23 +18,56 @@ import re
 from typing import Any
 
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}  # the others say it: f32, s8, u4
-FREE = frozenset((
-  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "while",
-  "conditional", "call", "opt-barrier", "partition-id", "replica-id", "async-start", "async-update",
-  "domain", "add-dependency"))
+FREE = frozenset(
+  (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "iota",
+    "after-all",
+    "while",
+    "conditional",
+    "call",
+    "opt-barrier",
+    "partition-id",
+    "replica-id",
+    "async-start",
+    "async-update",
+    "domain",
+    "add-dependency",
+  )
+)
 COLLECTIVES = (
-  "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
-  "collective-permute", "collective-broadcast")
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+)
 PARTIAL = ("slice", "dynamic-slice", "gather")
 # Computed only where it is sliced afterwards.
 SAME = (
-  "bitcast", "convert", "copy", "reshape", "transpose", "negate", "add", "multiply", "subtract")
+  "bitcast",
+  "convert",
+  "copy",
+  "reshape",
+  "transpose",
+  "negate",
+  "add",
+  "multiply",
+  "subtract",
+)
 _SHAPE = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.+)$")
 _CALLED = re.compile(
   r"(?:calls|to_apply|body|condition|true_computation|false_computation|called_computations)="
-  r"(?:\{([^}]*)\}|%?([\w.\-]+))|branch_computations=\{([^}]*)\}")
+  r"(?:\{([^}]*)\}|%?([\w.\-]+))|branch_computations=\{([^}]*)\}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +124,13 @@ class Instruction:
   @property
   def called(self) -> list[str]:
     """Computations that it calls."""
-    return [name.strip(" %") for groups in _CALLED.findall(self.rest)
-            for group in groups if group for name in group.split(",")]
+    return [
+      name.strip(" %")
+      for groups in _CALLED.findall(self.rest)
+      for group in groups
+      if group
+      for name in group.split(",")
+    ]
 
 
 class Program:
@@ -129,8 +167,8 @@ class Program:
     return found
 
   def inside(
-      self, instruction: Instruction, computation: dict[str, Instruction],
-      ) -> list[tuple[Instruction, dict[str, Instruction]]]:
+    self, instruction: Instruction, computation: dict[str, Instruction]
+  ) -> list[tuple[Instruction, dict[str, Instruction]]]:
     """The instruction and all those of fusions and calls in it, each with its computation."""
     found = [(instruction, computation)]
     if instruction.opcode in ("fusion", "custom-call"):
@@ -164,15 +202,17 @@ class Program:
         at = int(parameter.arguments)
         sizes[at] = min(sizes[at], self._read(parameter, body, sizes[at]))
     root = next((one for one in body.values() if one.root), None)
-    roots = [root] if root is None or root.opcode != "tuple" else [
-      body.get(name) for name in root.operands]
+    roots = (
+      [root]
+      if root is None or root.opcode != "tuple"
+      else [body.get(name) for name in root.operands]
+    )
     for shape, result in zip(instruction.shapes, roots, strict=False):
       if result is not None and result.opcode == "dynamic-update-slice":
         written += sum(s.bytes for s in body[result.operands[1]].shapes) - shape.bytes
     return written + sum(sizes)
 
-  def _read(
-      self, parameter: Instruction, body: dict[str, Instruction], whole: float) -> float:
+  def _read(self, parameter: Instruction, body: dict[str, Instruction], whole: float) -> float:
     """Bytes of a fusion's parameter that are looked at."""
     total = 0.0
     for user in body.values():
@@ -212,9 +252,13 @@ def summarise(text: str) -> dict[str, Any]:
         if types.startswith("f32"):
           largest = max(largest, count)
   return {
-    "bytes": total, "attention_bytes": attention, "flops": dict(flops),
-    "flops_total": float(sum(flops.values())), "flops_f32": largest,
-    "collectives": collectives(program)}
+    "bytes": total,
+    "attention_bytes": attention,
+    "flops": dict(flops),
+    "flops_total": float(sum(flops.values())),
+    "flops_f32": largest,
+    "collectives": collectives(program),
+  }
 
 
 def collectives(program: Program) -> dict[str, dict[str, float]]:
@@ -244,7 +288,7 @@ def _moved(collective: Instruction) -> float:
   """Bytes of its results; of an asynchronous one they follow its operands."""
   shapes = collective.shapes
   if collective.opcode in ("all-gather-start", "collective-permute-start"):
-    shapes = shapes[len(shapes) // 2:] if "gather" in collective.opcode else shapes[1:2]
+    shapes = shapes[len(shapes) // 2 :] if "gather" in collective.opcode else shapes[1:2]
   return sum(shape.bytes for shape in shapes)
 
 
@@ -256,13 +300,20 @@ def _instruction(root: str | None, name: str, text: str) -> Instruction | None:
     return None
   opening = end + call.end() - 1
   closing = _closing(text, opening)
-  arguments = text[opening + 1:closing]
+  arguments = text[opening + 1 : closing]
   shapes = tuple(
     Shape(dtype, tuple(int(d) for d in re.findall(r"\d+", dims)), layout)
-    for dtype, dims, layout in _SHAPE.findall(text[:end]))
+    for dtype, dims, layout in _SHAPE.findall(text[:end])
+  )
   return Instruction(
-    name, call.group(1), shapes, tuple(re.findall(r"%([\w.\-]+)", arguments)), text[closing + 1:],
-    bool(root), arguments)
+    name,
+    call.group(1),
+    shapes,
+    tuple(re.findall(r"%([\w.\-]+)", arguments)),
+    text[closing + 1 :],
+    bool(root),
+    arguments,
+  )
 
 
 def _closing(text: str, opening: int) -> int:
@@ -290,8 +341,12 @@ def _products(one: Instruction, around: dict[str, Instruction]) -> list[tuple[st
     return [(_types(operands), 2.0 * math.prod(one.shapes[0].dims) * inner)]
   if "fmha" in one.target:
     b, n, heads, size = operands[0].dims  # two products, or five where it is the gradient
-    return [(f"{operands[0].dtype} attention",
-             (10.0 if "Backward" in one.target else 4.0) * b * heads * n * n * size)]
+    return [
+      (
+        f"{operands[0].dtype} attention",
+        (10.0 if "Backward" in one.target else 4.0) * b * heads * n * n * size,
+      )
+    ]
   if one.target.startswith("__cudnn$conv"):
     image, kernel, result = {
       "BackwardInput": (one.shapes[0], operands[1], operands[0]),
@@ -316,6 +371,7 @@ def _convolution(one: Instruction, image: Shape, kernel: Shape, result: Shape) -
 
 def _frames(text: str, file: str) -> Any:
   """Tells of an instruction whether it was traced in `file`, by its innermost frame of ours."""
+
   def table(title: str) -> dict[str, str]:
     found = re.search(rf"^{title}\n((?:\d+ .*\n)+)", text, re.M)
     return dict(line.split(" ", 1) for line in found.group(1).splitlines()) if found else {}
@@ -324,8 +380,10 @@ def _frames(text: str, file: str) -> Any:
     return dict(re.findall(r"(\w+)=(\d+)", line))
 
   files = table("FileNames")
-  places = {key: files.get(fields(value).get("file_name_id", ""), "")
-            for key, value in table("FileLocations").items()}
+  places = {
+    key: files.get(fields(value).get("file_name_id", ""), "")
+    for key, value in table("FileLocations").items()
+  }
   stack = {key: fields(value) for key, value in table("StackFrames").items()}
 
   def inside(instruction: Instruction) -> bool:

@@ -49,12 +49,12 @@ def main(argv: list[str]) -> None:
   taken: set[str] = set()
   listed = [("path", "class", "patient", "split")]
   with zipfile.ZipFile(OUT, "w", zipfile.ZIP_STORED) as packed:
+
     def add(name: str, data: bytes) -> None:
       packed.writestr(zipfile.ZipInfo(name, (2018, 2, 22, 0, 0, 0)), data)
 
     for part, (official, count) in PARTS.items():
-      source = open_source(
-        "tfds:chest_xray_pneumonia", split=official, manual_dir=MANUAL_DIR.value)
+      source = open_source("tfds:chest_xray_pneumonia", split=official, manual_dir=MANUAL_DIR.value)
       share = source.table.labels.mean(0)
       for label, name in enumerate(source.info.classes):
         for row in sorted(chosen(source.table, round(count * share[label]), label, taken)):

@@ -22,6 +22,7 @@ def load(path):
   """An 8-bit gray PIL image."""
   if path.endswith(".dcm"):
     import pydicom
+
     return Image.fromarray((pydicom.dcmread(path).pixel_array >> 4).astype(np.uint8))
   image = Image.open(path)
   if image.mode.startswith("I;16"):
@@ -34,13 +35,22 @@ class Peer:
 
   def __init__(self, spec):
     self.spec, self.streams = spec, {}
-    transform = torchvision.transforms.Compose([
+    transform = torchvision.transforms.Compose(
+      [
         torchvision.transforms.Resize((spec["size"], spec["size"])),
-        torchvision.transforms.PILToTensor()])
+        torchvision.transforms.PILToTensor(),
+      ]
+    )
     forms = ("jpeg8", "png8", "png16", "dicom16")
-    self.data = {f: torchvision.datasets.DatasetFolder(
-        os.path.join(spec["folder"], f), loader=load, extensions=(".jpg", ".png", ".dcm"),
-        transform=transform) for f in forms}
+    self.data = {
+      f: torchvision.datasets.DatasetFolder(
+        os.path.join(spec["folder"], f),
+        loader=load,
+        extensions=(".jpg", ".png", ".dcm"),
+        transform=transform,
+      )
+      for f in forms
+    }
 
   def answer(self, kind, form):
     data, batch = self.data[form], self.spec["batch"]
@@ -50,8 +60,13 @@ class Peer:
         data[i]
       return {"rate": len(data) / (time.perf_counter() - start)}
     loader = torch.utils.data.DataLoader(
-        data, batch_size=batch, shuffle=True, num_workers=os.cpu_count(), drop_last=True,
-        persistent_workers=True)
+      data,
+      batch_size=batch,
+      shuffle=True,
+      num_workers=os.cpu_count(),
+      drop_last=True,
+      persistent_workers=True,
+    )
     next(iter(loader))  # its workers are up
     epochs = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
     start = time.perf_counter()

@@ -21,8 +21,9 @@ try:
   import torchvision  # noqa: F401
 except (ImportError, RuntimeError) as error:
   sys.exit(
-      f"import torchvision fails ({error}); torch and torchvision must be builds of one kind: "
-      "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu (or cu126)")
+    f"import torchvision fails ({error}); torch and torchvision must be builds of one kind: "
+    "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu (or cu126)"
+  )
 import timm  # noqa: E402
 from lightly.loss import DINOLoss  # noqa: E402
 from lightly.models.modules import DINOProjectionHead  # noqa: E402
@@ -39,8 +40,11 @@ class Gray(torch.utils.data.Dataset):
   def __init__(self, spec):
     self.pixels = np.load(spec["images"], mmap_mode="r")
     self.transform = DINOTransform(
-        global_crop_size=224, local_crop_size=96, n_local_views=spec["local_crops"],
-        normalize={"mean": [0.5], "std": [0.25]})
+      global_crop_size=224,
+      local_crop_size=96,
+      n_local_views=spec["local_crops"],
+      normalize={"mean": [0.5], "std": [0.25]},
+    )
 
   def __len__(self):
     return len(self.pixels)
@@ -60,10 +64,17 @@ class Peer:
 
     def model(drop_path):
       vit = timm.create_model(
-          name, num_classes=0, in_chans=1, dynamic_img_size=True, drop_path_rate=drop_path)
+        name, num_classes=0, in_chans=1, dynamic_img_size=True, drop_path_rate=drop_path
+      )
       head = DINOProjectionHead(
-          vit.num_features, 2048, 256, spec["prototypes"], batch_norm=False,
-          freeze_last_layer=1, norm_last_layer=True)
+        vit.num_features,
+        2048,
+        256,
+        spec["prototypes"],
+        batch_norm=False,
+        freeze_last_layer=1,
+        norm_last_layer=True,
+      )
       return torch.nn.Sequential(vit, head).to(self.device)
 
     self.student, self.teacher = model(0.1), model(0.0)
@@ -73,8 +84,10 @@ class Peer:
     decayed = [p for p in self.parameters if p.ndim > 1]
     rest = [p for p in self.parameters if p.ndim <= 1]
     self.optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.04}, {"params": rest, "weight_decay": 0.0}],
-        lr=1e-4, fused=self.device.type == "cuda")
+      [{"params": decayed, "weight_decay": 0.04}, {"params": rest, "weight_decay": 0.0}],
+      lr=1e-4,
+      fused=self.device.type == "cuda",
+    )
     self.criterion = DINOLoss(output_dim=spec["prototypes"]).to(self.device)
     compiled = self.device.type == "cuda" or spec["peer_compile"]
     wrap = torch.compile if compiled else (lambda f: f)
@@ -83,11 +96,17 @@ class Peer:
     generator = torch.Generator().manual_seed(0)
     sizes = [224, 224] + [96] * spec["local_crops"]
     self.views = [
-        torch.randn(spec["batch"], 1, s, s, generator=generator).to(self.device) for s in sizes]
+      torch.randn(spec["batch"], 1, s, s, generator=generator).to(self.device) for s in sizes
+    ]
     self.loader = torch.utils.data.DataLoader(
-        Gray(spec), batch_size=spec["batch"], shuffle=True, drop_last=True,
-        num_workers=spec["workers"], persistent_workers=spec["workers"] > 0,
-        pin_memory=self.device.type == "cuda")
+      Gray(spec),
+      batch_size=spec["batch"],
+      shuffle=True,
+      drop_last=True,
+      num_workers=spec["workers"],
+      persistent_workers=spec["workers"] > 0,
+      pin_memory=self.device.type == "cuda",
+    )
     self.batches = self._endless()
 
   def _endless(self):
@@ -97,8 +116,11 @@ class Peer:
 
   def step(self, views):
     """One update; the crops of one size go through the network together, as in DINO's own code."""
-    half = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else (
-        contextlib.nullcontext())
+    half = (
+      torch.autocast("cuda", torch.bfloat16)
+      if self.device.type == "cuda"
+      else (contextlib.nullcontext())
+    )
     large, small = torch.cat(views[:2]), views[2:]
     with half:
       with torch.no_grad():
@@ -121,8 +143,10 @@ class Peer:
     for _ in range(steps):
       self.step(self.views if kind == "bare" else next(self.batches))
     self.synchronize()
-    return {"seconds": (time.perf_counter() - start) / steps,
-            "cpu_seconds": (time.process_time() - cpu) / steps}
+    return {
+      "seconds": (time.perf_counter() - start) / steps,
+      "cpu_seconds": (time.process_time() - cpu) / steps,
+    }
 
   def peak(self):
     """GFLOP/s of a large square product: f32 on CPU, bf16 on GPU."""
@@ -150,11 +174,17 @@ def main():
   torch.set_float32_matmul_precision("high")
   peer = Peer(spec)
   import lightly
+
   ready = {
-      "versions": {"torch": torch.__version__, "lightly": lightly.__version__,
-                   "timm": timm.__version__},
-      "device": torch.cuda.get_device_name() if peer.device.type == "cuda" else "cpu",
-      "compiled": peer.compiled, "threads": torch.get_num_threads()}
+    "versions": {
+      "torch": torch.__version__,
+      "lightly": lightly.__version__,
+      "timm": timm.__version__,
+    },
+    "device": torch.cuda.get_device_name() if peer.device.type == "cuda" else "cpu",
+    "compiled": peer.compiled,
+    "threads": torch.get_num_threads(),
+  }
   print(json.dumps(ready), flush=True)
   for line in sys.stdin:
     command = json.loads(line)

@@ -28,8 +28,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def backbone(spec):
   return timm.create_model(
-    f"{MODELS[spec['model']]}_patch{spec['patch_size']}_224", num_classes=0, in_chans=1,
-    img_size=spec["size"], dynamic_img_size=True)
+    f"{MODELS[spec['model']]}_patch{spec['patch_size']}_224",
+    num_classes=0,
+    in_chans=1,
+    img_size=spec["size"],
+    dynamic_img_size=True,
+  )
 
 
 class Net(torch.nn.Module):
@@ -65,15 +69,17 @@ class Method:
 
   def step(self):
     self.net.zero_grad()
-    half = torch.autocast("cuda", torch.bfloat16) if DEVICE.type == "cuda" else (
-      contextlib.nullcontext())
+    half = (
+      torch.autocast("cuda", torch.bfloat16)
+      if DEVICE.type == "cuda"
+      else (contextlib.nullcontext())
+    )
     with half:
       loss = self.loss()
     loss.backward()
 
 
 class SimCLR(Method):
-
   def build(self, body):
     self.criterion = losses.NTXentLoss(temperature=0.1)
     return Net(body, head=heads.SimCLRProjectionHead(body.num_features, 2048, 128))
@@ -100,8 +106,11 @@ class Byol(Method):
 
   def build(self, body):
     self.criterion = losses.NegativeCosineSimilarity()
-    return Net(body, head=heads.BYOLProjectionHead(body.num_features, 4096, 256),
-               predictor=heads.BYOLPredictionHead(256, 4096, 256))
+    return Net(
+      body,
+      head=heads.BYOLProjectionHead(body.num_features, 4096, 256),
+      predictor=heads.BYOLPredictionHead(256, 4096, 256),
+    )
 
   def loss(self):
     both = torch.cat(self.views)
@@ -112,11 +121,13 @@ class Byol(Method):
 
 
 class SimSiam(Method):
-
   def build(self, body):
     self.criterion = losses.NegativeCosineSimilarity()
-    return Net(body, head=heads.SimSiamProjectionHead(body.num_features, 2048, 2048),
-               predictor=heads.SimSiamPredictionHead(2048, 512, 2048))
+    return Net(
+      body,
+      head=heads.SimSiamProjectionHead(body.num_features, 2048, 2048),
+      predictor=heads.SimSiamPredictionHead(2048, 512, 2048),
+    )
 
   def loss(self):
     z = self.net(torch.cat(self.views))
@@ -150,7 +161,8 @@ class DinoV2(Method):
     self.of_patch = losses.IBOTPatchLoss(output_dim=65536).to(DEVICE)
     self.koleo = losses.KoLeoLoss()
     head = heads.DINOProjectionHead(
-      body.num_features, 2048, 256, 65536, batch_norm=False, norm_last_layer=False)
+      body.num_features, 2048, 256, 65536, batch_norm=False, norm_last_layer=False
+    )
     return Net(heads.MaskedVisionTransformerTIMM(vit=body), head=head)
 
   def loss(self):
@@ -167,11 +179,16 @@ class DinoV2(Method):
     small = self.net.body.encode(torch.cat(self.views[2:]))[:, 0]
     found = self.net.head(torch.cat([seen[:, 0], small]))
     patch = self.of_patch(
-      teacher_out=known_patch.float(), student_out=self.net.head(seen[mask]).float(),
-      mask=mask[:, 1:].reshape(2 * batch, *2 * (int(tokens**0.5),)))
+      teacher_out=known_patch.float(),
+      student_out=self.net.head(seen[mask]).float(),
+      mask=mask[:, 1:].reshape(2 * batch, *2 * (int(tokens**0.5),)),
+    )
     near = sum(self.koleo(part) for part in seen[:, 0].float().chunk(2))
-    return self.of_class(
-      list(known_cls), list(found.float().chunk(len(self.views))), epoch=1) + patch + 0.1 * near
+    return (
+      self.of_class(list(known_cls), list(found.float().chunk(len(self.views))), epoch=1)
+      + patch
+      + 0.1 * near
+    )
 
 
 class Mae(Method):
@@ -180,8 +197,14 @@ class Mae(Method):
   def build(self, body):
     size, patch = self.spec["size"], self.spec["patch_size"]
     decoder = heads.MAEDecoderTIMM(
-      num_patches=(size // patch) ** 2, patch_size=patch, in_chans=1, embed_dim=body.num_features,
-      decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
+      num_patches=(size // patch) ** 2,
+      patch_size=patch,
+      in_chans=1,
+      embed_dim=body.num_features,
+      decoder_embed_dim=512,
+      decoder_depth=8,
+      decoder_num_heads=16,
+    )
     return Net(heads.MaskedVisionTransformerTIMM(vit=body), decoder=decoder)
 
   def loss(self):
@@ -197,8 +220,15 @@ class Mae(Method):
     return torch.nn.functional.mse_loss(found.float(), want)
 
 
-METHODS = {"mae": Mae, "dino": Dino, "dinov2": DinoV2, "simclr": SimCLR, "moco2": MoCo2,
-           "byol": Byol, "simsiam": SimSiam}
+METHODS = {
+  "mae": Mae,
+  "dino": Dino,
+  "dinov2": DinoV2,
+  "simclr": SimCLR,
+  "moco2": MoCo2,
+  "byol": Byol,
+  "simsiam": SimSiam,
+}
 
 
 def synchronize():
@@ -222,14 +252,23 @@ def main():
     for _ in range(steps):
       sides[name].step()
     synchronize()
-    return {"seconds": (time.perf_counter() - start) / steps,
-            "cpu_seconds": (time.process_time() - cpu) / steps}
+    return {
+      "seconds": (time.perf_counter() - start) / steps,
+      "cpu_seconds": (time.process_time() - cpu) / steps,
+    }
 
-  serve({
-    "versions": {"torch": torch.__version__, "lightly": lightly.__version__,
-                 "timm": timm.__version__},
-    "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
-    "threads": torch.get_num_threads()}, answer)
+  serve(
+    {
+      "versions": {
+        "torch": torch.__version__,
+        "lightly": lightly.__version__,
+        "timm": timm.__version__,
+      },
+      "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
+      "threads": torch.get_num_threads(),
+    },
+    answer,
+  )
 
 
 if __name__ == "__main__":

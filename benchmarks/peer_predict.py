@@ -64,7 +64,8 @@ def main(path):
     begun, used = time.perf_counter(), cpu()
     films = Films(folder, about["image_size"], about["mean"], about["std"])
     loader = torch.utils.data.DataLoader(
-      films, batch_size=64, num_workers=len(os.sched_getaffinity(0)))
+      films, batch_size=64, num_workers=len(os.sched_getaffinity(0))
+    )
     rows = []
     with torch.inference_mode():
       for x in loader:
@@ -72,8 +73,12 @@ def main(path):
     names = [file.name for file in films.files]
     with tempfile.TemporaryFile("w") as opened:
       csv.writer(opened).writerows([name, *row] for name, row in zip(names, rows, strict=True))
-    return {"seconds": time.perf_counter() - begun, "cpu": cpu() - used, "n": len(rows),
-            "found": {name: row[-1] for name, row in zip(names, rows, strict=True)}}
+    return {
+      "seconds": time.perf_counter() - begun,
+      "cpu": cpu() - used,
+      "n": len(rows),
+      "found": {name: row[-1] for name, row in zip(names, rows, strict=True)},
+    }
 
   sides.serve({"side": "timm", "torch": torch.__version__, "timm": timm.__version__}, answer)
 

@@ -21,13 +21,23 @@ MODELS = {"Ti": "vit_tiny", "S": "vit_small", "B": "vit_base", "L": "vit_large"}
 
 
 def simclr(backbone, rngs):
-  return peer.SimCLR(backbone=backbone, embed_dim=backbone.embed_dim, rngs=rngs,
-                     projector_dims=(2048, 128), temperature=0.1)
+  return peer.SimCLR(
+    backbone=backbone,
+    embed_dim=backbone.embed_dim,
+    rngs=rngs,
+    projector_dims=(2048, 128),
+    temperature=0.1,
+  )
 
 
 def byol(backbone, rngs):
-  return peer.BYOL(backbone=backbone, embed_dim=backbone.embed_dim, rngs=rngs,
-                   projector_dims=(4096, 256), predictor_hidden=4096)
+  return peer.BYOL(
+    backbone=backbone,
+    embed_dim=backbone.embed_dim,
+    rngs=rngs,
+    projector_dims=(4096, 256),
+    predictor_hidden=4096,
+  )
 
 
 METHODS = {"simclr": simclr, "byol": byol}
@@ -39,7 +49,8 @@ class Side:
   def __init__(self, name, spec):
     rngs = nnx.Rngs(0)
     backbone = getattr(peer.backbone.vit, MODELS[spec["model"]])(
-      rngs=rngs, img_size=spec["size"], patch_size=spec["patch_size"], in_channels=1)
+      rngs=rngs, img_size=spec["size"], patch_size=spec["patch_size"], in_channels=1
+    )
     self.module = METHODS[name](backbone, rngs)
     shape = spec["batch"], spec["size"], spec["size"], 1
     self.batch = {"views": [{"image": jax.random.normal(jax.random.key(i), shape)} for i in (0, 1)]}
@@ -49,6 +60,7 @@ class Side:
       def loss(module):
         state, logs = module.compute(batch, "fit")
         return state["loss"], logs
+
       return nnx.value_and_grad(loss, has_aux=True)(module)
 
     self.gradient = gradient
@@ -59,8 +71,10 @@ class Side:
     for _ in range(steps):
       found = self.gradient(self.module, self.batch)
     jax.block_until_ready(jax.tree.leaves(found[1]))
-    return {"seconds": (time.perf_counter() - start) / steps,
-            "cpu_seconds": (time.process_time() - cpu) / steps}
+    return {
+      "seconds": (time.perf_counter() - start) / steps,
+      "cpu_seconds": (time.process_time() - cpu) / steps,
+    }
 
 
 def main():
@@ -74,9 +88,13 @@ def main():
       return {}
     return sides[name](steps)
 
-  serve({
-    "versions": {"jax": jax.__version__, "stable-pretraining": stable_pretraining.__version__},
-    "device": jax.devices()[0].device_kind}, answer)
+  serve(
+    {
+      "versions": {"jax": jax.__version__, "stable-pretraining": stable_pretraining.__version__},
+      "device": jax.devices()[0].device_kind,
+    },
+    answer,
+  )
 
 
 if __name__ == "__main__":

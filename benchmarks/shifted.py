@@ -35,7 +35,7 @@ def levels(image):
 
 def curve(power):
   """Gray levels in 0..1 to a power."""
-  return lambda x, rng: x ** power
+  return lambda x, rng: x**power
 
 
 def smaller(x, rng):
@@ -43,7 +43,7 @@ def smaller(x, rng):
   inner = levels(picture(x).resize((SIZE * 4 // 5,) * 2))
   found = np.zeros_like(x)
   top, left = rng.integers(0, SIZE - len(inner), 2, endpoint=True)
-  found[top:top + len(inner), left:left + len(inner)] = inner
+  found[top : top + len(inner), left : left + len(inner)] = inner
   return found
 
 
@@ -61,8 +61,12 @@ def collimated(x, rng):
 
 
 SHIFTS = {
-  "darker": curve(1.6), "lighter": curve(1 / 1.6), "flatter": lambda x, rng: 0.2 + 0.6 * x,
-  "smaller": smaller, "larger": larger, "collimated": collimated,
+  "darker": curve(1.6),
+  "lighter": curve(1 / 1.6),
+  "flatter": lambda x, rng: 0.2 + 0.6 * x,
+  "smaller": smaller,
+  "larger": larger,
+  "collimated": collimated,
   "softer": lambda x, rng: levels(picture(x).filter(ImageFilter.BoxBlur(3))),
   "noisier": lambda x, rng: np.clip(x + 0.05 * rng.standard_normal(x.shape), 0, 1),
 }
@@ -84,17 +88,26 @@ def main(argv):
   out.writerow(("run", "films", "auroc", "low", "high", "accuracy"))
   for workdir in WORKDIR.value:
     network = cxrjax.load(workdir)
-    data = {k: v for k, v in network.run.config["evals"]["validation"]["data"].items()
-            if k not in ("train", "test", "subset", "labelled")}
+    data = {
+      k: v
+      for k, v in network.run.config["evals"]["validation"]["data"].items()
+      if k not in ("train", "test", "subset", "labelled")
+    }
     name, split = data.pop("name"), data.pop("val")
     films = load_images(open_source(name, split=split, **data), SIZE, progress=False)
     for shift in ("as they are", *SHIFTS, "any of them"):
       p = network.probabilities(shifted(films.pixels, shift)).astype(np.float64)
       found = classification_metrics.judge(
-        "", p, films.labels, films.patients, network.classes, network.exclusive)
+        "", p, films.labels, films.patients, network.classes, network.exclusive
+      )
       auroc = found["auroc"]
-      out.writerow((workdir, shift, *(f"{v:.4f}" for v in (
-        auroc.value, auroc.low, auroc.high, found["accuracy"].value))))
+      out.writerow(
+        (
+          workdir,
+          shift,
+          *(f"{v:.4f}" for v in (auroc.value, auroc.low, auroc.high, found["accuracy"].value)),
+        )
+      )
       sys.stdout.flush()
 
 

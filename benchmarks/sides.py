@@ -21,7 +21,8 @@ class Worker:
   def __init__(self, name, command):
     self.name = name
     self.process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     self.info = self._answer()
 
   def _answer(self):
@@ -67,9 +68,14 @@ def peak(jax):
 
 def machine():
   """What a number was measured on."""
-  return {"cpu": cpu_name(), "isa": isa(), "cores": os.cpu_count(),
-          "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
-          "load": os.getloadavg()[0]}
+  return {
+    "cpu": cpu_name(),
+    "isa": isa(),
+    "cores": os.cpu_count(),
+    "python": platform.python_version(),
+    "date": time.strftime("%Y-%m-%d"),
+    "load": os.getloadavg()[0],
+  }
 
 
 def isa():
@@ -82,8 +88,10 @@ def isa():
       flags = file.read()
   except OSError:
     return "unknown"
-  return next((name for name, flag in (("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags),
-              "neither AVX2 nor AVX-512")
+  return next(
+    (name for name, flag in (("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags),
+    "neither AVX2 nor AVX-512",
+  )
 
 
 def cpu_name():

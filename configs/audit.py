@@ -18,13 +18,13 @@ from cxrjax.config.args import parse_arg
 from cxrjax.config.recipe import source_arguments
 
 OPTIONS = {
-  "data": "phantom",     # phantom, folder:PATH, tfds:NAME, your module; A+B: several
-  "splits": "",          # train+test; by default all that there are
-  "manual_dir": "",      # where tfds: finds archives to prepare a set from, on first use
-  "examples": 512,       # of each of the phantom's splits
-  "size": 128,           # images are compared at up to 96 pixels and shown at this many
-  "copy": 0.9,           # detail of the same radiograph correlates at least like this
-  "same": 0.8,           # and that of the same patient like this
+  "data": "phantom",  # phantom, folder:PATH, tfds:NAME, your module; A+B: several
+  "splits": "",  # train+test; by default all that there are
+  "manual_dir": "",  # where tfds: finds archives to prepare a set from, on first use
+  "examples": 512,  # of each of the phantom's splits
+  "size": 128,  # images are compared at up to 96 pixels and shown at this many
+  "copy": 0.9,  # detail of the same radiograph correlates at least like this
+  "same": 0.8,  # and that of the same patient like this
   "tiny": False,
 }
 
@@ -41,19 +41,19 @@ def get_config(arg: str = "") -> ConfigDict:
 
   config = ConfigDict()
   config.task = "cxrjax.tasks.audit"
-  config.copy = o.copy     # read off real radiographs, see cxrjax/audit/duplicates.py
+  config.copy = o.copy  # read off real radiographs, see cxrjax/audit/duplicates.py
   config.same = o.same
-  config.first = 0.65      # of signatures, for a second look
-  config.looks = 50_000    # most pairs that get one; the most alike do
-  config.folds = 5         # of the thumbnail floor, where there is no test split
-  config.shown = 60        # pairs on the page; pairs.csv has all
+  config.first = 0.65  # of signatures, for a second look
+  config.looks = 50_000  # most pairs that get one; the most alike do
+  config.folds = 5  # of the thumbnail floor, where there is no test split
+  config.shown = 60  # pairs on the page; pairs.csv has all
   config.data = {
     "sources": tuple({"source": name, "options": options(name)} for name in o.data.split("+")),
     "splits": tuple(filter(None, o.splits.split("+"))),
     "size": 64 if o.tiny else o.size,
-    "fit": "squash",       # squash, pad or crop to a square
-    "bits": 8,             # of the decoded images; 8 is enough to compare
-    "window": "auto",      # of 16 bits: auto, full, or gray levels "low,high"
-    "cache_dir": "",       # decoded images; by default ~/.cache/cxrjax
+    "fit": "squash",  # squash, pad or crop to a square
+    "bits": 8,  # of the decoded images; 8 is enough to compare
+    "window": "auto",  # of 16 bits: auto, full, or gray levels "low,high"
+    "cache_dir": "",  # decoded images; by default ~/.cache/cxrjax
   }
   return config

@@ -29,9 +29,10 @@ from ml_collections import ConfigDict
 from cxrjax.config import finetuning, recipe
 
 DEMO = {
-  **finetuning.DEMO, **finetuning.UNLABELLED,
-  "ensembling": 1.0,        # weight of the soft targets
-  "omega": 0.5,             # weight of the other images in them
+  **finetuning.DEMO,
+  **finetuning.UNLABELLED,
+  "ensembling": 1.0,  # weight of the soft targets
+  "omega": 0.5,  # weight of the other images in them
   "temperature": 4.0,
   "affinity_temperature": 1.0,  # lower, and only the images most alike count
 }
@@ -42,5 +43,10 @@ PAPER = {**finetuning.PAPER, "labelled": "10 %"}
 def get_config(arg: str = "") -> ConfigDict:
   o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=finetuning.TINY)
   return finetuning.base(
-    o, "bke", weight=o.ensembling, omega=o.omega, temperature=o.temperature,
-    affinity_temperature=o.affinity_temperature)
+    o,
+    "bke",
+    weight=o.ensembling,
+    omega=o.omega,
+    temperature=o.temperature,
+    affinity_temperature=o.affinity_temperature,
+  )

@@ -31,29 +31,52 @@ from cxrjax.core.errors import UserError, suggest
 
 # Name in the comparison: config, and its arguments.
 METHODS = {
-  "dino": ("dino", ""), "dino_global": ("dino", "crops=global"), "dinov2": ("dinov2", ""),
-  "gmml": ("gmml", ""), "sit": ("sit", ""), "mcssl": ("mcssl", ""), "mae": ("mae", ""),
-  "rgmim": ("rgmim", ""), "simclr": ("simclr", ""), "moco2": ("moco", "version=2"),
-  "moco3": ("moco", "version=3"), "byol": ("byol", ""), "simsiam": ("simsiam", ""),
-  "pirl_jigsaw": ("pirl_jigsaw", ""), "pirl_rotation": ("pirl_rotation", ""),
+  "dino": ("dino", ""),
+  "dino_global": ("dino", "crops=global"),
+  "dinov2": ("dinov2", ""),
+  "gmml": ("gmml", ""),
+  "sit": ("sit", ""),
+  "mcssl": ("mcssl", ""),
+  "mae": ("mae", ""),
+  "rgmim": ("rgmim", ""),
+  "simclr": ("simclr", ""),
+  "moco2": ("moco", "version=2"),
+  "moco3": ("moco", "version=3"),
+  "byol": ("byol", ""),
+  "simsiam": ("simsiam", ""),
+  "pirl_jigsaw": ("pirl_jigsaw", ""),
+  "pirl_rotation": ("pirl_rotation", ""),
   "cross": ("cross", ""),
 }
 # Their papers train ResNets with SGD or LARS, which do not suit a ViT.
-CONVOLUTIONAL = (
-  "simclr", "moco2", "byol", "simsiam", "pirl_jigsaw", "pirl_rotation", "cross")
+CONVOLUTIONAL = ("simclr", "moco2", "byol", "simsiam", "pirl_jigsaw", "pirl_rotation", "cross")
 FOR_A_VIT = "optimizer=adamw,lr=5e-4,weight_decay=0.04,weight_decay_end=0.4"
 
 # What is the same for all methods; see cxrjax/config/recipe.py.
 COMMON = (
-  "data", "split", "subset", "frontal", "manual_dir", "examples", "sites", "store", "image_size",
-  "model", "patch_size", "standardize", "batch_size", "eval_data", "whiten")
+  "data",
+  "split",
+  "subset",
+  "frontal",
+  "manual_dir",
+  "examples",
+  "sites",
+  "store",
+  "image_size",
+  "model",
+  "patch_size",
+  "standardize",
+  "batch_size",
+  "eval_data",
+  "whiten",
+)
 DEMO = {
   "methods": "+".join(METHODS),
-  "seeds": "0",            # 0+1+2
-  "budget": "4e11",        # forward FLOPs of each run
-  "points": 4,             # evaluations of each run, besides the one before training
+  "seeds": "0",  # 0+1+2
+  "budget": "4e11",  # forward FLOPs of each run
+  "points": 4,  # evaluations of each run, besides the one before training
   **{name: recipe.DEMO[name] for name in COMMON},
-  "whiten": True,          # judge by kNN on whitened features, too
+  "whiten": True,  # judge by kNN on whitened features, too
 }
 REAL = {
   "data": "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/shenzhen",
@@ -70,8 +93,9 @@ def get_config(arg: str = "") -> ConfigDict:
   arg, kept = special(arg)
   switches = dict.fromkeys(PRESETS, False)
   values = dict(DEMO)
-  chosen = [name for name, on in parse_arg(arg, **switches, **values).items()
-            if name in PRESETS and on]
+  chosen = [
+    name for name, on in parse_arg(arg, **switches, **values).items() if name in PRESETS and on
+  ]
   for name in chosen:
     values |= {k: v for k, v in PRESETS[name].items() if k in values}
   o = ConfigDict(parse_arg(arg, **switches, **values))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from cxrjax.config.args import parse_arg
 
 OPTIONS = {
-  "runs": "",   # workdirs of finished runs, the reference first: A+B here, A,B as config.runs
+  "runs": "",  # workdirs of finished runs, the reference first: A+B here, A,B as config.runs
   "evals": "",  # evaluators to compare by, NAME+NAME; by default all that judged test images
   "tiny": False,  # there is nothing to make smaller
 }

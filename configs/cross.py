@@ -32,18 +32,34 @@ DEMO = {
   "predictor_hidden": 256,
   "batch_norm": True,
   "momentum": 0.98,
-  "view_weight": 1.0,       # of the cross-view loss
-  "model_weight": 1.0,      # of the cross-model loss
+  "view_weight": 1.0,  # of the cross-view loss
+  "model_weight": 1.0,  # of the cross-model loss
 }
 SMALL = {
-  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128, "predictor_hidden": 512,
+  **recipe.TWO_VIEWS_SMALL,
+  "hidden": 512,
+  "dim": 128,
+  "predictor_hidden": 512,
   "momentum": 0.99,
 }
 PAPER = {
-  "data": "tfds:covid19_radiography", "model": "resnet50", "global_scale": (0.08, 1.0),
-  "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "blur_prob": (1.0, 0.1), "solarize": (0.0, 0.2),
-  "hidden": 4096, "dim": 256, "predictor_hidden": 4096, "momentum": 0.99, "optimizer": "lars",
-  "lr": 0.3, "lr_end": 0.0, "weight_decay": 1e-6, "weight_decay_end": 1e-6,
+  "data": "tfds:covid19_radiography",
+  "model": "resnet50",
+  "global_scale": (0.08, 1.0),
+  "jitter": 0.4,
+  "jitter_prob": 0.8,
+  "blur": 2.0,
+  "blur_prob": (1.0, 0.1),
+  "solarize": (0.0, 0.2),
+  "hidden": 4096,
+  "dim": 256,
+  "predictor_hidden": 4096,
+  "momentum": 0.99,
+  "optimizer": "lars",
+  "lr": 0.3,
+  "lr_end": 0.0,
+  "weight_decay": 1e-6,
+  "weight_decay_end": 1e-6,
 }
 TINY = {"hidden": 32, "dim": 16, "predictor_hidden": 32}
 
@@ -53,9 +69,14 @@ def get_config(arg: str = "") -> ConfigDict:
   config = recipe.base(o)
   config.views = recipe.two_views(o)
   config.method = {
-    "name": "cxrjax.methods.cross", "hidden": o.hidden, "dim": o.dim,
-    "head_layers": o.head_layers, "predictor_hidden": o.predictor_hidden,
-    "batch_norm": o.batch_norm, "momentum": {"start": o.momentum, "end": 1.0},
-    "view_weight": o.view_weight, "model_weight": o.model_weight,
+    "name": "cxrjax.methods.cross",
+    "hidden": o.hidden,
+    "dim": o.dim,
+    "head_layers": o.head_layers,
+    "predictor_hidden": o.predictor_hidden,
+    "batch_norm": o.batch_norm,
+    "momentum": {"start": o.momentum, "end": 1.0},
+    "view_weight": o.view_weight,
+    "model_weight": o.model_weight,
   }
   return config

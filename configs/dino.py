@@ -33,8 +33,8 @@ paper's other choices were not to be had. DINO without small crops draws its lar
 an image: `--config.views.global_scale="(0.14, 1.0)"`.
 
 After the colon stand `key=value` pairs over the options below, those of
-`cxrjax/config/self_distillation.py` and of `cxrjax/config/recipe.py`; every key of the config is a flag
-as well, `--config.optimizer.lr.start=1e-3`.
+`cxrjax/config/self_distillation.py` and of `cxrjax/config/recipe.py`; every key of the config is a
+flag as well, `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
@@ -47,18 +47,22 @@ DEMO = {
   "data": "mini",
   "duration": "20 epochs",
   "eval_every": "10 epochs",
-  "batch_size": 32,         # many small steps learn sooner than few large ones
+  "batch_size": 32,  # many small steps learn sooner than few large ones
   "lr": 0.032,
-  "momentum_end": 0.99,     # a teacher that slows down lags behind when so short a run ends
-  "crops": "multi",         # or global: no small crops
+  "momentum_end": 0.99,  # a teacher that slows down lags behind when so short a run ends
+  "crops": "multi",  # or global: no small crops
   "solarize": 0.0,
 }
-MINI = {
-  **recipe.MINI, "local_size": 24, "duration": "32 epochs", "eval_every": "16 epochs"}
+MINI = {**recipe.MINI, "local_size": 24, "duration": "32 epochs", "eval_every": "16 epochs"}
 SMALL = {**self_distillation.SMALL, "batch_size": 64}
 PAPER = {
-  **self_distillation.PAPER, "global_scale": (0.4, 1.0), "local_crops": 8, "local_scale": (0.05, 0.4),
-  "solarize": 0.2, "prototypes": 65536, "momentum": 0.9995,
+  **self_distillation.PAPER,
+  "global_scale": (0.4, 1.0),
+  "local_crops": 8,
+  "local_scale": (0.05, 0.4),
+  "solarize": 0.2,
+  "prototypes": 65536,
+  "momentum": 0.9995,
 }
 TINY = self_distillation.TINY
 

@@ -26,8 +26,8 @@ Published recipes for radiographs differ from it in
     lr=3e-4,weight_decay=0.0,weight_decay_end=0.0 and --config.method.momentum=0.999.
 
 After the colon stand `key=value` pairs over the options below, those of
-`cxrjax/config/self_distillation.py` and of `cxrjax/config/recipe.py`; every key of the config is a flag
-as well, `--config.optimizer.lr.start=1e-3`.
+`cxrjax/config/self_distillation.py` and of `cxrjax/config/recipe.py`; every key of the config is a
+flag as well, `--config.optimizer.lr.start=1e-3`.
 """
 
 from ml_collections import ConfigDict
@@ -40,26 +40,39 @@ DEMO = {
   **self_distillation.DEMO,
   "solarize": 0.0,
   "norm_last_layer": True,
-  "class_weight": 1.0,      # of DINO's loss; 0 switches it off
-  "patch_weight": 1.0,      # of iBOT's
+  "class_weight": 1.0,  # of DINO's loss; 0 switches it off
+  "patch_weight": 1.0,  # of iBOT's
   "koleo_weight": 0.1,
-  "centering": "center",    # or sinkhorn
-  "separate_head": False,   # one for patches
+  "centering": "center",  # or sinkhorn
+  "separate_head": False,  # one for patches
   "mask_prob": 0.5,
   "mask_ratio": (0.1, 0.5),
-  "layer_scale": 0.0,       # what factors of residual branches start as; 0: have none
-  "drop_uniform": False,    # drop path at one rate in all blocks
-  "lr_batch": 256,          # images that lr is for; other batches by lr_rule
-  "lr_rule": "linear",      # or sqrt
-  "layer_decay": 1.0,       # of the learning rate, from block to block towards the image
-  "patch_lr": 1.0,          # share of it that the patch embedding has
+  "layer_scale": 0.0,  # what factors of residual branches start as; 0: have none
+  "drop_uniform": False,  # drop path at one rate in all blocks
+  "lr_batch": 256,  # images that lr is for; other batches by lr_rule
+  "lr_rule": "linear",  # or sqrt
+  "layer_decay": 1.0,  # of the learning rate, from block to block towards the image
+  "patch_lr": 1.0,  # share of it that the patch embedding has
 }
 SMALL = self_distillation.SMALL
 PAPER = {
-  **self_distillation.PAPER, "global_scale": (0.32, 1.0), "local_crops": 8, "local_scale": (0.05, 0.32),
-  "solarize": 0.2, "prototypes": 65536, "norm_last_layer": False, "momentum": 0.992,
-  "drop_path": 0.3, "duration": "100 epochs", "lr": 4e-3, "lr_batch": 1024, "lr_rule": "sqrt",
-  "layer_scale": 1e-5, "drop_uniform": True, "layer_decay": 0.9, "patch_lr": 0.2,
+  **self_distillation.PAPER,
+  "global_scale": (0.32, 1.0),
+  "local_crops": 8,
+  "local_scale": (0.05, 0.32),
+  "solarize": 0.2,
+  "prototypes": 65536,
+  "norm_last_layer": False,
+  "momentum": 0.992,
+  "drop_path": 0.3,
+  "duration": "100 epochs",
+  "lr": 4e-3,
+  "lr_batch": 1024,
+  "lr_rule": "sqrt",
+  "layer_scale": 1e-5,
+  "drop_uniform": True,
+  "layer_decay": 0.9,
+  "patch_lr": 0.2,
 }
 TINY = self_distillation.TINY
 
@@ -69,10 +82,15 @@ def get_config(arg: str = "") -> ConfigDict:
   config = recipe.base(o)
   config.views = recipe.multi_crop(o)
   config.method = {
-    **self_distillation.method(o, "dinov2"), "norm_last_layer": o.norm_last_layer,
-    "class_weight": o.class_weight, "patch_weight": o.patch_weight,
-    "koleo_weight": o.koleo_weight, "centering": o.centering, "separate_head": o.separate_head,
-    "mask_prob": o.mask_prob, "mask_ratio": o.mask_ratio,
+    **self_distillation.method(o, "dinov2"),
+    "norm_last_layer": o.norm_last_layer,
+    "class_weight": o.class_weight,
+    "patch_weight": o.patch_weight,
+    "koleo_weight": o.koleo_weight,
+    "centering": o.centering,
+    "separate_head": o.separate_head,
+    "mask_prob": o.mask_prob,
+    "mask_ratio": o.mask_ratio,
   }
   if o.model in VARIANTS:
     config.model.mask_token = o.patch_weight > 0

@@ -74,17 +74,17 @@ from cxrjax.config.args import parse_arg
 from cxrjax.config.recipe import source_arguments
 
 OPTIONS = {
-  "runs": "",         # NAME=WORKDIR+NAME=WORKDIR, or workdirs alone
-  "data": "",         # a source; by default the one that judged the first run
-  "split": "",        # of it; by default the test split
-  "manual_dir": "",   # where tfds: finds archives to prepare a set from, on first use
-  "methods": "",      # NAME+NAME; by default all that every run has, but occlusion
-  "masks": "",        # a finished segmentation run, for images without a lung mask
-  "images": 256,      # most that are scored, at even steps through the split
-  "shown": 6,         # that are drawn
-  "target": "",       # the class that is explained; by default each image's predicted one
-  "tap": "",          # whose maps class activation maps weight, e.g. stage:2; by default the last
-  "tiny": False,      # few images, for tests
+  "runs": "",  # NAME=WORKDIR+NAME=WORKDIR, or workdirs alone
+  "data": "",  # a source; by default the one that judged the first run
+  "split": "",  # of it; by default the test split
+  "manual_dir": "",  # where tfds: finds archives to prepare a set from, on first use
+  "methods": "",  # NAME+NAME; by default all that every run has, but occlusion
+  "masks": "",  # a finished segmentation run, for images without a lung mask
+  "images": 256,  # most that are scored, at even steps through the split
+  "shown": 6,  # that are drawn
+  "target": "",  # the class that is explained; by default each image's predicted one
+  "tap": "",  # whose maps class activation maps weight, e.g. stage:2; by default the last
+  "tiny": False,  # few images, for tests
 }
 
 
@@ -96,13 +96,18 @@ def get_config(arg: str = "") -> ConfigDict:
   config = ConfigDict()
   config.task = "cxrjax.tasks.explain"
   config.runs = o.runs.replace("+", ",")
-  config.data = {"source": o.data, "split": o.split, "options": of_source, "masks": o.masks,
-                 "cache_dir": ""}
+  config.data = {
+    "source": o.data,
+    "split": o.split,
+    "options": of_source,
+    "masks": o.masks,
+    "cache_dir": "",
+  }
   config.methods = o.methods
   config.images = 8 if o.tiny else o.images
   config.shown = 2 if o.tiny else o.shown
   config.target = o.target
   config.tap = o.tap
   config.probe_images = 1000  # training images that a probe is fitted to, at most
-  config.seed = 0             # of the random weights
+  config.seed = 0  # of the random weights
   return config

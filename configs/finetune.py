@@ -40,6 +40,12 @@ MINI = {**recipe.MINI, "split": "train", "val": "val"}
 
 def get_config(arg: str = "") -> ConfigDict:
   o = recipe.parse(
-    arg, {**finetuning.DEMO, "data": "mini"}, mini=MINI, small=finetuning.SMALL,
-    paper=finetuning.PAPER, strong=finetuning.STRONG, tiny=finetuning.TINY)
+    arg,
+    {**finetuning.DEMO, "data": "mini"},
+    mini=MINI,
+    small=finetuning.SMALL,
+    paper=finetuning.PAPER,
+    strong=finetuning.STRONG,
+    tiny=finetuning.TINY,
+  )
   return finetuning.base(o, "classify")

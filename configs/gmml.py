@@ -24,24 +24,28 @@ from cxrjax.config import recipe
 
 DEMO = {
   "lr": 0.004,
-  "whiten": True,           # of what draws pixels, the cosine sees little else than exposure
-  "pool": "mean",           # what stands for an image: mean of its patches, or cls
+  "whiten": True,  # of what draws pixels, the cosine sees little else than exposure
+  "pool": "mean",  # what stands for an image: mean of its patches, or cls
   "crops": 1,
   "global_scale": (0.5, 1.0),
-  "jitter": 0.0,            # of brightness and contrast
+  "jitter": 0.0,  # of brightness and contrast
   "jitter_prob": 0.0,
-  "blur": 2.0,              # largest sigma, in pixels of a 224 px crop
+  "blur": 2.0,  # largest sigma, in pixels of a 224 px crop
   "blur_prob": (0.0, 0.0),
   "solarize": (0.0, 0.0),
-  "share": 0.75,            # of the pixels that are corrupted, at most
-  "fill": "noise",          # or zeros, copy; noise+zeros: one drawn for each image
-  "alien": 0.3,             # share that is filled with another image's pixels; 0: never
-  "align": 1,               # sides and places of rectangles are multiples of this
+  "share": 0.75,  # of the pixels that are corrupted, at most
+  "fill": "noise",  # or zeros, copy; noise+zeros: one drawn for each image
+  "alien": 0.3,  # share that is filled with another image's pixels; 0: never
+  "align": 1,  # sides and places of rectangles are multiples of this
 }
 SMALL = {}
 PAPER = {
-  "crops": 2, "global_scale": (0.05, 1.0), "jitter": 0.1, "jitter_prob": 0.3,
-  "blur_prob": (0.1, 0.1), "duration": "800 epochs",
+  "crops": 2,
+  "global_scale": (0.05, 1.0),
+  "jitter": 0.1,
+  "jitter_prob": 0.3,
+  "blur_prob": (0.1, 0.1),
+  "duration": "800 epochs",
 }
 TINY = {}
 

@@ -44,17 +44,27 @@ OWN = {
   "inits": "scratch+dino=dino.py",
   "fractions": "1+10+100",
   "seeds": "0+1",
-  "folds": "",        # of a cross-validation, `10` or `10 by image`, instead of the source's splits
+  "folds": "",  # of a cross-validation, `10` or `10 by image`, instead of the source's splits
   "methods": "finetune",
 }
 # A start that is to pay needs longer than the demo of `configs/dino.py` takes.
-LONGER = {"dino.py": (
-  "duration=80 epochs", "eval_every=20 epochs", "batch_size=64", "lr=0.016", "momentum_end=1.0")}
+LONGER = {
+  "dino.py": (
+    "duration=80 epochs",
+    "eval_every=20 epochs",
+    "batch_size=64",
+    "lr=0.016",
+    "momentum_end=1.0",
+  )
+}
 # Rates that fall towards the input suit layers that know something already.
 SCRATCH = "layer_decay=1.0"
 REAL = {"fractions": "1+5+10+50+100", "seeds": "0+1+2"}
 PRESETS = {
-  "small": REAL, "paper": REAL, "strong": REAL, "tiny": {"fractions": "50+100", "seeds": "0"},
+  "small": REAL,
+  "paper": REAL,
+  "strong": REAL,
+  "tiny": {"fractions": "50+100", "seeds": "0"},
 }
 
 
@@ -71,7 +81,9 @@ def get_config(arg: str = "") -> ConfigDict:
   config.folds = o.folds
   config.folder = str(pathlib.Path(__file__).parent)
   config.methods = tuple(  # name, file, argument of its own
-    (name, f"{name}.py", ",".join(handed.kept.get(name, ()))) for name in study_args.listed(o.methods))
+    (name, f"{name}.py", ",".join(handed.kept.get(name, ())))
+    for name in study_args.listed(o.methods)
+  )
   inits = []
   for item in study_args.listed(o.inits):
     name, _, path = item.partition("=")

@@ -31,10 +31,11 @@ from ml_collections import ConfigDict
 from cxrjax.config import finetuning, recipe
 
 DEMO = {
-  **finetuning.DEMO, **finetuning.UNLABELLED,
-  "momentum": 0.99,         # of the teacher
-  "consistency": 10.0,      # weight of teacher's and student's difference
-  "ramp": "25 %",           # it rises for so long
+  **finetuning.DEMO,
+  **finetuning.UNLABELLED,
+  "momentum": 0.99,  # of the teacher
+  "consistency": 10.0,  # weight of teacher's and student's difference
+  "ramp": "25 %",  # it rises for so long
 }
 SMALL = {**finetuning.SMALL, "labelled": "10 %"}
 PAPER = {**finetuning.PAPER, "labelled": "10 %", "momentum": 0.999, "consistency": 100.0}
@@ -42,7 +43,10 @@ PAPER = {**finetuning.PAPER, "labelled": "10 %", "momentum": 0.999, "consistency
 
 def get_config(arg: str = "") -> ConfigDict:
   o = recipe.parse(arg, DEMO, small=SMALL, paper=PAPER, tiny=finetuning.TINY)
-  config = finetuning.base(o, "mean_teacher", consistency={
-    "kind": "sigmoid", "start": 0.0, "end": o.consistency, "warmup": o.ramp})
+  config = finetuning.base(
+    o,
+    "mean_teacher",
+    consistency={"kind": "sigmoid", "start": 0.0, "end": o.consistency, "warmup": o.ramp},
+  )
   config.views.global_crops = 2
   return config

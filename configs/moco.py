@@ -40,34 +40,66 @@ DEMO = {
   "temperature": 0.2,
   "momentum": 0.99,
   "momentum_end": 1.0,
-  "queue": 512,             # version 2: keys
-  "bn_groups": 2,           # version 2
+  "queue": 512,  # version 2: keys
+  "bn_groups": 2,  # version 2
   "frozen_patches": False,  # a ViT's patch projection stays as it starts; fixed positions
 }
 DEMO2 = {"temperature": 0.1, "momentum": 0.95, "momentum_end": 0.95, "lr": 0.004}
-SMALL = {
-  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128,
-}
+SMALL = {**recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128}
 SMALL2 = {**SMALL, "momentum": 0.99, "momentum_end": 0.99, "queue": 2048}
 PAPER3 = {
-  "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0, "blur_prob": (1.0, 0.1), "solarize": (0.0, 0.2),
-  "hidden": 4096, "dim": 256, "lr_end": 0.0,
+  "jitter": 0.4,
+  "jitter_prob": 0.8,
+  "blur": 2.0,
+  "blur_prob": (1.0, 0.1),
+  "solarize": (0.0, 0.2),
+  "hidden": 4096,
+  "dim": 256,
+  "lr_end": 0.0,
 }
 PAPER3_VIT = {
-  **PAPER3, "global_scale": (0.08, 1.0), "head_layers": 3, "frozen_patches": True,
-  "initial": "xavier", "drop_path": 0.0, "warmup": "40 epochs", "lr": 1.5e-4,
-  "weight_decay": 0.1, "weight_decay_end": 0.1,
+  **PAPER3,
+  "global_scale": (0.08, 1.0),
+  "head_layers": 3,
+  "frozen_patches": True,
+  "initial": "xavier",
+  "drop_path": 0.0,
+  "warmup": "40 epochs",
+  "lr": 1.5e-4,
+  "weight_decay": 0.1,
+  "weight_decay_end": 0.1,
 }
 PAPER3_CNN = {
-  **PAPER3, "global_scale": (0.2, 1.0), "predictor_norm": False, "temperature": 1.0,
-  "optimizer": "lars", "lr": 0.3, "weight_decay": 1.5e-6, "weight_decay_end": 1.5e-6,
+  **PAPER3,
+  "global_scale": (0.2, 1.0),
+  "predictor_norm": False,
+  "temperature": 1.0,
+  "optimizer": "lars",
+  "lr": 0.3,
+  "weight_decay": 1.5e-6,
+  "weight_decay_end": 1.5e-6,
 }
 PAPER2 = {
-  "model": "resnet50", "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0,
-  "hidden": 2048, "dim": 128, "batch_norm": False, "temperature": 0.2, "momentum": 0.999,
-  "momentum_end": 0.999, "queue": 65536, "bn_groups": 8, "optimizer": "sgd",
-  "duration": "200 epochs", "warmup": "0 epochs", "lr": 0.03, "lr_end": 0.0,
-  "weight_decay": 1e-4, "weight_decay_end": 1e-4,
+  "model": "resnet50",
+  "global_scale": (0.2, 1.0),
+  "jitter": 0.4,
+  "jitter_prob": 0.8,
+  "blur": 2.0,
+  "hidden": 2048,
+  "dim": 128,
+  "batch_norm": False,
+  "temperature": 0.2,
+  "momentum": 0.999,
+  "momentum_end": 0.999,
+  "queue": 65536,
+  "bn_groups": 8,
+  "optimizer": "sgd",
+  "duration": "200 epochs",
+  "warmup": "0 epochs",
+  "lr": 0.03,
+  "lr_end": 0.0,
+  "weight_decay": 1e-4,
+  "weight_decay_end": 1e-4,
 }
 TINY = {"hidden": 32, "dim": 16, "queue": 16}
 
@@ -77,15 +109,25 @@ def get_config(arg: str = "") -> ConfigDict:
   convolutional = re.search(r"\bmodel=([a-z]+net|inception)", arg)
   paper = PAPER2 if second else PAPER3_CNN if convolutional else PAPER3_VIT
   o = recipe.parse(
-    arg, {**DEMO, **(DEMO2 if second else {})}, small=SMALL2 if second else SMALL, paper=paper,
-    tiny=TINY)
+    arg,
+    {**DEMO, **(DEMO2 if second else {})},
+    small=SMALL2 if second else SMALL,
+    paper=paper,
+    tiny=TINY,
+  )
   config = recipe.base(o)
   config.views = recipe.two_views(o)
   config.method = {
-    "name": "cxrjax.methods.moco", "version": o.version, "hidden": o.hidden, "dim": o.dim,
-    "head_layers": o.head_layers, "batch_norm": o.batch_norm,
-    "predictor_norm": o.predictor_norm, "temperature": o.temperature,
-    "momentum": {"start": o.momentum, "end": o.momentum_end}, "queue": o.queue,
+    "name": "cxrjax.methods.moco",
+    "version": o.version,
+    "hidden": o.hidden,
+    "dim": o.dim,
+    "head_layers": o.head_layers,
+    "batch_norm": o.batch_norm,
+    "predictor_norm": o.predictor_norm,
+    "temperature": o.temperature,
+    "momentum": {"start": o.momentum, "end": o.momentum_end},
+    "queue": o.queue,
     "bn_groups": o.bn_groups,
   }
   if o.frozen_patches and o.model in VARIANTS:

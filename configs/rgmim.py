@@ -26,24 +26,35 @@ DEMO = {
   "duration": "240 epochs",
   "eval_every": "60 epochs",
   "lr": 0.004,
-  "scale_least": 0.2,       # share of an image that a crop has at least
-  "mask_ratio": 0.75,       # of all patches
-  "lung_ratio": 0.9,        # of those in the lungs, at most
-  "masks": "own",           # the data's own lung masks; or a segmentation run's workdir
+  "scale_least": 0.2,  # share of an image that a crop has at least
+  "mask_ratio": 0.75,  # of all patches
+  "lung_ratio": 0.9,  # of those in the lungs, at most
+  "masks": "own",  # the data's own lung masks; or a segmentation run's workdir
   "norm_pixels": True,
-  "whiten": True,           # of what draws pixels, the cosine sees little else than exposure
+  "whiten": True,  # of what draws pixels, the cosine sees little else than exposure
   "positions": "sincos",
-  "pool": "mean",           # what stands for an image: mean of its patches, or cls
+  "pool": "mean",  # what stands for an image: mean of its patches, or cls
   "decoder_width": 64,
   "decoder_depth": 1,
   "decoder_heads": 4,
 }
 SMALL = {"decoder_width": 128, "decoder_depth": 2}
 PAPER = {
-  "data": "tfds:covid19_radiography", "model": "B", "scale_least": 0.2, "decoder_width": 512,
-  "decoder_depth": 8, "decoder_heads": 16, "initial": "xavier", "drop_path": 0.0, "pool": "cls",
-  "duration": "800 epochs", "warmup": "40 epochs", "lr": 1.5e-4, "lr_end": 0.0,
-  "weight_decay": 0.05, "weight_decay_end": 0.05,
+  "data": "tfds:covid19_radiography",
+  "model": "B",
+  "scale_least": 0.2,
+  "decoder_width": 512,
+  "decoder_depth": 8,
+  "decoder_heads": 16,
+  "initial": "xavier",
+  "drop_path": 0.0,
+  "pool": "cls",
+  "duration": "800 epochs",
+  "warmup": "40 epochs",
+  "lr": 1.5e-4,
+  "lr_end": 0.0,
+  "weight_decay": 0.05,
+  "weight_decay_end": 0.05,
 }
 TINY = {"decoder_width": 16}
 
@@ -60,8 +71,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.options.b2 = 0.95
     config.optimizer.clip = 0.0
   config.method = {
-    "name": "cxrjax.methods.rgmim", "mask_ratio": o.mask_ratio, "lung_ratio": o.lung_ratio,
-    "norm_pixels": o.norm_pixels, "decoder_width": o.decoder_width,
-    "decoder_depth": o.decoder_depth, "decoder_heads": o.decoder_heads,
+    "name": "cxrjax.methods.rgmim",
+    "mask_ratio": o.mask_ratio,
+    "lung_ratio": o.lung_ratio,
+    "norm_pixels": o.norm_pixels,
+    "decoder_width": o.decoder_width,
+    "decoder_depth": o.decoder_depth,
+    "decoder_heads": o.decoder_heads,
   }
   return config

@@ -36,28 +36,41 @@ DEMO = {
   "eval_every": "5 epochs",
   "lr": 0.03,
   "lr_end": 1e-4,
-  "masks": "own",           # or the workdir of another segmentation run, for images without one
-  "decoder": "auto",        # linear, upsample, unetr or unet; auto is one of the last two
-  "width": 8,               # the decoder's channels at the image's size
-  "dice": 1.0,              # weights of the losses
+  "masks": "own",  # or the workdir of another segmentation run, for images without one
+  "decoder": "auto",  # linear, upsample, unetr or unet; auto is one of the last two
+  "width": 8,  # the decoder's channels at the image's size
+  "dice": 1.0,  # weights of the losses
   "cross_entropy": 1.0,
-  "components": 2,          # parts of a predicted mask that are kept; 0 keeps all
-  "scale_least": 0.6,       # share of an image that a crop has at least
+  "components": 2,  # parts of a predicted mask that are kept; 0 keeps all
+  "scale_least": 0.6,  # share of an image that a crop has at least
   "flip": 0.5,
-  "rotate": 10.0,           # degrees, at most
-  "jitter": 0.3,            # of brightness and contrast
-  "val": "val",             # splits that choose the checkpoint, and judge it
+  "rotate": 10.0,  # degrees, at most
+  "jitter": 0.3,  # of brightness and contrast
+  "val": "val",  # splits that choose the checkpoint, and judge it
   "test": "test",
-  "site": "",               # another source that judges it, all of its images
+  "site": "",  # another source that judges it, all of its images
   "eval_data": "none",
 }
 SMALL = {
-  "store": 144, "image_size": 128, "model": "resnet18", "encoder_width": 24, "standardize": True,
-  "duration": "60 epochs", "lr": 0.03, "lr_end": 1e-5, "eval_every": "5 epochs",
+  "store": 144,
+  "image_size": 128,
+  "model": "resnet18",
+  "encoder_width": 24,
+  "standardize": True,
+  "duration": "60 epochs",
+  "lr": 0.03,
+  "lr_end": 1e-5,
+  "eval_every": "5 epochs",
 }
 PAPER = {
-  "data": "tfds:nlm_tb/shenzhen", "batch_size": 16, "lr": 1.6e-3, "lr_end": 0.0, "width": 32,
-  "duration": "150 epochs", "weight_decay": 1e-5, "weight_decay_end": 1e-5,
+  "data": "tfds:nlm_tb/shenzhen",
+  "batch_size": 16,
+  "lr": 1.6e-3,
+  "lr_end": 0.0,
+  "width": 32,
+  "duration": "150 epochs",
+  "weight_decay": 1e-5,
+  "weight_decay_end": 1e-5,
   "eval_every": "10 epochs",
 }
 TINY = {"width": 4, "batch_size": 8}
@@ -73,8 +86,12 @@ def get_config(arg: str = "") -> ConfigDict:
   config.views.brightness = config.views.contrast = o.jitter
   config.views.jitter_prob = 0.8
   config.method = {
-    "name": "cxrjax.methods.segment", "decoder": o.decoder, "width": o.width, "dice": o.dice,
-    "cross_entropy": o.cross_entropy, "components": o.components,
+    "name": "cxrjax.methods.segment",
+    "decoder": o.decoder,
+    "width": o.width,
+    "dice": o.dice,
+    "cross_entropy": o.cross_entropy,
+    "components": o.components,
   }
   config.checkpoint.score = "dice"
   config.evals.validation = judge(o, config, o.data, o.val, o.eval_every)
@@ -89,10 +106,12 @@ def judge(o: ConfigDict, config: ConfigDict, source: str, split: str, every: str
   own = {"name": recipe.sources(o), **recipe.source_options(o.data, o)}
   other = {"name": source, **recipe.source_options(source, o)}
   return {
-    "name": "cxrjax.evals.segment", "every": every,
+    "name": "cxrjax.evals.segment",
+    "every": every,
     "data": {**(own if source == o.data else other), "split": split},
     "train": {**own, "split": o.split},
     "spacing": (1.0, 1.0),
     "components": config.method.get_ref("components"),
-    **recipe.pixels(o), **recipe.decoding(config),
+    **recipe.pixels(o),
+    **recipe.decoding(config),
   }

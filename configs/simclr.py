@@ -33,13 +33,21 @@ DEMO = {
   "batch_norm": True,
   "temperature": 0.2,
 }
-SMALL = {
-  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128,
-}
+SMALL = {**recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 128}
 PAPER = {
-  "model": "resnet50", "global_scale": (0.08, 1.0), "jitter": 0.8, "jitter_prob": 0.8, "blur": 2.0,
-  "hidden": 2048, "dim": 128, "temperature": 0.1, "optimizer": "lars", "lr": 0.3, "lr_end": 0.0,
-  "weight_decay": 1e-6, "weight_decay_end": 1e-6,
+  "model": "resnet50",
+  "global_scale": (0.08, 1.0),
+  "jitter": 0.8,
+  "jitter_prob": 0.8,
+  "blur": 2.0,
+  "hidden": 2048,
+  "dim": 128,
+  "temperature": 0.1,
+  "optimizer": "lars",
+  "lr": 0.3,
+  "lr_end": 0.0,
+  "weight_decay": 1e-6,
+  "weight_decay_end": 1e-6,
 }
 TINY = {"hidden": 32, "dim": 16}
 
@@ -49,8 +57,12 @@ def get_config(arg: str = "") -> ConfigDict:
   config = recipe.base(o)
   config.views = recipe.two_views(o)
   config.method = {
-    "name": "cxrjax.methods.simclr", "hidden": o.hidden, "dim": o.dim,
-    "head_layers": o.head_layers, "batch_norm": o.batch_norm, "temperature": o.temperature,
+    "name": "cxrjax.methods.simclr",
+    "hidden": o.hidden,
+    "dim": o.dim,
+    "head_layers": o.head_layers,
+    "batch_norm": o.batch_norm,
+    "temperature": o.temperature,
   }
   if o.paper:  # as the authors' code
     config.optimizer.lr.peak = "next"  # a warm-up of N steps has i / N at step i

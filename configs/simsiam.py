@@ -35,14 +35,25 @@ DEMO = {
   "constant_predictor": True,  # leave the predictor's learning rate at its start
   "lr": 0.002,
 }
-SMALL = {
-  **recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 512, "predictor_hidden": 128, "lr": 2e-3,
-}
+SMALL = {**recipe.TWO_VIEWS_SMALL, "hidden": 512, "dim": 512, "predictor_hidden": 128, "lr": 2e-3}
 PAPER = {
-  "model": "resnet50", "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0,
-  "hidden": 2048, "dim": 2048, "head_layers": 3, "predictor_hidden": 512, "optimizer": "sgd",
-  "batch_size": 512, "duration": "100 epochs", "warmup": "0 epochs", "lr": 0.05, "lr_end": 0.0,
-  "weight_decay": 1e-4, "weight_decay_end": 1e-4,
+  "model": "resnet50",
+  "global_scale": (0.2, 1.0),
+  "jitter": 0.4,
+  "jitter_prob": 0.8,
+  "blur": 2.0,
+  "hidden": 2048,
+  "dim": 2048,
+  "head_layers": 3,
+  "predictor_hidden": 512,
+  "optimizer": "sgd",
+  "batch_size": 512,
+  "duration": "100 epochs",
+  "warmup": "0 epochs",
+  "lr": 0.05,
+  "lr_end": 0.0,
+  "weight_decay": 1e-4,
+  "weight_decay_end": 1e-4,
 }
 TINY = {"hidden": 32, "dim": 32, "predictor_hidden": 8}
 
@@ -52,8 +63,11 @@ def get_config(arg: str = "") -> ConfigDict:
   config = recipe.base(o)
   config.views = recipe.two_views(o)
   config.method = {
-    "name": "cxrjax.methods.simsiam", "hidden": o.hidden, "dim": o.dim,
-    "head_layers": o.head_layers, "predictor_hidden": o.predictor_hidden,
+    "name": "cxrjax.methods.simsiam",
+    "hidden": o.hidden,
+    "dim": o.dim,
+    "head_layers": o.head_layers,
+    "predictor_hidden": o.predictor_hidden,
     "batch_norm": o.batch_norm,
   }
   if o.constant_predictor:

@@ -27,8 +27,11 @@ from ml_collections import ConfigDict
 from cxrjax.config import curricula, study_args
 
 OWN = {**curricula.OWN, "lungs": "phantom"}  # a source with lung masks; "" leaves that stage out
-REAL = {"unlabelled": curricula.UNLABELLED, "lungs": "tfds:nlm_tb/shenzhen",
-        "data": "tfds:chest_xray_pneumonia+tfds:covid19_radiography"}
+REAL = {
+  "unlabelled": curricula.UNLABELLED,
+  "lungs": "tfds:nlm_tb/shenzhen",
+  "data": "tfds:chest_xray_pneumonia+tfds:covid19_radiography",
+}
 PRESETS = {"small": REAL, "paper": REAL, "tiny": {}}
 DEMO = "duration=30 epochs"  # of GMML, on phantoms
 
@@ -40,6 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
   stages += curricula.with_labels(o, handed, "gmml")
   if o.lungs:
     # The network is the stage's before: `configs/segment.py` has a width of its own in `:small`.
-    own = handed.argument(f"data={o.lungs}", "encoder_width=0", name="lungs", only=study_args.SHARED)
+    own = handed.argument(
+      f"data={o.lungs}", "encoder_width=0", name="lungs", only=study_args.SHARED
+    )
     stages.append(curricula.stage("lungs", f"segment.py:{own}", "gmml"))
   return curricula.curriculum(o, __file__, stages)

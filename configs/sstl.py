@@ -34,6 +34,8 @@ DEMO = "duration=30 epochs"  # of Cross, on phantoms
 def get_config(arg: str = "") -> ConfigDict:
   o, handed = study_args.parse(arg, OWN, PRESETS)
   more = "" if handed.presets else DEMO
-  stages = curricula.without_labels(o, handed, [(name, more) for name in study_args.listed(o.tasks)])
+  stages = curricula.without_labels(
+    o, handed, [(name, more) for name in study_args.listed(o.tasks)]
+  )
   stages += curricula.with_labels(o, handed, "previous")
   return curricula.curriculum(o, __file__, stages)

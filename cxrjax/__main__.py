@@ -1,11 +1,11 @@
 """`cxrjax COMMAND ...`: every command by one name.
 
-    cxrjax train dino:small,data=folder:DIR --workdir=runs/dino    python -m cxrjax.main --config=...
-    cxrjax audit data=folder:DIR                                   --config=audit:data=folder:DIR
-    cxrjax explain runs=runs/dino                                  --config=explain:runs=runs/dino
-    cxrjax predict --workdir=zoo:lungs FILES... --out=DIR          python -m cxrjax.predict
-    cxrjax export --workdir=runs/dino --out=FILE                   python -m cxrjax.export
-    cxrjax folder tfds_builders                                    where data sets' builders lie
+cxrjax train dino:small,data=folder:DIR --workdir=runs/dino    python -m cxrjax.main --config=...
+cxrjax audit data=folder:DIR                                   --config=audit:data=folder:DIR
+cxrjax explain runs=runs/dino                                  --config=explain:runs=runs/dino
+cxrjax predict --workdir=zoo:lungs FILES... --out=DIR          python -m cxrjax.predict
+cxrjax export --workdir=runs/dino --out=FILE                   python -m cxrjax.export
+cxrjax folder tfds_builders                                    where data sets' builders lie
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ import sys
 from cxrjax.core import command, package_folders
 from cxrjax.core.errors import UserError, suggest
 
-MODULES = {"train": "cxrjax.main", "audit": "cxrjax.main", "explain": "cxrjax.main",
-           "predict": "cxrjax.predict", "export": "cxrjax.export"}
+MODULES = {
+  "train": "cxrjax.main",
+  "audit": "cxrjax.main",
+  "explain": "cxrjax.main",
+  "predict": "cxrjax.predict",
+  "export": "cxrjax.export",
+}
 FOLDERS = ("configs", "tfds_builders")
 
 
@@ -29,7 +34,7 @@ def arguments(name: str, given: list[str]) -> list[str]:
   if MODULES[name] != "cxrjax.main" or "--help" in given:
     return given
   first = given[:1] if given and not given[0].startswith("-") else []
-  rest = given[len(first):]
+  rest = given[len(first) :]
   if name == "train":
     return [*(f"--config={config}" for config in first), *rest]
   return [":".join([f"--config={name}", *first]), *rest]

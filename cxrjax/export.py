@@ -57,13 +57,19 @@ from cxrjax.training import exported_run, learnt_from
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.")
 _OUT = flags.DEFINE_string("out", None, "The file to write.")
 _FORMAT = flags.DEFINE_string(
-  "format", None, "safetensors, npz, stablehlo, onnx, or run; by default what the file's ending "
-  "says.")
+  "format",
+  None,
+  "safetensors, npz, stablehlo, onnx, or run; by default what the file's ending says.",
+)
 _IMAGE_SIZE = flags.DEFINE_integer(
-  "image_size", None, "Pixels per side of the images that a .stablehlo takes; by default those "
-  "that the run was trained on.")
+  "image_size",
+  None,
+  "Pixels per side of the images that a .stablehlo takes; by default those "
+  "that the run was trained on.",
+)
 _CHECK = flags.DEFINE_string(
-  "check", None, "A file written before: holds it against its checksums, and writes nothing.")
+  "check", None, "A file written before: holds it against its checksums, and writes nothing."
+)
 _TRUST = flags.DEFINE_list("trust", [], "Your own modules that the run may name.")
 FORMATS = ("safetensors", "npz", "stablehlo", "onnx", "run")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -103,17 +109,25 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
     raise UserError(f"--workdir={workdir} is an ensemble; export its runs one by one")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    to_format = {"safetensors": _safetensors, "npz": _npz, "stablehlo": _stablehlo, "onnx": _onnx,
-                 "run": _run}
+    to_format = {
+      "safetensors": _safetensors,
+      "npz": _npz,
+      "stablehlo": _stablehlo,
+      "onnx": _onnx,
+      "run": _run,
+    }
     lines = to_format[kind](network, file)
   except OSError as error:
     raise UserError(f"--out={path!r} cannot be written: {error.strerror or error}") from error
   about = network.describe()
   pixels = f"({about['mean']:g}, {about['std']:g})"
   size = sum(part.stat().st_size for part in ([*file.iterdir()] if kind == "run" else [file]))
-  return [f"{file}  {size / 1e6:.1f} MB, step {network.run.step} of {workdir}",
-          f"images: gray, {network.image_size} px; pixels in 0..1 minus and over {pixels}"
-          + (" are inside" if kind in ("stablehlo", "onnx") else ""), *lines]
+  return [
+    f"{file}  {size / 1e6:.1f} MB, step {network.run.step} of {workdir}",
+    f"images: gray, {network.image_size} px; pixels in 0..1 minus and over {pixels}"
+    + (" are inside" if kind in ("stablehlo", "onnx") else ""),
+    *lines,
+  ]
 
 
 def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
@@ -155,14 +169,21 @@ def _stablehlo(network: Network, file: pathlib.Path) -> list[str]:
   exported = jax_export.export(function, platforms=PLATFORMS)(images)
   file.write_bytes(exported.serialize())
   results = {
-    name: [n if isinstance(n, int) else str(n) for n in x.shape] for name, x in
-    jax.tree.unflatten(exported.out_tree, exported.out_avals).items()}
+    name: [n if isinstance(n, int) else str(n) for n in x.shape]
+    for name, x in jax.tree.unflatten(exported.out_tree, exported.out_avals).items()
+  }
   about = network.describe() | {
-    "input": ["b", size, size, channels], "input_range": [0, 255], "outputs": results,
-    "platforms": list(PLATFORMS), "calling_convention": exported.calling_convention_version}
+    "input": ["b", size, size, channels],
+    "input_range": [0, 255],
+    "outputs": results,
+    "platforms": list(PLATFORMS),
+    "calling_convention": exported.calling_convention_version,
+  }
   _describe(file, about)
-  return ["jax.export.deserialize(open(FILE, 'rb').read()).call(x) gives "
-          + ", ".join(f"{name} [{' '.join(map(str, s))}]" for name, s in results.items())]
+  return [
+    "jax.export.deserialize(open(FILE, 'rb').read()).call(x) gives "
+    + ", ".join(f"{name} [{' '.join(map(str, s))}]" for name, s in results.items())
+  ]
 
 
 def _onnx(network: Network, file: pathlib.Path) -> list[str]:
@@ -172,21 +193,24 @@ def _onnx(network: Network, file: pathlib.Path) -> list[str]:
   except ImportError as error:
     raise UserError(
       f"--format=onnx needs {error.name}: pip install onnx onnx-ir equinox dm-pix && pip install "
-      "--no-deps jax2onnx; or use --format=stablehlo") from error
+      "--no-deps jax2onnx; or use --format=stablehlo"
+    ) from error
   size, channels = network.image_size, network.run.encoder.channels
   function = functools.partial(outputs, network)
-  names = list(jax.eval_shape(
-    function, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)))
+  names = list(
+    jax.eval_shape(function, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32))
+  )
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       model = jax2onnx.to_onnx(
-        function, [("b", size, size, channels)], input_names=["gray"],
-        output_names=sorted(names))
+        function, [("b", size, size, channels)], input_names=["gray"], output_names=sorted(names)
+      )
   except Exception as error:  # whatever a converter meets that it does not know
     reason = (str(error).strip().splitlines() or [repr(error)])[0][:120]
     raise UserError(
-      f"jax2onnx does not convert this network ({reason}); use --format=stablehlo") from error
+      f"jax2onnx does not convert this network ({reason}); use --format=stablehlo"
+    ) from error
   onnx.helper.set_model_props(model, {files.OURS: json.dumps(network.describe())})
   onnx.save(model, str(file))
   _describe(file, network.describe())
@@ -223,7 +247,8 @@ def check(path: str) -> str:
       digest = hashlib.file_digest(opened, "sha256").hexdigest()
   except (OSError, ValueError) as error:
     raise UserError(
-      f"{named} cannot be checked: {error}; it needs {beside.name} beside it") from error
+      f"{named} cannot be checked: {error}; it needs {beside.name} beside it"
+    ) from error
   if about.get("sha256") != digest:
     raise UserError(f"{named} is damaged: {beside.name} has another checksum; write it again")
   return f"{shown(str(file))} is whole"

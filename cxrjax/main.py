@@ -20,16 +20,24 @@ from cxrjax.core.memory import keep_compiled, keep_freed_memory
 
 try:
   _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, NAME[:arg] of configs/ or a file; --config.a.b=value changes a key.",
-    lock_config=True)
+    "config",
+    None,
+    "The experiment, NAME[:arg] of configs/ or a file; --config.a.b=value changes a key.",
+    lock_config=True,
+  )
 except flags.Error as error:  # a --flagfile is looked at already here
   command.stop(str(error).removeprefix("ERROR:: "))
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Checkpoints, metrics and report; the same one again resumes. Default: "
-  "runs/<config>-<time>.")
+  "workdir",
+  None,
+  "Checkpoints, metrics and report; the same one again resumes. Default: runs/<config>-<time>.",
+)
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "host:port of process 0, for a run over several processes; 'auto' asks the "
-  "cluster (TPU pod, Slurm, Open MPI).")
+  "coordinator",
+  None,
+  "host:port of process 0, for a run over several processes; 'auto' asks the "
+  "cluster (TPU pod, Slurm, Open MPI).",
+)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, with --coordinator.")
 _TRUST = flags.DEFINE_list("trust", [], "Your own modules that configs and runs may name.")
@@ -50,6 +58,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def set_up_jax(platform: str | None) -> None:
   """Platform and compilation cache."""
   import jax
+
   jax.config.update("jax_platforms", platform or jax.config.jax_platforms)
   keep_compiled()
 
@@ -73,8 +82,10 @@ def main(argv: list[str]) -> int:
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
   newest = functools.partial(checkpoint.newest_step, workdir / "checkpoints")
-  with peers.together(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, newest), \
-       locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+  with (
+    peers.together(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, newest),
+    locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
+  ):
     return task(config, workdir, command=shlex.join(["python", "-m", "cxrjax.main", *sys.argv[1:]]))
 
 

@@ -43,30 +43,51 @@ AUTO = "auto"
 SHOWN = 10  # skipped images that are listed on the terminal
 
 FLAGS = flags.FlagValues()
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Of a finished run.", flag_values=FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", None, "The folder to write.", flag_values=FLAGS)
 _EMBED = flags.DEFINE_boolean(
-  "embed", False, "The encoder's features as well; of a pretrained run, them alone.",
-  flag_values=FLAGS)
+  "embed",
+  False,
+  "The encoder's features as well; of a pretrained run, them alone.",
+  flag_values=FLAGS,
+)
 _LUNGS = flags.DEFINE_string(
-  "lungs", None, "zoo:lungs, or the workdir of a run of configs/segment.py, for lung masks.",
-  flag_values=FLAGS)
+  "lungs",
+  None,
+  "zoo:lungs, or the workdir of a run of configs/segment.py, for lung masks.",
+  flag_values=FLAGS,
+)
 _OVERLAYS = flags.DEFINE_string(
-  "overlays", "", "Draw maps over the images: gradcam, gradcam++, occlusion, attention or rollout; "
-  "alone, gradcam of a classifier and attention of a pretrained transformer.", flag_values=FLAGS)
+  "overlays",
+  "",
+  "Draw maps over the images: gradcam, gradcam++, occlusion, attention or rollout; "
+  "alone, gradcam of a classifier and attention of a pretrained transformer.",
+  flag_values=FLAGS,
+)
 _FORMAT = flags.DEFINE_string("format", "csv", "csv or parquet.", flag_values=FLAGS)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a dispatch.", flag_values=FLAGS)
 _TRUST = flags.DEFINE_list(
-  "trust", [], "Your own modules that the runs may name.", flag_values=FLAGS)
+  "trust", [], "Your own modules that the runs may name.", flag_values=FLAGS
+)
 _OVERWRITE = flags.DEFINE_boolean(
-  "overwrite", False, "Begin anew whatever is in --out.", flag_values=FLAGS)
+  "overwrite", False, "Begin anew whatever is in --out.", flag_values=FLAGS
+)
 
 
 def predict(
-    workdir: str, paths: Sequence[str], out: str, *, embed: bool = False, lungs: str | None = None,
-    overlays: str = "", kind: str = "csv", batch_size: int = 64, overwrite: bool = False,
-    progress: bool = True, say: Callable[[str], None] = command.say) -> int:
+  workdir: str,
+  paths: Sequence[str],
+  out: str,
+  *,
+  embed: bool = False,
+  lungs: str | None = None,
+  overlays: str = "",
+  kind: str = "csv",
+  batch_size: int = 64,
+  overwrite: bool = False,
+  progress: bool = True,
+  say: Callable[[str], None] = command.say,
+) -> int:
   """The command, see above.
 
   Args:
@@ -111,11 +132,13 @@ def predict(
     say(line)
   folder = pathlib.Path(out).expanduser()
   about = network.describe() | {
-    "fingerprint": network.fingerprint, "embed": embed,
-    "lungs": drawer.fingerprint if drawer else None, "overlays": overlays}
+    "fingerprint": network.fingerprint,
+    "embed": embed,
+    "lungs": drawer.fingerprint if drawer else None,
+    "overlays": overlays,
+  }
   try:
-    with locked(folder, "--out"), \
-         contextlib.closing(Journal(folder, about, overwrite)) as journal:
+    with locked(folder, "--out"), contextlib.closing(Journal(folder, about, overwrite)) as journal:
       begun, notes = time.perf_counter(), []
       left = tuple(other for other in images.others if identifier(other[0]) not in journal.done)
       if left:
@@ -124,16 +147,25 @@ def predict(
       before = len(images.ids) - len(rows)
       if before:
         say(f"{before:,} of {len(images.ids):,} images were done before")
-      with tqdm.tqdm(total=len(images.ids), initial=before, desc="predicting", unit=" images",
-                     file=sys.stderr, disable=not progress, dynamic_ncols=True) as bar:
+      with tqdm.tqdm(
+        total=len(images.ids),
+        initial=before,
+        desc="predicting",
+        unit=" images",
+        file=sys.stderr,
+        disable=not progress,
+        dynamic_ncols=True,
+      ) as bar:
         for part in work.run(images, rows, batch_size):
           journal.add(part)
-          notes += [(identifier(name), note)
-                    for name, said in zip(part.ids, part.notes, strict=True) for note in said]
+          notes += [
+            (identifier(name), note)
+            for name, said in zip(part.ids, part.notes, strict=True)
+            for note in said
+          ]
           bar.update(len(part) + len(part.skipped))
       seconds = time.perf_counter() - begun
-      journal.finish(
-        kind == "parquet", run=network.name, calibrated=bool(network.judged))
+      journal.finish(kind == "parquet", run=network.name, calibrated=bool(network.judged))
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
   for line in (*summary(journal, len(rows), seconds), *(f"note: {n}" for n in told(notes))):
@@ -153,14 +185,18 @@ def describe(network: Any, workdir: str) -> list[str]:
     called = "the likeliest is called" if network.exclusive else "findings are called from 0.5 on"
     return [first, f"no test evaluation: probabilities are not calibrated, {called}"]
   temperature = ", ".join(
-    f"{t:.3g}" for member in members or (network,) for t in member.temperature)
+    f"{t:.3g}" for member in members or (network,) for t in member.temperature
+  )
   if network.thresholds is None:
     called = "the likeliest class is called"
   else:
     names = network.classes[-1:] if network.exclusive else network.classes
-    cuts = network.thresholds[-len(names):]
-    called = "called from " + ", ".join(
-      f"{name} {cut:.3g}" for name, cut in zip(names, cuts, strict=True)) + " on"
+    cuts = network.thresholds[-len(names) :]
+    called = (
+      "called from "
+      + ", ".join(f"{name} {cut:.3g}" for name, cut in zip(names, cuts, strict=True))
+      + " on"
+    )
   return [first, f"calibrated on validation images (temperature {temperature}); {called}"]
 
 
@@ -170,8 +206,11 @@ def summary(journal: Any, done: int, seconds: float) -> list[str]:
 
   where = f"{journal.rows:,} rows in {journal.folder / TABLE}"
   rate = float(f"{done / max(seconds, 1e-9):.3g}")
-  lines = [f"{done:,} images in {seconds:.1f} s ({rate:,g} images/s); {where}"
-           if done else f"nothing was left to do; {where}"]
+  lines = [
+    f"{done:,} images in {seconds:.1f} s ({rate:,g} images/s); {where}"
+    if done
+    else f"nothing was left to do; {where}"
+  ]
   if journal.skipped:
     lines.append(f"{journal.skipped:,} could not be used, see {journal.folder / SKIPPED}:")
     lines += [f"  {name}: {why}" for name, why in journal.reasons(SHOWN)]
@@ -197,9 +236,16 @@ def main(argv: list[str]) -> int:
   keep_freed_memory()
   keep_compiled()
   rows = predict(
-    _WORKDIR.value, paths, _OUT.value, embed=_EMBED.value, lungs=_LUNGS.value,
-    overlays=_OVERLAYS.value, kind=_FORMAT.value, batch_size=_BATCH_SIZE.value,
-    overwrite=_OVERWRITE.value)
+    _WORKDIR.value,
+    paths,
+    _OUT.value,
+    embed=_EMBED.value,
+    lungs=_LUNGS.value,
+    overlays=_OVERLAYS.value,
+    kind=_FORMAT.value,
+    batch_size=_BATCH_SIZE.value,
+    overwrite=_OVERWRITE.value,
+  )
   return 0 if rows else 1
 
 

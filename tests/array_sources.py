@@ -43,11 +43,19 @@ class Arrays:
     self.images, self.masks, self.reads = images, masks, 0
     labels = np.eye(2, dtype=np.float32)[np.arange(n) % 2] if labels is None else labels
     self.table = Table(
-      ids=tuple(f"im{i}" for i in range(n)), patients=patients or tuple(f"p{i}" for i in range(n)),
-      sites=("",) * n, labels=labels)
+      ids=tuple(f"im{i}" for i in range(n)),
+      patients=patients or tuple(f"p{i}" for i in range(n)),
+      sites=("",) * n,
+      labels=labels,
+    )
     self.info = SourceInfo(
-      name="arrays", split="train", classes=("a", "b"), exclusive=True, splits={"train": n},
-      fingerprint=f"{sum(int(im.astype(np.int64).sum()) * (i + 1) for i, im in enumerate(images))}")
+      name="arrays",
+      split="train",
+      classes=("a", "b"),
+      exclusive=True,
+      splits={"train": n},
+      fingerprint=f"{sum(int(im.astype(np.int64).sum()) * (i + 1) for i, im in enumerate(images))}",
+    )
 
   @property
   def bits(self):
@@ -59,33 +67,67 @@ class Arrays:
   def __getitem__(self, i):
     self.reads += 1
     t, mask = self.table, None if self.masks is None else self.masks[i]
-    return Record(image=self.images[i][..., None], labels=t.labels[i],
-                  mask=None if mask is None else mask[..., None], id=t.ids[i],
-                  patient=t.patients[i], site=t.sites[i])
+    return Record(
+      image=self.images[i][..., None],
+      labels=t.labels[i],
+      mask=None if mask is None else mask[..., None],
+      id=t.ids[i],
+      patient=t.patients[i],
+      site=t.sites[i],
+    )
 
 
 class Listed:
   """A source that is little more than its table; the pixels of image `i` are all `i % 256`."""
 
-  def __init__(self, patients, labels=None, classes=None, *, ids=None, name="listed",
-               split="train", exclusive=False, splits=None, skipped=(), **more):
+  def __init__(
+    self,
+    patients,
+    labels=None,
+    classes=None,
+    *,
+    ids=None,
+    name="listed",
+    split="train",
+    exclusive=False,
+    splits=None,
+    skipped=(),
+    **more,
+  ):
     n = len(patients)
     labels = np.zeros((n, 0), np.float32) if labels is None else np.asarray(labels, np.float32)
     self.table = Table(
-      ids=tuple(ids or (f"im{i}" for i in range(n))), patients=tuple(patients), sites=("",) * n,
-      labels=labels, **more)
+      ids=tuple(ids or (f"im{i}" for i in range(n))),
+      patients=tuple(patients),
+      sites=("",) * n,
+      labels=labels,
+      **more,
+    )
     classes = tuple(classes or (f"c{i}" for i in range(labels.shape[1])))
     self.info = SourceInfo(
-      name=name, split=split, classes=classes, exclusive=exclusive,
-      splits=splits or {split: n}, fingerprint=f"{name}/{n}", notes=("a note",), skipped=skipped)
+      name=name,
+      split=split,
+      classes=classes,
+      exclusive=exclusive,
+      splits=splits or {split: n},
+      fingerprint=f"{name}/{n}",
+      notes=("a note",),
+      skipped=skipped,
+    )
 
   def __len__(self):
     return len(self.table)
 
   def __getitem__(self, i):
     t = self.table
-    return Record(image=np.full((4, 4, 1), i % 256, np.uint8), labels=t.labels[i], mask=None,
-                  id=t.ids[i], patient=t.patients[i], site=t.sites[i])
+    return Record(
+      image=np.full((4, 4, 1), i % 256, np.uint8),
+      labels=t.labels[i],
+      mask=None,
+      id=t.ids[i],
+      patient=t.patients[i],
+      site=t.sites[i],
+    )
 
 
 @pytest.fixture
@@ -106,4 +148,5 @@ def texture():
 @pytest.fixture
 def arrays():
   return lambda n=12, size=24, **options: Arrays(
-    [_texture(size, size, seed=i) for i in range(n)], **options)
+    [_texture(size, size, seed=i) for i in range(n)], **options
+  )

@@ -12,9 +12,13 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # The older emitters, which JAX 0.10 still has, make a program in two thirds of the time.
-os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys(
-  os.environ.get("XLA_FLAGS", "").split() + ["--xla_cpu_use_fusion_emitters=false"]
-  * importlib.metadata.version("jaxlib").startswith("0.10.")))
+os.environ["XLA_FLAGS"] = " ".join(
+  dict.fromkeys(
+    os.environ.get("XLA_FLAGS", "").split()
+    + ["--xla_cpu_use_fusion_emitters=false"]
+    * importlib.metadata.version("jaxlib").startswith("0.10.")
+  )
+)
 
 # Before the hook below: what is imported while it loads a module is compiled anew in every process.
 import flax.nnx  # noqa: F401
@@ -28,7 +32,8 @@ import scipy.optimize
 import scipy.stats  # noqa: F401
 
 jaxtyping.install_import_hook(  # an int is a float, as for type checkers
-  "cxrjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+  "cxrjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 jax.config.update("jax_threefry_partitionable", True)
 
@@ -38,8 +43,10 @@ WHOLE_RUNS = ("explain", "inference", "studies", "tasks", "training")  # folders
 
 def pytest_addoption(parser):
   parser.addoption(
-    "--all", action="store_true",
-    help="also the tests marked `full`: whole runs, every notebook and block of the docs, peers")
+    "--all",
+    action="store_true",
+    help="also the tests marked `full`: whole runs, every notebook and block of the docs, peers",
+  )
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -60,11 +67,13 @@ def pytest_collection_modifyitems(config, items):
     # A run that stops in the middle leaves orbax's futures to the garbage collector, which reports
     # their errors at any later time; what matters of them the run has raised itself.
     if item.path.relative_to(REPOSITORY / "tests").parts[0] in WHOLE_RUNS:
-      item.add_marker(
-        pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+      item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
   parts = [arg.partition("::") for arg in config.args]
-  named = [(pathlib.Path(config.invocation_params.dir, file).resolve(), name)
-           for file, _, name in parts if name]
+  named = [
+    (pathlib.Path(config.invocation_params.dir, file).resolve(), name)
+    for file, _, name in parts
+    if name
+  ]
 
   for item in items:  # minutes of decoding, where there is what they decode
     if {"test_data", "radiographs"} & set(getattr(item, "fixturenames", ())):
@@ -72,8 +81,11 @@ def pytest_collection_modifyitems(config, items):
 
   def runs(item):
     own = item.nodeid.partition("::")[2]
-    return (config.getoption("all") or "full" not in item.keywords
-            or any(item.path == file and own.startswith(name) for file, name in named))
+    return (
+      config.getoption("all")
+      or "full" not in item.keywords
+      or any(item.path == file and own.startswith(name) for file, name in named)
+    )
 
   left_out = [item for item in items if not runs(item)]
   if left_out:
@@ -114,8 +126,10 @@ def optimised(monkeypatch):
   name = "jax_disable_most_optimizations"
   before = jax.config.read(name)
   monkeypatch.setenv(name.upper(), "0")
-  monkeypatch.setenv("XLA_FLAGS", " ".join(
-    flag for flag in os.environ["XLA_FLAGS"].split() if "fusion_emitters" not in flag))
+  monkeypatch.setenv(
+    "XLA_FLAGS",
+    " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "fusion_emitters" not in flag),
+  )
   jax.config.update(name, False)
   yield
   jax.config.update(name, before)

@@ -5,13 +5,15 @@ import io
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (
-  ComputedRadiographyImageStorage,
-  ExplicitVRLittleEndian,
-)
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
-SECRETS = {"PatientID": "4711-SECRET", "PatientName": "Doe^Jane", "PatientBirthDate": "19510203",
-           "AccessionNumber": "ACC-99", "InstitutionName": "Hidden Hospital"}
+SECRETS = {
+  "PatientID": "4711-SECRET",
+  "PatientName": "Doe^Jane",
+  "PatientBirthDate": "19510203",
+  "AccessionNumber": "ACC-99",
+  "InstitutionName": "Hidden Hospital",
+}
 
 
 def dicom(pixels, syntax=ExplicitVRLittleEndian, bits=None, **fields):

@@ -22,8 +22,9 @@ from small import HANGS, REPOSITORY
 
 RUN = ("bash", "python")
 SHOWN = ("text", "json", "csv")  # what a program prints, and files' layouts
-DOCUMENTS = sorted([
-  REPOSITORY / "README.md", *REPOSITORY.glob("CONTRIBUTING.md"), *REPOSITORY.glob("docs/**/*.md")])
+DOCUMENTS = sorted(
+  [REPOSITORY / "README.md", *REPOSITORY.glob("CONTRIBUTING.md"), *REPOSITORY.glob("docs/**/*.md")]
+)
 TOOLS = ("python", "cxrjax", "pip", "git", "ruff", "unzip", "tfds", "zensical", "jupyter")
 
 
@@ -68,9 +69,16 @@ def parse(text: str, document: str) -> list[Block]:
     elif opened:
       language, _, rest = fence.partition(" ")
       title = re.search(r'title="([^"]+)"', rest)
-      found.append(Block(
-        document, start, language, title[1] if title else "",
-        "\n".join(lines[start - 1:number - 1]) + "\n", reason))
+      found.append(
+        Block(
+          document,
+          start,
+          language,
+          title[1] if title else "",
+          "\n".join(lines[start - 1 : number - 1]) + "\n",
+          reason,
+        )
+      )
       fence = reason = None
     elif fence is None:
       marked = re.fullmatch(r"<!-- not run: (.+) -->", line)
@@ -82,6 +90,7 @@ def parse(text: str, document: str) -> list[Block]:
 def radiographs(folder: pathlib.Path, each: int = 24, size: int = 48) -> pathlib.Path:
   """A folder as in the docs: `<split>/<class>/NAME.png` and `labels.csv`, drawn radiographs."""
   from cxrjax.data.sources.phantom import Source
+
   rows = ["path,label,patient,split,age,sex"]
   for split in ("train", "val", "test"):
     source, left = Source(split, n=8 * each, size=size), {"normal": each, "opacity": each}
@@ -92,8 +101,9 @@ def radiographs(folder: pathlib.Path, each: int = 24, size: int = 48) -> pathlib
         path = folder / split / label / f"{i:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(record.image[..., 0]).save(path)
-        rows.append(f"{path.relative_to(folder)},{label},{record.patient},{split},"
-                    f"{40 + i},{'FM'[i % 2]}")
+        rows.append(
+          f"{path.relative_to(folder)},{label},{record.patient},{split},{40 + i},{'FM'[i % 2]}"
+        )
   (folder / "labels.csv").write_text("\n".join(rows) + "\n")
   return folder
 
@@ -113,15 +123,27 @@ class World:
 
   def __init__(self, folder: pathlib.Path, shared: pathlib.Path) -> None:
     self.folder = folder
-    for name in ("configs", "cxrjax", "tests", "benchmarks", "tfds_builders", "docs", "colabs",
-                 "setup.py", "pyproject.toml", "README.md", "mkdocs.yml"):
+    for name in (
+      "configs",
+      "cxrjax",
+      "tests",
+      "benchmarks",
+      "tfds_builders",
+      "docs",
+      "colabs",
+      "setup.py",
+      "pyproject.toml",
+      "README.md",
+      "mkdocs.yml",
+    ):
       if (REPOSITORY / name).exists():
         (folder / name).symlink_to(REPOSITORY / name)
     tools = folder / ".tools"
     tools.mkdir()
     for tool in TOOLS:
       (tools / tool).write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" "{REPOSITORY}/tests/small_commands.py" {tool} "$@"\n')
+        f'#!/bin/sh\nexec "{sys.executable}" "{REPOSITORY}/tests/small_commands.py" {tool} "$@"\n'
+      )
       (tools / tool).chmod(0o755)
     self.radiographs = shared / "radiographs"
     shared.mkdir(parents=True, exist_ok=True)
@@ -129,11 +151,18 @@ class World:
       fcntl.flock(handle, fcntl.LOCK_EX)
       if not self.radiographs.exists():
         radiographs(shared / "unready").rename(self.radiographs)
-    self.environment = os.environ | compiling(shared) | {
-      "PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
-      "PYTHONDONTWRITEBYTECODE": "1", "CXRJAX_DOCS_SHARED": str(shared),
-      "REPOSITORY": "https://example.org/cxrjax.git"}
+    self.environment = (
+      os.environ
+      | compiling(shared)
+      | {
+        "PATH": os.pathsep.join([str(tools), os.environ["PATH"]]),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CXRJAX_DOCS_SHARED": str(shared),
+        "REPOSITORY": "https://example.org/cxrjax.git",
+      }
+    )
 
   def run(self, block: Block) -> None:
     """Runs a block to its end; an AssertionError says where it stands and what it said."""
@@ -146,8 +175,15 @@ class World:
       command = [sys.executable, str(REPOSITORY / "tests/small_commands.py"), "code", text]
     else:
       command = ["bash", "-euo", "pipefail", "-c", block.text]
-    done = subprocess.run(command, cwd=self.folder, env=self.environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=HANGS)
+    done = subprocess.run(
+      command,
+      cwd=self.folder,
+      env=self.environment,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      timeout=HANGS,
+    )
     assert done.returncode == 0, f"{block.name} failed\n\n{block.text}\n{done.stdout[-3000:]}"
 
   def in_python(self, text: str) -> str:

@@ -26,10 +26,21 @@ def encoder_run():
   """A finished pretraining of made-up weights."""
   params, stats = split_stats(made_up.of(NETWORK))
   tree = jax.tree.map(jnp.asarray, {"encoder": params})
-  config = {"views": {"mean": 0.5, "std": 0.25, "global_size": 32}, "model": {"name": "made up"},
-            "method": {"name": "cxrjax.methods.simsiam"}, "data": {"size": 48, "fit": "squash"}}
-  return Restored(pathlib.Path("runs/pre"), config, {"data": {"train": {}}}, 7,
-                  simsiam.Method(encoder=NETWORK, clock=CLOCK), tree, {"stats": stats})
+  config = {
+    "views": {"mean": 0.5, "std": 0.25, "global_size": 32},
+    "model": {"name": "made up"},
+    "method": {"name": "cxrjax.methods.simsiam"},
+    "data": {"size": 48, "fit": "squash"},
+  }
+  return Restored(
+    pathlib.Path("runs/pre"),
+    config,
+    {"data": {"train": {}}},
+    7,
+    simsiam.Method(encoder=NETWORK, clock=CLOCK),
+    tree,
+    {"stats": stats},
+  )
 
 
 def lung_run():
@@ -46,8 +57,9 @@ def lung_run():
 def command(tuned, *paths, out, **options):
   """Runs it; returns its lines."""
   said = []
-  predict.predict(str(tuned), [str(p) for p in paths], str(out), progress=False, say=said.append,
-                  **options)
+  predict.predict(
+    str(tuned), [str(p) for p in paths], str(out), progress=False, say=said.append, **options
+  )
   return said
 
 
@@ -67,8 +79,9 @@ def written(folder, image):
   Image.fromarray(wide).save(folder / "wide.tif")
   window = {"WindowCenter": 32768, "WindowWidth": 65536}
   (folder / "plain.dcm").write_bytes(dicoms.dicom(wide, **window))
-  (folder / "inverted.dcm").write_bytes(dicoms.dicom(
-    65535 - wide, PhotometricInterpretation="MONOCHROME1", **window))
+  (folder / "inverted.dcm").write_bytes(
+    dicoms.dicom(65535 - wide, PhotometricInterpretation="MONOCHROME1", **window)
+  )
 
 
 def bad_files(folder):
@@ -83,5 +96,11 @@ def bad_files(folder):
   Image.new("L", (40, 40), 7).save(folder / "blank.png")
   Image.new("L", (8, 8)).save(folder / "tiny.png")
   (folder / "ct.dcm").write_bytes(dicoms.dicom(noise, Modality="CT"))
-  return {"text.png": "not a PNG", "empty.jpg": "0 bytes", "cut.jpg": "cut short",
-          "blank.png": "blank", "tiny.png": "8 x 8", "ct.dcm": "modality CT"}
+  return {
+    "text.png": "not a PNG",
+    "empty.jpg": "0 bytes",
+    "cut.jpg": "cut short",
+    "blank.png": "blank",
+    "tiny.png": "8 x 8",
+    "ct.dcm": "modality CT",
+  }

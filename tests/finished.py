@@ -32,25 +32,62 @@ def probabilities(skill, seed):
 def classify(workdir, config, skill, seed, images=100, **facts):
   """As a fine-tuning leaves it, judged on test images."""
   p = probabilities(skill, seed)
-  metrics = classification_metrics.judge("", p, LABELS, PATIENTS, ("a", "b"), True, None,
-                        ("auroc", "accuracy", "balanced_accuracy"))
-  _finish(workdir, config, "test", metrics, images, facts, {"test": {"name": "phantom", "n": N}},
-          probability=p, labels=LABELS, patient=PATIENTS, id=IDS, exclusive=True,
-          threshold=np.full(2, 0.5))
+  metrics = classification_metrics.judge(
+    "", p, LABELS, PATIENTS, ("a", "b"), True, None, ("auroc", "accuracy", "balanced_accuracy")
+  )
+  _finish(
+    workdir,
+    config,
+    "test",
+    metrics,
+    images,
+    facts,
+    {"test": {"name": "phantom", "n": N}},
+    probability=p,
+    labels=LABELS,
+    patient=PATIENTS,
+    id=IDS,
+    exclusive=True,
+    threshold=np.full(2, 0.5),
+  )
 
 
 def segment(workdir, config, skill, seed, images=100, **facts):
   """As a segmentation leaves it."""
   dice = np.clip(0.7 + 0.02 * skill + 0.1 * np.random.default_rng(seed).random(N), 0, 1)
-  _finish(workdir, config, "test", {"dice": segmentation.mean(dice, list(PATIENTS))}, images,
-          facts, {"name": "phantom", "n": N}, dice_all=dice, id_all=IDS, patient_all=PATIENTS)
+  _finish(
+    workdir,
+    config,
+    "test",
+    {"dice": segmentation.mean(dice, list(PATIENTS))},
+    images,
+    facts,
+    {"name": "phantom", "n": N},
+    dice_all=dice,
+    id_all=IDS,
+    patient_all=PATIENTS,
+  )
 
 
 def network(workdir, config, classes=("normal", "opacity")):
   """As a training leaves it: made-up weights that `restore` opens, judged by its test evaluator."""
-  facts = {"status": "finished", "steps": 4, "epochs": 1.0, "batch_size": 8, "data": {"train": {
-    "name": "phantom", "n": 40, "bits": 8, "classes": list(classes), "exclusive": True,
-    "class_counts": dict.fromkeys(classes, 20), "class_known": dict.fromkeys(classes, 40)}}}
+  facts = {
+    "status": "finished",
+    "steps": 4,
+    "epochs": 1.0,
+    "batch_size": 8,
+    "data": {
+      "train": {
+        "name": "phantom",
+        "n": 40,
+        "bits": 8,
+        "classes": list(classes),
+        "exclusive": True,
+        "class_counts": dict.fromkeys(classes, 20),
+        "class_known": dict.fromkeys(classes, 40),
+      }
+    },
+  }
   encoder = build(config["model"], "Model", "config.model")
   labels = Labels(classes, True, (20, 20), (40, 40))
   method = restore.build_method(config["method"], encoder, Clock(4, 1.0, 8), labels)
@@ -73,10 +110,19 @@ def _finish(workdir, config, evaluator, metrics, images, facts, test, **arrays):
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "config.json").write_text(json.dumps(config, default=lambda item: item.to_dict()))
   with Writer(workdir) as writer:
-    writer.facts(**{
-      "status": "finished", "started": now(), "finished": now(),
-      "data": {"train": {"name": "phantom", "n": images}, evaluator: test}, "steps": 10,
-      "epochs": 0.5, "model": {"name": "cxrjax.models.vit", "variant": "Nu", "parameters": 160_000},
-      "timing": {"total_s": 12.0}, "chosen": {"evaluators": [evaluator]}, **facts})
+    writer.facts(
+      **{
+        "status": "finished",
+        "started": now(),
+        "finished": now(),
+        "data": {"train": {"name": "phantom", "n": images}, evaluator: test},
+        "steps": 10,
+        "epochs": 0.5,
+        "model": {"name": "cxrjax.models.vit", "variant": "Nu", "parameters": 160_000},
+        "timing": {"total_s": 12.0},
+        "chosen": {"evaluators": [evaluator]},
+        **facts,
+      }
+    )
     writer.results(10, 0.5, evaluator, "trained", metrics)
     writer.arrays(f"scores_{evaluator}_trained", **arrays)

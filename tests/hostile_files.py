@@ -1,6 +1,6 @@
 """Files as strangers may make them: good ones of every kind that is read, and damage done to them.
 
-    python tests/hostile_files.py 10000   # that many damaged files of each kind, with another seed
+python tests/hostile_files.py 10000   # that many damaged files of each kind, with another seed
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from cxrjax.data.sources import archive
 from cxrjax.models import weights
 from cxrjax.models.weights import layouts
 
-ARRAYS = {"blocks.0.norm1.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
-          "patch_embed.proj.weight": np.ones((2, 1, 2, 2), np.float16),
-          "n": np.array([3])}
+ARRAYS = {
+  "blocks.0.norm1.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+  "patch_embed.proj.weight": np.ones((2, 1, 2, 2), np.float16),
+  "n": np.array([3]),
+}
 # Why good files of these arrays fit no network: they are of none.
 OTHER = "none of the known layouts|'n', which the vision transformers of config.model do not have"
 BYTES = 32 << 20  # of memory that no small file may cost
@@ -70,22 +72,33 @@ def good() -> dict[str, bytes]:
   header, data = {"__metadata__": {"format": "pt"}}, b""
   for name, x in ARRAYS.items():
     kind = {"float32": "F32", "float16": "F16", "int64": "I64"}[x.dtype.name]
-    header[name] = {"dtype": kind, "shape": list(x.shape),
-                    "data_offsets": [len(data), len(data) + x.nbytes]}
+    header[name] = {
+      "dtype": kind,
+      "shape": list(x.shape),
+      "data_offsets": [len(data), len(data) + x.nbytes],
+    }
     data += x.tobytes()
   members = {"a/1.png": b"one" * 300, "b/2.csv": b"x,y\n1,2\n" * 20}
   with tempfile.TemporaryDirectory() as folder:
-    torch = {name: getattr(torch_files, name)(
-      {"model": ARRAYS, "epoch": 3}, pathlib.Path(folder) / "x").read_bytes()
-      for name in ("save", "save_legacy")}
+    torch = {
+      name: getattr(torch_files, name)(
+        {"model": ARRAYS, "epoch": 3}, pathlib.Path(folder) / "x"
+      ).read_bytes()
+      for name in ("save", "save_legacy")
+    }
   return {
     "x.json": json.dumps({"status": "finished", "data": {"train": [1, 2.5, None, "ä"]}}).encode(),
-    "x.npz": npz.getvalue(), "x.npy": npy("'<f4'", "(2, 3)", bytes(24)),
+    "x.npz": npz.getvalue(),
+    "x.npy": npy("'<f4'", "(2, 3)", bytes(24)),
     "x.safetensors": safetensors(header, data),
-    "x.pth": torch["save"], "old.pth": torch["save_legacy"],
-    "x.zip": zipped(members), "stored.zip": zipped(members, zipfile.ZIP_STORED),
-    "x.tar": tarred(members, ""), "x.tar.gz": tarred(members, "gz"),
-    "x.tar.xz": tarred(members, "xz")}
+    "x.pth": torch["save"],
+    "old.pth": torch["save_legacy"],
+    "x.zip": zipped(members),
+    "stored.zip": zipped(members, zipfile.ZIP_STORED),
+    "x.tar": tarred(members, ""),
+    "x.tar.gz": tarred(members, "gz"),
+    "x.tar.xz": tarred(members, "xz"),
+  }
 
 
 def read(path: pathlib.Path) -> None:
@@ -113,15 +126,15 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     at, n = int(rng.integers(len(out) + 1)), int(rng.integers(1, 9))
     match int(rng.integers(6)):
       case 0:
-        out[at:at + n] = rng.bytes(min(n, len(out) - at))
+        out[at : at + n] = rng.bytes(min(n, len(out) - at))
       case 1:
-        del out[at:at + n]
+        del out[at : at + n]
       case 2:
-        out[at:at] = out[at:at + 64]
+        out[at:at] = out[at : at + 64]
       case 3:
         del out[at:]
       case 4:
-        out[at:at + n] = [b"\xff", b"\0", b"\x7f", b"(", b"9", b"["][int(rng.integers(6))] * n
+        out[at : at + n] = [b"\xff", b"\0", b"\x7f", b"(", b"9", b"["][int(rng.integers(6))] * n
       case _:
         if at < len(out):
           out[at] ^= 1 << int(rng.integers(8))
@@ -173,5 +186,7 @@ if __name__ == "__main__":
   begun = time.perf_counter()
   found = run(int(sys.argv[1]), seed=int(time.time()) if len(sys.argv) < 3 else int(sys.argv[2]))
   print(f"{sum(found.values()):,} refused of {int(sys.argv[1]) * len(found):,}: {found}")
-  print(f"{time.perf_counter() - begun:.0f} s, at most "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+  print(
+    f"{time.perf_counter() - begun:.0f} s, at most "
+    f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+  )

@@ -1,6 +1,6 @@
 """Damaged images of every format that is read, and what becomes of them.
 
-    python tests/hostile_images.py 10000 [SEED]   # that many files, in two threads
+python tests/hostile_images.py 10000 [SEED]   # that many files, in two threads
 """
 
 from __future__ import annotations
@@ -41,21 +41,34 @@ def healthy() -> dict[str, bytes]:
     return buffer.getvalue()
 
   return {
-    "PNG": pillow("PNG"), "PNG of 16 bits": imagecodecs.png_encode(deep), "GIF": pillow("GIF"),
-    "WebP": pillow("WEBP"), "BMP": pillow("BMP"), "JPEG": pillow("JPEG"),
+    "PNG": pillow("PNG"),
+    "PNG of 16 bits": imagecodecs.png_encode(deep),
+    "GIF": pillow("GIF"),
+    "WebP": pillow("WEBP"),
+    "BMP": pillow("BMP"),
+    "JPEG": pillow("JPEG"),
     "progressive JPEG": pillow("JPEG", progressive=True),
     "12-bit JPEG": imagecodecs.jpeg_encode(deep, bitspersample=12),
     "JPEG-LS": imagecodecs.jpegls_encode(deep),
     "JPEG 2000": imagecodecs.jpeg2k_encode(deep, reversible=True, level=0),
     "PGM": b"P5 160 120 65535\n" + deep.astype(">u2").tobytes(),
-    "TIFF": tiff(deep), "LZW": tiff(deep, compression="lzw"),
+    "TIFF": tiff(deep),
+    "LZW": tiff(deep, compression="lzw"),
     "tiles": tiff(deep, tile=(32, 32), compression="zlib"),
     "JPEG in TIFF": tiff(gray, compression="jpeg"),
     "pages": tiff(np.stack([deep] * 3), photometric="minisblack"),
     "RGB": tiff(np.stack([deep] * 3, -1), photometric="rgb"),
-    **{syntax.name: dicoms.dicom(deep, syntax, 12) for syntax in (
-      uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.JPEG2000Lossless,
-      uid.JPEGLSLossless, uid.RLELossless, uid.DeflatedExplicitVRLittleEndian)},
+    **{
+      syntax.name: dicoms.dicom(deep, syntax, 12)
+      for syntax in (
+        uid.ExplicitVRLittleEndian,
+        uid.ImplicitVRLittleEndian,
+        uid.JPEG2000Lossless,
+        uid.JPEGLSLossless,
+        uid.RLELossless,
+        uid.DeflatedExplicitVRLittleEndian,
+      )
+    },
   }
 
 
@@ -63,7 +76,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
   """A file with some of its bytes changed, most of them near its beginning, or cut short."""
   broken = bytearray(data)
   if rng.random() < 0.2:
-    del broken[rng.randrange(1, len(broken)):]
+    del broken[rng.randrange(1, len(broken)) :]
   for _ in range(rng.choice((1, 1, 2, 4, 16))):
     at = rng.randrange(min(len(broken), rng.choice((200, 2000, len(data)))))
     kind = rng.random()
@@ -71,9 +84,9 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
       broken[at] = rng.randrange(256)
     elif kind < 0.85:
       number = rng.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80"))
-      broken[at:at + 4] = number[:len(broken) - at]
+      broken[at : at + 4] = number[: len(broken) - at]
     else:
-      del broken[at:at + 2]
+      del broken[at : at + 2]
     broken = broken or bytearray(b"\0")
   return bytes(broken)
 

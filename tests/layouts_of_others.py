@@ -18,11 +18,13 @@ def timm(params: Mapping[str, Any], patch: int, channels: int) -> dict[str, np.n
   state = {}
   for name, array in made_up.torch_names(params):
     if name == "patch.weight":
-      state["patch_embed.proj.weight"] = array.reshape(
-        patch, patch, channels, -1).transpose(3, 2, 0, 1)
+      state["patch_embed.proj.weight"] = array.reshape(patch, patch, channels, -1).transpose(
+        3, 2, 0, 1
+      )
     elif name in ("cls", "pos", "registers", "mask_token"):
-      state[{"cls": "cls_token", "pos": "pos_embed", "registers": "reg_token"}.get(
-        name, name)] = array[None]
+      state[{"cls": "cls_token", "pos": "pos_embed", "registers": "reg_token"}.get(name, name)] = (
+        array[None]
+      )
     else:
       name = name.replace("patch.", "patch_embed.proj.")
       name = name + ".gamma" if name.endswith((".ls1", ".ls2")) else name
@@ -37,8 +39,12 @@ def hugging_face(params, patch, channels, *, current: bool = False) -> dict[str,
   """
   source, state = timm(params, patch, channels), {}
   dinov2 = "blocks.0.ls1.gamma" in source
-  top = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
-         "mask_token": "embeddings.mask_token", "reg_token": "embeddings.register_tokens"}
+  top = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "mask_token": "embeddings.mask_token",
+    "reg_token": "embeddings.register_tokens",
+  }
   parts = {
     "norm1": "norm1" if dinov2 else "layernorm_before",
     "norm2": "norm2" if dinov2 else "layernorm_after",
@@ -97,7 +103,8 @@ def big_vision(params, patch, channels, heads, *, scan=False, old=False) -> dict
     for j, name in enumerate(("query", "key", "value")):
       third = slice(j * width, (j + 1) * width)
       parts[f"{attention}/{name}/kernel"] = block["attn"]["qkv"]["kernel"][:, third].reshape(
-        width, heads, -1)
+        width, heads, -1
+      )
       parts[f"{attention}/{name}/bias"] = block["attn"]["qkv"]["bias"][third].reshape(heads, -1)
     parts[f"{attention}/out/kernel"] = block["attn"]["proj"]["kernel"].reshape(heads, -1, width)
     parts[f"{attention}/out/bias"] = block["attn"]["proj"]["bias"]

@@ -34,8 +34,10 @@ def elsewhere() -> Iterator[None]:
   cuDNN is not here either; see `compile_ahead.without_cudnn`.
   """
   asked = AssertionError("asked for this machine's devices while tracing")
-  with mock.patch.object(jax, "default_backend", side_effect=asked), \
-       mock.patch.object(jax, "devices", side_effect=asked), \
-       mock.patch.object(jax, "local_devices", side_effect=asked), \
-       compile_ahead.without_cudnn():
+  with (
+    mock.patch.object(jax, "default_backend", side_effect=asked),
+    mock.patch.object(jax, "devices", side_effect=asked),
+    mock.patch.object(jax, "local_devices", side_effect=asked),
+    compile_ahead.without_cudnn(),
+  ):
     yield

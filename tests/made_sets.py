@@ -72,11 +72,17 @@ def packed(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
   return path
 
 
-def prepare(name: str, manual: pathlib.Path, split: str = "train", data: str = "data",
-            **options: Any) -> Any:
+def prepare(
+  name: str, manual: pathlib.Path, split: str = "train", data: str = "data", **options: Any
+) -> Any:
   """A split of a set, prepared from the manual folder where it is not yet."""
-  return open_source(f"tfds:{name}", split=split, data_dir=str(manual.parent / data),
-                     manual_dir=str(manual), **options)
+  return open_source(
+    f"tfds:{name}",
+    split=split,
+    data_dir=str(manual.parent / data),
+    manual_dir=str(manual),
+    **options,
+  )
 
 
 def refused(name: str, manual: pathlib.Path) -> str:
@@ -94,7 +100,18 @@ def command(name: str, manual: pathlib.Path, data: pathlib.Path, *flags: str) ->
     pytest.skip("tfds build needs the extra `tfds`")
   root = pathlib.Path(tfds_prepare.BUILDERS).parent
   done = subprocess.run(
-    [pathlib.Path(sys.executable).with_name("tfds"), "build", tfds_prepare.BUILDERS / name,
-     f"--manual_dir={manual}", f"--data_dir={data}", "--file_format=array_record", *flags],
-    env=os.environ | {"PYTHONPATH": str(root)}, cwd=manual.parent, capture_output=True, text=True)
+    [
+      pathlib.Path(sys.executable).with_name("tfds"),
+      "build",
+      tfds_prepare.BUILDERS / name,
+      f"--manual_dir={manual}",
+      f"--data_dir={data}",
+      "--file_format=array_record",
+      *flags,
+    ],
+    env=os.environ | {"PYTHONPATH": str(root)},
+    cwd=manual.parent,
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr[-3000:]

@@ -57,7 +57,7 @@ def tiny(**overrides: Any) -> dict[str, Any]:
 
 LENGTH = {"duration": "10 steps", "checkpoint__every": "3 steps"}
 # An evaluator of the user's own that ends one process, once, at one step.
-BREAKER = '''
+BREAKER = """
 import dataclasses, os, pathlib, signal
 import jax
 from cxrjax.core.errors import UserError
@@ -85,7 +85,7 @@ class Evaluator:
         raise UserError("the disk is full; free some space")
       os.kill(os.getpid(), signal.Signals[self.how])
     return Result({}, {}, {})
-'''
+"""
 
 
 def broken(tmp_path: pathlib.Path, at: int, how: str, process: int = 0) -> dict[str, Any]:
@@ -95,8 +95,15 @@ def broken(tmp_path: pathlib.Path, at: int, how: str, process: int = 0) -> dict[
   """
   (tmp_path / "breaker.py").write_text(BREAKER)
   config = tiny(**LENGTH)
-  config["evals"] = {"breaker": {"name": "breaker", "at": at, "how": how, "process": process,
-                                 "marker": str(tmp_path / "broken")}}
+  config["evals"] = {
+    "breaker": {
+      "name": "breaker",
+      "at": at,
+      "how": how,
+      "process": process,
+      "marker": str(tmp_path / "broken"),
+    }
+  }
   return config
 
 
@@ -105,23 +112,38 @@ def xla_flags(devices: int) -> str:
   return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
 
 
-def launch(config: dict[str, Any], workdir: pathlib.Path, *flags: str, devices: int = 1,
-           path: pathlib.Path | None = None) -> subprocess.Popen:
+def launch(
+  config: dict[str, Any],
+  workdir: pathlib.Path,
+  *flags: str,
+  devices: int = 1,
+  path: pathlib.Path | None = None,
+) -> subprocess.Popen:
   """`python -m cxrjax.main` on `config` in a process of its own, with fake devices."""
   file = workdir.parent / f"{workdir.name}-config.py"
-  file.write_text("import json\nfrom ml_collections import ConfigDict\n"
-                  f"def get_config(): return ConfigDict(json.loads({json.dumps(config)!r}))\n")
+  file.write_text(
+    "import json\nfrom ml_collections import ConfigDict\n"
+    f"def get_config(): return ConfigDict(json.loads({json.dumps(config)!r}))\n"
+  )
   env = os.environ | {
-    "XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu", "CXRJAX_TRUST": "breaker",
-    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(path or REPOSITORY)])}
+    "XLA_FLAGS": xla_flags(devices),
+    "JAX_PLATFORMS": "cpu",
+    "CXRJAX_TRUST": "breaker",
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(path or REPOSITORY)]),
+  }
   return subprocess.Popen(
     [sys.executable, "-m", "cxrjax.main", f"--config={file}", f"--workdir={workdir}", *flags],
-    env=env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env=env,
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 @contextlib.contextmanager
 def two(
-    config: dict[str, Any], workdir: pathlib.Path, port: int, **options: Any,
+  config: dict[str, Any], workdir: pathlib.Path, port: int, **options: Any
 ) -> Iterator[list[subprocess.Popen]]:
   """The two processes of one run, on this machine, while entered; options as of `launch`."""
   flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
@@ -146,15 +168,23 @@ def program(script: str, *arguments: str, devices: int = 8) -> str:
   tests = REPOSITORY / "tests"
   paths = (REPOSITORY, tests, tests / "methods", REPOSITORY / "benchmarks")
   env = os.environ | {
-    "XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": os.pathsep.join(map(str, paths))}
-  return finish(subprocess.Popen(
-    [sys.executable, "-c", script, *arguments], env=env, cwd=REPOSITORY, stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE, text=True))[0]
+    "XLA_FLAGS": xla_flags(devices),
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join(map(str, paths)),
+  }
+  return finish(
+    subprocess.Popen(
+      [sys.executable, "-c", script, *arguments],
+      env=env,
+      cwd=REPOSITORY,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  )[0]
 
 
-def finish(
-    process: subprocess.Popen, status: int = 0, timeout: float = HANGS) -> tuple[str, str]:
+def finish(process: subprocess.Popen, status: int = 0, timeout: float = HANGS) -> tuple[str, str]:
   """Waits for it, as many seconds as `timeout`; fails unless it exits with `status`."""
   out, err = process.communicate(timeout=timeout)
   assert process.returncode == status, (process.returncode, out[-2000:], err[-4000:])
@@ -174,6 +204,7 @@ def losses(workdir: pathlib.Path) -> np.ndarray:
 def saved(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """Every array of the newest checkpoint, by path."""
   from cxrjax.training.checkpoint import load_params
+
   nested = {p: load_params(workdir / "checkpoints", p) for p in ("params", "extra", "opt")}
   flat, _ = jax.tree_util.tree_flatten_with_path(nested)
   return {jax.tree_util.keystr(k): np.asarray(v) for k, v in flat}

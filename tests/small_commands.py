@@ -34,14 +34,27 @@ import tomllib
 
 HERE = pathlib.Path(__file__).parent
 REPOSITORY = HERE.parent
-SCALE = ("duration", "eval_every", "image_size", "store", "batch_size", "encoder_width", "model",
-         "patch_size", "examples", "standardize")
+SCALE = (
+  "duration",
+  "eval_every",
+  "image_size",
+  "store",
+  "batch_size",
+  "encoder_width",
+  "model",
+  "patch_size",
+  "examples",
+  "standardize",
+)
 # Workdirs that documents name, and what makes one; the first word is the config.
 RUNS = {
-  "dino": "dino:data=folder:PATH", "gmml": "dino:data=folder:PATH",
-  "scratch": "finetune:data=folder:PATH", "a": "finetune:data=folder:PATH",
+  "dino": "dino:data=folder:PATH",
+  "gmml": "dino:data=folder:PATH",
+  "scratch": "finetune:data=folder:PATH",
+  "a": "finetune:data=folder:PATH",
   "finetune": "finetune:data=folder:PATH,init=runs/dino",
-  "b": "finetune:data=folder:PATH,init=runs/dino", "lungs": "segment:",
+  "b": "finetune:data=folder:PATH,init=runs/dino",
+  "lungs": "segment:",
 }
 MASKED = ("segment", "rgmim")
 KEY = ".made-by"
@@ -75,8 +88,11 @@ def smaller_argument(config: str, argument: str) -> str:
     else:
       kept.append(f"{key}{equals}{value}")
   if sweep and given & {"small", "paper"}:  # they have real sets
-    kept += [f"{key}=phantom" for key in ("data", "eval_data") if key not in given and (
-      key == "data" or config == "compare")]
+    kept += [
+      f"{key}=phantom"
+      for key in ("data", "eval_data")
+      if key not in given and (key == "data" or config == "compare")
+    ]
   return ",".join(kept)
 
 
@@ -144,6 +160,7 @@ def once(flags: list[str]) -> pathlib.Path:
 
 def small_networks() -> None:
   from cxrjax.models import vit
+
   vit.VARIANTS["Nu"] = (32, 1, 2)
 
 
@@ -153,6 +170,7 @@ def program(module: str, arguments: list[str]) -> None:
 
   from cxrjax.core.errors import UserError
   from cxrjax.studies import launcher
+
   if any(f"configs/{name}.py" in arguments[0] for name in SEVERAL):
     launcher.launch = made_up
   else:
@@ -175,6 +193,7 @@ def made_up(job, workdir, failed):
   """In place of `cxrjax.studies.launcher.launch`."""
   sys.path.insert(0, str(HERE))
   import finished
+
   failed.pop(job.name, None)
   method = job.config["method"]["name"].rpartition(".")[2]
   if method in ("classify", "mean_teacher", "bke"):
@@ -184,8 +203,7 @@ def made_up(job, workdir, failed):
   else:
     folder = workdir / job.name
     shutil.copytree(pathlib.Path("runs/dino").resolve(), folder, dirs_exist_ok=True)
-    (folder / "config.json").write_text(
-      json.dumps(job.config, default=lambda item: item.to_dict()))
+    (folder / "config.json").write_text(json.dumps(job.config, default=lambda item: item.to_dict()))
 
 
 def python(arguments: list[str]) -> None:
@@ -270,8 +288,13 @@ def require(path: str) -> pathlib.Path:
 if __name__ == "__main__":
   sys.path.insert(0, str(REPOSITORY))
   called, *rest = sys.argv[1:]
-  own = {"python": python, "pip": pip, "git": git, "code": code,
-         "cxrjax": lambda arguments: python(["-m", "cxrjax", *arguments])}
+  own = {
+    "python": python,
+    "pip": pip,
+    "git": git,
+    "code": code,
+    "cxrjax": lambda arguments: python(["-m", "cxrjax", *arguments]),
+  }
   if called in own:
     own[called](rest)
   else:

@@ -9,22 +9,33 @@ from cxrjax.core import package_folders
 from cxrjax.core.errors import UserError
 
 
-@pytest.mark.parametrize("name, given, flags", [
-  ("train", ["dino:small,lr=1e-3", "--workdir=runs/a"],
-   ["--config=dino:small,lr=1e-3", "--workdir=runs/a"]),
-  ("train", ["--config=dino"], ["--config=dino"]),
-  ("audit", ["data=mini"], ["--config=audit:data=mini"]),
-  ("audit", ["--workdir=runs/b"], ["--config=audit", "--workdir=runs/b"]),
-  ("explain", ["runs=runs/a"], ["--config=explain:runs=runs/a"]),
-  ("predict", ["--workdir=zoo:lungs", "films"], ["--workdir=zoo:lungs", "films"]),
-])
+@pytest.mark.parametrize(
+  "name, given, flags",
+  [
+    (
+      "train",
+      ["dino:small,lr=1e-3", "--workdir=runs/a"],
+      ["--config=dino:small,lr=1e-3", "--workdir=runs/a"],
+    ),
+    ("train", ["--config=dino"], ["--config=dino"]),
+    ("audit", ["data=mini"], ["--config=audit:data=mini"]),
+    ("audit", ["--workdir=runs/b"], ["--config=audit", "--workdir=runs/b"]),
+    ("explain", ["runs=runs/a"], ["--config=explain:runs=runs/a"]),
+    ("predict", ["--workdir=zoo:lungs", "films"], ["--workdir=zoo:lungs", "films"]),
+  ],
+)
 def test_a_command_gives_its_module_flags(name, given, flags):
   assert commands.arguments(name, given) == flags
 
 
-@pytest.mark.parametrize("words, said", [
-  (["trian"], "did you mean 'train'"), (["folder"], "configs, tfds_builders"),
-  (["folder", "tests"], "configs, tfds_builders")])
+@pytest.mark.parametrize(
+  "words, said",
+  [
+    (["trian"], "did you mean 'train'"),
+    (["folder"], "configs, tfds_builders"),
+    (["folder", "tests"], "configs, tfds_builders"),
+  ],
+)
 def test_what_is_no_command(words, said, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["cxrjax", *words])
   with pytest.raises(UserError, match=said):
@@ -46,7 +57,10 @@ def test_configs_by_name_and_by_path(tmp_path, monkeypatch, repository):
   assert found(["x", "--config=dino:small,lr=1e-3"]) == ["x", f"--config={file}:small,lr=1e-3"]
   assert found(["x", "--config", "configs/dino.py:tiny"]) == ["x", "--config", f"{file}:tiny"]
   assert found(["x", "--config=dino", "--config.seed=1"]) == [
-    "x", f"--config={file}", "--config.seed=1"]
+    "x",
+    f"--config={file}",
+    "--config.seed=1",
+  ]
   for other in ("dyno", "configs/dyno.py:small"):
     with pytest.raises(UserError, match="did you mean 'dino'"):
       found(["x", f"--config={other}"])

@@ -27,11 +27,23 @@ from cxrjax.training.restore import Restored
 CLOCK = Clock(10, 1.0, 4)
 LABELS = Labels(("normal", "opacity", "effusion"), True, (1, 1, 1), (3, 3, 3))
 PLAIN = vit.Model(variant="Nu", depth=1, patch_size=8, image_size=32)
-RICH = vit.Model(variant="Nu", depth=1, patch_size=8, image_size=32, registers=2, mask_token=True,
-                 layer_scale=1e-5, pool="mean", gelu="tanh")
+RICH = vit.Model(
+  variant="Nu",
+  depth=1,
+  patch_size=8,
+  image_size=32,
+  registers=2,
+  mask_token=True,
+  layer_scale=1e-5,
+  pool="mean",
+  gelu="tanh",
+)
 NETWORKS = {
-  "vit": PLAIN, "rich vit": RICH, "resnet": resnet.Model(depth=18, width=8),
-  "densenet": densenet.Model(growth=4), "inception": inception.Model(width=4),
+  "vit": PLAIN,
+  "rich vit": RICH,
+  "resnet": resnet.Model(depth=18, width=8),
+  "densenet": densenet.Model(growth=4),
+  "inception": inception.Model(width=4),
 }
 
 
@@ -45,8 +57,11 @@ def finished(encoder, tmp_path, *, kind="classifier", mean=0.5, std=0.25):
   else:
     method, tree = simsiam.Method(encoder=encoder, clock=CLOCK), {"encoder": params}
   config = {
-    "views": {"mean": mean, "std": std, "global_size": 32}, "model": {"name": "made up"},
-    "method": {"name": type(method).__module__}, "data": {"size": 48, "fit": "pad"}}
+    "views": {"mean": mean, "std": std, "global_size": 32},
+    "model": {"name": "made up"},
+    "method": {"name": type(method).__module__},
+    "data": {"size": 48, "fit": "pad"},
+  }
   facts = {"evaluation": {"test": {"trained": {"temperature": [1.5], "thresholds": [0.2]}}}}
   tree, stats = jax.tree.map(jnp.asarray, (tree, stats))
   return Restored(tmp_path, config, facts, 7, method, tree, {"stats": stats})
@@ -59,6 +74,7 @@ def write(monkeypatch, tmp_path):
     monkeypatch.setattr(networks, "restore", lambda workdir, key: run)
     lines = export.write("runs/x", str(tmp_path / name))
     return tmp_path / name, run, lines
+
   return function
 
 
@@ -66,9 +82,16 @@ def gray(*shape):
   return (255 * np.random.default_rng(0).random(shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name, ending", [
-  ("vit", "safetensors"), ("rich vit", "npz"), ("resnet", "safetensors"), full("resnet", "npz"),
-  *(full(name, "safetensors") for name in ("rich vit", "densenet", "inception"))])
+@pytest.mark.parametrize(
+  "name, ending",
+  [
+    ("vit", "safetensors"),
+    ("rich vit", "npz"),
+    ("resnet", "safetensors"),
+    full("resnet", "npz"),
+    *(full(name, "safetensors") for name in ("rich vit", "densenet", "inception")),
+  ],
+)
 def test_read_again(name, ending, write):
   """Every parameter as it was, but for the class token that takes its position with it."""
   path, run, _ = write(NETWORKS[name], f"x.{ending}")
@@ -99,7 +122,9 @@ def test_other_pixels_are_folded_in(write):
   x = jnp.asarray(gray(1, 32, 32, 1) / 255)
   np.testing.assert_allclose(
     jax.jit(PLAIN.encode)(found, (x - 0.5) / 0.25).cls,
-    jax.jit(PLAIN.encode)(run.encoder_params, (x - 0.3) / 2.0).cls, atol=1e-4)
+    jax.jit(PLAIN.encode)(run.encoder_params, (x - 0.3) / 2.0).cls,
+    atol=1e-4,
+  )
 
 
 def test_our_own_names_take_any_network(write):
@@ -109,7 +134,8 @@ def test_our_own_names_take_any_network(write):
   assert set(report.left) == {"head/bias", "head/kernel"}
   np.testing.assert_array_equal(
     found["layers"]["3"]["NC"]["0"]["norm1"]["scale"],
-    run.params["encoder"]["layers"]["3"]["NC"]["0"]["norm1"]["scale"])
+    run.params["encoder"]["layers"]["3"]["NC"]["0"]["norm1"]["scale"],
+  )
   with pytest.raises(UserError, match=r"timm has no network like .*vitae"):
     write(encoder, "x.safetensors")
 
@@ -149,15 +175,18 @@ for n in (1, len(images)):
 """
 
 
-@pytest.mark.parametrize("name, kind", [
-  ("vit", "classifier"), full("resnet", "encoder")])
+@pytest.mark.parametrize("name, kind", [("vit", "classifier"), full("resnet", "encoder")])
 def test_stablehlo_runs_alone(name, kind, write, tmp_path):
   """In a process without this package, on one image and on three."""
   path, run, _ = write(NETWORKS[name], "x.stablehlo", kind=kind)
   images = gray(3, 32, 32, 1)
   np.save(tmp_path / "images.npy", images)
-  subprocess.run([sys.executable, "-c", ALONE, path, tmp_path / "images.npy"], check=True,
-                 cwd=tmp_path, capture_output=True)
+  subprocess.run(
+    [sys.executable, "-c", ALONE, path, tmp_path / "images.npy"],
+    check=True,
+    cwd=tmp_path,
+    capture_output=True,
+  )
   x = jnp.asarray(images / 255 - 0.5) / 0.25
   if kind == "classifier":
     network = run.method.network_params(run.params, run.extra)
@@ -241,8 +270,12 @@ def test_mistakes(write, tmp_path):
 def test_command(tmp_path):
   """A UserError is one line and status 2."""
   done = subprocess.run(
-    [sys.executable, "-m", "cxrjax.export", "--workdir=runs/none", "--out=x.npz"], cwd=tmp_path,
-    capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    [sys.executable, "-m", "cxrjax.export", "--workdir=runs/none", "--out=x.npz"],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+  )
   assert done.returncode == 2
   assert done.stderr.startswith("error: --workdir='runs/none' holds no run (")
   assert done.stderr.count("\n") == 1

@@ -72,8 +72,9 @@ ENTRY %main (x: f32[2,8]) -> f32[8,8] {
 
 
 def test_products_of_a_real_program():
-  compiled = jax.jit(lambda a, b: (a @ b).sum()).lower(
-    jnp.zeros((16, 32)), jnp.zeros((32, 8))).compile()
+  compiled = (
+    jax.jit(lambda a, b: (a @ b).sum()).lower(jnp.zeros((16, 32)), jnp.zeros((32, 8))).compile()
+  )
   facts = hlo.summarise(compiled.as_text())
   assert facts["flops"] == {"f32xf32": 2.0 * 16 * 32 * 8}
   assert facts["flops_f32"] == facts["flops_total"]

@@ -7,7 +7,8 @@ import sys
 def test_the_contracts_of_pyproject_are_kept(repository):
   code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
   done = subprocess.run(
-    [sys.executable, "-c", code, "--no-cache"], cwd=repository, text=True, capture_output=True)
+    [sys.executable, "-c", code, "--no-cache"], cwd=repository, text=True, capture_output=True
+  )
   assert done.returncode == 0, done.stdout + done.stderr
 
 

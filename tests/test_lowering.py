@@ -10,10 +10,16 @@ from cxrjax.training.sharding import make_mesh
 PLATFORMS = ("cuda", "tpu")
 CONFIGS = lowered.training_configs()
 ENCODERS = (
-  "finetune:paper,model=Ti", "finetune:paper,model=B", "finetune:paper,model=vitae",
-  "simclr:paper,model=resnet18", "simclr:paper,model=resnet50", "simclr:paper,model=resnet101",
-  "simclr:paper,model=densenet121", "simclr:paper,model=densenet201",
-  "simclr:paper,model=inception,image_size=299,store=320")
+  "finetune:paper,model=Ti",
+  "finetune:paper,model=B",
+  "finetune:paper,model=vitae",
+  "simclr:paper,model=resnet18",
+  "simclr:paper,model=resnet50",
+  "simclr:paper,model=resnet101",
+  "simclr:paper,model=densenet121",
+  "simclr:paper,model=densenet201",
+  "simclr:paper,model=inception,image_size=299,store=320",
+)
 
 
 def test_the_training_configs_are_known():

@@ -14,10 +14,15 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 
 def commands():
   """Every `python -m cxrjax.main ...` in a block (configs: indented), without its comment."""
-  printed = [(path.name, block.text) for path in DOCUMENTS for block in blocks(path)
-             if block.language == "bash"]
-  printed += [(path.name, "\n".join(re.findall(r"^    (.*)$", path.read_text(), re.M)))
-              for path in CONFIGS]
+  printed = [
+    (path.name, block.text)
+    for path in DOCUMENTS
+    for block in blocks(path)
+    if block.language == "bash"
+  ]
+  printed += [
+    (path.name, "\n".join(re.findall(r"^    (.*)$", path.read_text(), re.M))) for path in CONFIGS
+  ]
   for name, text in printed:
     text = text.replace("\\\n", " ")
     for found in re.findall(r"python -m cxrjax\.main.*?(?=; do$|$)", text, re.M):
@@ -59,8 +64,17 @@ def test_the_data_table_names_every_builder(repository):
       assert (builder.parent / file).exists(), builder.parent / file
 
 
-@pytest.mark.parametrize("document", sorted(str(p.relative_to(REPOSITORY)) for p in [
-  *DOCUMENTS, REPOSITORY / "benchmarks/README.md", *REPOSITORY.glob("tfds_builders/*/README.md")]))
+@pytest.mark.parametrize(
+  "document",
+  sorted(
+    str(p.relative_to(REPOSITORY))
+    for p in [
+      *DOCUMENTS,
+      REPOSITORY / "benchmarks/README.md",
+      *REPOSITORY.glob("tfds_builders/*/README.md"),
+    ]
+  ),
+)
 def test_links_lead_somewhere(document, repository):
   path = repository / document
   text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)

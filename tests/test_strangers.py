@@ -24,7 +24,9 @@ from cxrjax.models.build import build_encoder
 from cxrjax.tasks import explain
 from cxrjax.training import init_params
 
-OWN = "import pathlib; pathlib.Path({marker!r}).touch()\n" + """
+OWN = (
+  "import pathlib; pathlib.Path({marker!r}).touch()\n"
+  + """
 class Method:
   def __init__(self, **options): pass
   init = loss = after_update = encoder_params = encode = check = load = describe = run = __init__
@@ -33,20 +35,37 @@ Model = Recipe = Evaluator = Source = Method
 def transform(**options): pass
 run = transform
 """
+)
 # What a name may say, and options with which it would do harm; MARKER is a file that it would make.
 NAMES = [
-  ("os.system", {"command": "touch MARKER"}), ("posix.system", {"command": "touch MARKER"}),
-  ("subprocess.run", {"args": ["touch", "MARKER"]}), ("subprocess.Popen", {"args": "touch MARKER"}),
+  ("os.system", {"command": "touch MARKER"}),
+  ("posix.system", {"command": "touch MARKER"}),
+  ("subprocess.run", {"args": ["touch", "MARKER"]}),
+  ("subprocess.Popen", {"args": "touch MARKER"}),
   ("subprocess.check_output", {"args": ["touch", "MARKER"]}),
-  ("builtins.exec", {"source": "open('MARKER', 'w')"}), ("builtins.open", {"file": "MARKER"}),
-  ("io.open", {"file": "MARKER", "mode": "w"}), ("os.mkdir", {"path": "MARKER"}),
-  ("pathlib.Path.touch", {"self": "MARKER"}), ("runpy.run_path", {"path_name": "canary.py"}),
-  ("importlib.import_module", {"name": "canary"}), ("timeit.timeit", {"stmt": "import canary"}),
-  ("numpy.savetxt", {"fname": "MARKER", "X": [1.0]}), ("numpy.load", {"file": "canary.npy"}),
-  ("jax.numpy.save", {"file": "MARKER", "arr": [1.0]}), ("pickle.load", {"file": "canary.pkl"}),
-  ("canary", {}), ("canary.Method", {}), ("canary:Method", {}), ("canaries.inside", {}),
-  ("canaries.inside.Model", {}), ("canary.", {}), (".canary", {}), ("cxrjax..canary", {}),
-  ("\uff43anary", {}), ("cxrjax.canary", {}), ("cxrjax.methods.canary", {}),
+  ("builtins.exec", {"source": "open('MARKER', 'w')"}),
+  ("builtins.open", {"file": "MARKER"}),
+  ("io.open", {"file": "MARKER", "mode": "w"}),
+  ("os.mkdir", {"path": "MARKER"}),
+  ("pathlib.Path.touch", {"self": "MARKER"}),
+  ("runpy.run_path", {"path_name": "canary.py"}),
+  ("importlib.import_module", {"name": "canary"}),
+  ("timeit.timeit", {"stmt": "import canary"}),
+  ("numpy.savetxt", {"fname": "MARKER", "X": [1.0]}),
+  ("numpy.load", {"file": "canary.npy"}),
+  ("jax.numpy.save", {"file": "MARKER", "arr": [1.0]}),
+  ("pickle.load", {"file": "canary.pkl"}),
+  ("canary", {}),
+  ("canary.Method", {}),
+  ("canary:Method", {}),
+  ("canaries.inside", {}),
+  ("canaries.inside.Model", {}),
+  ("canary.", {}),
+  (".canary", {}),
+  ("cxrjax..canary", {}),
+  ("\uff43anary", {}),
+  ("cxrjax.canary", {}),
+  ("cxrjax.methods.canary", {}),
   ("cxrjax.config.instantiate.locate", {"name": "canary", "attribute": "Method"}),
   ("cxrjax.config.instantiate.trust", {"names": "canary"}),
   ("cxrjax.config.instantiate.importlib.import_module", {"name": "canary"}),
@@ -60,7 +79,8 @@ NAMES = [
   ("cxrjax.report.pages.run_page.save", {"path": "MARKER", "text": ""}),
   ("cxrjax.data.sources.file_hashes.written", {"file": "MARKER"}),
   ("optax.os.system", {"command": "touch MARKER"}),
-  ("__main__.Method", {}), ("breaker", {}),
+  ("__main__.Method", {}),
+  ("breaker", {}),
 ]
 PLACES = ("model", "method", "views")
 
@@ -98,9 +118,17 @@ def write(workdir, config):
   """A run that says it has finished."""
   workdir.mkdir(exist_ok=True)
   (workdir / "config.json").write_text(json.dumps(config))
-  (workdir / "run.json").write_text(json.dumps({
-    "status": "finished", "steps": 4, "epochs": 1.0, "batch_size": 8,
-    "data": {"train": {"classes": ["a", "b"], "class_counts": {"a": 1, "b": 1}}}}))
+  (workdir / "run.json").write_text(
+    json.dumps(
+      {
+        "status": "finished",
+        "steps": 4,
+        "epochs": 1.0,
+        "batch_size": 8,
+        "data": {"train": {"classes": ["a", "b"], "class_counts": {"a": 1, "b": 1}}},
+      }
+    )
+  )
   return str(workdir)
 
 
@@ -133,11 +161,14 @@ def test_every_way_to_a_run(room, place, config, tmp_path):
   own["init"] = {"path": run}
   explained = {"runs": run, "task": "cxrjax.tasks.explain"}
   ways = [
-    lambda: cxrjax.load(run), lambda: predict.predict(run, [str(image)], str(folder / "out")),
-    lambda: export.write(run, str(folder / "x.npz")), lambda: init_params.start(own, None),
+    lambda: cxrjax.load(run),
+    lambda: predict.predict(run, [str(image)], str(folder / "out")),
+    lambda: export.write(run, str(folder / "x.npz")),
+    lambda: init_params.start(own, None),
     lambda: explain.run(explained, folder / "explained"),
     lambda: pseudo_masks.Segmenter.load(run),
-    lambda: networks.segmenter(run, "--lungs")]
+    lambda: networks.segmenter(run, "--lungs"),
+  ]
   for way in ways:
     with pytest.raises(UserError, match=r"'canary' .*--trust=canary"):
       way()
@@ -199,12 +230,18 @@ def test_a_prepared_data_set_names_no_code(place):
   folder, marker = place
   made = folder / "data" / "theirs" / "1.0.0"
   made.mkdir(parents=True)
-  (made / "dataset_info.json").write_text(json.dumps({
-    "name": "theirs", "version": "1.0.0", "fileFormat": "array_record", "splits": []}))
-  hidden = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-            "featuresDict": {"features": {"image": {"pythonClassName": "canary.Method"}}}}
-  for features in (hidden, {"type": "canary.Method", "content": {}},
-                   {"python_class_name": "canary.Method"}):
+  (made / "dataset_info.json").write_text(
+    json.dumps({"name": "theirs", "version": "1.0.0", "fileFormat": "array_record", "splits": []})
+  )
+  hidden = {
+    "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+    "featuresDict": {"features": {"image": {"pythonClassName": "canary.Method"}}},
+  }
+  for features in (
+    hidden,
+    {"type": "canary.Method", "content": {}},
+    {"python_class_name": "canary.Method"},
+  ):
     (made / "features.json").write_text(json.dumps(features))
     with pytest.raises(UserError, match=r"features\.json names canary\.Method") as error:
       open_source("tfds:theirs", data_dir=str(folder / "data"))

@@ -12,16 +12,22 @@ TEST = "test_a_run_on_sixteen_bits"
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("arguments", "tests", "status"), [
-  ((FILE,), 0, 5),  # pytest's status where nothing was left to run
-  (("--all", FILE), 1, 0),
-  (("--all", "-m", "full", FILE), 1, 0),
-  ((f"{FILE}::{TEST}",), 1, 0),
-])
+@pytest.mark.parametrize(
+  ("arguments", "tests", "status"),
+  [
+    ((FILE,), 0, 5),  # pytest's status where nothing was left to run
+    (("--all", FILE), 1, 0),
+    (("--all", "-m", "full", FILE), 1, 0),
+    ((f"{FILE}::{TEST}",), 1, 0),
+  ],
+)
 def test_the_full_tier_is_for_all_and_for_a_name(arguments, tests, status):
   found = subprocess.run(
-    [sys.executable, "-m", "pytest", "--collect-only", *arguments], cwd=REPOSITORY,
-    capture_output=True, text=True)
+    [sys.executable, "-m", "pytest", "--collect-only", *arguments],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+  )
   assert found.returncode == status, found.stdout + found.stderr
   assert len(re.findall(rf"^{FILE}::{TEST}$|^{FILE}: 1$", found.stdout, re.M)) == tests
 

@@ -15,23 +15,36 @@ def installed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("wheel")
   source, place, work = folder / "source", folder / "place", folder / "work"
   tracked = subprocess.run(
-    ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, text=True, check=True,
-    capture_output=True).stdout.splitlines()
+    ["git", "ls-files", "-co", "--exclude-standard"],
+    cwd=REPOSITORY,
+    text=True,
+    check=True,
+    capture_output=True,
+  ).stdout.splitlines()
   for name in tracked:
     if (REPOSITORY / name).is_file():  # others were removed
       (source / name).parent.mkdir(parents=True, exist_ok=True)
       shutil.copy(REPOSITORY / name, source / name)
   pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-  subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}",
-                  str(source)], check=True)
+  subprocess.run(
+    [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(source)],
+    check=True,
+  )
   (wheel,) = folder.glob("*.whl")
   subprocess.run([*pip, "install", "--no-deps", f"--target={place}", str(wheel)], check=True)
   work.mkdir()
   environment = os.environ | {"PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu"}
 
   def run(*arguments):
-    done = subprocess.run([sys.executable, *arguments], cwd=work, env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=HANGS)
+    done = subprocess.run(
+      [sys.executable, *arguments],
+      cwd=work,
+      env=environment,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      timeout=HANGS,
+    )
     return done.returncode, done.stdout
 
   run.work, run.place, run.environment = work, place, environment
@@ -64,9 +77,14 @@ def test_the_zoo_predicts_the_films_that_come_along(installed):
 @pytest.mark.full
 def test_published_sets_are_prepared_by_the_builders_that_come_along(installed, test_data):
   installed.environment["TFDS_DATA_DIR"] = str(installed.work / "tfds")
-  text = ends_well(installed(
-    "-m", "cxrjax.main", f"--config=finetune:tiny,data=tfds:nlm_tb/shenzhen,manual_dir={test_data}",
-    "--workdir=tb"))
+  text = ends_well(
+    installed(
+      "-m",
+      "cxrjax.main",
+      f"--config=finetune:tiny,data=tfds:nlm_tb/shenzhen,manual_dir={test_data}",
+      "--workdir=tb",
+    )
+  )
   assert "report.html" in text
   folder = ends_well(installed("-m", "cxrjax", "folder", "tfds_builders")).strip()
   assert folder == str(installed.place / "cxrjax" / "tfds_builders")

@@ -10,8 +10,14 @@ from typing import Any
 
 import numpy as np
 
-NAMES = {"<f4": "FloatStorage", "<f8": "DoubleStorage", "<f2": "HalfStorage", "<i8": "LongStorage",
-         "|b1": "BoolStorage", "bfloat16": "BFloat16Storage"}
+NAMES = {
+  "<f4": "FloatStorage",
+  "<f8": "DoubleStorage",
+  "<f2": "HalfStorage",
+  "<i8": "LongStorage",
+  "|b1": "BoolStorage",
+  "bfloat16": "BFloat16Storage",
+}
 
 
 class Code:
@@ -37,14 +43,26 @@ def _tensor(array: np.ndarray, storages: list[np.ndarray]) -> bytes:
   key = next((i for i, s in enumerate(storages) if s is base), len(storages))
   if key == len(storages):
     storages.append(base)
-  offset = (array.__array_interface__["data"][0] - base.__array_interface__["data"][0])
+  offset = array.__array_interface__["data"][0] - base.__array_interface__["data"][0]
   kind = NAMES.get(array.dtype.str) or NAMES[array.dtype.name]
-  pid = (b"(" + _text("storage") + f"ctorch\n{kind}\n".encode() + _text(str(key)) + _text("cpu")
-         + _encode(int(base.size), storages) + b"tQ")
+  pid = (
+    b"("
+    + _text("storage")
+    + f"ctorch\n{kind}\n".encode()
+    + _text(str(key))
+    + _text("cpu")
+    + _encode(int(base.size), storages)
+    + b"tQ"
+  )
   strides = tuple(s // array.itemsize for s in array.strides)
-  return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + pid + _encode(offset // array.itemsize, [])
-          + _encode(tuple(map(int, array.shape)), []) + _encode(strides, [])
-          + b"\x89ccollections\nOrderedDict\n)RtR")
+  return (
+    b"ctorch._utils\n_rebuild_tensor_v2\n("
+    + pid
+    + _encode(offset // array.itemsize, [])
+    + _encode(tuple(map(int, array.shape)), [])
+    + _encode(strides, [])
+    + b"\x89ccollections\nOrderedDict\n)RtR"
+  )
 
 
 def _encode(value: Any, storages: list[np.ndarray]) -> bytes:
@@ -53,8 +71,9 @@ def _encode(value: Any, storages: list[np.ndarray]) -> bytes:
   if isinstance(value, np.ndarray):
     return _tensor(value, storages)
   if isinstance(value, dict):
-    return b"}(" + b"".join(
-      _encode(k, storages) + _encode(v, storages) for k, v in value.items()) + b"u"
+    return (
+      b"}(" + b"".join(_encode(k, storages) + _encode(v, storages) for k, v in value.items()) + b"u"
+    )
   if isinstance(value, tuple):
     return b"(" + b"".join(_encode(v, storages) for v in value) + b"t"
   if isinstance(value, list):

@@ -15,9 +15,11 @@ def declare_operators(most: int = 40) -> None:
   Networks that are compared here use none of them; declared by name alone they can be annotated.
   """
   import torch
+
   for _ in range(most):
     try:
       import torchvision  # noqa: F401
+
       return
     except ImportError:
       return  # whoever needs it says so

@@ -82,13 +82,12 @@ class Pairs:
     return len(self.i)
 
 
-def of_images(
-    images: Images | Pixels, rows: Int[np.ndarray, "m"] | None = None) -> Looks:
+def of_images(images: Images | Pixels, rows: Int[np.ndarray, "m"] | None = None) -> Looks:
   """Images, or some rows of them, ready to be compared."""
   rows = np.arange(len(images)) if rows is None else np.asarray(rows, np.int64)
   found = np.empty((len(rows), SIDE * SIDE), np.float16)
   for start in range(0, len(rows), 1024):
-    found[start:start + 1024] = _sign(small(images, SIDE, rows[start:start + 1024]))
+    found[start : start + 1024] = _sign(small(images, SIDE, rows[start : start + 1024]))
   return Looks(images, rows, found)
 
 
@@ -102,16 +101,20 @@ def _sign(x: Float32[np.ndarray, "n s s"]) -> Float32[np.ndarray, "n d"]:
 
 
 def within(
-    images: Looks | Images | Pixels, threshold: float = COPY, first: float = FIRST,
-    limit: int = LIMIT) -> Pairs:
+  images: Looks | Images | Pixels, threshold: float = COPY, first: float = FIRST, limit: int = LIMIT
+) -> Pairs:
   """Pairs of one set whose aligned detail correlates at `threshold` or more."""
   looks = _looks(images)
   return _second(looks, looks, pairs(looks.signatures, None, first, limit=limit), threshold)
 
 
 def across(
-    train: Looks | Images | Pixels, test: Looks | Images | Pixels, threshold: float = COPY,
-    first: float = FIRST, limit: int = LIMIT) -> Pairs:
+  train: Looks | Images | Pixels,
+  test: Looks | Images | Pixels,
+  threshold: float = COPY,
+  first: float = FIRST,
+  limit: int = LIMIT,
+) -> Pairs:
   """Pairs of an image of one set (`i`) and one of another (`j`), in the same way.
 
   Args:
@@ -126,9 +129,13 @@ def across(
 
 
 def pairs(
-    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"] | None = None,
-    threshold: float = FIRST, *, block: int = _BLOCK, limit: int = LIMIT,
-    ) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "p"], Float32[np.ndarray, "p"]]:
+  a: Float[np.ndarray, "n d"],
+  b: Float[np.ndarray, "m d"] | None = None,
+  threshold: float = FIRST,
+  *,
+  block: int = _BLOCK,
+  limit: int = LIMIT,
+) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "p"], Float32[np.ndarray, "p"]]:
   """All pairs of signatures that correlate at `threshold` or more; the first look.
 
   n m / 2 d multiplications and additions within one set, n m d across two; memory for `block`
@@ -150,9 +157,9 @@ def pairs(
   size = min(block, 1 << max(3, max(len(a), len(other), 1) - 1).bit_length())
   kept = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
   for top in range(0, len(a), size):
-    rows = _put(a[top:top + size], size)
+    rows = _put(a[top : top + size], size)
     for left in range(0 if b is not None else top, len(other), size):
-      columns = rows if b is None and left == top else _put(other[left:left + size], size)
+      columns = rows if b is None and left == top else _put(other[left : left + size], size)
       r, count = _products(rows, columns, threshold, b is None and left == top)
       if count := int(count):
         i, j, r = _above(r, threshold, count)
@@ -165,8 +172,7 @@ def pairs(
   return i.astype(np.int64), j.astype(np.int64), r.astype(np.float32)
 
 
-def groups(
-    n: int, i: Int[np.ndarray, "p"], j: Int[np.ndarray, "p"]) -> Int64[np.ndarray, "_"]:
+def groups(n: int, i: Int[np.ndarray, "p"], j: Int[np.ndarray, "p"]) -> Int64[np.ndarray, "_"]:
   """The group of each of `n` images: those that pairs join, also by way of others.
 
   A group's number is its first image's.
@@ -186,8 +192,8 @@ def groups(
 
 
 def _second(
-    a: Looks, b: Looks,
-    found: tuple[np.ndarray, np.ndarray, np.ndarray], threshold: float) -> Pairs:
+  a: Looks, b: Looks, found: tuple[np.ndarray, np.ndarray, np.ndarray], threshold: float
+) -> Pairs:
   """Of the pairs that the first look found, those that stand the second."""
   i, j, first = found
   looked, lowest = len(i), float(first[-1]) if len(first) else 1.0
@@ -195,16 +201,16 @@ def _second(
   step = 16 * BATCH
   order = np.lexsort((j, i))  # an image's pairs together, so that it is read once
   for start in range(0, len(order), step):
-    part = order[start:start + step]
+    part = order[start : start + step]
     side = registration.COARSE
-    near, maps = batched(
-      registration.coarse, _read(a, i[part], side), _read(b, j[part], side))
+    near, maps = batched(registration.coarse, _read(a, i[part], side), _read(b, j[part], side))
     hopeful = np.flatnonzero(near >= _COARSE)
     if not len(hopeful):
       continue
     part, side = part[hopeful], registration.FINE
     r[part], _ = batched(
-      registration.fine, _read(a, i[part], side), _read(b, j[part], side), maps[hopeful])
+      registration.fine, _read(a, i[part], side), _read(b, j[part], side), maps[hopeful]
+    )
   keep = np.flatnonzero(r >= threshold)
   keep = keep[np.lexsort((j[keep], i[keep], -r[keep]))]
   return Pairs(i[keep], j[keep], r[keep], first[keep], looked, lowest)
@@ -223,22 +229,21 @@ def _put(rows: np.ndarray, size: int) -> Array:
   """A block on the device, filled up with zeros: they correlate with nothing."""
   kind = np.float32 if jax.default_backend() == "cpu" else np.float16
   full = np.zeros((size, rows.shape[1]), kind)
-  full[:len(rows)] = rows
+  full[: len(rows)] = rows
   return jnp.asarray(full)
 
 
 @functools.partial(jax.jit, static_argnames="same")
 def _products(
-    a: Float[Array, "n d"], b: Float[Array, "m d"], threshold: float | Array, same: bool,
-    ) -> tuple[Float[Array, "n m"], Int[Array, ""]]:
+  a: Float[Array, "n d"], b: Float[Array, "m d"], threshold: float | Array, same: bool
+) -> tuple[Float[Array, "n m"], Int[Array, ""]]:
   r = jnp.matmul(a, b.T, preferred_element_type=jnp.float32)
   if same:
     r = jnp.where(jnp.arange(len(a))[:, None] < jnp.arange(len(b)), r, -1.0)
   return r, (r >= threshold).sum()
 
 
-def _above(
-    r: Float[Array, "n m"], threshold: float, count: int) -> tuple[np.ndarray, ...]:
+def _above(r: Float[Array, "n m"], threshold: float, count: int) -> tuple[np.ndarray, ...]:
   """Rows, columns and values of the `count` correlations that reach the threshold."""
   if jax.default_backend() == "cpu":  # where they are the host's already
     r = np.asarray(r)

@@ -79,8 +79,8 @@ class Pair:
 
 
 def open_parts(
-    sources: Sequence[Mapping[str, Any]], wanted: Sequence[str] = (),
-    **decoding: Any) -> list[Part]:
+  sources: Sequence[Mapping[str, Any]], wanted: Sequence[str] = (), **decoding: Any
+) -> list[Part]:
   """Opens and decodes all splits of the sources; bad images are counted, never fatal.
 
   Args:
@@ -99,8 +99,9 @@ def open_parts(
     own = _splits_of(str(spec["source"]), options)
     chosen = [s for s in own if not wanted or s in wanted]
     if not chosen:
-      raise UserError(f"{spec['source']} has no split {'+'.join(wanted)!r}"
-                      f"{suggest(wanted[0], own)}")
+      raise UserError(
+        f"{spec['source']} has no split {'+'.join(wanted)!r}{suggest(wanted[0], own)}"
+      )
     for split in chosen:
       label = " ".join(x for x in (names[number], split if len(own) > 1 else "") if x)
       found.append(_part(label or split, number, split, own[split], decoding))
@@ -121,13 +122,26 @@ def _splits_of(name: str, options: Mapping[str, Any]) -> dict[str, Source]:
   return found
 
 
-def _part(
-    name: str, number: int, split: str, source: Source, decoding: Mapping[str, Any]) -> Part:
+def _part(name: str, number: int, split: str, source: Source, decoding: Mapping[str, Any]) -> Part:
   found = decoded_cache.decode_rows(source, stop_at_bad=False, **decoding)
-  images = Images(pixels=found.pixels, table=source.table.take(found.good), info=source.info,
-                  windows=found.windows)
-  return Part(name, number, split, source.info, source.table, patient_splits.patient_keys(source),
-              found.good, found.bad, images, found.notes)
+  images = Images(
+    pixels=found.pixels,
+    table=source.table.take(found.good),
+    info=source.info,
+    windows=found.windows,
+  )
+  return Part(
+    name,
+    number,
+    split,
+    source.info,
+    source.table,
+    patient_splits.patient_keys(source),
+    found.good,
+    found.bad,
+    images,
+    found.notes,
+  )
 
 
 def _short(names: Sequence[str]) -> list[str]:
@@ -139,9 +153,12 @@ def _short(names: Sequence[str]) -> list[str]:
 
 
 def near_duplicates(
-    parts: Sequence[Part], threshold: float = duplicates.SAME, first: float = duplicates.FIRST,
-    limit: int = duplicates.LIMIT, advance: Callable[[], None] = lambda: None,
-    ) -> tuple[list[Pair], dict[str, Any]]:
+  parts: Sequence[Part],
+  threshold: float = duplicates.SAME,
+  first: float = duplicates.FIRST,
+  limit: int = duplicates.LIMIT,
+  advance: Callable[[], None] = lambda: None,
+) -> tuple[list[Pair], dict[str, Any]]:
   """Near-duplicates within and across all parts, most alike first, and how they were looked for.
 
   Args:
@@ -165,16 +182,18 @@ def near_duplicates(
       pairs = duplicates.across(looks[x], looks[y], threshold, first, share)
     looked, compared = looked + pairs.looked, compared + size
     highest = max(highest, pairs.threshold if pairs.looked >= share else first)
-    found += [_pair(parts, (x, int(parts[x].good[i])), (y, int(parts[y].good[j])), float(r),
-                    float(r0))
-              for i, j, r, r0 in zip(pairs.i, pairs.j, pairs.r, pairs.first, strict=True)]
+    found += [
+      _pair(parts, (x, int(parts[x].good[i])), (y, int(parts[y].good[j])), float(r), float(r0))
+      for i, j, r, r0 in zip(pairs.i, pairs.j, pairs.r, pairs.first, strict=True)
+    ]
     advance()
   found.sort(key=lambda p: (-p.r, p.a, p.b))
   return found, {"compared": compared, "looked": looked, "first": highest}
 
 
 def _pair(
-    parts: Sequence[Part], a: tuple[int, int], b: tuple[int, int], r: float, first: float) -> Pair:
+  parts: Sequence[Part], a: tuple[int, int], b: tuple[int, int], r: float, first: float
+) -> Pair:
   one, other = parts[a[0]].patients[a[1]], parts[b[0]].patients[b[1]]
   same = None
   if one and other:
@@ -195,10 +214,12 @@ def _differ(p: Part, row: int, q: Part, other: int) -> tuple[str, ...]:
 def group_numbers(parts: Sequence[Part], pairs: Sequence[Pair]) -> list[Int64[np.ndarray, "_"]]:
   """For the images of every part, the number of the group that `pairs` put them in."""
   ends = np.cumsum([0, *(len(p.table) for p in parts)])
-  i, j = (np.array([ends[side[0]] + side[1] for side in ends_of], np.int64)
-          for ends_of in ([p.a for p in pairs], [p.b for p in pairs]))
+  i, j = (
+    np.array([ends[side[0]] + side[1] for side in ends_of], np.int64)
+    for ends_of in ([p.a for p in pairs], [p.b for p in pairs])
+  )
   joined = duplicates.groups(int(ends[-1]), i, j)
-  return [joined[ends[k]:ends[k + 1]] for k in range(len(parts))]
+  return [joined[ends[k] : ends[k + 1]] for k in range(len(parts))]
 
 
 def crossing_patients(parts: Sequence[Part]) -> dict[str, list[tuple[int, int]]]:
@@ -211,8 +232,7 @@ def crossing_patients(parts: Sequence[Part]) -> dict[str, list[tuple[int, int]]]
   return {p: found for p, found in where.items() if len({k for k, _ in found}) > 1}
 
 
-def owners(
-    parts: Sequence[Part], groups: Sequence[Int64[np.ndarray, "_"]]) -> list[list[str]]:
+def owners(parts: Sequence[Part], groups: Sequence[Int64[np.ndarray, "_"]]) -> list[list[str]]:
   """For the images of every part, what no fold may divide: patient and duplicates, joined."""
   ends = np.cumsum([0, *(len(p.table) for p in parts)])
   first: dict[str, int] = {}
@@ -225,4 +245,4 @@ def owners(
           i.append(own)
           j.append(other)
   joined = duplicates.groups(int(ends[-1]), np.array(i, np.int64), np.array(j, np.int64))
-  return [[str(x) for x in joined[ends[k]:ends[k + 1]]] for k in range(len(parts))]
+  return [[str(x) for x in joined[ends[k] : ends[k + 1]]] for k in range(len(parts))]

@@ -50,13 +50,17 @@ def render(run: runs.Run) -> str:
   made = []
   for key, name, make in body:
     content = run_page.guard(make, run)
-    made.append((key, name, None if content is None else
-                 el("section", el("h2", name), content, id=key)))
-  opening = [run_page.guard(lambda _: _summary(audit), run),
-             run_page.guard(lambda _: _callouts(audit), run)]
+    made.append(
+      (key, name, None if content is None else el("section", el("h2", name), content, id=key))
+    )
+  opening = [
+    run_page.guard(lambda _: _summary(audit), run),
+    run_page.guard(lambda _: _callouts(audit), run),
+  ]
   if run.problems:
-    opening.append(el("p", "Not everything could be read: ", "; ".join(run.problems), ".",
-                      cls="callout warn"))
+    opening.append(
+      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
+    )
   title = str(run_page.guard(lambda _: _title(audit), run))
   return run_page.document(run, title, "cxrjax audit", opening, made)
 
@@ -80,24 +84,34 @@ def _summary(audit: Mapping[str, Any]) -> Html:
   """What was looked at and what stands out, in words."""
   parts, pairs = audit.get("parts", []), audit.get("pairs", {})
   sources = len({p["source"] for p in parts})
-  text: list[Any] = [el("b", format.count(_total(audit, "n"), "radiograph")), " in ",
-                     format.count(len(parts), "split")]
+  text: list[Any] = [
+    el("b", format.count(_total(audit, "n"), "radiograph")),
+    " in ",
+    format.count(len(parts), "split"),
+  ]
   if sources > 1:
     text.append(f" of {sources} sources")
-  text.append(" were compared with one another, "
-              f"{format.compact(pairs.get('compared')).strip()} pairs. ")
+  text.append(
+    f" were compared with one another, {format.compact(pairs.get('compared')).strip()} pairs. "
+  )
   copies, across = pairs.get("copies", 0), pairs.get("across", 0)
   if not copies:
     text.append("No two show the same radiograph.")
   else:
-    text += [el("b", format.count(copies, "pair shows", "pairs show")), " the same radiograph twice"]
+    text += [
+      el("b", format.count(copies, "pair shows", "pairs show")),
+      " the same radiograph twice",
+    ]
     where = "between splits or sources" if sources > 1 else "between splits"
-    text.append(f", {format.count(across) if across else 'none'} of them {where}."
-                if len(parts) > 1 else ".")
+    text.append(
+      f", {format.count(across) if across else 'none'} of them {where}." if len(parts) > 1 else "."
+    )
   same = pairs.get("same", 0)
   if same:
-    text.append(f" {format.count(same, 'more pair probably shows', 'more pairs probably show')} "
-                "one patient at two times.")
+    text.append(
+      f" {format.count(same, 'more pair probably shows', 'more pairs probably show')} "
+      "one patient at two times."
+    )
   said = str(audit.get("patients", {}).get("said", ""))
   if len(parts) > 1 and said:
     text.append(f" {said[0].upper()}{said[1:]}.")
@@ -108,30 +122,57 @@ def _callouts(audit: Mapping[str, Any]) -> list[Html]:
   """What should be mended before anything is trained on these data."""
   pairs, patients = audit.get("pairs", {}), audit.get("patients", {})
   found = []
+
   def say(kind: str, *text: Any) -> None:
     found.append(el("p", *text, cls=f"callout {kind}".strip()))
+
   if n := patients.get("crossing"):
-    say("bad", el("b", format.count(n, "patient is", "patients are"), " in several splits"),
-        f" ({format.count(patients.get('images'), 'image')}; all are in patients.csv). What is "
-        "learnt of them in one split is known in the other.")
+    say(
+      "bad",
+      el("b", format.count(n, "patient is", "patients are"), " in several splits"),
+      f" ({format.count(patients.get('images'), 'image')}; all are in patients.csv). What is "
+      "learnt of them in one split is known in the other.",
+    )
   if n := pairs.get("across"):
-    say("bad", el("b", format.count(n, "radiograph stands", "radiographs stand"),
-                  " in two splits or sources"), ". Results on the one flatter what was trained on "
-        "the other; see the pairs below and pairs.csv.")
+    say(
+      "bad",
+      el(
+        "b", format.count(n, "radiograph stands", "radiographs stand"), " in two splits or sources"
+      ),
+      ". Results on the one flatter what was trained on "
+      "the other; see the pairs below and pairs.csv.",
+    )
   if n := pairs.get("across_same"):
-    say("warn", el("b", format.count(n, "further pair"), " between splits or sources"),
-        " probably shows one patient twice." if n == 1 else " probably show one patient twice.")
+    say(
+      "warn",
+      el("b", format.count(n, "further pair"), " between splits or sources"),
+      " probably shows one patient twice." if n == 1 else " probably show one patient twice.",
+    )
   if n := pairs.get("other_label"):
-    say("warn", el("b", format.count(n, "copy has", "copies have"), " another label"),
-        " than the original.")
+    say(
+      "warn",
+      el("b", format.count(n, "copy has", "copies have"), " another label"),
+      " than the original.",
+    )
   if n := _total(audit, "inverted"):
-    say("warn", el("b", format.count(n, "image is", "images are"), " inverted"),
-        ", bones black and lungs white.")
-  unusable = {"unreadable": _total(audit, "unreadable"), "blank": _total(audit, "flat"),
-              "left out by the source": audit.get("left_out", 0)}
+    say(
+      "warn",
+      el("b", format.count(n, "image is", "images are"), " inverted"),
+      ", bones black and lungs white.",
+    )
+  unusable = {
+    "unreadable": _total(audit, "unreadable"),
+    "blank": _total(audit, "flat"),
+    "left out by the source": audit.get("left_out", 0),
+  }
   if any(unusable.values()):
-    say("warn", el("b", format.count(sum(unusable.values()), "image"), " cannot be used"), ": ",
-        ", ".join(f"{format.count(n)} {kind}" for kind, n in unusable.items() if n), ".")
+    say(
+      "warn",
+      el("b", format.count(sum(unusable.values()), "image"), " cannot be used"),
+      ": ",
+      ", ".join(f"{format.count(n)} {kind}" for kind, n in unusable.items() if n),
+      ".",
+    )
   return found
 
 
@@ -139,14 +180,26 @@ def _made(run: runs.Run) -> Html:
   """Command, settings, time, versions."""
   settings = run.fact("settings")
   settings = settings if isinstance(settings, Mapping) else {}
-  names = {"copy": "The same radiograph from", "same": "The same patient from",
-           "first": "Second look from", "looks": "Second looks, at most", "folds": "Folds",
-           "size": "Decoded to, pixels", "fit": "Images that are not square"}
+  names = {
+    "copy": "The same radiograph from",
+    "same": "The same patient from",
+    "first": "Second look from",
+    "looks": "Second looks, at most",
+    "folds": "Folds",
+    "size": "Decoded to, pixels",
+    "fit": "Images that are not square",
+  }
   rows = [(names.get(k, k), fact_tables.scalar(v)) for k, v in settings.items()]
   timing = run.fact("timing")
-  for key, value in (timing.items() if isinstance(timing, Mapping) else ()):
-    label = {"decode": "Decoding", "compare": "Comparing", "look": "Looking at each image",
-             "floor": "Thumbnail floor"}.get(key.removesuffix("_s"), key)
+  for key, value in timing.items() if isinstance(timing, Mapping) else ():
+    label = {
+      "decode": "Decoding",
+      "compare": "Comparing",
+      "look": "Looking at each image",
+      "floor": "Thumbnail floor",
+    }.get(key.removesuffix("_s"), key)
     rows.append((label, format.duration(value)))
   rows.append(("Device", naming.device_name(run)))
-  return el("div", el("div", el("div", fact_tables.pairs(rows), cls="card"), cls="cards"), again(run))
+  return el(
+    "div", el("div", el("div", fact_tables.pairs(rows), cls="card"), cls="cards"), again(run)
+  )

@@ -29,7 +29,8 @@ _STEPS, _MOST = 20, 20_000
 
 
 def describe(
-    images: Images | Pixels) -> tuple[Float16[np.ndarray, "n d"], Float32[np.ndarray, "n"]]:
+  images: Images | Pixels,
+) -> tuple[Float16[np.ndarray, "n d"], Float32[np.ndarray, "n"]]:
   """What `agreement` compares, 4 KB an image, and how much the parts of each image differ.
 
   Returns:
@@ -48,8 +49,8 @@ def describe(
 
 
 def agreement(
-    *described: Float16[np.ndarray, "_ d"] | Float32[np.ndarray, "_ d"],
-    ) -> list[Float32[np.ndarray, "_"]]:
+  *described: Float16[np.ndarray, "_ d"] | Float32[np.ndarray, "_ d"],
+) -> list[Float32[np.ndarray, "_"]]:
   """How well each image agrees with what all have in common; about 0.6, or -0.6 if inverted.
 
   Args:
@@ -65,8 +66,13 @@ def agreement(
     common /= np.linalg.norm(common)
   if common @ guide < 0:
     common = -common
-  return [np.concatenate([np.zeros(0, np.float32)] + [
-    x[i:i + 4096].astype(np.float32) @ common for i in range(0, len(x), 4096)]) for x in described]
+  return [
+    np.concatenate(
+      [np.zeros(0, np.float32)]
+      + [x[i : i + 4096].astype(np.float32) @ common for i in range(0, len(x), 4096)]
+    )
+    for x in described
+  ]
 
 
 @functools.cache

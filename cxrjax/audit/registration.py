@@ -23,8 +23,8 @@ REACH = 0.35  # no map shifts or stretches by more than this share of half an im
 
 @compile_effort.jit
 def coarse(
-    a: Float[Array, "n s s"], b: Float[Array, "n s s"],
-    ) -> tuple[Float[Array, "n"], Float[Array, "n 2 3"]]:
+  a: Float[Array, "n s s"], b: Float[Array, "n s s"]
+) -> tuple[Float[Array, "n"], Float[Array, "n 2 3"]]:
   """Correlation of the detail of `a` and of `b` laid over it, at COARSE pixels, and the map.
 
   The map takes a pixel of `a`, in coordinates from -1 to 1, to the one of `b` that shows the same.
@@ -33,8 +33,7 @@ def coarse(
   still = jnp.broadcast_to(jnp.eye(2, 3), (len(a), 2, 3))
   maps = still
   for around, smooth, steps in ((8, 2, 12), (4, 1, 8)):
-    x, y = (blur(local_contrast(v, around * size / COARSE), smooth * size / COARSE)
-            for v in (a, b))
+    x, y = (blur(local_contrast(v, around * size / COARSE), smooth * size / COARSE) for v in (a, b))
     maps = _align(x, y, maps, steps)
   x, y = (local_contrast(v, 4 * size / COARSE) for v in (a, b))
   return _better(x, y, maps, still)
@@ -42,8 +41,8 @@ def coarse(
 
 @compile_effort.jit
 def fine(
-    a: Float[Array, "n s s"], b: Float[Array, "n s s"], maps: Float[Array, "n 2 3"],
-    ) -> tuple[Float[Array, "n"], Float[Array, "n 2 3"]]:
+  a: Float[Array, "n s s"], b: Float[Array, "n s s"], maps: Float[Array, "n 2 3"]
+) -> tuple[Float[Array, "n"], Float[Array, "n 2 3"]]:
   """The same for finer detail at FINE pixels, from the maps that `coarse` found."""
   scale = a.shape[1] / COARSE
   x, y = (blur(local_contrast(v, 4 * scale), 0.5 * scale) for v in (a, b))
@@ -63,8 +62,8 @@ def _align(x, y, maps, steps):
 
 
 def _align_one(
-    a: Float[Array, "s s"], b: Float[Array, "s s"], start: Float[Array, "2 3"], steps: int,
-    ) -> Float[Array, "2 3"]:
+  a: Float[Array, "s s"], b: Float[Array, "s s"], start: Float[Array, "2 3"], steps: int
+) -> Float[Array, "2 3"]:
   """Gauss-Newton on the six numbers of an affine map, with the gradient of the still image.
 
   References:
@@ -96,7 +95,7 @@ def _inverse(m: Float[Array, "k k"]) -> Float[Array, "k k"]:
   both = jnp.concatenate([m, jnp.eye(k)], 1)
   for i in range(k):
     row = both[i] / both[i, i]
-    both = (both - both[:, i:i + 1] * row).at[i].set(row)
+    both = (both - both[:, i : i + 1] * row).at[i].set(row)
   return both[:, k:]
 
 
@@ -109,8 +108,7 @@ def _compose(m: Float[Array, "2 3"], change: Float[Array, "2 3"]) -> Float[Array
   return jnp.concatenate([linear, (m[:, 2] - linear @ change[:, 2])[:, None]], 1)
 
 
-def _warp(
-    b: Float[Array, "s s"], m: Float[Array, "2 3"]) -> tuple[Float[Array, "s s"], Array]:
+def _warp(b: Float[Array, "s s"], m: Float[Array, "2 3"]) -> tuple[Float[Array, "s s"], Array]:
   """`b` seen through the map, bilinear, and which pixels of the result lie in it."""
   size = b.shape[0]
   half = (size - 1) / 2
@@ -123,13 +121,15 @@ def _warp(
   p, q = x - left, y - top
   at = (top * size + left).astype(jnp.int32)
   flat = b.reshape(-1)
-  value = ((flat[at] * (1 - p) + flat[at + 1] * p) * (1 - q)
-           + (flat[at + size] * (1 - p) + flat[at + size + 1] * p) * q)
+  value = (flat[at] * (1 - p) + flat[at + 1] * p) * (1 - q) + (
+    flat[at + size] * (1 - p) + flat[at + size + 1] * p
+  ) * q
   return jnp.where(inside, value, 0), inside.astype(jnp.float32)
 
 
 def _correlation(
-    a: Float[Array, "s s"], b: Float[Array, "s s"], m: Float[Array, "2 3"]) -> Float[Array, ""]:
+  a: Float[Array, "s s"], b: Float[Array, "s s"], m: Float[Array, "2 3"]
+) -> Float[Array, ""]:
   """Of what lies in both images; less than half an image in common does not count."""
   moved, inside = _warp(b, m)
   count = jnp.maximum(inside.sum(), 1)

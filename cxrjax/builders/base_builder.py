@@ -29,8 +29,8 @@ class SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   on_beam = False
 
   def _download_and_prepare(
-      self, dl_manager: tfds.download.DownloadManager,
-      download_config: tfds.download.DownloadConfig) -> None:
+    self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig
+  ) -> None:
     self.on_beam = bool(download_config.beam_runner or download_config.beam_options)
     with without_tensorflow():
       super()._download_and_prepare(dl_manager, download_config)
@@ -67,9 +67,11 @@ def without_tensorflow() -> Iterator[None]:
     return
   before = shuffle.tf
   shuffle.tf = types.SimpleNamespace(
-    io=types.SimpleNamespace(gfile=types.SimpleNamespace(
-      GFile=_open, exists=os.path.exists, remove=os.remove)),
-    errors=types.SimpleNamespace(ResourceExhaustedError=_NeverRaised))
+    io=types.SimpleNamespace(
+      gfile=types.SimpleNamespace(GFile=_open, exists=os.path.exists, remove=os.remove)
+    ),
+    errors=types.SimpleNamespace(ResourceExhaustedError=_NeverRaised),
+  )
   try:
     yield
   finally:

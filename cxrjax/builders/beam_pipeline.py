@@ -60,8 +60,9 @@ def account(told: list[tuple[str, str]], packed: bytes, paths: Sequence[str], fo
     csv_builder.absent(split, missing, len(rows), paths)
     found |= dict.fromkeys(missing, csv_builder.ABSENT)
     counts[split] = sum(not found[key] for key in rows)
-  csv_builder.surplus([key for key, reason in found.items() if reason == csv_builder.UNLISTED], listing,
-                    paths)
+  csv_builder.surplus(
+    [key for key, reason in found.items() if reason == csv_builder.UNLISTED], listing, paths
+  )
   left = sorted((key, reason) for key, reason in found.items() if reason)
   epath.Path(os.path.join(folder, _ACCOUNT)).write_text(json.dumps([left, counts]))
 
@@ -95,11 +96,20 @@ class _Reading:
         pipeline
         | "Archives" >> beam.Create(self._parts)
         | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.FlatMap(read_part, packed=self._packed).with_outputs(
-          "told", main="examples"))
-      _ = (read.told | "All" >> beam.combiners.ToList()
-           | "Account" >> beam.Map(account, packed=self._packed, folder=self._folder,
-                                   paths=sorted({part.path for part in self._parts})))
+        | "Read"
+        >> beam.FlatMap(read_part, packed=self._packed).with_outputs("told", main="examples")
+      )
+      _ = (
+        read.told
+        | "All" >> beam.combiners.ToList()
+        | "Account"
+        >> beam.Map(
+          account,
+          packed=self._packed,
+          folder=self._folder,
+          paths=sorted({part.path for part in self._parts}),
+        )
+      )
       self._examples = read.examples
     return self._examples
 
@@ -113,13 +123,19 @@ class _Split(beam.PTransform):
 
   def expand(self, start: Any) -> Any:
     name = self._name
-    return (self._reading.examples(start.pipeline)
-            | "Of" >> beam.Filter(lambda found: found[0] == name)
-            | "Example" >> beam.Values())
+    return (
+      self._reading.examples(start.pipeline)
+      | "Of" >> beam.Filter(lambda found: found[0] == name)
+      | "Example" >> beam.Values()
+    )
 
 
-def generators(parts: Sequence[csv_builder.Part], listing: csv_builder.Listing, splits: Sequence[str],
-               folder: str) -> dict[str, Any]:
+def generators(
+  parts: Sequence[csv_builder.Part],
+  listing: csv_builder.Listing,
+  splits: Sequence[str],
+  folder: str,
+) -> dict[str, Any]:
   """For each split a transform that yields `(id, example)`.
 
   Args:

@@ -93,8 +93,9 @@ class Listing:
     left_out: why an image that is listed is of no use, by its key.
   """
 
-  def __init__(self, labels: Sequence[str], pattern: str, *, dicom: bool = False,
-               youngest: float = 0.0):
+  def __init__(
+    self, labels: Sequence[str], pattern: str, *, dicom: bool = False, youngest: float = 0.0
+  ):
     self.labels, self.pattern = tuple(labels), pattern
     self.dicom, self.youngest = dicom, youngest
     self.rows: dict[str, Listed] = {}
@@ -123,8 +124,11 @@ class Listing:
   def pack(self) -> bytes:
     """All of it, small, to be sent to other machines."""
     rows = [[key, *dataclasses.astuple(row)] for key, row in self.rows.items()]
-    return zlib.compress(json.dumps([
-      self.labels, self.pattern, self.dicom, self.youngest, self.left_out, rows]).encode())
+    return zlib.compress(
+      json.dumps(
+        [self.labels, self.pattern, self.dicom, self.youngest, self.left_out, rows]
+      ).encode()
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -133,16 +137,19 @@ def unpack(packed: bytes) -> Listing:
   labels, pattern, of_dicom, youngest, left_out, rows = json.loads(zlib.decompress(packed))
   found = Listing(labels, pattern, dicom=of_dicom, youngest=youngest)
   found.left_out = left_out
-  found.rows = {key: Listed(patient, split, tuple(values), *others)
-                for key, patient, split, values, *others in rows}
+  found.rows = {
+    key: Listed(patient, split, tuple(values), *others)
+    for key, patient, split, values, *others in rows
+  }
   return found
 
 
 class _Wanted:
   """The names of an archive that some keys are for; takes note of images that nobody lists."""
 
-  def __init__(self, part: Part, listing: Listing, keys: Collection[str],
-               unlisted: Callable[[str], None]):
+  def __init__(
+    self, part: Part, listing: Listing, keys: Collection[str], unlisted: Callable[[str], None]
+  ):
     self._part, self._search = part, re.compile(listing.pattern).search
     self._keys, self._listing, self._unlisted = keys, listing, unlisted
 
@@ -159,8 +166,9 @@ class _Wanted:
     return key in self._keys
 
 
-def images(part: Part, listing: Listing, keys: Collection[str],
-           unlisted: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
+def images(
+  part: Part, listing: Listing, keys: Collection[str], unlisted: Callable[[str], None]
+) -> Iterator[tuple[str, bytes]]:
   """Key and bytes of each image of an archive, in the order they lie in it.
 
   Args:
@@ -187,11 +195,11 @@ def damage(image: bytes) -> str:
   if image.startswith(_PNG):
     at, kind = len(_PNG), b""
     while kind != b"IEND":
-      size, kind = int.from_bytes(image[at:at + 4], "big"), image[at + 4:at + 8]
+      size, kind = int.from_bytes(image[at : at + 4], "big"), image[at + 4 : at + 8]
       end = at + 12 + size
       if end > len(image):
         return "it is cut short"
-      if zlib.crc32(memoryview(image)[at + 4:end - 4]).to_bytes(4, "big") != image[end - 4:end]:
+      if zlib.crc32(memoryview(image)[at + 4 : end - 4]).to_bytes(4, "big") != image[end - 4 : end]:
         return f"it is damaged (checksum of its {kind.decode('ascii', 'replace')} chunk)"
       at = end
     return ""
@@ -218,17 +226,27 @@ def example(key: str, row: Listed, listing: Listing, image: bytes) -> dict[str, 
   if row.boxes is not None:
     others["boxes"] = [
       {"label": name, "box": np.array(box)} | ({"reader": by[0]} if by else {})
-      for name, box, *by in row.boxes]
+      for name, box, *by in row.boxes
+    ]
   for name, value in zip(listing.labels, row.labels, strict=True):
     group, _, finding = name.rpartition("::")
     others.setdefault(group or "labels", {})[finding] = np.float32(value)
   return tfds_features.example(
-    _columns(listing.dicom), image=image, id=key, patient=row.patient, age=row.age, sex=row.sex,
-    view=row.view, window=window, **others)
+    _columns(listing.dicom),
+    image=image,
+    id=key,
+    patient=row.patient,
+    age=row.age,
+    sex=row.sex,
+    view=row.view,
+    window=window,
+    **others,
+  )
 
 
-def _of_dicom(row: Listed, youngest: float, image: bytes,
-              ) -> tuple[Listed, bytes, tuple[float, float] | None]:
+def _of_dicom(
+  row: Listed, youngest: float, image: bytes
+) -> tuple[Listed, bytes, tuple[float, float] | None]:
   """What is known of an image with what its file says, its pixels as PNG, and its window."""
   found = dicom.read(image)
   known = {name: value for name, value in (("sex", found.sex), ("view", found.view)) if value}
@@ -243,8 +261,9 @@ def _fractions(boxes: Sequence[Sequence[Any]], shape: tuple[int, int]) -> list[S
   """Boxes in 0..1 from boxes in pixels; what is outside of the image is cut off, or left out."""
   found = []
   for name, box, *by in boxes:
-    top, left, bottom, right = (float(np.clip(edge / size, 0, 1))
-                                for edge, size in zip(box, 2 * shape, strict=True))
+    top, left, bottom, right = (
+      float(np.clip(edge / size, 0, 1)) for edge, size in zip(box, 2 * shape, strict=True)
+    )
     if top < bottom and left < right:
       found.append((name, [top, left, bottom, right], *by))
   return found
@@ -281,7 +300,8 @@ def absent(split: str, missing: Collection[str], total: int, where: Iterable[str
     raise UserError(
       f"{total - len(missing):,} of the {total:,} images listed for {split} are there, and not "
       f"{min(missing)} in {', '.join(sorted(where))}: only a part of the data set, or another "
-      "release of it; get the rest")
+      "release of it; get the rest"
+    )
 
 
 def surplus(unlisted: Collection[str], listing: Listing, where: Iterable[str]) -> None:
@@ -289,7 +309,8 @@ def surplus(unlisted: Collection[str], listing: Listing, where: Iterable[str]) -
   if many(len(unlisted), len(listing.rows) + len(listing.left_out)):
     raise UserError(
       f"{len(unlisted):,} images such as {min(unlisted)} in {', '.join(sorted(where))} are in no "
-      "list: the table is cut short, or of another release; download it again")
+      "list: the table is cut short, or of another release; download it again"
+    )
 
 
 class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):
@@ -314,7 +335,8 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):
     self.left_out = tfds_features.LeftOut()
     self._told: set[str] = set()
     return self.dataset_info_from_configs(
-      features=features, homepage=homepage, metadata=self.left_out.metadata)
+      features=features, homepage=homepage, metadata=self.left_out.metadata
+    )
 
   def leave_out(self, key: str, reason: str) -> None:
     """Takes note of an image that is left out, once."""
@@ -330,11 +352,13 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):
     names = [name for name in self.SPLITS if name in have]
     if self.on_beam:
       from cxrjax.builders import beam_pipeline  # Beam is not installed with the rest
+
       return beam_pipeline.generators(parts, listing, names, str(self.data_dir))
     return {name: self._generate_examples(parts, listing, name) for name in names}
 
   def _generate_examples(
-      self, parts: Sequence[Part], listing: Listing, split: str) -> Iterator[tuple[str, dict]]:
+    self, parts: Sequence[Part], listing: Listing, split: str
+  ) -> Iterator[tuple[str, dict]]:
     rows = listing.of(split)
     missing, where = set(rows), {part.path for part in parts}
     unlisted: set[str] = set()
@@ -356,20 +380,23 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):
 
   def _process_pipeline_result(self, pipeline_result: Any) -> None:
     from cxrjax.builders import beam_pipeline
+
     left, self._counts = beam_pipeline.result(str(self.data_dir))
     for key, reason in left:
       self.leave_out(key, reason)
 
   def _download_and_prepare(
-      self, dl_manager: tfds.download.DownloadManager,
-      download_config: tfds.download.DownloadConfig) -> None:
+    self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig
+  ) -> None:
     self._counts: dict[str, int] = {}
     super()._download_and_prepare(dl_manager, download_config)
     for split, expected in self._counts.items():
       written = self.info.splits[split].num_examples
       if written != expected:  # seen with Beam's local runner in several processes
-        raise UserError(f"Beam wrote {written:,} of the {expected:,} images that it read for "
-                        f"{split}; use another runner, or none")
+        raise UserError(
+          f"Beam wrote {written:,} of the {expected:,} images that it read for "
+          f"{split}; use another runner, or none"
+        )
 
 
 ABSENT = "it is listed, but not there"

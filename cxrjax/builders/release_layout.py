@@ -33,8 +33,10 @@ def table(release: archive.Archive, name: str, needed: str = "") -> str:
   """
   found = tfds_features.matching(release.names, rf"({re.escape(name)})\.csv(?:\.gz)?")
   if not found and needed:
-    raise UserError(f"{release.path} has no {name}.csv: another data set, or only a part of it; "
-                    f"get it from {needed}")
+    raise UserError(
+      f"{release.path} has no {name}.csv: another data set, or only a part of it; "
+      f"get it from {needed}"
+    )
   return min(found.values(), default="")
 
 
@@ -62,8 +64,9 @@ def parts(path: pathlib.Path, names: Iterable[str], pattern: str) -> list[Part]:
   return [Part(str(packed.get(top, path / top)), prefix=top) for top in sorted(tops)]
 
 
-def without_labels(release: archive.Archive, pattern: str, submission: str, column: str,
-                   ) -> dict[str, str]:
+def without_labels(
+  release: archive.Archive, pattern: str, submission: str, column: str
+) -> dict[str, str]:
   """Images of a challenge whose labels were never published, and the place that names each.
 
   Args:

@@ -28,9 +28,15 @@ UNCERTAIN = -1.0  # a finding the reader was not sure of; NaN is one nobody look
 
 
 def features(
-    *, label: Sequence[str] | None = None, labels: Sequence[str] | None = None,
-    encoding: str | None = None, bits: int = 8, mask: bool = False, window: bool = False,
-    **others: Any) -> tfds.features.FeaturesDict:
+  *,
+  label: Sequence[str] | None = None,
+  labels: Sequence[str] | None = None,
+  encoding: str | None = None,
+  bits: int = 8,
+  mask: bool = False,
+  window: bool = False,
+  **others: Any,
+) -> tfds.features.FeaturesDict:
   """The columns of a data set.
 
   Args:
@@ -45,8 +51,10 @@ def features(
   """
   image = tfds.features.Image(
     shape=(None, None, 1 if bits == 16 or encoding else None),
-    dtype=np.uint16 if bits == 16 else np.uint8, encoding_format=encoding,
-    doc="Encoded as published; some may be RGB, RGBA or palette images of a gray radiograph.")
+    dtype=np.uint16 if bits == 16 else np.uint8,
+    encoding_format=encoding,
+    doc="Encoded as published; some may be RGB, RGBA or palette images of a gray radiograph.",
+  )
   found: dict[str, Any] = {
     "image": image,
     "id": tfds.features.Text(doc="Unique in the data set."),
@@ -61,22 +69,35 @@ def features(
   if labels is not None:
     found["labels"] = tfds.features.FeaturesDict(
       {name: tfds.features.Scalar(np.float32) for name in labels},
-      doc="1 present, 0 absent, -1 uncertain, NaN unknown.")
+      doc="1 present, 0 absent, -1 uncertain, NaN unknown.",
+    )
   if mask:
     found["mask"] = tfds.features.Image(
-      shape=(None, None, 1), encoding_format="png",
-      doc="Lungs above 0; one black pixel where the image has no mask.")
+      shape=(None, None, 1),
+      encoding_format="png",
+      doc="Lungs above 0; one black pixel where the image has no mask.",
+    )
   if window:
     found["window"] = tfds.features.Tensor(
-      shape=(2,), dtype=np.float32, doc="Gray levels shown black and white; NaN where not given.")
+      shape=(2,), dtype=np.float32, doc="Gray levels shown black and white; NaN where not given."
+    )
   return tfds.features.FeaturesDict({**found, **others})
 
 
 def example(
-    columns: tfds.features.FeaturesDict, *, image: bytes, id: str, patient: str,
-    age: float | None = None, sex: str = "", view: str = "", site: str = "",
-    mask: bytes | None = None,
-    window: tuple[float, float] | None = None, **others: Any) -> dict[str, Any]:
+  columns: tfds.features.FeaturesDict,
+  *,
+  image: bytes,
+  id: str,
+  patient: str,
+  age: float | None = None,
+  sex: str = "",
+  view: str = "",
+  site: str = "",
+  mask: bytes | None = None,
+  window: tuple[float, float] | None = None,
+  **others: Any,
+) -> dict[str, Any]:
   """One example, with what is unknown written the common way.
 
   Args:
@@ -93,9 +114,15 @@ def example(
     **others: `label`, `labels` and the data set's own columns.
   """
   row = {
-    "image": image, "id": id, "patient": patient, "age": np.float32(np.nan if age is None else age),
-    "sex": sex if sex in SEXES else "unknown", "view": view if view in VIEWS else "unknown",
-    "site": site, **others}
+    "image": image,
+    "id": id,
+    "patient": patient,
+    "age": np.float32(np.nan if age is None else age),
+    "sex": sex if sex in SEXES else "unknown",
+    "view": view if view in VIEWS else "unknown",
+    "site": site,
+    **others,
+  }
   if "mask" in columns:
     row["mask"] = no_mask() if mask is None else mask
   if "window" in columns:
@@ -109,8 +136,9 @@ def no_mask() -> bytes:
   return png(np.zeros((1, 1, 1), np.uint8))
 
 
-def png(pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"] | Bool[np.ndarray, "h w 1"]
-        ) -> bytes:
+def png(
+  pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"] | Bool[np.ndarray, "h w 1"],
+) -> bytes:
   """Lossless PNG of gray pixels; for sets published raw or as DICOM."""
   plane = pixels[..., 0]
   if plane.dtype == np.bool_:
@@ -164,8 +192,9 @@ def fault(image: bytes) -> str:
   return ""
 
 
-def some(examples: Iterable[tuple[str, dict]], what: str, left_out: LeftOut,
-         ) -> Iterator[tuple[str, dict]]:
+def some(
+  examples: Iterable[tuple[str, dict]], what: str, left_out: LeftOut
+) -> Iterator[tuple[str, dict]]:
   """The examples of a split, at least one.
 
   Raises:

@@ -30,8 +30,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     name, equals, text = item.partition("=")
     name = name.strip()
     if name not in defaults:
-      raise UserError(f"--config=...:{item} is not an option of this config"
-                      f"{suggest(name, defaults)}")
+      raise UserError(
+        f"--config=...:{item} is not an option of this config{suggest(name, defaults)}"
+      )
     value: Any = True
     if equals:
       value = literal(text)
@@ -42,6 +43,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
       value = text
     if defaults[name] is not None and not isinstance(value, kind):
       raise UserError(
-        f"--config=...:{item} must be of type {kind.__name__}, like {defaults[name]!r}")
+        f"--config=...:{item} must be of type {kind.__name__}, like {defaults[name]!r}"
+      )
     values[name] = value
   return values

@@ -16,11 +16,11 @@ from cxrjax.config import recipe, study_args
 from cxrjax.config.study_args import Handed
 
 OWN: dict[str, Any] = {
-  "data": "phantom",        # labelled; A+B: each has a last stage of its own
-  "unlabelled": "",         # sources to learn from without labels; "" is `data`
-  "weights": "",            # of the first stage's network, a file; "" draws them
-  "each": True,             # repeat the last stages from scratch and from every earlier stage
-  "seeds": "0",             # of the last stages, 0+1+2
+  "data": "phantom",  # labelled; A+B: each has a last stage of its own
+  "unlabelled": "",  # sources to learn from without labels; "" is `data`
+  "weights": "",  # of the first stage's network, a file; "" draws them
+  "each": True,  # repeat the last stages from scratch and from every earlier stage
+  "seeds": "0",  # of the last stages, 0+1+2
 }
 # Rates that fall towards the input suit layers that know something already.
 SCRATCH = ("--config.optimizer.layer_decay=1.0",)
@@ -28,7 +28,8 @@ UNLABELLED = "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/she
 
 
 def without_labels(
-    o: ConfigDict, handed: Handed, tasks: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+  o: ConfigDict, handed: Handed, tasks: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
   """A stage for each of `tasks`, each beginning with the one before.
 
   Args:
@@ -49,9 +50,12 @@ def with_labels(o: ConfigDict, handed: Handed, init: str) -> list[dict[str, Any]
   """`configs/finetune.py` on each of the labelled sources, from the stage `init`."""
   sources = recipe.judges(o.data)
   names = {n: "finetune" if len(sources) == 1 else f"finetune-{n}" for n in sources}
-  return [stage(names[n], f"finetune.py:{handed.argument(f'data={source}', name=names[n])}", init,
-                SCRATCH)
-          for n, source in sources.items()]
+  return [
+    stage(
+      names[n], f"finetune.py:{handed.argument(f'data={source}', name=names[n])}", init, SCRATCH
+    )
+    for n, source in sources.items()
+  ]
 
 
 def stage(name: str, config: str, init: str, scratch: Sequence[str] = ()) -> dict[str, Any]:

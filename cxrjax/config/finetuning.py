@@ -15,64 +15,91 @@ from cxrjax.core.errors import UserError
 
 DEMO: dict[str, Any] = {
   "split": "train[15%:]",
-  "val": "train[:15%]",     # chooses checkpoint, temperature and thresholds
+  "val": "train[:15%]",  # chooses checkpoint, temperature and thresholds
   "test": "test",
-  "site": "",               # another source that judges it, all of its images
-  "split_seed": 0,          # another one, another subset, other folds
-  "fold": "",               # of a cross-validation, instead of the source's splits: `2 of 5`
-  "score": "auroc",         # of validation: auroc, balanced_accuracy, ...
+  "site": "",  # another source that judges it, all of its images
+  "split_seed": 0,  # another one, another subset, other folds
+  "fold": "",  # of a cross-validation, instead of the source's splits: `2 of 5`
+  "score": "auroc",  # of validation: auroc, balanced_accuracy, ...
   "threshold_for": "auto",  # the likeliest class; or balanced_accuracy, f1, accuracy on `val`
   "batch_size": 32,
   "duration": "600 steps",
   "eval_every": "100 steps",
   "warmup": "10 %",
-  "lr": 0.008,              # for 256 images
+  "lr": 0.008,  # for 256 images
   "lr_end": 1e-6,
   "weight_decay": 0.05,
   "weight_decay_end": 0.05,
-  "layer_decay": 0.75,      # of what `init` gives; from scratch all layers learn at one rate
+  "layer_decay": 0.75,  # of what `init` gives; from scratch all layers learn at one rate
   "drop_path": 0.1,
-  "pool": "",               # cls or mean; "" as the network was trained
-  "frozen": "0 steps",      # for so long the head learns alone; "100 %": a linear probe
+  "pool": "",  # cls or mean; "" as the network was trained
+  "frozen": "0 steps",  # for so long the head learns alone; "100 %": a linear probe
   "smoothing": 0.1,
   "class_weights": "none",  # or balanced
   "mixup": 0.0,
   "dropout": 0.0,
-  "momentum": 0.0,          # of a moving average of the network, which is then judged
-  "test_scales": "1",       # shares of a side, 1+0.9: predictions are averaged over these middles
-  "test_flip": False,       # and over the image and its mirror image
-  "scale_least": 0.5,       # share of an image that a crop has at least
-  "scale_most": 1.0,        # and at most; above 1 the image is smaller than the crop
+  "momentum": 0.0,  # of a moving average of the network, which is then judged
+  "test_scales": "1",  # shares of a side, 1+0.9: predictions are averaged over these middles
+  "test_flip": False,  # and over the image and its mirror image
+  "scale_least": 0.5,  # share of an image that a crop has at least
+  "scale_most": 1.0,  # and at most; above 1 the image is smaller than the crop
   "flip": 0.5,
-  "rotate": 10.0,           # degrees, at most
-  "jitter": 0.3,            # of brightness and contrast
-  "gamma": 0.0,             # of exposure: gray levels to the power e^-gamma to e^gamma
+  "rotate": 10.0,  # degrees, at most
+  "jitter": 0.3,  # of brightness and contrast
+  "gamma": 0.0,  # of exposure: gray levels to the power e^-gamma to e^gamma
   "blur_prob": 0.0,
-  "blur": 1.0,              # largest sigma, in pixels
+  "blur": 1.0,  # largest sigma, in pixels
   "eval_data": "none",
 }
 SMALL: dict[str, Any] = {
-  "lr": 0.008, "duration": "1500 steps", "eval_every": "150 steps", "batch_size": 64,
+  "lr": 0.008,
+  "duration": "1500 steps",
+  "eval_every": "150 steps",
+  "batch_size": 64,
 }
 PAPER: dict[str, Any] = {
-  "batch_size": 256, "lr": 1e-3, "duration": "75 epochs", "warmup": "5 epochs", "lr_end": 1e-5,
-  "weight_decay_end": 0.05, "layer_decay": 0.55, "drop_path": 0.2, "eval_every": "5 epochs",
+  "batch_size": 256,
+  "lr": 1e-3,
+  "duration": "75 epochs",
+  "warmup": "5 epochs",
+  "lr_end": 1e-5,
+  "weight_decay_end": 0.05,
+  "layer_decay": 0.55,
+  "drop_path": 0.2,
+  "eval_every": "5 epochs",
 }
 # From scratch, for real radiographs at 128 px: strong augmentation, which is what decides on films
 # from another time or machine than those that were learnt from.
 STRONG: dict[str, Any] = {
-  "store": 144, "image_size": 128, "model": "resnet18", "encoder_width": 24, "patch_size": 16,
-  "standardize": True, "batch_size": 64, "duration": "1400 steps", "eval_every": "200 steps",
-  "lr": 0.008, "weight_decay": 0.05, "weight_decay_end": 0.05, "drop_path": 0.0,
-  "scale_least": 0.08, "jitter": 0.4, "gamma": 0.4, "blur_prob": 0.2, "rotate": 15.0, "mixup": 0.2,
-  "momentum": 0.999, "test_scales": "1+0.9+0.8", "test_flip": True,
+  "store": 144,
+  "image_size": 128,
+  "model": "resnet18",
+  "encoder_width": 24,
+  "patch_size": 16,
+  "standardize": True,
+  "batch_size": 64,
+  "duration": "1400 steps",
+  "eval_every": "200 steps",
+  "lr": 0.008,
+  "weight_decay": 0.05,
+  "weight_decay_end": 0.05,
+  "drop_path": 0.0,
+  "scale_least": 0.08,
+  "jitter": 0.4,
+  "gamma": 0.4,
+  "blur_prob": 0.2,
+  "rotate": 15.0,
+  "mixup": 0.2,
+  "momentum": 0.999,
+  "test_scales": "1+0.9+0.8",
+  "test_flip": True,
 }
 TINY: dict[str, Any] = {"batch_size": 8}
 # Of methods that learn from images without labels, too: as many labelled images a step, and steps
 # of the same size, as without the others.
 UNLABELLED: dict[str, Any] = {
   "labelled": "16 per class",  # whose labels are known, of the images of `subset`; or "10 %"
-  "labelled_share": 0.5,    # of every batch; 0 draws all images equally often
+  "labelled_share": 0.5,  # of every batch; 0 draws all images equally often
   "batch_size": 64,
   "lr": 0.004,
 }
@@ -95,24 +122,42 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
   if o.pool:
     config.model.pool = o.pool
   config.views = recipe.one_view(o) | {
-    "global_scale": (o.scale_least, o.scale_most), "flip": o.flip, "rotate": o.rotate,
-    "brightness": o.jitter, "contrast": o.jitter, "jitter_prob": 0.8, "gamma": o.gamma,
-    "blur_prob": o.blur_prob, "blur_sigma": (0.1, o.blur)}
+    "global_scale": (o.scale_least, o.scale_most),
+    "flip": o.flip,
+    "rotate": o.rotate,
+    "brightness": o.jitter,
+    "contrast": o.jitter,
+    "jitter_prob": 0.8,
+    "gamma": o.gamma,
+    "blur_prob": o.blur_prob,
+    "blur_sigma": (0.1, o.blur),
+  }
   config.method = {
-    "name": f"cxrjax.methods.{name}", "smoothing": o.smoothing,
-    "class_weights": o.class_weights, "mixup": o.mixup, "dropout": o.dropout,
+    "name": f"cxrjax.methods.{name}",
+    "smoothing": o.smoothing,
+    "class_weights": o.class_weights,
+    "mixup": o.mixup,
+    "dropout": o.dropout,
     "momentum": o.momentum,
     "test_scales": _numbers(o.test_scales, "test_scales"),
-    "test_flip": o.test_flip, **method,
+    "test_flip": o.test_flip,
+    **method,
   }
   config.optimizer.layer_decay = o.layer_decay if o.init else 1.0
   if o.frozen != "0 steps":
     config.optimizer.freeze = (("^encoder/", o.frozen),)
   config.checkpoint.score = o.score
-  own = {"name": recipe.sources(o), **recipe.source_options(o.data, o), "train": o.split,
-         "val": o.val, "test": o.test, "subset": o.subset, "split_seed": o.split_seed,
-         **({"fold": o.fold} if o.fold else {}),
-         **({"labelled": o.labelled} if "labelled" in o else {})}
+  own = {
+    "name": recipe.sources(o),
+    **recipe.source_options(o.data, o),
+    "train": o.split,
+    "val": o.val,
+    "test": o.test,
+    "subset": o.subset,
+    "split_seed": o.split_seed,
+    **({"fold": o.fold} if o.fold else {}),
+    **({"labelled": o.labelled} if "labelled" in o else {}),
+  }
   config.evals.validation = judge(o, config, own, "val", o.eval_every)
   config.evals.test = judge(o, config, own, "test", "chosen")
   if o.fold.endswith("by image"):  # patients may be on both sides
@@ -131,13 +176,19 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
   try:
     return tuple(float(part) for part in text.split("+"))
   except ValueError as error:
-    raise UserError(f"--config=...:{option}={text} is no list of numbers; write it like 1+0.9"
-                    ) from error
+    raise UserError(
+      f"--config=...:{option}={text} is no list of numbers; write it like 1+0.9"
+    ) from error
 
 
 def judge(o: ConfigDict, config: ConfigDict, data: dict, part: str, every: str) -> dict:
   """An evaluator of one part of a source."""
   return {
-    "name": "cxrjax.evals.classify", "every": every, "data": data, "part": part,
-    "threshold_for": o.threshold_for, **recipe.pixels(o), **recipe.decoding(config),
+    "name": "cxrjax.evals.classify",
+    "every": every,
+    "data": data,
+    "part": part,
+    "threshold_for": o.threshold_for,
+    **recipe.pixels(o),
+    **recipe.decoding(config),
   }

@@ -101,8 +101,7 @@ def locate(name: Any, attribute: str, key: str = "name") -> Callable[..., Any]:
     return _of_optax(path, f"{key}={name!r}")
   else:
     found = _own(path, member, attribute, f"{key}={name!r}")
-  if not _fits(found, kind) or (
-      top == "cxrjax" and not kind.needs and found.__name__ != attribute):
+  if not _fits(found, kind) or (top == "cxrjax" and not kind.needs and found.__name__ != attribute):
     wanted = f"a class with {', '.join(kind.needs)}" if kind.needs else f"a function {attribute!r}"
     raise UserError(f"{key}={name!r} is not what is asked for here, which is {wanted}")
   return found
@@ -112,8 +111,11 @@ def _fits(found: Any, kind: _Kind) -> bool:
   """Whether an object is what a kind asks for."""
   if not kind.needs:
     return inspect.isfunction(found)
-  return inspect.isclass(found) and not getattr(found, "_is_protocol", False) and all(
-    any(need in vars(base) for base in found.__mro__[:-1]) for need in kind.needs)
+  return (
+    inspect.isclass(found)
+    and not getattr(found, "_is_protocol", False)
+    and all(any(need in vars(base) for base in found.__mro__[:-1]) for need in kind.needs)
+  )
 
 
 def _ours(path: str, member: str, apart: bool, kind: _Kind, named: str) -> Any:
@@ -122,7 +124,7 @@ def _ours(path: str, member: str, apart: bool, kind: _Kind, named: str) -> Any:
   if not f"{path}.".startswith(f"{kind.package}.") or path == kind.package:
     raise UserError(f"{named} is not in {kind.package}{_beside(kind.package, words[-1])}")
   module: ModuleType = importlib.import_module(kind.package)
-  rest = words[kind.package.count(".") + 1:]
+  rest = words[kind.package.count(".") + 1 :]
   while rest and hasattr(module, "__path__"):
     if rest[0] not in {m.name for m in pkgutil.iter_modules(module.__path__)}:
       raise UserError(f"{named} cannot be found{_beside(module.__name__, rest[0])}")
@@ -131,8 +133,9 @@ def _ours(path: str, member: str, apart: bool, kind: _Kind, named: str) -> Any:
     member = rest.pop(0)
   found = vars(module).get(member)
   if rest or member.startswith("_") or getattr(found, "__module__", None) != module.__name__:
-    raise UserError(f"{named} has no {'.'.join([*rest, member])!r} of its own"
-                    f"{_beside(kind.package, words[-1])}")
+    raise UserError(
+      f"{named} has no {'.'.join([*rest, member])!r} of its own{_beside(kind.package, words[-1])}"
+    )
   return found
 
 
@@ -140,13 +143,16 @@ def _own(path: str, member: str, attribute: str, named: str) -> Any:
   """What a module that the user has vouched for holds."""
   top = path.partition(".")[0]
   if top in sys.stdlib_module_names:
-    raise UserError(f"{named} is Python's own, which nothing here is made of; give a dotted name "
-                    "such as 'cxrjax.methods.dino'")
+    raise UserError(
+      f"{named} is Python's own, which nothing here is made of; give a dotted name "
+      "such as 'cxrjax.methods.dino'"
+    )
   if not any(f"{path}.".startswith(f"{word}.") for word in trusted()):
     raise UserError(
       f"{named} is no part of cxrjax, and was not imported: if it is your own module, or you trust "
       f"it, add --trust={top} (in Python trust={top!r}; or set {TRUST}={top}); if not, give a "
-      "dotted name such as 'cxrjax.methods.dino'")
+      "dotted name such as 'cxrjax.methods.dino'"
+    )
   outer, _, last = path.rpartition(".")
   module = _imported(path, named)
   if module is None and outer and not member:
@@ -164,8 +170,9 @@ def _imported(name: str, named: str) -> ModuleType | None:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
     if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-      raise UserError(f"{named} imports {error.name!r}, which is not installed; install it"
-                      ) from error
+      raise UserError(
+        f"{named} imports {error.name!r}, which is not installed; install it"
+      ) from error
     return None
 
 
@@ -175,9 +182,14 @@ def _of_optax(path: str, named: str) -> Callable[..., Any]:
 
   outer, _, name = path.rpartition(".")
   room = {"optax": optax, "optax.contrib": optax.contrib}.get(outer)
-  valid = {n: f for n, f in vars(room or optax).items() if inspect.isfunction(f)
-           and f.__module__.startswith("optax.") and not n.startswith("_")
-           and "GradientTransformation" in str(f.__annotations__.get("return"))}
+  valid = {
+    n: f
+    for n, f in vars(room or optax).items()
+    if inspect.isfunction(f)
+    and f.__module__.startswith("optax.")
+    and not n.startswith("_")
+    and "GradientTransformation" in str(f.__annotations__.get("return"))
+  }
   if room is None or name not in valid:
     raise UserError(f"{named} is no transformation of optax{suggest(name, valid)}")
   return valid[name]
@@ -210,8 +222,8 @@ def build(spec: Mapping[str, Any], attribute: str, key: str, **extra: Any) -> An
 
 
 def check_keywords(
-    factory: Callable[..., Any], options: Mapping[str, Any], key: str,
-    hidden: Iterable[str] = ()) -> None:
+  factory: Callable[..., Any], options: Mapping[str, Any], key: str, hidden: Iterable[str] = ()
+) -> None:
   """Raises a UserError for the first keyword that `factory` does not take."""
   if dataclasses.is_dataclass(factory):
     valid = {f.name for f in dataclasses.fields(factory) if f.init}

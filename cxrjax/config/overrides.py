@@ -1,4 +1,4 @@
-"""The one parser of `--config=FILE:ARG --config.a.b=value`, of the command and of studies' plans."""
+"""Parses `--config=FILE:ARG --config.a.b=value`, for the command and for the plans of studies."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
     UserError: no such file, option or key, or a value of another type.
   """
   values, argv = flags.FlagValues(), with_config_path(["", *arguments])
-  config_flags.DEFINE_config_file(
-    "config", lock_config=True, flag_values=values, sys_argv=argv)
+  config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
   with in_one_line(), warnings.catch_warnings():
     # ml_collections loads the file in an old way.
     warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
@@ -41,8 +40,10 @@ def in_one_line() -> Iterator[None]:
   except UserError:
     raise
   except (AttributeError, KeyError) as error:
-    raise UserError(f"a --config.KEY=value names a key this config does not have: "
-                    f"{_one_line(error.args[0])}; the config file lists its keys") from error
+    raise UserError(
+      f"a --config.KEY=value names a key this config does not have: "
+      f"{_one_line(error.args[0])}; the config file lists its keys"
+    ) from error
   except (flags.Error, TypeError, ValueError, OSError) as error:
     raise UserError(_one_line(error)) from error
 

@@ -19,85 +19,115 @@ from cxrjax.core.errors import UserError, suggest
 # Options after the colon, with the values of the demo: drawn radiographs, minutes on a CPU.
 DEMO: dict[str, Any] = {
   "seed": 0,
-  "data": "phantom",        # mini, phantom, folder:PATH, tfds:NAME, your module; A+B*2: a pool
+  "data": "phantom",  # mini, phantom, folder:PATH, tfds:NAME, your module; A+B*2: a pool
   "split": "train",
-  "subset": "",             # "10 %" or "16 per class", by patient
-  "frontal": False,         # leave lateral views out, where the source knows them
-  "manual_dir": "",         # where tfds: finds archives to prepare a set from, on first use
-  "examples": 2048,         # of each of the phantom's splits
-  "sites": 1,               # of the phantom; 2 adds a second look, which is then learnt first
-  "store": 40,              # images are kept at this many pixels a side
-  "image_size": 32,         # large crops, and what evaluations and positions are for
-  "mean": 0.5,              # gray levels are normalised with these, everywhere
+  "subset": "",  # "10 %" or "16 per class", by patient
+  "frontal": False,  # leave lateral views out, where the source knows them
+  "manual_dir": "",  # where tfds: finds archives to prepare a set from, on first use
+  "examples": 2048,  # of each of the phantom's splits
+  "sites": 1,  # of the phantom; 2 adds a second look, which is then learnt first
+  "store": 40,  # images are kept at this many pixels a side
+  "image_size": 32,  # large crops, and what evaluations and positions are for
+  "mean": 0.5,  # gray levels are normalised with these, everywhere
   "std": 0.25,
-  "init": "",               # a finished run, with its network, or a file of weights to start from
-  "model": "Nu",            # a ViT's variant, resnet50, densenet121 (any depth), inception, vitae
-  "encoder_width": 0,       # instead of the network's own
+  "init": "",  # a finished run, with its network, or a file of weights to start from
+  "model": "Nu",  # a ViT's variant, resnet50, densenet121 (any depth), inception, vitae
+  "encoder_width": 0,  # instead of the network's own
   "patch_size": 8,
   "initial": "xavier",
-  "standardize": True,      # every image to mean 0 and deviation 1
+  "standardize": True,  # every image to mean 0 and deviation 1
   "drop_path": 0.0,
   "batch_size": 64,
   "duration": "80 epochs",
   "warmup": "10 %",
-  "lr": 0.016,              # for 256 images; scaled by batch_size / 256
+  "lr": 0.016,  # for 256 images; scaled by batch_size / 256
   "lr_end": 1e-5,
-  "optimizer": "adamw",     # or sgd, lars
-  "weight_decay": 0.04,     # at the start
+  "optimizer": "adamw",  # or sgd, lars
+  "weight_decay": 0.04,  # at the start
   "weight_decay_end": 0.04,
-  "eval_data": "same",      # a labelled source or several, A+B; `same`, or `none`
+  "eval_data": "same",  # a labelled source or several, A+B; `same`, or `none`
   "eval_every": "20 epochs",
-  "whiten": False,          # kNN on whitened features as well
+  "whiten": False,  # kNN on whitened features as well
 }
 # What the demo sets otherwise for the radiographs that come with the package.
 MINI: dict[str, Any] = {"store": 64, "image_size": 48}
 # Real radiographs on two CPU cores in half an hour.
 SMALL: dict[str, Any] = {
-  "store": 72, "image_size": 64, "model": "Mu", "standardize": False, "duration": "9 epochs",
-  "lr": 4e-3, "lr_end": 1e-6, "eval_every": "1 epochs",
+  "store": 72,
+  "image_size": 64,
+  "model": "Mu",
+  "standardize": False,
+  "duration": "9 epochs",
+  "lr": 4e-3,
+  "lr_end": 1e-6,
+  "eval_every": "1 epochs",
 }
 # The size that papers use.
 PAPER: dict[str, Any] = {
-  "data": "tfds:chest_xray_pneumonia", "store": 256, "image_size": 224, "model": "S",
-  "patch_size": 16, "initial": "normal", "standardize": False, "drop_path": 0.1,
-  "batch_size": 256, "duration": "300 epochs", "warmup": "10 epochs", "lr": 5e-4, "lr_end": 1e-6,
-  "weight_decay_end": 0.4, "eval_every": "25 epochs",
+  "data": "tfds:chest_xray_pneumonia",
+  "store": 256,
+  "image_size": 224,
+  "model": "S",
+  "patch_size": 16,
+  "initial": "normal",
+  "standardize": False,
+  "drop_path": 0.1,
+  "batch_size": 256,
+  "duration": "300 epochs",
+  "warmup": "10 epochs",
+  "lr": 5e-4,
+  "lr_end": 1e-6,
+  "weight_decay_end": 0.4,
+  "eval_every": "25 epochs",
 }
 # Four steps, for tests.
 TINY: dict[str, Any] = {
-  "data": "phantom", "examples": 48, "store": 32, "image_size": 32, "batch_size": 8,
-  "duration": "4 steps", "eval_every": "4 steps",
+  "data": "phantom",
+  "examples": 48,
+  "store": 32,
+  "image_size": 32,
+  "batch_size": 8,
+  "duration": "4 steps",
+  "eval_every": "4 steps",
 }
 # Options of `two_views`, in the demo and in `small`.
 TWO_VIEWS: dict[str, Any] = {
   "global_scale": (0.4, 1.0),
-  "jitter": 0.5,            # of brightness and contrast
+  "jitter": 0.5,  # of brightness and contrast
   "jitter_prob": 1.0,
-  "blur": 2.8,              # largest sigma, in pixels of a 224 px crop
+  "blur": 2.8,  # largest sigma, in pixels of a 224 px crop
   "blur_prob": (0.5, 0.5),  # of the two views
-  "solarize": (0.0, 0.0),   # probability, of the two views
+  "solarize": (0.0, 0.0),  # probability, of the two views
 }
 TWO_VIEWS_SMALL: dict[str, Any] = {
-  "global_scale": (0.2, 1.0), "jitter": 0.4, "jitter_prob": 0.8, "blur": 2.0,
+  "global_scale": (0.2, 1.0),
+  "jitter": 0.4,
+  "jitter_prob": 0.8,
+  "blur": 2.0,
 }
 # Adam as DINO and most transformers have it, clipped tensor by tensor; momentum SGD and LARS as
 # convolutional networks have them, with weight decay in the gradient.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
   "adamw": {
-    "name": "optax.scale_by_adam", "options": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "coupled_decay": False, "clip": 3.0},
-  "sgd": {
-    "name": "optax.trace", "options": {"decay": 0.9}, "coupled_decay": True, "clip": 0.0},
+    "name": "optax.scale_by_adam",
+    "options": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "coupled_decay": False,
+    "clip": 3.0,
+  },
+  "sgd": {"name": "optax.trace", "options": {"decay": 0.9}, "coupled_decay": True, "clip": 0.0},
   "lars": {
-    "name": "cxrjax.training.lars", "options": {"momentum": 0.9, "trust": 1e-3},
-    "coupled_decay": True, "clip": 0.0},
+    "name": "cxrjax.training.lars",
+    "options": {"momentum": 0.9, "trust": 1e-3},
+    "coupled_decay": True,
+    "clip": 0.0,
+  },
 }
 MODES = {"small": SMALL, "paper": PAPER, "tiny": TINY}
 
 
 def parse(
-    arg: str, demo: Mapping[str, Any], *, mini: Mapping[str, Any] = MINI,
-    **presets: Mapping[str, Any]) -> ConfigDict:
+  arg: str, demo: Mapping[str, Any], *, mini: Mapping[str, Any] = MINI, **presets: Mapping[str, Any]
+) -> ConfigDict:
   """The options of `configs/X.py:arg`, as attributes.
 
   Options of the source itself are written `data.csv=labels.csv`; several values of one,
@@ -147,23 +177,27 @@ def base(o: ConfigDict) -> ConfigDict:
   config.seed = o.seed
   config.duration = o.duration
   config.batch_size = o.batch_size
-  config.accumulate = 1          # microbatches of one update
+  config.accumulate = 1  # microbatches of one update
   config.block = 2 if o.tiny else 16  # most steps of one dispatch, when the data is resident
   config.log_every = "1 %"
   config.data = {
-    "source": sources(o), "split": o.split, "options": source_options(o.data, o),
-    "subset": o.subset,                     # "10 %", "16 per class"; "" is everything
-    "fold": "", "split_seed": 0,            # "2 of 5"; another seed, other subsets and folds
-    "size": o.store, "fit": "squash",       # squash, pad or crop to a square
-    "bits": "auto",                         # 8, 16, or what the images have
-    "window": "auto",                       # of 16 bits: auto, full, or gray levels "low,high"
-    "repeat": False,                        # fewer images than a batch has
-    "masks": "",                            # lung masks: "own", or a segmentation run's workdir
-    "storage": "auto",                      # resident, cached, streamed, or by size
-    "cache_dir": "",                        # decoded images; by default ~/.cache/cxrjax
-    "on_bad_image": "error",                # or skip
-    "shared_patients": "error",             # patients that are also in a test split; or allow
-    "near_duplicates": 0.9,                 # correlation that test images are warned of at; 0: off
+    "source": sources(o),
+    "split": o.split,
+    "options": source_options(o.data, o),
+    "subset": o.subset,  # "10 %", "16 per class"; "" is everything
+    "fold": "",
+    "split_seed": 0,  # "2 of 5"; another seed, other subsets and folds
+    "size": o.store,
+    "fit": "squash",  # squash, pad or crop to a square
+    "bits": "auto",  # 8, 16, or what the images have
+    "window": "auto",  # of 16 bits: auto, full, or gray levels "low,high"
+    "repeat": False,  # fewer images than a batch has
+    "masks": "",  # lung masks: "own", or a segmentation run's workdir
+    "storage": "auto",  # resident, cached, streamed, or by size
+    "cache_dir": "",  # decoded images; by default ~/.cache/cxrjax
+    "on_bad_image": "error",  # or skip
+    "shared_patients": "error",  # patients that are also in a test split; or allow
+    "near_duplicates": 0.9,  # correlation that test images are warned of at; 0: off
   }
   config.init = {"path": o.init}
   config.model = backbone(o)
@@ -173,12 +207,16 @@ def base(o: ConfigDict) -> ConfigDict:
   config.optimizer = {
     **OPTIMIZERS[o.optimizer],
     "lr": {"start": o.lr, "end": o.lr_end, "warmup": o.warmup, "peak": "last"},
-    "lr_batch": 256, "lr_rule": "linear",  # of the batch: linear, or sqrt
+    "lr_batch": 256,
+    "lr_rule": "linear",  # of the batch: linear, or sqrt
     "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end},
-    "decay_vectors": False,        # biases and norms, too
-    "clip_per": "tensor",          # or module
-    "freeze": (), "hold": (),      # parameters that stay as they are, for some time
-    "lr_scale": (), "lr_constant": (), "layer_decay": 1.0,
+    "decay_vectors": False,  # biases and norms, too
+    "clip_per": "tensor",  # or module
+    "freeze": (),
+    "hold": (),  # parameters that stay as they are, for some time
+    "lr_scale": (),
+    "lr_constant": (),
+    "layer_decay": 1.0,
   }
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
   config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}
@@ -186,7 +224,8 @@ def base(o: ConfigDict) -> ConfigDict:
   # At the end, for the page: maps over some test images, and how much of those of more lies on
   # lungs. It changes no result, and may be changed between parts of a run.
   config.explain = {
-    "images": 2 if o.tiny else 6, "lungs": 0 if o.tiny else 256,
+    "images": 2 if o.tiny else 6,
+    "lungs": 0 if o.tiny else 256,
     "methods": "attention" if o.tiny else "auto",  # or names, attention+gradcam
   }
   config.evals = {}
@@ -195,9 +234,13 @@ def base(o: ConfigDict) -> ConfigDict:
   if labelled != "none" and not (o.eval_data == "same" and pool_or_folder):
     for name, judge in judges(labelled).items():
       config.evals[name] = {
-        "name": "cxrjax.evals.probe", "every": o.eval_every,
+        "name": "cxrjax.evals.probe",
+        "every": o.eval_every,
         "data": {"name": judge, **source_options(judge, o)},
-        "ks": (1, 5, 20), "whiten": o.whiten, **pixels(o), **decoding(config),
+        "ks": (1, 5, 20),
+        "whiten": o.whiten,
+        **pixels(o),
+        **decoding(config),
       }
   return config
 
@@ -218,8 +261,10 @@ def judges(labelled: str) -> dict[str, str]:
   for part in parts:
     name = re.sub(r"\W+", "_", re.split("[:/]", part.rstrip("/"))[-1]) or "probe"
     if name in found:
-      raise UserError(f"--config=...:eval_data={labelled} has two sources that would be called "
-                      f"{name!r}; rename a folder, or give one of them")
+      raise UserError(
+        f"--config=...:eval_data={labelled} has two sources that would be called "
+        f"{name!r}; rename a folder, or give one of them"
+      )
     found[name] = part
   return found
 
@@ -243,9 +288,17 @@ def one_view(o: ConfigDict) -> dict[str, Any]:
   """`config.views` of masked autoencoders: one crop, flipped or not, of `o.scale_least` or more."""
   return {
     "name": "cxrjax.views.multicrop",
-    "global_crops": 1, "global_scale": (o.scale_least, 1.0),
-    "local_crops": 0, "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": 0.0, "contrast": 0.0,
-    "jitter_prob": 0.0, "blur_prob": 0.0, "solarize_prob": 0.0, "rotate": 0.0,
+    "global_crops": 1,
+    "global_scale": (o.scale_least, 1.0),
+    "local_crops": 0,
+    "ratio": (3 / 4, 4 / 3),
+    "flip": 0.5,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "jitter_prob": 0.0,
+    "blur_prob": 0.0,
+    "solarize_prob": 0.0,
+    "rotate": 0.0,
   } | pixels(o, "global_size")
 
 
@@ -256,18 +309,25 @@ def two_views(o: ConfigDict) -> dict[str, Any]:
   """
   return {
     "name": "cxrjax.views.multicrop",
-    "global_crops": 2, "global_scale": o.global_scale,
-    "local_crops": 0, "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": o.jitter,
-    "contrast": o.jitter, "jitter_prob": o.jitter_prob, "blur_prob": (*o.blur_prob, 0.0),
-    "blur_sigma": (0.1, o.blur * o.image_size / 224), "solarize_prob": (*o.solarize, 0.0),
-    "solarize_threshold": 0.5, "rotate": 0.0,
+    "global_crops": 2,
+    "global_scale": o.global_scale,
+    "local_crops": 0,
+    "ratio": (3 / 4, 4 / 3),
+    "flip": 0.5,
+    "brightness": o.jitter,
+    "contrast": o.jitter,
+    "jitter_prob": o.jitter_prob,
+    "blur_prob": (*o.blur_prob, 0.0),
+    "blur_sigma": (0.1, o.blur * o.image_size / 224),
+    "solarize_prob": (*o.solarize, 0.0),
+    "solarize_threshold": 0.5,
+    "rotate": 0.0,
   } | pixels(o, "global_size")
 
 
 def corruption(o: ConfigDict) -> dict[str, Any]:
-  """`config.method.corruption` of GMML and its successors; see `cxrjax.views.corruption.Corruption`."""
-  return {
-    "share": o.share, "fill": tuple(o.fill.split("+")), "alien": o.alien, "align": o.align}
+  """`config.method.corruption` of GMML and its successors, a `views.corruption.Corruption`."""
+  return {"share": o.share, "fill": tuple(o.fill.split("+")), "alien": o.alien, "align": o.align}
 
 
 def multi_crop(o: ConfigDict) -> dict[str, Any]:
@@ -279,13 +339,21 @@ def multi_crop(o: ConfigDict) -> dict[str, Any]:
   """
   return {
     "name": "cxrjax.views.multicrop",
-    "global_crops": 2, "global_scale": o.global_scale,
-    "local_size": o.local_size, "local_crops": o.local_crops, "local_scale": o.local_scale,
-    "ratio": (3 / 4, 4 / 3), "flip": 0.5, "brightness": o.jitter, "contrast": o.jitter,
+    "global_crops": 2,
+    "global_scale": o.global_scale,
+    "local_size": o.local_size,
+    "local_crops": o.local_crops,
+    "local_scale": o.local_scale,
+    "ratio": (3 / 4, 4 / 3),
+    "flip": 0.5,
+    "brightness": o.jitter,
+    "contrast": o.jitter,
     "jitter_prob": o.jitter_prob,
     "blur_prob": (1.0, 0.1, 0.5),
     "blur_sigma": (0.1, o.blur * o.image_size / 224),
-    "solarize_prob": (0.0, o.solarize, 0.0), "solarize_threshold": 0.5, "rotate": 0.0,
+    "solarize_prob": (0.0, o.solarize, 0.0),
+    "solarize_threshold": 0.5,
+    "rotate": 0.0,
   } | pixels(o, "global_size")
 
 
@@ -296,8 +364,10 @@ def backbone(o: ConfigDict) -> dict[str, Any]:
     try:
       model = dict(files.read_mapping(run)["model"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-      raise UserError(f"--config=...:init={o.init} holds no run: its config.json cannot be used "
-                      f"({error}); give the workdir of a finished one") from error
+      raise UserError(
+        f"--config=...:init={o.init} holds no run: its config.json cannot be used "
+        f"({error}); give the workdir of a finished one"
+      ) from error
     own = {"drop_path": o.drop_path, "image_size": o.get_ref("image_size")}
     return {**model, **{key: value for key, value in own.items() if key in model}}
   return _network(o) | ({"width": o.encoder_width} if o.encoder_width else {})
@@ -313,14 +383,26 @@ def _network(o: ConfigDict) -> dict[str, Any]:
   if o.model == "inception":
     return {"name": "cxrjax.models.inception", **common}
   if o.model == "vitae":
-    return {"name": "cxrjax.models.vitae", "variant": "S", "drop_path": o.drop_path,
-            "initial": o.initial, **common}
+    return {
+      "name": "cxrjax.models.vitae",
+      "variant": "S",
+      "drop_path": o.drop_path,
+      "initial": o.initial,
+      **common,
+    }
   return {
-    "name": "cxrjax.models.vit", "variant": o.model, "patch_size": o.patch_size,
-    "image_size": o.get_ref("image_size"), "registers": 0, "drop_path": o.drop_path, "initial": o.initial,
-    "pool": o.get("pool") or "cls", "positions": o.get("positions", "normal"),
-    "interpolation": "dino",              # of positions, for crops of another size than image_size
-    "attention": "auto", "remat": False,  # recompute blocks in the backward pass, for less memory
+    "name": "cxrjax.models.vit",
+    "variant": o.model,
+    "patch_size": o.patch_size,
+    "image_size": o.get_ref("image_size"),
+    "registers": 0,
+    "drop_path": o.drop_path,
+    "initial": o.initial,
+    "pool": o.get("pool") or "cls",
+    "positions": o.get("positions", "normal"),
+    "interpolation": "dino",  # of positions, for crops of another size than image_size
+    "attention": "auto",
+    "remat": False,  # recompute blocks in the backward pass, for less memory
     **common,
   }
 
@@ -331,8 +413,13 @@ def sources(o: ConfigDict) -> Any:
   if len(parts) == 1:
     return o.data
   return tuple(
-    {"source": name, "options": source_options(name, o),
-     **({} if weight is None else {"weight": weight})} for name, weight in parts)
+    {
+      "source": name,
+      "options": source_options(name, o),
+      **({} if weight is None else {"weight": weight}),
+    }
+    for name, weight in parts
+  )
 
 
 def _weighted(part: str) -> tuple[str, float | None]:

@@ -16,8 +16,19 @@ from cxrjax.config.args import parse_arg
 from cxrjax.core.errors import UserError
 
 # Of pretraining and of learning with labels the same: radiographs and network.
-SHARED = ("data", "frontal", "manual_dir", "examples", "sites", "store", "image_size", "model",
-          "encoder_width", "patch_size", "standardize")
+SHARED = (
+  "data",
+  "frontal",
+  "manual_dir",
+  "examples",
+  "sites",
+  "store",
+  "image_size",
+  "model",
+  "encoder_width",
+  "patch_size",
+  "standardize",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +53,17 @@ class Handed:
       name: of the run, whose own items come last.
       only: of the items for all those with these keys, and the options of the source.
     """
-    items = [item for item in self.items
-             if only is None or item.startswith("data.") or item.partition("=")[0] in only]
+    items = [
+      item
+      for item in self.items
+      if only is None or item.startswith("data.") or item.partition("=")[0] in only
+    ]
     return ",".join(filter(None, [*self.presets, *more, *items, *self.kept.get(name, ())]))
 
 
 def parse(
-    arg: str | None, own: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]],
-    ) -> tuple[ConfigDict, Handed]:
+  arg: str | None, own: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
+) -> tuple[ConfigDict, Handed]:
   """The options of a config of several runs, and what is for the runs.
 
   Args:
@@ -85,8 +99,10 @@ def for_one(arg: str | None) -> tuple[str, dict[str, list[str]]]:
       continue
     name, equals, text = item.removeprefix("args.").partition("=")
     if not equals:
-      raise UserError(f"--config=...:{item} lacks its value; write it like "
-                      "args.rgmim=lung_ratio=0.5;mask_ratio=0.6")
+      raise UserError(
+        f"--config=...:{item} lacks its value; write it like "
+        "args.rgmim=lung_ratio=0.5;mask_ratio=0.6"
+      )
     kept.setdefault(name, []).extend(text.split(";"))
   return ",".join(rest), kept
 

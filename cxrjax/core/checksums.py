@@ -19,8 +19,7 @@ import imagecodecs
 from cxrjax.core.files import MAX_JSON, parse_json, read
 
 # The same sum; with it those of a checkpoint take 2 % of the time of writing it, with zlib's 7 %.
-crc32: Callable[..., int] = (
-  imagecodecs.zlibng_crc32 if imagecodecs.ZLIBNG.available else zlib.crc32)
+crc32: Callable[..., int] = imagecodecs.zlibng_crc32 if imagecodecs.ZLIBNG.available else zlib.crc32
 
 MANIFEST = "manifest.json"  # in a folder: size and checksums of every file in it
 _BLOCK = 16 << 20  # bytes under one checksum; blocks are summed in parallel
@@ -30,12 +29,13 @@ _SEAL = "crc32"
 
 def of_file(path: pathlib.Path) -> list[int]:
   """One checksum for every 16 MiB of a file."""
+
   def one(start: int) -> int:
     found, buffer = 0, memoryview(bytearray(_PART))
     with open(path, "rb", buffering=0) as opened:
       opened.seek(start)
       for _ in range(_BLOCK // _PART):
-        found = crc32(buffer[:opened.readinto(buffer)], found)
+        found = crc32(buffer[: opened.readinto(buffer)], found)
     return found
 
   starts = range(0, path.stat().st_size, _BLOCK)
@@ -72,8 +72,9 @@ def _seal(content: Mapping[str, Any]) -> int:
 
 def write_manifest(folder: pathlib.Path) -> None:
   """Writes size and checksums of all files in a folder, and below it, into its `manifest.json`."""
-  files = {name: [(folder / name).stat().st_size, of_file(folder / name)]
-           for name in _names(folder)}
+  files = {
+    name: [(folder / name).stat().st_size, of_file(folder / name)] for name in _names(folder)
+  }
   work = folder / (MANIFEST + ".tmp")
   with open(work, "w", encoding="utf-8") as opened:
     opened.write(sealed({"files": files}))
@@ -82,8 +83,7 @@ def write_manifest(folder: pathlib.Path) -> None:
   work.replace(folder / MANIFEST)
 
 
-def damage(
-    folder: pathlib.Path, only: Callable[[str], bool] = lambda name: True) -> str:
+def damage(folder: pathlib.Path, only: Callable[[str], bool] = lambda name: True) -> str:
   """What is wrong with a folder that `write_manifest` has described; "" where it is whole.
 
   Args:
@@ -109,5 +109,7 @@ def damage(
 
 def _names(folder: pathlib.Path) -> list[str]:
   return sorted(
-    str(path.relative_to(folder)) for path in folder.rglob("*")
-    if path.is_file() and path.name not in (MANIFEST, MANIFEST + ".tmp"))
+    str(path.relative_to(folder))
+    for path in folder.rglob("*")
+    if path.is_file() and path.name not in (MANIFEST, MANIFEST + ".tmp")
+  )

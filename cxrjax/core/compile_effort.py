@@ -30,8 +30,9 @@ def options(once: bool = False, mesh: Mesh | None = None) -> dict[str, Any] | No
     mesh: of the devices that the program is for; by default this machine's.
   """
   platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-  said = (jax.config.read("jax_disable_most_optimizations")
-          or _LEVEL in os.environ.get("XLA_FLAGS", ""))
+  said = jax.config.read("jax_disable_most_optimizations") or _LEVEL in os.environ.get(
+    "XLA_FLAGS", ""
+  )
   if platform != "cpu" or said:
     return None
   return {_LEVEL: 0 if once else 1}
@@ -44,6 +45,7 @@ def jit(function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
     function: called from outside of other compiled functions.
     **static: of `jax.jit`.
   """
+
   @functools.cache
   def compiled() -> Callable[..., Any]:
     return jax.jit(function, compiler_options=options(), **static)

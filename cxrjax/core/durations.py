@@ -38,8 +38,8 @@ class Clock:
 
   @classmethod
   def start(
-      cls, duration: str, num_examples: int, batch_size: int,
-      key: str = "config.duration") -> Clock:
+    cls, duration: str, num_examples: int, batch_size: int, key: str = "config.duration"
+  ) -> Clock:
     """The clock of a run of `duration`, which cannot be a percentage.
 
     Raises:
@@ -67,7 +67,8 @@ class Clock:
     if not match:
       raise UserError(
         f"{key}={duration!r} is not a duration; write '100 epochs', '5000 steps', "
-        "'1e6 examples' or '10 %'")
+        "'1e6 examples' or '10 %'"
+      )
     value, unit = float(match[1]), match[2].lower()
     if unit.startswith("epoch"):
       value *= self.steps_per_epoch
@@ -87,8 +88,7 @@ class Clock:
     return step / self.steps_per_epoch
 
 
-def cosine(
-    start: float, end: float, steps: int, warmup: int = 0, peak: str = "last") -> Schedule:
+def cosine(start: float, end: float, steps: int, warmup: int = 0, peak: str = "last") -> Schedule:
   """Linear from 0 to `start` over `warmup` steps, then half a cosine to `end`.
 
   Step `i` of the warm-up has `start * i / (warmup - 1)`, so that its last step has all of it, or
@@ -130,6 +130,7 @@ def stairs(start: float, end: float, epochs: float, steps_per_epoch: float) -> S
 
 def linear(start: float, end: float, steps: int) -> Schedule:
   """`start + (end - start) i / (steps - 1)` at step `i`, then `end`: DINOv2's temperature."""
+
   def value(step: Step) -> Float[Array, ""]:
     share = jnp.asarray(step, jnp.float32) / max(steps - 1, 1)
     return start + (end - start) * (jnp.minimum(share, 1.0) if steps else jnp.ones(()))
@@ -144,6 +145,7 @@ def sigmoid(start: float, end: float, steps: int) -> Schedule:
     Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, 2016 (arXiv 1610.02242),
     section 2.1.
   """
+
   def value(step: Step) -> Float[Array, ""]:
     t = jnp.minimum(jnp.asarray(step, jnp.float32) / max(steps, 1), 1.0)
     # Nothing to wait for: the end, from the first step.
@@ -178,7 +180,8 @@ def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Sche
   if kind == "cosine":
     if warmup > clock.total_steps:
       raise UserError(
-        f"{key}.warmup={spec['warmup']!r} is longer than the run ({clock.total_steps} steps)")
+        f"{key}.warmup={spec['warmup']!r} is longer than the run ({clock.total_steps} steps)"
+      )
     peak = spec.get("peak", "last")
     if peak not in ("last", "next"):
       raise UserError(f"{key}.peak={peak!r} is unknown; valid: last, next")

@@ -31,10 +31,22 @@ _CHUNK = 1 << 20  # bytes that are unpacked at a time
 _HEADER = 100 << 20  # of a .safetensors, as its own library has it
 _PLAIN = "biufcSU"  # kinds of arrays that hold their own numbers or texts
 _SAFE = {
-  "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16,
-  "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U32": np.uint32, "I32": np.int32,
-  "F32": np.float32, "U64": np.uint64, "I64": np.int64, "F64": np.float64, "C64": np.complex64,
-  "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+  "BOOL": np.bool_,
+  "U8": np.uint8,
+  "I8": np.int8,
+  "U16": np.uint16,
+  "I16": np.int16,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "U32": np.uint32,
+  "I32": np.int32,
+  "F32": np.float32,
+  "U64": np.uint64,
+  "I64": np.int64,
+  "F64": np.float64,
+  "C64": np.complex64,
+  "F8_E4M3": ml_dtypes.float8_e4m3fn,
+  "F8_E5M2": ml_dtypes.float8_e5m2,
   "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }
 
@@ -81,8 +93,12 @@ def parse_json(data: bytes | str) -> Any:
   except ValueError as error:
     raise Damaged(f"it is not JSON, or cut short ({error})") from error
   level, depth = [value], 0
-  while level := [x for item in level if isinstance(item, dict | list)
-                  for x in (item.values() if isinstance(item, dict) else item)]:
+  while level := [
+    x
+    for item in level
+    if isinstance(item, dict | list)
+    for x in (item.values() if isinstance(item, dict) else item)
+  ]:
     depth += 1
     if depth > MAX_DEPTH:
       raise Damaged(f"it nests more than {MAX_DEPTH} levels deep")
@@ -184,27 +200,34 @@ def _npy_header(file: io.BufferedIOBase) -> tuple[np.dtype, Any, str, int]:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # on headers of Python 2
       version = np.lib.format.read_magic(file)
-      header = {(1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0}[version]
+      header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+      }[version]
       shape, in_fortran, dtype = header(file)
   except Exception as error:  # what a header may raise that is read as Python is without end
     raise Damaged("the header of its array is damaged") from error
-  if dtype.hasobject or dtype.fields is not None or (
-      dtype.kind not in _PLAIN and dtype.kind != "V"):
+  if (
+    dtype.hasobject or dtype.fields is not None or (dtype.kind not in _PLAIN and dtype.kind != "V")
+  ):
     raise Damaged(f"its array is of {dtype}, which is not read")
   return dtype, shape, "F" if in_fortran else "C", file.tell()
 
 
 def _check_shape(dtype: np.dtype, shape: Any, there: int) -> None:
   """Refuses what is no shape, or not that of so many bytes."""
-  if not isinstance(shape, tuple | list) or len(shape) > 32 or not all(
-      type(n) is int and 0 <= n < 1 << 48 for n in shape):
+  if (
+    not isinstance(shape, tuple | list)
+    or len(shape) > 32
+    or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
+  ):
     raise Damaged("the shape of its array is none")
   count = math.prod(shape)
-  if count >= 1 << 48 or (count > 1 and not dtype.itemsize) or (
-      count * dtype.itemsize != there):
-    raise Damaged(f"its array of {' x '.join(map(str, shape)) or 1} {dtype} is not the "
-                  f"{there:,} bytes that are there")
+  if count >= 1 << 48 or (count > 1 and not dtype.itemsize) or (count * dtype.itemsize != there):
+    raise Damaged(
+      f"its array of {' x '.join(map(str, shape)) or 1} {dtype} is not the "
+      f"{there:,} bytes that are there"
+    )
 
 
 def _array(data: Any, start: int, dtype: np.dtype, shape: Any, order: str = "C") -> np.ndarray:
@@ -250,8 +273,7 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     return parse_npy(file.read())
 
 
-def read_safetensors(
-    path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """All arrays of a .safetensors by their names, of 8-bit floats too, and its metadata.
 
   Raises:
@@ -271,7 +293,8 @@ def read_safetensors(
     raise Damaged("its metadata are no texts")
   found, end = {}, 0
   for name, (kind, shape, start, stop) in sorted(
-      ((n, _entry(n, e)) for n, e in header.items()), key=lambda item: item[1][2:]):
+    ((n, _entry(n, e)) for n, e in header.items()), key=lambda item: item[1][2:]
+  ):
     if start != end or stop < start:
       raise Damaged(f"{name!r} in it lies over another array, or beside a gap")
     _check_shape(np.dtype(_SAFE[kind]), shape, stop - start)
@@ -290,8 +313,9 @@ def _entry(name: str, entry: Any) -> tuple[str, Any, int, int]:
   except (TypeError, KeyError, ValueError) as error:
     raise Damaged(f"{name!r} in its header is damaged") from error
   if not isinstance(kind, str) or kind not in _SAFE:
-    raise Damaged(f"{name!r} in it is of type {kind!r}, which is not read; valid: "
-                  f"{', '.join(_SAFE)}")
+    raise Damaged(
+      f"{name!r} in it is of type {kind!r}, which is not read; valid: {', '.join(_SAFE)}"
+    )
   if not (type(start) is int and type(stop) is int and start >= 0):
     raise Damaged(f"{name!r} in its header is damaged")
   return kind, shape, start, stop

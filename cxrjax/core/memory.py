@@ -41,8 +41,10 @@ def keep_compiled() -> None:
   import jax  # here, so that malloc can be told before anything is allocated
 
   cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
-  for name, value in (("jax_compilation_cache_dir", os.path.join(cache, "xla")),
-                      ("jax_persistent_cache_min_compile_time_secs", 2.0)):
+  for name, value in (
+    ("jax_compilation_cache_dir", os.path.join(cache, "xla")),
+    ("jax_persistent_cache_min_compile_time_secs", 2.0),
+  ):
     if name.upper() not in os.environ:
       jax.config.update(name, value)
 

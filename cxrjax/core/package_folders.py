@@ -30,14 +30,20 @@ def with_config_path(argv: list[str]) -> list[str]:
     if flag not in ("--config", "-config") or (not equals and i + 1 == len(argv)):
       continue
     path, colon, rest = (value if equals else argv[i + 1]).partition(":")
-    name = path if path.isidentifier() else pathlib.Path(path).stem if (
-      pathlib.Path(path).parent.name == "configs") else ""
+    name = (
+      path
+      if path.isidentifier()
+      else pathlib.Path(path).stem
+      if (pathlib.Path(path).parent.name == "configs")
+      else ""
+    )
     file = folder("configs") / f"{name}.py"
     if pathlib.Path(path).is_file():
       continue
     if not file.is_file():
       known = [config.stem for config in file.parent.glob("*.py")]
-      raise UserError(f"--config={path} is no file, and no config of the package"
-                      f"{suggest(name or path, known)}")
+      raise UserError(
+        f"--config={path} is no file, and no config of the package{suggest(name or path, known)}"
+      )
     found[i if equals else i + 1] = f"{flag + equals if equals else ''}{file}{colon}{rest}"
   return found

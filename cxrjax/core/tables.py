@@ -17,7 +17,7 @@ from typing import Any
 # Spreadsheets of some languages take the wide forms of these characters for them.
 _RUNS = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-?inf", re.ASCII)
-_QUOTED = re.compile("[\",;\t\r\n]")  # the semicolon and the tab divide cells for some programs
+_QUOTED = re.compile('[",;\t\r\n]')  # the semicolon and the tab divide cells for some programs
 
 
 def cell(value: Any) -> str:

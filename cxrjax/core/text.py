@@ -8,7 +8,8 @@ import re
 # of no width, separators of lines, tags; and halves of pairs, as bytes that are no text come.
 _HIDDEN = re.compile(
   "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
-  "\U000e0000-\U000e007f]")
+  "\U000e0000-\U000e007f]"
+)
 _HALVES = re.compile("[\ud800-\udfff]")  # no text, and what looks as if it were:
 _NO_TEXT = re.compile(r"[\ud800-\udfff]|\\(x[0-9a-f]{2}|u[0-9a-f]{4}|\\)")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}

@@ -12,11 +12,21 @@ if TYPE_CHECKING:
   from cxrjax.data.sources.by_name import open_source
 
 __all__ = [
-  "Images", "Loader", "Record", "Source", "SourceInfo", "Table", "load_images", "open_source",
+  "Images",
+  "Loader",
+  "Record",
+  "Source",
+  "SourceInfo",
+  "Table",
+  "load_images",
+  "open_source",
 ]
 _MODULES = {
-  "Images": "loading.decoded_cache", "Loader": "loading.loader",
-  "load_images": "loading.decoded_cache", "open_source": "sources.by_name"}
+  "Images": "loading.decoded_cache",
+  "Loader": "loading.loader",
+  "load_images": "loading.decoded_cache",
+  "open_source": "sources.by_name",
+}
 
 
 def __getattr__(name: str) -> Any:

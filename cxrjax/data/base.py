@@ -80,8 +80,10 @@ class Table:
     """Some rows, in that order."""
     rows = np.asarray(rows, dtype=np.int64)
     pick = rows.tolist()
-    texts = {name: tuple(getattr(self, name)[i] for i in pick)
-             for name in ("ids", "patients", "sites", "views", "sexes")}
+    texts = {
+      name: tuple(getattr(self, name)[i] for i in pick)
+      for name in ("ids", "patients", "sites", "views", "sexes")
+    }
     return Table(**texts, labels=self.labels[rows], ages=self.ages[rows])
 
 

@@ -33,13 +33,14 @@ def areas(size: int, side: int) -> Float32[np.ndarray, "side size"]:
   edges = np.linspace(0, size, side + 1)
   pixel = np.arange(size)
   inside = np.clip(
-    np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None)
+    np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None
+  )
   return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
 def small(
-    images: Images | Pixels, side: int, rows: Int[np.ndarray, "m"] | None = None,
-    ) -> Float32[np.ndarray, "m side side"]:
+  images: Images | Pixels, side: int, rows: Int[np.ndarray, "m"] | None = None
+) -> Float32[np.ndarray, "m side side"]:
   """Some images as they are shown, averaged over `side` x `side` cells of any size.
 
   Args:
@@ -65,8 +66,8 @@ def small(
 
 
 def batched(
-    function: Callable[..., Sequence[Any]], *arrays: np.ndarray, size: int = BATCH,
-    ) -> list[np.ndarray]:
+  function: Callable[..., Sequence[Any]], *arrays: np.ndarray, size: int = BATCH
+) -> list[np.ndarray]:
   """A function of several arrays, `size` rows at a time: so it is compiled once for all lengths.
 
   What is missing in the last batch is filled with zeros, and cut off again.
@@ -76,7 +77,7 @@ def batched(
     count = min(size, n - start)
     full = [np.zeros((size, *x.shape[1:]), x.dtype) for x in arrays]
     for whole, x in zip(full, arrays, strict=True):
-      whole[:count] = x[start:start + count]
+      whole[:count] = x[start : start + count]
     parts.append([np.asarray(y)[:count] for y in function(*full)])
   return [np.concatenate(y) for y in zip(*parts, strict=True)]
 
@@ -110,7 +111,8 @@ def blur(x: Float[Array, "n s s"], sigma: float) -> Float[Array, "n s s"]:
 
 @functools.partial(jax.jit, static_argnames="sigma")
 def gray_and_detail(
-    x: Float[Array, "n s s"], sigma: float) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+  x: Float[Array, "n s s"], sigma: float
+) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
   """Gray levels and local contrast of each image as `unit` vectors."""
   return unit(x), unit(local_contrast(x, sigma))
 

@@ -76,7 +76,7 @@ def take(array: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
   if isinstance(array, Rows):
     return array.take(rows)
   if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
-    return array[rows[0]:rows[-1] + 1]
+    return array[rows[0] : rows[-1] + 1]
   return Rows(array, rows)
 
 
@@ -169,8 +169,13 @@ class Images:
     """The images of some rows, in that order; pixels are not copied."""
     rows = np.asarray(rows, dtype=np.int64)
     return dataclasses.replace(
-      self, pixels=take(self.pixels, rows), table=self.table.take(rows), windows=self.windows[rows],
-      masks=None if self.masks is None else take(self.masks, rows), info=info_of(self.info, rows))
+      self,
+      pixels=take(self.pixels, rows),
+      table=self.table.take(rows),
+      windows=self.windows[rows],
+      masks=None if self.masks is None else take(self.masks, rows),
+      info=info_of(self.info, rows),
+    )
 
 
 def told(notes: Iterable[tuple[str, str]]) -> list[str]:
@@ -178,13 +183,14 @@ def told(notes: Iterable[tuple[str, str]]) -> list[str]:
   found: dict[str, list[str]] = {}
   for name, note in notes:
     found.setdefault(note, []).append(name)
-  return [f"{len(names)} of its images: {note} (the first: {names[0]})"
-          for note, names in found.items()]
+  return [
+    f"{len(names)} of its images: {note} (the first: {names[0]})" for note, names in found.items()
+  ]
 
 
 def stored(
-    images: Images | UInt8[np.ndarray, "n s s 1"],
-    ) -> tuple[Stack | WideStack, Float32[np.ndarray, "n 2"] | None]:
+  images: Images | UInt8[np.ndarray, "n s s 1"],
+) -> tuple[Stack | WideStack, Float32[np.ndarray, "n 2"] | None]:
   """Pixels, and the windows that they are yet to be shown through; None for 8 bits."""
   if not isinstance(images, Images):
     return images, None
@@ -202,6 +208,9 @@ def info_of(info: SourceInfo, rows: np.ndarray) -> SourceInfo:
     return dataclasses.replace(info, parts=())
   ends = np.searchsorted(rows, np.cumsum([part.rows for part in info.parts]))
   counts = np.diff(ends, prepend=0).tolist()
-  return dataclasses.replace(info, parts=tuple(
-    dataclasses.replace(part, rows=count)
-    for part, count in zip(info.parts, counts, strict=True)))
+  return dataclasses.replace(
+    info,
+    parts=tuple(
+      dataclasses.replace(part, rows=count) for part, count in zip(info.parts, counts, strict=True)
+    ),
+  )

@@ -58,7 +58,8 @@ def no_masks(source: Source | Images) -> UserError:
     f"config.data.masks='own', but {source.info.name} has no lung masks; sources that have them "
     "are phantom, tfds:covid19_radiography, tfds:jsrt, tfds:nlm_tb/montgomery and "
     "tfds:nlm_tb/shenzhen; config.data.masks=zoo:lungs, or the workdir of a run "
-    "of configs/segment.py, predicts them")
+    "of configs/segment.py, predicts them"
+  )
 
 
 def sample(n: int) -> list[int]:

@@ -16,24 +16,32 @@ from cxrjax.metrics.patient_bootstrap import Counted
 MEASURES = ("auroc", "accuracy", "balanced_accuracy", "f1")
 SCORES = ("auroc", "auprc")  # how scores order images, whatever the threshold
 PROBABILITIES = ("brier", "ece", "nll")
-ALL = (*SCORES, "accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity", "hm",
-       *PROBABILITIES)
+ALL = (
+  *SCORES,
+  "accuracy",
+  "balanced_accuracy",
+  "f1",
+  "sensitivity",
+  "specificity",
+  "hm",
+  *PROBABILITIES,
+)
 AUTO = "auto"
 CRITERIA = (AUTO, *classification.CRITERIA)  # by which thresholds are chosen
 OF_CLASSES = (*SCORES, "sensitivity", "specificity", "hm")  # that each class has too
 
 
 def judge(
-    name: str,
-    scores: Float[np.ndarray, "m k"],
-    labels: Float[np.ndarray, "m k"],
-    patients: Sequence[str] | np.ndarray,
-    classes: Sequence[str],
-    exclusive: bool,
-    thresholds: Float[np.ndarray, "k"] | None = None,
-    measures: Sequence[str] = MEASURES,
-    of_classes: Sequence[str] = ("auroc",),
-    broken: str = "the encoder's features are not finite",
+  name: str,
+  scores: Float[np.ndarray, "m k"],
+  labels: Float[np.ndarray, "m k"],
+  patients: Sequence[str] | np.ndarray,
+  classes: Sequence[str],
+  exclusive: bool,
+  thresholds: Float[np.ndarray, "k"] | None = None,
+  measures: Sequence[str] = MEASURES,
+  of_classes: Sequence[str] = ("auroc",),
+  broken: str = "the encoder's features are not finite",
 ) -> dict[str, Interval]:
   """`{name}/auroc`, `{name}/accuracy` and the other `measures`.
 
@@ -60,8 +68,9 @@ def judge(
   start = f"{name}/" if name else ""
   seen = _seen(scores, labels, patients, exclusive, thresholds)
   k = len(classes)
-  each = [(m, c) for m in of_classes for c in range(k)] if k > 2 or (
-    k == 2 and not exclusive) else []
+  each = (
+    [(m, c) for m in of_classes for c in range(k)] if k > 2 or (k == 2 and not exclusive) else []
+  )
   if len(seen.scores) and not np.isfinite(seen.scores).any():
     names = [*measures, *(f"{m}/{classes[c]}" for m, c in each)]
     return {start + n: undefined(broken, len(seen.labels)) for n in names}
@@ -69,7 +78,8 @@ def judge(
   for m, c in each:
     if len(seen.scores) and not np.isfinite(seen.scores[:, c]).all():
       found = undefined(
-        "the training images do not have both values of this label", len(seen.labels))
+        "the training images do not have both values of this label", len(seen.labels)
+      )
     else:
       found = _of_class(m, seen, c)
     result[f"{start}{m}/{classes[c]}"] = found
@@ -77,31 +87,38 @@ def judge(
 
 
 def difference(
-    a: Float[np.ndarray, "m k"], b: Float[np.ndarray, "m k"], labels: Float[np.ndarray, "m k"],
-    patients: Sequence[Any] | np.ndarray, exclusive: bool, measure: str = "auroc",
-    thresholds: tuple[Any, Any] = (None, None)) -> Difference:
+  a: Float[np.ndarray, "m k"],
+  b: Float[np.ndarray, "m k"],
+  labels: Float[np.ndarray, "m k"],
+  patients: Sequence[Any] | np.ndarray,
+  exclusive: bool,
+  measure: str = "auroc",
+  thresholds: tuple[Any, Any] = (None, None),
+) -> Difference:
   """By how much the measure that `judge` gives `a` is above the one it gives `b`, images paired.
 
   AUROC: DeLong's test; all others: both resampled together, by patient.
   """
   names = [str(p) for p in patients]
-  first, second = (_seen(x, labels, names, exclusive, t)
-                   for x, t in zip((a, b), thresholds, strict=True))
+  first, second = (
+    _seen(x, labels, names, exclusive, t) for x, t in zip((a, b), thresholds, strict=True)
+  )
   if not (np.isfinite(first.scores).any() and np.isfinite(second.scores).any()):
     return Difference(**vars(undefined("scores are not finite", len(first.labels))))
   if measure in SCORES:
     columns = slice(1, None) if exclusive and labels.shape[1] == 2 else slice(None)
     compare = roc.auroc_difference if measure == "auroc" else precision_recall.difference
-    return compare(first.scores[:, columns], second.scores[:, columns], first.labels[:, columns],
-                   first.patients)
+    return compare(
+      first.scores[:, columns], second.scores[:, columns], first.labels[:, columns], first.patients
+    )
   return patient_bootstrap.difference(_counted(measure, first), _counted(measure, second))
 
 
 def thresholds(
-    scores: Float[np.ndarray, "v k"],
-    labels: Float[np.ndarray, "v k"],
-    exclusive: bool,
-    criterion: str,
+  scores: Float[np.ndarray, "v k"],
+  labels: Float[np.ndarray, "v k"],
+  exclusive: bool,
+  criterion: str,
 ) -> tuple[Float[np.ndarray, "k"], list[str]]:
   """The threshold of every class that does best on validation images.
 
@@ -127,8 +144,9 @@ def thresholds(
     if np.isfinite(best):
       chosen[c] = best
     else:
-      remarks.append(f"label {c}: threshold 0.5, because the validation images do not have both "
-                     "values of it")
+      remarks.append(
+        f"label {c}: threshold 0.5, because the validation images do not have both values of it"
+      )
   return chosen, remarks
 
 
@@ -143,16 +161,15 @@ def takes_likeliest(exclusive: bool, classes: int, criterion: str) -> bool:
 
 
 def called(
-    scores: Float[np.ndarray, "m k"], exclusive: bool,
-    thresholds: Float[np.ndarray, "k"]) -> Bool[np.ndarray, "m k"]:
+  scores: Float[np.ndarray, "m k"], exclusive: bool, thresholds: Float[np.ndarray, "k"]
+) -> Bool[np.ndarray, "m k"]:
   """Which classes are called: those that reach their threshold; of three or more the highest."""
   if not exclusive:
     return scores >= thresholds
   if scores.shape[1] == 2:
     positive = scores[:, 1] >= thresholds[1]
     return np.stack([~positive, positive], 1)
-  return np.eye(scores.shape[1], dtype=bool)[
-    np.where(np.isnan(scores), -np.inf, scores).argmax(1)]
+  return np.eye(scores.shape[1], dtype=bool)[np.where(np.isnan(scores), -np.inf, scores).argmax(1)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -197,7 +214,9 @@ def _of_class(measure: str, seen: _Seen, c: int) -> Interval:
     return precision_recall.auprc(seen.scores[:, own], seen.labels[:, own], seen.patients)
   known = ~np.isnan(seen.labels[:, c])
   call, truth = (x[known, c].astype(np.int64) for x in (seen.called, seen.labels))
-  return patient_bootstrap.interval(classification.decisions(measure, call, truth, 2, seen.patients[known]))
+  return patient_bootstrap.interval(
+    classification.decisions(measure, call, truth, 2, seen.patients[known])
+  )
 
 
 def _counted(measure: str, seen: _Seen) -> Counted:

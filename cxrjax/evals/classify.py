@@ -31,8 +31,12 @@ Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
 
 PARTS = ("val", "test")
 LESS = ("nll", "brier")  # the less the better
-IN_VALIDATION = tuple(m for m in classification_metrics.ALL if m != "ece")  # ECE says little of few images
-WITHOUT_PROBABILITIES = tuple(m for m in classification_metrics.ALL if m not in classification_metrics.PROBABILITIES)
+IN_VALIDATION = tuple(
+  m for m in classification_metrics.ALL if m != "ece"
+)  # ECE says little of few images
+WITHOUT_PROBABILITIES = tuple(
+  m for m in classification_metrics.ALL if m not in classification_metrics.PROBABILITIES
+)
 DECISIONS = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
 BROKEN = "the network's predictions are not finite"
 
@@ -109,43 +113,64 @@ class Evaluator:
     if self.part not in PARTS:
       raise UserError(f"the evaluator's part={self.part!r} is not an option; valid: val, test")
     if self.fitted is not None and self.part != "test":
-      raise UserError("the evaluator's fitted names a set for thresholds, which part='val' does "
-                      "not use; leave it out, or set part='test'")
+      raise UserError(
+        "the evaluator's fitted names a set for thresholds, which part='val' does "
+        "not use; leave it out, or set part='test'"
+      )
     eval_splits.check(self, "the evaluator", ("std", "batch", "size"))
     for name in self.subgroups:
       if name not in ATTRIBUTES:
-        raise UserError(f"the evaluator's subgroups={self.subgroups}: {name!r} is not an option; "
-                        f"valid: {', '.join(ATTRIBUTES)}")
+        raise UserError(
+          f"the evaluator's subgroups={self.subgroups}: {name!r} is not an option; "
+          f"valid: {', '.join(ATTRIBUTES)}"
+        )
     if list(self.age_bands) != sorted(set(self.age_bands)) or min(self.age_bands, default=1) <= 0:
-      raise UserError(f"the evaluator's age_bands={self.age_bands} must ascend from above 0, e.g. "
-                      f"{BANDS}")
+      raise UserError(
+        f"the evaluator's age_bands={self.age_bands} must ascend from above 0, e.g. {BANDS}"
+      )
 
-  def load(
-      self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
+  def load(self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
     """Opens and decodes the images, once for many runs.
 
     Raises:
       UserError: see `parts.load`.
     """
     decode = {
-      "fit": self.fit, "on_bad_image": self.on_bad_image, "bits": self.bits,
-      "window": self.window, "cache_dir": cache_dir, "progress": progress}
+      "fit": self.fit,
+      "on_bad_image": self.on_bad_image,
+      "bits": self.bits,
+      "window": self.window,
+      "cache_dir": cache_dir,
+      "progress": progress,
+    }
     if self.part == "val":
       return eval_splits.one(self.data, "val", self.size, **decode)
     return eval_splits.load(
-      self.data if self.fitted is None else self.fitted, self.size,
-      val_fraction=self.val_fraction, max_train=self.max_train,
-      allow_shared_patients=self.allow_shared_patients, whose="the evaluator",
-      other=None if self.fitted is None else self.data, **decode)
+      self.data if self.fitted is None else self.fitted,
+      self.size,
+      val_fraction=self.val_fraction,
+      max_train=self.max_train,
+      allow_shared_patients=self.allow_shared_patients,
+      whose="the evaluator",
+      other=None if self.fitted is None else self.data,
+      **decode,
+    )
 
   def describe(self, data: Data) -> dict[str, Any]:
     """Facts for `run.json`: of every part its size, classes, patients, fingerprint and remarks."""
-    found = eval_splits.describe_part(data, "test") if self.part == "val" else eval_splits.describe(data)
+    found = (
+      eval_splits.describe_part(data, "test") if self.part == "val" else eval_splits.describe(data)
+    )
     return found | {"size": self.size, "fit": self.fit}
 
   def run(
-      self, predict: Predict, params: Any, data: Data, mesh: Mesh | None = None,
-      progress: bool = False) -> Result:
+    self,
+    predict: Predict,
+    params: Any,
+    data: Data,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+  ) -> Result:
     """Judges `predict(params, x f32[b s s 1])`, probabilities f32[b k] of `data.classes`.
 
     Args:
@@ -170,13 +195,21 @@ class Evaluator:
     for part in wanted:
       key, rows = data.rows[part]
       predicted[part] = features.extract(
-        predict, params, data.images[key].take(rows), batch=batch, mean=self.mean, std=self.std,
-        mesh=mesh, progress=progress)
+        predict,
+        params,
+        data.images[key].take(rows),
+        batch=batch,
+        mean=self.mean,
+        std=self.std,
+        mesh=mesh,
+        progress=progress,
+      )
       if predicted[part].shape[1] != len(data.classes):
         raise UserError(
           f"the network predicts {predicted[part].shape[1]} classes, and the evaluator's data.name "
           f"has {len(data.classes)} ({', '.join(data.classes)}); give the data it learnt from as "
-          "the evaluator's fitted")
+          "the evaluator's fitted"
+        )
     seconds = {"predictions": time.perf_counter() - began}
     began = time.perf_counter()
     if self.part == "val":
@@ -199,18 +232,19 @@ class Evaluator:
     x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
     held = np.concatenate([x["val"], x["test"]])
     scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), held)
-    val, test = scores[:len(x["val"])], scores[len(x["val"]):]
+    val, test = scores[: len(x["val"])], scores[len(x["val"]) :]
     thresholds, facts = self._thresholds(val, data)
     metrics = self._metrics(test, data, thresholds, WITHOUT_PROBABILITIES)
     return Result(
-      metrics, facts, {"linear": test} | _chosen(thresholds, facts) | eval_splits.about(data))
+      metrics, facts, {"linear": test} | _chosen(thresholds, facts) | eval_splits.about(data)
+    )
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """The first test images of every class in turn, and what they show; for figures."""
     return probe.examples(data, count)
 
   def _test(
-      self, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data,
+    self, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data
   ) -> Result:
     """Temperature and thresholds from validation images, all else from test images."""
     exclusive, labels, patients = data.exclusive, data.labels("test"), data.patients("test")
@@ -239,40 +273,72 @@ class Evaluator:
     facts["ece_by_chance"] = calibration.ece_by_chance(p, labels, exclusive, patients)
     facts["reliability"] = {
       "calibrated": calibration.reliability(p, labels, exclusive),
-      "uncalibrated": calibration.reliability(raw, labels, exclusive)}
+      "uncalibrated": calibration.reliability(raw, labels, exclusive),
+    }
     key, rows = data.rows["test"]
     facts["subgroups"], facts["subgroup_remarks"] = subgroups.table(
-      p, labels, classification_metrics.called(p, exclusive, thresholds), data.images[key].table.take(rows),
-      data.classes, exclusive, self.subgroups, self.age_bands)
+      p,
+      labels,
+      classification_metrics.called(p, exclusive, thresholds),
+      data.images[key].table.take(rows),
+      data.classes,
+      exclusive,
+      self.subgroups,
+      self.age_bands,
+    )
     return Result(
-      metrics, facts, {"probability": p} | _chosen(thresholds, facts) | self._about(data))
+      metrics, facts, {"probability": p} | _chosen(thresholds, facts) | self._about(data)
+    )
 
   def _metrics(
-      self, scores: Float32[np.ndarray, "m k"] | Float64[np.ndarray, "m k"], data: Data,
-      thresholds: Float[np.ndarray, "k"] | None, measures: tuple[str, ...]) -> dict[str, Any]:
+    self,
+    scores: Float32[np.ndarray, "m k"] | Float64[np.ndarray, "m k"],
+    data: Data,
+    thresholds: Float[np.ndarray, "k"] | None,
+    measures: tuple[str, ...],
+  ) -> dict[str, Any]:
     several = classification_metrics.OF_CLASSES if self.part == "test" else ("auroc",)
     return classification_metrics.judge(
-      "", scores, data.labels("test"), data.patients("test"), data.classes, data.exclusive,
-      thresholds, measures, several, BROKEN)
+      "",
+      scores,
+      data.labels("test"),
+      data.patients("test"),
+      data.classes,
+      data.exclusive,
+      thresholds,
+      measures,
+      several,
+      BROKEN,
+    )
 
   def _thresholds(
-      self, val: Float32[np.ndarray, "v k"] | Float64[np.ndarray, "v k"], data: Data,
+    self, val: Float32[np.ndarray, "v k"] | Float64[np.ndarray, "v k"], data: Data
   ) -> tuple[Float64[np.ndarray, "k"], dict[str, Any]]:
     """Those that validation images choose, and facts about them."""
     found, remarks = classification_metrics.thresholds(
-      val, data.labels("val"), data.exclusive, self.threshold_for)
-    if classification_metrics.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
+      val, data.labels("val"), data.exclusive, self.threshold_for
+    )
+    if classification_metrics.takes_likeliest(
+      data.exclusive, len(data.classes), self.threshold_for
+    ):
       return found, {"decision": "the likeliest class"}
     return found, {
-      "thresholds": found.tolist(), "threshold_remarks": remarks,
-      "threshold_for": f"{classification_metrics.best_for(self.threshold_for)} on the validation images"}
+      "thresholds": found.tolist(),
+      "threshold_remarks": remarks,
+      "threshold_for": (
+        f"{classification_metrics.best_for(self.threshold_for)} on the validation images"
+      ),
+    }
 
   def _about(self, data: Data) -> dict[str, np.ndarray]:
     key, rows = data.rows["test"]
     of = data.images[key].table.take(rows)
     return eval_splits.about(data) | {
-      "age": of.ages, "sex": np.asarray(of.sexes), "view": np.asarray(of.views),
-      "site": np.asarray(of.sites)}
+      "age": of.ages,
+      "sex": np.asarray(of.sexes),
+      "view": np.asarray(of.views),
+      "site": np.asarray(of.sites),
+    }
 
 
 def _chosen(thresholds: np.ndarray, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -281,8 +347,10 @@ def _chosen(thresholds: np.ndarray, facts: Mapping[str, Any]) -> dict[str, np.nd
 
 
 def _at_prevalence(
-    val: Float32[np.ndarray, "v k"], labels: Float32[np.ndarray, "v k"],
-    test: Float32[np.ndarray, "m k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  val: Float32[np.ndarray, "v k"],
+  labels: Float32[np.ndarray, "v k"],
+  test: Float32[np.ndarray, "m k"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Probabilities of test images at their classes' prevalence; it before, and as estimated."""
   known = ~np.isnan(labels).any(1)
   before = (labels[known].sum(0) + 0.5) / (known.sum() + 0.5 * labels.shape[1])

@@ -20,8 +20,11 @@ NOTHING = "no finding"
 
 
 def retrieve(
-    train: Float[np.ndarray, "n d"], test: Float[np.ndarray, "m d"], k: int,
-    train_patients: Sequence[str], test_patients: Sequence[str],
+  train: Float[np.ndarray, "n d"],
+  test: Float[np.ndarray, "m d"],
+  k: int,
+  train_patients: Sequence[str],
+  test_patients: Sequence[str],
 ) -> tuple[Float32[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
   """The k training images most similar to each test image, none of them of its own patient.
 
@@ -29,7 +32,8 @@ def retrieve(
     train: features, one row an image.
     test: the same of the images to look for.
     k: how many; fewer where a patient leaves fewer.
-    train_patients: of every training image, as `data.splits.patient_splits.patient_keys`; empty where unknown.
+    train_patients: keys of every training image's patient (`data.splits.patient_splits`); empty
+      where unknown.
     test_patients: of every test image.
 
   Returns:
@@ -47,8 +51,11 @@ def retrieve(
 
 
 def shared(
-    mine: Int[np.ndarray, "m"], theirs: Int[np.ndarray, "n"], rows: Int[np.ndarray, "m k"],
-    patients: Sequence[str]) -> tuple[Interval, float]:
+  mine: Int[np.ndarray, "m"],
+  theirs: Int[np.ndarray, "n"],
+  rows: Int[np.ndarray, "m k"],
+  patients: Sequence[str],
+) -> tuple[Interval, float]:
   """How often neighbours are of the same group as the image itself.
 
   Args:
@@ -69,11 +76,13 @@ def shared(
   at_random = sizes[np.maximum(mine, 0)] / max(sizes.sum(), 1)
   used = np.isfinite(share)
   chance = float(at_random[used].mean()) if used.any() else float("nan")
-  return patient_bootstrap.interval(patient_bootstrap.mean(share[:, None], patients), bounded=False), chance
+  return patient_bootstrap.interval(
+    patient_bootstrap.mean(share[:, None], patients), bounded=False
+  ), chance
 
 
 def groups(
-    tables: Sequence[Table], classes: Sequence[str], by: str,
+  tables: Sequence[Table], classes: Sequence[str], by: str
 ) -> tuple[list[str], list[Int[np.ndarray, "_"]]]:
   """Names of the groups of images by "label" or by an attribute of `subgroups`, and whose is whose.
 
@@ -92,21 +101,24 @@ def groups(
         texts[rows] = "" if name == "unknown" else name
     of.append(texts.tolist())
   order = [*classes, NOTHING] if by == "label" else []
-  names = sorted({t for texts in of for t in texts if t}, key=lambda t: (
-    order.index(t) if t in order else len(order), t))
+  names = sorted(
+    {t for texts in of for t in texts if t},
+    key=lambda t: (order.index(t) if t in order else len(order), t),
+  )
   place = {name: i for i, name in enumerate(names)} | {"": UNKNOWN}
   return names, [np.array([place[t] for t in texts], dtype=np.int64) for texts in of]
 
 
 def findings(labels: Float[np.ndarray, "n k"], classes: Sequence[str]) -> list[str]:
   """What every image shows, `edema + effusion`; empty where nothing is known of it."""
-  return [" + ".join(c for c, v in zip(classes, row, strict=True) if v == 1)
-          or ("" if np.isnan(row).all() else NOTHING) for row in labels]
+  return [
+    " + ".join(c for c, v in zip(classes, row, strict=True) if v == 1)
+    or ("" if np.isnan(row).all() else NOTHING)
+    for row in labels
+  ]
 
 
-def plane(
-    features: Float[np.ndarray, "n d"],
-) -> tuple[Float32[np.ndarray, "n 2"], dict[str, Any]]:
+def plane(features: Float[np.ndarray, "n d"]) -> tuple[Float32[np.ndarray, "n 2"], dict[str, Any]]:
   """Images as points of a plane: UMAP where `umap-learn` is installed, else PCA.
 
   Both see features of unit length, as the neighbours do.
@@ -122,6 +134,7 @@ def plane(
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of its parts; and that a seed makes it use one thread
       import umap
+
       found = umap.UMAP(n_neighbors=min(15, len(unit) - 1), metric="cosine", random_state=0)
       return found.fit_transform(unit).astype(np.float32), {"method": "UMAP"}
   points, share = components(unit, 2)
@@ -129,7 +142,7 @@ def plane(
 
 
 def components(
-    x: Float[np.ndarray, "n d"], k: int,
+  x: Float[np.ndarray, "n d"], k: int
 ) -> tuple[Float64[np.ndarray, "n k"], Float64[np.ndarray, "k"]]:
   """Scores on the first k principal components, and the share of the variance of each.
 
@@ -141,13 +154,13 @@ def components(
   values, vectors = np.maximum(values[::-1][:k], 0), vectors[:, ::-1][:, :k]
   vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
   scores, share = np.zeros((len(x), k)), np.zeros(k)
-  scores[:, :len(values)] = centred @ vectors
-  share[:len(values)] = values / max(float((centred**2).sum()), np.finfo(np.float64).tiny)
+  scores[:, : len(values)] = centred @ vectors
+  share[: len(values)] = values / max(float((centred**2).sum()), np.finfo(np.float64).tiny)
   return scores, share
 
 
 def patch_colours(
-    patches: Float[np.ndarray, "n p d"], grid: tuple[int, int],
+  patches: Float[np.ndarray, "n p d"], grid: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "n gh gw 3"], Float64[np.ndarray, "3"]]:
   """The first three principal components of all patches together as red, green and blue.
 

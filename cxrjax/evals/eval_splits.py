@@ -75,8 +75,10 @@ def check(evaluator: Any, whose: str, positive: Sequence[str]) -> None:
     positive: its options that must be above 0.
   """
   if evaluator.threshold_for not in classification_metrics.CRITERIA:
-    raise UserError(f"{whose}'s threshold_for={evaluator.threshold_for!r} is not an option; valid: "
-                    f"{', '.join(classification_metrics.CRITERIA)}")
+    raise UserError(
+      f"{whose}'s threshold_for={evaluator.threshold_for!r} is not an option; valid: "
+      f"{', '.join(classification_metrics.CRITERIA)}"
+    )
   for name in positive:
     if not getattr(evaluator, name) > 0:
       raise UserError(f"{whose}'s {name}={getattr(evaluator, name)} must be above 0")
@@ -85,20 +87,20 @@ def check(evaluator: Any, whose: str, positive: Sequence[str]) -> None:
 
 
 def load(
-    data: Mapping[str, Any],
-    size: int,
-    *,
-    val_fraction: float = 0.15,
-    max_train: int | None = None,
-    allow_shared_patients: bool = False,
-    fit: str = "squash",
-    on_bad_image: str = "error",
-    bits: str | int = "auto",
-    window: str | Sequence[float] = "auto",
-    cache_dir: Any = None,
-    progress: bool = True,
-    other: Mapping[str, Any] | None = None,
-    whose: str = "the probe",
+  data: Mapping[str, Any],
+  size: int,
+  *,
+  val_fraction: float = 0.15,
+  max_train: int | None = None,
+  allow_shared_patients: bool = False,
+  fit: str = "squash",
+  on_bad_image: str = "error",
+  bits: str | int = "auto",
+  window: str | Sequence[float] = "auto",
+  cache_dir: Any = None,
+  progress: bool = True,
+  other: Mapping[str, Any] | None = None,
+  whose: str = "the probe",
 ) -> Data:
   """Opens the parts, separates patients, decodes.
 
@@ -141,11 +143,12 @@ def load(
   classes = train.info.classes
   if not classes:
     way = train.info.advice or f"give {whose}'s data.name a labelled source"
-    raise UserError(f"{name} has no labels to judge by; {way}, or remove {whose} from "
-                    "config.evals")
+    raise UserError(f"{name} has no labels to judge by; {way}, or remove {whose} from config.evals")
   if other is None and test.info.classes != classes:
-    raise UserError(f"{name}: split {split['test']!r} has classes {list(test.info.classes)}, "
-                    f"split {split['train']!r} has {list(classes)}; they must be the same")
+    raise UserError(
+      f"{name}: split {split['test']!r} has classes {list(test.info.classes)}, "
+      f"split {split['train']!r} has {list(classes)}; they must be the same"
+    )
   notes: list[str] = []
   val = _own_val(data["name"], split, options, train, notes)
 
@@ -160,17 +163,22 @@ def load(
     unlabelled[part] = int(np.sum(~usable))
     if not len(rows[part]):
       of = source.info.name if other is not None and part == "test" else name
-      raise UserError(f"{of} split {split[part]!r} has no image with a known label; "
-                      f"give {whose}'s data.{part} another split")
+      raise UserError(
+        f"{of} split {split[part]!r} has no image with a known label; "
+        f"give {whose}'s data.{part} another split"
+      )
   table = train.table
   if val is None:
     owners = {table.patients[i] or f"image {i}" for i in rows["train"]}
     if len(owners) < 2:
-      raise UserError(f"{name} split {split['train']!r} has one patient, too few to carve a "
-                      f"validation split from; give {whose}'s data.val a split of its own")
+      raise UserError(
+        f"{name} split {split['train']!r} has one patient, too few to carve a "
+        f"validation split from; give {whose}'s data.val a split of its own"
+      )
     train_rows, val_rows = divide(table.patients, table.labels, rows["train"], val_fraction)
-    notes.append(f"validation: {len(val_rows)} of the {len(rows['train'])} training images, carved "
-                 "by patient")
+    notes.append(
+      f"validation: {len(val_rows)} of the {len(rows['train'])} training images, carved by patient"
+    )
     unlabelled["val"] = 0
   else:
     train_rows, val_rows = rows["train"], None
@@ -179,8 +187,14 @@ def load(
     _, train_rows = divide(table.patients, table.labels, train_rows, max_train / before)
     notes.append(f"training: {len(train_rows)} of {before} images, whole patients (max_train)")
 
-  decode = {"fit": fit, "cache_dir": cache_dir, "on_bad_image": on_bad_image, "progress": progress,
-            "bits": bits, "window": window}
+  decode = {
+    "fit": fit,
+    "cache_dir": cache_dir,
+    "on_bad_image": on_bad_image,
+    "progress": progress,
+    "bits": bits,
+    "window": window,
+  }
   images: dict[str, Images] = {}
   found: dict[str, tuple[str, np.ndarray]] = {}
   wanted = {"train": train_rows, "test": rows["test"]}
@@ -205,13 +219,14 @@ def load(
   if shared and not allow_shared_patients:
     raise UserError(
       f"{name}: {len(shared)} patients are in more than one of train, val and test, so results "
-      f"would flatter; split by patient, or set {whose}'s allow_shared_patients=True")
+      f"would flatter; split by patient, or set {whose}'s allow_shared_patients=True"
+    )
   _check_classes(result, name, split, whose)
   return dataclasses.replace(result, shared=shared, notes=tuple(notes))
 
 
 def one(
-    data: Mapping[str, Any], part: str, size: int, *, whose: str = "the evaluator", **decode: Any,
+  data: Mapping[str, Any], part: str, size: int, *, whose: str = "the evaluator", **decode: Any
 ) -> Data:
   """Opens and decodes one part, which judges: it is "test" whatever split it is of.
 
@@ -231,17 +246,28 @@ def one(
   source = open_source(data["name"], split=data.get(part, part), **options)
   usable = labelled(source.table.labels, source.info.exclusive)
   if not usable.any():
-    raise UserError(f"{source.info.name} split {source.info.split!r} has no image with a known "
-                    f"label; give {whose}'s data.{part} another split")
+    raise UserError(
+      f"{source.info.name} split {source.info.split!r} has no image with a known "
+      f"label; give {whose}'s data.{part} another split"
+    )
   rows = None if usable.all() else np.flatnonzero(usable)
   images = load_images(source, size, indices=rows, **decode)
-  return Data({"train": images, "test": images}, {"test": ("test", np.arange(len(images)))}, (),
-              {"test": int(np.sum(~usable))}, ())
+  return Data(
+    {"train": images, "test": images},
+    {"test": ("test", np.arange(len(images)))},
+    (),
+    {"test": int(np.sum(~usable))},
+    (),
+  )
 
 
 def match(
-    labels: Float32[np.ndarray, "n k"], own: SourceInfo, to: SourceInfo, notes: list[str],
-    key: str = "data") -> Float32[np.ndarray, "n c"]:
+  labels: Float32[np.ndarray, "n k"],
+  own: SourceInfo,
+  to: SourceInfo,
+  notes: list[str],
+  key: str = "data",
+) -> Float32[np.ndarray, "n c"]:
   """Labels of one source as those of another's classes, by name, upper and lower case alike.
 
   Where the classes of `to` exclude one another, an image has to have one of them: one that has
@@ -262,9 +288,11 @@ def match(
   if all(c is None for c in columns):
     raise UserError(
       f"{key}: {own.name} has the classes {list(own.classes)}, none of which is among those of "
-      f"{to.name}, {list(to.classes)}; give a set that shares some")
-  found = np.stack([np.full(len(labels), np.nan, np.float32) if c is None else labels[:, c]
-                    for c in columns], 1)
+      f"{to.name}, {list(to.classes)}; give a set that shares some"
+    )
+  found = np.stack(
+    [np.full(len(labels), np.nan, np.float32) if c is None else labels[:, c] for c in columns], 1
+  )
   missing = [c for c, at in zip(to.classes, columns, strict=True) if at is None]
   if missing:
     notes.append(f"{own.name} does not know {', '.join(missing)}")
@@ -275,8 +303,10 @@ def match(
     found = np.where(one_of_them[:, None], found == 1, np.nan).astype(np.float32)
     left = int(np.sum(~one_of_them))
     if left:
-      notes.append(f"{left} of {len(labels)} images of {own.name} have none, or several, of the "
-                   f"classes {', '.join(to.classes)} and are left out")
+      notes.append(
+        f"{left} of {len(labels)} images of {own.name} have none, or several, of the "
+        f"classes {', '.join(to.classes)} and are left out"
+      )
   return found
 
 
@@ -284,8 +314,10 @@ def as_classes(images: Images, to: SourceInfo) -> Images:
   """Decoded images with the classes of another source; see `match`."""
   labels = match(images.labels, images.info, to, [])
   return dataclasses.replace(
-    images, table=dataclasses.replace(images.table, labels=labels),
-    info=dataclasses.replace(images.info, classes=to.classes, exclusive=to.exclusive))
+    images,
+    table=dataclasses.replace(images.table, labels=labels),
+    info=dataclasses.replace(images.info, classes=to.classes, exclusive=to.exclusive),
+  )
 
 
 def about(data: Data) -> dict[str, np.ndarray]:
@@ -297,8 +329,13 @@ def about(data: Data) -> dict[str, np.ndarray]:
   """
   labels = data.labels("test")
   patient, _ = intervals.clusters(data.patients("test"), len(labels))
-  return {"labels": labels, "patient": patient, "classes": np.asarray(data.classes),
-          "exclusive": np.asarray(data.exclusive), "id": np.asarray(data.ids("test"))}
+  return {
+    "labels": labels,
+    "patient": patient,
+    "classes": np.asarray(data.classes),
+    "exclusive": np.asarray(data.exclusive),
+    "id": np.asarray(data.ids("test")),
+  }
 
 
 def _options(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,10 +343,10 @@ def _options(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def divide(
-    patients: Sequence[str],
-    labels: Float32[np.ndarray, "n k"],
-    rows: Int[np.ndarray, "m"],
-    fraction: float,
+  patients: Sequence[str],
+  labels: Float32[np.ndarray, "n k"],
+  rows: Int[np.ndarray, "m"],
+  fraction: float,
 ) -> tuple[Int[np.ndarray, "a"], Int[np.ndarray, "b"]]:
   """Divides rows of a table in two by patient, evenly over classes; the same every time.
 
@@ -341,11 +378,17 @@ def describe(data: Data) -> dict[str, Any]:
 
 def patients(data: Data) -> str:
   """Whether a patient is in two of the parts, as far as that is known."""
-  sets = [leakage.known(data.patients(part), data.images[data.rows[part][0]].info) for part in PARTS]
+  sets = [
+    leakage.known(data.patients(part), data.images[data.rows[part][0]].info) for part in PARTS
+  ]
   return leakage.said(
-    len(data.shared), sets, [f"{NAMES[part]} images" for part in PARTS],
-    some=f"{len(data.shared)} patients are in more than one of train, val and test", none=APART,
-    whether="whether a patient is in two of train, val and test")
+    len(data.shared),
+    sets,
+    [f"{NAMES[part]} images" for part in PARTS],
+    some=f"{len(data.shared)} patients are in more than one of train, val and test",
+    none=APART,
+    whether="whether a patient is in two of train, val and test",
+  )
 
 
 def describe_part(data: Data, part: str) -> dict[str, Any]:
@@ -357,8 +400,7 @@ def describe_part(data: Data, part: str) -> dict[str, Any]:
     "n": len(labels),
     "patients": len(set(patients)) if all(patients) else None,
     "classes": list(images.info.classes),
-    "class_counts": {
-      c: int(np.sum(labels[:, i] == 1)) for i, c in enumerate(images.info.classes)},
+    "class_counts": {c: int(np.sum(labels[:, i] == 1)) for i, c in enumerate(images.info.classes)},
     "unlabelled": data.unlabelled.get(part, 0),
     "splits": dict(images.info.splits),
     "fingerprint": images.info.fingerprint,
@@ -368,8 +410,12 @@ def describe_part(data: Data, part: str) -> dict[str, Any]:
 
 
 def _own_val(
-    name: str | Sequence[Any], split: Mapping[str, Any], options: Mapping[str, Any], train: Any,
-    notes: list[str]) -> Any:
+  name: str | Sequence[Any],
+  split: Mapping[str, Any],
+  options: Mapping[str, Any],
+  train: Any,
+  notes: list[str],
+) -> Any:
   """The source's validation split, or None where one must be carved."""
   if split["val"] in (None, "carve"):
     return None
@@ -386,7 +432,8 @@ def _shared(data: Data) -> tuple[str, ...]:
   """Keys of the patients in more than one part, sorted."""
   keys = {key: patient_keys(images) for key, images in data.images.items()}
   count = Counter(
-    p for key, rows in data.rows.values() for p in {keys[key][i] for i in rows} - {""})
+    p for key, rows in data.rows.values() for p in {keys[key][i] for i in rows} - {""}
+  )
   return tuple(sorted(p for p, n in count.items() if n > 1))
 
 
@@ -399,4 +446,5 @@ def _check_classes(data: Data, name: str, split: Mapping[str, Any], whose: str) 
     only = [data.classes[c] for c in present]
     raise UserError(
       f"{name} split {split['train']!r} has images of one class only ({only}); two are "
-      f"needed: give {whose}'s data.train another split or source")
+      f"needed: give {whose}'s data.train another split or source"
+    )

@@ -25,16 +25,16 @@ IN_FLIGHT = 4  # batches sent to the device and not yet read back: overlap witho
 
 
 def extract(
-    encode: Encode,
-    params: Any,
-    images: Images | UInt8[np.ndarray, "n s s 1"],
-    *,
-    batch: int = 64,
-    mean: float = 0.5,
-    std: float = 0.25,
-    mesh: Mesh | None = None,
-    progress: bool = False,
-    vectors: bool = True,
+  encode: Encode,
+  params: Any,
+  images: Images | UInt8[np.ndarray, "n s s 1"],
+  *,
+  batch: int = 64,
+  mean: float = 0.5,
+  std: float = 0.25,
+  mesh: Mesh | None = None,
+  progress: bool = False,
+  vectors: bool = True,
 ) -> Float32[np.ndarray, "n *d"]:
   """Features, or predictions, of images.
 
@@ -67,12 +67,24 @@ def extract(
     raise UserError("there are no images to encode")
 
   def sent() -> Iterator[tuple[int, jax.Array]]:
-    for start in tqdm(range(0, n, size), desc="features", unit="batch", disable=not progress,
-                      leave=False):
+    for start in tqdm(
+      range(0, n, size), desc="features", unit="batch", disable=not progress, leave=False
+    ):
       part = slice(start, start + size)
-      yield start, send(
-        encode, params, pixels[part], None if windows is None else windows[part], size=size,
-        mean=mean, std=std, mesh=mesh, vectors=vectors)
+      yield (
+        start,
+        send(
+          encode,
+          params,
+          pixels[part],
+          None if windows is None else windows[part],
+          size=size,
+          mean=mean,
+          std=std,
+          mesh=mesh,
+          vectors=vectors,
+        ),
+      )
 
   return np.concatenate([y for _, y in received(sent())])[:n]
 
@@ -84,10 +96,17 @@ def batch_size(batch: int, mesh: Mesh | None) -> int:
 
 
 def send(
-    encode: Callable[[Any, Float[Array, "b s s 1"]], Any], params: Any,
-    pixels: UInt8[np.ndarray, "m s s 1"] | UInt16[np.ndarray, "m s s 1"],
-    windows: Float32[np.ndarray, "m 2"] | None, *, size: int, mean: float, std: float,
-    mesh: Mesh | None = None, vectors: bool = False) -> Any:
+  encode: Callable[[Any, Float[Array, "b s s 1"]], Any],
+  params: Any,
+  pixels: UInt8[np.ndarray, "m s s 1"] | UInt16[np.ndarray, "m s s 1"],
+  windows: Float32[np.ndarray, "m 2"] | None,
+  *,
+  size: int,
+  mean: float,
+  std: float,
+  mesh: Mesh | None = None,
+  vectors: bool = False,
+) -> Any:
   """Has the device make something of a batch; returns before it has.
 
   Args:
@@ -138,20 +157,23 @@ def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 @functools.lru_cache(maxsize=8)
 def compiled(
-    encode: Encode, mean: float, std: float, mesh: Mesh | None, vectors: bool,
-    ) -> Callable[..., Any]:
+  encode: Encode, mean: float, std: float, mesh: Mesh | None, vectors: bool
+) -> Callable[..., Any]:
   """The jitted `program(params, pixels, windows or None)` of `extract`, one for equal arguments."""
+
   def features(params: Any, x: jax.Array, windows: jax.Array | None) -> Any:
     gray = x.astype(jnp.float32) / 255 if windows is None else to_unit(x, windows)
     y = encode(params, (gray - mean) / std)
     if vectors and (y.shape[:1] != x.shape[:1] or y.ndim != 2):
       raise UserError(
         f"the encoder gives shape {tuple(y.shape)} for {x.shape[0]} images; evaluators need one "
-        "vector an image: return [b, d]")
+        "vector an image: return [b, d]"
+      )
     return jax.tree.map(lambda y: y.astype(jnp.float32), y)
 
   options = compile_effort.options(mesh=mesh)
   if mesh is None:
     return jax.jit(features, compiler_options=options)
   return jax.jit(
-    features, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
+    features, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options
+  )

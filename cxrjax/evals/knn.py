@@ -13,12 +13,12 @@ from cxrjax.core.errors import UserError
 
 
 def knn_scores(
-    train_features: Float[np.ndarray, "n d"],
-    train_labels: Float[np.ndarray, "n k"],
-    test_features: Float[np.ndarray, "m d"],
-    ks: tuple[int, ...] = (1, 5, 20),
-    temperature: float = 0.07,
-    chunk: tuple[int, int] = (256, 8192),
+  train_features: Float[np.ndarray, "n d"],
+  train_labels: Float[np.ndarray, "n k"],
+  test_features: Float[np.ndarray, "m d"],
+  ks: tuple[int, ...] = (1, 5, 20),
+  temperature: float = 0.07,
+  chunk: tuple[int, int] = (256, 8192),
 ) -> dict[int, Float32[np.ndarray, "m k"]]:
   """Class scores of test images from their nearest training images, for several k at once.
 
@@ -70,10 +70,10 @@ def knn_scores(
 
 
 def nearest(
-    train: Float[np.ndarray, "n d"],
-    test: Float[np.ndarray, "m d"],
-    k: int,
-    chunk: tuple[int, int] = (256, 8192),
+  train: Float[np.ndarray, "n d"],
+  test: Float[np.ndarray, "m d"],
+  k: int,
+  chunk: tuple[int, int] = (256, 8192),
 ) -> tuple[Float32[np.ndarray, "m k"], np.ndarray]:
   """The k most similar training rows of every test row, exactly.
 
@@ -95,7 +95,7 @@ def nearest(
   unit = normalise(test)
   similarities, indices = [], []
   for start in range(0, m, rows):
-    query = unit[start:start + rows]
+    query = unit[start : start + rows]
     query = np.pad(query, ((0, rows - len(query)), (0, 0)))
     s, i = _top(base, jnp.asarray(query), jnp.int32(n), k)
     similarities.append(np.asarray(s))
@@ -107,7 +107,7 @@ def nearest(
 
 @functools.partial(jax.jit, static_argnums=3)
 def _top(
-    base: Float[Array, "blocks columns d"], query: Float[Array, "rows d"], n: Array, k: int
+  base: Float[Array, "blocks columns d"], query: Float[Array, "rows d"], n: Array, k: int
 ) -> tuple[Float[Array, "rows k"], Array]:
   """Scans the blocks of training rows, keeping each query's k best."""
   rows, columns = query.shape[0], base.shape[1]
@@ -130,8 +130,7 @@ def _top(
 
 
 def whiten(
-    train_features: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"],
-    floor: float = 1e-4,
+  train_features: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"], floor: float = 1e-4
 ) -> list[Float32[np.ndarray, "k d"]]:
   """All features, centred and turned so that the training images' principal components weigh alike.
 

@@ -47,7 +47,8 @@ class Probe:
     result = np.full(logits.shape, np.nan, np.float32)
     some = logits[:, self.fitted]
     result[:, self.fitted] = (
-      scipy.special.softmax(some, axis=1) if self.exclusive else scipy.special.expit(some))
+      scipy.special.softmax(some, axis=1) if self.exclusive else scipy.special.expit(some)
+    )
     return result
 
 
@@ -67,11 +68,11 @@ class Choice:
 
 
 def fit(
-    features: Float[np.ndarray, "n d"],
-    labels: Float[np.ndarray, "n k"],
-    exclusive: bool,
-    grid: tuple[float, ...] = GRID,
-    tolerance: float = 1e-7,
+  features: Float[np.ndarray, "n d"],
+  labels: Float[np.ndarray, "n k"],
+  exclusive: bool,
+  grid: tuple[float, ...] = GRID,
+  tolerance: float = 1e-7,
 ) -> list[Probe]:
   """Logistic regression for every L2 strength.
 
@@ -102,7 +103,7 @@ def fit(
   x /= scale
   x[:, ~varies] = 0
   # The axes only shape the path to the optimum, not the optimum: a few thousand images show them.
-  some = x[::max(1, len(x) // max(4096, 4 * x.shape[1]))]
+  some = x[:: max(1, len(x) // max(4096, 4 * x.shape[1]))]
   power, axes = np.linalg.eigh(some.T @ some / len(some))
   basis = (np.clip(power, 0, None), np.ascontiguousarray(axes))
   k = labels.shape[1]
@@ -119,19 +120,19 @@ def fit(
     for c in taught:
       known = ~np.isnan(labels[:, c])
       part = x if known.all() else x[known]
-      for g, w, b in _path(part, labels[known, c:c + 1], basis, grid, tolerance):
+      for g, w, b in _path(part, labels[known, c : c + 1], basis, grid, tolerance):
         weight[g][:, c], bias[g, c] = w[:, 0], b[0]
   weight *= varies[:, None]
   return [Probe(centre, scale, weight[g], bias[g], exclusive, fitted) for g in range(len(grid))]
 
 
 def choose(
-    features: Float[np.ndarray, "n d"],
-    labels: Float[np.ndarray, "n k"],
-    val_features: Float[np.ndarray, "v d"],
-    val_labels: Float[np.ndarray, "v k"],
-    exclusive: bool,
-    grid: tuple[float, ...] = GRID,
+  features: Float[np.ndarray, "n d"],
+  labels: Float[np.ndarray, "n k"],
+  val_features: Float[np.ndarray, "v d"],
+  val_labels: Float[np.ndarray, "v k"],
+  exclusive: bool,
+  grid: tuple[float, ...] = GRID,
 ) -> Choice:
   """Fits on the training images and takes the L2 that ranks the validation images best.
 
@@ -154,11 +155,17 @@ def choose(
   table = []
   for l2, probe in zip(grid, probes, strict=True):
     scores = probe.scores(val_features)
-    table.append((float(l2), roc.macro_auroc(scores, val_labels).value,
-                  log_loss(scores, val_labels)))
-  best = min(range(len(grid)), key=lambda i: (
-    -np.nan_to_num(round(table[i][1], 6), nan=0.0), np.nan_to_num(table[i][2], nan=np.inf),
-    -table[i][0]))
+    table.append(
+      (float(l2), roc.macro_auroc(scores, val_labels).value, log_loss(scores, val_labels))
+    )
+  best = min(
+    range(len(grid)),
+    key=lambda i: (
+      -np.nan_to_num(round(table[i][1], 6), nan=0.0),
+      np.nan_to_num(table[i][2], nan=np.inf),
+      -table[i][0],
+    ),
+  )
   return Choice(probes[best], float(grid[best]), tuple(table))
 
 
@@ -174,8 +181,11 @@ Basis = tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]
 
 
 def _path(
-    x: Float64[np.ndarray, "n d"], y: Float[np.ndarray, "n c"], basis: Basis,
-    grid: tuple[float, ...], tolerance: float,
+  x: Float64[np.ndarray, "n d"],
+  y: Float[np.ndarray, "n c"],
+  basis: Basis,
+  grid: tuple[float, ...],
+  tolerance: float,
 ) -> Iterator[tuple[int, Float64[np.ndarray, "d c"], Float64[np.ndarray, "c"]]]:
   """For every strength its place in the grid, weights and bias.
 
@@ -188,12 +198,12 @@ def _path(
 
 
 def _solve(
-    x: Float64[np.ndarray, "n d"],
-    y: Float[np.ndarray, "n c"],
-    basis: Basis,
-    l2: float,
-    tolerance: float,
-    start: np.ndarray | None,
+  x: Float64[np.ndarray, "n d"],
+  y: Float[np.ndarray, "n c"],
+  basis: Basis,
+  l2: float,
+  tolerance: float,
+  start: np.ndarray | None,
 ) -> Float64[np.ndarray, "d+1 c"]:
   """One logistic regression, weights along principal axes: sigmoid for c = 1, softmax for more.
 
@@ -230,11 +240,11 @@ def _solve(
 
 
 def lbfgs(
-    objective: Callable[[np.ndarray], tuple[float, np.ndarray]],
-    start: np.ndarray,
-    tolerance: float,
-    memory: int = 20,
-    iterations: int = 500,
+  objective: Callable[[np.ndarray], tuple[float, np.ndarray]],
+  start: np.ndarray,
+  tolerance: float,
+  memory: int = 20,
+  iterations: int = 500,
 ) -> np.ndarray:
   """Minimises a smooth convex function whose Hessian is near the identity.
 

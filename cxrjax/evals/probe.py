@@ -107,8 +107,7 @@ class Evaluator:
       raise UserError(f"the probe's l2={self.l2} must be positive strengths, e.g. (1e-3, 1e-1)")
     eval_splits.check(self, "the probe", ("temperature", "std", "batch", "size"))
 
-  def load(
-      self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
+  def load(self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
     """Opens and decodes the images, once for many runs.
 
     Args:
@@ -119,14 +118,24 @@ class Evaluator:
       UserError: see `parts.load`; or fewer training images than neighbours.
     """
     data = eval_splits.load(
-      self.data, self.size, val_fraction=self.val_fraction, max_train=self.max_train,
-      allow_shared_patients=self.allow_shared_patients, fit=self.fit,
-      on_bad_image=self.on_bad_image, bits=self.bits, window=self.window, cache_dir=cache_dir,
-      progress=progress)
+      self.data,
+      self.size,
+      val_fraction=self.val_fraction,
+      max_train=self.max_train,
+      allow_shared_patients=self.allow_shared_patients,
+      fit=self.fit,
+      on_bad_image=self.on_bad_image,
+      bits=self.bits,
+      window=self.window,
+      cache_dir=cache_dir,
+      progress=progress,
+    )
     n = len(data.labels("train"))
     if max(self.ks) > n:
-      raise UserError(f"the probe's ks={self.ks} ask for {max(self.ks)} neighbours of {n} training "
-                      "images; give smaller ks or more images")
+      raise UserError(
+        f"the probe's ks={self.ks} ask for {max(self.ks)} neighbours of {n} training "
+        "images; give smaller ks or more images"
+      )
     return data
 
   def describe(self, data: Data) -> dict[str, Any]:
@@ -134,12 +143,12 @@ class Evaluator:
     return eval_splits.describe(data) | {"size": self.size, "fit": self.fit}
 
   def run(
-      self,
-      encode: features.Encode,
-      params: Any,
-      data: Data,
-      mesh: Mesh | None = None,
-      progress: bool = False,
+    self,
+    encode: features.Encode,
+    params: Any,
+    data: Data,
+    mesh: Mesh | None = None,
+    progress: bool = False,
   ) -> Result:
     """Judges `encode(params, x)`.
 
@@ -160,9 +169,17 @@ class Evaluator:
     batch = min(self.batch, max(len(images) for images in data.images.values()))
     whole = {
       key: features.extract(
-        encode, params, images, batch=batch, mean=self.mean, std=self.std, mesh=mesh,
-        progress=progress)
-      for key, images in data.images.items()}
+        encode,
+        params,
+        images,
+        batch=batch,
+        mean=self.mean,
+        std=self.std,
+        mesh=mesh,
+        progress=progress,
+      )
+      for key, images in data.images.items()
+    }
     x = {part: whole[key][rows] for part, (key, rows) in data.rows.items()}
     seconds = {"features": time.perf_counter() - began}
     finite = all(bool(np.isfinite(v).all()) for v in x.values())
@@ -177,8 +194,7 @@ class Evaluator:
       found = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
       near |= {f"knn{k}": v for k, v in found.items()}
       votes = knn.knn_scores(x["train"], y["train"], x["val"], self.ks, self.temperature)
-      chosen_by = {f"knn{k}/auroc": roc.macro_auroc(v, y["val"]).value
-                   for k, v in votes.items()}
+      chosen_by = {f"knn{k}/auroc": roc.macro_auroc(v, y["val"]).value for k, v in votes.items()}
       if self.whiten:
         k = max(self.ks)
         train, test = knn.whiten(x["train"], x["test"])
@@ -187,13 +203,15 @@ class Evaluator:
 
     began = time.perf_counter()
     facts: dict[str, Any] = {
-      "health": {k: _number(v) for k, v in effective_rank.health(x["test"]).items()}}
+      "health": {k: _number(v) for k, v in effective_rank.health(x["test"]).items()}
+    }
     if finite:
-      choice = linear.choose(
-        x["train"], y["train"], x["val"], y["val"], data.exclusive, self.l2)
+      choice = linear.choose(x["train"], y["train"], x["val"], y["val"], data.exclusive, self.l2)
       scores = {part: choice.probe.scores(x[part]) for part in ("val", "test")}
       facts["linear"] = {
-        "l2": choice.l2, "tried": [list(map(_number, row)) for row in choice.table]}
+        "l2": choice.l2,
+        "tried": [list(map(_number, row)) for row in choice.table],
+      }
       chosen_by["linear/auroc"] = max(area for _, area, _ in choice.table)
     else:
       scores = {part: np.full_like(y[part], np.nan) for part in ("val", "test")}
@@ -204,14 +222,16 @@ class Evaluator:
     metrics: dict[str, Interval] = {}
     for name, votes in near.items():
       metrics |= classification_metrics.judge(
-        name, votes, y["test"], data.patients("test"), data.classes, data.exclusive)
+        name, votes, y["test"], data.patients("test"), data.classes, data.exclusive
+      )
     found, facts_of = self._decide("linear", scores["val"], scores["test"], data)
     metrics |= found
     facts["linear"] |= facts_of
     seconds["metrics"] = time.perf_counter() - began
     facts["seconds"] = seconds
     return Result(
-      metrics, facts, {"linear": scores["test"]} | near | eval_splits.about(data), chosen_by)
+      metrics, facts, {"linear": scores["test"]} | near | eval_splits.about(data), chosen_by
+    )
 
   def floor(self, data: Data) -> Result:
     """The same metrics for ridge regression on 16x16 thumbnails, no encoder at all.
@@ -226,7 +246,7 @@ class Evaluator:
     x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
     held = np.concatenate([x["val"], x["test"]])
     scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), held)
-    val, test = scores[:len(x["val"])], scores[len(x["val"]):]
+    val, test = scores[: len(x["val"])], scores[len(x["val"]) :]
     metrics, facts = self._decide("linear", val, test, data)
     return Result(metrics, {"linear": facts}, {"linear": test} | eval_splits.about(data))
 
@@ -235,19 +255,30 @@ class Evaluator:
     return examples(data, count)
 
   def _decide(
-      self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"],
-      data: Data) -> tuple[dict[str, Interval], dict[str, Any]]:
+    self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data
+  ) -> tuple[dict[str, Interval], dict[str, Any]]:
     """Test metrics with the thresholds that validation chooses, and those thresholds."""
     thresholds, remarks = classification_metrics.thresholds(
-      val, data.labels("val"), data.exclusive, self.threshold_for)
+      val, data.labels("val"), data.exclusive, self.threshold_for
+    )
     metrics = classification_metrics.judge(
-      name, test, data.labels("test"), data.patients("test"), data.classes, data.exclusive,
-      thresholds)
+      name,
+      test,
+      data.labels("test"),
+      data.patients("test"),
+      data.classes,
+      data.exclusive,
+      thresholds,
+    )
     facts: dict[str, Any] = {}
-    if not classification_metrics.takes_likeliest(data.exclusive, len(data.classes), self.threshold_for):
+    if not classification_metrics.takes_likeliest(
+      data.exclusive, len(data.classes), self.threshold_for
+    ):
       used = thresholds[1:] if data.exclusive else thresholds
       facts["threshold"] = [float(t) for t in used]
-      facts["threshold_for"] = f"{classification_metrics.best_for(self.threshold_for)} on the validation images"
+      facts["threshold_for"] = (
+        f"{classification_metrics.best_for(self.threshold_for)} on the validation images"
+      )
     if remarks:
       facts["threshold_remarks"] = remarks
     return metrics, facts

@@ -97,8 +97,7 @@ class Evaluator:
     if len(self.spacing) != 2 or min(self.spacing) <= 0:
       raise UserError(f"the evaluator's spacing={self.spacing} must be two lengths above 0")
 
-  def load(
-      self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
+  def load(self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
     """Opens and decodes the images, once for many runs.
 
     Raises:
@@ -130,24 +129,42 @@ class Evaluator:
   def _decode(self, source: Any, cache_dir: Any, progress: bool, most: int | None = None) -> Images:
     rows = None if most is None or len(source) <= most else even(len(source), most)
     return load_images(
-      source, self.size, indices=rows, fit=self.fit, cache_dir=cache_dir, bits=self.bits,
-      window=self.window, on_bad_image=self.on_bad_image, progress=progress)
+      source,
+      self.size,
+      indices=rows,
+      fit=self.fit,
+      cache_dir=cache_dir,
+      bits=self.bits,
+      window=self.window,
+      on_bad_image=self.on_bad_image,
+      progress=progress,
+    )
 
   def describe(self, data: Data) -> dict[str, Any]:
     """Facts for `run.json`: size, patients, fingerprint and remarks."""
     info, patients = data.images["test"].info, data.patients("test")
     return {
-      "name": info.name, "split": info.split, "n": len(patients),
+      "name": info.name,
+      "split": info.split,
+      "n": len(patients),
       "patients": len(set(patients)) if all(patients) else None,
-      "fingerprint": info.fingerprint, "notes": [*info.notes, *data.notes],
+      "fingerprint": info.fingerprint,
+      "notes": [*info.notes, *data.notes],
       "skipped": [list(s) for s in data.images["test"].skipped],
-      "size": self.size, "fit": self.fit, "components_kept": self.components or "all",
+      "size": self.size,
+      "fit": self.fit,
+      "components_kept": self.components or "all",
       "distances_in": "pixels" if self.spacing == (1.0, 1.0) else f"units of {self.spacing}",
     }
 
   def run(
-      self, predict: Predict, params: Any, data: Data, mesh: Mesh | None = None,
-      progress: bool = False) -> Result:
+    self,
+    predict: Predict,
+    params: Any,
+    data: Data,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+  ) -> Result:
     """Judges `predict(params, x f32[b s s 1])`, probabilities of the same shape.
 
     Returns:
@@ -156,8 +173,16 @@ class Evaluator:
     began = time.perf_counter()
     key, rows = data.rows["test"]
     p = features.extract(
-      predict, params, data.images[key].take(rows), batch=min(self.batch, len(rows)),
-      mean=self.mean, std=self.std, mesh=mesh, progress=progress, vectors=False)[..., 0]
+      predict,
+      params,
+      data.images[key].take(rows),
+      batch=min(self.batch, len(rows)),
+      mean=self.mean,
+      std=self.std,
+      mesh=mesh,
+      progress=progress,
+      vectors=False,
+    )[..., 0]
     called = np.stack([segmentation.largest(m, self.components) for m in p >= self.threshold])
     return self._judge(called, data, {"predictions": time.perf_counter() - began})
 
@@ -174,26 +199,34 @@ class Evaluator:
     return np.zeros((0, *data.images["test"].pixels.shape[1:]), np.uint8), []
 
   def _judge(
-      self, called: Bool[np.ndarray, "n s s"], data: Data, seconds: dict[str, float]) -> Result:
+    self, called: Bool[np.ndarray, "n s s"], data: Data, seconds: dict[str, float]
+  ) -> Result:
     began = time.perf_counter()
     truth, (key, rows) = data.truth, data.rows["test"]
     found = segmentation.each(called, truth, self.spacing)
     metrics = {
-      name: segmentation.mean(values, data.patients("test")) for name, values in found.items()}
+      name: segmentation.mean(values, data.patients("test")) for name, values in found.items()
+    }
     order = np.argsort(found["dice"], kind="stable")
     shown = order[even(len(order), SHOWN)]
     people, _ = intervals.clusters(data.patients("test"), len(rows))  # numbers, no names
     arrays = {
-      "image": data.images[key].gray(rows[shown])[..., 0], "truth": truth[shown],
-      "predicted": called[shown], "dice": found["dice"][shown],
+      "image": data.images[key].gray(rows[shown])[..., 0],
+      "truth": truth[shown],
+      "predicted": called[shown],
+      "dice": found["dice"][shown],
       "id": np.asarray([data.ids("test")[i] for i in shown]),
       # Of all images, to pair two runs.
       **{f"{name}_all": found[name] for name in ("dice", "iou")},
-      "id_all": np.asarray(data.ids("test")), "patient_all": people}
+      "id_all": np.asarray(data.ids("test")),
+      "patient_all": people,
+    }
     empty = int(np.isnan(found["assd"]).sum())
     facts = {
-      "undefined_distances": empty, "lowest_dice": float(found["dice"].min()),
+      "undefined_distances": empty,
+      "lowest_dice": float(found["dice"].min()),
       "median_dice": float(np.median(found["dice"])),
-      "seconds": seconds | {"metrics": time.perf_counter() - began}}
+      "seconds": seconds | {"metrics": time.perf_counter() - began},
+    }
     scores = {name: metrics[name].value for name in ("dice", "iou")}
     return Result(metrics, facts, arrays, scores)

@@ -23,14 +23,14 @@ VIEWS = {"PA": "PA", "AP": "AP", "L": "lateral"}
 
 
 def table(
-    scores: Float[np.ndarray, "n k"],
-    labels: Float[np.ndarray, "n k"],
-    called: Bool[np.ndarray, "n k"],
-    of: Table,
-    classes: Sequence[str],
-    exclusive: bool,
-    attributes: Sequence[str] = ATTRIBUTES,
-    bands: Sequence[int] = BANDS,
+  scores: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  called: Bool[np.ndarray, "n k"],
+  of: Table,
+  classes: Sequence[str],
+  exclusive: bool,
+  attributes: Sequence[str] = ATTRIBUTES,
+  bands: Sequence[int] = BANDS,
 ) -> tuple[list[dict[str, Any]], list[str]]:
   """AUROC, sensitivity and specificity of every class in every group.
 
@@ -67,36 +67,48 @@ def table(
         index = members[~np.isnan(labels[members, c])]
         owners = [of.patients[i] or f"image {i}" for i in index]
         found = _measures(scores[index, c], labels[index, c] == 1, called[index, c], owners)
-        rows.append({
-          "by": by, "group": name, "class": classes[c], "n": len(index),
-          "patients": len(set(owners)), "positives": int((labels[index, c] == 1).sum()),
-          **{m: dataclasses.asdict(v) for m, v in found.items()}})
+        rows.append(
+          {
+            "by": by,
+            "group": name,
+            "class": classes[c],
+            "n": len(index),
+            "patients": len(set(owners)),
+            "positives": int((labels[index, c] == 1).sum()),
+            **{m: dataclasses.asdict(v) for m, v in found.items()},
+          }
+        )
   return rows, notes
 
 
 def _measures(
-    scores: np.ndarray, truth: np.ndarray, called: np.ndarray, owners: Sequence[str],
+  scores: np.ndarray, truth: np.ndarray, called: np.ndarray, owners: Sequence[str]
 ) -> dict[str, Interval]:
   """Those that enough patients decide."""
   owners = np.asarray(owners, dtype=object)
   few = {value: len(set(owners[truth == value])) < LEAST for value in (True, False)}
-  said = {value: undefined(f"fewer than {LEAST} patients {'with' if value else 'without'} it",
-                           len(truth)) for value in (True, False)}
+  said = {
+    value: undefined(f"fewer than {LEAST} patients {'with' if value else 'without'} it", len(truth))
+    for value in (True, False)
+  }
 
   def rate(measure: str, value: bool) -> Interval:
     if few[value]:
       return said[value]
-    return patient_bootstrap.interval(classification.decisions(
-      measure, called.astype(np.int64), truth.astype(np.int64), 2, owners))
+    return patient_bootstrap.interval(
+      classification.decisions(measure, called.astype(np.int64), truth.astype(np.int64), 2, owners)
+    )
 
   lacking = next((said[v] for v in (True, False) if few[v]), None)
   area = lacking or roc.auroc(scores, truth.astype(np.float32), owners)
-  return {"auroc": area, "sensitivity": rate("sensitivity", True),
-          "specificity": rate("specificity", False)}
+  return {
+    "auroc": area,
+    "sensitivity": rate("sensitivity", True),
+    "specificity": rate("specificity", False),
+  }
 
 
-def divided(
-    by: str, of: Table, bands: Sequence[int] = BANDS) -> Iterator[tuple[str, np.ndarray]]:
+def divided(by: str, of: Table, bands: Sequence[int] = BANDS) -> Iterator[tuple[str, np.ndarray]]:
   """Names and rows of the groups of an attribute that have images, what is unknown last."""
   if by == "age":
     edges = [0, *bands]

@@ -20,7 +20,7 @@ PENALTY = 0.1  # 0.901 on the official test split of Kermany's radiographs, 0.88
 
 
 def thumbnails(
-    images: Images | UInt8[np.ndarray, "n s s 1"], side: int = SIDE,
+  images: Images | UInt8[np.ndarray, "n s s 1"], side: int = SIDE
 ) -> Float32[np.ndarray, "n t"]:
   """Images averaged over a `side` x `side` grid (exact areas, any size), values 0..1, flattened.
 
@@ -30,10 +30,10 @@ def thumbnails(
 
 
 def ridge(
-    features: Float[np.ndarray, "n d"],
-    labels: Float[np.ndarray, "n k"],
-    test: Float[np.ndarray, "m d"],
-    penalty: float = PENALTY,
+  features: Float[np.ndarray, "n d"],
+  labels: Float[np.ndarray, "n k"],
+  test: Float[np.ndarray, "m d"],
+  penalty: float = PENALTY,
 ) -> Float32[np.ndarray, "m k"]:
   """Least squares on 0/1 labels with an L2 penalty, in closed form.
 
@@ -69,11 +69,11 @@ def ridge(
 
 
 def held_out(
-    features: Float[np.ndarray, "n d"],
-    labels: Float[np.ndarray, "n k"],
-    groups: Sequence[str],
-    folds: int = 5,
-    penalty: float = PENALTY,
+  features: Float[np.ndarray, "n d"],
+  labels: Float[np.ndarray, "n k"],
+  groups: Sequence[str],
+  folds: int = 5,
+  penalty: float = PENALTY,
 ) -> Float32[np.ndarray, "n k"]:
   """Scores of every image by a ridge that saw no image of its group; NaN where there is none.
 

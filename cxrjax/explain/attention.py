@@ -22,12 +22,13 @@ def tokens(network: Any, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
   if not hasattr(network, "attention_heads"):
     raise UserError(
       f"config.model.name={type(network).__module__!r} has no attention over the whole image to "
-      "show; 'gradcam' and 'occlusion' explain it, attention needs cxrjax.models.vit")
+      "show; 'gradcam' and 'occlusion' explain it, attention needs cxrjax.models.vit"
+    )
   return 1 + network.registers, *network.grid(image_shape)
 
 
 def heads(
-    network: Any, params: Any, x: Float[Array, "n h w c"], block: int = -1,
+  network: Any, params: Any, x: Float[Array, "n h w c"], block: int = -1
 ) -> Float[Array, "n heads gh gw"]:
   """How much is attended to each patch in one block, head by head.
 
@@ -59,15 +60,16 @@ def heads(
 
 
 def _of_readout(
-    attn: Float[Array, "n heads t t"], pool: str, prefix: int) -> Float[Array, "n heads p"]:
+  attn: Float[Array, "n heads t t"], pool: str, prefix: int
+) -> Float[Array, "n heads p"]:
   """What the tokens that become the features attend to, of the patches."""
   queries = attn[:, :, prefix:].mean(2) if pool == "mean" else attn[:, :, 0]
   return queries[..., prefix:]
 
 
 def rollout(
-    network: Any, params: Any, x: Float[Array, "n h w c"], fusion: str = "mean",
-    start: int = 0) -> Float[Array, "n gh gw"]:
+  network: Any, params: Any, x: Float[Array, "n h w c"], fusion: str = "mean", start: int = 0
+) -> Float[Array, "n gh gw"]:
   """Attention traced back through all blocks to the patches.
 
   `A_L ... A_2 A_1` with `A_i = W_i / 2 + I / 2`, rows brought to sum one, where `W_i` are the

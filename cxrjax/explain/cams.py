@@ -26,7 +26,7 @@ def default_tap(network: Any) -> str:
 
 
 def at_tap(
-    network: Any, params: Any, x: Float[Array, "n h w c"], score: Score, tap: str,
+  network: Any, params: Any, x: Float[Array, "n h w c"], score: Score, tap: str
 ) -> tuple[Float[Array, "n gh gw d"], Float[Array, "n gh gw d"]]:
   """The maps at a tap of a network, and the gradient of each image's score by them.
 
@@ -49,18 +49,19 @@ def at_tap(
 
 
 def _grid(
-    network: Any, values: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "n gh gw d"]:
+  network: Any, values: Float[Array, "..."], shape: tuple[int, ...]
+) -> Float[Array, "n gh gw d"]:
   """Maps as they are; of tokens those of the patches, in rows and columns."""
   values = values.astype(jnp.float32)
   if values.ndim == 4:
     return values
   rows, columns = network.grid(shape[1:])
-  patches = values[:, values.shape[1] - rows * columns:]
+  patches = values[:, values.shape[1] - rows * columns :]
   return patches.reshape(len(values), rows, columns, -1)
 
 
 def gradcam(
-    maps: Float[Array, "n gh gw d"], gradient: Float[Array, "n gh gw d"],
+  maps: Float[Array, "n gh gw d"], gradient: Float[Array, "n gh gw d"]
 ) -> Float[Array, "n gh gw"]:
   """Grad-CAM: `relu(sum_k a_k A_k)`, `a_k` the mean of the score's gradient by map k.
 
@@ -80,7 +81,7 @@ def gradcam(
 
 
 def gradcam_pp(
-    maps: Float[Array, "n gh gw d"], gradient: Float[Array, "n gh gw d"],
+  maps: Float[Array, "n gh gw d"], gradient: Float[Array, "n gh gw d"]
 ) -> Float[Array, "n gh gw"]:
   """Grad-CAM++: as Grad-CAM, with `w_k = sum(alpha_k relu(g_k))` and a weight for every place,
   `alpha = g^2 / (2 g^2 + S_k g^3)`, `S_k` the sum of map k.

@@ -56,9 +56,18 @@ def normalised(images: Images, mean: float, std: float) -> Float32[np.ndarray, "
 
 
 def look(
-    method: str, network: Any, params: Any, images: Images, *, head: Head | None = None,
-    target: int | Int[np.ndarray, "n"] | None = None, mean: float = 0.5, std: float = 0.25,
-    batch: int = 16, **options: Any) -> Seen:
+  method: str,
+  network: Any,
+  params: Any,
+  images: Images,
+  *,
+  head: Head | None = None,
+  target: int | Int[np.ndarray, "n"] | None = None,
+  mean: float = 0.5,
+  std: float = 0.25,
+  batch: int = 16,
+  **options: Any,
+) -> Seen:
   """The maps of images, scored where there are masks.
 
   Args:
@@ -84,12 +93,17 @@ def look(
     x = normalised(part, mean, std)
     chosen = None
     if method in maps.OF_CLASSES and head is not None:
-      chosen = (maps.predicted(network, params, x, head, batch) if target is None
-                else np.broadcast_to(np.asarray(target, np.int32), (len(images),))[start:stop])
-    heat = maps.explain(method, network, params, x, head=head, target=chosen,
-                        batch=batch, **options)
-    masks = (np.zeros((len(x), *side), bool) if part.masks is None
-             else np.asarray(part.masks)[..., 0] > 0)
+      chosen = (
+        maps.predicted(network, params, x, head, batch)
+        if target is None
+        else np.broadcast_to(np.asarray(target, np.int32), (len(images),))[start:stop]
+      )
+    heat = maps.explain(
+      method, network, params, x, head=head, target=chosen, batch=batch, **options
+    )
+    masks = (
+      np.zeros((len(x), *side), bool) if part.masks is None else np.asarray(part.masks)[..., 0] > 0
+    )
     found.append(heat)
     targets.append(np.full(len(x), -1, np.int32) if chosen is None else chosen)
     parts.append(saliency.each(maps.enlarge(heat, side), masks))
@@ -99,19 +113,21 @@ def look(
 def _joined(parts: Sequence[Scores]) -> Scores:
   values, chance = (
     {name: np.concatenate([getattr(p, of)[name] for p in parts]) for name in saliency.MEASURES}
-    for of in ("values", "chance"))
+    for of in ("values", "chance")
+  )
   return Scores(values, chance, tuple(reason for p in parts for reason in p.reasons))
 
 
 def summary(
-    scores: Scores, patients: Sequence[str], labels: Float[np.ndarray, "n k"],
-    classes: Sequence[str]) -> dict[str, Any]:
+  scores: Scores, patients: Sequence[str], labels: Float[np.ndarray, "n k"], classes: Sequence[str]
+) -> dict[str, Any]:
   """Means over images with bootstrap intervals over patients, for JSON.
 
   Returns:
     `all`, and for each class that some image shows `classes` by name: `{measure: interval}`, an
     interval having `chance` as well; and `undefined`, how many images have no score, by reason.
   """
+
   def of(rows: np.ndarray) -> dict[str, Any]:
     found = {}
     for name in saliency.MEASURES:
@@ -119,14 +135,18 @@ def summary(
       chance = scores.chance[name][rows]
       chance = chance[np.isfinite(chance)]
       found[name] = interval(segmentation.mean(values, owners)) | {
-        "chance": float(chance.mean()) if len(chance) else None}
+        "chance": float(chance.mean()) if len(chance) else None
+      }
     return found
 
   every = np.ones(len(labels), bool)
   by_class = {c: of(labels[:, k] == 1) for k, c in enumerate(classes) if (labels[:, k] == 1).any()}
   reasons = [r for r in scores.reasons if r]
-  return {"all": of(every), "classes": by_class,
-          "undefined": {r: reasons.count(r) for r in dict.fromkeys(reasons)}}
+  return {
+    "all": of(every),
+    "classes": by_class,
+    "undefined": {r: reasons.count(r) for r in dict.fromkeys(reasons)},
+  }
 
 
 def differences(a: Scores, b: Scores, patients: Sequence[str]) -> dict[str, Difference]:
@@ -142,12 +162,15 @@ def differences(a: Scores, b: Scores, patients: Sequence[str]) -> dict[str, Diff
     if not both.any():
       found[name] = Difference(**vars(intervals.undefined("no image defines both")))
       continue
-    found[name] = patient_bootstrap.difference(*(patient_bootstrap.mean(v[both][:, None], owners) for v in (x, y)))
+    found[name] = patient_bootstrap.difference(
+      *(patient_bootstrap.mean(v[both][:, None], owners) for v in (x, y))
+    )
   return found
 
 
 def interval(of: Interval) -> dict[str, Any]:
   """An interval, or a difference with its p value, for JSON."""
-  found = {k: None if isinstance(v, float) and not np.isfinite(v) else v
-           for k, v in vars(of).items()}
+  found = {
+    k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in vars(of).items()
+  }
   return {k: v for k, v in found.items() if v != ""}

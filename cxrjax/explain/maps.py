@@ -47,8 +47,7 @@ def methods_for(network: Any, classes: bool = True) -> tuple[str, ...]:
     classes: whether there is a head, the score of whose classes can be explained.
   """
   transformer = hasattr(network, "attention_heads")
-  return tuple(m for m in METHODS if (
-    classes if m in OF_CLASSES else transformer))
+  return tuple(m for m in METHODS if (classes if m in OF_CLASSES else transformer))
 
 
 def named(text: str) -> tuple[str, ...]:
@@ -70,15 +69,27 @@ def check(method: str, network: Any, classes: bool = True, key: str = "method") 
     raise UserError(f"{key}={method!r} is not known{suggest(method, METHODS)}")
   has = methods_for(network, classes)
   if method not in has:
-    what = ("needs a classifier or a linear probe on the features" if method in OF_CLASSES else
-            "needs a transformer")
+    what = (
+      "needs a classifier or a linear probe on the features"
+      if method in OF_CLASSES
+      else "needs a transformer"
+    )
     raise UserError(f"{key}={method!r} {what}; this network has {', '.join(has) or 'no method'}")
 
 
 def explain(
-    method: str, network: Any, params: Any, x: Images, *,
-    head: Head | None = None, target: int | Int[np.ndarray, "n"] | None = None, tap: str = "",
-    fusion: str = "mean", window: int | None = None, stride: int | None = None, batch: int = 16,
+  method: str,
+  network: Any,
+  params: Any,
+  x: Images,
+  *,
+  head: Head | None = None,
+  target: int | Int[np.ndarray, "n"] | None = None,
+  tap: str = "",
+  fusion: str = "mean",
+  window: int | None = None,
+  stride: int | None = None,
+  batch: int = 16,
 ) -> Float32[np.ndarray, "n gh gw"]:
   """A map for every image of what the network looks at, or what a class's logit rests on.
 
@@ -131,7 +142,7 @@ def explain(
 
 
 def predicted(
-    network: Any, params: Any, x: Images, head: Head, batch: int = 16,
+  network: Any, params: Any, x: Images, head: Head, batch: int = 16
 ) -> Int[np.ndarray, "n"]:
   """The class with the largest logit, of every image."""
   function = _compiled("classes", _plain(network), ())
@@ -139,7 +150,8 @@ def predicted(
 
 
 def enlarge(
-    maps: Float[np.ndarray, "n gh gw"], size: tuple[int, int]) -> Float32[np.ndarray, "n h w"]:
+  maps: Float[np.ndarray, "n gh gw"], size: tuple[int, int]
+) -> Float32[np.ndarray, "n h w"]:
   """Maps at (height, width) in pixels, interpolated linearly between the cells' middles."""
   rows, columns = (_between(*pair) for pair in zip(maps.shape[1:], size, strict=True))
   return np.matmul(np.matmul(rows, np.asarray(maps, np.float32)), columns.T)
@@ -162,16 +174,17 @@ def _batched(function: Callable[..., Any], batch: int, *arrays: Any) -> np.ndarr
   n = len(arrays[0])
   batch, found = min(batch, n), []
   for start in range(0, n, batch):
-    part = [np.asarray(a[start:start + batch]) for a in arrays]
+    part = [np.asarray(a[start : start + batch]) for a in arrays]
     rest = batch - len(part[0])
     full = [np.pad(a, [(0, rest), *[(0, 0)] * (a.ndim - 1)], mode="edge") for a in part]
-    found.append(np.asarray(function(*map(jnp.asarray, full)))[:batch - rest])
+    found.append(np.asarray(function(*map(jnp.asarray, full)))[: batch - rest])
   return np.concatenate(found)
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(method: str, network: Any, options: tuple[Any, ...]) -> Callable[..., Any]:
   """One compiled function for each network and method; "at_tap" has what both of Grad-CAM weigh."""
+
   def score(head: Head, chosen: Array) -> Callable[[Array], Array]:
     return lambda features: jnp.take_along_axis(head(features), chosen[:, None], axis=1)[:, 0]
 
@@ -188,11 +201,13 @@ def _compiled(method: str, network: Any, options: tuple[Any, ...]) -> Callable[.
     return cams.at_tap(network, params, x, score(head, chosen), *options)
 
   return jax.jit(
-    classes if method == "classes" else maps, compiler_options=compile_effort.options())
+    classes if method == "classes" else maps, compiler_options=compile_effort.options()
+  )
 
 
 @functools.cache
 def _weigh(method: str) -> Callable[[Array, Array], Array]:
   return jax.jit(
     cams.gradcam if method == "gradcam" else cams.gradcam_pp,
-    compiler_options=compile_effort.options(once=True))
+    compiler_options=compile_effort.options(once=True),
+  )

@@ -14,8 +14,13 @@ WINDOWS = 8  # windows along a side of the image, without overlap
 
 
 def occlusion(
-    network: Any, params: Any, x: Float[Array, "n h w c"], score: Score,
-    window: int | None = None, stride: int | None = None) -> Float[Array, "n gh gw"]:
+  network: Any,
+  params: Any,
+  x: Float[Array, "n h w c"],
+  score: Score,
+  window: int | None = None,
+  stride: int | None = None,
+) -> Float[Array, "n gh gw"]:
   """The mean drop of a score over all windows that hide a place.
 
   A square of `window` pixels moves in steps of `stride` over the image and hides what is below
@@ -44,8 +49,10 @@ def occlusion(
   window = window or max(2, min(h, w) // WINDOWS)
   stride = stride or (window // 2 if window % 2 == 0 else window)
   if not 0 < stride <= window <= min(h, w) or window % stride:
-    raise ValueError(f"window={window}, stride={stride}: the stride must divide the window, which "
-                     f"must fit into {h}x{w} pixels")
+    raise ValueError(
+      f"window={window}, stride={stride}: the stride must divide the window, which "
+      f"must fit into {h}x{w} pixels"
+    )
   tops, lefts = (_starts(side, window, stride) for side in (h, w))
   corners = jnp.stack(jnp.meshgrid(tops, lefts, indexing="ij"), -1).reshape(-1, 2)
   rows, columns = jnp.arange(h)[:, None], jnp.arange(w)
@@ -61,7 +68,8 @@ def occlusion(
 
   whole = of(x)
   drops = jax.lax.map(
-    lambda corner: whole - of(jnp.where(hides(corner)[..., None], fill, x)), corners)
+    lambda corner: whole - of(jnp.where(hides(corner)[..., None], fill, x)), corners
+  )
   # The middle of every cell stands for it: a window covers whole cells, but for the last ones.
   cells = [jnp.minimum(jnp.arange(0, side, stride) + stride // 2, side - 1) for side in (h, w)]
   covered = jax.vmap(hides)(corners)[:, cells[0]][:, :, cells[1]].astype(jnp.float32)

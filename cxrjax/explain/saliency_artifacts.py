@@ -36,9 +36,11 @@ LEAST = 24  # images that are scored, where there are so many
 
 def views(run: Any) -> dict[str, np.ndarray]:
   """The first batch's views, for the report, as gray levels."""
+
   def first(data: Any, batch: Any) -> Any:
     batch = run.trainer.fetch(data, batch)
     return batch["image"], run.trainer.views(batch, run.trainer.step_key(jnp.int32(0), 0))
+
   once = jax.jit(first, compiler_options=compile_effort.options(once=True))
   source, views = once(run.loader.data, run.loader[0])
   source, views = sharding.to_host((source, dict(views)))
@@ -53,8 +55,10 @@ def views(run: Any) -> dict[str, np.ndarray]:
 
   if source.dtype != np.uint8:  # windowed from 16 bits: 0..1
     source = np.clip(source * 255 + 0.5, 0, 255).astype(np.uint8)
-  return {"source": source[:count, ..., 0],
-          **{name: gray(v) for name, v in views.items() if v.ndim == 5}}
+  return {
+    "source": source[:count, ..., 0],
+    **{name: gray(v) for name, v in views.items() if v.ndim == 5},
+  }
 
 
 def write(run: Any, state: Any, writer: Writer) -> list[str]:
@@ -85,8 +89,9 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   evaluator, data = run.evaluators[name], run.eval_data[name]
   classes = asked is None or bool(set(asked) & set(maps.OF_CLASSES))
   params, head, about = _network(run, state, evaluator, data if classes else None)
-  methods = [m for m in maps.methods_for(run.encoder, head is not None)
-             if asked is None or m in asked]
+  methods = [
+    m for m in maps.methods_for(run.encoder, head is not None) if asked is None or m in asked
+  ]
   key, rows = data.rows["test"]
   images = data.images[key].take(rows)
   cost = _cost(run.encoder, images)
@@ -95,24 +100,34 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   if not methods:
     return []
   shown = chosen(images, wanted["images"])
-  most = wanted["lungs"] if run.mesh.devices.flat[0].platform != "cpu" else min(
-    wanted["lungs"], max(LEAST, int(SCORED / (FORWARDS * cost))))
+  most = (
+    wanted["lungs"]
+    if run.mesh.devices.flat[0].platform != "cpu"
+    else min(wanted["lungs"], max(LEAST, int(SCORED / (FORWARDS * cost))))
+  )
   masked = lung_overlap.with_masks(images, most) if wanted["lungs"] else np.zeros(0, np.int64)
   # One batch size for the images shown and for those scored: every method compiles once.
-  options = {
-    "head": head, "mean": evaluator.mean, "std": evaluator.std, "batch": len(shown)}
+  options = {"head": head, "mean": evaluator.mean, "std": evaluator.std, "batch": len(shown)}
   arrays, scores = _drawn_and_scored(
-    run.encoder, params, images.take(shown), images.take(masked), methods, options)
+    run.encoder, params, images.take(shown), images.take(masked), methods, options
+  )
   arrays |= {"label": np.asarray(findings(np.asarray(images.labels)[shown], images.info.classes))}
   if "target" in arrays:
     arrays["target"] = np.asarray(about["classes"])[arrays["target"]]
   writer.arrays("attention", **arrays)
-  writer.facts(look={
-    "evaluator": name, "methods": methods, "head": about.get("said", ""),
-    "reads": "patches" if getattr(run.encoder, "pool", "") == "mean" else "class token",
-    "blocks": getattr(run.encoder, "blocks", 0), "lungs": scores,
-    "masked": len(masked), "of_masked": len(lung_overlap.with_masks(images)),
-    "seconds": time.perf_counter() - began})
+  writer.facts(
+    look={
+      "evaluator": name,
+      "methods": methods,
+      "head": about.get("said", ""),
+      "reads": "patches" if getattr(run.encoder, "pool", "") == "mean" else "class token",
+      "blocks": getattr(run.encoder, "blocks", 0),
+      "lungs": scores,
+      "masked": len(masked),
+      "of_masked": len(lung_overlap.with_masks(images)),
+      "seconds": time.perf_counter() - began,
+    }
+  )
   return _told(scores, len(masked))
 
 
@@ -123,20 +138,24 @@ def _asked(text: str) -> list[str] | None:
   asked = list(maps.named(text))
   for m in asked:
     if m not in maps.METHODS:
-      raise UserError(f"config.explain.methods={text!r}: {m!r} is not known"
-                      f"{suggest(m, maps.METHODS)}")
+      raise UserError(
+        f"config.explain.methods={text!r}: {m!r} is not known{suggest(m, maps.METHODS)}"
+      )
   return asked
 
 
 def _evaluator(run: Any) -> str | None:
   """That of labelled test images, or the first that has images to show."""
-  named = [n for n, d in run.eval_data.items() if isinstance(d, eval_splits.Data)
-           and len(run.evaluators[n].examples(d, 1)[0])]
+  named = [
+    n
+    for n, d in run.eval_data.items()
+    if isinstance(d, eval_splits.Data) and len(run.evaluators[n].examples(d, 1)[0])
+  ]
   return next((n for n in named if "train" in run.eval_data[n].rows), next(iter(named), None))
 
 
 def _network(
-    run: Any, state: Any, evaluator: Any, data: eval_splits.Data | None,
+  run: Any, state: Any, evaluator: Any, data: eval_splits.Data | None
 ) -> tuple[Params, Head | None, dict[str, Any]]:
   """The encoder's parameters, on the host; a head, where `data` asks for one; and what it is."""
   method = run.method
@@ -151,16 +170,27 @@ def _network(
   rows = rows[even(len(rows), PROBED)]
   # Placed and batched as its evaluator has it, whose program then serves here as well.
   head = probe(
-    run.encode, method.encoder_params(state["params"], state["extra"]),
-    data.images[key].take(rows), evaluator.mean, evaluator.std,
-    min(evaluator.batch, max(len(images) for images in data.images.values())), run.mesh)
+    run.encode,
+    method.encoder_params(state["params"], state["extra"]),
+    data.images[key].take(rows),
+    evaluator.mean,
+    evaluator.std,
+    min(evaluator.batch, max(len(images) for images in data.images.values())),
+    run.mesh,
+  )
   said = f"a linear probe on the frozen features of {len(rows):,} training images"
   return params, head, {"said": said, "classes": list(data.classes)}
 
 
 def probe(
-    encode: features.Encode, params: Params, images: Images, mean: float, std: float,
-    batch: int = 64, mesh: Mesh | None = None) -> Head | None:
+  encode: features.Encode,
+  params: Params,
+  images: Images,
+  mean: float,
+  std: float,
+  batch: int = 64,
+  mesh: Mesh | None = None,
+) -> Head | None:
   """A linear probe's logits as a head on the features; None without labels of two kinds."""
   if not len(images.info.classes):
     return None
@@ -188,8 +218,13 @@ def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
 
 
 def _drawn_and_scored(
-    network: Any, params: Params, shown: Images, masked: Images, methods: list[str],
-    options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  network: Any,
+  params: Params,
+  shown: Images,
+  masked: Images,
+  methods: list[str],
+  options: Mapping[str, Any],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The maps of the images shown, and by method how those of the images with masks lie on lungs."""
   arrays: dict[str, np.ndarray] = {"image": shown.gray(slice(None))[..., 0]}
   if shown.masks is not None:
@@ -198,21 +233,33 @@ def _drawn_and_scored(
   if options["head"] is not None and set(methods) & set(maps.OF_CLASSES):
     targets = [
       maps.predicted(
-        network, params, lung_overlap.normalised(part, options["mean"], options["std"]), options["head"],
-        options["batch"]) if len(part) else None for part in (shown, masked)]
+        network,
+        params,
+        lung_overlap.normalised(part, options["mean"], options["std"]),
+        options["head"],
+        options["batch"],
+      )
+      if len(part)
+      else None
+      for part in (shown, masked)
+    ]
     arrays["target"] = targets[0]
 
   def one(method: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if method == "attention":
       found = _heads(network, params, shown, options)
     else:
-      found = {method: lung_overlap.look(
-        method, network, params, shown, target=targets[0], **options).maps}
+      found = {
+        method: lung_overlap.look(method, network, params, shown, target=targets[0], **options).maps
+      }
     if method == "occlusion" or not len(masked):
       return found, {}
     seen = lung_overlap.look(method, network, params, masked, target=targets[1], **options)
-    return found, {method: lung_overlap.summary(
-      seen.scores, masked.patients, np.asarray(masked.labels), masked.info.classes)}
+    return found, {
+      method: lung_overlap.summary(
+        seen.scores, masked.patients, np.asarray(masked.labels), masked.info.classes
+      )
+    }
 
   scores: dict[str, Any] = {}
   # Side by side, because most of the time goes into compiling, a program of which keeps one core.
@@ -224,13 +271,14 @@ def _drawn_and_scored(
 
 
 def _heads(
-    network: Any, params: Params, images: Images, options: Mapping[str, Any],
+  network: Any, params: Params, images: Images, options: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
   """Attention of the last two blocks, head by head."""
   blocks = {"attn": -1} | ({"attn_before": -2} if network.blocks > 1 else {})
   heads = jax.jit(
     lambda p, x: {name: attention.heads(network, p, x, at) for name, at in blocks.items()},
-    compiler_options=compile_effort.options(once=True))
+    compiler_options=compile_effort.options(once=True),
+  )
   x = lung_overlap.normalised(images, options["mean"], options["std"])
   return {name: np.asarray(of) for name, of in heads(params, x).items()}
 

@@ -23,7 +23,8 @@ def random_head(head: Head, key: Key[Array, ""]) -> Head:
 
 
 def correlations(
-    a: Float[np.ndarray, "n gh gw"], b: Float[np.ndarray, "n gh gw"]) -> Float64[np.ndarray, "n"]:
+  a: Float[np.ndarray, "n gh gw"], b: Float[np.ndarray, "n gh gw"]
+) -> Float64[np.ndarray, "n"]:
   """Spearman's rank correlation of two maps of each image; NaN where one of them is flat."""
   found = np.full(len(a), np.nan)
   for i, (x, y) in enumerate(zip(a.reshape(len(a), -1), b.reshape(len(b), -1), strict=True)):

@@ -55,8 +55,8 @@ class Batch(NamedTuple):
 
 
 def batches(
-    images: Given, rows: Iterable[int], looks: Sequence[Look], size: int,
-    threads: int | None = None) -> Iterator[Batch]:
+  images: Given, rows: Iterable[int], looks: Sequence[Look], size: int, threads: int | None = None
+) -> Iterator[Batch]:
   """Images in turn, `size` at a time (a batch with bad ones has fewer good ones).
 
   Args:
@@ -89,9 +89,15 @@ def batches(
       shapes.append(shape)
       notes.append(said)
       found.append(squares)
-    return Batch(tuple(good), tuple(shapes), tuple(
-      _stack([squares[k] for squares in found], look) for k, look in enumerate(looks)
-      ) if good else (), tuple(bad), tuple(notes))
+    return Batch(
+      tuple(good),
+      tuple(shapes),
+      tuple(_stack([squares[k] for squares in found], look) for k, look in enumerate(looks))
+      if good
+      else (),
+      tuple(bad),
+      tuple(notes),
+    )
 
   try:
     for row in todo:
@@ -105,8 +111,8 @@ def batches(
 
 
 def _one(
-    images: Given, row: int, looks: Sequence[Look],
-    ) -> tuple[tuple[int, int], list[tuple[np.ndarray, Window]], tuple[str, ...]]:
+  images: Given, row: int, looks: Sequence[Look]
+) -> tuple[tuple[int, int], list[tuple[np.ndarray, Window]], tuple[str, ...]]:
   """One image for every look."""
   squares, shape, notes, film = [], (0, 0), (), images.film(row)
   for look in looks:

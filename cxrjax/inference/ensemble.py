@@ -49,7 +49,8 @@ class Ensemble(Network):
         if of(first) != of(other):
           raise UserError(
             f"{key}: {first.run.workdir} and {other.run.workdir} are no ensemble: their {what} are "
-            f"{of(first)} and {of(other)}; give runs of one task on the same images")
+            f"{of(first)} and {of(other)}; give runs of one task on the same images"
+          )
     return cls(first.run, first.image_size, tuple(members))
 
   @functools.cached_property
@@ -71,7 +72,8 @@ class Ensemble(Network):
       return {}
     cuts = [member.thresholds for member in self.members]
     return {"members": [member.judged for member in self.members]} | (
-      {} if None in cuts else {"thresholds": np.mean(cuts, 0).tolist()})
+      {} if None in cuts else {"thresholds": np.mean(cuts, 0).tolist()}
+    )
 
   def describe(self) -> dict[str, Any]:
     found = super().describe() | {"members": [member.describe() for member in self.members]}
@@ -81,28 +83,40 @@ class Ensemble(Network):
     """Of a classifier `probabilities` [b m k], those of each member; else as a network's."""
     if self.kind == "encoder":
       return self.features(params, x)
-    (name, *_), found = zip(*(
-      next(iter(member.outputs(p, x).items()))
-      for member, p in zip(self.members, params.values(), strict=True)), strict=True)
+    (name, *_), found = zip(
+      *(
+        next(iter(member.outputs(p, x).items()))
+        for member, p in zip(self.members, params.values(), strict=True)
+      ),
+      strict=True,
+    )
     return {name: jnp.stack(found, 1) if self.kind == "classifier" else sum(found) / len(found)}
 
   def features(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
-    return {"features": jnp.concatenate(
-      [member.features(p, x)["features"]
-       for member, p in zip(self.members, params.values(), strict=True)], -1)}
+    return {
+      "features": jnp.concatenate(
+        [
+          member.features(p, x)["features"]
+          for member, p in zip(self.members, params.values(), strict=True)
+        ],
+        -1,
+      )
+    }
 
   def calibrated(self, probabilities: Float32[np.ndarray, "n m k"]) -> Float64[np.ndarray, "n k"]:
     each = np.moveaxis(probabilities, 1, 0)
-    return np.mean(
-      [member.calibrated(p) for member, p in zip(self.members, each, strict=True)], 0)
+    return np.mean([member.calibrated(p) for member, p in zip(self.members, each, strict=True)], 0)
 
   def check_method(self, method: str, key: str = "method") -> None:
     for member in self.members:
       member.check_method(method, key)
 
   def maps(
-      self, method: str, x: Float32[np.ndarray, "n s s 1"],
-      target: int | Int[np.ndarray, "n"] | None = None) -> Float32[np.ndarray, "n s s"]:
+    self,
+    method: str,
+    x: Float32[np.ndarray, "n s s 1"],
+    target: int | Int[np.ndarray, "n"] | None = None,
+  ) -> Float32[np.ndarray, "n s s"]:
     found = [np.maximum(member.maps(method, x, target), 0) for member in self.members]
     return np.mean([m / np.maximum(m.max((1, 2), keepdims=True), 1e-12) for m in found], 0)
 

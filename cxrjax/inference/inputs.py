@@ -62,8 +62,11 @@ class Files:
   """
 
   def __init__(
-      self, paths: Iterable[str | os.PathLike[str]], cache_dir: str | None = None,
-      without: str | os.PathLike[str] | None = None):
+    self,
+    paths: Iterable[str | os.PathLike[str]],
+    cache_dir: str | None = None,
+    without: str | os.PathLike[str] | None = None,
+  ):
     given = list(dict.fromkeys(os.fspath(p) for p in paths))
     if not given:
       raise UserError("no images are given; name files or folders")
@@ -134,8 +137,7 @@ class Arrays:
     return lambda at_least: Shown(array, None, array.shape[:2])
 
 
-def _below(
-    index: folder_index.Index, without: str | os.PathLike[str] | None) -> tuple[str, ...]:
+def _below(index: folder_index.Index, without: str | os.PathLike[str] | None) -> tuple[str, ...]:
   """What paths of a folder begin with that lie in another one below it."""
   if without is None:
     return ()
@@ -146,13 +148,15 @@ def _below(
 
 
 def _outside(
-    index: folder_index.Index, inside: tuple[str, ...],
-    without: str | os.PathLike[str] | None) -> list[int]:
+  index: folder_index.Index, inside: tuple[str, ...], without: str | os.PathLike[str] | None
+) -> list[int]:
   """The images of a folder that do not lie in another one below it."""
   found = [row for row in index.images.tolist() if not index.paths[row].startswith(inside)]
   if not found:
-    raise UserError(f"no images in {index.root} beside what is written into {without}; choose "
-                    "another folder to write")
+    raise UserError(
+      f"no images in {index.root} beside what is written into {without}; choose "
+      "another folder to write"
+    )
   return found
 
 
@@ -165,8 +169,10 @@ def open_given(images: Any, cache_dir: str | None = None) -> Given:
   if isinstance(images, str | os.PathLike):
     return Files([images], cache_dir)
   if hasattr(images, "ndim") and images.ndim < 3:
-    raise UserError(f"an array of shape {tuple(images.shape)} is no list of images; give "
-                    "[array] for one image, or an array [n h w]")
+    raise UserError(
+      f"an array of shape {tuple(images.shape)} is no list of images; give "
+      "[array] for one image, or an array [n h w]"
+    )
   images = list(images)
   named = [isinstance(image, str | os.PathLike) for image in images]
   if all(named):
@@ -179,8 +185,9 @@ def open_given(images: Any, cache_dir: str | None = None) -> Given:
 def _gray(i: int, array: Any) -> np.ndarray:
   array = np.asarray(array)
   if array.dtype not in (np.uint8, np.uint16):
-    raise UserError(f"image {i} is an array of {array.dtype}; give gray levels as uint8 (0 to 255) "
-                    "or uint16")
+    raise UserError(
+      f"image {i} is an array of {array.dtype}; give gray levels as uint8 (0 to 255) or uint16"
+    )
   if array.ndim == 2:
     array = array[..., None]
   if array.ndim != 3 or array.shape[-1] != 1:

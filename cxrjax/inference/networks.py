@@ -111,8 +111,11 @@ class Network:
   @functools.cached_property
   def judged(self) -> dict[str, Any]:
     """What the evaluation on test images found out about its probabilities; empty without one."""
-    found = {name: facts["trained"] for name, facts in self.run.facts.get("evaluation", {}).items()
-             if "temperature" in facts.get("trained", {})}
+    found = {
+      name: facts["trained"]
+      for name, facts in self.run.facts.get("evaluation", {}).items()
+      if "temperature" in facts.get("trained", {})
+    }
     return found.get("test", next(iter(found.values()), {}))
 
   @property
@@ -139,20 +142,31 @@ class Network:
     """The network and its images, for JSON."""
     run, encoder = self.run, self.run.encoder
     about = {
-      "family": family_of(encoder), "model": run.config["model"],
-      "method": self.method, "step": run.step,
-      "image_size": self.image_size, "channels": encoder.channels,
-      "mean": self.mean, "std": self.std, "standardize": encoder.standardize,
-      "pixels": "(gray / 255 - mean) / std", "fit": run.config["data"]["fit"],
-      "features": encoder.features, "use": "research only, not for diagnosis"}
+      "family": family_of(encoder),
+      "model": run.config["model"],
+      "method": self.method,
+      "step": run.step,
+      "image_size": self.image_size,
+      "channels": encoder.channels,
+      "mean": self.mean,
+      "std": self.std,
+      "standardize": encoder.standardize,
+      "pixels": "(gray / 255 - mean) / std",
+      "fit": run.config["data"]["fit"],
+      "features": encoder.features,
+      "use": "research only, not for diagnosis",
+    }
     if hasattr(encoder, "attention_heads"):
       about["heads"] = encoder.attention_heads
     if self.classes:
-      about |= {"classes": list(self.classes),
-                "probabilities": "softmax" if self.exclusive else "sigmoid"}
+      about |= {
+        "classes": list(self.classes),
+        "probabilities": "softmax" if self.exclusive else "sigmoid",
+      }
     # Of logits, which what `outputs` gives has not been divided by; and of probabilities.
-    about |= {name: self.judged[name] for name in ("temperature", "thresholds")
-              if name in self.judged}
+    about |= {
+      name: self.judged[name] for name in ("temperature", "thresholds") if name in self.judged
+    }
     return about
 
   def outputs(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
@@ -176,7 +190,8 @@ class Network:
     return {"features": self.run.encoder.encode(params["encoder"], x).cls}
 
   def outputs_and_features(
-      self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
+    self, params: dict[str, Any], x: Float[Array, "b s s c"]
+  ) -> dict[str, Array]:
     """Both; what they have in common is computed once when this is compiled."""
     return self.outputs(params, x) | self.features(params, x)
 
@@ -194,8 +209,10 @@ class Network:
     return classification_metrics.called(probabilities, self.exclusive, np.asarray(thresholds))
 
   def normalised(
-      self, squares: UInt8[np.ndarray, "n s s 1"] | UInt16[np.ndarray, "n s s 1"],
-      windows: Float32[np.ndarray, "n 2"] | None = None) -> Float32[np.ndarray, "n s s 1"]:
+    self,
+    squares: UInt8[np.ndarray, "n s s 1"] | UInt16[np.ndarray, "n s s 1"],
+    windows: Float32[np.ndarray, "n 2"] | None = None,
+  ) -> Float32[np.ndarray, "n s s 1"]:
     """Decoded squares as the network takes them."""
     shown = windowing.WHOLE[8] if windows is None else windows
     gray = windowing.to_unit(squares, np.broadcast_to(np.float32(shown), (len(squares), 2)))
@@ -206,12 +223,16 @@ class Network:
     maps.check(method, self.run.encoder, self.kind == "classifier", key)
 
   def maps(
-      self, method: str, x: Float32[np.ndarray, "n s s 1"],
-      target: int | Int[np.ndarray, "n"] | None = None) -> Float32[np.ndarray, "n s s"]:
+    self,
+    method: str,
+    x: Float32[np.ndarray, "n s s 1"],
+    target: int | Int[np.ndarray, "n"] | None = None,
+  ) -> Float32[np.ndarray, "n s s"]:
     """Maps of normalised images, see `explain`."""
     head = maps.Head(**self.params["head"]) if self.kind == "classifier" else None
     found = maps.explain(
-      method, self.run.encoder, self.params["encoder"], jnp.asarray(x), head=head, target=target)
+      method, self.run.encoder, self.params["encoder"], jnp.asarray(x), head=head, target=target
+    )
     return maps.enlarge(found, x.shape[1:3])
 
   def look(self, size: int | None = None) -> Look:
@@ -220,12 +241,22 @@ class Network:
     bits = data.get("bits", "auto")
     if bits == "auto":
       bits = self.run.facts["data"]["train"].get("bits", 8)
-    return Look(size or self.image_size, data["fit"], int(bits),
-                windowing.check_window(freeze(data.get("window", "auto"))))
+    return Look(
+      size or self.image_size,
+      data["fit"],
+      int(bits),
+      windowing.check_window(freeze(data.get("window", "auto"))),
+    )
 
   def predict(
-      self, images: Any, *, embed: bool = False, masks: str | os.PathLike[str] | None = None,
-      batch_size: int = 64, progress: bool = True, on_bad_image: str = "skip",
+    self,
+    images: Any,
+    *,
+    embed: bool = False,
+    masks: str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+    on_bad_image: str = "skip",
   ) -> Predictions:
     """What the network makes of images; all of it is in memory, so of thousands, not of millions.
 
@@ -250,8 +281,14 @@ class Network:
     given = open_given(images)
     work = Work(self, embed=embed, lungs=lungs)
     parts = []
-    with tqdm.tqdm(total=len(given.ids), desc="predicting", unit=" images", file=sys.stderr,
-                   disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm.tqdm(
+      total=len(given.ids),
+      desc="predicting",
+      unit=" images",
+      file=sys.stderr,
+      disable=not progress,
+      dynamic_ncols=True,
+    ) as bar:
       for part in work.run(given, range(len(given.ids)), batch_size):
         if part.skipped and on_bad_image == "error":
           raise _bad(*part.skipped[0])
@@ -259,8 +296,9 @@ class Network:
         bar.update(len(part) + len(part.skipped))
     found = joined(parts)
     if not len(found):
-      raise UserError(f"all {len(found.skipped)} images are bad; the first: "
-                      f"{': '.join(found.skipped[0])}")
+      raise UserError(
+        f"all {len(found.skipped)} images are bad; the first: {': '.join(found.skipped[0])}"
+      )
     return found
 
   def probabilities(self, images: Any, *, batch_size: int = 64) -> Float32[np.ndarray, "n k"]:
@@ -270,10 +308,13 @@ class Network:
       UserError: the run is no classifier, or a bad image.
     """
     if self.kind != "classifier":
-      raise UserError(f"{self.run.workdir} is a run of {self.method}, which has no classes; "
-                      "fine-tune it first with configs/finetune.py:init=WORKDIR")
+      raise UserError(
+        f"{self.run.workdir} is a run of {self.method}, which has no classes; "
+        "fine-tune it first with configs/finetune.py:init=WORKDIR"
+      )
     found = self.predict(
-      images, batch_size=batch_size, progress=False, on_bad_image="error").probabilities
+      images, batch_size=batch_size, progress=False, on_bad_image="error"
+    ).probabilities
     assert found is not None
     return found
 
@@ -293,7 +334,7 @@ class Network:
     return np.concatenate(parts)
 
   def explain(
-      self, images: Any, method: str = "gradcam", target: Target = None,
+    self, images: Any, method: str = "gradcam", target: Target = None
   ) -> Float32[np.ndarray, "n s s"]:
     """Where the network looks, or what the score of a class rests on.
 
@@ -319,8 +360,11 @@ class Network:
     for batch in decode_ahead.batches(given, range(len(given.ids)), [self.look()], 16):
       for row, why in batch.bad:
         raise _bad(given.ids[row], why)
-      chosen = target if target is None or isinstance(target, int) else np.asarray(
-        target)[list(batch.rows)]
+      chosen = (
+        target
+        if target is None or isinstance(target, int)
+        else np.asarray(target)[list(batch.rows)]
+      )
       found.append(self.maps(method, self.normalised(*batch.squares[0]), chosen))
     return np.concatenate(found)
 
@@ -335,8 +379,11 @@ def _several(workdir: Workdir) -> list[str]:
 
 
 def load(
-    workdir: Workdir, key: str = "workdir",
-    image_size: int | None = None, trust: str | Iterable[str] = ()) -> Network:
+  workdir: Workdir,
+  key: str = "workdir",
+  image_size: int | None = None,
+  trust: str | Iterable[str] = (),
+) -> Network:
   """A finished run of any method, from its workdir.
 
   Args:
@@ -370,10 +417,12 @@ def segmenter(workdir: str | os.PathLike[str], key: str) -> Network:
   if found.kind != "segmenter":
     raise UserError(
       f"{key}={os.fspath(workdir)!r} is a run of {found.method}, which draws no masks; give the "
-      "workdir of a finished run of configs/segment.py")
+      "workdir of a finished run of configs/segment.py"
+    )
   return found
 
 
 def _bad(name: str, why: str) -> UserError:
-  return UserError(f"{name}: {why}; mend or remove it, or leave bad images out: predict with "
-                   "on_bad_image='skip'")
+  return UserError(
+    f"{name}: {why}; mend or remove it, or leave bad images out: predict with on_bad_image='skip'"
+  )

@@ -44,13 +44,20 @@ class Work:
   """
 
   def __init__(
-      self, network: Any, *, embed: bool = False, lungs: Any = None, overlays: str = "",
-      predict: bool = True):
+    self,
+    network: Any,
+    *,
+    embed: bool = False,
+    lungs: Any = None,
+    overlays: str = "",
+    predict: bool = True,
+  ):
     self.network, self._overlays = network, overlays
     if network.kind == "encoder" and predict and not embed:
       raise UserError(
         f"{network.run.workdir} is a run of {network.method}, which has no classes to predict; "
-        "take its features (embed), or fine-tune it with configs/finetune.py:init=WORKDIR")
+        "take its features (embed), or fine-tune it with configs/finetune.py:init=WORKDIR"
+      )
     if overlays:
       network.check_method(overlays, "overlays")
     # Methods, not functions made here: they are compiled once for all work of the network.
@@ -82,25 +89,42 @@ class Work:
 
     def sent() -> Iterator[tuple[decode_ahead.Batch, list[Any]]]:
       for batch in batches:
-        yield batch, [
-          features.send(function, network.params, *squares, size=size, mean=network.mean,
-                        std=network.std, mesh=mesh)
-          for (network, function), squares in zip(self._steps, batch.squares, strict=False)]
+        yield (
+          batch,
+          [
+            features.send(
+              function,
+              network.params,
+              *squares,
+              size=size,
+              mean=network.mean,
+              std=network.std,
+              mesh=mesh,
+            )
+            for (network, function), squares in zip(self._steps, batch.squares, strict=False)
+          ],
+        )
 
-    with contextlib.closing(batches), \
-         concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
+    with (
+      contextlib.closing(batches),
+      concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool,
+    ):
       for batch, found in features.received(sent()):
         yield self._predictions(images, batch, found, pool)
 
   def _predictions(
-      self, images: Given, batch: decode_ahead.Batch, found: list[dict[str, np.ndarray]],
-      pool: concurrent.futures.Executor) -> Predictions:
+    self,
+    images: Given,
+    batch: decode_ahead.Batch,
+    found: list[dict[str, np.ndarray]],
+    pool: concurrent.futures.Executor,
+  ) -> Predictions:
     network = self.network
     ids = tuple(images.ids[row] for row in batch.rows)
     skipped = tuple((images.ids[row], why) for row, why in batch.bad)
     if not ids:
       return Predictions((), network.classes, network.exclusive, skipped=skipped)
-    found = [{name: y[:len(ids)] for name, y in drawn.items()} for drawn in found]
+    found = [{name: y[: len(ids)] for name, y in drawn.items()} for drawn in found]
     probabilities = called = masks = overlays = None
     if "probabilities" in found[0]:
       p = network.calibrated(found[0]["probabilities"])
@@ -118,12 +142,21 @@ class Work:
       one = functools.partial(_overlay, network.run.config["data"]["fit"])
       overlays = tuple(pool.map(one, maps, batch.squares[-1].pixels[..., 0], batch.shapes))
     return Predictions(
-      ids, network.classes, network.exclusive, probabilities, called, found[0].get("features"),
-      masks, overlays, skipped, batch.notes)
+      ids,
+      network.classes,
+      network.exclusive,
+      probabilities,
+      called,
+      found[0].get("features"),
+      masks,
+      overlays,
+      skipped,
+      batch.notes,
+    )
 
 
 def _mask(
-    network: Any, probability: Float32[np.ndarray, "s s"], shape: tuple[int, int],
+  network: Any, probability: Float32[np.ndarray, "s s"], shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w"]:
   """Lungs 1 and the rest 0 at an image's own size, of a segmenter's probabilities."""
   unlike = (probability >= 0.5) != network.lungs(probability)
@@ -132,8 +165,11 @@ def _mask(
 
 
 def _overlay(
-    fit: str, heat: Float32[np.ndarray, "s s"], shown: UInt8[np.ndarray, "d d"],
-    shape: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+  fit: str,
+  heat: Float32[np.ndarray, "s s"],
+  shown: UInt8[np.ndarray, "d d"],
+  shape: tuple[int, int],
+) -> UInt8[np.ndarray, "h w 3"]:
   """A map, relative to its maximum, over a radiograph of the shape of its own."""
   scale = min(1.0, SHOWN / max(shape))
   h, w = (max(1, round(side * scale)) for side in shape)

@@ -33,7 +33,11 @@ from cxrjax.core.text import identifier
 from cxrjax.inference import predictions as tables
 
 ABOUT, TABLE, SKIPPED, EMBEDDINGS = (
-  "predictions.json", "predictions.csv", "skipped.csv", "embeddings.npy")
+  "predictions.json",
+  "predictions.csv",
+  "skipped.csv",
+  "embeddings.npy",
+)
 PARQUET = "predictions.parquet"
 _CHUNK = 65_536  # rows that are made Parquet at a time
 _LONGEST = 255  # bytes of a file's name, on all usual file systems
@@ -74,7 +78,8 @@ class Journal:
       self._cut()
       self.done = {row[0] for name in (TABLE, SKIPPED) for row in self._table(name)}
     self._table_file, self._skipped_file = (
-      tables.open_text(folder / name, "a") for name in (TABLE, SKIPPED))
+      tables.open_text(folder / name, "a") for name in (TABLE, SKIPPED)
+    )
     self._threads = concurrent.futures.ThreadPoolExecutor()
     self._embeddings: io.BufferedRandom | None = None
 
@@ -88,10 +93,14 @@ class Journal:
 
   def add(self, predictions: tables.Predictions) -> None:
     """Writes what a batch gave, after its pictures."""
-    pictures = [("masks", name, mask.astype(bool)) for name, mask in zip(
-      predictions.ids, predictions.masks or (), strict=False)]
-    pictures += [("overlays", name, picture) for name, picture in zip(
-      predictions.ids, predictions.overlays or (), strict=False)]
+    pictures = [
+      ("masks", name, mask.astype(bool))
+      for name, mask in zip(predictions.ids, predictions.masks or (), strict=False)
+    ]
+    pictures += [
+      ("overlays", name, picture)
+      for name, picture in zip(predictions.ids, predictions.overlays or (), strict=False)
+    ]
     list(self._threads.map(lambda item: _draw(self.folder, *item), pictures))
     if len(predictions):
       tables.write_rows(self._table_file, predictions, header=not self.rows)
@@ -138,8 +147,10 @@ class Journal:
     if not path.exists():
       held = [name for name in (TABLE, EMBEDDINGS) if (self.folder / name).exists()]
       if held:
-        raise UserError(f"{self.folder / held[0]} was not written by this program, which would "
-                        "write over it; choose another --out, or --overwrite")
+        raise UserError(
+          f"{self.folder / held[0]} was not written by this program, which would "
+          "write over it; choose another --out, or --overwrite"
+        )
       return None
     try:
       found = files.read_mapping(path)
@@ -147,12 +158,14 @@ class Journal:
       int(found["rows"]), int(found["skipped"]), dict(found["bytes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
-        f"{path} is damaged ({error}); choose another --out, or --overwrite") from error
-    changed = [key for key in sorted({*old, *self._about})
-               if old.get(key) != self._about.get(key)]
+        f"{path} is damaged ({error}); choose another --out, or --overwrite"
+      ) from error
+    changed = [key for key in sorted({*old, *self._about}) if old.get(key) != self._about.get(key)]
     if changed:
-      raise UserError(f"{self.folder} holds predictions that were made otherwise "
-                      f"({', '.join(changed)} differ); choose another --out, or --overwrite")
+      raise UserError(
+        f"{self.folder} holds predictions that were made otherwise "
+        f"({', '.join(changed)} differ); choose another --out, or --overwrite"
+      )
     return found
 
   def _cut(self) -> None:
@@ -211,7 +224,8 @@ class Journal:
         part = zip(*itertools.islice(rows, _CHUNK), strict=True)
         table = tables.arrow(
           dict(zip(names, map(list, part), strict=True)),
-          None if embeddings is None else embeddings[start:start + _CHUNK])
+          None if embeddings is None else embeddings[start : start + _CHUNK],
+        )
         if writer is None:
           writer = stack.enter_context(pyarrow.parquet.ParquetWriter(file, table.schema))
         writer.write_table(table)
@@ -245,7 +259,8 @@ def _header(rows: int, columns: int) -> bytes:
   """Of a .npy file; as long for any number of rows."""
   buffer = io.BytesIO()
   np.lib.format.write_array_header_1_0(
-    buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)})
+    buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
+  )
   return buffer.getvalue()
 
 

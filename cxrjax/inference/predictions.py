@@ -98,10 +98,13 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
     return None if found[0] is None else tuple(picture for part in found for picture in part)
 
   return dataclasses.replace(
-    good[0], ids=tuple(name for part in good for name in part.ids), skipped=skipped,
+    good[0],
+    ids=tuple(name for part in good for name in part.ids),
+    skipped=skipped,
     notes=tuple(note for part in good for note in part.notes),
     **{name: stacked(name) for name in ("probabilities", "called", "embeddings")},
-    **{name: listed(name) for name in ("masks", "overlays")})
+    **{name: listed(name) for name in ("masks", "overlays")},
+  )
 
 
 def columns(predictions: Predictions) -> dict[str, list[Any]]:
@@ -130,8 +133,13 @@ def write_rows(opened: TextIO, predictions: Predictions, header: bool) -> None:
   table.pop(EMBEDDING, None)
   if header:
     tables.write(opened, [table])
-  tables.write(opened, ([f"{x:.9g}" if isinstance(x, float) else x for x in row]
-                        for row in zip(*table.values(), strict=True)))
+  tables.write(
+    opened,
+    (
+      [f"{x:.9g}" if isinstance(x, float) else x for x in row]
+      for row in zip(*table.values(), strict=True)
+    ),
+  )
 
 
 def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:

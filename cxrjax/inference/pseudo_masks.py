@@ -65,14 +65,20 @@ class Segmenter:
   def masks(self, images: Images, mesh: Mesh | None = None) -> np.ndarray:
     """Lungs 1 and the rest 0, u8[n s s 1]."""
     found = features.extract(
-      self.predict, self.network.params, images, mean=0.0, std=1.0, mesh=mesh,
-      vectors=False)[..., 0]
+      self.predict, self.network.params, images, mean=0.0, std=1.0, mesh=mesh, vectors=False
+    )[..., 0]
     return np.stack([self.network.lungs(p) for p in found]).astype(np.uint8)[..., None]
 
 
 def fill(
-    images: Images, workdir: str, *, cache_dir: str | os.PathLike | None = None,
-    mesh: Mesh | None = None, progress: bool = True, look: Any = None) -> Images:
+  images: Images,
+  workdir: str,
+  *,
+  cache_dir: str | os.PathLike | None = None,
+  mesh: Mesh | None = None,
+  progress: bool = True,
+  look: Any = None,
+) -> Images:
   """The images, all with a lung mask: their own, or a predicted one where they have none.
 
   Args:
@@ -87,9 +93,16 @@ def fill(
     UserError: no such run, or a cache that cannot be written.
   """
   segmenter = Segmenter.load(workdir)
-  content = [VERSION, segmenter.network.run.fingerprint, images.info.fingerprint, images.info.split,
-             list(images.pixels.shape), images.bits, look,
-             hashlib.sha256("\0".join(images.ids).encode()).hexdigest()]
+  content = [
+    VERSION,
+    segmenter.network.run.fingerprint,
+    images.info.fingerprint,
+    images.info.split,
+    list(images.pixels.shape),
+    images.bits,
+    look,
+    hashlib.sha256("\0".join(images.ids).encode()).hexdigest(),
+  ]
   digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
   size = images.pixels.shape[1]
   root = cache_folder.cache_root(cache_dir)
@@ -103,7 +116,8 @@ def fill(
       what = "no space for" if full else "cannot write"
       raise UserError(
         f"{what} predicted masks in {root}: {error.strerror or error}; name another folder in "
-        "config.data.cache_dir or CXRJAX_CACHE") from error
+        "config.data.cache_dir or CXRJAX_CACHE"
+      ) from error
   masks = cache_file.load(target, images.pixels.shape, np.dtype("u1"))
   if masks is None:
     raise UserError(f"the cache {target} vanished or is damaged; delete it and run again")
@@ -111,16 +125,21 @@ def fill(
 
 
 def _write(
-    target: pathlib.Path, segmenter: Segmenter, images: Images, mesh: Mesh | None, progress: bool,
-    ) -> None:
+  target: pathlib.Path, segmenter: Segmenter, images: Images, mesh: Mesh | None, progress: bool
+) -> None:
   """All masks in one file, which appears when it is whole."""
   target.parent.mkdir(parents=True, exist_ok=True)
   work = pathlib.Path(tempfile.mkdtemp(prefix=target.stem + ".tmp-", dir=target.parent))
   try:
     masks = cache_file.allocate(work / "masks.npy", images.pixels.shape, np.dtype("u1"))
     sums = np.zeros(len(images), np.uint32)
-    with tqdm.tqdm(total=len(images), desc="predicting lung masks", unit=" images",
-                   disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm.tqdm(
+      total=len(images),
+      desc="predicting lung masks",
+      unit=" images",
+      disable=not progress,
+      dynamic_ncols=True,
+    ) as bar:
       for rows in chunks(len(images)):
         known = owned(images, rows)
         if known.any():

@@ -8,8 +8,11 @@ from jaxtyping import Array, Float
 
 
 def softmax(
-    logits: Float[Array, "n k"], labels: Float[Array, "n k"], weights: Float[Array, "k"],
-    smoothing: float = 0.0) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+  logits: Float[Array, "n k"],
+  labels: Float[Array, "n k"],
+  weights: Float[Array, "k"],
+  smoothing: float = 0.0,
+) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
   """Cross-entropy of classes of which every image has one.
 
   Args:
@@ -30,8 +33,11 @@ def softmax(
 
 
 def sigmoid(
-    logits: Float[Array, "n k"], labels: Float[Array, "n k"], weights: Float[Array, "k 2"],
-    smoothing: float = 0.0) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
+  logits: Float[Array, "n k"],
+  labels: Float[Array, "n k"],
+  weights: Float[Array, "k 2"],
+  smoothing: float = 0.0,
+) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
   """Cross-entropy of findings, of which an image may have several; unknown ones do not count.
 
   Args:
@@ -51,7 +57,6 @@ def sigmoid(
   return jnp.where(known, absent + present, 0.0), known.astype(jnp.float32)
 
 
-def mean_of_known(
-    loss: Float[Array, "*shape"], known: Float[Array, "*shape"]) -> Float[Array, ""]:
+def mean_of_known(loss: Float[Array, "*shape"], known: Float[Array, "*shape"]) -> Float[Array, ""]:
   """Mean over what is known; 0 where nothing is."""
   return loss.sum() / jnp.maximum(known.sum(), 1.0)

@@ -6,8 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 
-def squared_difference(
-    p: Float[Array, "n k"], target: Float[Array, "n k"]) -> Float[Array, ""]:
+def squared_difference(p: Float[Array, "n k"], target: Float[Array, "n k"]) -> Float[Array, ""]:
   """Mean over images and classes of squared differences of probabilities; `target` is a constant.
 
   References:

@@ -26,8 +26,7 @@ def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
   return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
 
-def nt_xent(
-    first: Float[Array, "b d"], second: Float[Array, "b d"], temperature: float) -> Result:
+def nt_xent(first: Float[Array, "b d"], second: Float[Array, "b d"], temperature: float) -> Result:
   """SimCLR's loss and accuracy: of 2b - 1 other views, which is of the same image?
 
   Mean over all 2b views of `-log exp(s_ij / tau) / sum_{k != i} exp(s_ik / tau)`, where j is the
@@ -49,8 +48,7 @@ def nt_xent(
   return _cross_entropy(logits, row ^ 1)
 
 
-def info_nce(
-    query: Float[Array, "b d"], key: Float[Array, "b d"], temperature: float) -> Result:
+def info_nce(query: Float[Array, "b d"], key: Float[Array, "b d"], temperature: float) -> Result:
   """Loss and accuracy of finding a query's image among the batch's keys, which are constants.
 
   Mean over i of `-log exp(q_i k_i / tau) / sum_j exp(q_i k_j / tau)`, of unit vectors.
@@ -64,8 +62,12 @@ def info_nce(
 
 
 def info_nce_queue(
-    query: Float[Array, "b d"], key: Float[Array, "b d"], queue: Float[Array, "K d"],
-    temperature: float, left_out: Bool[Array, "b K"] | None = None) -> Result:
+  query: Float[Array, "b d"],
+  key: Float[Array, "b d"],
+  queue: Float[Array, "K d"],
+  temperature: float,
+  left_out: Bool[Array, "b K"] | None = None,
+) -> Result:
   """Loss and accuracy of finding a query's own key among it and a queue of earlier keys.
 
   Mean over i of `-log exp(q_i k_i / tau) / (exp(q_i k_i / tau) + sum_j exp(q_i u_j / tau))`; keys

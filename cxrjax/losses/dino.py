@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 
 def teacher_probabilities(
-    logits: Float[Array, "*n K"], center: Float[Array, "K"], temperature: Float[Array, ""] | float,
+  logits: Float[Array, "*n K"], center: Float[Array, "K"], temperature: Float[Array, ""] | float
 ) -> Float[Array, "*n K"]:
   """`softmax((g_t - c) / tau_t)` in float32, without a gradient (section 3.1, Algorithm 1)."""
   logits = jax.lax.stop_gradient(logits).astype(jnp.float32)
@@ -20,7 +20,7 @@ def teacher_probabilities(
 
 
 def cross_entropy(
-    student: Float[Array, "b v K"], teacher: Float[Array, "b t K"], temperature: float,
+  student: Float[Array, "b v K"], teacher: Float[Array, "b t K"], temperature: float
 ) -> Float[Array, ""]:
   """Mean over pairs of teacher view and other student view of `-sum P_t log P_s` (equation 3).
 
@@ -46,7 +46,7 @@ def cross_entropy(
 
 
 def update_center(
-    center: Float[Array, "K"], logits: Float[Array, "b t K"], momentum: float,
+  center: Float[Array, "K"], logits: Float[Array, "b t K"], momentum: float
 ) -> Float[Array, "K"]:
   """`c <- m c + (1 - m) mean(g_t)` over all teacher views of the global batch (equation 4)."""
   mean = jax.lax.stop_gradient(logits).astype(jnp.float32).mean((0, 1))

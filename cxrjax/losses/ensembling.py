@@ -29,7 +29,8 @@ def affinity(features: Float[Array, "n d"], temperature: float = 1.0) -> Float[A
 
 
 def propagate(
-    affinity: Float[Array, "n n"], p: Float[Array, "n k"], omega: float) -> Float[Array, "n k"]:
+  affinity: Float[Array, "n n"], p: Float[Array, "n k"], omega: float
+) -> Float[Array, "n k"]:
   """`Q = (1 - w) (I - w A)^-1 P`, the limit of `Q <- w A Q + (1 - w) P` (equations 5 to 7).
 
   Args:

@@ -25,8 +25,10 @@ def patch_weights(mask: Bool[Array, "*crops n"]) -> Float[Array, "*crops n"]:
 
 
 def cross_entropy(
-    student: Float[Array, "n K"], teacher: Float[Array, "n K"], weights: Float[Array, "n"],
-    temperature: float,
+  student: Float[Array, "n K"],
+  teacher: Float[Array, "n K"],
+  weights: Float[Array, "n"],
+  temperature: float,
 ) -> Float[Array, ""]:
   """`-sum_i w_i sum_k P_t log P_s` over patches.
 
@@ -42,8 +44,7 @@ def cross_entropy(
 
 
 def update_center(
-    center: Float[Array, "K"], logits: Float[Array, "n K"], valid: Bool[Array, "n"],
-    momentum: float,
+  center: Float[Array, "K"], logits: Float[Array, "n K"], valid: Bool[Array, "n"], momentum: float
 ) -> Float[Array, "K"]:
   """`c <- m c + (1 - m) mean(g_t)` over the masked patches of the global batch; without any, `c`.
 

@@ -33,7 +33,8 @@ def koleo(features: Float[Array, "n d"]) -> Float[Array, ""]:
   if n < 2:
     raise UserError(
       "KoLeo compares the images of a batch, and there is one; raise config.batch_size, lower "
-      "config.accumulate, or set config.method.koleo_weight=0")
+      "config.accumulate, or set config.method.koleo_weight=0"
+    )
   x = features.astype(jnp.float32)
   x = x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), EPSILON**2))
   # Distances are differences of nearly equal numbers: products of full precision.

@@ -23,7 +23,7 @@ def normalised(target: Float[Array, "b n p"]) -> Float[Array, "b n p"]:
 
 
 def masked_mse(
-    prediction: Float[Array, "b n p"], target: Float[Array, "b n p"], mask: Bool[Array, "b n"],
+  prediction: Float[Array, "b n p"], target: Float[Array, "b n p"], mask: Bool[Array, "b n"]
 ) -> Float[Array, ""]:
   """Mean squared error of the pixels of hidden patches (`mask`), over all hidden patches."""
   error = jnp.square(prediction - target).mean(-1)

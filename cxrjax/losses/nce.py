@@ -21,8 +21,12 @@ Result = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 def nce(
-    query: Float[Array, "b d"], positive: Float[Array, "b d"], negatives: Float[Array, "K d"],
-    temperature: float, left_out: Bool[Array, "b K"] | None = None) -> Result:
+  query: Float[Array, "b d"],
+  positive: Float[Array, "b d"],
+  negatives: Float[Array, "K d"],
+  temperature: float,
+  left_out: Bool[Array, "b K"] | None = None,
+) -> Result:
   """Loss and accuracy of telling a query's memory from the memories of other images.
 
   With cosines `s`, `e(x) = exp(s(q, x) / tau)` and `C = sum_j e(n_j)` over the negatives `n`, the
@@ -45,11 +49,13 @@ def nce(
     (arXiv 1912.01991), equations 3 and 4.
   """
   query, positive, negatives = (
-    unit(x) for x in (query, *jax.lax.stop_gradient((positive, negatives))))
+    unit(x) for x in (query, *jax.lax.stop_gradient((positive, negatives)))
+  )
   # Divided by a temperature of 0.1 or less, the rounding of TF32 would be seen.
   own = (query * positive).sum(-1) / temperature
-  others = jnp.einsum(
-    "bd,kd->bk", query, negatives, precision=jax.lax.Precision.HIGHEST) / temperature
+  others = (
+    jnp.einsum("bd,kd->bk", query, negatives, precision=jax.lax.Precision.HIGHEST) / temperature
+  )
   if left_out is not None:
     others = jnp.where(left_out, -jnp.inf, others)
   log_c = jax.nn.logsumexp(others, axis=1)

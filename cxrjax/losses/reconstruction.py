@@ -16,15 +16,15 @@ from jaxtyping import Array, Bool, Float
 
 
 def l1(
-    prediction: Float[Array, "n h w c"], target: Float[Array, "n h w c"],
-    mask: Bool[Array, "n h w 1"]) -> Float[Array, ""]:
+  prediction: Float[Array, "n h w c"], target: Float[Array, "n h w c"], mask: Bool[Array, "n h w 1"]
+) -> Float[Array, ""]:
   """Mean of `|prediction - target|` where the mask is True; 0 where it never is."""
   return _mean(jnp.abs(prediction - target), mask)
 
 
 def mse(
-    prediction: Float[Array, "n h w c"], target: Float[Array, "n h w c"],
-    mask: Bool[Array, "n h w 1"]) -> Float[Array, ""]:
+  prediction: Float[Array, "n h w c"], target: Float[Array, "n h w c"], mask: Bool[Array, "n h w 1"]
+) -> Float[Array, ""]:
   """Mean of `(prediction - target)^2` where the mask is True; 0 where it never is."""
   return _mean(jnp.square(prediction - target), mask)
 

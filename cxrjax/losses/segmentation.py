@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float
 SMOOTH = 1.0  # pixels; an image without lungs, none of which is found, has the overlap 1
 
 
-def soft_dice(
-    logits: Float[Array, "n h w 1"], target: Bool[Array, "n h w 1"]) -> Float[Array, "n"]:
+def soft_dice(logits: Float[Array, "n h w 1"], target: Bool[Array, "n h w 1"]) -> Float[Array, "n"]:
   """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) of each image, p = sigmoid(logits); 0..1."""
   p, t = jax.nn.sigmoid(logits), target.astype(logits.dtype)
   both, either = (p * t).sum((1, 2, 3)), (p + t).sum((1, 2, 3))
@@ -24,7 +23,8 @@ def soft_dice(
 
 
 def cross_entropy(
-    logits: Float[Array, "n h w 1"], target: Bool[Array, "n h w 1"]) -> Float[Array, "n"]:
+  logits: Float[Array, "n h w 1"], target: Bool[Array, "n h w 1"]
+) -> Float[Array, "n"]:
   """-t log(p) - (1 - t) log(1 - p) of each image, mean of its pixels; nats."""
   t = target.astype(logits.dtype)
   return (jax.nn.softplus(logits) - t * logits).mean((1, 2, 3))

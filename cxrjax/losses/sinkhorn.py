@@ -14,8 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 
 def sinkhorn_knopp(
-    logits: Float[Array, "n K"], temperature: Float[Array, ""] | float, iterations: int = 3,
-    valid: Bool[Array, "n"] | None = None,
+  logits: Float[Array, "n K"],
+  temperature: Float[Array, ""] | float,
+  iterations: int = 3,
+  valid: Bool[Array, "n"] | None = None,
 ) -> Float[Array, "n K"]:
   """The teacher's probabilities, without a gradient.
 

@@ -47,11 +47,12 @@ class Method(Protocol):
 
   The factory gets `encoder` and `clock` besides the options in the config. A supervised method
   declares it: by its class attribute `learns_from`, which is "labels" (the factory then gets
-  `labels`, a `Labels`, as well) or "masks"; without, a method learns from images alone. `batch` holds the
-  recipe's views (`f32[views b h w 1]` each), `labels` `f32[b k]`, `position` `i32[b]`: where each
-  image stands in the global batch, which random numbers must be derived from, and `index` `i32[b]`:
-  its row in the data, of `clock.num_examples`. With `config.data.masks` there are `global_mask`
-  `bool[views b h w 1]` and `has_mask` `bool[b]`: whether the image has one at all.
+  `labels`, a `Labels`, as well) or "masks"; without, a method learns from images alone.
+
+  `batch` holds the recipe's views (`f32[views b h w 1]` each), `labels` `f32[b k]`, `position`
+  `i32[b]`: where each image stands in the global batch, which random numbers must be derived from,
+  and `index` `i32[b]`: its row in the data, of `clock.num_examples`. With `config.data.masks` there
+  are `global_mask` `bool[views b h w 1]` and `has_mask` `bool[b]`: whether the image has one.
 
   Every mean over the batch in `loss` is a mean over the *global* batch: arrays are global, `jit`
   does the communication. With gradient accumulation `loss` sees a microbatch, always with the
@@ -64,11 +65,13 @@ class Method(Protocol):
 
   schedules: Mapping[str, Schedule]  # by name, for the report
 
-  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
-           ) -> tuple[Params, Params]: ...
+  def init(
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> tuple[Params, Params]: ...
 
-  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
-           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]: ...
+  def loss(
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]: ...
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params: ...
 
@@ -140,15 +143,17 @@ def flatten_views(x: Shaped[Array, "v b *rest"]) -> Shaped[Array, "n *rest"]:
 
 
 def image_keys(
-    key: Key[Array, ""], position: Int[Array, "b"], views: int, first: int = 0,
+  key: Key[Array, ""], position: Int[Array, "b"], views: int, first: int = 0
 ) -> Key[Array, "n"]:
   """One key for every view of every image in the order of `flatten_views`.
 
   They are the same however the batch is cut; `first` is the number of the first view.
   """
+
   def image(i: Int[Array, ""]) -> Key[Array, "v"]:
     image_key = jax.random.fold_in(key, i)
     return jax.vmap(lambda v: jax.random.fold_in(image_key, v))(first + jnp.arange(views))
+
   return jax.vmap(image)(position).reshape(-1)
 
 
@@ -160,7 +165,8 @@ def require_two_views(batch_spec: Mapping[str, jax.ShapeDtypeStruct], name: str)
 
 
 def encode_each_view(
-    encoder: Any, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> list[Any]:
+  encoder: Any, params: Params, batch: Batch, key: Key[Array, ""] | None = None
+) -> list[Any]:
   """`Features` of every large crop, encoded one view after the other.
 
   Batch norm takes its statistics from one view of the global batch at a time, as where a network
@@ -173,8 +179,11 @@ def encode_each_view(
     key: for drop path; None for a network without it (a teacher).
   """
   views = tuple(batch["global"])
-  keys = None if key is None else tuple(
-    image_keys(key, batch["position"], 1, v) for v in range(len(views)))
+  keys = (
+    None
+    if key is None
+    else tuple(image_keys(key, batch["position"], 1, v) for v in range(len(views)))
+  )
   return list(encoder.encode(params, views, keys=keys, patches=False, train=True))
 
 
@@ -198,8 +207,7 @@ def diagnose_spread(metrics: Mapping[str, float], advice: str, of: str = "featur
   spread = metrics[f"{of}_std"]
   if spread >= 0.02:
     return None
-  return (
-    f"the {of}s' spread is {spread:.4f} of about 1: all images get the same {of}s; {advice}")
+  return f"the {of}s' spread is {spread:.4f} of about 1: all images get the same {of}s; {advice}"
 
 
 def diagnose_chance(metrics: Mapping[str, float], candidates: int) -> str | None:
@@ -209,4 +217,5 @@ def diagnose_chance(metrics: Mapping[str, float], candidates: int) -> str | None
   return (
     f"an image's other view is found among {candidates} in {metrics['accuracy']:.2%} of cases, as "
     "by chance; raise or lower config.optimizer.lr, lengthen its warmup, make the views more alike "
-    "(config.views.global_scale), or set config.model.standardize=True")
+    "(config.views.global_scale), or set config.model.standardize=True"
+  )

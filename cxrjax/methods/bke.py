@@ -53,26 +53,34 @@ class Method(classify.Method):
     if self.mixup:
       raise UserError(
         f"config.method.mixup={self.mixup} mixes labelled images with others, whose labels are "
-        "unknown; set it to 0")
+        "unknown; set it to 0"
+      )
     if self.clock.batch_size < 2:
       raise UserError(
-        f"config.batch_size={self.clock.batch_size} leaves no other image; use at least 2")
+        f"config.batch_size={self.clock.batch_size} leaves no other image; use at least 2"
+      )
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:
-    return {**super().schedules,
-            "weight": clocks.from_config(self.weight, self.clock, "config.method.weight")}
+    return {
+      **super().schedules,
+      "weight": clocks.from_config(self.weight, self.clock, "config.method.weight"),
+    }
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     seen = self.forward(params, extra, batch, key)
     value, metrics = self.supervise(seen, batch["global"].shape[0])
     logits = seen.logits / self.temperature
     target = ensembling.propagate(
-      ensembling.affinity(seen.features, self.affinity_temperature), self.probability(logits),
-      self.omega)
+      ensembling.affinity(seen.features, self.affinity_temperature),
+      self.probability(logits),
+      self.omega,
+    )
     kl = ensembling.softmax_kl if self.labels.exclusive else ensembling.sigmoid_kl
     soft = self.temperature**2 * kl(target, logits)
     return value + self.schedules["weight"](step) * soft, (
-      {**extra, "stats": seen.stats}, {**metrics, "supervised": value, "ensembled": soft})
+      {**extra, "stats": seen.stats},
+      {**metrics, "supervised": value, "ensembled": soft},
+    )

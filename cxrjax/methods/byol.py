@@ -79,17 +79,26 @@ class Method:
   @functools.cached_property
   def projector(self) -> Projector:
     return Projector(
-      in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
-      batch_norm=self.batch_norm, bias=False, dtype=dtype_of(self.encoder))
+      in_dim=self.encoder.features,
+      dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
+      batch_norm=self.batch_norm,
+      bias=False,
+      dtype=dtype_of(self.encoder),
+    )
 
   @functools.cached_property
   def predictor(self) -> Projector:
     return Projector(
-      in_dim=self.dim, dims=(self.predictor_hidden, self.dim), batch_norm=self.batch_norm,
-      bias=False, dtype=dtype_of(self.encoder))
+      in_dim=self.dim,
+      dims=(self.predictor_hidden, self.dim),
+      batch_norm=self.batch_norm,
+      bias=False,
+      dtype=dtype_of(self.encoder),
+    )
 
-  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
-           ) -> tuple[Params, Params]:
+  def init(
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> tuple[Params, Params]:
     require_two_views(batch_spec, "a predictive method")
     keys = jax.random.split(key, 3)
     encoder, stats = split_stats(self.encoder.init(keys[0]))
@@ -97,8 +106,9 @@ class Method:
     params = {**shared, "predictor": self.predictor.init(keys[2])}
     return params, {"teacher": jax.tree.map(jnp.copy, shared), "stats": stats}
 
-  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
-           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+  def loss(
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
 
     def project(weights: Params, key: Key[Array, ""] | None) -> tuple[list[Any], Vectors]:
@@ -111,22 +121,18 @@ class Method:
     _, targets = project(extra["teacher"], None)
     targets = jax.lax.stop_gradient(targets)
     loss, metrics = self.objective(predictions, projections, targets)
-    metrics |= {
-      "projection_std": collapse.spread(targets[0]),
-      **feature_health(features[0].cls),
-    }
+    metrics |= {"projection_std": collapse.spread(targets[0]), **feature_health(features[0].cls)}
     return loss, ({**extra, "stats": features[-1].stats or {}}, metrics)
 
   def objective(
-      self, predictions: Vectors, projections: Vectors, targets: Vectors,
+    self, predictions: Vectors, projections: Vectors, targets: Vectors
   ) -> tuple[Float[Array, ""], Metrics]:
     """Loss and its metrics of what online predictor, online projector and target made of each view.
 
     BYOL's is equation 2 both ways: a view's prediction is of the other's target.
     """
     del projections
-    loss = sum(
-      cosine.distance(q, z) for q, z in zip(predictions, reversed(targets), strict=True))
+    loss = sum(cosine.distance(q, z) for q, z in zip(predictions, reversed(targets), strict=True))
     return loss, {"cosine": 1 - jax.lax.stop_gradient(loss) / 4}
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
@@ -146,5 +152,6 @@ class Method:
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     advice = (
       "lower config.optimizer.lr, raise config.method.momentum.start, or keep "
-      "config.method.batch_norm=True")
+      "config.method.batch_norm=True"
+    )
     return diagnose_spread(metrics, advice) or diagnose_spread(metrics, advice, "projection")

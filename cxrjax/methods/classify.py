@@ -96,10 +96,15 @@ class Method:
   def __post_init__(self) -> None:
     if len(self.labels.classes) < (2 if self.labels.exclusive else 1):
       named = ", ".join(self.labels.classes)
-      raise UserError("config.data.source has " + (
-        f"one class only, {named}, and two are needed to learn to tell them apart; give a source "
-        "with both" if named else
-        f"no labels; {self.labels.advice or 'give a labelled source'}"))
+      raise UserError(
+        "config.data.source has "
+        + (
+          f"one class only, {named}, and two are needed to learn to tell them apart; give a source "
+          "with both"
+          if named
+          else f"no labels; {self.labels.advice or 'give a labelled source'}"
+        )
+      )
     for name in ("smoothing", "dropout"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"config.method.{name}={getattr(self, name)} must be in [0, 1)")
@@ -126,7 +131,8 @@ class Method:
     if isinstance(given, str):
       if given not in WEIGHTS:
         raise UserError(
-          f"config.method.class_weights={given!r} is unknown{suggest(given, WEIGHTS)}")
+          f"config.method.class_weights={given!r} is unknown{suggest(given, WEIGHTS)}"
+        )
       if given == "none":
         return np.ones((k, 2), np.float32)
       positive, known = (np.asarray(getattr(self.labels, n), float) for n in ("positive", "known"))
@@ -136,24 +142,28 @@ class Method:
         weights = np.where(present, known / np.maximum(present.sum() * counts[:, 1], 1), 0.0)
         return np.stack([weights, weights], 1).astype(np.float32)
       return np.where(
-        (counts > 0).all(1, keepdims=True), known[:, None] / np.maximum(2 * counts, 1), 1.0,
+        (counts > 0).all(1, keepdims=True), known[:, None] / np.maximum(2 * counts, 1), 1.0
       ).astype(np.float32)
     numbers = [w for w in given if isinstance(w, int | float) and w >= 0]
     if len(numbers) != len(given) or len(given) != k:
       raise UserError(
         f"config.method.class_weights={given!r} must be {k} numbers from 0, for "
-        f"{', '.join(self.labels.classes)}")
+        f"{', '.join(self.labels.classes)}"
+      )
     return np.stack([np.ones(k), np.asarray(given, float)], 1).astype(np.float32)
 
   @functools.cached_property
   def head(self) -> heads.Projector:
     """One linear layer, from features to logits."""
     return heads.Projector(
-      in_dim=self.encoder.features, dims=(len(self.labels.classes),), initial="normal",
-      dtype="float32")
+      in_dim=self.encoder.features,
+      dims=(len(self.labels.classes),),
+      initial="normal",
+      dtype="float32",
+    )
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     del batch_spec
     encoder_key, head_key = jax.random.split(key)
@@ -165,7 +175,7 @@ class Method:
     return params, extra
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     seen = self.forward(params, extra, batch, key)
@@ -179,23 +189,30 @@ class Method:
     drop_key, mix_key, out_key = jax.random.split(key, 3)
     if self.mixup:
       images, labels = mixup(
-        image_keys(mix_key, batch["position"], views), images, labels, self.mixup)
+        image_keys(mix_key, batch["position"], views), images, labels, self.mixup
+      )
     features = self.encoder.encode(
-      join_stats(params["encoder"], extra["stats"]), images,
-      keys=image_keys(drop_key, batch["position"], views), train=True)
+      join_stats(params["encoder"], extra["stats"]),
+      images,
+      keys=image_keys(drop_key, batch["position"], views),
+      train=True,
+    )
     logits = self._logits(
-      params["head"], features.cls, image_keys(out_key, batch["position"], views))
+      params["head"], features.cls, image_keys(out_key, batch["position"], views)
+    )
     return Seen(logits, labels, features.cls, features.stats or {})
 
   def supervise(self, seen: Seen, views: int = 1) -> tuple[Float[Array, ""], Metrics]:
     """The mean loss over known labels, and metrics, of `views` views of each image."""
     value, known = self.supervised(seen.logits, seen.labels)
     return value, {
-      "accuracy": self._accuracy(seen.logits, seen.labels), "known_labels": known,
-      **feature_health(seen.features[::views])}
+      "accuracy": self._accuracy(seen.logits, seen.labels),
+      "known_labels": known,
+      **feature_health(seen.features[::views]),
+    }
 
   def supervised(
-      self, logits: Float[Array, "n k"], labels: Float[Array, "n k"],
+    self, logits: Float[Array, "n k"], labels: Float[Array, "n k"]
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The mean loss over known labels, and the share of them that is known."""
     weights = jnp.asarray(self._weights)
@@ -206,17 +223,17 @@ class Method:
     return losses.mean_of_known(value, known), known.mean()
 
   def _logits(
-      self, head: Params, features: Float[Array, "n d"], keys: Key[Array, "n"] | None = None,
+    self, head: Params, features: Float[Array, "n d"], keys: Key[Array, "n"] | None = None
   ) -> Float[Array, "n k"]:
     """With keys, as in training."""
     if self.dropout and keys is not None:
-      kept = jax.vmap(
-        lambda key: jax.random.bernoulli(key, 1 - self.dropout, features.shape[1:]))(keys)
+      kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, features.shape[1:]))(
+        keys
+      )
       features = jnp.where(kept, features / (1 - self.dropout), 0.0)
     return self.head.apply({"layers": {"0": head}}, features).astype(jnp.float32)
 
-  def _accuracy(
-      self, logits: Float[Array, "n k"], labels: Float[Array, "n k"]) -> Float[Array, ""]:
+  def _accuracy(self, logits: Float[Array, "n k"], labels: Float[Array, "n k"]) -> Float[Array, ""]:
     """Share of known labels that the batch's own logits have right; for looking at."""
     if self.labels.exclusive:
       known = ~jnp.isnan(labels).any(1)
@@ -244,9 +261,11 @@ class Method:
 
   def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b k"]:
     """The probability of every class of normalised images."""
+
     def one(x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
       return self.probability(
-        self._logits(params["head"], self.encoder.encode(params["encoder"], x).cls))
+        self._logits(params["head"], self.encoder.encode(params["encoder"], x).cls)
+      )
 
     flips = (False, True) if self.test_flip else (False,)
     views = [middle(images, scale, flip) for scale in self.test_scales for flip in flips]
@@ -266,4 +285,5 @@ class Method:
 
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     return diagnose_spread(
-      metrics, "lower config.optimizer.lr, lengthen its warmup, or check the labels")
+      metrics, "lower config.optimizer.lr, lengthen its warmup, or check the labels"
+    )

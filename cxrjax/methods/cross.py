@@ -52,11 +52,12 @@ class Method(byol.Method):
     if self.view_weight == 0:
       raise UserError(
         "config.method.view_weight=0 leaves nothing that ties the views together; raise it, or "
-        "use config.method.name=cxrjax.methods.byol")
+        "use config.method.name=cxrjax.methods.byol"
+      )
     super().__post_init__()
 
   def objective(
-      self, predictions: Vectors, projections: Vectors, targets: Vectors,
+    self, predictions: Vectors, projections: Vectors, targets: Vectors
   ) -> tuple[Float[Array, ""], Metrics]:
     first, second = predictions
     view = cosine.distance(first, projections[1]) + cosine.distance(second, projections[0])

@@ -77,8 +77,7 @@ class Method:
     if self.student_temp <= 0:
       raise UserError(f"config.method.student_temp={self.student_temp} must be above 0")
     if not 0 <= self.center_momentum < 1:
-      raise UserError(
-        f"config.method.center_momentum={self.center_momentum} must be in [0, 1)")
+      raise UserError(f"config.method.center_momentum={self.center_momentum} must be in [0, 1)")
     _ = self.schedules  # a misspelt schedule is an error now, not at the first step
 
   @functools.cached_property
@@ -92,13 +91,19 @@ class Method:
   @functools.cached_property
   def head(self) -> DinoHead:
     return DinoHead(
-      in_dim=self.encoder.features, prototypes=self.prototypes, hidden=self.hidden,
-      bottleneck=self.bottleneck, layers=self.head_layers, norm_last_layer=self.norm_last_layer,
-      batch_norm=self.batch_norm, initial=getattr(self.encoder, "initial", "normal"),
-      dtype=dtype_of(self.encoder))
+      in_dim=self.encoder.features,
+      prototypes=self.prototypes,
+      hidden=self.hidden,
+      bottleneck=self.bottleneck,
+      layers=self.head_layers,
+      norm_last_layer=self.norm_last_layer,
+      batch_norm=self.batch_norm,
+      initial=getattr(self.encoder, "initial", "normal"),
+      dtype=dtype_of(self.encoder),
+    )
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     if "global" not in batch_spec or batch_spec["global"].shape[0] < 2:
       raise UserError("DINO compares two large crops; set config.views.global_crops=2")
@@ -112,7 +117,7 @@ class Method:
     return params, {"teacher": teacher, "center": center, "stats": stats}
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     images, large = batch["global"].shape[1], batch["global"].shape[0]
     views, keys = self.crops(batch, key)
@@ -141,8 +146,10 @@ class Method:
     """Large and small crops `f32[n h w 1]`, as `flatten_views` has them, and a key for each."""
     crops = [batch[name] for name in ("global", "local") if name in batch]
     firsts = (0, crops[0].shape[0])
-    keys = tuple(image_keys(key, batch["position"], x.shape[0], first)
-                 for x, first in zip(crops, firsts, strict=False))
+    keys = tuple(
+      image_keys(key, batch["position"], x.shape[0], first)
+      for x, first in zip(crops, firsts, strict=False)
+    )
     return tuple(flatten_views(x) for x in crops), keys
 
   def logits(self, head: Params, features: Sequence[Any], images: int) -> Float[Array, "b v K"]:
@@ -163,6 +170,7 @@ class Method:
     def forward(name: str) -> float:
       views, _, *shape = batch_spec[name].shape
       return views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
+
     large = forward("global")
     small = forward("local") if "local" in batch_spec else 0.0
     return large + 3 * (large + small)  # a backward pass costs two forward passes
@@ -173,15 +181,19 @@ class Method:
       return (
         f"the teacher's entropy is {metrics['teacher_entropy']:.4f} of at most "
         f"ln {self.prototypes} = {uniform:.4f}: every image gets the uniform answer; lower "
-        "config.method.teacher_temp or config.optimizer.lr, or raise config.method.momentum.start")
+        "config.method.teacher_temp or config.optimizer.lr, or raise config.method.momentum.start"
+      )
     alike = diagnose_spread(
-      metrics, "lower config.optimizer.lr, lower config.method.center_momentum, or raise "
-      "config.method.momentum.start")
+      metrics,
+      "lower config.optimizer.lr, lower config.method.center_momentum, or raise "
+      "config.method.momentum.start",
+    )
     if alike:
       return alike
     if metrics["batch_entropy"] < 0.01 * uniform:
       return (
         f"the batch's mean assignment has entropy {metrics['batch_entropy']:.4f}: one prototype "
         "takes every image; raise config.method.teacher_temp, or lower "
-        "config.method.center_momentum")
+        "config.method.center_momentum"
+      )
     return None

@@ -79,33 +79,39 @@ class Method(dino.Method):
         raise UserError(f"config.method.{name}={getattr(self, name)} must be 0 (off) or above")
     if not (self.class_weight or self.patch_weight):
       raise UserError(
-        "config.method.class_weight=0 and patch_weight=0 leave nothing to learn; set one to 1")
+        "config.method.class_weight=0 and patch_weight=0 leave nothing to learn; set one to 1"
+      )
     if self.centering not in CENTERINGS:
       raise UserError(
         f"config.method.centering={self.centering!r} is unknown"
-        f"{suggest(self.centering, CENTERINGS)}")
+        f"{suggest(self.centering, CENTERINGS)}"
+      )
     if self.sinkhorn_iterations < 1:
       raise UserError(
-        f"config.method.sinkhorn_iterations={self.sinkhorn_iterations} must be at least 1")
+        f"config.method.sinkhorn_iterations={self.sinkhorn_iterations} must be at least 1"
+      )
     if not 0 < self.mask_prob <= 1:
       raise UserError(f"config.method.mask_prob={self.mask_prob} must be above 0, at most 1")
     if len(self.mask_ratio) != 2 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] <= 1:
       raise UserError(
-        f"config.method.mask_ratio={self.mask_ratio} must be a least and a most share, 0..1")
+        f"config.method.mask_ratio={self.mask_ratio} must be a least and a most share, 0..1"
+      )
     if self.patch_weight and "mask" not in inspect.signature(self.encoder.encode).parameters:
       raise UserError(
         f"config.model.name={type(self.encoder).__module__!r} cannot mask patches, which iBOT's "
-        "loss needs; choose 'cxrjax.models.vit', or set config.method.patch_weight=0")
+        "loss needs; choose 'cxrjax.models.vit', or set config.method.patch_weight=0"
+      )
     if self.patch_weight and not self.encoder.mask_token:
       raise UserError(
-        "iBOT's loss needs config.model.mask_token=True; or set config.method.patch_weight=0")
+        "iBOT's loss needs config.model.mask_token=True; or set config.method.patch_weight=0"
+      )
 
   @property
   def _patch_head(self) -> str:
     return "patch_head" if self.separate_head else "head"
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     params, extra = super().init(key, batch_spec)
     if self.patch_weight and self.separate_head:
@@ -128,7 +134,7 @@ class Method(dino.Method):
     return math.ceil(shape[0] * self.mask_prob - 1e-6) * self._grid(shape)[1]
 
   def masks(
-      self, key: Key[Array, ""], position: Int[Array, "b"], shape: tuple[int, ...],
+    self, key: Key[Array, ""], position: Int[Array, "b"], shape: tuple[int, ...]
   ) -> Bool[Array, "b v n"]:
     """Which patches of the large crops, of this shape [v b h w c], are hidden from the student."""
     crops = shape[0]
@@ -148,10 +154,11 @@ class Method(dino.Method):
 
     counts, keys = jax.vmap(draw)(image_keys(key, position, 1))
     return masking.blocks(keys.reshape(-1), grid, counts.reshape(-1)).reshape(
-      *counts.shape, patches)
+      *counts.shape, patches
+    )
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     shape = batch["global"].shape
     crops, images = shape[:2]
@@ -162,7 +169,7 @@ class Method(dino.Method):
     if self.patch_weight:
       # The barrier keeps XLA from drawing the masks again wherever one is used.
       mask = jax.lax.optimization_barrier(self.masks(mask_key, batch["position"], shape))
-      options["mask"] = (mask.reshape(images * crops, -1), None)[:len(views)]
+      options["mask"] = (mask.reshape(images * crops, -1), None)[: len(views)]
     teacher, stats = extra["teacher"], extra["stats"]
     target = encode(join_stats(teacher["encoder"], stats), views[:1])
     features = encode(join_stats(params["encoder"], stats), views, keys=keys, **options)
@@ -172,10 +179,13 @@ class Method(dino.Method):
     if self.class_weight:
       logits = self.logits(teacher["head"], target, images)
       probabilities, center = self._assign(
-        logits.reshape(-1, self.prototypes), extra.get("center"), temperature, None)
+        logits.reshape(-1, self.prototypes), extra.get("center"), temperature, None
+      )
       value = class_losses.cross_entropy(
-        self.logits(params["head"], features, images), probabilities.reshape(logits.shape),
-        self.student_temp)
+        self.logits(params["head"], features, images),
+        probabilities.reshape(logits.shape),
+        self.student_temp,
+      )
       loss += self.class_weight * value
       new |= {} if center is None else {"center": center}
       each = jnp.full(len(probabilities), 1 / len(probabilities))
@@ -189,14 +199,19 @@ class Method(dino.Method):
         return self.head.apply(weights[self._patch_head], found.reshape(-1, found.shape[-1]))
 
       probabilities, center = self._assign(
-        patch_logits(teacher, target[0]), extra.get("patch_center"), temperature, weights > 0)
+        patch_logits(teacher, target[0]), extra.get("patch_center"), temperature, weights > 0
+      )
       value = ibot.cross_entropy(
-        patch_logits(params, features[0]), probabilities, weights, self.student_temp)
+        patch_logits(params, features[0]), probabilities, weights, self.student_temp
+      )
       loss += self.patch_weight * value
       new |= {} if center is None else {"patch_center": center}
       found = _health(value, probabilities, weights)
-      metrics |= {"patch_loss": value, **{f"patch_{name}": x for name, x in found.items()},
-                  "masked": mask.mean()}
+      metrics |= {
+        "patch_loss": value,
+        **{f"patch_{name}": x for name, x in found.items()},
+        "masked": mask.mean(),
+      }
     if self.koleo_weight:
       cls = features[0].cls.reshape(images, crops, -1)
       value = sum(koleo(cls[:, v]) for v in range(crops))
@@ -206,7 +221,8 @@ class Method(dino.Method):
     return loss, ({**extra, **new, "stats": target[-1].stats or {}}, metrics)
 
   def _masked(
-      self, mask: Bool[Array, "b v n"], room: int) -> tuple[Int[Array, "b r"], Float[Array, "m"]]:
+    self, mask: Bool[Array, "b v n"], room: int
+  ) -> tuple[Int[Array, "b r"], Float[Array, "m"]]:
     """Where each image's masked patches are among those of its crops, and their weights.
 
     `room` of them; where an image has less, other patches, whose weight is 0.
@@ -217,8 +233,11 @@ class Method(dino.Method):
     return index, jnp.take_along_axis(weights, index, axis=1).reshape(-1)
 
   def _assign(
-      self, logits: Float[Array, "m K"], center: Float[Array, "K"] | None,
-      temperature: Float[Array, ""], valid: Bool[Array, "m"] | None,
+    self,
+    logits: Float[Array, "m K"],
+    center: Float[Array, "K"] | None,
+    temperature: Float[Array, ""],
+    valid: Bool[Array, "m"] | None,
   ) -> tuple[Float[Array, "m K"], Float[Array, "K"] | None]:
     """The teacher's probabilities, and its next centre where it has one."""
     if center is None:
@@ -232,6 +251,7 @@ class Method(dino.Method):
       views, _, *shape = batch_spec[name].shape
       encoder = self.encoder.flops(tuple(shape), patches=self.patch_weight > 0)
       return views * (encoder + (self.head.flops() if self.class_weight else 0))
+
     large = forward("global")
     if self.patch_weight:
       large += self._room(batch_spec["global"].shape) * self.head.flops()
@@ -248,7 +268,7 @@ class Method(dino.Method):
 
 
 def _health(
-    loss: Float[Array, ""], probabilities: Float[Array, "m K"], weights: Float[Array, "m"],
+  loss: Float[Array, ""], probabilities: Float[Array, "m K"], weights: Float[Array, "m"]
 ) -> Metrics:
   """The teacher's entropies and the student's distance from it, of samples with weights."""
   total = jnp.maximum(weights.sum(), 1e-9)

@@ -78,7 +78,8 @@ class Method:
     if not self.layers or not all(0 < layer <= 1 for layer in self.layers):
       raise UserError(
         f"config.method.layers={self.layers!r} must be shares of the encoder's blocks, above 0 and "
-        "at most 1")
+        "at most 1"
+      )
     if self.head_depth < 0:
       raise UserError(f"config.method.head_depth={self.head_depth} must be at least 0")
     _ = self.corrupt, self.schedules  # a misspelt option is an error now, not at the first step
@@ -95,9 +96,14 @@ class Method:
   @functools.cached_property
   def head(self) -> PixelHead:
     return PixelHead(
-      in_dim=self.encoder.features, size=self.encoder.stride,
-      channels=getattr(self.encoder, "channels", 1), depth=self.head_depth, norm=not self.taps,
-      initial=getattr(self.encoder, "initial", "torch"), dtype=dtype_of(self.encoder))
+      in_dim=self.encoder.features,
+      size=self.encoder.stride,
+      channels=getattr(self.encoder, "channels", 1),
+      depth=self.head_depth,
+      norm=not self.taps,
+      initial=getattr(self.encoder, "initial", "torch"),
+      dtype=dtype_of(self.encoder),
+    )
 
   @functools.cached_property
   def taps(self) -> tuple[str, ...]:
@@ -113,11 +119,12 @@ class Method:
     if height % size or width % size:
       raise UserError(
         f"config.views.global_size={height} is not a multiple of the {size} pixels that the "
-        "encoder makes one patch of; change it or the model")
+        "encoder makes one patch of; change it or the model"
+      )
     return height // size, width // size
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     self.grid(batch_spec["global"].shape)
     encoder_key, head_key = jax.random.split(key)
@@ -134,8 +141,9 @@ class Method:
     position = batch["position"] + 0 * batch["global"][0, :, 0, 0, 0].astype(jnp.int32)
     return Corrupted(clean, *self.corrupt(image_keys(key, position, views), clean, views))
 
-  def restore(self, params: Params, features: Any, shape: tuple[int, ...]
-              ) -> Float[Array, "n h w c"]:
+  def restore(
+    self, params: Params, features: Any, shape: tuple[int, ...]
+  ) -> Float[Array, "n h w c"]:
     """The head's images of this shape, from features with `taps`."""
     rows, columns = self.grid(shape)
     patches = features.patches
@@ -143,18 +151,22 @@ class Method:
       mean = sum(features.taps[tap] for tap in self.taps) / len(self.taps)
       norm, flat = params["encoder"]["norm"], mean.reshape(-1, mean.shape[-1])
       patches = layers.layer_norm(flat, norm["scale"], norm["bias"], 1e-6).reshape(mean.shape)
-    return self.head.apply(params["pixels"], patches[:, -rows * columns:], (rows, columns))
+    return self.head.apply(params["pixels"], patches[:, -rows * columns :], (rows, columns))
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     views = batch["global"].shape[0]
     corrupt_key, drop_key = jax.random.split(key)
     seen = self.corrupted(batch, corrupt_key)
     features = self.encoder.encode(
-      join_stats(params["encoder"], extra["stats"]), seen.images, taps=self.taps, train=True,
-      keys=image_keys(drop_key, batch["position"], views))
+      join_stats(params["encoder"], extra["stats"]),
+      seen.images,
+      taps=self.taps,
+      train=True,
+      keys=image_keys(drop_key, batch["position"], views),
+    )
     found = self.restore(params, features, seen.clean.shape)
     loss = reconstruction.l1(found, seen.clean, seen.mask)
     metrics = {
@@ -181,8 +193,9 @@ class Method:
 
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     return diagnose_spread(
-      metrics, "lower config.optimizer.lr, lengthen its warmup, or raise "
-      "config.method.corruption.share")
+      metrics,
+      "lower config.optimizer.lr, lengthen its warmup, or raise config.method.corruption.share",
+    )
 
 
 def explained(loss: Float[Array, ""], seen: Corrupted, error: Any) -> Float[Array, ""]:

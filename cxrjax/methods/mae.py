@@ -26,14 +26,7 @@ from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse
 from cxrjax.losses import mae as losses
-from cxrjax.methods.base import (
-  Batch,
-  Metrics,
-  Params,
-  diagnose_spread,
-  flatten_views,
-  image_keys,
-)
+from cxrjax.methods.base import Batch, Metrics, Params, diagnose_spread, flatten_views, image_keys
 from cxrjax.models.features import standardize
 from cxrjax.models.mae_decoder import Decoder
 from cxrjax.views import masking
@@ -66,7 +59,8 @@ class Method:
     if "keep" not in inspect.signature(self.encoder.encode).parameters:
       raise UserError(
         f"config.model.name={type(self.encoder).__module__!r} cannot drop patches, which masked "
-        "autoencoders need; choose 'cxrjax.models.vit'")
+        "autoencoders need; choose 'cxrjax.models.vit'"
+      )
     if not 0 < self.mask_ratio < 1:
       raise UserError(f"config.method.mask_ratio={self.mask_ratio} must be between 0 and 1")
     for name in ("decoder_width", "decoder_depth", "decoder_heads"):
@@ -75,7 +69,8 @@ class Method:
     if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
       raise UserError(
         f"config.method.decoder_width={self.decoder_width} must be a multiple of 4 and of "
-        f"config.method.decoder_heads={self.decoder_heads}")
+        f"config.method.decoder_heads={self.decoder_heads}"
+      )
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:
@@ -84,12 +79,18 @@ class Method:
   @functools.cached_property
   def decoder(self) -> Decoder:
     return Decoder(
-      in_dim=self.encoder.features, outputs=self.encoder.patch_size**2 * self.encoder.channels,
-      width=self.decoder_width, depth=self.decoder_depth, heads=self.decoder_heads,
-      initial="xavier", dtype=self.encoder.dtype, kernel=self.encoder.kernel)
+      in_dim=self.encoder.features,
+      outputs=self.encoder.patch_size**2 * self.encoder.channels,
+      width=self.decoder_width,
+      depth=self.decoder_depth,
+      heads=self.decoder_heads,
+      initial="xavier",
+      dtype=self.encoder.dtype,
+      kernel=self.encoder.kernel,
+    )
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     self._counts(batch_spec["global"].shape)
     encoder_key, decoder_key = jax.random.split(key)
@@ -105,17 +106,19 @@ class Method:
     if not 0 < kept < patches:
       raise UserError(
         f"config.method.mask_ratio={self.mask_ratio} leaves {kept} of {patches} patches; change "
-        "it, or make config.model.patch_size smaller")
+        "it, or make config.model.patch_size smaller"
+      )
     return grid, kept
 
-  def mask(self, keys: Key[Array, "n"], batch: Batch, patches: int, count: int
-           ) -> Bool[Array, "n p"]:
+  def mask(
+    self, keys: Key[Array, "n"], batch: Batch, patches: int, count: int
+  ) -> Bool[Array, "n p"]:
     """Which `count` patches of every view are hidden."""
     del batch
     return masking.random(keys, patches, count)
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     views = batch["global"].shape[0]
@@ -128,10 +131,13 @@ class Method:
     mask = jax.lax.optimization_barrier(self.mask(keys, batch, patches, patches - kept))
     keep = masking.kept(mask, kept)
     features = self.encoder.encode(
-      params["encoder"], images, keys=image_keys(drop_key, batch["position"], views), keep=keep,
-      train=True)
-    prediction = self.decoder.apply(
-      params["decoder"], features.cls, features.patches, keep, grid)
+      params["encoder"],
+      images,
+      keys=image_keys(drop_key, batch["position"], views),
+      keep=keep,
+      train=True,
+    )
+    prediction = self.decoder.apply(params["decoder"], features.cls, features.patches, keep, grid)
     # What the encoder standardises is gone from what it sees, and cannot be predicted either.
     images = standardize(images) if self.encoder.standardize else images
     target = losses.patches(images, self.encoder.patch_size)
@@ -158,10 +164,10 @@ class Method:
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape
     (rows, columns), kept = self._counts(batch_spec["global"].shape)
-    forward = (self.encoder.flops(tuple(shape), keep=kept)
-               + self.decoder.flops(rows * columns, kept))
+    forward = self.encoder.flops(tuple(shape), keep=kept) + self.decoder.flops(rows * columns, kept)
     return 3.0 * views * forward  # a backward pass costs two forward passes
 
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     return diagnose_spread(
-      metrics, "lower config.optimizer.lr, lengthen its warmup, or raise config.method.mask_ratio")
+      metrics, "lower config.optimizer.lr, lengthen its warmup, or raise config.method.mask_ratio"
+    )

@@ -68,29 +68,34 @@ class Method(dino.Method):
   def restorer(self) -> gmml.Method:
     """What corrupts images and restores them."""
     return gmml.Method(
-      encoder=self.encoder, clock=self.clock, corruption=self.corruption, layers=self.layers,
-      head_depth=self.head_depth)
+      encoder=self.encoder,
+      clock=self.clock,
+      corruption=self.corruption,
+      layers=self.layers,
+      head_depth=self.head_depth,
+    )
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     class_key, data_key, pixel_key = jax.random.split(key, 3)
     params, extra = super().init(class_key, batch_spec)
     self.restorer.grid(batch_spec["global"].shape)
-    params |= {
-      "data_head": self.head.init(data_key), "pixels": self.restorer.head.init(pixel_key)}
+    params |= {"data_head": self.head.init(data_key), "pixels": self.restorer.head.init(pixel_key)}
     teacher = {**extra["teacher"], "data_head": jax.tree.map(jnp.copy, params["data_head"])}
     return params, {**extra, "teacher": teacher, "data_center": jnp.zeros_like(extra["center"])}
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     corrupt_key, drop_key = jax.random.split(key)
     seen = self.restorer.corrupted(batch, corrupt_key)
     large, images = batch["global"].shape[:2]
     views = [seen.images, *([flatten_views(batch["local"])] if "local" in batch else [])]
-    keys = tuple(image_keys(drop_key, batch["position"], x.shape[0] // images, first)
-                 for x, first in zip(views, (0, large), strict=False))
+    keys = tuple(
+      image_keys(drop_key, batch["position"], x.shape[0] // images, first)
+      for x, first in zip(views, (0, large), strict=False)
+    )
     teacher, stats = extra["teacher"], extra["stats"]
     temperature = self.schedules["teacher_temp"](step)
 
@@ -101,21 +106,21 @@ class Method(dino.Method):
 
     def label_data(weights: Params, features: Any) -> Float[Array, "n K"]:
       return self.head.apply(
-        weights["data_head"], features.patches.reshape(-1, features.patches.shape[-1]))
+        weights["data_head"], features.patches.reshape(-1, features.patches.shape[-1])
+      )
 
     encode = functools.partial(self.encoder.encode, train=True)
-    target = encode(
-      join_stats(teacher["encoder"], stats), (flatten_views(batch["global"]),))
+    target = encode(join_stats(teacher["encoder"], stats), (flatten_views(batch["global"]),))
     logits, data_logits = label(teacher, target), label_data(teacher, target[0])
     features = encode(
-      join_stats(params["encoder"], stats), tuple(views), keys=keys, taps=self.restorer.taps)
+      join_stats(params["encoder"], stats), tuple(views), keys=keys, taps=self.restorer.taps
+    )
 
     probabilities = losses.teacher_probabilities(logits, extra["center"], temperature)
     of_class = losses.cross_entropy(label(params, features), probabilities, self.student_temp)
     data = losses.teacher_probabilities(data_logits, extra["data_center"], temperature)
     weights = jnp.full(data.shape[:1], 1 / data.shape[0])
-    of_data = ibot.cross_entropy(
-      label_data(params, features[0]), data, weights, self.student_temp)
+    of_data = ibot.cross_entropy(label_data(params, features[0]), data, weights, self.student_temp)
     found = self.restorer.restore(params, features[0], seen.clean.shape)
     mse = reconstruction.mse(found, seen.clean, seen.mask)
 
@@ -136,7 +141,8 @@ class Method(dino.Method):
       **extra,
       "center": losses.update_center(extra["center"], logits, self.center_momentum),
       "data_center": losses.update_center(
-        extra["data_center"], data_logits[None], self.center_momentum),
+        extra["data_center"], data_logits[None], self.center_momentum
+      ),
       "stats": target[-1].stats or {},
     }
     loss = of_class + self.data_weight * of_data + self.pixel_weight * mse

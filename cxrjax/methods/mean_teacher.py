@@ -54,22 +54,25 @@ class Method(classify.Method):
     if self.mixup:
       raise UserError(
         f"config.method.mixup={self.mixup} mixes what the student sees, but not what the teacher "
-        "sees; set it to 0")
+        "sees; set it to 0"
+      )
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:
-    return {**super().schedules, "consistency": clocks.from_config(
-      self.consistency, self.clock, "config.method.consistency")}
+    return {
+      **super().schedules,
+      "consistency": clocks.from_config(self.consistency, self.clock, "config.method.consistency"),
+    }
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     require_two_views(batch_spec, "mean teacher")
     params, extra = super().init(key, batch_spec)
     return params, {**extra, "teacher_stats": extra["stats"]}
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     seen = self.forward(params, extra, {**batch, "global": batch["global"][:1]}, key)
     value, metrics = self.supervise(seen)
@@ -79,7 +82,9 @@ class Method(classify.Method):
     apart = squared_difference(self.probability(seen.logits), target)
     metrics |= {"supervised": value, "difference": apart, **feature_health(features.cls)}
     return value + self.schedules["consistency"](step) * apart, (
-      {**extra, "stats": seen.stats, "teacher_stats": features.stats or {}}, metrics)
+      {**extra, "stats": seen.stats, "teacher_stats": features.stats or {}},
+      metrics,
+    )
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     extra = super().after_update(params, extra, step)

@@ -90,7 +90,8 @@ class Method:
     batch = self.clock.batch_size
     if self.version == 2 and self.queue < batch:
       raise UserError(
-        f"config.method.queue={self.queue} is less than config.batch_size={batch}; raise it")
+        f"config.method.queue={self.queue} is less than config.batch_size={batch}; raise it"
+      )
     if self.version == 3 and batch < 2:
       raise UserError("config.batch_size=1 leaves MoCo v3 no negatives; use at least 2")
     _ = self.schedules
@@ -104,19 +105,29 @@ class Method:
   def projector(self) -> Projector:
     plain = self.version == 2 or not self.batch_norm
     return Projector(
-      in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
-      batch_norm=self.batch_norm, final_norm="none" if plain else "batch_no_affine",
-      bias=self.version == 2, dtype=dtype_of(self.encoder))
+      in_dim=self.encoder.features,
+      dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
+      batch_norm=self.batch_norm,
+      final_norm="none" if plain else "batch_no_affine",
+      bias=self.version == 2,
+      dtype=dtype_of(self.encoder),
+    )
 
   @functools.cached_property
   def predictor(self) -> Projector:
     normed = self.batch_norm and self.predictor_norm
     return Projector(
-      in_dim=self.dim, dims=(self.hidden, self.dim), batch_norm=self.batch_norm,
-      final_norm="batch_no_affine" if normed else "none", bias=False, dtype=dtype_of(self.encoder))
+      in_dim=self.dim,
+      dims=(self.hidden, self.dim),
+      batch_norm=self.batch_norm,
+      final_norm="batch_no_affine" if normed else "none",
+      bias=False,
+      dtype=dtype_of(self.encoder),
+    )
 
-  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
-           ) -> tuple[Params, Params]:
+  def init(
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> tuple[Params, Params]:
     views = batch_spec["global"].shape[0]
     if views != 2:
       raise UserError(f"MoCo compares two views: set config.views.global_crops=2, not {views}")
@@ -134,8 +145,9 @@ class Method:
     extra["oldest"] = jnp.zeros((), jnp.int32)
     return shared, extra
 
-  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
-           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+  def loss(
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     version = self._version3 if self.version == 3 else self._version2
     loss, accuracy, first, changed = version(params, extra, batch, key)
@@ -154,15 +166,20 @@ class Method:
 
     def project(weights: Params, keys: Any) -> tuple[Any, list[Array]]:
       features = self.encoder.encode(
-        join_stats(weights["encoder"], extra["stats"]), views, keys=keys, patches=False, train=True)
+        join_stats(weights["encoder"], extra["stats"]), views, keys=keys, patches=False, train=True
+      )
       return features, [self.projector.apply(weights["projector"], f.cls) for f in features]
 
     features, z = project(params, keys)
     queries = [self.predictor.apply(params["predictor"], x) for x in z]
     _, found = project(extra["teacher"], None)
-    losses, hits = zip(*(
-      contrastive.info_nce(q, k, self.temperature)
-      for q, k in zip(queries, reversed(found), strict=True)), strict=True)
+    losses, hits = zip(
+      *(
+        contrastive.info_nce(q, k, self.temperature)
+        for q, k in zip(queries, reversed(found), strict=True)
+      ),
+      strict=True,
+    )
     # By 2 tau the gradient's size does not depend on tau (section 3).
     loss = 2 * self.temperature * sum(losses)
     return loss, sum(hits) / 2, features[0].cls, {"stats": features[-1].stats or {}}
@@ -176,11 +193,13 @@ class Method:
     if rows % groups:
       raise UserError(
         f"config.method.bn_groups={groups} does not divide a (micro)batch of {rows} images; "
-        "change it or config.batch_size")
+        "change it or config.batch_size"
+      )
 
     def project(weights: Params, x: Any, keys: Any) -> Any:
       features = self.encoder.encode(
-        join_stats(weights["encoder"], extra["stats"]), x, keys=keys, patches=False, train=True)
+        join_stats(weights["encoder"], extra["stats"]), x, keys=keys, patches=False, train=True
+      )
       return self.projector.apply(weights["projector"], features.cls), features.cls, features.stats
 
     def in_groups(weights: Params, x: Any, keys: Any = None) -> Any:
@@ -206,12 +225,14 @@ class Method:
     # than the data, as in the papers; on a small set they are the nearest and would be pushed away.
     own = images[:, None] == queue["images"]
     loss, accuracy = contrastive.info_nce_queue(
-      query, found, queue["keys"], self.temperature, left_out=own)
+      query, found, queue["keys"], self.temperature, left_out=own
+    )
     # Microbatches' `fresh` are averaged: each has its own rows, times the number of microbatches.
     share = self.clock.batch_size / rows
     fresh = {
       name: jnp.zeros_like(extra["fresh"][name]).at[batch["position"]].set(share * value)
-      for name, value in (("keys", found), ("images", images))}
+      for name, value in (("keys", found), ("images", images))
+    }
     return loss, accuracy, cls, {"stats": stats or {}, "fresh": fresh}
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
@@ -238,6 +259,7 @@ class Method:
 
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     alike = diagnose_spread(
-      metrics, "lower config.optimizer.lr, or raise config.method.momentum.start")
+      metrics, "lower config.optimizer.lr, or raise config.method.momentum.start"
+    )
     candidates = self.clock.batch_size if self.version == 3 else self.queue + 1
     return alike or diagnose_chance(metrics, candidates)

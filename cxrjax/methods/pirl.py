@@ -126,16 +126,23 @@ class Method:
   def _head(self, in_dim: int, last: bool) -> Projector:
     normed = last and self.batch_norm
     return Projector(
-      in_dim=in_dim, dims=(self.dim,), final_norm="batch_no_affine" if normed else "none",
-      dtype=dtype_of(self.encoder))
+      in_dim=in_dim,
+      dims=(self.dim,),
+      final_norm="batch_no_affine" if normed else "none",
+      dtype=dtype_of(self.encoder),
+    )
 
-  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
-           ) -> tuple[Params, Params]:
+  def init(
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> tuple[Params, Params]:
     self._check(batch_spec)
     keys = jax.random.split(key, 5)
     encoder, stats = split_stats(self.encoder.init(keys[0]))
-    pretext = {"projector": self.projector.init(keys[2])} if self.task == "rotation" else {
-      "projector": self.patch_projector.init(keys[2]), "merger": self.merger.init(keys[3])}
+    pretext = (
+      {"projector": self.projector.init(keys[2])}
+      if self.task == "rotation"
+      else {"projector": self.patch_projector.init(keys[2]), "merger": self.merger.init(keys[3])}
+    )
     params = {"encoder": encoder, "projector": self.projector.init(keys[1]), "pretext": pretext}
     rows = self.clock.batch_size
     extra = {
@@ -151,24 +158,30 @@ class Method:
     name, count, recipe = TASKS[self.task]
     if name not in batch_spec or batch_spec[name].shape[0] != count:
       raise UserError(
-        f"PIRL with config.method.task={self.task!r} needs config.views.name={recipe!r}")
+        f"PIRL with config.method.task={self.task!r} needs config.views.name={recipe!r}"
+      )
     side, cell = batch_spec[name].shape[2], getattr(self.encoder, "patch_size", 1)
     if side % cell:
       raise UserError(
         f"config.views.local_size={side} is not a multiple of config.model.patch_size={cell}; "
-        f"set it to {max(side // cell, 1) * cell}")
+        f"set it to {max(side // cell, 1) * cell}"
+      )
 
-  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
-           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+  def loss(
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     """Equation 5, with both terms against the bank as it was before the step."""
     del step
     drop_key, draw_key = jax.random.split(key)
     name, count, _ = TASKS[self.task]
     encode = functools.partial(
-      self.encoder.encode, join_stats(params["encoder"], extra["stats"]), patches=False, train=True)
+      self.encoder.encode, join_stats(params["encoder"], extra["stats"]), patches=False, train=True
+    )
     views = (batch["global"][0], flatten_views(batch[name]))
-    keys = (image_keys(drop_key, batch["position"], 1),
-            image_keys(drop_key, batch["position"], count, 1))
+    keys = (
+      image_keys(drop_key, batch["position"], 1),
+      image_keys(drop_key, batch["position"], count, 1),
+    )
     if extra["stats"]:  # of a single call the running statistics would be those of both
       features, pretext = (encode(x, keys=k) for x, k in zip(views, keys, strict=True))
     else:
@@ -201,11 +214,13 @@ class Method:
       name: jnp.zeros_like(extra["fresh"][name]).at[batch["position"]].set(share * value)
       for name, value in (
         ("rows", batch["index"].astype(jnp.float32)),
-        ("embeddings", unit(jax.lax.stop_gradient(embedding))))}
+        ("embeddings", unit(jax.lax.stop_gradient(embedding))),
+      )
+    }
     return loss, ({**extra, "stats": features.stats or {}, "fresh": fresh}, metrics)
 
   def _negatives(
-      self, bank: Float[Array, "n d"], index: Int[Array, "b"], key: Key[Array, ""],
+    self, bank: Float[Array, "n d"], index: Int[Array, "b"], key: Key[Array, ""]
   ) -> tuple[Float[Array, "K d"], Bool[Array, "b K"]]:
     """Rows that a step compares with, and which of them are an image's own."""
     size = self.clock.num_examples

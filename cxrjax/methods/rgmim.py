@@ -46,15 +46,17 @@ class Method(mae.Method):
         raise UserError(f"config.method.{name}={getattr(self, name)} must be above 0, at most 1")
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     if "global_mask" not in batch_spec:
       raise UserError(
         "RGMIM draws its masks inside the lungs; set config.data.masks='own' with a source that "
-        "has lung masks, or to the workdir of a finished run of configs/segment.py")
+        "has lung masks, or to the workdir of a finished run of configs/segment.py"
+      )
     return super().init(key, batch_spec)
 
-  def mask(self, keys: Key[Array, "n"], batch: Batch, patches: int, count: int
-           ) -> Bool[Array, "n p"]:
+  def mask(
+    self, keys: Key[Array, "n"], batch: Batch, patches: int, count: int
+  ) -> Bool[Array, "n p"]:
     lungs = masking.coverage(flatten_views(batch["global_mask"]), self.encoder.patch_size)
     return masking.guided(keys, lungs >= self.inside, count, self.lung_ratio)

@@ -42,7 +42,7 @@ class Method:
   Attributes:
     encoder: any.
     clock: length of the run and of an epoch.
-    decoder: `linear`, `upsample`, `unetr`, `unet`, or `auto`; see `cxrjax.models.segmentation_decoders`.
+    decoder: `linear`, `upsample`, `unetr`, `unet`, or `auto`; of `models.segmentation_decoders`.
     width: the decoder's channels at the image's size.
     dice: weight of the soft Dice loss.
     cross_entropy: weight of the cross-entropy.
@@ -63,7 +63,8 @@ class Method:
     if min(self.dice, self.cross_entropy) < 0 or self.dice + self.cross_entropy <= 0:
       raise UserError(
         f"config.method.dice={self.dice} and config.method.cross_entropy={self.cross_entropy} are "
-        "weights; give at least one above 0 and none below")
+        "weights; give at least one above 0 and none below"
+      )
     if self.components < 0:
       raise UserError(f"config.method.components={self.components} must be 0 (all) or more")
     self.drawer  # noqa: B018 - raises for a decoder that does not fit
@@ -78,19 +79,21 @@ class Method:
     return Decoder(self.encoder, self.decoder, self.width)
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     if "global_mask" not in batch_spec:
       raise UserError(
         "segmentation learns from lung masks; set config.data.masks='own', with a source that "
-        "has lung masks")
+        "has lung masks"
+      )
     encoder_key, decoder_key = jax.random.split(key)
     params, stats = split_stats(
-      {"encoder": self.encoder.init(encoder_key), "decoder": self.drawer.init(decoder_key)})
+      {"encoder": self.encoder.init(encoder_key), "decoder": self.drawer.init(decoder_key)}
+    )
     return params, {"stats": stats}
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     views = batch["global"].shape[0]
@@ -98,8 +101,12 @@ class Method:
     weights = jnp.repeat(batch["has_mask"], views).astype(jnp.float32)
     joined = join_stats(params, extra["stats"])
     features = self.encoder.encode(
-      joined["encoder"], images, keys=image_keys(key, batch["position"], views),
-      taps=self.drawer.taps, train=True)
+      joined["encoder"],
+      images,
+      keys=image_keys(key, batch["position"], views),
+      taps=self.drawer.taps,
+      train=True,
+    )
     logits, moved = self.drawer.apply(joined["decoder"], images, features, train=True)
     dice = losses.weighted_mean(losses.soft_dice(logits, target), weights)
     entropy = losses.weighted_mean(losses.cross_entropy(logits, target), weights)
@@ -107,8 +114,10 @@ class Method:
     extra = {"stats": {name: found for name, found in stats.items() if found}}
     called = jax.lax.stop_gradient(logits) > 0
     metrics = {
-      "soft_dice_loss": dice, "cross_entropy": entropy,
-      "called_lung": called.mean(), "masked_images": weights.mean(),
+      "soft_dice_loss": dice,
+      "cross_entropy": entropy,
+      "called_lung": called.mean(),
+      "masked_images": weights.mean(),
       **feature_health(features.cls[::views]),
     }
     return self.dice * dice + self.cross_entropy * entropy, (extra, metrics)
@@ -124,8 +133,7 @@ class Method:
     """What `predict` takes: `encoder` and `decoder`, running statistics included."""
     return join_stats(params, extra["stats"])
 
-  def predict(
-      self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b h w 1"]:
+  def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b h w 1"]:
     """The probability of lung of every pixel of normalised images."""
     features = self.encoder.encode(params["encoder"], images, taps=self.drawer.taps)
     return jax.nn.sigmoid(self.drawer.apply(params["decoder"], images, features)[0])
@@ -141,4 +149,5 @@ class Method:
       return None
     return (
       f"{called:.1%} of the pixels are called lung: all images get the same mask; lower "
-      "config.optimizer.lr or lengthen its warmup, and look at the masks on the page")
+      "config.optimizer.lr or lengthen its warmup, and look at the masks on the page"
+    )

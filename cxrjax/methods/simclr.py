@@ -68,21 +68,26 @@ class Method:
       raise UserError(f"config.method.temperature={self.temperature} must be above 0")
     if self.clock.batch_size < 2:
       raise UserError(
-        f"config.batch_size={self.clock.batch_size} leaves SimCLR no negatives; use at least 2")
+        f"config.batch_size={self.clock.batch_size} leaves SimCLR no negatives; use at least 2"
+      )
 
   @functools.cached_property
   def projector(self) -> Projector:
     return Projector(
-      in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
-      batch_norm=self.batch_norm, final_norm="batch_no_bias" if self.batch_norm else "none",
-      dtype=dtype_of(self.encoder))
+      in_dim=self.encoder.features,
+      dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
+      batch_norm=self.batch_norm,
+      final_norm="batch_no_bias" if self.batch_norm else "none",
+      dtype=dtype_of(self.encoder),
+    )
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:
     return {}
 
-  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
-           ) -> tuple[Params, Params]:
+  def init(
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> tuple[Params, Params]:
     views = batch_spec["global"].shape[0]
     if views != 2:
       raise UserError(f"SimCLR contrasts two views: set config.views.global_crops=2, not {views}")
@@ -90,13 +95,18 @@ class Method:
     encoder, stats = split_stats(self.encoder.init(encoder_key))
     return {"encoder": encoder, "projector": self.projector.init(head_key)}, {"stats": stats}
 
-  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
-           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+  def loss(
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     images = batch["global"].shape[1]
     features = self.encoder.encode(
-      join_stats(params["encoder"], extra["stats"]), flatten_views(batch["global"]),
-      keys=image_keys(key, batch["position"], 2), patches=False, train=True)
+      join_stats(params["encoder"], extra["stats"]),
+      flatten_views(batch["global"]),
+      keys=image_keys(key, batch["position"], 2),
+      patches=False,
+      train=True,
+    )
     z = self.projector.apply(params["projector"], features.cls).reshape(images, 2, self.dim)
     loss, accuracy = contrastive.nt_xent(z[:, 0], z[:, 1], self.temperature)
     first = jax.lax.stop_gradient(features.cls.reshape(images, 2, -1)[:, 0])
@@ -122,5 +132,6 @@ class Method:
 
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     alike = diagnose_spread(
-      metrics, "lower config.optimizer.lr, or raise config.method.temperature")
+      metrics, "lower config.optimizer.lr, or raise config.method.temperature"
+    )
     return alike or diagnose_chance(metrics, 2 * self.clock.batch_size - 1)

@@ -71,32 +71,43 @@ class Method:
   @functools.cached_property
   def projector(self) -> Projector:
     return Projector(
-      in_dim=self.encoder.features, dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
-      batch_norm=self.batch_norm, final_norm="batch_no_affine" if self.batch_norm else "none",
-      dtype=dtype_of(self.encoder))
+      in_dim=self.encoder.features,
+      dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
+      batch_norm=self.batch_norm,
+      final_norm="batch_no_affine" if self.batch_norm else "none",
+      dtype=dtype_of(self.encoder),
+    )
 
   @functools.cached_property
   def predictor(self) -> Projector:
     return Projector(
-      in_dim=self.dim, dims=(self.predictor_hidden, self.dim), batch_norm=self.batch_norm,
-      dtype=dtype_of(self.encoder))
+      in_dim=self.dim,
+      dims=(self.predictor_hidden, self.dim),
+      batch_norm=self.batch_norm,
+      dtype=dtype_of(self.encoder),
+    )
 
-  def init(self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
-           ) -> tuple[Params, Params]:
+  def init(
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> tuple[Params, Params]:
     require_two_views(batch_spec, "SimSiam")
     keys = jax.random.split(key, 3)
     encoder, stats = split_stats(self.encoder.init(keys[0]))
     params = {
-      "encoder": encoder, "projector": self.projector.init(keys[1]),
-      "predictor": self.predictor.init(keys[2])}
+      "encoder": encoder,
+      "projector": self.projector.init(keys[1]),
+      "predictor": self.predictor.init(keys[2]),
+    }
     return params, {"stats": stats}
 
-  def loss(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""],
-           step: Int[Array, ""]) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+  def loss(
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     """Equation 3: from -1, where views agree, to 1."""
     del step
     features = encode_each_view(
-      self.encoder, join_stats(params["encoder"], extra["stats"]), batch, key)
+      self.encoder, join_stats(params["encoder"], extra["stats"]), batch, key
+    )
     z = [self.projector.apply(params["projector"], f.cls) for f in features]
     p = [self.predictor.apply(params["predictor"], x) for x in z]
     agreement = (cosine.similarity(p[0], z[1]) + cosine.similarity(p[1], z[0])) / 2

@@ -84,11 +84,15 @@ class Method(gmml.Method):
   @functools.cached_property
   def projector(self) -> Projector:
     return Projector(
-      in_dim=self.encoder.features, dims=(self.hidden, self.hidden, self.dim),
-      activation=("relu", "gelu"), final_norm="batch_no_affine", dtype=dtype_of(self.encoder))
+      in_dim=self.encoder.features,
+      dims=(self.hidden, self.hidden, self.dim),
+      activation=("relu", "gelu"),
+      final_norm="batch_no_affine",
+      dtype=dtype_of(self.encoder),
+    )
 
   def init(
-      self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+    self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     require_two_views(batch_spec, "SiT")
     restore_key, head_key = jax.random.split(key)
@@ -97,7 +101,7 @@ class Method(gmml.Method):
     return {**params, **shared}, {**extra, "teacher": jax.tree.map(jnp.copy, shared)}
 
   def loss(
-      self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""],
+    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     corrupt_key, drop_key = jax.random.split(key)
@@ -105,8 +109,12 @@ class Method(gmml.Method):
     teacher, stats = extra["teacher"], extra["stats"]
     target = encode_each_view(self.encoder, join_stats(teacher["encoder"], stats), batch)
     features = self.encoder.encode(
-      join_stats(params["encoder"], stats), seen.images, taps=self.taps, train=True,
-      keys=image_keys(drop_key, batch["position"], 2))
+      join_stats(params["encoder"], stats),
+      seen.images,
+      taps=self.taps,
+      train=True,
+      keys=image_keys(drop_key, batch["position"], 2),
+    )
 
     def project(weights: Params, cls: Float[Array, "n d"]) -> list[Array]:
       z = self.projector.apply(weights["projector"], cls)
@@ -114,8 +122,9 @@ class Method(gmml.Method):
 
     known = project(teacher, flatten_views(jnp.stack([f.cls for f in target])))
     pairs = zip(project(params, features.cls), reversed(known), strict=True)
-    losses, hits = zip(*(
-      contrastive.info_nce(a, b, self.temperature) for a, b in pairs), strict=True)
+    losses, hits = zip(
+      *(contrastive.info_nce(a, b, self.temperature) for a, b in pairs), strict=True
+    )
     contrast = 2 * self.temperature * sum(losses)
     found = self.restore(params, features, seen.clean.shape)
     l1 = reconstruction.l1(found, seen.clean, seen.mask)
@@ -143,5 +152,6 @@ class Method(gmml.Method):
 
   def diagnose(self, metrics: Mapping[str, float]) -> str | None:
     alike = diagnose_spread(
-      metrics, "lower config.optimizer.lr, or raise config.method.momentum.start")
+      metrics, "lower config.optimizer.lr, or raise config.method.momentum.start"
+    )
     return alike or diagnose_chance(metrics, self.clock.batch_size)

@@ -19,8 +19,11 @@ _ROUNDS, _CLOSE = 10_000, 1e-9  # of expectation maximisation
 
 
 def brier(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
-    patients: Patients = None) -> Counted:
+  probabilities: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  exclusive: bool,
+  patients: Patients = None,
+) -> Counted:
   """Mean squared error of probabilities.
 
   Of two exclusive classes that of the last one's probability, 0 to 1; of more the sum over classes,
@@ -42,8 +45,11 @@ def brier(
 
 
 def nll(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
-    patients: Patients = None) -> Counted:
+  probabilities: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  exclusive: bool,
+  patients: Patients = None,
+) -> Counted:
   """Mean negative log-likelihood of the labels, in nats; of findings the mean over findings.
 
   Probabilities below 1e-12 count as that.
@@ -65,8 +71,12 @@ def nll(
 
 
 def ece(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
-    patients: Patients = None, bins: int = BINS) -> Counted:
+  probabilities: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  exclusive: bool,
+  patients: Patients = None,
+  bins: int = BINS,
+) -> Counted:
   """Expected calibration error: mean gap between a probability and how often it comes true.
 
   Images are put into `bins` of equal width by their probability; the gap of a bin is that between
@@ -102,8 +112,13 @@ def ece(
 
 
 def ece_by_chance(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
-    patients: Patients = None, bins: int = BINS, level: float = 0.95, seed: int = 0,
+  probabilities: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  exclusive: bool,
+  patients: Patients = None,
+  bins: int = BINS,
+  level: float = 0.95,
+  seed: int = 0,
 ) -> tuple[float, float]:
   """The calibration error that perfect calibration would show on as many images.
 
@@ -135,8 +150,13 @@ def ece_by_chance(
 
 
 def ece_interval(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
-    patients: Patients = None, level: float = 0.95, seed: int = 0) -> Interval:
+  probabilities: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  exclusive: bool,
+  patients: Patients = None,
+  level: float = 0.95,
+  seed: int = 0,
+) -> Interval:
   """`ece` with an interval for what it would be of very many images.
 
   Resamples have larger errors than the images they are drawn from, as these have larger ones than
@@ -149,19 +169,19 @@ def ece_interval(
   of = ece(probabilities, labels, exclusive, patients)
   if of.undefined:
     return undefined(of.undefined, of.n)
-  low, high = intervals.percentiles(
-    intervals.resampled(of.counts, of.statistic, seed=seed), level)
+  low, high = intervals.percentiles(intervals.resampled(of.counts, of.statistic, seed=seed), level)
   value = of.value
   low, high = max(2 * value - high, 0.0), max(2 * value - low, value)
   chance = ece_by_chance(
-    probabilities, labels, exclusive, patients, level=(1 + level) / 2, seed=seed)
+    probabilities, labels, exclusive, patients, level=(1 + level) / 2, seed=seed
+  )
   if value <= chance[1]:
     low = 0.0
   return Interval(value, low, high, of.n, "basic bootstrap over patients")
 
 
 def _gaps(
-    probabilities: np.ndarray, labels: np.ndarray, exclusive: bool, patients: Patients, bins: int,
+  probabilities: np.ndarray, labels: np.ndarray, exclusive: bool, patients: Patients, bins: int
 ) -> Float[np.ndarray, "patients c bins 2"] | None:
   """Of each patient, column and bin the images, and their probabilities less what came true."""
   p, came = outcomes(probabilities, labels, exclusive)
@@ -180,8 +200,11 @@ def _gaps(
 
 
 def reliability(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
-    bins: int = BINS) -> list[dict[str, float]]:
+  probabilities: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  exclusive: bool,
+  bins: int = BINS,
+) -> list[dict[str, float]]:
   """The bins of `ece` that have images, findings taken together.
 
   Returns:
@@ -193,13 +216,19 @@ def reliability(
   p, came = p[known], came[known]
   at = _bin(p, bins)
   return [
-    {"low": b / bins, "high": (b + 1) / bins, "n": int((at == b).sum()),
-     "probability": float(p[at == b].mean()), "came": int(came[at == b].sum())}
-    for b in np.unique(at).tolist()]
+    {
+      "low": b / bins,
+      "high": (b + 1) / bins,
+      "n": int((at == b).sum()),
+      "probability": float(p[at == b].mean()),
+      "came": int(came[at == b].sum()),
+    }
+    for b in np.unique(at).tolist()
+  ]
 
 
 def outcomes(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
+  probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool
 ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
   """The probabilities whose calibration is looked at, and whether they came true (NaN: unknown).
 
@@ -217,7 +246,7 @@ def outcomes(
 
 
 def temperature(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool,
+  probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], exclusive: bool
 ) -> tuple[Float[np.ndarray, "t"], list[str]]:
   """The temperature that divides logits, fitted to the labels of validation images.
 
@@ -243,7 +272,7 @@ def temperature(
   fitted, remarks = [], []
   for c in range(labels.shape[1]):
     known = ~np.isnan(labels[:, c])
-    logits = _logits(probabilities[known, c:c + 1], False)
+    logits = _logits(probabilities[known, c : c + 1], False)
     y = labels[known, c]
     found, why = _fit(np.concatenate([0 * logits, logits], 1), np.stack([1 - y, y], 1))
     fitted.append(found)
@@ -252,16 +281,18 @@ def temperature(
 
 
 def scaled(
-    probabilities: Float[np.ndarray, "n k"], temperatures: Float[np.ndarray, "t"],
-    exclusive: bool) -> Float[np.ndarray, "n k"]:
+  probabilities: Float[np.ndarray, "n k"], temperatures: Float[np.ndarray, "t"], exclusive: bool
+) -> Float[np.ndarray, "n k"]:
   """Probabilities after their logits are divided by the temperature(s), in double precision."""
   logits = _logits(probabilities, exclusive) / temperatures
   return scipy.special.softmax(logits, 1) if exclusive else scipy.special.expit(logits)
 
 
 def bias_corrected(
-    probabilities: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"],
-    others: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "m k"]:
+  probabilities: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  others: Float[np.ndarray, "m k"],
+) -> Float[np.ndarray, "m k"]:
   """Probabilities of exclusive classes whose logits are scaled, and shifted for each class.
 
   Both are fitted to validation images as `temperature` is, with a slight pull to 1 and 0 that
@@ -283,8 +314,9 @@ def bias_corrected(
     of = scipy.special.logsumexp(scores, 1)
     error = (np.exp(scores - of[:, None]) - truth) / max(len(truth), 1)
     pull = _PULL * (x - start)
-    value = ((of - (scores * truth).sum(1)).sum() / max(len(truth), 1)
-             + 0.5 * (pull * (x - start)).sum())
+    value = (of - (scores * truth).sum(1)).sum() / max(len(truth), 1) + 0.5 * (
+      pull * (x - start)
+    ).sum()
     return value, np.concatenate([[(error * logits).sum()], error.sum(0)]) + pull
 
   start = np.zeros(1 + labels.shape[1])
@@ -295,8 +327,8 @@ def bias_corrected(
 
 
 def prevalence(
-    probabilities: Float[np.ndarray, "n k"], before: Float[np.ndarray, "k"],
-    ) -> Float[np.ndarray, "k"]:
+  probabilities: Float[np.ndarray, "n k"], before: Float[np.ndarray, "k"]
+) -> Float[np.ndarray, "k"]:
   """How frequent exclusive classes are among images without labels, of calibrated probabilities.
 
   The maximum of the likelihood by expectation maximisation: what images look like given their class
@@ -319,8 +351,10 @@ def prevalence(
 
 
 def at_prevalence(
-    probabilities: Float[np.ndarray, "n k"], before: Float[np.ndarray, "k"],
-    now: Float[np.ndarray, "k"]) -> Float[np.ndarray, "n k"]:
+  probabilities: Float[np.ndarray, "n k"],
+  before: Float[np.ndarray, "k"],
+  now: Float[np.ndarray, "k"],
+) -> Float[np.ndarray, "n k"]:
   """Probabilities of exclusive classes where these have other shares, by Bayes' rule.
 
   Args:
@@ -332,7 +366,8 @@ def at_prevalence(
     Saerens, Latinne and Decaestecker 2002, Neural Comput. 14:21, eq. 4.
   """
   weights = (np.asarray(now, np.float64) / np.sum(now)) / (
-    np.asarray(before, np.float64) / np.sum(before))
+    np.asarray(before, np.float64) / np.sum(before)
+  )
   found = np.maximum(probabilities.astype(np.float64), TINY) * weights
   return found / found.sum(1, keepdims=True)
 
@@ -352,18 +387,21 @@ def _fit(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str]:
   """The temperature, or 1 and why the images do not determine one."""
   if not len(labels) or (labels.sum(0) > 0).sum() < 2:
     return 1.0, "the validation images do not have both values of it" if len(labels) else (
-      "there is no validation image")
+      "there is no validation image"
+    )
   if not np.isfinite(logits).all():
     return 1.0, "a prediction is not finite"
 
   def loss(log_t: float) -> float:
     scaled_by = logits * np.exp(-log_t)
-    return float(np.mean(
-      scipy.special.logsumexp(scaled_by, 1) - (scaled_by * labels).sum(1)))
+    return float(np.mean(scipy.special.logsumexp(scaled_by, 1) - (scaled_by * labels).sum(1)))
 
   low, high = np.log(COLDEST), np.log(HOTTEST)
-  best = float(scipy.optimize.minimize_scalar(loss, bounds=(low, high), method="bounded",
-                                              options={"xatol": 1e-6}).x)
+  best = float(
+    scipy.optimize.minimize_scalar(
+      loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}
+    ).x
+  )
   if best < low + 1e-3:
     return 1.0, "the validation images are told apart without a mistake"
   return float(np.exp(best)), ""

@@ -20,7 +20,7 @@ MEASURES = (*CRITERIA, "sensitivity", "specificity", "hm")
 
 
 def confusion(
-    predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int
+  predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int
 ) -> Int[np.ndarray, "k k"]:
   """Counts of images, rows the true class, columns the predicted one."""
   flat = np.bincount(truth * classes + predicted, minlength=classes * classes)
@@ -28,12 +28,12 @@ def confusion(
 
 
 def decisions(
-    measure: str,
-    predicted: Integer[np.ndarray, "n"],
-    truth: Integer[np.ndarray, "n"],
-    classes: int = 2,
-    patients: Patients = None,
-    of: int | None = None,
+  measure: str,
+  predicted: Integer[np.ndarray, "n"],
+  truth: Integer[np.ndarray, "n"],
+  classes: int = 2,
+  patients: Patients = None,
+  of: int | None = None,
 ) -> Counted:
   """A measure of decisions between exclusive classes, for `counted.interval` and `.difference`.
 
@@ -67,8 +67,9 @@ def decisions(
     raise ValueError(f"measure={measure!r}; valid: {', '.join(MEASURES)}")
   n = len(truth)
   if of is not None and measure != "accuracy":
-    return decisions(measure, *((x == of).astype(np.int64) for x in (predicted, truth)), 2,
-                     patients)
+    return decisions(
+      measure, *((x == of).astype(np.int64) for x in (predicted, truth)), 2, patients
+    )
   if n == 0:
     return nothing("no image has a known label")
   if measure == "accuracy":
@@ -115,7 +116,8 @@ def _share(hit: np.ndarray, counts: np.ndarray, patients: Patients) -> Counted:
 
 
 def _measure(
-    measure: str, tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
+  measure: str, tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray
+) -> np.ndarray:
   """A measure of two-class decisions from the four counts; NaN where undefined."""
   with np.errstate(invalid="ignore", divide="ignore"):
     found, left = tp / (tp + fn), tn / (tn + fp)
@@ -131,31 +133,39 @@ def _measure(
 
 
 def accuracy(
-    predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"],
-    patients: Patients = None) -> Interval:
+  predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], patients: Patients = None
+) -> Interval:
   """Share of images given their true class; see `decisions`."""
   return patient_bootstrap.interval(decisions("accuracy", predicted, truth, 2, patients))
 
 
 def balanced_accuracy(
-    predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int = 2,
-    patients: Patients = None) -> Interval:
+  predicted: Integer[np.ndarray, "n"],
+  truth: Integer[np.ndarray, "n"],
+  classes: int = 2,
+  patients: Patients = None,
+) -> Interval:
   """Mean over classes of the share of its images that are found; see `decisions`."""
-  return patient_bootstrap.interval(decisions("balanced_accuracy", predicted, truth, classes, patients))
+  return patient_bootstrap.interval(
+    decisions("balanced_accuracy", predicted, truth, classes, patients)
+  )
 
 
 def f1(
-    predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int = 2,
-    patients: Patients = None) -> Interval:
+  predicted: Integer[np.ndarray, "n"],
+  truth: Integer[np.ndarray, "n"],
+  classes: int = 2,
+  patients: Patients = None,
+) -> Interval:
   """2 TP / (2 TP + FP + FN), for more than two classes their mean; see `decisions`."""
   return patient_bootstrap.interval(decisions("f1", predicted, truth, classes, patients))
 
 
 def findings(
-    measure: str,
-    predicted: Bool[np.ndarray, "n k"],
-    labels: Float[np.ndarray, "n k"],
-    patients: Patients = None,
+  measure: str,
+  predicted: Bool[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  patients: Patients = None,
 ) -> Counted:
   """Mean over findings, several of which an image may have, of a two-class measure.
 
@@ -187,14 +197,16 @@ def findings(
   used = int(known.any(1).sum())
   if not defined.any():
     return nothing("no finding has the images that define it", used)
-  return Counted(table, lambda totals: each(totals)[:, defined].mean(1), used,
-                 len(np.unique(cluster[known.any(1)])))
+  return Counted(
+    table,
+    lambda totals: each(totals)[:, defined].mean(1),
+    used,
+    len(np.unique(cluster[known.any(1)])),
+  )
 
 
 def best_threshold(
-    scores: Float[np.ndarray, "n"],
-    labels: Num[np.ndarray, "n"],
-    criterion: str = "balanced_accuracy",
+  scores: Float[np.ndarray, "n"], labels: Num[np.ndarray, "n"], criterion: str = "balanced_accuracy"
 ) -> float:
   """The threshold that does best on these (validation) images.
 
@@ -239,7 +251,7 @@ def best_threshold(
 
 
 def _tables(
-    predicted: np.ndarray, truth: np.ndarray, classes: int, patients: Patients
+  predicted: np.ndarray, truth: np.ndarray, classes: int, patients: Patients
 ) -> tuple[Float[np.ndarray, "p c"], Int[np.ndarray, "n"]]:
   """One flattened confusion matrix a patient, and the patient of every image."""
   cluster, count = intervals.clusters(patients, len(truth))

@@ -90,8 +90,7 @@ def wilson(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
   return low, high
 
 
-def clusters(
-    patients: Patients, n: int) -> tuple[Int[np.ndarray, "n"], int]:
+def clusters(patients: Patients, n: int) -> tuple[Int[np.ndarray, "n"], int]:
   """Which patient each image belongs to, as numbers.
 
   Args:
@@ -112,12 +111,12 @@ def clusters(
 
 
 def bootstrap(
-    counts: Float[np.ndarray, "patients c"],
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    level: float = 0.95,
-    replicates: int = REPLICATES,
-    seed: int = 0,
+  counts: Float[np.ndarray, "patients c"],
+  statistic: Callable[[np.ndarray], np.ndarray],
+  *,
+  level: float = 0.95,
+  replicates: int = REPLICATES,
+  seed: int = 0,
 ) -> tuple[float, float]:
   """Percentile bootstrap over patients of a statistic of summed counts.
 
@@ -138,11 +137,11 @@ def bootstrap(
 
 
 def resampled(
-    counts: Float[np.ndarray, "patients c"],
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    number: int = REPLICATES,
-    seed: int = 0,
+  counts: Float[np.ndarray, "patients c"],
+  statistic: Callable[[np.ndarray], np.ndarray],
+  *,
+  number: int = REPLICATES,
+  seed: int = 0,
 ) -> Float[np.ndarray, "r"]:
   """A statistic of summed counts, for patients drawn with replacement; see `bootstrap`.
 
@@ -171,11 +170,13 @@ def percentiles(values: Float[np.ndarray, "r"], level: float = 0.95) -> tuple[fl
 
 
 def difference(
-    value: float, values: Float[np.ndarray, "r"], n: int, level: float = 0.95) -> Difference:
+  value: float, values: Float[np.ndarray, "r"], n: int, level: float = 0.95
+) -> Difference:
   """A difference with the percentile interval and the p value of its replicates."""
   low, high = percentiles(values, level)
-  method = "none: too few patients to resample" if math.isnan(low) else (
-    "bootstrap over patients, paired")
+  method = (
+    "none: too few patients to resample" if math.isnan(low) else ("bootstrap over patients, paired")
+  )
   return Difference(value, low, high, n, method, p=p_value(values))
 
 

@@ -47,8 +47,7 @@ def nothing(reason: str, n: int = 0) -> Counted:
   return Counted(np.zeros((0, 1)), lambda totals: totals[:, 0], n, undefined=reason)
 
 
-def interval(
-    of: Counted, level: float = 0.95, seed: int = 0, bounded: bool = True) -> Interval:
+def interval(of: Counted, level: float = 0.95, seed: int = 0, bounded: bool = True) -> Interval:
   """The metric with a bootstrap interval over patients.
 
   Of a proportion with one trial a patient it is Wilson's. So it is where every resample agrees, as
@@ -69,8 +68,9 @@ def interval(
   if math.isnan(low):
     return Interval(value, math.nan, math.nan, of.n, "none: too few patients to resample")
   if bounded and high - low < 1e-12:
-    return Interval(value, *intervals.wilson(value, of.trials, level), of.n,
-                    f"Wilson over {of.trials} patients")
+    return Interval(
+      value, *intervals.wilson(value, of.trials, level), of.n, f"Wilson over {of.trials} patients"
+    )
   return Interval(value, low, high, of.n, "bootstrap over patients")
 
 
@@ -93,12 +93,13 @@ def difference(a: Counted, b: Counted, level: float = 0.95, seed: int = 0) -> Di
   split = a.counts.shape[1]
   replicates = intervals.resampled(
     np.concatenate([a.counts, b.counts], 1),
-    lambda t: a.statistic(t[:, :split]) - b.statistic(t[:, split:]), seed=seed)
+    lambda t: a.statistic(t[:, :split]) - b.statistic(t[:, split:]),
+    seed=seed,
+  )
   return intervals.difference(a.value - b.value, replicates, a.n, level)
 
 
-def mean(
-    values: Float[np.ndarray, "n c"], patients: intervals.Patients = None) -> Counted:
+def mean(values: Float[np.ndarray, "n c"], patients: intervals.Patients = None) -> Counted:
   """Mean over columns of the mean over images; NaN is left out, and a column of NaN, too."""
   known = ~np.isnan(values)
   used = known.any(0)
@@ -107,8 +108,9 @@ def mean(
   cluster, count = intervals.clusters(patients, len(values))
   k = int(used.sum())
   table = np.zeros((count, 2 * k))
-  np.add.at(table, cluster, np.concatenate(
-    [np.where(known, values, 0)[:, used], known[:, used]], 1))
+  np.add.at(
+    table, cluster, np.concatenate([np.where(known, values, 0)[:, used], known[:, used]], 1)
+  )
 
   def statistic(totals: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -18,11 +18,11 @@ LEAST = 500
 
 
 def auprc(
-    scores: Float[np.ndarray, "n k"],
-    labels: Float[np.ndarray, "n k"],
-    patients: Patients = None,
-    level: float = 0.95,
-    seed: int = 0,
+  scores: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  patients: Patients = None,
+  level: float = 0.95,
+  seed: int = 0,
 ) -> Interval:
   """Area under the precision-recall curve (average precision), mean over classes.
 
@@ -62,12 +62,12 @@ def auprc(
 
 
 def difference(
-    a: Float[np.ndarray, "n k"],
-    b: Float[np.ndarray, "n k"],
-    labels: Float[np.ndarray, "n k"],
-    patients: Patients = None,
-    level: float = 0.95,
-    seed: int = 0,
+  a: Float[np.ndarray, "n k"],
+  b: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  patients: Patients = None,
+  level: float = 0.95,
+  seed: int = 0,
 ) -> Difference:
   """How much larger `a`'s area is than `b`'s, of the same images; both are resampled together.
 
@@ -91,7 +91,7 @@ def difference(
 
 
 def curve(
-    scores: Float[np.ndarray, "n"], labels: Num[np.ndarray, "n"]
+  scores: Float[np.ndarray, "n"], labels: Num[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"], Float[np.ndarray, "t"]]:
   """The precision-recall curve's corners.
 
@@ -149,8 +149,8 @@ class _Ranked:
 
 
 def _area(
-    cluster: np.ndarray, positive: np.ndarray, ends: np.ndarray, weights: np.ndarray,
-    ) -> np.ndarray:
+  cluster: np.ndarray, positive: np.ndarray, ends: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
   """Average precision of images in falling order, with weights f32[r patients]."""
   stop = int(ends[-1])
   starts = np.append(0, ends[:-1])
@@ -165,7 +165,8 @@ def _area(
 
 
 def _resampled(
-    statistic: Callable[[np.ndarray], np.ndarray], ranked: _Ranked, seed: int) -> np.ndarray:
+  statistic: Callable[[np.ndarray], np.ndarray], ranked: _Ranked, seed: int
+) -> np.ndarray:
   """A statistic of weights for patients drawn with replacement."""
   number = int(np.clip(WORK // (ranked.n * len(ranked.classes)), LEAST, intervals.REPLICATES))
   rng, count = np.random.default_rng(seed), ranked.count

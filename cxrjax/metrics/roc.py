@@ -16,10 +16,10 @@ from cxrjax.metrics.intervals import Difference, Interval, Patients, undefined
 
 
 def auroc(
-    scores: Float[np.ndarray, "n"],
-    labels: Num[np.ndarray, "n"],
-    patients: Patients = None,
-    level: float = 0.95,
+  scores: Float[np.ndarray, "n"],
+  labels: Num[np.ndarray, "n"],
+  patients: Patients = None,
+  level: float = 0.95,
 ) -> Interval:
   """Area under the ROC curve with a DeLong interval on the logit scale.
 
@@ -59,14 +59,15 @@ def auroc(
   clustered = len(np.unique(cluster)) < len(cluster)
   method = "DeLong, patients as clusters (Obuchowski)" if clustered else "DeLong"
   return _logit_interval(
-    value, variance if part.pairs > 1 else math.nan, part.pairs, len(labels), method, level)
+    value, variance if part.pairs > 1 else math.nan, part.pairs, len(labels), method, level
+  )
 
 
 def macro_auroc(
-    scores: Float[np.ndarray, "n k"],
-    labels: Float[np.ndarray, "n k"],
-    patients: Patients = None,
-    level: float = 0.95,
+  scores: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  patients: Patients = None,
+  level: float = 0.95,
 ) -> Interval:
   """Mean over classes of the one-against-the-rest AUROC.
 
@@ -110,11 +111,11 @@ def macro_auroc(
 
 
 def auroc_difference(
-    a: Float[np.ndarray, "n k"],
-    b: Float[np.ndarray, "n k"],
-    labels: Float[np.ndarray, "n k"],
-    patients: Patients = None,
-    level: float = 0.95,
+  a: Float[np.ndarray, "n k"],
+  b: Float[np.ndarray, "n k"],
+  labels: Float[np.ndarray, "n k"],
+  patients: Patients = None,
+  level: float = 0.95,
 ) -> Difference:
   """How much larger `a`'s mean area is than `b`'s on the same images, with a paired interval.
 
@@ -148,7 +149,7 @@ def auroc_difference(
     if reason:
       continue
     (first, v10, v01), (second, w10, w01) = (structural_components(x, positive) for x in both)
-    most = sum(math.sqrt(area * (1 - area)) for area in (first, second))**2
+    most = sum(math.sqrt(area * (1 - area)) for area in (first, second)) ** 2
     parts.append(_part(v10 - w10, v01 - w01, cluster[rows], positive, most))
     differences.append(first - second)
   if not differences:
@@ -157,14 +158,18 @@ def auroc_difference(
   used = ~np.isnan(labels).all(1)
   sd = math.sqrt(_variance(parts, count))
   half = intervals.quantile(level) * sd
-  p = float(2 * scipy.special.ndtr(-abs(value) / sd)) if sd > 1e-12 else (
-    1.0 if value == 0 else math.nan)
-  return Difference(value, max(value - half, -1.0), min(value + half, 1.0), int(used.sum()),
-                    "DeLong, paired", p=p)
+  p = (
+    float(2 * scipy.special.ndtr(-abs(value) / sd))
+    if sd > 1e-12
+    else (1.0 if value == 0 else math.nan)
+  )
+  return Difference(
+    value, max(value - half, -1.0), min(value + half, 1.0), int(used.sum()), "DeLong, paired", p=p
+  )
 
 
 def roc_curve(
-    scores: Float[np.ndarray, "n"], labels: Num[np.ndarray, "n"]
+  scores: Float[np.ndarray, "n"], labels: Num[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"], Float[np.ndarray, "t"]]:
   """The ROC curve's corners.
 
@@ -181,17 +186,23 @@ def roc_curve(
   scores, positive = scores[known].astype(np.float64), labels[known] == 1
   order = np.argsort(-scores, kind="stable")
   scores, positive = scores[order], positive[order]
-  last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if len(scores) else (
-    np.zeros(0, int))
+  last = (
+    np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    if len(scores)
+    else (np.zeros(0, int))
+  )
   true = np.append(0, np.cumsum(positive)[last]).astype(np.float64)
   false = np.append(0, np.cumsum(~positive)[last]).astype(np.float64)
   with np.errstate(invalid="ignore"):
-    return (false / np.float64(np.sum(~positive)), true / np.float64(np.sum(positive)),
-            np.append(np.inf, scores[last]))
+    return (
+      false / np.float64(np.sum(~positive)),
+      true / np.float64(np.sum(positive)),
+      np.append(np.inf, scores[last]),
+    )
 
 
 def structural_components(
-    scores: Float[np.ndarray, "n"], positive: np.ndarray
+  scores: Float[np.ndarray, "n"], positive: np.ndarray
 ) -> tuple[float, Float[np.ndarray, "m"], Float[np.ndarray, "q"]]:
   """DeLong's structural components from midranks, in O(n log n).
 
@@ -231,12 +242,17 @@ class _Part(NamedTuple):
 
 
 def _part(
-    v10: Float[np.ndarray, "m"], v01: Float[np.ndarray, "q"], cluster: Integer[np.ndarray, "n"],
-    positive: np.ndarray, most: float) -> _Part:
+  v10: Float[np.ndarray, "m"],
+  v01: Float[np.ndarray, "q"],
+  cluster: Integer[np.ndarray, "n"],
+  positive: np.ndarray,
+  most: float,
+) -> _Part:
   count = int(cluster.max()) + 1
   kinds = cluster[positive], cluster[~positive]
-  ten, one = (np.bincount(of, v - v.mean(), count) / len(v)
-              for of, v in zip(kinds, (v10, v01), strict=True))
+  ten, one = (
+    np.bincount(of, v - v.mean(), count) / len(v) for of, v in zip(kinds, (v10, v01), strict=True)
+  )
   return _Part(ten, one, tuple(len(np.unique(x)) for x in (*kinds, cluster)), most)
 
 
@@ -248,22 +264,24 @@ def _variance(parts: Sequence[_Part], count: int) -> float:
   count patients; with one image each it is DeLong's. Below it is a sum of three squares, which
   stays above 0 for a mean of classes as well.
   """
+
   def factor(patients: int) -> float:
     return patients / (patients - 1) if patients > 1 else 0.0
 
   squares, unknown = np.zeros((3, count)), 0.0
   for part in parts:
     ten, one, either = map(factor, part.patients)
-    here = squares[:, :len(part.ten)]
+    here = squares[:, : len(part.ten)]
     here[0] += math.sqrt(either) * (part.ten + part.one)
     here[1] += math.sqrt(max(ten - either, 0.0)) * part.ten
     here[2] += math.sqrt(max(one - either, 0.0)) * part.one
     unknown += part.most * sum(patients < 2 for patients in part.patients[:2])
-  return (float(np.sum(squares**2)) + unknown) / len(parts)**2
+  return (float(np.sum(squares**2)) + unknown) / len(parts) ** 2
 
 
 def _logit_interval(
-    value: float, variance: float, pairs: int, n: int, method: str, level: float) -> Interval:
+  value: float, variance: float, pairs: int, n: int, method: str, level: float
+) -> Interval:
   """The interval on the logit scale, or Wilson's over disjoint pairs where that has no width."""
   if not 0 < value < 1 or not variance > 1e-15:
     low, high = intervals.wilson(value, pairs, level)

@@ -46,7 +46,8 @@ def pointing(heat: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> f
 
 
 def top_iou(
-    heat: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], top: float = TOP) -> float:
+  heat: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], top: float = TOP
+) -> float:
   """IoU of the mask with the share `top` of the pixels that have the largest values.
 
   Pixels that equal the smallest of these count as well, but none that is 0: a map may have fewer

@@ -33,8 +33,8 @@ def iou(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> f
 
 
 def surface_distances(
-    predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"],
-    spacing: Spacing = (1.0, 1.0)) -> tuple[float, float]:
+  predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"], spacing: Spacing = (1.0, 1.0)
+) -> tuple[float, float]:
   """Average symmetric surface distance, and the 95 % Hausdorff distance.
 
   A mask's surface are its pixels with one of the four neighbours outside (what lies beyond the
@@ -80,18 +80,22 @@ def largest(mask: Bool[np.ndarray, "h w"], count: int) -> Bool[np.ndarray, "h w"
 
 
 def each(
-    predicted: Bool[np.ndarray, "n h w"], truth: Bool[np.ndarray, "n h w"],
-    spacing: Spacing = (1.0, 1.0)) -> dict[str, Float[np.ndarray, "n"]]:
+  predicted: Bool[np.ndarray, "n h w"],
+  truth: Bool[np.ndarray, "n h w"],
+  spacing: Spacing = (1.0, 1.0),
+) -> dict[str, Float[np.ndarray, "n"]]:
   """All of `MEASURES` of every image; NaN where undefined."""
   pairs = list(zip(predicted, truth, strict=True))
   far = np.array([surface_distances(p, t, spacing) for p, t in pairs]).reshape(-1, 2)
   return {
     "dice": np.array([dice(p, t) for p, t in pairs]),
-    "iou": np.array([iou(p, t) for p, t in pairs]), "assd": far[:, 0], "hd95": far[:, 1]}
+    "iou": np.array([iou(p, t) for p, t in pairs]),
+    "assd": far[:, 0],
+    "hd95": far[:, 1],
+  }
 
 
-def mean(
-    values: Float[np.ndarray, "n"], patients: Sequence[str] | None = None) -> Interval:
+def mean(values: Float[np.ndarray, "n"], patients: Sequence[str] | None = None) -> Interval:
   """Mean over images, with a bootstrap interval over patients.
 
   Args:
@@ -102,4 +106,6 @@ def mean(
   if not known.any():
     return intervals.undefined("no image defines it", 0)
   owners = None if patients is None else [p for p, k in zip(patients, known, strict=True) if k]
-  return patient_bootstrap.interval(patient_bootstrap.mean(values[known][:, None], owners), bounded=False)
+  return patient_bootstrap.interval(
+    patient_bootstrap.mean(values[known][:, None], owners), bounded=False
+  )

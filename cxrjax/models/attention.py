@@ -34,8 +34,11 @@ PLAIN = Kernel()
 
 
 def attend(
-    qkv: Float[Array, "b n c"], heads: int, kernel: Kernel = PLAIN,
-    bias: Float[Array, "c"] | None = None) -> Float[Array, "b m d"]:
+  qkv: Float[Array, "b n c"],
+  heads: int,
+  kernel: Kernel = PLAIN,
+  bias: Float[Array, "c"] | None = None,
+) -> Float[Array, "b m d"]:
   """`softmax(q k^T / sqrt(head_dim)) v` for every head (Vaswani et al. 2017, arXiv:1706.03762).
 
   Args:
@@ -57,7 +60,8 @@ def attend(
 
 
 def attend_one(
-    q: Float[Array, "b d"], kv: Float[Array, "b n e"], heads: int) -> Float[Array, "b d"]:
+  q: Float[Array, "b d"], kv: Float[Array, "b n e"], heads: int
+) -> Float[Array, "b d"]:
   """`attend` for one query per sequence; `kv` holds keys and values side by side, e = 2 d."""
   b, n, e = kv.shape
   size = e // (2 * heads)
@@ -81,8 +85,14 @@ def _cudnn(qkv, bias, heads):
   even = n + n % 2
   q, k, v = (x.reshape(b, even, heads, c // (3 * heads)) for x in _parts(qkv, bias, n))
   # The kernel's gradient takes even lengths only: a token is added that no query sees.
-  lengths = {} if n == even else {"query_seq_lengths": jnp.full(b, n, jnp.int32),
-                                  "key_value_seq_lengths": jnp.full(b, n, jnp.int32)}
+  lengths = (
+    {}
+    if n == even
+    else {
+      "query_seq_lengths": jnp.full(b, n, jnp.int32),
+      "key_value_seq_lengths": jnp.full(b, n, jnp.int32),
+    }
+  )
   out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
   return out.reshape(b, even, c // 3)
 
@@ -120,9 +130,10 @@ def _pallas(qkv, heads, mesh):
 def _unpack(qkv, heads):
   """Queries (scaled), keys and values, each [b heads n size]."""
   all_three = rearrange(qkv, "b n (qkv heads size) -> b n qkv heads size", qkv=3, heads=heads)
-  q, k, v = (rearrange(x, "b n heads size -> b heads n size")
-             for x in jnp.unstack(all_three, axis=2))
-  return q * q.shape[-1]**-0.5, k, v
+  q, k, v = (
+    rearrange(x, "b n heads size -> b heads n size") for x in jnp.unstack(all_three, axis=2)
+  )
+  return q * q.shape[-1] ** -0.5, k, v
 
 
 def _exponentials(q, k):
@@ -156,7 +167,7 @@ def _attend_bwd(heads, residuals, dout):
   dv = jnp.einsum("bhqk,bhqd->bhkd", weights, scaled)
   dweights = jnp.einsum("bhqd,bhkd->bhqk", scaled, v, preferred_element_type=jnp.float32)
   dscores = (weights * (dweights - mean)).astype(q.dtype)
-  dq = jnp.einsum("bhqk,bhkd->bhqd", dscores, k) * q.shape[-1]**-0.5
+  dq = jnp.einsum("bhqk,bhkd->bhqd", dscores, k) * q.shape[-1] ** -0.5
   dk = jnp.einsum("bhqk,bhqd->bhkd", dscores, q)
   packed = jnp.stack([dq, dk, dv], axis=2)
   return (rearrange(packed, "b heads qkv n size -> b n (qkv heads size)"),)

@@ -77,9 +77,16 @@ class Cnn:
     return self._net.init(key)
 
   def encode(
-      self, params: module.Params, x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
-      *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True,
-      train: bool = False, perturb: Mapping[str, Float[Array, "b y x d"]] | None = None) -> Any:
+    self,
+    params: module.Params,
+    x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
+    *,
+    keys: Any = None,
+    taps: tuple[str, ...] = (),
+    patches: bool = True,
+    train: bool = False,
+    perturb: Mapping[str, Float[Array, "b y x d"]] | None = None,
+  ) -> Any:
     """Features of a batch, or of several batches of different image sizes, one after the other.
 
     Args:
@@ -120,9 +127,13 @@ class Cnn:
       images = standardize(images) if self.standardize else images
       maps = net(images.astype(self.dtype), keys=key, train=train, add=add)
       last = maps[-1].astype(jnp.float32)
-      outputs.append(Features(
-          last.mean((1, 2)), last.reshape(last.shape[0], -1, last.shape[-1]) if patches else None,
-          {tap: maps[i] for tap, i in wanted.items()}))
+      outputs.append(
+        Features(
+          last.mean((1, 2)),
+          last.reshape(last.shape[0], -1, last.shape[-1]) if patches else None,
+          {tap: maps[i] for tap, i in wanted.items()},
+        )
+      )
     stats = (module.running_stats(net) or None) if train else None
     outputs = tuple(features._replace(stats=stats) for features in outputs)
     return outputs if several else outputs[0]
@@ -133,16 +144,19 @@ class Cnn:
     if not all(self.grid(shape)):
       least = next(n for n in range(1, 1000) if self._size(n))
       raise UserError(
-          f"images of {shape[0]}x{shape[1]} pixels are too small for config.model, which needs "
-          f"{least}x{least}; make the crops larger or choose another model")
+        f"images of {shape[0]}x{shape[1]} pixels are too small for config.model, which needs "
+        f"{least}x{least}; make the crops larger or choose another model"
+      )
 
   def _tap(self, tap: str) -> int:
     kind, _, index = tap.partition(":")
-    if not (kind == "stage" and index.lstrip("-").isdigit()
-            and -self.stages <= int(index) < self.stages):
+    if not (
+      kind == "stage" and index.lstrip("-").isdigit() and -self.stages <= int(index) < self.stages
+    ):
       raise UserError(
-          f"tap {tap!r} is not known; valid: 'stage:I' with I from {-self.stages} to "
-          f"{self.stages - 1}")
+        f"tap {tap!r} is not known; valid: 'stage:I' with I from {-self.stages} to "
+        f"{self.stages - 1}"
+      )
     return int(index) % self.stages
 
   def flops(self, image_shape: tuple[int, ...], *, patches: bool = True) -> int:

@@ -44,17 +44,30 @@ class Conv(nnx.Module):
   """
 
   def __init__(
-      self, in_dim: int, out_dim: int, size: int | _BOTH, *, stride: int = 1,
-      padding: int | _BOTH | None = None, groups: int = 1, dilation: int = 1, bias: bool = False,
-      init: str = "fan_out", rngs: nnx.Rngs):
+    self,
+    in_dim: int,
+    out_dim: int,
+    size: int | _BOTH,
+    *,
+    stride: int = 1,
+    padding: int | _BOTH | None = None,
+    groups: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
+    init: str = "fan_out",
+    rngs: nnx.Rngs,
+  ):
     size = _both(size)
     if padding is None:
       padding = tuple(dilation * (s - 1) // 2 for s in size)
     shape = (*size, in_dim // groups, out_dim)
     self.kernel = nnx.Param(STARTS[init](rngs.params(), shape, jnp.float32))
     bound = (size[0] * size[1] * in_dim // groups) ** -0.5
-    self.bias = nnx.Param(jax.random.uniform(
-        rngs.params(), (out_dim,), jnp.float32, -bound, bound)) if bias else None
+    self.bias = (
+      nnx.Param(jax.random.uniform(rngs.params(), (out_dim,), jnp.float32, -bound, bound))
+      if bias
+      else None
+    )
     self.config = (stride, _both(padding), groups, dilation)
 
   def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b y x o"]:
@@ -64,8 +77,13 @@ class Conv(nnx.Module):
 
 
 def conv2d(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i_per_group o"], stride: int = 1,
-    padding: _BOTH = (0, 0), groups: int = 1, dilation: int = 1) -> Float[Array, "b y x o"]:
+  x: Float[Array, "b h w i"],
+  kernel: Float[Array, "kh kw i_per_group o"],
+  stride: int = 1,
+  padding: _BOTH = (0, 0),
+  groups: int = 1,
+  dilation: int = 1,
+) -> Float[Array, "b y x o"]:
   """Cross-correlation, as torch's `conv2d`: output i reads inputs from `i * stride - padding` on.
 
   Args:
@@ -90,14 +108,25 @@ def conv2d(
 def _plain(x, kernel, stride, padding, groups, dilation):
   (top, left) = padding
   return jax.lax.conv_general_dilated(
-      x, kernel, (stride, stride), ((top, top), (left, left)), rhs_dilation=(dilation, dilation),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+    x,
+    kernel,
+    (stride, stride),
+    ((top, top), (left, left)),
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def grouped_conv(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i_per_group o"], stride: int,
-    padding: _BOTH, groups: int, dilation: int) -> Float[Array, "b y x o"]:
+  x: Float[Array, "b h w i"],
+  kernel: Float[Array, "kh kw i_per_group o"],
+  stride: int,
+  padding: _BOTH,
+  groups: int,
+  dilation: int,
+) -> Float[Array, "b y x o"]:
   """`conv2d` with several groups.
 
   On a CPU, where XLA's gradient of such a convolution is a hundred times slower than its other
@@ -110,21 +139,23 @@ def grouped_conv(
 @functools.partial(jax.jit, static_argnums=2)
 def _grouped_conv(x, kernel, options):
   return jax.lax.platform_dependent(
-      x, kernel, cpu=lambda x, k: _joined(x, k, *options),
-      default=lambda x, k: _plain(x, k, *options))
+    x, kernel, cpu=lambda x, k: _joined(x, k, *options), default=lambda x, k: _plain(x, k, *options)
+  )
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _grouped_conv_gradient(x, kernel, dy, options):
   def by(form):
     return lambda x, k, dy: jax.vjp(lambda x, k: form(x, k, *options), x, k)[1](dy)
+
   return jax.lax.platform_dependent(x, kernel, dy, cpu=by(_joined), default=by(_plain))
 
 
 # A gradient of its own: autodiff would have every platform keep what the others need.
 grouped_conv.defvjp(
-    lambda x, kernel, *options: (_grouped_conv(x, kernel, options), (x, kernel)),
-    lambda *args: _grouped_conv_gradient(*args[4], args[5], args[:4]))
+  lambda x, kernel, *options: (_grouped_conv(x, kernel, options), (x, kernel)),
+  lambda *args: _grouped_conv_gradient(*args[4], args[5], args[:4]),
+)
 
 
 def _joined(x, kernel, stride, padding, groups, dilation):
@@ -136,9 +167,12 @@ def _joined(x, kernel, stride, padding, groups, dilation):
   row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (3, 5))
   # Chosen, not multiplied by ones and zeros: that gradient crashes in jaxlib 0.10 on CPUs.
   own = jnp.where(row == column, own, jnp.zeros((), x.dtype)).reshape(
-      parts, kh, kw, joined * cin, -1)
-  maps = [_plain(part, k, stride, padding, 1, dilation)
-          for part, k in zip(jnp.split(x, parts, axis=-1), own, strict=True)]
+    parts, kh, kw, joined * cin, -1
+  )
+  maps = [
+    _plain(part, k, stride, padding, 1, dilation)
+    for part, k in zip(jnp.split(x, parts, axis=-1), own, strict=True)
+  ]
   return jnp.concatenate(maps, axis=-1)
 
 
@@ -158,8 +192,12 @@ class BatchNorm(nnx.Module):
     self.epsilon = epsilon
 
   def __call__(
-      self, x: Float[Array, "*b d"], *, train: bool,
-      batch: tuple[Float[Array, "d"], Float[Array, "d"]] | None = None) -> Float[Array, "*b d"]:
+    self,
+    x: Float[Array, "*b d"],
+    *,
+    train: bool,
+    batch: tuple[Float[Array, "d"], Float[Array, "d"]] | None = None,
+  ) -> Float[Array, "*b d"]:
     """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in the type of `x`.
 
     Args:
@@ -174,13 +212,14 @@ class BatchNorm(nnx.Module):
       count = x.size // x.shape[-1]
       new = jax.lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
       self.running_mean[...], self.running_var[...] = (
-          o + MOMENTUM * (n - o) for o, n in zip(old, new, strict=True))
+        o + MOMENTUM * (n - o) for o, n in zip(old, new, strict=True)
+      )
     return _affine(x, mean, self.scale[...] * jax.lax.rsqrt(var + self.epsilon), self.bias[...])
 
 
 @jax.custom_vjp
 def moments(
-    x: Float[Array, "*b d"], shift: Float[Array, "d"],
+  x: Float[Array, "*b d"], shift: Float[Array, "d"]
 ) -> tuple[Float[Array, "d"], Float[Array, "d"]]:
   """Mean and (biased) variance over all axes but the last, float32, in one pass over memory.
 
@@ -228,7 +267,7 @@ _affine.defvjp(lambda x, *args: (_affine(x, *args), (x, *args[:2])), _affine_bwd
 
 
 def max_pool(
-    x: Float[Array, "b h w c"], size: int, stride: int, padding: int = 0,
+  x: Float[Array, "b h w c"], size: int, stride: int, padding: int = 0
 ) -> Float[Array, "b y x c"]:
   """The largest of every `size` x `size` window; a gradient is shared where several are largest.
 
@@ -243,7 +282,7 @@ def max_pool(
 
 
 def avg_pool(
-    x: Float[Array, "b h w c"], size: int, stride: int, padding: int = 0,
+  x: Float[Array, "b h w c"], size: int, stride: int, padding: int = 0
 ) -> Float[Array, "b y x c"]:
   """The mean of every `size` x `size` window, zeros of the padding included."""
   x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x

@@ -42,14 +42,19 @@ class Model(cnn.Cnn):
   growth: int = 32
 
   layer_names: ClassVar[tuple[str, ...]] = (
-      "(conv0|norm0)/", "(denseblock|transition)1/", "(denseblock|transition)2/",
-      "(denseblock|transition)3/", "(denseblock4|norm5)/")
+    "(conv0|norm0)/",
+    "(denseblock|transition)1/",
+    "(denseblock|transition)2/",
+    "(denseblock|transition)3/",
+    "(denseblock4|norm5)/",
+  )
 
   def __post_init__(self):
     super().__post_init__()
     if self.depth not in BLOCKS:
       raise UserError(
-          f"config.model.depth={self.depth} is not known; valid: {', '.join(map(str, BLOCKS))}")
+        f"config.model.depth={self.depth} is not known; valid: {', '.join(map(str, BLOCKS))}"
+      )
     if self.growth < 1:
       raise UserError(f"config.model.growth={self.growth} must be at least 1")
 
@@ -63,8 +68,7 @@ class Model(cnn.Cnn):
 
   @functools.cached_property
   def _net(self) -> module.Net:
-    return module.Net.of(
-        _DenseNet, depth=self.depth, growth=self.growth, channels=self.channels)
+    return module.Net.of(_DenseNet, depth=self.depth, growth=self.growth, channels=self.channels)
 
 
 def _dims(depth: int, growth: int) -> list[tuple[int, int]]:
@@ -104,8 +108,8 @@ class _Joined:
     """`relu(norm(map))`."""
     if self.train:
       ends = itertools.accumulate(part.shape[-1] for part in self.parts)
-      for part, end in list(zip(self.parts, ends, strict=True))[len(self.known):]:
-        self.known.append(moments(part, norm.running_mean[...][end - part.shape[-1]:end]))
+      for part, end in list(zip(self.parts, ends, strict=True))[len(self.known) :]:
+        self.known.append(moments(part, norm.running_mean[...][end - part.shape[-1] : end]))
     batch = tuple(map(jnp.concatenate, zip(*self.known, strict=True))) if self.train else None
     return jax.nn.relu(norm(self.map(), train=self.train, batch=batch))
 
@@ -125,7 +129,6 @@ class _Layer(nnx.Module):
 
 
 class _Block(nnx.Module):
-
   def __init__(self, in_dim: int, count: int, growth: int, rngs: nnx.Rngs):
     for i in range(count):
       setattr(self, f"denselayer{i + 1}", _Layer(in_dim + i * growth, growth, rngs))
@@ -151,12 +154,12 @@ class _Transition(nnx.Module):
 
 
 class _DenseNet(nnx.Module):
-
   def __init__(self, depth, growth, channels, rngs):
     self.conv0 = Conv(channels, 2 * growth, 7, stride=2, init="fan_in", rngs=rngs)
     self.norm0 = BatchNorm(2 * growth)
     for i, (count, (start, end)) in enumerate(
-        zip(BLOCKS[depth], _dims(depth, growth), strict=True)):
+      zip(BLOCKS[depth], _dims(depth, growth), strict=True)
+    ):
       setattr(self, f"denseblock{i + 1}", _Block(start, count, growth, rngs))
       if i < 3:
         setattr(self, f"transition{i + 1}", _Transition(end, end // 2, rngs))

@@ -18,8 +18,11 @@ from cxrjax.models import layers, module
 _ACTIVATIONS = {"none": lambda x: x, "relu": jax.nn.relu, "gelu": layers.gelu}
 # Batch norm's learnt scale and learnt bias.
 _NORMS = {
-  "none": (), "batch": (True, True), "batch_no_bias": (True, False),
-  "batch_no_affine": (False, False)}
+  "none": (),
+  "batch": (True, True),
+  "batch_no_bias": (True, False),
+  "batch_no_affine": (False, False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,10 @@ class Projector:
   def __post_init__(self) -> None:
     if not self.dims or min(self.dims) < 1:
       raise UserError(f"a projector's dims={self.dims!r} must be one or more widths of at least 1")
-    words = ("final_norm", (self.final_norm,), _NORMS), (
-      "activation", self._activations, _ACTIVATIONS)
+    words = (
+      ("final_norm", (self.final_norm,), _NORMS),
+      ("activation", self._activations, _ACTIVATIONS),
+    )
     for name, given, valid in words:
       for word in given:
         if word not in valid:
@@ -67,7 +72,8 @@ class Projector:
     if len(self._activations) != len(self.dims) - 1:
       raise UserError(
         f"a projector's activation={self.activation!r} must be one, or one for each of its "
-        f"{len(self.dims) - 1} hidden layers")
+        f"{len(self.dims) - 1} hidden layers"
+      )
 
   @property
   def _activations(self) -> tuple[str, ...]:
@@ -89,8 +95,13 @@ class Projector:
     norms = (*("batch" if self.batch_norm else "none",) * hidden, self.final_norm)
     biases = (*(not self.batch_norm,) * hidden, self.bias and self.final_norm == "none")
     return module.Net.of(
-      _Mlp, dims=(self.in_dim, *self.dims), biases=biases, norms=norms,
-      activations=(*self._activations, "none"), initial=self.initial)
+      _Mlp,
+      dims=(self.in_dim, *self.dims),
+      biases=biases,
+      norms=norms,
+      activations=(*self._activations, "none"),
+      initial=self.initial,
+    )
 
   def flops(self) -> int:
     """Floating-point operations of one forward pass of one row (a multiply-add is two)."""
@@ -161,11 +172,20 @@ class _Mlp(nnx.Module):
   """
 
   def __init__(
-      self, dims: Sequence[int], biases: Sequence[bool], norms: Sequence[str],
-      activations: Sequence[str], initial: str, rngs: nnx.Rngs):
-    self.layers = nnx.List([
+    self,
+    dims: Sequence[int],
+    biases: Sequence[bool],
+    norms: Sequence[str],
+    activations: Sequence[str],
+    initial: str,
+    rngs: nnx.Rngs,
+  ):
+    self.layers = nnx.List(
+      [
         layers.Linear(a, b, bias=bias, init=initial, rngs=rngs)
-        for (a, b), bias in zip(itertools.pairwise(dims), biases, strict=True)])
+        for (a, b), bias in zip(itertools.pairwise(dims), biases, strict=True)
+      ]
+    )
     norm = [_BatchNorm(d, *_NORMS[n]) for d, n in zip(dims[1:], norms, strict=True) if n != "none"]
     self.norms = nnx.List(norm) if norm else None
     self.plan = tuple(zip((n != "none" for n in norms), activations, strict=True))
@@ -196,12 +216,12 @@ class _BatchNorm(nnx.Module):
 
 
 class _Prototypes(nnx.Module):
-
   def __init__(self, in_dim: int, number: int, norm_last_layer: bool, rngs: nnx.Rngs):
     # torch.nn.Linear's default, uniform within 1/sqrt(in_dim); only the direction matters.
     bound = in_dim**-0.5
-    self.kernel = nnx.Param(jax.random.uniform(
-        rngs.params(), (in_dim, number), jnp.float32, -bound, bound))
+    self.kernel = nnx.Param(
+      jax.random.uniform(rngs.params(), (in_dim, number), jnp.float32, -bound, bound)
+    )
     self.scale = None if norm_last_layer else nnx.Param(jnp.ones((1, number), jnp.float32))
 
   def __call__(self, x, dtype):
@@ -230,15 +250,29 @@ _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_b
 
 
 class _DinoHead(nnx.Module):
-
   def __init__(
-      self, in_dim, prototypes, hidden, bottleneck, layers, norm_last_layer, batch_norm, initial,
-      dtype, rngs):
+    self,
+    in_dim,
+    prototypes,
+    hidden,
+    bottleneck,
+    layers,
+    norm_last_layer,
+    batch_norm,
+    initial,
+    dtype,
+    rngs,
+  ):
     inner = layers - 1
     norms = ["batch" if batch_norm else "none"] * inner
     self.mlp = _Mlp(
-      [in_dim, *[hidden] * inner, bottleneck], [True] * layers, [*norms, "none"],
-      [*["gelu"] * inner, "none"], initial, rngs)
+      [in_dim, *[hidden] * inner, bottleneck],
+      [True] * layers,
+      [*norms, "none"],
+      [*["gelu"] * inner, "none"],
+      initial,
+      rngs,
+    )
     self.prototypes = _Prototypes(bottleneck, prototypes, norm_last_layer, rngs)
     self.dtype = dtype
 

@@ -30,7 +30,12 @@ class Model(cnn.Cnn):
   width: int = 32
 
   layer_names: ClassVar[tuple[str, ...]] = (
-      "Conv2d_[12]", "Conv2d_[34]", "Mixed_5", "Mixed_6", "Mixed_7")
+    "Conv2d_[12]",
+    "Conv2d_[34]",
+    "Mixed_5",
+    "Mixed_6",
+    "Mixed_7",
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -97,66 +102,105 @@ _DOWN = {"stride": 2, "padding": 0}
 
 def _a(in_dim, pool, rngs, n):
   """Figure 5, with 5x5 as in the published code."""
-  return _Cell(in_dim, [
-    ("branch1x1", "", n(64), 1, {}),
-    ("branch5x5_1", "", n(48), 1, {}), ("branch5x5_2", "branch5x5_1", n(64), 5, {}),
-    ("branch3x3dbl_1", "", n(64), 1, {}), ("branch3x3dbl_2", "branch3x3dbl_1", n(96), 3, {}),
-    ("branch3x3dbl_3", "branch3x3dbl_2", n(96), 3, {}),
-    ("branch_pool", "mean", n(pool), 1, {}),
-  ], ("branch1x1", "branch5x5_2", "branch3x3dbl_3", "branch_pool"), rngs)
+  return _Cell(
+    in_dim,
+    [
+      ("branch1x1", "", n(64), 1, {}),
+      ("branch5x5_1", "", n(48), 1, {}),
+      ("branch5x5_2", "branch5x5_1", n(64), 5, {}),
+      ("branch3x3dbl_1", "", n(64), 1, {}),
+      ("branch3x3dbl_2", "branch3x3dbl_1", n(96), 3, {}),
+      ("branch3x3dbl_3", "branch3x3dbl_2", n(96), 3, {}),
+      ("branch_pool", "mean", n(pool), 1, {}),
+    ],
+    ("branch1x1", "branch5x5_2", "branch3x3dbl_3", "branch_pool"),
+    rngs,
+  )
 
 
 def _b(in_dim, rngs, n):
   """Figure 10: half the size."""
-  return _Cell(in_dim, [
-    ("branch3x3", "", n(384), 3, _DOWN),
-    ("branch3x3dbl_1", "", n(64), 1, {}), ("branch3x3dbl_2", "branch3x3dbl_1", n(96), 3, {}),
-    ("branch3x3dbl_3", "branch3x3dbl_2", n(96), 3, _DOWN),
-  ], ("branch3x3", "branch3x3dbl_3", "pool"), rngs)
+  return _Cell(
+    in_dim,
+    [
+      ("branch3x3", "", n(384), 3, _DOWN),
+      ("branch3x3dbl_1", "", n(64), 1, {}),
+      ("branch3x3dbl_2", "branch3x3dbl_1", n(96), 3, {}),
+      ("branch3x3dbl_3", "branch3x3dbl_2", n(96), 3, _DOWN),
+    ],
+    ("branch3x3", "branch3x3dbl_3", "pool"),
+    rngs,
+  )
 
 
 def _c(in_dim, mid, rngs, n):
   """Figure 6: 7x7 in rows and columns."""
   row, column, mid = (1, 7), (7, 1), n(mid)
-  return _Cell(in_dim, [
-    ("branch1x1", "", n(192), 1, {}),
-    ("branch7x7_1", "", mid, 1, {}), ("branch7x7_2", "branch7x7_1", mid, row, {}),
-    ("branch7x7_3", "branch7x7_2", n(192), column, {}),
-    ("branch7x7dbl_1", "", mid, 1, {}), ("branch7x7dbl_2", "branch7x7dbl_1", mid, column, {}),
-    ("branch7x7dbl_3", "branch7x7dbl_2", mid, row, {}),
-    ("branch7x7dbl_4", "branch7x7dbl_3", mid, column, {}),
-    ("branch7x7dbl_5", "branch7x7dbl_4", n(192), row, {}),
-    ("branch_pool", "mean", n(192), 1, {}),
-  ], ("branch1x1", "branch7x7_3", "branch7x7dbl_5", "branch_pool"), rngs)
+  return _Cell(
+    in_dim,
+    [
+      ("branch1x1", "", n(192), 1, {}),
+      ("branch7x7_1", "", mid, 1, {}),
+      ("branch7x7_2", "branch7x7_1", mid, row, {}),
+      ("branch7x7_3", "branch7x7_2", n(192), column, {}),
+      ("branch7x7dbl_1", "", mid, 1, {}),
+      ("branch7x7dbl_2", "branch7x7dbl_1", mid, column, {}),
+      ("branch7x7dbl_3", "branch7x7dbl_2", mid, row, {}),
+      ("branch7x7dbl_4", "branch7x7dbl_3", mid, column, {}),
+      ("branch7x7dbl_5", "branch7x7dbl_4", n(192), row, {}),
+      ("branch_pool", "mean", n(192), 1, {}),
+    ],
+    ("branch1x1", "branch7x7_3", "branch7x7dbl_5", "branch_pool"),
+    rngs,
+  )
 
 
 def _d(in_dim, rngs, n):
   """Half the size."""
-  return _Cell(in_dim, [
-    ("branch3x3_1", "", n(192), 1, {}), ("branch3x3_2", "branch3x3_1", n(320), 3, _DOWN),
-    ("branch7x7x3_1", "", n(192), 1, {}), ("branch7x7x3_2", "branch7x7x3_1", n(192), (1, 7), {}),
-    ("branch7x7x3_3", "branch7x7x3_2", n(192), (7, 1), {}),
-    ("branch7x7x3_4", "branch7x7x3_3", n(192), 3, _DOWN),
-  ], ("branch3x3_2", "branch7x7x3_4", "pool"), rngs)
+  return _Cell(
+    in_dim,
+    [
+      ("branch3x3_1", "", n(192), 1, {}),
+      ("branch3x3_2", "branch3x3_1", n(320), 3, _DOWN),
+      ("branch7x7x3_1", "", n(192), 1, {}),
+      ("branch7x7x3_2", "branch7x7x3_1", n(192), (1, 7), {}),
+      ("branch7x7x3_3", "branch7x7x3_2", n(192), (7, 1), {}),
+      ("branch7x7x3_4", "branch7x7x3_3", n(192), 3, _DOWN),
+    ],
+    ("branch3x3_2", "branch7x7x3_4", "pool"),
+    rngs,
+  )
 
 
 def _e(in_dim, rngs, n):
   """Figure 7: wide."""
   row, column = (1, 3), (3, 1)
-  return _Cell(in_dim, [
-    ("branch1x1", "", n(320), 1, {}),
-    ("branch3x3_1", "", n(384), 1, {}), ("branch3x3_2a", "branch3x3_1", n(384), row, {}),
-    ("branch3x3_2b", "branch3x3_1", n(384), column, {}),
-    ("branch3x3dbl_1", "", n(448), 1, {}), ("branch3x3dbl_2", "branch3x3dbl_1", n(384), 3, {}),
-    ("branch3x3dbl_3a", "branch3x3dbl_2", n(384), row, {}),
-    ("branch3x3dbl_3b", "branch3x3dbl_2", n(384), column, {}),
-    ("branch_pool", "mean", n(192), 1, {}),
-  ], ("branch1x1", "branch3x3_2a", "branch3x3_2b", "branch3x3dbl_3a", "branch3x3dbl_3b",
-      "branch_pool"), rngs)
+  return _Cell(
+    in_dim,
+    [
+      ("branch1x1", "", n(320), 1, {}),
+      ("branch3x3_1", "", n(384), 1, {}),
+      ("branch3x3_2a", "branch3x3_1", n(384), row, {}),
+      ("branch3x3_2b", "branch3x3_1", n(384), column, {}),
+      ("branch3x3dbl_1", "", n(448), 1, {}),
+      ("branch3x3dbl_2", "branch3x3dbl_1", n(384), 3, {}),
+      ("branch3x3dbl_3a", "branch3x3dbl_2", n(384), row, {}),
+      ("branch3x3dbl_3b", "branch3x3dbl_2", n(384), column, {}),
+      ("branch_pool", "mean", n(192), 1, {}),
+    ],
+    (
+      "branch1x1",
+      "branch3x3_2a",
+      "branch3x3_2b",
+      "branch3x3dbl_3a",
+      "branch3x3dbl_3b",
+      "branch_pool",
+    ),
+    rngs,
+  )
 
 
 class _Inception(nnx.Module):
-
   def __init__(self, width, channels, rngs):
     def n(published: int) -> int:
       return published * width // 32
@@ -168,12 +212,18 @@ class _Inception(nnx.Module):
     self.Conv2d_4a_3x3 = _ConvNorm(n(80), n(192), 3, rngs, padding=0)
     dim = n(192)
     for name, make in (
-        ("5b", lambda d: _a(d, 32, rngs, n)), ("5c", lambda d: _a(d, 64, rngs, n)),
-        ("5d", lambda d: _a(d, 64, rngs, n)), ("6a", lambda d: _b(d, rngs, n)),
-        ("6b", lambda d: _c(d, 128, rngs, n)), ("6c", lambda d: _c(d, 160, rngs, n)),
-        ("6d", lambda d: _c(d, 160, rngs, n)), ("6e", lambda d: _c(d, 192, rngs, n)),
-        ("7a", lambda d: _d(d, rngs, n)), ("7b", lambda d: _e(d, rngs, n)),
-        ("7c", lambda d: _e(d, rngs, n))):
+      ("5b", lambda d: _a(d, 32, rngs, n)),
+      ("5c", lambda d: _a(d, 64, rngs, n)),
+      ("5d", lambda d: _a(d, 64, rngs, n)),
+      ("6a", lambda d: _b(d, rngs, n)),
+      ("6b", lambda d: _c(d, 128, rngs, n)),
+      ("6c", lambda d: _c(d, 160, rngs, n)),
+      ("6d", lambda d: _c(d, 160, rngs, n)),
+      ("6e", lambda d: _c(d, 192, rngs, n)),
+      ("7a", lambda d: _d(d, rngs, n)),
+      ("7b", lambda d: _e(d, rngs, n)),
+      ("7c", lambda d: _e(d, rngs, n)),
+    ):
       cell = make(dim)
       setattr(self, f"Mixed_{name}", cell)
       dim = cell.out_dim

@@ -26,7 +26,8 @@ STARTS = {
   "normal": start,
   "xavier": nnx.initializers.xavier_uniform(),
   "torch": lambda key, shape, dtype: jax.random.uniform(
-    key, shape, dtype, -shape[0]**-0.5, shape[0]**-0.5),  # torch's own, of layers left alone
+    key, shape, dtype, -(shape[0] ** -0.5), shape[0] ** -0.5
+  ),  # torch's own, of layers left alone
 }
 _SQRT_HALF = 0.7071067811865476
 _INV_SQRT_2PI = 0.3989422804014327
@@ -44,16 +45,23 @@ class Linear(nnx.Module):
   """
 
   def __init__(
-      self, in_dim: int, out_dim: int, *, bias: bool = True, init: str = "normal", parts: int = 1,
-      rngs: nnx.Rngs):
+    self,
+    in_dim: int,
+    out_dim: int,
+    *,
+    bias: bool = True,
+    init: str = "normal",
+    parts: int = 1,
+    rngs: nnx.Rngs,
+  ):
     make = STARTS[init]
     kernels = [make(rngs.params(), (in_dim, out_dim // parts), jnp.float32) for _ in range(parts)]
     self.kernel = nnx.Param(jnp.concatenate(kernels, axis=1))
     self.bias = nnx.Param(jnp.zeros((out_dim,), jnp.float32)) if bias else None
 
   def __call__(
-      self, x: Float[Array, "*t i"], activation: Callable[..., Array] | None = None,
-      ) -> Float[Array, "*t o"]:
+    self, x: Float[Array, "*t i"], activation: Callable[..., Array] | None = None
+  ) -> Float[Array, "*t o"]:
     """The layer, or `activation(x @ kernel, bias)`, an array of the same shape."""
     y = self.product(x)
     if activation is not None:
@@ -82,8 +90,8 @@ class LayerNorm(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(
-    x: Float[Array, "t d"], scale: Float[Array, "d"], bias: Float[Array, "d"],
-    epsilon: float) -> Float[Array, "t d"]:
+  x: Float[Array, "t d"], scale: Float[Array, "d"], bias: Float[Array, "d"], epsilon: float
+) -> Float[Array, "t d"]:
   """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in the type of `x`."""
   return _layer_norm_fwd(x, scale, bias, epsilon)[0]
 
@@ -161,6 +169,7 @@ def _phi(x):
 
 
 gelu.defvjp(_gelu_fwd, _gelu_bwd)
+
 
 def _tanh_gelu(x, bias):
   return jax.nn.gelu(x + bias.astype(x.dtype), approximate=True)

@@ -53,21 +53,34 @@ class Decoder:
       raise UserError(f"a decoder's depth={self.depth} must be from 1 to {layers.MAX_DEPTH}")
     if self.width % 4 or self.width % self.heads:
       raise UserError(
-          f"a decoder's width={self.width} must be a multiple of 4 and of its heads={self.heads}")
+        f"a decoder's width={self.width} must be a multiple of 4 and of its heads={self.heads}"
+      )
 
   @functools.cached_property
   def _net(self) -> module.Net:
     return module.Net.of(
-        _Decoder, in_dim=self.in_dim, outputs=self.outputs, width=self.width, depth=self.depth,
-        heads=self.heads, init=self.initial, kernel=self.kernel)
+      _Decoder,
+      in_dim=self.in_dim,
+      outputs=self.outputs,
+      width=self.width,
+      depth=self.depth,
+      heads=self.heads,
+      init=self.initial,
+      kernel=self.kernel,
+    )
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters."""
     return self._net.init(key)
 
   def apply(
-      self, params: module.Params, cls: Float[Array, "b d"], patches: Float[Array, "b m d"],
-      keep: Int[Array, "b m"], grid: tuple[int, int]) -> Float32[Array, "b n o"]:
+    self,
+    params: module.Params,
+    cls: Float[Array, "b d"],
+    patches: Float[Array, "b m d"],
+    keep: Int[Array, "b m"],
+    grid: tuple[int, int],
+  ) -> Float32[Array, "b n o"]:
     """The prediction of every patch, row by row.
 
     Args:
@@ -78,24 +91,24 @@ class Decoder:
       grid: rows and columns of patches.
     """
     out = self._net.apply(
-        params, cls.astype(self.dtype), patches.astype(self.dtype), keep, grid=grid)
+      params, cls.astype(self.dtype), patches.astype(self.dtype), keep, grid=grid
+    )
     return out.astype(jnp.float32)
 
   def flops(self, patches: int, kept: int) -> int:
     """Floating-point operations in matrix products of one image (a multiply-add is two)."""
     n, d = 1 + patches, self.width
     block = 24 * n * d * d + 4 * n * n * d
-    return (2 * (1 + kept) * self.in_dim * d + self.depth * block
-            + 2 * patches * d * self.outputs)
+    return 2 * (1 + kept) * self.in_dim * d + self.depth * block + 2 * patches * d * self.outputs
 
 
 class _Decoder(nnx.Module):
-
   def __init__(self, in_dim, outputs, width, depth, heads, init, kernel, rngs):
     self.embed = layers.Linear(in_dim, width, init=init, rngs=rngs)
     self.mask_token = nnx.Param(layers.start(rngs.params(), (1, width), jnp.float32))
     self.blocks = nnx.List(
-        [transformer.Block(width, heads, init, rngs, kernel=kernel) for _ in range(depth)])
+      [transformer.Block(width, heads, init, rngs, kernel=kernel) for _ in range(depth)]
+    )
     self.norm = layers.LayerNorm(width)
     self.out = layers.Linear(width, outputs, init=init, rngs=rngs)
 
@@ -105,10 +118,14 @@ class _Decoder(nnx.Module):
     x = self.embed(jnp.concatenate([cls[:, None], patches], axis=1))
     width = x.shape[-1]
     cls, seen = x[:, :1], x[:, 1:]
-    places = jax.vmap(lambda one: jnp.full(n, m, jnp.int32).at[one].set(
-        jnp.arange(m, dtype=jnp.int32)))(keep)
-    x = jnp.where((places < m)[..., None], take_rows(seen, places, keep),
-                  self.mask_token[...].astype(seen.dtype))
+    places = jax.vmap(
+      lambda one: jnp.full(n, m, jnp.int32).at[one].set(jnp.arange(m, dtype=jnp.int32))
+    )(keep)
+    x = jnp.where(
+      (places < m)[..., None],
+      take_rows(seen, places, keep),
+      self.mask_token[...].astype(seen.dtype),
+    )
     x = x + posembed.sincos(grid, width).astype(x.dtype)
     x = jnp.concatenate([cls, x], axis=1)
     for block in self.blocks:
@@ -118,7 +135,7 @@ class _Decoder(nnx.Module):
 
 @jax.custom_vjp
 def take_rows(
-    x: Float[Array, "b m d"], rows: Int[Array, "b n"], back: Int[Array, "b m"],
+  x: Float[Array, "b m d"], rows: Int[Array, "b n"], back: Int[Array, "b m"]
 ) -> Float[Array, "b n d"]:
   """Row `rows[i, j]` of every `x[i]`, 0 where there is none, for rows that are taken once at most.
 

@@ -104,13 +104,15 @@ def _check(flat: dict[tuple[str, ...], Any], wanted: dict[tuple[str, ...], Any])
     what = "lack" if missing else "have the unknown"
     name = "/".join((missing or surplus)[0])
     raise UserError(
-        f"parameters {what} {name!r} ({len(missing)} missing, {len(surplus)} unknown); "
-        "they belong to another model: check config.model")
+      f"parameters {what} {name!r} ({len(missing)} missing, {len(surplus)} unknown); "
+      "they belong to another model: check config.model"
+    )
   for path, leaf in wanted.items():
     if tuple(flat[path].shape) != tuple(leaf.shape):
       raise UserError(
-          f"parameter {'/'.join(path)!r} has shape {tuple(flat[path].shape)}, the model's is "
-          f"{tuple(leaf.shape)}; check config.model")
+        f"parameter {'/'.join(path)!r} has shape {tuple(flat[path].shape)}, the model's is "
+        f"{tuple(leaf.shape)}; check config.model"
+      )
 
 
 def param_count(params: Any) -> int:

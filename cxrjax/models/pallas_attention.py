@@ -20,7 +20,8 @@ MOST = 640  # tokens: five float32 matrices of them fit beside what is read and 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def attend(
-    qkv: Float[Array, "b n c"], heads: int, interpret: bool = False) -> Float[Array, "b n d"]:
+  qkv: Float[Array, "b n c"], heads: int, interpret: bool = False
+) -> Float[Array, "b n d"]:
   """See `cxrjax.models.attention.attend`.
 
   Args:
@@ -48,9 +49,13 @@ def _call(kernel, heads, interpret, shape, *arrays):
     return pl.BlockSpec((1, *shape[1:]), lambda image: (image, 0, 0))
 
   return pl.pallas_call(
-    functools.partial(kernel, heads), grid=shape[0], interpret=interpret,
-    in_specs=[one_image(x.shape) for x in arrays], out_specs=one_image(shape),
-    out_shape=jax.ShapeDtypeStruct(shape, arrays[0].dtype))(*arrays)
+    functools.partial(kernel, heads),
+    grid=shape[0],
+    interpret=interpret,
+    in_specs=[one_image(x.shape) for x in arrays],
+    out_specs=one_image(shape),
+    out_shape=jax.ShapeDtypeStruct(shape, arrays[0].dtype),
+  )(*arrays)
 
 
 def _head(ref, heads, i):
@@ -67,7 +72,7 @@ def _dot(a, b, axes):
 
 def _softmax(q, k):
   """Numerators [n n], at most 1, and their sums [n 1]; float32."""
-  scores = _dot(q, k, ((1,), (1,))) * q.shape[-1]**-0.5
+  scores = _dot(q, k, ((1,), (1,))) * q.shape[-1] ** -0.5
   weights = jnp.exp(scores - scores.max(-1, keepdims=True))
   return weights, weights.sum(-1, keepdims=True)
 
@@ -88,9 +93,12 @@ def _backward(heads, qkv_ref, dout_ref, dqkv_ref):
     dout = dout_ref[0, :, columns[0]]
     dweights = _dot(dout, v, ((1,), (1,)))
     mean = (dweights * weights).sum(-1, keepdims=True)
-    scaled = weights * (dweights - mean) * q.shape[-1]**-0.5
+    scaled = weights * (dweights - mean) * q.shape[-1] ** -0.5
     dscores, weights = scaled.astype(q.dtype), weights.astype(q.dtype)
-    found = (_dot(dscores, k, ((1,), (0,))), _dot(dscores, q, ((0,), (0,))),
-             _dot(weights, dout, ((0,), (0,))))
+    found = (
+      _dot(dscores, k, ((1,), (0,))),
+      _dot(dscores, q, ((0,), (0,))),
+      _dot(weights, dout, ((0,), (0,))),
+    )
     for place, value in zip(columns, found, strict=True):
       dqkv_ref[0, :, place] = value.astype(dqkv_ref.dtype)

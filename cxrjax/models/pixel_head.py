@@ -51,15 +51,21 @@ class PixelHead:
   @functools.cached_property
   def _net(self) -> module.Net:
     return module.Net.of(
-      _PixelHead, in_dim=self.in_dim, pixels=self.size**2, channels=self.channels,
-      depth=self.depth, norm=self.norm, init=self.initial)
+      _PixelHead,
+      in_dim=self.in_dim,
+      pixels=self.size**2,
+      channels=self.channels,
+      depth=self.depth,
+      norm=self.norm,
+      init=self.initial,
+    )
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters."""
     return self._net.init(key)
 
   def apply(
-      self, params: module.Params, patches: Float[Array, "b n d"], grid: tuple[int, int],
+    self, params: module.Params, patches: Float[Array, "b n d"], grid: tuple[int, int]
   ) -> Float32[Array, "b h w c"]:
     """Images.
 
@@ -70,8 +76,14 @@ class PixelHead:
     """
     x = rearrange(patches, "b n d -> (b n) d").astype(self.dtype)
     x = self._net.apply(params, x).astype(jnp.float32)
-    return rearrange(x, "(b rows cols) (i j c) -> b (rows i) (cols j) c", rows=grid[0],
-                     cols=grid[1], i=self.size, j=self.size)
+    return rearrange(
+      x,
+      "(b rows cols) (i j c) -> b (rows i) (cols j) c",
+      rows=grid[0],
+      cols=grid[1],
+      i=self.size,
+      j=self.size,
+    )
 
   def flops(self) -> int:
     """Floating-point operations in matrix products of one patch (a multiply-add is two)."""
@@ -79,11 +91,11 @@ class PixelHead:
 
 
 class _PixelHead(nnx.Module):
-
   def __init__(self, in_dim, pixels, channels, depth, norm, init, rngs):
     self.norm = layers.LayerNorm(in_dim) if norm else None
     self.layers = nnx.List(
-      [layers.Linear(in_dim, in_dim, init=init, rngs=rngs) for _ in range(depth)])
+      [layers.Linear(in_dim, in_dim, init=init, rngs=rngs) for _ in range(depth)]
+    )
     self.out = layers.Linear(in_dim, pixels * channels, bias=False, init=init, rngs=rngs)
     self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
 

@@ -17,8 +17,8 @@ INTERPOLATIONS = ("dino", "torch", "timm", "big_vision")
 
 
 def resample(
-    grid: Float[Array, "n d"], old: tuple[int, int], new: tuple[int, int],
-    interpolation: str = "dino") -> Float[Array, "m d"]:
+  grid: Float[Array, "n d"], old: tuple[int, int], new: tuple[int, int], interpolation: str = "dino"
+) -> Float[Array, "m d"]:
   """A learnt grid of position embeddings, row by row, resampled to another grid.
 
   Args:
@@ -30,7 +30,8 @@ def resample(
   if old == new:
     return grid
   rows, columns = (
-    jnp.asarray(weights(o, n, interpolation), jnp.float32) for o, n in zip(old, new, strict=True))
+    jnp.asarray(weights(o, n, interpolation), jnp.float32) for o, n in zip(old, new, strict=True)
+  )
   square = grid.astype(jnp.float32).reshape(*old, -1)
   found = jnp.einsum("yr,xc,rcd->yxd", rows, columns, square, precision=jax.lax.Precision.HIGHEST)
   return found.reshape(new[0] * new[1], -1)

@@ -40,13 +40,19 @@ class Model(cnn.Cnn):
   zero_init: bool = False
 
   layer_names: ClassVar[tuple[str, ...]] = (
-      "(conv1|bn1)/", "layer1/", "layer2/", "layer3/", "layer4/")
+    "(conv1|bn1)/",
+    "layer1/",
+    "layer2/",
+    "layer3/",
+    "layer4/",
+  )
 
   def __post_init__(self):
     super().__post_init__()
     if self.depth not in BLOCKS:
       raise UserError(
-          f"config.model.depth={self.depth} is not known; valid: {', '.join(map(str, BLOCKS))}")
+        f"config.model.depth={self.depth} is not known; valid: {', '.join(map(str, BLOCKS))}"
+      )
     if self.width < 1:
       raise UserError(f"config.model.width={self.width} must be at least 1")
 
@@ -62,8 +68,13 @@ class Model(cnn.Cnn):
   @functools.cached_property
   def _net(self) -> module.Net:
     return module.Net.of(
-        _ResNet, depth=self.depth, width=self.width, channels=self.channels,
-        small_stem=self.small_stem, zero_init=self.zero_init)
+      _ResNet,
+      depth=self.depth,
+      width=self.width,
+      channels=self.channels,
+      small_stem=self.small_stem,
+      zero_init=self.zero_init,
+    )
 
 
 class _Basic(nnx.Module):
@@ -116,7 +127,6 @@ def _skip(shortcut, x, train):
 
 
 class _ResNet(nnx.Module):
-
   def __init__(self, depth, width, channels, small_stem, zero_init, rngs):
     size, stride = (3, 1) if small_stem else (7, 2)
     self.conv1 = Conv(channels, width, size, stride=stride, rngs=rngs)

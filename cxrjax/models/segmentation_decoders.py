@@ -60,7 +60,8 @@ class Decoder:
   def __post_init__(self) -> None:
     if self.kind not in KINDS:
       raise UserError(
-        f"config.method.decoder={self.kind!r} is no decoder{suggest(str(self.kind), KINDS)}")
+        f"config.method.decoder={self.kind!r} is no decoder{suggest(str(self.kind), KINDS)}"
+      )
     if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
       raise UserError(f"config.method.width={self.width!r} must be a whole number of channels")
     found, wanted = self._tapped, {"unetr": "block", "unet": "stage"}.get(self.kind, "")
@@ -69,17 +70,24 @@ class Decoder:
       raise UserError(
         f"config.method.decoder={self.kind!r} needs an encoder with {wanted}s, and "
         f"config.model.name={type(self.encoder).__module__!r} has none; choose {other!r}, "
-        "'upsample' or 'linear'")
+        "'upsample' or 'linear'"
+      )
     if self.chosen == "unetr" and 2 ** self._level(self.encoder.stride) != self.encoder.stride:
       raise UserError(
         f"config.model.patch_size={self.encoder.stride} must be a power of two for "
-        "config.method.decoder='unetr'; change it, or choose 'upsample' or 'linear'")
+        "config.method.decoder='unetr'; change it, or choose 'upsample' or 'linear'"
+      )
 
   @property
   def _tapped(self) -> str:
     """What the encoder's taps are: `block`, `stage`, or nothing."""
-    return ("block" if hasattr(self.encoder, "blocks") else
-            "stage" if hasattr(self.encoder, "stages") else "")
+    return (
+      "block"
+      if hasattr(self.encoder, "blocks")
+      else "stage"
+      if hasattr(self.encoder, "stages")
+      else ""
+    )
 
   @property
   def chosen(self) -> str:
@@ -114,7 +122,8 @@ class Decoder:
     image = jax.ShapeDtypeStruct((1, side, side, self.encoder.channels), jnp.float32)
     maps = jax.eval_shape(
       lambda x: self.encoder.encode(self.encoder.init(jax.random.key(0)), x, taps=self.taps).taps,
-      image)
+      image,
+    )
     shapes = [maps[tap].shape for tap in self.taps]
     return tuple((self._level(side / shape[1]), shape[-1]) for shape in shapes)
 
@@ -125,22 +134,34 @@ class Decoder:
   def _net(self) -> Any:
     if self.chosen == "linear":
       return PixelHead(
-        in_dim=self.encoder.features, size=self.encoder.stride, depth=0, initial="xavier",
-        dtype=self.encoder.dtype)
+        in_dim=self.encoder.features,
+        size=self.encoder.stride,
+        depth=0,
+        initial="xavier",
+        dtype=self.encoder.dtype,
+      )
     skips = self._skips if self.chosen == "upsample" else ((0, self.encoder.channels), *self._skips)
     top = self._skips[-1][0]
     return module.Net.of(
-      _UNet, skips=skips, widths=tuple(self._width(i) for i in range(top)),
+      _UNet,
+      skips=skips,
+      widths=tuple(self._width(i) for i in range(top)),
       tokens=self.encoder.features if self.chosen == "unetr" else 0,
-      twice=self.chosen != "upsample")
+      twice=self.chosen != "upsample",
+    )
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters, running statistics among them."""
     return self._net.init(key)
 
   def apply(
-      self, params: module.Params, images: Float[Array, "b h w c"], features: Features, *,
-      train: bool = False) -> tuple[Float32[Array, "b h w 1"], module.Params]:
+    self,
+    params: module.Params,
+    images: Float[Array, "b h w c"],
+    features: Features,
+    *,
+    train: bool = False,
+  ) -> tuple[Float32[Array, "b h w 1"], module.Params]:
     """Logits of every pixel, and batch norm's new running statistics ({} without training).
 
     Args:
@@ -176,7 +197,8 @@ class Decoder:
     image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.encoder.channels), jnp.float32)
     encoder = jax.eval_shape(self.encoder.init, jax.random.key(0))
     features = jax.eval_shape(
-      lambda p, x: self.encoder.encode(p, x, taps=self.taps), encoder, image)
+      lambda p, x: self.encoder.encode(p, x, taps=self.taps), encoder, image
+    )
     params = jax.eval_shape(self.init, jax.random.key(0))
     return flops.count(lambda p, x, f: self.apply(p, x, f)[0], params, image, features)
 
@@ -218,8 +240,7 @@ class _UNet(nnx.Module):
     if tokens:
       for level, width in skips[1:-1]:
         dims = (tokens, *[width] * (top - level))
-        grow[str(level)] = nnx.List(
-          [_Conv(a, b, rngs) for a, b in itertools.pairwise(dims)])
+        grow[str(level)] = nnx.List([_Conv(a, b, rngs) for a, b in itertools.pairwise(dims)])
     self.grow = nnx.Dict(grow) if grow else None
     self.out = layers.Linear(dim, 1, init="xavier", rngs=rngs)
     self.levels = tuple(level for level, _ in skips)

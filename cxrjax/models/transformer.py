@@ -15,7 +15,6 @@ from cxrjax.models import attention, layers
 
 
 class _Attention(nnx.Module):
-
   def __init__(self, width: int, heads: int, init: str, rngs: nnx.Rngs, kernel: attention.Kernel):
     self.qkv = layers.Linear(width, 3 * width, init=init, parts=3, rngs=rngs)
     self.proj = layers.Linear(width, width, init=init, rngs=rngs)
@@ -31,7 +30,6 @@ class _Attention(nnx.Module):
 
 
 class _Mlp(nnx.Module):
-
   def __init__(self, width: int, init: str, rngs: nnx.Rngs, gelu: str):
     self.fc1 = layers.Linear(width, 4 * width, init=init, rngs=rngs)
     self.fc2 = layers.Linear(4 * width, width, init=init, rngs=rngs)
@@ -51,10 +49,18 @@ class Block(nnx.Module):
   """
 
   def __init__(
-      self, width: int, heads: int, init: str, rngs: nnx.Rngs, layer_scale: float = 0.0,
-      gelu: str = "exact", kernel: attention.Kernel = attention.PLAIN):
+    self,
+    width: int,
+    heads: int,
+    init: str,
+    rngs: nnx.Rngs,
+    layer_scale: float = 0.0,
+    gelu: str = "exact",
+    kernel: attention.Kernel = attention.PLAIN,
+  ):
     def factors():
       return nnx.Param(jnp.full((width,), layer_scale, jnp.float32)) if layer_scale else None
+
     self.norm1 = layers.LayerNorm(width)
     self.attn = _Attention(width, heads, init, rngs, kernel)
     self.ls1 = factors()

@@ -96,27 +96,31 @@ class Model:
     resolve(self)
     if self.variant not in VARIANTS:
       raise UserError(
-          f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}")
+        f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}"
+      )
     width, depth, heads = self._dims
     if width % heads:
-      raise UserError(
-          f"config.model.width={width} does not divide into config.model.heads={heads}")
+      raise UserError(f"config.model.width={width} does not divide into config.model.heads={heads}")
     if not 1 <= depth <= layers.MAX_DEPTH:
       raise UserError(f"config.model.depth={depth} must be from 1 to {layers.MAX_DEPTH}")
     if self.image_size % self.patch_size:
       raise UserError(
-          f"config.model.image_size={self.image_size} is not a multiple of "
-          f"config.model.patch_size={self.patch_size}")
+        f"config.model.image_size={self.image_size} is not a multiple of "
+        f"config.model.patch_size={self.patch_size}"
+      )
     if self.initial not in ("normal", "xavier"):
       raise UserError(
-          f"config.model.initial={self.initial!r} is not known; valid: 'normal', 'xavier'")
+        f"config.model.initial={self.initial!r} is not known; valid: 'normal', 'xavier'"
+      )
     if self.positions not in ("normal", "sincos"):
       raise UserError(
-          f"config.model.positions={self.positions!r} is not known; valid: 'normal', 'sincos'")
+        f"config.model.positions={self.positions!r} is not known; valid: 'normal', 'sincos'"
+      )
     if self.interpolation not in posembed.INTERPOLATIONS:
       raise UserError(
-          f"config.model.interpolation={self.interpolation!r} is not known"
-          f"{suggest(self.interpolation, posembed.INTERPOLATIONS)}")
+        f"config.model.interpolation={self.interpolation!r} is not known"
+        f"{suggest(self.interpolation, posembed.INTERPOLATIONS)}"
+      )
     if self.token_std < 0:
       raise UserError(f"config.model.token_std={self.token_std} must be at least 0")
     if self.layer_scale < 0:
@@ -127,7 +131,8 @@ class Model:
       raise UserError(f"config.model.gelu={self.gelu!r} is not known; valid: 'exact', 'tanh'")
     if self.positions == "sincos" and width % 4:
       raise UserError(
-          f"config.model.width={width} must be a multiple of 4 for config.model.positions='sincos'")
+        f"config.model.width={width} must be a multiple of 4 for config.model.positions='sincos'"
+      )
     if not 0 <= self.drop_path < 1:
       raise UserError(f"config.model.drop_path={self.drop_path} must be in [0, 1)")
 
@@ -176,23 +181,45 @@ class Model:
   def _net(self) -> module.Net:
     width, depth, heads = self._dims
     return module.Net.of(
-        _VisionTransformer, width=width, depth=depth, heads=heads, patch_size=self.patch_size,
-        grid=self.image_size // self.patch_size, channels=self.channels,
-        registers=self.registers, drop_path=self.drop_path, remat=self.remat, init=self.initial,
-        positions=self.positions, token_std=self.token_std, interpolation=self.interpolation,
-        mask_token=self.mask_token, pool=self.pool, layer_scale=self.layer_scale,
-        drop_uniform=self.drop_uniform, gelu=self.gelu, kernel=self.kernel)
+      _VisionTransformer,
+      width=width,
+      depth=depth,
+      heads=heads,
+      patch_size=self.patch_size,
+      grid=self.image_size // self.patch_size,
+      channels=self.channels,
+      registers=self.registers,
+      drop_path=self.drop_path,
+      remat=self.remat,
+      init=self.initial,
+      positions=self.positions,
+      token_std=self.token_std,
+      interpolation=self.interpolation,
+      mask_token=self.mask_token,
+      pool=self.pool,
+      layer_scale=self.layer_scale,
+      drop_uniform=self.drop_uniform,
+      gelu=self.gelu,
+      kernel=self.kernel,
+    )
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters, as DINO and timm start them: N(0, 0.02^2), biases 0."""
     return self._net.init(key)
 
   def encode(
-      self, params: module.Params, x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
-      *, keys: Any = None, taps: tuple[str, ...] = (), patches: bool = True, train: bool = False,
-      keep: Int[Array, "b m"] | Sequence[Any] | None = None,
-      mask: Bool[Array, "b n"] | Sequence[Any] | None = None,
-      perturb: Mapping[str, Float[Array, "b n d"]] | None = None) -> Any:
+    self,
+    params: module.Params,
+    x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
+    *,
+    keys: Any = None,
+    taps: tuple[str, ...] = (),
+    patches: bool = True,
+    train: bool = False,
+    keep: Int[Array, "b m"] | Sequence[Any] | None = None,
+    mask: Bool[Array, "b n"] | Sequence[Any] | None = None,
+    perturb: Mapping[str, Float[Array, "b n d"]] | None = None,
+  ) -> Any:
     """Features of a batch, or of several batches of different image sizes at once.
 
     Args:
@@ -229,8 +256,9 @@ class Model:
     if keys is not None and not several:
       keys = (keys,)
     keep, mask = (
-        (None,) * len(groups) if one is None else tuple(one) if several else (one,)
-        for one in (keep, mask))
+      (None,) * len(groups) if one is None else tuple(one) if several else (one,)
+      for one in (keep, mask)
+    )
     if not self.mask_token and any(one is not None for one in mask):
       raise UserError("masked patches need config.model.mask_token=True")
     for images in groups:
@@ -238,24 +266,36 @@ class Model:
     if self.standardize:
       groups = tuple(standardize(images) for images in groups)
     wanted = self._taps(taps)
-    shifts = dict(zip(
+    shifts = dict(
+      zip(
         ((kind, at) for _, kind, at in self._taps(tuple(perturb or ()))),
-        (perturb or {}).values(), strict=True))
+        (perturb or {}).values(),
+        strict=True,
+      )
+    )
     if shifts and (several or any(kind == "attn" for kind, _ in shifts)):
       raise ValueError(f"perturb={tuple(perturb)} is of one batch, at norm:I, block:I and out")
     outputs = self._net.apply(
-        params, groups, keys=keys, taps=wanted, patches=patches, keep=keep, mask=mask,
-        dtype=jnp.dtype(self.dtype), shifts=shifts)
+      params,
+      groups,
+      keys=keys,
+      taps=wanted,
+      patches=patches,
+      keep=keep,
+      mask=mask,
+      dtype=jnp.dtype(self.dtype),
+      shifts=shifts,
+    )
     return tuple(outputs) if several else outputs[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
     if shape[0] % self.patch_size or shape[1] % self.patch_size:
       raise UserError(
-          f"images of {shape[0]}x{shape[1]} pixels do not divide into patches of "
-          f"config.model.patch_size={self.patch_size}")
+        f"images of {shape[0]}x{shape[1]} pixels do not divide into patches of "
+        f"config.model.patch_size={self.patch_size}"
+      )
     if shape[2] != self.channels:
-      raise UserError(
-          f"images have {shape[2]} channels, config.model.channels={self.channels}")
+      raise UserError(f"images have {shape[2]} channels, config.model.channels={self.channels}")
 
   def _taps(self, taps: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
     """Every tap's name, kind and block."""
@@ -264,17 +304,22 @@ class Model:
       kind, _, index = tap.partition(":")
       if tap in ("attn", "out"):  # of the last block, and after it
         wanted.append((tap, tap, depth - 1))
-      elif kind in ("attn", "norm", "block") and index.removeprefix("-").isdigit() and (
-          -depth <= int(index) < depth):
+      elif (
+        kind in ("attn", "norm", "block")
+        and index.removeprefix("-").isdigit()
+        and (-depth <= int(index) < depth)
+      ):
         wanted.append((tap, kind, int(index) % depth))
       else:
         raise UserError(
-            f"tap {tap!r} is not known; valid: 'attn', 'out', 'attn:I', 'norm:I', 'block:I' with I "
-            f"from {-depth} to {depth - 1}")
+          f"tap {tap!r} is not known; valid: 'attn', 'out', 'attn:I', 'norm:I', 'block:I' with I "
+          f"from {-depth} to {depth - 1}"
+        )
     return tuple(wanted)
 
   def flops(
-      self, image_shape: tuple[int, ...], *, patches: bool = True, keep: int | None = None) -> int:
+    self, image_shape: tuple[int, ...], *, patches: bool = True, keep: int | None = None
+  ) -> int:
     """Floating-point operations of one image's forward pass in matrix products.
 
     A multiply-add counts as two; softmax, norms and activations are left out, as is customary.
@@ -295,36 +340,56 @@ class Model:
 
 
 class _VisionTransformer(nnx.Module):
-
   def __init__(
-      self, width, depth, heads, patch_size, grid, channels, registers, drop_path, remat, init,
-      positions, token_std, interpolation, mask_token, pool, layer_scale, drop_uniform, gelu,
-      kernel, rngs):
+    self,
+    width,
+    depth,
+    heads,
+    patch_size,
+    grid,
+    channels,
+    registers,
+    drop_path,
+    remat,
+    init,
+    positions,
+    token_std,
+    interpolation,
+    mask_token,
+    pool,
+    layer_scale,
+    drop_uniform,
+    gelu,
+    kernel,
+    rngs,
+  ):
     # DINO and timm leave the patch projection, a convolution there, as torch makes it.
     pixels = patch_size * patch_size * channels
-    self.patch = layers.Linear(
-        pixels, width, init="torch" if init == "normal" else init, rngs=rngs)
+    self.patch = layers.Linear(pixels, width, init="torch" if init == "normal" else init, rngs=rngs)
     token = nnx.initializers.normal(token_std)
     self.cls = nnx.Param(token(rngs.params(), (1, width), jnp.float32))
     self.registers = (
-        nnx.Param(token(rngs.params(), (registers, width), jnp.float32)) if registers else None)
+      nnx.Param(token(rngs.params(), (registers, width), jnp.float32)) if registers else None
+    )
     pos = layers.start(rngs.params(), (1 + grid * grid, width), jnp.float32)
     if positions == "sincos":
       pos = jnp.concatenate([jnp.zeros((1, width)), posembed.sincos((grid, grid), width)])
     self.pos = nnx.Param(pos)
     # 0, as iBOT's and DINOv2's: a masked patch starts as nothing but its position.
     self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32)) if mask_token else None
-    self.blocks = nnx.List([
-        transformer.Block(width, heads, init, rngs, layer_scale, gelu, kernel)
-        for _ in range(depth)])
+    self.blocks = nnx.List(
+      [transformer.Block(width, heads, init, rngs, layer_scale, gelu, kernel) for _ in range(depth)]
+    )
     self.norm = layers.LayerNorm(width)
     self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool, interpolation)
 
   def __call__(self, groups, *, keys, taps, patches, keep, mask, dtype, shifts):
     tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
     keys = (None,) * len(groups) if keys is None else keys
-    return [self._encode(x, self._drop_path(key, len(self.blocks), dtype), taps, patches, shifts)
-            for x, key in zip(tokens, keys, strict=True)]
+    return [
+      self._encode(x, self._drop_path(key, len(self.blocks), dtype), taps, patches, shifts)
+      for x, key in zip(tokens, keys, strict=True)
+    ]
 
   def _encode(self, x, scales, taps, patches, shifts):
     """Features of one group of token sequences [b n width]."""
@@ -376,7 +441,8 @@ class _VisionTransformer(nnx.Module):
     b, h, w, _ = images.shape
     rows, cols = h // size, w // size
     x = rearrange(
-      images.astype(dtype), "b (rows i) (cols j) c -> b (rows cols) (i j c)", i=size, j=size)
+      images.astype(dtype), "b (rows i) (cols j) c -> b (rows cols) (i j c)", i=size, j=size
+    )
     if keep is not None:  # pixels have no gradient that would have to be put back
       x = jnp.take_along_axis(x, keep[..., None], axis=1)
     pos = self.pos[...]
@@ -384,8 +450,7 @@ class _VisionTransformer(nnx.Module):
     if mask is not None:
       mask = mask if keep is None else jnp.take_along_axis(mask, keep, axis=1)
       x = jnp.where(mask[..., None], self.mask_token[...].astype(dtype), x)
-    grid_pos = posembed.resample(
-      pos[1:], (grid, grid), (rows, cols), self.config[5]).astype(dtype)
+    grid_pos = posembed.resample(pos[1:], (grid, grid), (rows, cols), self.config[5]).astype(dtype)
     if keep is not None:
       # A product, not a lookup: its gradient sums the images in one order on every backend.
       grid_pos = jax.nn.one_hot(keep, rows * cols, dtype=dtype) @ grid_pos
@@ -405,7 +470,8 @@ class _VisionTransformer(nnx.Module):
 
     def draw(key):
       chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (2,)))(
-          jnp.arange(depth))
+        jnp.arange(depth)
+      )
       return (chance >= rates[:, None]) / (1.0 - rates[:, None])
 
     return jax.vmap(draw, out_axes=1)(keys).astype(dtype)

@@ -71,27 +71,29 @@ class Model(cnn.Cnn):
   depths: tuple[int, ...] | None = None
   attention: str = "auto"
 
-  layer_names: ClassVar[tuple[str, ...]] = (
-      "layers/0/", "layers/1/", "layers/2/", "layers/3/")
+  layer_names: ClassVar[tuple[str, ...]] = ("layers/0/", "layers/1/", "layers/2/", "layers/3/")
 
   def __post_init__(self):
     super().__post_init__()
-    object.__setattr__(
-        self, "attention", self.target.attention(self.attention, self.dtype))
+    object.__setattr__(self, "attention", self.target.attention(self.attention, self.dtype))
     if self.variant not in VARIANTS:
       raise UserError(
-          f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}")
+        f"config.model.variant={self.variant!r} is not known{suggest(self.variant, VARIANTS)}"
+      )
     if self.width is not None and (self.width < 16 or self.width % 16):
       raise UserError(f"config.model.width={self.width} is not a multiple of 16")
     if self.depths is not None and (
-        len(self.depths) != 4 or not 1 <= min(self.depths) <= max(self.depths) <= layers.MAX_DEPTH):
-      raise UserError(f"config.model.depths={self.depths} is not four numbers from 1 to "
-                      f"{layers.MAX_DEPTH}")
+      len(self.depths) != 4 or not 1 <= min(self.depths) <= max(self.depths) <= layers.MAX_DEPTH
+    ):
+      raise UserError(
+        f"config.model.depths={self.depths} is not four numbers from 1 to {layers.MAX_DEPTH}"
+      )
     if not 0 <= self.drop_path < 1:
       raise UserError(f"config.model.drop_path={self.drop_path} must be in [0, 1)")
     if self.initial not in ("normal", "xavier"):
       raise UserError(
-          f"config.model.initial={self.initial!r} is not known; valid: 'normal', 'xavier'")
+        f"config.model.initial={self.initial!r} is not known; valid: 'normal', 'xavier'"
+      )
 
   @property
   def _dims(self) -> _Variant:
@@ -99,7 +101,8 @@ class Model(cnn.Cnn):
     width = self.width or variant.width
     embed = tuple(dim * width // variant.width for dim in variant.embed)
     return dataclasses.replace(
-        variant, width=width, embed=embed, depths=self.depths or variant.depths)
+      variant, width=width, embed=embed, depths=self.depths or variant.depths
+    )
 
   @property
   def features(self) -> int:
@@ -112,17 +115,25 @@ class Model(cnn.Cnn):
   @functools.cached_property
   def _net(self) -> module.Net:
     return module.Net.of(
-        _ViTAE, dims=self._dims, channels=self.channels, drop_path=self.drop_path,
-        init=self.initial, kernel=attention.Kernel(self.attention, self.target.mesh))
+      _ViTAE,
+      dims=self._dims,
+      channels=self.channels,
+      drop_path=self.drop_path,
+      init=self.initial,
+      kernel=attention.Kernel(self.attention, self.target.mesh),
+    )
 
 
 class _Local(nnx.Module):
   """The branch of convolutions: three of 3x3, batch norm and SiLU between them."""
 
   def __init__(self, dims: tuple[int, ...], strides: tuple[int, ...], groups: int, rngs: nnx.Rngs):
-    self.convs = nnx.List([
+    self.convs = nnx.List(
+      [
         Conv(a, b, 3, stride=s, groups=groups, bias=True, init="torch", rngs=rngs)
-        for (a, b), s in zip(itertools.pairwise(dims), strides, strict=True)])
+        for (a, b), s in zip(itertools.pairwise(dims), strides, strict=True)
+      ]
+    )
     self.norms = nnx.List([BatchNorm(dim) for dim in dims[1:-1]])
 
   def __call__(self, x, train):
@@ -135,8 +146,18 @@ class _Attention(nnx.Module):
   """Self-attention of the cells of a map `[b h w in_dim]`, within windows or over all of it."""
 
   def __init__(
-      self, in_dim: int, dim: int, heads: int, init: str, rngs: nnx.Rngs,
-      kernel: attention.Kernel, *, windowed: bool, bias: bool = True, skip: bool = False):
+    self,
+    in_dim: int,
+    dim: int,
+    heads: int,
+    init: str,
+    rngs: nnx.Rngs,
+    kernel: attention.Kernel,
+    *,
+    windowed: bool,
+    bias: bool = True,
+    skip: bool = False,
+  ):
     self.qkv = layers.Linear(in_dim, 3 * dim, bias=bias, init=init, parts=3, rngs=rngs)
     self.proj = layers.Linear(dim, dim, init=init, rngs=rngs)
     self.config = (heads, kernel, windowed, skip)
@@ -146,10 +167,10 @@ class _Attention(nnx.Module):
     shape = x.shape[:3]
     x = _into_windows(x) if windowed else x.reshape(shape[0], -1, x.shape[-1])
     qkv = self.qkv(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], -1)
-    y = attention.attend(qkv, heads, kernel)[:, :qkv.shape[1]]
+    y = attention.attend(qkv, heads, kernel)[:, : qkv.shape[1]]
     y = _from_windows(y, shape) if windowed else y.reshape(*shape, -1)
     y = self.proj(y.reshape(-1, y.shape[-1]))
-    return y + qkv[..., -y.shape[-1]:].reshape(y.shape) if skip else y
+    return y + qkv[..., -y.shape[-1] :].reshape(y.shape) if skip else y
 
 
 def _into_windows(x):
@@ -163,14 +184,14 @@ def _into_windows(x):
 def _from_windows(x, shape):
   """The inverse of `_into_windows`, for maps of `shape` (b, h, w)."""
   b, h, w = shape
-  x = rearrange(x, "(b rows cols) (i j) d -> b (rows i) (cols j) d", b=b, rows=-(-h // WINDOW),
-                i=WINDOW)
+  x = rearrange(
+    x, "(b rows cols) (i j) d -> b (rows i) (cols j) d", b=b, rows=-(-h // WINDOW), i=WINDOW
+  )
   top, left = (-n % WINDOW // 2 for n in (h, w))
-  return x[:, top:top + h, left:left + w]
+  return x[:, top : top + h, left : left + w]
 
 
 class _Mlp(nnx.Module):
-
   def __init__(self, dim: int, ratio: int, init: str, rngs: nnx.Rngs):
     self.fc1 = layers.Linear(dim, ratio * dim, init=init, rngs=rngs)
     self.fc2 = layers.Linear(ratio * dim, dim, init=init, rngs=rngs)
@@ -187,23 +208,52 @@ class _Reduction(nnx.Module):
   """
 
   def __init__(
-      self, stage: int, in_dim: int, embed: int, dim: int, heads: int, init: str, rngs: nnx.Rngs,
-      attend: attention.Kernel):
+    self,
+    stage: int,
+    in_dim: int,
+    embed: int,
+    dim: int,
+    heads: int,
+    init: str,
+    rngs: nnx.Rngs,
+    attend: attention.Kernel,
+  ):
     kernel, stride, dilations = KERNELS[stage], STRIDES[stage], DILATIONS[stage]
-    self.PRM = nnx.List([
-        Conv(in_dim, embed, kernel, stride=stride, dilation=d, bias=True, init="torch", rngs=rngs,
-             padding=math.ceil(((kernel - 1) * d + 1 - stride) / 2)) for d in dilations])
+    self.PRM = nnx.List(
+      [
+        Conv(
+          in_dim,
+          embed,
+          kernel,
+          stride=stride,
+          dilation=d,
+          bias=True,
+          init="torch",
+          rngs=rngs,
+          padding=math.ceil(((kernel - 1) * d + 1 - stride) / 2),
+        )
+        for d in dilations
+      ]
+    )
     windowed = WINDOWED[stage]
     self.norm1 = layers.LayerNorm(embed * len(dilations), epsilon=1e-5)
     self.attn = _Attention(
-        embed * len(dilations), dim, heads, init, rngs, attend, windowed=windowed, bias=windowed,
-        skip=not windowed)
+      embed * len(dilations),
+      dim,
+      heads,
+      init,
+      rngs,
+      attend,
+      windowed=windowed,
+      bias=windowed,
+      skip=not windowed,
+    )
     self.norm2 = layers.LayerNorm(dim, epsilon=1e-5)
     self.mlp = _Mlp(dim, 1, init, rngs)
     strides = (2, 2, 1) if stride == 4 else (2, 1, 1)
     self.PCM = _Local(
-        (in_dim, embed, embed, dim), strides, min(REDUCTION_GROUPS[stage], max(1, embed // 4)),
-        rngs)
+      (in_dim, embed, embed, dim), strides, min(REDUCTION_GROUPS[stage], max(1, embed // 4)), rngs
+    )
     self.stride = stride
 
   def __call__(self, x, train):
@@ -220,13 +270,15 @@ class _Normal(nnx.Module):
   """A transformer block with a branch of convolutions beside attention."""
 
   def __init__(
-      self, stage: int, dim: int, heads: int, init: str, rngs: nnx.Rngs, attend: attention.Kernel):
+    self, stage: int, dim: int, heads: int, init: str, rngs: nnx.Rngs, attend: attention.Kernel
+  ):
     self.norm1 = layers.LayerNorm(dim)
     self.attn = _Attention(dim, dim, heads, init, rngs, attend, windowed=WINDOWED[stage])
     self.norm2 = layers.LayerNorm(dim)
     self.mlp = _Mlp(dim, 4, init, rngs)
     self.PCM = _Local(
-        (dim, 4 * dim, dim, dim), (1, 1, 1), min(NORMAL_GROUPS[stage], max(1, dim // 4)), rngs)
+      (dim, 4 * dim, dim, dim), (1, 1, 1), min(NORMAL_GROUPS[stage], max(1, dim // 4)), rngs
+    )
 
   def __call__(self, x, train, keep):
     b, *_, dim = x.shape
@@ -243,24 +295,35 @@ class _Normal(nnx.Module):
 
 
 class _Stage(nnx.Module):
-
   def __init__(
-      self, stage: int, in_dim: int, dims: _Variant, init: str, rngs: nnx.Rngs,
-      attend: attention.Kernel):
+    self,
+    stage: int,
+    in_dim: int,
+    dims: _Variant,
+    init: str,
+    rngs: nnx.Rngs,
+    attend: attention.Kernel,
+  ):
     dim = dims.width * 2**stage
     self.RC = _Reduction(
-        stage, in_dim, dims.embed[stage], dim, dims.reduction_heads[stage], init, rngs, attend)
-    self.NC = nnx.List([
+      stage, in_dim, dims.embed[stage], dim, dims.reduction_heads[stage], init, rngs, attend
+    )
+    self.NC = nnx.List(
+      [
         _Normal(stage, dim, dims.heads[stage], init, rngs, attend)
-        for _ in range(dims.depths[stage])])
+        for _ in range(dims.depths[stage])
+      ]
+    )
 
 
 class _ViTAE(nnx.Module):
-
   def __init__(self, dims: _Variant, channels, drop_path, init, kernel, rngs):
-    self.layers = nnx.List([
-        _Stage(i, dims.width * 2**(i - 1) if i else channels, dims, init, rngs, kernel)
-        for i in range(4)])
+    self.layers = nnx.List(
+      [
+        _Stage(i, dims.width * 2 ** (i - 1) if i else channels, dims, init, rngs, kernel)
+        for i in range(4)
+      ]
+    )
     self.drop_path = drop_path
 
   def __call__(self, x, *, keys: Any, train: bool, add: Any):
@@ -284,7 +347,8 @@ def _keep(keys, cells, rate, dtype):
 
   def draw(key):
     uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (3,)))(
-        jnp.arange(cells))
+      jnp.arange(cells)
+    )
     return (uniform >= rates[:, None]) / (1.0 - rates[:, None])
 
   return list(jax.vmap(draw, out_axes=1)(keys).astype(dtype))

@@ -27,15 +27,18 @@ NAME = "MODEL_CARD.md"
 HEX = 16  # digits of a fingerprint that are told
 LISTED = 30  # classes, notes, groups
 # What Hugging Face calls a task and a metric.
-TASKS = {"classifier": "image-classification", "segmenter": "image-segmentation",
-         "encoder": "image-feature-extraction"}
+TASKS = {
+  "classifier": "image-classification",
+  "segmenter": "image-segmentation",
+  "encoder": "image-feature-extraction",
+}
 TYPES = {"auroc": "roc_auc", "accuracy": "accuracy", "f1": "f1", "dice": "dice", "iou": "mean_iou"}
 USES = {
   "classifier": "Research on telling {classes} apart in chest radiographs like those it learnt "
-                "from, and as a start for other tasks on chest radiographs.",
+  "from, and as a start for other tasks on chest radiographs.",
   "segmenter": "Lung masks of chest radiographs like those it learnt from, in research.",
   "encoder": "A start for research on chest radiographs: fine-tuning with few labels, or its "
-             "features as they are, judged by a probe and by nearest neighbours.",
+  "features as they are, judged by a probe and by nearest neighbours.",
 }
 
 
@@ -50,9 +53,17 @@ def kind(run: Run) -> str:
 def render(run: Run) -> str:
   """The card as text, whatever is missing or broken in the workdir."""
   parts: list[tuple[str, Callable[[Run], list[str]]]] = [
-    ("", _opening), ("Model", _model), ("Intended use", _uses), ("Training data", _training),
-    ("Test data", _judging), ("Results", _results), ("Subgroups", _subgroups),
-    ("Where it looks", _looks), ("Limits", _limits), ("How to repeat it", _again)]
+    ("", _opening),
+    ("Model", _model),
+    ("Intended use", _uses),
+    ("Training data", _training),
+    ("Test data", _judging),
+    ("Results", _results),
+    ("Subgroups", _subgroups),
+    ("Where it looks", _looks),
+    ("Limits", _limits),
+    ("How to repeat it", _again),
+  ]
   blocks = _guard(_front, run, ["---\nlibrary_name: cxrjax\n---"])
   for name, make in parts:
     found = _guard(make, run)
@@ -60,8 +71,7 @@ def render(run: Run) -> str:
   return "\n\n".join(blocks) + "\n"
 
 
-def _guard(
-    make: Callable[[Run], list[str]], run: Run, otherwise: Sequence[str] = ()) -> list[str]:
+def _guard(make: Callable[[Run], list[str]], run: Run, otherwise: Sequence[str] = ()) -> list[str]:
   """What cannot be told is said: one broken fact must not cost the card."""
   try:
     return make(run)
@@ -72,31 +82,58 @@ def _guard(
 def _opening(run: Run) -> list[str]:
   """What it is, in words."""
   status, why = naming.status(run)
-  state = "" if status == "finished" else (
-    f"**This run is {status}{': ' + _text(why) if why else ''}; the card is of what there is.**")
-  return [f"# {_text(naming.title(run))}", f"*{naming.RESEARCH}*", *filter(None, [state]),
-          *_plain(results.summary(run))]
+  state = (
+    ""
+    if status == "finished"
+    else (
+      f"**This run is {status}{': ' + _text(why) if why else ''}; the card is of what there is.**"
+    )
+  )
+  return [
+    f"# {_text(naming.title(run))}",
+    f"*{naming.RESEARCH}*",
+    *filter(None, [state]),
+    *_plain(results.summary(run)),
+  ]
 
 
 def _front(run: Run) -> list[str]:
   """YAML for the hub; strings are JSON's, which YAML reads."""
   task = TASKS[kind(run)]
-  tags = ["chest-x-ray", "radiology", "jax", "flax", *(
-    ["self-supervised-learning"] if not naming.supervised(run) else []),
-    naming.method(run).replace("_", "-")]
-  lines = ["---", "license: unknown  # of the weights: yours to choose, as the data's terms allow",
-           "library_name: cxrjax", f"pipeline_tag: {task}", "tags:",
-           *(f"- {json.dumps(t)}" for t in dict.fromkeys(filter(None, tags)))]
+  tags = [
+    "chest-x-ray",
+    "radiology",
+    "jax",
+    "flax",
+    *(["self-supervised-learning"] if not naming.supervised(run) else []),
+    naming.method(run).replace("_", "-"),
+  ]
+  lines = [
+    "---",
+    "license: unknown  # of the weights: yours to choose, as the data's terms allow",
+    "library_name: cxrjax",
+    f"pipeline_tag: {task}",
+    "tags:",
+    *(f"- {json.dumps(t)}" for t in dict.fromkeys(filter(None, tags))),
+  ]
   scores = list(_scores(run))
   if scores:
     lines += ["model-index:", f"- name: {json.dumps(naming.title(run))}", "  results:"]
   for dataset, values in scores:
-    lines += ["  - task:", f"      type: {task}", "    dataset:",
-              f"      name: {json.dumps(dataset)}", f"      type: {json.dumps(dataset)}",
-              "    metrics:"]
+    lines += [
+      "  - task:",
+      f"      type: {task}",
+      "    dataset:",
+      f"      name: {json.dumps(dataset)}",
+      f"      type: {json.dumps(dataset)}",
+      "    metrics:",
+    ]
     for name, value in values:
-      lines += [f"    - type: {TYPES[format.parts(name)[1]]}",
-                f"      name: {json.dumps(format.title(name))}", f"      value: {value:.4f}"]
+      lines += [
+        f"    - type: {TYPES[format.parts(name)[1]]}",
+        f"      name: {json.dumps(format.title(name))}",
+        f"      value: {value:.4f}",
+      ]
   return ["\n".join([*lines, "---"])]
 
 
@@ -106,8 +143,11 @@ def _scores(run: Run) -> Iterable[tuple[str, list[tuple[str, float]]]]:
   for evaluator in chosen if isinstance(chosen, list) and chosen else run.evaluators():
     own = run.only(str(evaluator)).latest().get(TRAINED, {})
     names = results.headline({TRAINED: own}) if kind(run) == "encoder" else sort_metrics(set(own))
-    values = [(m, own[m].value) for m in names if format.parts(m)[1] in TYPES
-              and not format.parts(m)[2] and math.isfinite(own[m].value)]
+    values = [
+      (m, own[m].value)
+      for m in names
+      if format.parts(m)[1] in TYPES and not format.parts(m)[2] and math.isfinite(own[m].value)
+    ]
     if values:
       yield _where(run, evaluator), values
 
@@ -123,15 +163,28 @@ def _model(run: Run) -> list[str]:
   config = run.config
   size = number(lookup(config, "views", "global_size"))
   rows = [
-    ("Method", naming.method_name(run)), ("Network", naming.model_name(run)),
+    ("Method", naming.method_name(run)),
+    ("Network", naming.model_name(run)),
     ("Parameters", format.count(run.fact("model", "parameters"))),
     ("Input", f"one gray channel, {size:.0f} x {size:.0f} pixels" if math.isfinite(size) else ""),
     ("Output", _output(run)),
     ("Started from", run.fact("init", "summary") or run.fact("init", "path") or ""),
-    ("Trained", ", ".join(filter(None, [
-      format.count(run.fact("steps"), "step"),
-      f"{format.count(run.fact('batch_size'), 'image')} a step" if run.fact("batch_size") else "",
-      format.duration(naming.total_seconds(run)), naming.device_name(run)]))),
+    (
+      "Trained",
+      ", ".join(
+        filter(
+          None,
+          [
+            format.count(run.fact("steps"), "step"),
+            f"{format.count(run.fact('batch_size'), 'image')} a step"
+            if run.fact("batch_size")
+            else "",
+            format.duration(naming.total_seconds(run)),
+            naming.device_name(run),
+          ],
+        )
+      ),
+    ),
     ("cxrjax", run.fact("versions", "cxrjax") or ""),
   ]
   return [_table(["", ""], [[k, str(v)] for k, v in rows if v])]
@@ -155,13 +208,15 @@ def _list(items: Sequence[Any]) -> str:
 def _uses(run: Run) -> list[str]:
   names = run.fact("data", "train", "classes")
   named = _list(names) if isinstance(names, list) else "classes"
-  said = [_text(USES[kind(run)].format(classes=named)),
-          "Out of scope:",
-          "- diagnosis, triage, or any other decision about a patient;\n"
-          "- images of another kind than the training data's: other ages, views, devices or "
-          "hospitals, unless tested there first;\n"
-          "- telling who is on a radiograph. Features may hold what identifies a patient: treat "
-          "them, and the weights, as carefully as the radiographs themselves."]
+  said = [
+    _text(USES[kind(run)].format(classes=named)),
+    "Out of scope:",
+    "- diagnosis, triage, or any other decision about a patient;\n"
+    "- images of another kind than the training data's: other ages, views, devices or "
+    "hospitals, unless tested there first;\n"
+    "- telling who is on a radiograph. Features may hold what identifies a patient: treat "
+    "them, and the weights, as carefully as the radiographs themselves.",
+  ]
   return said
 
 
@@ -172,8 +227,13 @@ def _training(run: Run) -> list[str]:
 def _judging(run: Run) -> list[str]:
   """What judged it; the labelled images that it learnt from itself are told of above."""
   own = run.fact("data", "train", "fingerprint")
-  return _data([(name, found) for name, found in _parts(run)
-                if not (name.endswith(NAMED["train"]) and found.get("fingerprint") == own)])
+  return _data(
+    [
+      (name, found)
+      for name, found in _parts(run)
+      if not (name.endswith(NAMED["train"]) and found.get("fingerprint") == own)
+    ]
+  )
 
 
 NAMED = {"train": "labelled training part", "val": "validation part", "test": "test part"}
@@ -189,8 +249,10 @@ def _parts(run: Run) -> Iterable[tuple[str, Any]]:
     if not parts:
       yield name, found
     for part, value in parts.items():
-      yield f"{name}, {NAMED.get(part, part)}", {**{
-        k: found.get(k) for k in ("name", "fingerprint")}, **value}
+      yield (
+        f"{name}, {NAMED.get(part, part)}",
+        {**{k: found.get(k) for k in ("name", "fingerprint")}, **value},
+      )
 
 
 def _data(sets: Sequence[tuple[str, Any]]) -> list[str]:
@@ -202,19 +264,30 @@ def _data(sets: Sequence[tuple[str, Any]]) -> list[str]:
     counts = found.get("class_counts")
     counts = counts if isinstance(counts, Mapping) else {}
     source = naming.source_name(found.get("name"))
-    rows.append([
-      name, f"{source} ({found['split']})" if found.get("split") else source,
-      format.count(found.get("n")), format.count(found.get("patients")) or "unknown",
-      _list([f"{k} {format.count(v)}" for k, v in counts.items()]),
-      str(found.get("fingerprint") or "")[:HEX]])
+    rows.append(
+      [
+        name,
+        f"{source} ({found['split']})" if found.get("split") else source,
+        format.count(found.get("n")),
+        format.count(found.get("patients")) or "unknown",
+        _list([f"{k} {format.count(v)}" for k, v in counts.items()]),
+        str(found.get("fingerprint") or "")[:HEX],
+      ]
+    )
     own = found.get("notes")
     notes += [str(n) for n in own] if isinstance(own, list) else []
     if left := found.get("skipped"):
       notes.append(f"{name}: {format.count(len(left), 'image')} could not be used")
   if not rows:
     return []
-  head = ["", "source (split)", "images", "patients", "images with each label",
-          "content fingerprint"]
+  head = [
+    "",
+    "source (split)",
+    "images",
+    "patients",
+    "images with each label",
+    "content fingerprint",
+  ]
   listed = list(dict.fromkeys(notes))
   more = [f"- and {len(listed) - LISTED} more notes, in run.json"] if len(listed) > LISTED else []
   found = [_table(head, rows)]
@@ -233,10 +306,16 @@ def _results(run: Run) -> list[str]:
     names = sort_metrics({m for e in encoders for m in latest[e]})
     if not names:
       continue
-    rows = [[format.title(m), *(format.estimate(latest[e][m]) if m in latest[e] else ""
-                               for e in encoders)] for m in names]
-    methods = sorted({e.method for values in latest.values() for e in values.values()} - {
-      "", "none"})
+    rows = [
+      [
+        format.title(m),
+        *(format.estimate(latest[e][m]) if m in latest[e] else "" for e in encoders),
+      ]
+      for m in names
+    ]
+    methods = sorted(
+      {e.method for values in latest.values() for e in values.values()} - {"", "none"}
+    )
     said = f"On {_where(run, evaluator)}. In brackets, 95 % intervals"
     said += f" ({'; '.join(methods)})." if methods else "."
     facts = run.fact("evaluation", evaluator, TRAINED)
@@ -244,8 +323,11 @@ def _results(run: Run) -> list[str]:
     if rule:
       measure, _, where = str(rule).partition(" ")
       said += f" Thresholds: the best {format.measure(measure).lower()} {where}."
-    found += [f"### {_text(evaluator)}", _text(said + naming.judged_once(run, evaluator)),
-              _table(["", *(format.encoder(e, names) for e in encoders)], rows)]
+    found += [
+      f"### {_text(evaluator)}",
+      _text(said + naming.judged_once(run, evaluator)),
+      _table(["", *(format.encoder(e, names) for e in encoders)], rows),
+    ]
   return found
 
 
@@ -256,11 +338,22 @@ def _subgroups(run: Run) -> list[str]:
     of = run.fact("evaluation", evaluator, TRAINED)
     rows, notes = lookup(of, "subgroups"), lookup(of, "subgroup_remarks")
     if rows:
-      head = ["by", "group", "class", "images", "with it", *map(format.measure, classification.COLUMNS)]
-      body = [[*(str(r.get(k)) for k in ("by", "group", "class")),
-               *(format.count(r.get(k)) for k in ("n", "positives")),
-               *(format.estimate(classification.estimate(r.get(m))) for m in classification.COLUMNS)]
-              for r in rows]
+      head = [
+        "by",
+        "group",
+        "class",
+        "images",
+        "with it",
+        *map(format.measure, classification.COLUMNS),
+      ]
+      body = [
+        [
+          *(str(r.get(k)) for k in ("by", "group", "class")),
+          *(format.count(r.get(k)) for k in ("n", "positives")),
+          *(format.estimate(classification.estimate(r.get(m))) for m in classification.COLUMNS),
+        ]
+        for r in rows
+      ]
       found += [f"### {_text(evaluator)}", _table(head, body)]
     if notes:
       found.append(_text(f"{evaluator}, not told apart: {'; '.join(map(str, notes))}."))
@@ -274,14 +367,18 @@ def _looks(run: Run) -> list[str]:
   for method, of in scores.items() if isinstance(scores, Mapping) else ():
     ratio = classification.estimate(lookup(of, "all", "energy_ratio"))
     if math.isfinite(ratio.value):
-      found.append(f"{method}: the map lies on the lungs {format.estimate(ratio)} times as much as "
-                   "a map that knows nothing of them")
+      found.append(
+        f"{method}: the map lies on the lungs {format.estimate(ratio)} times as much as "
+        "a map that knows nothing of them"
+      )
   shared = run.fact("features", "shared")
   for row in shared if isinstance(shared, list) else ():
     share, chance = classification.estimate(row), number(lookup(row, "chance"))
     if math.isfinite(share.value) and math.isfinite(chance):
-      found.append(f"{row.get('by')}: the nearest training images share it in "
-                   f"{format.estimate(share)}, by chance in {format.decimal(chance)}")
+      found.append(
+        f"{row.get('by')}: the nearest training images share it in "
+        f"{format.estimate(share)}, by chance in {format.decimal(chance)}"
+      )
   return ["\n".join(f"- {_text(text)}" for text in found)] if found else []
 
 
@@ -289,16 +386,23 @@ def _limits(run: Run) -> list[str]:
   """What the facts say the numbers do not show."""
   said = []
   sets = run.fact("data")
-  tests = {n: lookup(f, "test") or f for n, f in sets.items() if n != "train"} if isinstance(
-    sets, Mapping) else {}
+  tests = (
+    {n: lookup(f, "test") or f for n, f in sets.items() if n != "train"}
+    if isinstance(sets, Mapping)
+    else {}
+  )
   names = {str(lookup(f, "name") or lookup(sets, n, "name") or "") for n, f in tests.items()} - {""}
   train = str(run.fact("data", "train", "name") or "")
   if "phantom" in {*names, train}:
-    said.append("The built-in phantom images are drawn by a program. What is found on them says "
-                "nothing about patients.")
+    said.append(
+      "The built-in phantom images are drawn by a program. What is found on them says "
+      "nothing about patients."
+    )
   if names and names <= {train}:
-    said.append("Tested on the source that it was trained on only; how it does on images of "
-                "another hospital is not known.")
+    said.append(
+      "Tested on the source that it was trained on only; how it does on images of "
+      "another hospital is not known."
+    )
   if not tests:
     said.append("Not judged on any labelled images.")
   if run.fact("data", "train", "n") and not run.fact("data", "train", "patients"):
@@ -306,17 +410,23 @@ def _limits(run: Run) -> list[str]:
   shared = [n for n in tests if number(lookup(sets, n, "shared_patients")) > 0]
   if shared:
     said.append(f"Some patients are in more than one part of {_list(shared)}: results flatter.")
-  said.append("Intervals speak of other patients of the same kind as the test images', not of "
-              "another training run, another hospital or another year.")
+  said.append(
+    "Intervals speak of other patients of the same kind as the test images', not of "
+    "another training run, another hospital or another year."
+  )
   said.append("Labels are taken as they are published; wrong ones count as errors of the network.")
   found = run.fact("features")
   held = features.held(found) if isinstance(found, Mapping) else []
   if held:
-    said.append(f"Features hold the {format.listing(held)} as well (neighbours share it more often "
-                "than by chance): a classifier on them may lean on it.")
+    said.append(
+      f"Features hold the {format.listing(held)} as well (neighbours share it more often "
+      "than by chance): a classifier on them may lean on it."
+    )
   if classification.called(run):
-    said.append("Probabilities and thresholds fit the share of findings in the validation images; "
-                "where findings are rarer or more frequent, they mislead.")
+    said.append(
+      "Probabilities and thresholds fit the share of findings in the validation images; "
+      "where findings are rarer or more frequent, they mislead."
+    )
   said += details.health_warnings(run)
   return ["\n".join(f"- {_text(text)}" for text in said)]
 
@@ -329,15 +439,18 @@ def _again(run: Run) -> list[str]:
   versions = run.fact("versions")
   if isinstance(versions, Mapping):
     found.append(_text("With " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."))
-  found.append("`config.json` beside this card has every setting, `report.html` the curves, "
-               "pictures and details, `run.json` the same facts for programs.")
+  found.append(
+    "`config.json` beside this card has every setting, `report.html` the curves, "
+    "pictures and details, `run.json` the same facts for programs."
+  )
   return found
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   lines = [head, ["---"] * len(head), *rows]
-  return "\n".join("| " + " | ".join(c if c == "---" else _text(c) for c in line) + " |"
-                   for line in lines)
+  return "\n".join(
+    "| " + " | ".join(c if c == "---" else _text(c) for c in line) + " |" for line in lines
+  )
 
 
 def _text(text: Any) -> str:

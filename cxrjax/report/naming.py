@@ -13,13 +13,18 @@ from cxrjax.report.html import format
 from cxrjax.report.html.element import el
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 
-RESEARCH = ("Research use only. Not a medical device; not for diagnosis or any decision about a "
-            "patient.")
+RESEARCH = (
+  "Research use only. Not a medical device; not for diagnosis or any decision about a patient."
+)
 STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
 ENDED = ("failed", "stopped", "diverged")
 PLAIN = ("segment", "classify")  # need no name of a method beside what they learn
-_METHODS = {"segment": "Lung segmentation", "classify": "Classification",
-            "mean_teacher": "Mean teacher", "bke": "BKE"}
+_METHODS = {
+  "segment": "Lung segmentation",
+  "classify": "Classification",
+  "mean_teacher": "Mean teacher",
+  "bke": "BKE",
+}
 _DEPTHS = ("ResNet", "DenseNet")  # called by their number of layers
 _MODELS = {"vit": "ViT", "resnet": "ResNet", "densenet": "DenseNet", "vitae": "ViTAEv2"}
 
@@ -59,8 +64,11 @@ def model_name(run: Run) -> str:
   variant = run.fact("model", "variant") or lookup(run.config, "model", "variant")
   variant = variant or lookup(run.config, "model", "depth") if name in _DEPTHS else variant
   patch = number(lookup(run.config, "model", "patch_size"))
-  return (name + (f"-{variant}" if variant else "")
-          + (f"/{patch:.0f}" if math.isfinite(patch) and name == "ViT" else ""))
+  return (
+    name
+    + (f"-{variant}" if variant else "")
+    + (f"/{patch:.0f}" if math.isfinite(patch) and name == "ViT" else "")
+  )
 
 
 def source_name(name: Any) -> str:
@@ -126,8 +134,10 @@ def judged_once(run: Run, evaluator: str) -> str:
   step = run.fact("chosen", "step")
   if evaluator not in (run.fact("chosen", "evaluators") or []) or step is None:
     return ""
-  return (f" Judged once, with the checkpoint of step {format.count(step)}, the best on validation "
-          f"({format.measure(str(run.fact('chosen', 'by')))}).")
+  return (
+    f" Judged once, with the checkpoint of step {format.count(step)}, the best on validation "
+    f"({format.measure(str(run.fact('chosen', 'by')))})."
+  )
 
 
 def last_step(run: Run) -> int | None:

@@ -19,8 +19,8 @@ GAP = 6
 
 
 def sheet(
-    pictures: Sequence[np.ndarray], captions: Sequence[str] = (), *, columns: int = 6,
-    side: int = 128) -> Image.Image:
+  pictures: Sequence[np.ndarray], captions: Sequence[str] = (), *, columns: int = 6, side: int = 128
+) -> Image.Image:
   """Pictures side by side, as one; a notebook shows what a cell ends with.
 
   Args:
@@ -40,7 +40,8 @@ def sheet(
   below = 18 if len(captions) else 0
   font = ImageFont.load_default(12)
   whole = Image.new(
-    "RGB", (columns * (side + GAP) + GAP, rows * (side + below + GAP) + GAP), (255, 255, 255))
+    "RGB", (columns * (side + GAP) + GAP, rows * (side + below + GAP) + GAP), (255, 255, 255)
+  )
   draw = ImageDraw.Draw(whole)
   for i, array in enumerate(pictures):
     array = np.asarray(array)
@@ -72,8 +73,10 @@ class Framed:
   height: int
 
   def _repr_html_(self) -> str:
-    return (f'<iframe srcdoc="{html.escape(self.page, quote=True)}" width="100%" '
-            f'height="{self.height}" style="border:0"></iframe>')
+    return (
+      f'<iframe srcdoc="{html.escape(self.page, quote=True)}" width="100%" '
+      f'height="{self.height}" style="border:0"></iframe>'
+    )
 
 
 def framed(what: Html | str | os.PathLike[str], height: int = 360) -> Framed:

@@ -117,8 +117,13 @@ def read(workdir: str | os.PathLike[str]) -> Run:
       evaluation = _evaluation(record)
       evaluations[step, evaluation.evaluator, evaluation.encoder] = evaluation
   return Run(
-    workdir=workdir, config=config, facts=facts, curves=_curves(train),
-    evaluations=tuple(sorted(evaluations.values(), key=lambda e: e.step)), problems=problems)
+    workdir=workdir,
+    config=config,
+    facts=facts,
+    curves=_curves(train),
+    evaluations=tuple(sorted(evaluations.values(), key=lambda e: e.step)),
+    problems=problems,
+  )
 
 
 def environment() -> dict[str, Any]:
@@ -189,9 +194,12 @@ def _evaluation(record: Mapping[str, Any]) -> Evaluation:
   metrics = record.get("metrics")
   metrics = metrics if isinstance(metrics, Mapping) else {}
   return Evaluation(
-    step=int(record["step"]), epoch=number(record.get("epoch")),
-    evaluator=str(record.get("evaluator", "")), encoder=str(record.get("encoder", TRAINED)),
-    metrics={str(name): _estimate(value) for name, value in metrics.items()})
+    step=int(record["step"]),
+    epoch=number(record.get("epoch")),
+    evaluator=str(record.get("evaluator", "")),
+    encoder=str(record.get("encoder", TRAINED)),
+    metrics={str(name): _estimate(value) for name, value in metrics.items()},
+  )
 
 
 def _estimate(value: Any) -> Estimate:
@@ -199,23 +207,31 @@ def _estimate(value: Any) -> Estimate:
     return Estimate(number(value))
   n = number(value.get("n"))
   return Estimate(
-    number(value.get("value")), number(value.get("low")), number(value.get("high")),
-    int(n) if math.isfinite(n) else None, str(value.get("method") or ""),
-    str(value.get("undefined") or ""))
+    number(value.get("value")),
+    number(value.get("low")),
+    number(value.get("high")),
+    int(n) if math.isfinite(n) else None,
+    str(value.get("method") or ""),
+    str(value.get("undefined") or ""),
+  )
 
 
 def _curves(train: Mapping[int, Mapping[str, Any]]) -> dict[str, Curve]:
   steps = sorted(train)
   names = dict.fromkeys(
-    name for step in steps for name, value in train[step].items()
-    if name not in ("step", "epoch", "kind") and (value is None or _is_number(value)))
+    name
+    for step in steps
+    for name, value in train[step].items()
+    if name not in ("step", "epoch", "kind") and (value is None or _is_number(value))
+  )
   curves = {}
   for name in names:
     have = [step for step in steps if name in train[step]]
     curves[name] = Curve(
       np.array(have, np.float64),
       np.array([number(train[step].get("epoch")) for step in have], np.float64),
-      np.array([number(train[step][name]) for step in have], np.float64))
+      np.array([number(train[step][name]) for step in have], np.float64),
+    )
   return curves
 
 

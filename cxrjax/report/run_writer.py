@@ -83,8 +83,13 @@ class Writer:
     self._event(step, {f"train/{name}": value for name, value in plain.items()})
 
   def results(
-      self, step: SupportsInt, epoch: SupportsFloat, evaluator: str, encoder: str,
-      metrics: Mapping[str, Any]) -> None:
+    self,
+    step: SupportsInt,
+    epoch: SupportsFloat,
+    evaluator: str,
+    encoder: str,
+    metrics: Mapping[str, Any],
+  ) -> None:
     """One line of evaluation results.
 
     Args:
@@ -98,8 +103,17 @@ class Writer:
     if not self.active:
       return
     plain = {name: _interval(value) for name, value in metrics.items()}
-    self._append({"step": int(step), "epoch": _number(epoch), "kind": "eval",
-                  "evaluator": evaluator, "encoder": encoder, "metrics": plain}, sync=True)
+    self._append(
+      {
+        "step": int(step),
+        "epoch": _number(epoch),
+        "kind": "eval",
+        "evaluator": evaluator,
+        "encoder": encoder,
+        "metrics": plain,
+      },
+      sync=True,
+    )
     self._event(step, {f"{evaluator}/{encoder}/{k}": v.get("value") for k, v in plain.items()})
 
   def facts(self, **facts: Any) -> None:
@@ -131,8 +145,10 @@ class Writer:
       return False
     with _naming(self._path):
       records = [_record(line) for line in self._path.read_bytes().splitlines()]
-    return any(r.get("kind") == "eval" and r.get("evaluator") == evaluator
-               and r.get("encoder") == encoder for r in records)
+    return any(
+      r.get("kind") == "eval" and r.get("evaluator") == evaluator and r.get("encoder") == encoder
+      for r in records
+    )
 
   def arrays(self, name: str, **arrays: Any) -> None:
     """Writes `figures/<name>.npz`, e.g. `arrays("views", source=..., local=...)`."""
@@ -211,14 +227,22 @@ class Writer:
         suffix = f".{os.getpid()}.{time.time_ns() % 10**9:09d}"
         self._events = EventsWriter(str(folder / "events"), suffix)
         if self._purge_step is not None:
-          self._events.write_event(event_pb2.Event(
-            wall_time=time.time(), step=self._purge_step,
-            session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
-      summary = summary_pb2.Summary(value=[
-        summary_pb2.Summary.Value(tag=tag, simple_value=math.nan if value is None else value)
-        for tag, value in values.items()])
+          self._events.write_event(
+            event_pb2.Event(
+              wall_time=time.time(),
+              step=self._purge_step,
+              session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START),
+            )
+          )
+      summary = summary_pb2.Summary(
+        value=[
+          summary_pb2.Summary.Value(tag=tag, simple_value=math.nan if value is None else value)
+          for tag, value in values.items()
+        ]
+      )
       self._events.write_event(
-        event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary))
+        event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary)
+      )
       self._events.flush()
 
   def _close_events(self) -> None:
@@ -255,7 +279,8 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
   except OSError as error:
     raise UserError(
       f"{path} cannot be written ({error.strerror or error}); free some space, or choose another "
-      "folder with --workdir") from error
+      "folder with --workdir"
+    ) from error
 
 
 def _drop_torn_line(file: int) -> None:

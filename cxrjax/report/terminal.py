@@ -37,12 +37,15 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
     return ""
   rows = [["", *(format.encoder(e, names) for e in encoders)]]
   for name in names:
-    cells = [format.estimate(_estimate(results[e][name]), "-") if name in results[e] else "-"
-             for e in encoders]
+    cells = [
+      format.estimate(_estimate(results[e][name]), "-") if name in results[e] else "-"
+      for e in encoders
+    ]
     rows.append([format.title(name), *cells])
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-           for row in rows]
+  lines = [
+    "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+  ]
   rule = "-" * max(map(len, lines))
   return "\n".join([lines[0], rule, *lines[1:], rule, "95 % intervals in brackets"])
 
@@ -55,9 +58,12 @@ def remarks(workdir: str | os.PathLike[str]) -> list[str]:
     # Of one part alone, notes are those of its source, which are said before training.
     told = [] if runs.lookup(data, "n") else [*(runs.lookup(data, "notes") or ())]
     of = run.fact("evaluation", name, runs.TRAINED)
-    told += [runs.lookup(of, "remark"), runs.lookup(of, "linear", "remark"),
-             *(runs.lookup(of, "threshold_remarks") or ()),
-             *(runs.lookup(of, "temperature_remarks") or ())]
+    told += [
+      runs.lookup(of, "remark"),
+      runs.lookup(of, "linear", "remark"),
+      *(runs.lookup(of, "threshold_remarks") or ()),
+      *(runs.lookup(of, "temperature_remarks") or ()),
+    ]
     undefined: dict[str, list[str]] = {}
     for metric, e in run.only(name).latest().get(runs.TRAINED, {}).items():
       if e.undefined:
@@ -69,6 +75,7 @@ def remarks(workdir: str | os.PathLike[str]) -> list[str]:
 
 def sort_metrics(names: set[str]) -> list[str]:
   """kNN by k, then the linear probe, then the rest; AUROC first in each."""
+
   def key(name: str):
     head, measure, of = format.parts(name)
     digits = head.removeprefix("knn").lstrip("_") if head.startswith("knn") else ""
@@ -76,6 +83,7 @@ def sort_metrics(names: set[str]) -> list[str]:
     measures = list(format.MEASURES)
     place = measures.index(measure) if measure in measures else len(measures)
     return (family, int(digits or 0), head, format.of_class(name), place, measure, of)
+
   return sorted(names, key=key)
 
 
@@ -84,6 +92,7 @@ def _estimate(value: Any) -> format.Estimate:
     value = format.Estimate(**{k: value[k] for k in ("value", "low", "high") if k in value})
   if hasattr(value, "value"):
     nan = float("nan")
-    return format.Estimate(float(value.value), float(getattr(value, "low", nan)),
-                         float(getattr(value, "high", nan)))
+    return format.Estimate(
+      float(value.value), float(getattr(value, "low", nan)), float(getattr(value, "high", nan))
+    )
   return format.Estimate(float(value))

@@ -49,8 +49,9 @@ def head_name(head: str) -> str:
 
 def heads(found: Facts, name: str) -> list[str]:
   """What judged on a data set, neighbours first."""
-  return list(dict.fromkeys(h for row in found.get("rows", [])
-                            for h in lookup(row, "sets", name) or {}))
+  return list(
+    dict.fromkeys(h for row in found.get("rows", []) for h in lookup(row, "sets", name) or {})
+  )
 
 
 def finished(found: Facts) -> list[Facts]:
@@ -73,9 +74,15 @@ def gains(found: Facts) -> Html | None:
       for row in rows:
         gain = lookup(row, "sets", name, head, "gain")
         shown.append(forest_chart.Row(row_name(found, row), [gain_mark(gain)]))
-      figures.append(forest_chart.chart(
-        f"{set_name(found, name)}: {head_name(head)}", shown,
-        VERDICTS, x_label="difference of AUROC", levels=[zero()]))
+      figures.append(
+        forest_chart.chart(
+          f"{set_name(found, name)}: {head_name(head)}",
+          shown,
+          VERDICTS,
+          x_label="difference of AUROC",
+          levels=[zero()],
+        )
+      )
   few = all(len(heads(found, name)) < 3 for name in found.get("sets", {}))
   return el("div", figures, cls=f"charts {'two' if few else 'three'}") if rows and figures else None
 
@@ -91,14 +98,21 @@ def scores(found: Facts) -> Html | None:
       for head in names:
         style = STYLES.get(kind(head), "s3")
         values = lookup(row, "sets", name, head)
-        marks += [_mark(lookup(values, "random"), style, hollow=True),
-                  _mark(lookup(values, "trained"), style)]
+        marks += [
+          _mark(lookup(values, "random"), style, hollow=True),
+          _mark(lookup(values, "trained"), style),
+        ]
       shown.append(forest_chart.Row(row_name(found, row), marks))
     floor = estimate(facts.get("floor"))
-    figures.append(forest_chart.chart(
-      set_name(found, name), shown,
-      [(STYLES.get(kind(h), "s3"), head_name(h)) for h in names],
-      x_label="AUROC", levels=[Level("thumbnail floor (probe)", floor.value, style="ref")]))
+    figures.append(
+      forest_chart.chart(
+        set_name(found, name),
+        shown,
+        [(STYLES.get(kind(h), "s3"), head_name(h)) for h in names],
+        x_label="AUROC",
+        levels=[Level("thumbnail floor (probe)", floor.value, style="ref")],
+      )
+    )
   return el("div", figures, cls="charts two") if rows and figures else None
 
 
@@ -112,11 +126,19 @@ def courses(found: Facts) -> Html | None:
     return None
   unit = _unit(found)
   longest = max(drawn.values(), key=len)
-  figures = [line_chart.chart(
-    row_name(found, row), drawn[row["name"]], unit="AUROC", legend=False,
-    y_range=(float(values.min()), float(values.max())), height=180,
-    x_label=f"forward {format.compact(unit, 'FLOP').removeprefix('1 ')}")
-    for row in rows if drawn[row["name"]]]
+  figures = [
+    line_chart.chart(
+      row_name(found, row),
+      drawn[row["name"]],
+      unit="AUROC",
+      legend=False,
+      y_range=(float(values.min()), float(values.max())),
+      height=180,
+      x_label=f"forward {format.compact(unit, 'FLOP').removeprefix('1 ')}",
+    )
+    for row in rows
+    if drawn[row["name"]]
+  ]
   return el("div", line_chart.lines_legend(longest), el("div", figures, cls="charts"))
 
 
@@ -134,6 +156,13 @@ def _course(found: Facts, row: Facts, sets: list[str]) -> list[Line]:
       if course:
         x, y = (np.array([number(p[i]) for p in course], np.float64) for i in range(2))
         by = SHORT.get(kind(head), head)
-        lines.append(Line(f"{set_name(found, name)}, {by}", x / _unit(found), y,
-                          style=style + DASHES.get(kind(head), ""), points=True))
+        lines.append(
+          Line(
+            f"{set_name(found, name)}, {by}",
+            x / _unit(found),
+            y,
+            style=style + DASHES.get(kind(head), ""),
+            points=True,
+          )
+        )
   return lines

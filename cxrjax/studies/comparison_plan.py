@@ -84,18 +84,31 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
     batch = draft.config["batch_size"]
     steps = round(budget / (draft.flops_per_image * batch))
     if not steps:
-      raise UserError(f"config.budget={config['budget']!r} is less than one step of {name}, "
-                      f"{draft.flops_per_image * batch:.3g} FLOPs")
+      raise UserError(
+        f"config.budget={config['budget']!r} is less than one step of {name}, "
+        f"{draft.flops_per_image * batch:.3g} FLOPs"
+      )
     changes = epochs_as_shares(draft.config, draft.examples) | averages_as_shares(
-      draft.config, draft.examples, steps)
+      draft.config, draft.examples, steps
+    )
     for seed in seeds:
-      arg = (f"{own},seed={seed},duration={steps} steps,"
-             f"eval_every={math.ceil(steps / points)} steps")
+      arg = f"{own},seed={seed},duration={steps} steps,eval_every={math.ceil(steps / points)} steps"
       flags = [f"--config={folder / file}:{arg}"]
       for path, value in changes.items():
         flags.append(f"--config.{path}={value if isinstance(value, str) else repr(value)}")
-      jobs.append(Job(f"{name}-seed{seed}", tuple(flags), name, seed, steps, batch,
-                      draft.examples, draft.flops_per_image, budget))
+      jobs.append(
+        Job(
+          f"{name}-seed{seed}",
+          tuple(flags),
+          name,
+          seed,
+          steps,
+          batch,
+          draft.examples,
+          draft.flops_per_image,
+          budget,
+        )
+      )
   return jobs
 
 
@@ -112,8 +125,9 @@ def _draft(path: pathlib.Path, arg: str) -> _Draft:
   config = overrides.resolve([f"--config={path}:{arg}"])
   data = config["data"]
   keys = ("source", "split", "subset", "fold", "split_seed", "options")
-  examples = _examples(json.dumps(
-    {k: data.get(k) for k in keys}, default=lambda item: item.to_dict()))
+  examples = _examples(
+    json.dumps({k: data.get(k) for k in keys}, default=lambda item: item.to_dict())
+  )
   return _Draft(config, examples, forward_flops(config, examples))
 
 
@@ -121,10 +135,16 @@ def _draft(path: pathlib.Path, arg: str) -> _Draft:
 def _examples(data: str) -> int:
   """Images of a pool; it is opened, and prepared where this has not been done yet."""
   spec = json.loads(data)
-  return len(sources.open_source(
-    freeze(spec["source"]), split=spec["split"], subset=spec["subset"] or None,
-    fold=spec["fold"] or None, split_seed=spec["split_seed"] or 0,
-    **freeze(spec["options"] or {})))
+  return len(
+    sources.open_source(
+      freeze(spec["source"]),
+      split=spec["split"],
+      subset=spec["subset"] or None,
+      fold=spec["fold"] or None,
+      split_seed=spec["split_seed"] or 0,
+      **freeze(spec["options"] or {}),
+    )
+  )
 
 
 def forward_flops(config: Mapping[str, Any], examples: int) -> float:
@@ -141,12 +161,19 @@ def forward_flops(config: Mapping[str, Any], examples: int) -> float:
 
 
 def abstract_loss(
-    config: Mapping[str, Any], examples: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+  config: Mapping[str, Any], examples: int
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The loss of a config's method, and the shapes of all that it takes."""
   # For a CPU, which has no kernels that hide their products.
   trainer = build_trainer(
-    config, sharding.make_mesh(), examples=examples, labels=compile_ahead.LABELS, resident=False,
-    fetch=lambda data, batch: batch, target=CPU)
+    config,
+    sharding.make_mesh(),
+    examples=examples,
+    labels=compile_ahead.LABELS,
+    resident=False,
+    fetch=lambda data, batch: batch,
+    target=CPU,
+  )
   batch = trainer.batch_spec({}, compile_ahead.fetched(config))
   params, extra = jax.eval_shape(lambda: trainer.method.init(jax.random.key(0), batch))
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -160,8 +187,9 @@ def _budget(text: Any, measure: _Draft | None) -> float:
   except (TypeError, ValueError):
     length = str(text).rpartition(" of ")[0]
     if not measure or not length:
-      raise UserError(f"config.budget={text!r} is no budget; give forward FLOPs, 1e13, or "
-                      "'100 epochs of dino'") from None
+      raise UserError(
+        f"config.budget={text!r} is no budget; give forward FLOPs, 1e13, or '100 epochs of dino'"
+      ) from None
     batch = measure.config["batch_size"]
     clock = Clock.start(length, measure.examples, batch, "config.budget")
     value = measure.flops_per_image * batch * clock.total_steps
@@ -200,8 +228,7 @@ def epochs_as_shares(config: Mapping[str, Any], examples: int) -> dict[str, Any]
   return found
 
 
-def averages_as_shares(
-    config: Mapping[str, Any], examples: int, steps: int) -> dict[str, float]:
+def averages_as_shares(config: Mapping[str, Any], examples: int, steps: int) -> dict[str, float]:
   """Momenta of moving averages of networks for a run of another length: `{path: new value}`.
 
   An average keeps its length as a share of the run, `m ** (steps of the recipe / steps)`. As it is,
@@ -216,5 +243,8 @@ def averages_as_shares(
   if not isinstance(momentum, Mapping):  # of a memory bank, which is updated once an epoch
     return {}
   recipe = Clock.start(config["duration"], examples, config["batch_size"]).total_steps
-  return {f"method.momentum.{end}": round(momentum[end] ** (recipe / steps), 6)
-          for end in ("start", "end") if 0 < momentum.get(end, 1) < 1}
+  return {
+    f"method.momentum.{end}": round(momentum[end] ** (recipe / steps), 6)
+    for end in ("start", "end")
+    if 0 < momentum.get(end, 1) < 1
+  }

@@ -20,7 +20,8 @@ from cxrjax.studies.transfer_results import cell, interval
 
 
 def collect(
-    jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]) -> dict[str, Any]:
+  jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]
+) -> dict[str, Any]:
   """All of a comparison: what was common, the data sets, and a row for every run."""
   rows, sets, common = [], {}, {}
   for job in jobs:
@@ -29,26 +30,37 @@ def collect(
       sets |= {name: _set(run, name) for name in run.evaluators() if name not in sets}
       common = common or _common(run)
     rows.append(_row(job, run, workdir, failed.get(job.name)))
-  return {"budget": jobs[0].budget, "examples": jobs[0].examples, "sets": sets, **common,
-          "rows": rows}
+  return {
+    "budget": jobs[0].budget,
+    "examples": jobs[0].examples,
+    "sets": sets,
+    **common,
+    "rows": rows,
+  }
 
 
 def _common(run: Run) -> dict[str, Any]:
   """What all runs share, told by one of them."""
   train = run.fact("data", "train")
   return {
-    "model": model_name(run), "parameters": run.fact("model", "parameters"),
+    "model": model_name(run),
+    "parameters": run.fact("model", "parameters"),
     "image_size": lookup(run.config, "model", "image_size"),
-    "batch_size": run.fact("batch_size"), "device": run.fact("device"),
+    "batch_size": run.fact("batch_size"),
+    "device": run.fact("device"),
     "data": {k: lookup(train, k) for k in ("name", "split", "n", "patients", "fingerprint")},
-    "notes": lookup(train, "notes")}
+    "notes": lookup(train, "notes"),
+  }
 
 
 def _set(run: Run, name: str) -> dict[str, Any]:
   """A data set that judges: its test split and the thumbnail floor."""
   own = run.only(name).latest().get(FLOOR, {})
-  return {"test": run.fact("data", name, "test"), "train": run.fact("data", name, "train", "n"),
-          "floor": interval(own.get("linear/auroc"))}
+  return {
+    "test": run.fact("data", name, "test"),
+    "train": run.fact("data", name, "train", "n"),
+    "floor": interval(own.get("linear/auroc")),
+  }
 
 
 def _row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str, Any]:
@@ -56,17 +68,28 @@ def _row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str
   rate = number(run.fact("timing", "images_per_s"))
   images = job.steps * job.batch_size
   row: dict[str, Any] = {
-    "name": job.name, "method": job.method, "seed": job.seed, "command": job.command(workdir),
-    "status": "finished" if finished else "failed" if why else "waiting", "why": why,
-    "flops_per_image": job.flops_per_image, "steps": job.steps, "images": images,
-    "epochs": images / job.examples}
+    "name": job.name,
+    "method": job.method,
+    "seed": job.seed,
+    "command": job.command(workdir),
+    "status": "finished" if finished else "failed" if why else "waiting",
+    "why": why,
+    "flops_per_image": job.flops_per_image,
+    "steps": job.steps,
+    "images": images,
+    "epochs": images / job.examples,
+  }
   if not finished:
     return row
   row |= {
     "training_flops_per_image": run.fact("model", "flops_per_image"),
-    "images_per_s": rate, "training_s": images / rate if rate > 0 else None,
-    "total_s": total_seconds(run), "compile_s": run.fact("timing", "compile_s"),
-    "memory": run.fact("memory"), "sets": {}}
+    "images_per_s": rate,
+    "training_s": images / rate if rate > 0 else None,
+    "total_s": total_seconds(run),
+    "compile_s": run.fact("timing", "compile_s"),
+    "memory": run.fact("memory"),
+    "sets": {},
+  }
   for name in run.evaluators():
     row["sets"][name] = _judged(job, run, name)
   return row
@@ -83,21 +106,28 @@ def features(run: Run, name: str) -> dict[str, Any]:
   """Of one data set, for each head: the trained encoder, that before training, and the gain."""
   latest = run.only(name).latest()
   scores = {e: run.arrays(f"scores_{name}_{e}") for e in (TRAINED, RANDOM)}
-  return {head: {
-    "trained": interval(latest[TRAINED][metric]),
-    "random": interval(latest.get(RANDOM, {}).get(metric)),
-    "gain": _difference(scores[TRAINED], scores[RANDOM], head, head)}
-    for head, metric in heads(latest.get(TRAINED, {})).items()}
+  return {
+    head: {
+      "trained": interval(latest[TRAINED][metric]),
+      "random": interval(latest.get(RANDOM, {}).get(metric)),
+      "gain": _difference(scores[TRAINED], scores[RANDOM], head, head),
+    }
+    for head, metric in heads(latest.get(TRAINED, {})).items()
+  }
 
 
 def _judged(job: Job, run: Run, name: str) -> dict[str, Any]:
   """The same with the course of the run, and how far the probe is above the floor."""
   found = features(run, name)
   for head, metric in heads(run.only(name).latest().get(TRAINED, {})).items():
-    course = [(e.step, e.metrics[metric]) for e in run.only(name).evaluations
-              if e.encoder in (RANDOM, TRAINED) and metric in e.metrics]
+    course = [
+      (e.step, e.metrics[metric])
+      for e in run.only(name).evaluations
+      if e.encoder in (RANDOM, TRAINED) and metric in e.metrics
+    ]
     found[head]["course"] = [
-      [step * job.batch_size * job.flops_per_image, v.value, v.low, v.high] for step, v in course]
+      [step * job.batch_size * job.flops_per_image, v.value, v.low, v.high] for step, v in course
+    ]
   if "linear" in found:
     scores = [run.arrays(f"scores_{name}_{e}") for e in (TRAINED, FLOOR)]
     found["linear"]["over_floor"] = _difference(*scores, "linear", "linear")
@@ -105,13 +135,16 @@ def _judged(job: Job, run: Run, name: str) -> dict[str, Any]:
 
 
 def _difference(
-    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], head: str, other: str,
-    ) -> dict[str, Any] | None:
+  a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], head: str, other: str
+) -> dict[str, Any] | None:
   """Paired, where both have scores of the same images."""
   if head not in a or other not in b or not np.array_equal(a["labels"], b["labels"], True):
     return None
-  return interval(classification_metrics.difference(
-    a[head], b[other], a["labels"], a["patient"], bool(a["exclusive"])))
+  return interval(
+    classification_metrics.difference(
+      a[head], b[other], a["labels"], a["patient"], bool(a["exclusive"])
+    )
+  )
 
 
 # Lines.
@@ -132,27 +165,54 @@ def said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
   return f"{job.name}: {took or 'finished'}; {', '.join(parts)}"
 
 
-NUMBERS = ("steps", "images", "epochs", "flops_per_image", "training_flops_per_image",
-           "images_per_s", "training_s", "total_s", "compile_s")
+NUMBERS = (
+  "steps",
+  "images",
+  "epochs",
+  "flops_per_image",
+  "training_flops_per_image",
+  "images_per_s",
+  "training_s",
+  "total_s",
+  "compile_s",
+)
 
 
 def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
   """A header and a line for every run, data set and head; a run that failed has one line."""
   compared = ("trained", "random", "gain", "over_floor")
-  yield ("method", "seed", "status", "data", "head",
-         *(f"{what}{end}" for what in compared for end in ("", "_low", "_high")), "floor",
-         *NUMBERS, "peak_rss_bytes", "peak_device_bytes", "why", "command")
+  yield (
+    "method",
+    "seed",
+    "status",
+    "data",
+    "head",
+    *(f"{what}{end}" for what in compared for end in ("", "_low", "_high")),
+    "floor",
+    *NUMBERS,
+    "peak_rss_bytes",
+    "peak_device_bytes",
+    "why",
+    "command",
+  )
   for row in found["rows"]:
     numbers = [cell(row.get(key)) for key in NUMBERS]
     memory = row.get("memory") or {}
-    end = [*numbers, *(cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
-           row["why"] or "", row["command"]]
+    end = [
+      *numbers,
+      *(cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
+      row["why"] or "",
+      row["command"],
+    ]
     start = [row["method"], row["seed"], row["status"]]
     if not row.get("sets"):
       yield [*start, "", "", *[""] * (3 * len(compared) + 1), *end]
     for name, judged in row.get("sets", {}).items():
       floor = (found["sets"][name]["floor"] or {}).get("value")
       for head, values in judged.items():
-        cells = [cell((values.get(what) or {}).get(key))
-                 for what in compared for key in ("value", "low", "high")]
+        cells = [
+          cell((values.get(what) or {}).get(key))
+          for what in compared
+          for key in ("value", "low", "high")
+        ]
         yield [*start, name, head, *cells, cell(floor), *end]

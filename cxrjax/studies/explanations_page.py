@@ -28,15 +28,24 @@ def render(run: runs.Run) -> str:
   """The page as text."""
   found = page_parts.facts(run, "explain")
   return page_parts.document(
-    run, lambda: _title(found), "cxrjax explanation of runs",
+    run,
+    lambda: _title(found),
+    "cxrjax explanation of runs",
     [lambda: _summary(found), lambda: _notes(run, found)],
-    [("lungs", "On the lungs", "", lambda: _lungs(found)),
-     ("maps", "Maps over radiographs", "", lambda: _maps(run, found)),
-     ("mean", "Mean maps", "Of all images, every map counting the same.",
-      lambda: _means(run, found)),
-     ("check", "Do the maps show what was learnt?", "", lambda: _check(found)),
-     ("runs", "The runs", "", lambda: _runs(found)),
-     ("again", "Run it again", "", lambda: again(run))])
+    [
+      ("lungs", "On the lungs", "", lambda: _lungs(found)),
+      ("maps", "Maps over radiographs", "", lambda: _maps(run, found)),
+      (
+        "mean",
+        "Mean maps",
+        "Of all images, every map counting the same.",
+        lambda: _means(run, found),
+      ),
+      ("check", "Do the maps show what was learnt?", "", lambda: _check(found)),
+      ("runs", "The runs", "", lambda: _runs(found)),
+      ("again", "Run it again", "", lambda: again(run)),
+    ],
+  )
 
 
 write = functools.partial(page_parts.write, render)
@@ -47,8 +56,9 @@ def _names(found: Facts) -> list[str]:
 
 
 def _scored(found: Facts) -> bool:
-  return bool(number(lookup(found, "masks", "published")) + number(
-    lookup(found, "masks", "predicted")))
+  return bool(
+    number(lookup(found, "masks", "published")) + number(lookup(found, "masks", "predicted"))
+  )
 
 
 def _title(found: Facts) -> str:
@@ -72,11 +82,16 @@ def _about_masks(found: Facts) -> str:
 def _summary(found: Facts) -> Html:
   data = found["data"]
   said: list[Any] = [
-    "Maps of ", el("b", format.count(data["n"], "radiograph")),
-    f" of the {format.count(data['of'])} of ", el("span", str(data["name"]), cls="name"),
+    "Maps of ",
+    el("b", format.count(data["n"], "radiograph")),
+    f" of the {format.count(data['of'])} of ",
+    el("span", str(data["name"]), cls="name"),
     f" ({data['split']}): what ",
     "the network looks at" if len(found["runs"]) == 1 else "the networks look at",
-    _explained(found), "; " + _about_masks(found) if _scored(found) else "", "."]
+    _explained(found),
+    "; " + _about_masks(found) if _scored(found) else "",
+    ".",
+  ]
   return el("div", el("p", said), [el("p", text) for text in _verdicts(found)], cls="summary")
 
 
@@ -84,8 +99,11 @@ def _explained(found: Facts) -> str:
   """Which class the maps explain, where some do."""
   if not set(found["methods"]) - set(saliency.OF_ATTENTION):
     return ""
-  return (f", as evidence for {found['target']}" if found.get("target")
-          else ", as evidence for the class that is predicted")
+  return (
+    f", as evidence for {found['target']}"
+    if found.get("target")
+    else ", as evidence for the class that is predicted"
+  )
 
 
 def _verdicts(found: Facts) -> list[list[Any]]:
@@ -99,28 +117,43 @@ def _verdicts(found: Facts) -> list[list[Any]]:
     inside = page_parts.estimate(lookup(found, "scores", name, method, "all", "energy"))
     if not math.isfinite(e.value):
       continue
-    where = ("more on the lungs than a map that knows nothing of them" if e.low > 1 else
-             "less on the lungs than a map that knows nothing of them" if e.high < 1 else
-             "as much on the lungs as a map that knows nothing of them")
+    where = (
+      "more on the lungs than a map that knows nothing of them"
+      if e.low > 1
+      else "less on the lungs than a map that knows nothing of them"
+      if e.high < 1
+      else "as much on the lungs as a map that knows nothing of them"
+    )
     text: list[Any] = [
-      f"{NAMES[method]} of ", el("b", name), " has ", el("b", f"{100 * inside.value:.0f} %"),
-      " of its energy on the lungs, ", el("b", f"{e.value:.2f} times", cls="nowrap"),
-      f" their share of the image ({format.interval(e)}): {where}."]
+      f"{NAMES[method]} of ",
+      el("b", name),
+      " has ",
+      el("b", f"{100 * inside.value:.0f} %"),
+      " of its energy on the lungs, ",
+      el("b", f"{e.value:.2f} times", cls="nowrap"),
+      f" their share of the image ({format.interval(e)}): {where}.",
+    ]
     gain = lookup(found, "differences", name, method, RATIO)
     if gain is not None:
       g = page_parts.estimate(gain)
       n = format.count(gain.get("n"), "image")
-      text += [f" Its ratio is {page_parts.signed(g.value)} ({page_parts.signed(g.low)} to "
-               f"{page_parts.signed(g.high)}) from that of {found['reference']}, on the {n} that give "
-               "both a score."]
+      text += [
+        f" Its ratio is {page_parts.signed(g.value)} ({page_parts.signed(g.low)} to "
+        f"{page_parts.signed(g.high)}) from that of {found['reference']}, on the {n} that give "
+        "both a score."
+      ]
     texts.append(text)
   return texts
 
 
 def _notes(run: runs.Run, found: Facts) -> list[Html]:
   said = [*map(str, found.get("notes") or []), *run.problems]
-  probes = [f"{r['name']} has no classes of its own: {r['head']} stands in for them, and the maps "
-            "of classes are the probe's" for r in found["runs"] if "probe" in str(r["head"])]
+  probes = [
+    f"{r['name']} has no classes of its own: {r['head']} stands in for them, and the maps "
+    "of classes are the probe's"
+    for r in found["runs"]
+    if "probe" in str(r["head"])
+  ]
   return [el("p", text + "." * (not text.endswith(".")), cls="callout") for text in said + probes]
 
 
@@ -131,12 +164,17 @@ def _lungs(found: Facts) -> Html | None:
   names = _names(found)
   keys = [(STYLES[i % len(STYLES)], name) for i, name in enumerate(names)]
   charts_ = [_forest(found, "all", "All images", keys)]
-  classes = list(dict.fromkeys(
-    c for n in names for m in found["methods"] for c in lookup(found, "scores", n, m, "classes")))
+  classes = list(
+    dict.fromkeys(
+      c for n in names for m in found["methods"] for c in lookup(found, "scores", n, m, "classes")
+    )
+  )
   if len(classes) > 1:
     charts_ += [_forest(found, c, f"Images of {c}", keys) for c in classes[:4]]
-  body = [el("p", saliency.MEANING, cls="note"),
-          el("div", charts_, cls=f"charts {'two' if len(charts_) % 3 else 'three'}")]
+  body = [
+    el("p", saliency.MEANING, cls="note"),
+    el("div", charts_, cls=f"charts {'two' if len(charts_) % 3 else 'three'}"),
+  ]
   for name in names:
     of = {m: found["scores"][name][m]["all"] for m in found["methods"]}
     body.append(saliency.score_table(of, name if len(names) > 1 else ""))
@@ -150,32 +188,54 @@ def _forest(found: Facts, part: str, title: str, keys: list[tuple[str, str]]) ->
   path = ("all",) if part == "all" else ("classes", part)
   rows = []
   for method in found["methods"]:
-    marks = [forest_chart.Mark(e.value, e.low, e.high, style) for style, name in keys
-             if math.isfinite((e := page_parts.estimate(
-               lookup(found, "scores", name, method, *path, RATIO))).value)]
+    marks = [
+      forest_chart.Mark(e.value, e.low, e.high, style)
+      for style, name in keys
+      if math.isfinite(
+        (e := page_parts.estimate(lookup(found, "scores", name, method, *path, RATIO))).value
+      )
+    ]
     rows.append(forest_chart.Row(SHORT.get(method, NAMES[method]), marks))
-  return forest_chart.chart(title, rows, keys, x_label="energy inside / lungs' share of the image",
-                      levels=[line_chart.Level("chance", 1.0, style="ref")])
+  return forest_chart.chart(
+    title,
+    rows,
+    keys,
+    x_label="energy inside / lungs' share of the image",
+    levels=[line_chart.Level("chance", 1.0, style="ref")],
+  )
 
 
 def _undefined(found: Facts, name: str) -> Html | None:
-  said = [f"{NAMES[m]}: {n} ({reason})" for m in found["methods"]
-          for reason, n in (found["scores"][name][m].get("undefined") or {}).items()]
+  said = [
+    f"{NAMES[m]}: {n} ({reason})"
+    for m in found["methods"]
+    for reason, n in (found["scores"][name][m].get("undefined") or {}).items()
+  ]
   return el("p", "Images without a score: " + "; ".join(said) + ".", cls="note") if said else None
 
 
 def _gains(found: Facts, name: str) -> Html:
   """Paired differences from the first run."""
+
   def images(method: str) -> str:
     n = lookup(found, "differences", name, method, RATIO, "n")
     return f" ({format.count(n, 'image')})" if n else ""
 
-  head = [el("th", "Measure", scope="col"),
-          *(el("th", NAMES[m], el("small", images(m)), scope="col", cls="num")
-            for m in found["methods"])]
-  body = [el("tr", el("th", title, scope="row"),
-             *(page_parts.gain_cell(lookup(found, "differences", name, m, measure))
-               for m in found["methods"])) for measure, title in MEASURES.items()]
+  head = [
+    el("th", "Measure", scope="col"),
+    *(el("th", NAMES[m], el("small", images(m)), scope="col", cls="num") for m in found["methods"]),
+  ]
+  body = [
+    el(
+      "tr",
+      el("th", title, scope="row"),
+      *(
+        page_parts.gain_cell(lookup(found, "differences", name, m, measure))
+        for m in found["methods"]
+      ),
+    )
+    for measure, title in MEASURES.items()
+  ]
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
   title = f"{name} minus {found['reference']}, on the images that give both a score"
   return el("div", el("h3", title), el("div", table, cls="scroll"))
@@ -187,22 +247,31 @@ def _maps(run: runs.Run, found: Facts) -> Html | None:
   if "image" not in arrays:
     return None
   names, methods = _names(found), [m for m in found["methods"] if f"{m}/0" in arrays]
-  scaled = {m: saliency.scale(m, *(arrays[f"{m}/{i}"] for i in range(len(names))))
-            for m in methods}
+  scaled = {m: saliency.scale(m, *(arrays[f"{m}/{i}"] for i in range(len(names)))) for m in methods}
   several = len(names) > 1
   rows = []
   for k, image in enumerate(arrays["image"]):
     label = str(arrays["label"][k]) or f"radiograph {k + 1}"
     mask = arrays["mask"][k] if "mask" in arrays else None
-    plain = el("figure", pictures.picture(saliency.outlined(image, mask), label, 240),
-               el("figcaption", label))
+    plain = el(
+      "figure",
+      pictures.picture(saliency.outlined(image, mask), label, 240),
+      el("figcaption", label),
+    )
     drawn = []
     for m in methods:
       for i, name in enumerate(names):
         target = arrays.get(f"target/{m}/{i}")
-        text = " ".join(filter(None, [
-          f"{name}:" if several else "", NAMES[m],
-          f"for {target[k]}" if target is not None else ""]))
+        text = " ".join(
+          filter(
+            None,
+            [
+              f"{name}:" if several else "",
+              NAMES[m],
+              f"for {target[k]}" if target is not None else "",
+            ],
+          )
+        )
         drawn.append((text, scaled[m][i].maps[k]))
     rows.append(el("div", plain, saliency.figures(image, drawn, mask), cls="maps"))
   bars = saliency.scales({m: scaled[m][0] for m in methods})
@@ -238,17 +307,34 @@ def _check(found: Facts) -> Html | None:
       value = number(of.get("value"))
       if value > LIKE_RANDOM:
         like.append(f"{NAMES[m]} of {name}")
-      cells.append(el("td", format.decimal(value).replace("-", "\N{MINUS SIGN}"), cls="num",
-                      title=f"{of.get('n')} images"))
+      cells.append(
+        el(
+          "td",
+          format.decimal(value).replace("-", "\N{MINUS SIGN}"),
+          cls="num",
+          title=f"{of.get('n')} images",
+        )
+      )
     body.append(el("tr", el("th", NAMES[m], scope="row"), *cells))
-  n = max((int(lookup(found, "random", x, m, "n") or 0) for x in names for m in found["methods"]),
-          default=0)
-  text = ("Mean rank correlation of a map with that of the same network with random weights, of "
-          f"{format.count(n, 'image')}: near 0 where a map shows what was learnt, near 1 where it "
-          "shows the network's shape or the image's edges (Adebayo et al. 2018).")
-  warn = el("p", f"{' and '.join(like)} resemble{'s' if len(like) == 1 else ''} the map of random "
-            "weights: do not take what is seen there for something learnt.",
-            cls="callout warn") if like else None
+  n = max(
+    (int(lookup(found, "random", x, m, "n") or 0) for x in names for m in found["methods"]),
+    default=0,
+  )
+  text = (
+    "Mean rank correlation of a map with that of the same network with random weights, of "
+    f"{format.count(n, 'image')}: near 0 where a map shows what was learnt, near 1 where it "
+    "shows the network's shape or the image's edges (Adebayo et al. 2018)."
+  )
+  warn = (
+    el(
+      "p",
+      f"{' and '.join(like)} resemble{'s' if len(like) == 1 else ''} the map of random "
+      "weights: do not take what is seen there for something learnt.",
+      cls="callout warn",
+    )
+    if like
+    else None
+  )
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
   if any(lookup(found, "random", x, m, "n") == 0 for x in names for m in found["methods"]):
     text += " n/a: random weights give flat maps, which nothing resembles."
@@ -259,14 +345,24 @@ def _runs(found: Facts) -> Html:
   cards = []
   for r in found["runs"]:
     rows = {
-      "network": f"{r.get('model')}, {r.get('size')} px", "method": r.get("method"),
-      "explained": r.get("head") or "no class", "classes": ", ".join(r.get("classes") or []),
+      "network": f"{r.get('model')}, {r.get('size')} px",
+      "method": r.get("method"),
+      "explained": r.get("head") or "no class",
+      "classes": ", ".join(r.get("classes") or []),
       "learnt from": f"{format.count(r.get('n'), 'radiograph')} of {r.get('train')} "
-                     f"({r.get('split')})",
-      "remarks": "; ".join(r.get("notes") or [])[:300], "step": r.get("step"),
-      "workdir": r.get("workdir")}
-    cards.append(el("div", el("h3", str(r["name"])), fact_tables.pairs(fact_tables.rows(
-      {k: v for k, v in rows.items() if v not in ("", None)})), cls="card"))
+      f"({r.get('split')})",
+      "remarks": "; ".join(r.get("notes") or [])[:300],
+      "step": r.get("step"),
+      "workdir": r.get("workdir"),
+    }
+    cards.append(
+      el(
+        "div",
+        el("h3", str(r["name"])),
+        fact_tables.pairs(fact_tables.rows({k: v for k, v in rows.items() if v not in ("", None)})),
+        cls="card",
+      )
+    )
   return el("div", cards, cls="cards")
 
 
@@ -276,10 +372,28 @@ def table(found: Facts) -> str:
     return "no lung masks, no lung scores; the maps are on the page"
   lines = [["energy on lungs / their share", *(NAMES[m] for m in found["methods"])]]
   for name in _names(found):
-    lines.append([name, *(format.estimate(page_parts.estimate(
-      lookup(found, "scores", name, m, "all", RATIO)), "-") for m in found["methods"])])
+    lines.append(
+      [
+        name,
+        *(
+          format.estimate(page_parts.estimate(lookup(found, "scores", name, m, "all", RATIO)), "-")
+          for m in found["methods"]
+        ),
+      ]
+    )
     if name in found["differences"]:
-      lines.append([f"  minus {found['reference']}", *(page_parts.plain_gain(
-        lookup(found, "differences", name, m, RATIO)) for m in found["methods"])])
-  return "\n".join([*page_parts.aligned(lines),
-                    "1 by chance; 95 % intervals in brackets, differences paired, over patients"])
+      lines.append(
+        [
+          f"  minus {found['reference']}",
+          *(
+            page_parts.plain_gain(lookup(found, "differences", name, m, RATIO))
+            for m in found["methods"]
+          ),
+        ]
+      )
+  return "\n".join(
+    [
+      *page_parts.aligned(lines),
+      "1 by chance; 95 % intervals in brackets, differences paired, over patients",
+    ]
+  )

@@ -28,21 +28,36 @@ def render(run: runs.Run) -> str:
   """The page as text."""
   found = page_parts.facts(run, "sweep")
   several = _several(found)
-  band = ("a band from the lowest to the highest seed" if several else
-          "95 % intervals of the test images")
+  band = (
+    "a band from the lowest to the highest seed" if several else "95 % intervals of the test images"
+  )
   return page_parts.document(
-    run, lambda: _title(found), "cxrjax label efficiency",
+    run,
+    lambda: _title(found),
+    "cxrjax label efficiency",
     [lambda: _summary(found), lambda: page_parts.callouts(run, found, _name)],
-    [("curves", "Score against labels", "Of the test images, by the number of labelled radiographs "
-      f"that were learnt from (logarithmic); {'mean over seeds and ' if several else ''}{band}.",
-      lambda: _curves(found)),
-     ("gains", f"Gain over {found.get('reference') or 'the first start'}",
-      "AUROC less that of the first start with the same labels, on the same test images"
-      + (", mean over seeds" if several else "") + "; the interval is of the difference, for other "
-      "test images. Right of the line: better.", lambda: _gains(found)),
-     ("table", "In numbers", "", lambda: _tables(found)),
-     ("how", "How it was done", "", lambda: _how(run, found)),
-     ("again", "Run it again", "", lambda: page_parts.again(run, found, _name))])
+    [
+      (
+        "curves",
+        "Score against labels",
+        "Of the test images, by the number of labelled radiographs "
+        f"that were learnt from (logarithmic); {'mean over seeds and ' if several else ''}{band}.",
+        lambda: _curves(found),
+      ),
+      (
+        "gains",
+        f"Gain over {found.get('reference') or 'the first start'}",
+        "AUROC less that of the first start with the same labels, on the same test images"
+        + (", mean over seeds" if several else "")
+        + "; the interval is of the difference, for other "
+        "test images. Right of the line: better.",
+        lambda: _gains(found),
+      ),
+      ("table", "In numbers", "", lambda: _tables(found)),
+      ("how", "How it was done", "", lambda: _how(run, found)),
+      ("again", "Run it again", "", lambda: page_parts.again(run, found, _name)),
+    ],
+  )
 
 
 write = functools.partial(page_parts.write, render)
@@ -71,10 +86,20 @@ def _summary(found: Facts) -> Html:
   seeds = format.count(len(found.get("seeds") or ()), "seed")
   if found.get("folds"):
     seeds = f"{found['folds']} folds, {seeds}"
-  said = [el("p", "How much do labels bring, and how much a pretrained start? ",
-             el("b", format.count(len(ended), "fine-tuning")), " of ",
-             str(found.get("model") or "a network"), " from ", format.listing(curves), ", with ",
-             format.listing(shares), f" of the labels, {seeds}.")]
+  said = [
+    el(
+      "p",
+      "How much do labels bring, and how much a pretrained start? ",
+      el("b", format.count(len(ended), "fine-tuning")),
+      " of ",
+      str(found.get("model") or "a network"),
+      " from ",
+      format.listing(curves),
+      ", with ",
+      format.listing(shares),
+      f" of the labels, {seeds}.",
+    )
+  ]
   for name in found.get("sets", {}):
     said.append(_reached(found, name))
     for curve in curves:
@@ -85,32 +110,55 @@ def _summary(found: Facts) -> Html:
           gain = estimate(lookup(point, "gains", name, "auroc")).value
           groups[kind].append(f"{point['fraction']} ({page_parts.signed(gain)})")
       text: list[Any] = []
-      for kind, how, style in (("above", "above", "up"), ("below", "below", "down"),
-                               ("open", "undecided", None)):
+      for kind, how, style in (
+        ("above", "above", "up"),
+        ("below", "below", "down"),
+        ("open", "undecided", None),
+      ):
         if groups[kind]:
-          text += [", " if text else "", el("b", how, cls=style),
-                   f" with {format.listing(groups[kind])}"]
+          text += [
+            ", " if text else "",
+            el("b", how, cls=style),
+            f" with {format.listing(groups[kind])}",
+          ]
       if text:
         said.append(el("p", f"From {curve}, against {reference}: ", text, "."))
   if len(curves) > 1:
-    said.append(el("p", "In brackets the difference of AUROCs (0.5 is guessing, 1 perfect). "
-                   "Undecided: its 95 % interval holds 0.", cls="note"))
+    said.append(
+      el(
+        "p",
+        "In brackets the difference of AUROCs (0.5 is guessing, 1 perfect). "
+        "Undecided: its 95 % interval holds 0.",
+        cls="note",
+      )
+    )
   return el("div", said, cls="summary")
 
 
 def _reached(found: Facts, name: str) -> Html | None:
   """What the reference comes to with the fewest labels and with the most."""
-  points = [p for p in _points(found, str(found.get("reference")))
-            if lookup(p, "sets", name, "auroc") and number(p.get("labelled")) > 0]
+  points = [
+    p
+    for p in _points(found, str(found.get("reference")))
+    if lookup(p, "sets", name, "auroc") and number(p.get("labelled")) > 0
+  ]
   points = sorted(points, key=lambda p: p["labelled"])
   if not points:
     return None
-  text = [f"{format.decimal(estimate(lookup(p, 'sets', name, 'auroc')).value)} with "
-          f"{p['fraction']} of the labels ({format.count(p['labelled'], 'radiograph')})"
-          for p in [points[0], *points[1:][-1:]]]
+  text = [
+    f"{format.decimal(estimate(lookup(p, 'sets', name, 'auroc')).value)} with "
+    f"{p['fraction']} of the labels ({format.count(p['labelled'], 'radiograph')})"
+    for p in [points[0], *points[1:][-1:]]
+  ]
   n = format.count(lookup(found, "sets", name, "test", "n"), "test radiograph")
-  return el("p", "On ", el("b", set_name(found, name)), f" ({n}) the AUROC from "
-            f"{found['reference']} is ", format.listing(text), ".")
+  return el(
+    "p",
+    "On ",
+    el("b", set_name(found, name)),
+    f" ({n}) the AUROC from {found['reference']} is ",
+    format.listing(text),
+    ".",
+  )
 
 
 def _points(found: Facts, curve: str) -> list[Facts]:
@@ -130,18 +178,29 @@ def _curves(found: Facts) -> Html | None:
   for name in found.get("sets", {}):
     metrics = {m for p in found["points"] for m in p["sets"].get(name, {})}
     for metric in (m for m in CHARTED if m in metrics):
-      lines = [line for i, curve in enumerate(found["curves"])
-               if (line := _line(found, curve, name, metric, i))]
+      lines = [
+        line
+        for i, curve in enumerate(found["curves"])
+        if (line := _line(found, curve, name, metric, i))
+      ]
       if lines:
-        figures.append(line_chart.chart(
-          format.measure(metric), lines, unit=set_name(found, name), x_log=ticks,
-          x_label="labelled radiographs"))
+        figures.append(
+          line_chart.chart(
+            format.measure(metric),
+            lines,
+            unit=set_name(found, name),
+            x_log=ticks,
+            x_label="labelled radiographs",
+          )
+        )
   return el("div", figures, cls="charts three") if figures else None
 
 
 def _line(found: Facts, curve: str, name: str, metric: str, place: int) -> line_chart.Line | None:
-  points = [(number(p.get("labelled")), estimate(lookup(p, "sets", name, metric)))
-            for p in _points(found, curve)]
+  points = [
+    (number(p.get("labelled")), estimate(lookup(p, "sets", name, metric)))
+    for p in _points(found, curve)
+  ]
   points = sorted((x, e) for x, e in points if x > 0) if len(points) > 1 else points
   if not points:
     return None
@@ -149,8 +208,9 @@ def _line(found: Facts, curve: str, name: str, metric: str, place: int) -> line_
   # Side by side where whiskers would lie on one another.
   x = np.array([x for x, _ in points]) * (1 if several else 1.03**place)
   y, low, high = (np.array([getattr(e, k) for _, e in points]) for k in ("value", "low", "high"))
-  return line_chart.Line(curve, x, y, low, high, style=_style(found, curve), points=not several,
-                     dots=several)
+  return line_chart.Line(
+    curve, x, y, low, high, style=_style(found, curve), points=not several, dots=several
+  )
 
 
 def _gains(found: Facts) -> Html | None:
@@ -158,12 +218,21 @@ def _gains(found: Facts) -> Html | None:
   figures = []
   for name in found.get("sets", {}):
     for curve in found["curves"]:
-      shown = [forest_chart.Row(p["fraction"], [page_parts.gain_mark(gain)]) for p in _points(found, curve)
-               if (gain := lookup(p, "gains", name, "auroc"))]
+      shown = [
+        forest_chart.Row(p["fraction"], [page_parts.gain_mark(gain)])
+        for p in _points(found, curve)
+        if (gain := lookup(p, "gains", name, "auroc"))
+      ]
       if shown:
-        figures.append(forest_chart.chart(
-          f"{set_name(found, name)}: {curve} less {found['reference']}", shown, page_parts.VERDICTS,
-          x_label="difference of AUROC", levels=[page_parts.zero()]))
+        figures.append(
+          forest_chart.chart(
+            f"{set_name(found, name)}: {curve} less {found['reference']}",
+            shown,
+            page_parts.VERDICTS,
+            x_label="difference of AUROC",
+            levels=[page_parts.zero()],
+          )
+        )
   return el("div", figures, cls="charts") if figures else None
 
 
@@ -185,26 +254,43 @@ def _tables(found: Facts) -> Html | None:
       if not points:
         continue
       n = format.count(points[0].get("labelled"), "radiograph")
-      body.append(el("tr", el("th", f"{share}, {n}", scope="rowgroup", colspan=len(head)),
-                     cls="group"))
+      body.append(
+        el("tr", el("th", f"{share}, {n}", scope="rowgroup", colspan=len(head)), cls="group")
+      )
       for point in points:
         body.append(_row(point["curve"], point, name, metrics))
         if lookup(point, "ensembles", name):
-          body.append(_row(f"{point['curve']}, {len(found['seeds'])} seeds as an ensemble",
-                           {"sets": point["ensembles"]}, name, metrics))
+          body.append(
+            _row(
+              f"{point['curve']}, {len(found['seeds'])} seeds as an ensemble",
+              {"sets": point["ensembles"]},
+              name,
+              metrics,
+            )
+          )
     table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
     n = format.count(lookup(of, "test", "n"), "test radiograph")
-    parts.append(el("div", el("h3", ", ".join(filter(None, [set_name(found, name), n]))),
-                    el("div", table, cls="scroll"), cls="evaluator"))
+    parts.append(
+      el(
+        "div",
+        el("h3", ", ".join(filter(None, [set_name(found, name), n]))),
+        el("div", table, cls="scroll"),
+        cls="evaluator",
+      )
+    )
   if not parts:
     return None
-  note = ("Scores: " + ("mean over seeds, from the lowest to the highest. " if several else
-                        "with 95 % intervals. ")
-          + ("An ensemble averages the probabilities of all seeds; its interval is of the test "
-             "images. " if any(p.get("ensembles") for p in found["points"]) else "")
-          + page_parts.GAINS
-          + (" They do not speak of other seeds; the ranges of the scores do." if several
-             else ""))
+  note = (
+    "Scores: "
+    + ("mean over seeds, from the lowest to the highest. " if several else "with 95 % intervals. ")
+    + (
+      "An ensemble averages the probabilities of all seeds; its interval is of the test images. "
+      if any(p.get("ensembles") for p in found["points"])
+      else ""
+    )
+    + page_parts.GAINS
+    + (" They do not speak of other seeds; the ranges of the scores do." if several else "")
+  )
   return el("div", parts, el("p", note, cls="note"))
 
 
@@ -219,26 +305,47 @@ def _row(title: str, point: Facts, name: str, metrics: list[str]) -> Html:
 
 def _how(run: runs.Run, found: Facts) -> Html:
   size = format.compact(found.get("parameters"))
-  starts = {row["init"]: lookup(row, "start", "summary") for row in found.get("rows", [])
-            if row.get("start")}
-  rows = [("Network", f"{found.get('model') or ''}, {size} parameters" if size else ""),
-          ("Images", f"{format.count(found.get('image_size'))} pixels"
-           if found.get("image_size") else ""),
-          ("Labels of", str(found.get("data") or "")),
-          ("Seeds", ", ".join(map(str, found.get("seeds") or ()))),
-          ("Device", naming.device_name(run) or page_parts.device(found)),
-          *((f"Start {name}", str(text)) for name, text in starts.items() if text)]
+  starts = {
+    row["init"]: lookup(row, "start", "summary")
+    for row in found.get("rows", [])
+    if row.get("start")
+  }
+  rows = [
+    ("Network", f"{found.get('model') or ''}, {size} parameters" if size else ""),
+    (
+      "Images",
+      f"{format.count(found.get('image_size'))} pixels" if found.get("image_size") else "",
+    ),
+    ("Labels of", str(found.get("data") or "")),
+    ("Seeds", ", ".join(map(str, found.get("seeds") or ()))),
+    ("Device", naming.device_name(run) or page_parts.device(found)),
+    *((f"Start {name}", str(text)) for name, text in starts.items() if text),
+  ]
   cards = [el("div", fact_tables.pairs((k, v) for k, v in rows if v), cls="card")]
   for name, of in found.get("sets", {}).items():
-    cards.append(el("div", el("h3", set_name(found, name)), fact_tables.pairs(fact_tables.rows(
-      dict(of.get("test") or {}))), cls="card"))
-  folds = "" if not found.get("folds") else (
-    "Each fold leaves out another part of all images, which judges its run; a patient may be on "
-    "both sides. " if found.get("by_image") else
-    "Each fold leaves out another part of all patients, which judges its run. ")
-  note = ("Every seed draws other labels, the same for all starts; those of smaller shares lie in "
-          f"larger ones. {folds}The checkpoint is chosen on validation images, which are not "
-          "divided; the test images are looked at once.")
+    cards.append(
+      el(
+        "div",
+        el("h3", set_name(found, name)),
+        fact_tables.pairs(fact_tables.rows(dict(of.get("test") or {}))),
+        cls="card",
+      )
+    )
+  folds = (
+    ""
+    if not found.get("folds")
+    else (
+      "Each fold leaves out another part of all images, which judges its run; a patient may be on "
+      "both sides. "
+      if found.get("by_image")
+      else "Each fold leaves out another part of all patients, which judges its run. "
+    )
+  )
+  note = (
+    "Every seed draws other labels, the same for all starts; those of smaller shares lie in "
+    f"larger ones. {folds}The checkpoint is chosen on validation images, which are not "
+    "divided; the test images are looked at once."
+  )
   return el("div", el("p", note, cls="note"), el("div", cards, cls="cards"))
 
 
@@ -246,19 +353,33 @@ def table(found: Facts) -> str:
   """For the terminal: a table for each test set."""
   tables = []
   for name in found.get("sets", {}):
-    lines = [[set_name(found, name), "labels", "AUROC", f"gain over {found['reference']}",
-              "accuracy"]]
+    lines = [
+      [set_name(found, name), "labels", "AUROC", f"gain over {found['reference']}", "accuracy"]
+    ]
     for point in found["points"]:
       judged = lookup(point, "sets", name) or {}
-      lines.append([point["curve"], f"{point['fraction']} ({format.count(point.get('labelled'))})",
-                    format.estimate(estimate(judged.get("auroc")), "-"),
-                    page_parts.plain_gain(lookup(point, "gains", name, "auroc")),
-                    format.estimate(estimate(judged.get("accuracy")), "-")])
+      lines.append(
+        [
+          point["curve"],
+          f"{point['fraction']} ({format.count(point.get('labelled'))})",
+          format.estimate(estimate(judged.get("auroc")), "-"),
+          page_parts.plain_gain(lookup(point, "gains", name, "auroc")),
+          format.estimate(estimate(judged.get("accuracy")), "-"),
+        ]
+      )
       if together := lookup(point, "ensembles", name):
-        lines.append(["  as an ensemble", "", *(
-          text for metric in ("auroc", "accuracy") for text in (
-            format.estimate(estimate(together.get(metric)), "-"), ""))][:5])
+        lines.append(
+          [
+            "  as an ensemble",
+            "",
+            *(
+              text
+              for metric in ("auroc", "accuracy")
+              for text in (format.estimate(estimate(together.get(metric)), "-"), "")
+            ),
+          ][:5]
+        )
     tables.append("\n".join(page_parts.aligned(lines)))
   several = _several(found)
-  note = ("scores: mean (lowest - highest seed)" if several else "scores: 95 % intervals")
+  note = "scores: mean (lowest - highest seed)" if several else "scores: 95 % intervals"
   return "\n\n".join(tables) + f"\n{note}; gains: paired 95 % intervals over test images"

@@ -53,8 +53,9 @@ class Job:
 
   def command(self, workdir: pathlib.Path) -> str:
     """To be typed."""
-    return shlex.join(["python", "-m", "cxrjax.main", *self.flags,
-                       f"--workdir={workdir / self.name}"])
+    return shlex.join(
+      ["python", "-m", "cxrjax.main", *self.flags, f"--workdir={workdir / self.name}"]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +81,14 @@ class Show:
 
 
 def take(
-    jobs: Sequence[Job], workdir: pathlib.Path, show: Show, *, command: str,
-    opening: Iterable[str], say: Callable[[str], None]) -> int:
+  jobs: Sequence[Job],
+  workdir: pathlib.Path,
+  show: Show,
+  *,
+  command: str,
+  opening: Iterable[str],
+  say: Callable[[str], None],
+) -> int:
   """Runs all that are not done and shows them; page and tables are written after each.
 
   Returns:
@@ -92,8 +99,13 @@ def take(
   waiting: set[str] = set()
   stopped = None
   with Writer(workdir) as writer:
-    writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
-                 status="running", **environment())
+    writer.facts(
+      command=command or " ".join(sys.argv),
+      started=now(),
+      finished=None,
+      status="running",
+      **environment(),
+    )
     for line in opening:
       say(line)
     for number, job in enumerate(jobs, 1):
@@ -130,8 +142,8 @@ def take(
 
 
 def _write(
-    writer: Writer, show: Show, workdir: pathlib.Path, failed: Mapping[str, str],
-    ) -> dict[str, Any]:
+  writer: Writer, show: Show, workdir: pathlib.Path, failed: Mapping[str, str]
+) -> dict[str, Any]:
   found = show.collect(failed)
   writer.facts(**{show.key: found})
   save_table(workdir / "table.csv", show.rows(found))
@@ -155,12 +167,16 @@ def done(job: Job, workdir: pathlib.Path) -> bool:
   for name in job.needs:
     earlier = files.read_mapping(workdir / name / FACTS).get("finished")
     if earlier and str(facts.get("started") or earlier) < earlier:
-      raise UserError(f"{folder} is older than {name}, which it begins with and which was run "
-                      f"again; remove {folder} to repeat it, too")
+      raise UserError(
+        f"{folder} is older than {name}, which it begins with and which was run "
+        f"again; remove {folder} to repeat it, too"
+      )
   wanted = json.loads(json.dumps(job.config, default=lambda item: item.to_dict()))
   if changed := differences(config, wanted):
-    raise UserError(f"{folder} was begun with another config ({'; '.join(changed)}); restore these "
-                    "values, or remove it to begin anew")
+    raise UserError(
+      f"{folder} was begun with another config ({'; '.join(changed)}); restore these "
+      "values, or remove it to begin anew"
+    )
   return facts.get("status") == "finished"
 
 
@@ -172,7 +188,8 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
   here = pathlib.Path(__file__).parents[2]
   variables = os.environ | {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")])),
-    instantiate.TRUST: ",".join(instantiate.trusted())}
+    instantiate.TRUST: ",".join(instantiate.trusted()),
+  }
   log = workdir / f"{job.name}.log"
   failed.pop(job.name, None)
   with Stopping() as stopping, open(log, "ab") as file:
@@ -181,7 +198,11 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
       time.sleep(ASKS)
     process = subprocess.Popen(
       [sys.executable, "-m", "cxrjax.main", *job.flags, f"--workdir={workdir / job.name}"],
-      env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+      env=variables,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      bufsize=0,
+    )
     last: list[str] = []
     reader = threading.Thread(target=_copy, args=(process.stdout, file, last), daemon=True)
     reader.start()
@@ -242,8 +263,10 @@ def named(text: str, least: int) -> dict[str, pathlib.Path]:
   items = [item.strip() for item in text.split(",") if item.strip()]
   if len(items) < least:
     count = "" if least == 1 else "at least two "
-    raise UserError(f"config.runs={text!r} must name workdirs of {count}finished runs, like "
-                    "--config.runs=runs/scratch,runs/dino")
+    raise UserError(
+      f"config.runs={text!r} must name workdirs of {count}finished runs, like "
+      "--config.runs=runs/scratch,runs/dino"
+    )
   found: dict[str, pathlib.Path] = {}
   for item in items:
     name, equals, path = item.partition("=")
@@ -252,8 +275,10 @@ def named(text: str, least: int) -> dict[str, pathlib.Path]:
     folder = zoo.place(path, "config.runs")
     name = name or folder.resolve().name
     if name in found:
-      raise UserError(f"config.runs has two runs named {name!r}; name them, like "
-                      f"--config.runs=first={found[name]},second={path}")
+      raise UserError(
+        f"config.runs has two runs named {name!r}; name them, like "
+        f"--config.runs=first={found[name]},second={path}"
+      )
     found[name] = folder
   return found
 

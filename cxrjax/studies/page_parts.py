@@ -19,15 +19,19 @@ from cxrjax.report.sections.details import again as command
 
 Facts = Mapping[str, Any]
 NAME = "report.html"
-SIGNS = {"above": "\N{BLACK UP-POINTING TRIANGLE}", "below": "\N{BLACK DOWN-POINTING TRIANGLE}",
-         "open": ""}
-GAINS = (f"Gains with 95 % intervals over test images; {SIGNS['above']} the interval lies above 0, "
-         f"{SIGNS['below']} below 0.")
+SIGNS = {
+  "above": "\N{BLACK UP-POINTING TRIANGLE}",
+  "below": "\N{BLACK DOWN-POINTING TRIANGLE}",
+  "open": "",
+}
+GAINS = (
+  f"Gains with 95 % intervals over test images; {SIGNS['above']} the interval lies above 0, "
+  f"{SIGNS['below']} below 0."
+)
 VERDICTS = [("good", "better"), ("s3", "undecided"), ("bad", "worse")]  # keys of a forest of gains
 
 
-def write(
-    render: Callable[[runs.Run], str], workdir: str | os.PathLike[str]) -> pathlib.Path:
+def write(render: Callable[[runs.Run], str], workdir: str | os.PathLike[str]) -> pathlib.Path:
   """Writes the page that `render` makes of a workdir, also of one that is still going.
 
   Returns:
@@ -47,8 +51,9 @@ def facts(run: runs.Run, key: str) -> Facts:
 
 def estimate(value: Any) -> Estimate:
   """An interval of `run.json`; NaN where there is none."""
-  return Estimate(number(lookup(value, "value")), number(lookup(value, "low")),
-                  number(lookup(value, "high")))
+  return Estimate(
+    number(lookup(value, "value")), number(lookup(value, "low")), number(lookup(value, "high"))
+  )
 
 
 def verdict(gain: Any) -> str:
@@ -82,8 +87,13 @@ def score_cell(value: Any) -> Html:
   """A table's cell: the value, and its interval below."""
   e = estimate(value)
   bounds = format.interval(e)
-  return el("td", el("b", format.decimal(e.value)), " ",
-            el("small", f"({bounds})") if bounds else None, cls="num")
+  return el(
+    "td",
+    el("b", format.decimal(e.value)),
+    " ",
+    el("small", f"({bounds})") if bounds else None,
+    cls="num",
+  )
 
 
 def gain_cell(value: Any, less: bool = False) -> Html:
@@ -98,8 +108,13 @@ def gain_cell(value: Any, less: bool = False) -> Html:
     return el("td", "n/a", cls="num none", title=lookup(value, "undefined"))
   kind = {"above": "below", "below": "above"}.get(kind, kind) if less else kind
   style = {"above": "up", "below": "down"}.get(kind, "")
-  return el("td", el("span", signed(e.value), " ", SIGNS.get(kind, ""), cls=style or None), " ",
-            el("small", f"({signed(e.low)} to {signed(e.high)})"), cls="num")
+  return el(
+    "td",
+    el("span", signed(e.value), " ", SIGNS.get(kind, ""), cls=style or None),
+    " ",
+    el("small", f"({signed(e.low)} to {signed(e.high)})"),
+    cls="num",
+  )
 
 
 def plain_gain(value: Any) -> str:
@@ -123,33 +138,56 @@ def callouts(run: runs.Run, found: Facts, name: Callable[[Facts], str]) -> list[
   waiting = len(with_status(found, "waiting"))
   if waiting:
     left = format.count(waiting, "run is", "runs are")
-    said.append(el("p", el("b", f"{left} not finished."), f" {why}" if why else "",
-                   cls="callout" if kind == "running" else "callout warn"))
+    said.append(
+      el(
+        "p",
+        el("b", f"{left} not finished."),
+        f" {why}" if why else "",
+        cls="callout" if kind == "running" else "callout warn",
+      )
+    )
   for row in with_status(found, "failed"):
-    said.append(el("p", el("b", f"{name(row)} failed: "), str(row.get("why") or ""),
-                   cls="callout bad"))
+    said.append(
+      el("p", el("b", f"{name(row)} failed: "), str(row.get("why") or ""), cls="callout bad")
+    )
   if run.problems:
-    said.append(el("p", "Not everything could be read: ", "; ".join(run.problems), ".",
-                   cls="callout warn"))
+    said.append(
+      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
+    )
   return said
 
 
 def again(run: runs.Run, found: Facts, name: Callable[[Facts], str]) -> Html:
   """The command of the whole, and of each run."""
-  lines = [el("div", el("h3", name(row)), el("pre", el("code", row["command"]), cls="command"))
-           for row in found.get("rows", [])]
+  lines = [
+    el("div", el("h3", name(row)), el("pre", el("code", row["command"]), cls="command"))
+    for row in found.get("rows", [])
+  ]
   return el("div", command(run), el("details", el("summary", "One run by itself"), lines))
 
 
 def document(
-    run: runs.Run, title: Callable[[], str], kicker: str, opening: Sequence[Callable[[], Any]],
-    body: Sequence[tuple[str, str, str, Callable[[], Html | None]]]) -> str:
+  run: runs.Run,
+  title: Callable[[], str],
+  kicker: str,
+  opening: Sequence[Callable[[], Any]],
+  body: Sequence[tuple[str, str, str, Callable[[], Html | None]]],
+) -> str:
   """A whole page; of each section its key, name, note and content."""
   made = []
   for key, name, note, make in body:
     content = run_page.guard(lambda _, make=make: make(), run)
-    made.append((key, name, None if content is None else el(
-      "section", el("h2", name), el("p", note, cls="note") if note else None, content, id=key)))
+    made.append(
+      (
+        key,
+        name,
+        None
+        if content is None
+        else el(
+          "section", el("h2", name), el("p", note, cls="note") if note else None, content, id=key
+        ),
+      )
+    )
   said = [run_page.guard(lambda _, make=make: make(), run) for make in opening]
   return run_page.document(run, str(run_page.guard(lambda _: title(), run)), kicker, said, made)
 

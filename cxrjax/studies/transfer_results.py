@@ -27,15 +27,24 @@ def row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str,
   """A run: its end, what it learnt from, how it started, what it came to on each test set."""
   finished = run.fact("status") == "finished" and not why
   found: dict[str, Any] = {
-    "name": job.name, "command": job.command(workdir), "why": why,
-    "status": "finished" if finished else "failed" if why else "waiting"}
+    "name": job.name,
+    "command": job.command(workdir),
+    "why": why,
+    "status": "finished" if finished else "failed" if why else "waiting",
+  }
   if finished:
     found |= {
-      "images": run.fact("data", "train", "n"), "labelled": labelled(run),
-      "steps": run.fact("steps"), "epochs": run.fact("epochs"), "total_s": total_seconds(run),
+      "images": run.fact("data", "train", "n"),
+      "labelled": labelled(run),
+      "steps": run.fact("steps"),
+      "epochs": run.fact("epochs"),
+      "total_s": total_seconds(run),
       "method": run.fact("method"),
       "start": {k: run.fact("init", k) for k in ("path", "source", "summary")}
-      if run.fact("init") else None, "sets": judged(run)}
+      if run.fact("init")
+      else None,
+      "sets": judged(run),
+    }
   return found
 
 
@@ -85,8 +94,12 @@ def over_seeds(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | No
     return None
   if len(found) == 1:
     return {**found[0], "seeds": 1}
-  return {"value": float(np.mean(values)), "low": min(values), "high": max(values),
-          "seeds": len(values)}
+  return {
+    "value": float(np.mean(values)),
+    "low": min(values),
+    "high": max(values),
+    "seeds": len(values),
+  }
 
 
 class _Side(NamedTuple):
@@ -111,8 +124,9 @@ def gain(evaluator: str, metric: str, ours: Sequence[Run], others: Sequence[Run]
     The mean over the runs; its interval speaks of other test images, not of other seeds.
     Undefined where the runs have no predictions of the same images.
   """
-  pairs = [tuple(_side(run, evaluator, metric) for run in pair)
-           for pair in zip(ours, others, strict=True)]
+  pairs = [
+    tuple(_side(run, evaluator, metric) for run in pair) for pair in zip(ours, others, strict=True)
+  ]
   if not pairs or any(side is None for pair in pairs for side in pair):
     return undefined("predictions of single images are not there")
   if any(a.ids != b.ids for a, b in pairs):
@@ -152,8 +166,16 @@ def ensemble(evaluator: str, ours: Sequence[Run]) -> dict[str, Interval]:
   p = np.mean([one["probability"] for one in found], 0)
   thresholds = np.mean([_thresholds(one) for one in found], 0)
   return classification_metrics.judge(
-    "", p, first["labels"].astype(np.float64), [*map(str, first["patient"])],
-    [str(k) for k in range(p.shape[1])], bool(first["exclusive"]), thresholds, classification_metrics.ALL, ())
+    "",
+    p,
+    first["labels"].astype(np.float64),
+    [*map(str, first["patient"])],
+    [str(k) for k in range(p.shape[1])],
+    bool(first["exclusive"]),
+    thresholds,
+    classification_metrics.ALL,
+    (),
+  )
 
 
 def _side(run: Run, evaluator: str, metric: str) -> _Side | None:
@@ -172,13 +194,15 @@ def _side(run: Run, evaluator: str, metric: str) -> _Side | None:
 
 
 def _joined(
-    sides: Sequence[_Side]) -> tuple[list[str], Float64[np.ndarray, "n c"], np.ndarray | None]:
+  sides: Sequence[_Side],
+) -> tuple[list[str], Float64[np.ndarray, "n c"], np.ndarray | None]:
   """Patients, values and labels of all images, columns for each run; NaN where it had not that one.
 
   So the columns of runs on the same images are correlated and those of folds are not.
   """
-  owner = {name: patient for side in sides for name, patient in zip(
-    side.ids, side.patients, strict=True)}
+  owner = {
+    name: patient for side in sides for name, patient in zip(side.ids, side.patients, strict=True)
+  }
   row = {name: i for i, name in enumerate(owner)}
 
   def laid(blocks: Sequence[np.ndarray]) -> np.ndarray:
@@ -215,7 +239,8 @@ def _hits(side: Mapping[str, np.ndarray]) -> Float64[np.ndarray, "n"]:
 
 
 def gains(
-    ours: Mapping[Any, Run], others: Mapping[Any, Run]) -> dict[str, dict[str, dict[str, Any]]]:
+  ours: Mapping[Any, Run], others: Mapping[Any, Run]
+) -> dict[str, dict[str, dict[str, Any]]]:
   """`{evaluator: {metric: interval, with "least" and "most" of the runs}}`.
 
   Args:
@@ -231,7 +256,11 @@ def gains(
       whole = gain(name, metric, [ours[s] for s in seeds], [others[s] for s in seeds])
       each = [gain(name, metric, [ours[s]], [others[s]]).value for s in seeds]
       found.setdefault(name, {})[metric] = {
-        **interval(whole), "seeds": len(seeds), "least": min(each), "most": max(each)}
+        **interval(whole),
+        "seeds": len(seeds),
+        "least": min(each),
+        "most": max(each),
+      }
   return found
 
 

@@ -22,8 +22,12 @@ from cxrjax.report.run_writer import FACTS, Writer
 from cxrjax.training import workdir as workdirs
 
 
-def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = say) -> int:
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  command: str = "",
+  say: Callable[[str], None] = say,
+) -> int:
   """Audits the sources of `config` and writes `audit.html` and tables; returns the exit status.
 
   The workdir then holds `audit.html`, `pairs.csv` (near-duplicates), `patients.csv` (those in
@@ -46,8 +50,15 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     seconds[name], began = time.perf_counter() - began, time.perf_counter()
 
   parts = images.open_parts(
-    data["sources"], data["splits"], size=data["size"], fit=data["fit"], bits=data["bits"],
-    window=data["window"], cache_dir=data["cache_dir"] or None, progress=progress)
+    data["sources"],
+    data["splits"],
+    size=data["size"],
+    fit=data["fit"],
+    bits=data["bits"],
+    window=data["window"],
+    cache_dir=data["cache_dir"] or None,
+    progress=progress,
+  )
   lap("decode")
   for part in parts:
     say(f"data      {part.name}: {len(part.table)} images of {part.info.name}")
@@ -55,13 +66,25 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     say(f"note: {note}")
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged, and the data may have changed
   with Writer(workdir) as writer:
-    writer.facts(command=command or " ".join(sys.argv), started=page.now(), finished=None,
-                 status="running", **environment())
+    writer.facts(
+      command=command or " ".join(sys.argv),
+      started=page.now(),
+      finished=None,
+      status="running",
+      **environment(),
+    )
     couples = len(parts) * (len(parts) + 1) // 2
-    with tqdm.tqdm(total=couples, desc="comparing", unit=" pairs of splits", disable=not progress,
-                   file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm.tqdm(
+      total=couples,
+      desc="comparing",
+      unit=" pairs of splits",
+      disable=not progress,
+      file=sys.stderr,
+      dynamic_ncols=True,
+    ) as bar:
       pairs, looks = images.near_duplicates(
-        parts, config["same"], config["first"], config["looks"], bar.update)
+        parts, config["same"], config["first"], config["looks"], bar.update
+      )
     lap("compare")
     found = statistics.look(parts)
     lap("look")
@@ -80,12 +103,19 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     shown = statistics.chosen(parts, pairs, config["shown"])
     device = jax.devices()[0]
     writer.facts(
-      audit=facts | {"pairs": facts["pairs"] | looks | {"shown": [
-        statistics.pair_facts(parts, p, config["copy"]) for p in shown]}},
+      audit=facts
+      | {
+        "pairs": facts["pairs"]
+        | looks
+        | {"shown": [statistics.pair_facts(parts, p, config["copy"]) for p in shown]}
+      },
       device={"platform": device.platform, "kind": device.device_kind, "devices": 1},
       settings={k: config[k] for k in ("copy", "same", "first", "looks", "folds")}
       | {"size": data["size"], "fit": data["fit"]},
-      timing={f"{k}_s": v for k, v in seconds.items()}, status="finished", finished=page.now())
+      timing={f"{k}_s": v for k, v in seconds.items()},
+      status="finished",
+      finished=page.now(),
+    )
     writer.arrays("audit", **_pictures(parts, shown, found))
   report = page.write(workdir)
   for line in statistics.summary(facts):
@@ -102,16 +132,20 @@ def _check(config: Mapping[str, Any]) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
       raise UserError(f"config.{key}={value!r} is no correlation; give a number from 0 to 1")
   if config["same"] > config["copy"]:
-    raise UserError(f"config.same={config['same']} must not be above config.copy={config['copy']}: "
-                    "a copy of a radiograph shows the same patient")
+    raise UserError(
+      f"config.same={config['same']} must not be above config.copy={config['copy']}: "
+      "a copy of a radiograph shows the same patient"
+    )
   for key, least in (("looks", 1), ("folds", 2), ("shown", 0)):
     if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < least:
       raise UserError(f"config.{key}={config[key]!r} must be a whole number from {least}")
 
 
 def _pictures(
-    parts: Sequence[Part], pairs: Sequence[Pair], found: statistics.Found) -> dict[str, Any]:
+  parts: Sequence[Part], pairs: Sequence[Pair], found: statistics.Found
+) -> dict[str, Any]:
   """What the page shows, as gray levels."""
+
   def picture(place: tuple[int, int]) -> np.ndarray:
     part = parts[place[0]]
     return part.images.gray([int(np.searchsorted(part.good, place[1]))])[0, ..., 0]

@@ -15,8 +15,12 @@ from cxrjax.training import workdir as workdirs
 PLATFORM = "cpu"  # of this process, which only counts; the runs have the accelerator
 
 
-def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = say) -> int:
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  command: str = "",
+  say: Callable[[str], None] = say,
+) -> int:
   """Runs what `config` compares, one run after the other; returns the exit status.
 
   The workdir then holds a folder for each run, `report.html`, `table.csv` (a line for each run,
@@ -38,20 +42,27 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
     begins=lambda job: f"{job.name}: {job.steps:,} steps of {job.batch_size} images",
     ended=lambda job, why: comparison_results.said(job, workdir, why),
     collect=lambda failed: comparison_results.collect(jobs, workdir, failed),
-    rows=comparison_results.rows, page=page)
+    rows=comparison_results.rows,
+    page=page,
+  )
   return launcher.take(
-    jobs, workdir, show, command=command, opening=_announce(jobs, workdir), say=say)
+    jobs, workdir, show, command=command, opening=_announce(jobs, workdir), say=say
+  )
 
 
 def _announce(jobs: list[Job], workdir: pathlib.Path) -> list[str]:
   first = jobs[0]
-  lines = [f"data      {first.examples} images",
-           f"budget    {first.budget:.3g} forward FLOPs each",
-           f"workdir   {workdir}", ""]
+  lines = [
+    f"data      {first.examples} images",
+    f"budget    {first.budget:.3g} forward FLOPs each",
+    f"workdir   {workdir}",
+    "",
+  ]
   width = max(len(job.method) for job in jobs)
   for job in {job.method: job for job in jobs}.values():
     images = job.steps * job.batch_size
     lines.append(
       f"{job.method:<{width}}  {job.flops_per_image / 1e6:>9,.1f} MFLOPs an image forward, "
-      f"{job.steps:>7,} steps, {images / job.examples:>7.4g} epochs")
+      f"{job.steps:>7,} steps, {images / job.examples:>7.4g} epochs"
+    )
   return [*lines, ""]

@@ -32,8 +32,12 @@ PLATFORM = "cpu"  # nothing is predicted
 MASKS = ("dice", "iou")  # of which there is one value an image
 
 
-def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = say) -> int:
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  command: str = "",
+  say: Callable[[str], None] = say,
+) -> int:
   """Compares the runs of `config.runs`; writes `report.html`, `table.csv` and `run.json`.
 
   Raises:
@@ -46,8 +50,14 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   settle_config(workdir, {k: v for k, v in config.items() if k not in ("runs", "evals")})
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
   with Writer(workdir) as writer:
-    writer.facts(command=command or " ".join(sys.argv), started=now(), finished=now(),
-                 status="finished", compare_runs=found, **environment())
+    writer.facts(
+      command=command or " ".join(sys.argv),
+      started=now(),
+      finished=now(),
+      status="finished",
+      compare_runs=found,
+      **environment(),
+    )
     for name in found["sets"]:
       writer.arrays(f"scores_{name}", **_curves(name, named))
   save_table(workdir / "table.csv", rows(found))
@@ -68,13 +78,17 @@ def read(text: str) -> dict[str, Run]:
   found: dict[str, Run] = {}
   for name, folder in named(text, 2).items():
     if not (folder / FACTS).is_file():
-      raise UserError(f"config.runs={str(folder)!r} holds no run ({FACTS} is missing); give the "
-                      "workdir of a finished one")
+      raise UserError(
+        f"config.runs={str(folder)!r} holds no run ({FACTS} is missing); give the "
+        "workdir of a finished one"
+      )
     found[name] = runs.read(folder)
     status = found[name].fact("status")
     if status != "finished":
-      raise UserError(f"config.runs={str(folder)!r} has not finished (its status: {status!r}); run "
-                      "its command again to its end")
+      raise UserError(
+        f"config.runs={str(folder)!r} has not finished (its status: {status!r}); run "
+        "its command again to its end"
+      )
   return found
 
 
@@ -119,16 +133,20 @@ def collect(named: Mapping[str, Run], wanted: Sequence[str] = ()) -> dict[str, A
   sets = {}
   for name in _evaluators(named, wanted, notes):
     sets[name] = _set(name, named, reference, others)
-  return {"reference": reference, "runs": [_about(n, r) for n, r in named.items()], "sets": sets,
-          "changed": {n: differences(named[reference].config, named[n].config) for n in others},
-          "notes": notes}
+  return {
+    "reference": reference,
+    "runs": [_about(n, r) for n, r in named.items()],
+    "sets": sets,
+    "changed": {n: differences(named[reference].config, named[n].config) for n in others},
+    "notes": notes,
+  }
 
 
-def _evaluators(
-    named: Mapping[str, Run], wanted: Sequence[str], notes: list[str]) -> list[str]:
+def _evaluators(named: Mapping[str, Run], wanted: Sequence[str], notes: list[str]) -> list[str]:
   """Those that judged all runs, but for the ones that choose a checkpoint."""
-  of = {n: [e for e in r.evaluators() if e in wanted or not _chooses(r, e)]
-        for n, r in named.items()}
+  of = {
+    n: [e for e in r.evaluators() if e in wanted or not _chooses(r, e)] for n, r in named.items()
+  }
   known = list(dict.fromkeys(e for names in of.values() for e in names))
   for e in wanted:
     if e not in known:
@@ -143,19 +161,23 @@ def _evaluators(
   common = [e for e in common if not wanted or e in wanted]
   if not common:
     each = "; ".join(f"{n}: {', '.join(names) or 'none'}" for n, names in of.items())
-    raise UserError(f"config.runs: no evaluator judged all of them ({each}); compare runs with the "
-                    "same config.evals")
+    raise UserError(
+      f"config.runs: no evaluator judged all of them ({each}); compare runs with the "
+      "same config.evals"
+    )
   return common
 
 
 def _chooses(run: Run, evaluator: str) -> bool:
   """Whether it judged validation images, which chose the checkpoint and so flatter it."""
   return lookup(run.config, "evals", evaluator, "part") == "val" or (
-    bool(run.fact("chosen", "evaluators")) and evaluator not in run.fact("chosen", "evaluators"))
+    bool(run.fact("chosen", "evaluators")) and evaluator not in run.fact("chosen", "evaluators")
+  )
 
 
 def _set(
-    name: str, named: Mapping[str, Run], reference: str, others: Sequence[str]) -> dict[str, Any]:
+  name: str, named: Mapping[str, Run], reference: str, others: Sequence[str]
+) -> dict[str, Any]:
   """One evaluator: the metrics of every run, and the differences from the reference."""
   first = named[reference]
   facts = first.fact("data", name) or {}
@@ -163,8 +185,9 @@ def _set(
   for n in others:
     _check(name, (reference, first, scored[reference]), (n, named[n], scored[n]))
   latest = {n: r.only(name).latest().get(TRAINED, {}) for n, r in named.items()}
-  metrics = [m for m in terminal.sort_metrics(set(latest[reference]))
-             if all(m in latest[n] for n in others)]
+  metrics = [
+    m for m in terminal.sort_metrics(set(latest[reference])) if all(m in latest[n] for n in others)
+  ]
   found: dict[str, Any] = {}
   for metric in metrics:
     gains = {n: _difference(metric, scored[n], scored[reference]) for n in others}
@@ -172,8 +195,11 @@ def _set(
     adjusted = holm([g.p for g in gains.values()])
     found[metric] = {
       "runs": {n: interval(latest[n][metric]) for n in named},
-      "gains": {n: {**interval(g), "p": g.p, "p_holm": p, "method": g.method}
-                for (n, g), p in zip(gains.items(), adjusted, strict=True)}}
+      "gains": {
+        n: {**interval(g), "p": g.p, "p_holm": p, "method": g.method}
+        for (n, g), p in zip(gains.items(), adjusted, strict=True)
+      },
+    }
   return {"test": facts.get("test") or facts, "metrics": found}
 
 
@@ -185,8 +211,10 @@ def _curves(evaluator: str, named: Mapping[str, Run]) -> dict[str, np.ndarray]:
   if head is None or "labels" not in scored[0][head].arrays:
     return {}
   own = [s[head] for s in scored]
-  return {"scores": np.stack([s.arrays[s.key] for s in own]),
-          **{k: own[0].arrays[k] for k in ("labels", "classes", "exclusive")}}
+  return {
+    "scores": np.stack([s.arrays[s.key] for s in own]),
+    **{k: own[0].arrays[k] for k in ("labels", "classes", "exclusive")},
+  }
 
 
 def _scored(evaluator: str, name: str, run: Run) -> dict[str, Scored]:
@@ -196,17 +224,23 @@ def _scored(evaluator: str, name: str, run: Run) -> dict[str, Scored]:
     keys, end, n = {"": "dice_all"}, "_all", len(arrays["dice_all"])
   elif "labels" in arrays:
     end, n, shape = "", len(arrays["labels"]), arrays["labels"].shape
-    keys = {"" if key == "probability" else key: key for key, value in arrays.items()
-            if key != "labels" and value.shape == shape and value.dtype.kind == "f"}
+    keys = {
+      "" if key == "probability" else key: key
+      for key, value in arrays.items()
+      if key != "labels" and value.shape == shape and value.dtype.kind == "f"
+    }
   else:
     keys = {}
   if not keys or f"id{end}" not in arrays:
     raise UserError(
       f"config.runs: {name} ({run.workdir}) has no predictions of single images by {evaluator!r}, "
-      "as runs before this version; run it again, or leave the evaluator out with config.evals")
+      "as runs before this version; run it again, or leave the evaluator out with config.evals"
+    )
   order = np.argsort(arrays[f"id{end}"], kind="stable")
-  arrays = {k: v[order] if v.ndim and len(v) == n and k not in ("classes", "threshold") else v
-            for k, v in arrays.items()}
+  arrays = {
+    k: v[order] if v.ndim and len(v) == n and k not in ("classes", "threshold") else v
+    for k, v in arrays.items()
+  }
   return {start: Scored(arrays, key) for start, key in keys.items()}
 
 
@@ -219,22 +253,29 @@ def _check(evaluator: str, a: tuple[str, Run, Any], b: tuple[str, Run, Any]) -> 
   way_out = "); compare runs with the same test split"
   if ids not in y or x[ids].shape != y[ids].shape or (x[ids] != y[ids]).any():
     both = len(set(x[ids].tolist()) & set(y.get(ids, np.zeros(0)).tolist()))
-    raise UserError(f"{start}{len(x[ids])} and {len(y.get(ids, ()))}, {both} of them the "
-                    f"same{way_out}")
-  prints = [lookup(r.fact("data", evaluator), "test", "fingerprint")
-            or r.fact("data", evaluator, "fingerprint") for r in (first, second)]
+    raise UserError(
+      f"{start}{len(x[ids])} and {len(y.get(ids, ()))}, {both} of them the same{way_out}"
+    )
+  prints = [
+    lookup(r.fact("data", evaluator), "test", "fingerprint")
+    or r.fact("data", evaluator, "fingerprint")
+    for r in (first, second)
+  ]
   if prints[0] != prints[1]:
     raise UserError(f"{start}their names are the same, their content is not{way_out}")
   if "labels" in x:
-    same = x["labels"].shape == y["labels"].shape and (
-      x["classes"].tolist() == y["classes"].tolist()) and np.array_equal(
-        x["labels"], y["labels"], equal_nan=True)
+    same = (
+      x["labels"].shape == y["labels"].shape
+      and (x["classes"].tolist() == y["classes"].tolist())
+      and np.array_equal(x["labels"], y["labels"], equal_nan=True)
+    )
     if not same:
       raise UserError(f"{start}their labels or classes are not the same{way_out}")
 
 
 def _difference(
-    metric: str, ours: Mapping[str, Scored], theirs: Mapping[str, Scored]) -> Difference | None:
+  metric: str, ours: Mapping[str, Scored], theirs: Mapping[str, Scored]
+) -> Difference | None:
   """By how much it is above the reference's; None where single images have no say in it."""
   head, measure, of = format.parts(metric)
   if head not in ours or head not in theirs:
@@ -244,8 +285,10 @@ def _difference(
     if measure not in MASKS:
       return None
     patients = [str(p) for p in a.arrays["patient_all"]]
-    x, y = (patient_bootstrap.mean(s.arrays[f"{measure}_all"][:, None].astype(np.float64), patients)
-            for s in (a, b))
+    x, y = (
+      patient_bootstrap.mean(s.arrays[f"{measure}_all"][:, None].astype(np.float64), patients)
+      for s in (a, b)
+    )
     return patient_bootstrap.difference(x, y)
   p, q, labels, patients = a.arrays[a.key], b.arrays[b.key], a.arrays["labels"], a.arrays["patient"]
   if of:
@@ -256,14 +299,23 @@ def _difference(
     # One class against the rest, by the decisions taken between all of them.
     cut = []
     if measure not in classification_metrics.SCORES and a.exclusive:
-      p, q = (classification_metrics.called(s.arrays[s.key], True, s.thresholds).astype(np.float64)
-              for s in (a, b))
+      p, q = (
+        classification_metrics.called(s.arrays[s.key], True, s.thresholds).astype(np.float64)
+        for s in (a, b)
+      )
       cut = [np.full(1, 0.5)] * 2
     return classification_metrics.difference(
-      p[:, [c]], q[:, [c]], labels[:, [c]], patients, False, measure,
-      tuple(cut) or tuple(_of(s.thresholds, c) for s in (a, b)))
+      p[:, [c]],
+      q[:, [c]],
+      labels[:, [c]],
+      patients,
+      False,
+      measure,
+      tuple(cut) or tuple(_of(s.thresholds, c) for s in (a, b)),
+    )
   return classification_metrics.difference(
-    p, q, labels, patients, a.exclusive, measure, (a.thresholds, b.thresholds))
+    p, q, labels, patients, a.exclusive, measure, (a.thresholds, b.thresholds)
+  )
 
 
 def _of(thresholds: np.ndarray | None, c: int) -> np.ndarray | None:
@@ -287,23 +339,53 @@ def holm(values: Sequence[float]) -> list[float]:
 def _about(name: str, run: Run) -> dict[str, Any]:
   """What a run is."""
   return {
-    "name": name, "workdir": str(run.workdir), "method": method_name(run),
-    "model": model_name(run), "start": run.fact("init"), "n": run.fact("data", "train", "n"),
-    "train": run.fact("data", "train", "name"), "split": run.fact("data", "train", "split"),
-    "steps": run.fact("steps"), "epochs": run.fact("epochs"), "chosen": run.fact("chosen"),
-    "seed": run.config.get("seed"), "total_s": total_seconds(run),
-    "command": run.fact("command")}
+    "name": name,
+    "workdir": str(run.workdir),
+    "method": method_name(run),
+    "model": model_name(run),
+    "start": run.fact("init"),
+    "n": run.fact("data", "train", "n"),
+    "train": run.fact("data", "train", "name"),
+    "split": run.fact("data", "train", "split"),
+    "steps": run.fact("steps"),
+    "epochs": run.fact("epochs"),
+    "chosen": run.fact("chosen"),
+    "seed": run.config.get("seed"),
+    "total_s": total_seconds(run),
+    "command": run.fact("command"),
+  }
 
 
 def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
   """A header and a line for every set, metric and run."""
-  yield ("data", "metric", "run", "value", "low", "high", "n", "undefined", "reference",
-         "difference", "difference_low", "difference_high", "p", "p_holm", "test")
+  yield (
+    "data",
+    "metric",
+    "run",
+    "value",
+    "low",
+    "high",
+    "n",
+    "undefined",
+    "reference",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "p_holm",
+    "test",
+  )
   for name, of in found["sets"].items():
     for metric, values in of["metrics"].items():
       for run_name, e in values["runs"].items():
         gain = values["gains"].get(run_name) or {}
-        yield [name, metric, run_name, *(cell(e[k]) for k in ("value", "low", "high", "n")),
-               e.get("undefined", ""), found["reference"] if gain else "",
-               *(cell(gain.get(k)) for k in ("value", "low", "high", "p", "p_holm")),
-               gain.get("method", "")]
+        yield [
+          name,
+          metric,
+          run_name,
+          *(cell(e[k]) for k in ("value", "low", "high", "n")),
+          e.get("undefined", ""),
+          found["reference"] if gain else "",
+          *(cell(gain.get(k)) for k in ("value", "low", "high", "p", "p_holm")),
+          gain.get("method", ""),
+        ]

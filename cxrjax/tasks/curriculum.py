@@ -61,8 +61,12 @@ class _Stage:
   path: str  # or a path, or ""
 
 
-def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = say) -> int:
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  command: str = "",
+  say: Callable[[str], None] = say,
+) -> int:
   """Runs the stages; returns the exit status.
 
   The workdir then holds a folder for each, `report.html`, `table.csv` (a line for each run, test
@@ -79,14 +83,22 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   # Every stage's folder holds its own config against this one; what is done stays done.
   workdirs.settle_config(workdir, {"task": config["task"]})
   show = launcher.Show(
-    key="stages", begins=lambda job: f"{job.name} begins with {job.start}",
+    key="stages",
+    begins=lambda job: f"{job.name} begins with {job.start}",
     ended=lambda job, why: _said(job, workdir, why),
-    collect=lambda failed: collect(jobs, workdir, failed), rows=rows, page=page)
-  before, last = ([*dict.fromkeys(job.stage for job in jobs if job.last == end)]
-                  for end in (False, True))
-  opening = [f"stages    {' > '.join([*before, ' + '.join(last)])}",
-             f"starts    {', '.join(dict.fromkeys(job.start for job in jobs if job.last))}",
-             f"workdir   {workdir}", ""]
+    collect=lambda failed: collect(jobs, workdir, failed),
+    rows=rows,
+    page=page,
+  )
+  before, last = (
+    [*dict.fromkeys(job.stage for job in jobs if job.last == end)] for end in (False, True)
+  )
+  opening = [
+    f"stages    {' > '.join([*before, ' + '.join(last)])}",
+    f"starts    {', '.join(dict.fromkeys(job.start for job in jobs if job.last))}",
+    f"workdir   {workdir}",
+    "",
+  ]
   return launcher.take(jobs, workdir, show, command=command, opening=opening, say=say)
 
 
@@ -111,8 +123,15 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
   for stage in stages.values():
     if stage.name in begun:
       start = stage.init or (WEIGHTS if stage.path else SCRATCH)
-      jobs.append(Job(stage.name, _flags(stage, workdir), stage.name, start,
-                      needs=(stage.init,) if stage.init else ()))
+      jobs.append(
+        Job(
+          stage.name,
+          _flags(stage, workdir),
+          stage.name,
+          start,
+          needs=(stage.init,) if stage.init else (),
+        )
+      )
       continue
     own, *others = _starts(stage, stages)
     for seed in seeds:
@@ -123,8 +142,15 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
           flags += (f"--config.init.path={workdir / start if start in stages else path}",)
           flags += stage.scratch if start == SCRATCH else ()
         needs = dict.fromkeys(n for n in (stage.init, start) if n in stages)
-        job = Job(f"{stage.name}{where}-seed{seed}", flags, stage.name, start, True, seed,
-                  needs=tuple(needs))
+        job = Job(
+          f"{stage.name}{where}-seed{seed}",
+          flags,
+          stage.name,
+          start,
+          True,
+          seed,
+          needs=tuple(needs),
+        )
         (repeated if where else jobs).append(job)
   return [*jobs, *repeated]
 
@@ -144,12 +170,16 @@ def _read(config: Mapping[str, Any]) -> dict[str, _Stage]:
       init = list(found)[-1]
     path = "" if init in found else init
     if path and not pathlib.Path(path).expanduser().exists():
-      raise UserError(f"{key}.init={path!r} is no stage before it, no run's workdir and no file; "
-                      f"stages before it: {', '.join(found) or 'none'}")
+      raise UserError(
+        f"{key}.init={path!r} is no stage before it, no run's workdir and no file; "
+        f"stages before it: {', '.join(found) or 'none'}"
+      )
     file, _, arg = spec["config"].partition(":")
     where = folder / file if (folder / file).is_file() else pathlib.Path(file)
     flags, alone = (tuple(spec.get(k) or ()) for k in ("flags", "scratch"))
-    overrides.resolve([f"--config={where}:{arg}", *flags, *alone])  # a mistake is said before anything runs
+    overrides.resolve(
+      [f"--config={where}:{arg}", *flags, *alone]
+    )  # a mistake is said before anything runs
     found[name] = _Stage(name, where, arg, flags, alone, init if init in found else "", path)
   if not found:
     raise UserError("config.stages is empty; see configs/curriculum.py")
@@ -175,33 +205,49 @@ def _starts(stage: _Stage, stages: Mapping[str, _Stage]) -> list[tuple[str, str]
 
 
 def collect(
-    jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]) -> dict[str, Any]:
+  jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]
+) -> dict[str, Any]:
   """All of a curriculum: a row for every run, what every start came to, what is common."""
   read = transfer_results.read(jobs, workdir)
   listed, sets, ended = [], {}, {}
   for job in jobs:
     run = read[job.name]
     row = transfer_results.row(job, run, workdir, failed.get(job.name)) | {
-      "stage": job.stage, "begins": job.start, "last": job.last, "seed": job.seed}
+      "stage": job.stage,
+      "begins": job.start,
+      "last": job.last,
+      "seed": job.seed,
+    }
     if row["status"] == "finished":
-      row |= {"model": model_name(run), "parameters": run.fact("model", "parameters"),
-              "data": run.fact("data", "train", "name"), "device": run.fact("device")}
+      row |= {
+        "model": model_name(run),
+        "parameters": run.fact("model", "parameters"),
+        "data": run.fact("data", "train", "name"),
+        "device": run.fact("device"),
+      }
       if job.last:
         ended.setdefault((job.stage, job.start), {})[job.seed] = run
         sets[job.stage] = transfer_results.sets(run)
       else:
-        row["features"] = {name: comparison_results.features(run, name) for name in run.evaluators()}
+        row["features"] = {
+          name: comparison_results.features(run, name) for name in run.evaluators()
+        }
     listed.append(row)
   points = []
   for stage in dict.fromkeys(job.stage for job in jobs if job.last):
     names = [job.start for job in jobs if job.last and job.stage == stage]
     order = [*dict.fromkeys(names[1:] + names[:1])]  # its own start comes first in the jobs
     order.sort(key=lambda name: _place(name, jobs))
-    points += [_point(stage, order, i, ended) for i in range(len(order))
-               if (stage, order[i]) in ended]
-  return {"order": list(dict.fromkeys(job.stage for job in jobs)), "sets": sets,
-          "seeds": list(dict.fromkeys(job.seed for job in jobs if job.last)),
-          "points": points, "rows": listed}
+    points += [
+      _point(stage, order, i, ended) for i in range(len(order)) if (stage, order[i]) in ended
+    ]
+  return {
+    "order": list(dict.fromkeys(job.stage for job in jobs)),
+    "sets": sets,
+    "seeds": list(dict.fromkeys(job.seed for job in jobs if job.last)),
+    "points": points,
+    "rows": listed,
+  }
 
 
 def _place(start: str, jobs: Sequence[Job]) -> int:
@@ -210,19 +256,29 @@ def _place(start: str, jobs: Sequence[Job]) -> int:
 
 
 def _point(
-    stage: str, order: Sequence[str], i: int,
-    ended: Mapping[tuple[str, str], Mapping[int, Run]]) -> dict[str, Any]:
+  stage: str, order: Sequence[str], i: int, ended: Mapping[tuple[str, str], Mapping[int, Run]]
+) -> dict[str, Any]:
   """What all seeds of a last stage came to from one start; gains over none and the start before."""
   of_seed = ended[stage, order[i]]
   each = [transfer_results.judged(run) for run in of_seed.values()]
   against = {"gains": SCRATCH, "steps": order[i - 1] if i else SCRATCH}
   return {
-    "stage": stage, "start": order[i], "before": against["steps"],
-    "sets": {name: {metric: transfer_results.over_seeds([one.get(name, {}).get(metric)
-                                                       for one in each])
-                    for metric in metrics} for name, metrics in each[0].items()},
-    **{key: transfer_results.gains(of_seed, ended.get((stage, other), {}))
-       for key, other in against.items() if other != order[i]}}
+    "stage": stage,
+    "start": order[i],
+    "before": against["steps"],
+    "sets": {
+      name: {
+        metric: transfer_results.over_seeds([one.get(name, {}).get(metric) for one in each])
+        for metric in metrics
+      }
+      for name, metrics in each[0].items()
+    },
+    **{
+      key: transfer_results.gains(of_seed, ended.get((stage, other), {}))
+      for key, other in against.items()
+      if other != order[i]
+    },
+  }
 
 
 def _said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
@@ -232,23 +288,50 @@ def _said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
   run = transfer_results.read([job], workdir)[job.name]
   row = transfer_results.row(job, run, workdir, why)
   known = {m: v for found in row.get("sets", {}).values() for m, v in found.items()}
-  parts = [f"{m} {format.decimal(known[m]['value'])}" for m in ("auroc", "accuracy", "dice")
-           if m in known]
+  parts = [
+    f"{m} {format.decimal(known[m]['value'])}" for m in ("auroc", "accuracy", "dice") if m in known
+  ]
   return ", ".join([f"{job.name}: {format.duration(row.get('total_s')) or 'finished'}", *parts])
 
 
 def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
   """A header and a line for every run, test set and metric; a run that failed has one line."""
-  yield ("stage", "begins_with", "seed", "status", "images", "epochs", "data", "metric", "value",
-         "low", "high", "total_s", "why", "command", "run")
+  yield (
+    "stage",
+    "begins_with",
+    "seed",
+    "status",
+    "images",
+    "epochs",
+    "data",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "total_s",
+    "why",
+    "command",
+    "run",
+  )
   for row in found["rows"]:
-    start = [row["stage"], row["begins"], row["seed"], row["status"], cell(row.get("images")),
-             cell(row.get("epochs"))]
+    start = [
+      row["stage"],
+      row["begins"],
+      row["seed"],
+      row["status"],
+      cell(row.get("images")),
+      cell(row.get("epochs")),
+    ]
     end = [cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
-    lines = [(name, metric, value) for name, judged in (row.get("sets") or {}).items()
-             for metric, value in judged.items()]
-    lines += [(name, f"{head}/auroc", found["trained"])
-              for name, heads in (row.get("features") or {}).items()
-              for head, found in heads.items()]
+    lines = [
+      (name, metric, value)
+      for name, judged in (row.get("sets") or {}).items()
+      for metric, value in judged.items()
+    ]
+    lines += [
+      (name, f"{head}/auroc", found["trained"])
+      for name, heads in (row.get("features") or {}).items()
+      for head, found in heads.items()
+    ]
     for name, metric, value in lines or [("", "", {})]:
       yield [*start, name, metric, *(cell(value.get(k)) for k in ("value", "low", "high")), *end]

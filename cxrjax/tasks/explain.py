@@ -68,19 +68,26 @@ class Explained:
     return self.network.run.encoder
 
 
-def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = say) -> int:
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  command: str = "",
+  say: Callable[[str], None] = say,
+) -> int:
   """Explains the runs of `config.runs`; see `configs/explain.py` for what is written.
 
   Raises:
     UserError: no such run, images, method or class.
   """
-  loaded = {name: networks.load(path, "config.runs") for name, path in
-              named_runs(config["runs"], 1).items()}
+  loaded = {
+    name: networks.load(path, "config.runs") for name, path in named_runs(config["runs"], 1).items()
+  }
   for name, network in loaded.items():
     if network.kind == "segmenter":
-      raise UserError(f"config.runs: {name} ({network.run.workdir}) draws masks, of which there is "
-                      "nothing to explain; give classifiers or pretrained encoders")
+      raise UserError(
+        f"config.runs: {name} ({network.run.workdir}) draws masks, of which there is "
+        "nothing to explain; give classifiers or pretrained encoders"
+      )
   # Other runs may be explained in the same workdir: nothing of the last time is kept.
   settle_config(workdir, {"task": config["task"]})
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
@@ -93,13 +100,27 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   began = now()
   seen = {e.name: {m: _look(e, m, config) for m in methods} for e in explained}
   found = _facts(explained, methods, seen, config) | {
-    "data": {"name": source.info.name, "split": source.info.split, "of": len(source),
-             "n": len(explained[0].images), "fingerprint": source.info.fingerprint,
-             "patients": _people(explained[0].images.patients)},
-    "masks": masked, "target": config["target"], "notes": notes}
+    "data": {
+      "name": source.info.name,
+      "split": source.info.split,
+      "of": len(source),
+      "n": len(explained[0].images),
+      "fingerprint": source.info.fingerprint,
+      "patients": _people(explained[0].images.patients),
+    },
+    "masks": masked,
+    "target": config["target"],
+    "notes": notes,
+  }
   with Writer(workdir) as writer:
-    writer.facts(command=command or " ".join(sys.argv), started=began, finished=now(),
-                 status="finished", explain=found, **environment())
+    writer.facts(
+      command=command or " ".join(sys.argv),
+      started=began,
+      finished=now(),
+      status="finished",
+      explain=found,
+      **environment(),
+    )
     writer.arrays("maps", **_shown(explained, methods, seen, config["shown"]))
   _files(workdir, explained, methods, seen, config["shown"])
   report = page.write(workdir)
@@ -115,24 +136,33 @@ def _source(config: Mapping[str, Any], first: networks.Network) -> tuple[Any, di
   data = config["data"]
   if data["source"]:
     options, split = freeze(data["options"]), data["split"] or "test"
-    return (open_source(data["source"], split=split, **options),
-            {"name": data["source"], **options})
+    return (
+      open_source(data["source"], split=split, **options),
+      {"name": data["source"], **options},
+    )
   judged = [spec["data"] for spec in first.run.config["evals"].values() if spec.get("data")]
   judged.sort(key=lambda d: "test" not in d)  # beside the test split there may be a validation one
   if not judged:
-    raise UserError(f"config.data.source is missing: {first.run.workdir} was judged by no images; "
-                    "give a source, like :data=folder:PATH")
+    raise UserError(
+      f"config.data.source is missing: {first.run.workdir} was judged by no images; "
+      "give a source, like :data=folder:PATH"
+    )
   own = judged[0]
   split = data["split"] or own.get("test") or own.get("split") or "test"
   options = {k: freeze(v) for k, v in own.items() if k not in (*OF_TRAINING, "name", "split")}
   options |= freeze(data["options"])
-  return (open_source(freeze(own["name"]), split=split, **options),
-          {"name": freeze(own["name"]), "train": own.get("train", "train"), **options})
+  return (
+    open_source(freeze(own["name"]), split=split, **options),
+    {"name": freeze(own["name"]), "train": own.get("train", "train"), **options},
+  )
 
 
 def _explained(
-    config: Mapping[str, Any], loaded: Mapping[str, networks.Network], source: Any,
-    origin: Mapping[str, Any], notes: list[str],
+  config: Mapping[str, Any],
+  loaded: Mapping[str, networks.Network],
+  source: Any,
+  origin: Mapping[str, Any],
+  notes: list[str],
 ) -> tuple[list[Explained], dict[str, Any]]:
   """The runs with their images and heads; and where the lung masks are from."""
   rows, found, masked = None, [], {}
@@ -143,28 +173,43 @@ def _explained(
       # All runs are scored by the masks of the first one's images.
       published = int(pseudo_masks.owned(own, rows).sum())
       predicted = len(lung_overlap.with_masks(images.take(rows))) - published
-      masked = {"published": published, "predicted": predicted,
-                "by": config["data"]["masks"] if predicted else ""}
+      masked = {
+        "published": published,
+        "predicted": predicted,
+        "by": config["data"]["masks"] if predicted else "",
+      }
     head, classes, about = _head(config, network, origin, notes, name)
     found.append(Explained(name, network, images.take(rows), head, classes, about))
   if not masked["published"] + masked["predicted"]:
-    notes.append(f"{source.info.name} has no lung masks, so that nothing is said of lungs; give a "
-                 "finished segmentation run with masks=WORKDIR")
+    notes.append(
+      f"{source.info.name} has no lung masks, so that nothing is said of lungs; give a "
+      "finished segmentation run with masks=WORKDIR"
+    )
   return found, masked
 
 
 def _decode(
-    config: Mapping[str, Any], network: networks.Network, source: Any) -> tuple[Images, Images]:
+  config: Mapping[str, Any], network: networks.Network, source: Any
+) -> tuple[Images, Images]:
   """Images as one network sees them: with predicted masks where asked for, and without."""
   like, cache = network.look(), config["data"]["cache_dir"] or None
   most = 4 * config["images"]  # some may have no mask
   rows = None if len(source) <= most else even(len(source), most)
-  images = load_images(source, like.size, fit=like.fit, bits=like.bits, window=like.window,
-                       cache_dir=cache, indices=rows, progress=False)
+  images = load_images(
+    source,
+    like.size,
+    fit=like.fit,
+    bits=like.bits,
+    window=like.window,
+    cache_dir=cache,
+    indices=rows,
+    progress=False,
+  )
   if not config["data"]["masks"]:
     return images, images
-  filled = pseudo_masks.fill(images, config["data"]["masks"], cache_dir=cache, progress=False,
-                      look=[like.fit, like.window])
+  filled = pseudo_masks.fill(
+    images, config["data"]["masks"], cache_dir=cache, progress=False, look=[like.fit, like.window]
+  )
   return filled, images
 
 
@@ -177,8 +222,12 @@ def _rows(images: Images, most: int) -> Int64[np.ndarray, "n"]:
 
 
 def _head(
-    config: Mapping[str, Any], network: networks.Network, origin: Mapping[str, Any], notes: list[str],
-    name: str) -> tuple[Head | None, tuple[str, ...], str]:
+  config: Mapping[str, Any],
+  network: networks.Network,
+  origin: Mapping[str, Any],
+  notes: list[str],
+  name: str,
+) -> tuple[Head | None, tuple[str, ...], str]:
   """A classifier's own head, or a linear probe's; its classes; what it is."""
   if network.kind == "classifier":
     head = network.params["head"]
@@ -191,12 +240,23 @@ def _head(
     return None, (), ""
   like, most = network.look(), config["probe_images"]
   rows = even(len(source), most)
-  images = load_images(source, like.size, fit=like.fit, bits=like.bits, window=like.window,
-                       cache_dir=config["data"]["cache_dir"] or None, indices=rows, progress=False)
+  images = load_images(
+    source,
+    like.size,
+    fit=like.fit,
+    bits=like.bits,
+    window=like.window,
+    cache_dir=config["data"]["cache_dir"] or None,
+    indices=rows,
+    progress=False,
+  )
+
   def encode(params: Params, x: Any) -> Any:
     return network.run.encoder.encode(params, x).cls
 
-  head = saliency_artifacts.probe(encode, network.params["encoder"], images, network.mean, network.std)
+  head = saliency_artifacts.probe(
+    encode, network.params["encoder"], images, network.mean, network.std
+  )
   if head is None:
     notes.append(f"{name} has no classes, and {source.info.name} no labels to fit a probe to")
     return None, (), ""
@@ -223,48 +283,86 @@ def _methods(text: str, explained: Sequence[Explained], notes: list[str]) -> tup
 
 def _check_target(target: str, e: Explained) -> None:
   if target and e.head is not None and target not in e.classes:
-    raise UserError(f"config.target={target!r} is no class of {e.name}"
-                    f"{suggest(target, e.classes)}")
+    raise UserError(f"config.target={target!r} is no class of {e.name}{suggest(target, e.classes)}")
 
 
 def _look(e: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.Seen:
   options = {"tap": config["tap"]} if method in ("gradcam", "gradcam++") else {}
   target = e.classes.index(config["target"]) if config["target"] and e.classes else None
   return lung_overlap.look(
-    method, e.encoder, e.params, e.images, head=e.head, target=target, mean=e.network.mean,
-    std=e.network.std, **options)
+    method,
+    e.encoder,
+    e.params,
+    e.images,
+    head=e.head,
+    target=target,
+    mean=e.network.mean,
+    std=e.network.std,
+    **options,
+  )
 
 
 def _facts(
-    explained: Sequence[Explained], methods: Sequence[str],
-    seen: Mapping[str, Mapping[str, lung_overlap.Seen]], config: Mapping[str, Any]) -> dict[str, Any]:
+  explained: Sequence[Explained],
+  methods: Sequence[str],
+  seen: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  config: Mapping[str, Any],
+) -> dict[str, Any]:
   """Scores, differences from the first run, and what random weights leave of the maps."""
   first, *others = explained
   patients, labels = first.images.patients, np.asarray(first.images.labels)
   classes = first.images.info.classes
-  scores = {e.name: {m: lung_overlap.summary(seen[e.name][m].scores, patients, labels, classes)
-                     for m in methods} for e in explained}
-  gains = {e.name: {m: {k: lung_overlap.interval(d) for k, d in lung_overlap.differences(
-    seen[e.name][m].scores, seen[first.name][m].scores, patients).items()} for m in methods}
-    for e in others}
+  scores = {
+    e.name: {
+      m: lung_overlap.summary(seen[e.name][m].scores, patients, labels, classes) for m in methods
+    }
+    for e in explained
+  }
+  gains = {
+    e.name: {
+      m: {
+        k: lung_overlap.interval(d)
+        for k, d in lung_overlap.differences(
+          seen[e.name][m].scores, seen[first.name][m].scores, patients
+        ).items()
+      }
+      for m in methods
+    }
+    for e in others
+  }
   return {
-    "runs": [_about(e) for e in explained], "methods": list(methods), "scores": scores,
-    "differences": gains, "reference": first.name,
-    "random": {e.name: _random(e, seen[e.name], config) for e in explained}}
+    "runs": [_about(e) for e in explained],
+    "methods": list(methods),
+    "scores": scores,
+    "differences": gains,
+    "reference": first.name,
+    "random": {e.name: _random(e, seen[e.name], config) for e in explained},
+  }
 
 
 def _about(e: Explained) -> dict[str, Any]:
   run = e.network.run
   facts = read_facts(run.workdir)
   train = run.facts["data"]["train"]
-  return {"name": e.name, "workdir": str(run.workdir), "method": e.network.method,
-          "model": model_name(facts), "size": e.network.image_size, "head": e.about,
-          "classes": list(e.classes), "train": train["name"], "split": train.get("split", ""),
-          "n": train["n"], "step": run.step, "notes": train.get("notes", [])}
+  return {
+    "name": e.name,
+    "workdir": str(run.workdir),
+    "method": e.network.method,
+    "model": model_name(facts),
+    "size": e.network.image_size,
+    "head": e.about,
+    "classes": list(e.classes),
+    "train": train["name"],
+    "split": train.get("split", ""),
+    "n": train["n"],
+    "step": run.step,
+    "notes": train.get("notes", []),
+  }
 
 
 def _random(
-    e: Explained, seen: Mapping[str, lung_overlap.Seen], config: Mapping[str, Any]) -> dict[str, Any]:
+  e: Explained, seen: Mapping[str, lung_overlap.Seen], config: Mapping[str, Any]
+) -> dict[str, Any]:
   """Rank correlations of the maps with those of random weights, of the same classes."""
   n = min(COMPARED, len(e.images))
   x = lung_overlap.normalised(e.images.take(np.arange(n)), e.network.mean, e.network.std)
@@ -276,24 +374,31 @@ def _random(
     explains = method in maps.OF_CLASSES
     options = {"tap": config["tap"]} if method in ("gradcam", "gradcam++") else {}
     other = maps.explain(
-      method, e.encoder, params, x, head=head, target=of.target[:n] if explains else None,
-      **options)
+      method, e.encoder, params, x, head=head, target=of.target[:n] if explains else None, **options
+    )
     r = sanity.correlations(of.maps[:n], other)
     known = r[np.isfinite(r)]
-    found[method] = {"value": float(known.mean()) if len(known) else None, "n": len(known),
-                     "flat": n - len(known)}
+    found[method] = {
+      "value": float(known.mean()) if len(known) else None,
+      "n": len(known),
+      "flat": n - len(known),
+    }
   return found
 
 
 def _shown(
-    explained: Sequence[Explained], methods: Sequence[str],
-    seen: Mapping[str, Mapping[str, lung_overlap.Seen]], count: int) -> dict[str, np.ndarray]:
+  explained: Sequence[Explained],
+  methods: Sequence[str],
+  seen: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  count: int,
+) -> dict[str, np.ndarray]:
   """What the page draws: some images with their maps, and the mean maps of all images."""
   images = explained[0].images
   rows = saliency_artifacts.chosen(images, count)
   found: dict[str, np.ndarray] = {
     "image": images.gray(rows)[..., 0],
-    "label": np.asarray(embedding.findings(np.asarray(images.labels)[rows], images.info.classes))}
+    "label": np.asarray(embedding.findings(np.asarray(images.labels)[rows], images.info.classes)),
+  }
   found["mean_image"] = np.rint(images.gray(slice(None))[..., 0].mean(0)).astype(np.uint8)
   if images.masks is not None:
     found["mask"] = np.asarray(images.masks[rows])[..., 0] > 0
@@ -318,8 +423,12 @@ def _mean(of: Float32[np.ndarray, "n h w"], each: bool) -> Float32[np.ndarray, "
 
 
 def _files(
-    workdir: pathlib.Path, explained: Sequence[Explained], methods: Sequence[str],
-    seen: Mapping[str, Mapping[str, lung_overlap.Seen]], count: int) -> None:
+  workdir: pathlib.Path,
+  explained: Sequence[Explained],
+  methods: Sequence[str],
+  seen: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  count: int,
+) -> None:
   """`maps/*.png`, `arrays/*.npz`, `scores.csv`."""
   save_table(workdir / "scores.csv", _rows_of_csv(explained, methods, seen))
   try:
@@ -334,15 +443,22 @@ def _files(
         own = seen[e.name][method]
         name = f"{_file_name(e.name)}-{method.replace('++', 'pp')}"
         np.savez_compressed(
-          workdir / "arrays" / f"{name}.npz", maps=own.maps, id=np.asarray(e.images.ids),
-          target=own.target, classes=np.asarray(e.classes))
+          workdir / "arrays" / f"{name}.npz",
+          maps=own.maps,
+          id=np.asarray(e.images.ids),
+          target=own.target,
+          classes=np.asarray(e.classes),
+        )
         (scaled,) = drawing.scale(method, own.maps[rows])
         for i, heat in enumerate(scaled.maps):
           drawing.png(gray[i], heat, scaled).save(
-            workdir / "maps" / f"{i + 1:02d}-{name}.png", optimize=True)
+            workdir / "maps" / f"{i + 1:02d}-{name}.png", optimize=True
+          )
   except OSError as error:
-    raise UserError(f"{workdir} cannot be written ({error.strerror or error}); free some space, or "
-                    "choose another folder with --workdir") from error
+    raise UserError(
+      f"{workdir} cannot be written ({error.strerror or error}); free some space, or "
+      "choose another folder with --workdir"
+    ) from error
 
 
 def _file_name(name: str) -> str:
@@ -350,8 +466,10 @@ def _file_name(name: str) -> str:
 
 
 def _rows_of_csv(
-    explained: Sequence[Explained], methods: Sequence[str],
-    seen: Mapping[str, Mapping[str, lung_overlap.Seen]]) -> Iterator[Sequence[Any]]:
+  explained: Sequence[Explained],
+  methods: Sequence[str],
+  seen: Mapping[str, Mapping[str, lung_overlap.Seen]],
+) -> Iterator[Sequence[Any]]:
   yield ("run", "method", "id", "label", "explained", *saliency.MEASURES, "undefined")
   for e in explained:
     labels = embedding.findings(np.asarray(e.images.labels), e.images.info.classes)
@@ -359,9 +477,15 @@ def _rows_of_csv(
       own = seen[e.name][method]
       for i, image in enumerate(e.images.ids):
         values = [own.scores.values[m][i] for m in saliency.MEASURES]
-        yield [e.name, method, image, labels[i],
-               e.classes[own.target[i]] if own.target[i] >= 0 else "",
-               *(f"{v:.6g}" if np.isfinite(v) else "" for v in values), own.scores.reasons[i]]
+        yield [
+          e.name,
+          method,
+          image,
+          labels[i],
+          e.classes[own.target[i]] if own.target[i] >= 0 else "",
+          *(f"{v:.6g}" if np.isfinite(v) else "" for v in values),
+          own.scores.reasons[i],
+        ]
 
 
 def _people(patients: Sequence[str]) -> int | None:

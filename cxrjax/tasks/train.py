@@ -63,35 +63,64 @@ class Run:
     if masked and "masks" not in inspect.signature(recipe.__call__).parameters:
       raise UserError(
         f"config.views.name={config['views']['name']!r} takes no lung masks; set "
-        "config.data.masks='', or choose 'cxrjax.views.multicrop'")
+        "config.data.masks='', or choose 'cxrjax.views.multicrop'"
+      )
     self.source = source = sources.open_source(
-      freeze(data["source"]), split=data["split"], subset=data.get("subset") or None,
-      fold=data.get("fold") or None, split_seed=data.get("split_seed", 0),
-      labelled=data.get("labelled") or None, labelled_share=data.get("labelled_share", 0.0),
-      **freeze(data.get("options", {})))
+      freeze(data["source"]),
+      split=data["split"],
+      subset=data.get("subset") or None,
+      fold=data.get("fold") or None,
+      split_seed=data.get("split_seed", 0),
+      labelled=data.get("labelled") or None,
+      labelled_share=data.get("labelled_share", 0.0),
+      **freeze(data.get("options", {})),
+    )
     options = {
-      "size": data["size"], "fit": data["fit"], "cache_dir": data["cache_dir"] or None,
-      "on_bad_image": data["on_bad_image"], "bits": data.get("bits", "auto"),
-      "window": freeze(data.get("window", "auto")), "progress": self.progress}
+      "size": data["size"],
+      "fit": data["fit"],
+      "cache_dir": data["cache_dir"] or None,
+      "on_bad_image": data["on_bad_image"],
+      "bits": data.get("bits", "auto"),
+      "window": freeze(data.get("window", "auto")),
+      "progress": self.progress,
+    }
     self.masks_owned: int | None = None
     if segmenter:  # all images are decoded and get their masks before the loader sees them
       images = sources.load_images(source, **options)
       self.masks_owned = pseudo_masks.count(images)
       source = pseudo_masks.fill(
-        images, segmenter, cache_dir=options["cache_dir"], mesh=self.mesh, progress=self.progress,
-        look=[options["fit"], options["window"]])
+        images,
+        segmenter,
+        cache_dir=options["cache_dir"],
+        mesh=self.mesh,
+        progress=self.progress,
+        look=[options["fit"], options["window"]],
+      )
     self.loader = Loader(
-      source, batch_size=batch_size, seed=seed, mesh=self.mesh, storage=data["storage"],
-      masks=masked, repeat=data.get("repeat", False), **options)
+      source,
+      batch_size=batch_size,
+      seed=seed,
+      mesh=self.mesh,
+      storage=data["storage"],
+      masks=masked,
+      repeat=data.get("repeat", False),
+      **options,
+    )
     if masked and self.masks_owned is None and self.loader.images is not None:
       self.masks_owned = pseudo_masks.count(self.loader.images)
 
     self.labels = labels_of(
       self.loader.images.table if self.loader.images is not None else self.source.table,
-      self.loader.info)
+      self.loader.info,
+    )
     trainer = build_trainer(
-      config, self.mesh, examples=self.loader.num_examples, labels=self.labels,
-      fetch=self.loader.fetch, resident=self.loader.storage == "resident")
+      config,
+      self.mesh,
+      examples=self.loader.num_examples,
+      labels=self.labels,
+      fetch=self.loader.fetch,
+      resident=self.loader.storage == "resident",
+    )
     self.recipe, self.method, self.optimizer = trainer.recipe, trainer.method, trainer.optimizer
     self.encoder, self.clock = self.method.encoder, self.optimizer.clock
     weights, self.started = init_params.start(config, self.encoder)
@@ -102,7 +131,8 @@ class Run:
     self.log_every, self.save_every = steps("log_every"), steps("checkpoint.every")
     self.evaluators = {
       name: build(spec, "Evaluator", f"config.evals.{name}")
-      for name, spec in config["evals"].items()}
+      for name, spec in config["evals"].items()
+    }
 
   def _every(self, config: Mapping[str, Any], key: str) -> int:
     value = functools.reduce(lambda c, k: c[k], key.split("."), config)
@@ -112,8 +142,9 @@ class Run:
   def eval_data(self) -> dict[str, Any]:
     """Every evaluator's images, decoded once; in every process, which all compute every result."""
     cache = self.config["data"]["cache_dir"] or None
-    return {name: e.load(cache_dir=cache, progress=self.progress)
-            for name, e in self.evaluators.items()}
+    return {
+      name: e.load(cache_dir=cache, progress=self.progress) for name, e in self.evaluators.items()
+    }
 
   def encode(self, params: Any, x: jax.Array) -> jax.Array:
     """Class-token features, `[b d]`."""
@@ -130,8 +161,7 @@ class Run:
       function, params = self.encode, self.method.encoder_params
     else:
       function, params = self.predict, self.method.network_params
-    return evaluator.run(
-      function, params(state["params"], state["extra"]), data, mesh=self.mesh)
+    return evaluator.run(function, params(state["params"], state["extra"]), data, mesh=self.mesh)
 
   @functools.cached_property
   def leaks(self) -> list[str]:
@@ -141,11 +171,16 @@ class Run:
     choice = data.get("shared_patients", "error")
     path = (self.config.get("init") or {}).get("path", "")
     # What only chooses the checkpoint may have been among what was learnt from without labels.
-    tests = {name: d for name, d in judges.items()
-             if getattr(self.evaluators[name], "part", "test") == "test"}
-    return [*leakage_checks.shared_patients(self.source, judges, choice),
-            *leakage_checks.seen_before(path, tests, choice, data["cache_dir"] or None),
-            *leakage_checks.near_duplicates(self.loader, judges, data.get("near_duplicates", 0))]
+    tests = {
+      name: d
+      for name, d in judges.items()
+      if getattr(self.evaluators[name], "part", "test") == "test"
+    }
+    return [
+      *leakage_checks.shared_patients(self.source, judges, choice),
+      *leakage_checks.seen_before(path, tests, choice, data["cache_dir"] or None),
+      *leakage_checks.near_duplicates(self.loader, judges, data.get("near_duplicates", 0)),
+    ]
 
   def describe(self) -> dict[str, Any]:
     """Facts for the report and for the lines printed before the run."""
@@ -153,20 +188,29 @@ class Run:
     shapes = self.trainer.abstract(self.spec)
     encoder = self.method.encoder_params(shapes["params"], shapes["extra"])
     device = self.mesh.devices.flat[0]
-    at = {n: tabulate(s, self.clock.total_steps)
-          for n, s in {**self.optimizer.schedules, **self.method.schedules}.items()}
+    at = {
+      n: tabulate(s, self.clock.total_steps)
+      for n, s in {**self.optimizer.schedules, **self.method.schedules}.items()
+    }
     return {
-      "device": {"platform": device.platform, "kind": device.device_kind,
-                 "devices": self.mesh.size, "processes": jax.process_count()},
-      "model": {"name": self.config["model"]["name"],
-                "variant": self.config["model"].get("variant", ""),
-                "parameters": param_count(encoder),
-                "trained_parameters": param_count(shapes["params"]),
-                "flops_per_image": float(self.method.flops(self.spec))},
+      "device": {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "devices": self.mesh.size,
+        "processes": jax.process_count(),
+      },
+      "model": {
+        "name": self.config["model"]["name"],
+        "variant": self.config["model"].get("variant", ""),
+        "parameters": param_count(encoder),
+        "trained_parameters": param_count(shapes["params"]),
+        "flops_per_image": float(self.method.flops(self.spec)),
+      },
       "method": self.config["method"]["name"].rpartition(".")[2],
       "learns_from": learns_from(self.config["method"]),
       "data": {"train": self._describe_data(), **evals},
-      "steps": self.clock.total_steps, "epochs": self.clock.epoch(self.clock.total_steps),
+      "steps": self.clock.total_steps,
+      "epochs": self.clock.epoch(self.clock.total_steps),
       "batch_size": self.clock.batch_size,
       "schedules": {name: {"step": s, "value": v} for name, (s, v) in at.items()},
       **self.started,
@@ -178,17 +222,23 @@ class Run:
     labels = self.labels
     patients = set(table.patients)
     return {
-      "name": info.name, "split": info.split, "n": self.loader.num_examples,
-      "storage": self.loader.storage, "bits": self.loader.bits,
-      "classes": list(info.classes), "exclusive": labels.exclusive,
+      "name": info.name,
+      "split": info.split,
+      "n": self.loader.num_examples,
+      "storage": self.loader.storage,
+      "bits": self.loader.bits,
+      "classes": list(info.classes),
+      "exclusive": labels.exclusive,
       "class_counts": dict(zip(labels.classes, labels.positive, strict=True)),
       "class_known": dict(zip(labels.classes, labels.known, strict=True)),
-      "patients": len(patients) if all(patients) else None, "fingerprint": info.fingerprint,
+      "patients": len(patients) if all(patients) else None,
+      "fingerprint": info.fingerprint,
       "splits": dict(info.splits),
       "notes": [*info.notes, *self.loader.notes, *untaught(labels), *self.leaks],
       **self._describe_masks(),
       "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
-      "size": self.config["data"]["size"], "fit": self.config["data"]["fit"],
+      "size": self.config["data"]["size"],
+      "fit": self.config["data"]["fit"],
     }
 
   def _describe_masks(self) -> dict[str, Any]:
@@ -213,17 +263,29 @@ def labels_of(table: Any, info: Any) -> Labels:
     raise UserError(
       f"{info.name} [{info.split}]: label {info.classes[column]!r} of {table.ids[row]!r} is "
       f"{table.labels[row, column]:g}, which is neither 0 nor 1 nor unknown; mend the source, or "
-      "say what it means with config.data.options.uncertain")
+      "say what it means with config.data.options.uncertain"
+    )
   return Labels(
-    tuple(info.classes), info.exclusive, tuple((table.labels == 1).sum(0).tolist()),
-    tuple((~np.isnan(table.labels)).sum(0).tolist()), info.advice)
+    tuple(info.classes),
+    info.exclusive,
+    tuple((table.labels == 1).sum(0).tolist()),
+    tuple((~np.isnan(table.labels)).sum(0).tolist()),
+    info.advice,
+  )
 
 
 def untaught(labels: Labels) -> list[str]:
   """Remarks on classes that no training image has."""
   none = [name for name, n in zip(labels.classes, labels.positive, strict=True) if not n]
-  return [f"no training image has the class {name!r}: its output is not taught, and means over "
-          "classes include it" for name in none] if any(labels.known) else []
+  return (
+    [
+      f"no training image has the class {name!r}: its output is not taught, and means over "
+      "classes include it"
+      for name in none
+    ]
+    if any(labels.known)
+    else []
+  )
 
 
 def remarks(facts: Mapping[str, Any]) -> list[str]:
@@ -233,8 +295,12 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
   for name, of in sets.items():
     if name != "train":
       parts = [of, *(part for part in of.values() if isinstance(part, Mapping))]
-      found |= {f"{name}: {note}": None for part in parts for note in part.get("notes", ())
-                if note not in sets["train"]["notes"]}
+      found |= {
+        f"{name}: {note}": None
+        for part in parts
+        for note in part.get("notes", ())
+        if note not in sets["train"]["notes"]
+      }
   return list(found)
 
 
@@ -257,6 +323,7 @@ def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
 
 def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
   """Those that judge the run as it goes."""
+
   def evaluation(name: str, evaluator: Any) -> Evaluation:
     def evaluate(step: int, state: State) -> float | None:
       result = run.judge(name, state)
@@ -265,10 +332,11 @@ def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
       _write_page(writer.workdir, jax.process_index() == 0)  # to look at while it runs
       score = getattr(result, "scores", {}).get(run.config["checkpoint"]["score"])
       return None if score is None or np.isnan(score) else score
+
     every = max(1, run.clock.steps(evaluator.every, f"config.evals.{name}.every"))
     return Evaluation(every, evaluate)
-  return {
-    name: evaluation(name, e) for name, e in run.evaluators.items() if e.every != CHOSEN}
+
+  return {name: evaluation(name, e) for name, e in run.evaluators.items() if e.every != CHOSEN}
 
 
 def _judge_chosen(run: Run, writer: Writer, checkpoints: Checkpoints, outcome: Outcome) -> State:
@@ -293,8 +361,7 @@ def _judge_chosen(run: Run, writer: Writer, checkpoints: Checkpoints, outcome: O
   return state
 
 
-def _record(
-    writer: Writer, step: int, epoch: float, name: str, encoder: str, result: Any) -> None:
+def _record(writer: Writer, step: int, epoch: float, name: str, encoder: str, result: Any) -> None:
   """The newest scores for ROC curves and confusion matrices, then metrics: these say it is done."""
   threshold = result.facts.get("linear", {}).get("threshold")
   extra = {} if threshold is None else {"threshold": np.asarray(threshold)}
@@ -318,8 +385,12 @@ def _known(writer: Writer, name: str, encoder: str) -> bool:
   return known
 
 
-def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
-        say: Callable[[str], None] = say) -> int:
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  command: str = "",
+  say: Callable[[str], None] = say,
+) -> int:
   """Runs `config` in `workdir` to its end; returns the exit status.
 
   0 finished (now or before); 128 + signal where a signal stopped it after saving.
@@ -344,36 +415,62 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
   with Writer(workdir, active=main) as writer:
     checkpoints = None
     try:
-      writer.facts(command=command or " ".join(sys.argv), started=now(), finished=None,
-                   status="running", **environment(), **facts)
+      writer.facts(
+        command=command or " ".join(sys.argv),
+        started=now(),
+        finished=None,
+        status="running",
+        **environment(),
+        **facts,
+      )
       if main:
         learnt_from.remember(
-          run.loader, run.source, workdir, (config.get("init") or {}).get("path", ""),
-          config["data"]["cache_dir"] or None)
+          run.loader,
+          run.source,
+          workdir,
+          (config.get("init") or {}).get("path", ""),
+          config["data"]["cache_dir"] or None,
+        )
       checkpoints = Checkpoints(
-        workdir / "checkpoints", keep=config["checkpoint"]["keep"], config=config)
+        workdir / "checkpoints", keep=config["checkpoint"]["keep"], config=config
+      )
       writer.arrays("views", **saliency_artifacts.views(run))
       _floors(run, writer)
       health = config["health"]
       outcome = train(
-        run.trainer, run.loader, run.clock, checkpoints=checkpoints, writer=writer,
-        evaluations=_evaluations(run, writer), log_every=run.log_every,
-        save_every=run.save_every, begun=begun, progress=run.progress, say=say,
-        watch=Watch(run.method.diagnose, health["patience"],
-                    run.clock.steps(health["grace"], "config.health.grace")))
+        run.trainer,
+        run.loader,
+        run.clock,
+        checkpoints=checkpoints,
+        writer=writer,
+        evaluations=_evaluations(run, writer),
+        log_every=run.log_every,
+        save_every=run.save_every,
+        begun=begun,
+        progress=run.progress,
+        say=say,
+        watch=Watch(
+          run.method.diagnose,
+          health["patience"],
+          run.clock.steps(health["grace"], "config.health.grace"),
+        ),
+      )
       state = _judge_chosen(run, writer, checkpoints, outcome)
       if not outcome.stopped:
         feature_artifacts.write(run, state, writer)
         for line in saliency_artifacts.write(run, state, writer):
           say(line)
       status = f"stopped: {signal.Signals(outcome.stopped).name}" if outcome.stopped else "finished"
-      writer.facts(status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks,
-                   memory=peak())
+      writer.facts(
+        status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks, memory=peak()
+      )
     except BaseException as error:
       peers.tell(error)  # before anything here waits for them
       if isinstance(error, OSError) and error.errno in FULL:
-        error = UserError(f"no space left on device ({error.filename or workdir}); free some, then "
-                          "run the same command again")
+        error = UserError(
+          f"no space left on device ({error.filename or workdir}); free some, then "
+          "run the same command again"
+        )
       with contextlib.suppress(UserError, OSError):  # a full disk has no room for the page either
         writer.facts(status=_ended(error), finished=now())
         _write_page(workdir, main)
@@ -382,8 +479,10 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, command: str = "",
       if checkpoints is not None:
         checkpoints.close()
   if outcome.stopped:
-    say(f"stopped by {signal.Signals(outcome.stopped).name} after saving step {outcome.step}; "
-        "the same command goes on from there")
+    say(
+      f"stopped by {signal.Signals(outcome.stopped).name} after saving step {outcome.step}; "
+      "the same command goes on from there"
+    )
   report = _write_page(workdir, main)
   if main:
     say(terminal.results_table(workdir))
@@ -399,11 +498,16 @@ def _finished(config: Mapping[str, Any], workdir: pathlib.Path) -> bool:
   if jax.process_index() == 0:
     facts = workdir / "run.json"
     try:
-      done = (workdirs.settle_config(workdir, config) and facts.exists()
-              and files.read_mapping(facts).get("status") == "finished")
+      done = (
+        workdirs.settle_config(workdir, config)
+        and facts.exists()
+        and files.read_mapping(facts).get("status") == "finished"
+      )
     except (OSError, files.Damaged) as error:
-      raise UserError(f"{facts} cannot be read ({error}); remove it, and the same command goes on "
-                      "from the last checkpoint") from error
+      raise UserError(
+        f"{facts} cannot be read ({error}); remove it, and the same command goes on "
+        "from the last checkpoint"
+      ) from error
   if jax.process_count() > 1:
     done = bool(multihost_utils.broadcast_one_to_all(np.bool_(done)))
   return done

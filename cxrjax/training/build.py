@@ -31,8 +31,15 @@ def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: La
 
 
 def build_trainer(
-    config: Mapping[str, Any], mesh: Mesh, *, examples: int, labels: Labels,
-    fetch: Callable[[Any, Any], Any], resident: bool, target: Target | None = None) -> Trainer:
+  config: Mapping[str, Any],
+  mesh: Mesh,
+  *,
+  examples: int,
+  labels: Labels,
+  fetch: Callable[[Any, Any], Any],
+  resident: bool,
+  target: Target | None = None,
+) -> Trainer:
   """The training step of a config for a mesh, which may be one of devices that are not here.
 
   Args:
@@ -59,6 +66,13 @@ def build_trainer(
   # On CPUs convolutions inside a loop of steps are several times slower than outside.
   slow = isinstance(encoder, Cnn) and target.platform == "cpu"
   return Trainer(
-    method=method, recipe=recipe, optimizer=optimizer, fetch=fetch, mesh=mesh, seed=config["seed"],
-    accumulate=config["accumulate"], block=config["block"] if resident and not slow else 1,
-    rules=sharding.check_rules(freeze(config["mesh"]["rules"])))
+    method=method,
+    recipe=recipe,
+    optimizer=optimizer,
+    fetch=fetch,
+    mesh=mesh,
+    seed=config["seed"],
+    accumulate=config["accumulate"],
+    block=config["block"] if resident and not slow else 1,
+    rules=sharding.check_rules(freeze(config["mesh"]["rules"])),
+  )

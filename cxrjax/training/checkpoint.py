@@ -55,8 +55,8 @@ class Checkpoints:
   """
 
   def __init__(
-      self, directory: pathlib.Path, keep: int = 2,
-      config: Mapping[str, Any] | None = None) -> None:
+    self, directory: pathlib.Path, keep: int = 2, config: Mapping[str, Any] | None = None
+  ) -> None:
     if keep < 1:
       raise UserError(f"config.checkpoint.keep={keep} must be at least 1")
     self.directory = pathlib.Path(directory).absolute()
@@ -87,10 +87,13 @@ class Checkpoints:
   def _open(self) -> None:
     policies = ocp.training.preservation_policies
     best = policies.BestN(
-      get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False)
+      get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False
+    )
     self._checkpointer = ocp.training.Checkpointer(
-      self.directory, cleanup_tmp_directories=True,
-      preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]))
+      self.directory,
+      cleanup_tmp_directories=True,
+      preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
+    )
 
   @property
   def steps(self) -> list[int]:
@@ -117,7 +120,8 @@ class Checkpoints:
     metrics = None if score is None else {"score": float(score)}
     try:
       response = self._checkpointer.save_async(
-        step, flatten(state), force=True, metrics=metrics, custom_metadata=self._about)
+        step, flatten(state), force=True, metrics=metrics, custom_metadata=self._about
+      )
     except Exception as error:
       self._fail(error)
     self._pending = self._threads.submit(self._complete, step, response)
@@ -146,7 +150,8 @@ class Checkpoints:
     kept = f"; the run can go on from step {self.steps[-1]}" if self.steps else ""
     raise UserError(
       f"a checkpoint could not be written to {self.directory}: {reason}; free some space or lower "
-      f"config.checkpoint.keep, then run the same command again{kept}") from error
+      f"config.checkpoint.keep, then run the same command again{kept}"
+    ) from error
 
   def restore(self, template: Any) -> tuple[Any | None, list[str]]:
     """The newest checkpoint that can be read, and remarks on those that cannot.
@@ -176,8 +181,7 @@ class Checkpoints:
         multihost_utils.sync_global_devices("cxrjax-checkpoints")
       self._open()
     if remarks:
-      raise UserError(
-        "; ".join(remarks) + "; none is left; start again with another --workdir")
+      raise UserError("; ".join(remarks) + "; none is left; start again with another --workdir")
     return None, remarks
 
   def load(self, step: int, template: Any) -> Any:
@@ -202,8 +206,12 @@ class Checkpoints:
     reason = checksums.damage(self.directory / str(step)) if jax.process_index() == 0 else ""
     if jax.process_count() > 1:
       sent = np.frombuffer(reason.encode()[:160].ljust(160), np.uint8)
-      reason = np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes().decode(
-        errors="replace").strip()
+      reason = (
+        np.asarray(multihost_utils.broadcast_one_to_all(sent))
+        .tobytes()
+        .decode(errors="replace")
+        .strip()
+      )
     return reason
 
   def _damaged(self, step: int, reason: str) -> str:
@@ -263,7 +271,8 @@ def _damage_outside(folder: pathlib.Path) -> str:
 def _refusal(folder: pathlib.Path, reason: str) -> UserError:
   return UserError(
     f"checkpoint {folder} is damaged ({reason}); put a copy of it in its place, or move it away, "
-    "so that another of the run's checkpoints is taken")
+    "so that another of the run's checkpoints is taken"
+  )
 
 
 def best_step(checkpointer: Any) -> int | None:
@@ -278,17 +287,24 @@ def _check_sizes(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     if name not in known:
       raise UserError(f"its checkpoint lacks {name}, which this version's method has")
     if tuple(known[name].shape) != tuple(leaf.shape):
-      raise UserError(f"its checkpoint has {name} of shape {tuple(known[name].shape)}, where its "
-                      f"config makes it {tuple(leaf.shape)}")
-  own, rest = (sum(math.prod(known[name].shape) for name in names)
-               for names in (wanted, set(known) - set(wanted)))
+      raise UserError(
+        f"its checkpoint has {name} of shape {tuple(known[name].shape)}, where its "
+        f"config makes it {tuple(leaf.shape)}"
+      )
+  own, rest = (
+    sum(math.prod(known[name].shape) for name in names)
+    for names in (wanted, set(known) - set(wanted))
+  )
   if rest > max(_STATES * own, _LEAST):
     raise UserError(f"its checkpoint has {rest:,} numbers of an optimiser for {own:,} parameters")
 
 
 def load_flat(
-    directory: pathlib.Path, step: int | None = None, best: bool = False,
-    wanted: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+  directory: pathlib.Path,
+  step: int | None = None,
+  best: bool = False,
+  wanted: Mapping[str, Any] | None = None,
+) -> tuple[int, dict[str, Any]]:
   """A whole checkpoint as host arrays by their names (see `flatten`), and its step.
 
   Args:
@@ -323,8 +339,10 @@ def load_flat(
       known = checkpointer.metadata(step).metadata
       if wanted is not None:
         _check_sizes(known, wanted)
-      found = checkpointer.load(step, {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in known.items()})
+      found = checkpointer.load(
+        step,
+        {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in known.items()},
+      )
   return step, {name: np.asarray(x) for name, x in found.items()}
 
 
@@ -337,7 +355,7 @@ def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -
   nested: dict[str, Any] = {}
   for name, value in load_flat(directory, step)[1].items():
     if name.startswith(prefix + "/"):
-      *parents, leaf = name[len(prefix) + 1:].split("/")
+      *parents, leaf = name[len(prefix) + 1 :].split("/")
       node = nested
       for parent in parents:
         node = node.setdefault(parent, {})

@@ -32,8 +32,13 @@ EXAMPLES = 5232  # images of the set that the configs' `:paper` learns from
 
 
 def trainer(
-    config: Mapping[str, Any], mesh: Mesh, *, target: Target | None = None,
-    examples: int = EXAMPLES, labels: Labels = LABELS) -> Trainer:
+  config: Mapping[str, Any],
+  mesh: Mesh,
+  *,
+  target: Target | None = None,
+  examples: int = EXAMPLES,
+  labels: Labels = LABELS,
+) -> Trainer:
   """The training step of a config, as the run has it, without its data.
 
   Args:
@@ -44,13 +49,25 @@ def trainer(
     labels: of these.
   """
   resident = config["data"]["storage"] in ("auto", "resident")
-  return build_trainer(config, mesh, examples=examples, labels=labels, resident=resident,
-                       fetch=Fetch(Placement(mesh), resident), target=target)
+  return build_trainer(
+    config,
+    mesh,
+    examples=examples,
+    labels=labels,
+    resident=resident,
+    fetch=Fetch(Placement(mesh), resident),
+    target=target,
+  )
 
 
 def train_step(
-    config: Mapping[str, Any], mesh: Mesh, *, target: Target | None = None,
-    examples: int = EXAMPLES, labels: Labels = LABELS) -> jax.stages.Traced:
+  config: Mapping[str, Any],
+  mesh: Mesh,
+  *,
+  target: Target | None = None,
+  examples: int = EXAMPLES,
+  labels: Labels = LABELS,
+) -> jax.stages.Traced:
   """`Trainer.run` of a config, traced with the shapes and shardings of its state and data.
 
   Args:
@@ -71,8 +88,14 @@ def train_step(
 
 
 def eval_step(
-    config: Mapping[str, Any], mesh: Mesh, *, target: Target | None = None,
-    batch: int = 64, examples: int = EXAMPLES, labels: Labels = LABELS) -> jax.stages.Traced:
+  config: Mapping[str, Any],
+  mesh: Mesh,
+  *,
+  target: Target | None = None,
+  batch: int = 64,
+  examples: int = EXAMPLES,
+  labels: Labels = LABELS,
+) -> jax.stages.Traced:
   """What evaluators run of a config: the method's predictions, or else the encoder's features.
 
   Args:
@@ -85,11 +108,13 @@ def eval_step(
   """
   work = trainer(config, mesh, target=target, examples=examples, labels=labels)
   method = work.method
-  state = work.abstract(work.batch_spec(*inputs(
-    config, mesh, work.fetch.resident, examples, labels)))
+  state = work.abstract(
+    work.batch_spec(*inputs(config, mesh, work.fetch.resident, examples, labels))
+  )
   predicts = hasattr(method, "predict")
   params = (method.network_params if predicts else method.encoder_params)(
-    state["params"], state["extra"])
+    state["params"], state["extra"]
+  )
 
   def encode(params: Any, x: jax.Array) -> jax.Array:
     return method.predict(params, x) if predicts else method.encoder.encode(params, x).cls
@@ -101,41 +126,43 @@ def eval_step(
 
 
 def inputs(
-    config: Mapping[str, Any], mesh: Mesh, resident: bool, examples: int,
-    labels: Labels) -> tuple[dict[str, Any], dict[str, Any]]:
+  config: Mapping[str, Any], mesh: Mesh, resident: bool, examples: int, labels: Labels
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """Shapes and shardings of `Loader.data` and of a batch."""
   b, side, k = config["batch_size"], config["data"]["size"], len(labels.classes)
   masked = {"masks": (side, side, 1)} if config["data"].get("masks") else {}
   square = {"pixels" if resident else "image": (side, side, 1), **masked}
   if resident:
     padded = -(-examples // mesh.size) * mesh.size
-    data = {name: _shape((padded, *shape), jnp.uint8, mesh, AXES)
-            for name, shape in square.items()}
+    data = {name: _shape((padded, *shape), jnp.uint8, mesh, AXES) for name, shape in square.items()}
     data["labels"] = _shape((examples, k), jnp.float32, mesh)
     return data, {"index": _shape((b,), jnp.int32, mesh)}
   return {}, {
     **{name: _shape((b, *shape), jnp.uint8, mesh, AXES) for name, shape in square.items()},
-    "labels": _shape((b, k), jnp.float32, mesh, AXES), "index": _shape((b,), jnp.int32, mesh, AXES)}
+    "labels": _shape((b, k), jnp.float32, mesh, AXES),
+    "index": _shape((b,), jnp.int32, mesh, AXES),
+  }
 
 
 def fetched(config: Mapping[str, Any], labels: Labels = LABELS) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch with its pixels, as `Fetch` gives it."""
   b, side = config["batch_size"], config["data"]["size"]
   images = jax.ShapeDtypeStruct((b, side, side, 1), jnp.uint8)
-  return {"image": images, "index": jax.ShapeDtypeStruct((b,), jnp.int32),
-          "labels": jax.ShapeDtypeStruct((b, len(labels.classes)), jnp.float32),
-          **({"mask": images} if config["data"].get("masks") else {})}
+  return {
+    "image": images,
+    "index": jax.ShapeDtypeStruct((b,), jnp.int32),
+    "labels": jax.ShapeDtypeStruct((b, len(labels.classes)), jnp.float32),
+    **({"mask": images} if config["data"].get("masks") else {}),
+  }
 
 
-def _shape(
-    shape: tuple[int, ...], dtype: Any, mesh: Mesh, *spec: Any,
-    ) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(
-    shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+def _shape(shape: tuple[int, ...], dtype: Any, mesh: Mesh, *spec: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def _lead(x: jax.ShapeDtypeStruct, steps: int) -> jax.ShapeDtypeStruct:
   """The same with a leading axis of steps."""
   spec = PartitionSpec(None, *x.sharding.spec)
   return jax.ShapeDtypeStruct(
-    (steps, *x.shape), x.dtype, sharding=NamedSharding(x.sharding.mesh, spec))
+    (steps, *x.shape), x.dtype, sharding=NamedSharding(x.sharding.mesh, spec)
+  )

@@ -23,7 +23,7 @@ class Watch:
   """
 
   def __init__(
-      self, diagnose: Callable[[Mapping[str, float]], str | None], patience: int, grace: int,
+    self, diagnose: Callable[[Mapping[str, float]], str | None], patience: int, grace: int
   ) -> None:
     self.diagnose, self.patience, self.grace = diagnose, patience, grace
     self.strikes = 0
@@ -37,7 +37,8 @@ class Watch:
         raise Diverged(
           f"{name} became {values[at]} at step {first_step + at}; lower config.optimizer.lr.start "
           "or config.optimizer.clip (0.3 helps), lengthen config.optimizer.lr.warmup, or set "
-          "config.model.dtype='float32'; the last checkpoint is from before it")
+          "config.model.dtype='float32'; the last checkpoint is from before it"
+        )
     if first_step < self.grace:
       return
     mean = {name: float(np.mean(v)) for name, v in metrics.items()}

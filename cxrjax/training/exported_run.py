@@ -24,8 +24,17 @@ from cxrjax.training.checkpoint import flatten
 NETWORK = "network.safetensors"
 # Of `run.json`: what restores the network, and what says how it was judged.
 _FACTS = ("status", "steps", "epochs", "batch_size", "method", "model", "finished", "versions")
-_TRAIN = ("name", "split", "n", "bits", "classes", "exclusive", "class_counts", "class_known",
-          "fingerprint")
+_TRAIN = (
+  "name",
+  "split",
+  "n",
+  "bits",
+  "classes",
+  "exclusive",
+  "class_counts",
+  "class_known",
+  "fingerprint",
+)
 
 
 def needed(method: Any, template: Mapping[str, Any]) -> set[str]:
@@ -58,8 +67,9 @@ def write(run: Any, folder: pathlib.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   state = {"params": run.params, "extra": run.extra}
   wanted = needed(run.method, state)
-  arrays = {name: _half(np.asarray(value)) for name, value in flatten(state).items()
-            if name in wanted}
+  arrays = {
+    name: _half(np.asarray(value)) for name, value in flatten(state).items() if name in wanted
+  }
   about = json.dumps({"names": "cxrjax run", "step": run.step})
   weights.write(folder / NETWORK, arrays, about)
   _write_json(folder / "config.json", _config(run.config))
@@ -79,11 +89,14 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[int, dict[str
   file = weights.read(folder / NETWORK, "the network")
   found = {}
   for name, leaf in wanted.items():
-    value = np.asarray(file.arrays[name]) if name in file.arrays else np.zeros(
-      leaf.shape, leaf.dtype)
+    value = (
+      np.asarray(file.arrays[name]) if name in file.arrays else np.zeros(leaf.shape, leaf.dtype)
+    )
     if value.shape != tuple(leaf.shape):
-      raise UserError(f"{file.path} has {name} of shape {value.shape}, where its config makes it "
-                      f"{tuple(leaf.shape)}")
+      raise UserError(
+        f"{file.path} has {name} of shape {value.shape}, where its config makes it "
+        f"{tuple(leaf.shape)}"
+      )
     found[name] = value.astype(leaf.dtype)
   unknown = set(file.arrays) - set(wanted)
   if unknown:
@@ -109,8 +122,10 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _placeless(value: Any) -> Any:
   """A value of a config or of facts in which folders have their own names alone."""
   if isinstance(value, Mapping):
-    return {key: "" if key in ("manual_dir", "cache_dir") else _placeless(item)
-            for key, item in value.items()}
+    return {
+      key: "" if key in ("manual_dir", "cache_dir") else _placeless(item)
+      for key, item in value.items()
+    }
   if isinstance(value, list | tuple):
     return [_placeless(item) for item in value]
   if isinstance(value, str) and "/" in value and value.startswith(("folder:", "/", "~", ".")):
@@ -124,9 +139,15 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
   found = {key: facts[key] for key in _FACTS if key in facts}
   found["data"] = {"train": {key: train[key] for key in _TRAIN if key in train}}
   found["evaluation"] = {
-    name: {"trained": {key: value for key, value in of.get("trained", {}).items()
-                       if key in ("temperature", "thresholds", "decision", "prevalence")}}
-    for name, of in (facts.get("evaluation") or {}).items()}
+    name: {
+      "trained": {
+        key: value
+        for key, value in of.get("trained", {}).items()
+        if key in ("temperature", "thresholds", "decision", "prevalence")
+      }
+    }
+    for name, of in (facts.get("evaluation") or {}).items()
+  }
   return _placeless(found)
 
 

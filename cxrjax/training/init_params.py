@@ -29,19 +29,24 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
     return None, {}
   place = zoo.place(path, KEY)
   if not place.exists():
-    raise UserError(f"{KEY}={path!r} does not exist; give the workdir of a finished run, or a file "
-                    "of weights")
+    raise UserError(
+      f"{KEY}={path!r} does not exist; give the workdir of a finished run, or a file of weights"
+    )
   if not place.is_dir():
     views = config["views"]
     params, report = weights.load(
-      str(place), encoder, key=KEY, mean=views["mean"], std=views["std"])
+      str(place), encoder, key=KEY, mean=views["mean"], std=views["std"]
+    )
     return params, {"init": report.facts() | {"summary": report.summary()}}
   run = restore(path, KEY)
   params, report = weights.fit(run.encoder_params, encoder, key=KEY)
   report = dataclasses.replace(
-    report, path=path, source=run.config["method"]["name"].rpartition(".")[2],
+    report,
+    path=path,
+    source=run.config["method"]["name"].rpartition(".")[2],
     left=(*report.left, *(f"{name}/*" for name in run.params if name != "encoder")),
-    notes=(*report.notes, *_head(run), *_differences(run, config)))
+    notes=(*report.notes, *_head(run), *_differences(run, config)),
+  )
   return params, {"init": report.facts() | {"summary": report.summary(), "step": run.step}}
 
 
@@ -56,12 +61,13 @@ def _head(run: Restored) -> list[str]:
 def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
   """What the network saw otherwise than it will."""
   found = []
-  for room, keys in (("views", ("mean", "std")), ("model", ("standardize",)),
-                     ("data", ("fit", "window"))):
+  for room, keys in (
+    ("views", ("mean", "std")),
+    ("model", ("standardize",)),
+    ("data", ("fit", "window")),
+  ):
     for key in keys:
       old, new = run.config[room].get(key), config[room].get(key)
       if old != new and {old, new} != {None, False}:
         found.append(f"config.{room}.{key} was {old!r} when the encoder was trained, now {new!r}")
   return found
-
-

@@ -27,6 +27,7 @@ def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTrans
     You et al., Large Batch Training of Convolutional Networks, 2017 (arXiv 1708.03888), equation 6
     and Algorithm 1. Exclusions: Grill et al. 2020 (arXiv 2006.07733), section 3.3.
   """
+
   def init(params: Any) -> optax.TraceState:
     return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
 
@@ -38,8 +39,7 @@ def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTrans
     return g * jnp.where(usable, trust * size / jnp.where(usable, slope, 1.0), 1.0)
 
   def update(updates: Any, state: optax.TraceState, params: Any) -> tuple[Any, optax.TraceState]:
-    trace = jax.tree.map(
-      lambda v, g, p: momentum * v + adapt(g, p), state.trace, updates, params)
+    trace = jax.tree.map(lambda v, g, p: momentum * v + adapt(g, p), state.trace, updates, params)
     return trace, optax.TraceState(trace)
 
   return optax.GradientTransformation(init, update)

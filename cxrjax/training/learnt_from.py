@@ -35,18 +35,28 @@ class Learnt:
 
   def save(self, file: pathlib.Path) -> None:
     """Writes it to a file."""
-    np.savez(file, patients=self.patients, hashes=self.hashes, images=self.known.images,
-             unknown=self.known.unknown, naming=np.array(self.known.naming), unseen=self.unseen)
+    np.savez(
+      file,
+      patients=self.patients,
+      hashes=self.hashes,
+      images=self.known.images,
+      unknown=self.known.unknown,
+      naming=np.array(self.known.naming),
+      unseen=self.unseen,
+    )
 
   def without_patients(self) -> Learnt:
     """The same for others, to whom what is known of patients is of no use."""
     return dataclasses.replace(
-      self, patients=self.patients[:0], known=leakage.Known(self.known.images, self.known.images, ()))
+      self,
+      patients=self.patients[:0],
+      known=leakage.Known(self.known.images, self.known.images, ()),
+    )
 
 
 def remember(
-    loader: Any, train: Any, workdir: pathlib.Path, before: str = "",
-    cache_dir: str | None = None) -> None:
+  loader: Any, train: Any, workdir: pathlib.Path, before: str = "", cache_dir: str | None = None
+) -> None:
   """Notes in the workdir whose images were learnt from, as hashes, for later runs.
 
   Args:
@@ -64,8 +74,11 @@ def remember(
   if loader.images is not None:
     shown, unseen = image_hashes.of_images(loader.images), 0
   if (old := learnt(before)) is not None:
-    told = leakage.Known(told.images + old.known.images, told.unknown + old.known.images,
-                       tuple(dict.fromkeys((*told.naming, *old.known.naming))))
+    told = leakage.Known(
+      told.images + old.known.images,
+      told.unknown + old.known.images,
+      tuple(dict.fromkeys((*told.naming, *old.known.naming))),
+    )
     shown, unseen = np.concatenate([shown, old.hashes]), unseen + old.unseen
   Learnt(told, patients, shown, unseen).save(workdir / FILE)
 
@@ -81,13 +94,17 @@ def learnt(workdir: str) -> Learnt | None:
     return None
   try:
     found = files.read_npz(file)
-    known = leakage.Known(int(found["images"]), int(found["unknown"]),
-                        tuple(map(str, found["naming"].tolist())))
+    known = leakage.Known(
+      int(found["images"]), int(found["unknown"]), tuple(map(str, found["naming"].tolist()))
+    )
     shapes = found["patients"].shape[1:], found["hashes"].shape[1:]
     if (found["patients"].dtype, found["hashes"].dtype) != (np.uint64, np.uint8) or (
-        shapes != ((), (image_hashes.BYTES,))):
+      shapes != ((), (image_hashes.BYTES,))
+    ):
       raise files.Damaged("it has hashes of another kind")
     return Learnt(known, found["patients"], found["hashes"], int(found["unseen"]))
   except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
-    raise UserError(f"{file} is damaged ({error}): it says what the run learnt from; train it "
-                    "again, or start from its weights exported to a file") from error
+    raise UserError(
+      f"{file} is damaged ({error}): it says what the run learnt from; train it "
+      "again, or start from its weights exported to a file"
+    ) from error

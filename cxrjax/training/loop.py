@@ -113,10 +113,19 @@ def begin(trainer: Trainer, loader: Any) -> Callable[[], Fresh] | None:
 
 
 def train(
-    trainer: Trainer, loader: Any, clock: Clock, *, checkpoints: Checkpoints, writer: Writer,
-    evaluations: Mapping[str, Evaluation], log_every: int, save_every: int, watch: Watch,
-    begun: Callable[[], Fresh] | None = None, progress: bool = True,
-    say: Callable[[str], None] = lambda line: None,
+  trainer: Trainer,
+  loader: Any,
+  clock: Clock,
+  *,
+  checkpoints: Checkpoints,
+  writer: Writer,
+  evaluations: Mapping[str, Evaluation],
+  log_every: int,
+  save_every: int,
+  watch: Watch,
+  begun: Callable[[], Fresh] | None = None,
+  progress: bool = True,
+  say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
   """Runs from the newest checkpoint (or the beginning) to the end, or to a signal.
 
@@ -153,7 +162,8 @@ def train(
     if known < wanted:
       remarks.append(
         f"metrics.jsonl lacks {wanted - known} of {wanted} lines of the steps up to {step}: it was "
-        "deleted or changed, and curves are drawn without them")
+        "deleted or changed, and curves are drawn without them"
+      )
   for remark in remarks:
     say(f"note: {remark}")
   scores = {}
@@ -164,8 +174,15 @@ def train(
   size, block, total = clock.batch_size, trainer.block, clock.total_steps
   stops = [log_every, save_every, *(e.every for e in evaluations.values())]
   meter, pending = Meter(), None
-  bar = tqdm(total=total * size, initial=step * size, unit="img", unit_scale=True,
-             disable=not progress, dynamic_ncols=True, smoothing=0.1)
+  bar = tqdm(
+    total=total * size,
+    initial=step * size,
+    unit="img",
+    unit_scale=True,
+    disable=not progress,
+    dynamic_ncols=True,
+    smoothing=0.1,
+  )
   log: list[tuple[int, int, Any]] = []  # dispatches whose metrics have not been read
 
   def flush(until: int = 0) -> None:
@@ -208,8 +225,11 @@ def train(
       if evaluate or step % save_every == 0 or step == total or pending:
         flush()  # never save or judge a state whose loss has not been looked at
         meter.pause()
-        scores = {name: e.run(step, state) for name, e in evaluations.items()
-                  if e in evaluate and not pending}
+        scores = {
+          name: e.run(step, state)
+          for name, e in evaluations.items()
+          if e in evaluate and not pending
+        }
         if scores:  # they take long enough for a signal to come
           pending = _agreed(stopping.signal, True)
         if step % save_every == 0 or step == total or pending:
@@ -219,7 +239,8 @@ def train(
         break
   checkpoints.wait()
   timing = {
-    "compile_s": compile_s, "total_s": time.perf_counter() - began,
+    "compile_s": compile_s,
+    "total_s": time.perf_counter() - began,
     "images_per_s": meter.images / meter.seconds if meter.seconds else float("nan"),
     "host_ms_per_image": 1e3 * meter.host / max(meter.host_images, 1),
   }
@@ -227,8 +248,8 @@ def train(
 
 
 def _dispatch(
-    trainer: Trainer, loader: Any, state: State, batches: Any, count: int, wait: bool,
-    ) -> tuple[State, Any]:
+  trainer: Trainer, loader: Any, state: State, batches: Any, count: int, wait: bool
+) -> tuple[State, Any]:
   """The next steps.
 
   Args:
@@ -242,6 +263,7 @@ def _dispatch(
   Raises:
     UserError: the step does not fit into a device's memory.
   """
+
   def call() -> tuple[State, Any]:
     if wait and jax.process_count() > 1:  # the call below finds what is compiled here
       trainer.run.lower(state, loader.data, batches, np.int32(count)).compile()
@@ -251,7 +273,8 @@ def _dispatch(
 
   def why(error: Exception) -> UserError:
     shapes = jax.tree.map(  # the arrays themselves may be gone
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
     try:  # from JAX's cache, where the program could be compiled
       program = trainer.run.lower(shapes, loader.data, batches, np.int32(count)).compile()
       peak = float(program.memory_analysis().peak_memory_in_bytes)
@@ -260,13 +283,20 @@ def _dispatch(
     device = trainer.mesh.local_devices[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     here = sum(x.nbytes for x in jax.tree.leaves(loader.data)) / trainer.mesh.size
-    parts = jax.tree.leaves(jax.tree.map(
-      lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize, shapes))
+    parts = jax.tree.leaves(
+      jax.tree.map(lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize, shapes)
+    )
     return out_of_memory.out_of_memory(
-      error, images=loader.batch_size, accumulate=trainer.accumulate, devices=trainer.mesh.size,
+      error,
+      images=loader.batch_size,
+      accumulate=trainer.accumulate,
+      devices=trainer.mesh.size,
       remat=getattr(trainer.method.encoder, "remat", None),
       resident_bytes=int(here) if loader.storage == "resident" else 0,
-      fixed=float(sum(parts)) + here, peak=peak, limit=limit)
+      fixed=float(sum(parts)) + here,
+      peak=peak,
+      limit=limit,
+    )
 
   return out_of_memory.guarded(call, why)
 
@@ -281,8 +311,7 @@ def _agreed(signal: int | None, asking: bool) -> int | None:
   return int(np.max(seen)) or None
 
 
-def _batches(
-    loader: Any, start: int, stop: int, block: int, meter: Meter) -> Callable[[int], Any]:
+def _batches(loader: Any, start: int, stop: int, block: int, meter: Meter) -> Callable[[int], Any]:
   """`batches(step)`: the next `block` steps' batches, with the host's share of the time noted."""
   stream: Iterator[Any] | None = None
   if loader.storage != "resident":

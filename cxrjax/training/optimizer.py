@@ -22,7 +22,8 @@ from cxrjax.core.errors import UserError
 def path_names(tree: Any) -> Any:
   """The same tree with each leaf's path, `"encoder/blocks/0/attn/qkv/kernel"`."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree)
+    lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
+  )
 
 
 def clip(grads: Any, limit: float) -> Any:
@@ -72,7 +73,8 @@ class Optimizer:
   name: str = "optax.scale_by_adam"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   lr: Any = dataclasses.field(
-    default_factory=lambda: {"start": 5e-4, "end": 1e-6, "warmup": "10 %"})
+    default_factory=lambda: {"start": 5e-4, "end": 1e-6, "warmup": "10 %"}
+  )
   lr_batch: int = 256
   lr_rule: str = "linear"
   weight_decay: Any = dataclasses.field(default_factory=lambda: {"start": 0.04, "end": 0.4})
@@ -94,7 +96,8 @@ class Optimizer:
       if getattr(self, option) not in valid:
         raise UserError(
           f"config.optimizer.{option}={getattr(self, option)!r} is unknown; valid: "
-          f"{', '.join(valid)}")
+          f"{', '.join(valid)}"
+        )
     if self.clip < 0:
       raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
     for option in ("lr", "weight_decay"):
@@ -106,8 +109,10 @@ class Optimizer:
     for regex, scale in self.lr_scale:
       number = isinstance(scale, int | float) and not isinstance(scale, bool)
       if not number or not 0 <= scale < math.inf:
-        raise UserError(f"config.optimizer.lr_scale has {scale!r} for {regex!r}; give a number "
-                        "that is 0 (frozen) or above")
+        raise UserError(
+          f"config.optimizer.lr_scale has {scale!r} for {regex!r}; give a number "
+          "that is 0 (frozen) or above"
+        )
     for option in ("freeze", "hold"):
       for _, time in getattr(self, option):
         self.clock.steps(time, f"config.optimizer.{option}")
@@ -119,7 +124,8 @@ class Optimizer:
     for option in ("lr_constant", "freeze", "hold", "lr_scale"):
       given, pairs = getattr(self, option), option != "lr_constant"
       if not isinstance(given, tuple | list) or any(
-          pairs and not (isinstance(rule, tuple | list) and len(rule) == 2) for rule in given):
+        pairs and not (isinstance(rule, tuple | list) and len(rule) == 2) for rule in given
+      ):
         wanted = '(("regex", value), ...)' if pairs else '("regex", ...)'
         raise UserError(f"config.optimizer.{option}={given!r} must be like {wanted}")
       rules[option] = [rule[0] if pairs else rule for rule in given]
@@ -153,8 +159,12 @@ class Optimizer:
 
   def _first_step(self, path: str, *options: str) -> int:
     """The first step at which these options let the parameter at `path` be."""
-    times = [self.clock.steps(time, f"config.optimizer.{option}") for option in options
-             for regex, time in getattr(self, option) if re.search(regex, path)]
+    times = [
+      self.clock.steps(time, f"config.optimizer.{option}")
+      for option in options
+      for regex, time in getattr(self, option)
+      if re.search(regex, path)
+    ]
     return max(times, default=0)
 
   def _scale(self, path: str) -> float:
@@ -178,8 +188,7 @@ class Optimizer:
     def awake(thaw: int) -> optax.GradientTransformationExtraArgs:
       if thaw == 0:
         return optax.with_extra_args_support(self._direction)
-      return optax.transforms.conditionally_mask(
-        self._direction, lambda count: count >= thaw)
+      return optax.transforms.conditionally_mask(self._direction, lambda count: count >= thaw)
 
     names = set(jax.tree.leaves(groups))
     return optax.partition({name: awake(int(name)) for name in names}, groups)
@@ -192,13 +201,14 @@ class Optimizer:
         if not any(re.search(regex, path) for path in paths):
           raise UserError(
             f"config.optimizer.{option}: {regex!r} matches no parameter; they are named like "
-            f"{paths[0]!r}")
+            f"{paths[0]!r}"
+          )
 
   def init(self, params: Any) -> Any:
     return self._transform(params).init(params)
 
   def update(
-      self, grads: Any, opt_state: Any, params: Any, step: Int[Array, ""],
+    self, grads: Any, opt_state: Any, params: Any, step: Int[Array, ""]
   ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
     """One update: new parameters, new optimiser state, metrics."""
     metrics = {"grad_norm": global_norm(grads)}

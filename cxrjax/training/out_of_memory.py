@@ -20,8 +20,17 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def out_of_memory(
-    error: Exception, *, images: int, accumulate: int, devices: int, remat: bool | None,
-    resident_bytes: int, fixed: float | None, peak: float | None, limit: float | None) -> UserError:
+  error: Exception,
+  *,
+  images: int,
+  accumulate: int,
+  devices: int,
+  remat: bool | None,
+  resident_bytes: int,
+  fixed: float | None,
+  peak: float | None,
+  limit: float | None,
+) -> UserError:
   """The error for a step that does not fit: which options make it smaller, with values.
 
   Args:
@@ -49,11 +58,14 @@ def out_of_memory(
   else:
     fits = _fits(peak, limit, fixed or 0.0)
     steps = [k for k in range(2, each + 1) if not each % k and k > accumulate]
-    more = next((k for k in steps if fits is None or k >= fits * accumulate),
-                steps[-1] if steps else None)
+    more = next(
+      (k for k in steps if fits is None or k >= fits * accumulate), steps[-1] if steps else None
+    )
     if more:
-      ways.append(f"set config.accumulate={more} (microbatches of {each // more} images), or "
-                  f"config.batch_size={max(devices, images * accumulate // more)}")
+      ways.append(
+        f"set config.accumulate={more} (microbatches of {each // more} images), or "
+        f"config.batch_size={max(devices, images * accumulate // more)}"
+      )
   if remat is False:
     ways.append("config.model.remat=True")
   if resident_bytes:

@@ -37,8 +37,8 @@ _peers: Peers | None = None
 
 @contextlib.contextmanager
 def together(
-    coordinator: str | None, processes: int, process: int,
-    newest_step: Callable[[], int | None]) -> Iterator[None]:
+  coordinator: str | None, processes: int, process: int, newest_step: Callable[[], int | None]
+) -> Iterator[None]:
   """Joins the other processes, watches them, and leaves when all have come to the end.
 
   An exception ends this process, a UserError as one line and with status 2, another one with its
@@ -56,15 +56,22 @@ def together(
     yield
     return
   # JAX itself aborts then, with a dump of its stack.
-  late = threading.Timer(rendezvous.JOIN, end_process, [
-    f"error: --coordinator={coordinator}: not all processes have come within {rendezvous.JOIN} s; "
-    "start the same command on every machine, each with its own --process and all with the address "
-    "of process 0", GONE])
+  late = threading.Timer(
+    rendezvous.JOIN,
+    end_process,
+    [
+      f"error: --coordinator={coordinator}: not all processes have come within {rendezvous.JOIN} "
+      "s; start the same command on every machine, each with its own --process and all with the "
+      "address of process 0",
+      GONE,
+    ],
+  )
   late.daemon = True
   late.start()
   try:
     host = rendezvous.initialize(coordinator, processes, process)
     import jax
+
     me, count = jax.process_index(), jax.process_count()
     links = rendezvous.connect(host, me, count) if count > 1 else {}
   except UserError as error:
@@ -111,10 +118,18 @@ class Peers:
   """
 
   def __init__(
-      self, me: int, count: int, links: Mapping[int, socket.socket],
-      newest_step: Callable[[], int | None], *,
-      end: Callable[[str, int], None] | None = None, beat: float = BEAT,
-      silence: float = SILENCE, grace: float = GRACE, clean_up: float = CLEAN_UP) -> None:
+    self,
+    me: int,
+    count: int,
+    links: Mapping[int, socket.socket],
+    newest_step: Callable[[], int | None],
+    *,
+    end: Callable[[str, int], None] | None = None,
+    beat: float = BEAT,
+    silence: float = SILENCE,
+    grace: float = GRACE,
+    clean_up: float = CLEAN_UP,
+  ) -> None:
     self.me, self.count = me, count
     self._links, self._newest_step, self._end = dict(links), newest_step, end or end_process
     self._beat, self._silence, self._grace, self._clean_up = beat, silence, grace, clean_up
@@ -293,8 +308,9 @@ class Peers:
     if status == GONE:
       self._end(f"{start}error: {who} is gone ({why}); {again}", status)
     elif status == FAILED:
-      self._end(f"{start}error: {who} has failed ({why}), see its own output; once mended, {again}",
-                status)
+      self._end(
+        f"{start}error: {who} has failed ({why}), see its own output; once mended, {again}", status
+      )
     else:
       self._end(f"{start}error: {who} has ended ({why}); once mended, {again}", status)
 

@@ -25,7 +25,7 @@ class Stopping:
     signal.signal(number, self._old[number])  # type: ignore[arg-type]
 
   def __exit__(
-      self, kind: type[BaseException] | None, error: BaseException | None,
-      trace: TracebackType | None) -> None:
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
     for number, handler in self._old.items():
       signal.signal(number, handler)  # type: ignore[arg-type]

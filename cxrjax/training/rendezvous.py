@@ -26,6 +26,7 @@ JOIN = 300  # seconds within which all processes must have been started
 TIMEOUT = 25.0  # seconds within which they connect, once JAX has brought them together
 SEND = 5.0  # seconds for a message, which never fills the buffer of a process that lives
 
+
 def initialize(coordinator: str, processes: int, process: int) -> str:
   """`jax.distributed.initialize`, in all processes but the first through a relay.
 
@@ -50,7 +51,8 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
     if index and address:
       with Relay(host, int(port)) as relay:
         jax.distributed.initialize(
-          **given | {"coordinator_address": relay.address}, initialization_timeout=2 * JOIN)
+          **given | {"coordinator_address": relay.address}, initialization_timeout=2 * JOIN
+        )
         relay.hold = True
     else:
       jax.distributed.initialize(**given, initialization_timeout=2 * JOIN)
@@ -58,7 +60,8 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
     reason = " ".join(str(error).split())[:300]
     raise UserError(
       f"--coordinator={coordinator}: the processes do not find each other ({reason}); give the "
-      "address of process 0, --processes and --process, or 'auto' on a cluster") from error
+      "address of process 0, --processes and --process, or 'auto' on a cluster"
+    ) from error
   return host
 
 
@@ -70,6 +73,7 @@ def _detect() -> tuple[str, int]:
   """
   try:
     from jax._src.clusters import ClusterEnv
+
     detect = ClusterEnv.auto_detect_unset_distributed_params
   except (ImportError, AttributeError):
     return "", 0
@@ -98,8 +102,11 @@ def connect(host: str, me: int, count: int) -> dict[int, socket.socket]:
   if me == 0:
     dual = socket.has_dualstack_ipv6()
     server = socket.create_server(
-      ("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual,
-      backlog=count)
+      ("", 0),
+      family=socket.AF_INET6 if dual else socket.AF_INET,
+      dualstack_ipv6=dual,
+      backlog=count,
+    )
     port = server.getsockname()[1]
   told = json.dumps([socket.gethostname(), port, token]).encode().ljust(512)
   told = multihost_utils.broadcast_one_to_all(np.frombuffer(told, np.uint8))
@@ -114,7 +121,8 @@ def connect(host: str, me: int, count: int) -> dict[int, socket.socket]:
     except OSError as error:
       raise UserError(
         f"process {me} cannot reach process 0 at {host or name}:{port} ({error}); open the ports "
-        "between their machines") from error
+        "between their machines"
+      ) from error
   for link in links.values():
     link.settimeout(SEND)
   return links
@@ -131,7 +139,8 @@ def _accept(server: socket.socket, count: int, token: str) -> dict[int, socket.s
       missing = min(set(range(1, count)) - set(links))
       raise UserError(
         f"process {missing} of {count} has not connected to process 0 within {TIMEOUT:.0f} s; open "
-        "the ports between their machines, or see what that process says") from error
+        "the ports between their machines, or see what that process says"
+      ) from error
     link.settimeout(SEND)
     try:
       with link.makefile("rb", buffering=0) as raw:  # nothing behind the line may be read here

@@ -93,24 +93,29 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     method = config["method"]["name"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{named} holds no run ({_first_line(error)}); give the workdir of a finished one") from error
+      f"{named} holds no run ({_first_line(error)}); give the workdir of a finished one"
+    ) from error
   if facts.get("status") != "finished":
     raise UserError(
       f"{named} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
-      "command again to its end")
+      "command again to its end"
+    )
   try:
-    changed = not handed_on and differences(
-      config_of(folder / "checkpoints") or config, config)
+    changed = not handed_on and differences(config_of(folder / "checkpoints") or config, config)
     if changed:
-      raise UserError("its checkpoints were trained with another config than config.json holds "
-                      f"({'; '.join(changed)}); restore these values")
-    clock = Clock(
-      facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
+      raise UserError(
+        "its checkpoints were trained with another config than config.json holds "
+        f"({'; '.join(changed)}); restore these values"
+      )
+    clock = Clock(facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
     encoder = build_encoder(config["model"], Target.of(sharding.make_mesh()))
     data = facts["data"]["train"]
     labels = Labels(
-      tuple(data["classes"]), data.get("exclusive", True),
-      tuple(data["class_counts"].values()), tuple(data.get("class_known", {}).values()))
+      tuple(data["classes"]),
+      data.get("exclusive", True),
+      tuple(data["class_counts"].values()),
+      tuple(data.get("class_known", {}).values()),
+    )
     method = build_method(config["method"], encoder, clock, labels)
     template = _template(config, facts, method)
     if handed_on:
@@ -128,8 +133,11 @@ def _template(config: Any, facts: Any, method: Any) -> dict[str, Any]:
   recipe = build(config["views"], "Recipe", "config.views")
   b, size, data = config["batch_size"], config["data"]["size"], facts["data"]["train"]
   shape = lambda dtype, *rest: jax.ShapeDtypeStruct((b, *rest), dtype)  # noqa: E731
-  batch = {"image": shape(jnp.uint8, size, size, 1), "index": shape(jnp.int32),
-           "labels": shape(jnp.float32, len(data.get("classes", ())))}
+  batch = {
+    "image": shape(jnp.uint8, size, size, 1),
+    "index": shape(jnp.int32),
+    "labels": shape(jnp.float32, len(data.get("classes", ()))),
+  }
   if config["data"].get("masks"):
     batch["mask"] = shape(jnp.uint8, size, size, 1)
   spec = jax.eval_shape(lambda x: views_of(recipe, x, jax.random.key(0)), batch)

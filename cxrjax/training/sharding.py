@@ -31,7 +31,8 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
   if fsdp < 1 or len(devices) % fsdp:
     valid = [f for f in range(1, len(devices) + 1) if len(devices) % f == 0]
     raise UserError(
-      f"config.mesh.fsdp={fsdp} does not divide {len(devices)} devices; valid: {valid}")
+      f"config.mesh.fsdp={fsdp} does not divide {len(devices)} devices; valid: {valid}"
+    )
   return Mesh(np.asarray(devices).reshape(-1, fsdp), AXES, axis_types=TYPES)
 
 
@@ -42,17 +43,17 @@ def check_rules(rules: Any) -> tuple[tuple[str, Any], ...]:
     UserError: they are not.
   """
   if not isinstance(rules, tuple) or not all(
-      isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], str | tuple)
-      for rule in rules):
-    raise UserError(f"config.mesh.rules={rules!r} must be like ((\"regex\", \"fsdp\"), ...)")
+    isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], str | tuple)
+    for rule in rules
+  ):
+    raise UserError(f'config.mesh.rules={rules!r} must be like (("regex", "fsdp"), ...)')
   for regex, _ in rules:
     check_regex(regex, "config.mesh.rules")
   return rules
 
 
 def param_specs(
-    tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]] = ((".*", "fsdp"),),
-    min_size: int = 2**16,
+  tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]] = ((".*", "fsdp"),), min_size: int = 2**16
 ) -> Any:
   """A NamedSharding for every leaf, by the first rule whose regex matches its path.
 
@@ -83,7 +84,8 @@ def param_specs(
     if isinstance(placement, str) or len(placement) > len(shape):
       raise UserError(
         f"config.mesh.rules: {placement!r} does not fit {path} of shape {shape}; give 'replicate', "
-        "'fsdp' or an axis name (or None) per dimension")
+        "'fsdp' or an axis name (or None) per dimension"
+      )
     return NamedSharding(mesh, PartitionSpec(*placement))
 
   return jax.tree.map(place, path_names(tree), tree)
@@ -111,7 +113,8 @@ def gathered(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> Any:
       return jax.lax.with_sharding_constraint(x, whole)
 
     one.defvjp(
-      lambda x: (one(x), None), lambda _, dx: (jax.lax.with_sharding_constraint(dx, pieces),))
+      lambda x: (one(x), None), lambda _, dx: (jax.lax.with_sharding_constraint(dx, pieces),)
+    )
     return one(x)
 
   return jax.tree.map(gather, tree, param_specs(tree, mesh, rules))
@@ -119,9 +122,11 @@ def gathered(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> Any:
 
 def to_host(tree: Any) -> Any:
   """The whole tree as NumPy arrays in every process, wherever its pieces are."""
+
   def fetch(x: Any) -> np.ndarray:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
       x = jax.jit(lambda y: y, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
       return np.asarray(x.addressable_data(0))
     return np.asarray(x)
+
   return jax.tree.map(fetch, tree)

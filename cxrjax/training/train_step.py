@@ -53,8 +53,7 @@ class Trainer:
 
   def batch_spec(self, data: Any, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the method's loss sees, before microbatching."""
-    return jax.eval_shape(
-      lambda d, b: self.views(self.fetch(d, b), jax.random.key(0)), data, batch)
+    return jax.eval_shape(lambda d, b: self.views(self.fetch(d, b), jax.random.key(0)), data, batch)
 
   def _fresh(self, spec: Mapping[str, jax.ShapeDtypeStruct], start: Any) -> State:
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
@@ -75,14 +74,18 @@ class Trainer:
     self.optimizer.check(shapes["params"])
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes, self.shardings(shapes))
+      shapes,
+      self.shardings(shapes),
+    )
 
   def init(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> State:
     """The state before the first step, sharded."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract(spec))
     return jax.jit(
-      lambda start: self._fresh(spec, start), out_shardings=shardings,
-      compiler_options=compile_effort.options(once=True, mesh=self.mesh))(self.start)
+      lambda start: self._fresh(spec, start),
+      out_shardings=shardings,
+      compiler_options=compile_effort.options(once=True, mesh=self.mesh),
+    )(self.start)
 
   def shardings(self, shapes: Any) -> Any:
     """A NamedSharding for every leaf of the state."""
@@ -94,8 +97,7 @@ class Trainer:
     return jax.random.fold_in(jax.random.fold_in(run, step), purpose)
 
   def views(
-      self, batch: Mapping[str, Array], key: Key[Array, ""],
-      position: Int[Array, "b"] | None = None,
+    self, batch: Mapping[str, Array], key: Key[Array, ""], position: Int[Array, "b"] | None = None
   ) -> dict[str, Array]:
     """What the method's loss sees of a batch with `image` and `labels`.
 
@@ -139,13 +141,18 @@ class Trainer:
     size = part["image"].shape[0]
     if size % self.accumulate:
       raise UserError(
-        f"config.accumulate={self.accumulate} does not divide config.batch_size={size}")
+        f"config.accumulate={self.accumulate} does not divide config.batch_size={size}"
+      )
     # Strided microbatches: every device keeps the images it has.
     parts = jax.tree.map(
       lambda x: jnp.swapaxes(
-        x.reshape(size // self.accumulate, self.accumulate, *x.shape[1:]), 0, 1), part)
+        x.reshape(size // self.accumulate, self.accumulate, *x.shape[1:]), 0, 1
+      ),
+      part,
+    )
     parts = jax.lax.with_sharding_constraint(
-      parts, NamedSharding(self.mesh, PartitionSpec(None, *sharding.BATCH)))
+      parts, NamedSharding(self.mesh, PartitionSpec(None, *sharding.BATCH))
+    )
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
@@ -153,7 +160,9 @@ class Trainer:
       got = gradient(params, micro)
       return jax.tree.map(
         lambda t, g: t + g / self.accumulate if jnp.issubdtype(g.dtype, jnp.inexact) else g,
-        total, got), None
+        total,
+        got,
+      ), None
 
     return jax.lax.scan(add, zeros, parts)[0]
 
@@ -164,6 +173,7 @@ class Trainer:
     `batches` has a leading axis of `block` steps, of which the first `count` are taken (a traced
     number: one compilation serves every count). Metrics have the same leading axis.
     """
+
     def run(state: State, data: Any, batches: Any, count: Int[Array, ""]) -> tuple[State, Any]:
       if self.block == 1:
         state, metrics = self.update(state, data, jax.tree.map(lambda x: x[0], batches))
@@ -185,8 +195,11 @@ class Trainer:
 
 
 def views_of(
-    recipe: Callable[..., dict[str, Array]], batch: Mapping[str, Array], key: Key[Array, ""],
-    position: Int[Array, "b"] | None = None) -> dict[str, Array]:
+  recipe: Callable[..., dict[str, Array]],
+  batch: Mapping[str, Array],
+  key: Key[Array, ""],
+  position: Int[Array, "b"] | None = None,
+) -> dict[str, Array]:
   """See `Trainer.views`."""
   if position is None:
     position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)

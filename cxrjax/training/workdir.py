@@ -31,7 +31,8 @@ def locked(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
     handle = open(workdir / ".lock", "a+")  # noqa: SIM115 (held for the whole run)
   except OSError as error:
     raise UserError(
-      f"{flag}={workdir} cannot be written ({error.strerror}); choose another folder") from error
+      f"{flag}={workdir} cannot be written ({error.strerror}); choose another folder"
+    ) from error
   with handle:
     try:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,8 +40,8 @@ def locked(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
       handle.seek(0)
       owner = handle.read().strip() or "unknown"
       raise UserError(
-        f"{flag}={workdir} is in use by process {owner}; wait for it, or choose another "
-        "folder") from error
+        f"{flag}={workdir} is in use by process {owner}; wait for it, or choose another folder"
+      ) from error
     handle.truncate(0)
     handle.write(str(os.getpid()))
     handle.flush()
@@ -63,7 +64,8 @@ DRAWN = {"explain"}  # parts of a config that change no result
 
 
 def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> list[str]:
+  old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config"
+) -> list[str]:
   """`config.a.b: 1 -> 2` for every key in which two nested configs differ, but for `DRAWN`."""
   found = []
   for key in sorted((set(old) | set(new)) - (DRAWN if prefix == "config" else set())):
@@ -102,7 +104,8 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
     if changed:
       raise UserError(
         f"the checkpoints in --workdir={workdir} were trained with another config "
-        f"({'; '.join(changed)}); restore these values or choose another folder")
+        f"({'; '.join(changed)}); restore these values or choose another folder"
+      )
   if path.exists() and began:
     try:
       old = files.read_mapping(path)
@@ -112,7 +115,8 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
     if changed:
       raise UserError(
         f"--workdir={workdir} holds a run with another config ({'; '.join(changed)}); restore "
-        "these values or choose another folder")
+        "these values or choose another folder"
+      )
     return True
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(config, indent=2) + "\n")

@@ -71,7 +71,7 @@ class Corruption:
       raise UserError(f"{ROOM}.align={self.align} must be at least 1")
 
   def __call__(
-      self, keys: Key[Array, "n"], images: Float[Array, "n h w c"], views: int = 1,
+    self, keys: Key[Array, "n"], images: Float[Array, "n h w c"], views: int = 1
   ) -> tuple[Float[Array, "n h w c"], Bool[Array, "n h w 1"]]:
     """Corrupted images and masks of the pixels that are.
 
@@ -89,9 +89,11 @@ class Corruption:
     if self.alien and n < 2 * views:
       raise UserError(
         f"{ROOM}.alien={self.alien} takes pixels from other images, and the (micro)batch has one; "
-        "raise config.batch_size or set it to 0")
-    boxes_key, place_key, noise_key = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(
-      keys), 1, 0)
+        "raise config.batch_size or set it to 0"
+      )
+    boxes_key, place_key, noise_key = jnp.moveaxis(
+      jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
+    )
     numbers = jax.vmap(lambda k: jax.random.uniform(k, (3 + 4 * MOST,)))(boxes_key)
     kinds = (*self.fill, *(("alien",) if self.alien else ()))
     kind = jnp.floor(numbers[:, 0] * len(kinds)).astype(jnp.int32)
@@ -117,8 +119,7 @@ class Corruption:
     mask = mask[..., None]
     return jnp.where(mask, filled, images), mask
 
-  def boxes(
-      self, numbers: Float[Array, "n 4 m"], height: int, width: int) -> Int[Array, "4 n m"]:
+  def boxes(self, numbers: Float[Array, "n 4 m"], height: int, width: int) -> Int[Array, "4 n m"]:
     """top, bottom, left, right of rectangles in pixels, clipped to the image.
 
     Args:
@@ -126,6 +127,7 @@ class Corruption:
       height: of the image.
       width: of the image.
     """
+
     def side(place: Array, length: Array, size: int) -> tuple[Array, Array]:
       longest = max(int(self.largest * size + 1e-6) - 1, self.align)
       start = jnp.floor(place * (size // self.align)).astype(jnp.int32) * self.align
@@ -138,7 +140,7 @@ class Corruption:
 
 
 def _cover(
-    boxes: Int[Array, "4 n m"], area: Float[Array, "n"], height: int, width: int,
+  boxes: Int[Array, "4 n m"], area: Float[Array, "n"], height: int, width: int
 ) -> tuple[Int[Array, "n h w"], Bool[Array, "n h w"]]:
   """Which rectangle covers each pixel first (m: none), and what the fewest that reach an area do.
 
@@ -155,7 +157,8 @@ def _cover(
 
   y, x = jnp.arange(height), jnp.arange(width)
   rows, columns = jax.lax.optimization_barrier(
-    (bits((y >= top) & (y < bottom)), bits((x >= left) & (x < right))))
+    (bits((y >= top) & (y < bottom)), bits((x >= left) & (x < right)))
+  )
   first = jnp.full((boxes.shape[1], height, width), m, jnp.int32)
   for i in reversed(range(m // 32)):
     word = rows[:, i, :, None] & columns[:, i, None, :]
@@ -172,8 +175,11 @@ def _cover(
 
 
 def _elsewhere(
-    images: Float[Array, "n h w c"], boxes: Int[Array, "4 n m"], places: Float[Array, "n 2 m"],
-    first: Int[Array, "n h w"]) -> Float[Array, "n h w c"]:
+  images: Float[Array, "n h w c"],
+  boxes: Int[Array, "4 n m"],
+  places: Float[Array, "n 2 m"],
+  first: Int[Array, "n h w"],
+) -> Float[Array, "n h w c"]:
   """Every rectangle's pixels, from an equally large one at a random place of the same image."""
   n, height, width, c = images.shape
   top, bottom, left, right = boxes
@@ -190,8 +196,9 @@ def _elsewhere(
   return jnp.take_along_axis(images.reshape(n, -1, c), flat, axis=1).reshape(images.shape)
 
 
-def _others(images: Float[Array, "n h w c"], numbers: Float[Array, "n"], views: int
-            ) -> Float[Array, "n h w c"]:
+def _others(
+  images: Float[Array, "n h w c"], numbers: Float[Array, "n"], views: int
+) -> Float[Array, "n h w c"]:
   """For each image another radiograph's, all others equally likely, in the same view."""
   n = images.shape[0]
   count = n // views

@@ -9,8 +9,10 @@ from cxrjax.views import resample
 
 
 def jitter(
-    x: Float[Array, "*b h w"], brightness: Float[Array, "*b"], contrast: Float[Array, "*b"],
-    brightness_first: Bool[Array, "*b"],
+  x: Float[Array, "*b h w"],
+  brightness: Float[Array, "*b"],
+  contrast: Float[Array, "*b"],
+  brightness_first: Bool[Array, "*b"],
 ) -> Float[Array, "*b h w"]:
   """Brightness and contrast as torchvision's `ColorJitter` has them on gray images in 0..1.
 
@@ -39,7 +41,7 @@ def blur(x: Float[Array, "*b n n"], sigma: Float[Array, "*b"]) -> Float[Array, "
 
 
 def solarize(
-    x: Float[Array, "*b h w"], threshold: float, apply: Bool[Array, "*b"],
+  x: Float[Array, "*b h w"], threshold: float, apply: Bool[Array, "*b"]
 ) -> Float[Array, "*b h w"]:
   """Inverts the gray levels from `threshold` up (x -> 1 - x) where `apply`; x in 0..1."""
   return jnp.where(apply[..., None, None] & (x >= threshold), 1.0 - x, x)

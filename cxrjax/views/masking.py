@@ -24,7 +24,7 @@ def random(keys: Key[Array, "b"], patches: int, count: int) -> Bool[Array, "b n"
 
 
 def blocks(
-    keys: Key[Array, "b"], grid: tuple[int, int], count: Int[Array, "b"] | int,
+  keys: Key[Array, "b"], grid: tuple[int, int], count: Int[Array, "b"] | int
 ) -> Bool[Array, "b n"]:
   """Rectangles of patches until `count` are hidden: block-wise masking.
 
@@ -51,8 +51,9 @@ def blocks(
     free = count - hidden.sum()
     least = jnp.minimum(LEAST, free)
     area, aspect = least + area * (free - least), jnp.exp(low + (high - low) * aspect)
-    height, width = (jnp.round(jnp.sqrt(a)).astype(jnp.int32)
-                     for a in (area * aspect, area / aspect))
+    height, width = (
+      jnp.round(jnp.sqrt(a)).astype(jnp.int32) for a in (area * aspect, area / aspect)
+    )
     top, left = jnp.floor(top * (rows - height + 1)), jnp.floor(left * (columns - width + 1))
     inside = (down >= top) & (down < top + height) & (right >= left) & (right < left + width)
     new = (inside & ~hidden).sum()
@@ -71,7 +72,7 @@ def blocks(
 
 
 def guided(
-    keys: Key[Array, "b"], region: Bool[Array, "b n"], count: int, share: float,
+  keys: Key[Array, "b"], region: Bool[Array, "b n"], count: int, share: float
 ) -> Bool[Array, "b n"]:
   """`count` patches, drawn inside a region until `share` of it is hidden, the rest outside.
 
@@ -102,8 +103,9 @@ def kept(mask: Bool[Array, "b n"], count: int) -> Int[Array, "b m"]:
   return jnp.argsort(mask, axis=1, stable=True)[:, :count].astype(jnp.int32)
 
 
-def coverage(masks: Num[Array, "b h w 1"] | Bool[Array, "b h w 1"], size: int
-             ) -> Float[Array, "b n"]:
+def coverage(
+  masks: Num[Array, "b h w 1"] | Bool[Array, "b h w 1"], size: int
+) -> Float[Array, "b n"]:
   """The share of each patch of `size` x `size` pixels that a mask (0 or 1) covers."""
   b, h, w, _ = masks.shape
   cells = masks.astype(jnp.float32).reshape(b, h // size, size, w // size, size)

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Key
 
 
 def mixup(
-    keys: Key[Array, "n"], images: Float[Array, "n h w c"], labels: Float[Array, "n k"],
-    alpha: float) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
+  keys: Key[Array, "n"], images: Float[Array, "n h w c"], labels: Float[Array, "n k"], alpha: float
+) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
   """Every image mixed with another of the batch, and its labels in the same proportion.
 
   The partner of image i is image n-1-i; the larger share is the image's own, which leaves the

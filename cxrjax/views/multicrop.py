@@ -105,7 +105,11 @@ class Recipe:
 
   def __post_init__(self):
     for name, least in (
-        ("global_size", 1), ("global_crops", 1), ("local_size", 1), ("local_crops", 0)):
+      ("global_size", 1),
+      ("global_crops", 1),
+      ("local_size", 1),
+      ("local_crops", 0),
+    ):
       validation.whole(self, name, least)
     for name in ("global_scale", "local_scale"):
       validation.interval(self, name, 1e-4, 4.0)
@@ -129,11 +133,15 @@ class Recipe:
       if used and size > image_size:
         raise UserError(
           f"config.views.{name}={size} is larger than the images, which are stored at "
-          f"{image_size} px; set it to at most {image_size} or store larger images")
+          f"{image_size} px; set it to at most {image_size} or store larger images"
+        )
 
   def __call__(
-      self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None,
-      masks: UInt8[Array, "b h w 1"] | None = None,
+    self,
+    key: PRNGKeyArray,
+    images: Num[Array, "b h w 1"],
+    index: Int[Array, "b"] | None = None,
+    masks: UInt8[Array, "b h w 1"] | None = None,
   ) -> dict[str, Float[Array, "_ b _ _ 1"] | Bool[Array, "_ b _ _ 1"]]:
     """The views of a batch.
 
@@ -150,25 +158,30 @@ class Recipe:
     # the index alone, would be whole on every device and the images gathered to meet them.
     index = index + 0 * images[:, 0, 0, 0].astype(index.dtype)
     count = self.global_crops + self.local_crops
-    numbers = jax.vmap(
-      lambda i: jax.random.uniform(jax.random.fold_in(key, i), (count, DRAWS)))(index)
-    large = self._boxes(numbers[:, :self.global_crops], images.shape[1:3], local=False)
+    numbers = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (count, DRAWS)))(
+      index
+    )
+    large = self._boxes(numbers[:, : self.global_crops], images.shape[1:3], local=False)
     views = {"global": self._views(large, images, local=False)}
     if masks is not None:
       views["global_mask"] = self._masks(large, masks)
     if self.local_crops:
-      small = self._boxes(numbers[:, self.global_crops:], images.shape[1:3], local=True)
+      small = self._boxes(numbers[:, self.global_crops :], images.shape[1:3], local=True)
       views["local"] = self._views(small, images, local=True)
     return views
 
-  def draw(
-      self, numbers: Float[Array, "b v n"], height: int, width: int, local: bool) -> Draw:
+  def draw(self, numbers: Float[Array, "b v n"], height: int, width: int, local: bool) -> Draw:
     """What uniform numbers mean for the large or the small crops of `height` x `width` images."""
     box = random_box(
-      numbers[..., :2 * TRIES + 2], self.local_scale if local else self.global_scale, self.ratio,
-      height, width)
+      numbers[..., : 2 * TRIES + 2],
+      self.local_scale if local else self.global_scale,
+      self.ratio,
+      height,
+      width,
+    )
     flip, jittered, bright, contrast, first, blurred, sigma, solarized, angle, gamma = jnp.moveaxis(
-      numbers[..., 2 * TRIES + 2:2 * TRIES + 12], -1, 0)
+      numbers[..., 2 * TRIES + 2 : 2 * TRIES + 12], -1, 0
+    )
     jittered = jittered < self.jitter_prob
     low, high = self.blur_sigma
     count = numbers.shape[1]
@@ -180,9 +193,11 @@ class Recipe:
       contrast=jnp.where(jittered, 1.0 + self.contrast * (2.0 * contrast - 1.0), 1.0),
       brightness_first=first < 0.5,
       sigma=jnp.where(
-        blurred < _per_crop(self.blur_prob, count, local), low + (high - low) * sigma, 0.0),
+        blurred < _per_crop(self.blur_prob, count, local), low + (high - low) * sigma, 0.0
+      ),
       solarize=solarized < _per_crop(self.solarize_prob, count, local),
-      gamma=jnp.exp(self.gamma * (2.0 * gamma - 1.0)))
+      gamma=jnp.exp(self.gamma * (2.0 * gamma - 1.0)),
+    )
 
   def _boxes(self, numbers, shape, local):
     """The draws of the large or the small crops, and the matrices that cut them out."""
@@ -193,10 +208,10 @@ class Recipe:
     # A rotation looks beyond the box's corners, so that the crop is made larger, at the same scale.
     margin = resample.rotation_margin(size, self.rotate) if self.rotate else 0
     wide, grow = size + 2 * margin, margin / size
-    rows = resample.crop_matrix(
-      d.top - grow * d.height, d.height * (wide / size), height, wide)
+    rows = resample.crop_matrix(d.top - grow * d.height, d.height * (wide / size), height, wide)
     columns = resample.crop_matrix(
-      d.left - grow * d.width, d.width * (wide / size), width, wide, d.flip)
+      d.left - grow * d.width, d.width * (wide / size), width, wide, d.flip
+    )
     return d, rows, columns
 
   def _masks(self, boxes, masks):
@@ -226,8 +241,11 @@ class Recipe:
 
 
 def random_box(
-    numbers: Float[Array, "*b n"], scale: tuple[float, float], ratio: tuple[float, float],
-    height: int, width: int,
+  numbers: Float[Array, "*b n"],
+  scale: tuple[float, float],
+  ratio: tuple[float, float],
+  height: int,
+  width: int,
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b"], Float[Array, "*b"], Float[Array, "*b"]]:
   """The box of torchvision's RandomResizedCrop, not rounded to whole pixels.
 
@@ -247,7 +265,7 @@ def random_box(
   """
   area = height * width * (scale[0] + (scale[1] - scale[0]) * numbers[..., :TRIES])
   low, high = math.log(ratio[0]), math.log(ratio[1])
-  aspect = jnp.exp(low + (high - low) * numbers[..., TRIES:2 * TRIES])
+  aspect = jnp.exp(low + (high - low) * numbers[..., TRIES : 2 * TRIES])
   widths, heights = jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)
   room = math.sqrt(max(1.0, scale[1]))
   fits = (widths <= width * room) & (heights <= height * room)

@@ -67,14 +67,15 @@ class Jigsaw(_Photometric):
     validation.floats(self, "local_share", 0.01, 1 / SIDE)
 
   def __call__(
-      self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None,
+    self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None
   ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
     """The views of a batch; arguments as in `multicrop.Recipe`."""
     views = super().__call__(key, images, index)
     return {"global": views["global"], "patches": views["local"]}
 
   def draw(
-      self, numbers: Float[Array, "b v n"], height: int, width: int, local: bool) -> multicrop.Draw:
+    self, numbers: Float[Array, "b v n"], height: int, width: int, local: bool
+  ) -> multicrop.Draw:
     """What uniform numbers mean for the crop, or for the nine patches in their order."""
     drawn = super().draw(numbers, height, width, local)
     if not local:
@@ -82,17 +83,20 @@ class Jigsaw(_Photometric):
     # Patches need no boxes of their own, so those numbers are free for the crop they share.
     tries = multicrop.TRIES
     crop = jnp.concatenate(
-      [numbers[:, 0, :tries], numbers[:, 1, :tries], numbers[:, 2, :2]], axis=-1)
+      [numbers[:, 0, :tries], numbers[:, 1, :tries], numbers[:, 2, :2]], axis=-1
+    )
     top, left, tall, wide = (
-      x[:, None] for x in multicrop.random_box(crop, self.local_scale, self.ratio, height, width))
-    down, right, rank = jnp.moveaxis(numbers[:, :, tries:tries + 3], -1, 0)
+      x[:, None] for x in multicrop.random_box(crop, self.local_scale, self.ratio, height, width)
+    )
+    down, right, rank = jnp.moveaxis(numbers[:, :, tries : tries + 3], -1, 0)
     cell = jnp.argsort(rank, axis=1)
     slack = 1 / SIDE - self.local_share
     return drawn._replace(
       top=top + tall * (cell // SIDE / SIDE + slack * down),
       left=left + wide * (cell % SIDE / SIDE + slack * right),
       height=jnp.broadcast_to(self.local_share * tall, cell.shape),
-      width=jnp.broadcast_to(self.local_share * wide, cell.shape))
+      width=jnp.broadcast_to(self.local_share * wide, cell.shape),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Rotation(_Photometric):
   local_crops: int = dataclasses.field(default=0, init=False)
 
   def __call__(
-      self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None,
+    self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None
   ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
     """The views of a batch; arguments as in `multicrop.Recipe`."""
     crop_key, turn_key = jax.random.split(key)
@@ -125,7 +129,8 @@ class Rotation(_Photometric):
 
 
 def quarter_turns(
-    x: Float[Array, "v b n n 1"], turns: Int[Array, "b"]) -> Float[Array, "v b n n 1"]:
+  x: Float[Array, "v b n n 1"], turns: Int[Array, "b"]
+) -> Float[Array, "v b n n 1"]:
   """Square images turned counterclockwise by 90 degrees as often as said, 0 to 3."""
   turns = turns[:, None, None, None]
   x = jnp.where(turns >= 2, jnp.flip(x, (2, 3)), x)

@@ -44,8 +44,12 @@ KERNELS = {"bicubic": bicubic, "bilinear": bilinear}
 
 
 def crop_matrix(
-    start: Float[Array, "*#b"] | float, length: Float[Array, "*#b"] | float, in_size: int,
-    out_size: int, flip: Bool[Array, "*#b"] | bool = False, kernel: str = "bicubic",
+  start: Float[Array, "*#b"] | float,
+  length: Float[Array, "*#b"] | float,
+  in_size: int,
+  out_size: int,
+  flip: Bool[Array, "*#b"] | bool = False,
+  kernel: str = "bicubic",
 ) -> Float[Array, "*b out in"]:
   """The matrix that resamples `[start, start + length)` of a line of pixels to `out_size` pixels.
 
@@ -68,7 +72,8 @@ def crop_matrix(
   if kernel not in KERNELS:
     raise UserError(f"kernel={kernel!r} is unknown{errors.suggest(kernel, KERNELS)}")
   start, length, flip = jnp.broadcast_arrays(
-    jnp.asarray(start, jnp.float32), jnp.asarray(length, jnp.float32), jnp.asarray(flip))
+    jnp.asarray(start, jnp.float32), jnp.asarray(length, jnp.float32), jnp.asarray(flip)
+  )
   start, length, flip = start[..., None], length[..., None], flip[..., None]
   scale = length / out_size
   place = jnp.arange(out_size, dtype=jnp.float32) + 0.5
@@ -82,7 +87,8 @@ def crop_matrix(
 
 
 def middle(
-    images: Float[Array, "b h w c"], scale: float, flip: bool = False) -> Float[Array, "b h w c"]:
+  images: Float[Array, "b h w c"], scale: float, flip: bool = False
+) -> Float[Array, "b h w c"]:
   """The middle of images at their own size, mirrored or not.
 
   Args:
@@ -94,7 +100,8 @@ def middle(
     return images[:, :, ::-1] if flip else images
   rows, columns = (
     crop_matrix(size * (1 - scale) / 2, size * scale, size, size, turn, "bilinear")
-    for size, turn in zip(images.shape[1:3], (False, flip), strict=True))
+    for size, turn in zip(images.shape[1:3], (False, flip), strict=True)
+  )
   x = product("oh,bhwc->bowc", rows, images)
   return product("pw,bowc->bopc", columns, x).astype(images.dtype)
 
@@ -123,9 +130,12 @@ def _normalized(weights: Float[Array, "*b out in"]) -> Float[Array, "*b out in"]
 
 def product(spec: str, a: Num[Array, "..."], b: Num[Array, "..."]) -> Float[Array, "..."]:
   """`einsum(spec, a, b)` in float32, of operands in bfloat16 but on a CPU."""
+
   def of(dtype: Any) -> Any:
     return lambda a, b: jnp.einsum(
-      spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+      spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32
+    )
+
   return jax.lax.platform_dependent(a, b, cpu=of(jnp.float32), default=of(jnp.bfloat16))
 
 
@@ -156,7 +166,7 @@ def rotation_margin(size: int, degrees: float) -> int:
 
 
 def rotate(
-    x: Float[Array, "*b n n"], angle: Float[Array, "*b"], size: int,
+  x: Float[Array, "*b n n"], angle: Float[Array, "*b"], size: int
 ) -> Float[Array, "*b {size} {size}"]:
   """The central `size` x `size` of square images turned counterclockwise about their centre.
 

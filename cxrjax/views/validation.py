@@ -28,8 +28,8 @@ def whole(recipe: Any, name: str, least: int) -> None:
 
 
 def floats(
-    recipe: Any, name: str, low: float = -math.inf, high: float = math.inf,
-    above: float = -math.inf) -> None:
+  recipe: Any, name: str, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
+) -> None:
   """Requires a number in `[low, high]` and above `above`; kept as a float."""
   value = getattr(recipe, name)
   if not (_number(value) and low <= value <= high and value > above):
@@ -57,8 +57,7 @@ def probabilities(recipe: Any, name: str) -> None:
 
 
 def _number(value: Any) -> bool:
-  return (isinstance(value, numbers.Real) and not isinstance(value, bool)
-          and math.isfinite(value))
+  return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _bounds(low: float, high: float, above: float = -math.inf) -> str:

@@ -81,20 +81,26 @@ def labelled(x):
 
 
 CHANGES = {
-  "again": lambda x: x, "jpeg": jpeg, "smaller": lambda x: x.resize((80, 80)),
+  "again": lambda x: x,
+  "jpeg": jpeg,
+  "smaller": lambda x: x.resize((80, 80)),
   "gamma": lambda x: x.point([round(255 * (v / 255) ** 0.6) for v in range(256)]),
-  "contrast": lambda x: ImageOps.autocontrast(x, cutoff=5), "label": labelled,
-  "crop": lambda x: x.crop((2, 3, 126, 127)), "turn": lambda x: x.rotate(1, Image.BICUBIC),
+  "contrast": lambda x: ImageOps.autocontrast(x, cutoff=5),
+  "label": labelled,
+  "crop": lambda x: x.crop((2, 3, 126, 127)),
+  "turn": lambda x: x.rotate(1, Image.BICUBIC),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_copies_are_found_however_changed(drawn, change):
-  copies = [np.asarray(CHANGES[change](Image.fromarray(x[..., 0])).resize((128, 128)))
-            for x in drawn[10:20]]
+  copies = [
+    np.asarray(CHANGES[change](Image.fromarray(x[..., 0])).resize((128, 128))) for x in drawn[10:20]
+  ]
   found = duplicates.across(drawn, np.stack(copies)[..., None])
   assert set(zip(found.i.tolist(), found.j.tolist(), strict=True)) >= {
-    (k + 10, k) for k in range(10)}
+    (k + 10, k) for k in range(10)
+  }
   assert len(found) <= 12 and (found.r >= duplicates.COPY).all()
 
 
@@ -133,8 +139,10 @@ def listed(archive, pattern):
 def test_known_copies_of_kermany(test_data):
   """28 pairs in train, 10 of them among patients 1 to 499; 6 in test; none between."""
   archive = test_data / "chest_xray.zip"
-  names = {s: listed(archive, rf"chest_xray/{s}/{of}.*\.jpeg")
-           for s, of in (("train", "PNEUMONIA/person[0-9]{1,3}_"), ("test", ""))}
+  names = {
+    s: listed(archive, rf"chest_xray/{s}/{of}.*\.jpeg")
+    for s, of in (("train", "PNEUMONIA/person[0-9]{1,3}_"), ("test", ""))
+  }
   names["train"] = [n for n in names["train"] if int(re.search(r"person(\d+)", n)[1]) < 500]
   looks = {s: duplicates.of_images(decoded(archive, n)) for s, n in names.items()}
   assert len(looks["train"]) > 900 and len(looks["test"]) == 624
@@ -152,14 +160,24 @@ def test_copies_left_in_the_radiography_archive(test_data):
   """Its near-duplicates were removed, but for cropped ones; these were found by eye."""
   archive = test_data / "COVID-19_Radiography_subset.zip"
   folder = "COVID-19_Radiography_Dataset/COVID/images"
-  names = [n for n in listed(archive, rf"{folder}/COVID-\d+\.jpg")
-           if 230 <= int(re.search(r"(\d+)\.jpg", n)[1]) < 360
-           or 940 <= int(re.search(r"(\d+)\.jpg", n)[1]) < 1000]
+  names = [
+    n
+    for n in listed(archive, rf"{folder}/COVID-\d+\.jpg")
+    if 230 <= int(re.search(r"(\d+)\.jpg", n)[1]) < 360
+    or 940 <= int(re.search(r"(\d+)\.jpg", n)[1]) < 1000
+  ]
   found = duplicates.within(decoded(archive, names, 192))
   numbers = [int(re.search(r"(\d+)\.jpg", n)[1]) for n in names]
   pairs = {tuple(sorted((numbers[i], numbers[j]))) for i, j in zip(found.i, found.j, strict=True)}
-  assert pairs >= {(239, 964), (278, 967), (283, 973), (300, 984), (302, 987), (304, 990),
-                   (309, 996)}
+  assert pairs >= {
+    (239, 964),
+    (278, 967),
+    (283, 973),
+    (300, 984),
+    (302, 987),
+    (304, 990),
+    (309, 996),
+  }
   assert len(pairs) < 15
   # Pixel by pixel they are no more alike than others are.
   assert found.first.max() < 0.96

@@ -25,9 +25,16 @@ def folder(tmp_path_factory):
   first = list({p: i for i, p in reversed(list(enumerate(source.table.patients)))}.values())
   drawn = [source[i].image[..., 0] for i in sorted(first)[:16]]
   for k, pixels in enumerate(drawn):
-    put(f"im{k:02d}.png", pixels, "train" if k < 10 else "test", "ab"[k % 2], f"Doe{k // 2}",
-        "FM"[k % 2], 30 + k)
-  put("again.jpg", drawn[2], "test", "b", "Roe1")           # a copy between splits, other label
+    put(
+      f"im{k:02d}.png",
+      pixels,
+      "train" if k < 10 else "test",
+      "ab"[k % 2],
+      f"Doe{k // 2}",
+      "FM"[k % 2],
+      30 + k,
+    )
+  put("again.jpg", drawn[2], "test", "b", "Roe1")  # a copy between splits, other label
   put("twice.png", drawn[3][2:, 2:], "train", "b", "Doe1")  # a copy within one
   put("moved.png", 255 - source[sorted(first)[16]].image[..., 0], "test", "a", "Doe0")
   put("gray.png", np.full((64, 64), 80, np.uint8), "train", "a", "Roe2")
@@ -42,8 +49,12 @@ def folder(tmp_path_factory):
 def parts(folder):
   options = {"csv": "labels.csv", "patient_column": "patient"}
   return images.open_parts(
-    [{"source": f"folder:{folder}", "options": options}], size=96, fit="squash", bits=8,
-    progress=False)
+    [{"source": f"folder:{folder}", "options": options}],
+    size=96,
+    fit="squash",
+    bits=8,
+    progress=False,
+  )
 
 
 def test_parts_are_splits_and_what_is_in_none(parts):
@@ -60,8 +71,11 @@ def names(parts, pair):
 
 
 def by_name(parts, values):
-  return {name: v for p, rows in zip(parts, values, strict=True)
-          for name, v in zip(p.table.ids, rows, strict=True)}
+  return {
+    name: v
+    for p, rows in zip(parts, values, strict=True)
+    for name, v in zip(p.table.ids, rows, strict=True)
+  }
 
 
 def test_near_duplicates_within_and_between(parts):
@@ -90,12 +104,19 @@ def test_patients_in_several_splits(parts):
   crossing = images.crossing_patients(parts)
   assert [len(v) for v in crossing.values()] == [3]
   assert {parts[k].table.ids[row] for k, row in next(iter(crossing.values()))} == {
-    "im00.png", "im01.png", "moved.png"}
+    "im00.png",
+    "im01.png",
+    "moved.png",
+  }
 
 
 def test_patients_whom_nobody_names_are_not_told_apart(folder):
-  parts = images.open_parts([{"source": f"folder:{folder}", "options": {"csv": "labels.csv"}}],
-                           size=96, bits=8, progress=False)
+  parts = images.open_parts(
+    [{"source": f"folder:{folder}", "options": {"csv": "labels.csv"}}],
+    size=96,
+    bits=8,
+    progress=False,
+  )
   known = parts[0].tells_patients  # the CSV's column `patient` is found by itself, or is not
   pairs, _ = images.near_duplicates(parts, 0.9)
   assert all((p.same_patient is None) == (not known) for p in pairs)

@@ -21,14 +21,14 @@ def drawn():
 def test_inverted_ones_are_found_whatever_their_share(drawn, inverted):
   pixels = drawn.copy()
   pixels[:inverted] = 255 - pixels[:inverted]
-  r, = polarity.agreement(polarity.describe(pixels)[0])
+  (r,) = polarity.agreement(polarity.describe(pixels)[0])
   np.testing.assert_array_equal(r <= polarity.INVERTED, np.arange(60) < inverted)
   assert np.abs(r).min() > polarity.UNLIKE
 
 
 def test_sets_are_judged_together(drawn):
   described = polarity.describe(drawn)[0]
-  whole, = polarity.agreement(described)
+  (whole,) = polarity.agreement(described)
   a, b, none = polarity.agreement(described[:20], described[20:], described[:0])
   np.testing.assert_allclose(np.concatenate([a, b, none]), whole, atol=1e-5)
 
@@ -36,7 +36,7 @@ def test_sets_are_judged_together(drawn):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_one_image_alone(drawn, sign):
   pixels = drawn[:1] if sign > 0 else 255 - drawn[:1]
-  r, = polarity.agreement(polarity.describe(pixels)[0])
+  (r,) = polarity.agreement(polarity.describe(pixels)[0])
   assert r[0] * sign > 0.3
 
 
@@ -47,7 +47,7 @@ def test_what_is_no_chest_is_unlike_or_flat(drawn):
   dot = np.full((1, 96, 96, 1), 40, np.uint8)
   dot[0, 0, 0] = 255
   x, spread = polarity.describe(np.concatenate([drawn, noise, ramp.astype(np.uint8), dot]))
-  r, = polarity.agreement(x)
+  (r,) = polarity.agreement(x)
   assert (np.flatnonzero(spread < polarity.FLAT) == [60, 62]).all()
   assert abs(r[61]) < polarity.UNLIKE and np.isfinite(r).all()
 
@@ -61,11 +61,17 @@ def test_real_radiographs(test_data):
   wrong = (7771, 8594, 9232)
   with zipfile.ZipFile(archive) as files:
     names = sorted(n for n in files.namelist() if "/Normal/images/" in n)
-    chosen = [*names[::25], *(f"COVID-19_Radiography_Dataset/Normal/images/Normal-{k}.jpg"
-                              for k in wrong)]
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(files.read(n))).convert("L"))
-                       for n in dict.fromkeys(chosen)])[..., None]
-  r, = polarity.agreement(polarity.describe(pixels)[0])
+    chosen = [
+      *names[::25],
+      *(f"COVID-19_Radiography_Dataset/Normal/images/Normal-{k}.jpg" for k in wrong),
+    ]
+    pixels = np.stack(
+      [
+        np.asarray(Image.open(io.BytesIO(files.read(n))).convert("L"))
+        for n in dict.fromkeys(chosen)
+      ]
+    )[..., None]
+  (r,) = polarity.agreement(polarity.describe(pixels)[0])
   assert np.flatnonzero(r <= polarity.INVERTED).tolist() == [len(r) - 3, len(r) - 2, len(r) - 1]
-  r, = polarity.agreement(polarity.describe(255 - pixels[:-3])[0])
+  (r,) = polarity.agreement(polarity.describe(255 - pixels[:-3])[0])
   assert len(r) > 300 and (r <= polarity.INVERTED).mean() > 0.98

@@ -26,16 +26,20 @@ def seen_through(image, m):
 
 
 def compare(a, b):
-  near, maps = batched(
-    registration.coarse, *(small(x, registration.COARSE) for x in (a, b)))
-  r, maps = batched(
-    registration.fine, *(small(x, registration.FINE) for x in (a, b)), maps)
+  near, maps = batched(registration.coarse, *(small(x, registration.COARSE) for x in (a, b)))
+  r, maps = batched(registration.fine, *(small(x, registration.FINE) for x in (a, b)), maps)
   return near, r, maps
 
 
-@pytest.mark.parametrize("m", [
-  [[1, 0, 0.06], [0, 1, -0.04]], [[0.94, 0, 0], [0, 0.94, 0]], [[0.95, 0, 0.02], [0, 1.03, 0]],
-  [[0.999, -0.05, 0], [0.05, 0.999, 0]]])
+@pytest.mark.parametrize(
+  "m",
+  [
+    [[1, 0, 0.06], [0, 1, -0.04]],
+    [[0.94, 0, 0], [0, 0.94, 0]],
+    [[0.95, 0, 0.02], [0, 1.03, 0]],
+    [[0.999, -0.05, 0], [0.05, 0.999, 0]],
+  ],
+)
 def test_a_known_map_is_found(drawn, m):
   moved = np.stack([seen_through(x[..., 0], m) for x in drawn])[..., None]
   near, r, maps = compare(drawn, moved)

@@ -16,8 +16,10 @@ class Numbers(base_builder.SetBuilder, skip_registration=True):
   pkg_dir_path = None
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(
-      {"x": np.int64, "text": tfds.features.Text()}))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict({"x": np.int64, "text": tfds.features.Text()}),
+    )
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples(300), "test": self._generate_examples(7)}
@@ -40,8 +42,9 @@ def test_a_large_split_is_written_as_a_small_one(tmp_path, monkeypatch):
   large = prepared(tmp_path / "large")
   assert shuffle.tf is before
   for split, n in (("train", 300), ("test", 7)):
-    rows = [[(int(r["x"]), r["text"]) for r in made.as_data_source(split)]
-            for made in (small, large)]
+    rows = [
+      [(int(r["x"]), r["text"]) for r in made.as_data_source(split)] for made in (small, large)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == n
     assert sorted(rows[0]) == [(i, b"abc" * i) for i in range(n)] != rows[0]
   assert not list((tmp_path / "large").rglob("*bucket*"))

@@ -36,10 +36,12 @@ def test_a_whole_jpeg_and_one_cut_short():
 
 def listing():
   found = csv_builder.Listing(("Edema", "votes::Edema"), r"(\w+)/(\w+)\.png$")
-  found.add("a/1", csv_builder.Listed("p", "train", (1.0, math.nan), more={"terms": ["x", "ü"]}),
-            "f 1")
-  found.add("a/2", csv_builder.Listed("q", "test", (-1.0, 0.0), age=3.5, view="PA", inverted=True),
-            "f 2")
+  found.add(
+    "a/1", csv_builder.Listed("p", "train", (1.0, math.nan), more={"terms": ["x", "ü"]}), "f 1"
+  )
+  found.add(
+    "a/2", csv_builder.Listed("q", "test", (-1.0, 0.0), age=3.5, view="PA", inverted=True), "f 2"
+  )
   found.add("a/3", "no chest", "f 3")
   return found
 
@@ -59,8 +61,9 @@ def test_images_come_in_the_order_of_the_archive(tmp_path):
   files = {f"deep/{n}.png": bytes([k]) for k, n in enumerate(("a/2", "a/9", "a/1", "a/3"))}
   path = made_sets.packed(tmp_path / "x.tar.gz", files | {"readme.txt": b"?"})
   unlisted: list[str] = []
-  found = list(csv_builder.images(
-    csv_builder.Part(str(path)), listing(), {"a/1", "a/2"}, unlisted.append))
+  found = list(
+    csv_builder.images(csv_builder.Part(str(path)), listing(), {"a/1", "a/2"}, unlisted.append)
+  )
   assert found == [("a/2", b"\0"), ("a/1", b"\2")] and unlisted == ["a/9"]
 
 
@@ -90,20 +93,31 @@ def dicom_rows(**fields):
 @pytest.mark.parametrize("age, years", [("045Y", 45), ("000Y", 7), (None, 7)])
 def test_what_a_dicom_file_says_counts_where_it_says_it(age, years):
   rows = dicom_rows(age=7.0, sex="M", view="PA")
-  data = dicoms.dicom(made_sets.pixels(1, 16) >> 4, bits=12, PatientAge=age, PatientSex="O",
-                      ViewPosition="AP", WindowCenter=2000.5, WindowWidth=101)
+  data = dicoms.dicom(
+    made_sets.pixels(1, 16) >> 4,
+    bits=12,
+    PatientAge=age,
+    PatientSex="O",
+    ViewPosition="AP",
+    WindowCenter=2000.5,
+    WindowWidth=101,
+  )
   row = csv_builder.example("1", rows.rows["1"], rows, data)
   assert (row["age"], row["sex"], row["view"]) == (years, "M", "AP")
   assert row["window"].tolist() == [1950, 2050]
-  np.testing.assert_array_equal(
-    decode.decode(row["image"])[..., 0], made_sets.pixels(1, 16) >> 4)
+  np.testing.assert_array_equal(decode.decode(row["image"])[..., 0], made_sets.pixels(1, 16) >> 4)
   with pytest.raises(decode.BadImage, match="no DICOM"):
     csv_builder.example("1", rows.rows["1"], rows, made_sets.encoded(1))
 
 
 def test_boxes_in_pixels_of_a_dicom_file_are_cut_to_it():
-  boxes = [("a", [5.0, -3.0, 10.0, 8.5], "R1"), ("b", [0, 0, 99, 99]), ("c", [30, 1, 40, 9]),
-           ("d", [4, 4, 4, 9]), ("e", [8, 9, 4, 2])]
+  boxes = [
+    ("a", [5.0, -3.0, 10.0, 8.5], "R1"),
+    ("b", [0, 0, 99, 99]),
+    ("c", [30, 1, 40, 9]),
+    ("d", [4, 4, 4, 9]),
+    ("e", [8, 9, 4, 2]),
+  ]
   rows = csv_builder.unpack(dicom_rows(boxes=boxes).pack())
   row = csv_builder.example("1", rows.rows["1"], rows, dicoms.dicom(made_sets.pixels(1)))
   assert [b["label"] for b in row["boxes"]] == ["a", "b"]
@@ -119,7 +133,8 @@ def test_an_example(tmp_path):
   assert math.isnan(row["votes"]["Edema"]) and row["view"] == row["sex"] == "unknown"
   other = csv_builder.example("a/2", rows.rows["a/2"], rows, image)
   np.testing.assert_array_equal(
-    decode.decode(other["image"])[..., 0], 65535 - made_sets.pixels(5, 16))
+    decode.decode(other["image"])[..., 0], 65535 - made_sets.pixels(5, 16)
+  )
   with pytest.raises(decode.BadImage, match="cut short"):
     csv_builder.example("a/1", rows.rows["a/1"], rows, image[:-1])
 

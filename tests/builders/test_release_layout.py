@@ -20,9 +20,16 @@ def found(path):
 
 
 def test_a_table_is_the_one_nearest_to_the_top(tmp_path):
-  made_sets.folder(tmp_path, {
-    "deep/labels.csv": CSV, "deep/deeper/labels.csv": b"?", "x/y/boxes.csv.gz": gzip.compress(CSV),
-    "other_labels.csv": b"?", "labels.csv.txt": b"?"})
+  made_sets.folder(
+    tmp_path,
+    {
+      "deep/labels.csv": CSV,
+      "deep/deeper/labels.csv": b"?",
+      "x/y/boxes.csv.gz": gzip.compress(CSV),
+      "other_labels.csv": b"?",
+      "labels.csv.txt": b"?",
+    },
+  )
   made_sets.packed(tmp_path / "votes.csv.zip", {"votes.csv": CSV})
   with release_layout.opened(tmp_path) as release:
     assert release_layout.table(release, "labels") == "deep/labels.csv"
@@ -44,8 +51,9 @@ def test_the_folders_and_archives_of_a_folder_are_parts(tmp_path):
   made_sets.packed(tmp_path / "d.tar.gz", {"4.png": b"4"})
   made_sets.packed(tmp_path / "b.zip", {"deep/2.png": b"2"})  # and what it unpacks to
   made_sets.packed(tmp_path / "tables.zip", {"5.csv": CSV})
-  assert found(tmp_path) == [Part(str(tmp_path / file), top) for file, top in (
-    ("a", "a"), ("b.zip", "b"), ("d.tar.gz", "d"))]
+  assert found(tmp_path) == [
+    Part(str(tmp_path / file), top) for file, top in (("a", "a"), ("b.zip", "b"), ("d.tar.gz", "d"))
+  ]
 
 
 def test_images_right_in_the_folder_and_none_at_all(tmp_path):

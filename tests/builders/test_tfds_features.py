@@ -28,11 +28,20 @@ def lungs():
   return pixels
 
 
-@pytest.mark.parametrize("write", [
-  lambda m: encoded(m), lambda m: encoded(m * 255), lambda m: encoded(m * 255, "JPEG", quality=70),
-  lambda m: encoded(m * 255, mode="RGB"), lambda m: encoded(m * 255, mode="P"),
-  lambda m: encoded(m * 255, "GIF"), lambda m: encoded(m * 255, mode="1"),
-  lambda m: encoded(m * 255, mode="RGBA"), lambda m: encoded(m * 255, "BMP")])
+@pytest.mark.parametrize(
+  "write",
+  [
+    lambda m: encoded(m),
+    lambda m: encoded(m * 255),
+    lambda m: encoded(m * 255, "JPEG", quality=70),
+    lambda m: encoded(m * 255, mode="RGB"),
+    lambda m: encoded(m * 255, mode="P"),
+    lambda m: encoded(m * 255, "GIF"),
+    lambda m: encoded(m * 255, mode="1"),
+    lambda m: encoded(m * 255, mode="RGBA"),
+    lambda m: encoded(m * 255, "BMP"),
+  ],
+)
 def test_masks_however_written(lungs, write):
   found = unpacked(tfds_features.mask(write(lungs), like=(24, 32)))
   np.testing.assert_array_equal(found, lungs * 255)
@@ -47,8 +56,12 @@ def test_masks_of_two_lungs_and_of_another_size(lungs):
 
 
 def test_masks_that_are_none(lungs):
-  for data, word in ((encoded(lungs * 0), "empty"), (b"nothing", "damaged"),
-                     (encoded(lungs)[:50], "damaged"), (encoded(np.ones((4, 4))), "4 x 4")):
+  for data, word in (
+    (encoded(lungs * 0), "empty"),
+    (b"nothing", "damaged"),
+    (encoded(lungs)[:50], "damaged"),
+    (encoded(np.ones((4, 4))), "4 x 4"),
+  ):
     with pytest.raises(decode.BadImage, match=word):
       tfds_features.mask(data, like=(24, 32))
 
@@ -60,10 +73,17 @@ def test_fault(lungs):
 
 
 def test_matching_takes_the_copy_nearest_to_the_top():
-  names = ["x/x/train/A/1.png", "x/train/A/1.png", "x/TRAIN/B/2.PNG", "xtrain/A/3.png",
-           "train/A/4.png.txt"]
+  names = [
+    "x/x/train/A/1.png",
+    "x/train/A/1.png",
+    "x/TRAIN/B/2.PNG",
+    "xtrain/A/3.png",
+    "train/A/4.png.txt",
+  ]
   assert tfds_features.matching(names, r"train/([AB])/(\d)\.png") == {
-    ("A", "1"): "x/train/A/1.png", ("B", "2"): "x/TRAIN/B/2.PNG"}
+    ("A", "1"): "x/train/A/1.png",
+    ("B", "2"): "x/TRAIN/B/2.PNG",
+  }
 
 
 def test_some():
@@ -83,19 +103,39 @@ def test_left_out():
   assert left_out.metadata == {"left_out": [["a", "cut short"], ["b", "twice"]], "notes": ["one"]}
 
 
-@pytest.mark.parametrize("encoding, bits", [(None, 8), ("png", 8), ("jpeg", 8), ("png", 16),
-                                            (None, 16)])
+@pytest.mark.parametrize(
+  "encoding, bits", [(None, 8), ("png", 8), ("jpeg", 8), ("png", 16), (None, 16)]
+)
 def test_example_has_the_columns_of_features(encoding, bits, lungs):
-  columns = tfds_features.features(label=("a", "b"), labels=("x", "y"), encoding=encoding, bits=bits,
-                              mask=True, window=True)
-  row = tfds_features.example(columns, image=encoded(lungs), id="1", patient="p", label="a",
-                         labels={"x": 1.0, "y": float("nan")})
+  columns = tfds_features.features(
+    label=("a", "b"), labels=("x", "y"), encoding=encoding, bits=bits, mask=True, window=True
+  )
+  row = tfds_features.example(
+    columns,
+    image=encoded(lungs),
+    id="1",
+    patient="p",
+    label="a",
+    labels={"x": 1.0, "y": float("nan")},
+  )
   assert set(row) == set(columns)
   assert np.isnan(row["age"]) and row["sex"] == row["view"] == "unknown" and row["site"] == ""
   assert np.isnan(row["window"]).all() and not base.is_mask(row["mask"])
   columns.encode_example(row)  # TFDS takes it
-  row = tfds_features.example(columns, image=b"", id="1", patient="p", age=3, sex="F", view="PA",
-                         site="here", mask=b"m", window=(0, 9), label="b", labels={})
+  row = tfds_features.example(
+    columns,
+    image=b"",
+    id="1",
+    patient="p",
+    age=3,
+    sex="F",
+    view="PA",
+    site="here",
+    mask=b"m",
+    window=(0, 9),
+    label="b",
+    labels={},
+  )
   assert (row["age"], row["sex"], row["view"], row["site"]) == (3, "F", "PA", "here")
   assert row["mask"] == b"m" and row["window"].tolist() == [0, 9]
 

@@ -44,15 +44,22 @@ def test_builds_a_member_and_a_modules_attribute(module):
     instantiate.build({"name": "a_users_module", "widht": 2}, "Recipe", "config.x")
   # An argument from the program is not the user's to give.
   with pytest.raises(UserError, match=r"config\.x\.hidden is not an option; valid: width"):
-    instantiate.build({"name": "a_users_module", "width": 1, "hidden": 2}, "Recipe", "config.x", hidden=4)
+    instantiate.build(
+      {"name": "a_users_module", "width": 1, "hidden": 2}, "Recipe", "config.x", hidden=4
+    )
 
 
 def test_what_is_found_must_be_what_is_asked_for(module):
   module.Half = type("Half", (), {"check": None})
   module.made = lambda: None
-  for member, kind, lacks in (("Half", "Recipe", "__call__"), ("made", "Recipe", "check"),
-                              ("Recipe", "Method", "encoder_params"), ("Recipe", "run", "function"),
-                              ("__name__", "Recipe", "check"), ("__spec__", "Recipe", "check")):
+  for member, kind, lacks in (
+    ("Half", "Recipe", "__call__"),
+    ("made", "Recipe", "check"),
+    ("Recipe", "Method", "encoder_params"),
+    ("Recipe", "run", "function"),
+    ("__name__", "Recipe", "check"),
+    ("__spec__", "Recipe", "check"),
+  ):
     with pytest.raises(UserError, match=rf"not what is asked for here, which is .*{lacks}"):
       locate(f"a_users_module.{member}", kind)
   with pytest.raises(UserError, match="has no 'Nothing'"):
@@ -63,7 +70,8 @@ def test_what_is_found_must_be_what_is_asked_for(module):
 def test_trust_is_the_users_word(tmp_path, monkeypatch):
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "views.py").write_text(
-    "from test_of_build import Recipe, ran; ran.append(1)")
+    "from test_of_build import Recipe, ran; ran.append(1)"
+  )
   ran = []
   monkeypatch.setitem(sys.modules, "test_of_build", types.SimpleNamespace(Recipe=Recipe, ran=ran))
   monkeypatch.syspath_prepend(str(tmp_path))
@@ -81,29 +89,42 @@ def test_trust_is_the_users_word(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "name", ["os.system", "subprocess.Popen", "builtins.exec", "sys", "os:system"])
+  "name", ["os.system", "subprocess.Popen", "builtins.exec", "sys", "os:system"]
+)
 def test_pythons_own_is_never_asked_for(name, monkeypatch):
   monkeypatch.setenv(instantiate.TRUST, "os,subprocess,builtins,sys")
   with pytest.raises(UserError, match="is Python's own"):
     locate(name, "Method")
 
 
-@pytest.mark.parametrize("name,hint", [
-  ("cxrjax.methods.dyno", "did you mean 'dino'"),
-  ("cxrjax.methods.dino.Nothing", "has no 'Nothing' of its own"),
-  ("nowhere", "give a dotted name"), ("cxrjax.core", "is not in cxrjax.methods"),
-  ("cxrjax.config.instantiate.locate", "is not in cxrjax.methods"),
-  ("cxrjax.methods.dino.dataclasses", "of its own"),
-  ("cxrjax.methods.dino.Method.init", "of its own"),
-  ("cxrjax.methods.dinov2.dino", "of its own"),
-  ("cxrjax.methods.dino:jax.tree", "is no name"),
-  ("cxrjax.methods.base.Method", "not what is asked for"),
-  ("cxrjax.methods.base.Labels", "not what is asked for"),
-  ("cxrjax.methods.base.ema", "not what is asked for"),
-  ("cxrjax.methods.__init__", "cannot be found"), ("cxrjax.methods", "is not in"),
-  ("cxrjax.methods.", "is no name"), (".methods", "is no name"), ("cxrjax..methods", "is no name"),
-  ("\uff4fs.system", "is no name"), ("os .system", "is no name"), ("", "is no name"),
-  (None, "is no name"), (["os"], "is no name"), ("cxrjax.methods/../core", "is no name")])
+@pytest.mark.parametrize(
+  "name,hint",
+  [
+    ("cxrjax.methods.dyno", "did you mean 'dino'"),
+    ("cxrjax.methods.dino.Nothing", "has no 'Nothing' of its own"),
+    ("nowhere", "give a dotted name"),
+    ("cxrjax.core", "is not in cxrjax.methods"),
+    ("cxrjax.config.instantiate.locate", "is not in cxrjax.methods"),
+    ("cxrjax.methods.dino.dataclasses", "of its own"),
+    ("cxrjax.methods.dino.Method.init", "of its own"),
+    ("cxrjax.methods.dinov2.dino", "of its own"),
+    ("cxrjax.methods.dino:jax.tree", "is no name"),
+    ("cxrjax.methods.base.Method", "not what is asked for"),
+    ("cxrjax.methods.base.Labels", "not what is asked for"),
+    ("cxrjax.methods.base.ema", "not what is asked for"),
+    ("cxrjax.methods.__init__", "cannot be found"),
+    ("cxrjax.methods", "is not in"),
+    ("cxrjax.methods.", "is no name"),
+    (".methods", "is no name"),
+    ("cxrjax..methods", "is no name"),
+    ("\uff4fs.system", "is no name"),
+    ("os .system", "is no name"),
+    ("", "is no name"),
+    (None, "is no name"),
+    (["os"], "is no name"),
+    ("cxrjax.methods/../core", "is no name"),
+  ],
+)
 def test_unknown_names(name, hint):
   with pytest.raises(UserError, match=hint):
     locate(name, "Method", "config.method.name")
@@ -132,9 +153,19 @@ def test_all_that_names_of_this_package_reach():
   assert len(found["Method"]) == 2 * len(set(found["Method"].values()))
 
 
-@pytest.mark.parametrize("name", [
-  "optax.os", "optax._src.transform.scale_by_adam", "optax.GradientTransformation", "optax.jax",
-  "optax.apply_updates", "optax.contrib.contrib", "optax:trace", "optax"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "optax.os",
+    "optax._src.transform.scale_by_adam",
+    "optax.GradientTransformation",
+    "optax.jax",
+    "optax.apply_updates",
+    "optax.contrib.contrib",
+    "optax:trace",
+    "optax",
+  ],
+)
 def test_of_optax_only_what_transforms_gradients(name):
   assert locate("optax.scale_by_adam", "transform") is optax.scale_by_adam
   assert locate("optax.contrib.scale_by_muon", "transform") is optax.contrib.scale_by_muon

@@ -20,16 +20,37 @@ def file(tmp_path):
 
 
 def test_flags_make_the_config(file):
-  found = overrides.resolve([f"--config={file}:small,b=1", "--config.a.rate=1e-3",
-                             "--config.a.name=", "--config.a.pairs=((3, '4 %'),)",
-                             "--config.a.prob=0.5"])
-  assert found == {"arg": "small,b=1", "seed": 0, "a": {
-    "rate": 1e-3, "name": "", "pairs": ((3, "4 %"),), "schedule": {"start": 1.0}, "prob": (0.5,)}}
+  found = overrides.resolve(
+    [
+      f"--config={file}:small,b=1",
+      "--config.a.rate=1e-3",
+      "--config.a.name=",
+      "--config.a.pairs=((3, '4 %'),)",
+      "--config.a.prob=0.5",
+    ]
+  )
+  assert found == {
+    "arg": "small,b=1",
+    "seed": 0,
+    "a": {
+      "rate": 1e-3,
+      "name": "",
+      "pairs": ((3, "4 %"),),
+      "schedule": {"start": 1.0},
+      "prob": (0.5,),
+    },
+  }
 
 
-@pytest.mark.parametrize("flag, said", [
-  ("--config.a.rat=1", "rate"), ("--config.seed=1.5", "seed"), ("--config.seed=x", "seed"),
-  ("--config.a.schedule=1e-3", "schedule")])
+@pytest.mark.parametrize(
+  "flag, said",
+  [
+    ("--config.a.rat=1", "rate"),
+    ("--config.seed=1.5", "seed"),
+    ("--config.seed=x", "seed"),
+    ("--config.a.schedule=1e-3", "schedule"),
+  ],
+)
 def test_a_wrong_key_or_type_is_named(file, flag, said):
   with pytest.raises(UserError, match=said):
     overrides.resolve([f"--config={file}", flag])

@@ -46,8 +46,7 @@ def test_several_sources_are_a_pool():
   _, made = config("data=folder:/x*2+tfds:y+phantom,manual_dir=m,frontal=True")
   parts = made.data.to_dict()["source"]
   assert parts[0] == {"source": "folder:/x", "weight": 2.0, "options": {"views": ("PA", "AP")}}
-  assert parts[1] == {"source": "tfds:y",
-                      "options": {"manual_dir": "m", "views": ("PA", "AP")}}
+  assert parts[1] == {"source": "tfds:y", "options": {"manual_dir": "m", "views": ("PA", "AP")}}
   assert parts[2]["options"]["n"] == recipe.DEMO["examples"]
   assert made.data.options.to_dict() == {} and not made.evals
   with pytest.raises(UserError, match="'two' is no weight"):
@@ -65,7 +64,8 @@ def test_several_sets_judge_each_by_itself():
   _, made = config("eval_data=tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen,manual_dir=m")
   assert {name: e.data.to_dict() for name, e in made.evals.items()} == {
     "chest_xray_pneumonia": {"name": "tfds:chest_xray_pneumonia", "manual_dir": "m"},
-    "shenzhen": {"name": "tfds:nlm_tb/shenzhen", "manual_dir": "m"}}
+    "shenzhen": {"name": "tfds:nlm_tb/shenzhen", "manual_dir": "m"},
+  }
   assert set(config("eval_data=folder:/my data/a/+phantom")[1].evals) == {"a", "phantom"}
   with pytest.raises(UserError, match="two sources that would be called 'a'"):
     config("eval_data=folder:/x/a+folder:/y/a")
@@ -84,13 +84,19 @@ def test_masked_autoencoders_refuse_what_has_no_patches_to_drop(name):
   config = load(name)("tiny,model=resnet18")
   encoder = build(config.model.to_dict(), "Model", "config.model")
   with pytest.raises(UserError, match=r"config\.model\.name='cxrjax\.models\.resnet' cannot drop"):
-    build(config.method.to_dict(), "Method", "config.method", encoder=encoder,
-          clock=Clock(4, 1.0, 8))
+    build(
+      config.method.to_dict(), "Method", "config.method", encoder=encoder, clock=Clock(4, 1.0, 8)
+    )
 
 
 # What the authors' own code does and a run's options do not show, at their sizes and nowhere else.
-OPTIMIZER = {"decay_vectors": False, "clip_per": "tensor", "hold": (), "lr_rule": "linear",
-             "lr_batch": 256}
+OPTIMIZER = {
+  "decay_vectors": False,
+  "clip_per": "tensor",
+  "hold": (),
+  "lr_rule": "linear",
+  "lr_batch": 256,
+}
 PAPERS = [
   ("mae", "", {}, "next", {}),
   ("moco", "", {"decay_vectors": True}, "next", {"token_std": 1e-6}),
@@ -98,10 +104,22 @@ PAPERS = [
   ("moco", "version=2", {"decay_vectors": True}, "last", {"zero_init": None}),
   ("simsiam", "", {"decay_vectors": True}, "last", {"zero_init": True}),
   ("simsiam", "model=S", {"decay_vectors": True}, "last", {"zero_init": None}),
-  ("byol", "", {}, "next", {"zero_init": True}), ("simclr", "", {}, "next", {"zero_init": True}),
-  ("dino", "", {}, "last", {"token_std": None}), ("gmml", "", {}, "last", {"token_std": None}),
-  ("dinov2", "", {"clip_per": "module", "hold": (("head/prototypes", "1 epochs"),),
-                  "lr_rule": "sqrt", "lr_batch": 1024}, "last", {"token_std": 1e-6}),
+  ("byol", "", {}, "next", {"zero_init": True}),
+  ("simclr", "", {}, "next", {"zero_init": True}),
+  ("dino", "", {}, "last", {"token_std": None}),
+  ("gmml", "", {}, "last", {"token_std": None}),
+  (
+    "dinov2",
+    "",
+    {
+      "clip_per": "module",
+      "hold": (("head/prototypes", "1 epochs"),),
+      "lr_rule": "sqrt",
+      "lr_batch": 1024,
+    },
+    "last",
+    {"token_std": 1e-6},
+  ),
 ]
 
 

@@ -8,7 +8,7 @@ from cxrjax.core import compile_effort
 
 def test_options_are_for_cpus_and_follow_how_often_a_program_runs(optimised, monkeypatch):
   monkeypatch.delenv("XLA_FLAGS", raising=False)
-  (name, often), = compile_effort.options().items()
+  ((name, often),) = compile_effort.options().items()
   assert often > compile_effort.options(once=True)[name]
   monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
   assert compile_effort.options() is None

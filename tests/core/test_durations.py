@@ -65,7 +65,8 @@ def test_stairs_is_dinos_array(steps_per_epoch):
 def test_a_warmup_may_end_one_step_later(clock):
   """MAE's learning rate: a share of the warm-up that is over, then half a cosine."""
   rate = clocks.from_config(
-    {"start": 2.0, "end": 0.0, "warmup": "4 steps", "peak": "next"}, clock, "lr")
+    {"start": 2.0, "end": 0.0, "warmup": "4 steps", "peak": "next"}, clock, "lr"
+  )
   n = clock.total_steps
   want = [2 * i / 4 if i < 4 else 1 + math.cos(math.pi * (i - 4) / (n - 4)) for i in range(n)]
   np.testing.assert_allclose([rate(i) for i in range(n)], want, atol=1e-6)
@@ -76,7 +77,8 @@ def test_a_warmup_may_end_one_step_later(clock):
 def test_linear_is_dinov2s_array(clock):
   """Its teacher's temperature rises step by step, both ends included."""
   rise = clocks.from_config(
-    {"kind": "linear", "start": 0.04, "end": 0.07, "warmup": "6 steps"}, clock, "temp")
+    {"kind": "linear", "start": 0.04, "end": 0.07, "warmup": "6 steps"}, clock, "temp"
+  )
   want = [*np.linspace(0.04, 0.07, 6), 0.07, 0.07]
   np.testing.assert_allclose([rise(i) for i in range(8)], want, rtol=1e-6)
   assert float(clocks.linear(0.04, 0.07, 0)(0)) == pytest.approx(0.07)

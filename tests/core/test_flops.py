@@ -19,7 +19,8 @@ def array(*shape):
 
 def convolve(x, kernel, **options):
   return jax.lax.conv_general_dilated(
-    x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+    x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+  )
 
 
 def test_products():
@@ -45,11 +46,14 @@ def test_what_stands_inside():
 
   def scanned(x, w):
     return jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=5)[0]
+
   def branched(x, w):
     return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
+
   @jax.custom_vjp
   def custom(x, w):
     return jax.jit(jnp.matmul)(x, w)
+
   custom.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, g: (g @ r[1].T, r[0].T @ g))
 
   assert flops.count(scanned, x, w) == 5 * once
@@ -64,20 +68,25 @@ def test_what_nobody_uses_costs_nothing():
   def function(x, w):
     unused = x @ w @ w
     return x @ w, unused.shape[0]
+
   assert flops.count(function, array(4, 4), array(4, 4)) == 2 * 4**3
 
 
 def test_what_cannot_be_counted():
   def loop(x):
     return jax.lax.while_loop(lambda c: c.sum() < 1e9, lambda c: c @ c, x)
+
   with pytest.raises(ValueError, match="while loop"):
     flops.count(loop, array(4, 4))
 
   def kernel(x):
     from jax.experimental import pallas as pl
+
     def copy(source, target):
       target[...] = source[...]
+
     return pl.pallas_call(copy, out_shape=array(8, 128))(x)
+
   with pytest.raises(ValueError, match="hides its operations"):
     flops.count(kernel, array(8, 128))
 
@@ -91,8 +100,10 @@ def test_nothing_is_computed():
 def test_a_vit_is_what_its_own_count_says(part):
   model = Model(variant="Nu", patch_size=8, image_size=32)
   params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+
   def features(p, x):
     return getattr(model.encode(p, x, patches=part == "patches"), part)
+
   own = model.flops((32, 32), patches=part == "patches")
   assert flops.count(features, params, array(3, 32, 32, 1)) / 3 == pytest.approx(own, rel=0.02)
 
@@ -103,8 +114,9 @@ def methods():
     if load_config(path)("tiny").get("task") == "cxrjax.tasks.train":
       for more in ("", "version=2") if path.stem == "moco" else ("",):
         quick = path.stem in ("dino", "mae", "segment")
-        yield pytest.param(path, more, id=f"{path.stem}{more}",
-                           marks=() if quick else pytest.mark.full)
+        yield pytest.param(
+          path, more, id=f"{path.stem}{more}", marks=() if quick else pytest.mark.full
+        )
 
 
 @pytest.mark.parametrize(("path", "more"), list(methods()))

@@ -14,7 +14,7 @@ from cxrjax.report.html.element import el
 from cxrjax.report.pages import run_page
 
 HOSTILE = "a\x1b[31mb\x07\u202egnp.\u2066\u200b\ufeff\x9b\x7f\udcff\udc1b\U000e0041z"
-WRITTEN = ("a\\x1b[31mb\\x07\\u202egnp.\\u2066\\u200b\\ufeff\\x9b\\x7f\\xff\\udc1b\\U000e0041z")
+WRITTEN = "a\\x1b[31mb\\x07\\u202egnp.\\u2066\\u200b\\ufeff\\x9b\\x7f\\xff\\udc1b\\U000e0041z"
 
 
 def test_what_is_not_seen_is_written_out():
@@ -47,14 +47,45 @@ def test_lines_for_the_terminal(capsys):
 
 
 def test_pages():
-  assert el("p", HOSTILE, title=HOSTILE + "<") == (
-    f'<p title="{WRITTEN}&lt;">{WRITTEN}</p>')
+  assert el("p", HOSTILE, title=HOSTILE + "<") == (f'<p title="{WRITTEN}&lt;">{WRITTEN}</p>')
 
 
-RUNS = ["=1+1", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=cmd|' /C calc'!A0",
-        "'=1", "''=1", "\uff1d1", "-", "--", "+a"]
-TAKEN = ["a=1", "", "1", "-1", "+1.5", "-2e-3", "'a", "a'", "x;=1", "x,=1", 'x"=1', "x\r=1", "x\ny",
-         " =1", "1.2.840", "patient/=1.png", "-inf", "ü"]
+RUNS = [
+  "=1+1",
+  "+1+1",
+  "-2+3",
+  "@SUM(A1)",
+  "\t=1",
+  "\r=1",
+  "\n=1",
+  "=cmd|' /C calc'!A0",
+  "'=1",
+  "''=1",
+  "\uff1d1",
+  "-",
+  "--",
+  "+a",
+]
+TAKEN = [
+  "a=1",
+  "",
+  "1",
+  "-1",
+  "+1.5",
+  "-2e-3",
+  "'a",
+  "a'",
+  "x;=1",
+  "x,=1",
+  'x"=1',
+  "x\r=1",
+  "x\ny",
+  " =1",
+  "1.2.840",
+  "patient/=1.png",
+  "-inf",
+  "ü",
+]
 
 
 def test_no_cell_is_a_formula_and_every_cell_is_read_back():
@@ -75,7 +106,8 @@ def test_no_cell_is_a_formula_and_every_cell_is_read_back():
 
 
 def test_a_flagfile_that_is_not_there_is_one_line():
-  done = subprocess.run([sys.executable, "-m", "cxrjax.main", "--flagfile=/nope\x1b"],
-                        capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-m", "cxrjax.main", "--flagfile=/nope\x1b"], capture_output=True, text=True
+  )
   assert done.returncode == 2 and "\x1b" not in done.stderr
   assert done.stderr.startswith("error: Unable to open flagfile") and done.stderr.count("\n") == 1

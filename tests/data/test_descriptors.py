@@ -25,8 +25,10 @@ def test_small_shows_16_bits_through_their_window():
   info = SourceInfo("x", "all", (), True, {}, "f")
   windows = np.array([[0, 25500], [5000, 20000], [0, 65535]], np.float32)
   got = descriptors.small(Images(pixels=x, table=table, info=info, windows=windows), 12)
-  shown = [np.clip((x[i, ..., 0] - low) / (high - low), 0, 1) * 255
-           for i, (low, high) in enumerate(windows)]
+  shown = [
+    np.clip((x[i, ..., 0] - low) / (high - low), 0, 1) * 255
+    for i, (low, high) in enumerate(windows)
+  ]
   expected = np.stack(shown).reshape(3, 12, 4, 12, 4).mean((2, 4))
   np.testing.assert_allclose(got, expected, atol=0.02)
 
@@ -41,8 +43,9 @@ def test_blur_is_a_gaussian_whose_border_keeps_its_weight():
 @pytest.mark.parametrize("gain, offset", [(0.5, 40), (2, -100), (0.01, 0)])
 def test_local_contrast_does_not_see_brightness_and_contrast(gain, offset):
   x = images()[..., 0].astype(np.float32)
-  a, b = (np.asarray(descriptors.local_contrast(jnp.asarray(v), 4.0))
-          for v in (x, gain * x + offset))
+  a, b = (
+    np.asarray(descriptors.local_contrast(jnp.asarray(v), 4.0)) for v in (x, gain * x + offset)
+  )
   np.testing.assert_allclose(a, b, atol=0.002)
   np.testing.assert_allclose(descriptors.local_contrast(jnp.asarray(-x), 4.0), -a, atol=0.002)
 

@@ -14,9 +14,14 @@ INFO = SourceInfo("some", "train", ("a",), False, {"train": 6}, "f")
 
 def table(n):
   return Table(
-    ids=tuple(f"i{i}" for i in range(n)), patients=tuple(f"p{i // 2}" for i in range(n)),
-    sites=("s",) * n, labels=np.arange(n, dtype=np.float32)[:, None], views=("PA",) * n,
-    sexes=("F",) * n, ages=np.arange(n, dtype=np.float32))
+    ids=tuple(f"i{i}" for i in range(n)),
+    patients=tuple(f"p{i // 2}" for i in range(n)),
+    sites=("s",) * n,
+    labels=np.arange(n, dtype=np.float32)[:, None],
+    views=("PA",) * n,
+    sexes=("F",) * n,
+    ages=np.arange(n, dtype=np.float32),
+  )
 
 
 def images(dtype, n=6, windows=None):
@@ -25,9 +30,23 @@ def images(dtype, n=6, windows=None):
   return Images(pixels=pixels, table=table(n), info=INFO, windows=windows)
 
 
-@pytest.mark.parametrize("key", [
-  0, -1, slice(None), slice(1, 3), [2, 0], np.array([True, False, True, False]), (1, ..., 0),
-  (slice(0, 2), 3), ([1, 2], slice(2, 5)), (..., 0), np.int64(2), slice(4, 4)])
+@pytest.mark.parametrize(
+  "key",
+  [
+    0,
+    -1,
+    slice(None),
+    slice(1, 3),
+    [2, 0],
+    np.array([True, False, True, False]),
+    (1, ..., 0),
+    (slice(0, 2), 3),
+    ([1, 2], slice(2, 5)),
+    (..., 0),
+    np.int64(2),
+    slice(4, 4),
+  ],
+)
 def test_rows_are_those_of_a_copy(key):
   base = np.random.default_rng(0).integers(0, 255, (9, 5, 6, 1))
   chosen = np.array([7, 0, 3, 3])

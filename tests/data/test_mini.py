@@ -15,7 +15,10 @@ def parts():
 
 def test_films_of_whole_patients_with_and_without_pneumonia(parts):
   assert {split: len(source) for split, source in parts.items()} == {
-    "train": 1000, "val": 200, "test": 400}
+    "train": 1000,
+    "val": 200,
+    "test": 400,
+  }
   seen = [set(patient_keys(source)) for source in parts.values()]
   assert "" not in set.union(*seen) and sum(map(len, seen)) == len(set.union(*seen))
   for split, normal in (("train", 0.257), ("val", 0.257), ("test", 0.375)):

@@ -14,8 +14,12 @@ NOT_RUN = {
   "docs/zoo.md": ["makes what is in the package"] * 2,
   "docs/how-to/fit-a-device.md": ["needs the CUDA plugin, 5 GB"],
   "docs/how-to/multi-host.md": [
-    "needs two machines", "needs a cluster", "needs a TPU pod", "needs two machines",
-    "needs a cluster"],
+    "needs two machines",
+    "needs a cluster",
+    "needs a TPU pod",
+    "needs two machines",
+    "needs a cluster",
+  ],
 }
 
 
@@ -53,7 +57,8 @@ def test_the_readmes_five_lines_run_on_a_flat_folder_with_a_table(tmp_path):
   assert table in data and len(commands.splitlines()) == 5
   (tmp_path / "world").mkdir()
   World(tmp_path / "world", tmp_path / "shared").run(
-    dataclasses.replace(block, text=f"DATA={table}\n{commands}"))
+    dataclasses.replace(block, text=f"DATA={table}\n{commands}")
+  )
 
 
 def test_what_is_not_run_is_known():
@@ -81,9 +86,14 @@ def test_every_block_has_a_language_and_none_is_hidden():
 
 def test_a_failing_block_fails(tmp_path, shared):
   """Of a text, of a program with a wrong flag, of Python."""
-  for number, text in enumerate((
-      "```bash\nfalse\n```", "```bash\npython -m cxrjax.main --config=configs/dino.py:speed=9\n```",
-      "```bash\npip install -e '.[tset]'\n```", "```python\nassert 1 == 2\n```")):
+  for number, text in enumerate(
+    (
+      "```bash\nfalse\n```",
+      "```bash\npython -m cxrjax.main --config=configs/dino.py:speed=9\n```",
+      "```bash\npip install -e '.[tset]'\n```",
+      "```python\nassert 1 == 2\n```",
+    )
+  ):
     block = parse(text, "none.md")[0]
     (tmp_path / str(number)).mkdir()
     with pytest.raises(AssertionError, match=r"none.md:2 failed"):

@@ -13,8 +13,9 @@ TINY = "tiny"
 
 
 def cells(path, kind):
-  return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"]
-          if c["cell_type"] == kind]
+  return [
+    "".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind
+  ]
 
 
 @pytest.mark.full
@@ -22,16 +23,21 @@ def cells(path, kind):
 def test_a_notebook_runs(path, tmp_path, monkeypatch, shared):
   nbclient = pytest.importorskip("nbclient")
   import nbformat
+
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   for name, value in {
-      **compiling(shared), "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu",
-      "CXRJAX_NOTEBOOK_RECIPE": TINY, "IPYTHONDIR": str(tmp_path / "ipython"),
-      "PYDEVD_DISABLE_FILE_VALIDATION": "1"}.items():
+    **compiling(shared),
+    "PYTHONPATH": str(REPOSITORY),
+    "JAX_PLATFORMS": "cpu",
+    "CXRJAX_NOTEBOOK_RECIPE": TINY,
+    "IPYTHONDIR": str(tmp_path / "ipython"),
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+  }.items():
     monkeypatch.setenv(name, value)
   nbclient.NotebookClient(
-    notebook, timeout=HANGS, kernel_name="python3",
-    resources={"metadata": {"path": str(tmp_path)}}).execute()
+    notebook, timeout=HANGS, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+  ).execute()
   outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
   shown = {kind for o in outputs for kind in o.get("data", {})}
   assert shown & {"image/png", "text/html"} or "pods" in path.name

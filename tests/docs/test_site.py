@@ -30,12 +30,17 @@ def test_the_reference_names_what_there_is():
 def test_the_site_builds_without_a_warning(tmp_path):
   """Links, snippets and docstrings' references; the site has every page and the docstrings."""
   for name in ("docs", "cxrjax"):  # it takes no links out of the project's folder
-    shutil.copytree(REPOSITORY / name, tmp_path / name,
-                    ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+      REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
+    )
   for name in ("README.md", "mkdocs.yml"):
     shutil.copy(REPOSITORY / name, tmp_path / name)
-  done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=tmp_path,
-                        capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-m", "zensical", "build", "--strict"],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   for page in PAGES:
     assert (tmp_path / "site" / page).with_suffix(".html").exists(), page

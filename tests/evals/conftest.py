@@ -32,13 +32,22 @@ class FakeSource:
     self.part = self.splits[split]
     n = len(self.part.labels)
     content = hashlib.sha256(
-      self.part.levels.tobytes() + self.part.labels.tobytes() + split.encode()).hexdigest()
+      self.part.levels.tobytes() + self.part.labels.tobytes() + split.encode()
+    ).hexdigest()
     self.info = SourceInfo(
-      name="fake", split=split, classes=self.classes, exclusive=self.exclusive,
-      splits={k: len(v.labels) for k, v in self.splits.items()}, fingerprint=content)
+      name="fake",
+      split=split,
+      classes=self.classes,
+      exclusive=self.exclusive,
+      splits={k: len(v.labels) for k, v in self.splits.items()},
+      fingerprint=content,
+    )
     self.table = Table(
-      ids=tuple(f"{split}/{i}" for i in range(n)), patients=tuple(self.part.patients),
-      sites=("",) * n, labels=self.part.labels.astype(np.float32))
+      ids=tuple(f"{split}/{i}" for i in range(n)),
+      patients=tuple(self.part.patients),
+      sites=("",) * n,
+      labels=self.part.labels.astype(np.float32),
+    )
 
   def __len__(self):
     return len(self.part.labels)
@@ -62,9 +71,11 @@ def split(name, n, *, per_patient=2, effect=40.0, classes=2, seed=0):
 @pytest.fixture
 def fake(monkeypatch):
   """`fake(train=..., test=..., classes=..., exclusive=...)` makes the source "fake_sets.Source"."""
+
   def make(classes=("normal", "opacity"), exclusive=True, **splits):
-    kind = type("Source", (FakeSource,), {
-      "splits": splits, "classes": tuple(classes), "exclusive": exclusive})
+    kind = type(
+      "Source", (FakeSource,), {"splits": splits, "classes": tuple(classes), "exclusive": exclusive}
+    )
     module = types.ModuleType("fake_sets")
     module.Source = kind
     monkeypatch.setitem(sys.modules, "fake_sets", module)

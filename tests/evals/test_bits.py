@@ -30,9 +30,11 @@ def wide():
   pixels = (low[:, None, None, None] + rng.uniform(-500, 4000, (N, SIDE, SIDE, 1))).clip(0, 65535)
   names = tuple(map(str, range(N)))
   return Images(
-    pixels=pixels.astype(np.uint16), windows=np.stack([low, low + 3000], 1).astype(np.float32),
+    pixels=pixels.astype(np.uint16),
+    windows=np.stack([low, low + 3000], 1).astype(np.float32),
     table=Table(names, names, ("",) * N, np.zeros((N, 1), np.float32)),
-    info=SourceInfo("wide", "train", ("a",), False, {"train": N}, ""))
+    info=SourceInfo("wide", "train", ("a",), False, {"train": N}, ""),
+  )
 
 
 @pytest.mark.parametrize("batch", [7, 64])
@@ -40,8 +42,11 @@ def wide():
 def test_features(wide, batch, devices):
   if devices > len(jax.devices()):
     pytest.skip("needs several devices (XLA_FLAGS=--xla_force_host_platform_device_count=8)")
-  mesh = None if devices == 1 else Mesh(
-    np.array(jax.devices()[:devices]).reshape(-1, 2), ("data", "fsdp"))
+  mesh = (
+    None
+    if devices == 1
+    else Mesh(np.array(jax.devices()[:devices]).reshape(-1, 2), ("data", "fsdp"))
+  )
   got = features.extract(encode, PARAMS, wide, batch=batch, mean=0.4, std=0.3, mesh=mesh)
   x = (to_unit(wide.pixels, wide.windows).astype(np.float64) - 0.4) / 0.3
   np.testing.assert_allclose(got, np.tanh(x.reshape(N, -1) @ PARAMS), atol=2e-5)
@@ -50,8 +55,7 @@ def test_features(wide, batch, devices):
 def test_features_of_rows_that_stay_in_their_file(wide):
   rows = [5, 1, 20, 2]
   got = features.extract(encode, PARAMS, wide.take(rows), batch=3)
-  np.testing.assert_allclose(
-    got, features.extract(encode, PARAMS, wide, batch=3)[rows], atol=1e-6)
+  np.testing.assert_allclose(got, features.extract(encode, PARAMS, wide, batch=3)[rows], atol=1e-6)
 
 
 def test_thumbnails(wide):
@@ -67,6 +71,7 @@ def test_the_probe_on_sixteen_bits(fake, tmp_path, monkeypatch):
   """The same numbers as at 8 bits, within their rounding; figures are of 8 bits."""
   spec = fake(train=fake.split("train", 80), test=fake.split("test", 40))
   import fake_sets
+
   plain = fake_sets.Source.__getitem__
 
   def deep(self, i):

@@ -21,7 +21,9 @@ def data(classes, seed=0):
 
 def test_two_exclusive_classes():
   scores, labels, truth = data(2)
-  got = classification_metrics.judge("knn5", scores, labels, P, ("normal", "sick"), True, np.array([9.0, 0.3]))
+  got = classification_metrics.judge(
+    "knn5", scores, labels, P, ("normal", "sick"), True, np.array([9.0, 0.3])
+  )
   assert list(got) == [f"knn5/{m}" for m in classification_metrics.MEASURES]
   called = (scores[:, 1] >= 0.3).astype(int)
   assert got["knn5/auroc"] == roc.auroc(scores[:, 1], truth, P)
@@ -34,7 +36,8 @@ def test_many_exclusive_classes():
   scores, labels, truth = data(3)
   got = classification_metrics.judge("linear", scores, labels, P, ("a", "b", "c"), True)
   assert set(got) == {f"linear/{m}" for m in classification_metrics.MEASURES} | {
-    f"linear/auroc/{c}" for c in "abc"}
+    f"linear/auroc/{c}" for c in "abc"
+  }
   assert got["linear/auroc"] == roc.macro_auroc(scores, labels, P)
   assert got["linear/accuracy"].value == np.mean(scores.argmax(1) == truth)
   # A class without training images is never called and has no area; the others still count.
@@ -42,18 +45,22 @@ def test_many_exclusive_classes():
   got = classification_metrics.judge("linear", scores, labels, P, ("a", "b", "c"), True)
   assert "training images" in got["linear/auroc/b"].undefined
   assert "2 of 3" in got["linear/auroc"].method
-  assert got["linear/accuracy"].value == np.mean(np.where(scores[:, 0] >= scores[:, 2], 0, 2)
-                                                 == truth)
+  assert got["linear/accuracy"].value == np.mean(
+    np.where(scores[:, 0] >= scores[:, 2], 0, 2) == truth
+  )
 
 
 def test_findings():
   scores, labels, _ = data(3)
   labels[:10, 0] = np.nan
-  got = classification_metrics.judge("linear", scores, labels, P, ("a", "b", "c"), False, np.array([0.1, 0.2, 0.3]))
+  got = classification_metrics.judge(
+    "linear", scores, labels, P, ("a", "b", "c"), False, np.array([0.1, 0.2, 0.3])
+  )
   calls = scores >= np.array([0.1, 0.2, 0.3])
   for measure in classification_metrics.MEASURES[1:]:
     assert got[f"linear/{measure}"] == patient_bootstrap.interval(
-      classification.findings(measure, calls, labels, P))
+      classification.findings(measure, calls, labels, P)
+    )
   assert got["linear/auroc/a"].n == 70
   one = classification_metrics.judge("linear", scores[:, :1], labels[:, :1], P, ("a",), False)
   assert set(one) == {f"linear/{m}" for m in classification_metrics.MEASURES}

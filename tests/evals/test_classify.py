@@ -43,8 +43,9 @@ def make(data, **options):
 
 @pytest.fixture
 def two(fake):
-  return fake(**{name: fake.split(name, n) for name, n in (("train", 60), ("val", 60),
-                                                          ("test", 80))})
+  return fake(
+    **{name: fake.split(name, n) for name, n in (("train", 60), ("val", 60), ("test", 80))}
+  )
 
 
 def judged(evaluator, predict, params, tmp_path):
@@ -69,19 +70,24 @@ def test_a_test_set_is_judged_by_what_validation_chose(two, tmp_path):
   a, b = values["sensitivity"], values["specificity"]
   assert values["hm"] == pytest.approx(2 * a * b / (a + b))
   assert values["f1"] == pytest.approx(sk.f1_score(y, called))
-  assert all(v.low < v.value < v.high or v.value in (v.low, v.high)
-             for v in result.metrics.values())
+  assert all(
+    v.low < v.value < v.high or v.value in (v.low, v.high) for v in result.metrics.values()
+  )
 
   # Temperature and threshold are functions of the validation images alone.
-  raw = brightness(np.float32(60), jnp.asarray(
-    (data.images["val"].gray(slice(None)).astype(np.float32) / 255 - 0.5) / 0.25))
+  raw = brightness(
+    np.float32(60),
+    jnp.asarray((data.images["val"].gray(slice(None)).astype(np.float32) / 255 - 0.5) / 0.25),
+  )
   logit = np.log(np.asarray(raw, np.float64))
   t = result.facts["temperature"][0]
   scaled = np.exp(logit / t) / np.exp(logit / t).sum(1, keepdims=True)
   best = classification.best_threshold(scaled[:, 1], data.labels("val")[:, 1])
   assert result.facts["thresholds"][1] == pytest.approx(best, rel=1e-4)
-  losses = [sk.log_loss(data.labels("val")[:, 1], np.exp(logit / u)[:, 1] / np.exp(
-    logit / u).sum(1)) for u in (0.97 * t, t, 1.03 * t)]
+  losses = [
+    sk.log_loss(data.labels("val")[:, 1], np.exp(logit / u)[:, 1] / np.exp(logit / u).sum(1))
+    for u in (0.97 * t, t, 1.03 * t)
+  ]
   assert losses[1] == min(losses)
 
 
@@ -130,26 +136,36 @@ def test_validation_alone_has_plain_names_and_no_fitting(two, tmp_path):
 
 
 def test_three_classes(fake, tmp_path):
-  data = fake(("a", "b", "c"), **{
-    name: fake.split(name, n, classes=3) for name, n in (("train", 60), ("val", 60),
-                                                        ("test", 90))})
+  data = fake(
+    ("a", "b", "c"),
+    **{
+      name: fake.split(name, n, classes=3) for name, n in (("train", 60), ("val", 60), ("test", 90))
+    },
+  )
   result, loaded = judged(make(data), three, 40.0, tmp_path)
   p, truth = result.arrays["probability"], result.arrays["labels"].argmax(1)
   np.testing.assert_allclose(p.sum(1), 1)
   assert set(result.metrics) == {
-    *classification_metrics.ALL, "ece/uncalibrated", *PREVALENCE,
-    *(f"{m}/{c}" for m in classification_metrics.OF_CLASSES for c in "abc")}
+    *classification_metrics.ALL,
+    "ece/uncalibrated",
+    *PREVALENCE,
+    *(f"{m}/{c}" for m in classification_metrics.OF_CLASSES for c in "abc"),
+  }
   for i, name in enumerate("abc"):
     assert result.metrics[f"auprc/{name}"].value == pytest.approx(
-      sk.average_precision_score(truth == i, p[:, i]))
+      sk.average_precision_score(truth == i, p[:, i])
+    )
     assert result.metrics[f"sensitivity/{name}"].value == pytest.approx(
-      sk.recall_score(truth == i, p.argmax(1) == i))
+      sk.recall_score(truth == i, p.argmax(1) == i)
+    )
   assert result.metrics["accuracy"].value == np.mean(p.argmax(1) == truth)
   assert result.metrics["nll"].value == pytest.approx(sk.log_loss(truth, p))
   assert result.facts["decision"] == "the likeliest class"
   floor = make(data).floor(loaded)
-  assert set(floor.metrics) == set(result.metrics) - {
-    "brier", "ece", "nll", "ece/uncalibrated"} - PREVALENCE
+  assert (
+    set(floor.metrics)
+    == set(result.metrics) - {"brier", "ece", "nll", "ece/uncalibrated"} - PREVALENCE
+  )
 
 
 def test_findings_with_unknown_labels(fake, tmp_path):
@@ -161,8 +177,10 @@ def test_findings_with_unknown_labels(fake, tmp_path):
     labels[rng.random((n, 2)) < 0.15] = np.nan
     made.labels = labels
     return made
-  data = fake(("one", "two"), False, train=split("train", 60), val=split("val", 60),
-              test=split("test", 80))
+
+  data = fake(
+    ("one", "two"), False, train=split("train", 60), val=split("val", 60), test=split("test", 80)
+  )
   result, _ = judged(make(data), findings, 40.0, tmp_path)
   p, y = result.arrays["probability"], result.arrays["labels"]
   known = ~np.isnan(y)
@@ -207,10 +225,17 @@ def test_a_network_of_other_classes_is_refused(two, tmp_path):
     judged(make(two), three, 40.0, tmp_path)
 
 
-@pytest.mark.parametrize("options,said", [
-  ({"part": "train"}, "part='train'"), ({"threshold_for": "recall"}, "threshold_for='recall'"),
-  ({"subgroups": ("age", "race")}, "'race'"), ({"age_bands": (40, 18)}, "must ascend"),
-  ({"part": "val", "fitted": {"name": "x"}}, "part='test'"), ({"std": 0.0}, "above 0")])
+@pytest.mark.parametrize(
+  "options,said",
+  [
+    ({"part": "train"}, "part='train'"),
+    ({"threshold_for": "recall"}, "threshold_for='recall'"),
+    ({"subgroups": ("age", "race")}, "'race'"),
+    ({"age_bands": (40, 18)}, "must ascend"),
+    ({"part": "val", "fitted": {"name": "x"}}, "part='test'"),
+    ({"std": 0.0}, "above 0"),
+  ],
+)
 def test_options_that_are_none(options, said):
   with pytest.raises(UserError, match=said):
     make({"name": "phantom"}, **options)
@@ -218,8 +243,9 @@ def test_options_that_are_none(options, said):
 
 def other(fake, monkeypatch, classes, exclusive, made):
   """A second set, "other_sets.Source", with patients named like the first's."""
-  kind = type("Source", (fake.source,), {
-    "splits": {"test": made}, "classes": classes, "exclusive": exclusive})
+  kind = type(
+    "Source", (fake.source,), {"splits": {"test": made}, "classes": classes, "exclusive": exclusive}
+  )
   module = types.ModuleType("other_sets")
   module.Source = kind
   monkeypatch.setitem(sys.modules, "other_sets", module)

@@ -14,7 +14,9 @@ def test_effective_rank_is_rankme():
     x = rng.normal(size=shape) @ np.diag(np.exp(-np.arange(shape[1]) / 5))
     singular = np.linalg.svd(x, compute_uv=False)
     p = singular / singular.sum() + 1e-7
-    assert effective_rank.effective_rank(x) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+    assert effective_rank.effective_rank(x) == pytest.approx(
+      np.exp(-(p * np.log(p)).sum()), rel=1e-4
+    )
 
 
 def test_effective_rank_by_hand():

@@ -10,9 +10,13 @@ from cxrjax.evals import embedding
 
 
 def table(n, labels=None, **known):
-  return Table(ids=tuple(map(str, range(n))), patients=("",) * n,
-               sites=known.pop("sites", ("",) * n),
-               labels=np.zeros((n, 2), np.float32) if labels is None else labels, **known)
+  return Table(
+    ids=tuple(map(str, range(n))),
+    patients=("",) * n,
+    sites=known.pop("sites", ("",) * n),
+    labels=np.zeros((n, 2), np.float32) if labels is None else labels,
+    **known,
+  )
 
 
 @pytest.mark.parametrize("shared", [0, 1, 7])
@@ -62,10 +66,18 @@ def test_share_where_nothing_is_known():
 
 def test_groups_are_numbered_alike_in_both_tables():
   nan = np.nan
-  a = table(3, np.array([[1, 0], [0, 0], [nan, nan]], np.float32), sites=("x", "y", ""),
-            ages=np.array([90, 3, nan], np.float32))
-  b = table(2, np.array([[1, 1], [0, 1]], np.float32), sites=("y", "y"),
-            ages=np.array([30, 17.5], np.float32))
+  a = table(
+    3,
+    np.array([[1, 0], [0, 0], [nan, nan]], np.float32),
+    sites=("x", "y", ""),
+    ages=np.array([90, 3, nan], np.float32),
+  )
+  b = table(
+    2,
+    np.array([[1, 1], [0, 1]], np.float32),
+    sites=("y", "y"),
+    ages=np.array([30, 17.5], np.float32),
+  )
   names, (of_a, of_b) = embedding.groups((a, b), ("edema", "mass"), "label")
   assert names == ["edema", "mass", "no finding", "edema + mass"]
   assert of_a.tolist() == [0, 2, -1] and of_b.tolist() == [3, 1]

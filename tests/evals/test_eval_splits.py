@@ -40,8 +40,9 @@ def test_validation_is_carved_by_patient(fake, tmp_path):
 
 def test_own_validation_split(fake, tmp_path):
   make = fake.split
-  source = fake(train=make("train", 60), val=make("val", 60), test=make("test", 30),
-                dev=make("d", 9))
+  source = fake(
+    train=make("train", 60), val=make("val", 60), test=make("test", 30), dev=make("d", 9)
+  )
   assert all(i.startswith("val/") for i in load(source, tmp_path).ids("val"))
   assert len(load(source | {"val": "dev"}, tmp_path).ids("val")) == 9
   carved = load(source | {"val": "carve"}, tmp_path)
@@ -80,8 +81,9 @@ def test_patients_in_two_parts(fake, tmp_path):
 
 
 def test_that_no_patient_is_in_two_parts_is_said_only_where_patients_are_known(fake, tmp_path):
-  known = eval_splits.describe(load(fake(train=fake.split("train", 80), test=fake.split("test", 20)),
-                              tmp_path))
+  known = eval_splits.describe(
+    load(fake(train=fake.split("train", 80), test=fake.split("test", 20)), tmp_path)
+  )
   assert known["shared_patients"] == 0 and eval_splits.APART in known["notes"]
   test = fake.split("test", 20)
   test.patients[:] = [""] * 20
@@ -89,7 +91,8 @@ def test_that_no_patient_is_in_two_parts_is_said_only_where_patients_are_known(f
   assert unknown["shared_patients"] is None and eval_splits.APART not in unknown["notes"]
   assert unknown["notes"][-1] == (
     "patients are not known of 20 of 20 test images, so whether a patient is in two of train, val "
-    "and test could not be checked")
+    "and test could not be checked"
+  )
 
 
 def test_unlabelled_images_are_left_out_and_counted(fake, tmp_path):
@@ -125,13 +128,16 @@ def test_facts_are_json(fake, tmp_path):
   assert test["fingerprint"] == data.images["test"].info.fingerprint
 
 
-@pytest.mark.parametrize("change,message", [
-  ({"classes": ()}, "has no labels"),
-  ({"name": None}, "data.name is missing"),
-  ({"one": True}, r"one class only \(\['normal'\]\)"),
-  ({"unknown": True}, "no image with a known label"),
-  ({"patient": True}, "one patient"),
-])
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    ({"classes": ()}, "has no labels"),
+    ({"name": None}, "data.name is missing"),
+    ({"one": True}, r"one class only \(\['normal'\]\)"),
+    ({"unknown": True}, "no image with a known label"),
+    ({"patient": True}, "one patient"),
+  ],
+)
 def test_refusals(fake, tmp_path, change, message):
   train, test = fake.split("train", 60), fake.split("test", 20)
   if "one" in change:
@@ -175,8 +181,14 @@ def test_folds_have_train_and_test_and_validation_is_carved(fake, tmp_path):
 def test_a_pool_of_sources(fake, tmp_path):
   make = fake.split
   source = fake(train=make("train", 60), test=make("test", 30), more=make("more", 40))
-  items = [source["name"], {"source": "phantom", "options": {"n": 20, "size": 40},
-                            "rename": {"normal": "well", "opacity": "sick"}}]
+  items = [
+    source["name"],
+    {
+      "source": "phantom",
+      "options": {"n": 20, "size": 40},
+      "rename": {"normal": "well", "opacity": "sick"},
+    },
+  ]
   data = load({"name": items, "val": "carve"}, tmp_path)
   assert data.classes == ("normal", "opacity", "well", "sick") and not data.exclusive
   assert len(data.ids("test")) == 50 and len(data.ids("train")) + len(data.ids("val")) == 80

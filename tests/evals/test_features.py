@@ -55,8 +55,7 @@ def test_parameters_are_left_alone():
 def test_over_a_mesh():
   count = 1 << (len(jax.devices()).bit_length() - 1)  # 8 fake devices, or whatever there is
   devices = np.array(jax.devices()[:count]).reshape(-1, 2 if count > 1 else 1)
-  got = features.extract(
-    encode, PARAMS, PIXELS, batch=6, mesh=Mesh(devices, ("data", "fsdp")))
+  got = features.extract(encode, PARAMS, PIXELS, batch=6, mesh=Mesh(devices, ("data", "fsdp")))
   np.testing.assert_allclose(got, expected(), atol=2e-5)
 
 

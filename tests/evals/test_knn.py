@@ -23,9 +23,12 @@ def brute(train, labels, test, k, temperature):
   for s in similarity:
     near = np.argsort(-s, kind="stable")[:k]
     weight = np.exp(s[near] / temperature)
-    rows.append([
-      np.nansum(weight * labels[near, c]) / np.sum(weight[~np.isnan(labels[near, c])])
-      for c in range(labels.shape[1])])
+    rows.append(
+      [
+        np.nansum(weight * labels[near, c]) / np.sum(weight[~np.isnan(labels[near, c])])
+        for c in range(labels.shape[1])
+      ]
+    )
   return np.array(rows)
 
 
@@ -48,8 +51,13 @@ def test_nearest_ties_go_to_the_first():
 
 def test_by_hand():
   # Cosines 1 and 0 with T = 1: weights e and 1.
-  got = knn.knn_scores(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32),
-                       np.array([[2.0, 0.0]], np.float32), ks=(2,), temperature=1.0)
+  got = knn.knn_scores(
+    np.eye(2, dtype=np.float32),
+    np.eye(2, dtype=np.float32),
+    np.array([[2.0, 0.0]], np.float32),
+    ks=(2,),
+    temperature=1.0,
+  )
   np.testing.assert_allclose(got[2], [[np.e / (np.e + 1), 1 / (np.e + 1)]], rtol=1e-6)
 
 
@@ -74,8 +82,12 @@ def test_unknown_labels_have_no_vote():
 
 
 def test_zero_features_do_not_break():
-  got = knn.knn_scores(np.zeros((4, 3), np.float32), np.eye(2, dtype=np.float32)[[0, 1, 1, 1]],
-                       np.zeros((2, 3), np.float32), ks=(4,))
+  got = knn.knn_scores(
+    np.zeros((4, 3), np.float32),
+    np.eye(2, dtype=np.float32)[[0, 1, 1, 1]],
+    np.zeros((2, 3), np.float32),
+    ks=(4,),
+  )
   np.testing.assert_allclose(got[4][:, 1], 0.75)
 
 
@@ -96,7 +108,7 @@ def test_whitening_leaves_nothing_but_directions():
 def test_whitening_does_not_raise_what_is_nothing():
   train = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
   train = np.concatenate([train, 1e-9 * train[::-1, :1], np.ones((50, 1), np.float32)], 1)
-  white, = knn.whiten(train)
+  (white,) = knn.whiten(train)
   assert white.shape == (50, 5) and np.sort(white.std(0))[:2].max() < 1e-3
   assert np.isfinite(knn.whiten(np.ones((5, 2), np.float32))[0]).all()
 
@@ -111,5 +123,6 @@ def test_what_varies_most_hides_the_rest_from_a_cosine_until_whitened():
   def right(x):
     found = knn.knn_scores(x[:300], labels[:300], x[300:], ks=(5,))[5]
     return float(np.mean(found.argmax(1) == labels[300:].argmax(1)))
+
   assert right(features) < 0.75
   assert right(np.concatenate(knn.whiten(features[:300], features[300:]))) > 0.85

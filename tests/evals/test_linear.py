@@ -27,11 +27,13 @@ def test_two_classes(l2):
   probe = linear.fit(x, labels, True, (l2,))[0]
   scaler = StandardScaler().fit(x.astype(np.float64))
   expected = sklearn(scaler.transform(x.astype(np.float64)), y, l2, 300)
-  np.testing.assert_allclose(probe.weight[:, 1] - probe.weight[:, 0], expected.coef_[0],
-                             rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    probe.weight[:, 1] - probe.weight[:, 0], expected.coef_[0], rtol=1e-4, atol=1e-5
+  )
   test = data(seed=1)[0].astype(np.float64)
   np.testing.assert_allclose(
-    probe.scores(test), expected.predict_proba(scaler.transform(test)), atol=5e-5)
+    probe.scores(test), expected.predict_proba(scaler.transform(test)), atol=5e-5
+  )
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
@@ -41,7 +43,8 @@ def test_multinomial(l2):
   scaler = StandardScaler().fit(x.astype(np.float64))
   expected = sklearn(scaler.transform(x.astype(np.float64)), y, l2, 300)
   np.testing.assert_allclose(
-    probe.scores(x), expected.predict_proba(scaler.transform(x.astype(np.float64))), atol=1e-5)
+    probe.scores(x), expected.predict_proba(scaler.transform(x.astype(np.float64))), atol=1e-5
+  )
 
 
 def test_findings_with_unknown_labels():
@@ -127,5 +130,7 @@ def test_lbfgs_on_a_quadratic():
   matrix, target = root @ root.T, rng.normal(size=(6, 1))
   found = linear.lbfgs(
     lambda x: (float((x.T @ matrix @ x).item() / 2 - np.sum(target * x)), matrix @ x - target),
-    np.zeros((6, 1)), 1e-10)
+    np.zeros((6, 1)),
+    1e-10,
+  )
   np.testing.assert_allclose(found, np.linalg.solve(matrix, target), atol=1e-8)

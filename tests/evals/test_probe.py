@@ -47,7 +47,8 @@ def test_the_numbers_are_those_of_the_pieces(ready):
   np.testing.assert_allclose(result.arrays["linear"][:, 1], scores, atol=1e-3)
   truth, patients = y["test"].argmax(1), data.patients("test")
   assert result.metrics["linear/auroc"].value == pytest.approx(
-    roc.auroc(scores, truth, patients).value, abs=2e-3)
+    roc.auroc(scores, truth, patients).value, abs=2e-3
+  )
   assert result.facts["linear"]["l2"] == choice.l2
   threshold = classification.best_threshold(choice.probe.scores(x["val"])[:, 1], y["val"][:, 1])
   assert result.facts["linear"]["threshold"] == pytest.approx([threshold], abs=1e-2)
@@ -57,38 +58,48 @@ def test_the_numbers_are_those_of_the_pieces(ready):
   called = (result.arrays["linear"][:, 1] >= used).astype(int)
   assert result.metrics["linear/f1"] == classification.f1(called, truth, 2, patients)
   assert set(result.metrics) == {
-    f"{m}/{k}" for m in ("knn1", "knn5", "linear")
-    for k in ("auroc", "accuracy", "f1", "balanced_accuracy")}
+    f"{m}/{k}"
+    for m in ("knn1", "knn5", "linear")
+    for k in ("auroc", "accuracy", "f1", "balanced_accuracy")
+  }
   assert result.metrics["linear/auroc"].value > 0.8
   assert result.facts["health"]["effective_rank"] > 1
   json.dumps(result.facts, allow_nan=False)
   # A checkpoint is chosen by validation images.
   votes = knn.knn_scores(x["train"], y["train"], x["val"], (1, 5))
-  assert result.scores == pytest.approx({
-    "linear/auroc": max(area for _, area, _ in choice.table),
-    **{f"knn{k}/auroc": roc.auroc(v[:, 1], y["val"][:, 1]).value for k, v in votes.items()},
-  }, abs=1e-3)
+  assert result.scores == pytest.approx(
+    {
+      "linear/auroc": max(area for _, area, _ in choice.table),
+      **{f"knn{k}/auroc": roc.auroc(v[:, 1], y["val"][:, 1]).value for k, v in votes.items()},
+    },
+    abs=1e-3,
+  )
   # Beside the scores stands whose they are, without names.
   assert result.arrays["classes"].tolist() == list(data.classes) and result.arrays["exclusive"]
   patient = result.arrays["patient"]
   assert patient.dtype.kind == "i" and len(set(zip(patient, patients, strict=True))) == (
-    len(set(patients)))
+    len(set(patients))
+  )
   apart = classification_metrics.difference(
-    result.arrays["knn5"], result.arrays["linear"], y["test"], patient, True)
+    result.arrays["knn5"], result.arrays["linear"], y["test"], patient, True
+  )
   assert apart.value == pytest.approx(
-    result.metrics["knn5/auroc"].value - result.metrics["linear/auroc"].value, abs=1e-9)
+    result.metrics["knn5/auroc"].value - result.metrics["linear/auroc"].value, abs=1e-9
+  )
 
 
 def test_neighbours_among_whitened_features_when_asked(ready):
   evaluator, data = ready
   result = dataclasses.replace(evaluator, whiten=True).run(encode, PARAMS, data)
   x = {part: features(data, part) for part in ("train", "test")}
-  near = knn.knn_scores(knn.whiten(x["train"])[0], data.labels("train"),
-                        knn.whiten(x["train"], x["test"])[1], (5,))[5]
+  near = knn.knn_scores(
+    knn.whiten(x["train"])[0], data.labels("train"), knn.whiten(x["train"], x["test"])[1], (5,)
+  )[5]
   np.testing.assert_allclose(result.arrays["whitened5"], near, atol=2e-2)
   assert 0.5 < result.metrics["whitened5/auroc"].value <= 1
   assert evaluator.run(encode, PARAMS * np.nan, data).metrics.keys() == (
-    evaluator.run(encode, PARAMS, data).metrics.keys())
+    evaluator.run(encode, PARAMS, data).metrics.keys()
+  )
 
 
 def test_running_twice_changes_nothing(ready):
@@ -125,7 +136,8 @@ def test_test_labels_decide_nothing(ready):
   np.testing.assert_array_equal(first.arrays["linear"], second.arrays["linear"])
   assert first.facts["linear"] == second.facts["linear"]
   assert second.metrics["linear/auroc"].value == pytest.approx(
-    1 - first.metrics["linear/auroc"].value)
+    1 - first.metrics["linear/auroc"].value
+  )
 
 
 def test_a_collapsed_encoder_is_at_chance(ready):
@@ -149,7 +161,8 @@ def test_floor_has_the_linear_probes_names(ready):
   evaluator, data = ready
   result = evaluator.floor(data)
   assert set(result.metrics) == {
-    f"linear/{m}" for m in ("auroc", "accuracy", "f1", "balanced_accuracy")}
+    f"linear/{m}" for m in ("auroc", "accuracy", "f1", "balanced_accuracy")
+  }
   assert result.metrics["linear/auroc"].value > 0.8  # brightness is the label here
   assert result.metrics == evaluator.floor(data).metrics
 
@@ -176,7 +189,8 @@ def test_over_a_mesh_as_on_one_device(ready):
 def test_many_classes_and_findings(fake, tmp_path):
   make = fake.split
   source = fake(
-    train=make("train", 150, classes=3), test=make("test", 60, classes=3), classes="abc")
+    train=make("train", 150, classes=3), test=make("test", 60, classes=3), classes="abc"
+  )
   evaluator = Evaluator(data=source, size=16, ks=(5,))
   result = evaluator.run(encode, PARAMS, evaluator.load(tmp_path, progress=False))
   assert result.metrics["linear/auroc"].value > 0.7 and "threshold" not in result.facts["linear"]
@@ -186,7 +200,8 @@ def test_many_classes_and_findings(fake, tmp_path):
   train.labels[::5, 0] = np.nan
   test.labels[:, 2] = 0  # a finding that no test image has
   evaluator = Evaluator(
-    data=fake(train=train, test=test, classes="abc", exclusive=False), size=16, ks=(5,))
+    data=fake(train=train, test=test, classes="abc", exclusive=False), size=16, ks=(5,)
+  )
   result = evaluator.run(encode, PARAMS, evaluator.load(tmp_path, progress=False))
   assert result.metrics["linear/auroc/c"].undefined == "no positive image"
   assert "2 of 3" in result.metrics["linear/auroc"].method
@@ -202,11 +217,18 @@ def test_built_from_a_config():
     build(spec | {"neighbours": 3}, "Evaluator", "config.evals.probe")
 
 
-@pytest.mark.parametrize("option,message", [
-  ({"ks": (0,)}, "ks"), ({"ks": ()}, "ks"), ({"l2": (0.0,)}, "l2"), ({"std": 0.0}, "std"),
-  ({"threshold_for": "auroc"}, "valid: auto, balanced_accuracy"),
-  ({"val_fraction": 1.0}, "val_fraction"),
-  ({"batch": 0}, "batch")])
+@pytest.mark.parametrize(
+  "option,message",
+  [
+    ({"ks": (0,)}, "ks"),
+    ({"ks": ()}, "ks"),
+    ({"l2": (0.0,)}, "l2"),
+    ({"std": 0.0}, "std"),
+    ({"threshold_for": "auroc"}, "valid: auto, balanced_accuracy"),
+    ({"val_fraction": 1.0}, "val_fraction"),
+    ({"batch": 0}, "batch"),
+  ],
+)
 def test_bad_options(option, message):
   with pytest.raises(UserError, match=message):
     Evaluator(data={"name": "phantom"}, **option)

@@ -16,7 +16,7 @@ SIZE = 24
 
 def square(top, left, side=8):
   mask = np.zeros((SIZE, SIZE, 1), np.uint8)
-  mask[top:top + side, left:left + side] = 1
+  mask[top : top + side, left : left + side] = 1
   return mask
 
 
@@ -34,11 +34,19 @@ class Source:
   def __init__(self, split="train"):
     self.split, n = split, len(self.masks[split])
     self.info = SourceInfo(
-      name="squares", split=split, classes=(), exclusive=False, splits={split: n},
-      fingerprint=f"{split} {[None if m is None else m.sum() for m in self.masks[split]]}")
+      name="squares",
+      split=split,
+      classes=(),
+      exclusive=False,
+      splits={split: n},
+      fingerprint=f"{split} {[None if m is None else m.sum() for m in self.masks[split]]}",
+    )
     self.table = Table(
-      ids=tuple(f"{split}/{i}" for i in range(n)), patients=tuple(f"p{i // 2}" for i in range(n)),
-      sites=("",) * n, labels=np.zeros((n, 0), np.float32))
+      ids=tuple(f"{split}/{i}" for i in range(n)),
+      patients=tuple(f"p{i // 2}" for i in range(n)),
+      sites=("",) * n,
+      labels=np.zeros((n, 0), np.float32),
+    )
 
   def __len__(self):
     return len(self.table)
@@ -61,9 +69,15 @@ def _sources(monkeypatch):
 
 
 def make(**options):
-  return Evaluator(**{
-    "data": {"name": "squares.Source", "split": "test"},
-    "train": {"name": "squares.Source", "split": "train"}, "size": SIZE, "batch": 2, **options})
+  return Evaluator(
+    **{
+      "data": {"name": "squares.Source", "split": "test"},
+      "train": {"name": "squares.Source", "split": "train"},
+      "size": SIZE,
+      "batch": 2,
+      **options,
+    }
+  )
 
 
 def bright(params, x):
@@ -82,7 +96,11 @@ def test_images_with_a_mask_judge(tmp_path):
   assert data.truth.shape == (3, SIZE, SIZE) and data.patients("test") == ["p0", "p1", "p1"]
   result = evaluator.run(bright, np.float32(0.5), data)
   assert {k: v.value for k, v in result.metrics.items()} == {
-    "dice": 1.0, "iou": 1.0, "assd": 0.0, "hd95": 0.0}
+    "dice": 1.0,
+    "iou": 1.0,
+    "assd": 0.0,
+    "hd95": 0.0,
+  }
   assert result.metrics["dice"].n == 3
   wider = evaluator.run(column, np.float32(0.5), data)
   assert wider.metrics["dice"].value == pytest.approx(2 * 64 / (64 + 72))
@@ -142,13 +160,17 @@ def test_no_picture_for_the_attention_of_a_class_token(tmp_path):
   assert len(pixels) == 0 and names == []
 
 
-@pytest.mark.parametrize(("options", "words"), [
-  ({"threshold": 1.0}, r"threshold=1\.0 must lie between 0 and 1"),
-  ({"size": 0}, r"size=0 must be above 0"),
-  ({"components": -1}, r"components=-1 must be 0 \(all\)"),
-  ({"spacing": (1.0, 0.0)}, r"spacing=\(1\.0, 0\.0\) must be two lengths above 0"),
-  ({"data": {"split": "test"}}, r"data\.name is missing"),
-  ({"data": {"name": "squares.Bare", "split": "test"}}, r"squares has no lung masks")])
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    ({"threshold": 1.0}, r"threshold=1\.0 must lie between 0 and 1"),
+    ({"size": 0}, r"size=0 must be above 0"),
+    ({"components": -1}, r"components=-1 must be 0 \(all\)"),
+    ({"spacing": (1.0, 0.0)}, r"spacing=\(1\.0, 0\.0\) must be two lengths above 0"),
+    ({"data": {"split": "test"}}, r"data\.name is missing"),
+    ({"data": {"name": "squares.Bare", "split": "test"}}, r"squares has no lung masks"),
+  ],
+)
 def test_mistakes(options, words, tmp_path):
   with pytest.raises(UserError, match=words):
     make(**options).load(cache_dir=tmp_path, progress=False)

@@ -16,8 +16,13 @@ def made(seed=0, **columns):
   rng = np.random.default_rng(seed)
   labels = np.eye(2, dtype=np.float32)[rng.integers(0, 2, N)]
   p = np.clip(0.5 + 0.3 * (labels[:, 1] - 0.5) + 0.2 * rng.normal(size=N), 0, 1)
-  of = Table(ids=tuple(map(str, range(N))), patients=tuple(f"p{i // 2}" for i in range(N)),
-             sites=columns.pop("sites", ("",) * N), labels=labels, **columns)
+  of = Table(
+    ids=tuple(map(str, range(N))),
+    patients=tuple(f"p{i // 2}" for i in range(N)),
+    sites=columns.pop("sites", ("",) * N),
+    labels=labels,
+    **columns,
+  )
   return np.stack([1 - p, p], 1), labels, of
 
 
@@ -31,7 +36,10 @@ def test_groups_have_the_metrics_of_their_images():
   scores, labels, of = made(sexes=sexes)
   rows, notes = table(scores, labels, of)
   assert [(r["by"], r["group"]) for r in rows] == [
-    ("sex", "female"), ("sex", "male"), ("sex", "unknown")]
+    ("sex", "female"),
+    ("sex", "male"),
+    ("sex", "unknown"),
+  ]
   assert {n.split(":")[0] for n in notes} == {"age", "view", "site"}
   for row, code in zip(rows[:2], ("F", "M"), strict=True):
     at = np.array(sexes) == code
@@ -44,12 +52,18 @@ def test_groups_have_the_metrics_of_their_images():
 
 
 def test_bands_of_age():
-  ages = np.array([0, 17.9, 18, 39, 40, 59, 60, 79, 80, 101, np.nan, 25] + [30.0] * (N - 12),
-                  np.float32)
+  ages = np.array(
+    [0, 17.9, 18, 39, 40, 59, 60, 79, 80, 101, np.nan, 25] + [30.0] * (N - 12), np.float32
+  )
   rows, _ = table(*made(ages=ages))
   assert [(r["group"], r["n"]) for r in rows] == [
-    ("0 to 17 years", 2), ("18 to 39 years", N - 9), ("40 to 59 years", 2), ("60 to 79 years", 2),
-    ("80 years and older", 2), ("unknown", 1)]
+    ("0 to 17 years", 2),
+    ("18 to 39 years", N - 9),
+    ("40 to 59 years", 2),
+    ("60 to 79 years", 2),
+    ("80 years and older", 2),
+    ("unknown", 1),
+  ]
   rows, _ = table(*made(ages=ages), bands=(50,))
   assert [r["group"] for r in rows] == ["0 to 49 years", "50 years and older", "unknown"]
 
@@ -70,9 +84,14 @@ def test_findings_have_rows_of_their_own_and_unknown_ones_do_not_count():
   scores, labels, of = made(sites=tuple(f"s{i % 2}" for i in range(N)))
   labels[:40, 0] = np.nan
   rows, notes = subgroups.table(
-    scores, labels, scores >= 0.5, of, ("one", "two"), False, ("site", "view"))
+    scores, labels, scores >= 0.5, of, ("one", "two"), False, ("site", "view")
+  )
   assert [(r["class"], r["group"], r["n"]) for r in rows] == [
-    ("one", "s0", 80), ("one", "s1", 80), ("two", "s0", 100), ("two", "s1", 100)]
+    ("one", "s0", 80),
+    ("one", "s1", 80),
+    ("two", "s0", 100),
+    ("two", "s1", 100),
+  ]
   assert notes == ["view: not known of any image"]
 
 

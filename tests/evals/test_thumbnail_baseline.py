@@ -16,7 +16,9 @@ from cxrjax.metrics import roc
 def test_thumbnails_of_a_multiple_are_block_means():
   pixels = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 1)).astype(np.uint8)
   expected = pixels.reshape(300, 16, 2, 16, 2).mean((2, 4)) / 255
-  np.testing.assert_allclose(thumbnail_baseline.thumbnails(pixels), expected.reshape(300, -1), atol=1e-6)
+  np.testing.assert_allclose(
+    thumbnail_baseline.thumbnails(pixels), expected.reshape(300, -1), atol=1e-6
+  )
   assert thumbnail_baseline.thumbnails(pixels[:0]).shape == (0, 256)
 
 
@@ -45,7 +47,9 @@ def test_ridge_against_sklearn():
   for c in (0, 1):
     known = ~np.isnan(labels[:, c])
     scale = lambda v: (v - x.mean(0)) / x.std(0)  # noqa: E731
-    model = Ridge(alpha=thumbnail_baseline.PENALTY * known.sum()).fit(scale(x[known]), labels[known, c])
+    model = Ridge(alpha=thumbnail_baseline.PENALTY * known.sum()).fit(
+      scale(x[known]), labels[known, c]
+    )
     np.testing.assert_allclose(got[:, c], model.predict(scale(test)), atol=1e-5)
   assert np.isnan(got[:, 2]).all()
 
@@ -61,8 +65,10 @@ def read(files, names):
   """Thumbnails of files of one size, a few hundred at a time."""
   parts = []
   for start in range(0, len(names), 256):
-    images = [np.asarray(Image.open(io.BytesIO(files.read(name))).convert("L"))
-              for name in names[start:start + 256]]
+    images = [
+      np.asarray(Image.open(io.BytesIO(files.read(name))).convert("L"))
+      for name in names[start : start + 256]
+    ]
     parts.append(thumbnail_baseline.thumbnails(np.stack(images)[..., None]))
   return np.concatenate(parts)
 
@@ -71,8 +77,11 @@ def test_floor_of_the_official_pneumonia_test_split(test_data):
   with archive(test_data, "chest_xray.zip") as files:
     parts = {}
     for part in ("train", "test"):
-      names = sorted(n for n in files.namelist()
-                     if re.fullmatch(rf"chest_xray/{part}/(NORMAL|PNEUMONIA)/[^/]+\.jpeg", n))
+      names = sorted(
+        n
+        for n in files.namelist()
+        if re.fullmatch(rf"chest_xray/{part}/(NORMAL|PNEUMONIA)/[^/]+\.jpeg", n)
+      )
       truth = np.array(["/PNEUMONIA/" in n for n in names], dtype=np.int64)
       patients = [re.match(r"(person\d+|(?:NORMAL2-)?IM-\d+)", n.split("/")[-1])[0] for n in names]
       parts[part] = read(files, names), truth, patients
@@ -94,5 +103,7 @@ def test_floor_of_shenzhen_cross_validated(test_data):
   fold = np.random.default_rng(0).permutation(len(x)) % 5
   scores = np.zeros(len(x), np.float32)
   for f in range(5):
-    scores[fold == f] = thumbnail_baseline.ridge(x[fold != f], np.eye(2)[truth[fold != f]], x[fold == f])[:, 1]
+    scores[fold == f] = thumbnail_baseline.ridge(
+      x[fold != f], np.eye(2)[truth[fold != f]], x[fold == f]
+    )[:, 1]
   assert roc.auroc(scores, truth).value == pytest.approx(0.88, abs=0.015)

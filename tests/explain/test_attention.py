@@ -12,8 +12,18 @@ SIZE = (32, 48)  # 4 rows of 6 patches
 
 
 def network(registers=0, pool="cls", depth=3):
-  model = vit.Model(variant="Ti", width=24, depth=depth, heads=3, patch_size=8, image_size=32,
-                    registers=registers, pool=pool, initial="xavier", dtype="float32")
+  model = vit.Model(
+    variant="Ti",
+    width=24,
+    depth=depth,
+    heads=3,
+    patch_size=8,
+    image_size=32,
+    registers=registers,
+    pool=pool,
+    initial="xavier",
+    dtype="float32",
+  )
   params = jax.jit(model.init)(jax.random.key(0))
   # Attention of fresh weights is uniform to three digits: sharper, so that a mix-up shows.
   params = jax.tree.map(lambda p: 3 * p if p.ndim == 2 else p, params)
@@ -59,16 +69,18 @@ def test_heads_are_the_class_row_over_patches_in_image_order(registers, block):
   assert maps.shape == (3, 3, 4, 6)
   full = attention_by_hand(model, params, x)[block % model.blocks]
   np.testing.assert_allclose(
-    maps.reshape(3, 3, 24), full[:, :, 0, 1 + registers:], rtol=1e-4, atol=1e-6)
-  rest = full[:, :, 0, :1 + registers].sum(-1)
+    maps.reshape(3, 3, 24), full[:, :, 0, 1 + registers :], rtol=1e-4, atol=1e-6
+  )
+  rest = full[:, :, 0, : 1 + registers].sum(-1)
   np.testing.assert_allclose(maps.sum((2, 3)) + rest, 1, rtol=1e-5)
 
 
 def test_heads_of_averaged_patches_are_the_patches_own():
   model, params, x = network(2, "mean")
   full = attention_by_hand(model, params, x)[2]
-  np.testing.assert_allclose(heads(model, params, x, -1).reshape(3, 3, 24),
-                             full[:, :, 3:, 3:].mean(2), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    heads(model, params, x, -1).reshape(3, 3, 24), full[:, :, 3:, 3:].mean(2), rtol=1e-4, atol=1e-6
+  )
 
 
 def test_all_blocks_have_attention():
@@ -79,9 +91,13 @@ def test_all_blocks_have_attention():
   np.testing.assert_array_equal(taps["attn"], taps["attn:2"])
 
 
-@pytest.mark.parametrize(("fusion", "pool"), [
-  *((fusion, "cls") for fusion in attention.FUSIONS),
-  *(full(fusion, "mean") for fusion in attention.FUSIONS)])
+@pytest.mark.parametrize(
+  ("fusion", "pool"),
+  [
+    *((fusion, "cls") for fusion in attention.FUSIONS),
+    *(full(fusion, "mean") for fusion in attention.FUSIONS),
+  ],
+)
 def test_rollout(fusion, pool):
   """Abnar and Zuidema's equation 1, image by image."""
   model, params, x = network(2, pool)

@@ -13,8 +13,17 @@ from cxrjax.explain import cams
 from cxrjax.explain.maps import Head, explain
 from cxrjax.models import densenet, inception, resnet, vit, vitae
 
-VIT = {"variant": "Nu", "width": 16, "heads": 2, "depth": 2, "patch_size": 8, "image_size": 32,
-       "registers": 1, "initial": "xavier", "dtype": "float32"}
+VIT = {
+  "variant": "Nu",
+  "width": 16,
+  "heads": 2,
+  "depth": 2,
+  "patch_size": 8,
+  "image_size": 32,
+  "registers": 1,
+  "initial": "xavier",
+  "dtype": "float32",
+}
 NETWORKS = {
   "vit": vit.Model(**VIT),
   "vit_mean": vit.Model(**VIT, pool="mean"),
@@ -49,17 +58,29 @@ def at(name, tap):
   return jax.jit(encode), way
 
 
-@pytest.mark.parametrize(("name", "tap"), [
-  ("vit", "norm:-1"), ("vit", "block:0"), ("vit", "out"), ("vit_mean", "out"),
-  ("vit_mean", "norm:-1"), ("resnet", "stage:-1"), full("resnet", "stage:1"),
-  full("densenet", "stage:2"), full("inception", "stage:1"), full("vitae", "stage:2")])
+@pytest.mark.parametrize(
+  ("name", "tap"),
+  [
+    ("vit", "norm:-1"),
+    ("vit", "block:0"),
+    ("vit", "out"),
+    ("vit_mean", "out"),
+    ("vit_mean", "norm:-1"),
+    ("resnet", "stage:-1"),
+    full("resnet", "stage:1"),
+    full("densenet", "stage:2"),
+    full("inception", "stage:1"),
+    full("vitae", "stage:2"),
+  ],
+)
 def test_a_perturbed_tap(name, tap):
   """It has what was added, and of this image alone; what comes after it changes."""
   encode, way = at(name, tap)
   way = np.stack([way[0], np.zeros_like(way[1])])
   plain, moved = encode(np.zeros_like(way)), encode(way)
   np.testing.assert_allclose(
-    moved[1] - plain[1], way, rtol=1e-3, atol=1e-4 * np.abs(plain[1]).max())
+    moved[1] - plain[1], way, rtol=1e-3, atol=1e-4 * np.abs(plain[1]).max()
+  )
   assert abs(moved[0][0] - plain[0][0]) > 1e-4
   np.testing.assert_allclose(moved[0][1], plain[0][1], rtol=1e-4)
 
@@ -78,15 +99,19 @@ def test_where_the_features_are_a_mean_the_map_adds_up_to_the_logit(name):
   model, params, x, head = setting(name)
   chosen = jnp.array([0, 2])
   score = lambda f: jnp.take_along_axis(head(f), chosen[:, None], 1)[:, 0]  # noqa: E731
-  maps, gradient = jax.jit(
-    lambda p: cams.at_tap(model, p, x, score, cams.default_tap(model)))(params)
+  maps, gradient = jax.jit(lambda p: cams.at_tap(model, p, x, score, cams.default_tap(model)))(
+    params
+  )
   whole = (gradient.mean((1, 2), keepdims=True) * maps).sum((1, 2, 3))
   np.testing.assert_allclose(
-    whole, score(jax.jit(model.encode)(params, x).cls) - head.bias[chosen], rtol=1e-4, atol=1e-5)
+    whole, score(jax.jit(model.encode)(params, x).cls) - head.bias[chosen], rtol=1e-4, atol=1e-5
+  )
   np.testing.assert_allclose(
     explain("gradcam", model, params, x, head=head, target=np.array(chosen)),
-    np.maximum((np.asarray(gradient.mean((1, 2), keepdims=True) * maps)).sum(-1), 0), rtol=1e-4,
-    atol=1e-5)
+    np.maximum((np.asarray(gradient.mean((1, 2), keepdims=True) * maps)).sum(-1), 0),
+    rtol=1e-4,
+    atol=1e-5,
+  )
 
 
 def by_hand(maps, gradient, plus):
@@ -116,7 +141,8 @@ def test_formulas(plus):
   gradient[:, 0] = 0
   weigh = cams.gradcam_pp if plus else cams.gradcam
   np.testing.assert_allclose(
-    weigh(jnp.asarray(maps), jnp.asarray(gradient)), by_hand(maps, gradient, plus), rtol=1e-4)
+    weigh(jnp.asarray(maps), jnp.asarray(gradient)), by_hand(maps, gradient, plus), rtol=1e-4
+  )
 
 
 def test_maps_below_0_do_not_blow_up_the_weights():
@@ -125,8 +151,9 @@ def test_maps_below_0_do_not_blow_up_the_weights():
   assert np.isfinite(cams.gradcam_pp(maps, gradient)).all()
 
 
-@pytest.mark.parametrize(("name", "tap", "expected"), [
-  ("vit", "", (4, 4)), ("resnet", "stage:1", (16, 16))])
+@pytest.mark.parametrize(
+  ("name", "tap", "expected"), [("vit", "", (4, 4)), ("resnet", "stage:1", (16, 16))]
+)
 def test_grids(name, tap, expected):
   model, params, x, head = setting(name)
   assert explain("gradcam", model, params, x, head=head, tap=tap).shape == (2, *expected)

@@ -22,14 +22,20 @@ def images(part, n, patients, size=16):
   """Brighter for the second class; from two sites."""
   rng = np.random.default_rng(len(part))
   of = np.arange(n) % 2
-  pixels = np.clip(60 + 90 * of[:, None, None, None] + rng.integers(0, 40, (n, size, size, 1)), 0,
-                   255)
+  pixels = np.clip(
+    60 + 90 * of[:, None, None, None] + rng.integers(0, 40, (n, size, size, 1)), 0, 255
+  )
   table = Table(
-    ids=tuple(f"secret-{part}-{i}" for i in range(n)), patients=patients,
-    sites=tuple(f"site {i % 3}" for i in range(n)), labels=np.eye(2, dtype=np.float32)[of],
-    ages=np.full(n, np.nan, np.float32), sexes=("",) * n)
-  return Images(pixels.astype(np.uint8), table, SourceInfo(
-    "made", part, CLASSES, True, {part: n}, part))
+    ids=tuple(f"secret-{part}-{i}" for i in range(n)),
+    patients=patients,
+    sites=tuple(f"site {i % 3}" for i in range(n)),
+    labels=np.eye(2, dtype=np.float32)[of],
+    ages=np.full(n, np.nan, np.float32),
+    sexes=("",) * n,
+  )
+  return Images(
+    pixels.astype(np.uint8), table, SourceInfo("made", part, CLASSES, True, {part: n}, part)
+  )
 
 
 class Encoder:
@@ -48,10 +54,12 @@ def run_of(data, scale=1.0):
   encoder = Encoder()
   return types.SimpleNamespace(
     evaluators={"probe": types.SimpleNamespace(batch=16, mean=0.5, std=0.25)},
-    eval_data={"probe": data}, mesh=None, encoder=encoder,
+    eval_data={"probe": data},
+    mesh=None,
+    encoder=encoder,
     encode=lambda params, x: encoder.encode(params, x).cls,
-    method=types.SimpleNamespace(encoder_params=lambda params, extra: params["scale"])), {
-      "params": {"scale": jnp.float32(scale)}, "extra": {}}
+    method=types.SimpleNamespace(encoder_params=lambda params, extra: params["scale"]),
+  ), {"params": {"scale": jnp.float32(scale)}, "extra": {}}
 
 
 def data_of(train, test):
@@ -78,7 +86,9 @@ def test_of_whom_and_how_many(written):
   assert (facts["train"], facts["of_train"], facts["of_test"]) == (30, 41, 33)
   assert 20 <= facts["test"] <= 26 and len(arrays["xy"]) == facts["test"]
   assert arrays["embedding"].shape == (facts["test"], 4)
-  np.testing.assert_allclose(np.linalg.norm(arrays["embedding"].astype(float), axis=1), 1, atol=.01)
+  np.testing.assert_allclose(
+    np.linalg.norm(arrays["embedding"].astype(float), axis=1), 1, atol=0.01
+  )
   assert arrays["image"].shape == (6, 16, 16) and arrays["near_image"].shape == (6, 5, 16, 16)
   assert arrays["patch_colours"].shape == (6, 2, 2, 3)
   # One of each class in turn.

@@ -35,15 +35,22 @@ def images(inside, masks=True):
   """Bright squares at the left, where the masks are, in the images where `inside`."""
   pixels = np.full((N, SIDE, SIDE, 1), 127, np.uint8)
   for image, left in zip(pixels, inside, strict=True):
-    image[4:8, 0 if left else 12:][:, :4] = 255
+    image[4:8, 0 if left else 12 :][:, :4] = 255
   lung = np.zeros((N, SIDE, SIDE, 1), np.uint8)
   lung[:, :, :8] = 1
   lung[-1] = 0
   labels = np.eye(2, dtype=np.float32)[np.arange(N) % 2]
-  table = Table(tuple(f"i{i}" for i in range(N)), tuple(f"p{i // 2}" for i in range(N)),
-                ("",) * N, labels)
-  info = SourceInfo(name="made", split="test", classes=("a", "b"), exclusive=True,
-                    splits={"test": N}, fingerprint=hashlib.sha256(b"made").hexdigest())
+  table = Table(
+    tuple(f"i{i}" for i in range(N)), tuple(f"p{i // 2}" for i in range(N)), ("",) * N, labels
+  )
+  info = SourceInfo(
+    name="made",
+    split="test",
+    classes=("a", "b"),
+    exclusive=True,
+    splits={"test": N},
+    fingerprint=hashlib.sha256(b"made").hexdigest(),
+  )
   return Images(pixels, table, info, masks=lung if masks else None)
 
 
@@ -100,4 +107,5 @@ def test_sixteen_bits_are_shown_through_their_window():
   of = images(np.ones(N, bool))
   wide = dataclasses.replace(of, pixels=of.pixels.astype(np.uint16) * 257, windows=None)
   np.testing.assert_allclose(
-    lung_overlap.normalised(wide, 0.5, 0.25), lung_overlap.normalised(of, 0.5, 0.25), atol=1e-5)
+    lung_overlap.normalised(wide, 0.5, 0.25), lung_overlap.normalised(of, 0.5, 0.25), atol=1e-5
+  )

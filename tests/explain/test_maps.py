@@ -10,8 +10,9 @@ from cxrjax.explain import maps
 from cxrjax.explain.maps import Head, explain
 from cxrjax.models import resnet, vit
 
-VIT = vit.Model(variant="Nu", width=16, heads=2, depth=2, patch_size=8, image_size=32,
-                initial="xavier")
+VIT = vit.Model(
+  variant="Nu", width=16, heads=2, depth=2, patch_size=8, image_size=32, initial="xavier"
+)
 CNN = resnet.Model(depth=18, width=4, small_stem=True)
 X = np.random.default_rng(0).standard_normal((5, 32, 32, 1)).astype(np.float32)
 
@@ -19,8 +20,10 @@ X = np.random.default_rng(0).standard_normal((5, 32, 32, 1)).astype(np.float32)
 @pytest.fixture(scope="module")
 def head():
   rng = np.random.default_rng(1)
-  return {n: Head(jnp.asarray(rng.standard_normal((n.features, 3)), jnp.float32), jnp.zeros(3))
-          for n in (VIT, CNN)}
+  return {
+    n: Head(jnp.asarray(rng.standard_normal((n.features, 3)), jnp.float32), jnp.zeros(3))
+    for n in (VIT, CNN)
+  }
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +38,15 @@ def test_methods_of_networks():
   assert maps.methods_for(CNN, classes=False) == ()
 
 
-@pytest.mark.parametrize(("network", "method"), [
-  *((VIT, m) for m in maps.METHODS), (CNN, "gradcam++")])
+@pytest.mark.parametrize(
+  ("network", "method"), [*((VIT, m) for m in maps.METHODS), (CNN, "gradcam++")]
+)
 def test_batches_do_not_show(network, method, params, head):
   """Two at a time with the last alone, or all at once."""
   two, all_ = (
     explain(method, network, params[network], X, head=head[network], target=1, batch=b)
-    for b in (2, 8))
+    for b in (2, 8)
+  )
   assert all_.shape == two.shape and two.dtype == np.float32
   scale = np.abs(all_).max()
   np.testing.assert_allclose(two, all_, rtol=1e-3, atol=1e-4 * scale)
@@ -49,10 +54,16 @@ def test_batches_do_not_show(network, method, params, head):
     assert (all_ >= 0).all()
 
 
-@pytest.mark.parametrize(("text", "names"), [
-  ("gradcam+gradcam++", ("gradcam", "gradcam++")), ("gradcam++", ("gradcam++",)),
-  ("gradcam++,rollout", ("gradcam++", "rollout")), ("", ()),
-  ("gradcam+++attention+attention", ("gradcam++", "attention"))])
+@pytest.mark.parametrize(
+  ("text", "names"),
+  [
+    ("gradcam+gradcam++", ("gradcam", "gradcam++")),
+    ("gradcam++", ("gradcam++",)),
+    ("gradcam++,rollout", ("gradcam++", "rollout")),
+    ("", ()),
+    ("gradcam+++attention+attention", ("gradcam++", "attention")),
+  ],
+)
 def test_names(text, names):
   assert maps.named(text) == names
 
@@ -63,7 +74,8 @@ def test_the_likeliest_class_by_default(params, head):
   np.testing.assert_array_equal(classes, logits.argmax(1))
   by_default = explain("gradcam", VIT, params[VIT], X, head=head[VIT])
   np.testing.assert_array_equal(
-    by_default, explain("gradcam", VIT, params[VIT], X, head=head[VIT], target=classes))
+    by_default, explain("gradcam", VIT, params[VIT], X, head=head[VIT], target=classes)
+  )
   other = explain("gradcam", VIT, params[VIT], X, head=head[VIT], target=(classes + 1) % 3)
   assert not np.allclose(by_default, other)
 
@@ -82,9 +94,14 @@ def test_enlarging_is_jax_resizing(size):
   np.testing.assert_allclose(maps.enlarge(heat, size), theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "network", "wanted"), [
-  ("gradcan", VIT, "did you mean 'gradcam'"), ("attention", CNN, "needs a transformer"),
-  ("rollout", CNN, "gradcam")])
+@pytest.mark.parametrize(
+  ("method", "network", "wanted"),
+  [
+    ("gradcan", VIT, "did you mean 'gradcam'"),
+    ("attention", CNN, "needs a transformer"),
+    ("rollout", CNN, "gradcam"),
+  ],
+)
 def test_methods_that_are_none(method, network, wanted, params, head):
   with pytest.raises(UserError, match=wanted):
     explain(method, network, params[network], X, head=head[network])

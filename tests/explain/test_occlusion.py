@@ -26,20 +26,23 @@ def by_hand(x, weight, window, stride):
   for i, image in enumerate(x):
     for top in tops:
       for left in lefts:
-        part = np.s_[top:top + window, left:left + window]
+        part = np.s_[top : top + window, left : left + window]
         lost = ((image[part] - image.mean()) * weight[part]).sum()
         drop[i][part] += lost
         count[part] += i == 0
   return drop / count
 
 
-@pytest.mark.parametrize(("shape", "window", "stride"), [
-  full((8, 12), 4, 2), full((8, 12), 4, 4), ((9, 11), 4, 2), full((6, 6), 3, 1)])
+@pytest.mark.parametrize(
+  ("shape", "window", "stride"),
+  [full((8, 12), 4, 2), full((8, 12), 4, 4), ((9, 11), 4, 2), full((6, 6), 3, 1)],
+)
 def test_against_loops(shape, window, stride):
   rng = np.random.default_rng(0)
   x, weight = rng.standard_normal((2, *shape)), rng.standard_normal(shape)
-  maps = occlusion(Linear(jnp.asarray(weight)), None, jnp.asarray(x)[..., None],
-                   lambda f: f[:, 0], window, stride)
+  maps = occlusion(
+    Linear(jnp.asarray(weight)), None, jnp.asarray(x)[..., None], lambda f: f[:, 0], window, stride
+  )
   expected = by_hand(x, weight, window, stride)
   rows, columns = (np.minimum(np.arange(0, n, stride) + stride // 2, n - 1) for n in shape)
   np.testing.assert_allclose(maps, expected[:, rows][:, :, columns], rtol=1e-3, atol=1e-4)

@@ -13,12 +13,23 @@ from cxrjax.models import resnet, vit
 
 SIZE, SQUARE = 32, 8
 NETWORKS = {
-  "vit": vit.Model(variant="Nu", width=32, heads=2, depth=2, patch_size=8, image_size=SIZE,
-                   initial="xavier", dtype="float32"),
+  "vit": vit.Model(
+    variant="Nu",
+    width=32,
+    heads=2,
+    depth=2,
+    patch_size=8,
+    image_size=SIZE,
+    initial="xavier",
+    dtype="float32",
+  ),
   "resnet": resnet.Model(depth=18, width=4, small_stem=True, dtype="float32"),
 }
-CASES = [(n, m) if n == "vit" and m in ("rollout", "gradcam") else full(n, m)
-         for n, network in NETWORKS.items() for m in maps.methods_for(network)]
+CASES = [
+  (n, m) if n == "vit" and m in ("rollout", "gradcam") else full(n, m)
+  for n, network in NETWORKS.items()
+  for m in maps.methods_for(network)
+]
 
 
 def images(n, seed):
@@ -28,7 +39,7 @@ def images(n, seed):
   labels, corners = np.arange(n) % 2, rng.integers(0, SIZE // SQUARE, (n, 2)) * SQUARE
   for image, label, (top, left) in zip(x, labels, corners, strict=True):
     if label:
-      image[top:top + SQUARE, left:left + SQUARE] += 1.5
+      image[top : top + SQUARE, left : left + SQUARE] += 1.5
   return x, labels, corners
 
 
@@ -55,8 +66,15 @@ def trained(request):
 
   def merge(state, stats):
     def put(params, new):
-      return {k: put(v, new[k]) if isinstance(new.get(k), dict) else new.get(k, v)
-              for k, v in params.items()} if isinstance(params, dict) else params
+      return (
+        {
+          k: put(v, new[k]) if isinstance(new.get(k), dict) else new.get(k, v)
+          for k, v in params.items()
+        }
+        if isinstance(params, dict)
+        else params
+      )
+
     return {**state, "encoder": put(state["encoder"], stats)}
 
   opt = optimiser.init(state)
@@ -75,8 +93,9 @@ def test_random_weights_destroy_the_map(trained, method):
   network, state, x, _ = trained
   key = jax.random.key(7)
   learnt = explain(method, network, state["encoder"], x, head=state["head"], target=1)
-  drawn = explain(method, network, network.init(key), x,
-                  head=sanity.random_head(state["head"], key), target=1)
+  drawn = explain(
+    method, network, network.init(key), x, head=sanity.random_head(state["head"], key), target=1
+  )
   r = sanity.correlations(learnt, drawn)
   assert np.isfinite(r).mean() > 0.3
   assert abs(np.nanmean(r)) < 0.5
@@ -85,14 +104,17 @@ def test_random_weights_destroy_the_map(trained, method):
 
 
 # Of the ResNet every cell of its last map sees nearly the whole of so small an image.
-@pytest.mark.parametrize(("trained", "method", "least"), [
-  ("vit", "gradcam", 0.3), ("vit", "occlusion", 0.6), full("resnet", "occlusion", 0.6)],
-  indirect=["trained"])
+@pytest.mark.parametrize(
+  ("trained", "method", "least"),
+  [("vit", "gradcam", 0.3), ("vit", "occlusion", 0.6), full("resnet", "occlusion", 0.6)],
+  indirect=["trained"],
+)
 def test_maps_of_a_class_lie_on_what_makes_it(trained, method, least):
   """The map's largest value lies in the square or 2 pixels beside it, by chance in 0.14."""
   network, state, x, corners = trained
   heat = maps.enlarge(
-    explain(method, network, state["encoder"], x, head=state["head"], target=1), (SIZE, SIZE))
+    explain(method, network, state["encoder"], x, head=state["head"], target=1), (SIZE, SIZE)
+  )
   at = np.stack([np.unravel_index(h.argmax(), h.shape) for h in heat])
   inside = ((at >= corners - 2) & (at < corners + SQUARE + 2)).all(1)
   assert inside.mean() > least

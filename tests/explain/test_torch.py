@@ -39,14 +39,16 @@ def close(ours, theirs):
 def with_head(model):
   rng = np.random.default_rng(3)
   kernel = rng.standard_normal((model.features, 4)).astype(np.float32)
-  return made_up.of(model), made_up.images(2, SIZE, SIZE, CHANNELS), Head(
-    jnp.asarray(kernel), jnp.zeros(4))
+  return (
+    made_up.of(model),
+    made_up.images(2, SIZE, SIZE, CHANNELS),
+    Head(jnp.asarray(kernel), jnp.zeros(4)),
+  )
 
 
 def torch_resnet(model, params):
   net = timm.create_model("resnet18", num_classes=0)
-  net.load_state_dict(
-    {k: torch.tensor(v) for k, v in made_up.torch_names(params)}, strict=False)
+  net.load_state_dict({k: torch.tensor(v) for k, v in made_up.torch_names(params)}, strict=False)
   return net.double().eval()
 
 
@@ -61,8 +63,7 @@ def torch_vit(model, params):
     else:
       name = name.replace("patch.", "patch_embed.proj.")
       state[name] = array.T if name.endswith("weight") and array.ndim == 2 else array
-  net = timm.create_model(
-    "vit_tiny_patch16_224", num_classes=0, img_size=SIZE, depth=model.blocks)
+  net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=SIZE, depth=model.blocks)
   net.load_state_dict({k: torch.tensor(np.ascontiguousarray(v)) for k, v in state.items()})
   for block in net.blocks:
     block.attn.fused_attn = False
@@ -99,8 +100,15 @@ def test_resnet(plus, stage):
   params, x, head = with_head(model)
   net = torch_resnet(model, params)
   maps, gradient = hooked(net, getattr(net, f"layer{stage}"), x, head)
-  ours = explain("gradcam++" if plus else "gradcam", model, params, x, head=head, target=TARGET,
-                 tap=f"stage:{stage - 1}")
+  ours = explain(
+    "gradcam++" if plus else "gradcam",
+    model,
+    params,
+    x,
+    head=head,
+    target=TARGET,
+    tap=f"stage:{stage - 1}",
+  )
   close(ours, weigh(maps, gradient, plus))
 
 
@@ -112,8 +120,10 @@ def test_vision_transformer(block):
   net = torch_vit(model, params)
   tokens, gradient = hooked(net, net.blocks[block].norm1, x, head)
   maps, gradient = (t[:, 1:].transpose(0, 2, 1).reshape(2, -1, 6, 6) for t in (tokens, gradient))
-  close(explain("gradcam", model, params, x, head=head, target=TARGET, tap=f"norm:{block}"),
-        weigh(maps, gradient, False))
+  close(
+    explain("gradcam", model, params, x, head=head, target=TARGET, tap=f"norm:{block}"),
+    weigh(maps, gradient, False),
+  )
 
 
 @pytest.mark.parametrize("fusion", attention.FUSIONS)
@@ -150,7 +160,9 @@ def test_occlusion():
   expected = np.zeros((2, 2, 2))
   for i, j in np.ndindex(2, 2):
     hidden = x.copy()
-    hidden[:, 48 * i:48 * i + 48, 48 * j:48 * j + 48] = x.mean((1, 2), keepdims=True)
+    hidden[:, 48 * i : 48 * i + 48, 48 * j : 48 * j + 48] = x.mean((1, 2), keepdims=True)
     expected[:, i, j] = score(x) - score(hidden)
-  close(explain("occlusion", model, params, x, head=head, target=TARGET, window=window,
-                stride=window), expected)
+  close(
+    explain("occlusion", model, params, x, head=head, target=TARGET, window=window, stride=window),
+    expected,
+  )

@@ -38,8 +38,11 @@ def films(tuned, tmp_path_factory):
   config = json.loads((tuned / "config.json").read_text())
   options = dict(config["evals"]["test"]["data"])
   options.pop("val")
-  source = open_source(options.pop("name"), split=options.pop("test"), **{
-    k: v for k, v in options.items() if k not in ("train", "subset", "split_seed")})
+  source = open_source(
+    options.pop("name"),
+    split=options.pop("test"),
+    **{k: v for k, v in options.items() if k not in ("train", "subset", "split_seed")},
+  )
   found = np.load(tuned / "figures" / "scores_test_trained.npz")
   stored = dict(zip(found["id"].tolist(), found["probability"], strict=True))
   truth = {}
@@ -67,6 +70,7 @@ def runs(monkeypatch):
     return LOADED[str(workdir)]
 
   monkeypatch.setattr(
-    networks, "restore", lambda workdir, key: made.get(workdir) or restore(workdir, key))
+    networks, "restore", lambda workdir, key: made.get(workdir) or restore(workdir, key)
+  )
   monkeypatch.setattr(networks, "load", loaded)
   return made

@@ -38,9 +38,9 @@ class Made:
 def test_order_and_bad_images(size):
   found = list(decode_ahead.batches(Made(23, bad=(0, 7, 22)), range(23), [LOOK], size))
   assert [row for batch in found for row in batch.rows] == [
-    i for i in range(23) if i not in (0, 7, 22)]
-  assert [bad for batch in found for bad in batch.bad] == [
-    (i, "it is bad") for i in (0, 7, 22)]
+    i for i in range(23) if i not in (0, 7, 22)
+  ]
+  assert [bad for batch in found for bad in batch.bad] == [(i, "it is bad") for i in (0, 7, 22)]
   assert all(len(batch.rows) + len(batch.bad) <= size for batch in found)
   for batch in found:
     assert set(batch.shapes) <= {(20, 24)} and len(batch.squares) == bool(batch.rows)
@@ -80,16 +80,20 @@ def test_squares_are_those_that_training_decodes(tmp_path):
   images = inputs.open_given(str(tmp_path))
   assert images.ids == list(source.table.ids) == ["a.jpg", "b.png"]
   sizes = (16, 64)
-  batch = next(decode_ahead.batches(images, range(2), [Look(s, "pad", 8, "auto") for s in sizes], 2))
+  batch = next(
+    decode_ahead.batches(images, range(2), [Look(s, "pad", 8, "auto") for s in sizes], 2)
+  )
   for size, squares in zip(sizes, batch.squares, strict=True):
     expected = decoded_cache.load_images(
-      source, size, fit="pad", bits=8, cache_dir=tmp_path / "cache", progress=False)
+      source, size, fit="pad", bits=8, cache_dir=tmp_path / "cache", progress=False
+    )
     np.testing.assert_array_equal(squares.pixels, expected.pixels)
   assert batch.shapes == ((260, 300), (260, 300))
 
 
 def test_zips_and_folders_and_files(tmp_path):
   import zipfile
+
   (tmp_path / "x").mkdir()
   Image.new("L", (20, 20), 9).save(tmp_path / "x" / "1.png")
   with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
@@ -115,8 +119,10 @@ def test_a_map_goes_back_to_where_its_image_was(fit, shape):
   assert back.shape == shape
   side = min(shape)
   top, left = ((n - side) // 2 if fit == "crop" else 0 for n in shape)
-  seen = (slice(top + 2, top + side - 2) if fit == "crop" else slice(2, -2),
-          slice(left + 2, left + side - 2) if fit == "crop" else slice(2, -2))
+  seen = (
+    slice(top + 2, top + side - 2) if fit == "crop" else slice(2, -2),
+    slice(left + 2, left + side - 2) if fit == "crop" else slice(2, -2),
+  )
   assert np.abs(back[seen] - ramp[seen]).max() < 5
   if fit == "crop" and shape[0] != shape[1]:
     assert (back == 0).mean() == pytest.approx(1 - side * side / (shape[0] * shape[1]), abs=0.03)

@@ -45,8 +45,12 @@ def test_features_are_those_of_the_evaluators(net, films):
   images = [np.asarray(Image.open(f)) for f in sorted(folder.rglob("*.png"))]
   squares = np.stack([windowing.resize(x[..., None], net.image_size) for x in images])
   expected = features.extract(
-    lambda params, x: net.run.encoder.encode(params, x).cls, net.run.encoder_params, squares,
-    mean=net.mean, std=net.std)
+    lambda params, x: net.run.encoder.encode(params, x).cls,
+    net.run.encoder_params,
+    squares,
+    mean=net.mean,
+    std=net.std,
+  )
   np.testing.assert_allclose(net.embed(folder), expected, atol=1e-5)
   found = net.predict(images, embed=True, progress=False)
   np.testing.assert_allclose(found.embeddings, expected, atol=1e-5)
@@ -55,10 +59,12 @@ def test_features_are_those_of_the_evaluators(net, films):
 
 def test_findings_have_a_temperature_and_a_threshold_each(net):
   method = dataclasses.replace(
-    net.run.method, labels=dataclasses.replace(net.run.method.labels, exclusive=False))
+    net.run.method, labels=dataclasses.replace(net.run.method.labels, exclusive=False)
+  )
   judged = {"temperature": [2.0, 0.5], "thresholds": [0.3, 0.6]}
   run = dataclasses.replace(
-    net.run, method=method, facts=net.run.facts | {"evaluation": {"test": {"trained": judged}}})
+    net.run, method=method, facts=net.run.facts | {"evaluation": {"test": {"trained": judged}}}
+  )
   found = networks.Network(run, 32)
   image = Source(split="test", n=1, size=40)[0].image
   x = jnp.asarray((windowing.resize(image, 32)[None] / 255 - net.mean) / net.std)
@@ -68,8 +74,14 @@ def test_findings_have_a_temperature_and_a_threshold_each(net):
   got = found.predict([image], progress=False)
   np.testing.assert_allclose(got.probabilities, expected, atol=1e-5)
   np.testing.assert_array_equal(got.called, expected >= [0.3, 0.6])
-  assert list(got.to_dict()) == ["id", "probability_normal", "probability_opacity",
-                                 "called_normal", "called_opacity", "note"]
+  assert list(got.to_dict()) == [
+    "id",
+    "probability_normal",
+    "probability_opacity",
+    "called_normal",
+    "called_opacity",
+    "note",
+  ]
   assert "called from normal 0.3, opacity 0.6 on" in "\n".join(predict.describe(found, "x"))
 
 
@@ -94,9 +106,11 @@ def test_an_ensemble_averages_calibrated_probabilities(net, tuned, films, tmp_pa
   one, two = (n.predict(folder, embed=True, progress=False) for n in (net, other))
   assert np.abs(one.probabilities - two.probabilities).max() > 0.01
   np.testing.assert_allclose(
-    found.probabilities, (one.probabilities + two.probabilities) / 2, atol=1e-6)
+    found.probabilities, (one.probabilities + two.probabilities) / 2, atol=1e-6
+  )
   np.testing.assert_allclose(
-    found.embeddings, np.concatenate([one.embeddings, two.embeddings], 1), atol=1e-5)
+    found.embeddings, np.concatenate([one.embeddings, two.embeddings], 1), atol=1e-5
+  )
   cut = (net.thresholds[1] + 0.3) / 2
   np.testing.assert_array_equal(found.called[:, 1], found.probabilities[:, 1] >= cut)
   maps = both.explain(sorted(folder.rglob("*.png"))[:2], "attention")
@@ -121,7 +135,12 @@ def test_a_run_handed_on_is_the_run_in_half_precision(net, tuned, films, tmp_pat
   place = tmp_path / "handed on"
   export.write(str(tuned), str(place), "run")
   assert {p.name for p in place.iterdir()} == {
-    "config.json", "run.json", "network.safetensors", "manifest.json", "MODEL_CARD.md"}
+    "config.json",
+    "run.json",
+    "network.safetensors",
+    "manifest.json",
+    "MODEL_CARD.md",
+  }
   assert all(p.stat().st_mode & 0o044 for p in place.iterdir())
   copy = networks.load(place)
   found, own = (n.predict(folder, progress=False) for n in (copy, net))
@@ -134,7 +153,7 @@ def test_a_run_handed_on_is_the_run_in_half_precision(net, tuned, films, tmp_pat
   for name in ("network.safetensors", "run.json", "config.json"):
     data = (place / name).read_bytes()
     at = data.index(b"0.", len(data) // 2) if name != "network.safetensors" else len(data) - 9
-    (place / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    (place / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     with pytest.raises(UserError, match=f"damaged.*checksum of {name} differs"):
       restore.restore(place, "workdir")
     with pytest.raises(UserError, match="damaged"):
@@ -144,11 +163,16 @@ def test_a_run_handed_on_is_the_run_in_half_precision(net, tuned, films, tmp_pat
 
 def test_what_is_handed_on_names_no_place_of_this_machine():
   path = "/home/somebody/Smith, John/films"
-  data = {"source": f"folder:{path}", "cache_dir": path, "masks": f"{path}/run",
-          "options": {"csv": f"{path}/labels.csv", "manual_dir": path}}
+  data = {
+    "source": f"folder:{path}",
+    "cache_dir": path,
+    "masks": f"{path}/run",
+    "options": {"csv": f"{path}/labels.csv", "manual_dir": path},
+  }
   part = {"data": {"name": f"folder:{path}", "options": {"manual_dir": "~/archives"}}}
-  config = exported_run._config({"data": data, "init": {"path": path}, "evals": {"test": part},
-                            "views": {"mean": 0.5}})
+  config = exported_run._config(
+    {"data": data, "init": {"path": path}, "evals": {"test": part}, "views": {"mean": 0.5}}
+  )
   facts = exported_run._facts({"steps": 3, "data": {"train": {"name": f"folder:{path}", "n": 4}}})
   text = json.dumps([config, facts])
   assert "somebody" not in text and "archives" not in text
@@ -161,7 +185,9 @@ def test_what_of_a_state_only_training_needs():
   state = {"params": leaves, "extra": {"average": jax.tree.map(float, leaves), "stats": {}}}
   averaged = types.SimpleNamespace(
     encoder_params=lambda params, extra: extra["average"]["encoder"],
-    network_params=lambda params, extra: extra["average"], predict=None)
+    network_params=lambda params, extra: extra["average"],
+    predict=None,
+  )
   assert exported_run.needed(averaged, state) == {"extra/average/encoder/a", "extra/average/head/b"}
   del averaged.predict
   assert exported_run.needed(averaged, state) == {"extra/average/encoder/a"}
@@ -180,7 +206,8 @@ def test_networks_of_the_package_by_name():
 def test_the_lungs_of_films_that_come_with_the_package():
   source = open_source("mini", split="test")
   found = cxrjax.load("zoo:lungs").predict(
-    [source[i].image[..., 0] for i in range(0, 400, 40)], progress=False)
+    [source[i].image[..., 0] for i in range(0, 400, 40)], progress=False
+  )
   for mask in found.masks:
     assert mask.shape == (64, 64) and 0.1 < mask.mean() < 0.5
     # Lungs on both sides, and the spine between them.
@@ -208,15 +235,19 @@ def test_three_exclusive_classes_are_called_by_the_likeliest(net):
   assert three.thresholds is None
   p = np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]])
   assert three.call(three.calibrated(p.astype(np.float32))).tolist() == [
-    [False, True, False], [True, False, False]]
+    [False, True, False],
+    [True, False, False],
+  ]
   assert three.describe()["temperature"] == [2.0]
 
 
 def test_what_both_networks_have_in_common_is_computed_once(net):
   """Features beside probabilities cost no second pass."""
   x = jnp.zeros((4, 32, 32, 1))
-  flops = [jax.jit(function).lower(net.params, x).compile().cost_analysis()["flops"]
-           for function in (net.outputs, net.outputs_and_features)]
+  flops = [
+    jax.jit(function).lower(net.params, x).compile().cost_analysis()["flops"]
+    for function in (net.outputs, net.outputs_and_features)
+  ]
   assert flops[1] < 1.05 * flops[0]
 
 
@@ -234,8 +265,10 @@ def test_explained(net, films):
 
 def test_masks_lie_over_their_images(runs):
   """At the image's own size, whatever was done to make it square."""
-  images = [np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-            for shape in ((40, 40), (64, 48), (32, 90))]
+  images = [
+    np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for shape in ((40, 40), (64, 48), (32, 90))
+  ]
   lungs = cxrjax.load("runs/lungs")
   predicted = jax.jit(lungs.outputs)
   for fit in ("squash", "pad", "crop"):
@@ -279,8 +312,7 @@ def test_16_bits_stay_16_bits_where_the_run_had_them(net, tmp_path):
   deep = networks.Network(dataclasses.replace(net.run, facts=facts), 32)
   assert deep.look().bits == 16 and net.look().bits == 8
   image = Source(split="test", n=1, size=40)[0].image[..., 0]
-  np.testing.assert_allclose(
-    deep.probabilities([image]), net.probabilities([image]), atol=2e-3)
+  np.testing.assert_allclose(deep.probabilities([image]), net.probabilities([image]), atol=2e-3)
 
 
 def test_bad_images_are_listed_and_the_rest_is_predicted(net, tuned, films, tmp_path):
@@ -311,17 +343,20 @@ def test_names_are_unique(net, films, tmp_path):
   with contextlib.chdir(tmp_path):
     found = net.predict(["one", "two/", str(image), "one", "one/deep/x.png"], progress=False)
   assert found.ids == ("one/deep/x.png", "two/deep/x.png", str(image))
-  np.testing.assert_allclose(
-    found.probabilities, np.tile(truth["a/00.png"], (3, 1)), atol=1e-6)
+  np.testing.assert_allclose(found.probabilities, np.tile(truth["a/00.png"], (3, 1)), atol=1e-6)
 
 
-@pytest.mark.parametrize(("images", "message"), [
-  ([], "no images are given"),
-  ("nowhere", "nowhere: there is no such file or folder"),
-  (np.zeros((8, 8)), r"an array of shape \(8, 8\) is no list of images"),
-  ([np.zeros((8, 8))], "image 0 is an array of float64; give gray levels as uint8"),
-  ([np.zeros((8, 8, 3), np.uint8)], r"image 0 has the shape \(8, 8, 3\)"),
-  (["x.png", np.zeros((8, 8), np.uint8)], "paths and arrays are given together")])
+@pytest.mark.parametrize(
+  ("images", "message"),
+  [
+    ([], "no images are given"),
+    ("nowhere", "nowhere: there is no such file or folder"),
+    (np.zeros((8, 8)), r"an array of shape \(8, 8\) is no list of images"),
+    ([np.zeros((8, 8))], "image 0 is an array of float64; give gray levels as uint8"),
+    ([np.zeros((8, 8, 3), np.uint8)], r"image 0 has the shape \(8, 8, 3\)"),
+    (["x.png", np.zeros((8, 8), np.uint8)], "paths and arrays are given together"),
+  ],
+)
 def test_what_is_no_image(net, images, message):
   with pytest.raises(UserError, match=message):
     net.predict(images, progress=False)

@@ -56,8 +56,9 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(tuned, films, tmp_
   assert json.loads((out / "predictions.json").read_text())["status"] == "finished"
 
   # Once more there is nothing to do; more images are added.
-  assert any("nothing was left to do" in line
-             for line in command(tuned, tmp_path / "in", out=out, **options))
+  assert any(
+    "nothing was left to do" in line for line in command(tuned, tmp_path / "in", out=out, **options)
+  )
   (tmp_path / "in" / "z.png").write_bytes((folder / "a" / "00.png").read_bytes())
   command(tuned, tmp_path / "in", out=out, **options)
   rows, embeddings = table(out), np.load(out / "embeddings.npy")
@@ -67,7 +68,8 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(tuned, films, tmp_
   assert found["id"] == [row["id"] for row in rows]
   assert found["called"] == [row["called"] for row in rows]
   np.testing.assert_array_equal(
-    np.float32(found["probability_opacity"]), np.float32([r["probability_opacity"] for r in rows]))
+    np.float32(found["probability_opacity"]), np.float32([r["probability_opacity"] for r in rows])
+  )
   np.testing.assert_array_equal(np.float32(found["embedding"]), embeddings)
 
 
@@ -87,8 +89,11 @@ def test_files_that_are_no_images_are_listed_once(tuned, films, tmp_path):
     with open(out / "skipped.csv", newline="") as opened:
       left = {row["id"]: row["reason"] for row in csv.DictReader(opened)}
     assert left == {
-      "deep/more.txt": "no image: a document", "deep/notes.txt": "no image: a document",
-      "list.csv": "no image: a table", "unnamed": "no image: it begins as no image does"}
+      "deep/more.txt": "no image: a document",
+      "deep/notes.txt": "no image: a document",
+      "list.csv": "no image: a table",
+      "unnamed": "no image: it begins as no image does",
+    }
 
 
 def test_raw_detector_values_are_told(tuned, tmp_path):
@@ -125,14 +130,21 @@ def test_masks_and_overlays_are_pictures(tuned, films, runs, tmp_path):
   folder, _ = films
   (tmp_path / "in").mkdir()
   Image.open(folder / "a" / "00.png").resize((90, 50)).save(tmp_path / "in" / "x.png")
-  command(tuned, tmp_path / "in", folder / "a" / "00.png", out=tmp_path / "out",
-          lungs="runs/lungs", overlays=predict.AUTO)
+  command(
+    tuned,
+    tmp_path / "in",
+    folder / "a" / "00.png",
+    out=tmp_path / "out",
+    lungs="runs/lungs",
+    overlays=predict.AUTO,
+  )
   rows, out = table(tmp_path / "out"), tmp_path / "out"
   mask = np.asarray(Image.open(out / "masks" / prediction_log.file_of(f"{tmp_path}/in/x.png")))
   assert mask.shape == (50, 90) and mask.dtype == bool and mask.any() and not mask.all()
   assert float(rows[0]["lung_share"]) == pytest.approx((mask > 0).mean(), abs=1e-6)
-  assert len(list((out / "masks").rglob("*.png"))) == 2 == len(
-    list((out / "overlays").rglob("*.png")))
+  assert (
+    len(list((out / "masks").rglob("*.png"))) == 2 == len(list((out / "overlays").rglob("*.png")))
+  )
   drawn = Image.open(out / "overlays" / prediction_log.file_of(f"{tmp_path}/in/x.png"))
   assert drawn.size == (90, 50) and drawn.mode == "RGB"
   assert np.ptp(np.asarray(drawn).astype(int), axis=2).max() > 50  # colours over gray
@@ -161,9 +173,22 @@ def test_the_program(tuned, films, tmp_path):
   """As its user has it: in a process of its own, with flags between and after paths."""
   reasons = bad_files(tmp_path / "bad")
   done = subprocess.run(
-    [sys.executable, "-m", "cxrjax.predict", f"--workdir={tuned}", films[0] / "a",
-     f"--out={tmp_path}/x", str(tmp_path / "bad"), "--format", "parquet"],
-    cwd=REPOSITORY, text=True, capture_output=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    [
+      sys.executable,
+      "-m",
+      "cxrjax.predict",
+      f"--workdir={tuned}",
+      films[0] / "a",
+      f"--out={tmp_path}/x",
+      str(tmp_path / "bad"),
+      "--format",
+      "parquet",
+    ],
+    cwd=REPOSITORY,
+    text=True,
+    capture_output=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
   count = len(list((films[0] / "a").iterdir()))
   assert done.returncode == 0, done.stderr
   assert f"{count} rows in {tmp_path}/x/predictions.csv" in done.stdout
@@ -184,11 +209,26 @@ def test_names_that_are_hard_to_write(tuned, films, tmp_path):
   """
   folder = os.fsencode(tmp_path / "in")
   os.mkdir(folder)
-  names = {b"\xff\xfe.png": "\\xff\\xfe.png", b"\\xff\\xfe.png": "\\\\xff\\\\xfe.png",
-           b"a\\b.png": "a\\b.png", "\u00e9\u2028.png".encode(): "\u00e9\u2028.png",
-           **{n: n.decode() for n in (
-             b"new\nline.png", b"a\rb.png", b"\r\n.png", b" x .png", b'quo"te,comma.png',
-             b"=cmd|x.png", b"-1+2.png", b"'@a.png", b"esc\x1b[31m.png")}}
+  names = {
+    b"\xff\xfe.png": "\\xff\\xfe.png",
+    b"\\xff\\xfe.png": "\\\\xff\\\\xfe.png",
+    b"a\\b.png": "a\\b.png",
+    "\u00e9\u2028.png".encode(): "\u00e9\u2028.png",
+    **{
+      n: n.decode()
+      for n in (
+        b"new\nline.png",
+        b"a\rb.png",
+        b"\r\n.png",
+        b" x .png",
+        b'quo"te,comma.png',
+        b"=cmd|x.png",
+        b"-1+2.png",
+        b"'@a.png",
+        b"esc\x1b[31m.png",
+      )
+    },
+  }
   for name in names:
     with open(folder + b"/" + name, "wb") as opened:
       opened.write((films[0] / "a" / "00.png").read_bytes())
@@ -196,7 +236,8 @@ def test_names_that_are_hard_to_write(tuned, films, tmp_path):
     opened.write(b"bad")
   for said in (0, len(names) + 1):  # also when they are read back
     lines = command(
-      tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs", kind="parquet")
+      tuned, tmp_path / "in", out=tmp_path / "out", lungs="runs/lungs", kind="parquet"
+    )
     assert any("nothing was left to do" in line for line in lines) == bool(said)
   with open(tmp_path / "out" / "predictions.csv", newline="", encoding="utf-8") as opened:
     ids = [row["id"] for row in csv.DictReader(opened)]
@@ -207,14 +248,20 @@ def test_names_that_are_hard_to_write(tuned, films, tmp_path):
   found = pyarrow.parquet.read_table(tmp_path / "out" / "predictions.parquet").to_pydict()["id"]
   assert sorted(found) == sorted(names.values())
   assert sorted(os.listdir(os.fsencode(tmp_path / "out" / "masks"))) == sorted(
-    name + b".png" for name in names)
+    name + b".png" for name in names
+  )
 
 
 def test_names_that_are_too_long_for_a_picture(tuned, films, tmp_path):
   """With the picture's ending a name may have more bytes than a file system takes, or a path."""
   image = (films[0] / "a" / "00.png").read_bytes()
-  names = ["x" * 251 + ".png", "x" * 250 + "y.png", "\u00e9" * 125 + ".png", "ok.png",
-           "/".join(["d" * 250] * 13) + "/deep.png"]
+  names = [
+    "x" * 251 + ".png",
+    "x" * 250 + "y.png",
+    "\u00e9" * 125 + ".png",
+    "ok.png",
+    "/".join(["d" * 250] * 13) + "/deep.png",
+  ]
   for name in names:
     at = os.open(tmp_path, os.O_RDONLY)
     for part in ("in/" + name).split("/")[:-1]:  # a longer path than one call may be given
@@ -235,22 +282,28 @@ def test_names_that_are_too_long_for_a_picture(tuned, films, tmp_path):
 @pytest.mark.parametrize("moment", ["compiling", "the first picture", "the first row", "the end"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_stopped_at_any_moment_the_same_command_goes_on(
-    tuned, films, tmp_path, monkeypatch, moment, overwrite):
+  tuned, films, tmp_path, monkeypatch, moment, overwrite
+):
   """Before the first batch is written, too; and it never takes others' predictions for its own."""
   out, options = tmp_path / "out", {"batch_size": 16, "overwrite": overwrite}
   if overwrite:  # over others, of another network
     command(tuned, films[0] / "b", out=out, embed=True, kind="parquet")
   place, name = {
-    "compiling": (pipeline.Work, "run"), "the first picture": (prediction_log, "_draw"),
-    "the first row": (prediction_log.tables, "write_rows"), "the end": (prediction_log.Journal, "finish")}[moment]
+    "compiling": (pipeline.Work, "run"),
+    "the first picture": (prediction_log, "_draw"),
+    "the first row": (prediction_log.tables, "write_rows"),
+    "the end": (prediction_log.Journal, "finish"),
+  }[moment]
   if moment == "the first picture":
     options["lungs"] = "runs/lungs"
 
   def stop(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  with monkeypatch.context() as patch, \
-       pytest.raises(UserError, match=r"--out=.* cannot be written: No space left on device"):
+  with (
+    monkeypatch.context() as patch,
+    pytest.raises(UserError, match=r"--out=.* cannot be written: No space left on device"),
+  ):
     patch.setattr(place, name, stop)
     command(tuned, films[0], out=out, **options)
   about = json.loads((out / "predictions.json").read_text())
@@ -272,13 +325,17 @@ def test_what_is_written_is_not_read(tuned, films, tmp_path):
     command(tuned, tmp_path / "in", out=tmp_path / "in")
 
 
-@pytest.mark.parametrize(("options", "message"), [
-  ({"workdir": "{tmp}"}, r"--workdir='.*' holds no run"),
-  ({"paths": ["{tmp}"]}, "no images in "),
-  ({"out": "/proc/nothing"}, "--out=/proc/nothing cannot be written"),
-  ({"kind": "xlsx"}, "--format='xlsx' is not an option; valid: csv, parquet"),
-  ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
-  ({"overlays": "rainbow"}, "overlays='rainbow' is not known")])
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"workdir": "{tmp}"}, r"--workdir='.*' holds no run"),
+    ({"paths": ["{tmp}"]}, "no images in "),
+    ({"out": "/proc/nothing"}, "--out=/proc/nothing cannot be written"),
+    ({"kind": "xlsx"}, "--format='xlsx' is not an option; valid: csv, parquet"),
+    ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
+    ({"overlays": "rainbow"}, "overlays='rainbow' is not known"),
+  ],
+)
 def test_mistakes_are_one_line(tuned, films, tmp_path, options, message):
   given = {"workdir": str(tuned), "paths": [str(films[0])], "out": str(tmp_path / "out")}
   for key, value in options.items():
@@ -291,10 +348,13 @@ def test_mistakes_are_one_line(tuned, films, tmp_path, options, message):
 
 def test_a_run_that_is_not_what_was_trained_is_refused(tuned, films, tmp_path):
   """A checkpoint with a flipped bit, a config.json that was changed: one line, no predictions."""
-  for number, (file, message) in enumerate((
+  for number, (file, message) in enumerate(
+    (
       ("config.json", r"trained with another config than config.json holds \(config.views.mean: "),
       ("checkpoints/4/state/d/*", r"checkpoint .*/4 is damaged \(the checksum of state/d/"),
-      ("checkpoints/4/_CHECKPOINT_METADATA", r"checkpoint .*/4 is damaged \("))):
+      ("checkpoints/4/_CHECKPOINT_METADATA", r"checkpoint .*/4 is damaged \("),
+    )
+  ):
     workdir = tmp_path / str(number)
     shutil.copytree(tuned, workdir)
     file = next(workdir.glob(file))
@@ -314,7 +374,8 @@ def test_a_run_that_is_not_what_was_trained_is_refused(tuned, films, tmp_path):
 def test_flags(capsys, monkeypatch):
   given = {}
   monkeypatch.setattr(
-    predict, "predict", lambda *args, **options: given.update(options, args=args) or 3)
+    predict, "predict", lambda *args, **options: given.update(options, args=args) or 3
+  )
   assert predict.main(["predict", "--overlays", "x", "--workdir=r", "y", "--out", "o"]) == 0
   assert given["args"] == ("r", ["x", "y"], "o") and given["overlays"] == predict.AUTO
   with pytest.raises(UserError, match="--workdir=RUN, --out=DIR and paths of images are needed"):

@@ -18,7 +18,8 @@ def test_softmax_is_cross_entropy_of_smoothed_weighted_labels(smoothing):
   labels = np.array([[1, 0, 0], [0, 0, 1], [np.nan, 0, 0]], np.float32)
   weights = np.array([0.5, 1.0, 4.0], np.float32)
   loss, known = classification.softmax(
-    jnp.asarray(LOGITS), jnp.asarray(labels), jnp.asarray(weights), smoothing)
+    jnp.asarray(LOGITS), jnp.asarray(labels), jnp.asarray(weights), smoothing
+  )
   expected = []
   for row, label in zip(LOGITS[:2].astype(float), labels[:2], strict=True):
     q = np.exp(row) / np.exp(row).sum()
@@ -35,7 +36,8 @@ def test_sigmoid_is_cross_entropy_of_what_is_known(smoothing):
   labels = np.array([[1, 0, np.nan], [0, 1, 0.25], [np.nan, np.nan, np.nan]], np.float32)
   weights = np.array([[1, 1], [2, 3], [1, 0.5]], np.float32)
   loss, known = classification.sigmoid(
-    jnp.asarray(LOGITS), jnp.asarray(labels), jnp.asarray(weights), smoothing)
+    jnp.asarray(LOGITS), jnp.asarray(labels), jnp.asarray(weights), smoothing
+  )
   for i, j in np.ndindex(3, 3):
     if np.isnan(labels[i, j]):
       assert loss[i, j] == 0 and known[i, j] == 0

@@ -42,8 +42,9 @@ def info_nce_queue(q, k, queue, tau, left_out=None):
   losses, hits = [], []
   for i in range(len(q)):
     own = cosine(q[i], k[i]) / tau
-    others = [cosine(q[i], u) / tau for j, u in enumerate(queue)
-              if left_out is None or not left_out[i, j]]
+    others = [
+      cosine(q[i], u) / tau for j, u in enumerate(queue) if left_out is None or not left_out[i, j]
+    ]
     losses.append(math.log(math.exp(own) + sum(map(math.exp, others))) - own)
     hits.append(own > max(others))
   return np.mean(losses), np.mean(hits)
@@ -56,7 +57,9 @@ CASES = {
   "queue": (contrastive.info_nce_queue, info_nce_queue, (A, B, QUEUE)),
   "queue with entries left out": (
     lambda *args: contrastive.info_nce_queue(*args, left_out=jnp.asarray(OUT)),
-    lambda *args: info_nce_queue(*args, left_out=OUT), (A, B, QUEUE)),
+    lambda *args: info_nce_queue(*args, left_out=OUT),
+    (A, B, QUEUE),
+  ),
 }
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -85,7 +88,7 @@ def test_gradients_are_those_of_differences(case):
     for place in np.ndindex(x.shape):
       step = np.zeros_like(x)
       step[place] = 1e-5
-      moved = [[*arrays[:i], x + s * step, *arrays[i + 1:]] for s in (1, -1)]
+      moved = [[*arrays[:i], x + s * step, *arrays[i + 1 :]] for s in (1, -1)]
       plus, minus = (reference(*args, TAU)[0] for args in moved)
       assert float(g[place]) == pytest.approx((plus - minus) / 2e-5, abs=3e-6)
 

@@ -15,8 +15,10 @@ A, B = RNG.normal(size=(2, 6, 5))
 
 def distance(a, b):
   """As the papers write it: between rows that were brought to length 1."""
-  rows = [np.sum((x / math.sqrt(sum(x**2)) - y / math.sqrt(sum(y**2))) ** 2)
-          for x, y in zip(a, b, strict=True)]
+  rows = [
+    np.sum((x / math.sqrt(sum(x**2)) - y / math.sqrt(sum(y**2))) ** 2)
+    for x, y in zip(a, b, strict=True)
+  ]
   return sum(rows) / len(rows)
 
 

@@ -75,8 +75,9 @@ def test_gradient_agrees_with_finite_differences():
     up[at] += 1e-3
     down[at] -= 1e-3
     center = np.zeros(4)
-    slope = (reference(up, teacher, center, 0.5, 0.5)
-             - reference(down, teacher, center, 0.5, 0.5)) / (up[at] - down[at])
+    slope = (
+      reference(up, teacher, center, 0.5, 0.5) - reference(down, teacher, center, 0.5, 0.5)
+    ) / (up[at] - down[at])
     assert grad[at] == pytest.approx(slope, abs=1e-4)
 
 
@@ -84,6 +85,7 @@ def test_no_gradient_reaches_the_teacher():
   def loss(g):
     p = dino.teacher_probabilities(g, jnp.zeros(4), 0.04)
     return dino.cross_entropy(jnp.ones((2, 3, 4)) * jnp.arange(4.0), p, 0.1)
+
   assert not jax.grad(loss)(jnp.ones((2, 2, 4))).any()
 
 

@@ -72,16 +72,22 @@ def test_divergences_are_those_of_a_loop():
   want = sum(q * math.log(q / r) for q, r in zip(target.flat, p.flat, strict=True)) / 7
   assert float(ensembling.softmax_kl(f32(target), f32(LOGITS))) == pytest.approx(want, rel=1e-5)
   s = 1 / (1 + np.exp(-LOGITS))
-  want = np.mean([q * math.log(q / r) + (1 - q) * math.log((1 - q) / (1 - r))
-                  for q, r in zip(target.flat, s.flat, strict=True)])
+  want = np.mean(
+    [
+      q * math.log(q / r) + (1 - q) * math.log((1 - q) / (1 - r))
+      for q, r in zip(target.flat, s.flat, strict=True)
+    ]
+  )
   assert float(ensembling.sigmoid_kl(f32(target), f32(LOGITS))) == pytest.approx(want, rel=1e-5)
   sure = f32([[1.0, 0.0, 0.0]])  # 0 log 0 is 0
   assert float(ensembling.softmax_kl(sure, jnp.zeros((1, 3)))) == pytest.approx(math.log(3))
   assert float(ensembling.sigmoid_kl(sure, jnp.zeros((1, 3)))) == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("kl, own", [
-  (ensembling.softmax_kl, softmax), (ensembling.sigmoid_kl, lambda x: 1 / (1 + np.exp(-x)))])
+@pytest.mark.parametrize(
+  "kl, own",
+  [(ensembling.softmax_kl, softmax), (ensembling.sigmoid_kl, lambda x: 1 / (1 + np.exp(-x)))],
+)
 def test_targets_are_constants_and_the_gradient_is_the_difference(kl, own):
   target = softmax(RNG.normal(size=(7, 3)))
   to_target, to_logits = jax.grad(kl, argnums=(0, 1))(f32(target), f32(LOGITS))

@@ -44,13 +44,14 @@ def test_gradients_are_those_of_differences():
   for place in [(0, np.flatnonzero(MASK[0])[0], 1), (3, np.flatnonzero(MASK[3])[-1], 4)]:
     step = np.zeros_like(STUDENT)
     step[place] = 1e-5
-    slope = (reference(STUDENT + step, P, MASK, 0.3) - reference(STUDENT - step, P, MASK, 0.3))
+    slope = reference(STUDENT + step, P, MASK, 0.3) - reference(STUDENT - step, P, MASK, 0.3)
     assert grad[place] == pytest.approx(slope / 2e-5, abs=2e-6)
 
 
 def test_weights_by_hand():
-  mask = jnp.array([[[True, True, False], [False, False, False]],
-                    [[False, True, False], [True, True, True]]])
+  mask = jnp.array(
+    [[[True, True, False], [False, False, False]], [[False, True, False], [True, True, True]]]
+  )
   want = [[[1 / 8, 1 / 8, 0], [0, 0, 0]], [[0, 1 / 4, 0], [1 / 12, 1 / 12, 1 / 12]]]
   np.testing.assert_allclose(ibot.patch_weights(mask), want, rtol=1e-6)
 

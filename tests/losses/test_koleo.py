@@ -15,8 +15,9 @@ X = np.random.default_rng(0).normal(size=(7, 4))
 
 def reference(x):
   unit = [v / np.linalg.norm(v) for v in x]
-  nearest = [min(np.linalg.norm(a - b) for j, b in enumerate(unit) if j != i)
-             for i, a in enumerate(unit)]
+  nearest = [
+    min(np.linalg.norm(a - b) for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)
+  ]
   return -np.mean(np.log(nearest))
 
 

@@ -36,8 +36,12 @@ def test_the_error_of_hidden_patches_alone_counts():
 def test_against_a_loop_and_its_gradient_against_differences():
   prediction, target = RNG.normal(size=(2, 3, 5, 4))
   mask = RNG.random((3, 5)) < 0.6
-  errors = [np.mean((prediction[i, j] - target[i, j]) ** 2)
-            for i in range(3) for j in range(5) if mask[i, j]]
+  errors = [
+    np.mean((prediction[i, j] - target[i, j]) ** 2)
+    for i in range(3)
+    for j in range(5)
+    if mask[i, j]
+  ]
   with jax.enable_x64(True):
     f = lambda p: mae.masked_mse(p, jnp.asarray(target), jnp.asarray(mask))  # noqa: E731
     value, gradient = map(np.asarray, jax.value_and_grad(f)(jnp.asarray(prediction)))
@@ -45,5 +49,6 @@ def test_against_a_loop_and_its_gradient_against_differences():
     direction = RNG.normal(size=prediction.shape)
     change = [float(f(jnp.asarray(prediction + s * 1e-5 * direction))) for s in (1, -1)]
   np.testing.assert_allclose(
-    (gradient * direction).sum(), (change[0] - change[1]) / 2e-5, rtol=1e-7)
+    (gradient * direction).sum(), (change[0] - change[1]) / 2e-5, rtol=1e-7
+  )
   assert not gradient[~mask].any()

@@ -31,13 +31,16 @@ def test_against_loops_and_finite_differences(name, which):
     target = jnp.asarray(TARGET)
     np.testing.assert_allclose(
       loss(jnp.asarray(LOGITS), target),
-      [loops(x, t)[which] for x, t in zip(LOGITS, TARGET, strict=True)], rtol=1e-12)
+      [loops(x, t)[which] for x, t in zip(LOGITS, TARGET, strict=True)],
+      rtol=1e-12,
+    )
     f = lambda x: (weights * loss(x, target)).sum()  # noqa: E731
     gradient = np.asarray(jax.grad(f)(jnp.asarray(LOGITS)))
     direction = RNG.normal(size=LOGITS.shape)
     change = [float(f(jnp.asarray(LOGITS + s * 1e-5 * direction))) for s in (1, -1)]
   np.testing.assert_allclose(
-    (gradient * direction).sum(), (change[0] - change[1]) / 2e-5, rtol=1e-7)
+    (gradient * direction).sum(), (change[0] - change[1]) / 2e-5, rtol=1e-7
+  )
 
 
 def test_a_sure_answer():
@@ -51,7 +54,8 @@ def test_a_sure_answer():
   np.testing.assert_allclose(segmentation.cross_entropy(wrong, target), 80, rtol=1e-6)
   none = jnp.zeros_like(target)
   np.testing.assert_allclose(
-    segmentation.soft_dice(jnp.full(target.shape, -80.0), none), 0, atol=1e-6)
+    segmentation.soft_dice(jnp.full(target.shape, -80.0), none), 0, atol=1e-6
+  )
 
 
 def test_images_of_weight_0_take_no_part():

@@ -1,6 +1,5 @@
 """Sinkhorn-Knopp against the matrix that is rescaled in NumPy, by hand, and at its limits."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +52,8 @@ def test_only_valid_samples_have_a_say():
   valid = RNG.random(12) < 0.6
   got = sinkhorn_knopp(jnp.asarray(LOGITS, jnp.float32), 0.2, 3, jnp.asarray(valid))
   np.testing.assert_allclose(
-    np.asarray(got)[valid], reference(LOGITS[valid], 0.2, 3), rtol=2e-4, atol=1e-7)
+    np.asarray(got)[valid], reference(LOGITS[valid], 0.2, 3), rtol=2e-4, atol=1e-7
+  )
   none = sinkhorn_knopp(jnp.asarray(LOGITS, jnp.float32), 0.2, 3, jnp.zeros(12, bool))
   np.testing.assert_allclose(none, jax.nn.softmax(LOGITS / 0.2), rtol=1e-4)
 

@@ -29,8 +29,17 @@ def clock(steps: int = STEPS) -> Clock:
 
 def encoder(**options: Any) -> Model:
   """A ViT that learns in a hundred steps."""
-  return Model(**{"variant": "Nu", "depth": 1, "patch_size": 8, "image_size": 32,
-                  "initial": "xavier", "drop_path": 0.0, **options})
+  return Model(
+    **{
+      "variant": "Nu",
+      "depth": 1,
+      "patch_size": 8,
+      "image_size": 32,
+      "initial": "xavier",
+      "drop_path": 0.0,
+      **options,
+    }
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +50,11 @@ class Normed:
 
   def init(self, key: jax.Array) -> Any:
     kernel = jax.random.normal(key, (32 * 32, self.features)) / 32
-    norm = {"scale": jnp.ones(self.features), "running_mean": jnp.zeros(self.features),
-            "running_var": jnp.ones(self.features)}
+    norm = {
+      "scale": jnp.ones(self.features),
+      "running_mean": jnp.zeros(self.features),
+      "running_var": jnp.ones(self.features),
+    }
     return {"linear": {"kernel": kernel}, "bn1": norm}
 
   def encode(self, params: Any, x: Any, *, train: bool = False, **_: Any) -> Any:
@@ -53,8 +65,11 @@ class Normed:
     for group in x:
       y = group.reshape(len(group), -1) @ params["linear"]["kernel"]
       mean, var = (y.mean(0), y.var(0)) if train else (norm["running_mean"], norm["running_var"])
-      norm = {**norm, "running_mean": 0.9 * norm["running_mean"] + 0.1 * y.mean(0),
-              "running_var": 0.9 * norm["running_var"] + 0.1 * y.var(0, ddof=1)}
+      norm = {
+        **norm,
+        "running_mean": 0.9 * norm["running_mean"] + 0.1 * y.mean(0),
+        "running_var": 0.9 * norm["running_var"] + 0.1 * y.var(0, ddof=1),
+      }
       running = {"bn1": {name: norm[name] for name in ("running_mean", "running_var")}}
       cls = jax.nn.relu(norm["scale"] * (y - mean) / jnp.sqrt(var + 1e-5))
       found.append(Features(cls, None, {}, running if train else None))
@@ -63,27 +78,53 @@ class Normed:
 
 def recipe(**options: Any) -> Recipe:
   """Two large crops that differ little."""
-  return Recipe(**{
-    "global_size": 32, "local_crops": 0, "global_scale": (0.9, 1.0), "ratio": (1.0, 1.0),
-    "flip": 0.0, "jitter_prob": 0.0, "blur_prob": 0.0, "solarize_prob": 0.0, **options})
+  return Recipe(
+    **{
+      "global_size": 32,
+      "local_crops": 0,
+      "global_scale": (0.9, 1.0),
+      "ratio": (1.0, 1.0),
+      "flip": 0.0,
+      "jitter_prob": 0.0,
+      "blur_prob": 0.0,
+      "solarize_prob": 0.0,
+      **options,
+    }
+  )
 
 
 def phantoms(n: int = IMAGES, size: int = 32, masks: bool = False) -> dict[str, jax.Array]:
   """A fetched batch, with lung masks if so asked."""
   source = Source(split="train", n=n, size=size)
   records = [source[i] for i in range(n)]
-  return {"image": jnp.asarray(np.stack([r.image for r in records])),
-          "labels": jnp.zeros((n, 0)), "index": jnp.arange(n, dtype=jnp.int32),
-          **({"mask": jnp.asarray(np.stack([r.mask for r in records]))} if masks else {})}
+  return {
+    "image": jnp.asarray(np.stack([r.image for r in records])),
+    "labels": jnp.zeros((n, 0)),
+    "index": jnp.arange(n, dtype=jnp.int32),
+    **({"mask": jnp.asarray(np.stack([r.mask for r in records]))} if masks else {}),
+  }
 
 
-def trainer(method: Any, views: Any, lr: float = 1e-3, devices: Any = None, accumulate: int = 1,
-            **optimizer: Any) -> Trainer:
+def trainer(
+  method: Any,
+  views: Any,
+  lr: float = 1e-3,
+  devices: Any = None,
+  accumulate: int = 1,
+  **optimizer: Any,
+) -> Trainer:
   return Trainer(
-    method=method, recipe=views, fetch=lambda data, batch: batch,
-    mesh=make_mesh(1, devices or jax.devices()[:1]), seed=0, block=BLOCK, accumulate=accumulate,
-    optimizer=Optimizer(clock=method.clock, lr={"start": lr, "end": lr / 10, "warmup": "5 %"},
-                        lr_batch=0, **optimizer))
+    method=method,
+    recipe=views,
+    fetch=lambda data, batch: batch,
+    mesh=make_mesh(1, devices or jax.devices()[:1]),
+    seed=0,
+    block=BLOCK,
+    accumulate=accumulate,
+    optimizer=Optimizer(
+      clock=method.clock, lr={"start": lr, "end": lr / 10, "warmup": "5 %"}, lr_batch=0, **optimizer
+    ),
+  )
 
 
 def first_state(work: Trainer, batch: dict[str, jax.Array]) -> Any:
@@ -105,8 +146,9 @@ def on_devices(arrays: Any, shardings: Any) -> Any:
   return jax.device_put(jax.tree.map(np.copy, arrays), shardings)
 
 
-def fit(work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: Any = None,
-        ) -> tuple[Any, list[dict[str, float]]]:
+def fit(
+  work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: Any = None
+) -> tuple[Any, list[dict[str, float]]]:
   """The state after some steps, and the metrics of the last step of every block."""
   state = first_state(work, batch) if state is None else state
   block = jax.tree.map(lambda x: jnp.broadcast_to(x, (BLOCK, *x.shape)), batch)
@@ -130,9 +172,17 @@ def encode(encoder: Any, params: Any, x: jax.Array) -> Any:
   return encoder.encode(params, x)
 
 
-def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3,
-                spread: float = 0.2, rank: float = 2.0, masks: bool = False, **optimizer: Any,
-                ) -> list[dict[str, float]]:
+def assert_fits(
+  method: Any,
+  views: Any = None,
+  *,
+  loss: float,
+  lr: float = 1e-3,
+  spread: float = 0.2,
+  rank: float = 2.0,
+  masks: bool = False,
+  **optimizer: Any,
+) -> list[dict[str, float]]:
   """Learns sixteen phantoms without collapsing, and resumes bit for bit; returns the metrics.
 
   Both in one test, because compiling a step takes longer than a hundred of them.
@@ -156,8 +206,7 @@ def assert_fits(method: Any, views: Any = None, *, loss: float, lr: float = 1e-3
   return log
 
 
-def assert_resumes(
-    method: Any, views: Any = None, masks: bool = False, **optimizer: Any) -> None:
+def assert_resumes(method: Any, views: Any = None, masks: bool = False, **optimizer: Any) -> None:
   """Two steps and two more are four, bit for bit, also from a state that was on disk."""
   resumes(trainer(method, views or recipe(), **optimizer), phantoms(masks=masks))
 

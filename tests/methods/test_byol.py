@@ -15,16 +15,28 @@ each = pytest.mark.parametrize("module", [byol, cross], ids=["byol", "cross"])
 
 
 def make(module=byol, **options):
-  return module.Method(**{
-    "encoder": lab.encoder(), "clock": lab.clock(4), "hidden": 32, "dim": 16,
-    "predictor_hidden": 32, "momentum": 0.9, **options})
+  return module.Method(
+    **{
+      "encoder": lab.encoder(),
+      "clock": lab.clock(4),
+      "hidden": 32,
+      "dim": 16,
+      "predictor_hidden": 32,
+      "momentum": 0.9,
+      **options,
+    }
+  )
 
 
 @pytest.fixture(scope="module")
 def batch():
   x = np.random.default_rng(0).normal(size=(2, 6, 32, 32, 1))
-  return {"global": jnp.asarray(x, jnp.float32), "position": jnp.arange(6),
-          "index": jnp.arange(6), "labels": jnp.zeros((6, 0))}
+  return {
+    "global": jnp.asarray(x, jnp.float32),
+    "position": jnp.arange(6),
+    "index": jnp.arange(6),
+    "labels": jnp.zeros((6, 0)),
+  }
 
 
 def spec(batch):
@@ -36,7 +48,8 @@ def start(method, batch):
   params, extra = method.init(jax.random.key(0), spec(batch))
   noise = np.random.default_rng(1)
   other = jax.tree.map(
-    lambda x: x + 0.05 * noise.normal(size=x.shape).astype(np.float32), extra["teacher"])
+    lambda x: x + 0.05 * noise.normal(size=x.shape).astype(np.float32), extra["teacher"]
+  )
   return params, {**extra, "teacher": other}
 
 
@@ -53,8 +66,9 @@ def test_each_prediction_is_of_the_targets_other_view(batch):
   method = make()
   params, extra = start(method, batch)
   value, (_, metrics) = loss(method, params, extra, batch)
-  q = [method.predictor.apply(params["predictor"], project(method, params, x))
-       for x in batch["global"]]
+  q = [
+    method.predictor.apply(params["predictor"], project(method, params, x)) for x in batch["global"]
+  ]
   k = [project(method, extra["teacher"], x) for x in batch["global"]]
   want = cosine.distance(q[0], k[1]) + cosine.distance(q[1], k[0])
   assert float(value) == pytest.approx(float(want), rel=1e-4)
@@ -79,9 +93,13 @@ def test_cross_compares_views_of_a_network_and_networks_on_a_view(batch):
 def test_no_gradient_through_targets(module, batch):
   method = make(module)
   params, extra = start(method, batch)
-  through_teacher = jax.jit(jax.grad(
-    lambda teacher: method.loss(params, {**extra, "teacher": teacher}, batch, jax.random.key(1),
-                                jnp.int32(0))[0]))(extra["teacher"])
+  through_teacher = jax.jit(
+    jax.grad(
+      lambda teacher: method.loss(
+        params, {**extra, "teacher": teacher}, batch, jax.random.key(1), jnp.int32(0)
+      )[0]
+    )
+  )(extra["teacher"])
   assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(through_teacher))
 
 
@@ -106,13 +124,17 @@ def test_statistics_of_one_view_after_the_other(batch):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
   evaluated = method.encoder_params(params, new)
   np.testing.assert_array_equal(
-    evaluated["bn1"]["running_mean"], new["stats"]["bn1"]["running_mean"])
+    evaluated["bn1"]["running_mean"], new["stats"]["bn1"]["running_mean"]
+  )
 
 
 def test_heads(batch):
   params, extra = make(head_layers=3).init(jax.random.key(0), spec(batch))
-  shapes = [p["kernel"].shape for head in ("projector", "predictor")
-            for p in params[head]["layers"].values()]
+  shapes = [
+    p["kernel"].shape
+    for head in ("projector", "predictor")
+    for p in params[head]["layers"].values()
+  ]
   assert shapes == [(64, 32), (32, 32), (32, 16), (16, 32), (32, 16)]
   # Hidden layers have batch norm, outputs nothing; biases are the norms'.
   assert len(params["projector"]["norms"]) == 2 and len(params["predictor"]["norms"]) == 1
@@ -128,10 +150,14 @@ def test_the_target_follows_by_its_schedule(batch):
   for step, momentum in ((0, 0.6), (2, 0.8), (4, 1.0)):  # half a cosine over four steps
     new = method.after_update(params, extra, jnp.int32(step))["teacher"]
     for old, student, got in zip(
-        jax.tree.leaves(extra["teacher"]),
-        jax.tree.leaves({name: params[name] for name in new}), jax.tree.leaves(new), strict=True):
+      jax.tree.leaves(extra["teacher"]),
+      jax.tree.leaves({name: params[name] for name in new}),
+      jax.tree.leaves(new),
+      strict=True,
+    ):
       np.testing.assert_allclose(
-        got, momentum * old + (1 - momentum) * student, rtol=1e-4, atol=1e-6)
+        got, momentum * old + (1 - momentum) * student, rtol=1e-4, atol=1e-6
+      )
 
 
 @each

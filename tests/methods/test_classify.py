@@ -17,8 +17,9 @@ FINDINGS = Labels(("edema", "effusion", "nodule"), False, (4, 8, 0), (16, 12, 0)
 
 
 def method(labels=TWO, steps=lab.STEPS, **options):
-  return Method(**{
-    "encoder": lab.encoder(), "clock": lab.clock(steps), "labels": labels, **options})
+  return Method(
+    **{"encoder": lab.encoder(), "clock": lab.clock(steps), "labels": labels, **options}
+  )
 
 
 def batch(labels):
@@ -66,8 +67,14 @@ def test_predictions_are_means_over_views():
 
 @pytest.mark.full
 def test_all_of_the_options_together_train():
-  learner = method(TWO, smoothing=0.1, mixup=0.8, dropout=0.2, class_weights="balanced",
-                   momentum={"start": 0.99, "end": 1.0})
+  learner = method(
+    TWO,
+    smoothing=0.1,
+    mixup=0.8,
+    dropout=0.2,
+    class_weights="balanced",
+    momentum={"start": 0.99, "end": 1.0},
+  )
   _, log = lab.fit(lab.trainer(learner, lab.recipe(global_crops=1), 2e-3), batch(TWO))
   assert log[-1]["loss"] < 0.9 * log[0]["loss"]
   assert all(np.isfinite(list(m.values())).all() for m in log)
@@ -90,8 +97,7 @@ def test_the_moving_average_forgets_where_it_began():
   moved = jax.tree.map(lambda x: x + 1.0, params)
   after = learner.after_update(moved, extra, jnp.int32(0))["average"]
   # step 0: the smaller of 0.9 and 1 / 10
-  np.testing.assert_allclose(
-    after["head"]["bias"], params["head"]["bias"] + 0.9, rtol=1e-5)
+  np.testing.assert_allclose(after["head"]["bias"], params["head"]["bias"] + 0.9, rtol=1e-5)
   later = learner.after_update(moved, extra, jnp.int32(1000))["average"]
   np.testing.assert_allclose(later["head"]["bias"], params["head"]["bias"] + 0.1, rtol=1e-5)
 
@@ -105,13 +111,16 @@ def test_batch_norm_trains_with_the_batch_and_predicts_with_running_statistics()
   np.testing.assert_array_equal(params["encoder"]["bn1"]["running_mean"], running)
 
 
-@pytest.mark.parametrize("options, words", [
-  ({"class_weights": "ballanced"}, "did you mean 'balanced'"),
-  ({"class_weights": (1.0, 2.0, 3.0)}, "must be 2 numbers"),
-  ({"smoothing": 1.0}, "config.method.smoothing"),
-  ({"mixup": -1.0}, "config.method.mixup"),
-  ({"labels": Labels((), True, (), ())}, "labelled source"),
-])
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    ({"class_weights": "ballanced"}, "did you mean 'balanced'"),
+    ({"class_weights": (1.0, 2.0, 3.0)}, "must be 2 numbers"),
+    ({"smoothing": 1.0}, "config.method.smoothing"),
+    ({"mixup": -1.0}, "config.method.mixup"),
+    ({"labels": Labels((), True, (), ())}, "labelled source"),
+  ],
+)
 def test_mistakes_are_named(options, words):
   with pytest.raises(UserError, match=words):
     method(**options)

@@ -4,8 +4,11 @@ the global batch."""
 import pytest
 from small import REPOSITORY, full, load_config, program
 
-CONFIGS = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py")
-                 if load_config(p)("tiny").get("task") == "cxrjax.tasks.train")
+CONFIGS = sorted(
+  p.stem
+  for p in (REPOSITORY / "configs").glob("*.py")
+  if load_config(p)("tiny").get("task") == "cxrjax.tasks.train"
+)
 
 SCRIPT = """
 import sys

@@ -20,19 +20,36 @@ CLOCK = Clock(total_steps=60, steps_per_epoch=6.0, batch_size=16)
 
 
 def make(**options):
-  encoder = Model(variant="Mu", width=32, depth=2, heads=2, patch_size=8, image_size=32,
-                  drop_path=options.pop("drop_path", 0.0))
-  return Method(**{
-    "encoder": encoder, "clock": CLOCK, "prototypes": 24, "hidden": 32, "bottleneck": 16,
-    **options})
+  encoder = Model(
+    variant="Mu",
+    width=32,
+    depth=2,
+    heads=2,
+    patch_size=8,
+    image_size=32,
+    drop_path=options.pop("drop_path", 0.0),
+  )
+  return Method(
+    **{
+      "encoder": encoder,
+      "clock": CLOCK,
+      "prototypes": 24,
+      "hidden": 32,
+      "bottleneck": 16,
+      **options,
+    }
+  )
 
 
 @pytest.fixture(scope="module")
 def batch():
   rng = np.random.default_rng(0)
-  return {"global": jnp.asarray(rng.normal(size=(2, 4, 32, 32, 1)), jnp.float32),
-          "local": jnp.asarray(rng.normal(size=(3, 4, 16, 16, 1)), jnp.float32),
-          "position": jnp.arange(4), "labels": jnp.zeros((4, 0))}
+  return {
+    "global": jnp.asarray(rng.normal(size=(2, 4, 32, 32, 1)), jnp.float32),
+    "local": jnp.asarray(rng.normal(size=(3, 4, 16, 16, 1)), jnp.float32),
+    "position": jnp.arange(4),
+    "labels": jnp.zeros((4, 0)),
+  }
 
 
 def spec(batch):
@@ -54,21 +71,22 @@ def test_the_loss_is_the_papers_on_encodings_made_view_by_view(batch):
   extra["teacher"] = jax.tree.map(lambda x: 1.1 * x, extra["teacher"])
 
   def logits(weights, x):
-    return method.head.apply(
-      weights["head"], lab.encode(method.encoder, weights["encoder"], x).cls)
+    return method.head.apply(weights["head"], lab.encode(method.encoder, weights["encoder"], x).cls)
 
   student = [logits(params, v) for v in [*batch["global"], *batch["local"]]]
   teacher = [logits(extra["teacher"], v) for v in batch["global"]]
   p = [jax.nn.softmax((t - extra["center"]) / 0.05) for t in teacher]
-  pairs = [-(p[i] * jax.nn.log_softmax(s / 0.1)).sum(-1).mean()
-           for i in range(2) for j, s in enumerate(student) if i != j]
-  loss, (new, metrics) = jax.jit(method.loss)(
-    params, extra, batch, jax.random.key(2), jnp.int32(0))
+  pairs = [
+    -(p[i] * jax.nn.log_softmax(s / 0.1)).sum(-1).mean()
+    for i in range(2)
+    for j, s in enumerate(student)
+    if i != j
+  ]
+  loss, (new, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(2), jnp.int32(0))
   assert float(loss) == pytest.approx(np.mean(pairs), rel=1e-5)
   want = losses.update_center(extra["center"], jnp.stack(teacher, 1), 0.9)
   np.testing.assert_allclose(new["center"], want, rtol=1e-4, atol=1e-6)
-  assert float(metrics["kl"]) == pytest.approx(
-    float(loss - metrics["teacher_entropy"]), abs=1e-5)
+  assert float(metrics["kl"]) == pytest.approx(float(loss - metrics["teacher_entropy"]), abs=1e-5)
 
 
 def test_drop_path_follows_the_image_not_its_place(batch):
@@ -93,8 +111,11 @@ def test_the_teacher_is_a_moving_average(batch):
   old = extra["teacher"]["head"]["prototypes"]
   name = next(iter(old))
   np.testing.assert_allclose(
-    new["teacher"]["head"]["prototypes"][name], 0.95 * old[name] + 0.05 * (old[name] + 1),
-    rtol=1e-5, atol=1e-6)
+    new["teacher"]["head"]["prototypes"][name],
+    0.95 * old[name] + 0.05 * (old[name] + 1),
+    rtol=1e-5,
+    atol=1e-6,
+  )
   assert method.encoder_params(params, new) is new["teacher"]["encoder"]
 
 
@@ -105,8 +126,16 @@ def test_views_flatten_image_by_image():
 
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes():
   # In so few steps the centre must follow the teacher faster than over the usual ten.
-  method = Method(encoder=lab.encoder(), clock=lab.clock(), prototypes=32, hidden=64, bottleneck=32,
-                  teacher_temp=0.03, momentum={"start": 0.99, "end": 1.0}, center_momentum=0.5)
+  method = Method(
+    encoder=lab.encoder(),
+    clock=lab.clock(),
+    prototypes=32,
+    hidden=64,
+    bottleneck=32,
+    teacher_temp=0.03,
+    momentum={"start": 0.99, "end": 1.0},
+    center_momentum=0.5,
+  )
   log = lab.assert_fits(method, loss=0.8, spread=0.3)
   # Sixteen images get answers of their own (at most ln 16 = 2.77 nats about which image it was),
   # and the student knows them from another crop.
@@ -140,7 +169,8 @@ def test_bfloat16_trains_as_float32_does(batch):
     method = dataclasses.replace(method, encoder=encoder)
     state = method.init(jax.random.key(1), spec(batch))
     found[dtype] = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(
-      *state, batch, jax.random.key(2), jnp.int32(0))
+      *state, batch, jax.random.key(2), jnp.int32(0)
+    )
   (loss, _), gradient = found["float32"]
   (near, _), turned = found["bfloat16"]
   assert float(near) == pytest.approx(float(loss), rel=1e-2)

@@ -20,17 +20,26 @@ HEAD = {"prototypes": 24, "hidden": 32, "bottleneck": 16}
 
 
 def make(encoder=None, **options):
-  return Method(**{
-    "encoder": encoder or lab.encoder(mask_token=True, patch_size=4), "clock": lab.clock(4),
-    "teacher_temp": 0.05, **HEAD, **options})
+  return Method(
+    **{
+      "encoder": encoder or lab.encoder(mask_token=True, patch_size=4),
+      "clock": lab.clock(4),
+      "teacher_temp": 0.05,
+      **HEAD,
+      **options,
+    }
+  )
 
 
 @pytest.fixture(scope="module")
 def batch():
   rng = np.random.default_rng(0)
-  return {"global": jnp.asarray(rng.normal(size=(2, 4, 32, 32, 1)), jnp.float32),
-          "local": jnp.asarray(rng.normal(size=(1, 4, 16, 16, 1)), jnp.float32),
-          "position": jnp.arange(4), "labels": jnp.zeros((4, 0))}
+  return {
+    "global": jnp.asarray(rng.normal(size=(2, 4, 32, 32, 1)), jnp.float32),
+    "local": jnp.asarray(rng.normal(size=(1, 4, 16, 16, 1)), jnp.float32),
+    "position": jnp.arange(4),
+    "labels": jnp.zeros((4, 0)),
+  }
 
 
 def spec(batch):
@@ -55,12 +64,15 @@ def loss(method, params, extra, batch):
 
 def masks(method, batch, key=2):
   """The masks of a step with this key."""
-  return np.asarray(method.masks(
-    jax.random.split(jax.random.key(key))[1], batch["position"], batch["global"].shape))
+  return np.asarray(
+    method.masks(jax.random.split(jax.random.key(key))[1], batch["position"], batch["global"].shape)
+  )
 
 
-@pytest.mark.parametrize("centering,separate", [
-  pytest.param("center", False, id="center"), full("sinkhorn", True, id="sinkhorn")])
+@pytest.mark.parametrize(
+  "centering,separate",
+  [pytest.param("center", False, id="center"), full("sinkhorn", True, id="sinkhorn")],
+)
 def test_the_parts_are_the_papers_on_encodings_made_crop_by_crop(batch, centering, separate):
   method = make(centering=centering, separate_head=separate, patch_weight=3.0)
   params, extra = start(method, batch)
@@ -86,8 +98,7 @@ def test_the_parts_are_the_papers_on_encodings_made_crop_by_crop(batch, centerin
   else:
     p = jnp.split(sinkhorn_knopp(jnp.concatenate(logits), 0.05), 2)
     assert "center" not in extra and "patch_center" not in extra
-  log_q = [jax.nn.log_softmax(head(params["head"], f.cls) / 0.1)
-           for f in [*student, local]]
+  log_q = [jax.nn.log_softmax(head(params["head"], f.cls) / 0.1) for f in [*student, local]]
   pairs = [-(p[t] * log_q[s]).sum(-1).mean() for t in range(2) for s in range(3) if s != t]
   assert float(metrics["class_loss"]) == pytest.approx(float(np.mean(pairs)), rel=1e-4)
 
@@ -119,9 +130,11 @@ def test_without_its_parts_it_is_dino(batch):
   params, extra = start(method, batch)
   plain = dino.Method(encoder=encoder, clock=lab.clock(4), teacher_temp=0.05, **HEAD)
   assert jax.tree.structure((params, extra)) == jax.tree.structure(
-    plain.init(jax.random.key(0), spec(batch)))
+    plain.init(jax.random.key(0), spec(batch))
+  )
   (a, (mine, found)), (b, (dinos, expected)) = (
-    loss(m, params, extra, batch) for m in (method, plain))
+    loss(m, params, extra, batch) for m in (method, plain)
+  )
   assert float(a) == pytest.approx(float(b), rel=1e-6)
   np.testing.assert_allclose(mine["center"], dinos["center"], rtol=1e-5, atol=1e-7)
   for name, value in expected.items():
@@ -150,8 +163,9 @@ def test_half_of_every_images_crops_are_masked_by_the_ratio():
   assert abs(seen[seen > 0].mean() - 0.35 * 64 + 0.5) < 1  # uniform
   # Another share: 3 crops of 4 at 0.75; at 0.3 one or two, a third of all.
   for prob, most, share in ((0.75, 3, 0.75), (0.3, 2, 0.3), (1.0, 4, 1.0)):
-    found = np.asarray(make(mask_prob=prob).masks(
-      jax.random.key(0), jnp.arange(100), (4, 100, 32, 32, 1)))
+    found = np.asarray(
+      make(mask_prob=prob).masks(jax.random.key(0), jnp.arange(100), (4, 100, 32, 32, 1))
+    )
     crops = found.any(-1).sum(1)
     assert crops.max() <= most and abs(crops.mean() / 4 - share) < 0.05
 
@@ -168,8 +182,9 @@ def test_the_student_alone_has_gradients(batch):
   method = make(separate_head=True)
   params, extra = start(method, batch)
   key, step = jax.random.key(2), jnp.int32(0)
-  grads, teacher = jax.jit(jax.grad(lambda p, t: method.loss(
-    p, {**extra, "teacher": t}, batch, key, step)[0], (0, 1)))(params, extra["teacher"])
+  grads, teacher = jax.jit(
+    jax.grad(lambda p, t: method.loss(p, {**extra, "teacher": t}, batch, key, step)[0], (0, 1))
+  )(params, extra["teacher"])
   for path, g in jax.tree_util.tree_leaves_with_path(grads):
     assert float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
   assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(teacher))
@@ -178,10 +193,16 @@ def test_the_student_alone_has_gradients(batch):
 @pytest.mark.parametrize("centering", ["center", full("sinkhorn")])
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(centering):
   method = make(
-    lab.encoder(mask_token=True, depth=2), clock=lab.clock(),
-    prototypes=32, hidden=64, bottleneck=32,
-    teacher_temp=0.03, momentum={"start": 0.99, "end": 1.0}, center_momentum=0.5,
-    centering=centering)
+    lab.encoder(mask_token=True, depth=2),
+    clock=lab.clock(),
+    prototypes=32,
+    hidden=64,
+    bottleneck=32,
+    teacher_temp=0.03,
+    momentum={"start": 0.99, "end": 1.0},
+    center_momentum=0.5,
+    centering=centering,
+  )
   log = lab.assert_fits(method, loss=0.85, spread=0.3)
   assert log[-1]["batch_entropy"] - log[-1]["teacher_entropy"] > 1.5
   assert log[-1]["kl"] < 0.9
@@ -207,12 +228,18 @@ def test_flops_are_counted(batch):
   assert method.flops(spec(batch)) == 4 * (2 * large + patches) + 3 * small
   plain = make(patch_weight=0.0)
   assert plain.flops(spec(batch)) == dino.Method(
-    encoder=plain.encoder, clock=lab.clock(4), **HEAD).flops(spec(batch))
+    encoder=plain.encoder, clock=lab.clock(4), **HEAD
+  ).flops(spec(batch))
 
 
 def test_collapse_is_told():
-  well = {"teacher_entropy": 1.0, "batch_entropy": 2.0, "feature_std": 0.5,
-          "patch_teacher_entropy": 1.0, "patch_batch_entropy": 2.0}
+  well = {
+    "teacher_entropy": 1.0,
+    "batch_entropy": 2.0,
+    "feature_std": 0.5,
+    "patch_teacher_entropy": 1.0,
+    "patch_batch_entropy": 2.0,
+  }
   assert make().diagnose(well) is None
   uniform = {**well, "patch_teacher_entropy": np.log(24)}
   assert make().diagnose(uniform).startswith("of the masked patches, the teacher's entropy is")
@@ -220,16 +247,19 @@ def test_collapse_is_told():
   assert "all images get the same" in make().diagnose({**well, "feature_std": 0.01})
 
 
-@pytest.mark.parametrize("options,message", [
-  ({"koleo_weight": -1.0}, r"config\.method\.koleo_weight=-1"),
-  ({"class_weight": 0.0, "patch_weight": 0.0}, "leave nothing to learn"),
-  ({"centering": "sinkhorm"}, "sinkhorm.*did you mean 'sinkhorn'"),
-  ({"sinkhorn_iterations": 0}, r"config\.method\.sinkhorn_iterations=0"),
-  ({"mask_prob": 0.0}, r"config\.method\.mask_prob=0"),
-  ({"mask_ratio": (0.5, 0.1)}, r"config\.method\.mask_ratio"),
-  ({"encoder": lab.encoder()}, r"config\.model\.mask_token=True"),
-  ({"encoder": lab.Normed()}, r"config\.model\.name='lab' cannot mask patches"),
-])
+@pytest.mark.parametrize(
+  "options,message",
+  [
+    ({"koleo_weight": -1.0}, r"config\.method\.koleo_weight=-1"),
+    ({"class_weight": 0.0, "patch_weight": 0.0}, "leave nothing to learn"),
+    ({"centering": "sinkhorm"}, "sinkhorm.*did you mean 'sinkhorn'"),
+    ({"sinkhorn_iterations": 0}, r"config\.method\.sinkhorn_iterations=0"),
+    ({"mask_prob": 0.0}, r"config\.method\.mask_prob=0"),
+    ({"mask_ratio": (0.5, 0.1)}, r"config\.method\.mask_ratio"),
+    ({"encoder": lab.encoder()}, r"config\.model\.mask_token=True"),
+    ({"encoder": lab.Normed()}, r"config\.model\.name='lab' cannot mask patches"),
+  ],
+)
 def test_mistakes(options, message):
   with pytest.raises(UserError, match=message):
     make(**options)

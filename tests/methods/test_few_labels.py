@@ -38,8 +38,9 @@ class Linear:
 def method(name, labels=TWO, steps=lab.STEPS, **options):
   module = {"mean_teacher": mean_teacher, "bke": bke}[name]
   ours = {"momentum": 0.9, "consistency": 1.0} if name == "mean_teacher" else {}
-  return module.Method(encoder=lab.encoder(depth=1), clock=lab.clock(steps), labels=labels,
-                       **{**ours, **options})
+  return module.Method(
+    encoder=lab.encoder(depth=1), clock=lab.clock(steps), labels=labels, **{**ours, **options}
+  )
 
 
 def batch(labels=TWO):
@@ -56,9 +57,13 @@ def batch(labels=TWO):
 def views(name, data):
   """What the loss sees of fetched images."""
   x = (data["image"] / 255.0 - 0.5) / 0.25
-  moved = [x, jnp.flip(x, 2)][:VIEWS[name]]
-  return {"global": jnp.stack(moved), "labels": data["labels"], "index": data["index"],
-          "position": jnp.arange(lab.IMAGES, dtype=jnp.int32)}
+  moved = [x, jnp.flip(x, 2)][: VIEWS[name]]
+  return {
+    "global": jnp.stack(moved),
+    "labels": data["labels"],
+    "index": data["index"],
+    "position": jnp.arange(lab.IMAGES, dtype=jnp.int32),
+  }
 
 
 def started(name, labels=TWO, **options):
@@ -91,14 +96,19 @@ def test_the_gradient_depends_on_images_without_labels(name):
   data = batch()
   other = data | {"image": data["image"].at[KNOWN:].set(data["image"][KNOWN:][::-1] // 2)}
   learner, params, extra = started(name)
-  found = jax.jit(jax.value_and_grad(
-    lambda p, x: learner.loss(p, extra, x, jax.random.key(1), jnp.int32(50)), has_aux=True))
+  found = jax.jit(
+    jax.value_and_grad(
+      lambda p, x: learner.loss(p, extra, x, jax.random.key(1), jnp.int32(50)), has_aux=True
+    )
+  )
   (loss, (_, metrics)), g = found(params, views(name, data))
   (loss2, (_, metrics2)), g2 = found(params, views(name, other))
   assert float(metrics2["supervised"]) == pytest.approx(float(metrics["supervised"]), rel=1e-5)
   assert abs(float(loss2 - loss)) > 1e-4
-  apart = [float(jnp.abs(x - y).max()) for x, y in zip(
-    jax.tree.leaves(g), jax.tree.leaves(g2), strict=True)]
+  apart = [
+    float(jnp.abs(x - y).max())
+    for x, y in zip(jax.tree.leaves(g), jax.tree.leaves(g2), strict=True)
+  ]
   assert max(apart) > 1e-3 * max(float(jnp.abs(x).max()) for x in jax.tree.leaves(g))
 
 
@@ -125,12 +135,15 @@ def test_ensembling_is_the_papers_formula(labels):
   learner, params, extra = started("bke", labels, omega=0.3, temperature=2.0, weight=0.7)
   data = batch(labels)
   loss, (_, metrics) = jax.jit(learner.loss)(
-    params, extra, views("bke", data), jax.random.key(1), jnp.int32(50))
+    params, extra, views("bke", data), jax.random.key(1), jnp.int32(50)
+  )
   x = views("bke", data)["global"][0]
   f = np.asarray(learner.encoder.encode(params["encoder"], x).cls, np.float64)
   z = f @ np.asarray(params["head"]["kernel"], np.float64) + np.asarray(params["head"]["bias"])
-  one = lambda s: (np.exp(s) / np.exp(s).sum(1, keepdims=True) if labels.exclusive  # noqa: E731
-                   else 1 / (1 + np.exp(-s)))
+
+  def one(s):
+    return np.exp(s) / np.exp(s).sum(1, keepdims=True) if labels.exclusive else 1 / (1 + np.exp(-s))
+
   unit = f / np.linalg.norm(f, axis=1, keepdims=True)
   a = np.exp(unit @ unit.T) * (1 - np.eye(lab.IMAGES))
   a /= a.sum(1, keepdims=True)
@@ -152,12 +165,14 @@ def test_ensembling_is_the_papers_formula(labels):
 
 
 def test_consistency_is_the_difference_to_the_moving_average():
-  learner, params, extra = started("mean_teacher", consistency={
-    "kind": "sigmoid", "start": 0.0, "end": 8.0, "warmup": "100 %"})
+  learner, params, extra = started(
+    "mean_teacher", consistency={"kind": "sigmoid", "start": 0.0, "end": 8.0, "warmup": "100 %"}
+  )
   moved = jax.tree.map(lambda x: x * 1.1 + 0.01, extra["average"])
   data = views("mean_teacher", batch())
   loss, (_, metrics) = jax.jit(learner.loss)(
-    params, {**extra, "average": moved}, data, jax.random.key(1), jnp.int32(50))
+    params, {**extra, "average": moved}, data, jax.random.key(1), jnp.int32(50)
+  )
   student = np.asarray(learner.predict(params, data["global"][0]), np.float64)
   teacher = np.asarray(learner.predict(moved, data["global"][1]), np.float64)
   apart = ((student - teacher) ** 2).mean()
@@ -178,14 +193,17 @@ def test_the_teacher_is_judged_and_has_running_statistics_of_its_own():
   assert jnp.abs(judged["head"]["kernel"] - state["params"]["head"]["kernel"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("name, options, words", [
-  ("mean_teacher", {"momentum": 0.0}, "no teacher"),
-  ("mean_teacher", {"mixup": 0.2}, "config.method.mixup"),
-  ("bke", {"omega": 1.0}, "config.method.omega"),
-  ("bke", {"temperature": 0.0}, "config.method.temperature"),
-  ("bke", {"mixup": 0.2}, "config.method.mixup"),
-  ("bke", {"labels": Labels((), True, (), ())}, "labelled source"),
-])
+@pytest.mark.parametrize(
+  "name, options, words",
+  [
+    ("mean_teacher", {"momentum": 0.0}, "no teacher"),
+    ("mean_teacher", {"mixup": 0.2}, "config.method.mixup"),
+    ("bke", {"omega": 1.0}, "config.method.omega"),
+    ("bke", {"temperature": 0.0}, "config.method.temperature"),
+    ("bke", {"mixup": 0.2}, "config.method.mixup"),
+    ("bke", {"labels": Labels((), True, (), ())}, "labelled source"),
+  ],
+)
 def test_mistakes_are_named(name, options, words):
   with pytest.raises(UserError, match=words):
     method(name, **options)

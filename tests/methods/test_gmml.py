@@ -22,8 +22,12 @@ def make(model=None, **options):
 @pytest.fixture(scope="module")
 def batch():
   x = np.random.default_rng(0).normal(size=(2, 6, 32, 32, 1))
-  return {"global": jnp.asarray(x, jnp.float32), "position": jnp.arange(6),
-          "index": jnp.arange(6), "labels": jnp.zeros((6, 0))}
+  return {
+    "global": jnp.asarray(x, jnp.float32),
+    "position": jnp.arange(6),
+    "index": jnp.arange(6),
+    "labels": jnp.zeros((6, 0)),
+  }
 
 
 def spec(batch):
@@ -41,15 +45,18 @@ def test_the_loss_is_the_papers_image_by_image(batch):
   norm = {"scale": 1 + 0.3 * made_up.images(64), "bias": 0.3 * made_up.images(64)}
   params["encoder"]["norm"], params["pixels"]["bias"] = norm, jnp.full(1, 0.2)
   loss, (_, metrics) = jax.jit(method.loss)(
-    params, method.init(jax.random.key(0), spec(batch))[1], batch, jax.random.key(1), jnp.int32(0))
+    params, method.init(jax.random.key(0), spec(batch))[1], batch, jax.random.key(1), jnp.int32(0)
+  )
   keys = image_keys(jax.random.split(jax.random.key(1))[0], batch["position"], 2)
-  clean = jnp.stack([standardize(batch["global"][v, i][None])[0]
-                     for i in range(6) for v in range(2)])
+  clean = jnp.stack(
+    [standardize(batch["global"][v, i][None])[0] for i in range(6) for v in range(2)]
+  )
   corrupted, masks = jax.jit(lambda k, x: method.corrupt(k, x, 2))(keys, clean)
   clean, masks = np.asarray(clean), np.asarray(masks)
   # After 6, 8, 10 and 12 of 12 blocks is after 2 and 3 of 3.
   taps = jax.jit(lambda p, x: method.encoder.encode(p, x, taps=("block:1", "block:2")).taps)(
-    params["encoder"], corrupted)
+    params["encoder"], corrupted
+  )
   weights = jax.tree.map(np.asarray, params["pixels"])
   errors, flat = [], []
   for i in range(12):
@@ -63,7 +70,7 @@ def test_the_loss_is_the_papers_image_by_image(batch):
     image = np.zeros((32, 32))
     for patch in range(64):
       row, column = 4 * (patch // 8), 4 * (patch % 8)
-      image[row:row + 4, column:column + 4] = x[patch].reshape(4, 4)
+      image[row : row + 4, column : column + 4] = x[patch].reshape(4, 4)
     mask = masks[i, ..., 0]
     errors.extend(np.abs(image - clean[i, ..., 0])[mask])
     flat.extend(np.abs(clean[i, ..., 0])[mask])  # the mean of a standardised image is 0
@@ -89,13 +96,13 @@ def test_corruption_follows_the_image_not_its_place(batch):
   method = make(corruption={"alien": 0.0, "fill": ("noise", "zeros")})
   part = {k: v[:, 2:5] if v.ndim == 5 else v[2:5] for k, v in batch.items()}
   key = jax.random.key(3)
-  for whole, some in zip(
-      method.corrupted(batch, key), method.corrupted(part, key), strict=True):
+  for whole, some in zip(method.corrupted(batch, key), method.corrupted(part, key), strict=True):
     np.testing.assert_array_equal(whole[4:10], some)
 
 
-@pytest.mark.parametrize("depth, taps", [
-  (12, (5, 7, 9, 11)), (24, (11, 15, 19, 23)), (3, (1, 2)), (2, (0, 1)), (1, (0,))])
+@pytest.mark.parametrize(
+  "depth, taps", [(12, (5, 7, 9, 11)), (24, (11, 15, 19, 23)), (3, (1, 2)), (2, (0, 1)), (1, (0,))]
+)
 def test_layers_that_are_drawn_from(depth, taps):
   assert make({"depth": depth}).taps == tuple(f"block:{i}" for i in taps)
   assert make({"depth": depth}, layers=(1,)).taps == (f"block:{depth - 1}",)
@@ -130,13 +137,16 @@ def test_health_is_reported(batch):
   assert "config.method.corruption.share" in make().diagnose({**metrics, "feature_std": 0.001})
 
 
-@pytest.mark.parametrize("make_it, words", [
-  (lambda: make(corruption={"shar": 0.5}), r"config\.method\.corruption\.shar is not an option"),
-  (lambda: make(corruption={"share": 2.0}), r"config\.method\.corruption\.share=2\.0"),
-  (lambda: make(layers=()), r"config\.method\.layers=\(\)"),
-  (lambda: make(layers=(6,)), r"config\.method\.layers=\(6,\)"),
-  (lambda: make(head_depth=-1), r"config\.method\.head_depth=-1"),
-])
+@pytest.mark.parametrize(
+  "make_it, words",
+  [
+    (lambda: make(corruption={"shar": 0.5}), r"config\.method\.corruption\.shar is not an option"),
+    (lambda: make(corruption={"share": 2.0}), r"config\.method\.corruption\.share=2\.0"),
+    (lambda: make(layers=()), r"config\.method\.layers=\(\)"),
+    (lambda: make(layers=(6,)), r"config\.method\.layers=\(6,\)"),
+    (lambda: make(head_depth=-1), r"config\.method\.head_depth=-1"),
+  ],
+)
 def test_mistakes(make_it, words):
   with pytest.raises(UserError, match=words):
     make_it()

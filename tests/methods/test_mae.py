@@ -28,9 +28,13 @@ def batch():
   rng = np.random.default_rng(0)
   lungs = np.zeros((2, 6, 32, 32, 1), bool)
   lungs[:, :5, :, :12] = True  # 24 of 64 patches
-  return {"global": jnp.asarray(rng.normal(size=(2, 6, 32, 32, 1)), jnp.float32),
-          "global_mask": jnp.asarray(lungs), "position": jnp.arange(6),
-          "index": jnp.arange(6), "labels": jnp.zeros((6, 0))}
+  return {
+    "global": jnp.asarray(rng.normal(size=(2, 6, 32, 32, 1)), jnp.float32),
+    "global_mask": jnp.asarray(lungs),
+    "position": jnp.arange(6),
+    "index": jnp.arange(6),
+    "labels": jnp.zeros((6, 0)),
+  }
 
 
 def spec(batch):
@@ -66,7 +70,8 @@ def test_the_loss_is_the_papers_image_by_image(batch, norm_pixels):
       target = np.asarray(losses.patches(image, 4))
       if norm_pixels:
         target = (target - target.mean(-1, keepdims=True)) / np.sqrt(
-          target.var(-1, ddof=1, keepdims=True) + 1e-6)
+          target.var(-1, ddof=1, keepdims=True) + 1e-6
+        )
       errors.append(np.mean((np.asarray(drawn)[0, mask] - target[0, mask]) ** 2))
       flat.append(np.mean(target[0, mask].var(-1)))
   assert float(loss) == pytest.approx(np.mean(errors), rel=1e-3)
@@ -91,11 +96,12 @@ def test_the_encoder_never_sees_hidden_patches(batch, module):
 def test_masks_follow_the_image_not_its_place(batch):
   method = make()
   params, extra = method.init(jax.random.key(0), spec(batch))
-  parts = [{k: v[:, at] if v.ndim == 5 else v[at] for k, v in batch.items()}
-           for at in (slice(0, 2), slice(2, 6))]
+  parts = [
+    {k: v[:, at] if v.ndim == 5 else v[at] for k, v in batch.items()}
+    for at in (slice(0, 2), slice(2, 6))
+  ]
   run = jax.jit(method.loss)
-  whole, a, b = (run(params, extra, x, jax.random.key(1), jnp.int32(0))[0]
-                 for x in (batch, *parts))
+  whole, a, b = (run(params, extra, x, jax.random.key(1), jnp.int32(0))[0] for x in (batch, *parts))
   assert float(whole) == pytest.approx((2 * float(a) + 4 * float(b)) / 6, rel=1e-5)
 
 
@@ -112,8 +118,9 @@ def test_masks_lie_in_the_lungs(batch):
 
 
 # Film noise is most of a small patch's deviation: what can be restored of it is a share.
-@pytest.mark.parametrize(("options", "loss"), [
-  ({}, 0.9), full({"mask_ratio": 0.9, "norm_pixels": False}, 0.75)])
+@pytest.mark.parametrize(
+  ("options", "loss"), [({}, 0.9), full({"mask_ratio": 0.9, "norm_pixels": False}, 0.75)]
+)
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(options, loss):
   log = lab.assert_fits(make(**options), loss=loss, lr=3e-3, spread=0.05, rank=1.5)
   assert log[-1]["explained"] > log[0]["explained"] + 0.1
@@ -122,7 +129,8 @@ def test_overfits_a_few_phantoms_without_collapsing_and_resumes(options, loss):
 @pytest.mark.full
 def test_rgmim_overfits_a_few_phantoms_without_collapsing_and_resumes():
   log = lab.assert_fits(
-    make(rgmim, mask_ratio=0.5), loss=0.95, lr=3e-3, spread=0.05, rank=1.5, masks=True)
+    make(rgmim, mask_ratio=0.5), loss=0.95, lr=3e-3, spread=0.05, rank=1.5, masks=True
+  )
   assert log[-1]["explained"] > log[0]["explained"] + 0.05
 
 
@@ -140,14 +148,19 @@ def test_health_is_reported(batch):
   assert "config.method.mask_ratio" in make().diagnose({**metrics, "feature_std": 0.001})
 
 
-@pytest.mark.parametrize("make_it, words", [
-  (lambda: make(mask_ratio=1.0), r"config\.method\.mask_ratio=1.0 must be between"),
-  (lambda: make(decoder_width=30), r"config\.method\.decoder_width=30"),
-  (lambda: make(decoder_depth=0), r"config\.method\.decoder_depth=0"),
-  (lambda: make(rgmim, lung_ratio=0.0), r"config\.method\.lung_ratio=0.0"),
-  (lambda: mae.Method(encoder=resnet.Model(depth=18), clock=lab.clock()),
-   r"config\.model\.name='cxrjax\.models\.resnet' cannot drop patches.*cxrjax\.models\.vit"),
-])
+@pytest.mark.parametrize(
+  "make_it, words",
+  [
+    (lambda: make(mask_ratio=1.0), r"config\.method\.mask_ratio=1.0 must be between"),
+    (lambda: make(decoder_width=30), r"config\.method\.decoder_width=30"),
+    (lambda: make(decoder_depth=0), r"config\.method\.decoder_depth=0"),
+    (lambda: make(rgmim, lung_ratio=0.0), r"config\.method\.lung_ratio=0.0"),
+    (
+      lambda: mae.Method(encoder=resnet.Model(depth=18), clock=lab.clock()),
+      r"config\.model\.name='cxrjax\.models\.resnet' cannot drop patches.*cxrjax\.models\.vit",
+    ),
+  ],
+)
 def test_mistakes(make_it, words):
   with pytest.raises(UserError, match=words):
     make_it()

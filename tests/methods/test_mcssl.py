@@ -13,17 +13,31 @@ CORRUPTION = {"share": 0.5, "fill": ("zeros",)}
 
 
 def make(**options):
-  return Method(**{
-    "encoder": lab.encoder(), "clock": lab.clock(4), "prototypes": 16, "hidden": 32,
-    "bottleneck": 16, "corruption": CORRUPTION, "teacher_temp": 0.05, **options})
+  return Method(
+    **{
+      "encoder": lab.encoder(),
+      "clock": lab.clock(4),
+      "prototypes": 16,
+      "hidden": 32,
+      "bottleneck": 16,
+      "corruption": CORRUPTION,
+      "teacher_temp": 0.05,
+      **options,
+    }
+  )
 
 
 @pytest.fixture(scope="module")
 def batch():
   x = np.random.default_rng(0).normal(size=(2, 4, 32, 32, 1))
   y = np.random.default_rng(1).normal(size=(3, 4, 16, 16, 1))
-  return {"global": jnp.asarray(x, jnp.float32), "local": jnp.asarray(y, jnp.float32),
-          "position": jnp.arange(4), "index": jnp.arange(4), "labels": jnp.zeros((4, 0))}
+  return {
+    "global": jnp.asarray(x, jnp.float32),
+    "local": jnp.asarray(y, jnp.float32),
+    "position": jnp.arange(4),
+    "index": jnp.arange(4),
+    "labels": jnp.zeros((4, 0)),
+  }
 
 
 def spec(batch):
@@ -35,23 +49,27 @@ def state(batch):
   """Parameters, and `extra` with another network as teacher and centres that are not 0."""
   params, extra = make().init(jax.random.key(0), spec(batch))
   return params, {
-    **extra, "teacher": jax.tree.map(lambda x: 1.1 * x + 0.01, extra["teacher"]),
-    "center": jnp.linspace(-0.1, 0.1, 16), "data_center": jnp.linspace(0.2, -0.2, 16)}
+    **extra,
+    "teacher": jax.tree.map(lambda x: 1.1 * x + 0.01, extra["teacher"]),
+    "center": jnp.linspace(-0.1, 0.1, 16),
+    "data_center": jnp.linspace(0.2, -0.2, 16),
+  }
 
 
 def test_the_loss_is_the_sum_of_three(batch, state):
   method = make(data_weight=2.0, pixel_weight=3.0)
   params, extra = state
-  loss, (new, metrics) = jax.jit(method.loss)(
-    params, extra, batch, jax.random.key(1), jnp.int32(0))
+  loss, (new, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
   seen = method.restorer.corrupted(batch, jax.random.split(jax.random.key(1))[0])
   corrupted = np.asarray(seen.images).reshape(4, 2, 32, 32, 1)
 
   @jax.jit
   def logits(weights, images):
     found = method.encoder.encode(weights["encoder"], images)
-    return (method.head.apply(weights["head"], found.cls),
-            method.head.apply(weights["data_head"], found.patches.reshape(-1, 64)))
+    return (
+      method.head.apply(weights["head"], found.cls),
+      method.head.apply(weights["data_head"], found.patches.reshape(-1, 64)),
+    )
 
   def labels(weights, images):
     """Logits of the image and of its patches."""
@@ -65,15 +83,26 @@ def test_the_loss_is_the_sum_of_three(batch, state):
   student += [labels(params, x) for x in batch["local"]]
   teacher = [labels(extra["teacher"], x) for x in batch["global"]]
   p = [softmax((t[0] - np.asarray(extra["center"])) / 0.05) for t in teacher]
-  of_class = np.mean([
-    -(p[i] * np.log(softmax(student[j][0] / 0.1))).sum(-1).mean()
-    for i in range(2) for j in range(5) if i != j])
+  of_class = np.mean(
+    [
+      -(p[i] * np.log(softmax(student[j][0] / 0.1))).sum(-1).mean()
+      for i in range(2)
+      for j in range(5)
+      if i != j
+    ]
+  )
   q = [softmax((t[1] - np.asarray(extra["data_center"])) / 0.05) for t in teacher]
-  of_data = np.mean([
-    -(q[v] * np.log(softmax(student[v][1] / 0.1))).sum(-1).mean() for v in range(2)])
+  of_data = np.mean(
+    [-(q[v] * np.log(softmax(student[v][1] / 0.1))).sum(-1).mean() for v in range(2)]
+  )
   restorer = method.restorer
-  image = np.asarray(jax.jit(lambda p, x: restorer.restore(
-    p, method.encoder.encode(p["encoder"], x, taps=restorer.taps), x.shape))(params, seen.images))
+  image = np.asarray(
+    jax.jit(
+      lambda p, x: restorer.restore(
+        p, method.encoder.encode(p["encoder"], x, taps=restorer.taps), x.shape
+      )
+    )(params, seen.images)
+  )
   mse = np.square(image - np.asarray(seen.clean))[np.asarray(seen.mask)].mean()
   for name, want in (("class_loss", of_class), ("data_loss", of_data), ("reconstruction", mse)):
     assert float(metrics[name]) == pytest.approx(want, rel=2e-3), name
@@ -90,7 +119,10 @@ def test_the_teacher_follows_in_all_that_it_has(batch, state):
   assert set(after["teacher"]) == {"encoder", "head", "data_head"}
   jax.tree.map(
     lambda new, t, s: np.testing.assert_allclose(new, 0.75 * t + 0.25 * s, rtol=1e-5, atol=1e-6),
-    after["teacher"], extra["teacher"], {k: params[k] for k in after["teacher"]})
+    after["teacher"],
+    extra["teacher"],
+    {k: params[k] for k in after["teacher"]},
+  )
   assert method.encoder_params(params, after) is after["teacher"]["encoder"]
 
 
@@ -111,10 +143,11 @@ def test_flops(batch):
 
 def test_mistakes(batch):
   for options, words in (
-      ({"data_weight": -1.0}, r"config\.method\.data_weight=-1"),
-      ({"corruption": {"shar": 1}}, r"config\.method\.corruption\.shar is not an option"),
-      ({"layers": ()}, r"config\.method\.layers"),
-      ({"prototypes": 0}, r"config\.method\.prototypes=0")):
+    ({"data_weight": -1.0}, r"config\.method\.data_weight=-1"),
+    ({"corruption": {"shar": 1}}, r"config\.method\.corruption\.shar is not an option"),
+    ({"layers": ()}, r"config\.method\.layers"),
+    ({"prototypes": 0}, r"config\.method\.prototypes=0"),
+  ):
     with pytest.raises(UserError, match=words):
       make(**options)
   with pytest.raises(UserError, match=r"config\.views\.global_crops=2"):

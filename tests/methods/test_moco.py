@@ -1,6 +1,5 @@
 """MoCo v2 and v3: their losses, the queue, the keys' batch norm, and that they learn."""
 
-
 import jax
 import jax.numpy as jnp
 import lab
@@ -18,15 +17,20 @@ V2 = {"version": 2, "head_layers": 2, "batch_norm": False, "momentum": 0.99, "qu
 
 
 def make(**options):
-  return Method(**{"encoder": lab.encoder(), "clock": lab.clock(4), "hidden": 32, "dim": 16,
-                   **options})
+  return Method(
+    **{"encoder": lab.encoder(), "clock": lab.clock(4), "hidden": 32, "dim": 16, **options}
+  )
 
 
 @pytest.fixture(scope="module")
 def batch():
   x = np.random.default_rng(0).normal(size=(2, 16, 32, 32, 1))
-  return {"global": jnp.asarray(x, jnp.float32), "position": jnp.arange(16),
-          "index": jnp.arange(100, 116), "labels": jnp.zeros((16, 0))}
+  return {
+    "global": jnp.asarray(x, jnp.float32),
+    "position": jnp.arange(16),
+    "index": jnp.arange(100, 116),
+    "labels": jnp.zeros((16, 0)),
+  }
 
 
 def spec(batch):
@@ -52,8 +56,9 @@ def test_version_3_is_symmetric_behind_a_predictor(batch):
   method = make()
   params, extra = start(method, batch)
   value, (_, metrics) = loss(method, params, extra, batch)
-  q = [method.predictor.apply(params["predictor"], project(method, params, x))
-       for x in batch["global"]]
+  q = [
+    method.predictor.apply(params["predictor"], project(method, params, x)) for x in batch["global"]
+  ]
   k = [project(method, extra["teacher"], x) for x in batch["global"]]
   want = [contrastive.info_nce(q[i], k[1 - i], 0.2) for i in range(2)]
   assert float(value) == pytest.approx(0.4 * sum(float(w[0]) for w in want), rel=1e-4)
@@ -62,8 +67,11 @@ def test_version_3_is_symmetric_behind_a_predictor(batch):
 
 def test_version_3s_heads(batch):
   params, extra = make().init(jax.random.key(0), spec(batch))
-  shapes = [p["kernel"].shape for head in ("projector", "predictor")
-            for p in params[head]["layers"].values()]
+  shapes = [
+    p["kernel"].shape
+    for head in ("projector", "predictor")
+    for p in params[head]["layers"].values()
+  ]
   assert shapes == [(64, 32), (32, 32), (32, 16), (16, 32), (32, 16)]
   assert not any("bias" in p for p in params["projector"]["layers"].values())
   assert "predictor" not in extra["teacher"]
@@ -89,13 +97,19 @@ def test_the_queue_holds_the_last_keys_in_order(batch):
   random = extra["queue"]["keys"]
   pushed = []
   for i in range(4):  # 64 keys for 40 places
-    extra["fresh"] = {"keys": jnp.full((16, 16), float(i)) + jnp.arange(16)[:, None] / 100,
-                      "images": jnp.arange(16.0) + 16 * i}
-    pushed += [(float(k[0]), float(n)) for k, n in zip(
-      extra["fresh"]["keys"], extra["fresh"]["images"], strict=True)]
+    extra["fresh"] = {
+      "keys": jnp.full((16, 16), float(i)) + jnp.arange(16)[:, None] / 100,
+      "images": jnp.arange(16.0) + 16 * i,
+    }
+    pushed += [
+      (float(k[0]), float(n))
+      for k, n in zip(extra["fresh"]["keys"], extra["fresh"]["images"], strict=True)
+    ]
     extra = method.after_update(params, extra, jnp.int32(i))
-    held = sorted(zip(extra["queue"]["keys"][:, 0].tolist(), extra["queue"]["images"].tolist(),
-                      strict=True), key=lambda pair: pair[1])
+    held = sorted(
+      zip(extra["queue"]["keys"][:, 0].tolist(), extra["queue"]["images"].tolist(), strict=True),
+      key=lambda pair: pair[1],
+    )
     assert [pair for pair in held if pair[1] >= 0] == pushed[-40:]
     if i == 0:
       np.testing.assert_array_equal(extra["queue"]["keys"][16:], random[16:])
@@ -105,8 +119,9 @@ def test_the_queue_holds_the_last_keys_in_order(batch):
 def test_an_images_own_earlier_keys_are_no_negatives(batch):
   method = make(**V2)
   params, extra = start(method, batch)
-  extra["queue"]["images"] = extra["queue"]["images"].at[jnp.array([3, 7, 9])].set(
-    jnp.array([102.0, 99.0, 115.0]))
+  extra["queue"]["images"] = (
+    extra["queue"]["images"].at[jnp.array([3, 7, 9])].set(jnp.array([102.0, 99.0, 115.0]))
+  )
   value, _ = loss(method, params, extra, batch)
   q = project(method, params, batch["global"][0])
   k = project(method, extra["teacher"], batch["global"][1])
@@ -148,16 +163,19 @@ def test_keys_are_normalised_in_other_groups_than_queries(batch):
   # Running statistics move a tenth of the way to the mean of the groups'.
   stem = params["encoder"]["conv1"]["kernel"]
   maps = jax.lax.conv_general_dilated(
-    batch["global"][0], stem, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    batch["global"][0], stem, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
   np.testing.assert_allclose(
-    new["stats"]["bn1"]["running_mean"], 0.1 * maps.mean((0, 1, 2)), rtol=1e-3, atol=1e-6)
+    new["stats"]["bn1"]["running_mean"], 0.1 * maps.mean((0, 1, 2)), rtol=1e-3, atol=1e-6
+  )
   groups = maps.reshape(4, 4, *maps.shape[1:])
   var = groups.var((1, 2, 3), ddof=1).mean(0)
   np.testing.assert_allclose(new["stats"]["bn1"]["running_var"], 0.9 + 0.1 * var, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("options", "loss"), [
-  pytest.param({}, 0.5, id="v3"), full(V2, 0.5, id="v2")])
+@pytest.mark.parametrize(
+  ("options", "loss"), [pytest.param({}, 0.5, id="v3"), full(V2, 0.5, id="v2")]
+)
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes(options, loss):
   method = make(**{**options, "clock": lab.clock(), "momentum": 0.9})
   log = lab.assert_fits(method, lr=3e-3, loss=loss, spread=0.3)
@@ -211,5 +229,10 @@ def test_mistakes(batch):
     make().init(jax.random.key(0), spec({"global": batch["global"][:1]}))
   with pytest.raises(UserError, match=r"bn_groups=5 does not divide a \(micro\)batch of 16"):
     method = make(**{**V2, "batch_norm": True, "bn_groups": 5})
-    jax.eval_shape(method.loss, *method.init(jax.random.key(0), spec(batch)), batch,
-                   jax.random.key(0), jnp.int32(0))
+    jax.eval_shape(
+      method.loss,
+      *method.init(jax.random.key(0), spec(batch)),
+      batch,
+      jax.random.key(0),
+      jnp.int32(0),
+    )

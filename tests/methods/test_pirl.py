@@ -46,9 +46,14 @@ class Blocks:
 
 
 def make(**options):
-  return Method(**{
-    "encoder": Blocks(), "dim": 16,
-    "clock": Clock(total_steps=4, steps_per_epoch=N / B, batch_size=B), **options})
+  return Method(
+    **{
+      "encoder": Blocks(),
+      "dim": 16,
+      "clock": Clock(total_steps=4, steps_per_epoch=N / B, batch_size=B),
+      **options,
+    }
+  )
 
 
 def noisy(key, images, index):
@@ -60,8 +65,13 @@ def noisy(key, images, index):
 
 def alike(task):
   """Views that differ by little but the task."""
-  options = {"global_size": 32, "global_scale": (0.9, 1.0), "ratio": (1.0, 1.0), "flip": 0.0,
-             "jitter_prob": 0.0}
+  options = {
+    "global_size": 32,
+    "global_scale": (0.9, 1.0),
+    "ratio": (1.0, 1.0),
+    "flip": 0.0,
+    "jitter_prob": 0.0,
+  }
   if task == "jigsaw":
     return pretext.Jigsaw(**options, local_size=16, local_scale=(1.0, 1.0))
   return pretext.Rotation(**options)
@@ -73,7 +83,10 @@ def batch():
   views = {"global": (1, B, 32, 32, 1), "patches": (9, B, 16, 16, 1), "rotated": (1, B, 32, 32, 1)}
   return {
     **{name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in views.items()},
-    "position": jnp.arange(B), "index": INDEX, "labels": jnp.zeros((B, 0))}
+    "position": jnp.arange(B),
+    "index": INDEX,
+    "labels": jnp.zeros((B, 0)),
+  }
 
 
 def spec(batch):
@@ -95,6 +108,7 @@ def linear(params, x):
 
 def embed(method, params, batch):
   """Embeddings of the image views and of the pretext views, one network call for each view."""
+
   def cls(x):
     return method.encoder.encode(params["encoder"], x).cls
 
@@ -146,12 +160,13 @@ def test_drawn_negatives_are_random_rows_of_others():
 def test_the_loss_with_drawn_negatives(batch):
   method = make(**ROTATION, negatives=5)
   params, extra = start(method, batch)
-  rows, left_out = method._negatives(
-    extra["bank"], INDEX, jax.random.split(jax.random.key(1))[1])
-  want = [nce(x, extra["bank"][INDEX], rows, 0.07, left_out)[0]
-          for x in embed(method, params, batch)]
+  rows, left_out = method._negatives(extra["bank"], INDEX, jax.random.split(jax.random.key(1))[1])
+  want = [
+    nce(x, extra["bank"][INDEX], rows, 0.07, left_out)[0] for x in embed(method, params, batch)
+  ]
   assert float(loss(method, params, extra, batch)[0]) == pytest.approx(
-    float(sum(want)) / 2, rel=1e-4)
+    float(sum(want)) / 2, rel=1e-4
+  )
   others = loss(method, params, extra, batch, key=2)[0]
   assert abs(float(others) - float(sum(want)) / 2) > 1e-3
 
@@ -187,9 +202,17 @@ def test_rows_are_the_moving_average_of_their_images_embeddings(batch):
 
 def test_an_image_that_is_twice_in_a_batch_counts_with_the_mean():
   method = make(momentum=0.5)
-  params, extra = {}, {"bank": jnp.eye(N, 16), "stats": {}, "fresh": {
-    "rows": jnp.concatenate([jnp.array([3.0, 3.0]), jnp.arange(20.0, 34.0)]),
-    "embeddings": jnp.eye(B, 16)}}
+  params, extra = (
+    {},
+    {
+      "bank": jnp.eye(N, 16),
+      "stats": {},
+      "fresh": {
+        "rows": jnp.concatenate([jnp.array([3.0, 3.0]), jnp.arange(20.0, 34.0)]),
+        "embeddings": jnp.eye(B, 16),
+      },
+    },
+  )
   bank = method.after_update(params, extra, jnp.int32(0))["bank"]
   want = np.zeros(16)
   want[[0, 1, 3]] = 0.25, 0.25, 0.5
@@ -225,11 +248,13 @@ def test_running_statistics_are_of_image_views(batch):
   params, extra = start(method, batch)
   _, (new, _) = loss(method, params, extra, batch)
   want = encoder.encode(
-    join_stats(params["encoder"], extra["stats"]), batch["global"][0], train=True).stats
+    join_stats(params["encoder"], extra["stats"]), batch["global"][0], train=True
+  ).stats
   for name in ("running_mean", "running_var"):
     np.testing.assert_allclose(new["stats"]["bn1"][name], want["bn1"][name], rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(
-      method.encoder_params(params, new)["bn1"][name], new["stats"]["bn1"][name])
+      method.encoder_params(params, new)["bn1"][name], new["stats"]["bn1"][name]
+    )
 
 
 def test_embeddings_can_be_normalised_over_the_batch(batch):
@@ -240,7 +265,8 @@ def test_embeddings_can_be_normalised_over_the_batch(batch):
   z = np.asarray(cls @ params["projector"]["layers"]["0"]["kernel"], np.float64)
   z = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
   np.testing.assert_allclose(
-    new["fresh"]["embeddings"], z / np.linalg.norm(z, axis=1, keepdims=True), atol=2e-3)
+    new["fresh"]["embeddings"], z / np.linalg.norm(z, axis=1, keepdims=True), atol=2e-3
+  )
   assert "bias" not in params["pretext"]["merger"]["layers"]["0"]
   assert "bias" in params["pretext"]["projector"]["layers"]["0"]
 
@@ -324,14 +350,20 @@ def test_mistakes(batch):
     with pytest.raises(UserError, match=kind):
       make(task=task).init(jax.random.key(0), {k: v for k, v in views.items() if k != name})
   views["patches"] = jax.ShapeDtypeStruct((9, B, 12, 12, 1), jnp.float32)
-  with pytest.raises(UserError, match=r"local_size=12 is not a multiple of config\.model\.patch_si"
-                                      r"ze=8; set it to 8"):
+  with pytest.raises(
+    UserError,
+    match=r"local_size=12 is not a multiple of config\.model\.patch_si"
+    r"ze=8; set it to 8",
+  ):
     make(encoder=lab.encoder()).init(jax.random.key(0), views)
 
 
 def test_rows_start_as_random_directions():
-  bank = np.asarray(start(make(), {
-    "global": jnp.zeros((1, B, 32, 32, 1)), "patches": jnp.zeros((9, B, 16, 16, 1))})[1]["bank"])
+  bank = np.asarray(
+    start(
+      make(), {"global": jnp.zeros((1, B, 32, 32, 1)), "patches": jnp.zeros((9, B, 16, 16, 1))}
+    )[1]["bank"]
+  )
   cosines = bank @ bank.T - np.eye(N)
   assert abs(cosines).max() < 0.95
   assert abs(cosines.mean()) < 0.05

@@ -18,7 +18,6 @@ from cxrjax.models.conv import BatchNorm, Conv
 
 
 class _Two(nnx.Module):
-
   def __init__(self, rngs):
     self.conv1, self.bn1 = Conv(1, 8, 3, stride=2, rngs=rngs), BatchNorm(8)
     self.conv2, self.bn2 = Conv(8, 16, 3, stride=2, rngs=rngs), BatchNorm(16)
@@ -45,7 +44,8 @@ VIEWS = lab.recipe(global_crops=1)
 def make(encoder=None, **options):
   encoder = lab.encoder(width=32, depth=1) if encoder is None else encoder
   return segment.Method(
-    encoder=encoder, clock=lab.clock(), **{"decoder": "upsample", "width": 4, **options})
+    encoder=encoder, clock=lab.clock(), **{"decoder": "upsample", "width": 4, **options}
+  )
 
 
 def overlap(method, state, batch):
@@ -72,8 +72,10 @@ def train(method, batch, steps, lr=1e-2):
   return state, {k: float(v[0]) for k, v in metrics.items()}
 
 
-@pytest.mark.parametrize(("decoder", "patch", "least"), [
-  ("linear", 8, 0.9), full("upsample", 8, 0.85), full("unetr", 4, 0.9)])
+@pytest.mark.parametrize(
+  ("decoder", "patch", "least"),
+  [("linear", 8, 0.9), full("upsample", 8, 0.85), full("unetr", 4, 0.9)],
+)
 def test_a_vit_learns_eight_masks(batch, decoder, patch, least):
   method = make(lab.encoder(width=32, depth=1, patch_size=patch), decoder=decoder)
   state, metrics = train(method, batch, 60)
@@ -97,8 +99,10 @@ def test_a_cnn_learns_eight_masks(batch):
 def _loss_of(views=2):
   """A method, its parameters and its jitted loss."""
   method = make(decoder="linear", dice=1.0, cross_entropy=0.5)
-  spec = {"global": jax.ShapeDtypeStruct((views, 4, 32, 32, 1), jnp.float32),
-          "global_mask": jax.ShapeDtypeStruct((views, 4, 32, 32, 1), bool)}
+  spec = {
+    "global": jax.ShapeDtypeStruct((views, 4, 32, 32, 1), jnp.float32),
+    "global_mask": jax.ShapeDtypeStruct((views, 4, 32, 32, 1), bool),
+  }
   params, extra = method.init(jax.random.key(0), spec)
 
   def loss(params, batch):
@@ -111,8 +115,13 @@ def _views(known):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 4, 32, 32, 1)), jnp.float32)
   mask = jnp.asarray(rng.random((2, 4, 32, 32, 1)) < 0.3)
-  return {"global": x, "global_mask": mask, "has_mask": jnp.asarray(known),
-          "labels": jnp.zeros((4, 0)), "position": jnp.arange(4, dtype=jnp.int32)}
+  return {
+    "global": x,
+    "global_mask": mask,
+    "has_mask": jnp.asarray(known),
+    "labels": jnp.zeros((4, 0)),
+    "position": jnp.arange(4, dtype=jnp.int32),
+  }
 
 
 def test_images_without_a_mask_are_left_out():
@@ -120,12 +129,13 @@ def test_images_without_a_mask_are_left_out():
   batch = _views([True, False, True, False])
   (value, (_, metrics)), gradient = loss(params, batch)
   assert float(metrics["masked_images"]) == 0.5
-  other = batch | {"global": batch["global"].at[:, 1].add(1.0),
-                   "global_mask": batch["global_mask"].at[:, 3].set(True)}
+  other = batch | {
+    "global": batch["global"].at[:, 1].add(1.0),
+    "global_mask": batch["global_mask"].at[:, 3].set(True),
+  }
   (same, _), still = loss(params, other)
   np.testing.assert_allclose(value, same, rtol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
-               gradient, still)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), gradient, still)
   moved = batch | {"global_mask": batch["global_mask"].at[:, 0].set(True)}
   assert abs(float(loss(params, moved)[0][0] - value)) > 1e-3
   (nothing, _), none = loss(params, _views([False] * 4))
@@ -137,12 +147,14 @@ def test_the_loss_is_the_weighted_sum():
   _, params, loss = _loss_of()
   (value, (_, metrics)), _ = loss(params, _views([True] * 4))
   np.testing.assert_allclose(
-    value, metrics["soft_dice_loss"] + 0.5 * metrics["cross_entropy"], rtol=1e-6)
+    value, metrics["soft_dice_loss"] + 0.5 * metrics["cross_entropy"], rtol=1e-6
+  )
 
 
 def test_it_resumes():
-  lab.assert_resumes(make(lab.encoder(width=32, depth=1, drop_path=0.1), decoder="linear"), VIEWS,
-                     masks=True)
+  lab.assert_resumes(
+    make(lab.encoder(width=32, depth=1, drop_path=0.1), decoder="linear"), VIEWS, masks=True
+  )
 
 
 def test_one_mask_for_all_is_noticed():
@@ -152,10 +164,14 @@ def test_one_mask_for_all_is_noticed():
   assert method.diagnose({"called_lung": 0.3}) is None
 
 
-@pytest.mark.parametrize(("options", "words"), [
-  ({"decoder": "unet"}, r"decoder='unet' needs an encoder with stages"),
-  ({"dice": 0.0, "cross_entropy": 0.0}, r"config\.method\.dice=0\.0 and .*at least one above 0"),
-  ({"components": -1}, r"config\.method\.components=-1 must be 0 \(all\) or more")])
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    ({"decoder": "unet"}, r"decoder='unet' needs an encoder with stages"),
+    ({"dice": 0.0, "cross_entropy": 0.0}, r"config\.method\.dice=0\.0 and .*at least one above 0"),
+    ({"components": -1}, r"config\.method\.components=-1 must be 0 \(all\) or more"),
+  ],
+)
 def test_mistakes(options, words):
   with pytest.raises(UserError, match=words):
     make(**options)

@@ -15,15 +15,20 @@ from cxrjax.models import resnet
 
 
 def make(**options):
-  return Method(**{"encoder": lab.encoder(), "clock": lab.clock(4), "hidden": 32, "dim": 16,
-                   **options})
+  return Method(
+    **{"encoder": lab.encoder(), "clock": lab.clock(4), "hidden": 32, "dim": 16, **options}
+  )
 
 
 @pytest.fixture(scope="module")
 def batch():
   x = np.random.default_rng(0).normal(size=(2, 4, 32, 32, 1))
-  return {"global": jnp.asarray(x, jnp.float32), "position": jnp.arange(4),
-          "index": jnp.arange(4), "labels": jnp.zeros((4, 0))}
+  return {
+    "global": jnp.asarray(x, jnp.float32),
+    "position": jnp.arange(4),
+    "index": jnp.arange(4),
+    "labels": jnp.zeros((4, 0)),
+  }
 
 
 def spec(batch):
@@ -35,12 +40,11 @@ def test_the_loss_is_the_papers_with_statistics_over_both_views(batch):
   method = make(encoder=encoder, temperature=0.5)
   params, extra = method.init(jax.random.key(0), spec(batch))
   assert "running_mean" not in params["encoder"]["bn1"]
-  loss, (new, metrics) = jax.jit(method.loss)(
-    params, extra, batch, jax.random.key(1), jnp.int32(0))
+  loss, (new, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
   # All first views, then all second ones: statistics do not mind the order.
   both = encoder.encode(
-    join_stats(params["encoder"], extra["stats"]), batch["global"].reshape(8, 32, 32, 1),
-    train=True)
+    join_stats(params["encoder"], extra["stats"]), batch["global"].reshape(8, 32, 32, 1), train=True
+  )
   z = method.projector.apply(params["projector"], both.cls)
   want, accuracy = contrastive.nt_xent(z[:4], z[4:], 0.5)
   assert float(loss) == pytest.approx(float(want), rel=1e-4)
@@ -56,7 +60,10 @@ def test_heads(batch):
   assert set(projector["norms"]["1"]) == {"scale"}  # no bias at the end
   params, _ = make(head_layers=3, batch_norm=False).init(jax.random.key(0), spec(batch))
   assert [p["kernel"].shape for p in params["projector"]["layers"].values()] == [
-    (64, 32), (32, 32), (32, 16)]
+    (64, 32),
+    (32, 32),
+    (32, 16),
+  ]
   assert "norms" not in params["projector"]
 
 

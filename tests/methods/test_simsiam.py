@@ -12,15 +12,27 @@ from cxrjax.methods.simsiam import Method
 
 
 def make(**options):
-  return Method(**{"encoder": lab.encoder(), "clock": lab.clock(4), "hidden": 32, "dim": 16,
-                   "predictor_hidden": 8, **options})
+  return Method(
+    **{
+      "encoder": lab.encoder(),
+      "clock": lab.clock(4),
+      "hidden": 32,
+      "dim": 16,
+      "predictor_hidden": 8,
+      **options,
+    }
+  )
 
 
 @pytest.fixture(scope="module")
 def batch():
   x = np.random.default_rng(0).normal(size=(2, 6, 32, 32, 1))
-  return {"global": jnp.asarray(x, jnp.float32), "position": jnp.arange(6),
-          "index": jnp.arange(6), "labels": jnp.zeros((6, 0))}
+  return {
+    "global": jnp.asarray(x, jnp.float32),
+    "position": jnp.arange(6),
+    "index": jnp.arange(6),
+    "labels": jnp.zeros((6, 0)),
+  }
 
 
 def spec(batch):
@@ -35,8 +47,7 @@ def test_the_loss_is_the_papers_with_statistics_of_one_view_after_the_other(batc
   encoder = lab.Normed()
   method = make(encoder=encoder)
   params, extra = method.init(jax.random.key(0), spec(batch))
-  loss, (new, metrics) = jax.jit(method.loss)(
-    params, extra, batch, jax.random.key(1), jnp.int32(0))
+  loss, (new, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
   stats, z, p = extra["stats"], [], []
   for x in batch["global"]:
     features = encoder.encode(join_stats(params["encoder"], stats), x, train=True)
@@ -56,8 +67,9 @@ def test_targets_are_constants(batch):
   # With a predictor whose output does not depend on its input only targets could carry a gradient.
   last = params["predictor"]["layers"]["1"]
   last["kernel"], last["bias"] = 0 * last["kernel"], last["bias"] + 1
-  gradient = jax.jit(jax.grad(lambda params: method.loss(
-    params, extra, batch, jax.random.key(1), jnp.int32(0))[0]))(params)
+  gradient = jax.jit(
+    jax.grad(lambda params: method.loss(params, extra, batch, jax.random.key(1), jnp.int32(0))[0])
+  )(params)
   for network in ("encoder", "projector"):
     assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(gradient[network]))
   assert float(jnp.abs(gradient["predictor"]["layers"]["1"]["bias"]).max()) > 0
@@ -65,8 +77,11 @@ def test_targets_are_constants(batch):
 
 def test_heads(batch):
   params, extra = make(head_layers=3).init(jax.random.key(0), spec(batch))
-  shapes = [p["kernel"].shape for head in ("projector", "predictor")
-            for p in params[head]["layers"].values()]
+  shapes = [
+    p["kernel"].shape
+    for head in ("projector", "predictor")
+    for p in params[head]["layers"].values()
+  ]
   assert shapes == [(64, 32), (32, 32), (32, 16), (16, 8), (8, 16)]
   assert make().projector.final_norm == "batch_no_affine"
   assert "bias" in params["predictor"]["layers"]["1"]

@@ -14,15 +14,27 @@ CORRUPTION = {"share": 0.5, "fill": ("zeros",)}
 
 
 def make(**options):
-  return Method(**{"encoder": lab.encoder(), "clock": lab.clock(4), "hidden": 32, "dim": 16,
-                   "corruption": CORRUPTION, **options})
+  return Method(
+    **{
+      "encoder": lab.encoder(),
+      "clock": lab.clock(4),
+      "hidden": 32,
+      "dim": 16,
+      "corruption": CORRUPTION,
+      **options,
+    }
+  )
 
 
 @pytest.fixture(scope="module")
 def batch():
   x = np.random.default_rng(0).normal(size=(2, 8, 32, 32, 1))
-  return {"global": jnp.asarray(x, jnp.float32), "position": jnp.arange(8),
-          "index": jnp.arange(8), "labels": jnp.zeros((8, 0))}
+  return {
+    "global": jnp.asarray(x, jnp.float32),
+    "position": jnp.arange(8),
+    "index": jnp.arange(8),
+    "labels": jnp.zeros((8, 0)),
+  }
 
 
 def spec(batch):
@@ -39,8 +51,7 @@ def state(batch):
 def test_the_loss_is_contrastive_and_reconstruction(batch, state):
   method = make(weight=5.0)
   params, extra = state
-  loss, (_, metrics) = jax.jit(method.loss)(
-    params, extra, batch, jax.random.key(1), jnp.int32(0))
+  loss, (_, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
   seen = method.corrupted(batch, jax.random.split(jax.random.key(1))[0])
 
   @jax.jit
@@ -50,9 +61,12 @@ def test_the_loss_is_contrastive_and_reconstruction(batch, state):
 
   student = project(params, seen.images)  # of an image both views in a row
   teacher = project(extra["teacher"], seen.clean)
-  want = [contrastive.info_nce(student[v::2], teacher[1 - v::2], 0.2) for v in range(2)]
-  image = jax.jit(lambda p, x: method.restore(
-    p, method.encoder.encode(p["encoder"], x, taps=method.taps), x.shape))(params, seen.images)
+  want = [contrastive.info_nce(student[v::2], teacher[1 - v :: 2], 0.2) for v in range(2)]
+  image = jax.jit(
+    lambda p, x: method.restore(
+      p, method.encoder.encode(p["encoder"], x, taps=method.taps), x.shape
+    )
+  )(params, seen.images)
   l1 = reconstruction.l1(image, seen.clean, seen.mask)
   contrast = 2 * 0.2 * sum(float(w[0]) for w in want)
   assert float(metrics["contrastive"]) == pytest.approx(contrast, rel=1e-3)
@@ -68,7 +82,10 @@ def test_the_teacher_follows_and_is_evaluated(batch, state):
   assert set(after["teacher"]) == {"encoder", "projector"}
   jax.tree.map(
     lambda new, t, s: np.testing.assert_allclose(new, 0.75 * t + 0.25 * s, rtol=1e-5, atol=1e-6),
-    after["teacher"], extra["teacher"], {k: params[k] for k in after["teacher"]})
+    after["teacher"],
+    extra["teacher"],
+    {k: params[k] for k in after["teacher"]},
+  )
   assert method.encoder_params(params, after) is after["teacher"]["encoder"]
 
 
@@ -111,11 +128,12 @@ def test_flops(batch):
 
 def test_mistakes(batch):
   for options, words in (
-      ({"weight": -1.0}, r"config\.method\.weight=-1"),
-      ({"hidden": 0}, r"config\.method\.hidden=0"),
-      ({"temperature": 0.0}, r"config\.method\.temperature=0"),
-      ({"momentum": {"strat": 0.9}}, r"config\.method\.momentum\.strat is not an option"),
-      ({"corruption": {"shar": 1}}, r"config\.method\.corruption\.shar is not an option")):
+    ({"weight": -1.0}, r"config\.method\.weight=-1"),
+    ({"hidden": 0}, r"config\.method\.hidden=0"),
+    ({"temperature": 0.0}, r"config\.method\.temperature=0"),
+    ({"momentum": {"strat": 0.9}}, r"config\.method\.momentum\.strat is not an option"),
+    ({"corruption": {"shar": 1}}, r"config\.method\.corruption\.shar is not an option"),
+  ):
     with pytest.raises(UserError, match=words):
       make(**options)
   with pytest.raises(UserError, match=r"config\.views\.global_crops=2, not 1"):

@@ -32,11 +32,15 @@ def made_findings(n=300, k=3, seed=0):
 def brute_ece(p, came, bins=15):
   total = 0.0
   for b in range(bins):
-    inside = [i for i, v in enumerate(p) if b / bins <= v < (b + 1) / bins or (
-      b == bins - 1 and v == 1)]
+    inside = [
+      i for i, v in enumerate(p) if b / bins <= v < (b + 1) / bins or (b == bins - 1 and v == 1)
+    ]
     if inside:
-      total += abs(np.mean([p[i] for i in inside]) - np.mean([came[i] for i in inside])) * len(
-        inside) / len(p)
+      total += (
+        abs(np.mean([p[i] for i in inside]) - np.mean([came[i] for i in inside]))
+        * len(inside)
+        / len(p)
+      )
   return total
 
 
@@ -51,24 +55,28 @@ def test_many_classes():
   p, labels, truth = made(4)
   assert c.brier(p, labels, True).value == pytest.approx(np.mean(((p - labels) ** 2).sum(1)))
   assert c.nll(p, labels, True).value == pytest.approx(sk.log_loss(truth, p))
-  assert c.ece(p, labels, True).value == pytest.approx(
-    brute_ece(p.max(1), p.argmax(1) == truth))
+  assert c.ece(p, labels, True).value == pytest.approx(brute_ece(p.max(1), p.argmax(1) == truth))
   labels[:50] = np.nan
   assert c.nll(p, labels, True).value == pytest.approx(
-    sk.log_loss(truth[50:], p[50:], labels=range(4)))
+    sk.log_loss(truth[50:], p[50:], labels=range(4))
+  )
   assert c.brier(p, labels, True).n == c.ece(p, labels, True).n == 150
 
 
 def test_findings_are_means_over_findings():
   p, labels = made_findings()
   known = ~np.isnan(labels)
-  for measure, one in ((c.brier, sk.brier_score_loss), (c.nll, sk.log_loss),
-                       (c.ece, lambda y, q: brute_ece(q, y))):
+  for measure, one in (
+    (c.brier, sk.brier_score_loss),
+    (c.nll, sk.log_loss),
+    (c.ece, lambda y, q: brute_ece(q, y)),
+  ):
     each = [one(labels[known[:, k], k].astype(int), p[known[:, k], k]) for k in range(3)]
     assert measure(p, labels, False).value == pytest.approx(np.mean(each))
   labels[:, 1] = np.nan
-  assert c.brier(p, labels, False).value == pytest.approx(np.mean([
-    sk.brier_score_loss(labels[known[:, k], k], p[known[:, k], k]) for k in (0, 2)]))
+  assert c.brier(p, labels, False).value == pytest.approx(
+    np.mean([sk.brier_score_loss(labels[known[:, k], k], p[known[:, k], k]) for k in (0, 2)])
+  )
   assert "known label" in c.ece(p, np.full_like(p, np.nan), False).undefined
   assert math.isnan(c.ece_by_chance(p, np.full_like(p, np.nan), False)[0])
 
@@ -80,10 +88,13 @@ def test_by_hand():
   assert c.ece(p, labels, True).value == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
   assert c.brier(p, labels, True).value == pytest.approx((0.01 + 0.81 + 0.04 + 0.04) / 4)
   assert c.nll(p, labels, True).value == pytest.approx(
-    -(math.log(0.9) + math.log(0.1) + 2 * math.log(0.8)) / 4)
+    -(math.log(0.9) + math.log(0.1) + 2 * math.log(0.8)) / 4
+  )
   bins = c.reliability(p, labels, True)
   assert [(b["n"], b["came"], round(b["probability"], 6)) for b in bins] == [
-    (2, 0, 0.2), (2, 1, 0.9)]
+    (2, 0, 0.2),
+    (2, 1, 0.9),
+  ]
   assert bins[0]["low"] <= 0.2 < bins[0]["high"]
   # An impossible event that happens costs no more than 12 log 10.
   sure = np.array([[1.0, 0.0]])
@@ -126,11 +137,12 @@ def test_the_prevalence_of_two_gaussians_is_found(now):
   p = posterior(before)
   found = c.prevalence(p, before)
   np.testing.assert_allclose(found, now, atol=0.02)
-  np.testing.assert_allclose(c.at_prevalence(p, before, np.array(now)), posterior(now),
-                             rtol=1e-9)
+  np.testing.assert_allclose(c.at_prevalence(p, before, np.array(now)), posterior(now), rtol=1e-9)
+
   # The likelihood of these probabilities is nowhere larger.
   def likelihood(share):
     return np.log(p @ (np.array([1 - share, share]) / before)).mean()
+
   assert likelihood(found[1]) >= max(likelihood(found[1] + d) for d in (-1e-3, 1e-3))
 
 
@@ -142,8 +154,11 @@ def test_a_bias_of_the_logits_is_found():
   sure, one_hot = np.array([[1.0, 0.0], [0.0, 1.0]]), np.eye(2)
   assert np.isfinite(c.bias_corrected(sure, one_hot, sure)).all()  # classes that are separated
   nothing = np.full((2, 2), np.nan)
-  np.testing.assert_allclose(c.bias_corrected(sure, nothing, true[:, :2] / true[:, :2].sum(
-    1, keepdims=True)), true[:, :2] / true[:, :2].sum(1, keepdims=True), atol=1e-9)
+  np.testing.assert_allclose(
+    c.bias_corrected(sure, nothing, true[:, :2] / true[:, :2].sum(1, keepdims=True)),
+    true[:, :2] / true[:, :2].sum(1, keepdims=True),
+    atol=1e-9,
+  )
 
 
 def test_what_determines_no_temperature():
@@ -199,4 +214,5 @@ def test_patients_widen_intervals():
     assert aware.high - aware.low == pytest.approx(once.high - once.low, rel=0.1)
     assert naive.high - naive.low < 0.6 * (aware.high - aware.low)
   assert c.ece_by_chance(*many, True, patients)[0] == pytest.approx(
-    c.ece_by_chance(p, labels, True)[0], rel=0.05)
+    c.ece_by_chance(p, labels, True)[0], rel=0.05
+  )

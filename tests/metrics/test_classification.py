@@ -21,7 +21,8 @@ def data(seed=0, classes=2, n=90):
 def test_against_sklearn(classes):
   predicted, truth = data(classes, classes)
   np.testing.assert_array_equal(
-    c.confusion(predicted, truth, classes), sk.confusion_matrix(truth, predicted))
+    c.confusion(predicted, truth, classes), sk.confusion_matrix(truth, predicted)
+  )
   assert c.accuracy(predicted, truth).value == pytest.approx(sk.accuracy_score(truth, predicted))
   balanced = c.balanced_accuracy(predicted, truth, classes)
   assert balanced.value == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
@@ -83,8 +84,11 @@ def test_findings():
   calls = np.where(rng.random((70, 3)) < 0.75, labels, 1 - labels) == 1
   labels[rng.random((70, 3)) < 0.2] = np.nan
   known = ~np.isnan(labels)
-  for measure, metric in (("accuracy", sk.accuracy_score),
-                          ("balanced_accuracy", sk.balanced_accuracy_score), ("f1", sk.f1_score)):
+  for measure, metric in (
+    ("accuracy", sk.accuracy_score),
+    ("balanced_accuracy", sk.balanced_accuracy_score),
+    ("f1", sk.f1_score),
+  ):
     expected = np.mean([metric(labels[known[:, k], k], calls[known[:, k], k]) for k in range(3)])
     got = patient_bootstrap.interval(c.findings(measure, calls, labels))
     assert got.value == pytest.approx(expected)
@@ -98,9 +102,14 @@ def test_findings():
     c.findings("recall", calls, labels)
 
 
-@pytest.mark.parametrize("criterion,metric", [
-  ("balanced_accuracy", sk.balanced_accuracy_score), ("f1", sk.f1_score),
-  ("accuracy", sk.accuracy_score)])
+@pytest.mark.parametrize(
+  "criterion,metric",
+  [
+    ("balanced_accuracy", sk.balanced_accuracy_score),
+    ("f1", sk.f1_score),
+    ("accuracy", sk.accuracy_score),
+  ],
+)
 def test_best_threshold_is_best_of_all(criterion, metric):
   rng = np.random.default_rng(2)
   labels = (rng.random(60) < 0.3).astype(np.int64)

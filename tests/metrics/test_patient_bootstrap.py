@@ -29,10 +29,11 @@ def rates(call, truth):
 def test_a_difference_is_a_paired_bootstrap(measure):
   truth, a, b = made()
   patients = [f"p{i // 3}" for i in range(150)]
-  got = patient_bootstrap.difference(
-    *(c.decisions(measure, x, truth, 2, patients) for x in (a, b)))
-  gain = lambda rows: rates(a[rows], truth[rows])[measure] - rates(  # noqa: E731
-    b[rows], truth[rows])[measure]
+  got = patient_bootstrap.difference(*(c.decisions(measure, x, truth, 2, patients) for x in (a, b)))
+
+  def gain(rows):
+    return rates(a[rows], truth[rows])[measure] - rates(b[rows], truth[rows])[measure]
+
   assert got.value == pytest.approx(gain(slice(None)))
   drawn = np.random.default_rng(1).integers(0, 50, (4000, 50, 1))
   low, high = np.quantile(gain((3 * drawn + np.arange(3)).reshape(4000, -1)), [0.025, 0.975])
@@ -53,11 +54,11 @@ def test_p_values_are_uniform_where_there_is_no_difference():
   ps, areas = [], []
   for seed in range(150):
     truth, a, b = made(seed, n=120, right=(0.75, 0.75))
-    ps.append(patient_bootstrap.difference(
-      *(c.decisions("balanced_accuracy", x, truth) for x in (a, b))).p)
+    ps.append(
+      patient_bootstrap.difference(*(c.decisions("balanced_accuracy", x, truth) for x in (a, b))).p
+    )
     scores = rng.normal(size=(120, 2)) + truth[:, None]
-    areas.append(roc.auroc_difference(
-      scores[:, :1], scores[:, 1:], truth[:, None].astype(float)).p)
+    areas.append(roc.auroc_difference(scores[:, :1], scores[:, 1:], truth[:, None].astype(float)).p)
   assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.1
   assert 0.01 <= np.mean(np.array(areas) < 0.05) <= 0.1
   assert scipy.stats.kstest(areas, "uniform").pvalue > 0.01
@@ -65,14 +66,17 @@ def test_p_values_are_uniform_where_there_is_no_difference():
 
 # Albumin, total protein, K-G score and whether an operation helped, of 43 patients of DeLong,
 # DeLong and Clarke-Pearson 1988, as the example on ROC curves in SAS/STAT's manual has them.
-OPERATED = np.fromstring("""
+OPERATED = np.fromstring(
+  """
   3.0 5.8 10 0  3.2 6.3 5 1  3.9 6.8 3 1  2.8 4.8 6 0  3.2 5.8 3 1  0.9 4.0 5 0  2.5 5.7 8 0
   1.6 5.6 5 1  3.8 5.7 5 1  3.7 6.7 6 1  3.2 5.4 4 1  3.8 6.6 6 1  4.1 6.6 5 1  3.6 5.7 5 1
   4.3 7.0 4 1  3.6 6.7 4 0  2.3 4.4 6 1  4.2 7.6 4 0  4.0 6.6 6 0  3.5 5.8 6 1  3.8 6.8 7 1
   3.0 4.7 8 0  4.5 7.4 5 1  3.7 7.4 5 1  3.1 6.6 6 1  4.1 8.2 6 1  4.3 7.0 5 1  4.3 6.5 4 1
   3.2 5.1 5 1  2.6 4.7 6 1  3.3 6.8 6 0  1.7 4.0 7 0  3.7 6.1 5 1  3.3 6.3 7 1  4.2 7.7 6 1
   3.5 6.2 5 1  2.9 5.7 9 0  2.1 4.8 7 1  2.8 6.2 8 0  4.0 7.0 7 1  3.3 5.7 6 1  3.7 6.9 5 1
-  3.6 6.6 5 1""", sep=" ").reshape(-1, 4)
+  3.6 6.6 5 1""",
+  sep=" ",
+).reshape(-1, 4)
 
 
 def test_delongs_own_example():
@@ -120,7 +124,9 @@ def test_what_is_undefined_stays_so():
   assert math.isnan(found.value) and math.isnan(found.p)
   assert found.undefined == "no positive image"
   with pytest.raises(ValueError, match="same images"):
-    patient_bootstrap.difference(c.decisions("accuracy", a, truth), c.decisions("accuracy", b[1:], truth[1:]))
+    patient_bootstrap.difference(
+      c.decisions("accuracy", a, truth), c.decisions("accuracy", b[1:], truth[1:])
+    )
 
 
 def test_rates_by_hand():
@@ -144,8 +150,10 @@ def test_one_class_against_the_rest():
   truth, calls = rng.integers(0, 4, 120), rng.integers(0, 4, 120)
   for measure in ("sensitivity", "specificity", "hm", "f1"):
     each = [c.decisions(measure, calls, truth, 4, of=k).value for k in range(4)]
-    two = [c.decisions(measure, (calls == k).astype(int), (truth == k).astype(int)).value
-           for k in range(4)]
+    two = [
+      c.decisions(measure, (calls == k).astype(int), (truth == k).astype(int)).value
+      for k in range(4)
+    ]
     assert each == two
     assert c.decisions(measure, calls, truth, 4).value == pytest.approx(np.mean(each))
   with pytest.raises(ValueError, match="valid: balanced_accuracy"):

@@ -42,8 +42,9 @@ def test_classes_and_unknown_labels():
   scores, labels = made(1, k=3)
   labels[np.random.default_rng(5).random(labels.shape) < 0.2] = np.nan
   known = ~np.isnan(labels)
-  each = [sk.average_precision_score(labels[known[:, c], c], scores[known[:, c], c])
-          for c in range(3)]
+  each = [
+    sk.average_precision_score(labels[known[:, c], c], scores[known[:, c], c]) for c in range(3)
+  ]
   assert precision_recall.auprc(scores, labels).value == pytest.approx(np.mean(each))
   labels[:, 0] = 0
   found = precision_recall.auprc(scores, labels)
@@ -99,6 +100,7 @@ def test_large_sets_are_resampled_less(monkeypatch):
     def integers(self, low, high, shape):
       asked.append(shape[0])
       return self.rng.integers(low, high, shape)
+
   monkeypatch.setattr(np.random, "default_rng", Counting)
   monkeypatch.setattr(precision_recall, "WORK", 200 * 700)
   precision_recall.auprc(scores, labels)

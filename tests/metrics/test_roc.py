@@ -73,8 +73,11 @@ def test_clustered_variance_against_obuchowski_sums():
     b = sum(v - area for v, q in zip(v01, p01, strict=True) if q == p)
     ten, one, both = ten + a * a, one + b * b, both + a * b
   i10, i01 = len(set(p10)), len(set(p01))
-  expected = (i10 / ((i10 - 1) * m) * ten / m + i01 / ((i01 - 1) * n) * one / n
-              + 2 * (30 / 29) * both / (m * n))
+  expected = (
+    i10 / ((i10 - 1) * m) * ten / m
+    + i01 / ((i01 - 1) * n) * one / n
+    + 2 * (30 / 29) * both / (m * n)
+  )
   got = roc.auroc(scores, labels, [f"p{p}" for p in patients])
   assert variance_of(got) == pytest.approx(expected, rel=1e-9)
   assert "Obuchowski" in got.method
@@ -118,13 +121,16 @@ def test_degenerate_areas_keep_a_width():
   assert single.value == 0.5 and single.high - single.low > 0.8 and "1 disjoint" in single.method
 
 
-@pytest.mark.parametrize("scores,labels,reason", [
-  ([1.0, 2.0], [1, 1], "no negative image"),
-  ([1.0, 2.0], [0, 0], "no positive image"),
-  ([], [], "no image has a known label"),
-  ([1.0, math.nan], [0, 1], "not finite"),
-  ([1.0, math.inf], [0, 1], "not finite"),
-])
+@pytest.mark.parametrize(
+  "scores,labels,reason",
+  [
+    ([1.0, 2.0], [1, 1], "no negative image"),
+    ([1.0, 2.0], [0, 0], "no positive image"),
+    ([], [], "no image has a known label"),
+    ([1.0, math.nan], [0, 1], "not finite"),
+    ([1.0, math.inf], [0, 1], "not finite"),
+  ],
+)
 def test_undefined(scores, labels, reason):
   got = roc.auroc(np.array(scores, np.float64), np.array(labels, np.int64))
   assert math.isnan(got.value) and reason in got.undefined
@@ -133,7 +139,8 @@ def test_undefined(scores, labels, reason):
 def test_unknown_labels_are_left_out():
   scores, labels = data(2)
   with_unknown = roc.auroc(
-    np.append(scores, [9.0, -9.0]), np.append(labels.astype(np.float64), [np.nan, np.nan]))
+    np.append(scores, [9.0, -9.0]), np.append(labels.astype(np.float64), [np.nan, np.nan])
+  )
   assert with_unknown == roc.auroc(scores, labels)
   with pytest.raises(ValueError, match="0, 1 or NaN"):
     roc.auroc(scores, labels + 1)
@@ -147,11 +154,11 @@ def test_macro_auroc():
   got = roc.macro_auroc(scores, labels)
   each = [roc.auroc(scores[:, c], labels[:, c]) for c in range(3)]
   assert got.value == pytest.approx(np.mean([e.value for e in each]))
-  assert got.value == pytest.approx(
-    roc_auc_score(labels, scores, average="macro"), abs=1e-12)
+  assert got.value == pytest.approx(roc_auc_score(labels, scores, average="macro"), abs=1e-12)
   alone = roc.macro_auroc(scores[:, :1], labels[:, :1])
   assert (alone.value, alone.low, alone.high) == pytest.approx(
-    (each[0].value, each[0].low, each[0].high), abs=1e-12)
+    (each[0].value, each[0].low, each[0].high), abs=1e-12
+  )
   # The same column three times is no more certain than once; independent ones are.
   copies = roc.macro_auroc(np.repeat(scores[:, :1], 3, 1), np.repeat(labels[:, :1], 3, 1))
   assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=1e-9)
@@ -179,14 +186,17 @@ def test_a_class_with_one_positive_does_not_count_as_certain():
   rng = np.random.default_rng(8)
   labels = np.stack([np.arange(50) < 20, np.arange(50) == 7], 1).astype(np.float64)
   scores = rng.normal(size=(50, 2)) + labels
-  got, each = roc.macro_auroc(scores, labels), [
-    roc.auroc(scores[:, c], labels[:, c]) for c in range(2)]
+  got, each = (
+    roc.macro_auroc(scores, labels),
+    [roc.auroc(scores[:, c], labels[:, c]) for c in range(2)],
+  )
   a = each[1].value
   assert 0 < a < 1 and variance_of(got) > a * (1 - a) / 4
   alone = roc.macro_auroc(scores[:, 1:], labels[:, 1:])
   assert (alone.low, alone.high) == (each[1].low, each[1].high)
-  gain = roc.auroc_difference(labels[:, 1:] + rng.normal(size=(50, 1)), scores[:, 1:],
-                                  labels[:, 1:])
+  gain = roc.auroc_difference(
+    labels[:, 1:] + rng.normal(size=(50, 1)), scores[:, 1:], labels[:, 1:]
+  )
   assert gain.p > 0.1
 
 
@@ -237,8 +247,9 @@ def test_a_difference_is_obuchowskis_for_patients():
   p10, p01 = patients[labels == 1], patients[labels == 0]
   sums = [(ten[p10 == p].sum() / len(ten), one[p01 == p].sum() / len(one)) for p in range(25)]
   i10, i01, i = len(set(p10)), len(set(p01)), len(set(patients))
-  variance = sum(i10 / (i10 - 1) * x * x + i01 / (i01 - 1) * y * y + 2 * i / (i - 1) * x * y
-                 for x, y in sums)
+  variance = sum(
+    i10 / (i10 - 1) * x * x + i01 / (i01 - 1) * y * y + 2 * i / (i - 1) * x * y for x, y in sums
+  )
   names = [f"p{p}" for p in patients]
   found = roc.auroc_difference(a[:, None], b[:, None], labels[:, None], names)
   assert found.value == pytest.approx(first - second, abs=1e-12)
@@ -262,8 +273,10 @@ def test_a_differences_interval_is_the_bootstraps_over_patients():
 
   def drawn():
     rows = (3 * rng.integers(80, size=80)[:, None] + np.arange(3)).ravel()
-    return np.subtract(*(np.mean([roc.auroc(x[rows, c], labels[rows, c]).value
-                                  for c in range(2)]) for x in (a, b)))
+    return np.subtract(
+      *(np.mean([roc.auroc(x[rows, c], labels[rows, c]).value for c in range(2)]) for x in (a, b))
+    )
+
   spread = np.std([drawn() for _ in range(300)])
   assert (found.high - found.low) / 2 / 1.96 == pytest.approx(spread, rel=0.15)
 
@@ -274,4 +287,5 @@ def test_a_difference_of_the_same_scores_and_of_none():
   assert (same.value, same.low, same.high) == (0, 0, 0)
   assert roc.auroc_difference(scores, scores, labels * 0).undefined == "no positive image"
   assert roc.auroc_difference(scores, scores * np.nan, labels).undefined == (
-    "a score is not finite")
+    "a score is not finite"
+  )

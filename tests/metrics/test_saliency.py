@@ -18,20 +18,23 @@ def test_by_hand():
   found, reason = score(heat)
   assert not reason
   # A fifth are 4 pixels: all that are above 0, two of them in the mask of 8.
-  assert found == pytest.approx({"energy": 0.5, "energy_ratio": 0.5 / 0.4, "pointing": 0.0,
-                                 "iou20": 2 / 10})
+  assert found == pytest.approx(
+    {"energy": 0.5, "energy_ratio": 0.5 / 0.4, "pointing": 0.0, "iou20": 2 / 10}
+  )
 
 
 def test_a_map_inside_is_all_inside():
   found, _ = score(MASK * np.arange(20).reshape(4, 5))
-  assert found == pytest.approx({"energy": 1.0, "energy_ratio": 2.5, "pointing": 1.0,
-                                 "iou20": 4 / 8})
+  assert found == pytest.approx(
+    {"energy": 1.0, "energy_ratio": 2.5, "pointing": 1.0, "iou20": 4 / 8}
+  )
 
 
 def test_the_mask_itself():
   found, _ = score(MASK)
-  assert found == pytest.approx({"energy": 1.0, "energy_ratio": 2.5, "pointing": 1.0,
-                                 "iou20": 1.0})  # all its pixels are equal
+  assert found == pytest.approx(
+    {"energy": 1.0, "energy_ratio": 2.5, "pointing": 1.0, "iou20": 1.0}
+  )  # all its pixels are equal
 
 
 def test_what_is_below_0_is_no_evidence():
@@ -46,11 +49,17 @@ def test_scale_does_not_count_and_equal_largest_values_share():
   assert score(1000 * heat)[0] == score(heat)[0]
 
 
-@pytest.mark.parametrize(("heat", "mask", "reason"), [
-  (np.zeros((4, 5)), MASK, saliency.FLAT), (np.full((4, 5), 3.0), MASK, saliency.FLAT),
-  (np.full((4, 5), np.nan), MASK, saliency.FLAT), (np.full((4, 5), -1.0), MASK, saliency.FLAT),
-  (np.eye(4, 5), np.zeros((4, 5), bool), saliency.EMPTY),
-  (np.eye(4, 5), np.ones((4, 5), bool), saliency.FULL)])
+@pytest.mark.parametrize(
+  ("heat", "mask", "reason"),
+  [
+    (np.zeros((4, 5)), MASK, saliency.FLAT),
+    (np.full((4, 5), 3.0), MASK, saliency.FLAT),
+    (np.full((4, 5), np.nan), MASK, saliency.FLAT),
+    (np.full((4, 5), -1.0), MASK, saliency.FLAT),
+    (np.eye(4, 5), np.zeros((4, 5), bool), saliency.EMPTY),
+    (np.eye(4, 5), np.ones((4, 5), bool), saliency.FULL),
+  ],
+)
 def test_undefined_with_a_reason(heat, mask, reason):
   found, why = score(heat, mask)
   assert why == reason
@@ -62,7 +71,7 @@ def test_maps_of_noise_are_at_chance():
   masks = np.zeros((400, 16, 16), bool)
   for mask in masks:
     y, x, h, w = rng.integers(2, 8, 4)
-    mask[y:y + h, x:x + w] = True
+    mask[y : y + h, x : x + w] = True
   found = saliency.each(rng.random((400, 16, 16)), masks)
   for name in saliency.MEASURES:
     values, chance = found.values[name], found.chance[name]

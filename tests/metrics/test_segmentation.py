@@ -33,9 +33,12 @@ def surface(mask):
 
 def brute(a, b, spacing):
   """Every pixel of one surface against every pixel of the other."""
+
   def to(first, second):
-    return [min(np.hypot((i - k) * spacing[0], (j - m) * spacing[1]) for k, m in second)
-            for i, j in first]
+    return [
+      min(np.hypot((i - k) * spacing[0], (j - m) * spacing[1]) for k, m in second) for i, j in first
+    ]
+
   one, two = to(surface(a), surface(b)), to(surface(b), surface(a))
   return np.mean(one + two), max(np.percentile(one, 95), np.percentile(two, 95))
 
@@ -44,9 +47,11 @@ def brute(a, b, spacing):
 def test_distances_are_those_of_brute_force(spacing):
   for a, b in itertools.pairwise(map(blob, range(12))):
     np.testing.assert_allclose(
-      segmentation.surface_distances(a, b, spacing), brute(a, b, spacing), rtol=1e-12)
+      segmentation.surface_distances(a, b, spacing), brute(a, b, spacing), rtol=1e-12
+    )
     np.testing.assert_allclose(
-      segmentation.surface_distances(b, a, spacing), brute(a, b, spacing), rtol=1e-12)
+      segmentation.surface_distances(b, a, spacing), brute(a, b, spacing), rtol=1e-12
+    )
 
 
 def test_overlaps_are_those_of_counting():
@@ -82,10 +87,10 @@ def test_empty_masks():
 
 def test_the_largest_parts_stay():
   mask = np.zeros((10, 12), bool)
-  mask[1:4, 1:4] = True        # 9 pixels
-  mask[1:3, 6:8] = True        # 4
-  mask[7:9, 1:11] = True       # 20
-  mask[4, 4] = True            # touches the first at a corner alone: a part of its own
+  mask[1:4, 1:4] = True  # 9 pixels
+  mask[1:3, 6:8] = True  # 4
+  mask[7:9, 1:11] = True  # 20
+  mask[4, 4] = True  # touches the first at a corner alone: a part of its own
   for count, sizes in ((1, [20]), (2, [20, 9]), (3, [20, 9, 4]), (4, [20, 9, 4, 1])):
     assert segmentation.largest(mask, count).sum() == sum(sizes)
   assert segmentation.largest(mask, 2)[1, 1] and not segmentation.largest(mask, 2)[1, 6]
@@ -104,7 +109,8 @@ def test_each_image_by_itself():
   assert found["dice"][1] == 1.0 and found["dice"][2] == 0.0
   assert found["assd"][1] == 0.0 and np.isnan(found["hd95"][2])
   np.testing.assert_allclose(
-    (found["assd"][0], found["hd95"][0]), brute(predicted[0], truth[0], (1.0, 2.0)))
+    (found["assd"][0], found["hd95"][0]), brute(predicted[0], truth[0], (1.0, 2.0))
+  )
 
 
 def test_the_mean_and_its_interval_by_patient():
@@ -112,8 +118,9 @@ def test_the_mean_and_its_interval_by_patient():
   single = segmentation.mean(values)
   assert single.value == pytest.approx(values.mean()) and single.n == 200
   half = 1.96 * values.std() / np.sqrt(200)
-  np.testing.assert_allclose((single.low, single.high), values.mean() + np.array([-half, half]),
-                             atol=half / 5)
+  np.testing.assert_allclose(
+    (single.low, single.high), values.mean() + np.array([-half, half]), atol=half / 5
+  )
   # Four copies of each image of a patient tell no more than one: the interval must not shrink.
   copies = segmentation.mean(np.repeat(values, 4), [f"p{i // 4}" for i in range(800)])
   assert copies.n == 800

@@ -37,7 +37,8 @@ def test_last_map_and_its_mean(params):
   assert MODEL.grid((24, 40)) == (3, 5)
   assert MODEL.stride == 8
   np.testing.assert_allclose(
-    features.taps["stage:-1"].reshape(3, 15, 64), features.patches, rtol=1e-5, atol=1e-5)
+    features.taps["stage:-1"].reshape(3, 15, 64), features.patches, rtol=1e-5, atol=1e-5
+  )
   np.testing.assert_allclose(features.cls, features.patches.mean(1), atol=1e-5)
   assert features.taps["stage:0"].shape == (3, 24, 40, 8)
   assert features.stats is None
@@ -56,13 +57,13 @@ def test_groups_run_one_after_the_other(params):
   first, second = _encode(params, (large, small), train=True, taps=("stage:1",))
   alone = _encode(params, large, train=True, taps=("stage:1",))
   after = _encode(
-      join_stats(split_stats(params)[0], alone.stats), small, train=True, taps=("stage:1",))
+    join_stats(split_stats(params)[0], alone.stats), small, train=True, taps=("stage:1",)
+  )
   for got, want in ((first, alone), (second, after)):
     np.testing.assert_allclose(got.cls, want.cls, atol=1e-4)
     np.testing.assert_allclose(got.taps["stage:1"], want.taps["stage:1"], atol=1e-4)
     # Both hold the statistics after all groups.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.stats, after.stats)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.stats, after.stats)
 
 
 def test_statistics_are_the_running_leaves_of_the_parameters(params):
@@ -77,14 +78,16 @@ def test_running_statistics_have_no_part_in_training(params):
   other["bn1"] = other["bn1"] | {"running_mean": other["bn1"]["running_mean"] + 1.0}
   x = _images(4, 16, 16)
   np.testing.assert_allclose(
-      _encode(params, x, train=True).cls, _encode(other, x, train=True).cls, atol=1e-4)
+    _encode(params, x, train=True).cls, _encode(other, x, train=True).cls, atol=1e-4
+  )
 
 
 def test_standardized_features_do_not_see_exposure(params):
   model = dataclasses.replace(MODEL, standardize=True)
   x = _images(2, 16, 16)
   np.testing.assert_allclose(
-      _encode(params, x, model=model).cls, _encode(params, x + 3, model=model).cls, atol=1e-4)
+    _encode(params, x, model=model).cls, _encode(params, x + 3, model=model).cls, atol=1e-4
+  )
 
 
 def test_bfloat16_is_close(params):
@@ -106,6 +109,7 @@ def test_learns_to_tell_two_images_apart():
     def loss(trained):
       out = MODEL.encode(join_stats(trained, stats), x, train=True).cls.mean(-1)
       return jnp.square(out - out.mean() - y).mean()
+
     value, grads = jax.value_and_grad(loss)(trained)
     return value, jax.tree.map(lambda p, g: p - 0.1 * g, trained, grads)
 
@@ -116,11 +120,14 @@ def test_learns_to_tell_two_images_apart():
   assert values[-1] < 0.3 * values[0]
 
 
-@pytest.mark.parametrize(("call", "words"), [
+@pytest.mark.parametrize(
+  ("call", "words"),
+  [
     (lambda p: MODEL.encode(p, jnp.zeros((1, 32, 32, 3))), "3 channels"),
     (lambda p: MODEL.encode(p, _images(1, 32, 32), taps=("stage:4",)), "-4 to 3"),
     (lambda p: MODEL.encode(p, _images(1, 32, 32), taps=("attn",)), "'attn'"),
-])
+  ],
+)
 def test_bad_calls_say_what_is_wrong(params, call, words):
   with pytest.raises(UserError, match=words):
     call(params)

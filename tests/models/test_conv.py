@@ -1,6 +1,5 @@
 """Layers of maps against plain NumPy, lax and autodiff."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,21 +25,35 @@ def _plain_conv(x, kernel, stride, padding, groups, dilation):
   y = np.zeros((len(x), rows, cols, cout))
   for i in range(rows):
     for j in range(cols):
-      window = x[:, stride * i:stride * i + reach[0]:dilation,
-                 stride * j:stride * j + reach[1]:dilation]
+      window = x[
+        :,
+        stride * i : stride * i + reach[0] : dilation,
+        stride * j : stride * j + reach[1] : dilation,
+      ]
       for g in range(groups):
         to = slice(g * cout // groups, (g + 1) * cout // groups)
-        part = window[..., g * cin:(g + 1) * cin]
+        part = window[..., g * cin : (g + 1) * cin]
         y[:, i, j, to] = np.einsum("bhwi,hwio->bo", part, kernel[..., to])
   return y
 
 
-@pytest.mark.parametrize(("size", "stride", "padding", "groups", "dilation"), [
-    ((1, 1), 1, (0, 0), 1, 1), ((1, 1), 2, (0, 0), 1, 1), ((3, 3), 1, (1, 1), 1, 1),
-    ((3, 3), 2, (1, 1), 1, 1), ((7, 7), 2, (3, 3), 1, 1), ((3, 3), 2, (0, 0), 1, 1),
-    ((7, 7), 4, (3, 3), 1, 1), ((1, 7), 1, (0, 3), 1, 1), ((5, 2), 3, (2, 0), 1, 1),
-    ((3, 3), 1, (1, 1), 2, 1), ((3, 3), 2, (1, 1), 4, 1), ((3, 3), 2, (2, 2), 1, 2),
-])
+@pytest.mark.parametrize(
+  ("size", "stride", "padding", "groups", "dilation"),
+  [
+    ((1, 1), 1, (0, 0), 1, 1),
+    ((1, 1), 2, (0, 0), 1, 1),
+    ((3, 3), 1, (1, 1), 1, 1),
+    ((3, 3), 2, (1, 1), 1, 1),
+    ((7, 7), 2, (3, 3), 1, 1),
+    ((3, 3), 2, (0, 0), 1, 1),
+    ((7, 7), 4, (3, 3), 1, 1),
+    ((1, 7), 1, (0, 3), 1, 1),
+    ((5, 2), 3, (2, 0), 1, 1),
+    ((3, 3), 1, (1, 1), 2, 1),
+    ((3, 3), 2, (1, 1), 4, 1),
+    ((3, 3), 2, (2, 2), 1, 2),
+  ],
+)
 @pytest.mark.parametrize("pixels", [(8, 12), (9, 7)])
 def test_conv(pixels, size, stride, padding, groups, dilation):
   x, kernel = _normal(0, 2, *pixels, 4), _normal(1, *size, 4 // groups, 8)
@@ -62,23 +75,35 @@ def test_conv(pixels, size, stride, padding, groups, dilation):
   # It is linear in both: a gradient is right where its products with directions are.
   args = (stride, padding, groups, dilation)
   np.testing.assert_allclose(
-      along_x, (_plain_conv(np.asarray(vx), np.asarray(kernel), *args) * dy).sum(), rtol=1e-3,
-      atol=1e-3)
+    along_x,
+    (_plain_conv(np.asarray(vx), np.asarray(kernel), *args) * dy).sum(),
+    rtol=1e-3,
+    atol=1e-3,
+  )
   np.testing.assert_allclose(
-      along_kernel, (_plain_conv(np.asarray(x), np.asarray(vk), *args) * dy).sum(), rtol=1e-3,
-      atol=1e-3)
+    along_kernel,
+    (_plain_conv(np.asarray(x), np.asarray(vk), *args) * dy).sum(),
+    rtol=1e-3,
+    atol=1e-3,
+  )
 
 
-@pytest.mark.parametrize(("cin", "cout", "groups", "stride"), [
-    (64, 16, 4, 1), (12, 48, 3, 2), (96, 96, 24, 1)])
+@pytest.mark.parametrize(
+  ("cin", "cout", "groups", "stride"), [(64, 16, 4, 1), (12, 48, 3, 2), (96, 96, 24, 1)]
+)
 def test_groups_of_any_width(cin, cout, groups, stride):
   x, kernel = _normal(0, 2, 6, 6, cin), _normal(1, 3, 3, cin // groups, cout)
 
   @jax.jit
   def plain(x, kernel):
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups)
+      x,
+      kernel,
+      (stride, stride),
+      [(1, 1), (1, 1)],
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
 
   want = plain(x, kernel)
   dy, vx, vk = _normal(2, *want.shape), _normal(3, *x.shape), _normal(4, *kernel.shape)
@@ -104,16 +129,21 @@ def test_a_layer_keeps_the_size_and_adds_its_bias():
   np.testing.assert_allclose(layer(x), got + 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("init", "deviation"), [
-    ("fan_in", np.sqrt(2 / (9 * 64))), ("fan_out", np.sqrt(2 / (9 * 128))),
-    ("torch", np.sqrt(1 / (3 * 9 * 64))), ("normal", 0.1)])
+@pytest.mark.parametrize(
+  ("init", "deviation"),
+  [
+    ("fan_in", np.sqrt(2 / (9 * 64))),
+    ("fan_out", np.sqrt(2 / (9 * 128))),
+    ("torch", np.sqrt(1 / (3 * 9 * 64))),
+    ("normal", 0.1),
+  ],
+)
 def test_kernels_start_as_they_say(init, deviation):
   kernel = conv.Conv(64, 128, 3, init=init, rngs=nnx.Rngs(0)).kernel[...]
   assert np.std(kernel) == pytest.approx(deviation, rel=0.02)
 
 
 class _Norm(nnx.Module):
-
   def __init__(self, rngs):
     self.bn = conv.BatchNorm(5)
 
@@ -122,9 +152,14 @@ class _Norm(nnx.Module):
 
 
 NORM = Net.of(_Norm)
-PARAMS = {"bn": {
-  "scale": 1 + 0.3 * _normal(0, 5), "bias": _normal(1, 5), "running_mean": _normal(2, 5),
-  "running_var": jnp.exp(_normal(3, 5))}}
+PARAMS = {
+  "bn": {
+    "scale": 1 + 0.3 * _normal(0, 5),
+    "bias": _normal(1, 5),
+    "running_mean": _normal(2, 5),
+    "running_var": jnp.exp(_normal(3, 5)),
+  }
+}
 
 
 def _batch_norm(params, x, mean, var):
@@ -138,15 +173,17 @@ def test_batch_norm_values_and_gradients(train):
 
   def plain(params, x):
     p = params["bn"]
-    mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else (
-        p["running_mean"], p["running_var"])
+    mean, var = (
+      (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else (p["running_mean"], p["running_var"])
+    )
     return (_batch_norm(params, x, mean, var) * probe).sum()
 
   def ours(params, x):
     return (NORM.apply(params, x, train) * probe).sum()
 
   (a, da), (b, db) = (
-      jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(PARAMS, x) for f in (ours, plain))
+    jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(PARAMS, x) for f in (ours, plain)
+  )
   np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
   jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, atol=2e-4, rtol=1e-3), da, db)
 
@@ -176,6 +213,7 @@ def test_running_statistics_are_no_way_for_gradients():
     net = NORM.bind(params)
     net(x, True)
     return sum(a.sum() for a in jax.tree.leaves(running_stats(net)))
+
   grads = jax.grad(total, argnums=(0, 1))(PARAMS, _normal(4, 6, 5))
   assert all((g == 0).all() for g in jax.tree.leaves(grads))
 
@@ -204,8 +242,11 @@ def test_bfloat16_keeps_statistics_in_float32():
 @pytest.mark.parametrize("pixels", [(8, 11), (9, 9)])
 def test_pools(pixels, size, stride, padding):
   x = _normal(0, 2, *pixels, 3)
-  window = {"window_dimensions": (1, size, size, 1), "window_strides": (1, stride, stride, 1),
-            "padding": ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0))}
+  window = {
+    "window_dimensions": (1, size, size, 1),
+    "window_strides": (1, stride, stride, 1),
+    "padding": ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)),
+  }
 
   def plain_max(x):
     return lax.reduce_window(x, -jnp.inf, lax.max, **window)
@@ -214,9 +255,11 @@ def test_pools(pixels, size, stride, padding):
     return lax.reduce_window(x, 0.0, lax.add, **window) / size**2
 
   for ours, plain in ((conv.max_pool, plain_max), (conv.avg_pool, plain_mean)):
+
     def both(f, x):
       y, pull = jax.vjp(f, x)
       return y, pull(jnp.sin(jnp.arange(float(y.size))).reshape(y.shape))[0]
+
     got = jax.jit(both, static_argnums=0)(lambda x, f=ours: f(x, size, stride, padding), x)
     want = jax.jit(both, static_argnums=0)(plain, x)
     for a, b in zip(got, want, strict=True):

@@ -17,9 +17,15 @@ from cxrjax.models.module import Net, param_count, running_stats
 TIMM = [0.95828, 3.02367, 0.26952, 0.50019, 0.19263, 0.44103, 0.2533, 0.10699]
 
 
-@pytest.mark.parametrize(("depth", "parameters", "products"), [
+@pytest.mark.parametrize(
+  ("depth", "parameters", "products"),
+  [
     # torchvision's parameters, and its billions of multiply-adds at 224 pixels, classifier included
-    full(121, 7_978_856, 2.83), full(169, 14_149_480, 3.36), full(201, 20_013_928, 4.29)])
+    full(121, 7_978_856, 2.83),
+    full(169, 14_149_480, 3.36),
+    full(201, 20_013_928, 4.29),
+  ],
+)
 def test_size_is_the_published_one(depth, parameters, products):
   model = densenet.Model(depth=depth, channels=3)
   shapes = made_up.shapes(model)
@@ -29,16 +35,20 @@ def test_size_is_the_published_one(depth, parameters, products):
   dims = [shapes[f"transition{i}"]["conv"]["kernel"].shape[2:] for i in (1, 2, 3)]
   saved = sum(0.75 * (56 // 2**i) ** 2 * a * b for i, (a, b) in enumerate(dims))
   assert model.flops((224, 224)) / 2e9 + (classifier + saved) / 1e9 == pytest.approx(
-      products, abs=0.006)
+    products, abs=0.006
+  )
 
 
-@pytest.mark.parametrize(("model", "size", "maps"), [
+@pytest.mark.parametrize(
+  ("model", "size", "maps"),
+  [
     full(densenet.Model(), (224, 224), [(56, 256), (28, 512), (14, 1024), (7, 1024)]),
     full(densenet.Model(), (96, 96), [(24, 256), (12, 512), (6, 1024), (3, 1024)]),
     full(densenet.Model(), (32, 32), [(8, 256), (4, 512), (2, 1024), (1, 1024)]),
     full(densenet.Model(depth=201), (101, 101), [(26, 256), (13, 512), (6, 1792), (3, 1920)]),
     (densenet.Model(growth=8), (64, 64), [(16, 64), (8, 128), (4, 256), (2, 256)]),
-])
+  ],
+)
 def test_shapes(model, size, maps):
   taps = tuple(f"stage:{i}" for i in range(4))
   params = made_up.shapes(model)
@@ -60,7 +70,6 @@ def test_numbers_are_timms():
 
 
 class _Dense(nnx.Module):
-
   def __init__(self, rngs):
     self.block = densenet._Block(4, 3, 2, rngs)
     self.norm = BatchNorm(10)
@@ -78,14 +87,17 @@ def test_statistics_that_are_shared_are_those_of_each_norm():
   seen, stats = jax.jit(net.apply)(params, jnp.asarray(made_up.images(3, 6, 6, 4)))
   seen = np.asarray(seen).reshape(-1, 10)
   for old, new in (
-      (params["block"]["denselayer2"]["norm1"], stats["block"]["denselayer2"]["norm1"]),
-      (params["block"]["denselayer3"]["norm1"], stats["block"]["denselayer3"]["norm1"]),
-      (params["norm"], stats["norm"])):
+    (params["block"]["denselayer2"]["norm1"], stats["block"]["denselayer2"]["norm1"]),
+    (params["block"]["denselayer3"]["norm1"], stats["block"]["denselayer3"]["norm1"]),
+    (params["norm"], stats["norm"]),
+  ):
     n = len(new["running_mean"])
     np.testing.assert_allclose(
-        new["running_mean"], 0.9 * old["running_mean"] + 0.1 * seen[:, :n].mean(0), atol=1e-5)
+      new["running_mean"], 0.9 * old["running_mean"] + 0.1 * seen[:, :n].mean(0), atol=1e-5
+    )
     np.testing.assert_allclose(
-        new["running_var"], 0.9 * old["running_var"] + 0.1 * seen[:, :n].var(0, ddof=1), rtol=1e-4)
+      new["running_var"], 0.9 * old["running_var"] + 0.1 * seen[:, :n].var(0, ddof=1), rtol=1e-4
+    )
 
 
 def test_too_small_images_and_bad_options():

@@ -28,7 +28,8 @@ def test_logits_are_the_formula():
   params = jax.tree.map(lambda a: 3 * a + 0.2, jax.jit(HEAD.init)(jax.random.key(0)))
   x = jax.random.normal(jax.random.key(1), (4, 6))
   np.testing.assert_allclose(
-      HEAD.apply(params, x), _reference(params, np.asarray(x, np.float64)), atol=1e-5)
+    HEAD.apply(params, x), _reference(params, np.asarray(x, np.float64)), atol=1e-5
+  )
 
 
 def test_logits_are_cosines():
@@ -71,8 +72,7 @@ def test_flops_count_the_matrices():
 def _projected(params, x, norms, activations, epsilon=1e-5):
   """The MLP in float64; `norms` and `activations` layer by layer."""
   affine = iter(params.get("norms", {}).get(str(i), {}) for i in range(len(norms)))
-  for layer, normed, activation in zip(
-      params["layers"].values(), norms, activations, strict=True):
+  for layer, normed, activation in zip(params["layers"].values(), norms, activations, strict=True):
     x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer.get("bias", 0), np.float64)
     if normed:
       p = next(affine)
@@ -85,14 +85,17 @@ def _projected(params, x, norms, activations, epsilon=1e-5):
   return x
 
 
-@pytest.mark.parametrize(("options", "norms", "activations", "vectors"), [
-  ({"final_norm": "batch_no_affine"}, (1, 1, 1), ("relu", "relu", None), 4),   # SimSiam, MoCo v3
-  ({"final_norm": "batch_no_bias"}, (1, 1, 1), ("relu", "relu", None), 5),     # SimCLR
-  ({"final_norm": "batch", "activation": ("relu", "gelu")}, (1, 1, 1), ("relu", "gelu", None), 6),
-  ({"bias": False}, (1, 1, 0), ("relu", "relu", None), 4),                     # BYOL
-  ({"batch_norm": False, "activation": "gelu"}, (0, 0, 0), ("gelu", "gelu", None), 3),
-  ({"dims": (3,)}, (0,), (None,), 1),                                          # PIRL
-])
+@pytest.mark.parametrize(
+  ("options", "norms", "activations", "vectors"),
+  [
+    ({"final_norm": "batch_no_affine"}, (1, 1, 1), ("relu", "relu", None), 4),  # SimSiam, MoCo v3
+    ({"final_norm": "batch_no_bias"}, (1, 1, 1), ("relu", "relu", None), 5),  # SimCLR
+    ({"final_norm": "batch", "activation": ("relu", "gelu")}, (1, 1, 1), ("relu", "gelu", None), 6),
+    ({"bias": False}, (1, 1, 0), ("relu", "relu", None), 4),  # BYOL
+    ({"batch_norm": False, "activation": "gelu"}, (0, 0, 0), ("gelu", "gelu", None), 3),
+    ({"dims": (3,)}, (0,), (None,), 1),  # PIRL
+  ],
+)
 def test_projector_is_the_mlp_it_names(options, norms, activations, vectors):
   head = Projector(**{"in_dim": 6, "dims": (7, 8, 3), **options})
   params = jax.jit(head.init)(jax.random.key(0))
@@ -107,9 +110,10 @@ def test_projector_is_the_mlp_it_names(options, norms, activations, vectors):
 
 def test_projector_mistakes():
   for options, message in (
-      ({"final_norm": "layer"}, "final_norm='layer' is unknown"),
-      ({"activation": "rellu"}, "activation='rellu' is unknown; did you mean 'relu'"),
-      ({"activation": ("relu",)}, "one for each of its 2 hidden layers"),
-      ({"dims": ()}, "one or more widths")):
+    ({"final_norm": "layer"}, "final_norm='layer' is unknown"),
+    ({"activation": "rellu"}, "activation='rellu' is unknown; did you mean 'relu'"),
+    ({"activation": ("relu",)}, "one for each of its 2 hidden layers"),
+    ({"dims": ()}, "one or more widths"),
+  ):
     with pytest.raises(UserError, match=message):
       Projector(in_dim=4, **options)

@@ -25,9 +25,15 @@ def test_size_is_the_published_one():
   assert model.flops((299, 299)) / 2e9 + classifier / 1e9 == pytest.approx(5.71, abs=0.006)
 
 
-@pytest.mark.parametrize(("size", "sides"), [
-    full(299, (71, 35, 17, 8)), full(224, (52, 25, 12, 5)), full(96, (20, 9, 4, 1)),
-    (75, (15, 7, 3, 1))])
+@pytest.mark.parametrize(
+  ("size", "sides"),
+  [
+    full(299, (71, 35, 17, 8)),
+    full(224, (52, 25, 12, 5)),
+    full(96, (20, 9, 4, 1)),
+    (75, (15, 7, 3, 1)),
+  ],
+)
 def test_shapes(size, sides):
   model, taps = inception.Model(), tuple(f"stage:{i}" for i in range(4))
   params = made_up.shapes(model)
@@ -35,7 +41,8 @@ def test_shapes(size, sides):
   features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
   dims = (192, 288, 768, 2048)
   assert [features.taps[t].shape for t in taps] == [
-      (2, n, n, d) for n, d in zip(sides, dims, strict=True)]
+    (2, n, n, d) for n, d in zip(sides, dims, strict=True)
+  ]
   assert model.grid((size, size)) == (sides[-1],) * 2
   assert model.features == 2048
   assert model.stride == 32

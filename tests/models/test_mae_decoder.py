@@ -18,11 +18,13 @@ KEEP = jnp.array([[5, 0, 3], [1, 2, 7]])
 def params():
   params = DECODER.init(jax.random.key(0))
   return jax.tree.map(
-      lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), params)
+    lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), params
+  )
 
 
 def _plain(params, cls, patches, keep):
   """One image; patch by patch."""
+
   def linear(p, x):
     return x @ p["kernel"] + p["bias"]
 
@@ -49,8 +51,9 @@ def _plain(params, cls, patches, keep):
 
 
 def test_values_and_gradients_are_those_of_plain_code(params):
-  cls, patches = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 12),
-                                                                                  (2, 3, 12)]))
+  cls, patches = (
+    jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 12), (2, 3, 12)])
+  )
   probe = jax.random.normal(jax.random.key(5), (2, 8, 9))
   keep = np.asarray(KEEP).tolist()
 
@@ -61,8 +64,9 @@ def test_values_and_gradients_are_those_of_plain_code(params):
     out = jnp.stack([_plain(params, cls[i], patches[i], keep[i]) for i in range(2)])
     return (out * probe).sum()
 
-  (a, da), (b, db) = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(params, cls, patches)
-                      for f in (ours, plain))
+  (a, da), (b, db) = (
+    jax.jit(jax.value_and_grad(f, (0, 1, 2)))(params, cls, patches) for f in (ours, plain)
+  )
   np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4, rtol=1e-3), da, db)
 
@@ -81,7 +85,8 @@ def test_rows_go_where_they_belong_and_their_gradients_back():
 def test_size_is_the_papers():
   # He et al.'s decoder for ViT-B/16 and colour images, whose positions are no parameters here.
   params = jax.eval_shape(
-      Decoder(in_dim=768, outputs=768, width=512, depth=8, heads=16).init, jax.random.key(0))
+    Decoder(in_dim=768, outputs=768, width=512, depth=8, heads=16).init, jax.random.key(0)
+  )
   block = 4 * 512 * 512 + 4 * 512 + 8 * 512 * 512 + 5 * 512 + 4 * 512
   assert param_count(params) == 768 * 512 + 512 + 512 + 8 * block + 2 * 512 + 512 * 768 + 768
 

@@ -12,7 +12,6 @@ from cxrjax.models.module import Net, param_count
 
 
 class _Two(nnx.Module):
-
   def __init__(self, width, rngs):
     self.parts = nnx.List([layers.Linear(3, width, rngs=rngs), layers.Linear(width, 2, rngs=rngs)])
 
@@ -50,11 +49,14 @@ def test_is_a_static_argument():
   np.testing.assert_allclose(run(Net.of(_Two, width=4), params, x), NET.apply(params, x), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("change", "words"), [
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
     (lambda p: p["parts"].pop("1"), "lack 'parts/1/"),
     (lambda p: p.update(extra=np.ones(1)), "unknown 'extra'"),
     (lambda p: p["parts"]["0"].update(bias=np.ones(5)), r"'parts/0/bias' has shape \(5,\)"),
-])
+  ],
+)
 def test_wrong_parameters_are_named(change, words):
   params = NET.init(jax.random.key(0))
   change(params)

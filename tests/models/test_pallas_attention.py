@@ -30,6 +30,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_products_are():
   def both(attend, x):
     out, back = jax.vjp(attend, x)
     return out, back(dout.astype(out.dtype))[0]
+
   exact = both(lambda x: attention.attend(x, 2), qkv.astype(jnp.float32))
   kernel = both(lambda x: pallas_attention.attend(x, 2, True), qkv)
   products = both(lambda x: attention.attend(x, 2), qkv)
@@ -43,5 +44,4 @@ def test_long_sequences_and_batches_that_do_not_divide_are_products():
   """Neither has the kernel, which this machine could not run."""
   kernel = attention.Kernel("pallas", make_mesh(1, jax.devices()[:1]))
   long = drawn(1, pallas_attention.MOST + 1, 8, jnp.bfloat16)
-  np.testing.assert_array_equal(
-    attention.attend(long, 1, kernel), attention.attend(long, 1))
+  np.testing.assert_array_equal(attention.attend(long, 1, kernel), attention.attend(long, 1))

@@ -11,8 +11,13 @@ from PIL import Image
 from cxrjax.core.errors import UserError
 from cxrjax.models import posembed, vit
 
-SIZES = [((5, 5), (3, 8)), ((14, 14), (6, 6)), ((4, 4), (2, 2)), ((7, 7), (7, 16)),
-         ((3, 3), (1, 9))]
+SIZES = [
+  ((5, 5), (3, 8)),
+  ((14, 14), (6, 6)),
+  ((4, 4), (2, 2)),
+  ((7, 7), (7, 16)),
+  ((3, 3), (1, 9)),
+]
 
 
 def grid(old):
@@ -44,8 +49,9 @@ def point(image, y, x):
 @pytest.mark.parametrize("old, new", SIZES)
 @pytest.mark.parametrize("interpolation, more", [("dino", 0.1), ("torch", 0.0)])
 def test_dino_and_torch_by_hand(interpolation, more, old, new):
-  places = [[(i + 0.5) * o / (n + more) - 0.5 for i in range(n)]
-            for o, n in zip(old, new, strict=True)]
+  places = [
+    [(i + 0.5) * o / (n + more) - 0.5 for i in range(n)] for o, n in zip(old, new, strict=True)
+  ]
   image = grid(old).astype(np.float64)
   want = [[point(image, y, x) for x in places[1]] for y in places[0]]
   np.testing.assert_allclose(ours(old, new, interpolation), want, atol=1e-5)
@@ -54,8 +60,12 @@ def test_dino_and_torch_by_hand(interpolation, more, old, new):
 @pytest.mark.parametrize("old, new", SIZES)
 def test_timm_is_pillow(old, new):
   """torch's antialiased interpolation has the same kernel."""
-  want = [np.asarray(Image.fromarray(np.ascontiguousarray(channel)).resize(
-    new[::-1], Image.Resampling.BICUBIC)) for channel in grid(old).transpose(2, 0, 1)]
+  want = [
+    np.asarray(
+      Image.fromarray(np.ascontiguousarray(channel)).resize(new[::-1], Image.Resampling.BICUBIC)
+    )
+    for channel in grid(old).transpose(2, 0, 1)
+  ]
   np.testing.assert_allclose(ours(old, new, "timm"), np.stack(want, -1), atol=1e-5)
 
 
@@ -68,11 +78,17 @@ def test_big_vision_is_scipys_zoom(old, new):
 
 # torch.nn.functional.interpolate(mode="bicubic") of a row of five unit vectors, to three.
 TORCH = {
-  "dino": [[0.7141, 0.3347, -0.0488, 0, 0], [-0.0045, 0.0696, 0.986, -0.0511, 0],
-           [0, 0, -0.0873, 0.5511, 0.5363]],
+  "dino": [
+    [0.7141, 0.3347, -0.0488, 0, 0],
+    [-0.0045, 0.0696, 0.986, -0.0511, 0],
+    [0, 0, -0.0873, 0.5511, 0.5363],
+  ],
   "torch": [[0.6852, 0.3704, -0.0556, 0, 0], [0, 0, 1, 0, 0], [0, 0, -0.0556, 0.3704, 0.6852]],
-  "timm": [[0.5846, 0.4462, 0, -0.0308, 0], [-0.0372, 0.2465, 0.5814, 0.2465, -0.0372],
-           [0, -0.0308, 0, 0.4462, 0.5846]],
+  "timm": [
+    [0.5846, 0.4462, 0, -0.0308, 0],
+    [-0.0372, 0.2465, 0.5814, 0.2465, -0.0372],
+    [0, -0.0308, 0, 0.4462, 0.5846],
+  ],
 }
 
 

@@ -12,14 +12,20 @@ from cxrjax.methods.base import split_stats
 from cxrjax.models import resnet
 from cxrjax.models.module import param_count
 
-TIMM = [282.16085, 552.43057, 1987.5981,
-        23.5133, 1246.50485, 30.53967, 588.91511, 313.20294]
+TIMM = [282.16085, 552.43057, 1987.5981, 23.5133, 1246.50485, 30.53967, 588.91511, 313.20294]
 
 
-@pytest.mark.parametrize(("depth", "parameters", "products"), [
+@pytest.mark.parametrize(
+  ("depth", "parameters", "products"),
+  [
     # torchvision's parameters, and its billions of multiply-adds at 224 pixels, classifier included
-    (18, 11_689_512, 1.81), full(34, 21_797_672, 3.66), full(50, 25_557_032, 4.09),
-    full(101, 44_549_160, 7.80), full(152, 60_192_808, 11.51)])
+    (18, 11_689_512, 1.81),
+    full(34, 21_797_672, 3.66),
+    full(50, 25_557_032, 4.09),
+    full(101, 44_549_160, 7.80),
+    full(152, 60_192_808, 11.51),
+  ],
+)
 def test_size_is_the_published_one(depth, parameters, products):
   model = resnet.Model(depth=depth, channels=3)
   shapes = made_up.shapes(model)
@@ -28,14 +34,17 @@ def test_size_is_the_published_one(depth, parameters, products):
   assert model.flops((224, 224)) / 2e9 + classifier / 1e9 == pytest.approx(products, abs=0.006)
 
 
-@pytest.mark.parametrize(("model", "size", "maps"), [
+@pytest.mark.parametrize(
+  ("model", "size", "maps"),
+  [
     full(resnet.Model(depth=50), (224, 224), [(56, 256), (28, 512), (14, 1024), (7, 2048)]),
     full(resnet.Model(depth=18), (96, 96), [(24, 64), (12, 128), (6, 256), (3, 512)]),
     (resnet.Model(depth=18), (100, 100), [(25, 64), (13, 128), (7, 256), (4, 512)]),
     full(resnet.Model(depth=101), (32, 32), [(8, 256), (4, 512), (2, 1024), (1, 2048)]),
     (resnet.Model(depth=18, small_stem=True), (32, 32), [(32, 64), (16, 128), (8, 256), (4, 512)]),
     (resnet.Model(depth=50, width=16), (64, 64), [(16, 64), (8, 128), (4, 256), (2, 512)]),
-])
+  ],
+)
 def test_shapes(model, size, maps):
   taps = tuple(f"stage:{i}" for i in range(4))
   params = made_up.shapes(model)
@@ -67,10 +76,14 @@ def test_zero_init_starts_blocks_as_the_identity():
   np.testing.assert_array_equal(first(params), before)
 
 
-@pytest.mark.parametrize(("options", "words"), [
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
     ({"depth": 42}, "config.model.depth=42 is not known; valid: 18, 34, 50, 101, 152"),
     ({"width": 0}, "config.model.width"),
-    ({"dtype": "float16"}, "config.model.dtype")])
+    ({"dtype": "float16"}, "config.model.dtype"),
+  ],
+)
 def test_bad_options_name_their_key(options, words):
   with pytest.raises(UserError, match=words):
     model = resnet.Model(**options)

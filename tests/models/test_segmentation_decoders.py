@@ -28,11 +28,15 @@ def shapes(encoder, kind, h, w, **options):
   return logits.shape, stats
 
 
-@pytest.mark.parametrize(("encoder", "kinds"), [
-  pytest.param(VIT, ("linear", "upsample", "unetr", "auto"), id="vit"),
-  full(vit.Model(variant="Ti", patch_size=16), ("unetr",), id="vit16"),
-  pytest.param(CNN, ("linear", "upsample", "unet", "auto"), id="resnet"),
-  full(resnet.Model(depth=18, width=4, small_stem=True), ("unet",), id="small_stem")])
+@pytest.mark.parametrize(
+  ("encoder", "kinds"),
+  [
+    pytest.param(VIT, ("linear", "upsample", "unetr", "auto"), id="vit"),
+    full(vit.Model(variant="Ti", patch_size=16), ("unetr",), id="vit16"),
+    pytest.param(CNN, ("linear", "upsample", "unet", "auto"), id="resnet"),
+    full(resnet.Model(depth=18, width=4, small_stem=True), ("unet",), id="small_stem"),
+  ],
+)
 def test_one_logit_for_each_pixel(encoder, kinds):
   for kind in kinds:
     found, stats = shapes(encoder, kind, 64, 96)
@@ -70,7 +74,8 @@ def made_up(encoder, decoder, h, w):
   """Features of the right shapes with random numbers, without running the encoder."""
   found = jax.eval_shape(
     lambda x: encoder.encode(encoder.init(jax.random.key(0)), x, taps=decoder.taps),
-    jax.ShapeDtypeStruct((1, h, w, 1), jnp.float32))
+    jax.ShapeDtypeStruct((1, h, w, 1), jnp.float32),
+  )
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), found)
 
@@ -117,13 +122,19 @@ def test_flops_count_the_convolutions():
   assert convolutions < decoder.flops((32, 32)) < 1.6 * convolutions
 
 
-@pytest.mark.parametrize(("make", "words"), [
-  (lambda: Decoder(VIT, "unte"), r"config\.method\.decoder='unte'.*did you mean 'unet'"),
-  (lambda: Decoder(VIT, "unet"), r"decoder='unet' needs an encoder with stages.*choose 'unetr'"),
-  (lambda: Decoder(CNN, "unetr"), r"decoder='unetr' needs an encoder with blocks.*choose 'unet'"),
-  (lambda: Decoder(VIT, "upsample", 0), r"config\.method\.width=0 must be a whole number"),
-  (lambda: Decoder(vit.Model(variant="Nu", patch_size=14, image_size=28), "unetr"),
-   r"config\.model\.patch_size=14 must be a power of two")])
+@pytest.mark.parametrize(
+  ("make", "words"),
+  [
+    (lambda: Decoder(VIT, "unte"), r"config\.method\.decoder='unte'.*did you mean 'unet'"),
+    (lambda: Decoder(VIT, "unet"), r"decoder='unet' needs an encoder with stages.*choose 'unetr'"),
+    (lambda: Decoder(CNN, "unetr"), r"decoder='unetr' needs an encoder with blocks.*choose 'unet'"),
+    (lambda: Decoder(VIT, "upsample", 0), r"config\.method\.width=0 must be a whole number"),
+    (
+      lambda: Decoder(vit.Model(variant="Nu", patch_size=14, image_size=28), "unetr"),
+      r"config\.model\.patch_size=14 must be a power of two",
+    ),
+  ],
+)
 def test_mistakes(make, words):
   with pytest.raises(UserError, match=words):
     make()

@@ -52,7 +52,8 @@ def _peer(name, params):
   found = {}
   for stage in CASES[name][1]:
     net.get_submodule(stage).register_forward_hook(
-        lambda _, __, out, stage=stage: found.update({stage: out}))
+      lambda _, __, out, stage=stage: found.update({stage: out})
+    )
   return net.double(), found
 
 
@@ -63,7 +64,8 @@ def _maps(x):
 def _close(ours, theirs, tolerance, what):
   theirs = theirs.detach().numpy()
   np.testing.assert_allclose(
-      ours, theirs, rtol=tolerance, atol=tolerance * max(1.0, np.abs(theirs).max()), err_msg=what)
+    ours, theirs, rtol=tolerance, atol=tolerance * max(1.0, np.abs(theirs).max()), err_msg=what
+  )
 
 
 def _compare(name, features, found, tolerance):
@@ -133,10 +135,12 @@ def _vit_names(params, patch_size, channels):
 def test_vision_transformer(layer_scale):
   """All tokens, on the size that its positions are for."""
   model = vit.Model(
-    variant="Ti", depth=3, patch_size=16, image_size=96, channels=3, layer_scale=layer_scale)
+    variant="Ti", depth=3, patch_size=16, image_size=96, channels=3, layer_scale=layer_scale
+  )
   params, x = made_up.of(model), made_up.images(2, 96, 96, 3)
   net = timm.create_model(
-    "vit_tiny_patch16_224", num_classes=0, img_size=96, depth=3, init_values=layer_scale or None)
+    "vit_tiny_patch16_224", num_classes=0, img_size=96, depth=3, init_values=layer_scale or None
+  )
   state = {k: torch.tensor(np.ascontiguousarray(v)) for k, v in _vit_names(params, 16, 3)}
   net.load_state_dict(state)
   assert param_count(params) == sum(p.numel() for p in net.parameters())

@@ -20,7 +20,8 @@ MODEL = vit.Model(variant="Mu", width=32, depth=DEPTH, heads=2, image_size=64)
 def params():
   params = jax.jit(MODEL.init)(jax.random.key(0))
   return jax.tree.map(  # larger than the start, so that no term hides behind a small weight
-      lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), params)
+    lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), params
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("taps", "model"))
@@ -35,6 +36,7 @@ def _images(key, n, size):
 
 def _plain_vit(params, image, keep=None, mask=None):
   """One image, one loop per layer, no tricks: tokens after the final norm."""
+
   def linear(p, x):
     return x @ p["kernel"] + p["bias"]
 
@@ -43,8 +45,11 @@ def _plain_vit(params, image, keep=None, mask=None):
     return (x - mean) / jnp.sqrt(var + 1e-6) * p["scale"] + p["bias"]
 
   rows = image.shape[0] // 16
-  patches = [image[16 * i:16 * i + 16, 16 * j:16 * j + 16].reshape(-1)
-             for i in range(rows) for j in range(image.shape[1] // 16)]
+  patches = [
+    image[16 * i : 16 * i + 16, 16 * j : 16 * j + 16].reshape(-1)
+    for i in range(rows)
+    for j in range(image.shape[1] // 16)
+  ]
   x = linear(params["patch"], jnp.stack(patches))
   if mask is not None:
     x = jnp.where(mask[:, None], params["mask_token"], x)
@@ -135,6 +140,7 @@ def test_dropped_patches_cost_nothing(params):
   def cost(**options):
     def f(p):
       return MODEL.encode(p, images, **options).patches.sum()
+
     return jax.jit(f).lower(params).compile().cost_analysis()["flops"]
 
   assert cost(keep=keep) < 0.35 * cost()  # 5 of 17 tokens
@@ -146,8 +152,12 @@ def test_sines_and_cosines_say_where_a_patch_is():
   assert not params["pos"][0].any()
   row, column = 2, 3  # of 4 x 4
   frequency = np.array([10000.0 ** (-i / 8) for i in range(8)])
-  want = [np.sin(column * frequency), np.cos(column * frequency),
-          np.sin(row * frequency), np.cos(row * frequency)]
+  want = [
+    np.sin(column * frequency),
+    np.cos(column * frequency),
+    np.sin(row * frequency),
+    np.cos(row * frequency),
+  ]
   np.testing.assert_allclose(params["pos"][1 + 4 * row + column], np.concatenate(want), atol=1e-6)
 
 
@@ -160,6 +170,7 @@ def test_unused_patches_are_not_computed(params):
     def f(p):
       features = MODEL.encode(p, images)
       return features.cls.sum() + (features.patches.sum() if patches else 0.0)
+
     return jax.jit(f).lower(params).compile().cost_analysis()["flops"]
 
   whole, short = cost(True), cost(False)
@@ -192,7 +203,8 @@ def test_the_class_token_and_registers_start_as_asked(std):
 def test_registers_take_part_and_are_left_out(params):
   model = dataclasses.replace(MODEL, registers=2)
   got = _encode(
-      model.init(jax.random.key(0)), _images(1, 2, 64), taps=("attn", "block:0"), model=model)
+    model.init(jax.random.key(0)), _images(1, 2, 64), taps=("attn", "block:0"), model=model
+  )
   assert got.patches.shape == (2, 16, 32)
   assert got.taps["attn"].shape == (2, 2, 19, 19)
   assert got.taps["block:0"].shape == (2, 19, 32)
@@ -246,16 +258,20 @@ def test_layer_scale_is_a_factor_of_each_branch(params):
   # Factors of 1 change nothing, factors of 0 leave the embedding.
   x = _images(1, 2, 64)
   ones = jax.tree.map_with_path(
-    lambda path, v: jnp.ones_like(v) if path[-1].key in extra else v, scaled)
-  same = {**ones, "blocks": {i: {k: plain["blocks"][i].get(k, v) for k, v in b.items()}
-                             for i, b in ones["blocks"].items()}}
+    lambda path, v: jnp.ones_like(v) if path[-1].key in extra else v, scaled
+  )
+  same = {
+    **ones,
+    "blocks": {
+      i: {k: plain["blocks"][i].get(k, v) for k, v in b.items()} for i, b in ones["blocks"].items()
+    },
+  }
   same = {k: same[k] if k == "blocks" else plain[k] for k in plain}
   run = jax.jit(lambda p: model.encode(p, x, taps=("block:0", "block:1")))
   want = jax.jit(lambda p: MODEL.encode(p, x))(plain)
   np.testing.assert_allclose(run(same).patches, want.patches, atol=1e-5)
   np.testing.assert_allclose(run(same).cls, want.cls, atol=1e-5)
-  zeros = jax.tree.map_with_path(
-    lambda path, v: 0 * v if path[-1].key in extra else v, scaled)
+  zeros = jax.tree.map_with_path(lambda path, v: 0 * v if path[-1].key in extra else v, scaled)
   taps = run(zeros).taps
   np.testing.assert_array_equal(taps["block:0"], taps["block:1"])
 
@@ -281,28 +297,32 @@ def test_other_and_oblong_sizes(params):
 
 
 def test_drop_path_does_not_depend_on_the_batch(params):
-  model = vit.Model(variant="Mu", width=32, depth=DEPTH, heads=2, image_size=64,
-                    drop_path=0.5)
+  model = vit.Model(variant="Mu", width=32, depth=DEPTH, heads=2, image_size=64, drop_path=0.5)
   images, keys = _images(1, 6, 64), jax.random.split(jax.random.key(5), 6)
   whole = _encode(params, images, keys, model=model).cls
-  parts = [_encode(params, images[i:i + 3], keys[i:i + 3], model=model).cls for i in (0, 3)]
+  parts = [_encode(params, images[i : i + 3], keys[i : i + 3], model=model).cls for i in (0, 3)]
   np.testing.assert_allclose(whole, jnp.concatenate(parts), atol=1e-5)
   assert not np.allclose(whole, _encode(params, images, model=model).cls, atol=1e-3)
 
 
-@pytest.mark.parametrize(("call", "words"), [
+@pytest.mark.parametrize(
+  ("call", "words"),
+  [
     (lambda p: MODEL.encode(p, _images(1, 1, 40)), "40x40"),
     (lambda p: MODEL.encode(p, jnp.zeros((1, 32, 32, 3))), "3 channels"),
     (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("attention",)), "'attention'"),
     (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("block:3",)), "-2 to 1"),
     (lambda p: MODEL.encode(p, _images(1, 2, 64), mask=_jax(MASK)), "config.model.mask_token=True"),
-])
+  ],
+)
 def test_bad_calls_say_what_is_wrong(params, call, words):
   with pytest.raises(UserError, match=words):
     call(params)
 
 
-@pytest.mark.parametrize(("options", "word"), [
+@pytest.mark.parametrize(
+  ("options", "word"),
+  [
     ({"variant": "Tiny"}, "variant"),
     ({"image_size": 100}, "patch_size"),
     ({"heads": 5}, "heads"),
@@ -312,7 +332,8 @@ def test_bad_calls_say_what_is_wrong(params, call, words):
     ({"pool": "max"}, "pool"),
     ({"layer_scale": -1.0}, "layer_scale"),
     ({"positions": "sincos", "width": 66, "heads": 2}, "width"),
-])
+  ],
+)
 def test_bad_options_name_their_key(options, word):
   with pytest.raises(UserError, match=f"config.model.{word}"):
     vit.Model(**options)
@@ -330,8 +351,9 @@ def test_standardized_features_do_not_see_exposure_and_contrast(params):
 
 @pytest.mark.parametrize("initial", [full("normal"), full("xavier")])
 def test_kernels_start_as_they_say(initial):
-  kernel = vit.Model(variant="S", initial=initial, depth=1).init(
-      jax.random.key(0))["blocks"]["0"]["attn"]["qkv"]["kernel"]
+  kernel = vit.Model(variant="S", initial=initial, depth=1).init(jax.random.key(0))["blocks"]["0"][
+    "attn"
+  ]["qkv"]["kernel"]
   # Xavier: uniform within sqrt(6 / (in + out)) for each of queries, keys and values.
   want = 0.02 if initial == "normal" else np.sqrt(2 / (384 + 384))
   assert np.std(kernel) == pytest.approx(want, rel=0.02)

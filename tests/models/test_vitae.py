@@ -38,6 +38,7 @@ def _expected(width, embed, depths, channels):
   Zhang et al., table 1 and the authors' code: every convolution has a bias, queries, keys and
   values have one but in the last two reduction cells, norms have two vectors.
   """
+
   def conv(a, b, size, groups):
     return size * size * a // groups * b + b
 
@@ -54,18 +55,30 @@ def _expected(width, embed, depths, channels):
     total += 2 * scales * e + scales * e * 3 * dim + (3 * dim if i < 2 else 0) + linear(dim, dim)
     total += 2 * dim + 2 * linear(dim, dim)
     total += depths[i] * (
-        2 * dim + linear(dim, 3 * dim) + linear(dim, dim)
-        + 2 * dim + linear(dim, 4 * dim) + linear(4 * dim, dim)
-        + conv(dim, 4 * dim, 3, normal_groups) + conv(4 * dim, dim, 3, normal_groups)
-        + conv(dim, dim, 3, normal_groups) + 2 * 4 * dim + 2 * dim)
+      2 * dim
+      + linear(dim, 3 * dim)
+      + linear(dim, dim)
+      + 2 * dim
+      + linear(dim, 4 * dim)
+      + linear(4 * dim, dim)
+      + conv(dim, 4 * dim, 3, normal_groups)
+      + conv(4 * dim, dim, 3, normal_groups)
+      + conv(dim, dim, 3, normal_groups)
+      + 2 * 4 * dim
+      + 2 * dim
+    )
     before = dim
   return total
 
 
-@pytest.mark.parametrize(("variant", "published", "width", "embed", "depths"), [
+@pytest.mark.parametrize(
+  ("variant", "published", "width", "embed", "depths"),
+  [
     ("S", 19.2e6, 64, (64, 64, 128, 256), (2, 2, 8, 2)),
     full("48M", 48.5e6, 96, (64, 64, 192, 384), (2, 2, 11, 2)),
-    full("B", 89.7e6, 128, (96, 96, 256, 512), (2, 2, 12, 2))])
+    full("B", 89.7e6, 128, (96, 96, 256, 512), (2, 2, 12, 2)),
+  ],
+)
 def test_size_is_the_published_one(variant, published, width, embed, depths):
   model = vitae.Model(variant=variant, channels=3)
   trained, _ = split_stats(made_up.shapes(model))
@@ -80,17 +93,22 @@ def test_products_are_the_published_ones():
   assert vitae.Model(channels=3).flops((224, 224)) / 2e9 == pytest.approx(5.7, rel=0.01)
 
 
-@pytest.mark.parametrize(("size", "grids"), [
+@pytest.mark.parametrize(
+  ("size", "grids"),
+  [
     full((224, 224), [(56, 56), (28, 28), (14, 14), (7, 7)]),
     full((96, 96), [(24, 24), (12, 12), (6, 6), (3, 3)]),
-    ((50, 71), [(13, 18), (7, 9), (4, 5), (2, 3)])])
+    ((50, 71), [(13, 18), (7, 9), (4, 5), (2, 3)]),
+  ],
+)
 def test_shapes(size, grids):
   model, taps = vitae.Model(), tuple(f"stage:{i}" for i in range(4))
   params = made_up.shapes(model)
   image = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
   features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
   assert [features.taps[t].shape for t in taps] == [
-      (2, *grid, 64 * 2**i) for i, grid in enumerate(grids)]
+    (2, *grid, 64 * 2**i) for i, grid in enumerate(grids)
+  ]
   assert model.grid(size) == grids[-1]
   assert model.stride == 32
   assert features.cls.shape == (2, model.features) == (2, 512)
@@ -99,6 +117,7 @@ def test_shapes(size, grids):
 
 def _plain(params, x, train):
   """The network in the words of the paper, window by window; maps after every stage."""
+
   def norm(p, x, epsilon):
     mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
     return (x - mean) / jnp.sqrt(var + epsilon) * p["scale"] + p["bias"]
@@ -108,9 +127,18 @@ def _plain(params, x, train):
 
   def conv(p, x, stride, padding, dilation=1):
     groups = x.shape[-1] // p["kernel"].shape[2]
-    return jax.lax.conv_general_dilated(
-        x, p["kernel"], (stride, stride), [(padding, padding)] * 2, rhs_dilation=(dilation,) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups) + p["bias"]
+    return (
+      jax.lax.conv_general_dilated(
+        x,
+        p["kernel"],
+        (stride, stride),
+        [(padding, padding)] * 2,
+        rhs_dilation=(dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+      )
+      + p["bias"]
+    )
 
   def gelu(x):
     return jax.nn.gelu(x, approximate=False)
@@ -146,10 +174,10 @@ def _plain(params, x, train):
     for i in range(0, tall, 7):
       row = []
       for j in range(0, wide, 7):
-        tokens, _ = attend(p, x[:, i:i + 7, j:j + 7].reshape(b, 49, -1), heads)
+        tokens, _ = attend(p, x[:, i : i + 7, j : j + 7].reshape(b, 49, -1), heads)
         row.append(tokens.reshape(b, 7, 7, -1))
       rows.append(jnp.concatenate(row, axis=2))
-    return jnp.concatenate(rows, axis=1)[:, top:top + h, left:left + w]
+    return jnp.concatenate(rows, axis=1)[:, top : top + h, left : left + w]
 
   def whole(p, x, heads, skip):
     b, h, w, _ = x.shape
@@ -186,9 +214,11 @@ def test_values_are_those_of_plain_code(params, train):
   got = _encode(params, x, taps=tuple(f"stage:{i}" for i in range(4)), train=train)
   for i, plain in enumerate(want):
     np.testing.assert_allclose(
-        got.taps[f"stage:{i}"], plain, atol=1e-4 * float(jnp.abs(plain).max()), rtol=1e-4)
+      got.taps[f"stage:{i}"], plain, atol=1e-4 * float(jnp.abs(plain).max()), rtol=1e-4
+    )
   np.testing.assert_allclose(
-      got.cls, want[-1].mean((1, 2)), atol=1e-4 * float(jnp.abs(want[-1]).max()))
+    got.cls, want[-1].mean((1, 2)), atol=1e-4 * float(jnp.abs(want[-1]).max())
+  )
 
 
 def test_gradients_reach_every_parameter():
@@ -221,19 +251,26 @@ def test_padding_does_not_break_small_and_odd_crops(params):
 def test_drop_path_does_not_depend_on_the_batch(params):
   x, keys = _images(4, 64, 64), jax.random.split(jax.random.key(5), 4)
   whole = _encode(params, x, keys).cls
-  parts = [_encode(params, x[i:i + 2], keys[i:i + 2]).cls for i in (0, 2)]
+  parts = [_encode(params, x[i : i + 2], keys[i : i + 2]).cls for i in (0, 2)]
   scale = float(jnp.abs(whole).max())
   np.testing.assert_allclose(whole, jnp.concatenate(parts), atol=1e-5 * scale)
   assert np.abs(whole - _encode(params, x).cls).max() > 1e-2 * scale
   never = dataclasses.replace(MODEL, drop_path=0.0)
   np.testing.assert_array_equal(
-      _encode(params, x, keys, model=never).cls, _encode(params, x, model=never).cls)
+    _encode(params, x, keys, model=never).cls, _encode(params, x, model=never).cls
+  )
 
 
-@pytest.mark.parametrize(("options", "word"), [
-    ({"variant": "T"}, "variant='T' is not known"), ({"width": 24}, "width=24"),
-    ({"depths": (1, 1)}, "depths="), ({"drop_path": 1.0}, "drop_path"),
-    ({"initial": "torch"}, "initial='torch'")])
+@pytest.mark.parametrize(
+  ("options", "word"),
+  [
+    ({"variant": "T"}, "variant='T' is not known"),
+    ({"width": 24}, "width=24"),
+    ({"depths": (1, 1)}, "depths="),
+    ({"drop_path": 1.0}, "drop_path"),
+    ({"initial": "torch"}, "initial='torch'"),
+  ],
+)
 def test_bad_options_name_their_key(options, word):
   with pytest.raises(UserError, match=f"config.model.{word}"):
     vitae.Model(**options)

@@ -21,12 +21,17 @@ def test_only_what_the_page_uses_is_explained():
   assert named(el("p", "dicey", title="AUROC")) == []
 
 
-@pytest.mark.parametrize("text, expected", [
-  ("Accuracy", ["Accuracy"]), ("balanced accuracy", ["Balanced accuracy"]),
-  ("accuracy and balanced accuracy", ["Accuracy", "Balanced accuracy"]),
-  ("without their labels", ["Pretraining without labels"]),
-  ("The same network from scratch", ["From scratch"]), ("4 GFLOPs", ["FLOP"]),
-])
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("Accuracy", ["Accuracy"]),
+    ("balanced accuracy", ["Balanced accuracy"]),
+    ("accuracy and balanced accuracy", ["Accuracy", "Balanced accuracy"]),
+    ("without their labels", ["Pretraining without labels"]),
+    ("The same network from scratch", ["From scratch"]),
+    ("4 GFLOPs", ["FLOP"]),
+  ],
+)
 def test_words_are_known_in_the_forms_they_are_used_in(text, expected):
   assert named(el("p", text)) == expected
 

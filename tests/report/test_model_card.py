@@ -12,8 +12,16 @@ from cxrjax.report import model_card, run_files
 from cxrjax.report.pages import run_page
 from cxrjax.report.run_writer import Writer
 
-SECTIONS = ["Model", "Intended use", "Training data", "Test data", "Results", "Where it looks",
-            "Limits", "How to repeat it"]
+SECTIONS = [
+  "Model",
+  "Intended use",
+  "Training data",
+  "Test data",
+  "Results",
+  "Where it looks",
+  "Limits",
+  "How to repeat it",
+]
 
 
 def read(workdir):
@@ -61,10 +69,14 @@ def test_a_pretraining(small):
   assert "Features hold the site as well" in text
 
 
-@pytest.mark.parametrize("kind, method, learns_from, tag", [
-  ("classify", "classify", "labels", "image-classification"),
-  ("classify", "somebodys_own", "labels", "image-classification"),
-  ("segment", "segment", "masks", "image-segmentation")])
+@pytest.mark.parametrize(
+  "kind, method, learns_from, tag",
+  [
+    ("classify", "classify", "labels", "image-classification"),
+    ("classify", "somebodys_own", "labels", "image-classification"),
+    ("segment", "segment", "masks", "image-segmentation"),
+  ],
+)
 def test_what_learnt_from_labels(tmp_path, kind, method, learns_from, tag):
   make = getattr(finished, kind)
   make(tmp_path, {"model": {}}, 3.0, 0, method=method, learns_from=learns_from)
@@ -74,7 +86,8 @@ def test_what_learnt_from_labels(tmp_path, kind, method, learns_from, tag):
   assert {"Model", "Intended use", "Results", "Limits"} <= set(sections(text))
   assert "drawn by a program" in text  # phantoms
   assert {m["type"] for m in front["model-index"][0]["results"][0]["metrics"]} == (
-    {"roc_auc", "accuracy"} if kind == "classify" else {"dice"})
+    {"roc_auc", "accuracy"} if kind == "classify" else {"dice"}
+  )
 
 
 def test_subgroups_are_told_with_their_intervals_and_what_is_unknown(tmp_path):
@@ -82,13 +95,38 @@ def test_subgroups_are_told_with_their_intervals_and_what_is_unknown(tmp_path):
   interval = {"value": 0.91, "low": 0.85, "high": 0.95}
   few = {"value": None, "low": None, "high": None, "undefined": "few"}
   with Writer(tmp_path) as writer:
-    writer.facts(evaluation={"test": {"trained": {
-      "subgroups": [{"by": "sex", "group": "female", "class": "b", "n": 30, "positives": 14,
-                     "auroc": interval, "sensitivity": interval, "specificity": few}],
-      "subgroup_remarks": ["age: not known of any image"]}}})
+    writer.facts(
+      evaluation={
+        "test": {
+          "trained": {
+            "subgroups": [
+              {
+                "by": "sex",
+                "group": "female",
+                "class": "b",
+                "n": 30,
+                "positives": 14,
+                "auroc": interval,
+                "sensitivity": interval,
+                "specificity": few,
+              }
+            ],
+            "subgroup_remarks": ["age: not known of any image"],
+          }
+        }
+      }
+    )
   _, text = read(tmp_path)
-  assert ["sex", "female", "b", "30", "14", "0.910 (0.850\N{EN DASH}0.950)",
-          "0.910 (0.850\N{EN DASH}0.950)", "n/a"] in rows(text)
+  assert [
+    "sex",
+    "female",
+    "b",
+    "30",
+    "14",
+    "0.910 (0.850\N{EN DASH}0.950)",
+    "0.910 (0.850\N{EN DASH}0.950)",
+    "n/a",
+  ] in rows(text)
   assert "not told apart: age: not known of any image" in text
 
 
@@ -98,8 +136,12 @@ def test_limits_follow_from_the_facts(tmp_path):
   assert "on the source that it was trained on only" in text
   assert "Patients are not known of all training images" in text
   with Writer(tmp_path) as writer:
-    writer.facts(data={"train": {"name": "tfds:a", "patients": 60},
-                       "test": {"name": "tfds:b", "shared_patients": 3}})
+    writer.facts(
+      data={
+        "train": {"name": "tfds:a", "patients": 60},
+        "test": {"name": "tfds:b", "shared_patients": 3},
+      }
+    )
     writer.facts(data={"test": {"test": {"name": "tfds:b", "n": 60}}})
   _, text = read(tmp_path)
   assert "source that it was trained on only" not in text and "Patients are not known" not in text
@@ -110,9 +152,14 @@ def test_limits_follow_from_the_facts(tmp_path):
 def test_where_it_looks(small, tmp_path):
   workdir = shutil.copytree(small, tmp_path / "run")
   with Writer(workdir) as writer:
-    writer.facts(look={"lungs": {
-      "gradcam": {"all": {"energy_ratio": {"value": 1.8, "low": 1.6, "high": 2.0}}},
-      "rollout": {"all": {"energy_ratio": {"value": None}}}}})
+    writer.facts(
+      look={
+        "lungs": {
+          "gradcam": {"all": {"energy_ratio": {"value": 1.8, "low": 1.6, "high": 2.0}}},
+          "rollout": {"all": {"energy_ratio": {"value": None}}},
+        }
+      }
+    )
   _, text = read(workdir)
   assert "gradcam: the map lies on the lungs 1.800 (1.600" in text and "rollout" not in text
 
@@ -138,8 +185,11 @@ def test_names_are_shown_as_they_are_and_break_nothing(small, tmp_path):
   workdir = shutil.copytree(small, tmp_path / "run")
   hostile = 'a|b "c": #d\n## e <script> [x](http://y) `z` *w* \x00'
   with Writer(workdir) as writer:
-    writer.facts(method=hostile, model={"name": hostile}, data={
-      "train": {"name": hostile, "notes": [hostile], "classes": [hostile]}})
+    writer.facts(
+      method=hostile,
+      model={"name": hostile},
+      data={"train": {"name": hostile, "notes": [hostile], "classes": [hostile]}},
+    )
   front, text = read(workdir)
   assert sections(text) == SECTIONS
   assert len({len(r) for r in rows(text.split("## Training data")[1].split("##")[0])}) == 1
@@ -168,4 +218,6 @@ def test_an_empty_workdir(tmp_path):
 
 def test_is_a_pure_function_of_the_workdir(small):
   assert model_card.render(run_files.read(small)) == model_card.render(run_files.read(small))
-  assert np.all(["nan" not in line.lower() for line in model_card.render(run_files.read(small)).splitlines()])
+  assert np.all(
+    ["nan" not in line.lower() for line in model_card.render(run_files.read(small)).splitlines()]
+  )

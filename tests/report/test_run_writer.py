@@ -20,6 +20,7 @@ from cxrjax.report.run_writer import Writer
 def lines(path):
   def no_constants(name):
     raise AssertionError(f"{name} is not JSON")
+
   text = (path / "metrics.jsonl").read_text()
   assert text == "" or text.endswith("\n")
   return [json.loads(line, parse_constant=no_constants) for line in text.splitlines()]
@@ -47,11 +48,12 @@ def events(path):
   for file in files:
     data, at = file.read_bytes(), 0
     while at < len(data):
-      header = data[at:at + 8]
+      header = data[at : at + 8]
       (length,) = struct.unpack("<Q", header)
-      body = data[at + 12:at + 12 + length]
-      sums = struct.unpack("<I", data[at + 8:at + 12]) + struct.unpack(
-        "<I", data[at + 12 + length:at + 16 + length])
+      body = data[at + 12 : at + 12 + length]
+      sums = struct.unpack("<I", data[at + 8 : at + 12]) + struct.unpack(
+        "<I", data[at + 12 + length : at + 16 + length]
+      )
       assert sums == (masked(header), masked(body))
       found.append(event_pb2.Event.FromString(body))
       at += 16 + length
@@ -64,11 +66,29 @@ def test_crc_reference():
 
 def test_scalars_are_strict_json_with_null_for_nan(tmp_path):
   with Writer(tmp_path) as writer:
-    writer.scalars(np.int64(3), 0.5, {
-      "loss": jnp.float32(0.1), "nan": float("nan"), "inf": -math.inf, "n": 7,
-      "one": np.ones((1, 1), np.float32)})
-  assert lines(tmp_path) == [{"step": 3, "epoch": 0.5, "kind": "train", "loss": 0.100000001,
-                              "nan": None, "inf": None, "n": 7, "one": 1.0}]
+    writer.scalars(
+      np.int64(3),
+      0.5,
+      {
+        "loss": jnp.float32(0.1),
+        "nan": float("nan"),
+        "inf": -math.inf,
+        "n": 7,
+        "one": np.ones((1, 1), np.float32),
+      },
+    )
+  assert lines(tmp_path) == [
+    {
+      "step": 3,
+      "epoch": 0.5,
+      "kind": "train",
+      "loss": 0.100000001,
+      "nan": None,
+      "inf": None,
+      "n": 7,
+      "one": 1.0,
+    }
+  ]
 
 
 def test_float32_values_survive_exactly(tmp_path):
@@ -94,14 +114,26 @@ def test_results_take_any_kind_of_interval(tmp_path):
     low: float
 
   with Writer(tmp_path) as writer:
-    writer.results(5, 1.0, "probe", "trained", {
-      "a": Interval(0.5, 0.25, math.nan, 10, "DeLong"), "b": {"value": jnp.float32(0.5)},
-      "c": 0.25, "d": Pair(0.5, 0.25)})
+    writer.results(
+      5,
+      1.0,
+      "probe",
+      "trained",
+      {
+        "a": Interval(0.5, 0.25, math.nan, 10, "DeLong"),
+        "b": {"value": jnp.float32(0.5)},
+        "c": 0.25,
+        "d": Pair(0.5, 0.25),
+      },
+    )
   (line,) = lines(tmp_path)
   assert line["kind"] == "eval" and line["evaluator"] == "probe" and line["encoder"] == "trained"
   assert line["metrics"] == {
     "a": {"value": 0.5, "low": 0.25, "high": None, "n": 10, "method": "DeLong"},
-    "b": {"value": 0.5}, "c": {"value": 0.25}, "d": {"value": 0.5, "low": 0.25}}
+    "b": {"value": 0.5},
+    "c": {"value": 0.25},
+    "d": {"value": 0.5, "low": 0.25},
+  }
 
 
 def test_cut_at_any_byte_only_the_torn_line_is_lost(tmp_path):
@@ -136,8 +168,15 @@ def test_truncate_forgets_what_a_resumed_run_writes_again(tmp_path):
     assert writer.truncate(20) == 2
     writer.scalars(25, 2.5, {"loss": 0})
   kept = [(x["step"], x.get("encoder")) for x in lines(tmp_path)]
-  assert kept == [(0, "random"), (10, None), (10, "trained"), (20, None), (20, "trained"),
-                  (30, "floor"), (25, None)]
+  assert kept == [
+    (0, "random"),
+    (10, None),
+    (10, "trained"),
+    (20, None),
+    (20, "trained"),
+    (30, "floor"),
+    (25, None),
+  ]
 
 
 def test_what_a_kill_has_left_half_written_is_removed(tmp_path):
@@ -146,7 +185,10 @@ def test_what_a_kill_has_left_half_written_is_removed(tmp_path):
     (tmp_path / name).write_bytes(b"x")
   Writer(tmp_path).close()
   assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
-    "figures/views.npz", "metrics.jsonl", "mine.tmp"]
+    "figures/views.npz",
+    "metrics.jsonl",
+    "mine.tmp",
+  ]
 
 
 def test_a_run_that_begins_anew_keeps_what_it_does_not_write_again(tmp_path):
@@ -198,11 +240,14 @@ def test_facts_are_merged_in_depth(tmp_path):
   with Writer(tmp_path) as writer:
     writer.facts(status="running", data={"train": {"n": 3, "notes": ("a", "b")}})
   with Writer(tmp_path) as writer:
-    writer.facts(status="finished", data={"probe": {"n": np.int32(2), "x": float("nan")}},
-                 path=tmp_path)
+    writer.facts(
+      status="finished", data={"probe": {"n": np.int32(2), "x": float("nan")}}, path=tmp_path
+    )
   assert json.loads((tmp_path / "run.json").read_text()) == {
-    "status": "finished", "path": str(tmp_path),
-    "data": {"train": {"n": 3, "notes": ["a", "b"]}, "probe": {"n": 2, "x": None}}}
+    "status": "finished",
+    "path": str(tmp_path),
+    "data": {"train": {"n": 3, "notes": ["a", "b"]}, "probe": {"n": 2, "x": None}},
+  }
 
 
 def test_a_broken_run_json_is_replaced(tmp_path):
@@ -229,7 +274,8 @@ def test_tensorboard_reads_it_back(tmp_path):
   values = {v.tag: v.simple_value for v in train.summary.value}
   assert train.step == 1 and values["train/loss"] == 2.5 and math.isnan(values["train/bad"])
   assert [(v.tag, v.simple_value) for v in result.summary.value] == [
-    ("probe/trained/knn5/auroc", 0.75)]
+    ("probe/trained/knn5/auroc", 0.75)
+  ]
 
 
 def test_tensorboard_is_told_to_forget_too(tmp_path):
@@ -241,8 +287,7 @@ def test_tensorboard_is_told_to_forget_too(tmp_path):
     writer.scalars(20, 0.1, {"loss": 2})
   assert len(os.listdir(tmp_path / "tensorboard")) == 2
   starts = [e for e in events(tmp_path) if e.WhichOneof("what") == "session_log"]
-  assert [(e.step, e.session_log.status) for e in starts] == [
-    (11, event_pb2.SessionLog.START)]
+  assert [(e.step, e.session_log.status) for e in starts] == [(11, event_pb2.SessionLog.START)]
 
 
 def test_an_inactive_writer_writes_nothing(tmp_path):
@@ -274,11 +319,13 @@ def test_full_disk_names_the_file_and_leaves_no_torn_line(tmp_path, monkeypatch)
   writer = Writer(tmp_path)
   writer.scalars(1, 0.0, {"a": 1})
   write, calls = os.write, []
+
   def full(file, data):
     calls.append(data)
     if len(calls) == 1:
       return write(file, data[:5])  # a nearly full disk takes a part
     raise OSError(28, "No space left on device")
+
   monkeypatch.setattr(os, "write", full)
   with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written \(No space left"):
     writer.scalars(2, 0.0, {"a": 1})
@@ -292,13 +339,17 @@ def test_full_disk_names_the_file_and_leaves_no_torn_line(tmp_path, monkeypatch)
 @pytest.mark.parametrize("name", ["run.json", "views.npz"])
 def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, name):
   writer = Writer(tmp_path)
+
   def write():
     writer.facts(a=1) if name == "run.json" else writer.arrays("views", a=np.zeros(3))
+
   write()
   path = tmp_path / name if name == "run.json" else tmp_path / "figures" / name
   before = path.read_bytes()
+
   def full(file):
     raise OSError(28, "No space left on device")
+
   monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(UserError, match="No space left"):
     write()

@@ -15,22 +15,27 @@ from cxrjax.studies import launcher
 @pytest.fixture
 def program(tmp_path, monkeypatch):
   """Stands in for Python: runs these lines of shell instead."""
+
   def make(text):
     path = tmp_path / "python"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     monkeypatch.setattr(launcher.sys, "executable", str(path))
     return launcher.Job("dino-seed0", ("--config=a b",))
+
   return make
 
 
-@pytest.mark.parametrize("text, why", [
-  ("exit 0", None),
-  ("printf '1\\r2\\rerror: it is cold\\n' >&2; exit 2", "it is cold"),
-  ("echo Traceback; echo 'KeyError: 3'; exit 1", "KeyError: 3"),
-  ("exit 3", "exit status 3"),
-  ("kill -KILL $$", "ended by SIGKILL (out of memory?)"),
-])
+@pytest.mark.parametrize(
+  "text, why",
+  [
+    ("exit 0", None),
+    ("printf '1\\r2\\rerror: it is cold\\n' >&2; exit 2", "it is cold"),
+    ("echo Traceback; echo 'KeyError: 3'; exit 1", "KeyError: 3"),
+    ("exit 3", "exit status 3"),
+    ("kill -KILL $$", "ended by SIGKILL (out of memory?)"),
+  ],
+)
 def test_a_run_in_a_process_of_its_own(program, tmp_path, text, why):
   failed = {"dino-seed0": "of another time"}
   job = program(f'echo "$@" > {tmp_path / "given"}; {text}')
@@ -44,10 +49,12 @@ def test_a_run_in_a_process_of_its_own(program, tmp_path, text, why):
 
 def test_a_signal_reaches_the_run(program, tmp_path):
   job = program("trap 'echo saved; exit 143' TERM; echo on; while :; do sleep 0.05; done")
+
   def stop():
     while "on" not in (log.read_text() if log.exists() else ""):
       time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGTERM)
+
   log = tmp_path / "dino-seed0.log"
   thread = threading.Thread(target=stop)
   thread.start()
@@ -92,10 +99,15 @@ class Board:
 
   def take(self, jobs, workdir):
     show = launcher.Show(
-      key="board", begins=lambda job: f"{job.name} begins", ended=lambda job, why: why or "ends",
-      collect=lambda failed: {"failed": dict(failed)}, rows=lambda found: [list(found["failed"])],
+      key="board",
+      begins=lambda job: f"{job.name} begins",
+      ended=lambda job, why: why or "ends",
+      collect=lambda failed: {"failed": dict(failed)},
+      rows=lambda found: [list(found["failed"])],
       page=types.SimpleNamespace(
-        write=lambda workdir: workdir / self.NAME, table=lambda found: "the table"))
+        write=lambda workdir: workdir / self.NAME, table=lambda found: "the table"
+      ),
+    )
     self.launched, self.said = [], []
     return launcher.take(jobs, workdir, show, command="c", opening=["now"], say=self.said.append)
 
@@ -103,6 +115,7 @@ class Board:
 def test_what_begins_with_a_failed_run_waits_and_the_rest_goes_on(file, tmp_path, monkeypatch):
   def job(name, *needs):
     return launcher.Job(name, (f"--config={file}:{name}",), needs=needs)
+
   jobs = [job("a"), job("b", "a"), job("c", "b"), job("d")]
   board = Board(monkeypatch, ["a"])
   workdir = tmp_path / "run"
@@ -121,14 +134,18 @@ def test_what_begins_with_a_failed_run_waits_and_the_rest_goes_on(file, tmp_path
 
 
 def test_a_config_that_cannot_be_made_is_a_run_that_failed(file, tmp_path, monkeypatch):
-  jobs = [launcher.Job("a", (f"--config={tmp_path}/none.py",)), launcher.Job("b", (f"--config={file}",))]
+  jobs = [
+    launcher.Job("a", (f"--config={tmp_path}/none.py",)),
+    launcher.Job("b", (f"--config={file}",)),
+  ]
   (tmp_path / "run" / "a").mkdir(parents=True)
   (tmp_path / "run" / "a" / "run.json").write_text("{}")
   (tmp_path / "run" / "a" / "config.json").write_text("{}")
   board = Board(monkeypatch)
   assert board.take(jobs, tmp_path / "run") == 1 and board.launched == ["b"]
   assert json.loads((tmp_path / "run" / "run.json").read_text())["board"]["failed"]["a"].endswith(
-    "none.py is no file")
+    "none.py is no file"
+  )
 
 
 def test_a_signal_ends_all(file, tmp_path, monkeypatch):

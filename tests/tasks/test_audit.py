@@ -39,8 +39,10 @@ def audited(tmp_path_factory):
     name = f"a/<b>{k:02d}&.png"
     (root / "a/a").mkdir(parents=True, exist_ok=True)
     Image.fromarray(255 - pixels if k == 7 else pixels).save(root / "a" / name)
-    listed.append(f"{name},{'xy'[k % 2]},SECRETNAME{k % 38},{'train' if k < 30 else 'test'},"
-                  f"site{k % 2},{'FM'[k % 3 > 0]},{20 + k}")
+    listed.append(
+      f"{name},{'xy'[k % 2]},SECRETNAME{k % 38},{'train' if k < 30 else 'test'},"
+      f"site{k % 2},{'FM'[k % 3 > 0]},{20 + k}"
+    )
   (root / "a/bad.png").write_bytes(b"no image")
   listed.append("bad.png,x,SECRETNAME99,test,site0,,")
   (root / "a/labels.csv").write_text("\n".join(listed) + "\n")
@@ -50,9 +52,12 @@ def audited(tmp_path_factory):
     Image.fromarray(pixels).save(path)
   both = config(looks=200)
   both["data"]["sources"] = [
-    {"source": f"folder:{root / 'a'}", "options": {
-      "csv": "labels.csv", "patient_column": "patient", "site_column": "site"}},
-    {"source": f"folder:{root / 'b'}", "options": {}}]
+    {
+      "source": f"folder:{root / 'a'}",
+      "options": {"csv": "labels.csv", "patient_column": "patient", "site_column": "site"},
+    },
+    {"source": f"folder:{root / 'b'}", "options": {}},
+  ]
   both["data"]["size"] = 96
   said = []
   assert audit.run(both, root / "run", "the command", say=said.append) == 0
@@ -63,8 +68,9 @@ def test_what_it_says(audited):
   workdir, said, _ = audited
   assert "copies    1 pairs show the same radiograph, 1 of them between splits or sources" in said
   assert "1 unreadable, 0 left out, 0 blank, 1 inverted" in said
-  assert ("patients  2 patients are in several splits; patients are not known of 6 of 6 images of "
-          "folder:") in said
+  assert (
+    "patients  2 patients are in several splits; patients are not known of 6 of 6 images of folder:"
+  ) in said
   assert "note: labels.csv: " not in said  # all columns are used
   assert "note: patients unknown: every image counts" in said  # of the other folder
   assert said.endswith(f"report    {workdir / 'audit.html'}")
@@ -72,7 +78,7 @@ def test_what_it_says(audited):
 
 def test_tables(audited):
   workdir, _, _ = audited
-  pair, = (p for p in rows(workdir / "pairs.csv") if p["kind"] == "copy")
+  (pair,) = (p for p in rows(workdir / "pairs.csv") if p["kind"] == "copy")
   assert (pair["a_id"], pair["across"]) == ("a/<b>03&.png", "sources")
   assert float(pair["r"]) > 0.99
   images = {(r["source"].rpartition("/")[2], r["id"]): r for r in rows(workdir / "images.csv")}
@@ -84,7 +90,11 @@ def test_tables(audited):
   assert copies == {"a/<b>03&.png", pair["b_id"]}
   crossing = rows(workdir / "patients.csv")
   assert {r["id"] for r in crossing} == {
-    "a/<b>00&.png", "a/<b>01&.png", "a/<b>38&.png", "a/<b>39&.png"}
+    "a/<b>00&.png",
+    "a/<b>01&.png",
+    "a/<b>38&.png",
+    "a/<b>39&.png",
+  }
   floors = rows(workdir / "floor.csv")
   assert {(f["kind"], f["name"]) for f in floors if f["kind"] != "source"} >= {("label", "y")}
   assert sum(f["kind"] == "source" for f in floors) == 2
@@ -96,9 +106,16 @@ def test_page(audited):
   workdir, _, _ = audited
   html = (workdir / "audit.html").read_text()
   text = " ".join("".join(Checked(html).text).split())
-  for words in ("47 radiographs", "1 pair shows", "2 patients are in several splits",
-                "1 image is inverted", "1 image is unreadable", "the command", "Research use only",
-                "a/<b>07&.png".rpartition("/")[2]):
+  for words in (
+    "47 radiographs",
+    "1 pair shows",
+    "2 patients are in several splits",
+    "1 image is inverted",
+    "1 image is unreadable",
+    "the command",
+    "Research use only",
+    "a/<b>07&.png".rpartition("/")[2],
+  ):
     assert words in text, words
   assert "could not be drawn" not in text
   assert Checked(html).images >= 3
@@ -115,6 +132,7 @@ def test_nobody_is_named(audited):
 
 def test_the_page_survives_what_is_missing(audited, tmp_path):
   from cxrjax.audit import page
+
   assert "could not be drawn" in page.render(page.runs.read(tmp_path))
   facts = json.loads((audited[0] / "run.json").read_text())
   (tmp_path / "run.json").write_text(json.dumps(facts))
@@ -154,12 +172,15 @@ def test_raw_detector_values_are_told_on_the_page_and_in_the_table(tmp_path):
   assert "FOR PROCESSING" in told["1.dcm"] and "FOR PROCESSING" not in told["0.dcm"]
 
 
-@pytest.mark.parametrize("changes, message", [
-  ({"copy": 1.5}, "config.copy=1.5 is no correlation"),
-  ({"same": 0.95}, "config.same=0.95 must not be above config.copy=0.9"),
-  ({"looks": 0}, "config.looks=0 must be a whole number from 1"),
-  ({"folds": 1}, "config.folds=1 must be a whole number from 2"),
-])
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"copy": 1.5}, "config.copy=1.5 is no correlation"),
+    ({"same": 0.95}, "config.same=0.95 must not be above config.copy=0.9"),
+    ({"looks": 0}, "config.looks=0 must be a whole number from 1"),
+    ({"folds": 1}, "config.folds=1 must be a whole number from 2"),
+  ],
+)
 def test_mistakes_are_one_line(tmp_path, changes, message):
   with pytest.raises(UserError, match=message) as error:
     audit.run(config(**changes), tmp_path / "run", say=lambda s: None)

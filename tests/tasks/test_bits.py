@@ -21,8 +21,13 @@ def test_a_run_on_sixteen_bits(tmp_path):
     image = image if i % 5 == 0 else image.astype(np.uint16) * 12 + np.uint16(400 + i)
     Image.fromarray(image).save(root / f"{i}.png")
   workdir = tmp_path / "run"
-  config = tiny(data__source=f"folder:{root}", data__split="all", data__options={},
-                data__storage="cached", duration="2 steps")
+  config = tiny(
+    data__source=f"folder:{root}",
+    data__split="all",
+    data__options={},
+    data__storage="cached",
+    duration="2 steps",
+  )
   assert train.run(config, workdir, say=lambda s: None) == 0
   facts = json.loads((workdir / "run.json").read_text())
   assert facts["status"] == "finished" and facts["data"]["train"]["bits"] == 16

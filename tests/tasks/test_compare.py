@@ -73,7 +73,11 @@ def test_the_tables_numbers_are_the_runs_own(compared):
   workdir, _, _ = compared
   found = rows(workdir)
   assert [(r["method"], r["head"]) for r in found] == [
-    ("mae", "knn20"), ("mae", "whitened20"), ("mae", "linear"), ("simclr", "")]
+    ("mae", "knn20"),
+    ("mae", "whitened20"),
+    ("mae", "linear"),
+    ("simclr", ""),
+  ]
   for row in found[:3]:
     own = workdir / f"{row['method']}-seed0"
     last = {r["encoder"]: r["metrics"] for r in lines(own, "eval")}
@@ -92,7 +96,8 @@ def test_the_tables_numbers_are_the_runs_own(compared):
     assert int(row["steps"]) == facts["steps"] and float(row["epochs"]) > 0
   linear = found[2]
   assert float(linear["over_floor"]) == pytest.approx(
-    float(linear["trained"]) - float(linear["floor"]), abs=1e-5)
+    float(linear["trained"]) - float(linear["floor"]), abs=1e-5
+  )
   assert found[3]["status"] == "failed" and found[3]["why"] == "config.batch_size=8 is too cold"
 
 
@@ -107,7 +112,13 @@ def test_the_course_ends_with_the_budget(compared):
 def test_all_have_the_same_budget():
   jobs = comparison_plan.plan(config("tiny,methods=gmml+rgmim+simclr,seeds=1;2"))
   assert [j.name for j in jobs] == [
-    "gmml-seed1", "gmml-seed2", "rgmim-seed1", "rgmim-seed2", "simclr-seed1", "simclr-seed2"]
+    "gmml-seed1",
+    "gmml-seed2",
+    "rgmim-seed1",
+    "rgmim-seed2",
+    "simclr-seed1",
+    "simclr-seed2",
+  ]
   assert [j.config["seed"] for j in jobs] == [1, 2] * 3
   for job in jobs:
     step = job.flops_per_image * job.batch_size
@@ -123,9 +134,17 @@ def test_the_page(compared):
   text = (compared[0] / "report.html").read_text()
   words = " ".join("".join(Checked(text).text).split())
   assert "could not be drawn" not in words and "Not everything" not in words
-  for said in ("1 run trained ViT-Nu/8", "48 radiographs", "625 MFLOP", "Research use only",
-               "simclr failed: config.batch_size=8 is too cold", "by linear probe",
-               "the command", "--config=", "Peak memory"):
+  for said in (
+    "1 run trained ViT-Nu/8",
+    "48 radiographs",
+    "625 MFLOP",
+    "Research use only",
+    "simclr failed: config.batch_size=8 is too cold",
+    "by linear probe",
+    "the command",
+    "--config=",
+    "Peak memory",
+  ):
     assert said in words, said
 
 
@@ -156,36 +175,51 @@ def test_again_skips_what_is_done_and_more_can_be_added(compared, monkeypatch):
     compare.run(config(f"{ARG},budget=1e9"), workdir, say=lambda line: None)
 
 
-@pytest.mark.parametrize("arg, message", [
-  ("tiny,methods=dino+maee", r"methods=maee is not known; did you mean 'mae'"),
-  ("tiny,budget=much", r"config.budget='much' is no budget"),
-  ("tiny,budget=4 steps of byoll", "is no budget"),
-  ("tiny,budget=many steps of byol", "config.budget='many steps' is not a duration"),
-  ("tiny,budget=1", "less than one step of dino"),
-  ("tiny,budget=-1e9", "must be above 0"),
-  ("tiny,points=0", "config.points=0"),
-  ("tiny,seeds=0;one", "config.seeds='one' is no seed"),
-  ("tiny,methods=mae,model=resnet18,budget=1e9", "config.m"),
-  ("tiny,args.dino=colour=red", "colour=red is not an option"),
-  ("tiny,args.dino", "args.dino lacks its value"),
-  ("tiny,lr=1", "lr=1 is not an option"),
-])
+@pytest.mark.parametrize(
+  "arg, message",
+  [
+    ("tiny,methods=dino+maee", r"methods=maee is not known; did you mean 'mae'"),
+    ("tiny,budget=much", r"config.budget='much' is no budget"),
+    ("tiny,budget=4 steps of byoll", "is no budget"),
+    ("tiny,budget=many steps of byol", "config.budget='many steps' is not a duration"),
+    ("tiny,budget=1", "less than one step of dino"),
+    ("tiny,budget=-1e9", "must be above 0"),
+    ("tiny,points=0", "config.points=0"),
+    ("tiny,seeds=0;one", "config.seeds='one' is no seed"),
+    ("tiny,methods=mae,model=resnet18,budget=1e9", "config.m"),
+    ("tiny,args.dino=colour=red", "colour=red is not an option"),
+    ("tiny,args.dino", "args.dino lacks its value"),
+    ("tiny,lr=1", "lr=1 is not an option"),
+  ],
+)
 def test_mistakes_are_one_line(tmp_path, arg, message):
   with pytest.raises(UserError, match=message) as error:
-    compare.run(config(arg if "methods" in arg else f"{arg},methods=dino"), tmp_path / "run",
-                say=lambda line: None)
+    compare.run(
+      config(arg if "methods" in arg else f"{arg},methods=dino"),
+      tmp_path / "run",
+      say=lambda line: None,
+    )
   assert "\n" not in str(error.value)
 
 
 def test_the_config_hands_on_what_is_common():
-  found = config("small,data=folder:/a,eval_data=folder:/b+tfds:c/d,manual_dir=/m,patch_size=16,"
-                 "data.csv=l.csv,args.rgmim=lung_ratio=0.5;lr=1e-3,methods=rgmim+moco2,seeds=0;1")
+  found = config(
+    "small,data=folder:/a,eval_data=folder:/b+tfds:c/d,manual_dir=/m,patch_size=16,"
+    "data.csv=l.csv,args.rgmim=lung_ratio=0.5;lr=1e-3,methods=rgmim+moco2,seeds=0;1"
+  )
   assert found["seeds"] == ("0", "1")
   args = {name: arg.split(",") for name, _, arg in found["methods"]}
   assert list(args) == ["rgmim", "moco2"]
   for name, own in args.items():
-    assert {"small", "data=folder:/a", "manual_dir=/m", "patch_size=16", "data.csv=l.csv",
-            "standardize=False", "model=Mu"} <= set(own), name
+    assert {
+      "small",
+      "data=folder:/a",
+      "manual_dir=/m",
+      "patch_size=16",
+      "data.csv=l.csv",
+      "standardize=False",
+      "model=Mu",
+    } <= set(own), name
   assert args["rgmim"][-2:] == ["lung_ratio=0.5", "lr=1e-3"] and "version=2" in args["moco2"]
   made = load_config("rgmim")(",".join(args["rgmim"]))
   assert set(made.evals) == {"b", "d"} and made.model.patch_size == 16
@@ -195,6 +229,7 @@ def test_the_config_hands_on_what_is_common():
 def test_papers_of_resnets_get_a_vits_optimizer():
   def args(arg):
     return {name: own for name, _, own in config(arg)["methods"]}
+
   vit, cnn = args("paper,methods=byol+dino"), args("paper,methods=byol,model=resnet50")
   assert "optimizer=adamw" in vit["byol"] and "optimizer=adamw" not in vit["dino"] + cnn["byol"]
 
@@ -208,22 +243,30 @@ def test_every_method_takes_its_arguments(preset):
 
 def test_epochs_become_shares_of_the_run():
   config = {
-    "duration": "20 epochs", "batch_size": 8, "log_every": "1 epochs",
+    "duration": "20 epochs",
+    "batch_size": 8,
+    "log_every": "1 epochs",
     "optimizer": {"lr": {"warmup": "2 epochs"}, "freeze": (("head", "1 epochs"), ("x", "3 %"))},
-    "method": {"name": "1 epoch of what", "temp": {"warmup": "0 epochs"}, "queue": 4}}
+    "method": {"name": "1 epoch of what", "temp": {"warmup": "0 epochs"}, "queue": 4},
+  }
   assert comparison_plan.epochs_as_shares(config, 48) == {
-    "optimizer.lr.warmup": "10 %", "optimizer.freeze": (("head", "5 %"), ("x", "3 %"))}
+    "optimizer.lr.warmup": "10 %",
+    "optimizer.freeze": (("head", "5 %"), ("x", "3 %")),
+  }
 
 
 def test_averages_keep_their_length_as_a_share_of_the_run():
-  config = {"duration": "10 epochs", "batch_size": 8, "method": {
-    "momentum": {"start": 0.99, "end": 1.0}}}
+  config = {
+    "duration": "10 epochs",
+    "batch_size": 8,
+    "method": {"momentum": {"start": 0.99, "end": 1.0}},
+  }
   of = lambda steps: comparison_plan.averages_as_shares(config, 80, steps)  # noqa: E731
   assert of(100) == {"method.momentum.start": 0.99}  # as long as the recipe's own
   found = of(25)["method.momentum.start"]
-  assert found == pytest.approx(0.99 ** 4, abs=1e-6)
+  assert found == pytest.approx(0.99**4, abs=1e-6)
   # What is left of the first network after a tenth of the run.
-  assert found ** 2.5 == pytest.approx(0.99 ** 10, rel=1e-4)
+  assert found**2.5 == pytest.approx(0.99**10, rel=1e-4)
   config["method"]["momentum"]["end"] = 0.99
   assert of(50) == {f"method.momentum.{end}": pytest.approx(0.9801) for end in ("start", "end")}
   config["method"]["momentum"] = 0.5

@@ -28,9 +28,21 @@ def probabilities(labels, strength, seed):
   return p / p.sum(1, keepdims=True)
 
 
-def finished(folder, p, labels, *, classes=("normal", "opacity"), exclusive=True, ids=None,
-             fingerprint="f1", shuffle=False, status="finished", lr=0.1, key="probability",
-             name="test"):
+def finished(
+  folder,
+  p,
+  labels,
+  *,
+  classes=("normal", "opacity"),
+  exclusive=True,
+  ids=None,
+  fingerprint="f1",
+  shuffle=False,
+  status="finished",
+  lr=0.1,
+  key="probability",
+  name="test",
+):
   """A workdir as `tasks.train` leaves it, for what the comparison reads."""
   folder.mkdir(parents=True)
   order = np.random.default_rng(1).permutation(N) if shuffle else np.arange(N)
@@ -38,23 +50,47 @@ def finished(folder, p, labels, *, classes=("normal", "opacity"), exclusive=True
   thresholds = np.full(len(classes), 0.5)
   start = "" if key == "probability" else key
   metrics = classification_metrics.judge(
-    start, p, labels, PATIENTS.astype(str), classes, exclusive, thresholds,
+    start,
+    p,
+    labels,
+    PATIENTS.astype(str),
+    classes,
+    exclusive,
+    thresholds,
     classification_metrics.ALL if key == "probability" else classification_metrics.MEASURES,
-    classification_metrics.OF_CLASSES if key == "probability" else ("auroc",))
-  (folder / "config.json").write_text(json.dumps({
-    "seed": 0, "lr": lr, "evals": {"validation": {"part": "val"}}}))
+    classification_metrics.OF_CLASSES if key == "probability" else ("auroc",),
+  )
+  (folder / "config.json").write_text(
+    json.dumps({"seed": 0, "lr": lr, "evals": {"validation": {"part": "val"}}})
+  )
   with Writer(folder) as writer:
-    writer.facts(status=status, method="classify", learns_from="labels", model={"name": "vit"}, steps=10, epochs=1.0,
-                 command=f"python -m cxrjax.main --workdir={folder}",
-                 chosen={"step": 5, "by": "auroc", "evaluators": [name]},
-                 data={"train": {"name": "phantom", "n": 40, "split": "train"},
-                       name: {"test": {"name": "phantom", "n": N, "fingerprint": fingerprint}}})
+    writer.facts(
+      status=status,
+      method="classify",
+      learns_from="labels",
+      model={"name": "vit"},
+      steps=10,
+      epochs=1.0,
+      command=f"python -m cxrjax.main --workdir={folder}",
+      chosen={"step": 5, "by": "auroc", "evaluators": [name]},
+      data={
+        "train": {"name": "phantom", "n": 40, "split": "train"},
+        name: {"test": {"name": "phantom", "n": N, "fingerprint": fingerprint}},
+      },
+    )
     writer.results(5, 0.5, "validation", "trained", metrics)
     writer.results(5, 0.5, name, "trained", metrics)
     writer.arrays(
-      f"scores_{name}_trained", **{key: p[order]}, labels=labels[order], id=ids[order],
-      patient=PATIENTS[order], classes=np.array(classes), exclusive=np.array(exclusive),
-      threshold=thresholds, age=np.full(N, np.nan, np.float32))
+      f"scores_{name}_trained",
+      **{key: p[order]},
+      labels=labels[order],
+      id=ids[order],
+      patient=PATIENTS[order],
+      classes=np.array(classes),
+      exclusive=np.array(exclusive),
+      threshold=thresholds,
+      age=np.full(N, np.nan, np.float32),
+    )
   return folder
 
 
@@ -92,11 +128,13 @@ def test_differences_are_those_of_pairs(pair):
   drawn = np.random.default_rng(0).integers(0, N // 2, (4000, N // 2))
   means = (right[0] - right[1]).reshape(-1, 2).mean(1)[drawn].mean(1)
   assert (gain["low"], gain["high"]) == pytest.approx(
-    tuple(np.quantile(means, [0.025, 0.975])), abs=0.012)
+    tuple(np.quantile(means, [0.025, 0.975])), abs=0.012
+  )
   for metric, values in metrics.items():
     of = values["runs"]
     assert values["gains"]["b"]["value"] == pytest.approx(
-      of["b"]["value"] - of["a"]["value"], abs=1e-6), metric
+      of["b"]["value"] - of["a"]["value"], abs=1e-6
+    ), metric
   assert metrics["brier"]["gains"]["b"]["value"] < 0 < metrics["auroc"]["gains"]["b"]["value"]
 
 
@@ -112,8 +150,15 @@ def test_table_page_and_terminal(pair):
   assert first[1]["reference"] == "reference" and first[1]["test"] == "DeLong, paired"
   page = Checked((folder / "out" / "report.html").read_text())
   text = " ".join(page.text)
-  for words in ("reference, b compared", "Differences from reference", "Log loss", "1 key differs",
-                "config.lr: 0.1 -> 0.2", "ROC curves", "better"):
+  for words in (
+    "reference, b compared",
+    "Differences from reference",
+    "Log loss",
+    "1 key differs",
+    "config.lr: 0.1 -> 0.2",
+    "ROC curves",
+    "better",
+  ):
     assert words in text, words
   assert "could not be drawn" not in text and "missing" not in text
   assert "AUROC" in "\n".join(said) and "difference" in "\n".join(said)
@@ -139,22 +184,28 @@ def test_classes_and_probes(tmp_path):
   for metric in ("auroc/x", "auprc/y", "sensitivity/z", "hm/x"):
     runs = found[metric]["runs"]
     assert found[metric]["gains"]["b"]["value"] == pytest.approx(
-      runs["b"]["value"] - runs["a"]["value"], abs=1e-6), metric
+      runs["b"]["value"] - runs["a"]["value"], abs=1e-6
+    ), metric
   assert "Per class" in (tmp_path / "out" / "report.html").read_text()
   labels = truth()
   for name, strength in (("c", 1.0), ("d", 2.0)):
-    finished(tmp_path / name, probabilities(labels, strength, 3), labels, key="linear",
-             name="probe")
+    finished(
+      tmp_path / name, probabilities(labels, strength, 3), labels, key="linear", name="probe"
+    )
   found = compare(tmp_path, f"{tmp_path}/c,{tmp_path}/d")["sets"]["probe"]["metrics"]
   assert found["linear/auroc"]["gains"]["d"]["value"] > 0
 
 
-@pytest.mark.parametrize("change,said", [
-  ({"ids": np.array([f"j{i}" for i in range(N)])}, "120 and 120, 0 of them the same"),
-  ({"fingerprint": "f2"}, "their content is not"),
-  ({"labels": truth(seed=9)}, "labels or classes"),
-  ({"status": "failed: no space"}, "has not finished"),
-  ({"name": "other"}, "no evaluator judged all of them")])
+@pytest.mark.parametrize(
+  "change,said",
+  [
+    ({"ids": np.array([f"j{i}" for i in range(N)])}, "120 and 120, 0 of them the same"),
+    ({"fingerprint": "f2"}, "their content is not"),
+    ({"labels": truth(seed=9)}, "labels or classes"),
+    ({"status": "failed: no space"}, "has not finished"),
+    ({"name": "other"}, "no evaluator judged all of them"),
+  ],
+)
 def test_what_cannot_be_compared_is_refused(pair, change, said):
   folder, labels, *_ = pair
   labels = change.pop("labels", labels)
@@ -166,8 +217,11 @@ def test_what_cannot_be_compared_is_refused(pair, change, said):
 
 def test_what_names_no_runs(pair):
   folder, *_ = pair
-  for runs, said in (("", "at least two"), (f"{folder}/a,{folder}/none", "holds no run"),
-                     (f"{folder}/a,{folder}/a", "two runs named 'a'")):
+  for runs, said in (
+    ("", "at least two"),
+    (f"{folder}/a,{folder}/none", "holds no run"),
+    (f"{folder}/a,{folder}/a", "two runs named 'a'"),
+  ):
     with pytest.raises(UserError, match=said):
       compare(folder, runs)
   with pytest.raises(UserError, match="judged none of the runs"):
@@ -185,7 +239,8 @@ def test_a_workdir_of_something_else_is_left_alone(pair):
 def test_holm():
   # By hand: 3 * .01, 2 * .02 and 1 * .03, never less than the one before.
   assert compare_runs.holm([0.03, 0.01, math.nan, 0.02]) == pytest.approx(
-    [0.04, 0.03, math.nan, 0.04], nan_ok=True)
+    [0.04, 0.03, math.nan, 0.04], nan_ok=True
+  )
   assert compare_runs.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
@@ -197,13 +252,26 @@ def test_masks(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     with Writer(folder) as writer:
-      writer.facts(status="finished", method="segment", learns_from="masks",
-                   data={"test": {"name": "phantom", "n": N, "fingerprint": "f"}})
-      writer.results(5, 0.5, "test", "trained", {
-        m: {"value": float(values.mean()), "n": N} for m in ("dice", "iou", "hd95")})
+      writer.facts(
+        status="finished",
+        method="segment",
+        learns_from="masks",
+        data={"test": {"name": "phantom", "n": N, "fingerprint": "f"}},
+      )
+      writer.results(
+        5,
+        0.5,
+        "test",
+        "trained",
+        {m: {"value": float(values.mean()), "n": N} for m in ("dice", "iou", "hd95")},
+      )
       writer.arrays(
-        "scores_test_trained", dice_all=values, iou_all=values,
-        id_all=np.array([f"i{i}" for i in range(N)]), patient_all=PATIENTS.astype(str))
+        "scores_test_trained",
+        dice_all=values,
+        iou_all=values,
+        id_all=np.array([f"i{i}" for i in range(N)]),
+        patient_all=PATIENTS.astype(str),
+      )
   found = compare(tmp_path, f"{tmp_path}/a,{tmp_path}/b")["sets"]["test"]["metrics"]
   gain = found["dice"]["gains"]["b"]
   assert gain["value"] == pytest.approx(np.mean(dice["b"] - dice["a"])) and gain["low"] > 0.08

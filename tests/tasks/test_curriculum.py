@@ -55,8 +55,12 @@ def whole(tmp_path_factory):
 def test_stages_in_order_then_the_last_from_every_start(whole):
   workdir, launched, said = whole
   assert launched == [
-    "pirl_rotation", "simclr", "finetune-seed0", "finetune-seed1",
-    *(f"finetune-from-{start}-seed{s}" for s in (0, 1) for start in ("scratch", "pirl_rotation"))]
+    "pirl_rotation",
+    "simclr",
+    "finetune-seed0",
+    "finetune-seed1",
+    *(f"finetune-from-{start}-seed{s}" for s in (0, 1) for start in ("scratch", "pirl_rotation")),
+  ]
   assert "stages    pirl_rotation > simclr > finetune" in said and "after simclr" in said
   read = {name: json.loads((workdir / name / "config.json").read_text()) for name in launched}
   assert read["pirl_rotation"]["init"]["path"] == ""
@@ -75,8 +79,10 @@ def test_what_every_stage_brought_is_from_the_predictions(whole):
   assert list(points) == ["scratch", "pirl_rotation", "simclr"]
 
   def auroc(skill, s):
-    return classification_metrics.judge("", probabilities(skill, s), LABELS, PATIENTS, ("a", "b"), True)[
-      "auroc"].value
+    return classification_metrics.judge(
+      "", probabilities(skill, s), LABELS, PATIENTS, ("a", "b"), True
+    )["auroc"].value
+
   mean = {k: np.mean([auroc(SKILL[k], s) for s in (0, 1)]) for k in points}
   for start, point in points.items():
     assert point["sets"]["test"]["auroc"]["value"] == pytest.approx(mean[start])
@@ -90,11 +96,15 @@ def test_what_every_stage_brought_is_from_the_predictions(whole):
 def test_the_page(whole):
   words = " ".join("".join(Checked((whole[0] / "report.html").read_text()).text).split())
   assert "could not be drawn" not in words and "Not everything" not in words
-  for said in ("pirl rotation, then simclr, then finetune: ViT-Nu/8", "from scratch 0.",
-               "beyond the interval better than from scratch: after simclr; worse: after pirl "
-               "rotation.", "over the line above",
-               "finetune, phantom: difference from scratch", "finetune-from-scratch-seed1",
-               "the command"):
+  for said in (
+    "pirl rotation, then simclr, then finetune: ViT-Nu/8",
+    "from scratch 0.",
+    "beyond the interval better than from scratch: after simclr; worse: after pirl rotation.",
+    "over the line above",
+    "finetune, phantom: difference from scratch",
+    "finetune-from-scratch-seed1",
+    "the command",
+  ):
     assert said in words, said
 
 
@@ -111,8 +121,12 @@ def test_a_failed_stage_is_said_and_gone_on_with(tmp_path, monkeypatch):
   assert "could not be drawn" not in words
   made.launched, made.broken = [], []
   assert curriculum.run(config, workdir, say=said.append) == 0
-  assert made.launched == ["simclr", "finetune-seed0", "finetune-from-scratch-seed0",
-                           "finetune-from-pirl_rotation-seed0"]
+  assert made.launched == [
+    "simclr",
+    "finetune-seed0",
+    "finetune-from-scratch-seed0",
+    "finetune-from-pirl_rotation-seed0",
+  ]
   # A stage that was repeated leaves what came of its first run behind.
   shutil.rmtree(workdir / "simclr")
   monkeypatch.setattr("finished.now", lambda: "2999-01-01T00:00:00+00:00")
@@ -132,8 +146,14 @@ def test_two_last_stages_and_weights(tmp_path, monkeypatch):
   workdir = tmp_path / "run"
   assert curriculum.run(config, workdir, say=lambda line: None) == 0
   assert made.launched == [
-    "gmml", "finetune-seed0", "lungs-seed0", "finetune-from-scratch-seed0",
-    "finetune-from-weights-seed0", "lungs-from-scratch-seed0", "lungs-from-weights-seed0"]
+    "gmml",
+    "finetune-seed0",
+    "lungs-seed0",
+    "finetune-from-scratch-seed0",
+    "finetune-from-weights-seed0",
+    "lungs-from-scratch-seed0",
+    "lungs-from-weights-seed0",
+  ]
   read = json.loads((workdir / "lungs-from-weights-seed0" / "config.json").read_text())
   assert read["init"]["path"] == str(weights)
   found = json.loads((workdir / "run.json").read_text())["stages"]
@@ -150,8 +170,10 @@ def test_only_the_chain(tmp_path):
 
 
 def test_pooling_is_of_the_network_and_unlabelled_sources_are_another_option(tmp_path):
-  jobs = curriculum.plan(load("curriculum")(
-    f"{ARG},pool=mean,unlabelled=phantom+phantom*2,each=False").to_dict(), tmp_path)
+  jobs = curriculum.plan(
+    load("curriculum")(f"{ARG},pool=mean,unlabelled=phantom+phantom*2,each=False").to_dict(),
+    tmp_path,
+  )
   last = jobs[-1].config
   assert last["model"]["pool"] == "mean" and last["data"]["source"] == "phantom"
   assert [part["source"] for part in jobs[0].config["data"]["source"]] == ["phantom", "phantom"]
@@ -168,21 +190,29 @@ def spec(**changes):
   return {"name": "a", "config": "dino.py:tiny", "flags": (), "init": "", **changes}
 
 
-@pytest.mark.parametrize("given, message", [
-  ((), "config.stages is empty"),
-  ((spec(init="previous"),), "config.stages[0].init='previous', but no stage is before it"),
-  ((spec(init="b"), spec(name="b")), "config.stages[0].init='b' is no stage before it"),
-  ((spec(), spec()), "config.stages[1].name='a' must be a new name"),
-  ((spec(name="scratch"),), "config.stages[0].name='scratch'"),
-  ((spec(name="a/b"),), "config.stages[0].name='a/b'"),
-  ((spec(colour="red"),), "takes config, flags, init, name, scratch"),
-  ((spec(config="none.py"),), "none.py is no file"),
-  ((spec(config="dino.py:colour=red"),), "colour=red is not an option"),
-  ((spec(flags=("--config.colour=red",)),), "names a key this"),
-])
+@pytest.mark.parametrize(
+  "given, message",
+  [
+    ((), "config.stages is empty"),
+    ((spec(init="previous"),), "config.stages[0].init='previous', but no stage is before it"),
+    ((spec(init="b"), spec(name="b")), "config.stages[0].init='b' is no stage before it"),
+    ((spec(), spec()), "config.stages[1].name='a' must be a new name"),
+    ((spec(name="scratch"),), "config.stages[0].name='scratch'"),
+    ((spec(name="a/b"),), "config.stages[0].name='a/b'"),
+    ((spec(colour="red"),), "takes config, flags, init, name, scratch"),
+    ((spec(config="none.py"),), "none.py is no file"),
+    ((spec(config="dino.py:colour=red"),), "colour=red is not an option"),
+    ((spec(flags=("--config.colour=red",)),), "names a key this"),
+  ],
+)
 def test_mistakes_are_one_line(tmp_path, given, message):
-  config = {"task": "t", "folder": str(REPOSITORY / "configs"), "stages": given, "each": True,
-            "seeds": ("0",)}
+  config = {
+    "task": "t",
+    "folder": str(REPOSITORY / "configs"),
+    "stages": given,
+    "each": True,
+    "seeds": ("0",),
+  }
   with pytest.raises(UserError) as error:
     curriculum.run(config, tmp_path / "run", say=lambda line: None)
   assert message in str(error.value) and "\n" not in str(error.value)

@@ -17,10 +17,16 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.full  # the first tier has a step of DINO on eight, tests/methods/test_devices.py
-@pytest.mark.parametrize("changes", [
-  pytest.param({}, id="data-parallel"),
-  pytest.param({"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"},
-       id="fsdp-streamed")])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    pytest.param({}, id="data-parallel"),
+    pytest.param(
+      {"mesh__fsdp": 4, "mesh__rules": [("kernel", "fsdp")], "data__storage": "streamed"},
+      id="fsdp-streamed",
+    ),
+  ],
+)
 def test_eight_devices(alone, tmp_path, changes):
   config = tiny(duration=STEPS, **changes)
   finish(launch(config, tmp_path / "run", devices=8))

@@ -36,8 +36,9 @@ def config_of(repository, text):
 def explained(runs, tmp_path_factory, repository):
   folder, _ = runs
   workdir, said = tmp_path_factory.mktemp("explain"), []
-  config = config_of(repository, f"images=12,shown=2,runs=first={folder}/a+{folder}/b,"
-                     "methods=rollout+gradcam++")
+  config = config_of(
+    repository, f"images=12,shown=2,runs=first={folder}/a+{folder}/b,methods=rollout+gradcam++"
+  )
   assert explain.run(config, workdir, command="python -m cxrjax.main", say=said.append) == 0
   return workdir, "\n".join(said)
 
@@ -64,16 +65,22 @@ def test_everything_is_written(explained):
   assert facts["methods"] == ["rollout", "gradcam++"] and facts["reference"] == "first"
   assert facts["masks"]["published"] == 12 and not facts["masks"]["predicted"]
   assert sorted(p.name for p in (workdir / "arrays").iterdir()) == [
-    "b-gradcampp.npz", "b-rollout.npz", "first-gradcampp.npz", "first-rollout.npz"]
+    "b-gradcampp.npz",
+    "b-rollout.npz",
+    "first-gradcampp.npz",
+    "first-rollout.npz",
+  ]
   assert len(list((workdir / "maps").glob("*.png"))) == 2 * 2 * 2
   with np.load(workdir / "arrays" / "b-rollout.npz") as file:
     assert file["maps"].shape == (12, 4, 4) and len(file["id"]) == 12
   rows = list(csv.DictReader((workdir / "scores.csv").open()))
   assert len(rows) == 2 * 2 * 12
-  mean = np.mean([float(r["energy"]) for r in rows if (r["run"], r["method"]) == (
-    "first", "rollout")])
+  mean = np.mean(
+    [float(r["energy"]) for r in rows if (r["run"], r["method"]) == ("first", "rollout")]
+  )
   assert facts["scores"]["first"]["rollout"]["all"]["energy"]["value"] == pytest.approx(
-    mean, rel=1e-4)
+    mean, rel=1e-4
+  )
   assert "first" in said and "by chance" in said
 
 
@@ -90,11 +97,18 @@ def test_the_page(explained):
   assert {"lungs", "maps", "mean", "check", "runs", "again"} <= set(parsed.ids)
 
 
-@pytest.mark.parametrize(("text", "wanted"), [
-  ("runs=", "config.runs"), ("runs=nowhere", "holds no run"),
-  ("runs={a},methods=gradcan", "did you mean"), ("runs={a},target=cat", "no class of a"),
-  ("runs={a}+{a}", "two runs named"), ("runs={a},data=phantm", "phantm"),
-  ("runs={a},tap=stage:1,methods=gradcam", "norm:I")])
+@pytest.mark.parametrize(
+  ("text", "wanted"),
+  [
+    ("runs=", "config.runs"),
+    ("runs=nowhere", "holds no run"),
+    ("runs={a},methods=gradcan", "did you mean"),
+    ("runs={a},target=cat", "no class of a"),
+    ("runs={a}+{a}", "two runs named"),
+    ("runs={a},data=phantm", "phantm"),
+    ("runs={a},tap=stage:1,methods=gradcam", "norm:I"),
+  ],
+)
 def test_mistakes_are_one_line(runs, repository, tmp_path, text, wanted):
   text = text.format(a=runs[0] / "a")
   with pytest.raises(UserError, match=wanted) as caught:

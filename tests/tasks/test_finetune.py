@@ -45,8 +45,10 @@ def test_takes_the_network_of_the_run_and_says_so(pretrained, tuned):
   facts = json.loads((workdir / "run.json").read_text())
   assert facts["init"]["source"] == "simsiam" and not facts["init"]["new"]
   assert facts["chosen"]["by"] == "auroc" and facts["chosen"]["evaluators"] == ["test"]
-  assert any("no patient of the test images is among those that" in note
-             for note in facts["data"]["train"]["notes"])
+  assert any(
+    "no patient of the test images is among those that" in note
+    for note in facts["data"]["train"]["notes"]
+  )
   # Half of the labels that are learnt from; all of those that validate.
   assert facts["data"]["train"]["n"] == 20 and facts["data"]["validation"]["n"] == 8
 
@@ -54,9 +56,16 @@ def test_takes_the_network_of_the_run_and_says_so(pretrained, tuned):
 @pytest.mark.full
 def test_test_images_are_judged_once_and_validation_as_it_goes(tuned):
   results = lines(tuned[0], "eval")
-  steps = {name: sorted({r["step"] for r in results if r["evaluator"] == name
-                         and r["encoder"] in ("trained", "random")})
-           for name in ("validation", "test")}
+  steps = {
+    name: sorted(
+      {
+        r["step"]
+        for r in results
+        if r["evaluator"] == name and r["encoder"] in ("trained", "random")
+      }
+    )
+    for name in ("validation", "test")
+  }
   assert steps["validation"] == [0, 4] and len(steps["test"]) == 1
 
 
@@ -65,8 +74,9 @@ def test_training_starts_at_the_pretrained_parameters(pretrained):
   run = train.Run(config, progress=False)
   state = run.trainer.init(run.spec)
   source = restore(pretrained, "test")
-  for a, b in zip(jax.tree.leaves(state["params"]["encoder"]),
-                  jax.tree.leaves(source.encoder_params), strict=True):
+  for a, b in zip(
+    jax.tree.leaves(state["params"]["encoder"]), jax.tree.leaves(source.encoder_params), strict=True
+  ):
     np.testing.assert_array_equal(a, b)
   # A method with a teacher: both start there.
   dino = train.Run(config_of("dino", f"tiny,init={pretrained},eval_data=none"), progress=False)
@@ -86,7 +96,8 @@ def test_a_finished_classifier_is_restored(tuned):
   np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
   average = load_params(workdir / "checkpoints", "extra")["average"]["head"]["bias"]
   np.testing.assert_array_equal(
-    run.method.network_params(run.params, run.extra)["head"]["bias"], average)
+    run.method.network_params(run.params, run.extra)["head"]["bias"], average
+  )
 
 
 @pytest.mark.full
@@ -94,17 +105,23 @@ def test_a_start_that_knows_the_test_patients_is_refused(tmp_path):
   config = config_of("simsiam", "tiny,eval_data=none,split=test")
   assert train.run(config, tmp_path / "seen", say=lambda line: None) == 0
   config = config_of("finetune", f"tiny,init={tmp_path / 'seen'}")
-  with pytest.raises(UserError, match=r"images of config\.evals\.test's test split are of "
-                     r"\d+ patients whom config\.init\.path=.* learnt from"):
+  with pytest.raises(
+    UserError,
+    match=r"images of config\.evals\.test's test split are of "
+    r"\d+ patients whom config\.init\.path=.* learnt from",
+  ):
     train.run(config, tmp_path / "run", say=lambda line: None)
   config["data"]["shared_patients"] = "allow"
   assert train.run(config, tmp_path / "allowed", say=lambda line: None) == 0
 
 
-@pytest.mark.parametrize("path, words", [
-  ("nowhere", "'nowhere' does not exist; give the workdir"),
-  ("README.md", "config.init.path='README.md'"),
-])
+@pytest.mark.parametrize(
+  "path, words",
+  [
+    ("nowhere", "'nowhere' does not exist; give the workdir"),
+    ("README.md", "config.init.path='README.md'"),
+  ],
+)
 def test_what_is_no_start_is_said_in_a_line(path, words, monkeypatch):
   monkeypatch.chdir(REPOSITORY)
   with pytest.raises(UserError, match=words):
@@ -120,7 +137,8 @@ def test_the_network_of_another_run_must_be_the_same(pretrained):
 
 def test_labels_that_are_none_are_refused():
   table = type("Table", (), {"labels": np.array([[0.0], [-1.0]]), "ids": ("a", "b")})()
-  info = type("Info", (), {"name": "set", "split": "train", "classes": ("edema",),
-                           "exclusive": False})()
+  info = type(
+    "Info", (), {"name": "set", "split": "train", "classes": ("edema",), "exclusive": False}
+  )()
   with pytest.raises(UserError, match="label 'edema' of 'b' is -1, which is neither"):
     train.labels_of(table, info)

@@ -23,7 +23,7 @@ from cxrjax.training.checkpoint import load_flat
 pytestmark = pytest.mark.full
 
 # Imported by every Python that a command starts. One byte is one event, of whichever process.
-DRILL = '''
+DRILL = """
 import os, signal, sys
 folder, counter, at = os.environ["DRILL"].split(os.pathsep)
 events = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -40,17 +40,33 @@ def hook(event, args):
   if os.fstat(events).st_size == int(at):
     os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-'''
+"""
 KEEP = ["--config.checkpoint.every=3 steps", "--config.log_every=1 steps"]
 COMMANDS = {
-  "train": ["-m", "cxrjax.main", "--config=configs/dino.py:tiny", *KEEP,
-            "--config.duration=9 steps"],
-  "finetune": ["-m", "cxrjax.main",
-               "--config=configs/finetune.py:tiny,duration=9 steps,eval_every=3 steps", *KEEP],
-  "segment": ["-m", "cxrjax.main",
-              "--config=configs/segment.py:tiny,duration=6 steps,eval_every=3 steps", *KEEP],
-  "study": ["-m", "cxrjax.main",
-            "--config=configs/label_efficiency.py:tiny,inits=scratch,fractions=50+100,seeds=0"],
+  "train": [
+    "-m",
+    "cxrjax.main",
+    "--config=configs/dino.py:tiny",
+    *KEEP,
+    "--config.duration=9 steps",
+  ],
+  "finetune": [
+    "-m",
+    "cxrjax.main",
+    "--config=configs/finetune.py:tiny,duration=9 steps,eval_every=3 steps",
+    *KEEP,
+  ],
+  "segment": [
+    "-m",
+    "cxrjax.main",
+    "--config=configs/segment.py:tiny,duration=6 steps,eval_every=3 steps",
+    *KEEP,
+  ],
+  "study": [
+    "-m",
+    "cxrjax.main",
+    "--config=configs/label_efficiency.py:tiny,inits=scratch,fractions=50+100,seeds=0",
+  ],
 }
 
 
@@ -68,11 +84,17 @@ class Command:
     counter.unlink(missing_ok=True)
     folder = self._tmp / name
     env = os.environ | {
-      "JAX_PLATFORMS": "cpu", "DRILL": os.pathsep.join([str(folder), str(counter), str(at)]),
-      "PYTHONPATH": os.pathsep.join([str(self._tmp / "drill"), str(REPOSITORY)])}
+      "JAX_PLATFORMS": "cpu",
+      "DRILL": os.pathsep.join([str(folder), str(counter), str(at)]),
+      "PYTHONPATH": os.pathsep.join([str(self._tmp / "drill"), str(REPOSITORY)]),
+    }
     done = subprocess.run(
-      [sys.executable, *self._arguments, f"--{self._flag}={folder}"], env=env, cwd=REPOSITORY,
-      capture_output=True, text=True)
+      [sys.executable, *self._arguments, f"--{self._flag}={folder}"],
+      env=env,
+      cwd=REPOSITORY,
+      capture_output=True,
+      text=True,
+    )
     assert "Traceback" not in done.stderr, done.stderr[-4000:]
     return done.returncode, counter.stat().st_size, done.stdout + done.stderr
 
@@ -109,7 +131,8 @@ def record(workdir):
 
 def same_run(workdir, straight):
   (step, arrays), (last, wanted) = (
-    load_flat(folder / "checkpoints") for folder in (workdir, straight))
+    load_flat(folder / "checkpoints") for folder in (workdir, straight)
+  )
   assert step == last and arrays.keys() == wanted.keys()
   for name, array in wanted.items():
     np.testing.assert_array_equal(arrays[name], array, err_msg=name)
@@ -147,12 +170,21 @@ def test_predictions(tmp_path):
   (tmp_path / "images").mkdir()
   for i in range(12):
     Image.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(
-      tmp_path / "images" / f"{i}.png")
+      tmp_path / "images" / f"{i}.png"
+    )
   (tmp_path / "images" / "bad.png").write_bytes(b"bad")
   pathlib.Path(tmp_path / "drill" / "sitecustomize.py").unlink()
   (tmp_path / "drill").rmdir()
-  arguments = ["-m", "cxrjax.predict", f"--workdir={tmp_path / 'net'}", str(tmp_path / "images"),
-               "--embed", "--overlays=occlusion", "--batch_size=4", "--format=parquet"]
+  arguments = [
+    "-m",
+    "cxrjax.predict",
+    f"--workdir={tmp_path / 'net'}",
+    str(tmp_path / "images"),
+    "--embed",
+    "--overlays=occlusion",
+    "--batch_size=4",
+    "--format=parquet",
+  ]
   for out, straight in drill(Command(arguments, "out", tmp_path), 5):
     for name in ("predictions.csv", "skipped.csv", "embeddings.npy"):
       assert (out / name).read_bytes() == (straight / name).read_bytes(), name
@@ -167,5 +199,7 @@ def test_predictions(tmp_path):
 def rows(path):
   """Of a table, but for how long runs took, and where."""
   with open(path, newline="") as opened:
-    return [{k: v for k, v in row.items() if k not in ("total_s", "command")}
-            for row in csv.DictReader(opened)]
+    return [
+      {k: v for k, v in row.items() if k not in ("total_s", "command")}
+      for row in csv.DictReader(opened)
+    ]

@@ -22,8 +22,7 @@ PHANTOM = {"n": 24, "size": 32}
 def judged(test):
   """What an evaluator has loaded, as far as the guard looks."""
   images = load_images(test, 32, progress=False)
-  return {"probe": Data(
-    {"test": images}, {"test": ("test", np.arange(len(images)))}, (), {}, ())}
+  return {"probe": Data({"test": images}, {"test": ("test", np.arange(len(images)))}, (), {}, ())}
 
 
 def streamed():
@@ -50,19 +49,22 @@ def films(tmp_path):
 
 def test_nothing_is_said_of_patients_whom_nobody_names(films):
   train, test = (open_source(f"folder:{films}", split=split) for split in ("train", "test"))
-  said, = leakage_checks.shared_patients(train, judged(test), "error")
+  (said,) = leakage_checks.shared_patients(train, judged(test), "error")
   assert said.startswith("probe: patients are not known of ") and said.endswith(
-    "so whether a patient of the test images is in the training data could not be checked")
+    "so whether a patient of the test images is in the training data could not be checked"
+  )
   assert f"{len(test)} of {len(test)} test images" in said
-  known = [open_source(f"folder:{films}", split=split, csv="list.csv") for split in (
-    "train", "test")]
+  known = [
+    open_source(f"folder:{films}", split=split, csv="list.csv") for split in ("train", "test")
+  ]
   assert leakage_checks.shared_patients(known[0], judged(known[1]), "error") == [
-    "probe: no patient of the test images is in the training data"]
+    "probe: no patient of the test images is in the training data"
+  ]
   # The one names them, the other does not; both do, each in its own way.
-  said, = leakage_checks.shared_patients(train, judged(known[1]), "error")
+  (said,) = leakage_checks.shared_patients(train, judged(known[1]), "error")
   assert "training images, so whether" in said and "could not be checked" in said
   other = open_source(f"folder:{films}", split="train", patient_regex=r"\d")
-  said, = leakage_checks.shared_patients(other, judged(known[1]), "error")
+  (said,) = leakage_checks.shared_patients(other, judged(known[1]), "error")
   assert "each in a way of its own, so whether" in said and said.endswith("not be checked")
 
 
@@ -78,8 +80,11 @@ def test_images_that_a_pretraining_saw_under_other_names_are_found(films, tmp_pa
   table = (films / "list.csv").read_text().replace(".png", ".jpg").replace("\n", "\ncase")
   (films / "list.csv").write_text(table)
   test = open_source(f"folder:{films}", split="test", csv="list.csv")
-  with pytest.raises(UserError, match=r"8 of the 8 images of config\.evals\.probe's test split are "
-                     r"among those that config\.init\.path=.*data\.csv, data\.patient_column"):
+  with pytest.raises(
+    UserError,
+    match=r"8 of the 8 images of config\.evals\.probe's test split are "
+    r"among those that config\.init\.path=.*data\.csv, data\.patient_column",
+  ):
     leakage_checks.seen_before(str(workdir), judged(test), "error")
   patients, images = leakage_checks.seen_before(str(workdir), judged(test), "allow")
   assert "could not be checked" in patients and "patients are not known of 24 of 24" in patients
@@ -87,11 +92,15 @@ def test_images_that_a_pretraining_saw_under_other_names_are_found(films, tmp_pa
 
 
 def test_what_a_pretraining_did_not_see_is_said_to_be_unseen_only_where_it_was_compared(
-    films, tmp_path):
-  train, test = (open_source(f"folder:{films}", split=split, csv="list.csv") for split in (
-    "train", "test"))
-  for loader, word in ((decoded(train), "none of the 8 test images looks the same"),
-                       (streamed(), "could not be checked, as it streamed 16 images")):
+  films, tmp_path
+):
+  train, test = (
+    open_source(f"folder:{films}", split=split, csv="list.csv") for split in ("train", "test")
+  )
+  for loader, word in (
+    (decoded(train), "none of the 8 test images looks the same"),
+    (streamed(), "could not be checked, as it streamed 16 images"),
+  ):
     learnt_from.remember(loader, train, tmp_path)
     patients, images = leakage_checks.seen_before(str(tmp_path), judged(test), "error")
     assert patients.startswith("probe: no patient of the test images is among those that")
@@ -113,13 +122,15 @@ def test_training_on_the_test_split_is_refused():
   test = open_source("phantom", split="test", **PHANTOM)
   clean = open_source("phantom", split="train", **PHANTOM)
   assert leakage_checks.shared_patients(clean, judged(test), "error") == [
-    "probe: no patient of the test images is in the training data"]
+    "probe: no patient of the test images is in the training data"
+  ]
   everything = open_source("phantom", split="all", **PHANTOM)
   with pytest.raises(UserError, match=r"test split are in the training data phantom \[all\]"):
     leakage_checks.shared_patients(everything, judged(test), "error")
   people = len(set(test.table.patients))
   assert leakage_checks.shared_patients(everything, judged(test), "allow") == [
-    f"probe: {people} of {people} test patients are in the training data"]
+    f"probe: {people} of {people} test patients are in the training data"
+  ]
   with pytest.raises(UserError, match=r"shared_patients='maybe' is no option; valid: allow, error"):
     leakage_checks.shared_patients(clean, judged(test), "maybe")
 
@@ -151,7 +162,8 @@ def test_patients_of_the_run_that_is_begun_with(tmp_path, monkeypatch):
     leakage_checks.seen_before(str(tmp_path), judged(test), "error")
   people = len(set(test.table.patients))
   assert leakage_checks.seen_before(str(tmp_path), judged(test), "allow")[0] == (
-    f"probe: {people} of its test patients are among those that {tmp_path} learnt from")
+    f"probe: {people} of its test patients are among those that {tmp_path} learnt from"
+  )
   monkeypatch.setenv(file_hashes.KEY, "of another machine")
   said, _ = leakage_checks.seen_before(str(tmp_path), judged(test), "error")
   assert said.startswith(f"probe: whether {tmp_path} learnt from a patient of the test images")
@@ -159,7 +171,7 @@ def test_patients_of_the_run_that_is_begun_with(tmp_path, monkeypatch):
   whole, patients = file.read_bytes(), learnt_from.learnt(str(tmp_path)).patients
   refused = 0
   for at in range(0, len(whole), len(whole) // 97):  # one bit anywhere
-    file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
     try:
       np.testing.assert_array_equal(learnt_from.learnt(str(tmp_path)).patients, patients)
     except UserError as error:
@@ -172,19 +184,29 @@ def test_near_duplicates_of_test_images_are_named():
   test = open_source("phantom", split="test", **PHANTOM)
   whole = open_source("phantom", split="all", **PHANTOM)
   loader = types.SimpleNamespace(images=load_images(whole, 32, progress=False))
-  found, = leakage_checks.near_duplicates(loader, judged(test), 0.99)
+  (found,) = leakage_checks.near_duplicates(loader, judged(test), 0.99)
   assert found.startswith(f"probe: {len(test)} of {len(test)} test images are near-duplicates")
   assert leakage_checks.near_duplicates(loader, judged(test), 0) == []
-  streamed, = leakage_checks.near_duplicates(types.SimpleNamespace(images=None), judged(test), 0.95)
+  (streamed,) = leakage_checks.near_duplicates(
+    types.SimpleNamespace(images=None), judged(test), 0.95
+  )
   assert "streamed" in streamed and "configs/audit.py" in streamed
 
 
 @pytest.mark.full
 def test_a_run_on_its_test_images_stops_before_it_starts(tmp_path):
   config = tiny(data__split="all", duration="2 steps")
-  config["evals"] = {"probe": {
-    "name": "cxrjax.evals.probe", "every": "2 steps", "size": 32, "ks": (1,), "mean": 0.5,
-    "std": 0.25, "data": {"name": "phantom", **config["data"]["options"]}}}
+  config["evals"] = {
+    "probe": {
+      "name": "cxrjax.evals.probe",
+      "every": "2 steps",
+      "size": 32,
+      "ks": (1,),
+      "mean": 0.5,
+      "std": 0.25,
+      "data": {"name": "phantom", **config["data"]["options"]},
+    }
+  }
   with pytest.raises(UserError, match=r"config\.evals\.probe's test split are in the train"):
     train.run(config, tmp_path / "run", say=lambda s: None)
   assert not (tmp_path / "run" / "checkpoints").exists()

@@ -58,7 +58,8 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(straight, 
   assert step in (3, 6)
   assert last_line(err) == (
     f"error: process {victim} of 2 is gone (it was killed, or its machine went down); run the same "
-    f"command again, it goes on from step {step}")
+    f"command again, it goes on from step {step}"
+  )
   with two(config, workdir, port, path=tmp_path) as both:
     for process in both:
       finish(process)
@@ -85,11 +86,18 @@ def test_a_mistake_in_one_process_is_told_by_all(tmp_path):
 
 
 def test_a_process_that_nobody_joins_ends():
-  program = ("from cxrjax.training import peers, rendezvous\nrendezvous.JOIN = 2\n"
-             f"with peers.together('127.0.0.1:{free_port()}', 2, {{}}, lambda: None): pass")
+  program = (
+    "from cxrjax.training import peers, rendezvous\nrendezvous.JOIN = 2\n"
+    f"with peers.together('127.0.0.1:{free_port()}', 2, {{}}, lambda: None): pass"
+  )
   for process in (0, 1):
     done = subprocess.run(
-      [sys.executable, "-c", program.format(process)], env=os.environ | {"JAX_PLATFORMS": "cpu"},
-      cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+      [sys.executable, "-c", program.format(process)],
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      cwd=REPOSITORY,
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
     assert done.returncode == peers.GONE
     assert "not all processes have come within 2 s" in last_line(done.stderr)

@@ -62,8 +62,11 @@ def films(tmp_path_factory):
 
 def test_the_checkpoint_is_chosen_on_validation_and_judged_on_test_once(lungs):
   found = lines(lungs, "eval")
-  scores = {r["step"]: r["metrics"]["dice"]["value"] for r in found
-            if (r["evaluator"], r["encoder"]) == ("validation", "trained")}
+  scores = {
+    r["step"]: r["metrics"]["dice"]["value"]
+    for r in found
+    if (r["evaluator"], r["encoder"]) == ("validation", "trained")
+  }
   assert sorted(scores) == [20, 40, 60] and max(scores, key=scores.get) == 40
   test = [r for r in found if r["evaluator"] == "test" and r["encoder"] == "trained"]
   facts = json.loads((lungs / "run.json").read_text())
@@ -95,10 +98,14 @@ def test_rgmim_sees_predicted_masks(lungs, films, tmp_path):
   config["data"]["cache_dir"] = str(tmp_path)
   run = train.Run(config, progress=False)
   assert run.describe()["data"]["train"]["lung_masks"] == {
-    "published": 0, f"predicted by {lungs}": 16}
+    "published": 0,
+    f"predicted by {lungs}": 16,
+  }
   batch = run.loader.fetch(run.loader.data, run.loader[0])
   rows = np.asarray(batch["index"])
-  drawn = pseudo_masks.Segmenter.load(str(lungs)).masks(load_images(run.source, 32, cache_dir=tmp_path))
+  drawn = pseudo_masks.Segmenter.load(str(lungs)).masks(
+    load_images(run.source, 32, cache_dir=tmp_path)
+  )
   np.testing.assert_array_equal(batch["mask"], drawn[rows])
   # The truth is known, as these are phantoms: they are masks of lungs, not of anything.
   truth = load_images(Source(split="test", n=16, size=40), 32, cache_dir=tmp_path).masks
@@ -110,12 +117,18 @@ def test_rgmim_sees_predicted_masks(lungs, films, tmp_path):
 
 def test_masks_are_predicted_once_and_anew_by_another_run(lungs, films, tmp_path, monkeypatch):
   from cxrjax.data import open_source
+
   images = load_images(open_source(f"folder:{films}", split="all"), 32, cache_dir=tmp_path)
   real, calls = pseudo_masks.Segmenter.masks, []
   monkeypatch.setattr(
-    pseudo_masks.Segmenter, "masks", lambda self, *a: calls.append(1) or real(self, *a))
-  fill = lambda **options: pseudo_masks.fill(  # noqa: E731
-    images, str(lungs), cache_dir=tmp_path, progress=False, **options).masks
+    pseudo_masks.Segmenter, "masks", lambda self, *a: calls.append(1) or real(self, *a)
+  )
+
+  def fill(**options):
+    return pseudo_masks.fill(
+      images, str(lungs), cache_dir=tmp_path, progress=False, **options
+    ).masks
+
   first = np.array(fill())  # a copy: a file that is cut short takes those down who look into it
   (kept,) = tmp_path.glob("masks-*.npy")
   assert len(calls) == 1
@@ -149,8 +162,9 @@ def test_large_and_16_bit_images_are_shown_to_the_network_as_it_learnt(lungs, tm
   source = Source(split="test", n=4, size=64)
   segmenter = pseudo_masks.Segmenter.load(str(lungs))
   assert segmenter.network.image_size == 32
-  eight, wide = (segmenter.masks(load_images(source, 64, cache_dir=tmp_path, bits=bits))
-                 for bits in (8, 16))
+  eight, wide = (
+    segmenter.masks(load_images(source, 64, cache_dir=tmp_path, bits=bits)) for bits in (8, 16)
+  )
   assert eight.shape == (4, 64, 64, 1) and set(np.unique(eight)) <= {0, 1}
   assert (eight != wide).mean() < 0.01
   truth = np.asarray(load_images(source, 64, cache_dir=tmp_path).masks)
@@ -176,8 +190,17 @@ def test_what_is_no_finished_segmentation_run(lungs, tmp_path, monkeypatch):
     pseudo_masks.Segmenter.load(str(lungs))
 
 
-@pytest.mark.parametrize(("value", "found"), [
-  ("", (False, "")), (False, (False, "")), (None, (False, "")), ("own", (True, "")),
-  (True, (True, "")), ("True", (True, "")), ("runs/lungs", (True, "runs/lungs"))])
+@pytest.mark.parametrize(
+  ("value", "found"),
+  [
+    ("", (False, "")),
+    (False, (False, "")),
+    (None, (False, "")),
+    ("own", (True, "")),
+    (True, (True, "")),
+    ("True", (True, "")),
+    ("runs/lungs", (True, "runs/lungs")),
+  ],
+)
 def test_what_the_config_may_say(value, found):
   assert pseudo_masks.wanted(value) == found

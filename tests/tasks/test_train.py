@@ -25,8 +25,12 @@ def load(path, arg):
 TRAINING = [p for p in CONFIGS if "probe" in load(p, "tiny").get("evals", {})]
 
 
-@pytest.fixture(scope="module", params=[
-  pytest.param(p, id=p.stem, marks=() if p.stem == "dino" else pytest.mark.full) for p in TRAINING])
+@pytest.fixture(
+  scope="module",
+  params=[
+    pytest.param(p, id=p.stem, marks=() if p.stem == "dino" else pytest.mark.full) for p in TRAINING
+  ],
+)
 def finished(request, tmp_path_factory):
   """A config's `:tiny`, run to its end; its workdir and what it said."""
   workdir = tmp_path_factory.mktemp(request.param.stem) / "run"
@@ -55,8 +59,17 @@ def test_a_run_says_what_it_will_do_and_where_its_report_is(finished):
 
 def test_the_workdir_is_complete(finished):
   workdir, _ = finished
-  for name in ("config.json", "run.json", "metrics.jsonl", "report.html", "checkpoints",
-               "figures/views.npz", "figures/attention.npz", "figures/features.npz", "tensorboard"):
+  for name in (
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+    "report.html",
+    "checkpoints",
+    "figures/views.npz",
+    "figures/attention.npz",
+    "figures/features.npz",
+    "tensorboard",
+  ):
     assert (workdir / name).exists(), name
   html = (workdir / "report.html").read_text()
   assert "research use only" in html.lower()
@@ -68,8 +81,15 @@ def test_random_trained_and_floor_stand_side_by_side(finished):
   found = {r["encoder"]: r["metrics"] for r in lines(workdir, "eval")}
   assert set(found) == {"random", "trained", "floor"}
   for encoder in ("random", "trained"):
-    for name in ("knn1/auroc", "knn5/auroc", "knn20/auroc", "linear/auroc", "linear/f1",
-                 "linear/accuracy", "linear/balanced_accuracy"):
+    for name in (
+      "knn1/auroc",
+      "knn5/auroc",
+      "knn20/auroc",
+      "linear/auroc",
+      "linear/f1",
+      "linear/accuracy",
+      "linear/balanced_accuracy",
+    ):
       value = found[encoder][name]
       assert value["low"] <= value["value"] <= value["high"], (encoder, name)
 
@@ -77,16 +97,18 @@ def test_random_trained_and_floor_stand_side_by_side(finished):
 @pytest.mark.full
 def test_training_changes_what_is_evaluated(tmp_path):
   from small import saved
-  config = tiny(optimizer__lr={"start": 1e-2}, optimizer__lr_batch=0, duration="3 steps",
-                method__momentum=0.5)
+
+  config = tiny(
+    optimizer__lr={"start": 1e-2}, optimizer__lr_batch=0, duration="3 steps", method__momentum=0.5
+  )
   train.run(config, tmp_path / "run", say=lambda s: None)
   arrays = saved(tmp_path / "run")
-  moved = [k for k in arrays if k.startswith("['extra']['teacher']['encoder']")
-           and "kernel" in k]
+  moved = [k for k in arrays if k.startswith("['extra']['teacher']['encoder']") and "kernel" in k]
   student = [k.replace("['extra']['teacher']", "['params']") for k in moved]
   assert moved
-  assert any(np.abs(arrays[a] - arrays[b]).max() > 1e-4
-             for a, b in zip(moved, student, strict=True))
+  assert any(
+    np.abs(arrays[a] - arrays[b]).max() > 1e-4 for a, b in zip(moved, student, strict=True)
+  )
 
 
 def test_paper_recipe_is_the_papers():
@@ -97,7 +119,11 @@ def test_paper_recipe_is_the_papers():
   assert not config.method.batch_norm and config.method.center_momentum == 0.9
   views = config.views
   assert (views.global_size, views.global_crops, views.local_size, views.local_crops) == (
-    224, 2, 96, 8)
+    224,
+    2,
+    96,
+    8,
+  )
   assert views.blur_sigma == (0.1, 2.0) and views.solarize_prob == (0.0, 0.2, 0.0)
   assert views.global_scale == (0.4, 1.0) and views.local_scale == (0.05, 0.4)
   assert config.optimizer.clip == 3.0
@@ -114,40 +140,50 @@ def test_convolutions_go_step_by_step_on_a_cpu(model, steps):
 
 @pytest.mark.full
 def test_nan_stops_the_run_and_the_page_says_why(tmp_path):
-  config = tiny(duration="12 steps", optimizer__lr={"start": 1e30}, optimizer__lr_batch=0,
-                checkpoint__every="1 steps", optimizer__clip=0.0)
+  config = tiny(
+    duration="12 steps",
+    optimizer__lr={"start": 1e30},
+    optimizer__lr_batch=0,
+    checkpoint__every="1 steps",
+    optimizer__clip=0.0,
+  )
   with pytest.raises(Diverged, match=r"became (nan|inf).* at step .*lower config\.optimizer\.lr"):
     train.run(config, tmp_path / "run", say=lambda s: None)
   assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("diverged")
   assert "lower config.optimizer.lr" in (tmp_path / "run" / "report.html").read_text()
   # What was saved last is from before.
   from small import saved
+
   assert all(np.isfinite(v).all() for v in saved(tmp_path / "run").values())
 
 
 @pytest.mark.full
 def test_a_collapse_stops_the_run(tmp_path):
   # A teacher this soft gives every image the uniform answer.
-  config = tiny(duration="12 steps", method__teacher_temp=100.0, health__grace="0 steps",
-                health__patience=2)
+  config = tiny(
+    duration="12 steps", method__teacher_temp=100.0, health__grace="0 steps", health__patience=2
+  )
   with pytest.raises(Diverged, match=r"uniform answer; lower config\.method\.teacher_temp"):
     train.run(config, tmp_path / "run", say=lambda s: None)
 
 
-@pytest.mark.parametrize("changes,message", [
-  ({"batch_size": 100}, r"config\.batch_size=100 is larger than the data"),
-  ({"batch_size": 0}, r"config\.batch_size=0"),
-  ({"views__global_size": 64}, r"config\.views\.global_size=64 is larger than the images"),
-  ({"method__name": "cxrjax.methods.dyno"}, "did you mean 'dino'"),
-  ({"model__variant": "XL"}, r"config\.model\.variant='XL'"),
-  ({"model__name": "cxrjax.models.vitt"}, "did you mean 'vit'"),
-  ({"data__source": "phantasm"}, r"config\.data\.source='phantasm'"),
-  ({"data__storage": "cloud"}, r"config\.data\.storage='cloud'"),
-  ({"duration": "forever"}, r"config\.duration='forever' is not a duration"),
-  ({"accumulate": 3}, r"config\.accumulate=3 does not divide config\.batch_size=8"),
-  ({"mesh__fsdp": 3}, r"config\.mesh\.fsdp=3 does not divide 1 devices"),
-  ({"optimizer": {"speed": 1}}, r"config\.optimizer\.speed is not an option"),
-])
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    ({"batch_size": 100}, r"config\.batch_size=100 is larger than the data"),
+    ({"batch_size": 0}, r"config\.batch_size=0"),
+    ({"views__global_size": 64}, r"config\.views\.global_size=64 is larger than the images"),
+    ({"method__name": "cxrjax.methods.dyno"}, "did you mean 'dino'"),
+    ({"model__variant": "XL"}, r"config\.model\.variant='XL'"),
+    ({"model__name": "cxrjax.models.vitt"}, "did you mean 'vit'"),
+    ({"data__source": "phantasm"}, r"config\.data\.source='phantasm'"),
+    ({"data__storage": "cloud"}, r"config\.data\.storage='cloud'"),
+    ({"duration": "forever"}, r"config\.duration='forever' is not a duration"),
+    ({"accumulate": 3}, r"config\.accumulate=3 does not divide config\.batch_size=8"),
+    ({"mesh__fsdp": 3}, r"config\.mesh\.fsdp=3 does not divide 1 devices"),
+    ({"optimizer": {"speed": 1}}, r"config\.optimizer\.speed is not an option"),
+  ],
+)
 def test_mistakes_are_one_line(tmp_path, changes, message):
   with pytest.raises(UserError, match=message) as error:
     train.run(tiny(**changes), tmp_path / "run", say=lambda s: None)
@@ -174,8 +210,12 @@ def test_what_is_to_be_known_of_the_data_is_said_before_training():
   (untaught,) = train.untaught(labels)
   assert untaught.startswith("no training image has the class 'tb'")
   assert train.untaught(Labels(("a", "b"), True, (0, 0), (0, 0))) == []  # no labels at all
-  facts = {"data": {"train": {"notes": ["one", "two"]}, "site": {
-    "notes": ["8 left out", "one"], "test": {"notes": ["of its own", "two"]}, "n": 3}}}
+  facts = {
+    "data": {
+      "train": {"notes": ["one", "two"]},
+      "site": {"notes": ["8 left out", "one"], "test": {"notes": ["of its own", "two"]}, "n": 3},
+    }
+  }
   assert train.remarks(facts) == ["one", "two", "site: 8 left out", "site: of its own"]
 
 
@@ -183,15 +223,20 @@ def test_a_method_that_needs_labels_says_how_a_folder_could_have_them(tmp_path):
   for k in range(4):
     pixels = np.arange(32 * 32).reshape(32, 32).astype(np.uint8) // (k + 1)
     Image.fromarray(pixels).save(tmp_path / f"{k}.png")
-  (tmp_path / "labels.csv").write_text("path,diagnosis,who\n" + "".join(
-    f"{k}.png,{'ab'[k % 2]},{k}\n" for k in range(4)))
+  (tmp_path / "labels.csv").write_text(
+    "path,diagnosis,who\n" + "".join(f"{k}.png,{'ab'[k % 2]},{k}\n" for k in range(4))
+  )
   tune = functools.partial(load, "finetune")
   source = f"tiny,data=folder:{tmp_path},split=all"
-  with pytest.raises(UserError, match=r"no labels.*data.csv=labels.csv, its labels with data.label_"
-                     r"columns=NAME and its patients with data.patient_column=NAME .*diagnosis"):
+  with pytest.raises(
+    UserError,
+    match=r"no labels.*data.csv=labels.csv, its labels with data.label_"
+    r"columns=NAME and its patients with data.patient_column=NAME .*diagnosis",
+  ):
     train.Run(tune(source).to_dict(), progress=False)
   with pytest.raises(UserError, match=r"no labels.*data.label_columns=NAME .it has path, diagno"):
     train.Run(tune(f"{source},data.csv=labels.csv").to_dict(), progress=False)
   run = train.Run(
-    tune(f"{source},data.csv=labels.csv,data.label_columns=diagnosis").to_dict(), progress=False)
+    tune(f"{source},data.csv=labels.csv,data.label_columns=diagnosis").to_dict(), progress=False
+  )
   assert run.labels.classes == ("a", "b")

@@ -17,12 +17,15 @@ NAME = "chest_xray14"
 builder = tfds_prepare.builder_class(NAME)
 module = sys.modules[builder.__module__]
 
-HEAD = ("Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient {},View Position,"
-        "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]")
+HEAD = (
+  "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient {},View Position,"
+  "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
 HEADERS = {
   "2020": (HEAD.format("Gender"), "{}", "Data_Entry_2017_v2020.csv", "58"),
   "2017": (HEAD.format("Gender") + ",", "{},", "Data_Entry_2017.csv", "058Y"),
-  "box": (HEAD.format("Sex") + ",", "{}", "Data_Entry_2017.csv", "58")}
+  "box": (HEAD.format("Sex") + ",", "{}", "Data_Entry_2017.csv", "58"),
+}
 PATIENTS, EACH = 24, 2
 LABELS = ["No Finding", "Cardiomegaly|Emphysema", "Hernia", "Infiltration|Effusion|Pneumonia"]
 
@@ -40,8 +43,10 @@ def image(i):
 
 
 def entry(i, name, age="58"):
-  return (f"{name},{LABELS[i % 4]},{i % EACH + 1},{int(name[:8])},{age},{'MF'[i // EACH % 2]},"
-          f"{('PA', 'AP')[i % 2]},2894,2729,0.143,0.143")
+  return (
+    f"{name},{LABELS[i % 4]},{i % EACH + 1},{int(name[:8])},{age},{'MF'[i // EACH % 2]},"
+    f"{('PA', 'AP')[i % 2]},2894,2729,0.143,0.143"
+  )
 
 
 def tables(header="2020"):
@@ -53,7 +58,10 @@ def tables(header="2020"):
     "test_list.txt": "\n".join(found).encode(),
     "BBox_List_2017.csv": made_sets.table(
       "Image Index,Finding Label,Bbox [x,y,w,h],,,",
-      f"{found[0]},Infiltrate,256.0,128.0,512.0,64.0", f"{found[0]},Mass,0,0,1024,1024.4")}
+      f"{found[0]},Infiltrate,256.0,128.0,512.0,64.0",
+      f"{found[0]},Mass,0,0,1024,1024.4",
+    ),
+  }
 
 
 def archives():
@@ -106,8 +114,9 @@ def test_unpacked_in_each_way_gives_the_same(manual, tmp_path):
   kaggle, flat, whole = (tmp_path / n / "manual" for n in ("kaggle", "flat", "whole"))
   numbered = {f"images_{k:03d}/{n}": d for k, files in archives().items() for n, d in files.items()}
   made_sets.folder(kaggle, tables() | numbered)
-  made_sets.folder(flat / "CXR8", tables() | {n: d for a in archives().values()
-                                              for n, d in a.items()})
+  made_sets.folder(
+    flat / "CXR8", tables() | {n: d for a in archives().values() for n, d in a.items()}
+  )
   made_sets.packed(whole / "archive.zip", tables() | numbered)
   for other in (kaggle, flat, whole):
     for split, part in check(other).items():
@@ -131,8 +140,10 @@ def test_boxes(manual):
   write(manual)
   made_sets.prepare(NAME, manual, "test")
   made = tfds.builder_from_directory(str(manual.parent / "data" / NAME / "1.0.0"))
-  rows = {r["id"].decode(): r for r in made.as_data_source("test", decoders={
-    "image": tfds.decode.SkipDecoding()})}
+  rows = {
+    r["id"].decode(): r
+    for r in made.as_data_source("test", decoders={"image": tfds.decode.SkipDecoding()})
+  }
   found = rows[min(rows)]["boxes"]
   assert [module.FINDINGS[k] for k in found["label"]] == ["Infiltration", "Mass"]
   np.testing.assert_allclose(found["box"], [[1 / 8, 1 / 4, 3 / 16, 3 / 4], [0, 0, 1, 1]])
@@ -147,15 +158,21 @@ def test_absent_unlisted_and_broken_images_are_listed(manual):
   del files[gone]
   files[cut] = files[cut][:60]
   files[flipped] = files[flipped][:45] + b"?" + files[flipped][46:]
-  files |= {"images/00000099_000.png": image(0), "../images/00000001_000.png": image(9),
-            "images/readme.txt": b"?", "images/._00000001_000.png": b"?"}
+  files |= {
+    "images/00000099_000.png": image(0),
+    "../images/00000001_000.png": image(9),
+    "images/readme.txt": b"?",
+    "images/._00000001_000.png": b"?",
+  }
   made_sets.packed(manual / "images_002.tar.gz", files)
   part = made_sets.prepare(NAME, manual, "all")
   assert len(part) == len(names()) - 3
   assert dict(part.info.skipped) == {
-    gone[7:]: "it is listed, but not there", cut[7:]: "it is cut short",
+    gone[7:]: "it is listed, but not there",
+    cut[7:]: "it is cut short",
     flipped[7:]: "it is damaged (checksum of its IDAT chunk)",
-    "00000099_000.png": "it is there, but in no list"}
+    "00000099_000.png": "it is there, but in no list",
+  }
 
 
 def edit(manual, file, change):
@@ -163,44 +180,75 @@ def edit(manual, file, change):
   path.write_bytes(change(path.read_bytes()))
 
 
-@pytest.mark.parametrize("spoil, word", [
-  (lambda m: [f.unlink() for f in m.glob("*.csv")], "has no ChestXray-NIHCC.*get it from https"),
-  (lambda m: (m / "test_list.txt").unlink(), "has no test_list.txt; get it from https"),
-  (lambda m: [f.unlink() for f in m.glob("*.gz")], "has no images: neither images_001.tar.gz"),
-  (lambda m: (m / "images_007.tar.gz").unlink(), "has no images_007.tar.gz"),
-  (lambda m: [made_sets.packed(m / f"images_{k:03d}.tar.gz", {}) for k in range(1, 9)],
-   "images listed for .* are there, .*only a part"),
-  (lambda m: edit(m, "images_003.tar.gz", lambda d: d[:-200]),
-   "images_003.tar.gz.*(not a whole tar|damaged).*download it again"),
-  (lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b"Finding Labels", b"Find")),
-   "Data_Entry_2017_v2020.csv has no column 'Finding Labels'"),
-  (lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b"Gender", b"G")),
-   "no column 'Patient Gender'"),
-  (lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b"Hernia", b"Hernias", 1)),
-   "v2020.csv line 4: 'Hernias' is no finding of this set.*Hernia"),
-  (lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b",PA,", b",LL,", 1)),
-   "line 2: View Position is 'LL'"),
-  (lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b",58,", b",old,", 1)),
-   "line 2: Patient Age is 'old'"),
-  (lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d + entry(0, names()[0]).encode()),
-   "line 50 lists 00000001_000.png a second time"),
-  (lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b",2,24,", b",2,23,")),
-   "line 49: Image Index .* is not of Patient ID '23'"),
-  (lambda m: edit(m, "test_list.txt", lambda d: d.split(b"\n", 1)[1]),
-   "00000019_000.png is neither in train_val_list.txt nor"),
-  (lambda m: edit(m, "test_list.txt", lambda d: d + b"\n00000001_000.png"), "is in train_val_list"),
-  (lambda m: edit(m, "test_list.txt", lambda d: d + b"\n00000050_000.png"), "v2020.csv does not"),
-  (lambda m: edit(m, "BBox_List_2017.csv", lambda d: d.replace(b"Infiltrate", b"Infil")),
-   "line 2: 'Infil' is no finding"),
-])
+@pytest.mark.parametrize(
+  "spoil, word",
+  [
+    (lambda m: [f.unlink() for f in m.glob("*.csv")], "has no ChestXray-NIHCC.*get it from https"),
+    (lambda m: (m / "test_list.txt").unlink(), "has no test_list.txt; get it from https"),
+    (lambda m: [f.unlink() for f in m.glob("*.gz")], "has no images: neither images_001.tar.gz"),
+    (lambda m: (m / "images_007.tar.gz").unlink(), "has no images_007.tar.gz"),
+    (
+      lambda m: [made_sets.packed(m / f"images_{k:03d}.tar.gz", {}) for k in range(1, 9)],
+      "images listed for .* are there, .*only a part",
+    ),
+    (
+      lambda m: edit(m, "images_003.tar.gz", lambda d: d[:-200]),
+      "images_003.tar.gz.*(not a whole tar|damaged).*download it again",
+    ),
+    (
+      lambda m: edit(
+        m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b"Finding Labels", b"Find")
+      ),
+      "Data_Entry_2017_v2020.csv has no column 'Finding Labels'",
+    ),
+    (
+      lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b"Gender", b"G")),
+      "no column 'Patient Gender'",
+    ),
+    (
+      lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b"Hernia", b"Hernias", 1)),
+      "v2020.csv line 4: 'Hernias' is no finding of this set.*Hernia",
+    ),
+    (
+      lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b",PA,", b",LL,", 1)),
+      "line 2: View Position is 'LL'",
+    ),
+    (
+      lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b",58,", b",old,", 1)),
+      "line 2: Patient Age is 'old'",
+    ),
+    (
+      lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d + entry(0, names()[0]).encode()),
+      "line 50 lists 00000001_000.png a second time",
+    ),
+    (
+      lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b",2,24,", b",2,23,")),
+      "line 49: Image Index .* is not of Patient ID '23'",
+    ),
+    (
+      lambda m: edit(m, "test_list.txt", lambda d: d.split(b"\n", 1)[1]),
+      "00000019_000.png is neither in train_val_list.txt nor",
+    ),
+    (
+      lambda m: edit(m, "test_list.txt", lambda d: d + b"\n00000001_000.png"),
+      "is in train_val_list",
+    ),
+    (lambda m: edit(m, "test_list.txt", lambda d: d + b"\n00000050_000.png"), "v2020.csv does not"),
+    (
+      lambda m: edit(m, "BBox_List_2017.csv", lambda d: d.replace(b"Infiltrate", b"Infil")),
+      "line 2: 'Infil' is no finding",
+    ),
+  ],
+)
 def test_one_line_for_each_mistake(manual, spoil, word):
   write(manual)
   spoil(manual)
   assert re.search(word, made_sets.refused(NAME, manual))
 
 
-@pytest.mark.parametrize("text, years", [
-  ("58", 58), ("058Y", 58), ("006M", 0.5), ("000D", 0), ("414", np.nan)])
+@pytest.mark.parametrize(
+  "text, years", [("58", 58), ("058Y", 58), ("006M", 0.5), ("000D", 0), ("414", np.nan)]
+)
 def test_ages(text, years):
   np.testing.assert_equal(module.age(text, "file line 1"), years)
 
@@ -212,23 +260,32 @@ def test_a_gzip_that_is_no_tar(manual):
 
 
 needs_beam = pytest.mark.skipif(
-  importlib.util.find_spec("apache_beam") is None, reason="no apache_beam")
+  importlib.util.find_spec("apache_beam") is None, reason="no apache_beam"
+)
 
 
 def with_beam(manual, data):
   import apache_beam as beam
+
   made = builder(data_dir=str(manual.parent / data), file_format="array_record")
-  made.download_and_prepare(download_config=tfds.download.DownloadConfig(
-    manual_dir=str(manual), beam_runner=beam.runners.DirectRunner()))
+  made.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(
+      manual_dir=str(manual), beam_runner=beam.runners.DirectRunner()
+    )
+  )
 
 
 @needs_beam
 @pytest.mark.filterwarnings("ignore")
 def test_a_runner_that_loses_images_is_found_out(manual, monkeypatch):
   from cxrjax.builders import beam_pipeline
+
   told = beam_pipeline.result
-  monkeypatch.setattr(beam_pipeline, "result", lambda folder: (
-    [], {split: n + 2 * (split == "test") for split, n in told(folder)[1].items()}))
+  monkeypatch.setattr(
+    beam_pipeline,
+    "result",
+    lambda folder: ([], {split: n + 2 * (split == "test") for split, n in told(folder)[1].items()}),
+  )
   write(manual)
   with pytest.raises(UserError, match="Beam wrote 12 of the 14 images that it read for test"):
     with_beam(manual, "beam")

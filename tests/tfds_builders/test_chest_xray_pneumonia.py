@@ -57,8 +57,13 @@ def write_kaggle(path, names=None):
 
 
 def prepare(tmp_path, split="train", **options):
-  return open_source(f"tfds:{NAME}", split=split, data_dir=str(tmp_path / "data"),
-                     manual_dir=str(tmp_path / "manual"), **options)
+  return open_source(
+    f"tfds:{NAME}",
+    split=split,
+    data_dir=str(tmp_path / "data"),
+    manual_dir=str(tmp_path / "manual"),
+    **options,
+  )
 
 
 def test_kaggle_zip(manual, tmp_path):
@@ -146,13 +151,19 @@ def test_what_tfds_reads_is_what_we_read(manual, tmp_path):
 @pytest.mark.full
 @pytest.mark.skipif(
   importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("apache_beam") is None,
-  reason="tfds build needs the extra `tfds`")
+  reason="tfds build needs the extra `tfds`",
+)
 def test_tfds_build(manual, tmp_path):
   write_kaggle(manual / "chest_xray.zip")
   root = pathlib.Path(tfds_prepare.BUILDERS).parent
-  command = [pathlib.Path(sys.executable).with_name("tfds"), "build", root / "tfds_builders" / NAME,
-             f"--manual_dir={manual}", f"--data_dir={tmp_path / 'built'}",
-             "--file_format=array_record"]
+  command = [
+    pathlib.Path(sys.executable).with_name("tfds"),
+    "build",
+    root / "tfds_builders" / NAME,
+    f"--manual_dir={manual}",
+    f"--data_dir={tmp_path / 'built'}",
+    "--file_format=array_record",
+  ]
   env = os.environ | {"PYTHONPATH": str(root)}
   done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
@@ -161,18 +172,32 @@ def test_tfds_build(manual, tmp_path):
   assert built.info.fingerprint == ours.info.fingerprint and built.table.ids == ours.table.ids
 
 
-@pytest.mark.parametrize("spoil, word", [
-  (lambda folder: (folder / "notes.txt").write_text("nothing"),
-   r"has no chest_xray.zip .*get it from https://.*put it there"),
-  (lambda folder: (folder / "chest_xray.zip").write_bytes(b"PK\3\4 half"),
-   r"chest_xray.zip is not a whole zip file.*download it again"),
-  (lambda folder: (folder / "chest_xray.zip.part").write_bytes(b"PK"), "has not finished"),
-  (lambda folder: write_kaggle(folder / "chest_xray.zip", kaggle()[:70]), "no images in test/NOR"),
-  (lambda folder: write_kaggle(folder / "chest_xray.zip", ["a/b/c.jpeg"]), "no images in train"),
-  (lambda folder: write_kaggle(folder / "chest_xray.zip", [f"train/{f}/{i}.jpeg" for i in range(9)
-                                                           for f in ("NORMAL", "PNEUMONIA")]),
-   "no images in train/NORMAL: not this"),
-])
+@pytest.mark.parametrize(
+  "spoil, word",
+  [
+    (
+      lambda folder: (folder / "notes.txt").write_text("nothing"),
+      r"has no chest_xray.zip .*get it from https://.*put it there",
+    ),
+    (
+      lambda folder: (folder / "chest_xray.zip").write_bytes(b"PK\3\4 half"),
+      r"chest_xray.zip is not a whole zip file.*download it again",
+    ),
+    (lambda folder: (folder / "chest_xray.zip.part").write_bytes(b"PK"), "has not finished"),
+    (
+      lambda folder: write_kaggle(folder / "chest_xray.zip", kaggle()[:70]),
+      "no images in test/NOR",
+    ),
+    (lambda folder: write_kaggle(folder / "chest_xray.zip", ["a/b/c.jpeg"]), "no images in train"),
+    (
+      lambda folder: write_kaggle(
+        folder / "chest_xray.zip",
+        [f"train/{f}/{i}.jpeg" for i in range(9) for f in ("NORMAL", "PNEUMONIA")],
+      ),
+      "no images in train/NORMAL: not this",
+    ),
+  ],
+)
 def test_archives_that_are_not_whole(manual, tmp_path, spoil, word, capfd):
   spoil(manual)
   with pytest.raises(UserError, match=word) as error:
@@ -204,7 +229,7 @@ def test_damaged_in_the_middle(manual, tmp_path):
   write_kaggle(path)
   data = bytearray(path.read_bytes())
   at = data.index(jpeg(30)[60:120], data.index(jpeg(30)[60:120]) + 1)
-  data[at:at + 20] = bytes(20)
+  data[at : at + 20] = bytes(20)
   path.write_bytes(data)
   with pytest.raises(UserError, match=r"chest_xray.zip: .*\.jpeg in it is damaged") as error:
     prepare(tmp_path)
@@ -233,8 +258,11 @@ def test_real_archive_counts(real):
   parts = module.assign(found)
   counts = {name: collections.Counter(e.label for e in part) for name, part in parts.items()}
   assert counts == {
-    "train": {"normal": 1207, "pneumonia": 3486}, "validation": {"normal": 134, "pneumonia": 389},
-    "official_val": {"normal": 8, "pneumonia": 8}, "test": {"normal": 234, "pneumonia": 390}}
+    "train": {"normal": 1207, "pneumonia": 3486},
+    "validation": {"normal": 134, "pneumonia": 389},
+    "official_val": {"normal": 8, "pneumonia": 8},
+    "test": {"normal": 234, "pneumonia": 390},
+  }
   test = collections.Counter(e.subtype for e in parts["test"])
   assert test == {"normal": 234, "bacterial": 242, "viral": 148}
   owners = {name: {e.patient for e in part} for name, part in parts.items()}
@@ -243,8 +271,9 @@ def test_real_archive_counts(real):
 
 
 def test_real_archive_prepares_and_decodes(real, tmp_path):
-  source = open_source(f"tfds:{NAME}", split="val", data_dir=str(tmp_path / "data"),
-                       manual_dir=str(real.parent))
+  source = open_source(
+    f"tfds:{NAME}", split="val", data_dir=str(tmp_path / "data"), manual_dir=str(real.parent)
+  )
   images = load_images(source, 32, progress=False)
   assert images.pixels.shape == (523, 32, 32, 1) and images.labels[:, 1].sum() == 389
   # Pneumonia is exposed differently here; a sign that labels and pixels belong together.

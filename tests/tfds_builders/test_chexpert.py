@@ -20,8 +20,11 @@ FOLDER = {"small": "CheXpert-v1.0-small", "full": "CheXpert-v1.0"}
 
 def images(patients):
   """Path from the patient on, of a frontal and a lateral image of each patient."""
-  return [f"patient{p:05d}/study1/view{k}_{kind}.jpg" for p in patients
-          for k, kind in ((1, "frontal"), (2, "lateral"))]
+  return [
+    f"patient{p:05d}/study1/view{k}_{kind}.jpg"
+    for p in patients
+    for k, kind in ((1, "frontal"), (2, "lateral"))
+  ]
 
 
 def everything():
@@ -43,19 +46,29 @@ def image(path):
 def rows(patients, root, split, known=False):
   for i, path in enumerate(images(patients)):
     side = ["Lateral", ""] if "lateral" in path else ["Frontal", ("AP", "PA", "LL")[i % 3]]
-    yield ",".join([f"{root}/{split}/{path}", ("Female", "Male", "Unknown")[i % 3], str(40 + i),
-                    *side, *values(i, known)])
+    yield ",".join(
+      [
+        f"{root}/{split}/{path}",
+        ("Female", "Male", "Unknown")[i % 3],
+        str(40 + i),
+        *side,
+        *values(i, known),
+      ]
+    )
 
 
 def tables(root):
-  return {"train.csv": made_sets.table(HEAD, *rows(TRAIN, root, "train")),
-          "valid.csv": made_sets.table(HEAD, *rows(VALID, root, "valid", True))}
+  return {
+    "train.csv": made_sets.table(HEAD, *rows(TRAIN, root, "train")),
+    "valid.csv": made_sets.table(HEAD, *rows(VALID, root, "valid", True)),
+  }
 
 
 def test_table(root="CheXpert-v1.0/test"):
   head = "Path," + ",".join(module.LABELS)
-  return made_sets.table(head, *(",".join([f"{root}/{path}", *values(i, True)])
-                                 for i, path in enumerate(images(TEST))))
+  return made_sets.table(
+    head, *(",".join([f"{root}/{path}", *values(i, True)]) for i, path in enumerate(images(TEST)))
+  )
 
 
 test_table.__test__ = False
@@ -76,13 +89,17 @@ def files(config, test=True):
 def batches(wrapped=False):
   """The full release in batches: by archive, files."""
   train = images(TRAIN)
-  found = {"1 (validate & csv)": tables("CheXpert-v1.0") | {f"valid/{p}": image(p)
-                                                            for p in images(VALID)}}
+  found = {
+    "1 (validate & csv)": tables("CheXpert-v1.0") | {f"valid/{p}": image(p) for p in images(VALID)}
+  }
   for k in range(3):
-    found[f"{k + 2} (train {k + 1})"] = {p: image(p) for p in train[k * 8:k * 8 + 8]}
-  return {f"CheXpert-v1.0 batch {name}":
-          {f"CheXpert-v1.0 batch {name}/{p}" if wrapped else p: data for p, data in held.items()}
-          for name, held in found.items()}
+    found[f"{k + 2} (train {k + 1})"] = {p: image(p) for p in train[k * 8 : k * 8 + 8]}
+  return {
+    f"CheXpert-v1.0 batch {name}": {
+      f"CheXpert-v1.0 batch {name}/{p}" if wrapped else p: data for p, data in held.items()
+    }
+    for name, held in found.items()
+  }
 
 
 def check(config, manual, test=True):
@@ -119,8 +136,10 @@ def test_zip_and_folder(manual, tmp_path, config):
 
 
 def test_kaggle_without_a_root_folder(manual):
-  made_sets.packed(manual / "archive.zip", {
-    name.split("/", 1)[1]: data for name, data in files("small", test=False).items()})
+  made_sets.packed(
+    manual / "archive.zip",
+    {name.split("/", 1)[1]: data for name, data in files("small", test=False).items()},
+  )
   part = check("small", manual, test=False)["train"]
   assert any("test labels were not there" in note for note in part.info.notes)
 
@@ -132,22 +151,31 @@ def test_batches_and_a_test_set_by_itself(manual, how):
       made_sets.packed(manual / f"{name}.zip", held)
     if how in ("folders", "both"):
       made_sets.folder(manual / name, held)
-  made_sets.folder(manual / "CheXpert", {f"test/{p}": image(p) for p in images(TEST)} | {
-    "test_labels.csv": test_table("test")})
+  made_sets.folder(
+    manual / "CheXpert",
+    {f"test/{p}": image(p) for p in images(TEST)} | {"test_labels.csv": test_table("test")},
+  )
   check("full", manual)
 
 
 def test_uncertain_is_kept_apart_from_unknown(manual):
   made_sets.packed(manual / "CheXpert-v1.0-small.zip", files("small"))
-  found = {policy: made_sets.prepare("chexpert", manual, uncertain=policy)
-           for policy in ("ignore", "zeros", "ones")}
+  found = {
+    policy: made_sets.prepare("chexpert", manual, uncertain=policy)
+    for policy in ("ignore", "zeros", "ones")
+  }
   paths = images(TRAIN)
   column = [module.LABELS.index(c) for c in sorted(module.LABELS)]
-  expected = np.array([[VALUES.index(values(paths.index(path))[c]) for c in column]
-                       for path in found["ones"].table.ids])
+  expected = np.array(
+    [
+      [VALUES.index(values(paths.index(path))[c]) for c in column]
+      for path in found["ones"].table.ids
+    ]
+  )
   for policy, meaning in (("ignore", np.nan), ("zeros", 0), ("ones", 1)):
     np.testing.assert_array_equal(
-      found[policy].table.labels, np.array([1, 0, meaning, np.nan], np.float32)[expected])
+      found[policy].table.labels, np.array([1, 0, meaning, np.nan], np.float32)[expected]
+    )
 
 
 def test_absent_unlisted_and_broken_images_are_listed(manual):
@@ -164,8 +192,11 @@ def test_absent_unlisted_and_broken_images_are_listed(manual):
   part = made_sets.prepare("chexpert", manual)
   assert len(part) == len(images(TRAIN)) - 3
   assert dict(part.info.skipped) == {
-    gone: "it is listed, but not there", cut: "it is cut short",
-    other: "it is neither PNG nor JPEG", new: "it is there, but in no list"}
+    gone: "it is listed, but not there",
+    cut: "it is cut short",
+    other: "it is neither PNG nor JPEG",
+    new: "it is there, but in no list",
+  }
 
 
 def edited(name, change):
@@ -174,29 +205,51 @@ def edited(name, change):
   return held
 
 
-@pytest.mark.parametrize("held, word", [
-  (lambda: {"notes.txt": b""}, "has no train.csv: only a part"),
-  (lambda: {n: d for n, d in files("small").items() if "valid.csv" not in n}, "has no valid.csv"),
-  (lambda: {n: d for n, d in files("small").items() if "/train/" not in n},
-   "0 of the 24 images listed for train are there"),
-  (lambda: {n.replace("-small", ""): d.replace(b"-small", b"") if n.endswith("csv") else d
-            for n, d in files("small").items()},
-   "train.csv line 2 is of the full release: prepare tfds:chexpert/full"),
-  (lambda: edited("train.csv", lambda d: d.replace(b"Pneumonia", b"Pneumoni")),
-   "train.csv has no column 'Pneumonia'; did you mean 'Pneumoni'"),
-  (lambda: edited("train.csv", lambda d: d.replace(b",-1.0,", b",2.0,", 1)),
-   r"train.csv line 2: .* is '2.0', not 1.0, 0.0, -1.0 or empty"),
-  (lambda: edited("train.csv", lambda d: d.replace(b",Male,", b",male,", 1)), "Sex is 'male'; did"),
-  (lambda: edited("train.csv", lambda d: d.replace(b",AP,", b",APP,", 1)), "AP/PA is 'APP'"),
-  (lambda: edited("train.csv", lambda d: d.replace(b",Lateral,", b",Frontal,", 1)),
-   "line 3: Frontal/Lateral is Frontal, Path view2_lateral.jpg"),
-  (lambda: edited("valid.csv", lambda d: d.replace(b",40,", b",x,", 1)), "valid.csv.*Age is 'x'"),
-  (lambda: edited("valid.csv", lambda d: d.replace(b"patient64541", b"p64541", 1)),
-   "line 2: Path is 'CheX"),
-  (lambda: edited("train.csv", lambda d: d + d.splitlines()[1]),
-   "line 26 lists patient00001.*second"),
-  (lambda: edited("train.csv", lambda d: d[:-30]), "line 25 has not as many fields"),
-])
+@pytest.mark.parametrize(
+  "held, word",
+  [
+    (lambda: {"notes.txt": b""}, "has no train.csv: only a part"),
+    (lambda: {n: d for n, d in files("small").items() if "valid.csv" not in n}, "has no valid.csv"),
+    (
+      lambda: {n: d for n, d in files("small").items() if "/train/" not in n},
+      "0 of the 24 images listed for train are there",
+    ),
+    (
+      lambda: {
+        n.replace("-small", ""): d.replace(b"-small", b"") if n.endswith("csv") else d
+        for n, d in files("small").items()
+      },
+      "train.csv line 2 is of the full release: prepare tfds:chexpert/full",
+    ),
+    (
+      lambda: edited("train.csv", lambda d: d.replace(b"Pneumonia", b"Pneumoni")),
+      "train.csv has no column 'Pneumonia'; did you mean 'Pneumoni'",
+    ),
+    (
+      lambda: edited("train.csv", lambda d: d.replace(b",-1.0,", b",2.0,", 1)),
+      r"train.csv line 2: .* is '2.0', not 1.0, 0.0, -1.0 or empty",
+    ),
+    (
+      lambda: edited("train.csv", lambda d: d.replace(b",Male,", b",male,", 1)),
+      "Sex is 'male'; did",
+    ),
+    (lambda: edited("train.csv", lambda d: d.replace(b",AP,", b",APP,", 1)), "AP/PA is 'APP'"),
+    (
+      lambda: edited("train.csv", lambda d: d.replace(b",Lateral,", b",Frontal,", 1)),
+      "line 3: Frontal/Lateral is Frontal, Path view2_lateral.jpg",
+    ),
+    (lambda: edited("valid.csv", lambda d: d.replace(b",40,", b",x,", 1)), "valid.csv.*Age is 'x'"),
+    (
+      lambda: edited("valid.csv", lambda d: d.replace(b"patient64541", b"p64541", 1)),
+      "line 2: Path is 'CheX",
+    ),
+    (
+      lambda: edited("train.csv", lambda d: d + d.splitlines()[1]),
+      "line 26 lists patient00001.*second",
+    ),
+    (lambda: edited("train.csv", lambda d: d[:-30]), "line 25 has not as many fields"),
+  ],
+)
 def test_one_line_for_each_mistake(manual, held, word):
   made_sets.packed(manual / "CheXpert-v1.0-small.zip", held())
   assert re.search(word, made_sets.refused("chexpert", manual))

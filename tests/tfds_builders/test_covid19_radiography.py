@@ -21,10 +21,12 @@ module = sys.modules[source_module._builder_class(NAME).__module__]
 ROOT = "COVID-19_Radiography_Dataset/"
 NAMES = [f"{label}-{i}" for label in module.LABELS for i in range(1, 11)]
 COPIES = {"COVID-2": "COVID-1", "COVID-3": "COVID-2", "Normal-4": "Viral Pneumonia-5"}
-URLS = {"COVID": "https://bimcv.cipf.es/bimcv-projects/bimcv-covid19/#1590858128006",
-        "Lung_Opacity": "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data",
-        "Normal": "https://www.kaggle.com/paultimothymooney/chest-xray-pneumonia",
-        "Viral Pneumonia": "https://example.org/a?b=1&c=2"}
+URLS = {
+  "COVID": "https://bimcv.cipf.es/bimcv-projects/bimcv-covid19/#1590858128006",
+  "Lung_Opacity": "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data",
+  "Normal": "https://www.kaggle.com/paultimothymooney/chest-xray-pneumonia",
+  "Viral Pneumonia": "https://example.org/a?b=1&c=2",
+}
 
 
 def label(name):
@@ -42,7 +44,7 @@ def pixels(name):
 
 def mask(name):
   found = np.zeros((50, 50, 3), np.uint8)
-  found[10:40, 5:5 + len(name)] = 255
+  found[10:40, 5 : 5 + len(name)] = 255
   return found
 
 
@@ -54,13 +56,17 @@ def encode(values, kind="PNG", **options):
 
 def excel(names, columns=("FILE NAME", "FORMAT", "SIZE", "URL"), shown=()):
   rows = [columns, *((dict(shown).get(n, n), "PNG", "256*256", URLS[label(n)]) for n in names)]
-  sheet = "".join("<row>" + "".join(
-    f'<c t="inlineStr"><is><t>{escape(cell)}</t></is></c>' for cell in row) + "</row>"
-    for row in rows)
+  sheet = "".join(
+    "<row>"
+    + "".join(f'<c t="inlineStr"><is><t>{escape(cell)}</t></is></c>' for cell in row)
+    + "</row>"
+    for row in rows
+  )
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, "w") as made:
-    made.writestr("xl/worksheets/sheet1.xml",
-                  f"<worksheet><sheetData>{sheet}</sheetData></worksheet>")
+    made.writestr(
+      "xl/worksheets/sheet1.xml", f"<worksheet><sheetData>{sheet}</sheetData></worksheet>"
+    )
   return buffer.getvalue()
 
 
@@ -82,8 +88,13 @@ def write(path, found):
 
 
 def prepare(tmp_path, split="all", to="data", **options):
-  return open_source(f"tfds:{NAME}", split=split, data_dir=str(tmp_path / to),
-                     manual_dir=str(tmp_path / "manual"), **options)
+  return open_source(
+    f"tfds:{NAME}",
+    split=split,
+    data_dir=str(tmp_path / to),
+    manual_dir=str(tmp_path / "manual"),
+    **options,
+  )
 
 
 def test_zip(manual, tmp_path):
@@ -94,8 +105,12 @@ def test_zip(manual, tmp_path):
   whole = prepare(tmp_path)
   assert "tensorflow" not in sys.modules
   assert whole.info.classes == module.LABELS and sorted(whole.table.ids) == sorted(NAMES)
-  sites = {"COVID": "BIMCV", "Lung_Opacity": "RSNA", "Normal": "Kermany",
-           "Viral Pneumonia": "example.org"}
+  sites = {
+    "COVID": "BIMCV",
+    "Lung_Opacity": "RSNA",
+    "Normal": "Kermany",
+    "Viral Pneumonia": "example.org",
+  }
   for i, name in enumerate(whole.table.ids):
     record = whole[i]
     np.testing.assert_array_equal(record.image[..., 0], pixels(name))
@@ -111,8 +126,11 @@ def test_near_duplicates_are_never_parted(manual, tmp_path):
   write(manual / "archive.zip", files())
   parts = {s: prepare(tmp_path, s) for s in ("train", "val", "test")}
   assert sum(map(len, parts.values())) == 40 and len(parts["train"]) > len(parts["test"]) > 0
-  patients = {i: p for part in parts.values()
-              for i, p in zip(part.table.ids, part.table.patients, strict=True)}
+  patients = {
+    i: p
+    for part in parts.values()
+    for i, p in zip(part.table.ids, part.table.patients, strict=True)
+  }
   groups = collections.defaultdict(set)
   for name, patient in patients.items():
     groups[patient or name].add(name)
@@ -142,9 +160,15 @@ def test_other_layouts(manual, tmp_path, layout):
   if layout == "flat":  # an intermediate release had the images right in the class folders
     found = {k.replace("/images/", "/"): v for k, v in found.items() if "/masks/" not in k}
   if layout == "jpeg":
-    found = {k.replace(".png", ".jpg") if "/images/" in k else k:
-             encode(pixels(k[:-4].rpartition("/")[2]), "JPEG") if "/images/" in k else v
-             for k, v in found.items() if "/masks/" not in k}
+    found = {
+      k.replace(".png", ".jpg") if "/images/" in k else k: encode(
+        pixels(k[:-4].rpartition("/")[2]), "JPEG"
+      )
+      if "/images/" in k
+      else v
+      for k, v in found.items()
+      if "/masks/" not in k
+    }
   for member, data in found.items():
     path = manual / (member.removeprefix(ROOT) if layout == "top" else member)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,8 +179,11 @@ def test_other_layouts(manual, tmp_path, layout):
 
 
 def manifest(found, groups=()):
-  rows = [f"{k},{label(k[:-4].rpartition('/')[2])},{dict(groups).get(k, '')}\n"
-          for k in found if "/images/" in k]
+  rows = [
+    f"{k},{label(k[:-4].rpartition('/')[2])},{dict(groups).get(k, '')}\n"
+    for k in found
+    if "/images/" in k
+  ]
   return ("path,label,duplicate_group\n" + "".join(rows)).encode()
 
 
@@ -173,8 +200,10 @@ def test_a_manifest_says_what_there_is(manual, tmp_path):
   assert patients["COVID-5"] == patients["Normal-6"] == "group-77"
   assert patients["COVID-1"] == "" and len(set(patient_splits.owners(source.table))) == 18
   left = {k.rpartition("/")[2]: v for k, v in source.info.skipped}
-  assert left == {"COVID-9.png": "manifest.csv lists it, but it is not there",
-                  "COVID-11.png": "manifest.csv does not list it"}
+  assert left == {
+    "COVID-9.png": "manifest.csv lists it, but it is not there",
+    "COVID-11.png": "manifest.csv does not list it",
+  }
   assert any("19 of 19 images are in no metadata" in note for note in source.info.notes)
 
 
@@ -204,24 +233,38 @@ def without(word):
 
 
 def listed(old, new):
-  return lambda found: found | {
-    f"{ROOT}manifest.csv": manifest(found).replace(old.encode(), new.encode(), 1)}
+  return lambda found: (
+    found | {f"{ROOT}manifest.csv": manifest(found).replace(old.encode(), new.encode(), 1)}
+  )
 
 
-@pytest.mark.parametrize("spoil, word", [
-  (without("Viral"), "has no images in Viral Pneumonia: not this data set's archive, or only a"),
-  (lambda found: {re.sub(r"COVID/images/COVID-(\d+)", r"COVID-19/COVID-19 (\1)", k): v
-                  for k, v in found.items() if "/images/" in k},
-   "is a release of 2020"),
-  (lambda found: found | {f"{ROOT}COVID.metadata.xlsx": excel([], ("FILE NAME", "FORMAT"))},
-   r"COVID.metadata.xlsx has no column 'URL'; valid: FILE NAME, FORMAT"),
-  (lambda found: found | {f"{ROOT}COVID.metadata.xlsx": b"no"}, "xlsx is not a whole zip"),
-  (listed("duplicate_group", "group"), r"manifest.csv has no column 'duplicate_group'"),
-  (listed(",COVID,", ",Covid-19,"), r"manifest.csv line 2 has the label 'Covid-19'; "),
-  (listed(",COVID,", ",Normal,"), r"manifest.csv line 2 calls .*COVID-1.png Normal"),
-  (listed("COVID-2.png", "COVID-1.png"), r"manifest.csv line 3 lists .*COVID-1.png a second time"),
-  (lambda found: without("/Normal/")(listed("x", "x")(found)), "has no images in Normal"),
-])
+@pytest.mark.parametrize(
+  "spoil, word",
+  [
+    (without("Viral"), "has no images in Viral Pneumonia: not this data set's archive, or only a"),
+    (
+      lambda found: {
+        re.sub(r"COVID/images/COVID-(\d+)", r"COVID-19/COVID-19 (\1)", k): v
+        for k, v in found.items()
+        if "/images/" in k
+      },
+      "is a release of 2020",
+    ),
+    (
+      lambda found: found | {f"{ROOT}COVID.metadata.xlsx": excel([], ("FILE NAME", "FORMAT"))},
+      r"COVID.metadata.xlsx has no column 'URL'; valid: FILE NAME, FORMAT",
+    ),
+    (lambda found: found | {f"{ROOT}COVID.metadata.xlsx": b"no"}, "xlsx is not a whole zip"),
+    (listed("duplicate_group", "group"), r"manifest.csv has no column 'duplicate_group'"),
+    (listed(",COVID,", ",Covid-19,"), r"manifest.csv line 2 has the label 'Covid-19'; "),
+    (listed(",COVID,", ",Normal,"), r"manifest.csv line 2 calls .*COVID-1.png Normal"),
+    (
+      listed("COVID-2.png", "COVID-1.png"),
+      r"manifest.csv line 3 lists .*COVID-1.png a second time",
+    ),
+    (lambda found: without("/Normal/")(listed("x", "x")(found)), "has no images in Normal"),
+  ],
+)
 def test_archives_that_cannot_be(manual, tmp_path, spoil, word):
   write(manual / "archive.zip", spoil(files()))
   with pytest.raises(UserError, match=word) as error:

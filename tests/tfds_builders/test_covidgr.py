@@ -44,8 +44,13 @@ def write(folder, found, path="COVIDGR_1.0.zip"):
 
 
 def prepare(tmp_path, split="all", to="data", **options):
-  return open_source(f"tfds:{NAME}", split=split, data_dir=str(tmp_path / to),
-                     manual_dir=str(tmp_path / "manual"), **options)
+  return open_source(
+    f"tfds:{NAME}",
+    split=split,
+    data_dir=str(tmp_path / to),
+    manual_dir=str(tmp_path / "manual"),
+    **options,
+  )
 
 
 def test_zip(manual, tmp_path):
@@ -70,8 +75,7 @@ def test_zip(manual, tmp_path):
 def test_severities(manual, tmp_path):
   write(manual, files())
   found = prepare(tmp_path, label="severity")
-  assert found.info.classes == (
-    "negative", "Normal-PCR+", "Mild", "Moderate", "Severe", "unknown")
+  assert found.info.classes == ("negative", "Normal-PCR+", "Mild", "Moderate", "Severe", "unknown")
   assert found.table.labels.sum(0).tolist() == [25, 6, 6, 6, 6, 1]
   row = found.table.labels[found.table.ids.index(name(26))]
   assert found.info.classes[row.argmax()] == "Moderate"
@@ -134,20 +138,27 @@ def table(old, new):
   def change(found):
     key = "COVIDGR_1.0/severity.csv"
     return found | {key: found[key].replace(old.encode(), new.encode(), 1)}
+
   return change
 
 
-@pytest.mark.parametrize("spoil, word", [
-  (drop("COVIDGR_1.0/P"), r"no images in a folder P \(positive\).*get it from https"),
-  (drop("COVIDGR"), r"has no COVIDGR\*.zip .*get it from https"),
-  (lambda found: {f"CXR/{k.split('/')[-1]}": v for k, v in found.items()}, "in a folder N"),
-  (table("Severity", "Grade"), r"severity.csv has no column 'Severity'; valid: Grade, Name"),
-  (table("MILD", "MILDE"), r"severity.csv line \d+ has the severity 'MILDE'; did you mean 'MILD'"),
-  (table("\n", f"\n{name(3)},MILD\n"), r"line 2 gives a severity to .* lies in N"),
-  (table("\n", f"\n{name(26)},MILD\n"), r"line \d calls .* Moderate, and .* line 2 Mild"),
-  (lambda found: found | {f"COVIDGR_1.0/P/{name(1)}.jpg": jpeg(1)}, "is there twice, as "),
-  (table("\n", "\nx\n"), "line 2 has not as many fields"),
-])
+@pytest.mark.parametrize(
+  "spoil, word",
+  [
+    (drop("COVIDGR_1.0/P"), r"no images in a folder P \(positive\).*get it from https"),
+    (drop("COVIDGR"), r"has no COVIDGR\*.zip .*get it from https"),
+    (lambda found: {f"CXR/{k.split('/')[-1]}": v for k, v in found.items()}, "in a folder N"),
+    (table("Severity", "Grade"), r"severity.csv has no column 'Severity'; valid: Grade, Name"),
+    (
+      table("MILD", "MILDE"),
+      r"severity.csv line \d+ has the severity 'MILDE'; did you mean 'MILD'",
+    ),
+    (table("\n", f"\n{name(3)},MILD\n"), r"line 2 gives a severity to .* lies in N"),
+    (table("\n", f"\n{name(26)},MILD\n"), r"line \d calls .* Moderate, and .* line 2 Mild"),
+    (lambda found: found | {f"COVIDGR_1.0/P/{name(1)}.jpg": jpeg(1)}, "is there twice, as "),
+    (table("\n", "\nx\n"), "line 2 has not as many fields"),
+  ],
+)
 def test_archives_that_cannot_be(manual, tmp_path, spoil, word):
   write(manual, spoil(files()))
   with pytest.raises(UserError, match=word) as error:

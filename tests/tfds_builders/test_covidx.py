@@ -25,8 +25,11 @@ def entries(split, lists="B"):
   found = []
   for i in range(SIZES[split]):
     patient = f"p{i // 2}" if split == "test" and i // 2 < SHARED else f"{split}-{i // 2}"
-    name = ("negative", "positive")[i % 2] if lists == "B" else (
-      "COVID-19" if i % 2 else ("normal", "pneumonia")[i // 2 % 2])
+    name = (
+      ("negative", "positive")[i % 2]
+      if lists == "B"
+      else ("COVID-19" if i % 2 else ("normal", "pneumonia")[i // 2 % 2])
+    )
     blank = " " if split == "train" and i % 7 == 0 else "-"
     found.append((patient, f"{split}{blank}{i}.{ENDS[i % 5]}", name, SOURCES[i % 4]))
   if split == "train":
@@ -100,8 +103,11 @@ def test_older_names_of_folders_and_lists(manual, tmp_path):
   made_sets.folder(other, found)
   check("cxr3", other, refined=True)
   alone = tmp_path / "alone" / "manual"
-  made_sets.folder(alone, {n: d for n, d in found.items() if "_COVIDx9" not in n} | {
-    f"{s}.txt": text(s, "A") for s in ("train", "test")})
+  made_sets.folder(
+    alone,
+    {n: d for n, d in found.items() if "_COVIDx9" not in n}
+    | {f"{s}.txt": text(s, "A") for s in ("train", "test")},
+  )
   both = made_sets.prepare(f"{NAME}/cxr3", alone, "train+test", label="diagnosis").table
   assert both.labels.sum(0).tolist() == [7, 7, 14]
 
@@ -129,8 +135,10 @@ def test_absent_unlisted_and_broken_images_are_listed(manual):
   assert len(part) == SIZES["train"] - 3
   left = dict(part.info.skipped)
   assert left.pop(cut) and left == {
-    gone: "it is listed, but not there", other: "it is neither PNG nor JPEG",
-    "train/new.png": "it is there, but in no list"}
+    gone: "it is listed, but not there",
+    other: "it is neither PNG nor JPEG",
+    "train/new.png": "it is there, but in no list",
+  }
 
 
 def edited(name, change, config="cxr4"):
@@ -139,25 +147,50 @@ def edited(name, change, config="cxr4"):
   return held
 
 
-@pytest.mark.parametrize("config, held, word", [
-  ("cxr4", lambda: {"notes.txt": b""}, "has no train.txt: only a part"),
-  ("cxr4", lambda: files("cxr3"), "has no val.txt, so it is CXR-3 or older: prepare tfds:covidx/c"),
-  ("cxr3", lambda: files("cxr4"), "has val.txt, so it is CXR-4: prepare tfds:covidx/cxr4"),
-  ("cxr4", lambda: {n: d for n, d in files().items() if n != "test.txt"}, "has no test.txt"),
-  ("cxr4", lambda: {n: d for n, d in files().items() if "/" not in n}, "has no images in it"),
-  ("cxr4", lambda: {n: d for n, d in files().items() if not n.startswith("val/")},
-   "0 of the 6 images listed for validation are there, and not val/val-0.png in"),
-  ("cxr4", lambda: edited("val.txt", lambda d: d.replace(b"positive", b"Positive", 1)),
-   "val.txt line 2: 'Positive' is no class of this set; did you mean 'positive'"),
-  ("cxr4", lambda: edited("test.txt", lambda d: d[:-9]),
-   r"test.txt line 8 is 'test-3 .* posit', not a patient"),
-  ("cxr4", lambda: edited("test.txt", lambda d: d + b"\np9 x.png"),
-   "test.txt line 9 is 'p9 x.png', not a patient, a file, a class and a source"),
-  ("cxr4", lambda: edited("train.txt", lambda d: d.replace(b" train 0.png", b" ../x.png")),
-   "line 1: '../x.png' is no file name"),
-  ("cxr4", lambda: edited("test.txt", lambda d: d + b"\n" + d.splitlines()[0]),
-   "test.txt line 9 lists test/test-0.png a second time"),
-])
+@pytest.mark.parametrize(
+  "config, held, word",
+  [
+    ("cxr4", lambda: {"notes.txt": b""}, "has no train.txt: only a part"),
+    (
+      "cxr4",
+      lambda: files("cxr3"),
+      "has no val.txt, so it is CXR-3 or older: prepare tfds:covidx/c",
+    ),
+    ("cxr3", lambda: files("cxr4"), "has val.txt, so it is CXR-4: prepare tfds:covidx/cxr4"),
+    ("cxr4", lambda: {n: d for n, d in files().items() if n != "test.txt"}, "has no test.txt"),
+    ("cxr4", lambda: {n: d for n, d in files().items() if "/" not in n}, "has no images in it"),
+    (
+      "cxr4",
+      lambda: {n: d for n, d in files().items() if not n.startswith("val/")},
+      "0 of the 6 images listed for validation are there, and not val/val-0.png in",
+    ),
+    (
+      "cxr4",
+      lambda: edited("val.txt", lambda d: d.replace(b"positive", b"Positive", 1)),
+      "val.txt line 2: 'Positive' is no class of this set; did you mean 'positive'",
+    ),
+    (
+      "cxr4",
+      lambda: edited("test.txt", lambda d: d[:-9]),
+      r"test.txt line 8 is 'test-3 .* posit', not a patient",
+    ),
+    (
+      "cxr4",
+      lambda: edited("test.txt", lambda d: d + b"\np9 x.png"),
+      "test.txt line 9 is 'p9 x.png', not a patient, a file, a class and a source",
+    ),
+    (
+      "cxr4",
+      lambda: edited("train.txt", lambda d: d.replace(b" train 0.png", b" ../x.png")),
+      "line 1: '../x.png' is no file name",
+    ),
+    (
+      "cxr4",
+      lambda: edited("test.txt", lambda d: d + b"\n" + d.splitlines()[0]),
+      "test.txt line 9 lists test/test-0.png a second time",
+    ),
+  ],
+)
 def test_one_line_for_each_mistake(manual, config, held, word):
   made_sets.packed(manual / "archive.zip", held())
   assert re.search(word, made_sets.refused(f"{NAME}/{config}", manual))
@@ -184,5 +217,6 @@ def test_tfds_build(manual, config):
   made_sets.packed(manual / "archive.zip", files(config))
   made_sets.command(NAME, manual, manual.parent / "built", f"--config={config}")
   built = made_sets.prepare(f"{NAME}/{config}", manual, "all", "built")
-  assert built.info.fingerprint == made_sets.prepare(
-    f"{NAME}/{config}", manual, "all").info.fingerprint
+  assert (
+    built.info.fingerprint == made_sets.prepare(f"{NAME}/{config}", manual, "all").info.fingerprint
+  )

@@ -32,7 +32,7 @@ def mask(name, structure):
   """At half the image's size, as SCR's are."""
   pixels = np.zeros((SIDE // 2, SIDE // 2), np.uint8)
   at = module.STRUCTURES.index(structure)
-  pixels[2 + at:20, 4 * at + 1:4 * at + 4] = 255
+  pixels[2 + at : 20, 4 * at + 1 : 4 * at + 4] = 255
   pixels[0, 0] = 255 * (int(name[5:]) % 2)
   return pixels
 
@@ -53,18 +53,26 @@ def images():
 
 def tables():
   """Lines end with CR alone; a diagnosis is broken into fields."""
-  ill = [f"{n}.IMG\t{i % 5 + 1}\t15\t{50 + i}\t{('male', 'female')[i % 2]}\t1634\t692\t"
-         f"{('malignant', 'benign')[i % 2]}\tl.upper\tlobe\tpulmonary he\tmatoma"
-         for i, n in enumerate(NODULES)]
-  well = [f"{n}.IMG  {30 + i}   {('male', 'female')[i % 2]}  non-nodule"
-          for i, n in enumerate(HEALTHY)]
-  return {"Clinical_Information/CLNDAT_EN.txt": ("\r".join(ill) + "\r").encode(),
-          "Clinical_Information/CNNDAT_EN.TXT": ("\r".join(well) + "\r\x1a").encode()}
+  ill = [
+    f"{n}.IMG\t{i % 5 + 1}\t15\t{50 + i}\t{('male', 'female')[i % 2]}\t1634\t692\t"
+    f"{('malignant', 'benign')[i % 2]}\tl.upper\tlobe\tpulmonary he\tmatoma"
+    for i, n in enumerate(NODULES)
+  ]
+  well = [
+    f"{n}.IMG  {30 + i}   {('male', 'female')[i % 2]}  non-nodule" for i, n in enumerate(HEALTHY)
+  ]
+  return {
+    "Clinical_Information/CLNDAT_EN.txt": ("\r".join(ill) + "\r").encode(),
+    "Clinical_Information/CNNDAT_EN.TXT": ("\r".join(well) + "\r\x1a").encode(),
+  }
 
 
 def masks():
-  return {f"scratch/fold{1 if int(n[5:]) % 2 else 2}/masks/{s}/{n}.gif": gif(mask(n, s))
-          for n in NODULES + HEALTHY for s in module.STRUCTURES}
+  return {
+    f"scratch/fold{1 if int(n[5:]) % 2 else 2}/masks/{s}/{n}.gif": gif(mask(n, s))
+    for n in NODULES + HEALTHY
+    for s in module.STRUCTURES
+  }
 
 
 def write(path, found):
@@ -74,17 +82,28 @@ def write(path, found):
 
 
 def prepare(tmp_path, split="all", to="data", **options):
-  return open_source(f"tfds:{NAME}", split=split, data_dir=str(tmp_path / to),
-                     manual_dir=str(tmp_path / "manual"), **options)
+  return open_source(
+    f"tfds:{NAME}",
+    split=split,
+    data_dir=str(tmp_path / to),
+    manual_dir=str(tmp_path / "manual"),
+    **options,
+  )
 
 
 def rows(tmp_path, to="data"):
   """All that is stored, by id."""
   made = tfds.builder_from_directory(str(tmp_path / to / NAME / "1.0.0"))
-  skip = {name: tfds.decode.SkipDecoding() for name, feature in made.info.features.items()
-          if isinstance(feature, tfds.features.Image)}
-  return {row["id"].decode(): row for fold in ("fold1", "fold2")
-          for row in made.as_data_source(fold, decoders=skip)}
+  skip = {
+    name: tfds.decode.SkipDecoding()
+    for name, feature in made.info.features.items()
+    if isinstance(feature, tfds.features.Image)
+  }
+  return {
+    row["id"].decode(): row
+    for fold in ("fold1", "fold2")
+    for row in made.as_data_source(fold, decoders=skip)
+  }
 
 
 @pytest.fixture
@@ -99,7 +118,8 @@ def test_images_and_folds(whole, tmp_path):
   assert "tensorflow" not in sys.modules
   for fold, odd in (("fold1", 1), ("fold2", 0)):
     assert sorted(folds[fold].table.patients) == [
-      n for n in NODULES + HEALTHY if int(n[5:]) % 2 == odd]
+      n for n in NODULES + HEALTHY if int(n[5:]) % 2 == odd
+    ]
   found = prepare(tmp_path)
   assert found.info.classes == ("non-nodule", "nodule") and set(found.table.views) == {"PA"}
   for i, name in enumerate(found.table.ids):
@@ -123,8 +143,9 @@ def test_tables_and_masks(whole, tmp_path):
   for name, row in table.items():
     for structure in module.STRUCTURES:
       data = row[structure.replace(" ", "_") + "_mask"]
-      np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))),
-                                    grown(mask(name, structure)))
+      np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(data))), grown(mask(name, structure))
+      )
   assert "20 images, where 247 are published" in found.info.notes
 
 
@@ -202,23 +223,31 @@ def test_dicom(manual, tmp_path):
 def clinical(old, new):
   def change(found):
     return {k: v.replace(old, new, 1) if "DAT_EN" in k else v for k, v in found.items()}
+
   return change
 
 
-@pytest.mark.parametrize("spoil, word", [
-  (lambda found: {}, r"has no All247images\* .*get it from http"),
-  (lambda found: {k: v for k, v in found.items() if "JPCNN" not in k},
-   r"has no JPCNN\*.IMG \(non-nodule\): not this data set, or only a part"),
-  (clinical(b"malignant", b"malign"), r"CLNDAT_EN.txt line 1 has 'malign'; did you mean"),
-  (clinical(b"\t692", b""), r"CLNDAT_EN.txt line 1 has '.*'; valid"),
-  (clinical(b"JPCLN001.IMG\t1", b"JPCLN001.IMG\t7"), "line 1 has the subtlety '7'"),
-  (clinical(b"JPCLN002", b"JPCLN001"), "line 2 lists JPCLN001 again, after .*line 1"),
-  (clinical(b"JPCNN002.IMG", b"x"), "CNNDAT_EN.TXT line 2 names 'x', which is no image"),
-  (clinical(b"non-nodule", b"nodule"), "CNNDAT_EN.TXT line 1 is not name, age"),
-  (clinical(b"\t15\t", b"\tfifteen\t"), "line 1 has 'fifteen' where a number"),
-  (lambda found: {k: v[:-2] if "IMG" in k else v for k, v in found.items()},
-   "no image of fold1 can be used, such as JPC.*cut short"),
-])
+@pytest.mark.parametrize(
+  "spoil, word",
+  [
+    (lambda found: {}, r"has no All247images\* .*get it from http"),
+    (
+      lambda found: {k: v for k, v in found.items() if "JPCNN" not in k},
+      r"has no JPCNN\*.IMG \(non-nodule\): not this data set, or only a part",
+    ),
+    (clinical(b"malignant", b"malign"), r"CLNDAT_EN.txt line 1 has 'malign'; did you mean"),
+    (clinical(b"\t692", b""), r"CLNDAT_EN.txt line 1 has '.*'; valid"),
+    (clinical(b"JPCLN001.IMG\t1", b"JPCLN001.IMG\t7"), "line 1 has the subtlety '7'"),
+    (clinical(b"JPCLN002", b"JPCLN001"), "line 2 lists JPCLN001 again, after .*line 1"),
+    (clinical(b"JPCNN002.IMG", b"x"), "CNNDAT_EN.TXT line 2 names 'x', which is no image"),
+    (clinical(b"non-nodule", b"nodule"), "CNNDAT_EN.TXT line 1 is not name, age"),
+    (clinical(b"\t15\t", b"\tfifteen\t"), "line 1 has 'fifteen' where a number"),
+    (
+      lambda found: {k: v[:-2] if "IMG" in k else v for k, v in found.items()},
+      "no image of fold1 can be used, such as JPC.*cut short",
+    ),
+  ],
+)
 def test_archives_that_cannot_be(manual, tmp_path, spoil, word):
   write(manual / "JSRT.zip", spoil(images() | tables()))
   with pytest.raises(UserError, match=word) as error:

@@ -18,8 +18,11 @@ ROOT = "physionet.org/files/mimic-cxr-jpg/2.1.0"
 LABELS = ",".join(module.LABELS)
 VALUES = ("1.0", "0.0", "-1.0", "")
 VIEWS = ("PA", "AP", "LATERAL", "LL", "", "AP AXIAL")
-SUBJECTS = {10000000 + 1000000 * k + 32 + s: ("train", "train", "test", "validate")[(k + s) % 4]
-            for k in range(10) for s in range(2)}
+SUBJECTS = {
+  10000000 + 1000000 * k + 32 + s: ("train", "train", "test", "validate")[(k + s) % 4]
+  for k in range(10)
+  for s in range(2)
+}
 
 
 def images():
@@ -28,7 +31,7 @@ def images():
     for study in (50000000 + 2 * n, 50000001 + 2 * n):
       for i in range(2):
         digits = hashlib.sha256(f"{subject}{study}{i}".encode()).hexdigest()
-        yield str(subject), str(study), "-".join(digits[k:k + 8] for k in range(0, 40, 8))
+        yield str(subject), str(study), "-".join(digits[k : k + 8] for k in range(0, 40, 8))
 
 
 IMAGES = list(images())
@@ -53,23 +56,42 @@ def tables():
   labelled = STUDIES[:-1]  # some studies have no label
   head = "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns"
   found = {
-    "metadata": made_sets.table(head, *(
-      f"{key},{subject},{study},CHEST,{VIEWS[i % 6]},2544,3056"
-      for i, (subject, study, key) in enumerate(IMAGES))),
-    "split": made_sets.table("dicom_id,study_id,subject_id,split", *(
-      f"{key},{study},{subject},{SUBJECTS[int(subject)]}" for subject, study, key in IMAGES)),
-    **{kind: made_sets.table(f"subject_id,study_id,{LABELS}", *(
-      ",".join([*study, *values(i, reader)]) for i, study in enumerate(labelled)))
-       for reader, kind in enumerate(("chexpert", "negbio"))}}
+    "metadata": made_sets.table(
+      head,
+      *(
+        f"{key},{subject},{study},CHEST,{VIEWS[i % 6]},2544,3056"
+        for i, (subject, study, key) in enumerate(IMAGES)
+      ),
+    ),
+    "split": made_sets.table(
+      "dicom_id,study_id,subject_id,split",
+      *(f"{key},{study},{subject},{SUBJECTS[int(subject)]}" for subject, study, key in IMAGES),
+    ),
+    **{
+      kind: made_sets.table(
+        f"subject_id,study_id,{LABELS}",
+        *(",".join([*study, *values(i, reader)]) for i, study in enumerate(labelled)),
+      )
+      for reader, kind in enumerate(("chexpert", "negbio"))
+    },
+  }
   return {f"mimic-cxr-2.0.0-{kind}.csv": data for kind, data in found.items()}
 
 
 def experts():
-  names = [name.replace("Lung Opacity", "Airspace Opacity") for name in module.LABELS
-           if name != "No Finding"]
-  return made_sets.table(",".join(["study_id", *names]), *(
-    ",".join([study, *(["1.0", "0.0"] * 7)[:13]]) for subject, study in STUDIES
-    if SUBJECTS[int(subject)] == "test"))
+  names = [
+    name.replace("Lung Opacity", "Airspace Opacity")
+    for name in module.LABELS
+    if name != "No Finding"
+  ]
+  return made_sets.table(
+    ",".join(["study_id", *names]),
+    *(
+      ",".join([study, *(["1.0", "0.0"] * 7)[:13]])
+      for subject, study in STUDIES
+      if SUBJECTS[int(subject)] == "test"
+    ),
+  )
 
 
 def release(packed=True, new=True, **changed):
@@ -142,8 +164,9 @@ def test_other_readers(manual):
 
 
 def test_release_2_0_0(manual):
-  made_sets.folder(manual, {name.replace("2.1.0", "2.0.0"): data
-                            for name, data in release(new=False).items()})
+  made_sets.folder(
+    manual, {name.replace("2.1.0", "2.0.0"): data for name, data in release(new=False).items()}
+  )
   part = check(manual)["test"]
   assert any("radiologists" in note for note in part.info.notes)
 
@@ -158,8 +181,10 @@ def test_absent_unlisted_and_broken_images_are_listed(manual):
   part = made_sets.prepare("mimic_cxr_jpg", manual, "all")
   assert len(part) == len(KEYS) - 2
   assert dict(part.info.skipped) == {
-    KEYS[0]: "it is listed, but not there", KEYS[5]: "it is cut short",
-    new: "it is there, but in no list"}
+    KEYS[0]: "it is listed, but not there",
+    KEYS[5]: "it is cut short",
+    new: "it is there, but in no list",
+  }
 
 
 def without(*words):
@@ -170,29 +195,51 @@ def again(line):
   return lambda data: data + data.splitlines()[line] + b"\n"
 
 
-@pytest.mark.parametrize("held, word", [
-  (lambda: {"notes.txt": b"?"}, "has no physionet.org/files/mimic-cxr-jpg/2.1.0.*get it from htt"),
-  (without("metadata"), "has no mimic-cxr-2.0.0-metadata.csv: another data set, or"),
-  (without("negbio"), "has no mimic-cxr-2.0.0-negbio.csv"),
-  (without("files/p13", "files/p17"), "has no images in files/p13 .of 2 such folders"),
-  (without("s5000000", "s5000001", "s5000003"), "has no images in files/p1|only a part"),
-  (lambda: release(chexpert=lambda d: d.replace(b"Edema", b"Oedema")),
-   "chexpert.csv.gz has no column 'Edema'; did you mean 'Oedema'"),
-  (lambda: release(negbio=lambda d: d.replace(b",-1.0,", b",3.0,", 1)),
-   "negbio.csv.gz line 2: .* is '3.0', not 1.0"),
-  (lambda: release(chexpert=again(1)), "chexpert.csv.gz line .* lists study 50000000 a second"),
-  (lambda: release(split=again(1)), "split.csv.gz line .* lists .* a second time"),
-  (lambda: release(metadata=again(1)), "metadata.csv.gz line .* lists .* a second time"),
-  (lambda: release(split=lambda d: d.replace(b",train", b",trian", 1)),
-   "split is 'trian'; did you mean 'train'"),
-  (lambda: release(split=lambda d: d.replace(b",train", b",test", 1)),
-   "subject .* is in train and in test"),
-  (lambda: release(split=lambda d: d.replace(KEYS[0].encode(), b"x")), "dicom_id is 'x', not five"),
-  (lambda: release(split=lambda d: d[:d.index(KEYS[-1].encode())]), "is not in .*split.csv.gz"),
-  (lambda: release(metadata=lambda d: d[:d.index(KEYS[-1].encode())]), "metadata.csv.gz does not"),
-  (lambda: release(metadata=lambda d: d.replace(b",10000032,", b",10000033,", 1)),
-   "is of subject and study 10000033/"),
-])
+@pytest.mark.parametrize(
+  "held, word",
+  [
+    (
+      lambda: {"notes.txt": b"?"},
+      "has no physionet.org/files/mimic-cxr-jpg/2.1.0.*get it from htt",
+    ),
+    (without("metadata"), "has no mimic-cxr-2.0.0-metadata.csv: another data set, or"),
+    (without("negbio"), "has no mimic-cxr-2.0.0-negbio.csv"),
+    (without("files/p13", "files/p17"), "has no images in files/p13 .of 2 such folders"),
+    (without("s5000000", "s5000001", "s5000003"), "has no images in files/p1|only a part"),
+    (
+      lambda: release(chexpert=lambda d: d.replace(b"Edema", b"Oedema")),
+      "chexpert.csv.gz has no column 'Edema'; did you mean 'Oedema'",
+    ),
+    (
+      lambda: release(negbio=lambda d: d.replace(b",-1.0,", b",3.0,", 1)),
+      "negbio.csv.gz line 2: .* is '3.0', not 1.0",
+    ),
+    (lambda: release(chexpert=again(1)), "chexpert.csv.gz line .* lists study 50000000 a second"),
+    (lambda: release(split=again(1)), "split.csv.gz line .* lists .* a second time"),
+    (lambda: release(metadata=again(1)), "metadata.csv.gz line .* lists .* a second time"),
+    (
+      lambda: release(split=lambda d: d.replace(b",train", b",trian", 1)),
+      "split is 'trian'; did you mean 'train'",
+    ),
+    (
+      lambda: release(split=lambda d: d.replace(b",train", b",test", 1)),
+      "subject .* is in train and in test",
+    ),
+    (
+      lambda: release(split=lambda d: d.replace(KEYS[0].encode(), b"x")),
+      "dicom_id is 'x', not five",
+    ),
+    (lambda: release(split=lambda d: d[: d.index(KEYS[-1].encode())]), "is not in .*split.csv.gz"),
+    (
+      lambda: release(metadata=lambda d: d[: d.index(KEYS[-1].encode())]),
+      "metadata.csv.gz does not",
+    ),
+    (
+      lambda: release(metadata=lambda d: d.replace(b",10000032,", b",10000033,", 1)),
+      "is of subject and study 10000033/",
+    ),
+  ],
+)
 def test_one_line_for_each_mistake(manual, held, word):
   made_sets.folder(manual, held())
   assert re.search(word, made_sets.refused("mimic_cxr_jpg", manual))

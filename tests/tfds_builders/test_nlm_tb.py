@@ -46,15 +46,24 @@ def mask(name, side, scale=1):
 
 
 def lungs(name):
-  return np.array([np.asarray(Image.open(io.BytesIO(mask(name, s)))) for s in ("left", "right")]
-                  ).max(0) > 0
+  return (
+    np.array([np.asarray(Image.open(io.BytesIO(mask(name, s)))) for s in ("left", "right")]).max(0)
+    > 0
+  )
 
 
 def shenzhen(root="ChinaSet_AllFiles/"):
   """Some palette, some RGB; readings as irregular as the published ones."""
-  texts = ["male 45yrs\nnormal", "femal 32yrs\r\nright PTB\r\n", "male 16month\nnormal",
-           "female 64days\nPTB in both\nupper lobes", "Female, 28yrs \nnormal", "", "normal",
-           "\xff\xfemale 3yrs"]
+  texts = [
+    "male 45yrs\nnormal",
+    "femal 32yrs\r\nright PTB\r\n",
+    "male 16month\nnormal",
+    "female 64days\nPTB in both\nupper lobes",
+    "Female, 28yrs \nnormal",
+    "",
+    "normal",
+    "\xff\xfemale 3yrs",
+  ]
   found = {}
   for i, name in enumerate(SHENZHEN):
     found[f"{root}CXR_png/{name}.png"] = png(name, ("L", "P", "RGB")[i % 3])
@@ -75,7 +84,8 @@ def montgomery(root="MontgomerySet/"):
   for i, name in enumerate(MONTGOMERY):
     found[f"{root}CXR_png/{name}.png"] = png(name)
     found[f"{root}ClinicalReadings/{name}.txt"] = (
-      f"Patient's Sex: {'FM'[i % 2]} \r\nPatient's Age: {i + 1:03d}Y\r\nnormal, 2 cm\r\n").encode()
+      f"Patient's Sex: {'FM'[i % 2]} \r\nPatient's Age: {i + 1:03d}Y\r\nnormal, 2 cm\r\n"
+    ).encode()
     for side in ("left", "right"):
       found[f"{root}ManualMask/{side}Mask/{name}.png"] = mask(name, side)
   return found
@@ -95,8 +105,13 @@ def unpack(folder, found):
 
 
 def prepare(tmp_path, config, split="all", to="data", **options):
-  return open_source(f"tfds:{NAME}/{config}", split=split, data_dir=str(tmp_path / to),
-                     manual_dir=str(tmp_path / "manual"), **options)
+  return open_source(
+    f"tfds:{NAME}/{config}",
+    split=split,
+    data_dir=str(tmp_path / to),
+    manual_dir=str(tmp_path / "manual"),
+    **options,
+  )
 
 
 def check(tmp_path, config, names, to="data"):
@@ -163,9 +178,12 @@ def test_reuploads_give_the_same(manual, tmp_path):
   for file in list(manual.iterdir()):
     file.unlink()
   # Kaggle's copy of both: a folder more around each, and one of them twice.
-  write(manual / "archive.zip",
-        shenzhen("ChinaSet_AllFiles/ChinaSet_AllFiles/") | montgomery("Montgomery/MontgomerySet/")
-        | shenzhen("copy/ChinaSet_AllFiles/ChinaSet_AllFiles/"))
+  write(
+    manual / "archive.zip",
+    shenzhen("ChinaSet_AllFiles/ChinaSet_AllFiles/")
+    | montgomery("Montgomery/MontgomerySet/")
+    | shenzhen("copy/ChinaSet_AllFiles/ChinaSet_AllFiles/"),
+  )
   for config in expected:
     assert prepare(tmp_path, config, to="kaggle").info.fingerprint == expected[config]
   (manual / "archive.zip").unlink()
@@ -216,14 +234,27 @@ def test_what_is_left_out(manual, tmp_path):
   assert "1 of 29 images have no age" in notes
 
 
-@pytest.mark.parametrize("config, found, word", [
-  ("shenzhen", {}, r"has no ChinaSet_AllFiles.zip .*get it from https"),
-  ("shenzhen", montgomery(), r"no image CXR_png/CHNCXR_\*_0.png \(normal\): not the shenzhen set"),
-  ("montgomery", {k: v for k, v in montgomery().items() if not k.endswith("1.png")},
-   r"no image CXR_png/MCUCXR_\*_1.png \(tuberculosis\)"),
-  ("shenzhen", shenzhen() | {"ChinaSet_AllFiles/CXR_png/CHNCXR_0001_0.png": png(SHENZHEN[0])},
-   "calls one patient normal and ill: CHNCXR_0001_0, CHNCXR_0001_1"),
-])
+@pytest.mark.parametrize(
+  "config, found, word",
+  [
+    ("shenzhen", {}, r"has no ChinaSet_AllFiles.zip .*get it from https"),
+    (
+      "shenzhen",
+      montgomery(),
+      r"no image CXR_png/CHNCXR_\*_0.png \(normal\): not the shenzhen set",
+    ),
+    (
+      "montgomery",
+      {k: v for k, v in montgomery().items() if not k.endswith("1.png")},
+      r"no image CXR_png/MCUCXR_\*_1.png \(tuberculosis\)",
+    ),
+    (
+      "shenzhen",
+      shenzhen() | {"ChinaSet_AllFiles/CXR_png/CHNCXR_0001_0.png": png(SHENZHEN[0])},
+      "calls one patient normal and ill: CHNCXR_0001_0, CHNCXR_0001_1",
+    ),
+  ],
+)
 def test_archives_that_cannot_be(manual, tmp_path, config, found, word):
   if found:
     write(manual / "archive.zip", found)
@@ -244,16 +275,25 @@ def test_cut_short_and_unknown_config(manual, tmp_path):
     prepare(tmp_path, "shenzhen")
 
 
-@pytest.mark.parametrize("text, expected", [
-  ("male 45yrs\nnormal\n", (45, "M", "normal")),
-  ("Female, 28yrs\n\n1. PTB\n2. pleuritis", (28, "F", "1. PTB 2. pleuritis")),
-  ("femal 32yrs", (32, "F", "")), ("male 16month", (16 / 12, "M", "")),
-  ("female 64days", (64 / 365.25, "F", "")), ("45 male", (45, "M", "")), ("m 6 w", (.115, "M", "")),
-  ("Patient's Sex: F \nPatient's Age: 027Y\nnormal", (27, "F", "normal")),
-  ("Patient's Sex: \nPatient's Age: 414Y\nnormal", (None, "", "normal")),
-  ("male\nPTB", (None, "M", "PTB")), ("2 nodules", (None, "", "2 nodules")), ("", (None, "", "")),
-  ("normal", (None, "", "normal")), ("male yrs", (None, "M", "")),
-])
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("male 45yrs\nnormal\n", (45, "M", "normal")),
+    ("Female, 28yrs\n\n1. PTB\n2. pleuritis", (28, "F", "1. PTB 2. pleuritis")),
+    ("femal 32yrs", (32, "F", "")),
+    ("male 16month", (16 / 12, "M", "")),
+    ("female 64days", (64 / 365.25, "F", "")),
+    ("45 male", (45, "M", "")),
+    ("m 6 w", (0.115, "M", "")),
+    ("Patient's Sex: F \nPatient's Age: 027Y\nnormal", (27, "F", "normal")),
+    ("Patient's Sex: \nPatient's Age: 414Y\nnormal", (None, "", "normal")),
+    ("male\nPTB", (None, "M", "PTB")),
+    ("2 nodules", (None, "", "2 nodules")),
+    ("", (None, "", "")),
+    ("normal", (None, "", "normal")),
+    ("male yrs", (None, "M", "")),
+  ],
+)
 def test_readings(text, expected):
   age, sex, findings = module.parse(text)
   assert (sex, findings) == expected[1:]
@@ -264,8 +304,10 @@ def test_real_archive(test_data, tmp_path):
   if not (test_data / "ChinaSet_AllFiles.zip").is_file():
     pytest.skip("CXRJAX_TEST_DATA has no ChinaSet_AllFiles.zip")
   where = {"data_dir": str(tmp_path / "data"), "manual_dir": str(test_data)}
-  found = {split: open_source("tfds:nlm_tb/shenzhen", split=split, **where)
-           for split in ("train", "val", "test")}
+  found = {
+    split: open_source("tfds:nlm_tb/shenzhen", split=split, **where)
+    for split in ("train", "val", "test")
+  }
   assert [len(f) for f in found.values()] == [463, 67, 132]
   labels = np.concatenate([f.table.labels for f in found.values()])
   assert labels.sum(0).tolist() == [326, 336] and not found["train"].info.skipped

@@ -15,17 +15,33 @@ builder = tfds_prepare.builder_class("padchest")
 module = sys.modules[builder.__module__]
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
-HEAD = (",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,"
-        "ViewPosition_DICOM,Projection,MethodProjection,PhotometricInterpretation_DICOM,"
-        "Report,MethodLabel,Labels")
+HEAD = (
+  ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,"
+  "ViewPosition_DICOM,Projection,MethodProjection,PhotometricInterpretation_DICOM,"
+  "Report,MethodLabel,Labels"
+)
 DIRS = ("0", "1", "50", "54")
 N = 64
 TERMS = (
-  ["normal"], ["cardiomegaly", " pleural effusion"], ["pericardial effusion", "pseudonodule"],
-  ["  rib fracture", "NSG tube ", "tuberculosis"], ["unchanged"], [], ["unchanged", "nodule"],
-  ["atypical pneumonia", "alveolar pattern"])
-FOUND = ({"No Finding"}, {"Cardiomegaly", "Effusion"}, set(), {"Fracture", "Tube", "Tuberculosis"},
-         None, None, {"Nodule"}, {"Pneumonia", "Infiltration"})
+  ["normal"],
+  ["cardiomegaly", " pleural effusion"],
+  ["pericardial effusion", "pseudonodule"],
+  ["  rib fracture", "NSG tube ", "tuberculosis"],
+  ["unchanged"],
+  [],
+  ["unchanged", "nodule"],
+  ["atypical pneumonia", "alveolar pattern"],
+)
+FOUND = (
+  {"No Finding"},
+  {"Cardiomegaly", "Effusion"},
+  set(),
+  {"Fracture", "Tube", "Tuberculosis"},
+  None,
+  None,
+  {"Nodule"},
+  {"Pneumonia", "Infiltration"},
+)
 VIEWS = ("PA", "L", "AP", "AP_horizontal", "COSTAL")
 
 
@@ -39,13 +55,21 @@ def patient(i):
 
 def line(i, **changed):
   cells = {
-    "ImageID": name(i), "ImageDir": DIRS[i % 4], "StudyDate_DICOM": "20140512", "StudyID": f"s{i}",
-    "PatientID": patient(i), "PatientBirth": "1950.0",
-    "PatientSex_DICOM": ("M", "F", "None")[i % 3], "ViewPosition_DICOM": "POSTEROANTERIOR",
-    "Projection": VIEWS[i % 5], "MethodProjection": "x",
+    "ImageID": name(i),
+    "ImageDir": DIRS[i % 4],
+    "StudyDate_DICOM": "20140512",
+    "StudyID": f"s{i}",
+    "PatientID": patient(i),
+    "PatientBirth": "1950.0",
+    "PatientSex_DICOM": ("M", "F", "None")[i % 3],
+    "ViewPosition_DICOM": "POSTEROANTERIOR",
+    "Projection": VIEWS[i % 5],
+    "MethodProjection": "x",
     "PhotometricInterpretation_DICOM": "MONOCHROME1" if i % 7 == 3 else "MONOCHROME2",
-    "Report": "torax sin", "MethodLabel": ("Physician", "RNN_model")[i % 2],
-    "Labels": f'"{TERMS[i % 8]}"'} | changed
+    "Report": "torax sin",
+    "MethodLabel": ("Physician", "RNN_model")[i % 2],
+    "Labels": f'"{TERMS[i % 8]}"',
+  } | changed
   return ",".join([str(i), *cells.values()])
 
 
@@ -85,8 +109,9 @@ def check(manual):
       expected = made_sets.pixels(i, 16)
       record = part[k]
       assert record.image.dtype == np.uint16
-      np.testing.assert_array_equal(record.image[..., 0],
-                                    65535 - expected if i % 7 == 3 else expected)
+      np.testing.assert_array_equal(
+        record.image[..., 0], 65535 - expected if i % 7 == 3 else expected
+      )
       values = dict(zip(part.info.classes, part.table.labels[k], strict=True))
       if FOUND[i % 8] is None:
         assert np.isnan(list(values.values())).all()
@@ -106,9 +131,13 @@ def test_archives_and_folders_in_each_way(manual, tmp_path):
   numbered = {f"{number}/{n}": d for number, files in archives().items() for n, d in files.items()}
   flat = {f"images-224/{n}": d for files in archives().values() for n, d in files.items()}
   packed = {f"{TABLE}.gz": gzip.compress(table(), 1)}
-  for k, held in enumerate((numbered | packed, flat | packed,
-                            {f"PadChest/images/{n}": d for n, d in numbered.items()}
-                            | {f"PadChest/{TABLE}": table()})):
+  for k, held in enumerate(
+    (
+      numbered | packed,
+      flat | packed,
+      {f"PadChest/images/{n}": d for n, d in numbered.items()} | {f"PadChest/{TABLE}": table()},
+    )
+  ):
     other = made_sets.folder(tmp_path / str(k) / "manual", held)
     for split, part in check(other).items():
       assert part.info.fingerprint == one[split].info.fingerprint
@@ -129,9 +158,14 @@ def test_columns_of_its_own(manual):
 def test_what_is_left_out_is_listed(manual):
   bad = {key: reason for key, reason in module.BAD.items() if "163-058" in key or "00-168" in key}
   assert len(module.BAD) == 21 and len(bad) == 2
-  changed = {0: {"Projection": "EXCLUDE"}, 1: {"Labels": "\"['exclude', 'mass']\""},
-             2: {"Labels": "\"['wizardry']\""}, 3: {"Labels": "['nod"}, 4: {"Labels": "nan"},
-             5: {"Labels": "\"__import__('os').abort()\""}}
+  changed = {
+    0: {"Projection": "EXCLUDE"},
+    1: {"Labels": "\"['exclude', 'mass']\""},
+    2: {"Labels": "\"['wizardry']\""},
+    3: {"Labels": "['nod"},
+    4: {"Labels": "nan"},
+    5: {"Labels": "\"__import__('os').abort()\""},
+  }
   changed |= {6 + k: {"ImageID": key} for k, key in enumerate(bad)}
   held = archives()
   del held["50"][name(10)]
@@ -147,8 +181,10 @@ def test_what_is_left_out_is_listed(manual):
     name(0): "PadChest's readers marked it as of no use (exclude)",
     name(1): "PadChest's readers marked it as of no use (exclude)",
     name(2): "its report has a term that is not PadChest's: 'wizardry'",
-    name(10): "it is listed, but not there", name(12): "it is cut short",
-    "stranger.png": "it is there, but in no list"}
+    name(10): "it is listed, but not there",
+    name(12): "it is cut short",
+    "stranger.png": "it is there, but in no list",
+  }
   rows = dict(zip(part.table.ids, part.table.labels, strict=True))
   assert all(np.isnan(rows[name(i)]).all() for i in (3, 4, 5))
 
@@ -164,21 +200,28 @@ def test_terms_and_findings():
   assert module._terms("['  air   trapping', '']") == ["air trapping"]
 
 
-@pytest.mark.parametrize("spoil, word", [
-  (lambda m: (m / TABLE).unlink(), "has no BIMCV-PadChest.*get it from https"),
-  (lambda m: (m / "50.zip").unlink(), r"has no 50.zip .of the 4 archives.*: 50\); get"),
-  (lambda m: write(m, held={d: {} for d in DIRS}), "images listed for .* only a part"),
-  (lambda m: write(m, table().replace(b"PatientID", b"Patient")), "no column 'PatientID'; did"),
-  (lambda m: write(m, table({3: {"Projection": "Z"}})), "line 5: Projection is 'Z'; valid: AP,"),
-  (lambda m: write(m, table({3: {"ImageID": name(1)}})), "line 5 lists .* a second time"),
-  (lambda m: write(m, table({3: {"ImageID": "../a.png"}})), "line 5: ImageID is '../a.png', not"),
-  (lambda m: write(m, table({i: {"Labels": "\"['x']\""} for i in range(20)})),
-   "terms that are not PadChest's, 20 images such as"),
-  (lambda m: (m / "1.zip").write_bytes((m / "1.zip").read_bytes()[:-60]),
-   "1.zip is not a whole zip"),
-  (lambda m: write(m, table()[:-75]), "line 65 has not as many fields"),
-  (lambda m: write(m, table(rows=50)), "14 images such as .* are in no list: the table is"),
-])
+@pytest.mark.parametrize(
+  "spoil, word",
+  [
+    (lambda m: (m / TABLE).unlink(), "has no BIMCV-PadChest.*get it from https"),
+    (lambda m: (m / "50.zip").unlink(), r"has no 50.zip .of the 4 archives.*: 50\); get"),
+    (lambda m: write(m, held={d: {} for d in DIRS}), "images listed for .* only a part"),
+    (lambda m: write(m, table().replace(b"PatientID", b"Patient")), "no column 'PatientID'; did"),
+    (lambda m: write(m, table({3: {"Projection": "Z"}})), "line 5: Projection is 'Z'; valid: AP,"),
+    (lambda m: write(m, table({3: {"ImageID": name(1)}})), "line 5 lists .* a second time"),
+    (lambda m: write(m, table({3: {"ImageID": "../a.png"}})), "line 5: ImageID is '../a.png', not"),
+    (
+      lambda m: write(m, table({i: {"Labels": "\"['x']\""} for i in range(20)})),
+      "terms that are not PadChest's, 20 images such as",
+    ),
+    (
+      lambda m: (m / "1.zip").write_bytes((m / "1.zip").read_bytes()[:-60]),
+      "1.zip is not a whole zip",
+    ),
+    (lambda m: write(m, table()[:-75]), "line 65 has not as many fields"),
+    (lambda m: write(m, table(rows=50)), "14 images such as .* are in no list: the table is"),
+  ],
+)
 def test_one_line_for_each_mistake(manual, spoil, word):
   write(manual)
   spoil(manual)

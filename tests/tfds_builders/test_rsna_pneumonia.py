@@ -37,8 +37,12 @@ def box_rows(i):
 
 def image(i, **fields):
   """As in the challenge, where the age and the sex are all one learns of a patient."""
-  fields = {"Modality": "CR", "PatientAge": ("51", "155")[i % 9 == 0], "PatientSex": "MF"[i % 2],
-            "ViewPosition": ("PA", "AP")[i % 2]} | fields
+  fields = {
+    "Modality": "CR",
+    "PatientAge": ("51", "155")[i % 9 == 0],
+    "PatientSex": "MF"[i % 2],
+    "ViewPosition": ("PA", "AP")[i % 2],
+  } | fields
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pydicom's: an age without a unit
     return dicoms.dicom(made_sets.pixels(i), **fields)
@@ -48,11 +52,15 @@ def tables():
   rows = [(key, i, row) for i, key in enumerate(KEYS) for row in box_rows(i)]
   return {
     "stage_2_train_labels.csv": made_sets.table(
-      "patientId,x,y,width,height,Target", *(f"{key},{row}" for key, _, row in rows)),
+      "patientId,x,y,width,height,Target", *(f"{key},{row}" for key, _, row in rows)
+    ),
     "stage_2_detailed_class_info.csv": made_sets.table(
-      "patientId,class", *(f"{key},{kind(i)}" for key, i, _ in rows)),
+      "patientId,class", *(f"{key},{kind(i)}" for key, i, _ in rows)
+    ),
     "stage_2_sample_submission.csv": made_sets.table(
-      "patientId,PredictionString", *(f"{key},0.5 0 0 100 100" for key in HIDDEN))}
+      "patientId,PredictionString", *(f"{key},0.5 0 0 100 100" for key in HIDDEN)
+    ),
+  }
 
 
 def images(folder=True):
@@ -91,8 +99,10 @@ def check(manual, data="data"):
 def records(manual, data="data", split="all"):
   made = tfds.builder_from_directory(str(manual.parent / data / NAME / "1.0.0"))
   splits = "+".join(made.info.splits) if split == "all" else split
-  return made, {r["id"].decode(): r for r in made.as_data_source(splits, decoders={
-    "image": tfds.decode.SkipDecoding()})}
+  return made, {
+    r["id"].decode(): r
+    for r in made.as_data_source(splits, decoders={"image": tfds.decode.SkipDecoding()})
+  }
 
 
 def test_zip(manual):
@@ -183,32 +193,72 @@ def edited(name, change):
 LABELS, INFO = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
 
 
-@pytest.mark.parametrize("held, word", [
-  (lambda: {"notes.txt": b""}, "has no stage_2_train_labels.csv: another data set, or only a part"),
-  (lambda: {n.replace("stage_2", "stage_1"): d for n, d in files().items()}, "no stage_2_train_l"),
-  (lambda: {n: d for n, d in files().items() if n != INFO}, "has no stage_2_detailed_class_info"),
-  (lambda: tables(), "has no images in it"),
-  (lambda: {n: d for n, d in files().items() if "train_images" not in n},
-   r"0 of the \d+ images listed for train are there"),
-  (lambda: edited(LABELS, lambda d: d.replace(b"Target", b"target")),
-   "train_labels.csv has no column 'Target'; did you mean 'target'"),
-  (lambda: edited(LABELS, lambda d: d.replace(b",0\n", b",2\n", 1)), "line 2: Target is '2', not"),
-  (lambda: edited(LABELS, lambda d: d.replace(b"8.0", b"wide", 1)), "line 4: the box is not four"),
-  (lambda: edited(LABELS, lambda d: d.replace(b"8.0", b"", 1)), "line 4: the box is not four num"),
-  (lambda: edited(LABELS, lambda d: d + f"{KEYS[0]},,,,,0".encode()), "a second time"),
-  (lambda: edited(LABELS, lambda d: d + f"{KEYS[0]},1,1,1,1,1".encode()), "with pneumonia and wit"),
-  (lambda: edited(LABELS, lambda d: d + f"{KEYS[2]},,,,,0".encode()), "with pneumonia and without"),
-  (lambda: edited(LABELS, lambda d: d + b"../x,,,,,0"), "patientId '../x' is not of this data set"),
-  (lambda: edited(LABELS, lambda d: d[:-4]), r"line \d+ has not as many fields"),
-  (lambda: edited(INFO, lambda d: d.replace(b",Normal", b",Normall", 1)),
-   "info.csv line 2: 'Normall' is no class of this set; did you mean 'Normal'"),
-  (lambda: edited(INFO, lambda d: d.replace(b",Normal", b",Lung Opacity", 1)),
-   "line 2: .* is 'Lung Opacity', and in stage_2_train_labels.csv it has 0 boxes"),
-  (lambda: edited(INFO, lambda d: d + f"{KEYS[0]},Lung Opacity".encode()),
-   "is 'Lung Opacity' here and 'Normal' above"),
-  (lambda: edited(INFO, lambda d: d + f"{HIDDEN[0]},Normal".encode()), "is not in stage_2_train_l"),
-  (lambda: edited(INFO, lambda d: b"\n".join(d.splitlines()[:-2])), f"does not have {KEYS[-1]}"),
-])
+@pytest.mark.parametrize(
+  "held, word",
+  [
+    (
+      lambda: {"notes.txt": b""},
+      "has no stage_2_train_labels.csv: another data set, or only a part",
+    ),
+    (
+      lambda: {n.replace("stage_2", "stage_1"): d for n, d in files().items()},
+      "no stage_2_train_l",
+    ),
+    (lambda: {n: d for n, d in files().items() if n != INFO}, "has no stage_2_detailed_class_info"),
+    (lambda: tables(), "has no images in it"),
+    (
+      lambda: {n: d for n, d in files().items() if "train_images" not in n},
+      r"0 of the \d+ images listed for train are there",
+    ),
+    (
+      lambda: edited(LABELS, lambda d: d.replace(b"Target", b"target")),
+      "train_labels.csv has no column 'Target'; did you mean 'target'",
+    ),
+    (
+      lambda: edited(LABELS, lambda d: d.replace(b",0\n", b",2\n", 1)),
+      "line 2: Target is '2', not",
+    ),
+    (
+      lambda: edited(LABELS, lambda d: d.replace(b"8.0", b"wide", 1)),
+      "line 4: the box is not four",
+    ),
+    (
+      lambda: edited(LABELS, lambda d: d.replace(b"8.0", b"", 1)),
+      "line 4: the box is not four num",
+    ),
+    (lambda: edited(LABELS, lambda d: d + f"{KEYS[0]},,,,,0".encode()), "a second time"),
+    (
+      lambda: edited(LABELS, lambda d: d + f"{KEYS[0]},1,1,1,1,1".encode()),
+      "with pneumonia and wit",
+    ),
+    (
+      lambda: edited(LABELS, lambda d: d + f"{KEYS[2]},,,,,0".encode()),
+      "with pneumonia and without",
+    ),
+    (
+      lambda: edited(LABELS, lambda d: d + b"../x,,,,,0"),
+      "patientId '../x' is not of this data set",
+    ),
+    (lambda: edited(LABELS, lambda d: d[:-4]), r"line \d+ has not as many fields"),
+    (
+      lambda: edited(INFO, lambda d: d.replace(b",Normal", b",Normall", 1)),
+      "info.csv line 2: 'Normall' is no class of this set; did you mean 'Normal'",
+    ),
+    (
+      lambda: edited(INFO, lambda d: d.replace(b",Normal", b",Lung Opacity", 1)),
+      "line 2: .* is 'Lung Opacity', and in stage_2_train_labels.csv it has 0 boxes",
+    ),
+    (
+      lambda: edited(INFO, lambda d: d + f"{KEYS[0]},Lung Opacity".encode()),
+      "is 'Lung Opacity' here and 'Normal' above",
+    ),
+    (
+      lambda: edited(INFO, lambda d: d + f"{HIDDEN[0]},Normal".encode()),
+      "is not in stage_2_train_l",
+    ),
+    (lambda: edited(INFO, lambda d: b"\n".join(d.splitlines()[:-2])), f"does not have {KEYS[-1]}"),
+  ],
+)
 def test_one_line_for_each_mistake(manual, held, word):
   made_sets.packed(manual / f"{ROOT}.zip", held())
   assert re.search(word, made_sets.refused(NAME, manual))
@@ -226,11 +276,15 @@ def test_archives_that_are_not_there_or_not_whole(manual):
 @pytest.mark.filterwarnings("ignore")
 def test_beam_gives_the_same(manual):
   import apache_beam as beam
+
   made_sets.folder(manual, files())
   one = made_sets.prepare(NAME, manual, "all")
   made = builder(data_dir=str(manual.parent / "beam"), file_format="array_record")
-  made.download_and_prepare(download_config=tfds.download.DownloadConfig(
-    manual_dir=str(manual), beam_runner=beam.runners.DirectRunner()))
+  made.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(
+      manual_dir=str(manual), beam_runner=beam.runners.DirectRunner()
+    )
+  )
   other = made_sets.prepare(NAME, manual, "all", "beam")
   assert other.table.ids == one.table.ids and other.info.fingerprint == one.info.fingerprint
 

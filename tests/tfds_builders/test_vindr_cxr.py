@@ -50,7 +50,7 @@ def image(key, **fields):
   if i % 3 == 0:
     fields = {"PhotometricInterpretation": "MONOCHROME1"} | fields
   if i % 2:
-    fields = {"WindowCenter": 2.0**(bits - 1), "WindowWidth": 2.0**(bits - 2)} | fields
+    fields = {"WindowCenter": 2.0 ** (bits - 1), "WindowWidth": 2.0 ** (bits - 2)} | fields
   fields = {"PatientAge": ("045Y", "000Y", None)[i % 3], "ViewPosition": None} | fields
   return dicoms.dicom(pixels.astype(np.uint8) if bits == 8 else pixels, bits=bits, **fields)
 
@@ -58,8 +58,8 @@ def image(key, **fields):
 def shown(key):
   """Pixels, and the levels shown black and white."""
   pixels, bits = stored(key)
-  top, low = 2**bits - 1, 2.0**(bits - 1) - 2.0**(bits - 3)
-  window = np.array([low, low + 2.0**(bits - 2) - 1]) if number(key) % 2 else None
+  top, low = 2**bits - 1, 2.0 ** (bits - 1) - 2.0 ** (bits - 3)
+  window = np.array([low, low + 2.0 ** (bits - 2) - 1]) if number(key) % 2 else None
   if number(key) % 3 == 0:
     pixels, window = top - pixels, None if window is None else top - window[::-1]
   return pixels, window
@@ -73,25 +73,34 @@ def box(key, k):
 def tables():
   """PhysioNet's."""
   labels = ",".join(module.LABELS)
-  train = [",".join([key, reader, *(str(votes(key, name)[k]) for name in module.LABELS)])
-           for key in TRAIN for k, reader in enumerate(READERS)]
+  train = [
+    ",".join([key, reader, *(str(votes(key, name)[k]) for name in module.LABELS)])
+    for key in TRAIN
+    for k, reader in enumerate(READERS)
+  ]
   test = [",".join([key, *(str(consensus(key, name)) for name in module.LABELS)]) for key in TEST]
   edges = "x_min,y_min,x_max,y_max"
-  drawn = [f"{key},{reader},Nodule/Mass,{','.join(map(str, box(key, k)))}"
-           for key in TRAIN for k, reader in enumerate(READERS[:2])]
+  drawn = [
+    f"{key},{reader},Nodule/Mass,{','.join(map(str, box(key, k)))}"
+    for key in TRAIN
+    for k, reader in enumerate(READERS[:2])
+  ]
   drawn += [f"{key},R9,No finding,,,," for key in TRAIN]
   agreed = [f"{key},ILD,{','.join(map(str, box(key, 0)))}" for key in TEST]
   return {
     "annotations/image_labels_train.csv": made_sets.table(f"image_id,rad_id,{labels}", *train),
     "annotations/image_labels_test.csv": made_sets.table(f"image_id,{labels}", *test),
     "annotations/annotations_train.csv": made_sets.table(
-      f"image_id,rad_id,class_name,{edges}", *drawn),
-    "annotations/annotations_test.csv": made_sets.table(f"image_id,class_name,{edges}", *agreed)}
+      f"image_id,rad_id,class_name,{edges}", *drawn
+    ),
+    "annotations/annotations_test.csv": made_sets.table(f"image_id,class_name,{edges}", *agreed),
+  }
 
 
 def images():
-  return ({f"train/{key}.dicom": image(key) for key in TRAIN}
-          | {f"test/{key}.dicom": image(key) for key in TEST})
+  return {f"train/{key}.dicom": image(key) for key in TRAIN} | {
+    f"test/{key}.dicom": image(key) for key in TEST
+  }
 
 
 def files(config="physionet"):
@@ -101,15 +110,20 @@ def files(config="physionet"):
   for key in TRAIN:
     for k, reader in enumerate(READERS):
       found = [name for name in module.KAGGLE[:-1] if votes(key, name)[k]]
-      rows += [f"{key},{name},{module.KAGGLE.index(name)},{reader},{edges}"
-               for name in found for edges in [",".join(map(str, box(key, k % 2)))] * (1 + k % 2)]
+      rows += [
+        f"{key},{name},{module.KAGGLE.index(name)},{reader},{edges}"
+        for name in found
+        for edges in [",".join(map(str, box(key, k % 2)))] * (1 + k % 2)
+      ]
       if not found:
         rows.append(f"{key},No finding,14,{reader},,,,")
   head = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max"
   return images() | {
     "train.csv": made_sets.table(head, *rows),
     "sample_submission.csv": made_sets.table(
-      "image_id,PredictionString", *(f"{key},14 1 0 0 1 1" for key in TEST))}
+      "image_id,PredictionString", *(f"{key},14 1 0 0 1 1" for key in TEST)
+    ),
+  }
 
 
 def check(part):
@@ -139,22 +153,29 @@ def check_physionet(manual, data="data"):
     of = consensus if split == "test" else lambda key, name: sum(votes(key, name)) > 1
     np.testing.assert_array_equal(part.table.labels, expected(part.table.ids, module.LABELS, of))
     shares = made_sets.prepare(NAME, manual, split, data, label="votes").table
-    of = ((lambda *_: np.nan) if split == "test" else
-          lambda key, name: np.float32(sum(votes(key, name)) / 3))
+    of = (
+      (lambda *_: np.nan)
+      if split == "test"
+      else lambda key, name: np.float32(sum(votes(key, name)) / 3)
+    )
     np.testing.assert_array_equal(shares.labels, expected(shares.ids, module.LABELS, of))
   return parts
 
 
 def records(manual, config, split):
   made = tfds.builder_from_directory(str(manual.parent / "data" / NAME / config / "1.0.0"))
-  return made, {r["id"].decode(): r for r in made.as_data_source(split, decoders={
-    "image": tfds.decode.SkipDecoding()})}
+  return made, {
+    r["id"].decode(): r
+    for r in made.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+  }
 
 
 def boxes(record):
   found = record["boxes"]
-  return [(module.LABELS[name], reader.decode(), edges.tolist()) for name, reader, edges in
-          zip(found["label"], found["reader"], found["box"], strict=True)]
+  return [
+    (module.LABELS[name], reader.decode(), edges.tolist())
+    for name, reader, edges in zip(found["label"], found["reader"], found["box"], strict=True)
+  ]
 
 
 def inside(key, k):
@@ -169,7 +190,9 @@ def test_physionet(manual):
   made, found = records(manual, "physionet", "train+test")
   for key in TRAIN:
     assert boxes(found[key]) == [
-      ("Nodule/Mass", "R1", inside(key, 0)), ("Nodule/Mass", "R8", inside(key, 1))]
+      ("Nodule/Mass", "R1", inside(key, 0)),
+      ("Nodule/Mass", "R8", inside(key, 1)),
+    ]
     assert [r.decode() for r in found[key]["readers"]] == list(READERS)
   for key in TEST:
     assert boxes(found[key]) == [("ILD", "consensus", inside(key, 0))]
@@ -183,12 +206,17 @@ def test_physionet_unpacked_in_each_way_gives_the_same(manual, tmp_path):
   flat, mirror, pieces = (tmp_path / n / "manual" for n in ("flat", "mirror", "pieces"))
   made_sets.folder(flat, files())
   root = "physionet.org/files/vindr-cxr/1.0.0"
-  made_sets.folder(mirror, {f"{root}/{n}": d for n, d in files().items()} | {
-    "physionet.org/files/vindr-pcxr/1.0.0/image_labels_train.csv": b"another set"})
+  made_sets.folder(
+    mirror,
+    {f"{root}/{n}": d for n, d in files().items()}
+    | {"physionet.org/files/vindr-pcxr/1.0.0/image_labels_train.csv": b"another set"},
+  )
   made_sets.folder(pieces / "vindr-cxr", tables())
   for split in ("train", "test"):
-    made_sets.packed(pieces / "vindr-cxr" / f"{split}.zip", {
-      name: data for name, data in images().items() if name.startswith(split)})
+    made_sets.packed(
+      pieces / "vindr-cxr" / f"{split}.zip",
+      {name: data for name, data in images().items() if name.startswith(split)},
+    )
   for other in (flat, mirror, pieces):
     for split, part in check_physionet(other).items():
       assert part.info.fingerprint == one[split].info.fingerprint
@@ -223,8 +251,13 @@ def test_vinbigdata(manual, packed):
       np.testing.assert_array_equal(shares, (n / 3).astype(np.float32))
   _, found = records(manual, "vinbigdata", "train+validation+test")
   for key in TRAIN:
-    drawn = [(module.KAGGLE.index(name), reader, k) for k, reader in enumerate(READERS)
-             for name in module.KAGGLE[:-1] if votes(key, name)[k] for _ in range(1 + k % 2)]
+    drawn = [
+      (module.KAGGLE.index(name), reader, k)
+      for k, reader in enumerate(READERS)
+      for name in module.KAGGLE[:-1]
+      if votes(key, name)[k]
+      for _ in range(1 + k % 2)
+    ]
     its = found[key]["boxes"]
     assert sorted(its["label"]) == sorted(name for name, *_ in drawn)
     for name, reader, edges in zip(its["label"], its["reader"], its["box"], strict=True):
@@ -266,8 +299,10 @@ def test_absent_unlisted_and_broken_images_are_listed(manual):
 
 
 def test_without_the_images_of_kaggle_s_test(manual):
-  made_sets.packed(manual / f"{KAGGLE}.zip", {
-    n: d for n, d in files("vinbigdata").items() if not n.startswith("test/")})
+  made_sets.packed(
+    manual / f"{KAGGLE}.zip",
+    {n: d for n, d in files("vinbigdata").items() if not n.startswith("test/")},
+  )
   part = made_sets.prepare(f"{NAME}/vinbigdata", manual)
   assert "unlabelled" not in part.info.splits
   assert any("without labels, were not there" in note for note in part.info.notes)
@@ -282,38 +317,89 @@ def edited(name, change, config="physionet"):
 LABELS, DRAWN = "annotations/image_labels_train.csv", "annotations/annotations_train.csv"
 
 
-@pytest.mark.parametrize("config, held, word", [
-  ("physionet", lambda: {"notes.txt": b""}, "has no image_labels_train.csv: another data set, or"),
-  ("physionet", lambda: files("vinbigdata"), "has no image_labels_train.csv: another"),
-  ("vinbigdata", lambda: files(), "has no train.csv: another"),
-  ("physionet", lambda: {n: d for n, d in files().items() if n != DRAWN}, "no annotations_train.c"),
-  ("physionet", tables, "has no images in it"),
-  ("physionet", lambda: {n: d for n, d in files().items() if not n.startswith("test/")},
-   "0 of the 6 images listed for test are there"),
-  ("physionet", lambda: edited(LABELS, lambda d: d.replace(b"Other diseases", b"Other disease")),
-   "no column 'Other diseases'; did you mean 'Other disease'"),
-  ("physionet", lambda: edited(LABELS, lambda d: d.replace(b"rad_id", b"rad_ID")),
-   "no column 'rad_id'; did you mean 'rad_ID'"),
-  ("physionet", lambda: edited(LABELS, lambda d: d.replace(b"R1,0,", b"R1,2,", 1)),
-   "line 3.*: Aortic enlargement is '2', not|line 5: Aortic enlargement is '2', not"),
-  ("physionet", lambda: edited(LABELS, lambda d: d.replace(b",1\n", b",\n", 1)),
-   r"No finding is '', not 0 or 1"),
-  ("physionet", lambda: edited(LABELS, lambda d: d + d.splitlines()[1]),
-   r"line 92 lists 0+1 a second time \(reader R1\)"),
-  ("physionet", lambda: edited(LABELS, lambda d: b"\n".join(d.splitlines()[:-1])),
-   r"line 89: 0+1e has 2 reader\(s\) and not 3: is the file whole"),
-  ("physionet", lambda: edited(DRAWN, lambda d: d.replace(b"Nodule/Mass", b"Nodule", 1)),
-   "train.csv line 2: 'Nodule' is no finding of this set; did you mean 'Nodule/Mass'"),
-  ("physionet", lambda: edited(DRAWN, lambda d: d.replace(b",8,", b",,", 1)), "line 2: the box is"),
-  ("physionet", lambda: edited(DRAWN, lambda d: d.replace(TRAIN[0].encode(), b"x", 1)),
-   "annotations_train.csv has boxes of x, which is not in"),
-  ("vinbigdata", lambda: edited("train.csv", lambda d: d.replace(b"Cardiomegaly", b"Cardio", 1),
-                                "vinbigdata"), "'Cardio' is no finding of this set; did you mean"),
-  ("vinbigdata", lambda: edited("train.csv", lambda d: re.sub(rb"0+1e,.*,R9,.*\n", b"", d),
-                                "vinbigdata"), r"0+1e has 2 reader\(s\) and not 3"),
-  ("vinbigdata", lambda: edited("sample_submission.csv", lambda d: d + d.splitlines()[1],
-                                "vinbigdata"), "sample_submission.csv line 8 lists 0+1f5 a second"),
-])
+@pytest.mark.parametrize(
+  "config, held, word",
+  [
+    (
+      "physionet",
+      lambda: {"notes.txt": b""},
+      "has no image_labels_train.csv: another data set, or",
+    ),
+    ("physionet", lambda: files("vinbigdata"), "has no image_labels_train.csv: another"),
+    ("vinbigdata", lambda: files(), "has no train.csv: another"),
+    (
+      "physionet",
+      lambda: {n: d for n, d in files().items() if n != DRAWN},
+      "no annotations_train.c",
+    ),
+    ("physionet", tables, "has no images in it"),
+    (
+      "physionet",
+      lambda: {n: d for n, d in files().items() if not n.startswith("test/")},
+      "0 of the 6 images listed for test are there",
+    ),
+    (
+      "physionet",
+      lambda: edited(LABELS, lambda d: d.replace(b"Other diseases", b"Other disease")),
+      "no column 'Other diseases'; did you mean 'Other disease'",
+    ),
+    (
+      "physionet",
+      lambda: edited(LABELS, lambda d: d.replace(b"rad_id", b"rad_ID")),
+      "no column 'rad_id'; did you mean 'rad_ID'",
+    ),
+    (
+      "physionet",
+      lambda: edited(LABELS, lambda d: d.replace(b"R1,0,", b"R1,2,", 1)),
+      "line 3.*: Aortic enlargement is '2', not|line 5: Aortic enlargement is '2', not",
+    ),
+    (
+      "physionet",
+      lambda: edited(LABELS, lambda d: d.replace(b",1\n", b",\n", 1)),
+      r"No finding is '', not 0 or 1",
+    ),
+    (
+      "physionet",
+      lambda: edited(LABELS, lambda d: d + d.splitlines()[1]),
+      r"line 92 lists 0+1 a second time \(reader R1\)",
+    ),
+    (
+      "physionet",
+      lambda: edited(LABELS, lambda d: b"\n".join(d.splitlines()[:-1])),
+      r"line 89: 0+1e has 2 reader\(s\) and not 3: is the file whole",
+    ),
+    (
+      "physionet",
+      lambda: edited(DRAWN, lambda d: d.replace(b"Nodule/Mass", b"Nodule", 1)),
+      "train.csv line 2: 'Nodule' is no finding of this set; did you mean 'Nodule/Mass'",
+    ),
+    (
+      "physionet",
+      lambda: edited(DRAWN, lambda d: d.replace(b",8,", b",,", 1)),
+      "line 2: the box is",
+    ),
+    (
+      "physionet",
+      lambda: edited(DRAWN, lambda d: d.replace(TRAIN[0].encode(), b"x", 1)),
+      "annotations_train.csv has boxes of x, which is not in",
+    ),
+    (
+      "vinbigdata",
+      lambda: edited("train.csv", lambda d: d.replace(b"Cardiomegaly", b"Cardio", 1), "vinbigdata"),
+      "'Cardio' is no finding of this set; did you mean",
+    ),
+    (
+      "vinbigdata",
+      lambda: edited("train.csv", lambda d: re.sub(rb"0+1e,.*,R9,.*\n", b"", d), "vinbigdata"),
+      r"0+1e has 2 reader\(s\) and not 3",
+    ),
+    (
+      "vinbigdata",
+      lambda: edited("sample_submission.csv", lambda d: d + d.splitlines()[1], "vinbigdata"),
+      "sample_submission.csv line 8 lists 0+1f5 a second",
+    ),
+  ],
+)
 def test_one_line_for_each_mistake(manual, config, held, word):
   made_sets.packed(manual / "archive.zip", held())
   assert re.search(word, made_sets.refused(f"{NAME}/{config}", manual))

@@ -16,8 +16,10 @@ builder = tfds_prepare.builder_class(NAME)
 module = sys.modules[builder.__module__]
 
 KEYS = {"train": [f"{i:032x}" for i in range(1, 17)], "test": [f"{i:032x}" for i in range(65, 71)]}
-ROOT = ("vindr-pcxr-an-open-large-scale-pediatric-chest-x-ray-dataset-for-interpretation-of-common-"
-        "thoracic-diseases-1.0.0")
+ROOT = (
+  "vindr-pcxr-an-open-large-scale-pediatric-chest-x-ray-dataset-for-interpretation-of-common-"
+  "thoracic-diseases-1.0.0"
+)
 AGES = {"003Y": 3, "010M": 10 / 12, "026W": 26 * 7 / 365.25, "020D": 20 / 365.25, None: np.nan}
 
 
@@ -34,8 +36,11 @@ def drawn(key):
   i = number(key)
   if i % 4 == 0:
     return []
-  return [(module.FINDINGS[i % 36], (2, 3, 9, 12)), (module.FINDINGS[(i + 7) % 36], (-3, 5, 8, 50)),
-          ("Other nodule/mass", (30, 5, 40, 9))]
+  return [
+    (module.FINDINGS[i % 36], (2, 3, 9, 12)),
+    (module.FINDINGS[(i + 7) % 36], (-3, 5, 8, 50)),
+    ("Other nodule/mass", (30, 5, 40, 9)),
+  ]
 
 
 def age(key):
@@ -45,8 +50,13 @@ def age(key):
 def image(key, **fields):
   i = number(key)
   kind = "MONOCHROME1" if i % 3 == 0 else "MONOCHROME2"
-  fields = {"PatientAge": age(key), "PatientSex": ("F", "M", "O", None)[i % 4],
-            "ViewPosition": None, "PhotometricInterpretation": kind, "PatientID": None} | fields
+  fields = {
+    "PatientAge": age(key),
+    "PatientSex": ("F", "M", "O", None)[i % 4],
+    "ViewPosition": None,
+    "PhotometricInterpretation": kind,
+    "PatientID": None,
+  } | fields
   return dicoms.dicom(made_sets.pixels(i, 16) >> 4, bits=12, **fields)
 
 
@@ -55,16 +65,22 @@ def tables(reader="rad_ID"):
   for split, keys in KEYS.items():
     head = ",".join(["image_id", *([reader] if reader else []), *module.LABELS])
     who = ["R2"] if reader else []
-    found[f"image_labels_{split}.csv"] = made_sets.table(head, *(
-      ",".join([key, *who, *(str(int(present(key, name))) for name in module.LABELS)])
-      for key in keys))
+    found[f"image_labels_{split}.csv"] = made_sets.table(
+      head,
+      *(
+        ",".join([key, *who, *(str(int(present(key, name))) for name in module.LABELS)])
+        for key in keys
+      ),
+    )
     rows = []
     for key in keys[:-1]:  # the last has no annotation
       rows += [",".join([key, *who, name, *map(str, box)]) for name, box in drawn(key)] or [
-        ",".join([key, *who, "No finding", "", "", "", ""])]
+        ",".join([key, *who, "No finding", "", "", "", ""])
+      ]
     found[f"annotations_{split}.csv"] = made_sets.table(
       ",".join(["image_id", *([reader] if reader else []), "class_name,x_min,y_min,x_max,y_max"]),
-      *rows)
+      *rows,
+    )
   return found
 
 
@@ -113,7 +129,8 @@ def test_zip(manual):
     assert [module.FINDINGS[k] for k in boxes["label"]] == [name for name, _ in its[:2]]
     if its:  # the one outside is left out
       np.testing.assert_allclose(
-        boxes["box"], [[3 / 20, 2 / 17, 12 / 20, 9 / 17], [5 / 20, 0, 1, 8 / 17]], atol=1e-6)
+        boxes["box"], [[3 / 20, 2 / 17, 12 / 20, 9 / 17], [5 / 20, 0, 1, 8 / 17]], atol=1e-6
+      )
       assert list(boxes["reader"]) == [b"R2", b"R2"]
   assert "PediCXR" in made.info.citation and "9,125" in made.info.description
 
@@ -157,28 +174,43 @@ def edited(name, change):
 LABELS, DRAWN = "image_labels_train.csv", "annotations_train.csv"
 
 
-@pytest.mark.parametrize("held, word", [
-  (lambda: {"notes.txt": b""}, "has no image_labels_train.csv: another data set, or only a part"),
-  (lambda: {n: d for n, d in files().items() if n != DRAWN}, "has no annotations_train.csv"),
-  (tables, "has no images in it"),
-  (lambda: {n: d for n, d in files().items() if not n.startswith("train/")},
-   "0 of the 16 images listed for train are there"),
-  (lambda: edited(LABELS, lambda d: d.replace(b"Brocho-", b"Broncho-")),
-   "image_labels_train.csv has no column 'Brocho-pneumonia'; did you mean 'Broncho-pneumonia'"),
-  (lambda: edited(LABELS, lambda d: b"image_id,labels\nx,[0 1]\n"), "has no column 'No finding'"),
-  (lambda: edited(LABELS, lambda d: b"image_id,rad_id,Aortic enlargement\nx,R1,0\n"),
-   "image_labels_train.csv is of VinDr-CXR: prepare tfds:vindr_cxr"),
-  (lambda: edited(LABELS, lambda d: d.replace(b"R2,0,", b"R2,maybe,", 1)),
-   "line 2: No finding is 'maybe', not"),
-  (lambda: edited(LABELS, lambda d: d.replace(b"R2,0,", b"R2,,", 1)), "line 2: No finding is ''"),
-  (lambda: edited(LABELS, lambda d: d + d.splitlines()[1]), "line 18 lists 0+1 a second time"),
-  (lambda: edited(LABELS, lambda d: d[:-9]), r"line 17: CPAM is '', not"),
-  (lambda: edited(DRAWN, lambda d: d.replace(b"Other nodule/mass", b"Other nodule", 1)),
-   "annotations_train.csv line 4: 'Other nodule' is no finding of this set; did you mean"),
-  (lambda: edited(DRAWN, lambda d: d.replace(b",2,3,", b",2,x,", 1)), "line 2: the box is not"),
-  (lambda: edited(DRAWN, lambda d: d.replace(KEYS["train"][0].encode(), b"x", 1)),
-   "annotations_train.csv names x, which is not in image_labels_train.csv"),
-])
+@pytest.mark.parametrize(
+  "held, word",
+  [
+    (lambda: {"notes.txt": b""}, "has no image_labels_train.csv: another data set, or only a part"),
+    (lambda: {n: d for n, d in files().items() if n != DRAWN}, "has no annotations_train.csv"),
+    (tables, "has no images in it"),
+    (
+      lambda: {n: d for n, d in files().items() if not n.startswith("train/")},
+      "0 of the 16 images listed for train are there",
+    ),
+    (
+      lambda: edited(LABELS, lambda d: d.replace(b"Brocho-", b"Broncho-")),
+      "image_labels_train.csv has no column 'Brocho-pneumonia'; did you mean 'Broncho-pneumonia'",
+    ),
+    (lambda: edited(LABELS, lambda d: b"image_id,labels\nx,[0 1]\n"), "has no column 'No finding'"),
+    (
+      lambda: edited(LABELS, lambda d: b"image_id,rad_id,Aortic enlargement\nx,R1,0\n"),
+      "image_labels_train.csv is of VinDr-CXR: prepare tfds:vindr_cxr",
+    ),
+    (
+      lambda: edited(LABELS, lambda d: d.replace(b"R2,0,", b"R2,maybe,", 1)),
+      "line 2: No finding is 'maybe', not",
+    ),
+    (lambda: edited(LABELS, lambda d: d.replace(b"R2,0,", b"R2,,", 1)), "line 2: No finding is ''"),
+    (lambda: edited(LABELS, lambda d: d + d.splitlines()[1]), "line 18 lists 0+1 a second time"),
+    (lambda: edited(LABELS, lambda d: d[:-9]), r"line 17: CPAM is '', not"),
+    (
+      lambda: edited(DRAWN, lambda d: d.replace(b"Other nodule/mass", b"Other nodule", 1)),
+      "annotations_train.csv line 4: 'Other nodule' is no finding of this set; did you mean",
+    ),
+    (lambda: edited(DRAWN, lambda d: d.replace(b",2,3,", b",2,x,", 1)), "line 2: the box is not"),
+    (
+      lambda: edited(DRAWN, lambda d: d.replace(KEYS["train"][0].encode(), b"x", 1)),
+      "annotations_train.csv names x, which is not in image_labels_train.csv",
+    ),
+  ],
+)
 def test_one_line_for_each_mistake(manual, held, word):
   made_sets.packed(manual / f"{ROOT}.zip", held())
   assert re.search(word, made_sets.refused(NAME, manual))

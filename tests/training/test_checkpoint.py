@@ -1,6 +1,5 @@
 """Checkpoints: what is saved comes back, bit for bit; damage and full disks lose nothing else."""
 
-
 import shutil
 
 import jax
@@ -16,15 +15,16 @@ from cxrjax.training.checkpoint import Checkpoints
 
 def state(step):
   rng = np.random.default_rng(step)
-  return {"step": jnp.int32(step),
-          "params": {"a": jnp.asarray(rng.normal(size=(7, 5)), jnp.float32)},
-          "opt": (jnp.asarray(rng.normal(size=3), jnp.bfloat16), {"n": jnp.int32(step)})}
+  return {
+    "step": jnp.int32(step),
+    "params": {"a": jnp.asarray(rng.normal(size=(7, 5)), jnp.float32)},
+    "opt": (jnp.asarray(rng.normal(size=3), jnp.bfloat16), {"n": jnp.int32(step)}),
+  }
 
 
 def template():
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state(0))
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state(0))
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def open_(tmp_path):
   def make(**options):
     opened.append(Checkpoints(tmp_path / "ck", **options))
     return opened[-1]
+
   yield make
   for checkpoints in opened:
     checkpoints.close()
@@ -116,6 +117,7 @@ def test_a_save_that_fails_says_what_to_do(open_, monkeypatch):
   class Full:
     def result(self):
       raise OSError(28, "No space left on device")
+
   monkeypatch.setattr(checkpoints._checkpointer, "save_async", lambda *a, **k: Full())
   checkpoints.save(2, state(2))
   with pytest.raises(UserError, match=r"no space left on device; free some space.*from step 1"):
@@ -143,7 +145,8 @@ def test_the_best_is_the_one_with_the_highest_score(open_, tmp_path):
   best = checkpoints.best
   assert best in (2, 3) and best in checkpoints.steps
   np.testing.assert_array_equal(
-    checkpoints.load(best, template())["params"]["a"], state(best)["params"]["a"])
+    checkpoints.load(best, template())["params"]["a"], state(best)["params"]["a"]
+  )
   checkpoints.close()
   step, flat = checkpoint.load_flat(tmp_path / "ck", best=True)
   assert step == best
@@ -160,8 +163,9 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path, monkeypatch):
   assert set(checkpoint.load_flat(tmp_path / "ck", wanted=flat)[1]) == set(flat)
   monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, "load", None)  # it is never called
   for wanted, why in (
-      ({"params/b": flat["params/a"]}, "lacks params/b"),
-      ({"params/a": np.zeros((7, 7))}, r"has params/a of shape .* makes it \(7, 7\)")):
+    ({"params/b": flat["params/a"]}, "lacks params/b"),
+    ({"params/a": np.zeros((7, 7))}, r"has params/a of shape .* makes it \(7, 7\)"),
+  ):
     with pytest.raises(UserError, match=why):
       checkpoint.load_flat(tmp_path / "ck", wanted=wanted)
   monkeypatch.setattr(checkpoint, "_LEAST", 0)
@@ -203,8 +207,11 @@ def test_a_flipped_bit_is_found_wherever_it_is(open_, tmp_path):
   checkpoints.save(2, state(2), 0.9)
   checkpoints.close()
   whole = tmp_path / "ck"
-  names = [f.relative_to(whole) for f in sorted((whole / "2").rglob("*"))
-           if f.is_file() and f.stat().st_size]
+  names = [
+    f.relative_to(whole)
+    for f in sorted((whole / "2").rglob("*"))
+    if f.is_file() and f.stat().st_size
+  ]
   assert len(names) > 6
   rng = np.random.default_rng(0)
   for i, name in enumerate(n for n in names for _ in range(6 if n.parent.name == "d" else 1)):

@@ -21,7 +21,9 @@ for name in sys.argv[2:]:
   config["model"] |= {"width": 384, "depth": 2, "heads": 6}  # large enough to be split
   mesh = make_mesh(fsdp)
   work = compile_ahead.trainer(config, mesh)
-  spec = work.batch_spec(*compile_ahead.inputs(config, mesh, True, compile_ahead.EXAMPLES, compile_ahead.LABELS))
+  inputs = compile_ahead.inputs(
+    config, mesh, True, compile_ahead.EXAMPLES, compile_ahead.LABELS)
+  spec = work.batch_spec(*inputs)
   shapes = work.abstract(spec)
   program = hlo.Program(compile_ahead.train_step(config, mesh).lower().compile().as_text())
   found[name] = {

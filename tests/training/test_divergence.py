@@ -11,8 +11,14 @@ from cxrjax.models.vit import Model
 from cxrjax.training.divergence import Diverged, Watch
 
 CLOCK = Clock(total_steps=100, steps_per_epoch=10.0, batch_size=8)
-HEALTHY = {"loss": 5.0, "grad_norm": 1.0, "teacher_entropy": 3.0, "kl": 2.0, "feature_std": 0.7,
-           "batch_entropy": 4.0}
+HEALTHY = {
+  "loss": 5.0,
+  "grad_norm": 1.0,
+  "teacher_entropy": 3.0,
+  "kl": 2.0,
+  "feature_std": 0.7,
+  "batch_entropy": 4.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +45,17 @@ def test_nan_stops_at_once_and_names_the_step(method, name):
     Watch(method.diagnose, patience=3, grace=100).check(40, metrics)
 
 
-@pytest.mark.parametrize("changes,finding", [
-  ({"teacher_entropy": math.log(256), "kl": 0.0},
-   r"ln 256 = 5\.5452.*config\.method\.teacher_temp"),
-  ({"feature_std": 0.001}, "same features"),
-  ({"batch_entropy": 0.001}, "one prototype"),
-])
+@pytest.mark.parametrize(
+  "changes,finding",
+  [
+    (
+      {"teacher_entropy": math.log(256), "kl": 0.0},
+      r"ln 256 = 5\.5452.*config\.method\.teacher_temp",
+    ),
+    ({"feature_std": 0.001}, "same features"),
+    ({"batch_entropy": 0.001}, "one prototype"),
+  ],
+)
 def test_collapse_stops_after_patience_and_not_in_the_grace(method, changes, finding):
   watch = Watch(method.diagnose, patience=3, grace=20)
   for step in range(0, 20, 4):

@@ -1,6 +1,5 @@
 """What an encoder starts from, and what is said of it."""
 
-
 import finished
 import numpy as np
 import pytest

@@ -30,7 +30,7 @@ class Loader(list):
   data, storage = "pixels", "resident"
 
   def block(self, step, steps):
-    return self[step:step + steps]
+    return self[step : step + steps]
 
 
 def test_the_step_is_compiled_and_none_is_taken():

@@ -17,8 +17,10 @@ from cxrjax.training import lars, sharding
 from cxrjax.training.optimizer import Optimizer, path_names
 
 CLOCK = Clock(total_steps=10, steps_per_epoch=2.0, batch_size=128)
-PARAMS = {"body": {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]]), "bias": jnp.array([0.5, -0.5])},
-          "prototypes": {"kernel": jnp.array([[1.0, 1.0]])}}
+PARAMS = {
+  "body": {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]]), "bias": jnp.array([0.5, -0.5])},
+  "prototypes": {"kernel": jnp.array([[1.0, 1.0]])},
+}
 
 
 def run(optimizer, steps, grads):
@@ -49,8 +51,13 @@ def adamw(p, gs, lrs, decays, first=0, b1=0.9, b2=0.999, eps=1e-8):
 
 def test_is_adamw_with_no_decay_of_vectors_and_frozen_prototypes():
   optimizer = Optimizer(
-    clock=CLOCK, lr={"start": 0.1, "end": 0.01}, lr_batch=256, clip=0,
-    weight_decay={"start": 0.04, "end": 0.4}, freeze=(("prototypes", "1 epochs"),))
+    clock=CLOCK,
+    lr={"start": 0.1, "end": 0.01},
+    lr_batch=256,
+    clip=0,
+    weight_decay={"start": 0.04, "end": 0.4},
+    freeze=(("prototypes", "1 epochs"),),
+  )
   got, _ = run(optimizer, 6, grads)
   i = np.arange(6)
   # Scaled by 128 / 256; the final value is not scaled.
@@ -64,12 +71,15 @@ def test_is_adamw_with_no_decay_of_vectors_and_frozen_prototypes():
   np.testing.assert_allclose(got["body"]["kernel"], want(("body", "kernel"), decays), rtol=1e-5)
   np.testing.assert_allclose(got["body"]["bias"], want(("body", "bias"), 0 * decays), rtol=1e-5)
   np.testing.assert_allclose(
-    got["prototypes"]["kernel"], want(("prototypes", "kernel"), decays, first=2), rtol=1e-5)
+    got["prototypes"]["kernel"], want(("prototypes", "kernel"), decays, first=2), rtol=1e-5
+  )
 
 
 def flat(tree):
-  return {name: np.asarray(a, np.float64) for name, a in zip(
-    jax.tree.leaves(path_names(tree)), jax.tree.leaves(tree), strict=True)}
+  return {
+    name: np.asarray(a, np.float64)
+    for name, a in zip(jax.tree.leaves(path_names(tree)), jax.tree.leaves(tree), strict=True)
+  }
 
 
 @pytest.mark.parametrize("trust", [None, 1e-3])
@@ -77,9 +87,20 @@ def test_sgd_and_lars_put_weight_decay_into_the_gradient(trust):
   name, options = ("optax.trace", {"decay": 0.9})
   if trust:
     name, options = "cxrjax.training.lars", {"momentum": 0.9, "trust": trust}
-  got, _ = run(Optimizer(
-    clock=CLOCK, name=name, options=options, lr={"start": 0.2, "end": 0.0}, lr_batch=0, clip=0,
-    weight_decay=0.1, coupled_decay=True), 5, grads)
+  got, _ = run(
+    Optimizer(
+      clock=CLOCK,
+      name=name,
+      options=options,
+      lr={"start": 0.2, "end": 0.0},
+      lr_batch=0,
+      clip=0,
+      weight_decay=0.1,
+      coupled_decay=True,
+    ),
+    5,
+    grads,
+  )
   got = flat(got)
   for path, p in flat(PARAMS).items():
     v = 0
@@ -104,8 +125,13 @@ def test_lars_moves_a_share_of_the_norm_whatever_the_gradients_size():
 
 
 def test_lars_thaws():
-  optimizer = Optimizer(clock=CLOCK, name="cxrjax.training.lars", coupled_decay=True, clip=0,
-                        freeze=(("prototypes", "1 epochs"),))
+  optimizer = Optimizer(
+    clock=CLOCK,
+    name="cxrjax.training.lars",
+    coupled_decay=True,
+    clip=0,
+    freeze=(("prototypes", "1 epochs"),),
+  )
   got, _ = run(optimizer, 2, grads)
   np.testing.assert_array_equal(got["prototypes"]["kernel"], PARAMS["prototypes"]["kernel"])
   got, _ = run(optimizer, 3, grads)
@@ -129,11 +155,18 @@ def test_lr_scale_by_rule():
 
 
 def test_some_keep_the_learning_rate_constant():
-  options = {"clock": CLOCK, "lr_batch": 256, "clip": 0, "weight_decay": 0.0,
-             "name": "optax.trace", "options": {"decay": 0.0}}
+  options = {
+    "clock": CLOCK,
+    "lr_batch": 256,
+    "clip": 0,
+    "weight_decay": 0.0,
+    "name": "optax.trace",
+    "options": {"decay": 0.0},
+  }
   falling = Optimizer(**options, lr={"start": 0.2, "end": 0.0, "warmup": "4 steps"})
   constant = Optimizer(
-    **options, lr={"start": 0.2, "end": 0.0, "warmup": "4 steps"}, lr_constant=("prototypes",))
+    **options, lr={"start": 0.2, "end": 0.0, "warmup": "4 steps"}, lr_constant=("prototypes",)
+  )
   (got, _), (other, metrics) = (run(o, 10, grads) for o in (constant, falling))
   np.testing.assert_array_equal(got["body"]["kernel"], other["body"]["kernel"])
   total = sum(np.asarray(grads(t)["prototypes"]["kernel"]) for t in range(10))
@@ -144,11 +177,19 @@ def test_some_keep_the_learning_rate_constant():
 @pytest.mark.parametrize("clip_per", ["tensor", "module"])
 def test_clipping(clip_per):
   """Of each tensor, or of all of a module together; a direction that is the gradient itself."""
-  g = {"body": {"kernel": jnp.array([[30.0, 40.0]]), "bias": jnp.array([0.3, 0.4])},
-       "head": {"kernel": jnp.array([[0.3, 0.4]])}}
+  g = {
+    "body": {"kernel": jnp.array([[30.0, 40.0]]), "bias": jnp.array([0.3, 0.4])},
+    "head": {"kernel": jnp.array([[0.3, 0.4]])},
+  }
   optimizer = Optimizer(
-    clock=CLOCK, name="optax.identity", lr=1.0, lr_batch=0, clip=3.0, clip_per=clip_per,
-    weight_decay=0.0)
+    clock=CLOCK,
+    name="optax.identity",
+    lr=1.0,
+    lr_batch=0,
+    clip=3.0,
+    clip_per=clip_per,
+    weight_decay=0.0,
+  )
   zeros = jax.tree.map(jnp.zeros_like, g)
   moved, _, _ = optimizer.update(g, optimizer.init(zeros), zeros, jnp.int32(0))
   norm = np.sqrt(50**2 + 0.5**2) if clip_per == "module" else 50
@@ -161,7 +202,8 @@ def test_clipping(clip_per):
 def test_held_parameters_gather_moments():
   """As torch's AdamW with a learning rate of 0 for that long."""
   optimizer = Optimizer(
-    clock=CLOCK, lr=0.1, lr_batch=0, clip=0, weight_decay=0.04, hold=(("prototypes", "1 epochs"),))
+    clock=CLOCK, lr=0.1, lr_batch=0, clip=0, weight_decay=0.04, hold=(("prototypes", "1 epochs"),)
+  )
   got, _ = run(optimizer, 2, grads)
   np.testing.assert_array_equal(got["prototypes"]["kernel"], PARAMS["prototypes"]["kernel"])
   got, _ = run(optimizer, 5, grads)
@@ -172,7 +214,8 @@ def test_held_parameters_gather_moments():
 
 def test_vectors_may_decay():
   optimizer = Optimizer(
-    clock=CLOCK, lr=0.1, lr_batch=0, clip=0, weight_decay=0.5, decay_vectors=True)
+    clock=CLOCK, lr=0.1, lr_batch=0, clip=0, weight_decay=0.5, decay_vectors=True
+  )
   got, _ = run(optimizer, 4, grads)
   path = lambda tree: np.asarray(tree["body"]["bias"], np.float64)  # noqa: E731
   want = adamw(path(PARAMS), [path(grads(t)) for t in range(4)], [0.1] * 4, [0.5] * 4)
@@ -221,21 +264,26 @@ def test_mistakes():
     Optimizer(clock=CLOCK, hold=(("protypes", "1 epochs"),)).check(PARAMS)
 
 
-@pytest.mark.parametrize("options, message", [
-  ({"lr_scale": ((1, 0.5),)}, "lr_scale: 1 is no text"),
-  ({"lr_scale": {1: 0.5}}, r'lr_scale=.* must be like \(\("regex", value\)'),
-  ({"lr_scale": (("^body/", -1),)}, "lr_scale has -1 for"),
-  ({"lr_scale": (("^body/", "2"),)}, "lr_scale has '2' for"),
-  ({"lr_scale": (("^body/", math.nan),)}, "lr_scale has nan for"),
-  ({"lr_scale": (("^body/", True),)}, "lr_scale has True for"),
-  ({"lr_scale": "body"}, "lr_scale='body' must be like"),
-  ({"lr_scale": ("ab",)}, "must be like"),
-  ({"freeze": ((1, "1 epochs"),)}, "freeze: 1 is no text"),
-  ({"freeze": (("body", "sometimes"),)}, "config.optimizer.freeze='sometimes'"),
-  ({"lr_constant": (1,)}, "lr_constant: 1 is no text"),
-  ({"lr_constant": 3}, "lr_constant=3 must be like"),
-  ({"lr": -1e-3}, "optimizer.lr has -0.001"), ({"lr": {"start": 1e-3, "end": -1}}, "lr has -1"),
-  ({"weight_decay": -0.1}, "weight_decay has -0.1")])
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"lr_scale": ((1, 0.5),)}, "lr_scale: 1 is no text"),
+    ({"lr_scale": {1: 0.5}}, r'lr_scale=.* must be like \(\("regex", value\)'),
+    ({"lr_scale": (("^body/", -1),)}, "lr_scale has -1 for"),
+    ({"lr_scale": (("^body/", "2"),)}, "lr_scale has '2' for"),
+    ({"lr_scale": (("^body/", math.nan),)}, "lr_scale has nan for"),
+    ({"lr_scale": (("^body/", True),)}, "lr_scale has True for"),
+    ({"lr_scale": "body"}, "lr_scale='body' must be like"),
+    ({"lr_scale": ("ab",)}, "must be like"),
+    ({"freeze": ((1, "1 epochs"),)}, "freeze: 1 is no text"),
+    ({"freeze": (("body", "sometimes"),)}, "config.optimizer.freeze='sometimes'"),
+    ({"lr_constant": (1,)}, "lr_constant: 1 is no text"),
+    ({"lr_constant": 3}, "lr_constant=3 must be like"),
+    ({"lr": -1e-3}, "optimizer.lr has -0.001"),
+    ({"lr": {"start": 1e-3, "end": -1}}, "lr has -1"),
+    ({"weight_decay": -0.1}, "weight_decay has -0.1"),
+  ],
+)
 def test_rules_and_signs(options, message):
   with pytest.raises(UserError, match=message) as error:
     Optimizer(clock=CLOCK, **options)
@@ -243,7 +291,8 @@ def test_rules_and_signs(options, message):
 
 
 @pytest.mark.parametrize(
-  "rules", ["fsdp", ((1, "fsdp"),), (("(", "fsdp"),), ((".*",),), ((".*", 3),)])
+  "rules", ["fsdp", ((1, "fsdp"),), (("(", "fsdp"),), ((".*",),), ((".*", 3),)]
+)
 def test_rules_of_the_mesh(rules):
   with pytest.raises(UserError, match=r"config\.mesh\.rules"):
     sharding.check_rules(rules)
@@ -251,13 +300,25 @@ def test_rules_of_the_mesh(rules):
 
 
 def test_layers_near_the_input_learn_slower():
-  params = {"encoder": {"patch": {"kernel": jnp.ones((2, 2))}, "blocks": {
-    "0": {"w": jnp.ones((2, 2))}, "1": {"w": jnp.ones((2, 2))}}, "norm": {"scale": jnp.ones(2)}},
-    "head": {"kernel": jnp.ones((2, 2))}}
+  params = {
+    "encoder": {
+      "patch": {"kernel": jnp.ones((2, 2))},
+      "blocks": {"0": {"w": jnp.ones((2, 2))}, "1": {"w": jnp.ones((2, 2))}},
+      "norm": {"scale": jnp.ones(2)},
+    },
+    "head": {"kernel": jnp.ones((2, 2))},
+  }
   optimizer = Optimizer(
-    clock=CLOCK, name="optax.identity", lr=0.1, lr_batch=0, clip=0,
-    weight_decay=0.0, layer_decay=0.5, layer_names=("patch/", "blocks/0/", "blocks/1/"),
-    lr_scale=(("blocks/1", 2.0),))
+    clock=CLOCK,
+    name="optax.identity",
+    lr=0.1,
+    lr_batch=0,
+    clip=0,
+    weight_decay=0.0,
+    layer_decay=0.5,
+    layer_names=("patch/", "blocks/0/", "blocks/1/"),
+    lr_scale=(("blocks/1", 2.0),),
+  )
   grads = jax.tree.map(jnp.ones_like, params)
   moved, _, _ = optimizer.update(grads, optimizer.init(params), params, jnp.int32(0))
   step = jax.tree.map(lambda a, b: float(jnp.abs(b - a).max()), params, moved)
@@ -272,9 +333,16 @@ def test_layers_near_the_input_learn_slower():
       Optimizer(clock=CLOCK, layer_decay=wrong)
 
 
-@pytest.mark.parametrize("name, options", [
-  ("vit", {"variant": "Nu", "registers": 2, "mask_token": True}), ("resnet", {"depth": 18}),
-  full("densenet", {}), full("inception", {}), full("vitae", {})])
+@pytest.mark.parametrize(
+  "name, options",
+  [
+    ("vit", {"variant": "Nu", "registers": 2, "mask_token": True}),
+    ("resnet", {"depth": 18}),
+    full("densenet", {}),
+    full("inception", {}),
+    full("vitae", {}),
+  ],
+)
 def test_every_parameter_of_an_encoder_belongs_to_one_layer(name, options):
   encoder = importlib.import_module(f"cxrjax.models.{name}").Model(**options)
   params = jax.eval_shape(encoder.init, jax.random.key(0))

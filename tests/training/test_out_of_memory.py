@@ -18,9 +18,22 @@ GB = 1e9
 
 
 def said(error="RESOURCE_EXHAUSTED: Out of memory", **options):
-  return str(out_of_memory.out_of_memory(jax.errors.JaxRuntimeError(error), **{
-    "images": 256, "accumulate": 1, "devices": 1, "remat": False, "resident_bytes": 0,
-    "fixed": 1 * GB, "peak": 30 * GB, "limit": 16 * GB} | options))
+  return str(
+    out_of_memory.out_of_memory(
+      jax.errors.JaxRuntimeError(error),
+      **{
+        "images": 256,
+        "accumulate": 1,
+        "devices": 1,
+        "remat": False,
+        "resident_bytes": 0,
+        "fixed": 1 * GB,
+        "peak": 30 * GB,
+        "limit": 16 * GB,
+      }
+      | options,
+    )
+  )
 
 
 def test_the_microbatch_is_the_largest_that_fits():
@@ -58,6 +71,7 @@ def test_other_ways():
 def test_other_errors_stay():
   def fail():
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
   with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
     out_of_memory.guarded(fail, lambda error: UserError("memory"))
 
@@ -71,11 +85,11 @@ class _Full(Trainer):
 
     def call(*args):
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
     return _Callable(call, whole.lower)
 
 
 class _Callable:
-
   def __init__(self, call, lower):
     self._call, self.lower = call, lower
 
@@ -85,8 +99,12 @@ class _Callable:
 
 def test_a_run_says_it():
   clock = Clock(total_steps=4, steps_per_epoch=1.0, batch_size=16)
-  method = Method(encoder=vit.Model(variant="Nu", patch_size=16, image_size=32, depth=1, width=16,
-                                    heads=1), clock=clock, hidden=16, dim=8)
+  method = Method(
+    encoder=vit.Model(variant="Nu", patch_size=16, image_size=32, depth=1, width=16, heads=1),
+    clock=clock,
+    hidden=16,
+    dim=8,
+  )
   work = lab.trainer(method, lab.recipe())
   full = _Full(**{name: getattr(work, name) for name in Trainer.__dataclass_fields__})
   batch = lab.phantoms()

@@ -18,15 +18,22 @@ class Run:
     options = {"beat": 0.05, "silence": 60.0, "grace": 0.05, "clean_up": 0.05} | options
     self.ends, self.ended = {i: [] for i in range(count)}, threading.Condition()
     pairs = {i: socket.socketpair() for i in range(1, count)}
-    self.sockets = {0: {i: a for i, (a, _) in pairs.items()},
-                    **{i: {0: b} for i, (_, b) in pairs.items()}}
+    self.sockets = {
+      0: {i: a for i, (a, _) in pairs.items()},
+      **{i: {0: b} for i, (_, b) in pairs.items()},
+    }
     self.options, self.count, self.peers = options, count, {}
 
   def start(self, *who):
     for i in who:
       self.peers[i] = Peers(
-        i, self.count, self.sockets[i], lambda: 40, end=lambda *e, i=i: self.end(i, e),
-        **self.options)
+        i,
+        self.count,
+        self.sockets[i],
+        lambda: 40,
+        end=lambda *e, i=i: self.end(i, e),
+        **self.options,
+      )
     return self
 
   def end(self, i, how):
@@ -52,6 +59,7 @@ def run():
   def make(*args, **options):
     runs.append(Run(*args, **options))
     return runs[-1]
+
   yield make
   for each in runs:
     for i in each.sockets:
@@ -96,11 +104,21 @@ def test_before_the_first_checkpoint_it_begins_anew(run):
 
 
 @pytest.mark.parametrize("who", [0, 1])
-@pytest.mark.parametrize(("error", "own", "others"), [
-  (UserError("the disk is full; free some"), ("error: the disk is full; free some", 2),
-   ("has ended (the disk is full; free some); once mended, " + AGAIN, 2)),
-  (TypeError("not a number"), ("TypeError: not a number", 1),
-   ("has failed (TypeError: not a number), see its own output; once mended, " + AGAIN, 1))])
+@pytest.mark.parametrize(
+  ("error", "own", "others"),
+  [
+    (
+      UserError("the disk is full; free some"),
+      ("error: the disk is full; free some", 2),
+      ("has ended (the disk is full; free some); once mended, " + AGAIN, 2),
+    ),
+    (
+      TypeError("not a number"),
+      ("TypeError: not a number", 1),
+      ("has failed (TypeError: not a number), see its own output; once mended, " + AGAIN, 1),
+    ),
+  ],
+)
 def test_one_that_fails_says_why_and_so_do_the_others(run, who, error, own, others):
   two = run(2).start(0, 1)
   with pytest.raises(type(error)):
@@ -117,6 +135,7 @@ def test_each_says_its_own_mistake_where_all_make_one(run):
   def fail(i):
     with contextlib.suppress(UserError):
       two.peers[i].fail(UserError(f"mistake {i}"))
+
   threads = [threading.Thread(target=fail, args=[i]) for i in (0, 1)]
   for thread in threads:
     thread.start()
@@ -148,6 +167,7 @@ def test_they_meet_and_leave_together(run):
     two.peers[0].meet()
     past.set()
     two.peers[0].leave()
+
   thread = threading.Thread(target=first)
   thread.start()
   assert not past.wait(0.2)
@@ -185,8 +205,13 @@ def test_a_relay_keeps_quiet_about_a_service_that_is_gone(hold):
 
 
 def test_the_cluster_says_where_the_first_process_is(monkeypatch):
-  for name, value in {"SLURM_JOB_ID": "5", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2",
-                      "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}.items():
+  for name, value in {
+    "SLURM_JOB_ID": "5",
+    "SLURM_STEP_NODELIST": "node[3-4]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+  }.items():
     monkeypatch.setenv(name, value)
   address, index = rendezvous._detect()
   assert address.startswith("node3:") and index == 1

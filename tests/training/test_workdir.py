@@ -12,17 +12,24 @@ from cxrjax.training.workdir import differences, in_use, locked, settle_config
 
 
 def test_a_second_process_is_refused(tmp_path):
-  script = ("import pathlib, sys; from cxrjax.training.workdir import locked\n"
-            "with locked(pathlib.Path(sys.argv[1])): print('mine')")
-  with locked(tmp_path), pytest.raises(UserError, match=r"is in use by process [0-9]+"), \
-      locked(tmp_path):
+  script = (
+    "import pathlib, sys; from cxrjax.training.workdir import locked\n"
+    "with locked(pathlib.Path(sys.argv[1])): print('mine')"
+  )
+  with (
+    locked(tmp_path),
+    pytest.raises(UserError, match=r"is in use by process [0-9]+"),
+    locked(tmp_path),
+  ):
     pass
   with locked(tmp_path):
-    other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True,
-                           text=True)
+    other = subprocess.run(
+      [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
+    )
     assert "in use by process" in other.stderr
-  other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True,
-                         text=True)
+  other = subprocess.run(
+    [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
+  )
   assert other.stdout.strip() == "mine"
 
 
@@ -45,8 +52,11 @@ def test_a_changed_config_is_refused_by_name(tmp_path):
   assert settle_config(tmp_path, config) is False  # nothing was begun with the other one
   (tmp_path / "run.json").write_text("{}")
   assert settle_config(tmp_path, config) is True
-  with pytest.raises(UserError, match=r"config\.views\.flip: 0\.5 -> 0\.0; .*config\.b: \(absent\)"
-                     "|config.b.*config.views.flip"):
+  with pytest.raises(
+    UserError,
+    match=r"config\.views\.flip: 0\.5 -> 0\.0; .*config\.b: \(absent\)"
+    "|config.b.*config.views.flip",
+  ):
     settle_config(tmp_path, {"a": 1, "b": 2, "views": {"size": (1, 2), "flip": 0.0}})
 
 
@@ -60,7 +70,9 @@ def test_a_config_that_cannot_be_read_is_refused(tmp_path):
 
 def test_differences():
   assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 2}}) == [
-    "config.a.b: 1 -> 2", "config.c: 2 -> (absent)"]
+    "config.a.b: 1 -> 2",
+    "config.c: 2 -> (absent)",
+  ]
 
 
 def test_checkpoints_hold_to_their_config(tmp_path):

@@ -18,8 +18,8 @@ def drawn():
   images = []
   for i in range(4):
     image = 90 + 70 * np.sin(5 * x + i) * np.cos(4 * y) + 12 * rng.standard_normal(x.shape)
-    image[40:90, 30 + 9 * i:60 + 9 * i] = 255
-    image[100 + 3 * i:130, 90:140] = 0
+    image[40:90, 30 + 9 * i : 60 + 9 * i] = 255
+    image[100 + 3 * i : 130, 90:140] = 0
     image[::16] += 40
     images.append(np.clip(image, 0, 255).astype(np.uint8))
   return np.stack(images)
@@ -35,9 +35,11 @@ def radiographs():
   for path in sorted(pathlib.Path(folder).glob("*.zip")):
     with zipfile.ZipFile(path) as archive:
       names = sorted(
-        n for n in archive.namelist()
-        if n.lower().endswith((".png", ".jpg", ".jpeg")) and "mask" not in n.lower())
-      for name in names[::max(1, len(names) // 4)][:4]:
+        n
+        for n in archive.namelist()
+        if n.lower().endswith((".png", ".jpg", ".jpeg")) and "mask" not in n.lower()
+      )
+      for name in names[:: max(1, len(names) // 4)][:4]:
         images.append(np.asarray(PIL.Image.open(io.BytesIO(archive.read(name))).convert("L")))
   if not images:
     pytest.skip(f"no archive with images in CXRJAX_TEST_DATA={folder}")

@@ -26,7 +26,8 @@ def test_rectangles_are_used_in_order_until_the_area_is_reached(align):
   boxes = np.asarray(Corruption(align=align).boxes(numbers, SIZE, 48))
   area = np.array([0.1, 1, 64, 65, 300.5, 600, 900, 1200, 1440, 1700, 1900, 1e9], np.float32)
   first, mask = jax.jit(corruption._cover, static_argnums=(2, 3))(
-    jnp.asarray(boxes), jnp.asarray(area), SIZE, 48)
+    jnp.asarray(boxes), jnp.asarray(area), SIZE, 48
+  )
   for i in range(12):
     order = np.full((SIZE, 48), corruption.MOST)
     want, used = np.zeros((SIZE, 48), bool), 0
@@ -48,9 +49,12 @@ def test_sides_and_places_of_rectangles(align, longest):
   rng = np.random.default_rng(0)
   numbers = rng.random((50, 4, corruption.MOST)).astype(np.float32)
   top, bottom, left, right = np.asarray(
-    Corruption(align=align).boxes(jnp.asarray(numbers), SIZE, SIZE))
+    Corruption(align=align).boxes(jnp.asarray(numbers), SIZE, SIZE)
+  )
   for start, end, place, length in (
-      (top, bottom, numbers[:, 0], numbers[:, 2]), (left, right, numbers[:, 1], numbers[:, 3])):
+    (top, bottom, numbers[:, 0], numbers[:, 2]),
+    (left, right, numbers[:, 1], numbers[:, 3]),
+  ):
     steps = SIZE // align
     np.testing.assert_array_equal(start, (place * steps).astype(int) * align)
     pixels = align + (length * (longest - align + 1)).astype(int)  # whole, both ends included
@@ -76,8 +80,9 @@ def test_the_drawn_share_is_covered(share, align):
     np.testing.assert_array_equal(cells.any((2, 4)), cells.all((2, 4)))
 
 
-@pytest.mark.parametrize("options", [
-  {}, {"fill": "zeros"}, {"fill": ("copy",)}, {"fill": ("noise", "zeros", "copy")}])
+@pytest.mark.parametrize(
+  "options", [{}, {"fill": "zeros"}, {"fill": ("copy",)}, {"fill": ("noise", "zeros", "copy")}]
+)
 def test_clean_pixels_stay_and_others_change(options):
   found, mask = corrupt(options)
   np.testing.assert_array_equal(found[~mask], np.asarray(IMAGES)[~mask])
@@ -165,15 +170,18 @@ def test_with_aliens_what_another_image_decides_is_its_pixels_alone():
   np.testing.assert_array_equal(whole[12:17][~alien], part[~alien])
 
 
-@pytest.mark.parametrize("options, words", [
-  ({"share": 0.0}, r"config\.method\.corruption\.share=0.0 must be above 0"),
-  ({"share": 1.0}, "at most 0.95"),
-  ({"alien": -0.1}, r"corruption\.alien=-0.1"),
-  ({"fill": ()}, "one or more of noise, zeros, copy"),
-  ({"fill": "noize"}, "has 'noize'.*did you mean 'noise'"),
-  ({"align": 0}, r"corruption\.align=0"),
-  ({"largest": 0.0}, r"corruption\.largest=0.0"),
-])
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    ({"share": 0.0}, r"config\.method\.corruption\.share=0.0 must be above 0"),
+    ({"share": 1.0}, "at most 0.95"),
+    ({"alien": -0.1}, r"corruption\.alien=-0.1"),
+    ({"fill": ()}, "one or more of noise, zeros, copy"),
+    ({"fill": "noize"}, "has 'noize'.*did you mean 'noise'"),
+    ({"align": 0}, r"corruption\.align=0"),
+    ({"largest": 0.0}, r"corruption\.largest=0.0"),
+  ],
+)
 def test_mistakes(options, words):
   with pytest.raises(UserError, match=words):
     Corruption(**options)

@@ -23,8 +23,11 @@ def test_jitter_is_two_operations_in_order(drawn, brightness_first):
   x = drawn.astype(np.float64) / 255
   b, c = np.asarray([0.6, 1.0, 1.4, 1.2]), np.asarray([1.4, 0.7, 1.0, 1.3])
   found = intensity.jitter(
-    jnp.asarray(x, jnp.float32), jnp.asarray(b, jnp.float32), jnp.asarray(c, jnp.float32),
-    jnp.full(4, brightness_first))
+    jnp.asarray(x, jnp.float32),
+    jnp.asarray(b, jnp.float32),
+    jnp.asarray(c, jnp.float32),
+    jnp.full(4, brightness_first),
+  )
   for image, bi, ci, jittered in zip(x, b, c, found, strict=True):
     if brightness_first:
       wanted = adjust_contrast(adjust_brightness(image, bi), ci)
@@ -36,8 +39,10 @@ def test_jitter_is_two_operations_in_order(drawn, brightness_first):
 def test_jitter_by_hand():
   """[.2 .6] x 1.5 -> [.3 .9], mean .6, contrast .5 -> [.45 .75]; the other way [.3 .5] x 1.5."""
   x = jnp.asarray([[0.2, 0.6]])
-  both = [intensity.jitter(x, jnp.asarray(1.5), jnp.asarray(0.5), jnp.asarray(first))
-          for first in (True, False)]
+  both = [
+    intensity.jitter(x, jnp.asarray(1.5), jnp.asarray(0.5), jnp.asarray(first))
+    for first in (True, False)
+  ]
   np.testing.assert_allclose(both[0], [[0.45, 0.75]], atol=1e-6)
   np.testing.assert_allclose(both[1], [[0.45, 0.75]], atol=1e-6)
   clipped = intensity.jitter(x, jnp.asarray(2.0), jnp.asarray(1.0), jnp.asarray(True))

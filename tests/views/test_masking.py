@@ -12,8 +12,9 @@ GRID = 14, 14
 
 
 def make(name, keys=KEYS, *args):
-  return np.asarray(jax.jit(getattr(masking, name), static_argnums=range(1, 1 + len(args)))(
-    keys, *args))
+  return np.asarray(
+    jax.jit(getattr(masking, name), static_argnums=range(1, 1 + len(args)))(keys, *args)
+  )
 
 
 def test_random_masks_are_exact_and_fair():
@@ -105,5 +106,6 @@ def test_an_image_has_its_mask_in_any_batch(name, args):
 def test_coverage_is_the_share_of_a_patch():
   masks = np.zeros((2, 4, 6, 1), np.uint8)
   masks[1, :2, :3] = 1
-  np.testing.assert_allclose(masking.coverage(jnp.asarray(masks), 2),
-                             [[0] * 6, [1, 0.5, 0, 0, 0, 0]])
+  np.testing.assert_allclose(
+    masking.coverage(jnp.asarray(masks), 2), [[0] * 6, [1, 0.5, 0, 0, 0, 0]]
+  )

@@ -50,15 +50,24 @@ def drawn_by(recipe, numbers, height, width, local):
 
 def numbers_of(images, count):
   """The uniform numbers that belong to the first `images` images."""
-  return np.stack([jax.random.uniform(jax.random.fold_in(KEY, i), (count, DRAWS))
-                   for i in range(images)])
+  return np.stack(
+    [jax.random.uniform(jax.random.fold_in(KEY, i), (count, DRAWS)) for i in range(images)]
+  )
 
 
 def test_gamma_is_a_power_of_the_gray_levels(batch):
-  whole = {**PLAIN, "global_size": 64, "global_scale": (1.0, 1.0), "ratio": (1.0, 1.0),
-           "local_crops": 0, "mean": 0.0, "std": 1.0}
-  plain, bent = (np.asarray(make(Recipe(**whole, gamma=g), KEY, batch)["global"], np.float64)
-                 for g in (0.0, 0.5))
+  whole = {
+    **PLAIN,
+    "global_size": 64,
+    "global_scale": (1.0, 1.0),
+    "ratio": (1.0, 1.0),
+    "local_crops": 0,
+    "mean": 0.0,
+    "std": 1.0,
+  }
+  plain, bent = (
+    np.asarray(make(Recipe(**whole, gamma=g), KEY, batch)["global"], np.float64) for g in (0.0, 0.5)
+  )
   inside = (plain > 0.1) & (plain < 0.9)
   one = np.where(inside, plain, 0.5)
   powers = np.where(inside, np.log(np.where(inside, bent, 0.5)) / np.log(one), np.nan)
@@ -148,8 +157,10 @@ def reference(recipe, image, draw, size):
   x = PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BICUBIC, box)
   x = np.asarray(x) / 255.0
   x = x[:, ::-1] if draw.flip else x
-  steps = [lambda x: np.clip(draw.brightness * x, 0, 1),
-           lambda x: np.clip(draw.contrast * x + (1 - draw.contrast) * x.mean(), 0, 1)]
+  steps = [
+    lambda x: np.clip(draw.brightness * x, 0, 1),
+    lambda x: np.clip(draw.contrast * x + (1 - draw.contrast) * x.mean(), 0, 1),
+  ]
   for step in steps if draw.brightness_first else steps[::-1]:
     x = step(x)
   if draw.sigma > 0:
@@ -167,7 +178,9 @@ def check_against_reference(recipe, images):
   numbers = numbers_of(len(images), count)
   split = recipe.global_crops
   for name, own, local in (
-      ("global", numbers[:, :split], False), ("local", numbers[:, split:], True)):
+    ("global", numbers[:, :split], False),
+    ("local", numbers[:, split:], True),
+  ):
     draw = drawn_by(recipe, own, *images.shape[1:3], local)
     size = views[name].shape[2]
     for i, image in enumerate(images):
@@ -183,7 +196,8 @@ def check_against_reference(recipe, images):
 
 def test_views_are_what_was_drawn(drawn):
   check_against_reference(
-    Recipe(global_size=96, local_size=40, local_crops=4, solarize_prob=(0.0, 0.5, 0.3)), drawn)
+    Recipe(global_size=96, local_size=40, local_crops=4, solarize_prob=(0.0, 0.5, 0.3)), drawn
+  )
 
 
 def test_views_of_real_radiographs_are_what_was_drawn(radiographs):
@@ -229,13 +243,15 @@ def torchvision_box(rng, height, width, scale, ratio):
 @pytest.mark.parametrize("shape", [(256, 256), (200, 320), (100, 400)])
 def test_boxes_have_torchvisions_distribution(shape):
   rng = np.random.default_rng(0)
-  wanted = np.asarray([torchvision_box(rng, *shape, (0.4, 1.0), (3 / 4, 4 / 3))
-                       for _ in range(10000)])
+  wanted = np.asarray(
+    [torchvision_box(rng, *shape, (0.4, 1.0), (3 / 4, 4 / 3)) for _ in range(10000)]
+  )
   d = draws(Recipe(), 10000, height=shape[0], width=shape[1])
   found = np.stack([d.height * d.width / math.prod(shape), d.width / d.height], -1)[:, 0]
   for q in (0.05, 0.25, 0.5, 0.75, 0.95):
     np.testing.assert_allclose(
-      np.quantile(found, q, axis=0), np.quantile(wanted, q, axis=0), atol=0.03)
+      np.quantile(found, q, axis=0), np.quantile(wanted, q, axis=0), atol=0.03
+    )
 
 
 def test_where_no_box_fits_the_largest_central_one_is_taken():
@@ -258,13 +274,22 @@ def test_a_box_may_be_larger_than_the_image_which_then_lies_anywhere_in_it(batch
   place = -d.top / (d.height - 100)
   assert abs(place.mean() - 0.5) < 0.02 and place.std() == pytest.approx(12**-0.5, rel=0.03)
   # Four times the area shows all of it at half its size, and its edge around it.
-  recipe = Recipe(global_size=64, global_crops=1, local_crops=0, global_scale=(4.0, 4.0),
-                  ratio=(1.0, 1.0), mean=0.0, std=1.0, **PLAIN)
+  recipe = Recipe(
+    global_size=64,
+    global_crops=1,
+    local_crops=0,
+    global_scale=(4.0, 4.0),
+    ratio=(1.0, 1.0),
+    mean=0.0,
+    std=1.0,
+    **PLAIN,
+  )
   found = np.asarray(make(recipe, KEY, batch)["global"])[0, ..., 0]
   half = batch[..., 0].reshape(8, 32, 2, 32, 2).mean((2, 4)) / 255
   for view, small in zip(found, half, strict=True):
-    apart = [np.abs(view[i:i + 32, j:j + 32] - small).mean()
-             for i in range(33) for j in range(33)]
+    apart = [
+      np.abs(view[i : i + 32, j : j + 32] - small).mean() for i in range(33) for j in range(33)
+    ]
     assert np.min(apart) < 0.3 * np.median(apart)  # but for the part of a pixel that it lies off
 
 
@@ -278,8 +303,11 @@ def test_probabilities_and_ranges():
   np.testing.assert_allclose((d.sigma > 0).mean(0), [1.0, 0.1, 1.0], **near)  # in turn
   np.testing.assert_allclose(d.solarize.mean(0), [0.0, 0.2, 0.0], **near)
   for values, low, high in (
-      (d.brightness[d.brightness != 1], 0.7, 1.3), (d.contrast[d.contrast != 1], 0.6, 1.4),
-      (d.sigma[d.sigma > 0], 0.1, 2.0), (d.angle, -math.radians(10), math.radians(10))):
+    (d.brightness[d.brightness != 1], 0.7, 1.3),
+    (d.contrast[d.contrast != 1], 0.6, 1.4),
+    (d.sigma[d.sigma > 0], 0.1, 2.0),
+    (d.angle, -math.radians(10), math.radians(10)),
+  ):
     assert low <= values.min() and values.max() <= high
     np.testing.assert_allclose(values.mean(), (low + high) / 2, atol=0.015)
     np.testing.assert_allclose(values.std(), (high - low) / math.sqrt(12), rtol=0.03)
@@ -287,8 +315,16 @@ def test_probabilities_and_ranges():
   np.testing.assert_allclose((local.sigma > 0).mean(0), 0.5, **near)
   assert not local.solarize.any()
   # No two of the parameters are drawn from the same numbers.
-  columns = [local.top / (256 - local.height), local.left / (256 - local.width), local.height,
-             local.flip, local.brightness, local.contrast, local.brightness_first, local.sigma]
+  columns = [
+    local.top / (256 - local.height),
+    local.left / (256 - local.width),
+    local.height,
+    local.flip,
+    local.brightness,
+    local.contrast,
+    local.brightness_first,
+    local.sigma,
+  ]
   correlation = np.corrcoef(np.stack([c[:, 0] for c in columns]).astype(np.float64))
   assert np.abs(correlation - np.eye(len(columns))).max() < 0.03
 
@@ -297,8 +333,17 @@ def test_rotation_turns_what_the_crop_sees():
   """A bar through the middle, cropped whole: its direction is the angle drawn."""
   y, x = np.mgrid[:128, :128] - 63.5
   image = (np.abs(y) < 3).astype(np.uint8)[None, ..., None] * 255
-  recipe = Recipe(global_size=96, global_crops=6, local_crops=0, global_scale=(1.0, 1.0),
-                  ratio=(1.0, 1.0), rotate=30.0, mean=0.0, std=1.0, **PLAIN)
+  recipe = Recipe(
+    global_size=96,
+    global_crops=6,
+    local_crops=0,
+    global_scale=(1.0, 1.0),
+    ratio=(1.0, 1.0),
+    rotate=30.0,
+    mean=0.0,
+    std=1.0,
+    **PLAIN,
+  )
   views = np.asarray(make(recipe, KEY, image)["global"])[:, 0, ..., 0]
   angles = drawn_by(recipe, numbers_of(1, 6), 128, 128, False).angle[0]
   assert np.ptp(angles) > 0.3
@@ -317,11 +362,15 @@ def flops(recipe, batch):
 def test_products_in_bfloat16_change_no_more_than_a_gray_level_or_two(drawn, monkeypatch):
   """As accelerators draw views, beside the views that the other tests hold."""
   recipe = Recipe(
-    global_size=96, local_size=48, local_crops=4, mean=0.0, std=1.0, solarize_prob=0.0)
+    global_size=96, local_size=48, local_crops=4, mean=0.0, std=1.0, solarize_prob=0.0
+  )
   found = []
   for platform in ("cpu", "default"):
-    monkeypatch.setattr(jax.lax, "platform_dependent",
-                        lambda *operands, platform=platform, **to: to[platform](*operands))
+    monkeypatch.setattr(
+      jax.lax,
+      "platform_dependent",
+      lambda *operands, platform=platform, **to: to[platform](*operands),
+    )
     found.append(jax.jit(lambda x: recipe(jax.random.key(0), x))(drawn[..., None]))
   for name in ("global", "local"):
     off = np.abs(np.asarray(found[0][name]) - np.asarray(found[1][name]))
@@ -349,8 +398,14 @@ def test_cost_is_linear_in_the_crops(batch):
   kind = dict(SMALL, global_size=64)
   none, four, eight = (flops(Recipe(**kind | {"local_crops": n}), batch) for n in (0, 4, 8))
   np.testing.assert_allclose(eight - none, 2 * (four - none), rtol=0.02)
-  products = 2 * 8 * 2 * (  # both large crops: crop and blur, two products each
-    64 * 64 * 64 * 2 + 64 * 64 * 64 * 2)
+  products = (
+    2
+    * 8
+    * 2
+    * (  # both large crops: crop and blur, two products each
+      64 * 64 * 64 * 2 + 64 * 64 * 64 * 2
+    )
+  )
   assert products < none < 2 * products
   assert flops(Recipe(**kind | PLAIN), batch) < 0.7 * flops(Recipe(**kind), batch)
 
@@ -363,30 +418,35 @@ def test_nothing_is_gathered_by_default(batch):
 
 def test_built_from_a_config():
   recipe = instantiate.build(
-    {"name": "cxrjax.views.multicrop", "local_crops": 2, "global_scale": [0.3, 1]}, "Recipe",
-    "config.views")
+    {"name": "cxrjax.views.multicrop", "local_crops": 2, "global_scale": [0.3, 1]},
+    "Recipe",
+    "config.views",
+  )
   assert recipe == Recipe(local_crops=2, global_scale=(0.3, 1.0))
   assert hash(recipe) == hash(Recipe(local_crops=2, global_scale=(0.3, 1.0)))
   with pytest.raises(UserError, match=r"config\.views\.locl_crops.*did you mean 'local_crops'"):
     instantiate.build({"name": "cxrjax.views.multicrop", "locl_crops": 2}, "Recipe", "config.views")
 
 
-@pytest.mark.parametrize("field, value, rule", [
-  ("global_size", 0, "a whole number, at least 1"),
-  ("local_crops", -1, "a whole number, at least 0"),
-  ("local_crops", True, "a whole number, at least 0"),
-  ("global_scale", (0.5, 0.4), "two numbers (least, greatest) in 0.0001 .. 4"),
-  ("local_scale", (0.0, 0.4), "two numbers (least, greatest) in 0.0001 .. 4"),
-  ("ratio", (0.0, 1.0), "two numbers (least, greatest) in 0.01 .. 100"),
-  ("flip", 1.1, "a number in 0 .. 1"),
-  ("brightness", -0.1, "a number in 0 .. 1"),
-  ("contrast", math.nan, "a number in 0 .. 1"),
-  ("blur_prob", (0.5,), "a probability, or one for each large crop and last the small crops'"),
-  ("blur_prob", (0.5, 2.0), "a probability"),
-  ("blur_sigma", (-1.0, 2.0), "two numbers (least, greatest), at least 0"),
-  ("rotate", 200, "a number in 0 .. 180"),
-  ("std", 0, "a number above 0"),
-])
+@pytest.mark.parametrize(
+  "field, value, rule",
+  [
+    ("global_size", 0, "a whole number, at least 1"),
+    ("local_crops", -1, "a whole number, at least 0"),
+    ("local_crops", True, "a whole number, at least 0"),
+    ("global_scale", (0.5, 0.4), "two numbers (least, greatest) in 0.0001 .. 4"),
+    ("local_scale", (0.0, 0.4), "two numbers (least, greatest) in 0.0001 .. 4"),
+    ("ratio", (0.0, 1.0), "two numbers (least, greatest) in 0.01 .. 100"),
+    ("flip", 1.1, "a number in 0 .. 1"),
+    ("brightness", -0.1, "a number in 0 .. 1"),
+    ("contrast", math.nan, "a number in 0 .. 1"),
+    ("blur_prob", (0.5,), "a probability, or one for each large crop and last the small crops'"),
+    ("blur_prob", (0.5, 2.0), "a probability"),
+    ("blur_sigma", (-1.0, 2.0), "two numbers (least, greatest), at least 0"),
+    ("rotate", 200, "a number in 0 .. 180"),
+    ("std", 0, "a number above 0"),
+  ],
+)
 def test_a_wrong_field_is_named(field, value, rule):
   with pytest.raises(UserError) as error:
     Recipe(**{field: value})

@@ -30,8 +30,10 @@ def draws(recipe, n=4000, height=160, width=160):
   return jax.tree.map(np.asarray, draw(numbers, height, width, True))
 
 
-RECIPES = {"jigsaw": (pretext.Jigsaw(**SIZES), {"patches": (9, 8, 16, 16, 1)}),
-           "rotation": (pretext.Rotation(**ROTATION), {"rotated": (1, 8, 48, 48, 1)})}
+RECIPES = {
+  "jigsaw": (pretext.Jigsaw(**SIZES), {"patches": (9, 8, 16, 16, 1)}),
+  "rotation": (pretext.Rotation(**ROTATION), {"rotated": (1, 8, 48, 48, 1)}),
+}
 both = pytest.mark.parametrize(("recipe", "shapes"), RECIPES.values(), ids=RECIPES)
 
 
@@ -107,8 +109,9 @@ def test_every_patch_is_flipped_and_jittered_by_itself():
 def test_patches_show_what_was_drawn(batch):
   recipe = pretext.Jigsaw(**SIZES, **PLAIN)
   views = make(recipe, KEY, batch)["patches"]
-  numbers = np.stack([jax.random.uniform(jax.random.fold_in(KEY, i), (10, DRAWS))
-                      for i in range(8)])[:, 1:]
+  numbers = np.stack(
+    [jax.random.uniform(jax.random.fold_in(KEY, i), (10, DRAWS)) for i in range(8)]
+  )[:, 1:]
   d = jax.tree.map(np.asarray, recipe.draw(jnp.asarray(numbers), 160, 160, True))
   for i in range(8):
     image = PIL.Image.fromarray(batch[i, ..., 0].astype(np.float32))
@@ -139,13 +142,22 @@ def test_rotations_are_turned_crops_of_the_image(batch):
   assert set(seen) == {0, 1, 2, 3}
   # Each view is another crop, in general.
   views = make(pretext.Rotation(**ROTATION, **PLAIN), KEY, batch)
-  assert all(np.abs(np.rot90(views["global"][0], k, (1, 2)) - views["rotated"][0]).max() > 0.5
-             for k in range(4))
+  assert all(
+    np.abs(np.rot90(views["global"][0], k, (1, 2)) - views["rotated"][0]).max() > 0.5
+    for k in range(4)
+  )
 
 
 def test_the_image_view_is_multi_crops(batch):
-  options = {**SIZES, "global_scale": (0.08, 1.0), "jitter_prob": 1.0, "blur_prob": 0.0,
-             "solarize_prob": 0.0, "global_crops": 1, "local_crops": 0}
+  options = {
+    **SIZES,
+    "global_scale": (0.08, 1.0),
+    "jitter_prob": 1.0,
+    "blur_prob": 0.0,
+    "solarize_prob": 0.0,
+    "global_crops": 1,
+    "local_crops": 0,
+  }
   want = make(multicrop.Recipe(**options), KEY, batch)["global"]
   got = make(pretext.Jigsaw(**SIZES), KEY, batch)["global"]
   np.testing.assert_allclose(got, want, atol=2e-4)

@@ -19,8 +19,9 @@ def boxes(rng, height, width, count):
   """(top, left, height, width) from a twentieth of the area to all of it, not on pixel borders."""
   h = height * rng.uniform(0.2, 1.0, count)
   w = width * rng.uniform(0.2, 1.0, count)
-  found = np.stack([rng.uniform(0, 1, count) * (height - h),
-                    rng.uniform(0, 1, count) * (width - w), h, w], -1)
+  found = np.stack(
+    [rng.uniform(0, 1, count) * (height - h), rng.uniform(0, 1, count) * (width - w), h, w], -1
+  )
   found[0] = 0, 0, height, width
   return found
 
@@ -119,7 +120,8 @@ def test_blur_matrix_is_a_gaussian():
   line[20] = 1.0
   for i, sigma in ((1, 0.7), (2, 2.0)):
     np.testing.assert_allclose(
-      matrix[i] @ line, scipy.ndimage.gaussian_filter1d(line, sigma, truncate=8), atol=1e-5)
+      matrix[i] @ line, scipy.ndimage.gaussian_filter1d(line, sigma, truncate=8), atol=1e-5
+    )
 
 
 def test_blur_is_close_to_pil(drawn):
@@ -164,8 +166,7 @@ def test_resize_takes_any_pixel_type(drawn, size):
 
 def test_rotate_by_nothing_is_the_centre(drawn):
   x = jnp.asarray(drawn, jnp.float32)
-  np.testing.assert_allclose(
-    resample.rotate(x, jnp.zeros(4), 100), x[:, 30:130, 30:130], atol=1e-3)
+  np.testing.assert_allclose(resample.rotate(x, jnp.zeros(4), 100), x[:, 30:130, 30:130], atol=1e-3)
 
 
 def test_rotate_by_a_right_angle(drawn):
@@ -177,7 +178,8 @@ def test_rotate_by_a_right_angle(drawn):
 def test_rotate_is_scipys(drawn):
   angles = np.asarray([-0.2, 0.05, 0.3, 0.1])
   found = jax.jit(lambda x, a: resample.rotate(x, a, 128))(
-    jnp.asarray(drawn, jnp.float32), jnp.asarray(angles, jnp.float32))
+    jnp.asarray(drawn, jnp.float32), jnp.asarray(angles, jnp.float32)
+  )
   for image, angle, rotated in zip(drawn.astype(float), angles, found, strict=True):
     wanted = scipy.ndimage.rotate(image, np.degrees(angle), reshape=False, order=1, mode="nearest")
     np.testing.assert_allclose(rotated, wanted[16:-16, 16:-16], atol=0.1)

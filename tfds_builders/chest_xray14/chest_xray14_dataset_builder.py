@@ -19,13 +19,32 @@ from cxrjax.data.sources import archive
 from cxrjax.data.splits import patient_splits
 
 FINDINGS = (
-  "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
-  "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening",
-  "Hernia")
+  "Atelectasis",
+  "Cardiomegaly",
+  "Effusion",
+  "Infiltration",
+  "Mass",
+  "Nodule",
+  "Pneumonia",
+  "Pneumothorax",
+  "Consolidation",
+  "Edema",
+  "Emphysema",
+  "Fibrosis",
+  "Pleural_Thickening",
+  "Hernia",
+)
 LABELS = (*FINDINGS, "No Finding")
 WHERE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
-CANDIDATES = ("ChestXray-NIHCC*", "CXR8*", "ChestX-ray14*", "chest_xray14*", "nih-chest-xrays*",
-              "archive.zip", "data.zip")
+CANDIDATES = (
+  "ChestXray-NIHCC*",
+  "CXR8*",
+  "ChestX-ray14*",
+  "chest_xray14*",
+  "nih-chest-xrays*",
+  "archive.zip",
+  "data.zip",
+)
 MARKERS = ("Data_Entry_2017*.csv",)
 ARCHIVES = 12
 VALIDATION = 0.1  # of the patients of train_val
@@ -49,28 +68,41 @@ class Builder(csv_builder.PublishedBuilder):
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     f"Put images_001.tar.gz to images_{ARCHIVES:03d}.tar.gz, or what they unpack to, and "
     "Data_Entry_2017_v2020.csv, train_val_list.txt, test_list.txt and BBox_List_2017.csv into the "
-    f"manual folder. They are at {WHERE}.")
+    f"manual folder. They are at {WHERE}."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(tfds_features.features(
-      labels=LABELS, encoding="png",
-      follow_up=tfds.features.Scalar(np.int32, doc="Number of the image in the patient's course."),
-      boxes=tfds.features.Sequence(
-        {"label": tfds.features.ClassLabel(names=FINDINGS), "box": tfds.features.BBoxFeature()},
-        doc="By radiologists, for 880 images of the test split; [ymin, xmin, ymax, xmax] in 0..1."),
-    ), WHERE)
+    return self.described(
+      tfds_features.features(
+        labels=LABELS,
+        encoding="png",
+        follow_up=tfds.features.Scalar(
+          np.int32, doc="Number of the image in the patient's course."
+        ),
+        boxes=tfds.features.Sequence(
+          {"label": tfds.features.ClassLabel(names=FINDINGS), "box": tfds.features.BBoxFeature()},
+          doc="By radiologists, of 880 images of the test split; [ymin, xmin, ymax, xmax] in 0..1.",
+        ),
+      ),
+      WHERE,
+    )
 
   def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
     with archive.Archive(path) as opened:
       names = opened.names
       table = _table(opened, names, "Data_Entry_2017*.csv")
-      lists = {split: _names(opened, _table(opened, names, f"{split}_list.txt"))
-               for split in ("train_val", "test")}
+      lists = {
+        split: _names(opened, _table(opened, names, f"{split}_list.txt"))
+        for split in ("train_val", "test")
+      }
       boxes = _boxes(opened, names)
       found = _rows(opened, table, _assign(lists, opened), boxes)
-      lacking = [f"{split}_list.txt names {min(absent)}" for split, listed in lists.items()
-                 if (absent := set(listed) - set(found.rows))]
+      lacking = [
+        f"{split}_list.txt names {min(absent)}"
+        for split, listed in lists.items()
+        if (absent := set(listed) - set(found.rows))
+      ]
       if lacking:
         raise UserError(f"{opened.path}: {lacking[0]}, which {table} does not have")
     return found, parts(path, names)
@@ -86,28 +118,36 @@ def parts(path: pathlib.Path, names: tuple[str, ...]) -> list[csv_builder.Part]:
   for name in names:
     match = _PART.search(name)
     if match:
-      numbered[int(match[1])].add(name[:match.end()])
+      numbered[int(match[1])].add(name[: match.end()])
   if not numbered:
     if not any(re.search(_PATTERN, name) for name in names):
-      raise UserError(f"{path} has no images: neither images_001.tar.gz to "
-                      f"images_{ARCHIVES:03d}.tar.gz nor a folder images; get them from {WHERE}")
+      raise UserError(
+        f"{path} has no images: neither images_001.tar.gz to "
+        f"images_{ARCHIVES:03d}.tar.gz nor a folder images; get them from {WHERE}"
+      )
     return [csv_builder.Part(str(path))]
   lacking = [str(i) for i in range(1, ARCHIVES + 1) if i not in numbered]
   if lacking:
-    raise UserError(f"{path} has no images_{int(lacking[0]):03d}.tar.gz (of the {ARCHIVES} numbers "
-                    f"these are not there: {', '.join(lacking)}); get them from {WHERE}")
+    raise UserError(
+      f"{path} has no images_{int(lacking[0]):03d}.tar.gz (of the {ARCHIVES} numbers "
+      f"these are not there: {', '.join(lacking)}); get them from {WHERE}"
+    )
   if not path.is_dir():
     return [csv_builder.Part(str(path))]  # all of them in one file
   # Where an archive and what it unpacks to are both there, the archive is what was published.
-  chosen = [min(found, key=lambda name: (name.endswith("/"), name))
-            for _, found in sorted(numbered.items())]
+  chosen = [
+    min(found, key=lambda name: (name.endswith("/"), name)) for _, found in sorted(numbered.items())
+  ]
   return [csv_builder.Part(str(path / name)) for name in chosen]
 
 
-def _table(opened: archive.Archive, names: tuple[str, ...], pattern: str,
-           needed: bool = True) -> str:
-  found = sorted((n for n in names if fnmatch.fnmatch(n.rsplit("/", 1)[-1], pattern)),
-                 key=lambda n: ("v2020" not in n, n.count("/"), n))
+def _table(
+  opened: archive.Archive, names: tuple[str, ...], pattern: str, needed: bool = True
+) -> str:
+  found = sorted(
+    (n for n in names if fnmatch.fnmatch(n.rsplit("/", 1)[-1], pattern)),
+    key=lambda n: ("v2020" not in n, n.count("/"), n),
+  )
   if not found and needed:
     raise UserError(f"{opened.path} has no {pattern}; get it from {WHERE}")
   return found[0] if found else ""
@@ -126,8 +166,10 @@ def _assign(lists: dict[str, list[str]], opened: archive.Archive) -> dict[str, s
   both = set(lists["train_val"]) & set(lists["test"])
   if both:
     raise UserError(f"{opened.path}: {min(both)} is in train_val_list.txt and in test_list.txt")
-  carved = patient_splits.carve([patient_of(name) for name in lists["train_val"]],
-                        {"train": 1 - VALIDATION, "validation": VALIDATION})
+  carved = patient_splits.carve(
+    [patient_of(name) for name in lists["train_val"]],
+    {"train": 1 - VALIDATION, "validation": VALIDATION},
+  )
   return dict(zip(lists["train_val"], carved, strict=True)) | dict.fromkeys(lists["test"], "test")
 
 
@@ -136,11 +178,18 @@ def patient_of(name: str) -> str:
   return str(int(name.split("_")[0]))
 
 
-def _rows(opened: archive.Archive, table: str, assigned: dict[str, str],
-          boxes: dict[str, list[Box]]) -> csv_builder.Listing:
+def _rows(
+  opened: archive.Archive, table: str, assigned: dict[str, str], boxes: dict[str, list[Box]]
+) -> csv_builder.Listing:
   found = csv_builder.Listing(LABELS, _PATTERN)
-  columns = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age",
-             "View Position")
+  columns = (
+    "Image Index",
+    "Finding Labels",
+    "Follow-up #",
+    "Patient ID",
+    "Patient Age",
+    "View Position",
+  )
   for place, row in archive.rows(opened, table, columns):
     name, patient = row["Image Index"], row["Patient ID"].lstrip("0") or "0"
     if not re.search(_PATTERN, name) or patient_of(name) != patient:
@@ -149,13 +198,23 @@ def _rows(opened: archive.Archive, table: str, assigned: dict[str, str],
       raise UserError(f"{place}: {name} is neither in train_val_list.txt nor in test_list.txt")
     sex = row.get("Patient Gender", row.get("Patient Sex"))
     if sex is None:
-      raise UserError(f"{place.rpartition(' line')[0]} has no column 'Patient Gender' (or 'Patient "
-                      "Sex')")
-    found.add(name, csv_builder.Listed(
-      patient=patient, split=assigned[name], labels=_labels(row["Finding Labels"], place),
-      age=age(row["Patient Age"], place), sex=_one_of(sex, ("M", "F"), "Patient Gender", place),
-      view=_one_of(row["View Position"], ("PA", "AP"), "View Position", place),
-      boxes=boxes.get(name, []), more={"follow_up": _whole(row["Follow-up #"], place)}), place)
+      raise UserError(
+        f"{place.rpartition(' line')[0]} has no column 'Patient Gender' (or 'Patient Sex')"
+      )
+    found.add(
+      name,
+      csv_builder.Listed(
+        patient=patient,
+        split=assigned[name],
+        labels=_labels(row["Finding Labels"], place),
+        age=age(row["Patient Age"], place),
+        sex=_one_of(sex, ("M", "F"), "Patient Gender", place),
+        view=_one_of(row["View Position"], ("PA", "AP"), "View Position", place),
+        boxes=boxes.get(name, []),
+        more={"follow_up": _whole(row["Follow-up #"], place)},
+      ),
+      place,
+    )
   return found
 
 
@@ -208,5 +267,4 @@ def _boxes(opened: archive.Archive, names: tuple[str, ...]) -> dict[str, list[Bo
 
 
 def _box_rows(opened: archive.Archive, table: str) -> Iterator[tuple[str, dict[str, str]]]:
-  return archive.rows(
-    opened, table, ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"))
+  return archive.rows(opened, table, ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"))

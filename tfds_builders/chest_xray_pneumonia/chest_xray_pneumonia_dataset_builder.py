@@ -17,11 +17,21 @@ from cxrjax.data.sources import archive
 from cxrjax.data.splits import patient_splits
 
 SUBTYPES = ("normal", "bacterial", "viral")
-WHERE = ("https://data.mendeley.com/datasets/rscbjbr9sj (ChestXRay2017.zip) or "
-         "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia")
+WHERE = (
+  "https://data.mendeley.com/datasets/rscbjbr9sj (ChestXRay2017.zip) or "
+  "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia"
+)
 CANDIDATES = (
-  "chest_xray.zip", "chest-xray-pneumonia.zip", "ChestXRay2017.zip", "ZhangLabData.zip",
-  "archive.zip", "chest_xray", "chest-xray-pneumonia", "ChestXRay2017", "CellData")
+  "chest_xray.zip",
+  "chest-xray-pneumonia.zip",
+  "ChestXRay2017.zip",
+  "ZhangLabData.zip",
+  "archive.zip",
+  "chest_xray",
+  "chest-xray-pneumonia",
+  "ChestXRay2017",
+  "CellData",
+)
 
 _MEMBER = r"(train|val|test)/(NORMAL|PNEUMONIA)/([^/]+\.jpe?g)"
 _KAGGLE_NORMAL = re.compile(r"^((?:NORMAL2-)?IM-\d+)-\d+(?:-\d+)*\.")
@@ -52,28 +62,36 @@ class Builder(base_builder.SetBuilder):
   VERSION = tfds.core.Version("1.1.0")
   RELEASE_NOTES: ClassVar = {
     "1.0.0": "First version.",
-    "1.1.0": "The columns that all data sets here have; images that cannot be read are left out."}
+    "1.1.0": "The columns that all data sets here have; images that cannot be read are left out.",
+  }
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put the published archive, or the folder it unpacks to, into the manual folder: "
-    f"{', '.join(CANDIDATES)}. It is at {WHERE}.")
+    f"{', '.join(CANDIDATES)}. It is at {WHERE}."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
     self.left_out = tfds_features.LeftOut()
     return self.dataset_info_from_configs(
       features=tfds_features.features(
-        label=("normal", "pneumonia"), encoding="jpeg",
+        label=("normal", "pneumonia"),
+        encoding="jpeg",
         subtype=tfds.features.ClassLabel(names=SUBTYPES),
-        official_split=tfds.features.ClassLabel(names=("train", "val", "test"))),
+        official_split=tfds.features.ClassLabel(names=("train", "val", "test")),
+      ),
       supervised_keys=("image", "label"),
       homepage="https://data.mendeley.com/datasets/rscbjbr9sj",
-      metadata=self.left_out.metadata)
+      metadata=self.left_out.metadata,
+    )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     path = archive.find(dl_manager.manual_dir, CANDIDATES, WHERE)
     with archive.Archive(path) as opened:
       found = examples(opened, self.left_out)
-    return {name: tfds_features.some(self._generate_examples(path, chosen), name, self.left_out)
-            for name, chosen in assign(found).items() if chosen}
+    return {
+      name: tfds_features.some(self._generate_examples(path, chosen), name, self.left_out)
+      for name, chosen in assign(found).items()
+      if chosen
+    }
 
   def _generate_examples(self, path, chosen: list[Example]) -> Iterator[tuple[str, dict]]:
     with archive.Archive(path) as opened:
@@ -82,9 +100,19 @@ class Builder(base_builder.SetBuilder):
         if reason := tfds_features.fault(image):
           self.left_out.add(example.id, reason)
           continue
-        yield example.id, tfds_features.example(
-          self.info.features, image=image, id=example.id, patient=example.patient, view="AP",
-          label=example.label, subtype=example.subtype, official_split=example.split)
+        yield (
+          example.id,
+          tfds_features.example(
+            self.info.features,
+            image=image,
+            id=example.id,
+            patient=example.patient,
+            view="AP",
+            label=example.label,
+            subtype=example.subtype,
+            official_split=example.split,
+          ),
+        )
 
 
 def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[Example]:
@@ -96,8 +124,10 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
   left_out.add_all(opened.refused)
   # Kaggle's archive has the tree twice, the copy one folder deeper.
   members = tfds_features.matching(opened.names, _MEMBER)
-  parsed = {member: _parse(split.lower(), folder.upper(), file, member)
-            for (split, folder, file), member in members.items()}
+  parsed = {
+    member: _parse(split.lower(), folder.upper(), file, member)
+    for (split, folder, file), member in members.items()
+  }
   for member, example in sorted(parsed.items()):
     if example is None:
       left_out.add(member, "its name is of neither publication, so its patient is not known")
@@ -108,7 +138,8 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
       if not have[split, folder.lower()]:
         raise UserError(
           f"{opened.path} has no images in {split}/{folder}: not this data set's archive, or only "
-          f"a part of it; get it from {WHERE}")
+          f"a part of it; get it from {WHERE}"
+        )
   return sorted(found, key=lambda e: e.id)
 
 
@@ -135,7 +166,9 @@ def assign(found: list[Example]) -> dict[str, list[Example]]:
   train = [example for example in found if example.split == "train"]
   labels = np.array([[float(e.subtype == s) for s in SUBTYPES] for e in train], np.float32)
   rows = patient_splits.split_by_patient(
-    [e.patient for e in train], {"train": 0.9, "validation": 0.1}, seed=0, labels=labels)
+    [e.patient for e in train], {"train": 0.9, "validation": 0.1}, seed=0, labels=labels
+  )
   return {name: [train[i] for i in chosen] for name, chosen in rows.items()} | {
     "official_val": [example for example in found if example.split == "val"],
-    "test": [example for example in found if example.split == "test"]}
+    "test": [example for example in found if example.split == "test"],
+  }

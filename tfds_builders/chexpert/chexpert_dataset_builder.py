@@ -16,9 +16,21 @@ from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.sources import archive
 
 LABELS = (
-  "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion",
-  "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion",
-  "Pleural Other", "Fracture", "Support Devices")
+  "No Finding",
+  "Enlarged Cardiomediastinum",
+  "Cardiomegaly",
+  "Lung Opacity",
+  "Lung Lesion",
+  "Edema",
+  "Consolidation",
+  "Pneumonia",
+  "Atelectasis",
+  "Pneumothorax",
+  "Pleural Effusion",
+  "Pleural Other",
+  "Fracture",
+  "Support Devices",
+)
 WHERE = "https://stanfordmlgroup.github.io/competitions/chexpert"
 CANDIDATES = {
   "small": ("CheXpert-v1.0-small.zip", "CheXpert-v1.0-small", "chexpert-small*", "archive.zip"),
@@ -46,18 +58,25 @@ class Builder(csv_builder.PublishedBuilder):
   RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
   BUILDER_CONFIGS: ClassVar = [
     tfds.core.BuilderConfig(
-      name="small", description="About 390 x 320 pixels (CheXpert-v1.0-small, 11 GB)."),
+      name="small", description="About 390 x 320 pixels (CheXpert-v1.0-small, 11 GB)."
+    ),
     tfds.core.BuilderConfig(
-      name="full", description="As taken (CheXpert-v1.0, 439 GB, in one archive or four batches)."),
+      name="full", description="As taken (CheXpert-v1.0, 439 GB, in one archive or four batches)."
+    ),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put CheXpert-v1.0-small.zip (config `small`), or CheXpert-v1.0.zip or its four batches "
     "(config `full`), or what they unpack to, into the manual folder; and, for the test split, the "
-    f"folder with test_labels.csv or groundtruth.csv. They are at {WHERE}, after registration.")
+    f"folder with test_labels.csv or groundtruth.csv. They are at {WHERE}, after registration."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(tfds_features.features(
-      labels=LABELS, encoding="jpeg", study=tfds.features.Text(doc="Patient and study.")), WHERE)
+    return self.described(
+      tfds_features.features(
+        labels=LABELS, encoding="jpeg", study=tfds.features.Text(doc="Patient and study.")
+      ),
+      WHERE,
+    )
 
   def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     config = self.builder_config.name
@@ -80,8 +99,9 @@ class Builder(csv_builder.PublishedBuilder):
             break
         else:
           if split != "test":
-            raise UserError(f"{root} has no {TABLES[split]}: only a part of the data set; get it "
-                            f"from {WHERE}")
+            raise UserError(
+              f"{root} has no {TABLES[split]}: only a part of the data set; get it from {WHERE}"
+            )
           self.left_out.note("CheXpert's test labels were not there: it has no test split")
     images += [place for place in tests if place in used]
     return found, [csv_builder.Part(str(place)) for place in images]
@@ -100,8 +120,10 @@ def _batches(root: pathlib.Path) -> list[pathlib.Path]:
       found.setdefault(int(match[1]), []).append(path)
   lacking = [i for i in range(1, BATCHES + 1) if i not in found]
   if found and lacking:
-    raise UserError(f"{root} has no 'CheXpert-v1.0 batch {lacking[0]} (...).zip', of {BATCHES}; "
-                    f"get it from {WHERE}")
+    raise UserError(
+      f"{root} has no 'CheXpert-v1.0 batch {lacking[0]} (...).zip', of {BATCHES}; "
+      f"get it from {WHERE}"
+    )
   # Where an archive and what it unpacks to are both there, the archive is what was published.
   return [min(paths, key=pathlib.Path.is_dir) for _, paths in sorted(found.items())]
 
@@ -109,9 +131,11 @@ def _batches(root: pathlib.Path) -> list[pathlib.Path]:
 def _tests(manual: pathlib.Path, images: Sequence[pathlib.Path]) -> list[pathlib.Path]:
   """Places beside the rest where the test set may lie, which was published later."""
   found = [path for pattern in TESTS for path in sorted(manual.glob(pattern))]
-  return [path for path in dict.fromkeys(found)
-          if not {path, *path.parents} & set(images)
-          and (path.is_dir() or archive.is_archive(path))]
+  return [
+    path
+    for path in dict.fromkeys(found)
+    if not {path, *path.parents} & set(images) and (path.is_dir() or archive.is_archive(path))
+  ]
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:
@@ -128,28 +152,39 @@ def _table(names: tuple[str, ...], split: str) -> str:
   return min(found, key=lambda name: (name.count("/"), name), default="")
 
 
-def _rows(opened: archive.Archive, table: str, split: str, found: csv_builder.Listing,
-          config: str) -> None:
+def _rows(
+  opened: archive.Archive, table: str, split: str, found: csv_builder.Listing, config: str
+) -> None:
   """Adds the images of one table."""
   described = () if split == "test" else ("Sex", "Age", "Frontal/Lateral", "AP/PA")
   for place, row in archive.rows(opened, table, ("Path", *described, *LABELS)):
     path = row["Path"]
     match = re.search(_PATTERN, path)
     if not match:
-      raise UserError(f"{place}: Path is {path[:80]!r}, not an image such as "
-                      "train/patient00001/study1/view1_frontal.jpg")
+      raise UserError(
+        f"{place}: Path is {path[:80]!r}, not an image such as "
+        "train/patient00001/study1/view1_frontal.jpg"
+      )
     other = _release(path)
     if split == "train" and other not in ("", config):
-      raise UserError(f"{place} is of the {other} release: prepare tfds:chexpert/{other}, or put "
-                      f"the {config} one there")
+      raise UserError(
+        f"{place} is of the {other} release: prepare tfds:chexpert/{other}, or put "
+        f"the {config} one there"
+      )
     patient, study, file = match.groups()
-    found.add(f"{patient}/{study}/{file}", csv_builder.Listed(
-      patient=patient, split=split,
-      labels=tuple(csv_builder.finding(row[name], name, place) for name in LABELS),
-      age=_age(row["Age"], place) if described else math.nan,
-      sex=_known(row["Sex"], _SEXES, "Sex", place) if described else "",
-      view=_view(row, file, place) if described else "L" if "lateral" in file else "",
-      more={"study": f"{patient}/{study}"}), place)
+    found.add(
+      f"{patient}/{study}/{file}",
+      csv_builder.Listed(
+        patient=patient,
+        split=split,
+        labels=tuple(csv_builder.finding(row[name], name, place) for name in LABELS),
+        age=_age(row["Age"], place) if described else math.nan,
+        sex=_known(row["Sex"], _SEXES, "Sex", place) if described else "",
+        view=_view(row, file, place) if described else "L" if "lateral" in file else "",
+        more={"study": f"{patient}/{study}"},
+      ),
+      place,
+    )
 
 
 def _release(path: str) -> str:
@@ -166,8 +201,9 @@ def _age(text: str, place: str) -> float:
 
 
 def _view(row: dict[str, str], file: str, place: str) -> str:
-  side = _known(row["Frontal/Lateral"], {"Frontal": "frontal", "Lateral": "lateral"},
-                "Frontal/Lateral", place)
+  side = _known(
+    row["Frontal/Lateral"], {"Frontal": "frontal", "Lateral": "lateral"}, "Frontal/Lateral", place
+  )
   if side not in file:
     raise UserError(f"{place}: Frontal/Lateral is {row['Frontal/Lateral']}, Path {file}")
   return "L" if side == "lateral" else _known(row["AP/PA"], _FRONTAL, "AP/PA", place)

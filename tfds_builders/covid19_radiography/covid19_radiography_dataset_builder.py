@@ -27,12 +27,25 @@ SIDE = 64
 PUBLISHED = 21165
 WHERE = "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database"
 CANDIDATES = (
-  "COVID-19_Radiography*.zip", "COVID-19_Radiography*", "covid19-radiography-database*",
-  "COVID-19 Radiography*", "archive.zip", "archive")
+  "COVID-19_Radiography*.zip",
+  "COVID-19_Radiography*",
+  "covid19-radiography-database*",
+  "COVID-19 Radiography*",
+  "archive.zip",
+  "archive",
+)
 SITES = {  # what an address holds, and whose images those are
-  "bimcv": "BIMCV", "ml-workgroup": "ml-workgroup", "sirm": "SIRM", "eurorad": "Eurorad",
-  "ieee8023": "Cohen", "figshare": "figshare", "armiro": "COVID-CXNet", "cxnet": "COVID-CXNet",
-  "rsna": "RSNA", "paultimothymooney": "Kermany"}
+  "bimcv": "BIMCV",
+  "ml-workgroup": "ml-workgroup",
+  "sirm": "SIRM",
+  "eurorad": "Eurorad",
+  "ieee8023": "Cohen",
+  "figshare": "figshare",
+  "armiro": "COVID-CXNet",
+  "cxnet": "COVID-CXNet",
+  "rsna": "RSNA",
+  "paultimothymooney": "Kermany",
+}
 
 _CLASS = "|".join(LABELS)
 _IMAGE = rf"({_CLASS})/(?:images/)?([^/]+)\.(png|jpe?g)"
@@ -60,15 +73,21 @@ class Builder(base_builder.SetBuilder):
   RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put the published archive (COVID-19_Radiography_Dataset.zip, archive.zip), or the folder it "
-    f"unpacks to, into the manual folder. It is at {WHERE}.")
+    f"unpacks to, into the manual folder. It is at {WHERE}."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
     self.left_out = tfds_features.LeftOut()
     return self.dataset_info_from_configs(
       features=tfds_features.features(
-        label=LABELS, mask=True,
-        source=tfds.features.Text(doc="Address of where the authors found it; may be empty.")),
-      supervised_keys=("image", "label"), homepage=WHERE, metadata=self.left_out.metadata)
+        label=LABELS,
+        mask=True,
+        source=tfds.features.Text(doc="Address of where the authors found it; may be empty."),
+      ),
+      supervised_keys=("image", "label"),
+      homepage=WHERE,
+      metadata=self.left_out.metadata,
+    )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     path = archive.find(dl_manager.manual_dir, CANDIDATES, WHERE, LABELS[:1])
@@ -76,8 +95,10 @@ class Builder(base_builder.SetBuilder):
       found = examples(opened, self.left_out)
       if not all(example.patient for example in found):
         found = grouped(opened, found, self.left_out)
-    return {name: tfds_features.some(self._generate_examples(path, chosen), name, self.left_out)
-            for name, chosen in assign(found).items()}
+    return {
+      name: tfds_features.some(self._generate_examples(path, chosen), name, self.left_out)
+      for name, chosen in assign(found).items()
+    }
 
   def _generate_examples(self, path, chosen: list[Example]) -> Iterator[tuple[str, dict]]:
     with archive.Archive(path) as opened:
@@ -93,11 +114,20 @@ class Builder(base_builder.SetBuilder):
             mask = tfds_features.mask(opened.read(example.mask), like=size)
         except decode.BadImage as error:
           self.left_out.note(f"{example.id} counts as having no mask: {error}")
-        yield example.id, tfds_features.example(
-          self.info.features, image=image, id=example.id, mask=mask,
-          # Near-duplicates are of one patient; of an image alone the patient is unknown.
-          patient="" if example.patient == example.id else example.patient,
-          label=example.label, site=site(example.source), source=example.source)
+        yield (
+          example.id,
+          tfds_features.example(
+            self.info.features,
+            image=image,
+            id=example.id,
+            mask=mask,
+            # Near-duplicates are of one patient; of an image alone the patient is unknown.
+            patient="" if example.patient == example.id else example.patient,
+            label=example.label,
+            site=site(example.source),
+            source=example.source,
+          ),
+        )
 
 
 def site(source: str) -> str:
@@ -115,7 +145,9 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
   """
   left_out.add_all(opened.refused)
   found: dict[str, Example] = {}
-  masks = {name: member for (_, name), member in tfds_features.matching(opened.names, _MASK).items()}
+  masks = {
+    name: member for (_, name), member in tfds_features.matching(opened.names, _MASK).items()
+  }
   for (folder, name, _), member in sorted(tfds_features.matching(opened.names, _IMAGE).items()):
     label = next(label for label in LABELS if label.lower() == folder.lower())
     if not name.lower().startswith(f"{label.lower()}-"):
@@ -127,21 +159,28 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
   groups, expected = _manifest(opened, found, left_out)
   have = collections.Counter(example.label for example in found.values())
   if not have["COVID"] and tfds_features.matching(opened.names, r"(COVID-19)/[^/]+\.(?:png|jpe?g)"):
-    raise UserError(f"{opened.path} is a release of 2020, with other folders; get the one with "
-                    f"{PUBLISHED:,} images from {WHERE}")
+    raise UserError(
+      f"{opened.path} is a release of 2020, with other folders; get the one with "
+      f"{PUBLISHED:,} images from {WHERE}"
+    )
   for label in expected:
     if not have[label]:
-      raise UserError(f"{opened.path} has no images in {label}: not this data set's archive, or "
-                      f"only a part of it; get it from {WHERE}")
+      raise UserError(
+        f"{opened.path} has no images in {label}: not this data set's archive, or "
+        f"only a part of it; get it from {WHERE}"
+      )
   if len(found) != PUBLISHED:
     left_out.note(f"{len(found):,} images, where {PUBLISHED:,} are published")
   sources = _sources(opened, found, left_out)
-  return [dataclasses.replace(example, source=sources.get(name, ""), patient=groups.get(name, ""))
-          for name, example in sorted(found.items())]
+  return [
+    dataclasses.replace(example, source=sources.get(name, ""), patient=groups.get(name, ""))
+    for name, example in sorted(found.items())
+  ]
 
 
-def _manifest(opened: archive.Archive, found: dict[str, Example],
-              left_out: tfds_features.LeftOut) -> tuple[dict[str, str], list[str]]:
+def _manifest(
+  opened: archive.Archive, found: dict[str, Example], left_out: tfds_features.LeftOut
+) -> tuple[dict[str, str], list[str]]:
   """Group of each image that a manifest lists, and the classes that there should be.
 
   `found` loses the images that a manifest does not list.
@@ -156,8 +195,9 @@ def _manifest(opened: archive.Archive, found: dict[str, Example],
       expected.add(row["label"])
       path = row["path"]
       # Its paths are from where the archive begins, or from where the manifest lies.
-      name = members.get(path) or members.get(top + path) or members.get(
-        top + path.partition("/")[2])
+      name = (
+        members.get(path) or members.get(top + path) or members.get(top + path.partition("/")[2])
+      )
       if name is None:
         left_out.add(path, "manifest.csv lists it, but it is not there")
       elif found[name].label != row["label"]:
@@ -172,8 +212,9 @@ def _manifest(opened: archive.Archive, found: dict[str, Example],
   return groups, sorted(expected) or list(LABELS)
 
 
-def _sources(opened: archive.Archive, found: dict[str, Example],
-             left_out: tfds_features.LeftOut) -> dict[str, str]:
+def _sources(
+  opened: archive.Archive, found: dict[str, Example], left_out: tfds_features.LeftOut
+) -> dict[str, str]:
   """Address of each image that the metadata list."""
   names = {name.lower(): name for name in found}  # those of Normal are upper case in its table
   sources: dict[str, str] = {}
@@ -186,25 +227,31 @@ def _sources(opened: archive.Archive, found: dict[str, Example],
         sources.setdefault(name, row["URL"])
   unknown = len(found) - len(sources)
   if unknown:
-    left_out.note(f"{unknown:,} of {len(found):,} images are in no metadata: their source is "
-                  "unknown")
+    left_out.note(
+      f"{unknown:,} of {len(found):,} images are in no metadata: their source is unknown"
+    )
   return sources
 
 
-def grouped(opened: archive.Archive, found: list[Example],
-            left_out: tfds_features.LeftOut) -> list[Example]:
+def grouped(
+  opened: archive.Archive, found: list[Example], left_out: tfds_features.LeftOut
+) -> list[Example]:
   """The same images with near-duplicates as one patient, named after the first of them."""
   groups = alike(np.stack([signature(opened.read(example.member)) for example in found]))
   first: dict[int, str] = {}
   sizes = collections.Counter(groups)
   for example, group in zip(found, groups, strict=True):
     first.setdefault(group, example.id)
-  left_out.note(f"{sum(n for n in sizes.values() if n > 1):,} images have near-duplicates among "
-                f"the others (thumbnails correlate with more than {ALIKE}); no split parts them")
+  left_out.note(
+    f"{sum(n for n in sizes.values() if n > 1):,} images have near-duplicates among "
+    f"the others (thumbnails correlate with more than {ALIKE}); no split parts them"
+  )
   return [
     dataclasses.replace(
-      example, patient=example.id if sizes[group] == 1 else f"group-{first[group]}")
-    for example, group in zip(found, groups, strict=True)]
+      example, patient=example.id if sizes[group] == 1 else f"group-{first[group]}"
+    )
+    for example, group in zip(found, groups, strict=True)
+  ]
 
 
 def signature(image: bytes) -> Float32[np.ndarray, "4096"]:
@@ -224,7 +271,7 @@ def alike(signatures: Float32[np.ndarray, "n d"], least: float = ALIKE) -> list[
   n, pairs = len(signatures), []
   for a in range(0, n, _BLOCK):
     for b in range(a, n, _BLOCK):
-      products = signatures[a:a + _BLOCK] @ signatures[b:b + _BLOCK].T
+      products = signatures[a : a + _BLOCK] @ signatures[b : b + _BLOCK].T
       pairs.append(np.argwhere(products > least) + np.array((a, b)))
   rows, columns = np.concatenate(pairs).T
   graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(n, n))
@@ -234,5 +281,7 @@ def alike(signatures: Float32[np.ndarray, "n d"], least: float = ALIKE) -> list[
 def assign(found: Sequence[Example]) -> dict[str, list[Example]]:
   """The images of each split, of which none is official."""
   labels = np.array([[float(e.label == name) for name in LABELS] for e in found], np.float32)
-  rows = patient_splits.split_by_patient([e.patient for e in found], FRACTIONS, seed=0, labels=labels)
+  rows = patient_splits.split_by_patient(
+    [e.patient for e in found], FRACTIONS, seed=0, labels=labels
+  )
   return {name: [found[i] for i in chosen] for name, chosen in rows.items()}

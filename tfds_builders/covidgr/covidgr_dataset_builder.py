@@ -15,8 +15,7 @@ from cxrjax.data.sources import archive
 from cxrjax.data.splits import patient_splits
 
 LABELS = {"N": "negative", "P": "positive"}
-GRADES = {
-  "NORMAL-PCR+": "Normal-PCR+", "MILD": "Mild", "MODERATE": "Moderate", "SEVERE": "Severe"}
+GRADES = {"NORMAL-PCR+": "Normal-PCR+", "MILD": "Mild", "MODERATE": "Moderate", "SEVERE": "Severe"}
 SEVERITIES = ("negative", *GRADES.values(), "unknown")
 FOLDS = tuple(f"fold{i}" for i in range(5))
 PUBLISHED = 852
@@ -44,24 +43,31 @@ class Builder(base_builder.SetBuilder):
   RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put the archive of release 1.0 (COVIDGR*.zip), or the folder it unpacks to, into the manual "
-    f"folder. It is at {WHERE}.")
+    f"folder. It is at {WHERE}."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
     self.left_out = tfds_features.LeftOut()
     return self.dataset_info_from_configs(
       features=tfds_features.features(
-        label=tuple(LABELS.values()), encoding="jpeg",
-        severity=tfds.features.ClassLabel(names=SEVERITIES)),
-      supervised_keys=("image", "label"), homepage="https://github.com/ari-dasci/OD-covidgr",
-      metadata=self.left_out.metadata)
+        label=tuple(LABELS.values()),
+        encoding="jpeg",
+        severity=tfds.features.ClassLabel(names=SEVERITIES),
+      ),
+      supervised_keys=("image", "label"),
+      homepage="https://github.com/ari-dasci/OD-covidgr",
+      metadata=self.left_out.metadata,
+    )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     with archive.gather(dl_manager.manual_dir, CANDIDATES, WHERE) as opened:
       found = examples(opened, self.left_out)
     return {
       name: tfds_features.some(
-        self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out)
-      for name, chosen in assign(found).items()}
+        self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out
+      )
+      for name, chosen in assign(found).items()
+    }
 
   def _generate_examples(self, folder, chosen: list[Example]) -> Iterator[tuple[str, dict]]:
     with archive.gather(folder, CANDIDATES, WHERE) as opened:
@@ -70,9 +76,18 @@ class Builder(base_builder.SetBuilder):
         if reason := tfds_features.fault(image):
           self.left_out.add(example.id, reason)
           continue
-        yield example.id, tfds_features.example(
-          self.info.features, image=image, id=example.id, patient="", view="PA",
-          label=example.label, severity=example.severity)
+        yield (
+          example.id,
+          tfds_features.example(
+            self.info.features,
+            image=image,
+            id=example.id,
+            patient="",
+            view="PA",
+            label=example.label,
+            severity=example.severity,
+          ),
+        )
 
 
 def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[Example]:
@@ -94,7 +109,8 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
     if not any(kind == label for kind, _ in members.values()):
       raise UserError(
         f"{opened.path} has no images in a folder {folder} ({label}): not this data set's archive, "
-        f"or only a part of it; get it from {WHERE}")
+        f"or only a part of it; get it from {WHERE}"
+      )
   if len(members) != PUBLISHED:
     left_out.note(f"{len(members)} images, where {PUBLISHED} are published")
   grades = severities(opened, left_out)
@@ -103,13 +119,20 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
       left_out.add(name, "severity.csv lists it, but there is no image")
     elif members[name][0] == "negative":
       raise UserError(f"{place} gives a severity to {name}, which lies in N (negative)")
-  return [Example(member, name, label, "negative" if label == "negative" else
-                  grades.get(name, ("unknown", ""))[0])
-          for name, (label, member) in sorted(members.items())]
+  return [
+    Example(
+      member,
+      name,
+      label,
+      "negative" if label == "negative" else grades.get(name, ("unknown", ""))[0],
+    )
+    for name, (label, member) in sorted(members.items())
+  ]
 
 
 def severities(
-    opened: archive.Archive, left_out: tfds_features.LeftOut) -> dict[str, tuple[str, str]]:
+  opened: archive.Archive, left_out: tfds_features.LeftOut
+) -> dict[str, tuple[str, str]]:
   """Grade of each listed image, and where it stands.
 
   Raises:
@@ -136,5 +159,6 @@ def assign(found: list[Example]) -> dict[str, list[Example]]:
   """The images of each fold."""
   labels = np.array([[float(e.severity == s) for s in SEVERITIES] for e in found], np.float32)
   rows = patient_splits.split_by_patient(
-    [e.id for e in found], dict.fromkeys(FOLDS, 1 / len(FOLDS)), seed=0, labels=labels)
+    [e.id for e in found], dict.fromkeys(FOLDS, 1 / len(FOLDS)), seed=0, labels=labels
+  )
   return {name: [found[i] for i in chosen] for name, chosen in rows.items()}

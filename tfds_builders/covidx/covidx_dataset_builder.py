@@ -18,8 +18,13 @@ from cxrjax.data.sources import archive
 LABELS = ("negative", "positive")
 DIAGNOSES = ("normal", "pneumonia", "COVID-19")
 # What the third field of a line may be: the label, and the diagnosis where it tells.
-CLASSES = {"negative": (0, -1), "positive": (1, 2), "normal": (0, 0), "pneumonia": (0, 1),
-           "COVID-19": (1, 2)}
+CLASSES = {
+  "negative": (0, -1),
+  "positive": (1, 2),
+  "normal": (0, 0),
+  "pneumonia": (0, 1),
+  "COVID-19": (1, 2),
+}
 SOURCES = {"rnsa": "rsna"}  # misspelt in the published lists
 WHERE = "https://www.kaggle.com/datasets/andyczhao/covidx-cxr2"
 CANDIDATES = ("covidx*", "COVIDx*", "archive.zip")
@@ -50,22 +55,33 @@ class Builder(csv_builder.PublishedBuilder):
   RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
   BUILDER_CONFIGS: ClassVar = [
     Config(
-      name="cxr4", description="CXR-4: 84,818 images, with a validation split (Wu et al. 2023).",
-      lists={"train": ("train.txt",), "validation": ("val.txt",), "test": ("test.txt",)}),
+      name="cxr4",
+      description="CXR-4: 84,818 images, with a validation split (Wu et al. 2023).",
+      lists={"train": ("train.txt",), "validation": ("val.txt",), "test": ("test.txt",)},
+    ),
     Config(
-      name="cxr3", description="CXR-3: 30,882 images (Pavlova et al. 2022).",
+      name="cxr3",
+      description="CXR-3: 30,882 images (Pavlova et al. 2022).",
       lists={s: (f"{s}.txt", f"{s}_COVIDx9B.txt") for s in ("train", "test")},
-      refined={s: f"{s}_COVIDx9A.txt" for s in ("train", "test")}),
+      refined={s: f"{s}_COVIDx9A.txt" for s in ("train", "test")},
+    ),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put the archive with train.txt, test.txt, train and test (and, of CXR-4, val.txt and val), or "
     f"what it unpacks to, into the manual folder. It is at {WHERE}: CXR-3 is its version 5, CXR-4 "
-    "its version 9.")
+    "its version 9."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(tfds_features.features(
-      label=LABELS, diagnosis=tfds.features.ClassLabel(
-        names=DIAGNOSES, doc="-1 where the lists do not tell normal from pneumonia.")), WHERE)
+    return self.described(
+      tfds_features.features(
+        label=LABELS,
+        diagnosis=tfds.features.ClassLabel(
+          names=DIAGNOSES, doc="-1 where the lists do not tell normal from pneumonia."
+        ),
+      ),
+      WHERE,
+    )
 
   def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     config = self.builder_config
@@ -84,9 +100,16 @@ class Builder(csv_builder.PublishedBuilder):
         for place, patient, file, (label, diagnosis), source in _lines(release, table):
           if label == 0:
             diagnosis = refined.get(file, diagnosis)
-          found.add(f"{folder}/{file}", csv_builder.Listed(
-            patient=patient, split=split, labels=(),
-            more={"label": label, "diagnosis": diagnosis, "site": source}), place)
+          found.add(
+            f"{folder}/{file}",
+            csv_builder.Listed(
+              patient=patient,
+              split=split,
+              labels=(),
+              more={"label": label, "diagnosis": diagnosis, "site": source},
+            ),
+            place,
+          )
     for note in crossing(found):
       self.left_out.note(note)
     return found, parts
@@ -106,15 +129,20 @@ def _check(path: pathlib.Path, config: Config, lists: dict[str, str], validation
     raise UserError(f"{path} has {validation}, so it is CXR-4: prepare tfds:covidx/cxr4")
   lacking = [split for split, table in lists.items() if not table]
   if lacking == ["validation"]:
-    raise UserError(f"{path} has no val.txt, so it is CXR-3 or older: prepare tfds:covidx/cxr3, or "
-                    f"get version 9 from {WHERE}")
+    raise UserError(
+      f"{path} has no val.txt, so it is CXR-3 or older: prepare tfds:covidx/cxr3, or "
+      f"get version 9 from {WHERE}"
+    )
   if lacking:
-    raise UserError(f"{path} has no {config.lists[lacking[0]][0]}: only a part of the data set; "
-                    f"get it from {WHERE}")
+    raise UserError(
+      f"{path} has no {config.lists[lacking[0]][0]}: only a part of the data set; "
+      f"get it from {WHERE}"
+    )
 
 
-def _lines(release: archive.Archive, table: str,
-           ) -> Iterator[tuple[str, str, str, tuple[int, int], str]]:
+def _lines(
+  release: archive.Archive, table: str
+) -> Iterator[tuple[str, str, str, tuple[int, int], str]]:
   """Place, patient, file, classes and source of each line of a list."""
   where = f"{release.path}: {table}"
   for number, line in enumerate(release.read(table).decode("utf-8-sig", "replace").splitlines(), 1):
@@ -134,8 +162,9 @@ def _lines(release: archive.Archive, table: str,
 
 def _refined(release: archive.Archive, table: str) -> dict[str, int]:
   """Whether the negative images of a list are normal or pneumonia."""
-  return {file: diagnosis for _, _, file, (label, diagnosis), _ in _lines(release, table)
-          if label == 0}
+  return {
+    file: diagnosis for _, _, file, (label, diagnosis), _ in _lines(release, table) if label == 0
+  }
 
 
 def crossing(found: csv_builder.Listing) -> list[str]:
@@ -145,7 +174,7 @@ def crossing(found: csv_builder.Listing) -> list[str]:
     patients[row.split].add(row.patient)
   names, notes = list(patients), []
   for i, one in enumerate(names):
-    for other in names[i + 1:]:
+    for other in names[i + 1 :]:
       shared = sorted(patients[one] & patients[other])
       if shared:
         some = ", ".join(shared[:_SHOWN]) + (", ..." if len(shared) > _SHOWN else "")

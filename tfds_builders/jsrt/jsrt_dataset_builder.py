@@ -25,8 +25,22 @@ WHITE = 4095  # of 12 bits
 PUBLISHED = 247
 WHERE = "http://db.jsrt.or.jp/eng.php (masks: https://www.isi.uu.nl/Research/Databases/SCR/)"
 CANDIDATES = (
-  "All247images*", "JSRT*", "Nodule154images*", "NonNodule93images*", "JPC*.IMG", "JPC*.dcm",
-  "Clinical*", "CLNDAT*", "CNNDAT*", "scratch*", "scr", "scr.zip", "SCR_*", "fold1", "fold2")
+  "All247images*",
+  "JSRT*",
+  "Nodule154images*",
+  "NonNodule93images*",
+  "JPC*.IMG",
+  "JPC*.dcm",
+  "Clinical*",
+  "CLNDAT*",
+  "CNNDAT*",
+  "scratch*",
+  "scr",
+  "scr.zip",
+  "SCR_*",
+  "fold1",
+  "fold2",
+)
 
 _IMAGE = r"(JPC[LN]N\d{3})\.(IMG|dcm)"
 
@@ -75,24 +89,38 @@ class Builder(base_builder.SetBuilder):
   RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put the images (All247images, or an archive JSRT*), CLNDAT_EN.txt, CNNDAT_EN.TXT and SCR's "
-    f"masks (scratch.zip) into the manual folder. They are at {WHERE}.")
+    f"masks (scratch.zip) into the manual folder. They are at {WHERE}."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
     self.left_out = tfds_features.LeftOut()
     masks = {
       _column(name): tfds.features.Image(
-        shape=(None, None, 1), encoding_format="png",
-        doc=f"The {name} above 0; one black pixel where there is no mask.")
-      for name in STRUCTURES}
+        shape=(None, None, 1),
+        encoding_format="png",
+        doc=f"The {name} above 0; one black pixel where there is no mask.",
+      )
+      for name in STRUCTURES
+    }
     return self.dataset_info_from_configs(
       features=tfds_features.features(
-        label=tuple(LABELS.values()), encoding="png", bits=16, mask=True, window=True,
+        label=tuple(LABELS.values()),
+        encoding="png",
+        bits=16,
+        mask=True,
+        window=True,
         malignancy=tfds.features.ClassLabel(names=MALIGNANCIES),
         diagnosis=tfds.features.Text(doc="Place and diagnosis of the nodule, as published."),
-        **{name: tfds.features.Scalar(np.float32, doc="NaN where there is none or it is unknown.")
-           for name in NUMBERS[1:]}, **masks),
-      supervised_keys=("image", "label"), homepage="http://db.jsrt.or.jp/eng.php",
-      metadata=self.left_out.metadata)
+        **{
+          name: tfds.features.Scalar(np.float32, doc="NaN where there is none or it is unknown.")
+          for name in NUMBERS[1:]
+        },
+        **masks,
+      ),
+      supervised_keys=("image", "label"),
+      homepage="http://db.jsrt.or.jp/eng.php",
+      metadata=self.left_out.metadata,
+    )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     with archive.gather(dl_manager.manual_dir, CANDIDATES, WHERE) as opened:
@@ -100,8 +128,10 @@ class Builder(base_builder.SetBuilder):
     folds = {name: [e for e in found if e.fold == name] for name in ("fold1", "fold2")}
     return {
       name: tfds_features.some(
-        self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out)
-      for name, chosen in folds.items()}
+        self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out
+      )
+      for name, chosen in folds.items()
+    }
 
   def _generate_examples(self, folder, chosen: list[Example]) -> Iterator[tuple[str, dict]]:
     with archive.gather(folder, CANDIDATES, WHERE) as opened:
@@ -114,14 +144,29 @@ class Builder(base_builder.SetBuilder):
         masks, lungs = self._masks(opened, example, pixels.shape[:2])
         known = example.patient
         numbers = {name: np.float32(known.numbers.get(name, np.nan)) for name in NUMBERS}
-        yield example.id, tfds_features.example(
-          self.info.features, image=tfds_features.png(pixels), id=example.id, patient=example.id,
-          age=float(numbers.pop("age")), sex=known.sex, view="PA", window=window, mask=lungs,
-          label=example.label, malignancy=known.malignancy, diagnosis=known.diagnosis,
-          **numbers, **masks)
+        yield (
+          example.id,
+          tfds_features.example(
+            self.info.features,
+            image=tfds_features.png(pixels),
+            id=example.id,
+            patient=example.id,
+            age=float(numbers.pop("age")),
+            sex=known.sex,
+            view="PA",
+            window=window,
+            mask=lungs,
+            label=example.label,
+            malignancy=known.malignancy,
+            diagnosis=known.diagnosis,
+            **numbers,
+            **masks,
+          ),
+        )
 
-  def _masks(self, opened: archive.Archive, example: Example, size: tuple[int, int],
-             ) -> tuple[dict[str, bytes], bytes | None]:
+  def _masks(
+    self, opened: archive.Archive, example: Example, size: tuple[int, int]
+  ) -> tuple[dict[str, bytes], bytes | None]:
     """Each structure's mask, and that of both lungs, in the size of the image."""
     published, found = {}, {}
     for name in STRUCTURES:
@@ -153,8 +198,9 @@ def film(data: bytes) -> tuple[UInt16[np.ndarray, "s s 1"], tuple[float, float]]
     return read.pixels.astype(np.uint16), read.window or (0.0, float(2**read.bits - 1))
   side = math.isqrt(len(data) // 2)
   if 2 * side * side != len(data):
-    raise decode.BadImage(f"it has {len(data):,} bytes, not those of a square of 16-bit pixels: is "
-                          "it cut short?")
+    raise decode.BadImage(
+      f"it has {len(data):,} bytes, not those of a square of 16-bit pixels: is it cut short?"
+    )
   decode.check_shape(side, side)
   levels = np.frombuffer(data, ">u2").reshape(side, side, 1)
   if levels.max() > WHITE:
@@ -175,8 +221,10 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
       images[name.upper()] = member
   for start, label in LABELS.items():
     if not any(name.startswith(start) for name in images):
-      raise UserError(f"{opened.path} has no {start}*.IMG ({label}): not this data set, or only a "
-                      f"part of it; get it from {WHERE}")
+      raise UserError(
+        f"{opened.path} has no {start}*.IMG ({label}): not this data set, or only a "
+        f"part of it; get it from {WHERE}"
+      )
   for member in tfds_features.matching(opened.names, r"([^/]+)\.IMG").values():
     if member not in images.values() and not re.search(_IMAGE + "$", member, re.IGNORECASE):
       left_out.add(member, "its name is not of this data set")
@@ -195,9 +243,17 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
   lacking = sum(len(masks.get(name, ())) < len(STRUCTURES) for name in images)
   if lacking:
     left_out.note(f"{lacking} images lack masks of {', '.join(STRUCTURES)}, or some of them")
-  return [Example(name, member, masks.get(name, {}), patients.get(
-            name, Patient(malignancy="non-nodule" if name.startswith("JPCNN") else "unknown")))
-          for name, member in sorted(images.items())]
+  return [
+    Example(
+      name,
+      member,
+      masks.get(name, {}),
+      patients.get(
+        name, Patient(malignancy="non-nodule" if name.startswith("JPCNN") else "unknown")
+      ),
+    )
+    for name, member in sorted(images.items())
+  ]
 
 
 def clinical(opened: archive.Archive) -> dict[str, Patient]:
@@ -227,12 +283,17 @@ def _nodule(line: str, place: str) -> tuple[str, Patient]:
   malignancy = fields[7].lower()
   if malignancy not in MALIGNANCIES[1:3]:
     raise UserError(f"{place} has {fields[7]!r}{suggest(malignancy, MALIGNANCIES[1:3])}")
-  numbers = {name: _number(fields[at], place) for name, at in zip(
-    ("subtlety", "nodule_size", "age", "nodule_x", "nodule_y"), (1, 2, 3, 5, 6), strict=True)}
+  numbers = {
+    name: _number(fields[at], place)
+    for name, at in zip(
+      ("subtlety", "nodule_size", "age", "nodule_x", "nodule_y"), (1, 2, 3, 5, 6), strict=True
+    )
+  }
   if numbers["subtlety"] not in (1, 2, 3, 4, 5):
     raise UserError(f"{place} has the subtlety {fields[1]!r}; valid: 1, 2, 3, 4, 5")
   return _name(fields[0], place), Patient(
-    place, _sex(fields[4]), malignancy, " ".join(" ".join(fields[8:]).split()), numbers)
+    place, _sex(fields[4]), malignancy, " ".join(" ".join(fields[8:]).split()), numbers
+  )
 
 
 def _healthy(line: str, place: str) -> tuple[str, Patient]:
@@ -240,7 +301,8 @@ def _healthy(line: str, place: str) -> tuple[str, Patient]:
   if len(fields) < 4 or fields[3].lower() != "non-nodule":
     raise UserError(f"{place} is not name, age, sex and 'non-nodule'")
   return _name(fields[0], place), Patient(
-    place, _sex(fields[2]), "non-nodule", "", {"age": _number(fields[1], place)})
+    place, _sex(fields[2]), "non-nodule", "", {"age": _number(fields[1], place)}
+  )
 
 
 def _name(field: str, place: str) -> str:

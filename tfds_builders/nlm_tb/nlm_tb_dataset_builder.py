@@ -20,8 +20,16 @@ LABELS = ("normal", "tuberculosis")
 FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 WHERE = "https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/"
 
-_BOTH = ("pulmonary-chest-xray-abnormalities*", "chest-xray-masks-and-labels*",
-         "Lung Segmentation*", "archive.zip", "CXR_png", "ClinicalReadings", "mask", "masks")
+_BOTH = (
+  "pulmonary-chest-xray-abnormalities*",
+  "chest-xray-masks-and-labels*",
+  "Lung Segmentation*",
+  "archive.zip",
+  "CXR_png",
+  "ClinicalReadings",
+  "mask",
+  "masks",
+)
 _SEX = re.compile(r"\b(f|fem\w*|m|males?|mal)\b", re.IGNORECASE)
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(y|mo|m\b|w|d)?", re.IGNORECASE)
 _UNITS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}  # years
@@ -66,35 +74,55 @@ class Builder(base_builder.SetBuilder):
   RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
   BUILDER_CONFIGS: ClassVar = [
     Config(
-      name="shenzhen", description="662 images from Shenzhen, China; 566 with a lung mask.",
-      start="CHNCXR", images=662,
-      candidates=("ChinaSet_AllFiles.zip", "ChinaSet*", "Shenzhen*", "shcxr-lung-mask*", *_BOTH)),
+      name="shenzhen",
+      description="662 images from Shenzhen, China; 566 with a lung mask.",
+      start="CHNCXR",
+      images=662,
+      candidates=("ChinaSet_AllFiles.zip", "ChinaSet*", "Shenzhen*", "shcxr-lung-mask*", *_BOTH),
+    ),
     Config(
-      name="montgomery", description="138 images from Montgomery County, USA; all with lung masks.",
-      start="MCUCXR", images=138,
-      candidates=("NLM-MontgomeryCXRSet.zip", "NLM-Montgomery*", "Montgomery*", "ManualMask",
-                  *_BOTH)),
+      name="montgomery",
+      description="138 images from Montgomery County, USA; all with lung masks.",
+      start="MCUCXR",
+      images=138,
+      candidates=(
+        "NLM-MontgomeryCXRSet.zip",
+        "NLM-Montgomery*",
+        "Montgomery*",
+        "ManualMask",
+        *_BOTH,
+      ),
+    ),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put ChinaSet_AllFiles.zip (and shcxr-lung-mask.zip, the lung masks) or "
     "NLM-MontgomeryCXRSet.zip, or the folders they unpack to, into the manual folder. They are at "
-    f"{WHERE}.")
+    f"{WHERE}."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
     self.left_out = tfds_features.LeftOut()
     return self.dataset_info_from_configs(
       features=tfds_features.features(
-        label=LABELS, encoding="png", mask=True,
-        reading=tfds.features.Text(doc="Findings of the clinical reading; may be empty.")),
-      supervised_keys=("image", "label"), homepage=WHERE, metadata=self.left_out.metadata)
+        label=LABELS,
+        encoding="png",
+        mask=True,
+        reading=tfds.features.Text(doc="Findings of the clinical reading; may be empty."),
+      ),
+      supervised_keys=("image", "label"),
+      homepage=WHERE,
+      metadata=self.left_out.metadata,
+    )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     with self._open(dl_manager.manual_dir) as opened:
       found = examples(opened, self.builder_config, self.left_out)
     return {
       name: tfds_features.some(
-        self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out)
-      for name, chosen in assign(found).items()}
+        self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out
+      )
+      for name, chosen in assign(found).items()
+    }
 
   def _open(self, folder) -> archive.Archive:
     return archive.gather(folder, self.builder_config.candidates, WHERE)
@@ -114,14 +142,27 @@ class Builder(base_builder.SetBuilder):
             mask = tfds_features.mask(*map(opened.read, example.masks), like=size)
         except decode.BadImage as error:
           self.left_out.note(f"{example.id} counts as having no mask: {error}")
-        yield example.id, tfds_features.example(
-          self.info.features, image=image, id=example.id, patient=example.id[:-2],
-          age=example.age, sex=example.sex, view="PA", mask=mask, label=example.label,
-          site=self.builder_config.name, reading=example.reading)
+        yield (
+          example.id,
+          tfds_features.example(
+            self.info.features,
+            image=image,
+            id=example.id,
+            patient=example.id[:-2],
+            age=example.age,
+            sex=example.sex,
+            view="PA",
+            mask=mask,
+            label=example.label,
+            site=self.builder_config.name,
+            reading=example.reading,
+          ),
+        )
 
 
 def examples(
-    opened: archive.Archive, config: Config, left_out: tfds_features.LeftOut) -> list[Example]:
+  opened: archive.Archive, config: Config, left_out: tfds_features.LeftOut
+) -> list[Example]:
   """All images of a set, sorted by id.
 
   Raises:
@@ -129,13 +170,16 @@ def examples(
   """
   left_out.add_all(opened.refused)
   name = rf"({config.start}_\d{{4}}_[01])"
-  images = {key: member for (key,), member in
-            tfds_features.matching(opened.names, rf"CXR_png/{name}\.png").items()}
+  images = {
+    key: member
+    for (key,), member in tfds_features.matching(opened.names, rf"CXR_png/{name}\.png").items()
+  }
   for label, digit in zip(LABELS, "01", strict=True):
     if not any(key.endswith(digit) for key in images):
       raise UserError(
         f"{opened.path} has no image CXR_png/{config.start}_*_{digit}.png ({label}): not the "
-        f"{config.name} set, or only a part of it; get it from {WHERE}")
+        f"{config.name} set, or only a part of it; get it from {WHERE}"
+      )
   numbers: dict[str, str] = {}
   for key in images:
     if numbers.setdefault(key[:-2], key) != key:
@@ -143,22 +187,26 @@ def examples(
   for (key,), member in tfds_features.matching(opened.names, r"CXR_png/([^/]+\.\w+)").items():
     if not re.fullmatch(r"(CHNCXR|MCUCXR)_\d{4}_[01]\.png", key, re.IGNORECASE):
       left_out.add(member, "its name is not of this data set")
-  readings = {key: member for (key,), member in
-              tfds_features.matching(opened.names, rf"ClinicalReadings/{name}\.txt").items()}
+  readings = {
+    key: member
+    for (key,), member in tfds_features.matching(
+      opened.names, rf"ClinicalReadings/{name}\.txt"
+    ).items()
+  }
   for key in sorted(set(readings) - set(images)):
     left_out.add(key, "it has a clinical reading, but there is no image")
   masks = _masks(opened, name, left_out)
   found = []
   for key, member in sorted(images.items()):
-    age, sex, text = (parse(_text(opened.read(readings[key]))) if key in readings
-                      else (None, "", ""))
+    age, sex, text = parse(_text(opened.read(readings[key]))) if key in readings else (None, "", "")
     found.append(Example(key, member, masks.get(key, ()), age, sex, text))
   _tell(found, config, left_out)
   return found
 
 
 def _masks(
-    opened: archive.Archive, name: str, left_out: tfds_features.LeftOut) -> dict[str, tuple[str, ...]]:
+  opened: archive.Archive, name: str, left_out: tfds_features.LeftOut
+) -> dict[str, tuple[str, ...]]:
   """The mask files of each image that has them."""
   whole = tfds_features.matching(opened.names, rf"{name}_mask\.png")
   whole |= tfds_features.matching(opened.names, rf"masks/{name}\.png")
@@ -178,8 +226,10 @@ def _masks(
 def _tell(found: list[Example], config: Config, left_out: tfds_features.LeftOut) -> None:
   """Notes for readers of reports."""
   unknown = {
-    "age": sum(e.age is None for e in found), "sex": sum(not e.sex for e in found),
-    "lung mask": sum(not e.masks for e in found)}
+    "age": sum(e.age is None for e in found),
+    "sex": sum(not e.sex for e in found),
+    "lung mask": sum(not e.masks for e in found),
+  }
   if len(found) != config.images:
     left_out.note(f"{len(found)} images, where {config.images} are published")
   for what, n in unknown.items():
@@ -207,12 +257,17 @@ def parse(text: str) -> tuple[float | None, str, str]:
   if sex is None and not (age and age[2]):
     return None, "", " ".join(lines)  # what comes first is a finding already
   years = float(age[1]) * _UNITS[(age[2] or "y")[0].lower()] if age else None
-  return (years if years is not None and years <= _OLDEST else None,
-          sex[1][0].upper() if sex else "", " ".join(line for line in lines if line not in head))
+  return (
+    years if years is not None and years <= _OLDEST else None,
+    sex[1][0].upper() if sex else "",
+    " ".join(line for line in lines if line not in head),
+  )
 
 
 def assign(found: list[Example]) -> dict[str, list[Example]]:
   """The images of each split, of which none is official."""
   labels = np.array([[float(e.label == name) for name in LABELS] for e in found], np.float32)
-  rows = patient_splits.split_by_patient([e.id[:-2] for e in found], FRACTIONS, seed=0, labels=labels)
+  rows = patient_splits.split_by_patient(
+    [e.id[:-2] for e in found], FRACTIONS, seed=0, labels=labels
+  )
   return {name: [found[i] for i in chosen] for name, chosen in rows.items()}

@@ -17,7 +17,8 @@ from cxrjax.data.sources import archive
 from cxrjax.data.splits import patient_splits
 
 # Every term that is in `Labels`, leading blanks removed.
-TERMS = frozenset("""
+TERMS = frozenset(
+  """
 COPD signs|Chilaiditi sign|NSG tube|abnormal foreign body|abscess|adenopathy|air bronchogram|air
 fluid level|air trapping|alveolar pattern|aortic aneurysm|aortic atheromatosis|aortic button
 enlargement|aortic elongation|aortic endoprosthesis|apical pleural thickening|artificial aortic
@@ -58,7 +59,11 @@ deformation|total atelectasis|tracheal shift|tracheostomy tube|tuberculosis|tube
 sequelae|unchanged|vascular hilar enlargement|vascular redistribution|ventriculoperitoneal drain
 tube|vertebral anterior compression|vertebral compression|vertebral degenerative changes|vertebral
 fracture|volume loss
-""".replace("|\n", "|").replace("\n", " ").strip().split("|"))
+""".replace("|\n", "|")
+  .replace("\n", " ")
+  .strip()
+  .split("|")
+)
 
 EXCLUDED = "exclude"  # the readers' own mark for what should not be used
 # Alone these say nothing of what is to be seen.
@@ -86,8 +91,14 @@ FINDINGS: dict[str, tuple[str, ...]] = {
   "Hemidiaphragm Elevation": ("hemidiaphragm elevation",),
   "Hernia": ("hernia",),
   "Hilar Enlargement": ("hilar enlargement", "adenopathy", "pulmonary artery enlargement"),
-  "Infiltration": ("infiltrates", "interstitial pattern", "ground glass pattern",
-                   "alveolar pattern", "consolidation", "air bronchogram"),
+  "Infiltration": (
+    "infiltrates",
+    "interstitial pattern",
+    "ground glass pattern",
+    "alveolar pattern",
+    "consolidation",
+    "air bronchogram",
+  ),
   "Mass": ("mass",),
   "Nodule": ("nodule",),
   "Pleural_Thickening": ("pleural thickening",),
@@ -110,9 +121,13 @@ NORMAL = {"No Finding": "normal"}
 
 LABELS = (*FINDINGS, *NORMAL)
 MAKES = {
-  **{name: frozenset(term for term in TERMS if any(word in term for word in words))
-     - WITHOUT.get(name, set()) for name, words in FINDINGS.items()},
-  **{name: frozenset({term}) for name, term in NORMAL.items()}}
+  **{
+    name: frozenset(term for term in TERMS if any(word in term for word in words))
+    - WITHOUT.get(name, set())
+    for name, words in FINDINGS.items()
+  },
+  **{name: frozenset({term}) for name, term in NORMAL.items()},
+}
 
 WHERE = "https://bimcv.cipf.es/bimcv-projects/padchest (on request)"
 CANDIDATES = ("BIMCV-PadChest*", "PadChest*", "PADCHEST*", "padchest*")
@@ -123,27 +138,50 @@ VIEWS = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "L", "COSTAL": ""}
 _PATTERN = r"(?:^|/)([^/]+\.png)$"
 _NUMBERED = re.compile(r"(?:^|/)(\d{1,2})(?:\.zip$|/(?=[^/]+\.png$))")
 _TABLE = re.compile(r"(?:^|/)PADCHEST_chest_x_ray_images_labels_160K[^/]*\.csv(?:\.gz)?$")
-_COLUMNS = ("ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth",
-            "PatientSex_DICOM", "Projection", "PhotometricInterpretation_DICOM", "MethodLabel",
-            "Labels")
+_COLUMNS = (
+  "ImageID",
+  "ImageDir",
+  "StudyDate_DICOM",
+  "StudyID",
+  "PatientID",
+  "PatientBirth",
+  "PatientSex_DICOM",
+  "Projection",
+  "PhotometricInterpretation_DICOM",
+  "MethodLabel",
+  "Labels",
+)
 _OLDEST = 120
 _LONGEST = 10_000  # characters of a list of terms
 _ALWAYS = "21684011136696401"  # digits that all names begin with
 _KNOWN = {  # images that others found to be of no use, by the rest of their names
   "it was never published": (
-    "2819207061112010307142602253_04-014-084", "2989926673512011074122523403_00-163-058",
-    "2959786098432011033083840143_00-176-115", "2558082906712009327122220177_00-102-064",
-    "2339356563862009072111404053_00-043-192", "3076187734852011291090445391_00-196-188",
-    "2373310883942009117084022290_00-064-025", "2283393834152009033102258826_00-059-087",
-    "2373310883942009170084120009_00-097-074", "2819207061112010315104455352_04-024-184",
-    "2819207061112010306085429121_04-020-102"),
+    "2819207061112010307142602253_04-014-084",
+    "2989926673512011074122523403_00-163-058",
+    "2959786098432011033083840143_00-176-115",
+    "2558082906712009327122220177_00-102-064",
+    "2339356563862009072111404053_00-043-192",
+    "3076187734852011291090445391_00-196-188",
+    "2373310883942009117084022290_00-064-025",
+    "2283393834152009033102258826_00-059-087",
+    "2373310883942009170084120009_00-097-074",
+    "2819207061112010315104455352_04-024-184",
+    "2819207061112010306085429121_04-020-102",
+  ),
   "it was published damaged": (
-    "2989926673512011083134050913_00-168-009", "2989926673512011151082430686_00-157-045"),
+    "2989926673512011083134050913_00-168-009",
+    "2989926673512011151082430686_00-157-045",
+  ),
   "it was published cut short": (
-    "2373310883942009152114636712_00-102-045", "2819207061112010281134410801_00-129-131",
-    "2487858717522009280135853083_00-075-001", "3686042548532013208193054515_02-026-007",
-    "3590140476722013058110301622_02-056-111", "3590140476722013043111952381_02-065-198",
-    "3829543166512013353113303615_02-092-190", "3962490064942014134093945580_01-178-104"),
+    "2373310883942009152114636712_00-102-045",
+    "2819207061112010281134410801_00-129-131",
+    "2487858717522009280135853083_00-075-001",
+    "3686042548532013208193054515_02-026-007",
+    "3590140476722013058110301622_02-056-111",
+    "3590140476722013043111952381_02-065-198",
+    "3829543166512013353113303615_02-092-190",
+    "3962490064942014134093945580_01-178-104",
+  ),
 }
 BAD = {f"{_ALWAYS}{name}.png": reason for reason, names in _KNOWN.items() for name in names}
 
@@ -156,18 +194,25 @@ class Builder(csv_builder.PublishedBuilder):
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv (or .csv.gz) and the archives 0.zip "
     "to 50.zip and 54.zip, or folders of these names, into the manual folder. They are at "
-    f"{WHERE}.")
+    f"{WHERE}."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(tfds_features.features(
-      labels=LABELS, encoding="png", bits=16,
-      study=tfds.features.Text(),
-      projection=tfds.features.Text(doc="As published: PA, AP, AP_horizontal, L or COSTAL."),
-      terms=tfds.features.Sequence(tfds.features.Text(), doc="All terms of the report."),
-      by_physician=tfds.features.Scalar(
-        np.bool_, doc="Whether a physician read the terms from the report, or a network."),
-      inverted=tfds.features.Scalar(np.bool_, doc="Whether it was published as MONOCHROME1."),
-    ), "https://bimcv.cipf.es/bimcv-projects/padchest")
+    return self.described(
+      tfds_features.features(
+        labels=LABELS,
+        encoding="png",
+        bits=16,
+        study=tfds.features.Text(),
+        projection=tfds.features.Text(doc="As published: PA, AP, AP_horizontal, L or COSTAL."),
+        terms=tfds.features.Sequence(tfds.features.Text(), doc="All terms of the report."),
+        by_physician=tfds.features.Scalar(
+          np.bool_, doc="Whether a physician read the terms from the report, or a network."
+        ),
+        inverted=tfds.features.Scalar(np.bool_, doc="Whether it was published as MONOCHROME1."),
+      ),
+      "https://bimcv.cipf.es/bimcv-projects/padchest",
+    )
 
   def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
@@ -175,8 +220,9 @@ class Builder(csv_builder.PublishedBuilder):
       names = opened.names
       tables = [name for name in names if _TABLE.search(name)]
       if not tables:
-        raise UserError(f"{path} has no PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv; get "
-                        f"it from {WHERE}")
+        raise UserError(
+          f"{path} has no PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv; get it from {WHERE}"
+        )
       table = min(tables, key=lambda name: (name.count("/"), name))
       found, folders = csv_builder.Listing(LABELS, _PATTERN), set()
       for place, row in archive.rows(opened, table, _COLUMNS):
@@ -184,12 +230,15 @@ class Builder(csv_builder.PublishedBuilder):
         folders.add(row["ImageDir"])
     unknown = [key for key, reason in found.left_out.items() if reason.startswith(_TERM)]
     if csv_builder.many(len(unknown), len(found.rows)):
-      raise UserError(f"{path}: {table} has terms that are not PadChest's, {len(unknown):,} images "
-                      f"such as {unknown[0]}: another release?")
+      raise UserError(
+        f"{path}: {table} has terms that are not PadChest's, {len(unknown):,} images "
+        f"such as {unknown[0]}: another release?"
+      )
     inverted = sum(row.inverted for row in found.rows.values())
     if inverted:
       self.left_out.note(
-        f"{inverted:,} images that PadChest's table calls MONOCHROME1 were inverted")
+        f"{inverted:,} images that PadChest's table calls MONOCHROME1 were inverted"
+      )
     return found, _parts(path, names, folders)
 
 
@@ -213,11 +262,21 @@ def _listed(row: dict[str, str], place: str) -> csv_builder.Listed | str:
     return f"{_TERM} {strange[0][:40]!r}"
   inverted = row["PhotometricInterpretation_DICOM"].strip() == "MONOCHROME1"
   return csv_builder.Listed(
-    patient=row["PatientID"], split=patient_splits.carve([row["PatientID"]], SPLITS)[0],
-    labels=_labels(terms), age=_age(row), sex=row["PatientSex_DICOM"].strip(),
-    view=VIEWS[projection], inverted=inverted, more={
-      "study": row["StudyID"], "projection": projection, "terms": sorted(set(terms or ())),
-      "by_physician": row["MethodLabel"].strip() == "Physician", "inverted": inverted})
+    patient=row["PatientID"],
+    split=patient_splits.carve([row["PatientID"]], SPLITS)[0],
+    labels=_labels(terms),
+    age=_age(row),
+    sex=row["PatientSex_DICOM"].strip(),
+    view=VIEWS[projection],
+    inverted=inverted,
+    more={
+      "study": row["StudyID"],
+      "projection": projection,
+      "terms": sorted(set(terms or ())),
+      "by_physician": row["MethodLabel"].strip() == "Physician",
+      "inverted": inverted,
+    },
+  )
 
 
 def _terms(text: str) -> list[str] | None:
@@ -247,8 +306,7 @@ def _age(row: dict[str, str]) -> float:
   return float(years) if 0 <= years <= _OLDEST else math.nan
 
 
-def _parts(path: pathlib.Path, names: tuple[str, ...],
-           folders: set[str]) -> list[csv_builder.Part]:
+def _parts(path: pathlib.Path, names: tuple[str, ...], folders: set[str]) -> list[csv_builder.Part]:
   """The archives or folders with the images.
 
   Raises:
@@ -258,15 +316,19 @@ def _parts(path: pathlib.Path, names: tuple[str, ...],
   for name in names:
     match = _NUMBERED.search(name)
     if match:
-      numbered.setdefault(match[1], set()).add(name[:match.end()])
+      numbered.setdefault(match[1], set()).add(name[: match.end()])
   if not numbered:
     return [csv_builder.Part(str(path))]  # all in one folder
   lacking = sorted(folders - set(numbered), key=lambda n: (len(n), n))
   if lacking:
-    raise UserError(f"{path} has no {lacking[0]}.zip (of the {len(folders)} archives these are not "
-                    f"there: {', '.join(lacking)}); get them from {WHERE}")
+    raise UserError(
+      f"{path} has no {lacking[0]}.zip (of the {len(folders)} archives these are not "
+      f"there: {', '.join(lacking)}); get them from {WHERE}"
+    )
   if not path.is_dir():
     return [csv_builder.Part(str(path))]
   # Where an archive and what it unpacks to are both there, the archive is what was published.
-  return [csv_builder.Part(str(path / min(found, key=lambda name: (name.endswith("/"), name))))
-          for _, found in sorted(numbered.items(), key=lambda item: int(item[0]))]
+  return [
+    csv_builder.Part(str(path / min(found, key=lambda name: (name.endswith("/"), name))))
+    for _, found in sorted(numbered.items(), key=lambda item: int(item[0]))
+  ]

@@ -36,15 +36,23 @@ class Builder(csv_builder.PublishedBuilder):
   SPLITS = ("train", "validation", "test", "unlabelled")
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put rsna-pneumonia-detection-challenge.zip, or what it unpacks to, into the manual folder. It "
-    f"is at {WHERE}, with a Kaggle account.")
+    f"is at {WHERE}, with a Kaggle account."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(tfds_features.features(
-      label=CLASSES, labels=(FINDING,), encoding="png", window=True,
-      boxes=tfds.features.Sequence(
-        {"label": tfds.features.ClassLabel(names=(FINDING,)), "box": tfds.features.BBoxFeature()},
-        doc="Opacities that may be pneumonia; [ymin, xmin, ymax, xmax] in 0..1."),
-    ), WHERE)
+    return self.described(
+      tfds_features.features(
+        label=CLASSES,
+        labels=(FINDING,),
+        encoding="png",
+        window=True,
+        boxes=tfds.features.Sequence(
+          {"label": tfds.features.ClassLabel(names=(FINDING,)), "box": tfds.features.BBoxFeature()},
+          doc="Opacities that may be pneumonia; [ymin, xmin, ymax, xmax] in 0..1.",
+        ),
+      ),
+      WHERE,
+    )
 
   def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
@@ -52,19 +60,36 @@ class Builder(csv_builder.PublishedBuilder):
     with release_layout.opened(path) as release:
       boxes = _boxes(release, release_layout.table(release, "stage_2_train_labels", WHERE))
       classes = _classes(
-        release, release_layout.table(release, "stage_2_detailed_class_info", WHERE), boxes)
+        release, release_layout.table(release, "stage_2_detailed_class_info", WHERE), boxes
+      )
       parts = release_layout.parts(path, release.names, _PATTERN)
-      hidden = release_layout.without_labels(release, _TEST, "stage_2_sample_submission", "patientId")
+      hidden = release_layout.without_labels(
+        release, _TEST, "stage_2_sample_submission", "patientId"
+      )
     for key, split in _assign(classes).items():
-      found.add(key, csv_builder.Listed(
-        patient="", split=split, labels=(float(bool(boxes[key])),), boxes=boxes[key],
-        more={"label": classes[key]}), str(path))
+      found.add(
+        key,
+        csv_builder.Listed(
+          patient="",
+          split=split,
+          labels=(float(bool(boxes[key])),),
+          boxes=boxes[key],
+          more={"label": classes[key]},
+        ),
+        str(path),
+      )
     for key, place in hidden.items():
-      found.add(key, csv_builder.Listed(
-        patient="", split="unlabelled", labels=(math.nan,), boxes=[], more={"label": -1}), place)
+      found.add(
+        key,
+        csv_builder.Listed(
+          patient="", split="unlabelled", labels=(math.nan,), boxes=[], more={"label": -1}
+        ),
+        place,
+      )
     self.left_out.note(
       "patients unknown: every image counts as a patient of its own, but all are of ChestX-ray14, "
-      "where a patient has several; do not test on one set what was trained on the other")
+      "where a patient has several; do not test on one set what was trained on the other"
+    )
     if not hidden:
       self.left_out.note("the images of the challenge's test, without labels, were not there")
     return found, parts
@@ -103,12 +128,16 @@ def _classes(release: archive.Archive, table: str, boxes: dict[str, list]) -> di
     if key not in boxes:
       raise UserError(f"{place}: {key[:40]} is not in stage_2_train_labels.csv")
     if bool(boxes[key]) != (name == CLASSES[2]):
-      raise UserError(f"{place}: {key} is {name!r}, and in stage_2_train_labels.csv it has "
-                      f"{len(boxes[key])} boxes")
+      raise UserError(
+        f"{place}: {key} is {name!r}, and in stage_2_train_labels.csv it has "
+        f"{len(boxes[key])} boxes"
+      )
   lacking = sorted(set(boxes) - set(found))
   if lacking:
-    raise UserError(f"{release.path}: {table} does not have {lacking[0]}, one of {len(lacking):,} "
-                    "in stage_2_train_labels.csv that it lacks")
+    raise UserError(
+      f"{release.path}: {table} does not have {lacking[0]}, one of {len(lacking):,} "
+      "in stage_2_train_labels.csv that it lacks"
+    )
   return found
 
 

@@ -15,19 +15,60 @@ from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.sources import archive
 
 LABELS = (  # spelt as published
-  "No finding", "Bronchitis", "Brocho-pneumonia", "Other disease", "Bronchiolitis",
-  "Situs inversus", "Pneumonia", "Pleuro-pneumonia", "Diagphramatic hernia", "Tuberculosis",
-  "Congenital emphysema", "CPAM", "Hyaline membrane disease", "Mediastinal tumor", "Lung tumor")
+  "No finding",
+  "Bronchitis",
+  "Brocho-pneumonia",
+  "Other disease",
+  "Bronchiolitis",
+  "Situs inversus",
+  "Pneumonia",
+  "Pleuro-pneumonia",
+  "Diagphramatic hernia",
+  "Tuberculosis",
+  "Congenital emphysema",
+  "CPAM",
+  "Hyaline membrane disease",
+  "Mediastinal tumor",
+  "Lung tumor",
+)
 FINDINGS = (
-  "Boot-shaped heart", "Peribronchovascular interstitial opacity", "Reticulonodular opacity",
-  "Bronchial thickening", "Enlarged PA", "Cardiomegaly", "Diffuse aveolar opacity",
-  "Other opacity", "Other lesion", "Consolidation", "Mediastinal shift",
-  "Anterior mediastinal mass", "Dextro cardia", "Pleural effusion", "Stomach on the right side",
-  "Atelectasis", "Lung hyperinflation", "Egg on string sign", "Interstitial lung disease - ILD",
-  "Infiltration", "Lung cavity", "Pneumothorax", "Edema", "Pleural thickening",
-  "Other nodule/mass", "Clavicle fracture", "Chest wall mass", "Lung cyst", "Emphysema",
-  "Bronchectasis", "Expanded edges of the anterior ribs", "Pulmonary fibrosis",
-  "Paraveterbral mass", "Aortic enlargement", "Calcification", "Intrathoracic digestive structure")
+  "Boot-shaped heart",
+  "Peribronchovascular interstitial opacity",
+  "Reticulonodular opacity",
+  "Bronchial thickening",
+  "Enlarged PA",
+  "Cardiomegaly",
+  "Diffuse aveolar opacity",
+  "Other opacity",
+  "Other lesion",
+  "Consolidation",
+  "Mediastinal shift",
+  "Anterior mediastinal mass",
+  "Dextro cardia",
+  "Pleural effusion",
+  "Stomach on the right side",
+  "Atelectasis",
+  "Lung hyperinflation",
+  "Egg on string sign",
+  "Interstitial lung disease - ILD",
+  "Infiltration",
+  "Lung cavity",
+  "Pneumothorax",
+  "Edema",
+  "Pleural thickening",
+  "Other nodule/mass",
+  "Clavicle fracture",
+  "Chest wall mass",
+  "Lung cyst",
+  "Emphysema",
+  "Bronchectasis",
+  "Expanded edges of the anterior ribs",
+  "Pulmonary fibrosis",
+  "Paraveterbral mass",
+  "Aortic enlargement",
+  "Calcification",
+  "Intrathoracic digestive structure",
+)
 WHERE = "https://physionet.org/content/vindr-pcxr/1.0.0/"
 CANDIDATES = ("vindr-pcxr*", "physionet.org/files/vindr-pcxr", "VinDr-PCXR*", "archive.zip")
 MARKERS = ("image_labels_train.csv*",)
@@ -44,42 +85,66 @@ class Builder(csv_builder.PublishedBuilder):
   RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put the release (the folder with train, test, image_labels_train.csv and the other tables), "
-    f"packed or unpacked, into the manual folder. It is at {WHERE}, after registration.")
+    f"packed or unpacked, into the manual folder. It is at {WHERE}, after registration."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(tfds_features.features(
-      labels=LABELS, encoding="png", bits=16, window=True,
-      findings=tfds.features.FeaturesDict(
-        {name: tfds.features.Scalar(np.float32) for name in FINDINGS},
-        doc="1 where a box of it was drawn, 0 where none; NaN where the image has no annotation."),
-      reader=tfds.features.Text(doc="Who read the image; empty where unknown."),
-      boxes=tfds.features.Sequence(
-        {"label": tfds.features.ClassLabel(names=FINDINGS), "box": tfds.features.BBoxFeature(),
-         "reader": tfds.features.Text()},
-        doc="[ymin, xmin, ymax, xmax] in 0..1."),
-    ), WHERE)
+    return self.described(
+      tfds_features.features(
+        labels=LABELS,
+        encoding="png",
+        bits=16,
+        window=True,
+        findings=tfds.features.FeaturesDict(
+          {name: tfds.features.Scalar(np.float32) for name in FINDINGS},
+          doc="1 where a box of it was drawn, 0 where none; NaN where the image has no annotation.",
+        ),
+        reader=tfds.features.Text(doc="Who read the image; empty where unknown."),
+        boxes=tfds.features.Sequence(
+          {
+            "label": tfds.features.ClassLabel(names=FINDINGS),
+            "box": tfds.features.BBoxFeature(),
+            "reader": tfds.features.Text(),
+          },
+          doc="[ymin, xmin, ymax, xmax] in 0..1.",
+        ),
+      ),
+      WHERE,
+    )
 
   def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
     found = csv_builder.Listing(
-      [*LABELS, *(f"findings::{name}" for name in FINDINGS)], _PATTERN, dicom=True)
+      [*LABELS, *(f"findings::{name}" for name in FINDINGS)], _PATTERN, dicom=True
+    )
     with release_layout.opened(path) as release:
       for split in ("train", "test"):
         table = release_layout.table(release, f"image_labels_{split}", WHERE)
-        seen, boxes = _annotations(release, release_layout.table(release, f"annotations_{split}", WHERE))
+        seen, boxes = _annotations(
+          release, release_layout.table(release, f"annotations_{split}", WHERE)
+        )
         for place, row in archive.rows(release, table, ("image_id",)):
           _check(row, place)
           key, its = row["image_id"], boxes.get(row["image_id"], [])
           drawn = {name for name, *_ in its}
           findings = (float(name in drawn) if key in seen else math.nan for name in FINDINGS)
-          found.add(key, csv_builder.Listed(
-            patient="", split=split, view="PA", boxes=its,
-            labels=(*(_present(row[name], name, place) for name in LABELS), *findings),
-            more={"reader": _reader(row)}), place)
+          found.add(
+            key,
+            csv_builder.Listed(
+              patient="",
+              split=split,
+              view="PA",
+              boxes=its,
+              labels=(*(_present(row[name], name, place) for name in LABELS), *findings),
+              more={"reader": _reader(row)},
+            ),
+            place,
+          )
         lost = seen - set(found.rows)
         if lost:
-          raise UserError(f"{path}: annotations_{split}.csv names {min(lost)[:50]}, which is not "
-                          f"in {table}")
+          raise UserError(
+            f"{path}: annotations_{split}.csv names {min(lost)[:50]}, which is not in {table}"
+          )
       parts = release_layout.parts(path, release.names, _PATTERN)
     self.left_out.note("patients unknown: every image counts as a patient of its own")
     return found, parts

@@ -1,7 +1,7 @@
 """Encoded bytes to gray pixels, 8 and 16 bit: PNG, JPEG, TIFF, DICOM and what else is met.
 
-Whatever the file, its samples are described once (`data.decoding.samples`) and become gray levels in one
-place. Decoding runs in processes of its own (`data.decoding.worker_pool`).
+Whatever the file, its samples are described once (`data.decoding.samples`) and become gray levels
+in one place. Decoding runs in processes of its own (`data.decoding.worker_pool`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,18 @@ from jaxtyping import UInt8, UInt16
 from cxrjax.data.decoding import dicom, dicom_pixels, formats, worker_pool
 from cxrjax.data.decoding.samples import MAX_PIXELS, MIN_SIDE, BadImage, check_shape
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE", "VERSION", "BadImage", "Shown", "bits", "check_shape",
-           "decode", "decode_here", "shown"]
+__all__ = [
+  "MAX_PIXELS",
+  "MIN_SIDE",
+  "VERSION",
+  "BadImage",
+  "Shown",
+  "bits",
+  "check_shape",
+  "decode",
+  "decode_here",
+  "shown",
+]
 
 VERSION = 4  # raise when decoded pixels change: it is part of the key of every cache
 _MISSING = "it is empty (0 bytes): an interrupted download or copy"
@@ -23,8 +33,8 @@ _pool = worker_pool.Pool()
 
 
 def decode(
-    data: bytes, name: str = "", at_least: int | None = None,
-    ) -> UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]:
+  data: bytes, name: str = "", at_least: int | None = None
+) -> UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]:
   """Gray pixels of an encoded image, upright, black is 0.
 
   Colour and palettes are turned to gray (ITU-R 601 luma), alpha is ignored; 16 bits stay uint16;
@@ -87,13 +97,15 @@ def decode_here(data: bytes, at_least: int | None) -> tuple[np.ndarray, dict[str
   return _decoded(data, at_least, encoded=True)
 
 
-def _decoded(
-    data: bytes, at_least: int | None, encoded: bool) -> tuple[np.ndarray, dict[str, Any]]:
+def _decoded(data: bytes, at_least: int | None, encoded: bool) -> tuple[np.ndarray, dict[str, Any]]:
   """Without `encoded` only what no native decoder is needed for; else raises Encoded."""
   if dicom.is_dicom(data):
     found = dicom.read(data, encoded=encoded)
-    return found.pixels, {"window": found.window, "full": found.pixels.shape[:2],
-                          "notes": found.notes}
+    return found.pixels, {
+      "window": found.window,
+      "full": found.pixels.shape[:2],
+      "notes": found.notes,
+    }
   if not encoded:
     raise dicom_pixels.Encoded
   samples = formats.open_image(data)

@@ -1,4 +1,4 @@
-"""DICOM radiographs: what may be known of a patient, and, by `data.decoding.dicom_pixels`, gray pixels.
+"""DICOM radiographs: age, sex and view of the patient, and gray pixels (by `dicom_pixels`).
 
 Only age, sex and view leave a file, and, where a key is given, a keyed hash of the patient's ID.
 Names, dates and identifiers stay behind, also in errors: those never quote what a header holds,
@@ -43,13 +43,24 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST = 2 * MAX_PIXELS + (1 << 24)  # bytes of a whole file, unpacked
 _VRS = frozenset(
   b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US"
-  b" UT UV".split())
+  b" UT UV".split()
+)
 # Elements of group 8 that a data set may begin with.
 _FIRST = (0x0000, 0x0001, 0x0005, 0x0006, 0x0008, 0x0012, 0x0014, 0x0016, 0x0018)
 _HEADER = (
-  "Modality", "PatientID", "IssuerOfPatientID", "PatientAge", "PatientBirthDate", "StudyDate",
-  "PatientSex", "ViewPosition", "ViewCodeSequence", "PatientOrientation", "BitsStored",
-  "SOPClassUID")
+  "Modality",
+  "PatientID",
+  "IssuerOfPatientID",
+  "PatientAge",
+  "PatientBirthDate",
+  "StudyDate",
+  "PatientSex",
+  "ViewPosition",
+  "ViewCodeSequence",
+  "PatientOrientation",
+  "BitsStored",
+  "SOPClassUID",
+)
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 _OLDEST = 120  # years; what is above is a typing error
 
@@ -95,20 +106,28 @@ def is_dicom(start: bytes) -> bool:
       start = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(start, 256)
     except zlib.error:
       return False
-  if start[_MARK_AT:_MARK_AT + 4] == _MARK:
+  if start[_MARK_AT : _MARK_AT + 4] == _MARK:
     return True
   start = start.removeprefix(_MARK)
-  group, element = (int.from_bytes(start[i:i + 2], "little") for i in (0, 2))
+  group, element = (int.from_bytes(start[i : i + 2], "little") for i in (0, 2))
   length = int.from_bytes(start[4:8], "little")
   if group == 2:  # the meta header, which is explicit
     return element <= 0x0010 and start[4:6] in _VRS
-  return group == 8 and element in _FIRST and len(start) >= 16 and (
-    start[4:6] in _VRS or (length % 2 == 0 and length <= 64))
+  return (
+    group == 8
+    and element in _FIRST
+    and len(start) >= 16
+    and (start[4:6] in _VRS or (length % 2 == 0 and length <= 64))
+  )
 
 
 def read(
-    data: bytes | io.BufferedIOBase, *, pixels: bool = True, key: bytes | None = None,
-    encoded: bool = True) -> Radiograph:
+  data: bytes | io.BufferedIOBase,
+  *,
+  pixels: bool = True,
+  key: bytes | None = None,
+  encoded: bool = True,
+) -> Radiograph:
   """A radiograph from a DICOM file.
 
   Uncompressed, RLE, JPEG (baseline, extended, lossless), JPEG-LS and JPEG 2000 pixels of 8 to 16
@@ -149,7 +168,8 @@ def values(opened: io.BufferedIOBase, keywords: Sequence[str]) -> list[str]:
     warnings.simplefilter("ignore")  # of values out of order, which it quotes
     try:
       header = _pydicom().dcmread(
-        opened, stop_before_pixels=True, force=True, specific_tags=[*keywords])
+        opened, stop_before_pixels=True, force=True, specific_tags=[*keywords]
+      )
       return [string(header, keyword) for keyword in keywords]
     except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
       raise BadImage(DAMAGED) from None
@@ -177,22 +197,29 @@ def _plain(opened: io.BufferedIOBase, encoded: bool) -> io.BufferedIOBase:
 
 
 def _radiograph(
-    opened: io.BufferedIOBase, pixels: bool, key: bytes | None, encoded: bool) -> Radiograph:
+  opened: io.BufferedIOBase, pixels: bool, key: bytes | None, encoded: bool
+) -> Radiograph:
   pydicom = _pydicom()
-  header = pydicom.dcmread(opened, stop_before_pixels=not pixels, force=True,
-                           specific_tags=None if pixels else list(_HEADER))
+  header = pydicom.dcmread(
+    opened,
+    stop_before_pixels=not pixels,
+    force=True,
+    specific_tags=None if pixels else list(_HEADER),
+  )
   if pixels:
     opened.close()  # all is read, and an unpacked file is as large as its pixels
   kind = string(header, "SOPClassUID") or string(
-    getattr(header, "file_meta", {}), "MediaStorageSOPClassUID")
+    getattr(header, "file_meta", {}), "MediaStorageSOPClassUID"
+  )
   if kind == pydicom.uid.MediaStorageDirectoryStorage:
     raise BadImage("it is a DICOMDIR, the table of contents of a medium, not an image")
   modality = string(header, "Modality").upper()
   if modality not in MODALITIES:
     # In a damaged header it may be somebody's name.
     named = modality if modality in _OTHERS else "(unreadable)"
-    raise BadImage(f"it is DICOM of modality {named}, not a radiograph "
-                   f"({', '.join(m for m in MODALITIES if m)})")
+    raise BadImage(
+      f"it is DICOM of modality {named}, not a radiograph ({', '.join(m for m in MODALITIES if m)})"
+    )
   named = pydicom.uid.UID_dictionary.get(kind, ("Image Storage",))[0]
   if pixels and "PixelData" not in header and "Image Storage" not in named:
     raise BadImage(f"it has no pixels: it is DICOM of the kind {named}")
@@ -201,14 +228,24 @@ def _radiograph(
     implicit, little = header.original_encoding
     header.file_meta = pydicom.dataset.FileMetaDataset()
     header.file_meta.TransferSyntaxUID = (
-      pydicom.uid.ImplicitVRLittleEndian if implicit else
-      pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian)
+      pydicom.uid.ImplicitVRLittleEndian
+      if implicit
+      else pydicom.uid.ExplicitVRLittleEndian
+      if little
+      else pydicom.uid.ExplicitVRBigEndian
+    )
   found = dicom_pixels.gray(header, encoded) if pixels else None
   return Radiograph(
-    found and found.pixels, found and found.window,
-    found.bits if found else integer(header, "BitsStored", 0), age=_age(header),
-    sex=sex_of(string(header, "PatientSex")), view=_view(header), modality=modality,
-    patient="" if key is None else _patient(header, key), notes=found.notes if found else ())
+    found and found.pixels,
+    found and found.window,
+    found.bits if found else integer(header, "BitsStored", 0),
+    age=_age(header),
+    sex=sex_of(string(header, "PatientSex")),
+    view=_view(header),
+    modality=modality,
+    patient="" if key is None else _patient(header, key),
+    notes=found.notes if found else (),
+  )
 
 
 def _pydicom() -> Any:
@@ -236,7 +273,7 @@ def _check_deflated(data: bytes) -> None:
   """Refuses a deflated file that would not fit into memory."""
   if data[132:140] != b"\x02\0\0\0UL\x04\0":
     raise BadImage(DAMAGED)
-  rest = data[144 + int.from_bytes(data[140:144], "little"):]
+  rest = data[144 + int.from_bytes(data[140:144], "little") :]
   packed, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
   try:
     while rest and not packed.eof:  # counted, not kept
@@ -282,8 +319,10 @@ def _age(header: Any) -> float | None:
   if text:
     return age_of(text)
   try:
-    born, seen = (datetime.datetime.strptime(string(header, name)[:8], "%Y%m%d")
-                  for name in ("PatientBirthDate", "StudyDate"))
+    born, seen = (
+      datetime.datetime.strptime(string(header, name)[:8], "%Y%m%d")
+      for name in ("PatientBirthDate", "StudyDate")
+    )
   except ValueError:
     return None
   age = (seen - born).days / _DAYS["Y"]

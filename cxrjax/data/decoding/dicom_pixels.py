@@ -23,10 +23,19 @@ DAMAGED = "it is DICOM with a damaged header, or cut short"
 _CUT = "its pixel data are damaged or cut short"
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
-_JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.201",
-              "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
-_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57",
-         "1.2.840.10008.1.2.4.70")
+_JPEG_2000 = (
+  "1.2.840.10008.1.2.4.90",
+  "1.2.840.10008.1.2.4.91",
+  "1.2.840.10008.1.2.4.201",
+  "1.2.840.10008.1.2.4.202",
+  "1.2.840.10008.1.2.4.203",
+)
+_JPEG = (
+  "1.2.840.10008.1.2.4.50",
+  "1.2.840.10008.1.2.4.51",
+  "1.2.840.10008.1.2.4.57",
+  "1.2.840.10008.1.2.4.70",
+)
 _RAW = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.1\.[123]\.1")  # DX, MG, IO for processing
 _ROWS = 64  # looked at together
 _SHOWN = 32  # of 256 gray levels; a window that shows fewer of an image is of another one
@@ -68,8 +77,9 @@ def gray(header: Any, encoded: bool = True) -> Found:
     raise BadImage(DAMAGED)
   if kind not in ("MONOCHROME1", "MONOCHROME2") or integer(header, "SamplesPerPixel", 1) != 1:
     known = re.fullmatch(r"RGB|PALETTE COLOR|YBR_[A-Z0-9_]{3,12}|MONOCHROME[12]", kind)
-    raise BadImage(f"its pixels are {known[0] if known else '(unreadable)'}, not MONOCHROME1 or "
-                   "MONOCHROME2")
+    raise BadImage(
+      f"its pixels are {known[0] if known else '(unreadable)'}, not MONOCHROME1 or MONOCHROME2"
+    )
   check_shape(integer(header, "Columns"), integer(header, "Rows"))
   values, bits, notes = _stored(header, encoded)
   del header["PixelData"]  # as large as what was made of it
@@ -77,9 +87,11 @@ def gray(header: Any, encoded: bool = True) -> Found:
   padding = _padding(header, values, signed)
   inverted = _inverted(header, kind, notes)
   if string(header, "PresentationIntentType").upper() == "FOR PROCESSING" or _RAW.fullmatch(
-      string(header, "SOPClassUID")):
-    notes.append("it is FOR PROCESSING: raw detector values, not the image that is shown to a "
-                 "reader")
+    string(header, "SOPClassUID")
+  ):
+    notes.append(
+      "it is FOR PROCESSING: raw detector values, not the image that is shown to a reader"
+    )
 
   slope, intercept = number(header, "RescaleSlope", 1), number(header, "RescaleIntercept", 0)
   lowest = -(1 << (bits - 1)) if signed else 0
@@ -122,8 +134,10 @@ def _inverted(header: Any, kind: str, notes: list[str]) -> bool:
   inverted = kind == "MONOCHROME1"
   shape = string(header, "PresentationLUTShape").upper()
   if shape in ("IDENTITY", "INVERSE") and (shape == "INVERSE") != inverted:
-    notes.append(f"its PhotometricInterpretation ({kind}) and PresentationLUTShape ({shape}) "
-                 "contradict each other; the latter is followed")
+    notes.append(
+      f"its PhotometricInterpretation ({kind}) and PresentationLUTShape ({shape}) "
+      "contradict each other; the latter is followed"
+    )
     return not inverted
   return inverted
 
@@ -168,14 +182,13 @@ def _stored(header: Any, encoded: bool) -> _Stored:
 
 
 def _native(
-    header: Any, syntax: Any, shape: tuple[int, int], bits: int, room: int, signed: bool,
-    ) -> np.ndarray:
+  header: Any, syntax: Any, shape: tuple[int, int], bits: int, room: int, signed: bool
+) -> np.ndarray:
   """Uncompressed values; bits that belong to no pixel are cleared."""
   from pydicom.pixels import get_decoder
 
   try:
-    values, _ = get_decoder(syntax).as_array(
-      header, raw=True, index=0, correct_unused_bits=False)
+    values, _ = get_decoder(syntax).as_array(header, raw=True, index=0, correct_unused_bits=False)
   except NotImplementedError:
     raise BadImage(f"its transfer syntax is {_syntax(syntax)}, which holds no stills") from None
   except MemoryError:
@@ -202,8 +215,8 @@ def _frame(header: Any) -> bytes:
 
 
 def _decoded(
-    frame: bytes, syntax: str, shape: tuple[int, int], room: int,
-    ) -> tuple[Shaped[np.ndarray, "rows columns *c"], int]:
+  frame: bytes, syntax: str, shape: tuple[int, int], room: int
+) -> tuple[Shaped[np.ndarray, "rows columns *c"], int]:
   """What an encoded frame holds, by its own header, and of how many bits that says it is."""
   try:
     if syntax == _RLE:
@@ -219,14 +232,20 @@ def _decoded(
       found = formats.jpeg_frame(frame)
       size, deep = (found.height, found.width), found.bits
     else:
-      raise BadImage(f"its transfer syntax is {_syntax(syntax)}, which is not read; convert it to "
-                     "another one")
+      raise BadImage(
+        f"its transfer syntax is {_syntax(syntax)}, which is not read; convert it to another one"
+      )
     if size != shape:  # before anything is decoded
       raise BadImage(f"its pixel data are {size}, its header says {shape}")
     if syntax not in _JPEG:
       check_packed(*size, len(frame))
-    decode = (imagecodecs.jpeg2k_decode if syntax in _JPEG_2000 else
-              formats.jpeg_ls if syntax in _JPEG_LS else imagecodecs.jpeg_decode)
+    decode = (
+      imagecodecs.jpeg2k_decode
+      if syntax in _JPEG_2000
+      else formats.jpeg_ls
+      if syntax in _JPEG_LS
+      else imagecodecs.jpeg_decode
+    )
     return decode(frame), deep
   except BadImage as error:
     if str(error).startswith("it is damaged"):
@@ -266,8 +285,8 @@ def _signed(found: np.ndarray, deep: int, bits: int, signed: bool) -> _Stored:
 
 
 def _padding(
-    header: Any, values: Integer[np.ndarray, "h w"], signed: bool,
-    ) -> Bool[np.ndarray, "h w"] | None:
+  header: Any, values: Integer[np.ndarray, "h w"], signed: bool
+) -> Bool[np.ndarray, "h w"] | None:
   """Which values are padding: the one that the header names, or the range; None for none."""
   names = [name for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") if string(header, name)]
   if "PixelPaddingValue" not in names:
@@ -358,8 +377,8 @@ def _table(header: Any, name: str, signed: bool) -> tuple[int, np.ndarray, int] 
 
 
 def _through(
-    values: np.ndarray, table: tuple[int, np.ndarray, int], slope: float = 1.0,
-    intercept: float = 0.0) -> tuple[np.ndarray, int]:
+  values: np.ndarray, table: tuple[int, np.ndarray, int], slope: float = 1.0, intercept: float = 0.0
+) -> tuple[np.ndarray, int]:
   """What a table makes of rescaled values, and of how many bits that is."""
   first, outputs, bits = table
 
@@ -371,9 +390,10 @@ def _through(
 
 
 def _by_rows(
-    values: np.ndarray, top: int, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+  values: np.ndarray, top: int, function: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
   """A function of values up to `top`, some rows at a time: its arithmetic is wide."""
   found = np.empty(values.shape, np.uint8 if top < 256 else np.uint16)
   for start in range(0, len(values), _ROWS):
-    found[start:start + _ROWS] = function(values[start:start + _ROWS])
+    found[start : start + _ROWS] = function(values[start : start + _ROWS])
   return found

@@ -127,12 +127,12 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
   """Kind and content of each chunk, whose checksums must hold."""
   at = len(_PNG)
   while True:
-    size, kind = int.from_bytes(data[at:at + 4], "big"), data[at + 4:at + 8]
+    size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
     end = at + 12 + size
     if end > len(data):
       raise BadImage("it is damaged or cut short (the file ends within a PNG chunk)")
-    content = memoryview(data)[at + 4:end - 4]
-    if zlib.crc32(content) != int.from_bytes(data[end - 4:end], "big"):
+    content = memoryview(data)[at + 4 : end - 4]
+    if zlib.crc32(content) != int.from_bytes(data[end - 4 : end], "big"):
       raise BadImage("it is damaged or cut short (a checksum of the PNG does not hold)")
     yield kind, b"" if kind == b"IDAT" else bytes(content[4:])
     if kind == b"IEND":
@@ -181,8 +181,12 @@ def _jpeg(data: bytes) -> Samples:
         return np.asarray(Image.fromarray(ink if frame.adobe else 255 - ink, "CMYK").convert("RGB"))
 
   return Samples(
-    (frame.height, frame.width), frame.bits, load, orientation=_turn(frame.exif),
-    notes=("it holds several pictures; the first is read",) if frame.pictures else ())
+    (frame.height, frame.width),
+    frame.bits,
+    load,
+    orientation=_turn(frame.exif),
+    notes=("it holds several pictures; the first is read",) if frame.pictures else (),
+  )
 
 
 def jpeg_frame(data: bytes) -> _Frame:
@@ -199,12 +203,11 @@ def jpeg_frame(data: bytes) -> _Frame:
     if marker == 0xFF:  # fill
       at += 1
       continue
-    body = data[at + 4:at + 2 + int.from_bytes(data[at + 2:at + 4], "big")]
+    body = data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
     if marker in _CODINGS:
       if len(body) < 6:
         break
-      return _Frame(
-        _CODINGS[marker], *struct.unpack(">BHHB", body[:6]), adobe, exif, pictures)
+      return _Frame(_CODINGS[marker], *struct.unpack(">BHHB", body[:6]), adobe, exif, pictures)
     if 0xC3 < marker < 0xD0 and marker not in (0xC4, 0xC8, 0xCC):
       raise BadImage("it is a JPEG of a rare kind (differential or arithmetic); save it as PNG")
     if marker in (0xD9, 0xDA):
@@ -215,7 +218,7 @@ def jpeg_frame(data: bytes) -> _Frame:
       exif = exif or body
     elif marker == 0xE2 and body.startswith(b"MPF\0"):
       pictures = True
-    at += 4 + max(0, int.from_bytes(data[at + 2:at + 4], "big") - 2)
+    at += 4 + max(0, int.from_bytes(data[at + 2 : at + 4], "big") - 2)
   raise BadImage("it is damaged or cut short (a JPEG without a frame)")
 
 
@@ -247,8 +250,8 @@ def codestream(data: bytes) -> Codestream:
   at = data.find(_JP2[1], 0, 1 << 16)
   if at < 0 or len(data) < at + 45:
     raise BadImage("it is damaged or cut short (JPEG 2000 without a codestream)")
-  right, bottom, left, top = struct.unpack(">IIII", data[at + 8:at + 24])
-  components, depth = struct.unpack(">HB", data[at + 40:at + 43])
+  right, bottom, left, top = struct.unpack(">IIII", data[at + 8 : at + 24])
+  components, depth = struct.unpack(">HB", data[at + 40 : at + 43])
   return Codestream(bottom - top, right - left, (depth & 0x7F) + 1, bool(depth & 0x80), components)
 
 
@@ -262,8 +265,7 @@ def _jpeg2000(data: bytes) -> Samples:
 
   if found.bits > 16:
     raise BadImage(f"it is JPEG 2000 of {found.bits} bits; convert it to 16-bit PNG")
-  return Samples(
-    (found.height, found.width), found.bits, load, kind="i" if found.signed else "u")
+  return Samples((found.height, found.width), found.bits, load, kind="i" if found.signed else "u")
 
 
 # The rest.

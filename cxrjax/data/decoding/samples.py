@@ -62,8 +62,8 @@ class Samples:
     return self.shape[::-1] if self.orientation >= 5 else self.shape
 
   def gray(
-      self, at_least: int | None = None,
-      ) -> UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]:
+    self, at_least: int | None = None
+  ) -> UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]:
     """Decodes the image: gray levels, upright, black is 0.
 
     Raises:
@@ -72,8 +72,10 @@ class Samples:
     values = self.load(at_least)
     whole = values.shape[:2] == self.shape
     if not whole and (at_least is None or min(values.shape[:2]) < 2 * at_least):
-      raise BadImage(f"it holds {values.shape[1]} x {values.shape[0]} pixels where its header says "
-                     f"{self.shape[1]} x {self.shape[0]}")
+      raise BadImage(
+        f"it holds {values.shape[1]} x {values.shape[0]} pixels where its header says "
+        f"{self.shape[1]} x {self.shape[0]}"
+      )
     if values.ndim == 3:
       values = _luma(values)
     found, top = _levels(values, self.kind, self.bits)
@@ -87,8 +89,9 @@ def check_shape(width: int, height: int) -> None:
   if min(width, height) < MIN_SIDE:
     raise BadImage(f"it has {width} x {height} pixels; at least {MIN_SIDE} a side are needed")
   if width * height > MAX_PIXELS:
-    raise BadImage(f"its header asks for {width} x {height} pixels; at most {MAX_PIXELS:,} are "
-                   "read")
+    raise BadImage(
+      f"its header asks for {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
+    )
 
 
 def check_packed(width: int, height: int, size: int) -> None:
@@ -108,9 +111,11 @@ def _luma(rgb: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).convert("L"))
   found = np.empty(rgb.shape[:2], rgb.dtype)
   for start in range(0, len(rgb), _ROWS):
-    red, green, blue = (rgb[start:start + _ROWS, :, c].astype(np.uint32) * np.uint32(weight)
-                        for c, weight in enumerate(_LUMA))
-    found[start:start + _ROWS] = (red + green + blue + np.uint32(1 << 15)) >> np.uint32(16)
+    red, green, blue = (
+      rgb[start : start + _ROWS, :, c].astype(np.uint32) * np.uint32(weight)
+      for c, weight in enumerate(_LUMA)
+    )
+    found[start : start + _ROWS] = (red + green + blue + np.uint32(1 << 15)) >> np.uint32(16)
   return found
 
 
@@ -139,8 +144,9 @@ def _scaled(values: np.ndarray) -> np.ndarray:
   scale = 65535 / (high - low) if high > low else 0.0
   found = np.empty(values.shape, np.uint16)
   for start in range(0, len(values), _ROWS):
-    found[start:start + _ROWS] = np.round(
-      (values[start:start + _ROWS].astype(np.float64) - low) * scale)
+    found[start : start + _ROWS] = np.round(
+      (values[start : start + _ROWS].astype(np.float64) - low) * scale
+    )
   return found
 
 

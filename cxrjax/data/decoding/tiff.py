@@ -14,8 +14,20 @@ from cxrjax.data.decoding.samples import BadImage, Samples
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Compressions whose output is bounded by their input times a thousand or so.
 _COMPRESSIONS = (
-  "NONE", "CCITTRLE", "CCITT_T4", "CCITT_T6", "LZW", "OJPEG", "JPEG", "ADOBE_DEFLATE", "DEFLATE",
-  "PACKBITS", "APERIO_JP2000_RGB", "APERIO_JP2000_YCBC", "JPEG2000")
+  "NONE",
+  "CCITTRLE",
+  "CCITT_T4",
+  "CCITT_T6",
+  "LZW",
+  "OJPEG",
+  "JPEG",
+  "ADOBE_DEFLATE",
+  "DEFLATE",
+  "PACKBITS",
+  "APERIO_JP2000_RGB",
+  "APERIO_JP2000_YCBC",
+  "JPEG2000",
+)
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _PAGES = 100  # looked at; each costs time, however small
 _KINDS = {"UINT": "u", "INT": "i", "IEEEFP": "f"}
@@ -69,25 +81,34 @@ def open_tiff(data: bytes) -> Samples:
 
   note = f"it has {skipped} smaller pages beside the picture, which are not read"
   return Samples(
-    shape, 8 if photometric == "PALETTE" else bits, load, kind=kind,
-    white_is_zero=photometric == "MINISWHITE", orientation=turn if turn in range(1, 9) else 1,
-    notes=(note,) if skipped else ())
+    shape,
+    8 if photometric == "PALETTE" else bits,
+    load,
+    kind=kind,
+    white_is_zero=photometric == "MINISWHITE",
+    orientation=turn if turn in range(1, 9) else 1,
+    notes=(note,) if skipped else (),
+  )
 
 
 def _choose(opened: tifffile.TiffFile) -> tuple[int, int]:
   """Which page is the picture, and how many thumbnails there are that do not say so."""
   found = list(itertools.islice(opened.pages, _PAGES + 1))
   if len(found) > _PAGES:
-    raise BadImage(f"it has more than {_PAGES} pages; save the one that counts as a file of its "
-                   "own")
-  pages = [(i, page) for i, page in enumerate(found)
-           if not page.tags.valueof(254, 0) & (_REDUCED | _MASK)]
+    raise BadImage(
+      f"it has more than {_PAGES} pages; save the one that counts as a file of its own"
+    )
+  pages = [
+    (i, page) for i, page in enumerate(found) if not page.tags.valueof(254, 0) & (_REDUCED | _MASK)
+  ]
   if not pages:
     raise BadImage("it is TIFF of thumbnails and masks alone")
   index, picture = max(pages, key=lambda item: item[1].imagelength * item[1].imagewidth)
   others = [page for i, page in pages if i != index]
-  if any(2 * page.imagelength > picture.imagelength or 2 * page.imagewidth > picture.imagewidth
-         for page in others):
+  if any(
+    2 * page.imagelength > picture.imagelength or 2 * page.imagewidth > picture.imagewidth
+    for page in others
+  ):
     raise BadImage(f"it has {len(pages)} pages; save the one that counts as a file of its own")
   return index, len(others)
 
@@ -103,4 +124,5 @@ def _name(value: object) -> str:
 
 def _words(page: tifffile.TiffPage) -> str:
   return {"UINT": "integers", "INT": "signed integers", "IEEEFP": "floats"}.get(
-    _name(_format(page)), "values of another kind")
+    _name(_format(page)), "values of another kind"
+  )

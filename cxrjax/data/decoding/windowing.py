@@ -38,12 +38,15 @@ def check_window(window: Any) -> str | Window:
     low, high = map(float, pair)
     if _is_window(low, high):
       return low, high
-  raise UserError(f"config.data.window={window!r} is no window; give 'auto', 'full' or two gray "
-                  "levels, (black, white)")
+  raise UserError(
+    f"config.data.window={window!r} is no window; give 'auto', 'full' or two gray "
+    "levels, (black, white)"
+  )
 
 
 def choose_window(
-    image: Pixels, given: Window | None = None, window: str | Window = "auto") -> Window:
+  image: Pixels, given: Window | None = None, window: str | Window = "auto"
+) -> Window:
   """The gray levels of an image that are shown black and white.
 
   Args:
@@ -65,8 +68,9 @@ def choose_window(
     if image.dtype == np.uint8:
       return whole
     if not _shows(window, low, high):
-      raise BadImage(f"config.data.window={window} shows nothing of it: its gray levels are {low} "
-                     f"to {high}")
+      raise BadImage(
+        f"config.data.window={window} shows nothing of it: its gray levels are {low} to {high}"
+      )
     return window
   if given is not None and _shows(given, low, high):
     return float(given[0]), float(given[1])
@@ -95,18 +99,20 @@ def to_uint8(image: Pixels, window: Window) -> UInt8[np.ndarray, "h w 1"]:
 
 
 def to_unit(
-    pixels: UInt8[np.ndarray, "*b s s 1"] | UInt16[np.ndarray, "*b s s 1"]
-    | UInt8[jax.Array, "*b s s 1"] | UInt16[jax.Array, "*b s s 1"],
-    windows: Float32[np.ndarray, "*b 2"] | Float32[jax.Array, "*b 2"],
-    ) -> Float32[np.ndarray, "*b s s 1"] | Float32[jax.Array, "*b s s 1"]:
+  pixels: UInt8[np.ndarray, "*b s s 1"]
+  | UInt16[np.ndarray, "*b s s 1"]
+  | UInt8[jax.Array, "*b s s 1"]
+  | UInt16[jax.Array, "*b s s 1"],
+  windows: Float32[np.ndarray, "*b 2"] | Float32[jax.Array, "*b 2"],
+) -> Float32[np.ndarray, "*b s s 1"] | Float32[jax.Array, "*b s s 1"]:
   """Images as their windows show them, in 0..1; NumPy's on the host, or traced in a jitted step."""
   low, high = (windows[..., i, None, None, None] for i in (0, 1))
   return ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
 
 
 def resize(
-    image: Pixels, size: int, fit: str = "squash", *, nearest: bool = False,
-    ) -> UInt8[np.ndarray, "s s 1"] | UInt16[np.ndarray, "s s 1"]:
+  image: Pixels, size: int, fit: str = "squash", *, nearest: bool = False
+) -> UInt8[np.ndarray, "s s 1"] | UInt16[np.ndarray, "s s 1"]:
   """A square image of `size` pixels: PIL's antialiased bicubic, or nearest for masks.
 
   Args:
@@ -139,8 +145,8 @@ def resize(
 
 
 def unfit(
-    square: Float32[np.ndarray, "s s"], shape: tuple[int, int], fit: str = "squash",
-    ) -> Float32[np.ndarray, "h w"]:
+  square: Float32[np.ndarray, "s s"], shape: tuple[int, int], fit: str = "squash"
+) -> Float32[np.ndarray, "h w"]:
   """A map over what `resize` gave, bilinear, over the image that it was given.
 
   Args:
@@ -164,7 +170,7 @@ def unfit(
   if fit == "crop":
     whole = np.zeros(shape, np.float32)
     top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
-    whole[top:top + inner[1], left:left + inner[0]] = found
+    whole[top : top + inner[1], left : left + inner[0]] = found
     return whole
   return found
 

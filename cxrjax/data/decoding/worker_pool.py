@@ -37,8 +37,10 @@ MEMORY = (1 << 30, 4)  # bytes for a file beside the process's own, and for each
 _PIPE = 1 << 20  # bytes that a pipe holds, where that can be chosen
 _REQUEST = struct.Struct("<qq")  # at_least or -1, bytes that follow
 _REPLY = struct.Struct("<q")  # bytes of JSON that follow
-_START = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-          "from cxrjax.data.decoding.worker_pool import serve; serve()")
+_START = (
+  "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+  "from cxrjax.data.decoding.worker_pool import serve; serve()"
+)
 
 
 class Answer(NamedTuple):
@@ -63,8 +65,7 @@ class _Order(NamedTuple):
 
   def bounds(self, size: int) -> tuple[float, int]:
     """Seconds and bytes for a file of so many bytes."""
-    return (self.seconds[0] + self.seconds[1] * size / 1e6,
-            self.memory[0] + self.memory[1] * size)
+    return (self.seconds[0] + self.seconds[1] * size / 1e6, self.memory[0] + self.memory[1] * size)
 
 
 class Pool:
@@ -78,9 +79,12 @@ class Pool:
   """
 
   def __init__(
-      self, function: str = "cxrjax.data.decoding.decode:decode_here",
-      seconds: tuple[float, float] = SECONDS, memory: tuple[int, int] = MEMORY,
-      patience: float = PATIENCE):
+    self,
+    function: str = "cxrjax.data.decoding.decode:decode_here",
+    seconds: tuple[float, float] = SECONDS,
+    memory: tuple[int, int] = MEMORY,
+    patience: float = PATIENCE,
+  ):
     self._order = _Order(function, seconds, memory, patience)
     self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
     self._all: set[_Process] = set()
@@ -147,8 +151,12 @@ class _Process:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     self._child = subprocess.Popen(
       [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(order)],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-      bufsize=0)
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      env=environment,
+      bufsize=0,
+    )
     for pipe in (self._child.stdin, self._child.stdout):
       with contextlib.suppress(OSError, AttributeError):  # Linux, within the user's limits
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
@@ -167,8 +175,9 @@ class _Process:
       self._child.kill()
       self._child.wait()
       raise BadImage(f"decoding it did not end within {seconds:.0f} s")
-    said = json.loads(bytes(_read(self._child.stdout, *_REPLY.unpack(
-      _read(self._child.stdout, _REPLY.size)))))
+    said = json.loads(
+      bytes(_read(self._child.stdout, *_REPLY.unpack(_read(self._child.stdout, _REPLY.size))))
+    )
     if "bad" in said:
       raise BadImage(said["bad"])
     if "user" in said:
@@ -209,7 +218,7 @@ def _write(pipe: Any, *parts: Any) -> None:
   for part in parts:
     rest = memoryview(part).cast("B")
     while rest:
-      rest = rest[pipe.write(rest):]
+      rest = rest[pipe.write(rest) :]
 
 
 def _read(pipe: Any, size: int) -> memoryview:

@@ -60,8 +60,8 @@ def seal(array: np.ndarray, known: UInt32[np.ndarray, "n"]) -> None:
 
 
 def load(
-    path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype, count: int | None = None,
-    ) -> np.ndarray | Rows | None:
+  path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype, count: int | None = None
+) -> np.ndarray | Rows | None:
   """The first `count` squares of a file, by default all; None where there is no whole one.
 
   Args:
@@ -79,8 +79,8 @@ def load(
       tail = file.read(4 * n + 5)
   except OSError:
     return None
-  own = zlib.crc32(tail[:4 * n], zlib.crc32(header)).to_bytes(4, "little")
-  if start != header or len(tail) != 4 * n + 4 or tail[4 * n:] != own:
+  own = zlib.crc32(tail[: 4 * n], zlib.crc32(header)).to_bytes(4, "little")
+  if start != header or len(tail) != 4 * n + 4 or tail[4 * n :] != own:
     return None
   array = np.memmap(path, dtype, "r", len(header), shape)[:count]
   known = np.frombuffer(tail, "<u4", n)[:count]
@@ -116,8 +116,7 @@ class Checked:
     if (sums(several[new]) != self._known[rows[new]]).any():
       with self._lock:
         self._path.unlink(missing_ok=True)
-      raise UserError(
-        f"{self._path} is damaged and was removed; the same command makes it again")
+      raise UserError(f"{self._path} is damaged and was removed; the same command makes it again")
     self._seen[rows[new]] = True
     return found
 
@@ -138,7 +137,10 @@ def _whole(array: np.ndarray, known: np.ndarray) -> bool:
 def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
   """Of a `.npy` file, as `allocate` has it written."""
   opened = io.BytesIO()
-  described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False,
-               "shape": tuple(shape)}
+  described = {
+    "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+    "fortran_order": False,
+    "shape": tuple(shape),
+  }
   np.lib.format.write_array_header_1_0(opened, described)
   return opened.getvalue()

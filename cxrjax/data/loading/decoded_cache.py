@@ -47,10 +47,17 @@ _ABANDONED = 24 * 3600  # seconds since an unfinished cache was written to
 
 
 def load_images(
-    source: Source, size: int, *, fit: str = "squash", cache_dir: str | os.PathLike | None = None,
-    on_bad_image: str = "error", progress: bool = True,
-    indices: Sequence[int] | np.ndarray | None = None, bits: str | int = "auto",
-    window: str | Sequence[float] = "auto") -> Images:
+  source: Source,
+  size: int,
+  *,
+  fit: str = "squash",
+  cache_dir: str | os.PathLike | None = None,
+  on_bad_image: str = "error",
+  progress: bool = True,
+  indices: Sequence[int] | np.ndarray | None = None,
+  bits: str | int = "auto",
+  window: str | Sequence[float] = "auto",
+) -> Images:
   """All images of a source (or those of `indices`) at one size.
 
   Args:
@@ -73,8 +80,16 @@ def load_images(
   if len(source) == 0:
     raise UserError(f"{source.info.name} split {source.info.split!r} has no images; check its path")
   found = decode_rows(
-    source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=indices, bits=bits,
-    window=window, stop_at_bad=on_bad_image == "error")
+    source,
+    size,
+    fit=fit,
+    cache_dir=cache_dir,
+    progress=progress,
+    indices=indices,
+    bits=bits,
+    window=window,
+    stop_at_bad=on_bad_image == "error",
+  )
   table, info, skipped = source.table, source.info, ()
   of = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
   notes = tuple((table.ids[of[i]], note) for note, places in found.notes.items() for i in places)
@@ -84,12 +99,21 @@ def load_images(
     if skipped and on_bad_image == "error":
       raise bad_image(*skipped[0])
     if len(skipped) == len(rows):
-      raise UserError(f"{source.info.name}: all {len(rows)} images are bad; the first: "
-                      f"{skipped[0][0]}: {skipped[0][1]}")
+      raise UserError(
+        f"{source.info.name}: all {len(rows)} images are bad; the first: "
+        f"{skipped[0][0]}: {skipped[0][1]}"
+      )
     good = rows[found.good]
     table, info = table.take(good), info_of(info, good)
-  return Images(pixels=found.pixels, table=table, info=info, windows=found.windows,
-                masks=found.masks, skipped=skipped, notes=notes)
+  return Images(
+    pixels=found.pixels,
+    table=table,
+    info=info,
+    windows=found.windows,
+    masks=found.masks,
+    skipped=skipped,
+    notes=notes,
+  )
 
 
 def check_options(size: int, fit: str, on_bad_image: str) -> None:
@@ -100,7 +124,8 @@ def check_options(size: int, fit: str, on_bad_image: str) -> None:
     raise UserError(f"config.data.fit={fit!r} is not an option; valid: {', '.join(FITS)}")
   if on_bad_image not in ON_BAD:
     raise UserError(
-      f"config.data.on_bad_image={on_bad_image!r} is not an option; valid: {', '.join(ON_BAD)}")
+      f"config.data.on_bad_image={on_bad_image!r} is not an option; valid: {', '.join(ON_BAD)}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,28 +158,48 @@ class Decoded:
     place = np.full(self.count, -1)
     place[self.good] = np.arange(self.count - len(self.bad))
     bad = {i: self.bad[row] for i, row in enumerate(rows.tolist()) if row in self.bad}
-    notes = {note: np.flatnonzero(np.isin(rows, places)).tolist()
-             for note, places in self.notes.items()}
+    notes = {
+      note: np.flatnonzero(np.isin(rows, places)).tolist() for note, places in self.notes.items()
+    }
     found = place[rows]
     found = found[found >= 0]
     return Decoded(
-      take(self.pixels, found), None if self.windows is None else self.windows[found],
-      None if self.masks is None else take(self.masks, found), bad, len(rows),
-      {note: places for note, places in notes.items() if places})
+      take(self.pixels, found),
+      None if self.windows is None else self.windows[found],
+      None if self.masks is None else take(self.masks, found),
+      bad,
+      len(rows),
+      {note: places for note, places in notes.items() if places},
+    )
 
 
 def decode_rows(
-    source: Source, size: int, *, fit: str = "squash", cache_dir: str | os.PathLike | None = None,
-    progress: bool = True, indices: Sequence[int] | np.ndarray | None = None,
-    bits: str | int = "auto", window: str | Sequence[float] = "auto",
-    stop_at_bad: bool = False) -> Decoded:
+  source: Source,
+  size: int,
+  *,
+  fit: str = "squash",
+  cache_dir: str | os.PathLike | None = None,
+  progress: bool = True,
+  indices: Sequence[int] | np.ndarray | None = None,
+  bits: str | int = "auto",
+  window: str | Sequence[float] = "auto",
+  stop_at_bad: bool = False,
+) -> Decoded:
   """Rows of a source from the cache, or decoded into it; see `load_images`."""
   if isinstance(source, Subset):  # images of the whole, which may all be there already
     rows = source.rows if indices is None else source.rows[np.asarray(indices, dtype=np.int64)]
     order = np.argsort(rows)  # the cache is the same in whatever order they are wanted
     return decode_rows(
-      source.source, size, fit=fit, cache_dir=cache_dir, progress=progress, indices=rows[order],
-      bits=bits, window=window, stop_at_bad=stop_at_bad).take(np.argsort(order))
+      source.source,
+      size,
+      fit=fit,
+      cache_dir=cache_dir,
+      progress=progress,
+      indices=rows[order],
+      bits=bits,
+      window=window,
+      stop_at_bad=stop_at_bad,
+    ).take(np.argsort(order))
   root = cache_root(cache_dir)
   window = windowing.check_window(window)
   look = Look(size, fit, bits_of(source, bits), window)
@@ -201,8 +246,8 @@ def _remove_abandoned(root: pathlib.Path) -> None:
 
 
 def to_square(
-    record: Record, size: int, fit: str, bits: int = 8, window: str | windowing.Window = "auto",
-    ) -> tuple[np.ndarray, windowing.Window, np.ndarray | None]:
+  record: Record, size: int, fit: str, bits: int = 8, window: str | windowing.Window = "auto"
+) -> tuple[np.ndarray, windowing.Window, np.ndarray | None]:
   """One record as a square of `size` pixels, the gray levels shown of it, and its mask.
 
   With 8 bits the levels shown are already 0 to 255; with 16 an 8-bit image is multiplied by 257.
@@ -218,7 +263,8 @@ def to_square(
     if abs(h * columns - w * rows) > 0.02 * h * columns:  # a pixel of rounding is no other shape
       raise decode.BadImage(
         f"its lung mask of {columns}x{rows} pixels does not lie over its {w}x{h} pixels; give a "
-        "mask of the same shape")
+        "mask of the same shape"
+      )
     mask = windowing.resize(record.mask, size, fit, nearest=True)
   if bits == 8:
     square = windowing.resize(windowing.to_uint8(record.image, shown), size, fit)
@@ -231,8 +277,10 @@ def to_square(
 
 def bad_image(name: str, reason: str) -> UserError:
   """What to raise for an image that cannot be used, where bad images are errors."""
-  return UserError(f"{name}: {reason}; mend or remove it, or leave bad images out with "
-                   "config.data.on_bad_image='skip'")
+  return UserError(
+    f"{name}: {reason}; mend or remove it, or leave bad images out with "
+    "config.data.on_bad_image='skip'"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +297,17 @@ def _key(source: Source, look: Look, indices: Sequence[int] | np.ndarray | None)
   rows = None
   if indices is not None:
     rows = hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
-  content = [source.info.fingerprint, source.info.split, len(source), look.size, look.fit,
-             look.bits, look.window, decode.VERSION, rows]
+  content = [
+    source.info.fingerprint,
+    source.info.split,
+    len(source),
+    look.size,
+    look.fit,
+    look.bits,
+    look.window,
+    decode.VERSION,
+    rows,
+  ]
   digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
   return f"images-{look.size}-{digest}"
 
@@ -269,15 +326,22 @@ def _load(folder: pathlib.Path, size: int, bits: int) -> Decoded | None:
     return None
   shape, good = (meta["count"], size, size, 1), meta["count"] - len(bad)
   found = cache_file.load(folder / "pixels.npy", shape, np.dtype(f"u{bits // 8}"), good)
-  masks = cache_file.load(folder / "masks.npy", shape, np.dtype("u1"), good) if meta["masks"] else None
+  masks = (
+    cache_file.load(folder / "masks.npy", shape, np.dtype("u1"), good) if meta["masks"] else None
+  )
   if found is None or (masks is None and meta["masks"]):
     return None
   return Decoded(found, windows, masks, bad, meta["count"], meta["notes"])
 
 
 def _decode_into(
-    work: pathlib.Path, source: Source, rows: np.ndarray, look: Look, progress: bool,
-    stop_at_bad: bool) -> None:
+  work: pathlib.Path,
+  source: Source,
+  rows: np.ndarray,
+  look: Look,
+  progress: bool,
+  stop_at_bad: bool,
+) -> None:
   """Fills a cache folder: good images one after the other, then unused room for the bad."""
   shape = (len(rows), look.size, look.size, 1)
   found = cache_file.allocate(work / "pixels.npy", shape, np.dtype(f"u{look.bits // 8}"))
@@ -293,8 +357,7 @@ def _decode_into(
     nonlocal masks
     try:
       record = read(source, int(rows[position]), look.size)
-      square, windows[place], mask = to_square(
-        record, look.size, look.fit, look.bits, look.window)
+      square, windows[place], mask = to_square(record, look.size, look.fit, look.bits, look.window)
     except decode.BadImage as error:
       bad[position] = str(error)
       return
@@ -308,8 +371,14 @@ def _decode_into(
       masks[place], sums[place, 1] = mask, *cache_file.sums([mask])
 
   name = f"decoding {source.info.name} {source.info.split}"
-  bar = tqdm.tqdm(total=len(rows), desc=name, unit=" images", disable=not progress, file=sys.stderr,
-                  dynamic_ncols=True)
+  bar = tqdm.tqdm(
+    total=len(rows),
+    desc=name,
+    unit=" images",
+    disable=not progress,
+    file=sys.stderr,
+    dynamic_ncols=True,
+  )
   filled = 0
   with bar, concurrent.futures.ThreadPoolExecutor(workers()) as pool:
     for start in range(0, len(rows), _CHUNK):  # an error stops the work, results do not pile up
@@ -331,9 +400,14 @@ def _decode_into(
   cache_file.seal(found, sums[:, 0])
   if masks is not None:
     cache_file.seal(masks, sums[:, 1])
-  meta = {"source": source.info.name, "split": source.info.split, "masks": masks is not None,
-          "count": len(rows), "bad": {str(i): reason for i, reason in sorted(bad.items())},
-          "notes": {note: sorted(places) for note, places in sorted(notes.items())}}
+  meta = {
+    "source": source.info.name,
+    "split": source.info.split,
+    "masks": masks is not None,
+    "count": len(rows),
+    "bad": {str(i): reason for i, reason in sorted(bad.items())},
+    "notes": {note: sorted(places) for note, places in sorted(notes.items())},
+  }
   if look.bits == 16:
     np.save(work / "windows.npy", windows[:filled])
     meta["windows"] = checksums.of_file(work / "windows.npy")
@@ -350,7 +424,9 @@ def _disk_errors(root: pathlib.Path, needed: int) -> Iterator[None]:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UserError(
         f"no space for decoded images in {root}: up to {needed / 1e6:.0f} MB needed; free some, or "
-        "name another folder in config.data.cache_dir or CXRJAX_CACHE") from error
+        "name another folder in config.data.cache_dir or CXRJAX_CACHE"
+      ) from error
     raise UserError(
       f"cannot write decoded images to {root}: {error.strerror or error}; name another folder in "
-      "config.data.cache_dir or CXRJAX_CACHE") from error
+      "config.data.cache_dir or CXRJAX_CACHE"
+    ) from error

@@ -39,11 +39,12 @@ class Placement:
     return np.unique(np.concatenate([np.arange(*s[0].indices(count)) for s in spans.values()]))
 
   def split(
-      self, shape: tuple[int, ...], rows: Callable[[slice], np.ndarray], lead: int = 0,
-      ) -> jax.Array:
+    self, shape: tuple[int, ...], rows: Callable[[slice], np.ndarray], lead: int = 0
+  ) -> jax.Array:
     """An array of `shape` split along axis `lead`; `rows` gives a device its rows of that axis."""
     return jax.make_array_from_callback(
-      shape, self._sharding(*(None,) * lead, self.axes), lambda where: rows(where[lead]))
+      shape, self._sharding(*(None,) * lead, self.axes), lambda where: rows(where[lead])
+    )
 
   def replicated(self, array: np.ndarray) -> jax.Array:
     """The array, whole on every device."""
@@ -53,8 +54,8 @@ class Placement:
     return jax.make_array_from_callback(array.shape, sharding, lambda where: array[where])
 
   def take(
-      self, split: dict[str, jax.Array], whole: dict[str, jax.Array], index: Int[jax.Array, "b"],
-      ) -> dict[str, jax.Array]:
+    self, split: dict[str, jax.Array], whole: dict[str, jax.Array], index: Int[jax.Array, "b"]
+  ) -> dict[str, jax.Array]:
     """Rows `index` of arrays that lie split and of arrays that lie whole on the devices; traced.
 
     Args:
@@ -66,11 +67,13 @@ class Placement:
       The rows of each, split over the devices.
     """
     if self.mesh.size == 1:
-      return {name: jnp.take(array, index, axis=0, mode="clip")
-              for name, array in (split | whole).items()}
+      return {
+        name: jnp.take(array, index, axis=0, mode="clip") for name, array in (split | whole).items()
+      }
     apart, together = PartitionSpec(self.axes), PartitionSpec()
     gather = jax.shard_map(
-      self._gather, mesh=self.mesh, in_specs=(apart, together, together), out_specs=apart)
+      self._gather, mesh=self.mesh, in_specs=(apart, together, together), out_specs=apart
+    )
     return gather(split, whole, index)
 
   def _gather(self, split, whole, index):
@@ -90,7 +93,8 @@ class Placement:
     share = index.shape[0] // self.devices
     own = jax.lax.dynamic_slice_in_dim(index, rank * share, share)
     return found | {
-      name: jnp.take(array, own, axis=0, mode="clip") for name, array in whole.items()}
+      name: jnp.take(array, own, axis=0, mode="clip") for name, array in whole.items()
+    }
 
   def _add(self, rows: jax.Array) -> jax.Array:
     """The sum over devices, of which each keeps its share."""

@@ -1,6 +1,6 @@
 """Batches as a pure function of (seed, step).
 
-The data are seen as an infinite stream, one permutation per epoch (`cxrjax.data.loading.sampling`), and any
+The data are an infinite stream, one permutation per epoch (`data.loading.sampling`), and any
 element of it can be asked for: element `t * b + i` is image `i` of batch `t`. There is no position
 to save or to lose; a run that resumes at step `t` asks for batch `t`. Batches run on over the end
 of an epoch, so no image is ever left out. The parts of a pool with weights are interleaved instead,
@@ -124,12 +124,24 @@ class Loader:
   """
 
   def __init__(
-      self, data: Source | Images, batch_size: int, seed: int, mesh: Mesh | None = None, *,
-      storage: str = "auto", size: int | None = None,
-      fit: str = "squash", cache_dir: str | os.PathLike | None = None,
-      on_bad_image: str = "error", bits: str | int = "auto",
-      window: str | Sequence[float] = "auto", masks: bool = False, repeat: bool = False,
-      resident_limit_bytes: int | None = None, progress: bool = True):
+    self,
+    data: Source | Images,
+    batch_size: int,
+    seed: int,
+    mesh: Mesh | None = None,
+    *,
+    storage: str = "auto",
+    size: int | None = None,
+    fit: str = "squash",
+    cache_dir: str | os.PathLike | None = None,
+    on_bad_image: str = "error",
+    bits: str | int = "auto",
+    window: str | Sequence[float] = "auto",
+    masks: bool = False,
+    repeat: bool = False,
+    resident_limit_bytes: int | None = None,
+    progress: bool = True,
+  ):
     self._placement = place = Placement(mesh)
     self.mesh: Mesh = place.mesh
     self.batch_size = batch_size
@@ -146,7 +158,8 @@ class Loader:
     _check_batch(batch_size, max(least, len(data)), place.devices)
     if storage not in STORAGES:
       raise UserError(
-        f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}")
+        f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}"
+      )
     self.bits: int = inspection.bits_of(data, bits) if self.images is None else self.images.bits
     self._masks = masks
     if masks and self.images is None:
@@ -157,8 +170,11 @@ class Loader:
       needed = len(data) * size * size * (self.bits // 8 + masks)
       limit = (resident_limit_bytes or _default_limit(place.mesh)) * place.devices
       storage = "resident" if needed <= limit else "cached"
-      if storage == "cached" and self.images is None and (
-          jax.process_count() > 1 or needed > cache_folder.free_bytes(cache_dir) // 2):
+      if (
+        storage == "cached"
+        and self.images is None
+        and (jax.process_count() > 1 or needed > cache_folder.free_bytes(cache_dir) // 2)
+      ):
         storage = "streamed"
     self.storage: str = storage
 
@@ -168,8 +184,14 @@ class Loader:
     if storage == "streamed" and self.images is None:
       self._reader = streaming.Reader(data, size, fit, self.bits, window, on_bad_image)
     elif self.images is None:
-      options = {"fit": fit, "cache_dir": cache_dir, "bits": self.bits, "window": window,
-                 "on_bad_image": on_bad_image, "progress": progress}
+      options = {
+        "fit": fit,
+        "cache_dir": cache_dir,
+        "bits": self.bits,
+        "window": window,
+        "on_bad_image": on_bad_image,
+        "progress": progress,
+      }
       if storage == "cached" or jax.process_count() == 1:
         self.images = decoded_cache.load_images(data, size, **options)
         self.info = self.images.info
@@ -203,8 +225,12 @@ class Loader:
   def notes(self) -> list[str]:
     """What a user should know of how images were read, so far."""
     return told(
-      self.images.notes if self.images is not None else
-      self._reader.notes if self._reader is not None else ())
+      self.images.notes
+      if self.images is not None
+      else self._reader.notes
+      if self._reader is not None
+      else ()
+    )
 
   @property
   def data(self) -> dict[str, jax.Array]:
@@ -232,7 +258,8 @@ class Loader:
     first, last = start * self.batch_size, stop * self.batch_size
     if self._groups:
       found = sampling.mixture(
-        self._seed, first, last, self._groups, [part.weight for part in self.info.parts])
+        self._seed, first, last, self._groups, [part.weight for part in self.info.parts]
+      )
     else:
       found = sampling.elements(self._seed, first, last, self.num_examples)
       if self._rows is not None:
@@ -252,14 +279,15 @@ class Loader:
     return self._to_devices(self._span(step, step + steps).block())
 
   def iterate(
-      self, start: int, stop: int, block: int = 1, ahead: int = 2,
-      ) -> Iterator[tuple[int, int, Batch]]:
+    self, start: int, stop: int, block: int = 1, ahead: int = 2
+  ) -> Iterator[tuple[int, int, Batch]]:
     """Blocks of steps from `start` to `stop`, made ahead of time in a background thread.
 
     Yields:
       `(step, k, batch)`: the first step, how many (`block`; fewer at the end), and the batches with
       a leading axis of `k`.
     """
+
     def make() -> Iterator[tuple[int, int, Batch]]:
       if self.storage == "resident":
         for step in range(start, stop, block):
@@ -283,7 +311,8 @@ class Loader:
     assert images is not None
     mine = self._placement.positions(self.batch_size)
     return streaming.Span(
-      images, lambda step: self.indices(step, step + 1)[0], mine, start, stop, self._masks)
+      images, lambda step: self.indices(step, step + 1)[0], mine, start, stop, self._masks
+    )
 
   def _to_devices(self, block: streaming.Block, single: bool = False) -> Batch:
     """A block with pixels, or its only batch; each process gives the rows that its devices hold."""
@@ -309,9 +338,10 @@ class Loader:
     return {name: split(array) for name, array in arrays.items()}
 
   def _split(
-      self, shape: tuple[int, ...], dtype: str, rows_of: Callable[[slice], np.ndarray],
-      ) -> jax.Array:
+    self, shape: tuple[int, ...], dtype: str, rows_of: Callable[[slice], np.ndarray]
+  ) -> jax.Array:
     """A resident array, black where it is padded to divide over the devices."""
+
     def rows(where: slice) -> np.ndarray:
       start, stop, _ = where.indices(shape[0])
       end = max(start, min(stop, self._stored))
@@ -319,7 +349,7 @@ class Loader:
       if end == stop:
         return found
       block = np.zeros((stop - start, *shape[1:]), dtype)
-      block[:end - start] = found
+      block[: end - start] = found
       return block
 
     return self._placement.split(shape, rows)
@@ -349,15 +379,19 @@ def _rows_of(local: process_shard.Share | Images, name: str) -> Callable[[slice]
 def _check_batch(batch_size: int, count: int, devices: int) -> None:
   if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
     raise UserError(
-      f"config.batch_size={batch_size!r} is no batch size; give a whole number above 0")
+      f"config.batch_size={batch_size!r} is no batch size; give a whole number above 0"
+    )
   if batch_size % devices:
     below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
     choices = f"{below} or {above}" if below else f"{above}"
     raise UserError(
-      f"config.batch_size={batch_size} does not divide over {devices} devices; try {choices}")
+      f"config.batch_size={batch_size} does not divide over {devices} devices; try {choices}"
+    )
   if batch_size > count:
-    raise UserError(f"config.batch_size={batch_size} is larger than the data ({count} images); "
-                    f"give at most {max(count // devices * devices, devices)}, or more data")
+    raise UserError(
+      f"config.batch_size={batch_size} is larger than the data ({count} images); "
+      f"give at most {max(count // devices * devices, devices)}, or more data"
+    )
 
 
 def _default_limit(mesh: Mesh) -> int:

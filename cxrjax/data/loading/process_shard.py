@@ -29,8 +29,13 @@ class Share:
   """
 
   def __init__(
-      self, pixels: Stack | WideStack, windows: Float32[np.ndarray, "_ 2"] | None,
-      masks: Stack | None, rows: Int[np.ndarray, "_"], bad: dict[int, str]):
+    self,
+    pixels: Stack | WideStack,
+    windows: Float32[np.ndarray, "_ 2"] | None,
+    masks: Stack | None,
+    rows: Int[np.ndarray, "_"],
+    bad: dict[int, str],
+  ):
     self._pixels, self._windows, self._masks, self._rows = pixels, windows, masks, rows
     self.bad = bad
 
@@ -57,8 +62,14 @@ class Share:
 
 
 def load(
-    source: Source, size: int, placement: Placement, *, on_bad_image: str, progress: bool,
-    **options: Any) -> Share:
+  source: Source,
+  size: int,
+  placement: Placement,
+  *,
+  on_bad_image: str,
+  progress: bool,
+  **options: Any,
+) -> Share:
   """Decodes this process's share; all processes agree on the bad images.
 
   Nothing is raised before all have said how it went: a process that stops early would leave the
@@ -83,7 +94,8 @@ def load(
   try:
     if len(mine):
       found = decoded_cache.decode_rows(
-        source, size, indices=mine, progress=progress and jax.process_index() == 0, **options)
+        source, size, indices=mine, progress=progress and jax.process_index() == 0, **options
+      )
   except UserError as error:
     failure = error
   bad = {} if found is None else {int(mine[i]): reason for i, reason in found.bad.items()}
@@ -95,8 +107,9 @@ def load(
     raise failure
   if report[n]:
     raise UserError("another process could not load its images; its own output says why")
-  unusable = {row: bad.get(row, "found bad by another process")
-              for row in np.flatnonzero(report[:n]).tolist()}
+  unusable = {
+    row: bad.get(row, "found bad by another process") for row in np.flatnonzero(report[:n]).tolist()
+  }
   if unusable and on_bad_image == "error":
     row = min(unusable)
     raise decoded_cache.bad_image(source.table.ids[row], unusable[row])

@@ -36,8 +36,12 @@ def elements(seed: int, start: int, stop: int, n: int) -> Int32[np.ndarray, "m"]
 
 
 def mixture(
-    seed: int, start: int, stop: int, groups: Sequence[Int32[np.ndarray, "_"]],
-    weights: Sequence[float]) -> Int32[np.ndarray, "_"]:
+  seed: int,
+  start: int,
+  stop: int,
+  groups: Sequence[Int32[np.ndarray, "_"]],
+  weights: Sequence[float],
+) -> Int32[np.ndarray, "_"]:
   """Elements `start .. stop-1` of an infinite stream that draws from groups of rows by weight.
 
   Which group element `j` comes from is a pattern that repeats after at most about 65,536 elements:
@@ -93,7 +97,7 @@ def quotas(weights: Sequence[float]) -> list[int]:
   shares = [f / total * LONGEST_PERIOD for f in exact]
   whole = [int(s) for s in shares]
   by_remainder = sorted(range(len(shares)), key=lambda k: (whole[k] - shares[k], k))
-  for k in by_remainder[:LONGEST_PERIOD - sum(whole)]:
+  for k in by_remainder[: LONGEST_PERIOD - sum(whole)]:
     whole[k] += 1
   return [max(1, q) for q in whole]
 
@@ -117,7 +121,8 @@ def _interleaving(seed: int, weights: tuple[float, ...]) -> tuple[np.ndarray, ..
 def _stream(seed: int, group: int, n: int) -> Callable[[int], np.ndarray]:
   """Permutations of a mixture's group by epoch; the last two are kept, however many groups."""
   return functools.lru_cache(maxsize=2)(
-    lambda epoch: _permutation(f"order/{seed}/{group}/{epoch}", n))
+    lambda epoch: _permutation(f"order/{seed}/{group}/{epoch}", n)
+  )
 
 
 def _permutation(key: str, n: int) -> np.ndarray:

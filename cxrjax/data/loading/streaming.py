@@ -54,8 +54,14 @@ class Reader:
   """
 
   def __init__(
-      self, source: Source, size: int, fit: str, bits: int, window: str | windowing.Window,
-      on_bad: str):
+    self,
+    source: Source,
+    size: int,
+    fit: str,
+    bits: int,
+    window: str | windowing.Window,
+    on_bad: str,
+  ):
     self._source, self._size, self._fit, self._on_bad = source, size, fit, on_bad
     self._bits, self._window = bits, window
     self.skipped: dict[str, str] = {}
@@ -73,10 +79,12 @@ class Reader:
       try:
         record = inspection.read(source, candidate, self._size)
         square, window, mask = decoded_cache.to_square(
-          record, self._size, self._fit, self._bits, self._window)
+          record, self._size, self._fit, self._bits, self._window
+        )
         self.notes |= dict.fromkeys((source.table.ids[candidate], note) for note in record.notes)
         return Image(
-          candidate, square, window, np.zeros(square.shape, np.uint8) if mask is None else mask)
+          candidate, square, window, np.zeros(square.shape, np.uint8) if mask is None else mask
+        )
       except decode.BadImage as error:
         name = source.table.ids[candidate]
         if self._on_bad == "error":
@@ -115,8 +123,14 @@ class Span:
   """
 
   def __init__(
-      self, images: Reader | Images, rows: Callable[[int], Int32[np.ndarray, "b"]],
-      positions: np.ndarray, start: int, stop: int, masks: bool = False):
+    self,
+    images: Reader | Images,
+    rows: Callable[[int], Int32[np.ndarray, "b"]],
+    positions: np.ndarray,
+    start: int,
+    stop: int,
+    masks: bool = False,
+  ):
     self._masks = masks
     self._images, self._positions, self._start, self._stop = images, positions, start, stop
     self._rows = functools.lru_cache(maxsize=16)(rows)  # asked for once an image
@@ -147,8 +161,11 @@ class Span:
       return
     threads = worker_pool.workers()
     ahead = max(2 * len(self._positions) * size, 2 * threads)
-    images = iter(grain.MapDataset.source(self).to_iter_dataset(
-      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+    images = iter(
+      grain.MapDataset.source(self).to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+      )
+    )
     for step in starts:
       yield self._gathered(images, min(size, self._stop - step))
 
@@ -169,8 +186,7 @@ class Span:
     assert squares is not None
     return Block(rows, squares, windows, masks)
 
-  def _copied(
-      self, pool: concurrent.futures.ThreadPoolExecutor, start: int, stop: int) -> Block:
+  def _copied(self, pool: concurrent.futures.ThreadPoolExecutor, start: int, stop: int) -> Block:
     """Steps `start..stop-1` of images that lie decoded in a file, read in many places at once."""
     images = self._images
     assert isinstance(images, Images)

@@ -34,9 +34,22 @@ class Source(folder.Source):
 
   def __init__(self, split: str = "train", *, cache_dir: str | None = None):
     super().__init__(
-      str(FILMS), split, csv="films.csv", path_column="path", label_columns="class",
-      patient_column="patient", split_column="split", check="names", cache_dir=cache_dir)
+      str(FILMS),
+      split,
+      csv="films.csv",
+      path_column="path",
+      label_columns="class",
+      patient_column="patient",
+      split_column="split",
+      check="names",
+      cache_dir=cache_dir,
+    )
     # Wherever the package lies, it is one data set, and has no folder that could change.
     self.info = dataclasses.replace(
-      self.info, name="mini", dataset="mini", naming=("mini",), skipped=(),
-      notes=("radiographs of Kermany et al. 2018 (CC BY 4.0), 64 x 64 pixels",))
+      self.info,
+      name="mini",
+      dataset="mini",
+      naming=("mini",),
+      skipped=(),
+      notes=("radiographs of Kermany et al. 2018 (CC BY 4.0), 64 x 64 pixels",),
+    )

@@ -30,8 +30,16 @@ _ZIPS, _TARS = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _UNFINISHED = (".crdownload", ".part", ".partial", ".download", ".aria2", ".!qb")
 _JUNK_FOLDERS = {"__MACOSX", ".ipynb_checkpoints", "@eaDir"}
 _JUNK_FILES = {"thumbs.db", "desktop.ini", ".ds_store"}
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError,
-           files.Damaged, OverflowError)
+_DAMAGE = (
+  zipfile.BadZipFile,
+  tarfile.TarError,
+  zlib.error,
+  lzma.LZMAError,
+  EOFError,
+  OSError,
+  files.Damaged,
+  OverflowError,
+)
 
 
 def is_junk(name: str) -> bool:
@@ -44,8 +52,11 @@ def is_junk(name: str) -> bool:
 def is_left_behind(name: str) -> bool:
   """Whether an operating system or a program put a file or folder there, of no use to anybody."""
   *folders, file = name.rstrip("/").split("/")
-  return (file.startswith("._") or file.lower() in _JUNK_FILES
-          or not _JUNK_FOLDERS.isdisjoint((*folders, file)))
+  return (
+    file.startswith("._")
+    or file.lower() in _JUNK_FILES
+    or not _JUNK_FOLDERS.isdisjoint((*folders, file))
+  )
 
 
 def is_archive(name: str | os.PathLike) -> bool:
@@ -62,7 +73,7 @@ def stem(name: str | os.PathLike) -> str:
   """An archive's file name without its suffix: `images_001.tar.gz` gives `images_001`."""
   name = os.path.basename(os.fspath(name))
   ends = [end for end in _TARS + _ZIPS if name.lower().endswith(end)]
-  return name[:-len(max(ends, key=len))] if ends else name
+  return name[: -len(max(ends, key=len))] if ends else name
 
 
 class Archive:
@@ -89,9 +100,15 @@ class Archive:
     UserError: it does not exist, or is damaged or cut short.
   """
 
-  def __init__(self, path: str | os.PathLike, *, nested: bool = False,
-               only: Sequence[str] = ("*",), max_bytes: int = MAX_BYTES,
-               content: bytes | None = None):
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    *,
+    nested: bool = False,
+    only: Sequence[str] = ("*",),
+    max_bytes: int = MAX_BYTES,
+    content: bytes | None = None,
+  ):
     self.path = pathlib.Path(path)
     self.junk: list[str] = []
     self._refused: list[tuple[str, str]] = []
@@ -139,8 +156,14 @@ class Archive:
   @property
   def refused(self) -> tuple[tuple[str, str], ...]:
     """Name of each file that is not looked at, and why; of a compressed tar after one pass."""
-    return (*self._refused, *((f"{folder}/{name}", reason) for folder, inner in self._inner.items()
-                              for name, reason in inner.refused))
+    return (
+      *self._refused,
+      *(
+        (f"{folder}/{name}", reason)
+        for folder, inner in self._inner.items()
+        for name, reason in inner.refused
+      ),
+    )
 
   def __contains__(self, name: str) -> bool:
     inner, rest = self._belongs(name)
@@ -261,8 +284,10 @@ class Archive:
       return files.unzip(self._zip, info, limit)
     except files.Damaged as error:
       reason = str(error).removeprefix("it ")
-      raise UserError(f"{self.path}: {info.filename} in it {reason}; get the archive from its "
-                      "publisher, or unpack it and give the folder") from error
+      raise UserError(
+        f"{self.path}: {info.filename} in it {reason}; get the archive from its "
+        "publisher, or unpack it and give the folder"
+      ) from error
 
   def _check_size(self, name: str, size: int, limit: int) -> None:
     if size > limit:
@@ -273,8 +298,7 @@ class Archive:
       if self._zip is None and self._tar is None:
         inner = Archive(self.path / self._files[name], max_bytes=self._max_bytes)
       elif name.lower().endswith(_ZIPS):
-        inner = Archive(f"{self.path}:{name}", max_bytes=self._max_bytes,
-                        content=self.read(name))
+        inner = Archive(f"{self.path}:{name}", max_bytes=self._max_bytes, content=self.read(name))
       else:
         continue
       folder = posixpath.join(posixpath.dirname(name), stem(name))
@@ -286,7 +310,7 @@ class Archive:
     """The archive inside this one that a file lies in, and its name there."""
     for folder, inner in self._inner.items():
       if name.startswith(f"{folder}/"):
-        return inner, name[len(folder) + 1:]
+        return inner, name[len(folder) + 1 :]
     return None, name
 
   @contextlib.contextmanager
@@ -297,14 +321,18 @@ class Archive:
       detail = " ".join(str(error).split())[:200] or type(error).__name__
       if name:
         raise UserError(
-          f"{self.path}: {name} in it is damaged ({detail}); download it again") from error
+          f"{self.path}: {name} in it is damaged ({detail}); download it again"
+        ) from error
       kind = "tar" if is_tar(self.path) else "zip"
-      raise UserError(f"{self.path} is not a whole {kind} file ({detail}): a download that broke "
-                      "off? delete it and download it again") from error
+      raise UserError(
+        f"{self.path} is not a whole {kind} file ({detail}): a download that broke "
+        "off? delete it and download it again"
+      ) from error
 
 
-def rows(opened: Archive, name: str, columns: Sequence[str] = (),
-         ) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(
+  opened: Archive, name: str, columns: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
   """Rows of a CSV in an archive, plain or gzipped, with a place for errors: `FILE line 5`.
 
   Args:
@@ -338,15 +366,20 @@ def rows(opened: Archive, name: str, columns: Sequence[str] = (),
     for row in reader:
       place = f"{where} line {reader.line_num}"
       if any(row.pop(None, ())) or any(row[column] is None for column in columns):
-        raise UserError(f"{place} has not as many fields as the header's {len(header)}: is the "
-                        "file whole?")
+        raise UserError(
+          f"{place} has not as many fields as the header's {len(header)}: is the file whole?"
+        )
       yield place, {column: cell or "" for column, cell in row.items()}
   except csv.Error as error:
     raise UserError(f"{where} line {reader.line_num} is no CSV ({error})") from error
 
 
-def find(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str,
-         markers: Sequence[str] = ()) -> pathlib.Path:
+def find(
+  folder: str | os.PathLike,
+  candidates: Sequence[str],
+  where_to_get: str,
+  markers: Sequence[str] = (),
+) -> pathlib.Path:
   """The first archive or unpacked folder in `folder` that matches one of the patterns.
 
   Args:
@@ -361,8 +394,7 @@ def find(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str
   """
   folder = pathlib.Path(folder).expanduser()
   for path in (path for pattern in candidates for path in sorted(folder.glob(pattern))):
-    if path.is_dir() or is_archive(path) or (
-        path.is_file() and zipfile.is_zipfile(path)):
+    if path.is_dir() or is_archive(path) or (path.is_file() and zipfile.is_zipfile(path)):
       return path
   if any(True for pattern in markers for _ in folder.glob(pattern)):
     return folder
@@ -390,9 +422,11 @@ def _absent(folder: pathlib.Path, candidates: Sequence[str], where_to_get: str) 
   with contextlib.suppress(OSError):
     for path in sorted(folder.iterdir()):
       if path.name.lower().endswith(_UNFINISHED):
-        return UserError(f"{path} is a download that has not finished; let it finish, then run "
-                         "again")
+        return UserError(
+          f"{path} is a download that has not finished; let it finish, then run again"
+        )
   others = f" (nor {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
   return UserError(
     f"{folder} has no {candidates[0]}{others}; get it from "
-    f"{where_to_get} and put it there, or name another folder with manual_dir")
+    f"{where_to_get} and put it there, or name another folder with manual_dir"
+  )

@@ -1,5 +1,4 @@
-"""Parts of `cxrjax.data.sources.archive`: folders gone through, tars unpacked, archives in archives, zips
-cut."""
+"""Parts of `data.sources.archive`: walking folders, unpacking tars, archives in archives."""
 
 from __future__ import annotations
 
@@ -17,8 +16,10 @@ from typing import Any
 from cxrjax.core import files
 
 _OPENERS: dict[bytes, Callable[[io.BufferedIOBase], Any]] = {
-  b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file), b"BZ": bz2.BZ2File,
-  b"\xfd7": lzma.LZMAFile}
+  b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+  b"BZ": bz2.BZ2File,
+  b"\xfd7": lzma.LZMAFile,
+}
 
 
 def check_start(opened: zipfile.ZipFile) -> None:
@@ -80,9 +81,11 @@ class Inside:
 
 def walk(root: pathlib.Path, only: Sequence[str]) -> Iterator[str]:
   """Files below a folder; links to folders are followed, but no folder is gone through twice."""
+
   def chosen(names: list[str]) -> list[str]:
-    return sorted(n for n in names
-                  if any(fnmatch.fnmatchcase(n.lower(), pattern.lower()) for pattern in only))
+    return sorted(
+      n for n in names if any(fnmatch.fnmatchcase(n.lower(), pattern.lower()) for pattern in only)
+    )
 
   seen: set[str] = set()
   for folder, below, names in os.walk(root, followlinks=True):

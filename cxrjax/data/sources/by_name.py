@@ -17,18 +17,29 @@ from cxrjax.data.splits import subset as subsets
 from cxrjax.data.splits.partial_labels import hide
 
 _KINDS = {
-  "mini": "cxrjax.data.mini", "phantom": "cxrjax.data.sources.phantom", "folder": "cxrjax.data.sources.folder",
-  "tfds": "cxrjax.data.sources.tfds"}
+  "mini": "cxrjax.data.mini",
+  "phantom": "cxrjax.data.sources.phantom",
+  "folder": "cxrjax.data.sources.folder",
+  "tfds": "cxrjax.data.sources.tfds",
+}
 _NO_PLACE = ("phantom", "mini")  # they have a name alone
-_VALID = ("'mini', 'phantom', 'folder:PATH', 'tfds:NAME', or your own 'package.module' that "
-          "defines Source")
+_VALID = (
+  "'mini', 'phantom', 'folder:PATH', 'tfds:NAME', or your own 'package.module' that defines Source"
+)
 _ITEM = ("source", "split", "weight", "options", "subset", "fold", "rename")
 
 
 def open_source(
-    name: str | Sequence[Any], *, split: str = "train",
-    subset: Any = None, fold: Any = None, split_seed: int = 0, labelled: Any = None,
-    labelled_share: Any = 0.0, **options: Any) -> Source:
+  name: str | Sequence[Any],
+  *,
+  split: str = "train",
+  subset: Any = None,
+  fold: Any = None,
+  split_seed: int = 0,
+  labelled: Any = None,
+  labelled_share: Any = 0.0,
+  **options: Any,
+) -> Source:
   """Opens a split of a source of radiographs, or of several as one.
 
   Args:
@@ -44,7 +55,7 @@ def open_source(
       the sources that do not say another. `train[15%:]` is the rest of what `train[:15%]` takes:
       whole patients, classes in proportion (also of TFDS data sets, whose own slices divide
       patients).
-    subset: part of the split, `10 %` or `16 per class`, see `cxrjax.data.splits.subset`; nothing is all.
+    subset: part of the split, `10 %` or `16 per class`, see `data.splits.subset`; nothing is all.
     fold: `2 of 5`: the source's own splits do not count; `split` is `train` or `test` of that
       fold. `2 of 5 in train` divides one of the source's splits.
     split_seed: another seed, another subset and other folds.
@@ -62,8 +73,10 @@ def open_source(
     raise UserError(f"config.data.split_seed={split_seed!r} is no seed; give a whole number")
   for key, text in (("subset", subset), ("fold", fold), ("labelled", labelled)):
     if text is not None and not isinstance(text, str):
-      raise UserError(f"config.data.{key}={text!r} is no text; write it like "
-                      f"{'2 of 5' if key == 'fold' else '10 %'!r}")
+      raise UserError(
+        f"config.data.{key}={text!r} is no text; write it like "
+        f"{'2 of 5' if key == 'fold' else '10 %'!r}"
+      )
   base, ends = subsets.parse_slice(split)
   whole = subsets.parse_fold(fold)[2] if fold else base
   if isinstance(name, str):
@@ -81,9 +94,7 @@ def open_source(
   return source
 
 
-def _open_pool(
-    items: Sequence[Any], split: str, seed: int,
-    options: Mapping[str, Any]) -> Source:
+def _open_pool(items: Sequence[Any], split: str, seed: int, options: Mapping[str, Any]) -> Source:
   if not isinstance(items, list | tuple):
     raise UserError(f"config.data.source={items!r} names no source; give {_VALID}, or a list")
   sources, weights, renames = [], [], []
@@ -104,9 +115,16 @@ def _open_pool(
       if not isinstance(value, Mapping):
         raise UserError(f"{key}.{word}={value!r} is no mapping; write it like {{'name': 'value'}}")
     try:
-      sources.append(open_source(
-        name, split=given.get("split") or split, subset=given.get("subset"),
-        fold=given.get("fold"), split_seed=seed, **{**options, **own}))
+      sources.append(
+        open_source(
+          name,
+          split=given.get("split") or split,
+          subset=given.get("subset"),
+          fold=given.get("fold"),
+          split_seed=seed,
+          **{**options, **own},
+        )
+      )
     except UserError as error:
       raise UserError(_placed(str(error), key, named)) from error
     weights.append(given.get("weight"))
@@ -140,8 +158,10 @@ def _open_one(name: str, split: str, options: dict[str, Any]) -> Source:
     source = factory(split=split, **options)
     lacking = [part for part in ("info", "table") if not hasattr(source, part)]
     if lacking:
-      raise UserError(f"config.data.source={name!r} gives no source: it lacks "
-                      f"{', '.join(lacking)} (see cxrjax.data.base.Source)")
+      raise UserError(
+        f"config.data.source={name!r} gives no source: it lacks "
+        f"{', '.join(lacking)} (see cxrjax.data.base.Source)"
+      )
     return source
   if kind not in _NO_PLACE and not rest:
     raise UserError(f"config.data.source={name!r} lacks its second half; give {_VALID}")

@@ -22,8 +22,8 @@ _DIGEST = 16
 
 
 def by_key(
-    index: folder_index.Index, file: str, keyword: str, values: Sequence[str],
-    numbers: Sequence[int]) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"], list[str]]:
+  index: folder_index.Index, file: str, keyword: str, values: Sequence[str], numbers: Sequence[int]
+) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"], list[str]]:
   """Images whose header has one of some values under a keyword.
 
   Args:
@@ -42,22 +42,26 @@ def by_key(
   _check(keyword)
   medical = index.images[index.kinds[index.images] == folder_index.MEDICAL]
   if not len(medical):
-    raise UserError(f"{KEY}={keyword} is read from DICOM headers, and {index.root} has no DICOM "
-                    "files; let the table name the images' paths, with path_column")
+    raise UserError(
+      f"{KEY}={keyword} is read from DICOM headers, and {index.root} has no DICOM "
+      "files; let the table name the images' paths, with path_column"
+    )
   place: dict[bytes, int] = {}
   for i, value in enumerate(values):
     if not value:
       continue
     first = place.setdefault(hashed(value, index.key), i)
     if first != i:
-      raise UserError(f"{file} line {numbers[i]} has the {keyword} of line {numbers[first]}; give "
-                      "each in one row")
-  found = [place.get(digest.tobytes(), -1)
-           for digest in digests(index, medical, [keyword])[:, 0]]
+      raise UserError(
+        f"{file} line {numbers[i]} has the {keyword} of line {numbers[first]}; give each in one row"
+      )
+  found = [place.get(digest.tobytes(), -1) for digest in digests(index, medical, [keyword])[:, 0]]
   rows = np.array(found, np.int64)
   if not (rows >= 0).any():
-    raise UserError(f"no {keyword} of the {len(medical)} DICOM files in {index.root} is in {file}; "
-                    "is it the right column (key_column)? Spreadsheets drop leading zeros")
+    raise UserError(
+      f"no {keyword} of the {len(medical)} DICOM files in {index.root} is in {file}; "
+      "is it the right column (key_column)? Spreadsheets drop leading zeros"
+    )
   unused = len(place) - len(set(rows[rows >= 0].tolist()))
   notes = [f"{unused} rows are of no image: their {keyword} is in no file"] if unused else []
   return medical[rows >= 0], rows[rows >= 0], notes
@@ -67,8 +71,14 @@ def _check(keyword: str) -> None:
   from pydicom import datadict
 
   if datadict.tag_for_keyword(keyword) is None:
-    known = ("AccessionNumber", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
-             "SOPInstanceUID", "StudyID")
+    known = (
+      "AccessionNumber",
+      "PatientID",
+      "StudyInstanceUID",
+      "SeriesInstanceUID",
+      "SOPInstanceUID",
+      "StudyID",
+    )
     raise UserError(f"{KEY}={keyword!r} is no keyword of DICOM{suggest(keyword, known)}, ...")
 
 
@@ -78,8 +88,11 @@ def hashed(value: str, key: bytes) -> bytes:
 
 
 def digests(
-    index: folder_index.Index, rows: Int64[np.ndarray, "n"], keywords: Sequence[str],
-    clean: Callable[[str], str] = str.strip) -> UInt8[np.ndarray, "n k 16"]:
+  index: folder_index.Index,
+  rows: Int64[np.ndarray, "n"],
+  keywords: Sequence[str],
+  clean: Callable[[str], str] = str.strip,
+) -> UInt8[np.ndarray, "n k 16"]:
   """Keyed hashes of what headers say under some keywords, zeros where they say nothing.
 
   Args:
@@ -89,9 +102,15 @@ def digests(
     clean: what is done to a value before it is hashed.
   """
   name = f"{index.memory.stem}.{'-'.join(keywords)}.npz"
-  stamp = hashlib.sha256(b"".join([
-    index.key, index.states[rows].tobytes(),
-    *(index.paths[row].encode("utf-8", "surrogateescape") + b"\0" for row in rows.tolist())]))
+  stamp = hashlib.sha256(
+    b"".join(
+      [
+        index.key,
+        index.states[rows].tobytes(),
+        *(index.paths[row].encode("utf-8", "surrogateescape") + b"\0" for row in rows.tolist()),
+      ]
+    )
+  )
   shape = len(rows), len(keywords), _DIGEST
   with contextlib.suppress(OSError, ValueError, KeyError):
     remembered = files.read_npz(index.memory.with_name(name))
@@ -100,8 +119,10 @@ def digests(
   found = np.zeros(shape, np.uint8)
 
   def one(place: int) -> None:
-    with contextlib.suppress(OSError, UserError, decode.BadImage), \
-         index.open(int(rows[place])) as opened:
+    with (
+      contextlib.suppress(OSError, UserError, decode.BadImage),
+      index.open(int(rows[place])) as opened,
+    ):
       for k, value in enumerate(dicom.values(opened, keywords)):
         if value := clean(value):
           found[place, k] = np.frombuffer(hashed(value, index.key), np.uint8)

@@ -58,8 +58,10 @@ class ShownNames:
       return
     self.names = _unique([self.hide(path) for path in paths])
     changed = [(new, old) for new, old in zip(self.names, paths, strict=True) if new != old]
-    self.note = (f"{len(changed)} paths have a patient's ID or name in them, as DICOM headers have "
-                 "it; here they are shown with patient1, ... in its place")
+    self.note = (
+      f"{len(changed)} paths have a patient's ID or name in them, as DICOM headers have "
+      "it; here they are shown with patient1, ... in its place"
+    )
     file = index.memory.with_name(f"{index.memory.stem}.names.csv")
     # It lies beside the index, which has the paths as well, and is readable by its owner only.
     with contextlib.suppress(OSError), file_hashes.written(file) as opened:
@@ -76,8 +78,10 @@ class ShownNames:
       anybody: of a file that is no image: whosever ID or name is in it.
     """
     parts, numbers = path.split("/"), self._numbers if anybody else {}
-    return "/".join(self._hidden.get("/".join(parts[:k + 1]), self._clean(part, numbers))
-                    for k, part in enumerate(parts))
+    return "/".join(
+      self._hidden.get("/".join(parts[: k + 1]), self._clean(part, numbers))
+      for k, part in enumerate(parts)
+    )
 
   def hide_listed(self, path: str, line: int) -> str:
     """The same of a path that a table names and that is not there: it may be of anybody."""
@@ -96,7 +100,7 @@ class ShownNames:
     parts = path.split("/")
     for k, part in enumerate(parts):
       if (clean := self._clean(part, own)) != part:
-        self._hidden["/".join(parts[:k + 1])] = clean
+        self._hidden["/".join(parts[: k + 1])] = clean
 
   def _of(self, part: str) -> list[tuple[int, int, bytes]]:
     """Where somebody's values stand in a part of a path, the longest first at each place."""
@@ -118,9 +122,17 @@ def of(index: folder_index.Index) -> ShownNames:
   """The names of a folder's images; of the same files as before, those made before."""
   if not (index.kinds == folder_index.MEDICAL).any():
     return ShownNames(index)
-  stamp = hashlib.sha256(b"".join([
-    index.key, bytes(str(index.memory), "utf-8"), index.states.tobytes(), index.kinds.tobytes(),
-    *(path.encode("utf-8", "surrogateescape") + b"\0" for path in index.paths)])).digest()
+  stamp = hashlib.sha256(
+    b"".join(
+      [
+        index.key,
+        bytes(str(index.memory), "utf-8"),
+        index.states.tobytes(),
+        index.kinds.tobytes(),
+        *(path.encode("utf-8", "surrogateescape") + b"\0" for path in index.paths),
+      ]
+    )
+  ).digest()
   if stamp not in _known:
     _known.clear()
     _known[stamp] = ShownNames(index)

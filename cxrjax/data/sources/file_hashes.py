@@ -52,16 +52,21 @@ class Facts:
     self.sex_codes: UInt8[np.ndarray, "n"] = np.zeros(n, np.uint8)
     self.view_codes: UInt8[np.ndarray, "n"] = np.zeros(n, np.uint8)
 
-  def take_over(self, other: Facts, mine: Int64[np.ndarray, "_"],
-                theirs: Int64[np.ndarray, "_"]) -> None:
+  def take_over(
+    self, other: Facts, mine: Int64[np.ndarray, "_"], theirs: Int64[np.ndarray, "_"]
+  ) -> None:
     """Copies rows of other facts."""
     for name in self.COLUMNS:
       getattr(self, name)[mine] = getattr(other, name)[theirs]
 
   def learn(
-      self, rows: Int64[np.ndarray, "_"],
-      opened: Callable[[int], contextlib.AbstractContextManager], key: bytes,
-      save: Callable[[], None], doing: str) -> None:
+    self,
+    rows: Int64[np.ndarray, "_"],
+    opened: Callable[[int], contextlib.AbstractContextManager],
+    key: bytes,
+    save: Callable[[], None],
+    doing: str,
+  ) -> None:
     """Reads those of some files that were not read before; a file that cannot be read stays so.
 
     Args:
@@ -109,20 +114,32 @@ def fresh(states: Any, looked: int) -> Any:
 
 
 def in_threads(
-    rows: Int64[np.ndarray, "_"], one: Callable[[int], None], doing: str,
-    save: Callable[[], None] | None = None) -> None:
+  rows: Int64[np.ndarray, "_"],
+  one: Callable[[int], None],
+  doing: str,
+  save: Callable[[], None] | None = None,
+) -> None:
   """Calls `one` with each row, in threads; a bar shows it where it takes more than two seconds."""
+
   def block(some: np.ndarray) -> int:
     for row in some.tolist():
       one(row)
     return len(some)
 
-  bar = tqdm.tqdm(total=len(rows), desc=doing, unit=" files", file=sys.stderr, delay=2,
-                  mininterval=0.5, dynamic_ncols=True, leave=False)
+  bar = tqdm.tqdm(
+    total=len(rows),
+    desc=doing,
+    unit=" files",
+    file=sys.stderr,
+    delay=2,
+    mininterval=0.5,
+    dynamic_ncols=True,
+    leave=False,
+  )
   with bar, concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
     for start in range(0, len(rows), _SAVE_EVERY):
-      part = rows[start:start + _SAVE_EVERY]
-      for done in pool.map(block, [part[i:i + _BLOCK] for i in range(0, len(part), _BLOCK)]):
+      part = rows[start : start + _SAVE_EVERY]
+      for done in pool.map(block, [part[i : i + _BLOCK] for i in range(0, len(part), _BLOCK)]):
         bar.update(done)
       if save is not None:
         save()

@@ -12,8 +12,23 @@ from jaxtyping import Int8
 from cxrjax.data.decoding import dicom, formats
 from cxrjax.data.sources import archive, table_file
 
-PLAIN = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".tif", ".tiff", ".bmp", ".webp",
-         ".gif", ".pgm", ".ppm", ".pnm")
+PLAIN = (
+  ".png",
+  ".jpg",
+  ".jpeg",
+  ".jpe",
+  ".jfif",
+  ".jp2",
+  ".j2k",
+  ".tif",
+  ".tiff",
+  ".bmp",
+  ".webp",
+  ".gif",
+  ".pgm",
+  ".ppm",
+  ".pnm",
+)
 DICOM = (".dcm", ".dicom", ".dic", ".ima", ".dcm.gz")
 EXTENSIONS = (*PLAIN, *DICOM)
 TABLE = "a table"
@@ -21,17 +36,50 @@ TABLE = "a table"
 _NO_IMAGES = {
   ".zip": "a zip in a zip, which is not looked into",
   **dict.fromkeys(table_file.EXTENSIONS, TABLE),
-  **dict.fromkeys((".txt", ".md", ".json", ".jsonl", ".xml", ".html", ".htm", ".yaml", ".yml",
-                   ".log", ".pdf", ".doc", ".docx", ".rtf", ".xls", ".ods", ".parquet", ".py",
-                   ".ipynb", ".sh", ".ini", ".cfg", ".csv.gz"), "a document"),
-  **dict.fromkeys((".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"),
-                  "an archive; unpack it, or pack it as a zip"),
-  **dict.fromkeys((".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5", ".safetensors", ".pkl",
-                   ".tfrecord", ".mat"), "arrays, not an image file"),
-  **dict.fromkeys((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".raw"),
-                  "a volume or raw pixels; convert it to DICOM, PNG or TIFF"),
-  **dict.fromkeys((".svg", ".heic", ".avif", ".psd", ".mp4", ".avi"),
-                  "of a format that is not read; convert it to PNG or TIFF"),
+  **dict.fromkeys(
+    (
+      ".txt",
+      ".md",
+      ".json",
+      ".jsonl",
+      ".xml",
+      ".html",
+      ".htm",
+      ".yaml",
+      ".yml",
+      ".log",
+      ".pdf",
+      ".doc",
+      ".docx",
+      ".rtf",
+      ".xls",
+      ".ods",
+      ".parquet",
+      ".py",
+      ".ipynb",
+      ".sh",
+      ".ini",
+      ".cfg",
+      ".csv.gz",
+    ),
+    "a document",
+  ),
+  **dict.fromkeys(
+    (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"),
+    "an archive; unpack it, or pack it as a zip",
+  ),
+  **dict.fromkeys(
+    (".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5", ".safetensors", ".pkl", ".tfrecord", ".mat"),
+    "arrays, not an image file",
+  ),
+  **dict.fromkeys(
+    (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".raw"),
+    "a volume or raw pixels; convert it to DICOM, PNG or TIFF",
+  ),
+  **dict.fromkeys(
+    (".svg", ".heic", ".avif", ".psd", ".mp4", ".avi"),
+    "of a format that is not read; convert it to PNG or TIFF",
+  ),
 }
 IMAGE, MEDICAL, OTHER, UNKNOWN = 0, 1, 2, 3  # by extension; DICOM; no image; not looked into yet
 

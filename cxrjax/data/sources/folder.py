@@ -90,39 +90,76 @@ class Source:
   """
 
   def __init__(
-      self, where: str, split: str = "train", *, csv: str | None = None,
-      path_column: str | None = None, label_columns: str | Sequence[str] | None = None,
-      patient_column: str | None = None, split_column: str | None = None,
-      site_column: str | None = None, view_column: str | None = None,
-      age_column: str | None = None, sex_column: str | None = None,
-      patient_regex: str | None = None, views: str | Sequence[str] | None = None,
-      uncertain: str = "ignore", check: str = "files", cache_dir: str | None = None,
-      key: str | None = None, key_column: str | None = None):
-    columns = {"path": path_column, "patient": patient_column, "split": split_column,
-               "site": site_column, "view": view_column, "age": age_column, "sex": sex_column}
+    self,
+    where: str,
+    split: str = "train",
+    *,
+    csv: str | None = None,
+    path_column: str | None = None,
+    label_columns: str | Sequence[str] | None = None,
+    patient_column: str | None = None,
+    split_column: str | None = None,
+    site_column: str | None = None,
+    view_column: str | None = None,
+    age_column: str | None = None,
+    sex_column: str | None = None,
+    patient_regex: str | None = None,
+    views: str | Sequence[str] | None = None,
+    uncertain: str = "ignore",
+    check: str = "files",
+    cache_dir: str | None = None,
+    key: str | None = None,
+    key_column: str | None = None,
+  ):
+    columns = {
+      "path": path_column,
+      "patient": patient_column,
+      "split": split_column,
+      "site": site_column,
+      "view": view_column,
+      "age": age_column,
+      "sex": sex_column,
+    }
     label_columns = (label_columns,) if isinstance(label_columns, str) else label_columns
     pattern = _pattern(patient_regex)
     if csv is None:
-      for name, value in (*((f"{k}_column", v) for k, v in columns.items()),
-                          ("label_columns", label_columns), ("key", key),
-                          ("key_column", key_column)):
+      for name, value in (
+        *((f"{k}_column", v) for k, v in columns.items()),
+        ("label_columns", label_columns),
+        ("key", key),
+        ("key_column", key_column),
+      ):
         if value is not None:
           raise UserError(f"{KEY}.{name} needs {KEY}.csv, the file that has the column")
     self._index = folder_index.Index(where, cache_dir, check)
-    listed = folder_tree.by_folder(self._index) if csv is None else folder_csv.read(
-      self._index, csv, columns, label_columns, uncertain, key, key_column)
+    listed = (
+      folder_tree.by_folder(self._index)
+      if csv is None
+      else folder_csv.read(self._index, csv, columns, label_columns, uncertain, key, key_column)
+    )
     rows = listed.rows
     paths = [self._index.paths[row] for row in rows.tolist()]
     names = display_names.of(self._index)
     ids = [names.names[i] for i in np.searchsorted(self._index.images, rows).tolist()]
-    absent = [(names.hide_listed(name, line), f"it is not there, though line {line} of "
-               f"{os.path.basename(csv or '')} lists it") for name, line in listed.absent]
+    absent = [
+      (
+        names.hide_listed(name, line),
+        f"it is not there, though line {line} of {os.path.basename(csv or '')} lists it",
+      )
+      for name, line in listed.absent
+    ]
     unlisted = np.flatnonzero(~np.isin(self._index.images, rows)).tolist()
-    notes = [*(names.hide(path, anybody=True) + why for path, why in self._index.notes),
-             *_missing(csv, absent, [names.names[i] for i in unlisted]),
-             *listed.notes, names.note,
-             *(other.said(names.hide(other.paths[0], anybody=True)) for other in self._index.others
-               if other.paths != (csv,))]
+    notes = [
+      *(names.hide(path, anybody=True) + why for path, why in self._index.notes),
+      *_missing(csv, absent, [names.names[i] for i in unlisted]),
+      *listed.notes,
+      names.note,
+      *(
+        other.said(names.hide(other.paths[0], anybody=True))
+        for other in self._index.others
+        if other.paths != (csv,)
+      ),
+    ]
     headers = _Headers(self._index, rows)
     if pattern is not None:
       patients, by = [_match(pattern, path) for path in paths], f"patient_regex {patient_regex!r}"
@@ -135,8 +172,10 @@ class Source:
     notes += spelling.notes(assigned or (), "split", os.path.basename(csv or "") or "folders")
     if not assigned or not any(assigned):
       assigned = patient_splits.carve([p or path for p, path in zip(patients, paths, strict=True)])
-      notes.append("the data have no splits: patients were put into train, val and test "
-                   "(70, 10, 20 %) by a hash of their names")
+      notes.append(
+        "the data have no splits: patients were put into train, val and test "
+        "(70, 10, 20 %) by a hash of their names"
+      )
     notes += folder_tree.uneven(listed, assigned, patients)
     shown = listed.views or headers.views()
     kept = label_policies.rows_of_views(f"folder:{where}", shown, views)
@@ -153,14 +192,26 @@ class Source:
     self._rows = rows[kept]
     n = len(rows)
     self.table = Table(
-      ids=tuple(ids), patients=tuple(patients), sites=tuple(listed.sites or ("",) * n),
-      labels=listed.labels, views=tuple(shown), sexes=tuple(listed.sexes or headers.sexes()),
-      ages=headers.ages() if listed.ages is None else listed.ages).take(kept)
+      ids=tuple(ids),
+      patients=tuple(patients),
+      sites=tuple(listed.sites or ("",) * n),
+      labels=listed.labels,
+      views=tuple(shown),
+      sexes=tuple(listed.sexes or headers.sexes()),
+      ages=headers.ages() if listed.ages is None else listed.ages,
+    ).take(kept)
     self.info = SourceInfo(
-      name=f"folder:{where}", split=chosen, classes=listed.classes, exclusive=listed.exclusive,
-      splits=sizes, fingerprint=self._fingerprint(), notes=tuple(filter(None, notes)),
-      skipped=skipped, naming=(f"folder:{self._index.root.resolve()} by {by}",),
-      advice=listed.advice)
+      name=f"folder:{where}",
+      split=chosen,
+      classes=listed.classes,
+      exclusive=listed.exclusive,
+      splits=sizes,
+      fingerprint=self._fingerprint(),
+      notes=tuple(filter(None, notes)),
+      skipped=skipped,
+      naming=(f"folder:{self._index.root.resolve()} by {by}",),
+      advice=listed.advice,
+    )
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -184,15 +235,22 @@ class Source:
     found = decode.shown(self._index.read(int(self._rows[index])), at_least)
     table = self.table
     return Record(
-      image=found.pixels, labels=table.labels[index], mask=None, id=table.ids[index],
-      patient=table.patients[index], site=table.sites[index], window=found.window,
-      notes=found.notes)
+      image=found.pixels,
+      labels=table.labels[index],
+      mask=None,
+      id=table.ids[index],
+      patient=table.patients[index],
+      site=table.sites[index],
+      window=found.window,
+      notes=found.notes,
+    )
 
   def _fingerprint(self) -> str:
     """Of the images' names and bytes."""
     self._index.learn(self._rows)
     names = "".join(f"{self._index.paths[row]}\0" for row in self._rows.tolist()).encode(
-      "utf-8", "surrogateescape")
+      "utf-8", "surrogateescape"
+    )
     content = hashlib.sha256(names)
     content.update(self._index.facts.digests[self._rows].tobytes())
     return content.hexdigest()
@@ -212,8 +270,13 @@ class _Headers:
       return "DICOM headers and a secret of one's own"
     whole = self._index.images[self._index.kinds[self._index.images] == folder_index.MEDICAL]
     part = np.array_equal(whole, self._medical)
-    return "DICOM headers" + ("" if part else (
-      f" of {len(self._medical)} files " + hashlib.sha256(self._medical.tobytes()).hexdigest()[:8]))
+    return "DICOM headers" + (
+      ""
+      if part
+      else (
+        f" of {len(self._medical)} files " + hashlib.sha256(self._medical.tobytes()).hexdigest()[:8]
+      )
+    )
 
   @property
   def know_patients(self) -> bool:
@@ -262,20 +325,25 @@ def _unknown(patients: Sequence[str]) -> str:
   unknown = sum(not patient for patient in patients)
   if unknown in (0, len(patients)):
     return patient_splits.UNKNOWN if unknown else ""
-  return (f"patients unknown of {unknown} of {len(patients)} images: each of them counts as a "
-          "patient of its own")
+  return (
+    f"patients unknown of {unknown} of {len(patients)} images: each of them counts as a "
+    "patient of its own"
+  )
 
 
 def _missing(
-    csv: str | None, absent: Sequence[tuple[str, str]], unlisted: Sequence[str]) -> list[str]:
+  csv: str | None, absent: Sequence[tuple[str, str]], unlisted: Sequence[str]
+) -> list[str]:
   """Remarks on images that only a table or only the folder has."""
   base, notes = os.path.basename(csv or ""), []
   if absent:
-    notes.append(f"{len(absent)} images that {base} lists are not there (the first: {absent[0][0]})"
-                 ": left out")
+    notes.append(
+      f"{len(absent)} images that {base} lists are not there (the first: {absent[0][0]}): left out"
+    )
   if len(unlisted):
-    notes.append(f"{len(unlisted)} images are not listed in {base} (the first: {unlisted[0]}): "
-                 "left out")
+    notes.append(
+      f"{len(unlisted)} images are not listed in {base} (the first: {unlisted[0]}): left out"
+    )
   return notes
 
 

@@ -79,8 +79,7 @@ class Index:
 
   def __init__(self, root: str | os.PathLike, cache_dir: str | None = None, check: str = "files"):
     if check not in CHECKS:
-      raise UserError(
-        f"config.data.options.check={check!r} is no option{suggest(check, CHECKS)}")
+      raise UserError(f"config.data.options.check={check!r} is no option{suggest(check, CHECKS)}")
     self.root = pathlib.Path(root).expanduser()
     _check_root(root, self.root)
     where = hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:24]
@@ -108,8 +107,7 @@ class Index:
 
   def learn(self, rows: Int64[np.ndarray, "_"]) -> None:
     """Fills in `facts` of some rows, reading the files that were not read before."""
-    self.facts.learn(rows, self.open, self.key, self._save,
-                     f"reading {shown(self.root.name)}")
+    self.facts.learn(rows, self.open, self.key, self._save, f"reading {shown(self.root.name)}")
 
   @contextlib.contextmanager
   def open(self, row: int) -> Iterator[io.BufferedIOBase]:
@@ -160,17 +158,34 @@ class Index:
   def _save(self) -> None:
     now = self._now
     columns = {f"fact_{name}": getattr(now.facts, name) for name in file_hashes.Facts.COLUMNS}
-    texts = {name: _pack(texts) for name, texts in (
-      ("paths", now.paths), ("zips", now.zips), ("notes", itertools.chain(*now.notes)))}
+    texts = {
+      name: _pack(texts)
+      for name, texts in (
+        ("paths", now.paths),
+        ("zips", now.zips),
+        ("notes", itertools.chain(*now.notes)),
+      )
+    }
     with contextlib.suppress(OSError), file_hashes.written(self.memory) as opened:
-      np.savez(opened, version=_VERSION, key=_key_mark(self.key), homes=now.homes,
-               kinds=now.kinds, states=now.states, listed=now.listed, **texts, **columns)
+      np.savez(
+        opened,
+        version=_VERSION,
+        key=_key_mark(self.key),
+        homes=now.homes,
+        kinds=now.kinds,
+        states=now.states,
+        listed=now.listed,
+        **texts,
+        **columns,
+      )
 
   def _nothing(self) -> None:
     seen = ", ".join(f"{len(other.paths)} {other.kind}" for other in self.others[:3])
     known = ", ".join(file_kinds.EXTENSIONS)
-    raise UserError(f"no images in {self.root}; they are known by {known}, or by their first bytes"
-                    + (f" (it has other files: {seen})" if seen else ""))
+    raise UserError(
+      f"no images in {self.root}; they are known by {known}, or by their first bytes"
+      + (f" (it has other files: {seen})" if seen else "")
+    )
 
 
 def _check_root(given: str | os.PathLike, root: pathlib.Path) -> None:
@@ -198,8 +213,15 @@ class _Walk:
   def listing(self) -> _Listing:
     listed = time.time_ns()
     if self._root.is_dir():
-      with tqdm.tqdm(desc=f"listing {shown(self._root.name)}", unit=" files", file=sys.stderr,
-                     delay=2, mininterval=0.5, dynamic_ncols=True, leave=False) as self._bar:
+      with tqdm.tqdm(
+        desc=f"listing {shown(self._root.name)}",
+        unit=" files",
+        file=sys.stderr,
+        delay=2,
+        mininterval=0.5,
+        dynamic_ncols=True,
+        leave=False,
+      ) as self._bar:
         # Links come last: a folder that is there in its own right is known by its own name.
         links = self._folders([""])
         while links:
@@ -212,7 +234,11 @@ class _Walk:
       homes=np.frombuffer(self._homes, np.int32)[order],
       kinds=np.frombuffer(self._kinds, np.int8)[order],
       states=np.frombuffer(self._states, np.int64).reshape(-1, 3)[order],
-      listed=listed, zips=self._zips, notes=self._notes, facts=file_hashes.Facts(len(order)))
+      listed=listed,
+      zips=self._zips,
+      notes=self._notes,
+      facts=file_hashes.Facts(len(order)),
+    )
 
   def _folders(self, waiting: list[str]) -> list[str]:
     """Lists folders (below the root, with a `/` at the end) and all in them; returns links."""
@@ -230,7 +256,8 @@ class _Walk:
       for name in sorted(zips):
         if archive.stem(name) in folders + linked:
           self._notes.append(
-            (below + name, " was not looked into: a folder beside it has its name"))
+            (below + name, " was not looked into: a folder beside it has its name")
+          )
         else:
           folders_too = f"{below}{archive.stem(name)}/"
           if any(_prefix(z) == folders_too for z in self._zips):
@@ -262,8 +289,14 @@ class _Walk:
           self._add(below + name, OTHER, -1, None, (0, 0, 0))
     return folders, linked, zips
 
-  def _add(self, path: str, kind: int, home: int, entry: os.DirEntry | None,
-           state: tuple[int, ...] = (_NOT_ASKED,) * 3) -> None:
+  def _add(
+    self,
+    path: str,
+    kind: int,
+    home: int,
+    entry: os.DirEntry | None,
+    state: tuple[int, ...] = (_NOT_ASKED,) * 3,
+  ) -> None:
     if entry is not None and self._ask:
       state = file_hashes.state(entry.stat())
     self._paths.append(path)
@@ -279,7 +312,11 @@ class _Walk:
     old = self._old
     if old is not None and below in old.zips:
       rows = np.flatnonzero(old.homes == old.zips.index(below))
-      if len(rows) and tuple(old.states[rows[0]]) == state and not file_hashes.fresh(state, old.listed):
+      if (
+        len(rows)
+        and tuple(old.states[rows[0]]) == state
+        and not file_hashes.fresh(state, old.listed)
+      ):
         for row in rows.tolist():
           self._add(old.paths[row], int(old.kinds[row]), home, None, state)
         self._notes += [note for note in old.notes if note[0].startswith(prefix)]
@@ -328,8 +365,14 @@ def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
       getattr(facts, name)[...] = found[f"fact_{name}"]
     notes = texts.pop("notes")
     texts["notes"] = [*zip(notes[::2], notes[1::2], strict=True)]
-    return _Listing(homes=found["homes"], kinds=found["kinds"], states=found["states"],
-                    listed=int(found["listed"]), facts=facts, **texts)
+    return _Listing(
+      homes=found["homes"],
+      kinds=found["kinds"],
+      states=found["states"],
+      listed=int(found["listed"]),
+      facts=facts,
+      **texts,
+    )
   return None
 
 

@@ -17,8 +17,8 @@ _SEVERAL = -2
 
 
 def by_path(
-    index: Index, file: str, names: Sequence[str], numbers: Sequence[int],
-    ) -> tuple[Int64[np.ndarray, "n"], list[tuple[str, int]]]:
+  index: Index, file: str, names: Sequence[str], numbers: Sequence[int]
+) -> tuple[Int64[np.ndarray, "n"], list[tuple[str, int]]]:
   """Row of each image in the index, -1 for those that are not there; and those, with their lines.
 
   Args:
@@ -37,13 +37,15 @@ def by_path(
     first: dict[int, int] = {}
     for row, number in zip(rows.tolist(), numbers, strict=True):
       if row >= 0 and first.setdefault(row, number) != number:
-        raise UserError(f"{file} line {number} names {index.paths[row]} again (first on line "
-                        f"{first[row]})")
+        raise UserError(
+          f"{file} line {number} names {index.paths[row]} again (first on line {first[row]})"
+        )
   absent: dict[str, int] = {}
   for i in np.flatnonzero(rows < 0).tolist():
     if absent.setdefault(names[i], numbers[i]) != numbers[i]:
-      raise UserError(f"{file} line {numbers[i]} names {names[i]} again (first on line "
-                      f"{absent[names[i]]})")
+      raise UserError(
+        f"{file} line {numbers[i]} names {names[i]} again (first on line {absent[names[i]]})"
+      )
   return rows, [*absent.items()]
 
 
@@ -119,10 +121,12 @@ class _Files:
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith("/"):
       roots = {str(self._index.root), str(self._root)}
-      inside = next((path[len(r) + 1:] for r in roots if path.startswith(f"{r}/")), None)
+      inside = next((path[len(r) + 1 :] for r in roots if path.startswith(f"{r}/")), None)
       if inside is None:
-        raise UserError(f"{where()}: {name} is outside {self._index.root}; give a folder that "
-                        "holds all images, or paths below it")
+        raise UserError(
+          f"{where()}: {name} is outside {self._index.root}; give a folder that "
+          "holds all images, or paths below it"
+        )
       return inside
     if path.split("/")[0] == "..":
       raise UserError(f"{where()}: {name} leads out of {self._index.root}")

@@ -22,8 +22,8 @@ def check_uncertain(policy: str) -> None:
 
 
 def rows_of_views(
-    name: str, views: Sequence[str], wanted: str | Sequence[str] | None,
-    ) -> Int64[np.ndarray, "_"]:
+  name: str, views: Sequence[str], wanted: str | Sequence[str] | None
+) -> Int64[np.ndarray, "_"]:
   """Rows of the images whose view is wanted.
 
   Args:

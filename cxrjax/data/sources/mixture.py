@@ -38,8 +38,11 @@ class Pool:
   """
 
   def __init__(
-      self, sources: Sequence[Source], weights: Sequence[Any] | None = None,
-      renames: Sequence[Mapping[str, str]] = ()):
+    self,
+    sources: Sequence[Source],
+    weights: Sequence[Any] | None = None,
+    renames: Sequence[Mapping[str, str]] = (),
+  ):
     if not sources:
       raise UserError("config.data.source=[] names no source; give at least one")
     self.sources = tuple(sources)
@@ -61,20 +64,34 @@ class Pool:
       parts = _parts(names, sizes, weights)
     total = sum(p.weight for p in parts)
     shares = [f", {p.weight / total:.3g} of those drawn" for p in parts] or [""] * len(names)
-    notes.append("a pool of " + "; ".join(
-      f"{name} ({size} images{share})"
-      for name, size, share in zip(names, sizes, shares, strict=True)))
+    notes.append(
+      "a pool of "
+      + "; ".join(
+        f"{name} ({size} images{share})"
+        for name, size, share in zip(names, sizes, shares, strict=True)
+      )
+    )
     of = list(dict.fromkeys(s.info.split for s in self.sources))
     common = set.intersection(*(set(s.info.splits) for s in self.sources))
     content = "\0".join(fingerprints)
     self.info: SourceInfo = SourceInfo(
-      name=" + ".join(names), split=" + ".join(of), classes=classes,
-      exclusive=exclusive, fingerprint=hashlib.sha256(content.encode()).hexdigest(),
-      splits={name: sum(s.info.splits[name] for s in self.sources)
-              for name in self.sources[0].info.splits if name in common},
-      notes=tuple(dict.fromkeys(notes)), dataset=patient_splits.POOL, parts=parts, skipped=tuple(skipped),
+      name=" + ".join(names),
+      split=" + ".join(of),
+      classes=classes,
+      exclusive=exclusive,
+      fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+      splits={
+        name: sum(s.info.splits[name] for s in self.sources)
+        for name in self.sources[0].info.splits
+        if name in common
+      },
+      notes=tuple(dict.fromkeys(notes)),
+      dataset=patient_splits.POOL,
+      parts=parts,
+      skipped=tuple(skipped),
       naming=tuple(dict.fromkeys(n for s in self.sources for n in s.info.naming)),
-      advice=next((s.info.advice for s in self.sources if s.info.advice), ""))
+      advice=next((s.info.advice for s in self.sources if s.info.advice), ""),
+    )
 
   def __len__(self) -> int:
     return len(self.groups)
@@ -96,8 +113,11 @@ class Pool:
     reader = getattr(source, "read", None)
     record = source[row] if reader is None else reader(row, at_least=at_least)
     return dataclasses.replace(
-      record, labels=self.table.labels[index], id=self.table.ids[index],
-      patient=self.table.patients[index])
+      record,
+      labels=self.table.labels[index],
+      id=self.table.ids[index],
+      patient=self.table.patients[index],
+    )
 
 
 def _fold(name: str) -> str:
@@ -106,8 +126,8 @@ def _fold(name: str) -> str:
 
 
 def _merge(
-    sources: Sequence[Source], renames: Sequence[Mapping[str, str]], notes: list[str],
-    ) -> tuple[list[list[int]], tuple[str, ...], bool]:
+  sources: Sequence[Source], renames: Sequence[Mapping[str, str]], notes: list[str]
+) -> tuple[list[list[int]], tuple[str, ...], bool]:
   """For each source the merged column of each of its classes; the merged classes; exclusive."""
   place: dict[str, int] = {}
   classes: list[str] = []
@@ -115,8 +135,10 @@ def _merge(
   for k, (source, rename) in enumerate(zip(sources, renames, strict=True)):
     for name in rename:
       if name not in source.info.classes:
-        raise UserError(f"config.data.source[{k}].rename={name!r} is no class of "
-                        f"{source.info.name}{suggest(name, source.info.classes)}")
+        raise UserError(
+          f"config.data.source[{k}].rename={name!r} is no class of "
+          f"{source.info.name}{suggest(name, source.info.classes)}"
+        )
     seen: dict[int, str] = {}
     for name in source.info.classes:
       shown = rename.get(name, name)
@@ -125,9 +147,11 @@ def _merge(
         place[key] = len(classes)
         classes.append(shown)
       if place[key] in seen:
-        raise UserError(f"config.data.source[{k}]: {source.info.name} has the classes "
-                        f"{seen[place[key]]!r} and {name!r}, which a pool would take for one; give "
-                        f"config.data.source[{k}].rename={{{name!r}: 'another name'}}")
+        raise UserError(
+          f"config.data.source[{k}]: {source.info.name} has the classes "
+          f"{seen[place[key]]!r} and {name!r}, which a pool would take for one; give "
+          f"config.data.source[{k}].rename={{{name!r}: 'another name'}}"
+        )
       seen[place[key]] = name
       if name != classes[place[key]]:
         spellings[name, classes[place[key]]] = f"{name} of {source.info.name}"
@@ -148,29 +172,39 @@ def _qualify(k: int, source: Source, columns: list[int], width: int) -> Table:
   labels = np.full((len(source), width), np.nan, np.float32)
   labels[:, columns] = source.table.labels
   return dataclasses.replace(
-    source.table, ids=tuple(_id(k, source, i) for i in source.table.ids),
-    patients=patient_splits.patient_keys(source), labels=labels)
+    source.table,
+    ids=tuple(_id(k, source, i) for i in source.table.ids),
+    patients=patient_splits.patient_keys(source),
+    labels=labels,
+  )
 
 
 def _join(tables: Sequence[Table]) -> Table:
-  texts = {name: tuple(value for t in tables for value in getattr(t, name))
-           for name in ("ids", "patients", "sites", "views", "sexes")}
-  return Table(**texts, labels=np.concatenate([t.labels for t in tables]),
-               ages=np.concatenate([t.ages for t in tables]))
+  texts = {
+    name: tuple(value for t in tables for value in getattr(t, name))
+    for name in ("ids", "patients", "sites", "views", "sexes")
+  }
+  return Table(
+    **texts,
+    labels=np.concatenate([t.labels for t in tables]),
+    ages=np.concatenate([t.ages for t in tables]),
+  )
 
 
-def _parts(
-    names: Sequence[str], sizes: Sequence[int], weights: Sequence[Any]) -> tuple[Part, ...]:
+def _parts(names: Sequence[str], sizes: Sequence[int], weights: Sequence[Any]) -> tuple[Part, ...]:
   for k, (weight, size) in enumerate(zip(weights, sizes, strict=True)):
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight <= 0:
-      raise UserError(f"config.data.source[{k}].weight={weight!r} is no weight; give a number "
-                      "above 0, relative to the other sources' (1 where none is given), or leave "
-                      "the source out")
+      raise UserError(
+        f"config.data.source[{k}].weight={weight!r} is no weight; give a number "
+        "above 0, relative to the other sources' (1 where none is given), or leave "
+        "the source out"
+      )
     if not size:
       raise UserError(f"config.data.source[{k}] has no images to draw; leave it out")
-  return tuple(Part(name, size, float(w))
-               for name, size, w in zip(names, sizes, weights, strict=True))
+  return tuple(
+    Part(name, size, float(w)) for name, size, w in zip(names, sizes, weights, strict=True)
+  )
 
 
 def _refuse_repeats(sources: Sequence[Source]) -> None:
@@ -183,4 +217,5 @@ def _refuse_repeats(sources: Sequence[Source]) -> None:
         raise UserError(
           f"config.data.source[{k}] has images that config.data.source[{first}] has, such as "
           f"{name!r} of {source.info.name}; give every image once, with a weight if its source "
-          "should be drawn more often")
+          "should be drawn more often"
+        )

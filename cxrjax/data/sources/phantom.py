@@ -69,9 +69,17 @@ class Source:
   bits = 8
 
   def __init__(
-      self, split: str = "train", *, n: int = 1024, size: int = 128, seed: int = 0, sites: int = 2,
-      opacity_contrast: int | float = 1.0, prevalence: int | float = 0.5,
-      marker_shortcut: int | float = 0.0):
+    self,
+    split: str = "train",
+    *,
+    n: int = 1024,
+    size: int = 128,
+    seed: int = 0,
+    sites: int = 2,
+    opacity_contrast: int | float = 1.0,
+    prevalence: int | float = 0.5,
+    marker_shortcut: int | float = 0.0,
+  ):
     _check("n", n, 1, 10_000_000)
     _check("size", size, 32, 2048)
     _check("seed", seed, 0, 2**63)
@@ -81,7 +89,8 @@ class Source:
     _check("marker_shortcut", marker_shortcut, 0.0, 1.0)
     if marker_shortcut and sites < 2:
       raise UserError(
-        "config.data.options.marker_shortcut needs at least 2 sites (config.data.options.sites)")
+        "config.data.options.marker_shortcut needs at least 2 sites (config.data.options.sites)"
+      )
     if split not in (*SPLITS, "all"):
       raise UserError(f"phantom has no split {split!r}; valid: train, val, test, all")
     self._size, self._seed, self._contrast = size, seed, opacity_contrast
@@ -94,18 +103,31 @@ class Source:
       ids=tuple(f"{r.split}-{i:06d}" for r in self._rows for i in range(n)),
       patients=tuple(f"{r.split}-p{p:06d}" for r in self._rows for p in r.patient),
       sites=tuple(f"site{s}" for r in self._rows for s in r.site),
-      labels=np.stack([~positive, positive], axis=1).astype(np.float32))
+      labels=np.stack([~positive, positive], axis=1).astype(np.float32),
+    )
     options = {
-      "n": n, "size": size, "seed": seed, "sites": sites, "prevalence": float(prevalence),
-      "opacity_contrast": float(opacity_contrast), "marker_shortcut": float(marker_shortcut)}
+      "n": n,
+      "size": size,
+      "seed": seed,
+      "sites": sites,
+      "prevalence": float(prevalence),
+      "opacity_contrast": float(opacity_contrast),
+      "marker_shortcut": float(marker_shortcut),
+    }
     content = json.dumps(["phantom", VERSION, options], sort_keys=True)
     notes = ["drawn radiographs, not of people"]
     if marker_shortcut:
       notes.append(f"shortcut: the site gives the class away with probability {marker_shortcut:g}")
     self.info = SourceInfo(
-      name="phantom", split=split, classes=("normal", "opacity"), exclusive=True,
-      splits=dict.fromkeys(SPLITS, n), fingerprint=hashlib.sha256(content.encode()).hexdigest(),
-      notes=tuple(notes), dataset=f"phantom/{seed}")
+      name="phantom",
+      split=split,
+      classes=("normal", "opacity"),
+      exclusive=True,
+      splits=dict.fromkeys(SPLITS, n),
+      fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+      notes=tuple(notes),
+      dataset=f"phantom/{seed}",
+    )
 
   def __len__(self) -> int:
     return len(self._rows) * self._n
@@ -116,25 +138,42 @@ class Source:
     rows, i = self._rows[index // self._n], index % self._n
     drawn = _drawn if self._size <= _KEPT_SIDE else _drawn.__wrapped__
     image, lungs = drawn(
-      self._size, self._seed, rows.split, int(rows.patient[i]), i, bool(rows.positive[i]),
-      int(rows.site[i]), self._contrast)
+      self._size,
+      self._seed,
+      rows.split,
+      int(rows.patient[i]),
+      i,
+      bool(rows.positive[i]),
+      int(rows.site[i]),
+      self._contrast,
+    )
     return Record(
-      image=image[..., None], labels=self.table.labels[index], mask=lungs[..., None],
-      id=self.table.ids[index], patient=self.table.patients[index], site=self.table.sites[index])
+      image=image[..., None],
+      labels=self.table.labels[index],
+      mask=lungs[..., None],
+      id=self.table.ids[index],
+      patient=self.table.patients[index],
+      site=self.table.sites[index],
+    )
 
 
 @functools.lru_cache(maxsize=4096)
 def _drawn(
-    size: int, seed: int, split: str, patient: int, i: int, opacity: bool, site: int,
-    contrast: Real) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
+  size: int, seed: int, split: str, patient: int, i: int, opacity: bool, site: int, contrast: Real
+) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
   """Image `i` of a split and its lungs.
 
   Small ones are kept: a run reads its training images twice, to learn from them and to judge by
   them.
   """
   found = draw(
-    size, anatomy=_generator(seed, "anatomy", split, patient),
-    shot=_generator(seed, "shot", split, i), opacity=opacity, site=site, contrast=contrast)
+    size,
+    anatomy=_generator(seed, "anatomy", split, patient),
+    shot=_generator(seed, "shot", split, i),
+    opacity=opacity,
+    site=site,
+    contrast=contrast,
+  )
   for plane in found:
     plane.flags.writeable = False
   return found
@@ -155,8 +194,9 @@ class _Rows:
   site: np.ndarray
   positive: np.ndarray
 
-  def __init__(self, seed: int, split: str, n: int, sites: int, prevalence: int | float,
-      shortcut: int | float):
+  def __init__(
+    self, seed: int, split: str, n: int, sites: int, prevalence: int | float, shortcut: int | float
+  ):
     self.split = split
     key = f"{seed}/{split}"
     images = 1 + (3 * hash_random.uniform(f"images/{key}", n)).astype(np.int64)
@@ -196,9 +236,14 @@ def _disc(x: np.ndarray, y: np.ndarray, cx: Real, cy: Real, rx: Real, ry: Real) 
 
 
 def draw(
-    size: int, anatomy: np.random.Generator, shot: np.random.Generator, *, opacity: bool,
-    site: int = 0, contrast: Real = 1.0,
-    ) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
+  size: int,
+  anatomy: np.random.Generator,
+  shot: np.random.Generator,
+  *,
+  opacity: bool,
+  site: int = 0,
+  contrast: Real = 1.0,
+) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
   """Draws one radiograph.
 
   Args:
@@ -218,8 +263,11 @@ def draw(
   side = np.abs(x)
   breath = 0.07 * s[0]  # moves the diaphragm, and the heart with it
 
-  half = np.interp(y, [-1, -0.86, -0.72, -0.45, 0.1, 1],
-                   [0.26, 0.34, 0.8, 0.97, 0.84 + 0.07 * a[0], 0.9 + 0.08 * a[0]])
+  half = np.interp(
+    y,
+    [-1, -0.86, -0.72, -0.45, 0.1, 1],
+    [0.26, 0.34, 0.8, 0.97, 0.84 + 0.07 * a[0], 0.9 + 0.08 * a[0]],
+  )
   body = _edge(half.astype(np.float32) - side, 0.05)
   depth = np.sqrt(_clip(1 - (side / (1.1 + 0.1 * a[0])) ** 2, 0, 1)).astype(np.float32)
   wall = 0.64 + 0.06 * a[1]
@@ -246,8 +294,7 @@ def draw(
   return _detect(absorbed, shot, s, site), visible
 
 
-def _lungs(
-    x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, wall: Real) -> np.ndarray:
+def _lungs(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, wall: Real) -> np.ndarray:
   """Both lungs, 0..1: an outer wall per row, the dome of the diaphragm per column."""
   lungs = np.zeros((), np.float32)
   top = -0.78 + 0.05 * a[4]
@@ -262,8 +309,7 @@ def _lungs(
   return lungs
 
 
-def _heart(
-    x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, beat: Real) -> np.ndarray:
+def _heart(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, beat: Real) -> np.ndarray:
   """Heart and great vessels, 0..1: they displace air."""
   lower = 0.6 * breath
   dx, dy = x - (0.12 + 0.03 * a[6]), y - (0.25 + lower)
@@ -272,8 +318,10 @@ def _heart(
   right = _disc(x, y, -0.09, 0.2 + lower, 0.16 + 0.03 * a[9], 0.27)
   knob = _disc(x, y, 0.10, -0.27, 0.12 + 0.03 * a[10], 0.16)
   trunk = _disc(x, y, 0.01, -0.1, 0.15 + 0.02 * a[11], 1.3)
-  return np.maximum(np.maximum(_edge(left - 0.05, 0.3), _edge(right, 0.4)),
-                    np.maximum(_edge(knob - 0.1, 1.0), _edge(trunk, 0.4)))
+  return np.maximum(
+    np.maximum(_edge(left - 0.05, 0.3), _edge(right, 0.4)),
+    np.maximum(_edge(knob - 0.1, 1.0), _edge(trunk, 0.4)),
+  )
 
 
 def _vessels(x: np.ndarray, y: np.ndarray, anatomy: np.random.Generator) -> np.ndarray:
@@ -291,7 +339,7 @@ def _bones(x: np.ndarray, y: np.ndarray, a: np.ndarray, wall: Real) -> np.ndarra
   side = np.abs(x)
   gap = 0.155 + 0.015 * a[12]
   cage = _edge(wall + 0.16 - side, 0.1) * _edge(0.62 - y, 0.2) * _edge(y + 0.86, 0.1)
-  bent = y - 0.42 * side ** 1.6 + 0.3 * (side - 0.35) ** 2 + 0.03 * a[13]
+  bent = y - 0.42 * side**1.6 + 0.3 * (side - 0.35) ** 2 + 0.03 * a[13]
   back = np.cos(bent * (2 * np.pi / gap))
   bent = y + 0.5 * side - 0.35 * side * side + 0.05 * a[14]
   front = np.cos(bent * (2 * np.pi / (gap * 1.25))) * _edge(side - 0.3, 0.2)
@@ -310,7 +358,8 @@ def _rib(wave: np.ndarray, threshold: Real) -> np.ndarray:
 
 
 def _consolidation(
-    shot: np.random.Generator, size: int, lungs: np.ndarray, contrast: Real) -> np.ndarray:
+  shot: np.random.Generator, size: int, lungs: np.ndarray, contrast: Real
+) -> np.ndarray:
   """The share of air that fluid replaces, 0..1: irregular blobs with a cloudy texture."""
   x, y = _grid(size)
   warp = 0.55 * _noise(shot, 7, size) + 0.22 * _noise(shot, 16, size)
@@ -327,7 +376,8 @@ def _consolidation(
 
 
 def _pose(
-    absorbed: np.ndarray, visible: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  absorbed: np.ndarray, visible: np.ndarray, s: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Turns, moves and scales the patient in front of the detector."""
   size = absorbed.shape[0]
   turn, scale = 0.06 * s[5], 1 + 0.08 * s[6]
@@ -345,8 +395,8 @@ def _pose(
 
 
 def _detect(
-    absorbed: np.ndarray, shot: np.random.Generator, s: np.ndarray, site: int
-    ) -> UInt8[np.ndarray, "h w"]:
+  absorbed: np.ndarray, shot: np.random.Generator, s: np.ndarray, site: int
+) -> UInt8[np.ndarray, "h w"]:
   """From absorption to gray values: gradient, noise, contrast curve, collimation, marker."""
   size = absorbed.shape[0]
   x, y = _grid(size)
@@ -383,5 +433,5 @@ def _marker(value: np.ndarray, s: np.ndarray, style: int, size: int) -> None:
   column = (0.10 if letter == "R" else 0.82) + 0.03 * s[20]
   row = (0.09 if style != 2 else 0.22) + 0.03 * s[21]
   top, left = int(row * size), int(column * size)
-  part = value[top:top + h, left:left + w]
-  part[glyph[:part.shape[0], :part.shape[1]]] = 0.97
+  part = value[top : top + h, left : left + w]
+  part[glyph[: part.shape[0], : part.shape[1]]] = 0.97

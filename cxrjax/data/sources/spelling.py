@@ -8,9 +8,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 # What spreadsheets, databases and libraries write for a value that is not there; in lower case.
-UNKNOWN = frozenset((
-  "", "nan", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "nat", "none", "null", "nil", "(null)",
-  "unknown", "?"))
+UNKNOWN = frozenset(
+  (
+    "",
+    "nan",
+    "na",
+    "n/a",
+    "n.a.",
+    "<na>",
+    "#n/a",
+    "#na",
+    "nat",
+    "none",
+    "null",
+    "nil",
+    "(null)",
+    "unknown",
+    "?",
+  )
+)
 _SHOWN = 4
 
 
@@ -49,7 +65,9 @@ def notes(values: Iterable[str], one: str, of: str) -> list[str]:
     of: where they are from.
   """
   found = alike(values)
-  told = [f"{of}: {counted(group)} are probably one {one}, and count as {len(group)}; spell them "
-          "alike" for group in found[:_SHOWN]]
+  told = [
+    f"{of}: {counted(group)} are probably one {one}, and count as {len(group)}; spell them alike"
+    for group in found[:_SHOWN]
+  ]
   more = len(found) - _SHOWN
   return [*told, f"{of}: {more} more of such spellings"] if more > 0 else told

@@ -58,8 +58,10 @@ class TableFile:
     width = len(self.header)
     for number, cells in self._rows:
       if len(cells) < width or any(cells[width:]):
-        raise UserError(f"{self.file} line {number} has {len(cells)} fields, the header {width}: "
-                        "is the file whole?")
+        raise UserError(
+          f"{self.file} line {number} has {len(cells)} fields, the header {width}: "
+          "is the file whole?"
+        )
       yield number, cells[:width]
 
   def _decoded(self, data: bytes) -> str:
@@ -80,15 +82,19 @@ class TableFile:
       return data.decode(encoding)
     except UnicodeDecodeError as error:
       if encoding != "utf-8-sig":
-        raise UserError(f"{self.file} is damaged: it is UTF-16 up to byte {error.start}; {_SAVE}"
-                        ) from error
+        raise UserError(
+          f"{self.file} is damaged: it is UTF-16 up to byte {error.start}; {_SAVE}"
+        ) from error
     try:
       text = data.decode("cp1252")
     except UnicodeDecodeError as error:
-      raise UserError(f"{self.file} is text in an encoding that is not known (byte {error.start}); "
-                      f"{_SAVE}") from error
-    self.notes.append("it is not UTF-8 and was read as Windows-1252; where letters with accents "
-                      f"look wrong, {_SAVE}")
+      raise UserError(
+        f"{self.file} is text in an encoding that is not known (byte {error.start}); {_SAVE}"
+      ) from error
+    self.notes.append(
+      "it is not UTF-8 and was read as Windows-1252; where letters with accents "
+      f"look wrong, {_SAVE}"
+    )
     return text
 
   def _csv(self, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -122,5 +128,6 @@ def _excel(file: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
       if any(cells.values()):
         yield number, [cells.get(k + 1, "") for k in range(max(width, max(cells)))]
   except UserError as error:
-    raise UserError(f"{file} begins as an Excel file does, and cannot be read as one; {_SAVE} "
-                    f"({error})") from error
+    raise UserError(
+      f"{file} begins as an Excel file does, and cannot be read as one; {_SAVE} ({error})"
+    ) from error

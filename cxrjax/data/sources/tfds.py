@@ -56,10 +56,17 @@ class Source:
   """
 
   def __init__(
-      self, where: str, split: str = "train", *, data_dir: str | None = None,
-      manual_dir: str | None = None, label: str | Sequence[str] | None = None,
-      uncertain: str = "ignore", views: str | Sequence[str] | None = None,
-      cache_dir: str | None = None):
+    self,
+    where: str,
+    split: str = "train",
+    *,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+    label: str | Sequence[str] | None = None,
+    uncertain: str = "ignore",
+    views: str | Sequence[str] | None = None,
+    cache_dir: str | None = None,
+  ):
     label_policies.check_uncertain(uncertain)
     builder = prepared(where, data_dir, manual_dir)
     self._features = builder.info.features
@@ -73,7 +80,8 @@ class Source:
     self._label = self._label_features(where, label)
     self._id, self._patient, self._site = (
       next((f for f in options if f in self._features), None)
-      for options in (_IDS, _PATIENTS, _SITES))
+      for options in (_IDS, _PATIENTS, _SITES)
+    )
     metadata = builder.info.metadata or {}
     notes = [f"TFDS {builder.info.full_name}", *metadata.get("notes", ())]
     if self._patient is None:
@@ -82,13 +90,16 @@ class Source:
     # The bytes as published: our decoder turns every colour type to gray, and TFDS's needs more.
     skip = {name: tfds.decode.SkipDecoding() for name in self._features if self._is_image(name)}
     self._records = builder.as_data_source(expression, decoders=skip)
-    shards = [pathlib.Path(os.fspath(f)) for name in names
-              for f in builder.info.splits[name].filepaths]
+    shards = [
+      pathlib.Path(os.fspath(f)) for name in names for f in builder.info.splits[name].filepaths
+    ]
     classes, self._exclusive = self._classes()
     raw, fingerprint = self._scan(shards, expression, len(classes), cache_dir)
     if uncertain != "ignore" and self._exclusive:
-      raise UserError(f"{_KEY}.uncertain={uncertain!r} is for findings, and tfds:{where} has "
-                      "classes with this label")
+      raise UserError(
+        f"{_KEY}.uncertain={uncertain!r} is for findings, and tfds:{where} has "
+        "classes with this label"
+      )
     self._rows, told = _of_views(where, raw, views)
     self.table = raw.take(self._rows)
     labels = self.table.labels  # a copy
@@ -99,10 +110,16 @@ class Source:
       content = f"{fingerprint} {uncertain} {hashlib.sha256(self._rows.tobytes()).hexdigest()}"
       fingerprint = hashlib.sha256(content.encode()).hexdigest()
     self.info = SourceInfo(
-      name=f"tfds:{where}", split=_canonical(expression, sizes), classes=classes,
-      exclusive=self._exclusive, splits=shown, fingerprint=fingerprint, notes=(*notes, *told),
+      name=f"tfds:{where}",
+      split=_canonical(expression, sizes),
+      classes=classes,
+      exclusive=self._exclusive,
+      splits=shown,
+      fingerprint=fingerprint,
+      notes=(*notes, *told),
       dataset=f"tfds:{where.partition('/')[0]}",
-      skipped=tuple((str(name), str(reason)) for name, reason in metadata.get("left_out", ())))
+      skipped=tuple((str(name), str(reason)) for name, reason in metadata.get("left_out", ())),
+    )
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -122,9 +139,14 @@ class Source:
       mask = (decode.decode(example[self._mask]) > 0).astype(np.uint8)
     window = tuple(float(v) for v in example["window"]) if "window" in self._features else ()
     return Record(
-      image=image, labels=self.table.labels[index], mask=mask, id=self.table.ids[index],
-      patient=self.table.patients[index], site=self.table.sites[index],
-      window=window if len(window) == 2 and window[0] < window[1] else None)
+      image=image,
+      labels=self.table.labels[index],
+      mask=mask,
+      id=self.table.ids[index],
+      patient=self.table.patients[index],
+      site=self.table.sites[index],
+      window=window if len(window) == 2 and window[0] < window[1] else None,
+    )
 
   # Which feature is what.
 
@@ -132,8 +154,7 @@ class Source:
     return name in self._features and isinstance(self._features[name], tfds.features.Image)
 
   def _find_image(self, where: str) -> str:
-    found = [name for name in self._features
-             if self._is_image(name) and not name.endswith("mask")]
+    found = [name for name in self._features if self._is_image(name) and not name.endswith("mask")]
     if not found:
       raise UserError(f"tfds:{where} has no image; features: {', '.join(sorted(self._features))}")
     return "image" if "image" in found else found[0]
@@ -154,16 +175,21 @@ class Source:
       if name in findings:
         continue
       if name not in self._features:
-        raise UserError(f"{_KEY}.label={name!r} is no feature of tfds:{where}"
-                        f"{suggest(name, [*self._features, *findings])}")
+        raise UserError(
+          f"{_KEY}.label={name!r} is no feature of tfds:{where}"
+          f"{suggest(name, [*self._features, *findings])}"
+        )
       feature = self._features[name]
       inner = getattr(feature, "feature", feature)
       classes = len(names) == 1 and isinstance(inner, tfds.features.ClassLabel)
       number = isinstance(feature, tfds.features.Scalar | tfds.features.Tensor) and (
-        feature.shape == () and np.dtype(feature.np_dtype).kind in "biuf")
+        feature.shape == () and np.dtype(feature.np_dtype).kind in "biuf"
+      )
       if not (classes or number):
-        raise UserError(f"{_KEY}.label={name!r} is {feature!r}; give a ClassLabel, a sequence of "
-                        "them, or several features that are 1, 0 or -1")
+        raise UserError(
+          f"{_KEY}.label={name!r} is {feature!r}; give a ClassLabel, a sequence of "
+          "them, or several features that are 1, 0 or -1"
+        )
     return names
 
   def _classes(self) -> tuple[tuple[str, ...], bool]:
@@ -199,8 +225,8 @@ class Source:
     return value.decode() if isinstance(value, bytes) else str(value)
 
   def _scan(
-      self, shards: Sequence[pathlib.Path], expression: str, k: int, cache_dir: str | None,
-      ) -> tuple[Table, str]:
+    self, shards: Sequence[pathlib.Path], expression: str, k: int, cache_dir: str | None
+  ) -> tuple[Table, str]:
     """Table and fingerprint, from the cache or by one pass over the records.
 
     The fingerprint is of ids and encoded images. The files' own bytes would not do: they depend on
@@ -208,13 +234,17 @@ class Source:
     """
     states = [[str(f.resolve()), *file_hashes.state(f.stat())] for f in shards]
     key = json.dumps([3, states, expression, self._group, self._label, len(self._records)])
-    memory = (cache_folder.cache_root(cache_dir) / "tables" /
-              f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
+    memory = (
+      cache_folder.cache_root(cache_dir)
+      / "tables"
+      / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+    )
     texts = ("ids", "patients", "sites", "views", "sexes")
     with contextlib.suppress(OSError, ValueError, KeyError):
       found = files.read_npz(memory)
-      return Table(**{n: tuple(found[n].tolist()) for n in texts},
-                   labels=found["labels"], ages=found["ages"]), str(found["fingerprint"])
+      return Table(
+        **{n: tuple(found[n].tolist()) for n in texts}, labels=found["labels"], ages=found["ages"]
+      ), str(found["fingerprint"])
     n = len(self._records)
     columns: dict[str, list[str]] = {name: [] for name in texts}
     labels, ages = np.zeros((n, k), np.float32), np.full(n, np.nan, np.float32)
@@ -229,25 +259,40 @@ class Source:
       if "age" in self._features:
         ages[i] = example["age"]
       labels[i] = self._label_row(example, k)
-      for piece in (named.encode(), example[self._image],
-                    example[self._mask] if self._mask else b""):
+      for piece in (
+        named.encode(),
+        example[self._image],
+        example[self._mask] if self._mask else b"",
+      ):
         content.update(len(piece).to_bytes(8, "little") + piece)
     fingerprint = content.hexdigest()
     with contextlib.suppress(OSError):
       memory.parent.mkdir(parents=True, exist_ok=True)
       handle, temporary = tempfile.mkstemp(dir=memory.parent, suffix=".npz")
       with os.fdopen(handle, "wb") as opened:
-        np.savez(opened, **{name: np.array(column) for name, column in columns.items()},
-                 labels=labels, ages=ages, fingerprint=np.array(fingerprint))
+        np.savez(
+          opened,
+          **{name: np.array(column) for name, column in columns.items()},
+          labels=labels,
+          ages=ages,
+          fingerprint=np.array(fingerprint),
+        )
       os.replace(temporary, memory)
-    return Table(**{name: tuple(column) for name, column in columns.items()},
-                 labels=labels, ages=ages), fingerprint
+    return Table(
+      **{name: tuple(column) for name, column in columns.items()}, labels=labels, ages=ages
+    ), fingerprint
 
   def _examples(self, expression: str) -> Iterator[dict[str, Any]]:
     """All records in order, read some at a time; a bar where there are many."""
     n, step = len(self._records), 64
-    bar = tqdm.tqdm(total=n, desc=f"reading {expression}", unit=" records", file=sys.stderr,
-                    disable=n < 20_000, dynamic_ncols=True)
+    bar = tqdm.tqdm(
+      total=n,
+      desc=f"reading {expression}",
+      unit=" records",
+      file=sys.stderr,
+      disable=n < 20_000,
+      dynamic_ncols=True,
+    )
     with bar:
       for start in range(0, n, step):
         rows = list(range(start, min(start + step, n)))
@@ -256,8 +301,8 @@ class Source:
 
 
 def _of_views(
-    where: str, table: Table, views: str | Sequence[str] | None,
-    ) -> tuple[np.ndarray, tuple[str, ...]]:
+  where: str, table: Table, views: str | Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
   """Rows of the wanted views, and a note where some are left out."""
   if views is None:
     return np.arange(len(table)), ()
@@ -272,8 +317,7 @@ def _canonical(name: str, sizes: dict[str, int]) -> str:
   return name if "val" in sizes else re.sub(r"\bvalidation\b", "val", name)
 
 
-def _split_expression(
-    where: str, split: str, sizes: dict[str, int]) -> tuple[str, tuple[str, ...]]:
+def _split_expression(where: str, split: str, sizes: dict[str, int]) -> tuple[str, tuple[str, ...]]:
   """The split as TFDS spells it, and the whole splits that it takes images from."""
   if split == "all":
     return "+".join(sizes), tuple(sizes)

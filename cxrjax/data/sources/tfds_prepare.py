@@ -19,8 +19,15 @@ from cxrjax.core import files, package_folders
 from cxrjax.core.errors import UserError, suggest
 
 BUILDERS = package_folders.folder("tfds_builders")
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR,
-         errno.ENOENT)
+_DISK = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EACCES,
+  errno.EROFS,
+  errno.EPERM,
+  errno.ENOTDIR,
+  errno.ENOENT,
+)
 _KEY = "config.data.options"
 
 
@@ -49,16 +56,19 @@ def prepared(where: str, data_dir: str | None, manual_dir: str | None) -> Any:
     folder = _newest(root / where)
     if folder is None:
       ours = sorted(p.parent.name for p in BUILDERS.glob("*/*_dataset_builder.py"))
-      raise UserError(f"tfds:{where} is not prepared in {root}, and there is no builder for it"
-                      f"{suggest(name, ours) if ours else ''}; or name the folder of prepared data "
-                      f"sets in {_KEY}.data_dir")
+      raise UserError(
+        f"tfds:{where} is not prepared in {root}, and there is no builder for it"
+        f"{suggest(name, ours) if ours else ''}; or name the folder of prepared data "
+        f"sets in {_KEY}.data_dir"
+      )
     _check_features(folder / "features.json")
     builder = tfds.builder_from_directory(str(folder))
   file_format = builder.info.file_format
   if file_format is None or file_format.value != "array_record":
     raise UserError(
       f"{builder.data_path} holds {getattr(file_format, 'value', 'other')} files, which need "
-      "TensorFlow to read; make it anew: tfds build --overwrite --file_format=array_record")
+      "TensorFlow to read; make it anew: tfds build --overwrite --file_format=array_record"
+    )
   return builder
 
 
@@ -78,19 +88,23 @@ def _check_features(file: pathlib.Path) -> None:
           name = item.get(key)
           if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
             raise UserError(
-              f"{file} names {name}, which is no feature of TFDS; it was not imported")
+              f"{file} names {name}, which is no feature of TFDS; it was not imported"
+            )
   except (OSError, files.Damaged) as error:
     raise UserError(f"{file} cannot be read ({error}); prepare the data set again") from error
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:
-  versions = [p for p in folder.glob("*.*.*") if (p / "dataset_info.json").is_file()
-              and all(part.isdigit() for part in p.name.split("."))]
+  versions = [
+    p
+    for p in folder.glob("*.*.*")
+    if (p / "dataset_info.json").is_file() and all(part.isdigit() for part in p.name.split("."))
+  ]
   return max(versions, key=lambda p: [int(part) for part in p.name.split(".")], default=None)
 
 
 def builder_class(name: str) -> type | None:
-  """The class in `tfds_builders/NAME/NAME_dataset_builder.py` that comes with the package, if there is one."""
+  """The builder of the package, `tfds_builders/NAME/NAME_dataset_builder.py`, or None."""
   file = BUILDERS / name / f"{name}_dataset_builder.py"
   if not name.isidentifier() or not file.is_file():
     return None
@@ -107,7 +121,8 @@ def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | Non
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
     raise UserError(
       f"tfds:{where} is not prepared in {root}, and its manual folder {manual} does not exist or "
-      f"is empty; name it in {_KEY}.manual_dir. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+      f"is empty; name it in {_KEY}.manual_dir. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+    )
   try:
     root.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(root / f".{builder.name}.lock"):
@@ -119,7 +134,8 @@ def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | Non
         tfds.disable_progress_bar()
       with contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare(
-          download_config=tfds.download.DownloadConfig(manual_dir=str(manual)))
+          download_config=tfds.download.DownloadConfig(manual_dir=str(manual))
+        )
   except Exception as error:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError | OSError):
@@ -129,8 +145,10 @@ def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | Non
         cause = cause.__cause__
       raise UserError(str(cause)) from error
     if isinstance(cause, OSError) and cause.errno in _DISK:
-      raise UserError(f"cannot prepare tfds:{where} in {root}: {cause.strerror}; name another "
-                      f"folder in {_KEY}.data_dir") from error
+      raise UserError(
+        f"cannot prepare tfds:{where} in {root}: {cause.strerror}; name another "
+        f"folder in {_KEY}.data_dir"
+      ) from error
     raise
 
 

@@ -13,8 +13,9 @@ MAX_XML = 64 << 20  # bytes of one part; in memory it is ten times as large
 _SHEET = re.compile(r"xl/worksheets/sheet(\d+)\.xml")
 
 
-def rows(opened: archive.Archive, name: str, columns: Sequence[str] = (),
-         ) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(
+  opened: archive.Archive, name: str, columns: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
   """Rows of the first sheet of an .xlsx file, with a place for errors, as `archive.rows` gives.
 
   The first row is the header; cells are text as stored, empty ones an empty text.
@@ -36,8 +37,7 @@ def rows(opened: archive.Archive, name: str, columns: Sequence[str] = (),
         if column not in header.values():
           raise UserError(f"{where} has no column {column!r}{suggest(column, header.values())}")
     elif cells:
-      yield (f"{where} line {number}",
-             {column: cells.get(at, "") for at, column in header.items()})
+      yield (f"{where} line {number}", {column: cells.get(at, "") for at, column in header.items()})
 
 
 def sheet(where: str, data: bytes) -> Iterator[tuple[int, dict[int, str]]]:

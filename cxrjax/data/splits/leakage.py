@@ -42,8 +42,8 @@ def known(keys: Sequence[str], info: SourceInfo) -> Known:
 
 
 def said(
-    shared: int, sets: Sequence[Known], names: Sequence[str], *, some: str, none: str,
-    whether: str) -> str:
+  shared: int, sets: Sequence[Known], names: Sequence[str], *, some: str, none: str, whether: str
+) -> str:
   """The one sentence on patients in two sets of images, for terminal, pages and `run.json`.
 
   That there are none is said only where the patients of all images are known, by names that mean
@@ -57,8 +57,9 @@ def said(
     none: what is said where there are none.
     whether: what could not be checked, as in "whether a test patient is in the training data".
   """
-  gaps = [f"of {k.unknown} of {k.images} {name}" for k, name in zip(sets, names, strict=True)
-          if k.unknown]
+  gaps = [
+    f"of {k.unknown} of {k.images} {name}" for k, name in zip(sets, names, strict=True) if k.unknown
+  ]
   gaps = [f"patients are not known {' and '.join(gaps)}"] if gaps else []
   namings = list(dict.fromkeys(n for k in sets for n in k.naming if k.unknown < k.images))
   if len(namings) > 1:
@@ -67,7 +68,8 @@ def said(
     return "; ".join([some, *gaps] if shared else [none])
   told = "could be checked in part only, and none was found"
   if any(k.unknown == k.images for k in sets) or not set.intersection(
-      *(set(k.naming) for k in sets)):
+    *(set(k.naming) for k in sets)
+  ):
     told = "could not be checked"
   return f"{', and '.join(gaps)}, so {whether} {told}"
 
@@ -105,8 +107,8 @@ def remember(keys: Iterable[str], secret: bytes) -> UInt64[np.ndarray, "_"]:
 
 
 def overlap(
-    remembered: UInt64[np.ndarray, "_"], keys: Iterable[str], secret: bytes,
-    ) -> tuple[str, ...] | None:
+  remembered: UInt64[np.ndarray, "_"], keys: Iterable[str], secret: bytes
+) -> tuple[str, ...] | None:
   """Those of `keys` that `remember` was given, sorted, each once.
 
   Args:
@@ -118,10 +120,10 @@ def overlap(
     None where the secret is another, so that nothing can be told.
   """
   salt = remembered[:_SALT].astype("<u8").tobytes()
-  if not np.array_equal(remembered[_SALT:_SALT + 1], _mark(secret, salt)):
+  if not np.array_equal(remembered[_SALT : _SALT + 1], _mark(secret, salt)):
     return None
   names = sorted(set(keys) - {""})
-  found = np.isin(_hashes(names, secret, salt), remembered[_SALT + 1:])
+  found = np.isin(_hashes(names, secret, salt), remembered[_SALT + 1 :])
   return tuple(name for name, there in zip(names, found.tolist(), strict=True) if there)
 
 
@@ -131,6 +133,9 @@ def _mark(secret: bytes, salt: bytes) -> np.ndarray:
 
 def _hashes(names: Sequence[str], secret: bytes, salt: bytes) -> np.ndarray:
   digests = b"".join(
-    hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=secret,
-                    salt=salt).digest() for name in names)
+    hashlib.blake2b(
+      name.encode("utf-8", "surrogateescape"), digest_size=8, key=secret, salt=salt
+    ).digest()
+    for name in names
+  )
   return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

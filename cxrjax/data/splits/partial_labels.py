@@ -38,12 +38,19 @@ class Labelled(Subset):
   """
 
   def __init__(
-      self, source: Source, known: Int64[np.ndarray, "_"] | None = None, share: Any = 0.0,
-      said: str = "", notes: Sequence[str] = ()):
+    self,
+    source: Source,
+    known: Int64[np.ndarray, "_"] | None = None,
+    share: Any = 0.0,
+    said: str = "",
+    notes: Sequence[str] = (),
+  ):
     number = isinstance(share, int | float) and not isinstance(share, bool)
     if not number or not 0 <= share < 1:
-      raise UserError(f"{KEY}_share={share!r} is no share; give a number from 0 (all images are "
-                      "drawn equally often) to below 1, such as 0.25")
+      raise UserError(
+        f"{KEY}_share={share!r} is no share; give a number from 0 (all images are "
+        "drawn equally often) to below 1, such as 0.25"
+      )
     labels = source.table.labels
     if known is not None:
       hidden = np.setdiff1d(np.arange(len(labels)), known)
@@ -51,8 +58,10 @@ class Labelled(Subset):
       labels[hidden] = np.nan
     has = labelled(labels, source.info.exclusive)
     if share and not has.any():
-      raise UserError(f"{KEY}_share={share:g}, but no label of {source.info.name} "
-                      f"[{source.info.split}] is known; give a labelled source, or more labels")
+      raise UserError(
+        f"{KEY}_share={share:g}, but no label of {source.info.name} "
+        f"[{source.info.split}] is known; give a labelled source, or more labels"
+      )
     rows, parts = np.arange(len(labels), dtype=np.int64), source.info.parts
     if share and not has.all():
       whole = parts or (Part(source.info.name, len(labels), 1.0),)
@@ -66,7 +75,8 @@ class Labelled(Subset):
     self.table = dataclasses.replace(self.table, labels=labels[rows])
     content = f"{self.info.fingerprint}\0{np.packbits(has[rows]).tobytes().hex()}"
     self.info = dataclasses.replace(
-      self.info, parts=parts, fingerprint=hashlib.sha256(content.encode()).hexdigest())
+      self.info, parts=parts, fingerprint=hashlib.sha256(content.encode()).hexdigest()
+    )
 
   def read(self, index: int, at_least: int | None = None) -> Record:
     """Image `index` with what is known of its labels; see `Subset.read`."""
@@ -104,12 +114,14 @@ def labelled(labels: Float32[np.ndarray, "n k"], exclusive: bool) -> Bool[np.nda
 def _parts(whole: Sequence[Part], known: Sequence[int], share: float) -> tuple[Part, ...]:
   """Each part as two, labelled and not, those that have images; labelled ones weigh `share`."""
   rest = [part.rows - n for part, n in zip(whole, known, strict=True)]
-  totals = [sum(part.weight for part, n in zip(whole, counts, strict=True) if n)
-            for counts in (known, rest)]
+  totals = [
+    sum(part.weight for part, n in zip(whole, counts, strict=True) if n) for counts in (known, rest)
+  ]
   found = []
   for part, *counts in zip(whole, known, rest, strict=True):
     for name, n, of, total in zip(
-        ("labelled", "not labelled"), counts, (share, 1 - share), totals, strict=True):
+      ("labelled", "not labelled"), counts, (share, 1 - share), totals, strict=True
+    ):
       if n:
         found.append(Part(f"{part.name}, {name}", n, of * part.weight / total))
   return tuple(found)

@@ -56,16 +56,21 @@ def carve(patients: Sequence[str], fractions: Mapping[str, float] = CARVED) -> l
     fractions: share of each split; they sum to 1.
   """
   names, ends = list(fractions), np.cumsum(list(fractions.values()))
-  place = {patient: names[min(int(np.searchsorted(ends, u, side="right")), len(names) - 1)]
-           for patient, u in patient_uniform(patients).items()}
+  place = {
+    patient: names[min(int(np.searchsorted(ends, u, side="right")), len(names) - 1)]
+    for patient, u in patient_uniform(patients).items()
+  }
   return [place[patient] for patient in patients]
 
 
 def split_by_patient(
-    patients: Sequence[str], fractions: Mapping[str, float], seed: int = 0,
-    labels: Float32[np.ndarray, "n k"] | None = None,
-    groups: Int64[np.ndarray, "n"] | None = None, purpose: str = "",
-    ) -> dict[str, Int64[np.ndarray, "_"]]:
+  patients: Sequence[str],
+  fractions: Mapping[str, float],
+  seed: int = 0,
+  labels: Float32[np.ndarray, "n k"] | None = None,
+  groups: Int64[np.ndarray, "n"] | None = None,
+  purpose: str = "",
+) -> dict[str, Int64[np.ndarray, "_"]]:
   """Rows of each split: all images of a patient in one, sizes and classes as asked for.
 
   Patients are taken stratum by stratum (see `positions`), and each stratum's row of patients is cut
@@ -91,7 +96,8 @@ def split_by_patient(
   rows = _rows(patients)
   if len(rows) < len(names):
     raise UserError(
-      f"{len(rows)} patient(s) cannot be split into {', '.join(names)}: none may be in two")
+      f"{len(rows)} patient(s) cannot be split into {', '.join(names)}: none may be in two"
+    )
   found = positions(patients, seed, labels, groups, purpose)
   picks = np.searchsorted(np.cumsum(shares), list(found.values()), side="right")
   chosen: dict[str, list[int]] = {name: [] for name in names}
@@ -102,8 +108,12 @@ def split_by_patient(
 
 
 def positions(
-    patients: Sequence[str], seed: int = 0, labels: Float32[np.ndarray, "n k"] | None = None,
-    groups: Int64[np.ndarray, "n"] | None = None, purpose: str = "") -> dict[str, float]:
+  patients: Sequence[str],
+  seed: int = 0,
+  labels: Float32[np.ndarray, "n k"] | None = None,
+  groups: Int64[np.ndarray, "n"] | None = None,
+  purpose: str = "",
+) -> dict[str, float]:
   """Where each patient stands between 0 and 1, so that any stretch is a fair share of all.
 
   The patients of a stratum stand in a row, in an order that depends on `seed` and their names
@@ -150,8 +160,8 @@ def _rows(patients: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _strata(
-    rows: dict[str, list[int]], labels: np.ndarray | None, groups: np.ndarray | None,
-    ) -> dict[str, bytes]:
+  rows: dict[str, list[int]], labels: np.ndarray | None, groups: np.ndarray | None
+) -> dict[str, bytes]:
   if labels is None or not labels.shape[1]:
     kinds = dict.fromkeys(rows, b"")
   elif is_exclusive(labels):
@@ -175,7 +185,7 @@ def _bytes(labels: np.ndarray) -> list[bytes]:
   """Each row of labels as bytes that are equal where the labels are."""
   plain = np.where(np.isnan(labels), np.nan, labels + 0.0).astype("<f4")
   width, text = 4 * plain.shape[1], plain.tobytes()
-  return [text[i * width:(i + 1) * width] for i in range(len(plain))]
+  return [text[i * width : (i + 1) * width] for i in range(len(plain))]
 
 
 def _most_common(rows: dict[str, list[int]], labels: np.ndarray) -> dict[str, bytes]:
@@ -197,8 +207,10 @@ def _combinations(rows: dict[str, list[int]], labels: np.ndarray) -> dict[str, b
   rarest = np.where(present.any(axis=1), rarity.argmin(axis=1), -1)
   kinds = _bytes(of_patient)
   count = Counter(kinds)
-  return {patient: kind if count[kind] >= SMALL_STRATUM else b"rarest %d" % r
-          for patient, kind, r in zip(rows, kinds, rarest.tolist(), strict=True)}
+  return {
+    patient: kind if count[kind] >= SMALL_STRATUM else b"rarest %d" % r
+    for patient, kind, r in zip(rows, kinds, rarest.tolist(), strict=True)
+  }
 
 
 def _fill_empty(chosen: dict[str, list[int]], rows: dict[str, list[int]]) -> None:

@@ -44,8 +44,13 @@ class Subset:
   """
 
   def __init__(
-      self, source: Source, rows: Int64[np.ndarray, "_"], said: str, notes: Sequence[str] = (),
-      sizes: dict[str, int] | None = None):
+    self,
+    source: Source,
+    rows: Int64[np.ndarray, "_"],
+    said: str,
+    notes: Sequence[str] = (),
+    sizes: dict[str, int] | None = None,
+  ):
     self.table = source.table.take(rows)
     whole = source.info
     groups = getattr(source, "groups", None)
@@ -59,8 +64,13 @@ class Subset:
       parts = tuple(dataclasses.replace(p, rows=n) for p, n in zip(parts, count, strict=True) if n)
     content = "\0".join([whole.fingerprint, *self.table.ids])
     self.info: SourceInfo = dataclasses.replace(
-      whole, split=said, splits=whole.splits if sizes is None else sizes, parts=parts,
-      fingerprint=hashlib.sha256(content.encode()).hexdigest(), notes=(*whole.notes, *notes))
+      whole,
+      split=said,
+      splits=whole.splits if sizes is None else sizes,
+      parts=parts,
+      fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+      notes=(*whole.notes, *notes),
+    )
     self.rows: np.ndarray = source.rows[rows] if isinstance(source, Subset) else rows
     self.source: Source = source.source if isinstance(source, Subset) else source
 
@@ -82,8 +92,7 @@ class Subset:
     return self.source[row] if reader is None else reader(row, at_least=at_least)
 
 
-def take(
-    source: Source, subset: str, seed: int = 0, key: str = "config.data.subset") -> Subset:
+def take(source: Source, subset: str, seed: int = 0, key: str = "config.data.subset") -> Subset:
   """Part of a source.
 
   Args:
@@ -104,26 +113,34 @@ def take(
   if percent and 0 < float(percent[1]) <= 100:
     said = f"{float(percent[1]):g} %"
     rows = fraction(
-      owners, float(percent[1]) / 100, seed, table.labels, getattr(source, "groups", None))
+      owners, float(percent[1]) / 100, seed, table.labels, getattr(source, "groups", None)
+    )
     how = "whole patients, classes in proportion"
   elif per_class and int(per_class[1]) > 0:
     said = f"{int(per_class[1])} per class"
     if not source.info.classes:
-      raise UserError(f"{key}={subset!r} needs labels, and {source.info.name} has "
-                      "none; give a percentage")
+      raise UserError(
+        f"{key}={subset!r} needs labels, and {source.info.name} has none; give a percentage"
+      )
     rows = per_class_rows(owners, table.ids, table.labels, int(per_class[1]), seed)
     how = "as many patients as possible"
     count = dict(zip(source.info.classes, (table.labels[rows] == 1).sum(axis=0), strict=True))
     few = [f"{name} has only {n}" for name, n in count.items() if n < int(per_class[1])]
     how += "".join(f"; {text}" for text in few)
     if not len(rows):
-      raise UserError(f"{key}={subset!r}: {source.info.name} [{source.info.split}] "
-                      "has no image with a known label")
+      raise UserError(
+        f"{key}={subset!r}: {source.info.name} [{source.info.split}] "
+        "has no image with a known label"
+      )
   else:
-    raise UserError(f"{key}={subset!r} is no subset; write it like '10 %' (above 0, "
-                    "at most 100) or '16 per class'")
-  note = (f"{said}: {len(rows)} of {len(table)} images of "
-          f"{len({owners[i] for i in rows})} patients, {how}, seed {seed}")
+    raise UserError(
+      f"{key}={subset!r} is no subset; write it like '10 %' (above 0, "
+      "at most 100) or '16 per class'"
+    )
+  note = (
+    f"{said}: {len(rows)} of {len(table)} images of "
+    f"{len({owners[i] for i in rows})} patients, {how}, seed {seed}"
+  )
   return Subset(source, rows, f"{source.info.split}, {said}{_seeded(seed)}", [note])
 
 
@@ -131,9 +148,11 @@ def parse_fold(fold: str) -> tuple[int, int, str, bool]:
   """`2 of 5` as (2, 5, "all", True); `2 of 5 in train by image` as (2, 5, "train", False)."""
   match = _FOLD.match(fold)
   if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
-    raise UserError(f"config.data.fold={fold!r} is no fold; write it like '2 of 5' (the second "
-                    "fifth of all images is the test split, the rest the training split) or '2 of "
-                    "5 in train' (of that split's images), or '2 of 5 by image'")
+    raise UserError(
+      f"config.data.fold={fold!r} is no fold; write it like '2 of 5' (the second "
+      "fifth of all images is the test split, the rest the training split) or '2 of "
+      "5 in train' (of that split's images), or '2 of 5 by image'"
+    )
   return int(match[1]), int(match[2]), match[3] or "all", not match[4]
 
 
@@ -152,23 +171,37 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
   """
   number, count, base, by_patient = parse_fold(fold)
   if role not in ROLES:
-    raise UserError(f"config.data.split={role!r} with config.data.fold={fold!r}: a fold has the "
-                    f"splits {' and '.join(ROLES)}")
+    raise UserError(
+      f"config.data.split={role!r} with config.data.fold={fold!r}: a fold has the "
+      f"splits {' and '.join(ROLES)}"
+    )
   owners = patient_splits.owners(source.table) if by_patient else source.table.ids
   people = len(set(owners))
   if people < count:
-    raise UserError(f"config.data.fold={fold!r}: {source.info.name} has {people} patient(s), too "
-                    f"few for {count} folds")
+    raise UserError(
+      f"config.data.fold={fold!r}: {source.info.name} has {people} patient(s), too "
+      f"few for {count} folds"
+    )
   found = patient_splits.split_by_patient(
-    owners, {str(i): 1 / count for i in range(1, count + 1)}, seed, source.table.labels,
-    getattr(source, "groups", None), purpose="fold")
+    owners,
+    {str(i): 1 / count for i in range(1, count + 1)},
+    seed,
+    source.table.labels,
+    getattr(source, "groups", None),
+    purpose="fold",
+  )
   test = found[str(number)]
   rows = test if role == "test" else np.setdiff1d(np.arange(len(owners), dtype=np.int64), test)
   said = f"fold {number} of {count}" + ("" if base == "all" else f" in {base}")
   how = "by patient" if by_patient else "by image, so that a patient may be on both sides"
   note = f"{said}: {how}, classes in proportion, seed {seed}"
-  return Subset(source, rows, f"{role}, {said}{_seeded(seed)}", [note],
-                {"train": len(owners) - len(test), "test": len(test)})
+  return Subset(
+    source,
+    rows,
+    f"{role}, {said}{_seeded(seed)}",
+    [note],
+    {"train": len(owners) - len(test), "test": len(test)},
+  )
 
 
 def parse_slice(split: str) -> tuple[str, tuple[float, float] | None]:
@@ -181,8 +214,10 @@ def parse_slice(split: str) -> tuple[str, tuple[float, float] | None]:
   except ValueError:
     ends = (0.0, 0.0)
   if not 0 <= ends[0] < ends[1] <= 1:
-    raise UserError(f"config.data.split={split!r} is no slice; write it like 'train[15%:]' (all "
-                    "but the first 15 %) or 'train[:15%]'")
+    raise UserError(
+      f"config.data.split={split!r} is no slice; write it like 'train[15%:]' (all "
+      "but the first 15 %) or 'train[:15%]'"
+    )
   return match[1], ends
 
 
@@ -201,13 +236,16 @@ def take_slice(source: Source, split: str, ends: tuple[float, float]) -> Subset:
   """
   owners = patient_splits.owners(source.table)
   where = patient_splits.positions(
-    owners, 0, source.table.labels, getattr(source, "groups", None), purpose="slice")
+    owners, 0, source.table.labels, getattr(source, "groups", None), purpose="slice"
+  )
   low, high = ends
   rows = np.array([i for i, p in enumerate(owners) if low <= where[p] < high], dtype=np.int64)
   if not len(rows):
-    raise UserError(f"config.data.split={split!r} has none of {source.info.name}'s {len(owners)} "
-                    "images; take a larger slice")
-  note = (f"{split}: {len(rows)} of {len(owners)} images, whole patients, classes in proportion")
+    raise UserError(
+      f"config.data.split={split!r} has none of {source.info.name}'s {len(owners)} "
+      "images; take a larger slice"
+    )
+  note = f"{split}: {len(rows)} of {len(owners)} images, whole patients, classes in proportion"
   return Subset(source, rows, split, [note])
 
 
@@ -216,9 +254,12 @@ def _seeded(seed: int) -> str:
 
 
 def fraction(
-    patients: Sequence[str], share: float, seed: int = 0,
-    labels: Float32[np.ndarray, "n k"] | None = None,
-    groups: Int64[np.ndarray, "n"] | None = None) -> Int64[np.ndarray, "_"]:
+  patients: Sequence[str],
+  share: float,
+  seed: int = 0,
+  labels: Float32[np.ndarray, "n k"] | None = None,
+  groups: Int64[np.ndarray, "n"] | None = None,
+) -> Int64[np.ndarray, "_"]:
   """Rows of about `share` of the images: whole patients, stratified, at least one.
 
   The patients of a smaller share are among those of a larger one.
@@ -236,13 +277,17 @@ def fraction(
   for patient in patients:
     sizes[patient] += 1
   ends = np.cumsum([sizes[p] for p in row])
-  chosen = set(row[:int(np.argmin(np.abs(ends - share * len(patients)))) + 1])
+  chosen = set(row[: int(np.argmin(np.abs(ends - share * len(patients)))) + 1])
   return np.array([i for i, p in enumerate(patients) if p in chosen], dtype=np.int64)
 
 
 def per_class_rows(
-    patients: Sequence[str], ids: Sequence[str], labels: Float32[np.ndarray, "n k"], count: int,
-    seed: int = 0) -> Int64[np.ndarray, "_"]:
+  patients: Sequence[str],
+  ids: Sequence[str],
+  labels: Float32[np.ndarray, "n k"],
+  count: int,
+  seed: int = 0,
+) -> Int64[np.ndarray, "_"]:
   """Rows of `count` images of each class, from as many patients as possible.
 
   Classes take turns, the rarest first: each adds an image until it has one, then until it has two,

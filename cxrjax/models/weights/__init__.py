@@ -19,8 +19,13 @@ __all__ = ["Report", "fit", "load"]
 
 
 def load(
-    path: str | pathlib.Path, encoder: Any, key: str = "config.init.path", *, mean: float = 0.5,
-    std: float = 0.25) -> tuple[Params, Report]:
+  path: str | pathlib.Path,
+  encoder: Any,
+  key: str = "config.init.path",
+  *,
+  mean: float = 0.5,
+  std: float = 0.25,
+) -> tuple[Params, Report]:
   """Parameters for `encoder` from a weights file.
 
   Read are .safetensors, .npz and torch's checkpoints (.pth, .pt, .bin; without torch, and without
@@ -67,12 +72,13 @@ def _of_any_shape(named: str) -> Iterator[None]:
   try:
     yield
   except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
-    raise UserError(f"{named} is damaged, or its arrays are not those of its network "
-                    f"({type(error).__name__}: {str(error)[:200]}); fetch it again") from error
+    raise UserError(
+      f"{named} is damaged, or its arrays are not those of its network "
+      f"({type(error).__name__}: {str(error)[:200]}); fetch it again"
+    ) from error
 
 
-def fit(
-    params: Params, encoder: Any, key: str = "config.init.path") -> tuple[Params, Report]:
+def fit(params: Params, encoder: Any, key: str = "config.init.path") -> tuple[Params, Report]:
   """Parameters of one encoder of ours as those of another of its family.
 
   Image size, patch size, channels, mask token and layer scale may differ, and registers be added,

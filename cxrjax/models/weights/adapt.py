@@ -20,20 +20,22 @@ from cxrjax.models.weights.layouts import FAMILIES, Found, Pixels
 from cxrjax.models.weights.report import Report
 
 _FIRST = {  # the kernel that sees pixels, and the batch norm behind it
-  "vit": ("patch/kernel", ""), "resnet": ("conv1/kernel", "bn1"),
-  "densenet": ("conv0/kernel", "norm0"), "inception": ("Conv2d_1a_3x3/conv/kernel",
-                                                       "Conv2d_1a_3x3/bn"),
+  "vit": ("patch/kernel", ""),
+  "resnet": ("conv1/kernel", "bn1"),
+  "densenet": ("conv0/kernel", "norm0"),
+  "inception": ("Conv2d_1a_3x3/conv/kernel", "Conv2d_1a_3x3/bn"),
 }
 _TOKENS = ("cls", "registers", "mask_token")
 _PARTS = (  # of networks that ours are not
-  (r"/se(_module)?/", "squeeze-and-excitation"), (r"(^|/)filt$", "an anti-aliasing filter"),
+  (r"/se(_module)?/", "squeeze-and-excitation"),
+  (r"(^|/)filt$", "an anti-aliasing filter"),
   (r"^(conv1|conv0)/\d", "a deep stem"),
 )
 
 
 def adapt(
-    found: Found, encoder: Any, named: str, path: str,
-    pixels: tuple[float, float] | None) -> tuple[Params, Report]:
+  found: Found, encoder: Any, named: str, path: str, pixels: tuple[float, float] | None
+) -> tuple[Params, Report]:
   """Parameters for `encoder`, and what became of the source's.
 
   Args:
@@ -51,7 +53,8 @@ def adapt(
   if found.family != family:
     raise UserError(
       f"{named} holds a {FAMILIES.get(found.family, found.family)}, config.model is a "
-      f"{FAMILIES.get(family, family)}; choose a model=... of the same kind")
+      f"{FAMILIES.get(family, family)}; choose a model=... of the same kind"
+    )
   wanted = tree.flatten(jax.eval_shape(encoder.init, jax.random.key(0)))
   flat, resized, notes = dict(found.flat), [], list(found.notes)
   _check_finite({n: v for n, v in flat.items() if n in wanted}, named)
@@ -81,9 +84,15 @@ def adapt(
       value = np.ones(wanted[name].shape)
     params[name] = jnp.asarray(value, jnp.float32)
   return tree.nest(params), Report(
-    path=path, source=found.source, used=tuple(n for n in wanted if n in flat),
-    resized=tuple(resized), new=optional, left=tuple(left), pixels=folded,
-    notes=tuple(notes))
+    path=path,
+    source=found.source,
+    used=tuple(n for n in wanted if n in flat),
+    resized=tuple(resized),
+    new=optional,
+    left=tuple(left),
+    pixels=folded,
+    notes=tuple(notes),
+  )
 
 
 def family_of(encoder: Any) -> str:
@@ -97,11 +106,13 @@ def _check_finite(flat: Mapping[str, np.ndarray], named: str) -> None:
     if bad:
       raise UserError(
         f"{named} holds {bad} NaN or infinite numbers in what is {name!r} here; the run that "
-        "wrote it diverged, or the file is damaged: take an earlier checkpoint")
+        "wrote it diverged, or the file is damaged: take an earlier checkpoint"
+      )
 
 
 def _check_extra(
-    flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], family: str, named: str) -> None:
+  flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], family: str, named: str
+) -> None:
   """Refuses what the source's features hang on and the encoder has no place for."""
   extra = sorted(n for n in flat if n not in wanted and not _is_optional(n))
   if extra:
@@ -109,18 +120,21 @@ def _check_extra(
     raise UserError(
       f"{named} holds {extra[0]!r}{what} and {len(extra) - 1} more that the "
       f"{FAMILIES.get(family, family)} of config.model does not have; set config.model to the "
-      "network of the file, if it is one of ours")
+      "network of the file, if it is one of ours"
+    )
 
 
 def _check_missing(
-    flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], named: str) -> tuple[str, ...]:
+  flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], named: str
+) -> tuple[str, ...]:
   """The parameters that the source lacks, all of which may start fresh."""
   missing = sorted(n for n in wanted if n not in flat)
   needed = [n for n in missing if not _is_optional(n)]
   if needed:
     raise UserError(
       f"{named} lacks {needed[0]!r} and {len(needed) - 1} more of {len(wanted)} "
-      "parameters of config.model; the file is incomplete, or config.model is another network")
+      "parameters of config.model; the file is incomplete, or config.model is another network"
+    )
   return tuple(missing)
 
 
@@ -140,7 +154,8 @@ def _check_registers(flat: Mapping[str, np.ndarray], encoder: Any, named: str) -
   if theirs and theirs != encoder.registers:
     raise UserError(
       f"{named} has {theirs} register tokens, config.model.registers={encoder.registers}; set "
-      f"config.model.registers={theirs}")
+      f"config.model.registers={theirs}"
+    )
 
 
 def _check_shapes(flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], named: str) -> None:
@@ -148,29 +163,32 @@ def _check_shapes(flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], nam
     if tuple(value.shape) != tuple(wanted[name].shape):
       raise UserError(
         f"{named} has the shape {tuple(value.shape)} at {name!r}, config.model's is "
-        f"{tuple(wanted[name].shape)}; set config.model to the network of the file")
+        f"{tuple(wanted[name].shape)}; set config.model to the network of the file"
+      )
 
 
-def _check_size(
-    flat: Mapping[str, np.ndarray], found: Found, encoder: Any, named: str) -> None:
+def _check_size(flat: Mapping[str, np.ndarray], found: Found, encoder: Any, named: str) -> None:
   """Width, depth and heads of a vision transformer."""
   ours = encoder.features, encoder.blocks, encoder.attention_heads
   width = flat["patch/kernel"].shape[-1]
-  depth = 1 + max(
-    (int(n.split("/")[1]) for n in flat if n.startswith("blocks/")), default=-1)
+  depth = 1 + max((int(n.split("/")[1]) for n in flat if n.startswith("blocks/")), default=-1)
   if ours == (width, depth, found.heads or ours[2]):
     return
   same = [name for name, size in VARIANTS.items() if size[:2] == (width, depth)]
-  way = [f"config.model.variant={same[0]!r}"] if same else [
-    f"config.model.width={width}", f"config.model.depth={depth}"]
+  way = (
+    [f"config.model.variant={same[0]!r}"]
+    if same
+    else [f"config.model.width={width}", f"config.model.depth={depth}"]
+  )
   if found.heads and (not same or VARIANTS[same[0]][2] != found.heads):
     way.append(f"config.model.heads={found.heads}")
   theirs, mine = (
     f"width {w}, {d} blocks" + (f" and {h} heads" if found.heads else "")
-    for w, d, h in ((width, depth, found.heads), ours))
+    for w, d, h in ((width, depth, found.heads), ours)
+  )
   raise UserError(
-    f"{named} holds a vision transformer of {theirs}, config.model has {mine}; "
-    f"set {', '.join(way)}")
+    f"{named} holds a vision transformer of {theirs}, config.model has {mine}; set {', '.join(way)}"
+  )
 
 
 def _big_vision(flat: dict[str, np.ndarray], encoder: Any, notes: list[str]) -> None:
@@ -181,7 +199,8 @@ def _big_vision(flat: dict[str, np.ndarray], encoder: Any, notes: list[str]) -> 
     side, width = encoder.image_size // encoder.patch_size, encoder.features
     # Its frequencies end at 1/10000, where MAE's stop one short of it.
     rows, columns = np.indices((side, side)).reshape(2, -1, 1) * (
-      10000.0 ** -np.linspace(0, 1, width // 4))
+      10000.0 ** -np.linspace(0, 1, width // 4)
+    )
     grid = np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=1)
     flat["pos"] = np.concatenate([np.zeros((1, width)), grid])
     notes.append("positions are sines and cosines, as the source computes them")
@@ -198,8 +217,13 @@ def _fit_branches(flat: dict[str, np.ndarray], wanted: Mapping[str, Any]) -> Non
 
 
 def _first(
-    flat: dict[str, np.ndarray], family: str, encoder: Any, theirs: Pixels | None,
-    ours: tuple[float, float] | None, named: str) -> Pixels | None:
+  flat: dict[str, np.ndarray],
+  family: str,
+  encoder: Any,
+  theirs: Pixels | None,
+  ours: tuple[float, float] | None,
+  named: str,
+) -> Pixels | None:
   """Channels and pixel normalisation of the first layer; what was folded in, or None.
 
   With x = (gray - mean) / std here and (gray - m_c) / s_c in channel c there, the kernel of c is
@@ -211,7 +235,8 @@ def _first(
   channels = kernel.shape[2]
   if channels not in (1, 3, encoder.channels):
     raise UserError(
-      f"{named} is for images of {channels} channels; networks for gray (1) or colour (3) are read")
+      f"{named} is for images of {channels} channels; networks for gray (1) or colour (3) are read"
+    )
   folded = theirs if theirs and ours and not encoder.standardize else None
   if channels == 1 and folded and len(set(folded[0])) > 1:
     folded = None  # three channels' pixels: not this file's
@@ -220,7 +245,8 @@ def _first(
       mean, std = (np.broadcast_to(np.array(v, np.float64), channels) for v in folded)
     except ValueError:
       raise UserError(
-        f"{named} has {channels} channels, but its pixels' mean is {folded[0]}") from None
+        f"{named} has {channels} channels, but its pixels' mean is {folded[0]}"
+      ) from None
     added = (kernel * ((ours[0] - mean) / std)[:, None]).sum((0, 1, 2))
     kernel = kernel * (ours[1] / std)[:, None]
     if norm:
@@ -234,7 +260,8 @@ def _first(
       kernel = np.repeat(kernel, encoder.channels, 2) / encoder.channels
     else:
       raise UserError(
-        f"{named} is for {channels} channels, config.model.channels={encoder.channels}")
+        f"{named} is for {channels} channels, config.model.channels={encoder.channels}"
+      )
   flat[name] = kernel
   return folded
 
@@ -250,7 +277,7 @@ def _fit_grid(flat: dict[str, np.ndarray], encoder: Any, interpolation: str) -> 
   if "pos" not in flat:
     return resized
   pos, side = np.asarray(flat["pos"], np.float32), encoder.image_size // encoder.patch_size
-  old = round((len(pos) - 1)**0.5)
+  old = round((len(pos) - 1) ** 0.5)
   if old != side:
     grid = posembed.resample(jnp.asarray(pos[1:]), (old, old), (side, side), interpolation)
     flat["pos"] = np.concatenate([pos[:1], np.asarray(grid)])
@@ -268,6 +295,9 @@ def resize_patches(kernel: Float[Any, "p q c d"], size: int) -> Float[np.ndarray
   equation 1). Bicubic resampling works on rows and columns apart, and so does its inverse.
   """
   matrices = [
-    np.linalg.pinv(np.asarray(jax.image.resize(
-      jnp.eye(n), (size, n), "cubic", antialias=True), np.float64)) for n in kernel.shape[:2]]
+    np.linalg.pinv(
+      np.asarray(jax.image.resize(jnp.eye(n), (size, n), "cubic", antialias=True), np.float64)
+    )
+    for n in kernel.shape[:2]
+  ]
   return np.einsum("pn,qm,pqcd->nmcd", *matrices, np.asarray(kernel, np.float64))

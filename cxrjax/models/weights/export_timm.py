@@ -41,8 +41,7 @@ class Peer:
     return f"timm.create_model({self.model!r}{args})" if self.model else ""
 
 
-def to_timm(
-    encoder: Any, params: Params, head: Mapping[str, Any] | None = None) -> Peer:
+def to_timm(encoder: Any, params: Params, head: Mapping[str, Any] | None = None) -> Peer:
   """An encoder, and a linear classifier on its features, as timm's network of the same family.
 
   It computes the same of the same normalised images: its class token (or mean) after the last norm
@@ -60,7 +59,8 @@ def to_timm(
   if family not in _HEADS:
     raise UserError(
       f"timm has no network like config.model.name={type(encoder).__module__!r}; use --format=npz "
-      "or --format=stablehlo")
+      "or --format=stablehlo"
+    )
   flat = {name: np.asarray(value, np.float32) for name, value in tree.flatten(params).items()}
   classes = 0 if head is None else len(head["bias"])
   args: dict[str, Any] = {"num_classes": classes, "in_chans": encoder.channels}
@@ -75,8 +75,10 @@ def to_timm(
     arrays[f"{_HEADS[family]}.bias"] = np.asarray(head["bias"], np.float32)
   notes = []
   if encoder.standardize:
-    notes.append("every image has to be brought to mean 0 and deviation 1 first, (x - mean) / "
-                 "(std + 0.05) of its normalised pixels, which timm does not do")
+    notes.append(
+      "every image has to be brought to mean 0 and deviation 1 first, (x - mean) / "
+      "(std + 0.05) of its normalised pixels, which timm does not do"
+    )
   if not model:
     notes.append("timm has no network of this width; names and shapes are those of its family")
   # safetensors writes memory as it lies, whatever the strides.
@@ -86,8 +88,12 @@ def to_timm(
 
 def _vit_args(encoder: Any) -> dict[str, Any]:
   args = {
-    "img_size": encoder.image_size, "patch_size": encoder.patch_size,
-    "embed_dim": encoder.features, "depth": encoder.blocks, "num_heads": encoder.attention_heads}
+    "img_size": encoder.image_size,
+    "patch_size": encoder.patch_size,
+    "embed_dim": encoder.features,
+    "depth": encoder.blocks,
+    "num_heads": encoder.attention_heads,
+  }
   if encoder.layer_scale:
     args["init_values"] = encoder.layer_scale
   if encoder.registers:

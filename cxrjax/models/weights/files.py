@@ -67,7 +67,8 @@ def read(path: str | pathlib.Path, key: str) -> File:
     elif head[:2] == b"PK" and _is_npz(file):
       arrays = careful.read_npz(file)
       about = _description(
-        arrays, {name: str(arrays.pop(name)) for name in (OURS, SUM) if name in arrays})
+        arrays, {name: str(arrays.pop(name)) for name in (OURS, SUM) if name in arrays}
+      )
     else:
       tree = pickles.read(file)
       arrays = pickles.tensors(tree)
@@ -79,14 +80,19 @@ def read(path: str | pathlib.Path, key: str) -> File:
     raise UserError(
       f"{named} is a pickle that names {error}, which no plain weights need; it was not run. If "
       "you trust the file, load it with torch where it was made and save its state_dict() as "
-      ".safetensors") from error
+      ".safetensors"
+    ) from error
   except (OSError, ValueError, zipfile.BadZipFile) as error:
     reason = getattr(error, "strerror", None) or str(error)[:200]
     raise UserError(
       f"{named} cannot be read: {reason}; give a .safetensors, .npz, .pth or .bin file of "
-      "weights, or the workdir of a finished run") from error
-  odd = [name for name, x in arrays.items()
-         if isinstance(x, np.ndarray) and not np.can_cast(x.dtype, np.float64, "same_kind")]
+      "weights, or the workdir of a finished run"
+    ) from error
+  odd = [
+    name
+    for name, x in arrays.items()
+    if isinstance(x, np.ndarray) and not np.can_cast(x.dtype, np.float64, "same_kind")
+  ]
   for name in odd:  # texts and complex numbers are nobody's weights
     del arrays[name]
   if not arrays:
@@ -94,8 +100,7 @@ def read(path: str | pathlib.Path, key: str) -> File:
   return File(file, named, arrays, about, beside)
 
 
-def write(
-    file: pathlib.Path, arrays: Mapping[str, np.ndarray], about: str, **texts: str) -> None:
+def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray], about: str, **texts: str) -> None:
   """Writes a .safetensors of ours.
 
   Args:

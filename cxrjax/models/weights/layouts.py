@@ -19,20 +19,32 @@ HALF: Pixels = (0.5,), (0.5,)
 
 # The array that shows what kind of network it is, and what stands before it which copy.
 _ANCHORS = {
-  "patch_embed.proj.weight": "vit", "embeddings.patch_embeddings.projection.weight": "hf",
-  "embedding/kernel": "big_vision", "layer1.0.conv1.weight": "resnet", "conv0.weight": "densenet",
+  "patch_embed.proj.weight": "vit",
+  "embeddings.patch_embeddings.projection.weight": "hf",
+  "embedding/kernel": "big_vision",
+  "layer1.0.conv1.weight": "resnet",
+  "conv0.weight": "densenet",
   "Conv2d_1a_3x3.conv.weight": "inception",
 }
-FAMILIES = {"vit": "vision transformer", "resnet": "ResNet", "densenet": "DenseNet",
-            "inception": "InceptionV3", "vitae": "ViTAEv2"}
+FAMILIES = {
+  "vit": "vision transformer",
+  "resnet": "ResNet",
+  "densenet": "DenseNet",
+  "inception": "InceptionV3",
+  "vitae": "ViTAEv2",
+}
 _OWN_ANCHORS = {
-  "patch/kernel": "vit", "layer1/0/conv1/kernel": "resnet", "conv0/kernel": "densenet",
-  "Conv2d_1a_3x3/conv/kernel": "inception", "layers/0/RC/norm1/scale": "vitae",
+  "patch/kernel": "vit",
+  "layer1/0/conv1/kernel": "resnet",
+  "conv0/kernel": "densenet",
+  "Conv2d_1a_3x3/conv/kernel": "inception",
+  "layers/0/RC/norm1/scale": "vitae",
 }
 # What stands behind an encoder, by the first part of its name: no place here, and no feature of it.
 _HEAD = re.compile(
   r"(?i)\w*head\w*|fc|fc_norm|classifier|pre_logits|pooler|attn_pool|projector|projection|predictor|"
-  r"prototypes\w*|decoder\w*|auxlogits|mask_token|masked_embed")
+  r"prototypes\w*|decoder\w*|auxlogits|mask_token|masked_embed"
+)
 # Networks whose arrays are called and shaped like ours and who compute something else of them.
 _ALIKE = {
   r"\w*(resnet|densenet)(aa|blur)\d": "blurs maps before its strides (anti-aliasing)",
@@ -41,7 +53,11 @@ _ALIKE = {
 }
 # How the layouts' own code resamples positions; timm's way where none is named.
 _INTERPOLATIONS = {
-  "dino": "dino", "dinov2": "dino", "mae": "torch", "hf-vit": "torch", "hf-dinov2": "torch",
+  "dino": "dino",
+  "dinov2": "dino",
+  "mae": "torch",
+  "hf-vit": "torch",
+  "hf-dinov2": "torch",
   "big_vision": "big_vision",
 }
 _BEST = ("teacher", "ema")  # of several copies of a network
@@ -84,10 +100,13 @@ def recognise(file: File) -> Found:
     return _ours(file)
   _check_name(file)
   kind, prefix = _anchor(file)
-  inside = {n[len(prefix):]: v for n, v in file.arrays.items() if n.startswith(prefix)}
+  inside = {n[len(prefix) :]: v for n, v in file.arrays.items() if n.startswith(prefix)}
   outside = [n for n in file.arrays if not n.startswith(prefix)]
-  found = (_cnn(kind, inside, file.named) if kind in ("resnet", "densenet", "inception")
-           else _vit(kind, prefix, inside, outside, file))
+  found = (
+    _cnn(kind, inside, file.named)
+    if kind in ("resnet", "densenet", "inception")
+    else _vit(kind, prefix, inside, outside, file)
+  )
   left = (*(prefix + name for name in sorted(found.left)), *_grouped(outside, prefix))
   beside = _pixels_beside(file.beside)
   return dataclasses.replace(found, left=left, pixels=beside or found.pixels)
@@ -100,7 +119,8 @@ def _check_name(file: File) -> None:
       if re.match(pattern, name):
         raise UserError(
           f"{file.named} is {name!r}, which {what}, as config.model's networks do not; give a file "
-          "of the plain network")
+          "of the plain network"
+        )
 
 
 def _anchor(file: File) -> tuple[str, str]:
@@ -108,7 +128,7 @@ def _anchor(file: File) -> tuple[str, str]:
   candidates = []
   for name in file.arrays:
     for anchor, kind in _ANCHORS.items():
-      prefix = name[:-len(anchor)]
+      prefix = name[: -len(anchor)]
       if name.endswith(anchor) and (not prefix or prefix[-1] in "./"):
         rank = -1 if any(w in prefix for w in _BEST) else any(w in prefix for w in _WORST)
         candidates.append((rank, len(prefix), prefix, kind))
@@ -117,7 +137,8 @@ def _anchor(file: File) -> tuple[str, str]:
     raise UserError(
       f"{file.named} is in none of the known layouts (its arrays: {shown}, ...); known are timm, "
       "DINO, DINOv2, MAE, MoCo v3, torchvision, transformers' ViT and DINOv2, big_vision and "
-      "cxrjax's own")
+      "cxrjax's own"
+    )
   *_, prefix, kind = min(candidates)
   return kind, prefix
 
@@ -126,11 +147,13 @@ def _grouped(names: Iterable[str], prefix: str) -> list[str]:
   """Arrays outside the chosen copy, one entry for each part of the file."""
   groups: dict[str, list[str]] = {}
   for name in names:
-    same = next((i for i, (a, b) in enumerate(zip(name, prefix, strict=False)) if a != b),
-                min(len(name), len(prefix)))
+    same = next(
+      (i for i, (a, b) in enumerate(zip(name, prefix, strict=False)) if a != b),
+      min(len(name), len(prefix)),
+    )
     at = max(name.rfind(".", 0, same), name.rfind("/", 0, same)) + 1
     end = re.search(r"[./]", name[at:])
-    groups.setdefault(name[:at + end.end()] + "*" if end else name, []).append(name)
+    groups.setdefault(name[: at + end.end()] + "*" if end else name, []).append(name)
   return sorted(members[0] if len(members) == 1 else group for group, members in groups.items())
 
 
@@ -155,13 +178,13 @@ def _cnn(kind: str, arrays: Mapping[str, Any], named: str) -> Found:
     raise UserError(
       f"{named} holds a {FAMILIES[kind]} without running means: it normalises groups of channels, "
       "or its batch norm is folded away, and config.model's networks have batch norm; give a file "
-      "of one with batch norm")
+      "of one with batch norm"
+    )
   pixels = HALF if kind == "inception" else IMAGENET
   return Found(kind, "torchvision", flat, tuple(left), pixels=pixels)
 
 
-def _vit(
-    kind: str, prefix: str, arrays: dict[str, Any], outside: list[str], file: File) -> Found:
+def _vit(kind: str, prefix: str, arrays: dict[str, Any], outside: list[str], file: File) -> Found:
   heads = file.beside.get("num_attention_heads")
   pixels, notes, left = IMAGENET, [], set()
   if kind == "hf":
@@ -181,27 +204,36 @@ def _vit(
     arrays.pop("mask_token")
     left.add("mask_token")
   if "norm.weight" not in arrays and "fc_norm.weight" in arrays:
-    arrays["norm.weight"], arrays["norm.bias"] = arrays.pop("fc_norm.weight"), arrays.pop(
-      "fc_norm.bias")
+    arrays["norm.weight"], arrays["norm.bias"] = (
+      arrays.pop("fc_norm.weight"),
+      arrays.pop("fc_norm.bias"),
+    )
     notes.append("the source normalises the mean of its patches, here each patch is normalised")
   flat, rest = vit.from_timm(arrays, file.named)
   unknown = sorted(name for name in rest if not _is_head(name))
   if unknown:
     raise UserError(
       f"{file.named} holds {unknown[0]!r}, which the vision transformers of config.model do not "
-      "have; if it is part of no encoder, take it out of the file")
+      "have; if it is part of no encoder, take it out of the file"
+    )
   if source == "moco-v3" and flat["norm/scale"].shape == (384,):
     heads = 12
   interpolation = _INTERPOLATIONS.get(source, "timm")
   if "dinov2" in source and "registers" in flat:
     interpolation = "timm"
   return Found(
-    "vit", source, flat, tuple(rest | left), heads=heads, pixels=pixels,
-    interpolation=interpolation, notes=tuple(notes))
+    "vit",
+    source,
+    flat,
+    tuple(rest | left),
+    heads=heads,
+    pixels=pixels,
+    interpolation=interpolation,
+    notes=tuple(notes),
+  )
 
 
-def _torch_source(
-    prefix: str, arrays: Mapping[str, Any], outside: list[str], file: File) -> str:
+def _torch_source(prefix: str, arrays: Mapping[str, Any], outside: list[str], file: File) -> str:
   if any(name.startswith("decoder_blocks.") for name in [*arrays, *outside]):
     return "mae"
   if "base_encoder." in prefix or "momentum_encoder." in prefix:
@@ -253,8 +285,7 @@ def _ours(file: File) -> Found:
     flat, rest = vit.from_timm(arrays, file.named)
     left = tuple(sorted(rest))
   else:
-    found = _cnn(
-      family, {re.sub(r"^features\.", "", n): v for n, v in arrays.items()}, file.named)
+    found = _cnn(family, {re.sub(r"^features\.", "", n): v for n, v in arrays.items()}, file.named)
     flat, left = found.flat, found.left
   mean, std = about.get("mean"), about.get("std")
   pixels = None if mean is None or about.get("standardize") else ((float(mean),), (float(std),))

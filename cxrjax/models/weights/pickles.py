@@ -28,10 +28,16 @@ from cxrjax.core import files
 from cxrjax.core.files import Damaged
 
 _TYPES = {
-  "DoubleStorage": np.dtype("<f8"), "FloatStorage": np.dtype("<f4"),
-  "HalfStorage": np.dtype("<f2"), "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "LongStorage": np.dtype("<i8"), "IntStorage": np.dtype("<i4"), "ShortStorage": np.dtype("<i2"),
-  "CharStorage": np.dtype("i1"), "ByteStorage": np.dtype("u1"), "BoolStorage": np.dtype("bool"),
+  "DoubleStorage": np.dtype("<f8"),
+  "FloatStorage": np.dtype("<f4"),
+  "HalfStorage": np.dtype("<f2"),
+  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+  "LongStorage": np.dtype("<i8"),
+  "IntStorage": np.dtype("<i4"),
+  "ShortStorage": np.dtype("<i2"),
+  "CharStorage": np.dtype("i1"),
+  "ByteStorage": np.dtype("u1"),
+  "BoolStorage": np.dtype("bool"),
 }
 _PROGRAM = 256 << 20  # bytes of a pickle without its numbers; most have less than a megabyte
 _LEGACY = 0x1950A86A20F9469CFC6C  # the number that files of torch before 1.6 begin with
@@ -73,7 +79,8 @@ class Tensor:
       raise Damaged("a storage is cut short")
     size = whole.itemsize
     view = np.lib.stride_tricks.as_strided(
-      whole[self.offset:], self.shape, [size * s for s in self.strides], writeable=False)
+      whole[self.offset :], self.shape, [size * s for s in self.strides], writeable=False
+    )
     return np.array(view, dtype)
 
 
@@ -97,8 +104,13 @@ class _StorageType:
 
 def _tensor(storage, offset, shape, strides, *_):
   shape, strides = tuple(shape), tuple(strides)
-  if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > 32 or not all(
-      type(n) is int for n in (offset, *shape, *strides)) or min(shape, default=0) < 0:
+  if (
+    not isinstance(storage, _Storage)
+    or len(shape) != len(strides)
+    or len(shape) > 32
+    or not all(type(n) is int for n in (offset, *shape, *strides))
+    or min(shape, default=0) < 0
+  ):
     raise Damaged("a tensor is none")
   return Tensor(storage, offset, shape, strides)
 
@@ -154,8 +166,14 @@ class _Unpickler(pickle._Unpickler):
   """Finds nothing but what is on the list; `storages` makes the storage of a persistent id."""
 
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-  for _code in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1,
-                pickle.EXT2, pickle.EXT4):  # torch writes none of these
+  for _code in (
+    pickle.BYTEARRAY8,
+    pickle.NEXT_BUFFER,
+    pickle.READONLY_BUFFER,
+    pickle.EXT1,
+    pickle.EXT2,
+    pickle.EXT4,
+  ):  # torch writes none of these
     del dispatch[_code[0]]
 
   def __init__(self, file: Any, storages: Callable[..., _Storage]) -> None:
@@ -195,9 +213,13 @@ class _Unpickler(pickle._Unpickler):
     self.append(frozenset())
 
   dispatch |= {
-    pickle.BUILD[0]: _build, pickle.DICT[0]: _dict, pickle.SETITEM[0]: _set_item,
-    pickle.SETITEMS[0]: _set_items, pickle.ADDITEMS[0]: _drop_items,
-    pickle.FROZENSET[0]: _frozen_set}
+    pickle.BUILD[0]: _build,
+    pickle.DICT[0]: _dict,
+    pickle.SETITEM[0]: _set_item,
+    pickle.SETITEMS[0]: _set_items,
+    pickle.ADDITEMS[0]: _drop_items,
+    pickle.FROZENSET[0]: _frozen_set,
+  }
 
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) not in _ALLOWED:
@@ -205,8 +227,12 @@ class _Unpickler(pickle._Unpickler):
     return _ALLOWED[module, name]
 
   def persistent_load(self, pid: Any) -> _Storage:
-    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
-            and isinstance(pid[1], _StorageType)):
+    if not (
+      isinstance(pid, tuple)
+      and len(pid) >= 5
+      and pid[0] == "storage"
+      and isinstance(pid[1], _StorageType)
+    ):
       raise Damaged("a storage is of an unknown kind")
     if type(pid[2]) is not str or type(pid[4]) is not int or not 0 <= pid[4] < 1 << 40:
       raise Damaged("the name or the size of a storage is none")

@@ -46,7 +46,9 @@ class Report:
   def facts(self) -> dict[str, Any]:
     """The same for JSON: `used` is a number, the others are lists of names."""
     return {
-      "path": self.path, "source": self.source, "used": len(self.used),
+      "path": self.path,
+      "source": self.source,
+      "used": len(self.used),
       **{word: list(getattr(self, word)) for word in ("resized", "new", "left", "notes")},
       "pixels": None if self.pixels is None else [list(values) for values in self.pixels],
     }

@@ -17,18 +17,30 @@ from cxrjax.core.errors import UserError
 Arrays = dict[str, np.ndarray]
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _PARTS = {  # of a block: timm's name and ours
-  "norm1.weight": "norm1/scale", "norm1.bias": "norm1/bias",
-  "attn.qkv.weight": "attn/qkv/kernel", "attn.qkv.bias": "attn/qkv/bias",
-  "attn.proj.weight": "attn/proj/kernel", "attn.proj.bias": "attn/proj/bias",
-  "ls1.gamma": "ls1", "ls2.gamma": "ls2",
-  "norm2.weight": "norm2/scale", "norm2.bias": "norm2/bias",
-  "mlp.fc1.weight": "mlp/fc1/kernel", "mlp.fc1.bias": "mlp/fc1/bias",
-  "mlp.fc2.weight": "mlp/fc2/kernel", "mlp.fc2.bias": "mlp/fc2/bias",
+  "norm1.weight": "norm1/scale",
+  "norm1.bias": "norm1/bias",
+  "attn.qkv.weight": "attn/qkv/kernel",
+  "attn.qkv.bias": "attn/qkv/bias",
+  "attn.proj.weight": "attn/proj/kernel",
+  "attn.proj.bias": "attn/proj/bias",
+  "ls1.gamma": "ls1",
+  "ls2.gamma": "ls2",
+  "norm2.weight": "norm2/scale",
+  "norm2.bias": "norm2/bias",
+  "mlp.fc1.weight": "mlp/fc1/kernel",
+  "mlp.fc1.bias": "mlp/fc1/bias",
+  "mlp.fc2.weight": "mlp/fc2/kernel",
+  "mlp.fc2.bias": "mlp/fc2/bias",
 }
 _TOP = {
-  "cls_token": "cls", "pos_embed": "pos", "reg_token": "registers", "mask_token": "mask_token",
-  "patch_embed.proj.weight": "patch/kernel", "patch_embed.proj.bias": "patch/bias",
-  "norm.weight": "norm/scale", "norm.bias": "norm/bias",
+  "cls_token": "cls",
+  "pos_embed": "pos",
+  "reg_token": "registers",
+  "mask_token": "mask_token",
+  "patch_embed.proj.weight": "patch/kernel",
+  "patch_embed.proj.bias": "patch/bias",
+  "norm.weight": "norm/scale",
+  "norm.bias": "norm/bias",
 }
 
 
@@ -56,7 +68,8 @@ def from_timm(arrays: Mapping[str, Any], named: str) -> tuple[Arrays, set[str]]:
       ours[_TOP[name]] = value if value.ndim != 4 else value.transpose(2, 3, 1, 0)
     elif block or name.startswith(("norm_pre.", "patch_embed.", "rope")):
       raise UserError(
-        f"{named} holds {name!r}, which the vision transformers of config.model do not have")
+        f"{named} holds {name!r}, which the vision transformers of config.model do not have"
+      )
     else:
       left.add(name)
   for name in ("cls", "registers", "mask_token"):
@@ -85,7 +98,7 @@ def _add_qkv_bias(ours: Arrays) -> None:
 def _positions(ours: Arrays, dist: Any, named: str) -> None:
   """Brings positions to [1 + n, d]; a distillation token becomes a register, which it is."""
   pos = ours["pos"].reshape(-1, ours["pos"].shape[-1])
-  extra = next((k for k in range(4) if int((len(pos) - k)**0.5)**2 == len(pos) - k), None)
+  extra = next((k for k in range(4) if int((len(pos) - k) ** 0.5) ** 2 == len(pos) - k), None)
   if len(pos) == 1 or extra is None or extra > 2:
     raise UserError(f"{named} has positions for {len(pos)} tokens, which are no square of patches")
   first, grid = pos[:extra], pos[extra:]
@@ -165,14 +178,16 @@ def _join_qkv(arrays: dict[str, Any]) -> dict[str, Any]:
       parts = [f"{match[1]}.{letter}.{match[3]}" for letter in letters]
       if all(part in arrays for part in parts):
         found[f"{match[1]}.qkv.{match[3]}"] = np.concatenate(
-          [np.asarray(found.pop(part)) for part in parts])
+          [np.asarray(found.pop(part)) for part in parts]
+        )
   return found
 
 
 def from_big_vision(arrays: Mapping[str, Any]) -> dict[str, Any]:
   """Names of big_vision's ViT, and of its predecessor's (`vision_transformer`), as timm's."""
   rules = [
-    (r"cls$", "cls_token"), (r"embedding/kernel", "patch_embed.proj.weight"),
+    (r"cls$", "cls_token"),
+    (r"embedding/kernel", "patch_embed.proj.weight"),
     (r"embedding/bias", "patch_embed.proj.bias"),
     (r"(?:Transformer/)?(?:posembed_input/)?pos_embedding", "pos_embed"),
     (r"Transformer/encoder_norm/scale", "norm.weight"),
@@ -188,16 +203,19 @@ def from_big_vision(arrays: Mapping[str, Any]) -> dict[str, Any]:
     (r"(blocks\.\d+)\.MlpBlock_\d/Dense_1/bias", r"\1.mlp.fc2.bias"),
     (r"(blocks\.\d+)\.MultiHeadDotProductAttention_\d/out/kernel", r"\1.attn.proj.weight"),
     (r"(blocks\.\d+)\.MultiHeadDotProductAttention_\d/out/bias", r"\1.attn.proj.bias"),
-    (r"(blocks\.\d+)\.MultiHeadDotProductAttention_\d/(query|key|value)/kernel",
-     r"\1.attn.\2.weight"),
-    (r"(blocks\.\d+)\.MultiHeadDotProductAttention_\d/(query|key|value)/bias",
-     r"\1.attn.\2.bias"),
+    (
+      r"(blocks\.\d+)\.MultiHeadDotProductAttention_\d/(query|key|value)/kernel",
+      r"\1.attn.\2.weight",
+    ),
+    (r"(blocks\.\d+)\.MultiHeadDotProductAttention_\d/(query|key|value)/bias", r"\1.attn.\2.bias"),
   ]
   found = _renamed(_unrolled(arrays), rules)
   shaped: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "attn.query.weight": lambda x: x.reshape(len(x), -1).T,  # from [d heads size]
     "attn.proj.weight": lambda x: x.reshape(-1, x.shape[-1]).T,  # from [heads size d]
-    "attn.query.bias": np.ravel, "mlp.fc1.weight": np.transpose, "mlp.fc2.weight": np.transpose,
+    "attn.query.bias": np.ravel,
+    "mlp.fc1.weight": np.transpose,
+    "mlp.fc2.weight": np.transpose,
   }
   for part in ("key", "value"):
     for leaf in ("weight", "bias"):
@@ -207,8 +225,9 @@ def from_big_vision(arrays: Mapping[str, Any]) -> dict[str, Any]:
     if block and block[2] in shaped:
       found[name] = shaped[block[2]](np.asarray(value))
   if "patch_embed.proj.weight" in found:  # from [p p c d]
-    found["patch_embed.proj.weight"] = np.asarray(
-      found["patch_embed.proj.weight"]).transpose(3, 2, 0, 1)
+    found["patch_embed.proj.weight"] = np.asarray(found["patch_embed.proj.weight"]).transpose(
+      3, 2, 0, 1
+    )
   return _join_qkv(found)
 
 
@@ -230,7 +249,7 @@ def square(kernel: np.ndarray, named: str) -> np.ndarray:
   One channel or three: a square is never three times another square, so the number tells.
   """
   for channels in (1, 3):
-    side = round((len(kernel) / channels)**0.5)
+    side = round((len(kernel) / channels) ** 0.5)
     if side * side * channels == len(kernel):
       return kernel.reshape(side, side, channels, -1)
   raise UserError(f"{named}: {len(kernel)} inputs of patch/kernel are no square of pixels")

@@ -37,8 +37,14 @@ class Row:
 
 
 def chart(
-    title: str, rows: Sequence[Row], legend: Sequence[tuple[str, str]], *, x_label: str,
-    levels: Sequence[Level] = (), note: str = "") -> Html:
+  title: str,
+  rows: Sequence[Row],
+  legend: Sequence[tuple[str, str]],
+  *,
+  x_label: str,
+  levels: Sequence[Level] = (),
+  note: str = "",
+) -> Html:
   """A figure with a row for each of `rows`.
 
   Args:
@@ -67,8 +73,16 @@ def chart(
   body = [_grid(ticks, at, base, x_label)]
   for level in (v for v in levels if math.isfinite(v.y)):
     if math.isfinite(level.low) and math.isfinite(level.high):
-      body.append(el("rect", x=f"{at(level.low):.1f}", y=TOP, height=base - TOP,
-                     width=f"{at(level.high) - at(level.low):.1f}", cls=f"band {level.style}"))
+      body.append(
+        el(
+          "rect",
+          x=f"{at(level.low):.1f}",
+          y=TOP,
+          height=base - TOP,
+          width=f"{at(level.high) - at(level.low):.1f}",
+          cls=f"band {level.style}",
+        )
+      )
     x = f"{at(level.y):.1f}"
     body.append(el("line", x1=x, x2=x, y1=TOP, y2=base, cls=f"level {level.style}"))
   top = TOP
@@ -76,11 +90,20 @@ def chart(
     body.append(_row(row, top, height, at))
     top += height
   items = [el("span", el("i", cls=f"key {style}"), text) for style, text in legend]
-  items += [el("span", el("i", cls=f"key dashed {v.style}"), v.label)
-            for v in levels if math.isfinite(v.y) and v.label]
+  items += [
+    el("span", el("i", cls=f"key dashed {v.style}"), v.label)
+    for v in levels
+    if math.isfinite(v.y) and v.label
+  ]
   svg = el("svg", body, viewbox=f"0 0 {WIDTH} {base + BOTTOM}", role="img", aria_label=title)
-  return el("figure", caption, el("div", items, cls="legend"),
-            el("p", note, cls="note") if note else None, svg, cls="chart")
+  return el(
+    "figure",
+    caption,
+    el("div", items, cls="legend"),
+    el("p", note, cls="note") if note else None,
+    svg,
+    cls="chart",
+  )
 
 
 def _grid(ticks, at, base, x_label):
@@ -88,33 +111,70 @@ def _grid(ticks, at, base, x_label):
   for tick, label in zip(ticks, line_chart.tick_labels(ticks), strict=True):
     x = f"{at(tick):.1f}"
     marks.append(el("line", x1=x, x2=x, y1=TOP, y2=base, cls="grid"))
-    marks.append(el("text", label, x=x, y=base + 14, cls="tick",
-                    text_anchor="end" if at(tick) > WIDTH - RIGHT - 8 else "middle"))
+    marks.append(
+      el(
+        "text",
+        label,
+        x=x,
+        y=base + 14,
+        cls="tick",
+        text_anchor="end" if at(tick) > WIDTH - RIGHT - 8 else "middle",
+      )
+    )
   marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, cls="axis"))
-  marks.append(el("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=base + BOTTOM - 4, cls="label",
-                  text_anchor="middle"))
+  marks.append(
+    el(
+      "text",
+      x_label,
+      x=(LEFT + WIDTH - RIGHT) / 2,
+      y=base + BOTTOM - 4,
+      cls="label",
+      text_anchor="middle",
+    )
+  )
   return marks
 
 
 def _row(row, top, height, at):
-  name = row.label if len(row.label) <= LETTERS else (
-    row.label[:LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}")
-  marks = [el("text", name, x=LEFT - 8, y=top + height / 2, dy="0.35em", cls="tick",
-              text_anchor="end")]
+  name = (
+    row.label
+    if len(row.label) <= LETTERS
+    else (row.label[: LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}")
+  )
+  marks = [
+    el("text", name, x=LEFT - 8, y=top + height / 2, dy="0.35em", cls="tick", text_anchor="end")
+  ]
   y = top + ROW / 2 + STEP / 2
   said = [row.label]
   for m in row.marks:
     if math.isfinite(m.value):
       at_y = f"{y:.1f}"
       if math.isfinite(m.low) and math.isfinite(m.high):
-        marks.append(el("line", x1=f"{at(m.low):.1f}", x2=f"{at(m.high):.1f}", y1=at_y, y2=at_y,
-                        cls=f"whisker {m.style}"))
-      marks.append(el("circle", cx=f"{at(m.value):.1f}", cy=at_y, r=3,
-                      cls=f"{'ring' if m.hollow else 'dot'} {m.style}"))
-      bounds = (f" ({format.decimal(m.low)} to {format.decimal(m.high)})"
-                if math.isfinite(m.low) else "")
+        marks.append(
+          el(
+            "line",
+            x1=f"{at(m.low):.1f}",
+            x2=f"{at(m.high):.1f}",
+            y1=at_y,
+            y2=at_y,
+            cls=f"whisker {m.style}",
+          )
+        )
+      marks.append(
+        el(
+          "circle",
+          cx=f"{at(m.value):.1f}",
+          cy=at_y,
+          r=3,
+          cls=f"{'ring' if m.hollow else 'dot'} {m.style}",
+        )
+      )
+      bounds = (
+        f" ({format.decimal(m.low)} to {format.decimal(m.high)})" if math.isfinite(m.low) else ""
+      )
       said.append(f"{'random encoder ' if m.hollow else ''}{format.decimal(m.value)}{bounds}")
     y += 0 if m.hollow else STEP
-  marks.append(el("rect", el("title", "\n".join(said)), x=0, y=top, width=WIDTH, height=height,
-                  cls="hit"))
+  marks.append(
+    el("rect", el("title", "\n".join(said)), x=0, y=top, width=WIDTH, height=height, cls="hit")
+  )
   return marks

@@ -8,20 +8,30 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
-ENCODERS = {
-  "trained": "Trained", "random": "Before training", "floor": "Thumbnail floor",
-}
+ENCODERS = {"trained": "Trained", "random": "Before training", "floor": "Thumbnail floor"}
 DRAWERS = {"floor": "Mean training mask"}  # of masks
 MEASURES = {
-  "auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy",
-  "balanced_accuracy": "Balanced accuracy", "f1": "F1", "sensitivity": "Sensitivity",
-  "specificity": "Specificity", "hm": "Harmonic mean (HM)", "brier": "Brier score",
-  "ece": "Calibration error (ECE)", "nll": "Log loss",
-  "log_loss": "Log loss", "rank": "Effective rank", "dice": "Dice", "iou": "IoU",
-  "assd": "Average surface distance", "hd95": "95 % Hausdorff distance",
+  "auroc": "AUROC",
+  "auprc": "AUPRC",
+  "accuracy": "Accuracy",
+  "balanced_accuracy": "Balanced accuracy",
+  "f1": "F1",
+  "sensitivity": "Sensitivity",
+  "specificity": "Specificity",
+  "hm": "Harmonic mean (HM)",
+  "brier": "Brier score",
+  "ece": "Calibration error (ECE)",
+  "nll": "Log loss",
+  "log_loss": "Log loss",
+  "rank": "Effective rank",
+  "dice": "Dice",
+  "iou": "IoU",
+  "assd": "Average surface distance",
+  "hd95": "95 % Hausdorff distance",
 }
 VARIANTS = {  # of a measure
-  "uncalibrated": "uncalibrated", "prevalence": "at the estimated prevalence",
+  "uncalibrated": "uncalibrated",
+  "prevalence": "at the estimated prevalence",
 }
 LESS = ("assd", "hd95", "brier", "ece", "nll")  # the less the better
 HEADS = {"linear": "Linear probe", "floor": "Thumbnail ridge", "pixels": "Thumbnail ridge"}
@@ -149,8 +159,12 @@ def head(name: str) -> str:
 def measure(name: str) -> str:
   """`balanced_accuracy` is `Balanced accuracy`; further parts (a class) follow after a comma."""
   first, *rest = name.split("/")
-  return ", ".join([MEASURES.get(first, first.replace("_", " ").capitalize()),
-                    *(VARIANTS.get(part, part) for part in rest)])
+  return ", ".join(
+    [
+      MEASURES.get(first, first.replace("_", " ").capitalize()),
+      *(VARIANTS.get(part, part) for part in rest),
+    ]
+  )
 
 
 def title(name: str) -> str:

@@ -51,10 +51,19 @@ class Level:
 
 
 def chart(
-    title: str, lines: Sequence[Line], *, x_label: str, levels: Sequence[Level] = (),
-    unit: str = "", note: str = "", log: bool = False,
-    y_range: tuple[Real, Real] | None = None, height: int = HEIGHT, legend: bool = True,
-    x_log: Sequence[Real] = ()) -> Html:
+  title: str,
+  lines: Sequence[Line],
+  *,
+  x_label: str,
+  levels: Sequence[Level] = (),
+  unit: str = "",
+  note: str = "",
+  log: bool = False,
+  y_range: tuple[Real, Real] | None = None,
+  height: int = HEIGHT,
+  legend: bool = True,
+  x_log: Sequence[Real] = (),
+) -> Html:
   """A figure with title, legend and plot.
 
   Args:
@@ -81,30 +90,48 @@ def chart(
     return el("figure", caption, empty, cls="chart")
   log = log and all((y > 0).all() for y in finite)
   x_ticks, x_scale = _axis(
-    x_extent, LEFT, WIDTH - RIGHT, 6, tight=True, log=bool(x_log),
-    margin=8 if any(line.points or line.dots for line in lines) else 0)
+    x_extent,
+    LEFT,
+    WIDTH - RIGHT,
+    6,
+    tight=True,
+    log=bool(x_log),
+    margin=8 if any(line.points or line.dots for line in lines) else 0,
+  )
   x_ticks = list(x_log) or x_ticks
   if (x_extent == np.round(x_extent)).all():
     x_ticks = [t for t in x_ticks if t == round(t)] or x_ticks  # there is no step 1.5
   named = any(v.inside and math.isfinite(v.y) for v in levels)
   y_ticks, y_scale = _axis(
-    _extent(lines, levels, y_range), height - BOTTOM, TOP + (14 if named else 0), 5, log=log)
+    _extent(lines, levels, y_range), height - BOTTOM, TOP + (14 if named else 0), 5, log=log
+  )
   body = [_grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height)]
   # A nested drawing clips what lies outside the axes, without ids that could clash.
   inner = [_level(v, y_scale) for v in levels if math.isfinite(v.y)]
   for line in lines:
     inner += _draw(line, x_scale, y_scale)
-  plot = {"x": LEFT, "y": TOP - 4,
-          "width": WIDTH - LEFT - RIGHT, "height": height - TOP - BOTTOM + 8}
+  plot = {
+    "x": LEFT,
+    "y": TOP - 4,
+    "width": WIDTH - LEFT - RIGHT,
+    "height": height - TOP - BOTTOM + 8,
+  }
   body.append(el("svg", inner, viewbox=" ".join(map(str, plot.values())), **plot))
   body += [_level_name(v, y_scale) for v in levels if v.inside and math.isfinite(v.y)]
   body.append(_hover(lines, x_scale, x_label, height))
-  last = "; ".join(f"{n.label} ends at {format.short(float(y[-1]))}"
-                   for n, y in zip(lines, finite, strict=True) if y.size)
-  svg = el("svg", body, viewbox=f"0 0 {WIDTH} {height}", role="img",
-           aria_label=f"{title} over {x_label}: {last}")
-  return el("figure", caption, key, el("p", note, cls="note") if note else None, svg,
-            cls="chart")
+  last = "; ".join(
+    f"{n.label} ends at {format.short(float(y[-1]))}"
+    for n, y in zip(lines, finite, strict=True)
+    if y.size
+  )
+  svg = el(
+    "svg",
+    body,
+    viewbox=f"0 0 {WIDTH} {height}",
+    role="img",
+    aria_label=f"{title} over {x_label}: {last}",
+  )
+  return el("figure", caption, key, el("p", note, cls="note") if note else None, svg, cls="chart")
 
 
 def ticks(low: Real, high: Real, n: int) -> list[Real]:
@@ -124,8 +151,9 @@ def log_ticks(low: Real, high: Real) -> list[Real]:
   """Powers of ten in [low, high], with 2 and 5 times them where there are few."""
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   for factors in ((1,), (1, 3), (1, 2, 5)):
-    found = [f * 10.0**d for d in decades for f in factors
-             if low * 0.999 <= f * 10.0**d <= high * 1.001]
+    found = [
+      f * 10.0**d for d in decades for f in factors if low * 0.999 <= f * 10.0**d <= high * 1.001
+    ]
     if len(found) >= 3:
       break
   if len(found) < 2:
@@ -212,8 +240,11 @@ def _grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height):
     anchor = "end" if x > WIDTH - RIGHT - 8 else "middle"
     marks.append(el("text", label, x=f"{x:.1f}", y=base + 14, cls="tick", text_anchor=anchor))
   marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, cls="axis"))
-  marks.append(el("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=height - 3, cls="label",
-                  text_anchor="middle"))
+  marks.append(
+    el(
+      "text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=height - 3, cls="label", text_anchor="middle"
+    )
+  )
   return marks
 
 
@@ -258,8 +289,12 @@ def _draw(line, x_scale, y_scale):
       if not math.isfinite(y[i]):
         continue
       at = f"{x[i]:.1f}"
-      if ((line.points or alone) and line.low is not None and math.isfinite(line.low[i])
-          and math.isfinite(line.high[i])):
+      if (
+        (line.points or alone)
+        and line.low is not None
+        and math.isfinite(line.low[i])
+        and math.isfinite(line.high[i])
+      ):
         top, bottom = (f"{float(y_scale(v)):.1f}" for v in (line.high[i], line.low[i]))
         drawn.append(el("line", x1=at, x2=at, y1=top, y2=bottom, cls=f"whisker {line.style}"))
       drawn.append(el("circle", cx=at, cy=f"{y[i]:.1f}", r=3, cls=f"dot {line.style}"))
@@ -270,8 +305,16 @@ def _level(level, y_scale):
   marks = []
   if math.isfinite(level.low) and math.isfinite(level.high):
     top, bottom = float(y_scale(level.high)), float(y_scale(level.low))
-    marks.append(el("rect", x=LEFT, width=WIDTH - LEFT - RIGHT, y=f"{top:.1f}",
-                    height=f"{max(bottom - top, 0):.1f}", cls=f"band {level.style}"))
+    marks.append(
+      el(
+        "rect",
+        x=LEFT,
+        width=WIDTH - LEFT - RIGHT,
+        y=f"{top:.1f}",
+        height=f"{max(bottom - top, 0):.1f}",
+        cls=f"band {level.style}",
+      )
+    )
   y = f"{float(y_scale(level.y)):.1f}"
   marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, cls=f"level {level.style}"))
   return marks
@@ -279,8 +322,9 @@ def _level(level, y_scale):
 
 def _level_name(level, y_scale):
   y = float(y_scale(level.y))
-  return el("text", level.label, x=WIDTH - RIGHT - 2, y=f"{y - 5:.1f}", cls="tick named",
-            text_anchor="end")
+  return el(
+    "text", level.label, x=WIDTH - RIGHT - 2, y=f"{y - 5:.1f}", cls="tick named", text_anchor="end"
+  )
 
 
 def lines_legend(lines: Sequence[Line], levels: Sequence[Level] = ()) -> Html | None:
@@ -307,10 +351,19 @@ def _hover(lines, x_scale, x_label, height):
       j = int(np.argmin(np.abs(line.x - value)))
       bounds = ""
       if line.low is not None and math.isfinite(line.low[j]) and math.isfinite(line.high[j]):
-        bounds = (f" ({format.short(float(line.low[j]))}\N{EN DASH}"
-                  f"{format.short(float(line.high[j]))})")
+        bounds = (
+          f" ({format.short(float(line.low[j]))}\N{EN DASH}{format.short(float(line.high[j]))})"
+        )
       text.append(f"{line.label}: {format.short(float(line.y[j]))}{bounds}")
-    columns.append(el(
-      "rect", el("title", "\n".join(text)), x=f"{edges[i]:.1f}", y=TOP,
-      width=f"{max(edges[i + 1] - edges[i], 0.5):.1f}", height=height - TOP - BOTTOM, cls="hit"))
+    columns.append(
+      el(
+        "rect",
+        el("title", "\n".join(text)),
+        x=f"{edges[i]:.1f}",
+        y=TOP,
+        width=f"{max(edges[i + 1] - edges[i], 0.5):.1f}",
+        height=height - TOP - BOTTOM,
+        cls="hit",
+      )
+    )
   return columns

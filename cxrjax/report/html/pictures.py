@@ -37,14 +37,20 @@ def colour_map(n: int = 256) -> UInt8[np.ndarray, "n 3"]:
 
 def oklab_to_srgb(lab: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
   """Oklab to gamma-encoded sRGB in 0..1, clipped to the gamut."""
-  to_lms = np.array([
-    [1, 0.3963377774, 0.2158037573],
-    [1, -0.1055613458, -0.0638541728],
-    [1, -0.0894841775, -1.2914855480]])
-  to_rgb = np.array([
-    [4.0767416621, -3.3077115913, 0.2309699292],
-    [-1.2684380046, 2.6097574011, -0.3413193965],
-    [-0.0041960863, -0.7034186147, 1.7076147010]])
+  to_lms = np.array(
+    [
+      [1, 0.3963377774, 0.2158037573],
+      [1, -0.1055613458, -0.0638541728],
+      [1, -0.0894841775, -1.2914855480],
+    ]
+  )
+  to_rgb = np.array(
+    [
+      [4.0767416621, -3.3077115913, 0.2309699292],
+      [-1.2684380046, 2.6097574011, -0.3413193965],
+      [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+  )
   linear = np.clip((lab @ to_lms.T) ** 3 @ to_rgb.T, 0, 1)
   return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
@@ -64,7 +70,7 @@ def gray(array: np.ndarray) -> UInt8[np.ndarray, "h w"]:
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], opacity: float = 0.7,
+  image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], opacity: float = 0.7
 ) -> UInt8[np.ndarray, "h w 3"]:
   """A heat map in 0..1, smoothly enlarged, over a radiograph.
 
@@ -79,8 +85,10 @@ def overlay(
 
 
 def outlines(
-    image: UInt8[np.ndarray, "h w *c"], masks: Sequence[Bool[np.ndarray, "h w"]],
-    colours: Sequence[tuple[int, int, int]], size: int = 256,
+  image: UInt8[np.ndarray, "h w *c"],
+  masks: Sequence[Bool[np.ndarray, "h w"]],
+  colours: Sequence[tuple[int, int, int]],
+  size: int = 256,
 ) -> UInt8[np.ndarray, "sh sw 3"]:
   """A radiograph, gray or coloured, enlarged to about `size` pixels, with each mask's outline.
 
@@ -129,8 +137,9 @@ def _cells(image: Image.Image, alt: str) -> Html:
 def colour_bar(low: str, high: str, label: str) -> Html:
   """The colour map with the values at its ends."""
   strip = heat_map(np.linspace(0, 1, 128)[None], f"colour scale from {low} to {high}")
-  return el("div", el("span", low), strip, el("span", high), el("span", label, cls="unit"),
-            cls="scale")
+  return el(
+    "div", el("span", low), strip, el("span", high), el("span", label, cls="unit"), cls="scale"
+  )
 
 
 def _img(data: bytes, kind: str, alt: str, size: tuple[int, int], **attributes: str) -> Html:

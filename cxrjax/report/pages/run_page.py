@@ -53,16 +53,19 @@ def save(path: pathlib.Path, text: str) -> pathlib.Path:
   try:
     replace(path, text.encode("utf-8", errors="backslashreplace"))
   except OSError as error:
-    raise UserError(f"{path} cannot be written ({error.strerror or error}); free some space, or "
-                    "choose another folder with --workdir") from error
+    raise UserError(
+      f"{path} cannot be written ({error.strerror or error}); free some space, or "
+      "choose another folder with --workdir"
+    ) from error
   return path
 
 
 def save_table(path: pathlib.Path, rows: Iterable[Iterable[Any]]) -> pathlib.Path:
   """Writes a table of names and numbers, as `save` does a text."""
   text = io.StringIO()
-  tables.write(text, ((identifier(cell) if isinstance(cell, str) else cell for cell in row)
-                      for row in rows))
+  tables.write(
+    text, ((identifier(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
+  )
   return save(path, text.getvalue())
 
 
@@ -75,11 +78,19 @@ def render(run: runs.Run) -> str:
     ("attention", "Where it looks", "", saliency.section),
     ("features", "What the features hold", "", features.section),
     ("data", "Data and splits", "", fact_tables.data),
-    ("curves", "Learning", "How training went, step by step; a pale band shows the range where "
-     "points are averaged.", details.learning),
+    (
+      "curves",
+      "Learning",
+      "How training went, step by step; a pale band shows the range where points are averaged.",
+      details.learning,
+    ),
     ("schedules", "Schedules", "", details.schedules),
-    ("views", "What a batch sees", "Each row: a radiograph, and the random crops made of it in "
-     "one training step.", details.views),
+    (
+      "views",
+      "What a batch sees",
+      "Each row: a radiograph, and the random crops made of it in one training step.",
+      details.views,
+    ),
     ("speed", "Speed and size", "", details.speed),
     ("again", "Run it again", "", details.again),
   ]
@@ -89,8 +100,8 @@ def render(run: runs.Run) -> str:
 
 
 def document(
-    run: runs.Run, title: str, kicker: Any, opening: Any,
-    made: Sequence[tuple[str, str, Html | None]]) -> str:
+  run: runs.Run, title: str, kicker: Any, opening: Any, made: Sequence[tuple[str, str, Html | None]]
+) -> str:
   """A whole page: what it is about, links to its sections, the sections.
 
   Args:
@@ -104,32 +115,43 @@ def document(
   if explained := glossary.section("".join([el("p", opening), *(html for *_, html in made)])):
     name = "What the words mean"
     made.append(("terms", name, el("section", el("h2", name), explained, id="terms")))
-  links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made],
-             aria_label="Sections")
-  header = el("header", el("p", kicker, cls="kicker"), el("h1", title), opening,
-              el("p", naming.RESEARCH, cls="research"), links)
-  footer = el("footer", el("p", naming.RESEARCH), el("p", "Written by cxrjax from the files of ",
-                                                 el("code", run.workdir.name or "."), "."))
+  links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made], aria_label="Sections")
+  header = el(
+    "header",
+    el("p", kicker, cls="kicker"),
+    el("h1", title),
+    opening,
+    el("p", naming.RESEARCH, cls="research"),
+    links,
+  )
+  footer = el(
+    "footer",
+    el("p", naming.RESEARCH),
+    el("p", "Written by cxrjax from the files of ", el("code", run.workdir.name or "."), "."),
+  )
   style = importlib.resources.files("cxrjax.report.html").joinpath("style.css").read_text("utf-8")
   head = el(
-    "head", el("meta", charset="utf-8"),
+    "head",
+    el("meta", charset="utf-8"),
     el("meta", name_="viewport", content="width=device-width, initial-scale=1"),
     el("meta", name_="color-scheme", content="light dark"),
-    el("title", f"{title} - cxrjax"), el("style", Html(style)))
-  page = el("html", head, el("body", header, el("main", [html for *_, html in made]), footer),
-            lang="en")
+    el("title", f"{title} - cxrjax"),
+    el("style", Html(style)),
+  )
+  page = el(
+    "html", head, el("body", header, el("main", [html for *_, html in made]), footer), lang="en"
+  )
   return f"<!doctype html>\n{page}\n"
 
 
 def _section(
-    run: runs.Run, key: str, name: str, note: str, make: Callable[[runs.Run], Html | None],
+  run: runs.Run, key: str, name: str, note: str, make: Callable[[runs.Run], Html | None]
 ) -> Html | None:
   """A section, or nothing where the run has nothing for it."""
   content = guard(make, run)
   if content is None:
     return None
-  return el("section", el("h2", name), el("p", note, cls="note") if note else None, content,
-            id=key)
+  return el("section", el("h2", name), el("p", note, cls="note") if note else None, content, id=key)
 
 
 def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
@@ -137,8 +159,9 @@ def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
   try:
     return make(run)
   except Exception as error:
-    return el("p", f"This part could not be drawn ({type(error).__name__}: {error}).",
-              cls="callout warn")
+    return el(
+      "p", f"This part could not be drawn ({type(error).__name__}: {error}).", cls="callout warn"
+    )
 
 
 def _results(run: runs.Run) -> Html | None:
@@ -149,9 +172,18 @@ def _results(run: runs.Run) -> Html | None:
   for name in several:
     own = run.only(name)
     title = el("h3", naming.images_named(name)) if len(several) > 1 else None
-    parts.append(el("div", title, results.table(own),
-                    guard(curves.decisions, own), guard(classification.calibration, own),
-                    guard(classification.subgroups, own), results.over_time(own), cls="evaluator"))
+    parts.append(
+      el(
+        "div",
+        title,
+        results.table(own),
+        guard(curves.decisions, own),
+        guard(classification.calibration, own),
+        guard(classification.subgroups, own),
+        results.over_time(own),
+        cls="evaluator",
+      )
+    )
   return el("div", parts)
 
 
@@ -171,13 +203,21 @@ def _callouts(run: runs.Run) -> list[Html]:
     was = "was stopped" if kind == "stopped" else kind
     found.append(el("p", el("b", f"This run {was}{reached}. "), why, cls="callout bad"))
   elif kind == "running":
-    found.append(el("p", el("b", "This run had not finished"), " when the page was written",
-                    f"; it was{reached}." if reached else ".", cls="callout"))
+    found.append(
+      el(
+        "p",
+        el("b", "This run had not finished"),
+        " when the page was written",
+        f"; it was{reached}." if reached else ".",
+        cls="callout",
+      )
+    )
   notes = run.fact("notes")
   notes = notes if isinstance(notes, list) else []
   found += [el("p", str(text), cls="callout") for text in notes[:10]]
   found += [el("p", text, cls="callout warn") for text in details.health_warnings(run)]
   if run.problems:
-    found.append(el("p", "Not everything could be read: ", "; ".join(run.problems), ".",
-                    cls="callout warn"))
+    found.append(
+      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
+    )
   return found

@@ -26,8 +26,10 @@ def decisions(run: Run) -> Html | None:
   `classes`, `exclusive`.
   """
   evaluator = next(iter(run.evaluators()), "")
-  arrays = {e: run.arrays(f"scores_{evaluator}_{e}") or run.arrays(f"scores_{e}")
-            for e in (TRAINED, RANDOM, FLOOR)}
+  arrays = {
+    e: run.arrays(f"scores_{evaluator}_{e}") or run.arrays(f"scores_{e}")
+    for e in (TRAINED, RANDOM, FLOOR)
+  }
   scores = {e: (_scores(s), s["labels"]) for e, s in arrays.items() if _usable(s)}
   if not scores:
     return None
@@ -40,8 +42,7 @@ def decisions(run: Run) -> Html | None:
   note = ""
   if exclusive and k == 2:
     of = f"{what}: {classes[1]}"
-    curves = [(format.encoder(e, ()), STYLES[e], s[:, 1], y[:, 1])
-              for e, (s, y) in scores.items()]
+    curves = [(format.encoder(e, ()), STYLES[e], s[:, 1], y[:, 1]) for e, (s, y) in scores.items()]
   else:
     own, labels = scores.get(TRAINED) or next(iter(scores.values()))
     of = f"{what}, by class"
@@ -62,8 +63,13 @@ def _scores(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
 
 def _usable(arrays: dict[str, np.ndarray]) -> bool:
   labels, scores = arrays.get("labels"), _scores(arrays)
-  return (labels is not None and scores is not None and labels.ndim == 2
-          and labels.shape == scores.shape and labels.shape[1] > 0)
+  return (
+    labels is not None
+    and scores is not None
+    and labels.ndim == 2
+    and labels.shape == scores.shape
+    and labels.shape[1] > 0
+  )
 
 
 def _classes(run: Run, arrays: dict[str, np.ndarray], k: int) -> list[str]:
@@ -71,8 +77,11 @@ def _classes(run: Run, arrays: dict[str, np.ndarray], k: int) -> list[str]:
   data = run.fact("data")
   for facts in data.values() if isinstance(data, dict) else ():
     found = found or lookup(facts, "test", "classes")
-  return [str(c) for c in found] if isinstance(found, list) and len(found) == k else [
-    f"class {i}" for i in range(k)]
+  return (
+    [str(c) for c in found]
+    if isinstance(found, list) and len(found) == k
+    else [f"class {i}" for i in range(k)]
+  )
 
 
 def _exclusive(arrays: dict[str, np.ndarray]) -> bool:
@@ -98,8 +107,14 @@ def roc_figure(title: str, curves: Iterable[Any], note: str = "") -> Html:
     lines = []
   chance = line_chart.Line("Chance", np.array([0.0, 1.0]), np.array([0.0, 1.0]), style="ref")
   return line_chart.chart(
-    title, [*lines, chance], x_label="false positive rate", unit="true positives",
-    y_range=(0.0, 1.0), note=note, height=300)
+    title,
+    [*lines, chance],
+    x_label="false positive rate",
+    unit="true positives",
+    y_range=(0.0, 1.0),
+    note=note,
+    height=300,
+  )
 
 
 def _precision(title: str, curves, note: str = "") -> Html:
@@ -109,8 +124,11 @@ def _precision(title: str, curves, note: str = "") -> Html:
     recall, precision, _ = average.curve(scores[kept], labels[kept])
     if not len(recall):
       continue
-    pick = _evenly(np.cumsum(np.abs(np.diff(recall, prepend=0)) + np.abs(
-      np.diff(precision, prepend=precision[0]))))
+    pick = _evenly(
+      np.cumsum(
+        np.abs(np.diff(recall, prepend=0)) + np.abs(np.diff(precision, prepend=precision[0]))
+      )
+    )
     lines.append(line_chart.Line(label, recall[pick], precision[pick], style=style))
     shares.append(float(np.nanmean(labels)))
   if not lines:
@@ -119,9 +137,18 @@ def _precision(title: str, curves, note: str = "") -> Html:
   # The share of positives is what scores that tell nothing have; of several classes each has its
   # own.
   if lines and len(set(shares)) == 1:
-    lines.append(line_chart.Line("Chance", np.array([0.0, 1.0]), np.full(2, shares[0]), style="ref"))
-  return line_chart.chart(title, lines, x_label="recall (sensitivity)", unit="precision",
-                      y_range=(0.0, 1.0), note=note, height=300)
+    lines.append(
+      line_chart.Line("Chance", np.array([0.0, 1.0]), np.full(2, shares[0]), style="ref")
+    )
+  return line_chart.chart(
+    title,
+    lines,
+    x_label="recall (sensitivity)",
+    unit="precision",
+    y_range=(0.0, 1.0),
+    note=note,
+    height=300,
+  )
 
 
 def _evenly(along: np.ndarray) -> np.ndarray:
@@ -141,14 +168,19 @@ def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str], what: s
     threshold = _threshold(run, arrays)
     cut = 0.5 if threshold is None else threshold
     predicted = (scores[:, 1] >= cut).astype(np.int64)
-    rule = (f"{classes[1]} where the score is at least {cut:.3g}, the threshold chosen on "
-            "validation." if threshold is not None else f"{classes[1]} where the score is at "
-            "least 0.5.")
+    rule = (
+      f"{classes[1]} where the score is at least {cut:.3g}, the threshold chosen on validation."
+      if threshold is not None
+      else f"{classes[1]} where the score is at least 0.5."
+    )
   else:
     predicted, rule = scores.argmax(1), "The class with the highest score."
   counts = classification.confusion(predicted, labels.argmax(1), k)
-  head = el("tr", el("th", "Truth", scope="col"),
-            [el("th", f"called {c}", scope="col", cls="num") for c in classes])
+  head = el(
+    "tr",
+    el("th", "Truth", scope="col"),
+    [el("th", f"called {c}", scope="col", cls="num") for c in classes],
+  )
   rows = []
   for i, name in enumerate(classes):
     n = int(counts[i].sum())
@@ -160,14 +192,27 @@ def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str], what: s
         low, high = intervals.wilson(float(share), n)
         bounds = f"{100 * share:.0f} % ({100 * low:.0f}\N{EN DASH}{100 * high:.0f})"
       level = f"m{min(int(share * 5), 4)}" if n else None
-      cells.append(el("td", el("b", f"{counts[i, j]:,}"), el("small", bounds),
-                      cls=f"num cell {level} {'right' if i == j else 'wrong'}"))
+      cells.append(
+        el(
+          "td",
+          el("b", f"{counts[i, j]:,}"),
+          el("small", bounds),
+          cls=f"num cell {level} {'right' if i == j else 'wrong'}",
+        )
+      )
     rows.append(el("tr", el("th", name, scope="row"), cells))
   table = el("table", el("thead", head), el("tbody", rows), cls="matrix")
-  note = (f"{rule} {format.count(len(labels), 'radiograph')}; share of each row with Wilson's 95 % "
-          "interval, images taken as independent.")
-  return el("figure", el("figcaption", el("b", f"Confusion matrix{what}")),
-            el("p", note, cls="note"), el("div", table, cls="scroll"), cls="chart")
+  note = (
+    f"{rule} {format.count(len(labels), 'radiograph')}; share of each row with Wilson's 95 % "
+    "interval, images taken as independent."
+  )
+  return el(
+    "figure",
+    el("figcaption", el("b", f"Confusion matrix{what}")),
+    el("p", note, cls="note"),
+    el("div", table, cls="scroll"),
+    cls="chart",
+  )
 
 
 def _threshold(run: Run, arrays: dict[str, np.ndarray]) -> float | None:

@@ -17,27 +17,50 @@ from cxrjax.report.naming import time_axis
 from cxrjax.report.run_files import Curve, Run, lookup, number
 from cxrjax.report.sections import fact_tables
 
-SCHEDULES = ("lr", "learning_rate", "weight_decay", "momentum", "teacher_temp", "student_temp",
-             "temperature", "mask_ratio")
+SCHEDULES = (
+  "lr",
+  "learning_rate",
+  "weight_decay",
+  "momentum",
+  "teacher_temp",
+  "student_temp",
+  "temperature",
+  "mask_ratio",
+)
 SPEED = ("images_per_s", "step_ms", "host_ms_per_image")
 TITLES = {
-  "loss": ("Loss", ""), "kl": ("KL, student from teacher", "nats"),
+  "loss": ("Loss", ""),
+  "kl": ("KL, student from teacher", "nats"),
   "feature_std": ("Spread of features", "0 is collapse"),
   "effective_rank": ("Effective rank of features", "dimensions"),
-  "grad_norm": ("Gradient norm", ""), "lr": ("Learning rate", ""),
-  "learning_rate": ("Learning rate", ""), "weight_decay": ("Weight decay", ""),
-  "called_lung": ("Share of pixels called lung", ""), "soft_dice_loss": ("Soft Dice loss", ""),
-  "cross_entropy": ("Cross-entropy", "nats"), "masked_images": ("Share of images with a mask", ""),
-  "momentum": ("Momentum of the moving average", ""), "known_labels": ("Share of known labels", ""),
+  "grad_norm": ("Gradient norm", ""),
+  "lr": ("Learning rate", ""),
+  "learning_rate": ("Learning rate", ""),
+  "weight_decay": ("Weight decay", ""),
+  "called_lung": ("Share of pixels called lung", ""),
+  "soft_dice_loss": ("Soft Dice loss", ""),
+  "cross_entropy": ("Cross-entropy", "nats"),
+  "masked_images": ("Share of images with a mask", ""),
+  "momentum": ("Momentum of the moving average", ""),
+  "known_labels": ("Share of known labels", ""),
   "teacher_temp": ("Teacher temperature", ""),
-  "student_temp": ("Student temperature", ""), "images_per_s": ("Throughput", "images/s"),
+  "student_temp": ("Student temperature", ""),
+  "images_per_s": ("Throughput", "images/s"),
 }
-ENTROPIES = {"teacher_entropy": "teacher, per image", "entropy_teacher": "teacher, per image",
-             "batch_entropy": "mean of a batch", "student_entropy": "student, per image"}
+ENTROPIES = {
+  "teacher_entropy": "teacher, per image",
+  "entropy_teacher": "teacher, per image",
+  "batch_entropy": "mean of a batch",
+  "student_entropy": "student, per image",
+}
 CROPS_CALLED = {
-  "global": ("large crop", "large crops"), "local": ("small crop", "small crops"),
-  "global_mask": ("lung mask", "lung masks"), "patches": ("puzzle piece", "puzzle pieces"),
-  "rotated": ("turned crop", "turned crops"), "source": ("radiograph", "radiographs")}
+  "global": ("large crop", "large crops"),
+  "local": ("small crop", "small crops"),
+  "global_mask": ("lung mask", "lung masks"),
+  "patches": ("puzzle piece", "puzzle pieces"),
+  "rotated": ("turned crop", "turned crops"),
+  "source": ("radiograph", "radiographs"),
+}
 VIEWS, CROPS = 4, 12
 
 
@@ -77,8 +100,10 @@ def _constant(curve: Curve) -> bool:
 
 def _charts(figures: list[Html], constant: Mapping[str, Curve]) -> Html | None:
   """Charts, and in words what stayed the same."""
-  said = [f"{_title(name)[0].lower()} {format.short(float(curve.value[0]))}"
-          for name, curve in constant.items()]
+  said = [
+    f"{_title(name)[0].lower()} {format.short(float(curve.value[0]))}"
+    for name, curve in constant.items()
+  ]
   note = el("p", f"The same all along: {', '.join(said)}.", cls="note") if said else None
   if not figures:
     return note
@@ -102,11 +127,19 @@ def _curve(run: Run, name: str, curve: Curve | None = None) -> Html:
   lost = int((~np.isfinite(curve.value)).sum())
   note = f"{format.count(lost, 'value')} not finite, left out." if lost else ""
   finite = curve.value[np.isfinite(curve.value)]
-  log = bool(name == "grad_norm" and finite.size and finite.min() > 0
-             and finite.max() > 30 * finite.min())
+  log = bool(
+    name == "grad_norm" and finite.size and finite.min() > 0 and finite.max() > 30 * finite.min()
+  )
   y_range = (0.0, 1.0) if name == "feature_std" else None
-  return line_chart.chart(title, [line_chart.Line(title, x, curve.value)], x_label=label, unit=unit,
-                      note=note, log=log, y_range=y_range)
+  return line_chart.chart(
+    title,
+    [line_chart.Line(title, x, curve.value)],
+    x_label=label,
+    unit=unit,
+    note=note,
+    log=log,
+    y_range=y_range,
+  )
 
 
 def _title(name: str) -> tuple[str, str]:
@@ -119,8 +152,10 @@ def _is_entropy(name: str) -> bool:
 
 
 def _entropy(run: Run) -> Html | None:
-  names = sorted((n for n in run.curves if _is_entropy(n)),
-                 key=lambda n: (list(ENTROPIES).index(n) if n in ENTROPIES else 9, n))
+  names = sorted(
+    (n for n in run.curves if _is_entropy(n)),
+    key=lambda n: (list(ENTROPIES).index(n) if n in ENTROPIES else 9, n),
+  )
   if not names:
     return None
   lines, label = [], "step"
@@ -130,11 +165,15 @@ def _entropy(run: Run) -> Html | None:
     text = ENTROPIES.get(name, name.replace("_", " "))
     lines.append(line_chart.Line(text, x, curve.value, style=f"s{i + 1}"))
   k = prototypes(run)
-  levels = [line_chart.Level(
-    f"ln K = ln {k:,} = {math.log(k):.2f}, uniform", math.log(k), inside=True)] if k else []
+  levels = (
+    [line_chart.Level(f"ln K = ln {k:,} = {math.log(k):.2f}, uniform", math.log(k), inside=True)]
+    if k
+    else []
+  )
   title = "Entropy of assignments"
-  return line_chart.chart(title, lines, x_label=label, levels=levels, unit="nats",
-                      y_range=(0.0, 0.0))
+  return line_chart.chart(
+    title, lines, x_label=label, levels=levels, unit="nats", y_range=(0.0, 0.0)
+  )
 
 
 def prototypes(run: Run) -> int | None:
@@ -149,19 +188,24 @@ def prototypes(run: Run) -> int | None:
 def health_warnings(run: Run) -> list[str]:
   """What the last values say of a collapse."""
   found = []
+
   def last(name):
     value = run.curves[name].value if name in run.curves else np.empty(0)
     value = value[np.isfinite(value)]
     return float(value[-1]) if value.size else math.nan
+
   k = prototypes(run)
   for name in ("teacher_entropy", "entropy_teacher"):
     if k and last(name) > 0.99 * math.log(k):
       found.append(
         f"The teacher's entropy ends at {last(name):.2f}, close to ln {k:,} = {math.log(k):.2f}: "
-        "it gives nearly the same uniform answer to every image.")
+        "it gives nearly the same uniform answer to every image."
+      )
   if last("feature_std") < 0.05:
-    found.append(f"The spread of the features ends at {last('feature_std'):.3f}: "
-                 "all images have nearly the same features.")
+    found.append(
+      f"The spread of the features ends at {last('feature_std'):.3f}: "
+      "all images have nearly the same features."
+    )
   return found
 
 
@@ -180,13 +224,22 @@ def views(run: Run) -> Html | None:
       place = "small" if name in ("local", "patches") else "large"
       for j in range(min(len(crops), CROPS)):
         text = _crop(name)[0] + (f" {j + 1}" if len(crops) > 1 else "")
-        cells[place].append(el(
-          "figure", pictures.picture(pictures.gray(crops[j, i]), f"{text}, image {i + 1}",
-                                     120 if place == "small" else 176), el("figcaption", text)))
+        cells[place].append(
+          el(
+            "figure",
+            pictures.picture(
+              pictures.gray(crops[j, i]), f"{text}, image {i + 1}", 120 if place == "small" else 176
+            ),
+            el("figcaption", text),
+          )
+        )
     few = f" n{len(cells['large'])}" if 2 <= len(cells["large"]) <= 4 else ""
-    both = [el("div", cells["large"], cls=f"large{few}") if cells["large"] else None,
-            el("div", cells["small"], cls=f"small {_two_rows(cells['small'])}")
-            if cells["small"] else None]
+    both = [
+      el("div", cells["large"], cls=f"large{few}") if cells["large"] else None,
+      el("div", cells["small"], cls=f"small {_two_rows(cells['small'])}")
+      if cells["small"]
+      else None,
+    ]
     both = [x for x in both if x]
     rows.append(el("div", both, cls="views" if len(both) > 1 else "views alone"))
   sizes = []
@@ -214,24 +267,31 @@ def _two_rows(items: list[Html]) -> str:
 def speed(run: Run) -> Html | None:
   """Throughput and cost."""
   rows = []
+
   def add(label, text):
     if text:
       rows.append((label, text))
+
   timing, model = (
-    run.fact(k) if isinstance(run.fact(k), Mapping) else {} for k in ("timing", "model"))
+    run.fact(k) if isinstance(run.fact(k), Mapping) else {} for k in ("timing", "model")
+  )
   rate = number(timing.get("images_per_s"))
   add("Throughput, data included", f"{rate:,.4g} images/s" if math.isfinite(rate) else "")
   flops = number(run.fact("model", "flops_per_image"))
-  add("Cost of training", f"{format.compact(flops, 'FLOP')} per image"
-      if math.isfinite(flops) else "")
+  add(
+    "Cost of training", f"{format.compact(flops, 'FLOP')} per image" if math.isfinite(flops) else ""
+  )
   if math.isfinite(rate * flops):
     add("Arithmetic", format.compact(rate * flops, "FLOP/s"))
   for key, value in timing.items():
     if key == "images_per_s":
       continue
     name = key.removesuffix("_s").replace("_", " ").capitalize()
-    name = {"Compile": "Compilation", "Total": "Whole run",
-            "Host ms per image": "Host work per image"}.get(name, name)
+    name = {
+      "Compile": "Compilation",
+      "Total": "Whole run",
+      "Host ms per image": "Host work per image",
+    }.get(name, name)
     if key.endswith("_s"):
       add(name, format.duration(value))
     elif key.startswith("host_ms"):
@@ -250,8 +310,12 @@ def speed(run: Run) -> Html | None:
   figures = [_curve(run, n) for n in SPEED if n in run.curves and len(run.curves[n].value) > 1]
   if not rows and not figures:
     return None
-  return el("div", el("div", fact_tables.pairs(rows)) if rows else None,
-            el("div", figures, cls="charts one") if figures else None, cls="split")
+  return el(
+    "div",
+    el("div", fact_tables.pairs(rows)) if rows else None,
+    el("div", figures, cls="charts one") if figures else None,
+    cls="split",
+  )
 
 
 def again(run: Run) -> Html | None:
@@ -260,8 +324,10 @@ def again(run: Run) -> Html | None:
   if command := run.fact("command"):
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     parts.append(el("pre", el("code", text), cls="command"))
-    said = ("The same command, given again, resumes an interrupted run. The same versions on the "
-            "same data give the same result.")
+    said = (
+      "The same command, given again, resumes an interrupted run. The same versions on the "
+      "same data give the same result."
+    )
     if run.fact("method"):  # one run, which has a card
       said += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
     parts.append(el("p", said, cls="note"))

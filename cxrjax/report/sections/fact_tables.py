@@ -11,18 +11,37 @@ from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import supervised
 from cxrjax.report.run_files import Run, number
 
-LABELS = {"n": "Images", "name": "Source", "class_counts": "Classes", "splits": "All splits",
-          "on_bad_image": "Bad images", "shared_patients": "Patients in two parts",
-          "bits": "Bits of a pixel", "exclusive": "One class an image",
-          "size": "Size, pixels a side", "fit": "Images not square",
-          "class_known": "Labels known", "unlabelled": "Without a label",
-          "storage": "Pixels are kept", "notes": "Remarks", "lung_masks": "Lung masks",
-          "components_kept": "Largest parts of a mask kept", "distances_in": "Distances in"}
+LABELS = {
+  "n": "Images",
+  "name": "Source",
+  "class_counts": "Classes",
+  "splits": "All splits",
+  "on_bad_image": "Bad images",
+  "shared_patients": "Patients in two parts",
+  "bits": "Bits of a pixel",
+  "exclusive": "One class an image",
+  "size": "Size, pixels a side",
+  "fit": "Images not square",
+  "class_known": "Labels known",
+  "unlabelled": "Without a label",
+  "storage": "Pixels are kept",
+  "notes": "Remarks",
+  "lung_masks": "Lung masks",
+  "components_kept": "Largest parts of a mask kept",
+  "distances_in": "Distances in",
+}
 SAID = {
-  "storage": {"resident": "on the device", "cached": "decoded, on disk",
-              "streamed": "as files, read anew"},
-  "fit": {"squash": "squeezed to a square", "pad": "padded to a square",
-          "crop": "cropped to a square"}}
+  "storage": {
+    "resident": "on the device",
+    "cached": "decoded, on disk",
+    "streamed": "as files, read anew",
+  },
+  "fit": {
+    "squash": "squeezed to a square",
+    "pad": "padded to a square",
+    "crop": "cropped to a square",
+  },
+}
 NOTHING = {"unlabelled": 0}  # goes without saying
 LISTED = 50  # entries of any one list
 
@@ -40,8 +59,15 @@ def data(run: Run) -> Html | None:
     title = titles.get(role, role.replace("_", " ").capitalize())
     split = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
     if split:
-      cards.append(el("div", el("h3", title), _parts(split), pairs(rows(_common(facts, split))),
-                      cls="card wide" if _many_classes(split) else "card"))
+      cards.append(
+        el(
+          "div",
+          el("h3", title),
+          _parts(split),
+          pairs(rows(_common(facts, split))),
+          cls="card wide" if _many_classes(split) else "card",
+        )
+      )
       skipped += [(f"{title}: {k}", x) for k, v in split.items() for x in v.get("skipped") or []]
     else:
       cards.append(el("div", el("h3", title), pairs(rows(facts)), cls="card"))
@@ -61,8 +87,9 @@ def _parts(split: Mapping[str, Mapping[str, Any]]) -> Html:
   shown = classes[:8]
   numbers = [k for k in ("n", "patients") if any(v.get(k) for v in split.values())]
   head = [el("th", "Part", scope="col")]
-  head += [el("th", {"n": "Images"}.get(k, k.capitalize()), scope="col", cls="num")
-           for k in numbers]
+  head += [
+    el("th", {"n": "Images"}.get(k, k.capitalize()), scope="col", cls="num") for k in numbers
+  ]
   head += [el("th", c, scope="col", cls="num") for c in shown]
   rows = []
   for name, facts in split.items():
@@ -101,32 +128,56 @@ def _common(facts: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]]) ->
 
 
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
-  return [(LABELS.get(key, key.replace("_", " ").capitalize()), value(key, facts[key]))
-          for key in _ordered(facts) if facts[key] not in (None, "", [], {})
-          and not (key in NOTHING and facts[key] == NOTHING[key])
-          and not (key == "splits" and isinstance(facts[key], Mapping) and len(facts[key]) < 2)]
+  return [
+    (LABELS.get(key, key.replace("_", " ").capitalize()), value(key, facts[key]))
+    for key in _ordered(facts)
+    if facts[key] not in (None, "", [], {})
+    and not (key in NOTHING and facts[key] == NOTHING[key])
+    and not (key == "splits" and isinstance(facts[key], Mapping) and len(facts[key]) < 2)
+  ]
 
 
 def _ordered(facts: Mapping[str, Any]) -> list[str]:
-  order = ("name", "source", "split", "n", "patients", "shared_patients", "sites", "classes",
-           "class_counts", "splits", "storage", "fingerprint", "notes")
+  order = (
+    "name",
+    "source",
+    "split",
+    "n",
+    "patients",
+    "shared_patients",
+    "sites",
+    "classes",
+    "class_counts",
+    "splits",
+    "storage",
+    "fingerprint",
+    "notes",
+  )
   hidden = {"skipped"} | ({"classes"} if isinstance(facts.get("class_counts"), Mapping) else set())
   known = facts.get("class_known")
   if isinstance(known, Mapping) and all(v == facts.get("n") for v in known.values()):
     hidden |= {"class_known"}  # all labels of all images
   return [k for k in order if k in facts and k not in hidden] + [
-    k for k in facts if k not in order and k not in hidden]
+    k for k in facts if k not in order and k not in hidden
+  ]
 
 
 def value(key: str, value: Any) -> Any:
   if key == "fingerprint":
     if isinstance(value, Mapping):
-      return el("div", [el("div", f"{k} ", el("code", str(v)[:16], title=str(v)))
-                        for k, v in value.items()])
+      return el(
+        "div", [el("div", f"{k} ", el("code", str(v)[:16], title=str(v))) for k, v in value.items()]
+      )
     return el("code", str(value)[:16], title=str(value))
   if isinstance(value, Mapping):
-    return el("div", [el("div", el("span", str(k)), el("span", scalar(v), cls="num"))
-                      for k, v in list(value.items())[:LISTED]], cls="counts")
+    return el(
+      "div",
+      [
+        el("div", el("span", str(k)), el("span", scalar(v), cls="num"))
+        for k, v in list(value.items())[:LISTED]
+      ],
+      cls="counts",
+    )
   if key in SAID:
     return SAID[key].get(str(value), str(value))
   if key == "notes" and isinstance(value, list):
@@ -161,5 +212,9 @@ def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
 
 
 def pairs(rows: Iterable[tuple[str, Any]]) -> Html:
-  return el("dl", [el("div", el("dt", k), el("dd", v), cls="long" if "<ul>" in str(v) else None)
-                   for k, v in rows])
+  return el(
+    "dl",
+    [
+      el("div", el("dt", k), el("dd", v), cls="long" if "<ul>" in str(v) else None) for k, v in rows
+    ],
+  )

@@ -33,7 +33,13 @@ def summary(run: Run) -> Html:
 
 def _in_words(run: Run) -> Callable[[Run, str], list[Any]]:
   """What says how well a run does, by what its evaluator measures."""
-  return segmentation.judged if segmentation.drawn(run) else classification.judged if classification.called(run) else _judged
+  return (
+    segmentation.judged
+    if segmentation.drawn(run)
+    else classification.judged
+    if classification.called(run)
+    else _judged
+  )
 
 
 def _trained_on(run: Run) -> list[str | Html]:
@@ -43,9 +49,13 @@ def _trained_on(run: Run) -> list[str | Html]:
   train = run.fact("data", "train")
   running = naming.status(run)[0] == "running"
   text: list[str | Html] = [
-    el("b", f"{_article(model).capitalize()} {model}"), f" ({size} parameters)" if size else "",
-    " is learning " if running else " learnt ", *_task(run), "from ",
-    el("b", format.count(lookup(train, "n"), "radiograph") or "radiographs")]
+    el("b", f"{_article(model).capitalize()} {model}"),
+    f" ({size} parameters)" if size else "",
+    " is learning " if running else " learnt ",
+    *_task(run),
+    "from ",
+    el("b", format.count(lookup(train, "n"), "radiograph") or "radiographs"),
+  ]
   if name := lookup(train, "name"):
     text += [" of ", el("span", naming.source_name(name), cls="name", title=name)]
     if lookup(train, "split"):
@@ -58,8 +68,11 @@ def _trained_on(run: Run) -> list[str | Html]:
   if start := lookup(run.fact("init"), "path"):
     kind = str(lookup(run.fact("init"), "source") or "")
     kind = kind.upper() if 0 < len(kind) <= 5 else kind
-    text += [", starting from ", el("span", naming.source_name(start), cls="name", title=start),
-             f" ({kind})" if kind else ""]
+    text += [
+      ", starting from ",
+      el("span", naming.source_name(start), cls="name", title=start),
+      f" ({kind})" if kind else "",
+    ]
   text.append(_length(run))
   took = format.duration(naming.total_seconds(run))
   if took:
@@ -116,8 +129,11 @@ def _judged(run: Run, evaluator: str) -> list[Any]:
     text += [" of ", el("span", naming.source_name(name), cls="name", title=name)]
   text.append(", its frozen features reach an AUROC of ")
   for i, metric in enumerate(names):
-    text += [" and " if i else "", el("b", format.estimate(trained[metric]), cls="nowrap"),
-             f" {_by(metric)}"]
+    text += [
+      " and " if i else "",
+      el("b", format.estimate(trained[metric]), cls="nowrap"),
+      f" {_by(metric)}",
+    ]
   text.append(" (0.5 is guessing, 1 perfect)")
   others = _others(latest, names)
   if others:
@@ -131,12 +147,18 @@ def _others(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> l
   text: list[str | Html] = []
   random = latest.get(RANDOM, {})
   for metric in (m for m in names if m in random):
-    text += [" and " if text else "the same encoder before training reaches ",
-             el("span", format.estimate(random[metric]), cls="nowrap"),
-             " with kNN" if metric.startswith("knn") else " with the probe"]
+    text += [
+      " and " if text else "the same encoder before training reaches ",
+      el("span", format.estimate(random[metric]), cls="nowrap"),
+      " with kNN" if metric.startswith("knn") else " with the probe",
+    ]
   if floor := floor_auroc(latest):
-    text += [", and " if text else "", "a linear model of raw thumbnails (the floor) ",
-             "" if text else "reaches ", el("span", format.estimate(floor), cls="nowrap")]
+    text += [
+      ", and " if text else "",
+      "a linear model of raw thumbnails (the floor) ",
+      "" if text else "reaches ",
+      el("span", format.estimate(floor), cls="nowrap"),
+    ]
   return text
 
 
@@ -146,8 +168,10 @@ def _verdict(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> 
   name = next((m for m in names if m.startswith("linear") and m in random), None)
   name = name or next((m for m in names if m in random), None)
   own, floor = trained.get(name or names[-1]), floor_auroc(latest)
-  others = [(random.get(name) if name else None, "that of the encoder before training"),
-            (floor, "that of the thumbnail floor")]
+  others = [
+    (random.get(name) if name else None, "that of the encoder before training"),
+    (floor, "that of the thumbnail floor"),
+  ]
   found: dict[str, list[str]] = {}
   for other, whose in others:
     if own and other and (relation := _relation(own, other)):
@@ -170,8 +194,11 @@ def _relation(a: Estimate, b: Estimate) -> str:
 def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
   """The AUROCs to speak of: kNN with the largest k (fixed, not the best one) and linear probe."""
   metrics = latest.get(TRAINED) or latest.get(RANDOM) or {}
-  defined = [m for m in sort_metrics(set(metrics))
-             if format.parts(m)[1:] == ("auroc", "") and math.isfinite(metrics[m].value)]
+  defined = [
+    m
+    for m in sort_metrics(set(metrics))
+    if format.parts(m)[1:] == ("auroc", "") and math.isfinite(metrics[m].value)
+  ]
   knn = [m for m in defined if m.startswith("knn")]
   linear = [m for m in defined if m.startswith("linear")]
   return knn[-1:] + linear[:1] or defined[:1]
@@ -179,8 +206,11 @@ def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
 
 def floor_auroc(latest: Mapping[str, Mapping[str, Estimate]]) -> Estimate | None:
   """The thumbnail baseline's AUROC, whatever its head is called."""
-  found = [e for name, e in latest.get(FLOOR, {}).items()
-           if name.rpartition("/")[2] == "auroc" and math.isfinite(e.value)]
+  found = [
+    e
+    for name, e in latest.get(FLOOR, {}).items()
+    if name.rpartition("/")[2] == "auroc" and math.isfinite(e.value)
+  ]
   return found[0] if found else None
 
 
@@ -208,17 +238,21 @@ def table(run: Run) -> Html:
   names = sort_metrics({m for e in encoders for m in latest[e]})
   main = [m for m in names if not format.of_class(m)]
   leading = {format.parts(m)[0] for m in headline(latest)}
-  folded = [m for m in main if format.parts(m)[0].startswith(("knn", "whitened"))
-            and format.parts(m)[0] not in leading]
+  folded = [
+    m
+    for m in main
+    if format.parts(m)[0].startswith(("knn", "whitened")) and format.parts(m)[0] not in leading
+  ]
   parts = [_table([m for m in main if m not in folded], encoders, latest, first)]
   if folded:
-    parts.append(el("details", el("summary", "Other neighbours"),
-                    _table(folded, encoders, latest, first)))
+    parts.append(
+      el("details", el("summary", "Other neighbours"), _table(folded, encoders, latest, first))
+    )
   if classes := [m for m in names if format.of_class(m)]:
-    parts.append(el("details", el("summary", "Per class"),
-                    _table(classes, encoders, latest, {})))
-  methods = sorted({e.method for x in latest.values() for e in x.values()
-                    if e.method and e.method != "none"})
+    parts.append(el("details", el("summary", "Per class"), _table(classes, encoders, latest, {})))
+  methods = sorted(
+    {e.method for x in latest.values() for e in x.values() if e.method and e.method != "none"}
+  )
   note = ["In brackets, 95 % confidence intervals. Bold: the best value of a row."]
   if methods:
     note.append(" Intervals: " + "; ".join(methods) + ".")
@@ -226,8 +260,14 @@ def table(run: Run) -> Html:
   if reasons:
     note.append(" n/a: " + "; ".join(reasons[:5]) + ".")
   if first:
-    note.append(el("span", " First: the trained encoder's earliest evaluation, at step "
-                   f"{format.count(_first_step(run))}.", cls="wide"))
+    note.append(
+      el(
+        "span",
+        " First: the trained encoder's earliest evaluation, at step "
+        f"{format.count(_first_step(run))}.",
+        cls="wide",
+      )
+    )
   parts.append(el("p", note, cls="note"))
   return el("div", parts)
 
@@ -238,12 +278,26 @@ def _first_step(run: Run) -> int:
 
 def _table(names, encoders, latest, first) -> Html:
   head = [el("th", "Metric", scope="col")]
-  head += [el("th", el("i", cls=f"key {STYLES.get(e, 's4')}"), format.encoder(e, names),
-              scope="col", cls="num") for e in encoders]
+  head += [
+    el(
+      "th",
+      el("i", cls=f"key {STYLES.get(e, 's4')}"),
+      format.encoder(e, names),
+      scope="col",
+      cls="num",
+    )
+    for e in encoders
+  ]
   if first:
     head.append(el("th", "First", scope="col", cls="num quiet"))
-  ends = [v for e in encoders for m in names if _bounded(m, latest[e].get(m))
-          for v in (latest[e][m].value, latest[e][m].low) if math.isfinite(v)]
+  ends = [
+    v
+    for e in encoders
+    for m in names
+    if _bounded(m, latest[e].get(m))
+    for v in (latest[e][m].value, latest[e][m].low)
+    if math.isfinite(v)
+  ]
   comparable = bool(ends)
   start_at = 0.5 if ends and min(ends) >= 0.5 else 0.0
   if comparable:
@@ -253,8 +307,9 @@ def _table(names, encoders, latest, first) -> Html:
   for name in names:
     start, measure, of = format.parts(name)
     if start and start != group:
-      rows.append(el("tr", el("th", format.head(start), scope="rowgroup", colspan=span),
-                     cls="group"))
+      rows.append(
+        el("tr", el("th", format.head(start), scope="rowgroup", colspan=span), cls="group")
+      )
       group = start
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
     finite = [v.value for v in values.values() if math.isfinite(v.value)]
@@ -269,8 +324,9 @@ def _table(names, encoders, latest, first) -> Html:
       shown = {format.encoder(e, names): v for e, v in values.items()}
       cells.append(el("td", forest(name, shown, start_at, list(values)), cls="forest"))
     rows.append(el("tr", cells))
-  return el("div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"),
-            cls="scroll")
+  return el(
+    "div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"), cls="scroll"
+  )
 
 
 def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
@@ -281,9 +337,14 @@ def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
   method = e.method if e.method != "none" else ""
   title = ", ".join(x for x in (format.count(e.n, "image"), method, e.undefined) if x) or None
   strong = e.value == best
-  return el("td", el("b" if strong else "span", value), " " if bounds else None,
-            el("small", f"({bounds})") if bounds else None,
-            cls=f"num {'best ' if strong else ''}{cls}".strip(), title=title)
+  return el(
+    "td",
+    el("b" if strong else "span", value),
+    " " if bounds else None,
+    el("small", f"({bounds})") if bounds else None,
+    cls=f"num {'best ' if strong else ''}{cls}".strip(),
+    title=title,
+  )
 
 
 def _bounded(name: str, e: Estimate | None) -> bool:
@@ -294,35 +355,53 @@ FOREST = 150
 
 
 def forest(
-    name: str, values: Mapping[str, Estimate], start: float, encoders: Sequence[str],
+  name: str, values: Mapping[str, Estimate], start: float, encoders: Sequence[str]
 ) -> Html | None:
   """Intervals of a metric side by side on one scale from `start` to 1, named as in `values`."""
-  shown = [(*pair, STYLES.get(e, "s4")) for pair, e in zip(values.items(), encoders, strict=True)
-           if _bounded(name, pair[1])]
+  shown = [
+    (*pair, STYLES.get(e, "s4"))
+    for pair, e in zip(values.items(), encoders, strict=True)
+    if _bounded(name, pair[1])
+  ]
   if not shown:
     return None
   height = 6 + 7 * len(shown)
-  marks = [el("line", x1=x, x2=x, y1=0, y2=height, cls="grid")
-           for x in np.linspace(4, FOREST - 4, 5)]
+  marks = [
+    el("line", x1=x, x2=x, y1=0, y2=height, cls="grid") for x in np.linspace(4, FOREST - 4, 5)
+  ]
+
   def at(v: float) -> str:
     return f"{4 + (FOREST - 8) * min(max((v - start) / (1 - start), 0.0), 1.0):.1f}"
+
   for i, (label, v, style) in enumerate(shown):
     y = 6.5 + 7 * i
     if math.isfinite(v.low) and math.isfinite(v.high):
       marks.append(el("line", x1=at(v.low), x2=at(v.high), y1=y, y2=y, cls=f"whisker {style}"))
-    marks.append(el("circle", el("title", f"{label}: {format.estimate(v)}"),
-                    cx=at(v.value), cy=y, r=2.8, cls=f"dot {style}"))
-  return el("svg", marks, viewbox=f"0 0 {FOREST} {height}", width=FOREST, height=height,
-            aria_hidden="true")
+    marks.append(
+      el(
+        "circle",
+        el("title", f"{label}: {format.estimate(v)}"),
+        cx=at(v.value),
+        cy=y,
+        r=2.8,
+        cls=f"dot {style}",
+      )
+    )
+  return el(
+    "svg", marks, viewbox=f"0 0 {FOREST} {height}", width=FOREST, height=height, aria_hidden="true"
+  )
 
 
 def range_axis(start: float) -> Html:
-  marks = [el("text", label, x=x, y=10, cls="tick", text_anchor=anchor)
-           for label, x, anchor in ((f"{start:g}", 4, "start"),
-                                    (f"{(1 + start) / 2:g}", FOREST / 2, "middle"),
-                                    ("1", FOREST - 4, "end"))]
-  return el("svg", marks, viewbox=f"0 0 {FOREST} 13", width=FOREST, height=13,
-            aria_hidden="true")
+  marks = [
+    el("text", label, x=x, y=10, cls="tick", text_anchor=anchor)
+    for label, x, anchor in (
+      (f"{start:g}", 4, "start"),
+      (f"{(1 + start) / 2:g}", FOREST / 2, "middle"),
+      ("1", FOREST - 4, "end"),
+    )
+  ]
+  return el("svg", marks, viewbox=f"0 0 {FOREST} 13", width=FOREST, height=13, aria_hidden="true")
 
 
 def over_time(run: Run) -> Html | None:
@@ -341,24 +420,41 @@ def over_time(run: Run) -> Html | None:
     have = [e for e in trained if name in e.metrics]
     if len(have) < 2:
       continue
-    x, label = naming.time_axis(np.array([e.step for e in have], np.float64),
-                         np.array([e.epoch for e in have], np.float64))
+    x, label = naming.time_axis(
+      np.array([e.step for e in have], np.float64), np.array([e.epoch for e in have], np.float64)
+    )
     values = [e.metrics[name] for e in have]
     line = line_chart.Line(
-      "Trained", x, np.array([v.value for v in values]), np.array([v.low for v in values]),
-      np.array([v.high for v in values]), points=True)
+      "Trained",
+      x,
+      np.array([v.value for v in values]),
+      np.array([v.low for v in values]),
+      np.array([v.high for v in values]),
+      points=True,
+    )
     levels = []
     for encoder in (RANDOM, FLOOR):
       level = latest.get(encoder, {}).get(name)
       if level is None and encoder == FLOOR and name in wanted:
         level = floor_auroc(latest)
       if level is not None:
-        levels.append(line_chart.Level(format.encoder(encoder, names), level.value, level.low,
-                                   level.high, style=STYLES[encoder]))
+        levels.append(
+          line_chart.Level(
+            format.encoder(encoder, names),
+            level.value,
+            level.low,
+            level.high,
+            style=STYLES[encoder],
+          )
+        )
     figures.append(line_chart.chart(format.title(name), [line], x_label=label, levels=levels))
   if not figures:
     return None
   rest = figures[DRAWN:]
-  return el("div", el("div", figures[:DRAWN], cls="charts"), el(
-    "details", el("summary", "Other measures while training"), el("div", rest, cls="charts"))
-    if rest else None)
+  return el(
+    "div",
+    el("div", figures[:DRAWN], cls="charts"),
+    el("details", el("summary", "Other measures while training"), el("div", rest, cls="charts"))
+    if rest
+    else None,
+  )

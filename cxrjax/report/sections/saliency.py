@@ -16,17 +16,25 @@ from cxrjax.report.run_files import Run, lookup, number
 
 Facts = Mapping[str, Any]
 NAMES = {
-  "attention": "Attention, last block", "rollout": "Attention rollout", "gradcam": "Grad-CAM",
-  "gradcam++": "Grad-CAM++", "occlusion": "Occlusion"}
+  "attention": "Attention, last block",
+  "rollout": "Attention rollout",
+  "gradcam": "Grad-CAM",
+  "gradcam++": "Grad-CAM++",
+  "occlusion": "Occlusion",
+}
 MEASURES = {  # of `metrics.saliency`
-  "energy_ratio": "Energy inside / lungs' share of the image", "energy": "Energy inside",
-  "pointing": "Pointing game", "iou20": "IoU of the top 20 %"}
+  "energy_ratio": "Energy inside / lungs' share of the image",
+  "energy": "Energy inside",
+  "pointing": "Pointing game",
+  "iou20": "IoU of the top 20 %",
+}
 ABOUT = {
   "attention": "what the last block attends to, mean of the heads",
   "rollout": "attention traced back through all blocks",
   "gradcam": "features of the last layers, weighted by the gradient of the class's logit",
   "gradcam++": "the same with weights of every place",
-  "occlusion": "how far the class's logit falls when a part of the image is hidden"}
+  "occlusion": "how far the class's logit falls when a part of the image is hidden",
+}
 LUNGS = (86, 180, 233)  # the outline's colour, as of true masks
 OF_ATTENTION = ("attention", "rollout")
 SIDE = 384  # pixels of a PNG, about
@@ -56,12 +64,14 @@ def scale(method: str, *maps: Float[np.ndarray, "_ _ _"]) -> list[Scaled]:
     unit = "\N{MULTIPLICATION SIGN} uniform attention"
     return [Scaled(m / top, "0", f"{top:.1f}", unit) for m in maps]
   tops = [m.max((1, 2), keepdims=True) for m in maps]
-  return [Scaled(np.divide(m, top, out=np.zeros_like(m), where=top > 0), "0", "largest",
-                 "of each map") for m, top in zip(maps, tops, strict=True)]
+  return [
+    Scaled(np.divide(m, top, out=np.zeros_like(m), where=top > 0), "0", "largest", "of each map")
+    for m, top in zip(maps, tops, strict=True)
+  ]
 
 
 def outlined(
-    image: UInt8[np.ndarray, "h w *c"], mask: Bool[np.ndarray, "h w"] | None,
+  image: UInt8[np.ndarray, "h w *c"], mask: Bool[np.ndarray, "h w"] | None
 ) -> UInt8[np.ndarray, "sh sw *d"]:
   """A radiograph, or a map over one, with the lungs' outline, where a mask is known."""
   if mask is None or not mask.any():
@@ -70,7 +80,7 @@ def outlined(
 
 
 def png(
-    image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], scaled: Scaled,
+  image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], scaled: Scaled
 ) -> Image.Image:
   """A map over a radiograph with its colour scale beside it, for a file."""
   factor = max(1, round(SIDE / max(image.shape)))
@@ -83,17 +93,30 @@ def png(
   draw, font = ImageDraw.Draw(page), ImageFont.load_default()
   for y, text in ((14, scaled.high), (h - 26, scaled.low)):
     draw.text((w + 31, y), text.encode("ascii", "replace").decode(), "black", font=font)
-  draw.text((w + 10, h - 15), scaled.unit.replace("\N{MULTIPLICATION SIGN}", "x").encode(
-    "ascii", "replace").decode()[:14], "black", font=font)
+  draw.text(
+    (w + 10, h - 15),
+    scaled.unit.replace("\N{MULTIPLICATION SIGN}", "x").encode("ascii", "replace").decode()[:14],
+    "black",
+    font=font,
+  )
   return page
 
 
 def figures(
-    image: UInt8[np.ndarray, "h w"], drawn: Sequence[tuple[str, Float[np.ndarray, "_ _"]]],
-    mask: Bool[np.ndarray, "h w"] | None = None, size: int = 240) -> list[Html]:
+  image: UInt8[np.ndarray, "h w"],
+  drawn: Sequence[tuple[str, Float[np.ndarray, "_ _"]]],
+  mask: Bool[np.ndarray, "h w"] | None = None,
+  size: int = 240,
+) -> list[Html]:
   """Maps in 0..1 over one radiograph, with the lungs' outline; each with what it is below."""
-  return [el("figure", pictures.picture(outlined(pictures.overlay(image, heat), mask), name, size),
-             el("figcaption", name)) for name, heat in drawn]
+  return [
+    el(
+      "figure",
+      pictures.picture(outlined(pictures.overlay(image, heat), mask), name, size),
+      el("figcaption", name),
+    )
+    for name, heat in drawn
+  ]
 
 
 def scales(of: Mapping[str, Scaled]) -> Html:
@@ -101,17 +124,27 @@ def scales(of: Mapping[str, Scaled]) -> Html:
   bars: dict[tuple[str, str, str], list[str]] = {}
   for method, s in of.items():
     bars.setdefault((s.low, s.high, s.unit), []).append(NAMES[method])
-  return el("div", [part for (low, high, unit), names in bars.items()
-                    for part in (el("span", ", ".join(names)),
-                                 pictures.colour_bar(low, high, unit))], cls="scales")
+  return el(
+    "div",
+    [
+      part
+      for (low, high, unit), names in bars.items()
+      for part in (el("span", ", ".join(names)), pictures.colour_bar(low, high, unit))
+    ],
+    cls="scales",
+  )
 
 
 def note(methods: Sequence[str], classes: bool, outlined: bool) -> Html:
   """What is drawn, in words."""
   said = [f"{NAMES[m]}: {ABOUT[m]}" for m in methods]
   key = [" ", el("i", cls="key truth"), "Outline: the lung mask."]
-  return el("p", "; ".join(said) + ". The maps show where information comes from, not why a "
-            "decision was taken.", key if outlined else None, cls="note")
+  return el(
+    "p",
+    "; ".join(said) + ". The maps show where information comes from, not why a decision was taken.",
+    key if outlined else None,
+    cls="note",
+  )
 
 
 def score_table(found: Facts, title: str = "") -> Html | None:
@@ -124,16 +157,25 @@ def score_table(found: Facts, title: str = "") -> Html | None:
   methods = [m for m in NAMES if m in found]
   if not methods:
     return None
-  head = [el("th", "Measure", scope="col"),
-          *(el("th", NAMES[m], scope="col", cls="num") for m in methods),
-          el("th", "By chance", scope="col", cls="num quiet")]
+  head = [
+    el("th", "Measure", scope="col"),
+    *(el("th", NAMES[m], scope="col", cls="num") for m in methods),
+    el("th", "By chance", scope="col", cls="num quiet"),
+  ]
   body = []
   for measure, name in MEASURES.items():
-    chance = next((c for m in methods if np.isfinite(
-      c := number(lookup(found, m, measure, "chance")))), float("nan"))
-    body.append(el("tr", el("th", name, scope="row"),
-                   *(_cell(lookup(found, m, measure)) for m in methods),
-                   el("td", format.decimal(chance), cls="num quiet")))
+    chance = next(
+      (c for m in methods if np.isfinite(c := number(lookup(found, m, measure, "chance")))),
+      float("nan"),
+    )
+    body.append(
+      el(
+        "tr",
+        el("th", name, scope="row"),
+        *(_cell(lookup(found, m, measure)) for m in methods),
+        el("td", format.decimal(chance), cls="num quiet"),
+      )
+    )
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
   return el("div", el("h3", title) if title else None, el("div", table, cls="scroll"))
 
@@ -142,8 +184,9 @@ def _cell(value: Any) -> Html:
   e = [number(lookup(value, key)) for key in ("value", "low", "high")]
   if not np.isfinite(e[0]):
     return el("td", "n/a", cls="num none", title=lookup(value, "undefined"))
-  bounds = f"({format.decimal(e[1])}\N{EN DASH}{format.decimal(e[2])})" if np.isfinite(
-    e[1:]).all() else ""
+  bounds = (
+    f"({format.decimal(e[1])}\N{EN DASH}{format.decimal(e[2])})" if np.isfinite(e[1:]).all() else ""
+  )
   return el("td", el("b", format.decimal(e[0])), " ", el("small", bounds), cls="num")
 
 
@@ -151,7 +194,8 @@ MEANING = (
   "Energy inside is the share of a map that lies on the lungs; divided by the lungs' share of the "
   "image it is 1 for a map that knows nothing of the lungs. Pointing game: the share of images "
   "whose largest value lies on the lungs. IoU: of the lungs and the fifth of the pixels with the "
-  "largest values. Means over images; in brackets, 95 % intervals from a bootstrap over patients.")
+  "largest values. Means over images; in brackets, 95 % intervals from a bootstrap over patients."
+)
 
 
 HEADS_SHOWN, RADIOGRAPHS = 12, 6
@@ -177,17 +221,31 @@ def section(run: Run) -> Html | None:
     mask = masks[i] if masks is not None else None
     plain = pictures.gray(image[i])
     name = label or f"radiograph {i + 1}"
-    first = el("figure", pictures.picture(outlined(plain, mask), name, 288),
-               el("figcaption", name))
-    drawn = [(NAMES[m] + (f", for {targets[i]}" if targets is not None and m not in OF_ATTENTION
-                          else ""), s.maps[i]) for m, s in scaled.items()]
-    rows.append(el("div", el("div", first, figures(plain, drawn, mask, 288), cls="maps bare"),
-                   _heads(run, arrays, i) if attn is not None else None, cls="looked"))
+    first = el("figure", pictures.picture(outlined(plain, mask), name, 288), el("figcaption", name))
+    drawn = [
+      (
+        NAMES[m] + (f", for {targets[i]}" if targets is not None and m not in OF_ATTENTION else ""),
+        s.maps[i],
+      )
+      for m, s in scaled.items()
+    ]
+    rows.append(
+      el(
+        "div",
+        el("div", first, figures(plain, drawn, mask, 288), cls="maps bare"),
+        _heads(run, arrays, i) if attn is not None else None,
+        cls="looked",
+      )
+    )
   head = run.fact("look", "head")
-  said = el("p", f"The run has no classes of its own: {head} stands in for them.",
-            cls="note") if head and set(made) - set(OF_ATTENTION) else None
-  return el("div", _on_lungs(run), note(list(made), True, masks is not None), said, scales(scaled),
-            rows)
+  said = (
+    el("p", f"The run has no classes of its own: {head} stands in for them.", cls="note")
+    if head and set(made) - set(OF_ATTENTION)
+    else None
+  )
+  return el(
+    "div", _on_lungs(run), note(list(made), True, masks is not None), said, scales(scaled), rows
+  )
 
 
 def _heads(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
@@ -199,10 +257,24 @@ def _heads(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
       continue
     (of,) = (s.maps for s in scale("attention", arrays[key][i]))
     where = f"Block {last - back:.0f}" if np.isfinite(last) and last else "Last block"
-    parts.append(el("div", el("p", f"{where}, head by head", cls="note"), el("div", [
-      el("figure", pictures.heat_map(heat, f"{where}, head {h + 1}"),
-         el("figcaption", f"head {h + 1}")) for h, heat in enumerate(of[:HEADS_SHOWN])],
-      cls="heads thumbs")))
+    parts.append(
+      el(
+        "div",
+        el("p", f"{where}, head by head", cls="note"),
+        el(
+          "div",
+          [
+            el(
+              "figure",
+              pictures.heat_map(heat, f"{where}, head {h + 1}"),
+              el("figcaption", f"head {h + 1}"),
+            )
+            for h, heat in enumerate(of[:HEADS_SHOWN])
+          ],
+          cls="heads thumbs",
+        ),
+      )
+    )
   return el("div", parts, cls="blocks")
 
 
@@ -215,9 +287,25 @@ def _on_lungs(run: Run) -> Html | None:
   n, whole = run.fact("look", "masked"), run.fact("look", "of_masked")
   method = next(m for m in ("gradcam", "attention", *of) if m in of)
   ratio, inside = (number(lookup(of, method, k, "value")) for k in ("energy_ratio", "energy"))
-  text = [el("b", f"{100 * inside:.0f} %"), f" of {NAMES[method]}'s energy lies on the lungs, ",
-          el("b", f"{ratio:.2f} times"), " their share of the image."] if np.isfinite(ratio) else []
+  text = (
+    [
+      el("b", f"{100 * inside:.0f} %"),
+      f" of {NAMES[method]}'s energy lies on the lungs, ",
+      el("b", f"{ratio:.2f} times"),
+      " their share of the image.",
+    ]
+    if np.isfinite(ratio)
+    else []
+  )
   some = f" of {whole:,}" if isinstance(whole, int) and whole > n else ""
-  return el("div", el("p", text) if text else None, score_table(of),
-            el("p", f"Of {n:,}{some} test images that have a lung mask, the data set's own. ",
-               MEANING, cls="note"))
+  return el(
+    "div",
+    el("p", text) if text else None,
+    score_table(of),
+    el(
+      "p",
+      f"Of {n:,}{some} test images that have a lung mask, the data set's own. ",
+      MEANING,
+      cls="note",
+    ),
+  )

@@ -47,14 +47,24 @@ def png():
   rows = SIDE * (1 + 6 * SIDE)
   head = np.array([SIDE, SIDE], ">u4").tobytes() + bytes([16, 2, 0, 0, 0])
   adler = (1 + (rows % 65521 << 16)).to_bytes(4, "big")
-  return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head)
-          + chunk(b"IDAT", b"\x78\x9c" + deflated(rows) + adler) + chunk(b"IEND", b""))
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", head)
+    + chunk(b"IDAT", b"\x78\x9c" + deflated(rows) + adler)
+    + chunk(b"IEND", b"")
+  )
 
 
 def tiff():
   opened = io.BytesIO()
-  tifffile.imwrite(opened, np.zeros((SIDE, SIDE, 3), np.uint16), photometric="rgb",
-                   rowsperstrip=100, compression="zlib", metadata=None)
+  tifffile.imwrite(
+    opened,
+    np.zeros((SIDE, SIDE, 3), np.uint16),
+    photometric="rgb",
+    rowsperstrip=100,
+    compression="zlib",
+    metadata=None,
+  )
   return opened.getvalue()
 
 
@@ -66,18 +76,20 @@ def dicom(kind):
   data = dicoms.saved(small)
   at = data.rindex(b"\xe0\x7f\x10\x00") if kind != uid.DeflatedExplicitVRLittleEndian else None
   if at is not None:
-    return gzip.compress(data[:at + 8] + (2 * SIDE**2).to_bytes(4, "little") + bytes(2 * SIDE**2))
+    return gzip.compress(data[: at + 8] + (2 * SIDE**2).to_bytes(4, "little") + bytes(2 * SIDE**2))
   start = data.index(b"DICM")
-  meta = start + 16 + int.from_bytes(data[start + 12:start + 16], "little")
+  meta = start + 16 + int.from_bytes(data[start + 12 : start + 16], "little")
   inside = zlib.decompress(data[meta:], -zlib.MAX_WBITS)
   at = inside.rindex(b"\xe0\x7f\x10\x00")
-  return data[:meta] + deflated(
-    2 * SIDE**2, inside[:at + 8] + (2 * SIDE**2).to_bytes(4, "little"))
+  return data[:meta] + deflated(2 * SIDE**2, inside[: at + 8] + (2 * SIDE**2).to_bytes(4, "little"))
 
 
 BOMBS = {
-  "PNG": png, "TIFF": tiff, "deflated DICOM": lambda: dicom(uid.DeflatedExplicitVRLittleEndian),
-  "DICOM in gzip": lambda: dicom(uid.ExplicitVRLittleEndian)}
+  "PNG": png,
+  "TIFF": tiff,
+  "deflated DICOM": lambda: dicom(uid.DeflatedExplicitVRLittleEndian),
+  "DICOM in gzip": lambda: dicom(uid.ExplicitVRLittleEndian),
+}
 
 
 @pytest.mark.full
@@ -87,7 +99,11 @@ def test_a_megabyte_costs_a_gigabyte_at_most(kind, tmp_path):
   assert len(data) < 1.1e6
   (tmp_path / "bomb").write_bytes(data)
   done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, str(tmp_path / "bomb")], cwd=REPOSITORY, text=True,
-    capture_output=True, check=True)
+    [sys.executable, "-c", PROGRAM, str(tmp_path / "bomb")],
+    cwd=REPOSITORY,
+    text=True,
+    capture_output=True,
+    check=True,
+  )
   memory, _, said = done.stdout.partition(" ")
   assert int(memory) < MEMORY, said

@@ -59,16 +59,19 @@ def test_rgb_weights_are_luma(encode):
   assert abs(int(decode.decode(encode(rgb))[0, 0, 0]) - round(0.587 * 200)) <= 1
 
 
-@pytest.mark.parametrize("make, reason", [
-  (lambda encode, texture: b"", "0 bytes"),
-  (lambda encode, texture: b"this is no image at all", "not a PNG, JPEG, TIFF, DICOM"),
-  (lambda encode, texture: encode(texture(300, 300), "JPEG")[:-3000], "damaged or cut short"),
-  (lambda encode, texture: encode(texture(300, 300))[:-3000], "damaged or cut short"),
-  (lambda encode, texture: encode(np.full((1, 1), 7, np.uint8)), "1 x 1 pixels"),
-  (lambda encode, texture: encode(texture(8, 400)), "400 x 8 pixels"),
-  (lambda encode, texture: b"<!DOCTYPE html><html>Log in</html>", "a web page"),
-  (lambda encode, texture: b"%PDF-1.7", "a PDF"),
-])
+@pytest.mark.parametrize(
+  "make, reason",
+  [
+    (lambda encode, texture: b"", "0 bytes"),
+    (lambda encode, texture: b"this is no image at all", "not a PNG, JPEG, TIFF, DICOM"),
+    (lambda encode, texture: encode(texture(300, 300), "JPEG")[:-3000], "damaged or cut short"),
+    (lambda encode, texture: encode(texture(300, 300))[:-3000], "damaged or cut short"),
+    (lambda encode, texture: encode(np.full((1, 1), 7, np.uint8)), "1 x 1 pixels"),
+    (lambda encode, texture: encode(texture(8, 400)), "400 x 8 pixels"),
+    (lambda encode, texture: b"<!DOCTYPE html><html>Log in</html>", "a web page"),
+    (lambda encode, texture: b"%PDF-1.7", "a PDF"),
+  ],
+)
 def test_bad_images_say_why(make, reason, encode, texture):
   with pytest.raises(decode.BadImage, match=reason) as error:
     decode.decode(make(encode, texture), "some/file.png")

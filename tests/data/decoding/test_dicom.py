@@ -20,8 +20,14 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from cxrjax.data.decoding import decode, dicom, formats
 
-LOSSLESS = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.RLELossless,
-            uid.DeflatedExplicitVRLittleEndian, uid.JPEGLSLossless, uid.JPEG2000Lossless]
+LOSSLESS = [
+  uid.ExplicitVRLittleEndian,
+  uid.ImplicitVRLittleEndian,
+  uid.RLELossless,
+  uid.DeflatedExplicitVRLittleEndian,
+  uid.JPEGLSLossless,
+  uid.JPEG2000Lossless,
+]
 
 
 @pytest.fixture
@@ -66,11 +72,16 @@ def lossless_jpeg(pixels):
     return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
 
   sizes = bytes(range(17))
-  return (b"\xff\xd8"
-          + segment(0xC3, bytes([precision]) + h.to_bytes(2, "big") + w.to_bytes(2, "big")
-                    + b"\x01\x01\x11\x00")
-          + segment(0xC4, b"\x00" + bytes([0, 0, 0, 0, 17] + [0] * 11) + sizes)
-          + segment(0xDA, b"\x01\x01\x00\x01\x00\x00") + packed + b"\xff\xd9")
+  return (
+    b"\xff\xd8"
+    + segment(
+      0xC3, bytes([precision]) + h.to_bytes(2, "big") + w.to_bytes(2, "big") + b"\x01\x01\x11\x00"
+    )
+    + segment(0xC4, b"\x00" + bytes([0, 0, 0, 0, 17] + [0] * 11) + sizes)
+    + segment(0xDA, b"\x01\x01\x00\x01\x00\x00")
+    + packed
+    + b"\xff\xd9"
+  )
 
 
 @pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda s: s.name)
@@ -115,11 +126,19 @@ def test_what_is_known_of_the_patient(deep):
   assert header.pixels is None and header.age == 45 and len(header.patient) == 32
 
 
-@pytest.mark.parametrize("fields, age", [
-  ({"PatientAge": "003Y"}, 3), ({"PatientAge": "026W"}, 26 * 7 / 365.25),
-  ({"PatientAge": "051"}, 51), ({"PatientAge": "155Y"}, None), ({"PatientAge": "old"}, None),
-  ({"PatientAge": None, "StudyDate": "20010203"}, 50), ({"PatientAge": None}, None),
-  ({"PatientAge": "", "StudyDate": "20010203", "PatientBirthDate": "x"}, None)])
+@pytest.mark.parametrize(
+  "fields, age",
+  [
+    ({"PatientAge": "003Y"}, 3),
+    ({"PatientAge": "026W"}, 26 * 7 / 365.25),
+    ({"PatientAge": "051"}, 51),
+    ({"PatientAge": "155Y"}, None),
+    ({"PatientAge": "old"}, None),
+    ({"PatientAge": None, "StudyDate": "20010203"}, 50),
+    ({"PatientAge": None}, None),
+    ({"PatientAge": "", "StudyDate": "20010203", "PatientBirthDate": "x"}, None),
+  ],
+)
 def test_ages(fields, age, deep):
   found = dicom.read(encode_dicom(deep, **fields), pixels=False).age
   assert found == (None if age is None else pytest.approx(age, abs=0.01))
@@ -131,14 +150,22 @@ def meaning(text):
   return [code]
 
 
-@pytest.mark.parametrize("fields, view", [
-  ({"ViewPosition": "PA"}, "PA"), ({"ViewPosition": "AP SUPINE"}, "AP"),
-  ({"ViewPosition": "LL"}, "L"), ({"ViewPosition": "Lateral"}, "L"), ({"ViewPosition": "LLO"}, ""),
-  ({"ViewPosition": "LATERAL DECUBITUS"}, ""),
-  ({"ViewPosition": "", "ViewCodeSequence": meaning("postero-anterior")}, "PA"),
-  ({"ViewPosition": None, "ViewCodeSequence": meaning("left lateral")}, "L"),
-  ({"ViewPosition": None, "PatientOrientation": ["A", "F"]}, "L"),
-  ({"ViewPosition": None, "PatientOrientation": ["L", "F"]}, ""), ({"ViewPosition": None}, "")])
+@pytest.mark.parametrize(
+  "fields, view",
+  [
+    ({"ViewPosition": "PA"}, "PA"),
+    ({"ViewPosition": "AP SUPINE"}, "AP"),
+    ({"ViewPosition": "LL"}, "L"),
+    ({"ViewPosition": "Lateral"}, "L"),
+    ({"ViewPosition": "LLO"}, ""),
+    ({"ViewPosition": "LATERAL DECUBITUS"}, ""),
+    ({"ViewPosition": "", "ViewCodeSequence": meaning("postero-anterior")}, "PA"),
+    ({"ViewPosition": None, "ViewCodeSequence": meaning("left lateral")}, "L"),
+    ({"ViewPosition": None, "PatientOrientation": ["A", "F"]}, "L"),
+    ({"ViewPosition": None, "PatientOrientation": ["L", "F"]}, ""),
+    ({"ViewPosition": None}, ""),
+  ],
+)
 def test_views(fields, view, deep):
   assert dicom.read(encode_dicom(deep, **fields), pixels=False).view == view
 
@@ -148,8 +175,12 @@ def test_patients_are_a_keyed_hash(deep):
     return dicom.read(encode_dicom(deep, **fields), pixels=False, key=key).patient
 
   assert patient() == patient(PatientName="Another^Spelling")
-  others = {patient(), patient(PatientID="4712"), patient(key=b"other"),
-            patient(IssuerOfPatientID="elsewhere")}
+  others = {
+    patient(),
+    patient(PatientID="4712"),
+    patient(key=b"other"),
+    patient(IssuerOfPatientID="elsewhere"),
+  }
   assert len(others) == 4
   assert patient(PatientID="") == "" and patient(PatientID=None) == ""
 
@@ -163,11 +194,16 @@ def shown(found):
   return np.clip((found.pixels[..., 0] - low) / (high - low), 0, 1)
 
 
-@pytest.mark.parametrize("fields", [
-  {}, {"WindowCenter": 2000, "WindowWidth": 1000},
-  {"WindowCenter": [1500, 9], "WindowWidth": [800, 1]},
-  {"WindowCenter": 900, "WindowWidth": 1000, "RescaleSlope": 0.5, "RescaleIntercept": -100},
-  {"WindowCenter": 2000, "WindowWidth": 1000, "VOILUTFunction": "LINEAR_EXACT"}])
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {},
+    {"WindowCenter": 2000, "WindowWidth": 1000},
+    {"WindowCenter": [1500, 9], "WindowWidth": [800, 1]},
+    {"WindowCenter": 900, "WindowWidth": 1000, "RescaleSlope": 0.5, "RescaleIntercept": -100},
+    {"WindowCenter": 2000, "WindowWidth": 1000, "VOILUTFunction": "LINEAR_EXACT"},
+  ],
+)
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("signed", [False, True])
 def test_windows_show_what_pydicom_shows(fields, kind, signed, deep):
@@ -195,8 +231,11 @@ def test_monochrome1_is_inverted_within_its_bits(deep):
 
 
 def test_a_falling_rescale_inverts(deep):
-  found = dicom.read(encode_dicom(deep, bits=12, RescaleSlope=-1, RescaleIntercept=4095,
-                                  WindowCenter=2000.5, WindowWidth=1001))
+  found = dicom.read(
+    encode_dicom(
+      deep, bits=12, RescaleSlope=-1, RescaleIntercept=4095, WindowCenter=2000.5, WindowWidth=1001
+    )
+  )
   np.testing.assert_array_equal(found.pixels[..., 0], 4095 - deep)
   assert found.window == (1500, 2500)
 
@@ -209,10 +248,16 @@ def test_bits_that_belong_to_no_pixel_are_cleared(deep):
   np.testing.assert_array_equal(high.pixels[..., 0], deep)
 
 
-@pytest.mark.parametrize("fields", [
-  {"WindowCenter": 60000, "WindowWidth": 100}, {"WindowCenter": 2000, "WindowWidth": 0},
-  {"WindowCenter": 2000, "WindowWidth": -5}, {"WindowCenter": 2000},
-  {"WindowCenter": 2000, "WindowWidth": 1}])
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"WindowCenter": 60000, "WindowWidth": 100},
+    {"WindowCenter": 2000, "WindowWidth": 0},
+    {"WindowCenter": 2000, "WindowWidth": -5},
+    {"WindowCenter": 2000},
+    {"WindowCenter": 2000, "WindowWidth": 1},
+  ],
+)
 def test_a_window_that_shows_nothing_is_none(fields, deep):
   assert dicom.read(encode_dicom(deep, bits=12, **fields)).window is None
 
@@ -240,8 +285,13 @@ def test_tables_are_applied(kind, packed, deep):
   np.testing.assert_array_equal(found.pixels[..., 0], expected)
   assert found.bits == 10
   assert found.window == ((0, 1023) if kind == "VOILUTSequence" else None)
-  both = encode_dicom(deep, bits=12, WindowCenter=2000, WindowWidth=100,
-                      **table("VOILUTSequence", 500, values, 10, packed))
+  both = encode_dicom(
+    deep,
+    bits=12,
+    WindowCenter=2000,
+    WindowWidth=100,
+    **table("VOILUTSequence", 500, values, 10, packed),
+  )
   assert dicom.read(both).bits == 10  # the table counts
 
 
@@ -275,8 +325,9 @@ def padded(deep):
   return ~inside
 
 
-@pytest.mark.parametrize("kind, slope", [
-  ("MONOCHROME1", 1), ("MONOCHROME2", 1), ("MONOCHROME2", -1), ("MONOCHROME1", -1)])
+@pytest.mark.parametrize(
+  "kind, slope", [("MONOCHROME1", 1), ("MONOCHROME2", 1), ("MONOCHROME2", -1), ("MONOCHROME1", -1)]
+)
 @pytest.mark.parametrize("value", [0, 4095])
 @pytest.mark.parametrize("window", [True, False])
 def test_padding_is_background_and_takes_no_part(kind, slope, value, window, deep):
@@ -298,8 +349,9 @@ def test_padding_is_background_and_takes_no_part(kind, slope, value, window, dee
 def test_a_range_of_signed_padding(deep):
   border, signed = padded(deep), deep.astype(np.int16) - 2048
   filled = np.where(border, np.random.default_rng(0).integers(-32768, -32000, deep.shape), signed)
-  data = encode_dicom(filled.astype(np.int16), bits=16, PixelPaddingValue=-32768,
-                      PixelPaddingRangeLimit=-32000)
+  data = encode_dicom(
+    filled.astype(np.int16), bits=16, PixelPaddingValue=-32768, PixelPaddingRangeLimit=-32000
+  )
   found = dicom.read(data)
   low, high = np.percentile(signed[~border].astype(int) + 32768, (0.5, 99.5))
   assert found.window == (low, high) and (found.pixels[..., 0][border] == 0).all()
@@ -313,12 +365,19 @@ def test_raw_detector_values_are_told(deep):
   assert not dicom.read(encode_dicom(deep, PresentationIntentType="FOR PRESENTATION")).notes
 
 
-@pytest.mark.parametrize("kind, shape, inverted, told", [
-  ("MONOCHROME1", "INVERSE", True, False), ("MONOCHROME2", "IDENTITY", False, False),
-  ("MONOCHROME2", "INVERSE", True, True), ("MONOCHROME1", "IDENTITY", False, True)])
+@pytest.mark.parametrize(
+  "kind, shape, inverted, told",
+  [
+    ("MONOCHROME1", "INVERSE", True, False),
+    ("MONOCHROME2", "IDENTITY", False, False),
+    ("MONOCHROME2", "INVERSE", True, True),
+    ("MONOCHROME1", "IDENTITY", False, True),
+  ],
+)
 def test_the_presentation_lut_shape_counts(kind, shape, inverted, told, deep):
-  found = dicom.read(encode_dicom(deep, bits=12, PhotometricInterpretation=kind,
-                                  PresentationLUTShape=shape))
+  found = dicom.read(
+    encode_dicom(deep, bits=12, PhotometricInterpretation=kind, PresentationLUTShape=shape)
+  )
   np.testing.assert_array_equal(found.pixels[..., 0], 4095 - deep if inverted else deep)
   assert bool(found.notes) == told and (not told or "contradict each other" in found.notes[0])
 
@@ -334,14 +393,18 @@ def test_streams_deeper_than_their_header_says_are_read_whole(syntax, signed, de
   found = dicom.read(dicoms.saved(data))
   np.testing.assert_array_equal(found.pixels[..., 0], deep << 2)
   assert found.bits == 14
-  assert found.notes == (
-    "its pixel data use 14 bits where its header says 12; all are read",)
+  assert found.notes == ("its pixel data use 14 bits where its header says 12; all are read",)
 
 
 def test_signed_values_in_a_wider_stream_keep_their_sign(deep):
   signed = (deep.astype(np.int16) - 2048) & 0x0FFF  # twelve bits of two's complement in sixteen
-  data = jpeg(deep, uid.JPEGLSLossless, imagecodecs.jpegls_encode(
-    np.where(np.arange(56) == 0, signed | 0x0FFF, signed).astype(np.uint16)))
+  data = jpeg(
+    deep,
+    uid.JPEGLSLossless,
+    imagecodecs.jpegls_encode(
+      np.where(np.arange(56) == 0, signed | 0x0FFF, signed).astype(np.uint16)
+    ),
+  )
   data = dicoms.opened(data)
   data.BitsStored, data.HighBit, data.PixelRepresentation = 12, 11, 1
   found = dicom.read(dicoms.saved(data)).pixels[..., 0]
@@ -363,8 +426,14 @@ def test_files_are_known_by_their_content(deep):
     assert dicom.is_dicom(form[:400])
     np.testing.assert_array_equal(decode.decode(form)[..., 0], deep)
     assert dicom.read(form, pixels=False).age == 45
-  for other in (b"", b"DICM", b"\x08\0\x05\0", b"\x08\0 text of some kind", b"\x1f\x8bnot gzip",
-                gzip.compress(b"a table")):
+  for other in (
+    b"",
+    b"DICM",
+    b"\x08\0\x05\0",
+    b"\x08\0 text of some kind",
+    b"\x1f\x8bnot gzip",
+    gzip.compress(b"a table"),
+  ):
     assert not dicom.is_dicom(other)
 
 
@@ -404,16 +473,24 @@ def without(data, *names):
   return dicoms.saved(data)
 
 
-@pytest.mark.parametrize("fields, reason", [
-  ({"Modality": "CT"}, "modality CT, not a radiograph"),
-  ({"Modality": "MG"}, "modality MG"), ({"Modality": "RTDOSE"}, "modality RTDOSE"),
-  ({"Modality": "DOE JANE"}, r"modality \(unreadable\)"),
-  ({"NumberOfFrames": 12}, "it has 12 frames"),
-  ({"PhotometricInterpretation": "PALETTE COLOR"}, "not MONOCHROME1 or MONOCHROME2"),
-  ({"BitsStored": 7}, "stores 7 of 16 bits"), ({"RescaleSlope": 0}, "rescale slope is 0"),
-  ({"Rows": None}, "lacks Rows"), ({"BitsStored": None}, "lacks BitsStored"),
-  ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels"),
-  ({"Rows": 400}, "damaged or cut short"), ({"Rows": 4}, "56 x 4 pixels")])
+@pytest.mark.parametrize(
+  "fields, reason",
+  [
+    ({"Modality": "CT"}, "modality CT, not a radiograph"),
+    ({"Modality": "MG"}, "modality MG"),
+    ({"Modality": "RTDOSE"}, "modality RTDOSE"),
+    ({"Modality": "DOE JANE"}, r"modality \(unreadable\)"),
+    ({"NumberOfFrames": 12}, "it has 12 frames"),
+    ({"PhotometricInterpretation": "PALETTE COLOR"}, "not MONOCHROME1 or MONOCHROME2"),
+    ({"BitsStored": 7}, "stores 7 of 16 bits"),
+    ({"RescaleSlope": 0}, "rescale slope is 0"),
+    ({"Rows": None}, "lacks Rows"),
+    ({"BitsStored": None}, "lacks BitsStored"),
+    ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels"),
+    ({"Rows": 400}, "damaged or cut short"),
+    ({"Rows": 4}, "56 x 4 pixels"),
+  ],
+)
 def test_files_that_are_refused_say_why(fields, reason, deep):
   with pytest.raises(decode.BadImage, match=reason) as error:
     decode.decode(encode_dicom(deep, **fields), "x.dcm")
@@ -432,9 +509,12 @@ def test_colour_and_no_pixels_are_refused(texture):
 def test_dicom_of_other_kinds_is_named(texture):
   plain = dicoms.opened(encode_dicom(texture(40, 56)))
   for kind, reason in (
-      (uid.MediaStorageDirectoryStorage, "a DICOMDIR, the table of contents of a medium"),
-      (uid.GrayscaleSoftcopyPresentationStateStorage,
-       "DICOM of the kind Grayscale Softcopy Presentation State Storage")):
+    (uid.MediaStorageDirectoryStorage, "a DICOMDIR, the table of contents of a medium"),
+    (
+      uid.GrayscaleSoftcopyPresentationStateStorage,
+      "DICOM of the kind Grayscale Softcopy Presentation State Storage",
+    ),
+  ):
     plain.SOPClassUID = plain.file_meta.MediaStorageSOPClassUID = kind
     plain.pop("PixelData", None)
     with pytest.raises(decode.BadImage, match=reason):
@@ -465,12 +545,12 @@ def test_files_cut_short_are_bad(syntax, deep):
   data = encode_dicom(deep, syntax, 12)
   for part in (0.5, 0.9, 0.98):
     with pytest.raises(decode.BadImage, match="cut short"):
-      dicom.read(data[:int(part * len(data))])
+      dicom.read(data[: int(part * len(data))])
   if syntax.is_encapsulated:
     whole = dicoms.opened(data)
     frame = next(generate_frames(whole.PixelData, number_of_frames=1))
     for part in (0.3, 0.8):
-      whole.PixelData = encapsulate([frame[:int(part * len(frame)) // 2 * 2]])
+      whole.PixelData = encapsulate([frame[: int(part * len(frame)) // 2 * 2]])
       with pytest.raises(decode.BadImage, match="damaged or cut short"):
         dicom.read(dicoms.saved(whole))
 
@@ -484,7 +564,7 @@ def test_damage_anywhere_in_a_header_is_a_bad_image_or_no_harm(deep, caplog, cap
     for _ in range(300):
       broken = bytearray(data)
       at = int(rng.integers(132, header))
-      broken[at:at + 4] = rng.bytes(4)
+      broken[at : at + 4] = rng.bytes(4)
       for pixels in (True, False):
         try:
           dicom.read(bytes(broken), pixels=pixels, key=b"k")

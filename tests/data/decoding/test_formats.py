@@ -32,8 +32,13 @@ def png(values, colour, bits=16, more=b"", **header):
   rows = values.astype(">u2" if bits == 16 else np.uint8)
   raw = b"".join(b"\0" + row.tobytes() for row in rows)
   start = struct.pack(">IIBBBBB", header.get("width", w), h, bits, colour, 0, 0, 0)
-  return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start) + more
-          + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b""))
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", start)
+    + more
+    + chunk(b"IDAT", zlib.compress(raw))
+    + chunk(b"IEND", b"")
+  )
 
 
 def tiff(values, **options):
@@ -53,9 +58,11 @@ DEEP = film()
 FULL = np.full(DEEP.shape, 65535, np.uint16)
 
 
-@pytest.mark.parametrize("colour, channels", [
-  (0, [DEEP]), (2, [DEEP] * 3), (4, [DEEP, FULL // 3]), (6, [DEEP] * 3 + [FULL // 3])],
-  ids=["gray", "RGB", "gray and alpha", "RGBA"])
+@pytest.mark.parametrize(
+  "colour, channels",
+  [(0, [DEEP]), (2, [DEEP] * 3), (4, [DEEP, FULL // 3]), (6, [DEEP] * 3 + [FULL // 3])],
+  ids=["gray", "RGB", "gray and alpha", "RGBA"],
+)
 def test_sixteen_bits_of_every_colour_type_stay_sixteen(colour, channels):
   np.testing.assert_array_equal(gray(png(np.stack(channels, -1), colour)), DEEP)
 
@@ -71,7 +78,7 @@ def test_sixteen_bit_luma_is_that_of_eight_bits():
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_few_bits_reach_from_black_to_white(bits):
   values = (np.arange(40 * 56).reshape(40, 56) % 2**bits).astype(np.uint8)
-  packed = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits:].reshape(40, -1), 1)
+  packed = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(40, -1), 1)
   data = png(packed[..., None], 0, bits, width=56)
   np.testing.assert_array_equal(gray(data), values * (255 // (2**bits - 1)))
 
@@ -100,8 +107,16 @@ def test_several_frames_are_refused():
 
 
 # How each tag's picture is stored, by numpy.
-STORED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
-          5: np.transpose, 6: np.rot90, 7: lambda a: np.rot90(a, 2).T, 8: lambda a: np.rot90(a, 3)}
+STORED = {
+  1: lambda a: a,
+  2: np.fliplr,
+  3: lambda a: np.rot90(a, 2),
+  4: np.flipud,
+  5: np.transpose,
+  6: np.rot90,
+  7: lambda a: np.rot90(a, 2).T,
+  8: lambda a: np.rot90(a, 3),
+}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
@@ -127,9 +142,11 @@ WHITE = {"photometric": "miniswhite"}
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("packing", [{}, {"compression": "lzw", "predictor": True},
-                                     {"compression": "zlib"}, {"tile": (16, 16)}],
-                         ids=["plain", "LZW", "Deflate", "tiles"])
+@pytest.mark.parametrize(
+  "packing",
+  [{}, {"compression": "lzw", "predictor": True}, {"compression": "zlib"}, {"tile": (16, 16)}],
+  ids=["plain", "LZW", "Deflate", "tiles"],
+)
 @pytest.mark.parametrize("bits", [8, 16])
 def test_tiff_whose_zero_is_white(bits, packing, order):
   values = film(bits)
@@ -152,8 +169,10 @@ def test_tiff_in_colour(bits, planar, alpha):
 
 
 def test_tiff_of_other_integers():
-  np.testing.assert_array_equal(gray(tiff(DEEP.astype(np.int32) - 32768)),
-                                np.round((DEEP - DEEP.min()) * (65535 / np.ptp(DEEP))))
+  np.testing.assert_array_equal(
+    gray(tiff(DEEP.astype(np.int32) - 32768)),
+    np.round((DEEP - DEEP.min()) * (65535 / np.ptp(DEEP))),
+  )
   np.testing.assert_array_equal(gray(tiff((DEEP.astype(int) - 32768).astype(np.int16))), DEEP)
   np.testing.assert_array_equal(gray(tiff((film(8).astype(int) - 128).astype(np.int8))), film(8))
   np.testing.assert_array_equal(gray(tiff(DEEP.astype(np.uint32))), DEEP)
@@ -173,16 +192,22 @@ def test_tiff_of_floats_is_scaled_to_its_range(kind, white):
     decode.decode(tiff(unit))
 
 
-@pytest.mark.parametrize("values, options, reason", [
-  (DEEP.astype(float), {}, "TIFF of 64-bit floats is not read; convert it to 16-bit gray"),
-  (DEEP.astype(np.uint64), {}, "TIFF of 64-bit integers"),
-  (DEEP.astype(np.complex64), {}, "TIFF of 64-bit values of another kind"),
-  (np.stack([DEEP] * 5, -1), {"photometric": "minisblack", "planarconfig": "contig"},
-   "TIFF of 5 channels"),
-  (np.stack([film(8)] * 4, -1), {"photometric": "separated"}, "kind SEPARATED"),
-  (np.stack([DEEP.astype(np.float32)] * 3, -1), {"photometric": "rgb"}, "float32 values"),
-  (DEEP, {"compression": "zstd"}, "packed with ZSTD; save it with LZW"),
-])
+@pytest.mark.parametrize(
+  "values, options, reason",
+  [
+    (DEEP.astype(float), {}, "TIFF of 64-bit floats is not read; convert it to 16-bit gray"),
+    (DEEP.astype(np.uint64), {}, "TIFF of 64-bit integers"),
+    (DEEP.astype(np.complex64), {}, "TIFF of 64-bit values of another kind"),
+    (
+      np.stack([DEEP] * 5, -1),
+      {"photometric": "minisblack", "planarconfig": "contig"},
+      "TIFF of 5 channels",
+    ),
+    (np.stack([film(8)] * 4, -1), {"photometric": "separated"}, "kind SEPARATED"),
+    (np.stack([DEEP.astype(np.float32)] * 3, -1), {"photometric": "rgb"}, "float32 values"),
+    (DEEP, {"compression": "zstd"}, "packed with ZSTD; save it with LZW"),
+  ],
+)
 def test_tiff_that_is_not_read_is_refused_by_name(values, options, reason):
   with pytest.raises(BadImage, match=reason):
     decode.decode(tiff(values, **options))
@@ -223,11 +248,24 @@ def test_of_an_mpo_the_first_picture_is_read_and_this_is_told():
   assert any("several pictures; the first is read" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("kind, data", [
-  ("gray and alpha", tiff(np.stack([DEEP, FULL // 3], -1), photometric="minisblack",
-                          extrasamples=["unassalpha"])),
-  ("JPEG 2000", tiff(DEEP, compression="jpeg2000", photometric="minisblack",
-                     compressionargs={"level": 0, "reversible": True}))])
+@pytest.mark.parametrize(
+  "kind, data",
+  [
+    (
+      "gray and alpha",
+      tiff(np.stack([DEEP, FULL // 3], -1), photometric="minisblack", extrasamples=["unassalpha"]),
+    ),
+    (
+      "JPEG 2000",
+      tiff(
+        DEEP,
+        compression="jpeg2000",
+        photometric="minisblack",
+        compressionargs={"level": 0, "reversible": True},
+      ),
+    ),
+  ],
+)
 def test_deep_tiff_of_rarer_kinds(kind, data):
   np.testing.assert_array_equal(gray(data), DEEP)
 
@@ -244,18 +282,21 @@ def test_cmyk_jpeg_with_and_without_adobes_marker():
   assert np.abs(gray(saved(ink)).astype(int) - film(8)).max() < 12
   turned = saved(255 - ink)  # which Pillow turns as Adobe does, and says so
   at = turned.index(b"\xff\xee\0\x0eAdobe")
-  assert np.abs(gray(turned[:at] + turned[at + 16:]).astype(int) - film(8)).max() < 12
+  assert np.abs(gray(turned[:at] + turned[at + 16 :]).astype(int) - film(8)).max() < 12
 
 
-@pytest.mark.parametrize("kind, data", [
-  ("12-bit JPEG", imagecodecs.jpeg_encode(film(12), level=99, bitspersample=12)),
-  ("lossless JPEG", imagecodecs.ljpeg_encode(film(12), bitspersample=12)),
-  ("JPEG-LS", imagecodecs.jpegls_encode(film(12))),
-  ("JPEG 2000", imagecodecs.jpeg2k_encode(film(12), level=0, reversible=True)),
-  ("JPEG 2000 codestream", imagecodecs.jpeg2k_encode(DEEP, level=0, codecformat="j2k")),
-  ("PGM", b"P5\n# a comment\n56 40\n4095\n" + film(12).astype(">u2").tobytes()),
-  ("PPM", b"P6 56 40 65535\n" + np.stack([DEEP] * 3, -1).astype(">u2").tobytes()),
-])
+@pytest.mark.parametrize(
+  "kind, data",
+  [
+    ("12-bit JPEG", imagecodecs.jpeg_encode(film(12), level=99, bitspersample=12)),
+    ("lossless JPEG", imagecodecs.ljpeg_encode(film(12), bitspersample=12)),
+    ("JPEG-LS", imagecodecs.jpegls_encode(film(12))),
+    ("JPEG 2000", imagecodecs.jpeg2k_encode(film(12), level=0, reversible=True)),
+    ("JPEG 2000 codestream", imagecodecs.jpeg2k_encode(DEEP, level=0, codecformat="j2k")),
+    ("PGM", b"P5\n# a comment\n56 40\n4095\n" + film(12).astype(">u2").tobytes()),
+    ("PPM", b"P6 56 40 65535\n" + np.stack([DEEP] * 3, -1).astype(">u2").tobytes()),
+  ],
+)
 def test_deep_pictures_of_other_formats(kind, data):
   expected = DEEP if kind in ("PPM", "JPEG 2000 codestream") else film(12)
   assert np.abs(gray(data).astype(int) - expected).max() <= (40 if kind == "12-bit JPEG" else 0)
@@ -268,10 +309,17 @@ def test_eight_bit_pictures_of_other_formats(kind):
   np.testing.assert_array_equal(gray(buffer.getvalue()), film(8))
 
 
-@pytest.mark.parametrize("start, reason", [
-  (b"PK\x03\x04", "a zip"), (b"\x1f\x8b", "gzip"), (b"\x93NUMPY", "a NumPy array"),
-  (b"version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
-  (b"\x89HDF\r\n", "HDF5"), (b"\x00\x01\x02", "not a PNG, JPEG")])
+@pytest.mark.parametrize(
+  "start, reason",
+  [
+    (b"PK\x03\x04", "a zip"),
+    (b"\x1f\x8b", "gzip"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
+    (b"\x89HDF\r\n", "HDF5"),
+    (b"\x00\x01\x02", "not a PNG, JPEG"),
+  ],
+)
 def test_what_is_no_image_is_named(start, reason):
   with pytest.raises(BadImage, match=reason):
     decode.decode(start + bytes(200))

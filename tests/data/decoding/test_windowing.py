@@ -48,9 +48,18 @@ def test_the_window_that_came_with_the_image_comes_first(gray, deep):
   assert windowing.choose_window(gray, (40.0, 200.0)) == (40.0, 200.0)
 
 
-@pytest.mark.parametrize("given", [
-  (5.0, 5.0), (9.0, 2.0), (float("nan"), 9.0), (0.0, float("inf")), (0.0, 100.0), (60000.0, 65e3),
-  (1000.0, 1000.00001)])
+@pytest.mark.parametrize(
+  "given",
+  [
+    (5.0, 5.0),
+    (9.0, 2.0),
+    (float("nan"), 9.0),
+    (0.0, float("inf")),
+    (0.0, 100.0),
+    (60000.0, 65e3),
+    (1000.0, 1000.00001),
+  ],
+)
 def test_a_given_window_that_shows_nothing_is_not_taken(given, deep):
   assert windowing.choose_window(deep, given) == windowing.choose_window(deep)
 
@@ -75,15 +84,25 @@ def test_windows_of_the_users(gray, deep):
     windowing.choose_window(deep, None, (9000.0, 9500.0))
 
 
-@pytest.mark.parametrize("value, expected", [
-  ("auto", "auto"), ("full", "full"), ((1, 5), (1.0, 5.0)), ([0.5, 9], (0.5, 9.0)),
-  ("100, 3000", (100.0, 3000.0)), ("(100,3000)", (100.0, 3000.0))])
+@pytest.mark.parametrize(
+  "value, expected",
+  [
+    ("auto", "auto"),
+    ("full", "full"),
+    ((1, 5), (1.0, 5.0)),
+    ([0.5, 9], (0.5, 9.0)),
+    ("100, 3000", (100.0, 3000.0)),
+    ("(100,3000)", (100.0, 3000.0)),
+  ],
+)
 def test_windows_as_configs_and_flags_write_them(value, expected):
   assert windowing.check_window(value) == expected
 
 
-@pytest.mark.parametrize("value", [
-  "wide", "", None, 7, (1,), (1, 2, 3), (5, 5), (9, 1), ("a", "b"), (0, float("nan")), {"low": 1}])
+@pytest.mark.parametrize(
+  "value",
+  ["wide", "", None, 7, (1,), (1, 2, 3), (5, 5), (9, 1), ("a", "b"), (0, float("nan")), {"low": 1}],
+)
 def test_what_is_no_window(value):
   with pytest.raises(UserError, match=r"config\.data\.window=.* is no window; give 'auto'"):
     windowing.check_window(value)
@@ -141,10 +160,13 @@ def test_more_levels_than_eight_bits_survive():
 def test_resize_fits(dtype):
   image = np.zeros((40, 80, 1), dtype)
   image[:, 40:] = 200
-  squash, pad, crop = (windowing.resize(image, 20, fit)[..., 0] for fit in ("squash", "pad", "crop"))
+  squash, pad, crop = (
+    windowing.resize(image, 20, fit)[..., 0] for fit in ("squash", "pad", "crop")
+  )
   plane = image[..., 0].astype(np.uint8)
   np.testing.assert_allclose(
-    np.minimum(squash, 255), np.asarray(Image.fromarray(plane).resize((20, 20), BICUBIC)), atol=1)
+    np.minimum(squash, 255), np.asarray(Image.fromarray(plane).resize((20, 20), BICUBIC)), atol=1
+  )
   assert (pad[:5] == 0).all() and (pad[15:] == 0).all()
   assert pad[10, 1] == 0 and pad[10, -2] == 200
   half = np.asarray(Image.fromarray(plane[:, 20:60]).resize((20, 20), BICUBIC))

@@ -30,9 +30,15 @@ def test_answers_come_back_whole_and_the_process_is_used_again(pool):
   assert again.facts["pid"] == first.facts["pid"] != os.getpid()
 
 
-@pytest.mark.parametrize("word, reason", [
-  ("crash", r"ended the decoder \(SIGSEGV\)"), ("abort", r"ended the decoder \(SIGABRT\)"),
-  ("exit", "ended the decoder"), ("fill", "more memory than a radiograph")])
+@pytest.mark.parametrize(
+  "word, reason",
+  [
+    ("crash", r"ended the decoder \(SIGSEGV\)"),
+    ("abort", r"ended the decoder \(SIGABRT\)"),
+    ("exit", "ended the decoder"),
+    ("fill", "more memory than a radiograph"),
+  ],
+)
 def test_what_ends_the_process_is_a_bad_image_and_costs_nothing_else(pool, word, reason):
   assert pool.decode(b"fine").pixels.size == 4
   with pytest.raises(BadImage, match=reason):

@@ -77,7 +77,7 @@ def test_a_damaged_cache_is_made_again(arrays, cache):
   good = np.array(load(source).pixels)
   (folder,) = cache.iterdir()
   data = (folder / "pixels.npy").read_bytes()
-  (folder / "pixels.npy").write_bytes(data[:len(data) // 2])
+  (folder / "pixels.npy").write_bytes(data[: len(data) // 2])
   np.testing.assert_array_equal(load(source).pixels, good)
   assert source.reads == 24
   (folder / "meta.json").unlink()
@@ -238,9 +238,14 @@ def test_cache_that_cannot_be_written(arrays, tmp_path):
     load(arrays(), cache_dir=tmp_path / "file" / "cache")
 
 
-@pytest.mark.parametrize("options, word", [
-  ({"size": 4}, "size=4"), ({"fit": "stretch"}, "squash, pad, crop"),
-  ({"on_bad_image": "ignore"}, "error, skip")])
+@pytest.mark.parametrize(
+  "options, word",
+  [
+    ({"size": 4}, "size=4"),
+    ({"fit": "stretch"}, "squash, pad, crop"),
+    ({"on_bad_image": "ignore"}, "error, skip"),
+  ],
+)
 def test_bad_options(options, word):
   options = {"size": 16, "fit": "squash", "on_bad_image": "error"} | options
   with pytest.raises(UserError, match=word):
@@ -281,8 +286,9 @@ class Deep:
   def __getitem__(self, i):
     self.reads.append(i)
     record = dataclasses.replace(self._source[i], window=self._windows.get(i))
-    return record if i in self._eight else dataclasses.replace(
-      record, image=self.wide(i)[..., None])
+    return (
+      record if i in self._eight else dataclasses.replace(record, image=self.wide(i)[..., None])
+    )
 
 
 def test_sixteen_bits_are_kept_with_their_windows(arrays):
@@ -329,9 +335,15 @@ def test_the_users_window(arrays):
   assert len(load(source, window=(60000.0, 65000.0), on_bad_image="skip")) == 1
 
 
-@pytest.mark.parametrize("options, word", [
-  ({"bits": 12}, r"config.data.bits=12 .*'auto', 8, 16"), ({"bits": True}, "bits=True"),
-  ({"bits": "eight"}, "bits='eight'"), ({"window": (5, 1)}, "config.data.window")])
+@pytest.mark.parametrize(
+  "options, word",
+  [
+    ({"bits": 12}, r"config.data.bits=12 .*'auto', 8, 16"),
+    ({"bits": True}, "bits=True"),
+    ({"bits": "eight"}, "bits='eight'"),
+    ({"window": (5, 1)}, "config.data.window"),
+  ],
+)
 def test_mistakes_of_bits_and_windows(arrays, options, word):
   with pytest.raises(UserError, match=word):
     load(arrays(2), **options)
@@ -442,13 +454,14 @@ def test_rows_of_a_whole_cache_are_not_copied(arrays):
 @pytest.mark.parametrize("bits", [8, 16])
 def test_decoding_holds_no_images_in_memory(bits, monkeypatch):
   """Ten times the images, no more memory but a few bytes for each."""
+
   class Endless:
     def __init__(self, n):
       names = ("",) * n
       self.table = Table(names, names, names, np.zeros((n, 0), np.float32))
       self.info = SourceInfo("endless", "train", (), False, {"train": n}, f"endless {n}")
       rng = np.random.default_rng(0)
-      self.image = rng.integers(0, 256**(bits // 8), (64, 64, 1)).astype(f"u{bits // 8}")
+      self.image = rng.integers(0, 256 ** (bits // 8), (64, 64, 1)).astype(f"u{bits // 8}")
       self.bits = bits
 
     def __len__(self):

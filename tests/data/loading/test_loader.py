@@ -51,7 +51,7 @@ def test_batches_are_the_images_of_the_order(source):
 def test_an_epoch_sees_every_image_once(source):
   rows = make(source).indices(0, 3 * N).ravel()
   for epoch in range(16):
-    assert sorted(rows[epoch * N:(epoch + 1) * N].tolist()) == list(range(N))
+    assert sorted(rows[epoch * N : (epoch + 1) * N].tolist()) == list(range(N))
 
 
 def test_a_batch_does_not_depend_on_what_was_asked_before(source):
@@ -163,8 +163,9 @@ def test_decoded_sets_leave_bad_images_out(arrays, storage):
   source.images[11] = np.zeros((24, 24), np.uint8)
   loader = make(source, storage, on_bad_image="skip")
   assert loader.num_examples == 39 and loader.skipped[0][0] == "im11"
-  np.testing.assert_array_equal(fetched(loader, 0)["image"],
-                                loader.images.pixels[loader.indices(0, 1)[0]])
+  np.testing.assert_array_equal(
+    fetched(loader, 0)["image"], loader.images.pixels[loader.indices(0, 1)[0]]
+  )
   with pytest.raises(UserError, match="im11"):
     make(source, storage)
 
@@ -194,18 +195,26 @@ def test_unknown_labels_stay_unknown(arrays):
   assert np.isnan(batch["labels"]).all()
 
 
-@pytest.mark.parametrize("options, word", [
-  ({"batch_size": 46}, r"batch_size=46 is larger than the data \(45 images\); give at most 45"),
-  ({"batch_size": 0}, "config.batch_size=0"), ({"storage": "disk"}, "auto, resident, cached"),
-  ({"fit": "stretch"}, "config.data.fit")])
+@pytest.mark.parametrize(
+  "options, word",
+  [
+    ({"batch_size": 46}, r"batch_size=46 is larger than the data \(45 images\); give at most 45"),
+    ({"batch_size": 0}, "config.batch_size=0"),
+    ({"storage": "disk"}, "auto, resident, cached"),
+    ({"fit": "stretch"}, "config.data.fit"),
+  ],
+)
 def test_mistakes(source, options, word):
   with pytest.raises(UserError, match=word):
     make(source, **options)
 
 
 def test_batch_that_does_not_divide():
-  with pytest.raises(UserError, match=r"config.batch_size=100 does not divide over 8 devices; "
-                                      r"try 96 or 104$"):
+  with pytest.raises(
+    UserError,
+    match=r"config.batch_size=100 does not divide over 8 devices; "
+    r"try 96 or 104$",
+  ):
     loaders._check_batch(100, 1000, 8)
   with pytest.raises(UserError, match=r"try 8$"):
     loaders._check_batch(3, 1000, 8)
@@ -236,8 +245,13 @@ def test_the_step_may_scan_over_a_block(source):
 def start(arguments, devices=1):
   env = os.environ | {"XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu"}
   env["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), env.get("PYTHONPATH", "")])
-  return subprocess.Popen([sys.executable, str(HERE / "worker.py"), *map(str, arguments)], env=env,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(
+    [sys.executable, str(HERE / "worker.py"), *map(str, arguments)],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def result(process):
@@ -260,9 +274,11 @@ def worker():
 @pytest.fixture
 def expected(worker, tmp_path):
   mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-  return {"batches": worker.report(mesh, "resident", tmp_path / "one")["batches"],
-          "spoilt": worker.spoilt(mesh, tmp_path / "one"),
-          "mixed": worker.mixed(mesh, "resident", tmp_path / "one")}
+  return {
+    "batches": worker.report(mesh, "resident", tmp_path / "one")["batches"],
+    "spoilt": worker.spoilt(mesh, tmp_path / "one"),
+    "mixed": worker.mixed(mesh, "resident", tmp_path / "one"),
+  }
 
 
 def check(found, expected, devices, processes=1):

@@ -21,7 +21,9 @@ def test_every_epoch_is_a_permutation(n):
 
 
 def test_seed_and_epoch_change_the_order():
-  orders = {sampling.epoch_order(seed, epoch, 50).tobytes() for seed in range(4) for epoch in range(4)}
+  orders = {
+    sampling.epoch_order(seed, epoch, 50).tobytes() for seed in range(4) for epoch in range(4)
+  }
   assert len(orders) == 16
 
 
@@ -52,9 +54,19 @@ def groups(*sizes):
   return [np.arange(a, b, dtype=np.int32) for a, b in itertools.pairwise(ends)]
 
 
-@pytest.mark.parametrize("weights, expected", [
-  ((1, 1), [1, 1]), ((2, 1), [2, 1]), ((0.5, 0.25, 0.25), [2, 1, 1]), ((0.1, 0.7, 0.2), [1, 7, 2]),
-  ((3.0,), [1]), ((1 / 3, 2 / 3), [1, 2]), ((112120, 5856), [14015, 732]), ((1e-300, 1), None)])
+@pytest.mark.parametrize(
+  "weights, expected",
+  [
+    ((1, 1), [1, 1]),
+    ((2, 1), [2, 1]),
+    ((0.5, 0.25, 0.25), [2, 1, 1]),
+    ((0.1, 0.7, 0.2), [1, 7, 2]),
+    ((3.0,), [1]),
+    ((1 / 3, 2 / 3), [1, 2]),
+    ((112120, 5856), [14015, 732]),
+    ((1e-300, 1), None),
+  ],
+)
 def test_quotas(weights, expected):
   found = sampling.quotas(weights)
   assert found == expected or (expected is None and found == [1, sampling.LONGEST_PERIOD])
@@ -75,8 +87,15 @@ def test_weights_that_are_none(weights):
     sampling.quotas(weights)
 
 
-@pytest.mark.parametrize("sizes, weights", [
-  ((7, 3), (1, 1)), ((5, 1, 11), (0.5, 0.2, 0.3)), ((4,), (2,)), ((6, 30, 2), (1.0, 2.7182818, 9))])
+@pytest.mark.parametrize(
+  "sizes, weights",
+  [
+    ((7, 3), (1, 1)),
+    ((5, 1, 11), (0.5, 0.2, 0.3)),
+    ((4,), (2,)),
+    ((6, 30, 2), (1.0, 2.7182818, 9)),
+  ],
+)
 def test_any_window_of_a_mixture_is_a_slice_of_the_whole(sizes, weights):
   whole = sampling.mixture(3, 0, 300, groups(*sizes), weights)
   for start, stop in ((0, 1), (0, 300), (7, 7), (99, 131), (1, 299), (250, 251)):
@@ -85,7 +104,8 @@ def test_any_window_of_a_mixture_is_a_slice_of_the_whole(sizes, weights):
     np.testing.assert_array_equal(found, whole[start:stop])
   late = sampling.mixture(3, 10**12, 10**12 + 50, groups(*sizes), weights)
   np.testing.assert_array_equal(
-    late[20:], sampling.mixture(3, 10**12 + 20, 10**12 + 50, groups(*sizes), weights))
+    late[20:], sampling.mixture(3, 10**12 + 20, 10**12 + 50, groups(*sizes), weights)
+  )
 
 
 def test_a_mixture_meets_its_weights_in_every_stretch():
@@ -93,11 +113,12 @@ def test_a_mixture_meets_its_weights_in_every_stretch():
   rows = sampling.mixture(1, 0, 5000, groups(*sizes), weights)
   owner = np.searchsorted(np.cumsum(sizes), rows, side="right")
   for start in range(0, 4990, 37):
-    assert np.bincount(owner[start:start + 10], minlength=3).tolist() == [5, 2, 3]
+    assert np.bincount(owner[start : start + 10], minlength=3).tolist() == [5, 2, 3]
   # A batch of any size is off by little, also where the pattern is long.
   weights = (0.512345678, 0.2000001, 0.3)
   owner = np.searchsorted(
-    np.cumsum(sizes), sampling.mixture(1, 0, 5000, groups(*sizes), weights), side="right")
+    np.cumsum(sizes), sampling.mixture(1, 0, 5000, groups(*sizes), weights), side="right"
+  )
   for k, w in enumerate(np.array(weights) / sum(weights)):
     drift = np.cumsum(owner == k) - w * np.arange(1, 5001)
     assert np.ptp(drift) < 3
@@ -109,7 +130,7 @@ def test_a_mixture_draws_each_groups_rows_equally_often_and_in_new_orders():
   for group in groups(*sizes):
     mine = rows[np.isin(rows, group)]
     n, epochs = len(group), len(mine) // len(group)
-    orders = mine[:epochs * n].reshape(epochs, n)
+    orders = mine[: epochs * n].reshape(epochs, n)
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(group, (epochs, 1)))
     assert len(np.unique(orders, axis=0)) > min(epochs, 50) // 2
 

@@ -126,7 +126,7 @@ def test_bad_images_of_a_pool(arrays):
   loader = make(source, "cached", on_bad_image="skip")
   assert [part.rows for part in loader.info.parts] == [2, 15]
   rows = loader.indices(0, 40).ravel()
-  assert set(rows.tolist()) == set(range(17)) and (rows < 2).mean() == pytest.approx(.75, abs=.01)
+  assert set(rows.tolist()) == set(range(17)) and (rows < 2).mean() == pytest.approx(0.75, abs=0.01)
   assert {loader.images.ids[i] for i in rows[rows < 2]} == {"im1", "im3"}
   with pytest.raises(UserError, match="all images of a are bad; leave it out of config"):
     make(Deep(arrays(20), bad=(0, 1, 2, 3), parts=parts), "cached", on_bad_image="skip")
@@ -199,7 +199,9 @@ def test_streaming_needs_no_memory_that_grows_with_the_images():
 
 def test_cached_sets_stay_in_their_file(arrays):
   images = load_images(Deep(arrays(40)), 16, progress=False)
-  span = streaming.Span(images, lambda step: np.arange(8, dtype=np.int32) + step, np.arange(8), 0, 6)
+  span = streaming.Span(
+    images, lambda step: np.arange(8, dtype=np.int32) + step, np.arange(8), 0, 6
+  )
   block = span.block()
   np.testing.assert_array_equal(block.rows, np.arange(8) + np.arange(6)[:, None])
   np.testing.assert_array_equal(block.pixels, np.asarray(images.pixels)[block.rows])

@@ -45,8 +45,9 @@ class Mixed:
 
   def __init__(self, source):
     self._source, self.table, n = source, source.table, len(source)
-    self.info = dataclasses.replace(source.info, fingerprint="mixed", parts=(
-      Part("a", n // 3, 2.0), Part("b", n - n // 3, 1.0)))
+    self.info = dataclasses.replace(
+      source.info, fingerprint="mixed", parts=(Part("a", n // 3, 2.0), Part("b", n - n // 3, 1.0))
+    )
 
   def __len__(self):
     return len(self._source)
@@ -57,7 +58,8 @@ class Mixed:
       return record
     window = (400.0, 3000.5) if i % 3 == 1 else None
     return dataclasses.replace(
-      record, image=record.image.astype(np.uint16) * 13 + 7 * np.uint16(i), window=window)
+      record, image=record.image.astype(np.uint16) * 13 + 7 * np.uint16(i), window=window
+    )
 
 
 def digest(array):
@@ -91,7 +93,8 @@ def batches(loader):
 def report(mesh, storage, cache):
   source = open_source("phantom", n=45, size=40)
   loader = Loader(
-    source, 16, 7, mesh, size=24, storage=storage, cache_dir=cache, masks=True, progress=False)
+    source, 16, 7, mesh, size=24, storage=storage, cache_dir=cache, masks=True, progress=False
+  )
   found = {"batches": batches(loader), "n": loader.num_examples}
   if storage == "resident":
     pixels = loader.data["pixels"]
@@ -104,8 +107,7 @@ def report(mesh, storage, cache):
 
 def mixed(mesh, storage, cache):
   source = Mixed(open_source("phantom", n=45, size=40))
-  loader = Loader(
-    source, 16, 7, mesh, size=24, storage=storage, cache_dir=cache, progress=False)
+  loader = Loader(source, 16, 7, mesh, size=24, storage=storage, cache_dir=cache, progress=False)
   assert loader.bits == 16
   if storage == "resident":
     assert loader.data["pixels"].dtype == np.uint16
@@ -114,11 +116,24 @@ def mixed(mesh, storage, cache):
 
 def spoilt(mesh, cache):
   source = Spoilt(open_source("phantom", n=45, size=40))
-  loader = Loader(source, 16, 7, mesh, size=24, storage="resident", cache_dir=cache,
-                  on_bad_image="skip", progress=False)
-  result = {"n": loader.num_examples, "skipped": [name for name, _ in loader.skipped],
-            "batches": batches(loader), "reads": len(source.reads),
-            "seen": sorted(set(loader.indices(0, 6).ravel().tolist()))}
+  loader = Loader(
+    source,
+    16,
+    7,
+    mesh,
+    size=24,
+    storage="resident",
+    cache_dir=cache,
+    on_bad_image="skip",
+    progress=False,
+  )
+  result = {
+    "n": loader.num_examples,
+    "skipped": [name for name, _ in loader.skipped],
+    "batches": batches(loader),
+    "reads": len(source.reads),
+    "seen": sorted(set(loader.indices(0, 6).ravel().tolist())),
+  }
   try:
     Loader(source, 16, 7, mesh, size=24, storage="resident", cache_dir=cache, progress=False)
   except UserError as error:

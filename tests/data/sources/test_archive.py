@@ -11,8 +11,14 @@ from cxrjax.core.errors import UserError
 from cxrjax.data.sources import archive
 
 FILES = {"set/a/1.png": b"one" * 300, "set/b/2.png": b"two" * 300, "set/list.csv": b"x,y\n"}
-JUNK = {"__MACOSX/set/a/._1.png": b"?", "set/.DS_Store": b"?", "set/a/Thumbs.db": b"?",
-        "set/.ipynb_checkpoints/1.png": b"?", "set/a/._1.png": b"?", "set/desktop.ini": b"?"}
+JUNK = {
+  "__MACOSX/set/a/._1.png": b"?",
+  "set/.DS_Store": b"?",
+  "set/a/Thumbs.db": b"?",
+  "set/.ipynb_checkpoints/1.png": b"?",
+  "set/a/._1.png": b"?",
+  "set/desktop.ini": b"?",
+}
 
 
 def write_zip(path, files):
@@ -44,8 +50,10 @@ def packed(tmp_path):
 def test_all_kinds_read_alike(packed, tmp_path):
   folder = tmp_path / "unpacked"
   zipfile.ZipFile(packed).extractall(folder)
-  tars = [write_tar(tmp_path / f"set.{end}", FILES | JUNK)
-          for end in ("tar", "tar.gz", "tgz", "tar.xz", "tar.bz2")]
+  tars = [
+    write_tar(tmp_path / f"set.{end}", FILES | JUNK)
+    for end in ("tar", "tar.gz", "tgz", "tar.xz", "tar.bz2")
+  ]
   for path in (packed, folder, *tars):
     with archive.Archive(path) as opened:
       assert opened.names == tuple(sorted(FILES))
@@ -76,8 +84,15 @@ def test_a_pass_given_up_leaves_no_half_list(tmp_path):
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 def test_names_that_lead_out_and_names_that_come_twice(tmp_path, kind):
   path = tmp_path / f"x.{kind}"
-  names = ["a.png", "../../evil.png", "/etc/evil.png", "b/../../evil.png", "C:\\evil.png",
-           "b/../c.png", "./d.png"]
+  names = [
+    "a.png",
+    "../../evil.png",
+    "/etc/evil.png",
+    "b/../../evil.png",
+    "C:\\evil.png",
+    "b/../c.png",
+    "./d.png",
+  ]
   if kind == "zip":
     with zipfile.ZipFile(path, "w") as opened:
       for name in [*names, "a.png"]:
@@ -127,8 +142,10 @@ def test_cut_short(tmp_path, kind):
     if n >= len(whole):
       continue
     path.write_bytes(whole[:n])
-    with pytest.raises(UserError, match=f"set.{kind}.*(damaged|not a whole .*).*download") as e, \
-         archive.Archive(path) as opened:
+    with (
+      pytest.raises(UserError, match=f"set.{kind}.*(damaged|not a whole .*).*download") as e,
+      archive.Archive(path) as opened,
+    ):
       _ = opened.names
       dict(opened.members())
     assert "\n" not in str(e.value)
@@ -157,7 +174,7 @@ def test_a_tar_cut_between_two_files(tmp_path):
 def test_damaged_member(packed):
   data = bytearray(packed.read_bytes())
   at = data.index(b"oneone")
-  data[at:at + 6] = b"xxxxxx"
+  data[at : at + 6] = b"xxxxxx"
   packed.write_bytes(data)
   with archive.Archive(packed) as opened, pytest.raises(UserError, match=r"1.png in it is damaged"):
     opened.read("set/a/1.png")
@@ -179,8 +196,10 @@ def test_zip_bombs(tmp_path, monkeypatch):
       (tmp_path / "x" / "a.png").write_bytes(b"1" * 5001)
     else:
       write(tmp_path / name, {"a.png": b"1" * 5001})
-    with archive.Archive(tmp_path / name, max_bytes=5000) as opened, \
-         pytest.raises(UserError, match=r"a.png in it has 5,001 bytes; at most 5,000 are read"):
+    with (
+      archive.Archive(tmp_path / name, max_bytes=5000) as opened,
+      pytest.raises(UserError, match=r"a.png in it has 5,001 bytes; at most 5,000 are read"),
+    ):
       dict(opened.members())
 
 
@@ -193,7 +212,7 @@ def test_a_zip_that_lies_about_sizes(tmp_path):
   size = (1_000_000).to_bytes(4, "little")
   while size in data:
     at = data.index(size)
-    data[at:at + 4] = (10).to_bytes(4, "little")
+    data[at : at + 4] = (10).to_bytes(4, "little")
   path.write_bytes(data)
   with archive.Archive(path) as opened, pytest.raises(UserError, match="damaged"):
     opened.read("a.png")
@@ -219,8 +238,13 @@ def test_archives_in_a_folder_read_as_folders(tmp_path):
   (folder / "2").mkdir()
   (folder / "2" / "c.png").write_bytes(b"2c")
   expected = {"0/a.png": b"0a", "1/images/b.png": b"1b", "2/c.png": b"2c"}
-  for path in (folder, write_zip(tmp_path / "set.zip", {
-      "2/c.png": b"2c", "0.zip": (folder / "0.zip").read_bytes(), "1/images/b.png": b"1b"})):
+  for path in (
+    folder,
+    write_zip(
+      tmp_path / "set.zip",
+      {"2/c.png": b"2c", "0.zip": (folder / "0.zip").read_bytes(), "1/images/b.png": b"1b"},
+    ),
+  ):
     with archive.Archive(path, nested=True) as opened:
       assert opened.names == tuple(expected)
       assert {name: opened.read(name) for name in opened.names} == expected
@@ -232,7 +256,7 @@ def test_archives_in_a_folder_read_as_folders(tmp_path):
 
 
 def test_rows(tmp_path):
-  text = b"\xef\xbb\xbfid,age,\r\nx,3,\r\n\"y,\r\nz\",4\r\n"
+  text = b'\xef\xbb\xbfid,age,\r\nx,3,\r\n"y,\r\nz",4\r\n'
   path = write_zip(tmp_path / "x.zip", {"a.csv": text, "b.csv.gz": gzip.compress(text)})
   with archive.Archive(path) as opened:
     for name in ("a.csv", "b.csv.gz"):
@@ -243,13 +267,21 @@ def test_rows(tmp_path):
       list(archive.rows(opened, "a.csv", ("ages",)))
 
 
-@pytest.mark.parametrize("data, word", [
-  (b"id,age\nx\n", "line 2 has not as many"), (b"id,age\nx,1,2\n", "line 2 has not as many"),
-  (b"id,age\n\xff,1\n", "not text in UTF-8"), (b"", "no column 'id'"),
-  (b"id,age\n" + b"x" * 200_000 + b",1\n", "is no CSV")])
+@pytest.mark.parametrize(
+  "data, word",
+  [
+    (b"id,age\nx\n", "line 2 has not as many"),
+    (b"id,age\nx,1,2\n", "line 2 has not as many"),
+    (b"id,age\n\xff,1\n", "not text in UTF-8"),
+    (b"", "no column 'id'"),
+    (b"id,age\n" + b"x" * 200_000 + b",1\n", "is no CSV"),
+  ],
+)
 def test_rows_of_a_damaged_csv(tmp_path, data, word):
-  with archive.Archive(write_zip(tmp_path / "x.zip", {"a.csv": data})) as opened, \
-       pytest.raises(UserError, match=word):
+  with (
+    archive.Archive(write_zip(tmp_path / "x.zip", {"a.csv": data})) as opened,
+    pytest.raises(UserError, match=word),
+  ):
     list(archive.rows(opened, "a.csv", ("id", "age")))
 
 

@@ -41,9 +41,13 @@ def test_each_file_is_read_once_and_a_missing_one_again():
 
 def test_headers_of_dicom_files_are_read_on_the_way(texture):
   pixels = texture(20, 20)
-  contents = [encode_dicom(pixels), encode_dicom(pixels, PatientID="other", PatientSex="M",
-                                                 ViewPosition="LL", PatientAge=None),
-              encode_dicom(pixels, Modality="CT"), b"no image", encode_dicom(pixels)[:140]]
+  contents = [
+    encode_dicom(pixels),
+    encode_dicom(pixels, PatientID="other", PatientSex="M", ViewPosition="LL", PatientAge=None),
+    encode_dicom(pixels, Modality="CT"),
+    b"no image",
+    encode_dicom(pixels)[:140],
+  ]
   facts, learn = facts_of(contents)
   learn(range(5))
   assert [file_hashes.SEXES[c] for c in facts.sex_codes] == ["F", "M", "", "", ""]

@@ -22,8 +22,9 @@ def tree(tmp_path, encode, texture):
       path = root / name
       path.parent.mkdir(parents=True, exist_ok=True)
       form = "JPEG" if name.lower().endswith(("jpg", "jpeg")) else "PNG"
-      path.write_bytes(encode(texture(24, 30, seed=zlib.crc32(name.encode())), form)
-                       if data is None else data)
+      path.write_bytes(
+        encode(texture(24, 30, seed=zlib.crc32(name.encode())), form) if data is None else data
+      )
     return root
 
   return make
@@ -41,8 +42,12 @@ def test_classes_from_folders(tree):
   root = tree("b/1.png", "a/2.jpg", "a/deep/3.JPEG", "b/4.png")
   found = source(root)
   assert found.info.classes == ("a", "b") and found.info.exclusive
-  assert table(found) == {"a/2.jpg": [1, 0], "a/deep/3.JPEG": [1, 0], "b/1.png": [0, 1],
-                          "b/4.png": [0, 1]}
+  assert table(found) == {
+    "a/2.jpg": [1, 0],
+    "a/deep/3.JPEG": [1, 0],
+    "b/1.png": [0, 1],
+    "b/4.png": [0, 1],
+  }
   assert found[0].image.shape == (24, 30, 1) and found[0].id == "a/2.jpg"
   with pytest.raises(IndexError):
     found[4]
@@ -50,8 +55,11 @@ def test_classes_from_folders(tree):
 
 def test_split_folders_under_any_wrapping(tree):
   for wrap in ("", "archive/inner/"):
-    root = tree(*(f"{wrap}{s}/{c}/{i}.png" for s in ("Train", "valid", "test") for c in "ab"
-                  for i in range(2)))
+    root = tree(
+      *(
+        f"{wrap}{s}/{c}/{i}.png" for s in ("Train", "valid", "test") for c in "ab" for i in range(2)
+      )
+    )
     found = source(root, "val")
     assert found.info.splits == {"train": 4, "val": 4, "test": 4} and len(found) == 4
     assert found.info.classes == ("a", "b")
@@ -111,7 +119,9 @@ def test_csv_with_class_names(tree):
   root = tree("x/1.png", "x/2.png", "y/3.png", "y/unlisted.png")
   (root / "list.csv").write_text(
     "\ufeffPath,Label,Who,Split,Where\nx/1.png,sick,anna,train,north\n2,well,bert,validation,\n"
-    "3.png,,bert,test,south\n", encoding="utf-8")
+    "3.png,,bert,test,south\n",
+    encoding="utf-8",
+  )
   found = source(root, csv="list.csv", patient_column="Who", site_column="Where")
   assert found.info.classes == ("sick", "well") and found.info.exclusive
   assert found.table.ids == ("x/1.png", "x/2.png", "y/3.png")
@@ -139,7 +149,8 @@ def test_images_that_only_the_csv_or_only_the_folder_has_are_counted(tree):
   found = source(root, csv="list.csv")
   assert found.table.ids == ("1.png", "2.png")
   assert found.info.skipped == (
-    ("gone.png", "it is not there, though line 3 of list.csv lists it"),)
+    ("gone.png", "it is not there, though line 3 of list.csv lists it"),
+  )
   notes = " ".join(found.info.notes)
   assert "1 images that list.csv lists are not there (the first: gone.png)" in notes
   assert "2 images are not listed in list.csv (the first: extra/3.png)" in notes
@@ -151,8 +162,9 @@ def test_images_that_only_the_csv_or_only_the_folder_has_are_counted(tree):
     source(root, csv="list.csv")
 
 
-@pytest.mark.parametrize("data, reason", [
-  (b"", "0 bytes"), (b"some text", "not a PNG, JPEG, TIFF, DICOM")])
+@pytest.mark.parametrize(
+  "data, reason", [(b"", "0 bytes"), (b"some text", "not a PNG, JPEG, TIFF, DICOM")]
+)
 def test_a_bad_file_is_named(tree, data, reason):
   root = tree("a/1.png", "b/2.png")
   tree("b/bad.png", data=data)
@@ -160,14 +172,23 @@ def test_a_bad_file_is_named(tree, data, reason):
     load_images(source(root), 16, progress=False)
 
 
-@pytest.mark.parametrize("text, options, word", [
-  ("file,label\n1.png,a\n", {"label_columns": "lable"}, "did you mean 'label'"),
-  ("file,label\n1.png,a\n", {"path_column": "pth"}, "path_column='pth' is no column"),
-  ("picture,label\n1.png,a\n", {}, "path_column, or a keyword of DICOM .*columns: picture, label"),
-  ("file,label\n1.png,a\n1.png,b\n", {}, "line 3 names 1.png again .first on line 2"),
-  ("file,x,y\n1.png,1,2\n", {"label_columns": ("x", "y")}, "line 2: y='2'"),
-  ("file,label,who\n1.png,a,\n", {"patient_column": "who"}, "line 2 has no 'who'"),
-  ("file,label\n,a\n", {}, "line 2 names no image"), ("file,label\n", {}, "has no rows")])
+@pytest.mark.parametrize(
+  "text, options, word",
+  [
+    ("file,label\n1.png,a\n", {"label_columns": "lable"}, "did you mean 'label'"),
+    ("file,label\n1.png,a\n", {"path_column": "pth"}, "path_column='pth' is no column"),
+    (
+      "picture,label\n1.png,a\n",
+      {},
+      "path_column, or a keyword of DICOM .*columns: picture, label",
+    ),
+    ("file,label\n1.png,a\n1.png,b\n", {}, "line 3 names 1.png again .first on line 2"),
+    ("file,x,y\n1.png,1,2\n", {"label_columns": ("x", "y")}, "line 2: y='2'"),
+    ("file,label,who\n1.png,a,\n", {"patient_column": "who"}, "line 2 has no 'who'"),
+    ("file,label\n,a\n", {}, "line 2 names no image"),
+    ("file,label\n", {}, "has no rows"),
+  ],
+)
 def test_mistakes_in_a_csv(tree, text, options, word):
   root = tree("1.png")
   (root / "list.csv").write_text(text)
@@ -220,10 +241,18 @@ def ward(tmp_path, texture):
     for i in range(3):
       file = root / f"{p}{i}"
       file.parent.mkdir(exist_ok=True)
-      file.write_bytes(encode_dicom(
-        texture(24, 30, seed=3 * p + i).astype(np.uint16) * 16, bits=12, PatientID=f"secret-{p}",
-        PatientSex="FM"[p], PatientAge=f"0{p}1Y", ViewPosition=("PA", "AP", "LL")[i],
-        WindowCenter=2000, WindowWidth=1000))
+      file.write_bytes(
+        encode_dicom(
+          texture(24, 30, seed=3 * p + i).astype(np.uint16) * 16,
+          bits=12,
+          PatientID=f"secret-{p}",
+          PatientSex="FM"[p],
+          PatientAge=f"0{p}1Y",
+          ViewPosition=("PA", "AP", "LL")[i],
+          WindowCenter=2000,
+          WindowWidth=1000,
+        )
+      )
   return root
 
 
@@ -310,7 +339,8 @@ def test_notes_of_files_come_with_their_images(ward, texture):
   for name in ("2", "raw/7"):
     (ward / name).parent.mkdir(exist_ok=True)
     (ward / name).write_bytes(
-      encode_dicom(texture(40, 56, seed=5), PresentationIntentType="FOR PROCESSING"))
+      encode_dicom(texture(40, 56, seed=5), PresentationIntentType="FOR PROCESSING")
+    )
   (ward / "0").write_bytes(b"")
   found = source(ward)
   rows = [found.table.ids.index(name) for name in ("2", "raw/7")]
@@ -320,13 +350,15 @@ def test_notes_of_files_come_with_their_images(ward, texture):
     assert images.notes == (("2", RAW), ("raw/7", RAW))
   some = load_images(found, 16, progress=False, indices=rows[::-1])
   assert some.notes == (("raw/7", RAW), ("2", RAW)) and told(some.notes) == [
-    f"2 of its images: {RAW} (the first: raw/7)"]
+    f"2 of its images: {RAW} (the first: raw/7)"
+  ]
   for storage in ("resident", "streamed"):
     loader = Loader(found, 2, 0, size=16, storage=storage, on_bad_image="skip", progress=False)
     for step in range(len(found)):
       loader[step]
     assert [note.partition(" (the first")[0] for note in loader.notes] == [
-      f"2 of its images: {RAW}"]
+      f"2 of its images: {RAW}"
+    ]
 
 
 def test_dicom_in_a_zip(ward, tmp_path):
@@ -370,9 +402,14 @@ def test_paths_that_begin_above_or_below_the_folder(tree):
     csv(root, "path\np9/train/p0/s0/view1.jpg\n")
 
 
-@pytest.mark.parametrize("path, word", [
-  ("../secret.png", r"leads out of"), ("a/../../secret.png", r"leads out of"),
-  ("/etc/secret.png", "is outside")])
+@pytest.mark.parametrize(
+  "path, word",
+  [
+    ("../secret.png", r"leads out of"),
+    ("a/../../secret.png", r"leads out of"),
+    ("/etc/secret.png", "is outside"),
+  ],
+)
 def test_paths_that_lead_out_of_the_folder(path, word, tree):
   root = tree("1.png")
   shutil.copy(root / "1.png", root.parent / "secret.png")
@@ -382,13 +419,17 @@ def test_paths_that_lead_out_of_the_folder(path, word, tree):
 
 def test_views_ages_and_sexes_of_a_csv(tree):
   root = tree("1.png", "2.png", "3.png")
-  text = ("path,Projection,Years,Gender\n1.png,AP,061Y,Female\n2.png,lateral,7.5,m\n"
-          "3.png,,,unknown\n")
+  text = (
+    "path,Projection,Years,Gender\n1.png,AP,061Y,Female\n2.png,lateral,7.5,m\n3.png,,,unknown\n"
+  )
   found = csv(root, text, view_column="Projection", age_column="Years", sex_column="Gender")
   assert found.table.views == ("AP", "L", "") and found.table.sexes == ("F", "M", "")
   np.testing.assert_array_equal(found.table.ages, np.float32([61, 7.5, np.nan]))
-  for option, name, bad in (("view_column", "Projection", "AP"), ("age_column", "Years", "061Y"),
-                            ("sex_column", "Gender", "Female")):
+  for option, name, bad in (
+    ("view_column", "Projection", "AP"),
+    ("age_column", "Years", "061Y"),
+    ("sex_column", "Gender", "Female"),
+  ):
     with pytest.raises(UserError, match=rf"line 2: .*{option} has 'what'"):
       csv(root, text.replace(bad, "what"), **{option: name})
   guessed = csv(root, text.replace("Years", "age").replace("061Y", "what"))
@@ -409,8 +450,11 @@ def test_a_policy_that_is_none(tree):
 
 def test_semicolons_tabs_quotes_and_blank_lines(tree):
   root = tree("1.png", "2.png")
-  for text in ("path;label;note\n1.png;a;1,5\n\n2.png;b;\n", "path\tlabel\n1.png\ta\n2.png\tb\n",
-               'path,label,note\n"1.png",a,"two\nlines, one cell"\n2.png,b,\n\n'):
+  for text in (
+    "path;label;note\n1.png;a;1,5\n\n2.png;b;\n",
+    "path\tlabel\n1.png\ta\n2.png\tb\n",
+    'path,label,note\n"1.png",a,"two\nlines, one cell"\n2.png,b,\n\n',
+  ):
     found = csv(root, text)
     assert found.table.ids == ("1.png", "2.png") and found.info.classes == ("a", "b")
   with pytest.raises(UserError, match=r"list.csv line 4 has 1 fields, the header 3"):

@@ -24,9 +24,15 @@ def export(tmp_path, texture):
     for s in range(2):
       file = root / f"{990100 + p}" / f"2021030{s}" / "1" / f"IM{p}{s}_{990100 + p}.dcm"
       file.parent.mkdir(parents=True)
-      file.write_bytes(encode_dicom(
-        texture(24, 30, seed=2 * p + s), PatientID=f"{990100 + p}", PatientName=f"DOE{p}^JANE",
-        AccessionNumber=f"ACC{p}{s}", StudyInstanceUID=f"1.2.{p}.{s}"))
+      file.write_bytes(
+        encode_dicom(
+          texture(24, 30, seed=2 * p + s),
+          PatientID=f"{990100 + p}",
+          PatientName=f"DOE{p}^JANE",
+          AccessionNumber=f"ACC{p}{s}",
+          StudyInstanceUID=f"1.2.{p}.{s}",
+        )
+      )
   return root
 
 
@@ -41,15 +47,18 @@ def test_patients_folders_are_no_classes_and_their_numbers_are_not_shown(export,
   assert len(set(found.table.patients) - {""}) == 4 and found.table.ids[-1] == "patient4/bad.dcm"
   assert noted(found, "4 folders that could be classes are of one patient each")
   assert "data.csv" in found.info.advice
-  assert found.table.ids[:2] == ("patient1/20210300/1/IM00_patient1.dcm",
-                                 "patient1/20210301/1/IM01_patient1.dcm")
+  assert found.table.ids[:2] == (
+    "patient1/20210300/1/IM00_patient1.dcm",
+    "patient1/20210301/1/IM01_patient1.dcm",
+  )
   said = json.dumps([found.info.notes, found.info.skipped, found.table.ids, found.info.advice])
   assert noted(found, "patient3/patient3.csv is not read")
   assert noted(found, "patient4.zip was not looked into")
   assert "9901" not in said and "such as patient2/notes.txt" in said
   (key,) = cache.rglob("*.names.csv")  # for the user's own eyes
   assert "patient1/20210300/1/IM00_patient1.dcm,990100/20210300/1/IM00_990100.dcm" in (
-    key.read_text())
+    key.read_text()
+  )
   assert key.stat().st_mode & 0o077 == 0
   assert open_source(f"folder:{export}", split="all").table.ids == found.table.ids
   pixels = pydicom.dcmread(sorted(export.rglob("*.dcm"))[3]).pixel_array
@@ -62,9 +71,11 @@ def test_what_a_table_lists_and_is_not_there_may_be_of_anybody(export):
   (export / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
   found = open_source(f"folder:{export}", split="all", csv="list.csv")
   assert found.info.skipped == (
-    ("a path on line 10", "it is not there, though line 10 of list.csv lists it"),)
+    ("a path on line 10", "it is not there, though line 10 of list.csv lists it"),
+  )
   assert noted(found, "the first: a path on line 10") and "9901" not in json.dumps(
-    [found.info.notes, found.info.skipped, found.table.ids])
+    [found.info.notes, found.info.skipped, found.table.ids]
+  )
 
 
 def test_a_folder_that_is_called_by_a_patients_number_is_no_class(export):
@@ -80,8 +91,11 @@ def test_a_folder_that_is_called_by_a_patients_number_is_no_class(export):
 def test_names_in_paths_are_not_shown(tmp_path, texture):
   for p, name in enumerate(("Doe_Jane", "Roe_Richard")):
     (tmp_path / "x" / "a" / name).mkdir(parents=True)
-    (tmp_path / "x" / "a" / name / "1.dcm").write_bytes(encode_dicom(
-      texture(20, 20, seed=p), PatientID=f"77700{p}", PatientName=name.replace("_", "^").upper()))
+    (tmp_path / "x" / "a" / name / "1.dcm").write_bytes(
+      encode_dicom(
+        texture(20, 20, seed=p), PatientID=f"77700{p}", PatientName=name.replace("_", "^").upper()
+      )
+    )
   found = open_source(f"folder:{tmp_path / 'x'}", split="all")
   assert found.table.ids == ("a/patient1/1.dcm", "a/patient2/1.dcm")
 
@@ -89,8 +103,9 @@ def test_names_in_paths_are_not_shown(tmp_path, texture):
 def test_classes_of_one_patient_are_told(tmp_path, texture):
   for k, (name, patient) in enumerate((("a", 1), ("a", 2), ("b", 3), ("b", 3))):
     (tmp_path / "x" / name).mkdir(parents=True, exist_ok=True)
-    (tmp_path / "x" / name / f"{k}.dcm").write_bytes(encode_dicom(
-      texture(20, 20, seed=k), PatientID=f"secret{patient}"))
+    (tmp_path / "x" / name / f"{k}.dcm").write_bytes(
+      encode_dicom(texture(20, 20, seed=k), PatientID=f"secret{patient}")
+    )
   found = open_source(f"folder:{tmp_path / 'x'}", split="all")
   assert found.info.classes == ("a", "b")
   assert noted(found, "1 of 2 classes are of one patient each, such as 'b'")
@@ -104,9 +119,14 @@ def test_many_small_class_folders_are_told_of_where_patients_are_unknown(tmp_pat
   assert noted(found, "9 of 9 class folders hold fewer than 5 images", "data.patient_regex")
 
 
-@pytest.mark.parametrize("keyword, value", [
-  ("AccessionNumber", lambda p, s: f"ACC{p}{s}"), ("StudyInstanceUID", lambda p, s: f"1.2.{p}.{s}"),
-  ("PatientID", lambda p, s: f"{990100 + p}")])
+@pytest.mark.parametrize(
+  "keyword, value",
+  [
+    ("AccessionNumber", lambda p, s: f"ACC{p}{s}"),
+    ("StudyInstanceUID", lambda p, s: f"1.2.{p}.{s}"),
+    ("PatientID", lambda p, s: f"{990100 + p}"),
+  ],
+)
 def test_labels_by_what_headers_say(export, keyword, value, cache):
   rows = {value(p, s): "ab"[p % 2] for p in range(4) for s in range(2)}
   text = f"{keyword},label\n" + "".join(f"{k},{v}\n" for k, v in rows.items())
@@ -121,7 +141,8 @@ def test_labels_by_what_headers_say(export, keyword, value, cache):
   with pytest.raises(UserError, match=rf"no column that is called {keyword}; name .*key_column"):
     open_source(f"folder:{export}", split="all", csv="list.csv", key=keyword)
   found = open_source(
-    f"folder:{export}", split="all", csv="list.csv", key=keyword, key_column="number")
+    f"folder:{export}", split="all", csv="list.csv", key=keyword, key_column="number"
+  )
   assert len(found) == 8
 
 
@@ -132,17 +153,32 @@ def test_rows_and_images_that_do_not_meet_are_told_without_their_values(export):
   assert noted(found, "6 images are not listed") and "ACC" not in json.dumps(found.info.notes)
 
 
-@pytest.mark.parametrize("text, key, word", [
-  ("a,b\n1,2\n", "AccesionNumber", "no keyword of DICOM; did you mean 'AccessionNumber'"),
-  ("AccessionNumber,label\nACC00,a\nACC00,b\n", "AccessionNumber",
-   "line 3 has the AccessionNumber of line 2"),
-  ("AccessionNumber,label\nX,a\n", "AccessionNumber",
-   "no AccessionNumber of the 8 DICOM files .* is in")])
+@pytest.mark.parametrize(
+  "text, key, word",
+  [
+    ("a,b\n1,2\n", "AccesionNumber", "no keyword of DICOM; did you mean 'AccessionNumber'"),
+    (
+      "AccessionNumber,label\nACC00,a\nACC00,b\n",
+      "AccessionNumber",
+      "line 3 has the AccessionNumber of line 2",
+    ),
+    (
+      "AccessionNumber,label\nX,a\n",
+      "AccessionNumber",
+      "no AccessionNumber of the 8 DICOM files .* is in",
+    ),
+  ],
+)
 def test_mistakes_with_keys(export, text, key, word):
   (export / "list.csv").write_text(text)
   with pytest.raises(UserError, match=word) as caught:
-    open_source(f"folder:{export}", split="all", csv="list.csv", key=key,
-                **({"key_column": "a"} if text.startswith("a,b") else {}))
+    open_source(
+      f"folder:{export}",
+      split="all",
+      csv="list.csv",
+      key=key,
+      **({"key_column": "a"} if text.startswith("a,b") else {}),
+    )
   assert "ACC" not in str(caught.value)
 
 

@@ -29,8 +29,9 @@ def reads(monkeypatch):
   monkeypatch.setattr(file_hashes, "FRESH", 0)
   seen = []
   real = Index.open
-  monkeypatch.setattr(Index, "open", lambda self, row: seen.append(self.paths[row]) or real(
-    self, row))
+  monkeypatch.setattr(
+    Index, "open", lambda self, row: seen.append(self.paths[row]) or real(self, row)
+  )
   return seen
 
 
@@ -52,25 +53,64 @@ def images(index):
 
 def test_files_by_extension_in_any_case_and_dicom_by_its_first_bytes(root, encode, texture):
   picture, medical = encode(texture(20, 20)), encode_dicom(texture(20, 20))
-  write(root, {"a/1.PNG": picture, "a/2.bmp": picture, "3.Dicom": medical, "IM0001": medical,
-               "1.2.840.55": medical, "README": b"read me", "DICOMDIR": medical, ".hidden": medical,
-               "notes.txt": b"", "__MACOSX/4.png": picture, ".git/5.png": picture, "6": b"DICM"})
+  write(
+    root,
+    {
+      "a/1.PNG": picture,
+      "a/2.bmp": picture,
+      "3.Dicom": medical,
+      "IM0001": medical,
+      "1.2.840.55": medical,
+      "README": b"read me",
+      "DICOMDIR": medical,
+      ".hidden": medical,
+      "notes.txt": b"",
+      "__MACOSX/4.png": picture,
+      ".git/5.png": picture,
+      "6": b"DICM",
+    },
+  )
   index = Index(root)
   assert images(index) == ["1.2.840.55", "3.Dicom", "IM0001", "a/1.PNG", "a/2.bmp"]
   assert [int(index.kinds[row]) for row in index.images] == [1, 1, 1, 0, 0]
   assert [(o.kind, len(o.paths), o.paths[0]) for o in index.others] == [
-    ("hidden", 2, ".git/"), ("without extension", 2, "6"), (".txt", 1, "notes.txt"),
-    ("DICOMDIR", 1, "DICOMDIR")]
+    ("hidden", 2, ".git/"),
+    ("without extension", 2, "6"),
+    (".txt", 1, "notes.txt"),
+    ("DICOMDIR", 1, "DICOMDIR"),
+  ]
 
 
 def test_every_name_of_an_image_is_known(root, encode, texture):
   picture, medical = encode(texture(20, 20)), encode_dicom(texture(20, 20))
-  kinds = ("jfif", "jpe", "jpg", "jpeg", "png", "tif", "tiff", "bmp", "webp", "gif", "jp2", "j2k",
-           "pgm", "ppm")
+  kinds = (
+    "jfif",
+    "jpe",
+    "jpg",
+    "jpeg",
+    "png",
+    "tif",
+    "tiff",
+    "bmp",
+    "webp",
+    "gif",
+    "jp2",
+    "j2k",
+    "pgm",
+    "ppm",
+  )
   bare = medical[132:]  # neither preamble nor the letters that follow it
-  write(root, {f"{i:02d}.{kind}": picture for i, kind in enumerate(kinds)} | {
-    "20.ima": medical, "21.dic": medical, "22.dcm.gz": gzip.compress(medical), "23": bare,
-    "1.2.840.113.5": bare})
+  write(
+    root,
+    {f"{i:02d}.{kind}": picture for i, kind in enumerate(kinds)}
+    | {
+      "20.ima": medical,
+      "21.dic": medical,
+      "22.dcm.gz": gzip.compress(medical),
+      "23": bare,
+      "1.2.840.113.5": bare,
+    },
+  )
   index = Index(root)
   assert len(images(index)) == len(kinds) + 5 and not index.others
   assert int((index.kinds[index.images] == 1).sum()) == 5
@@ -109,8 +149,17 @@ def test_what_changed_is_noticed_and_only_that_is_read_again(root, reads):
   write(root, {"4/added.png": b"added"})
   index, seen = look()
   assert seen == ["0/0.png", "1/1.png", "2/new.png", "4/added.png"]
-  assert images(index) == ["0/0.png", "0/6.png", "1/1.png", "1/4.png", "1/7.png", "2/5.png",
-                           "2/8.png", "2/new.png", "4/added.png"]
+  assert images(index) == [
+    "0/0.png",
+    "0/6.png",
+    "1/1.png",
+    "1/4.png",
+    "1/7.png",
+    "2/5.png",
+    "2/8.png",
+    "2/new.png",
+    "4/added.png",
+  ]
   assert not (index.facts.digests[0] == first.facts.digests[0]).all()
 
   (root / "0" / "0.png").write_bytes(b"changed in place")
@@ -137,7 +186,8 @@ def test_a_file_in_the_place_of_another_of_the_same_size_and_time(root, tmp_path
 
 
 def test_a_file_that_was_listed_just_after_it_was_written_is_read_once_more(
-    root, reads, monkeypatch):
+  root, reads, monkeypatch
+):
   monkeypatch.setattr(file_hashes, "FRESH", 10**18)
   write(root, {"1.png": b"1", "name": b"no image"})
   pack(root / "x.zip", {"2.png": b"2"})
@@ -236,8 +286,12 @@ def test_a_folder_that_may_not_be_listed(root, monkeypatch):
 
 
 def test_a_zip_is_a_folder(root, tmp_path, encode, texture, reads):
-  files = {f"{s}/{c}/{i}.png": encode(texture(20, 20, seed=i)) for s in ("train", "test")
-           for c in "ab" for i in range(2)}
+  files = {
+    f"{s}/{c}/{i}.png": encode(texture(20, 20, seed=i))
+    for s in ("train", "test")
+    for c in "ab"
+    for i in range(2)
+  }
   write(root, files)
   packed = tmp_path / "set.zip"
   pack(packed, files)
@@ -257,34 +311,63 @@ def test_zips_below_a_folder(root, encode, texture):
   picture = encode(texture(20, 20))
   write(root, {"val/a/1.png": picture, "unpacked/a/1.png": picture})
   pack(root / "train.zip", {"a/1.png": picture, "b/2.png": picture, "__MACOSX/b/._2.png": b"x"})
-  pack(root / "val" / "b.ZIP", {"deep/3.png": picture, "notes.txt": b"x", "IM1": encode_dicom(
-    texture(20, 20)), "README": b"x"})
+  pack(
+    root / "val" / "b.ZIP",
+    {
+      "deep/3.png": picture,
+      "notes.txt": b"x",
+      "IM1": encode_dicom(texture(20, 20)),
+      "README": b"x",
+    },
+  )
   pack(root / "unpacked.zip", {"a/1.png": picture})
   for _ in range(2):  # afresh, and from memory
     index = Index(root)
-    assert images(index) == ["train/a/1.png", "train/b/2.png", "unpacked/a/1.png", "val/a/1.png",
-                             "val/b/IM1", "val/b/deep/3.png"]
+    assert images(index) == [
+      "train/a/1.png",
+      "train/b/2.png",
+      "unpacked/a/1.png",
+      "val/a/1.png",
+      "val/b/IM1",
+      "val/b/deep/3.png",
+    ]
     assert index.notes == [
-      ("unpacked.zip", " was not looked into: a folder beside it has its name")]
-    assert [index.read(row) == picture for row in index.images.tolist()] == [
-      True] * 4 + [False, True]
+      ("unpacked.zip", " was not looked into: a folder beside it has its name")
+    ]
+    assert [index.read(row) == picture for row in index.images.tolist()] == [True] * 4 + [
+      False,
+      True,
+    ]
   (root / "train.zip").unlink()
   assert images(Index(root))[:2] == ["unpacked/a/1.png", "val/a/1.png"]
 
 
 def test_what_a_zip_must_not_do(root, tmp_path, encode, texture):
   picture = encode(texture(20, 20))
-  pack(tmp_path / "x.zip", {"../../out.png": picture, "/etc/abs.png": picture, "in.png": picture,
-                            "bomb.bmp": bytes(40 << 20)})
+  pack(
+    tmp_path / "x.zip",
+    {
+      "../../out.png": picture,
+      "/etc/abs.png": picture,
+      "in.png": picture,
+      "bomb.bmp": bytes(40 << 20),
+    },
+  )
   for _ in range(2):
     index = Index(tmp_path / "x.zip")
     assert images(index) == ["bomb.bmp", "in.png"]
     assert sorted(name for name, why in index.notes if "leads out of the archive" in why) == [
-      "../../out.png", "/etc/abs.png"]
+      "../../out.png",
+      "/etc/abs.png",
+    ]
   with pytest.raises(decode.BadImage, match="would unpack to 41,943,040 bytes"):
     index.read(0)
-  found = load_images(open_source(f"folder:{tmp_path / 'x.zip'}", split="all"), 16,
-                      progress=False, on_bad_image="skip")
+  found = load_images(
+    open_source(f"folder:{tmp_path / 'x.zip'}", split="all"),
+    16,
+    progress=False,
+    on_bad_image="skip",
+  )
   assert len(found) == 1 and not (tmp_path / "out.png").exists()
 
 

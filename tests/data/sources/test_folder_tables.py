@@ -33,12 +33,19 @@ def noted(found, *words):
   return [note for note in found.info.notes if all(word in note for word in words)]
 
 
-@pytest.mark.parametrize("data", [
-  "path,label\n0.png,a\n1.png,b\n", "\ufeffpath,label\n0.png,a\n1.png,b\n",
-  "path,label\n0.png,a\n1.png,b\n".encode("utf-16"), "path,label\n0.png,a\n1.png,b\n".encode(
-    "utf-16-le"), "path\tlabel\n0.png\ta\n1.png\tb\n".encode("utf-16"),
-  "sep=;\npath;label\n0.png;a\n1.png;b\n", "\n ,\npath,label,\n0.png,a,\n,,\n1.png,b,,,\n\n",
-  "path,label\r0.png,a\r1.png,b\r"])
+@pytest.mark.parametrize(
+  "data",
+  [
+    "path,label\n0.png,a\n1.png,b\n",
+    "\ufeffpath,label\n0.png,a\n1.png,b\n",
+    "path,label\n0.png,a\n1.png,b\n".encode("utf-16"),
+    "path,label\n0.png,a\n1.png,b\n".encode("utf-16-le"),
+    "path\tlabel\n0.png\ta\n1.png\tb\n".encode("utf-16"),
+    "sep=;\npath;label\n0.png;a\n1.png;b\n",
+    "\n ,\npath,label,\n0.png,a,\n,,\n1.png,b,,,\n\n",
+    "path,label\r0.png,a\r1.png,b\r",
+  ],
+)
 def test_what_spreadsheets_write_is_read(root, data):
   found = read(root, data)
   assert found.table.ids == ("0.png", "1.png") and found.info.classes == ("a", "b")
@@ -55,27 +62,42 @@ def test_windows_letters_are_read_and_told(root):
   assert noted(found, "list.csv", "Windows-1252", "save it as CSV in UTF-8")
 
 
-@pytest.mark.parametrize("data, word", [
-  (b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0", "begins as an Excel file does.*save it as CSV in UTF-8"),
-  (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "old Excel .*save it as CSV"),
-  (b"path,label\n0.png,\x81\n", "encoding that is not known .*save it as CSV"),
-  (b"\0\0\1\2\0\0\0\7" * 9, "is no text; save it as CSV"),
-  ("path,label,label\n0.png,a,b\n", "has the column 'label' twice"),
-  ("path,label,class\n0.png,a,b\n", "'label' and 'class', both of which may hold labels"),
-  ("", "has no column that looks like a path")])
+@pytest.mark.parametrize(
+  "data, word",
+  [
+    (
+      b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0",
+      "begins as an Excel file does.*save it as CSV in UTF-8",
+    ),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "old Excel .*save it as CSV"),
+    (b"path,label\n0.png,\x81\n", "encoding that is not known .*save it as CSV"),
+    (b"\0\0\1\2\0\0\0\7" * 9, "is no text; save it as CSV"),
+    ("path,label,label\n0.png,a,b\n", "has the column 'label' twice"),
+    ("path,label,class\n0.png,a,b\n", "'label' and 'class', both of which may hold labels"),
+    ("", "has no column that looks like a path"),
+  ],
+)
 def test_what_is_no_table_says_what_to_do(root, data, word):
   with pytest.raises(UserError, match=word):
     read(root, data)
 
 
 def test_an_excel_file(root):
-  rows = (["path", "label", "patient"], ["0.png", "a", "7"], [], ["1.png", "#N/A", "7"],
-          ["2.png", "b", "8"])
-  cells = "".join("<row>" + "".join(
-    f'<c t="inlineStr"><is><t>{cell}</t></is></c>' for cell in row) + "</row>" for row in rows)
+  rows = (
+    ["path", "label", "patient"],
+    ["0.png", "a", "7"],
+    [],
+    ["1.png", "#N/A", "7"],
+    ["2.png", "b", "8"],
+  )
+  cells = "".join(
+    "<row>" + "".join(f'<c t="inlineStr"><is><t>{cell}</t></is></c>' for cell in row) + "</row>"
+    for row in rows
+  )
   with zipfile.ZipFile(root / "list.xlsx", "w") as made:
-    made.writestr("xl/worksheets/sheet1.xml",
-                  f"<worksheet><sheetData>{cells}</sheetData></worksheet>")
+    made.writestr(
+      "xl/worksheets/sheet1.xml", f"<worksheet><sheetData>{cells}</sheetData></worksheet>"
+    )
   found = open_source(f"folder:{root}", split="all", csv="list.xlsx")
   assert found.table.ids == ("0.png", "1.png", "2.png")
   assert found.table.patients == ("7", "7", "8")
@@ -98,8 +120,11 @@ def test_one_list_of_words_for_unknown(root, word):
 
 def test_words_for_unknown_are_told_with_their_counts(root):
   text = "path,label\n0.png,tb\n1.png,None\n2.png,None\n3.png,NA\n"
-  assert noted(read(root, text), "'None' (2) and 'NA' (1) count as unknown",
-               "if none is a class, call it otherwise")
+  assert noted(
+    read(root, text),
+    "'None' (2) and 'NA' (1) count as unknown",
+    "if none is a class, call it otherwise",
+  )
   assert not noted(read(root, "path,label\n0.png,a\n1.png,b\n2.png,\n"), "count as unknown")
 
 
@@ -118,7 +143,8 @@ def test_columns_that_are_not_used_are_named_with_the_option_that_would(root):
   assert "age" not in note
   assert noted(found, "patients unknown: every image counts")
   assert "data.label_columns=NAME (it has path, diagnosis, reader, hospital, age)" in (
-    found.info.advice)
+    found.info.advice
+  )
   labelled = read(root, "path,diagnosis\n0.png,a\n1.png,b\n", label_columns="diagnosis")
   assert not noted(labelled, "not used") and labelled.info.advice == ""
 
@@ -140,12 +166,20 @@ def test_spellings_that_are_probably_one_are_told_with_their_counts(root):
 
 
 def test_what_spellings_have_in_common():
-  for one, *others in (("7", "7.0", "007", "7."), ("Normal", "normal", " NORMAL "),
-                       ("No Finding", "no_finding"), ("\xdcber", unicodedata.normalize(
-                         "NFD", "\xfcber")), ("0", "00", "0.0")):
+  for one, *others in (
+    ("7", "7.0", "007", "7."),
+    ("Normal", "normal", " NORMAL "),
+    ("No Finding", "no_finding"),
+    ("\xdcber", unicodedata.normalize("NFD", "\xfcber")),
+    ("0", "00", "0.0"),
+  ):
     assert {spelling.fold(x) for x in others} == {spelling.fold(one)}
-  for one, other in (("7", "70"), ("1234567890123456789", "1234567890123456788"), ("7", "7.5"),
-                     ("a1", "a01")):
+  for one, other in (
+    ("7", "70"),
+    ("1234567890123456789", "1234567890123456788"),
+    ("7", "7.5"),
+    ("a1", "a01"),
+  ):
     assert spelling.fold(one) != spelling.fold(other)
 
 
@@ -153,8 +187,9 @@ def test_a_name_whose_letters_are_composed_otherwise_is_found(root, encode, text
   (root / "x").mkdir()
   for k, name in enumerate(("\xdcber.png", "x/\xe4.png")):
     (root / unicodedata.normalize("NFD", name)).write_bytes(encode(texture(24, 30, seed=9 + k)))
-  found = read(root, unicodedata.normalize(
-    "NFC", "path,label\n\xdcber.png,a\n\xe4.png,a\n0.png,b\n"))  # the second without its folder
+  found = read(
+    root, unicodedata.normalize("NFC", "path,label\n\xdcber.png,a\n\xe4.png,a\n0.png,b\n")
+  )  # the second without its folder
   assert len(found) == 3 and not found.info.skipped
 
 
@@ -174,8 +209,10 @@ def test_files_that_are_no_images_are_counted_in_the_remarks(root):
   assert not noted(found, "a table")  # the one that is read
   alone = open_source(f"folder:{root}", split="all")
   assert noted(alone, "no image: 1 .csv (such as list.csv), a table")
-  assert ("data.csv=list.csv, its labels with data.label_columns=NAME and its patients with "
-          "data.patient_column=NAME (it has the columns path, label)") in alone.info.advice
+  assert (
+    "data.csv=list.csv, its labels with data.label_columns=NAME and its patients with "
+    "data.patient_column=NAME (it has the columns path, label)"
+  ) in alone.info.advice
 
 
 def test_a_class_that_only_one_patient_has_is_told(root):

@@ -14,24 +14,39 @@ NAN = np.nan
 
 @pytest.fixture
 def kermany(listed):
-  return listed(["a", "a", "b"], [[1, 0], [0, 1], [NAN, NAN]], ("NORMAL", "PNEUMONIA"),
-                name="kermany", exclusive=True, views=("AP", "", "AP"),
-                splits={"train": 3, "test": 9, "val": 1}, skipped=(("bad.png", "black"),))
+  return listed(
+    ["a", "a", "b"],
+    [[1, 0], [0, 1], [NAN, NAN]],
+    ("NORMAL", "PNEUMONIA"),
+    name="kermany",
+    exclusive=True,
+    views=("AP", "", "AP"),
+    splits={"train": 3, "test": 9, "val": 1},
+    skipped=(("bad.png", "black"),),
+  )
 
 
 @pytest.fixture
 def nih(listed):
-  return listed(["a", ""], [[0, 1, 0], [1, NAN, 0]], ("Effusion", "Pneumonia", "Hernia"),
-                name="nih", sexes=("F", "M"), ages=np.array([30, 40], np.float32),
-                splits={"train": 2, "test": 5})
+  return listed(
+    ["a", ""],
+    [[0, 1, 0], [1, NAN, 0]],
+    ("Effusion", "Pneumonia", "Hernia"),
+    name="nih",
+    sexes=("F", "M"),
+    ages=np.array([30, 40], np.float32),
+    splits={"train": 2, "test": 5},
+  )
 
 
 def test_labels_are_merged_by_name(kermany, nih):
   both = mixture.Pool([kermany, nih])
   assert both.info.classes == ("NORMAL", "PNEUMONIA", "Effusion", "Hernia")
   assert not both.info.exclusive
-  np.testing.assert_array_equal(both.table.labels, [
-    [1, 0, NAN, NAN], [0, 1, NAN, NAN], [NAN, NAN, NAN, NAN], [NAN, 1, 0, 0], [NAN, NAN, 1, 0]])
+  np.testing.assert_array_equal(
+    both.table.labels,
+    [[1, 0, NAN, NAN], [0, 1, NAN, NAN], [NAN, NAN, NAN, NAN], [NAN, 1, 0, 0], [NAN, NAN, 1, 0]],
+  )
   assert "class Pneumonia of nih counts as PNEUMONIA" in both.info.notes
   turned = mixture.Pool([nih, kermany])
   assert turned.info.classes == ("Effusion", "Pneumonia", "Hernia", "NORMAL")
@@ -39,7 +54,9 @@ def test_labels_are_merged_by_name(kermany, nih):
 
 
 def test_classes_can_be_renamed(kermany, nih):
-  both = mixture.Pool([kermany, nih], renames=[{"PNEUMONIA": "Opacity"}, {"Pneumonia": "Infiltrate"}])
+  both = mixture.Pool(
+    [kermany, nih], renames=[{"PNEUMONIA": "Opacity"}, {"Pneumonia": "Infiltrate"}]
+  )
   assert both.info.classes == ("NORMAL", "Opacity", "Effusion", "Infiltrate", "Hernia")
   assert "class PNEUMONIA of kermany counts as Opacity" in both.info.notes
   with pytest.raises(UserError, match=r"source\[1\].rename='Hernai' .*did you mean 'Hernia'"):
@@ -71,8 +88,13 @@ def test_the_same_exclusive_classes_stay_exclusive(listed):
 def test_names_are_qualified_and_the_rest_is_kept(kermany, nih):
   both = mixture.Pool([kermany, nih])
   assert len(both) == len(both.table) == 5
-  assert both.table.ids == ("0:kermany/im0", "0:kermany/im1", "0:kermany/im2", "1:nih/im0",
-                            "1:nih/im1")
+  assert both.table.ids == (
+    "0:kermany/im0",
+    "0:kermany/im1",
+    "0:kermany/im2",
+    "1:nih/im0",
+    "1:nih/im1",
+  )
   assert both.table.patients == ("kermany/a", "kermany/a", "kermany/b", "nih/a", "")
   assert both.table.views == ("AP", "", "AP", "", "")
   assert both.table.sexes == ("", "", "", "F", "M")
@@ -103,9 +125,11 @@ def test_weights_make_parts(kermany, nih):
   both = mixture.Pool([kermany, nih], [1, 3])
   assert both.info.parts == (Part("kermany", 3, 1.0), Part("nih", 2, 3.0))
   assert both.info.notes[-1] == (
-    "a pool of kermany (3 images, 0.25 of those drawn); nih (2 images, 0.75 of those drawn)")
+    "a pool of kermany (3 images, 0.25 of those drawn); nih (2 images, 0.75 of those drawn)"
+  )
   assert mixture.Pool([kermany, nih]).info.notes[-1] == (
-    "a pool of kermany (3 images); nih (2 images)")
+    "a pool of kermany (3 images); nih (2 images)"
+  )
   assert both.info.fingerprint == mixture.Pool([kermany, nih]).info.fingerprint
   assert both.info.fingerprint != mixture.Pool([nih, kermany]).info.fingerprint
   ends = np.cumsum([0, *(p.rows for p in both.info.parts)])

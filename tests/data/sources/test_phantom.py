@@ -23,7 +23,8 @@ def test_is_a_source():
   assert record.image.shape == record.mask.shape == (48, 48, 1)
   assert record.image.dtype == record.mask.dtype == np.uint8
   assert (record.id, record.patient, record.site) == tuple(
-    getattr(source.table, k)[3] for k in ("ids", "patients", "sites"))
+    getattr(source.table, k)[3] for k in ("ids", "patients", "sites")
+  )
   np.testing.assert_array_equal(record.labels, source.table.labels[3])
 
 
@@ -126,8 +127,9 @@ def test_sites_look_different():
 def test_the_shortcut_is_what_was_asked_for():
   def agreement(p):
     table = phantom.Source(n=4000, marker_shortcut=p).table
-    return np.mean([(s == "site1") == bool(y) for s, y in
-                    zip(table.sites, table.labels[:, 1], strict=True)])
+    return np.mean(
+      [(s == "site1") == bool(y) for s, y in zip(table.sites, table.labels[:, 1], strict=True)]
+    )
 
   assert abs(agreement(0.0) - 0.5) < 0.03
   assert abs(agreement(0.6) - 0.8) < 0.03
@@ -135,17 +137,33 @@ def test_the_shortcut_is_what_was_asked_for():
 
 
 def test_fingerprint_tells_drawings_apart():
-  prints = {phantom.Source(**o).info.fingerprint for o in (
-    {}, {"seed": 1}, {"size": 64}, {"sites": 3}, {"opacity_contrast": 0.9},
-    {"marker_shortcut": 0.5}, {"prevalence": 0.2})}
+  prints = {
+    phantom.Source(**o).info.fingerprint
+    for o in (
+      {},
+      {"seed": 1},
+      {"size": 64},
+      {"sites": 3},
+      {"opacity_contrast": 0.9},
+      {"marker_shortcut": 0.5},
+      {"prevalence": 0.2},
+    )
+  }
   assert len(prints) == 7
   assert phantom.Source().info.fingerprint == phantom.Source().info.fingerprint
 
 
-@pytest.mark.parametrize("options, word", [
-  ({"n": 0}, "n=0"), ({"size": 8}, "size=8"), ({"sites": 0}, "sites"),
-  ({"marker_shortcut": 1.5}, "marker_shortcut"), ({"marker_shortcut": 0.5, "sites": 1}, "sites"),
-  ({"split": "tset"}, "valid: train, val, test, all")])
+@pytest.mark.parametrize(
+  "options, word",
+  [
+    ({"n": 0}, "n=0"),
+    ({"size": 8}, "size=8"),
+    ({"sites": 0}, "sites"),
+    ({"marker_shortcut": 1.5}, "marker_shortcut"),
+    ({"marker_shortcut": 0.5, "sites": 1}, "sites"),
+    ({"split": "tset"}, "valid: train, val, test, all"),
+  ],
+)
 def test_bad_options(options, word):
   with pytest.raises(UserError, match=word):
     phantom.Source(**options)

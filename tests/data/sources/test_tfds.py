@@ -56,11 +56,20 @@ def quiet(capfd):
 
 def test_class_labels_patients_sites_and_masks(tmp_path, quiet):
   text = tfds.features.Text
-  build(tmp_path, label=tfds.features.ClassLabel(names=["well", "sick"]), patient=text(),
-        image_id=text(), site=tfds.features.ClassLabel(names=["north", "south"]),
-        mask=tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-        labels=lambda i: {"label": i % 3 - 1, "patient": f"p{i // 2}", "image_id": f"im{i}",
-                          "site": i % 2})
+  build(
+    tmp_path,
+    label=tfds.features.ClassLabel(names=["well", "sick"]),
+    patient=text(),
+    image_id=text(),
+    site=tfds.features.ClassLabel(names=["north", "south"]),
+    mask=tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+    labels=lambda i: {
+      "label": i % 3 - 1,
+      "patient": f"p{i // 2}",
+      "image_id": f"im{i}",
+      "site": i % 2,
+    },
+  )
   source = open_source("tfds:made_up", data_dir=str(tmp_path))
   assert source.info.classes == ("well", "sick") and source.info.exclusive
   assert source.info.splits == {"train": 12, "val": 4}
@@ -79,8 +88,11 @@ def test_class_labels_patients_sites_and_masks(tmp_path, quiet):
 
 def test_sequences_of_classes_are_findings(tmp_path, quiet):
   names = tfds.features.ClassLabel(names=["effusion", "edema", "nodule"])
-  build(tmp_path, findings=tfds.features.Sequence(names),
-        labels=lambda i: {"findings": [[], ["edema"], ["edema", "effusion"]][i % 3]})
+  build(
+    tmp_path,
+    findings=tfds.features.Sequence(names),
+    labels=lambda i: {"findings": [[], ["edema"], ["edema", "effusion"]][i % 3]},
+  )
   source = open_source("tfds:made_up", data_dir=str(tmp_path), label="findings")
   assert source.info.classes == ("effusion", "edema", "nodule") and not source.info.exclusive
   assert source.table.labels.sum(0).tolist() == [4, 8, 0]
@@ -88,8 +100,12 @@ def test_sequences_of_classes_are_findings(tmp_path, quiet):
 
 def test_several_features_are_findings(tmp_path, quiet):
   number = tfds.features.Scalar(np.float32)
-  build(tmp_path, edema=number, effusion=tfds.features.Scalar(np.int64),
-        labels=lambda i: {"edema": [0.0, 1.0, np.nan, -1.0][i % 4], "effusion": i % 2})
+  build(
+    tmp_path,
+    edema=number,
+    effusion=tfds.features.Scalar(np.int64),
+    labels=lambda i: {"edema": [0.0, 1.0, np.nan, -1.0][i % 4], "effusion": i % 2},
+  )
   source = open_source("tfds:made_up", data_dir=str(tmp_path), label=("edema", "effusion"))
   assert source.info.classes == ("edema", "effusion")
   assert np.isnan(source.table.labels[:, 0]).sum() == 6
@@ -99,8 +115,15 @@ def test_several_features_are_findings(tmp_path, quiet):
 
 def test_splits(tmp_path, quiet):
   build(tmp_path)
-  sizes = {"train": 12, "val": 4, "validation": 4, "all": 16, "train+val": 16, "train[:25%]": 3,
-           "train[:6]+val[2:]": 8}
+  sizes = {
+    "train": 12,
+    "val": 4,
+    "validation": 4,
+    "all": 16,
+    "train+val": 16,
+    "train[:25%]": 3,
+    "train[:6]+val[2:]": 8,
+  }
   prints = set()
   for split, n in sizes.items():
     source = open_source("tfds:made_up", split=split, data_dir=str(tmp_path))
@@ -169,8 +192,12 @@ class Standard(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self):
     self.left_out = tfds_features.LeftOut()
     return tfds.core.DatasetInfo(
-      builder=self, metadata=self.left_out.metadata,
-      features=tfds_features.features(labels=FINDINGS, bits=16, encoding="png", mask=True, window=True))
+      builder=self,
+      metadata=self.left_out.metadata,
+      features=tfds_features.features(
+        labels=FINDINGS, bits=16, encoding="png", mask=True, window=True
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples()}
@@ -179,13 +206,24 @@ class Standard(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     rng = np.random.default_rng(3)
     pixels = rng.integers(0, 4096, (6, 18, 20, 1)).astype(np.uint16)
     for i in range(6):
-      yield f"{i}", tfds_features.example(
-        self.info.features, image=tfds_features.png(pixels[i]), id=f"im{i}", patient=f"p{i // 2}",
-        age=None if i == 1 else 10.5 * i, sex="FM?"[i % 3], view=["PA", "AP", "L", ""][i % 4],
-        site="a", mask=tfds_features.png(pixels[i] > 2000) if i % 2 else None,
-        window=(100.0, 3000.0) if i < 3 else None,
-        labels=dict(zip(FINDINGS, [(1, 0), (0, -1), (np.nan, 1), (-1, -1), (0, 0), (1, 1)][i],
-                        strict=True)))
+      yield (
+        f"{i}",
+        tfds_features.example(
+          self.info.features,
+          image=tfds_features.png(pixels[i]),
+          id=f"im{i}",
+          patient=f"p{i // 2}",
+          age=None if i == 1 else 10.5 * i,
+          sex="FM?"[i % 3],
+          view=["PA", "AP", "L", ""][i % 4],
+          site="a",
+          mask=tfds_features.png(pixels[i] > 2000) if i % 2 else None,
+          window=(100.0, 3000.0) if i < 3 else None,
+          labels=dict(
+            zip(FINDINGS, [(1, 0), (0, -1), (np.nan, 1), (-1, -1), (0, 0), (1, 1)][i], strict=True)
+          ),
+        ),
+      )
     self.left_out.add("im9", "it is broken")
     self.left_out.note("what was assumed")
 
@@ -209,7 +247,8 @@ def test_what_builders_store_comes_back(standard):
   assert source.info.classes == FINDINGS and not source.info.exclusive
   nan = np.nan
   np.testing.assert_array_equal(
-    table.labels, np.float32([(1, 0), (0, nan), (nan, 1), (nan, nan), (0, 0), (1, 1)]))
+    table.labels, np.float32([(1, 0), (0, nan), (nan, 1), (nan, nan), (0, 0), (1, 1)])
+  )
   assert source.info.skipped == (("im9", "it is broken"),)
   assert "what was assumed" in source.info.notes and source.info.dataset == "tfds:standard"
   rng = np.random.default_rng(3)

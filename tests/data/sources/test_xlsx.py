@@ -7,13 +7,17 @@ from cxrjax.core.errors import UserError
 from cxrjax.data.sources import archive, xlsx
 
 SPACE = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-STRINGS = ("<sst {0}><si><t>FILE NAME</t></si><si><r><t>U</t></r><r><t>RL</t></r>"
-           "<rPh><t>no</t></rPh></si>"
-           "<si><t xml:space='preserve'> https://a.b/?x=1&amp;y=2 </t></si></sst>")
-SHEET = ('<worksheet {0}><sheetData><row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="inlineStr">'
-         '<is><t>SIZE</t></is></c><c r="C1" t="s"><v>1</v></c></row>'
-         '<row r="2"><c r="A2" t="str"><f>x</f><v>COVID-1</v></c><c r="C2" t="s"><v>2</v></c></row>'
-         '<row r="3"/><row r="4"><c><v>7</v></c><c><v>8</v></c></row></sheetData></worksheet>')
+STRINGS = (
+  "<sst {0}><si><t>FILE NAME</t></si><si><r><t>U</t></r><r><t>RL</t></r>"
+  "<rPh><t>no</t></rPh></si>"
+  "<si><t xml:space='preserve'> https://a.b/?x=1&amp;y=2 </t></si></sst>"
+)
+SHEET = (
+  '<worksheet {0}><sheetData><row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="inlineStr">'
+  '<is><t>SIZE</t></is></c><c r="C1" t="s"><v>1</v></c></row>'
+  '<row r="2"><c r="A2" t="str"><f>x</f><v>COVID-1</v></c><c r="C2" t="s"><v>2</v></c></row>'
+  '<row r="3"/><row r="4"><c><v>7</v></c><c><v>8</v></c></row></sheetData></worksheet>'
+)
 
 
 DEEP = f"<sst><si>{'<r>' * 20_000}<t>FILE NAME</t>{'</r>' * 20_000}</si></sst>"
@@ -22,8 +26,12 @@ DEEP = f"<sst><si>{'<r>' * 20_000}<t>FILE NAME</t>{'</r>' * 20_000}</si></sst>"
 def opened(tmp_path, sheet=SHEET, strings=STRINGS, **others):
   inside = io.BytesIO()
   with zipfile.ZipFile(inside, "w") as made:
-    for name, text in {"sharedStrings": strings, "worksheets/sheet10": "<a/>",
-                       "worksheets/sheet1": sheet, **others}.items():
+    for name, text in {
+      "sharedStrings": strings,
+      "worksheets/sheet10": "<a/>",
+      "worksheets/sheet1": sheet,
+      **others,
+    }.items():
       if text is not None:
         made.writestr(f"xl/{name}.xml", text.format(SPACE))
   path = tmp_path / "x.zip"
@@ -37,7 +45,8 @@ def test_cells_of_every_kind(tmp_path):
   found = list(xlsx.rows(opened(tmp_path), "a.xlsx", ("FILE NAME", "URL")))
   assert [row for _, row in found] == [
     {"FILE NAME": "COVID-1", "SIZE": "", "URL": "https://a.b/?x=1&y=2"},
-    {"FILE NAME": "7", "SIZE": "8", "URL": ""}]
+    {"FILE NAME": "7", "SIZE": "8", "URL": ""},
+  ]
   assert found[0][0].endswith("a.xlsx line 2") and found[1][0].endswith("line 4")
 
 
@@ -46,13 +55,16 @@ def test_what_nests_deeply(tmp_path):
     list(xlsx.rows(opened(tmp_path, strings=DEEP), "a.xlsx"))
 
 
-@pytest.mark.parametrize("parts, word", [
-  ({"sheet": SHEET.replace("<v>0</v>", "<v>9</v>")}, "damaged in row 1"),
-  ({"sheet": SHEET[:-20]}, "is damaged .*sheet1.xml"),
-  ({"sheet": "<!DOCTYPE x [<!ENTITY a 'aaa'>]>" + SHEET}, "declares a document type"),
-  ({"sheet": f"<!--{' ' * 5000}--><!DOCTYPE x [<!ENTITY a 'a'>]>{SHEET}"}, "document type"),
-  ({"strings": None}, "damaged in row 1"),
-])
+@pytest.mark.parametrize(
+  "parts, word",
+  [
+    ({"sheet": SHEET.replace("<v>0</v>", "<v>9</v>")}, "damaged in row 1"),
+    ({"sheet": SHEET[:-20]}, "is damaged .*sheet1.xml"),
+    ({"sheet": "<!DOCTYPE x [<!ENTITY a 'aaa'>]>" + SHEET}, "declares a document type"),
+    ({"sheet": f"<!--{' ' * 5000}--><!DOCTYPE x [<!ENTITY a 'a'>]>{SHEET}"}, "document type"),
+    ({"strings": None}, "damaged in row 1"),
+  ],
+)
 def test_damaged(tmp_path, parts, word):
   with pytest.raises(UserError, match=rf"x.zip: a.xlsx.*{word}"):
     list(xlsx.rows(opened(tmp_path, **parts), "a.xlsx"))

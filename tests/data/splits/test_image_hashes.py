@@ -13,7 +13,7 @@ def test_a_radiograph_is_recognised_at_another_size_and_exposure_and_no_other_is
   assert learnt.shape == (48, image_hashes.BYTES) and learnt.dtype == np.uint8
   smaller = phantoms(64)
   brighter = 255 * (np.asarray(smaller.pixels, np.float32) / 255) ** 0.85
-  wide = (np.asarray(smaller.pixels).astype(np.uint16) * 257)
+  wide = np.asarray(smaller.pixels).astype(np.uint16) * 257
   for other in (smaller, brighter, wide.astype(np.float32)):
     assert (image_hashes.nearest(learnt, image_hashes.of_images(other)) <= image_hashes.SAME).all()
   test = image_hashes.nearest(learnt, image_hashes.of_images(phantoms(64, "test")))

@@ -16,35 +16,74 @@ def test_patients_are_shared_within_a_data_set_only(listed):
   assert leakage.check([train], listed(["", ""], name="one")) == ()  # nobody knows
 
 
-@pytest.mark.parametrize("shared, unknown, namings, expected", [
-  (0, (0, 0), ("a", "a"), "none"),
-  (0, (4, 0), ("a", "a"), "patients are not known of 4 of 4 test images, so whether could not be "
-   "checked"),
-  (0, (1, 9), ("a", "a"), "patients are not known of 1 of 4 test images and of 9 of 9 training "
-   "images, so whether could not be checked"),
-  (0, (1, 2), ("a", "a"), "patients are not known of 1 of 4 test images and of 2 of 9 training "
-   "images, so whether could be checked in part only, and none was found"),
-  (0, (0, 0), ("a", "b"), "a and b name patients each in a way of its own, so whether could not be "
-   "checked"),
-  (0, (4, 0), ("a", "b"), "patients are not known of 4 of 4 test images, so whether could not be "
-   "checked"),
-  (2, (0, 0), ("a", "a"), "some"),
-  (2, (1, 0), ("a", "a"), "some; patients are not known of 1 of 4 test images")])
+@pytest.mark.parametrize(
+  "shared, unknown, namings, expected",
+  [
+    (0, (0, 0), ("a", "a"), "none"),
+    (
+      0,
+      (4, 0),
+      ("a", "a"),
+      "patients are not known of 4 of 4 test images, so whether could not be checked",
+    ),
+    (
+      0,
+      (1, 9),
+      ("a", "a"),
+      "patients are not known of 1 of 4 test images and of 9 of 9 training "
+      "images, so whether could not be checked",
+    ),
+    (
+      0,
+      (1, 2),
+      ("a", "a"),
+      "patients are not known of 1 of 4 test images and of 2 of 9 training "
+      "images, so whether could be checked in part only, and none was found",
+    ),
+    (
+      0,
+      (0, 0),
+      ("a", "b"),
+      "a and b name patients each in a way of its own, so whether could not be checked",
+    ),
+    (
+      0,
+      (4, 0),
+      ("a", "b"),
+      "patients are not known of 4 of 4 test images, so whether could not be checked",
+    ),
+    (2, (0, 0), ("a", "a"), "some"),
+    (2, (1, 0), ("a", "a"), "some; patients are not known of 1 of 4 test images"),
+  ],
+)
 def test_that_no_patient_is_shared_is_said_only_where_all_are_known(
-    shared, unknown, namings, expected):
+  shared, unknown, namings, expected
+):
   sets = [leakage.Known(n, u, (name,)) for n, u, name in zip((4, 9), unknown, namings, strict=True)]
-  assert leakage.said(shared, sets, ("test images", "training images"), some="some", none="none",
-                    whether="whether") == expected
+  assert (
+    leakage.said(
+      shared, sets, ("test images", "training images"), some="some", none="none", whether="whether"
+    )
+    == expected
+  )
 
 
 def test_pools_name_patients_as_their_sources_do(listed):
   both = mixture.Pool([listed(["a"], name="one"), listed(["b"], name="two")])
   assert both.info.naming == ("one", "two")
   one = leakage.known(["one/a"], listed(["a"], name="one").info)
-  said = leakage.said(0, (one, leakage.known(both.table.patients, both.info)), ("test", "training"),
-                    some="", none="none", whether="it")
-  assert said == ("one and two name patients each in a way of its own, so it could be checked in "
-                  "part only, and none was found")
+  said = leakage.said(
+    0,
+    (one, leakage.known(both.table.patients, both.info)),
+    ("test", "training"),
+    some="",
+    none="none",
+    whether="it",
+  )
+  assert said == (
+    "one and two name patients each in a way of its own, so it could be checked in "
+    "part only, and none was found"
+  )
 
 
 def test_pools_and_subsets_keep_their_patients_names(listed):
@@ -69,11 +108,14 @@ def test_remembered_patients_are_recognised():
   assert remembered.dtype == np.uint64 and len(remembered) == 3000 + 3
   assert (np.diff(remembered[3:].astype(object)) > 0).all()
   assert leakage.overlap(remembered, [*names[2500:], names[2999], ""], SECRET) == tuple(
-    sorted(names[2500:3000]))
+    sorted(names[2500:3000])
+  )
   assert leakage.overlap(remembered, names[3000:], SECRET) == ()
   assert leakage.overlap(remembered, [], SECRET) == ()
   assert leakage.overlap(leakage.remember([], SECRET), names, SECRET) == ()
-  assert leakage.overlap(leakage.remember(["a/\udcff"], SECRET), ["a/\udcff"], SECRET) == ("a/\udcff",)
+  assert leakage.overlap(leakage.remember(["a/\udcff"], SECRET), ["a/\udcff"], SECRET) == (
+    "a/\udcff",
+  )
 
 
 def test_a_guess_cannot_be_confirmed_without_the_secret(tmp_path):

@@ -56,10 +56,18 @@ def test_a_record_hides_its_labels_too():
 
 def test_pixels_stay_with_their_images_and_are_decoded_once(cache):
   options = {"size": 32, "progress": False}
-  plain = decoded_cache.load_images(open_source("phantom", split="train[10%:]", **PHANTOM), **options)
+  plain = decoded_cache.load_images(
+    open_source("phantom", split="train[10%:]", **PHANTOM), **options
+  )
   for seed in range(2):
-    few = open_source("phantom", split="train[10%:]", labelled="10 %", labelled_share=0.25,
-                      split_seed=seed, **PHANTOM)
+    few = open_source(
+      "phantom",
+      split="train[10%:]",
+      labelled="10 %",
+      labelled_share=0.25,
+      split_seed=seed,
+      **PHANTOM,
+    )
     images = decoded_cache.load_images(few, **options)
     to = [plain.ids.index(name) for name in images.ids]
     np.testing.assert_array_equal(np.asarray(images.pixels), np.asarray(plain.pixels)[to])
@@ -95,9 +103,9 @@ def test_in_a_pool_with_weights_both_kinds_keep_its_proportions(listed):
   assert len(parts) == 5 and sum(p.rows for p in found.info.parts) == 24
   ends = np.cumsum([p.rows for p in found.info.parts])
   for part, end in zip(found.info.parts, ends, strict=True):
-    names = found.table.ids[end - part.rows:end]
+    names = found.table.ids[end - part.rows : end]
     assert all(f":{part.name[0]}/" in name for name in names)
-    unknown = np.isnan(found.table.labels[end - part.rows:end]).any(1)
+    unknown = np.isnan(found.table.labels[end - part.rows : end]).any(1)
     assert unknown.all() == ("not" in part.name) and unknown.any() == ("not" in part.name)
 
 
@@ -116,17 +124,23 @@ def test_all_labels_are_drawn_as_before(listed):
 
 
 def test_other_labels_are_another_fingerprint():
-  found = {open_source("phantom", labelled=words, split_seed=seed, **PHANTOM).info.fingerprint
-           for words in ("10 %", "20 %") for seed in (0, 1)}
+  found = {
+    open_source("phantom", labelled=words, split_seed=seed, **PHANTOM).info.fingerprint
+    for words in ("10 %", "20 %")
+    for seed in (0, 1)
+  }
   assert len(found) == 4
 
 
-@pytest.mark.parametrize("options, words", [
-  ({"labelled": "few"}, "config.data.labelled='few' is no subset"),
-  ({"labelled": 10}, "config.data.labelled=10 is no text"),
-  ({"labelled": "10 %", "labelled_share": 1.0}, "config.data.labelled_share=1.0 is no share"),
-  ({"labelled_share": "half"}, "config.data.labelled_share='half' is no share"),
-])
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    ({"labelled": "few"}, "config.data.labelled='few' is no subset"),
+    ({"labelled": 10}, "config.data.labelled=10 is no text"),
+    ({"labelled": "10 %", "labelled_share": 1.0}, "config.data.labelled_share=1.0 is no share"),
+    ({"labelled_share": "half"}, "config.data.labelled_share='half' is no share"),
+  ],
+)
 def test_mistakes_are_named(options, words):
   with pytest.raises(UserError, match=words):
     open_source("phantom", **options, **PHANTOM)

@@ -18,7 +18,9 @@ def population(n=600, seed=0):
 
 def test_no_patient_crosses_and_every_image_is_used_once():
   patients, labels = population()
-  found = patient_splits.split_by_patient(patients, {"train": 0.7, "val": 0.1, "test": 0.2}, 0, labels)
+  found = patient_splits.split_by_patient(
+    patients, {"train": 0.7, "val": 0.1, "test": 0.2}, 0, labels
+  )
   rows = np.concatenate(list(found.values()))
   assert sorted(rows.tolist()) == list(range(len(patients)))
   owners = [{patients[i] for i in found[name]} for name in found]
@@ -27,7 +29,9 @@ def test_no_patient_crosses_and_every_image_is_used_once():
 
 def test_shares_are_met_in_images_and_in_every_class():
   patients, labels = population()
-  found = patient_splits.split_by_patient(patients, {"train": 0.7, "val": 0.1, "test": 0.2}, 0, labels)
+  found = patient_splits.split_by_patient(
+    patients, {"train": 0.7, "val": 0.1, "test": 0.2}, 0, labels
+  )
   n = len(patients)
   for name, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
     # At most one patient (6 images) per class and cut.
@@ -49,14 +53,17 @@ def test_split_depends_on_the_seed_and_names_only():
   b = patient_splits.split_by_patient(patients, {"train": 0.5, "test": 0.5}, 2, labels)
   assert set(a["test"].tolist()) != set(b["test"].tolist())
   back = np.arange(len(patients))[::-1]
-  c = patient_splits.split_by_patient([patients[i] for i in back], {"train": 0.5, "test": 0.5}, 1,
-                              labels[back])
+  c = patient_splits.split_by_patient(
+    [patients[i] for i in back], {"train": 0.5, "test": 0.5}, 1, labels[back]
+  )
   assert {patients[i] for i in a["test"]} == {patients[back[i]] for i in c["test"]}
 
 
 def test_no_split_is_empty_while_there_are_patients():
   for seed in range(20):
-    found = patient_splits.split_by_patient(["a", "b", "c", "c"], {"x": 0.9, "y": 0.05, "z": 0.05}, seed)
+    found = patient_splits.split_by_patient(
+      ["a", "b", "c", "c"], {"x": 0.9, "y": 0.05, "z": 0.05}, seed
+    )
     assert all(len(rows) for rows in found.values())
 
 
@@ -98,8 +105,12 @@ def test_groups_are_shared_out():
 def test_what_excludes_one_another():
   nan = np.nan
   for rows, expected in (
-      ([[1, 0], [0, 1]], True), ([[1, 0], [nan, nan]], True), ([[1, 0], [1, 1]], False),
-      ([[1, 0], [0, 0]], False), ([[0.5, 0.5]], False)):
+    ([[1, 0], [0, 1]], True),
+    ([[1, 0], [nan, nan]], True),
+    ([[1, 0], [1, 1]], False),
+    ([[1, 0], [0, 0]], False),
+    ([[0.5, 0.5]], False),
+  ):
     assert patient_splits.is_exclusive(np.array(rows, np.float32)) is expected
 
 
@@ -107,4 +118,8 @@ def test_positions_are_even_and_other_purposes_differ():
   patients = [f"p{i}" for i in range(1000)]
   where = patient_splits.positions(patients, purpose="subset")
   assert np.histogram(list(where.values()), 10, (0, 1))[0].tolist() == [100] * 10
-  assert where != patient_splits.positions(patients, purpose="fold") != patient_splits.positions(patients)
+  assert (
+    where
+    != patient_splits.positions(patients, purpose="fold")
+    != patient_splits.positions(patients)
+  )

@@ -61,8 +61,12 @@ def test_shares_are_nested_by_patient_and_of_the_size_asked_for(listed, make, ex
 def test_what_is_taken_does_not_depend_on_the_order_of_rows(listed, text):
   for make, exclusive in ((findings, False), (classes, True)):
     names, labels = make(5)
-    found = {frozenset(subset.take(shuffled(listed, names, labels, seed, exclusive=exclusive),
-                                   text, 1).table.ids) for seed in range(3)}
+    found = {
+      frozenset(
+        subset.take(shuffled(listed, names, labels, seed, exclusive=exclusive), text, 1).table.ids
+      )
+      for seed in range(3)
+    }
     assert len(found) == 1
 
 
@@ -71,8 +75,14 @@ def test_what_is_taken_is_the_same_everywhere(listed):
   i = np.arange(120)
   exclusive = listed([f"p{k}" for k in i // 2], np.eye(3)[i // 2 % 5 % 3], exclusive=True)
   several = listed([f"p{k}" for k in i // 2], np.stack([i % 3 == 0, i % 7 == 0], 1))
-  found = [(subset.take(s, "5 %").rows.tolist(), subset.take(s, "2 per class").rows.tolist(),
-            subset.take_fold(s, "2 of 20", "test").rows.tolist()) for s in (exclusive, several)]
+  found = [
+    (
+      subset.take(s, "5 %").rows.tolist(),
+      subset.take(s, "2 per class").rows.tolist(),
+      subset.take_fold(s, "2 of 20", "test").rows.tolist(),
+    )
+    for s in (exclusive, several)
+  ]
   assert found == EVERYWHERE
 
 
@@ -139,8 +149,9 @@ def test_counts_per_class_of_findings(listed):
 def test_a_class_that_has_too_few_gives_all_and_says_so(listed):
   names, labels = classes(2)
   n = int(labels[:, 2].sum())
-  part = subset.take(listed(names, labels, classes=("a", "b", "rare"), exclusive=True),
-                     f"{n + 5} per class")
+  part = subset.take(
+    listed(names, labels, classes=("a", "b", "rare"), exclusive=True), f"{n + 5} per class"
+  )
   assert f"rare has only {n}" in part.info.notes[-1] and "a has only" not in part.info.notes[-1]
 
 
@@ -169,13 +180,17 @@ def test_folds_divide_the_patients_and_share_out_the_classes(listed, make, k):
       assert abs(len(people & set(test.table.patients)) - len(people) / k) < 1 + len(people) / 20
     assert train.info.splits == test.info.splits == {"train": len(train), "test": len(test)}
     assert (train.info.split, test.info.split) == (
-      f"train, fold {i} of {k} (seed 3)", f"test, fold {i} of {k} (seed 3)")
+      f"train, fold {i} of {k} (seed 3)",
+      f"test, fold {i} of {k} (seed 3)",
+    )
 
 
 def test_folds_do_not_depend_on_the_order_of_rows(listed):
   names, labels = findings(3, 300)
-  found = {frozenset(subset.take_fold(shuffled(listed, names, labels, seed), "2 of 3", "test")
-                     .table.ids) for seed in range(3)}
+  found = {
+    frozenset(subset.take_fold(shuffled(listed, names, labels, seed), "2 of 3", "test").table.ids)
+    for seed in range(3)
+  }
   assert len(found) == 1
 
 
@@ -210,8 +225,9 @@ def test_the_fingerprint_changes_with_the_images(listed):
   texts = ("10 %", "20 %", "3 per class")
   prints = {subset.take(source, t, s).info.fingerprint for t in texts for s in (0, 1)}
   assert len(prints | {source.info.fingerprint}) == 7
-  assert subset.take(source, "10%").info.fingerprint == subset.take(
-    source, " 10.0 % ").info.fingerprint
+  assert (
+    subset.take(source, "10%").info.fingerprint == subset.take(source, " 10.0 % ").info.fingerprint
+  )
 
 
 def test_reading_passes_the_size_on(listed):
@@ -244,8 +260,21 @@ def test_without_the_whole_a_subset_decodes_its_own_images_once(arrays):
   np.testing.assert_array_equal(first.pixels, again.pixels)
 
 
-@pytest.mark.parametrize("text", ["ten", "0 %", "101 %", "-1 %", "0 per class", "1.5 per class",
-                                  "10", "nan %", "1e9 %%", "16 per clas"])
+@pytest.mark.parametrize(
+  "text",
+  [
+    "ten",
+    "0 %",
+    "101 %",
+    "-1 %",
+    "0 per class",
+    "1.5 per class",
+    "10",
+    "nan %",
+    "1e9 %%",
+    "16 per clas",
+  ],
+)
 def test_texts_that_are_no_subset(listed, text):
   with pytest.raises(UserError, match=rf"config.data.subset={re.escape(repr(text))}") as error:
     subset.take(listed(["a", "b"], np.eye(2)), text)
@@ -262,8 +291,9 @@ def test_folds_by_image_divide_patients(listed):
   assert "a patient may be on both sides" in train.info.notes[-1]
 
 
-@pytest.mark.parametrize("text", ["2", "0 of 5", "6 of 5", "1 of 1", "a of b", "1 of 5 in ",
-                                  "-1 of 2"])
+@pytest.mark.parametrize(
+  "text", ["2", "0 of 5", "6 of 5", "1 of 1", "a of b", "1 of 5 in ", "-1 of 2"]
+)
 def test_texts_that_are_no_fold(listed, text):
   with pytest.raises(UserError, match=rf"config.data.fold={re.escape(repr(text))}.*2 of 5"):
     subset.take_fold(listed(["a", "b"], np.eye(2)), text, "train")
@@ -283,14 +313,14 @@ def test_mistakes(listed):
     subset.take(listed([]), "2 %")
 
 
-
-
 @pytest.mark.parametrize("make, exclusive", [(findings, False), (classes, True)])
 def test_slices_divide_patients_and_keep_the_classes_shares(listed, make, exclusive):
   names, labels = make(0)
   source = listed(names, labels, exclusive=exclusive)
-  parts = [subset.take_slice(source, f"train[{a}%:{b}%]", (a / 100, b / 100))
-           for a, b in [(0, 15), (15, 40), (40, 100)]]
+  parts = [
+    subset.take_slice(source, f"train[{a}%:{b}%]", (a / 100, b / 100))
+    for a, b in [(0, 15), (15, 40), (40, 100)]
+  ]
   rows = [part.rows.tolist() for part in parts]
   assert sorted(np.concatenate(rows).tolist()) == list(range(len(names)))
   owners = [{names[i] for i in mine} for mine in rows]

@@ -59,8 +59,7 @@ def test_another_image_size():
   params, x = made(model), jnp.asarray(made_up.images(1, 48, 48, 1))
   found, report = weights.fit(params, large)
   assert report.resized == ("pos",)
-  np.testing.assert_allclose(
-    cls(large, found, x), cls(model, params, x), atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(cls(large, found, x), cls(model, params, x), atol=1e-5, rtol=1e-5)
 
 
 def test_tokens_and_layer_scale_come_and_go():
@@ -71,14 +70,12 @@ def test_tokens_and_layer_scale_come_and_go():
   found, report = weights.fit(params, one(mask_token=True, layer_scale=1e-5))
   assert report.new == (*[f"blocks/0/ls{j}" for j in (1, 2)], "mask_token")
   scaled = one(mask_token=True, layer_scale=1e-5)
-  np.testing.assert_allclose(
-    cls(scaled, found, x), cls(one(), params, x), rtol=1e-6)
+  np.testing.assert_allclose(cls(scaled, found, x), cls(one(), params, x), rtol=1e-6)
   # Back: factors become part of the layers before them; what has no place is left.
   params = made(scaled)
   found, report = weights.fit(params, one())
   assert (report.new, report.left) == ((), ("mask_token",))
-  np.testing.assert_allclose(
-    cls(one(), found, x), cls(scaled, params, x), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(cls(one(), found, x), cls(scaled, params, x), rtol=1e-4, atol=1e-4)
   params = made(scaled)
   found, report = weights.fit(params, rich)
   assert report.new == ("registers",)
@@ -103,11 +100,11 @@ def test_channels():
   reference = cls(rgb, params, jnp.repeat(x, 3, -1))
   np.testing.assert_allclose(cls(gray, found, x), reference, rtol=1e-4, atol=1e-4)
   back, _ = weights.fit(found, rgb)
-  np.testing.assert_allclose(
-    cls(rgb, back, jnp.repeat(x, 3, -1)), reference, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(cls(rgb, back, jnp.repeat(x, 3, -1)), reference, rtol=1e-4, atol=1e-4)
   kernel = made_up.of(resnet.Model(depth=18, width=8, channels=3))["conv1"]["kernel"]
   found, _ = weights.fit(
-    made_up.of(resnet.Model(depth=18, width=8, channels=3)), resnet.Model(depth=18, width=8))
+    made_up.of(resnet.Model(depth=18, width=8, channels=3)), resnet.Model(depth=18, width=8)
+  )
   np.testing.assert_allclose(found["conv1"]["kernel"][:, :, 0], kernel.sum(2), rtol=1e-5)
 
 
@@ -116,8 +113,9 @@ def test_other_channels_are_refused(standardize, tmp_path):
   message = r"is for images of 4 channels; networks for gray \(1\) or colour \(3\) are read"
   network = resnet.Model(depth=18, width=8, channels=4)
   with pytest.raises(UserError, match=message):
-    weights.fit(made_up.of(network), dataclasses.replace(
-      network, channels=1, standardize=standardize))
+    weights.fit(
+      made_up.of(network), dataclasses.replace(network, channels=1, standardize=standardize)
+    )
   arrays = export_timm.to_timm(one(channels=4), made(one(channels=4))).arrays
   save_file(arrays, tmp_path / "four.safetensors")
   with pytest.raises(UserError, match=message):
@@ -133,7 +131,8 @@ def test_larger_patches_answer_alike(size):
   new = resize_patches(kernel, size)
   assert new.shape == (size, size, 1, 5)
   np.testing.assert_allclose(
-    np.einsum("pq,pqcd->d", large, new), np.einsum("pq,pqcd->d", patch, kernel), rtol=1e-4)
+    np.einsum("pq,pqcd->d", large, new), np.einsum("pq,pqcd->d", patch, kernel), rtol=1e-4
+  )
 
 
 def test_smaller_patches_answer_nearly_alike():
@@ -175,10 +174,11 @@ def test_another_network(other):
 def test_another_resnet():
   params = made_up.of(resnet.Model(depth=18, width=8))
   for model, reason in (
-      (resnet.Model(depth=34, width=8), "lacks 'layer1/2/bn1/bias' and"),
-      (resnet.Model(depth=18, width=16), r"shape \(8,\) at 'bn1/bias', config.model's is \(16,\)"),
-      (resnet.Model(depth=18, width=8, small_stem=True), "at 'conv1/kernel'"),
-      (small(), "holds a ResNet, config.model is a vision transformer")):
+    (resnet.Model(depth=34, width=8), "lacks 'layer1/2/bn1/bias' and"),
+    (resnet.Model(depth=18, width=16), r"shape \(8,\) at 'bn1/bias', config.model's is \(16,\)"),
+    (resnet.Model(depth=18, width=8, small_stem=True), "at 'conv1/kernel'"),
+    (small(), "holds a ResNet, config.model is a vision transformer"),
+  ):
     with pytest.raises(UserError, match=reason):
       weights.fit(params, model)
   deeper = made_up.of(resnet.Model(depth=34, width=8))
@@ -218,13 +218,16 @@ def test_missing_and_unknown_arrays(tmp_path):
   with pytest.raises(UserError, match="positions for 14 tokens, which are no square"):
     weights.load(torch_files.save(odd, tmp_path / "x.pth"), small())
   with pytest.raises(UserError, match=r"none of the known layouts \(its arrays: a, b, ...\)"):
-    weights.load(torch_files.save(
-      {"a": np.ones(2, "f4"), "b": np.ones(2, "f4")}, tmp_path / "x.pth"), small())
+    weights.load(
+      torch_files.save({"a": np.ones(2, "f4"), "b": np.ones(2, "f4")}, tmp_path / "x.pth"), small()
+    )
 
 
 def test_report_is_plain():
   import json
+
   _, report = weights.fit(made_up.of(small()), small(image_size=64, mask_token=True))
   assert report.summary() == (
-    "parameters (cxrjax): 30 parameters used; 1 resized (pos); 1 new (mask_token)")
+    "parameters (cxrjax): 30 parameters used; 1 resized (pos); 1 new (mask_token)"
+  )
   assert json.loads(json.dumps(report.facts()))["new"] == ["mask_token"]

@@ -21,9 +21,13 @@ from cxrjax.models.weights import files, pickles, tree
 RNG = np.random.default_rng(0)
 BASE = RNG.standard_normal((6, 4)).astype(np.float32)
 ARRAYS = {
-  "a": RNG.standard_normal((2, 3)).astype(np.float32), "turned": BASE.T, "part": BASE[2:4, 1:],
-  "half": RNG.standard_normal(5).astype(np.float16), "count": np.array(7, np.int64),
-  "brain": RNG.standard_normal(4).astype(ml_dtypes.bfloat16), "none": np.zeros((0, 2), np.float32),
+  "a": RNG.standard_normal((2, 3)).astype(np.float32),
+  "turned": BASE.T,
+  "part": BASE[2:4, 1:],
+  "half": RNG.standard_normal(5).astype(np.float16),
+  "count": np.array(7, np.int64),
+  "brain": RNG.standard_normal(4).astype(ml_dtypes.bfloat16),
+  "none": np.zeros((0, 2), np.float32),
 }
 
 
@@ -31,8 +35,10 @@ ARRAYS = {
 def test_checkpoints_of_torch(save, tmp_path):
   """Nested dicts, views of one storage, types, and objects that are of no use here."""
   noise = {
-    "epoch": 3, "lr": [0.1, {"deep": ARRAYS["a"]}],
-    "args": Code(b"cargparse\nNamespace\n)\x81}X\x02\x00\x00\x00lrK\x01sb")}
+    "epoch": 3,
+    "lr": [0.1, {"deep": ARRAYS["a"]}],
+    "args": Code(b"cargparse\nNamespace\n)\x81}X\x02\x00\x00\x00lrK\x01sb"),
+  }
   found = files.read(save({"model": ARRAYS, **noise}, tmp_path / "x.pth"), "config.init.path")
   assert set(found.arrays) == {f"model.{name}" for name in ARRAYS}
   for name, array in ARRAYS.items():
@@ -75,24 +81,28 @@ class _Exploit:
 
 def _harm(marker: str) -> dict[str, bytes]:
   import os
+
   command = f"touch {marker}"
   return {
     "os.system": pickle.dumps(_Exploit(os.system, command)),
     "posix.system": torch_files.pickled(call("posix", "system", command)),
     "eval": torch_files.pickled(call("builtins", "eval", f"open({marker!r}, 'w')")),
     "exec in a state dict": torch_files.pickled(
-      {"a": ARRAYS["a"], "b": call("builtins", "exec", f"open({marker!r}, 'w')")}),
+      {"a": ARRAYS["a"], "b": call("builtins", "exec", f"open({marker!r}, 'w')")}
+    ),
     "python 2's eval": torch_files.pickled(call("__builtin__", "eval", f"open({marker!r}, 'w')")),
     "subprocess": torch_files.pickled(call("subprocess", "check_output", ["touch", marker])),
     "runpy": torch_files.pickled(call("runpy", "_run_code", f"open({marker!r}, 'w')", {})),
-    "a call's result that is called": torch_files.pickled(
-      call("operator", "attrgetter", "system")),
+    "a call's result that is called": torch_files.pickled(call("operator", "attrgetter", "system")),
     "getattr": torch_files.pickled(call("builtins", "getattr", "os", "system")),
     "torch.load in torch.load": torch_files.pickled(call("torch", "load", marker)),
-    "a dotted way to the globals of something allowed":
-      b"\x80\x04\x8c\x0bcollections\x8c\x1eOrderedDict.__init__.__class__\x93.",
-    "by its name on the stack": b"\x80\x04\x8c\x02os\x8c\x06system\x93" + b"\x8c"
-      + bytes([len(command)]) + command.encode() + b"\x85R.",
+    "a dotted way to the globals of something allowed": b"\x80\x04\x8c\x0bcollections"
+    b"\x8c\x1eOrderedDict.__init__.__class__\x93.",
+    "by its name on the stack": b"\x80\x04\x8c\x02os\x8c\x06system\x93"
+    + b"\x8c"
+    + bytes([len(command)])
+    + command.encode()
+    + b"\x85R.",
     "an instance": f"(ios\nsystem\n{command}\n.".encode(),
     "importlib": torch_files.pickled(call("importlib", "import_module", "antigravity")),
     "numpy's own loader": torch_files.pickled(call("numpy", "load", marker)),
@@ -130,15 +140,23 @@ def test_what_is_allowed_is_harmless():
     assert own.startswith("cxrjax") or (module, value.__name__) == ("collections", "OrderedDict")
 
 
-@pytest.mark.parametrize("content, reason", [
-  (b"", "cannot be read"), (b"hello, this is no weights file", "cannot be read"),
-  (b"PK\x03\x04" + b"\0" * 40, "cannot be read"),
-  (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]", "cannot be read"),
-  (b"\x40\0\0\0\0\0\0\0" + b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}}'
-   .ljust(64) + b"\0" * 4, "cannot be read"),
-  (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2]}', "metadata are no texts"),
-  (torch_files.pickled({"a": 1}), "no checkpoint of torch's"),
-])
+@pytest.mark.parametrize(
+  "content, reason",
+  [
+    (b"", "cannot be read"),
+    (b"hello, this is no weights file", "cannot be read"),
+    (b"PK\x03\x04" + b"\0" * 40, "cannot be read"),
+    (b'\x10\0\0\0\0\0\0\0{"a": [1, 2, 3]', "cannot be read"),
+    (
+      b"\x40\0\0\0\0\0\0\0"
+      + b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}}'.ljust(64)
+      + b"\0" * 4,
+      "cannot be read",
+    ),
+    (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2]}', "metadata are no texts"),
+    (torch_files.pickled({"a": 1}), "no checkpoint of torch's"),
+  ],
+)
 def test_no_weights_file(content, reason, tmp_path):
   path = tmp_path / "x.safetensors"
   path.write_bytes(content)
@@ -185,9 +203,19 @@ def test_what_a_file_says_of_itself_may_be_anything(tmp_path):
   flat = {f"encoder/{n}": np.asarray(v) for n, v in tree.flatten(made_up.of(encoder)).items()}
   about = {"family": "vit", "names": "cxrjax", "mean": 0.5, "std": 0.25, "heads": 2}
   cases = [(about | {key: value}, {}) for key in about for value in ([], {}, None, "x", -1, [1])]
-  cases += [(about, {name: x}) for name in ("encoder/pos", "encoder/patch/kernel", "encoder/cls")
-            for x in (np.zeros(()), np.zeros((0,)), np.zeros((1,)), np.zeros((2,) * 5),
-                      np.array("text"), np.full(3, 1j), np.zeros((3, 32)))]
+  cases += [
+    (about, {name: x})
+    for name in ("encoder/pos", "encoder/patch/kernel", "encoder/cls")
+    for x in (
+      np.zeros(()),
+      np.zeros((0,)),
+      np.zeros((1,)),
+      np.zeros((2,) * 5),
+      np.array("text"),
+      np.full(3, 1j),
+      np.zeros((3, 32)),
+    )
+  ]
   cases += [({}, {}), ([], {}), (about | {"names": "timm"}, {}), (about | {"names": ["timm"]}, {})]
   path, right = tmp_path / "x.npz", 0
   for said, changed in [(about, {}), *cases]:

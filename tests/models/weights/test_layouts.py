@@ -63,17 +63,26 @@ SCALED = small(channels=3, layer_scale=1e-5, mask_token=True, registers=4)
 STATES = {
   "timm": lambda s: s,
   "dino": lambda s: {
-    "student": layouts.with_prefix(s, "module.backbone.") | {
-      "module.head.mlp.0.weight": np.ones((3, 3), np.float32)},
-    "teacher": layouts.with_prefix(s, "backbone."), "epoch": 3},
-  "mae": lambda s: {"model": s | {
-    "mask_token": np.ones((1, 1, 64), np.float32),
-    "decoder_blocks.0.norm1.weight": np.ones(64, np.float32)}},
-  "moco-v3": lambda s: {"state_dict": {
-    **layouts.with_prefix({n: 0 * a for n, a in s.items()}, "module.momentum_encoder."),
-    **layouts.with_prefix(s, "module.base_encoder."),
-    "module.predictor.0.weight": np.ones((3, 3), np.float32),
-    "module.base_encoder.head.0.weight": np.ones((3, 3), np.float32)}},
+    "student": layouts.with_prefix(s, "module.backbone.")
+    | {"module.head.mlp.0.weight": np.ones((3, 3), np.float32)},
+    "teacher": layouts.with_prefix(s, "backbone."),
+    "epoch": 3,
+  },
+  "mae": lambda s: {
+    "model": s
+    | {
+      "mask_token": np.ones((1, 1, 64), np.float32),
+      "decoder_blocks.0.norm1.weight": np.ones(64, np.float32),
+    }
+  },
+  "moco-v3": lambda s: {
+    "state_dict": {
+      **layouts.with_prefix({n: 0 * a for n, a in s.items()}, "module.momentum_encoder."),
+      **layouts.with_prefix(s, "module.base_encoder."),
+      "module.predictor.0.weight": np.ones((3, 3), np.float32),
+      "module.base_encoder.head.0.weight": np.ones((3, 3), np.float32),
+    }
+  },
 }
 
 
@@ -88,11 +97,16 @@ def test_torch_layouts(source, tmp_path):
   assert report.source == source
   assert len(report.used) == len(jax.tree.leaves(found))
   assert report.new == report.resized == ()
-  left = {"timm": (), "dino": ("student.*",),
-          "mae": ("model.decoder_blocks.0.norm1.weight", "model.mask_token"),
-          "moco-v3": ("state_dict.module.base_encoder.head.0.weight",
-                      "state_dict.module.momentum_encoder.*",
-                      "state_dict.module.predictor.0.weight")}
+  left = {
+    "timm": (),
+    "dino": ("student.*",),
+    "mae": ("model.decoder_blocks.0.norm1.weight", "model.mask_token"),
+    "moco-v3": (
+      "state_dict.module.base_encoder.head.0.weight",
+      "state_dict.module.momentum_encoder.*",
+      "state_dict.module.predictor.0.weight",
+    ),
+  }
   assert report.left == left[source]
 
 
@@ -128,9 +142,15 @@ def test_hugging_face(source, current, tmp_path):
   assert report.left == (() if dinov2 else ("classifier.bias",))
 
 
-@pytest.mark.parametrize("prefix, options", [
-  ("params/", {}), ("params/img/", {"scan": True}), ("opt/target/", {"old": True}),
-  ("", {"old": True})])
+@pytest.mark.parametrize(
+  "prefix, options",
+  [
+    ("params/", {}),
+    ("params/img/", {"scan": True}),
+    ("opt/target/", {"old": True}),
+    ("", {"old": True}),
+  ],
+)
 def test_big_vision(prefix, options, tmp_path):
   source = small(channels=3, gelu="tanh")
   params = made_up.of(source)
@@ -155,15 +175,25 @@ def test_big_vision_without_positions_and_class_token(tmp_path):
   assert report.new == ("cls",)
   assert "pool='mean'" in report.summary()
   rows, columns = np.divmod(np.arange(16), 4)
-  for feature, column in ((0, np.sin(columns)), (16, np.cos(columns)), (32, np.sin(rows)),
-                          (15, np.sin(columns / 1e4)), (63, np.cos(rows / 1e4))):
+  for feature, column in (
+    (0, np.sin(columns)),
+    (16, np.cos(columns)),
+    (32, np.sin(rows)),
+    (15, np.sin(columns / 1e4)),
+    (63, np.cos(rows / 1e4)),
+  ):
     np.testing.assert_allclose(found["pos"][1:, feature], column, atol=1e-6)
 
 
 RESAMPLED = {  # layouts whose code brings positions to another size each in its own way
-  "timm": ("timm", lambda s: s), "dino": ("dino", lambda s: layouts.with_prefix(s, "backbone.")),
-  "mae": ("torch", lambda s: s | {"decoder_norm.bias": np.ones(1, "f4"),
-                                  "decoder_blocks.0.norm1.bias": np.ones(1, "f4")}),
+  "timm": ("timm", lambda s: s),
+  "dino": ("dino", lambda s: layouts.with_prefix(s, "backbone.")),
+  "mae": (
+    "torch",
+    lambda s: (
+      s | {"decoder_norm.bias": np.ones(1, "f4"), "decoder_blocks.0.norm1.bias": np.ones(1, "f4")}
+    ),
+  ),
   "dinov2": ("dino", lambda s: s | {"mask_token": np.ones((1, 64), "f4")}),
 }
 
@@ -174,7 +204,8 @@ def resampled(found, params, interpolation, pixels=IMAGENET, **options):
   source = small(channels=3, interpolation=interpolation, **options)
   theirs = outputs(source, params, (x - pixels[0]) / pixels[1])
   np.testing.assert_allclose(
-    outputs(model, found, (x - 0.5) / 0.25), theirs, atol=1e-4 * np.abs(theirs).max())
+    outputs(model, found, (x - 0.5) / 0.25), theirs, atol=1e-4 * np.abs(theirs).max()
+  )
 
 
 @pytest.mark.parametrize("source", RESAMPLED)
@@ -186,10 +217,15 @@ def test_positions_for_another_size(source, tmp_path):
   resampled(found, params, interpolation)
 
 
-@pytest.mark.parametrize("source, interpolation, options", [
-  ("hf-vit", "torch", {}), ("big_vision", "big_vision", {"gelu": "tanh"}),
-  ("hf-dinov2", "torch", {"layer_scale": 1e-5, "mask_token": True}),
-  ("hf-dinov2", "timm", {"layer_scale": 1e-5, "mask_token": True, "registers": 4})])
+@pytest.mark.parametrize(
+  "source, interpolation, options",
+  [
+    ("hf-vit", "torch", {}),
+    ("big_vision", "big_vision", {"gelu": "tanh"}),
+    ("hf-dinov2", "torch", {"layer_scale": 1e-5, "mask_token": True}),
+    ("hf-dinov2", "timm", {"layer_scale": 1e-5, "mask_token": True, "registers": 4}),
+  ],
+)
 def test_positions_of_other_layouts_for_another_size(source, interpolation, options, tmp_path):
   params = made_up.of(small(channels=3, **options))
   if source == "big_vision":
@@ -232,7 +268,8 @@ CNNS = {
   "inception": (inception.Model, {"width": 4}, "", "AuxLogits.conv0.conv.", HALF),
 }
 FIRST = {  # convolution, batch norm, stride, padding
-  "resnet18": ("conv1", "bn1", 2, 3), "resnet50": ("conv1", "bn1", 2, 3),
+  "resnet18": ("conv1", "bn1", 2, 3),
+  "resnet50": ("conv1", "bn1", 2, 3),
   "densenet121": ("conv0", "norm0", 2, 3),
   "inception": ("Conv2d_1a_3x3/conv", "Conv2d_1a_3x3/bn", 2, 0),
 }
@@ -246,12 +283,14 @@ def first_layer(name, params, x):
   images, weight = jnp.asarray(x, jnp.float32), jnp.asarray(flat[f"{kernel}/kernel"])
   y = conv2d(images, weight, stride, (padding, padding))
   mean, var, scale, bias = (
-    flat[f"{norm}/{leaf}"] for leaf in ("running_mean", "running_var", "scale", "bias"))
+    flat[f"{norm}/{leaf}"] for leaf in ("running_mean", "running_var", "scale", "bias")
+  )
   return np.asarray((y - mean) / np.sqrt(var + epsilon) * scale + bias)
 
 
-@pytest.mark.parametrize("name", [
-  name if name.startswith("resnet") else full(name) for name in CNNS])
+@pytest.mark.parametrize(
+  "name", [name if name.startswith("resnet") else full(name) for name in CNNS]
+)
 def test_torchvision(name, tmp_path):
   """The first layer, which is changed, by what it computes; the others as they are."""
   make, options, prefix, head, pixels = CNNS[name]
@@ -295,7 +334,8 @@ def test_pixels_that_a_neighbour_file_tells(tmp_path):
   state = layouts.timm(params, 8, 3)
   pixels = np.full(3, 0.53), np.full(3, 0.26)
   (tmp_path / "preprocessor_config.json").write_text(
-    json.dumps({"image_mean": [0.53] * 3, "image_std": [0.26] * 3}))
+    json.dumps({"image_mean": [0.53] * 3, "image_std": [0.26] * 3})
+  )
   found, report = load(state, tmp_path, small())
   agree(PLAIN, params, found, small(), pixels)
   assert report.facts()["pixels"] == [[0.53] * 3, [0.26] * 3]
@@ -307,7 +347,8 @@ def test_other_pixels_here(tmp_path):
   x = gray(32)
   theirs = outputs(PLAIN, params, (x - IMAGENET[0]) / IMAGENET[1])
   np.testing.assert_allclose(
-    outputs(small(), found, (x - 0.3) / 2.0), theirs, atol=1e-4 * np.abs(theirs).max())
+    outputs(small(), found, (x - 0.3) / 2.0), theirs, atol=1e-4 * np.abs(theirs).max()
+  )
 
 
 def test_standardised_images_are_left_alone(tmp_path):
@@ -344,15 +385,30 @@ def test_distilled(tmp_path):
 
 SIZE = {"depth": 18, "width": 8, "channels": 3}
 VARIANTS = {  # what other ResNets' files hold beside, or instead
-  "se": (lambda s: s | {"layer1.0.se.fc1.weight": np.ones((4, 8, 1, 1), "f4"),
-                        "layer1.0.se.fc1.bias": np.ones(4, "f4")},
-         r"'layer1/0/se/fc1/bias' \(squeeze-and-excitation\) and 1 more"),
-  "blur": (lambda s: s | {"layer2.0.conv2.0.filt": np.ones((8, 1, 3, 3), "f4")},
-           r"'layer2/0/conv2/0/filt' \(an anti-aliasing filter\) and 0 more"),
-  "deep stem": (lambda s: {n.replace("conv1.weight", "conv1.0.weight") if n[0] == "c" else n: a
-                           for n, a in s.items()}, r"'conv1/0/kernel' \(a deep stem\)"),
-  "group norm": (lambda s: {n: a for n, a in s.items() if "running" not in n},
-                 "without running means: it normalises groups of channels"),
+  "se": (
+    lambda s: (
+      s
+      | {
+        "layer1.0.se.fc1.weight": np.ones((4, 8, 1, 1), "f4"),
+        "layer1.0.se.fc1.bias": np.ones(4, "f4"),
+      }
+    ),
+    r"'layer1/0/se/fc1/bias' \(squeeze-and-excitation\) and 1 more",
+  ),
+  "blur": (
+    lambda s: s | {"layer2.0.conv2.0.filt": np.ones((8, 1, 3, 3), "f4")},
+    r"'layer2/0/conv2/0/filt' \(an anti-aliasing filter\) and 0 more",
+  ),
+  "deep stem": (
+    lambda s: {
+      n.replace("conv1.weight", "conv1.0.weight") if n[0] == "c" else n: a for n, a in s.items()
+    },
+    r"'conv1/0/kernel' \(a deep stem\)",
+  ),
+  "group norm": (
+    lambda s: {n: a for n, a in s.items() if "running" not in n},
+    "without running means: it normalises groups of channels",
+  ),
 }
 
 
@@ -385,5 +441,6 @@ def test_heads_are_left(tmp_path):
   heads = {f"module.{n}.weight": np.ones((2, 2), "f4") for n in ("projection_head.0", "prototypes")}
   found, report = load(state | heads, tmp_path, resnet.Model(depth=18, width=8))
   assert report.left == tuple(heads)
-  np.testing.assert_array_equal(found["layer1"]["0"]["conv1"]["kernel"],
-                                params["layer1"]["0"]["conv1"]["kernel"])
+  np.testing.assert_array_equal(
+    found["layer1"]["0"]["conv1"]["kernel"], params["layer1"]["0"]["conv1"]["kernel"]
+  )

@@ -80,11 +80,18 @@ def close(found, reference):
   np.testing.assert_allclose(found, reference, atol=1e-4 * max(1, np.abs(reference).max()), rtol=0)
 
 
-@pytest.mark.parametrize("name, options, peer", [
-  ("vit_tiny_patch16_224", {}, {}),
-  ("deit3_small_patch16_224", {"layer_scale": 1e-5}, {"embed_dim": 192, "num_heads": 3}),
-  ("vit_small_patch14_reg4_dinov2", {"layer_scale": 1e-5, "registers": 4}, {
-    "embed_dim": 192, "num_heads": 3, "patch_size": 16})])
+@pytest.mark.parametrize(
+  "name, options, peer",
+  [
+    ("vit_tiny_patch16_224", {}, {}),
+    ("deit3_small_patch16_224", {"layer_scale": 1e-5}, {"embed_dim": 192, "num_heads": 3}),
+    (
+      "vit_small_patch14_reg4_dinov2",
+      {"layer_scale": 1e-5, "registers": 4},
+      {"embed_dim": 192, "num_heads": 3, "patch_size": 16},
+    ),
+  ],
+)
 def test_timm_vit(name, options, peer, tmp_path):
   """The second one's class token has no position, the last has registers besides."""
   timm, torch = need("timm"), need("torch")
@@ -106,7 +113,8 @@ def test_timm_at_another_size(size, patch, tmp_path):
   net = shaken(timm.create_model("vit_tiny_patch16_224", img_size=96, **options))
   torch.save(net.state_dict(), tmp_path / "x.pth")
   other = timm.create_model(
-    "vit_tiny_patch16_224", img_size=size, patch_size=patch, **options).eval()
+    "vit_tiny_patch16_224", img_size=size, patch_size=patch, **options
+  ).eval()
   other.load_state_dict(filter_fn(net.state_dict(), other))
   model = vit.Model(**(SMALL | {"image_size": size, "patch_size": patch}))
   params, report = weights.load(tmp_path / "x.pth", model)
@@ -125,7 +133,8 @@ def test_dino_at_another_size(size, tmp_path):
   torch.save({"teacher": {f"backbone.{n}": v for n, v in state.items()}}, tmp_path / "x.pth")
   grid = state["pos_embed"][:, 1:].reshape(1, 6, 6, 192).permute(0, 3, 1, 2)
   grid = torch.nn.functional.interpolate(
-    grid, scale_factor=((size / 16 + 0.1) / 6,) * 2, mode="bicubic")
+    grid, scale_factor=((size / 16 + 0.1) / 6,) * 2, mode="bicubic"
+  )
   grid = grid.permute(0, 2, 3, 1).reshape(1, -1, 192)
   state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], grid], 1)
   other = timm.create_model("vit_tiny_patch16_224", img_size=size, **options).eval()
@@ -139,9 +148,15 @@ def test_dino_at_another_size(size, tmp_path):
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision.models"])
-@pytest.mark.parametrize("name, model", [
-  ("resnet18", resnet.Model(depth=18)), ("resnet50", resnet.Model(depth=50)),
-  ("densenet121", densenet.Model()), ("inception_v3", inception.Model())])
+@pytest.mark.parametrize(
+  "name, model",
+  [
+    ("resnet18", resnet.Model(depth=18)),
+    ("resnet50", resnet.Model(depth=50)),
+    ("densenet121", densenet.Model()),
+    ("inception_v3", inception.Model()),
+  ],
+)
 def test_cnn(name, model, library, tmp_path):
   """With pixels whose mean is our own, so that zeros beyond the border are the same gray."""
   peer, torch = need(library), need("torch")
@@ -150,10 +165,10 @@ def test_cnn(name, model, library, tmp_path):
   else:
     net = getattr(peer, name)(**({"init_weights": False} if name[0] == "i" else {}))
   net, pixels = shaken(net), (np.full(3, 0.5), np.array([0.2, 0.3, 0.4]))
-  torch.save(net.state_dict(), tmp_path / "x.pth",
-             _use_new_zipfile_serialization=library == "timm")
-  (tmp_path / "config.json").write_text(json.dumps(
-    {"pretrained_cfg": {"mean": list(pixels[0]), "std": list(pixels[1])}}))
+  torch.save(net.state_dict(), tmp_path / "x.pth", _use_new_zipfile_serialization=library == "timm")
+  (tmp_path / "config.json").write_text(
+    json.dumps({"pretrained_cfg": {"mean": list(pixels[0]), "std": list(pixels[1])}})
+  )
   params, report = weights.load(tmp_path / "x.pth", model)
   assert (report.source, report.new) == ("torchvision", ())
   x = gray(96)
@@ -162,15 +177,42 @@ def test_cnn(name, model, library, tmp_path):
   close(ours(model, params, x)[:, :1], theirs(net, x, pixels)[:, None])
 
 
-@pytest.mark.parametrize("name, options, model", [
-  *((name, {}, resnet.Model(depth=18)) for name in (
-    "seresnet18", "skresnet18", "resnet18d", "resnetblur18", "seresnext26d_32x4d", "resnetv2_18")),
-  *((name, {}, resnet.Model()) for name in (
-    "resnetaa50", "ecaresnet50t", "resnet50_gn", "resnext50_32x4d", "wide_resnet50_2")),
-  ("densenetblur121d", {}, densenet.Model()),
-  *((name, {"img_size": 96, "embed_dim": 192, "depth": 2, "num_heads": 3}, vit.Model(**SMALL))
-    for name in ("vit_base_patch16_rpn_224", "vit_small_patch16_rope_ape_224",
-                 "vit_relpos_small_patch16_224", "beit_base_patch16_224"))])
+@pytest.mark.parametrize(
+  "name, options, model",
+  [
+    *(
+      (name, {}, resnet.Model(depth=18))
+      for name in (
+        "seresnet18",
+        "skresnet18",
+        "resnet18d",
+        "resnetblur18",
+        "seresnext26d_32x4d",
+        "resnetv2_18",
+      )
+    ),
+    *(
+      (name, {}, resnet.Model())
+      for name in (
+        "resnetaa50",
+        "ecaresnet50t",
+        "resnet50_gn",
+        "resnext50_32x4d",
+        "wide_resnet50_2",
+      )
+    ),
+    ("densenetblur121d", {}, densenet.Model()),
+    *(
+      (name, {"img_size": 96, "embed_dim": 192, "depth": 2, "num_heads": 3}, vit.Model(**SMALL))
+      for name in (
+        "vit_base_patch16_rpn_224",
+        "vit_small_patch16_rope_ape_224",
+        "vit_relpos_small_patch16_224",
+        "beit_base_patch16_224",
+      )
+    ),
+  ],
+)
 def test_timms_other_networks_are_refused(name, options, model, tmp_path):
   """By their arrays, or where these are a plain network's by the name in timm's checkpoints."""
   timm, torch = need("timm"), need("torch")
@@ -181,14 +223,24 @@ def test_timms_other_networks_are_refused(name, options, model, tmp_path):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-@pytest.mark.parametrize("kind, options", [
-  ("ViT", {}), ("Dinov2", {"layer_scale": 1e-5, "mask_token": True}),
-  ("Dinov2WithRegisters", {"layer_scale": 1e-5, "mask_token": True, "registers": 4})])
+@pytest.mark.parametrize(
+  "kind, options",
+  [
+    ("ViT", {}),
+    ("Dinov2", {"layer_scale": 1e-5, "mask_token": True}),
+    ("Dinov2WithRegisters", {"layer_scale": 1e-5, "mask_token": True, "registers": 4}),
+  ],
+)
 def test_transformers(kind, options, saved, tmp_path):
   """Files that it saves, and its `state_dict`, whose names are others since version 5."""
   peer, torch = need("transformers"), need("torch")
-  size = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 96,
-          "patch_size": 16}
+  size = {
+    "hidden_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 96,
+    "patch_size": 16,
+  }
   size |= {"intermediate_size": 768} if kind == "ViT" else {}
   net = shaken(getattr(peer, f"{kind}Model")(getattr(peer, f"{kind}Config")(**size)))
   path = tmp_path / ("model.safetensors" if saved else "x.bin")
@@ -212,18 +264,17 @@ class _Block(linen.Module):
   @linen.compact
   def __call__(self, x):
     y = linen.LayerNorm(name="LayerNorm_0")(x)
-    x = x + linen.MultiHeadDotProductAttention(
-      self.heads, name="MultiHeadDotProductAttention_0")(y, y)
+    x = x + linen.MultiHeadDotProductAttention(self.heads, name="MultiHeadDotProductAttention_0")(
+      y, y
+    )
     return x + _Mlp(name="MlpBlock_0")(linen.LayerNorm(name="LayerNorm_1")(x))
 
 
 class _Mlp(linen.Module):
-
   @linen.compact
   def __call__(self, x):
     width = x.shape[-1]
-    return linen.Dense(width, name="Dense_1")(
-      linen.gelu(linen.Dense(4 * width, name="Dense_0")(x)))
+    return linen.Dense(width, name="Dense_1")(linen.gelu(linen.Dense(4 * width, name="Dense_0")(x)))
 
 
 class _Blocks(linen.Module):
@@ -238,7 +289,6 @@ class _Blocks(linen.Module):
 
 
 class _BigVision(linen.Module):
-
   @linen.compact
   def __call__(self, x):
     x = linen.Conv(192, (16, 16), (16, 16), padding="VALID", name="embedding")(x)
@@ -255,8 +305,10 @@ def test_flax_layers_in_the_names_of_big_vision(tmp_path):
   images = jnp.asarray(np.repeat((x - 0.5) / 0.5, 3, -1))
   variables = _BigVision().init(jax.random.key(0), images)
   flat = flatten_dict(variables, sep="/")
-  flat = {name: value + 0.1 * jax.random.normal(jax.random.key(i), value.shape)
-          * (value.ndim < 3) for i, (name, value) in enumerate(flat.items())}
+  flat = {
+    name: value + 0.1 * jax.random.normal(jax.random.key(i), value.shape) * (value.ndim < 3)
+    for i, (name, value) in enumerate(flat.items())
+  }
   np.savez(tmp_path / "x.npz", **flat)
   reference = _BigVision().apply(unflatten_dict(flat, sep="/"), images)
   model = vit.Model(**SMALL, gelu="tanh")
@@ -265,12 +317,19 @@ def test_flax_layers_in_the_names_of_big_vision(tmp_path):
   close(ours(model, params, x), reference)
 
 
-@pytest.mark.parametrize("name, model", [
-  ("vit", vit.Model(**SMALL)),
-  ("rich", vit.Model(**SMALL, layer_scale=1e-5, registers=2, mask_token=True, gelu="tanh",
-                     pool="mean")),
-  ("resnet18", resnet.Model(depth=18)), ("densenet121", densenet.Model()),
-  ("inception_v3", inception.Model())])
+@pytest.mark.parametrize(
+  "name, model",
+  [
+    ("vit", vit.Model(**SMALL)),
+    (
+      "rich",
+      vit.Model(**SMALL, layer_scale=1e-5, registers=2, mask_token=True, gelu="tanh", pool="mean"),
+    ),
+    ("resnet18", resnet.Model(depth=18)),
+    ("densenet121", densenet.Model()),
+    ("inception_v3", inception.Model()),
+  ],
+)
 def test_timm_takes_ours(name, model, tmp_path):
   """Strictly, from a file that the safetensors package reads; logits of a linear head."""
   timm = need("timm")
@@ -287,4 +346,5 @@ def test_timm_takes_ours(name, model, tmp_path):
   params = jax.tree.map(jnp.asarray, params)
   found = jax.jit(lambda p, x: model.encode(p, x).cls)(params, jnp.asarray((x - 0.5) / 0.25))
   np.testing.assert_allclose(
-    found @ head["kernel"] + head["bias"], reference, atol=1e-4 * max(1, np.abs(reference).max()))
+    found @ head["kernel"] + head["bias"], reference, atol=1e-4 * max(1, np.abs(reference).max())
+  )

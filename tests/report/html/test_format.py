@@ -17,9 +17,22 @@ def test_estimates():
   assert format.estimate(Estimate(math.nan, 0.1, 0.2)) == "n/a"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
-  (0.84, "0.8 s"), (42, "42 s"), (250, "4 min 10 s"), (3000, "50 min"), (11520, "3 h 12 min"),
-  (360_000, "4.2 days"), (3599.9, "1 h 0 min"), (-1, ""), (math.nan, ""), (None, ""), ("3", "")])
+@pytest.mark.parametrize(
+  ("seconds", "text"),
+  [
+    (0.84, "0.8 s"),
+    (42, "42 s"),
+    (250, "4 min 10 s"),
+    (3000, "50 min"),
+    (11520, "3 h 12 min"),
+    (360_000, "4.2 days"),
+    (3599.9, "1 h 0 min"),
+    (-1, ""),
+    (math.nan, ""),
+    (None, ""),
+    ("3", ""),
+  ],
+)
 def test_durations(seconds, text):
   assert format.duration(seconds) == text
 
@@ -43,15 +56,22 @@ def test_names_of_metrics():
 
 def test_markup_escapes_all_but_its_own():
   assert el("p", "<b>", el("i", 'a"&'), None, title='"<') == (
-    '<p title="&quot;&lt;">&lt;b&gt;<i>a&quot;&amp;</i></p>')
+    '<p title="&quot;&lt;">&lt;b&gt;<i>a&quot;&amp;</i></p>'
+  )
   assert el("meta", name_="x", hidden=True, open=False) == '<meta name="x" hidden>'
 
 
 def test_terminal_table(tmp_path):
-  trained = {"linear/auroc": Interval(0.95, 0.93, 0.97, 9, "DeLong"),
-             "knn20/auroc": {"value": 0.9, "low": 0.88, "high": 0.92}, "knn5/auroc": 0.875}
-  results = {"random": {"knn5/auroc": 0.75}, "trained": trained,
-             "floor": {"linear/auroc": Interval(math.nan, math.nan, math.nan, 0, "none", "why")}}
+  trained = {
+    "linear/auroc": Interval(0.95, 0.93, 0.97, 9, "DeLong"),
+    "knn20/auroc": {"value": 0.9, "low": 0.88, "high": 0.92},
+    "knn5/auroc": 0.875,
+  }
+  results = {
+    "random": {"knn5/auroc": 0.75},
+    "trained": trained,
+    "floor": {"linear/auroc": Interval(math.nan, math.nan, math.nan, 0, "none", "why")},
+  }
   table = terminal.results_table(results)
   assert table.splitlines() == [
     "                     Trained              Before training  Thumbnail floor",
@@ -60,7 +80,8 @@ def test_terminal_table(tmp_path):
     "kNN, k = 20: AUROC   0.900 (0.880-0.920)  -                -",
     "Linear probe: AUROC  0.950 (0.930-0.970)  -                n/a",
     "--------------------------------------------------------------------------",
-    "95 % intervals in brackets"]
+    "95 % intervals in brackets",
+  ]
   with Writer(tmp_path) as writer:
     for encoder, metrics in results.items():
       writer.results(3, 1.0, "probe", encoder, metrics)
@@ -75,8 +96,11 @@ def test_remarks_of_evaluators_reach_the_terminal(tmp_path):
     writer.results(3, 1.0, "test", "trained", {"auroc": Interval(0.9, 0.8, 1.0, 8, "DeLong")})
     writer.facts(
       data={"site": {"notes": ["8 of 16 images of folder:x have none of the classes a, b"]}},
-      evaluation={"test": {"trained": {"threshold_remarks": ["label a: threshold 0.5"]}}})
+      evaluation={"test": {"trained": {"threshold_remarks": ["label a: threshold 0.5"]}}},
+    )
   assert terminal.remarks(tmp_path) == [
     "site: 8 of 16 images of folder:x have none of the classes a, b",
-    "site: AUROC; AUPRC: n/a, test images are of one class", "test: label a: threshold 0.5"]
+    "site: AUROC; AUPRC: n/a, test images are of one class",
+    "test: label a: threshold 0.5",
+  ]
   assert terminal.remarks(tmp_path / "none") == []

@@ -7,10 +7,16 @@ import pytest
 from cxrjax.report.html import line_chart
 
 
-@pytest.mark.parametrize(("low", "high", "n", "expected"), [
-  (0, 10, 5, [0, 2, 4, 6, 8, 10]), (0.82, 0.93, 5, [0.825, 0.85, 0.875, 0.9, 0.925]),
-  (-1, 1, 4, [-1, -0.5, 0, 0.5, 1]), (0, 5e-4, 5, [0, 1e-4, 2e-4, 3e-4, 4e-4, 5e-4]),
-  (3, 3, 4, [3])])
+@pytest.mark.parametrize(
+  ("low", "high", "n", "expected"),
+  [
+    (0, 10, 5, [0, 2, 4, 6, 8, 10]),
+    (0.82, 0.93, 5, [0.825, 0.85, 0.875, 0.9, 0.925]),
+    (-1, 1, 4, [-1, -0.5, 0, 0.5, 1]),
+    (0, 5e-4, 5, [0, 1e-4, 2e-4, 3e-4, 4e-4, 5e-4]),
+    (3, 3, 4, [3]),
+  ],
+)
 def test_ticks_are_round_and_inside(low, high, n, expected):
   np.testing.assert_allclose(line_chart.ticks(low, high, n), expected, atol=1e-12)
 
@@ -23,10 +29,17 @@ def test_log_ticks():
   assert len(line_chart.log_ticks(1e-30, 1e30)) <= 8
 
 
-@pytest.mark.parametrize(("values", "expected"), [
-  ([0.825, 0.85], ["0.825", "0.850"]), ([0, 5, 10], ["0", "5", "10"]),
-  ([-1, 0], ["\N{MINUS SIGN}1", "0"]), ([0, 2e-4], ["0", "2e\N{MINUS SIGN}4"]),
-  ([0, 25000.0], ["0", "25,000"]), ([2e6], ["2e6"])])
+@pytest.mark.parametrize(
+  ("values", "expected"),
+  [
+    ([0.825, 0.85], ["0.825", "0.850"]),
+    ([0, 5, 10], ["0", "5", "10"]),
+    ([-1, 0], ["\N{MINUS SIGN}1", "0"]),
+    ([0, 2e-4], ["0", "2e\N{MINUS SIGN}4"]),
+    ([0, 25000.0], ["0", "25,000"]),
+    ([2e6], ["2e6"]),
+  ],
+)
 def test_tick_labels_share_their_decimals(values, expected):
   assert line_chart.tick_labels(values) == expected
 
@@ -55,7 +68,10 @@ def test_short_curves_are_drawn_point_by_point():
   assert points.shape == (3, 2)
   assert (np.diff(points[:, 0]) > 0).all() and (np.diff(points[:, 1]) < 0).all()
   np.testing.assert_allclose(points[1], points[[0, 2]].mean(0), atol=0.06)
-  assert points[:, 0].min() >= line_chart.LEFT and points[:, 0].max() <= line_chart.WIDTH - line_chart.RIGHT
+  assert (
+    points[:, 0].min() >= line_chart.LEFT
+    and points[:, 0].max() <= line_chart.WIDTH - line_chart.RIGHT
+  )
   assert points[:, 1].min() >= line_chart.TOP
   assert points[:, 1].max() <= line_chart.HEIGHT - line_chart.BOTTOM
 
@@ -74,15 +90,17 @@ def test_hover_text_names_values_and_intervals():
 
 
 def test_a_reference_stays_inside_with_its_name():
-  svg = line_chart.chart("t", [line([1, 2, 3])], x_label="step",
-                     levels=[line_chart.Level("ln K", 8.0, inside=True)])
+  svg = line_chart.chart(
+    "t", [line([1, 2, 3])], x_label="step", levels=[line_chart.Level("ln K", 8.0, inside=True)]
+  )
   assert "ln K</text>" in svg
   (y,) = re.findall(r'y1="([0-9.]+)" y2="[0-9.]+" class="level ref"', svg)
   assert line_chart.TOP <= float(y) <= line_chart.HEIGHT - line_chart.BOTTOM
 
 
-@pytest.mark.parametrize("y", [[5.0], [2.0, 2.0], [0.0, 0.0], [1e-12, 2e-12], [1e30, 1.0],
-                               [-3.0, -3.0], [math.inf, 1.0]])
+@pytest.mark.parametrize(
+  "y", [[5.0], [2.0, 2.0], [0.0, 0.0], [1e-12, 2e-12], [1e30, 1.0], [-3.0, -3.0], [math.inf, 1.0]]
+)
 @pytest.mark.parametrize("log", [False, True])
 def test_awkward_ranges(y, log):
   svg = line_chart.chart("t", [line(y)], x_label="step", log=log)

@@ -18,8 +18,11 @@ def lab(rgb):
   """CIE 1976 L*a*b* of sRGB, D65; another colour space than the map is built in."""
   x = rgb / 255
   x = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-  xyz = x @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192],
-                      [0.1805, 0.0722, 0.9505]]) / np.array([0.9505, 1.0, 1.089])
+  xyz = (
+    x
+    @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
+    / np.array([0.9505, 1.0, 1.089])
+  )
   f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
   return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], -1)
 
@@ -45,12 +48,20 @@ def test_colour_map_is_perceptually_uniform():
 
 def oklab(rgb):
   """sRGB to Oklab, the way back from the code's, with the published forward matrices."""
-  to_lms = np.array([[0.4122214708, 0.5363325363, 0.0514459929],
-                     [0.2119034982, 0.6806995451, 0.1073969566],
-                     [0.0883024619, 0.2817188376, 0.6299787005]])
-  to_lab = np.array([[0.2104542553, 0.7936177850, -0.0040720468],
-                     [1.9779984951, -2.4285922050, 0.4505937099],
-                     [0.0259040371, 0.7827717662, -0.8086757660]])
+  to_lms = np.array(
+    [
+      [0.4122214708, 0.5363325363, 0.0514459929],
+      [0.2119034982, 0.6806995451, 0.1073969566],
+      [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+  )
+  to_lab = np.array(
+    [
+      [0.2104542553, 0.7936177850, -0.0040720468],
+      [1.9779984951, -2.4285922050, 0.4505937099],
+      [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+  )
   x = rgb / 255
   linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
   return np.cbrt(linear @ to_lms.T) @ to_lab.T
@@ -61,8 +72,9 @@ def test_heat_map_is_one_exact_pixel_a_patch():
   image = decode(pictures.heat_map(heat, "x"))
   assert image.size == (3, 2) and image.mode == "P"
   colours = pictures.colour_map()
-  np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colours[
-    np.array([[0, 128, 255], [0, 255, 0]])])
+  np.testing.assert_array_equal(
+    np.asarray(image.convert("RGB")), colours[np.array([[0, 128, 255], [0, 255, 0]])]
+  )
 
 
 def test_overlay_leaves_the_radiograph_where_nothing_is_attended_to():
@@ -84,7 +96,8 @@ def test_pictures_are_bounded_jpegs():
 
 def test_gray():
   np.testing.assert_array_equal(
-    pictures.gray(np.array([[0.0, 2.0], [np.nan, 1.0]])), [[0, 255], [0, 128]])
+    pictures.gray(np.array([[0.0, 2.0], [np.nan, 1.0]])), [[0, 255], [0, 128]]
+  )
   same = np.array([[3, 7]], np.uint8)
   np.testing.assert_array_equal(pictures.gray(same[..., None]), same)
   with pytest.raises(ValueError, match="two axes"):

@@ -11,8 +11,18 @@ from cxrjax.core.errors import UserError
 from cxrjax.report.pages import run_page
 from cxrjax.report.run_writer import Writer
 
-SECTIONS = ["results", "attention", "features", "data", "curves", "schedules", "views", "speed",
-            "again", "terms"]
+SECTIONS = [
+  "results",
+  "attention",
+  "features",
+  "data",
+  "curves",
+  "schedules",
+  "views",
+  "speed",
+  "again",
+  "terms",
+]
 HOSTILE = '</code><script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
@@ -54,8 +64,9 @@ def test_a_finished_run(workdir):
   assert "python -m cxrjax.main --config=configs/dino.py:paper" in words
   assert "1 value not finite" in words  # the NaN in the loss
   assert "2 images were skipped" in words and "one gray level" in words
-  assert all(x in words for x in ("radiograph", "large crop 1", "large crop 2", "small crop 8",
-                                 "head 6"))
+  assert all(
+    x in words for x in ("radiograph", "large crop 1", "large crop 2", "small crop 8", "head 6")
+  )
   assert parsed.images == 4 * (1 + 2 + 8) + 4 * (2 + 6) + 1 + 4 * (1 + 5) + 4 * 2
   assert "<title>" in (workdir / "report.html").read_text()
 
@@ -68,17 +79,32 @@ def test_is_a_pure_function_of_the_workdir(workdir):
 def test_results_table_has_the_numbers_with_the_best_in_bold(workdir):
   with Writer(workdir) as writer:
     for encoder, value in (("trained", 0.873), ("random", 0.7)):
-      writer.results(10**6, 99.0, "probe", encoder, {
-        "knn5/auroc": {"value": value, "low": value - 0.031, "high": value + 0.028, "n": 9}})
+      writer.results(
+        10**6,
+        99.0,
+        "probe",
+        encoder,
+        {"knn5/auroc": {"value": value, "low": value - 0.031, "high": value + 0.028, "n": 9}},
+      )
   run_page.write(workdir)
   text = (workdir / "report.html").read_text()
   assert "<b>0.873</b> <small>(0.842\N{EN DASH}0.901)</small>" in text
   assert "<span>0.700</span> <small>(0.669\N{EN DASH}0.728)</small>" in text
 
 
-@pytest.mark.parametrize("missing", [
-  "config.json", "run.json", "metrics.jsonl", "figures/views.npz", "figures/attention.npz",
-  "figures/features.npz", "figures/scores_probe_trained.npz", "figures"])
+@pytest.mark.parametrize(
+  "missing",
+  [
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+    "figures/views.npz",
+    "figures/attention.npz",
+    "figures/features.npz",
+    "figures/scores_probe_trained.npz",
+    "figures",
+  ],
+)
 def test_without_a_file(workdir, missing):
   path = workdir / missing
   shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -93,20 +119,29 @@ def test_an_empty_workdir(tmp_path):
   assert "metrics.jsonl is missing" in parsed.words and parsed.ids == []
 
 
-@pytest.mark.parametrize("broken", [
-  "config.json", "run.json", "metrics.jsonl", "figures/views.npz", "figures/attention.npz",
-  "figures/features.npz"])
+@pytest.mark.parametrize(
+  "broken",
+  [
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+    "figures/views.npz",
+    "figures/attention.npz",
+    "figures/features.npz",
+  ],
+)
 def test_a_torn_file(workdir, broken):
   path = workdir / broken
   data = path.read_bytes()
-  path.write_bytes(data[:len(data) // 2])
+  path.write_bytes(data[: len(data) // 2])
   parsed = check(workdir)
   assert "could not be drawn" not in parsed.words
   assert path.name in parsed.words
 
 
-@pytest.mark.parametrize("value", [
-  None, [None], {"a": [{}]}, full(-1.5), full(True), full("text"), full({})])
+@pytest.mark.parametrize(
+  "value", [None, [None], {"a": [{}]}, full(-1.5), full(True), full("text"), full({})]
+)
 def test_facts_of_the_wrong_kind_never_cost_the_page(workdir, value):
   shutil.rmtree(workdir / "figures")  # they cost time and do not read the facts
   facts = json.loads((workdir / "run.json").read_text())
@@ -116,22 +151,50 @@ def test_facts_of_the_wrong_kind_never_cost_the_page(workdir, value):
 
 
 def test_everything_is_escaped(make_workdir, tmp_path):
-  workdir = make_workdir(tmp_path / "a", steps=40, every=20, evals=2, crop=32,
-                         name=f"folder:/data/{HOSTILE}", status=f"failed: {HOSTILE}")
+  workdir = make_workdir(
+    tmp_path / "a",
+    steps=40,
+    every=20,
+    evals=2,
+    crop=32,
+    name=f"folder:/data/{HOSTILE}",
+    status=f"failed: {HOSTILE}",
+  )
   with Writer(workdir) as writer:
     writer.facts(
-      command=HOSTILE, method=HOSTILE, versions={HOSTILE: HOSTILE}, notes=[HOSTILE],
-      model={"name": HOSTILE}, device={"kind": HOSTILE}, timing={HOSTILE: HOSTILE},
+      command=HOSTILE,
+      method=HOSTILE,
+      versions={HOSTILE: HOSTILE},
+      notes=[HOSTILE],
+      model={"name": HOSTILE},
+      device={"kind": HOSTILE},
+      timing={HOSTILE: HOSTILE},
       schedules={HOSTILE: {"step": [0, 1], "value": [0, 1]}},
-      data={"train": {"classes": [HOSTILE], "skipped": [[HOSTILE, HOSTILE]], HOSTILE: HOSTILE},
-            "probe": {"test": {"class_counts": {HOSTILE: 3}}}})
+      data={
+        "train": {"classes": [HOSTILE], "skipped": [[HOSTILE, HOSTILE]], HOSTILE: HOSTILE},
+        "probe": {"test": {"class_counts": {HOSTILE: 3}}},
+      },
+    )
     writer.scalars(40, 2.0, {HOSTILE: 1.0})
-    writer.results(40, 2.0, HOSTILE, HOSTILE, {
-      f"{HOSTILE}/{HOSTILE}/{HOSTILE}": {"value": 0.5, "method": HOSTILE}})
-    writer.arrays("attention", image=np.zeros((1, 8, 8), np.uint8),
-                  attn=np.ones((1, 1, 2, 2), np.float32), label=[HOSTILE])
-    writer.arrays("scores_trained", labels=np.eye(2, dtype=np.float32),
-                  linear=np.eye(2, dtype=np.float32), classes=[HOSTILE, "b"])
+    writer.results(
+      40,
+      2.0,
+      HOSTILE,
+      HOSTILE,
+      {f"{HOSTILE}/{HOSTILE}/{HOSTILE}": {"value": 0.5, "method": HOSTILE}},
+    )
+    writer.arrays(
+      "attention",
+      image=np.zeros((1, 8, 8), np.uint8),
+      attn=np.ones((1, 1, 2, 2), np.float32),
+      label=[HOSTILE],
+    )
+    writer.arrays(
+      "scores_trained",
+      labels=np.eye(2, dtype=np.float32),
+      linear=np.eye(2, dtype=np.float32),
+      classes=[HOSTILE, "b"],
+    )
   (workdir / "config.json").write_text(json.dumps({HOSTILE: HOSTILE}))
   parsed = check(workdir)
   assert HOSTILE in "".join(parsed.text)
@@ -147,12 +210,15 @@ def test_control_characters_and_lone_surrogates_of_file_names(workdir):
   check(workdir)
 
 
-@pytest.mark.parametrize(("status", "said"), [
-  ("failed: the disk is full", "This run failed at step 400 of 400. the disk is full"),
-  ("stopped: SIGTERM", "This run was stopped at step 400 of 400. SIGTERM"),
-  ("diverged: loss is NaN at step 7", "This run diverged at step 400 of 400. loss is NaN"),
-  ("running", "This run had not finished when the page was written; it was at step 400"),
-])
+@pytest.mark.parametrize(
+  ("status", "said"),
+  [
+    ("failed: the disk is full", "This run failed at step 400 of 400. the disk is full"),
+    ("stopped: SIGTERM", "This run was stopped at step 400 of 400. SIGTERM"),
+    ("diverged: loss is NaN at step 7", "This run diverged at step 400 of 400. loss is NaN"),
+    ("running", "This run had not finished when the page was written; it was at step 400"),
+  ],
+)
 def test_says_how_a_run_ended(workdir, status, said):
   with Writer(workdir) as writer:
     writer.facts(status=status)
@@ -183,9 +249,22 @@ def test_all_values_not_finite(tmp_path):
     for step in range(5):
       writer.scalars(step, nan, {"loss": nan, "teacher_entropy": nan, "feature_std": nan})
       for encoder in ("trained", "random", "floor"):
-        writer.results(step, nan, "probe", encoder, {"linear/auroc": {
-          "value": nan, "low": nan, "high": nan, "n": 0, "method": "none",
-          "undefined": "one class only"}})
+        writer.results(
+          step,
+          nan,
+          "probe",
+          encoder,
+          {
+            "linear/auroc": {
+              "value": nan,
+              "low": nan,
+              "high": nan,
+              "n": 0,
+              "method": "none",
+              "undefined": "one class only",
+            }
+          },
+        )
     writer.arrays("attention", image=np.full((2, 8, 8), np.nan), attn=np.full((2, 2, 2, 2), np.nan))
     writer.arrays("views", source=np.full((1, 8, 8), np.nan))
     writer.arrays("scores_trained", labels=np.full((3, 2), np.nan), linear=np.full((3, 2), np.nan))

@@ -25,22 +25,45 @@ def workdir(tmp_path):
   with Writer(tmp_path) as writer:
     (tmp_path / "config.json").write_text(json.dumps({"model": {"patch_size": 8}}))
     writer.facts(
-      status="finished", method="segment", learns_from="masks", steps=100, epochs=5.0, batch_size=16,
+      status="finished",
+      method="segment",
+      learns_from="masks",
+      steps=100,
+      epochs=5.0,
+      batch_size=16,
       model={"name": "cxrjax.models.vit", "variant": "Nu"},
       chosen={"step": 75, "by": "dice", "evaluators": ["test"]},
-      data={"train": {"name": "phantom", "n": 320, "lung_masks": {"published": 300, "none": 20}},
-            "test": {"name": "phantom", "split": "test", "n": 113, "size": 32,
-                     "distances_in": "pixels"}})
+      data={
+        "train": {"name": "phantom", "n": 320, "lung_masks": {"published": 300, "none": 20}},
+        "test": {
+          "name": "phantom",
+          "split": "test",
+          "n": 113,
+          "size": 32,
+          "distances_in": "pixels",
+        },
+      },
+    )
     for step, dice in ((50, 0.8), (75, 0.9), (100, 0.89)):
       writer.results(step, step / 20, "validation", "trained", {"dice": interval(dice)})
-    writer.results(0, 0.0, "test", "floor", {
-      "dice": interval(0.7), "assd": interval(3.5), "hd95": interval(9.0)})
-    writer.results(75, 3.75, "test", "trained", {
-      "dice": interval(0.91), "assd": interval(0.8), "hd95": interval(2.0)})
+    writer.results(
+      0, 0.0, "test", "floor", {"dice": interval(0.7), "assd": interval(3.5), "hd95": interval(9.0)}
+    )
+    writer.results(
+      75,
+      3.75,
+      "test",
+      "trained",
+      {"dice": interval(0.91), "assd": interval(0.8), "hd95": interval(2.0)},
+    )
     writer.arrays(
-      "scores_test_trained", image=np.full((8, 32, 32), 90, np.uint8), truth=truth,
-      predicted=np.roll(truth, 1, axis=1), dice=np.linspace(0.8, 0.95, 8),
-      id=np.array([f"image <{i}>" for i in range(8)]))
+      "scores_test_trained",
+      image=np.full((8, 32, 32), 90, np.uint8),
+      truth=truth,
+      predicted=np.roll(truth, 1, axis=1),
+      dice=np.linspace(0.8, 0.95, 8),
+      id=np.array([f"image <{i}>" for i in range(8)]),
+    )
   return tmp_path
 
 
@@ -55,19 +78,19 @@ def test_the_page_says_what_was_found(workdir):
   assert "in pixels of images of 32 pixels a side" in text
   assert "AUROC" not in text
   assert 'alt="image &lt;0&gt;: Dice 0.800"' in text
-  section = text[text.index('id="masks"'):text.index('id="data"')]
+  section = text[text.index('id="masks"') : text.index('id="data"')]
   assert section.count("<img") == 8
   assert '<span>none</span><span class="num">20</span>' in text  # images without a mask
 
 
 def test_a_distance_is_better_the_smaller_it_is(workdir):
   text = run_page.write(workdir).read_text()
-  table = text[text.index('class="results"'):text.index("</table>")]
+  table = text[text.index('class="results"') : text.index("</table>")]
   assert "<b>0.800</b>" in table
   assert "<b>3.500</b>" not in table
   # No mark on the scale from 0 to 1, where 0.8 pixels would be 80 %.
   assert "Mean training mask: 3.5" not in table
-  row = table[table.index("Average surface distance"):table.index("95 % Hausdorff")]
+  row = table[table.index("Average surface distance") : table.index("95 % Hausdorff")]
   assert "<circle" not in row
 
 
@@ -76,8 +99,10 @@ def test_the_terminal_names_the_floor_of_masks(workdir):
   lines = text.splitlines()
   assert "Mean training mask" in text
   assert "Thumbnail" not in text
-  order = [next(i for i, line in enumerate(lines) if line.startswith(word))
-           for word in ("Dice", "Average surface distance", "95 % Hausdorff distance")]
+  order = [
+    next(i for i, line in enumerate(lines) if line.startswith(word))
+    for word in ("Dice", "Average surface distance", "95 % Hausdorff distance")
+  ]
   assert order == sorted(order)
 
 
