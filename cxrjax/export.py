@@ -156,8 +156,9 @@ def _npz(network: Network, file: pathlib.Path) -> list[str]:
   flat = {n: np.asarray(v, np.float32) for n, v in tree.flatten(network.params).items()}
   text = json.dumps(network.describe() | {"names": "cxrjax"})
   own = {files.OURS: text, files.SUM: files.checksum(flat, text)}
+  arrays: dict[str, Any] = {name: np.array(value) for name, value in own.items()} | flat
   with file.open("wb") as opened:  # a name of its own would get another ending
-    np.savez(opened, **{name: np.array(value) for name, value in own.items()}, **flat)
+    np.savez(opened, **arrays)
   return [f"{len(flat)} arrays"]
 
 

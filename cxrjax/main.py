@@ -59,7 +59,8 @@ def set_up_jax(platform: str | None) -> None:
   """Platform and compilation cache."""
   import jax
 
-  jax.config.update("jax_platforms", platform or jax.config.jax_platforms)
+  if platform:
+    jax.config.update("jax_platforms", platform)
   keep_compiled()
 
 

@@ -1,5 +1,6 @@
 """Set-up for all tests: two tiers, shapes and types checked at run time, caches of their own."""
 
+import fcntl
 import importlib.metadata
 import os
 import pathlib
@@ -27,6 +28,7 @@ import jax
 import jaxtyping
 import optax  # noqa: F401
 import orbax.checkpoint  # noqa: F401
+import packaged
 import pytest
 import scipy.optimize
 import scipy.stats  # noqa: F401
@@ -142,6 +144,18 @@ def test_data():
   if not folder:
     pytest.skip("CXRJAX_TEST_DATA is not set; it names a folder with chest_xray.zip")
   return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def package(session_folder):
+  """The folder that the package is installed in from a wheel, outside of the clone."""
+  folder = session_folder / "package"
+  folder.mkdir(exist_ok=True)
+  with open(folder / "lock", "a") as handle:
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    if not (folder / "place").exists():
+      packaged.install(folder)
+  return folder / "place"
 
 
 @pytest.fixture(scope="session")

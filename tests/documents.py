@@ -25,7 +25,19 @@ SHOWN = ("text", "json", "csv")  # what a program prints, and files' layouts
 DOCUMENTS = sorted(
   [REPOSITORY / "README.md", *REPOSITORY.glob("CONTRIBUTING.md"), *REPOSITORY.glob("docs/**/*.md")]
 )
-TOOLS = ("python", "cxrjax", "pip", "git", "ruff", "unzip", "tfds", "zensical", "jupyter")
+TOOLS = (
+  "python",
+  "cxrjax",
+  "pip",
+  "git",
+  "ruff",
+  "lint-imports",
+  "mypy",
+  "unzip",
+  "tfds",
+  "zensical",
+  "jupyter",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +172,6 @@ class World:
         "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "CXRJAX_DOCS_SHARED": str(shared),
-        "REPOSITORY": "https://example.org/cxrjax.git",
       }
     )
 

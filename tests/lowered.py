@@ -10,7 +10,8 @@ from unittest import mock
 
 import compile_ahead
 import jax
-from small import load_config
+
+from cxrjax.core.package_folders import load_config
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 

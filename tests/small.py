@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,6 +16,8 @@ import jax
 import numpy as np
 import pytest
 
+from cxrjax.core.package_folders import load_config
+
 REPOSITORY = pathlib.Path(__file__).parent.parent
 HANGS = 3600  # seconds after which a process never ends: no measure of how fast a machine is
 
@@ -24,15 +25,6 @@ HANGS = 3600  # seconds after which a process never ends: no measure of how fast
 def full(*values: Any, id: str | None = None) -> Any:
   """A test's case for the full tier."""
   return pytest.param(*values, id=id, marks=pytest.mark.full)
-
-
-def load_config(name: str | pathlib.Path) -> Any:
-  """`get_config` of a config file, or of one of the repository by its name."""
-  path = REPOSITORY / "configs" / f"{name}.py" if isinstance(name, str) else name
-  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config
 
 
 def tiny(**overrides: Any) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from operator import getitem
 
 import pytest
 from documents import DOCUMENTS, blocks
-from small import REPOSITORY, load_config
+from small import REPOSITORY
+
+from cxrjax.core.package_folders import load_config
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 

@@ -1,39 +1,18 @@
 """The package as it is installed: built, unpacked elsewhere, and used from any folder."""
 
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
-from small import HANGS, REPOSITORY
+from small import HANGS
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-  """Runs a program of the installed package in a folder of its own; what it said."""
-  folder = tmp_path_factory.mktemp("wheel")
-  source, place, work = folder / "source", folder / "place", folder / "work"
-  tracked = subprocess.run(
-    ["git", "ls-files", "-co", "--exclude-standard"],
-    cwd=REPOSITORY,
-    text=True,
-    check=True,
-    capture_output=True,
-  ).stdout.splitlines()
-  for name in tracked:
-    if (REPOSITORY / name).is_file():  # others were removed
-      (source / name).parent.mkdir(parents=True, exist_ok=True)
-      shutil.copy(REPOSITORY / name, source / name)
-  pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-  subprocess.run(
-    [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(source)],
-    check=True,
-  )
-  (wheel,) = folder.glob("*.whl")
-  subprocess.run([*pip, "install", "--no-deps", f"--target={place}", str(wheel)], check=True)
-  work.mkdir()
-  environment = os.environ | {"PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu"}
+def installed(package, tmp_path_factory):
+  """Runs a program of the installed package in a folder of its own; status and what it said."""
+  work = tmp_path_factory.mktemp("work")
+  environment = os.environ | {"PYTHONPATH": str(package), "JAX_PLATFORMS": "cpu"}
 
   def run(*arguments):
     done = subprocess.run(
@@ -47,7 +26,7 @@ def installed(tmp_path_factory):
     )
     return done.returncode, done.stdout
 
-  run.work, run.place, run.environment = work, place, environment
+  run.work, run.place, run.environment = work, package, environment
   return run
 
 

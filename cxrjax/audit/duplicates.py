@@ -35,6 +35,8 @@ _SIGMA = 4.0  # of local contrast, cells
 _COARSE = 0.78  # less than this after coarse alignment has no chance of SAME
 _BLOCK = 4096
 
+_Kept = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of one set and the other, correlations
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Looks:
@@ -155,7 +157,7 @@ def pairs(
     raise ValueError(f"threshold={threshold} must be above 0")
   other = a if b is None else b
   size = min(block, 1 << max(3, max(len(a), len(other), 1) - 1).bit_length())
-  kept = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+  kept: _Kept = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
   for top in range(0, len(a), size):
     rows = _put(a[top : top + size], size)
     for left in range(0 if b is not None else top, len(other), size):
@@ -164,7 +166,8 @@ def pairs(
       if count := int(count):
         i, j, r = _above(r, threshold, count)
         new = (i + top, j + left, r)
-        kept = tuple(np.concatenate(x) for x in zip(kept, new, strict=True))
+        i, j, r = (np.concatenate(x) for x in zip(kept, new, strict=True))
+        kept = i, j, r
       if len(kept[0]) > 2 * limit:
         kept = _best(kept, limit)
         threshold = max(threshold, float(kept[2][-1]))
@@ -243,12 +246,12 @@ def _products(
   return r, (r >= threshold).sum()
 
 
-def _above(r: Float[Array, "n m"], threshold: float, count: int) -> tuple[np.ndarray, ...]:
+def _above(r: Float[Array, "n m"], threshold: float, count: int) -> _Kept:
   """Rows, columns and values of the `count` correlations that reach the threshold."""
   if jax.default_backend() == "cpu":  # where they are the host's already
-    r = np.asarray(r)
-    i, j = np.nonzero(r >= np.float32(threshold))
-    return i, j, r[i, j]
+    host = np.asarray(r)
+    i, j = np.nonzero(host >= np.float32(threshold))
+    return i, j, host[i, j]
   i, j, r = _above_on_device(r, threshold, 1 << max(8, (count - 1).bit_length()))
   return np.asarray(i)[:count], np.asarray(j)[:count], np.asarray(r)[:count]
 
@@ -259,7 +262,7 @@ def _above_on_device(r: Float[Array, "n m"], threshold: float | Array, count: in
   return i, j, r[i, j]
 
 
-def _best(kept: tuple[np.ndarray, ...], limit: int) -> tuple[np.ndarray, ...]:
+def _best(kept: _Kept, limit: int) -> _Kept:
   i, j, r = kept
   order = np.lexsort((j, i, -r))[:limit]
   return i[order], j[order], r[order]

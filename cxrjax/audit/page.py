@@ -189,7 +189,9 @@ def _made(run: runs.Run) -> Html:
     "size": "Decoded to, pixels",
     "fit": "Images that are not square",
   }
-  rows = [(names.get(k, k), fact_tables.scalar(v)) for k, v in settings.items()]
+  rows: list[tuple[str, Any]] = [
+    (names.get(k, str(k)), fact_tables.scalar(v)) for k, v in settings.items()
+  ]
   timing = run.fact("timing")
   for key, value in timing.items() if isinstance(timing, Mapping) else ():
     label = {
@@ -197,7 +199,7 @@ def _made(run: runs.Run) -> Html:
       "compare": "Comparing",
       "look": "Looking at each image",
       "floor": "Thumbnail floor",
-    }.get(key.removesuffix("_s"), key)
+    }.get(key.removesuffix("_s"), str(key))
     rows.append((label, format.duration(value)))
   rows.append(("Device", naming.device_name(run)))
   return el(

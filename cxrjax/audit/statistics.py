@@ -357,7 +357,7 @@ def facts(
 ) -> dict[str, Any]:
   """Everything the page says, as plain values."""
   kinds = ("inverted", "flat", "unlike")
-  between = Counter()
+  between: Counter[tuple[int, int, bool]] = Counter()
   for p in pairs:
     between[min(p.a[0], p.b[0]), max(p.a[0], p.b[0]), p.r >= copy] += 1
   places = strange(found)

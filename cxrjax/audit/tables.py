@@ -71,13 +71,13 @@ def parts(audit: Mapping[str, Any]) -> Html | None:
     mine = [p for p in found if p["source"] == source]
     notes = list(dict.fromkeys(n for p in mine for n in p.get("notes", [])))
     prints = {p["split"]: p["fingerprint"] for p in mine}
-    rows = [
+    about: list[tuple[str, Any]] = [
       ("Source", el("span", naming.source_name(source), title=source)),
       ("Fingerprint", fact_tables.value("fingerprint", prints)),
     ]
     if notes:
-      rows.append(("Notes", fact_tables.value("notes", notes)))
-    cards.append(el("div", fact_tables.pairs(rows), cls="card"))
+      about.append(("Notes", fact_tables.value("notes", notes)))
+    cards.append(el("div", fact_tables.pairs(about), cls="card"))
   return el("div", made, el("div", cards, cls="cards"))
 
 
@@ -230,7 +230,8 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
         el("li", el("code", name), f" {reason} ", el("small", where))
         for where, name, reason in rows
       ]
-      items.append(el("li", f"and {total - len(rows):,} more") if total > len(rows) else None)
+      if total > len(rows):
+        items.append(el("li", f"and {total - len(rows):,} more"))
       title = (
         format.count(total, "image is unreadable", "images are unreadable")
         if last

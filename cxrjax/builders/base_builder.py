@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import io
 import os
 import pathlib
 import types
 from collections.abc import Iterator
+from typing import IO, Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
 
-class SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """A TFDS builder whose splits may be larger than a gigabyte without TensorFlow.
 
   Attributes:
@@ -54,7 +54,7 @@ class _Written:
     """There is nothing to close."""
 
 
-def _open(path: str | os.PathLike, mode: str) -> _Written | io.BufferedReader:
+def _open(path: str | os.PathLike, mode: str) -> _Written | IO[Any]:
   """What TFDS asks of `tf.io.gfile.GFile`: `wb`, and later `rb`."""
   return _Written(path) if mode == "wb" else open(path, mode)
 

@@ -157,8 +157,8 @@ class _Wanted:
     match = self._search(f"{self._part.prefix}/{name}" if self._part.prefix else name)
     return "/".join(group for group in match.groups() if group) if match else None
 
-  def __contains__(self, name: str) -> bool:
-    key = self.key(name)
+  def __contains__(self, name: object) -> bool:
+    key = self.key(name) if isinstance(name, str) else None
     if key is None or zlib.crc32(key.encode()) % self._part.shares != self._part.share:
       return False
     if key not in self._listing:
@@ -183,7 +183,9 @@ def images(
   with archive.Archive(part.path) as opened:
     wanted = _Wanted(part, listing, keys, unlisted)
     for name, data in opened.members(wanted):
-      yield wanted.key(name), data
+      key = wanted.key(name)
+      assert key is not None  # else it would not be wanted
+      yield key, data
 
 
 def damage(image: bytes) -> str:
@@ -249,7 +251,10 @@ def _of_dicom(
 ) -> tuple[Listed, bytes, tuple[float, float] | None]:
   """What is known of an image with what its file says, its pixels as PNG, and its window."""
   found = dicom.read(image)
-  known = {name: value for name, value in (("sex", found.sex), ("view", found.view)) if value}
+  assert found.pixels is not None  # they were asked for
+  known: dict[str, Any] = {
+    name: value for name, value in (("sex", found.sex), ("view", found.view)) if value
+  }
   if found.age is not None and found.age >= youngest:
     known["age"] = found.age
   if row.boxes is not None:
@@ -259,7 +264,7 @@ def _of_dicom(
 
 def _fractions(boxes: Sequence[Sequence[Any]], shape: tuple[int, int]) -> list[Sequence[Any]]:
   """Boxes in 0..1 from boxes in pixels; what is outside of the image is cut off, or left out."""
-  found = []
+  found: list[Sequence[Any]] = []
   for name, box, *by in boxes:
     top, left, bottom, right = (
       float(np.clip(edge / size, 0, 1)) for edge, size in zip(box, 2 * shape, strict=True)
@@ -313,7 +318,7 @@ def surplus(unlisted: Collection[str], listing: Listing, where: Iterable[str]) -
     )
 
 
-class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):
+class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):  # type: ignore[call-arg]
   """A builder of a set whose tables name the images and whose archives hold them.
 
   Attributes:
@@ -321,6 +326,7 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):
   """
 
   SPLITS: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+  _counts: dict[str, int]  # images of each split that Beam read
 
   @abc.abstractmethod
   def listing(self, manual: pathlib.Path) -> tuple[Listing, list[Part]]:
@@ -388,7 +394,7 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):
   def _download_and_prepare(
     self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig
   ) -> None:
-    self._counts: dict[str, int] = {}
+    self._counts = {}
     super()._download_and_prepare(dl_manager, download_config)
     for split, expected in self._counts.items():
       written = self.info.splits[split].num_examples

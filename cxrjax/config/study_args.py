@@ -75,7 +75,9 @@ def parse(
     UserError: an own option with a wrong value; `args.NAME` without any.
   """
   text, kept = for_one(arg)
-  mine, items, chosen = [], [], []
+  mine: list[str] = []
+  items: list[str] = []
+  chosen: list[str] = []
   for item in filter(None, text.split(",")):
     name = item.partition("=")[0].strip()
     if name in presets:

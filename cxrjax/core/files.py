@@ -17,7 +17,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -55,7 +55,7 @@ class Damaged(ValueError):
   """What is wrong with a file, in one line that begins with "it"."""
 
 
-def opened(path: str | os.PathLike[str]) -> io.BufferedIOBase:
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
   """A regular file, open for reading.
 
   Raises:
@@ -194,7 +194,7 @@ def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
     return np.memmap(file, dtype, "r", start, shape, order)
 
 
-def _npy_header(file: io.BufferedIOBase) -> tuple[np.dtype, Any, str, int]:
+def _npy_header(file: io.BufferedIOBase) -> tuple[np.dtype, Any, Literal["C", "F"], int]:
   """Type, shape, order and place of an array's numbers."""
   try:
     with warnings.catch_warnings():
@@ -230,7 +230,9 @@ def _check_shape(dtype: np.dtype, shape: Any, there: int) -> None:
     )
 
 
-def _array(data: Any, start: int, dtype: np.dtype, shape: Any, order: str = "C") -> np.ndarray:
+def _array(
+  data: Any, start: int, dtype: np.dtype, shape: Any, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
   """An array of numbers that are all there."""
   count = math.prod(shape)
   if not count * dtype.itemsize:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from cxrjax.core.errors import UserError, suggest
 
@@ -13,6 +16,22 @@ def folder(name: str) -> pathlib.Path:
   """The folder `configs` or `tfds_builders`, of a checkout or of an installed package."""
   inside = PACKAGE / name
   return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def load_config(name: str | pathlib.Path) -> Callable[[str], Any]:
+  """`get_config` of a config that comes with the package, or of a file: to begin another with.
+
+  Raises:
+    UserError: there is none.
+  """
+  path = name if isinstance(name, pathlib.Path) else folder("configs") / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  if not path.is_file() or spec is None or spec.loader is None:
+    raise UserError(f"{name} is no config of the package")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  found: Callable[[str], Any] = module.get_config
+  return found
 
 
 def with_config_path(argv: list[str]) -> list[str]:

@@ -60,7 +60,7 @@ class Table:
   labels: Float32[np.ndarray, "n k"]
   views: tuple[str, ...] = ()
   sexes: tuple[str, ...] = ()
-  ages: Float32[np.ndarray, "n"] | None = None
+  ages: Float32[np.ndarray, "n"] = None  # type: ignore[assignment]  # until __post_init__
 
   def __post_init__(self) -> None:
     n = len(self.ids)
@@ -149,8 +149,11 @@ class SourceInfo:
 class Described(Protocol):
   """What has a table: a source, or its decoded images."""
 
-  info: SourceInfo
-  table: Table
+  @property
+  def info(self) -> SourceInfo: ...
+
+  @property
+  def table(self) -> Table: ...
 
 
 @runtime_checkable

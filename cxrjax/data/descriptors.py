@@ -104,8 +104,8 @@ def local_contrast(x: Float[Array, "n s s"], sigma: float) -> Float[Array, "n s 
 def blur(x: Float[Array, "n s s"], sigma: float) -> Float[Array, "n s s"]:
   """Gaussian blur; weights that fall outside are given to those inside."""
   at = np.arange(x.shape[1])
-  kernel = np.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
-  kernel = jnp.asarray(kernel / kernel.sum(1, keepdims=True), jnp.float32)
+  weights = np.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
+  kernel = jnp.asarray(weights / weights.sum(1, keepdims=True), jnp.float32)
   return jnp.einsum("ij,njk,lk->nil", kernel, x, kernel)
 
 

@@ -22,9 +22,14 @@ def even(n: int, most: int) -> Int64[np.ndarray, "m"]:
 class Base(Protocol):
   """What `Rows` takes rows of: an array, or what gives the rows of a list as an array does."""
 
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  ndim: int
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def dtype(self) -> np.dtype: ...
+
+  @property
+  def ndim(self) -> int: ...
 
   def __getitem__(self, rows: Any) -> np.ndarray: ...
 
@@ -162,12 +167,14 @@ class Images:
     found = np.asarray(self.pixels[rows])
     if self.bits == 8:
       return found
+    assert self.windows is not None  # since it was made
     unit = levels.to_unit(found, self.windows[rows])
     return (unit * 255 + np.float32(0.5)).astype(np.uint8)
 
   def take(self, rows: Sequence[int] | np.ndarray) -> Images:
     """The images of some rows, in that order; pixels are not copied."""
     rows = np.asarray(rows, dtype=np.int64)
+    assert self.windows is not None  # since it was made
     return dataclasses.replace(
       self,
       pixels=take(self.pixels, rows),

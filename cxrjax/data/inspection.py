@@ -12,9 +12,8 @@ from cxrjax.data.base import Record, Source
 from cxrjax.data.decoding import decode
 from cxrjax.data.images import Images, even
 
-BITS = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}  # a flag gives text
-
-
+# A flag gives text.
+BITS: dict[str | int, int | None] = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}
 SAMPLE = 32  # images looked at for their bits and masks
 
 
@@ -30,8 +29,9 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
   """
   if isinstance(bits, bool) or not isinstance(bits, str | int) or bits not in BITS:
     raise UserError(f"config.data.bits={bits!r} is not an option; valid: 'auto', 8, 16")
-  if BITS[bits]:
-    return BITS[bits]
+  asked = BITS[bits]
+  if asked is not None:
+    return asked
   known = getattr(source, "bits", None)
   if known is not None:
     return int(known)

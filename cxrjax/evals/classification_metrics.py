@@ -135,7 +135,8 @@ def thresholds(
     only), with a remark for each of those.
   """
   k = labels.shape[1]
-  chosen, remarks = np.full(k, 0.5), []
+  chosen = np.full(k, 0.5)
+  remarks: list[str] = []
   if takes_likeliest(exclusive, k, criterion):
     return chosen, remarks
   criterion = best_for(criterion)

@@ -135,7 +135,7 @@ class Evaluator:
     Raises:
       UserError: see `parts.load`.
     """
-    decode = {
+    decode: dict[str, Any] = {
       "fit": self.fit,
       "on_bad_image": self.on_bad_image,
       "bits": self.bits,
@@ -254,7 +254,8 @@ class Evaluator:
       more = ["ece/uncalibrated", *(f"{m}/prevalence" for m in DECISIONS if exclusive)]
       metrics |= {name: undefined(BROKEN, len(labels)) for name in more}
       return Result(metrics, {"remark": BROKEN}, {"probability": nothing} | self._about(data))
-    temperature, remarks = np.ones(1 if exclusive else len(data.classes)), []
+    temperature = np.ones(1 if exclusive else len(data.classes))
+    remarks: list[str] = []
     if self.calibrate:
       temperature, remarks = calibration.temperature(val, data.labels("val"), exclusive)
     # All in double precision: in single, the surest predictions of a softmax are ties.

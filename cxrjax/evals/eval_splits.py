@@ -181,7 +181,7 @@ def load(
     )
     unlabelled["val"] = 0
   else:
-    train_rows, val_rows = rows["train"], None
+    train_rows, val_rows = rows["train"], rows["val"]
   if max_train is not None and len(train_rows) > max_train:
     before = len(train_rows)
     _, train_rows = divide(table.patients, table.labels, train_rows, max_train / before)
@@ -201,7 +201,7 @@ def load(
   if val is None:
     wanted["train"] = np.sort(np.concatenate([train_rows, val_rows]))
   else:
-    wanted["val"] = rows["val"]
+    wanted["val"] = val_rows
   for part, index in wanted.items():
     source = sources[part]
     whole = len(index) == len(source)

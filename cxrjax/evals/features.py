@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,9 @@ def received(sent: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
     yield name, jax.tree.map(np.asarray, found)
 
 
-def _padded(x: np.ndarray, batch: int, mode: str = "constant") -> np.ndarray:
+def _padded(
+  x: np.ndarray, batch: int, mode: Literal["constant", "edge"] = "constant"
+) -> np.ndarray:
   """`x` with rows of zeros, or of its last row, added up to `batch`."""
   if len(x) == batch:
     return np.asarray(x)
@@ -158,11 +160,11 @@ def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 @functools.lru_cache(maxsize=8)
 def compiled(
   encode: Encode, mean: float, std: float, mesh: Mesh | None, vectors: bool
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
   """The jitted `program(params, pixels, windows or None)` of `extract`, one for equal arguments."""
 
   def features(params: Any, x: jax.Array, windows: jax.Array | None) -> Any:
-    gray = x.astype(jnp.float32) / 255 if windows is None else to_unit(x, windows)
+    gray = x.astype(jnp.float32) / 255 if windows is None else jnp.asarray(to_unit(x, windows))
     y = encode(params, (gray - mean) / std)
     if vectors and (y.shape[:1] != x.shape[:1] or y.ndim != 2):
       raise UserError(

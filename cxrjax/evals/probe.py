@@ -191,10 +191,10 @@ class Evaluator:
     if self.whiten:
       near[f"whitened{max(self.ks)}"] = np.full_like(y["test"], np.nan)
     if finite:
-      found = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
-      near |= {f"knn{k}": v for k, v in found.items()}
-      votes = knn.knn_scores(x["train"], y["train"], x["val"], self.ks, self.temperature)
-      chosen_by = {f"knn{k}/auroc": roc.macro_auroc(v, y["val"]).value for k, v in votes.items()}
+      tested = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
+      near |= {f"knn{k}": v for k, v in tested.items()}
+      held = knn.knn_scores(x["train"], y["train"], x["val"], self.ks, self.temperature)
+      chosen_by = {f"knn{k}/auroc": roc.macro_auroc(v, y["val"]).value for k, v in held.items()}
       if self.whiten:
         k = max(self.ks)
         train, test = knn.whiten(x["train"], x["test"])

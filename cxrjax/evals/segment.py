@@ -40,7 +40,9 @@ class Data(eval_splits.Data):
   @property
   def truth(self) -> Bool[np.ndarray, "n s s"]:
     key, rows = self.rows["test"]
-    return np.asarray(self.images[key].masks[rows])[..., 0] > 0
+    masks = self.images[key].masks
+    assert masks is not None  # `rows` have one
+    return np.asarray(masks[rows])[..., 0] > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

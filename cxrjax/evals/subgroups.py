@@ -85,8 +85,8 @@ def _measures(
   scores: np.ndarray, truth: np.ndarray, called: np.ndarray, owners: Sequence[str]
 ) -> dict[str, Interval]:
   """Those that enough patients decide."""
-  owners = np.asarray(owners, dtype=object)
-  few = {value: len(set(owners[truth == value])) < LEAST for value in (True, False)}
+  patients = np.asarray(owners, dtype=object)
+  few = {value: len(set(patients[truth == value])) < LEAST for value in (True, False)}
   said = {
     value: undefined(f"fewer than {LEAST} patients {'with' if value else 'without'} it", len(truth))
     for value in (True, False)
@@ -95,12 +95,11 @@ def _measures(
   def rate(measure: str, value: bool) -> Interval:
     if few[value]:
       return said[value]
-    return patient_bootstrap.interval(
-      classification.decisions(measure, called.astype(np.int64), truth.astype(np.int64), 2, owners)
-    )
+    call, real = called.astype(np.int64), truth.astype(np.int64)
+    return patient_bootstrap.interval(classification.decisions(measure, call, real, 2, patients))
 
   lacking = next((said[v] for v in (True, False) if few[v]), None)
-  area = lacking or roc.auroc(scores, truth.astype(np.float32), owners)
+  area = lacking or roc.auroc(scores, truth.astype(np.float32), patients)
   return {
     "auroc": area,
     "sensitivity": rate("sensitivity", True),

@@ -97,12 +97,15 @@ def rollout(
     raise UserError(f"rollout's fusion={fusion!r} is not known{suggest(fusion, FUSIONS)}")
   names = tuple(f"attn:{i}" for i in range(start, network.blocks))
   taps = network.encode(params, x, taps=names, patches=network.pool == "mean").taps
-  total = None
-  for name in names:
+
+  def flow(name: str) -> Float[Array, "n t t"]:
     fused = getattr(jnp, fusion)(taps[name], axis=1)
-    flow = fused + jnp.eye(fused.shape[-1])
-    flow = flow / flow.sum(-1, keepdims=True)
-    total = flow if total is None else flow @ total
+    both = fused + jnp.eye(fused.shape[-1])
+    return both / both.sum(-1, keepdims=True)
+
+  total = flow(names[0])
+  for name in names[1:]:
+    total = flow(name) @ total
   seen = _of_readout(total[:, None], network.pool, prefix)[:, 0]
   assert seen.shape[-1] == math.prod((rows, columns))
   return seen.reshape(-1, rows, columns).astype(jnp.float32)

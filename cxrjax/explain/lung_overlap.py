@@ -51,6 +51,7 @@ def with_masks(images: Images, most: int | None = None) -> Int[np.ndarray, "m"]:
 def normalised(images: Images, mean: float, std: float) -> Float32[np.ndarray, "n s s 1"]:
   """Images as a network sees them."""
   pixels = np.asarray(images.pixels)
+  assert images.windows is not None  # `Images` fills in the type's range
   unit = pixels / np.float32(255) if images.bits == 8 else to_unit(pixels, images.windows)
   return ((np.asarray(unit, np.float32) - mean) / std).astype(np.float32)
 
@@ -86,7 +87,7 @@ def look(
     UserError: a method that the network has not.
   """
   found, targets, parts = [], [], []
-  side = images.pixels.shape[1:3]
+  height, width = images.pixels.shape[1:3]
   for start in range(0, len(images), CHUNK):
     stop = min(start + CHUNK, len(images))
     part = images.take(np.arange(start, stop))
@@ -102,11 +103,13 @@ def look(
       method, network, params, x, head=head, target=chosen, batch=batch, **options
     )
     masks = (
-      np.zeros((len(x), *side), bool) if part.masks is None else np.asarray(part.masks)[..., 0] > 0
+      np.zeros((len(x), height, width), bool)
+      if part.masks is None
+      else np.asarray(part.masks)[..., 0] > 0
     )
     found.append(heat)
     targets.append(np.full(len(x), -1, np.int32) if chosen is None else chosen)
-    parts.append(saliency.each(maps.enlarge(heat, side), masks))
+    parts.append(saliency.each(maps.enlarge(heat, (height, width)), masks))
   return Seen(np.concatenate(found), _joined(parts), np.concatenate(targets))
 
 
@@ -131,7 +134,8 @@ def summary(
   def of(rows: np.ndarray) -> dict[str, Any]:
     found = {}
     for name in saliency.MEASURES:
-      values, owners = scores.values[name][rows], [patients[i] for i in np.flatnonzero(rows)]
+      values = scores.values[name][rows]
+      owners = [patients[i] for i in np.flatnonzero(rows).tolist()]
       chance = scores.chance[name][rows]
       chance = chance[np.isfinite(chance)]
       found[name] = interval(segmentation.mean(values, owners)) | {
@@ -158,13 +162,12 @@ def differences(a: Scores, b: Scores, patients: Sequence[str]) -> dict[str, Diff
   for name in saliency.MEASURES:
     x, y = a.values[name], b.values[name]
     both = np.isfinite(x) & np.isfinite(y)
-    owners = [patients[i] for i in np.flatnonzero(both)]
+    owners = [patients[i] for i in np.flatnonzero(both).tolist()]
     if not both.any():
       found[name] = Difference(**vars(intervals.undefined("no image defines both")))
       continue
-    found[name] = patient_bootstrap.difference(
-      *(patient_bootstrap.mean(v[both][:, None], owners) for v in (x, y))
-    )
+    first, second = (patient_bootstrap.mean(v[both][:, None], owners) for v in (x, y))
+    found[name] = patient_bootstrap.difference(first, second)
   return found
 
 

@@ -31,8 +31,8 @@ class Head(NamedTuple):
     bias: of every class.
   """
 
-  kernel: Float[Array, "d k"]
-  bias: Float[Array, "k"]
+  kernel: Float[Array, "d k"] | Float[np.ndarray, "d k"]
+  bias: Float[Array, "k"] | Float[np.ndarray, "k"]
 
   def __call__(self, features: Float[Array, "n d"]) -> Float[Array, "n k"]:
     """The logits."""
@@ -124,7 +124,9 @@ def explain(
   n = len(x)
   if not n:
     raise ValueError("there are no images to explain")
+  options: tuple[Any, ...]
   if method in OF_CLASSES:
+    assert head is not None  # or `check` has stopped
     chosen = predicted(network, params, x, head, batch) if target is None else target
     chosen = np.broadcast_to(np.asarray(chosen, np.int32), (n,))
     if chosen.min() < 0 or chosen.max() >= len(head.bias):
@@ -196,6 +198,7 @@ def _compiled(method: str, network: Any, options: tuple[Any, ...]) -> Callable[.
       return attention.heads(network, params, x).mean(1)
     if method == "rollout":
       return attention.rollout(network, params, x, *options)
+    assert head is not None  # the other methods are of classes
     if method == "occlusion":
       return occlusion(network, params, x, score(head, chosen), *options)
     return cams.at_tap(network, params, x, score(head, chosen), *options)

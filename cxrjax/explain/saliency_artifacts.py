@@ -24,7 +24,7 @@ from cxrjax.models.module import Params
 from cxrjax.report.run_writer import Writer
 from cxrjax.training import sharding
 
-DEFAULT = {"images": 6, "methods": "auto", "lungs": 256}  # `config.explain`
+DEFAULT: dict[str, Any] = {"images": 6, "methods": "auto", "lungs": 256}  # `config.explain`
 PROBED = 1000  # training images that a probe is fitted to, at most
 FORWARDS = 10  # passes of the network that all maps of an image cost, about, but for occlusion
 WINDOWS = 225  # and those of occlusion
@@ -161,8 +161,8 @@ def _network(
   method = run.method
   if getattr(evaluator, "judges", "features") == "predictions":
     params = sharding.to_host(method.network_params(state["params"], state["extra"]))
-    head = Head(params["head"]["kernel"], params["head"]["bias"])
-    return params["encoder"], head, {"said": "", "classes": list(method.labels.classes)}
+    own = Head(params["head"]["kernel"], params["head"]["bias"])
+    return params["encoder"], own, {"said": "", "classes": list(method.labels.classes)}
   params = sharding.to_host(method.encoder_params(state["params"], state["extra"]))
   if data is None or "train" not in data.rows:
     return params, None, {}

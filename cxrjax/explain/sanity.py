@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Float64, Key
@@ -19,7 +20,7 @@ def random_head(head: Head, key: Key[Array, ""]) -> Head:
   """A head of the same shape with weights N(0, 1 / d)."""
   d, _ = head.kernel.shape
   kernel = jax.random.normal(key, head.kernel.shape) / np.sqrt(d)
-  return Head(kernel, np.zeros_like(head.bias))
+  return Head(kernel, jnp.zeros_like(head.bias))
 
 
 def correlations(

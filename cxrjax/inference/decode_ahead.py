@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
 def batches(
   images: Given, rows: Iterable[int], looks: Sequence[Look], size: int, threads: int | None = None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
   """Images in turn, `size` at a time (a batch with bad ones has fewer good ones).
 
   Args:
@@ -114,7 +114,9 @@ def _one(
   images: Given, row: int, looks: Sequence[Look]
 ) -> tuple[tuple[int, int], list[tuple[np.ndarray, Window]], tuple[str, ...]]:
   """One image for every look."""
-  squares, shape, notes, film = [], (0, 0), (), images.film(row)
+  squares: list[tuple[np.ndarray, Window]] = []
+  shape, film = (0, 0), images.film(row)
+  notes: tuple[str, ...] = ()
   for look in looks:
     shown = film(look.size)
     shape, notes = shown.shape, shown.notes

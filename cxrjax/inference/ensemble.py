@@ -70,9 +70,9 @@ class Ensemble(Network):
     """Thresholds of the whole; temperatures are the members' own."""
     if not all(member.judged for member in self.members):
       return {}
-    cuts = [member.thresholds for member in self.members]
+    cuts = [cut for member in self.members if (cut := member.thresholds) is not None]
     return {"members": [member.judged for member in self.members]} | (
-      {} if None in cuts else {"thresholds": np.mean(cuts, 0).tolist()}
+      {"thresholds": np.mean(cuts, 0).tolist()} if len(cuts) == len(self.members) else {}
     )
 
   def describe(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from cxrjax.data.sources import archive, folder_index
 
 Film = Callable[[int], Shown]  # decodes an image for a result of so many pixels, or is a BadImage
 _JPEG = b"\xff\xd8"
+_Place = tuple[folder_index.Index, int] | str  # a row of a folder or zip, or a file
 
 
 @runtime_checkable
@@ -29,7 +30,8 @@ class Given(Protocol):
     ids: unique names.
   """
 
-  ids: Sequence[str]
+  @property
+  def ids(self) -> Sequence[str]: ...
 
   def film(self, index: int) -> Film:
     """Image `index`, read once however often it is shown.
@@ -73,7 +75,7 @@ class Files:
     self.ids: list[str] = []
     self.notes: list[str] = []
     self.others: list[tuple[str, str]] = []
-    self._places: list[tuple[folder_index.Index | None, int | str]] = []
+    self._places: list[_Place] = []
     seen: set[str] = set()
     for path in given:
       found = pathlib.Path(path).expanduser()
@@ -90,9 +92,10 @@ class Files:
           if left:
             self.notes.append(dataclasses.replace(other, paths=left).said(left[0]))
             self.others += [(path, f"no image: {other.reason}") for path in left]
-        names, places = [before + index.paths[i] for i in rows], [(index, i) for i in rows]
+        names = [before + index.paths[i] for i in rows]
+        places: list[_Place] = [(index, i) for i in rows]
       else:
-        names, places = [path], [(None, str(found))]
+        names, places = [path], [str(found)]
       for name, place in zip(names, places, strict=True):
         if name not in seen:
           seen.add(name)
@@ -100,9 +103,10 @@ class Files:
           self._places.append(place)
 
   def film(self, index: int) -> Film:
-    home, place = self._places[index]
-    if home is not None:
-      data = home.read(int(place))
+    place = self._places[index]
+    if isinstance(place, tuple):
+      home, row = place
+      data = home.read(row)
     else:
       try:
         data = files.read(place, archive.MAX_BYTES)

@@ -215,7 +215,8 @@ class Network:
   ) -> Float32[np.ndarray, "n s s 1"]:
     """Decoded squares as the network takes them."""
     shown = windowing.WHOLE[8] if windows is None else windows
-    gray = windowing.to_unit(squares, np.broadcast_to(np.float32(shown), (len(squares), 2)))
+    shown = np.broadcast_to(np.asarray(shown, np.float32), (len(squares), 2))
+    gray = np.asarray(windowing.to_unit(squares, shown))
     return (gray - np.float32(self.mean)) / np.float32(self.std)
 
   def check_method(self, method: str, key: str = "method") -> None:
@@ -330,6 +331,7 @@ class Network:
     for part in work.run(given, range(len(given.ids)), batch_size):
       if part.skipped:
         raise _bad(*part.skipped[0])
+      assert part.embeddings is not None  # asked for, and no image is bad
       parts.append(part.embeddings)
     return np.concatenate(parts)
 
@@ -372,7 +374,8 @@ class Network:
 def _several(workdir: Workdir) -> list[str]:
   """Names of one workdir or several; a folder may have commas in its name."""
   if not isinstance(workdir, str):
-    return [os.fspath(workdir)] if isinstance(workdir, os.PathLike) else [*map(os.fspath, workdir)]
+    names = [workdir] if isinstance(workdir, os.PathLike) else workdir
+    return [os.fspath(name) for name in names]
   if pathlib.Path(workdir).expanduser().exists():
     return [workdir]
   return [name for name in workdir.split(",") if name] or [workdir]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -102,8 +103,11 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
     ids=tuple(name for part in good for name in part.ids),
     skipped=skipped,
     notes=tuple(note for part in good for note in part.notes),
-    **{name: stacked(name) for name in ("probabilities", "called", "embeddings")},
-    **{name: listed(name) for name in ("masks", "overlays")},
+    probabilities=stacked("probabilities"),
+    called=stacked("called"),
+    embeddings=stacked("embeddings"),
+    masks=listed("masks"),
+    overlays=listed("overlays"),
   )
 
 
@@ -111,14 +115,16 @@ def columns(predictions: Predictions) -> dict[str, list[Any]]:
   """Columns by name."""
   found: dict[str, list[Any]] = {"id": [identifier(name) for name in predictions.ids]}
   if predictions.probabilities is not None:
+    called = predictions.called
+    assert called is not None  # as all that have probabilities
     classes = [identifier(name) for name in predictions.classes]
     for k, name in enumerate(classes):
       found[f"probability_{name}"] = predictions.probabilities[:, k].tolist()
     if predictions.exclusive:
-      found["called"] = [classes[k] for k in predictions.called.argmax(1).tolist()]
+      found["called"] = [classes[k] for k in called.argmax(1).tolist()]
     else:
       for k, name in enumerate(classes):
-        found[f"called_{name}"] = predictions.called[:, k].astype(int).tolist()
+        found[f"called_{name}"] = called[:, k].astype(int).tolist()
   if predictions.masks is not None:
     found["lung_share"] = [float(mask.mean()) for mask in predictions.masks]
   found["note"] = ["; ".join(notes) for notes in predictions.notes or [()] * len(predictions)]
@@ -127,7 +133,7 @@ def columns(predictions: Predictions) -> dict[str, list[Any]]:
   return found
 
 
-def write_rows(opened: TextIO, predictions: Predictions, header: bool) -> None:
+def write_rows(opened: io.TextIOBase, predictions: Predictions, header: bool) -> None:
   """Adds rows, and first the header where it is wanted, to a CSV."""
   table = columns(predictions)
   table.pop(EMBEDDING, None)
@@ -184,7 +190,7 @@ def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> 
   return pyarrow.table(arrays)
 
 
-def open_text(file: pathlib.Path, mode: str) -> TextIO:
+def open_text(file: pathlib.Path, mode: Literal["r", "w", "a"]) -> io.TextIOWrapper:
   """A file for a table."""
   return open(file, mode, encoding="utf-8", newline="")
 

@@ -142,7 +142,7 @@ def _write(
     ) as bar:
       for rows in chunks(len(images)):
         known = owned(images, rows)
-        if known.any():
+        if images.masks is not None and known.any():
           masks[rows[known]] = images.masks[rows[known]]
         if not known.all():
           masks[rows[~known]] = segmenter.masks(images.take(rows[~known]), mesh)
@@ -163,7 +163,7 @@ def owned(images: Images, rows: np.ndarray) -> np.ndarray:
   """Which of these images have a mask of their own."""
   if images.masks is None:
     return np.zeros(len(rows), bool)
-  return np.asarray(images.masks[rows]).any((1, 2, 3))
+  return np.asarray(images.masks[rows]).max((1, 2, 3)) > 0
 
 
 def count(images: Images) -> int:

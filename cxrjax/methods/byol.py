@@ -132,7 +132,8 @@ class Method:
     BYOL's is equation 2 both ways: a view's prediction is of the other's target.
     """
     del projections
-    loss = sum(cosine.distance(q, z) for q, z in zip(predictions, reversed(targets), strict=True))
+    pairs = zip(predictions, reversed(targets), strict=True)
+    loss = sum((cosine.distance(q, z) for q, z in pairs), start=jnp.zeros(()))
     return loss, {"cosine": 1 - jax.lax.stop_gradient(loss) / 4}
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:

@@ -175,7 +175,9 @@ class Method(dino.Method):
     features = encode(join_stats(params["encoder"], stats), views, keys=keys, **options)
     temperature = self.schedules["teacher_temp"](step)
 
-    loss, new, metrics = jnp.zeros(()), {}, {}
+    loss = jnp.zeros(())
+    new: dict[str, Array] = {}
+    metrics: Metrics = {}
     if self.class_weight:
       logits = self.logits(teacher["head"], target, images)
       probabilities, center = self._assign(
@@ -214,7 +216,7 @@ class Method(dino.Method):
       }
     if self.koleo_weight:
       cls = features[0].cls.reshape(images, crops, -1)
-      value = sum(koleo(cls[:, v]) for v in range(crops))
+      value = sum((koleo(cls[:, v]) for v in range(crops)), start=jnp.zeros(()))
       loss += self.koleo_weight * value
       metrics |= {"koleo": value / crops}
     metrics |= feature_health(target[0].cls[::crops])

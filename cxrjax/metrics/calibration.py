@@ -193,9 +193,9 @@ def _gaps(
   table = np.zeros((count, len(columns), bins, 2))
   for i, c in enumerate(columns):
     rows = np.flatnonzero(known[:, c])
-    at = _bin(p[rows, c], bins)
-    np.add.at(table, (cluster[rows], i, at, 0), 1)
-    np.add.at(table, (cluster[rows], i, at, 1), p[rows, c] - came[rows, c])
+    cell = cluster[rows] * bins + _bin(p[rows, c], bins)
+    for j, weight in enumerate((None, p[rows, c] - came[rows, c])):
+      table[:, i, :, j] = np.bincount(cell, weight, count * bins).reshape(count, bins)
   return table
 
 

@@ -67,9 +67,8 @@ def decisions(
     raise ValueError(f"measure={measure!r}; valid: {', '.join(MEASURES)}")
   n = len(truth)
   if of is not None and measure != "accuracy":
-    return decisions(
-      measure, *((x == of).astype(np.int64) for x in (predicted, truth)), 2, patients
-    )
+    called, real = ((x == of).astype(np.int64) for x in (predicted, truth))
+    return decisions(measure, called, real, 2, patients)
   if n == 0:
     return nothing("no image has a known label")
   if measure == "accuracy":
@@ -182,17 +181,17 @@ def findings(
     raise ValueError(f"measure={measure!r}; valid: {', '.join(MEASURES)}")
   n, k = labels.shape
   cluster, count = intervals.clusters(patients, n)
-  table = np.zeros((count, k, 4))  # true negative, false positive, false negative, true positive
+  cells = np.zeros((count, k, 4))  # true negative, false positive, false negative, true positive
   known = ~np.isnan(labels)
   for value in (0, 1):
     for call in (0, 1):
       hit = known & (labels == value) & (predicted == bool(call))
-      np.add.at(table[:, :, 2 * value + call], cluster, hit)
+      np.add.at(cells[:, :, 2 * value + call], cluster, hit)
 
   def each(totals: np.ndarray) -> np.ndarray:
     return _measure(measure, *np.moveaxis(totals.reshape(-1, k, 4), 2, 0))
 
-  table = table.reshape(count, -1)
+  table = cells.reshape(count, -1)
   defined = ~np.isnan(each(table.sum(0, keepdims=True))[0])
   used = int(known.any(1).sum())
   if not defined.any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Num
@@ -171,7 +171,7 @@ def _resampled(
   number = int(np.clip(WORK // (ranked.n * len(ranked.classes)), LEAST, intervals.REPLICATES))
   rng, count = np.random.default_rng(seed), ranked.count
   chunk = max(1, 4_000_000 // max(ranked.n, count))
-  values: Sequence[np.ndarray] = []
+  values: list[np.ndarray] = []
   for start in range(0, number, chunk):
     rows = min(chunk, number - start)
     drawn = rng.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]

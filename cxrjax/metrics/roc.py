@@ -253,7 +253,8 @@ def _part(
   ten, one = (
     np.bincount(of, v - v.mean(), count) / len(v) for of, v in zip(kinds, (v10, v01), strict=True)
   )
-  return _Part(ten, one, tuple(len(np.unique(x)) for x in (*kinds, cluster)), most)
+  positives, negatives, either = (len(np.unique(x)) for x in (*kinds, cluster))
+  return _Part(ten, one, (positives, negatives, either), most)
 
 
 def _variance(parts: Sequence[_Part], count: int) -> float:

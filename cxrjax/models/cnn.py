@@ -65,7 +65,8 @@ class Cnn:
 
   def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of `Features.patches` for an image of (height, width, ...) pixels."""
-    return tuple(self._size(n) for n in image_shape[:2])
+    height, width = image_shape[:2]
+    return self._size(height), self._size(width)
 
   def _size(self, n: int) -> int:
     for kernel, stride, padding in self._steps:
@@ -135,8 +136,8 @@ class Cnn:
         )
       )
     stats = (module.running_stats(net) or None) if train else None
-    outputs = tuple(features._replace(stats=stats) for features in outputs)
-    return outputs if several else outputs[0]
+    found = tuple(features._replace(stats=stats) for features in outputs)
+    return found if several else found[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
     if shape[2] != self.channels:

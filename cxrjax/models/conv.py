@@ -57,12 +57,12 @@ class Conv(nnx.Module):
     init: str = "fan_out",
     rngs: nnx.Rngs,
   ):
-    size = _both(size)
+    kh, kw = _both(size)
     if padding is None:
-      padding = tuple(dilation * (s - 1) // 2 for s in size)
-    shape = (*size, in_dim // groups, out_dim)
+      padding = dilation * (kh - 1) // 2, dilation * (kw - 1) // 2
+    shape = (kh, kw, in_dim // groups, out_dim)
     self.kernel = nnx.Param(STARTS[init](rngs.params(), shape, jnp.float32))
-    bound = (size[0] * size[1] * in_dim // groups) ** -0.5
+    bound = (kh * kw * in_dim // groups) ** -0.5
     self.bias = (
       nnx.Param(jax.random.uniform(rngs.params(), (out_dim,), jnp.float32, -bound, bound))
       if bias

@@ -106,11 +106,13 @@ class _Joined:
 
   def normalised(self, norm: BatchNorm):
     """`relu(norm(map))`."""
+    batch = None
     if self.train:
       ends = itertools.accumulate(part.shape[-1] for part in self.parts)
       for part, end in list(zip(self.parts, ends, strict=True))[len(self.known) :]:
         self.known.append(moments(part, norm.running_mean[...][end - part.shape[-1] : end]))
-    batch = tuple(map(jnp.concatenate, zip(*self.known, strict=True))) if self.train else None
+      means, variances = zip(*self.known, strict=True)
+      batch = jnp.concatenate(means), jnp.concatenate(variances)
     return jax.nn.relu(norm(self.map(), train=self.train, batch=batch))
 
 
@@ -154,6 +156,8 @@ class _Transition(nnx.Module):
 
 
 class _DenseNet(nnx.Module):
+  denseblock4: _Block  # set by its name, as the others
+
   def __init__(self, depth, growth, channels, rngs):
     self.conv0 = Conv(channels, 2 * growth, 7, stride=2, init="fan_in", rngs=rngs)
     self.norm0 = BatchNorm(2 * growth)

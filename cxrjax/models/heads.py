@@ -77,8 +77,9 @@ class Projector:
 
   @property
   def _activations(self) -> tuple[str, ...]:
-    one = isinstance(self.activation, str)
-    return (self.activation,) * (len(self.dims) - 1) if one else tuple(self.activation)
+    if isinstance(self.activation, str):
+      return (self.activation,) * (len(self.dims) - 1)
+    return tuple(self.activation)
 
   def init(self, key: jax.Array) -> module.Params:
     """`{"layers": {"0": {"kernel" f32[in out] (, "bias")}, ...} (, "norms": {"0": ...})}`."""

@@ -45,8 +45,8 @@ def weights(old: int, new: int, interpolation: str) -> Float[np.ndarray, "new ol
   """
   at = np.arange(new)
   if interpolation == "big_vision":
-    centre = at * (old - 1) / max(new - 1, 1)
-    return np.maximum(1 - np.abs(centre[:, None] - np.arange(old)), 0.0)
+    place = at * (old - 1) / max(new - 1, 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(old)), 0.0)
   scale = (new + 0.1 * (interpolation == "dino")) / old
   centre = ((at + 0.5) / scale - 0.5)[:, None]
   if interpolation == "timm":

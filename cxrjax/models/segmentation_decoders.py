@@ -179,6 +179,7 @@ class Decoder:
     if self.chosen == "unet":
       maps = [features.taps[tap] for tap in self.taps]
     else:
+      assert features.patches is not None  # `encode` leaves them out only where it is told to
       count = features.patches.shape[1]  # the class token and registers stand before the patches
       tokens = [features.taps[tap][:, -count:] for tap in self.taps] + [features.patches]
       maps = [x.reshape(b, *grid, -1) for x in tokens]

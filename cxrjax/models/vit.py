@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.core.target import CPU, Target
 from cxrjax.models import attention, layers, module, posembed, transformer
+from cxrjax.models.attention import Kernel
 from cxrjax.models.build import resolve
 from cxrjax.models.features import Features, standardize
 
@@ -142,9 +143,9 @@ class Model:
     return self.width or width, self.depth or depth, self.heads or heads
 
   @property
-  def kernel(self) -> attention.Kernel:
+  def kernel(self) -> Kernel:
     """What attention runs as."""
-    return attention.Kernel(self.attention, self.target.mesh)
+    return Kernel(self.attention, self.target.mesh)
 
   @property
   def features(self) -> int:
@@ -273,7 +274,7 @@ class Model:
         strict=True,
       )
     )
-    if shifts and (several or any(kind == "attn" for kind, _ in shifts)):
+    if perturb and (several or any(kind == "attn" for kind, _ in shifts)):
       raise ValueError(f"perturb={tuple(perturb)} is of one batch, at norm:I, block:I and out")
     outputs = self._net.apply(
       params,
@@ -395,7 +396,7 @@ class _VisionTransformer(nnx.Module):
     """Features of one group of token sequences [b n width]."""
     prefix = 1 + (0 if self.registers is None else self.registers[...].shape[0])
     wanted = {(kind, at) for _, kind, at in taps}
-    found: dict[str, jax.Array] = {}
+    found = {}
 
     def tap(kind, at, value):
       found.update((name, value) for name, *of in taps if of == [kind, at])

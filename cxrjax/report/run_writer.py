@@ -157,8 +157,9 @@ class Writer:
     path = self.workdir / FIGURES / f"{name}.npz"
     with _naming(path):
       path.parent.mkdir(exist_ok=True)
+      kept: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
       with _temporary(path) as (temporary, file):
-        np.savez_compressed(file, **{k: np.asarray(v) for k, v in arrays.items()})
+        np.savez_compressed(file, **kept)
         file.flush()
         os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -179,6 +180,7 @@ class Writer:
       lines = data.splitlines(keepends=True)
       kept = [line for line in lines if not _again(_record(line), int(step))]
       if len(kept) < len(lines):
+        assert self._lines is not None  # open until `close`
         os.close(self._lines)
         self._lines = None
         replace(self._path, b"".join(kept))
@@ -328,7 +330,7 @@ def _number(value: Any) -> float | int | None:
 def _interval(value: Any) -> dict[str, Any]:
   if hasattr(value, "_asdict"):
     value = value._asdict()
-  elif dataclasses.is_dataclass(value):
+  elif dataclasses.is_dataclass(value) and not isinstance(value, type):
     value = dataclasses.asdict(value)
   elif not isinstance(value, Mapping):
     value = {"value": value}

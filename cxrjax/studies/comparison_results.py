@@ -23,7 +23,9 @@ def collect(
   jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
   """All of a comparison: what was common, the data sets, and a row for every run."""
-  rows, sets, common = [], {}, {}
+  rows: list[dict[str, Any]] = []
+  sets: dict[str, dict[str, Any]] = {}
+  common: dict[str, Any] = {}
   for job in jobs:
     run = runs.read(workdir / job.name)
     if run.fact("status") == "finished":
@@ -129,8 +131,8 @@ def _judged(job: Job, run: Run, name: str) -> dict[str, Any]:
       [step * job.batch_size * job.flops_per_image, v.value, v.low, v.high] for step, v in course
     ]
   if "linear" in found:
-    scores = [run.arrays(f"scores_{name}_{e}") for e in (TRAINED, FLOOR)]
-    found["linear"]["over_floor"] = _difference(*scores, "linear", "linear")
+    trained, floor = (run.arrays(f"scores_{name}_{e}") for e in (TRAINED, FLOOR))
+    found["linear"]["over_floor"] = _difference(trained, floor, "linear", "linear")
   return found
 
 

@@ -171,7 +171,7 @@ def _lungs(found: Facts) -> Html | None:
   )
   if len(classes) > 1:
     charts_ += [_forest(found, c, f"Images of {c}", keys) for c in classes[:4]]
-  body = [
+  body: list[Html | None] = [
     el("p", saliency.MEANING, cls="note"),
     el("div", charts_, cls=f"charts {'two' if len(charts_) % 3 else 'three'}"),
   ]

@@ -86,7 +86,7 @@ def _summary(found: Facts) -> Html:
   seeds = format.count(len(found.get("seeds") or ()), "seed")
   if found.get("folds"):
     seeds = f"{found['folds']} folds, {seeds}"
-  said = [
+  said: list[Html | None] = [
     el(
       "p",
       "How much do labels bring, and how much a pretrained start? ",

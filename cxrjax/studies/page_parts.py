@@ -176,7 +176,7 @@ def document(
   """A whole page; of each section its key, name, note and content."""
   made = []
   for key, name, note, make in body:
-    content = run_page.guard(lambda _, make=make: make(), run)
+    content = _guarded(make, run)
     made.append(
       (
         key,
@@ -188,8 +188,12 @@ def document(
         ),
       )
     )
-  said = [run_page.guard(lambda _, make=make: make(), run) for make in opening]
-  return run_page.document(run, str(run_page.guard(lambda _: title(), run)), kicker, said, made)
+  said = [_guarded(make, run) for make in opening]
+  return run_page.document(run, str(_guarded(title, run)), kicker, said, made)
+
+
+def _guarded(make: Callable[[], Any], run: runs.Run) -> Any:
+  return run_page.guard(lambda _: make(), run)
 
 
 def device(found: Facts) -> str:

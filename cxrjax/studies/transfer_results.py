@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Float64
@@ -79,6 +79,12 @@ def sets(run: Run) -> dict[str, Any]:
   return found
 
 
+@overload
+def interval(value: Estimate | Interval) -> dict[str, Any]: ...
+@overload
+def interval(value: None) -> None: ...
+@overload
+def interval(value: Estimate | Interval | None) -> dict[str, Any] | None: ...
 def interval(value: Estimate | Interval | None) -> dict[str, Any] | None:
   """As `run.json` holds it."""
   if value is None:
@@ -89,11 +95,12 @@ def interval(value: Estimate | Interval | None) -> dict[str, Any] | None:
 
 def over_seeds(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
   """The mean of a metric over seeds, from the lowest to the highest; of one seed its interval."""
-  values = [v["value"] for v in found if v and math.isfinite(v["value"])]
-  if not values:
+  known = [v for v in found if v and math.isfinite(v["value"])]
+  if not known:
     return None
   if len(found) == 1:
-    return {**found[0], "seeds": 1}
+    return {**known[0], "seeds": 1}
+  values = [v["value"] for v in known]
   return {
     "value": float(np.mean(values)),
     "low": min(values),
@@ -124,15 +131,13 @@ def gain(evaluator: str, metric: str, ours: Sequence[Run], others: Sequence[Run]
     The mean over the runs; its interval speaks of other test images, not of other seeds.
     Undefined where the runs have no predictions of the same images.
   """
-  pairs = [
-    tuple(_side(run, evaluator, metric) for run in pair) for pair in zip(ours, others, strict=True)
-  ]
-  if not pairs or any(side is None for pair in pairs for side in pair):
+  first, second = (_sides(each, evaluator, metric) for each in (ours, others))
+  if not first or not second:
     return undefined("predictions of single images are not there")
-  if any(a.ids != b.ids for a, b in pairs):
+  if any(one.ids != other.ids for one, other in zip(first, second, strict=True)):
     return undefined("not judged on the same images")
-  (patients, a, labels), (_, b, _) = (_joined([pair[i] for pair in pairs]) for i in (0, 1))
-  if metric == "auroc":
+  (patients, a, labels), (_, b, _) = _joined(first), _joined(second)
+  if labels is not None:  # of the AUROC alone
     return roc.auroc_difference(a, b, labels, patients)
   return segmentation.mean(_known_mean(a - b), patients)
 
@@ -145,11 +150,11 @@ def mean(evaluator: str, metric: str, ours: Sequence[Run]) -> Interval:
     metric: one of `PAIRED`.
     ours: the runs, of several seeds and folds.
   """
-  sides = [_side(run, evaluator, metric) for run in ours]
-  if not sides or None in sides:
+  sides = _sides(ours, evaluator, metric)
+  if not sides:
     return undefined("predictions of single images are not there")
   patients, values, labels = _joined(sides)
-  if metric == "auroc":
+  if labels is not None:  # of the AUROC alone
     return roc.macro_auroc(values, labels, patients)
   return segmentation.mean(_known_mean(values), patients)
 
@@ -193,6 +198,12 @@ def _side(run: Run, evaluator: str, metric: str) -> _Side | None:
   return _Side(ids, patients, arrays[key][:, part].astype(np.float64), labels[:, part])
 
 
+def _sides(ours: Sequence[Run], evaluator: str, metric: str) -> list[_Side]:
+  """What every run gave its test images; nothing where one of them has no predictions."""
+  found = [side for run in ours if (side := _side(run, evaluator, metric)) is not None]
+  return found if len(found) == len(ours) else []
+
+
 def _joined(
   sides: Sequence[_Side],
 ) -> tuple[list[str], Float64[np.ndarray, "n c"], np.ndarray | None]:
@@ -212,8 +223,9 @@ def _joined(
       found[-1][[row[name] for name in side.ids]] = block
     return np.hstack(found)
 
-  labels = None if sides[0].labels is None else laid([side.labels for side in sides])
-  return [*owner.values()], laid([side.values for side in sides]), labels
+  labels = [side.labels for side in sides if side.labels is not None]
+  values = laid([side.values for side in sides])
+  return [*owner.values()], values, laid(labels) if labels else None
 
 
 def _known_mean(values: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n"]:

@@ -190,8 +190,8 @@ def _set(
   ]
   found: dict[str, Any] = {}
   for metric in metrics:
-    gains = {n: _difference(metric, scored[n], scored[reference]) for n in others}
-    gains = {n: g for n, g in gains.items() if g is not None}
+    each = {n: _difference(metric, scored[n], scored[reference]) for n in others}
+    gains = {n: g for n, g in each.items() if g is not None}
     adjusted = holm([g.p for g in gains.values()])
     found[metric] = {
       "runs": {n: interval(latest[n][metric]) for n in named},
@@ -284,34 +284,31 @@ def _difference(
   if a.key == "dice_all":
     if measure not in MASKS:
       return None
-    patients = [str(p) for p in a.arrays["patient_all"]]
+    names = [str(p) for p in a.arrays["patient_all"]]
     x, y = (
-      patient_bootstrap.mean(s.arrays[f"{measure}_all"][:, None].astype(np.float64), patients)
+      patient_bootstrap.mean(s.arrays[f"{measure}_all"][:, None].astype(np.float64), names)
       for s in (a, b)
     )
     return patient_bootstrap.difference(x, y)
   p, q, labels, patients = a.arrays[a.key], b.arrays[b.key], a.arrays["labels"], a.arrays["patient"]
   if of:
-    names = a.arrays["classes"].tolist()
-    if of not in names:  # what is not of the scores as they are kept, such as `ece/uncalibrated`
+    classes = a.arrays["classes"].tolist()
+    if of not in classes:  # what is not of the scores as they are kept, such as `ece/uncalibrated`
       return None
-    c = names.index(of)
+    c = classes.index(of)
+    cut = _of(a.thresholds, c), _of(b.thresholds, c)
     # One class against the rest, by the decisions taken between all of them.
-    cut = []
     if measure not in classification_metrics.SCORES and a.exclusive:
+      half = np.full(len(classes), 0.5)  # as `judge` has it where there are no thresholds
       p, q = (
-        classification_metrics.called(s.arrays[s.key], True, s.thresholds).astype(np.float64)
+        classification_metrics.called(
+          s.arrays[s.key], True, half if s.thresholds is None else s.thresholds
+        ).astype(np.float64)
         for s in (a, b)
       )
-      cut = [np.full(1, 0.5)] * 2
+      cut = half[:1], half[:1]
     return classification_metrics.difference(
-      p[:, [c]],
-      q[:, [c]],
-      labels[:, [c]],
-      patients,
-      False,
-      measure,
-      tuple(cut) or tuple(_of(s.thresholds, c) for s in (a, b)),
+      p[:, [c]], q[:, [c]], labels[:, [c]], patients, False, measure, cut
     )
   return classification_metrics.difference(
     p, q, labels, patients, a.exclusive, measure, (a.thresholds, b.thresholds)

@@ -119,7 +119,8 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
   seeds = [launcher.seed(text) for text in config["seeds"]]
   stages = _read(config)
   begun = {stage.init for stage in stages.values()}
-  jobs, repeated = [], []
+  jobs: list[Job] = []
+  repeated: list[Job] = []
   for stage in stages.values():
     if stage.name in begun:
       start = stage.init or (WEIGHTS if stage.path else SCRATCH)
@@ -209,7 +210,8 @@ def collect(
 ) -> dict[str, Any]:
   """All of a curriculum: a row for every run, what every start came to, what is common."""
   read = transfer_results.read(jobs, workdir)
-  listed, sets, ended = [], {}, {}
+  listed, sets = [], {}
+  ended: dict[tuple[str, str], dict[int, Run]] = {}
   for job in jobs:
     run = read[job.name]
     row = transfer_results.row(job, run, workdir, failed.get(job.name)) | {

@@ -165,7 +165,8 @@ def _explained(
   notes: list[str],
 ) -> tuple[list[Explained], dict[str, Any]]:
   """The runs with their images and heads; and where the lung masks are from."""
-  rows, found, masked = None, [], {}
+  rows, found = None, []
+  masked: dict[str, Any] = {}
   for name, network in loaded.items():
     images, own = _decode(config, network, source)
     if rows is None:

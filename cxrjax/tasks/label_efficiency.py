@@ -215,7 +215,9 @@ def collect(
 ) -> dict[str, Any]:
   """All of a sweep: a row for every run, a point for every curve and share, what is common."""
   read = transfer_results.read(jobs, workdir)
-  listed, common, sets = [], {}, {}
+  listed: list[dict[str, Any]] = []
+  common: dict[str, Any] = {}
+  sets: dict[str, Any] = {}
   ended: dict[tuple[str, str], dict[tuple[int, str], Run]] = {}
   for job in jobs:
     run = read[job.name]
@@ -267,7 +269,7 @@ def _point(
   """What all seeds and folds of a curve came to with one share of the labels."""
   found = ended[curve, share]
   each = [transfer_results.judged(run) for run in found.values()]
-  labelled = [transfer_results.labelled(run) for run in found.values()]
+  labelled = [n for run in found.values() if (n := transfer_results.labelled(run)) is not None]
   folds = any(fold for _, fold in found)
   sets: dict[str, dict[str, Any]] = {}
   for name, metrics in each[0].items():
@@ -281,7 +283,7 @@ def _point(
   return {
     "curve": curve,
     "fraction": share,
-    "labelled": sum(labelled) / len(labelled),
+    "labelled": sum(labelled) / len(labelled) if labelled else None,
     "sets": sets,
     "gains": {}
     if curve == reference

@@ -23,6 +23,8 @@ from cxrjax.core.command import say
 from cxrjax.core.durations import tabulate
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
+from cxrjax.data.base import Source
+from cxrjax.data.images import Images
 from cxrjax.data.loading.loader import Loader
 from cxrjax.evals.eval_splits import Data
 from cxrjax.explain import feature_artifacts, saliency_artifacts
@@ -85,10 +87,11 @@ class Run:
       "progress": self.progress,
     }
     self.masks_owned: int | None = None
+    learnt: Source | Images = source
     if segmenter:  # all images are decoded and get their masks before the loader sees them
       images = sources.load_images(source, **options)
       self.masks_owned = pseudo_masks.count(images)
-      source = pseudo_masks.fill(
+      learnt = pseudo_masks.fill(
         images,
         segmenter,
         cache_dir=options["cache_dir"],
@@ -97,7 +100,7 @@ class Run:
         look=[options["fit"], options["window"]],
       )
     self.loader = Loader(
-      source,
+      learnt,
       batch_size=batch_size,
       seed=seed,
       mesh=self.mesh,
@@ -135,7 +138,9 @@ class Run:
     }
 
   def _every(self, config: Mapping[str, Any], key: str) -> int:
-    value = functools.reduce(lambda c, k: c[k], key.split("."), config)
+    value: Any = config
+    for part in key.split("."):
+      value = value[part]
     return max(1, self.clock.steps(value, f"config.{key}"))
 
   @functools.cached_property
@@ -401,10 +406,10 @@ def run(
   main = jax.process_index() == 0
   say = say if main else lambda line: None
   if _finished(config, workdir):
-    report = workdir / "report.html"
-    if main and not _newer(report, workdir / FACTS):  # the kill came after the run, before its page
+    written = workdir / "report.html"
+    if main and not _newer(written, workdir / FACTS):  # killed after the run, before its page
       _write_page(workdir, main)
-    say(f"{workdir} holds a finished run of this config; its report is {report}")
+    say(f"{workdir} holds a finished run of this config; its report is {written}")
     return 0
   run = Run(config)
   begun = begin(run.trainer, run.loader)

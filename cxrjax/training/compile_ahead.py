@@ -12,7 +12,7 @@ for them and can be compiled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from cxrjax.methods.base import Labels
 from cxrjax.training.build import build_trainer
 from cxrjax.training.sharding import AXES
 from cxrjax.training.train_step import Trainer
+from cxrjax.views.multicrop import Recipe
 
 LABELS = Labels(("no", "yes"), True, (1, 1), (2, 2))  # of a supervised method, any two
 EXAMPLES = 5232  # images of the set that the configs' `:paper` learns from
@@ -48,7 +49,7 @@ def trainer(
     examples: images that are learnt from.
     labels: of these.
   """
-  resident = config["data"]["storage"] in ("auto", "resident")
+  resident = _resident(config)
   return build_trainer(
     config,
     mesh,
@@ -81,7 +82,7 @@ def train_step(
     UserError: what is wrong in the config.
   """
   work = trainer(config, mesh, target=target, examples=examples, labels=labels)
-  data, batch = inputs(config, mesh, work.fetch.resident, examples, labels)
+  data, batch = inputs(config, mesh, _resident(config), examples, labels)
   state = work.abstract(work.batch_spec(data, batch))
   batches = jax.tree.map(lambda x: _lead(x, work.block), batch)
   return work.run.trace(state, data, batches, _shape((), jnp.int32, mesh))
@@ -108,9 +109,7 @@ def eval_step(
   """
   work = trainer(config, mesh, target=target, examples=examples, labels=labels)
   method = work.method
-  state = work.abstract(
-    work.batch_spec(*inputs(config, mesh, work.fetch.resident, examples, labels))
-  )
+  state = work.abstract(work.batch_spec(*inputs(config, mesh, _resident(config), examples, labels)))
   predicts = hasattr(method, "predict")
   params = (method.network_params if predicts else method.encoder_params)(
     state["params"], state["extra"]
@@ -119,7 +118,7 @@ def eval_step(
   def encode(params: Any, x: jax.Array) -> jax.Array:
     return method.predict(params, x) if predicts else method.encoder.encode(params, x).cls
 
-  size = work.recipe.global_size
+  size = cast(Recipe, work.recipe).global_size
   images = _shape((batch, size, size, 1), jnp.uint8, mesh, AXES)
   program = features.compiled(encode, 0.5, 0.25, mesh, vectors=False)
   return program.trace(params, images, None)
@@ -154,6 +153,11 @@ def fetched(config: Mapping[str, Any], labels: Labels = LABELS) -> dict[str, jax
     "labels": jax.ShapeDtypeStruct((b, len(labels.classes)), jnp.float32),
     **({"mask": images} if config["data"].get("masks") else {}),
   }
+
+
+def _resident(config: Mapping[str, Any]) -> bool:
+  """Whether the images lie on the devices, as far as the config says."""
+  return config["data"]["storage"] in ("auto", "resident")
 
 
 def _shape(shape: tuple[int, ...], dtype: Any, mesh: Mesh, *spec: Any) -> jax.ShapeDtypeStruct:

@@ -277,7 +277,8 @@ def _dispatch(
     )
     try:  # from JAX's cache, where the program could be compiled
       program = trainer.run.lower(shapes, loader.data, batches, np.int32(count)).compile()
-      peak = float(program.memory_analysis().peak_memory_in_bytes)
+      analysis = program.memory_analysis()
+      peak = None if analysis is None else float(analysis.peak_memory_in_bytes)
     except jax.errors.JaxRuntimeError:
       peak = None
     device = trainer.mesh.local_devices[0]

@@ -139,7 +139,8 @@ class Peers:
     self._verdict: tuple[int, int, str] | None = None  # who ends the run, with which status, why
     self._own: tuple[str, int] | None = None  # this process's own last line and status
     self._deadline: float | None = None
-    self._meetings, self._met, self._last = 0, 0, None
+    self._meetings, self._met = 0, 0
+    self._last: int | None = None  # the number of the last meeting
     self._here: dict[int, set[int]] = {}
     self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
     self._thread.start()
@@ -192,6 +193,7 @@ class Peers:
     with self._changed:  # data on its way is lost where a process closes what it has not read
       self._changed.wait_for(lambda: self._open <= self._failing, self._grace + self._beat)
     if isinstance(error, UserError):
+      assert self._own is not None  # `tell` has written it
       self._end(*self._own)
     else:
       self._end("".join(traceback.format_exception(error)).rstrip(), FAILED)
@@ -209,7 +211,7 @@ class Peers:
         i = key.data
         heard[i] = time.monotonic()
         try:
-          data = key.fileobj.recv(1 << 16)
+          data = self._links[i].recv(1 << 16)
         except OSError:  # a reset, which means the same as an orderly end
           data = b""
         if not data:
@@ -297,6 +299,7 @@ class Peers:
     if own is not None:
       self._end(start + own[0], own[1])
       return
+    assert verdict is not None  # nothing else sets a deadline
     process, status, why = verdict
     try:
       step = self._newest_step()

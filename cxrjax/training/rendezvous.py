@@ -19,6 +19,7 @@ import socket
 import tempfile
 import threading
 import time
+from typing import Any
 
 from cxrjax.core.errors import UserError
 
@@ -38,7 +39,8 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
   """
   import jax
 
-  address, index, given = coordinator, process, {}
+  address, index = coordinator, process
+  given: dict[str, Any] = {}
   if coordinator == "auto":
     address, index = _detect()
   elif ":" in coordinator and coordinator.rpartition(":")[2].isdigit():

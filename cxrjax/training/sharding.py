@@ -125,6 +125,7 @@ def to_host(tree: Any) -> Any:
 
   def fetch(x: Any) -> np.ndarray:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      assert isinstance(x.sharding, NamedSharding)  # as `param_specs` and the loader lay arrays out
       x = jax.jit(lambda y: y, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
       return np.asarray(x.addressable_data(0))
     return np.asarray(x)

@@ -167,7 +167,7 @@ class Trainer:
     return jax.lax.scan(add, zeros, parts)[0]
 
   @functools.cached_property
-  def run(self) -> Callable[..., tuple[State, Any]]:
+  def run(self) -> jax.stages.Wrapped:
     """`run(state, data, batches, count) -> state, metrics`, jitted, the state donated.
 
     `batches` has a leading axis of `block` steps, of which the first `count` are taken (a traced

@@ -289,12 +289,13 @@ def _cut(rows, images, columns):
   return resample.product("bvow,bvpw->bvop", x, columns)
 
 
-def _values(prob: tuple[float, ...], local: bool) -> tuple[float, ...]:
+def _values(prob: Number | tuple[Number, ...], local: bool) -> tuple[Number, ...]:
   """The probabilities of the large or the small crops."""
+  assert isinstance(prob, tuple)  # as `Recipe.__post_init__` keeps it
   return prob[-1:] if local else prob[:-1]
 
 
-def _per_crop(prob: tuple[float, ...], count: int, local: bool) -> Float[Array, "v"]:
+def _per_crop(prob: Number | tuple[Number, ...], count: int, local: bool) -> Float[Array, "v"]:
   """One probability for each of `count` crops, in turn."""
   values = _values(prob, local)
   return jnp.asarray([values[i % len(values)] for i in range(count)], jnp.float32)

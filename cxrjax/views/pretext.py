@@ -66,7 +66,8 @@ class Jigsaw(_Photometric):
     super().__post_init__()
     validation.floats(self, "local_share", 0.01, 1 / SIDE)
 
-  def __call__(
+  # Takes no masks, as its signature tells the program.
+  def __call__(  # type: ignore[override]
     self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None
   ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
     """The views of a batch; arguments as in `multicrop.Recipe`."""
@@ -114,7 +115,8 @@ class Rotation(_Photometric):
   global_crops: int = dataclasses.field(default=2, init=False)
   local_crops: int = dataclasses.field(default=0, init=False)
 
-  def __call__(
+  # Takes no masks, as its signature tells the program.
+  def __call__(  # type: ignore[override]
     self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None
   ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
     """The views of a batch; arguments as in `multicrop.Recipe`."""

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import REPOSITORY, load_config
+from small import REPOSITORY
 
 from cxrjax.core import flops
+from cxrjax.core.package_folders import load_config
 from cxrjax.models.vit import Model
 from cxrjax.studies.comparison_plan import abstract_loss
 

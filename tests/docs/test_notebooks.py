@@ -20,7 +20,7 @@ def cells(path, kind):
 
 @pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs(path, tmp_path, monkeypatch, shared):
+def test_a_notebook_runs(path, tmp_path, monkeypatch, shared, package):
   nbclient = pytest.importorskip("nbclient")
   import nbformat
 
@@ -28,7 +28,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, shared):
   nbformat.validate(notebook)
   for name, value in {
     **compiling(shared),
-    "PYTHONPATH": str(REPOSITORY),
+    "PYTHONPATH": str(package),
     "JAX_PLATFORMS": "cpu",
     "CXRJAX_NOTEBOOK_RECIPE": TINY,
     "IPYTHONDIR": str(tmp_path / "ipython"),
@@ -47,12 +47,14 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, shared):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_is_clean(path):
-  """No outputs, one install cell, one place for the address, a switch for small machines."""
+  """No outputs, one install cell, one name of the source, a switch for small machines."""
   found = json.loads(path.read_text())["cells"]
   assert not any(c.get("outputs") or c.get("execution_count") for c in found)
   code = cells(path, "code")
   assert sum("pip" in c for c in code) == 1
-  assert all(c.count('REPOSITORY = os.environ.get("REPOSITORY", "")') <= 1 for c in code)
+  assert sum('CXRJAX_SOURCE = os.environ.get("CXRJAX_SOURCE", "")' in c for c in code) == 1
+  kind = json.loads(path.read_text())["metadata"]["accelerator"]
+  assert kind == ("TPU" if "tpu" in path.name else "GPU")
   assert sum("SMALL = True" in c for c in code) == 1
   assert cells(path, "markdown")[0].startswith("# ")
   text = "\n".join(cells(path, "markdown") + code)

@@ -18,6 +18,14 @@ def test_every_page_is_in_the_menu_once():
   assert sorted(menu) == PAGES
 
 
+def test_the_picture_of_the_architecture_is_that_of_the_imports():
+  spec = importlib.util.spec_from_file_location("draw", REPOSITORY / "docs" / "draw_layers.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  drawn = (REPOSITORY / "docs" / "layers.svg").read_text()
+  assert module.draw() == drawn, "run python docs/draw_layers.py"
+
+
 def test_the_reference_names_what_there_is():
   named = re.findall(r"^::: ([\w.]+)$", (REPOSITORY / "docs/api.md").read_text(), re.M)
   assert len(named) > 20 and len(set(named)) == len(named)

@@ -7,9 +7,9 @@ import finished
 import numpy as np
 import pytest
 from PIL import Image
-from small import load_config
 
 import cxrjax
+from cxrjax.core.package_folders import load_config
 from cxrjax.data import open_source
 from cxrjax.inference import networks
 

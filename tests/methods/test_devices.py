@@ -2,7 +2,9 @@
 the global batch."""
 
 import pytest
-from small import REPOSITORY, full, load_config, program
+from small import REPOSITORY, full, program
+
+from cxrjax.core.package_folders import load_config
 
 CONFIGS = sorted(
   p.stem
@@ -13,7 +15,8 @@ CONFIGS = sorted(
 SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-import lab, small
+import lab
+from cxrjax.core.package_folders import load_config
 from cxrjax.config.instantiate import build
 from cxrjax.core.durations import Clock
 from cxrjax.methods.base import Labels
@@ -23,7 +26,7 @@ from cxrjax.training.sharding import make_mesh
 from cxrjax.training.train_step import Trainer
 
 assert jax.device_count() == 8
-config = small.load_config(sys.argv[1])("tiny").to_dict()
+config = load_config(sys.argv[1])("tiny").to_dict()
 clock = Clock(total_steps=4, steps_per_epoch=1.0, batch_size=8)
 config["model"] |= {"width": 32, "depth": 1, "heads": 2}
 encoder = build(config["model"], "Model", "config.model")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pages import Checked
 from PIL import Image
-from small import load_config
 
 from cxrjax.core.errors import UserError
+from cxrjax.core.package_folders import load_config
 from cxrjax.data.sources import phantom
 from cxrjax.tasks import audit
 

@@ -6,10 +6,11 @@ import shlex
 
 import pytest
 from pages import Checked
-from small import REPOSITORY, lines, load_config
+from small import REPOSITORY, lines
 
 from cxrjax.config import overrides
 from cxrjax.core.errors import UserError
+from cxrjax.core.package_folders import load_config
 from cxrjax.studies import comparison_plan, launcher
 from cxrjax.tasks import compare, train
 

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pages
 import pytest
-from small import load_config
 
 from cxrjax.core.errors import UserError
+from cxrjax.core.package_folders import load_config
 from cxrjax.tasks import explain, train
 
 MODEL = {"width": 16, "depth": 2, "heads": 2}

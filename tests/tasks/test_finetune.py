@@ -5,9 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from small import REPOSITORY, lines, load_config
+from small import REPOSITORY, lines
 
 from cxrjax.core.errors import UserError
+from cxrjax.core.package_folders import load_config
 from cxrjax.tasks import train
 from cxrjax.training.checkpoint import load_params
 from cxrjax.training.restore import restore

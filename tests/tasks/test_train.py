@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from small import REPOSITORY, lines, load_config, tiny
+from small import REPOSITORY, lines, tiny
 
 from cxrjax.core.errors import UserError
+from cxrjax.core.package_folders import load_config
 from cxrjax.methods.base import Labels
 from cxrjax.tasks import train
 from cxrjax.training.divergence import Diverged

@@ -3,9 +3,9 @@
 import finished
 import numpy as np
 import pytest
-from small import load_config
 
 from cxrjax.config.instantiate import build
+from cxrjax.core.package_folders import load_config
 from cxrjax.training import init_params
 
 

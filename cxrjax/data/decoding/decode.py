@@ -101,6 +101,7 @@ def _decoded(data: bytes, at_least: int | None, encoded: bool) -> tuple[np.ndarr
   """Without `encoded` only what no native decoder is needed for; else raises Encoded."""
   if dicom.is_dicom(data):
     found = dicom.read(data, encoded=encoded)
+    assert found.pixels is not None  # which are read by default
     return found.pixels, {
       "window": found.window,
       "full": found.pixels.shape[:2],

@@ -336,7 +336,7 @@ def _view(header: Any) -> str:
     view = view_of(text)
     if view:
       return view
-  orientation = header.get("PatientOrientation") or ()
+  orientation: Any = header.get("PatientOrientation") or ()
   return "L" if len(orientation) == 2 and str(orientation[0])[:1].upper() in ("A", "P") else ""
 
 

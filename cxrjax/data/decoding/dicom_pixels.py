@@ -115,7 +115,8 @@ def gray(header: Any, encoded: bool = True) -> Found:
   if table is not None:
     window = 0.0, float(top)
   elif window is not None:
-    window = tuple(sorted((level - intercept) / slope - lowest for level in window))
+    black, white = sorted((level - intercept) / slope - lowest for level in window)
+    window = black, white
     if not _shows(window, low, high):
       window = None
       notes.append(f"its window shows fewer than {_SHOWN} of 256 gray levels of it and is not used")
@@ -188,7 +189,8 @@ def _native(
   from pydicom.pixels import get_decoder
 
   try:
-    values, _ = get_decoder(syntax).as_array(header, raw=True, index=0, correct_unused_bits=False)
+    options: Any = {"correct_unused_bits": False}  # whose type pydicom has wrong
+    values, _ = get_decoder(syntax).as_array(header, raw=True, index=0, **options)
   except NotImplementedError:
     raise BadImage(f"its transfer syntax is {_syntax(syntax)}, which holds no stills") from None
   except MemoryError:
@@ -222,7 +224,7 @@ def _decoded(
     if syntax == _RLE:
       wide = np.dtype(f"<u{room // 8}")
       space = np.empty(shape[0] * shape[1] * wide.itemsize, np.uint8)
-      if len(imagecodecs.dicomrle_decode(frame, wide, out=space)) != len(space):
+      if len(imagecodecs.dicomrle_decode(frame, wide, out=space.data)) != len(space):
         raise BadImage(_CUT)
       return space.view(wide).reshape(shape), room
     if syntax in _JPEG_2000:
@@ -270,7 +272,7 @@ def _signed(found: np.ndarray, deep: int, bits: int, signed: bool) -> _Stored:
   """
   if deep > 16:
     raise BadImage(f"its pixel data have {deep} bits; 8 to 16 can be read")
-  raw = found.astype(np.uint16) & np.uint16((1 << deep) - 1)
+  raw: np.ndarray = found.astype(np.uint16) & np.uint16((1 << deep) - 1)
   notes = []
   if signed:
     room = 16 - (bits if int(raw.max()) < 1 << bits else deep)

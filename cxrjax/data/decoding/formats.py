@@ -207,7 +207,8 @@ def jpeg_frame(data: bytes) -> _Frame:
     if marker in _CODINGS:
       if len(body) < 6:
         break
-      return _Frame(_CODINGS[marker], *struct.unpack(">BHHB", body[:6]), adobe, exif, pictures)
+      bits, height, width, components = struct.unpack(">BHHB", body[:6])
+      return _Frame(_CODINGS[marker], bits, height, width, components, adobe, exif, pictures)
     if 0xC3 < marker < 0xD0 and marker not in (0xC4, 0xC8, 0xCC):
       raise BadImage("it is a JPEG of a rare kind (differential or arithmetic); save it as PNG")
     if marker in (0xD9, 0xDA):
@@ -287,8 +288,8 @@ def _pnm(data: bytes) -> Samples:
     kind, count = np.dtype(np.uint8 if top < 256 else ">u2"), width * height * channels
     if len(data) < header.end() + count * kind.itemsize:
       raise BadImage("it is damaged or cut short (a PNM with too few pixels)")
-    found = np.frombuffer(data, kind, count, header.end()).reshape(height, width, channels)
-    found = found.astype(kind.newbyteorder("="))
+    stored = np.frombuffer(data, kind, count, header.end()).reshape(height, width, channels)
+    found: np.ndarray = stored.astype(kind.newbyteorder("="))
     if top < 256:
       found = np.round(found * np.float32(255 / top)).astype(np.uint8)
     return found if channels == 3 else found[..., 0]

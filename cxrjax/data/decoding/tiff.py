@@ -48,7 +48,7 @@ def open_tiff(data: bytes) -> Samples:
   """
   with tifffile.TiffFile(io.BytesIO(data)) as opened:
     index, skipped = _choose(opened)
-    page = opened.pages[index]
+    page = _whole(opened.pages[index])
     photometric, compression = _name(page.photometric), _name(page.compression)
     if compression not in _COMPRESSIONS:
       raise BadImage(f"it is TIFF packed with {compression}; save it with LZW or Deflate")
@@ -69,9 +69,11 @@ def open_tiff(data: bytes) -> Samples:
     from cxrjax.data.decoding.formats import damaged
 
     with damaged(), tifffile.TiffFile(io.BytesIO(data)) as again:
-      page = again.pages[index]
+      page = _whole(again.pages[index])
       values = page.asarray(maxworkers=1)
       if photometric == "PALETTE":
+        if page.colormap is None:
+          raise BadImage("it is damaged or cut short (a palette TIFF without a palette)")
         colours = (page.colormap >> 8).astype(np.uint8)  # 16 bits, of which writers fill 8
         return np.moveaxis(colours[:, values], 0, -1)
       values = values.reshape((-1, *shape) if separate else (*shape, -1))
@@ -99,7 +101,9 @@ def _choose(opened: tifffile.TiffFile) -> tuple[int, int]:
       f"it has more than {_PAGES} pages; save the one that counts as a file of its own"
     )
   pages = [
-    (i, page) for i, page in enumerate(found) if not page.tags.valueof(254, 0) & (_REDUCED | _MASK)
+    (i, page)
+    for i, page in enumerate(map(_whole, found))
+    if not page.tags.valueof(254, 0) & (_REDUCED | _MASK)
   ]
   if not pages:
     raise BadImage("it is TIFF of thumbnails and masks alone")
@@ -111,6 +115,13 @@ def _choose(opened: tifffile.TiffFile) -> tuple[int, int]:
   ):
     raise BadImage(f"it has {len(pages)} pages; save the one that counts as a file of its own")
   return index, len(others)
+
+
+def _whole(page: tifffile.TiffPage | tifffile.TiffFrame) -> tifffile.TiffPage:
+  """A page; what has no tags of its own is one of a microscope's many frames."""
+  if not isinstance(page, tifffile.TiffPage):
+    raise BadImage("it is TIFF of a microscope; save the picture as a file of its own")
+  return page
 
 
 def _format(page: tifffile.TiffPage) -> object:

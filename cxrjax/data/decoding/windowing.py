@@ -8,7 +8,8 @@ linear between (DICOM PS3.3 C.11.2.1.2, for an identity rescale and without its 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ _IN_CACHE = 1 << 16  # pixels windowed at a time
 
 Window = tuple[float, float]
 Pixels = UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
+Array = TypeVar("Array", np.ndarray, jax.Array)
 
 
 def check_window(window: Any) -> str | Window:
@@ -31,7 +33,7 @@ def check_window(window: Any) -> str | Window:
   if isinstance(window, str):
     if window in ("auto", "full"):
       return window
-    pair = window.strip("()[] ").split(",")  # a flag gives text
+    pair: Sequence[Any] = window.strip("()[] ").split(",")  # a flag gives text
   else:
     pair = window if isinstance(window, list | tuple) else ()
   with contextlib.suppress(TypeError, ValueError):
@@ -64,7 +66,7 @@ def choose_window(
   whole = WHOLE[8 * image.dtype.itemsize]
   if window == "full":
     return whole
-  if window != "auto":
+  if not isinstance(window, str):
     if image.dtype == np.uint8:
       return whole
     if not _shows(window, low, high):
@@ -99,12 +101,8 @@ def to_uint8(image: Pixels, window: Window) -> UInt8[np.ndarray, "h w 1"]:
 
 
 def to_unit(
-  pixels: UInt8[np.ndarray, "*b s s 1"]
-  | UInt16[np.ndarray, "*b s s 1"]
-  | UInt8[jax.Array, "*b s s 1"]
-  | UInt16[jax.Array, "*b s s 1"],
-  windows: Float32[np.ndarray, "*b 2"] | Float32[jax.Array, "*b 2"],
-) -> Float32[np.ndarray, "*b s s 1"] | Float32[jax.Array, "*b s s 1"]:
+  pixels: UInt8[Array, "*b s s 1"] | UInt16[Array, "*b s s 1"], windows: Float32[Array, "*b 2"]
+) -> Float32[Array, "*b s s 1"]:
   """Images as their windows show them, in 0..1; NumPy's on the host, or traced in a jitted step."""
   low, high = (windows[..., i, None, None, None] for i in (0, 1))
   return ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
@@ -125,9 +123,9 @@ def resize(
   height, width = image.shape[:2]
   method = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
   wide = image.dtype == np.uint16
-  plane = np.ascontiguousarray(image[..., 0])
+  gray = np.ascontiguousarray(image[..., 0])
   # PIL's float32 holds 16 bits exactly and is as fast as its 16-bit mode, which rounds twice.
-  plane = Image.fromarray(plane.astype(np.float32) if wide else plane)
+  plane = Image.fromarray(gray.astype(np.float32) if wide else gray)
   if fit == "crop":
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2

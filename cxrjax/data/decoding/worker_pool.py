@@ -157,11 +157,13 @@ class _Process:
       env=environment,
       bufsize=0,
     )
-    for pipe in (self._child.stdin, self._child.stdout):
+    assert self._child.stdin is not None and self._child.stdout is not None
+    self._stdin, self._stdout = self._child.stdin, self._child.stdout
+    for pipe in (self._stdin, self._stdout):
       with contextlib.suppress(OSError, AttributeError):  # Linux, within the user's limits
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
     self._answers = select.poll()
-    self._answers.register(self._child.stdout, select.POLLIN)
+    self._answers.register(self._stdout, select.POLLIN)
 
   @property
   def alive(self) -> bool:
@@ -169,15 +171,13 @@ class _Process:
 
   def ask(self, data: bytes, at_least: int | None) -> Answer:
     """Raises OSError or EOFError where the process has died."""
-    _write(self._child.stdin, _REQUEST.pack(-1 if at_least is None else at_least, len(data)), data)
+    _write(self._stdin, _REQUEST.pack(-1 if at_least is None else at_least, len(data)), data)
     seconds = self._order.bounds(len(data))[0] + self._order.patience
     if not self._answers.poll(1000 * seconds):
       self._child.kill()
       self._child.wait()
       raise BadImage(f"decoding it did not end within {seconds:.0f} s")
-    said = json.loads(
-      bytes(_read(self._child.stdout, *_REPLY.unpack(_read(self._child.stdout, _REPLY.size))))
-    )
+    said = json.loads(bytes(_read(self._stdout, *_REPLY.unpack(_read(self._stdout, _REPLY.size)))))
     if "bad" in said:
       raise BadImage(said["bad"])
     if "user" in said:
@@ -185,7 +185,7 @@ class _Process:
     if "failed" in said:
       raise RuntimeError(f"decoding failed in its process:\n{said['failed']}")
     pixels = np.empty(said.pop("shape"), said.pop("dtype"))
-    _read_into(self._child.stdout, memoryview(pixels).cast("B"))
+    _read_into(self._stdout, pixels.data.cast("B"))
     return Answer(pixels, said)
 
   def end(self, size: int) -> str:
@@ -203,8 +203,8 @@ class _Process:
   def close(self) -> None:
     self._child.kill()
     self._child.wait()
-    self._child.stdin.close()
-    self._child.stdout.close()
+    self._stdin.close()
+    self._stdout.close()
 
 
 def _signal(status: int) -> str:

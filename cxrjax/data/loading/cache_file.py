@@ -49,7 +49,7 @@ def sums(rows: Sequence[np.ndarray] | np.ndarray) -> UInt32[np.ndarray, "n"]:
 
 def seal(array: np.ndarray, known: UInt32[np.ndarray, "n"]) -> None:
   """Writes an array of `allocate` to the disk, and its squares' checksums behind it."""
-  assert isinstance(array, np.memmap) and len(known) == len(array)
+  assert isinstance(array, np.memmap) and array.filename and len(known) == len(array)
   array.flush()
   with open(array.filename, "r+b") as file:
     tail = known.astype("<u4").tobytes()

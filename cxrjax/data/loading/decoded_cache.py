@@ -90,7 +90,8 @@ def load_images(
     window=window,
     stop_at_bad=on_bad_image == "error",
   )
-  table, info, skipped = source.table, source.info, ()
+  table, info = source.table, source.info
+  skipped: tuple[tuple[str, str], ...] = ()
   of = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
   notes = tuple((table.ids[of[i]], note) for note, places in found.notes.items() for i in places)
   if indices is not None or found.bad:

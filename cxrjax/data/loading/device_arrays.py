@@ -35,16 +35,21 @@ class Placement:
 
   def positions(self, count: int) -> Int[np.ndarray, "_"]:
     """Which of `count` rows, split over the devices, lie on this process's; ascending."""
-    spans = self._sharding(self.axes).addressable_devices_indices_map((count,))
-    return np.unique(np.concatenate([np.arange(*s[0].indices(count)) for s in spans.values()]))
+    spans = self._sharding(self.axes).addressable_devices_indices_map((count,)).values()
+    return np.unique(
+      np.concatenate([np.arange(*s[0].indices(count)) for s in spans if s is not None])
+    )
 
   def split(
     self, shape: tuple[int, ...], rows: Callable[[slice], np.ndarray], lead: int = 0
   ) -> jax.Array:
     """An array of `shape` split along axis `lead`; `rows` gives a device its rows of that axis."""
-    return jax.make_array_from_callback(
-      shape, self._sharding(*(None,) * lead, self.axes), lambda where: rows(where[lead])
-    )
+
+    def local(where: tuple[slice, ...] | None) -> np.ndarray:
+      assert where is not None  # it is asked for this process's devices only
+      return rows(where[lead])
+
+    return jax.make_array_from_callback(shape, self._sharding(*(None,) * lead, self.axes), local)
 
   def replicated(self, array: np.ndarray) -> jax.Array:
     """The array, whole on every device."""

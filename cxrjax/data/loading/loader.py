@@ -72,7 +72,7 @@ class Fetch:
     if not self.resident:
       found = dict(batch)
     else:
-      whole = {name: data[name] for name in ("labels", "number") if name in data}
+      whole: Batch = {name: data[name] for name in ("labels", "number") if name in data}
       split = {name: array for name, array in data.items() if name not in whole}
       found = self.placement.take(split, whole, batch["index"])
       index = found.pop("number", batch["index"])
@@ -160,12 +160,12 @@ class Loader:
       raise UserError(
         f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}"
       )
-    self.bits: int = inspection.bits_of(data, bits) if self.images is None else self.images.bits
+    self.bits: int = data.bits if isinstance(data, Images) else inspection.bits_of(data, bits)
     self._masks = masks
-    if masks and self.images is None:
+    if masks and not isinstance(data, Images):
       inspection.check_masks(data)
-    elif masks and self.images.masks is None:
-      raise inspection.no_masks(self.images)
+    elif masks and isinstance(data, Images) and data.masks is None:
+      raise inspection.no_masks(data)
     if storage == "auto":
       needed = len(data) * size * size * (self.bits // 8 + masks)
       limit = (resident_limit_bytes or _default_limit(place.mesh)) * place.devices
@@ -181,10 +181,10 @@ class Loader:
     self._reader: streaming.Reader | None = None
     self._share: process_shard.Share | None = None
     self._rows: np.ndarray | None = None  # where not all rows take part: those that do
-    if storage == "streamed" and self.images is None:
+    if storage == "streamed" and not isinstance(data, Images):
       self._reader = streaming.Reader(data, size, fit, self.bits, window, on_bad_image)
-    elif self.images is None:
-      options = {
+    elif not isinstance(data, Images):
+      options: dict[str, Any] = {
         "fit": fit,
         "cache_dir": cache_dir,
         "bits": self.bits,

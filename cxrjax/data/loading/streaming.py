@@ -189,7 +189,7 @@ class Span:
   def _copied(self, pool: concurrent.futures.ThreadPoolExecutor, start: int, stop: int) -> Block:
     """Steps `start..stop-1` of images that lie decoded in a file, read in many places at once."""
     images = self._images
-    assert isinstance(images, Images)
+    assert isinstance(images, Images) and images.windows is not None
     rows = np.stack([self._rows(step)[self._positions] for step in range(start, stop)])
     flat = rows.reshape(-1)
 

@@ -119,7 +119,7 @@ class Archive:
     self._inner: dict[str, Archive] = {}
     self._names: tuple[str, ...] | None = None
     # Where each file lies: its path in the folder, ZipInfo or TarInfo; None for a tar not yet read.
-    self._where: dict[str, object] | None = {}
+    self._where: dict[str, Any] | None = {}
     if content is None and self.path.is_dir():
       for name in archive_parts.walk(self.path, only):
         self._accept(self._where, name, name)
@@ -229,13 +229,14 @@ class Archive:
   # How it is done.
 
   @property
-  def _files(self) -> dict:
+  def _files(self) -> dict[str, Any]:
     if self._where is None:
       for _ in self._walk_tar():
         pass
+    assert self._where is not None  # as a whole walk leaves it
     return self._where
 
-  def _accept(self, known: dict, name: str, where: object) -> str | None:
+  def _accept(self, known: dict[str, Any], name: str, where: object) -> str | None:
     """Adds a file under the name it is known by; None for one that is not looked at."""
     clean = posixpath.normpath(name.replace("\\", "/"))
     if is_junk(clean.removeprefix("../")):
@@ -252,17 +253,19 @@ class Archive:
 
   def _walk_tar(self) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """The tar's files in order; remembers them on the way."""
-    found, self._refused, self.junk = {}, [], []
+    assert self._tar is not None
+    found: dict[str, Any] = {}
+    self._refused, self.junk = [], []
     members = iter(self._tar)
     while True:
       with self._damaged(""):
         info = next(members, None)
         if info is None:
           # The end is marked by zeros: without them somebody cut the file between two members.
-          self._tar.fileobj.seek(self._tar.offset)
-          if self._tar.fileobj.read(512) != bytes(512):
+          self._bytes.seek(self._tar.offset)
+          if self._bytes.read(512) != bytes(512):
             raise EOFError("its end is missing")
-          self._tar.fileobj.read(1 << 16)  # the padding, up to where gzip compares its checksum
+          self._bytes.read(1 << 16)  # the padding, up to where gzip compares its checksum
           self._where = found
           return
       if info.isreg():
@@ -274,12 +277,16 @@ class Archive:
 
   def _read_tar(self, name: str, info: tarfile.TarInfo, limit: int) -> bytes:
     self._check_size(name, info.size, limit)
-    data = self._tar.extractfile(info).read()
+    assert self._tar is not None
+    file = self._tar.extractfile(info)
+    assert file is not None  # only regular files are accepted
+    data = file.read()
     if len(data) != info.size:
       raise EOFError("it is cut short")
     return data
 
   def _read_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
+    assert self._zip is not None
     try:
       return files.unzip(self._zip, info, limit)
     except files.Damaged as error:

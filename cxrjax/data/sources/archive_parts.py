@@ -15,7 +15,7 @@ from typing import Any
 
 from cxrjax.core import files
 
-_OPENERS: dict[bytes, Callable[[io.BufferedIOBase], Any]] = {
+_OPENERS: dict[bytes, Callable[[io.BufferedReader], Any]] = {
   b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
   b"BZ": bz2.BZ2File,
   b"\xfd7": lzma.LZMAFile,
@@ -24,6 +24,7 @@ _OPENERS: dict[bytes, Callable[[io.BufferedIOBase], Any]] = {
 
 def check_start(opened: zipfile.ZipFile) -> None:
   """Raises BadZipFile where Python took the end of a zip inside a zip for that of the whole."""
+  assert opened.fp is not None  # it is open
   opened.fp.seek(0)
   first = min((info.header_offset for info in opened.infolist()), default=0)
   if first and opened.fp.read(4) == b"PK\3\4":
@@ -75,7 +76,7 @@ class Inside:
   def __init__(self, wanted: Container[str], folder: str):
     self._wanted, self._folder = wanted, folder
 
-  def __contains__(self, name: str) -> bool:
+  def __contains__(self, name: object) -> bool:
     return f"{self._folder}/{name}" in self._wanted
 
 

@@ -142,16 +142,16 @@ def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Other
     if archive.is_left_behind(paths[row]):
       continue
     if kinds[row] == UNKNOWN:
-      kind = extension or "without extension", "it cannot be read"
+      group = extension or "without extension", "it cannot be read"
     elif archive.is_junk(paths[row]):
-      kind = "hidden", "hidden files and folders are not looked into"
+      group = "hidden", "hidden files and folders are not looked into"
     elif extension in EXTENSIONS:
-      kind = extension, "a link to nothing, or no file"
+      group = extension, "a link to nothing, or no file"
     elif name.upper() == "DICOMDIR":
-      kind = "DICOMDIR", "a list of DICOM files, which are found without it"
+      group = "DICOMDIR", "a list of DICOM files, which are found without it"
     else:
       reason = _NO_IMAGES.get(extension, _NO_IMAGES.get(os.path.splitext(name)[1].lower()))
-      kind = extension or "without extension", reason or "it begins as no image does"
-    groups.setdefault(kind, []).append(paths[row])
+      group = extension or "without extension", reason or "it begins as no image does"
+    groups.setdefault(group, []).append(paths[row])
   for (kind, reason), found in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
     yield Others(kind, tuple(found), reason)

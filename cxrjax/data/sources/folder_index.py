@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -157,8 +158,10 @@ class Index:
 
   def _save(self) -> None:
     now = self._now
-    columns = {f"fact_{name}": getattr(now.facts, name) for name in file_hashes.Facts.COLUMNS}
-    texts = {
+    columns: dict[str, Any] = {
+      f"fact_{name}": getattr(now.facts, name) for name in file_hashes.Facts.COLUMNS
+    }
+    texts: dict[str, Any] = {
       name: _pack(texts)
       for name, texts in (
         ("paths", now.paths),
@@ -271,7 +274,9 @@ class _Walk:
 
   def _folder(self, below: str) -> tuple[list[str], list[str], list[str]]:
     """Takes in the files of one folder; returns its folders, links to folders, and zips."""
-    folders, linked, zips = [], [], []
+    folders: list[str] = []
+    linked: list[str] = []
+    zips: list[str] = []
     with os.scandir(self._root / below) as entries:
       for entry in entries:
         name = entry.name
@@ -363,15 +368,16 @@ def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
     facts = file_hashes.Facts(len(texts["paths"]))
     for name in file_hashes.Facts.COLUMNS:
       getattr(facts, name)[...] = found[f"fact_{name}"]
-    notes = texts.pop("notes")
-    texts["notes"] = [*zip(notes[::2], notes[1::2], strict=True)]
+    notes = texts["notes"]
     return _Listing(
+      paths=texts["paths"],
       homes=found["homes"],
       kinds=found["kinds"],
       states=found["states"],
       listed=int(found["listed"]),
+      zips=texts["zips"],
+      notes=[*zip(notes[::2], notes[1::2], strict=True)],
       facts=facts,
-      **texts,
     )
   return None
 

@@ -71,7 +71,7 @@ class _Files:
     rows = [self._by_path.get(name, -1) for name in names]
     for i, name in enumerate(names):
       if rows[i] < 0:
-        rows[i] = self._find(name, lambda i=i: where(i))
+        rows[i] = self._find(name, functools.partial(where, i))
     return rows
 
   def _find(self, name: str, where: Callable[[], str]) -> int:

@@ -270,13 +270,8 @@ class Source:
       memory.parent.mkdir(parents=True, exist_ok=True)
       handle, temporary = tempfile.mkstemp(dir=memory.parent, suffix=".npz")
       with os.fdopen(handle, "wb") as opened:
-        np.savez(
-          opened,
-          **{name: np.array(column) for name, column in columns.items()},
-          labels=labels,
-          ages=ages,
-          fingerprint=np.array(fingerprint),
-        )
+        arrays: dict[str, Any] = {name: np.array(column) for name, column in columns.items()}
+        np.savez(opened, **arrays, labels=labels, ages=ages, fingerprint=np.array(fingerprint))
       os.replace(temporary, memory)
     return Table(
       **{name: tuple(column) for name, column in columns.items()}, labels=labels, ages=ages
@@ -324,12 +319,12 @@ def _split_expression(where: str, split: str, sizes: dict[str, int]) -> tuple[st
   parts, names = [], []
   for part in split.split("+"):
     match = re.match(r"^\s*([^\[\s]+)\s*(\[.*\])?\s*$", part)
-    name = match[1] if match else part
+    name, rows = (match[1], match[2] or "") if match else (part, "")
     if name == "val" and "val" not in sizes and "validation" in sizes:
       name = "validation"
     if name not in sizes:
       shown = [_canonical(n, sizes) for n in sizes]
       raise UserError(f"tfds:{where} has no split {name!r}{suggest(name, [*shown, 'all'])}")
-    parts.append(name + (match[2] or ""))
+    parts.append(name + rows)
     names.append(name)
   return "+".join(parts), tuple(dict.fromkeys(names))

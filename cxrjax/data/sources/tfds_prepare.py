@@ -103,7 +103,7 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
   return max(versions, key=lambda p: [int(part) for part in p.name.split(".")], default=None)
 
 
-def builder_class(name: str) -> type | None:
+def builder_class(name: str) -> type[Any] | None:
   """The builder of the package, `tfds_builders/NAME/NAME_dataset_builder.py`, or None."""
   file = BUILDERS / name / f"{name}_dataset_builder.py"
   if not name.isidentifier() or not file.is_file():

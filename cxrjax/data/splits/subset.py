@@ -320,7 +320,8 @@ def per_class_rows(
   queues = [q for q in queues if q]
   queues.sort(key=lambda q: (len(q), [ids[r] for r in q[:1]]))
   column_of = [set(q) for q in queues]
-  have, chosen, place = [0] * len(queues), set(), [0] * len(queues)
+  have, place = [0] * len(queues), [0] * len(queues)
+  chosen: set[int] = set()
   for wanted in range(1, count + 1):
     for c, queue in enumerate(queues):
       while have[c] < wanted and place[c] < len(queue):
@@ -328,6 +329,6 @@ def per_class_rows(
         place[c] += 1
         if r not in chosen:
           chosen.add(r)
-          for other, members in enumerate(column_of):
-            have[other] += r in members
+          for other, column in enumerate(column_of):
+            have[other] += r in column
   return np.array(sorted(chosen), dtype=np.int64)

@@ -241,6 +241,7 @@ def _first(
   if channels == 1 and folded and len(set(folded[0])) > 1:
     folded = None  # three channels' pixels: not this file's
   if folded:
+    assert ours is not None  # else nothing is folded in
     try:
       mean, std = (np.broadcast_to(np.array(v, np.float64), channels) for v in folded)
     except ValueError:

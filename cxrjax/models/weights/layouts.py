@@ -276,7 +276,7 @@ def _ours(file: File) -> Found:
   """A file that `cxrjax.export` wrote: an .npz of our own names, or timm's in safetensors."""
   about = file.about
   arrays = {name: np.asarray(value) for name, value in file.arrays.items()}
-  family = about.get("family")
+  family = about["family"]
   if about.get("names") != "timm":
     flat = {n.removeprefix("encoder/"): v for n, v in arrays.items() if n.startswith("encoder/")}
     left = tuple(n for n in arrays if not n.startswith("encoder/"))
@@ -287,6 +287,7 @@ def _ours(file: File) -> Found:
   else:
     found = _cnn(family, {re.sub(r"^features\.", "", n): v for n, v in arrays.items()}, file.named)
     flat, left = found.flat, found.left
-  mean, std = about.get("mean"), about.get("std")
-  pixels = None if mean is None or about.get("standardize") else ((float(mean),), (float(std),))
+  pixels = None
+  if about.get("mean") is not None and not about.get("standardize"):
+    pixels = (float(about["mean"]),), (float(about["std"]),)
   return Found(family, "cxrjax", flat, left, heads=about.get("heads"), pixels=pixels)

@@ -165,6 +165,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle._Unpickler):
   """Finds nothing but what is on the list; `storages` makes the storage of a persistent id."""
 
+  # What the base class has besides what its stub says.
+  stack: list[Any]
+  append: Callable[[Any], None]
+  pop_mark: Callable[[], list[Any]]
+
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
   for _code in (
     pickle.BYTEARRAY8,

@@ -77,7 +77,9 @@ def overlay(
   Opacity grows with the heat, so that the radiograph stays visible where nothing is attended to.
   """
   h, w = image.shape
-  large = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((w, h), Image.BICUBIC))
+  large = np.asarray(
+    Image.fromarray(heat.astype(np.float32)).resize((w, h), Image.Resampling.BICUBIC)
+  )
   large = np.clip(large, 0, 1)
   alpha = (opacity * large**0.8)[..., None]
   colour = colour_map()[np.rint(255 * large).astype(int)]
@@ -96,7 +98,7 @@ def outlines(
   """
   scale = max(1, round(size / max(image.shape[:2])))
   h, w = (n * scale for n in image.shape[:2])
-  large = np.asarray(Image.fromarray(image).resize((w, h), Image.BICUBIC))
+  large = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
   found = large.copy() if image.ndim == 3 else np.repeat(large[..., None], 3, axis=-1)
   for mask, colour in zip(masks, colours, strict=True):
     inside = np.pad(np.kron(mask, np.ones((scale, scale), bool)), 1)
@@ -109,7 +111,7 @@ def outlines(
 def picture(array: UInt8[np.ndarray, "h w *c"], alt: str, size: int = 256) -> Html:
   """A gray or colour picture as an embedded JPEG of at most `size` pixels a side."""
   image = Image.fromarray(array)
-  image.thumbnail((size, size), Image.LANCZOS)
+  image.thumbnail((size, size), Image.Resampling.LANCZOS)
   buffer = io.BytesIO()
   image.save(buffer, "JPEG", quality=82, optimize=True)
   return _img(buffer.getvalue(), "image/jpeg", alt, image.size)

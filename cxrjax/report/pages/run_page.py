@@ -111,11 +111,13 @@ def document(
     opening: below it, before the links.
     made: key, name and content of each section; those without content are left out.
   """
-  made = [(key, name, html) for key, name, html in made if html]
-  if explained := glossary.section("".join([el("p", opening), *(html for *_, html in made)])):
+  shown = [(key, name, html) for key, name, html in made if html]
+  if explained := glossary.section("".join([el("p", opening), *(html for *_, html in shown)])):
     name = "What the words mean"
-    made.append(("terms", name, el("section", el("h2", name), explained, id="terms")))
-  links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in made], aria_label="Sections")
+    shown.append(("terms", name, el("section", el("h2", name), explained, id="terms")))
+  links = el(
+    "nav", [el("a", name, href=f"#{key}") for key, name, _ in shown], aria_label="Sections"
+  )
   header = el(
     "header",
     el("p", kicker, cls="kicker"),
@@ -139,7 +141,7 @@ def document(
     el("style", Html(style)),
   )
   page = el(
-    "html", head, el("body", header, el("main", [html for *_, html in made]), footer), lang="en"
+    "html", head, el("body", header, el("main", [html for *_, html in shown]), footer), lang="en"
   )
   return f"<!doctype html>\n{page}\n"
 

@@ -91,9 +91,8 @@ def _reliability(label: str, bins: Sequence[Any], style: str, whiskers: bool) ->
   n, came = (np.array([number(b.get(k)) for b in bins]) for k in ("n", "came"))
   x = np.array([number(b.get("probability")) for b in bins])
   ends = np.array([intervals.wilson(c / m, int(m)) for c, m in zip(came, n, strict=True)])
-  return line_chart.Line(
-    label, x, came / n, *(ends.T if whiskers else (None, None)), style=style, points=whiskers
-  )
+  low, high = ends.T if whiskers else (None, None)
+  return line_chart.Line(label, x, came / n, low, high, style=style, points=whiskers)
 
 
 def _about_calibration(
@@ -211,7 +210,5 @@ def _cell(e: Estimate) -> Html:
 
 
 def estimate(value: Any) -> Estimate:
-  return Estimate(
-    *(number(lookup(value, k)) for k in ("value", "low", "high")),
-    undefined=str(lookup(value, "undefined") or ""),
-  )
+  mean, low, high = (number(lookup(value, k)) for k in ("value", "low", "high"))
+  return Estimate(mean, low, high, undefined=str(lookup(value, "undefined") or ""))

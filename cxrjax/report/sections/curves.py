@@ -30,7 +30,7 @@ def decisions(run: Run) -> Html | None:
     e: run.arrays(f"scores_{evaluator}_{e}") or run.arrays(f"scores_{e}")
     for e in (TRAINED, RANDOM, FLOOR)
   }
-  scores = {e: (_scores(s), s["labels"]) for e, s in arrays.items() if _usable(s)}
+  scores = {e: both for e, s in arrays.items() if (both := _judged(s)) is not None}
   if not scores:
     return None
   first = arrays[next(iter(scores))]
@@ -61,15 +61,12 @@ def _scores(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
   return arrays.get("linear") if found is None else found
 
 
-def _usable(arrays: dict[str, np.ndarray]) -> bool:
+def _judged(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+  """Scores and labels; nothing where they are missing or do not fit each other."""
   labels, scores = arrays.get("labels"), _scores(arrays)
-  return (
-    labels is not None
-    and scores is not None
-    and labels.ndim == 2
-    and labels.shape == scores.shape
-    and labels.shape[1] > 0
-  )
+  if labels is None or scores is None or labels.ndim != 2 or labels.shape != scores.shape:
+    return None
+  return (scores, labels) if labels.shape[1] > 0 else None
 
 
 def _classes(run: Run, arrays: dict[str, np.ndarray], k: int) -> list[str]:
@@ -162,6 +159,7 @@ def _evenly(along: np.ndarray) -> np.ndarray:
 def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str], what: str) -> Html:
   """Counts and row shares with Wilson intervals; rows the truth, columns the decision."""
   labels, scores = arrays["labels"], _scores(arrays)
+  assert scores is not None  # else there is no matrix
   known = ~np.isnan(labels).any(1) & np.isfinite(scores).all(1)
   labels, scores, k = labels[known], scores[known], labels.shape[1]
   if k == 2:

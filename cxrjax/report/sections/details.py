@@ -212,8 +212,8 @@ def health_warnings(run: Run) -> list[str]:
 def views(run: Run) -> Html | None:
   """A few radiographs as the loader gives them, and the crops a batch makes of them."""
   arrays = run.arrays("views")
-  groups = {"source": arrays.pop("source")[None] if "source" in arrays else None, **arrays}
-  groups = {k: v for k, v in groups.items() if v is not None and v.ndim >= 4 and v.size}
+  first = {"source": arrays.pop("source")[None]} if "source" in arrays else {}
+  groups = {k: v for k, v in (first | arrays).items() if v.ndim >= 4 and v.size}
   if not groups:
     return None
   n = min(VIEWS, *(v.shape[1] for v in groups.values()))

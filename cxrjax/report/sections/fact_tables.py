@@ -95,7 +95,7 @@ def _parts(split: Mapping[str, Mapping[str, Any]]) -> Html:
   for name, facts in split.items():
     counts = facts.get("class_counts")
     counts = counts if isinstance(counts, Mapping) else {}
-    cells = [format.count(facts.get(k)) or "\N{EN DASH}" for k in numbers]
+    cells: list[Any] = [format.count(facts.get(k)) or "\N{EN DASH}" for k in numbers]
     for c in shown:
       n, total = number(counts.get(c)), number(facts.get("n"))
       share = f" ({100 * n / total:.0f} %)" if total > 0 and math.isfinite(n) else ""
@@ -206,7 +206,8 @@ def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
     pair = entry if isinstance(entry, list) and len(entry) == 2 else [entry, ""]
     items.append(el("li", el("code", str(pair[0])), f" {pair[1]} ", el("small", role)))
   more = len(skipped) - LISTED
-  items.append(el("li", f"and {more:,} more") if more > 0 else None)
+  if more > 0:
+    items.append(el("li", f"and {more:,} more"))
   title = format.count(len(skipped), "image was skipped", "images were skipped")
   return el("details", el("summary", title), el("ul", items), cls="skipped", open=len(skipped) < 6)
 

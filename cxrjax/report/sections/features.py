@@ -143,7 +143,8 @@ def _shared(found: Mapping[str, Any]) -> Html | None:
   """How often neighbours have the image's own label, site, age."""
   rows = []
   for row in found.get("shared") or ():
-    e = Estimate(*(number(lookup(row, k)) for k in ("value", "low", "high")))
+    value, low, high = (number(lookup(row, k)) for k in ("value", "low", "high"))
+    e = Estimate(value, low, high)
     if not math.isfinite(e.value):
       continue
     rows.append(

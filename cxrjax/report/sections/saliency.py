@@ -85,11 +85,11 @@ def png(
   """A map over a radiograph with its colour scale beside it, for a file."""
   factor = max(1, round(SIDE / max(image.shape)))
   h, w = (n * factor for n in image.shape)
-  large = np.asarray(Image.fromarray(image).resize((w, h), Image.BICUBIC))
+  large = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
   page = Image.new("RGB", (w + 92, h), "white")
   page.paste(Image.fromarray(pictures.overlay(large, heat)), (0, 0))
   bar = pictures.colour_map()[::-1][:, None].repeat(16, 1)
-  page.paste(Image.fromarray(bar).resize((16, h - 40), Image.NEAREST), (w + 10, 20))
+  page.paste(Image.fromarray(bar).resize((16, h - 40), Image.Resampling.NEAREST), (w + 10, 20))
   draw, font = ImageDraw.Draw(page), ImageFont.load_default()
   for y, text in ((14, scaled.high), (h - 26, scaled.low)):
     draw.text((w + 31, y), text.encode("ascii", "replace").decode(), "black", font=font)
