@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cxrjax.config import recipe, study_args
-from cxrjax.config.study_args import Handed
+from cxrjax.config.study_args import ForwardedArgs
 
 OWN: dict[str, Any] = {
   "data": "phantom",  # labelled; A+B: each has a last stage of its own
@@ -28,7 +28,7 @@ UNLABELLED = "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/she
 
 
 def without_labels(
-  o: ConfigDict, handed: Handed, tasks: Sequence[tuple[str, str]]
+  o: ConfigDict, handed: ForwardedArgs, tasks: Sequence[tuple[str, str]]
 ) -> list[dict[str, Any]]:
   """A stage for each of `tasks`, each beginning with the one before.
 
@@ -46,7 +46,7 @@ def without_labels(
   return stages
 
 
-def with_labels(o: ConfigDict, handed: Handed, init: str) -> list[dict[str, Any]]:
+def with_labels(o: ConfigDict, handed: ForwardedArgs, init: str) -> list[dict[str, Any]]:
   """`configs/finetune.py` on each of the labelled sources, from the stage `init`."""
   sources = recipe.judges(o.data)
   names = {n: "finetune" if len(sources) == 1 else f"finetune-{n}" for n in sources}

@@ -32,7 +32,7 @@ SHARED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Handed:
+class ForwardedArgs:
   """What is handed on, as it was written.
 
   Attributes:
@@ -63,7 +63,7 @@ class Handed:
 
 def parse(
   arg: str | None, own: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
-) -> tuple[ConfigDict, Handed]:
+) -> tuple[ConfigDict, ForwardedArgs]:
   """The options of a config of several runs, and what is for the runs.
 
   Args:
@@ -88,7 +88,7 @@ def parse(
   for name in chosen:
     values |= presets[name]
   o = ConfigDict(parse_arg(",".join(mine), **values))
-  return o, Handed(tuple(chosen), tuple(items), kept)
+  return o, ForwardedArgs(tuple(chosen), tuple(items), kept)
 
 
 def for_one(arg: str | None) -> tuple[str, dict[str, list[str]]]:

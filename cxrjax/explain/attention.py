@@ -54,7 +54,9 @@ def heads(
   """
   prefix, rows, columns = tokens(network, x.shape[1:])
   name = f"attn:{block}"
-  attn = network.encode(params, x, taps=(name,), patches=network.pool == "mean").taps[name]
+  attn = network.encode(
+    params, x, intermediates=(name,), patches=network.pool == "mean"
+  ).intermediates[name]
   seen = _of_readout(attn, network.pool, prefix)
   return seen.reshape(*seen.shape[:2], rows, columns).astype(jnp.float32)
 
@@ -96,10 +98,12 @@ def rollout(
   if fusion not in FUSIONS:
     raise UserError(f"rollout's fusion={fusion!r} is not known{suggest(fusion, FUSIONS)}")
   names = tuple(f"attn:{i}" for i in range(start, network.blocks))
-  taps = network.encode(params, x, taps=names, patches=network.pool == "mean").taps
+  intermediates = network.encode(
+    params, x, intermediates=names, patches=network.pool == "mean"
+  ).intermediates
 
   def flow(name: str) -> Float[Array, "n t t"]:
-    fused = getattr(jnp, fusion)(taps[name], axis=1)
+    fused = getattr(jnp, fusion)(intermediates[name], axis=1)
     both = fused + jnp.eye(fused.shape[-1])
     return both / both.sum(-1, keepdims=True)
 

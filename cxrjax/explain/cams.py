@@ -31,17 +31,19 @@ def at_tap(
   """The maps at a tap of a network, and the gradient of each image's score by them.
 
   Args:
-    network: an encoder whose `encode` takes `perturb`.
+    network: an encoder whose `encode` takes `add_at`.
     params: its parameters.
     x: normalised images of one size.
     score: of the features.
     tap: see the encoder's `encode`; of a transformer "block:I", "norm:I" or "out".
   """
-  shape = jax.eval_shape(lambda x: network.encode(params, x, taps=(tap,)).taps[tap], x)
+  shape = jax.eval_shape(
+    lambda x: network.encode(params, x, intermediates=(tap,)).intermediates[tap], x
+  )
 
   def total(zero: Float[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, "..."]]:
-    features = network.encode(params, x, taps=(tap,), perturb={tap: zero})
-    return score(features.cls).sum(), features.taps[tap]
+    features = network.encode(params, x, intermediates=(tap,), add_at={tap: zero})
+    return score(features.cls).sum(), features.intermediates[tap]
 
   # Images do not touch each other, so that the gradient of the sum is each image's own.
   gradient, maps = jax.grad(total, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))

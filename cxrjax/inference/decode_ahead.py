@@ -18,8 +18,8 @@ from cxrjax.data.decoding import worker_pool
 from cxrjax.data.decoding.decode import BadImage
 from cxrjax.data.decoding.windowing import Window
 from cxrjax.data.loading import decoded_cache
-from cxrjax.data.loading.decoded_cache import Look
-from cxrjax.inference.inputs import Given
+from cxrjax.data.loading.decoded_cache import DecodeSpec
+from cxrjax.inference.inputs import ImageInputs
 
 _NOTHING = np.zeros(0, np.float32)
 
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
   Attributes:
     rows: of the good ones, in order.
     shapes: their own heights and widths, pixels.
-    squares: for each `Look`; empty where there is no good image.
+    squares: for each `DecodeSpec`; empty where there is no good image.
     bad: rows of the others, and why.
     notes: of each good one, what a user should know of how it was read.
   """
@@ -55,7 +55,11 @@ class Batch(NamedTuple):
 
 
 def batches(
-  images: Given, rows: Iterable[int], looks: Sequence[Look], size: int, threads: int | None = None
+  images: ImageInputs,
+  rows: Iterable[int],
+  looks: Sequence[DecodeSpec],
+  size: int,
+  threads: int | None = None,
 ) -> Generator[Batch, None, None]:
   """Images in turn, `size` at a time (a batch with bad ones has fewer good ones).
 
@@ -111,7 +115,7 @@ def batches(
 
 
 def _one(
-  images: Given, row: int, looks: Sequence[Look]
+  images: ImageInputs, row: int, looks: Sequence[DecodeSpec]
 ) -> tuple[tuple[int, int], list[tuple[np.ndarray, Window]], tuple[str, ...]]:
   """One image for every look."""
   squares: list[tuple[np.ndarray, Window]] = []
@@ -125,7 +129,7 @@ def _one(
   return shape, squares, notes
 
 
-def _stack(found: Sequence[tuple[np.ndarray, Window]], look: Look) -> Squares:
+def _stack(found: Sequence[tuple[np.ndarray, Window]], look: DecodeSpec) -> Squares:
   pixels = np.stack([square for square, _ in found])
   if look.bits == 8:
     return Squares(pixels, None)

@@ -23,7 +23,7 @@ _Place = tuple[folder_index.Index, int] | str  # a row of a folder or zip, or a 
 
 
 @runtime_checkable
-class Given(Protocol):
+class ImageInputs(Protocol):
   """A sequence of images with names, each read when it is asked for, by any thread.
 
   Attributes:
@@ -164,7 +164,7 @@ def _outside(
   return found
 
 
-def open_given(images: Any, cache_dir: str | None = None) -> Given:
+def open_given(images: Any, cache_dir: str | None = None) -> ImageInputs:
   """Paths (one or several) as `Files`, arrays as `Arrays`.
 
   Raises:

@@ -26,7 +26,7 @@ from cxrjax.config import instantiate
 from cxrjax.config.instantiate import freeze
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.decoding import windowing
-from cxrjax.data.loading.decoded_cache import ON_BAD, Look
+from cxrjax.data.loading.decoded_cache import ON_BAD, DecodeSpec
 from cxrjax.evals import classification_metrics
 from cxrjax.explain import maps
 from cxrjax.inference import decode_ahead
@@ -236,13 +236,13 @@ class Network:
     )
     return maps.enlarge(found, x.shape[1:3])
 
-  def look(self, size: int | None = None) -> Look:
+  def look(self, size: int | None = None) -> DecodeSpec:
     """What images are to be like: as those it learnt from."""
     data = self.run.config["data"]
     bits = data.get("bits", "auto")
     if bits == "auto":
       bits = self.run.facts["data"]["train"].get("bits", 8)
-    return Look(
+    return DecodeSpec(
       size or self.image_size,
       data["fit"],
       int(bits),

@@ -18,10 +18,10 @@ from jaxtyping import Float32, UInt8
 
 from cxrjax.core.errors import UserError
 from cxrjax.data.decoding import windowing, worker_pool
-from cxrjax.data.loading.decoded_cache import Look
+from cxrjax.data.loading.decoded_cache import DecodeSpec
 from cxrjax.evals import features
 from cxrjax.inference import decode_ahead
-from cxrjax.inference.inputs import Given
+from cxrjax.inference.inputs import ImageInputs
 from cxrjax.inference.predictions import Predictions
 from cxrjax.report.html import pictures
 from cxrjax.training import sharding
@@ -66,7 +66,9 @@ class Work:
       function = network.outputs_and_features if embed else network.outputs
     self._steps = [(network, function), *([(lungs, lungs.outputs)] if lungs is not None else [])]
 
-  def run(self, images: Given, rows: Sequence[int], batch_size: int = 64) -> Iterator[Predictions]:
+  def run(
+    self, images: ImageInputs, rows: Sequence[int], batch_size: int = 64
+  ) -> Iterator[Predictions]:
     """Predictions batch by batch, in the order of `rows`; decoding runs ahead in threads.
 
     Args:
@@ -84,7 +86,7 @@ class Work:
     size = features.batch_size(min(batch_size, 1 << (len(rows) - 1).bit_length()), mesh)
     looks = [network.look() for network, _ in self._steps]
     if self._overlays:
-      looks.append(Look(SHOWN, "squash", 8, looks[0].window))
+      looks.append(DecodeSpec(SHOWN, "squash", 8, looks[0].window))
     batches = decode_ahead.batches(images, rows, looks, size)
 
     def sent() -> Iterator[tuple[decode_ahead.Batch, list[Any]]]:
@@ -114,7 +116,7 @@ class Work:
 
   def _predictions(
     self,
-    images: Given,
+    images: ImageInputs,
     batch: decode_ahead.Batch,
     found: list[dict[str, np.ndarray]],
     pool: concurrent.futures.Executor,

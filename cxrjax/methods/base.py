@@ -81,7 +81,7 @@ class Method(Protocol):
     """Of one image in one training step, counted as 2 per multiply-add."""
     ...
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     """What is wrong and what to change, when (averaged) metrics show a collapse; else None."""
     ...
 
@@ -196,7 +196,7 @@ def feature_health(features: Float[Array, "b d"]) -> Metrics:
   }
 
 
-def diagnose_spread(metrics: Mapping[str, float], advice: str, of: str = "feature") -> str | None:
+def check_spread(metrics: Mapping[str, float], advice: str, of: str = "feature") -> str | None:
   """The sentence for images that all get the same features, with what to change; else None.
 
   Args:

@@ -23,7 +23,7 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
-  diagnose_spread,
+  check_spread,
   dtype_of,
   ema,
   encode_each_view,
@@ -150,9 +150,9 @@ class Method:
     # A backward pass costs two forward passes, and targets have none.
     return views * (3.0 * (forward + self.predictor.flops()) + forward)
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     advice = (
       "lower config.optimizer.lr, raise config.method.momentum.start, or keep "
       "config.method.batch_norm=True"
     )
-    return diagnose_spread(metrics, advice) or diagnose_spread(metrics, advice, "projection")
+    return check_spread(metrics, advice) or check_spread(metrics, advice, "projection")

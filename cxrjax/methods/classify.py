@@ -25,7 +25,7 @@ from cxrjax.methods.base import (
   Labels,
   Metrics,
   Params,
-  diagnose_spread,
+  check_spread,
   ema,
   feature_health,
   flatten_views,
@@ -283,7 +283,7 @@ class Method:
     # A backward pass costs two forward passes.
     return 3.0 * views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-    return diagnose_spread(
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
+    return check_spread(
       metrics, "lower config.optimizer.lr, lengthen its warmup, or check the labels"
     )

@@ -28,7 +28,7 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
-  diagnose_spread,
+  check_spread,
   dtype_of,
   ema,
   feature_health,
@@ -175,7 +175,7 @@ class Method:
     small = forward("local") if "local" in batch_spec else 0.0
     return large + 3 * (large + small)  # a backward pass costs two forward passes
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     uniform = math.log(self.prototypes)
     if metrics["teacher_entropy"] > 0.999 * uniform:
       return (
@@ -183,7 +183,7 @@ class Method:
         f"ln {self.prototypes} = {uniform:.4f}: every image gets the uniform answer; lower "
         "config.method.teacher_temp or config.optimizer.lr, or raise config.method.momentum.start"
       )
-    alike = diagnose_spread(
+    alike = check_spread(
       metrics,
       "lower config.optimizer.lr, lower config.method.center_momentum, or raise "
       "config.method.momentum.start",

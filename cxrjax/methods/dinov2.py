@@ -260,10 +260,12 @@ class Method(dino.Method):
     small = forward("local") if "local" in batch_spec else 0.0
     return large + 3 * (large + small)  # a backward pass costs two forward passes
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     for prefix in (["patch_"] if self.patch_weight else []) + ([""] if self.class_weight else []):
       names = ("teacher_entropy", "batch_entropy")
-      found = super().diagnose({**metrics, **{name: metrics[prefix + name] for name in names}})
+      found = super().check_collapse(
+        {**metrics, **{name: metrics[prefix + name] for name in names}}
+      )
       if found:
         return f"of the masked patches, {found}" if prefix else found
     return None

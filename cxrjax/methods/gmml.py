@@ -30,7 +30,7 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
-  diagnose_spread,
+  check_spread,
   dtype_of,
   feature_health,
   flatten_views,
@@ -100,13 +100,13 @@ class Method:
       size=self.encoder.stride,
       channels=getattr(self.encoder, "channels", 1),
       depth=self.head_depth,
-      norm=not self.taps,
+      norm=not self.intermediates,
       initial=getattr(self.encoder, "initial", "torch"),
       dtype=dtype_of(self.encoder),
     )
 
   @functools.cached_property
-  def taps(self) -> tuple[str, ...]:
+  def intermediates(self) -> tuple[str, ...]:
     """Which of the encoder's intermediates the head draws from; none: its final map."""
     blocks = getattr(self.encoder, "blocks", 0)
     found = {math.ceil(blocks * layer - 1e-6) - 1 for layer in self.layers}
@@ -144,11 +144,13 @@ class Method:
   def restore(
     self, params: Params, features: Any, shape: tuple[int, ...]
   ) -> Float[Array, "n h w c"]:
-    """The head's images of this shape, from features with `taps`."""
+    """The head's images of this shape, from features with `intermediates`."""
     rows, columns = self.grid(shape)
     patches = features.patches
-    if self.taps:
-      mean = sum(features.taps[tap] for tap in self.taps) / len(self.taps)
+    if self.intermediates:
+      mean = sum(features.intermediates[tap] for tap in self.intermediates) / len(
+        self.intermediates
+      )
       norm, flat = params["encoder"]["norm"], mean.reshape(-1, mean.shape[-1])
       patches = layers.layer_norm(flat, norm["scale"], norm["bias"], 1e-6).reshape(mean.shape)
     return self.head.apply(params["pixels"], patches[:, -rows * columns :], (rows, columns))
@@ -163,7 +165,7 @@ class Method:
     features = self.encoder.encode(
       join_stats(params["encoder"], extra["stats"]),
       seen.images,
-      taps=self.taps,
+      intermediates=self.intermediates,
       train=True,
       keys=image_keys(drop_key, batch["position"], views),
     )
@@ -191,8 +193,8 @@ class Method:
     rows, columns = self.grid(batch_spec["global"].shape)
     return views * (self.encoder.flops(tuple(shape)) + rows * columns * self.head.flops())
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-    return diagnose_spread(
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
+    return check_spread(
       metrics,
       "lower config.optimizer.lr, lengthen its warmup, or raise config.method.corruption.share",
     )

@@ -26,7 +26,7 @@ from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse
 from cxrjax.losses import mae as losses
-from cxrjax.methods.base import Batch, Metrics, Params, diagnose_spread, flatten_views, image_keys
+from cxrjax.methods.base import Batch, Metrics, Params, check_spread, flatten_views, image_keys
 from cxrjax.models.features import standardize
 from cxrjax.models.mae_decoder import Decoder
 from cxrjax.views import masking
@@ -167,7 +167,7 @@ class Method:
     forward = self.encoder.flops(tuple(shape), keep=kept) + self.decoder.flops(rows * columns, kept)
     return 3.0 * views * forward  # a backward pass costs two forward passes
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-    return diagnose_spread(
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
+    return check_spread(
       metrics, "lower config.optimizer.lr, lengthen its warmup, or raise config.method.mask_ratio"
     )

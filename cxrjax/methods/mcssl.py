@@ -113,7 +113,10 @@ class Method(dino.Method):
     target = encode(join_stats(teacher["encoder"], stats), (flatten_views(batch["global"]),))
     logits, data_logits = label(teacher, target), label_data(teacher, target[0])
     features = encode(
-      join_stats(params["encoder"], stats), tuple(views), keys=keys, taps=self.restorer.taps
+      join_stats(params["encoder"], stats),
+      tuple(views),
+      keys=keys,
+      intermediates=self.restorer.intermediates,
     )
 
     probabilities = losses.teacher_probabilities(logits, extra["center"], temperature)

@@ -29,8 +29,8 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
+  check_spread,
   diagnose_chance,
-  diagnose_spread,
   dtype_of,
   ema,
   image_keys,
@@ -257,8 +257,8 @@ class Method:
       return 3.0 * forward + forward
     return views * (3.0 * (forward + self.predictor.flops()) + forward)
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-    alike = diagnose_spread(
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
+    alike = check_spread(
       metrics, "lower config.optimizer.lr, or raise config.method.momentum.start"
     )
     candidates = self.clock.batch_size if self.version == 3 else self.queue + 1

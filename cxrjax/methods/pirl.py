@@ -29,7 +29,7 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
-  diagnose_spread,
+  check_spread,
   dtype_of,
   feature_health,
   flatten_views,
@@ -259,8 +259,8 @@ class Method:
     # A backward pass costs two forward passes.
     return 3.0 * forward + 2.0 * cosines
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     # Accuracy by chance is no finding: the first epochs compare with what the bank started as, and
     # among all images of the data one's own is found late, if well before the features are good.
     advice = "lower config.optimizer.lr, or set config.method.batch_norm=True"
-    return diagnose_spread(metrics, advice) or diagnose_spread(metrics, advice, "projection")
+    return check_spread(metrics, advice) or check_spread(metrics, advice, "projection")

@@ -104,7 +104,7 @@ class Method:
       joined["encoder"],
       images,
       keys=image_keys(key, batch["position"], views),
-      taps=self.drawer.taps,
+      intermediates=self.drawer.intermediates,
       train=True,
     )
     logits, moved = self.drawer.apply(joined["decoder"], images, features, train=True)
@@ -135,7 +135,9 @@ class Method:
 
   def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b h w 1"]:
     """The probability of lung of every pixel of normalised images."""
-    features = self.encoder.encode(params["encoder"], images, taps=self.drawer.taps)
+    features = self.encoder.encode(
+      params["encoder"], images, intermediates=self.drawer.intermediates
+    )
     return jax.nn.sigmoid(self.drawer.apply(params["decoder"], images, features)[0])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
@@ -143,7 +145,7 @@ class Method:
     forward = self.encoder.flops(tuple(shape)) + self.drawer.flops(tuple(shape))
     return 3.0 * views * forward  # a backward pass costs two forward passes
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     called = metrics["called_lung"]
     if 1e-3 < called < 1 - 1e-3:
       return None

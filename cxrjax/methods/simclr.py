@@ -24,8 +24,8 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
+  check_spread,
   diagnose_chance,
-  diagnose_spread,
   dtype_of,
   flatten_views,
   image_keys,
@@ -130,8 +130,6 @@ class Method:
     forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
     return 3.0 * views * forward  # a backward pass costs two forward passes
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-    alike = diagnose_spread(
-      metrics, "lower config.optimizer.lr, or raise config.method.temperature"
-    )
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
+    alike = check_spread(metrics, "lower config.optimizer.lr, or raise config.method.temperature")
     return alike or diagnose_chance(metrics, 2 * self.clock.batch_size - 1)

@@ -21,7 +21,7 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
-  diagnose_spread,
+  check_spread,
   dtype_of,
   encode_each_view,
   feature_health,
@@ -132,6 +132,6 @@ class Method:
     # A backward pass costs two forward passes.
     return 3.0 * views * (forward + self.predictor.flops())
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     advice = "lower config.optimizer.lr, or keep config.method.batch_norm=True"
-    return diagnose_spread(metrics, advice) or diagnose_spread(metrics, advice, "projection")
+    return check_spread(metrics, advice) or check_spread(metrics, advice, "projection")

@@ -27,8 +27,8 @@ from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
+  check_spread,
   diagnose_chance,
-  diagnose_spread,
   dtype_of,
   ema,
   encode_each_view,
@@ -111,7 +111,7 @@ class Method(gmml.Method):
     features = self.encoder.encode(
       join_stats(params["encoder"], stats),
       seen.images,
-      taps=self.taps,
+      intermediates=self.intermediates,
       train=True,
       keys=image_keys(drop_key, batch["position"], 2),
     )
@@ -150,8 +150,8 @@ class Method(gmml.Method):
     teacher = 2 * (self.encoder.flops(tuple(shape), patches=False) + self.projector.flops())
     return 3 * (self.restore_flops(batch_spec) + 2 * self.projector.flops()) + teacher
 
-  def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-    alike = diagnose_spread(
+  def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
+    alike = check_spread(
       metrics, "lower config.optimizer.lr, or raise config.method.momentum.start"
     )
     return alike or diagnose_chance(metrics, self.clock.batch_size)

@@ -83,10 +83,10 @@ class Cnn:
     x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
     *,
     keys: Any = None,
-    taps: tuple[str, ...] = (),
+    intermediates: tuple[str, ...] = (),
     patches: bool = True,
     train: bool = False,
-    perturb: Mapping[str, Float[Array, "b y x d"]] | None = None,
+    add_at: Mapping[str, Float[Array, "b y x d"]] | None = None,
   ) -> Any:
     """Features of a batch, or of several batches of different image sizes, one after the other.
 
@@ -95,11 +95,12 @@ class Cnn:
       x: normalised images, f32[b h w c]; or a sequence of such.
       keys: one PRNG key per image ([b], or a sequence of such like `x`), for networks with drop
         path; None: no drop path.
-      taps: "stage:I", the map [b h w d] after stage I (from 0, negative from the end).
+      intermediates: "stage:I", the map [b h w d] after stage I (from 0, negative from the end).
       patches: False leaves the patch features out.
       train: batch norm normalises by each batch, and `stats` of every `Features` holds the running
         statistics after all of them.
-      perturb: for one batch, what is added at taps. The gradient by a zero is the gradient there.
+      add_at: for one batch, what is added to intermediates. The gradient by a zero is the
+        gradient there.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence: `patches` is the last map, row by
@@ -107,17 +108,17 @@ class Cnn:
 
     Raises:
       UserError: images too small or with other channels, or an unknown tap.
-      ValueError: `perturb` of several batches.
+      ValueError: `add_at` of several batches.
     """
     several = isinstance(x, Sequence)
-    if perturb and several:
-      raise ValueError(f"perturb={tuple(perturb)} is of one batch, not of a sequence")
+    if add_at and several:
+      raise ValueError(f"add_at={tuple(add_at)} is of one batch, not of a sequence")
     groups = tuple(x) if several else (x,)
     keys = (None,) * len(groups) if keys is None else keys if several else (keys,)
     for images in groups:
       self._check(images.shape[1:])
-    wanted = {tap: self._tap(tap) for tap in taps}
-    shifts = {self._tap(tap): shift for tap, shift in (perturb or {}).items()}
+    wanted = {tap: self._tap(tap) for tap in intermediates}
+    shifts = {self._tap(tap): shift for tap, shift in (add_at or {}).items()}
 
     def add(stage: int, maps: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
       return maps + shifts[stage].astype(maps.dtype) if stage in shifts else maps

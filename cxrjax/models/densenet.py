@@ -29,8 +29,8 @@ BLOCKS = {  # layers per block
 class Model(cnn.Cnn):
   """A densely connected network with bottlenecks and compression (DenseNet-BC).
 
-  Maps of the taps "stage:0" to "stage:2" are what the dense blocks give, before the transition
-  halves channels and sizes; "stage:3" is the last map, normalised, after ReLU.
+  Maps of the intermediates "stage:0" to "stage:2" are what the dense blocks give, before the
+  transition halves channels and sizes; "stage:3" is the last map, normalised, after ReLU.
 
   Attributes:
     depth: 121, 169 or 201 layers.

@@ -14,14 +14,14 @@ class Features(NamedTuple):
     cls: f32[b d], the class token after the last layer norm, or what stands for the image else.
     patches: f32[b n d], the patch tokens after the last layer norm, row by row (registers left
       out); None where the caller said `patches=False`.
-    taps: the intermediates that were asked for.
+    intermediates: those that were asked for.
     stats: batch norm's new running statistics, from `encode(train=True)`; None where there is no
       batch norm.
   """
 
   cls: Float[Array, "b d"]
   patches: Float[Array, "b n d"] | None
-  taps: dict[str, Array]
+  intermediates: dict[str, Array]
   stats: Any = None
 
 

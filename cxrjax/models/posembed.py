@@ -52,9 +52,11 @@ def weights(old: int, new: int, interpolation: str) -> Float[np.ndarray, "new ol
   if interpolation == "timm":
     share = _keys((np.arange(old) - centre) * min(scale, 1.0), -0.5)
     return share / share.sum(1, keepdims=True)
-  taps = np.floor(centre).astype(int) + np.arange(-1, 3)
+  intermediates = np.floor(centre).astype(int) + np.arange(-1, 3)
   found = np.zeros((new, old))
-  np.add.at(found, (at[:, None], np.clip(taps, 0, old - 1)), _keys(taps - centre, -0.75))
+  np.add.at(
+    found, (at[:, None], np.clip(intermediates, 0, old - 1)), _keys(intermediates - centre, -0.75)
+  )
   return found
 
 

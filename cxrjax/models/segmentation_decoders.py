@@ -80,7 +80,7 @@ class Decoder:
 
   @property
   def _tapped(self) -> str:
-    """What the encoder's taps are: `block`, `stage`, or nothing."""
+    """What the encoder's intermediates are: `block`, `stage`, or nothing."""
     return (
       "block"
       if hasattr(self.encoder, "blocks")
@@ -97,7 +97,7 @@ class Decoder:
     return {"block": "unetr", "stage": "unet"}.get(self._tapped, "upsample")
 
   @functools.cached_property
-  def taps(self) -> tuple[str, ...]:
+  def intermediates(self) -> tuple[str, ...]:
     """What `encode` has to be asked for: the finest map first."""
     if self.chosen == "unet":
       return tuple(f"stage:{i}" for i in range(self.encoder.stages))
@@ -114,17 +114,21 @@ class Decoder:
   def _skips(self) -> tuple[tuple[int, int], ...]:
     """Level (log2 of the stride) and channels of every map, the finest first, measured."""
     if self.chosen == "unetr":
-      made = [(i, self._width(i)) for i in range(1, len(self.taps) + 1)]
+      made = [(i, self._width(i)) for i in range(1, len(self.intermediates) + 1)]
       return (*made, (self._level(self.encoder.stride), self.encoder.features))
     if self.chosen == "upsample":
       return ((self._level(self.encoder.stride), self.encoder.features),)
     side = _PROBE // self.encoder.stride * self.encoder.stride
     image = jax.ShapeDtypeStruct((1, side, side, self.encoder.channels), jnp.float32)
     maps = jax.eval_shape(
-      lambda x: self.encoder.encode(self.encoder.init(jax.random.key(0)), x, taps=self.taps).taps,
+      lambda x: (
+        self.encoder.encode(
+          self.encoder.init(jax.random.key(0)), x, intermediates=self.intermediates
+        ).intermediates
+      ),
       image,
     )
-    shapes = [maps[tap].shape for tap in self.taps]
+    shapes = [maps[tap].shape for tap in self.intermediates]
     return tuple((self._level(side / shape[1]), shape[-1]) for shape in shapes)
 
   def _width(self, level: int) -> int:
@@ -167,7 +171,7 @@ class Decoder:
     Args:
       params: from `init`.
       images: what was encoded.
-      features: `encoder.encode(params, images, taps=decoder.taps)`.
+      features: `encoder.encode(params, images, intermediates=decoder.intermediates)`.
       train: batch norm normalises by the batch.
     """
     b, h, w, _ = images.shape
@@ -177,11 +181,13 @@ class Decoder:
       return _resize(x[:, :h, :w], (h, w)), {}
     dtype = self.encoder.dtype
     if self.chosen == "unet":
-      maps = [features.taps[tap] for tap in self.taps]
+      maps = [features.intermediates[tap] for tap in self.intermediates]
     else:
       assert features.patches is not None  # `encode` leaves them out only where it is told to
       count = features.patches.shape[1]  # the class token and registers stand before the patches
-      tokens = [features.taps[tap][:, -count:] for tap in self.taps] + [features.patches]
+      tokens = [features.intermediates[tap][:, -count:] for tap in self.intermediates] + [
+        features.patches
+      ]
       maps = [x.reshape(b, *grid, -1) for x in tokens]
     if self.chosen != "upsample":
       maps = [standardize(images) if self.encoder.standardize else images, *maps]
@@ -198,7 +204,7 @@ class Decoder:
     image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.encoder.channels), jnp.float32)
     encoder = jax.eval_shape(self.encoder.init, jax.random.key(0))
     features = jax.eval_shape(
-      lambda p, x: self.encoder.encode(p, x, taps=self.taps), encoder, image
+      lambda p, x: self.encoder.encode(p, x, intermediates=self.intermediates), encoder, image
     )
     params = jax.eval_shape(self.init, jax.random.key(0))
     return flops.count(lambda p, x, f: self.apply(p, x, f)[0], params, image, features)

@@ -154,7 +154,7 @@ class Model:
 
   @property
   def blocks(self) -> int:
-    """How many there are, for taps."""
+    """How many there are."""
     return self._dims[1]
 
   @property
@@ -214,12 +214,12 @@ class Model:
     x: Float[Array, "b h w c"] | Sequence[Float[Array, "_ _ _ _"]],
     *,
     keys: Any = None,
-    taps: tuple[str, ...] = (),
+    intermediates: tuple[str, ...] = (),
     patches: bool = True,
     train: bool = False,
     keep: Int[Array, "b m"] | Sequence[Any] | None = None,
     mask: Bool[Array, "b n"] | Sequence[Any] | None = None,
-    perturb: Mapping[str, Float[Array, "b n d"]] | None = None,
+    add_at: Mapping[str, Float[Array, "b n d"]] | None = None,
   ) -> Any:
     """Features of a batch, or of several batches of different image sizes at once.
 
@@ -228,28 +228,28 @@ class Model:
       x: normalised images, f32[b h w c]; or a sequence of such, each with a size of its own.
       keys: one PRNG key per image ([b], or a sequence of such like `x`) for drop path; None: no
         drop path. An image's key alone decides, so results do not depend on how a batch is cut.
-      taps: intermediates to return, of block I (from 0, negative from the end) over class token,
-        registers and patches: "attn:I", its attention f32[b heads n n] ("attn": the last one's);
-        "norm:I", the tokens [b n d] that its attention reads, after a layer norm; "block:I", the
+      intermediates: what to return besides, of block I (from 0, negative from the end) over class
+        token, registers and patches: "attn:I", its attention f32[b heads n n] ("attn": the last
+        one's); "norm:I", the tokens [b n d] that its attention reads, after a layer norm; "block:I", the
         tokens after it; and "out", the tokens after the last layer norm, f32.
       patches: False leaves the patch features out. Under `jit` nothing is lost by leaving this at
         True: what is not used, most of the last block, is not computed.
       train: for networks with batch norm, which this is not; it changes nothing.
       keep: patches (row by row, from 0) of each image that are encoded, i32[b m]; the others are
-        dropped before the first block and cost nothing. `Features.patches`, and taps, hold those
-        kept, in this order. For a sequence `x` a sequence, None where all are kept.
+        dropped before the first block and cost nothing. `Features.patches`, and intermediates, hold
+        those kept, in this order. For a sequence `x` a sequence, None where all are kept.
       mask: where a patch's embedding is replaced by the mask token, before positions are added,
         bool[b n] over all patches; a sequence like `keep`, None where nothing is replaced.
-      perturb: for one batch, what is added at taps "norm:I", "block:I" and "out". The gradient by a
-        zero is the gradient at the tap.
+      add_at: for one batch, what is added to the intermediates "norm:I", "block:I" and "out". The
+        gradient by a zero is the gradient there.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence.
 
     Raises:
-      UserError: an image size that is not a multiple of the patch size, an unknown tap, or a mask
-        without `mask_token`.
-      ValueError: `perturb` of several batches, or at attention.
+      UserError: an image size that is not a multiple of the patch size, an unknown intermediate,
+        or a mask without `mask_token`.
+      ValueError: `add_at` of several batches, or at attention.
     """
     del train
     several = isinstance(x, Sequence)
@@ -266,21 +266,21 @@ class Model:
       self._check(images.shape[1:])
     if self.standardize:
       groups = tuple(standardize(images) for images in groups)
-    wanted = self._taps(taps)
+    wanted = self._taps(intermediates)
     shifts = dict(
       zip(
-        ((kind, at) for _, kind, at in self._taps(tuple(perturb or ()))),
-        (perturb or {}).values(),
+        ((kind, at) for _, kind, at in self._taps(tuple(add_at or ()))),
+        (add_at or {}).values(),
         strict=True,
       )
     )
-    if perturb and (several or any(kind == "attn" for kind, _ in shifts)):
-      raise ValueError(f"perturb={tuple(perturb)} is of one batch, at norm:I, block:I and out")
+    if add_at and (several or any(kind == "attn" for kind, _ in shifts)):
+      raise ValueError(f"add_at={tuple(add_at)} is of one batch, at norm:I, block:I and out")
     outputs = self._net.apply(
       params,
       groups,
       keys=keys,
-      taps=wanted,
+      intermediates=wanted,
       patches=patches,
       keep=keep,
       mask=mask,
@@ -298,10 +298,10 @@ class Model:
     if shape[2] != self.channels:
       raise UserError(f"images have {shape[2]} channels, config.model.channels={self.channels}")
 
-  def _taps(self, taps: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
+  def _taps(self, intermediates: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
     """Every tap's name, kind and block."""
     depth, wanted = self._dims[1], []
-    for tap in taps:
+    for tap in intermediates:
       kind, _, index = tap.partition(":")
       if tap in ("attn", "out"):  # of the last block, and after it
         wanted.append((tap, tap, depth - 1))
@@ -384,22 +384,22 @@ class _VisionTransformer(nnx.Module):
     self.norm = layers.LayerNorm(width)
     self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool, interpolation)
 
-  def __call__(self, groups, *, keys, taps, patches, keep, mask, dtype, shifts):
+  def __call__(self, groups, *, keys, intermediates, patches, keep, mask, dtype, shifts):
     tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
     keys = (None,) * len(groups) if keys is None else keys
     return [
-      self._encode(x, self._drop_path(key, len(self.blocks), dtype), taps, patches, shifts)
+      self._encode(x, self._drop_path(key, len(self.blocks), dtype), intermediates, patches, shifts)
       for x, key in zip(tokens, keys, strict=True)
     ]
 
-  def _encode(self, x, scales, taps, patches, shifts):
+  def _encode(self, x, scales, intermediates, patches, shifts):
     """Features of one group of token sequences [b n width]."""
     prefix = 1 + (0 if self.registers is None else self.registers[...].shape[0])
-    wanted = {(kind, at) for _, kind, at in taps}
+    wanted = {(kind, at) for _, kind, at in intermediates}
     found = {}
 
     def tap(kind, at, value):
-      found.update((name, value) for name, *of in taps if of == [kind, at])
+      found.update((name, value) for name, *of in intermediates if of == [kind, at])
 
     last = len(self.blocks) - 1
     for i, block in enumerate(self.blocks):

@@ -26,7 +26,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import environment
 from cxrjax.report.run_writer import FACTS, Writer, now
-from cxrjax.training.preemption import Stopping
+from cxrjax.training.preemption import PreemptionHandler
 from cxrjax.training.workdir import differences, in_use
 
 ASKS = 0.2  # seconds between looks for a signal
@@ -192,7 +192,7 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
   }
   log = workdir / f"{job.name}.log"
   failed.pop(job.name, None)
-  with Stopping() as stopping, open(log, "ab") as file:
+  with PreemptionHandler() as stopping, open(log, "ab") as file:
     # What a study that was killed has left behind works on, or ends where it cannot say a line.
     while in_use(workdir / job.name) and not stopping.signal:
       time.sleep(ASKS)

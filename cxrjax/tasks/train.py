@@ -40,8 +40,8 @@ from cxrjax.training import init_params, learnt_from, peers, sharding
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.build import build_trainer, learns_from
 from cxrjax.training.checkpoint import Checkpoints
-from cxrjax.training.divergence import Diverged, Watch
-from cxrjax.training.loop import Evaluation, Outcome, begin, train
+from cxrjax.training.divergence import Diverged, DivergenceMonitor
+from cxrjax.training.loop import Evaluation, TrainResult, begin, train
 from cxrjax.training.train_step import State
 
 CHOSEN = "chosen"  # an evaluator's `every`: once, after training, on the best checkpoint
@@ -344,7 +344,9 @@ def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
   return {name: evaluation(name, e) for name, e in run.evaluators.items() if e.every != CHOSEN}
 
 
-def _judge_chosen(run: Run, writer: Writer, checkpoints: Checkpoints, outcome: Outcome) -> State:
+def _judge_chosen(
+  run: Run, writer: Writer, checkpoints: Checkpoints, outcome: TrainResult
+) -> State:
   """Judges the checkpoint with the best score by the evaluators that wait for it.
 
   Returns:
@@ -454,8 +456,8 @@ def run(
         begun=begun,
         progress=run.progress,
         say=say,
-        watch=Watch(
-          run.method.diagnose,
+        watch=DivergenceMonitor(
+          run.method.check_collapse,
           health["patience"],
           run.clock.steps(health["grace"], "config.health.grace"),
         ),

@@ -13,19 +13,19 @@ class Diverged(UserError):
   """The loss is NaN or infinite, or the representation has collapsed."""
 
 
-class Watch:
+class DivergenceMonitor:
   """Looks at every log interval's metrics.
 
   Args:
-    diagnose: the method's; mean metrics in, a sentence or None out.
+    check_collapse: the method's; mean metrics in, a sentence or None out.
     patience: log intervals in a row that must look collapsed.
     grace: steps at the start in which collapse is not judged (the teacher starts uniform).
   """
 
   def __init__(
-    self, diagnose: Callable[[Mapping[str, float]], str | None], patience: int, grace: int
+    self, check_collapse: Callable[[Mapping[str, float]], str | None], patience: int, grace: int
   ) -> None:
-    self.diagnose, self.patience, self.grace = diagnose, patience, grace
+    self.check_collapse, self.patience, self.grace = check_collapse, patience, grace
     self.strikes = 0
 
   def check(self, first_step: int, metrics: Mapping[str, np.ndarray]) -> None:
@@ -42,7 +42,7 @@ class Watch:
     if first_step < self.grace:
       return
     mean = {name: float(np.mean(v)) for name, v in metrics.items()}
-    finding = self.diagnose(mean)
+    finding = self.check_collapse(mean)
     self.strikes = self.strikes + 1 if finding else 0
     if finding and self.strikes >= self.patience:
       raise Diverged(f"collapsed at step {first_step}: {finding}")

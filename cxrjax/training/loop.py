@@ -18,8 +18,8 @@ from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.training import out_of_memory, peers
 from cxrjax.training.checkpoint import Checkpoints
-from cxrjax.training.divergence import Watch
-from cxrjax.training.preemption import Stopping
+from cxrjax.training.divergence import DivergenceMonitor
+from cxrjax.training.preemption import PreemptionHandler
 from cxrjax.training.train_step import State, Trainer
 
 
@@ -44,7 +44,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainResult:
   """How a call of `train` ended.
 
   Attributes:
@@ -62,7 +62,7 @@ class Outcome:
   remarks: list[str]
 
 
-class Meter:
+class Throughput:
   """Times dispatches, leaving out what is not training."""
 
   def __init__(self) -> None:
@@ -122,11 +122,11 @@ def train(
   evaluations: Mapping[str, Evaluation],
   log_every: int,
   save_every: int,
-  watch: Watch,
+  watch: DivergenceMonitor,
   begun: Callable[[], Fresh] | None = None,
   progress: bool = True,
   say: Callable[[str], None] = lambda line: None,
-) -> Outcome:
+) -> TrainResult:
   """Runs from the newest checkpoint (or the beginning) to the end, or to a signal.
 
   Args:
@@ -173,7 +173,7 @@ def train(
 
   size, block, total = clock.batch_size, trainer.block, clock.total_steps
   stops = [log_every, save_every, *(e.every for e in evaluations.values())]
-  meter, pending = Meter(), None
+  meter, pending = Throughput(), None
   bar = tqdm(
     total=total * size,
     initial=step * size,
@@ -208,7 +208,7 @@ def train(
 
   window: list[tuple[int, dict[str, float], float | None]] = []
   batches = _batches(loader, step, total, block, meter)
-  with Stopping() as stopping, bar:
+  with PreemptionHandler() as stopping, bar:
     while step < total:
       boundary = min(total, *((step // n + 1) * n for n in stops))
       count = min(block, boundary - step)
@@ -244,7 +244,7 @@ def train(
     "images_per_s": meter.images / meter.seconds if meter.seconds else float("nan"),
     "host_ms_per_image": 1e3 * meter.host / max(meter.host_images, 1),
   }
-  return Outcome(state, step, pending, timing, remarks)
+  return TrainResult(state, step, pending, timing, remarks)
 
 
 def _dispatch(
@@ -312,7 +312,9 @@ def _agreed(signal: int | None, asking: bool) -> int | None:
   return int(np.max(seen)) or None
 
 
-def _batches(loader: Any, start: int, stop: int, block: int, meter: Meter) -> Callable[[int], Any]:
+def _batches(
+  loader: Any, start: int, stop: int, block: int, meter: Throughput
+) -> Callable[[int], Any]:
   """`batches(step)`: the next `block` steps' batches, with the host's share of the time noted."""
   stream: Iterator[Any] | None = None
   if loader.storage != "resident":

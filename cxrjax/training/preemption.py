@@ -7,14 +7,14 @@ import threading
 from types import FrameType, TracebackType
 
 
-class Stopping:
+class PreemptionHandler:
   """While entered, a first SIGTERM or SIGINT sets `signal`; a second one acts as usual."""
 
   def __init__(self) -> None:
     self.signal: int | None = None
     self._old: dict[int, object] = {}
 
-  def __enter__(self) -> Stopping:
+  def __enter__(self) -> PreemptionHandler:
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         self._old[number] = signal.signal(number, self._set)

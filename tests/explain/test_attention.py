@@ -34,8 +34,10 @@ heads = jax.jit(attention.heads, static_argnums=(0, 3))
 rollout = jax.jit(attention.rollout, static_argnums=(0, 3))
 
 
-def tapped(model, params, x, *taps):
-  return jax.jit(lambda p, x: model.encode(p, x, taps=taps).taps)(params, x)
+def tapped(model, params, x, *intermediates):
+  return jax.jit(lambda p, x: model.encode(p, x, intermediates=intermediates).intermediates)(
+    params, x
+  )
 
 
 def softmax(x):
@@ -50,8 +52,8 @@ def norm(x, p):
 
 def attention_by_hand(model, params, x):
   """Every block's attention [heads t t] of every image, from the tokens before the block."""
-  taps = tuple(f"block:{i}" for i in range(model.blocks - 1))
-  tokens = tapped(model, params, x, *taps)
+  intermediates = tuple(f"block:{i}" for i in range(model.blocks - 1))
+  tokens = tapped(model, params, x, *intermediates)
   found = {}
   for i in range(1, model.blocks):
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["blocks"][str(i)])
@@ -86,9 +88,9 @@ def test_heads_of_averaged_patches_are_the_patches_own():
 def test_all_blocks_have_attention():
   model, params, x = network()
   full = attention_by_hand(model, params, x)
-  taps = tapped(model, params, x, "attn:1", "attn:2", "attn")
-  np.testing.assert_allclose(taps["attn:1"], full[1], rtol=1e-4, atol=1e-6)
-  np.testing.assert_array_equal(taps["attn"], taps["attn:2"])
+  intermediates = tapped(model, params, x, "attn:1", "attn:2", "attn")
+  np.testing.assert_allclose(intermediates["attn:1"], full[1], rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(intermediates["attn"], intermediates["attn:2"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Class activation maps: gradients at taps against differences, formulas against loops."""
+"""Class activation maps: gradients at intermediates against differences, formulas against loops."""
 
 import functools
 
@@ -49,10 +49,12 @@ def at(name, tap):
   model, params, x, head = setting(name)
 
   def encode(shift):
-    found = model.encode(params, x, taps=(tap,), perturb={tap: shift})
-    return head(found.cls)[:, 1], found.taps[tap]
+    found = model.encode(params, x, intermediates=(tap,), add_at={tap: shift})
+    return head(found.cls)[:, 1], found.intermediates[tap]
 
-  shape = jax.eval_shape(lambda: model.encode(params, x, taps=(tap,)).taps[tap]).shape
+  shape = jax.eval_shape(
+    lambda: model.encode(params, x, intermediates=(tap,)).intermediates[tap]
+  ).shape
   way = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
   way.setflags(write=False)
   return jax.jit(encode), way
@@ -167,6 +169,6 @@ def test_taps_that_are_none():
   with pytest.raises(UserError, match="norm:I"):
     explain("gradcam", model, params, x, head=head, tap="norm:9")
   with pytest.raises(ValueError, match="one batch"):
-    model.encode(params, (x, x), perturb={"out": jnp.zeros((2, 18, 16))})
+    model.encode(params, (x, x), add_at={"out": jnp.zeros((2, 18, 16))})
   with pytest.raises(ValueError, match="norm:I"):
-    model.encode(params, x, perturb={"attn:0": jnp.zeros((2, 18, 16))})
+    model.encode(params, x, add_at={"attn:0": jnp.zeros((2, 18, 16))})

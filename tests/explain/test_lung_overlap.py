@@ -23,12 +23,12 @@ class Bright:
 
   dtype: str = "float32"
 
-  def encode(self, params, x, *, taps=(), perturb=None):
+  def encode(self, params, x, *, intermediates=(), add_at=None):
     b, h, w, _ = x.shape
     maps = x.reshape(b, h // 4, 4, w // 4, 4, 1).mean((2, 4))
     maps = jnp.maximum(maps, 0) * params["scale"]
-    maps = maps + (perturb or {}).get("stage:-1", 0.0)
-    return Features(maps.mean((1, 2)), None, dict.fromkeys(taps, maps))
+    maps = maps + (add_at or {}).get("stage:-1", 0.0)
+    return Features(maps.mean((1, 2)), None, dict.fromkeys(intermediates, maps))
 
 
 def images(inside, masks=True):

@@ -11,10 +11,10 @@ from cxrjax.data import open_source
 from cxrjax.data.decoding import windowing
 from cxrjax.data.decoding.decode import BadImage, Shown
 from cxrjax.data.loading import decoded_cache
-from cxrjax.data.loading.decoded_cache import Look
+from cxrjax.data.loading.decoded_cache import DecodeSpec
 from cxrjax.inference import decode_ahead, inputs
 
-LOOK = Look(16, "squash", 8, "auto")
+LOOK = DecodeSpec(16, "squash", 8, "auto")
 
 
 class Made:
@@ -61,7 +61,7 @@ def test_a_bounded_number_is_in_memory_and_a_reader_that_leaves_ends_the_work():
 
 def test_several_looks_of_one_reading():
   images = Made(3)
-  looks = [LOOK, Look(8, "pad", 16, "full")]
+  looks = [LOOK, DecodeSpec(8, "pad", 16, "full")]
   batch = next(decode_ahead.batches(images, range(3), looks, 3))
   assert sorted(images.asked) == [0, 1, 2]
   eight, wide = batch.squares
@@ -81,7 +81,7 @@ def test_squares_are_those_that_training_decodes(tmp_path):
   assert images.ids == list(source.table.ids) == ["a.jpg", "b.png"]
   sizes = (16, 64)
   batch = next(
-    decode_ahead.batches(images, range(2), [Look(s, "pad", 8, "auto") for s in sizes], 2)
+    decode_ahead.batches(images, range(2), [DecodeSpec(s, "pad", 8, "auto") for s in sizes], 2)
   )
   for size, squares in zip(sizes, batch.squares, strict=True):
     expected = decoded_cache.load_images(

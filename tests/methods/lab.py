@@ -201,7 +201,7 @@ def assert_fits(
   found = jnp.asarray(features(method, state, batch["image"]))
   assert float(collapse.spread(found)) > spread, log[-1]
   assert float(collapse.participation_ratio(found)) > rank, log[-1]
-  assert method.diagnose(log[-1]) is None
+  assert method.check_collapse(log[-1]) is None
   resumes(work, batch)
   return log
 

@@ -41,7 +41,7 @@ def test_learns_labels_by_heart_and_resumes(labels):
   work, data = lab.trainer(learner, lab.recipe(global_crops=1), 2e-3), batch(labels)
   state, log = lab.fit(work, data)
   assert log[-1]["loss"] < 0.05 and log[-1]["accuracy"] == 1
-  assert learner.diagnose(log[-1]) is None
+  assert learner.check_collapse(log[-1]) is None
   params = learner.network_params(state["params"], state["extra"])
   p = np.asarray(learner.predict(params, (data["image"] / 255.0 - 0.5) / 0.25))
   y = np.asarray(data["labels"])

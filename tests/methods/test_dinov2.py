@@ -240,11 +240,13 @@ def test_collapse_is_told():
     "patch_teacher_entropy": 1.0,
     "patch_batch_entropy": 2.0,
   }
-  assert make().diagnose(well) is None
+  assert make().check_collapse(well) is None
   uniform = {**well, "patch_teacher_entropy": np.log(24)}
-  assert make().diagnose(uniform).startswith("of the masked patches, the teacher's entropy is")
-  assert make(patch_weight=0.0).diagnose(uniform) is None
-  assert "all images get the same" in make().diagnose({**well, "feature_std": 0.01})
+  assert (
+    make().check_collapse(uniform).startswith("of the masked patches, the teacher's entropy is")
+  )
+  assert make(patch_weight=0.0).check_collapse(uniform) is None
+  assert "all images get the same" in make().check_collapse({**well, "feature_std": 0.01})
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_learns_few_labels_by_heart_and_resumes(name, labels):
   assert all(np.isfinite(list(m.values())).all() for m in log), log
   assert log[-1]["supervised"] < 0.2 and log[-1]["accuracy"] == 1
   assert log[-1]["known_labels"] == pytest.approx(0.5 if labels.exclusive else 1 / 3)
-  assert learner.diagnose(log[-1]) is None
+  assert learner.check_collapse(log[-1]) is None
   params = learner.network_params(state["params"], state["extra"])
   p = np.asarray(learner.predict(params, (data["image"] / 255.0 - 0.5) / 0.25))
   y = np.asarray(data["labels"])

@@ -54,13 +54,13 @@ def test_the_loss_is_the_papers_image_by_image(batch):
   corrupted, masks = jax.jit(lambda k, x: method.corrupt(k, x, 2))(keys, clean)
   clean, masks = np.asarray(clean), np.asarray(masks)
   # After 6, 8, 10 and 12 of 12 blocks is after 2 and 3 of 3.
-  taps = jax.jit(lambda p, x: method.encoder.encode(p, x, taps=("block:1", "block:2")).taps)(
-    params["encoder"], corrupted
-  )
+  intermediates = jax.jit(
+    lambda p, x: method.encoder.encode(p, x, intermediates=("block:1", "block:2")).intermediates
+  )(params["encoder"], corrupted)
   weights = jax.tree.map(np.asarray, params["pixels"])
   errors, flat = [], []
   for i in range(12):
-    x = np.mean([np.asarray(tap)[i, 1:] for tap in taps.values()], axis=0)
+    x = np.mean([np.asarray(tap)[i, 1:] for tap in intermediates.values()], axis=0)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = x * norm["scale"] + norm["bias"]  # the encoder's
     for j in "012":
@@ -101,11 +101,12 @@ def test_corruption_follows_the_image_not_its_place(batch):
 
 
 @pytest.mark.parametrize(
-  "depth, taps", [(12, (5, 7, 9, 11)), (24, (11, 15, 19, 23)), (3, (1, 2)), (2, (0, 1)), (1, (0,))]
+  "depth, intermediates",
+  [(12, (5, 7, 9, 11)), (24, (11, 15, 19, 23)), (3, (1, 2)), (2, (0, 1)), (1, (0,))],
 )
-def test_layers_that_are_drawn_from(depth, taps):
-  assert make({"depth": depth}).taps == tuple(f"block:{i}" for i in taps)
-  assert make({"depth": depth}, layers=(1,)).taps == (f"block:{depth - 1}",)
+def test_layers_that_are_drawn_from(depth, intermediates):
+  assert make({"depth": depth}).intermediates == tuple(f"block:{i}" for i in intermediates)
+  assert make({"depth": depth}, layers=(1,)).intermediates == (f"block:{depth - 1}",)
 
 
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes():
@@ -118,7 +119,7 @@ def test_networks_with_batch_norm_restore_from_their_last_map(batch):
   encoder = resnet.Model(depth=18, width=4, small_stem=True)
   method = make()
   method = Method(encoder=encoder, clock=method.clock)
-  assert method.taps == () and method.grid((32, 32, 1)) == (32 // encoder.stride,) * 2
+  assert method.intermediates == () and method.grid((32, 32, 1)) == (32 // encoder.stride,) * 2
   params, (loss, (extra, _)) = loss_of(method, batch)
   assert np.isfinite(float(loss)) and extra["stats"]
   joined = method.encoder_params(params, extra)
@@ -133,8 +134,10 @@ def test_flops(batch):
 
 def test_health_is_reported(batch):
   metrics = {k: float(v) for k, v in loss_of(make(), batch)[1][1][1].items()}
-  assert make().diagnose(metrics) is None
-  assert "config.method.corruption.share" in make().diagnose({**metrics, "feature_std": 0.001})
+  assert make().check_collapse(metrics) is None
+  assert "config.method.corruption.share" in make().check_collapse(
+    {**metrics, "feature_std": 0.001}
+  )
 
 
 @pytest.mark.parametrize(

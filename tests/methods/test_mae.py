@@ -144,8 +144,8 @@ def test_flops_are_those_of_what_is_seen(batch):
 
 def test_health_is_reported(batch):
   metrics = {k: float(v) for k, v in loss_of(make(), batch)[1][1][1].items()}
-  assert make().diagnose(metrics) is None
-  assert "config.method.mask_ratio" in make().diagnose({**metrics, "feature_std": 0.001})
+  assert make().check_collapse(metrics) is None
+  assert "config.method.mask_ratio" in make().check_collapse({**metrics, "feature_std": 0.001})
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_the_loss_is_the_sum_of_three(batch, state):
   image = np.asarray(
     jax.jit(
       lambda p, x: restorer.restore(
-        p, method.encoder.encode(p["encoder"], x, taps=restorer.taps), x.shape
+        p, method.encoder.encode(p["encoder"], x, intermediates=restorer.intermediates), x.shape
       )
     )(params, seen.images)
   )

@@ -328,9 +328,11 @@ def test_flops_are_counted(batch):
 
 def test_collapse_is_told():
   well = {"feature_std": 0.5, "projection_std": 0.5, "accuracy": 0.0}
-  assert make().diagnose(well) is None
-  assert "all images get the same features" in make().diagnose({**well, "feature_std": 0.01})
-  assert "the projections' spread is 0.0100" in make().diagnose({**well, "projection_std": 0.01})
+  assert make().check_collapse(well) is None
+  assert "all images get the same features" in make().check_collapse({**well, "feature_std": 0.01})
+  assert "the projections' spread is 0.0100" in make().check_collapse(
+    {**well, "projection_std": 0.01}
+  )
 
 
 def test_mistakes(batch):

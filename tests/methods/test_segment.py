@@ -80,7 +80,7 @@ def test_a_vit_learns_eight_masks(batch, decoder, patch, least):
   method = make(lab.encoder(width=32, depth=1, patch_size=patch), decoder=decoder)
   state, metrics = train(method, batch, 60)
   assert overlap(method, state, batch) > least, metrics
-  assert method.diagnose(metrics) is None
+  assert method.check_collapse(metrics) is None
   assert metrics["masked_images"] == 1.0
 
 
@@ -159,9 +159,9 @@ def test_it_resumes():
 
 def test_one_mask_for_all_is_noticed():
   method = make(decoder="linear")
-  assert "0.0% of the pixels are called lung" in method.diagnose({"called_lung": 0.0})
-  assert "100.0% of the pixels" in method.diagnose({"called_lung": 1.0})
-  assert method.diagnose({"called_lung": 0.3}) is None
+  assert "0.0% of the pixels are called lung" in method.check_collapse({"called_lung": 0.0})
+  assert "100.0% of the pixels" in method.check_collapse({"called_lung": 1.0})
+  assert method.check_collapse({"called_lung": 0.3}) is None
 
 
 @pytest.mark.parametrize(

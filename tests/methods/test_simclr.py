@@ -80,9 +80,9 @@ def test_flops_are_counted(batch):
 
 def test_collapse_is_told():
   well = {"accuracy": 0.5, "feature_std": 0.5}
-  assert make().diagnose(well) is None
-  assert "all images get the same features" in make().diagnose({**well, "feature_std": 0.01})
-  assert "among 31 in 3.00%" in make().diagnose({**well, "accuracy": 0.03})
+  assert make().check_collapse(well) is None
+  assert "all images get the same features" in make().check_collapse({**well, "feature_std": 0.01})
+  assert "among 31 in 3.00%" in make().check_collapse({**well, "accuracy": 0.03})
 
 
 def test_mistakes(batch):

@@ -64,7 +64,7 @@ def test_the_loss_is_contrastive_and_reconstruction(batch, state):
   want = [contrastive.info_nce(student[v::2], teacher[1 - v :: 2], 0.2) for v in range(2)]
   image = jax.jit(
     lambda p, x: method.restore(
-      p, method.encoder.encode(p["encoder"], x, taps=method.taps), x.shape
+      p, method.encoder.encode(p["encoder"], x, intermediates=method.intermediates), x.shape
     )
   )(params, seen.images)
   l1 = reconstruction.l1(image, seen.clean, seen.mask)
@@ -92,13 +92,13 @@ def test_the_teacher_follows_and_is_evaluated(batch, state):
 def test_it_restores_from_the_last_block(batch, state):
   """That is from the features themselves, where GMML takes the mean of four blocks."""
   method = make(encoder=lab.encoder(depth=3))
-  assert method.taps == ("block:2",)
+  assert method.intermediates == ("block:2",)
   params, _ = method.init(jax.random.key(0), spec(batch))
   x = batch["global"][0]
 
   @jax.jit
   def both(params, x):
-    features = method.encoder.encode(params["encoder"], x, taps=method.taps)
+    features = method.encoder.encode(params["encoder"], x, intermediates=method.intermediates)
     plain = method.head.apply(params["pixels"], features.patches, method.grid(x.shape))
     return method.restore(params, features, x.shape), plain
 
@@ -143,6 +143,6 @@ def test_mistakes(batch):
 def test_health_is_reported(batch, state):
   method = make()
   metrics = {"accuracy": 0.5, "feature_std": 0.5}
-  assert method.diagnose(metrics) is None
-  assert "config.optimizer.lr" in method.diagnose({**metrics, "feature_std": 0.0})
-  assert "by chance" in method.diagnose({**metrics, "accuracy": 1 / 16})
+  assert method.check_collapse(metrics) is None
+  assert "config.optimizer.lr" in method.check_collapse({**metrics, "feature_std": 0.0})
+  assert "by chance" in method.check_collapse({**metrics, "accuracy": 1 / 16})

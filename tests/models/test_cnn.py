@@ -21,9 +21,9 @@ def params():
   return jax.tree.map(jnp.asarray, made_up.of(MODEL))
 
 
-@functools.partial(jax.jit, static_argnames=("taps", "train", "model"))
-def _encode(params, x, taps=(), train=False, model=MODEL):
-  return model.encode(params, x, taps=taps, train=train)
+@functools.partial(jax.jit, static_argnames=("intermediates", "train", "model"))
+def _encode(params, x, intermediates=(), train=False, model=MODEL):
+  return model.encode(params, x, intermediates=intermediates, train=train)
 
 
 def _images(n, *size):
@@ -31,16 +31,16 @@ def _images(n, *size):
 
 
 def test_last_map_and_its_mean(params):
-  features = _encode(params, _images(3, 24, 40), taps=("stage:-1", "stage:0"))
+  features = _encode(params, _images(3, 24, 40), intermediates=("stage:-1", "stage:0"))
   assert features.cls.shape == (3, MODEL.features) == (3, 64)
   assert features.patches.shape == (3, 15, 64)
   assert MODEL.grid((24, 40)) == (3, 5)
   assert MODEL.stride == 8
   np.testing.assert_allclose(
-    features.taps["stage:-1"].reshape(3, 15, 64), features.patches, rtol=1e-5, atol=1e-5
+    features.intermediates["stage:-1"].reshape(3, 15, 64), features.patches, rtol=1e-5, atol=1e-5
   )
   np.testing.assert_allclose(features.cls, features.patches.mean(1), atol=1e-5)
-  assert features.taps["stage:0"].shape == (3, 24, 40, 8)
+  assert features.intermediates["stage:0"].shape == (3, 24, 40, 8)
   assert features.stats is None
   assert MODEL.encode(params, _images(3, 24, 40), patches=False).patches is None
 
@@ -54,14 +54,16 @@ def test_evaluation_sees_every_image_alone(params):
 
 def test_groups_run_one_after_the_other(params):
   large, small = _images(3, 24, 24), _images(5, 16, 16)
-  first, second = _encode(params, (large, small), train=True, taps=("stage:1",))
-  alone = _encode(params, large, train=True, taps=("stage:1",))
+  first, second = _encode(params, (large, small), train=True, intermediates=("stage:1",))
+  alone = _encode(params, large, train=True, intermediates=("stage:1",))
   after = _encode(
-    join_stats(split_stats(params)[0], alone.stats), small, train=True, taps=("stage:1",)
+    join_stats(split_stats(params)[0], alone.stats), small, train=True, intermediates=("stage:1",)
   )
   for got, want in ((first, alone), (second, after)):
     np.testing.assert_allclose(got.cls, want.cls, atol=1e-4)
-    np.testing.assert_allclose(got.taps["stage:1"], want.taps["stage:1"], atol=1e-4)
+    np.testing.assert_allclose(
+      got.intermediates["stage:1"], want.intermediates["stage:1"], atol=1e-4
+    )
     # Both hold the statistics after all groups.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.stats, after.stats)
 
@@ -94,9 +96,9 @@ def test_bfloat16_is_close(params):
   x = _images(4, 32, 32)
   want = _encode(params, x)
   model = dataclasses.replace(MODEL, dtype="bfloat16")
-  got = _encode(params, x, taps=("stage:0",), model=model)
+  got = _encode(params, x, intermediates=("stage:0",), model=model)
   assert got.cls.dtype == got.patches.dtype == jnp.float32
-  assert got.taps["stage:0"].dtype == jnp.bfloat16
+  assert got.intermediates["stage:0"].dtype == jnp.bfloat16
   np.testing.assert_allclose(got.cls, want.cls, atol=0.05 * float(jnp.abs(want.cls).max()))
 
 
@@ -124,8 +126,8 @@ def test_learns_to_tell_two_images_apart():
   ("call", "words"),
   [
     (lambda p: MODEL.encode(p, jnp.zeros((1, 32, 32, 3))), "3 channels"),
-    (lambda p: MODEL.encode(p, _images(1, 32, 32), taps=("stage:4",)), "-4 to 3"),
-    (lambda p: MODEL.encode(p, _images(1, 32, 32), taps=("attn",)), "'attn'"),
+    (lambda p: MODEL.encode(p, _images(1, 32, 32), intermediates=("stage:4",)), "-4 to 3"),
+    (lambda p: MODEL.encode(p, _images(1, 32, 32), intermediates=("attn",)), "'attn'"),
   ],
 )
 def test_bad_calls_say_what_is_wrong(params, call, words):

@@ -50,11 +50,13 @@ def test_size_is_the_published_one(depth, parameters, products):
   ],
 )
 def test_shapes(model, size, maps):
-  taps = tuple(f"stage:{i}" for i in range(4))
+  intermediates = tuple(f"stage:{i}" for i in range(4))
   params = made_up.shapes(model)
   image = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
-  features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
-  assert [features.taps[t].shape for t in taps] == [(2, n, n, d) for n, d in maps]
+  features = jax.eval_shape(
+    lambda p, x: model.encode(p, x, intermediates=intermediates), params, image
+  )
+  assert [features.intermediates[t].shape for t in intermediates] == [(2, n, n, d) for n, d in maps]
   side, dim = maps[-1]
   assert model.grid(size) == (side, side)
   assert model.features == dim

@@ -35,12 +35,14 @@ def test_size_is_the_published_one():
   ],
 )
 def test_shapes(size, sides):
-  model, taps = inception.Model(), tuple(f"stage:{i}" for i in range(4))
+  model, intermediates = inception.Model(), tuple(f"stage:{i}" for i in range(4))
   params = made_up.shapes(model)
   image = jax.ShapeDtypeStruct((2, size, size, 1), jnp.float32)
-  features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
+  features = jax.eval_shape(
+    lambda p, x: model.encode(p, x, intermediates=intermediates), params, image
+  )
   dims = (192, 288, 768, 2048)
-  assert [features.taps[t].shape for t in taps] == [
+  assert [features.intermediates[t].shape for t in intermediates] == [
     (2, n, n, d) for n, d in zip(sides, dims, strict=True)
   ]
   assert model.grid((size, size)) == (sides[-1],) * 2

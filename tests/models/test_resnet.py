@@ -46,11 +46,13 @@ def test_size_is_the_published_one(depth, parameters, products):
   ],
 )
 def test_shapes(model, size, maps):
-  taps = tuple(f"stage:{i}" for i in range(4))
+  intermediates = tuple(f"stage:{i}" for i in range(4))
   params = made_up.shapes(model)
   image = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
-  features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
-  assert [features.taps[t].shape for t in taps] == [(2, n, n, d) for n, d in maps]
+  features = jax.eval_shape(
+    lambda p, x: model.encode(p, x, intermediates=intermediates), params, image
+  )
+  assert [features.intermediates[t].shape for t in intermediates] == [(2, n, n, d) for n, d in maps]
   side, dim = maps[-1]
   assert model.grid(size) == (side, side)
   assert model.features == dim
@@ -70,7 +72,7 @@ def test_zero_init_starts_blocks_as_the_identity():
   x = jnp.asarray(made_up.images(2, 16, 16, 1))
   params = jax.jit(model.init)(jax.random.key(0))
   assert (params["layer1"]["0"]["bn2"]["scale"] == 0).all()
-  first = jax.jit(lambda p: model.encode(p, x, taps=("stage:0",)).taps["stage:0"])
+  first = jax.jit(lambda p: model.encode(p, x, intermediates=("stage:0",)).intermediates["stage:0"])
   before = first(params)
   params["layer1"]["1"]["conv2"]["kernel"] += 1.0
   np.testing.assert_array_equal(first(params), before)

@@ -20,7 +20,9 @@ def shapes(encoder, kind, h, w, **options):
   decoder = Decoder(encoder, kind, **{"width": 4, **options})
 
   def whole(x):
-    features = encoder.encode(encoder.init(jax.random.key(0)), x, taps=decoder.taps, train=True)
+    features = encoder.encode(
+      encoder.init(jax.random.key(0)), x, intermediates=decoder.intermediates, train=True
+    )
     return decoder.apply(decoder.init(jax.random.key(1)), x, features, train=True)
 
   logits, stats = jax.eval_shape(whole, jax.ShapeDtypeStruct((2, h, w, 1), jnp.float32))
@@ -51,11 +53,14 @@ def test_sizes_that_do_not_halve(kind):
 
 def test_what_auto_is_and_which_maps_are_read():
   assert Decoder(VIT).chosen == "unetr" and Decoder(CNN).chosen == "unet"
-  assert Decoder(VIT).taps == ("block:0", "block:1")  # of 4: a third and two thirds of the way
+  assert Decoder(VIT).intermediates == (
+    "block:0",
+    "block:1",
+  )  # of 4: a third and two thirds of the way
   deep = vit.Model(variant="B", patch_size=16)
-  assert Decoder(deep).taps == ("block:2", "block:5", "block:8")  # UNETR's z3, z6, z9
-  assert Decoder(CNN).taps == ("stage:0", "stage:1", "stage:2", "stage:3")
-  assert Decoder(VIT, "linear").taps == Decoder(CNN, "upsample").taps == ()
+  assert Decoder(deep).intermediates == ("block:2", "block:5", "block:8")  # UNETR's z3, z6, z9
+  assert Decoder(CNN).intermediates == ("stage:0", "stage:1", "stage:2", "stage:3")
+  assert Decoder(VIT, "linear").intermediates == Decoder(CNN, "upsample").intermediates == ()
 
 
 def test_linear_is_one_matrix_for_every_patch():
@@ -73,7 +78,9 @@ def test_linear_is_one_matrix_for_every_patch():
 def made_up(encoder, decoder, h, w):
   """Features of the right shapes with random numbers, without running the encoder."""
   found = jax.eval_shape(
-    lambda x: encoder.encode(encoder.init(jax.random.key(0)), x, taps=decoder.taps),
+    lambda x: encoder.encode(
+      encoder.init(jax.random.key(0)), x, intermediates=decoder.intermediates
+    ),
     jax.ShapeDtypeStruct((1, h, w, 1), jnp.float32),
   )
   rng = np.random.default_rng(0)
@@ -92,14 +99,19 @@ def test_every_map_and_the_image_matter(encoder, kind):
     return float(jnp.abs(logits(x, f) - first).max()) > 1e-6
 
   assert changes(x.at[0, 5, 7].add(2.0), features)
-  for tap in decoder.taps:
-    assert changes(x, features._replace(taps=features.taps | {tap: features.taps[tap] + 1})), tap
+  for tap in decoder.intermediates:
+    assert changes(
+      x,
+      features._replace(
+        intermediates=features.intermediates | {tap: features.intermediates[tap] + 1}
+      ),
+    ), tap
   if kind == "unetr":
     assert changes(x, features._replace(patches=features.patches + 1))
     # The class token and registers are no part of the image.
-    tap = decoder.taps[0]
-    moved = features.taps[tap].at[:, :3].add(1.0)
-    assert not changes(x, features._replace(taps=features.taps | {tap: moved}))
+    tap = decoder.intermediates[0]
+    moved = features.intermediates[tap].at[:, :3].add(1.0)
+    assert not changes(x, features._replace(intermediates=features.intermediates | {tap: moved}))
 
 
 @pytest.mark.parametrize("kind", [full("linear"), full("upsample"), "unetr"])

@@ -70,7 +70,7 @@ def _close(ours, theirs, tolerance, what):
 
 def _compare(name, features, found, tolerance):
   for tap, stage in zip(TAPS, CASES[name][1], strict=True):
-    _close(features.taps[tap], found[stage].permute(0, 2, 3, 1), tolerance, stage)
+    _close(features.intermediates[tap], found[stage].permute(0, 2, 3, 1), tolerance, stage)
 
 
 @pytest.mark.parametrize("name", DEEP_LAST)
@@ -80,7 +80,7 @@ def test_outputs(name, size):
   params, x = made_up.of(model), made_up.images(2, *size, 3)
   net, found = _peer(name, params)
   assert param_count(split_stats(params)[0]) == sum(p.numel() for p in net.parameters())
-  ours = jax.jit(lambda p, x: model.encode(p, x, taps=TAPS))(params, x)
+  ours = jax.jit(lambda p, x: model.encode(p, x, intermediates=TAPS))(params, x)
   with torch.no_grad():
     pooled = net.eval()(_maps(x))
   _compare(name, ours, found, 1e-4)
@@ -98,7 +98,7 @@ def test_training(name):
   net, found = _peer(name, params)
 
   def loss(params):
-    features = model.encode(params, x, taps=TAPS, train=True)
+    features = model.encode(params, x, intermediates=TAPS, train=True)
     return (features.cls * weight).mean(), features
 
   grads, ours = jax.jit(jax.grad(loss, has_aux=True))(jax.tree.map(jnp.asarray, params))

@@ -24,9 +24,9 @@ def params():
   )
 
 
-@functools.partial(jax.jit, static_argnames=("taps", "model"))
-def _encode(params, images, keys=None, taps=(), model=MODEL):
-  return model.encode(params, images, keys=keys, taps=taps)
+@functools.partial(jax.jit, static_argnames=("intermediates", "model"))
+def _encode(params, images, keys=None, intermediates=(), model=MODEL):
+  return model.encode(params, images, keys=keys, intermediates=intermediates)
 
 
 def _images(key, n, size):
@@ -119,10 +119,10 @@ def test_kept_and_masked_patches_are_those_of_plain_code(params, keep, mask):
 
 def test_groups_are_kept_and_masked_on_their_own(params):
   params, groups = _masked_params(params), (_images(1, 2, 64), _images(2, 3, 32))
-  encode = jax.jit(functools.partial(MASKED.encode, params, taps=("attn", "block:-1")))
+  encode = jax.jit(functools.partial(MASKED.encode, params, intermediates=("attn", "block:-1")))
   large, small = encode(groups, keep=(_jax(KEEP), None), mask=[_jax(MASK), None])
-  assert large.taps["attn"].shape == (2, 2, 4, 4)
-  assert large.taps["block:-1"].shape == (2, 4, 32)
+  assert large.intermediates["attn"].shape == (2, 2, 4, 4)
+  assert large.intermediates["block:-1"].shape == (2, 4, 32)
   alone = encode(groups[0], keep=_jax(KEEP), mask=_jax(MASK))
   for got, want in ((large, alone), (small, encode(groups[1]))):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
@@ -203,11 +203,11 @@ def test_the_class_token_and_registers_start_as_asked(std):
 def test_registers_take_part_and_are_left_out(params):
   model = dataclasses.replace(MODEL, registers=2)
   got = _encode(
-    model.init(jax.random.key(0)), _images(1, 2, 64), taps=("attn", "block:0"), model=model
+    model.init(jax.random.key(0)), _images(1, 2, 64), intermediates=("attn", "block:0"), model=model
   )
   assert got.patches.shape == (2, 16, 32)
-  assert got.taps["attn"].shape == (2, 2, 19, 19)
-  assert got.taps["block:0"].shape == (2, 19, 32)
+  assert got.intermediates["attn"].shape == (2, 2, 19, 19)
+  assert got.intermediates["block:0"].shape == (2, 19, 32)
 
 
 def test_bfloat16_is_close(params):
@@ -220,9 +220,9 @@ def test_bfloat16_is_close(params):
 def test_sizes_run_jointly_as_they_do_alone(params):
   large, small = _images(1, 2, 64), _images(2, 3, 32)
   keys = jax.random.split(jax.random.key(3), 2), jax.random.split(jax.random.key(4), 3)
-  joint = _encode(params, (large, small), keys=keys, taps=("attn", "block:-1"))
+  joint = _encode(params, (large, small), keys=keys, intermediates=("attn", "block:-1"))
   for images, key, got in zip((large, small), keys, joint, strict=True):
-    alone = _encode(params, images, keys=key, taps=("attn", "block:-1"))
+    alone = _encode(params, images, keys=key, intermediates=("attn", "block:-1"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, got)
 
 
@@ -267,26 +267,28 @@ def test_layer_scale_is_a_factor_of_each_branch(params):
     },
   }
   same = {k: same[k] if k == "blocks" else plain[k] for k in plain}
-  run = jax.jit(lambda p: model.encode(p, x, taps=("block:0", "block:1")))
+  run = jax.jit(lambda p: model.encode(p, x, intermediates=("block:0", "block:1")))
   want = jax.jit(lambda p: MODEL.encode(p, x))(plain)
   np.testing.assert_allclose(run(same).patches, want.patches, atol=1e-5)
   np.testing.assert_allclose(run(same).cls, want.cls, atol=1e-5)
   zeros = jax.tree.map_with_path(lambda path, v: 0 * v if path[-1].key in extra else v, scaled)
-  taps = run(zeros).taps
-  np.testing.assert_array_equal(taps["block:0"], taps["block:1"])
+  intermediates = run(zeros).intermediates
+  np.testing.assert_array_equal(intermediates["block:0"], intermediates["block:1"])
 
 
 @pytest.mark.parametrize("uniform", [full(False), True])
 def test_drop_path_rises_from_nothing_or_is_the_same_everywhere(params, uniform):
   model = dataclasses.replace(MODEL, drop_path=0.5, drop_uniform=uniform)
   x, keys = _images(1, 8, 64), jax.random.split(jax.random.key(1), 8)
-  run = jax.jit(lambda p, k: model.encode(p, x, taps=("block:0",), keys=k).taps["block:0"])
-  off = jax.jit(lambda p: model.encode(p, x, taps=("block:0",)).taps["block:0"])
+  run = jax.jit(
+    lambda p, k: model.encode(p, x, intermediates=("block:0",), keys=k).intermediates["block:0"]
+  )
+  off = jax.jit(lambda p: model.encode(p, x, intermediates=("block:0",)).intermediates["block:0"])
   assert np.array_equal(run(params, keys), off(params)) is not uniform
 
 
 def test_attention_rows_sum_to_one(params):
-  attn = _encode(params, _images(1, 2, 64), taps=("attn",)).taps["attn"]
+  attn = _encode(params, _images(1, 2, 64), intermediates=("attn",)).intermediates["attn"]
   assert attn.shape == (2, 2, 17, 17)
   np.testing.assert_allclose(attn.sum(-1), 1.0, atol=1e-5)
 
@@ -310,8 +312,8 @@ def test_drop_path_does_not_depend_on_the_batch(params):
   [
     (lambda p: MODEL.encode(p, _images(1, 1, 40)), "40x40"),
     (lambda p: MODEL.encode(p, jnp.zeros((1, 32, 32, 3))), "3 channels"),
-    (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("attention",)), "'attention'"),
-    (lambda p: MODEL.encode(p, _images(1, 1, 32), taps=("block:3",)), "-2 to 1"),
+    (lambda p: MODEL.encode(p, _images(1, 1, 32), intermediates=("attention",)), "'attention'"),
+    (lambda p: MODEL.encode(p, _images(1, 1, 32), intermediates=("block:3",)), "-2 to 1"),
     (lambda p: MODEL.encode(p, _images(1, 2, 64), mask=_jax(MASK)), "config.model.mask_token=True"),
   ],
 )

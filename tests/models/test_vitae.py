@@ -23,9 +23,9 @@ def params():
   return jax.tree.map(jnp.asarray, made_up.of(MODEL))
 
 
-@functools.partial(jax.jit, static_argnames=("taps", "train", "model"))
-def _encode(params, x, keys=None, taps=(), train=False, model=MODEL):
-  return model.encode(params, x, keys=keys, taps=taps, train=train)
+@functools.partial(jax.jit, static_argnames=("intermediates", "train", "model"))
+def _encode(params, x, keys=None, intermediates=(), train=False, model=MODEL):
+  return model.encode(params, x, keys=keys, intermediates=intermediates, train=train)
 
 
 def _images(n, *size):
@@ -102,11 +102,13 @@ def test_products_are_the_published_ones():
   ],
 )
 def test_shapes(size, grids):
-  model, taps = vitae.Model(), tuple(f"stage:{i}" for i in range(4))
+  model, intermediates = vitae.Model(), tuple(f"stage:{i}" for i in range(4))
   params = made_up.shapes(model)
   image = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
-  features = jax.eval_shape(lambda p, x: model.encode(p, x, taps=taps), params, image)
-  assert [features.taps[t].shape for t in taps] == [
+  features = jax.eval_shape(
+    lambda p, x: model.encode(p, x, intermediates=intermediates), params, image
+  )
+  assert [features.intermediates[t].shape for t in intermediates] == [
     (2, *grid, 64 * 2**i) for i, grid in enumerate(grids)
   ]
   assert model.grid(size) == grids[-1]
@@ -211,10 +213,10 @@ def _plain(params, x, train):
 def test_values_are_those_of_plain_code(params, train):
   x = _images(2, 64, 96)
   want = jax.jit(_plain, static_argnums=2)(params, x, train)
-  got = _encode(params, x, taps=tuple(f"stage:{i}" for i in range(4)), train=train)
+  got = _encode(params, x, intermediates=tuple(f"stage:{i}" for i in range(4)), train=train)
   for i, plain in enumerate(want):
     np.testing.assert_allclose(
-      got.taps[f"stage:{i}"], plain, atol=1e-4 * float(jnp.abs(plain).max()), rtol=1e-4
+      got.intermediates[f"stage:{i}"], plain, atol=1e-4 * float(jnp.abs(plain).max()), rtol=1e-4
     )
   np.testing.assert_allclose(
     got.cls, want[-1].mean((1, 2)), atol=1e-4 * float(jnp.abs(want[-1]).max())

@@ -8,7 +8,7 @@ import pytest
 from cxrjax.core.durations import Clock
 from cxrjax.methods.dino import Method
 from cxrjax.models.vit import Model
-from cxrjax.training.divergence import Diverged, Watch
+from cxrjax.training.divergence import Diverged, DivergenceMonitor
 
 CLOCK = Clock(total_steps=100, steps_per_epoch=10.0, batch_size=8)
 HEALTHY = {
@@ -32,7 +32,7 @@ def block(**changes):
 
 
 def test_health_passes(method):
-  watch = Watch(method.diagnose, patience=1, grace=0)
+  watch = DivergenceMonitor(method.check_collapse, patience=1, grace=0)
   for step in range(0, 40, 4):
     watch.check(step, block())
 
@@ -42,7 +42,7 @@ def test_nan_stops_at_once_and_names_the_step(method, name):
   metrics = block()
   metrics[name][2] = math.nan
   with pytest.raises(Diverged, match=rf"{name} became nan at step 42; lower config\.optimizer\.lr"):
-    Watch(method.diagnose, patience=3, grace=100).check(40, metrics)
+    DivergenceMonitor(method.check_collapse, patience=3, grace=100).check(40, metrics)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_nan_stops_at_once_and_names_the_step(method, name):
   ],
 )
 def test_collapse_stops_after_patience_and_not_in_the_grace(method, changes, finding):
-  watch = Watch(method.diagnose, patience=3, grace=20)
+  watch = DivergenceMonitor(method.check_collapse, patience=3, grace=20)
   for step in range(0, 20, 4):
     watch.check(step, block(**changes))
   watch.check(20, block(**changes))

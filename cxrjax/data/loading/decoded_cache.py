@@ -203,7 +203,7 @@ def decode_rows(
     ).take(np.argsort(order))
   root = cache_root(cache_dir)
   window = windowing.check_window(window)
-  look = Look(size, fit, bits_of(source, bits), window)
+  look = DecodeSpec(size, fit, bits_of(source, bits), window)
   load = functools.partial(_load, size=size, bits=look.bits)
   whole = load(root / _key(source, look, None))
   if whole is not None:
@@ -285,7 +285,7 @@ def bad_image(name: str, reason: str) -> UserError:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class DecodeSpec:
   """What decoded images are to be like."""
 
   size: int
@@ -294,7 +294,7 @@ class Look:
   window: str | windowing.Window
 
 
-def _key(source: Source, look: Look, indices: Sequence[int] | np.ndarray | None) -> str:
+def _key(source: Source, look: DecodeSpec, indices: Sequence[int] | np.ndarray | None) -> str:
   rows = None
   if indices is not None:
     rows = hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
@@ -339,7 +339,7 @@ def _decode_into(
   work: pathlib.Path,
   source: Source,
   rows: np.ndarray,
-  look: Look,
+  look: DecodeSpec,
   progress: bool,
   stop_at_bad: bool,
 ) -> None:

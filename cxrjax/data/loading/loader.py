@@ -179,7 +179,7 @@ class Loader:
     self.storage: str = storage
 
     self._reader: streaming.Reader | None = None
-    self._share: process_shard.Share | None = None
+    self._share: process_shard.ProcessShard | None = None
     self._rows: np.ndarray | None = None  # where not all rows take part: those that do
     if storage == "streamed" and not isinstance(data, Images):
       self._reader = streaming.Reader(data, size, fit, self.bits, window, on_bad_image)
@@ -306,11 +306,11 @@ class Loader:
     """Makes a batch of `Loader.data` and of what `Loader` gives, inside the jitted step."""
     return Fetch(self._placement, self.storage == "resident")
 
-  def _span(self, start: int, stop: int) -> streaming.Span:
+  def _span(self, start: int, stop: int) -> streaming.StepRange:
     images = self._reader or self.images
     assert images is not None
     mine = self._placement.positions(self.batch_size)
-    return streaming.Span(
+    return streaming.StepRange(
       images, lambda step: self.indices(step, step + 1)[0], mine, start, stop, self._masks
     )
 
@@ -368,7 +368,9 @@ class Loader:
     return found
 
 
-def _rows_of(local: process_shard.Share | Images, name: str) -> Callable[[slice], np.ndarray]:
+def _rows_of(
+  local: process_shard.ProcessShard | Images, name: str
+) -> Callable[[slice], np.ndarray]:
   """How to get consecutive rows of a resident array."""
   if isinstance(local, Images):
     array = getattr(local, name)

@@ -17,7 +17,7 @@ from cxrjax.data.loading import decoded_cache
 from cxrjax.data.loading.device_arrays import Placement
 
 
-class Share:
+class ProcessShard:
   """The images of one process, by their rows in the source; bad ones and others' are black.
 
   Args:
@@ -69,7 +69,7 @@ def load(
   on_bad_image: str,
   progress: bool,
   **options: Any,
-) -> Share:
+) -> ProcessShard:
   """Decodes this process's share; all processes agree on the bad images.
 
   Nothing is raised before all have said how it went: a process that stops early would leave the
@@ -117,5 +117,5 @@ def load(
     dtype = np.dtype(f"u{inspection.bits_of(source, options.get('bits', 'auto')) // 8}")
     none = np.zeros((0, size, size, 1), dtype)
     windows = np.zeros((0, 2), np.float32) if dtype == np.uint16 else None
-    return Share(none, windows, None, mine, unusable)
-  return Share(found.pixels, found.windows, found.masks, mine[found.good], unusable)
+    return ProcessShard(none, windows, None, mine, unusable)
+  return ProcessShard(found.pixels, found.windows, found.masks, mine[found.good], unusable)

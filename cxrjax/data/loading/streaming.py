@@ -110,7 +110,7 @@ class Block(NamedTuple):
   masks: UInt8[np.ndarray, "steps p s s 1"] | None = None
 
 
-class Span:
+class StepRange:
   """The images of steps `start..stop-1` that one process provides; item `i` is the `i`-th.
 
   Args:

@@ -199,7 +199,7 @@ def test_streaming_needs_no_memory_that_grows_with_the_images():
 
 def test_cached_sets_stay_in_their_file(arrays):
   images = load_images(Deep(arrays(40)), 16, progress=False)
-  span = streaming.Span(
+  span = streaming.StepRange(
     images, lambda step: np.arange(8, dtype=np.int32) + step, np.arange(8), 0, 6
   )
   block = span.block()
