@@ -230,8 +230,8 @@ class Model:
         drop path. An image's key alone decides, so results do not depend on how a batch is cut.
       intermediates: what to return besides, of block I (from 0, negative from the end) over class
         token, registers and patches: "attn:I", its attention f32[b heads n n] ("attn": the last
-        one's); "norm:I", the tokens [b n d] that its attention reads, after a layer norm; "block:I", the
-        tokens after it; and "out", the tokens after the last layer norm, f32.
+        one's); "norm:I", the tokens [b n d] that its attention reads, after a layer norm;
+        "block:I", the tokens after it; and "out", the tokens after the last layer norm, f32.
       patches: False leaves the patch features out. Under `jit` nothing is lost by leaving this at
         True: what is not used, most of the last block, is not computed.
       train: for networks with batch norm, which this is not; it changes nothing.
