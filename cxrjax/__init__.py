@@ -16,16 +16,16 @@ __all__ = ["load", "trust"]
 
 
 def load(workdir: Workdir, trust: str | Iterable[str] = ()) -> Network:
-  """A finished run's network, to predict with; see `cxrjax.inference.networks.Network`.
+  """Loads the network of a finished run; see `cxrjax.inference.networks.Network`.
 
   Args:
-    workdir: of the run; of several, a list or with commas between them, for an ensemble.
+    workdir: of the run; for an ensemble, a list of several or a comma-separated string.
     trust: modules of your own that it may name, as in `cxrjax.trust`.
 
   Raises:
-    UserError: no run, one that has not finished, or one that cannot be read.
+    UserError: no run, or an unfinished or unreadable one.
   """
-  # JAX and all; whoever only asks for the version does not wait for it
+  # imports JAX, which is not needed just for the version
   from cxrjax.inference import networks
 
   return networks.load(workdir, trust=trust)

@@ -27,38 +27,38 @@ FOLDERS = ("configs", "tfds_builders")
 
 
 def arguments(name: str, given: list[str]) -> list[str]:
-  """The flags of a command's module.
+  """Flags for the module of a command.
 
-  `train` takes a config as its first argument, `audit` and `explain` what stands after its colon.
+  `train` takes a config as its first argument, `audit` and `explain` the part after its colon.
   """
   if MODULES[name] != "cxrjax.main" or "--help" in given:
     return given
   first = given[:1] if given and not given[0].startswith("-") else []
-  rest = given[len(first) :]
+  flags = given[len(first) :]
   if name == "train":
-    return [*(f"--config={config}" for config in first), *rest]
-  return [":".join([f"--config={name}", *first]), *rest]
+    return [*(f"--config={config}" for config in first), *flags]
+  return [":".join([f"--config={name}", *first]), *flags]
 
 
 def run() -> None:
-  """Runs the command that the arguments name."""
-  name, *given = sys.argv[1:] or ["--help"]
+  """Runs the command named by the first argument."""
+  name, *args = sys.argv[1:] or ["--help"]
   if name in ("-h", "--help"):
     sys.stdout.write(f"{__doc__}\nEach explains itself with --help.\n")
     return
   if name == "folder":
-    if len(given) != 1 or given[0] not in FOLDERS:
+    if len(args) != 1 or args[0] not in FOLDERS:
       raise UserError(f"cxrjax folder takes one of {', '.join(FOLDERS)}")
-    sys.stdout.write(f"{package_folders.folder(given[0])}\n")
+    sys.stdout.write(f"{package_folders.folder(args[0])}\n")
     return
   if name not in MODULES:
     raise UserError(f"{name!r} is no command of cxrjax{suggest(name, [*MODULES, 'folder'])}")
-  sys.argv = [f"cxrjax {name}", *arguments(name, given)]
+  sys.argv = [f"cxrjax {name}", *arguments(name, args)]
   runpy.run_module(MODULES[name], run_name="__main__", alter_sys=False)
 
 
 def main() -> None:
-  """The program `cxrjax`."""
+  """Entry point of the program `cxrjax`."""
   command.run(run)
 
 

@@ -76,7 +76,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def outputs(network: Network, gray: Float[Array, "b s s c"]) -> dict[str, Array]:
-  """What the network makes of gray levels 0 to 255; in float32, as files for many devices are."""
+  """Outputs of the network for gray levels 0 to 255, in float32 for portability."""
   x = (gray / 255 - network.mean) / network.std
   encoder = dataclasses.replace(network.run.encoder, dtype="float32")
   if network.kind != "encoder":
@@ -88,17 +88,17 @@ def outputs(network: Network, gray: Float[Array, "b s s c"]) -> dict[str, Array]
 
 
 def write(workdir: str, path: str, kind: str = "", image_size: int | None = None) -> list[str]:
-  """Writes a finished run's network; returns what to tell of it, line by line.
+  """Writes a finished run's network; returns lines for the user.
 
   Args:
     workdir: of the run.
     path: of the file.
-    kind: of `FORMATS`; "" for what the path's ending says.
+    kind: one of `FORMATS`; "" to infer it from the path's ending.
     image_size: see the flag.
 
   Raises:
-    UserError: no finished run, an unknown format, a network that timm has not, or a file that
-      cannot be written.
+    UserError: no finished run, an unknown format, a network unknown to timm, or a file that cannot
+      be written.
   """
   file = pathlib.Path(path).expanduser()
   kind = kind or file.suffix[1:]
@@ -133,14 +133,15 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
 def _safetensors(network: Network, file: pathlib.Path) -> list[str]:
   run = network.run
   head = network.params["head"] if network.kind == "classifier" else None
-  peer = export_timm.to_timm(run.encoder, network.params["encoder"], head)
-  about = network.describe() | {"names": "timm", "timm": {"model": peer.model, "args": peer.args}}
+  converted = export_timm.to_timm(run.encoder, network.params["encoder"], head)
+  call = {"model": converted.model, "args": converted.args}
+  about = network.describe() | {"names": "timm", "timm": call}
   text = json.dumps(about)
-  files.write(file, peer.arrays, text, format="pt")
-  lines = [f"loads into {peer.command}"] if peer.model else []
-  dropped = [*peer.left, *(f"{n}/..." for n in network.params if n not in ("encoder", "head"))]
+  files.write(file, converted.arrays, text, format="pt")
+  lines = [f"loads into {converted.command}"] if converted.model else []
+  dropped = [*converted.left, *(f"{n}/..." for n in network.params if n not in ("encoder", "head"))]
   lines += [f"left out: {', '.join(dropped)}"] if dropped else []
-  return [*lines, *peer.notes]
+  return [*lines, *converted.notes]
 
 
 def _run(network: Network, folder: pathlib.Path) -> list[str]:
@@ -155,10 +156,10 @@ def _run(network: Network, folder: pathlib.Path) -> list[str]:
 def _npz(network: Network, file: pathlib.Path) -> list[str]:
   flat = {n: np.asarray(v, np.float32) for n, v in tree.flatten(network.params).items()}
   text = json.dumps(network.describe() | {"names": "cxrjax"})
-  own = {files.OURS: text, files.SUM: files.checksum(flat, text)}
-  arrays: dict[str, Any] = {name: np.array(value) for name, value in own.items()} | flat
-  with file.open("wb") as opened:  # a name of its own would get another ending
-    np.savez(opened, **arrays)
+  metadata = {files.OURS: text, files.SUM: files.checksum(flat, text)}
+  arrays: dict[str, Any] = {name: np.array(value) for name, value in metadata.items()} | flat
+  with file.open("wb") as npz_file:  # given a path, savez would append its own ending
+    np.savez(npz_file, **arrays)
   return [f"{len(flat)} arrays"]
 
 
@@ -169,21 +170,21 @@ def _stablehlo(network: Network, file: pathlib.Path) -> list[str]:
   function = jax.jit(functools.partial(outputs, network))
   exported = jax_export.export(function, platforms=PLATFORMS)(images)
   file.write_bytes(exported.serialize())
-  results = {
+  shapes = {
     name: [n if isinstance(n, int) else str(n) for n in x.shape]
     for name, x in jax.tree.unflatten(exported.out_tree, exported.out_avals).items()
   }
   about = network.describe() | {
     "input": ["b", size, size, channels],
     "input_range": [0, 255],
-    "outputs": results,
+    "outputs": shapes,
     "platforms": list(PLATFORMS),
     "calling_convention": exported.calling_convention_version,
   }
   _describe(file, about)
   return [
     "jax.export.deserialize(open(FILE, 'rb').read()).call(x) gives "
-    + ", ".join(f"{name} [{' '.join(map(str, s))}]" for name, s in results.items())
+    + ", ".join(f"{name} [{' '.join(map(str, s))}]" for name, s in shapes.items())
   ]
 
 
@@ -207,7 +208,7 @@ def _onnx(network: Network, file: pathlib.Path) -> list[str]:
       model = jax2onnx.to_onnx(
         function, [("b", size, size, channels)], input_names=["gray"], output_names=sorted(names)
       )
-  except Exception as error:  # whatever a converter meets that it does not know
+  except Exception as error:  # converters raise anything for unsupported operations
     reason = (str(error).strip().splitlines() or [repr(error)])[0][:120]
     raise UserError(
       f"jax2onnx does not convert this network ({reason}); use --format=stablehlo"
@@ -219,53 +220,53 @@ def _onnx(network: Network, file: pathlib.Path) -> list[str]:
 
 
 def _describe(file: pathlib.Path, about: Mapping[str, Any]) -> None:
-  """Writes `FILE.json`: a description, with a checksum of the file and one of its own."""
+  """Writes `FILE.json`: a description with a checksum of the file, sealed by its own checksum."""
   digest = hashlib.sha256(file.read_bytes()).hexdigest()
-  beside = file.with_name(file.name + ".json")
-  beside.write_text(checksums.sealed({**about, "sha256": digest}))
+  description_file = file.with_name(file.name + ".json")
+  description_file.write_text(checksums.sealed({**about, "sha256": digest}))
 
 
 def check(path: str) -> str:
-  """Holds a file or folder that `write` has written against its checksums; a line that it is whole.
+  """Verifies the checksums of a file or folder written by `write`; returns a line that it is whole.
 
   Raises:
     UserError: it is damaged, or has no checksum.
   """
   file = pathlib.Path(path).expanduser()
-  named = f"--check={path!r}"
+  option = f"--check={path!r}"
   if file.is_dir():
     if why := checksums.damage(file):
-      raise UserError(f"{named} is damaged, or no run that was exported: {why}; write it again")
+      raise UserError(f"{option} is damaged, or no run that was exported: {why}; write it again")
     return f"{shown(str(file))} is whole"
-  beside = file.with_name(file.name + ".json")
+  json_file = file.with_name(file.name + ".json")
   if file.suffix in (".safetensors", ".npz"):
     if not files.read(file, "--check").about:
-      raise UserError(f"{named} was not written by cxrjax.export, and has no checksum")
+      raise UserError(f"{option} was not written by cxrjax.export, and has no checksum")
     return f"{shown(str(file))} is whole"
   try:
-    about = checksums.unsealed(regular.read(beside, regular.MAX_JSON))
+    about = checksums.unsealed(regular.read(json_file, regular.MAX_JSON))
     with regular.opened(file) as opened:
       digest = hashlib.file_digest(opened, "sha256").hexdigest()
   except (OSError, ValueError) as error:
     raise UserError(
-      f"{named} cannot be checked: {error}; it needs {beside.name} beside it"
+      f"{option} cannot be checked: {error}; it needs {json_file.name} beside it"
     ) from error
   if about.get("sha256") != digest:
-    raise UserError(f"{named} is damaged: {beside.name} has another checksum; write it again")
+    raise UserError(f"{option} is damaged: {json_file.name} has another checksum; write it again")
   return f"{shown(str(file))} is whole"
 
 
 def main(argv: list[str]) -> None:
-  """The command."""
+  """Runs the command."""
   if "--help" in argv[1:]:
     sys.stdout.write(f"{__doc__}\n{flags.FLAGS.module_help('__main__')}\n")
     return
   try:
-    rest = flags.FLAGS(argv)
+    positional = flags.FLAGS(argv)
   except flags.Error as error:
     raise UserError(str(error).splitlines()[0]) from error
-  if len(rest) > 1:
-    raise UserError(f"{rest[1]!r} is not a flag; flags begin with --")
+  if len(positional) > 1:
+    raise UserError(f"{positional[1]!r} is not a flag; flags begin with --")
   if _CHECK.value:
     sys.stdout.write(check(_CHECK.value) + "\n")
     return
@@ -277,7 +278,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-  """The program; see `command.run`."""
+  """Entry point of the program; see `command.run`."""
   command.run(lambda: main(sys.argv))
 
 

@@ -25,7 +25,7 @@ try:
     "The experiment, NAME[:arg] of configs/ or a file; --config.a.b=value changes a key.",
     lock_config=True,
   )
-except flags.Error as error:  # a --flagfile is looked at already here
+except flags.Error as error:  # absl reads a --flagfile already here
   command.stop(str(error).removeprefix("ERROR:: "))
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -44,19 +44,19 @@ _TRUST = flags.DEFINE_list("trust", [], "Your own modules that configs and runs 
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parsing, with a mistake in a config as one line instead of a traceback."""
+  """Parses flags with absl; errors in a config become one line instead of a traceback."""
   if "--help" in argv[1:]:
     sys.stdout.write(f"{__doc__}\n\n{flags.FLAGS.module_help('__main__')}\n")
     sys.exit(0)
   with overrides.in_one_line():
-    rest = flags.FLAGS(package_folders.with_config_path(argv))
+    positional = flags.FLAGS(package_folders.with_config_path(argv))
     if _CONFIG.value is not None:
-      _CONFIG.value.to_dict()  # a file that could not be loaded says so only here
-    return rest
+      _CONFIG.value.to_dict()  # loading errors surface only here
+    return positional
 
 
 def set_up_jax(platform: str | None) -> None:
-  """Platform and compilation cache."""
+  """Sets JAX's platform and the compilation cache."""
   import jax
 
   if platform:
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
   trust(_TRUST.value)
   config = _CONFIG.value.to_dict()
   task = locate(config.get("task", "cxrjax.tasks.train"), "run", "config.task")
-  # A task that starts others leaves the accelerator to them: JAX takes most of its memory at once.
+  # A task that launches others leaves them the accelerator: JAX reserves most of its memory.
   set_up_jax(getattr(sys.modules[task.__module__], "PLATFORM", None))
   import jax
 
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
 
 
 def run() -> None:
-  """The program; see `command.run`."""
+  """Entry point of the program; see `command.run`."""
   command.run(lambda: main(parse_flags(sys.argv)))
 
 

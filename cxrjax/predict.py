@@ -40,7 +40,7 @@ from cxrjax.core.text import identifier
 
 FORMATS = ("csv", "parquet")
 AUTO = "auto"
-SHOWN = 10  # skipped images that are listed on the terminal
+SHOWN = 10  # most skipped images listed on the terminal
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.", flag_values=FLAGS)
@@ -88,27 +88,26 @@ def predict(
   progress: bool = True,
   say: Callable[[str], None] = command.say,
 ) -> int:
-  """The command, see above.
+  """Predicts a folder of images; see the module's docstring.
 
   Args:
     workdir: of a finished run.
     paths: of images, folders and zips.
     out: the folder to write.
-    embed: features as well.
+    embed: add features.
     lungs: workdir of a finished segmentation run.
     overlays: a method of maps, or `AUTO`; "" for none.
-    kind: of `FORMATS`.
-    batch_size: images a dispatch.
-    overwrite: begin anew.
-    progress: a bar on stderr.
-    say: takes the lines for the user.
+    kind: one of `FORMATS`.
+    batch_size: images per dispatch.
+    overwrite: start over.
+    progress: show a bar on stderr.
+    say: receives the lines for the user.
 
   Returns:
-    How many images are predicted, those of an earlier part included.
+    The number of predicted images, including those of earlier calls.
 
   Raises:
-    UserError: no such run or images, another network's predictions in `out`, or no image that can
-      be used.
+    UserError: no such run or images, another network's predictions in `out`, or no usable image.
   """
   from cxrjax.data.images import told
   from cxrjax.inference import networks
@@ -123,10 +122,10 @@ def predict(
   if batch_size < 1:
     raise UserError(f"--batch_size={batch_size} must be at least 1")
   network = networks.load(workdir, "--workdir")
-  drawer = networks.segmenter(lungs, "--lungs") if lungs else None
+  segmenter = networks.segmenter(lungs, "--lungs") if lungs else None
   if overlays == AUTO:
     overlays = "gradcam" if network.kind == "classifier" else "attention"
-  work = Work(network, embed=embed, lungs=drawer, overlays=overlays)
+  work = Work(network, embed=embed, lungs=segmenter, overlays=overlays)
   images = Files(paths, without=out)
   for line in (*describe(network, workdir), *images.notes):
     say(line)
@@ -134,37 +133,39 @@ def predict(
   about = network.describe() | {
     "fingerprint": network.fingerprint,
     "embed": embed,
-    "lungs": drawer.fingerprint if drawer else None,
+    "lungs": segmenter.fingerprint if segmenter else None,
     "overlays": overlays,
   }
   try:
     with locked(folder, "--out"), contextlib.closing(Journal(folder, about, overwrite)) as journal:
-      begun, notes = time.perf_counter(), []
-      left = tuple(other for other in images.others if identifier(other[0]) not in journal.done)
-      if left:
-        journal.add(Predictions((), network.classes, network.exclusive, skipped=left))
+      start_time, notes = time.perf_counter(), []
+      non_images = tuple(
+        other for other in images.others if identifier(other[0]) not in journal.done
+      )
+      if non_images:
+        journal.add(Predictions((), network.classes, network.exclusive, skipped=non_images))
       rows = [i for i, name in enumerate(images.ids) if identifier(name) not in journal.done]
-      before = len(images.ids) - len(rows)
-      if before:
-        say(f"{before:,} of {len(images.ids):,} images were done before")
+      done_before = len(images.ids) - len(rows)
+      if done_before:
+        say(f"{done_before:,} of {len(images.ids):,} images were done before")
       with tqdm.tqdm(
         total=len(images.ids),
-        initial=before,
+        initial=done_before,
         desc="predicting",
         unit=" images",
         file=sys.stderr,
         disable=not progress,
         dynamic_ncols=True,
       ) as bar:
-        for part in work.run(images, rows, batch_size):
-          journal.add(part)
+        for batch in work.run(images, rows, batch_size):
+          journal.add(batch)
           notes += [
             (identifier(name), note)
-            for name, said in zip(part.ids, part.notes, strict=True)
-            for note in said
+            for name, image_notes in zip(batch.ids, batch.notes, strict=True)
+            for note in image_notes
           ]
-          bar.update(len(part) + len(part.skipped))
-      seconds = time.perf_counter() - begun
+          bar.update(len(batch) + len(batch.skipped))
+      seconds = time.perf_counter() - start_time
       journal.finish(kind == "parquet", run=network.name, calibrated=bool(network.judged))
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
@@ -174,16 +175,16 @@ def predict(
 
 
 def describe(network: Any, workdir: str) -> list[str]:
-  """What is at work, in a few lines."""
-  first = f"{network.kind} of {workdir}, step {network.run.step}, {network.image_size} px"
+  """Lines that describe the network and its calibration."""
+  headline = f"{network.kind} of {workdir}, step {network.run.step}, {network.image_size} px"
   members = getattr(network, "members", ())
   if members:
-    first = f"ensemble of {len(members)} ({network.kind}) of {workdir}, {network.image_size} px"
+    headline = f"ensemble of {len(members)} ({network.kind}) of {workdir}, {network.image_size} px"
   if network.kind != "classifier":
-    return [first]
+    return [headline]
   if not network.judged:
     called = "the likeliest is called" if network.exclusive else "findings are called from 0.5 on"
-    return [first, f"no test evaluation: probabilities are not calibrated, {called}"]
+    return [headline, f"no test evaluation: probabilities are not calibrated, {called}"]
   temperature = ", ".join(
     f"{t:.3g}" for member in members or (network,) for t in member.temperature
   )
@@ -191,25 +192,25 @@ def describe(network: Any, workdir: str) -> list[str]:
     called = "the likeliest class is called"
   else:
     names = network.classes[-1:] if network.exclusive else network.classes
-    cuts = network.thresholds[-len(names) :]
+    thresholds = network.thresholds[-len(names) :]
     called = (
       "called from "
-      + ", ".join(f"{name} {cut:.3g}" for name, cut in zip(names, cuts, strict=True))
+      + ", ".join(f"{name} {value:.3g}" for name, value in zip(names, thresholds, strict=True))
       + " on"
     )
-  return [first, f"calibrated on validation images (temperature {temperature}); {called}"]
+  return [headline, f"calibrated on validation images (temperature {temperature}); {called}"]
 
 
 def summary(journal: Any, done: int, seconds: float) -> list[str]:
-  """What has been done, and what could not be."""
+  """Lines on the throughput, the output and the skipped images."""
   from cxrjax.inference.prediction_log import SKIPPED, TABLE
 
-  where = f"{journal.rows:,} rows in {journal.folder / TABLE}"
+  location = f"{journal.rows:,} rows in {journal.folder / TABLE}"
   rate = float(f"{done / max(seconds, 1e-9):.3g}")
   lines = [
-    f"{done:,} images in {seconds:.1f} s ({rate:,g} images/s); {where}"
+    f"{done:,} images in {seconds:.1f} s ({rate:,g} images/s); {location}"
     if done
-    else f"nothing was left to do; {where}"
+    else f"nothing was left to do; {location}"
   ]
   if journal.skipped:
     lines.append(f"{journal.skipped:,} could not be used, see {journal.folder / SKIPPED}:")
@@ -220,7 +221,7 @@ def summary(journal: Any, done: int, seconds: float) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-  """The command; returns the exit status."""
+  """Runs the command; returns the exit status."""
   if "--help" in argv[1:]:
     sys.stdout.write(f"{__doc__}\n{FLAGS.main_module_help() or FLAGS.get_help()}\n")
     return 0
@@ -250,7 +251,7 @@ def main(argv: list[str]) -> int:
 
 
 def run() -> None:
-  """The program; see `command.run`."""
+  """Entry point of the program; see `command.run`."""
   try:
     command.run(lambda: main(sys.argv))
   except KeyboardInterrupt:

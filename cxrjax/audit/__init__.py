@@ -1,1 +1,1 @@
-"""What is wrong with the data: near-duplicates, inverted images, leakage, and the page about it."""
+"""Data audit: near-duplicates, inverted images, leakage, and the page that reports them."""

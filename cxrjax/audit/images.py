@@ -1,4 +1,4 @@
-"""What an audit looks at: every split of every source, decoded, and what connects their images."""
+"""Input of an audit: every split of every source, decoded, and links between their images."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Part:
   """One split of one source.
 
   Attributes:
-    name: `source split`, short, for tables; different for every part.
-    number: of the source.
-    split: of it.
+    name: `source split`, short, for tables; unique.
+    number: index of the source.
+    split: name of the split.
     info: of the source.
-    table: of all its images.
+    table: of all images, unreadable ones included.
     patients: key of each image's patient, see `splits.patient_keys`.
-    good: rows of those that could be decoded.
-    bad: row and reason of those that could not.
-    notes: rows of which a user should know how they were read, by what that is.
-    images: the good ones.
+    good: rows of the images that could be decoded.
+    bad: reason for every row that could not be decoded.
+    notes: rows that were decoded in an unusual way, by remark.
+    images: the decoded images.
   """
 
   name: str
@@ -52,7 +52,7 @@ class Part:
 
   @property
   def tells_patients(self) -> bool:
-    """Whether some patient has several images; else nobody may have told who they are."""
+    """Whether any patient has several images; if none has, patients may not be identified."""
     known = [p for p in self.patients if p]
     return len(set(known)) < len(known)
 
@@ -62,12 +62,12 @@ class Pair:
   """Two near-duplicates: parts and rows of their tables.
 
   Attributes:
-    a: part and row of the one.
-    b: part and row of the other.
+    a: part and row of one image.
+    b: part and row of the other image.
     r: correlation of aligned detail.
     first: correlation of signatures.
-    same_patient: what the tables say; None where a patient is unknown.
-    differ: classes that the one has and the other has not.
+    same_patient: according to the tables; None where a patient is unknown.
+    differ: classes that only one of the images has.
   """
 
   a: tuple[int, int]
@@ -85,50 +85,52 @@ def open_parts(
 
   Args:
     sources: `source` and, optionally, `options` of each.
-    wanted: splits to look at; all by default.
+    wanted: splits to open; all by default.
     **decoding: for `store.decode_rows`: size, fit, bits, window, cache_dir, progress.
 
   Raises:
-    UserError: a source that cannot be opened, or has none of the splits that are wanted.
+    UserError: a source cannot be opened, or has none of the splits in `wanted`.
   """
   decoded_cache.check_options(decoding["size"], decoding.get("fit", "squash"), "skip")
-  names = _short([str(s["source"]) for s in sources])
-  found = []
+  names = _short_names([str(s["source"]) for s in sources])
+  parts = []
   for number, spec in enumerate(sources):
     options = dict(spec.get("options") or {})
-    own = _splits_of(str(spec["source"]), options)
-    chosen = [s for s in own if not wanted or s in wanted]
-    if not chosen:
+    splits = _splits_of(str(spec["source"]), options)
+    selected = [s for s in splits if not wanted or s in wanted]
+    if not selected:
       raise UserError(
-        f"{spec['source']} has no split {'+'.join(wanted)!r}{suggest(wanted[0], own)}"
+        f"{spec['source']} has no split {'+'.join(wanted)!r}{suggest(wanted[0], splits)}"
       )
-    for split in chosen:
-      label = " ".join(x for x in (names[number], split if len(own) > 1 else "") if x)
-      found.append(_part(label or split, number, split, own[split], decoding))
-  return found
+    for split in selected:
+      label = " ".join(x for x in (names[number], split if len(splits) > 1 else "") if x)
+      parts.append(_decode_part(label or split, number, split, splits[split], decoding))
+  return parts
 
 
 def _splits_of(name: str, options: Mapping[str, Any]) -> dict[str, Source]:
-  """Every split of a source, and what is in none of them."""
-  whole = open_source(name, split="all", **options)
-  found = {s: open_source(name, split=s, **options) for s in whole.info.splits}
-  if not found:
-    return {"all": whole}
-  if sum(map(len, found.values())) < len(whole):
-    inside = set().union(*(s.table.ids for s in found.values()))
-    rest = [i for i, name in enumerate(whole.table.ids) if name not in inside]
-    if rest:
-      found[WITHOUT] = Subset(whole, np.asarray(rest, np.int64), WITHOUT)
-  return found
+  """All splits of a source, and as one more the images that are in none."""
+  complete = open_source(name, split="all", **options)
+  splits = {s: open_source(name, split=s, **options) for s in complete.info.splits}
+  if not splits:
+    return {"all": complete}
+  if sum(map(len, splits.values())) < len(complete):
+    assigned = set().union(*(s.table.ids for s in splits.values()))
+    unassigned = [i for i, name in enumerate(complete.table.ids) if name not in assigned]
+    if unassigned:
+      splits[WITHOUT] = Subset(complete, np.asarray(unassigned, np.int64), WITHOUT)
+  return splits
 
 
-def _part(name: str, number: int, split: str, source: Source, decoding: Mapping[str, Any]) -> Part:
-  found = decoded_cache.decode_rows(source, stop_at_bad=False, **decoding)
+def _decode_part(
+  name: str, number: int, split: str, source: Source, decoding: Mapping[str, Any]
+) -> Part:
+  decoded = decoded_cache.decode_rows(source, stop_at_bad=False, **decoding)
   images = Images(
-    pixels=found.pixels,
-    table=source.table.take(found.good),
+    pixels=decoded.pixels,
+    table=source.table.take(decoded.good),
     info=source.info,
-    windows=found.windows,
+    windows=decoded.windows,
   )
   return Part(
     name,
@@ -137,15 +139,15 @@ def _part(name: str, number: int, split: str, source: Source, decoding: Mapping[
     source.info,
     source.table,
     patient_splits.patient_keys(source),
-    found.good,
-    found.bad,
+    decoded.good,
+    decoded.bad,
     images,
-    found.notes,
+    decoded.notes,
   )
 
 
-def _short(names: Sequence[str]) -> list[str]:
-  """The end of each name; nothing where there is only one, a number where two are the same."""
+def _short_names(names: Sequence[str]) -> list[str]:
+  """Last component of each name; empty for a single name, numbered where two are the same."""
   if len(names) == 1:
     return [""]
   ends = [n.rstrip("/").replace(":", "/").rpartition("/")[2] or n for n in names]
@@ -159,90 +161,96 @@ def near_duplicates(
   limit: int = duplicates.LIMIT,
   advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Pair], dict[str, Any]]:
-  """Near-duplicates within and across all parts, most alike first, and how they were looked for.
+  """Near-duplicates within and across all parts, most similar first, and facts on the search.
 
   Args:
-    parts: to compare, each with itself and with every other.
+    parts: compared each with itself and with every other.
     threshold: least correlation of aligned detail.
     first: least correlation of signatures for a second look.
-    limit: most pairs of all that get one.
-    advance: called after each two parts.
+    limit: most pairs, of all parts together, that get a second look.
+    advance: called after each two parts, for a progress bar.
   """
-  looks = [duplicates.of_images(p.images) for p in parts]
-  couples = list(itertools.combinations_with_replacement(range(len(parts)), 2))
-  sizes = [len(parts[x].good) * len(parts[y].good) / (2 if x == y else 1) for x, y in couples]
-  found: list[Pair] = []
-  looked, compared, highest = 0, 0.0, first
-  for (x, y), size in zip(couples, sizes, strict=True):
-    # Each couple's share of the limit; a small one that hides a leak keeps enough.
-    share = max(limit // len(couples), round(limit * size / max(sum(sizes), 1)))
+  prepared = [duplicates.of_images(p.images) for p in parts]
+  combinations = list(itertools.combinations_with_replacement(range(len(parts)), 2))
+  sizes = [len(parts[x].good) * len(parts[y].good) / (2 if x == y else 1) for x, y in combinations]
+  matches: list[Pair] = []
+  inspected, compared, threshold_used = 0, 0.0, first
+  for (x, y), size in zip(combinations, sizes, strict=True):
+    # Share of the limit by size, but no less than an equal one: small parts can hide a leak, too.
+    share = max(limit // len(combinations), round(limit * size / max(sum(sizes), 1)))
     if x == y:
-      pairs = duplicates.within(looks[x], threshold, first, share)
+      pairs = duplicates.within(prepared[x], threshold, first, share)
     else:
-      pairs = duplicates.across(looks[x], looks[y], threshold, first, share)
-    looked, compared = looked + pairs.looked, compared + size
-    highest = max(highest, pairs.threshold if pairs.looked >= share else first)
-    found += [
-      _pair(parts, (x, int(parts[x].good[i])), (y, int(parts[y].good[j])), float(r), float(r0))
+      pairs = duplicates.across(prepared[x], prepared[y], threshold, first, share)
+    inspected, compared = inspected + pairs.looked, compared + size
+    threshold_used = max(threshold_used, pairs.threshold if pairs.looked >= share else first)
+    matches += [
+      _make_pair(parts, (x, int(parts[x].good[i])), (y, int(parts[y].good[j])), float(r), float(r0))
       for i, j, r, r0 in zip(pairs.i, pairs.j, pairs.r, pairs.first, strict=True)
     ]
     advance()
-  found.sort(key=lambda p: (-p.r, p.a, p.b))
-  return found, {"compared": compared, "looked": looked, "first": highest}
+  matches.sort(key=lambda p: (-p.r, p.a, p.b))
+  return matches, {"compared": compared, "looked": inspected, "first": threshold_used}
 
 
-def _pair(
+def _make_pair(
   parts: Sequence[Part], a: tuple[int, int], b: tuple[int, int], r: float, first: float
 ) -> Pair:
-  one, other = parts[a[0]].patients[a[1]], parts[b[0]].patients[b[1]]
-  same = None
-  if one and other:
-    # Two data sets' names for patients say nothing about each other.
-    p, q = parts[a[0]], parts[b[0]]
-    told = p.info.dataset == q.info.dataset and (p.tells_patients or q.tells_patients)
-    same = True if one == other else False if told else None
-  return Pair(a, b, r, first, same, _differ(parts[a[0]], a[1], parts[b[0]], b[1]))
+  part_a, part_b = parts[a[0]], parts[b[0]]
+  patient_a, patient_b = part_a.patients[a[1]], part_b.patients[b[1]]
+  same_patient = None
+  if patient_a and patient_b:
+    # Patient names of different data sets cannot be compared.
+    comparable = part_a.info.dataset == part_b.info.dataset and (
+      part_a.tells_patients or part_b.tells_patients
+    )
+    if patient_a == patient_b:
+      same_patient = True
+    elif comparable:
+      same_patient = False
+  return Pair(a, b, r, first, same_patient, _differing_classes(part_a, a[1], part_b, b[1]))
 
 
-def _differ(p: Part, row: int, q: Part, other: int) -> tuple[str, ...]:
-  names = [c for c in p.info.classes if c in q.info.classes]
-  x = [p.table.labels[row, p.info.classes.index(c)] for c in names]
-  y = [q.table.labels[other, q.info.classes.index(c)] for c in names]
-  return tuple(c for c, v, w in zip(names, x, y, strict=True) if abs(v - w) > 0.5)  # NaN is not
+def _differing_classes(part_a: Part, row_a: int, part_b: Part, row_b: int) -> tuple[str, ...]:
+  names = [c for c in part_a.info.classes if c in part_b.info.classes]
+  labels_a = [part_a.table.labels[row_a, part_a.info.classes.index(c)] for c in names]
+  labels_b = [part_b.table.labels[row_b, part_b.info.classes.index(c)] for c in names]
+  # The comparison is false where a label is unknown (NaN).
+  return tuple(c for c, v, w in zip(names, labels_a, labels_b, strict=True) if abs(v - w) > 0.5)
 
 
 def group_numbers(parts: Sequence[Part], pairs: Sequence[Pair]) -> list[Int64[np.ndarray, "_"]]:
-  """For the images of every part, the number of the group that `pairs` put them in."""
-  ends = np.cumsum([0, *(len(p.table) for p in parts)])
+  """Group number of every image, by part; `pairs` join images into groups."""
+  offsets = np.cumsum([0, *(len(p.table) for p in parts)])
   i, j = (
-    np.array([ends[side[0]] + side[1] for side in ends_of], np.int64)
+    np.array([offsets[side[0]] + side[1] for side in ends_of], np.int64)
     for ends_of in ([p.a for p in pairs], [p.b for p in pairs])
   )
-  joined = duplicates.groups(int(ends[-1]), i, j)
-  return [joined[ends[k] : ends[k + 1]] for k in range(len(parts))]
+  joined = duplicates.groups(int(offsets[-1]), i, j)
+  return [joined[offsets[k] : offsets[k + 1]] for k in range(len(parts))]
 
 
 def crossing_patients(parts: Sequence[Part]) -> dict[str, list[tuple[int, int]]]:
   """Patients with images in several splits of their data set: part and row of each image."""
-  where: dict[str, list[tuple[int, int]]] = {}
+  places_of: dict[str, list[tuple[int, int]]] = {}
   for k, part in enumerate(parts):
     for row, patient in enumerate(part.patients):
       if patient:
-        where.setdefault(patient, []).append((k, row))
-  return {p: found for p, found in where.items() if len({k for k, _ in found}) > 1}
+        places_of.setdefault(patient, []).append((k, row))
+  return {p: places for p, places in places_of.items() if len({k for k, _ in places}) > 1}
 
 
 def owners(parts: Sequence[Part], groups: Sequence[Int64[np.ndarray, "_"]]) -> list[list[str]]:
-  """For the images of every part, what no fold may divide: patient and duplicates, joined."""
-  ends = np.cumsum([0, *(len(p.table) for p in parts)])
-  first: dict[str, int] = {}
+  """Key of every image, by part, that folds keep together: patient and duplicates, joined."""
+  offsets = np.cumsum([0, *(len(p.table) for p in parts)])
+  first_of_patient: dict[str, int] = {}
   i, j = [], []
   for k, part in enumerate(parts):
     for row, (patient, group) in enumerate(zip(part.patients, groups[k].tolist(), strict=True)):
-      own = int(ends[k]) + row
-      for other in (first.setdefault(patient, own) if patient else own, group):
-        if other != own:
-          i.append(own)
+      index = int(offsets[k]) + row
+      for other in (first_of_patient.setdefault(patient, index) if patient else index, group):
+        if other != index:
+          i.append(index)
           j.append(other)
-  joined = duplicates.groups(int(ends[-1]), np.array(i, np.int64), np.array(j, np.int64))
-  return [[str(x) for x in joined[ends[k] : ends[k + 1]]] for k in range(len(parts))]
+  joined = duplicates.groups(int(offsets[-1]), np.array(i, np.int64), np.array(j, np.int64))
+  return [[str(x) for x in joined[offsets[k] : offsets[k + 1]]] for k in range(len(parts))]

@@ -21,7 +21,7 @@ NAME = "audit.html"
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page of an audit; it loads nothing.
+  """Writes the self-contained page of an audit.
 
   Returns:
     The path of `audit.html` in the workdir.
@@ -37,7 +37,7 @@ def render(run: runs.Run) -> str:
   audit = run.fact("audit")
   audit = audit if isinstance(audit, Mapping) else {}
   pictures = run.arrays("audit")
-  body: list[tuple[str, str, Callable[[runs.Run], Html | None]]] = [
+  builders: list[tuple[str, str, Callable[[runs.Run], Html | None]]] = [
     ("sets", "Sets and splits", lambda _: tables.parts(audit)),
     ("duplicates", "Near-duplicates", lambda _: tables.duplicates(audit, run, pictures)),
     ("patients", "Patients in several splits", lambda _: tables.patients(audit)),
@@ -45,12 +45,12 @@ def render(run: runs.Run) -> str:
     ("labels", "Labels", lambda _: tables.labels(audit)),
     ("people", "Sites, views, sex and age", lambda _: tables.attributes(audit)),
     ("floor", "Thumbnail floor", lambda _: tables.floor(audit)),
-    ("again", "How this was made", _made),
+    ("again", "How this was made", _provenance),
   ]
-  made = []
-  for key, name, make in body:
-    content = run_page.guard(make, run)
-    made.append(
+  sections = []
+  for key, name, section in builders:
+    content = run_page.guard(section, run)
+    sections.append(
       (key, name, None if content is None else el("section", el("h2", name), content, id=key))
     )
   opening = [
@@ -62,14 +62,14 @@ def render(run: runs.Run) -> str:
       el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
     )
   title = str(run_page.guard(lambda _: _title(audit), run))
-  return run_page.document(run, title, "cxrjax audit", opening, made)
+  return run_page.document(run, title, "cxrjax audit", opening, sections)
 
 
 def _title(audit: Mapping[str, Any]) -> str:
   names = list(dict.fromkeys(p["source"] for p in audit["parts"]))
   ends = [naming.source_name(n).rpartition("/")[2].rpartition(":")[2] for n in names]
-  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-  return f"Audit of {', '.join(ends[:3])}{more}"
+  suffix = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return f"Audit of {', '.join(ends[:3])}{suffix}"
 
 
 def now() -> str:
@@ -81,7 +81,7 @@ def _total(audit: Mapping[str, Any], key: str) -> int:
 
 
 def _summary(audit: Mapping[str, Any]) -> Html:
-  """What was looked at and what stands out, in words."""
+  """Summary of the data and the main findings, in words."""
   parts, pairs = audit.get("parts", []), audit.get("pairs", {})
   sources = len({p["source"] for p in parts})
   text: list[Any] = [
@@ -112,19 +112,19 @@ def _summary(audit: Mapping[str, Any]) -> Html:
       f" {format.count(same, 'more pair probably shows', 'more pairs probably show')} "
       "one patient at two times."
     )
-  said = str(audit.get("patients", {}).get("said", ""))
-  if len(parts) > 1 and said:
-    text.append(f" {said[0].upper()}{said[1:]}.")
+  statement = str(audit.get("patients", {}).get("said", ""))
+  if len(parts) > 1 and statement:
+    text.append(f" {statement[0].upper()}{statement[1:]}.")
   return el("div", el("p", text), cls="summary")
 
 
 def _callouts(audit: Mapping[str, Any]) -> list[Html]:
-  """What should be mended before anything is trained on these data."""
+  """Problems to fix before training on these data."""
   pairs, patients = audit.get("pairs", {}), audit.get("patients", {})
-  found = []
+  callouts = []
 
   def say(kind: str, *text: Any) -> None:
-    found.append(el("p", *text, cls=f"callout {kind}".strip()))
+    callouts.append(el("p", *text, cls=f"callout {kind}".strip()))
 
   if n := patients.get("crossing"):
     say(
@@ -173,11 +173,11 @@ def _callouts(audit: Mapping[str, Any]) -> list[Html]:
       ", ".join(f"{format.count(n)} {kind}" for kind, n in unusable.items() if n),
       ".",
     )
-  return found
+  return callouts
 
 
-def _made(run: runs.Run) -> Html:
-  """Command, settings, time, versions."""
+def _provenance(run: runs.Run) -> Html:
+  """Command, settings, timing and versions."""
   settings = run.fact("settings")
   settings = settings if isinstance(settings, Mapping) else {}
   names = {

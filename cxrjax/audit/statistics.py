@@ -1,4 +1,4 @@
-"""What an audit found, as numbers for the page and rows for the tables."""
+"""Findings of an audit, as facts for the page and rows for the CSV tables."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from cxrjax.evals import thumbnail_baseline
 from cxrjax.metrics import roc
 from cxrjax.metrics.intervals import Interval
 
-SHOWN = 24  # images of a kind on the page
-LISTED = 200  # of anything in run.json; the CSV files have all
-LEAST = 20  # images with and without a sex, view or site, for a floor of its own
-SITES = 6
-ATTRIBUTES = {"site": "sites", "view": "views", "sex": "sexes"}  # as `Table` calls them
+SHOWN = 24  # images of each kind on the page
+LISTED = 200  # entries of a list in run.json; the CSV files are complete
+LEAST = 20  # images with and without a sex, view or site that its floor needs
+SITES = 6  # values of an attribute that get a floor, the most common ones
+ATTRIBUTES = {"site": "sites", "view": "views", "sex": "sexes"}  # names of `Table` fields
 
 Place = tuple[int, int]  # part and row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
-  """Per part, for its good images: agreement with what all have in common, and kinds.
+  """Agreement of the decoded images of every part with the common pattern, and their defects.
 
-  `flat` images show nothing, `inverted` ones show bones black, `unlike` ones are unlike the rest.
+  `flat` images are blank, `inverted` ones show bones black, `unlike` ones resemble no others.
   """
 
   parts: Sequence[Part]
@@ -43,18 +43,18 @@ class Found:
 
 
 def look(parts: Sequence[Part]) -> Found:
-  """Looks at every image by itself."""
+  """Finds blank, inverted and atypical images."""
   described = [polarity.describe(p.images) for p in parts]
-  agree = polarity.agreement(*(x for x, _ in described))
+  agreement = polarity.agreement(*(x for x, _ in described))
   flat = [spread < polarity.FLAT for _, spread in described]
-  inverted = [(r <= polarity.INVERTED) & ~f for r, f in zip(agree, flat, strict=True)]
-  unlike = [(np.abs(r) < polarity.UNLIKE) & ~f for r, f in zip(agree, flat, strict=True)]
-  return Found(parts, agree, flat, inverted, unlike)
+  inverted = [(r <= polarity.INVERTED) & ~f for r, f in zip(agreement, flat, strict=True)]
+  unlike = [(np.abs(r) < polarity.UNLIKE) & ~f for r, f in zip(agreement, flat, strict=True)]
+  return Found(parts, agreement, flat, inverted, unlike)
 
 
 def strange(found: Found) -> dict[str, list[Place]]:
-  """Images to show of every kind; the clearest first."""
-  result = {}
+  """Images to show of every defect, the clearest first."""
+  images_by_kind = {}
   for kind in ("inverted", "flat", "unlike"):
     places = [
       (abs(float(r)) if kind == "unlike" else float(r), (k, int(part.good[i])))
@@ -62,8 +62,8 @@ def strange(found: Found) -> dict[str, list[Place]]:
       for i, r in enumerate(found.agreement[k])
       if getattr(found, kind)[k][i]
     ]
-    result[kind] = [place for _, place in sorted(places)[:SHOWN]]
-  return result
+    images_by_kind[kind] = [place for _, place in sorted(places)[:SHOWN]]
+  return images_by_kind
 
 
 # Floors.
@@ -71,9 +71,9 @@ def strange(found: Found) -> dict[str, list[Place]]:
 
 @dataclasses.dataclass(frozen=True)
 class Floor:
-  """How well ridge regression on thumbnails tells something.
+  """AUROC of ridge regression on thumbnails for one target.
 
-  `kind` is label, sex, view, site or source; `how` says which images it was fitted to.
+  `kind` is label, sex, view, site or source; `how` describes the training images.
   """
 
   source: str
@@ -85,109 +85,117 @@ class Floor:
 
 
 def floors(parts: Sequence[Part], owners: Sequence[Sequence[str]], folds: int) -> list[Floor]:
-  """The floor of every label, sex, view and site of each source, and of the sources themselves."""
-  x = [thumbnail_baseline.thumbnails(p.images) for p in parts]
-  own = [[o[i] for i in p.good.tolist()] for p, o in zip(parts, owners, strict=True)]
-  found = []
+  """Floors of every label, sex, view and site of each source, and of the sources themselves."""
+  thumbnails = [thumbnail_baseline.thumbnails(p.images) for p in parts]
+  good_owners = [[keys[i] for i in p.good.tolist()] for p, keys in zip(parts, owners, strict=True)]
+  results = []
   for number in sorted({p.number for p in parts}):
-    mine = [k for k, p in enumerate(parts) if p.number == number]
-    targets = _targets([parts[k] for k in mine])
+    indices = [k for k, p in enumerate(parts) if p.number == number]
+    targets = _targets([parts[k] for k in indices])
     if targets:
-      found += _floor(
-        parts[mine[0]].info.name,
+      results += _compute_floors(
+        parts[indices[0]].info.name,
         targets,
-        [parts[k].split for k in mine],
-        [x[k] for k in mine],
-        [own[k] for k in mine],
+        [parts[k].split for k in indices],
+        [thumbnails[k] for k in indices],
+        [good_owners[k] for k in indices],
         folds,
       )
   sources = sorted({p.number for p in parts})
   if len(sources) > 1:
     names = {p.number: p.info.name for p in parts}
-    of = np.concatenate([np.full(len(p.good), p.number) for p in parts])
-    targets = [("source", names[s], (of == s).astype(np.float32)) for s in sources]
-    found += _floor(
-      "all sources", targets, ["all"], [np.concatenate(x)], [list(itertools.chain(*own))], folds
+    source_numbers = np.concatenate([np.full(len(p.good), p.number) for p in parts])
+    targets = [("source", names[s], (source_numbers == s).astype(np.float32)) for s in sources]
+    results += _compute_floors(
+      "all sources",
+      targets,
+      ["all"],
+      [np.concatenate(thumbnails)],
+      [list(itertools.chain(*good_owners))],
+      folds,
     )
-  return found
+  return results
 
 
 def _targets(parts: Sequence[Part]) -> list[tuple[str, str, np.ndarray]]:
-  """What could be told from a source's images: kind, name and 1, 0 or NaN for each."""
+  """Prediction targets of a source: kind, name and, for each image, 1, 0 or NaN."""
   tables = [p.images.table for p in parts]
   info = parts[0].info
   labels = np.concatenate([t.labels for t in tables])
   columns = list(enumerate(info.classes))
   if info.exclusive and len(columns) == 2:
-    columns = columns[1:]  # the other is its mirror image
-  found = [("label", name, labels[:, c]) for c, name in columns]
-  for kind, rows in ATTRIBUTES.items():
-    values = list(itertools.chain(*(getattr(t, rows) for t in tables)))
-    count = Counter(v for v in values if v).most_common()
+    columns = columns[1:]  # the other one is its complement
+  targets = [("label", name, labels[:, c]) for c, name in columns]
+  for kind, field in ATTRIBUTES.items():
+    values = list(itertools.chain(*(getattr(t, field) for t in tables)))
+    value_counts = Counter(v for v in values if v).most_common()
     if kind == "sex":
-      count = [c for c in count if c[0] == "F"]
+      value_counts = [(value, n) for value, n in value_counts if value == "F"]
     known = np.array([bool(v) for v in values])
-    for value, n in count[:SITES]:
+    for value, n in value_counts[:SITES]:
       if n >= LEAST and known.sum() - n >= LEAST:
         y = np.array([v == value for v in values], np.float32)
-        found.append((kind, value, np.where(known, y, np.nan).astype(np.float32)))
-        if len(count) == 2:  # the other is its mirror image
+        targets.append((kind, value, np.where(known, y, np.nan).astype(np.float32)))
+        if len(value_counts) == 2:  # the other one is its complement
           break
-  return found
+  return targets
 
 
-def _floor(
+def _compute_floors(
   source: str,
   targets: Sequence[tuple[str, str, np.ndarray]],
   names: Sequence[str],
-  x: Sequence[np.ndarray],
-  own: Sequence[Sequence[str]],
+  thumbnails: Sequence[np.ndarray],
+  owners_of_parts: Sequence[Sequence[str]],
   folds: int,
 ) -> list[Floor]:
-  """On the test split where there is one to fit to and one to test on, else cross-validated."""
-  of = np.concatenate([np.full(len(v), k) for k, v in enumerate(x)])
-  features, owners = np.concatenate(x), np.array(list(itertools.chain(*own)))
+  """Floors on the test split if there is another one to fit to, otherwise cross-validated."""
+  part_numbers = np.concatenate([np.full(len(v), k) for k, v in enumerate(thumbnails)])
+  features, owners = np.concatenate(thumbnails), np.array(list(itertools.chain(*owners_of_parts)))
   y = np.stack([t[2] for t in targets], 1)
-  tested = of == names.index("test") if "test" in names else np.zeros(len(of), bool)
-  if tested.any() and not tested.all():
-    used, how = tested, "fitted to the other splits, tested on test"
-    scores = thumbnail_baseline.ridge(features[~tested], y[~tested], features[tested])
+  is_test = np.zeros(len(part_numbers), bool)
+  if "test" in names:
+    is_test = part_numbers == names.index("test")
+  if is_test.any() and not is_test.all():
+    evaluated, how = is_test, "fitted to the other splits, tested on test"
+    scores = thumbnail_baseline.ridge(features[~is_test], y[~is_test], features[is_test])
   else:
-    used, how = np.ones(len(of), bool), f"{folds} folds, patients and duplicates together"
+    evaluated = np.ones(len(part_numbers), bool)
+    how = f"{folds} folds, patients and duplicates together"
     scores = thumbnail_baseline.held_out(features, y, owners.tolist(), folds)
-  found = []
+  results = []
   for c, (kind, name, _) in enumerate(targets):
-    truth = y[used, c]
-    # A class without both values where it was fitted has no scores.
+    truth = y[evaluated, c]
+    # A class without both values among the training images has no scores.
     truth = np.where(np.isfinite(scores[:, c]), truth, np.nan)
-    found.append(
+    results.append(
       Floor(
         source,
         kind,
         name,
         int((truth == 1).sum()),
         how,
-        roc.auroc(np.nan_to_num(scores[:, c]), truth, owners[used]),
+        roc.auroc(np.nan_to_num(scores[:, c]), truth, owners[evaluated]),
       )
     )
-  return found
+  return results
 
 
 # Tables.
 
 
 def number_patients(parts: Sequence[Part]) -> dict[str, str]:
-  """`p1`, `p2`, ... in the order of the images: names of patients are not written down."""
+  """Pseudonyms `p1`, `p2`, ... in image order, so that no patient's name is written."""
   keys = dict.fromkeys(p for part in parts for p in part.patients if p)
   return {patient: f"p{k + 1}" for k, patient in enumerate(keys)}
 
 
 def pair_facts(parts: Sequence[Part], pair: Pair, copy: float) -> dict[str, Any]:
-  """One near-duplicate for the page."""
+  """Facts about one near-duplicate pair, for the page."""
 
   def side(place: Place) -> dict[str, Any]:
     part, row = parts[place[0]], place[1]
-    return {"part": part.name, "id": part.table.ids[row], "labels": _said(part, row)}
+    return {"part": part.name, "id": part.table.ids[row], "labels": _label_text(part, row)}
 
   return {
     "a": side(pair.a),
@@ -202,11 +210,11 @@ def pair_facts(parts: Sequence[Part], pair: Pair, copy: float) -> dict[str, Any]
 
 
 def chosen(parts: Sequence[Part], pairs: Sequence[Pair], count: int) -> list[Pair]:
-  """Pairs to show: those between splits first, but not only; the most alike of each."""
+  """Pairs to show, the most similar: between splits first, but up to half within splits."""
   between = [p for p in pairs if p.a[0] != p.b[0]]
   inside = [p for p in pairs if p.a[0] == p.b[0]]
-  few = min(len(inside), count // 2)
-  between = between[: count - few]
+  reserved = min(len(inside), count // 2)
+  between = between[: count - reserved]
   return between + inside[: count - len(between)]
 
 
@@ -231,7 +239,7 @@ def pair_rows(parts: Sequence[Part], pairs: Sequence[Pair], copy: float) -> Iter
       "copy" if p.r >= copy else "same patient?",
       f"{p.r:.4f}",
       f"{p.first:.4f}",
-      _across(a, b),
+      _boundary(a, b),
       {True: "yes", False: "no", None: ""}[p.same_patient],
       ";".join(p.differ),
       a.info.name,
@@ -243,7 +251,7 @@ def pair_rows(parts: Sequence[Part], pairs: Sequence[Pair], copy: float) -> Iter
     )
 
 
-def _across(a: Part, b: Part) -> str:
+def _boundary(a: Part, b: Part) -> str:
   return "" if a is b else "splits" if a.number == b.number else "sources"
 
 
@@ -259,8 +267,8 @@ def patient_rows(
 def image_rows(
   parts: Sequence[Part], found: Found, groups: Sequence[np.ndarray], numbers: Mapping[str, str]
 ) -> Iterator[Sequence[Any]]:
-  """Every image, also those that are bad or were left out by the source."""
-  size = Counter(itertools.chain(*(g.tolist() for g in groups)))
+  """A row for every image, including unreadable ones and those left out by the source."""
+  group_sizes = Counter(itertools.chain(*(g.tolist() for g in groups)))
   yield (
     "source",
     "split",
@@ -278,17 +286,17 @@ def image_rows(
   )
   left_out = set()
   for k, part in enumerate(parts):
-    t, good = part.table, {int(row): i for i, row in enumerate(part.good)}
+    table, good = part.table, {int(row): index for index, row in enumerate(part.good)}
     notes: dict[int, list[str]] = {}
     for note, rows in part.notes.items():
       for row in rows:
         notes.setdefault(row, []).append(note)
-    for row, name in enumerate(t.ids):
-      i = good.get(row)
+    for row, name in enumerate(table.ids):
+      index = good.get(row)
       kinds = (
         []
-        if i is None
-        else [kind for kind in ("flat", "inverted", "unlike") if getattr(found, kind)[k][i]]
+        if index is None
+        else [kind for kind in ("flat", "inverted", "unlike") if getattr(found, kind)[k][index]]
       )
       group = int(groups[k][row])
       yield (
@@ -296,15 +304,15 @@ def image_rows(
         part.split,
         name,
         numbers.get(part.patients[row], ""),
-        _said(part, row),
-        t.sites[row],
-        t.views[row],
-        t.sexes[row],
-        "" if np.isnan(t.ages[row]) else f"{t.ages[row]:g}",
-        "unreadable" if i is None else " ".join(kinds) or "good",
+        _label_text(part, row),
+        table.sites[row],
+        table.views[row],
+        table.sexes[row],
+        "" if np.isnan(table.ages[row]) else f"{table.ages[row]:g}",
+        "unreadable" if index is None else " ".join(kinds) or "good",
         part.bad.get(row) or "; ".join(notes.get(row, ())),
-        "" if i is None else f"{found.agreement[k][i]:.3f}",
-        f"g{group}" if size[group] > 1 else "",
+        "" if index is None else f"{found.agreement[k][index]:.3f}",
+        f"g{group}" if group_sizes[group] > 1 else "",
       )
     for name, reason in part.info.skipped:
       if (part.number, name) not in left_out:
@@ -355,7 +363,7 @@ def facts(
   numbers: Mapping[str, str],
   floors: Sequence[Floor],
 ) -> dict[str, Any]:
-  """Everything the page says, as plain values."""
+  """All facts for the page, as plain values."""
   kinds = ("inverted", "flat", "unlike")
   between: Counter[tuple[int, int, bool]] = Counter()
   for p in pairs:
@@ -459,21 +467,24 @@ def facts(
 
 
 def said_of_patients(parts: Sequence[Part], crossing: int) -> str:
-  """Whether a patient is in two splits, as far as that is known."""
+  """States whether patients are in several splits, as far as that is known."""
   if len(parts) < 2:
     return "there is one split, which no patient can leave"
-  is_ = "patient is" if crossing == 1 else "patients are"
-  of: dict[int, list[Part]] = {}
+  subject = "patient is" if crossing == 1 else "patients are"
+  by_source: dict[int, list[Part]] = {}
   for part in parts:
-    of.setdefault(part.number, []).append(part)
+    by_source.setdefault(part.number, []).append(part)
   return leakage.said(
     crossing,
     [
-      leakage.known([*itertools.chain(*(p.patients for p in own))], own[0].info)
-      for own in of.values()
+      leakage.known([*itertools.chain(*(p.patients for p in group))], group[0].info)
+      for group in by_source.values()
     ],
-    [f"images of {own[0].info.name}" if len(of) > 1 else "images" for own in of.values()],
-    some=f"{crossing} {is_} in several splits",
+    [
+      f"images of {group[0].info.name}" if len(by_source) > 1 else "images"
+      for group in by_source.values()
+    ],
+    some=f"{crossing} {subject} in several splits",
     none="no patient is in two splits",
     whether="whether a patient is in two splits",
   )
@@ -494,31 +505,31 @@ def _label_counts(part: Part) -> list[dict[str, Any]]:
 
 def _attributes(part: Part) -> dict[str, Any]:
   t = part.table
-  found: dict[str, Any] = {}
-  for kind, rows in ATTRIBUTES.items():
-    count = Counter(getattr(t, rows))
-    unknown = count.pop("", 0)
-    if count:
-      found[kind] = {
-        "counts": dict(count.most_common(LISTED)),
+  attributes: dict[str, Any] = {}
+  for kind, field in ATTRIBUTES.items():
+    value_counts = Counter(getattr(t, field))
+    unknown = value_counts.pop("", 0)
+    if value_counts:
+      attributes[kind] = {
+        "counts": dict(value_counts.most_common(LISTED)),
         "unknown": unknown,
-        "kinds": len(count),
+        "kinds": len(value_counts),
       }
   ages = t.ages[~np.isnan(t.ages)]
   if len(ages):
     low, middle, high = np.percentile(ages, (25, 50, 75)).tolist()
-    found["age"] = {
+    attributes["age"] = {
       "median": middle,
       "quartiles": [low, high],
       "least": float(ages.min()),
       "most": float(ages.max()),
       "unknown": int(np.isnan(t.ages).sum()),
     }
-  return found
+  return attributes
 
 
 def summary(facts: Mapping[str, Any]) -> list[str]:
-  """What was found, in a few lines for the terminal."""
+  """Findings in a few lines, for the terminal."""
   parts, pairs = facts["parts"], facts["pairs"]
 
   def total(key: str) -> int:
@@ -535,8 +546,8 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _said(part: Part, row: int) -> str:
-  """The classes of an image, in words."""
+def _label_text(part: Part, row: int) -> str:
+  """Positive classes of an image, in words."""
   y = part.table.labels[row]
   if part.info.classes and np.isnan(y).all():
     return "unknown"

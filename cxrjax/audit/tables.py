@@ -26,14 +26,14 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], left: int = 1) -> 
   def cell(kind: str, i: int, content: Any, **attributes: Any) -> Html:
     return el(kind, content, cls="num" if i >= left else None, **attributes)
 
-  made = el("thead", el("tr", [cell("th", i, h, scope="col") for i, h in enumerate(head)]))
+  header = el("thead", el("tr", [cell("th", i, h, scope="col") for i, h in enumerate(head)]))
   body = [
     el(
       "tr", [cell("td" if i else "th", i, c, scope=None if i else "row") for i, c in enumerate(row)]
     )
     for row in rows
   ]
-  return el("div", el("table", made, el("tbody", body), cls="parts"), cls="scroll")
+  return el("div", el("table", header, el("tbody", body), cls="parts"), cls="scroll")
 
 
 def _count(n: Any) -> str:
@@ -41,8 +41,8 @@ def _count(n: Any) -> str:
 
 
 def parts(audit: Mapping[str, Any]) -> Html | None:
-  """Every split: images, patients, what is wrong with them."""
-  found = audit.get("parts", [])
+  """Table of all splits: images, patients and defects; and a card for each source."""
+  splits = audit.get("parts", [])
   columns = {
     "n": "Images",
     "patients": "Patients",
@@ -52,37 +52,37 @@ def parts(audit: Mapping[str, Any]) -> Html | None:
     "unlike": "Unlike",
   }
   inside = {c["a"]: c for c in audit["pairs"]["counts"] if c["a"] == c["b"]}
+
+  def cell(part: Mapping[str, Any], column: str) -> str:
+    one_each = part["n"] > 1 and part.get("tells_patients") is False and not part["unknown"]
+    return "one an image" if column == "patients" and one_each else _count(part.get(column))
+
   rows = [
     [
       p["name"],
-      *(
-        "one an image"
-        if k == "patients" and p["n"] > 1 and p.get("tells_patients") is False and not p["unknown"]
-        else _count(p.get(k))
-        for k in columns
-      ),
+      *(cell(p, column) for column in columns),
       _count(inside.get(p["name"], {}).get("copies")),
     ]
-    for p in found
+    for p in splits
   ]
-  made = [table(["Split", *columns.values(), "Copies inside"], rows)]
+  summary = [table(["Split", *columns.values(), "Copies inside"], rows)]
   cards = []
-  for source in dict.fromkeys(p["source"] for p in found):
-    mine = [p for p in found if p["source"] == source]
-    notes = list(dict.fromkeys(n for p in mine for n in p.get("notes", [])))
-    prints = {p["split"]: p["fingerprint"] for p in mine}
-    about: list[tuple[str, Any]] = [
+  for source in dict.fromkeys(p["source"] for p in splits):
+    group = [p for p in splits if p["source"] == source]
+    notes = list(dict.fromkeys(note for p in group for note in p.get("notes", [])))
+    prints = {p["split"]: p["fingerprint"] for p in group}
+    facts: list[tuple[str, Any]] = [
       ("Source", el("span", naming.source_name(source), title=source)),
       ("Fingerprint", fact_tables.value("fingerprint", prints)),
     ]
     if notes:
-      about.append(("Notes", fact_tables.value("notes", notes)))
-    cards.append(el("div", fact_tables.pairs(about), cls="card"))
-  return el("div", made, el("div", cards, cls="cards"))
+      facts.append(("Notes", fact_tables.value("notes", notes)))
+    cards.append(el("div", fact_tables.pairs(facts), cls="card"))
+  return el("div", summary, el("div", cards, cls="cards"))
 
 
 def duplicates(audit: Mapping[str, Any], run: Run, shown: Mapping[str, np.ndarray]) -> Html | None:
-  """How many pairs, between which splits, and the pairs side by side."""
+  """Counts of near-duplicate pairs by split, and the pairs side by side."""
   pairs = audit["pairs"]
   settings = run.fact("settings") or {}
   copy, same = (f"{number(settings.get(k)):g}" for k in ("copy", "same"))
@@ -99,7 +99,7 @@ def duplicates(audit: Mapping[str, Any], run: Run, shown: Mapping[str, np.ndarra
     )
   names = [p["name"] for p in audit["parts"]]
   counts = {(c["a"], c["b"]): c for c in pairs["counts"]}
-  made = [el("p", note, cls="note")]
+  content = [el("p", note, cls="note")]
   if pairs["copies"] or pairs["same"]:
     listed = [c for c in counts.values() if c["copies"] or c["same"]]
     listed.sort(key=lambda c: (c["a"] == c["b"], names.index(c["a"]), names.index(c["b"])))
@@ -111,9 +111,9 @@ def duplicates(audit: Mapping[str, Any], run: Run, shown: Mapping[str, np.ndarra
       ]
       for c in listed
     ]
-    made.append(table(["Where", "Same radiograph", "Same patient, probably"], rows))
+    content.append(table(["Where", "Same radiograph", "Same patient, probably"], rows))
     if n := pairs.get("other_patient"):
-      made.append(
+      content.append(
         el(
           "p",
           f"{format.count(n, 'pair is', 'pairs are')} of patients whom the data call different.",
@@ -123,10 +123,10 @@ def duplicates(audit: Mapping[str, Any], run: Run, shown: Mapping[str, np.ndarra
   images = shown.get("pairs")
   listed = pairs.get("shown", [])
   if images is None or not listed:
-    return el("div", made, el("p", "No pair was found.", cls="quiet") if not listed else None)
+    return el("div", content, el("p", "No pair was found.", cls="quiet") if not listed else None)
   total = pairs["copies"] + pairs["same"]
   if total > len(listed):
-    made.append(
+    content.append(
       el(
         "p",
         f"{format.count(len(listed))} of {format.count(total, 'pair')}; all are in ",
@@ -135,11 +135,16 @@ def duplicates(audit: Mapping[str, Any], run: Run, shown: Mapping[str, np.ndarra
         cls="note",
       )
     )
-  for title, keep in (("Between splits or sources", True), ("Within a split", False)):
-    group = [(p, i) for i, p in enumerate(listed) if p["across"] is keep and i < len(images)]
+  for title, is_across in (("Between splits or sources", True), ("Within a split", False)):
+    group = [
+      (pair, i) for i, pair in enumerate(listed) if pair["across"] is is_across and i < len(images)
+    ]
     if group:
-      made += [el("h3", title), el("div", [_pair(p, images[i]) for p, i in group], cls="twins")]
-  return el("div", made)
+      content += [
+        el("h3", title),
+        el("div", [_pair(pair, images[i]) for pair, i in group], cls="twins"),
+      ]
+  return el("div", content)
 
 
 def _pair(pair: Mapping[str, Any], images: np.ndarray) -> Html:
@@ -149,65 +154,65 @@ def _pair(pair: Mapping[str, Any], images: np.ndarray) -> Html:
       pictures.picture(pictures.gray(image), side["id"], SIZE),
       el(
         "figcaption",
-        el("span", _end(side["id"]), title=side["id"]),
+        el("span", _short_name(side["id"]), title=side["id"]),
         el("small", " \N{MIDDLE DOT} ".join(x for x in (side["part"], side["labels"]) if x)),
       ),
     )
     for side, image in zip((pair["a"], pair["b"]), images, strict=True)
   ]
   kind = "same radiograph" if pair["copy"] else "same patient?"
-  said = [el("b", kind), f" {pair['r']:.3f}"]
+  caption = [el("b", kind), f" {pair['r']:.3f}"]
   tags = [
     el("span", "other label", cls="tag bad") if pair["differ"] else None,
     el("span", "other patient, say the data", cls="tag warn")
     if pair["same_patient"] is False
     else None,
   ]
-  return el("div", el("p", said, tags), el("div", sides, cls="pair"), cls="card twin")
+  return el("div", el("p", caption, tags), el("div", sides, cls="pair"), cls="card twin")
 
 
-def _end(name: str) -> str:
+def _short_name(name: str) -> str:
   last = name.rstrip("/").rpartition("/")[2]
   return last if len(last) <= 40 else f"\N{HORIZONTAL ELLIPSIS}{last[-38:]}"
 
 
 def patients(audit: Mapping[str, Any]) -> Html | None:
-  """Patients who are in several splits."""
-  found = audit["patients"]
-  said = f"{found['said'][0].upper()}{found['said'][1:]}."
-  if not found["crossing"]:
-    return el("p", said, cls="quiet")
-  made = [el("p", said, cls="note")]
-  rows = [[" and ".join(b["parts"]), format.count(b["patients"])] for b in found["between"]]
-  made.append(table(["Splits", "Patients"], rows))
+  """Patients that are in several splits."""
+  facts = audit["patients"]
+  statement = f"{facts['said'][0].upper()}{facts['said'][1:]}."
+  if not facts["crossing"]:
+    return el("p", statement, cls="quiet")
+  content = [el("p", statement, cls="note")]
+  rows = [[" and ".join(b["parts"]), format.count(b["patients"])] for b in facts["between"]]
+  content.append(table(["Splits", "Patients"], rows))
   items = []
-  for p in found["listed"]:
-    names = [el("li", el("code", name), " ", el("small", part)) for part, name in p["images"]]
-    more = p["n"] - len(p["images"])
+  for patient in facts["listed"]:
+    names = [el("li", el("code", name), " ", el("small", part)) for part, name in patient["images"]]
+    omitted = patient["n"] - len(patient["images"])
     items.append(
       el(
         "details",
-        el("summary", f"{p['patient']}: {format.count(p['n'], 'image')}"),
-        el("ul", names, el("li", f"and {more} more") if more > 0 else None),
+        el("summary", f"{patient['patient']}: {format.count(patient['n'], 'image')}"),
+        el("ul", names, el("li", f"and {omitted} more") if omitted > 0 else None),
       )
     )
-  made.append(el("div", items))
-  if found["crossing"] > len(found["listed"]):
-    made.append(
+  content.append(el("div", items))
+  if facts["crossing"] > len(facts["listed"]):
+    content.append(
       el(
         "p",
-        f"The first {len(found['listed'])} of {format.count(found['crossing'])}; all are in ",
+        f"The first {len(facts['listed'])} of {format.count(facts['crossing'])}; all are in ",
         el("code", "patients.csv"),
         ".",
         cls="note",
       )
     )
-  return el("div", made)
+  return el("div", content)
 
 
 def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
-  """Unreadable images, and pictures of those that are inverted, blank or unlike the others."""
-  found = audit["images"]
+  """Lists unreadable images; shows inverted, blank and atypical ones."""
+  facts = audit["images"]
   texts = {
     "inverted": (
       "Inverted",
@@ -221,10 +226,12 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
       "have in common: cut off, framed, turned, lateral, or no chest.",
     ),
   }
-  made: list[Html] = []
-  for title, key, last in (("unreadable", "bad", "unreadable"), ("left out", "left_out", "")):
-    rows = found.get(key, [])
-    total = sum(p["unreadable"] for p in audit["parts"]) if last else audit.get("left_out", 0)
+  content: list[Html] = []
+  for title, key, is_unreadable in (("unreadable", "bad", True), ("left out", "left_out", False)):
+    rows = facts.get(key, [])
+    total = (
+      sum(p["unreadable"] for p in audit["parts"]) if is_unreadable else audit.get("left_out", 0)
+    )
     if rows:
       items = [
         el("li", el("code", name), f" {reason} ", el("small", where))
@@ -234,10 +241,10 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
         items.append(el("li", f"and {total - len(rows):,} more"))
       title = (
         format.count(total, "image is unreadable", "images are unreadable")
-        if last
+        if is_unreadable
         else format.count(total, "image was", "images were") + " left out by the source"
       )
-      made.append(el("details", el("summary", title), el("ul", items), open=total < 12))
+      content.append(el("details", el("summary", title), el("ul", items), open=total < 12))
   for kind, (title, note) in texts.items():
     total = sum(p[kind] for p in audit["parts"])
     pixels = shown.get(kind)
@@ -249,23 +256,23 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
         pictures.picture(pictures.gray(image), name, 132),
         el(
           "figcaption",
-          el("span", _end(name), title=name),
+          el("span", _short_name(name), title=name),
           el("small", f"{where} {r:.2f}".strip().replace("-", "\N{MINUS SIGN}")),
         ),
       )
-      for (where, name, r), image in zip(found[kind], pixels, strict=False)
+      for (where, name, r), image in zip(facts[kind], pixels, strict=False)
     ]
-    more = f" The clearest {len(figures)} of {format.count(total)}." if total > len(figures) else ""
-    made += [
+    hint = f" The clearest {len(figures)} of {format.count(total)}." if total > len(figures) else ""
+    content += [
       el("h3", f"{title}: {format.count(total)}"),
-      el("p", note + more, cls="note"),
+      el("p", note + hint, cls="note"),
       el("div", figures, cls="gallery"),
     ]
-  if not made:
+  if not content:
     return el("p", "All images can be read; none is blank or inverted.", cls="quiet")
   return el(
     "div",
-    made,
+    content,
     el(
       "p", "Every image with what was found of it is in ", el("code", "images.csv"), ".", cls="note"
     ),
@@ -273,32 +280,32 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
 
 
 def labels(audit: Mapping[str, Any]) -> Html | None:
-  """How often every class is present, by split."""
-  made = []
+  """Number of images with each class, by split."""
+  content = []
   for source in dict.fromkeys(p["source"] for p in audit["parts"]):
-    mine = [p for p in audit["parts"] if p["source"] == source and p["labels"]]
-    if not mine:
+    splits = [p for p in audit["parts"] if p["source"] == source and p["labels"]]
+    if not splits:
       continue
     rows = []
-    for c, first in enumerate(mine[0]["labels"][:CLASSES]):
-      cells = [first["name"]]
-      for p in mine:
-        x = p["labels"][c]
-        known = x["present"] + x["absent"]
-        share = f" ({100 * x['present'] / known:.3g} %)" if known else ""
-        unknown = f", {format.count(x['unknown'])} unknown" if x["unknown"] else ""
-        cells.append([_count(x["present"]), el("small", share + unknown)])
+    for c, label in enumerate(splits[0]["labels"][:CLASSES]):
+      cells = [label["name"]]
+      for p in splits:
+        counts = p["labels"][c]
+        known = counts["present"] + counts["absent"]
+        share = f" ({100 * counts['present'] / known:.3g} %)" if known else ""
+        unknown = f", {format.count(counts['unknown'])} unknown" if counts["unknown"] else ""
+        cells.append([_count(counts["present"]), el("small", share + unknown)])
       rows.append(cells)
-    more = len(mine[0]["labels"]) - CLASSES
-    made.append(
+    omitted = len(splits[0]["labels"]) - CLASSES
+    content.append(
       el(
         "div",
         el("h3", naming.source_name(source)),
-        table(["Class", *(p["split"] for p in mine)], rows),
-        el("p", f"and {more} more classes", cls="note") if more > 0 else None,
+        table(["Class", *(p["split"] for p in splits)], rows),
+        el("p", f"and {omitted} more classes", cls="note") if omitted > 0 else None,
       )
     )
-  if not made:
+  if not content:
     return None
   return el(
     "div",
@@ -307,97 +314,98 @@ def labels(audit: Mapping[str, Any]) -> Html | None:
       "Images in which the class is present; in brackets of those where it is known.",
       cls="note",
     ),
-    made,
+    content,
   )
 
 
 def attributes(audit: Mapping[str, Any]) -> Html | None:
   """Sites, views, sexes and ages, by split, where the sources know them."""
-  have = [p for p in audit["parts"] if p["attributes"]]
-  if not have:
+  splits = [p for p in audit["parts"] if p["attributes"]]
+  if not splits:
     return None
-  made = []
+  content = []
   for kind, title in (("site", "Site"), ("view", "View"), ("sex", "Sex")):
-    mine = [p for p in have if kind in p["attributes"]]
-    if not mine:
+    known = [p for p in splits if kind in p["attributes"]]
+    if not known:
       continue
-    names = list(dict.fromkeys(v for p in mine for v in p["attributes"][kind]["counts"]))
+    names = list(dict.fromkeys(v for p in known for v in p["attributes"][kind]["counts"]))
     rows = []
     for name in names[:20]:
       cells: list[Any] = [name]
-      for p in mine:
+      for p in known:
         n = p["attributes"][kind]["counts"].get(name, 0)
         share = f" ({100 * n / p['n']:.3g} %)" if n else ""
         cells.append([_count(n), el("small", share)])
       rows.append(cells)
     if len(names) > 20:
-      rows.append([f"{len(names) - 20} more", *("" for _ in mine)])
-    if any(p["attributes"][kind]["unknown"] for p in mine):
-      rows.append(["unknown", *(_count(p["attributes"][kind]["unknown"]) for p in mine)])
-    made.append(table([title, *(p["name"] for p in mine)], rows))
-  if aged := [p for p in have if "age" in p["attributes"]]:
+      rows.append([f"{len(names) - 20} more", *("" for _ in known)])
+    if any(p["attributes"][kind]["unknown"] for p in known):
+      rows.append(["unknown", *(_count(p["attributes"][kind]["unknown"]) for p in known)])
+    content.append(table([title, *(p["name"] for p in known)], rows))
+  if with_ages := [p for p in splits if "age" in p["attributes"]]:
     rows = []
-    for p in aged:
-      a = p["attributes"]["age"]
-      low, high = a["quartiles"]
+    for p in with_ages:
+      age = p["attributes"]["age"]
+      low, high = age["quartiles"]
       rows.append(
         [
           p["name"],
-          f"{a['median']:.3g}",
+          f"{age['median']:.3g}",
           f"{low:.3g}{DASH}{high:.3g}",
-          f"{a['least']:.3g}{DASH}{a['most']:.3g}",
-          _count(a["unknown"]),
+          f"{age['least']:.3g}{DASH}{age['most']:.3g}",
+          _count(age["unknown"]),
         ]
       )
-    made.append(table(["Age in years", "Median", "Middle half", "All", "Unknown"], rows))
-  return el("div", made)
+    content.append(table(["Age in years", "Median", "Middle half", "All", "Unknown"], rows))
+  return el("div", content)
+
+
+def _target_name(floor: Mapping[str, Any]) -> str:
+  if floor["kind"] == "label":
+    return str(floor["name"])
+  if floor["kind"] == "source":
+    return f"from {naming.source_name(floor['name'])}"
+  return f"{floor['kind']} {floor['name']}"
 
 
 def floor(audit: Mapping[str, Any]) -> Html | None:
-  """What ridge regression on 16 x 16 thumbnails tells."""
-  found = audit.get("floor", [])
-  if not found:
+  """AUROC of ridge regression on 16 x 16 thumbnails, by target."""
+  floors = audit.get("floor", [])
+  if not floors:
     return None
   note = (
     "AUROC of ridge regression on 16 \N{MULTIPLICATION SIGN} 16 pixels, with 95 % intervals. "
     "Exposure, collimation and age alone get this far: a model is worth what it adds. Where "
     "a site or a source can be told, a model may learn to tell it instead of the disease."
   )
-  made = [el("p", note, cls="note")]
-  for source in dict.fromkeys(f["source"] for f in found):
-    mine = [f for f in found if f["source"] == source]
-    values = [number(f["value"]) for f in mine] + [number(f["low"]) for f in mine]
+  content = [el("p", note, cls="note")]
+  for source in dict.fromkeys(f["source"] for f in floors):
+    group = [f for f in floors if f["source"] == source]
+    values = [number(f["value"]) for f in group] + [number(f["low"]) for f in group]
     start = 0.5 if min((v for v in values if math.isfinite(v)), default=0) >= 0.5 else 0.0
     rows = []
-    for f in mine:
-      e = Estimate(number(f["value"]), number(f["low"]), number(f["high"]), f["n"])
-      name = (
-        f["name"]
-        if f["kind"] == "label"
-        else (
-          f"from {naming.source_name(f['name'])}"
-          if f["kind"] == "source"
-          else f"{f['kind']} {f['name']}"
-        )
-      )
+    for f in group:
+      estimate = Estimate(number(f["value"]), number(f["low"]), number(f["high"]), f["n"])
       value = [
-        el("span", format.decimal(e.value), " "),
-        el("small", f"({format.interval(e)})")
-        if format.interval(e)
+        el("span", format.decimal(estimate.value), " "),
+        el("small", f"({format.interval(estimate)})")
+        if format.interval(estimate)
         else el("small", f["undefined"] or ""),
       ]
-      drawn = (
-        results.forest("auroc", {TRAINED: e}, start, [TRAINED]) if math.isfinite(e.value) else None
+      plot = (
+        results.forest("auroc", {TRAINED: estimate}, start, [TRAINED])
+        if math.isfinite(estimate.value)
+        else None
       )
       rows.append(
         el(
           "tr",
-          el("th", name, scope="row"),
+          el("th", _target_name(f), scope="row"),
           el("td", value, cls="num"),
           el(
             "td", f"{format.count(f['positive']) or 0} of {format.count(f['n'])}", cls="num quiet"
           ),
-          el("td", drawn, cls="forest"),
+          el("td", plot, cls="forest"),
         )
       )
     head = el(
@@ -407,8 +415,8 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
       el("th", "Present", scope="col", cls="quiet"),
       el("th", results.range_axis(start), scope="col", cls="forest"),
     )
-    how = list(dict.fromkeys(f["how"] for f in mine))
-    made.append(
+    how = list(dict.fromkeys(f["how"] for f in group))
+    content.append(
       el(
         "div",
         el("h3", naming.source_name(source)),
@@ -416,4 +424,4 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
         el("div", el("table", el("thead", head), el("tbody", rows), cls="results"), cls="scroll"),
       )
     )
-  return el("div", made)
+  return el("div", content)

@@ -1,1 +1,1 @@
-"""Preparing published data sets for TFDS: archives, releases, Beam. Training never imports it."""
+"""Preparation of published data sets for TFDS: archives, releases, Beam; unused in training."""

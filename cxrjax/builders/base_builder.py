@@ -1,7 +1,7 @@
-"""What the TFDS builders inherit: splits of more than a gigabyte without TensorFlow, and Beam.
+"""Base class of the TFDS builders: Beam, and splits over a gigabyte without TensorFlow.
 
-TFDS 4.9 puts the examples of a large split into files on disk before it writes them in their final
-order, and opens these files with TensorFlow. Here they are opened with Python where there is none.
+TFDS 4.9 buffers the examples of a large split in files on disk before it writes them in their final
+order, and opens these files with TensorFlow. Without TensorFlow they are opened with Python here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
   """A TFDS builder whose splits may be larger than a gigabyte without TensorFlow.
 
   Attributes:
-    on_beam: whether Beam was asked for, by `tfds build --beam_pipeline_options=...` or a
-      `beam_runner` in the `DownloadConfig`; known once examples are generated.
+    on_beam: whether Beam was requested, by `tfds build --beam_pipeline_options=...` or a
+      `beam_runner` in the `DownloadConfig`; set before examples are generated.
   """
 
   on_beam = False
@@ -36,8 +36,8 @@ class SetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
       super()._download_and_prepare(dl_manager, download_config)
 
 
-class _Written:
-  """A file that is opened for each write: TFDS keeps a thousand, close to what a system allows."""
+class _AppendFile:
+  """A file reopened for each write: TFDS holds a thousand, close to the system's limit."""
 
   def __init__(self, path: str | os.PathLike):
     self._path = pathlib.Path(path)
@@ -48,24 +48,24 @@ class _Written:
       opened.write(data)
 
   def flush(self) -> None:
-    """There is nothing to flush."""
+    """Does nothing: each write is flushed."""
 
   def close(self) -> None:
-    """There is nothing to close."""
+    """Does nothing: each write closes the file."""
 
 
-def _open(path: str | os.PathLike, mode: str) -> _Written | IO[Any]:
-  """What TFDS asks of `tf.io.gfile.GFile`: `wb`, and later `rb`."""
-  return _Written(path) if mode == "wb" else open(path, mode)
+def _open(path: str | os.PathLike, mode: str) -> _AppendFile | IO[Any]:
+  """Replaces `tf.io.gfile.GFile` as TFDS uses it: `wb`, and later `rb`."""
+  return _AppendFile(path) if mode == "wb" else open(path, mode)
 
 
 @contextlib.contextmanager
 def without_tensorflow() -> Iterator[None]:
-  """While this lasts, TFDS writes large splits without TensorFlow, if there is none."""
+  """Context in which TFDS writes large splits without TensorFlow, if it is not installed."""
   if importlib.util.find_spec("tensorflow") is not None:
     yield
     return
-  before = shuffle.tf
+  original_tf = shuffle.tf
   shuffle.tf = types.SimpleNamespace(
     io=types.SimpleNamespace(
       gfile=types.SimpleNamespace(GFile=_open, exists=os.path.exists, remove=os.remove)
@@ -75,8 +75,8 @@ def without_tensorflow() -> Iterator[None]:
   try:
     yield
   finally:
-    shuffle.tf = before
+    shuffle.tf = original_tf
 
 
 class _NeverRaised(Exception):
-  """TFDS catches this one when too many files are open."""
+  """Stands in for the error that TFDS catches when too many files are open."""

@@ -1,8 +1,8 @@
 """Builds a published set with Apache Beam: every archive is read by one worker, once.
 
-DICOM files take long to decode and to store, so that an archive of these is shared by many workers.
+DICOM files are slow to decode and store, so an archive of these is divided among many workers.
 
-The workers need this package and the folder with the archives; what the tables say is sent to them.
+The workers need this package and the folder with the archives; the listing is sent to them.
 """
 
 from __future__ import annotations
@@ -25,65 +25,64 @@ try:
 except ImportError as error:
   raise UserError('Beam is asked for but not installed: pip install -e ".[tfds]"') from error
 
-SHARES = 64  # of an archive of DICOM files
+SHARES = 64  # pieces of work per archive of DICOM files
 _ACCOUNT = "account.json"
 
 
 def read_part(part: csv_builder.Part, packed: bytes) -> Iterator[Any]:
-  """All images of one archive: `(split, (id, example))`, and tagged `told`: `(key, reason)`.
+  """Reads an archive: `(split, (id, example))`, and `(key, reason)` with the tag `outcomes`.
 
-  The reason is empty for an image that is there and can be used.
+  The reason is empty for an image that is present and usable.
   """
   listing = csv_builder.unpack(packed)
   unlisted: list[str] = []
-  left = set(listing.rows)
-  for key, data in csv_builder.images(part, listing, left, unlisted.append):
-    left.remove(key)
+  unread = set(listing.rows)
+  for key, data in csv_builder.images(part, listing, unread, unlisted.append):
+    unread.remove(key)
     reason = ""
     try:
       row = listing.rows[key]
       yield row.split, (key, csv_builder.example(key, row, listing, data))
     except decode.BadImage as error:
       reason = str(error)
-    yield beam.pvalue.TaggedOutput("told", (key, reason))
+    yield beam.pvalue.TaggedOutput("outcomes", (key, reason))
   for key in unlisted:
-    yield beam.pvalue.TaggedOutput("told", (key, csv_builder.UNLISTED))
+    yield beam.pvalue.TaggedOutput("outcomes", (key, csv_builder.UNLISTED))
 
 
 def account(told: list[tuple[str, str]], packed: bytes, paths: Sequence[str], folder: str) -> None:
-  """Writes down which images are left out and how many are not, and fails where too many are."""
+  """Records which images are left out and how many are read; fails where too many are missing."""
   listing = csv_builder.unpack(packed)
-  found, counts = dict(told), {}
+  reasons, counts = dict(told), {}
   for split in dict.fromkeys(row.split for row in listing.rows.values()):
     rows = listing.of(split)
-    missing = [key for key in rows if key not in found]
+    missing = [key for key in rows if key not in reasons]
     csv_builder.absent(split, missing, len(rows), paths)
-    found |= dict.fromkeys(missing, csv_builder.ABSENT)
-    counts[split] = sum(not found[key] for key in rows)
-  csv_builder.surplus(
-    [key for key, reason in found.items() if reason == csv_builder.UNLISTED], listing, paths
-  )
-  left = sorted((key, reason) for key, reason in found.items() if reason)
-  epath.Path(os.path.join(folder, _ACCOUNT)).write_text(json.dumps([left, counts]))
+    reasons |= dict.fromkeys(missing, csv_builder.ABSENT)
+    counts[split] = sum(not reasons[key] for key in rows)
+  unlisted = [key for key, reason in reasons.items() if reason == csv_builder.UNLISTED]
+  csv_builder.surplus(unlisted, listing, paths)
+  left_out = sorted((key, reason) for key, reason in reasons.items() if reason)
+  epath.Path(os.path.join(folder, _ACCOUNT)).write_text(json.dumps([left_out, counts]))
 
 
 def result(folder: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
-  """What the pipeline left out, and how many images of each split it read; once."""
+  """Reads and removes the pipeline's record: images left out, and images read per split."""
   path = epath.Path(os.path.join(folder, _ACCOUNT))
-  left, counts = json.loads(path.read_text())
+  left_out, counts = json.loads(path.read_text())
   path.unlink()
-  return [(key, reason) for key, reason in left], counts
+  return [(key, reason) for key, reason in left_out], counts
 
 
 def shares(part: csv_builder.Part, listing: csv_builder.Listing) -> list[csv_builder.Part]:
-  """The pieces of work that an archive is; one for a tar, which is read from its start."""
+  """Divides an archive into pieces of work; a tar, which is read from its start, is one piece."""
   if not listing.dicom or archive.is_tar(part.path):
     return [part]
   return [dataclasses.replace(part, share=i, shares=SHARES) for i in range(SHARES)]
 
 
 class _Reading:
-  """The images of all splits, read once: whichever split is asked for first adds it."""
+  """Reading step for the images of all splits, added to the pipeline by the first split."""
 
   def __init__(self, parts: Sequence[csv_builder.Part], listing: csv_builder.Listing, folder: str):
     self._parts = [piece for part in parts for piece in shares(part, listing)]
@@ -97,10 +96,10 @@ class _Reading:
         | "Archives" >> beam.Create(self._parts)
         | "Spread" >> beam.Reshuffle()
         | "Read"
-        >> beam.FlatMap(read_part, packed=self._packed).with_outputs("told", main="examples")
+        >> beam.FlatMap(read_part, packed=self._packed).with_outputs("outcomes", main="examples")
       )
       _ = (
-        read.told
+        read.outcomes
         | "All" >> beam.combiners.ToList()
         | "Account"
         >> beam.Map(
@@ -115,7 +114,7 @@ class _Reading:
 
 
 class _Split(beam.PTransform):
-  """The examples of one split."""
+  """Selects the examples of one split."""
 
   def __init__(self, reading: _Reading, name: str):
     super().__init__()
@@ -125,7 +124,7 @@ class _Split(beam.PTransform):
     name = self._name
     return (
       self._reading.examples(start.pipeline)
-      | "Of" >> beam.Filter(lambda found: found[0] == name)
+      | "Of" >> beam.Filter(lambda item: item[0] == name)
       | "Example" >> beam.Values()
     )
 
@@ -136,13 +135,13 @@ def generators(
   splits: Sequence[str],
   folder: str,
 ) -> dict[str, Any]:
-  """For each split a transform that yields `(id, example)`.
+  """A transform per split that yields `(id, example)`.
 
   Args:
     parts: the archives.
-    listing: what the tables say.
+    listing: of the set.
     splits: names of the splits.
-    folder: that the data set is written to; workers can write there too.
+    folder: where the data set is written; workers must be able to write there too.
   """
   reading = _Reading(parts, listing, folder)
   return {name: _Split(reading, name) for name in splits}

@@ -1,8 +1,8 @@
-"""Large published sets: tables that describe images, and archives in which the images lie.
+"""Builder for large published sets: tables that describe images, and archives that hold them.
 
-A builder of such a set says what its tables hold (`PublishedBuilder.listing`); the images are then
-read in the order they lie in, one archive after the other and each only once for each split, and
-never unpacked to disk. With Beam each archive is a piece of work of its own.
+A builder of such a set parses its tables (`PublishedBuilder.listing`); the images are then read in
+archive order, one archive after the other and each once per split, without unpacking to disk. With
+Beam each archive is a separate piece of work.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from cxrjax.data.decoding import decode, dicom
 from cxrjax.data.sources import archive
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_FEW = 10  # this many images may be absent, or this share of those listed
-_SHARE = 0.01
+_MAX_COUNT = 10  # images that may be absent or unlisted: this many, or this share
+_MAX_SHARE = 0.01
 
 
 @dataclasses.dataclass(slots=True)
 class Listed:
-  """What the tables say of one image.
+  """One image as the tables describe it.
 
   Attributes:
     patient: shared by all images of one patient; empty where unknown.
-    split: it belongs to.
+    split: name of its split.
     labels: in the order of the set's labels.
     age: in years.
     sex: `F`, `M`, or empty.
     view: `PA`, `AP`, `L`, or empty.
-    boxes: of each box its name, [ymin, xmin, ymax, xmax] (0..1; of DICOM files in pixels) and,
-      where several readers drew them, who did; None for a set without.
-    inverted: bright where much X-ray came through (MONOCHROME1); it is stored the other way round.
-    more: columns of the set's own, of plain numbers, texts and lists.
+    boxes: each with its name, [ymin, xmin, ymax, xmax] (0..1; of DICOM files in pixels) and, where
+      several readers drew them, its reader; None for a set without boxes.
+    inverted: bright where many X-rays came through (MONOCHROME1); it is inverted for storage.
+    more: columns specific to the set, of plain numbers, texts and lists.
   """
 
   patient: str
@@ -64,10 +64,10 @@ class Part:
   """An archive or a folder with images.
 
   Attributes:
-    path: where it is.
-    prefix: put before the names in it, so that they read as in the whole set.
-    share: which of the images to read, of `shares` that are about equal.
-    shares: 1 to read all.
+    path: of the archive or folder.
+    prefix: prepended to the names in it, so that they read as in the complete set.
+    share: which of `shares` roughly equal shares of the images to read.
+    shares: number of shares; 1 reads all images.
   """
 
   path: str
@@ -77,20 +77,20 @@ class Part:
 
 
 class Listing:
-  """All images that a set's tables name.
+  """All images listed in a set's tables.
 
   Args:
     labels: names of the findings; `GROUP::NAME` for those of another reader, which are stored in a
       column of their own.
-    pattern: regular expression of an image's path in an archive; what its groups match, joined by
-      `/`, is the key under which the tables name it, and its `id`.
+    pattern: regular expression of an image's path in an archive; its matched groups, joined by `/`,
+      are the key under which the tables list the image, and its `id`.
     dicom: whether the images are DICOM files, whose pixels are stored as PNG, with their window.
-      Age, sex and view are then the files', where these say them.
-    youngest: in years; what a DICOM file says below that is unknown.
+      Age, sex and view are then taken from the files where they are given there.
+    youngest: in years; a lower age in a DICOM file counts as unknown.
 
   Attributes:
-    rows: what is known of each image, by its key.
-    left_out: why an image that is listed is of no use, by its key.
+    rows: usable images, by key.
+    left_out: reasons why listed images are unusable, by key.
   """
 
   def __init__(
@@ -105,10 +105,10 @@ class Listing:
     return key in self.rows or key in self.left_out
 
   def add(self, key: str, row: Listed | str, place: str) -> None:
-    """Adds an image, or why it is of no use.
+    """Adds an image, or the reason why it is unusable.
 
     Raises:
-      UserError: it is there already; with `place`, where it stands.
+      UserError: it is listed twice; the message names `place`, the position in the table.
     """
     if key in self:
       raise UserError(f"{place} lists {key} a second time")
@@ -122,30 +122,27 @@ class Listing:
     return {key: row for key, row in self.rows.items() if row.split == split}
 
   def pack(self) -> bytes:
-    """All of it, small, to be sent to other machines."""
+    """Serializes and compresses the listing, to be sent to other machines."""
     rows = [[key, *dataclasses.astuple(row)] for key, row in self.rows.items()]
-    return zlib.compress(
-      json.dumps(
-        [self.labels, self.pattern, self.dicom, self.youngest, self.left_out, rows]
-      ).encode()
-    )
+    content = [self.labels, self.pattern, self.dicom, self.youngest, self.left_out, rows]
+    return zlib.compress(json.dumps(content).encode())
 
 
 @functools.lru_cache(maxsize=1)
 def unpack(packed: bytes) -> Listing:
-  """A listing that was packed."""
+  """Restores a listing from `Listing.pack`."""
   labels, pattern, of_dicom, youngest, left_out, rows = json.loads(zlib.decompress(packed))
-  found = Listing(labels, pattern, dicom=of_dicom, youngest=youngest)
-  found.left_out = left_out
-  found.rows = {
+  listing = Listing(labels, pattern, dicom=of_dicom, youngest=youngest)
+  listing.left_out = left_out
+  listing.rows = {
     key: Listed(patient, split, tuple(values), *others)
     for key, patient, split, values, *others in rows
   }
-  return found
+  return listing
 
 
-class _Wanted:
-  """The names of an archive that some keys are for; takes note of images that nobody lists."""
+class _NameFilter:
+  """Set of archive names whose keys are to be read; reports images that are not listed."""
 
   def __init__(
     self, part: Part, listing: Listing, keys: Collection[str], unlisted: Callable[[str], None]
@@ -169,30 +166,30 @@ class _Wanted:
 def images(
   part: Part, listing: Listing, keys: Collection[str], unlisted: Callable[[str], None]
 ) -> Iterator[tuple[str, bytes]]:
-  """Key and bytes of each image of an archive, in the order they lie in it.
+  """Yields key and bytes of each image of an archive, in archive order.
 
   Args:
     part: the archive.
     listing: of the set.
-    keys: of the images that are read; one that leaves it is not read a second time.
-    unlisted: told of each image that the set's tables do not name.
+    keys: of the images to read; a key that the caller removes meanwhile is not read again.
+    unlisted: called with the key of each image that the set's tables do not list.
 
   Raises:
     UserError: the archive is damaged.
   """
   with archive.Archive(part.path) as opened:
-    wanted = _Wanted(part, listing, keys, unlisted)
-    for name, data in opened.members(wanted):
-      key = wanted.key(name)
-      assert key is not None  # else it would not be wanted
+    selected = _NameFilter(part, listing, keys, unlisted)
+    for name, data in opened.members(selected):
+      key = selected.key(name)
+      assert key is not None  # only names with a key are selected
       yield key, data
 
 
 def damage(image: bytes) -> str:
-  """Why a PNG or JPEG is not whole, or nothing where it is; without decoding it.
+  """Why a PNG or JPEG is damaged or incomplete, empty if it is intact; without decoding it.
 
-  Every chunk of a PNG has a checksum; a JPEG has an end. At a gigabyte a second this is done for
-  sets of a terabyte, which to decode would take days.
+  Every chunk of a PNG has a checksum; a JPEG has an end marker. This runs at a gigabyte a second,
+  while decoding a set of a terabyte would take days.
   """
   if image.startswith(_PNG):
     at, kind = len(_PNG), b""
@@ -211,14 +208,14 @@ def damage(image: bytes) -> str:
 
 
 def example(key: str, row: Listed, listing: Listing, image: bytes) -> dict[str, Any]:
-  """What TFDS stores of an image.
+  """The TFDS example of an image.
 
   Raises:
-    BadImage: it cannot be used.
+    BadImage: it is unusable.
   """
   window = None
   if listing.dicom:
-    row, image, window = _of_dicom(row, listing.youngest, image)
+    row, image, window = _convert_dicom(row, listing.youngest, image)
   elif reason := damage(image):
     raise decode.BadImage(reason)
   if row.inverted:
@@ -246,32 +243,33 @@ def example(key: str, row: Listed, listing: Listing, image: bytes) -> dict[str, 
   )
 
 
-def _of_dicom(
+def _convert_dicom(
   row: Listed, youngest: float, image: bytes
 ) -> tuple[Listed, bytes, tuple[float, float] | None]:
-  """What is known of an image with what its file says, its pixels as PNG, and its window."""
-  found = dicom.read(image)
-  assert found.pixels is not None  # they were asked for
-  known: dict[str, Any] = {
-    name: value for name, value in (("sex", found.sex), ("view", found.view)) if value
+  """The row updated from the DICOM file, its pixels as PNG, and its window."""
+  radiograph = dicom.read(image)
+  assert radiograph.pixels is not None  # they are read by default
+  updates: dict[str, Any] = {
+    name: value for name, value in (("sex", radiograph.sex), ("view", radiograph.view)) if value
   }
-  if found.age is not None and found.age >= youngest:
-    known["age"] = found.age
+  if radiograph.age is not None and radiograph.age >= youngest:
+    updates["age"] = radiograph.age
   if row.boxes is not None:
-    known["boxes"] = _fractions(row.boxes, found.pixels.shape[:2])
-  return dataclasses.replace(row, **known), tfds_features.png(found.pixels), found.window
+    updates["boxes"] = _fractions(row.boxes, radiograph.pixels.shape[:2])
+  png = tfds_features.png(radiograph.pixels)
+  return dataclasses.replace(row, **updates), png, radiograph.window
 
 
 def _fractions(boxes: Sequence[Sequence[Any]], shape: tuple[int, int]) -> list[Sequence[Any]]:
-  """Boxes in 0..1 from boxes in pixels; what is outside of the image is cut off, or left out."""
-  found: list[Sequence[Any]] = []
+  """Converts boxes from pixels to 0..1, clipped to the image; empty ones are dropped."""
+  relative: list[Sequence[Any]] = []
   for name, box, *by in boxes:
     top, left, bottom, right = (
       float(np.clip(edge / size, 0, 1)) for edge, size in zip(box, 2 * shape, strict=True)
     )
     if top < bottom and left < right:
-      found.append((name, [top, left, bottom, right], *by))
-  return found
+      relative.append((name, [top, left, bottom, right], *by))
+  return relative
 
 
 @functools.cache
@@ -280,10 +278,10 @@ def _columns(window: bool) -> tfds.features.FeaturesDict:
 
 
 def finding(text: str, name: str, place: str) -> float:
-  """A finding as the CheXpert labeler writes it: 1, 0, -1 for uncertain, nothing (NaN) for unknown.
+  """Parses a finding as the CheXpert labeler writes it: 1, 0, -1 (uncertain), empty (NaN, unknown).
 
   Raises:
-    UserError: something else; with `place`, where it stands.
+    UserError: any other value; the message names `place`, its position in the table.
   """
   try:
     value = tfds_features.number(text)
@@ -295,12 +293,12 @@ def finding(text: str, name: str, place: str) -> float:
 
 
 def many(count: int, total: int) -> bool:
-  """Whether so many of a set's images are of no use that something is wrong with the whole."""
-  return count > max(_FEW, _SHARE * total)
+  """Whether `count` of `total` images are too many to leave out: the set itself is wrong then."""
+  return count > max(_MAX_COUNT, _MAX_SHARE * total)
 
 
 def absent(split: str, missing: Collection[str], total: int, where: Iterable[str]) -> None:
-  """Raises a UserError where too many of a split's images are absent for it to be the whole set."""
+  """Raises a UserError where so many of a split's images are absent that the set is incomplete."""
   if missing and (many(len(missing), total) or len(missing) == total):
     raise UserError(
       f"{total - len(missing):,} of the {total:,} images listed for {split} are there, and not "
@@ -310,7 +308,7 @@ def absent(split: str, missing: Collection[str], total: int, where: Iterable[str
 
 
 def surplus(unlisted: Collection[str], listing: Listing, where: Iterable[str]) -> None:
-  """Raises a UserError where so many images are in no list that the list cannot be whole."""
+  """Raises a UserError where so many images are unlisted that the list is incomplete."""
   if many(len(unlisted), len(listing.rows) + len(listing.left_out)):
     raise UserError(
       f"{len(unlisted):,} images such as {min(unlisted)} in {', '.join(sorted(where))} are in no "
@@ -326,38 +324,38 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):  # type
   """
 
   SPLITS: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
-  _counts: dict[str, int]  # images of each split that Beam read
+  _counts: dict[str, int]  # images that Beam read, by split
 
   @abc.abstractmethod
   def listing(self, manual: pathlib.Path) -> tuple[Listing, list[Part]]:
-    """What the tables in the manual folder say, and where the images lie.
+    """Parses the tables in the manual folder and locates the images.
 
     Raises:
-      UserError: not the set's tables or archives, or not all of them.
+      UserError: tables or archives are missing or belong to another set.
     """
 
   def described(self, features: tfds.features.FeaturesDict, homepage: str) -> tfds.core.DatasetInfo:
-    """The `DatasetInfo`, with a list of images left out."""
+    """Creates the `DatasetInfo`, with a list of images left out."""
     self.left_out = tfds_features.LeftOut()
-    self._told: set[str] = set()
+    self._reported: set[str] = set()
     return self.dataset_info_from_configs(
       features=features, homepage=homepage, metadata=self.left_out.metadata
     )
 
   def leave_out(self, key: str, reason: str) -> None:
-    """Takes note of an image that is left out, once."""
-    if key not in self._told:
-      self._told.add(key)
+    """Records an image that is left out, once."""
+    if key not in self._reported:
+      self._reported.add(key)
       self.left_out.add(key, reason)
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
     listing, parts = self.listing(pathlib.Path(dl_manager.manual_dir).expanduser())
     for key, reason in listing.left_out.items():
       self.leave_out(key, reason)
-    have = {row.split for row in listing.rows.values()}
-    names = [name for name in self.SPLITS if name in have]
+    listed = {row.split for row in listing.rows.values()}
+    names = [name for name in self.SPLITS if name in listed]
     if self.on_beam:
-      from cxrjax.builders import beam_pipeline  # Beam is not installed with the rest
+      from cxrjax.builders import beam_pipeline  # Beam is an optional dependency
 
       return beam_pipeline.generators(parts, listing, names, str(self.data_dir))
     return {name: self._generate_examples(parts, listing, name) for name in names}
@@ -366,19 +364,19 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):  # type
     self, parts: Sequence[Part], listing: Listing, split: str
   ) -> Iterator[tuple[str, dict]]:
     rows = listing.of(split)
-    missing, where = set(rows), {part.path for part in parts}
+    missing, paths = set(rows), {part.path for part in parts}
     unlisted: set[str] = set()
     for part in parts:
       for key, data in images(part, listing, missing, unlisted.add):
         missing.remove(key)
         try:
-          found = example(key, rows[key], listing, data)
+          features = example(key, rows[key], listing, data)
         except decode.BadImage as error:
           self.leave_out(key, str(error))
         else:
-          yield key, found
-    absent(split, missing, len(rows), where)
-    surplus(unlisted, listing, where)
+          yield key, features
+    absent(split, missing, len(rows), paths)
+    surplus(unlisted, listing, paths)
     for key in sorted(missing):
       self.leave_out(key, ABSENT)
     for key in sorted(unlisted):
@@ -387,8 +385,8 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):  # type
   def _process_pipeline_result(self, pipeline_result: Any) -> None:
     from cxrjax.builders import beam_pipeline
 
-    left, self._counts = beam_pipeline.result(str(self.data_dir))
-    for key, reason in left:
+    left_out, self._counts = beam_pipeline.result(str(self.data_dir))
+    for key, reason in left_out:
       self.leave_out(key, reason)
 
   def _download_and_prepare(

@@ -1,4 +1,4 @@
-"""Where the tables and images of a published set lie, whichever way somebody has unpacked it."""
+"""Locates the tables and images of a published set, in whatever way it was unpacked."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ EDGES = ("x_min", "y_min", "x_max", "y_max")
 
 
 def opened(path: pathlib.Path) -> archive.Archive:
-  """A set's archive, or the folder it was unpacked to, with the archives in that folder."""
+  """Opens a set's archive, or the folder it was unpacked to, with the archives in that folder."""
   return archive.Archive(path, nested=path.is_dir())
 
 
 def table(release: archive.Archive, name: str, needed: str = "") -> str:
-  """The CSV of this name, plain or gzipped, nearest to the top; empty where there is none.
+  """Path of the CSV of this name, plain or gzipped, nearest to the top; empty if there is none.
 
   Args:
     release: opened with `opened`.
     name: without the suffix.
-    needed: where to get it, of a table that must be there.
+    needed: for a required table, where to get it.
 
   Raises:
-    UserError: it must be there and is not.
+    UserError: a required table is missing.
   """
-  found = tfds_features.matching(release.names, rf"({re.escape(name)})\.csv(?:\.gz)?")
-  if not found and needed:
+  matches = tfds_features.matching(release.names, rf"({re.escape(name)})\.csv(?:\.gz)?")
+  if not matches and needed:
     raise UserError(
       f"{release.path} has no {name}.csv: another data set, or only a part of it; "
       f"get it from {needed}"
     )
-  return min(found.values(), default="")
+  return min(matches.values(), default="")
 
 
 def parts(path: pathlib.Path, names: Iterable[str], pattern: str) -> list[Part]:
-  """The archives and folders with images: each is a piece of work of its own.
+  """The archives and folders with images: each is a separate piece of work.
 
-  Where an archive in a folder and what it unpacks to are both there, the archive is what was
-  published.
+  Where a folder holds both an archive and its unpacked content, the archive is used, as it is what
+  was published.
 
   Args:
     path: the set's archive or folder.
-    names: of all files in it, as `opened` shows them.
+    names: of all files in it, as listed by `opened`.
     pattern: regular expression of an image's path.
 
   Raises:
@@ -67,34 +67,35 @@ def parts(path: pathlib.Path, names: Iterable[str], pattern: str) -> list[Part]:
 def without_labels(
   release: archive.Archive, pattern: str, submission: str, column: str
 ) -> dict[str, str]:
-  """Images of a challenge whose labels were never published, and the place that names each.
+  """Images of a challenge whose labels were never published, each with the place that lists it.
 
   Args:
     release: opened with `opened`.
     pattern: regular expression of their paths, with a group for the image's name.
-    submission: the table that names all of them, where it is there.
-    column: of that table.
+    submission: name of the table that lists all of them, if there is one.
+    column: of that table, with the images' names.
 
   Raises:
     UserError: the table names an image twice, or lacks the column.
   """
-  there = {match[1] for name in release.names if (match := re.search(pattern, name))}
-  listed = table(release, submission) if there else ""
-  if not listed:
-    return dict.fromkeys(sorted(there), str(release.path))
-  found: dict[str, str] = {}
-  for place, row in archive.rows(release, listed, (column,)):
-    if row[column] in found:
-      raise UserError(f"{place} lists {row[column][:50]} a second time")
-    found[row[column]] = place
-  return found
+  present = {match[1] for name in release.names if (match := re.search(pattern, name))}
+  csv_name = table(release, submission) if present else ""
+  if not csv_name:
+    return dict.fromkeys(sorted(present), str(release.path))
+  places: dict[str, str] = {}
+  for place, row in archive.rows(release, csv_name, (column,)):
+    name = row[column]
+    if name in places:
+      raise UserError(f"{place} lists {name[:50]} a second time")
+    places[name] = place
+  return places
 
 
 def edges(row: Mapping[str, str], place: str) -> list[float] | None:
-  """[ymin, xmin, ymax, xmax] of a row with a box; None where its cells are empty.
+  """Parses the box of a row to [ymin, xmin, ymax, xmax]; None where its cells are empty.
 
   Raises:
-    UserError: some cells are empty, or no numbers; with `place`, where they stand.
+    UserError: some cells are empty or not numbers; the message names `place`, where they are.
   """
   try:
     x_min, y_min, x_max, y_max = (tfds_features.number(row[name]) for name in EDGES)

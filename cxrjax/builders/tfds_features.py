@@ -1,8 +1,8 @@
-"""What the TFDS builders share: features, vocabularies, and a list of images left out.
+"""Features, vocabularies and the list of left-out images that all TFDS builders share.
 
-Every builder in `tfds_builders/` stores the same columns under the same names, so that whoever
-reads one set reads all. Unknown is said the same way everywhere: NaN for numbers, `unknown` for
-sex and view, an empty text for a site, a black image of one pixel for a mask.
+Every builder in `tfds_builders/` stores the same columns under the same names, so that code that
+reads one set reads all. Unknown values are encoded the same way everywhere: NaN for numbers,
+`unknown` for sex and view, an empty text for a site, a black image of one pixel for a mask.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cxrjax.data.decoding import decode
 from cxrjax.data.sources.label_policies import SEXES, VIEWS
 
 _MASK_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "JPEG")
-UNCERTAIN = -1.0  # a finding the reader was not sure of; NaN is one nobody looked for
+UNCERTAIN = -1.0  # a finding that the reader was unsure of; NaN is one that was not assessed
 
 
 def features(
@@ -42,12 +42,12 @@ def features(
   Args:
     label: names of exclusive classes, one per image.
     labels: names of findings, each 1 (present), 0 (absent), -1 (uncertain) or NaN (unknown).
-    encoding: `png` or `jpeg` where all images are that; None where they differ.
+    encoding: `png` or `jpeg` where all images have that format; None where they differ.
     bits: 8 or 16, of the pixels as published.
     mask: whether some images have a lung mask.
     window: whether some images come with gray levels to show black and white (see
       `cxrjax.data.base.Record`).
-    **others: further features of the set's own.
+    **others: further features, specific to the set.
   """
   image = tfds.features.Image(
     shape=(None, None, 1 if bits == 16 or encoding else None),
@@ -55,7 +55,7 @@ def features(
     encoding_format=encoding,
     doc="Encoded as published; some may be RGB, RGBA or palette images of a gray radiograph.",
   )
-  found: dict[str, Any] = {
+  columns: dict[str, Any] = {
     "image": image,
     "id": tfds.features.Text(doc="Unique in the data set."),
     "patient": tfds.features.Text(doc="All images of one patient share it; empty if unknown."),
@@ -65,23 +65,23 @@ def features(
     "site": tfds.features.Text(doc="Where the image was taken; empty where unknown."),
   }
   if label is not None:
-    found["label"] = tfds.features.ClassLabel(names=tuple(label))
+    columns["label"] = tfds.features.ClassLabel(names=tuple(label))
   if labels is not None:
-    found["labels"] = tfds.features.FeaturesDict(
+    columns["labels"] = tfds.features.FeaturesDict(
       {name: tfds.features.Scalar(np.float32) for name in labels},
       doc="1 present, 0 absent, -1 uncertain, NaN unknown.",
     )
   if mask:
-    found["mask"] = tfds.features.Image(
+    columns["mask"] = tfds.features.Image(
       shape=(None, None, 1),
       encoding_format="png",
       doc="Lungs above 0; one black pixel where the image has no mask.",
     )
   if window:
-    found["window"] = tfds.features.Tensor(
+    columns["window"] = tfds.features.Tensor(
       shape=(2,), dtype=np.float32, doc="Gray levels shown black and white; NaN where not given."
     )
-  return tfds.features.FeaturesDict({**found, **others})
+  return tfds.features.FeaturesDict({**columns, **others})
 
 
 def example(
@@ -98,10 +98,10 @@ def example(
   window: tuple[float, float] | None = None,
   **others: Any,
 ) -> dict[str, Any]:
-  """One example, with what is unknown written the common way.
+  """One example, with unknown values in the common encoding.
 
   Args:
-    columns: of the data set; what it lacks (a mask, a window) is left out.
+    columns: of the data set; a mask or window without a column is dropped.
     image: encoded pixels, as published.
     id: unique in the data set.
     patient: shared by all images of one patient; empty where unknown.
@@ -132,14 +132,14 @@ def example(
 
 @functools.cache
 def no_mask() -> bytes:
-  """What stands for a mask that does not exist: one black pixel, which every reader can decode."""
+  """Placeholder for a missing mask: one black pixel, which every reader can decode."""
   return png(np.zeros((1, 1, 1), np.uint8))
 
 
 def png(
   pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"] | Bool[np.ndarray, "h w 1"],
 ) -> bytes:
-  """Lossless PNG of gray pixels; for sets published raw or as DICOM."""
+  """Encodes gray pixels as PNG; for sets published raw or as DICOM."""
   plane = pixels[..., 0]
   if plane.dtype == np.bool_:
     plane = plane.astype(np.uint8) * 255
@@ -149,31 +149,31 @@ def png(
 
 
 def mask(*published: bytes, like: tuple[int, int]) -> bytes:
-  """A stored mask from published ones: 0 and 255, their union, of the image's size.
+  """Union of published masks, encoded as PNG of 0 and 255, at the image's size.
 
-  What is brighter than half of the brightest pixel counts as inside, so that masks of 0 and 1, of
-  0 and 255, and those that a JPEG has blurred are all read alike. Sizes are matched with the
-  nearest pixel.
+  Pixels brighter than half of the brightest count as inside, so that masks of 0 and 1, of 0 and
+  255, and those blurred by JPEG are all read alike. Sizes are matched by nearest-neighbour
+  interpolation.
 
   Args:
     *published: encoded masks (PNG, GIF, BMP, TIFF, JPEG), such as of the left and the right lung.
     like: height and width of the image.
 
   Raises:
-    BadImage: one of them cannot be read, or nothing is marked in any.
+    BadImage: one of them is unreadable, or all are empty.
   """
   height, width = like
   inside = np.zeros(like, np.bool_)
   for data in published:
     try:
       with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's of sizes, which are checked here
+        warnings.simplefilter("ignore")  # PIL's about sizes, which are checked here
         image = Image.open(io.BytesIO(data), formats=_MASK_FORMATS)
         decode.check_shape(image.width, image.height)
         plane = image.convert("RGB" if image.mode in ("P", "RGBA") else image.mode).convert("L")
     except decode.BadImage:
       raise
-    except Exception as error:  # PIL's codecs raise whatever the damage makes them raise
+    except Exception as error:  # PIL's codecs raise anything on damaged data
       raise decode.BadImage(f"its mask is damaged or no image ({error})") from error
     plane = plane.resize((width, height), Image.Resampling.NEAREST)
     levels = np.asarray(plane)
@@ -184,7 +184,7 @@ def mask(*published: bytes, like: tuple[int, int]) -> bytes:
 
 
 def fault(image: bytes) -> str:
-  """Why an encoded image cannot be used, or nothing where it can: it is decoded to see."""
+  """Decodes an image to check it; returns why it is unusable, or an empty text."""
   try:
     decode.decode(image, at_least=64)
   except decode.BadImage as error:
@@ -195,40 +195,40 @@ def fault(image: bytes) -> str:
 def some(
   examples: Iterable[tuple[str, dict]], what: str, left_out: LeftOut
 ) -> Iterator[tuple[str, dict]]:
-  """The examples of a split, at least one.
+  """Passes on the examples of a split, and checks that there is at least one.
 
   Raises:
     UserError: there are none, because all were left out.
   """
   empty = True
-  for found in examples:
+  for example_of_split in examples:
     empty = False
-    yield found
+    yield example_of_split
   if empty:
     listed = left_out.metadata["left_out"] or [["", ""]]
     raise UserError(f"no image of {what} can be used, such as {': '.join(listed[-1])}")
 
 
 def matching(names: Iterable[str], pattern: str) -> dict[tuple[str, ...], str]:
-  """Files of an archive whose path matches, by the pattern's groups.
+  """Files of an archive whose path matches a pattern, keyed by the pattern's groups.
 
-  Re-uploads add folders around a tree or hold it twice: of files with equal groups the one nearest
-  to the top counts.
+  Re-uploads wrap a tree in folders or hold it twice: of files with equal groups the one nearest to
+  the top is used.
 
   Args:
     names: paths in the archive.
-    pattern: regular expression of the end of a path, with groups, whatever the case; it begins
-      where a folder or file name begins.
+    pattern: regular expression of the end of a path, with groups, case-insensitive; it starts at
+      the beginning of a folder or file name.
   """
-  found: dict[tuple[str, ...], str] = {}
+  files: dict[tuple[str, ...], str] = {}
   search = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE).search
   for name in names:
     match = search(name)
     if match:
       key = match.groups()
-      if key not in found or (name.count("/"), name) < (found[key].count("/"), found[key]):
-        found[key] = name
-  return found
+      if key not in files or (name.count("/"), name) < (files[key].count("/"), files[key]):
+        files[key] = name
+  return files
 
 
 class LeftOut:
@@ -251,18 +251,18 @@ class LeftOut:
       self.add(name, reason)
 
   def note(self, text: str) -> None:
-    """A sentence that readers of a report should see, such as a guess the builder had to make."""
+    """Adds a sentence for readers of a report, such as a guess that the builder had to make."""
     if text not in self.metadata["notes"]:
       self.metadata["notes"].append(text)
 
 
 def number(text: str | None) -> float:
-  """A finding's value as published sets write it: 1.0, 0, -1, or nothing for unknown (NaN)."""
+  """Parses a finding's value as published sets write it: 1.0, 0, -1, or empty (NaN, unknown)."""
   return float(text) if text is not None and text.strip() else float("nan")
 
 
 def required(row: Mapping[str, str], name: str, where: str) -> str:
-  """A CSV cell that must be there; raises a UserError naming the file, the column and the rest."""
+  """A required CSV cell; raises a UserError that names the file, the column and similar columns."""
   if row.get(name) is None:
     raise UserError(f"{where} has no column {name!r}{suggest(name, [k for k in row if k])}")
   return row[name]

@@ -1,4 +1,4 @@
-"""The part of `--config=file.py:arg` after the colon."""
+"""Parses the part of `--config=file.py:arg` after the colon."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cxrjax.core.errors import UserError, suggest
 
 
 def literal(text: str) -> Any:
-  """A number, truth value, None, tuple or list that is written as in Python; else the text."""
+  """Parses a Python literal (number, boolean, None, tuple, list); other text is returned as is."""
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError):
@@ -17,10 +17,10 @@ def literal(text: str) -> Any:
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
-  """`"tiny,model=S,image_size=96"` over `defaults`.
+  """Overrides `defaults` by an argument such as `"tiny,model=S,image_size=96"`.
 
-  A bare word sets a boolean option to True; values are read as Python literals where they are
-  one, else as text. The type of a default is kept.
+  A bare word sets a boolean option to True; values are read as Python literals where possible,
+  else as text. An option keeps the type of its default.
 
   Raises:
     UserError: an option that is not among `defaults`, or a value of the wrong type.
@@ -36,14 +36,14 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     value: Any = True
     if equals:
       value = literal(text)
-    kind = type(defaults[name])
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    default_type = type(defaults[name])
+    if default_type is float and isinstance(value, int) and not isinstance(value, bool):
       value = float(value)
-    if kind is str and not isinstance(value, str):
+    if default_type is str and not isinstance(value, str):
       value = text
-    if defaults[name] is not None and not isinstance(value, kind):
+    if defaults[name] is not None and not isinstance(value, default_type):
       raise UserError(
-        f"--config=...:{item} must be of type {kind.__name__}, like {defaults[name]!r}"
+        f"--config=...:{item} must be of type {default_type.__name__}, like {defaults[name]!r}"
       )
     values[name] = value
   return values

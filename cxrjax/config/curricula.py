@@ -1,7 +1,7 @@
-"""What the configs of curricula share: stages without labels, then learning with them.
+"""Shared parts of the curriculum configs: stages without labels, then stages with labels.
 
-Options after the colon that are not a curriculum's own are for the stages with labels; of these,
-what concerns radiographs and network is for all. `args.STAGE=key=value;key=value` is for one stage.
+Options after the colon that are not the curriculum's own go to the stages with labels; those of
+radiographs and network go to all stages. `args.STAGE=key=value;key=value` goes to one stage.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from cxrjax.config import recipe, study_args
 from cxrjax.config.study_args import ForwardedArgs
 
 OWN: dict[str, Any] = {
-  "data": "phantom",  # labelled; A+B: each has a last stage of its own
-  "unlabelled": "",  # sources to learn from without labels; "" is `data`
-  "weights": "",  # of the first stage's network, a file; "" draws them
-  "each": True,  # repeat the last stages from scratch and from every earlier stage
-  "seeds": "0",  # of the last stages, 0+1+2
+  "data": "phantom",  # labelled sources; for A+B each gets its own last stage
+  "unlabelled": "",  # sources for the stages without labels; "": `data`
+  "weights": "",  # weights file for the first stage; "": random
+  "each": True,  # also run the last stages from scratch and from every earlier stage
+  "seeds": "0",  # of the last stages, e.g. 0+1+2
 }
-# Rates that fall towards the input suit layers that know something already.
+# Learning rates that decrease towards the input suit pretrained layers only.
 SCRATCH = ("--config.optimizer.layer_decay=1.0",)
 UNLABELLED = "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/shenzhen"
 
@@ -30,46 +30,45 @@ UNLABELLED = "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/she
 def without_labels(
   o: ConfigDict, handed: ForwardedArgs, tasks: Sequence[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-  """A stage for each of `tasks`, each beginning with the one before.
+  """Builds a stage for each of `tasks`, each initialized from the one before.
 
   Args:
-    o: the options, `OWN` among them.
-    handed: what is for the stages.
-    tasks: of each its config's name and what it is given besides.
+    o: the options, including those of `OWN`.
+    handed: arguments forwarded to the stages.
+    tasks: config name and extra arguments of each.
   """
   stages: list[dict[str, Any]] = []
-  for name, more in tasks:
+  for name, extra in tasks:
     data = [f"data={o.unlabelled or o.data}"]
     data += [] if o.data == "phantom" else [f"eval_data={o.data}"]
-    arg = handed.argument(*data, more, name=name, only=study_args.SHARED)
+    arg = handed.argument(*data, extra, name=name, only=study_args.SHARED)
     stages.append(stage(name, f"{name}.py:{arg}", "previous" if stages else o.weights))
   return stages
 
 
 def with_labels(o: ConfigDict, handed: ForwardedArgs, init: str) -> list[dict[str, Any]]:
-  """`configs/finetune.py` on each of the labelled sources, from the stage `init`."""
+  """Builds stages of `configs/finetune.py` on each labelled source, starting from `init`."""
   sources = recipe.judges(o.data)
-  names = {n: "finetune" if len(sources) == 1 else f"finetune-{n}" for n in sources}
-  return [
-    stage(
-      names[n], f"finetune.py:{handed.argument(f'data={source}', name=names[n])}", init, SCRATCH
-    )
-    for n, source in sources.items()
-  ]
+  stages = []
+  for source_name, source in sources.items():
+    name = "finetune" if len(sources) == 1 else f"finetune-{source_name}"
+    arg = handed.argument(f"data={source}", name=name)
+    stages.append(stage(name, f"finetune.py:{arg}", init, SCRATCH))
+  return stages
 
 
 def stage(name: str, config: str, init: str, scratch: Sequence[str] = ()) -> dict[str, Any]:
-  """One of `config.stages`; see `cxrjax.tasks.curriculum`."""
+  """An entry of `config.stages`; see `cxrjax.tasks.curriculum`."""
   return {"name": name, "config": config, "flags": (), "init": init, "scratch": tuple(scratch)}
 
 
 def curriculum(o: ConfigDict, folder: str, stages: Sequence[dict[str, Any]]) -> ConfigDict:
-  """The whole config.
+  """Builds the complete config.
 
   Args:
     o: the options.
-    folder: a config's own `__file__`.
-    stages: in their order.
+    folder: `__file__` of the config.
+    stages: in order.
   """
   config = ConfigDict()
   config.task = "cxrjax.tasks.curriculum"

@@ -1,7 +1,7 @@
-"""What the configs of learning from labels share: options, presets, all but the method's own part.
+"""Shared parts of the configs for learning from labels: options, presets, all but the method.
 
-Layer decay, drop path, label smoothing, mixup and cosine schedule are MAE's for fine-tuning (He et
-al. 2021, arXiv 2111.06377, table 9), milder for sets of a few thousand images.
+Layer decay, drop path, label smoothing, mixup and cosine schedule follow MAE's fine-tuning (He et
+al. 2021, arXiv 2111.06377, table 9), in milder form for datasets of a few thousand images.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from cxrjax.core.errors import UserError
 
 DEMO: dict[str, Any] = {
   "split": "train[15%:]",
-  "val": "train[:15%]",  # chooses checkpoint, temperature and thresholds
+  "val": "train[:15%]",  # selects checkpoint, temperature and thresholds
   "test": "test",
-  "site": "",  # another source that judges it, all of its images
-  "split_seed": 0,  # another one, another subset, other folds
-  "fold": "",  # of a cross-validation, instead of the source's splits: `2 of 5`
-  "score": "auroc",  # of validation: auroc, balanced_accuracy, ...
-  "threshold_for": "auto",  # the likeliest class; or balanced_accuracy, f1, accuracy on `val`
+  "site": "",  # another source to test on, with all of its images
+  "split_seed": 0,  # draws subsets and folds
+  "fold": "",  # of a cross-validation, e.g. `2 of 5`, instead of the source's splits
+  "score": "auroc",  # validation metric: auroc, balanced_accuracy, ...
+  "threshold_for": "auto",  # most likely class; or balanced_accuracy, f1, accuracy on `val`
   "batch_size": 32,
   "duration": "600 steps",
   "eval_every": "100 steps",
   "warmup": "10 %",
-  "lr": 0.008,  # for 256 images
+  "lr": 0.008,  # per 256 images
   "lr_end": 1e-6,
   "weight_decay": 0.05,
   "weight_decay_end": 0.05,
-  "layer_decay": 0.75,  # of what `init` gives; from scratch all layers learn at one rate
+  "layer_decay": 0.75,  # only with `init`; from scratch all layers share one rate
   "drop_path": 0.1,
-  "pool": "",  # cls or mean; "" as the network was trained
-  "frozen": "0 steps",  # for so long the head learns alone; "100 %": a linear probe
+  "pool": "",  # cls or mean; "": as the network was trained
+  "frozen": "0 steps",  # how long only the head learns; "100 %": a linear probe
   "smoothing": 0.1,
   "class_weights": "none",  # or balanced
   "mixup": 0.0,
   "dropout": 0.0,
-  "momentum": 0.0,  # of a moving average of the network, which is then judged
-  "test_scales": "1",  # shares of a side, 1+0.9: predictions are averaged over these middles
-  "test_flip": False,  # and over the image and its mirror image
-  "scale_least": 0.5,  # share of an image that a crop has at least
-  "scale_most": 1.0,  # and at most; above 1 the image is smaller than the crop
+  "momentum": 0.0,  # of a moving average of the network, which is then evaluated
+  "test_scales": "1",  # center crops by share of a side, 1+0.9: predictions are averaged
+  "test_flip": False,  # also average over the image and its mirror image
+  "scale_least": 0.5,  # smallest share of an image in a crop
+  "scale_most": 1.0,  # largest; above 1 the image is smaller than the crop
   "flip": 0.5,
-  "rotate": 10.0,  # degrees, at most
+  "rotate": 10.0,  # largest angle, degrees
   "jitter": 0.3,  # of brightness and contrast
   "gamma": 0.0,  # of exposure: gray levels to the power e^-gamma to e^gamma
   "blur_prob": 0.0,
@@ -68,8 +68,8 @@ PAPER: dict[str, Any] = {
   "drop_path": 0.2,
   "eval_every": "5 epochs",
 }
-# From scratch, for real radiographs at 128 px: strong augmentation, which is what decides on films
-# from another time or machine than those that were learnt from.
+# From scratch, for real radiographs at 128 px: strong augmentation, which matters most on films of
+# another time or machine than the training data.
 STRONG: dict[str, Any] = {
   "store": 144,
   "image_size": 128,
@@ -95,24 +95,24 @@ STRONG: dict[str, Any] = {
   "test_flip": True,
 }
 TINY: dict[str, Any] = {"batch_size": 8}
-# Of methods that learn from images without labels, too: as many labelled images a step, and steps
-# of the same size, as without the others.
+# For methods that also learn from unlabelled images: as many labelled images per step, and steps of
+# the same size, as without the unlabelled ones.
 UNLABELLED: dict[str, Any] = {
-  "labelled": "16 per class",  # whose labels are known, of the images of `subset`; or "10 %"
-  "labelled_share": 0.5,  # of every batch; 0 draws all images equally often
+  "labelled": "16 per class",  # part of `subset` whose labels are known; or "10 %"
+  "labelled_share": 0.5,  # share of every batch; 0 draws all images equally often
   "batch_size": 64,
   "lr": 0.004,
 }
 
 
 def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
-  """A whole config.
+  """Builds the complete config.
 
   Args:
-    o: the options, `DEMO` among them. With `labelled`, the labels of the other images are hidden
-      from the method, and `labelled_share` of every batch is labelled.
-    name: of the method's module in `cxrjax.methods`.
-    **method: its own options.
+    o: the options, including those of `DEMO`. With `labelled`, the labels of the other images are
+      hidden from the method, and `labelled_share` of every batch is labelled.
+    name: the method's module in `cxrjax.methods`.
+    **method: the method's own options.
   """
   config = recipe.base(o)
   config.data.repeat = True
@@ -147,7 +147,7 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
   if o.frozen != "0 steps":
     config.optimizer.freeze = (("^encoder/", o.frozen),)
   config.checkpoint.score = o.score
-  own = {
+  data = {
     "name": recipe.sources(o),
     **recipe.source_options(o.data, o),
     "train": o.split,
@@ -158,21 +158,21 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
     **({"fold": o.fold} if o.fold else {}),
     **({"labelled": o.labelled} if "labelled" in o else {}),
   }
-  config.evals.validation = judge(o, config, own, "val", o.eval_every)
-  config.evals.test = judge(o, config, own, "test", "chosen")
+  config.evals.validation = judge(o, config, data, "val", o.eval_every)
+  config.evals.test = judge(o, config, data, "test", "chosen")
   if o.fold.endswith("by image"):  # patients may be on both sides
     config.data.shared_patients = "allow"
-    for judging in config.evals.values():
-      judging.allow_shared_patients = True
+    for evaluator in config.evals.values():
+      evaluator.allow_shared_patients = True
   if o.site:
-    other = {"name": o.site, **recipe.source_options(o.site, o), "train": "all", "test": "all"}
-    config.evals.site = judge(o, config, other, "test", "chosen")
-    config.evals.site.fitted = own
+    site_data = {"name": o.site, **recipe.source_options(o.site, o), "train": "all", "test": "all"}
+    config.evals.site = judge(o, config, site_data, "test", "chosen")
+    config.evals.site.fitted = data
   return config
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:
-  """`"1+0.9"` as (1.0, 0.9)."""
+  """Parses `"1+0.9"` as (1.0, 0.9)."""
   try:
     return tuple(float(part) for part in text.split("+"))
   except ValueError as error:
@@ -182,7 +182,7 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def judge(o: ConfigDict, config: ConfigDict, data: dict, part: str, every: str) -> dict:
-  """An evaluator of one part of a source."""
+  """Config of an evaluator on one split of a source."""
   return {
     "name": "cxrjax.evals.classify",
     "every": every,

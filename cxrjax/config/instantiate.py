@@ -1,9 +1,9 @@
-"""Objects from configs by dotted name, with errors that list what would have been right.
+"""Builds objects from configs by dotted name, with errors that list the valid choices.
 
-A name may stand in a file that came from somebody else: a run's `config.json`, say. So it is looked
-up in the part of this package that holds what is asked for, and nowhere else, before anything of it
-is imported; what is found must be what is asked for. A module of the user's own needs the user's
-word, `trust`.
+A name may come from an untrusted file, such as the `config.json` of somebody else's run. It is
+therefore looked up in the subpackage for its kind, and nowhere else, before anything of it is
+imported; and the object must be of that kind. Modules of the user's own have to be vouched for with
+`trust`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any
 
 from cxrjax.core.errors import UserError, suggest
 
-TRUST = "CXRJAX_TRUST"  # in the environment: modules of the user's own, with commas between them
-_WORDS = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
-_NAME = re.compile(rf"({_WORDS})(?::([A-Za-z_]\w*))?", re.ASCII)
+TRUST = "CXRJAX_TRUST"  # environment variable: the user's own modules, separated by commas
+_DOTTED = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+_NAME = re.compile(rf"({_DOTTED})(?::([A-Za-z_]\w*))?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-  """What an attribute of a module stands for.
+  """A kind of object that configs name.
 
   Attributes:
-    package: of this program, whose modules have it.
-    needs: methods of a class; empty for a function.
+    package: subpackage whose modules define such objects.
+    needs: methods that the class must have; empty for a function.
   """
 
   package: str
@@ -52,42 +52,42 @@ _trusted: set[str] = set()
 
 
 def trust(names: str | Iterable[str]) -> None:
-  """Takes the user's word that modules may be named by configs and runs, in this process.
+  """Allows configs and runs to name the user's own modules, in this process.
 
   Args:
-    names: of modules or packages (with all that is in them), `"my_package"` or several; one text
-      may have commas between them.
+    names: modules or packages (with all their contents), `"my_package"` or several; a text may
+      list them separated by commas.
 
   Raises:
-    UserError: what is no name of a module.
+    UserError: not the name of a module.
   """
   for text in [names] if isinstance(names, str) else names:
     for name in filter(None, (part.strip() for part in str(text).split(","))):
-      if not re.fullmatch(_WORDS, name, re.ASCII):
+      if not re.fullmatch(_DOTTED, name, re.ASCII):
         raise UserError(f"--trust={name} is no name of a module; write it like --trust=my_package")
       _trusted.add(name)
 
 
 def trusted() -> tuple[str, ...]:
-  """Modules that the user has vouched for, with `trust` or in the environment."""
-  given = (part.strip() for part in os.environ.get(TRUST, "").split(","))
-  return tuple(sorted(_trusted | set(filter(None, given))))
+  """Modules that the user has vouched for, through `trust` or the environment."""
+  from_environment = (part.strip() for part in os.environ.get(TRUST, "").split(","))
+  return tuple(sorted(_trusted | set(filter(None, from_environment))))
 
 
 def locate(name: Any, attribute: str, key: str = "name") -> Callable[..., Any]:
-  """The factory behind a dotted name.
+  """Finds the factory that a dotted name refers to.
 
   Args:
     name: a module (`cxrjax.methods.dino`), which must define `attribute`, or a module's member
       (`my_package.my_file.MyMethod`, `my_package.my_file:MyMethod`).
     attribute: what to take from a module, one of `"Method"`, `"Model"`, `"Recipe"`,
-      `"Evaluator"`, `"Source"`, `"transform"` (of an optimiser; those of optax as well) and
+      `"Evaluator"`, `"Source"`, `"transform"` (of an optimizer; also those of optax) and
       `"run"` (a task).
     key: the config key to name in errors, e.g. `"config.method.name"`.
 
   Raises:
-    UserError: this package has nothing of that name that is a `attribute`, or it is a module of
-      somebody else's that the user has not vouched for. Nothing of it was run.
+    UserError: this package has no `attribute` of that name, or the module is not part of it and
+      the user has not vouched for it. None of its code was run.
   """
   match = _NAME.fullmatch(name) if isinstance(name, str) else None
   if match is None:
@@ -96,67 +96,70 @@ def locate(name: Any, attribute: str, key: str = "name") -> Callable[..., Any]:
   path, member = match[1], match[2] or ""
   top = path.partition(".")[0]
   if top == "cxrjax":
-    found = _ours(path, member or attribute, bool(member), kind, f"{key}={name!r}")
+    factory = _from_package(path, member or attribute, bool(member), kind, f"{key}={name!r}")
   elif top == "optax" and attribute == "transform" and not member:
-    return _of_optax(path, f"{key}={name!r}")
+    return _from_optax(path, f"{key}={name!r}")
   else:
-    found = _own(path, member, attribute, f"{key}={name!r}")
-  if not _fits(found, kind) or (top == "cxrjax" and not kind.needs and found.__name__ != attribute):
+    factory = _from_user(path, member, attribute, f"{key}={name!r}")
+  is_other_function = top == "cxrjax" and not kind.needs and factory.__name__ != attribute
+  if not _fits(factory, kind) or is_other_function:
     wanted = f"a class with {', '.join(kind.needs)}" if kind.needs else f"a function {attribute!r}"
     raise UserError(f"{key}={name!r} is not what is asked for here, which is {wanted}")
-  return found
+  return factory
 
 
-def _fits(found: Any, kind: _Kind) -> bool:
-  """Whether an object is what a kind asks for."""
+def _fits(candidate: Any, kind: _Kind) -> bool:
+  """Whether an object is of a kind."""
   if not kind.needs:
-    return inspect.isfunction(found)
+    return inspect.isfunction(candidate)
   return (
-    inspect.isclass(found)
-    and not getattr(found, "_is_protocol", False)
-    and all(any(need in vars(base) for base in found.__mro__[:-1]) for need in kind.needs)
+    inspect.isclass(candidate)
+    and not getattr(candidate, "_is_protocol", False)
+    and all(any(need in vars(base) for base in candidate.__mro__[:-1]) for need in kind.needs)
   )
 
 
-def _ours(path: str, member: str, apart: bool, kind: _Kind, named: str) -> Any:
-  """What a module of this package defines itself; only its files are looked at on the way there."""
+def _from_package(path: str, member: str, explicit: bool, kind: _Kind, named: str) -> Any:
+  """Imports a name that a module of this package defines; checks its file names on the way."""
   words = path.split(".")
   if not f"{path}.".startswith(f"{kind.package}.") or path == kind.package:
-    raise UserError(f"{named} is not in {kind.package}{_beside(kind.package, words[-1])}")
+    raise UserError(f"{named} is not in {kind.package}{_suggest_module(kind.package, words[-1])}")
   module: ModuleType = importlib.import_module(kind.package)
-  rest = words[kind.package.count(".") + 1 :]
-  while rest and hasattr(module, "__path__"):
-    if rest[0] not in {m.name for m in pkgutil.iter_modules(module.__path__)}:
-      raise UserError(f"{named} cannot be found{_beside(module.__name__, rest[0])}")
-    module = importlib.import_module(f"{module.__name__}.{rest.pop(0)}")
-  if rest and not apart:
-    member = rest.pop(0)
-  found = vars(module).get(member)
-  if rest or member.startswith("_") or getattr(found, "__module__", None) != module.__name__:
+  remaining = words[kind.package.count(".") + 1 :]
+  while remaining and hasattr(module, "__path__"):
+    if remaining[0] not in {m.name for m in pkgutil.iter_modules(module.__path__)}:
+      raise UserError(f"{named} cannot be found{_suggest_module(module.__name__, remaining[0])}")
+    module = importlib.import_module(f"{module.__name__}.{remaining.pop(0)}")
+  if remaining and not explicit:
+    member = remaining.pop(0)
+  attribute = vars(module).get(member)
+  is_own = getattr(attribute, "__module__", None) == module.__name__
+  if remaining or member.startswith("_") or not is_own:
+    missing = ".".join([*remaining, member])
     raise UserError(
-      f"{named} has no {'.'.join([*rest, member])!r} of its own{_beside(kind.package, words[-1])}"
+      f"{named} has no {missing!r} of its own{_suggest_module(kind.package, words[-1])}"
     )
-  return found
+  return attribute
 
 
-def _own(path: str, member: str, attribute: str, named: str) -> Any:
-  """What a module that the user has vouched for holds."""
+def _from_user(path: str, member: str, attribute: str, named: str) -> Any:
+  """Imports a name from a module that the user has vouched for."""
   top = path.partition(".")[0]
   if top in sys.stdlib_module_names:
     raise UserError(
       f"{named} is Python's own, which nothing here is made of; give a dotted name "
       "such as 'cxrjax.methods.dino'"
     )
-  if not any(f"{path}.".startswith(f"{word}.") for word in trusted()):
+  if not any(f"{path}.".startswith(f"{prefix}.") for prefix in trusted()):
     raise UserError(
       f"{named} is no part of cxrjax, and was not imported: if it is your own module, or you trust "
       f"it, add --trust={top} (in Python trust={top!r}; or set {TRUST}={top}); if not, give a "
       "dotted name such as 'cxrjax.methods.dino'"
     )
   outer, _, last = path.rpartition(".")
-  module = _imported(path, named)
+  module = _import(path, named)
   if module is None and outer and not member:
-    module, member = _imported(outer, named), last
+    module, member = _import(outer, named), last
   if module is None:
     raise UserError(f"{named} cannot be imported; is its folder on Python's path?")
   if not hasattr(module, member or attribute):
@@ -164,8 +167,8 @@ def _own(path: str, member: str, attribute: str, named: str) -> Any:
   return getattr(module, member or attribute)
 
 
-def _imported(name: str, named: str) -> ModuleType | None:
-  """A module; None where there is none of that name."""
+def _import(name: str, named: str) -> ModuleType | None:
+  """Imports a module; None where none has that name."""
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
@@ -176,38 +179,38 @@ def _imported(name: str, named: str) -> ModuleType | None:
     return None
 
 
-def _of_optax(path: str, named: str) -> Callable[..., Any]:
-  """One of optax's public functions that give a transformation of gradients."""
+def _from_optax(path: str, named: str) -> Callable[..., Any]:
+  """Finds a public optax function that returns a gradient transformation."""
   import optax
 
   outer, _, name = path.rpartition(".")
-  room = {"optax": optax, "optax.contrib": optax.contrib}.get(outer)
+  module = {"optax": optax, "optax.contrib": optax.contrib}.get(outer)
   valid = {
-    n: f
-    for n, f in vars(room or optax).items()
-    if inspect.isfunction(f)
-    and f.__module__.startswith("optax.")
-    and not n.startswith("_")
-    and "GradientTransformation" in str(f.__annotations__.get("return"))
+    member: function
+    for member, function in vars(module or optax).items()
+    if inspect.isfunction(function)
+    and function.__module__.startswith("optax.")
+    and not member.startswith("_")
+    and "GradientTransformation" in str(function.__annotations__.get("return"))
   }
-  if room is None or name not in valid:
+  if module is None or name not in valid:
     raise UserError(f"{named} is no transformation of optax{suggest(name, valid)}")
   return valid[name]
 
 
-def _beside(package: str, leaf: str) -> str:
-  """The modules of a package, for an error about another one."""
+def _suggest_module(package: str, leaf: str) -> str:
+  """Text for an error about an unknown module: the closest and all modules of the package."""
   path = importlib.import_module(package).__path__
   return suggest(leaf, [m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")])
 
 
 def build(spec: Mapping[str, Any], attribute: str, key: str, **extra: Any) -> Any:
-  """Calls the factory that `spec["name"]` names with the rest of `spec` and `extra`.
+  """Calls the factory named by `spec["name"]` with the rest of `spec` and `extra`.
 
   Args:
     spec: `name` and keyword arguments.
-    attribute: what a module of that package defines, e.g. `"Method"`.
-    key: where the spec stands in the config, e.g. `"config.method"`; errors name it.
+    attribute: the kind of factory, as in `locate`, e.g. `"Method"`.
+    key: config key of the spec, e.g. `"config.method"`, for errors.
     **extra: arguments from the program, not from the user.
 
   Raises:
@@ -224,7 +227,7 @@ def build(spec: Mapping[str, Any], attribute: str, key: str, **extra: Any) -> An
 def check_keywords(
   factory: Callable[..., Any], options: Mapping[str, Any], key: str, hidden: Iterable[str] = ()
 ) -> None:
-  """Raises a UserError for the first keyword that `factory` does not take."""
+  """Validates keyword arguments: raises a UserError for the first one that `factory` lacks."""
   if dataclasses.is_dataclass(factory):
     valid = {f.name for f in dataclasses.fields(factory) if f.init}
   else:
@@ -239,7 +242,7 @@ def check_keywords(
 
 
 def check_regex(value: Any, key: str) -> None:
-  """Raises a UserError that names `key` where `value` is no regular expression."""
+  """Validates a regular expression: raises a UserError that names `key` if it is invalid."""
   if not isinstance(value, str):
     raise UserError(f"{key}: {value!r} is no text; give a regular expression in quotes")
   try:
@@ -249,7 +252,7 @@ def check_regex(value: Any, key: str) -> None:
 
 
 def freeze(value: Any) -> Any:
-  """Config values as hashable Python: lists become tuples; mappings become plain dicts."""
+  """Converts config values to plain Python: lists become tuples, mappings become dicts."""
   if isinstance(value, Mapping):
     return {k: freeze(v) for k, v in value.items()}
   if isinstance(value, list | tuple):

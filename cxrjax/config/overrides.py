@@ -1,4 +1,4 @@
-"""Parses `--config=FILE:ARG --config.a.b=value`, for the command and for the plans of studies."""
+"""Parses `--config=FILE:ARG --config.a.b=value`, for the command line and for study plans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cxrjax.core.package_folders import with_config_path
 
 
 def resolve(arguments: Sequence[str]) -> dict[str, Any]:
-  """The config that flags give, as `python -m cxrjax.main` would read them.
+  """Builds the config from flags, as `python -m cxrjax.main` reads them.
 
   Args:
     arguments: `--config=FILE:ARG`, and `--config.a.b=value` after it.
@@ -26,7 +26,7 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
   values, argv = flags.FlagValues(), with_config_path(["", *arguments])
   config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
   with in_one_line(), warnings.catch_warnings():
-    # ml_collections loads the file in an old way.
+    # ml_collections loads the file with a deprecated importer.
     warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
     values(argv)
     return values.config.to_dict()
@@ -34,7 +34,7 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-  """Makes a UserError of a mistake in a config or its flags."""
+  """Turns mistakes in a config or its flags into a one-line UserError."""
   try:
     yield
   except UserError:

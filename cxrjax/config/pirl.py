@@ -1,4 +1,4 @@
-"""What the configs of PIRL's two pretext tasks share: options, presets and the whole config.
+"""Shared parts of the configs of PIRL's two pretext tasks: options, presets, the whole config.
 
 Sources of the canonical values: Misra and van der Maaten 2019 (arXiv 1912.01991) and the authors'
 code.
@@ -21,8 +21,8 @@ DEMO: dict[str, Any] = {
   "dim": 64,
   "batch_norm": True,  # of the embeddings
   "temperature": 0.07,
-  "negatives": 32000,  # or all other images, where they are fewer
-  "momentum": 0.5,  # of the bank
+  "negatives": 32000,  # at most; fewer where there are fewer other images
+  "momentum": 0.5,  # of the memory bank
   "pretext_weight": 0.5,
   "lr": 0.004,
 }
@@ -52,22 +52,22 @@ PAPER: dict[str, Any] = {
 TINY: dict[str, Any] = {"dim": 16}
 PUZZLE: dict[str, Any] = {
   "local_scale": (0.6, 1.0),
-  "local_size": 0,  # pixels of a puzzle's patch; 0: as `patch_pixels` says
+  "local_size": 0,  # pixels per side of a puzzle patch; 0: from `patch_pixels`
 }
 
 
 def config(arg: str, task: str) -> ConfigDict:
-  """The config of `configs/pirl_TASK.py:arg`.
+  """Builds the config of `configs/pirl_TASK.py:arg`.
 
   Args:
-    arg: what stands after the colon.
+    arg: the argument after the colon.
     task: "jigsaw" or "rotation".
   """
   demo = {**DEMO, **(PUZZLE if task == "jigsaw" else {})}
   o = recipe.parse(arg, demo, small=SMALL, paper=PAPER, tiny=TINY)
-  found = recipe.base(o)
-  found.views = views(o, task)
-  found.method = {
+  full_config = recipe.base(o)
+  full_config.views = views(o, task)
+  full_config.method = {
     "name": "cxrjax.methods.pirl",
     "task": task,
     "dim": o.dim,
@@ -77,20 +77,20 @@ def config(arg: str, task: str) -> ConfigDict:
     "momentum": o.momentum,
     "pretext_weight": o.pretext_weight,
   }
-  return found
+  return full_config
 
 
 def patch_pixels(image_size: int, patch_size: int) -> int:
-  """Side of a puzzle's patch: 64 pixels where an image view has 224, in whole patches of a ViT.
+  """Side of a puzzle patch: 64 pixels for an image view of 224, rounded to whole ViT patches.
 
-  Of those it has two a side at least. A patch shows 64/255 of a crop's side whatever its pixels, so
-  that one of 16 beside an image view of 32 shows the same as one of 9 would, at a larger scale.
+  It spans at least two ViT patches. A puzzle patch shows 64/255 of a crop's side whatever its
+  resolution: one of 16 pixels beside an image view of 32 shows what one of 9 would, enlarged.
   """
   return patch_size * max(2, round(64 / 224 * image_size / patch_size))
 
 
 def views(o: ConfigDict, task: str) -> dict[str, Any]:
-  """`config.views` of a task."""
+  """`config.views` of a pretext task."""
   puzzle = (
     {
       "name": "cxrjax.views.pretext.Jigsaw",

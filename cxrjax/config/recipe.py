@@ -1,7 +1,7 @@
-"""What the pretraining configs share, so that a config file says only what is its own.
+"""Shared parts of the pretraining configs, so that a config file states only its differences.
 
-A config calls `parse` with its options and presets, `base` for everything that does not depend on
-the method, and fills in `method` and what its paper does otherwise.
+A config calls `parse` with its options and presets, then `base` for everything that does not depend
+on the method, and fills in `method` and whatever its paper does differently.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from cxrjax.config.args import literal, parse_arg
 from cxrjax.core import files, zoo
 from cxrjax.core.errors import UserError, suggest
 
-# Options after the colon, with the values of the demo: drawn radiographs, minutes on a CPU.
+# Options after the colon, with the demo's defaults: synthetic radiographs, minutes on a CPU.
 DEMO: dict[str, Any] = {
   "seed": 0,
   "data": "phantom",  # mini, phantom, folder:PATH, tfds:NAME, your module; A+B*2: a pool
   "split": "train",
   "subset": "",  # "10 %" or "16 per class", by patient
-  "frontal": False,  # leave lateral views out, where the source knows them
-  "manual_dir": "",  # where tfds: finds archives to prepare a set from, on first use
-  "examples": 2048,  # of each of the phantom's splits
-  "sites": 1,  # of the phantom; 2 adds a second look, which is then learnt first
-  "store": 40,  # images are kept at this many pixels a side
-  "image_size": 32,  # large crops, and what evaluations and positions are for
-  "mean": 0.5,  # gray levels are normalised with these, everywhere
+  "frontal": False,  # leave out lateral views, where the source labels them
+  "manual_dir": "",  # archives that tfds: prepares a dataset from, on first use
+  "examples": 2048,  # per split of the phantom
+  "sites": 1,  # of the phantom; 2 adds a second style, which is then learned first
+  "store": 40,  # pixels per side at which images are stored
+  "image_size": 32,  # of large crops, evaluations and the position embedding
+  "mean": 0.5,  # gray levels are normalized with these everywhere
   "std": 0.25,
-  "init": "",  # a finished run, with its network, or a file of weights to start from
-  "model": "Nu",  # a ViT's variant, resnet50, densenet121 (any depth), inception, vitae
-  "encoder_width": 0,  # instead of the network's own
+  "init": "",  # start from a finished run, with its network, or a weights file
+  "model": "Nu",  # a ViT variant, resnet50, densenet121 (any depth), inception, vitae
+  "encoder_width": 0,  # overrides the network's own
   "patch_size": 8,
   "initial": "xavier",
-  "standardize": True,  # every image to mean 0 and deviation 1
+  "standardize": True,  # every image to mean 0 and standard deviation 1
   "drop_path": 0.0,
   "batch_size": 64,
   "duration": "80 epochs",
   "warmup": "10 %",
-  "lr": 0.016,  # for 256 images; scaled by batch_size / 256
+  "lr": 0.016,  # per 256 images; scaled by batch_size / 256
   "lr_end": 1e-5,
   "optimizer": "adamw",  # or sgd, lars
   "weight_decay": 0.04,  # at the start
   "weight_decay_end": 0.04,
-  "eval_data": "same",  # a labelled source or several, A+B; `same`, or `none`
+  "eval_data": "same",  # one or more labelled sources, A+B; `same`, or `none`
   "eval_every": "20 epochs",
-  "whiten": False,  # kNN on whitened features as well
+  "whiten": False,  # also run kNN on whitened features
 }
-# What the demo sets otherwise for the radiographs that come with the package.
+# Demo overrides for the radiographs that come with the package.
 MINI: dict[str, Any] = {"store": 64, "image_size": 48}
-# Real radiographs on two CPU cores in half an hour.
+# Real radiographs, half an hour on two CPU cores.
 SMALL: dict[str, Any] = {
   "store": 72,
   "image_size": 64,
@@ -62,7 +62,7 @@ SMALL: dict[str, Any] = {
   "lr_end": 1e-6,
   "eval_every": "1 epochs",
 }
-# The size that papers use.
+# The scale of the papers.
 PAPER: dict[str, Any] = {
   "data": "tfds:chest_xray_pneumonia",
   "store": 256,
@@ -105,8 +105,8 @@ TWO_VIEWS_SMALL: dict[str, Any] = {
   "jitter_prob": 0.8,
   "blur": 2.0,
 }
-# Adam as DINO and most transformers have it, clipped tensor by tensor; momentum SGD and LARS as
-# convolutional networks have them, with weight decay in the gradient.
+# Adam as used for DINO and most transformers, clipped per tensor; momentum SGD and LARS as used for
+# convolutional networks, with weight decay added to the gradient.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
   "adamw": {
     "name": "optax.scale_by_adam",
@@ -128,76 +128,77 @@ MODES = {"small": SMALL, "paper": PAPER, "tiny": TINY}
 def parse(
   arg: str, demo: Mapping[str, Any], *, mini: Mapping[str, Any] = MINI, **presets: Mapping[str, Any]
 ) -> ConfigDict:
-  """The options of `configs/X.py:arg`, as attributes.
+  """Parses the options of `configs/X.py:arg` into attributes.
 
-  Options of the source itself are written `data.csv=labels.csv`; several values of one,
+  Options of the source itself are written `data.csv=labels.csv`; a list of values,
   `data.label_columns=edema;effusion`.
 
   Args:
     arg: `"small,lr=1e-3"`: names of presets, then options over them.
-    demo: the method's own options, and what it sets otherwise than `DEMO`.
-    mini: what it sets otherwise for `data=mini`, without a preset.
-    **presets: the same for `small`, `paper` and `tiny`, over those above; or a method's own.
+    demo: the method's own options, and its overrides of `DEMO`.
+    mini: overrides for `data=mini` without a preset.
+    **presets: overrides for `small`, `paper` and `tiny`, on top of those above, or for presets of
+      the method's own.
 
   Raises:
-    UserError: an option or a preset that is none.
+    UserError: an unknown option or preset.
   """
-  arg, of_source = source_arguments(arg)
+  arg, data_options = source_arguments(arg)
   modes = dict.fromkeys((*MODES, *presets))
   switches = dict.fromkeys(modes, False)
   values = {**DEMO, **demo}
-  chosen = parse_arg(arg, **switches, **values)
-  if chosen["data"] == "mini" and not any(chosen[name] for name in modes):
+  options = parse_arg(arg, **switches, **values)
+  if options["data"] == "mini" and not any(options[name] for name in modes):
     values |= mini
   for name in modes:
-    if chosen[name]:
+    if options[name]:
       values |= {**MODES.get(name, {}), **presets.get(name, {})}
-  return ConfigDict({**parse_arg(arg, **switches, **values), "data_options": of_source})
+  return ConfigDict({**parse_arg(arg, **switches, **values), "data_options": data_options})
 
 
 def source_arguments(arg: str | None) -> tuple[str, dict[str, Any]]:
-  """The `data.KEY=VALUE` items of an argument, and the argument without them."""
-  rest, found = [], {}
+  """Splits an argument into the part without `data.KEY=VALUE` items, and those items."""
+  others, data_options = [], {}
   for item in filter(None, (arg or "").split(",")):
     name, equals, text = item.partition("=")
     if not name.strip().startswith("data."):
-      rest.append(item)
+      others.append(item)
       continue
     if not equals:
       raise UserError(f"--config=...:{item} lacks its value; write it like data.csv=labels.csv")
     values = tuple(literal(part) for part in text.split(";"))
-    found[name.strip().removeprefix("data.")] = values if len(values) > 1 else values[0]
-  return ",".join(rest), found
+    data_options[name.strip().removeprefix("data.")] = values if len(values) > 1 else values[0]
+  return ",".join(others), data_options
 
 
 def base(o: ConfigDict) -> ConfigDict:
-  """A whole config but for the method: data, views, model, optimiser, checkpoints, evaluation."""
+  """The config without its method: data, model, optimizer, checkpoints, evaluation."""
   config = ConfigDict()
   config.task = "cxrjax.tasks.train"
   config.seed = o.seed
   config.duration = o.duration
   config.batch_size = o.batch_size
-  config.accumulate = 1  # microbatches of one update
-  config.block = 2 if o.tiny else 16  # most steps of one dispatch, when the data is resident
+  config.accumulate = 1  # microbatches per update
+  config.block = 2 if o.tiny else 16  # most steps per dispatch, when the data is resident
   config.log_every = "1 %"
   config.data = {
     "source": sources(o),
     "split": o.split,
     "options": source_options(o.data, o),
-    "subset": o.subset,  # "10 %", "16 per class"; "" is everything
+    "subset": o.subset,  # "10 %", "16 per class"; "": everything
     "fold": "",
-    "split_seed": 0,  # "2 of 5"; another seed, other subsets and folds
+    "split_seed": 0,  # "2 of 5"; the seed draws subsets and folds
     "size": o.store,
     "fit": "squash",  # squash, pad or crop to a square
     "bits": "auto",  # 8, 16, or what the images have
-    "window": "auto",  # of 16 bits: auto, full, or gray levels "low,high"
-    "repeat": False,  # fewer images than a batch has
+    "window": "auto",  # of 16-bit images: auto, full, or gray levels "low,high"
+    "repeat": False,  # allow fewer images than a batch has
     "masks": "",  # lung masks: "own", or a segmentation run's workdir
     "storage": "auto",  # resident, cached, streamed, or by size
     "cache_dir": "",  # decoded images; by default ~/.cache/cxrjax
     "on_bad_image": "error",  # or skip
-    "shared_patients": "error",  # patients that are also in a test split; or allow
-    "near_duplicates": 0.9,  # correlation that test images are warned of at; 0: off
+    "shared_patients": "error",  # patients that are also in a test split: error or allow
+    "near_duplicates": 0.9,  # correlation above which test images are reported; 0: off
   }
   config.init = {"path": o.init}
   config.model = backbone(o)
@@ -213,7 +214,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "decay_vectors": False,  # biases and norms, too
     "clip_per": "tensor",  # or module
     "freeze": (),
-    "hold": (),  # parameters that stay as they are, for some time
+    "hold": (),  # parameters that stay fixed for some time
     "lr_scale": (),
     "lr_constant": (),
     "layer_decay": 1.0,
@@ -221,8 +222,8 @@ def base(o: ConfigDict) -> ConfigDict:
   config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
   config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}
   config.health = {"patience": 5, "grace": "20 %"}
-  # At the end, for the page: maps over some test images, and how much of those of more lies on
-  # lungs. It changes no result, and may be changed between parts of a run.
+  # At the end, for the page: saliency maps over some test images, and the share of saliency on the
+  # lungs over `lungs` images. Changes no result, and may differ between parts of a run.
   config.explain = {
     "images": 2 if o.tiny else 6,
     "lungs": 0 if o.tiny else 256,
@@ -246,46 +247,46 @@ def base(o: ConfigDict) -> ConfigDict:
 
 
 def judges(labelled: str) -> dict[str, str]:
-  """The sources of `A+B` that judge an encoder, each by itself, by the names of their evaluators.
+  """Splits `A+B` into sources that judge an encoder separately, by the names of their evaluators.
 
-  One alone is `probe`, of several each has the end of its own name: `tfds:nlm_tb/shenzhen` is
-  `shenzhen`.
+  A single source is called `probe`; of several, each is called by the end of its own name:
+  `tfds:nlm_tb/shenzhen` is `shenzhen`.
 
   Raises:
-    UserError: two with the same name.
+    UserError: two sources with the same name.
   """
   parts = labelled.split("+")
   if len(parts) == 1:
     return {"probe": labelled}
-  found: dict[str, str] = {}
+  evaluators: dict[str, str] = {}
   for part in parts:
     name = re.sub(r"\W+", "_", re.split("[:/]", part.rstrip("/"))[-1]) or "probe"
-    if name in found:
+    if name in evaluators:
       raise UserError(
         f"--config=...:eval_data={labelled} has two sources that would be called "
         f"{name!r}; rename a folder, or give one of them"
       )
-    found[name] = part
-  return found
+    evaluators[name] = part
+  return evaluators
 
 
 def pixels(o: ConfigDict, size: str = "size") -> dict[str, Any]:
-  """Size and normalisation of the network's input, as references: set once, they hold everywhere.
+  """Size and normalization of the network's input, as references: set once, valid everywhere.
 
   Args:
     o: the options.
-    size: what the size is called where they are to stand.
+    size: key under which the size is stored.
   """
   return {size: o.get_ref("image_size"), "mean": o.get_ref("mean"), "std": o.get_ref("std")}
 
 
 def decoding(config: ConfigDict) -> dict[str, Any]:
-  """How images become gray levels, as references to what training has."""
+  """Options that turn images into gray levels, as references to those of training."""
   return {key: config.data.get_ref(key) for key in ("fit", "bits", "window", "on_bad_image")}
 
 
 def one_view(o: ConfigDict) -> dict[str, Any]:
-  """`config.views` of masked autoencoders: one crop, flipped or not, of `o.scale_least` or more."""
+  """`config.views` of masked autoencoders: one randomly flipped crop, `o.scale_least` or larger."""
   return {
     "name": "cxrjax.views.multicrop",
     "global_crops": 1,
@@ -305,7 +306,7 @@ def one_view(o: ConfigDict) -> dict[str, Any]:
 def two_views(o: ConfigDict) -> dict[str, Any]:
   """`config.views` of methods that compare two large crops.
 
-  Of `o`: the options of `TWO_VIEWS`.
+  Reads from `o` the options of `TWO_VIEWS`.
   """
   return {
     "name": "cxrjax.views.multicrop",
@@ -333,7 +334,7 @@ def corruption(o: ConfigDict) -> dict[str, Any]:
 def multi_crop(o: ConfigDict) -> dict[str, Any]:
   """`config.views` of DINO and its successors: two large crops and `o.local_crops` small ones.
 
-  Of `o` besides: `global_scale`, `local_scale`, `local_size`, `jitter` (of brightness and
+  Also reads from `o`: `global_scale`, `local_scale`, `local_size`, `jitter` (of brightness and
   contrast), `jitter_prob`, `blur` (largest sigma in pixels of a 224 px crop) and `solarize`, the
   second large crop's probability.
   """
@@ -358,18 +359,18 @@ def multi_crop(o: ConfigDict) -> dict[str, Any]:
 
 
 def backbone(o: ConfigDict) -> dict[str, Any]:
-  """`config.model`: the network of the run that `o.init` names, or as `o.model` says."""
-  run = zoo.place(o.init, "--config=...:init") / "config.json"
-  if o.init and run.is_file():
+  """`config.model`: the network of the run `o.init`, or else the one that `o.model` names."""
+  run_config = zoo.place(o.init, "--config=...:init") / "config.json"
+  if o.init and run_config.is_file():
     try:
-      model = dict(files.read_mapping(run)["model"])
+      model = dict(files.read_mapping(run_config)["model"])
     except (OSError, KeyError, TypeError, ValueError) as error:
       raise UserError(
         f"--config=...:init={o.init} holds no run: its config.json cannot be used "
         f"({error}); give the workdir of a finished one"
       ) from error
-    own = {"drop_path": o.drop_path, "image_size": o.get_ref("image_size")}
-    return {**model, **{key: value for key, value in own.items() if key in model}}
+    overrides = {"drop_path": o.drop_path, "image_size": o.get_ref("image_size")}
+    return {**model, **{key: value for key, value in overrides.items() if key in model}}
   return _network(o) | ({"width": o.encoder_width} if o.encoder_width else {})
 
 
@@ -400,15 +401,15 @@ def _network(o: ConfigDict) -> dict[str, Any]:
     "initial": o.initial,
     "pool": o.get("pool") or "cls",
     "positions": o.get("positions", "normal"),
-    "interpolation": "dino",  # of positions, for crops of another size than image_size
+    "interpolation": "dino",  # of positions, for crops of other sizes than image_size
     "attention": "auto",
-    "remat": False,  # recompute blocks in the backward pass, for less memory
+    "remat": False,  # recompute blocks in the backward pass, to save memory
     **common,
   }
 
 
 def sources(o: ConfigDict) -> Any:
-  """`config.data.source`: one name, or for `A+B*2` the parts of a pool with their weights."""
+  """`config.data.source`: one name, or for `A+B*2` the parts of a mixture with their weights."""
   parts = [_weighted(part) for part in o.data.split("+")]
   if len(parts) == 1:
     return o.data
@@ -423,7 +424,7 @@ def sources(o: ConfigDict) -> Any:
 
 
 def _weighted(part: str) -> tuple[str, float | None]:
-  """`A*2` as ("A", 2.0), `A` as ("A", None)."""
+  """Parses `A*2` as ("A", 2.0) and `A` as ("A", None)."""
   name, star, weight = part.rpartition("*")
   if not star:
     return part, None
@@ -434,15 +435,15 @@ def _weighted(part: str) -> tuple[str, float | None]:
 
 
 def source_options(name: str, o: ConfigDict) -> dict[str, Any]:
-  """What the options after the colon say of one source; nothing where `name` is a whole pool."""
-  own = [_weighted(part)[0] for part in o.data.split("+")]
-  found: dict[str, Any] = o.data_options.to_dict() if name in own else {}
+  """Options after the colon that concern one source; {} where `name` is a whole mixture."""
+  names = [_weighted(part)[0] for part in o.data.split("+")]
+  options: dict[str, Any] = o.data_options.to_dict() if name in names else {}
   if name == "phantom":
-    return {"n": o.examples, "size": o.store, "sites": o.sites, **found}
-  if name in own or "+" not in name:
+    return {"n": o.examples, "size": o.store, "sites": o.sites, **options}
+  if name in names or "+" not in name:
     kind = name.partition(":")[0]
     if kind == "tfds" and o.manual_dir:
-      found["manual_dir"] = o.manual_dir
+      options["manual_dir"] = o.manual_dir
     if kind in ("tfds", "folder") and o.frontal:
-      found["views"] = ("PA", "AP")
-  return found
+      options["views"] = ("PA", "AP")
+  return options

@@ -1,4 +1,4 @@
-"""What the configs of DINO and its successors share: options, presets, the method's common part.
+"""Shared parts of the configs of DINO and its successors: options, presets, the method's core.
 
 Sources of the values: Caron et al. 2021 (arXiv 2104.14294) and the authors' code.
 """
@@ -21,7 +21,7 @@ DEMO: dict[str, Any] = {
   "hidden": 256,
   "bottleneck": 64,
   "batch_norm": True,
-  "momentum": 0.99,  # of the teacher; goes to momentum_end
+  "momentum": 0.99,  # of the teacher; rises to momentum_end
   "momentum_end": 1.0,
   "center_momentum": 0.8,
   "temp_start": 0.02,  # of the teacher; rises to temp_end over temp_warmup
@@ -63,7 +63,7 @@ TINY: dict[str, Any] = {"local_size": 16, "prototypes": 32}
 
 
 def method(o: ConfigDict, name: str) -> dict[str, Any]:
-  """`config.method` as far as heads, temperatures, centre and teacher go."""
+  """The part of `config.method` for heads, temperatures, center and teacher."""
   return {
     "name": f"cxrjax.methods.{name}",
     "prototypes": o.prototypes,

@@ -1,7 +1,7 @@
-"""What stands after the colon of a config of several runs: its own options, and what it hands on.
+"""Arguments after the colon of a study's config: its own options, and those forwarded to its runs.
 
-Options that are not its own are for the configs of the runs; `args.NAME=key=value;key=value` is for
-one of them.
+Options that are not the study's own go to the configs of all runs; `args.NAME=key=value;key=value`
+goes to one of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cxrjax.config.args import parse_arg
 from cxrjax.core.errors import UserError
 
-# Of pretraining and of learning with labels the same: radiographs and network.
+# Shared by pretraining and learning with labels: radiographs and network.
 SHARED = (
   "data",
   "frontal",
@@ -33,12 +33,12 @@ SHARED = (
 
 @dataclasses.dataclass(frozen=True)
 class ForwardedArgs:
-  """What is handed on, as it was written.
+  """Arguments that are forwarded to the runs, as written.
 
   Attributes:
     presets: `small`, `paper` or `tiny`.
-    items: `key=value`, for all.
-    kept: the same for one, by its name.
+    items: `key=value` for all runs.
+    kept: `key=value` for single runs, by run name.
   """
 
   presets: tuple[str, ...]
@@ -46,12 +46,12 @@ class ForwardedArgs:
   kept: Mapping[str, Sequence[str]]
 
   def argument(self, *more: str, name: str = "", only: Sequence[str] | None = None) -> str:
-    """The argument of a run's config.
+    """Builds the argument of a run's config.
 
     Args:
-      *more: items of this run, below those for all.
-      name: of the run, whose own items come last.
-      only: of the items for all those with these keys, and the options of the source.
+      *more: items of this run; those for all runs override them.
+      name: the run, whose own items come last.
+      only: keys of the items for all runs to keep; options of the source are always kept.
     """
     items = [
       item
@@ -64,40 +64,40 @@ class ForwardedArgs:
 def parse(
   arg: str | None, own: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
 ) -> tuple[ConfigDict, ForwardedArgs]:
-  """The options of a config of several runs, and what is for the runs.
+  """Parses a study's argument into its own options and the arguments for its runs.
 
   Args:
     arg: `"small,seeds=0;1,data=folder:PATH,args.dino=lr=1e-3;momentum=0.99"`.
-    own: options with their values.
-    presets: what `small`, `paper` and `tiny` change of them.
+    own: the study's options and their defaults.
+    presets: overrides of `small`, `paper` and `tiny` for these options.
 
   Raises:
-    UserError: an own option with a wrong value; `args.NAME` without any.
+    UserError: an own option with a wrong value; `args.NAME` without a value.
   """
-  text, kept = for_one(arg)
-  mine: list[str] = []
-  items: list[str] = []
-  chosen: list[str] = []
-  for item in filter(None, text.split(",")):
+  shared, for_runs = for_one(arg)
+  own_items: list[str] = []
+  forwarded: list[str] = []
+  chosen_presets: list[str] = []
+  for item in filter(None, shared.split(",")):
     name = item.partition("=")[0].strip()
     if name in presets:
-      chosen.append(name)
+      chosen_presets.append(name)
     else:
-      (mine if name in own else items).append(item)
+      (own_items if name in own else forwarded).append(item)
   values = dict(own)
-  for name in chosen:
+  for name in chosen_presets:
     values |= presets[name]
-  o = ConfigDict(parse_arg(",".join(mine), **values))
-  return o, ForwardedArgs(tuple(chosen), tuple(items), kept)
+  o = ConfigDict(parse_arg(",".join(own_items), **values))
+  return o, ForwardedArgs(tuple(chosen_presets), tuple(forwarded), for_runs)
 
 
 def for_one(arg: str | None) -> tuple[str, dict[str, list[str]]]:
-  """The argument without its `args.NAME=key=value;key=value`, and these by name."""
-  rest: list[str] = []
-  kept: dict[str, list[str]] = {}
+  """Splits an argument into the part without `args.NAME=key=value;key=value`, and those by name."""
+  shared: list[str] = []
+  by_name: dict[str, list[str]] = {}
   for item in filter(None, (arg or "").split(",")):
     if not item.startswith("args."):
-      rest.append(item)
+      shared.append(item)
       continue
     name, equals, text = item.removeprefix("args.").partition("=")
     if not equals:
@@ -105,10 +105,10 @@ def for_one(arg: str | None) -> tuple[str, dict[str, list[str]]]:
         f"--config=...:{item} lacks its value; write it like "
         "args.rgmim=lung_ratio=0.5;mask_ratio=0.6"
       )
-    kept.setdefault(name, []).extend(text.split(";"))
-  return ",".join(rest), kept
+    by_name.setdefault(name, []).extend(text.split(";"))
+  return ",".join(shared), by_name
 
 
 def listed(text: str) -> tuple[str, ...]:
-  """`0+1+2` or, quoted for the shell, `0;1;2` as its parts."""
+  """Splits a list such as `0+1+2` or, quoted for the shell, `0;1;2`."""
   return tuple(text.split(";" if ";" in text else "+"))

@@ -1,4 +1,4 @@
-"""The folder that decoded images, indexes and keys are kept in between runs."""
+"""The cache folder, which keeps decoded images, indexes and keys between runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shutil
 
 
 def cache_root(cache_dir: str | os.PathLike | None) -> pathlib.Path:
-  """The folder that decoded images are kept in."""
+  """The cache folder: the given one, CXRJAX_CACHE or `~/.cache/cxrjax`."""
   chosen = cache_dir or os.environ.get("CXRJAX_CACHE") or "~/.cache/cxrjax"
   return pathlib.Path(chosen).expanduser()
 
 
 def free_bytes(cache_dir: str | os.PathLike | None) -> int:
-  """What the disk of the folder for decoded images has free."""
+  """Free bytes on the disk of the cache folder."""
   folder = cache_root(cache_dir).absolute()
   while not folder.exists():
     folder = folder.parent

@@ -1,4 +1,4 @@
-"""What every command has in common: lines for the user, one line for a mistake, an exit status."""
+"""Shared parts of all commands: output lines, one-line errors and the exit status."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from cxrjax.core.text import shown
 
 
 def say(line: str) -> None:
-  """Prints a line or several, at once; names in it cannot steer the terminal."""
+  """Prints one or more lines and flushes; names in them cannot control the terminal."""
   print(shown(line, keep="\n\t"), flush=True)  # noqa: T201
 
 
 def stop(error: object) -> NoReturn:
-  """Ends the program by status 2 and one line on stderr."""
+  """Exits with status 2 and one line on stderr."""
   sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
   sys.exit(2)
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:
-  """Ends the program by a command's exit status; see `stop` for a UserError."""
+  """Runs a command and exits with its status; a UserError ends as in `stop`."""
   try:
     sys.exit(command())
   except UserError as error:

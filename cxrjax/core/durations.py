@@ -1,4 +1,4 @@
-"""Durations in any unit, and schedules over them."""
+"""Durations in steps, epochs, examples or percent, and schedules over them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _DURATION = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(epochs?|steps?|example
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-  """How long a run is, and what an epoch, an example and a percent are in steps.
+  """Length of a run, and conversion of epochs, examples and percentages into steps.
 
   Attributes:
-    total_steps: optimiser updates of the whole run.
-    steps_per_epoch: examples / batch size; not rounded, an epoch may end inside a batch.
-    batch_size: images of one update, over all devices and accumulated microbatches.
+    total_steps: optimizer updates of the whole run.
+    steps_per_epoch: examples / batch size, not rounded: an epoch may end inside a batch.
+    batch_size: images per update, over all devices and accumulated microbatches.
   """
 
   total_steps: int
@@ -45,20 +45,20 @@ class Clock:
     Raises:
       UserError: not a duration, or shorter than one step.
     """
-    draft = cls(0, num_examples / batch_size, batch_size)
+    clock = cls(0, num_examples / batch_size, batch_size)
     if isinstance(duration, str) and "%" in duration:
       raise UserError(f"{key}={duration!r}: a whole run cannot be a percentage; try '10 epochs'")
-    total = draft.steps(duration, key)
+    total = clock.steps(duration, key)
     if total < 1:
       raise UserError(f"{key}={duration!r} is shorter than one step of {batch_size} images")
     return cls(total, num_examples / batch_size, batch_size)
 
   def steps(self, duration: str, key: str = "duration") -> int:
-    """A duration in whole steps, rounded to the nearest.
+    """Converts a duration to whole steps, rounded to the nearest.
 
     Args:
       duration: `"100 epochs"`, `"5000 steps"`, `"1e6 examples"` or `"10 %"` (of the run).
-      key: the config key to name in errors.
+      key: the config key, for errors.
 
     Raises:
       UserError: not a duration.
@@ -80,20 +80,20 @@ class Clock:
 
   @property
   def num_examples(self) -> int:
-    """Images of the data."""
+    """Number of images in the dataset."""
     return round(self.steps_per_epoch * self.batch_size)
 
   def epoch(self, step: int) -> float:
-    """How many times the data has been seen after `step` steps."""
+    """Number of passes over the data after `step` steps."""
     return step / self.steps_per_epoch
 
 
 def cosine(start: float, end: float, steps: int, warmup: int = 0, peak: str = "last") -> Schedule:
   """Linear from 0 to `start` over `warmup` steps, then half a cosine to `end`.
 
-  Step `i` of the warm-up has `start * i / (warmup - 1)`, so that its last step has all of it, or
-  with `peak="next"` `start * i / warmup`, so that the step after it has, as in the code of MAE,
-  MoCo v3, BYOL and SimCLR. Step `i` behind it has
+  Step `i` of the warm-up has `start * i / (warmup - 1)`, which reaches `start` at its last step, or
+  with `peak="next"` `start * i / warmup`, which reaches it one step later, as in the code of MAE,
+  MoCo v3, BYOL and SimCLR. A later step `i` has
   `end + (start - end) (1 + cos(pi (i - warmup) / (steps - warmup))) / 2`.
 
   References:
@@ -113,14 +113,14 @@ def cosine(start: float, end: float, steps: int, warmup: int = 0, peak: str = "l
 
 
 def stairs(start: float, end: float, epochs: float, steps_per_epoch: float) -> Schedule:
-  """From `start` to `end` in equal rises at the beginning of each of `epochs` epochs, then `end`.
+  """From `start` to `end` in equal steps, one at the start of each of `epochs` epochs, then `end`.
 
   Epoch `e` has `start + (end - start) * min(e / (epochs - 1), 1)`: DINO's teacher temperature.
   """
   count = max(math.floor(epochs + 1e-6), 0)
 
   def value(step: Step) -> Float[Array, ""]:
-    # 1e-4 of an epoch: float32 division must not put the first step of an epoch into the last one
+    # Plus 1e-4: float32 division must not assign the first step of an epoch to the previous one.
     epoch = jnp.floor(jnp.asarray(step, jnp.float32) / steps_per_epoch + 1e-4)
     rise = epoch / max(count - 1, 1)
     return start + (end - start) * jnp.where(epoch < count, jnp.clip(rise, 0.0, 1.0), 1.0)
@@ -148,16 +148,16 @@ def sigmoid(start: float, end: float, steps: int) -> Schedule:
 
   def value(step: Step) -> Float[Array, ""]:
     t = jnp.minimum(jnp.asarray(step, jnp.float32) / max(steps, 1), 1.0)
-    # Nothing to wait for: the end, from the first step.
+    # Without a ramp-up the value is `end` from the first step.
     return start + (end - start) * (jnp.exp(-5 * (1 - t) ** 2) if steps else jnp.ones(()))
 
   return value
 
 
 def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Schedule:
-  """A schedule from a number (constant) or `{"start": .., "end": .., "warmup": duration}`.
+  """Builds a schedule from a number (constant) or `{"start": .., "end": .., "warmup": duration}`.
 
-  `kind="cosine"` (default; with `peak`), or `"linear"`, `"stairs"` or `"sigmoid"`, whose rise lasts
+  `kind="cosine"` (default; with `peak`), or `"linear"`, `"stairs"` or `"sigmoid"`, which ramp over
   `warmup`.
 
   Raises:
@@ -196,8 +196,8 @@ def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Sche
 
 
 def tabulate(schedule: Schedule, steps: int, points: int = 200) -> tuple[list[int], list[float]]:
-  """A schedule's values at `points` evenly spaced steps, for plots."""
+  """Evaluates a schedule at `points` evenly spaced steps, for plots."""
   at = sorted({round(i * (steps - 1) / max(points - 1, 1)) for i in range(points)})
-  # One small program; step by step it would be twenty, of a tenth of a second each.
+  # One small program; evaluated eagerly it would be twenty, a tenth of a second each.
   values = jax.jit(jax.vmap(schedule), compiler_options=compile_effort.options(once=True))
   return at, np.asarray(values(jnp.asarray(at)), np.float64).tolist()

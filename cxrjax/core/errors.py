@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exception for mistakes that a user can fix."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cxrjax.core.text import shown
 
 
 class UserError(Exception):
-  """A mistake in a config, a file or the machine: one line that names it and the way out.
+  """A mistake in a config, a file or the machine: one line that names it and how to fix it.
 
-  `cxrjax.main` prints it as `error: ...` and exits with status 2, without a traceback. Names of
-  files in it are shown by `cxrjax.core.text.shown`.
+  `cxrjax.main` prints it as `error: ...` and exits with status 2, without a traceback. File names
+  in it are escaped by `cxrjax.core.text.shown`.
   """
 
   def __str__(self) -> str:
@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 def suggest(word: str, valid: Iterable[str]) -> str:
-  """`; did you mean 'x'?` where something close exists, then the whole list."""
+  """Formats `; did you mean 'x'?`, where a close match exists, and the list of valid words."""
   valid = sorted(valid)
   close = difflib.get_close_matches(word, valid, n=1)
   hint = f"; did you mean {close[0]!r}?" if close else ""

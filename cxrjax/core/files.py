@@ -1,8 +1,8 @@
-"""Files that may be a stranger's, read so that nothing in them costs more than it holds.
+"""Safe reading of untrusted files, at a cost bounded by what they actually contain.
 
-Only regular files are opened: a pipe would be waited for without end. What a file says of its own
-sizes is held against the bytes that are there before anything is made of it. Whatever is wrong is a
-`ValueError` that says so in one line, without the file's name.
+Only regular files are opened: reading a pipe could block forever. The sizes that a file declares
+are checked against the bytes present before anything is allocated. Every defect is a `ValueError`
+with a one-line message that leaves out the file's name.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-MAX_JSON = 64 << 20  # bytes; the largest run.json has a thousandth of it
-MAX_DEPTH = 64  # of lists and mappings in one another
-MAX_RATIO = 200  # unpacked to packed size of a member of a zip of more than SMALL bytes
+MAX_JSON = 64 << 20  # bytes; the largest run.json has a thousandth of that
+MAX_DEPTH = 64  # of nested lists and mappings
+MAX_RATIO = 200  # unpacked to packed size, for zip members of more than SMALL bytes
 SMALL = 16 << 20
-_MEMBERS = 100_000  # of a file of arrays
-_CHUNK = 1 << 20  # bytes that are unpacked at a time
-_HEADER = 100 << 20  # of a .safetensors, as its own library has it
-_PLAIN = "biufcSU"  # kinds of arrays that hold their own numbers or texts
-_SAFE = {
+_MAX_ARRAYS = 100_000  # per .npz
+_CHUNK = 1 << 20  # bytes unpacked at a time
+_MAX_HEADER = 100 << 20  # bytes, of a .safetensors; the limit of its own library
+_PLAIN_KINDS = "biufcSU"  # dtype kinds that hold numbers or text inline
+_DTYPES = {  # of a .safetensors
   "BOOL": np.bool_,
   "U8": np.uint8,
   "I8": np.int8,
@@ -52,20 +52,20 @@ _SAFE = {
 
 
 class Damaged(ValueError):
-  """What is wrong with a file, in one line that begins with "it"."""
+  """A defect of a file, described in one line that begins with "it"."""
 
 
 def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
-  """A regular file, open for reading.
+  """Opens a regular file for reading.
 
   Raises:
-    OSError: it is not there or cannot be read.
+    OSError: it does not exist or cannot be read.
     Damaged: it is a pipe, a device or a socket.
   """
   if stat.S_ISDIR(os.stat(path).st_mode):
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
   if stat.S_ISREG(os.stat(path).st_mode):
-    # Without waiting, in case it has become a pipe since.
+    # Non-blocking, in case it has been replaced by a pipe.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(handle).st_mode):
       return os.fdopen(handle, "rb")
@@ -74,7 +74,7 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def read(path: str | os.PathLike[str], limit: int) -> bytes:
-  """A whole regular file of at most `limit` bytes."""
+  """Reads a regular file of at most `limit` bytes."""
   with opened(path) as file:
     data = file.read(limit + 1)
   if len(data) > limit:
@@ -83,7 +83,7 @@ def read(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-  """JSON of bounded depth."""
+  """Parses JSON of bounded depth."""
   try:
     value = json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
   except UnicodeDecodeError as error:
@@ -92,10 +92,11 @@ def parse_json(data: bytes | str) -> Any:
     raise Damaged(f"it nests more than {MAX_DEPTH} levels deep") from error
   except ValueError as error:
     raise Damaged(f"it is not JSON, or cut short ({error})") from error
-  level, depth = [value], 0
-  while level := [
+  # Level by level: `value` may nest too deeply for recursion.
+  nodes, depth = [value], 0
+  while nodes := [
     x
-    for item in level
+    for item in nodes
     if isinstance(item, dict | list)
     for x in (item.values() if isinstance(item, dict) else item)
   ]:
@@ -106,12 +107,12 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-  """A file of JSON."""
+  """Reads a JSON file."""
   return parse_json(read(path, MAX_JSON))
 
 
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """A file of JSON that holds a mapping, as this program writes its own."""
+  """Reads a JSON file that must hold a mapping, as those of this program do."""
   value = read_json(path)
   if not isinstance(value, dict):
     raise Damaged("it holds no mapping")
@@ -119,11 +120,11 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def open_zip(file: io.BufferedIOBase | str | os.PathLike[str]) -> zipfile.ZipFile:
-  """A zip, whatever is wrong with it in one kind of error.
+  """Opens a zip, with one kind of error for all defects.
 
   Raises:
     OSError, Damaged: there is no such file, or it is not a regular one.
-    zipfile.BadZipFile: it is damaged, or of a version that Python does not read.
+    zipfile.BadZipFile: it is damaged, or of a version that Python cannot read.
   """
   if isinstance(file, str | os.PathLike):
     opened(file).close()
@@ -134,16 +135,16 @@ def open_zip(file: io.BufferedIOBase | str | os.PathLike[str]) -> zipfile.ZipFil
 
 
 def unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
-  """One member of a zip, counted while it is unpacked.
+  """Unpacks a zip member, checking its size on the way.
 
   Args:
     archive: the zip.
-    info: of the member.
-    limit: of its bytes.
+    info: the member.
+    limit: its maximum size in bytes.
 
   Raises:
-    Damaged: it is, or it is larger, unpacks to far more than is plausible or to another size than
-      the zip says, is encrypted, or packed in a way that is not read.
+    Damaged: it is damaged, too large, unpacks to implausibly many bytes or to another size than the
+      zip declares, is encrypted, or uses an unsupported compression.
     OSError: it cannot be read.
   """
   size = info.file_size
@@ -154,12 +155,11 @@ def unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
   if info.flag_bits & 1:
     raise Damaged("it is encrypted")
   if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-    # The others are unpacked by as many bytes as they please at a time.
+    # Python's other decompressors do not bound the bytes that they return at a time.
     raise Damaged("it is packed in a way that is not read here (only stored and deflated are)")
   parts, count = [], 0
   try:
-    # In pieces: as a whole, all that the member holds would be unpacked, whatever its size is said
-    # to be.
+    # In chunks: a single read would unpack the whole member, whatever size it declares.
     with archive.open(info) as member:
       while part := member.read(_CHUNK):
         parts.append(part)
@@ -174,14 +174,14 @@ def unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
 
 
 def parse_npy(data: bytes) -> np.ndarray:
-  """An array in the format of a .npy, without Python objects; it shares memory with `data`."""
+  """Parses an array in .npy format, without Python objects; it shares memory with `data`."""
   dtype, shape, order, start = _npy_header(io.BytesIO(data))
   _check_shape(dtype, shape, len(data) - start)
   return _array(data, start, dtype, shape, order)
 
 
 def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
-  """The array of a .npy file, read from disk where it is looked at.
+  """Maps the array of a .npy file into memory; it is read from disk on access.
 
   Raises:
     OSError, Damaged: it cannot be read.
@@ -195,27 +195,29 @@ def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _npy_header(file: io.BufferedIOBase) -> tuple[np.dtype, Any, Literal["C", "F"], int]:
-  """Type, shape, order and place of an array's numbers."""
+  """Parses dtype, shape, memory order and data offset of an array."""
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # on headers of Python 2
+      warnings.simplefilter("ignore")  # about headers written by Python 2
       version = np.lib.format.read_magic(file)
       header = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
       }[version]
       shape, in_fortran, dtype = header(file)
-  except Exception as error:  # what a header may raise that is read as Python is without end
+  except Exception as error:  # parsed as Python, a header may raise anything
     raise Damaged("the header of its array is damaged") from error
   if (
-    dtype.hasobject or dtype.fields is not None or (dtype.kind not in _PLAIN and dtype.kind != "V")
+    dtype.hasobject
+    or dtype.fields is not None
+    or (dtype.kind not in _PLAIN_KINDS and dtype.kind != "V")
   ):
     raise Damaged(f"its array is of {dtype}, which is not read")
   return dtype, shape, "F" if in_fortran else "C", file.tell()
 
 
-def _check_shape(dtype: np.dtype, shape: Any, there: int) -> None:
-  """Refuses what is no shape, or not that of so many bytes."""
+def _check_shape(dtype: np.dtype, shape: Any, available: int) -> None:
+  """Validates a shape, and that its array has the size of the available bytes."""
   if (
     not isinstance(shape, tuple | list)
     or len(shape) > 32
@@ -223,17 +225,19 @@ def _check_shape(dtype: np.dtype, shape: Any, there: int) -> None:
   ):
     raise Damaged("the shape of its array is none")
   count = math.prod(shape)
-  if count >= 1 << 48 or (count > 1 and not dtype.itemsize) or (count * dtype.itemsize != there):
+  if (
+    count >= 1 << 48 or (count > 1 and not dtype.itemsize) or (count * dtype.itemsize != available)
+  ):
     raise Damaged(
       f"its array of {' x '.join(map(str, shape)) or 1} {dtype} is not the "
-      f"{there:,} bytes that are there"
+      f"{available:,} bytes that are there"
     )
 
 
 def _array(
   data: Any, start: int, dtype: np.dtype, shape: Any, order: Literal["C", "F"] = "C"
 ) -> np.ndarray:
-  """An array of numbers that are all there."""
+  """Wraps checked bytes as an array."""
   count = math.prod(shape)
   if not count * dtype.itemsize:
     return np.zeros(shape, dtype)
@@ -241,32 +245,32 @@ def _array(
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-  """All arrays of an .npz by their names.
+  """Reads all arrays of an .npz by name.
 
   Raises:
     OSError, Damaged: it cannot be read.
   """
-  found: dict[str, np.ndarray] = {}
+  arrays: dict[str, np.ndarray] = {}
   with opened(path) as file:
-    room = max(1 << 30, MAX_RATIO * os.fstat(file.fileno()).st_size)
+    bytes_left = max(1 << 30, MAX_RATIO * os.fstat(file.fileno()).st_size)
     try:
       with open_zip(file) as archive:
-        if len(archive.infolist()) > _MEMBERS:
-          raise Damaged(f"it has more than {_MEMBERS:,} arrays")
+        if len(archive.infolist()) > _MAX_ARRAYS:
+          raise Damaged(f"it has more than {_MAX_ARRAYS:,} arrays")
         for info in archive.infolist():
           name = info.filename.removesuffix(".npy")
-          if name in found or name == info.filename:
+          if name in arrays or name == info.filename:
             raise Damaged(f"it has no array, or a second one, in {info.filename!r}")
-          data = unzip(archive, info, room)
-          found[name] = parse_npy(data)
-          room -= len(data)
+          data = unzip(archive, info, bytes_left)
+          arrays[name] = parse_npy(data)
+          bytes_left -= len(data)
     except zipfile.BadZipFile as error:
       raise Damaged(f"it is damaged ({str(error)[:200]})") from error
-  return found
+  return arrays
 
 
 def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
-  """The array of a .npy file.
+  """Reads the array of a .npy file.
 
   Raises:
     OSError, Damaged: it cannot be read.
@@ -276,47 +280,47 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """All arrays of a .safetensors by their names, of 8-bit floats too, and its metadata.
+  """Reads the arrays of a .safetensors by name, including 8-bit floats, and its metadata.
 
   Raises:
     OSError, Damaged: it cannot be read.
   """
   with opened(path) as file:
-    there = os.fstat(file.fileno()).st_size
+    size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
-    if there < 8 or length > min(_HEADER, there - 8):
+    if size < 8 or length > min(_MAX_HEADER, size - 8):
       raise Damaged("it is cut short, or no .safetensors")
     header = parse_json(file.read(length))
     data = memoryview(file.read())
   if not isinstance(header, dict):
     raise Damaged("its header is damaged")
-  about = header.pop("__metadata__", {})
-  if not isinstance(about, dict) or not all(isinstance(v, str) for v in about.values()):
+  metadata = header.pop("__metadata__", {})
+  if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
     raise Damaged("its metadata are no texts")
-  found, end = {}, 0
+  arrays, end = {}, 0
   for name, (kind, shape, start, stop) in sorted(
-    ((n, _entry(n, e)) for n, e in header.items()), key=lambda item: item[1][2:]
+    ((n, _parse_entry(n, e)) for n, e in header.items()), key=lambda item: item[1][2:]
   ):
     if start != end or stop < start:
       raise Damaged(f"{name!r} in it lies over another array, or beside a gap")
-    _check_shape(np.dtype(_SAFE[kind]), shape, stop - start)
+    _check_shape(np.dtype(_DTYPES[kind]), shape, stop - start)
     if stop > len(data):
       raise Damaged("it is cut short")
-    found[name], end = _array(data[start:stop], 0, np.dtype(_SAFE[kind]), shape), stop
+    arrays[name], end = _array(data[start:stop], 0, np.dtype(_DTYPES[kind]), shape), stop
   if end != len(data):
     raise Damaged(f"it has {len(data):,} bytes of numbers, where its header says {end:,}")
-  return found, about
+  return arrays, metadata
 
 
-def _entry(name: str, entry: Any) -> tuple[str, Any, int, int]:
-  """One array of a .safetensors: type, shape, begin and end."""
+def _parse_entry(name: str, entry: Any) -> tuple[str, Any, int, int]:
+  """Parses a .safetensors header entry: dtype, shape, start and end."""
   try:
     kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
   except (TypeError, KeyError, ValueError) as error:
     raise Damaged(f"{name!r} in its header is damaged") from error
-  if not isinstance(kind, str) or kind not in _SAFE:
+  if not isinstance(kind, str) or kind not in _DTYPES:
     raise Damaged(
-      f"{name!r} in it is of type {kind!r}, which is not read; valid: {', '.join(_SAFE)}"
+      f"{name!r} in it is of type {kind!r}, which is not read; valid: {', '.join(_DTYPES)}"
     )
   if not (type(start) is int and type(stop) is int and start >= 0):
     raise Damaged(f"{name!r} in its header is damaged")

@@ -1,4 +1,4 @@
-"""Matrix-product operations of a function, counted in its program without running it."""
+"""Counts the matrix-product operations of a function from its jaxpr, without running it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 import jax
 from jax.interpreters import partial_eval
 
-# Of `models.conv`, which on a CPU multiplies by zeros between groups: these do not count.
+# Of `models.conv`, which on a CPU also multiplies by zeros between groups: not counted.
 GROUPED, GROUPED_GRADIENT = "_grouped_conv", "_grouped_conv_gradient"
-# What calls a kernel that no program shows the inside of.
+# Primitives that call kernels whose operations the jaxpr does not show.
 OPAQUE = ("pallas_call", "ffi_call", "custom_partitioning", "dot_product_attention")
 
 
 def count(function: Callable[..., Any], *args: Any) -> float:
-  """Floating-point operations of `function`'s matrix products and convolutions, 2 a multiply-add.
+  """Floating-point operations of matrix products and convolutions, two per multiply-add.
 
-  Everything else (element by element, sums, normalisation) is left out, as in the papers' tables,
-  and so is what no result depends on, which the compiler drops. Of the branches of a condition the
-  costliest counts; a scan's body as often as it runs.
+  Everything else (elementwise operations, sums, normalization) is left out, as in the papers'
+  tables, and so is dead code, which the compiler drops. Of the branches of a conditional the most
+  expensive counts; the body of a scan counts as often as it runs.
 
   Args:
     function: traceable by JAX; static values bound beforehand.
-    *args: pytrees of arrays or of `jax.ShapeDtypeStruct`; no value is looked at, nothing computed.
+    *args: pytrees of arrays or of `jax.ShapeDtypeStruct`; no value is read and nothing is computed.
 
   Raises:
-    ValueError: a product inside a loop whose length is not known beforehand, or a fused kernel;
-      count such a function where JAX runs on the CPU, which uses none.
+    ValueError: a product inside a loop of unknown length, or a fused kernel; count such a function
+      where JAX runs on the CPU, which uses none.
   """
   jaxpr = jax.make_jaxpr(function)(*args).jaxpr
   used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -36,35 +36,35 @@ def count(function: Callable[..., Any], *args: Any) -> float:
 
 
 def _count(jaxpr: Any) -> float:
-  return sum((_one(equation) for equation in jaxpr.eqns), 0.0)
+  return sum((_count_equation(equation) for equation in jaxpr.eqns), 0.0)
 
 
-def _one(equation: Any) -> float:
+def _count_equation(equation: Any) -> float:
   name, parameters = equation.primitive.name, equation.params
   if name == "dot_general":
     return _dot(equation)
   if name == "conv_general_dilated":
     return _convolution(equation)
   if parameters.get("name") == GROUPED:
-    kernel, found = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-    return 2.0 * math.prod(found) * math.prod(kernel[:-1])
+    kernel, outputs = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    return 2.0 * math.prod(outputs) * math.prod(kernel[:-1])
   if parameters.get("name") == GROUPED_GRADIENT:
-    _, kernel, found = (variable.aval.shape for variable in equation.invars)
-    return 4.0 * math.prod(found) * math.prod(kernel[:-1])
+    _, kernel, outputs = (variable.aval.shape for variable in equation.invars)
+    return 4.0 * math.prod(outputs) * math.prod(kernel[:-1])
   if name.startswith(OPAQUE):
     raise ValueError(f"{name} hides its operations; count where JAX runs on the CPU")
   if name == "cond":
     return max(_count(branch.jaxpr) for branch in parameters["branches"])
-  inside = sum((_count(jaxpr) for jaxpr in _within(parameters)), 0.0)
+  called = sum((_count(jaxpr) for jaxpr in _called_jaxprs(parameters)), 0.0)
   if name == "scan":
-    return inside * parameters["length"]
-  if name == "while" and inside:
+    return called * parameters["length"]
+  if name == "while" and called:
     raise ValueError("a matrix product stands in a while loop, whose length is not known")
-  return inside
+  return called
 
 
-def _within(parameters: dict[str, Any]) -> Iterator[Any]:
-  """The programs that an operation calls."""
+def _called_jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
+  """The jaxprs that an operation calls."""
   for value in parameters.values():
     for item in value if isinstance(value, list | tuple) else [value]:
       item = getattr(item, "jaxpr", item)  # of a ClosedJaxpr
@@ -80,10 +80,10 @@ def _dot(equation: Any) -> float:
 
 
 def _convolution(equation: Any) -> float:
-  """Without the products with zeros that a gradient puts between pixels."""
+  """Operations of a convolution, without products with the zeros of dilated inputs (gradients)."""
   kernel = equation.invars[1].aval.shape
   outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
   spread = math.prod(equation.params["lhs_dilation"])
-  # The kernel's other axes: inputs of one group, height, width.
+  # Besides outputs, the kernel's axes are inputs per group, height and width.
   products = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / outputs
   return 2.0 * products / spread

@@ -28,7 +28,7 @@ def _state(key: str) -> int:
 
 
 def hash_rows(key: str, n: int) -> UInt64[np.ndarray, "n"]:
-  """`n` evenly spread 64-bit numbers that depend on `key` alone."""
+  """`n` uniformly distributed 64-bit numbers that depend on `key` alone."""
   return splitmix64(_state(key), n)
 
 

@@ -1,4 +1,4 @@
-"""How this process holds on to memory, and how much it took."""
+"""Memory allocation of this process, and its peak usage."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import platform
 import resource
 import sys
 
-# From glibc's malloc.h.
+# Parameters of mallopt, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-  """Has malloc keep what is freed, instead of handing it back to the system; call it first of all.
+  """Makes malloc keep freed memory instead of returning it to the system; call this first of all.
 
   On CPU, XLA allocates the scratch memory of a step (gigabytes) when the step starts and frees it
-  when it ends. glibc maps such blocks afresh every time, and the kernel zeroes them page by page
-  as they are touched: 500,000 page faults and a sixth of the time of a ViT-Ti DINO step of 16
-  images. The process's memory then never shrinks, and one arena serves all threads.
+  when it ends. glibc maps such blocks anew every time, and the kernel zeroes them page by page as
+  they are touched: 500,000 page faults and a sixth of the time of a ViT-Ti DINO step of 16 images.
+  In return the process's memory never shrinks, and all threads share one arena.
 
   Returns:
-    Whether it had an effect: glibc only; elsewhere nothing is done.
+    Whether it had an effect; always False without glibc.
   """
   if platform.libc_ver()[0] != "glibc":
     return False
@@ -33,12 +33,12 @@ def keep_freed_memory() -> bool:
 
 
 def keep_compiled() -> None:
-  """Has JAX keep programs that take long to compile, in the folder of decoded images.
+  """Makes JAX cache programs that take long to compile, in the folder of decoded images.
 
-  What JAX's own variables say (JAX_COMPILATION_CACHE_DIR and
-  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS) stays.
+  JAX's own variables (JAX_COMPILATION_CACHE_DIR and
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS) take precedence.
   """
-  import jax  # here, so that malloc can be told before anything is allocated
+  import jax  # here, so that malloc can be configured before anything is allocated
 
   cache = os.environ.get("CXRJAX_CACHE", os.path.expanduser("~/.cache/cxrjax"))
   for name, value in (
@@ -50,17 +50,17 @@ def keep_compiled() -> None:
 
 
 def peak() -> dict[str, float]:
-  """The most memory that has been in use since this process began, bytes.
+  """Peak memory usage since this process started, in bytes.
 
   Returns:
-    `peak_rss_bytes`, of the process: decoded images, programs, and on CPU also the steps' arrays.
-    On an accelerator besides `peak_device_bytes`, of the fullest of this process's devices.
+    `peak_rss_bytes` of the process: decoded images, programs, and on CPU also the steps' arrays. On
+    accelerators also `peak_device_bytes`, of the fullest of this process's devices.
   """
-  import jax  # here, so that malloc can be told before anything is allocated
+  import jax  # here, so that malloc can be configured before anything is allocated
 
   unit = 1 if sys.platform == "darwin" else 1024
-  found = {"peak_rss_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+  peaks = {"peak_rss_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
   devices = [d for d in jax.local_devices() if d.platform != "cpu"]
   stats = [d.memory_stats() or {} for d in devices]
-  used = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
-  return found | ({"peak_device_bytes": float(max(used))} if used else {})
+  device_peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+  return peaks | ({"peak_device_bytes": float(max(device_peaks))} if device_peaks else {})

@@ -1,9 +1,8 @@
-"""CSV that a spreadsheet can open: no cell that this program writes is taken for a formula.
+"""CSV that is safe to open in a spreadsheet: no cell is taken for a formula.
 
-A text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return gets an apostrophe in front,
-unless it is a number. `plain` takes it away again, so that names can be joined with other tables:
-a cell that begins with apostrophes and one of these characters has one apostrophe more than the
-name.
+Text that begins with `=`, `+`, `-`, `@`, a tab or a line break is prefixed by an apostrophe, unless
+it is a number. `plain` removes it again, so that names can be joined with other tables: a cell that
+begins with apostrophes and one of these characters has one apostrophe more than the name.
 """
 
 from __future__ import annotations
@@ -14,32 +13,32 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-# Spreadsheets of some languages take the wide forms of these characters for them.
-_RUNS = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+# In some languages spreadsheets also accept the full-width forms of these characters.
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-?inf", re.ASCII)
-_QUOTED = re.compile('[",;\t\r\n]')  # the semicolon and the tab divide cells for some programs
+_NEEDS_QUOTES = re.compile('[",;\t\r\n]')  # some programs also split cells at semicolons and tabs
 
 
 def cell(value: Any) -> str:
-  """A value as it stands between two commas."""
+  """Formats a value as a CSV cell."""
   text = "" if value is None else str(value)
-  if isinstance(value, str) and _RUNS.match(text) and not _NUMBER.fullmatch(text):
+  if isinstance(value, str) and _FORMULA.match(text) and not _NUMBER.fullmatch(text):
     text = "'" + text
-  return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+  return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES.search(text) else text
 
 
 def plain(text: str) -> str:
-  """The text that `cell` was given, of what a reader of CSV gives."""
-  return text[1:] if text.startswith("'") and _RUNS.match(text) else text
+  """Inverts `cell` for text from a CSV reader."""
+  return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def write(opened: io.TextIOBase, rows: Iterable[Iterable[Any]]) -> None:
-  """Adds rows, each ended by a newline."""
+  """Writes rows, each ended by a newline."""
   for row in rows:
     opened.write(",".join(map(cell, row)) + "\n")
 
 
 def read(opened: io.TextIOBase) -> Iterator[list[str]]:
-  """Rows of a table that `write` wrote, to a file opened with `newline=""`."""
+  """Reads the rows of a table by `write`, from a file opened with `newline=""`."""
   for row in csv.reader(opened):
     yield [plain(text) for text in row]

@@ -1,4 +1,4 @@
-"""What a program is for: a value, from the mesh, never asked of the machine that traces it."""
+"""The target of a program: derived from the mesh, never from the machine that traces it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ATTENTION = ("auto", "cudnn", "pallas", "plain")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """The devices that a program is for.
+  """The devices that a program is compiled for.
 
   Attributes:
     platform: "cpu", "cuda", "rocm" or "tpu", as `jax.lax.platform_dependent` names them.
-    capability: compute capability of an NVIDIA GPU; what is not known counts as recent.
-    mesh: over which batches are split; None: one device.
+    capability: compute capability of an NVIDIA GPU; unknown ones count as recent.
+    mesh: devices over which batches are split; None: one device.
   """
 
   platform: str = "cpu"
@@ -28,7 +28,7 @@ class Target:
 
   @classmethod
   def of(cls, mesh: Mesh) -> Target:
-    """The devices of a mesh, which may be described by a plugin and not be here."""
+    """The devices of a mesh, which may be a mere description by a plugin."""
     device = mesh.devices.flat[0]
     platform = device.platform
     if platform == "gpu":
@@ -36,7 +36,7 @@ class Target:
     return cls(platform, float(getattr(device, "compute_capability", None) or 9.0), mesh)
 
   def dtype(self, name: str, key: str = "config.model.dtype") -> str:
-    """`"auto"`: bfloat16 on accelerators, float32 on CPU; else `name` itself.
+    """Resolves "auto" to bfloat16 on accelerators and float32 on CPU; other names stay.
 
     Raises:
       UserError: an unknown type.
@@ -47,12 +47,12 @@ class Target:
     return "float32" if self.platform == "cpu" else "bfloat16"
 
   def attention(self, name: str, dtype: str, key: str = "config.model.attention") -> str:
-    """`"auto"`: the fused kernel of the platform, where it has one for this type; else `name`.
+    """Resolves "auto" to the platform's fused kernel for this type, or "plain"; other names stay.
 
     Args:
-      name: of `ATTENTION`.
-      dtype: of the activations; the kernels are for bfloat16.
-      key: for errors.
+      name: one of `ATTENTION`.
+      dtype: type of the activations; the fused kernels take bfloat16.
+      key: the config key, for errors.
 
     Raises:
       UserError: an unknown kernel.

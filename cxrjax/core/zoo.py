@@ -12,15 +12,15 @@ _FOLDER = pathlib.Path(__file__).parent.parent / "zoo"
 
 
 def names() -> tuple[str, ...]:
-  """Of all networks."""
+  """Names of all networks of the package."""
   return tuple(sorted(path.name for path in _FOLDER.glob("*/") if (path / "config.json").is_file()))
 
 
 def place(workdir: str | os.PathLike[str], key: str = "workdir") -> pathlib.Path:
-  """The folder of a run: of `zoo:NAME` that in the package, of all else its path.
+  """Resolves a workdir: `zoo:NAME` to the folder in the package, anything else to its path.
 
   Args:
-    workdir: of a run, or `zoo:NAME`.
+    workdir: a run's workdir, or `zoo:NAME`.
     key: the option that names it, for errors.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Radiographs: sources, decoding, splits, loading; `base` says what a source is."""
+"""Radiographs: sources, decoding, splits, loading; `base` defines the interface of a source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-  """Imports a name when it is first asked for: processes that decode images need no JAX."""
+  """Imports names lazily, so that processes that only decode images do not import JAX."""
   if name not in __all__:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'base')}"), name)

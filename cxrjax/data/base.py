@@ -1,4 +1,4 @@
-"""What a source of radiographs is."""
+"""Interface of a source of radiographs: its records, table and description."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Record:
     image: gray pixels as published, 8 or 16 bit.
     labels: one value per class of the source; 1 present, 0 absent, NaN unknown. For exclusive
       classes a one-hot vector.
-    mask: lungs (1) and the rest (0), of the image's shape (its resolution may differ), where the
-      source has one.
-    id: unique within the source.
-    patient: images of one patient share it, across all splits of a source; empty where unknown.
-    site: where the image was taken; empty where unknown.
-    window: gray levels of `image` that are shown black and white, low < high, where the source
-      knows them (a DICOM's VOI window); None leaves the choice to the pixels.
-    notes: what a user should know of how the image was read.
+    mask: lung mask, 1 inside and 0 outside, covering the same area as the image (its resolution may
+      differ); None if the source has none.
+    id: name of the image, unique within the source.
+    patient: name of the patient, the same in all splits of a source; empty if unknown.
+    site: where the image was taken; empty if unknown.
+    window: gray levels of `image` displayed as black and white, low < high, if the source provides
+      them (a DICOM's VOI window); with None they are derived from the pixels.
+    notes: remarks for users on how the image was read.
   """
 
   image: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
@@ -40,18 +40,18 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """All that is known of a source's images without decoding one: row `i` is image `i`.
+  """Metadata and labels of a source's images, known without decoding any; row `i` is image `i`.
 
   Attributes:
     ids: unique name of each image.
-    patients: images of one patient share it; empty where unknown.
-    sites: where each was taken; empty where unknown.
+    patients: patient of each image; empty if unknown.
+    sites: where each image was taken; empty if unknown.
     labels: one value per class: 1 present, 0 absent, NaN unknown.
-    views: `PA`, `AP`, `L` (lateral), or empty where unknown.
-    sexes: `F`, `M`, or empty where unknown.
-    ages: in years; NaN where unknown.
+    views: `PA`, `AP`, `L` (lateral), or empty if unknown.
+    sexes: `F`, `M`, or empty if unknown.
+    ages: in years; NaN if unknown.
 
-  Views, sexes and ages may be left out; all are then unknown.
+  Views, sexes and ages may be omitted; all are then unknown.
   """
 
   ids: tuple[str, ...]
@@ -77,11 +77,11 @@ class Table:
     return len(self.ids)
 
   def take(self, rows: Sequence[int] | np.ndarray) -> Table:
-    """Some rows, in that order."""
+    """The given rows, in that order."""
     rows = np.asarray(rows, dtype=np.int64)
-    pick = rows.tolist()
+    indices = rows.tolist()
     texts = {
-      name: tuple(getattr(self, name)[i] for i in pick)
+      name: tuple(getattr(self, name)[i] for i in indices)
       for name in ("ids", "patients", "sites", "views", "sexes")
     }
     return Table(**texts, labels=self.labels[rows], ages=self.ages[rows])
@@ -89,12 +89,12 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One source of a pool: `rows` images in a row, and how often they are drawn.
+  """One source of a pool: `rows` consecutive images, and how often they are drawn.
 
   Attributes:
-    name: of the source.
-    rows: how many of the pool's rows, which follow those of the part before, are its.
-    weight: share of the images drawn that are its, relative to the other parts' weights.
+    name: name of the source.
+    rows: number of its rows in the pool, which follow those of the previous part.
+    weight: its share of the images drawn, relative to the other parts' weights.
   """
 
   name: str
@@ -104,25 +104,25 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class SourceInfo:
-  """What a source is.
+  """Description of a source.
 
   Attributes:
-    name: as the user gave it, e.g. `"tfds:chest_xray_pneumonia"`.
-    split: which split of it this is.
-    classes: names of the label columns; empty where there are no labels.
+    name: as given by the user, e.g. `"tfds:chest_xray_pneumonia"`.
+    split: the split of the source.
+    classes: names of the label columns; empty if there are no labels.
     exclusive: one class per image (one-hot labels), or several findings at once.
-    splits: number of images of every split the source has.
-    fingerprint: hash of the content (encoded bytes, or the drawing parameters); the same content
-      gives the same fingerprint on every machine, and decides which cache is used.
-    notes: what a reader of the report should know (licence, how the split was made).
-    dataset: whose images these are: two sources with the same `dataset` name the same images the
-      same; by default `name`.
-    naming: how the patients are named, one entry for each set of names: the same name stands for
-      the same patient within an entry, and says nothing between two; by default `dataset` alone.
-    parts: the sources of a pool, where they are drawn by weight; empty where every image is drawn
-      equally often.
+    splits: number of images in each split of the source.
+    fingerprint: hash of the content (encoded bytes, or the drawing parameters); the same on every
+      machine for the same content, and the key of the cache.
+    notes: remarks for readers of the report (license, how the split was made).
+    dataset: origin of the images: two sources with the same `dataset` use the same names for the
+      same images; by default `name`.
+    naming: naming schemes of the patients: equal names mean the same patient within a scheme, and
+      nothing across two; by default `dataset` alone.
+    parts: the sources of a pool that are drawn by weight; empty if all images are drawn equally
+      often.
     skipped: images the source itself left out, and why.
-    advice: what a user can do to give it labels, where it has none; for errors.
+    advice: how a user can add labels if there are none; for errors.
   """
 
   name: str
@@ -147,7 +147,7 @@ class SourceInfo:
 
 @runtime_checkable
 class Described(Protocol):
-  """What has a table: a source, or its decoded images."""
+  """Anything with a description and a table: a source, or its decoded images."""
 
   @property
   def info(self) -> SourceInfo: ...
@@ -158,7 +158,7 @@ class Described(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-  """A finite sequence of radiographs, random access, deterministic."""
+  """A finite, deterministic, randomly accessible sequence of radiographs."""
 
   info: SourceInfo
   table: Table
@@ -169,6 +169,7 @@ class Source(Protocol):
 
 
 def is_mask(encoded: bytes) -> bool:
-  """Whether a stored mask is one, and not what stands for none (see `no_mask`)."""
-  pixel = (1).to_bytes(4, "big")
-  return bool(encoded) and not (encoded[1:4] == b"PNG" and encoded[16:24] == pixel + pixel)
+  """Whether a stored mask is a real one, and not the 1 x 1 PNG for no mask (see `no_mask`)."""
+  one = (1).to_bytes(4, "big")
+  is_placeholder = encoded[1:4] == b"PNG" and encoded[16:24] == one + one  # width and height
+  return bool(encoded) and not is_placeholder

@@ -1,4 +1,4 @@
-"""Decoded radiographs, and what is known of them."""
+"""Decoded radiographs with their metadata and labels."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
 from cxrjax.data.base import SourceInfo, Table
-from cxrjax.data.decoding import windowing as levels
+from cxrjax.data.decoding import windowing
 
 
 def even(n: int, most: int) -> Int64[np.ndarray, "m"]:
-  """Rows 0..n-1, or of more than `most` that many, at even steps."""
+  """Rows 0..n-1, or `most` evenly spaced ones if there are more."""
   return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
 
 
 @runtime_checkable
 class Base(Protocol):
-  """What `Rows` takes rows of: an array, or what gives the rows of a list as an array does."""
+  """Base of `Rows`: an array, or an object with array-like indexing by a list of rows."""
 
   @property
   def shape(self) -> tuple[int, ...]: ...
@@ -35,11 +35,11 @@ class Base(Protocol):
 
 
 class Rows:
-  """Some rows of an array that stays where it is (a file): read when they are asked for.
+  """Lazy selection of rows of an array, such as a file: rows are read when indexed.
 
   Args:
-    base: rows of anything.
-    rows: which of them, in which order.
+    base: the array.
+    rows: its selected rows, in order.
   """
 
   def __init__(self, base: Base, rows: np.ndarray):
@@ -61,23 +61,23 @@ class Rows:
     return len(self._rows)
 
   def __getitem__(self, key: Any) -> np.ndarray:
-    first, *rest = key if isinstance(key, tuple) else (key,)
-    if first is Ellipsis:
-      first, rest = slice(None), [Ellipsis, *rest]
-    rows = self._rows[first]
-    found = np.asarray(self._base[rows])
-    return found[tuple(rest) if rows.ndim == 0 else (slice(None), *rest)]
+    row_key, *other_keys = key if isinstance(key, tuple) else (key,)
+    if row_key is Ellipsis:
+      row_key, other_keys = slice(None), [Ellipsis, *other_keys]
+    rows = self._rows[row_key]
+    values = np.asarray(self._base[rows])
+    return values[tuple(other_keys) if rows.ndim == 0 else (slice(None), *other_keys)]
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     return np.asarray(self._base[self._rows], dtype=dtype)
 
   def take(self, rows: np.ndarray) -> Rows:
-    """Some of these rows."""
+    """Selects some of these rows."""
     return Rows(self._base, self._rows[rows])
 
 
 def take(array: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
-  """Rows of an array, without copying any: a view where they are consecutive, else `Rows`."""
+  """Selects rows of an array without copying: a view if they are consecutive, else `Rows`."""
   if isinstance(array, Rows):
     return array.take(rows)
   if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
@@ -91,18 +91,18 @@ WideStack = UInt16[np.ndarray, "n s s 1"] | UInt16[Rows, "n s s 1"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-  """Decoded radiographs and what is known of them; row `i` of everything is one image.
+  """Decoded radiographs with their metadata; row `i` of every field is one image.
 
   Attributes:
-    pixels: gray levels: 8 bits as they are shown, 0 black to 255 white; or 16 bits as published,
-      to be shown as `windows` say. They lie in a file and are read when indexed.
-    table: ids, patients, labels and whatever else is known of each image.
-    info: the source they come from.
-    windows: gray levels of each image that are shown black and white; the type's range by default,
+    pixels: gray levels: 8 bits as displayed, 0 black to 255 white; or 16 bits as published, to be
+      displayed through `windows`. Kept in a file and read when indexed.
+    table: ids, patients, labels and other metadata of each image.
+    info: description of their source.
+    windows: gray levels of each image displayed as black and white; the type's range by default,
       and always with 8 bits.
-    masks: lungs (1) and the rest (0), where the source has them.
+    masks: lung masks, 1 inside and 0 outside, if the source has them.
     skipped: images left out because they are bad, and why.
-    notes: images of which a user should know how they were read, and what.
+    notes: images with remarks on how they were read.
   """
 
   pixels: Stack | WideStack
@@ -114,10 +114,10 @@ class Images:
   notes: tuple[tuple[str, str], ...] = ()
 
   def __post_init__(self) -> None:
-    n, whole = len(self.pixels), np.array(levels.WHOLE[self.bits], np.float32)
+    n, full_range = len(self.pixels), np.array(windowing.WHOLE[self.bits], np.float32)
     if self.windows is None:
-      object.__setattr__(self, "windows", np.broadcast_to(whole, (n, 2)))
-    elif self.bits == 8 and not (self.windows == whole).all():
+      object.__setattr__(self, "windows", np.broadcast_to(full_range, (n, 2)))
+    elif self.bits == 8 and not (self.windows == full_range).all():
       raise ValueError("8-bit pixels are stored as they are shown; only 16-bit ones have windows")
     for name in ("table", "windows", "masks"):
       rows = getattr(self, name)
@@ -129,7 +129,7 @@ class Images:
 
   @property
   def bits(self) -> int:
-    """8 or 16, of the stored pixels."""
+    """Bit depth of the stored pixels: 8 or 16."""
     return 8 * self.pixels.dtype.itemsize
 
   @property
@@ -161,20 +161,20 @@ class Images:
     return self.table.ages
 
   def gray(self, rows: slice | Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "m s s 1"]:
-    """Some images as they are shown, at 8 bits: for pictures, and for what compares pictures."""
+    """Images as displayed, at 8 bits: for figures, and for comparisons of appearance."""
     if not isinstance(rows, slice):
       rows = np.asarray(rows, dtype=np.int64)
-    found = np.asarray(self.pixels[rows])
+    pixels = np.asarray(self.pixels[rows])
     if self.bits == 8:
-      return found
-    assert self.windows is not None  # since it was made
-    unit = levels.to_unit(found, self.windows[rows])
+      return pixels
+    assert self.windows is not None  # set in __post_init__
+    unit = windowing.to_unit(pixels, self.windows[rows])
     return (unit * 255 + np.float32(0.5)).astype(np.uint8)
 
   def take(self, rows: Sequence[int] | np.ndarray) -> Images:
-    """The images of some rows, in that order; pixels are not copied."""
+    """The images of the given rows, in that order; pixels are not copied."""
     rows = np.asarray(rows, dtype=np.int64)
-    assert self.windows is not None  # since it was made
+    assert self.windows is not None  # set in __post_init__
     return dataclasses.replace(
       self,
       pixels=take(self.pixels, rows),
@@ -186,28 +186,29 @@ class Images:
 
 
 def told(notes: Iterable[tuple[str, str]]) -> list[str]:
-  """A sentence for each note: of how many images, and of which first."""
-  found: dict[str, list[str]] = {}
+  """Summarizes notes: one sentence each, with the number of images and the first of them."""
+  names_by_note: dict[str, list[str]] = {}
   for name, note in notes:
-    found.setdefault(note, []).append(name)
+    names_by_note.setdefault(note, []).append(name)
   return [
-    f"{len(names)} of its images: {note} (the first: {names[0]})" for note, names in found.items()
+    f"{len(names)} of its images: {note} (the first: {names[0]})"
+    for note, names in names_by_note.items()
   ]
 
 
 def stored(
   images: Images | UInt8[np.ndarray, "n s s 1"],
 ) -> tuple[Stack | WideStack, Float32[np.ndarray, "n 2"] | None]:
-  """Pixels, and the windows that they are yet to be shown through; None for 8 bits."""
+  """Stored pixels and the windows to display them through; None for 8 bits."""
   if not isinstance(images, Images):
     return images, None
   return images.pixels, images.windows if images.bits == 16 else None
 
 
 def info_of(info: SourceInfo, rows: np.ndarray) -> SourceInfo:
-  """A source's facts for some of its rows: each part of a pool has as many of them as it has.
+  """Description of some rows of a source, with the sizes of a pool's parts updated.
 
-  Rows that do not ascend are no longer those of one part after the other; the parts are dropped.
+  If rows do not ascend, the parts are no longer consecutive and are dropped.
   """
   if not info.parts:
     return info

@@ -1,4 +1,4 @@
-"""What a few images of a source show of all: their bit depth, and whether there are lung masks."""
+"""Samples a few images of a source to find its bit depth and whether it has lung masks."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from cxrjax.data.base import Record, Source
 from cxrjax.data.decoding import decode
 from cxrjax.data.images import Images, even
 
-# A flag gives text.
+# Flags give strings.
 BITS: dict[str | int, int | None] = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}
-SAMPLE = 32  # images looked at for their bits and masks
+SAMPLE = 32  # images inspected for bit depth and masks
 
 
 def bits_of(source: Source, bits: str | int = "auto") -> int:
-  """8 or 16: as asked for, or what the pixels of a source have.
+  """Bit depth, 8 or 16: as requested, or that of the source's pixels.
 
-  With `auto` a source that knows says so in its attribute `bits`. Of others 32 images, evenly
-  spaced, are looked at, and the first with 16 bits decides. So the answer is the same on every
-  machine and for every subset.
+  With `auto` it is the attribute `bits` of the source, if there is one. Otherwise 32 evenly spaced
+  images are inspected, and it is 16 if any of them has 16 bits, so that the result is the same on
+  every machine and for every subset.
 
   Raises:
     UserError: `bits` is not an option.
   """
   if isinstance(bits, bool) or not isinstance(bits, str | int) or bits not in BITS:
     raise UserError(f"config.data.bits={bits!r} is not an option; valid: 'auto', 8, 16")
-  asked = BITS[bits]
-  if asked is not None:
-    return asked
-  known = getattr(source, "bits", None)
-  if known is not None:
-    return int(known)
+  requested = BITS[bits]
+  if requested is not None:
+    return requested
+  source_bits = getattr(source, "bits", None)
+  if source_bits is not None:
+    return int(source_bits)
   for row in sample(len(source)):
     with contextlib.suppress(decode.BadImage):
       if read(source, row, decode.MIN_SIDE).image.dtype == np.uint16:
@@ -43,7 +43,7 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
 
 
 def check_masks(source: Source) -> None:
-  """Raises a UserError where none of 32 images of a source, evenly spaced, has a lung mask."""
+  """Raises a UserError if none of 32 evenly spaced images of a source has a lung mask."""
   rows = sample(len(source))
   for row in rows:
     with contextlib.suppress(decode.BadImage):
@@ -53,7 +53,7 @@ def check_masks(source: Source) -> None:
 
 
 def no_masks(source: Source | Images) -> UserError:
-  """What to raise where lung masks are wanted and there are none."""
+  """Error to raise if lung masks are requested and the source has none."""
   return UserError(
     f"config.data.masks='own', but {source.info.name} has no lung masks; sources that have them "
     "are phantom, tfds:covid19_radiography, tfds:jsrt, tfds:nlm_tb/montgomery and "
@@ -63,11 +63,11 @@ def no_masks(source: Source | Images) -> UserError:
 
 
 def sample(n: int) -> list[int]:
-  """The rows, of `n`, that are looked at for their bits and masks."""
+  """Rows, of `n`, to inspect for bit depth and masks."""
   return even(n, SAMPLE).tolist()
 
 
 def read(source: Source, index: int, size: int) -> Record:
-  """A record for a result of `size` pixels; sources that can decode JPEGs smaller do."""
+  """Reads a record for a result of `size` pixels, at reduced size from sources that support it."""
   reader: Callable[..., Record] | None = getattr(source, "read", None)
   return source[index] if reader is None else reader(index, at_least=size)

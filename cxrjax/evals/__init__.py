@@ -1,1 +1,1 @@
-"""What an encoder learned, judged with few labels: kNN, linear probe, pixel floor, health."""
+"""Evaluation of encoders and predictions: kNN, linear probe, thumbnail floor, classifier, masks."""

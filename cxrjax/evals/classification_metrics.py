@@ -1,4 +1,4 @@
-"""Class scores and labels to named metrics, for exclusive classes and for several findings."""
+"""Named metrics from class scores and labels, for exclusive classes and for findings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cxrjax.metrics.intervals import Difference, Interval, undefined
 from cxrjax.metrics.patient_bootstrap import Counted
 
 MEASURES = ("auroc", "accuracy", "balanced_accuracy", "f1")
-SCORES = ("auroc", "auprc")  # how scores order images, whatever the threshold
+SCORES = ("auroc", "auprc")  # threshold-free ranking metrics
 PROBABILITIES = ("brier", "ece", "nll")
 ALL = (
   *SCORES,
@@ -27,8 +27,8 @@ ALL = (
   *PROBABILITIES,
 )
 AUTO = "auto"
-CRITERIA = (AUTO, *classification.CRITERIA)  # by which thresholds are chosen
-OF_CLASSES = (*SCORES, "sensitivity", "specificity", "hm")  # that each class has too
+CRITERIA = (AUTO, *classification.CRITERIA)  # for choosing thresholds
+OF_CLASSES = (*SCORES, "sensitivity", "specificity", "hm")  # also reported per class
 
 
 def judge(
@@ -43,46 +43,45 @@ def judge(
   of_classes: Sequence[str] = ("auroc",),
   broken: str = "the encoder's features are not finite",
 ) -> dict[str, Interval]:
-  """`{name}/auroc`, `{name}/accuracy` and the other `measures`.
+  """Computes `{name}/auroc`, `{name}/accuracy` and the other `measures`, with intervals.
 
-  Two exclusive classes: the last is the positive one. More: mean over classes, each against the
-  rest; argmax decisions. Several findings: means over the findings. Unless two exclusive classes or
-  one finding are all there is, `{name}/auroc/{class}` is each class's, and so of all `of_classes`.
+  Two exclusive classes: the last is the positive one. More: mean over classes, one against the
+  rest; argmax decisions. Findings: mean over the findings. With three or more classes, or two or
+  more findings, `{name}/auroc/{class}` is that of each class, likewise for all `of_classes`.
 
   Args:
-    name: what made the scores, e.g. `"knn5"`; an empty one leaves the measures' names.
+    name: method that gave the scores, e.g. `"knn5"`; if empty, names are those of the measures.
     scores: higher means more of that class; probabilities where `measures` has `PROBABILITIES`.
     labels: 1, 0 or NaN; one-hot where exclusive (rows with NaN are left out).
     patients: one id per image; intervals respect it.
     classes: names of the columns.
-    exclusive: one class an image.
+    exclusive: one class per image.
     thresholds: a class is called when its score is at least this; 0.5 each by default. With two
-      exclusive classes the last one counts; with more there are none.
+      exclusive classes only the last one counts; with more they are not used.
     measures: of `ALL`.
     of_classes: of `OF_CLASSES`.
-    broken: why there are metrics of nothing, where no score is finite.
+    broken: reason given for undefined metrics where no score is finite.
 
   Returns:
-    An interval for every name; undefined (NaN, with a reason) where the data define none.
+    An interval for every name; undefined (NaN, with a reason) where the data do not define it.
   """
-  start = f"{name}/" if name else ""
-  seen = _seen(scores, labels, patients, exclusive, thresholds)
+  prefix = f"{name}/" if name else ""
+  predictions = _known_predictions(scores, labels, patients, exclusive, thresholds)
   k = len(classes)
-  each = (
-    [(m, c) for m in of_classes for c in range(k)] if k > 2 or (k == 2 and not exclusive) else []
-  )
-  if len(seen.scores) and not np.isfinite(seen.scores).any():
-    names = [*measures, *(f"{m}/{classes[c]}" for m, c in each)]
-    return {start + n: undefined(broken, len(seen.labels)) for n in names}
-  result = {start + m: _named(_of_all(m, seen), classes) for m in measures}
-  for m, c in each:
-    if len(seen.scores) and not np.isfinite(seen.scores[:, c]).all():
-      found = undefined(
-        "the training images do not have both values of this label", len(seen.labels)
+  has_class_metrics = k > 2 or (k == 2 and not exclusive)
+  class_measures = [(m, c) for m in of_classes for c in range(k)] if has_class_metrics else []
+  if len(predictions.scores) and not np.isfinite(predictions.scores).any():
+    names = [*measures, *(f"{m}/{classes[c]}" for m, c in class_measures)]
+    return {prefix + n: undefined(broken, len(predictions.labels)) for n in names}
+  result = {prefix + m: _with_class_name(_overall(m, predictions), classes) for m in measures}
+  for m, c in class_measures:
+    if len(predictions.scores) and not np.isfinite(predictions.scores[:, c]).all():
+      interval = undefined(
+        "the training images do not have both values of this label", len(predictions.labels)
       )
     else:
-      found = _of_class(m, seen, c)
-    result[f"{start}{m}/{classes[c]}"] = found
+      interval = _for_class(m, predictions, c)
+    result[f"{prefix}{m}/{classes[c]}"] = interval
   return result
 
 
@@ -95,13 +94,14 @@ def difference(
   measure: str = "auroc",
   thresholds: tuple[Any, Any] = (None, None),
 ) -> Difference:
-  """By how much the measure that `judge` gives `a` is above the one it gives `b`, images paired.
+  """Paired difference, `a` minus `b`, of a measure of `judge` on the same images.
 
-  AUROC: DeLong's test; all others: both resampled together, by patient.
+  AUROC by DeLong's test; all others by resampling both together, by patient.
   """
   names = [str(p) for p in patients]
   first, second = (
-    _seen(x, labels, names, exclusive, t) for x, t in zip((a, b), thresholds, strict=True)
+    _known_predictions(x, labels, names, exclusive, t)
+    for x, t in zip((a, b), thresholds, strict=True)
   )
   if not (np.isfinite(first.scores).any() and np.isfinite(second.scores).any()):
     return Difference(**vars(undefined("scores are not finite", len(first.labels))))
@@ -120,51 +120,52 @@ def thresholds(
   exclusive: bool,
   criterion: str,
 ) -> tuple[Float[np.ndarray, "k"], list[str]]:
-  """The threshold of every class that does best on validation images.
+  """Chooses the threshold of every class that does best on validation images.
 
   Args:
     scores: of validation images.
-    labels: theirs.
-    exclusive: one class an image.
+    labels: of the same images.
+    exclusive: one class per image.
     criterion: of `CRITERIA`: as in `classification.best_threshold`; or "auto", the likeliest of
-      exclusive classes, and `balanced_accuracy` of findings. Of three or more exclusive classes
-      the likeliest is called whatever it is.
+      exclusive classes, and `balanced_accuracy` for findings. Of three or more exclusive classes
+      the likeliest is called whatever the criterion.
 
   Returns:
-    Thresholds, 0.5 where the likeliest is called; and where validation decides none (one class
-    only), with a remark for each of those.
+    Thresholds, 0.5 where the likeliest is called or where validation does not determine one (one
+    class only), with a remark for each of the latter.
   """
-  k = labels.shape[1]
-  chosen = np.full(k, 0.5)
+  n_classes = labels.shape[1]
+  chosen = np.full(n_classes, 0.5)
   remarks: list[str] = []
-  if takes_likeliest(exclusive, k, criterion):
+  if takes_likeliest(exclusive, n_classes, criterion):
     return chosen, remarks
   criterion = best_for(criterion)
-  for c in [1] if exclusive else range(k):
-    best = classification.best_threshold(scores[:, c], labels[:, c], criterion)
+  for column in [1] if exclusive else range(n_classes):
+    best = classification.best_threshold(scores[:, column], labels[:, column], criterion)
     if np.isfinite(best):
-      chosen[c] = best
+      chosen[column] = best
     else:
       remarks.append(
-        f"label {c}: threshold 0.5, because the validation images do not have both values of it"
+        f"label {column}: threshold 0.5, because the validation images do not have both values "
+        "of it"
       )
   return chosen, remarks
 
 
 def best_for(criterion: str) -> str:
-  """The measure that thresholds make best, where they are chosen; see `thresholds`."""
+  """The measure that chosen thresholds maximize; see `thresholds`."""
   return "balanced_accuracy" if criterion == AUTO else criterion
 
 
 def takes_likeliest(exclusive: bool, classes: int, criterion: str) -> bool:
-  """Whether the likeliest class is called, whatever validation images say; see `thresholds`."""
+  """Whether the likeliest class is called, without thresholds; see `thresholds`."""
   return exclusive and (classes > 2 or criterion == AUTO)
 
 
 def called(
   scores: Float[np.ndarray, "m k"], exclusive: bool, thresholds: Float[np.ndarray, "k"]
 ) -> Bool[np.ndarray, "m k"]:
-  """Which classes are called: those that reach their threshold; of three or more the highest."""
+  """Classes that reach their threshold; of three or more exclusive ones, the highest."""
   if not exclusive:
     return scores >= thresholds
   if scores.shape[1] == 2:
@@ -174,8 +175,8 @@ def called(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Seen:
-  """What is judged: images whose class is known, and which classes are called."""
+class _Predictions:
+  """Scores, labels and decisions of the images whose class is known."""
 
   scores: Float[np.ndarray, "m k"]
   labels: Float[np.ndarray, "m k"]
@@ -184,56 +185,71 @@ class _Seen:
   called: Bool[np.ndarray, "m k"]
 
 
-def _seen(scores, labels, patients, exclusive, thresholds) -> _Seen:
+def _known_predictions(scores, labels, patients, exclusive, thresholds) -> _Predictions:
   patients = np.asarray(patients, dtype=object)
   if exclusive:
     known = ~np.isnan(labels).any(1)
     scores, labels, patients = scores[known], labels[known], patients[known]
-  cut = np.full(labels.shape[1], 0.5) if thresholds is None else thresholds
-  return _Seen(scores, labels, patients, exclusive, called(scores, exclusive, cut))
+  cutoffs = np.full(labels.shape[1], 0.5) if thresholds is None else thresholds
+  return _Predictions(scores, labels, patients, exclusive, called(scores, exclusive, cutoffs))
 
 
-def _of_all(measure: str, seen: _Seen) -> Interval:
-  binary = seen.exclusive and seen.labels.shape[1] == 2
+def _overall(measure: str, predictions: _Predictions) -> Interval:
+  """A measure of all classes together."""
+  binary = predictions.exclusive and predictions.labels.shape[1] == 2
   if measure == "auroc":
     if binary:
-      return roc.auroc(seen.scores[:, 1], seen.labels[:, 1], seen.patients)
-    return roc.macro_auroc(seen.scores, seen.labels, seen.patients)
+      return roc.auroc(predictions.scores[:, 1], predictions.labels[:, 1], predictions.patients)
+    return roc.macro_auroc(predictions.scores, predictions.labels, predictions.patients)
   if measure == "auprc":
     columns = slice(1, None) if binary else slice(None)
-    return precision_recall.auprc(seen.scores[:, columns], seen.labels[:, columns], seen.patients)
+    return precision_recall.auprc(
+      predictions.scores[:, columns], predictions.labels[:, columns], predictions.patients
+    )
   if measure == "ece":
-    return calibration.ece_interval(seen.scores, seen.labels, seen.exclusive, seen.patients)
-  return patient_bootstrap.interval(_counted(measure, seen), bounded=measure not in PROBABILITIES)
-
-
-def _of_class(measure: str, seen: _Seen, c: int) -> Interval:
-  own = slice(c, c + 1)
-  if measure == "auroc":
-    return roc.auroc(seen.scores[:, c], seen.labels[:, c], seen.patients)
-  if measure == "auprc":
-    return precision_recall.auprc(seen.scores[:, own], seen.labels[:, own], seen.patients)
-  known = ~np.isnan(seen.labels[:, c])
-  call, truth = (x[known, c].astype(np.int64) for x in (seen.called, seen.labels))
+    return calibration.ece_interval(
+      predictions.scores, predictions.labels, predictions.exclusive, predictions.patients
+    )
   return patient_bootstrap.interval(
-    classification.decisions(measure, call, truth, 2, seen.patients[known])
+    _counted(measure, predictions), bounded=measure not in PROBABILITIES
   )
 
 
-def _counted(measure: str, seen: _Seen) -> Counted:
+def _for_class(measure: str, predictions: _Predictions, c: int) -> Interval:
+  """A measure of one class against the rest."""
+  column = slice(c, c + 1)
+  if measure == "auroc":
+    return roc.auroc(predictions.scores[:, c], predictions.labels[:, c], predictions.patients)
+  if measure == "auprc":
+    return precision_recall.auprc(
+      predictions.scores[:, column], predictions.labels[:, column], predictions.patients
+    )
+  known = ~np.isnan(predictions.labels[:, c])
+  decision, truth = (x[known, c].astype(np.int64) for x in (predictions.called, predictions.labels))
+  return patient_bootstrap.interval(
+    classification.decisions(measure, decision, truth, 2, predictions.patients[known])
+  )
+
+
+def _counted(measure: str, predictions: _Predictions) -> Counted:
+  """A measure as sums over patients, for the bootstrap."""
   if measure in PROBABILITIES:
-    return getattr(calibration, measure)(seen.scores, seen.labels, seen.exclusive, seen.patients)
-  if seen.exclusive:
-    call, truth = seen.called.argmax(1), seen.labels.argmax(1)
-    return classification.decisions(measure, call, truth, seen.labels.shape[1], seen.patients)
-  labels = np.where(np.isnan(seen.scores), np.nan, seen.labels)
-  return classification.findings(measure, seen.called, labels, seen.patients)
+    return getattr(calibration, measure)(
+      predictions.scores, predictions.labels, predictions.exclusive, predictions.patients
+    )
+  if predictions.exclusive:
+    decision, truth = predictions.called.argmax(1), predictions.labels.argmax(1)
+    return classification.decisions(
+      measure, decision, truth, predictions.labels.shape[1], predictions.patients
+    )
+  labels = np.where(np.isnan(predictions.scores), np.nan, predictions.labels)
+  return classification.findings(measure, predictions.called, labels, predictions.patients)
 
 
-def _named(found: Interval, classes: Sequence[str]) -> Interval:
-  """With the class's name in the reason, where it has its number."""
-  start = "no image of class "
-  if not found.undefined.startswith(start):
-    return found
-  name = classes[int(found.undefined.removeprefix(start))]
-  return dataclasses.replace(found, undefined=f"{start}{name}")
+def _with_class_name(interval: Interval, classes: Sequence[str]) -> Interval:
+  """Replaces the class number in the reason for an undefined interval by its name."""
+  prefix = "no image of class "
+  if not interval.undefined.startswith(prefix):
+    return interval
+  name = classes[int(interval.undefined.removeprefix(prefix))]
+  return dataclasses.replace(interval, undefined=f"{prefix}{name}")

@@ -1,4 +1,4 @@
-"""Judges a classifier's probabilities, as a reviewer would want it."""
+"""Evaluates a classifier's probabilities: ranking, decisions, calibration and subgroups."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from cxrjax.metrics.intervals import undefined
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
 
 PARTS = ("val", "test")
-LESS = ("nll", "brier")  # the less the better
+LESS = ("nll", "brier")  # lower is better
 IN_VALIDATION = tuple(
   m for m in classification_metrics.ALL if m != "ece"
-)  # ECE says little of few images
+)  # ECE is unreliable on few images
 WITHOUT_PROBABILITIES = tuple(
   m for m in classification_metrics.ALL if m not in classification_metrics.PROBABILITIES
 )
@@ -45,42 +45,44 @@ BROKEN = "the network's predictions are not finite"
 class Evaluator:
   """AUROC, AUPRC, decisions, calibration and subgroups of a classifier's predictions.
 
-  `part="val"` judges validation images as the network's probabilities are, called from 0.5 on (of
-  three or more exclusive classes the likeliest): to follow a run and to choose a checkpoint.
+  `part="val"` judges the raw probabilities of validation images, with thresholds of 0.5 (of three
+  or more exclusive classes, the likeliest): to follow a run and to choose a checkpoint.
 
-  `part="test"` fits a temperature and the thresholds to validation images, and judges test images,
-  which decide nothing. Metrics are of the calibrated probabilities; `ece/uncalibrated` is of those
-  before. Of exclusive classes, `accuracy/prevalence` and the like are of decisions at the classes'
-  prevalence among the test images, which is estimated without their labels
-  (`calibration.prevalence`). Intervals are DeLong's for AUROC, Wilson's for shares with one image a
-  patient, else from a bootstrap over patients. With three or more classes, or findings,
-  `auroc/NAME` is that of one.
+  `part="test"` fits a temperature and the thresholds on validation images, and judges test images,
+  which decide nothing. Metrics use the calibrated probabilities, `ece/uncalibrated` the raw ones.
+  For exclusive classes, `accuracy/prevalence` and the like are of decisions at the classes'
+  prevalence among the test images, estimated without their labels (`calibration.prevalence`).
+  Intervals are DeLong's for AUROC, Wilson's for proportions with one image per patient, otherwise
+  from a bootstrap over patients. With three or more classes, or findings, `auroc/NAME` is that of
+  one class.
 
   Attributes:
-    data: `name` and options of a source; `train`, `val`, `test` name its splits (see `parts.load`;
-      train is for the thumbnail floor). With `fitted`, `name`, `test` and options of another set.
-    fitted: the set that the network learnt from, as `data` otherwise has it: its validation images
-      fit temperature and thresholds. Classes of `data` are matched to its by name.
+    data: `name` and options of a source; `train`, `val`, `test` name its splits (see
+      `eval_splits.load`; train is for the thumbnail floor). With `fitted`, `name`, `test` and
+      options of another set.
+    fitted: the set that the network was trained on, in the format of `data`: its validation images
+      fit temperature and thresholds. Classes of `data` are matched to its classes by name.
     part: "val" or "test".
     every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
       checkpoint with the best `config.checkpoint.score`.
     size: side of the images the network sees, pixels.
-    threshold_for: "balanced_accuracy", "f1" or "accuracy", which thresholds make best on validation
-      images; or "auto", the likeliest of exclusive classes, and `balanced_accuracy` of findings.
-    calibrate: fit a temperature; without, it is 1.
-    subgroups: of "age", "sex", "view" and "site", where the source knows them.
-    age_bands: years at which a band begins, beside 0.
-    batch: images a dispatch.
-    mean: of the pixels in 0..1, subtracted; as in training.
-    std: divides them.
+    threshold_for: "balanced_accuracy", "f1" or "accuracy", the measure that thresholds maximize on
+      validation images; or "auto": the likeliest of exclusive classes, `balanced_accuracy` for
+      findings.
+    calibrate: fit a temperature; otherwise it is 1.
+    subgroups: any of "age", "sex", "view" and "site", used where the source knows them.
+    age_bands: years at which a band begins, besides 0.
+    batch: images per dispatch.
+    mean: subtracted from pixels in 0..1, as in training.
+    std: pixels are divided by it, as in training.
     val_fraction: share of train's patients carved for validation where the source has no such
       split.
-    max_train: use at most about so many training images, for the floor.
-    allow_shared_patients: do not stop at a patient in two parts.
-    fit: "squash", "pad" or "crop" for an image that is not square.
+    max_train: approximate limit on training images, for the floor.
+    allow_shared_patients: allow a patient to be in two parts.
+    fit: "squash", "pad" or "crop", for images that are not square.
     on_bad_image: "error" or "skip".
     bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
-    window: the gray levels of 16-bit images that are shown; as in training.
+    window: intensity window of 16-bit images, as in training.
 
   References:
     Guo et al. 2017, arXiv 1706.04599 (temperature); Maier-Hein et al. 2024, arXiv 2206.01653
@@ -133,7 +135,7 @@ class Evaluator:
     """Opens and decodes the images, once for many runs.
 
     Raises:
-      UserError: see `parts.load`.
+      UserError: see `eval_splits.load`.
     """
     decode: dict[str, Any] = {
       "fit": self.fit,
@@ -157,11 +159,11 @@ class Evaluator:
     )
 
   def describe(self, data: Data) -> dict[str, Any]:
-    """Facts for `run.json`: of every part its size, classes, patients, fingerprint and remarks."""
-    found = (
+    """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every part."""
+    facts = (
       eval_splits.describe_part(data, "test") if self.part == "val" else eval_splits.describe(data)
     )
-    return found | {"size": self.size, "fit": self.fit}
+    return facts | {"size": self.size, "fit": self.fit}
 
   def run(
     self,
@@ -177,22 +179,22 @@ class Evaluator:
       predict: the same function every time, so that it compiles once.
       params: the network's parameters; read only.
       data: from `load`.
-      mesh: shards the batches over its devices. Every process must call.
-      progress: a bar on stderr.
+      mesh: shards the batches over its devices; every process must call this.
+      progress: show a bar on stderr.
 
     Returns:
       Metrics, undefined where predictions are not finite; for `part="test"` the arrays
-      `probability` (calibrated), `threshold`, `age`, `sex`, `view`, `site` and what `parts.about`
-      gives.
+      `probability` (calibrated), `threshold`, `age`, `sex`, `view`, `site` and those of
+      `eval_splits.about`.
 
     Raises:
-      UserError: predictions of another number of classes.
+      UserError: the number of predicted classes is not that of the data.
     """
     began = time.perf_counter()
-    wanted = ("test",) if self.part == "val" else ("val", "test")
-    batch = min(self.batch, max(len(data.rows[part][1]) for part in wanted))
+    parts = ("test",) if self.part == "val" else ("val", "test")
+    batch = min(self.batch, max(len(data.rows[part][1]) for part in parts))
     predicted = {}
-    for part in wanted:
+    for part in parts:
       key, rows = data.rows[part]
       predicted[part] = features.extract(
         predict,
@@ -222,43 +224,45 @@ class Evaluator:
     return dataclasses.replace(result, facts=result.facts | {"seconds": seconds})
 
   def floor(self, data: Data) -> Result:
-    """The same metrics but calibration for ridge regression on 16x16 thumbnails.
+    """The same metrics, without calibration, of ridge regression on 16x16 thumbnails.
 
-    Nothing for `part="val"`.
+    An empty result for `part="val"`.
     """
     if self.part == "val":
       return Result({}, {}, {})
     small = {key: thumbnail_baseline.thumbnails(images) for key, images in data.images.items()}
     x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
-    held = np.concatenate([x["val"], x["test"]])
-    scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), held)
+    val_and_test = np.concatenate([x["val"], x["test"]])
+    scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), val_and_test)
     val, test = scores[: len(x["val"])], scores[len(x["val"]) :]
     thresholds, facts = self._thresholds(val, data)
     metrics = self._metrics(test, data, thresholds, WITHOUT_PROBABILITIES)
     return Result(
-      metrics, facts, {"linear": test} | _chosen(thresholds, facts) | eval_splits.about(data)
+      metrics,
+      facts,
+      {"linear": test} | _threshold_arrays(thresholds, facts) | eval_splits.about(data),
     )
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
-    """The first test images of every class in turn, and what they show; for figures."""
+    """The first test images of every class in turn, and their findings; for figures."""
     return probe.examples(data, count)
 
   def _test(
     self, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data
   ) -> Result:
-    """Temperature and thresholds from validation images, all else from test images."""
+    """Fits temperature and thresholds on validation images and judges test images."""
     exclusive, labels, patients = data.exclusive, data.labels("test"), data.patients("test")
     if not (np.isfinite(val).all() and np.isfinite(test).all()):
-      nothing = np.full(labels.shape, np.nan)
-      metrics = self._metrics(nothing, data, None, classification_metrics.ALL)
-      more = ["ece/uncalibrated", *(f"{m}/prevalence" for m in DECISIONS if exclusive)]
-      metrics |= {name: undefined(BROKEN, len(labels)) for name in more}
-      return Result(metrics, {"remark": BROKEN}, {"probability": nothing} | self._about(data))
+      no_scores = np.full(labels.shape, np.nan)
+      metrics = self._metrics(no_scores, data, None, classification_metrics.ALL)
+      extra = ["ece/uncalibrated", *(f"{m}/prevalence" for m in DECISIONS if exclusive)]
+      metrics |= {name: undefined(BROKEN, len(labels)) for name in extra}
+      return Result(metrics, {"remark": BROKEN}, {"probability": no_scores} | self._about(data))
     temperature = np.ones(1 if exclusive else len(data.classes))
     remarks: list[str] = []
     if self.calibrate:
       temperature, remarks = calibration.temperature(val, data.labels("val"), exclusive)
-    # All in double precision: in single, the surest predictions of a softmax are ties.
+    # In double precision: in single, the most confident predictions of a softmax are tied.
     raw = calibration.scaled(test, np.ones_like(temperature), exclusive)
     p = calibration.scaled(test, temperature, exclusive)
     thresholds, facts = self._thresholds(calibration.scaled(val, temperature, exclusive), data)
@@ -266,7 +270,7 @@ class Evaluator:
 
     metrics = self._metrics(p, data, thresholds, classification_metrics.ALL)
     if exclusive:
-      shifted, before, now = _at_prevalence(val, data.labels("val"), test)
+      shifted, before, now = _adjust_to_prevalence(val, data.labels("val"), test)
       corrected = self._metrics(shifted, data, None, DECISIONS)
       metrics |= {f"{name}/prevalence": corrected[name] for name in DECISIONS}
       facts["prevalence"] = {"validation": before.tolist(), "estimated": now.tolist()}
@@ -288,7 +292,7 @@ class Evaluator:
       self.age_bands,
     )
     return Result(
-      metrics, facts, {"probability": p} | _chosen(thresholds, facts) | self._about(data)
+      metrics, facts, {"probability": p} | _threshold_arrays(thresholds, facts) | self._about(data)
     )
 
   def _metrics(
@@ -298,7 +302,7 @@ class Evaluator:
     thresholds: Float[np.ndarray, "k"] | None,
     measures: tuple[str, ...],
   ) -> dict[str, Any]:
-    several = classification_metrics.OF_CLASSES if self.part == "test" else ("auroc",)
+    of_classes = classification_metrics.OF_CLASSES if self.part == "test" else ("auroc",)
     return classification_metrics.judge(
       "",
       scores,
@@ -308,23 +312,23 @@ class Evaluator:
       data.exclusive,
       thresholds,
       measures,
-      several,
+      of_classes,
       BROKEN,
     )
 
   def _thresholds(
     self, val: Float32[np.ndarray, "v k"] | Float64[np.ndarray, "v k"], data: Data
   ) -> tuple[Float64[np.ndarray, "k"], dict[str, Any]]:
-    """Those that validation images choose, and facts about them."""
-    found, remarks = classification_metrics.thresholds(
+    """Thresholds chosen on validation images, and facts about them."""
+    thresholds, remarks = classification_metrics.thresholds(
       val, data.labels("val"), data.exclusive, self.threshold_for
     )
     if classification_metrics.takes_likeliest(
       data.exclusive, len(data.classes), self.threshold_for
     ):
-      return found, {"decision": "the likeliest class"}
-    return found, {
-      "thresholds": found.tolist(),
+      return thresholds, {"decision": "the likeliest class"}
+    return thresholds, {
+      "thresholds": thresholds.tolist(),
       "threshold_remarks": remarks,
       "threshold_for": (
         f"{classification_metrics.best_for(self.threshold_for)} on the validation images"
@@ -332,29 +336,30 @@ class Evaluator:
     }
 
   def _about(self, data: Data) -> dict[str, np.ndarray]:
+    """`eval_splits.about`, with age, sex, view and site of the test images."""
     key, rows = data.rows["test"]
-    of = data.images[key].table.take(rows)
+    table = data.images[key].table.take(rows)
     return eval_splits.about(data) | {
-      "age": of.ages,
-      "sex": np.asarray(of.sexes),
-      "view": np.asarray(of.views),
-      "site": np.asarray(of.sites),
+      "age": table.ages,
+      "sex": np.asarray(table.sexes),
+      "view": np.asarray(table.views),
+      "site": np.asarray(table.sites),
     }
 
 
-def _chosen(thresholds: np.ndarray, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Thresholds that validation images chose, as an array to keep."""
+def _threshold_arrays(thresholds: np.ndarray, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The `threshold` array to save, where validation images chose the thresholds."""
   return {"threshold": thresholds} if "thresholds" in facts else {}
 
 
-def _at_prevalence(
+def _adjust_to_prevalence(
   val: Float32[np.ndarray, "v k"],
   labels: Float32[np.ndarray, "v k"],
   test: Float32[np.ndarray, "m k"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Probabilities of test images at their classes' prevalence; it before, and as estimated."""
+  """Test probabilities at the estimated prevalence; the validation prevalence; the estimate."""
   known = ~np.isnan(labels).any(1)
   before = (labels[known].sum(0) + 0.5) / (known.sum() + 0.5 * labels.shape[1])
-  p = calibration.bias_corrected(val, labels, test)
-  now = calibration.prevalence(p, before)
-  return calibration.at_prevalence(p, before, now), before, now
+  corrected = calibration.bias_corrected(val, labels, test)
+  estimated = calibration.prevalence(corrected, before)
+  return calibration.at_prevalence(corrected, before, estimated), before, estimated

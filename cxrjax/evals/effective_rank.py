@@ -1,4 +1,4 @@
-"""Is a representation healthy: its spread and its effective rank over a data set."""
+"""Detects collapsed representations: spread and effective rank of features over a data set."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from cxrjax.evals.knn import normalise
 
 
 def health(features: Float[np.ndarray, "n d"]) -> dict[str, float]:
-  """Collapse figures of a feature matrix.
+  """Collapse indicators of a feature matrix.
 
   Returns:
-    `feature_std`: `spread`; `effective_rank`: `effective_rank`. NaN for features that are not
-    finite.
+    `feature_std` from `spread`, and `effective_rank`. NaN for features that are not finite.
   """
   if not np.all(np.isfinite(features)):
     return {"feature_std": math.nan, "effective_rank": math.nan}
@@ -25,7 +24,7 @@ def health(features: Float[np.ndarray, "n d"]) -> dict[str, float]:
 def spread(features: Float[np.ndarray, "n d"]) -> float:
   """Mean over dimensions of the standard deviation of L2-normalised features, times sqrt(d).
 
-  0 when all images have one feature (collapse), 1 when features point everywhere.
+  0 when all images have the same features (collapse), 1 when features point in all directions.
 
   References:
     Chen and He 2021, arXiv 2011.10566, section 4.1.
@@ -35,10 +34,10 @@ def spread(features: Float[np.ndarray, "n d"]) -> float:
 
 
 def effective_rank(features: Float[np.ndarray, "n d"], epsilon: float = 1e-7) -> float:
-  """RankMe: exp of the entropy of the singular values' shares.
+  """RankMe: exponential of the entropy of the normalised singular values.
 
-  From 1 (all features on one line) to min(n, d) (all directions alike). Features are taken as they
-  are, not centred, as in the paper.
+  From 1 (all features on one line) to min(n, d) (equal in all directions). As in the paper,
+  features are not centred.
 
   Args:
     features: finite; a few thousand images suffice.
@@ -49,10 +48,10 @@ def effective_rank(features: Float[np.ndarray, "n d"], epsilon: float = 1e-7) ->
   """
   x = features.astype(np.float64)
   n, d = x.shape
-  # The smaller Gram matrix has the same spectrum, at a fraction of the price of an SVD.
-  power = np.linalg.eigvalsh(x.T @ x if d <= n else x @ x.T)
-  singular = np.sqrt(np.clip(power, 0, None))
+  # The smaller Gram matrix has the same spectrum and costs a fraction of an SVD.
+  eigenvalues = np.linalg.eigvalsh(x.T @ x if d <= n else x @ x.T)
+  singular = np.sqrt(np.clip(eigenvalues, 0, None))
   if singular.sum() == 0:
     return 1.0
-  share = singular / singular.sum() + epsilon
-  return float(np.exp(-np.sum(share * np.log(share))))
+  shares = singular / singular.sum() + epsilon
+  return float(np.exp(-np.sum(shares * np.log(shares))))

@@ -1,4 +1,4 @@
-"""Labelled images for judging an encoder: train, val and test, with no patient in two of them."""
+"""Labelled train, val and test images for evaluation, with no patient in two of them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ PARTS = ("train", "val", "test")
 SMALL_VAL = 50
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 APART = "no patient is in two of train, val and test"
-FEW = ("subset", "labelled")  # options of a source that take from train alone
+FEW = ("subset", "labelled")  # source options that apply to train only
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-  """What an evaluator works on.
+  """Decoded images of an evaluator, divided into train, val and test.
 
   Attributes:
     images: decoded images by the split they come from.
-    rows: for train, val and test, which of `images` and which rows of it.
-    shared: patients that stand in more than one part.
-    unlabelled: images of each part left out because their class is unknown.
+    rows: for train, val and test, the key into `images` and the rows of that entry.
+    shared: patients in more than one part.
+    unlabelled: number of images left out of each part because their class is unknown.
     notes: how the parts were made.
   """
 
@@ -67,12 +67,12 @@ class Data:
 
 
 def check(evaluator: Any, whose: str, positive: Sequence[str]) -> None:
-  """Raises a UserError for an option of an evaluator that is none.
+  """Validates the options that all evaluators share; raises a UserError for a bad one.
 
   Args:
     evaluator: with `threshold_for` and `val_fraction`.
-    whose: what it is called in errors.
-    positive: its options that must be above 0.
+    whose: name of the evaluator in error messages.
+    positive: names of the options that must be above 0.
   """
   if evaluator.threshold_for not in classification_metrics.CRITERIA:
     raise UserError(
@@ -102,90 +102,93 @@ def load(
   other: Mapping[str, Any] | None = None,
   whose: str = "the probe",
 ) -> Data:
-  """Opens the parts, separates patients, decodes.
+  """Opens train, val and test, checks that they share no patient, and decodes them.
 
   Args:
     data: `name` and options of a source, as for `open_source`; `train`, `val` and `test` name its
       splits (by default those words). `val="carve"` takes validation from train by patient, which
-      also happens where the source has none, or a very small one. `subset` and
-      `labelled` take part of train alone: who learns from few labels is judged by all test images.
+      also happens where the source has no such split, or a very small one. `subset` and `labelled`
+      reduce train only: a probe that learns from few labels is judged on all test images.
     size: side of the decoded images, pixels.
-    val_fraction: share of train's patients to carve.
-    max_train: about this many at most training images (whole patients, drawn by a hash of the id).
-    allow_shared_patients: only count patients that stand in two parts, instead of stopping.
-    fit: how an image that is not square is made so.
+    val_fraction: share of train's patients carved for validation.
+    max_train: approximate limit on training images (whole patients, drawn by a hash of the id).
+    allow_shared_patients: count patients that are in two parts, instead of raising.
+    fit: how an image that is not square is made square.
     on_bad_image: "error" or "skip".
     bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
-    window: the gray levels of 16-bit images that are shown; see there.
-    cache_dir: of decoded images.
-    progress: bars on stderr.
-    other: `name`, `test` and options of another source: its images are the test part, with the
+    window: intensity window of 16-bit images; see there.
+    cache_dir: folder of the decoded-image cache.
+    progress: show bars on stderr.
+    other: `name`, `test` and options of another source, which provides the test part, mapped to the
       classes of `data` (see `match`).
-    whose: who asks, for errors.
+    whose: name of the evaluator in error messages.
 
   Raises:
     UserError: no labels, one class only, patients in two parts, or a source that cannot be opened.
   """
-  options = _options(data)
+  options = _source_options(data)
   name = data.get("name")
   if not name:
     raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
   split = {part: data.get(part, part) for part in PARTS}
-  few = {key: options.pop(key, None) for key in FEW}
-  train = open_source(name, split=split["train"], **few, **options)
+  train_only = {key: options.pop(key, None) for key in FEW}
+  train = open_source(name, split=split["train"], **train_only, **options)
   if other is None:
     test = open_source(name, split=split["test"], **options)
   else:
     split["test"] = other.get("test", "test")
-    own = {k: v for k, v in _options(other).items() if k not in FEW}
-    test = open_source(other["name"], split=split["test"], **own)
+    other_options = {k: v for k, v in _source_options(other).items() if k not in FEW}
+    test = open_source(other["name"], split=split["test"], **other_options)
   name = train.info.name if not isinstance(name, str) else name
   classes = train.info.classes
   if not classes:
-    way = train.info.advice or f"give {whose}'s data.name a labelled source"
-    raise UserError(f"{name} has no labels to judge by; {way}, or remove {whose} from config.evals")
+    advice = train.info.advice or f"give {whose}'s data.name a labelled source"
+    raise UserError(
+      f"{name} has no labels to judge by; {advice}, or remove {whose} from config.evals"
+    )
   if other is None and test.info.classes != classes:
     raise UserError(
       f"{name}: split {split['test']!r} has classes {list(test.info.classes)}, "
       f"split {split['train']!r} has {list(classes)}; they must be the same"
     )
   notes: list[str] = []
-  val = _own_val(data["name"], split, options, train, notes)
+  val = _open_val(data["name"], split, options, train, notes)
 
   sources = {"train": train, "test": test} | ({} if val is None else {"val": val})
-  unlabelled, rows = {}, {}
+  unlabelled, known_rows = {}, {}
   for part, source in sources.items():
     labels = source.table.labels
     if other is not None and part == "test":
       labels = match(labels, source.info, train.info, notes, f"{whose}'s data")
     usable = labelled(labels, train.info.exclusive)
-    rows[part] = np.flatnonzero(usable)
+    known_rows[part] = np.flatnonzero(usable)
     unlabelled[part] = int(np.sum(~usable))
-    if not len(rows[part]):
-      of = source.info.name if other is not None and part == "test" else name
+    if not len(known_rows[part]):
+      title = source.info.name if other is not None and part == "test" else name
       raise UserError(
-        f"{of} split {split[part]!r} has no image with a known label; "
+        f"{title} split {split[part]!r} has no image with a known label; "
         f"give {whose}'s data.{part} another split"
       )
   table = train.table
   if val is None:
-    owners = {table.patients[i] or f"image {i}" for i in rows["train"]}
-    if len(owners) < 2:
+    patient_ids = {table.patients[i] or f"image {i}" for i in known_rows["train"]}
+    if len(patient_ids) < 2:
       raise UserError(
         f"{name} split {split['train']!r} has one patient, too few to carve a "
         f"validation split from; give {whose}'s data.val a split of its own"
       )
-    train_rows, val_rows = divide(table.patients, table.labels, rows["train"], val_fraction)
+    train_rows, val_rows = divide(table.patients, table.labels, known_rows["train"], val_fraction)
     notes.append(
-      f"validation: {len(val_rows)} of the {len(rows['train'])} training images, carved by patient"
+      f"validation: {len(val_rows)} of the {len(known_rows['train'])} training images, "
+      "carved by patient"
     )
     unlabelled["val"] = 0
   else:
-    train_rows, val_rows = rows["train"], rows["val"]
+    train_rows, val_rows = known_rows["train"], known_rows["val"]
   if max_train is not None and len(train_rows) > max_train:
-    before = len(train_rows)
-    _, train_rows = divide(table.patients, table.labels, train_rows, max_train / before)
-    notes.append(f"training: {len(train_rows)} of {before} images, whole patients (max_train)")
+    available = len(train_rows)
+    _, train_rows = divide(table.patients, table.labels, train_rows, max_train / available)
+    notes.append(f"training: {len(train_rows)} of {available} images, whole patients (max_train)")
 
   decode = {
     "fit": fit,
@@ -196,26 +199,26 @@ def load(
     "window": window,
   }
   images: dict[str, Images] = {}
-  found: dict[str, tuple[str, np.ndarray]] = {}
-  wanted = {"train": train_rows, "test": rows["test"]}
+  rows: dict[str, tuple[str, np.ndarray]] = {}
+  indices = {"train": train_rows, "test": known_rows["test"]}
   if val is None:
-    wanted["train"] = np.sort(np.concatenate([train_rows, val_rows]))
+    indices["train"] = np.sort(np.concatenate([train_rows, val_rows]))
   else:
-    wanted["val"] = val_rows
-  for part, index in wanted.items():
+    indices["val"] = val_rows
+  for part, index in indices.items():
     source = sources[part]
-    whole = len(index) == len(source)
-    images[part] = load_images(source, size, indices=None if whole else index, **decode)
-    found[part] = (part, np.arange(len(images[part])))
+    selected = None if len(index) == len(source) else index
+    images[part] = load_images(source, size, indices=selected, **decode)
+    rows[part] = (part, np.arange(len(images[part])))
   if other is not None:
     images["test"] = as_classes(images["test"], train.info)
   if val is None:
-    held = {table.ids[i] for i in val_rows}
-    inside = np.array([i in held for i in images["train"].ids])
-    found["train"] = ("train", np.flatnonzero(~inside))
-    found["val"] = ("train", np.flatnonzero(inside))
-  result = Data(images, found, (), unlabelled, ())
-  shared = _shared(result)
+    val_ids = {table.ids[i] for i in val_rows}
+    in_val = np.array([i in val_ids for i in images["train"].ids])
+    rows["train"] = ("train", np.flatnonzero(~in_val))
+    rows["val"] = ("train", np.flatnonzero(in_val))
+  result = Data(images, rows, (), unlabelled, ())
+  shared = _shared_patients(result)
   if shared and not allow_shared_patients:
     raise UserError(
       f"{name}: {len(shared)} patients are in more than one of train, val and test, so results "
@@ -228,13 +231,13 @@ def load(
 def one(
   data: Mapping[str, Any], part: str, size: int, *, whose: str = "the evaluator", **decode: Any
 ) -> Data:
-  """Opens and decodes one part, which judges: it is "test" whatever split it is of.
+  """Opens and decodes a single part, stored as "test" whichever split it comes from.
 
   Args:
     data: as for `load`.
-    part: of "train", "val" and "test", whose split is opened.
+    part: "train", "val" or "test", the part whose split is opened.
     size: side of the decoded images, pixels.
-    whose: who asks, for errors.
+    whose: name of the evaluator in error messages.
     **decode: options of `data.loading.decoded_cache.load_images`.
 
   Raises:
@@ -242,7 +245,7 @@ def one(
   """
   if not data.get("name"):
     raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
-  options = {k: v for k, v in _options(data).items() if k not in FEW}
+  options = {k: v for k, v in _source_options(data).items() if k not in FEW}
   source = open_source(data["name"], split=data.get(part, part), **options)
   usable = labelled(source.table.labels, source.info.exclusive)
   if not usable.any():
@@ -268,50 +271,50 @@ def match(
   notes: list[str],
   key: str = "data",
 ) -> Float32[np.ndarray, "n c"]:
-  """Labels of one source as those of another's classes, by name, upper and lower case alike.
+  """Maps labels to the classes of another source by name, ignoring case.
 
-  Where the classes of `to` exclude one another, an image has to have one of them: one that has
-  none, or several, becomes unknown. Findings that the source does not know are unknown.
+  Where the classes of `to` are exclusive, an image that has none of them, or several, becomes
+  unknown. Findings that the source does not label are unknown.
 
   Args:
     labels: of the images.
-    own: what `labels` are of.
-    to: whose classes are wanted.
-    notes: what was left out is appended.
-    key: who asks, for errors.
+    own: the source of the labels.
+    to: the source that defines the classes.
+    notes: remarks on what was left out are appended.
+    key: config key in error messages.
 
   Raises:
     UserError: no class has a name in both.
   """
-  names = {c.casefold(): i for i, c in enumerate(own.classes)}
-  columns = [names.get(c.casefold()) for c in to.classes]
+  column_of = {c.casefold(): i for i, c in enumerate(own.classes)}
+  columns = [column_of.get(c.casefold()) for c in to.classes]
   if all(c is None for c in columns):
     raise UserError(
       f"{key}: {own.name} has the classes {list(own.classes)}, none of which is among those of "
       f"{to.name}, {list(to.classes)}; give a set that shares some"
     )
-  found = np.stack(
+  matched = np.stack(
     [np.full(len(labels), np.nan, np.float32) if c is None else labels[:, c] for c in columns], 1
   )
-  missing = [c for c, at in zip(to.classes, columns, strict=True) if at is None]
+  missing = [c for c, column in zip(to.classes, columns, strict=True) if column is None]
   if missing:
     notes.append(f"{own.name} does not know {', '.join(missing)}")
   if to.exclusive:
-    found = np.where(np.isnan(found), 0, found) if own.exclusive else found
-    one_of_them = (found == 1).sum(1) == 1
-    # Findings: the one that is there settles the others, known or not.
-    found = np.where(one_of_them[:, None], found == 1, np.nan).astype(np.float32)
-    left = int(np.sum(~one_of_them))
-    if left:
+    matched = np.where(np.isnan(matched), 0, matched) if own.exclusive else matched
+    has_one = (matched == 1).sum(1) == 1
+    # Of findings, the one that is present decides the others, known or not.
+    matched = np.where(has_one[:, None], matched == 1, np.nan).astype(np.float32)
+    left_out = int(np.sum(~has_one))
+    if left_out:
       notes.append(
-        f"{left} of {len(labels)} images of {own.name} have none, or several, of the "
+        f"{left_out} of {len(labels)} images of {own.name} have none, or several, of the "
         f"classes {', '.join(to.classes)} and are left out"
       )
-  return found
+  return matched
 
 
 def as_classes(images: Images, to: SourceInfo) -> Images:
-  """Decoded images with the classes of another source; see `match`."""
+  """Relabels decoded images with the classes of another source; see `match`."""
   labels = match(images.labels, images.info, to, [])
   return dataclasses.replace(
     images,
@@ -321,11 +324,11 @@ def as_classes(images: Images, to: SourceInfo) -> Images:
 
 
 def about(data: Data) -> dict[str, np.ndarray]:
-  """What scores of the test images need beside them, for figures and comparisons.
+  """Labels and identity of the test images, stored beside their scores for figures and comparisons.
 
   Returns:
-    `labels` f32[m k]; `patient` i64[m], numbers that say which images are of one patient;
-    `classes` and whether they are `exclusive`; `id` of every image.
+    `labels` f32[m k]; `patient` i64[m], a number per patient; `classes`, and whether they are
+    `exclusive`; `id` of every image.
   """
   labels = data.labels("test")
   patient, _ = intervals.clusters(data.patients("test"), len(labels))
@@ -338,7 +341,8 @@ def about(data: Data) -> dict[str, np.ndarray]:
   }
 
 
-def _options(data: Mapping[str, Any]) -> dict[str, Any]:
+def _source_options(data: Mapping[str, Any]) -> dict[str, Any]:
+  """Options for `open_source`: `data` without its name and splits."""
   return {k: v for k, v in data.items() if k not in (*PARTS, "name")}
 
 
@@ -348,10 +352,10 @@ def divide(
   rows: Int[np.ndarray, "m"],
   fraction: float,
 ) -> tuple[Int[np.ndarray, "a"], Int[np.ndarray, "b"]]:
-  """Divides rows of a table in two by patient, evenly over classes; the same every time.
+  """Divides rows of a table in two by patient, balanced over classes and deterministic.
 
   Args:
-    patients: one id per image of the table; an empty one stands for a patient of its own.
+    patients: one id per image of the table; an image with an empty one is a patient of its own.
     labels: 1, 0 or NaN per class.
     rows: which images to divide.
     fraction: share of the second part.
@@ -362,28 +366,30 @@ def divide(
   Raises:
     UserError: fewer than two patients.
   """
-  owners = [patients[i] or f"image {i}" for i in rows]
-  found = split_by_patient(owners, {"first": 1 - fraction, "second": fraction}, labels=labels[rows])
-  return rows[found["first"]], rows[found["second"]]
+  patient_ids = [patients[i] or f"image {i}" for i in rows]
+  parts = split_by_patient(
+    patient_ids, {"first": 1 - fraction, "second": fraction}, labels=labels[rows]
+  )
+  return rows[parts["first"]], rows[parts["second"]]
 
 
 def describe(data: Data) -> dict[str, Any]:
-  """Facts of the parts for `run.json`: sizes, classes, patients, fingerprints, remarks."""
+  """Facts about the parts for `run.json`: sizes, classes, patients, fingerprints, remarks."""
   result: dict[str, Any] = {part: describe_part(data, part) for part in PARTS}
-  told = patients(data)
-  result["shared_patients"] = len(data.shared) if data.shared or told == APART else None
-  result["notes"] = [*data.notes, told]
+  patient_note = patients(data)
+  result["shared_patients"] = len(data.shared) if data.shared or patient_note == APART else None
+  result["notes"] = [*data.notes, patient_note]
   return result
 
 
 def patients(data: Data) -> str:
-  """Whether a patient is in two of the parts, as far as that is known."""
-  sets = [
+  """A sentence on whether any patient is in two parts, as far as that is known."""
+  known = [
     leakage.known(data.patients(part), data.images[data.rows[part][0]].info) for part in PARTS
   ]
   return leakage.said(
     len(data.shared),
-    sets,
+    known,
     [f"{NAMES[part]} images" for part in PARTS],
     some=f"{len(data.shared)} patients are in more than one of train, val and test",
     none=APART,
@@ -392,8 +398,9 @@ def patients(data: Data) -> str:
 
 
 def describe_part(data: Data, part: str) -> dict[str, Any]:
-  """Facts of one part."""
-  images, labels, patients = data.images[data.rows[part][0]], data.labels(part), data.patients(part)
+  """Facts about one part for `run.json`."""
+  images = data.images[data.rows[part][0]]
+  labels, patients = data.labels(part), data.patients(part)
   return {
     "name": images.info.name,
     "split": images.info.split,
@@ -409,14 +416,14 @@ def describe_part(data: Data, part: str) -> dict[str, Any]:
   }
 
 
-def _own_val(
+def _open_val(
   name: str | Sequence[Any],
   split: Mapping[str, Any],
   options: Mapping[str, Any],
   train: Any,
   notes: list[str],
 ) -> Any:
-  """The source's validation split, or None where one must be carved."""
+  """Opens the source's validation split; None where one has to be carved from train."""
   if split["val"] in (None, "carve"):
     return None
   if split["val"] == "val" and "val" not in train.info.splits:
@@ -428,20 +435,20 @@ def _own_val(
   return source
 
 
-def _shared(data: Data) -> tuple[str, ...]:
+def _shared_patients(data: Data) -> tuple[str, ...]:
   """Keys of the patients in more than one part, sorted."""
   keys = {key: patient_keys(images) for key, images in data.images.items()}
-  count = Counter(
+  part_counts = Counter(
     p for key, rows in data.rows.values() for p in {keys[key][i] for i in rows} - {""}
   )
-  return tuple(sorted(p for p, n in count.items() if n > 1))
+  return tuple(sorted(p for p, n in part_counts.items() if n > 1))
 
 
 def _check_classes(data: Data, name: str, split: Mapping[str, Any], whose: str) -> None:
-  """Training must show at least two classes, or both values of some label."""
+  """Raises a UserError unless train has two classes, or both values of some label."""
   labels = data.labels("train")
-  present = [c for c, title in enumerate(data.classes) if np.any(labels[:, c] == 1)]
-  absent = [c for c, title in enumerate(data.classes) if np.any(labels[:, c] == 0)]
+  present = [c for c in range(len(data.classes)) if np.any(labels[:, c] == 1)]
+  absent = [c for c in range(len(data.classes)) if np.any(labels[:, c] == 0)]
   if not set(present) & set(absent):
     only = [data.classes[c] for c in present]
     raise UserError(

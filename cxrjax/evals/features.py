@@ -1,4 +1,4 @@
-"""Frozen features of many images: the encoder, jitted once, over padded batches."""
+"""Frozen features of many images: the encoder, compiled once, over padded batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cxrjax.data.images import Images, stored
 T = TypeVar("T")
 Encode = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b *d"]]
 
-IN_FLIGHT = 4  # batches sent to the device and not yet read back: overlap without filling memory
+IN_FLIGHT = 4  # batches sent to the device and not read back: overlap without filling memory
 
 
 def extract(
@@ -36,28 +36,28 @@ def extract(
   progress: bool = False,
   vectors: bool = True,
 ) -> Float32[np.ndarray, "n *d"]:
-  """Features, or predictions, of images.
+  """Computes features, or predictions, of images.
 
-  The compiled encoder is kept per `(encode, mean, std, mesh)`, so pass the *same* function every
-  time; a new closure compiles anew. Every batch has one shape: the last is padded with black
+  The compiled encoder is cached per `(encode, mean, std, mesh)`, so pass the *same* function every
+  time; a new closure compiles anew. All batches have one shape: the last is padded with black
   images, whose features are dropped.
 
   Args:
     encode: `encode(params, x f32[b s s 1]) -> f32[b d]`, x = (gray - mean) / std with gray in 0..1.
-    params: the encoder's parameters, placed as they are (sharded over `mesh` or not).
-    images: decoded at the size the encoder is to see; 16-bit ones are windowed on the device.
-    batch: images a dispatch; rounded up to a multiple of the devices.
+    params: the encoder's parameters, used where they are (sharded over `mesh` or not).
+    images: decoded at the encoder's input size; 16-bit ones are windowed on the device.
+    batch: images per dispatch; rounded up to a multiple of the devices.
     mean: subtracted from gray levels in 0..1.
-    std: divides them.
+    std: gray levels are divided by it.
     mesh: shards a batch over all its axes; None for the default device.
     progress: show a bar on stderr.
-    vectors: refuse anything but one vector an image.
+    vectors: raise unless `encode` gives one vector per image.
 
   Returns:
-    One row an image, in order, on the host (on every process).
+    One row per image, in order, on the host (on every process).
 
   Raises:
-    UserError: `encode` does not give one vector (or row) an image.
+    UserError: `encode` does not give one vector (or row) per image.
   """
   from tqdm import tqdm
 
@@ -66,31 +66,28 @@ def extract(
   if not n:
     raise UserError("there are no images to encode")
 
-  def sent() -> Iterator[tuple[int, jax.Array]]:
-    for start in tqdm(
-      range(0, n, size), desc="features", unit="batch", disable=not progress, leave=False
-    ):
-      part = slice(start, start + size)
-      yield (
-        start,
-        send(
-          encode,
-          params,
-          pixels[part],
-          None if windows is None else windows[part],
-          size=size,
-          mean=mean,
-          std=std,
-          mesh=mesh,
-          vectors=vectors,
-        ),
+  def dispatch() -> Iterator[tuple[int, jax.Array]]:
+    starts = range(0, n, size)
+    for start in tqdm(starts, desc="features", unit="batch", disable=not progress, leave=False):
+      rows = slice(start, start + size)
+      outputs = send(
+        encode,
+        params,
+        pixels[rows],
+        None if windows is None else windows[rows],
+        size=size,
+        mean=mean,
+        std=std,
+        mesh=mesh,
+        vectors=vectors,
       )
+      yield start, outputs
 
-  return np.concatenate([y for _, y in received(sent())])[:n]
+  return np.concatenate([y for _, y in received(dispatch())])[:n]
 
 
 def batch_size(batch: int, mesh: Mesh | None) -> int:
-  """Images a dispatch, rounded up to a multiple of the devices."""
+  """Images per dispatch, rounded up to a multiple of the devices."""
   devices = 1 if mesh is None else mesh.devices.size
   return -(-batch // devices) * devices
 
@@ -107,50 +104,50 @@ def send(
   mesh: Mesh | None = None,
   vectors: bool = False,
 ) -> Any:
-  """Has the device make something of a batch; returns before it has.
+  """Dispatches a batch to the device, without waiting for the result.
 
   Args:
     encode: see `extract`; without `vectors` it may give a tree of arrays f32[b ...].
     params: see `extract`.
     pixels: up to `size` images.
-    windows: of 16-bit ones.
-    size: what the batch is padded to, see `batch_size`.
+    windows: of 16-bit images.
+    size: number of images the batch is padded to, see `batch_size`.
     mean: see `extract`.
     std: see `extract`.
     mesh: see `extract`.
     vectors: see `extract`.
 
   Returns:
-    float32 arrays of `size` rows, of which the first m count, for `received`.
+    float32 arrays of `size` rows, of which the first m are valid, for `received`.
   """
   x = _place(_padded(pixels, size), mesh)
-  shown = None if windows is None else _place(_padded(windows, size, "edge"), mesh)
-  return compiled(encode, float(mean), float(std), mesh, vectors)(params, x, shown)
+  placed_windows = None if windows is None else _place(_padded(windows, size, "edge"), mesh)
+  return compiled(encode, float(mean), float(std), mesh, vectors)(params, x, placed_windows)
 
 
 def received(sent: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
-  """What was sent, on the host, in turn; `IN_FLIGHT` more are sent before one is waited for."""
-  waiting: deque[tuple[T, Any]] = deque()
+  """Yields outputs of `send` on the host, in order, keeping `IN_FLIGHT` batches in flight."""
+  in_flight: deque[tuple[T, Any]] = deque()
   for item in sent:
-    waiting.append(item)
-    if len(waiting) > IN_FLIGHT:
-      name, found = waiting.popleft()
-      yield name, jax.tree.map(np.asarray, found)
-  for name, found in waiting:
-    yield name, jax.tree.map(np.asarray, found)
+    in_flight.append(item)
+    if len(in_flight) > IN_FLIGHT:
+      key, outputs = in_flight.popleft()
+      yield key, jax.tree.map(np.asarray, outputs)
+  for key, outputs in in_flight:
+    yield key, jax.tree.map(np.asarray, outputs)
 
 
 def _padded(
   x: np.ndarray, batch: int, mode: Literal["constant", "edge"] = "constant"
 ) -> np.ndarray:
-  """`x` with rows of zeros, or of its last row, added up to `batch`."""
+  """Pads `x` to `batch` rows with zeros, or with its last row."""
   if len(x) == batch:
     return np.asarray(x)
   return np.pad(x, ((0, batch - len(x)), *((0, 0),) * (x.ndim - 1)), mode=mode)
 
 
 def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
-  """One batch on the device, or split over a mesh (each process gives only its own rows)."""
+  """Puts a batch on the device, or shards it over a mesh (each process provides its own rows)."""
   if mesh is None:
     return jnp.asarray(x)
   sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -161,7 +158,7 @@ def _place(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 def compiled(
   encode: Encode, mean: float, std: float, mesh: Mesh | None, vectors: bool
 ) -> jax.stages.Wrapped:
-  """The jitted `program(params, pixels, windows or None)` of `extract`, one for equal arguments."""
+  """The jitted `program(params, pixels, windows or None)` of `extract`, cached by its arguments."""
 
   def features(params: Any, x: jax.Array, windows: jax.Array | None) -> Any:
     gray = x.astype(jnp.float32) / 255 if windows is None else jnp.asarray(to_unit(x, windows))

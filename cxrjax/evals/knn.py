@@ -23,18 +23,18 @@ def knn_scores(
   """Class scores of test images from their nearest training images, for several k at once.
 
   Neighbours are the k largest cosine similarities; each votes with weight exp(cosine / T), and
-  the score of a class is the weighted mean of the neighbours' labels, in [0, 1]. A label that is
-  unknown (NaN) has no vote for that class; where no neighbour has one, the score is the class's
-  share in the training set. Of equally similar images the one that comes first counts as nearer.
-  A class without both values (1 and 0) in the training set has no scores (NaN).
+  the score of a class is the weighted mean of the neighbours' labels, in [0, 1]. An unknown label
+  (NaN) has no vote for that class; where no neighbour has a vote, the score is the class's share in
+  the training set. Of equally similar images the one that comes first counts as nearer. A class
+  without both values (1 and 0) in the training set has no scores (NaN).
 
-  Similarities are made in blocks of `chunk` (test rows, training rows) and only the best of each
+  Similarities are computed in blocks of `chunk` (test rows, training rows) of which only the best
   are kept, so memory does not grow with n times m.
 
   Args:
-    train_features: one row an image; need not be normalised.
+    train_features: one row per image; need not be normalised.
     train_labels: 1, 0 or NaN; one-hot for exclusive classes.
-    test_features: the images to classify.
+    test_features: of the images to classify.
     ks: numbers of neighbours.
     temperature: T.
     chunk: block size (test rows, training rows).
@@ -56,17 +56,17 @@ def knn_scores(
   similarity, index = nearest(train_features, test_features, k, chunk)
   weight = np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature)
   known = ~np.isnan(train_labels)
-  filled = np.where(known, train_labels, 0).astype(np.float64)
-  taught = np.any(train_labels == 1, axis=0) & np.any(train_labels == 0, axis=0)
-  share = np.where(taught, filled.sum(0) / np.maximum(known.sum(0), 1), np.nan)
-  result = {}
+  known_labels = np.where(known, train_labels, 0).astype(np.float64)
+  has_both_values = np.any(train_labels == 1, axis=0) & np.any(train_labels == 0, axis=0)
+  share = np.where(has_both_values, known_labels.sum(0) / np.maximum(known.sum(0), 1), np.nan)
+  scores = {}
   for count in ks:
-    near, w = index[:, :count], weight[:, :count, None]
-    votes = np.sum(w * known[near], axis=1)
-    score = np.sum(w * filled[near], axis=1)
-    score = np.where(votes > 0, score / np.where(votes > 0, votes, 1), share)
-    result[count] = np.where(taught, score, np.nan).astype(np.float32)
-  return result
+    neighbors, weights = index[:, :count], weight[:, :count, None]
+    votes = np.sum(weights * known[neighbors], axis=1)
+    weighted = np.sum(weights * known_labels[neighbors], axis=1)
+    weighted = np.where(votes > 0, weighted / np.where(votes > 0, votes, 1), share)
+    scores[count] = np.where(has_both_values, weighted, np.nan).astype(np.float32)
+  return scores
 
 
 def nearest(
@@ -75,31 +75,31 @@ def nearest(
   k: int,
   chunk: tuple[int, int] = (256, 8192),
 ) -> tuple[Float32[np.ndarray, "m k"], np.ndarray]:
-  """The k most similar training rows of every test row, exactly.
+  """The k most similar training rows of every test row, by exact search.
 
   Args:
-    train: one row an image.
+    train: one row per image.
     test: the same features of the images to classify.
-    k: how many, at most n.
+    k: number of neighbours, at most n.
     chunk: block size (test rows, training rows).
 
   Returns:
-    Cosine similarities, falling, and int32[m k] training rows.
+    Cosine similarities, in descending order, and int32[m k] training rows.
   """
   n, m = len(train), len(test)
   rows, columns = min(chunk[0], max(m, 1)), max(k, min(chunk[1], n))
   blocks = -(-n // columns)
   padded = np.zeros((blocks * columns, train.shape[1]), np.float32)
   padded[:n] = normalise(train)
-  base = jnp.asarray(padded.reshape(blocks, columns, -1))
+  train_blocks = jnp.asarray(padded.reshape(blocks, columns, -1))
   unit = normalise(test)
   similarities, indices = [], []
   for start in range(0, m, rows):
     query = unit[start : start + rows]
     query = np.pad(query, ((0, rows - len(query)), (0, 0)))
-    s, i = _top(base, jnp.asarray(query), jnp.int32(n), k)
-    similarities.append(np.asarray(s))
-    indices.append(np.asarray(i))
+    block_similarity, block_index = _top(train_blocks, jnp.asarray(query), jnp.int32(n), k)
+    similarities.append(np.asarray(block_similarity))
+    indices.append(np.asarray(block_index))
   if not similarities:
     return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
   return np.concatenate(similarities)[:m], np.concatenate(indices)[:m]
@@ -117,12 +117,12 @@ def _top(
     index = offset + jnp.arange(columns, dtype=jnp.int32)
     # TF32 would reorder neighbours whose cosines differ in the fourth digit.
     sim = jnp.matmul(query, features.T, precision=jax.lax.Precision.HIGHEST)
-    sim, near = jax.lax.top_k(jnp.where(index < n, sim, -jnp.inf), k)
-    # Earlier blocks stand first, so that top_k's first-come rule holds over the whole set.
+    sim, candidates = jax.lax.top_k(jnp.where(index < n, sim, -jnp.inf), k)
+    # Earlier blocks come first, so that top_k breaks ties by the lowest index over the whole set.
     sim = jnp.concatenate([best[0], sim], axis=1)
-    index = jnp.concatenate([best[1], index[near]], axis=1)
-    sim, pick = jax.lax.top_k(sim, k)
-    return (sim, jnp.take_along_axis(index, pick, axis=1)), None
+    index = jnp.concatenate([best[1], index[candidates]], axis=1)
+    sim, best_of_both = jax.lax.top_k(sim, k)
+    return (sim, jnp.take_along_axis(index, best_of_both, axis=1)), None
 
   start = (jnp.full((rows, k), -jnp.inf, jnp.float32), jnp.zeros((rows, k), jnp.int32))
   offsets = jnp.arange(base.shape[0], dtype=jnp.int32) * columns
@@ -132,15 +132,16 @@ def _top(
 def whiten(
   train_features: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"], floor: float = 1e-4
 ) -> list[Float32[np.ndarray, "k d"]]:
-  """All features, centred and turned so that the training images' principal components weigh alike.
+  """PCA whitening: features along the training images' principal components, scaled alike.
 
-  A cosine sees of features what varies most in them. Where that is exposure or position, as with
-  networks that learnt to draw pixels, what lies in the smaller components only shows after this.
+  Cosine similarity is dominated by the directions of largest variance. Where these encode exposure
+  or position, as in networks trained to reconstruct pixels, smaller components only count after
+  whitening.
 
   Args:
-    train_features: mean and components are theirs.
-    others: features that are treated alike.
-    floor: components below this share of the largest one's deviation are not raised further.
+    train_features: features that give the mean and the components.
+    others: features to transform in the same way.
+    floor: lower limit on a component's standard deviation, as a share of the largest one.
 
   Returns:
     The training features, then the others.
@@ -154,6 +155,6 @@ def whiten(
 
 
 def normalise(x: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-  """Rows of unit length; a zero row stays zero."""
+  """Scales rows to unit length; a zero row stays zero."""
   norm = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
   return (x / np.where(norm > 0, norm, 1)).astype(np.float32)

@@ -1,9 +1,9 @@
 """Linear probe: L2-regularised logistic regression on frozen features, solved to convergence.
 
-An optimum, not a training run: no learning rate, epochs or seed, so that the same features always
-give the same number. On the host in float64, because the problem is small and its answer is then
-exact; full batch L-BFGS in the features' principal axes, scaled by the curvature there, in which
-the problem is nearly round and a few dozen iterations suffice.
+There is no learning rate, number of epochs or seed, so the same features always give the same
+number. It runs on the host in float64, because the problem is small and the solution is then exact:
+full-batch L-BFGS along the features' principal axes, scaled by the curvature there, which makes the
+problem nearly isotropic, so that a few dozen iterations suffice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Probe:
     scale: their standard deviation (1 for a constant feature), f64[d].
     weight: f64[d k], for standardised features.
     bias: f64[k].
-    exclusive: softmax over classes, or a sigmoid for each.
+    exclusive: whether scores are a softmax over classes or a sigmoid for each.
     fitted: which classes could be fitted, bool[k].
   """
 
@@ -42,24 +42,26 @@ class Probe:
   fitted: np.ndarray
 
   def scores(self, features: Float[np.ndarray, "m d"]) -> Float32[np.ndarray, "m k"]:
-    """Class probabilities; NaN for a class that the training set does not teach."""
+    """Class probabilities; NaN for a class that could not be fitted."""
     logits = ((features - self.centre) / self.scale) @ self.weight + self.bias
-    result = np.full(logits.shape, np.nan, np.float32)
-    some = logits[:, self.fitted]
-    result[:, self.fitted] = (
-      scipy.special.softmax(some, axis=1) if self.exclusive else scipy.special.expit(some)
+    probabilities = np.full(logits.shape, np.nan, np.float32)
+    fitted_logits = logits[:, self.fitted]
+    probabilities[:, self.fitted] = (
+      scipy.special.softmax(fitted_logits, axis=1)
+      if self.exclusive
+      else scipy.special.expit(fitted_logits)
     )
-    return result
+    return probabilities
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """The probe that did best on validation.
+  """The probe that does best on validation.
 
   Attributes:
     probe: fitted on the training images with `l2`.
-    l2: the strength chosen.
-    table: (l2, validation AUROC, validation log loss) for all that were tried.
+    l2: the chosen strength.
+    table: (l2, validation AUROC, validation log loss) of every strength tried.
   """
 
   probe: Probe
@@ -74,18 +76,18 @@ def fit(
   grid: tuple[float, ...] = GRID,
   tolerance: float = 1e-7,
 ) -> list[Probe]:
-  """Logistic regression for every L2 strength.
+  """Fits a logistic regression for every L2 strength.
 
   Minimises the mean log loss over images with a known label + l2 / 2 |w|^2, on features
-  standardised by the training images' mean and deviation; the bias is free. `l2` is 1 / (C n) in
-  scikit-learn's terms. Two exclusive classes are one logit, more are multinomial, and labels that
-  are not exclusive are one problem each, without their unknown (NaN) images.
+  standardised by the training images' mean and standard deviation; the bias is not penalised. `l2`
+  is 1 / (C n) in scikit-learn's terms. Two exclusive classes share one logit, more are multinomial,
+  and labels that are not exclusive are separate problems, without their unknown (NaN) images.
 
   Args:
-    features: one row an image, finite.
+    features: one row per image, finite.
     labels: 1, 0 or NaN; one-hot where exclusive (a row with a NaN is left out).
-    exclusive: one class an image.
-    grid: strengths, any order.
+    exclusive: one class per image.
+    grid: L2 strengths, in any order.
     tolerance: on the gradient, in units scaled to a curvature of about 1.
 
   Returns:
@@ -96,31 +98,33 @@ def fit(
     known = ~np.isnan(labels).any(1)
     x, labels = x[known], labels[known]
   centre, scale = x.mean(0), x.std(0)
-  # Rounding leaves a constant feature a deviation of 1e-17, which would blow it up to noise.
+  # Rounding leaves a constant feature a deviation of about 1e-17; dividing by it gives noise.
   varies = scale > 1e-7 * (np.abs(centre) + 1e-12)
   scale = np.where(varies, scale, 1.0)
   x -= centre
   x /= scale
   x[:, ~varies] = 0
-  # The axes only shape the path to the optimum, not the optimum: a few thousand images show them.
-  some = x[:: max(1, len(x) // max(4096, 4 * x.shape[1]))]
-  power, axes = np.linalg.eigh(some.T @ some / len(some))
+  # The axes only affect the path to the optimum, so a few thousand images suffice for them.
+  sample = x[:: max(1, len(x) // max(4096, 4 * x.shape[1]))]
+  power, axes = np.linalg.eigh(sample.T @ sample / len(sample))
   basis = (np.clip(power, 0, None), np.ascontiguousarray(axes))
   k = labels.shape[1]
   fitted = np.array([np.any(labels[:, c] == 1) and np.any(labels[:, c] == 0) for c in range(k)])
-  taught = np.flatnonzero(fitted)
+  fitted_classes = np.flatnonzero(fitted)
   weight, bias = np.zeros((len(grid), x.shape[1], k)), np.zeros((len(grid), k))
-  if exclusive and len(taught) == 2:  # one logit, its weights halved between the two classes
-    for g, w, b in _path(x, labels[:, taught[1:]], basis, grid, tolerance):
-      weight[g][:, taught], bias[g, taught] = np.concatenate([-w, w], 1) / 2, np.append(-b, b) / 2
-  elif exclusive and len(taught) > 2:
-    for g, w, b in _path(x, labels[:, taught], basis, grid, tolerance):
-      weight[g][:, taught], bias[g, taught] = w, b
+  if exclusive and len(fitted_classes) == 2:
+    # One logit, whose weights are halved between the two classes.
+    for g, w, b in _solve_path(x, labels[:, fitted_classes[1:]], basis, grid, tolerance):
+      weight[g][:, fitted_classes] = np.concatenate([-w, w], 1) / 2
+      bias[g, fitted_classes] = np.append(-b, b) / 2
+  elif exclusive and len(fitted_classes) > 2:
+    for g, w, b in _solve_path(x, labels[:, fitted_classes], basis, grid, tolerance):
+      weight[g][:, fitted_classes], bias[g, fitted_classes] = w, b
   elif not exclusive:
-    for c in taught:
+    for c in fitted_classes:
       known = ~np.isnan(labels[:, c])
       part = x if known.all() else x[known]
-      for g, w, b in _path(part, labels[known, c : c + 1], basis, grid, tolerance):
+      for g, w, b in _solve_path(part, labels[known, c : c + 1], basis, grid, tolerance):
         weight[g][:, c], bias[g, c] = w[:, 0], b[0]
   weight *= varies[:, None]
   return [Probe(centre, scale, weight[g], bias[g], exclusive, fitted) for g in range(len(grid))]
@@ -134,21 +138,21 @@ def choose(
   exclusive: bool,
   grid: tuple[float, ...] = GRID,
 ) -> Choice:
-  """Fits on the training images and takes the L2 that ranks the validation images best.
+  """Fits on the training images and chooses the L2 that ranks the validation images best.
 
-  By validation AUROC (mean of classes), then by log loss, then the stronger. Where validation
-  defines no AUROC (one class only), by log loss.
+  Ordered by validation AUROC (mean of classes), then log loss, then the stronger L2. Where
+  validation defines no AUROC (one class only), log loss decides.
 
   Args:
-    features: training images.
-    labels: theirs.
-    val_features: validation images, of other patients.
-    val_labels: theirs.
-    exclusive: one class an image.
-    grid: strengths to try.
+    features: of training images.
+    labels: of the training images.
+    val_features: of validation images, from other patients.
+    val_labels: of the validation images.
+    exclusive: one class per image.
+    grid: L2 strengths to try.
 
   Returns:
-    The choice, fitted on the training images alone: validation still is unseen, and may choose a
+    The choice, fitted on the training images alone, so that validation images can still choose a
     threshold.
   """
   probes = fit(features, labels, exclusive, grid)
@@ -170,7 +174,7 @@ def choose(
 
 
 def log_loss(scores: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"]) -> float:
-  """Mean binary log loss over known labels and fitted classes, natural logarithm; NaN if none."""
+  """Mean binary log loss over known labels and fitted classes, in nats; NaN if there are none."""
   p = np.clip(scores.astype(np.float64), 1e-12, 1 - 1e-12)
   loss = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
   known = ~np.isnan(loss)
@@ -180,21 +184,21 @@ def log_loss(scores: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"])
 Basis = tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d d"]]
 
 
-def _path(
+def _solve_path(
   x: Float64[np.ndarray, "n d"],
   y: Float[np.ndarray, "n c"],
   basis: Basis,
   grid: tuple[float, ...],
   tolerance: float,
 ) -> Iterator[tuple[int, Float64[np.ndarray, "d c"], Float64[np.ndarray, "c"]]]:
-  """For every strength its place in the grid, weights and bias.
+  """Index in the grid, weights and bias for every strength.
 
-  From strong to weak, each starting at the optimum before it.
+  Goes from strong to weak, starting each fit at the previous optimum.
   """
-  found = None
+  solution = None
   for g in np.argsort(-np.asarray(grid), kind="stable").tolist():
-    found = _solve(x, y, basis, grid[g], tolerance, found)
-    yield g, _times(basis[1], found[:-1]), found[-1]
+    solution = _solve(x, y, basis, grid[g], tolerance, solution)
+    yield g, _matmul(basis[1], solution[:-1]), solution[-1]
 
 
 def _solve(
@@ -205,12 +209,13 @@ def _solve(
   tolerance: float,
   start: np.ndarray | None,
 ) -> Float64[np.ndarray, "d+1 c"]:
-  """One logistic regression, weights along principal axes: sigmoid for c = 1, softmax for more.
+  """Solves one logistic regression along principal axes: sigmoid for c = 1, softmax for more.
 
-  `basis` is the power (variance) along each axis and the axes, one a column.
+  `basis` is the power (variance) along each axis and the axes, one per column.
 
-  The unknowns are scaled by sqrt(curvature * power + l2), about the Hessian's diagonal, so that
-  L-BFGS sees a nearly round bowl whatever the features' spread. The bias is the last row.
+  The unknowns are scaled by sqrt(curvature * power + l2), approximately the Hessian's diagonal, so
+  that L-BFGS sees a nearly isotropic problem whatever the features' spread. The bias is the last
+  row.
   """
   n, c = y.shape
   power, axes = basis
@@ -224,7 +229,7 @@ def _solve(
 
   def objective(u: np.ndarray) -> tuple[float, np.ndarray]:
     u = u / stretch
-    logits = _times(x, _times(axes, u[:-1])) + u[-1]
+    logits = _matmul(x, _matmul(axes, u[:-1])) + u[-1]
     if c == 1:
       loss = np.logaddexp(0, logits) - y * logits
       residual = scipy.special.expit(logits) - y
@@ -232,7 +237,7 @@ def _solve(
       total = scipy.special.logsumexp(logits, axis=1, keepdims=True)
       loss = total - np.sum(y * logits, axis=1, keepdims=True)
       residual = np.exp(logits - total) - y
-    slope = _transposed_times(axes, _transposed_times(x, residual) / n) + l2 * u[:-1]
+    slope = _transposed_matmul(axes, _transposed_matmul(x, residual) / n) + l2 * u[:-1]
     slope = np.concatenate([slope, residual.mean(0)[None]])
     return float(loss.sum() / n + l2 / 2 * np.sum(u[:-1] ** 2)), slope / stretch
 
@@ -248,14 +253,14 @@ def lbfgs(
 ) -> np.ndarray:
   """Minimises a smooth convex function whose Hessian is near the identity.
 
-  Full steps, halved until the value falls enough (Armijo), which near the optimum they do at once.
+  Steps are halved until the value falls enough (Armijo); near the optimum, full steps suffice.
 
   Args:
     objective: x -> value, gradient of x's shape.
-    start: where to begin.
-    tolerance: stop when no component of the gradient is larger.
-    memory: how many past steps shape the next.
-    iterations: at most so many steps.
+    start: initial x.
+    tolerance: stop when no component of the gradient exceeds this.
+    memory: number of past steps that approximate the Hessian.
+    iterations: maximum number of steps.
 
   References:
     Nocedal and Wright 2006, Numerical Optimization, algorithm 7.4.
@@ -280,7 +285,7 @@ def lbfgs(
     while True:
       step = length * direction
       new_value, new_slope = objective(x + step)
-      # The last digits of the value are noise: without this slack it would stop the descent there.
+      # The last digits of the value are noise, which would end the descent without this slack.
       if new_value <= value + 1e-4 * length * descent + 1e-15 * abs(value):
         break
       length /= 2
@@ -293,11 +298,11 @@ def lbfgs(
   return x
 
 
-# A BLAS spreads even a product as small as these over all cores and waits for them: on a busy
-# machine that costs fifty times the product itself. einsum stays on one core.
-def _times(x: np.ndarray, u: np.ndarray) -> np.ndarray:
+# BLAS spreads even products as small as these over all cores and waits for them, which on a busy
+# machine costs fifty times the product itself. einsum stays on one core.
+def _matmul(x: np.ndarray, u: np.ndarray) -> np.ndarray:
   return np.stack([np.einsum("nd,d->n", x, column) for column in np.ascontiguousarray(u.T)], 1)
 
 
-def _transposed_times(x: np.ndarray, v: np.ndarray) -> np.ndarray:
+def _transposed_matmul(x: np.ndarray, v: np.ndarray) -> np.ndarray:
   return np.stack([np.einsum("nd,n->d", x, column) for column in np.ascontiguousarray(v.T)], 1)

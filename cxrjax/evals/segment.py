@@ -1,4 +1,4 @@
-"""Judges predicted lung masks by the true ones."""
+"""Evaluates predicted lung masks against the true ones."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from cxrjax.metrics import intervals, segmentation
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b s s 1"]]
 
 SHOWN = 8  # images on the page
-OF_FLOOR = 512  # training masks of the mean, at most
+OF_FLOOR = 512  # training masks averaged for the floor, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data(eval_splits.Data):
-  """Images that judge, under "test" whatever split they are of; `rows` are those with a mask.
+  """Images to evaluate on, stored as "test" whatever their split; `rows` are those with a mask.
 
   Attributes:
-    floor: the mean of training masks, 0..1; None where there are none.
+    floor: mean training mask, 0..1; None where there is none.
   """
 
   floor: Float32[np.ndarray, "s s"] | None = None
@@ -47,28 +47,28 @@ class Data(eval_splits.Data):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator:
-  """Dice, IoU and surface distances of predicted masks, mean of the images of one split.
+  """Dice, IoU and surface distances of predicted masks, averaged over the images of one split.
 
-  Every image is squashed to `size` x `size` pixels; distances are in these, or in the unit of
-  `spacing`. Images without a mask are left out. Where one of the two masks is empty, Dice and IoU
-  are 0 and distances undefined: these images are left out of their means, and counted.
+  Every image is squashed to `size` x `size` pixels; distances are in pixels, or in the unit of
+  `spacing`. Images without a mask are left out. Where the predicted mask is empty, Dice and IoU are
+  0 and distances undefined: those images are counted, and left out of the mean distances.
 
   Attributes:
     data: `name`, `split` and options of a source, as for `cxrjax.data.open_source`.
-    train: the same of the images learnt from, for the floor; None for no floor.
+    train: the same for the training images, for the floor; None for no floor.
     every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
       checkpoint with the best `config.checkpoint.score`.
     size: side of the images the network sees, pixels.
     threshold: pixels of at least this probability are lung.
-    components: how many parts of a prediction are kept, the largest; 0 keeps all.
-    spacing: height and width of a pixel at that size, in the unit wanted.
-    batch: images a dispatch.
-    mean: of the pixels in 0..1, subtracted; as in training.
-    std: divides them.
-    fit: "squash", "pad" or "crop" for an image that is not square.
+    components: number of largest connected components kept of a prediction; 0 keeps all.
+    spacing: height and width of a pixel at that size, in the unit of the distances.
+    batch: images per dispatch.
+    mean: subtracted from pixels in 0..1, as in training.
+    std: pixels are divided by it, as in training.
+    fit: "squash", "pad" or "crop", for images that are not square.
     on_bad_image: "error" or "skip".
     bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
-    window: the gray levels of 16-bit images that are shown; as in training.
+    window: intensity window of 16-bit images, as in training.
   """
 
   judges: ClassVar[str] = "predictions"  # not the encoder's features
@@ -112,14 +112,17 @@ class Evaluator:
     rows = np.flatnonzero(np.asarray(images.masks).any((1, 2, 3)))
     if not len(rows):
       raise no_masks(images)
-    left = len(images) - len(rows)
-    notes = (f"{left} of {len(images)} images have no lung mask and are left out",) if left else ()
+    unmasked = len(images) - len(rows)
+    notes: tuple[str, ...] = ()
+    if unmasked:
+      notes = (f"{unmasked} of {len(images)} images have no lung mask and are left out",)
     floor = None
     if self.train is not None:
-      known = self._decode(self._open(self.train), cache_dir, progress, OF_FLOOR).masks
-      masks = np.zeros((0, self.size, self.size)) if known is None else np.asarray(known)[..., 0]
-      masks = masks[masks.any((1, 2))]
-      floor = masks.mean(0, dtype=np.float32) if len(masks) else None
+      train_masks = self._decode(self._open(self.train), cache_dir, progress, OF_FLOOR).masks
+      if train_masks is not None:
+        masks = np.asarray(train_masks)[..., 0]
+        masks = masks[masks.any((1, 2))]
+        floor = masks.mean(0, dtype=np.float32) if len(masks) else None
     return Data({"test": images, "train": images}, {"test": ("test", rows)}, (), {}, notes, floor)
 
   def _open(self, data: Mapping[str, Any]) -> Any:
@@ -128,8 +131,10 @@ class Evaluator:
       raise UserError("the evaluator's data.name is missing; give a source such as 'phantom'")
     return open_source(data["name"], **options)
 
-  def _decode(self, source: Any, cache_dir: Any, progress: bool, most: int | None = None) -> Images:
-    rows = None if most is None or len(source) <= most else even(len(source), most)
+  def _decode(
+    self, source: Any, cache_dir: Any, progress: bool, limit: int | None = None
+  ) -> Images:
+    rows = None if limit is None or len(source) <= limit else even(len(source), limit)
     return load_images(
       source,
       self.size,
@@ -167,14 +172,14 @@ class Evaluator:
     mesh: Mesh | None = None,
     progress: bool = False,
   ) -> Result:
-    """Judges `predict(params, x f32[b s s 1])`, probabilities of the same shape.
+    """Judges the masks of `predict(params, x f32[b s s 1])`, probabilities of the same shape.
 
     Returns:
-      `dice`, `iou`, `assd`, `hd95`, and for the page some images from the worst to the best.
+      `dice`, `iou`, `assd`, `hd95`, and for the page a few images from the worst to the best.
     """
     began = time.perf_counter()
     key, rows = data.rows["test"]
-    p = features.extract(
+    probabilities = features.extract(
       predict,
       params,
       data.images[key].take(rows),
@@ -185,18 +190,20 @@ class Evaluator:
       progress=progress,
       vectors=False,
     )[..., 0]
-    called = np.stack([segmentation.largest(m, self.components) for m in p >= self.threshold])
+    called = np.stack(
+      [segmentation.largest(m, self.components) for m in probabilities >= self.threshold]
+    )
     return self._judge(called, data, {"predictions": time.perf_counter() - began})
 
   def floor(self, data: Data) -> Result:
-    """The same for one mask for all images: where at least half of the training masks are lung."""
+    """The same for one mask for all images: the mean training mask, thresholded."""
     if data.floor is None:
       return Result({}, {}, {})
     called = np.broadcast_to(data.floor >= self.threshold, data.truth.shape)
     return self._judge(called, data, {})
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
-    """No images: the class token, whose attention would be shown over them, draws no masks."""
+    """No images: attention of the class token, which they would show, predicts no masks."""
     del count
     return np.zeros((0, *data.images["test"].pixels.shape[1:]), np.uint8), []
 
@@ -205,29 +212,29 @@ class Evaluator:
   ) -> Result:
     began = time.perf_counter()
     truth, (key, rows) = data.truth, data.rows["test"]
-    found = segmentation.each(called, truth, self.spacing)
+    values_of = segmentation.each(called, truth, self.spacing)
     metrics = {
-      name: segmentation.mean(values, data.patients("test")) for name, values in found.items()
+      name: segmentation.mean(values, data.patients("test")) for name, values in values_of.items()
     }
-    order = np.argsort(found["dice"], kind="stable")
+    order = np.argsort(values_of["dice"], kind="stable")
     shown = order[even(len(order), SHOWN)]
-    people, _ = intervals.clusters(data.patients("test"), len(rows))  # numbers, no names
+    patient_numbers, _ = intervals.clusters(data.patients("test"), len(rows))  # not their ids
     arrays = {
       "image": data.images[key].gray(rows[shown])[..., 0],
       "truth": truth[shown],
       "predicted": called[shown],
-      "dice": found["dice"][shown],
+      "dice": values_of["dice"][shown],
       "id": np.asarray([data.ids("test")[i] for i in shown]),
-      # Of all images, to pair two runs.
-      **{f"{name}_all": found[name] for name in ("dice", "iou")},
+      # Of all images, for paired comparisons of two runs.
+      **{f"{name}_all": values_of[name] for name in ("dice", "iou")},
       "id_all": np.asarray(data.ids("test")),
-      "patient_all": people,
+      "patient_all": patient_numbers,
     }
-    empty = int(np.isnan(found["assd"]).sum())
+    undefined = int(np.isnan(values_of["assd"]).sum())
     facts = {
-      "undefined_distances": empty,
-      "lowest_dice": float(found["dice"].min()),
-      "median_dice": float(np.median(found["dice"])),
+      "undefined_distances": undefined,
+      "lowest_dice": float(values_of["dice"].min()),
+      "median_dice": float(np.median(values_of["dice"])),
       "seconds": seconds | {"metrics": time.perf_counter() - began},
     }
     scores = {name: metrics[name].value for name in ("dice", "iou")}

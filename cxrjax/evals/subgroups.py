@@ -1,4 +1,4 @@
-"""How well a classifier does in parts of the test images: by age, sex, view and site."""
+"""Classifier performance in subgroups of the test images: by age, sex, view and site."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cxrjax.metrics.intervals import Interval, undefined
 
 ATTRIBUTES = ("age", "sex", "view", "site")
 BANDS = (18, 40, 60, 80)  # years at which a band begins
-LEAST = 5  # patients with a finding, and without it; of fewer nothing is told
-GROUPS = 20  # of one attribute, the largest
+LEAST = 5  # patients with, and without, a finding; with fewer, metrics are undefined
+GROUPS = 20  # per attribute at most, the largest
 SEXES = {"F": "female", "M": "male"}
 VIEWS = {"PA": "PA", "AP": "AP", "L": "lateral"}
 
@@ -38,16 +38,16 @@ def table(
     scores: higher means more of that class.
     labels: 1, 0 or NaN.
     called: which classes the thresholds call.
-    of: what is known of the images.
-    classes: names of the columns; of two exclusive ones only the last is told.
-    exclusive: one class an image.
+    of: the table of the images.
+    classes: names of the columns; of two exclusive ones only the last is reported.
+    exclusive: one class per image.
     attributes: of `ATTRIBUTES`.
-    bands: years at which a band of age begins, beside 0.
+    bands: years at which an age band begins, besides 0.
 
   Returns:
     Rows with `by`, `group`, `class`, `n` images, `patients`, `positives`, and the intervals
-    `auroc`, `sensitivity` and `specificity`, undefined with fewer than five patients that have, or
-    have not, the class; and remarks on attributes that nothing is known of or that divide nothing.
+    `auroc`, `sensitivity` and `specificity`, undefined with fewer than five patients with, or
+    without, the class; and remarks on attributes that are unknown or the same for all images.
   """
   rows, notes = [], []
   for by in attributes:
@@ -60,68 +60,72 @@ def table(
       continue
     if len(groups) > GROUPS:
       notes.append(f"{by}: the {GROUPS} largest of {len(groups)} groups")
-      largest = sorted(groups, key=lambda g: -len(g[1]))[:GROUPS]
-      groups = [g for g in groups if any(g is kept for kept in largest)]
+      largest = sorted(range(len(groups)), key=lambda i: -len(groups[i][1]))[:GROUPS]
+      groups = [groups[i] for i in sorted(largest)]
     for c in [1] if exclusive and len(classes) == 2 else range(len(classes)):
       for name, members in groups:
         index = members[~np.isnan(labels[members, c])]
-        owners = [of.patients[i] or f"image {i}" for i in index]
-        found = _measures(scores[index, c], labels[index, c] == 1, called[index, c], owners)
+        patient_ids = [of.patients[i] or f"image {i}" for i in index]
+        intervals = _measures(
+          scores[index, c], labels[index, c] == 1, called[index, c], patient_ids
+        )
         rows.append(
           {
             "by": by,
             "group": name,
             "class": classes[c],
             "n": len(index),
-            "patients": len(set(owners)),
+            "patients": len(set(patient_ids)),
             "positives": int((labels[index, c] == 1).sum()),
-            **{m: dataclasses.asdict(v) for m, v in found.items()},
+            **{m: dataclasses.asdict(v) for m, v in intervals.items()},
           }
         )
   return rows, notes
 
 
 def _measures(
-  scores: np.ndarray, truth: np.ndarray, called: np.ndarray, owners: Sequence[str]
+  scores: np.ndarray, truth: np.ndarray, called: np.ndarray, patient_ids: Sequence[str]
 ) -> dict[str, Interval]:
-  """Those that enough patients decide."""
-  patients = np.asarray(owners, dtype=object)
-  few = {value: len(set(patients[truth == value])) < LEAST for value in (True, False)}
-  said = {
+  """AUROC, sensitivity and specificity, undefined where too few patients determine them."""
+  patients = np.asarray(patient_ids, dtype=object)
+  too_few = {value: len(set(patients[truth == value])) < LEAST for value in (True, False)}
+  undefined_for = {
     value: undefined(f"fewer than {LEAST} patients {'with' if value else 'without'} it", len(truth))
     for value in (True, False)
   }
 
   def rate(measure: str, value: bool) -> Interval:
-    if few[value]:
-      return said[value]
-    call, real = called.astype(np.int64), truth.astype(np.int64)
-    return patient_bootstrap.interval(classification.decisions(measure, call, real, 2, patients))
+    if too_few[value]:
+      return undefined_for[value]
+    decisions, labels = called.astype(np.int64), truth.astype(np.int64)
+    return patient_bootstrap.interval(
+      classification.decisions(measure, decisions, labels, 2, patients)
+    )
 
-  lacking = next((said[v] for v in (True, False) if few[v]), None)
-  area = lacking or roc.auroc(scores, truth.astype(np.float32), patients)
+  missing = next((undefined_for[v] for v in (True, False) if too_few[v]), None)
+  auroc = missing or roc.auroc(scores, truth.astype(np.float32), patients)
   return {
-    "auroc": area,
+    "auroc": auroc,
     "sensitivity": rate("sensitivity", True),
     "specificity": rate("specificity", False),
   }
 
 
 def divided(by: str, of: Table, bands: Sequence[int] = BANDS) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and rows of the groups of an attribute that have images, what is unknown last."""
+  """Yields name and rows of each non-empty group of an attribute, the unknown last."""
   if by == "age":
     edges = [0, *bands]
     index = np.where(np.isnan(of.ages), -1, np.searchsorted(edges, of.ages, side="right") - 1)
     names = [f"{a} to {b - 1}" for a, b in itertools.pairwise(edges)]
     names = [*(f"{n} years" for n in names), f"{edges[-1]} years and older"]
-    values = np.array([names[i] if i >= 0 else "" for i in index], dtype=object)
+    group_of = np.array([names[i] if i >= 0 else "" for i in index], dtype=object)
     order = names
   else:
-    known = {"sex": SEXES, "view": VIEWS, "site": {}}[by]
-    raw = {"sex": of.sexes, "view": of.views, "site": of.sites}[by]
-    values = np.array([known.get(v, v) for v in raw], dtype=object)
-    order = [*known.values(), *sorted(set(values) - set(known.values()) - {""})]
+    display_names = {"sex": SEXES, "view": VIEWS, "site": {}}[by]
+    attribute_values = {"sex": of.sexes, "view": of.views, "site": of.sites}[by]
+    group_of = np.array([display_names.get(v, v) for v in attribute_values], dtype=object)
+    order = [*display_names.values(), *sorted(set(group_of) - set(display_names.values()) - {""})]
   for name in [*order, ""]:
-    rows = np.flatnonzero(values == name)
+    rows = np.flatnonzero(group_of == name)
     if len(rows):
       yield name or "unknown", rows

@@ -1,1 +1,1 @@
-"""What an encoder looks at. May import `models`; draws nothing (that is `report`)."""
+"""Explanations of what a network looks at. May import `models`; figures are drawn by `report`."""

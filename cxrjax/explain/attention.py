@@ -1,4 +1,4 @@
-"""Attention over a radiograph, head by head, and rolled out through all blocks."""
+"""Attention maps over a radiograph: per head, and rolled out through all blocks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FUSIONS = ("mean", "max", "min")
 
 
 def tokens(network: Any, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-  """How many tokens of a transformer stand before the patches, and the patches' rows and columns.
+  """Number of tokens before the patches of a transformer, and rows and columns of patches.
 
   Raises:
-    UserError: a network without attention over all of the image.
+    UserError: a network without attention over the whole image.
   """
   if not hasattr(network, "attention_heads"):
     raise UserError(
@@ -30,11 +30,11 @@ def tokens(network: Any, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
 def heads(
   network: Any, params: Any, x: Float[Array, "n h w c"], block: int = -1
 ) -> Float[Array, "n heads gh gw"]:
-  """How much is attended to each patch in one block, head by head.
+  """Attention to each patch in one block, per head.
 
-  Attention of the class token; of a network that averages its patches (`pool="mean"`), whose class
-  token has no say, the mean attention of the patches. Each map is a part of a softmax: it sums to
-  one less what goes to the class token and to registers, which are left out.
+  This is attention of the class token; for a network that averages its patches (`pool="mean"`) and
+  does not use its class token, the mean attention of the patches. Each map is part of a softmax: it
+  sums to one minus the attention to the class token and registers, which are left out.
 
   Args:
     network: a `cxrjax.models.vit.Model`.
@@ -43,10 +43,10 @@ def heads(
     block: from 0, negative from the end.
 
   Returns:
-    Weights from 0 of patch (row, column).
+    Non-negative weights of patches by row and column.
 
   Raises:
-    UserError: a network without attention, or without such a block.
+    UserError: a network without attention, or without this block.
 
   References:
     Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021
@@ -54,39 +54,39 @@ def heads(
   """
   prefix, rows, columns = tokens(network, x.shape[1:])
   name = f"attn:{block}"
-  attn = network.encode(
+  weights = network.encode(
     params, x, intermediates=(name,), patches=network.pool == "mean"
   ).intermediates[name]
-  seen = _of_readout(attn, network.pool, prefix)
-  return seen.reshape(*seen.shape[:2], rows, columns).astype(jnp.float32)
+  patch_weights = _to_patches(weights, network.pool, prefix)
+  return patch_weights.reshape(*patch_weights.shape[:2], rows, columns).astype(jnp.float32)
 
 
-def _of_readout(
-  attn: Float[Array, "n heads t t"], pool: str, prefix: int
+def _to_patches(
+  weights: Float[Array, "n heads t t"], pool: str, prefix: int
 ) -> Float[Array, "n heads p"]:
-  """What the tokens that become the features attend to, of the patches."""
-  queries = attn[:, :, prefix:].mean(2) if pool == "mean" else attn[:, :, 0]
+  """Attention to the patches by the tokens that become the features."""
+  queries = weights[:, :, prefix:].mean(2) if pool == "mean" else weights[:, :, 0]
   return queries[..., prefix:]
 
 
 def rollout(
   network: Any, params: Any, x: Float[Array, "n h w c"], fusion: str = "mean", start: int = 0
 ) -> Float[Array, "n gh gw"]:
-  """Attention traced back through all blocks to the patches.
+  """Attention rollout: attention traced back through all blocks to the patches.
 
-  `A_L ... A_2 A_1` with `A_i = W_i / 2 + I / 2`, rows brought to sum one, where `W_i` are the
+  `A_L ... A_2 A_1` with `A_i = W_i / 2 + I / 2`, rows normalised to sum one, where `W_i` are the
   attention weights of block i, its heads fused, and the identity is the residual connection.
 
   Args:
     network: a `cxrjax.models.vit.Model`.
     params: its parameters.
     x: normalised images of one size.
-    fusion: of the heads, of `FUSIONS`.
-    start: the first block that counts.
+    fusion: how heads are fused, one of `FUSIONS`.
+    start: the first block to include.
 
   Returns:
-    From 0; with the mean of the heads the parts of one that come from each patch, less what comes
-    from class token and registers.
+    Values from 0; with mean fusion, the share of each patch in a total of one, which includes the
+    class token and registers left out here.
 
   Raises:
     UserError: a network without attention, or an unknown fusion.
@@ -104,12 +104,12 @@ def rollout(
 
   def flow(name: str) -> Float[Array, "n t t"]:
     fused = getattr(jnp, fusion)(intermediates[name], axis=1)
-    both = fused + jnp.eye(fused.shape[-1])
-    return both / both.sum(-1, keepdims=True)
+    with_residual = fused + jnp.eye(fused.shape[-1])
+    return with_residual / with_residual.sum(-1, keepdims=True)
 
   total = flow(names[0])
   for name in names[1:]:
     total = flow(name) @ total
-  seen = _of_readout(total[:, None], network.pool, prefix)[:, 0]
-  assert seen.shape[-1] == math.prod((rows, columns))
-  return seen.reshape(-1, rows, columns).astype(jnp.float32)
+  patch_weights = _to_patches(total[:, None], network.pool, prefix)[:, 0]
+  assert patch_weights.shape[-1] == math.prod((rows, columns))
+  return patch_weights.reshape(-1, rows, columns).astype(jnp.float32)

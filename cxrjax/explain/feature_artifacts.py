@@ -1,4 +1,4 @@
-"""What a run's features hold, for its page: neighbours, a map of images, colours of patches."""
+"""Feature section of a run's page: nearest neighbours, a map of images, colours of patches."""
 
 from __future__ import annotations
 
@@ -21,32 +21,30 @@ from cxrjax.explain import lung_overlap
 from cxrjax.report.run_writer import Writer
 from cxrjax.training import sharding
 
-TEST, TRAIN = 2000, 4000  # images at most, at even steps through a larger set
-QUERIES, NEAR = 6, 5  # test images shown, and training images beside each
-SIDE = 160  # pixels of a picture, at most
+TEST, TRAIN = 2000, 4000  # maximum numbers of images, at even steps through larger sets
+QUERIES, NEAR = 6, 5  # test images shown, and neighbours of each
+SIDE = 160  # maximum side of a picture, pixels
 
 
 def write(run: Any, state: Any, writer: Writer) -> None:
-  """Writes the arrays and the facts `features` of a run's encoder, by its first labelled images.
+  """Writes the arrays and facts `features` of a run's encoder, on the first labelled evaluator.
 
-  Nothing where no evaluator has labelled training and test images, or where features are not
-  finite. Pictures have labels beside them, no ids and no patients.
+  Writes nothing where no evaluator has labelled training and test images, or where features are not
+  finite. Pictures carry labels, but no ids or patients.
 
   Args:
-    run: of `tasks.train`. Every process must call.
-    state: whose encoder it is.
+    run: from `tasks.train`. Every process must call this.
+    state: training state with the encoder.
     writer: of the run.
   """
-  name = next(
-    (
-      n
-      for n, d in run.eval_data.items()
-      if isinstance(d, Data) and {"train", "test"} <= set(d.rows)
-    ),
-    None,
-  )
-  if name is None:
+  labelled = [
+    name
+    for name, data in run.eval_data.items()
+    if isinstance(data, Data) and {"train", "test"} <= set(data.rows)
+  ]
+  if not labelled:
     return
+  name = labelled[0]
   began = time.perf_counter()
   evaluator, data = run.evaluators[name], run.eval_data[name]
   params = run.method.encoder_params(state["params"], state["extra"])
@@ -59,15 +57,23 @@ def write(run: Any, state: Any, writer: Writer) -> None:
   images = {part: _take(data, part, rows) for part, rows in chosen.items()}
   x = {
     part: features.extract(
-      run.encode, params, taken, batch=batch, mean=evaluator.mean, std=evaluator.std, mesh=run.mesh
+      run.encode,
+      params,
+      part_images,
+      batch=batch,
+      mean=evaluator.mean,
+      std=evaluator.std,
+      mesh=run.mesh,
     )
-    for part, taken in images.items()
+    for part, part_images in images.items()
   }
-  if not all(np.isfinite(v).all() for v in x.values()):
+  if not all(np.isfinite(values).all() for values in x.values()):
     return
   queries = np.searchsorted(chosen["test"], queries)
-  arrays, facts = _described(images["train"], images["test"], x["train"], x["test"], queries)
-  arrays |= _patches(run, evaluator, params, images["test"].take(queries), facts)
+  arrays, facts = _neighbors_and_map(
+    images["train"], images["test"], x["train"], x["test"], queries
+  )
+  arrays |= _patch_colors(run, evaluator, params, images["test"].take(queries), facts)
   writer.arrays("features", **arrays)
   writer.facts(
     features={
@@ -83,17 +89,18 @@ def write(run: Any, state: Any, writer: Writer) -> None:
 
 
 def _take(data: Data, part: str, rows: np.ndarray) -> Images:
-  key, whole = data.rows[part]
-  return data.images[key].take(whole[rows])
+  """Decoded images of a part, by rows of that part."""
+  key, part_rows = data.rows[part]
+  return data.images[key].take(part_rows[rows])
 
 
-def _described(
+def _neighbors_and_map(
   train: Images, test: Images, x_train: np.ndarray, x_test: np.ndarray, queries: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Neighbours, groups and the map."""
+  """Arrays and facts of nearest neighbours, groups and the map of test images."""
   patients = patient_keys(test)
   similarity, rows = embedding.retrieve(x_train, x_test, NEAR, patient_keys(train), patients)
-  xy, how = embedding.plane(x_test)
+  xy, map_facts = embedding.plane(x_test)
   arrays: dict[str, np.ndarray] = {
     "embedding": knn.normalise(x_test).astype(np.float16),
     "xy": xy,
@@ -108,43 +115,45 @@ def _described(
   shared = []
   for by in ("label", *ATTRIBUTES):
     names, (of_train, of_test) = embedding.groups((train.table, test.table), test.info.classes, by)
-    several = len(set(of_test[of_test >= 0].tolist()))
-    if not several or (several == 1 and by != "label"):
-      continue  # unknown, or all alike: only the label is shown beside each image
-    near = np.where(rows >= 0, of_train[rows], embedding.UNKNOWN)
+    n_groups = len(set(of_test[of_test >= 0].tolist()))
+    if not n_groups or (n_groups == 1 and by != "label"):
+      continue  # unknown, or the same for all images; a label is shown beside each image anyway
+    neighbor_groups = np.where(rows >= 0, of_train[rows], embedding.UNKNOWN)
     arrays |= {
       f"names_{by}": np.asarray(names),
       f"group_{by}": of_test,
-      f"near_{by}": near[queries],
+      f"near_{by}": neighbor_groups[queries],
     }
-    if several == 1:
-      continue  # nothing to tell apart
+    if n_groups == 1:
+      continue  # a single group has no neighbourhood to measure
     share, chance = embedding.shared(of_test, of_train, rows, patients)
     shared.append({"by": by, "chance": chance, **dataclasses.asdict(share)})
   arrays["image"] = _small(test.gray(queries))
-  near = rows[queries]
-  pictures = _small(train.gray(np.maximum(near, 0).reshape(-1)))
-  arrays["near_image"] = pictures.reshape(*near.shape, *pictures.shape[1:])
-  return arrays, {"map": how, "neighbours": near.shape[1], "shared": shared}
+  neighbor_rows = rows[queries]
+  pictures = _small(train.gray(np.maximum(neighbor_rows, 0).reshape(-1)))
+  arrays["near_image"] = pictures.reshape(*neighbor_rows.shape, *pictures.shape[1:])
+  return arrays, {"map": map_facts, "neighbours": neighbor_rows.shape[1], "shared": shared}
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:
-  """u8[n s s], every so many pixels of large ones averaged into one."""
+  """Downsamples images to at most `SIDE` pixels by averaging whole blocks; u8[n s s]."""
   step = -(-pixels.shape[1] // SIDE)
   side = pixels.shape[1] // step
-  cut = pixels[:, : side * step, : side * step, 0].reshape(-1, side, step, side, step)
-  return np.rint(cut.mean((2, 4), dtype=np.float32)).astype(np.uint8)
+  blocks = pixels[:, : side * step, : side * step, 0].reshape(-1, side, step, side, step)
+  return np.rint(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
 
 
-def _patches(
+def _patch_colors(
   run: Any, evaluator: Any, params: Any, shown: Images, facts: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-  """Colours of the patches of the test images shown."""
+  """Colours of the patches of the test images shown; adds `patch_explains` to the facts."""
   x = jnp.asarray(lung_overlap.normalised(shown, evaluator.mean, evaluator.std))
-  patches = jax.jit(
+  encode_patches = jax.jit(
     lambda p, x: run.encoder.encode(p, x).patches,
     compiler_options=compile_effort.options(once=True),
   )
-  found = np.asarray(patches(sharding.to_host(params), x))
-  colours, facts["patch_explains"] = embedding.patch_colours(found, run.encoder.grid(x.shape[1:3]))
-  return {"patch_colours": colours}
+  patch_features = np.asarray(encode_patches(sharding.to_host(params), x))
+  colors, facts["patch_explains"] = embedding.patch_colours(
+    patch_features, run.encoder.grid(x.shape[1:3])
+  )
+  return {"patch_colours": colors}

@@ -1,4 +1,4 @@
-"""Occlusion: what a score loses when a part of the image is hidden."""
+"""Occlusion sensitivity: the drop of a score when part of the image is hidden."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def occlusion(
   window: int | None = None,
   stride: int | None = None,
 ) -> Float[Array, "n gh gw"]:
-  """The mean drop of a score over all windows that hide a place.
+  """The mean drop of a score over all windows that hide a location.
 
-  A square of `window` pixels moves in steps of `stride` over the image and hides what is below
-  under the image's mean. A cell of the map, of `stride` pixels, has the mean of the drops of all
-  squares that hide it. The last squares end at the image's edge.
+  A square of `window` pixels moves over the image in steps of `stride` and replaces what it covers
+  by the image's mean. A cell of the map, of `stride` pixels, is the mean drop over all squares that
+  cover it. The last squares end at the image's edge.
 
   Args:
     network: an encoder.
@@ -33,10 +33,10 @@ def occlusion(
     x: normalised images of one size.
     score: of the features.
     window: pixels; an eighth of the smaller side by default.
-    stride: pixels, at most `window`; half of it by default.
+    stride: pixels, at most `window`; half the window by default.
 
   Returns:
-    In the score's units; below 0 where hiding raises it.
+    Values in the score's units; below 0 where hiding raises the score.
 
   Raises:
     ValueError: a stride that does not divide the window, or a window larger than the image.
@@ -58,27 +58,27 @@ def occlusion(
   rows, columns = jnp.arange(h)[:, None], jnp.arange(w)
   fill = x.mean((1, 2), keepdims=True)
 
-  def hides(corner: Array) -> Array:
-    """Which pixels a window covers."""
+  def covers(corner: Array) -> Array:
+    """Pixels that a window covers."""
     top, left = corner
     return (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
 
-  def of(images: Float[Array, "n h w c"]) -> Float[Array, "n"]:
+  def score_of(images: Float[Array, "n h w c"]) -> Float[Array, "n"]:
     return score(network.encode(params, images).cls)
 
-  whole = of(x)
+  full_score = score_of(x)
   drops = jax.lax.map(
-    lambda corner: whole - of(jnp.where(hides(corner)[..., None], fill, x)), corners
+    lambda corner: full_score - score_of(jnp.where(covers(corner)[..., None], fill, x)), corners
   )
-  # The middle of every cell stands for it: a window covers whole cells, but for the last ones.
+  # The centre of a cell stands for all of it: windows cover whole cells, except at the edge.
   cells = [jnp.minimum(jnp.arange(0, side, stride) + stride // 2, side - 1) for side in (h, w)]
-  covered = jax.vmap(hides)(corners)[:, cells[0]][:, :, cells[1]].astype(jnp.float32)
+  covered = jax.vmap(covers)(corners)[:, cells[0]][:, :, cells[1]].astype(jnp.float32)
   summed = jnp.einsum("cn,cyx->nyx", drops, covered)
   return summed / covered.sum(0)
 
 
 def _starts(side: int, window: int, stride: int) -> Array:
-  """First pixels of the windows along a side, the last one at the edge."""
-  starts = jnp.arange(0, side - window + 1, stride)
+  """First pixels of the windows along a side; the last window ends at the edge."""
   last = side - window
-  return starts if (side - window) % stride == 0 else jnp.append(starts, last)
+  starts = jnp.arange(0, last + 1, stride)
+  return starts if last % stride == 0 else jnp.append(starts, last)

@@ -1,4 +1,4 @@
-"""What a run's network sees and looks at, for its page: views, maps, lung scores."""
+"""Artifacts for a run's page: training views, explanation maps and their overlap with lungs."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from cxrjax.report.run_writer import Writer
 from cxrjax.training import sharding
 
 DEFAULT: dict[str, Any] = {"images": 6, "methods": "auto", "lungs": 256}  # `config.explain`
-PROBED = 1000  # training images that a probe is fitted to, at most
-FORWARDS = 10  # passes of the network that all maps of an image cost, about, but for occlusion
-WINDOWS = 225  # and those of occlusion
-# Operations that maps may cost where there is no accelerator, a few seconds each: of those that are
-# scored, and of occlusion.
+PROBED = 1000  # maximum number of training images for fitting a probe
+FORWARDS = 10  # approximate cost of all maps of an image but occlusion, in forward passes
+WINDOWS = 225  # the same for occlusion
+# Budgets in FLOPs without an accelerator, a few seconds each: for maps that are scored, and for
+# occlusion.
 SCORED, HIDDEN = 2e11, 5e10
-LEAST = 24  # images that are scored, where there are so many
+LEAST = 24  # minimum number of scored images, where there are as many
 
 
 def views(run: Any) -> dict[str, np.ndarray]:
-  """The first batch's views, for the report, as gray levels."""
+  """Views of the first training batch as 8-bit gray levels, for the report."""
 
-  def first(data: Any, batch: Any) -> Any:
+  def first_views(data: Any, batch: Any) -> Any:
     batch = run.trainer.fetch(data, batch)
     return batch["image"], run.trainer.views(batch, run.trainer.step_key(jnp.int32(0), 0))
 
-  once = jax.jit(first, compiler_options=compile_effort.options(once=True))
-  source, views = once(run.loader.data, run.loader[0])
+  compiled = jax.jit(first_views, compiler_options=compile_effort.options(once=True))
+  source, views = compiled(run.loader.data, run.loader[0])
   source, views = sharding.to_host((source, dict(views)))
   count = min(4, source.shape[0])
 
@@ -53,73 +53,76 @@ def views(run: Any) -> dict[str, np.ndarray]:
     x = x * run.recipe.std + run.recipe.mean
     return np.clip(x * 255 + 0.5, 0, 255).astype(np.uint8)
 
-  if source.dtype != np.uint8:  # windowed from 16 bits: 0..1
+  if source.dtype != np.uint8:  # windowed 16-bit images, 0..1
     source = np.clip(source * 255 + 0.5, 0, 255).astype(np.uint8)
   return {
     "source": source[:count, ..., 0],
-    **{name: gray(v) for name, v in views.items() if v.ndim == 5},
+    **{name: gray(view) for name, view in views.items() if view.ndim == 5},
   }
 
 
 def write(run: Any, state: Any, writer: Writer) -> list[str]:
-  """Writes maps over some test images, and lung scores of more where there are masks.
+  """Writes maps of a few test images, and lung scores of more where there are masks.
 
-  Attention (of the last two blocks, head by head, and rolled out) where the network has it; of
-  classes Grad-CAM, Grad-CAM++ and, where it is cheap, occlusion. Classes are a classifier's own, or
-  those of a linear probe on training images, which is said. They are not judged: nothing here
-  decides anything.
+  Attention (per head in the last two blocks, and rolled out) where the network has it; per class,
+  Grad-CAM, Grad-CAM++ and, where it is cheap, occlusion. Class scores come from the classifier, or
+  from a linear probe on training images, as the facts state. The probe is for explanation only and
+  is not evaluated.
 
   Args:
-    run: of `tasks.train`. Every process must call.
-    state: whose network it is.
-    writer: of the run; arrays `attention` and facts `look`.
+    run: from `tasks.train`. Every process must call this.
+    state: training state with the network.
+    writer: of the run; gets arrays `attention` and facts `look`.
 
   Returns:
-    What to tell of lungs, a line for each method.
+    Log lines on the overlap with lungs, one per method.
 
   Raises:
-    UserError: `config.explain.methods` names none.
+    UserError: `config.explain.methods` has an unknown method.
   """
-  wanted = DEFAULT | dict(run.config.get("explain") or {})
-  asked = _asked(wanted["methods"])
-  name = _evaluator(run)
-  if name is None or wanted["images"] < 1:
+  options = DEFAULT | dict(run.config.get("explain") or {})
+  requested = _parse_methods(options["methods"])
+  name = _choose_evaluator(run)
+  if name is None or options["images"] < 1:
     return []
   began = time.perf_counter()
   evaluator, data = run.evaluators[name], run.eval_data[name]
-  classes = asked is None or bool(set(asked) & set(maps.OF_CLASSES))
-  params, head, about = _network(run, state, evaluator, data if classes else None)
+  classes = requested is None or bool(set(requested) & set(maps.OF_CLASSES))
+  params, head, head_facts = _network_and_head(run, state, evaluator, data if classes else None)
   methods = [
-    m for m in maps.methods_for(run.encoder, head is not None) if asked is None or m in asked
+    m
+    for m in maps.methods_for(run.encoder, head is not None)
+    if requested is None or m in requested
   ]
   key, rows = data.rows["test"]
   images = data.images[key].take(rows)
-  cost = _cost(run.encoder, images)
-  if asked is None and not cost * wanted["images"] * WINDOWS < HIDDEN and "occlusion" in methods:
+  cost = _forward_flops(run.encoder, images)
+  is_occlusion_cheap = cost * options["images"] * WINDOWS < HIDDEN
+  if requested is None and not is_occlusion_cheap and "occlusion" in methods:
     methods.remove("occlusion")
   if not methods:
     return []
-  shown = chosen(images, wanted["images"])
-  most = (
-    wanted["lungs"]
-    if run.mesh.devices.flat[0].platform != "cpu"
-    else min(wanted["lungs"], max(LEAST, int(SCORED / (FORWARDS * cost))))
-  )
-  masked = lung_overlap.with_masks(images, most) if wanted["lungs"] else np.zeros(0, np.int64)
-  # One batch size for the images shown and for those scored: every method compiles once.
-  options = {"head": head, "mean": evaluator.mean, "std": evaluator.std, "batch": len(shown)}
-  arrays, scores = _drawn_and_scored(
-    run.encoder, params, images.take(shown), images.take(masked), methods, options
+  shown = chosen(images, options["images"])
+  max_scored = options["lungs"]
+  if run.mesh.devices.flat[0].platform == "cpu":
+    max_scored = min(max_scored, max(LEAST, int(SCORED / (FORWARDS * cost))))
+  masked = np.zeros(0, np.int64)
+  if options["lungs"]:
+    masked = lung_overlap.with_masks(images, max_scored)
+  # The same batch size for images shown and images scored, so that every method compiles once.
+  map_options = {"head": head, "mean": evaluator.mean, "std": evaluator.std, "batch": len(shown)}
+  arrays, scores = _maps_and_scores(
+    run.encoder, params, images.take(shown), images.take(masked), methods, map_options
   )
   arrays |= {"label": np.asarray(findings(np.asarray(images.labels)[shown], images.info.classes))}
   if "target" in arrays:
-    arrays["target"] = np.asarray(about["classes"])[arrays["target"]]
+    arrays["target"] = np.asarray(head_facts["classes"])[arrays["target"]]
   writer.arrays("attention", **arrays)
   writer.facts(
     look={
       "evaluator": name,
       "methods": methods,
-      "head": about.get("said", ""),
+      "head": head_facts.get("description", ""),
       "reads": "patches" if getattr(run.encoder, "pool", "") == "mean" else "class token",
       "blocks": getattr(run.encoder, "blocks", 0),
       "lungs": scores,
@@ -128,47 +131,49 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
       "seconds": time.perf_counter() - began,
     }
   )
-  return _told(scores, len(masked))
+  return _lung_lines(scores, len(masked))
 
 
-def _asked(text: str) -> list[str] | None:
-  """Names of methods; None for all."""
+def _parse_methods(text: str) -> list[str] | None:
+  """Parses `config.explain.methods`; None for all methods."""
   if text == "auto":
     return None
-  asked = list(maps.named(text))
-  for m in asked:
+  methods = list(maps.named(text))
+  for m in methods:
     if m not in maps.METHODS:
       raise UserError(
         f"config.explain.methods={text!r}: {m!r} is not known{suggest(m, maps.METHODS)}"
       )
-  return asked
+  return methods
 
 
-def _evaluator(run: Any) -> str | None:
-  """That of labelled test images, or the first that has images to show."""
-  named = [
+def _choose_evaluator(run: Any) -> str | None:
+  """The first evaluator with images to show, preferably one with labelled training images."""
+  with_images = [
     n
     for n, d in run.eval_data.items()
     if isinstance(d, eval_splits.Data) and len(run.evaluators[n].examples(d, 1)[0])
   ]
-  return next((n for n in named if "train" in run.eval_data[n].rows), next(iter(named), None))
+  with_train = [n for n in with_images if "train" in run.eval_data[n].rows]
+  return next(iter([*with_train, *with_images]), None)
 
 
-def _network(
+def _network_and_head(
   run: Any, state: Any, evaluator: Any, data: eval_splits.Data | None
 ) -> tuple[Params, Head | None, dict[str, Any]]:
-  """The encoder's parameters, on the host; a head, where `data` asks for one; and what it is."""
+  """Encoder parameters, on the host; a head, where `data` is given; and facts about the head."""
   method = run.method
   if getattr(evaluator, "judges", "features") == "predictions":
     params = sharding.to_host(method.network_params(state["params"], state["extra"]))
-    own = Head(params["head"]["kernel"], params["head"]["bias"])
-    return params["encoder"], own, {"said": "", "classes": list(method.labels.classes)}
+    classifier_head = Head(params["head"]["kernel"], params["head"]["bias"])
+    facts = {"description": "", "classes": list(method.labels.classes)}
+    return params["encoder"], classifier_head, facts
   params = sharding.to_host(method.encoder_params(state["params"], state["extra"]))
   if data is None or "train" not in data.rows:
     return params, None, {}
   key, rows = data.rows["train"]
   rows = rows[even(len(rows), PROBED)]
-  # Placed and batched as its evaluator has it, whose program then serves here as well.
+  # Placed and batched as in the evaluator, so that its compiled program is reused.
   head = probe(
     run.encode,
     method.encoder_params(state["params"], state["extra"]),
@@ -178,8 +183,8 @@ def _network(
     min(evaluator.batch, max(len(images) for images in data.images.values())),
     run.mesh,
   )
-  said = f"a linear probe on the frozen features of {len(rows):,} training images"
-  return params, head, {"said": said, "classes": list(data.classes)}
+  description = f"a linear probe on the frozen features of {len(rows):,} training images"
+  return params, head, {"description": description, "classes": list(data.classes)}
 
 
 def probe(
@@ -191,7 +196,7 @@ def probe(
   batch: int = 64,
   mesh: Mesh | None = None,
 ) -> Head | None:
-  """A linear probe's logits as a head on the features; None without labels of two kinds."""
+  """Fits a linear probe as a head on the features; None where no class has both values."""
   if not len(images.info.classes):
     return None
   x = features.extract(encode, params, images, mean=mean, std=std, batch=batch, mesh=mesh)
@@ -202,13 +207,13 @@ def probe(
   if not fitted.fitted.any():
     return None
   kernel = fitted.weight / fitted.scale[:, None]
-  # A class that no training image teaches is never the largest.
+  # A class that could not be fitted never has the largest logit.
   bias = np.where(fitted.fitted, fitted.bias - fitted.centre @ kernel, -np.inf)
   return Head(kernel.astype(np.float32), bias.astype(np.float32))
 
 
 def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
-  """Images to show: of every class in turn; without labels at even steps."""
+  """Rows of images to show: each class in turn; without labels, at even steps."""
   labels = np.asarray(images.labels)
   of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
   order = [of[i] for i in range(count) for of in of_class if i < len(of)]
@@ -217,7 +222,7 @@ def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
   return np.array(list(dict.fromkeys(order))[:count], np.int64)
 
 
-def _drawn_and_scored(
+def _maps_and_scores(
   network: Any,
   params: Params,
   shown: Images,
@@ -225,7 +230,7 @@ def _drawn_and_scored(
   methods: list[str],
   options: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The maps of the images shown, and by method how those of the images with masks lie on lungs."""
+  """Maps of the images shown, and lung scores by method of the images with masks."""
   arrays: dict[str, np.ndarray] = {"image": shown.gray(slice(None))[..., 0]}
   if shown.masks is not None:
     arrays["mask"] = np.asarray(shown.masks)[..., 0] > 0
@@ -245,57 +250,57 @@ def _drawn_and_scored(
     ]
     arrays["target"] = targets[0]
 
-  def one(method: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  def map_and_score(method: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if method == "attention":
-      found = _heads(network, params, shown, options)
+      maps_of_method = _attention_heads(network, params, shown, options)
     else:
-      found = {
+      maps_of_method = {
         method: lung_overlap.look(method, network, params, shown, target=targets[0], **options).maps
       }
     if method == "occlusion" or not len(masked):
-      return found, {}
-    seen = lung_overlap.look(method, network, params, masked, target=targets[1], **options)
-    return found, {
+      return maps_of_method, {}
+    lung_maps = lung_overlap.look(method, network, params, masked, target=targets[1], **options)
+    return maps_of_method, {
       method: lung_overlap.summary(
-        seen.scores, masked.patients, np.asarray(masked.labels), masked.info.classes
+        lung_maps.scores, masked.patients, np.asarray(masked.labels), masked.info.classes
       )
     }
 
   scores: dict[str, Any] = {}
-  # Side by side, because most of the time goes into compiling, a program of which keeps one core.
+  # In parallel, because most of the time goes into compilation, which uses one core per program.
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    for found, scored in pool.map(one, methods):
-      arrays |= found
-      scores |= scored
+    for maps_of_method, scores_of_method in pool.map(map_and_score, methods):
+      arrays |= maps_of_method
+      scores |= scores_of_method
   return arrays, scores
 
 
-def _heads(
+def _attention_heads(
   network: Any, params: Params, images: Images, options: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  """Attention of the last two blocks, head by head."""
+  """Attention of the last two blocks, per head."""
   blocks = {"attn": -1} | ({"attn_before": -2} if network.blocks > 1 else {})
   heads = jax.jit(
-    lambda p, x: {name: attention.heads(network, p, x, at) for name, at in blocks.items()},
+    lambda p, x: {name: attention.heads(network, p, x, block) for name, block in blocks.items()},
     compiler_options=compile_effort.options(once=True),
   )
   x = lung_overlap.normalised(images, options["mean"], options["std"])
-  return {name: np.asarray(of) for name, of in heads(params, x).items()}
+  return {name: np.asarray(weights) for name, weights in heads(params, x).items()}
 
 
-def _cost(network: Any, images: Images) -> float:
-  """Operations of one image's forward pass."""
+def _forward_flops(network: Any, images: Images) -> float:
+  """FLOPs of a forward pass of one image."""
   return float(network.flops((*images.pixels.shape[1:3], 1)))
 
 
-def _told(scores: Mapping[str, Any], n: int) -> list[str]:
-  """Energy on the lungs over their share of the image."""
+def _lung_lines(scores: Mapping[str, Any], n: int) -> list[str]:
+  """Log lines with the energy ratio of each method, 1 by chance."""
   if not scores:
     return []
-  said = [f"lungs     where the maps of {n} test images lie; 1 by chance"]
-  for method, of in scores.items():
-    e = of["all"]["energy_ratio"]
-    if e["value"] is not None:
-      bounds = "" if e["low"] is None else f" ({e['low']:.2f}-{e['high']:.2f})"
-      said.append(f"          {method} {e['value']:.2f}{bounds}")
-  return said
+  lines = [f"lungs     where the maps of {n} test images lie; 1 by chance"]
+  for method, summary in scores.items():
+    ratio = summary["all"]["energy_ratio"]
+    if ratio["value"] is not None:
+      bounds = "" if ratio["low"] is None else f" ({ratio['low']:.2f}-{ratio['high']:.2f})"
+      lines.append(f"          {method} {ratio['value']:.2f}{bounds}")
+  return lines

@@ -1,8 +1,8 @@
-"""Whether a map depends on what a network has learnt.
+"""Sanity checks: whether an explanation map depends on the learned weights.
 
 References:
-  Adebayo et al., Sanity Checks for Saliency Maps, 2018 (arXiv 1810.03292): maps of a network whose
-  weights are drawn at random should not resemble those of the trained one.
+  Adebayo et al., Sanity Checks for Saliency Maps, 2018 (arXiv 1810.03292): maps of a network with
+  random weights should not resemble those of the trained one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def random_head(head: Head, key: Key[Array, ""]) -> Head:
 def correlations(
   a: Float[np.ndarray, "n gh gw"], b: Float[np.ndarray, "n gh gw"]
 ) -> Float64[np.ndarray, "n"]:
-  """Spearman's rank correlation of two maps of each image; NaN where one of them is flat."""
-  found = np.full(len(a), np.nan)
+  """Spearman correlation between two maps of each image; NaN where either map is flat."""
+  rho = np.full(len(a), np.nan)
   for i, (x, y) in enumerate(zip(a.reshape(len(a), -1), b.reshape(len(b), -1), strict=True)):
     x, y = scipy.stats.rankdata(x), scipy.stats.rankdata(y)
     if np.ptp(x) and np.ptp(y):
-      found[i] = np.corrcoef(x, y)[0, 1]
-  return found
+      rho[i] = np.corrcoef(x, y)[0, 1]
+  return rho

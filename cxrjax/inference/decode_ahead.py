@@ -1,6 +1,6 @@
-"""Images decoded ahead of whoever wants them, batch by batch, for one or several networks at once.
+"""Decodes images ahead of their consumer, batch by batch, for one or several networks at once.
 
-Threads decode; a bounded number of images is in memory, however many there are in all.
+Threads decode; the number of images in memory is bounded.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from cxrjax.data.loading import decoded_cache
 from cxrjax.data.loading.decoded_cache import DecodeSpec
 from cxrjax.inference.inputs import ImageInputs
 
-_NOTHING = np.zeros(0, np.float32)
+_NO_LABELS = np.zeros(0, np.float32)
 
 
 class Squares(NamedTuple):
-  """The images of a batch as one network is to see them.
+  """The images of a batch as input of one network.
 
   Attributes:
     pixels: see `data.images.Images`.
-    windows: the gray levels shown of 16-bit ones; None with 8 bits.
+    windows: gray-level windows of 16-bit images; None for 8 bits.
   """
 
   pixels: UInt8[np.ndarray, "m s s 1"] | UInt16[np.ndarray, "m s s 1"]
@@ -37,14 +37,14 @@ class Squares(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """Some images in a row.
+  """Consecutive decoded images.
 
   Attributes:
-    rows: of the good ones, in order.
-    shapes: their own heights and widths, pixels.
-    squares: for each `DecodeSpec`; empty where there is no good image.
-    bad: rows of the others, and why.
-    notes: of each good one, what a user should know of how it was read.
+    rows: of the good images, in order.
+    shapes: their original heights and widths, pixels.
+    squares: one per `DecodeSpec`; empty if there is no good image.
+    bad: rows of the bad images, and why.
+    notes: of each good image, what a user should know about how it was read.
   """
 
   rows: tuple[int, ...]
@@ -61,76 +61,71 @@ def batches(
   size: int,
   threads: int | None = None,
 ) -> Generator[Batch, None, None]:
-  """Images in turn, `size` at a time (a batch with bad ones has fewer good ones).
+  """Yields images in order, `size` at a time; bad ones leave a batch with fewer.
 
   Args:
-    images: where they are.
-    rows: which of them.
-    looks: what they are to be like, for each network.
-    size: images a batch.
-    threads: that decode; by default one a core.
+    images: named images.
+    rows: indices of those to decode.
+    looks: size, fit, bit depth and window for each network.
+    size: images per batch.
+    threads: number of decoding threads; by default one per core.
 
   Yields:
-    Batches in order; while one is looked at, up to about two more are decoded.
+    Batches in order; while one is consumed, up to about two more are decoded.
   """
   threads = threads or worker_pool.workers()
-  ahead = max(2 * size, 2 * threads)
-  waiting: deque[tuple[int, concurrent.futures.Future]] = deque()
+  max_ahead = max(2 * size, 2 * threads)
+  queue: deque[tuple[int, concurrent.futures.Future]] = deque()
   pool = concurrent.futures.ThreadPoolExecutor(threads, "cxrjax-decode")
-  todo = iter(rows)
 
-  def gathered(count: int) -> Batch:
+  def next_batch(count: int) -> Batch:
     good, shapes, bad, notes = [], [], [], []
-    found: list[list[tuple[np.ndarray, Window]]] = []
+    decoded: list[list[tuple[np.ndarray, Window]]] = []
     for _ in range(count):
-      row, future = waiting.popleft()
+      row, future = queue.popleft()
       try:
-        shape, squares, said = future.result()
+        shape, squares, image_notes = future.result()
       except BadImage as error:
         bad.append((row, str(error)))
         continue
       good.append(row)
       shapes.append(shape)
-      notes.append(said)
-      found.append(squares)
-    return Batch(
-      tuple(good),
-      tuple(shapes),
-      tuple(_stack([squares[k] for squares in found], look) for k, look in enumerate(looks))
-      if good
-      else (),
-      tuple(bad),
-      tuple(notes),
-    )
+      notes.append(image_notes)
+      decoded.append(squares)
+    stacked: tuple[Squares, ...] = ()
+    if good:
+      by_look = zip(*decoded, strict=True)
+      stacked = tuple(_stack_squares(s, look) for s, look in zip(by_look, looks, strict=True))
+    return Batch(tuple(good), tuple(shapes), stacked, tuple(bad), tuple(notes))
 
   try:
-    for row in todo:
-      waiting.append((row, pool.submit(_one, images, row, looks)))
-      if len(waiting) >= ahead + size:
-        yield gathered(size)
-    while waiting:
-      yield gathered(min(size, len(waiting)))
+    for row in rows:
+      queue.append((row, pool.submit(_decode_image, images, row, looks)))
+      if len(queue) >= max_ahead + size:
+        yield next_batch(size)
+    while queue:
+      yield next_batch(min(size, len(queue)))
   finally:
     pool.shutdown(cancel_futures=True)
 
 
-def _one(
+def _decode_image(
   images: ImageInputs, row: int, looks: Sequence[DecodeSpec]
 ) -> tuple[tuple[int, int], list[tuple[np.ndarray, Window]], tuple[str, ...]]:
-  """One image for every look."""
+  """Decodes one image to every spec of `looks`: its shape, squares and notes."""
   squares: list[tuple[np.ndarray, Window]] = []
   shape, film = (0, 0), images.film(row)
   notes: tuple[str, ...] = ()
   for look in looks:
     shown = film(look.size)
     shape, notes = shown.shape, shown.notes
-    record = Record(shown.pixels, _NOTHING, None, "", "", window=shown.window)
+    record = Record(shown.pixels, _NO_LABELS, None, "", "", window=shown.window)
     squares.append(decoded_cache.to_square(record, look.size, look.fit, look.bits, look.window)[:2])
   return shape, squares, notes
 
 
-def _stack(found: Sequence[tuple[np.ndarray, Window]], look: DecodeSpec) -> Squares:
-  pixels = np.stack([square for square, _ in found])
+def _stack_squares(decoded: Sequence[tuple[np.ndarray, Window]], look: DecodeSpec) -> Squares:
+  pixels = np.stack([square for square, _ in decoded])
   if look.bits == 8:
     return Squares(pixels, None)
-  return Squares(pixels, np.array([window for _, window in found], np.float32))
+  return Squares(pixels, np.array([window for _, window in decoded], np.float32))

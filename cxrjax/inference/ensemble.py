@@ -1,4 +1,4 @@
-"""Several networks of the same task as one: seeds, folds or different encoders."""
+"""Ensembles of networks for the same task: seeds, folds or different encoders."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cxrjax.inference.networks import Network
 class Ensemble(Network):
   """Networks whose probabilities are averaged, each after its own temperature.
 
-  Thresholds are the means of theirs, features lie side by side, maps are means of maps that are
-  each relative to its maximum. What else is asked of it is the first network's.
+  Thresholds are averaged, features concatenated, and maps averaged, each relative to its maximum.
+  All other properties are those of the first network.
 
   Attributes:
-    members: of one kind, with the same classes, for images of the same size and window.
+    members: networks of one kind, with the same classes and the same image size and window.
 
   References:
     Lakshminarayanan et al. 2017, arXiv 1612.01474, section 2.4.
@@ -34,22 +34,22 @@ class Ensemble(Network):
 
   @classmethod
   def of(cls, members: Sequence[Network], key: str) -> Ensemble:
-    """An ensemble.
+    """Combines networks into an ensemble.
 
     Args:
       members: two or more.
       key: the option that names them, for errors.
 
     Raises:
-      UserError: they are of different kinds, classes or images.
+      UserError: their kinds, classes or images differ.
     """
     first = members[0]
-    for other in members[1:]:
-      for what, of in _ALIKE.items():
-        if of(first) != of(other):
+    for member in members[1:]:
+      for aspect, value in _MUST_MATCH.items():
+        if value(first) != value(member):
           raise UserError(
-            f"{key}: {first.run.workdir} and {other.run.workdir} are no ensemble: their {what} are "
-            f"{of(first)} and {of(other)}; give runs of one task on the same images"
+            f"{key}: {first.run.workdir} and {member.run.workdir} are no ensemble: their {aspect} "
+            f"are {value(first)} and {value(member)}; give runs of one task on the same images"
           )
     return cls(first.run, first.image_size, tuple(members))
 
@@ -67,45 +67,45 @@ class Ensemble(Network):
 
   @functools.cached_property
   def judged(self) -> dict[str, Any]:
-    """Thresholds of the whole; temperatures are the members' own."""
+    """Mean thresholds, and the calibration facts of the members with their own temperatures."""
     if not all(member.judged for member in self.members):
       return {}
-    cuts = [cut for member in self.members if (cut := member.thresholds) is not None]
-    return {"members": [member.judged for member in self.members]} | (
-      {"thresholds": np.mean(cuts, 0).tolist()} if len(cuts) == len(self.members) else {}
-    )
+    thresholds = [member.thresholds for member in self.members if member.thresholds is not None]
+    facts: dict[str, Any] = {"members": [member.judged for member in self.members]}
+    if len(thresholds) == len(self.members):
+      facts["thresholds"] = np.mean(thresholds, 0).tolist()
+    return facts
 
   def describe(self) -> dict[str, Any]:
-    found = super().describe() | {"members": [member.describe() for member in self.members]}
-    return found | {"features": sum(member.run.encoder.features for member in self.members)}
+    description = super().describe() | {"members": [member.describe() for member in self.members]}
+    return description | {"features": sum(member.run.encoder.features for member in self.members)}
 
   def outputs(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
-    """Of a classifier `probabilities` [b m k], those of each member; else as a network's."""
+    """As of a network; a classifier's `probabilities` [b m k] are those of each member."""
     if self.kind == "encoder":
       return self.features(params, x)
-    (name, *_), found = zip(
+    (name, *_), outputs = zip(
       *(
         next(iter(member.outputs(p, x).items()))
         for member, p in zip(self.members, params.values(), strict=True)
       ),
       strict=True,
     )
-    return {name: jnp.stack(found, 1) if self.kind == "classifier" else sum(found) / len(found)}
+    if self.kind == "classifier":
+      return {name: jnp.stack(outputs, 1)}
+    return {name: sum(outputs) / len(outputs)}
 
   def features(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
-    return {
-      "features": jnp.concatenate(
-        [
-          member.features(p, x)["features"]
-          for member, p in zip(self.members, params.values(), strict=True)
-        ],
-        -1,
-      )
-    }
+    features = [
+      member.features(p, x)["features"]
+      for member, p in zip(self.members, params.values(), strict=True)
+    ]
+    return {"features": jnp.concatenate(features, -1)}
 
   def calibrated(self, probabilities: Float32[np.ndarray, "n m k"]) -> Float64[np.ndarray, "n k"]:
-    each = np.moveaxis(probabilities, 1, 0)
-    return np.mean([member.calibrated(p) for member, p in zip(self.members, each, strict=True)], 0)
+    by_member = np.moveaxis(probabilities, 1, 0)
+    calibrated = [member.calibrated(p) for member, p in zip(self.members, by_member, strict=True)]
+    return np.mean(calibrated, 0)
 
   def check_method(self, method: str, key: str = "method") -> None:
     for member in self.members:
@@ -117,11 +117,11 @@ class Ensemble(Network):
     x: Float32[np.ndarray, "n s s 1"],
     target: int | Int[np.ndarray, "n"] | None = None,
   ) -> Float32[np.ndarray, "n s s"]:
-    found = [np.maximum(member.maps(method, x, target), 0) for member in self.members]
-    return np.mean([m / np.maximum(m.max((1, 2), keepdims=True), 1e-12) for m in found], 0)
+    nonnegative = [np.maximum(member.maps(method, x, target), 0) for member in self.members]
+    return np.mean([m / np.maximum(m.max((1, 2), keepdims=True), 1e-12) for m in nonnegative], 0)
 
 
-_ALIKE = {
+_MUST_MATCH = {
   "kinds": lambda network: network.kind,
   "classes": lambda network: ", ".join(network.classes) or "none",
   "images": lambda network: network.look(),

@@ -1,4 +1,4 @@
-"""Images that somebody names: files, folders and zips of files, or arrays."""
+"""Images given by a user: files, folders and zips of files, or arrays."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cxrjax.data.decoding import decode
 from cxrjax.data.decoding.decode import BadImage, Shown
 from cxrjax.data.sources import archive, folder_index
 
-Film = Callable[[int], Shown]  # decodes an image for a result of so many pixels, or is a BadImage
+Film = Callable[[int], Shown]  # decodes an image to at least so many pixels; may raise BadImage
 _JPEG = b"\xff\xd8"
 _Place = tuple[folder_index.Index, int] | str  # a row of a folder or zip, or a file
 
 
 @runtime_checkable
 class ImageInputs(Protocol):
-  """A sequence of images with names, each read when it is asked for, by any thread.
+  """Named images that are read on demand, by any thread.
 
   Attributes:
     ids: unique names.
@@ -34,7 +34,7 @@ class ImageInputs(Protocol):
   def ids(self) -> Sequence[str]: ...
 
   def film(self, index: int) -> Film:
-    """Image `index`, read once however often it is shown.
+    """Reads image `index`; the result may be called repeatedly, to decode it.
 
     Raises:
       BadImage: it cannot be read.
@@ -45,22 +45,22 @@ class ImageInputs(Protocol):
 class Files:
   """Files, and all images below folders and in zips: PNG, JPEG, TIFF, BMP, DICOM.
 
-  What lies below a single folder or zip is called by its path there; where there are several, or
-  files as well, that path follows the folder's name as given. A file is called as given. What is
-  given twice is taken once. A file is read whatever its name; in folders, images are known by their
-  extension or, where that says nothing, by their first bytes.
+  An image below a single folder or zip is named by its path within it; with several paths, that
+  follows the folder's path as given. A file is named as given. Duplicate names are taken once. A
+  file is read whatever its name; in folders, images are recognized by their extension or, failing
+  that, by their first bytes.
 
   Args:
     paths: of files, folders and zips.
-    cache_dir: where the index of a folder is remembered.
-    without: a folder whose images are left out, for what is written while others are read.
+    cache_dir: where the index of a folder is cached.
+    without: a folder whose images are left out, such as the output folder.
 
   Attributes:
-    notes: what was not looked at, and the files that are no images, by kind.
-    others: name of each of these files, and why it is none.
+    notes: what was not searched, and the files that are no images, by kind.
+    others: name of each of these files, and why it is no image.
 
   Raises:
-    UserError: nothing is given, there is no such file or folder, or there is no image in it.
+    UserError: no paths, a missing file or folder, or a folder without images.
   """
 
   def __init__(
@@ -69,44 +69,44 @@ class Files:
     cache_dir: str | None = None,
     without: str | os.PathLike[str] | None = None,
   ):
-    given = list(dict.fromkeys(os.fspath(p) for p in paths))
-    if not given:
+    roots = list(dict.fromkeys(os.fspath(p) for p in paths))
+    if not roots:
       raise UserError("no images are given; name files or folders")
     self.ids: list[str] = []
     self.notes: list[str] = []
     self.others: list[tuple[str, str]] = []
     self._places: list[_Place] = []
-    seen: set[str] = set()
-    for path in given:
-      found = pathlib.Path(path).expanduser()
-      if not found.exists():
+    taken: set[str] = set()
+    for path in roots:
+      root = pathlib.Path(path).expanduser()
+      if not root.exists():
         raise UserError(f"{path}: there is no such file or folder")
-      if found.is_dir() or found.suffix.lower() == ".zip":
-        index = folder_index.Index(found, cache_dir)
+      if root.is_dir() or root.suffix.lower() == ".zip":
+        index = folder_index.Index(root, cache_dir)
         self.notes += [name + why for name, why in index.notes]
-        before = "" if len(given) == 1 else path.rstrip("/") + "/"
-        inside = _below(index, without)
-        rows = _outside(index, inside, without)
+        prefix = "" if len(roots) == 1 else path.rstrip("/") + "/"
+        excluded = _excluded_prefix(index, without)
+        rows = _image_rows(index, excluded, without)
         for other in index.others:
-          left = tuple(before + p for p in other.paths if not p.startswith(inside))
-          if left:
-            self.notes.append(dataclasses.replace(other, paths=left).said(left[0]))
-            self.others += [(path, f"no image: {other.reason}") for path in left]
-        names = [before + index.paths[i] for i in rows]
+          outside = tuple(prefix + p for p in other.paths if not p.startswith(excluded))
+          if outside:
+            self.notes.append(dataclasses.replace(other, paths=outside).said(outside[0]))
+            self.others += [(name, f"no image: {other.reason}") for name in outside]
+        names = [prefix + index.paths[i] for i in rows]
         places: list[_Place] = [(index, i) for i in rows]
       else:
-        names, places = [path], [str(found)]
+        names, places = [path], [str(root)]
       for name, place in zip(names, places, strict=True):
-        if name not in seen:
-          seen.add(name)
+        if name not in taken:
+          taken.add(name)
           self.ids.append(name)
           self._places.append(place)
 
   def film(self, index: int) -> Film:
     place = self._places[index]
     if isinstance(place, tuple):
-      home, row = place
-      data = home.read(row)
+      folder, row = place
+      data = folder.read(row)
     else:
       try:
         data = files.read(place, archive.MAX_BYTES)
@@ -114,24 +114,24 @@ class Files:
         raise BadImage(f"it cannot be read ({error.strerror or error})") from error
       except files.Damaged as error:
         raise BadImage(str(error)) from error
-    if data.startswith(_JPEG):  # decoded to a half, a quarter or an eighth where that is enough
+    if data.startswith(_JPEG):  # decoded at 1/2, 1/4 or 1/8 size if that is enough
       return functools.partial(decode.shown, data)
-    whole = functools.cache(lambda: decode.shown(data))
-    return lambda at_least: whole()
+    decoded = functools.cache(lambda: decode.shown(data))
+    return lambda at_least: decoded()
 
 
 class Arrays:
-  """Gray levels in memory, called by their numbers from 0.
+  """Gray levels in memory, named by their indices.
 
   Args:
     arrays: uint8 or uint16, [h w] or [h w 1], of any sizes; or one array of several.
 
   Raises:
-    UserError: no array, or one of another type or shape.
+    UserError: no array, or one of an unsupported type or shape.
   """
 
   def __init__(self, arrays: Iterable[Any]):
-    self._arrays = [_gray(i, array) for i, array in enumerate(arrays)]
+    self._arrays = [_check_gray(i, array) for i, array in enumerate(arrays)]
     if not self._arrays:
       raise UserError("no images are given; give arrays of gray levels, uint8 or uint16 [h w]")
     self.ids = [str(i) for i in range(len(self._arrays))]
@@ -141,34 +141,36 @@ class Arrays:
     return lambda at_least: Shown(array, None, array.shape[:2])
 
 
-def _below(index: folder_index.Index, without: str | os.PathLike[str] | None) -> tuple[str, ...]:
-  """What paths of a folder begin with that lie in another one below it."""
+def _excluded_prefix(
+  index: folder_index.Index, without: str | os.PathLike[str] | None
+) -> tuple[str, ...]:
+  """Prefix of the paths of a folder that lie below `without`, for `startswith`; () if none do."""
   if without is None:
     return ()
-  inside = os.path.relpath(os.path.realpath(os.path.expanduser(without)), index.root.resolve())
-  if inside.split(os.sep)[0] == os.pardir:
+  relative = os.path.relpath(os.path.realpath(os.path.expanduser(without)), index.root.resolve())
+  if relative.split(os.sep)[0] == os.pardir:
     return ()
-  return ("",) if inside == os.curdir else (inside + "/",)
+  return ("",) if relative == os.curdir else (relative + "/",)
 
 
-def _outside(
-  index: folder_index.Index, inside: tuple[str, ...], without: str | os.PathLike[str] | None
+def _image_rows(
+  index: folder_index.Index, excluded: tuple[str, ...], without: str | os.PathLike[str] | None
 ) -> list[int]:
-  """The images of a folder that do not lie in another one below it."""
-  found = [row for row in index.images.tolist() if not index.paths[row].startswith(inside)]
-  if not found:
+  """Rows of the images of a folder that do not start with an excluded prefix."""
+  rows = [row for row in index.images.tolist() if not index.paths[row].startswith(excluded)]
+  if not rows:
     raise UserError(
       f"no images in {index.root} beside what is written into {without}; choose "
       "another folder to write"
     )
-  return found
+  return rows
 
 
 def open_given(images: Any, cache_dir: str | None = None) -> ImageInputs:
-  """Paths (one or several) as `Files`, arrays as `Arrays`.
+  """Opens one or more paths as `Files`, or arrays as `Arrays`.
 
   Raises:
-    UserError: neither, or see there.
+    UserError: neither of them, or as `Files` and `Arrays` raise.
   """
   if isinstance(images, str | os.PathLike):
     return Files([images], cache_dir)
@@ -178,15 +180,15 @@ def open_given(images: Any, cache_dir: str | None = None) -> ImageInputs:
       "[array] for one image, or an array [n h w]"
     )
   images = list(images)
-  named = [isinstance(image, str | os.PathLike) for image in images]
-  if all(named):
+  are_paths = [isinstance(image, str | os.PathLike) for image in images]
+  if all(are_paths):
     return Files(images, cache_dir)
-  if any(named):
+  if any(are_paths):
     raise UserError("paths and arrays are given together; give either")
   return Arrays(images)
 
 
-def _gray(i: int, array: Any) -> np.ndarray:
+def _check_gray(i: int, array: Any) -> np.ndarray:
   array = np.asarray(array)
   if array.dtype not in (np.uint8, np.uint16):
     raise UserError(

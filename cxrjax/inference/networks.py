@@ -1,8 +1,8 @@
-"""A finished run at work on new radiographs: `cxrjax.load(workdir)`.
+"""Applies finished runs to new radiographs: `cxrjax.load(workdir)`.
 
     net = cxrjax.load("runs/finetune")
-    found = net.predict("/my/radiographs")      # a folder, files, DICOM, or arrays
-    found.to_csv("predictions.csv")
+    predictions = net.predict("/my/radiographs")      # a folder, files, DICOM, or arrays
+    predictions.to_csv("predictions.csv")
 
 `python -m cxrjax.predict` does the same for folders of any size.
 """
@@ -45,11 +45,11 @@ Target = int | str | Int[np.ndarray, "n"] | None
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-  """A finished run's network, with its images' size and what its validation images have decided.
+  """The network of a finished run, with its image size, calibration and thresholds.
 
   Attributes:
-    run: restored.
-    image_size: pixels per side of what it sees.
+    run: the restored run.
+    image_size: pixels per side of its input.
   """
 
   run: Restored
@@ -57,7 +57,7 @@ class Network:
 
   @functools.cached_property
   def kind(self) -> str:
-    """`classifier`, `segmenter` (of lungs), or `encoder`: pretrained, with features alone."""
+    """`classifier`, `segmenter` (of lungs), or `encoder` (pretrained, features only)."""
     method = self.run.method
     if not hasattr(method, "predict"):
       return "encoder"
@@ -65,14 +65,14 @@ class Network:
 
   @functools.cached_property
   def params(self) -> dict[str, Any]:
-    """Of the whole network where it predicts something, else of the encoder."""
+    """Parameters of the whole network if it predicts something, else of the encoder alone."""
     if hasattr(self.run.method, "predict"):
       return self.run.method.network_params(self.run.params, self.run.extra)
     return {"encoder": self.run.encoder_params}
 
   @property
   def classes(self) -> tuple[str, ...]:
-    """That it tells apart, in the order of its probabilities."""
+    """Class names in the order of the probabilities; empty without a classifier."""
     labels = getattr(self.run.method, "labels", None)
     if labels is None or not hasattr(self.run.method, "predict"):
       return ()
@@ -80,66 +80,66 @@ class Network:
 
   @property
   def name(self) -> str:
-    """The workdir that it is from."""
+    """Workdir of the run."""
     return str(self.run.workdir)
 
   @property
   def fingerprint(self) -> str:
-    """Hash of the network: equal for equal predictions."""
+    """Hash of the network, equal for equal predictions."""
     return self.run.fingerprint
 
   @property
   def method(self) -> str:
-    """That it was trained with, such as `classify` or `dino`."""
+    """Training method, such as `classify` or `dino`."""
     return self.run.config["method"]["name"].rpartition(".")[2]
 
   @property
   def exclusive(self) -> bool:
-    """One class an image (softmax), or several findings at once (sigmoids)."""
+    """True for one class per image (softmax), False for several findings at once (sigmoids)."""
     return bool(self.classes) and self.run.method.labels.exclusive
 
   @property
   def mean(self) -> float:
-    """Subtracted from gray levels in 0..1."""
+    """Mean that is subtracted from gray levels in 0..1."""
     return self.run.config["views"]["mean"]
 
   @property
   def std(self) -> float:
-    """Divides them."""
+    """Standard deviation that gray levels are divided by."""
     return self.run.config["views"]["std"]
 
   @functools.cached_property
   def judged(self) -> dict[str, Any]:
-    """What the evaluation on test images found out about its probabilities; empty without one."""
-    found = {
-      name: facts["trained"]
-      for name, facts in self.run.facts.get("evaluation", {}).items()
-      if "temperature" in facts.get("trained", {})
+    """Facts of the test evaluation with the calibration of probabilities; {} without one."""
+    evaluations = {
+      name: evaluation["trained"]
+      for name, evaluation in self.run.facts.get("evaluation", {}).items()
+      if "temperature" in evaluation.get("trained", {})
     }
-    return found.get("test", next(iter(found.values()), {}))
+    return evaluations.get("test", next(iter(evaluations.values()), {}))
 
   @property
   def temperature(self) -> tuple[float, ...]:
-    """That logits are divided by, fitted to validation images: one, or one for each finding.
+    """Temperature of the logits, fitted to validation images: one, or one per finding.
 
-    It is 1 where the run had no test evaluation.
+    It is 1 if the run had no test evaluation.
     """
     parts = 1 if self.exclusive else len(self.classes)
     return tuple(self.judged.get("temperature", [1.0] * parts))
 
   @property
   def thresholds(self) -> tuple[float, ...] | None:
-    """The calibrated probability from which each class is called, chosen on validation images.
+    """Calibrated probability from which each class is called, chosen on validation images.
 
-    Of two exclusive classes the last one's decides. None of exclusive classes where validation has
-    chosen none: the likeliest is called. 0.5 of findings where the run had no test evaluation.
+    Of two exclusive classes, that of the last decides. None for exclusive classes without a choice:
+    the likeliest is called. 0.5 for findings if the run had no test evaluation.
     """
     if self.exclusive and (len(self.classes) > 2 or "thresholds" not in self.judged):
       return None
     return tuple(self.judged.get("thresholds", [0.5] * len(self.classes)))
 
   def describe(self) -> dict[str, Any]:
-    """The network and its images, for JSON."""
+    """Description of the network and its input, for JSON."""
     run, encoder = self.run, self.run.encoder
     about = {
       "family": family_of(encoder),
@@ -163,14 +163,14 @@ class Network:
         "classes": list(self.classes),
         "probabilities": "softmax" if self.exclusive else "sigmoid",
       }
-    # Of logits, which what `outputs` gives has not been divided by; and of probabilities.
+    # Not applied in `outputs`: temperatures of logits, thresholds of calibrated probabilities.
     about |= {
       name: self.judged[name] for name in ("temperature", "thresholds") if name in self.judged
     }
     return about
 
   def outputs(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
-    """Pure and traceable: what the network makes of normalised images.
+    """Outputs of the network for normalized images; pure and traceable.
 
     Args:
       params: `self.params`.
@@ -186,26 +186,26 @@ class Network:
     return {name: self.run.method.predict(params, x)}
 
   def features(self, params: dict[str, Any], x: Float[Array, "b s s c"]) -> dict[str, Array]:
-    """Pure and traceable: `features` [b d] of the encoder."""
+    """`features` [b d] of the encoder; pure and traceable."""
     return {"features": self.run.encoder.encode(params["encoder"], x).cls}
 
   def outputs_and_features(
     self, params: dict[str, Any], x: Float[Array, "b s s c"]
   ) -> dict[str, Array]:
-    """Both; what they have in common is computed once when this is compiled."""
+    """Outputs and features; compiled together, they share the encoder's computation."""
     return self.outputs(params, x) | self.features(params, x)
 
   def lungs(self, probability: Float32[np.ndarray, "s s"]) -> Bool[np.ndarray, "s s"]:
-    """What a segmenter calls lungs: from 0.5 on, as many of the largest parts as it keeps."""
+    """Lung mask of a segmenter: thresholded at 0.5, only the largest components kept."""
     return segmentation.largest(probability >= 0.5, self.run.method.components)
 
   def calibrated(self, probabilities: Float32[np.ndarray, "n k"]) -> Float64[np.ndarray, "n k"]:
-    """A classifier's own probabilities after its logits are divided by its temperature."""
+    """Probabilities after temperature scaling of the classifier's logits."""
     return calibration.scaled(probabilities, np.asarray(self.temperature), self.exclusive)
 
   def call(self, probabilities: Float64[np.ndarray, "n k"]) -> Bool[np.ndarray, "n k"]:
-    """Which classes are called, of calibrated probabilities."""
-    thresholds = self.thresholds or (0.5,) * len(self.classes)  # of which it makes no use
+    """Classes that are called, from calibrated probabilities."""
+    thresholds = self.thresholds or (0.5,) * len(self.classes)  # unused by exclusive classes
     return classification_metrics.called(probabilities, self.exclusive, np.asarray(thresholds))
 
   def normalised(
@@ -213,14 +213,14 @@ class Network:
     squares: UInt8[np.ndarray, "n s s 1"] | UInt16[np.ndarray, "n s s 1"],
     windows: Float32[np.ndarray, "n 2"] | None = None,
   ) -> Float32[np.ndarray, "n s s 1"]:
-    """Decoded squares as the network takes them."""
-    shown = windowing.WHOLE[8] if windows is None else windows
-    shown = np.broadcast_to(np.asarray(shown, np.float32), (len(squares), 2))
-    gray = np.asarray(windowing.to_unit(squares, shown))
+    """Converts decoded squares to normalized network input."""
+    limits = windowing.WHOLE[8] if windows is None else windows
+    limits = np.broadcast_to(np.asarray(limits, np.float32), (len(squares), 2))
+    gray = np.asarray(windowing.to_unit(squares, limits))
     return (gray - np.float32(self.mean)) / np.float32(self.std)
 
   def check_method(self, method: str, key: str = "method") -> None:
-    """Raises a UserError for a method of `explain` that the network has not."""
+    """Validates a method of `explain`; raises a UserError if the network does not support it."""
     maps.check(method, self.run.encoder, self.kind == "classifier", key)
 
   def maps(
@@ -229,15 +229,15 @@ class Network:
     x: Float32[np.ndarray, "n s s 1"],
     target: int | Int[np.ndarray, "n"] | None = None,
   ) -> Float32[np.ndarray, "n s s"]:
-    """Maps of normalised images, see `explain`."""
+    """Explanation maps of normalized images, see `explain`."""
     head = maps.Head(**self.params["head"]) if self.kind == "classifier" else None
-    found = maps.explain(
+    heat = maps.explain(
       method, self.run.encoder, self.params["encoder"], jnp.asarray(x), head=head, target=target
     )
-    return maps.enlarge(found, x.shape[1:3])
+    return maps.enlarge(heat, x.shape[1:3])
 
   def look(self, size: int | None = None) -> DecodeSpec:
-    """What images are to be like: as those it learnt from."""
+    """Size, fit, bit depth and windowing of decoded images, as in training."""
     data = self.run.config["data"]
     bits = data.get("bits", "auto")
     if bits == "auto":
@@ -259,51 +259,50 @@ class Network:
     progress: bool = True,
     on_bad_image: str = "skip",
   ) -> Predictions:
-    """What the network makes of images; all of it is in memory, so of thousands, not of millions.
+    """Predictions for images; all are held in memory, so for thousands, not for millions.
 
     Args:
-      images: a path or several, of files (PNG, JPEG, TIFF, BMP, DICOM), folders and zips; or
+      images: one or more paths of files (PNG, JPEG, TIFF, BMP, DICOM), folders and zips; or
         arrays of gray levels, uint8 or uint16 [h w] of any sizes, or [n h w].
-      embed: the encoder's features as well.
-      masks: workdir of a finished run of `configs/segment.py`, for lung masks as well; a segmenter
+      embed: add the encoder's features.
+      masks: workdir of a finished run of `configs/segment.py`, to add lung masks; a segmenter
         draws its own.
-      batch_size: images a dispatch.
-      progress: a bar on stderr.
-      on_bad_image: `skip` leaves an image out that cannot be used, and lists it in `skipped`;
-        `error` stops at it.
+      batch_size: images per dispatch.
+      progress: show a bar on stderr.
+      on_bad_image: `skip` leaves out unusable images and lists them in `skipped`; `error` stops
+        at the first.
 
     Raises:
-      UserError: nothing to predict (an encoder, and not `embed`), no such file, no image left, an
-        image that cannot be used where that is an error.
+      UserError: nothing to predict (an encoder without `embed`), no such file, no usable image, or
+        an unusable image with `error`.
     """
     if on_bad_image not in ON_BAD:
       raise UserError(f"on_bad_image={on_bad_image!r} is not an option; valid: {', '.join(ON_BAD)}")
-    lungs = None if masks is None else segmenter(masks, "masks")
-    given = open_given(images)
-    work = Work(self, embed=embed, lungs=lungs)
+    segmentation = None if masks is None else segmenter(masks, "masks")
+    inputs = open_given(images)
+    work = Work(self, embed=embed, lungs=segmentation)
     parts = []
     with tqdm.tqdm(
-      total=len(given.ids),
+      total=len(inputs.ids),
       desc="predicting",
       unit=" images",
       file=sys.stderr,
       disable=not progress,
       dynamic_ncols=True,
     ) as bar:
-      for part in work.run(given, range(len(given.ids)), batch_size):
+      for part in work.run(inputs, range(len(inputs.ids)), batch_size):
         if part.skipped and on_bad_image == "error":
-          raise _bad(*part.skipped[0])
+          raise _bad_image_error(*part.skipped[0])
         parts.append(part)
         bar.update(len(part) + len(part.skipped))
-    found = joined(parts)
-    if not len(found):
-      raise UserError(
-        f"all {len(found.skipped)} images are bad; the first: {': '.join(found.skipped[0])}"
-      )
-    return found
+    predictions = joined(parts)
+    if not len(predictions):
+      skipped = predictions.skipped
+      raise UserError(f"all {len(skipped)} images are bad; the first: {': '.join(skipped[0])}")
+    return predictions
 
   def probabilities(self, images: Any, *, batch_size: int = 64) -> Float32[np.ndarray, "n k"]:
-    """Calibrated probabilities of images, see `predict`; none may be bad.
+    """Calibrated probabilities of images, see `predict`; all images must be usable.
 
     Raises:
       UserError: the run is no classifier, or a bad image.
@@ -313,66 +312,64 @@ class Network:
         f"{self.run.workdir} is a run of {self.method}, which has no classes; "
         "fine-tune it first with configs/finetune.py:init=WORKDIR"
       )
-    found = self.predict(
+    probabilities = self.predict(
       images, batch_size=batch_size, progress=False, on_bad_image="error"
     ).probabilities
-    assert found is not None
-    return found
+    assert probabilities is not None
+    return probabilities
 
   def embed(self, images: Any, *, batch_size: int = 64) -> Float32[np.ndarray, "n d"]:
-    """The encoder's features of images, see `predict`; none may be bad.
+    """The encoder's features of images, see `predict`; all images must be usable.
 
     Raises:
       UserError: a bad image.
     """
     work = Work(self, embed=True, predict=False)
-    given = open_given(images)
+    inputs = open_given(images)
     parts = []
-    for part in work.run(given, range(len(given.ids)), batch_size):
+    for part in work.run(inputs, range(len(inputs.ids)), batch_size):
       if part.skipped:
-        raise _bad(*part.skipped[0])
-      assert part.embeddings is not None  # asked for, and no image is bad
+        raise _bad_image_error(*part.skipped[0])
+      assert part.embeddings is not None  # requested, and no image is bad
       parts.append(part.embeddings)
     return np.concatenate(parts)
 
   def explain(
     self, images: Any, method: str = "gradcam", target: Target = None
   ) -> Float32[np.ndarray, "n s s"]:
-    """Where the network looks, or what the score of a class rests on.
+    """Maps of where the network looks, or of the evidence for a class.
 
     Args:
-      images: see `predict`; none may be bad.
+      images: see `predict`; all must be usable.
       method: `gradcam`, `gradcam++`, `occlusion` of a class of a classifier; `attention`,
         `rollout` of any transformer; see `cxrjax.explain.maps.explain`.
-      target: the class, by name or number, or a number for each image; by default the likeliest.
+      target: the class, by name or index, or an index for each image; by default the likeliest.
 
     Returns:
       A map for each image, as the network sees it (squashed, padded or cropped to `image_size`).
 
     Raises:
-      UserError: a method that the network has not, no such class, or a bad image.
+      UserError: a method that the network does not support, no such class, or a bad image.
     """
     self.check_method(method)
     if isinstance(target, str):
       if target not in self.classes:
         raise UserError(f"target={target!r} is no class{suggest(target, self.classes)}")
       target = self.classes.index(target)
-    given = open_given(images)
-    found = []
-    for batch in decode_ahead.batches(given, range(len(given.ids)), [self.look()], 16):
+    inputs = open_given(images)
+    heat_maps = []
+    for batch in decode_ahead.batches(inputs, range(len(inputs.ids)), [self.look()], 16):
       for row, why in batch.bad:
-        raise _bad(given.ids[row], why)
-      chosen = (
-        target
-        if target is None or isinstance(target, int)
-        else np.asarray(target)[list(batch.rows)]
-      )
-      found.append(self.maps(method, self.normalised(*batch.squares[0]), chosen))
-    return np.concatenate(found)
+        raise _bad_image_error(inputs.ids[row], why)
+      targets = target
+      if target is not None and not isinstance(target, int):
+        targets = np.asarray(target)[list(batch.rows)]
+      heat_maps.append(self.maps(method, self.normalised(*batch.squares[0]), targets))
+    return np.concatenate(heat_maps)
 
 
-def _several(workdir: Workdir) -> list[str]:
-  """Names of one workdir or several; a folder may have commas in its name."""
+def _workdir_list(workdir: Workdir) -> list[str]:
+  """Splits a workdir argument; an existing folder may have commas in its name."""
   if not isinstance(workdir, str):
     names = [workdir] if isinstance(workdir, os.PathLike) else workdir
     return [os.fspath(name) for name in names]
@@ -387,45 +384,45 @@ def load(
   image_size: int | None = None,
   trust: str | Iterable[str] = (),
 ) -> Network:
-  """A finished run of any method, from its workdir.
+  """Loads the network of a finished run of any method.
 
   Args:
-    workdir: of the run; of several, a list or with commas between them, for an ensemble.
+    workdir: of the run; for an ensemble, a list of several or a comma-separated string.
     key: the option that names it, for errors.
     image_size: pixels per side; by default those that it was trained on.
     trust: modules of your own that it may name, as in `cxrjax.trust`.
 
   Raises:
-    UserError: no run, one that has not finished, or one that cannot be read; it names a module that
-      is not of this package and not trusted; several that are no ensemble.
+    UserError: no run, an unfinished or unreadable one; it names a module that is neither of this
+      package nor trusted; or several runs that do not form an ensemble.
   """
   instantiate.trust(trust)
-  names = _several(workdir)
-  if len(names) > 1:
+  workdirs = _workdir_list(workdir)
+  if len(workdirs) > 1:
     from cxrjax.inference.ensemble import Ensemble
 
-    return Ensemble.of([load(name, key, image_size) for name in names], key)
-  run = restore(names[0], key)
-  trained = run.config["views"].get("global_size") or run.config["data"]["size"]
-  return Network(run, image_size or trained)
+    return Ensemble.of([load(name, key, image_size) for name in workdirs], key)
+  run = restore(workdirs[0], key)
+  trained_size = run.config["views"].get("global_size") or run.config["data"]["size"]
+  return Network(run, image_size or trained_size)
 
 
 def segmenter(workdir: str | os.PathLike[str], key: str) -> Network:
-  """A finished run of `configs/segment.py`; see `load`.
+  """Loads a finished run of `configs/segment.py`; see `load`.
 
   Raises:
-    UserError: see `load`, or a run that draws no masks.
+    UserError: see `load`, or a run that is no segmenter.
   """
-  found = load(workdir, key)
-  if found.kind != "segmenter":
+  network = load(workdir, key)
+  if network.kind != "segmenter":
     raise UserError(
-      f"{key}={os.fspath(workdir)!r} is a run of {found.method}, which draws no masks; give the "
+      f"{key}={os.fspath(workdir)!r} is a run of {network.method}, which draws no masks; give the "
       "workdir of a finished run of configs/segment.py"
     )
-  return found
+  return network
 
 
-def _bad(name: str, why: str) -> UserError:
+def _bad_image_error(name: str, why: str) -> UserError:
   return UserError(
     f"{name}: {why}; mend or remove it, or leave bad images out: predict with on_bad_image='skip'"
   )

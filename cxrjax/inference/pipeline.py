@@ -1,7 +1,7 @@
-"""Networks of finished runs on streams of images: decoded ahead, predicted, made into tables.
+"""Prediction pipeline: streams of images are decoded ahead, predicted, and made into tables.
 
-What `Network.predict` gives for some images in memory and `python -m cxrjax.predict` for any
-number on disk is made here.
+Shared by `Network.predict`, for images in memory, and `python -m cxrjax.predict`, for any number on
+disk.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ SHOWN = 512  # pixels of the longer side of an overlay, at most
 
 
 class Work:
-  """What is to be done with images: compiled once, then run on as many as there are.
+  """A prediction task: compiled once, then run on any number of images.
 
   Args:
     network: see `cxrjax.load`.
-    embed: its encoder's features as well.
-    lungs: a segmenter, for lung masks beside another network's predictions.
-    overlays: of `cxrjax.explain.maps.METHODS`, for maps over the images; "" for none.
-    predict: without, features alone.
+    embed: add its encoder's features.
+    lungs: a segmenter, to add lung masks to another network's predictions.
+    overlays: one of `cxrjax.explain.maps.METHODS`, for maps over the images; "" for none.
+    predict: False for features alone.
 
   Raises:
-    UserError: nothing is to be done, or a method of maps that the network has not.
+    UserError: nothing to predict, or a method of maps that the network does not support.
   """
 
   def __init__(
@@ -60,7 +60,7 @@ class Work:
       )
     if overlays:
       network.check_method(overlays, "overlays")
-    # Methods, not functions made here: they are compiled once for all work of the network.
+    # Bound methods rather than new functions, so that all tasks of a network share compilations.
     function = network.features
     if predict:
       function = network.outputs_and_features if embed else network.outputs
@@ -69,27 +69,27 @@ class Work:
   def run(
     self, images: ImageInputs, rows: Sequence[int], batch_size: int = 64
   ) -> Iterator[Predictions]:
-    """Predictions batch by batch, in the order of `rows`; decoding runs ahead in threads.
+    """Yields predictions batch by batch, in the order of `rows`; threads decode ahead.
 
     Args:
-      images: where they are.
-      rows: which of them.
-      batch_size: images a dispatch; fewer where there are not so many, in powers of two, so that
-        there are few shapes to compile.
+      images: named images.
+      rows: indices of those to predict.
+      batch_size: images per dispatch; reduced to a power of two if there are fewer, so that few
+        shapes are compiled.
 
     Raises:
-      UserError: no batch size.
+      UserError: `batch_size` below 1.
     """
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size} must be at least 1")
     mesh = sharding.make_mesh() if jax.device_count() > 1 else None
     size = features.batch_size(min(batch_size, 1 << (len(rows) - 1).bit_length()), mesh)
-    looks = [network.look() for network, _ in self._steps]
+    specs = [network.look() for network, _ in self._steps]
     if self._overlays:
-      looks.append(DecodeSpec(SHOWN, "squash", 8, looks[0].window))
-    batches = decode_ahead.batches(images, rows, looks, size)
+      specs.append(DecodeSpec(SHOWN, "squash", 8, specs[0].window))
+    batches = decode_ahead.batches(images, rows, specs, size)
 
-    def sent() -> Iterator[tuple[decode_ahead.Batch, list[Any]]]:
+    def dispatched() -> Iterator[tuple[decode_ahead.Batch, list[Any]]]:
       for batch in batches:
         yield (
           batch,
@@ -111,14 +111,14 @@ class Work:
       contextlib.closing(batches),
       concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool,
     ):
-      for batch, found in features.received(sent()):
-        yield self._predictions(images, batch, found, pool)
+      for batch, outputs in features.received(dispatched()):
+        yield self._predictions(images, batch, outputs, pool)
 
   def _predictions(
     self,
     images: ImageInputs,
     batch: decode_ahead.Batch,
-    found: list[dict[str, np.ndarray]],
+    outputs: list[dict[str, np.ndarray]],
     pool: concurrent.futures.Executor,
   ) -> Predictions:
     network = self.network
@@ -126,30 +126,30 @@ class Work:
     skipped = tuple((images.ids[row], why) for row, why in batch.bad)
     if not ids:
       return Predictions((), network.classes, network.exclusive, skipped=skipped)
-    found = [{name: y[: len(ids)] for name, y in drawn.items()} for drawn in found]
+    outputs = [{name: y[: len(ids)] for name, y in output.items()} for output in outputs]
     probabilities = called = masks = overlays = None
-    if "probabilities" in found[0]:
-      p = network.calibrated(found[0]["probabilities"])
+    if "probabilities" in outputs[0]:
+      p = network.calibrated(outputs[0]["probabilities"])
       probabilities, called = p.astype(np.float32), network.call(p)
-    for (drawer, _), drawn in zip(self._steps, found, strict=True):
-      if "mask" in drawn:
-        one = functools.partial(_mask, drawer)
-        masks = tuple(pool.map(one, drawn["mask"][..., 0], batch.shapes))
+    for (segmenter, _), output in zip(self._steps, outputs, strict=True):
+      if "mask" in output:
+        draw = functools.partial(_full_size_mask, segmenter)
+        masks = tuple(pool.map(draw, output["mask"][..., 0], batch.shapes))
     if self._overlays:
       squares = batch.squares[0]
       x = network.normalised(squares.pixels, squares.windows)
-      # What is called is explained; with several findings the likeliest.
+      # Explain the called class; of several findings, the likeliest.
       target = called.argmax(1) if called is not None and network.exclusive else None
       maps = network.maps(self._overlays, x, target)
-      one = functools.partial(_overlay, network.run.config["data"]["fit"])
-      overlays = tuple(pool.map(one, maps, batch.squares[-1].pixels[..., 0], batch.shapes))
+      draw = functools.partial(_overlay_picture, network.run.config["data"]["fit"])
+      overlays = tuple(pool.map(draw, maps, batch.squares[-1].pixels[..., 0], batch.shapes))
     return Predictions(
       ids,
       network.classes,
       network.exclusive,
       probabilities,
       called,
-      found[0].get("features"),
+      outputs[0].get("features"),
       masks,
       overlays,
       skipped,
@@ -157,22 +157,24 @@ class Work:
     )
 
 
-def _mask(
+def _full_size_mask(
   network: Any, probability: Float32[np.ndarray, "s s"], shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w"]:
-  """Lungs 1 and the rest 0 at an image's own size, of a segmenter's probabilities."""
-  unlike = (probability >= 0.5) != network.lungs(probability)
-  kept = np.where(unlike, np.float32(0), probability)  # parts are told among far fewer pixels
-  return (windowing.unfit(kept, shape, network.run.config["data"]["fit"]) >= 0.5).astype(np.uint8)
+  """Lung mask at an image's own size (lungs 1, background 0) from a segmenter's probabilities."""
+  is_dropped = (probability >= 0.5) != network.lungs(probability)
+  # Components are dropped before resizing, where there are far fewer pixels to label.
+  cleaned = np.where(is_dropped, np.float32(0), probability)
+  full_size = windowing.unfit(cleaned, shape, network.run.config["data"]["fit"])
+  return (full_size >= 0.5).astype(np.uint8)
 
 
-def _overlay(
+def _overlay_picture(
   fit: str,
   heat: Float32[np.ndarray, "s s"],
   shown: UInt8[np.ndarray, "d d"],
   shape: tuple[int, int],
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """A map, relative to its maximum, over a radiograph of the shape of its own."""
+  """A map, relative to its maximum, over a radiograph in its own aspect ratio."""
   scale = min(1.0, SHOWN / max(shape))
   h, w = (max(1, round(side * scale)) for side in shape)
   image = windowing.unfit(shown.astype(np.float32), (h, w))

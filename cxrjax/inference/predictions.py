@@ -1,8 +1,8 @@
 """Predictions as a table: CSV and Parquet.
 
 Columns: `id`; for every class NAME `probability_NAME`; of exclusive classes `called`, the name of
-the one that is called, else `called_NAME`, 1 or 0; `lung_share`, the share of the image that lungs
-fill, where there are lung masks. Numbers are written so that float32 is read back exactly.
+the called class, else `called_NAME`, 1 or 0; `lung_share`, the share of the image that lungs fill,
+if there are lung masks. Numbers are written so that float32 is read back exactly.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from cxrjax.core.text import identifier
 
 EMBEDDING = "embedding"
 Skipped = tuple[tuple[str, str], ...]
-TEXTS = ("id", "called", "note")  # of the columns; all others are numbers
+TEXTS = ("id", "called", "note")  # text columns; all others are numeric
 _QUOTED = set(',"\r\n')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-  """What a network makes of some images; row `i` of everything is one image.
+  """Predictions of a network for some images; row `i` of every field is one image.
 
   Attributes:
-    ids: paths as given, below the folder where one was given; numbers of arrays.
-    classes: names of the columns of `probabilities`; empty where there are none.
-    exclusive: one class an image, or several findings at once.
-    probabilities: of every class, calibrated; None where the network is no classifier.
+    ids: paths as given, or relative to the given folder; indices of arrays.
+    classes: names of the columns of `probabilities`; empty if there are none.
+    exclusive: one class per image, or several findings at once.
+    probabilities: calibrated, of every class; None if the network is no classifier.
     called: which classes are called, see `Network.thresholds`.
-    embeddings: features of the encoder, where they were asked for.
-    masks: lungs 1 and the rest 0, at each image's own size, where they were asked for.
-    overlays: maps of what the network looks at over each image, where they were asked for.
+    embeddings: features of the encoder, if requested.
+    masks: lungs 1, background 0, at each image's own size, if requested.
+    overlays: explanation maps over each image, if requested.
     skipped: images that could not be used, and why.
-    notes: of each image, what a user should know of how it was read; mostly nothing.
+    notes: of each image, what a user should know about how it was read; mostly empty.
   """
 
   ids: tuple[str, ...]
@@ -60,14 +60,14 @@ class Predictions:
     return len(self.ids)
 
   def to_dict(self) -> dict[str, list[Any]]:
-    """Columns by name, as in a CSV, and `embedding` where there are any: `pandas.DataFrame(...)`.
+    """Columns by name, as in the CSV, and `embedding` if there are any: `pandas.DataFrame(...)`.
 
-    Lungs are in the column `lung_share`, the share of the image that they fill.
+    Lung masks become the column `lung_share`, the share of the image that they fill.
     """
     return columns(self)
 
   def to_csv(self, path: str | os.PathLike[str]) -> None:
-    """Writes a table, one row an image, without embeddings (NumPy and Parquet hold those).
+    """Writes a table with one row per image, without embeddings (NumPy and Parquet hold those).
 
     Raises:
       UserError: it cannot be written.
@@ -84,57 +84,57 @@ class Predictions:
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-  """One after the other."""
-  good = [part for part in parts if len(part)]
+  """Concatenates predictions."""
+  nonempty = [part for part in parts if len(part)]
   skipped = tuple(item for part in parts for item in part.skipped)
-  if not good:
+  if not nonempty:
     return Predictions((), skipped=skipped)
 
-  def stacked(name: str) -> np.ndarray | None:
-    found = [getattr(part, name) for part in good]
-    return None if found[0] is None else np.concatenate(found)
+  def concatenated(name: str) -> np.ndarray | None:
+    values = [getattr(part, name) for part in nonempty]
+    return None if values[0] is None else np.concatenate(values)
 
-  def listed(name: str) -> tuple[np.ndarray, ...] | None:
-    found = [getattr(part, name) for part in good]
-    return None if found[0] is None else tuple(picture for part in found for picture in part)
+  def flattened(name: str) -> tuple[np.ndarray, ...] | None:
+    values = [getattr(part, name) for part in nonempty]
+    return None if values[0] is None else tuple(picture for part in values for picture in part)
 
   return dataclasses.replace(
-    good[0],
-    ids=tuple(name for part in good for name in part.ids),
+    nonempty[0],
+    ids=tuple(name for part in nonempty for name in part.ids),
     skipped=skipped,
-    notes=tuple(note for part in good for note in part.notes),
-    probabilities=stacked("probabilities"),
-    called=stacked("called"),
-    embeddings=stacked("embeddings"),
-    masks=listed("masks"),
-    overlays=listed("overlays"),
+    notes=tuple(note for part in nonempty for note in part.notes),
+    probabilities=concatenated("probabilities"),
+    called=concatenated("called"),
+    embeddings=concatenated("embeddings"),
+    masks=flattened("masks"),
+    overlays=flattened("overlays"),
   )
 
 
 def columns(predictions: Predictions) -> dict[str, list[Any]]:
-  """Columns by name."""
-  found: dict[str, list[Any]] = {"id": [identifier(name) for name in predictions.ids]}
+  """Columns by name, with `embedding` if there are any."""
+  table: dict[str, list[Any]] = {"id": [identifier(name) for name in predictions.ids]}
   if predictions.probabilities is not None:
     called = predictions.called
-    assert called is not None  # as all that have probabilities
+    assert called is not None  # set along with probabilities
     classes = [identifier(name) for name in predictions.classes]
     for k, name in enumerate(classes):
-      found[f"probability_{name}"] = predictions.probabilities[:, k].tolist()
+      table[f"probability_{name}"] = predictions.probabilities[:, k].tolist()
     if predictions.exclusive:
-      found["called"] = [classes[k] for k in called.argmax(1).tolist()]
+      table["called"] = [classes[k] for k in called.argmax(1).tolist()]
     else:
       for k, name in enumerate(classes):
-        found[f"called_{name}"] = called[:, k].astype(int).tolist()
+        table[f"called_{name}"] = called[:, k].astype(int).tolist()
   if predictions.masks is not None:
-    found["lung_share"] = [float(mask.mean()) for mask in predictions.masks]
-  found["note"] = ["; ".join(notes) for notes in predictions.notes or [()] * len(predictions)]
+    table["lung_share"] = [float(mask.mean()) for mask in predictions.masks]
+  table["note"] = ["; ".join(notes) for notes in predictions.notes or [()] * len(predictions)]
   if predictions.embeddings is not None:
-    found[EMBEDDING] = list(predictions.embeddings)
-  return found
+    table[EMBEDDING] = list(predictions.embeddings)
+  return table
 
 
 def write_rows(opened: io.TextIOBase, predictions: Predictions, header: bool) -> None:
-  """Adds rows, and first the header where it is wanted, to a CSV."""
+  """Appends rows to a CSV, preceded by the column names if `header`."""
   table = columns(predictions)
   table.pop(EMBEDDING, None)
   if header:
@@ -149,22 +149,22 @@ def write_rows(opened: io.TextIOBase, predictions: Predictions, header: bool) ->
 
 
 def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:
-  """One row an image, without embeddings.
+  """Writes one row per image, without embeddings.
 
   Raises:
     UserError: it cannot be written.
   """
-  with written(path) as file, open_text(file, "w") as opened:
-    write_rows(opened, predictions, header=True)
+  with written(path) as file, open_text(file, "w") as text_file:
+    write_rows(text_file, predictions, header=True)
 
 
 def write_parquet(path: str | os.PathLike[str], predictions: Predictions) -> None:
-  """The table, with a column `embedding` where there are any.
+  """Writes the table, with a column `embedding` if there are any.
 
   Raises:
     UserError: it cannot be written.
   """
-  import pyarrow.parquet  # a third of a second, which a CSV need not wait for
+  import pyarrow.parquet  # takes a third of a second, not needed for CSV
 
   table = columns(predictions)
   table.pop(EMBEDDING, None)
@@ -173,7 +173,7 @@ def write_parquet(path: str | os.PathLike[str], predictions: Predictions) -> Non
 
 
 def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> Any:
-  """An Arrow table of columns, which may be text as in a CSV, and embeddings."""
+  """Arrow table of columns, whose values may be text as in a CSV, and of embeddings."""
   import pyarrow
 
   def column(name: str, values: list[Any]) -> Any:
@@ -191,21 +191,21 @@ def arrow(table: dict[str, list[Any]], embeddings: np.ndarray | None = None) -> 
 
 
 def open_text(file: pathlib.Path, mode: Literal["r", "w", "a"]) -> io.TextIOWrapper:
-  """A file for a table."""
+  """Opens a text file for a table."""
   return open(file, mode, encoding="utf-8", newline="")
 
 
 @contextlib.contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """A file to write, which takes its name when it is whole."""
+  """Temporary path to write to, renamed to `path` once complete."""
   target = pathlib.Path(path).expanduser()
-  work = target.with_name(target.name + ".tmp")
+  temporary = target.with_name(target.name + ".tmp")
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    yield work
-    work.replace(target)
+    yield temporary
+    temporary.replace(target)
   except OSError as error:
     raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
   finally:
     with contextlib.suppress(OSError):
-      work.unlink()
+      temporary.unlink()

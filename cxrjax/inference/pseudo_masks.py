@@ -1,6 +1,6 @@
-"""Lung masks of the images that have none: predicted by a finished segmentation run, once.
+"""Pseudo masks: a finished segmentation run predicts lung masks for images without one.
 
-They lie in the cache beside the decoded images, under the fingerprint of the run that drew them.
+They are cached beside the decoded images, under the fingerprint of the run that drew them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from cxrjax.views import resample
 
 OWN, NONE = ("own", "True", "true", True), ("", "False", "false", False, None)
 VERSION = 1
-_CHUNK = 1024  # images whose probabilities are in memory at a time
+_CHUNK = 1024  # images predicted at a time, to bound memory
 
 
 def wanted(value: Any) -> tuple[bool, str]:
-  """Whether `config.data.masks` asks for lung masks, and the workdir that predicts missing ones."""
+  """Parses `config.data.masks`: whether to use lung masks, and the workdir to predict them with."""
   if value in NONE:
     return False, ""
   return True, "" if value in OWN else str(value)
@@ -43,31 +43,32 @@ def wanted(value: Any) -> tuple[bool, str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmenter:
-  """A finished segmentation run, at work on decoded images of any size.
+  """A finished segmentation run, applied to decoded images of any size.
 
   Attributes:
-    network: restored.
+    network: the restored network.
   """
 
   network: networks.Network
 
   @classmethod
   def load(cls, workdir: str) -> Segmenter:
-    """Reads a workdir; raises a UserError where that is not a finished segmentation run."""
+    """Loads a workdir; raises a UserError unless it is a finished segmentation run."""
     return cls(networks.segmenter(workdir, "config.data.masks"))
 
   def predict(self, params: Any, gray: Float[Array, "b s s 1"]) -> Float[Array, "b s s 1"]:
-    """The probability of lung of every pixel of images in 0..1, at the size they have."""
+    """Lung probability of every pixel of images in 0..1, at their own size."""
     network, side = self.network, gray.shape[1]
     x = (resample.resize(gray, network.image_size) - network.mean) / network.std
     return resample.resize(network.outputs(params, x)["mask"], side)
 
   def masks(self, images: Images, mesh: Mesh | None = None) -> np.ndarray:
-    """Lungs 1 and the rest 0, u8[n s s 1]."""
-    found = features.extract(
+    """Lung masks u8[n s s 1]: lungs 1, background 0."""
+    probabilities = features.extract(
       self.predict, self.network.params, images, mean=0.0, std=1.0, mesh=mesh, vectors=False
     )[..., 0]
-    return np.stack([self.network.lungs(p) for p in found]).astype(np.uint8)[..., None]
+    masks = np.stack([self.network.lungs(probability) for probability in probabilities])
+    return masks.astype(np.uint8)[..., None]
 
 
 def fill(
@@ -79,15 +80,15 @@ def fill(
   progress: bool = True,
   look: Any = None,
 ) -> Images:
-  """The images, all with a lung mask: their own, or a predicted one where they have none.
+  """Completes lung masks: images without one get a predicted one.
 
   Args:
     images: decoded.
     workdir: of a finished segmentation run.
-    cache_dir: as of `data.loading.decoded_cache.load_images`.
-    mesh: devices to predict on; not used with several processes, each of which has all masks.
+    cache_dir: as in `data.loading.decoded_cache.load_images`.
+    mesh: devices to predict on; unused with several processes, each of which has all masks.
     progress: show a bar.
-    look: what else decides the pixels (fit, window), JSON-able.
+    look: what else determines the pixels (fit, window), JSON-able.
 
   Raises:
     UserError: no such run, or a cache that cannot be written.
@@ -112,10 +113,10 @@ def fill(
     try:
       _write(target, segmenter, images, mesh, progress)
     except OSError as error:
-      full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-      what = "no space for" if full else "cannot write"
+      is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+      problem = "no space for" if is_full else "cannot write"
       raise UserError(
-        f"{what} predicted masks in {root}: {error.strerror or error}; name another folder in "
+        f"{problem} predicted masks in {root}: {error.strerror or error}; name another folder in "
         "config.data.cache_dir or CXRJAX_CACHE"
       ) from error
   masks = cache_file.load(target, images.pixels.shape, np.dtype("u1"))
@@ -127,11 +128,11 @@ def fill(
 def _write(
   target: pathlib.Path, segmenter: Segmenter, images: Images, mesh: Mesh | None, progress: bool
 ) -> None:
-  """All masks in one file, which appears when it is whole."""
+  """Writes all masks to one file, which appears once complete."""
   target.parent.mkdir(parents=True, exist_ok=True)
-  work = pathlib.Path(tempfile.mkdtemp(prefix=target.stem + ".tmp-", dir=target.parent))
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=target.stem + ".tmp-", dir=target.parent))
   try:
-    masks = cache_file.allocate(work / "masks.npy", images.pixels.shape, np.dtype("u1"))
+    masks = cache_file.allocate(temporary / "masks.npy", images.pixels.shape, np.dtype("u1"))
     sums = np.zeros(len(images), np.uint32)
     with tqdm.tqdm(
       total=len(images),
@@ -141,31 +142,31 @@ def _write(
       dynamic_ncols=True,
     ) as bar:
       for rows in chunks(len(images)):
-        known = owned(images, rows)
-        if images.masks is not None and known.any():
-          masks[rows[known]] = images.masks[rows[known]]
-        if not known.all():
-          masks[rows[~known]] = segmenter.masks(images.take(rows[~known]), mesh)
+        has_own = owned(images, rows)
+        if images.masks is not None and has_own.any():
+          masks[rows[has_own]] = images.masks[rows[has_own]]
+        if not has_own.all():
+          masks[rows[~has_own]] = segmenter.masks(images.take(rows[~has_own]), mesh)
         sums[rows] = cache_file.sums(masks[rows])
         bar.update(len(rows))
     cache_file.seal(masks, sums)
-    (work / "masks.npy").replace(target)
+    (temporary / "masks.npy").replace(target)
   finally:
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def chunks(n: int) -> list[np.ndarray]:
-  """Rows 0..n-1, some at a time."""
+  """Rows 0..n-1 in chunks of bounded size."""
   return [np.arange(i, min(i + _CHUNK, n)) for i in range(0, n, _CHUNK)]
 
 
 def owned(images: Images, rows: np.ndarray) -> np.ndarray:
-  """Which of these images have a mask of their own."""
+  """Flags the rows whose images have a mask of their own."""
   if images.masks is None:
     return np.zeros(len(rows), bool)
   return np.asarray(images.masks[rows]).max((1, 2, 3)) > 0
 
 
 def count(images: Images) -> int:
-  """How many images have a mask of their own."""
+  """Number of images that have a mask of their own."""
   return sum(int(owned(images, rows).sum()) for rows in chunks(len(images)))

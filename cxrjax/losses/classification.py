@@ -1,4 +1,4 @@
-"""Losses of class scores against labels that may be unknown."""
+"""Classification losses for labels that may be unknown."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def softmax(
   weights: Float[Array, "k"],
   smoothing: float = 0.0,
 ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-  """Cross-entropy of classes of which every image has one.
+  """Cross-entropy of mutually exclusive classes.
 
   Args:
     logits: scores of the classes.
     labels: one-hot, or shares that sum to 1 (mixed images); a row with NaN is unknown.
-    weights: of the classes; an image's is the mean of its classes' by their shares.
+    weights: of the classes; an image's weight is the mean of these, weighted by its shares.
     smoothing: share of every label that is spread over all classes (Szegedy et al. 2016, arXiv
       1512.00567, section 7).
 
   Returns:
-    The loss of every image, its weight included, and 1 where its class is known, else 0.
+    The weighted loss of every image, and 1 where its class is known, else 0.
   """
   known = ~jnp.isnan(labels).any(1)
   labels = jnp.where(known[:, None], labels, 0.0)
@@ -38,12 +38,12 @@ def sigmoid(
   weights: Float[Array, "k 2"],
   smoothing: float = 0.0,
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
-  """Cross-entropy of findings, of which an image may have several; unknown ones do not count.
+  """Binary cross-entropy of findings, any number per image; unknown ones do not count.
 
   Args:
     logits: scores of the findings.
-    labels: 1 present, 0 absent, between them for mixed images, NaN unknown.
-    weights: of each finding where it is absent and where it is present.
+    labels: 1 present, 0 absent, in between for mixed images, NaN unknown.
+    weights: of each finding if absent and if present.
     smoothing: labels become `(1 - smoothing) label + smoothing / 2`.
 
   Returns:
@@ -58,5 +58,5 @@ def sigmoid(
 
 
 def mean_of_known(loss: Float[Array, "*shape"], known: Float[Array, "*shape"]) -> Float[Array, ""]:
-  """Mean over what is known; 0 where nothing is."""
+  """Mean over known labels; 0 if there are none."""
   return loss.sum() / jnp.maximum(known.sum(), 1.0)

@@ -1,4 +1,4 @@
-"""Numbers that tell a healthy representation from a collapsed one."""
+"""Measures that distinguish a healthy representation from a collapsed one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from jaxtyping import Array, Float
 
 
 def entropy(probabilities: Float[Array, "*n K"]) -> Float[Array, "*n"]:
-  """Shannon entropy in nats; `ln K` for a uniform distribution, 0 for a certain one."""
+  """Shannon entropy in nats; `ln K` for a uniform distribution, 0 for a one-hot one."""
   p = probabilities.astype(jnp.float32)
   return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1)
 
 
 def spread(features: Float[Array, "n d"]) -> Float[Array, ""]:
-  """Mean standard deviation of the unit features' dimensions, times `sqrt(d)`.
+  """Mean standard deviation of the unit-length features' dimensions, times `sqrt(d)`.
 
-  1 when features point everywhere, 0 when all images have the same one.
+  1 if features point in all directions, 0 if all images have the same features.
 
   References:
     Chen and He, Exploring Simple Siamese Representation Learning, 2020 (arXiv 2011.10566),
@@ -28,7 +28,7 @@ def spread(features: Float[Array, "n d"]) -> Float[Array, ""]:
 def participation_ratio(features: Float[Array, "n d"]) -> Float[Array, ""]:
   """Effective rank of the features' covariance, `(tr C)^2 / tr(C^2)`; from 1 to min(n - 1, d).
 
-  From the Gram matrix of the batch, so that it costs one small product and no decomposition.
+  Computed from the Gram matrix of the batch: one small product, no decomposition.
   """
   centred = features.astype(jnp.float32) - features.astype(jnp.float32).mean(0)
   gram = centred @ centred.T

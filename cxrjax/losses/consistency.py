@@ -1,4 +1,4 @@
-"""How far two predictions of the same images are apart."""
+"""Consistency losses between two predictions for the same images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def squared_difference(p: Float[Array, "n k"], target: Float[Array, "n k"]) -> Float[Array, ""]:
-  """Mean over images and classes of squared differences of probabilities; `target` is a constant.
+  """Mean squared difference of probabilities, over images and classes; `target` is a constant.
 
   References:
     Tarvainen and Valpola, Mean teachers are better role models, 2017 (arXiv 1703.01780),

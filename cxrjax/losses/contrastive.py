@@ -1,6 +1,6 @@
-"""Contrastive losses: a view must be told from the views of all other images.
+"""Contrastive losses: distinguish a view from the views of all other images.
 
-Every mean is over the rows given, the global batch; in training with accumulation that is one
+Means are over all rows passed in, the global batch; in training with accumulation that is one
 microbatch, which then also has fewer negatives. All cosines and softmaxes are in float32.
 
 Each loss comes with an accuracy, the share of rows whose positive is the nearest of all candidates,
@@ -21,13 +21,13 @@ Result = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-  """Rows at length 1, in float32; a row of zeros stays one."""
+  """Scales rows to length 1, in float32; rows of zeros stay zero."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
 
 def nt_xent(first: Float[Array, "b d"], second: Float[Array, "b d"], temperature: float) -> Result:
-  """SimCLR's loss and accuracy: of 2b - 1 other views, which is of the same image?
+  """SimCLR's loss and accuracy of picking the same image's view among 2b - 1 other views.
 
   Mean over all 2b views of `-log exp(s_ij / tau) / sum_{k != i} exp(s_ik / tau)`, where j is the
   other view of i's image and s the cosine.
@@ -41,7 +41,7 @@ def nt_xent(first: Float[Array, "b d"], second: Float[Array, "b d"], temperature
     Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020
     (arXiv 2002.05709), equation 1 and Algorithm 1.
   """
-  # Views of an image side by side: rows that are split over devices stay where they are.
+  # An image's views are adjacent, so that rows split over devices stay where they are.
   z = jnp.stack([unit(first), unit(second)], axis=1).reshape(-1, first.shape[1])
   row = jnp.arange(z.shape[0])
   logits = jnp.where(row[:, None] == row, -jnp.inf, _cosines(z, z) / temperature)
@@ -78,7 +78,7 @@ def info_nce_queue(
     key: the moving average network's projections of another view.
     queue: earlier keys u.
     temperature: tau.
-    left_out: entries of the queue that are no negatives of a query.
+    left_out: entries of the queue that are not negatives of a query.
 
   References:
     He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019
@@ -93,11 +93,11 @@ def info_nce_queue(
 
 
 def _cosines(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
-  # Divided by a temperature of 0.1 or less, the rounding of TF32 would be seen.
+  # Division by a temperature of 0.1 or less would make the rounding of TF32 visible.
   return jnp.einsum("nd,md->nm", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _cross_entropy(logits: Float[Array, "n m"], target: Int[Array, "n"]) -> Result:
   positive = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
-  found = logits.argmax(axis=1) == target
-  return (jax.nn.logsumexp(logits, axis=1) - positive).mean(), found.mean(dtype=jnp.float32)
+  is_match = logits.argmax(axis=1) == target
+  return (jax.nn.logsumexp(logits, axis=1) - positive).mean(), is_match.mean(dtype=jnp.float32)

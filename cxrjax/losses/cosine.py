@@ -1,6 +1,6 @@
-"""Cosine losses of predictive methods: one network's prediction points where a target points.
+"""Cosine losses of predictive methods: align a network's predictions with targets.
 
-Targets are constants. Every mean is over the rows given, the global batch (with accumulation: the
+Targets are constants. Means are over all rows passed in, the global batch (with accumulation: the
 microbatch), and all cosines are in float32.
 """
 
@@ -15,7 +15,7 @@ from cxrjax.losses.contrastive import unit
 def similarity(prediction: Float[Array, "b d"], target: Float[Array, "b d"]) -> Float[Array, ""]:
   """Mean cosine of rows, from -1 to 1; no gradient reaches `target`.
 
-  SimSiam minimises its negative, summed with halves over both directions.
+  SimSiam minimises its negative, averaged over both directions.
 
   References:
     Chen and He, Exploring Simple Siamese Representation Learning, 2020 (arXiv 2011.10566),

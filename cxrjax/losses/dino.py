@@ -22,9 +22,9 @@ def teacher_probabilities(
 def cross_entropy(
   student: Float[Array, "b v K"], teacher: Float[Array, "b t K"], temperature: float
 ) -> Float[Array, ""]:
-  """Mean over pairs of teacher view and other student view of `-sum P_t log P_s` (equation 3).
+  """Mean of `-sum P_t log P_s` over pairs of teacher and student views (equation 3).
 
-  Teacher view `i` and student view `i` are the same crop; that pair is left out.
+  Pairs of the same crop, teacher view `i` and student view `i`, are left out.
 
   The sum over student views is taken on logits before the product with the teacher, since
   `sum_s log P_s = sum_s z_s - sum_s logsumexp(z_s)`: two passes over the student's logits instead
@@ -36,13 +36,13 @@ def cross_entropy(
     temperature: of the student, 0.1 in the paper.
   """
   batch, views, _ = student.shape
-  globals_ = teacher.shape[1]
+  num_global = teacher.shape[1]
   logits = student.astype(jnp.float32) / temperature
   normaliser = jax.nn.logsumexp(logits, axis=-1)
-  others = logits.sum(1, keepdims=True) - logits[:, :globals_]
-  others_normaliser = normaliser.sum(1, keepdims=True) - normaliser[:, :globals_]
+  others = logits.sum(1, keepdims=True) - logits[:, :num_global]
+  others_normaliser = normaliser.sum(1, keepdims=True) - normaliser[:, :num_global]
   total = (others_normaliser - (teacher * others).sum(-1)).sum()
-  return total / (globals_ * (views - 1) * batch)
+  return total / (num_global * (views - 1) * batch)
 
 
 def update_center(

@@ -1,4 +1,4 @@
-"""Soft targets from a batch's own predictions, each image's with those of images that look alike.
+"""Soft targets that combine the predictions for similar images of a batch.
 
 References:
   Ge et al., Self-distillation with Batch Knowledge Ensembling, 2021 (arXiv 2104.13298), section 3.
@@ -20,8 +20,8 @@ def affinity(features: Float[Array, "n d"], temperature: float = 1.0) -> Float[A
   """`A_ij = exp(cos(f_i, f_j) / temperature)` for `j != i` and 0 for `j = i`; rows sum to 1.
 
   Args:
-    features: of the images; at least two.
-    temperature: 1 in the paper; lower, and fewer images count.
+    features: of at least two images.
+    temperature: 1 in the paper; at lower values fewer images count.
   """
   f = unit(features)
   cosine = f @ f.T / temperature

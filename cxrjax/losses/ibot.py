@@ -1,4 +1,4 @@
-"""iBOT's loss: a masked patch gets the prototypes that the teacher gives to what is hidden there.
+"""iBOT's loss: predict the teacher's prototype assignments of masked patches.
 
 References:
   Zhou et al., iBOT: Image BERT Pre-Training with Online Tokenizer, 2021 (arXiv 2111.07832),
@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 
 def patch_weights(mask: Bool[Array, "*crops n"]) -> Float[Array, "*crops n"]:
-  """What each masked patch weighs: 1 / (masked patches of its crop) / crops; others nothing.
+  """Weights of masked patches, 1 / (masked patches of the crop) / crops; 0 for other patches.
 
-  Crops without a masked patch count among the crops, as in the papers' code: where half of them
-  are masked, all weights sum to a half.
+  Crops without a masked patch count as crops, as in the papers' code: if half of them are masked,
+  all weights sum to a half.
   """
   masked = mask.sum(-1, keepdims=True)
   crops = mask.size // mask.shape[-1]
@@ -33,14 +33,14 @@ def cross_entropy(
   """`-sum_i w_i sum_k P_t log P_s` over patches.
 
   Args:
-    student: logits of the patches that it did not see.
-    teacher: probabilities of the same patches, which it saw.
+    student: logits of the patches that are hidden from it.
+    teacher: probabilities of the same patches, which it sees.
     weights: from `patch_weights`.
     temperature: of the student, 0.1 in the papers.
   """
   logits = student.astype(jnp.float32) / temperature
-  each = jax.nn.logsumexp(logits, axis=-1) - (teacher * logits).sum(-1)
-  return (weights * each).sum()
+  patch_losses = jax.nn.logsumexp(logits, axis=-1) - (teacher * logits).sum(-1)
+  return (weights * patch_losses).sum()
 
 
 def update_center(
@@ -48,7 +48,7 @@ def update_center(
 ) -> Float[Array, "K"]:
   """`c <- m c + (1 - m) mean(g_t)` over the masked patches of the global batch; without any, `c`.
 
-  DINOv2's; iBOT takes the mean over all patches (equation 4).
+  As in DINOv2; iBOT takes the mean over all patches (equation 4).
   """
   logits = jax.lax.stop_gradient(logits).astype(jnp.float32)
   count = valid.sum()

@@ -1,7 +1,7 @@
-"""Reconstruction: the error of the pixels that were corrupted, and of no others.
+"""Reconstruction losses: the error of corrupted pixels only.
 
-The mean is over all corrupted pixels of the images given, so that a pixel weighs the same in every
-image; with gradient accumulation they are those of a microbatch.
+The mean is over the corrupted pixels of all images, so that a pixel has the same weight in every
+image; with gradient accumulation, over those of a microbatch.
 
 References:
   Atito et al., GMML is All you Need, 2022 (arXiv 2205.14986): absolute errors.
@@ -30,7 +30,7 @@ def mse(
 
 
 def _mean(error: Float[Array, "n h w c"], mask: Bool[Array, "n h w 1"]) -> Float[Array, ""]:
-  # Summed image by image first: one float32 sum over 10^7 pixels would lose digits.
+  # Summed per image first: one float32 sum over 10^7 pixels would lose digits.
   total = (error.astype(jnp.float32) * mask).sum((1, 2, 3)).sum()
   count = mask.sum((1, 2, 3)).astype(jnp.float32).sum() * error.shape[-1]
   return total / jnp.maximum(count, 1)

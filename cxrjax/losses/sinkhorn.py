@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp: assignments to prototypes that use every prototype alike.
+"""Sinkhorn-Knopp: balanced assignments that use all prototypes equally.
 
 References:
   Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments (SwAV),
@@ -21,26 +21,26 @@ def sinkhorn_knopp(
 ) -> Float[Array, "n K"]:
   """The teacher's probabilities, without a gradient.
 
-  Of `exp(logits / tau)` the columns (prototypes) and then the rows (samples) are brought to equal
+  The columns (prototypes) and then the rows (samples) of `exp(logits / tau)` are scaled to equal
   sums, `iterations` times; with many, every prototype gets `n / K` of the samples. The papers
-  rescale the matrix; scaling a column by `exp(-c)` is the same as taking `c` from its logits, so
-  that this is DINO's softmax with a centre found from the batch alone, and in logarithms no
-  temperature is too small.
+  rescale the matrix; scaling a column by `exp(-c)` equals subtracting `c` from its logits, so this
+  is DINO's softmax with a centre computed from the batch alone, and in logarithms no temperature is
+  too small.
 
-  All rows must be there: sums run over the global batch (with accumulation: the microbatch).
+  All rows must be present: sums run over the global batch (with accumulation: the microbatch).
 
   Args:
     logits: of all samples.
     temperature: tau; also SwAV's epsilon.
     iterations: 3 in the papers; 0 is a plain softmax.
-    valid: samples that count; by default all. The others are assigned too, but have no say.
+    valid: samples that count; by default all. The others are assigned, too, but have no influence.
   """
   scaled = jax.lax.stop_gradient(logits).astype(jnp.float32) / temperature
-  mine = None if valid is None else valid[:, None]
+  counted = None if valid is None else valid[:, None]
   rows = jnp.zeros((scaled.shape[0], 1), jnp.float32)
   center = jnp.zeros((1, scaled.shape[1]), jnp.float32)
   for _ in range(iterations):
-    center = jax.nn.logsumexp(scaled - rows, axis=0, keepdims=True, where=mine)
+    center = jax.nn.logsumexp(scaled - rows, axis=0, keepdims=True, where=counted)
     center = jnp.where(jnp.isfinite(center), center, 0.0)  # no sample is valid
     rows = jax.nn.logsumexp(scaled - center, axis=1, keepdims=True)
   return jax.nn.softmax(scaled - center, axis=-1)

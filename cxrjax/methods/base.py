@@ -1,4 +1,4 @@
-"""What a method is, and the pieces that several methods share."""
+"""The interface of methods, and helpers that several of them share."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Metrics = dict[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-  """What is known of the labels that a supervised method learns from.
+  """The training labels of a supervised method, as far as they are known.
 
   Attributes:
     classes: names of the columns.
-    exclusive: every image has one of the classes; else several findings at once.
-    positive: images that have each class.
-    known: images of which it is known whether they have it.
-    advice: what would give the data labels, where they have none.
+    exclusive: whether every image has exactly one class, instead of any number of findings.
+    positive: number of images with each class.
+    known: number of images for which each class is known, present or absent.
+    advice: how to obtain labels for data without them.
   """
 
   classes: tuple[str, ...]
@@ -45,17 +45,17 @@ class Labels:
 class Method(Protocol):
   """A frozen dataclass of options; all state is in `params` (trained) and `extra` (the rest).
 
-  The factory gets `encoder` and `clock` besides the options in the config. A supervised method
-  declares it: by its class attribute `learns_from`, which is "labels" (the factory then gets
-  `labels`, a `Labels`, as well) or "masks"; without, a method learns from images alone.
+  The factory gets `encoder` and `clock` besides the options in the config. A supervised method sets
+  the class attribute `learns_from` to "labels" (its factory then also gets `labels`, a `Labels`) or
+  to "masks"; without the attribute a method learns from images alone.
 
   `batch` holds the recipe's views (`f32[views b h w 1]` each), `labels` `f32[b k]`, `position`
-  `i32[b]`: where each image stands in the global batch, which random numbers must be derived from,
+  `i32[b]`: each image's place in the global batch, from which random numbers must be derived,
   and `index` `i32[b]`: its row in the data, of `clock.num_examples`. With `config.data.masks` there
   are `global_mask` `bool[views b h w 1]` and `has_mask` `bool[b]`: whether the image has one.
 
   Every mean over the batch in `loss` is a mean over the *global* batch: arrays are global, `jit`
-  does the communication. With gradient accumulation `loss` sees a microbatch, always with the
+  adds the communication. With gradient accumulation `loss` sees a microbatch, always with the
   same `extra`; the float leaves of the returned `extra` are averaged over microbatches.
 
   Networks with batch norm: `params` holds what is trained, `extra["stats"]` the running statistics
@@ -78,37 +78,37 @@ class Method(Protocol):
   def encoder_params(self, params: Params, extra: Params) -> Params: ...
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    """Of one image in one training step, counted as 2 per multiply-add."""
+    """FLOPs of one image in one training step, 2 per multiply-add."""
     ...
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
-    """What is wrong and what to change, when (averaged) metrics show a collapse; else None."""
+    """Diagnosis and advice if (averaged) metrics show a collapse, else None."""
     ...
 
 
 def started(encoder: Any, params: Params) -> Any:
-  """The same encoder, but `init` gives these parameters."""
-  other = copy.copy(encoder)
-  object.__setattr__(other, "init", lambda key: params)
-  return other
+  """A copy of the encoder whose `init` returns these parameters."""
+  initialized = copy.copy(encoder)
+  object.__setattr__(initialized, "init", lambda key: params)
+  return initialized
 
 
 def dtype_of(encoder: Any) -> str:
-  """The type of an encoder's activations, which heads share; float32 where it has no `dtype`."""
+  """Type of an encoder's activations, which heads share; float32 if it has no `dtype`."""
   return getattr(encoder, "dtype", "float32")
 
 
 def split_stats(params: Params) -> tuple[Params, Params]:
-  """A network's trained parameters and its running statistics (batch norm), as two trees.
+  """Splits a network into trained parameters and running statistics (batch norm), as two trees.
 
-  A network without batch norm gives itself and `{}`.
+  Without batch norm the second tree is `{}`.
   """
   trained: Params = {}
   stats: Params = {}
   for name, value in params.items():
     if isinstance(value, Mapping):
-      below, running = split_stats(value)
-      trained[name] = below
+      nested, running = split_stats(value)
+      trained[name] = nested
       if running:
         stats[name] = running
     elif name in RUNNING:
@@ -119,7 +119,7 @@ def split_stats(params: Params) -> tuple[Params, Params]:
 
 
 def join_stats(trained: Params, stats: Params) -> Params:
-  """The inverse of `split_stats`."""
+  """Inverse of `split_stats`."""
   if not stats:
     return trained
   joined = dict(trained)
@@ -136,8 +136,8 @@ def ema(old: Params, new: Params, momentum: Float[Array, ""]) -> Params:
 def flatten_views(x: Shaped[Array, "v b *rest"]) -> Shaped[Array, "n *rest"]:
   """Views as one batch, image by image: `[b * v, ...]`, view varying fastest.
 
-  In this order a batch that is split over devices stays split. The other order would put views of
-  one device's images all over the mesh, and XLA would gather the whole batch everywhere.
+  In this order a batch that is split over devices stays split. The other order would spread the
+  views of one device's images over the mesh, and XLA would gather the whole batch everywhere.
   """
   return rearrange(x, "v b ... -> (b v) ...")
 
@@ -147,14 +147,14 @@ def image_keys(
 ) -> Key[Array, "n"]:
   """One key for every view of every image in the order of `flatten_views`.
 
-  They are the same however the batch is cut; `first` is the number of the first view.
+  They do not depend on how the batch is split; `first` is the number of the first view.
   """
 
-  def image(i: Int[Array, ""]) -> Key[Array, "v"]:
+  def view_keys(i: Int[Array, ""]) -> Key[Array, "v"]:
     image_key = jax.random.fold_in(key, i)
     return jax.vmap(lambda v: jax.random.fold_in(image_key, v))(first + jnp.arange(views))
 
-  return jax.vmap(image)(position).reshape(-1)
+  return jax.vmap(view_keys)(position).reshape(-1)
 
 
 def require_two_views(batch_spec: Mapping[str, jax.ShapeDtypeStruct], name: str) -> None:
@@ -169,13 +169,13 @@ def encode_each_view(
 ) -> list[Any]:
   """`Features` of every large crop, encoded one view after the other.
 
-  Batch norm takes its statistics from one view of the global batch at a time, as where a network
-  is called once for each view; the last view's `stats` have seen all.
+  Batch norm takes its statistics from one view of the global batch at a time, as if the network
+  were called once per view; the last view's `stats` include all views.
 
   Args:
     encoder: the network.
     params: its parameters, running statistics included.
-    batch: of which `global` and `position` are used.
+    batch: with `global` and `position`.
     key: for drop path; None for a network without it (a teacher).
   """
   views = tuple(batch["global"])
@@ -188,7 +188,7 @@ def encode_each_view(
 
 
 def feature_health(features: Float[Array, "b d"]) -> Metrics:
-  """The metrics that every method must have of one view's features of the evaluated network."""
+  """Metrics that every method must report, of one view's features of the evaluated network."""
   features = jax.lax.stop_gradient(features)
   return {
     "feature_std": collapse.spread(features),
@@ -197,12 +197,12 @@ def feature_health(features: Float[Array, "b d"]) -> Metrics:
 
 
 def check_spread(metrics: Mapping[str, float], advice: str, of: str = "feature") -> str | None:
-  """The sentence for images that all get the same features, with what to change; else None.
+  """Diagnosis with advice if all images get the same features, else None.
 
   Args:
-    metrics: among which is `feature_std` (or that `of` something else, such as "projection").
+    metrics: with `feature_std`, or `{of}_std`.
     advice: what to change.
-    of: what has this spread.
+    of: the vectors that are checked, e.g. "projection".
   """
   spread = metrics[f"{of}_std"]
   if spread >= 0.02:
@@ -211,7 +211,7 @@ def check_spread(metrics: Mapping[str, float], advice: str, of: str = "feature")
 
 
 def diagnose_chance(metrics: Mapping[str, float], candidates: int) -> str | None:
-  """The sentence for a contrastive `accuracy` no better than chance; else None."""
+  """Diagnosis if a contrastive `accuracy` is no better than chance, else None."""
   if metrics["accuracy"] * candidates >= 1.5:
     return None
   return (

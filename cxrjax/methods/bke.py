@@ -1,4 +1,4 @@
-"""Batch knowledge ensembling: every image learns from the predictions of those that look alike.
+"""Batch knowledge ensembling: images also learn from the predictions for similar images.
 
 References:
   Ge et al., Self-distillation with Batch Knowledge Ensembling Improves ImageNet Classification,
@@ -24,18 +24,18 @@ from cxrjax.methods.base import Batch, Metrics, Params
 
 @dataclasses.dataclass(frozen=True)
 class Method(classify.Method):
-  """Classification and `weight T^2 KL(Q || P)`; see `cxrjax.methods.classify.Method` for the rest.
+  """Classification plus `weight T^2 KL(Q || P)`; see `cxrjax.methods.classify.Method` for the rest.
 
   P are the network's predictions at temperature T, Q soft targets from those of the whole batch.
-  Labelled images and others take part alike. With findings both are one for each finding. "The
+  Labelled and unlabelled images are treated alike. Findings each have their own P and Q. "The
   batch" is the global one; with gradient accumulation it is a microbatch.
 
   Attributes:
     weight: of the soft targets, a number or schedule.
     omega: weight of other images in the targets, from 0 to below 1.
     temperature: T, of the predictions.
-    affinity_temperature: of the likeness of images; 1 in the papers. Cosines differ by 2 at most,
-      so at 1 all images of a batch count nearly alike; lower, and those that look most alike do.
+    affinity_temperature: of the similarity of images; 1 in the papers. Cosines differ by 2 at most,
+      so at 1 all images of a batch count nearly alike; at lower values the most similar dominate.
   """
 
   weight: Any = 1.0
@@ -70,17 +70,17 @@ class Method(classify.Method):
   def loss(
     self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
-    seen = self.forward(params, extra, batch, key)
-    value, metrics = self.supervise(seen, batch["global"].shape[0])
-    logits = seen.logits / self.temperature
+    outputs = self.forward(params, extra, batch, key)
+    supervised, metrics = self.supervise(outputs, batch["global"].shape[0])
+    logits = outputs.logits / self.temperature
     target = ensembling.propagate(
-      ensembling.affinity(seen.features, self.affinity_temperature),
+      ensembling.affinity(outputs.features, self.affinity_temperature),
       self.probability(logits),
       self.omega,
     )
     kl = ensembling.softmax_kl if self.labels.exclusive else ensembling.sigmoid_kl
-    soft = self.temperature**2 * kl(target, logits)
-    return value + self.schedules["weight"](step) * soft, (
-      {**extra, "stats": seen.stats},
-      {**metrics, "supervised": value, "ensembled": soft},
+    ensembled = self.temperature**2 * kl(target, logits)
+    return supervised + self.schedules["weight"](step) * ensembled, (
+      {**extra, "stats": outputs.stats},
+      {**metrics, "supervised": supervised, "ensembled": ensembled},
     )

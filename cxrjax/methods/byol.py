@@ -1,4 +1,4 @@
-"""BYOL: a network predicts what its own moving average makes of another view; no negatives.
+"""BYOL: a network predicts its moving average's projection of another view; no negatives.
 
 References:
   Grill et al., Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning, 2020
@@ -41,9 +41,9 @@ Vectors = list[Float[Array, "b d"]]
 class Method:
   """BYOL; see `cxrjax.methods.base.Method` for what the functions do.
 
-  The online network is encoder, projector and predictor; the target, a moving average of the first
-  two. Batch norm, in all of them, takes its statistics view by view over the global batch (with
-  accumulation: the microbatch). That of the heads keeps BYOL from collapsing: leave it on.
+  The online network is encoder, projector and predictor; the target is a moving average of the
+  first two. All batch norm takes its statistics view by view over the global batch (with
+  accumulation: the microbatch). In the heads it keeps BYOL from collapsing: leave it on.
 
   Attributes:
     encoder: online and target network.
@@ -51,7 +51,7 @@ class Method:
     hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`; the paper has 4096, 256
       and 2 layers.
     predictor_hidden: the predictor is `dim -> predictor_hidden -> dim`; the paper: 4096.
-    batch_norm: of the hidden layers of both.
+    batch_norm: in the hidden layers of both heads.
     momentum: of the target's moving average, a schedule; the paper: 0.996 to 1 in 1000 epochs,
       from 0.99 in 300, 0.97 in 40.
   """
@@ -69,7 +69,7 @@ class Method:
     for name in ("hidden", "dim", "head_layers", "predictor_hidden"):
       if int(getattr(self, name)) < 1:
         raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 1")
-    _ = self.schedules  # a misspelt schedule is an error now, not at the first step
+    _ = self.schedules  # raise for a misspelt schedule now, not at the first step
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:
@@ -127,9 +127,9 @@ class Method:
   def objective(
     self, predictions: Vectors, projections: Vectors, targets: Vectors
   ) -> tuple[Float[Array, ""], Metrics]:
-    """Loss and its metrics of what online predictor, online projector and target made of each view.
+    """Loss and metrics from each view's online prediction, online projection and target.
 
-    BYOL's is equation 2 both ways: a view's prediction is of the other's target.
+    BYOL's is equation 2 both ways: each view's prediction is compared with the other's target.
     """
     del projections
     pairs = zip(predictions, reversed(targets), strict=True)
@@ -141,13 +141,13 @@ class Method:
     return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
 
   def encoder_params(self, params: Params, extra: Params) -> Params:
-    """The online encoder, all that the paper keeps (section 3.1)."""
+    """The online encoder, which is all that the paper keeps (section 3.1)."""
     return join_stats(params["encoder"], extra["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape
     forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
-    # A backward pass costs two forward passes, and targets have none.
+    # A backward pass costs two forward passes; targets have none.
     return views * (3.0 * (forward + self.predictor.flops()) + forward)
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:

@@ -41,12 +41,12 @@ WEIGHTS = ("none", "balanced")
 
 
 class Seen(NamedTuple):
-  """What the network in training makes of the views of a batch, in the order of `flatten_views`.
+  """Outputs of the network in training for a batch's views, in the order of `flatten_views`.
 
   Attributes:
     logits: of every class.
     labels: 1, 0 or NaN; mixed like the images.
-    features: that the logits are of.
+    features: input of the head.
     stats: new running statistics of batch norm.
   """
 
@@ -60,9 +60,9 @@ class Seen(NamedTuple):
 class Method:
   """Classification; see `cxrjax.methods.base.Method` for what the functions do.
 
-  Softmax over classes that exclude one another, else a sigmoid for each finding; unknown labels do
-  not count. `extra["average"]` holds a moving average of all parameters where there is one, and
-  this is what is judged.
+  Softmax over mutually exclusive classes, else a sigmoid for each finding; unknown labels do not
+  count. With a moving average of all parameters, `extra["average"]` holds it, and it is what is
+  evaluated.
 
   Attributes:
     encoder: any.
@@ -71,13 +71,13 @@ class Method:
     smoothing: of labels, 0 to 1.
     class_weights: "none"; "balanced", every class (or presence and absence of every finding) with
       the same total weight; or numbers, one for each class (for findings: of its presence).
-    mixup: alpha of the shares in which images are mixed; 0 for none.
-    dropout: share of the features that the head does not see in training.
-    test_scales: shares of an image's side that `predict` looks at, from its middle; the
-      probabilities of all are averaged.
-    test_flip: average over the image and its mirror image, too.
+    mixup: alpha of the Beta distribution of mixing shares; 0 for none.
+    dropout: share of the features that are dropped before the head in training.
+    test_scales: sides of the central crops that `predict` averages over, as shares of an image's
+      side.
+    test_flip: whether to average over mirror images, too.
     momentum: of the moving average, a number or schedule; 0 for none. It is at most
-      `(1 + step) / (10 + step)`, so that an average of a short run forgets where it began.
+      `(1 + step) / (10 + step)`, so that the average of a short run forgets its start.
   """
 
   learns_from: ClassVar[str] = "labels"
@@ -112,7 +112,7 @@ class Method:
       raise UserError(f"config.method.mixup={self.mixup} must be 0 (off) or above")
     if not self.test_scales or not all(0.1 <= scale <= 1 for scale in self.test_scales):
       raise UserError(f"config.method.test_scales={self.test_scales} must be numbers from 0.1 to 1")
-    self._weights, self.schedules  # noqa: B018 - raise for what is no option
+    self._weights, self.schedules  # noqa: B018 - raise for invalid options
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:
@@ -126,35 +126,35 @@ class Method:
 
   @functools.cached_property
   def _weights(self) -> Float32[np.ndarray, "k 2"]:
-    """Of each class where it is absent and present; their mean over the training labels is 1."""
-    k, given = len(self.labels.classes), self.class_weights
-    if isinstance(given, str):
-      if given not in WEIGHTS:
+    """Weights of each class if absent and if present; their mean over the training labels is 1."""
+    num_classes, setting = len(self.labels.classes), self.class_weights
+    if isinstance(setting, str):
+      if setting not in WEIGHTS:
         raise UserError(
-          f"config.method.class_weights={given!r} is unknown{suggest(given, WEIGHTS)}"
+          f"config.method.class_weights={setting!r} is unknown{suggest(setting, WEIGHTS)}"
         )
-      if given == "none":
-        return np.ones((k, 2), np.float32)
+      if setting == "none":
+        return np.ones((num_classes, 2), np.float32)
       positive, known = (np.asarray(getattr(self.labels, n), float) for n in ("positive", "known"))
       counts = np.stack([known - positive, positive], 1)
-      if self.labels.exclusive:  # an absent class has weight 0, which no image will have
+      if self.labels.exclusive:  # a class without images has weight 0, which is never used
         present = counts[:, 1] > 0
         weights = np.where(present, known / np.maximum(present.sum() * counts[:, 1], 1), 0.0)
         return np.stack([weights, weights], 1).astype(np.float32)
       return np.where(
         (counts > 0).all(1, keepdims=True), known[:, None] / np.maximum(2 * counts, 1), 1.0
       ).astype(np.float32)
-    numbers = [w for w in given if isinstance(w, int | float) and w >= 0]
-    if len(numbers) != len(given) or len(given) != k:
+    numbers = [w for w in setting if isinstance(w, int | float) and w >= 0]
+    if len(numbers) != len(setting) or len(setting) != num_classes:
       raise UserError(
-        f"config.method.class_weights={given!r} must be {k} numbers from 0, for "
+        f"config.method.class_weights={setting!r} must be {num_classes} numbers from 0, for "
         f"{', '.join(self.labels.classes)}"
       )
-    return np.stack([np.ones(k), np.asarray(given, float)], 1).astype(np.float32)
+    return np.stack([np.ones(num_classes), np.asarray(setting, float)], 1).astype(np.float32)
 
   @functools.cached_property
   def head(self) -> heads.Projector:
-    """One linear layer, from features to logits."""
+    """A linear layer from features to logits."""
     return heads.Projector(
       in_dim=self.encoder.features,
       dims=(len(self.labels.classes),),
@@ -171,19 +171,19 @@ class Method:
     params = {"encoder": encoder, "head": self.head.init(head_key)["layers"]["0"]}
     extra = {"stats": stats}
     if self._averages:
-      extra["average"] = self._joined(params, extra)
+      extra["average"] = self._joined_params(params, extra)
     return params, extra
 
   def loss(
     self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
-    seen = self.forward(params, extra, batch, key)
-    value, metrics = self.supervise(seen, batch["global"].shape[0])
-    return value, ({**extra, "stats": seen.stats}, metrics)
+    outputs = self.forward(params, extra, batch, key)
+    value, metrics = self.supervise(outputs, batch["global"].shape[0])
+    return value, ({**extra, "stats": outputs.stats}, metrics)
 
   def forward(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Seen:
-    """The network in training (mixed images, drop path, dropout) on all large crops."""
+    """Runs the network in training mode (mixup, drop path, dropout) on all large crops."""
     views = batch["global"].shape[0]
     images, labels = flatten_views(batch["global"]), jnp.repeat(batch["labels"], views, axis=0)
     drop_key, mix_key, out_key = jax.random.split(key, 3)
@@ -203,7 +203,7 @@ class Method:
     return Seen(logits, labels, features.cls, features.stats or {})
 
   def supervise(self, seen: Seen, views: int = 1) -> tuple[Float[Array, ""], Metrics]:
-    """The mean loss over known labels, and metrics, of `views` views of each image."""
+    """Mean loss over known labels, and metrics, for `views` views of each image."""
     value, known = self.supervised(seen.logits, seen.labels)
     return value, {
       "accuracy": self._accuracy(seen.logits, seen.labels),
@@ -214,7 +214,7 @@ class Method:
   def supervised(
     self, logits: Float[Array, "n k"], labels: Float[Array, "n k"]
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The mean loss over known labels, and the share of them that is known."""
+    """Mean loss over known labels, and the share of labels that are known."""
     weights = jnp.asarray(self._weights)
     if self.labels.exclusive:
       value, known = losses.softmax(logits, labels, weights[:, 1], self.smoothing)
@@ -225,44 +225,44 @@ class Method:
   def _logits(
     self, head: Params, features: Float[Array, "n d"], keys: Key[Array, "n"] | None = None
   ) -> Float[Array, "n k"]:
-    """With keys, as in training."""
+    """Logits of the head; with keys, dropout is applied as in training."""
     if self.dropout and keys is not None:
-      kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, features.shape[1:]))(
+      keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, features.shape[1:]))(
         keys
       )
-      features = jnp.where(kept, features / (1 - self.dropout), 0.0)
+      features = jnp.where(keep, features / (1 - self.dropout), 0.0)
     return self.head.apply({"layers": {"0": head}}, features).astype(jnp.float32)
 
   def _accuracy(self, logits: Float[Array, "n k"], labels: Float[Array, "n k"]) -> Float[Array, ""]:
-    """Share of known labels that the batch's own logits have right; for looking at."""
+    """Share of known labels that the batch's own logits get right; informative only."""
     if self.labels.exclusive:
       known = ~jnp.isnan(labels).any(1)
-      right = logits.argmax(1) == jnp.where(known[:, None], labels, 0.0).argmax(1)
+      correct = logits.argmax(1) == jnp.where(known[:, None], labels, 0.0).argmax(1)
     else:
       known = ~jnp.isnan(labels)
-      right = (logits > 0) == (labels > 0.5)
-    return losses.mean_of_known(jnp.where(known, right, 0.0), known.astype(jnp.float32))
+      correct = (logits > 0) == (labels > 0.5)
+    return losses.mean_of_known(jnp.where(known, correct, 0.0), known.astype(jnp.float32))
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     if not self._averages:
       return extra
     momentum = jnp.minimum(self.schedules["momentum"](step), (1 + step) / (10 + step))
-    return {**extra, "average": ema(extra["average"], self._joined(params, extra), momentum)}
+    return {**extra, "average": ema(extra["average"], self._joined_params(params, extra), momentum)}
 
-  def _joined(self, params: Params, extra: Params) -> Params:
+  def _joined_params(self, params: Params, extra: Params) -> Params:
     return {**params, "encoder": join_stats(params["encoder"], extra["stats"])}
 
   def encoder_params(self, params: Params, extra: Params) -> Params:
     return self.network_params(params, extra)["encoder"]
 
   def network_params(self, params: Params, extra: Params) -> Params:
-    """What `predict` takes: `encoder` and `head`, running statistics included."""
-    return extra["average"] if self._averages else self._joined(params, extra)
+    """Parameters for `predict`: `encoder` and `head`, running statistics included."""
+    return extra["average"] if self._averages else self._joined_params(params, extra)
 
   def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b k"]:
-    """The probability of every class of normalised images."""
+    """Class probabilities of normalised images."""
 
-    def one(x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+    def predict_view(x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
       return self.probability(
         self._logits(params["head"], self.encoder.encode(params["encoder"], x).cls)
       )
@@ -270,12 +270,12 @@ class Method:
     flips = (False, True) if self.test_flip else (False,)
     views = [middle(images, scale, flip) for scale in self.test_scales for flip in flips]
     if len(views) == 1:
-      return one(views[0])
-    # Not in a loop, in which convolutions are several times slower on CPUs.
-    return jax.vmap(one)(jnp.stack(views)).mean(0)
+      return predict_view(views[0])
+    # vmap instead of a loop, in which convolutions are several times slower on CPUs.
+    return jax.vmap(predict_view)(jnp.stack(views)).mean(0)
 
   def probability(self, logits: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    """Of every class."""
+    """Probabilities of the classes."""
     return jax.nn.softmax(logits) if self.labels.exclusive else jax.nn.sigmoid(logits)
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:

@@ -1,8 +1,8 @@
-"""Cross: a student agrees with itself on two views and with its teacher on each of them.
+"""Cross: a student agrees with itself across two views and with its teacher on each of them.
 
-The teacher is a moving average of the student. Where BYOL compares another view by another network
-in one term, Cross has a term for each difference: the cross-view loss between the two views of the
-student, the cross-model loss between student and teacher.
+The teacher is a moving average of the student. Where BYOL compares across views and networks in one
+term, Cross has a term for each: the cross-view loss between the student's two views, and the
+cross-model loss between student and teacher.
 
 References:
   Li, Togo, Ogawa, Haseyama, Self-Supervised Learning for Gastritis Detection with Gastric X-ray
@@ -33,9 +33,9 @@ class Method(byol.Method):
 
       view_weight  (D(q_1, z_2) + D(q_2, z_1))  +  model_weight  (D(q_1, k_1) + D(q_2, k_2))
 
-  where z and k are constants. The publications name the two losses and D; the predictor on one
-  side, the stop-gradient of z and the equal weights are this package's reading, with which the
-  cross-view term is SimSiam's.
+  where z and k are constants. The publications specify the two losses and D; the predictor on one
+  side, the stop-gradient on z and the equal weights are this package's reading, which makes the
+  cross-view term SimSiam's.
 
   Attributes:
     view_weight: of the cross-view loss.
@@ -60,7 +60,7 @@ class Method(byol.Method):
     self, predictions: Vectors, projections: Vectors, targets: Vectors
   ) -> tuple[Float[Array, ""], Metrics]:
     first, second = predictions
-    view = cosine.distance(first, projections[1]) + cosine.distance(second, projections[0])
-    model = cosine.distance(first, targets[0]) + cosine.distance(second, targets[1])
-    metrics = jax.lax.stop_gradient({"view_loss": view, "model_loss": model})
-    return self.view_weight * view + self.model_weight * model, metrics
+    view_loss = cosine.distance(first, projections[1]) + cosine.distance(second, projections[0])
+    model_loss = cosine.distance(first, targets[0]) + cosine.distance(second, targets[1])
+    metrics = jax.lax.stop_gradient({"view_loss": view_loss, "model_loss": model_loss})
+    return self.view_weight * view_loss + self.model_weight * model_loss, metrics

@@ -1,7 +1,7 @@
 """DINO: self-distillation with no labels.
 
-A student sees all crops, an exponential moving average of it (the teacher) the large ones; the
-student predicts the teacher's centred and sharpened assignment to prototypes across crops.
+A student sees all crops; the teacher, its exponential moving average, sees the large ones. The
+student predicts the teacher's centred and sharpened prototype assignments across crops.
 
 References:
   Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv 2104.14294).
@@ -47,10 +47,10 @@ class Method:
   Attributes:
     encoder: student and teacher network.
     clock: length of the run and of an epoch.
-    prototypes: K, outputs of the head.
+    prototypes: K, number of outputs of the head.
     hidden, bottleneck, head_layers: the projector, `d -> hidden -> ... -> bottleneck -> K`.
     batch_norm: in the head; for short runs, see `cxrjax.models.heads.DinoHead`.
-    norm_last_layer: keep the prototypes' norm at 1 (safer; the paper's choice for all but ViT-S).
+    norm_last_layer: fix the prototypes' norm at 1 (safer; the paper's choice for all but ViT-S).
     student_temp: tau_s.
     teacher_temp: tau_t, a schedule; the paper: 0.04, or 0.04 to 0.07 over 30 epochs.
     momentum: of the teacher's moving average, a schedule; 0.996 to 1, 0.9995 for small batches.
@@ -78,7 +78,7 @@ class Method:
       raise UserError(f"config.method.student_temp={self.student_temp} must be above 0")
     if not 0 <= self.center_momentum < 1:
       raise UserError(f"config.method.center_momentum={self.center_momentum} must be in [0, 1)")
-    _ = self.schedules  # a misspelt schedule is an error now, not at the first step
+    _ = self.schedules  # raise for a misspelt schedule now, not at the first step
 
   @functools.cached_property
   def schedules(self) -> dict[str, clocks.Schedule]:
@@ -110,8 +110,8 @@ class Method:
     encoder_key, head_key = jax.random.split(key)
     encoder, stats = split_stats(self.encoder.init(encoder_key))
     params = {"encoder": encoder, "head": self.head.init(head_key)}
-    # A copy, not the same arrays: a teacher that shares the student's buffers follows it exactly,
-    # and the loss then collapses to ln K.
+    # A copy: a teacher that shares the student's buffers follows it exactly, and the loss collapses
+    # to ln K.
     teacher = jax.tree.map(jnp.copy, params)
     center = jnp.zeros((self.prototypes,), jnp.float32)
     return params, {"teacher": teacher, "center": center, "stats": stats}
@@ -119,7 +119,7 @@ class Method:
   def loss(
     self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
-    images, large = batch["global"].shape[1], batch["global"].shape[0]
+    images, num_large = batch["global"].shape[1], batch["global"].shape[0]
     views, keys = self.crops(batch, key)
     teacher, stats = extra["teacher"], extra["stats"]
     encode = functools.partial(self.encoder.encode, patches=False, train=True)
@@ -137,13 +137,13 @@ class Method:
       "teacher_entropy": entropy,
       "batch_entropy": collapse.entropy(probabilities.mean((0, 1))),
       "kl": loss - entropy,
-      **feature_health(target[0].cls[::large]),
+      **feature_health(target[0].cls[::num_large]),
     }
     stats = target[-1].stats or {}
     return loss, ({**extra, "center": center, "stats": stats}, metrics)
 
   def crops(self, batch: Batch, key: Key[Array, ""]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Large and small crops `f32[n h w 1]`, as `flatten_views` has them, and a key for each."""
+    """Large and small crops `f32[n h w 1]`, in the order of `flatten_views`, with keys for each."""
     crops = [batch[name] for name in ("global", "local") if name in batch]
     firsts = (0, crops[0].shape[0])
     keys = tuple(
@@ -153,17 +153,17 @@ class Method:
     return tuple(flatten_views(x) for x in crops), keys
 
   def logits(self, head: Params, features: Sequence[Any], images: int) -> Float[Array, "b v K"]:
-    """What the head makes of the class tokens of all crops of each image, the large ones first."""
+    """Head outputs for the class tokens of all crops of each image, the large ones first."""
     cls = jnp.concatenate([f.cls.reshape(images, -1, f.cls.shape[-1]) for f in features], axis=1)
-    found = self.head.apply(head, cls.reshape(-1, cls.shape[-1]))
-    return found.reshape(images, -1, self.prototypes)
+    logits = self.head.apply(head, cls.reshape(-1, cls.shape[-1]))
+    return logits.reshape(images, -1, self.prototypes)
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     momentum = self.schedules["momentum"](step)
     return {**extra, "teacher": ema(extra["teacher"], params, momentum)}
 
   def encoder_params(self, params: Params, extra: Params) -> Params:
-    """The teacher's: it is the better of the two throughout training (section 5.1)."""
+    """The teacher's, which is better than the student throughout training (section 5.1)."""
     return join_stats(extra["teacher"]["encoder"], extra["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
@@ -183,13 +183,13 @@ class Method:
         f"ln {self.prototypes} = {uniform:.4f}: every image gets the uniform answer; lower "
         "config.method.teacher_temp or config.optimizer.lr, or raise config.method.momentum.start"
       )
-    alike = check_spread(
+    diagnosis = check_spread(
       metrics,
       "lower config.optimizer.lr, lower config.method.center_momentum, or raise "
       "config.method.momentum.start",
     )
-    if alike:
-      return alike
+    if diagnosis:
+      return diagnosis
     if metrics["batch_entropy"] < 0.01 * uniform:
       return (
         f"the batch's mean assignment has entropy {metrics['batch_entropy']:.4f}: one prototype "

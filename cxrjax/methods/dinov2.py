@@ -1,8 +1,8 @@
 """DINOv2: DINO on class tokens, iBOT on masked patches, KoLeo; each can be switched off.
 
-A student sees large crops, of which some have blocks of patches replaced by a mask token, and small
-ones. Its class tokens predict what the teacher, its moving average, makes of the other large crop;
-its masked patches what the teacher, which sees them, makes of the same patches.
+A student sees large crops, some with blocks of patches replaced by a mask token, and small ones.
+Its class tokens predict the assignments of the teacher, its moving average, for the other large
+crop; its masked patches predict the assignments of the teacher, which sees these patches.
 
 References:
   Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023
@@ -43,21 +43,21 @@ class Method(dino.Method):
   `patch_weight=1` iBOT. Only the patch loss needs a network that can mask patches (a ViT with
   `mask_token=True`); without it nothing is masked.
 
-  Sinkhorn and neighbours are of the global batch (with accumulation: the microbatch).
+  Sinkhorn and nearest neighbours span the global batch (with accumulation: the microbatch).
 
   Attributes:
     class_weight: of DINO's loss; 0: off.
     patch_weight: of iBOT's loss; 0: off.
     koleo_weight: of KoLeo on the student's class tokens, summed over the large crops; 0: off.
-    centering: of the teacher: "center", DINO's moving average (patches have a centre of their own),
+    centering: of the teacher: "center", DINO's moving average (with a separate centre for patches),
       or "sinkhorn".
     sinkhorn_iterations: of "sinkhorn".
-    separate_head: patches have a head of their own, of the same size.
-    mask_prob: share of the large crops that are masked: of every image's as nearly as can be, which
-      of them is drawn (with 0.5 and two crops: one). The paper draws them from the batch; no term
-      of the loss sees two crops' masks, so its mean is the same, and half as many patches have to
-      be made room for.
-    mask_ratio: least and most of a masked crop's patches that are hidden, uniform.
+    separate_head: whether patches have their own head, of the same size.
+    mask_prob: share of the large crops that are masked, met as nearly as possible for every image
+      by a random choice of its crops (with 0.5 and two crops: one). The paper draws them from the
+      batch; no term of the loss depends on two crops' masks, so its mean is the same, while half
+      as many patches need room.
+    mask_ratio: range of the hidden share of a masked crop's patches, uniform.
     norm_last_layer: False here, as in the paper's code.
   """
 
@@ -124,33 +124,34 @@ class Method(dino.Method):
     return params, extra
 
   def _grid(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
-    """The grid of patches of crops [v b h w c], and how many of a crop are masked at most."""
+    """Patch grid of crops [v b h w c], and the most patches that are masked in one crop."""
     size = self.encoder.patch_size
     grid = shape[2] // size, shape[3] // size
     return grid, max(1, int(grid[0] * grid[1] * self.mask_ratio[1] + 1e-6))
 
-  def _room(self, shape: tuple[int, ...]) -> int:
-    """How many patches of one image's crops [v b h w c] are masked at most."""
+  def _max_masked(self, shape: tuple[int, ...]) -> int:
+    """The most patches that are masked in all of one image's crops [v b h w c]."""
     return math.ceil(shape[0] * self.mask_prob - 1e-6) * self._grid(shape)[1]
 
   def masks(
     self, key: Key[Array, ""], position: Int[Array, "b"], shape: tuple[int, ...]
   ) -> Bool[Array, "b v n"]:
-    """Which patches of the large crops, of this shape [v b h w c], are hidden from the student."""
+    """Patches of the large crops, of shape [v b h w c], that are hidden from the student."""
     crops = shape[0]
     grid, most = self._grid(shape)
     patches = grid[0] * grid[1]
 
     def draw(key: Key[Array, ""]) -> tuple[Int[Array, "v"], Key[Array, "v"]]:
-      order, start, ratio, blocks = jax.random.split(key, 4)
-      # A systematic sample: at random places on a line, a step of mask_prob each, masked where a
-      # whole number is passed.
-      place = jax.random.permutation(order, crops) * self.mask_prob + jax.random.uniform(start)
-      masked = jnp.floor(place + self.mask_prob) > jnp.floor(place)
+      order_key, start_key, ratio_key, block_key = jax.random.split(key, 4)
+      # Systematic sampling: each crop takes a step of mask_prob on a line, in random order and from
+      # a random start, and is masked if the step passes a whole number.
+      rank = jax.random.permutation(order_key, crops)
+      offset = rank * self.mask_prob + jax.random.uniform(start_key)
+      masked = jnp.floor(offset + self.mask_prob) > jnp.floor(offset)
       low, high = self.mask_ratio
-      share = jax.random.uniform(ratio, (crops,), minval=low, maxval=high)
+      share = jax.random.uniform(ratio_key, (crops,), minval=low, maxval=high)
       count = jnp.clip(jnp.floor(share * patches), 1, most)
-      return jnp.where(masked, count, 0).astype(jnp.int32), jax.random.split(blocks, crops)
+      return jnp.where(masked, count, 0).astype(jnp.int32), jax.random.split(block_key, crops)
 
     counts, keys = jax.vmap(draw)(image_keys(key, position, 1))
     return masking.blocks(keys.reshape(-1), grid, counts.reshape(-1)).reshape(
@@ -167,7 +168,7 @@ class Method(dino.Method):
     encode = functools.partial(self.encoder.encode, patches=self.patch_weight > 0, train=True)
     options, mask = {}, None
     if self.patch_weight:
-      # The barrier keeps XLA from drawing the masks again wherever one is used.
+      # The barrier keeps XLA from redrawing the masks wherever they are used.
       mask = jax.lax.optimization_barrier(self.masks(mask_key, batch["position"], shape))
       options["mask"] = (mask.reshape(images * crops, -1), None)[: len(views)]
     teacher, stats = extra["teacher"], extra["stats"]
@@ -176,11 +177,11 @@ class Method(dino.Method):
     temperature = self.schedules["teacher_temp"](step)
 
     loss = jnp.zeros(())
-    new: dict[str, Array] = {}
+    new_centers: dict[str, Array] = {}
     metrics: Metrics = {}
     if self.class_weight:
       logits = self.logits(teacher["head"], target, images)
-      probabilities, center = self._assign(
+      probabilities, center = self._teacher_probabilities(
         logits.reshape(-1, self.prototypes), extra.get("center"), temperature, None
       )
       value = class_losses.cross_entropy(
@@ -189,29 +190,29 @@ class Method(dino.Method):
         self.student_temp,
       )
       loss += self.class_weight * value
-      new |= {} if center is None else {"center": center}
-      each = jnp.full(len(probabilities), 1 / len(probabilities))
-      metrics |= {"class_loss": value, **_health(value, probabilities, each)}
+      new_centers |= {} if center is None else {"center": center}
+      uniform = jnp.full(len(probabilities), 1 / len(probabilities))
+      metrics |= {"class_loss": value, **_health(value, probabilities, uniform)}
     if mask is not None:
-      index, weights = self._masked(mask, self._room(shape))
+      index, weights = self._masked_patches(mask, self._max_masked(shape))
 
       def patch_logits(weights: Params, features: Any) -> Float[Array, "m K"]:
         patches = features.patches.reshape(images, -1, features.patches.shape[-1])
-        found = jnp.take_along_axis(patches, index[..., None], axis=1)
-        return self.head.apply(weights[self._patch_head], found.reshape(-1, found.shape[-1]))
+        masked = jnp.take_along_axis(patches, index[..., None], axis=1)
+        return self.head.apply(weights[self._patch_head], masked.reshape(-1, masked.shape[-1]))
 
-      probabilities, center = self._assign(
+      probabilities, center = self._teacher_probabilities(
         patch_logits(teacher, target[0]), extra.get("patch_center"), temperature, weights > 0
       )
       value = ibot.cross_entropy(
         patch_logits(params, features[0]), probabilities, weights, self.student_temp
       )
       loss += self.patch_weight * value
-      new |= {} if center is None else {"patch_center": center}
-      found = _health(value, probabilities, weights)
+      new_centers |= {} if center is None else {"patch_center": center}
+      health = _health(value, probabilities, weights)
       metrics |= {
         "patch_loss": value,
-        **{f"patch_{name}": x for name, x in found.items()},
+        **{f"patch_{name}": x for name, x in health.items()},
         "masked": mask.mean(),
       }
     if self.koleo_weight:
@@ -220,28 +221,28 @@ class Method(dino.Method):
       loss += self.koleo_weight * value
       metrics |= {"koleo": value / crops}
     metrics |= feature_health(target[0].cls[::crops])
-    return loss, ({**extra, **new, "stats": target[-1].stats or {}}, metrics)
+    return loss, ({**extra, **new_centers, "stats": target[-1].stats or {}}, metrics)
 
-  def _masked(
+  def _masked_patches(
     self, mask: Bool[Array, "b v n"], room: int
   ) -> tuple[Int[Array, "b r"], Float[Array, "m"]]:
-    """Where each image's masked patches are among those of its crops, and their weights.
+    """Indices of each image's masked patches among those of its crops, and their weights.
 
-    `room` of them; where an image has less, other patches, whose weight is 0.
+    There are `room` of each; an image with fewer is padded with other patches of weight 0.
     """
     flat = mask.reshape(mask.shape[0], -1)
     index = masking.kept(~flat, room)
     weights = ibot.patch_weights(mask).reshape(flat.shape)
     return index, jnp.take_along_axis(weights, index, axis=1).reshape(-1)
 
-  def _assign(
+  def _teacher_probabilities(
     self,
     logits: Float[Array, "m K"],
     center: Float[Array, "K"] | None,
     temperature: Float[Array, ""],
     valid: Bool[Array, "m"] | None,
   ) -> tuple[Float[Array, "m K"], Float[Array, "K"] | None]:
-    """The teacher's probabilities, and its next centre where it has one."""
+    """The teacher's probabilities, and its next centre if it has one."""
     if center is None:
       return sinkhorn_knopp(logits, temperature, self.sinkhorn_iterations, valid), None
     probabilities = class_losses.teacher_probabilities(logits, center, temperature)
@@ -256,25 +257,25 @@ class Method(dino.Method):
 
     large = forward("global")
     if self.patch_weight:
-      large += self._room(batch_spec["global"].shape) * self.head.flops()
+      large += self._max_masked(batch_spec["global"].shape) * self.head.flops()
     small = forward("local") if "local" in batch_spec else 0.0
     return large + 3 * (large + small)  # a backward pass costs two forward passes
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     for prefix in (["patch_"] if self.patch_weight else []) + ([""] if self.class_weight else []):
       names = ("teacher_entropy", "batch_entropy")
-      found = super().check_collapse(
+      diagnosis = super().check_collapse(
         {**metrics, **{name: metrics[prefix + name] for name in names}}
       )
-      if found:
-        return f"of the masked patches, {found}" if prefix else found
+      if diagnosis:
+        return f"of the masked patches, {diagnosis}" if prefix else diagnosis
     return None
 
 
 def _health(
   loss: Float[Array, ""], probabilities: Float[Array, "m K"], weights: Float[Array, "m"]
 ) -> Metrics:
-  """The teacher's entropies and the student's distance from it, of samples with weights."""
+  """The teacher's entropies and the student's distance to it, over weighted samples."""
   total = jnp.maximum(weights.sum(), 1e-9)
   entropy = (weights * collapse.entropy(probabilities)).sum() / total
   return {

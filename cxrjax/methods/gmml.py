@@ -1,8 +1,8 @@
-"""Group masked model learning: an image is restored from a copy with many corrupted rectangles.
+"""Group masked model learning: restores images from copies with many corrupted rectangles.
 
-There are no mask tokens: rectangles of pixels are replaced by noise or by another image's, all
-patches go through the encoder, and a small head draws the pixels from each patch by itself, so that
-all that is known of the rest of the image has to come from the encoder.
+There are no mask tokens: rectangles of pixels are replaced by noise or by another image's pixels,
+all patches go through the encoder, and a small head restores the pixels of each patch separately,
+so that all context has to come from the encoder.
 
 References:
   Atito et al., GMML is All you Need, 2022 (arXiv 2205.14986).
@@ -45,7 +45,7 @@ from cxrjax.views.corruption import ROOM, Corruption
 
 
 class Corrupted(NamedTuple):
-  """The large crops in the order of `flatten_views`, before and after."""
+  """Large crops in the order of `flatten_views`, before and after corruption."""
 
   clean: Float[Array, "n h w c"]
   images: Float[Array, "n h w c"]
@@ -56,16 +56,16 @@ class Corrupted(NamedTuple):
 class Method:
   """GMML; see `cxrjax.methods.base.Method` for what the functions do.
 
-  Other images' pixels are those of the global batch, with gradient accumulation those of a
-  microbatch; all else that is random about an image is its own.
+  Other images' pixels come from the global batch, with gradient accumulation from the microbatch;
+  everything else that is random about an image depends on that image only.
 
   Attributes:
-    encoder: a ViT, or a network whose final map the head can draw from.
+    encoder: a ViT, or a network with a final feature map for the head.
     clock: length of the run and of an epoch.
     corruption: options of `cxrjax.views.corruption.Corruption`, whose defaults are the paper's.
-    layers: of a ViT: the head draws from the mean of the patches after these shares of its blocks,
+    layers: of a ViT: the head's input is the mean of the patches after these shares of its blocks,
       rounded up, normalised by the encoder's last layer norm; GMML: after 6, 8, 10 and 12 of 12.
-    head_depth: layers of the head before the last.
+    head_depth: number of layers of the head before the last.
   """
 
   encoder: Any
@@ -82,7 +82,7 @@ class Method:
       )
     if self.head_depth < 0:
       raise UserError(f"config.method.head_depth={self.head_depth} must be at least 0")
-    _ = self.corrupt, self.schedules  # a misspelt option is an error now, not at the first step
+    _ = self.corrupt, self.schedules  # raise for misspelt options now, not at the first step
 
   @functools.cached_property
   def corrupt(self) -> Corruption:
@@ -107,13 +107,13 @@ class Method:
 
   @functools.cached_property
   def intermediates(self) -> tuple[str, ...]:
-    """Which of the encoder's intermediates the head draws from; none: its final map."""
+    """The encoder's intermediates that the head uses; none to use its final feature map."""
     blocks = getattr(self.encoder, "blocks", 0)
-    found = {math.ceil(blocks * layer - 1e-6) - 1 for layer in self.layers}
-    return tuple(f"block:{i}" for i in sorted(found)) if blocks else ()
+    indices = {math.ceil(blocks * layer - 1e-6) - 1 for layer in self.layers}
+    return tuple(f"block:{i}" for i in sorted(indices)) if blocks else ()
 
   def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of patches of images [... h w c]."""
+    """Rows and columns of the patch grid of images [... h w c]."""
     *_, height, width, _ = shape
     size = self.encoder.stride
     if height % size or width % size:
@@ -135,16 +135,16 @@ class Method:
     """The batch's large crops, corrupted."""
     views = batch["global"].shape[0]
     clean = flatten_views(batch["global"])
-    # What the encoder standardises is gone from what it sees, and cannot be restored either.
+    # Level and contrast that the encoder standardises away cannot be restored.
     clean = standardize(clean) if self.encoder.standardize else clean
-    # Adding nothing of the images gives the keys their sharding: each device corrupts its own.
+    # Adding 0 times the images shards the keys like them: each device corrupts its own images.
     position = batch["position"] + 0 * batch["global"][0, :, 0, 0, 0].astype(jnp.int32)
     return Corrupted(clean, *self.corrupt(image_keys(key, position, views), clean, views))
 
   def restore(
     self, params: Params, features: Any, shape: tuple[int, ...]
   ) -> Float[Array, "n h w c"]:
-    """The head's images of this shape, from features with `intermediates`."""
+    """Restores images of this shape from features with `intermediates`."""
     rows, columns = self.grid(shape)
     patches = features.patches
     if self.intermediates:
@@ -161,18 +161,18 @@ class Method:
     del step
     views = batch["global"].shape[0]
     corrupt_key, drop_key = jax.random.split(key)
-    seen = self.corrupted(batch, corrupt_key)
+    crops = self.corrupted(batch, corrupt_key)
     features = self.encoder.encode(
       join_stats(params["encoder"], extra["stats"]),
-      seen.images,
+      crops.images,
       intermediates=self.intermediates,
       train=True,
       keys=image_keys(drop_key, batch["position"], views),
     )
-    found = self.restore(params, features, seen.clean.shape)
-    loss = reconstruction.l1(found, seen.clean, seen.mask)
+    restored = self.restore(params, features, crops.clean.shape)
+    loss = reconstruction.l1(restored, crops.clean, crops.mask)
     metrics = {
-      "explained": explained(loss, seen, reconstruction.l1),
+      "explained": explained(loss, crops, reconstruction.l1),
       **feature_health(features.cls[::views]),
     }
     return loss, ({**extra, "stats": features.stats or {}}, metrics)
@@ -188,7 +188,7 @@ class Method:
     return 3.0 * self.restore_flops(batch_spec)  # a backward pass costs two forward passes
 
   def restore_flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    """Of encoding and restoring one image's large crops."""
+    """FLOPs of encoding and restoring one image's large crops."""
     views, _, *shape = batch_spec["global"].shape
     rows, columns = self.grid(batch_spec["global"].shape)
     return views * (self.encoder.flops(tuple(shape)) + rows * columns * self.head.flops())
@@ -201,7 +201,7 @@ class Method:
 
 
 def explained(loss: Float[Array, ""], seen: Corrupted, error: Any) -> Float[Array, ""]:
-  """The share of the error of each image's mean gray level that a reconstruction has not."""
+  """Share of the error of predicting each image's mean gray level that a reconstruction removes."""
   gray = jnp.broadcast_to(seen.clean.mean((1, 2, 3), keepdims=True), seen.clean.shape)
   flat = error(gray, seen.clean, seen.mask)
   return 1 - jax.lax.stop_gradient(loss) / jnp.maximum(flat, 1e-6)

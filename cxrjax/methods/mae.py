@@ -1,8 +1,8 @@
-"""Masked autoencoder: an encoder sees a few patches, a small decoder draws the rest.
+"""Masked autoencoder: an encoder sees a few patches, a small decoder predicts the others.
 
 Three quarters of the patches are dropped before the encoder, which therefore takes a third of the
-time; a light decoder fills them in from what the encoder made of the others and a mask token, and
-is thrown away.
+time; a light decoder fills them in from the encoded visible patches and a mask token, and is
+discarded after training.
 
 References:
   He et al., Masked Autoencoders Are Scalable Vision Learners, 2021 (arXiv 2111.06377).
@@ -37,12 +37,12 @@ class Method:
   """MAE; see `cxrjax.methods.base.Method` for what the functions do.
 
   Attributes:
-    encoder: a ViT; networks without patches to drop are refused.
+    encoder: a ViT; networks that cannot drop patches are rejected.
     clock: length of the run and of an epoch.
-    mask_ratio: share of the patches that are hidden; so many of every image, rounded up. The
+    mask_ratio: share of every image's patches that are hidden, rounded up to whole patches. The
       paper: 0.75, Medical MAE: 0.9.
-    norm_pixels: predict each patch's pixels at mean 0 and variance 1 (the paper's better target;
-      Medical MAE goes without).
+    norm_pixels: normalise each patch's target pixels to mean 0 and variance 1 (the paper's better
+      target; not used by Medical MAE).
     decoder_width, decoder_depth, decoder_heads: of the decoder; the paper: 512, 8, 16; Medical MAE
       with ViT-S: 512, 2, 16.
   """
@@ -92,28 +92,28 @@ class Method:
   def init(
     self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
-    self._counts(batch_spec["global"].shape)
+    self._visible_patches(batch_spec["global"].shape)
     encoder_key, decoder_key = jax.random.split(key)
     params = {"encoder": self.encoder.init(encoder_key), "decoder": self.decoder.init(decoder_key)}
     return params, {}
 
-  def _counts(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
-    """The grid of patches of views [v b h w c], and how many the encoder sees."""
+  def _visible_patches(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
+    """Patch grid of views [v b h w c], and the number of patches that the encoder sees."""
     size = self.encoder.patch_size
     grid = shape[2] // size, shape[3] // size
     patches = grid[0] * grid[1]
-    kept = int(patches * (1 - self.mask_ratio) + 1e-6)
-    if not 0 < kept < patches:
+    visible = int(patches * (1 - self.mask_ratio) + 1e-6)
+    if not 0 < visible < patches:
       raise UserError(
-        f"config.method.mask_ratio={self.mask_ratio} leaves {kept} of {patches} patches; change "
+        f"config.method.mask_ratio={self.mask_ratio} leaves {visible} of {patches} patches; change "
         "it, or make config.model.patch_size smaller"
       )
-    return grid, kept
+    return grid, visible
 
   def mask(
     self, keys: Key[Array, "n"], batch: Batch, patches: int, count: int
   ) -> Bool[Array, "n p"]:
-    """Which `count` patches of every view are hidden."""
+    """Draws the `count` hidden patches of every view."""
     del batch
     return masking.random(keys, patches, count)
 
@@ -123,13 +123,13 @@ class Method:
     del step
     views = batch["global"].shape[0]
     images = flatten_views(batch["global"])
-    grid, kept = self._counts(batch["global"].shape)
+    grid, visible = self._visible_patches(batch["global"].shape)
     patches = grid[0] * grid[1]
     mask_key, drop_key = jax.random.split(key)
     keys = image_keys(mask_key, batch["position"], views)
-    # The barrier keeps XLA from drawing the masks again wherever one is used.
-    mask = jax.lax.optimization_barrier(self.mask(keys, batch, patches, patches - kept))
-    keep = masking.kept(mask, kept)
+    # The barrier keeps XLA from redrawing the masks wherever they are used.
+    mask = jax.lax.optimization_barrier(self.mask(keys, batch, patches, patches - visible))
+    keep = masking.kept(mask, visible)
     features = self.encoder.encode(
       params["encoder"],
       images,
@@ -138,18 +138,18 @@ class Method:
       train=True,
     )
     prediction = self.decoder.apply(params["decoder"], features.cls, features.patches, keep, grid)
-    # What the encoder standardises is gone from what it sees, and cannot be predicted either.
+    # Level and contrast that the encoder standardises away cannot be predicted.
     images = standardize(images) if self.encoder.standardize else images
     target = losses.patches(images, self.encoder.patch_size)
     target = losses.normalised(target) if self.norm_pixels else target
     loss = losses.masked_mse(prediction, target, mask)
-    level = jnp.broadcast_to(target.mean(-1, keepdims=True), target.shape)
-    flat = losses.masked_mse(level, target, mask)  # of a guess that knows each patch's mean
-    first = jax.lax.stop_gradient(features.cls[::views])
+    patch_means = jnp.broadcast_to(target.mean(-1, keepdims=True), target.shape)
+    baseline = losses.masked_mse(patch_means, target, mask)  # error of predicting each patch's mean
+    first_view = jax.lax.stop_gradient(features.cls[::views])
     metrics = {
-      "explained": 1 - loss / jnp.maximum(flat, 1e-6),
-      "feature_std": collapse.spread(first),
-      "effective_rank": collapse.participation_ratio(first),
+      "explained": 1 - loss / jnp.maximum(baseline, 1e-6),
+      "feature_std": collapse.spread(first_view),
+      "effective_rank": collapse.participation_ratio(first_view),
     }
     return loss, (extra, metrics)
 
@@ -163,9 +163,10 @@ class Method:
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape
-    (rows, columns), kept = self._counts(batch_spec["global"].shape)
-    forward = self.encoder.flops(tuple(shape), keep=kept) + self.decoder.flops(rows * columns, kept)
-    return 3.0 * views * forward  # a backward pass costs two forward passes
+    (rows, columns), visible = self._visible_patches(batch_spec["global"].shape)
+    encoder = self.encoder.flops(tuple(shape), keep=visible)
+    decoder = self.decoder.flops(rows * columns, visible)
+    return 3.0 * views * (encoder + decoder)  # a backward pass costs two forward passes
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     return check_spread(

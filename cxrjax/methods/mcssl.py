@@ -1,9 +1,8 @@
-"""MC-SSL: GMML, with pseudo-labels of the image and of each of its patches from a teacher.
+"""MC-SSL: GMML, plus a teacher's pseudo-labels for the image and for each of its patches.
 
-A student sees large crops corrupted and small ones as they are, a moving average of it (the
-teacher) the large ones as they are. Three losses are summed: DINO's between class tokens of
-different crops; the same between each patch of the student and the teacher's of the same crop; the
-squared error of restored pixels.
+A student sees corrupted large crops and clean small ones; the teacher, its moving average, sees the
+clean large ones. Three losses are summed: DINO's between class tokens of different crops; the same
+between corresponding patches of student and teacher; the squared error of restored pixels.
 
 References:
   Atito et al., MC-SSL0.0: Towards Multi-Concept Self-Supervised Learning, 2021 (arXiv 2111.15340).
@@ -41,12 +40,12 @@ from cxrjax.methods.base import (
 class Method(dino.Method):
   """MC-SSL; options besides those of `cxrjax.methods.dino.Method`.
 
-  Class tokens and patches have a head and a centre each. Every patch has a pseudo-label, corrupted
-  or not; the published description does not say which have.
+  Class tokens and patches each have their own head and centre. Every patch gets a pseudo-label,
+  corrupted or not; the published description does not say which should.
 
   Attributes:
     corruption, layers, head_depth: of `cxrjax.methods.gmml.Method`.
-    data_weight: of the loss of patches' pseudo-labels; the paper's code: 1.
+    data_weight: of the loss on the patches' pseudo-labels; the paper's code: 1.
     pixel_weight: of the reconstruction loss; the paper's code: 1.
   """
 
@@ -66,7 +65,7 @@ class Method(dino.Method):
 
   @functools.cached_property
   def restorer(self) -> gmml.Method:
-    """What corrupts images and restores them."""
+    """The GMML method that corrupts and restores images."""
     return gmml.Method(
       encoder=self.encoder,
       clock=self.clock,
@@ -89,29 +88,29 @@ class Method(dino.Method):
     self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     corrupt_key, drop_key = jax.random.split(key)
-    seen = self.restorer.corrupted(batch, corrupt_key)
-    large, images = batch["global"].shape[:2]
-    views = [seen.images, *([flatten_views(batch["local"])] if "local" in batch else [])]
+    crops = self.restorer.corrupted(batch, corrupt_key)
+    num_large, images = batch["global"].shape[:2]
+    views = [crops.images, *([flatten_views(batch["local"])] if "local" in batch else [])]
     keys = tuple(
       image_keys(drop_key, batch["position"], x.shape[0] // images, first)
-      for x, first in zip(views, (0, large), strict=False)
+      for x, first in zip(views, (0, num_large), strict=False)
     )
     teacher, stats = extra["teacher"], extra["stats"]
     temperature = self.schedules["teacher_temp"](step)
 
-    def label(weights: Params, features: Any) -> Float[Array, "b v K"]:
+    def class_logits(weights: Params, features: Any) -> Float[Array, "b v K"]:
       cls = jnp.concatenate([f.cls.reshape(images, -1, f.cls.shape[-1]) for f in features], axis=1)
-      found = self.head.apply(weights["head"], cls.reshape(-1, cls.shape[-1]))
-      return found.reshape(images, -1, self.prototypes)
+      logits = self.head.apply(weights["head"], cls.reshape(-1, cls.shape[-1]))
+      return logits.reshape(images, -1, self.prototypes)
 
-    def label_data(weights: Params, features: Any) -> Float[Array, "n K"]:
+    def patch_logits(weights: Params, features: Any) -> Float[Array, "n K"]:
       return self.head.apply(
         weights["data_head"], features.patches.reshape(-1, features.patches.shape[-1])
       )
 
     encode = functools.partial(self.encoder.encode, train=True)
     target = encode(join_stats(teacher["encoder"], stats), (flatten_views(batch["global"]),))
-    logits, data_logits = label(teacher, target), label_data(teacher, target[0])
+    logits, data_logits = class_logits(teacher, target), patch_logits(teacher, target[0])
     features = encode(
       join_stats(params["encoder"], stats),
       tuple(views),
@@ -120,25 +119,34 @@ class Method(dino.Method):
     )
 
     probabilities = losses.teacher_probabilities(logits, extra["center"], temperature)
-    of_class = losses.cross_entropy(label(params, features), probabilities, self.student_temp)
-    data = losses.teacher_probabilities(data_logits, extra["data_center"], temperature)
-    weights = jnp.full(data.shape[:1], 1 / data.shape[0])
-    of_data = ibot.cross_entropy(label_data(params, features[0]), data, weights, self.student_temp)
-    found = self.restorer.restore(params, features[0], seen.clean.shape)
-    mse = reconstruction.mse(found, seen.clean, seen.mask)
+    class_loss = losses.cross_entropy(
+      class_logits(params, features), probabilities, self.student_temp
+    )
+    patch_probabilities = losses.teacher_probabilities(
+      data_logits, extra["data_center"], temperature
+    )
+    weights = jnp.full(patch_probabilities.shape[:1], 1 / patch_probabilities.shape[0])
+    data_loss = ibot.cross_entropy(
+      patch_logits(params, features[0]), patch_probabilities, weights, self.student_temp
+    )
+    restored = self.restorer.restore(params, features[0], crops.clean.shape)
+    mse = reconstruction.mse(restored, crops.clean, crops.mask)
 
-    entropy, data_entropy = collapse.entropy(probabilities).mean(), collapse.entropy(data).mean()
+    entropy, data_entropy = (
+      collapse.entropy(probabilities).mean(),
+      collapse.entropy(patch_probabilities).mean(),
+    )
     metrics = {
-      "class_loss": of_class,
-      "data_loss": of_data,
+      "class_loss": class_loss,
+      "data_loss": data_loss,
       "reconstruction": mse,
       "teacher_entropy": entropy,
       "batch_entropy": collapse.entropy(probabilities.mean((0, 1))),
-      "kl": of_class - entropy,
-      "data_kl": of_data - data_entropy,
+      "kl": class_loss - entropy,
+      "data_kl": data_loss - data_entropy,
       "data_entropy": data_entropy,
-      "explained": gmml.explained(mse, seen, reconstruction.mse),
-      **feature_health(target[0].cls[::large]),
+      "explained": gmml.explained(mse, crops, reconstruction.mse),
+      **feature_health(target[0].cls[::num_large]),
     }
     extra = {
       **extra,
@@ -148,7 +156,7 @@ class Method(dino.Method):
       ),
       "stats": target[-1].stats or {},
     }
-    loss = of_class + self.data_weight * of_data + self.pixel_weight * mse
+    loss = class_loss + self.data_weight * data_loss + self.pixel_weight * mse
     return loss, (extra, metrics)
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:

@@ -1,9 +1,9 @@
-"""Mean teacher: a network agrees with its own moving average, which sees the image otherwise.
+"""Mean teacher: a network agrees with its own moving average on another view of the image.
 
 References:
   Tarvainen and Valpola, Mean teachers are better role models, 2017 (arXiv 1703.01780).
   Liu et al., Self-supervised Mean Teacher for Semi-supervised Chest X-ray Classification, 2021
-  (arXiv 2103.03629): S2MTS2, which fine-tunes pretrained networks so.
+  (arXiv 2103.03629): S2MTS2, which fine-tunes pretrained networks this way.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from cxrjax.methods.base import (
 
 @dataclasses.dataclass(frozen=True)
 class Method(classify.Method):
-  """Classification and consistency; see `cxrjax.methods.classify.Method` for the rest.
+  """Classification plus consistency; see `cxrjax.methods.classify.Method` for the rest.
 
-  The student sees the first of two views, learns the labels of labelled images and, of all images,
-  the probabilities that the teacher gives the second view. The teacher is the moving average of
-  the student, without drop path and dropout, and is what is judged.
+  The student sees the first of two views. It learns the labels of labelled images and, for all
+  images, the probabilities that the teacher gives the second view. The teacher is the moving
+  average of the student, without drop path and dropout, and is the network that is evaluated.
 
   Attributes:
     momentum: of the teacher; above 0.
@@ -74,26 +74,28 @@ class Method(classify.Method):
   def loss(
     self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
-    seen = self.forward(params, extra, {**batch, "global": batch["global"][:1]}, key)
-    value, metrics = self.supervise(seen)
+    outputs = self.forward(params, extra, {**batch, "global": batch["global"][:1]}, key)
+    supervised, metrics = self.supervise(outputs)
     teacher = extra["average"]
     features = self.encoder.encode(teacher["encoder"], batch["global"][1], train=True)
     target = self.probability(self._logits(teacher["head"], features.cls))
-    apart = squared_difference(self.probability(seen.logits), target)
-    metrics |= {"supervised": value, "difference": apart, **feature_health(features.cls)}
-    return value + self.schedules["consistency"](step) * apart, (
-      {**extra, "stats": seen.stats, "teacher_stats": features.stats or {}},
+    difference = squared_difference(self.probability(outputs.logits), target)
+    metrics |= {"supervised": supervised, "difference": difference, **feature_health(features.cls)}
+    return supervised + self.schedules["consistency"](step) * difference, (
+      {**extra, "stats": outputs.stats, "teacher_stats": features.stats or {}},
       metrics,
     )
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     extra = super().after_update(params, extra, step)
-    # The teacher's running statistics are of its own features.
+    # The teacher's running statistics come from its own features.
     trained, _ = split_stats(extra["average"]["encoder"])
     encoder = join_stats(trained, extra["teacher_stats"])
     return {**extra, "average": {**extra["average"], "encoder": encoder}}
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    one = jax.ShapeDtypeStruct((1, *batch_spec["global"].shape[1:]), batch_spec["global"].dtype)
-    # Forward and backward of the student on one view, forward of the teacher on the other.
-    return super().flops({**batch_spec, "global": one}) * 4 / 3
+    one_view = jax.ShapeDtypeStruct(
+      (1, *batch_spec["global"].shape[1:]), batch_spec["global"].dtype
+    )
+    # Student: forward and backward on one view; teacher: forward on the other.
+    return super().flops({**batch_spec, "global": one_view}) * 4 / 3

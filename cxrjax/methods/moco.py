@@ -1,7 +1,7 @@
-"""Momentum contrast, versions 2 and 3: a query finds its image's key among others' keys.
+"""Momentum contrast, versions 2 and 3: match a query to its image's key among other images' keys.
 
-Keys are made by a moving average of the network that makes the queries. Version 2 compares with a
-queue of earlier keys, version 3 with the keys of the batch, both ways, behind a predictor.
+Keys come from a moving average of the network that makes the queries. Version 2 contrasts with a
+queue of earlier keys, version 3 with the keys of the batch, both ways, through a predictor.
 
 References:
   He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019
@@ -44,9 +44,9 @@ from cxrjax.models.heads import Projector
 class Method:
   """MoCo; see `cxrjax.methods.base.Method` for what the functions do.
 
-  Version 3's negatives are the other images of the global batch, with gradient accumulation those
-  of a microbatch. Version 2's are the queue: the keys of the last `queue` images of the global
-  batches, in order, whatever the accumulation. Batch norm takes its statistics view by view over
+  Version 3's negatives are the other images of the global batch (with gradient accumulation: of
+  the microbatch). Version 2's are the queue: the keys of the last `queue` images of the global
+  batches, in order, regardless of accumulation. Batch norm takes its statistics view by view over
   the global batch, in version 2 in groups of images.
 
   Attributes:
@@ -55,15 +55,15 @@ class Method:
     version: 2 or 3.
     hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`. Papers: version 2 has
       2048, 128 and 2 layers; version 3 4096, 256 and 3 (ResNets: 2).
-    batch_norm: in the heads; version 2 has none. In version 3 the projector's output has one too,
+    batch_norm: in the heads; none in version 2. Version 3 also normalises the projector's output,
       without scale and bias.
-    predictor_norm: version 3: the same at the predictor's output; the paper: for ViTs only.
+    predictor_norm: version 3: the same for the predictor's output; the paper: for ViTs only.
     temperature: tau; 0.2, version 3 with ResNets 1.0.
     momentum: of the moving average, a schedule; version 2: 0.999, version 3: 0.99 to 1.
-    queue: version 2: K, keys kept; at least the batch's.
-    bn_groups: version 2: in how many groups images are normalised, the keys' drawn otherwise than
-      the queries', so that a query does not know its key by a group's statistics (shuffled batch
-      norm; the paper has a group on each of 8 GPUs). Of no effect without batch norm.
+    queue: version 2: K, length of the queue; at least a batch.
+    bn_groups: version 2: number of groups that images are normalised in, shuffled for the keys so
+      that a query cannot recognise its key by the group's statistics (shuffled batch norm; the
+      paper has a group on each of 8 GPUs). No effect without batch norm.
   """
 
   encoder: Any
@@ -103,24 +103,24 @@ class Method:
 
   @functools.cached_property
   def projector(self) -> Projector:
-    plain = self.version == 2 or not self.batch_norm
+    no_final_norm = self.version == 2 or not self.batch_norm
     return Projector(
       in_dim=self.encoder.features,
       dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
       batch_norm=self.batch_norm,
-      final_norm="none" if plain else "batch_no_affine",
+      final_norm="none" if no_final_norm else "batch_no_affine",
       bias=self.version == 2,
       dtype=dtype_of(self.encoder),
     )
 
   @functools.cached_property
   def predictor(self) -> Projector:
-    normed = self.batch_norm and self.predictor_norm
+    has_final_norm = self.batch_norm and self.predictor_norm
     return Projector(
       in_dim=self.dim,
       dims=(self.hidden, self.dim),
       batch_norm=self.batch_norm,
-      final_norm="batch_no_affine" if normed else "none",
+      final_norm="batch_no_affine" if has_final_norm else "none",
       bias=False,
       dtype=dtype_of(self.encoder),
     )
@@ -137,11 +137,12 @@ class Method:
     extra = {"teacher": jax.tree.map(jnp.copy, shared), "stats": stats}
     if self.version == 3:
       return {**shared, "predictor": self.predictor.init(keys[2])}, extra
-    # The paper's start: random directions. The newest keys wait in `fresh` for the step's end.
-    rows = self.clock.batch_size
-    start = contrastive.unit(jax.random.normal(keys[3], (self.queue, self.dim)))
-    extra["queue"] = {"keys": start, "images": jnp.full((self.queue,), -1.0)}
-    extra["fresh"] = {"keys": jnp.zeros((rows, self.dim)), "images": jnp.zeros((rows,))}
+    # The queue starts with random directions, as in the paper. `fresh` holds the newest keys until
+    # the end of the step.
+    batch_size = self.clock.batch_size
+    directions = contrastive.unit(jax.random.normal(keys[3], (self.queue, self.dim)))
+    extra["queue"] = {"keys": directions, "images": jnp.full((self.queue,), -1.0)}
+    extra["fresh"] = {"keys": jnp.zeros((batch_size, self.dim)), "images": jnp.zeros((batch_size,))}
     extra["oldest"] = jnp.zeros((), jnp.int32)
     return shared, extra
 
@@ -149,18 +150,18 @@ class Method:
     self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
-    version = self._version3 if self.version == 3 else self._version2
-    loss, accuracy, first, changed = version(params, extra, batch, key)
+    loss_of_version = self._version3 if self.version == 3 else self._version2
+    loss, accuracy, first, new_extra = loss_of_version(params, extra, batch, key)
     first = jax.lax.stop_gradient(first)
     metrics = {
       "accuracy": accuracy,
       "feature_std": collapse.spread(first),
       "effective_rank": collapse.participation_ratio(first),
     }
-    return loss, ({**extra, **changed}, metrics)
+    return loss, ({**extra, **new_extra}, metrics)
 
   def _version3(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Any:
-    """Loss, accuracy, features of the first view, what changes in `extra`."""
+    """Returns loss, accuracy, features of the first view and updates of `extra`."""
     views = tuple(batch["global"])
     keys = tuple(image_keys(key, batch["position"], 1, v) for v in range(2))
 
@@ -170,26 +171,26 @@ class Method:
       )
       return features, [self.projector.apply(weights["projector"], f.cls) for f in features]
 
-    features, z = project(params, keys)
-    queries = [self.predictor.apply(params["predictor"], x) for x in z]
-    _, found = project(extra["teacher"], None)
+    features, projections = project(params, keys)
+    queries = [self.predictor.apply(params["predictor"], x) for x in projections]
+    _, key_projections = project(extra["teacher"], None)
     losses, hits = zip(
       *(
         contrastive.info_nce(q, k, self.temperature)
-        for q, k in zip(queries, reversed(found), strict=True)
+        for q, k in zip(queries, reversed(key_projections), strict=True)
       ),
       strict=True,
     )
-    # By 2 tau the gradient's size does not depend on tau (section 3).
+    # The factor 2 tau makes the gradient's size independent of tau (section 3).
     loss = 2 * self.temperature * sum(losses)
     return loss, sum(hits) / 2, features[0].cls, {"stats": features[-1].stats or {}}
 
   def _version2(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Any:
-    """The same; the first view is the query, the second the key."""
+    """Returns the same as `_version3`; the first view is the query, the second the key."""
     first, second = batch["global"]
     rows = first.shape[0]
-    whole = not (extra["stats"] or self.batch_norm)
-    groups = 1 if whole else self.bn_groups
+    no_batch_norm = not (extra["stats"] or self.batch_norm)
+    groups = 1 if no_batch_norm else self.bn_groups
     if rows % groups:
       raise UserError(
         f"config.method.bn_groups={groups} does not divide a (micro)batch of {rows} images; "
@@ -213,25 +214,25 @@ class Method:
     drop_key, order_key = jax.random.split(key)
     query, cls, stats = in_groups(params, first, image_keys(drop_key, batch["position"], 1))
     if groups == 1:
-      found, _, _ = in_groups(extra["teacher"], second)
+      positive, _, _ = in_groups(extra["teacher"], second)
     else:
       order = jax.random.permutation(order_key, rows)
-      found, _, _ = in_groups(extra["teacher"], second[order])
-      found = found[jnp.argsort(order)]
-    found = contrastive.unit(jax.lax.stop_gradient(found))
+      positive, _, _ = in_groups(extra["teacher"], second[order])
+      positive = positive[jnp.argsort(order)]
+    positive = contrastive.unit(jax.lax.stop_gradient(positive))
 
     queue, images = extra["queue"], batch["index"].astype(jnp.float32)
-    # An image's own earlier keys are no negatives. There are few while the queue is much shorter
-    # than the data, as in the papers; on a small set they are the nearest and would be pushed away.
-    own = images[:, None] == queue["images"]
+    # An image's own earlier keys are not negatives. They are rare if the queue is much shorter than
+    # the data, as in the papers; on a small set they are the nearest and would be pushed away.
+    same_image = images[:, None] == queue["images"]
     loss, accuracy = contrastive.info_nce_queue(
-      query, found, queue["keys"], self.temperature, left_out=own
+      query, positive, queue["keys"], self.temperature, left_out=same_image
     )
-    # Microbatches' `fresh` are averaged: each has its own rows, times the number of microbatches.
+    # `fresh` is averaged over microbatches: each fills its own rows, scaled by their number.
     share = self.clock.batch_size / rows
     fresh = {
       name: jnp.zeros_like(extra["fresh"][name]).at[batch["position"]].set(share * value)
-      for name, value in (("keys", found), ("images", images))
+      for name, value in (("keys", positive), ("images", images))
     }
     return loss, accuracy, cls, {"stats": stats or {}, "fresh": fresh}
 
@@ -246,20 +247,20 @@ class Method:
     return {**extra, "queue": queue, "oldest": (oldest + rows) % self.queue}
 
   def encoder_params(self, params: Params, extra: Params) -> Params:
-    """The network of the queries, as in the papers."""
+    """The query network, as in the papers."""
     return join_stats(params["encoder"], extra["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape
     forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
-    # A backward pass costs two forward passes, and keys have none.
+    # A backward pass costs two forward passes; keys have none.
     if self.version == 2:
       return 3.0 * forward + forward
     return views * (3.0 * (forward + self.predictor.flops()) + forward)
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
-    alike = check_spread(
+    diagnosis = check_spread(
       metrics, "lower config.optimizer.lr, or raise config.method.momentum.start"
     )
     candidates = self.clock.batch_size if self.version == 3 else self.queue + 1
-    return alike or diagnose_chance(metrics, candidates)
+    return diagnosis or diagnose_chance(metrics, candidates)

@@ -1,8 +1,7 @@
-"""PIRL: an image and what a pretext task makes of it find the image's entry in a memory bank.
+"""PIRL: match an image and its pretext transform to the image's entry in a memory bank.
 
 The pretext task is a jigsaw puzzle, nine patches in random order, or a rotation by a multiple of 90
-degrees. Features are learnt that do not change with it, where the tasks' own networks learn to tell
-what was done.
+degrees. Features are trained to be invariant to it, where the tasks' own networks predict it.
 
 References:
   Misra and van der Maaten, Self-Supervised Learning of Pretext-Invariant Representations, 2019
@@ -39,7 +38,7 @@ from cxrjax.methods.base import (
 )
 from cxrjax.models.heads import Projector
 
-# Of each task: the views that the recipe makes, how many they are, and the recipe.
+# For each task: name and number of its views, and the recipe that makes them.
 TASKS = {
   "jigsaw": ("patches", 9, "cxrjax.views.pretext.Jigsaw"),
   "rotation": ("rotated", 1, "cxrjax.views.pretext.Rotation"),
@@ -50,33 +49,33 @@ TASKS = {
 class Method:
   """PIRL; see `cxrjax.methods.base.Method` for what the functions do.
 
-  The bank has a row for every image of the data, random directions at first. After a step the rows
-  of the batch's images move towards the embeddings that their image views had in it,
-  `m <- unit(momentum m + (1 - momentum) f)`; of an image that is in a batch twice, towards the
-  embeddings' mean.
+  The bank has a row for every image of the data, initially a random direction. After a step the
+  rows of its images move towards the embeddings that their image views had in it,
+  `m <- unit(momentum m + (1 - momentum) f)`; an image that is in a batch twice moves
+  towards the embeddings' mean.
 
   All images of a step are compared with the same rows, drawn anew in every step from its key; an
-  image's own row is not among its negatives. Neither the bank nor what is drawn depends on devices
-  or on gradient accumulation: embeddings wait in `extra["fresh"]`, each in the place of its image
-  in the whole batch, until all microbatches are through.
+  image's own row is not among its negatives. Neither the bank nor the draw depends on devices or on
+  gradient accumulation: embeddings are collected in `extra["fresh"]`, each in the place of its
+  image in the whole batch, until all microbatches are done.
 
   Batch norm takes its statistics from all image views and from all pretext views of the global
-  batch (with accumulation: the microbatch). The encoder's running ones are of image views alone,
-  which is what it is evaluated on; the authors' are of both.
+  batch (with accumulation: the microbatch). The encoder's running statistics are of image views
+  alone, as it is evaluated on these; the authors' are of both.
 
   Attributes:
     encoder: the network.
-    clock: length of the run, and how many images the data has.
-    task: "jigsaw" or "rotation"; `config.views` must be the recipe of that name in
+    clock: length of the run and number of images in the data.
+    task: "jigsaw" or "rotation"; `config.views` must be the recipe of that name from
       `cxrjax.views.pretext`.
     dim: of the embeddings and of the bank; the paper: 128.
     batch_norm: normalise the embeddings over the batch (without scale and bias). The paper does
-      not; it keeps images apart where all look alike to a fresh network, as radiographs do, and
-      training is short.
+      not; it keeps images apart where all look alike to an untrained network, as radiographs do,
+      and training is short.
     temperature: tau.
-    negatives: rows drawn from the bank; all others where the data has no more.
-    momentum: share of the old row that stays.
-    pretext_weight: lambda, of the pretext view's term; the image view's has the rest.
+    negatives: rows drawn from the bank; all other rows if the data has no more.
+    momentum: weight of the old row in its update.
+    pretext_weight: lambda, of the pretext view's term; the image view's has 1 - lambda.
   """
 
   encoder: Any
@@ -110,25 +109,25 @@ class Method:
 
   @functools.cached_property
   def projector(self) -> Projector:
-    """f, of an image view's features; and, with other weights, g of a rotated one's."""
+    """f for an image view's features; with other weights also g for a rotated view's."""
     return self._head(self.encoder.features, last=True)
 
   @functools.cached_property
   def patch_projector(self) -> Projector:
-    """The puzzle's first part of g, of every patch's features."""
+    """First part of g for the puzzle: projects every patch's features."""
     return self._head(self.encoder.features, last=False)
 
   @functools.cached_property
   def merger(self) -> Projector:
-    """The puzzle's second part of g, of all patches' projections in their order."""
+    """Second part of g for the puzzle: merges the patches' projections, in their order."""
     return self._head(TASKS["jigsaw"][1] * self.dim, last=True)
 
   def _head(self, in_dim: int, last: bool) -> Projector:
-    normed = last and self.batch_norm
+    has_final_norm = last and self.batch_norm
     return Projector(
       in_dim=in_dim,
       dims=(self.dim,),
-      final_norm="batch_no_affine" if normed else "none",
+      final_norm="batch_no_affine" if has_final_norm else "none",
       dtype=dtype_of(self.encoder),
     )
 
@@ -144,13 +143,13 @@ class Method:
       else {"projector": self.patch_projector.init(keys[2]), "merger": self.merger.init(keys[3])}
     )
     params = {"encoder": encoder, "projector": self.projector.init(keys[1]), "pretext": pretext}
-    rows = self.clock.batch_size
+    batch_size = self.clock.batch_size
     extra = {
       "stats": stats,
       "bank": unit(jax.random.normal(keys[4], (self.clock.num_examples, self.dim))),
-      # Of the step's images: their rows, as floats (whole numbers up to 2^24 are exact), and what
-      # they move towards.
-      "fresh": {"rows": jnp.zeros((rows,)), "embeddings": jnp.zeros((rows, self.dim))},
+      # Of the step's images: their rows, as floats (exact up to 2^24), and the embeddings that the
+      # rows move towards.
+      "fresh": {"rows": jnp.zeros((batch_size,)), "embeddings": jnp.zeros((batch_size, self.dim))},
     }
     return params, extra
 
@@ -182,22 +181,24 @@ class Method:
       image_keys(drop_key, batch["position"], 1),
       image_keys(drop_key, batch["position"], count, 1),
     )
-    if extra["stats"]:  # of a single call the running statistics would be those of both
+    if extra["stats"]:  # a single call would mix both views in the running statistics
       features, pretext = (encode(x, keys=k) for x, k in zip(views, keys, strict=True))
     else:
       features, pretext = encode(views, keys=keys)
     embedding = self.projector.apply(params["projector"], features.cls)
     head = params["pretext"]
     if self.task == "rotation":
-      changed = self.projector.apply(head["projector"], pretext.cls)
+      pretext_embedding = self.projector.apply(head["projector"], pretext.cls)
     else:
       patches = self.patch_projector.apply(head["projector"], pretext.cls)
-      changed = self.merger.apply(head["merger"], patches.reshape(-1, count * self.dim))
+      pretext_embedding = self.merger.apply(head["merger"], patches.reshape(-1, count * self.dim))
 
-    own = extra["bank"][batch["index"]]
-    others, left_out = self._negatives(extra["bank"], batch["index"], draw_key)
-    image_loss, accuracy = nce(embedding, own, others, self.temperature, left_out)
-    pretext_loss, pretext_accuracy = nce(changed, own, others, self.temperature, left_out)
+    positives = extra["bank"][batch["index"]]
+    negatives, left_out = self._negatives(extra["bank"], batch["index"], draw_key)
+    image_loss, accuracy = nce(embedding, positives, negatives, self.temperature, left_out)
+    pretext_loss, pretext_accuracy = nce(
+      pretext_embedding, positives, negatives, self.temperature, left_out
+    )
     weight = self.pretext_weight
     loss = weight * pretext_loss + (1 - weight) * image_loss
     metrics = {
@@ -208,7 +209,7 @@ class Method:
       "projection_std": collapse.spread(jax.lax.stop_gradient(embedding)),
       **feature_health(features.cls),
     }
-    # Microbatches' `fresh` are averaged: each has its own places, times the number of microbatches.
+    # `fresh` is averaged over microbatches: each fills its own places, scaled by their number.
     share = self.clock.batch_size / embedding.shape[0]
     fresh = {
       name: jnp.zeros_like(extra["fresh"][name]).at[batch["position"]].set(share * value)
@@ -222,15 +223,15 @@ class Method:
   def _negatives(
     self, bank: Float[Array, "n d"], index: Int[Array, "b"], key: Key[Array, ""]
   ) -> tuple[Float[Array, "K d"], Bool[Array, "b K"]]:
-    """Rows that a step compares with, and which of them are an image's own."""
+    """Negative rows of a step, and a mask of those to leave out because they are an image's own."""
     size = self.clock.num_examples
     if size - 1 <= self.negatives:
       return bank, index[:, None] == jnp.arange(size)
     rows = jax.random.choice(key, size, (self.negatives + 1,), replace=False)
-    # Whose own row is not among them leaves out the last, so that all have as many.
-    own = index[:, None] == rows
+    # Images whose own row was not drawn leave out the last, so that all have equally many.
+    is_own = index[:, None] == rows
     spare = jnp.arange(rows.shape[0]) == self.negatives
-    return bank[rows], own | (~own.any(1, keepdims=True) & spare)
+    return bank[rows], is_own | (~is_own.any(1, keepdims=True) & spare)
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     del params, step
@@ -253,14 +254,14 @@ class Method:
       encoder = self.encoder.flops(tuple(batch_spec[view].shape[2:]), patches=False)
       forward += number * (encoder + self.projector.flops())
     forward += self.merger.flops() if self.task == "jigsaw" else 0
-    # Of both terms; memories are constants and have no gradient.
-    compared = min(self.negatives, self.clock.num_examples - 1)
-    cosines = 2 * 2 * compared * self.dim
+    # For both terms; memories are constants and have no gradient.
+    num_negatives = min(self.negatives, self.clock.num_examples - 1)
+    cosines = 2 * 2 * num_negatives * self.dim
     # A backward pass costs two forward passes.
     return 3.0 * forward + 2.0 * cosines
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
-    # Accuracy by chance is no finding: the first epochs compare with what the bank started as, and
-    # among all images of the data one's own is found late, if well before the features are good.
+    # Chance accuracy is not a sign of collapse: the first epochs compare with a random bank, and an
+    # image is matched among all others late, although well before the features are good.
     advice = "lower config.optimizer.lr, or set config.method.batch_norm=True"
     return check_spread(metrics, advice) or check_spread(metrics, advice, "projection")

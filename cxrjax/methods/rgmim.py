@@ -1,4 +1,4 @@
-"""Region-guided masked image modelling: a masked autoencoder that hides the lungs above all.
+"""Region-guided masked image modelling: a masked autoencoder that mainly hides the lungs.
 
 References:
   Li et al., RGMIM: Region-Guided Masked Image Modeling for Learning Meaningful Representations from
@@ -24,16 +24,17 @@ from cxrjax.views import masking
 class Method(mae.Method):
   """RGMIM; options besides those of `cxrjax.methods.mae.Method`.
 
-  A patch lies in the lungs where at least `inside` of it does. Of these, `lung_ratio` are hidden,
-  at most; what is left of `mask_ratio` of all patches is hidden elsewhere. So with `mask_ratio`
-  below the lungs' share of an image times `lung_ratio` all masks lie in the lungs, and with
-  `lung_ratio` above `mask_ratio` they are denser there. An image without lungs is masked at random.
+  Lung patches are those with at least `inside` of their area in the lungs. At most `lung_ratio` of
+  them are hidden; the remainder of `mask_ratio` of all patches is hidden elsewhere. So only lung
+  patches are hidden if `mask_ratio` is below the lungs' share of an image times `lung_ratio`, and
+  masks are denser there if `lung_ratio` is above `mask_ratio`. Images without lungs are masked at
+  random.
 
-  The paper's own rule and ratios were not to be had; this is one that does what it describes.
+  The paper's own rule and ratios were not available; this rule does what it describes.
 
   Attributes:
-    lung_ratio: share of the patches in the lungs that is hidden.
-    inside: share of a patch that lies in the lungs from which on the patch does.
+    lung_ratio: largest share of the lung patches that is hidden.
+    inside: smallest share of a lung patch that lies in the lungs.
   """
 
   lung_ratio: float = 0.9

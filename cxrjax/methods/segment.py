@@ -1,4 +1,4 @@
-"""Lung segmentation: an encoder, from scratch or pretrained, and a decoder that draws the mask.
+"""Lung segmentation: an encoder, from scratch or pretrained, and a decoder that predicts the mask.
 
 References:
   Ronneberger et al., U-Net, 2015 (arXiv 1505.04597); Hatamizadeh et al., UNETR, 2021
@@ -36,17 +36,17 @@ from cxrjax.models.segmentation_decoders import Decoder
 class Method:
   """Segmentation; see `cxrjax.methods.base.Method` for what the functions do.
 
-  Images without a mask are left out of the loss by their weight. With gradient accumulation each
-  microbatch counts the same, however many of its images have masks.
+  Images without a mask have weight 0 in the loss. With gradient accumulation all microbatches have
+  equal weight, however many of their images have masks.
 
   Attributes:
     encoder: any.
     clock: length of the run and of an epoch.
-    decoder: `linear`, `upsample`, `unetr`, `unet`, or `auto`; of `models.segmentation_decoders`.
-    width: the decoder's channels at the image's size.
+    decoder: `linear`, `upsample`, `unetr`, `unet`, or `auto`; see `models.segmentation_decoders`.
+    width: the decoder's channels at full resolution.
     dice: weight of the soft Dice loss.
     cross_entropy: weight of the cross-entropy.
-    components: of a predicted mask so many, the largest, are kept when it is used; 0 keeps all.
+    components: number of largest components of a predicted mask that are kept; 0 keeps all.
   """
 
   learns_from: ClassVar[str] = "masks"
@@ -75,7 +75,7 @@ class Method:
 
   @functools.cached_property
   def drawer(self) -> Decoder:
-    """The decoder."""
+    """The mask decoder."""
     return Decoder(self.encoder, self.decoder, self.width)
 
   def init(
@@ -99,28 +99,28 @@ class Method:
     views = batch["global"].shape[0]
     images, target = flatten_views(batch["global"]), flatten_views(batch["global_mask"])
     weights = jnp.repeat(batch["has_mask"], views).astype(jnp.float32)
-    joined = join_stats(params, extra["stats"])
+    networks = join_stats(params, extra["stats"])
     features = self.encoder.encode(
-      joined["encoder"],
+      networks["encoder"],
       images,
       keys=image_keys(key, batch["position"], views),
       intermediates=self.drawer.intermediates,
       train=True,
     )
-    logits, moved = self.drawer.apply(joined["decoder"], images, features, train=True)
+    logits, decoder_stats = self.drawer.apply(networks["decoder"], images, features, train=True)
     dice = losses.weighted_mean(losses.soft_dice(logits, target), weights)
-    entropy = losses.weighted_mean(losses.cross_entropy(logits, target), weights)
-    stats = {"encoder": features.stats, "decoder": moved}
-    extra = {"stats": {name: found for name, found in stats.items() if found}}
-    called = jax.lax.stop_gradient(logits) > 0
+    cross_entropy = losses.weighted_mean(losses.cross_entropy(logits, target), weights)
+    stats = {"encoder": features.stats, "decoder": decoder_stats}
+    extra = {"stats": {name: tree for name, tree in stats.items() if tree}}
+    predicted = jax.lax.stop_gradient(logits) > 0
     metrics = {
       "soft_dice_loss": dice,
-      "cross_entropy": entropy,
-      "called_lung": called.mean(),
+      "cross_entropy": cross_entropy,
+      "called_lung": predicted.mean(),
       "masked_images": weights.mean(),
       **feature_health(features.cls[::views]),
     }
-    return self.dice * dice + self.cross_entropy * entropy, (extra, metrics)
+    return self.dice * dice + self.cross_entropy * cross_entropy, (extra, metrics)
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     del params, step
@@ -130,11 +130,11 @@ class Method:
     return self.network_params(params, extra)["encoder"]
 
   def network_params(self, params: Params, extra: Params) -> Params:
-    """What `predict` takes: `encoder` and `decoder`, running statistics included."""
+    """Parameters for `predict`: `encoder` and `decoder`, running statistics included."""
     return join_stats(params, extra["stats"])
 
   def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b h w 1"]:
-    """The probability of lung of every pixel of normalised images."""
+    """Per-pixel lung probabilities of normalised images."""
     features = self.encoder.encode(
       params["encoder"], images, intermediates=self.drawer.intermediates
     )
@@ -146,10 +146,10 @@ class Method:
     return 3.0 * views * forward  # a backward pass costs two forward passes
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
-    called = metrics["called_lung"]
-    if 1e-3 < called < 1 - 1e-3:
+    share = metrics["called_lung"]
+    if 1e-3 < share < 1 - 1e-3:
       return None
     return (
-      f"{called:.1%} of the pixels are called lung: all images get the same mask; lower "
+      f"{share:.1%} of the pixels are called lung: all images get the same mask; lower "
       "config.optimizer.lr or lengthen its warmup, and look at the masks on the page"
     )

@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image agree more than views of different images.
+"""SimCLR: pulls two views of an image together and pushes views of different images apart.
 
 References:
   Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020
@@ -39,16 +39,16 @@ from cxrjax.models.heads import Projector
 class Method:
   """SimCLR; see `cxrjax.methods.base.Method` for what the functions do.
 
-  Batch norm, in encoder and projector, takes its statistics over both views of the global batch
-  together, and negatives are all other views of it. With gradient accumulation "the batch" is a
-  microbatch: fewer negatives are another, easier task.
+  Batch norm in encoder and projector takes its statistics over both views of the global batch
+  together, and all other views of it are negatives. With gradient accumulation "the batch" is a
+  microbatch: fewer negatives make a different, easier task.
 
   Attributes:
     encoder: the network.
     clock: length of the run and of an epoch.
     hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`; the paper has 2048, 128
       and 2 layers, SimCLRv2 3 layers.
-    batch_norm: in the projector, behind every layer (behind the last without a bias).
+    batch_norm: in the projector, after every layer (after the last without a bias).
     temperature: tau; the paper: 0.1 at large batches, 0.5 at CIFAR's size.
   """
 
@@ -122,7 +122,7 @@ class Method:
     return extra
 
   def encoder_params(self, params: Params, extra: Params) -> Params:
-    """The projector is thrown away: its input represents better than its output (section 4.2)."""
+    """Drops the projector, whose input is a better representation than its output (section 4.2)."""
     return join_stats(params["encoder"], extra["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
@@ -131,5 +131,7 @@ class Method:
     return 3.0 * views * forward  # a backward pass costs two forward passes
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
-    alike = check_spread(metrics, "lower config.optimizer.lr, or raise config.method.temperature")
-    return alike or diagnose_chance(metrics, 2 * self.clock.batch_size - 1)
+    diagnosis = check_spread(
+      metrics, "lower config.optimizer.lr, or raise config.method.temperature"
+    )
+    return diagnosis or diagnose_chance(metrics, 2 * self.clock.batch_size - 1)

@@ -1,4 +1,4 @@
-"""SimSiam: a network predicts its own projection of another view; neither negatives nor teacher.
+"""SimSiam: a network predicts its own projection of another view; no negatives, no teacher.
 
 References:
   Chen and He, Exploring Simple Siamese Representation Learning, 2020 (arXiv 2011.10566).
@@ -37,7 +37,7 @@ class Method:
   """SimSiam; see `cxrjax.methods.base.Method` for what the functions do.
 
   Batch norm takes its statistics view by view over the global batch (with accumulation: the
-  microbatch). The stop-gradient at the target and the predictor keep it from collapsing; the paper
+  microbatch). The stop-gradient on the target and the predictor keep it from collapsing; the paper
   trains the predictor with a constant learning rate (`config.optimizer.lr_constant`).
 
   Attributes:
@@ -47,8 +47,8 @@ class Method:
       and 3 layers (2 on CIFAR).
     predictor_hidden: the predictor is `dim -> predictor_hidden -> dim`, a bottleneck; the paper: a
       quarter of dim.
-    batch_norm: behind every layer of the projector (the last without scale and bias) and in the
-      predictor's hidden layer. Without it images stay together, the paper finds (section 4.4).
+    batch_norm: after every layer of the projector (the last without scale and bias) and in the
+      predictor's hidden layer. Without it images are not separated, the paper finds (section 4.4).
   """
 
   encoder: Any
@@ -103,7 +103,7 @@ class Method:
   def loss(
     self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
-    """Equation 3: from -1, where views agree, to 1."""
+    """Equation 3; ranges from -1, where the views agree, to 1."""
     del step
     features = encode_each_view(
       self.encoder, join_stats(params["encoder"], extra["stats"]), batch, key

@@ -1,7 +1,7 @@
-"""SiT: GMML, and a contrastive loss of the class token against a moving average's.
+"""SiT: GMML plus a contrastive loss of the class token against a moving average's.
 
-A student restores corrupted views. Its class token, behind a head, also has to find its image among
-those of the batch as a moving average of the network (the teacher) knows them from another, clean
+A student restores corrupted views. Its projected class token is also matched to its own image among
+the batch's class tokens of the teacher, the student's moving average, which sees another, clean
 view.
 
 References:
@@ -45,7 +45,7 @@ from cxrjax.models.heads import Projector
 class Method(gmml.Method):
   """SiT; options besides those of `cxrjax.methods.gmml.Method`.
 
-  Negatives are the teacher's other images of the global batch, with gradient accumulation of a
+  Negatives are the teacher's other images of the global batch, with gradient accumulation of the
   microbatch. Batch norm in the head takes its statistics from both views together.
 
   Attributes:
@@ -53,8 +53,8 @@ class Method(gmml.Method):
       4096 and 256.
     temperature: tau.
     momentum: of the teacher's moving average, a schedule.
-    weight: lambda, of the reconstruction loss; the paper's code: 1, and more on small sets.
-    layers: here the last block alone, as in the paper's code.
+    weight: lambda, of the reconstruction loss; the paper's code: 1, more on small datasets.
+    layers: only the last block by default, as in the paper's code.
   """
 
   layers: tuple[float | int, ...] = (1,)
@@ -105,12 +105,12 @@ class Method(gmml.Method):
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     corrupt_key, drop_key = jax.random.split(key)
-    seen = self.corrupted(batch, corrupt_key)
+    crops = self.corrupted(batch, corrupt_key)
     teacher, stats = extra["teacher"], extra["stats"]
     target = encode_each_view(self.encoder, join_stats(teacher["encoder"], stats), batch)
     features = self.encoder.encode(
       join_stats(params["encoder"], stats),
-      seen.images,
+      crops.images,
       intermediates=self.intermediates,
       train=True,
       keys=image_keys(drop_key, batch["position"], 2),
@@ -120,29 +120,32 @@ class Method(gmml.Method):
       z = self.projector.apply(weights["projector"], cls)
       return [z[0::2], z[1::2]]
 
-    known = project(teacher, flatten_views(jnp.stack([f.cls for f in target])))
-    pairs = zip(project(params, features.cls), reversed(known), strict=True)
+    teacher_keys = project(teacher, flatten_views(jnp.stack([f.cls for f in target])))
+    pairs = zip(project(params, features.cls), reversed(teacher_keys), strict=True)
     losses, hits = zip(
       *(contrastive.info_nce(a, b, self.temperature) for a, b in pairs), strict=True
     )
-    contrast = 2 * self.temperature * sum(losses)
-    found = self.restore(params, features, seen.clean.shape)
-    l1 = reconstruction.l1(found, seen.clean, seen.mask)
+    contrastive_loss = 2 * self.temperature * sum(losses)
+    restored = self.restore(params, features, crops.clean.shape)
+    l1 = reconstruction.l1(restored, crops.clean, crops.mask)
     metrics = {
-      "contrastive": contrast,
+      "contrastive": contrastive_loss,
       "reconstruction": l1,
       "accuracy": sum(hits) / 2,
-      "explained": gmml.explained(l1, seen, reconstruction.l1),
+      "explained": gmml.explained(l1, crops, reconstruction.l1),
       **feature_health(target[0].cls),
     }
-    return contrast + self.weight * l1, ({**extra, "stats": target[-1].stats or {}}, metrics)
+    return contrastive_loss + self.weight * l1, (
+      {**extra, "stats": target[-1].stats or {}},
+      metrics,
+    )
 
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     shared = {name: params[name] for name in extra["teacher"]}
     return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
 
   def encoder_params(self, params: Params, extra: Params) -> Params:
-    """The teacher's: it is the one that has seen whole images."""
+    """The teacher's, as it is the one that has seen intact images."""
     return join_stats(extra["teacher"]["encoder"], extra["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
@@ -151,7 +154,7 @@ class Method(gmml.Method):
     return 3 * (self.restore_flops(batch_spec) + 2 * self.projector.flops()) + teacher
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
-    alike = check_spread(
+    diagnosis = check_spread(
       metrics, "lower config.optimizer.lr, or raise config.method.momentum.start"
     )
-    return alike or diagnose_chance(metrics, self.clock.batch_size)
+    return diagnosis or diagnose_chance(metrics, self.clock.batch_size)

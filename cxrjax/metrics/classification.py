@@ -1,7 +1,7 @@
-"""Decisions: accuracy, sensitivity, specificity, F1 and more, with intervals; the threshold.
+"""Metrics of decisions (accuracy, sensitivity, F1, ...) with intervals, and choice of thresholds.
 
-All are functions of a confusion matrix, so a patient's contribution to them is a few counts and
-the bootstrap over patients (`counted.interval`) resamples those.
+All are functions of a confusion matrix, so a patient contributes a few counts to them, which the
+bootstrap over patients (`patient_bootstrap.interval`) resamples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEASURES = (*CRITERIA, "sensitivity", "specificity", "hm")
 def confusion(
   predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], classes: int
 ) -> Int[np.ndarray, "k k"]:
-  """Counts of images, rows the true class, columns the predicted one."""
+  """Confusion matrix of image counts: rows are true classes, columns predicted ones."""
   flat = np.bincount(truth * classes + predicted, minlength=classes * classes)
   return flat.reshape(classes, classes)
 
@@ -35,18 +35,18 @@ def decisions(
   patients: Patients = None,
   of: int | None = None,
 ) -> Counted:
-  """A measure of decisions between exclusive classes, for `counted.interval` and `.difference`.
+  """A measure of decisions between exclusive classes, for functions of `patient_bootstrap`.
 
-  accuracy: share of images given their true class.
-  balanced_accuracy: mean over classes of the share of that class's images that are found (recall).
+  accuracy: share of images whose predicted class is the true one.
+  balanced_accuracy: mean over classes of recall, the share of a class's images that are detected.
     For two classes this is the mean of sensitivity and specificity.
   f1: 2 TP / (2 TP + FP + FN).
-  sensitivity: TP / (TP + FN), the share of positive images that are found.
-  specificity: TN / (TN + FP), the share of negative images that are left.
+  sensitivity: TP / (TP + FN), the share of positive images that are called positive.
+  specificity: TN / (TN + FP), the share of negative images that are called negative.
   hm: harmonic mean of sensitivity and specificity, 0 where both are 0.
 
-  The last four are of class 1 for two classes and the mean over classes, each against the rest, for
-  more; or of the class `of`.
+  The last four are those of class 1 for two classes, the mean over classes, one against the rest,
+  for more, or those of the class `of`.
 
   Args:
     measure: one of `MEASURES`.
@@ -54,10 +54,10 @@ def decisions(
     truth: true class index.
     classes: number of classes.
     patients: one id per image, or None.
-    of: a class that is judged against the rest.
+    of: a class to judge against the rest.
 
   Returns:
-    Its counts; undefined where a class that counts has no image (it would be 0 or 1 whatever the
+    Its counts; undefined where a class it depends on has no image (it would be 0 or 1 whatever the
     predictions).
 
   References:
@@ -67,12 +67,12 @@ def decisions(
     raise ValueError(f"measure={measure!r}; valid: {', '.join(MEASURES)}")
   n = len(truth)
   if of is not None and measure != "accuracy":
-    called, real = ((x == of).astype(np.int64) for x in (predicted, truth))
-    return decisions(measure, called, real, 2, patients)
+    called, actual = ((x == of).astype(np.int64) for x in (predicted, truth))
+    return decisions(measure, called, actual, 2, patients)
   if n == 0:
     return nothing("no image has a known label")
   if measure == "accuracy":
-    return _share(predicted == truth, np.ones(n, bool), patients)
+    return _proportion(predicted == truth, np.ones(n, bool), patients)
   present = np.bincount(truth, minlength=classes) > 0
   if classes > 2 or measure == "balanced_accuracy":
     if not present.all():
@@ -82,29 +82,29 @@ def decisions(
   elif not present[0] and measure in ("specificity", "hm"):
     return nothing("no negative image", n)
   if classes == 2 and measure in ("sensitivity", "specificity"):
-    return _share(predicted == truth, truth == (measure == "sensitivity"), patients)
-  table, cluster = _tables(predicted, truth, classes, patients)
-  judged = [1] if classes == 2 and measure != "balanced_accuracy" else list(range(classes))
+    return _proportion(predicted == truth, truth == (measure == "sensitivity"), patients)
+  table, cluster = _confusion_per_patient(predicted, truth, classes, patients)
+  judged_classes = [1] if classes == 2 and measure != "balanced_accuracy" else list(range(classes))
 
   def statistic(totals: np.ndarray) -> np.ndarray:
     matrix = totals.reshape(-1, classes, classes)
     hit = np.einsum("rii->ri", matrix)
-    real, called = matrix.sum(2), matrix.sum(1)
-    every = real.sum(1, keepdims=True)
-    # Cells of each class against the rest.
-    cells = (every - real - called + hit, called - hit, real - hit, hit)
-    of_classes = _measure("sensitivity" if measure == "balanced_accuracy" else measure, *cells)
-    return of_classes[:, judged].mean(1)
+    actual, called = matrix.sum(2), matrix.sum(1)
+    n_images = actual.sum(1, keepdims=True)
+    # TN, FP, FN and TP of each class against the rest.
+    cells = (n_images - actual - called + hit, called - hit, actual - hit, hit)
+    values = _measure("sensitivity" if measure == "balanced_accuracy" else measure, *cells)
+    return values[:, judged_classes].mean(1)
 
-  counting = judged if measure == "f1" else list(range(classes))
-  trials = min(len(np.unique(cluster[truth == c])) for c in counting)
+  deciding_classes = judged_classes if measure == "f1" else list(range(classes))
+  trials = min(len(np.unique(cluster[truth == c])) for c in deciding_classes)
   return Counted(table, statistic, n, trials)
 
 
-def _share(hit: np.ndarray, counts: np.ndarray, patients: Patients) -> Counted:
-  """The share of the images that count that are hits."""
+def _proportion(hit: np.ndarray, included: np.ndarray, patients: Patients) -> Counted:
+  """The share of hits among the included images."""
   cluster, count = intervals.clusters(patients, len(hit))
-  cluster, hit = cluster[counts], hit[counts].astype(np.float64)
+  cluster, hit = cluster[included], hit[included].astype(np.float64)
   table = np.stack([np.bincount(cluster, hit, count), np.bincount(cluster, minlength=count)], 1)
 
   def statistic(totals: np.ndarray) -> np.ndarray:
@@ -119,22 +119,26 @@ def _measure(
 ) -> np.ndarray:
   """A measure of two-class decisions from the four counts; NaN where undefined."""
   with np.errstate(invalid="ignore", divide="ignore"):
-    found, left = tp / (tp + fn), tn / (tn + fp)
+    sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
     if measure == "accuracy":
       return (tn + tp) / (tn + fp + fn + tp)
     if measure == "balanced_accuracy":
-      return (found + left) / 2
+      return (sensitivity + specificity) / 2
     if measure == "f1":
       return np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
     if measure == "hm":
-      return np.where(found + left == 0, 0.0, 2 * found * left / (found + left))
-    return {"sensitivity": found, "specificity": left}[measure]
+      return np.where(
+        sensitivity + specificity == 0,
+        0.0,
+        2 * sensitivity * specificity / (sensitivity + specificity),
+      )
+    return {"sensitivity": sensitivity, "specificity": specificity}[measure]
 
 
 def accuracy(
   predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], patients: Patients = None
 ) -> Interval:
-  """Share of images given their true class; see `decisions`."""
+  """Share of images whose predicted class is the true one; see `decisions`."""
   return patient_bootstrap.interval(decisions("accuracy", predicted, truth, 2, patients))
 
 
@@ -144,7 +148,7 @@ def balanced_accuracy(
   classes: int = 2,
   patients: Patients = None,
 ) -> Interval:
-  """Mean over classes of the share of its images that are found; see `decisions`."""
+  """Mean recall over classes; see `decisions`."""
   return patient_bootstrap.interval(
     decisions("balanced_accuracy", predicted, truth, classes, patients)
   )
@@ -156,7 +160,7 @@ def f1(
   classes: int = 2,
   patients: Patients = None,
 ) -> Interval:
-  """2 TP / (2 TP + FP + FN), for more than two classes their mean; see `decisions`."""
+  """2 TP / (2 TP + FP + FN); for more than two classes the mean; see `decisions`."""
   return patient_bootstrap.interval(decisions("f1", predicted, truth, classes, patients))
 
 
@@ -166,7 +170,7 @@ def findings(
   labels: Float[np.ndarray, "n k"],
   patients: Patients = None,
 ) -> Counted:
-  """Mean over findings, several of which an image may have, of a two-class measure.
+  """Mean over findings, of which an image may have several, of a two-class measure.
 
   Args:
     measure: one of `MEASURES`, each as for two classes.
@@ -185,20 +189,20 @@ def findings(
   known = ~np.isnan(labels)
   for value in (0, 1):
     for call in (0, 1):
-      hit = known & (labels == value) & (predicted == bool(call))
-      np.add.at(cells[:, :, 2 * value + call], cluster, hit)
+      in_cell = known & (labels == value) & (predicted == bool(call))
+      np.add.at(cells[:, :, 2 * value + call], cluster, in_cell)
 
-  def each(totals: np.ndarray) -> np.ndarray:
+  def per_finding(totals: np.ndarray) -> np.ndarray:
     return _measure(measure, *np.moveaxis(totals.reshape(-1, k, 4), 2, 0))
 
   table = cells.reshape(count, -1)
-  defined = ~np.isnan(each(table.sum(0, keepdims=True))[0])
+  defined = ~np.isnan(per_finding(table.sum(0, keepdims=True))[0])
   used = int(known.any(1).sum())
   if not defined.any():
     return nothing("no finding has the images that define it", used)
   return Counted(
     table,
-    lambda totals: each(totals)[:, defined].mean(1),
+    lambda totals: per_finding(totals)[:, defined].mean(1),
     used,
     len(np.unique(cluster[known.any(1)])),
   )
@@ -207,11 +211,11 @@ def findings(
 def best_threshold(
   scores: Float[np.ndarray, "n"], labels: Num[np.ndarray, "n"], criterion: str = "balanced_accuracy"
 ) -> float:
-  """The threshold that does best on these (validation) images.
+  """Chooses the threshold that does best on these (validation) images.
 
   An image is called positive when its score is at least the threshold. Candidates are the middles
-  between neighbouring scores. Of several equally good ones the middle one is taken, which lies
-  furthest from either mistake.
+  between neighbouring scores. Of equally good ones the middle one is taken, furthest from either
+  mistake.
 
   Args:
     scores: higher means more positive.
@@ -219,7 +223,7 @@ def best_threshold(
     criterion: "balanced_accuracy" (Youden's J, blind to prevalence), "f1" or "accuracy".
 
   Returns:
-    The threshold; NaN when there is one class only or a score is not finite.
+    The threshold; NaN where there is one class only, or a score is not finite.
 
   References:
     Youden 1950, Cancer 3:32.
@@ -228,31 +232,31 @@ def best_threshold(
     raise ValueError(f"criterion={criterion!r}; valid: {', '.join(CRITERIA)}")
   known = ~np.isnan(labels.astype(np.float64))
   scores, positive = scores[known].astype(np.float64), labels[known] == 1
-  p, q = int(positive.sum()), int((~positive).sum())
-  if p == 0 or q == 0 or not np.all(np.isfinite(scores)):
+  n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+  if n_positive == 0 or n_negative == 0 or not np.all(np.isfinite(scores)):
     return math.nan
-  levels, index = np.unique(scores, return_inverse=True)
+  levels, level_of = np.unique(scores, return_inverse=True)
   # tp[i], fp[i]: counts at or above levels[i]; the last entry calls everything negative.
-  tp = np.append(np.cumsum(np.bincount(index[positive], minlength=len(levels))[::-1])[::-1], 0)
-  fp = np.append(np.cumsum(np.bincount(index[~positive], minlength=len(levels))[::-1])[::-1], 0)
+  tp = np.append(np.cumsum(np.bincount(level_of[positive], minlength=len(levels))[::-1])[::-1], 0)
+  fp = np.append(np.cumsum(np.bincount(level_of[~positive], minlength=len(levels))[::-1])[::-1], 0)
   value = {
-    "balanced_accuracy": (tp / p + (q - fp) / q) / 2,
-    "f1": 2 * tp / (tp + fp + p),
-    "accuracy": (tp + q - fp) / (p + q),
+    "balanced_accuracy": (tp / n_positive + (n_negative - fp) / n_negative) / 2,
+    "f1": 2 * tp / (tp + fp + n_positive),
+    "accuracy": (tp + n_negative - fp) / (n_positive + n_negative),
   }[criterion]
   best = np.flatnonzero(value >= value.max() - 1e-12)
-  i = int(best[len(best) // 2])
-  if i == 0:
+  index = int(best[len(best) // 2])
+  if index == 0:
     return float(levels[0])
-  if i == len(levels):
+  if index == len(levels):
     return float(np.nextafter(levels[-1], np.inf))
-  return float((levels[i - 1] + levels[i]) / 2)
+  return float((levels[index - 1] + levels[index]) / 2)
 
 
-def _tables(
+def _confusion_per_patient(
   predicted: np.ndarray, truth: np.ndarray, classes: int, patients: Patients
 ) -> tuple[Float[np.ndarray, "p c"], Int[np.ndarray, "n"]]:
-  """One flattened confusion matrix a patient, and the patient of every image."""
+  """One flattened confusion matrix per patient, and the patient of every image."""
   cluster, count = intervals.clusters(patients, len(truth))
   cell = cluster * classes**2 + truth * classes + predicted
   table = np.bincount(cell, minlength=count * classes**2).reshape(count, classes**2)

@@ -1,4 +1,4 @@
-"""A number with its 95 % interval, and the two general ways to get one."""
+"""Estimates with 95 % intervals, and two general ways to compute them: Wilson and bootstrap."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Interval:
     value: the estimate; NaN where it is undefined.
     low: lower end of the interval; NaN where there is none.
     high: upper end.
-    n: number of images it rests on.
-    method: how the interval was made, in words.
+    n: number of images it is computed from.
+    method: how the interval was computed, in words.
     undefined: why `value` is NaN; empty otherwise.
   """
 
@@ -47,7 +47,7 @@ class Difference(Interval):
   """A difference of two estimates.
 
   Attributes:
-    p: two-sided p value of no difference; NaN where it is not known.
+    p: two-sided p value of no difference; NaN where unknown.
   """
 
   p: float = math.nan
@@ -66,7 +66,7 @@ def quantile(level: float) -> float:
 
 
 def wilson(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
-  """Score interval of a proportion.
+  """Wilson score interval of a proportion.
 
   Args:
     value: observed proportion of successes.
@@ -74,7 +74,7 @@ def wilson(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
     level: confidence.
 
   Returns:
-    Both ends, inside [0, 1], of positive width also for 0 and 1.
+    Both ends, inside [0, 1], with positive width even for 0 and 1.
 
   References:
     Wilson 1927, J. Am. Stat. Assoc. 22:209; Brown, Cai and DasGupta 2001, Stat. Sci. 16:101, eq. 4.
@@ -91,7 +91,7 @@ def wilson(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def clusters(patients: Patients, n: int) -> tuple[Int[np.ndarray, "n"], int]:
-  """Which patient each image belongs to, as numbers.
+  """Numbers the patients, as clusters of images.
 
   Args:
     patients: one id per image, or None when every image counts as independent. An empty id is an
@@ -99,7 +99,7 @@ def clusters(patients: Patients, n: int) -> tuple[Int[np.ndarray, "n"], int]:
     n: number of images.
 
   Returns:
-    The number of the patient of every image, and how many patients there are.
+    The patient number of every image, and the number of patients.
   """
   if patients is None:
     return np.arange(n), n
@@ -124,7 +124,7 @@ def bootstrap(
     counts: what each patient adds to the totals (cells of a confusion matrix).
     statistic: totals f[r c] -> values f[r]; NaN where a replicate does not define it.
     level: confidence.
-    replicates: how many times to resample.
+    replicates: number of resamples.
     seed: of the resampling; the same inputs always give the same interval.
 
   Returns:
@@ -143,11 +143,11 @@ def resampled(
   number: int = REPLICATES,
   seed: int = 0,
 ) -> Float[np.ndarray, "r"]:
-  """A statistic of summed counts, for patients drawn with replacement; see `bootstrap`.
+  """Replicates of a statistic of summed counts, for patients drawn with replacement.
 
   Images of one patient resemble each other, so patients are drawn, never images. Patients with
   equal counts are interchangeable: how often each *kind* is drawn is multinomial, so drawing kinds
-  gives the same distribution as drawing patients, at a fraction of the work.
+  gives the same distribution as drawing patients, at a fraction of the cost. See `bootstrap`.
   """
   kinds, sizes = np.unique(counts, axis=0, return_counts=True)
   rng = np.random.default_rng(seed)
@@ -160,7 +160,7 @@ def resampled(
 
 
 def percentiles(values: Float[np.ndarray, "r"], level: float = 0.95) -> tuple[float, float]:
-  """The ends between which `level` of the replicates lie; NaN where half of them are undefined."""
+  """Ends of the central `level` of the replicates; NaN where over half of them are undefined."""
   known = values[~np.isnan(values)]
   if len(known) < len(values) / 2:
     return math.nan, math.nan
@@ -172,19 +172,19 @@ def percentiles(values: Float[np.ndarray, "r"], level: float = 0.95) -> tuple[fl
 def difference(
   value: float, values: Float[np.ndarray, "r"], n: int, level: float = 0.95
 ) -> Difference:
-  """A difference with the percentile interval and the p value of its replicates."""
+  """A difference with percentile interval and p value from its bootstrap replicates."""
   low, high = percentiles(values, level)
-  method = (
-    "none: too few patients to resample" if math.isnan(low) else ("bootstrap over patients, paired")
-  )
+  method = "bootstrap over patients, paired"
+  if math.isnan(low):
+    method = "none: too few patients to resample"
   return Difference(value, low, high, n, method, p=p_value(values))
 
 
 def p_value(values: Float[np.ndarray, "r"]) -> float:
   """Two-sided p value of no difference, from bootstrap replicates of the difference.
 
-  Twice the smaller share of replicates on either side of 0, those at 0 counting for both sides, and
-  one of each kind added: below 0.05 where the 95 % percentile interval leaves out 0, never 0.
+  Twice the smaller share of replicates on either side of 0, those at 0 counting for both sides,
+  with one added to each count: below 0.05 where the 95 % percentile interval excludes 0, never 0.
 
   References:
     Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3 (inverting intervals);
@@ -193,5 +193,5 @@ def p_value(values: Float[np.ndarray, "r"]) -> float:
   known = values[~np.isnan(values)]
   if len(known) < len(values) / 2 or not len(known):
     return math.nan
-  side = min(int(np.sum(known <= 0)), int(np.sum(known >= 0)))
-  return min(1.0, 2 * (side + 1) / (len(known) + 1))
+  smaller_side = min(int(np.sum(known <= 0)), int(np.sum(known >= 0)))
+  return min(1.0, 2 * (smaller_side + 1) / (len(known) + 1))

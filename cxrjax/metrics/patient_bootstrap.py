@@ -1,4 +1,4 @@
-"""Metrics that are functions of sums over patients: their interval, and the paired difference."""
+"""Bootstrap over patients: intervals and paired differences of metrics of summed counts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Counted:
-  """What each patient adds to the sums that a metric is made of.
+  """A metric as a function of sums over patients.
 
   Attributes:
-    counts: one row a patient.
+    counts: contribution of each patient to the sums, one row per patient.
     statistic: sums f[r c] -> the metric f[r]; NaN where sums do not define it.
-    n: images it rests on.
-    trials: patients that decide; Wilson's interval where no resample differs.
-    proportion: the metric is the first sum divided by the second, successes by trials.
-    undefined: why these data do not define it; empty where they do.
+    n: number of images it is computed from.
+    trials: number of patients for Wilson's interval, used where no resample differs.
+    proportion: whether the metric is the first sum divided by the second, successes by trials.
+    undefined: why the data do not define the metric; empty where they do.
   """
 
   counts: Float[np.ndarray, "p c"]
@@ -50,14 +50,14 @@ def nothing(reason: str, n: int = 0) -> Counted:
 def interval(of: Counted, level: float = 0.95, seed: int = 0, bounded: bool = True) -> Interval:
   """The metric with a bootstrap interval over patients.
 
-  Of a proportion with one trial a patient it is Wilson's. So it is where every resample agrees, as
-  with perfect decisions, and the bootstrap's would have no width.
+  The interval is Wilson's for a proportion with one trial per patient, and where all resamples
+  agree, as with perfect decisions, so that a bootstrap interval would have zero width.
 
   Args:
     of: the metric.
     level: confidence.
     seed: of the bootstrap.
-    bounded: whether the metric is a share, 0 to 1.
+    bounded: whether the metric lies between 0 and 1.
   """
   if of.undefined:
     return undefined(of.undefined, of.n)
@@ -75,11 +75,11 @@ def interval(of: Counted, level: float = 0.95, seed: int = 0, bounded: bool = Tr
 
 
 def difference(a: Counted, b: Counted, level: float = 0.95, seed: int = 0) -> Difference:
-  """How much larger `a` is than `b`, of the same images; both are resampled together.
+  """Paired difference `a` minus `b` on the same images, resampling both together.
 
   Args:
     a: a metric.
-    b: the same metric of other predictions, its rows those of the same patients.
+    b: the same metric of other predictions, with rows for the same patients.
     level: confidence.
     seed: of the bootstrap.
 
@@ -100,7 +100,7 @@ def difference(a: Counted, b: Counted, level: float = 0.95, seed: int = 0) -> Di
 
 
 def mean(values: Float[np.ndarray, "n c"], patients: intervals.Patients = None) -> Counted:
-  """Mean over columns of the mean over images; NaN is left out, and a column of NaN, too."""
+  """Mean over columns of the mean over images; NaN and columns of NaN are left out."""
   known = ~np.isnan(values)
   used = known.any(0)
   if not used.any():
@@ -108,9 +108,8 @@ def mean(values: Float[np.ndarray, "n c"], patients: intervals.Patients = None) 
   cluster, count = intervals.clusters(patients, len(values))
   k = int(used.sum())
   table = np.zeros((count, 2 * k))
-  np.add.at(
-    table, cluster, np.concatenate([np.where(known, values, 0)[:, used], known[:, used]], 1)
-  )
+  sums_and_counts = np.concatenate([np.where(known, values, 0)[:, used], known[:, used]], 1)
+  np.add.at(table, cluster, sums_and_counts)
 
   def statistic(totals: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,4 +1,4 @@
-"""Precision and recall: the area under their curve, with its interval."""
+"""Area under the precision-recall curve, with its interval, and the curve itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cxrjax.metrics import intervals
 from cxrjax.metrics.intervals import Difference, Interval, Patients, undefined
 from cxrjax.metrics.roc import why_undefined
 
-WORK = 100_000_000  # images times resamples; fewer resamples of larger sets, but not below LEAST
+WORK = 100_000_000  # images times resamples: larger sets get fewer resamples, at least LEAST
 LEAST = 500
 
 
@@ -26,19 +26,19 @@ def auprc(
 ) -> Interval:
   """Area under the precision-recall curve (average precision), mean over classes.
 
-  It is the sum over thresholds of precision times the recall gained, without interpolation. Scores
-  that tell nothing have the share of positives as their area, so areas of sets with other shares
-  do not compare. Interval: bootstrap over patients.
+  The sum over thresholds of precision times the gain in recall, without interpolation. The area of
+  uninformative scores is the share of positives, so areas are not comparable between sets with
+  different shares. Interval: bootstrap over patients.
 
   Args:
-    scores: one column a class, higher means more positive.
+    scores: one column per class, higher means more positive.
     labels: 1, 0 or NaN (unknown, left out for that class).
     patients: one id per image, or None.
     level: confidence.
     seed: of the bootstrap.
 
   Returns:
-    The mean over the classes that have positives and negatives; `method` says how many have not.
+    The mean over the classes that have positives and negatives; `method` says how many these are.
 
   References:
     Davis and Goadrich 2006, ICML, p. 233 (why there is no interpolation); Boyd, Eng and Page 2013,
@@ -55,7 +55,7 @@ def auprc(
   if math.isnan(low):
     method = "none: too few patients to resample"
   elif high - low < 1e-9:
-    # Perfect (or constant) scores: no resample differs. The precision of the calls is a share.
+    # With perfect (or constant) scores no resample differs. Precision is a proportion.
     low, high = intervals.wilson(value, ranked.positives, level)
     method = f"Wilson over {ranked.positives} patients"
   return Interval(value, low, high, ranked.n, method)
@@ -69,10 +69,10 @@ def difference(
   level: float = 0.95,
   seed: int = 0,
 ) -> Difference:
-  """How much larger `a`'s area is than `b`'s, of the same images; both are resampled together.
+  """Paired difference in area, `a` minus `b`, on the same images, resampling both together.
 
   Args:
-    a: one column a class.
+    a: one column per class.
     b: other scores of the same images.
     labels: 1, 0 or NaN for every class.
     patients: one id per image, or None.
@@ -83,25 +83,25 @@ def difference(
   if first.classes != second.classes or not first.classes:
     return Difference(**vars(undefined(first.reason or second.reason, first.n)))
 
-  def gain(weights: np.ndarray) -> np.ndarray:
+  def area_difference(weights: np.ndarray) -> np.ndarray:
     return first.areas(weights) - second.areas(weights)
 
-  value = float(gain(np.ones((1, first.count), np.float32))[0])
-  return intervals.difference(value, _resampled(gain, first, seed), first.n, level)
+  value = float(area_difference(np.ones((1, first.count), np.float32))[0])
+  return intervals.difference(value, _resampled(area_difference, first, seed), first.n, level)
 
 
 def curve(
   scores: Float[np.ndarray, "n"], labels: Num[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"], Float[np.ndarray, "t"]]:
-  """The precision-recall curve's corners.
+  """Corners of the precision-recall curve.
 
   Args:
     scores: higher means more positive.
     labels: 1 positive, 0 negative, NaN unknown (left out).
 
   Returns:
-    Recalls (they rise to 1), the precision at each and the thresholds, falling; nothing where there
-    is no positive image.
+    Recalls (ascending to 1), the precision at each, and descending thresholds; all empty where
+    there is no positive image.
   """
   known = ~np.isnan(labels.astype(np.float64))
   scores, positive = scores[known].astype(np.float64), labels[known] == 1
@@ -115,7 +115,7 @@ def curve(
 
 
 class _Ranked:
-  """Images in the order of every class's scores, to take areas of with any weights of patients."""
+  """Images sorted by the scores of every class, for computing areas with any patient weights."""
 
   def __init__(self, scores: np.ndarray, labels: np.ndarray, patients: Patients):
     self.n = int((~np.isnan(labels)).any(1).sum())
@@ -123,25 +123,25 @@ class _Ranked:
     self.classes: list[int] = []
     self.reason = "no class"
     self._areas: list[Callable[[np.ndarray], np.ndarray]] = []
-    fewest: list[int] = []
+    positive_patients: list[int] = []
     for c in range(labels.shape[1]):
       rows = np.flatnonzero(~np.isnan(labels[:, c]))
-      own = scores[rows, c].astype(np.float64)
-      if reason := why_undefined(own, labels[rows, c]):
+      class_scores = scores[rows, c].astype(np.float64)
+      if reason := why_undefined(class_scores, labels[rows, c]):
         self.reason = reason
         continue
-      order = np.argsort(-own, kind="stable")
-      own, rows = own[order], rows[order]
+      order = np.argsort(-class_scores, kind="stable")
+      class_scores, rows = class_scores[order], rows[order]
       positive = labels[rows, c] == 1
-      last = np.append(own[1:] != own[:-1], True)
-      # Only thresholds that gain a positive count: sums run over the stretches that end there.
+      last = np.append(class_scores[1:] != class_scores[:-1], True)
+      # Only thresholds that gain a positive matter: sums run over the stretches that end there.
       group = np.cumsum(last) - last
       gains = np.bincount(group, positive) > 0
       ends = np.flatnonzero(last)[gains] + 1
       self.classes.append(c)
       self._areas.append(functools.partial(_area, cluster[rows], positive, ends))
-      fewest.append(len(np.unique(cluster[rows[positive]])))
-    self.positives = min(fewest, default=0)
+      positive_patients.append(len(np.unique(cluster[rows[positive]])))
+    self.positives = min(positive_patients, default=0)
 
   def areas(self, weights: np.ndarray) -> np.ndarray:
     """The mean area for each row of weights f32[r patients]."""
@@ -151,11 +151,11 @@ class _Ranked:
 def _area(
   cluster: np.ndarray, positive: np.ndarray, ends: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-  """Average precision of images in falling order, with weights f32[r patients]."""
+  """Average precision of images sorted by descending score, with weights f32[r patients]."""
   stop = int(ends[-1])
   starts = np.append(0, ends[:-1])
   w = weights[:, cluster[:stop]]
-  # Weights are whole numbers, small enough for f32 to add them without error.
+  # Weights are small integers, which f32 adds exactly.
   called = np.cumsum(np.add.reduceat(w, starts, axis=1), 1, dtype=np.float64)
   gained = np.add.reduceat(w * positive[:stop], starts, axis=1).astype(np.float64)
   total = gained.sum(1)
@@ -167,13 +167,13 @@ def _area(
 def _resampled(
   statistic: Callable[[np.ndarray], np.ndarray], ranked: _Ranked, seed: int
 ) -> np.ndarray:
-  """A statistic of weights for patients drawn with replacement."""
-  number = int(np.clip(WORK // (ranked.n * len(ranked.classes)), LEAST, intervals.REPLICATES))
+  """Replicates of a statistic of patient weights, for patients drawn with replacement."""
+  replicates = int(np.clip(WORK // (ranked.n * len(ranked.classes)), LEAST, intervals.REPLICATES))
   rng, count = np.random.default_rng(seed), ranked.count
   chunk = max(1, 4_000_000 // max(ranked.n, count))
   values: list[np.ndarray] = []
-  for start in range(0, number, chunk):
-    rows = min(chunk, number - start)
+  for start in range(0, replicates, chunk):
+    rows = min(chunk, replicates - start)
     drawn = rng.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
     weights = np.bincount(drawn.reshape(-1), minlength=rows * count).reshape(rows, count)
     values.append(statistic(weights.astype(np.float32)))

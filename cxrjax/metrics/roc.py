@@ -1,4 +1,4 @@
-"""How well scores order images: the area under the ROC curve, with its interval."""
+"""Area under the ROC curve, with DeLong intervals and paired differences, and the curve itself."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def auroc(
 ) -> Interval:
   """Area under the ROC curve with a DeLong interval on the logit scale.
 
-  The area is the chance that a positive image scores above a negative one, ties counting half.
+  The area is the probability that a positive image scores above a negative one, ties counting half.
   Where images share a patient the variance is Obuchowski's, which sums DeLong's structural
   components within patients and equals DeLong's when every patient has one image.
 
   The interval is logit(A) +- z sd(A) / (A (1 - A)), mapped back, so it stays inside [0, 1]. Where
-  the variance is zero or not estimable (perfect separation, constant scores, a single positive),
-  min(positives, negatives) disjoint pairs are independent trials with success chance A, and
-  Wilson's interval over them is given instead of one of zero width.
+  the variance is zero or cannot be estimated (perfect separation, constant scores, one positive),
+  min(positives, negatives) disjoint pairs are independent trials with success probability A, and
+  Wilson's interval over them replaces one of zero width.
 
   Args:
     scores: higher means more positive.
@@ -69,23 +69,23 @@ def macro_auroc(
   patients: Patients = None,
   level: float = 0.95,
 ) -> Interval:
-  """Mean over classes of the one-against-the-rest AUROC.
+  """Mean over classes of the one-against-the-rest AUROC, with its interval.
 
-  The classes' areas are measured on the same images and so are correlated. What a patient adds to
-  every area (centred structural components) is averaged over the classes before squaring, which
-  keeps that correlation. Of one class the variance is `auroc`'s. A class whose positives (or
-  negatives) are of one patient does not tell how much another would have changed it: the largest
-  variance takes that place that a value between 0 and 1 with this mean can have.
+  The classes' areas are measured on the same images and so are correlated. A patient's
+  contributions to all areas (centred structural components) are averaged over the classes before
+  squaring, which keeps that correlation. For one class the variance is that of `auroc`. Where the
+  positives (or negatives) of a class are of one patient, variance between patients cannot be
+  estimated: the largest variance of a value between 0 and 1 with this mean is used instead.
 
   Args:
-    scores: one column a class.
+    scores: one column per class.
     labels: 1, 0 or NaN (unknown) for every class.
     patients: one id per image, or None.
     level: confidence.
 
   Returns:
     The mean over the classes that have both positives and negatives; `method` says how many were
-    left out. Undefined when there is none.
+    left out. Undefined where there is none.
   """
   n, k = labels.shape
   cluster, count = intervals.clusters(patients, n)
@@ -117,23 +117,23 @@ def auroc_difference(
   patients: Patients = None,
   level: float = 0.95,
 ) -> Difference:
-  """How much larger `a`'s mean area is than `b`'s on the same images, with a paired interval.
+  """Paired difference in mean area, `a` minus `b`, on the same images, with its interval.
 
-  DeLong's test of two correlated areas: what an image adds to one area is subtracted from what it
-  adds to the other before squaring, so that what is hard for both does not count as doubt.
-  Classes and patients as in `macro_auroc`.
+  DeLong's test of two correlated areas: an image's contributions to both areas are subtracted
+  before squaring, so that images which are hard for both add no variance. Classes and patients as
+  in `macro_auroc`.
 
   Args:
-    a: one column a class, higher means more positive.
+    a: one column per class, higher means more positive.
     b: other scores of the same images.
     labels: 1, 0 or NaN (unknown) for every class.
     patients: one id per image, or None.
     level: confidence.
 
   Returns:
-    The difference, -1 to 1, and the p value of DeLong's test that there is none: that of
-    z = difference / sd. Undefined where no class has an area by both scores; the p value of equal
-    areas is 1, and NaN where areas differ and no image adds doubt.
+    The difference, -1 to 1, and the p value of DeLong's test of no difference, from
+    z = difference / sd. Undefined where no class has an area by both scores. Where the variance is
+    zero, p is 1 for equal areas and NaN otherwise.
 
   References:
     DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837; Obuchowski 1997, Biometrics 53:567.
@@ -144,13 +144,13 @@ def auroc_difference(
   for c in range(k):
     rows = np.flatnonzero(~np.isnan(labels[:, c]))
     positive = labels[rows, c] == 1
-    both = [x[rows, c].astype(np.float64) for x in (a, b)]
-    reason = next(filter(None, (why_undefined(x, labels[rows, c]) for x in both)), "")
+    columns = [x[rows, c].astype(np.float64) for x in (a, b)]
+    reason = next(filter(None, (why_undefined(x, labels[rows, c]) for x in columns)), "")
     if reason:
       continue
-    (first, v10, v01), (second, w10, w01) = (structural_components(x, positive) for x in both)
-    most = sum(math.sqrt(area * (1 - area)) for area in (first, second)) ** 2
-    parts.append(_part(v10 - w10, v01 - w01, cluster[rows], positive, most))
+    (first, v10, v01), (second, w10, w01) = (structural_components(x, positive) for x in columns)
+    max_variance = sum(math.sqrt(area * (1 - area)) for area in (first, second)) ** 2
+    parts.append(_part(v10 - w10, v01 - w01, cluster[rows], positive, max_variance))
     differences.append(first - second)
   if not differences:
     return Difference(**vars(undefined(reason, n)))
@@ -158,11 +158,10 @@ def auroc_difference(
   used = ~np.isnan(labels).all(1)
   sd = math.sqrt(_variance(parts, count))
   half = intervals.quantile(level) * sd
-  p = (
-    float(2 * scipy.special.ndtr(-abs(value) / sd))
-    if sd > 1e-12
-    else (1.0 if value == 0 else math.nan)
-  )
+  if sd > 1e-12:
+    p = float(2 * scipy.special.ndtr(-abs(value) / sd))
+  else:
+    p = 1.0 if value == 0 else math.nan
   return Difference(
     value, max(value - half, -1.0), min(value + half, 1.0), int(used.sum()), "DeLong, paired", p=p
   )
@@ -171,33 +170,31 @@ def auroc_difference(
 def roc_curve(
   scores: Float[np.ndarray, "n"], labels: Num[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"], Float[np.ndarray, "t"]]:
-  """The ROC curve's corners.
+  """Corners of the ROC curve.
 
   Args:
     scores: higher means more positive.
     labels: 1 positive, 0 negative, NaN unknown (left out).
 
   Returns:
-    False positive rates, true positive rates (both rise from 0 to 1; NaN where there is no image
-    of that class) and the thresholds, falling from +inf: an image is called positive when its
+    False positive rates, true positive rates (both ascending from 0 to 1; NaN where there is no
+    image of that class) and thresholds, descending from +inf: an image is called positive when its
     score is at least the threshold.
   """
   known = ~np.isnan(labels.astype(np.float64))
   scores, positive = scores[known].astype(np.float64), labels[known] == 1
   order = np.argsort(-scores, kind="stable")
   scores, positive = scores[order], positive[order]
-  last = (
-    np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-    if len(scores)
-    else (np.zeros(0, int))
-  )
-  true = np.append(0, np.cumsum(positive)[last]).astype(np.float64)
-  false = np.append(0, np.cumsum(~positive)[last]).astype(np.float64)
+  last_of_ties = np.zeros(0, int)
+  if len(scores):
+    last_of_ties = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+  true = np.append(0, np.cumsum(positive)[last_of_ties]).astype(np.float64)
+  false = np.append(0, np.cumsum(~positive)[last_of_ties]).astype(np.float64)
   with np.errstate(invalid="ignore"):
     return (
       false / np.float64(np.sum(~positive)),
       true / np.float64(np.sum(positive)),
-      np.append(np.inf, scores[last]),
+      np.append(np.inf, scores[last_of_ties]),
     )
 
 
@@ -211,8 +208,8 @@ def structural_components(
     positive: bool[n], with at least one True and one False.
 
   Returns:
-    The area; for every positive the share of negatives it beats (ties half); for every negative
-    the share of positives that beat it.
+    The area; for every positive the share of negatives below it (ties count half); for every
+    negative the share of positives above it.
   """
   x, y = scores[positive], scores[~positive]
   rank = scipy.stats.rankdata(scores)
@@ -222,22 +219,22 @@ def structural_components(
 
 
 class _Part(NamedTuple):
-  """How an area, or a difference of two, hangs on the patients.
+  """Patients' contributions to an area, or to a difference of two.
 
   Attributes:
-    ten, one: what a patient's positive (negative) images add to it, by the patient's number.
-    patients: with positive images, with negative ones, and with either.
-    most: the largest variance that one component can have.
+    from_positives, from_negatives: contribution of each patient's positive (negative) images.
+    patients: number with positive images, with negative ones, and with either.
+    max_variance: the largest variance that one component can have.
   """
 
-  ten: Float[np.ndarray, "p"]
-  one: Float[np.ndarray, "p"]
+  from_positives: Float[np.ndarray, "p"]
+  from_negatives: Float[np.ndarray, "p"]
   patients: tuple[int, int, int]
-  most: float
+  max_variance: float
 
   @property
   def pairs(self) -> int:
-    """Disjoint pairs of a patient with positive images and one with negative ones."""
+    """Number of disjoint pairs of a patient with positive and one with negative images."""
     return min(self.patients[:2])
 
 
@@ -246,44 +243,45 @@ def _part(
   v01: Float[np.ndarray, "q"],
   cluster: Integer[np.ndarray, "n"],
   positive: np.ndarray,
-  most: float,
+  max_variance: float,
 ) -> _Part:
   count = int(cluster.max()) + 1
-  kinds = cluster[positive], cluster[~positive]
-  ten, one = (
-    np.bincount(of, v - v.mean(), count) / len(v) for of, v in zip(kinds, (v10, v01), strict=True)
+  by_label = cluster[positive], cluster[~positive]
+  from_positives, from_negatives = (
+    np.bincount(of, v - v.mean(), count) / len(v)
+    for of, v in zip(by_label, (v10, v01), strict=True)
   )
-  positives, negatives, either = (len(np.unique(x)) for x in (*kinds, cluster))
-  return _Part(ten, one, (positives, negatives, either), most)
+  positives, negatives, either = (len(np.unique(x)) for x in (*by_label, cluster))
+  return _Part(from_positives, from_negatives, (positives, negatives, either), max_variance)
 
 
 def _variance(parts: Sequence[_Part], count: int) -> float:
-  """Variance of the mean of several areas, or of several differences, of `count` patients.
+  """Variance of the mean of areas, or of differences in area, over `count` patients.
 
-  Obuchowski's is a I10 / (I10 - 1), b I01 / (I01 - 1) and 2 c I / (I - 1) added up, where a, b and
-  c are the sums over patients of `ten` squared, of `one` squared and of their product, and the I
-  count patients; with one image each it is DeLong's. Below it is a sum of three squares, which
-  stays above 0 for a mean of classes as well.
+  Obuchowski's variance is a I10 / (I10 - 1) + b I01 / (I01 - 1) + 2 c I / (I - 1), where a, b and c
+  are sums over patients of `from_positives` squared, of `from_negatives` squared and of their
+  product, and the I are numbers of patients; with one image each it is DeLong's. It is computed as
+  a sum of three squares, which stays positive for a mean of classes as well.
   """
 
   def factor(patients: int) -> float:
     return patients / (patients - 1) if patients > 1 else 0.0
 
-  squares, unknown = np.zeros((3, count)), 0.0
+  terms, max_variances = np.zeros((3, count)), 0.0
   for part in parts:
-    ten, one, either = map(factor, part.patients)
-    here = squares[:, : len(part.ten)]
-    here[0] += math.sqrt(either) * (part.ten + part.one)
-    here[1] += math.sqrt(max(ten - either, 0.0)) * part.ten
-    here[2] += math.sqrt(max(one - either, 0.0)) * part.one
-    unknown += part.most * sum(patients < 2 for patients in part.patients[:2])
-  return (float(np.sum(squares**2)) + unknown) / len(parts) ** 2
+    positive_factor, negative_factor, either_factor = map(factor, part.patients)
+    part_terms = terms[:, : len(part.from_positives)]
+    part_terms[0] += math.sqrt(either_factor) * (part.from_positives + part.from_negatives)
+    part_terms[1] += math.sqrt(max(positive_factor - either_factor, 0.0)) * part.from_positives
+    part_terms[2] += math.sqrt(max(negative_factor - either_factor, 0.0)) * part.from_negatives
+    max_variances += part.max_variance * sum(patients < 2 for patients in part.patients[:2])
+  return (float(np.sum(terms**2)) + max_variances) / len(parts) ** 2
 
 
 def _logit_interval(
   value: float, variance: float, pairs: int, n: int, method: str, level: float
 ) -> Interval:
-  """The interval on the logit scale, or Wilson's over disjoint pairs where that has no width."""
+  """The interval on the logit scale, or Wilson's over disjoint pairs where that has zero width."""
   if not 0 < value < 1 or not variance > 1e-15:
     low, high = intervals.wilson(value, pairs, level)
     return Interval(value, low, high, n, f"Wilson over {pairs} disjoint pairs")
@@ -294,7 +292,7 @@ def _logit_interval(
 
 
 def why_undefined(scores: np.ndarray, labels: np.ndarray) -> str:
-  """Why there is no area for these; empty where there is one."""
+  """Why these data define no area; empty where they do."""
   if len(labels) == 0:
     return "no image has a known label"
   if not np.all((labels == 0) | (labels == 1)):

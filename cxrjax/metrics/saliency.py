@@ -1,7 +1,7 @@
-"""How much of an explanation map lies on the lungs, image by image.
+"""How much of an explanation map lies on the lungs, per image.
 
-Every score has a value that is expected by chance, of a map that knows nothing of where the lungs
-are: for a share of energy, and for the pointing game, the lungs' share of the image.
+Every score has a value expected by chance, from a map that is independent of the lungs: for the
+share of energy and the pointing game, the lungs' share of the image.
 
 References:
   Zhang et al., Top-down Neural Attention by Excitation Backprop, 2016 (arXiv 1608.00507): pointing
@@ -22,12 +22,12 @@ EMPTY, FULL, FLAT = "no lungs in the mask", "the mask is all lung", "the map is 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-  """The scores of some maps.
+  """Scores of explanation maps.
 
   Attributes:
-    values: of every image by the names of `MEASURES`; NaN where undefined.
-    chance: what a map that knows nothing of the lungs is expected to get, likewise.
-    reasons: of every image why its scores are undefined; "" where they are not.
+    values: score of every image, by the names of `MEASURES`; NaN where undefined.
+    chance: expected score of a map that is independent of the lungs, likewise.
+    reasons: why the scores of an image are undefined; "" where they are defined.
   """
 
   values: dict[str, Float64[np.ndarray, "n"]]
@@ -41,7 +41,7 @@ def energy(heat: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> flo
 
 
 def pointing(heat: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
-  """1 where the map's largest value lies in the mask, else 0; of several largest, their share."""
+  """1 where the map's maximum lies in the mask, else 0; of tied maxima, the share in the mask."""
   return float(mask[heat == heat.max()].mean())
 
 
@@ -50,24 +50,24 @@ def top_iou(
 ) -> float:
   """IoU of the mask with the share `top` of the pixels that have the largest values.
 
-  Pixels that equal the smallest of these count as well, but none that is 0: a map may have fewer
-  pixels above 0.
+  Includes pixels tied with the smallest of these, but no zeros: a map may have fewer positive
+  pixels.
   """
   chosen = (heat >= np.quantile(heat, 1 - top)) & (heat > 0)
   return float((chosen & mask).sum() / (chosen | mask).sum())
 
 
 def each(maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"]) -> Scores:
-  """All of `MEASURES`.
+  """Scores maps by all of `MEASURES`.
 
   Args:
-    maps: of every image; what is below 0, evidence against a class, counts as 0.
-    masks: lungs.
+    maps: one per image; negative values, evidence against a class, count as 0.
+    masks: lung masks.
 
   Returns:
     "energy", the share of the map inside the lungs; "energy_ratio", the same divided by the lungs'
     share of the image: 1 by chance; "pointing"; "iou20", `top_iou`. All are undefined where a mask
-    is empty or everything, or a map is flat.
+    is empty or full, or a map is flat.
   """
   n = len(maps)
   values, chance = ({name: np.full(n, np.nan) for name in MEASURES} for _ in range(2))
@@ -80,9 +80,9 @@ def each(maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"]) -> 
     if reasons[-1]:
       continue
     inside = energy(heat, mask)
-    found = (inside, inside / area, pointing(heat, mask), top_iou(heat, mask))
-    # A fifth of the pixels, drawn at random.
+    scores = (inside, inside / area, pointing(heat, mask), top_iou(heat, mask))
+    # For IoU, of a random fifth of the pixels.
     expected = (area, 1.0, area, TOP * area / (TOP + area - TOP * area))
-    for name, value, by_chance in zip(MEASURES, found, expected, strict=True):
+    for name, value, by_chance in zip(MEASURES, scores, expected, strict=True):
       values[name][i], chance[name][i] = value, by_chance
   return Scores(values, chance, tuple(reasons))

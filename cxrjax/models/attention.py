@@ -1,4 +1,4 @@
-"""Multi-head self-attention over one group of equally long token sequences."""
+"""Multi-head self-attention over a group of token sequences of equal length."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cxrjax.models import pallas_attention
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-  """Which program attention runs as; `cxrjax.core.target.Target` chooses it by platform.
+  """Implementation of attention; `cxrjax.core.target.Target` chooses it by platform.
 
   Attributes:
-    name: "plain", matrix products with a gradient that keeps the exponentials instead of computing
-      the softmax again; "cudnn", NVIDIA's fused kernel; or "pallas", ours for TPUs
-      (`cxrjax.models.pallas_attention`). The fused ones keep no matrix of tokens by tokens, and run
-      in bfloat16 only.
-    mesh: over which sequences are split, for "pallas", which XLA cannot split by itself.
+    name: "plain", matrix products with a gradient that keeps the exponentials instead of
+      recomputing the softmax; "cudnn", NVIDIA's fused kernel; or "pallas", ours for TPUs
+      (`cxrjax.models.pallas_attention`). The fused kernels store no token-by-token matrix, and
+      run in bfloat16 only.
+    mesh: devices over which sequences are split, for "pallas", which XLA cannot partition itself.
   """
 
   name: str = "plain"
@@ -42,13 +42,13 @@ def attend(
   """`softmax(q k^T / sqrt(head_dim)) v` for every head (Vaswani et al. 2017, arXiv:1706.03762).
 
   Args:
-    qkv: queries, keys and values side by side, c = 3 d, each `heads` blocks of d / heads.
-    heads: how many heads.
+    qkv: concatenated queries, keys and values, c = 3 d, each `heads` blocks of d / heads.
+    heads: number of heads.
     kernel: see `Kernel`.
-    bias: added to `qkv` where it is read next.
+    bias: added to `qkv` here, fused into its next read.
 
   Returns:
-    The heads' outputs side by side; for an odd number of tokens "cudnn" adds a row of zeros.
+    The heads' concatenated outputs; for an odd number of tokens "cudnn" adds a row of zeros.
   """
   if qkv.dtype == jnp.bfloat16 and kernel.name == "cudnn":
     return _cudnn(qkv, bias, heads)
@@ -62,12 +62,12 @@ def attend(
 def attend_one(
   q: Float[Array, "b d"], kv: Float[Array, "b n e"], heads: int
 ) -> Float[Array, "b d"]:
-  """`attend` for one query per sequence; `kv` holds keys and values side by side, e = 2 d."""
+  """`attend` for one query per sequence; `kv` holds concatenated keys and values, e = 2 d."""
   b, n, e = kv.shape
-  size = e // (2 * heads)
-  k, v = jnp.unstack(kv.reshape(b, n, 2, heads, size), axis=2)
-  q = q.reshape(b, heads, size) * size**-0.5
-  # One query makes these sums, not matrix products; they are cheap in the layout as it comes.
+  head_dim = e // (2 * heads)
+  k, v = jnp.unstack(kv.reshape(b, n, 2, heads, head_dim), axis=2)
+  q = q.reshape(b, heads, head_dim) * head_dim**-0.5
+  # With a single query these are sums, not matrix products, and cheap in the given layout.
   scores = jnp.einsum("bhd,bnhd->bhn", q, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   return jnp.einsum("bhn,bnhd->bhd", weights, v).reshape(b, e // 2)
@@ -82,39 +82,39 @@ def probabilities(qkv: Float[Array, "b n c"], heads: int) -> Float[Array, "b h n
 
 def _cudnn(qkv, bias, heads):
   b, n, c = qkv.shape
-  even = n + n % 2
-  q, k, v = (x.reshape(b, even, heads, c // (3 * heads)) for x in _parts(qkv, bias, n))
-  # The kernel's gradient takes even lengths only: a token is added that no query sees.
+  padded = n + n % 2
+  q, k, v = (x.reshape(b, padded, heads, c // (3 * heads)) for x in _split_qkv(qkv, bias, n))
+  # The kernel's gradient requires even lengths: pad with a token that no query sees.
   lengths = (
     {}
-    if n == even
+    if n == padded
     else {
       "query_seq_lengths": jnp.full(b, n, jnp.int32),
       "key_value_seq_lengths": jnp.full(b, n, jnp.int32),
     }
   )
   out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
-  return out.reshape(b, even, c // 3)
+  return out.reshape(b, padded, c // 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _parts(qkv, bias, n):
-  """Queries, keys and values of `n` tokens with their bias, of an even number of tokens each.
+def _split_qkv(qkv, bias, n):
+  """Splits off queries, keys and values of `n` tokens, with bias, padded to an even number.
 
-  The gradient puts the three together once, and sums for the bias what it has just written.
+  The gradient concatenates the three once, and sums the bias gradient from what was just written.
   """
   qkv = qkv if bias is None else qkv + bias.astype(qkv.dtype)
   return tuple(jnp.split(jnp.pad(qkv, ((0, 0), (0, n % 2), (0, 0))), 3, axis=2))
 
 
-def _parts_bwd(n, bias, parts):
+def _split_qkv_bwd(n, bias, parts):
   dqkv = jnp.concatenate(parts, axis=2)[:, :n]
   if bias is None:
     return dqkv, None
   return dqkv, jax.lax.reduce_sum(dqkv.reshape(-1, dqkv.shape[-1]), (0,)).astype(bias.dtype)
 
 
-_parts.defvjp(lambda qkv, bias, n: (_parts(qkv, bias, n), bias), _parts_bwd)
+_split_qkv.defvjp(lambda qkv, bias, n: (_split_qkv(qkv, bias, n), bias), _split_qkv_bwd)
 
 
 def _pallas(qkv, heads, mesh):
@@ -129,10 +129,8 @@ def _pallas(qkv, heads, mesh):
 
 def _unpack(qkv, heads):
   """Queries (scaled), keys and values, each [b heads n size]."""
-  all_three = rearrange(qkv, "b n (qkv heads size) -> b n qkv heads size", qkv=3, heads=heads)
-  q, k, v = (
-    rearrange(x, "b n heads size -> b heads n size") for x in jnp.unstack(all_three, axis=2)
-  )
+  stacked = rearrange(qkv, "b n (qkv heads size) -> b n qkv heads size", qkv=3, heads=heads)
+  q, k, v = (rearrange(x, "b n heads size -> b heads n size") for x in jnp.unstack(stacked, axis=2))
   return q * q.shape[-1] ** -0.5, k, v
 
 
@@ -152,7 +150,7 @@ def _attend_fwd(qkv, heads):
   q, k, v = _unpack(qkv, heads)
   weights, total = _exponentials(q, k)
   weights = weights.astype(q.dtype)
-  # Dividing the outputs instead of the weights: n x size numbers instead of n x n.
+  # Divides the outputs instead of the weights: n x size numbers instead of n x n.
   out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=jnp.float32) / total
   out = out.astype(q.dtype)
   joined = rearrange(out, "b heads n size -> b n (heads size)")

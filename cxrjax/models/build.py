@@ -1,4 +1,4 @@
-"""An encoder from its config, for the devices that it will run on."""
+"""Builds an encoder from its config, for the devices that it will run on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cxrjax.core.target import Target
 
 
 def resolve(encoder: Any) -> None:
-  """Replaces "auto" in the options `dtype` and `attention` of a frozen encoder, by its target.
+  """Resolves "auto" in the options `dtype` and `attention` of a frozen encoder from its target.
 
   Raises:
-    UserError: a type or a kernel that is none.
+    UserError: an unknown type or kernel.
   """
   dtype = encoder.target.dtype(encoder.dtype)
   kernel = encoder.target.attention(encoder.attention, dtype)
@@ -23,22 +23,22 @@ def resolve(encoder: Any) -> None:
 
 
 def build_encoder(spec: Mapping[str, Any], target: Target, key: str = "config.model") -> Any:
-  """The network that `spec` names, for a target.
+  """Builds the network that `spec` names, for a target.
 
-  An encoder that chooses types or kernels by platform has a field `target`; others are built from
+  Encoders that choose types or kernels by platform have a field `target`; others are built from
   their options alone.
 
   Args:
     spec: `name` and options, `config.model`.
     target: the devices that it will run on.
-    key: where the spec stands, for errors.
+    key: config key of the spec, for errors.
 
   Raises:
     UserError: an unknown name or option.
   """
-  known = {}
+  extra = {}
   if spec.get("name"):
     factory = locate(spec["name"], "Model", f"{key}.name")
     if "target" in inspect.signature(factory).parameters:
-      known = {"target": target}
-  return build(spec, "Model", key, **known)
+      extra = {"target": target}
+  return build(spec, "Model", key, **extra)

@@ -1,4 +1,4 @@
-"""What convolutional encoders share: everything but the network."""
+"""Base class of convolutional encoders: everything except the network."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cxrjax.models.features import Features, standardize
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cnn:
-  """An encoder whose features are those of its last map.
+  """An encoder whose features come from its last map.
 
-  A network has `features`, `_net` and `_steps`. `_net` is called with maps [b h w c], `keys`,
-  `train` and `add(stage, map)`, which gives the map to go on with; it returns these of all stages.
+  Subclasses define `features`, `_net` and `_steps`. `_net` is called with maps [b h w c], `keys`,
+  `train` and `add(stage, map)`, whose result replaces the map; it returns those of all stages.
 
   Attributes:
-    channels: of the images; 1 for radiographs.
-    standardize: bring every image to mean 0 and deviation 1 first, as `vit.Model`'s.
-    dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
-    target: the devices that it will run on, from the program.
+    channels: image channels; 1 for radiographs.
+    standardize: bring every image to mean 0 and standard deviation 1 first, as in `vit.Model`.
+    dtype: type of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+    target: the devices that it will run on, set by the program.
   """
 
   channels: int = 1
@@ -38,7 +38,7 @@ class Cnn:
   target: Target = CPU
 
   stages: ClassVar[int] = 4
-  # As `vit.Model.layer_names`.
+  # See `vit.Model.layer_names`.
   layer_names: ClassVar[tuple[str, ...]]
 
   def __post_init__(self):
@@ -55,12 +55,12 @@ class Cnn:
 
   @property
   def _steps(self) -> tuple[tuple[int, int, int], ...]:
-    """Kernel, stride and padding of every layer that changes the size of a map, in order."""
+    """Kernel size, stride and padding of every layer that changes the map's size, in order."""
     raise NotImplementedError
 
   @property
   def stride(self) -> int:
-    """Pixels of one cell of the grid that `Features.patches` lies on."""
+    """Pixels per side of a cell of the grid of `Features.patches`."""
     return math.prod(stride for _, stride, _ in self._steps)
 
   def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -74,7 +74,7 @@ class Cnn:
     return n
 
   def init(self, key: jax.Array) -> module.Params:
-    """Fresh parameters, running statistics among them."""
+    """Fresh parameters, including running statistics."""
     return self._net.init(key)
 
   def encode(
@@ -88,19 +88,19 @@ class Cnn:
     train: bool = False,
     add_at: Mapping[str, Float[Array, "b y x d"]] | None = None,
   ) -> Any:
-    """Features of a batch, or of several batches of different image sizes, one after the other.
+    """Encodes a batch, or several batches of different image sizes, one after the other.
 
     Args:
       params: from `init`.
-      x: normalised images, f32[b h w c]; or a sequence of such.
-      keys: one PRNG key per image ([b], or a sequence of such like `x`), for networks with drop
-        path; None: no drop path.
+      x: normalized images, f32[b h w c]; or a sequence of such batches.
+      keys: one PRNG key per image ([b], or a sequence like `x`), for networks with drop path;
+        None: no drop path.
       intermediates: "stage:I", the map [b h w d] after stage I (from 0, negative from the end).
-      patches: False leaves the patch features out.
-      train: batch norm normalises by each batch, and `stats` of every `Features` holds the running
+      patches: False omits the patch features.
+      train: batch norm normalizes by each batch, and `stats` of every `Features` holds the running
         statistics after all of them.
-      add_at: for one batch, what is added to intermediates. The gradient by a zero is the
-        gradient there.
+      add_at: offsets to add to the intermediates of a single batch. The gradient with respect to a
+        zero offset is the gradient there.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence: `patches` is the last map, row by
@@ -108,16 +108,19 @@ class Cnn:
 
     Raises:
       UserError: images too small or with other channels, or an unknown tap.
-      ValueError: `add_at` of several batches.
+      ValueError: `add_at` for several batches.
     """
-    several = isinstance(x, Sequence)
-    if add_at and several:
+    is_sequence = isinstance(x, Sequence)
+    if add_at and is_sequence:
       raise ValueError(f"add_at={tuple(add_at)} is of one batch, not of a sequence")
-    groups = tuple(x) if several else (x,)
-    keys = (None,) * len(groups) if keys is None else keys if several else (keys,)
+    groups = tuple(x) if is_sequence else (x,)
+    if keys is None:
+      keys = (None,) * len(groups)
+    elif not is_sequence:
+      keys = (keys,)
     for images in groups:
       self._check(images.shape[1:])
-    wanted = {tap: self._tap(tap) for tap in intermediates}
+    stage_of_tap = {tap: self._tap(tap) for tap in intermediates}
     shifts = {self._tap(tap): shift for tap, shift in (add_at or {}).items()}
 
     def add(stage: int, maps: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
@@ -128,26 +131,26 @@ class Cnn:
     for images, key in zip(groups, keys, strict=True):
       images = standardize(images) if self.standardize else images
       maps = net(images.astype(self.dtype), keys=key, train=train, add=add)
-      last = maps[-1].astype(jnp.float32)
+      last_map = maps[-1].astype(jnp.float32)
       outputs.append(
         Features(
-          last.mean((1, 2)),
-          last.reshape(last.shape[0], -1, last.shape[-1]) if patches else None,
-          {tap: maps[i] for tap, i in wanted.items()},
+          last_map.mean((1, 2)),
+          last_map.reshape(last_map.shape[0], -1, last_map.shape[-1]) if patches else None,
+          {tap: maps[i] for tap, i in stage_of_tap.items()},
         )
       )
     stats = (module.running_stats(net) or None) if train else None
-    found = tuple(features._replace(stats=stats) for features in outputs)
-    return found if several else found[0]
+    results = tuple(features._replace(stats=stats) for features in outputs)
+    return results if is_sequence else results[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
     if shape[2] != self.channels:
       raise UserError(f"images have {shape[2]} channels, config.model.channels={self.channels}")
     if not all(self.grid(shape)):
-      least = next(n for n in range(1, 1000) if self._size(n))
+      smallest = next(n for n in range(1, 1000) if self._size(n))
       raise UserError(
         f"images of {shape[0]}x{shape[1]} pixels are too small for config.model, which needs "
-        f"{least}x{least}; make the crops larger or choose another model"
+        f"{smallest}x{smallest}; make the crops larger or choose another model"
       )
 
   def _tap(self, tap: str) -> int:
@@ -164,11 +167,11 @@ class Cnn:
   def flops(self, image_shape: tuple[int, ...], *, patches: bool = True) -> int:
     """Floating-point operations of one image's forward pass in convolutions and matrix products.
 
-    A multiply-add counts as two; zeros of the padding count, as is customary.
+    A multiply-add counts as two; zero padding is counted, as is customary.
 
     Args:
       image_shape: (height, width, ...) in pixels.
-      patches: as in `encode`; they cost nothing.
+      patches: as in `encode`; no effect, as they cost nothing.
     """
     del patches
     image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.channels), jnp.float32)

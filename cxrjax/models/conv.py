@@ -1,7 +1,7 @@
-"""Convolution, batch norm and pooling of maps `[b h w c]`, with the meaning they have in torch.
+"""Convolution, batch norm and pooling of maps `[b h w c]`, with torch's semantics.
 
-Some of them are written in another form than XLA's own, which gives the same numbers and whose
-gradient is faster: on a CPU 3 times for 1x1 convolutions and max-pooling, 100 times for groups.
+Some are formulated differently than in XLA, with the same results but faster gradients: on a CPU 3
+times for 1x1 convolutions and max-pooling, 100 times for grouped convolutions.
 """
 
 from __future__ import annotations
@@ -15,49 +15,51 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 MOMENTUM = 0.1  # of the running statistics: the weight of the newest batch
-_BOTH = tuple[int, int]
+_Pair = tuple[int, int]
 
-# How a kernel [h w in out] starts; the fan of inputs is h * w * in, of outputs h * w * out.
+# Initializers of a kernel [h w in out]; fan-in is h * w * in, fan-out h * w * out.
 STARTS: dict[str, Callable[..., Array]] = {
   # He et al. 2015, arXiv:1502.01852, equations 10 and 14, for ReLU.
   "fan_in": nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
   "fan_out": nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-  "torch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # torch's own
-  "normal": nnx.initializers.normal(0.1),  # Inception's, cut at 20 deviations: a plain normal
+  "torch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # torch's default
+  "normal": nnx.initializers.normal(
+    0.1
+  ),  # Inception's; its truncation at 20 deviations has no effect
 }
 
 
 class Conv(nnx.Module):
-  """`conv2d` with a kernel, and a bias where asked for.
+  """`conv2d` with a learned kernel and an optional bias.
 
   Args:
     in_dim: channels of the input.
     out_dim: channels of the output.
-    size: of the kernel, pixels, or (height, width).
+    size: kernel size in pixels, or (height, width).
     stride: pixels from one output to the next.
-    padding: zeros on both sides, or (above and below, left and right); by default what keeps the
-      size at stride 1.
-    groups: of channels that do not see each other.
+    padding: zeros on every side, or (above and below, left and right); by default such that the
+      size stays the same at stride 1.
+    groups: number of channel groups that are convolved separately.
     dilation: pixels from one element of the kernel to the next.
-    bias: whether there is one.
-    init: how the kernel starts, of `STARTS`.
+    bias: whether to add a bias.
+    init: kernel initializer, one of `STARTS`.
   """
 
   def __init__(
     self,
     in_dim: int,
     out_dim: int,
-    size: int | _BOTH,
+    size: int | _Pair,
     *,
     stride: int = 1,
-    padding: int | _BOTH | None = None,
+    padding: int | _Pair | None = None,
     groups: int = 1,
     dilation: int = 1,
     bias: bool = False,
     init: str = "fan_out",
     rngs: nnx.Rngs,
   ):
-    kh, kw = _both(size)
+    kh, kw = _pair(size)
     if padding is None:
       padding = dilation * (kh - 1) // 2, dilation * (kw - 1) // 2
     shape = (kh, kw, in_dim // groups, out_dim)
@@ -68,7 +70,7 @@ class Conv(nnx.Module):
       if bias
       else None
     )
-    self.config = (stride, _both(padding), groups, dilation)
+    self.config = (stride, _pair(padding), groups, dilation)
 
   def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b y x o"]:
     stride, padding, groups, dilation = self.config
@@ -80,7 +82,7 @@ def conv2d(
   x: Float[Array, "b h w i"],
   kernel: Float[Array, "kh kw i_per_group o"],
   stride: int = 1,
-  padding: _BOTH = (0, 0),
+  padding: _Pair = (0, 0),
   groups: int = 1,
   dilation: int = 1,
 ) -> Float[Array, "b y x o"]:
@@ -91,21 +93,21 @@ def conv2d(
     kernel: in the type of `x`.
     stride: along both axes.
     padding: zeros above and below, left and right.
-    groups: input channels are cut into so many parts, each for its part of the output channels.
+    groups: number of parts of the input channels, each feeding its part of the output channels.
     dilation: along both axes.
   """
   kh, kw, *_ = kernel.shape
   if (kh, kw, groups) == (1, 1, 1) and padding == (0, 0):
     if stride > 1:
-      # The barrier keeps XLA from fusing the slice into the product, which it cannot tile on a GPU.
+      # The barrier keeps XLA from fusing the slice into the product, which a GPU could not tile.
       x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
   if groups > 1:
     return grouped_conv(x, kernel, stride, padding, groups, dilation)
-  return _plain(x, kernel, stride, padding, 1, dilation)
+  return _lax_conv(x, kernel, stride, padding, 1, dilation)
 
 
-def _plain(x, kernel, stride, padding, groups, dilation):
+def _lax_conv(x, kernel, stride, padding, groups, dilation):
   (top, left) = padding
   return jax.lax.conv_general_dilated(
     x,
@@ -123,23 +125,27 @@ def grouped_conv(
   x: Float[Array, "b h w i"],
   kernel: Float[Array, "kh kw i_per_group o"],
   stride: int,
-  padding: _BOTH,
+  padding: _Pair,
   groups: int,
   dilation: int,
 ) -> Float[Array, "b y x o"]:
   """`conv2d` with several groups.
 
-  On a CPU, where XLA's gradient of such a convolution is a hundred times slower than its other
-  ones, some groups at a time make an ordinary convolution whose kernel is zero between them.
+  On a CPU, where XLA's gradient of grouped convolutions is a hundred times slower than that of
+  ordinary ones, several groups at a time become one ordinary convolution with a block-diagonal
+  kernel.
   """
   return _grouped_conv(x, kernel, (stride, padding, groups, dilation))
 
 
-# `cxrjax.core.flops` knows these two by their names.
+# `cxrjax.core.flops` identifies these two functions by name.
 @functools.partial(jax.jit, static_argnums=2)
 def _grouped_conv(x, kernel, options):
   return jax.lax.platform_dependent(
-    x, kernel, cpu=lambda x, k: _joined(x, k, *options), default=lambda x, k: _plain(x, k, *options)
+    x,
+    kernel,
+    cpu=lambda x, k: _block_diagonal_conv(x, k, *options),
+    default=lambda x, k: _lax_conv(x, k, *options),
   )
 
 
@@ -148,30 +154,33 @@ def _grouped_conv_gradient(x, kernel, dy, options):
   def by(form):
     return lambda x, k, dy: jax.vjp(lambda x, k: form(x, k, *options), x, k)[1](dy)
 
-  return jax.lax.platform_dependent(x, kernel, dy, cpu=by(_joined), default=by(_plain))
+  return jax.lax.platform_dependent(
+    x, kernel, dy, cpu=by(_block_diagonal_conv), default=by(_lax_conv)
+  )
 
 
-# A gradient of its own: autodiff would have every platform keep what the others need.
+# A custom gradient: with autodiff every platform would keep the residuals of all of them.
 grouped_conv.defvjp(
   lambda x, kernel, *options: (_grouped_conv(x, kernel, options), (x, kernel)),
   lambda *args: _grouped_conv_gradient(*args[4], args[5], args[:4]),
 )
 
 
-def _joined(x, kernel, stride, padding, groups, dilation):
+def _block_diagonal_conv(x, kernel, stride, padding, groups, dilation):
+  """Grouped convolution as ordinary ones, each of a few groups, with block-diagonal kernels."""
   kh, kw, cin, cout = kernel.shape
-  joined = next(n for n in range(min(groups, max(1, 32 // cin)), 0, -1) if groups % n == 0)
-  parts = groups // joined
-  shape = parts, kh, kw, joined, cin, joined, cout // groups
-  own = jnp.moveaxis(kernel.reshape(kh, kw, cin, *shape[:1], *shape[5:]), 3, 0)[:, :, :, None]
+  per_part = next(n for n in range(min(groups, max(1, 32 // cin)), 0, -1) if groups % n == 0)
+  parts = groups // per_part
+  shape = parts, kh, kw, per_part, cin, per_part, cout // groups
+  kernels = jnp.moveaxis(kernel.reshape(kh, kw, cin, *shape[:1], *shape[5:]), 3, 0)[:, :, :, None]
   row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (3, 5))
-  # Chosen, not multiplied by ones and zeros: that gradient crashes in jaxlib 0.10 on CPUs.
-  own = jnp.where(row == column, own, jnp.zeros((), x.dtype)).reshape(
-    parts, kh, kw, joined * cin, -1
+  # `where`, not a product with ones and zeros: that gradient crashes in jaxlib 0.10 on CPUs.
+  kernels = jnp.where(row == column, kernels, jnp.zeros((), x.dtype)).reshape(
+    parts, kh, kw, per_part * cin, -1
   )
   maps = [
-    _plain(part, k, stride, padding, 1, dilation)
-    for part, k in zip(jnp.split(x, parts, axis=-1), own, strict=True)
+    _lax_conv(part, k, stride, padding, 1, dilation)
+    for part, k in zip(jnp.split(x, parts, axis=-1), kernels, strict=True)
   ]
   return jnp.concatenate(maps, axis=-1)
 
@@ -179,9 +188,9 @@ def _joined(x, kernel, stride, padding, groups, dilation):
 class BatchNorm(nnx.Module):
   """Batch norm over all axes but the last (Ioffe and Szegedy 2015, arXiv:1502.03167).
 
-  In training it normalises by the batch, which under `jit` is the global one on any number of
-  devices, and moves its running statistics towards the batch's by a tenth, the variance as the
-  unbiased one, as torch does. Statistics are in float32. `module.running_stats` reads them.
+  In training it normalizes by the batch, under `jit` the global batch of all devices, and moves its
+  running statistics by a tenth towards those of the batch, with the unbiased variance, as torch
+  does. Statistics are in float32. `module.running_stats` reads them.
   """
 
   def __init__(self, dim: int, *, epsilon: float = 1e-5, scale: float = 1.0):
@@ -201,18 +210,18 @@ class BatchNorm(nnx.Module):
     """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in the type of `x`.
 
     Args:
-      x: to be normalised.
-      train: by the statistics of `x`, else by the running ones.
-      batch: mean and variance of `x`, from `moments`, where they are known.
+      x: the input.
+      train: normalize by the statistics of `x` instead of the running ones.
+      batch: mean and variance of `x`, from `moments`, if already known.
     """
     mean, var = self.running_mean[...], self.running_var[...]
     if train:
-      old = jax.lax.stop_gradient((mean, var))
-      mean, var = batch or moments(x, old[0])
+      old_stats = jax.lax.stop_gradient((mean, var))
+      mean, var = batch or moments(x, old_stats[0])
       count = x.size // x.shape[-1]
-      new = jax.lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
+      new_stats = jax.lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
       self.running_mean[...], self.running_var[...] = (
-        o + MOMENTUM * (n - o) for o, n in zip(old, new, strict=True)
+        old + MOMENTUM * (new - old) for old, new in zip(old_stats, new_stats, strict=True)
       )
     return _affine(x, mean, self.scale[...] * jax.lax.rsqrt(var + self.epsilon), self.bias[...])
 
@@ -225,17 +234,17 @@ def moments(
 
   Args:
     x: any type.
-    shift: any guess at the mean; the nearer, the less the variance loses to rounding.
+    shift: an estimate of the mean; the closer, the smaller the variance's rounding error.
   """
   return _moments_fwd(x, shift)[0]
 
 
 def _moments_fwd(x, shift):
   axes = tuple(range(x.ndim - 1))
-  centred = x.astype(jnp.float32) - shift
-  first, second = centred.mean(axes), (centred * centred).mean(axes)
-  mean = shift + first
-  return (mean, jnp.maximum(second - first * first, 0.0)), (x, mean)
+  centered = x.astype(jnp.float32) - shift
+  mean_offset, mean_square = centered.mean(axes), (centered * centered).mean(axes)
+  mean = shift + mean_offset
+  return (mean, jnp.maximum(mean_square - mean_offset * mean_offset, 0.0)), (x, mean)
 
 
 def _moments_bwd(residuals, cotangents):
@@ -250,7 +259,7 @@ moments.defvjp(_moments_fwd, _moments_bwd)
 
 @jax.custom_vjp
 def _affine(x, mean, scale, bias):
-  """`(x - mean) * scale + bias`; keeps `x` alone, in its own type, for the gradient."""
+  """`(x - mean) * scale + bias`; for the gradient it keeps only `x`, in its own type."""
   return ((x.astype(jnp.float32) - mean) * scale + bias).astype(x.dtype)
 
 
@@ -269,10 +278,10 @@ _affine.defvjp(lambda x, *args: (_affine(x, *args), (x, *args[:2])), _affine_bwd
 def max_pool(
   x: Float[Array, "b h w c"], size: int, stride: int, padding: int = 0
 ) -> Float[Array, "b y x c"]:
-  """The largest of every `size` x `size` window; a gradient is shared where several are largest.
+  """The maximum of every `size` x `size` window; ties share the gradient.
 
-  Rows, then columns, as maxima of shifted maps: their gradient is elementwise, where that of a
-  window reduction scatters.
+  Computed over rows, then columns, as maxima of shifted maps: their gradient is elementwise, while
+  that of a window reduction scatters.
   """
   pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   x = jnp.pad(x, pads, constant_values=-jnp.inf) if padding else x
@@ -284,7 +293,7 @@ def max_pool(
 def avg_pool(
   x: Float[Array, "b h w c"], size: int, stride: int, padding: int = 0
 ) -> Float[Array, "b y x c"]:
-  """The mean of every `size` x `size` window, zeros of the padding included."""
+  """The mean of every `size` x `size` window, including zero padding."""
   x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) if padding else x
   y = x.astype(jnp.float32) / size**2
   for axis in (1, 2):
@@ -293,10 +302,10 @@ def avg_pool(
 
 
 def _windows(x, axis, size, stride):
-  """`size` maps: the first, second, ... element of every window along `axis`."""
+  """`size` maps, of the first, second, ... element of every window along `axis`."""
   last = (x.shape[axis] - size) // stride * stride
   return [jax.lax.slice_in_dim(x, i, i + last + 1, stride, axis) for i in range(size)]
 
 
-def _both(size):
+def _pair(size):
   return (size, size) if isinstance(size, int) else tuple(size)

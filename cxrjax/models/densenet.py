@@ -29,13 +29,12 @@ BLOCKS = {  # layers per block
 class Model(cnn.Cnn):
   """A densely connected network with bottlenecks and compression (DenseNet-BC).
 
-  Maps of the intermediates "stage:0" to "stage:2" are what the dense blocks give, before the
-  transition halves channels and sizes; "stage:3" is the last map, normalised, after ReLU.
+  The intermediates "stage:0" to "stage:2" are the outputs of the dense blocks, before the
+  transition halves channels and size; "stage:3" is the last map, after batch norm and ReLU.
 
   Attributes:
     depth: 121, 169 or 201 layers.
-    growth: channels that a layer adds; the published networks have 32, and twice that after the
-      stem.
+    growth: channels that each layer adds; 32 in the published networks. The stem has twice as many.
   """
 
   depth: int = 121
@@ -72,7 +71,7 @@ class Model(cnn.Cnn):
 
 
 def _dims(depth: int, growth: int) -> list[tuple[int, int]]:
-  """Channels into and out of every block."""
+  """Input and output channels of every block."""
   dims, dim = [], 2 * growth
   for count in BLOCKS[depth]:
     dims.append((dim, dim + count * growth))
@@ -80,15 +79,15 @@ def _dims(depth: int, growth: int) -> list[tuple[int, int]]:
   return dims
 
 
-class _Joined:
-  """Maps that grow by channels, and their statistics, of which each is computed once.
+class _DenseMap:
+  """A map that grows by channels, with batch statistics that are computed only once.
 
-  Every later layer normalises all earlier maps: their means and variances are the same each time,
-  only scale and bias are the layer's own.
+  Every layer normalizes all earlier maps: means and variances are the same each time, only scale
+  and bias belong to the layer.
   """
 
   def __init__(self, x, train):
-    self.parts, self.known, self.train = [x], [], train
+    self.parts, self.stats, self.train = [x], [], train
 
   def append(self, x):
     self.parts.append(x)
@@ -96,8 +95,8 @@ class _Joined:
   def map(self):
     return jnp.concatenate(self.parts, axis=-1)
 
-  def add(self, function):
-    """Goes on with what `function` makes of the map."""
+  def apply(self, function):
+    """Replaces the map by the result of `function`."""
     old = self.map()
     new = function(old)
     if new is not old:
@@ -109,15 +108,15 @@ class _Joined:
     batch = None
     if self.train:
       ends = itertools.accumulate(part.shape[-1] for part in self.parts)
-      for part, end in list(zip(self.parts, ends, strict=True))[len(self.known) :]:
-        self.known.append(moments(part, norm.running_mean[...][end - part.shape[-1] : end]))
-      means, variances = zip(*self.known, strict=True)
+      for part, end in list(zip(self.parts, ends, strict=True))[len(self.stats) :]:
+        self.stats.append(moments(part, norm.running_mean[...][end - part.shape[-1] : end]))
+      means, variances = zip(*self.stats, strict=True)
       batch = jnp.concatenate(means), jnp.concatenate(variances)
     return jax.nn.relu(norm(self.map(), train=self.train, batch=batch))
 
 
 class _Layer(nnx.Module):
-  """What one layer adds: 1x1 to 4 `growth` channels, 3x3 to `growth`."""
+  """Output of one layer: 1x1 to 4 `growth` channels, 3x3 to `growth`."""
 
   def __init__(self, in_dim: int, growth: int, rngs: nnx.Rngs):
     self.norm1 = BatchNorm(in_dim)
@@ -125,9 +124,9 @@ class _Layer(nnx.Module):
     self.norm2 = BatchNorm(4 * growth)
     self.conv2 = Conv(4 * growth, growth, 3, init="fan_in", rngs=rngs)
 
-  def __call__(self, joined):
-    x = self.conv1(joined.normalised(self.norm1))
-    return self.conv2(jax.nn.relu(self.norm2(x, train=joined.train)))
+  def __call__(self, dense_map):
+    x = self.conv1(dense_map.normalised(self.norm1))
+    return self.conv2(jax.nn.relu(self.norm2(x, train=dense_map.train)))
 
 
 class _Block(nnx.Module):
@@ -137,26 +136,26 @@ class _Block(nnx.Module):
     self.count = count
 
   def __call__(self, x, train):
-    joined = _Joined(x, train)
+    dense_map = _DenseMap(x, train)
     for i in range(self.count):
-      joined.append(getattr(self, f"denselayer{i + 1}")(joined))
-    return joined
+      dense_map.append(getattr(self, f"denselayer{i + 1}")(dense_map))
+    return dense_map
 
 
 class _Transition(nnx.Module):
-  """Half the channels, half the size."""
+  """Halves channels and size."""
 
   def __init__(self, in_dim: int, out_dim: int, rngs: nnx.Rngs):
     self.norm = BatchNorm(in_dim)
     self.conv = Conv(in_dim, out_dim, 1, init="fan_in", rngs=rngs)
 
-  def __call__(self, joined):
-    # Pooling and a 1x1 convolution commute: the papers' order costs four times the products.
-    return self.conv(avg_pool(joined.normalised(self.norm), 2, 2))
+  def __call__(self, dense_map):
+    # Pooling and a 1x1 convolution commute; the paper's order costs four times the products.
+    return self.conv(avg_pool(dense_map.normalised(self.norm), 2, 2))
 
 
 class _DenseNet(nnx.Module):
-  denseblock4: _Block  # set by its name, as the others
+  denseblock4: _Block  # set by name, like the others
 
   def __init__(self, depth, growth, channels, rngs):
     self.conv0 = Conv(channels, 2 * growth, 7, stride=2, init="fan_in", rngs=rngs)
@@ -175,8 +174,8 @@ class _DenseNet(nnx.Module):
     x = max_pool(x, 3, 2, 1)
     maps = []
     for i in range(1, 4):
-      joined = getattr(self, f"denseblock{i}")(x, train)
-      joined.add(functools.partial(add, i - 1))
-      maps.append(joined.map())
-      x = getattr(self, f"transition{i}")(joined)
+      dense_map = getattr(self, f"denseblock{i}")(x, train)
+      dense_map.apply(functools.partial(add, i - 1))
+      maps.append(dense_map.map())
+      x = getattr(self, f"transition{i}")(dense_map)
     return [*maps, add(3, self.denseblock4(x, train).normalised(self.norm5))]

@@ -1,4 +1,4 @@
-"""What every encoder gives, and what it may do to its images first."""
+"""Outputs of every encoder, and the optional standardization of its images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from jaxtyping import Array, Float
 
 
 class Features(NamedTuple):
-  """What an encoder makes of a batch of images.
+  """An encoder's output for a batch of images.
 
   Attributes:
-    cls: f32[b d], the class token after the last layer norm, or what stands for the image else.
-    patches: f32[b n d], the patch tokens after the last layer norm, row by row (registers left
-      out); None where the caller said `patches=False`.
-    intermediates: those that were asked for.
+    cls: f32[b d], the class token after the last layer norm, or another summary of the image.
+    patches: f32[b n d], the patch tokens after the last layer norm, row by row, without registers;
+      None with `patches=False`.
+    intermediates: the requested intermediates by name.
     stats: batch norm's new running statistics, from `encode(train=True)`; None where there is no
       batch norm.
   """
@@ -26,7 +26,7 @@ class Features(NamedTuple):
 
 
 def standardize(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-  """Every image with mean 0 and (nearly) deviation 1."""
+  """Scales every image to mean 0 and (nearly) standard deviation 1."""
   mean = images.mean((1, 2, 3), keepdims=True)
-  # 0.05 in units of normalised pixels: the noise of a blank image stays small.
+  # 0.05 in units of normalized pixels keeps the noise of a blank image small.
   return (images - mean) / (images.std((1, 2, 3), keepdims=True) + 0.05)

@@ -16,7 +16,7 @@ from cxrjax.core.errors import UserError, suggest
 from cxrjax.models import layers, module
 
 _ACTIVATIONS = {"none": lambda x: x, "relu": jax.nn.relu, "gelu": layers.gelu}
-# Batch norm's learnt scale and learnt bias.
+# Whether batch norm learns scale and bias.
 _NORMS = {
   "none": (),
   "batch": (True, True),
@@ -27,26 +27,26 @@ _NORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Projector:
-  """The MLP of contrastive and predictive methods, as projector and as predictor.
+  """The projector or predictor MLP of contrastive and predictive methods.
 
   Hidden layers are linear, (batch norm), activation; the last is linear, (batch norm). Batch norm
-  normalises by the rows given, in training as in evaluation: give all rows of the global batch, one
-  call for each view where the paper's statistics are those of a view. A layer with batch norm
-  behind it has no bias, which the norm would take away again.
+  normalizes by the given rows, in training and evaluation: pass all rows of the global batch, in
+  one call per view where the paper's statistics are per view. A layer followed by batch norm has
+  no bias, which the norm would cancel.
 
   Attributes:
     in_dim: features of the input.
-    dims: features of every layer's output; one layer is a linear projection.
-    batch_norm: of the hidden layers, with scale and bias.
-    final_norm: of the output: "none", "batch", "batch_no_bias" (a scale alone) or
+    dims: features of every layer's output; a single layer is a linear projection.
+    batch_norm: use batch norm, with scale and bias, in the hidden layers.
+    final_norm: norm of the output: "none", "batch", "batch_no_bias" (scale only) or
       "batch_no_affine".
     activation: of the hidden layers, "relu" or "gelu"; or one for each of them.
-    bias: whether an output without batch norm has one.
-    initial: how the kernels start, of `cxrjax.models.layers.STARTS`.
+    bias: whether an output without batch norm has a bias.
+    initial: kernel initializer, one of `cxrjax.models.layers.STARTS`.
     dtype: type of the matrix products, the encoder's.
 
   Raises:
-    UserError: an option that is none.
+    UserError: an invalid option.
   """
 
   in_dim: int
@@ -61,14 +61,14 @@ class Projector:
   def __post_init__(self) -> None:
     if not self.dims or min(self.dims) < 1:
       raise UserError(f"a projector's dims={self.dims!r} must be one or more widths of at least 1")
-    words = (
+    choices = (
       ("final_norm", (self.final_norm,), _NORMS),
       ("activation", self._activations, _ACTIVATIONS),
     )
-    for name, given, valid in words:
-      for word in given:
-        if word not in valid:
-          raise UserError(f"a projector's {name}={word!r} is unknown{suggest(word, valid)}")
+    for name, values, valid in choices:
+      for value in values:
+        if value not in valid:
+          raise UserError(f"a projector's {name}={value!r} is unknown{suggest(value, valid)}")
     if len(self._activations) != len(self.dims) - 1:
       raise UserError(
         f"a projector's activation={self.activation!r} must be one, or one for each of its "
@@ -86,7 +86,7 @@ class Projector:
     return self._net.init(key)
 
   def apply(self, params: module.Params, x: Float[Array, "m d"]) -> Float32[Array, "m o"]:
-    """The last layer's output."""
+    """Applies the MLP."""
     x = x.astype(self.dtype)
     return self._net.apply(params, x).astype(jnp.float32)
 
@@ -105,26 +105,26 @@ class Projector:
     )
 
   def flops(self) -> int:
-    """Floating-point operations of one forward pass of one row (a multiply-add is two)."""
+    """Floating-point operations of the forward pass per row (a multiply-add is two)."""
     return 2 * sum(a * b for a, b in itertools.pairwise((self.in_dim, *self.dims)))
 
 
 @dataclasses.dataclass(frozen=True)
 class DinoHead:
-  """DINO's head: an MLP with GELU, unit length, weight-normalised prototypes.
+  """DINO's head: an MLP with GELU, unit length, weight-normalized prototypes.
 
   Attributes:
     in_dim: features of the encoder.
     prototypes: K, the number of outputs.
     hidden: width of the MLP.
-    bottleneck: width before the prototypes, where vectors are brought to unit length.
-    layers: linear layers of the MLP, the bottleneck included.
-    batch_norm: normalise the hidden layers over the rows given (all crops of the global batch), in
-      training as in evaluation. The paper's ViTs do without; it keeps images apart where all look
-      alike to a fresh network, as radiographs do, and training is short.
-    norm_last_layer: keep every prototype's norm at 1; else it is learnt, which may train better
-      and is less stable. Weight decay is on it then, as on every matrix: so the authors' code.
-    initial: how the MLP's kernels start, as in `cxrjax.models.vit.Model`.
+    bottleneck: width before the prototypes, where vectors are scaled to unit length.
+    layers: linear layers of the MLP, including the bottleneck.
+    batch_norm: normalize the hidden layers over the given rows (all crops of the global batch), in
+      training and evaluation. The paper's ViTs do without; it separates images that all look alike
+      to a fresh network, as radiographs do, when training is short.
+    norm_last_layer: fix every prototype's norm at 1; otherwise it is learned, which may train
+      better but is less stable, with weight decay as for any matrix, as in the authors' code.
+    initial: initializer of the MLP's kernels, as in `cxrjax.models.vit.Model`.
     dtype: type of the matrix products, the encoder's.
 
   References: Caron et al. 2021, arXiv:2104.14294, section 3.1 and appendix C; Salimans and Kingma
@@ -146,7 +146,7 @@ class DinoHead:
     return self._net.init(key)
 
   def apply(self, params: module.Params, x: Float[Array, "m d"]) -> Float32[Array, "m K"]:
-    """Logits: cosines of the bottleneck with every prototype (times its norm where learnt)."""
+    """Logits: cosines of the bottleneck and every prototype (times its norm if learned)."""
     return self._net.apply(params, x)
 
   @functools.cached_property
@@ -155,21 +155,21 @@ class DinoHead:
     return module.Net.of(_DinoHead, **fields)
 
   def flops(self) -> int:
-    """Floating-point operations of one forward pass of one row (a multiply-add is two)."""
+    """Floating-point operations of the forward pass per row (a multiply-add is two)."""
     dims = [self.in_dim, *[self.hidden] * (self.layers - 1), self.bottleneck, self.prototypes]
     return 2 * sum(a * b for a, b in itertools.pairwise(dims))
 
 
 class _Mlp(nnx.Module):
-  """Linear layers, each followed by what `norms` and `activations` name for it.
+  """Linear layers, each followed by its norm and activation.
 
   Args:
     dims: features of the input and of every layer's output.
-    biases: whether each layer has one.
-    norms: of `_NORMS`, one for each layer.
-    activations: of `_ACTIVATIONS`, one for each layer.
-    initial: how the kernels start.
-    rngs: for the kernels.
+    biases: whether each layer has a bias.
+    norms: key of `_NORMS` for each layer.
+    activations: key of `_ACTIVATIONS` for each layer.
+    initial: kernel initializer.
+    rngs: random keys of the kernels.
   """
 
   def __init__(
@@ -187,8 +187,10 @@ class _Mlp(nnx.Module):
         for (a, b), bias in zip(itertools.pairwise(dims), biases, strict=True)
       ]
     )
-    norm = [_BatchNorm(d, *_NORMS[n]) for d, n in zip(dims[1:], norms, strict=True) if n != "none"]
-    self.norms = nnx.List(norm) if norm else None
+    norm_layers = [
+      _BatchNorm(d, *_NORMS[n]) for d, n in zip(dims[1:], norms, strict=True) if n != "none"
+    ]
+    self.norms = nnx.List(norm_layers) if norm_layers else None
     self.plan = tuple(zip((n != "none" for n in norms), activations, strict=True))
 
   def __call__(self, x):
@@ -201,7 +203,7 @@ class _Mlp(nnx.Module):
 
 
 class _BatchNorm(nnx.Module):
-  """Batch statistics always: a head is not used after training, so it keeps no running ones."""
+  """Batch norm without running statistics, as a head is not used after training."""
 
   def __init__(self, dim: int, scale: bool, bias: bool, *, epsilon: float = 1e-5):
     self.scale = nnx.Param(jnp.ones((dim,), jnp.float32)) if scale else None
@@ -228,15 +230,15 @@ class _Prototypes(nnx.Module):
   def __call__(self, x, dtype):
     kernel = self.kernel[...]
     norm = jax.lax.rsqrt(jnp.maximum((kernel * kernel).sum(0), 1e-24))
-    # Scaling the logits instead of the kernel gives the same numbers and gradients with a kernel
-    # that is read once by the product.
+    # Scaling the logits instead of the kernel gives the same values and gradients, and the product
+    # reads the kernel only once.
     logits = _product(x.astype(dtype), kernel.astype(dtype)) * norm
     return logits if self.scale is None else logits * self.scale[...]
 
 
 @jax.custom_vjp
 def _product(x, kernel):
-  """`x @ kernel` in float32; the products of its gradient are in the type of `x` and `kernel`."""
+  """`x @ kernel` in float32; its gradient's products use the type of `x` and `kernel`."""
   return jax.lax.dot(x, kernel, preferred_element_type=jnp.float32)
 
 

@@ -19,12 +19,12 @@ from cxrjax.models.conv import BatchNorm, Conv, avg_pool, max_pool
 class Model(cnn.Cnn):
   """InceptionV3 without its auxiliary classifier, as torchvision's and timm's `inception_v3`.
 
-  Most of its convolutions of stride 2 have no padding, so that the last map of an image of 299
-  pixels has 8 x 8 cells and one of 224 pixels 5 x 5; `grid` says how many. Images need 75 pixels.
+  Most of its stride-2 convolutions have no padding: the last map has 8 x 8 cells for images of 299
+  pixels and 5 x 5 for 224 pixels; see `grid`. Images need at least 75 pixels.
 
   Attributes:
-    width: channels of the stem's first convolution, in proportion to which all others stand; the
-      published network has 32.
+    width: channels of the stem's first convolution; all others scale in proportion. The published
+      network has 32.
   """
 
   width: int = 32
@@ -67,40 +67,41 @@ class _ConvNorm(nnx.Module):
 
 
 class _Cell(nnx.Module):
-  """Branches that end side by side in one map.
+  """Parallel branches whose outputs are concatenated.
 
   Args:
-    in_dim: channels in.
-    layers: (name, inputs, output, size, options) of every convolution.
-    ends: names whose outputs are joined, in order; "pool" is the input's largest of 3x3, stride 2.
+    in_dim: channels of the input.
+    layers: (name, input, channels, size, options) of every convolution.
+    outputs: names of the layers to concatenate, in order; "pool" is the input after 3x3
+      max-pooling of stride 2.
 
   A layer's input is "" (the cell's), "mean" (the cell's, averaged over 3x3) or another layer.
   """
 
-  def __init__(self, in_dim: int, layers, ends: tuple[str, ...], rngs: nnx.Rngs):
+  def __init__(self, in_dim: int, layers, outputs: tuple[str, ...], rngs: nnx.Rngs):
     dims = {"": in_dim, "mean": in_dim, "pool": in_dim}
     for name, source, out_dim, size, options in layers:
       setattr(self, name, _ConvNorm(dims[source], out_dim, size, rngs, **options))
       dims[name] = out_dim
     self.layers = tuple((name, source) for name, source, *_ in layers)
-    self.ends = ends
-    self.out_dim = sum(dims[name] for name in ends)
+    self.outputs = outputs
+    self.out_dim = sum(dims[name] for name in outputs)
 
   def __call__(self, x, train):
-    found = {"": x}
+    maps = {"": x}
     for name, source in self.layers:
       if source == "mean":
-        found[source] = avg_pool(x, 3, 1, 1)
-      found[name] = getattr(self, name)(found[source], train)
-    if "pool" in self.ends:
-      found["pool"] = max_pool(x, 3, 2)
-    return jnp.concatenate([found[name] for name in self.ends], axis=-1)
+        maps[source] = avg_pool(x, 3, 1, 1)
+      maps[name] = getattr(self, name)(maps[source], train)
+    if "pool" in self.outputs:
+      maps["pool"] = max_pool(x, 3, 2)
+    return jnp.concatenate([maps[name] for name in self.outputs], axis=-1)
 
 
-_DOWN = {"stride": 2, "padding": 0}
+_STRIDE_2 = {"stride": 2, "padding": 0}
 
 
-def _a(in_dim, pool, rngs, n):
+def _mixed_35x35(in_dim, pool, rngs, n):
   """Figure 5, with 5x5 as in the published code."""
   return _Cell(
     in_dim,
@@ -118,23 +119,23 @@ def _a(in_dim, pool, rngs, n):
   )
 
 
-def _b(in_dim, rngs, n):
-  """Figure 10: half the size."""
+def _reduce_to_17x17(in_dim, rngs, n):
+  """Figure 10: halves the size."""
   return _Cell(
     in_dim,
     [
-      ("branch3x3", "", n(384), 3, _DOWN),
+      ("branch3x3", "", n(384), 3, _STRIDE_2),
       ("branch3x3dbl_1", "", n(64), 1, {}),
       ("branch3x3dbl_2", "branch3x3dbl_1", n(96), 3, {}),
-      ("branch3x3dbl_3", "branch3x3dbl_2", n(96), 3, _DOWN),
+      ("branch3x3dbl_3", "branch3x3dbl_2", n(96), 3, _STRIDE_2),
     ],
     ("branch3x3", "branch3x3dbl_3", "pool"),
     rngs,
   )
 
 
-def _c(in_dim, mid, rngs, n):
-  """Figure 6: 7x7 in rows and columns."""
+def _mixed_17x17(in_dim, mid, rngs, n):
+  """Figure 6: 7x7 factorized into rows and columns."""
   row, column, mid = (1, 7), (7, 1), n(mid)
   return _Cell(
     in_dim,
@@ -155,25 +156,25 @@ def _c(in_dim, mid, rngs, n):
   )
 
 
-def _d(in_dim, rngs, n):
-  """Half the size."""
+def _reduce_to_8x8(in_dim, rngs, n):
+  """Halves the size."""
   return _Cell(
     in_dim,
     [
       ("branch3x3_1", "", n(192), 1, {}),
-      ("branch3x3_2", "branch3x3_1", n(320), 3, _DOWN),
+      ("branch3x3_2", "branch3x3_1", n(320), 3, _STRIDE_2),
       ("branch7x7x3_1", "", n(192), 1, {}),
       ("branch7x7x3_2", "branch7x7x3_1", n(192), (1, 7), {}),
       ("branch7x7x3_3", "branch7x7x3_2", n(192), (7, 1), {}),
-      ("branch7x7x3_4", "branch7x7x3_3", n(192), 3, _DOWN),
+      ("branch7x7x3_4", "branch7x7x3_3", n(192), 3, _STRIDE_2),
     ],
     ("branch3x3_2", "branch7x7x3_4", "pool"),
     rngs,
   )
 
 
-def _e(in_dim, rngs, n):
-  """Figure 7: wide."""
+def _mixed_8x8(in_dim, rngs, n):
+  """Figure 7: widened branches."""
   row, column = (1, 3), (3, 1)
   return _Cell(
     in_dim,
@@ -205,24 +206,24 @@ class _Inception(nnx.Module):
     def n(published: int) -> int:
       return published * width // 32
 
-    self.Conv2d_1a_3x3 = _ConvNorm(channels, n(32), 3, rngs, **_DOWN)
+    self.Conv2d_1a_3x3 = _ConvNorm(channels, n(32), 3, rngs, **_STRIDE_2)
     self.Conv2d_2a_3x3 = _ConvNorm(n(32), n(32), 3, rngs, padding=0)
     self.Conv2d_2b_3x3 = _ConvNorm(n(32), n(64), 3, rngs)
     self.Conv2d_3b_1x1 = _ConvNorm(n(64), n(80), 1, rngs)
     self.Conv2d_4a_3x3 = _ConvNorm(n(80), n(192), 3, rngs, padding=0)
     dim = n(192)
     for name, make in (
-      ("5b", lambda d: _a(d, 32, rngs, n)),
-      ("5c", lambda d: _a(d, 64, rngs, n)),
-      ("5d", lambda d: _a(d, 64, rngs, n)),
-      ("6a", lambda d: _b(d, rngs, n)),
-      ("6b", lambda d: _c(d, 128, rngs, n)),
-      ("6c", lambda d: _c(d, 160, rngs, n)),
-      ("6d", lambda d: _c(d, 160, rngs, n)),
-      ("6e", lambda d: _c(d, 192, rngs, n)),
-      ("7a", lambda d: _d(d, rngs, n)),
-      ("7b", lambda d: _e(d, rngs, n)),
-      ("7c", lambda d: _e(d, rngs, n)),
+      ("5b", lambda d: _mixed_35x35(d, 32, rngs, n)),
+      ("5c", lambda d: _mixed_35x35(d, 64, rngs, n)),
+      ("5d", lambda d: _mixed_35x35(d, 64, rngs, n)),
+      ("6a", lambda d: _reduce_to_17x17(d, rngs, n)),
+      ("6b", lambda d: _mixed_17x17(d, 128, rngs, n)),
+      ("6c", lambda d: _mixed_17x17(d, 160, rngs, n)),
+      ("6d", lambda d: _mixed_17x17(d, 160, rngs, n)),
+      ("6e", lambda d: _mixed_17x17(d, 192, rngs, n)),
+      ("7a", lambda d: _reduce_to_8x8(d, rngs, n)),
+      ("7b", lambda d: _mixed_8x8(d, rngs, n)),
+      ("7c", lambda d: _mixed_8x8(d, rngs, n)),
     ):
       cell = make(dim)
       setattr(self, f"Mixed_{name}", cell)

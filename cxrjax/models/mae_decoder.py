@@ -1,4 +1,4 @@
-"""A small vision transformer that fills in the patches that an encoder did not see.
+"""A small vision transformer that reconstructs the patches that an encoder did not see.
 
 References:
   He et al., Masked autoencoders are scalable vision learners, 2021 (arXiv 2111.06377), section 3.
@@ -20,23 +20,23 @@ from cxrjax.models import attention, layers, module, posembed, transformer
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """From an encoder's class token and kept patches to a vector for every patch.
+  """Predicts a vector for every patch from an encoder's class token and kept patches.
 
-  A linear layer, the mask token where a patch was not kept, fixed positions (sines and cosines),
-  pre-norm blocks over all patches and the class token, layer norm, a linear layer.
+  A linear layer, mask tokens in place of dropped patches, fixed positions (sines and cosines),
+  pre-norm blocks over class token and all patches, layer norm, a linear layer.
 
   Attributes:
     in_dim: features of the encoder.
-    outputs: numbers to predict of each patch.
-    width: features of the decoder, a multiple of 4; the paper: 512.
-    depth: blocks; the paper: 8.
-    heads: of each block; the paper: 16.
-    initial: how kernels start, of `cxrjax.models.layers.STARTS`.
-    dtype: of the activations, the encoder's.
-    kernel: what attention runs as.
+    outputs: numbers to predict per patch.
+    width: features of the decoder, a multiple of 4; 512 in the paper.
+    depth: number of blocks; 8 in the paper.
+    heads: attention heads per block; 16 in the paper.
+    initial: kernel initializer, one of `cxrjax.models.layers.STARTS`.
+    dtype: type of the activations, the encoder's.
+    kernel: the attention implementation.
 
   Raises:
-    UserError: a width that does not divide.
+    UserError: an indivisible width, or a depth out of range.
   """
 
   in_dim: int
@@ -81,13 +81,13 @@ class Decoder:
     keep: Int[Array, "b m"],
     grid: tuple[int, int],
   ) -> Float32[Array, "b n o"]:
-    """The prediction of every patch, row by row.
+    """Predicts every patch, row by row.
 
     Args:
       params: from `init`.
       cls: the encoder's class token.
-      patches: its features of the patches it saw.
-      keep: which patches those are.
+      patches: the encoder's features of the kept patches.
+      keep: indices of the kept patches.
       grid: rows and columns of patches.
     """
     out = self._net.apply(
@@ -96,7 +96,7 @@ class Decoder:
     return out.astype(jnp.float32)
 
   def flops(self, patches: int, kept: int) -> int:
-    """Floating-point operations in matrix products of one image (a multiply-add is two)."""
+    """Floating-point operations in matrix products per image (a multiply-add is two)."""
     n, d = 1 + patches, self.width
     block = 24 * n * d * d + 4 * n * n * d
     return 2 * (1 + kept) * self.in_dim * d + self.depth * block + 2 * patches * d * self.outputs
@@ -113,18 +113,20 @@ class _Decoder(nnx.Module):
     self.out = layers.Linear(width, outputs, init=init, rngs=rngs)
 
   def __call__(self, cls, patches, keep, *, grid):
-    m = patches.shape[1]
+    n_kept = patches.shape[1]
     n = grid[0] * grid[1]
     x = self.embed(jnp.concatenate([cls[:, None], patches], axis=1))
     width = x.shape[-1]
-    cls, seen = x[:, :1], x[:, 1:]
-    places = jax.vmap(
-      lambda one: jnp.full(n, m, jnp.int32).at[one].set(jnp.arange(m, dtype=jnp.int32))
+    cls, embedded = x[:, :1], x[:, 1:]
+    source_rows = jax.vmap(
+      lambda indices: (
+        jnp.full(n, n_kept, jnp.int32).at[indices].set(jnp.arange(n_kept, dtype=jnp.int32))
+      )
     )(keep)
     x = jnp.where(
-      (places < m)[..., None],
-      take_rows(seen, places, keep),
-      self.mask_token[...].astype(seen.dtype),
+      (source_rows < n_kept)[..., None],
+      take_rows(embedded, source_rows, keep),
+      self.mask_token[...].astype(embedded.dtype),
     )
     x = x + posembed.sincos(grid, width).astype(x.dtype)
     x = jnp.concatenate([cls, x], axis=1)
@@ -137,14 +139,14 @@ class _Decoder(nnx.Module):
 def take_rows(
   x: Float[Array, "b m d"], rows: Int[Array, "b n"], back: Int[Array, "b m"]
 ) -> Float[Array, "b n d"]:
-  """Row `rows[i, j]` of every `x[i]`, 0 where there is none, for rows that are taken once at most.
+  """Takes row `rows[i, j]` of every `x[i]`, or 0 if out of range; each row at most once.
 
-  Its gradient is such a lookup too, where autodiff's adds rows up one by one.
+  Its gradient is a lookup as well, where autodiff's would scatter-add row by row.
 
   Args:
     x: rows.
-    rows: which to take; `m` or above for none.
-    back: where each row of `x` goes; `n` or above for nowhere.
+    rows: indices of rows to take; `m` or above for none.
+    back: inverse indices, where each row of `x` goes; `n` or above for nowhere.
   """
   del back
   return jnp.take_along_axis(x, rows[..., None], axis=1, mode="fill", fill_value=0)

@@ -1,8 +1,8 @@
-"""The one place where NNX meets plain parameters.
+"""The only interface between NNX and plain parameters.
 
 Networks are written as `nnx.Module`s. Everything outside `cxrjax.models` sees a static, hashable
-`Net` and a nested dict of float32 arrays with string keys: what optax, shardings, checkpoints and
-the EMA of a teacher want, and what stays readable when NNX changes its own state format.
+`Net` and a nested dict of float32 arrays with string keys: the format that optax, shardings,
+checkpoints and a teacher's EMA need, and that stays readable when NNX changes its state format.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Net:
   """A network without its parameters.
 
   Attributes:
-    build: makes the module; called with `rngs` and `options`.
+    build: creates the module; called with `rngs` and `options`.
     options: keyword arguments of `build` as sorted pairs, so that equal networks are equal and
       can be static arguments of `jax.jit`. Use `Net.of`.
   """
@@ -56,9 +56,9 @@ class Net:
     """The module holding these parameters (arrays or tracers)."""
     graphdef, template = _abstract(self)
     flat = _flatten(params)
-    wanted = {tuple(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(template)}
-    _check(flat, {path: leaf for path, (_, leaf) in wanted.items()})
-    state = [(path, leaf.replace(flat[name])) for name, (path, leaf) in wanted.items()]
+    expected = {tuple(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(template)}
+    _check(flat, {path: leaf for path, (_, leaf) in expected.items()})
+    state = [(path, leaf.replace(flat[name])) for name, (path, leaf) in expected.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(state))
 
 
@@ -70,7 +70,7 @@ def running_stats(module: nnx.Module) -> Params:
 
 @functools.lru_cache(maxsize=128)
 def _abstract(net: Net) -> tuple[Any, Any]:
-  """Structure and shapes; no parameter is computed."""
+  """Structure and shapes, without computing parameters."""
   module = nnx.eval_shape(lambda: net.build(**dict(net.options), rngs=nnx.Rngs(params=0)))
   return nnx.split(module)
 
@@ -97,17 +97,17 @@ def _flatten(params: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[tu
   return flat
 
 
-def _check(flat: dict[tuple[str, ...], Any], wanted: dict[tuple[str, ...], Any]) -> None:
-  missing = [p for p in wanted if p not in flat]
-  surplus = [p for p in flat if p not in wanted]
+def _check(flat: dict[tuple[str, ...], Any], expected: dict[tuple[str, ...], Any]) -> None:
+  missing = [p for p in expected if p not in flat]
+  surplus = [p for p in flat if p not in expected]
   if missing or surplus:
-    what = "lack" if missing else "have the unknown"
+    problem = "lack" if missing else "have the unknown"
     name = "/".join((missing or surplus)[0])
     raise UserError(
-      f"parameters {what} {name!r} ({len(missing)} missing, {len(surplus)} unknown); "
+      f"parameters {problem} {name!r} ({len(missing)} missing, {len(surplus)} unknown); "
       "they belong to another model: check config.model"
     )
-  for path, leaf in wanted.items():
+  for path, leaf in expected.items():
     if tuple(flat[path].shape) != tuple(leaf.shape):
       raise UserError(
         f"parameter {'/'.join(path)!r} has shape {tuple(flat[path].shape)}, the model's is "

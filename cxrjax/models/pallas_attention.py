@@ -1,9 +1,9 @@
-"""Attention of short sequences as one kernel for TPUs, written in Pallas.
+"""Attention of short sequences as a single Pallas kernel for TPUs.
 
-A radiograph is a few hundred tokens: all logits of an image's head fit into a TPU core's vector
-memory. One program takes one image, all its heads, and reads queries, keys and values as the layer
-before has written them; nothing of tokens by tokens, and no statistic of the softmax, goes through
-the device's memory. The gradient computes the softmax again.
+A radiograph has a few hundred tokens: all logits of a head fit into a TPU core's vector memory. One
+program processes all heads of an image, and reads queries, keys and values as the previous layer
+wrote them; neither token-by-token matrices nor softmax statistics pass through device memory. The
+gradient recomputes the softmax.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-MOST = 640  # tokens: five float32 matrices of them fit beside what is read and written
+MOST = 640  # tokens: five float32 token-by-token matrices fit beside inputs and outputs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -25,9 +25,9 @@ def attend(
   """See `cxrjax.models.attention.attend`.
 
   Args:
-    qkv: up to `MOST` tokens an image.
-    heads: how many.
-    interpret: run it as plain JAX, on any device.
+    qkv: up to `MOST` tokens per image.
+    heads: number of heads.
+    interpret: run as plain JAX, on any device.
   """
   return _attend_fwd(qkv, heads, interpret)[0]
 
@@ -61,9 +61,11 @@ def _call(kernel, heads, interpret, shape, *arrays):
 def _head(ref, heads, i):
   """Queries, keys and values of head `i`, [n size] each, and their columns."""
   width = ref.shape[-1] // 3
-  size = width // heads
-  columns = [slice(part * width + i * size, part * width + (i + 1) * size) for part in range(3)]
-  return [ref[0, :, place] for place in columns], columns
+  head_dim = width // heads
+  columns = [
+    slice(part * width + i * head_dim, part * width + (i + 1) * head_dim) for part in range(3)
+  ]
+  return [ref[0, :, column] for column in columns], columns
 
 
 def _dot(a, b, axes):
@@ -95,10 +97,10 @@ def _backward(heads, qkv_ref, dout_ref, dqkv_ref):
     mean = (dweights * weights).sum(-1, keepdims=True)
     scaled = weights * (dweights - mean) * q.shape[-1] ** -0.5
     dscores, weights = scaled.astype(q.dtype), weights.astype(q.dtype)
-    found = (
+    gradients = (
       _dot(dscores, k, ((1,), (0,))),
       _dot(dscores, q, ((0,), (0,))),
       _dot(weights, dout, ((0,), (0,))),
     )
-    for place, value in zip(columns, found, strict=True):
-      dqkv_ref[0, :, place] = value.astype(dqkv_ref.dtype)
+    for column, gradient in zip(columns, gradients, strict=True):
+      dqkv_ref[0, :, column] = gradient.astype(dqkv_ref.dtype)

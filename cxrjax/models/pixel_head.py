@@ -1,4 +1,4 @@
-"""A head that draws pixels from an encoder's patches, without looking from one to another.
+"""A head that predicts pixels from an encoder's patches, each on its own.
 
 References:
   Atito et al., GMML is All you Need, 2022 (arXiv 2205.14986).
@@ -21,19 +21,19 @@ from cxrjax.models import layers, module
 
 @dataclasses.dataclass(frozen=True)
 class PixelHead:
-  """Layer norm, linear layers with GELU of one width, a linear layer to the pixels of the patch.
+  """Layer norm, linear layers of equal width with GELU, and a linear layer to a patch's pixels.
 
-  The last layer is the papers' transposed convolution, whose stride is its size: its bias is one
-  number for each channel.
+  The last layer is equivalent to the papers' transposed convolution with stride equal to its kernel
+  size: its bias is one number per channel.
 
   Attributes:
     in_dim: features of a patch.
-    size: pixels of a patch's side.
-    channels: of the images.
-    depth: layers before the last; the papers: 3.
-    norm: have the layer norm; the papers' is the encoder's own.
-    initial: how kernels start, of `cxrjax.models.layers.STARTS`.
-    dtype: of the activations, the encoder's.
+    size: pixels per side of a patch.
+    channels: image channels.
+    depth: number of layers before the last; 3 in the papers.
+    norm: whether to have the layer norm; in the papers it is the encoder's own.
+    initial: kernel initializer, one of `cxrjax.models.layers.STARTS`.
+    dtype: type of the activations, the encoder's.
   """
 
   in_dim: int
@@ -67,11 +67,11 @@ class PixelHead:
   def apply(
     self, params: module.Params, patches: Float[Array, "b n d"], grid: tuple[int, int]
   ) -> Float32[Array, "b h w c"]:
-    """Images.
+    """Predicts images.
 
     Args:
       params: from `init`.
-      patches: row by row.
+      patches: patch features, row by row.
       grid: rows and columns of patches.
     """
     x = rearrange(patches, "b n d -> (b n) d").astype(self.dtype)
@@ -86,7 +86,7 @@ class PixelHead:
     )
 
   def flops(self) -> int:
-    """Floating-point operations in matrix products of one patch (a multiply-add is two)."""
+    """Floating-point operations in matrix products per patch (a multiply-add is two)."""
     return 2 * self.in_dim * (self.depth * self.in_dim + self.size**2 * self.channels)
 
 

@@ -1,4 +1,4 @@
-"""Position embeddings that fit any number of patches."""
+"""Position embeddings for any number of patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# How positions are brought to another number of patches:
+# How positions are resampled to another number of patches:
 #   dino: Keys' cubic of a = -0.75 on a scale of (new + 0.1) / old, edges repeated (DINO, iBOT, and
 #     DINOv2 without registers, in training on small crops as well);
 #   torch: the same on a scale of new / old (MAE, transformers);
@@ -19,45 +19,47 @@ INTERPOLATIONS = ("dino", "torch", "timm", "big_vision")
 def resample(
   grid: Float[Array, "n d"], old: tuple[int, int], new: tuple[int, int], interpolation: str = "dino"
 ) -> Float[Array, "m d"]:
-  """A learnt grid of position embeddings, row by row, resampled to another grid.
+  """Resamples a learned grid of position embeddings, row by row, to another grid.
 
   Args:
     grid: n = old[0] * old[1] embeddings.
-    old: rows and columns they were learnt at.
-    new: rows and columns wanted.
-    interpolation: of `INTERPOLATIONS`.
+    old: rows and columns that they were learned for.
+    new: rows and columns of the result.
+    interpolation: one of `INTERPOLATIONS`.
   """
   if old == new:
     return grid
   rows, columns = (
     jnp.asarray(weights(o, n, interpolation), jnp.float32) for o, n in zip(old, new, strict=True)
   )
-  square = grid.astype(jnp.float32).reshape(*old, -1)
-  found = jnp.einsum("yr,xc,rcd->yxd", rows, columns, square, precision=jax.lax.Precision.HIGHEST)
-  return found.reshape(new[0] * new[1], -1)
+  old_grid = grid.astype(jnp.float32).reshape(*old, -1)
+  resampled = jnp.einsum(
+    "yr,xc,rcd->yxd", rows, columns, old_grid, precision=jax.lax.Precision.HIGHEST
+  )
+  return resampled.reshape(new[0] * new[1], -1)
 
 
 def weights(old: int, new: int, interpolation: str) -> Float[np.ndarray, "new old"]:
-  """What each position along one axis takes of each old one.
+  """Interpolation weights of the old positions for each new one along one axis.
 
   References: Keys 1981, IEEE Trans. Acoust. Speech Signal Process. 29:1153, equation 4, with the
   constant -1/2 that he derives or torch's -3/4.
   """
-  at = np.arange(new)
+  positions = np.arange(new)
   if interpolation == "big_vision":
-    place = at * (old - 1) / max(new - 1, 1)
-    return np.maximum(1 - np.abs(place[:, None] - np.arange(old)), 0.0)
+    location = positions * (old - 1) / max(new - 1, 1)
+    return np.maximum(1 - np.abs(location[:, None] - np.arange(old)), 0.0)
   scale = (new + 0.1 * (interpolation == "dino")) / old
-  centre = ((at + 0.5) / scale - 0.5)[:, None]
+  center = ((positions + 0.5) / scale - 0.5)[:, None]
   if interpolation == "timm":
-    share = _keys((np.arange(old) - centre) * min(scale, 1.0), -0.5)
+    share = _keys((np.arange(old) - center) * min(scale, 1.0), -0.5)
     return share / share.sum(1, keepdims=True)
-  intermediates = np.floor(centre).astype(int) + np.arange(-1, 3)
-  found = np.zeros((new, old))
+  neighbors = np.floor(center).astype(int) + np.arange(-1, 3)
+  matrix = np.zeros((new, old))
   np.add.at(
-    found, (at[:, None], np.clip(intermediates, 0, old - 1)), _keys(intermediates - centre, -0.75)
+    matrix, (positions[:, None], np.clip(neighbors, 0, old - 1)), _keys(neighbors - center, -0.75)
   )
-  return found
+  return matrix
 
 
 def _keys(x: Float[np.ndarray, "..."], a: float) -> Float[np.ndarray, "..."]:
@@ -68,11 +70,11 @@ def _keys(x: Float[np.ndarray, "..."], a: float) -> Float[np.ndarray, "..."]:
 
 
 def sincos(grid: tuple[int, int], dim: int) -> Float[Array, "n d"]:
-  """Fixed embeddings of the patches of a grid, row by row: sines and cosines of both coordinates.
+  """Fixed sine and cosine embeddings of the patches of a grid, row by row.
 
-  A quarter of the features each are sin and cos of the column and sin and cos of the row, at
-  frequencies from 1 to 1/10000 radians a patch (He et al. 2021, arXiv:2111.06377, after Vaswani et
-  al. 2017, arXiv:1706.03762, section 3.5).
+  Sine and cosine of the column and sine and cosine of the row take a quarter of the features each,
+  at frequencies from 1 to 1/10000 radians per patch (He et al. 2021, arXiv:2111.06377, after
+  Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
   Args:
     grid: rows and columns.

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016, arXiv:1512.03385), with the stride in the 3x3 convolution."""
+"""Residual networks (He et al. 2016, arXiv:1512.03385) with strides in the 3x3 convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.models import cnn, module
 from cxrjax.models.conv import BatchNorm, Conv, max_pool
 
-BLOCKS = {  # per stage; bottlenecks from 50 on
+BLOCKS = {  # blocks per stage; bottlenecks from 50 layers on
   18: (2, 2, 2, 2),
   34: (3, 4, 6, 3),
   50: (3, 4, 6, 3),
@@ -28,10 +28,10 @@ class Model(cnn.Cnn):
 
   Attributes:
     depth: 18, 34, 50, 101 or 152 layers.
-    width: channels after the stem; the published networks have 64.
+    width: channels after the stem; 64 in the published networks.
     small_stem: for images of up to 64 pixels: a 3x3 stem of stride 1 and no max-pooling, so that
       the stride is 8, not 32 (as Chen et al. 2020, arXiv:2002.05709, appendix B.9, for CIFAR).
-    zero_init: every block starts as the identity: its last batch norm's scale is 0 (Goyal et al.).
+    zero_init: start every block as the identity, with its last batch norm's scale 0 (Goyal et al.).
   """
 
   depth: int = 50
@@ -87,12 +87,12 @@ class _Basic(nnx.Module):
     self.bn1 = BatchNorm(width)
     self.conv2 = Conv(width, width, 3, rngs=rngs)
     self.bn2 = BatchNorm(width, scale=0.0 if zero_init else 1.0)
-    self.downsample = _shortcut(in_dim, width, stride, rngs)
+    self.downsample = _build_shortcut(in_dim, width, stride, rngs)
 
   def __call__(self, x, train):
     y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
     y = self.bn2(self.conv2(y), train=train)
-    return jax.nn.relu(y + _skip(self.downsample, x, train))
+    return jax.nn.relu(y + _apply_shortcut(self.downsample, x, train))
 
 
 class _Bottleneck(nnx.Module):
@@ -107,22 +107,22 @@ class _Bottleneck(nnx.Module):
     self.bn2 = BatchNorm(width)
     self.conv3 = Conv(width, 4 * width, 1, rngs=rngs)
     self.bn3 = BatchNorm(4 * width, scale=0.0 if zero_init else 1.0)
-    self.downsample = _shortcut(in_dim, 4 * width, stride, rngs)
+    self.downsample = _build_shortcut(in_dim, 4 * width, stride, rngs)
 
   def __call__(self, x, train):
     y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
     y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
     y = self.bn3(self.conv3(y), train=train)
-    return jax.nn.relu(y + _skip(self.downsample, x, train))
+    return jax.nn.relu(y + _apply_shortcut(self.downsample, x, train))
 
 
-def _shortcut(in_dim, out_dim, stride, rngs):
+def _build_shortcut(in_dim, out_dim, stride, rngs):
   if stride == 1 and in_dim == out_dim:
     return None
   return nnx.List([Conv(in_dim, out_dim, 1, stride=stride, rngs=rngs), BatchNorm(out_dim)])
 
 
-def _skip(shortcut, x, train):
+def _apply_shortcut(shortcut, x, train):
   return x if shortcut is None else shortcut[1](shortcut[0](x), train=train)
 
 

@@ -1,4 +1,4 @@
-"""Decoders that draw a mask over the image from what an encoder makes of it.
+"""Decoders that predict a segmentation mask from an encoder's features.
 
 References:
   Ronneberger et al., U-Net, 2015 (arXiv 1505.04597).
@@ -26,31 +26,31 @@ from cxrjax.models.features import Features, standardize
 from cxrjax.models.pixel_head import PixelHead
 
 KINDS = ("auto", "linear", "upsample", "unetr", "unet")
-WIDEST = 16  # most channels of a map, in those of the full size
-_PROBE = 256  # side of the image that an encoder's maps are measured with
+WIDEST = 16  # maximum channels of a map, as a multiple of those at full size
+_PROBE = 256  # image side for measuring the shapes of an encoder's maps
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """One logit for each pixel, from an encoder's features.
+  """One logit per pixel, from an encoder's features.
 
-  `linear`: layer norm and one linear map of each patch to its pixels. `upsample`: the patches'
-  map, doubled with a convolution at each size up to the image's. `unet`: the maps after every
-  stage of a convolutional encoder; the smallest is doubled and convolved twice at each size, beside
-  the encoder's map of that size and at last the image itself. `unetr`: the same for a ViT, whose
-  tokens after evenly spaced blocks are enlarged to make such maps. A map of half the size has twice
-  the channels.
+  `linear`: layer norm and a linear map from each patch to its pixels. `upsample`: the map of
+  patches, repeatedly doubled and convolved up to the image's size. `unet`: the maps after every
+  stage of a convolutional encoder; the smallest is repeatedly doubled, concatenated with the
+  encoder's map of that size, finally with the image itself, and convolved twice. `unetr`: the same
+  for a ViT, whose tokens after evenly spaced blocks are enlarged to such maps. A map of half the
+  size has twice the channels.
 
-  The papers double with transposed convolutions; these with bilinear interpolation before a
-  convolution, which fits maps of any size.
+  The papers upsample with transposed convolutions; these decoders with bilinear interpolation
+  before a convolution, which fits maps of any size.
 
   Attributes:
-    encoder: see `cxrjax.models.vit.Model`; of which the features are.
+    encoder: the encoder of the features, see `cxrjax.models.vit.Model`.
     kind: `auto` is `unetr` for a network with blocks and `unet` for one with stages.
     width: channels at the image's size.
 
   Raises:
-    UserError: a decoder that is none, or not one for this encoder.
+    UserError: an unknown decoder, or one that does not fit this encoder.
   """
 
   encoder: Any
@@ -64,15 +64,15 @@ class Decoder:
       )
     if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
       raise UserError(f"config.method.width={self.width!r} must be a whole number of channels")
-    found, wanted = self._tapped, {"unetr": "block", "unet": "stage"}.get(self.kind, "")
-    if wanted and wanted != found:
-      other = "unetr" if found == "block" else "unet" if found else "upsample"
+    tapped, needed = self._tapped, {"unetr": "block", "unet": "stage"}.get(self.kind, "")
+    if needed and needed != tapped:
+      alternative = "unetr" if tapped == "block" else "unet" if tapped else "upsample"
       raise UserError(
-        f"config.method.decoder={self.kind!r} needs an encoder with {wanted}s, and "
-        f"config.model.name={type(self.encoder).__module__!r} has none; choose {other!r}, "
+        f"config.method.decoder={self.kind!r} needs an encoder with {needed}s, and "
+        f"config.model.name={type(self.encoder).__module__!r} has none; choose {alternative!r}, "
         "'upsample' or 'linear'"
       )
-    if self.chosen == "unetr" and 2 ** self._level(self.encoder.stride) != self.encoder.stride:
+    if self.chosen == "unetr" and 2 ** self._log2(self.encoder.stride) != self.encoder.stride:
       raise UserError(
         f"config.model.patch_size={self.encoder.stride} must be a power of two for "
         "config.method.decoder='unetr'; change it, or choose 'upsample' or 'linear'"
@@ -80,44 +80,40 @@ class Decoder:
 
   @property
   def _tapped(self) -> str:
-    """What the encoder's intermediates are: `block`, `stage`, or nothing."""
-    return (
-      "block"
-      if hasattr(self.encoder, "blocks")
-      else "stage"
-      if hasattr(self.encoder, "stages")
-      else ""
-    )
+    """Kind of the encoder's intermediates: `block`, `stage`, or ""."""
+    if hasattr(self.encoder, "blocks"):
+      return "block"
+    return "stage" if hasattr(self.encoder, "stages") else ""
 
   @property
   def chosen(self) -> str:
-    """What `kind` is for this encoder."""
+    """`kind`, with "auto" resolved for this encoder."""
     if self.kind != "auto":
       return self.kind
     return {"block": "unetr", "stage": "unet"}.get(self._tapped, "upsample")
 
   @functools.cached_property
   def intermediates(self) -> tuple[str, ...]:
-    """What `encode` has to be asked for: the finest map first."""
+    """Intermediates to request from `encode`, the finest map first."""
     if self.chosen == "unet":
       return tuple(f"stage:{i}" for i in range(self.encoder.stages))
     if self.chosen == "unetr":  # the patches after the last block are the coarsest map
-      count, depth = self._level(self.encoder.stride), self.encoder.blocks
+      count, depth = self._log2(self.encoder.stride), self.encoder.blocks
       return tuple(f"block:{max(depth * i // count - 1, 0)}" for i in range(1, count))
     return ()
 
   @staticmethod
-  def _level(stride: float) -> int:
+  def _log2(stride: float) -> int:
     return round(math.log2(stride))
 
   @functools.cached_property
   def _skips(self) -> tuple[tuple[int, int], ...]:
-    """Level (log2 of the stride) and channels of every map, the finest first, measured."""
+    """Measured level (log2 of the stride) and channels of every map, the finest first."""
     if self.chosen == "unetr":
-      made = [(i, self._width(i)) for i in range(1, len(self.intermediates) + 1)]
-      return (*made, (self._level(self.encoder.stride), self.encoder.features))
+      enlarged = [(i, self._width(i)) for i in range(1, len(self.intermediates) + 1)]
+      return (*enlarged, (self._log2(self.encoder.stride), self.encoder.features))
     if self.chosen == "upsample":
-      return ((self._level(self.encoder.stride), self.encoder.features),)
+      return ((self._log2(self.encoder.stride), self.encoder.features),)
     side = _PROBE // self.encoder.stride * self.encoder.stride
     image = jax.ShapeDtypeStruct((1, side, side, self.encoder.channels), jnp.float32)
     maps = jax.eval_shape(
@@ -129,7 +125,7 @@ class Decoder:
       image,
     )
     shapes = [maps[tap].shape for tap in self.intermediates]
-    return tuple((self._level(side / shape[1]), shape[-1]) for shape in shapes)
+    return tuple((self._log2(side / shape[1]), shape[-1]) for shape in shapes)
 
   def _width(self, level: int) -> int:
     return self.width * min(2**level, WIDEST)
@@ -155,7 +151,7 @@ class Decoder:
     )
 
   def init(self, key: jax.Array) -> module.Params:
-    """Fresh parameters, running statistics among them."""
+    """Fresh parameters, including running statistics."""
     return self._net.init(key)
 
   def apply(
@@ -166,13 +162,13 @@ class Decoder:
     *,
     train: bool = False,
   ) -> tuple[Float32[Array, "b h w 1"], module.Params]:
-    """Logits of every pixel, and batch norm's new running statistics ({} without training).
+    """Predicts logits per pixel; also returns new running statistics ({} without training).
 
     Args:
       params: from `init`.
-      images: what was encoded.
+      images: the encoded images.
       features: `encoder.encode(params, images, intermediates=decoder.intermediates)`.
-      train: batch norm normalises by the batch.
+      train: batch norm normalizes by the batch.
     """
     b, h, w, _ = images.shape
     grid = self.encoder.grid((h, w))
@@ -183,12 +179,10 @@ class Decoder:
     if self.chosen == "unet":
       maps = [features.intermediates[tap] for tap in self.intermediates]
     else:
-      assert features.patches is not None  # `encode` leaves them out only where it is told to
-      count = features.patches.shape[1]  # the class token and registers stand before the patches
-      tokens = [features.intermediates[tap][:, -count:] for tap in self.intermediates] + [
-        features.patches
-      ]
-      maps = [x.reshape(b, *grid, -1) for x in tokens]
+      assert features.patches is not None  # `encode` omits them only with patches=False
+      count = features.patches.shape[1]  # class token and registers come before the patches
+      tokens = [features.intermediates[tap][:, -count:] for tap in self.intermediates]
+      maps = [x.reshape(b, *grid, -1) for x in [*tokens, features.patches]]
     if self.chosen != "upsample":
       maps = [standardize(images) if self.encoder.standardize else images, *maps]
     net = self._net.bind(params)
@@ -196,7 +190,7 @@ class Decoder:
     return x.astype(jnp.float32), module.running_stats(net) if train else {}
 
   def flops(self, image_shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one image in convolutions and matrix products.
+    """Floating-point operations per image in convolutions and matrix products.
 
     Args:
       image_shape: (height, width, ...) in pixels.
@@ -222,15 +216,15 @@ class _Conv(nnx.Module):
 
 
 class _UNet(nnx.Module):
-  """From maps at some levels (0: the image's size, 1: half of it, ...) to one channel at level 0.
+  """Decodes maps at several levels (0: the image's size, 1: half of it, ...) to a level-0 channel.
 
   Args:
-    skips: level and channels of every map, ascending.
-    widths: channels of the result at every level below the last map's.
-    tokens: channels of the maps between the first and the last as they come, all of one size, to
-      be enlarged to those of `skips`; 0 where they come as `skips` says.
-    twice: two convolutions at each level, else one.
-    rngs: for the kernels.
+    skips: level and channels of every input map, in ascending order.
+    widths: channels of the output at every level below the last map's.
+    tokens: channels of the maps between the first and the last if they are inputs of one size that
+      have to be enlarged to the sizes of `skips`; 0 if they already have these sizes.
+    twice: two convolutions per level instead of one.
+    rngs: random keys of the kernels.
   """
 
   def __init__(self, skips, widths, tokens, twice, rngs):
@@ -253,15 +247,15 @@ class _UNet(nnx.Module):
     self.levels = tuple(level for level, _ in skips)
 
   def __call__(self, maps, *, size, train):
-    at = dict(zip(self.levels, maps, strict=True))
+    map_at_level = dict(zip(self.levels, maps, strict=True))
     if self.grow is not None:
       for level, steps in self.grow.items():
         for i, step in enumerate(steps):
           side = _side(size, self.levels[-1] - 1 - i)
-          at[int(level)] = step(_resize(at[int(level)], side), train)
+          map_at_level[int(level)] = step(_resize(map_at_level[int(level)], side), train)
     x = maps[-1]
     for level in reversed(range(self.levels[-1])):
-      skip = at.get(level)
+      skip = map_at_level.get(level)
       x = _resize(x, _side(size, level) if skip is None else skip.shape[1:3])
       x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
       x = self.first[str(level)](x, train)
@@ -275,6 +269,6 @@ def _side(size, level):
 
 
 def _resize(x, side):
-  """A map at another size, bilinear."""
+  """Resizes a map bilinearly."""
   shape = (x.shape[0], *side, x.shape[-1])
   return x if x.shape == shape else jax.image.resize(x, shape, "bilinear", antialias=False)

@@ -1,8 +1,7 @@
-"""Pre-norm transformer blocks on several groups of token sequences at once.
+"""Pre-norm transformer blocks on groups of token sequences.
 
-A group is `[images, tokens, width]`; groups differ in how many images and tokens they have (large
-and small crops). Every operation keeps images apart, so that a batch that is split over devices
-stays split.
+A group is `[images, tokens, width]`; groups differ in numbers of images and tokens (large and small
+crops). No operation mixes images, so that a batch that is split over devices stays split.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class _Attention(nnx.Module):
     b, n, _ = x.shape
     qkv, bias = self.qkv.product(x).reshape(b, n, -1), self.qkv.bias[...]
     mixed = attention.attend(qkv, self.heads, self.kernel_of, bias)
-    # Where attention has added a token it leaves here: the sum that follows reads the rest.
+    # Drop a token that attention may have added; the sum that follows reads the others.
     return self.proj(mixed)[:, :n]
 
 
@@ -42,10 +41,10 @@ class _Mlp(nnx.Module):
 class Block(nnx.Module):
   """Pre-norm block on one group of sequences, [b n width].
 
-  `scale` has drop path's factors of the two branches for every image, [b 2], or None. `layer_scale`
-  above 0 is what learnt factors of the branches' channels start as (Touvron et al. 2021, arXiv
-  2103.17239). `gelu` is of `layers.GELUS`. `shift` [b n width] is added to what attention reads,
-  the tokens after their first layer norm.
+  `scale` holds drop-path factors of both branches for every image, [b 2], or None. `layer_scale`
+  above 0 is the initial value of learned per-channel factors of the branches (Touvron et al. 2021,
+  arXiv 2103.17239). `gelu` is a key of `layers.GELUS`. `shift` [b n width] is added to attention's
+  input, the tokens after their first layer norm.
   """
 
   def __init__(
@@ -58,25 +57,25 @@ class Block(nnx.Module):
     gelu: str = "exact",
     kernel: attention.Kernel = attention.PLAIN,
   ):
-    def factors():
+    def init_layer_scale():
       return nnx.Param(jnp.full((width,), layer_scale, jnp.float32)) if layer_scale else None
 
     self.norm1 = layers.LayerNorm(width)
     self.attn = _Attention(width, heads, init, rngs, kernel)
-    self.ls1 = factors()
+    self.ls1 = init_layer_scale()
     self.norm2 = layers.LayerNorm(width)
     self.mlp = _Mlp(width, init, rngs, gelu)
-    self.ls2 = factors()
+    self.ls2 = init_layer_scale()
 
   def add(self, x, mixed, scale):
-    """The block after its attention: `x` [b n width] and what attention gives for these tokens."""
-    x = drop(x, _times(mixed, self.ls1), scale, 0)
-    return drop(x, _times(self.mlp(self.norm2(x)), self.ls2), scale, 1)
+    """The block after attention, from its input `x` and attention's output, [b n width] each."""
+    x = drop(x, _scale_channels(mixed, self.ls1), scale, 0)
+    return drop(x, _scale_channels(self.mlp(self.norm2(x)), self.ls2), scale, 1)
 
   def read(self, x, shift=None):
-    """What attention reads."""
-    normal = self.norm1(x)
-    return normal if shift is None else normal + shift.astype(normal.dtype)
+    """The input of attention."""
+    normalized = self.norm1(x)
+    return normalized if shift is None else normalized + shift.astype(normalized.dtype)
 
   def qkv(self, x, shift=None):
     return self.attn.qkv(self.read(x, shift))
@@ -85,12 +84,12 @@ class Block(nnx.Module):
     return self.add(x, self.attn(self.read(x, shift)), scale)
 
   def cls_only(self, x, scale, shift=None):
-    """The class tokens [b width] after this block, which read all and write one row."""
-    normal = self.read(x, shift)
+    """The class tokens [b width] after this block: all rows are read, one is computed."""
+    normalized = self.read(x, shift)
     kernel, bias = (a[...].astype(x.dtype) for a in (self.attn.qkv.kernel, self.attn.qkv.bias))
     width = x.shape[-1]
-    q = normal[:, 0] @ kernel[:, :width] + bias[:width]
-    kv = normal.reshape(-1, width) @ kernel[:, width:] + bias[width:]
+    q = normalized[:, 0] @ kernel[:, :width] + bias[:width]
+    kv = normalized.reshape(-1, width) @ kernel[:, width:] + bias[width:]
     kv = _row_gradient(kv).reshape(*x.shape[:-1], -1)
     mixed = self.attn.proj(attention.attend_one(q, kv, self.attn.heads))
     return self.add(x[:, :1], mixed[:, None], scale)[:, 0]
@@ -98,10 +97,10 @@ class Block(nnx.Module):
 
 @jax.custom_vjp
 def _row_gradient(x):
-  """`x`, rows whose gradient is stored as rows.
+  """Identity on rows that forces the gradient to be stored as rows.
 
-  XLA lays the gradient of keys and values out by tokens last, and puts it in order inside of the
-  next product, for which its kernels on GPUs find no tiles at most batch sizes.
+  XLA would lay out the gradient of keys and values with tokens last and transpose it inside the
+  next product, which its GPU kernels cannot tile at most batch sizes.
   """
   return x
 
@@ -109,14 +108,14 @@ def _row_gradient(x):
 _row_gradient.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
 
 
-def _times(branch, factors):
+def _scale_channels(branch, factors):
   return branch if factors is None else branch * factors[...].astype(branch.dtype)
 
 
 def drop(x, branch, scale, which):
-  """`x` and a branch [b n d] times its images' drop-path factors, column `which` of `scale` [b 2].
+  """Adds to `x` a branch [b n d] times its drop-path factors, column `which` of `scale` [b 2].
 
-  On rows, so that a compiler has no reason to lay tokens out by anything else.
+  Works on rows, so that the compiler keeps the tokens' layout.
   """
   b, n, d = x.shape
   if scale is None:

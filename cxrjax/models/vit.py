@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929) for crops of several sizes."""
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv:2010.11929) for crops of mixed sizes."""
 
 from __future__ import annotations
 
@@ -35,38 +35,38 @@ class Model:
   """A vision transformer encoder.
 
   Attributes:
-    variant: width, depth and heads: "Nu" (64/3/2) and
-      "Mu" (128/4/2) for CPUs, "Ti", "S", "B", "L".
+    variant: preset of width, depth and heads: "Nu" (64/3/2) and "Mu" (128/4/2) for CPUs, "Ti",
+      "S", "B", "L".
     patch_size: pixels per side of a patch.
-    image_size: pixels per side the position embedding is learnt at; other sizes resample it.
-    channels: of the images; 1 for radiographs.
-    standardize: bring every image to mean 0 and deviation 1 first, so that exposure and contrast
-      tell nothing. They are what differs most between radiographs, and what is learnt first.
+    image_size: pixels per side that the position embedding is learned for; resampled for others.
+    channels: image channels; 1 for radiographs.
+    standardize: bring every image to mean 0 and standard deviation 1 first, to remove exposure and
+      contrast: they differ most between radiographs, and are what a network learns first.
     registers: extra tokens after the class token (Darcet et al. 2024, arXiv:2309.16588).
     drop_path: rate in the last block, rising linearly from 0 in the first (Huang et al. 2016,
       arXiv:1603.09382); used where `encode` is given keys.
-    dtype: of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
+    dtype: type of the activations; "auto" is bfloat16 on accelerators, float32 on CPU.
     attention: "plain", "cudnn" (NVIDIA GPUs of compute capability 8.0 and above) or "pallas"
       (TPUs), see `cxrjax.models.attention.Kernel`; "auto" is the target's, plain in float32.
-    initial: how kernels start: "normal", N(0, 0.02) as DINO's, or "xavier" (MAE's, big_vision's),
+    initial: kernel initializer: "normal", N(0, 0.02) as in DINO, or "xavier" (MAE, big_vision),
       without which a network under 200 wide hardly learns in its first thousand steps.
-    positions: how the position embedding starts: "normal", N(0, 0.02), or "sincos", sines and
-      cosines of row and column, which MAE and MoCo v3 leave as they are (a
-      `config.optimizer.lr_scale` of 0 for `encoder/pos`).
-    token_std: deviation that the class token and registers start with; 1e-6 in MoCo v3 and DINOv2.
-    interpolation: how positions are resampled for images of another size than `image_size`, of
+    positions: initial position embedding: "normal", N(0, 0.02), or "sincos", sines and cosines of
+      row and column, which MAE and MoCo v3 keep fixed (a `config.optimizer.lr_scale` of 0 for
+      `encoder/pos`).
+    token_std: initial standard deviation of class token and registers; 1e-6 in MoCo v3 and DINOv2.
+    interpolation: how positions are resampled for images of another size than `image_size`, one of
       `cxrjax.models.posembed.INTERPOLATIONS`: "dino", as DINO and DINOv2 do for their small crops,
-      "torch", "timm" or "big_vision". Files of weights are resampled as their own code does.
-    mask_token: have one, for `encode(mask=)`.
-    layer_scale: what learnt factors of the residual branches' channels start as (DINOv2: 1e-5);
-      0: have none.
-    drop_uniform: the same drop path rate in all blocks (DINOv2).
-    gelu: "exact", or "tanh", the approximation that networks pretrained by big_vision have.
-    pool: what `Features.cls` is: "cls", the class token, or "mean", the mean of the patch features,
-      where no loss makes the class token sum an image up (MAE's `global_pool`).
-    remat: recompute every block in the backward pass, for less memory.
+      "torch", "timm" or "big_vision". Weights files are resampled as their own code does.
+    mask_token: have a mask token, for `encode(mask=)`.
+    layer_scale: initial value of the learned per-channel factors of the residual branches (DINOv2:
+      1e-5); 0: no layer scale.
+    drop_uniform: use the same drop path rate in all blocks (DINOv2).
+    gelu: "exact", or "tanh", the approximation that networks pretrained by big_vision use.
+    pool: source of `Features.cls`: "cls", the class token, or "mean", the mean of the patch
+      features, where no loss trains the class token to summarize an image (MAE's `global_pool`).
+    remat: recompute every block in the backward pass, to save memory.
     width, depth, heads: override the variant.
-    target: the devices that it will run on, from the program.
+    target: the devices that it will run on, set by the program.
   """
 
   variant: str = "S"
@@ -144,7 +144,7 @@ class Model:
 
   @property
   def kernel(self) -> Kernel:
-    """What attention runs as."""
+    """The attention implementation."""
     return Kernel(self.attention, self.target.mesh)
 
   @property
@@ -154,24 +154,24 @@ class Model:
 
   @property
   def blocks(self) -> int:
-    """How many there are."""
+    """Number of transformer blocks."""
     return self._dims[1]
 
   @property
   def layer_names(self) -> tuple[str, ...]:
-    """Regular expressions of the parameters of each layer, from the input on; the last norm is part
-    of what follows."""
+    """Regular expressions for the parameters of each layer, input first; the last norm belongs to
+    the head."""
     embedding = "(patch|cls|pos|registers|mask_token)(/|$)"
     return (embedding, *(f"blocks/{i}/" for i in range(self.blocks)))
 
   @property
   def attention_heads(self) -> int:
-    """How many every block has."""
+    """Number of attention heads of every block."""
     return self._dims[2]
 
   @property
   def stride(self) -> int:
-    """Pixels of one cell of the grid that `Features.patches` lies on."""
+    """Pixels per side of a cell of the grid of `Features.patches`."""
     return self.patch_size
 
   def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -205,7 +205,7 @@ class Model:
     )
 
   def init(self, key: jax.Array) -> module.Params:
-    """Fresh parameters, as DINO and timm start them: N(0, 0.02^2), biases 0."""
+    """Fresh parameters, initialized as in DINO and timm: N(0, 0.02^2), biases 0."""
     return self._net.init(key)
 
   def encode(
@@ -221,27 +221,28 @@ class Model:
     mask: Bool[Array, "b n"] | Sequence[Any] | None = None,
     add_at: Mapping[str, Float[Array, "b n d"]] | None = None,
   ) -> Any:
-    """Features of a batch, or of several batches of different image sizes at once.
+    """Encodes a batch, or several batches of different image sizes at once.
 
     Args:
       params: from `init`.
-      x: normalised images, f32[b h w c]; or a sequence of such, each with a size of its own.
-      keys: one PRNG key per image ([b], or a sequence of such like `x`) for drop path; None: no
-        drop path. An image's key alone decides, so results do not depend on how a batch is cut.
-      intermediates: what to return besides, of block I (from 0, negative from the end) over class
-        token, registers and patches: "attn:I", its attention f32[b heads n n] ("attn": the last
-        one's); "norm:I", the tokens [b n d] that its attention reads, after a layer norm;
+      x: normalized images, f32[b h w c]; or a sequence of such batches, each of its own size.
+      keys: one PRNG key per image ([b], or a sequence like `x`) for drop path; None: no drop path.
+        Only the image's own key counts, so results do not depend on how a batch is split.
+      intermediates: additional outputs of block I (from 0, negative from the end) over class
+        token, registers and patches: "attn:I", its attention f32[b heads n n] ("attn": that of the
+        last block); "norm:I", the tokens [b n d] that its attention reads, after a layer norm;
         "block:I", the tokens after it; and "out", the tokens after the last layer norm, f32.
-      patches: False leaves the patch features out. Under `jit` nothing is lost by leaving this at
-        True: what is not used, most of the last block, is not computed.
-      train: for networks with batch norm, which this is not; it changes nothing.
-      keep: patches (row by row, from 0) of each image that are encoded, i32[b m]; the others are
-        dropped before the first block and cost nothing. `Features.patches`, and intermediates, hold
-        those kept, in this order. For a sequence `x` a sequence, None where all are kept.
-      mask: where a patch's embedding is replaced by the mask token, before positions are added,
-        bool[b n] over all patches; a sequence like `keep`, None where nothing is replaced.
-      add_at: for one batch, what is added to the intermediates "norm:I", "block:I" and "out". The
-        gradient by a zero is the gradient there.
+      patches: False omits the patch features. Under `jit` leaving this at True costs nothing:
+        unused outputs, most of the last block, are not computed.
+      train: ignored; for networks with batch norm.
+      keep: indices (row by row, from 0) of the patches of each image to encode, i32[b m]; the
+        others are dropped before the first block and cost nothing. `Features.patches`, and
+        intermediates, hold those kept, in this order. For a sequence `x` a sequence, None to keep
+        all.
+      mask: patches whose embedding is replaced by the mask token before positions are added,
+        bool[b n] over all patches; a sequence like `keep`, None to replace nothing.
+      add_at: offsets to add to the intermediates "norm:I", "block:I" and "out" of a single batch.
+        The gradient with respect to a zero offset is the gradient there.
 
     Returns:
       `Features`, or a tuple of them where `x` is a sequence.
@@ -249,45 +250,41 @@ class Model:
     Raises:
       UserError: an image size that is not a multiple of the patch size, an unknown intermediate,
         or a mask without `mask_token`.
-      ValueError: `add_at` of several batches, or at attention.
+      ValueError: `add_at` for several batches, or for attention.
     """
     del train
-    several = isinstance(x, Sequence)
-    groups = tuple(x) if several else (x,)
-    if keys is not None and not several:
+    is_sequence = isinstance(x, Sequence)
+    groups = tuple(x) if is_sequence else (x,)
+    if keys is not None and not is_sequence:
       keys = (keys,)
     keep, mask = (
-      (None,) * len(groups) if one is None else tuple(one) if several else (one,)
-      for one in (keep, mask)
+      (None,) * len(groups) if option is None else tuple(option) if is_sequence else (option,)
+      for option in (keep, mask)
     )
-    if not self.mask_token and any(one is not None for one in mask):
+    if not self.mask_token and any(group is not None for group in mask):
       raise UserError("masked patches need config.model.mask_token=True")
     for images in groups:
       self._check(images.shape[1:])
     if self.standardize:
       groups = tuple(standardize(images) for images in groups)
-    wanted = self._taps(intermediates)
-    shifts = dict(
-      zip(
-        ((kind, at) for _, kind, at in self._taps(tuple(add_at or ()))),
-        (add_at or {}).values(),
-        strict=True,
-      )
-    )
-    if add_at and (several or any(kind == "attn" for kind, _ in shifts)):
+    taps = self._taps(intermediates)
+    add_at = add_at or {}
+    places = [(kind, block) for _, kind, block in self._taps(tuple(add_at))]
+    shifts = dict(zip(places, add_at.values(), strict=True))
+    if add_at and (is_sequence or any(kind == "attn" for kind, _ in shifts)):
       raise ValueError(f"add_at={tuple(add_at)} is of one batch, at norm:I, block:I and out")
     outputs = self._net.apply(
       params,
       groups,
       keys=keys,
-      intermediates=wanted,
+      intermediates=taps,
       patches=patches,
       keep=keep,
       mask=mask,
       dtype=jnp.dtype(self.dtype),
       shifts=shifts,
     )
-    return tuple(outputs) if several else outputs[0]
+    return tuple(outputs) if is_sequence else outputs[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
     if shape[0] % self.patch_size or shape[1] % self.patch_size:
@@ -299,40 +296,40 @@ class Model:
       raise UserError(f"images have {shape[2]} channels, config.model.channels={self.channels}")
 
   def _taps(self, intermediates: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
-    """Every tap's name, kind and block."""
-    depth, wanted = self._dims[1], []
+    """Parses taps into their names, kinds and blocks."""
+    depth, taps = self._dims[1], []
     for tap in intermediates:
       kind, _, index = tap.partition(":")
       if tap in ("attn", "out"):  # of the last block, and after it
-        wanted.append((tap, tap, depth - 1))
+        taps.append((tap, tap, depth - 1))
       elif (
         kind in ("attn", "norm", "block")
         and index.removeprefix("-").isdigit()
         and (-depth <= int(index) < depth)
       ):
-        wanted.append((tap, kind, int(index) % depth))
+        taps.append((tap, kind, int(index) % depth))
       else:
         raise UserError(
           f"tap {tap!r} is not known; valid: 'attn', 'out', 'attn:I', 'norm:I', 'block:I' with I "
           f"from {-depth} to {depth - 1}"
         )
-    return tuple(wanted)
+    return tuple(taps)
 
   def flops(
     self, image_shape: tuple[int, ...], *, patches: bool = True, keep: int | None = None
   ) -> int:
     """Floating-point operations of one image's forward pass in matrix products.
 
-    A multiply-add counts as two; softmax, norms and activations are left out, as is customary.
+    A multiply-add counts as two; softmax, norms and activations are not counted, as is customary.
 
     Args:
       image_shape: (height, width, ...) in pixels.
       patches: as in `encode`.
-      keep: how many patches are encoded; all by default.
+      keep: number of patches that are encoded; all by default.
     """
     d, depth, _ = self._dims
-    whole = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
-    n_patches = whole if keep is None else keep
+    all_patches = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
+    n_patches = all_patches if keep is None else keep
     n = 1 + self.registers + n_patches
     embed = 2 * n_patches * self.patch_size**2 * self.channels * d
     block = 24 * n * d * d + 4 * n * n * d
@@ -364,7 +361,7 @@ class _VisionTransformer(nnx.Module):
     kernel,
     rngs,
   ):
-    # DINO and timm leave the patch projection, a convolution there, as torch makes it.
+    # DINO and timm keep torch's default initialization of the patch projection (a convolution).
     pixels = patch_size * patch_size * channels
     self.patch = layers.Linear(pixels, width, init="torch" if init == "normal" else init, rngs=rngs)
     token = nnx.initializers.normal(token_std)
@@ -376,13 +373,19 @@ class _VisionTransformer(nnx.Module):
     if positions == "sincos":
       pos = jnp.concatenate([jnp.zeros((1, width)), posembed.sincos((grid, grid), width)])
     self.pos = nnx.Param(pos)
-    # 0, as iBOT's and DINOv2's: a masked patch starts as nothing but its position.
+    # 0 as in iBOT and DINOv2: a masked patch starts as its position alone.
     self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32)) if mask_token else None
     self.blocks = nnx.List(
       [transformer.Block(width, heads, init, rngs, layer_scale, gelu, kernel) for _ in range(depth)]
     )
     self.norm = layers.LayerNorm(width)
-    self.config = (patch_size, grid, (drop_path, drop_uniform), remat, pool, interpolation)
+    self.patch_size = patch_size
+    self.grid = grid
+    self.drop_path = drop_path
+    self.drop_uniform = drop_uniform
+    self.remat = remat
+    self.pool = pool
+    self.interpolation = interpolation
 
   def __call__(self, groups, *, keys, intermediates, patches, keep, mask, dtype, shifts):
     tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
@@ -394,24 +397,24 @@ class _VisionTransformer(nnx.Module):
 
   def _encode(self, x, scales, intermediates, patches, shifts):
     """Features of one group of token sequences [b n width]."""
-    prefix = 1 + (0 if self.registers is None else self.registers[...].shape[0])
-    wanted = {(kind, at) for _, kind, at in intermediates}
-    found = {}
+    first_patch = 1 + (0 if self.registers is None else self.registers[...].shape[0])
+    requested = {(kind, index) for _, kind, index in intermediates}
+    outputs = {}
 
-    def tap(kind, at, value):
-      found.update((name, value) for name, *of in intermediates if of == [kind, at])
+    def tap(kind, index, value):
+      outputs.update((name, value) for name, *place in intermediates if place == [kind, index])
 
     last = len(self.blocks) - 1
     for i, block in enumerate(self.blocks):
       scale = None if scales is None else scales[i]
       shift = shifts.get(("norm", i))
-      if ("norm", i) in wanted:
+      if ("norm", i) in requested:
         tap("norm", i, block.read(x, shift))
-      if ("attn", i) in wanted:
+      if ("attn", i) in requested:
         tap("attn", i, attention.probabilities(block.qkv(x, shift), block.attn.heads))
       if i == last:
-        # The class token alone needs one row of the last block. Where nobody uses the patches of
-        # the line below, the compiler drops it; where somebody does, these rows cost 1 % more.
+        # The class token alone needs one row of the last block. Where the patches below are unused,
+        # the compiler drops them; where they are used, these rows cost 1 % more.
         cls = self._run(transformer.Block.cls_only, block, x, scale, shift)
         if ("block", i) in shifts:
           cls = cls + shifts["block", i][:, 0].astype(cls.dtype)
@@ -425,35 +428,36 @@ class _VisionTransformer(nnx.Module):
       x = x + shifts["out", last]
       cls = cls + shifts["out", last][:, 0]
     tap("out", last, x)
-    normal = x[:, prefix:]
-    if self.config[4] == "mean":
-      cls = normal.mean(1)
-    # Nothing is computed of patches that are not returned, nor of a class token that is not.
-    return Features(cls, normal if patches else None, found)
+    patch_tokens = x[:, first_patch:]
+    if self.pool == "mean":
+      cls = patch_tokens.mean(1)
+    # Under jit, patches and class tokens that are not returned are not computed.
+    return Features(cls, patch_tokens if patches else None, outputs)
 
   def _run(self, function, block, x, scale, shift):
-    if self.config[3]:
+    if self.remat:
       function = nnx.remat(function)
     return function(block, x, scale, shift)
 
   def _embed(self, images, keep, mask, dtype):
     """Class token, registers and (kept) patches of one group: [b n width]."""
-    size, grid = self.config[:2]
+    size, grid = self.patch_size, self.grid
     b, h, w, _ = images.shape
     rows, cols = h // size, w // size
     x = rearrange(
       images.astype(dtype), "b (rows i) (cols j) c -> b (rows cols) (i j c)", i=size, j=size
     )
-    if keep is not None:  # pixels have no gradient that would have to be put back
+    if keep is not None:  # pixels need no gradient, which would have to be scattered back
       x = jnp.take_along_axis(x, keep[..., None], axis=1)
     pos = self.pos[...]
     x = self.patch(x)
     if mask is not None:
       mask = mask if keep is None else jnp.take_along_axis(mask, keep, axis=1)
       x = jnp.where(mask[..., None], self.mask_token[...].astype(dtype), x)
-    grid_pos = posembed.resample(pos[1:], (grid, grid), (rows, cols), self.config[5]).astype(dtype)
+    grid_pos = posembed.resample(pos[1:], (grid, grid), (rows, cols), self.interpolation)
+    grid_pos = grid_pos.astype(dtype)
     if keep is not None:
-      # A product, not a lookup: its gradient sums the images in one order on every backend.
+      # A product, not a lookup: its gradient sums over images in the same order on every backend.
       grid_pos = jax.nn.one_hot(keep, rows * cols, dtype=dtype) @ grid_pos
     x = x + grid_pos
     prefix = self.cls[...] + pos[:1]
@@ -463,11 +467,11 @@ class _VisionTransformer(nnx.Module):
     return jnp.concatenate([prefix, x], axis=1)
 
   def _drop_path(self, keys, depth, dtype):
-    """Per block: 0 or 1/(1 - rate) for both branches of every image of a group, [depth b 2]."""
-    rate, uniform = self.config[2]
+    """Factors, 0 or 1/(1 - rate), of both branches of every block and image, [depth b 2]."""
+    rate = self.drop_path
     if keys is None or not rate:
       return None
-    rates = jnp.linspace(rate if uniform else 0.0, rate, depth)
+    rates = jnp.linspace(rate if self.drop_uniform else 0.0, rate, depth)
 
     def draw(key):
       chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (2,)))(

@@ -1,8 +1,8 @@
-"""ViTAEv2 (Zhang et al. 2022, arXiv:2202.10108): a transformer with convolution's inductive bias.
+"""ViTAEv2 (Zhang et al. 2022, arXiv:2202.10108): a transformer with convolutional inductive bias.
 
-Reduction cells halve the map (the first one quarters it): dilated convolutions side by side see
-several scales. Normal cells are transformer blocks. In both a second branch of plain convolutions,
-in parallel to attention, adds what lies near. It needs neither position embedding nor class token.
+Reduction cells halve the map (the first one quarters it), with parallel dilated convolutions for
+several scales. Normal cells are transformer blocks. In both, a second branch of plain convolutions
+in parallel to attention adds local context. There is no position embedding and no class token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WINDOW = 7  # cells per side
 STRIDES = (4, 2, 2, 2)
 KERNELS = (7, 3, 3, 3)  # of the dilated convolutions
 DILATIONS = ((1, 2, 3, 4), (1, 2, 3), (1, 2), (1, 2))
-WINDOWED = (True, True, False, False)  # attention within windows, or over the whole map
+WINDOWED = (True, True, False, False)  # attention within windows, else over the whole map
 REDUCTION_GROUPS = (1, 16, 32, 64)
 NORMAL_GROUPS = (1, 32, 64, 128)
 
@@ -51,15 +51,15 @@ VARIANTS = {
 class Model(cnn.Cnn):
   """ViTAEv2 for images of any size.
 
-  Maps are padded where they do not divide: by zeros below and on the right before a reduction, and
-  on all sides, after the layer norm and without a mask, into whole windows, as the authors do.
+  Maps are zero-padded to divisible sizes as in the authors' code: below and on the right before a
+  reduction, and on all sides, after the layer norm and without a mask, into whole windows.
 
   Attributes:
     variant: "S" (19 M parameters), "48M" or "B".
     drop_path: rate in the last normal cell, rising linearly from 0 in the first; each of the three
-      branches of a cell drops on its own. Used where `encode` is given keys.
-    initial: how linear layers start, as in `cxrjax.models.vit.Model`.
-    width: of the first stage's tokens; all other widths stay in proportion.
+      branches of a cell drops independently. Used where `encode` is given keys.
+    initial: initializer of linear layers, as in `cxrjax.models.vit.Model`.
+    width: width of the first stage's tokens; all other widths scale in proportion.
     depths: normal cells of the four stages.
     attention: as in `cxrjax.models.vit.Model`.
   """
@@ -125,7 +125,7 @@ class Model(cnn.Cnn):
 
 
 class _Local(nnx.Module):
-  """The branch of convolutions: three of 3x3, batch norm and SiLU between them."""
+  """The convolutional branch: three 3x3 convolutions with batch norm and SiLU in between."""
 
   def __init__(self, dims: tuple[int, ...], strides: tuple[int, ...], groups: int, rngs: nnx.Rngs):
     self.convs = nnx.List(
@@ -143,7 +143,7 @@ class _Local(nnx.Module):
 
 
 class _Attention(nnx.Module):
-  """Self-attention of the cells of a map `[b h w in_dim]`, within windows or over all of it."""
+  """Self-attention of the cells of a map `[b h w in_dim]`, within windows or over the whole map."""
 
   def __init__(
     self,
@@ -174,15 +174,15 @@ class _Attention(nnx.Module):
 
 
 def _into_windows(x):
-  """Maps [b h w d], padded around, as [b * windows, WINDOW^2, d]."""
+  """Pads maps [b h w d] and splits them into windows [b * windows, WINDOW^2, d]."""
   _, h, w, _ = x.shape
-  sides = [(-n % WINDOW // 2, -n % WINDOW - -n % WINDOW // 2) for n in (h, w)]
-  x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+  padding = [(-n % WINDOW // 2, -n % WINDOW - -n % WINDOW // 2) for n in (h, w)]
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   return rearrange(x, "b (rows i) (cols j) d -> (b rows cols) (i j) d", i=WINDOW, j=WINDOW)
 
 
 def _from_windows(x, shape):
-  """The inverse of `_into_windows`, for maps of `shape` (b, h, w)."""
+  """Inverts `_into_windows` for maps of `shape` (b, h, w)."""
   b, h, w = shape
   x = rearrange(
     x, "(b rows cols) (i j) d -> b (rows i) (cols j) d", b=b, rows=-(-h // WINDOW), i=WINDOW
@@ -204,7 +204,7 @@ class _Reduction(nnx.Module):
   """Dilated convolutions, then attention and convolutions in parallel, then an MLP.
 
   Attention over the whole map has no bias in queries, keys and values, and adds the values to its
-  output, as in the published code; its input has another width, so that no skip connection fits.
+  output, as in the published code; as its input has another width, there is no skip connection.
   """
 
   def __init__(
@@ -258,16 +258,16 @@ class _Reduction(nnx.Module):
 
   def __call__(self, x, train):
     x = jnp.pad(x, ((0, 0), *[(0, -n % self.stride) for n in x.shape[1:3]], (0, 0)))
-    scales = jnp.concatenate([layers.gelu(conv(x)) for conv in self.PRM], axis=-1)
-    flat = scales.reshape(-1, scales.shape[-1])
+    multiscale = jnp.concatenate([layers.gelu(conv(x)) for conv in self.PRM], axis=-1)
+    flat = multiscale.reshape(-1, multiscale.shape[-1])
     local = self.PCM(x, train)
-    y = self.attn(self.norm1(flat).reshape(scales.shape)) + local.reshape(-1, local.shape[-1])
+    y = self.attn(self.norm1(flat).reshape(multiscale.shape)) + local.reshape(-1, local.shape[-1])
     y = y + self.mlp(self.norm2(y))
     return y.reshape(local.shape)
 
 
 class _Normal(nnx.Module):
-  """A transformer block with a branch of convolutions beside attention."""
+  """A transformer block with a convolutional branch in parallel to attention."""
 
   def __init__(
     self, stage: int, dim: int, heads: int, init: str, rngs: nnx.Rngs, attend: attention.Kernel
@@ -284,10 +284,10 @@ class _Normal(nnx.Module):
     b, *_, dim = x.shape
     flat = x.reshape(-1, dim)
 
-    def drop(branch, which):
+    def drop(branch, branch_index):
       if keep is None:
         return branch
-      return (branch.reshape(b, -1) * keep[:, which, None]).reshape(branch.shape)
+      return (branch.reshape(b, -1) * keep[:, branch_index, None]).reshape(branch.shape)
 
     y = flat + drop(self.attn(self.norm1(flat).reshape(x.shape)), 0)
     y = y + drop(self.PCM(x, train).reshape(-1, dim), 1)
@@ -328,19 +328,19 @@ class _ViTAE(nnx.Module):
 
   def __call__(self, x, *, keys: Any, train: bool, add: Any):
     cells = sum(len(stage.NC) for stage in self.layers)
-    keeps = iter(_keep(keys, cells, self.drop_path, x.dtype))
+    drop_factors = iter(_drop_path_factors(keys, cells, self.drop_path, x.dtype))
     maps = []
     for i, stage in enumerate(self.layers):
       x = stage.RC(x, train)
       for cell in stage.NC:
-        x = cell(x, train, next(keeps))
+        x = cell(x, train, next(drop_factors))
       x = add(i, x)
       maps.append(x)
     return maps
 
 
-def _keep(keys, cells, rate, dtype):
-  """Per normal cell: 0 or 1/(1 - rate) for the three branches of every image, [b 3], or None."""
+def _drop_path_factors(keys, cells, rate, dtype):
+  """Factors per normal cell: 0 or 1/(1 - rate) per image and branch, [b 3], or None."""
   if keys is None or not rate:
     return [None] * cells
   rates = jnp.linspace(0.0, rate, cells)

@@ -1,4 +1,4 @@
-"""What the words on a page mean, for a reader who does not know them: only those it uses."""
+"""Glossary of a page: explains the technical terms that the page uses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from cxrjax.report.html.element import Html, el
 
-# Each term with what it means, and what shows that a page uses it where that is not the term.
+# Term, meaning, and the pattern that shows that a page uses it (if empty, the term itself).
 TERMS: tuple[tuple[str, str, str], ...] = (
   (
     "95 % interval",
@@ -152,15 +152,15 @@ TERMS: tuple[tuple[str, str, str], ...] = (
 
 
 def section(page: str) -> Html | None:
-  """The terms that finished markup uses, in a fixed order; nothing where it uses none."""
+  """Glossary of the terms that a page uses, in a fixed order; None where it uses none."""
   text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
-  found = [
-    (term, means)
-    for term, means, shown in TERMS
-    if re.search(shown or re.escape(term), text, 0 if "\\b" in shown else re.IGNORECASE)
+  entries = [
+    (term, meaning)
+    for term, meaning, pattern in TERMS
+    if re.search(pattern or re.escape(term), text, 0 if "\\b" in pattern else re.IGNORECASE)
   ]
-  if not found:
+  if not entries:
     return None
   return el(
-    "dl", [el("div", el("dt", term), el("dd", means)) for term, means in found], cls="terms"
+    "dl", [el("div", el("dt", term), el("dd", meaning)) for term, meaning in entries], cls="terms"
   )

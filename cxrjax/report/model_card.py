@@ -1,6 +1,6 @@
-"""`MODEL_CARD.md`: what a trained network is, what it is for and how sure that is.
+"""Model card of a run (`MODEL_CARD.md`): the network, its intended use, results and limits.
 
-In the layout of Hugging Face's model cards, a pure function of the workdir like the page.
+Follows the layout of Hugging Face's model cards; a pure function of the workdir, like the page.
 
 References:
   Mitchell et al. 2019, Model Cards for Model Reporting (arXiv 1810.03993);
@@ -24,9 +24,9 @@ from cxrjax.report.sections import classification, details, features, results, s
 from cxrjax.report.terminal import ORDER, sort_metrics
 
 NAME = "MODEL_CARD.md"
-HEX = 16  # digits of a fingerprint that are told
-LISTED = 30  # classes, notes, groups
-# What Hugging Face calls a task and a metric.
+HEX = 16  # leading digits of a fingerprint that are shown
+LISTED = 30  # most entries of a list: classes, notes, groups
+# Names of tasks and metrics on the Hugging Face hub.
 TASKS = {
   "classifier": "image-classification",
   "segmenter": "image-segmentation",
@@ -43,7 +43,7 @@ USES = {
 
 
 def kind(run: Run) -> str:
-  """`classifier`, `segmenter` or `encoder`: what a run leaves."""
+  """The kind of network that a run trains: `classifier`, `segmenter` or `encoder`."""
   if not naming.supervised(run):
     return "encoder"
   masks = segmentation.drawn(run) or run.fact("learns_from") == "masks"
@@ -51,28 +51,28 @@ def kind(run: Run) -> str:
 
 
 def render(run: Run) -> str:
-  """The card as text, whatever is missing or broken in the workdir."""
-  parts: list[tuple[str, Callable[[Run], list[str]]]] = [
+  """Renders the card as Markdown, even if files of the workdir are missing or broken."""
+  sections: list[tuple[str, Callable[[Run], list[str]]]] = [
     ("", _opening),
     ("Model", _model),
     ("Intended use", _uses),
-    ("Training data", _training),
-    ("Test data", _judging),
+    ("Training data", _training_data),
+    ("Test data", _test_data),
     ("Results", _results),
     ("Subgroups", _subgroups),
-    ("Where it looks", _looks),
+    ("Where it looks", _saliency),
     ("Limits", _limits),
-    ("How to repeat it", _again),
+    ("How to repeat it", _reproduction),
   ]
-  blocks = _guard(_front, run, ["---\nlibrary_name: cxrjax\n---"])
-  for name, make in parts:
-    found = _guard(make, run)
-    blocks += [*([f"## {name}"] if name and found else []), *found]
+  blocks = _guard(_front_matter, run, ["---\nlibrary_name: cxrjax\n---"])
+  for heading, make in sections:
+    content = _guard(make, run)
+    blocks += [*([f"## {heading}"] if heading and content else []), *content]
   return "\n\n".join(blocks) + "\n"
 
 
 def _guard(make: Callable[[Run], list[str]], run: Run, otherwise: Sequence[str] = ()) -> list[str]:
-  """What cannot be told is said: one broken fact must not cost the card."""
+  """Runs `make`; an error becomes a note, so that one broken fact does not cost the card."""
   try:
     return make(run)
   except Exception as error:
@@ -80,25 +80,22 @@ def _guard(make: Callable[[Run], list[str]], run: Run, otherwise: Sequence[str] 
 
 
 def _opening(run: Run) -> list[str]:
-  """What it is, in words."""
-  status, why = naming.status(run)
-  state = (
-    ""
-    if status == "finished"
-    else (
-      f"**This run is {status}{': ' + _text(why) if why else ''}; the card is of what there is.**"
-    )
-  )
+  """Title, status and summary in words."""
+  status, reason = naming.status(run)
+  notice = []
+  if status != "finished":
+    cause = f": {_text(reason)}" if reason else ""
+    notice = [f"**This run is {status}{cause}; the card is of what there is.**"]
   return [
     f"# {_text(naming.title(run))}",
     f"*{naming.RESEARCH}*",
-    *filter(None, [state]),
-    *_plain(results.summary(run)),
+    *notice,
+    *_paragraphs(results.summary(run)),
   ]
 
 
-def _front(run: Run) -> list[str]:
-  """YAML for the hub; strings are JSON's, which YAML reads."""
+def _front_matter(run: Run) -> list[str]:
+  """YAML front matter for the hub; strings are quoted as in JSON, which YAML reads."""
   task = TASKS[kind(run)]
   tags = [
     "chest-x-ray",
@@ -114,12 +111,12 @@ def _front(run: Run) -> list[str]:
     "library_name: cxrjax",
     f"pipeline_tag: {task}",
     "tags:",
-    *(f"- {json.dumps(t)}" for t in dict.fromkeys(filter(None, tags))),
+    *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(filter(None, tags))),
   ]
-  scores = list(_scores(run))
-  if scores:
+  datasets = list(_hub_metrics(run))
+  if datasets:
     lines += ["model-index:", f"- name: {json.dumps(naming.title(run))}", "  results:"]
-  for dataset, values in scores:
+  for dataset, metrics in datasets:
     lines += [
       "  - task:",
       f"      type: {task}",
@@ -128,7 +125,7 @@ def _front(run: Run) -> list[str]:
       f"      type: {json.dumps(dataset)}",
       "    metrics:",
     ]
-    for name, value in values:
+    for name, value in metrics:
       lines += [
         f"    - type: {TYPES[format.parts(name)[1]]}",
         f"      name: {json.dumps(format.title(name))}",
@@ -137,31 +134,41 @@ def _front(run: Run) -> list[str]:
   return ["\n".join([*lines, "---"])]
 
 
-def _scores(run: Run) -> Iterable[tuple[str, list[tuple[str, float]]]]:
-  """For every evaluator its data set and the metrics that the hub has a name for."""
-  chosen = run.fact("chosen", "evaluators")  # what chose the checkpoint flatters it
+def _hub_metrics(run: Run) -> Iterable[tuple[str, list[tuple[str, float]]]]:
+  """Yields the data set of every evaluator and the metrics that the hub has names for."""
+  # The set that chose the checkpoint is left out: its scores are optimistic.
+  chosen = run.fact("chosen", "evaluators")
   for evaluator in chosen if isinstance(chosen, list) and chosen else run.evaluators():
-    own = run.only(str(evaluator)).latest().get(TRAINED, {})
-    names = results.headline({TRAINED: own}) if kind(run) == "encoder" else sort_metrics(set(own))
-    values = [
-      (m, own[m].value)
-      for m in names
-      if format.parts(m)[1] in TYPES and not format.parts(m)[2] and math.isfinite(own[m].value)
-    ]
+    metrics = run.only(str(evaluator)).latest().get(TRAINED, {})
+    is_encoder = kind(run) == "encoder"
+    names = results.headline({TRAINED: metrics}) if is_encoder else sort_metrics(set(metrics))
+    values = []
+    for name in names:
+      _, measure, variant = format.parts(name)
+      value = metrics[name].value
+      if measure in TYPES and not variant and math.isfinite(value):
+        values.append((name, value))
     if values:
-      yield _where(run, evaluator), values
+      yield _dataset_name(run, evaluator), values
 
 
-def _where(run: Run, evaluator: str) -> str:
-  found = run.fact("data", evaluator)
-  of = lookup(found, "test") or found
-  name, split = lookup(of, "name") or lookup(found, "name"), lookup(of, "split")
+def _dataset_name(run: Run, evaluator: str) -> str:
+  facts = run.fact("data", evaluator)
+  part = lookup(facts, "test") or facts
+  name, split = lookup(part, "name") or lookup(facts, "name"), lookup(part, "split")
   return f"{name} ({split})" if name and split else str(name or evaluator)
 
 
 def _model(run: Run) -> list[str]:
   config = run.config
   size = number(lookup(config, "views", "global_size"))
+  batch_size = run.fact("batch_size")
+  training = [
+    format.count(run.fact("steps"), "step"),
+    f"{format.count(batch_size, 'image')} a step" if batch_size else "",
+    format.duration(naming.total_seconds(run)),
+    naming.device_name(run),
+  ]
   rows = [
     ("Method", naming.method_name(run)),
     ("Network", naming.model_name(run)),
@@ -169,22 +176,7 @@ def _model(run: Run) -> list[str]:
     ("Input", f"one gray channel, {size:.0f} x {size:.0f} pixels" if math.isfinite(size) else ""),
     ("Output", _output(run)),
     ("Started from", run.fact("init", "summary") or run.fact("init", "path") or ""),
-    (
-      "Trained",
-      ", ".join(
-        filter(
-          None,
-          [
-            format.count(run.fact("steps"), "step"),
-            f"{format.count(run.fact('batch_size'), 'image')} a step"
-            if run.fact("batch_size")
-            else "",
-            format.duration(naming.total_seconds(run)),
-            naming.device_name(run),
-          ],
-        )
-      ),
-    ),
+    ("Trained", ", ".join(filter(None, training))),
     ("cxrjax", run.fact("versions", "cxrjax") or ""),
   ]
   return [_table(["", ""], [[k, str(v)] for k, v in rows if v])]
@@ -196,20 +188,21 @@ def _output(run: Run) -> str:
   if kind(run) == "segmenter":
     return "the probability of lung of every pixel"
   names = run.fact("data", "train", "classes")
-  return f"the probability of each of: {_list(names)}" if isinstance(names, list) else ""
+  return f"the probability of each of: {_listing(names)}" if isinstance(names, list) else ""
 
 
-def _list(items: Sequence[Any]) -> str:
-  items = [str(i) for i in items]
-  more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-  return (", ".join(items[:LISTED]) + more) if more else format.listing(items)
+def _listing(items: Sequence[Any]) -> str:
+  texts = [str(item) for item in items]
+  if len(texts) <= LISTED:
+    return format.listing(texts)
+  return f"{', '.join(texts[:LISTED])} and {len(texts) - LISTED} more"
 
 
 def _uses(run: Run) -> list[str]:
   names = run.fact("data", "train", "classes")
-  named = _list(names) if isinstance(names, list) else "classes"
-  said = [
-    _text(USES[kind(run)].format(classes=named)),
+  classes = _listing(names) if isinstance(names, list) else "classes"
+  return [
+    _text(USES[kind(run)].format(classes=classes)),
     "Out of scope:",
     "- diagnosis, triage, or any other decision about a patient;\n"
     "- images of another kind than the training data's: other ages, views, devices or "
@@ -217,21 +210,20 @@ def _uses(run: Run) -> list[str]:
     "- telling who is on a radiograph. Features may hold what identifies a patient: treat "
     "them, and the weights, as carefully as the radiographs themselves.",
   ]
-  return said
 
 
-def _training(run: Run) -> list[str]:
-  return _data([("training", run.fact("data", "train"))])
+def _training_data(run: Run) -> list[str]:
+  return _data_table([("training", run.fact("data", "train"))])
 
 
-def _judging(run: Run) -> list[str]:
-  """What judged it; the labelled images that it learnt from itself are told of above."""
-  own = run.fact("data", "train", "fingerprint")
-  return _data(
+def _test_data(run: Run) -> list[str]:
+  """Data of the evaluators, without the run's own training data, which is listed above."""
+  trained_on = run.fact("data", "train", "fingerprint")
+  return _data_table(
     [
-      (name, found)
-      for name, found in _parts(run)
-      if not (name.endswith(NAMED["train"]) and found.get("fingerprint") == own)
+      (name, facts)
+      for name, facts in _evaluation_parts(run)
+      if not (name.endswith(NAMED["train"]) and facts.get("fingerprint") == trained_on)
     ]
   )
 
@@ -239,48 +231,48 @@ def _judging(run: Run) -> list[str]:
 NAMED = {"train": "labelled training part", "val": "validation part", "test": "test part"}
 
 
-def _parts(run: Run) -> Iterable[tuple[str, Any]]:
-  """Every evaluator's parts."""
-  sets = run.fact("data")
-  for name, found in sets.items() if isinstance(sets, Mapping) else ():
-    if name == "train" or not isinstance(found, Mapping):
+def _evaluation_parts(run: Run) -> Iterable[tuple[str, Any]]:
+  """Yields name and facts of every part of the data of every evaluator."""
+  datasets = run.fact("data")
+  for name, facts in datasets.items() if isinstance(datasets, Mapping) else ():
+    if name == "train" or not isinstance(facts, Mapping):
       continue
-    parts = {k: v for k, v in found.items() if isinstance(v, Mapping) and "n" in v}
+    parts = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
     if not parts:
-      yield name, found
-    for part, value in parts.items():
+      yield name, facts
+    for part, part_facts in parts.items():
       yield (
         f"{name}, {NAMED.get(part, part)}",
-        {**{k: found.get(k) for k in ("name", "fingerprint")}, **value},
+        {**{key: facts.get(key) for key in ("name", "fingerprint")}, **part_facts},
       )
 
 
-def _data(sets: Sequence[tuple[str, Any]]) -> list[str]:
-  """A row for each set: source, images, patients, classes, fingerprint; then its notes."""
+def _data_table(datasets: Sequence[tuple[str, Any]]) -> list[str]:
+  """A table of data sets (source, images, patients, classes, fingerprint), then their notes."""
   rows, notes = [], []
-  for name, found in sets:
-    if not isinstance(found, Mapping):
+  for name, facts in datasets:
+    if not isinstance(facts, Mapping):
       continue
-    counts = found.get("class_counts")
+    counts = facts.get("class_counts")
     counts = counts if isinstance(counts, Mapping) else {}
-    source = naming.source_name(found.get("name"))
+    source = naming.source_name(facts.get("name"))
     rows.append(
       [
         name,
-        f"{source} ({found['split']})" if found.get("split") else source,
-        format.count(found.get("n")),
-        format.count(found.get("patients")) or "unknown",
-        _list([f"{k} {format.count(v)}" for k, v in counts.items()]),
-        str(found.get("fingerprint") or "")[:HEX],
+        f"{source} ({facts['split']})" if facts.get("split") else source,
+        format.count(facts.get("n")),
+        format.count(facts.get("patients")) or "unknown",
+        _listing([f"{k} {format.count(v)}" for k, v in counts.items()]),
+        str(facts.get("fingerprint") or "")[:HEX],
       ]
     )
-    own = found.get("notes")
-    notes += [str(n) for n in own] if isinstance(own, list) else []
-    if left := found.get("skipped"):
-      notes.append(f"{name}: {format.count(len(left), 'image')} could not be used")
+    set_notes = facts.get("notes")
+    notes += [str(n) for n in set_notes] if isinstance(set_notes, list) else []
+    if skipped := facts.get("skipped"):
+      notes.append(f"{name}: {format.count(len(skipped), 'image')} could not be used")
   if not rows:
     return []
-  head = [
+  header = [
     "",
     "source (split)",
     "images",
@@ -288,20 +280,21 @@ def _data(sets: Sequence[tuple[str, Any]]) -> list[str]:
     "images with each label",
     "content fingerprint",
   ]
-  listed = list(dict.fromkeys(notes))
-  more = [f"- and {len(listed) - LISTED} more notes, in run.json"] if len(listed) > LISTED else []
-  found = [_table(head, rows)]
-  if listed:
-    found.append("\n".join([*(f"- {_text(n)}" for n in listed[:LISTED]), *more]))
-  return found
+  unique_notes = list(dict.fromkeys(notes))
+  blocks = [_table(header, rows)]
+  if unique_notes:
+    items = [f"- {_text(n)}" for n in unique_notes[:LISTED]]
+    if len(unique_notes) > LISTED:
+      items.append(f"- and {len(unique_notes) - LISTED} more notes, in run.json")
+    blocks.append("\n".join(items))
+  return blocks
 
 
 def _results(run: Run) -> list[str]:
-  """Metrics with intervals, by what was judged."""
-  found = []
+  """Metrics with intervals, a table for each evaluator."""
+  blocks = []
   for evaluator in run.evaluators():
-    own = run.only(evaluator)
-    latest = own.latest()
+    latest = run.only(evaluator).latest()
     encoders = [e for e in ORDER if latest.get(e)]
     names = sort_metrics({m for e in encoders for m in latest[e]})
     if not names:
@@ -316,29 +309,29 @@ def _results(run: Run) -> list[str]:
     methods = sorted(
       {e.method for values in latest.values() for e in values.values()} - {"", "none"}
     )
-    said = f"On {_where(run, evaluator)}. In brackets, 95 % intervals"
-    said += f" ({'; '.join(methods)})." if methods else "."
+    caption = f"On {_dataset_name(run, evaluator)}. In brackets, 95 % intervals"
+    caption += f" ({'; '.join(methods)})." if methods else "."
     facts = run.fact("evaluation", evaluator, TRAINED)
-    rule = lookup(facts, "threshold_for") or lookup(facts, "linear", "threshold_for")
-    if rule:
-      measure, _, where = str(rule).partition(" ")
-      said += f" Thresholds: the best {format.measure(measure).lower()} {where}."
-    found += [
+    threshold_rule = lookup(facts, "threshold_for") or lookup(facts, "linear", "threshold_for")
+    if threshold_rule:
+      measure, _, where = str(threshold_rule).partition(" ")
+      caption += f" Thresholds: the best {format.measure(measure).lower()} {where}."
+    blocks += [
       f"### {_text(evaluator)}",
-      _text(said + naming.judged_once(run, evaluator)),
+      _text(caption + naming.judged_once(run, evaluator)),
       _table(["", *(format.encoder(e, names) for e in encoders)], rows),
     ]
-  return found
+  return blocks
 
 
 def _subgroups(run: Run) -> list[str]:
-  """By age, sex, view and site, of every evaluator that knows them."""
-  found = []
+  """Metrics by age, sex, view and site, for every evaluator that knows them."""
+  blocks = []
   for evaluator in run.evaluators():
-    of = run.fact("evaluation", evaluator, TRAINED)
-    rows, notes = lookup(of, "subgroups"), lookup(of, "subgroup_remarks")
+    facts = run.fact("evaluation", evaluator, TRAINED)
+    rows, notes = lookup(facts, "subgroups"), lookup(facts, "subgroup_remarks")
     if rows:
-      head = [
+      header = [
         "by",
         "group",
         "class",
@@ -354,20 +347,20 @@ def _subgroups(run: Run) -> list[str]:
         ]
         for r in rows
       ]
-      found += [f"### {_text(evaluator)}", _table(head, body)]
+      blocks += [f"### {_text(evaluator)}", _table(header, body)]
     if notes:
-      found.append(_text(f"{evaluator}, not told apart: {'; '.join(map(str, notes))}."))
-  return found
+      blocks.append(_text(f"{evaluator}, not told apart: {'; '.join(map(str, notes))}."))
+  return blocks
 
 
-def _looks(run: Run) -> list[str]:
-  """How much of its maps lies on the lungs, and what its features hold beside the label."""
-  found = []
-  scores = run.fact("look", "lungs")
-  for method, of in scores.items() if isinstance(scores, Mapping) else ():
-    ratio = classification.estimate(lookup(of, "all", "energy_ratio"))
+def _saliency(run: Run) -> list[str]:
+  """Share of the maps that lies on the lungs, and what features hold beside the label."""
+  items = []
+  lungs = run.fact("look", "lungs")
+  for method, groups in lungs.items() if isinstance(lungs, Mapping) else ():
+    ratio = classification.estimate(lookup(groups, "all", "energy_ratio"))
     if math.isfinite(ratio.value):
-      found.append(
+      items.append(
         f"{method}: the map lies on the lungs {format.estimate(ratio)} times as much as "
         "a map that knows nothing of them"
       )
@@ -375,75 +368,80 @@ def _looks(run: Run) -> list[str]:
   for row in shared if isinstance(shared, list) else ():
     share, chance = classification.estimate(row), number(lookup(row, "chance"))
     if math.isfinite(share.value) and math.isfinite(chance):
-      found.append(
+      items.append(
         f"{row.get('by')}: the nearest training images share it in "
         f"{format.estimate(share)}, by chance in {format.decimal(chance)}"
       )
-  return ["\n".join(f"- {_text(text)}" for text in found)] if found else []
+  return ["\n".join(f"- {_text(text)}" for text in items)] if items else []
 
 
 def _limits(run: Run) -> list[str]:
-  """What the facts say the numbers do not show."""
-  said = []
-  sets = run.fact("data")
-  tests = (
-    {n: lookup(f, "test") or f for n, f in sets.items() if n != "train"}
-    if isinstance(sets, Mapping)
+  """Caveats that follow from the facts: what the numbers do not show."""
+  limits = []
+  datasets = run.fact("data")
+  test_sets = (
+    {n: lookup(f, "test") or f for n, f in datasets.items() if n != "train"}
+    if isinstance(datasets, Mapping)
     else {}
   )
-  names = {str(lookup(f, "name") or lookup(sets, n, "name") or "") for n, f in tests.items()} - {""}
+  sources = (lookup(f, "name") or lookup(datasets, n, "name") for n, f in test_sets.items())
+  names = {str(source) for source in sources if source}
   train = str(run.fact("data", "train", "name") or "")
   if "phantom" in {*names, train}:
-    said.append(
+    limits.append(
       "The built-in phantom images are drawn by a program. What is found on them says "
       "nothing about patients."
     )
   if names and names <= {train}:
-    said.append(
+    limits.append(
       "Tested on the source that it was trained on only; how it does on images of "
       "another hospital is not known."
     )
-  if not tests:
-    said.append("Not judged on any labelled images.")
+  if not test_sets:
+    limits.append("Not judged on any labelled images.")
   if run.fact("data", "train", "n") and not run.fact("data", "train", "patients"):
-    said.append("Patients are not known of all training images: some may have test images, too.")
-  shared = [n for n in tests if number(lookup(sets, n, "shared_patients")) > 0]
+    limits.append("Patients are not known of all training images: some may have test images, too.")
+  shared = [n for n in test_sets if number(lookup(datasets, n, "shared_patients")) > 0]
   if shared:
-    said.append(f"Some patients are in more than one part of {_list(shared)}: results flatter.")
-  said.append(
+    limits.append(
+      f"Some patients are in more than one part of {_listing(shared)}: results flatter."
+    )
+  limits.append(
     "Intervals speak of other patients of the same kind as the test images', not of "
     "another training run, another hospital or another year."
   )
-  said.append("Labels are taken as they are published; wrong ones count as errors of the network.")
-  found = run.fact("features")
-  held = features.held(found) if isinstance(found, Mapping) else []
-  if held:
-    said.append(
-      f"Features hold the {format.listing(held)} as well (neighbours share it more often "
+  limits.append(
+    "Labels are taken as they are published; wrong ones count as errors of the network."
+  )
+  facts = run.fact("features")
+  attributes = features.held(facts) if isinstance(facts, Mapping) else []
+  if attributes:
+    limits.append(
+      f"Features hold the {format.listing(attributes)} as well (neighbours share it more often "
       "than by chance): a classifier on them may lean on it."
     )
   if classification.called(run):
-    said.append(
+    limits.append(
       "Probabilities and thresholds fit the share of findings in the validation images; "
       "where findings are rarer or more frequent, they mislead."
     )
-  said += details.health_warnings(run)
-  return ["\n".join(f"- {_text(text)}" for text in said)]
+  limits += details.health_warnings(run)
+  return ["\n".join(f"- {_text(text)}" for text in limits)]
 
 
-def _again(run: Run) -> list[str]:
-  found = []
+def _reproduction(run: Run) -> list[str]:
+  blocks = []
   if command := run.fact("command"):
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
-    found.append("\n".join(["```", text.replace("```", "` ` `"), "```"]))
+    blocks.append("\n".join(["```", text.replace("```", "` ` `"), "```"]))
   versions = run.fact("versions")
   if isinstance(versions, Mapping):
-    found.append(_text("With " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."))
-  found.append(
+    blocks.append(_text("With " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."))
+  blocks.append(
     "`config.json` beside this card has every setting, `report.html` the curves, "
     "pictures and details, `run.json` the same facts for programs."
   )
-  return found
+  return blocks
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -454,13 +452,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(text: Any) -> str:
-  """Text that Markdown shows as it is, on one line."""
+  """Escapes text for Markdown, on one line."""
   plain = html.unescape(join(str(text)))  # without control characters
   plain = re.sub(r"([\\`*\[\]<>|#]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(plain.split()))
-  return re.sub(r"^(\d*)([-+~=.)])(?=\s|[-~=])", r"\1\\\2", plain)  # no list, no rule
+  return re.sub(r"^(\d*)([-+~=.)])(?=\s|[-~=])", r"\1\\\2", plain)  # not a list or a rule
 
 
-def _plain(markup: Html) -> list[str]:
-  """The paragraphs of a piece of the page."""
-  found = re.findall(r"<p[^>]*>(.*?)</p>", markup, flags=re.DOTALL)
-  return [_text(html.unescape(re.sub(r"<[^>]+>", "", p))) for p in found]
+def _paragraphs(markup: Html) -> list[str]:
+  """Extracts the paragraphs from a piece of the page."""
+  paragraphs = re.findall(r"<p[^>]*>(.*?)</p>", markup, flags=re.DOTALL)
+  return [_text(html.unescape(re.sub(r"<[^>]+>", "", p))) for p in paragraphs]

@@ -1,4 +1,4 @@
-"""What things are called on the page: the run, its model, its machine."""
+"""Display names on the page: the run, its method, model, data and machine."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ RESEARCH = (
 )
 STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}
 ENDED = ("failed", "stopped", "diverged")
-PLAIN = ("segment", "classify")  # need no name of a method beside what they learn
+PLAIN = ("segment", "classify")  # methods that the objective already names
 _METHODS = {
   "segment": "Lung segmentation",
   "classify": "Classification",
   "mean_teacher": "Mean teacher",
   "bke": "BKE",
 }
-_DEPTHS = ("ResNet", "DenseNet")  # called by their number of layers
+_DEPTHS = ("ResNet", "DenseNet")  # named by their number of layers
 _MODELS = {"vit": "ViT", "resnet": "ResNet", "densenet": "DenseNet", "vitae": "ViTAEv2"}
 
 
 def title(run: Run) -> str:
-  """`DINO · ViT-S/16 on chest_xray_pneumonia`; of a larger pool how many sets."""
-  name = " · ".join(x for x in (method_name(run), model_name(run)) if x)
-  parts = str(run.fact("data", "train", "name") or "").split(" + ")
-  ends = [p.rstrip("/").rpartition("/")[2].rpartition(":")[2] for p in parts]
-  data = " + ".join(ends) if len(ends) < 3 else f"{len(ends)} data sets"
+  """`DINO · ViT-S/16 on chest_xray_pneumonia`; larger pools by their number of data sets."""
+  name = " · ".join(part for part in (method_name(run), model_name(run)) if part)
+  sources = str(run.fact("data", "train", "name") or "").split(" + ")
+  names = [p.rstrip("/").rpartition("/")[2].rpartition(":")[2] for p in sources]
+  data = " + ".join(names) if len(names) < 3 else f"{len(names)} data sets"
   return f"{name} on {data}" if name and data else name or run.workdir.name or "A run"
 
 
 def method(run: Run) -> str:
-  """The method's module: `dino`."""
+  """Module name of the method: `dino`."""
   return str(run.fact("method") or "").rpartition(".")[2]
 
 
 def method_name(run: Run) -> str:
-  """`DINO`."""
+  """Display name of the method: `DINO`."""
   name = method(run)
   return _METHODS.get(name, name.upper() if 0 < len(name) <= 5 else name)
 
@@ -72,7 +72,7 @@ def model_name(run: Run) -> str:
 
 
 def source_name(name: Any) -> str:
-  """A source's name, or several of a pool; of a long path the kind and the end."""
+  """Name of a source or of a pool; long paths are shortened to their kind and end."""
   return " + ".join(map(_short, str(name or "").split(" + ")))
 
 
@@ -85,7 +85,7 @@ def _short(name: str) -> str:
 
 
 def device_name(run: Run) -> str:
-  """`8 x NVIDIA H200`, from whatever `device` holds."""
+  """`8 x NVIDIA H200`, from the fact `device`, a name or a mapping."""
   device = run.fact("device")
   if isinstance(device, str):
     return device
@@ -100,15 +100,15 @@ def device_name(run: Run) -> str:
 def status(run: Run) -> tuple[str, str]:
   """`("finished" | "running" | one of ENDED | "unknown", why)`."""
   text = str(run.fact("status") or "unknown")
-  kind, _, why = text.partition(":")
+  kind, _, reason = text.partition(":")
   kind = kind.strip().lower()
   if kind in ("finished", "running", "unknown", *ENDED):
-    return kind, why.strip()
+    return kind, reason.strip()
   return "stopped", text
 
 
 def images_named(evaluator: str) -> str:
-  """What the images of an evaluator are called: `Test images`; of others its name."""
+  """Name of an evaluator's images, such as `Test images`; else the evaluator's own name."""
   return {"test": "Test images", "validation": "Validation images"}.get(evaluator, evaluator)
 
 
@@ -116,8 +116,8 @@ def judged_on(evaluator: str, n: int | None, where: Any) -> list[Any]:
   """`On 624 test images of tfds:x (test),`, as the beginning of a sentence.
 
   Args:
-    evaluator: its name.
-    n: how many images.
+    evaluator: name of the evaluator.
+    n: number of images.
     where: facts of these images.
   """
   kind = {"test": "test image", "validation": "validation image"}.get(evaluator, "radiograph")
@@ -130,7 +130,7 @@ def judged_on(evaluator: str, n: int | None, where: Any) -> list[Any]:
 
 
 def judged_once(run: Run, evaluator: str) -> str:
-  """A sentence on the checkpoint that test images judged; nothing where none was chosen."""
+  """A sentence on the checkpoint that was tested; empty where none was chosen."""
   step = run.fact("chosen", "step")
   if evaluator not in (run.fact("chosen", "evaluators") or []) or step is None:
     return ""
@@ -146,7 +146,7 @@ def last_step(run: Run) -> int | None:
 
 
 def total_seconds(run: Run) -> float | None:
-  """How long the run took: `timing.total_s`, or from start to end."""
+  """Duration of the run in seconds: `timing.total_s`, or from start to end."""
   total = number(run.fact("timing", "total_s"))
   if math.isfinite(total):
     return total

@@ -1,4 +1,4 @@
-"""Reads a workdir back: everything the page and the terminal show, whatever is missing."""
+"""Reads a workdir for the page and the terminal, even if files are missing or broken."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What one evaluator found at one step."""
+  """Metrics of one evaluator for one encoder at one step."""
 
   step: int
   epoch: float
@@ -50,10 +50,10 @@ class Run:
 
   Attributes:
     workdir: where it was read from.
-    config: of `config.json`, empty where missing.
-    facts: of `run.json`, empty where missing.
+    config: contents of `config.json`, empty where missing.
+    facts: contents of `run.json`, empty where missing.
     curves: training metrics by name, in the order they first appeared.
-    evaluations: by step; of repeated ones the last written.
+    evaluations: ordered by step; of repeated ones the last written.
     problems: what could not be read, one sentence each.
   """
 
@@ -74,15 +74,15 @@ class Run:
 
   def only(self, evaluator: str) -> Run:
     """The run with the results of one evaluator."""
-    kept = tuple(e for e in self.evaluations if e.evaluator == evaluator)
-    return dataclasses.replace(self, evaluations=kept)
+    evaluations = tuple(e for e in self.evaluations if e.evaluator == evaluator)
+    return dataclasses.replace(self, evaluations=evaluations)
 
   def latest(self) -> dict[str, dict[str, Estimate]]:
     """The last results of every encoder: `{encoder: {metric: Estimate}}`."""
-    found: dict[str, dict[str, Estimate]] = {}
+    metrics: dict[str, dict[str, Estimate]] = {}
     for evaluation in self.evaluations:
-      found.setdefault(evaluation.encoder, {}).update(evaluation.metrics)
-    return found
+      metrics.setdefault(evaluation.encoder, {}).update(evaluation.metrics)
+    return metrics
 
   def first(self) -> dict[str, Estimate]:
     """The first results of the trained encoder, where there were several."""
@@ -105,11 +105,11 @@ def read(workdir: str | os.PathLike[str]) -> Run:
   """Reads a workdir; never fails for missing or broken files, but lists them in `problems`."""
   workdir = pathlib.Path(workdir)
   problems: list[str] = []
-  config = _mapping(workdir / "config.json", problems)
-  facts = _mapping(workdir / run_writer.FACTS, problems)
+  config = _read_mapping(workdir / "config.json", problems)
+  facts = _read_mapping(workdir / run_writer.FACTS, problems)
   train: dict[int, dict[str, Any]] = {}
   evaluations: dict[tuple[int, str, str], Evaluation] = {}
-  for record in _records(workdir / run_writer.METRICS, problems):
+  for record in _read_records(workdir / run_writer.METRICS, problems):
     step = int(record["step"])
     if record["kind"] == "train":
       train[step] = record
@@ -133,7 +133,7 @@ def environment() -> dict[str, Any]:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)
   try:
-    cores = len(os.sched_getaffinity(0))  # what this process may use, not what the box has
+    cores = len(os.sched_getaffinity(0))  # available to this process, not all of the machine
   except AttributeError:
     cores = os.cpu_count() or 1
   machine = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
@@ -150,13 +150,13 @@ def lookup(tree: Any, *path: str) -> Any:
 
 
 def number(value: Any) -> float:
-  """A JSON value as a float; NaN for null and for what is no number."""
+  """A JSON value as a float; NaN for null and everything else that is not a number."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     return math.nan
   return float(value)
 
 
-def _mapping(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
+def _read_mapping(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
   try:
     return files.read_mapping(path)
   except FileNotFoundError:
@@ -166,7 +166,7 @@ def _mapping(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
   return {}
 
 
-def _records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+def _read_records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]]:
   try:
     file = io.TextIOWrapper(files.opened(path), encoding="utf-8", errors="replace")
   except files.Damaged as error:
@@ -175,18 +175,18 @@ def _records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]
   except OSError:
     problems.append(f"{path.name} is missing")
     return
-  bad = 0
+  n_bad = 0
   with file:
     for line in file:
       try:
         record = files.parse_json(line)
         int(record["step"]), record["kind"]
       except (ValueError, OverflowError, KeyError, TypeError):
-        bad += bool(line.strip())
+        n_bad += bool(line.strip())
         continue
       yield record
-  if bad:
-    lines = "1 line is" if bad == 1 else f"{bad} lines are"
+  if n_bad:
+    lines = "1 line is" if n_bad == 1 else f"{n_bad} lines are"
     problems.append(f"{path.name}: {lines} not a record and left out")
 
 
@@ -226,11 +226,11 @@ def _curves(train: Mapping[int, Mapping[str, Any]]) -> dict[str, Curve]:
   )
   curves = {}
   for name in names:
-    have = [step for step in steps if name in train[step]]
+    recorded = [step for step in steps if name in train[step]]
     curves[name] = Curve(
-      np.array(have, np.float64),
-      np.array([number(train[step].get("epoch")) for step in have], np.float64),
-      np.array([number(train[step][name]) for step in have], np.float64),
+      np.array(recorded, np.float64),
+      np.array([number(train[step].get("epoch")) for step in recorded], np.float64),
+      np.array([number(train[step][name]) for step in recorded], np.float64),
     )
   return curves
 

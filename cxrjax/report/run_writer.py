@@ -1,4 +1,4 @@
-"""Writes what happens in a run: `metrics.jsonl`, `run.json`, `figures/*.npz`, TensorBoard events.
+"""Writes the files of a run: `metrics.jsonl`, `run.json`, `figures/*.npz`, TensorBoard events.
 
 A run may be killed at any byte. A JSON line is written with one call, a torn last line is dropped
 when the file is opened again, and whole files are replaced atomically. A disk may be full: some
@@ -30,17 +30,18 @@ METRICS = "metrics.jsonl"
 FACTS = "run.json"
 FIGURES = "figures"
 TENSORBOARD = "tensorboard"
-_RESERVE, _ROOM = ".reserve", 1 << 20  # a file, and its bytes, for `run.json` on a full disk
+_RESERVE = ".reserve"  # a file that is deleted to make room for `run.json` on a full disk
+_ROOM = 1 << 20  # its size in bytes
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Writer:
-  """The one place that writes metrics into a workdir.
+  """Writer of the metrics, facts and figures of a run; nothing else writes metrics.
 
   Args:
-    workdir: made if missing.
+    workdir: created if missing.
     active: whether this process writes. In a run of several processes only process 0 does; the
       methods of the others do nothing.
 
@@ -53,20 +54,20 @@ class Writer:
     self.active = active
     self._events: EventsWriter | None = None
     self._purge_step: int | None = None
-    self._lines: int | None = None
+    self._metrics_file: int | None = None
     if not active:
       return
-    with _naming(self.workdir):
+    with _user_errors(self.workdir):
       self.workdir.mkdir(parents=True, exist_ok=True)
-      for folder in (self.workdir, self.workdir / FIGURES):  # what a kill has left half written
+      for folder in (self.workdir, self.workdir / FIGURES):  # leftovers of a killed run
         for leftover in folder.glob(".*.tmp"):
           leftover.unlink()
       with open(self.workdir / _RESERVE, "wb") as reserve:
         reserve.write(bytes(_ROOM))
     self._path = self.workdir / METRICS
-    with _naming(self._path):
-      self._lines = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-      _drop_torn_line(self._lines)
+    with _user_errors(self._path):
+      self._metrics_file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+      _drop_torn_line(self._metrics_file)
 
   def __enter__(self) -> Writer:
     return self
@@ -78,9 +79,9 @@ class Writer:
     """One line of training metrics; values are numbers or arrays with one element."""
     if not self.active:
       return
-    plain = {name: _number(value) for name, value in values.items()}
-    self._append({"step": int(step), "epoch": _number(epoch), "kind": "train", **plain})
-    self._event(step, {f"train/{name}": value for name, value in plain.items()})
+    numbers = {name: _json_number(value) for name, value in values.items()}
+    self._append({"step": int(step), "epoch": _json_number(epoch), "kind": "train", **numbers})
+    self._write_event(step, {f"train/{name}": value for name, value in numbers.items()})
 
   def results(
     self,
@@ -102,31 +103,32 @@ class Writer:
     """
     if not self.active:
       return
-    plain = {name: _interval(value) for name, value in metrics.items()}
+    converted = {name: _json_interval(value) for name, value in metrics.items()}
     self._append(
       {
         "step": int(step),
-        "epoch": _number(epoch),
+        "epoch": _json_number(epoch),
         "kind": "eval",
         "evaluator": evaluator,
         "encoder": encoder,
-        "metrics": plain,
+        "metrics": converted,
       },
       sync=True,
     )
-    self._event(step, {f"{evaluator}/{encoder}/{k}": v.get("value") for k, v in plain.items()})
+    values = {f"{evaluator}/{encoder}/{k}": v.get("value") for k, v in converted.items()}
+    self._write_event(step, values)
 
   def facts(self, **facts: Any) -> None:
     """Merges facts into `run.json`; nested mappings are merged too, lists are replaced."""
     if not self.active:
       return
     path = self.workdir / FACTS
-    with _naming(path):
+    with _user_errors(path):
       try:
         known = files.read_mapping(path)
       except (FileNotFoundError, ValueError):
         known = {}
-      merged = _merge(known, _plain(facts))
+      merged = _merge(known, _json_value(facts))
       text = json.dumps(merged, indent=2, ensure_ascii=False, allow_nan=False)
       try:
         replace(path, (text + "\n").encode("utf-8"))
@@ -143,8 +145,8 @@ class Writer:
     """
     if not self.active:
       return False
-    with _naming(self._path):
-      records = [_record(line) for line in self._path.read_bytes().splitlines()]
+    with _user_errors(self._path):
+      records = [_parse_record(line) for line in self._path.read_bytes().splitlines()]
     return any(
       r.get("kind") == "eval" and r.get("evaluator") == evaluator and r.get("encoder") == encoder
       for r in records
@@ -155,74 +157,74 @@ class Writer:
     if not self.active:
       return
     path = self.workdir / FIGURES / f"{name}.npz"
-    with _naming(path):
+    with _user_errors(path):
       path.parent.mkdir(exist_ok=True)
-      kept: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
+      converted: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
       with _temporary(path) as (temporary, file):
-        np.savez_compressed(file, **kept)
+        np.savez_compressed(file, **converted)
         file.flush()
         os.fsync(file.fileno())
         os.replace(temporary, path)
 
   def truncate(self, step: SupportsInt) -> int:
-    """Forgets what came after `step`; to be called when a run begins, or resumes from a checkpoint.
+    """Discards records after `step`; to be called when a run begins or resumes from a checkpoint.
 
-    Drops what the run will write again: training lines and results of the trained encoder after
-    `step`, at step 0 those of the random one as well; and tells TensorBoard to do the same.
+    Drops lines that the run will write again: training metrics and results of the trained encoder
+    after `step`, at step 0 also those of the random encoder; TensorBoard is told to do the same.
 
     Returns:
-      How many training lines there are up to `step`.
+      Number of training lines up to `step`.
     """
     if not self.active:
       return 0
-    with _naming(self._path):
+    with _user_errors(self._path):
       data = self._path.read_bytes()
       lines = data.splitlines(keepends=True)
-      kept = [line for line in lines if not _again(_record(line), int(step))]
-      if len(kept) < len(lines):
-        assert self._lines is not None  # open until `close`
-        os.close(self._lines)
-        self._lines = None
-        replace(self._path, b"".join(kept))
-        self._lines = os.open(self._path, os.O_RDWR | os.O_APPEND, 0o644)
+      remaining = [line for line in lines if not _is_rewritten(_parse_record(line), int(step))]
+      if len(remaining) < len(lines):
+        assert self._metrics_file is not None  # open until `close`
+        os.close(self._metrics_file)
+        self._metrics_file = None
+        replace(self._path, b"".join(remaining))
+        self._metrics_file = os.open(self._path, os.O_RDWR | os.O_APPEND, 0o644)
     self._close_events()
     self._purge_step = int(step) + 1
-    return sum(_record(line).get("kind") == "train" for line in kept)
+    return sum(_parse_record(line).get("kind") == "train" for line in remaining)
 
   def close(self) -> None:
     """Flushes and closes all files; safe to call twice."""
     if self.active:
       (self.workdir / _RESERVE).unlink(missing_ok=True)
     self._close_events()
-    if self._lines is not None:
-      lines, self._lines = self._lines, None
-      with _naming(self._path):
+    if self._metrics_file is not None:
+      file, self._metrics_file = self._metrics_file, None
+      with _user_errors(self._path):
         try:
-          os.fsync(lines)
+          os.fsync(file)
         finally:
-          os.close(lines)
+          os.close(file)
 
   def _append(self, record: Mapping[str, Any], sync: bool = False) -> None:
     text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
     data = text.encode("utf-8")
-    with _naming(self._path):
-      if self._lines is None:
+    with _user_errors(self._path):
+      if self._metrics_file is None:
         raise UserError(f"{self._path}: the writer is closed")
-      end = os.fstat(self._lines).st_size
+      end = os.fstat(self._metrics_file).st_size
       try:
-        written = os.write(self._lines, data)
-        while written < len(data):  # a nearly full disk takes a part, then says ENOSPC
-          written += os.write(self._lines, data[written:])
+        written = os.write(self._metrics_file, data)
+        while written < len(data):  # a nearly full disk takes a part, then raises ENOSPC
+          written += os.write(self._metrics_file, data[written:])
         if sync:
-          os.fsync(self._lines)
+          os.fsync(self._metrics_file)
       except OSError:
         with contextlib.suppress(OSError):
-          os.ftruncate(self._lines, end)
+          os.ftruncate(self._metrics_file, end)
         raise
 
-  def _event(self, step: SupportsInt, values: Mapping[str, float | int | None]) -> None:
+  def _write_event(self, step: SupportsInt, values: Mapping[str, float | int | None]) -> None:
     folder = self.workdir / TENSORBOARD
-    with _naming(folder):
+    with _user_errors(folder):
       if self._events is None:
         folder.mkdir(exist_ok=True)
         # The name holds the second only; the suffix keeps a quick restart from overwriting.
@@ -250,12 +252,12 @@ class Writer:
   def _close_events(self) -> None:
     if self._events is not None:
       events, self._events = self._events, None
-      with _naming(self.workdir / TENSORBOARD):
+      with _user_errors(self.workdir / TENSORBOARD):
         events.close()
 
 
 def replace(path: pathlib.Path, data: bytes) -> None:
-  """Writes a whole file so that a reader, or a kill, sees the old one or the new one."""
+  """Replaces a file atomically: a reader, or a kill, sees the old one or the new one."""
   with _temporary(path) as (temporary, file):
     file.write(data)
     file.flush()
@@ -274,8 +276,8 @@ def _temporary(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, Any]]:
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
-  """Turns an operating system's refusal into one line that names the file."""
+def _user_errors(path: pathlib.Path) -> Iterator[None]:
+  """Turns an OSError into a UserError that names the file."""
   try:
     yield
   except OSError as error:
@@ -286,38 +288,38 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
 
 
 def _drop_torn_line(file: int) -> None:
-  """Cuts what follows the last newline: a kill fell into the middle of a line."""
+  """Truncates after the last newline: a kill may have left a partial line."""
   size = os.fstat(file).st_size
   end, block = size, 1 << 16
   while end > 0:
     start = max(0, end - block)
-    found = os.pread(file, end - start, start).rfind(b"\n")
-    if found >= 0:
-      end = start + found + 1
+    newline = os.pread(file, end - start, start).rfind(b"\n")
+    if newline >= 0:
+      end = start + newline + 1
       break
     end = start
   if end != size:
     os.ftruncate(file, end)
 
 
-def _record(line: bytes) -> dict[str, Any]:
-  """A line of `metrics.jsonl`; {} for one that is none."""
+def _parse_record(line: bytes) -> dict[str, Any]:
+  """Parses a line of `metrics.jsonl`; {} where it is not a valid record."""
   try:
-    found = json.loads(line)
+    record = json.loads(line)
   except ValueError:
     return {}
-  return found if isinstance(found, dict) and isinstance(found.get("step"), int) else {}
+  return record if isinstance(record, dict) and isinstance(record.get("step"), int) else {}
 
 
-def _again(record: Mapping[str, Any], step: int) -> bool:
-  """Whether a run that resumes at `step` writes a line again."""
+def _is_rewritten(record: Mapping[str, Any], step: int) -> bool:
+  """Whether a run that resumes at `step` will write this record again."""
   if record.get("kind") == "eval" and record.get("encoder") == "random":
     return step == 0
-  later = bool(record) and record["step"] > step
-  return later and (record.get("kind") == "train" or record.get("encoder") == "trained")
+  is_later = bool(record) and record["step"] > step
+  return is_later and (record.get("kind") == "train" or record.get("encoder") == "trained")
 
 
-def _number(value: Any) -> float | int | None:
+def _json_number(value: Any) -> float | int | None:
   """A JSON number with the digits of a float32; None for NaN and the infinities."""
   if value is None:
     return None
@@ -327,38 +329,41 @@ def _number(value: Any) -> float | int | None:
   return float(f"{number:.9g}") if math.isfinite(number) else None
 
 
-def _interval(value: Any) -> dict[str, Any]:
+def _json_interval(value: Any) -> dict[str, Any]:
   if hasattr(value, "_asdict"):
     value = value._asdict()
   elif dataclasses.is_dataclass(value) and not isinstance(value, type):
     value = dataclasses.asdict(value)
   elif not isinstance(value, Mapping):
     value = {"value": value}
-  return {k: _number(v) if k in ("value", "low", "high") else _plain(v) for k, v in value.items()}
+  return {
+    k: _json_number(v) if k in ("value", "low", "high") else _json_value(v)
+    for k, v in value.items()
+  }
 
 
-def _plain(value: Any) -> Any:
-  """Anything a fact may be, as JSON."""
+def _json_value(value: Any) -> Any:
+  """Converts the value of a fact to JSON types."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     value = dataclasses.asdict(value)
   if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {str(k): _json_value(v) for k, v in value.items()}
   if isinstance(value, list | tuple | set | frozenset):
-    return [_plain(v) for v in value]
+    return [_json_value(v) for v in value]
   if value is None or isinstance(value, str | bool | int):
     return value
   if isinstance(value, float):
     return value if math.isfinite(value) else None
   if hasattr(value, "tolist"):
-    return _plain(value.tolist())
+    return _json_value(value.tolist())
   return str(value)
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
   merged = dict(old)
   for key, value in new.items():
-    both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-    merged[key] = _merge(merged[key], value) if both else value
+    is_nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+    merged[key] = _merge(merged[key], value) if is_nested else value
   return merged
 
 

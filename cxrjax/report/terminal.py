@@ -1,4 +1,4 @@
-"""The results as a plain-text table, for the end of a run."""
+"""Results as a plain-text table, printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -51,38 +51,38 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
 
 
 def remarks(workdir: str | os.PathLike[str]) -> list[str]:
-  """What a reader of the table must know: images left out, values that are undefined, and why."""
-  run, found = runs.read(workdir), []
+  """Remarks on the table: images left out, values that are undefined, and why."""
+  run, messages = runs.read(workdir), []
   for name in run.evaluators():
     data = run.fact("data", name)
-    # Of one part alone, notes are those of its source, which are said before training.
-    told = [] if runs.lookup(data, "n") else [*(runs.lookup(data, "notes") or ())]
-    of = run.fact("evaluation", name, runs.TRAINED)
-    told += [
-      runs.lookup(of, "remark"),
-      runs.lookup(of, "linear", "remark"),
-      *(runs.lookup(of, "threshold_remarks") or ()),
-      *(runs.lookup(of, "temperature_remarks") or ()),
+    # Notes of a single part are those of its source, which are printed before training.
+    notes = [] if runs.lookup(data, "n") else [*(runs.lookup(data, "notes") or ())]
+    facts = run.fact("evaluation", name, runs.TRAINED)
+    notes += [
+      runs.lookup(facts, "remark"),
+      runs.lookup(facts, "linear", "remark"),
+      *(runs.lookup(facts, "threshold_remarks") or ()),
+      *(runs.lookup(facts, "temperature_remarks") or ()),
     ]
     undefined: dict[str, list[str]] = {}
     for metric, e in run.only(name).latest().get(runs.TRAINED, {}).items():
       if e.undefined:
         undefined.setdefault(e.undefined, []).append(format.title(metric))
-    told += [f"{'; '.join(metrics)}: n/a, {why}" for why, metrics in undefined.items()]
-    found += [f"{name}: {text}" for text in dict.fromkeys(told) if text]
-  return found
+    notes += [f"{'; '.join(titles)}: n/a, {why}" for why, titles in undefined.items()]
+    messages += [f"{name}: {text}" for text in dict.fromkeys(notes) if text]
+  return messages
 
 
 def sort_metrics(names: set[str]) -> list[str]:
-  """kNN by k, then the linear probe, then the rest; AUROC first in each."""
+  """Sorts metrics: kNN by k, then the linear probe, then all others; AUROC first in each."""
 
   def key(name: str):
-    head, measure, of = format.parts(name)
+    head, measure, variant = format.parts(name)
     digits = head.removeprefix("knn").lstrip("_") if head.startswith("knn") else ""
     family = 0 if head.startswith("knn") else 1 if head == "linear" else 2
     measures = list(format.MEASURES)
-    place = measures.index(measure) if measure in measures else len(measures)
-    return (family, int(digits or 0), head, format.of_class(name), place, measure, of)
+    position = measures.index(measure) if measure in measures else len(measures)
+    return (family, int(digits or 0), head, format.of_class(name), position, measure, variant)
 
   return sorted(names, key=key)
 

@@ -1,4 +1,4 @@
-"""The charts of a comparison, and what its rows, data sets and heads are called."""
+"""Charts of a comparison, and display names of its rows, data sets and heads."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ SHORT = {"knn": "kNN", "whitened": "whitened kNN", "linear": "probe"}
 SETS = ("s1", "s2", "s4", "s3")
 
 
-def row_name(found: Facts, row: Facts) -> str:
-  """The method, with its seed where there are several."""
-  several = len({r["seed"] for r in found["rows"]}) > 1
-  return f"{row['method']} {row['seed']}" if several else str(row["method"])
+def row_name(study: Facts, row: Facts) -> str:
+  """Display name of a run: its method, with the seed if there are several."""
+  multiple_seeds = len({r["seed"] for r in study["rows"]}) > 1
+  return f"{row['method']} {row['seed']}" if multiple_seeds else str(row["method"])
 
 
-def set_name(found: Facts, name: str) -> str:
-  """A data set's name; of an evaluator called `probe` or `test`, that of its source."""
+def set_name(study: Facts, name: str) -> str:
+  """Display name of a data set; an evaluator called `probe` or `test` is named after its source."""
   if name in ("probe", "test"):
-    source = str(lookup(found, "sets", name, "test", "name") or "").rstrip("/")
+    source = str(lookup(study, "sets", name, "test", "name") or "").rstrip("/")
     name = re.split("[:/]", source)[-1] or "the evaluation data"
   return name.replace("_", " ")
 
 
 def kind(head: str) -> str:
-  """`knn20` is `knn`."""
+  """Kind of a head: `knn` of `knn20`."""
   return head.rstrip("0123456789")
 
 
@@ -47,15 +47,15 @@ def head_name(head: str) -> str:
   return format.head(head).replace("kNN on whitened features", "whitened kNN")
 
 
-def heads(found: Facts, name: str) -> list[str]:
-  """What judged on a data set, neighbours first."""
+def heads(study: Facts, name: str) -> list[str]:
+  """Heads that were evaluated on a data set, nearest neighbours first."""
   return list(
-    dict.fromkeys(h for row in found.get("rows", []) for h in lookup(row, "sets", name) or {})
+    dict.fromkeys(h for row in study.get("rows", []) for h in lookup(row, "sets", name) or {})
   )
 
 
-def finished(found: Facts) -> list[Facts]:
-  return [row for row in found.get("rows", []) if row.get("sets")]
+def finished(study: Facts) -> list[Facts]:
+  return [row for row in study.get("rows", []) if row.get("sets")]
 
 
 def _mark(value: Any, style: str, hollow: bool = False) -> forest_chart.Mark:
@@ -65,34 +65,36 @@ def _mark(value: Any, style: str, hollow: bool = False) -> forest_chart.Mark:
   return forest_chart.Mark(e.value, e.low, e.high, style)
 
 
-def gains(found: Facts) -> Html | None:
-  """Trained less random, a chart for each data set and head; the sign is in the colour."""
-  rows, figures = finished(found), []
-  for name in found.get("sets", {}):
-    for head in heads(found, name):
-      shown = []
+def gains(study: Facts) -> Html | None:
+  """Gain of trained over random, one chart per data set and head, colored by verdict."""
+  rows, figures = finished(study), []
+  for name in study.get("sets", {}):
+    for head in heads(study, name):
+      chart_rows = []
       for row in rows:
         gain = lookup(row, "sets", name, head, "gain")
-        shown.append(forest_chart.Row(row_name(found, row), [gain_mark(gain)]))
+        chart_rows.append(forest_chart.Row(row_name(study, row), [gain_mark(gain)]))
       figures.append(
         forest_chart.chart(
-          f"{set_name(found, name)}: {head_name(head)}",
-          shown,
+          f"{set_name(study, name)}: {head_name(head)}",
+          chart_rows,
           VERDICTS,
           x_label="difference of AUROC",
           levels=[zero()],
         )
       )
-  few = all(len(heads(found, name)) < 3 for name in found.get("sets", {}))
-  return el("div", figures, cls=f"charts {'two' if few else 'three'}") if rows and figures else None
+  two_columns = all(len(heads(study, name)) < 3 for name in study.get("sets", {}))
+  if not rows or not figures:
+    return None
+  return el("div", figures, cls=f"charts {'two' if two_columns else 'three'}")
 
 
-def scores(found: Facts) -> Html | None:
-  """Trained and random side by side, a chart for each data set."""
-  rows, figures = finished(found), []
-  for name, facts in found.get("sets", {}).items():
-    names = heads(found, name)
-    shown = []
+def scores(study: Facts) -> Html | None:
+  """Scores of trained and random encoders, one chart per data set."""
+  rows, figures = finished(study), []
+  for name, test_set in study.get("sets", {}).items():
+    names = heads(study, name)
+    chart_rows = []
     for row in rows:
       marks = []
       for head in names:
@@ -102,12 +104,12 @@ def scores(found: Facts) -> Html | None:
           _mark(lookup(values, "random"), style, hollow=True),
           _mark(lookup(values, "trained"), style),
         ]
-      shown.append(forest_chart.Row(row_name(found, row), marks))
-    floor = estimate(facts.get("floor"))
+      chart_rows.append(forest_chart.Row(row_name(study, row), marks))
+    floor = estimate(test_set.get("floor"))
     figures.append(
       forest_chart.chart(
-        set_name(found, name),
-        shown,
+        set_name(study, name),
+        chart_rows,
         [(STYLES.get(kind(h), "s3"), head_name(h)) for h in names],
         x_label="AUROC",
         levels=[Level("thumbnail floor (probe)", floor.value, style="ref")],
@@ -116,20 +118,20 @@ def scores(found: Facts) -> Html | None:
   return el("div", figures, cls="charts two") if rows and figures else None
 
 
-def courses(found: Facts) -> Html | None:
-  """AUROC over the budget, a chart for each run, all with the same axes."""
-  rows, sets = finished(found), list(found.get("sets", {}))
-  drawn = {row["name"]: _course(found, row, sets) for row in rows}
-  values = np.concatenate([line.y for lines in drawn.values() for line in lines] or [np.empty(0)])
+def courses(study: Facts) -> Html | None:
+  """AUROC against the budget, one chart per run, all with the same axes."""
+  rows, sets = finished(study), list(study.get("sets", {}))
+  curves = {row["name"]: _course_lines(study, row, sets) for row in rows}
+  values = np.concatenate([line.y for lines in curves.values() for line in lines] or [np.empty(0)])
   values = values[np.isfinite(values)]
   if not values.size:
     return None
-  unit = _unit(found)
-  longest = max(drawn.values(), key=len)
+  unit = _budget_unit(study)
+  legend_lines = max(curves.values(), key=len)
   figures = [
     line_chart.chart(
-      row_name(found, row),
-      drawn[row["name"]],
+      row_name(study, row),
+      curves[row["name"]],
       unit="AUROC",
       legend=False,
       y_range=(float(values.min()), float(values.max())),
@@ -137,29 +139,29 @@ def courses(found: Facts) -> Html | None:
       x_label=f"forward {format.compact(unit, 'FLOP').removeprefix('1 ')}",
     )
     for row in rows
-    if drawn[row["name"]]
+    if curves[row["name"]]
   ]
-  return el("div", line_chart.lines_legend(longest), el("div", figures, cls="charts"))
+  return el("div", line_chart.lines_legend(legend_lines), el("div", figures, cls="charts"))
 
 
-def _unit(found: Facts) -> float:
-  """1e9, 1e12, ..., in which the budget is told."""
-  return 10.0 ** (3 * math.floor(math.log10(max(number(found.get("budget")), 1.0)) / 3))
+def _budget_unit(study: Facts) -> float:
+  """Unit of the budget axis: 1e9, 1e12, ..."""
+  return 10.0 ** (3 * math.floor(math.log10(max(number(study.get("budget")), 1.0)) / 3))
 
 
-def _course(found: Facts, row: Facts, sets: list[str]) -> list[Line]:
-  """A colour for each data set, a dash for each head."""
+def _course_lines(study: Facts, row: Facts, sets: list[str]) -> list[Line]:
+  """Lines of a run, colored by data set, dashed by head."""
   lines = []
   for name, style in zip(sets, SETS, strict=False):
-    for head in heads(found, name):
+    for head in heads(study, name):
       course = lookup(row, "sets", name, head, "course") or []
       if course:
         x, y = (np.array([number(p[i]) for p in course], np.float64) for i in range(2))
-        by = SHORT.get(kind(head), head)
+        short_name = SHORT.get(kind(head), head)
         lines.append(
           Line(
-            f"{set_name(found, name)}, {by}",
-            x / _unit(found),
+            f"{set_name(study, name)}, {short_name}",
+            x / _budget_unit(study),
             y,
             style=style + DASHES.get(kind(head), ""),
             points=True,

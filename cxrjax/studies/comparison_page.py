@@ -1,4 +1,4 @@
-"""`report.html` of a comparison of methods: one self-contained page, a function of its workdir."""
+"""`report.html` of a comparison of methods: a self-contained page rendered from its workdir."""
 
 from __future__ import annotations
 
@@ -20,47 +20,40 @@ Facts = Mapping[str, Any]
 
 
 def render(run: runs.Run) -> str:
-  """The page as text."""
-  found = page_parts.facts(run, "compare")
+  """Renders the page as HTML."""
+  study = page_parts.facts(run, "compare")
+  row_title = functools.partial(row_name, study)
   body: list[tuple[str, str, str, Callable[[], Html | None]]] = [
     (
       "gain",
       "Gain over the random encoder",
       "The AUROC of the trained encoder less that of the same network before training, on the same "
       "test images; the interval is of the difference. Right of the line: training helped.",
-      lambda: comparison_charts.gains(found),
+      lambda: comparison_charts.gains(study),
     ),
     (
       "scores",
       "Scores",
       "AUROC of the test images by frozen features. Rings: the same network "
       "before training. Dashed: ridge regression on 16x16 thumbnails, no network at all.",
-      lambda: comparison_charts.scores(found),
+      lambda: comparison_charts.scores(study),
     ),
-    ("table", "In numbers", "", lambda: _tables(found)),
+    ("table", "In numbers", "", lambda: _tables(study)),
     (
       "course",
       "Score against forward FLOPs",
       "From the random encoder on the left to the whole budget on the right.",
-      lambda: comparison_charts.courses(found),
+      lambda: comparison_charts.courses(study),
     ),
-    ("cost", "What it cost", "", lambda: _cost(found)),
-    ("how", "How it was compared", "", lambda: _how(run, found)),
-    (
-      "again",
-      "Run it again",
-      "",
-      lambda: page_parts.again(run, found, functools.partial(row_name, found)),
-    ),
+    ("cost", "What it cost", "", lambda: _cost(study)),
+    ("how", "How it was compared", "", lambda: _setup(run, study)),
+    ("again", "Run it again", "", lambda: page_parts.again(run, study, row_title)),
   ]
   return page_parts.document(
     run,
-    lambda: _title(found),
+    lambda: _title(study),
     "cxrjax comparison",
-    [
-      lambda: _summary(found),
-      lambda: page_parts.callouts(run, found, functools.partial(row_name, found)),
-    ],
+    [lambda: _summary(study), lambda: page_parts.callouts(run, study, row_title)],
     body,
   )
 
@@ -68,51 +61,51 @@ def render(run: runs.Run) -> str:
 write = functools.partial(page_parts.write, render)
 
 
-def _title(found: Facts) -> str:
-  methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
-  of = found.get("model") or "one encoder"
+def _title(study: Facts) -> str:
+  methods = list(dict.fromkeys(row["method"] for row in study["rows"]))
+  model = study.get("model") or "one encoder"
   if len(methods) <= 3:
-    return f"{', '.join(methods)} compared, {of}"
-  return f"{len(methods)} self-supervised methods compared, {of}"
+    return f"{', '.join(methods)} compared, {model}"
+  return f"{len(methods)} self-supervised methods compared, {model}"
 
 
-def _summary(found: Facts) -> Html:
-  """What was compared, and which methods are better than no training, in words."""
-  rows = with_status(found)
-  images = format.count(found.get("examples"), "radiograph") or "radiographs"
-  model = found.get("model") or "encoder"
+def _summary(study: Facts) -> Html:
+  """The comparison in words, and which methods are better than no training."""
+  rows = with_status(study)
+  images = format.count(study.get("examples"), "radiograph") or "radiographs"
+  model = study.get("model") or "encoder"
   trained = format.count(len(rows), "run trained", "runs trained")
   text: list[Any] = [
     el("b", f"{trained} {model}"),
     f" on {images} without labels, each for ",
-    el("b", format.compact(found.get("budget"), "FLOP")),
+    el("b", format.compact(study.get("budget"), "FLOP")),
     " of forward passes: which way of learning teaches the network most?",
   ]
-  said = [el("p", text)]
-  for name, facts_of in found.get("sets", {}).items():
-    n = format.count(lookup(facts_of, "test", "n"), "test radiograph")
-    parts = []
-    for head in comparison_charts.heads(found, name):
+  paragraphs = [el("p", text)]
+  for name, test_set in study.get("sets", {}).items():
+    n = format.count(lookup(test_set, "test", "n"), "test radiograph")
+    items = []
+    for head in comparison_charts.heads(study, name):
       groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
       for row in rows:
-        kind = verdict(lookup(row, "sets", name, head, "gain"))
-        if kind:
-          groups[kind].append(row_name(found, row))
-      parts.append(el("li", _verdicts(head, groups), "."))
-    said.append(
+        outcome = verdict(lookup(row, "sets", name, head, "gain"))
+        if outcome:
+          groups[outcome].append(row_name(study, row))
+      items.append(el("li", _verdict_phrase(head, groups), "."))
+    paragraphs.append(
       el(
         "p",
         "On ",
-        el("b", set_name(found, name)),
+        el("b", set_name(study, name)),
         f" ({n}), better than the same network before training, beyond the 95 % interval:",
       )
     )
-    said.append(el("ul", parts))
-  return el("div", said, cls="summary")
+    paragraphs.append(el("ul", items))
+  return el("div", paragraphs, cls="summary")
 
 
-def _verdicts(head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
-  """In words, of one data set and head."""
+def _verdict_phrase(head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
+  """Which methods gained or lost, in words, for one data set and head."""
   total = sum(map(len, groups.values()))
   by = "by linear probe" if head == "linear" else f"by {head_name(head).replace(', ', ' (')})"
   if not total:
@@ -124,11 +117,11 @@ def _verdicts(head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]:
   return text
 
 
-def _tables(found: Facts) -> Html | None:
-  """A table for each data set: scores, and gains with their verdicts."""
+def _tables(study: Facts) -> Html | None:
+  """One table per data set: scores, and gains with their verdicts."""
   parts = []
-  for name, facts_of in found.get("sets", {}).items():
-    heads = comparison_charts.heads(found, name)
+  for name, test_set in study.get("sets", {}).items():
+    heads = comparison_charts.heads(study, name)
     head = [el("th", "Method", scope="col")]
     for h in heads:
       head += [
@@ -137,8 +130,8 @@ def _tables(found: Facts) -> Html | None:
       ]
     if "linear" in heads:
       head.append(el("th", "probe over floor", scope="col", cls="num"))
-    body = [_line(found, row, name, heads) for row in found["rows"]]
-    floor = estimate(facts_of.get("floor"))
+    body = [_table_row(study, row, name, heads) for row in study["rows"]]
+    floor = estimate(test_set.get("floor"))
     cells = [
       el("td", format.estimate(floor) if h == "linear" else "\N{EN DASH}", cls="num", colspan=2)
       for h in heads
@@ -152,8 +145,8 @@ def _tables(found: Facts) -> Html | None:
       )
     )
     table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-    n = format.count(lookup(facts_of, "test", "n"), "test radiograph")
-    title = el("h3", f"{set_name(found, name)}, {n}")
+    n = format.count(lookup(test_set, "test", "n"), "test radiograph")
+    title = el("h3", f"{set_name(study, name)}, {n}")
     parts.append(el("div", title, el("div", table, cls="scroll"), cls="evaluator"))
   if not parts:
     return None
@@ -165,7 +158,7 @@ def _tables(found: Facts) -> Html | None:
   return el("div", parts, el("p", note, cls="note"))
 
 
-def _line(found: Facts, row: Facts, name: str, heads: Sequence[str]) -> Html:
+def _table_row(study: Facts, row: Facts, name: str, heads: Sequence[str]) -> Html:
   cells: list[Html] = []
   for h in heads:
     values = lookup(row, "sets", name, h)
@@ -174,11 +167,11 @@ def _line(found: Facts, row: Facts, name: str, heads: Sequence[str]) -> Html:
     cells.append(gain_cell(lookup(row, "sets", name, "linear", "over_floor")))
   if row["status"] != "finished":
     cells = [el("td", row["status"], cls="none", colspan=len(cells))]
-  return el("tr", el("th", row_name(found, row), scope="row"), cells)
+  return el("tr", el("th", row_name(study, row), scope="row"), cells)
 
 
-def _cost(found: Facts) -> Html | None:
-  rows = with_status(found)
+def _cost(study: Facts) -> Html | None:
+  rows = with_status(study)
   if not rows:
     return None
   head = [
@@ -209,19 +202,12 @@ def _cost(found: Facts) -> Html | None:
     body.append(
       el(
         "tr",
-        el("th", row_name(found, row), scope="row"),
+        el("th", row_name(study, row), scope="row"),
         [el("td", c or "\N{EN DASH}", cls="num") for c in cells],
       )
     )
-  table = el(
-    "table",
-    el(
-      "thead",
-      el("tr", [el("th", h, scope="col", cls="num" if i else None) for i, h in enumerate(head)]),
-    ),
-    el("tbody", body),
-    cls="parts",
-  )
+  header = [el("th", h, scope="col", cls="num" if i else None) for i, h in enumerate(head)]
+  table = el("table", el("thead", el("tr", header)), el("tbody", body), cls="parts")
   device = any((r.get("memory") or {}).get("peak_device_bytes") for r in rows)
   note = (
     "Training: the images at the rate of the steps, without compilation and evaluation; "
@@ -235,15 +221,15 @@ def _cost(found: Facts) -> Html | None:
   return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
 
 
-def _how(run: runs.Run, found: Facts) -> Html:
-  pool = found.get("data") or {}
-  size = format.compact(found.get("parameters"))
+def _setup(run: runs.Run, study: Facts) -> Html:
+  pool = study.get("data") or {}
+  size = format.compact(study.get("parameters"))
   rows = [
-    ("Network", f"{found.get('model') or ''}, {size} parameters" if size else ""),
+    ("Network", f"{study.get('model') or ''}, {size} parameters" if size else ""),
     (
       "Images",
-      f"{format.count(found.get('image_size'))} pixels, batches of "
-      f"{format.count(found.get('batch_size'))}",
+      f"{format.count(study.get('image_size'))} pixels, batches of "
+      f"{format.count(study.get('batch_size'))}",
     ),
     (
       "Learnt from",
@@ -251,7 +237,7 @@ def _how(run: runs.Run, found: Facts) -> Html:
     ),
     (
       "Budget of a run",
-      f"{format.compact(found.get('budget'), 'FLOP')} of forward passes: "
+      f"{format.compact(study.get('budget'), 'FLOP')} of forward passes: "
       "matrix products of everything that the loss runs, teachers and "
       "heads included, gradients not",
     ),
@@ -260,22 +246,20 @@ def _how(run: runs.Run, found: Facts) -> Html:
       "each method's own (views, heads, learning rate, schedules); what it states "
       "in epochs keeps its share of the run",
     ),
-    ("Device", naming.device_name(run) or page_parts.device(found)),
+    ("Device", naming.device_name(run) or page_parts.device(study)),
   ]
   cards = [el("div", fact_tables.pairs((k, v) for k, v in rows if v), cls="card")]
-  for name, of in found.get("sets", {}).items():
-    test = of.get("test")
+  for name, test_set in study.get("sets", {}).items():
+    facts = {"labelled training images": test_set.get("train"), **(test_set.get("test") or {})}
     cards.append(
       el(
         "div",
-        el("h3", set_name(found, name)),
-        fact_tables.pairs(
-          fact_tables.rows({"labelled training images": of.get("train"), **(test or {})})
-        ),
+        el("h3", set_name(study, name)),
+        fact_tables.pairs(fact_tables.rows(facts)),
         cls="card",
       )
     )
-  notes = found.get("notes")
+  notes = study.get("notes")
   remarks = None
   if isinstance(notes, list) and notes:
     remarks = el(
@@ -287,23 +271,23 @@ def _how(run: runs.Run, found: Facts) -> Html:
   return el("div", el("div", cards, cls="cards"), remarks)
 
 
-def table(found: Facts) -> str:
-  """For the terminal: a table for each data set."""
-  return "\n\n".join(_plain(found, name) for name in found.get("sets", {}))
+def table(study: Facts) -> str:
+  """Terminal tables, one per data set."""
+  return "\n\n".join(_terminal_table(study, name) for name in study.get("sets", {}))
 
 
-def _plain(found: Facts, name: str) -> str:
-  heads = comparison_charts.heads(found, name)
+def _terminal_table(study: Facts, name: str) -> str:
+  heads = comparison_charts.heads(study, name)
   lines = [
     [
-      set_name(found, name),
+      set_name(study, name),
       *(x for h in heads for x in (head_name(h), "gain")),
       "training",
       "memory",
     ]
   ]
-  for row in with_status(found):
-    cells = [row_name(found, row)]
+  for row in with_status(study):
+    cells = [row_name(study, row)]
     for h in heads:
       values = lookup(row, "sets", name, h)
       gain = estimate(lookup(values, "gain"))
@@ -315,9 +299,11 @@ def _plain(found: Facts, name: str) -> str:
     memory = row.get("memory") or {}
     peak = memory.get("peak_device_bytes") or memory.get("peak_rss_bytes")
     lines.append([*cells, format.duration(row.get("training_s")), format.compact(peak, "B")])
-  floor = estimate(lookup(found, "sets", name, "floor"))
-  at_probe = ["" if h != "linear" else format.estimate(floor, "-") for h in heads for _ in (0, 1)]
-  lines.append(["thumbnail floor", *(c if i % 2 == 0 else "" for i, c in enumerate(at_probe))])
+  floor = estimate(lookup(study, "sets", name, "floor"))
+  floor_cells: list[str] = []
+  for h in heads:
+    floor_cells += [format.estimate(floor, "-") if h == "linear" else "", ""]
+  lines.append(["thumbnail floor", *floor_cells])
   note = (
     "AUROC, 95 % intervals; gain over the random encoder, paired: + or - where its interval "
     "leaves out 0"

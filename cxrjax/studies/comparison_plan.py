@@ -1,4 +1,4 @@
-"""What a comparison will run: one command for each method and seed, all of one budget."""
+"""Plan of a comparison: one command for each method and seed, all with the same budget."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from cxrjax.training import compile_ahead, sharding
 from cxrjax.training.build import build_trainer
 
 _EPOCHS = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*epochs?\s*", re.I)
-# The comparison sets these, or they do not change what is learnt.
-_NOT_RECIPE = ("duration", "evals", "checkpoint", "log_every")
+# Set by the comparison, or without influence on training.
+_IGNORED_KEYS = ("duration", "evals", "checkpoint", "log_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Job(launcher.Job):
   Attributes:
     method: its name in the comparison.
     seed: of the run.
-    steps: updates.
-    batch_size: images of each.
-    examples: images of the data.
+    steps: number of updates.
+    batch_size: images per update.
+    examples: number of training images.
     flops_per_image: forward, in matrix products.
-    budget: of the whole run, forward; the steps are the nearest whole number.
+    budget: forward FLOPs of the whole run; `steps` is rounded to fit it.
   """
 
   method: str
@@ -55,44 +55,45 @@ class Job(launcher.Job):
 
 
 def plan(config: Mapping[str, Any]) -> list[Job]:
-  """The runs of a comparison, methods in their order, the seeds of each together.
+  """Plans the runs of a comparison: methods in order, the seeds of each together.
 
   Args:
-    config: `methods` (of each its name, its config file in `folder` and the argument of that),
-      `seeds`, `points`, `budget` and, where that is so much of a method, `measure` like one of
-      `methods`, as `configs/compare.py` makes them.
+    config: `methods` (name, config file in `folder` and config argument of each), `seeds`,
+      `points`, `budget` and, if the budget is a multiple of a method's, `measure`, like an item of
+      `methods`; as made by `configs/compare.py`.
 
   Raises:
-    UserError: a mistake in any of them or in the recipe of a method; data that cannot be opened.
+    UserError: an invalid value, an invalid recipe of a method, or data that cannot be opened.
   """
   folder = pathlib.Path(os.path.relpath(config["folder"]))
   seeds = [launcher.seed(text) for text in config["seeds"]]
   points = config["points"]
   if isinstance(points, bool) or not isinstance(points, int) or points < 1:
     raise UserError(f"config.points={points!r} must be a whole number of evaluations from 1")
-  drafts = {name: _draft(folder / file, arg) for name, file, arg in config["methods"]}
-  if not drafts:
+  recipes = {name: _load_recipe(folder / file, arg) for name, file, arg in config["methods"]}
+  if not recipes:
     raise UserError("config.methods is empty; give --config=configs/compare.py:methods=dino+mae")
-  measure = None
+  unit = None
   if config["measure"]:
     name, file, arg = config["measure"]
-    measure = drafts.get(name) or _draft(folder / file, arg)
-  budget = _budget(config["budget"], measure)
+    unit = recipes.get(name) or _load_recipe(folder / file, arg)
+  budget = _parse_budget(config["budget"], unit)
   jobs = []
-  for name, file, own in config["methods"]:
-    draft = drafts[name]
-    batch = draft.config["batch_size"]
-    steps = round(budget / (draft.flops_per_image * batch))
+  for name, file, method_arg in config["methods"]:
+    recipe = recipes[name]
+    batch = recipe.config["batch_size"]
+    steps = round(budget / (recipe.flops_per_image * batch))
     if not steps:
       raise UserError(
         f"config.budget={config['budget']!r} is less than one step of {name}, "
-        f"{draft.flops_per_image * batch:.3g} FLOPs"
+        f"{recipe.flops_per_image * batch:.3g} FLOPs"
       )
-    changes = epochs_as_shares(draft.config, draft.examples) | averages_as_shares(
-      draft.config, draft.examples, steps
+    changes = epochs_as_shares(recipe.config, recipe.examples) | averages_as_shares(
+      recipe.config, recipe.examples, steps
     )
     for seed in seeds:
-      arg = f"{own},seed={seed},duration={steps} steps,eval_every={math.ceil(steps / points)} steps"
+      eval_every = math.ceil(steps / points)
+      arg = f"{method_arg},seed={seed},duration={steps} steps,eval_every={eval_every} steps"
       flags = [f"--config={folder / file}:{arg}"]
       for path, value in changes.items():
         flags.append(f"--config.{path}={value if isinstance(value, str) else repr(value)}")
@@ -104,8 +105,8 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
           seed,
           steps,
           batch,
-          draft.examples,
-          draft.flops_per_image,
+          recipe.examples,
+          recipe.flops_per_image,
           budget,
         )
       )
@@ -113,27 +114,27 @@ def plan(config: Mapping[str, Any]) -> list[Job]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Draft:
-  """A method's own recipe, before the budget decides how long it is."""
+class _Recipe:
+  """A method's own recipe, before the budget sets its duration."""
 
   config: dict[str, Any]
   examples: int
   flops_per_image: float
 
 
-def _draft(path: pathlib.Path, arg: str) -> _Draft:
+def _load_recipe(path: pathlib.Path, arg: str) -> _Recipe:
   config = overrides.resolve([f"--config={path}:{arg}"])
   data = config["data"]
   keys = ("source", "split", "subset", "fold", "split_seed", "options")
-  examples = _examples(
+  examples = _count_images(
     json.dumps({k: data.get(k) for k in keys}, default=lambda item: item.to_dict())
   )
-  return _Draft(config, examples, forward_flops(config, examples))
+  return _Recipe(config, examples, forward_flops(config, examples))
 
 
 @functools.lru_cache(maxsize=4)
-def _examples(data: str) -> int:
-  """Images of a pool; it is opened, and prepared where this has not been done yet."""
+def _count_images(data: str) -> int:
+  """Number of images of a data set, which is opened and, if need be, prepared."""
   spec = json.loads(data)
   return len(
     sources.open_source(
@@ -148,13 +149,13 @@ def _examples(data: str) -> int:
 
 
 def forward_flops(config: Mapping[str, Any], examples: int) -> float:
-  """Forward FLOPs of a method's loss for one image, in matrix products; nothing is computed.
+  """Forward FLOPs per image of a method's loss, in matrix products, by abstract evaluation.
 
   Everything that the loss runs forward counts: student, teacher, heads, decoder, similarities.
 
   Args:
     config: of a training run.
-    examples: images of the data.
+    examples: number of training images.
   """
   loss, shapes = abstract_loss(config, examples)
   return flops.count(loss, *shapes) / config["batch_size"]
@@ -163,8 +164,8 @@ def forward_flops(config: Mapping[str, Any], examples: int) -> float:
 def abstract_loss(
   config: Mapping[str, Any], examples: int
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """The loss of a config's method, and the shapes of all that it takes."""
-  # For a CPU, which has no kernels that hide their products.
+  """The loss of a config's method, and the shapes of its arguments."""
+  # Target the CPU: fused kernels of accelerators would hide their matrix products.
   trainer = build_trainer(
     config,
     sharding.make_mesh(),
@@ -180,67 +181,67 @@ def abstract_loss(
   return trainer.method.loss, (params, extra, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def _budget(text: Any, measure: _Draft | None) -> float:
-  """Forward FLOPs of each run, from a number or so much of `measure`, `100 epochs of dino`."""
+def _parse_budget(text: Any, unit: _Recipe | None) -> float:
+  """Forward FLOPs of each run, from a number or a length such as `100 epochs of dino`."""
   try:
     value = float(text)
   except (TypeError, ValueError):
     length = str(text).rpartition(" of ")[0]
-    if not measure or not length:
+    if not unit or not length:
       raise UserError(
         f"config.budget={text!r} is no budget; give forward FLOPs, 1e13, or '100 epochs of dino'"
       ) from None
-    batch = measure.config["batch_size"]
-    clock = Clock.start(length, measure.examples, batch, "config.budget")
-    value = measure.flops_per_image * batch * clock.total_steps
+    batch = unit.config["batch_size"]
+    clock = Clock.start(length, unit.examples, batch, "config.budget")
+    value = unit.flops_per_image * batch * clock.total_steps
   if not value > 0 or not math.isfinite(value):
     raise UserError(f"config.budget={text!r} must be above 0")
   return value
 
 
 def epochs_as_shares(config: Mapping[str, Any], examples: int) -> dict[str, Any]:
-  """What a recipe states in epochs, as shares of its own duration: `{path: new value}`.
+  """Converts durations in epochs to shares of the recipe's own duration: `{path: new value}`.
 
-  A warm-up of 10 of 300 epochs is 3.333 % of a run of any length. Values in tuples are replaced
-  with the whole tuple.
+  A warm-up of 10 of 300 epochs is 3.333 % of a run of any length. A value in a
+  tuple is replaced along with the tuple.
   """
   batch = config["batch_size"]
   clock = Clock.start(config["duration"], examples, batch)
-  found: dict[str, Any] = {}
+  shares: dict[str, Any] = {}
 
-  def shared(value: Any) -> Any:
+  def as_share(value: Any) -> Any:
     if isinstance(value, str) and (match := _EPOCHS.fullmatch(value)) and float(match[1]):
       return f"{100 * float(match[1]) * clock.steps_per_epoch / clock.total_steps:.4g} %"
     if isinstance(value, list | tuple):
-      return type(value)(shared(v) for v in value)
+      return type(value)(as_share(v) for v in value)
     return value
 
   def walk(tree: Mapping[str, Any], path: str) -> None:
     for key, value in tree.items():
-      if not path and key in _NOT_RECIPE:
+      if not path and key in _IGNORED_KEYS:
         continue
       if isinstance(value, Mapping):
         walk(value, f"{path}{key}.")
-      elif shared(value) != value:
-        found[f"{path}{key}"] = shared(value)
+      elif as_share(value) != value:
+        shares[f"{path}{key}"] = as_share(value)
 
   walk(config, "")
-  return found
+  return shares
 
 
 def averages_as_shares(config: Mapping[str, Any], examples: int, steps: int) -> dict[str, float]:
-  """Momenta of moving averages of networks for a run of another length: `{path: new value}`.
+  """Rescales the momenta of weight averages to a run of another length: `{path: new value}`.
 
-  An average keeps its length as a share of the run, `m ** (steps of the recipe / steps)`. As it is,
-  one over 250 updates would in a run of 400 have little but the untrained network in it.
+  An average keeps its length as a share of the run: `m ** (steps of the recipe / steps)`. Unscaled,
+  one over 250 updates would in a run of 400 consist mostly of the untrained network.
 
   Args:
-    config: a recipe, with a `method.momentum` that is a schedule where it has such an average.
-    examples: images of the data.
+    config: a recipe; `method.momentum` is a schedule if it has such an average.
+    examples: number of training images.
     steps: of the run.
   """
   momentum = config["method"].get("momentum")
-  if not isinstance(momentum, Mapping):  # of a memory bank, which is updated once an epoch
+  if not isinstance(momentum, Mapping):  # that of a memory bank, updated once per epoch
     return {}
   recipe = Clock.start(config["duration"], examples, config["batch_size"]).total_steps
   return {

@@ -1,4 +1,4 @@
-"""What the runs of a comparison came to, as facts for the page and lines for the table."""
+"""Results of a comparison: facts for the page, log lines and rows of the table."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from cxrjax.studies.transfer_results import cell, interval
 def collect(
   jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-  """All of a comparison: what was common, the data sets, and a row for every run."""
+  """Collects a comparison: common facts, the data sets, and a row for every run."""
   rows: list[dict[str, Any]] = []
   sets: dict[str, dict[str, Any]] = {}
   common: dict[str, Any] = {}
   for job in jobs:
     run = runs.read(workdir / job.name)
     if run.fact("status") == "finished":
-      sets |= {name: _set(run, name) for name in run.evaluators() if name not in sets}
-      common = common or _common(run)
+      sets |= {name: _set_facts(run, name) for name in run.evaluators() if name not in sets}
+      common = common or _common_facts(run)
     rows.append(_row(job, run, workdir, failed.get(job.name)))
   return {
     "budget": jobs[0].budget,
@@ -41,8 +41,8 @@ def collect(
   }
 
 
-def _common(run: Run) -> dict[str, Any]:
-  """What all runs share, told by one of them."""
+def _common_facts(run: Run) -> dict[str, Any]:
+  """Facts that all runs share, read from one of them."""
   train = run.fact("data", "train")
   return {
     "model": model_name(run),
@@ -55,13 +55,13 @@ def _common(run: Run) -> dict[str, Any]:
   }
 
 
-def _set(run: Run, name: str) -> dict[str, Any]:
-  """A data set that judges: its test split and the thumbnail floor."""
-  own = run.only(name).latest().get(FLOOR, {})
+def _set_facts(run: Run, name: str) -> dict[str, Any]:
+  """Facts of an evaluation data set: its test split and the thumbnail floor."""
+  floor_scores = run.only(name).latest().get(FLOOR, {})
   return {
     "test": run.fact("data", name, "test"),
     "train": run.fact("data", name, "train", "n"),
-    "floor": interval(own.get("linear/auroc")),
+    "floor": interval(floor_scores.get("linear/auroc")),
   }
 
 
@@ -93,53 +93,55 @@ def _row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str
     "sets": {},
   }
   for name in run.evaluators():
-    row["sets"][name] = _judged(job, run, name)
+    row["sets"][name] = _scores(job, run, name)
   return row
 
 
 def heads(metrics: Mapping[str, Any]) -> dict[str, str]:
-  """The AUROCs that are compared: kNN with the most neighbours, plain and whitened, and probe."""
-  found = [m.split("/")[0] for m in sort_metrics(set(metrics)) if m.endswith("/auroc")]
-  last = [[h for h in found if h.startswith(kind)][-1:] for kind in ("knn", "whitened", "linear")]
-  return {h: f"{h}/auroc" for kind in last for h in kind}
+  """Compared AUROCs by head: kNN with the most neighbours, plain and whitened, and linear probe."""
+  names = [m.split("/")[0] for m in sort_metrics(set(metrics)) if m.endswith("/auroc")]
+  compared = []
+  for kind in ("knn", "whitened", "linear"):
+    compared += [name for name in names if name.startswith(kind)][-1:]
+  return {name: f"{name}/auroc" for name in compared}
 
 
 def features(run: Run, name: str) -> dict[str, Any]:
-  """Of one data set, for each head: the trained encoder, that before training, and the gain."""
+  """Scores on one data set by head: the trained encoder, the untrained one, and the gain."""
   latest = run.only(name).latest()
   scores = {e: run.arrays(f"scores_{name}_{e}") for e in (TRAINED, RANDOM)}
   return {
     head: {
       "trained": interval(latest[TRAINED][metric]),
       "random": interval(latest.get(RANDOM, {}).get(metric)),
-      "gain": _difference(scores[TRAINED], scores[RANDOM], head, head),
+      "gain": _paired_difference(scores[TRAINED], scores[RANDOM], head, head),
     }
     for head, metric in heads(latest.get(TRAINED, {})).items()
   }
 
 
-def _judged(job: Job, run: Run, name: str) -> dict[str, Any]:
-  """The same with the course of the run, and how far the probe is above the floor."""
-  found = features(run, name)
+def _scores(job: Job, run: Run, name: str) -> dict[str, Any]:
+  """Scores of `features`, with their course over the run and the probe's gain over the floor."""
+  scores = features(run, name)
   for head, metric in heads(run.only(name).latest().get(TRAINED, {})).items():
     course = [
       (e.step, e.metrics[metric])
       for e in run.only(name).evaluations
       if e.encoder in (RANDOM, TRAINED) and metric in e.metrics
     ]
-    found[head]["course"] = [
+    scores[head]["course"] = [
       [step * job.batch_size * job.flops_per_image, v.value, v.low, v.high] for step, v in course
     ]
-  if "linear" in found:
+  if "linear" in scores:
     trained, floor = (run.arrays(f"scores_{name}_{e}") for e in (TRAINED, FLOOR))
-    found["linear"]["over_floor"] = _difference(trained, floor, "linear", "linear")
-  return found
+    scores["linear"]["over_floor"] = _paired_difference(trained, floor, "linear", "linear")
+  return scores
 
 
-def _difference(
+def _paired_difference(
   a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], head: str, other: str
 ) -> dict[str, Any] | None:
-  """Paired, where both have scores of the same images."""
+  """Paired AUROC difference; None unless both have scores of the same images."""
   if head not in a or other not in b or not np.array_equal(a["labels"], b["labels"], True):
     return None
   return interval(
@@ -149,22 +151,19 @@ def _difference(
   )
 
 
-# Lines.
-
-
 def said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
-  """A run's end in a line."""
+  """Log line about how a run ended."""
   if why:
     return f"{job.name}: failed: {why}"
   row = _row(job, runs.read(workdir / job.name), workdir, why)
   parts = []
-  for name, found in row.get("sets", {}).items():
-    for head, judged in found.items():
-      gain = judged["gain"]
-      up = f" ({gain['value']:+.3f})" if gain and math.isfinite(gain["value"]) else ""
-      parts.append(f"{name} {head} {format.decimal(judged['trained']['value'])}{up}")
-  took = format.duration(row.get("total_s"))
-  return f"{job.name}: {took or 'finished'}; {', '.join(parts)}"
+  for name, scores_by_head in row.get("sets", {}).items():
+    for head, scores in scores_by_head.items():
+      gain = scores["gain"]
+      change = f" ({gain['value']:+.3f})" if gain and math.isfinite(gain["value"]) else ""
+      parts.append(f"{name} {head} {format.decimal(scores['trained']['value'])}{change}")
+  duration = format.duration(row.get("total_s"))
+  return f"{job.name}: {duration or 'finished'}; {', '.join(parts)}"
 
 
 NUMBERS = (
@@ -180,8 +179,8 @@ NUMBERS = (
 )
 
 
-def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-  """A header and a line for every run, data set and head; a run that failed has one line."""
+def rows(study: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+  """Table rows: a header, then a row per run, data set and head; a failed run has a single row."""
   compared = ("trained", "random", "gain", "over_floor")
   yield (
     "method",
@@ -189,7 +188,7 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     "status",
     "data",
     "head",
-    *(f"{what}{end}" for what in compared for end in ("", "_low", "_high")),
+    *(f"{quantity}{suffix}" for quantity in compared for suffix in ("", "_low", "_high")),
     "floor",
     *NUMBERS,
     "peak_rss_bytes",
@@ -197,24 +196,24 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     "why",
     "command",
   )
-  for row in found["rows"]:
+  for row in study["rows"]:
     numbers = [cell(row.get(key)) for key in NUMBERS]
     memory = row.get("memory") or {}
-    end = [
+    tail = [
       *numbers,
       *(cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
       row["why"] or "",
       row["command"],
     ]
-    start = [row["method"], row["seed"], row["status"]]
+    lead = [row["method"], row["seed"], row["status"]]
     if not row.get("sets"):
-      yield [*start, "", "", *[""] * (3 * len(compared) + 1), *end]
-    for name, judged in row.get("sets", {}).items():
-      floor = (found["sets"][name]["floor"] or {}).get("value")
-      for head, values in judged.items():
+      yield [*lead, "", "", *[""] * (3 * len(compared) + 1), *tail]
+    for name, scores_by_head in row.get("sets", {}).items():
+      floor = (study["sets"][name]["floor"] or {}).get("value")
+      for head, values in scores_by_head.items():
         cells = [
-          cell((values.get(what) or {}).get(key))
-          for what in compared
+          cell((values.get(quantity) or {}).get(key))
+          for quantity in compared
           for key in ("value", "low", "high")
         ]
-        yield [*start, name, head, *cells, cell(floor), *end]
+        yield [*lead, name, head, *cells, cell(floor), *tail]

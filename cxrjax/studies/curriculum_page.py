@@ -1,4 +1,4 @@
-"""`report.html` of a curriculum: one self-contained page, a function of its workdir."""
+"""`report.html` of a curriculum: a self-contained page rendered from its workdir."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from cxrjax.studies.comparison_charts import head_name, set_name
 from cxrjax.studies.page_parts import estimate, gain_cell, score_cell, verdict
 
 Facts = Mapping[str, Any]
-MAIN = ("auroc", "dice")  # what a last stage is judged by first
+MAIN = ("auroc", "dice")  # of a last stage, in order of preference
 TABLED = ("auroc", "accuracy", "balanced_accuracy", "dice", "iou", "assd", "hd95")
 AGAINST = {"gains": "over scratch", "steps": "over the line above"}
-PAIRED = ("auroc", "accuracy", "dice")  # in the tables with their gain
+PAIRED = ("auroc", "accuracy", "dice")  # metrics whose gains are tabled, too
 
 
 def render(run: runs.Run) -> str:
-  """The page as text."""
-  found = page_parts.facts(run, "stages")
+  """Renders the page as HTML."""
+  study = page_parts.facts(run, "stages")
   return page_parts.document(
     run,
-    lambda: _title(found),
+    lambda: _title(study),
     "cxrjax curriculum",
-    [lambda: _summary(found), lambda: page_parts.callouts(run, found, _name)],
+    [lambda: _summary(study), lambda: page_parts.callouts(run, study, _run_name)],
     [
       (
         "brought",
@@ -38,12 +38,12 @@ def render(run: runs.Run) -> str:
         "The last stage, begun with nothing and with what "
         "each stage before it left; the same network, judged on the same test images. "
         "Intervals of 95 % are of these images; that of a difference is paired.",
-        lambda: _brought(found),
+        lambda: _stage_gains(study),
       ),
-      ("table", "In numbers", "", lambda: _tables(found)),
-      ("stages", "The stages", "", lambda: _stages(found)),
-      ("how", "Test images", "", lambda: _how(run, found)),
-      ("again", "Run it again", "", lambda: page_parts.again(run, found, _name)),
+      ("table", "In numbers", "", lambda: _tables(study)),
+      ("stages", "The stages", "", lambda: _stages(study)),
+      ("how", "Test images", "", lambda: _test_images(run, study)),
+      ("again", "Run it again", "", lambda: page_parts.again(run, study, _run_name)),
     ],
   )
 
@@ -51,54 +51,54 @@ def render(run: runs.Run) -> str:
 write = functools.partial(page_parts.write, render)
 
 
-def _name(row: Facts) -> str:
+def _run_name(row: Facts) -> str:
   return str(row.get("name"))
 
 
 def label(start: str) -> str:
-  """What a last stage began with, as a row is called."""
+  """Row label for what a last stage started from."""
   return {"scratch": "from scratch", "weights": "given weights"}.get(start, f"after {plain(start)}")
 
 
 def plain(name: str) -> str:
-  """A stage's name as text."""
+  """A stage's name with spaces for underscores."""
   return name.replace("_", " ")
 
 
-def _title(found: Facts) -> str:
-  model = next((row["model"] for row in found["rows"] if row.get("model")), "")
-  last = _last(found)
-  before = [stage for stage in found["order"] if stage not in last]
+def _title(study: Facts) -> str:
+  model = next((row["model"] for row in study["rows"] if row.get("model")), "")
+  last = _last_stages(study)
+  before = [stage for stage in study["order"] if stage not in last]
   return plain(", then ".join([*before, format.listing(last)])) + (f": {model}" if model else "")
 
 
-def _last(found: Facts) -> list[str]:
-  return list(dict.fromkeys(row["stage"] for row in found.get("rows", []) if row["last"]))
+def _last_stages(study: Facts) -> list[str]:
+  return list(dict.fromkeys(row["stage"] for row in study.get("rows", []) if row["last"]))
 
 
-def _points(found: Facts, stage: str) -> list[Facts]:
-  return [p for p in found.get("points", []) if p["stage"] == stage]
+def _points(study: Facts, stage: str) -> list[Facts]:
+  return [p for p in study.get("points", []) if p["stage"] == stage]
 
 
-def _metric(found: Facts, stage: str, name: str) -> str:
-  known = [m for p in _points(found, stage) for m in p["sets"].get(name, {})]
+def _main_metric(study: Facts, stage: str, name: str) -> str:
+  known = [m for p in _points(study, stage) for m in p["sets"].get(name, {})]
   return next((m for m in MAIN if m in known), "")
 
 
-def _sets(found: Facts, stage: str) -> list[str]:
-  return list(lookup(found, "sets", stage) or {})
+def _test_sets(study: Facts, stage: str) -> list[str]:
+  return list(lookup(study, "sets", stage) or {})
 
 
-def _title_of(found: Facts, stage: str, name: str) -> str:
-  """A last stage and its test set."""
-  return f"{plain(stage)}, {set_name({'sets': lookup(found, 'sets', stage)}, name)}"
+def _panel_title(study: Facts, stage: str, name: str) -> str:
+  """Title of a chart or table: a last stage and its test set."""
+  return f"{plain(stage)}, {set_name({'sets': lookup(study, 'sets', stage)}, name)}"
 
 
-def _summary(found: Facts) -> Html:
-  """What the last stages came to, and what was above no stage at all, in words."""
-  before = [s for s in found.get("order", []) if s not in _last(found)]
-  names, last = plain(", then ".join(before)), plain(format.listing(_last(found)))
-  said = (
+def _summary(study: Facts) -> Html:
+  """Scores of the last stages, and which starts are better or worse than scratch, in words."""
+  before = [s for s in study.get("order", []) if s not in _last_stages(study)]
+  names, last = plain(", then ".join(before)), plain(format.listing(_last_stages(study)))
+  paragraphs = (
     [
       el(
         "p",
@@ -110,58 +110,55 @@ def _summary(found: Facts) -> Html:
     if before
     else []
   )
-  for stage in _last(found):
-    for name in _sets(found, stage):
-      metric, points = _metric(found, stage, name), _points(found, stage)
+  for stage in _last_stages(study):
+    for name in _test_sets(study, stage):
+      metric, points = _main_metric(study, stage, name), _points(study, stage)
       if not metric:
         continue
       text: list[Any] = []
+      better, worse = [], []
       for p in points:
-        kind = verdict(lookup(p, "gains", name, metric))
-        style = {"above": "up", "below": "down"}.get(kind)
+        outcome = verdict(lookup(p, "gains", name, metric))
+        style = {"above": "up", "below": "down"}.get(outcome)
+        if outcome == "above":
+          better.append(label(p["start"]))
+        elif outcome == "below":
+          worse.append(label(p["start"]))
         value = format.decimal(estimate(lookup(p, "sets", name, metric)).value)
         text += [", " if text else "", label(p["start"]), " ", el("b", value, cls=style)]
-      sure = [
-        label(p["start"]) for p in points if verdict(lookup(p, "gains", name, metric)) == "above"
-      ]
-      worse = [
-        label(p["start"]) for p in points if verdict(lookup(p, "gains", name, metric)) == "below"
-      ]
-      tail = (
-        f"; beyond the interval better than from scratch: {format.listing(sure)}"
-        if sure
-        else "; none is better than from scratch beyond the interval"
-        if len(points) > 1
-        else ""
-      )
+      tail = ""
+      if better:
+        tail = f"; beyond the interval better than from scratch: {format.listing(better)}"
+      elif len(points) > 1:
+        tail = "; none is better than from scratch beyond the interval"
       tail += f"; worse: {format.listing(worse)}." if worse else "."
-      said.append(
+      paragraphs.append(
         el(
           "p",
-          el("b", _title_of(found, stage, name)),
+          el("b", _panel_title(study, stage, name)),
           f", {format.measure(metric)} of the test images: ",
           text,
           tail,
         )
       )
-  return el("div", said, cls="summary")
+  return el("div", paragraphs, cls="summary")
 
 
-def _brought(found: Facts) -> Html | None:
-  """For each last stage and test set: the scores, the gain over scratch, and stage by stage."""
+def _stage_gains(study: Facts) -> Html | None:
+  """Charts per last stage and test set: scores, gain over scratch, gain of each stage."""
   parts = []
-  for stage in _last(found):
-    for name in _sets(found, stage):
+  for stage in _last_stages(study):
+    for name in _test_sets(study, stage):
       figures: list[Html] = []
-      metric, points = _metric(found, stage, name), _points(found, stage)
+      metric, points = _main_metric(study, stage, name), _points(study, stage)
       if not metric:
         continue
-      of, measure = _title_of(found, stage, name), format.measure(metric)
+      panel, measure = _panel_title(study, stage, name), format.measure(metric)
       scores = [
         forest_chart.Row(plain(p["start"]), [_mark(lookup(p, "sets", name, metric))])
         for p in points
       ]
-      figures.append(forest_chart.chart(f"{of}: {measure}", scores, [], x_label=measure))
+      figures.append(forest_chart.chart(f"{panel}: {measure}", scores, [], x_label=measure))
       for key, title in (("gains", "difference from scratch"), ("steps", "what each stage added")):
         rows = [
           forest_chart.Row(plain(p["start"]), [page_parts.gain_mark(gain)])
@@ -171,7 +168,7 @@ def _brought(found: Facts) -> Html | None:
         if rows and (key == "gains" or len(points) > 2):
           figures.append(
             forest_chart.chart(
-              f"{of}: {title}",
+              f"{panel}: {title}",
               rows,
               page_parts.VERDICTS,
               x_label=f"difference of {measure}",
@@ -187,15 +184,15 @@ def _mark(value: Any) -> forest_chart.Mark:
   return forest_chart.Mark(e.value, e.low, e.high)
 
 
-def _tables(found: Facts) -> Html | None:
-  """A table for each last stage and test set."""
+def _tables(study: Facts) -> Html | None:
+  """One table per last stage and test set."""
   parts = []
-  for stage in _last(found):
-    for name in _sets(found, stage):
-      points = _points(found, stage)
+  for stage in _last_stages(study):
+    for name in _test_sets(study, stage):
+      points = _points(study, stage)
       known = {m for p in points for m in p["sets"].get(name, {})}
       metrics = [m for m in TABLED if m in known]
-      keys = list(AGAINST)[: 1 if len(points) < 3 else 2]  # of two lines both are the same
+      keys = list(AGAINST)[: 1 if len(points) < 3 else 2]  # with two rows both are the same
       if not metrics:
         continue
       head = [el("th", "Begun", scope="col")]
@@ -212,25 +209,25 @@ def _tables(found: Facts) -> Html | None:
             cells += [gain_cell(lookup(p, key, name, m)) for key in keys]
         body.append(el("tr", el("th", label(p["start"]), scope="row"), cells))
       table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-      n = format.count(lookup(found, "sets", stage, name, "test", "n"), "test radiograph")
-      title = ", ".join(filter(None, [_title_of(found, stage, name), n]))
+      n = format.count(lookup(study, "sets", stage, name, "test", "n"), "test radiograph")
+      title = ", ".join(filter(None, [_panel_title(study, stage, name), n]))
       parts.append(el("div", el("h3", title), el("div", table, cls="scroll"), cls="evaluator"))
   if not parts:
     return None
-  several = len(found.get("seeds") or ()) > 1
+  multiple_seeds = len(study.get("seeds") or ()) > 1
   note = (
     "Scores: mean over seeds, from the lowest to the highest. "
-    if several
+    if multiple_seeds
     else "Scores with 95 % intervals. "
   ) + page_parts.GAINS
   return el("div", parts, el("p", note, cls="note"))
 
 
-def _stages(found: Facts) -> Html:
-  """A line for each run: what it began with, learnt from, cost and, without labels, gave."""
+def _stages(study: Facts) -> Html:
+  """One row per run: start, training images, duration and, without labels, feature scores."""
   head = ["Stage", "Begun", "Radiographs", "Epochs", "Took", "Frozen features"]
   body = []
-  for row in found.get("rows", []):
+  for row in study.get("rows", []):
     if row["status"] != "finished":
       body.append(
         el(
@@ -253,21 +250,11 @@ def _stages(found: Facts) -> Html:
         el("th", row["name"], scope="row", cls="nowrap"),
         el("td", label(row["begins"]), cls="nowrap"),
         [el("td", c or "\N{EN DASH}", cls="num") for c in cells],
-        el("td", _features(row) or "\N{EN DASH}"),
+        el("td", _feature_scores(row) or "\N{EN DASH}"),
       )
     )
-  table = el(
-    "table",
-    el(
-      "thead",
-      el(
-        "tr",
-        [el("th", h, scope="col", cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)],
-      ),
-    ),
-    el("tbody", body),
-    cls="parts",
-  )
+  header = [el("th", h, scope="col", cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)]
+  table = el("table", el("thead", el("tr", header)), el("tbody", body), cls="parts")
   note = (
     "Frozen features: AUROC of test images by neighbours and by linear probe, of the network "
     "that the stage began with, and of that which it left."
@@ -275,45 +262,42 @@ def _stages(found: Facts) -> Html:
   return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
 
 
-def _features(row: Facts) -> list[Any]:
-  """`linear probe 0.850 to 0.914`, a line for each data set and head."""
+def _feature_scores(row: Facts) -> list[Any]:
+  """Lines such as `linear probe 0.850 to 0.914`, one per data set and head."""
   lines: list[Any] = []
   sets = row.get("features") or {}
   for name, heads in sets.items():
-    for head, found in heads.items():
-      kind = verdict(found.get("gain"))
-      style = {"above": "up", "below": "down"}.get(kind)
-      old, new = (format.decimal(estimate(found.get(k)).value) for k in ("random", "trained"))
+    for head, values in heads.items():
+      outcome = verdict(values.get("gain"))
+      style = {"above": "up", "below": "down"}.get(outcome)
+      old, new = (format.decimal(estimate(values.get(k)).value) for k in ("random", "trained"))
       where = f"{name.replace('_', ' ')}, " if len(sets) > 1 else ""
       lines.append(
         el(
           "div",
           f"{where}{head_name(head)} {old} \N{RIGHTWARDS ARROW} ",
-          el("span", new, " ", page_parts.SIGNS.get(kind, ""), cls=style),
+          el("span", new, " ", page_parts.SIGNS.get(outcome, ""), cls=style),
           cls="nowrap",
         )
       )
   return lines
 
 
-def _how(run: runs.Run, found: Facts) -> Html:
+def _test_images(run: runs.Run, study: Facts) -> Html:
+  with_device: Facts = next((row for row in study.get("rows", []) if row.get("device")), {})
   rows = [
-    (
-      "Device",
-      naming.device_name(run)
-      or page_parts.device(next((r for r in found.get("rows", []) if r.get("device")), {})),
-    ),
-    ("Seeds of the last stages", ", ".join(map(str, found.get("seeds") or ()))),
+    ("Device", naming.device_name(run) or page_parts.device(with_device)),
+    ("Seeds of the last stages", ", ".join(map(str, study.get("seeds") or ()))),
   ]
   cards = [el("div", fact_tables.pairs((k, v) for k, v in rows if v), cls="card")]
-  for stage in _last(found):
-    for name in _sets(found, stage):
+  for stage in _last_stages(study):
+    for name in _test_sets(study, stage):
       cards.append(
         el(
           "div",
-          el("h3", _title_of(found, stage, name)),
+          el("h3", _panel_title(study, stage, name)),
           fact_tables.pairs(
-            fact_tables.rows(dict(lookup(found, "sets", stage, name, "test") or {}))
+            fact_tables.rows(dict(lookup(study, "sets", stage, name, "test") or {}))
           ),
           cls="card",
         )
@@ -321,15 +305,15 @@ def _how(run: runs.Run, found: Facts) -> Html:
   return el("div", cards, cls="cards")
 
 
-def table(found: Facts) -> str:
-  """For the terminal: a table for each last stage and test set."""
+def table(study: Facts) -> str:
+  """Terminal tables, one per last stage and test set."""
   tables = []
-  for stage in _last(found):
-    for name in _sets(found, stage):
-      metric = _metric(found, stage, name)
+  for stage in _last_stages(study):
+    for name in _test_sets(study, stage):
+      metric = _main_metric(study, stage, name)
       if metric:
-        lines = [[_title_of(found, stage, name), format.measure(metric), *AGAINST.values()]]
-        for p in _points(found, stage):
+        lines = [[_panel_title(study, stage, name), format.measure(metric), *AGAINST.values()]]
+        for p in _points(study, stage):
           lines.append(
             [
               label(p["start"]),

@@ -1,7 +1,7 @@
-"""Several runs one after the other, each in a folder and a process of its own, and what they show.
+"""Launcher of studies: runs one after the other, each in its own folder and process.
 
-A run that is finished is not repeated, one that was stopped goes on from its last checkpoint, and
-one that failed costs those that begin with it, not the others. The same command goes on.
+A finished run is not repeated, an interrupted one resumes from its last checkpoint, and a failed
+one blocks only the runs that start from it. The same command resumes the study.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.training.preemption import PreemptionHandler
 from cxrjax.training.workdir import differences, in_use
 
-ASKS = 0.2  # seconds between looks for a signal
+ASKS = 0.2  # seconds between checks for a signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Job:
 
   Attributes:
     name: of its folder in the workdir.
-    flags: of `python -m cxrjax.main`, but for the workdir; `--config=FILE:ARGUMENT` is the first.
-    needs: names of the runs that it begins with; they stand before it.
+    flags: of `python -m cxrjax.main`, without the workdir; `--config=FILE:ARGUMENT` is the first.
+    needs: names of the runs that it starts from, which come before it.
   """
 
   name: str
@@ -48,11 +48,11 @@ class Job:
 
   @functools.cached_property
   def config(self) -> dict[str, Any]:
-    """What the flags make; one that takes something from an earlier run needs that to be there."""
+    """The config that the flags resolve to; runs in `needs` may have to be finished first."""
     return overrides.resolve(self.flags)
 
   def command(self, workdir: pathlib.Path) -> str:
-    """To be typed."""
+    """The shell command of this run."""
     return shlex.join(
       ["python", "-m", "cxrjax.main", *self.flags, f"--workdir={workdir / self.name}"]
     )
@@ -60,14 +60,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-  """What is made of the runs; `failed` has for each run that failed why.
+  """How a study reports on its runs; `failed` maps failed runs to the reason.
 
   Attributes:
     key: of the facts in `run.json`.
-    begins: a line before a run.
-    ended: a line after it, from why it failed or None.
-    collect: everything known so far, as facts.
-    rows: a header and the lines of `table.csv`, from these.
+    begins: gives the line before a run.
+    ended: gives the line after it, from the reason of its failure or None.
+    collect: gathers the facts of all runs so far.
+    rows: gives the header and rows of `table.csv`, from these facts.
     page: a module with `write(workdir)`, which returns the page's path, and `table(facts)`, for the
       terminal.
   """
@@ -89,15 +89,15 @@ def take(
   opening: Iterable[str],
   say: Callable[[str], None],
 ) -> int:
-  """Runs all that are not done and shows them; page and tables are written after each.
+  """Launches all unfinished runs; page and tables are updated after each.
 
   Returns:
-    0; 1 where a run failed; 128 + signal where one stopped it.
+    0; 1 if a run failed; 128 + signal if a signal stopped the study.
   """
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
   failed: dict[str, str] = {}
   waiting: set[str] = set()
-  stopped = None
+  stop_signal = None
   with Writer(workdir) as writer:
     writer.facts(
       command=command or " ".join(sys.argv),
@@ -108,31 +108,31 @@ def take(
     )
     for line in opening:
       say(line)
-    for number, job in enumerate(jobs, 1):
-      count = f"{number:>3}/{len(jobs)}   "
-      lacking = next((n for n in job.needs if n in waiting or n in failed), None)
-      if lacking:
+    for i, job in enumerate(jobs, 1):
+      progress = f"{i:>3}/{len(jobs)}   "
+      missing = next((n for n in job.needs if n in waiting or n in failed), None)
+      if missing:
         waiting.add(job.name)
-        say(f"{count}{job.name}: waits for {lacking}, which did not end")
+        say(f"{progress}{job.name}: waits for {missing}, which did not end")
         continue
       try:
         if not done(job, workdir):
-          say(f"{count}{show.begins(job)}")
-          stopped = launch(job, workdir, failed)
-          _write(writer, show, workdir, failed)
-      except UserError as error:  # of a config that begins with an earlier run
+          say(f"{progress}{show.begins(job)}")
+          stop_signal = launch(job, workdir, failed)
+          _update(writer, show, workdir, failed)
+      except UserError as error:  # from a config that starts from an earlier run
         failed[job.name] = str(error)
-      if stopped:
+      if stop_signal:
         break
-      say(f"{count}{show.ended(job, failed.get(job.name))}")
-    found = _write(writer, show, workdir, failed)
-    status = f"stopped: {signal.Signals(stopped).name}" if stopped else "finished"
+      say(f"{progress}{show.ended(job, failed.get(job.name))}")
+    facts = _update(writer, show, workdir, failed)
+    status = f"stopped: {signal.Signals(stop_signal).name}" if stop_signal else "finished"
     writer.facts(status=status, finished=now())
   report = show.page.write(workdir)
-  if stopped:
-    say(f"stopped by {signal.Signals(stopped).name}; the same command goes on from there")
-    return 128 + stopped
-  say(show.page.table(found))
+  if stop_signal:
+    say(f"stopped by {signal.Signals(stop_signal).name}; the same command goes on from there")
+    return 128 + stop_signal
+  say(show.page.table(facts))
   for name, why in failed.items():
     say(f"failed    {name}: {why}")
   if failed:
@@ -141,22 +141,22 @@ def take(
   return 1 if failed else 0
 
 
-def _write(
+def _update(
   writer: Writer, show: Show, workdir: pathlib.Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-  found = show.collect(failed)
-  writer.facts(**{show.key: found})
-  save_table(workdir / "table.csv", show.rows(found))
+  facts = show.collect(failed)
+  writer.facts(**{show.key: facts})
+  save_table(workdir / "table.csv", show.rows(facts))
   show.page.write(workdir)
-  return found
+  return facts
 
 
 def done(job: Job, workdir: pathlib.Path) -> bool:
-  """Whether a run is over.
+  """Whether a run has finished.
 
   Raises:
-    UserError: it began before a run that it begins with had ended, for that was run again; or with
-      another config.
+    UserError: it is older than a run that it starts from, which was repeated; or it was started
+      with another config.
   """
   folder = workdir / job.name
   try:
@@ -165,14 +165,14 @@ def done(job: Job, workdir: pathlib.Path) -> bool:
   except (OSError, ValueError):
     return False
   for name in job.needs:
-    earlier = files.read_mapping(workdir / name / FACTS).get("finished")
-    if earlier and str(facts.get("started") or earlier) < earlier:
+    needed_finished = files.read_mapping(workdir / name / FACTS).get("finished")
+    if needed_finished and str(facts.get("started") or needed_finished) < needed_finished:
       raise UserError(
         f"{folder} is older than {name}, which it begins with and which was run "
         f"again; remove {folder} to repeat it, too"
       )
-  wanted = json.loads(json.dumps(job.config, default=lambda item: item.to_dict()))
-  if changed := differences(config, wanted):
+  expected = json.loads(json.dumps(job.config, default=lambda item: item.to_dict()))
+  if changed := differences(config, expected):
     raise UserError(
       f"{folder} was begun with another config ({'; '.join(changed)}); restore these "
       "values, or remove it to begin anew"
@@ -181,20 +181,20 @@ def done(job: Job, workdir: pathlib.Path) -> bool:
 
 
 def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | None:
-  """One run to its end; notes why it failed, returns the signal that stopped it.
+  """Runs one job; records a failure in `failed` and returns the signal that stopped it, if any.
 
-  What it prints goes to `NAME.log` in the workdir, and to a terminal.
+  Its output goes to `NAME.log` in the workdir, and to the terminal if there is one.
   """
-  here = pathlib.Path(__file__).parents[2]
+  root = pathlib.Path(__file__).parents[2]
   variables = os.environ | {
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")])),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
     instantiate.TRUST: ",".join(instantiate.trusted()),
   }
   log = workdir / f"{job.name}.log"
   failed.pop(job.name, None)
-  with PreemptionHandler() as stopping, open(log, "ab") as file:
-    # What a study that was killed has left behind works on, or ends where it cannot say a line.
-    while in_use(workdir / job.name) and not stopping.signal:
+  with PreemptionHandler() as handler, open(log, "ab") as file:
+    # A run left behind by a killed study may still be working, or end when it cannot print.
+    while in_use(workdir / job.name) and not handler.signal:
       time.sleep(ASKS)
     process = subprocess.Popen(
       [sys.executable, "-m", "cxrjax.main", *job.flags, f"--workdir={workdir / job.name}"],
@@ -203,11 +203,11 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
       stderr=subprocess.STDOUT,
       bufsize=0,
     )
-    last: list[str] = []
-    reader = threading.Thread(target=_copy, args=(process.stdout, file, last), daemon=True)
+    output: list[str] = []
+    reader = threading.Thread(target=_copy_output, args=(process.stdout, file, output), daemon=True)
     reader.start()
     while process.poll() is None:
-      if stopping.signal:
+      if handler.signal:
         process.send_signal(signal.SIGTERM)
         process.wait()
       else:
@@ -216,75 +216,75 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
         except subprocess.TimeoutExpired:
           continue
     reader.join()
-  if stopping.signal:
-    return stopping.signal
+  if handler.signal:
+    return handler.signal
   if process.returncode:
-    failed[job.name] = _reason(process.returncode, last)
+    failed[job.name] = _failure_reason(process.returncode, output)
   return None
 
 
-def _copy(stream: Any, file: Any, last: list[str]) -> None:
-  """A run's output into its log, a progress bar as the last it said, and to a terminal whole."""
-  rest = b""
-  while part := stream.read(4096):
+def _copy_output(stream: Any, file: Any, recent_lines: list[str]) -> None:
+  """Copies output to the log, with only the last state of progress bars, and raw to a terminal."""
+  unfinished = b""
+  while chunk := stream.read(4096):
     if sys.stderr.isatty():
-      sys.stderr.buffer.write(part)
+      sys.stderr.buffer.write(chunk)
       sys.stderr.flush()
-    *lines, rest = (rest + part).split(b"\n")
+    *lines, unfinished = (unfinished + chunk).split(b"\n")
     for line in lines:
       text = line.rstrip(b"\r").rpartition(b"\r")[2]
       file.write(text + b"\n")
-      last.append(text.decode("utf-8", errors="replace").strip())
-      del last[:-50]
+      recent_lines.append(text.decode("utf-8", errors="replace").strip())
+      del recent_lines[:-50]
     file.flush()
-    rest = rest[-65536:]
-  file.write(rest)
-  last.append(rest.decode("utf-8", errors="replace").strip())
+    unfinished = unfinished[-65536:]
+  file.write(unfinished)
+  recent_lines.append(unfinished.decode("utf-8", errors="replace").strip())
 
 
-def _reason(status: int, last: list[str]) -> str:
-  """Why a run failed, in a line: its own error, or the end of what it said."""
-  said = [line for line in last if line]
-  errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+def _failure_reason(status: int, output: list[str]) -> str:
+  """One-line reason of a failure: the run's own error, or its last line of output."""
+  lines = [line for line in output if line]
+  errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
   if errors:
     return errors[-1]
   if status < 0:
     name = signal.Signals(-status).name
     return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-  return said[-1] if said else f"exit status {status}"
+  return lines[-1] if lines else f"exit status {status}"
 
 
 def named(text: str, least: int) -> dict[str, pathlib.Path]:
-  """Workdirs of finished runs by name, from `A,B` or `NAME=A,NAME=B`, of `config.runs`.
+  """Parses `config.runs`, `A,B` or `NAME=A,NAME=B`, into workdirs by name.
 
   Raises:
-    UserError: fewer than `least`, or two of one name.
+    UserError: fewer than `least`, or two of the same name.
   """
   items = [item.strip() for item in text.split(",") if item.strip()]
   if len(items) < least:
-    count = "" if least == 1 else "at least two "
+    quantity = "" if least == 1 else "at least two "
     raise UserError(
-      f"config.runs={text!r} must name workdirs of {count}finished runs, like "
+      f"config.runs={text!r} must name workdirs of {quantity}finished runs, like "
       "--config.runs=runs/scratch,runs/dino"
     )
-  found: dict[str, pathlib.Path] = {}
+  workdirs: dict[str, pathlib.Path] = {}
   for item in items:
     name, equals, path = item.partition("=")
     if not equals or pathlib.Path(item).is_dir():
       name, path = "", item
     folder = zoo.place(path, "config.runs")
     name = name or folder.resolve().name
-    if name in found:
+    if name in workdirs:
       raise UserError(
         f"config.runs has two runs named {name!r}; name them, like "
-        f"--config.runs=first={found[name]},second={path}"
+        f"--config.runs=first={workdirs[name]},second={path}"
       )
-    found[name] = folder
-  return found
+    workdirs[name] = folder
+  return workdirs
 
 
 def seed(text: Any) -> int:
-  """One of `config.seeds`."""
+  """Parses one of `config.seeds`."""
   try:
     return int(text)
   except ValueError:

@@ -1,4 +1,4 @@
-"""What the pages of several runs have in common: gains and their signs, what failed, commands."""
+"""Shared parts of the study pages: gains and their signs, callouts of failed runs, commands."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ GAINS = (
   f"Gains with 95 % intervals over test images; {SIGNS['above']} the interval lies above 0, "
   f"{SIGNS['below']} below 0."
 )
-VERDICTS = [("good", "better"), ("s3", "undecided"), ("bad", "worse")]  # keys of a forest of gains
+VERDICTS = [("good", "better"), ("s3", "undecided"), ("bad", "worse")]  # legend of forest plots
 
 
 def write(render: Callable[[runs.Run], str], workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page that `render` makes of a workdir, also of one that is still going.
+  """Renders and saves the page of a workdir, whose study may still be running.
 
   Returns:
     The path of `report.html` in the workdir.
@@ -44,20 +44,20 @@ def write(render: Callable[[runs.Run], str], workdir: str | os.PathLike[str]) ->
 
 
 def facts(run: runs.Run, key: str) -> Facts:
-  """What `run.json` says under `key`; {} where it says nothing of use."""
-  found = run.fact(key)
-  return found if isinstance(found, Mapping) else {}
+  """The mapping under `key` of `run.json`; {} if there is none."""
+  value = run.fact(key)
+  return value if isinstance(value, Mapping) else {}
 
 
 def estimate(value: Any) -> Estimate:
-  """An interval of `run.json`; NaN where there is none."""
+  """Reads an interval of `run.json`; NaN if there is none."""
   return Estimate(
     number(lookup(value, "value")), number(lookup(value, "low")), number(lookup(value, "high"))
   )
 
 
 def verdict(gain: Any) -> str:
-  """`above`, `below` or `open`: where the interval of a difference lies against 0; else ``."""
+  """Position of a difference's interval against 0: `above`, `below`, `open`; "" if undefined."""
   e = estimate(gain)
   if e.low > 0:
     return "above"
@@ -67,24 +67,24 @@ def verdict(gain: Any) -> str:
 
 
 def gain_mark(gain: Any) -> forest_chart.Mark:
-  """A difference in a forest; its colour has the verdict."""
+  """Mark of a difference in a forest plot, coloured by its verdict."""
   e = estimate(gain)
   style = {"above": "good", "below": "bad"}.get(verdict(gain), "s3")
   return forest_chart.Mark(e.value, e.low, e.high, style)
 
 
 def zero() -> line_chart.Level:
-  """No difference."""
+  """Reference line of no difference."""
   return line_chart.Level("", 0.0, style="zero")
 
 
 def signed(x: float) -> str:
-  """`+0.071`, with a minus sign that is one."""
+  """`+0.071`, with a typographic minus sign."""
   return f"{x:+.3f}".replace("-", "\N{MINUS SIGN}") if x == x else "n/a"
 
 
 def score_cell(value: Any) -> Html:
-  """A table's cell: the value, and its interval below."""
+  """Table cell with a value and its interval."""
   e = estimate(value)
   bounds = format.interval(e)
   return el(
@@ -97,9 +97,9 @@ def score_cell(value: Any) -> Html:
 
 
 def gain_cell(value: Any, less: bool = False) -> Html:
-  """A table's cell: the difference with its sign, and its interval below.
+  """Table cell with a difference, its verdict and its interval.
 
-  Where the less is the better, sign and colour are the other way round.
+  With `less`, lower values are better: sign and color are reversed.
   """
   if value is None:
     return el("td", "\N{EN DASH}", cls="num none")
@@ -118,7 +118,7 @@ def gain_cell(value: Any, less: bool = False) -> Html:
 
 
 def plain_gain(value: Any) -> str:
-  """For the terminal: `+0.071 (+0.050 to +0.092) +`, where the last sign is the verdict's."""
+  """Terminal text `+0.071 (+0.050 to +0.092) +`; the trailing sign is the verdict."""
   if value is None:
     return "-"
   e = estimate(value)
@@ -126,42 +126,42 @@ def plain_gain(value: Any) -> str:
   return f"{e.value:+.3f} ({e.low:+.3f} to {e.high:+.3f}){mark}"
 
 
-def with_status(found: Facts, status: str = "finished") -> list[Facts]:
-  """The rows of that status."""
-  return [row for row in found.get("rows", []) if row["status"] == status]
+def with_status(study: Facts, status: str = "finished") -> list[Facts]:
+  """Rows of the runs with this status."""
+  return [row for row in study.get("rows", []) if row["status"] == status]
 
 
-def callouts(run: runs.Run, found: Facts, name: Callable[[Facts], str]) -> list[Html]:
-  """What has not finished, what failed and why, what could not be read."""
-  said = []
-  kind, why = naming.status(run)
-  waiting = len(with_status(found, "waiting"))
+def callouts(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> list[Html]:
+  """Callouts of unfinished runs, failed runs with the reason, and unreadable files."""
+  paragraphs = []
+  state, why = naming.status(run)
+  waiting = len(with_status(study, "waiting"))
   if waiting:
-    left = format.count(waiting, "run is", "runs are")
-    said.append(
+    unfinished = format.count(waiting, "run is", "runs are")
+    paragraphs.append(
       el(
         "p",
-        el("b", f"{left} not finished."),
+        el("b", f"{unfinished} not finished."),
         f" {why}" if why else "",
-        cls="callout" if kind == "running" else "callout warn",
+        cls="callout" if state == "running" else "callout warn",
       )
     )
-  for row in with_status(found, "failed"):
-    said.append(
+  for row in with_status(study, "failed"):
+    paragraphs.append(
       el("p", el("b", f"{name(row)} failed: "), str(row.get("why") or ""), cls="callout bad")
     )
   if run.problems:
-    said.append(
+    paragraphs.append(
       el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
     )
-  return said
+  return paragraphs
 
 
-def again(run: runs.Run, found: Facts, name: Callable[[Facts], str]) -> Html:
-  """The command of the whole, and of each run."""
+def again(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> Html:
+  """Commands to repeat the study, and each run by itself."""
   lines = [
     el("div", el("h3", name(row)), el("pre", el("code", row["command"]), cls="command"))
-    for row in found.get("rows", [])
+    for row in study.get("rows", [])
   ]
   return el("div", command(run), el("details", el("summary", "One run by itself"), lines))
 
@@ -173,41 +173,35 @@ def document(
   opening: Sequence[Callable[[], Any]],
   body: Sequence[tuple[str, str, str, Callable[[], Html | None]]],
 ) -> str:
-  """A whole page; of each section its key, name, note and content."""
-  made = []
-  for key, name, note, make in body:
-    content = _guarded(make, run)
-    made.append(
-      (
-        key,
-        name,
-        None
-        if content is None
-        else el(
-          "section", el("h2", name), el("p", note, cls="note") if note else None, content, id=key
-        ),
-      )
-    )
-  said = [_guarded(make, run) for make in opening]
-  return run_page.document(run, str(_guarded(title, run)), kicker, said, made)
+  """Renders a whole page; `body` has key, name, note and content of each section."""
+  sections = []
+  for key, name, note, render in body:
+    content = _guarded(render, run)
+    section = None
+    if content is not None:
+      paragraph = el("p", note, cls="note") if note else None
+      section = el("section", el("h2", name), paragraph, content, id=key)
+    sections.append((key, name, section))
+  intro = [_guarded(render, run) for render in opening]
+  return run_page.document(run, str(_guarded(title, run)), kicker, intro, sections)
 
 
-def _guarded(make: Callable[[], Any], run: runs.Run) -> Any:
-  return run_page.guard(lambda _: make(), run)
+def _guarded(render: Callable[[], Any], run: runs.Run) -> Any:
+  return run_page.guard(lambda _: render(), run)
 
 
-def device(found: Facts) -> str:
-  """Of a fact `device`, its name."""
-  device = found.get("device") or {}
+def device(study: Facts) -> str:
+  """Name of the device in the facts; empty if unknown."""
+  device = study.get("device") or {}
   name = str(device.get("kind") or "")
   return name.upper() if name == "cpu" else name
 
 
 def aligned(lines: Sequence[Sequence[str]], rules: Sequence[int] = (0,)) -> Iterator[str]:
-  """A table for the terminal, with rules below these lines and at its end."""
+  """Lines of a terminal table, with rules below the lines `rules` and at its end."""
   widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
   rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
   for i, line in enumerate(lines):
-    yield "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=False)).rstrip()
+    yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
     if i in rules or i == len(lines) - 1:
       yield rule

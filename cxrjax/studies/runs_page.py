@@ -1,4 +1,4 @@
-"""`report.html` of runs side by side: one self-contained page, a function of its workdir."""
+"""`report.html` of runs side by side: a self-contained page rendered from its workdir."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from cxrjax.studies.comparison_charts import set_name
 from cxrjax.studies.page_parts import estimate
 
 Facts = Mapping[str, Any]
-TOLD = ("auroc", "accuracy", "dice")  # in words
+TOLD = ("auroc", "accuracy", "dice")  # metrics of the summary and charts
 STYLES = ("s3", "s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash")  # the reference is gray
-CHANGES = 60  # config keys listed of each run
+CHANGES = 60  # most config keys that are listed per run
 
 
 def render(run: runs.Run) -> str:
-  """The page as text."""
-  found = page_parts.facts(run, "compare_runs")
-  reference = found.get("reference")
+  """Renders the page as HTML."""
+  study = page_parts.facts(run, "compare_runs")
+  reference = study.get("reference")
   return page_parts.document(
     run,
-    lambda: _title(found),
+    lambda: _title(study),
     "cxrjax comparison of runs",
-    [lambda: _summary(found), lambda: _notes(run, found)],
+    [lambda: _summary(study), lambda: _notes(run, study)],
     [
       (
         "gains",
         f"Differences from {reference}",
         f"What a run's metric is above that of {reference}, on the same test images, with the 95 % "
         "interval of the difference. Right of the line: better.",
-        lambda: _gains(found),
+        lambda: _gains(study),
       ),
-      ("scores", "Scores", "With 95 % intervals.", lambda: _scores(found)),
-      ("roc", "ROC curves", "", lambda: _curves(run, found)),
-      ("table", "In numbers", "", lambda: _tables(found)),
-      ("runs", "The runs", "", lambda: _about(found)),
+      ("scores", "Scores", "With 95 % intervals.", lambda: _scores(study)),
+      ("roc", "ROC curves", "", lambda: _roc_curves(run, study)),
+      ("table", "In numbers", "", lambda: _tables(study)),
+      ("runs", "The runs", "", lambda: _run_cards(study)),
       ("again", "Run it again", "", lambda: again(run)),
     ],
   )
@@ -52,32 +52,32 @@ def render(run: runs.Run) -> str:
 write = functools.partial(page_parts.write, render)
 
 
-def _others(found: Facts) -> list[str]:
-  return [str(r["name"]) for r in found["runs"] if r["name"] != found["reference"]]
+def _other_runs(study: Facts) -> list[str]:
+  return [str(r["name"]) for r in study["runs"] if r["name"] != study["reference"]]
 
 
-def _title(found: Facts) -> str:
-  names = [str(r["name"]) for r in found["runs"]]
+def _title(study: Facts) -> str:
+  names = [str(r["name"]) for r in study["runs"]]
   return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "") + " compared"
 
 
-def _summary(found: Facts) -> Html:
-  """The differences of the main metrics, with their p values, in words."""
-  runs_of = format.count(len(found["runs"]), "finished run")
-  said = [
+def _summary(study: Facts) -> Html:
+  """Differences of the main metrics and their p values, in words."""
+  count = format.count(len(study["runs"]), "finished run")
+  paragraphs = [
     el(
       "p",
-      el("b", runs_of),
-      f" judged on the same test images. All are told against {found['reference']}, the reference.",
+      el("b", count),
+      f" judged on the same test images. All are told against {study['reference']}, the reference.",
     )
   ]
-  for name, of in found["sets"].items():
-    n = format.count(lookup(of, "test", "n"), "test radiograph")
-    main = [m for m in _main(of) if format.parts(m)[1] in TOLD]
-    for other in _others(found):
+  for name, test_set in study["sets"].items():
+    n = format.count(lookup(test_set, "test", "n"), "test radiograph")
+    metrics = [m for m in _overall_metrics(test_set) if format.parts(m)[1] in TOLD]
+    for other in _other_runs(study):
       text: list[Any] = []
-      for metric in main[:3]:
-        gain = lookup(of, "metrics", metric, "gains", other)
+      for metric in metrics[:3]:
+        gain = lookup(test_set, "metrics", metric, "gains", other)
         if gain is None or not math.isfinite(estimate(gain).value):
           continue
         style = {"above": "up", "below": "down"}.get(page_parts.verdict(gain))
@@ -91,17 +91,17 @@ def _summary(found: Facts) -> Html:
           f" ({p_text(gain.get('p'))})",
         ]
       if text:
-        said.append(
+        paragraphs.append(
           el(
             "p",
             "On ",
-            el("b", set_name(found, name)),
-            f" ({n}), {other} against {found['reference']}: ",
+            el("b", set_name(study, name)),
+            f" ({n}), {other} against {study['reference']}: ",
             text,
             ".",
           )
         )
-  said.append(
+  paragraphs.append(
     el(
       "p",
       "p: how often a difference this large would come of chance alone, had both "
@@ -109,50 +109,50 @@ def _summary(found: Facts) -> Html:
       cls="note",
     )
   )
-  return el("div", said, cls="summary")
+  return el("div", paragraphs, cls="summary")
 
 
-def _notes(run: runs.Run, found: Facts) -> list[Html]:
-  said = [*map(str, found.get("notes") or []), *run.problems]
-  return [el("p", text, cls="callout") for text in said]
+def _notes(run: runs.Run, study: Facts) -> list[Html]:
+  notes = [*map(str, study.get("notes") or []), *run.problems]
+  return [el("p", text, cls="callout") for text in notes]
 
 
-def _main(of: Facts) -> list[str]:
-  """Metrics that are not of a single class."""
-  return [m for m in of["metrics"] if not format.of_class(m)]
+def _overall_metrics(test_set: Facts) -> list[str]:
+  """Names of the metrics that are not of a single class."""
+  return [m for m in test_set["metrics"] if not format.of_class(m)]
 
 
-def _gains(found: Facts) -> Html | None:
-  """A forest for each set and run, of metrics that are shares."""
+def _gains(study: Facts) -> Html | None:
+  """One forest plot per test set and run, of the metrics of which more is better."""
   figures = []
-  for name, of in found["sets"].items():
-    shown = [m for m in _main(of) if format.parts(m)[1] not in format.LESS]
-    for other in _others(found):
+  for name, test_set in study["sets"].items():
+    metrics = [m for m in _overall_metrics(test_set) if format.parts(m)[1] not in format.LESS]
+    for other in _other_runs(study):
       rows = [
-        forest_chart.Row(_short(m), [page_parts.gain_mark(gain)])
-        for m in shown
-        if (gain := lookup(of, "metrics", m, "gains", other))
+        forest_chart.Row(_short_name(m), [page_parts.gain_mark(gain)])
+        for m in metrics
+        if (gain := lookup(test_set, "metrics", m, "gains", other))
         and math.isfinite(estimate(gain).value)
       ]
       if rows:
-        title = set_name(found, name) + (f": {other}" if len(_others(found)) > 1 else "")
+        title = set_name(study, name) + (f": {other}" if len(_other_runs(study)) > 1 else "")
         figures.append(
           forest_chart.chart(
             title, rows, page_parts.VERDICTS, x_label="difference", levels=[page_parts.zero()]
           )
         )
-  return _grid(figures)
+  return _chart_grid(figures)
 
 
-def _grid(figures: list[Html]) -> Html | None:
-  """One figure stands in a column of its own width, more beside each other."""
+def _chart_grid(figures: list[Html]) -> Html | None:
+  """Lays charts out: a single one in its own column, several side by side."""
   return el("div", figures, cls=f"charts {'two' if figures[1:] else 'one'}") if figures else None
 
 
-def _curves(run: runs.Run, found: Facts) -> Html | None:
-  """ROC curves of all runs, of one class each."""
-  names, figures = [str(r["name"]) for r in found["runs"]], []
-  for name in found["sets"]:
+def _roc_curves(run: runs.Run, study: Facts) -> Html | None:
+  """ROC curves of all runs, one chart per class."""
+  names, figures = [str(r["name"]) for r in study["runs"]], []
+  for name in study["sets"]:
     arrays = run.arrays(f"scores_{name}")
     if not {"scores", "labels", "classes", "exclusive"} <= set(arrays):
       continue
@@ -161,31 +161,31 @@ def _curves(run: runs.Run, found: Facts) -> Html | None:
     for c in shown:
       figures.append(
         curves.roc_figure(
-          f"{set_name(found, name)}: {classes[c]}",
+          f"{set_name(study, name)}: {classes[c]}",
           [
             (n, STYLES[i % len(STYLES)], arrays["scores"][i, :, c], arrays["labels"][:, c])
             for i, n in enumerate(names)
           ],
         )
       )
-  return _grid(figures)
+  return _chart_grid(figures)
 
 
-def _short(metric: str) -> str:
-  """A metric's name for the margin of a forest."""
+def _short_name(metric: str) -> str:
+  """A metric's name, short enough for the margin of a forest plot."""
   head, measure, _ = format.parts(metric)
   name = {"balanced_accuracy": "Bal. accuracy", "hm": "HM"}.get(measure, format.measure(measure))
   return f"{head} {name}".strip()
 
 
-def _scores(found: Facts) -> Html | None:
-  """AUROC and what else is told of every run, a chart for each set."""
+def _scores(study: Facts) -> Html | None:
+  """Charts of the `TOLD` metrics of all runs, up to three per test set."""
   figures = []
-  for name, of in found["sets"].items():
-    for metric in [m for m in _main(of) if format.parts(m)[1] in TOLD][:3]:
+  for name, test_set in study["sets"].items():
+    for metric in [m for m in _overall_metrics(test_set) if format.parts(m)[1] in TOLD][:3]:
       rows = []
-      for i, r in enumerate(found["runs"]):
-        e = estimate(lookup(of, "metrics", metric, "runs", r["name"]))
+      for i, r in enumerate(study["runs"]):
+        e = estimate(lookup(test_set, "metrics", metric, "runs", r["name"]))
         if math.isfinite(e.value):
           rows.append(
             forest_chart.Row(
@@ -195,31 +195,31 @@ def _scores(found: Facts) -> Html | None:
       if rows:
         figures.append(
           forest_chart.chart(
-            f"{set_name(found, name)}: {format.title(metric)}",
+            f"{set_name(study, name)}: {format.title(metric)}",
             rows,
-            [("s3", f"{found['reference']}, the reference"), ("s1", "others")],
+            [("s3", f"{study['reference']}, the reference"), ("s1", "others")],
             x_label=format.title(metric),
           )
         )
-  return _grid(figures)
+  return _chart_grid(figures)
 
 
-def _tables(found: Facts) -> Html:
-  """For each set and run a table: both values, the difference, p."""
-  parts, others = [], _others(found)
-  for name, of in found["sets"].items():
-    n = format.count(lookup(of, "test", "n"), "test radiograph")
-    parts.append(el("h3", f"{set_name(found, name)}, {n}"))
-    single = [m for m in of["metrics"] if format.of_class(m)]
+def _tables(study: Facts) -> Html:
+  """One table per test set and run: both values, their difference, p."""
+  parts, others = [], _other_runs(study)
+  for name, test_set in study["sets"].items():
+    n = format.count(lookup(test_set, "test", "n"), "test radiograph")
+    parts.append(el("h3", f"{set_name(study, name)}, {n}"))
+    per_class = [m for m in test_set["metrics"] if format.of_class(m)]
     for other in others:
-      parts.append(_table(found, of, _main(of), other))
-    for other in others if single else ():
+      parts.append(_table(study, test_set, _overall_metrics(test_set), other))
+    for other in others if per_class else ():
       title = "Per class" + (f", {other}" if len(others) > 1 else "")
-      parts.append(el("details", el("summary", title), _table(found, of, single, other)))
-  tests = {
+      parts.append(el("details", el("summary", title), _table(study, test_set, per_class, other)))
+  methods = {
     g["method"]
-    for of in found["sets"].values()
-    for m in of["metrics"].values()
+    for test_set in study["sets"].values()
+    for m in test_set["metrics"].values()
     for g in m["gains"].values()
     if g.get("method") and g["method"] != "none"
   }
@@ -231,41 +231,37 @@ def _tables(found: Facts) -> Html:
   note = (
     f"In brackets, 95 % intervals. {page_parts.SIGNS['above']} the interval of the difference "
     f"lies on the better side of 0, {page_parts.SIGNS['below']} on the worse one. Tests: "
-    f"{'; '.join(sorted(tests))}. p values are two-sided and speak of one metric at a time;"
+    f"{'; '.join(sorted(methods))}. p values are two-sided and speak of one metric at a time;"
     " intervals and p values speak of other test images, not of other seeds." + holm
   )
   return el("div", parts, el("p", note, cls="note"))
 
 
-def _table(found: Facts, of: Facts, metrics: Sequence[str], other: str) -> Html:
-  several = len(_others(found)) > 1
+def _table(study: Facts, test_set: Facts, metrics: Sequence[str], other: str) -> Html:
+  multiple = len(_other_runs(study)) > 1  # only then are p values corrected
+  titles = [study["reference"], other, "Difference", "p", *(["p (Holm)"] if multiple else [])]
+  p_keys = ["p", *(["p_holm"] if multiple else [])]
   head = [
     el("th", "Metric", scope="col"),
-    *(
-      el("th", text, scope="col", cls="num")
-      for text in (found["reference"], other, "Difference", "p", *(["p (Holm)"] if several else []))
-    ),
+    *(el("th", title, scope="col", cls="num") for title in titles),
   ]
   body, group = [], None
   for metric in metrics:
-    values = of["metrics"][metric]
-    start, measure, part = format.parts(metric)
-    if start and start != group:
-      group = start
+    values = test_set["metrics"][metric]
+    prefix, measure, part = format.parts(metric)
+    if prefix and prefix != group:
+      group = prefix
       body.append(
-        el("tr", el("th", format.head(start), scope="rowgroup", colspan=len(head)), cls="group")
+        el("tr", el("th", format.head(prefix), scope="rowgroup", colspan=len(head)), cls="group")
       )
     gain = values["gains"].get(other)
     body.append(
       el(
         "tr",
         el("th", format.measure(f"{measure}/{part}" if part else measure), scope="row"),
-        *(page_parts.score_cell(values["runs"].get(n)) for n in (found["reference"], other)),
+        *(page_parts.score_cell(values["runs"].get(n)) for n in (study["reference"], other)),
         page_parts.gain_cell(gain, measure in format.LESS),
-        *(
-          el("td", p_text(lookup(gain, key), ""), cls="num")
-          for key in ("p", *(["p_holm"] if several else []))
-        ),
+        *(el("td", p_text(lookup(gain, key), ""), cls="num") for key in p_keys),
       )
     )
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
@@ -273,7 +269,7 @@ def _table(found: Facts, of: Facts, metrics: Sequence[str], other: str) -> Html:
 
 
 def p_text(value: Any, start: str = "p = ") -> str:
-  """`p = 0.031`, `p < 0.001`; a dash where there is none."""
+  """Formats a p value: `p = 0.031`, `p < 0.001`; a dash if undefined."""
   p = number(value)
   if not math.isfinite(p):
     return "\N{EN DASH}"
@@ -282,11 +278,11 @@ def p_text(value: Any, start: str = "p = ") -> str:
   return f"{start}{p:.3f}" if p < 0.1 else f"{start}{p:.2f}"
 
 
-def _about(found: Facts) -> Html:
-  """A card for each run, and which keys of its config differ from the reference's."""
+def _run_cards(study: Facts) -> Html:
+  """One card per run, and the config keys in which it differs from the reference."""
   cards = []
-  for r in found["runs"]:
-    start, chosen = r.get("start") or {}, r.get("chosen") or {}
+  for r in study["runs"]:
+    start, checkpoint = r.get("start") or {}, r.get("chosen") or {}
     rows = {
       "network": " ".join(filter(None, [r.get("method"), r.get("model")])),
       "start": start.get("summary") or start.get("path") or "",
@@ -295,7 +291,7 @@ def _about(found: Facts) -> Html:
       "steps": r.get("steps"),
       "epochs": r.get("epochs"),
       "seed": r.get("seed"),
-      "judged at step": chosen.get("step"),
+      "judged at step": checkpoint.get("step"),
       "took": format.duration(r.get("total_s")),
       "workdir": r.get("workdir"),
     }
@@ -314,37 +310,39 @@ def _about(found: Facts) -> Html:
       )
     )
   lists = []
-  for name, changes in (found.get("changed") or {}).items():
+  for name, changes in (study.get("changed") or {}).items():
     items = [el("li", el("code", str(c))) for c in changes[:CHANGES]]
     if len(changes) > CHANGES:
       items.append(el("li", f"and {len(changes) - CHANGES} more"))
     title = f"Config of {name}: " + (
-      format.count(len(changes), "key differs", "keys differ") + f" from {found['reference']}'s"
+      format.count(len(changes), "key differs", "keys differ") + f" from {study['reference']}'s"
     )
     lists.append(el("details", el("summary", title), el("ul", items or [el("li", "none")])))
   return el("div", el("div", cards, cls="cards"), lists)
 
 
-def table(found: Facts) -> str:
-  """For the terminal: a table for each set and run."""
+def table(study: Facts) -> str:
+  """Terminal tables, one per test set and run."""
   blocks = []
-  for name, of in found["sets"].items():
-    for other in _others(found):
-      lines = [[set_name(found, name), found["reference"], other, "difference", "p"]]
-      for metric in _main(of):
-        values = of["metrics"][metric]
+  for name, test_set in study["sets"].items():
+    for other in _other_runs(study):
+      lines = [[set_name(study, name), study["reference"], other, "difference", "p"]]
+      for metric in _overall_metrics(test_set):
+        values = test_set["metrics"][metric]
         gain = values["gains"].get(other)
         e = estimate(gain)
-        told = f"{e.value:+.3f} ({e.low:+.3f} to {e.high:+.3f})" if math.isfinite(e.value) else "-"
+        difference = (
+          f"{e.value:+.3f} ({e.low:+.3f} to {e.high:+.3f})" if math.isfinite(e.value) else "-"
+        )
         p = p_text(lookup(gain, "p"), "").replace("\N{EN DASH}", "-")
         lines.append(
           [
             format.title(metric),
             *(
               format.estimate(estimate(values["runs"].get(n)), "-")
-              for n in (found["reference"], other)
+              for n in (study["reference"], other)
             ),
-            told,
+            difference,
             p,
           ]
         )

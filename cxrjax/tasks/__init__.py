@@ -1,1 +1,1 @@
-"""What `config.task` can name: each module has `run(config, workdir)`."""
+"""Tasks that `config.task` names: each module has `run(config, workdir)`."""

@@ -31,13 +31,13 @@ def run(
   """Audits the sources of `config` and writes `audit.html` and tables; returns the exit status.
 
   The workdir then holds `audit.html`, `pairs.csv` (near-duplicates), `patients.csv` (those in
-  several splits), `images.csv` (every image and what was found of it), `floor.csv` (what
-  thumbnails alone tell) and the page's facts in `run.json`. Nothing is changed in the sources.
+  several splits), `images.csv` (every image with its findings), `floor.csv` (AUROC of thumbnails)
+  and the page's facts in `run.json`. The sources are not changed.
 
   Raises:
-    UserError: a source that cannot be opened, or a file that cannot be written.
+    UserError: a source cannot be opened, or a file cannot be written.
   """
-  if jax.process_index():  # one process compares all
+  if jax.process_index():  # process 0 alone does the audit
     return 0
   _check(config)
   workdirs.settle_config(workdir, config)
@@ -73,9 +73,9 @@ def run(
       status="running",
       **environment(),
     )
-    couples = len(parts) * (len(parts) + 1) // 2
+    n_couples = len(parts) * (len(parts) + 1) // 2
     with tqdm.tqdm(
-      total=couples,
+      total=n_couples,
       desc="comparing",
       unit=" pairs of splits",
       disable=not progress,
@@ -86,7 +86,7 @@ def run(
         parts, config["same"], config["first"], config["looks"], bar.update
       )
     lap("compare")
-    found = statistics.look(parts)
+    findings = statistics.look(parts)
     lap("look")
     copies = [p for p in pairs if p.r >= config["copy"]]
     groups = images.group_numbers(parts, copies)
@@ -95,11 +95,11 @@ def run(
     crossing = images.crossing_patients(parts)
     numbers = statistics.number_patients(parts)
 
-    _write(workdir / "pairs.csv", statistics.pair_rows(parts, pairs, config["copy"]))
-    _write(workdir / "patients.csv", statistics.patient_rows(parts, crossing, numbers))
-    _write(workdir / "images.csv", statistics.image_rows(parts, found, groups, numbers))
-    _write(workdir / "floor.csv", statistics.floor_rows(floors))
-    facts = statistics.facts(parts, pairs, config["copy"], found, crossing, numbers, floors)
+    _write_csv(workdir / "pairs.csv", statistics.pair_rows(parts, pairs, config["copy"]))
+    _write_csv(workdir / "patients.csv", statistics.patient_rows(parts, crossing, numbers))
+    _write_csv(workdir / "images.csv", statistics.image_rows(parts, findings, groups, numbers))
+    _write_csv(workdir / "floor.csv", statistics.floor_rows(floors))
+    facts = statistics.facts(parts, pairs, config["copy"], findings, crossing, numbers, floors)
     shown = statistics.chosen(parts, pairs, config["shown"])
     device = jax.devices()[0]
     writer.facts(
@@ -116,7 +116,7 @@ def run(
       status="finished",
       finished=page.now(),
     )
-    writer.arrays("audit", **_pictures(parts, shown, found))
+    writer.arrays("audit", **_pictures(parts, shown, findings))
   report = page.write(workdir)
   for line in statistics.summary(facts):
     say(line)
@@ -142,19 +142,19 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _pictures(
-  parts: Sequence[Part], pairs: Sequence[Pair], found: statistics.Found
+  parts: Sequence[Part], pairs: Sequence[Pair], findings: statistics.Found
 ) -> dict[str, Any]:
-  """What the page shows, as gray levels."""
+  """Images for the page, as gray levels."""
 
   def picture(place: tuple[int, int]) -> np.ndarray:
     part = parts[place[0]]
     return part.images.gray([int(np.searchsorted(part.good, place[1]))])[0, ..., 0]
 
-  shown: dict[str, list] = {"pairs": [(picture(p.a), picture(p.b)) for p in pairs]}
-  for kind, places in statistics.strange(found).items():
-    shown[kind] = [picture(p) for p in places]
-  return {k: np.stack(v) for k, v in shown.items() if v}
+  pictures: dict[str, list] = {"pairs": [(picture(p.a), picture(p.b)) for p in pairs]}
+  for kind, places in statistics.strange(findings).items():
+    pictures[kind] = [picture(p) for p in places]
+  return {k: np.stack(v) for k, v in pictures.items() if v}
 
 
-def _write(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
+def _write_csv(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
   save_table(path, rows)

@@ -12,7 +12,7 @@ from cxrjax.studies import comparison_results, launcher
 from cxrjax.studies.comparison_plan import Job, plan
 from cxrjax.training import workdir as workdirs
 
-PLATFORM = "cpu"  # of this process, which only counts; the runs have the accelerator
+PLATFORM = "cpu"  # of this process; the runs use the accelerator
 
 
 def run(
@@ -21,21 +21,21 @@ def run(
   command: str = "",
   say: Callable[[str], None] = say,
 ) -> int:
-  """Runs what `config` compares, one run after the other; returns the exit status.
+  """Runs all methods of `config`, one run after the other; returns the exit status.
 
   The workdir then holds a folder for each run, `report.html`, `table.csv` (a line for each run,
-  data set and classifier) and all facts in `run.json`. Runs that are finished are not repeated,
-  others go on from their last checkpoint.
+  data set and classifier) and all facts in `run.json`. Finished runs are not repeated, others
+  resume from their last checkpoint.
 
   Returns:
     0; 1 where a run failed (the others are compared); 128 + signal where one stopped it.
 
   Raises:
-    UserError: a comparison that cannot be, or a workdir of another one.
+    UserError: an invalid comparison, or a workdir of another one.
   """
-  # Runs can be added to a comparison; what they have in common must stay.
-  several = ("methods", "seeds", "folder", "measure")
-  workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in several})
+  # Runs can be added to a comparison; their common options must not change.
+  extensible = ("methods", "seeds", "folder", "measure")
+  workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in extensible})
   jobs = plan(config)
   show = launcher.Show(
     key="compare",

@@ -1,4 +1,4 @@
-"""Puts finished runs side by side: the same test images, metrics, paired tests."""
+"""Compares finished runs on the same test images: metrics, differences and paired tests."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from cxrjax.studies.launcher import named
 from cxrjax.studies.transfer_results import cell, interval
 from cxrjax.training.workdir import differences, settle_config
 
-PLATFORM = "cpu"  # nothing is predicted
-MASKS = ("dice", "iou")  # of which there is one value an image
+PLATFORM = "cpu"  # no network is run
+MASKS = ("dice", "iou")  # segmentation metrics with one value per image
 
 
 def run(
@@ -41,12 +41,12 @@ def run(
   """Compares the runs of `config.runs`; writes `report.html`, `table.csv` and `run.json`.
 
   Raises:
-    UserError: fewer than two runs, one that has not finished, or other test images.
+    UserError: fewer than two runs, an unfinished run, or different test images.
   """
-  named = read(config["runs"])
-  wanted = [name for name in config["evals"].split(",") if name]
-  found = collect(named, wanted)
-  # Other runs may be compared in the same workdir: nothing of the last comparison is kept.
+  runs_by_name = read(config["runs"])
+  evaluators = [name for name in config["evals"].split(",") if name]
+  comparison = collect(runs_by_name, evaluators)
+  # Other runs may have been compared in this workdir: that comparison is discarded.
   settle_config(workdir, {k: v for k, v in config.items() if k not in ("runs", "evals")})
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
   with Writer(workdir) as writer:
@@ -55,50 +55,50 @@ def run(
       started=now(),
       finished=now(),
       status="finished",
-      compare_runs=found,
+      compare_runs=comparison,
       **environment(),
     )
-    for name in found["sets"]:
-      writer.arrays(f"scores_{name}", **_curves(name, named))
-  save_table(workdir / "table.csv", rows(found))
+    for name in comparison["sets"]:
+      writer.arrays(f"scores_{name}", **_roc_arrays(name, runs_by_name))
+  save_table(workdir / "table.csv", rows(comparison))
   report = page.write(workdir)
-  for note in found["notes"]:
+  for note in comparison["notes"]:
     say(f"note: {note}")
-  say(page.table(found))
+  say(page.table(comparison))
   say(f"report    {report}")
   return 0
 
 
 def read(text: str) -> dict[str, Run]:
-  """The runs by name, from `A,B` or `NAME=A,NAME=B`.
+  """Reads runs by name from `A,B` or `NAME=A,NAME=B`.
 
   Raises:
-    UserError: fewer than two, two of one name, or one that is none or has not finished.
+    UserError: fewer than two runs, a repeated name, or a folder without a finished run.
   """
-  found: dict[str, Run] = {}
+  runs_by_name: dict[str, Run] = {}
   for name, folder in named(text, 2).items():
     if not (folder / FACTS).is_file():
       raise UserError(
         f"config.runs={str(folder)!r} holds no run ({FACTS} is missing); give the "
         "workdir of a finished one"
       )
-    found[name] = runs.read(folder)
-    status = found[name].fact("status")
+    runs_by_name[name] = runs.read(folder)
+    status = runs_by_name[name].fact("status")
     if status != "finished":
       raise UserError(
         f"config.runs={str(folder)!r} has not finished (its status: {status!r}); run "
         "its command again to its end"
       )
-  return found
+  return runs_by_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scored:
-  """What one evaluator's classifier gave the test images of one run, in the order of their names.
+  """Test scores of one run by one classifier of an evaluator, in the order of the image names.
 
   Attributes:
-    arrays: as the evaluator left them, rows sorted.
-    key: of the scores among them: "probability", "linear", "knn20"; "dice_all" for masks.
+    arrays: as saved by the evaluator, rows sorted.
+    key: of the scores in `arrays`: "probability", "linear", "knn20"; "dice_all" for masks.
   """
 
   arrays: dict[str, np.ndarray]
@@ -110,120 +110,127 @@ class Scored:
 
   @property
   def thresholds(self) -> np.ndarray | None:
-    """Of every class, for `judge`; kNN has none."""
-    found, k = self.arrays.get("threshold"), self.arrays["labels"].shape[1]
-    if found is None or self.key.startswith(("knn", "whitened")):
+    """Decision threshold of every class, for `judge`; None for kNN."""
+    thresholds, n_classes = self.arrays.get("threshold"), self.arrays["labels"].shape[1]
+    if thresholds is None or self.key.startswith(("knn", "whitened")):
       return None
-    found = np.asarray(found, np.float64).reshape(-1)
-    return np.concatenate([np.full(k - len(found), 0.5), found])  # of two classes the last
+    thresholds = np.asarray(thresholds, np.float64).reshape(-1)
+    # A single threshold is the last class's.
+    return np.concatenate([np.full(n_classes - len(thresholds), 0.5), thresholds])
 
 
 def collect(named: Mapping[str, Run], wanted: Sequence[str] = ()) -> dict[str, Any]:
-  """All of a comparison, as facts.
+  """Collects all facts of a comparison.
 
   Args:
     named: the runs by name, the reference first.
-    wanted: evaluators; none for all that judged every run.
+    wanted: evaluators; empty for all that judged every run.
 
   Raises:
-    UserError: no evaluator judged all runs, or one of `wanted` did not; other test images.
+    UserError: no evaluator, or not each of `wanted`, judged all runs; different test images.
   """
   reference, *others = named
   notes: list[str] = []
-  sets = {}
-  for name in _evaluators(named, wanted, notes):
-    sets[name] = _set(name, named, reference, others)
+  names = _select_evaluators(named, wanted, notes)
+  sets = {name: _evaluator_facts(name, named, reference, others) for name in names}
   return {
     "reference": reference,
-    "runs": [_about(n, r) for n, r in named.items()],
+    "runs": [_describe_run(n, r) for n, r in named.items()],
     "sets": sets,
     "changed": {n: differences(named[reference].config, named[n].config) for n in others},
     "notes": notes,
   }
 
 
-def _evaluators(named: Mapping[str, Run], wanted: Sequence[str], notes: list[str]) -> list[str]:
-  """Those that judged all runs, but for the ones that choose a checkpoint."""
-  of = {
-    n: [e for e in r.evaluators() if e in wanted or not _chooses(r, e)] for n, r in named.items()
+def _select_evaluators(
+  named: Mapping[str, Run], wanted: Sequence[str], notes: list[str]
+) -> list[str]:
+  """Evaluators that judged all runs, except those that choose a checkpoint."""
+  judges = {
+    n: [e for e in r.evaluators() if e in wanted or not _chooses_checkpoint(r, e)]
+    for n, r in named.items()
   }
-  known = list(dict.fromkeys(e for names in of.values() for e in names))
+  candidates = list(dict.fromkeys(e for names in judges.values() for e in names))
   for e in wanted:
-    if e not in known:
-      raise UserError(f"config.evals={e!r} judged none of the runs; they have {', '.join(known)}")
-  common = [e for e in known if all(e in names for names in of.values())]
-  for e in known:
-    lacking = [n for n, names in of.items() if e not in names]
-    if lacking and e in wanted:
-      raise UserError(f"config.evals={e!r} did not judge {', '.join(lacking)}")
-    if lacking:
-      notes.append(f"{e} did not judge {', '.join(lacking)}, and is left out")
+    if e not in candidates:
+      raise UserError(
+        f"config.evals={e!r} judged none of the runs; they have {', '.join(candidates)}"
+      )
+  common = [e for e in candidates if all(e in names for names in judges.values())]
+  for e in candidates:
+    missing = [n for n, names in judges.items() if e not in names]
+    if missing and e in wanted:
+      raise UserError(f"config.evals={e!r} did not judge {', '.join(missing)}")
+    if missing:
+      notes.append(f"{e} did not judge {', '.join(missing)}, and is left out")
   common = [e for e in common if not wanted or e in wanted]
   if not common:
-    each = "; ".join(f"{n}: {', '.join(names) or 'none'}" for n, names in of.items())
+    listing = "; ".join(f"{n}: {', '.join(names) or 'none'}" for n, names in judges.items())
     raise UserError(
-      f"config.runs: no evaluator judged all of them ({each}); compare runs with the "
+      f"config.runs: no evaluator judged all of them ({listing}); compare runs with the "
       "same config.evals"
     )
   return common
 
 
-def _chooses(run: Run, evaluator: str) -> bool:
-  """Whether it judged validation images, which chose the checkpoint and so flatter it."""
+def _chooses_checkpoint(run: Run, evaluator: str) -> bool:
+  """Whether it judged validation images: those chose the checkpoint, so its scores are biased."""
   return lookup(run.config, "evals", evaluator, "part") == "val" or (
     bool(run.fact("chosen", "evaluators")) and evaluator not in run.fact("chosen", "evaluators")
   )
 
 
-def _set(
+def _evaluator_facts(
   name: str, named: Mapping[str, Run], reference: str, others: Sequence[str]
 ) -> dict[str, Any]:
-  """One evaluator: the metrics of every run, and the differences from the reference."""
+  """Facts of one evaluator: metrics of every run, and differences from the reference."""
   first = named[reference]
-  facts = first.fact("data", name) or {}
-  scored = {n: _scored(name, n, r) for n, r in named.items()}
+  data_facts = first.fact("data", name) or {}
+  scored = {n: _load_scores(name, n, r) for n, r in named.items()}
   for n in others:
-    _check(name, (reference, first, scored[reference]), (n, named[n], scored[n]))
+    _check_same_images(name, (reference, first, scored[reference]), (n, named[n], scored[n]))
   latest = {n: r.only(name).latest().get(TRAINED, {}) for n, r in named.items()}
   metrics = [
     m for m in terminal.sort_metrics(set(latest[reference])) if all(m in latest[n] for n in others)
   ]
-  found: dict[str, Any] = {}
+  facts: dict[str, Any] = {}
   for metric in metrics:
-    each = {n: _difference(metric, scored[n], scored[reference]) for n in others}
-    gains = {n: g for n, g in each.items() if g is not None}
+    all_gains = {n: _difference(metric, scored[n], scored[reference]) for n in others}
+    gains = {n: g for n, g in all_gains.items() if g is not None}
     adjusted = holm([g.p for g in gains.values()])
-    found[metric] = {
+    facts[metric] = {
       "runs": {n: interval(latest[n][metric]) for n in named},
       "gains": {
         n: {**interval(g), "p": g.p, "p_holm": p, "method": g.method}
         for (n, g), p in zip(gains.items(), adjusted, strict=True)
       },
     }
-  return {"test": facts.get("test") or facts, "metrics": found}
+  return {"test": data_facts.get("test") or data_facts, "metrics": facts}
 
 
-def _curves(evaluator: str, named: Mapping[str, Run]) -> dict[str, np.ndarray]:
-  """What the page draws ROC curves of: the scores of all runs, f[runs m k]; of probes the linear
-  one's. Nothing for masks."""
-  scored = [_scored(evaluator, n, r) for n, r in named.items()]
+def _roc_arrays(evaluator: str, named: Mapping[str, Run]) -> dict[str, np.ndarray]:
+  """Scores of all runs for the page's ROC curves, f[runs m k]; of the linear one among probes.
+
+  Empty for masks.
+  """
+  scored = [_load_scores(evaluator, n, r) for n, r in named.items()]
   head = next((h for h in ("", "linear") if all(h in s for s in scored)), None)
   if head is None or "labels" not in scored[0][head].arrays:
     return {}
-  own = [s[head] for s in scored]
+  selected = [s[head] for s in scored]
   return {
-    "scores": np.stack([s.arrays[s.key] for s in own]),
-    **{k: own[0].arrays[k] for k in ("labels", "classes", "exclusive")},
+    "scores": np.stack([s.arrays[s.key] for s in selected]),
+    **{k: selected[0].arrays[k] for k in ("labels", "classes", "exclusive")},
   }
 
 
-def _scored(evaluator: str, name: str, run: Run) -> dict[str, Scored]:
-  """By what the metrics' names begin with, rows in the order of the images' names."""
+def _load_scores(evaluator: str, name: str, run: Run) -> dict[str, Scored]:
+  """Scores of a run by prefix of the metric names, rows in the order of the image names."""
   arrays = run.arrays(f"scores_{evaluator}_{TRAINED}")
   if "dice_all" in arrays:
-    keys, end, n = {"": "dice_all"}, "_all", len(arrays["dice_all"])
+    keys, suffix, n = {"": "dice_all"}, "_all", len(arrays["dice_all"])
   elif "labels" in arrays:
-    end, n, shape = "", len(arrays["labels"]), arrays["labels"].shape
+    suffix, n, shape = "", len(arrays["labels"]), arrays["labels"].shape
     keys = {
       "" if key == "probability" else key: key
       for key, value in arrays.items()
@@ -231,53 +238,53 @@ def _scored(evaluator: str, name: str, run: Run) -> dict[str, Scored]:
     }
   else:
     keys = {}
-  if not keys or f"id{end}" not in arrays:
+  if not keys or f"id{suffix}" not in arrays:
     raise UserError(
       f"config.runs: {name} ({run.workdir}) has no predictions of single images by {evaluator!r}, "
       "as runs before this version; run it again, or leave the evaluator out with config.evals"
     )
-  order = np.argsort(arrays[f"id{end}"], kind="stable")
+  order = np.argsort(arrays[f"id{suffix}"], kind="stable")
   arrays = {
     k: v[order] if v.ndim and len(v) == n and k not in ("classes", "threshold") else v
     for k, v in arrays.items()
   }
-  return {start: Scored(arrays, key) for start, key in keys.items()}
+  return {prefix: Scored(arrays, key) for prefix, key in keys.items()}
 
 
-def _check(evaluator: str, a: tuple[str, Run, Any], b: tuple[str, Run, Any]) -> None:
-  """Refuses two runs that were not judged by the same images."""
-  (name, first, ours), (other, second, theirs) = a, b
-  x, y = (next(iter(s.values())).arrays for s in (ours, theirs))
+def _check_same_images(evaluator: str, a: tuple[str, Run, Any], b: tuple[str, Run, Any]) -> None:
+  """Raises a UserError unless two runs were judged by the same images and labels."""
+  (name_a, run_a, scores_a), (name_b, run_b, scores_b) = a, b
+  x, y = (next(iter(s.values())).arrays for s in (scores_a, scores_b))
   ids = "id_all" if "id_all" in x else "id"
-  start = f"config.runs: {name} and {other} were judged by other images ({evaluator}: "
+  prefix = f"config.runs: {name_a} and {name_b} were judged by other images ({evaluator}: "
   way_out = "); compare runs with the same test split"
   if ids not in y or x[ids].shape != y[ids].shape or (x[ids] != y[ids]).any():
-    both = len(set(x[ids].tolist()) & set(y.get(ids, np.zeros(0)).tolist()))
+    n_common = len(set(x[ids].tolist()) & set(y.get(ids, np.zeros(0)).tolist()))
     raise UserError(
-      f"{start}{len(x[ids])} and {len(y.get(ids, ()))}, {both} of them the same{way_out}"
+      f"{prefix}{len(x[ids])} and {len(y.get(ids, ()))}, {n_common} of them the same{way_out}"
     )
-  prints = [
+  fingerprints = [
     lookup(r.fact("data", evaluator), "test", "fingerprint")
     or r.fact("data", evaluator, "fingerprint")
-    for r in (first, second)
+    for r in (run_a, run_b)
   ]
-  if prints[0] != prints[1]:
-    raise UserError(f"{start}their names are the same, their content is not{way_out}")
+  if fingerprints[0] != fingerprints[1]:
+    raise UserError(f"{prefix}their names are the same, their content is not{way_out}")
   if "labels" in x:
-    same = (
+    is_same = (
       x["labels"].shape == y["labels"].shape
       and (x["classes"].tolist() == y["classes"].tolist())
       and np.array_equal(x["labels"], y["labels"], equal_nan=True)
     )
-    if not same:
-      raise UserError(f"{start}their labels or classes are not the same{way_out}")
+    if not is_same:
+      raise UserError(f"{prefix}their labels or classes are not the same{way_out}")
 
 
 def _difference(
   metric: str, ours: Mapping[str, Scored], theirs: Mapping[str, Scored]
 ) -> Difference | None:
-  """By how much it is above the reference's; None where single images have no say in it."""
-  head, measure, of = format.parts(metric)
+  """Difference from the reference; None for metrics that single images do not determine."""
+  head, measure, class_name = format.parts(metric)
   if head not in ours or head not in theirs:
     return None
   a, b = ours[head], theirs[head]
@@ -291,15 +298,15 @@ def _difference(
     )
     return patient_bootstrap.difference(x, y)
   p, q, labels, patients = a.arrays[a.key], b.arrays[b.key], a.arrays["labels"], a.arrays["patient"]
-  if of:
+  if class_name:
     classes = a.arrays["classes"].tolist()
-    if of not in classes:  # what is not of the scores as they are kept, such as `ece/uncalibrated`
+    if class_name not in classes:  # not computed from the saved scores, such as `ece/uncalibrated`
       return None
-    c = classes.index(of)
-    cut = _of(a.thresholds, c), _of(b.thresholds, c)
-    # One class against the rest, by the decisions taken between all of them.
+    c = classes.index(class_name)
+    cut = _threshold_of(a.thresholds, c), _threshold_of(b.thresholds, c)
+    # One class against the others, by decisions between all classes.
     if measure not in classification_metrics.SCORES and a.exclusive:
-      half = np.full(len(classes), 0.5)  # as `judge` has it where there are no thresholds
+      half = np.full(len(classes), 0.5)  # as in `judge` without thresholds
       p, q = (
         classification_metrics.called(
           s.arrays[s.key], True, half if s.thresholds is None else s.thresholds
@@ -315,26 +322,26 @@ def _difference(
   )
 
 
-def _of(thresholds: np.ndarray | None, c: int) -> np.ndarray | None:
+def _threshold_of(thresholds: np.ndarray | None, c: int) -> np.ndarray | None:
   return None if thresholds is None else thresholds[[c]]
 
 
 def holm(values: Sequence[float]) -> list[float]:
-  """P values corrected for all of them being looked at; NaN stays, and does not count.
+  """P values after Holm's correction for multiple comparisons; NaN stays and does not count.
 
   References:
     Holm 1979, Scand. J. Stat. 6:65.
   """
   order = sorted((i for i, p in enumerate(values) if math.isfinite(p)), key=values.__getitem__)
-  found, largest = [math.nan] * len(values), 0.0
+  corrected, largest = [math.nan] * len(values), 0.0
   for rank, i in enumerate(order):
     largest = max(largest, min(1.0, (len(order) - rank) * values[i]))
-    found[i] = largest
-  return found
+    corrected[i] = largest
+  return corrected
 
 
-def _about(name: str, run: Run) -> dict[str, Any]:
-  """What a run is."""
+def _describe_run(name: str, run: Run) -> dict[str, Any]:
+  """Facts about a run."""
   return {
     "name": name,
     "workdir": str(run.workdir),
@@ -354,7 +361,7 @@ def _about(name: str, run: Run) -> dict[str, Any]:
 
 
 def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-  """A header and a line for every set, metric and run."""
+  """CSV rows: a header and a line for every set, metric and run."""
   yield (
     "data",
     "metric",
@@ -372,8 +379,8 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     "p_holm",
     "test",
   )
-  for name, of in found["sets"].items():
-    for metric, values in of["metrics"].items():
+  for name, evaluation in found["sets"].items():
+    for metric, values in evaluation["metrics"].items():
       for run_name, e in values["runs"].items():
         gain = values["gains"].get(run_name) or {}
         yield [

@@ -1,8 +1,8 @@
-"""Runs stage after stage, each beginning with an earlier one's network; shows what each brought.
+"""Curriculum: trains in stages, each from an earlier stage's network, and shows the gain of each.
 
-A stage is a config of its own in a folder and a process of its own. Stages with which no other one
-begins are the last ones: they judge. They can be repeated from scratch and from every earlier stage
-on their way, all with the same network.
+Every stage has its own config, folder and process. The last stages are those from which no other
+one starts: they evaluate the curriculum. They can be repeated from scratch and from every earlier
+stage on their path, all with the same network.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from cxrjax.studies import curriculum_page as page
 from cxrjax.studies.transfer_results import cell
 from cxrjax.training import workdir as workdirs
 
-PLATFORM = "cpu"  # of this process; the runs have the accelerator
-SCRATCH, WEIGHTS = "scratch", "weights"  # starts that are no stages
+PLATFORM = "cpu"  # of this process; the runs use the accelerator
+SCRATCH, WEIGHTS = "scratch", "weights"  # starts other than stages
 KEYS = {"name", "config", "flags", "init", "scratch"}  # of a stage
 
 
 @dataclasses.dataclass(frozen=True)
 class Job(launcher.Job):
-  """One run.
+  """One run of the curriculum.
 
   Attributes:
-    stage: its name.
-    start: what it begins with: a stage, `scratch` or `weights`.
-    last: whether no other stage begins with it.
+    stage: name of the stage.
+    start: initial network: a stage, `scratch` or `weights`.
+    last: whether no other stage starts from it.
     seed: of a last stage.
   """
 
@@ -50,15 +50,15 @@ class Job(launcher.Job):
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-  """One of `config.stages`, read."""
+  """Parsed entry of `config.stages`."""
 
   name: str
   file: pathlib.Path
   arg: str
   flags: tuple[str, ...]
   scratch: tuple[str, ...]
-  init: str  # a stage before it, or ""
-  path: str  # or a path, or ""
+  init: str  # name of an earlier stage, or ""
+  path: str  # initial weights that are no stage's, or ""
 
 
 def run(
@@ -70,31 +70,31 @@ def run(
   """Runs the stages; returns the exit status.
 
   The workdir then holds a folder for each, `report.html`, `table.csv` (a line for each run, test
-  set and metric) and all facts in `run.json`. Where a stage failed, the same command goes on there;
-  one whose config was changed after it began has to be removed by hand.
+  set and metric) and all facts in `run.json`. After a stage failed, the same command resumes there;
+  a stage whose config was changed after it began has to be removed by hand.
 
   Returns:
     0; 1 where a stage failed; 128 + signal where one stopped it.
 
   Raises:
-    UserError: stages that cannot be.
+    UserError: invalid stages.
   """
   jobs = plan(config, workdir)
-  # Every stage's folder holds its own config against this one; what is done stays done.
+  # Every stage checks its own config in its folder, so finished stages are kept.
   workdirs.settle_config(workdir, {"task": config["task"]})
   show = launcher.Show(
     key="stages",
     begins=lambda job: f"{job.name} begins with {job.start}",
-    ended=lambda job, why: _said(job, workdir, why),
+    ended=lambda job, why: _end_line(job, workdir, why),
     collect=lambda failed: collect(jobs, workdir, failed),
     rows=rows,
     page=page,
   )
-  before, last = (
-    [*dict.fromkeys(job.stage for job in jobs if job.last == end)] for end in (False, True)
+  earlier, last = (
+    [*dict.fromkeys(job.stage for job in jobs if job.last == is_last)] for is_last in (False, True)
   )
   opening = [
-    f"stages    {' > '.join([*before, ' + '.join(last)])}",
+    f"stages    {' > '.join([*earlier, ' + '.join(last)])}",
     f"starts    {', '.join(dict.fromkeys(job.start for job in jobs if job.last))}",
     f"workdir   {workdir}",
     "",
@@ -103,26 +103,26 @@ def run(
 
 
 def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
-  """The stages in their order, then the last ones from other starts.
+  """Lists the stages in their order, then the last stages from other starts.
 
   Args:
-    config: `stages`, of each `name`, `config` (`FILE:ARGUMENT`, the file in `folder`), `flags`,
+    config: `stages`, each with `name`, `config` (`FILE:ARGUMENT`, the file in `folder`), `flags`,
       `init` ("previous", the name of an earlier stage, a path, or "" for none) and `scratch`,
-      more flags for when it is repeated from scratch; `each`, `seeds`.
-    workdir: of the whole.
+      more flags for repeating it from scratch; `each`, `seeds`.
+    workdir: of the curriculum.
 
   Raises:
-    UserError: a mistake in any of these, or in the config of a stage.
+    UserError: a mistake in any of these or in the config of a stage.
   """
   if "," in str(workdir):
     raise UserError(f"--workdir={workdir} has a comma, which separates options; choose another")
   seeds = [launcher.seed(text) for text in config["seeds"]]
-  stages = _read(config)
-  begun = {stage.init for stage in stages.values()}
+  stages = _read_stages(config)
+  used_as_start = {stage.init for stage in stages.values()}
   jobs: list[Job] = []
   repeated: list[Job] = []
   for stage in stages.values():
-    if stage.name in begun:
+    if stage.name in used_as_start:
       start = stage.init or (WEIGHTS if stage.path else SCRATCH)
       jobs.append(
         Job(
@@ -134,17 +134,17 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
         )
       )
       continue
-    own, *others = _starts(stage, stages)
+    own_start, *others = _starts(stage, stages)
     for seed in seeds:
-      for start, path in [own, *(others if config["each"] else [])]:
-        where = "" if (start, path) == own else f"-from-{start}"
+      for start, path in [own_start, *(others if config["each"] else [])]:
+        suffix = "" if (start, path) == own_start else f"-from-{start}"
         flags = _flags(stage, workdir, f"seed={seed}")
-        if where:  # the same network, other weights
+        if suffix:  # same network, different weights
           flags += (f"--config.init.path={workdir / start if start in stages else path}",)
           flags += stage.scratch if start == SCRATCH else ()
         needs = dict.fromkeys(n for n in (stage.init, start) if n in stages)
         job = Job(
-          f"{stage.name}{where}-seed{seed}",
+          f"{stage.name}{suffix}-seed{seed}",
           flags,
           stage.name,
           start,
@@ -152,68 +152,69 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
           seed,
           needs=tuple(needs),
         )
-        (repeated if where else jobs).append(job)
+        (repeated if suffix else jobs).append(job)
   return [*jobs, *repeated]
 
 
-def _read(config: Mapping[str, Any]) -> dict[str, _Stage]:
+def _read_stages(config: Mapping[str, Any]) -> dict[str, _Stage]:
   folder = pathlib.Path(os.path.relpath(config["folder"]))
-  found: dict[str, _Stage] = {}
+  stages: dict[str, _Stage] = {}
   for i, spec in enumerate(freeze([dict(s) for s in config["stages"]])):
     key, name, init = f"config.stages[{i}]", str(spec.get("name", "")), spec.get("init", "")
     if set(spec) - KEYS or not spec.get("config"):
       raise UserError(f"{key} has {sorted(spec)}; it takes {', '.join(sorted(KEYS))}")
-    if not re.fullmatch(r"[\w.-]+", name) or name in (*found, SCRATCH, WEIGHTS, "previous"):
+    if not re.fullmatch(r"[\w.-]+", name) or name in (*stages, SCRATCH, WEIGHTS, "previous"):
       raise UserError(f"{key}.name={name!r} must be a new name of letters, digits, - and _")
     if init == "previous":
-      if not found:
+      if not stages:
         raise UserError(f"{key}.init='previous', but no stage is before it; give a path or ''")
-      init = list(found)[-1]
-    path = "" if init in found else init
+      init = list(stages)[-1]
+    path = "" if init in stages else init
     if path and not pathlib.Path(path).expanduser().exists():
       raise UserError(
         f"{key}.init={path!r} is no stage before it, no run's workdir and no file; "
-        f"stages before it: {', '.join(found) or 'none'}"
+        f"stages before it: {', '.join(stages) or 'none'}"
       )
     file, _, arg = spec["config"].partition(":")
-    where = folder / file if (folder / file).is_file() else pathlib.Path(file)
-    flags, alone = (tuple(spec.get(k) or ()) for k in ("flags", "scratch"))
-    overrides.resolve(
-      [f"--config={where}:{arg}", *flags, *alone]
-    )  # a mistake is said before anything runs
-    found[name] = _Stage(name, where, arg, flags, alone, init if init in found else "", path)
-  if not found:
+    config_file = folder / file if (folder / file).is_file() else pathlib.Path(file)
+    flags, scratch_flags = (tuple(spec.get(k) or ()) for k in ("flags", "scratch"))
+    # Raises on a mistake before anything runs.
+    overrides.resolve([f"--config={config_file}:{arg}", *flags, *scratch_flags])
+    stages[name] = _Stage(
+      name, config_file, arg, flags, scratch_flags, init if init in stages else "", path
+    )
+  if not stages:
     raise UserError("config.stages is empty; see configs/curriculum.py")
-  return found
+  return stages
 
 
-def _flags(stage: _Stage, workdir: pathlib.Path, *more: str) -> tuple[str, ...]:
+def _flags(stage: _Stage, workdir: pathlib.Path, *options: str) -> tuple[str, ...]:
   init = str(workdir / stage.init) if stage.init else stage.path
-  items = [stage.arg, f"init={init}" if init else "", *more]
+  items = [stage.arg, f"init={init}" if init else "", *options]
   return (f"--config={stage.file}:{','.join(filter(None, items))}", *stage.flags)
 
 
 def _starts(stage: _Stage, stages: Mapping[str, _Stage]) -> list[tuple[str, str]]:
-  """What a last stage can begin with, its own first, then from scratch on: names and paths."""
-  way, path, at = [], stage.path, stage
-  while at.init:
-    at = stages[at.init]
-    way.append((at.name, ""))
-    path = at.path
-  first = [(SCRATCH, "")] + ([(WEIGHTS, path)] if path else [])
-  whole = [*first, *way[::-1]]
-  return [whole[-1], *whole[:-1]]
+  """Names and paths of a last stage's possible starts: its own, then the others from scratch on."""
+  ancestors, path, current = [], stage.path, stage
+  while current.init:
+    current = stages[current.init]
+    ancestors.append((current.name, ""))
+    path = current.path
+  starts = [(SCRATCH, "")] + ([(WEIGHTS, path)] if path else [])
+  starts += reversed(ancestors)
+  return [starts[-1], *starts[:-1]]
 
 
 def collect(
   jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-  """All of a curriculum: a row for every run, what every start came to, what is common."""
-  read = transfer_results.read(jobs, workdir)
-  listed, sets = [], {}
-  ended: dict[tuple[str, str], dict[int, Run]] = {}
+  """Facts of a curriculum: a row for every run, a point for every start, common facts."""
+  runs = transfer_results.read(jobs, workdir)
+  run_rows, sets = [], {}
+  finished: dict[tuple[str, str], dict[int, Run]] = {}
   for job in jobs:
-    run = read[job.name]
+    run = runs[job.name]
     row = transfer_results.row(job, run, workdir, failed.get(job.name)) | {
       "stage": job.stage,
       "begins": job.start,
@@ -228,76 +229,80 @@ def collect(
         "device": run.fact("device"),
       }
       if job.last:
-        ended.setdefault((job.stage, job.start), {})[job.seed] = run
+        finished.setdefault((job.stage, job.start), {})[job.seed] = run
         sets[job.stage] = transfer_results.sets(run)
       else:
         row["features"] = {
           name: comparison_results.features(run, name) for name in run.evaluators()
         }
-    listed.append(row)
+    run_rows.append(row)
   points = []
   for stage in dict.fromkeys(job.stage for job in jobs if job.last):
     names = [job.start for job in jobs if job.last and job.stage == stage]
     order = [*dict.fromkeys(names[1:] + names[:1])]  # its own start comes first in the jobs
-    order.sort(key=lambda name: _place(name, jobs))
+    order.sort(key=lambda name: _start_index(name, jobs))
     points += [
-      _point(stage, order, i, ended) for i in range(len(order)) if (stage, order[i]) in ended
+      _point(stage, order, i, finished) for i in range(len(order)) if (stage, order[i]) in finished
     ]
   return {
     "order": list(dict.fromkeys(job.stage for job in jobs)),
     "sets": sets,
     "seeds": list(dict.fromkeys(job.seed for job in jobs if job.last)),
     "points": points,
-    "rows": listed,
+    "rows": run_rows,
   }
 
 
-def _place(start: str, jobs: Sequence[Job]) -> int:
+def _start_index(start: str, jobs: Sequence[Job]) -> int:
   order = [SCRATCH, WEIGHTS, *(job.stage for job in jobs if not job.last)]
   return order.index(start)
 
 
 def _point(
-  stage: str, order: Sequence[str], i: int, ended: Mapping[tuple[str, str], Mapping[int, Run]]
+  stage: str, order: Sequence[str], i: int, finished: Mapping[tuple[str, str], Mapping[int, Run]]
 ) -> dict[str, Any]:
-  """What all seeds of a last stage came to from one start; gains over none and the start before."""
-  of_seed = ended[stage, order[i]]
-  each = [transfer_results.judged(run) for run in of_seed.values()]
-  against = {"gains": SCRATCH, "steps": order[i - 1] if i else SCRATCH}
+  """Results of a last stage from one start, over seeds; gains over scratch and the start before."""
+  runs = finished[stage, order[i]]
+  results = [transfer_results.judged(run) for run in runs.values()]
+  references = {"gains": SCRATCH, "steps": order[i - 1] if i else SCRATCH}
   return {
     "stage": stage,
     "start": order[i],
-    "before": against["steps"],
+    "before": references["steps"],
     "sets": {
       name: {
-        metric: transfer_results.over_seeds([one.get(name, {}).get(metric) for one in each])
+        metric: transfer_results.over_seeds(
+          [result.get(name, {}).get(metric) for result in results]
+        )
         for metric in metrics
       }
-      for name, metrics in each[0].items()
+      for name, metrics in results[0].items()
     },
     **{
-      key: transfer_results.gains(of_seed, ended.get((stage, other), {}))
-      for key, other in against.items()
-      if other != order[i]
+      key: transfer_results.gains(runs, finished.get((stage, reference), {}))
+      for key, reference in references.items()
+      if reference != order[i]
     },
   }
 
 
-def _said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
-  """A run's end in a line."""
+def _end_line(job: Job, workdir: pathlib.Path, why: str | None) -> str:
+  """Log line at the end of a run."""
   if why:
     return f"{job.name}: failed: {why}"
   run = transfer_results.read([job], workdir)[job.name]
   row = transfer_results.row(job, run, workdir, why)
-  known = {m: v for found in row.get("sets", {}).values() for m, v in found.items()}
+  values = {m: v for metrics in row.get("sets", {}).values() for m, v in metrics.items()}
   parts = [
-    f"{m} {format.decimal(known[m]['value'])}" for m in ("auroc", "accuracy", "dice") if m in known
+    f"{m} {format.decimal(values[m]['value'])}"
+    for m in ("auroc", "accuracy", "dice")
+    if m in values
   ]
   return ", ".join([f"{job.name}: {format.duration(row.get('total_s')) or 'finished'}", *parts])
 
 
 def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-  """A header and a line for every run, test set and metric; a run that failed has one line."""
+  """CSV rows: a header and a line for every run, test set and metric; one for a failed run."""
   yield (
     "stage",
     "begins_with",
@@ -327,13 +332,13 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     end = [cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
     lines = [
       (name, metric, value)
-      for name, judged in (row.get("sets") or {}).items()
-      for metric, value in judged.items()
+      for name, metrics in (row.get("sets") or {}).items()
+      for metric, value in metrics.items()
     ]
     lines += [
-      (name, f"{head}/auroc", found["trained"])
+      (name, f"{head}/auroc", values["trained"])
       for name, heads in (row.get("features") or {}).items()
-      for head, found in heads.items()
+      for head, values in heads.items()
     ]
     for name, metric, value in lines or [("", "", {})]:
       yield [*start, name, metric, *(cell(value.get(k)) for k in ("value", "low", "high")), *end]

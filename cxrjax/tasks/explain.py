@@ -1,4 +1,4 @@
-"""Explains finished runs: maps over radiographs, how much of them is lung, runs side by side."""
+"""Explains finished runs: saliency maps, their overlap with the lungs, runs side by side."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from cxrjax.studies.launcher import named as named_runs
 from cxrjax.training.workdir import settle_config
 
 DEFAULT = ("attention", "rollout", "gradcam", "gradcam++")
-COMPARED = 64  # images whose maps are held against those of random weights
-OF_TRAINING = ("train", "val", "test", "subset", "split_seed", "labelled")  # of an evaluator's data
+COMPARED = 64  # images whose maps are compared with those of random weights
+OF_TRAINING = ("train", "val", "test", "subset", "split_seed", "labelled")  # keys of `evals.*.data`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explained:
-  """A finished run, and the images it looks at.
+  """A finished run and the images to explain.
 
   Attributes:
-    name: in the comparison.
-    network: restored.
-    images: at the size that it sees.
-    head: of its classes; None where it has none.
+    name: of the run in the comparison.
+    network: restored from the run.
+    images: at the network's input size.
+    head: classification head; None where the run has none.
     classes: of the head.
-    about: what the head is, in words.
+    about: description of the head, in words.
   """
 
   name: str
@@ -74,10 +74,10 @@ def run(
   command: str = "",
   say: Callable[[str], None] = say,
 ) -> int:
-  """Explains the runs of `config.runs`; see `configs/explain.py` for what is written.
+  """Explains the runs of `config.runs`; see `configs/explain.py` for the files written.
 
   Raises:
-    UserError: no such run, images, method or class.
+    UserError: a run, image source, method or class does not exist.
   """
   loaded = {
     name: networks.load(path, "config.runs") for name, path in named_runs(config["runs"], 1).items()
@@ -88,51 +88,51 @@ def run(
         f"config.runs: {name} ({network.run.workdir}) draws masks, of which there is "
         "nothing to explain; give classifiers or pretrained encoders"
       )
-  # Other runs may be explained in the same workdir: nothing of the last time is kept.
+  # Other runs may have been explained in this workdir: their results are discarded.
   settle_config(workdir, {"task": config["task"]})
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
   notes: list[str] = []
   source, origin = _source(config, next(iter(loaded.values())))
-  explained, masked = _explained(config, loaded, source, origin, notes)
-  methods = _methods(config["methods"], explained, notes)
+  explained, mask_counts = _load_explained(config, loaded, source, origin, notes)
+  methods = _select_methods(config["methods"], explained, notes)
   for e in explained:
     _check_target(config["target"], e)
-  began = now()
-  seen = {e.name: {m: _look(e, m, config) for m in methods} for e in explained}
-  found = _facts(explained, methods, seen, config) | {
+  started = now()
+  explanations = {e.name: {m: _explain(e, m, config) for m in methods} for e in explained}
+  facts = _facts(explained, methods, explanations, config) | {
     "data": {
       "name": source.info.name,
       "split": source.info.split,
       "of": len(source),
       "n": len(explained[0].images),
       "fingerprint": source.info.fingerprint,
-      "patients": _people(explained[0].images.patients),
+      "patients": _count_patients(explained[0].images.patients),
     },
-    "masks": masked,
+    "masks": mask_counts,
     "target": config["target"],
     "notes": notes,
   }
   with Writer(workdir) as writer:
     writer.facts(
       command=command or " ".join(sys.argv),
-      started=began,
+      started=started,
       finished=now(),
       status="finished",
-      explain=found,
+      explain=facts,
       **environment(),
     )
-    writer.arrays("maps", **_shown(explained, methods, seen, config["shown"]))
-  _files(workdir, explained, methods, seen, config["shown"])
+    writer.arrays("maps", **_page_arrays(explained, methods, explanations, config["shown"]))
+  _write_files(workdir, explained, methods, explanations, config["shown"])
   report = page.write(workdir)
   for note in notes:
     say(f"note: {note}")
-  say(page.table(found))
+  say(page.table(facts))
   say(f"report    {report}")
   return 0
 
 
 def _source(config: Mapping[str, Any], first: networks.Network) -> tuple[Any, dict[str, Any]]:
-  """The images to look at, and where labelled training images for a probe are."""
+  """Images to explain, and the source of labelled training images for a probe."""
   data = config["data"]
   if data["source"]:
     options, split = freeze(data["options"]), data["split"] or "test"
@@ -140,68 +140,68 @@ def _source(config: Mapping[str, Any], first: networks.Network) -> tuple[Any, di
       open_source(data["source"], split=split, **options),
       {"name": data["source"], **options},
     )
-  judged = [spec["data"] for spec in first.run.config["evals"].values() if spec.get("data")]
-  judged.sort(key=lambda d: "test" not in d)  # beside the test split there may be a validation one
-  if not judged:
+  eval_data = [spec["data"] for spec in first.run.config["evals"].values() if spec.get("data")]
+  eval_data.sort(key=lambda d: "test" not in d)  # test before validation splits
+  if not eval_data:
     raise UserError(
       f"config.data.source is missing: {first.run.workdir} was judged by no images; "
       "give a source, like :data=folder:PATH"
     )
-  own = judged[0]
-  split = data["split"] or own.get("test") or own.get("split") or "test"
-  options = {k: freeze(v) for k, v in own.items() if k not in (*OF_TRAINING, "name", "split")}
+  dataset = eval_data[0]
+  split = data["split"] or dataset.get("test") or dataset.get("split") or "test"
+  options = {k: freeze(v) for k, v in dataset.items() if k not in (*OF_TRAINING, "name", "split")}
   options |= freeze(data["options"])
   return (
-    open_source(freeze(own["name"]), split=split, **options),
-    {"name": freeze(own["name"]), "train": own.get("train", "train"), **options},
+    open_source(freeze(dataset["name"]), split=split, **options),
+    {"name": freeze(dataset["name"]), "train": dataset.get("train", "train"), **options},
   )
 
 
-def _explained(
+def _load_explained(
   config: Mapping[str, Any],
   loaded: Mapping[str, networks.Network],
   source: Any,
   origin: Mapping[str, Any],
   notes: list[str],
 ) -> tuple[list[Explained], dict[str, Any]]:
-  """The runs with their images and heads; and where the lung masks are from."""
-  rows, found = None, []
-  masked: dict[str, Any] = {}
+  """Loads the images and head of every run; also counts lung masks by origin."""
+  rows, explained = None, []
+  mask_counts: dict[str, Any] = {}
   for name, network in loaded.items():
-    images, own = _decode(config, network, source)
+    images, without_predicted = _decode(config, network, source)
     if rows is None:
-      rows = _rows(images, config["images"])
-      # All runs are scored by the masks of the first one's images.
-      published = int(pseudo_masks.owned(own, rows).sum())
+      rows = _select_rows(images, config["images"])
+      # All runs are scored with the masks of the first run's images.
+      published = int(pseudo_masks.owned(without_predicted, rows).sum())
       predicted = len(lung_overlap.with_masks(images.take(rows))) - published
-      masked = {
+      mask_counts = {
         "published": published,
         "predicted": predicted,
         "by": config["data"]["masks"] if predicted else "",
       }
     head, classes, about = _head(config, network, origin, notes, name)
-    found.append(Explained(name, network, images.take(rows), head, classes, about))
-  if not masked["published"] + masked["predicted"]:
+    explained.append(Explained(name, network, images.take(rows), head, classes, about))
+  if not mask_counts["published"] + mask_counts["predicted"]:
     notes.append(
       f"{source.info.name} has no lung masks, so that nothing is said of lungs; give a "
       "finished segmentation run with masks=WORKDIR"
     )
-  return found, masked
+  return explained, mask_counts
 
 
 def _decode(
   config: Mapping[str, Any], network: networks.Network, source: Any
 ) -> tuple[Images, Images]:
-  """Images as one network sees them: with predicted masks where asked for, and without."""
-  like, cache = network.look(), config["data"]["cache_dir"] or None
-  most = 4 * config["images"]  # some may have no mask
-  rows = None if len(source) <= most else even(len(source), most)
+  """Images decoded for one network, with predicted masks if configured, and without them."""
+  decoding, cache = network.look(), config["data"]["cache_dir"] or None
+  limit = 4 * config["images"]  # spare ones, as some may have no mask
+  rows = None if len(source) <= limit else even(len(source), limit)
   images = load_images(
     source,
-    like.size,
-    fit=like.fit,
-    bits=like.bits,
-    window=like.window,
+    decoding.size,
+    fit=decoding.fit,
+    bits=decoding.bits,
+    window=decoding.window,
     cache_dir=cache,
     indices=rows,
     progress=False,
@@ -209,17 +209,19 @@ def _decode(
   if not config["data"]["masks"]:
     return images, images
   filled = pseudo_masks.fill(
-    images, config["data"]["masks"], cache_dir=cache, progress=False, look=[like.fit, like.window]
+    images,
+    config["data"]["masks"],
+    cache_dir=cache,
+    progress=False,
+    look=[decoding.fit, decoding.window],
   )
   return filled, images
 
 
-def _rows(images: Images, most: int) -> Int64[np.ndarray, "n"]:
-  """Which images are looked at: those with a mask, where any has one."""
-  rows = lung_overlap.with_masks(images, most)
-  if len(rows):
-    return rows
-  return even(len(images), most)
+def _select_rows(images: Images, limit: int) -> Int64[np.ndarray, "n"]:
+  """Rows of the images to explain: those with a mask, where any has one."""
+  rows = lung_overlap.with_masks(images, limit)
+  return rows if len(rows) else even(len(images), limit)
 
 
 def _head(
@@ -229,7 +231,7 @@ def _head(
   notes: list[str],
   name: str,
 ) -> tuple[Head | None, tuple[str, ...], str]:
-  """A classifier's own head, or a linear probe's; its classes; what it is."""
+  """Head of a classifier or of a linear probe, its classes, and its description."""
   if network.kind == "classifier":
     head = network.params["head"]
     return Head(head["kernel"], head["bias"]), network.classes, "its own classes"
@@ -239,14 +241,14 @@ def _head(
   except UserError as error:
     notes.append(f"{name} has no classes, and no probe could be fitted ({error})")
     return None, (), ""
-  like, most = network.look(), config["probe_images"]
-  rows = even(len(source), most)
+  decoding, limit = network.look(), config["probe_images"]
+  rows = even(len(source), limit)
   images = load_images(
     source,
-    like.size,
-    fit=like.fit,
-    bits=like.bits,
-    window=like.window,
+    decoding.size,
+    fit=decoding.fit,
+    bits=decoding.bits,
+    window=decoding.window,
     cache_dir=config["data"]["cache_dir"] or None,
     indices=rows,
     progress=False,
@@ -264,22 +266,24 @@ def _head(
   return head, images.info.classes, f"a linear probe on {len(images)} training images"
 
 
-def _methods(text: str, explained: Sequence[Explained], notes: list[str]) -> tuple[str, ...]:
-  """Those asked for, or those of `DEFAULT` that all runs have."""
-  asked = maps.named(text)
+def _select_methods(text: str, explained: Sequence[Explained], notes: list[str]) -> tuple[str, ...]:
+  """Methods that were requested, or those of `DEFAULT` that all runs support."""
+  requested = maps.named(text)
   for e in explained:
-    for m in asked:
-      maps.check(m, e.encoder, e.head is not None, "config.methods")
-  if asked:
-    return asked
-  of = [maps.methods_for(e.encoder, e.head is not None) for e in explained]
-  found = tuple(m for m in DEFAULT if all(m in each for each in of))
-  if not found:
+    for method in requested:
+      maps.check(method, e.encoder, e.head is not None, "config.methods")
+  if requested:
+    return requested
+  supported = [maps.methods_for(e.encoder, e.head is not None) for e in explained]
+  common = tuple(method for method in DEFAULT if all(method in names for names in supported))
+  if not common:
     raise UserError("config.methods: the runs have no method in common; explain them one by one")
-  left = sorted({m for each in of for m in each if m in DEFAULT} - set(found))
-  if left:
-    notes.append(f"not all runs have {', '.join(left)}, which are left out")
-  return found
+  omitted = sorted(
+    {method for names in supported for method in names if method in DEFAULT} - set(common)
+  )
+  if omitted:
+    notes.append(f"not all runs have {', '.join(omitted)}, which are left out")
+  return common
 
 
 def _check_target(target: str, e: Explained) -> None:
@@ -287,18 +291,18 @@ def _check_target(target: str, e: Explained) -> None:
     raise UserError(f"config.target={target!r} is no class of {e.name}{suggest(target, e.classes)}")
 
 
-def _look(e: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.Seen:
+def _explain(run: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.Seen:
   options = {"tap": config["tap"]} if method in ("gradcam", "gradcam++") else {}
-  target = e.classes.index(config["target"]) if config["target"] and e.classes else None
+  target = run.classes.index(config["target"]) if config["target"] and run.classes else None
   return lung_overlap.look(
     method,
-    e.encoder,
-    e.params,
-    e.images,
-    head=e.head,
+    run.encoder,
+    run.params,
+    run.images,
+    head=run.head,
     target=target,
-    mean=e.network.mean,
-    std=e.network.std,
+    mean=run.network.mean,
+    std=run.network.std,
     **options,
   )
 
@@ -306,16 +310,17 @@ def _look(e: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.
 def _facts(
   explained: Sequence[Explained],
   methods: Sequence[str],
-  seen: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  explanations: Mapping[str, Mapping[str, lung_overlap.Seen]],
   config: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Scores, differences from the first run, and what random weights leave of the maps."""
+  """Scores, differences from the first run, and agreement with maps of random weights."""
   first, *others = explained
   patients, labels = first.images.patients, np.asarray(first.images.labels)
   classes = first.images.info.classes
   scores = {
     e.name: {
-      m: lung_overlap.summary(seen[e.name][m].scores, patients, labels, classes) for m in methods
+      m: lung_overlap.summary(explanations[e.name][m].scores, patients, labels, classes)
+      for m in methods
     }
     for e in explained
   }
@@ -324,7 +329,7 @@ def _facts(
       m: {
         k: lung_overlap.interval(d)
         for k, d in lung_overlap.differences(
-          seen[e.name][m].scores, seen[first.name][m].scores, patients
+          explanations[e.name][m].scores, explanations[first.name][m].scores, patients
         ).items()
       }
       for m in methods
@@ -332,16 +337,16 @@ def _facts(
     for e in others
   }
   return {
-    "runs": [_about(e) for e in explained],
+    "runs": [_describe_run(e) for e in explained],
     "methods": list(methods),
     "scores": scores,
     "differences": gains,
     "reference": first.name,
-    "random": {e.name: _random(e, seen[e.name], config) for e in explained},
+    "random": {e.name: _random_agreement(e, explanations[e.name], config) for e in explained},
   }
 
 
-def _about(e: Explained) -> dict[str, Any]:
+def _describe_run(e: Explained) -> dict[str, Any]:
   run = e.network.run
   facts = read_facts(run.workdir)
   train = run.facts["data"]["train"]
@@ -361,96 +366,106 @@ def _about(e: Explained) -> dict[str, Any]:
   }
 
 
-def _random(
-  e: Explained, seen: Mapping[str, lung_overlap.Seen], config: Mapping[str, Any]
+def _random_agreement(
+  e: Explained, explanations: Mapping[str, lung_overlap.Seen], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Rank correlations of the maps with those of random weights, of the same classes."""
+  """Rank correlations of the maps with those of random weights, for the same classes."""
   n = min(COMPARED, len(e.images))
   x = lung_overlap.normalised(e.images.take(np.arange(n)), e.network.mean, e.network.std)
   key = jax.random.key(config["seed"])
   params = e.encoder.init(key)
   head = None if e.head is None else sanity.random_head(e.head, key)
-  found = {}
-  for method, of in seen.items():
-    explains = method in maps.OF_CLASSES
+  agreement = {}
+  for method, explanation in explanations.items():
+    is_class_map = method in maps.OF_CLASSES
     options = {"tap": config["tap"]} if method in ("gradcam", "gradcam++") else {}
-    other = maps.explain(
-      method, e.encoder, params, x, head=head, target=of.target[:n] if explains else None, **options
+    random_maps = maps.explain(
+      method,
+      e.encoder,
+      params,
+      x,
+      head=head,
+      target=explanation.target[:n] if is_class_map else None,
+      **options,
     )
-    r = sanity.correlations(of.maps[:n], other)
-    known = r[np.isfinite(r)]
-    found[method] = {
-      "value": float(known.mean()) if len(known) else None,
-      "n": len(known),
-      "flat": n - len(known),
+    r = sanity.correlations(explanation.maps[:n], random_maps)
+    finite = r[np.isfinite(r)]
+    agreement[method] = {
+      "value": float(finite.mean()) if len(finite) else None,
+      "n": len(finite),
+      "flat": n - len(finite),
     }
-  return found
+  return agreement
 
 
-def _shown(
+def _page_arrays(
   explained: Sequence[Explained],
   methods: Sequence[str],
-  seen: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  explanations: Mapping[str, Mapping[str, lung_overlap.Seen]],
   count: int,
 ) -> dict[str, np.ndarray]:
-  """What the page draws: some images with their maps, and the mean maps of all images."""
+  """Arrays for the page: some images with their maps, and mean maps over all images."""
   images = explained[0].images
   rows = saliency_artifacts.chosen(images, count)
-  found: dict[str, np.ndarray] = {
+  arrays: dict[str, np.ndarray] = {
     "image": images.gray(rows)[..., 0],
     "label": np.asarray(embedding.findings(np.asarray(images.labels)[rows], images.info.classes)),
   }
-  found["mean_image"] = np.rint(images.gray(slice(None))[..., 0].mean(0)).astype(np.uint8)
+  arrays["mean_image"] = np.rint(images.gray(slice(None))[..., 0].mean(0)).astype(np.uint8)
   if images.masks is not None:
-    found["mask"] = np.asarray(images.masks[rows])[..., 0] > 0
-    found["mean_mask"] = _mean(np.asarray(images.masks)[..., 0].astype(np.float32), False)
+    arrays["mask"] = np.asarray(images.masks[rows])[..., 0] > 0
+    arrays["mean_mask"] = _mean_map(np.asarray(images.masks)[..., 0].astype(np.float32), False)
   for i, e in enumerate(explained):
     for method in methods:
-      own = seen[e.name][method]
-      found[f"{method}/{i}"] = own.maps[rows]
-      found[f"mean/{method}/{i}"] = _mean(own.maps, True)
+      explanation = explanations[e.name][method]
+      arrays[f"{method}/{i}"] = explanation.maps[rows]
+      arrays[f"mean/{method}/{i}"] = _mean_map(explanation.maps, True)
       if e.classes and method in maps.OF_CLASSES:
-        found[f"target/{method}/{i}"] = np.asarray([e.classes[t] for t in own.target[rows]])
-  return found
+        arrays[f"target/{method}/{i}"] = np.asarray(
+          [e.classes[t] for t in explanation.target[rows]]
+        )
+  return arrays
 
 
-def _mean(of: Float32[np.ndarray, "n h w"], each: bool) -> Float32[np.ndarray, "h w"]:
-  """The mean over images; of maps, each counting the same."""
-  of = np.maximum(of, 0)
-  if each:
-    total = of.sum((1, 2), keepdims=True)
-    of = np.divide(of, total, out=np.zeros_like(of), where=total > 0)
-  return of.mean(0, dtype=np.float32)
+def _mean_map(
+  images: Float32[np.ndarray, "n h w"], equal_weight: bool
+) -> Float32[np.ndarray, "h w"]:
+  """Mean over images; with `equal_weight`, each map is first scaled to sum 1."""
+  images = np.maximum(images, 0)
+  if equal_weight:
+    total = images.sum((1, 2), keepdims=True)
+    images = np.divide(images, total, out=np.zeros_like(images), where=total > 0)
+  return images.mean(0, dtype=np.float32)
 
 
-def _files(
+def _write_files(
   workdir: pathlib.Path,
   explained: Sequence[Explained],
   methods: Sequence[str],
-  seen: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  explanations: Mapping[str, Mapping[str, lung_overlap.Seen]],
   count: int,
 ) -> None:
-  """`maps/*.png`, `arrays/*.npz`, `scores.csv`."""
-  save_table(workdir / "scores.csv", _rows_of_csv(explained, methods, seen))
+  """Writes `maps/*.png`, `arrays/*.npz` and `scores.csv`."""
+  save_table(workdir / "scores.csv", _csv_rows(explained, methods, explanations))
   try:
     for folder in ("maps", "arrays"):
       (workdir / folder).mkdir(exist_ok=True)
-      for old in (workdir / folder).iterdir():  # of another comparison
-        old.unlink()
+      for path in (workdir / folder).iterdir():  # of an earlier comparison
+        path.unlink()
     for e in explained:
       rows = saliency_artifacts.chosen(e.images, count)
       gray = e.images.gray(rows)[..., 0]
       for method in methods:
-        own = seen[e.name][method]
+        explanation = explanations[e.name][method]
         name = f"{_file_name(e.name)}-{method.replace('++', 'pp')}"
         np.savez_compressed(
           workdir / "arrays" / f"{name}.npz",
-          maps=own.maps,
+          maps=explanation.maps,
           id=np.asarray(e.images.ids),
-          target=own.target,
+          target=explanation.target,
           classes=np.asarray(e.classes),
         )
-        (scaled,) = drawing.scale(method, own.maps[rows])
+        (scaled,) = drawing.scale(method, explanation.maps[rows])
         for i, heat in enumerate(scaled.maps):
           drawing.png(gray[i], heat, scaled).save(
             workdir / "maps" / f"{i + 1:02d}-{name}.png", optimize=True
@@ -466,29 +481,29 @@ def _file_name(name: str) -> str:
   return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
-def _rows_of_csv(
+def _csv_rows(
   explained: Sequence[Explained],
   methods: Sequence[str],
-  seen: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  explanations: Mapping[str, Mapping[str, lung_overlap.Seen]],
 ) -> Iterator[Sequence[Any]]:
   yield ("run", "method", "id", "label", "explained", *saliency.MEASURES, "undefined")
   for e in explained:
     labels = embedding.findings(np.asarray(e.images.labels), e.images.info.classes)
     for method in methods:
-      own = seen[e.name][method]
+      explanation = explanations[e.name][method]
       for i, image in enumerate(e.images.ids):
-        values = [own.scores.values[m][i] for m in saliency.MEASURES]
+        values = [explanation.scores.values[m][i] for m in saliency.MEASURES]
         yield [
           e.name,
           method,
           image,
           labels[i],
-          e.classes[own.target[i]] if own.target[i] >= 0 else "",
+          e.classes[explanation.target[i]] if explanation.target[i] >= 0 else "",
           *(f"{v:.6g}" if np.isfinite(v) else "" for v in values),
-          own.scores.reasons[i],
+          explanation.scores.reasons[i],
         ]
 
 
-def _people(patients: Sequence[str]) -> int | None:
-  """How many patients there are; None where one is unknown."""
+def _count_patients(patients: Sequence[str]) -> int | None:
+  """Number of patients; None where one is unknown."""
   return len(set(patients)) if all(patients) else None

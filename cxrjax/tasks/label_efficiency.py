@@ -1,4 +1,4 @@
-"""Fine-tunes from several starts with several shares of the labels, and draws what came of it."""
+"""Label efficiency: fine-tunes from several starts on several shares of the labels."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from cxrjax.studies import launcher, transfer_results
 from cxrjax.studies.transfer_results import cell
 from cxrjax.training import workdir as workdirs
 
-PLATFORM = "cpu"  # of this process; the runs have the accelerator
+PLATFORM = "cpu"  # of this process; the runs use the accelerator
 
 
 @dataclasses.dataclass(frozen=True)
 class Job(launcher.Job):
-  """One run.
+  """One run of the sweep.
 
   Attributes:
-    init: the start's name.
-    method: that learns from labels; nothing for the pretraining of a start.
-    fraction: of the labels, `10 %`.
-    seed: of the run, and of the labels that are drawn.
+    init: name of the start.
+    method: supervised method; empty for the pretraining of a start.
+    fraction: share of the labels, `10 %`.
+    seed: of the run and of the drawn labels.
     fold: of a cross-validation, `2 of 5`.
   """
 
@@ -45,7 +45,7 @@ class Job(launcher.Job):
 
   @property
   def curve(self) -> str:
-    """What is drawn as one line: a start, and the method unless that is plain fine-tuning."""
+    """Name of the line in the plot: the start, and the method unless it is plain fine-tuning."""
     return self.init if self.method == "finetune" else f"{self.init}, {self.method}"
 
 
@@ -64,26 +64,27 @@ def run(
     0; 1 where a run failed; 128 + signal where one stopped it.
 
   Raises:
-    UserError: a sweep that cannot be, or a workdir of another one.
+    UserError: an invalid sweep, or a workdir of another one.
   """
-  # Starts, shares and seeds can be added to a sweep; how it learns must stay.
-  several = ("fractions", "seeds", "inits", "methods", "folder")
-  workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in several})
+  # Starts, shares and seeds can be added to a sweep; training options must not change.
+  extensible = ("fractions", "seeds", "inits", "methods", "folder")
+  workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in extensible})
   jobs = plan(config, workdir)
   show = launcher.Show(
     key="sweep",
     begins=lambda job: f"{job.name} begins",
-    ended=lambda job, why: _said(job, workdir, why),
+    ended=lambda job, why: _end_line(job, workdir, why),
     collect=lambda failed: collect(jobs, workdir, failed),
     rows=rows,
     page=page,
   )
-  tuned = [job for job in jobs if job.method]
-  first = len(jobs) - len(tuned)
+  finetunings = [job for job in jobs if job.method]
+  n_pretrainings = len(jobs) - len(finetunings)
   opening = [
-    f"starts    {', '.join(dict.fromkeys(job.init for job in tuned))}",
-    f"labels    {', '.join(dict.fromkeys(job.fraction for job in tuned))}",
-    f"runs      {len(tuned)}" + (f", after {first} pretraining" if first else ""),
+    f"starts    {', '.join(dict.fromkeys(job.init for job in finetunings))}",
+    f"labels    {', '.join(dict.fromkeys(job.fraction for job in finetunings))}",
+    f"runs      {len(finetunings)}"
+    + (f", after {n_pretrainings} pretraining" if n_pretrainings else ""),
     f"workdir   {workdir}",
     "",
   ]
@@ -91,10 +92,10 @@ def run(
 
 
 def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
-  """The runs of a sweep: pretrainings, then every seed and fold with all its shares and starts.
+  """Lists the runs of a sweep: pretrainings, then all shares and starts of every seed and fold.
 
   Raises:
-    UserError: a mistake in `inits`, `fractions`, `seeds`, `folds`, `methods` or what is handed on.
+    UserError: a mistake in `inits`, `fractions`, `seeds`, `folds`, `methods` or of the runs.
   """
   folder = pathlib.Path(os.path.relpath(config["folder"]))
   seeds = [launcher.seed(text) for text in config["seeds"]]
@@ -102,9 +103,9 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
   folds = folds_of(config["folds"])
   if "," in str(workdir):
     raise UserError(f"--workdir={workdir} has a comma, which separates options; choose another")
-  before: list[Job] = []
+  pretrainings: list[Job] = []
   paths: dict[str, str] = {}
-  args: dict[str, str] = {}  # of the fine-tunings of a start
+  args: dict[str, str] = {}  # options of the fine-tunings of a start
   for name, path, arg in config["inits"]:
     if not re.fullmatch(r"[\w.-]+", name) or name in paths or (path == "") != (name == "scratch"):
       raise UserError(
@@ -115,8 +116,8 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
     if path.endswith(".py"):
       file = folder / path if (folder / path).is_file() else pathlib.Path(path)
       job = Job(f"pretrain-{name}", (f"--config={file}:{arg}",), name)
-      _ = job.config  # a mistake is said before anything runs
-      before.append(job)
+      _ = job.config  # raises on a mistake before anything runs
+      pretrainings.append(job)
       paths[name] = str(workdir / job.name)
       continue
     args[name] = arg
@@ -125,32 +126,34 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
         f"config.inits has {name}={path}, which is neither a run's workdir nor a "
         "file of weights nor a config"
       )
-  begin = {job.init: (job.name,) for job in before}
-  # The network that scratch has as well.
-  like = next(
+  pretraining_of = {job.init: (job.name,) for job in pretrainings}
+  # The start whose network `scratch` uses as well.
+  network_source = next(
     (
-      n
-      for n, p in paths.items()
-      if n in begin or (pathlib.Path(p).expanduser() / "config.json").is_file()
+      name
+      for name, path in paths.items()
+      if name in pretraining_of or (pathlib.Path(path).expanduser() / "config.json").is_file()
     ),
     "",
   )
   methods = []
-  for name, file, own in config["methods"]:
-    whole = overrides.resolve(
-      [f"--config={folder / file}:{','.join(filter(None, [config['arg'], own]))}"]
+  for name, file, method_arg in config["methods"]:
+    method_config = overrides.resolve(
+      [f"--config={folder / file}:{','.join(filter(None, [config['arg'], method_arg]))}"]
     )
-    # What learns from images without labels, too, has all of them.
-    option = "labelled" if "labelled" in whole["data"] else "subset"
-    methods.append((name, folder / file, own, option))
+    # Semi-supervised methods keep all images and get labels of a share of them.
+    option = "labelled" if "labelled" in method_config["data"] else "subset"
+    methods.append((name, folder / file, method_arg, option))
   jobs = []
-  for seed, fold, share, of, init in itertools.product(seeds, folds, fractions, methods, paths):
-    method, file, own, option = of
+  for seed, fold, share, method_spec, init in itertools.product(
+    seeds, folds, fractions, methods, paths
+  ):
+    method, file, method_arg, option = method_spec
     path = paths[init]
-    start = path or paths.get(like, "")
+    start = path or paths.get(network_source, "")
     items = [
       config["arg"],
-      own,
+      method_arg,
       args.get(init, ""),
       f"init={start}" if start else "",
       "" if (option, share) == ("subset", "100 %") else f"{option}={share}",
@@ -160,7 +163,7 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
     ]
     flags = [f"--config={file}:{','.join(filter(None, items))}"]
     if start and not path:
-      flags.append("--config.init.path=")  # the network, not its weights
+      flags.append("--config.init.path=")  # the network without its weights
     name = "-".join(
       [
         *([] if method == "finetune" else [method]),
@@ -179,17 +182,17 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
         share,
         seed,
         fold,
-        needs=begin.get(init if path else like, ()),
+        needs=pretraining_of.get(init if path else network_source, ()),
       )
     )
-  return [*before, *jobs]
+  return [*pretrainings, *jobs]
 
 
 def fraction(text: Any) -> str:
-  """`10` and `10 %` as `10 %`; `16 per class` as it is."""
-  found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", str(text))
-  if found and 0 < float(found[1]) <= 100:
-    return f"{float(found[1]):g} %"
+  """Normalizes a share of the labels: `10` and `10 %` to `10 %`; keeps `16 per class`."""
+  match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", str(text))
+  if match and 0 < float(match[1]) <= 100:
+    return f"{float(match[1]):g} %"
   if re.fullmatch(r"\s*[1-9]\d*\s+per\s+class\s*", str(text)):
     return " ".join(str(text).split())
   raise UserError(
@@ -199,11 +202,11 @@ def fraction(text: Any) -> str:
 
 
 def folds_of(text: Any) -> list[str]:
-  """`5` as `1 of 5`, `2 of 5`, ...; `5 by image` likewise; nothing as one run on the splits."""
-  found = re.fullmatch(r"\s*(\d+)((?:\s+by\s+image)?)\s*", str(text))
-  if found and int(found[1]) > 1:
+  """Expands `5` to `1 of 5`, `2 of 5`, ..., also `5 by image`; empty: one run on the splits."""
+  match = re.fullmatch(r"\s*(\d+)((?:\s+by\s+image)?)\s*", str(text))
+  if match and int(match[1]) > 1:
     return [
-      f"{k} of {found[1]}{' by image' if found[2] else ''}" for k in range(1, int(found[1]) + 1)
+      f"{k} of {match[1]}{' by image' if match[2] else ''}" for k in range(1, int(match[1]) + 1)
     ]
   if not text:
     return [""]
@@ -213,14 +216,14 @@ def folds_of(text: Any) -> list[str]:
 def collect(
   jobs: Sequence[Job], workdir: pathlib.Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-  """All of a sweep: a row for every run, a point for every curve and share, what is common."""
-  read = transfer_results.read(jobs, workdir)
-  listed: list[dict[str, Any]] = []
+  """Facts of a sweep: a row for every run, a point for every curve and share, common facts."""
+  runs = transfer_results.read(jobs, workdir)
+  run_rows: list[dict[str, Any]] = []
   common: dict[str, Any] = {}
   sets: dict[str, Any] = {}
-  ended: dict[tuple[str, str], dict[tuple[int, str], Run]] = {}
+  finished: dict[tuple[str, str], dict[tuple[int, str], Run]] = {}
   for job in jobs:
-    run = read[job.name]
+    run = runs[job.name]
     row = transfer_results.row(job, run, workdir, failed.get(job.name)) | {
       "curve": job.curve if job.method else "",
       "init": job.init,
@@ -228,9 +231,9 @@ def collect(
       "seed": job.seed,
       **({"fold": job.fold} if job.fold else {}),
     }
-    listed.append(row)
+    run_rows.append(row)
     if job.method and row["status"] == "finished":
-      ended.setdefault((job.curve, job.fraction), {})[job.seed, job.fold] = run
+      finished.setdefault((job.curve, job.fraction), {})[job.seed, job.fold] = run
       sets |= {k: v for k, v in transfer_results.sets(run).items() if k not in sets}
       common = common or {
         "model": model_name(run),
@@ -239,46 +242,46 @@ def collect(
         "device": run.fact("device"),
         "data": run.fact("data", "train", "name"),
       }
-  tuned = [job for job in jobs if job.method]
-  reference = tuned[0].curve
+  finetunings = [job for job in jobs if job.method]
+  reference = finetunings[0].curve
   points = []
-  for curve in dict.fromkeys(job.curve for job in tuned):
-    for share in dict.fromkeys(job.fraction for job in tuned):
-      if (curve, share) in ended:
-        points.append(_point(curve, share, ended, reference))
+  for curve in dict.fromkeys(job.curve for job in finetunings):
+    for share in dict.fromkeys(job.fraction for job in finetunings):
+      if (curve, share) in finished:
+        points.append(_point(curve, share, finished, reference))
   return {
     "reference": reference,
-    "curves": list(dict.fromkeys(j.curve for j in tuned)),
-    "fractions": list(dict.fromkeys(j.fraction for j in tuned)),
-    "seeds": list(dict.fromkeys(j.seed for j in tuned)),
-    "folds": len({j.fold for j in tuned} - {""}),
-    "by_image": any(j.fold.endswith("by image") for j in tuned),
+    "curves": list(dict.fromkeys(job.curve for job in finetunings)),
+    "fractions": list(dict.fromkeys(job.fraction for job in finetunings)),
+    "seeds": list(dict.fromkeys(job.seed for job in finetunings)),
+    "folds": len({job.fold for job in finetunings} - {""}),
+    "by_image": any(job.fold.endswith("by image") for job in finetunings),
     "sets": sets,
     **common,
     "points": points,
-    "rows": listed,
+    "rows": run_rows,
   }
 
 
 def _point(
   curve: str,
   share: str,
-  ended: Mapping[tuple[str, str], Mapping[tuple[int, str], Run]],
+  finished: Mapping[tuple[str, str], Mapping[tuple[int, str], Run]],
   reference: str,
 ) -> dict[str, Any]:
-  """What all seeds and folds of a curve came to with one share of the labels."""
-  found = ended[curve, share]
-  each = [transfer_results.judged(run) for run in found.values()]
-  labelled = [n for run in found.values() if (n := transfer_results.labelled(run)) is not None]
-  folds = any(fold for _, fold in found)
+  """Results of all seeds and folds of a curve at one share of the labels."""
+  runs = finished[curve, share]
+  results = [transfer_results.judged(run) for run in runs.values()]
+  labelled = [n for run in runs.values() if (n := transfer_results.labelled(run)) is not None]
+  has_folds = any(fold for _, fold in runs)
   sets: dict[str, dict[str, Any]] = {}
-  for name, metrics in each[0].items():
+  for name, metrics in results[0].items():
     for metric in metrics:
-      value = transfer_results.over_seeds([one.get(name, {}).get(metric) for one in each])
-      if value and folds:  # whose range is that of small test sets
+      value = transfer_results.over_seeds([result.get(name, {}).get(metric) for result in results])
+      if value and has_folds:  # the range over folds reflects their small test sets
         value |= dict.fromkeys(("low", "high"), math.nan)
         if metric in transfer_results.PAIRED:
-          value |= transfer_results.interval(transfer_results.mean(name, metric, [*found.values()]))
+          value |= transfer_results.interval(transfer_results.mean(name, metric, [*runs.values()]))
       sets.setdefault(name, {})[metric] = value
   return {
     "curve": curve,
@@ -287,41 +290,41 @@ def _point(
     "sets": sets,
     "gains": {}
     if curve == reference
-    else transfer_results.gains(found, ended.get((reference, share), {})),
-    "ensembles": _ensembles(found, list(sets)),
+    else transfer_results.gains(runs, finished.get((reference, share), {})),
+    "ensembles": _ensemble_metrics(runs, list(sets)),
   }
 
 
-def _ensembles(found: Mapping[tuple[int, str], Run], names: Sequence[str]) -> dict[str, Any]:
-  """`{evaluator: {metric: interval}}` of the seeds together; nothing of one, nor of folds."""
-  if len(found) < 2 or any(fold for _, fold in found):
-    return {}  # another seed divides into other folds
-  made = {name: transfer_results.ensemble(name, [*found.values()]) for name in names}
+def _ensemble_metrics(runs: Mapping[tuple[int, str], Run], names: Sequence[str]) -> dict[str, Any]:
+  """`{evaluator: {metric: interval}}` of the ensemble of seeds; empty for one seed or folds."""
+  if len(runs) < 2 or any(fold for _, fold in runs):
+    return {}  # folds differ between seeds
+  results = {name: transfer_results.ensemble(name, [*runs.values()]) for name in names}
   return {
-    name: {metric: transfer_results.interval(value) for metric, value in judged.items()}
-    for name, judged in made.items()
-    if judged
+    name: {metric: transfer_results.interval(value) for metric, value in metrics.items()}
+    for name, metrics in results.items()
+    if metrics
   }
 
 
-def _said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
-  """A run's end in a line."""
+def _end_line(job: Job, workdir: pathlib.Path, why: str | None) -> str:
+  """Log line at the end of a run."""
   if why:
     return f"{job.name}: failed: {why}"
   run = transfer_results.read([job], workdir)[job.name]
   row = transfer_results.row(job, run, workdir, why)
   parts = [
-    f"{metric} {format.decimal(found[metric]['value'])}"
-    for found in row.get("sets", {}).values()
+    f"{metric} {format.decimal(metrics[metric]['value'])}"
+    for metrics in row.get("sets", {}).values()
     for metric in ("auroc", "accuracy")
-    if metric in found
+    if metric in metrics
   ]
   took = format.duration(row.get("total_s")) or "finished"
   return f"{job.name}: {took}; {', '.join(parts)}" if parts else f"{job.name}: {took}"
 
 
 def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-  """A header and a line for every run, test set and metric; a run that failed has one line."""
+  """CSV rows: a header and a line for every run, test set and metric; one for a failed run."""
   yield (
     "curve",
     "init",
@@ -341,8 +344,8 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     "run",
   )
   for point in found["points"]:
-    for name, judged in point["ensembles"].items():
-      for metric, value in judged.items():
+    for name, metrics in point["ensembles"].items():
+      for metric, value in metrics.items():
         yield [
           point["curve"],
           "",
@@ -372,8 +375,8 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     end = [cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
     lines = [
       (name, metric, value)
-      for name, judged in (row.get("sets") or {}).items()
-      for metric, value in judged.items()
+      for name, metrics in (row.get("sets") or {}).items()
+      for metric, value in metrics.items()
     ]
     for name, metric, value in lines or [("", "", {})]:
       yield [*start, name, metric, *(cell(value.get(k)) for k in ("value", "low", "high")), *end]

@@ -1,4 +1,4 @@
-"""Keeps training away from the patients and the images that judge it."""
+"""Leakage checks: patients and images shared by training and test data."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from cxrjax.training import learnt_from
 from cxrjax.training.init_params import KEY
 
 CHOICES = ("error", "allow")
-FIRST, PAIRS = 0.85, 1000  # at the start of a run: least first correlation, most pairs looked at
+FIRST, PAIRS = 0.85, 1000  # at the start of a run: least first correlation, most pairs compared
 
 
 def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) -> list[str]:
-  """Refuses test images of patients that are learnt from; returns a remark for each evaluation.
+  """Refuses test images of training patients; returns a remark for each evaluation.
 
   Args:
-    train: the source that is learnt from.
-    evaluations: what judges the run, by name; only their test images count.
+    train: the training source.
+    evaluations: evaluation data by name; only their test images count.
     choice: `config.data.shared_patients`, "error" or "allow".
 
   Raises:
-    UserError: there are such patients, and `choice` is "error".
+    UserError: patients are shared and `choice` is "error".
   """
   if choice not in CHOICES:
     raise UserError(
       f"config.data.shared_patients={choice!r} is no option{suggest(str(choice), CHOICES)}"
     )
-  learnt = patient_splits.patient_keys(train)
-  seen, told = set(learnt) - {""}, leakage.known(learnt, train.info)
+  train_keys = patient_splits.patient_keys(train)
+  train_patients, train_known = set(train_keys) - {""}, leakage.known(train_keys, train.info)
   remarks = []
   for name, data in evaluations.items():
-    test, info = test_patients(data)
-    rows = [i for i, key in enumerate(test) if key in seen]
-    both = len({test[i] for i in rows})
-    if both and choice == "error":
+    test_keys, info = test_patients(data)
+    rows = [i for i, key in enumerate(test_keys) if key in train_patients]
+    n_shared = len({test_keys[i] for i in rows})
+    if n_shared and choice == "error":
       raise UserError(
-        f"{both} patients ({len(rows)} images, e.g. {data.ids('test')[rows[0]]}) of "
+        f"{n_shared} patients ({len(rows)} images, e.g. {data.ids('test')[rows[0]]}) of "
         f"config.evals.{name}'s test split are in the training data {train.info.name} "
         f"[{train.info.split}], so results would flatter; train on another split, or set "
         "config.data.shared_patients='allow'"
@@ -51,10 +51,10 @@ def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) ->
     remarks.append(
       f"{name}: "
       + leakage.said(
-        both,
-        (leakage.known(test, info), told),
+        n_shared,
+        (leakage.known(test_keys, info), train_known),
         ("test images", "training images"),
-        some=f"{both} of {len(set(test) - {''})} test patients are in the training data",
+        some=f"{n_shared} of {len(set(test_keys) - {''})} test patients are in the training data",
         none="no patient of the test images is in the training data",
         whether="whether a patient of the test images is in the training data",
       )
@@ -63,20 +63,20 @@ def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) ->
 
 
 def test_patients(data: Data) -> tuple[list[str], SourceInfo]:
-  """Keys of the test images' patients, and the source they come from."""
+  """Patient keys of the test images, and the info of their source."""
   key, rows = data.rows["test"]
   keys = patient_splits.patient_keys(data.images[key])
   return [keys[i] for i in rows.tolist()], data.images[key].info
 
 
 def near_duplicates(loader: Any, evaluations: Mapping[str, Data], threshold: float) -> list[str]:
-  """Remarks on test images that are nearly the same as a training image.
+  """Remarks on test images that are near-duplicates of a training image.
 
   Args:
-    loader: of the training images; only decoded ones are looked at.
-    evaluations: what judges the run, by name.
-    threshold: `config.data.near_duplicates`, a correlation (see `cxrjax.audit.duplicates`); 0 does
-      not look. A run looks closely at the likeliest pairs only, an audit at all.
+    loader: of the training images; only decoded ones are compared.
+    evaluations: evaluation data by name.
+    threshold: `config.data.near_duplicates`, a correlation (see `cxrjax.audit.duplicates`); 0 skips
+      the check. A run compares only the likeliest pairs closely, an audit all.
   """
   if not threshold:
     return []
@@ -91,21 +91,21 @@ def near_duplicates(loader: Any, evaluations: Mapping[str, Data], threshold: flo
   remarks = []
   for name, data in evaluations.items():
     key, rows = data.rows["test"]
-    found = duplicates.across(
+    pairs = duplicates.across(
       train, duplicates.of_images(data.images[key], rows), threshold, FIRST, limit=PAIRS
     )
-    if not len(found.i):
+    if not len(pairs.i):
       remarks.append(
         f"{name}: no near-duplicate of a training image was found among the test images"
       )
       continue
-    best = int(np.argmax(found.r))
-    a = loader.images.table.ids[int(found.i[best])]
-    b = data.images[key].table.ids[int(rows[int(found.j[best])])]
+    best = int(np.argmax(pairs.r))
+    train_id = loader.images.table.ids[int(pairs.i[best])]
+    test_id = data.images[key].table.ids[int(rows[int(pairs.j[best])])]
     remarks.append(
-      f"{name}: {len(set(found.j.tolist()))} of {len(rows)} test images are near-duplicates of "
-      f"training images (their detail correlates at {threshold:g} or more), e.g. {b} of {a} at "
-      f"{found.r[best]:.3f}; configs/audit.py shows them"
+      f"{name}: {len(set(pairs.j.tolist()))} of {len(rows)} test images are near-duplicates of "
+      f"training images (their detail correlates at {threshold:g} or more), e.g. {test_id} of "
+      f"{train_id} at {pairs.r[best]:.3f}; configs/audit.py shows them"
     )
   return remarks
 
@@ -113,20 +113,20 @@ def near_duplicates(loader: Any, evaluations: Mapping[str, Data], threshold: flo
 def seen_before(
   path: str, evaluations: Mapping[str, Any], choice: str, cache_dir: str | None = None
 ) -> list[str]:
-  """Refuses test images that the starting run has learnt from, or whose patients; remarks.
+  """Refuses test images or patients that the initial run was trained on; returns remarks.
 
-  Patients are compared by name and images by what they show: under other names, in other splits
-  and formats an image is the same.
+  Patients are compared by name, images by content: an image with another name, split or file
+  format is still the same.
 
   Args:
     path: `config.init.path`.
-    evaluations: what judges the run, by name.
+    evaluations: evaluation data by name.
     choice: `config.data.shared_patients`, "error" or "allow".
-    cache_dir: `config.data.cache_dir`, where the secret lies.
+    cache_dir: `config.data.cache_dir`, which holds the secret key.
 
   Raises:
-    UserError: there are such patients or images, and `choice` is "error"; or the run's file of
-      them is damaged.
+    UserError: patients or images are shared and `choice` is "error"; or the initial run's record
+      of them is damaged.
   """
   if not path:
     return []
@@ -141,34 +141,34 @@ def seen_before(
   for name, data in evaluations.items():
     if not isinstance(data, Data):
       continue
-    keys, info = test_patients(data)
-    patients = leakage.overlap(before.patients, keys, secret) if len(before.patients) else ()
+    test_keys, info = test_patients(data)
+    patients = leakage.overlap(before.patients, test_keys, secret) if len(before.patients) else ()
+    of_patients = [i for i, k in enumerate(test_keys) if k in (patients or ())]
     key, rows = data.rows["test"]
-    bits = image_hashes.nearest(before.hashes, image_hashes.of_images(data.images[key], rows))
-    same = np.flatnonzero(bits <= image_hashes.SAME).tolist()
-    for found, what in (
-      (
-        [i for i, k in enumerate(keys) if k in (patients or ())],
-        f"are of {len(patients or ())} patients whom {KEY}={path} learnt from",
-      ),
+    distances = image_hashes.nearest(before.hashes, image_hashes.of_images(data.images[key], rows))
+    same = np.flatnonzero(distances <= image_hashes.SAME).tolist()
+    for leaked, reason in (
+      (of_patients, f"are of {len(patients or ())} patients whom {KEY}={path} learnt from"),
       (same, f"are among those that {KEY}={path} learnt from"),
     ):
-      if found and choice == "error":
+      if leaked and choice == "error":
         raise UserError(
-          f"{len(found)} of the {len(keys)} images of config.evals.{name}'s test split {what}, "
-          f"e.g. {data.ids('test')[found[0]]}, so results would flatter; start from a run on the "
-          "same data with the same split and patients (data.csv, data.patient_column), or set "
-          "config.data.shared_patients='allow'"
+          f"{len(leaked)} of the {len(test_keys)} images of config.evals.{name}'s test split "
+          f"{reason}, e.g. {data.ids('test')[leaked[0]]}, so results would flatter; start from a "
+          "run on the same data with the same split and patients (data.csv, data.patient_column), "
+          "or set config.data.shared_patients='allow'"
         )
-    remarks.append(f"{name}: " + _patients(patients, leakage.known(keys, info), before, path))
-    remarks.append(f"{name}: " + _images(len(same), len(keys), before, path))
+    remarks.append(
+      f"{name}: " + _patient_remark(patients, leakage.known(test_keys, info), before, path)
+    )
+    remarks.append(f"{name}: " + _image_remark(len(same), len(test_keys), before, path))
   return remarks
 
 
-def _patients(
-  shared: Sequence[str] | None, test: leakage.Known, before: learnt_from.Learnt, path: str
+def _patient_remark(
+  shared: Sequence[str] | None, test_known: leakage.Known, before: learnt_from.Learnt, path: str
 ) -> str:
-  """What is said of the patients whom a run has learnt from."""
+  """Remark on test patients that the initial run was trained on."""
   if shared is None:
     return (
       f"whether {path} learnt from a patient of the test images could not be checked: it "
@@ -177,7 +177,7 @@ def _patients(
     )
   return leakage.said(
     len(shared),
-    (test, before.known),
+    (test_known, before.known),
     ("test images", f"images that {path} learnt from"),
     some=f"{len(shared)} of its test patients are among those that {path} learnt from",
     none=f"no patient of the test images is among those that {path} learnt from",
@@ -185,10 +185,10 @@ def _patients(
   )
 
 
-def _images(same: int, total: int, before: learnt_from.Learnt, path: str) -> str:
-  """What is said of the test images that a run has learnt from."""
-  if same:
-    return f"{same} of {total} test images are among those that {path} learnt from"
+def _image_remark(n_same: int, total: int, before: learnt_from.Learnt, path: str) -> str:
+  """Remark on test images that the initial run was trained on."""
+  if n_same:
+    return f"{n_same} of {total} test images are among those that {path} learnt from"
   if before.unseen:
     return (
       f"whether {path} learnt from a test image could not be checked, as it streamed "

@@ -48,7 +48,7 @@ CHOSEN = "chosen"  # an evaluator's `every`: once, after training, on the best c
 
 
 class Run:
-  """Everything a run is made of, built from its config. Reads top to bottom."""
+  """All parts of a training run, built from its config: data, trainer, evaluators."""
 
   def __init__(self, config: Mapping[str, Any], progress: bool = True) -> None:
     self.config = config
@@ -58,7 +58,7 @@ class Run:
       raise UserError(f"config.batch_size={batch_size} must be at least 1")
     self.mesh = sharding.make_mesh(config["mesh"]["fsdp"])
 
-    recipe = build(config["views"], "Recipe", "config.views")  # its mistakes are cheap to find
+    recipe = build(config["views"], "Recipe", "config.views")  # first, as it fails cheaply
     recipe.check(config["data"]["size"])
     data = config["data"]
     masked, segmenter = pseudo_masks.wanted(data.get("masks"))
@@ -87,11 +87,11 @@ class Run:
       "progress": self.progress,
     }
     self.masks_owned: int | None = None
-    learnt: Source | Images = source
-    if segmenter:  # all images are decoded and get their masks before the loader sees them
+    training_data: Source | Images = source
+    if segmenter:  # masks are predicted for all decoded images before the loader starts
       images = sources.load_images(source, **options)
       self.masks_owned = pseudo_masks.count(images)
-      learnt = pseudo_masks.fill(
+      training_data = pseudo_masks.fill(
         images,
         segmenter,
         cache_dir=options["cache_dir"],
@@ -100,7 +100,7 @@ class Run:
         look=[options["fit"], options["window"]],
       )
     self.loader = Loader(
-      learnt,
+      training_data,
       batch_size=batch_size,
       seed=seed,
       mesh=self.mesh,
@@ -130,14 +130,15 @@ class Run:
     self.trainer = dataclasses.replace(trainer, start=weights)
     self.spec = self.trainer.batch_spec(self.loader.data, self.loader[0])
 
-    steps = functools.partial(self._every, config)
-    self.log_every, self.save_every = steps("log_every"), steps("checkpoint.every")
+    interval = functools.partial(self._interval, config)
+    self.log_every, self.save_every = interval("log_every"), interval("checkpoint.every")
     self.evaluators = {
       name: build(spec, "Evaluator", f"config.evals.{name}")
       for name, spec in config["evals"].items()
     }
 
-  def _every(self, config: Mapping[str, Any], key: str) -> int:
+  def _interval(self, config: Mapping[str, Any], key: str) -> int:
+    """Steps of the interval at the dotted `key` of the config, at least 1."""
     value: Any = config
     for part in key.split("."):
       value = value[part]
@@ -145,7 +146,7 @@ class Run:
 
   @functools.cached_property
   def eval_data(self) -> dict[str, Any]:
-    """Every evaluator's images, decoded once; in every process, which all compute every result."""
+    """Decoded images of every evaluator, in every process, as all compute every result."""
     cache = self.config["data"]["cache_dir"] or None
     return {
       name: e.load(cache_dir=cache, progress=self.progress) for name, e in self.evaluators.items()
@@ -156,11 +157,11 @@ class Run:
     return self.encoder.encode(params, x).cls
 
   def predict(self, params: Any, x: jax.Array) -> jax.Array:
-    """The method's own predictions."""
+    """Predictions of the method's network."""
     return self.method.predict(params, x)
 
   def judge(self, name: str, state: State) -> Any:
-    """What an evaluator finds, of the encoder's features or of the method's predictions."""
+    """Runs an evaluator on the encoder's features or on the method's predictions."""
     evaluator, data = self.evaluators[name], self.eval_data[name]
     if getattr(evaluator, "judges", "features") == "features":
       function, params = self.encode, self.method.encoder_params
@@ -170,32 +171,34 @@ class Run:
 
   @functools.cached_property
   def leaks(self) -> list[str]:
-    """Remarks on patients and images that are learnt from and judge as well."""
+    """Remarks on patients and images shared by training and evaluation."""
     data = self.config["data"]
-    judges = {name: d for name, d in self.eval_data.items() if isinstance(d, Data)}
+    evaluations = {
+      name: eval_data for name, eval_data in self.eval_data.items() if isinstance(eval_data, Data)
+    }
     choice = data.get("shared_patients", "error")
     path = (self.config.get("init") or {}).get("path", "")
-    # What only chooses the checkpoint may have been among what was learnt from without labels.
+    # Validation images only choose the checkpoint: pretraining may have seen them, unlabelled.
     tests = {
-      name: d
-      for name, d in judges.items()
+      name: eval_data
+      for name, eval_data in evaluations.items()
       if getattr(self.evaluators[name], "part", "test") == "test"
     }
     return [
-      *leakage_checks.shared_patients(self.source, judges, choice),
+      *leakage_checks.shared_patients(self.source, evaluations, choice),
       *leakage_checks.seen_before(path, tests, choice, data["cache_dir"] or None),
-      *leakage_checks.near_duplicates(self.loader, judges, data.get("near_duplicates", 0)),
+      *leakage_checks.near_duplicates(self.loader, evaluations, data.get("near_duplicates", 0)),
     ]
 
   def describe(self) -> dict[str, Any]:
-    """Facts for the report and for the lines printed before the run."""
+    """Facts for the report and for the summary printed before the run."""
     evals = {name: e.describe(self.eval_data[name]) for name, e in self.evaluators.items()}
     shapes = self.trainer.abstract(self.spec)
     encoder = self.method.encoder_params(shapes["params"], shapes["extra"])
     device = self.mesh.devices.flat[0]
-    at = {
-      n: tabulate(s, self.clock.total_steps)
-      for n, s in {**self.optimizer.schedules, **self.method.schedules}.items()
+    schedules = {
+      name: tabulate(schedule, self.clock.total_steps)
+      for name, schedule in {**self.optimizer.schedules, **self.method.schedules}.items()
     }
     return {
       "device": {
@@ -217,7 +220,7 @@ class Run:
       "steps": self.clock.total_steps,
       "epochs": self.clock.epoch(self.clock.total_steps),
       "batch_size": self.clock.batch_size,
-      "schedules": {name: {"step": s, "value": v} for name, (s, v) in at.items()},
+      "schedules": {n: {"step": step, "value": value} for n, (step, value) in schedules.items()},
       **self.started,
     }
 
@@ -247,20 +250,20 @@ class Run:
     }
 
   def _describe_masks(self) -> dict[str, Any]:
-    """Where the images' lung masks are from, in numbers of images."""
+    """Number of images by the origin of their lung mask."""
     if self.masks_owned is None:
       return {}
     _, segmenter = pseudo_masks.wanted(self.config["data"]["masks"])
-    rest = self.loader.num_examples - self.masks_owned
-    found = {"published": self.masks_owned}
-    return {"lung_masks": found | ({f"predicted by {segmenter}" if segmenter else "none": rest})}
+    others = f"predicted by {segmenter}" if segmenter else "none"
+    counts = {"published": self.masks_owned, others: self.loader.num_examples - self.masks_owned}
+    return {"lung_masks": counts}
 
 
 def labels_of(table: Any, info: Any) -> Labels:
-  """What the training images' labels are.
+  """Classes of the training images, with their positive and known counts.
 
   Raises:
-    UserError: a label that is neither 0 nor 1 nor unknown.
+    UserError: a label is neither 0 nor 1 nor unknown.
   """
   wrong = np.argwhere(~(np.isnan(table.labels) | np.isin(table.labels, (0, 1))))
   if len(wrong):
@@ -280,37 +283,37 @@ def labels_of(table: Any, info: Any) -> Labels:
 
 
 def untaught(labels: Labels) -> list[str]:
-  """Remarks on classes that no training image has."""
-  none = [name for name, n in zip(labels.classes, labels.positive, strict=True) if not n]
-  return (
-    [
-      f"no training image has the class {name!r}: its output is not taught, and means over "
-      "classes include it"
-      for name in none
-    ]
-    if any(labels.known)
-    else []
-  )
+  """Remarks on classes without a positive training image."""
+  if not any(labels.known):
+    return []
+  absent = [name for name, n in zip(labels.classes, labels.positive, strict=True) if not n]
+  return [
+    f"no training image has the class {name!r}: its output is not taught, and means over "
+    "classes include it"
+    for name in absent
+  ]
 
 
 def remarks(facts: Mapping[str, Any]) -> list[str]:
-  """What is to be known of the data before training: of each remark the first."""
+  """Remarks on the data to print before training, each once."""
   sets = facts["data"]
-  found = dict.fromkeys(sets["train"]["notes"])
-  for name, of in sets.items():
-    if name != "train":
-      parts = [of, *(part for part in of.values() if isinstance(part, Mapping))]
-      found |= {
-        f"{name}: {note}": None
-        for part in parts
-        for note in part.get("notes", ())
-        if note not in sets["train"]["notes"]
-      }
-  return list(found)
+  train_notes = sets["train"]["notes"]
+  notes = dict.fromkeys(train_notes)
+  for name, dataset in sets.items():
+    if name == "train":
+      continue
+    parts = [dataset, *(part for part in dataset.values() if isinstance(part, Mapping))]
+    notes |= {
+      f"{name}: {note}": None
+      for part in parts
+      for note in part.get("notes", ())
+      if note not in train_notes
+    }
+  return list(notes)
 
 
 def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
-  """What the run will do, in a few lines."""
+  """Summary of the run, printed before it starts."""
   data, model, device = facts["data"]["train"], facts["model"], facts["device"]
   flops = model["flops_per_image"]
   lines = [
@@ -327,14 +330,15 @@ def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
 
 
 def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
-  """Those that judge the run as it goes."""
+  """Evaluators that run during training, by name."""
 
   def evaluation(name: str, evaluator: Any) -> Evaluation:
     def evaluate(step: int, state: State) -> float | None:
       result = run.judge(name, state)
       encoder = "random" if step == 0 else "trained"
       _record(writer, step, run.clock.epoch(step), name, encoder, result)
-      _write_page(writer.workdir, jax.process_index() == 0)  # to look at while it runs
+      # The page can be read during training.
+      _write_page(writer.workdir, jax.process_index() == 0)
       score = getattr(result, "scores", {}).get(run.config["checkpoint"]["score"])
       return None if score is None or np.isnan(score) else score
 
@@ -344,13 +348,13 @@ def _evaluations(run: Run, writer: Writer) -> dict[str, Evaluation]:
   return {name: evaluation(name, e) for name, e in run.evaluators.items() if e.every != CHOSEN}
 
 
-def _judge_chosen(
+def _evaluate_chosen(
   run: Run, writer: Writer, checkpoints: Checkpoints, outcome: TrainResult
 ) -> State:
-  """Judges the checkpoint with the best score by the evaluators that wait for it.
+  """Runs the evaluators that wait for the end of training, on the checkpoint with the best score.
 
   Returns:
-    That checkpoint's state; the last one where no evaluator waits.
+    That checkpoint's state; the last state where no evaluator waits.
   """
   waiting = [name for name, e in run.evaluators.items() if e.every == CHOSEN]
   if not waiting or outcome.stopped:
@@ -362,14 +366,14 @@ def _judge_chosen(
     state = checkpoints.load(step, run.trainer.abstract(run.spec))
   score = run.config["checkpoint"]["score"]
   for name in waiting:
-    if not _known(writer, name, "trained"):
+    if not _has_result(writer, name, "trained"):
       _record(writer, step, run.clock.epoch(step), name, "trained", run.judge(name, state))
   writer.facts(chosen={"step": step, "by": score, "evaluators": waiting})
   return state
 
 
 def _record(writer: Writer, step: int, epoch: float, name: str, encoder: str, result: Any) -> None:
-  """The newest scores for ROC curves and confusion matrices, then metrics: these say it is done."""
+  """Writes scores (for ROC curves) and facts, then metrics, which mark the evaluation as done."""
   threshold = result.facts.get("linear", {}).get("threshold")
   extra = {} if threshold is None else {"threshold": np.asarray(threshold)}
   writer.arrays(f"scores_{name}_{encoder}", **result.arrays, **extra)
@@ -377,19 +381,19 @@ def _record(writer: Writer, step: int, epoch: float, name: str, encoder: str, re
   writer.results(step, epoch, name, encoder, result.metrics)
 
 
-def _floors(run: Run, writer: Writer) -> None:
-  """What pixels alone can do, once, beside the encoders."""
+def _evaluate_floors(run: Run, writer: Writer) -> None:
+  """Evaluates the thumbnail baseline of every evaluator, once per run."""
   for name, evaluator in run.evaluators.items():
-    if not _known(writer, name, "floor"):
+    if not _has_result(writer, name, "floor"):
       _record(writer, 0, 0.0, name, "floor", evaluator.floor(run.eval_data[name]))
 
 
-def _known(writer: Writer, name: str, encoder: str) -> bool:
-  """Whether a run that was stopped has written a result; process 0 looks, all processes agree."""
-  known = writer.has(name, encoder)
+def _has_result(writer: Writer, name: str, encoder: str) -> bool:
+  """Whether a result was written before the run was stopped; process 0 decides for all."""
+  exists = writer.has(name, encoder)
   if jax.process_count() > 1:
-    known = bool(multihost_utils.broadcast_one_to_all(np.bool_(known)))
-  return known
+    exists = bool(multihost_utils.broadcast_one_to_all(np.bool_(exists)))
+  return exists
 
 
 def run(
@@ -398,28 +402,29 @@ def run(
   command: str = "",
   say: Callable[[str], None] = say,
 ) -> int:
-  """Runs `config` in `workdir` to its end; returns the exit status.
+  """Trains `config` in `workdir` and writes the report; returns the exit status.
 
-  0 finished (now or before); 128 + signal where a signal stopped it after saving.
+  0: finished, now or before; 128 + signal: stopped by a signal, after saving.
 
   Raises:
-    UserError: what the user can mend; the workdir keeps all that was saved.
+    UserError: an error that the user can fix; the workdir keeps all that was saved.
   """
-  main = jax.process_index() == 0
-  say = say if main else lambda line: None
+  is_main = jax.process_index() == 0
+  say = say if is_main else lambda line: None
   if _finished(config, workdir):
-    written = workdir / "report.html"
-    if main and not _newer(written, workdir / FACTS):  # killed after the run, before its page
-      _write_page(workdir, main)
-    say(f"{workdir} holds a finished run of this config; its report is {written}")
+    page_path = workdir / "report.html"
+    # The process may have been killed after the run, before it wrote the page.
+    if is_main and not _is_newer(page_path, workdir / FACTS):
+      _write_page(workdir, is_main)
+    say(f"{workdir} holds a finished run of this config; its report is {page_path}")
     return 0
   run = Run(config)
-  begun = begin(run.trainer, run.loader)
+  pending_start = begin(run.trainer, run.loader)
   facts = run.describe()
   say(announce(facts, workdir))
   for remark in remarks(facts):
     say(f"note: {remark}")
-  with Writer(workdir, active=main) as writer:
+  with Writer(workdir, active=is_main) as writer:
     checkpoints = None
     try:
       writer.facts(
@@ -430,7 +435,7 @@ def run(
         **environment(),
         **facts,
       )
-      if main:
+      if is_main:
         learnt_from.remember(
           run.loader,
           run.source,
@@ -442,7 +447,7 @@ def run(
         workdir / "checkpoints", keep=config["checkpoint"]["keep"], config=config
       )
       writer.arrays("views", **saliency_artifacts.views(run))
-      _floors(run, writer)
+      _evaluate_floors(run, writer)
       health = config["health"]
       outcome = train(
         run.trainer,
@@ -453,7 +458,7 @@ def run(
         evaluations=_evaluations(run, writer),
         log_every=run.log_every,
         save_every=run.save_every,
-        begun=begun,
+        begun=pending_start,
         progress=run.progress,
         say=say,
         watch=DivergenceMonitor(
@@ -462,7 +467,7 @@ def run(
           run.clock.steps(health["grace"], "config.health.grace"),
         ),
       )
-      state = _judge_chosen(run, writer, checkpoints, outcome)
+      state = _evaluate_chosen(run, writer, checkpoints, outcome)
       if not outcome.stopped:
         feature_artifacts.write(run, state, writer)
         for line in saliency_artifacts.write(run, state, writer):
@@ -472,15 +477,15 @@ def run(
         status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks, memory=peak()
       )
     except BaseException as error:
-      peers.tell(error)  # before anything here waits for them
+      peers.tell(error)  # before this process waits for any of them
       if isinstance(error, OSError) and error.errno in FULL:
         error = UserError(
           f"no space left on device ({error.filename or workdir}); free some, then "
           "run the same command again"
         )
       with contextlib.suppress(UserError, OSError):  # a full disk has no room for the page either
-        writer.facts(status=_ended(error), finished=now())
-        _write_page(workdir, main)
+        writer.facts(status=_error_status(error), finished=now())
+        _write_page(workdir, is_main)
       raise error
     finally:
       if checkpoints is not None:
@@ -490,8 +495,8 @@ def run(
       f"stopped by {signal.Signals(outcome.stopped).name} after saving step {outcome.step}; "
       "the same command goes on from there"
     )
-  report = _write_page(workdir, main)
-  if main:
+  report = _write_page(workdir, is_main)
+  if is_main:
     say(terminal.results_table(workdir))
     for remark in terminal.remarks(workdir):
       say(f"note: {remark}")
@@ -500,28 +505,28 @@ def run(
 
 
 def _finished(config: Mapping[str, Any], workdir: pathlib.Path) -> bool:
-  """Whether the workdir's run of this config is over; process 0 looks, all processes agree."""
-  done = False
+  """Whether the workdir holds a finished run of this config; process 0 decides for all."""
+  is_finished = False
   if jax.process_index() == 0:
-    facts = workdir / "run.json"
+    facts_path = workdir / "run.json"
     try:
-      done = (
+      is_finished = (
         workdirs.settle_config(workdir, config)
-        and facts.exists()
-        and files.read_mapping(facts).get("status") == "finished"
+        and facts_path.exists()
+        and files.read_mapping(facts_path).get("status") == "finished"
       )
     except (OSError, files.Damaged) as error:
       raise UserError(
-        f"{facts} cannot be read ({error}); remove it, and the same command goes on "
+        f"{facts_path} cannot be read ({error}); remove it, and the same command goes on "
         "from the last checkpoint"
       ) from error
   if jax.process_count() > 1:
-    done = bool(multihost_utils.broadcast_one_to_all(np.bool_(done)))
-  return done
+    is_finished = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_finished)))
+  return is_finished
 
 
-def _ended(error: BaseException) -> str:
-  """A run's status after an error."""
+def _error_status(error: BaseException) -> str:
+  """Status text of a run that an error ended."""
   if isinstance(error, KeyboardInterrupt):
     return "stopped: SIGINT"
   if isinstance(error, UserError):
@@ -529,9 +534,9 @@ def _ended(error: BaseException) -> str:
   return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _newer(file: pathlib.Path, other: pathlib.Path) -> bool:
+def _is_newer(file: pathlib.Path, other: pathlib.Path) -> bool:
   return file.exists() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
-def _write_page(workdir: pathlib.Path, main: bool) -> pathlib.Path | None:
-  return run_page.write(workdir) if main else None
+def _write_page(workdir: pathlib.Path, is_main: bool) -> pathlib.Path | None:
+  return run_page.write(workdir) if is_main else None

@@ -1,4 +1,4 @@
-"""What a config says of training, built: network, method, optimiser and step, without the data."""
+"""Builds network, method, optimiser and training step from a config, without the data."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from cxrjax.training.train_step import Trainer
 
 
 def learns_from(spec: Mapping[str, Any]) -> str:
-  """What a method declares that it learns from: images alone, their labels, or masks."""
+  """The kind of data that a method declares to learn from: "images", "labels" or "masks"."""
   factory = locate(spec.get("name", ""), "Method", "config.method.name")
   return str(getattr(factory, "learns_from", "images"))
 
 
 def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: Labels) -> Any:
-  """The method of a config; one that learns from labels receives what is known of them."""
-  given = {"labels": labels} if spec.get("name") and learns_from(spec) == "labels" else {}
-  return build(spec, "Method", "config.method", encoder=encoder, clock=clock, **given)
+  """Builds the method of a config; one that learns from labels is given `labels`."""
+  options = {"labels": labels} if spec.get("name") and learns_from(spec) == "labels" else {}
+  return build(spec, "Method", "config.method", encoder=encoder, clock=clock, **options)
 
 
 def build_trainer(
@@ -40,19 +40,19 @@ def build_trainer(
   resident: bool,
   target: Target | None = None,
 ) -> Trainer:
-  """The training step of a config for a mesh, which may be one of devices that are not here.
+  """Builds the training step of a config for a mesh, whose devices need not be attached.
 
   Args:
     config: of a run.
     mesh: over which the batch is split.
-    examples: images that are learnt from.
+    examples: number of training images.
     labels: what is known of their labels.
     fetch: see `Trainer`.
-    resident: the images lie on the devices, so that several steps can be one dispatch.
-    target: what decides types and kernels, by default the mesh's devices.
+    resident: whether the images are on the devices, so that one dispatch can take several steps.
+    target: decides types and kernels; by default the mesh's devices.
 
   Raises:
-    UserError: options that are none, or do not go together.
+    UserError: options are invalid, or do not go together.
   """
   target = target or Target.of(mesh)
   recipe = build(config["views"], "Recipe", "config.views")

@@ -1,7 +1,7 @@
-"""Checkpoints: asynchronous, atomic, plain dicts; the only file that knows orbax.
+"""Asynchronous, atomic checkpoints of plain dicts; the only module that uses orbax.
 
-Every checkpoint has a manifest with checksums of its files, which is written as soon as these are
-complete and held against them before anything of a checkpoint is used; and the config of its run.
+Every checkpoint has a manifest with checksums of its files, written as soon as these are complete
+and verified before anything of the checkpoint is used; and the config of its run.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from cxrjax.core import checksums, files
 from cxrjax.core.errors import UserError
 from cxrjax.training.optimizer import path_names
 
-# One line a save and a policy table a deletion would bury the progress bar; a save that fails logs
-# the same traceback at every level, where this file raises one sentence.
+# Orbax logs a line per save and a policy table per deletion, which would bury the progress bar; for
+# a failed save it logs the same traceback at every level, where this module raises one sentence.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-# More numbers than an optimiser keeps for each parameter; and so many that may be there anyway.
+# Upper limits on what is stored besides the parameters: values per parameter (no optimiser keeps as
+# many), and a total that is always allowed.
 _STATES, _LEAST = 16, 1 << 24
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """`{"params/encoder/cls": array, ...}`: what is written. Keeps no Python types."""
+  """Flattens a tree to `{"params/encoder/cls": array, ...}`, as stored; drops Python types."""
   return dict(zip(jax.tree.leaves(path_names(tree)), jax.tree.leaves(tree), strict=True))
 
 
 def unflatten(template: Any, flat: dict[str, Any]) -> Any:
-  """The inverse, in the structure of `template`."""
+  """Inverse of `flatten`, in the structure of `template`."""
   return jax.tree.map(lambda name: flat[name], path_names(template))
 
 
 class Checkpoints:
-  """The checkpoints of one run, newest and best kept.
+  """The checkpoints of one run; keeps the newest and the best.
 
   Args:
     directory: created if missing.
-    keep: how many of the newest stay; the best by `score` stays as well.
-    config: of the run, which every checkpoint holds; see `config_of`.
+    keep: number of newest checkpoints that are kept, besides the best by `score`.
+    config: of the run, stored in every checkpoint; see `config_of`.
   """
 
   def __init__(
@@ -67,22 +68,22 @@ class Checkpoints:
     self._failed = False
     self._remarks: list[str] = []
     if jax.process_index() == 0:
-      self._look_over()
-    if jax.process_count() > 1:  # and what the first has moved is moved for all
+      self._inspect()
+    if jax.process_count() > 1:  # the first process has moved them aside for all
       count = multihost_utils.broadcast_one_to_all(np.int32(len(self._remarks)))
       self._remarks += ["a checkpoint is damaged"] * (int(count) - len(self._remarks))
     self._open()
 
-  def _look_over(self) -> None:
-    """Sees to what orbax reads when it opens the folder, and to what a kill has left unfinished."""
+  def _inspect(self) -> None:
+    """Completes an interrupted manifest; moves checkpoints with damaged metadata aside."""
     newest = newest_step(self.directory)
     for step in _steps(self.directory):
       folder = self.directory / str(step)
       if step == newest and not (folder / checksums.MANIFEST).exists():
-        checksums.write_manifest(folder)  # the kill came between the checkpoint and its checksums
-      reason = _damage_outside(folder)
+        checksums.write_manifest(folder)  # the run was killed between checkpoint and checksums
+      reason = _metadata_damage(folder)
       if reason:
-        self._remarks.append(self._damaged(step, reason))
+        self._remarks.append(self._move_aside(step, reason))
 
   def _open(self) -> None:
     policies = ocp.training.preservation_policies
@@ -97,16 +98,16 @@ class Checkpoints:
 
   @property
   def steps(self) -> list[int]:
-    """Of all complete checkpoints, ascending."""
+    """Steps of all complete checkpoints, ascending."""
     return [c.step for c in self._checkpointer.checkpoints]
 
   @property
   def best(self) -> int | None:
-    """The step of the checkpoint with the best score, the first of equals; None without scores."""
+    """Step of the checkpoint with the best score, the first on ties; None without scores."""
     return best_step(self._checkpointer)
 
   def save(self, step: int, state: Any, score: float | None = None) -> None:
-    """Starts writing `state`; waits for the save before it, if one is still under way.
+    """Starts writing `state`, after waiting for the previous save if that is still under way.
 
     Raises:
       UserError: the previous save failed, e.g. because the disk is full.
@@ -114,7 +115,7 @@ class Checkpoints:
     self.wait()
     if step in self.steps:
       return
-    # Where device memory is host memory the writer would read buffers the next step overwrites.
+    # On CPU the writer reads device buffers directly, which the next step would overwrite.
     if jax.default_backend() == "cpu":
       state = jax.tree.map(jnp.copy, state)
     metrics = None if score is None else {"score": float(score)}
@@ -127,13 +128,13 @@ class Checkpoints:
     self._pending = self._threads.submit(self._complete, step, response)
 
   def _complete(self, step: int, response: Any) -> None:
-    """Waits for a checkpoint's files, and writes their checksums."""
+    """Waits for a checkpoint's files, then writes their checksums."""
     response.result()
     if jax.process_index() == 0:
       checksums.write_manifest(self.directory / str(step))
 
   def wait(self) -> None:
-    """Returns when everything is on disk; raises a UserError if it could not be written."""
+    """Blocks until everything is on disk; raises a UserError if it could not be written."""
     pending, self._pending = self._pending, None
     if pending is None:
       return
@@ -147,19 +148,19 @@ class Checkpoints:
     reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
     if "No space left on device" in str(error):
       reason = "no space left on device"
-    kept = f"; the run can go on from step {self.steps[-1]}" if self.steps else ""
+    hint = f"; the run can go on from step {self.steps[-1]}" if self.steps else ""
     raise UserError(
       f"a checkpoint could not be written to {self.directory}: {reason}; free some space or lower "
-      f"config.checkpoint.keep, then run the same command again{kept}"
+      f"config.checkpoint.keep, then run the same command again{hint}"
     ) from error
 
   def restore(self, template: Any) -> tuple[Any | None, list[str]]:
-    """The newest checkpoint that can be read, and remarks on those that cannot.
+    """Restores the newest readable checkpoint, with remarks on damaged ones.
 
-    A damaged one is moved aside to `<step>.damaged`, never deleted.
+    Damaged checkpoints are moved aside to `<step>.damaged`, never deleted.
 
     Args:
-      template: ShapeDtypeStructs with shardings; the devices may be others than at saving.
+      template: ShapeDtypeStructs with shardings; the devices may differ from those at saving.
 
     Returns:
       The state, or None where there is no checkpoint at all; one line for each damaged one.
@@ -176,8 +177,8 @@ class Checkpoints:
         except Exception as error:
           reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
       self._checkpointer.close()
-      remarks.append(self._damaged(step, reason))
-      if jax.process_count() > 1:  # before the others open what the first has moved
+      remarks.append(self._move_aside(step, reason))
+      if jax.process_count() > 1:  # before the others open what the first process has moved
         multihost_utils.sync_global_devices("cxrjax-checkpoints")
       self._open()
     if remarks:
@@ -185,41 +186,37 @@ class Checkpoints:
     return None, remarks
 
   def load(self, step: int, template: Any) -> Any:
-    """The state of one step, in the structure of `template`; see `restore`.
+    """Loads the checkpoint of one step in the structure of `template`; see `restore`.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the checkpoint is damaged.
     """
     self.wait()
     reason = self._damage(step)
     if reason:
-      raise _refusal(self.directory / str(step), reason)
+      raise _damaged_error(self.directory / str(step), reason)
     return self._read(step, template)
 
   def _read(self, step: int, template: Any) -> Any:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # orbax on its own deprecations
+      warnings.simplefilter("ignore")  # orbax warns of its own deprecations
       return unflatten(template, self._checkpointer.load(step, flatten(template)))
 
   def _damage(self, step: int) -> str:
-    """What is wrong with a checkpoint, as the first process finds it; the same in all."""
+    """Damage to a checkpoint, "" for none; checked by the first process, returned by all."""
     reason = checksums.damage(self.directory / str(step)) if jax.process_index() == 0 else ""
     if jax.process_count() > 1:
-      sent = np.frombuffer(reason.encode()[:160].ljust(160), np.uint8)
-      reason = (
-        np.asarray(multihost_utils.broadcast_one_to_all(sent))
-        .tobytes()
-        .decode(errors="replace")
-        .strip()
-      )
+      encoded = np.frombuffer(reason.encode()[:160].ljust(160), np.uint8)
+      received = np.asarray(multihost_utils.broadcast_one_to_all(encoded))
+      reason = received.tobytes().decode(errors="replace").strip()
     return reason
 
-  def _damaged(self, step: int, reason: str) -> str:
-    """Moves a damaged checkpoint aside; what to tell of it."""
+  def _move_aside(self, step: int, reason: str) -> str:
+    """Moves a damaged checkpoint aside and returns the remark about it."""
     folder = self.directory / str(step)
     if jax.process_index() == 0:
-      aside = (self.directory / f"{step}.damaged{i or ''}" for i in itertools.count())
-      folder.rename(next(place for place in aside if not place.exists()))
+      targets = (self.directory / f"{step}.damaged{i or ''}" for i in itertools.count())
+      folder.rename(next(target for target in targets if not target.exists()))
     return f"checkpoint {folder} is damaged ({reason})"
 
   def close(self) -> None:
@@ -227,31 +224,31 @@ class Checkpoints:
       self.wait()
     finally:
       self._threads.shutdown()
-      # It raises the error of a failed save once more, which is known by then.
+      # After a failed save, closing raises its error again, which has been reported already.
       with contextlib.suppress(*[Exception] if self._failed else []):
         self._checkpointer.close()
 
 
 def newest_step(directory: pathlib.Path) -> int | None:
-  """Of the complete checkpoints, by their folders' names: one under way has another name.
+  """Step of the newest complete checkpoint, by folder name; an unfinished one is named otherwise.
 
-  It asks nobody but the file system, so that it can be used when other processes are gone.
+  Uses nothing but the file system, so that it works when other processes are gone.
   """
   return max(_steps(directory), default=None)
 
 
 def config_of(directory: pathlib.Path) -> dict[str, Any] | None:
-  """The config that the newest undamaged checkpoint of a folder was trained with.
+  """The config of the newest undamaged checkpoint of a folder.
 
   Returns:
-    None where there is no such checkpoint, or none that was given a config.
+    None if there is no such checkpoint, or if it was saved without a config.
   """
   directory = pathlib.Path(directory).absolute()
   for step in reversed(_steps(directory)):
     folder = directory / str(step)
-    if (folder / checksums.MANIFEST).exists() and _damage_outside(folder):
+    if (folder / checksums.MANIFEST).exists() and _metadata_damage(folder):
       continue
-    try:  # not by Orbax, which would look into the arrays, damaged or not
+    try:  # not through orbax, which would open the arrays, damaged or not
       about = files.read_mapping(folder / "_CHECKPOINT_METADATA").get("custom_metadata")
     except (OSError, files.Damaged):
       continue
@@ -263,12 +260,12 @@ def _steps(directory: pathlib.Path) -> list[int]:
   return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
 
 
-def _damage_outside(folder: pathlib.Path) -> str:
-  """What is wrong with a checkpoint's small files beside its arrays."""
+def _metadata_damage(folder: pathlib.Path) -> str:
+  """Damage to a checkpoint's small files, everything but its arrays; "" for none."""
   return checksums.damage(folder, only=lambda name: not name.startswith("state/"))
 
 
-def _refusal(folder: pathlib.Path, reason: str) -> UserError:
+def _damaged_error(folder: pathlib.Path, reason: str) -> UserError:
   return UserError(
     f"checkpoint {folder} is damaged ({reason}); put a copy of it in its place, or move it away, "
     "so that another of the run's checkpoints is taken"
@@ -281,22 +278,24 @@ def best_step(checkpointer: Any) -> int | None:
   return -max(scored)[1] if scored else None
 
 
-def _check_sizes(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-  """Refuses arrays that are not as wanted, before memory is taken for them."""
-  for name, leaf in wanted.items():
-    if name not in known:
+def _check_sizes(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+  """Checks the stored arrays' names and shapes before memory is allocated for them."""
+  for name, leaf in expected.items():
+    if name not in stored:
       raise UserError(f"its checkpoint lacks {name}, which this version's method has")
-    if tuple(known[name].shape) != tuple(leaf.shape):
+    if tuple(stored[name].shape) != tuple(leaf.shape):
       raise UserError(
-        f"its checkpoint has {name} of shape {tuple(known[name].shape)}, where its "
+        f"its checkpoint has {name} of shape {tuple(stored[name].shape)}, where its "
         f"config makes it {tuple(leaf.shape)}"
       )
-  own, rest = (
-    sum(math.prod(known[name].shape) for name in names)
-    for names in (wanted, set(known) - set(wanted))
+  used, unused = (
+    sum(math.prod(stored[name].shape) for name in names)
+    for names in (expected, set(stored) - set(expected))
   )
-  if rest > max(_STATES * own, _LEAST):
-    raise UserError(f"its checkpoint has {rest:,} numbers of an optimiser for {own:,} parameters")
+  if unused > max(_STATES * used, _LEAST):
+    raise UserError(
+      f"its checkpoint has {unused:,} numbers of an optimiser for {used:,} parameters"
+    )
 
 
 def load_flat(
@@ -305,45 +304,51 @@ def load_flat(
   best: bool = False,
   wanted: Mapping[str, Any] | None = None,
 ) -> tuple[int, dict[str, Any]]:
-  """A whole checkpoint as host arrays by their names (see `flatten`), and its step.
+  """Loads a whole checkpoint as host arrays by name (see `flatten`), with its step.
 
   Args:
     directory: of a run's checkpoints.
-    step: which one; by default the newest.
-    best: the one with the best score instead, where there are scores.
-    wanted: arrays that must be there, by name, with their shapes.
+    step: of the checkpoint; by default the newest.
+    best: load the one with the best score instead, if there are scores.
+    wanted: required arrays by name, with their shapes.
 
   Raises:
-    UserError: no checkpoint, a damaged one, or one without what is wanted.
+    UserError: no checkpoint, a damaged one, or one that lacks a required array.
   """
   directory = pathlib.Path(directory).absolute()
   if not directory.is_dir():
     raise UserError(f"{directory} does not exist; give a finished run's workdir")
-  for known in _steps(directory):  # of any of them the score may be what is damaged
-    reason = _damage_outside(directory / str(known))
+  for saved in _steps(directory):  # all of them, as any may hold the damaged score
+    reason = _metadata_damage(directory / str(saved))
     if reason:
-      raise _refusal(directory / str(known), reason)
+      raise _damaged_error(directory / str(saved), reason)
   with ocp.training.Checkpointer(directory) as checkpointer:
     steps = [c.step for c in checkpointer.checkpoints]
     if not steps:
       raise UserError(f"{directory} holds no checkpoint; was the run started?")
     scored = best_step(checkpointer) if best else None
-    step = scored if scored is not None else steps[-1] if step is None else step
+    if scored is not None:
+      step = scored
+    elif step is None:
+      step = steps[-1]
     reason = checksums.damage(directory / str(step))
     if reason:
-      raise _refusal(directory / str(step), reason)
-    # Onto one device here, wherever it was: the devices it was saved on may be gone.
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      raise _damaged_error(directory / str(step), reason)
+    # Onto one local device, as the devices it was saved from may not exist here.
+    device_sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
-      known = checkpointer.metadata(step).metadata
+      stored = checkpointer.metadata(step).metadata
       if wanted is not None:
-        _check_sizes(known, wanted)
-      found = checkpointer.load(
+        _check_sizes(stored, wanted)
+      arrays = checkpointer.load(
         step,
-        {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in known.items()},
+        {
+          name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device_sharding)
+          for name, x in stored.items()
+        },
       )
-  return step, {name: np.asarray(x) for name, x in found.items()}
+  return step, {name: np.asarray(x) for name, x in arrays.items()}
 
 
 def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:

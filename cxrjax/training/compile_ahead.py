@@ -1,12 +1,12 @@
-"""A run's programs for devices that are not here: traced, to be lowered and compiled ahead of time.
+"""Traces a run's programs for devices that are not attached, to lower or compile ahead of time.
 
     mesh = sharding.make_mesh()
     step = ahead.train_step(config, mesh, target=Target("tpu", mesh=mesh))
     step.lower(lowering_platforms=("tpu",))
 
-lowers a step for as many TPUs as there are devices here, whatever these are; with a mesh of devices
-that a plugin describes (`jax.experimental.topologies`), `ahead.train_step(config, mesh).lower()` is
-for them and can be compiled.
+lowers a step for as many TPUs as there are local devices of any kind; with a mesh of devices that a
+plugin describes (`jax.experimental.topologies`), `ahead.train_step(config, mesh).lower()` targets
+them and can be compiled.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from cxrjax.training.sharding import AXES
 from cxrjax.training.train_step import Trainer
 from cxrjax.views.multicrop import Recipe
 
-LABELS = Labels(("no", "yes"), True, (1, 1), (2, 2))  # of a supervised method, any two
-EXAMPLES = 5232  # images of the set that the configs' `:paper` learns from
+LABELS = Labels(("no", "yes"), True, (1, 1), (2, 2))  # two arbitrary classes for supervised methods
+EXAMPLES = 5232  # training images of the configs' `:paper` variants
 
 
 def trainer(
@@ -40,14 +40,14 @@ def trainer(
   examples: int = EXAMPLES,
   labels: Labels = LABELS,
 ) -> Trainer:
-  """The training step of a config, as the run has it, without its data.
+  """The training step of a config, as the run builds it, without its data.
 
   Args:
     config: of a training run.
-    mesh: of the devices that the step is for.
-    target: what decides types and kernels, by default the mesh's devices.
-    examples: images that are learnt from.
-    labels: of these.
+    mesh: target devices.
+    target: decides types and kernels; by default the mesh's devices.
+    examples: number of training images.
+    labels: of the training images.
   """
   resident = _resident(config)
   return build_trainer(
@@ -79,13 +79,13 @@ def train_step(
     labels: see `trainer`.
 
   Raises:
-    UserError: what is wrong in the config.
+    UserError: the config is invalid.
   """
-  work = trainer(config, mesh, target=target, examples=examples, labels=labels)
+  built = trainer(config, mesh, target=target, examples=examples, labels=labels)
   data, batch = inputs(config, mesh, _resident(config), examples, labels)
-  state = work.abstract(work.batch_spec(data, batch))
-  batches = jax.tree.map(lambda x: _lead(x, work.block), batch)
-  return work.run.trace(state, data, batches, _shape((), jnp.int32, mesh))
+  state = built.abstract(built.batch_spec(data, batch))
+  batches = jax.tree.map(lambda x: _with_steps(x, built.block), batch)
+  return built.run.trace(state, data, batches, _struct((), jnp.int32, mesh))
 
 
 def eval_step(
@@ -97,19 +97,21 @@ def eval_step(
   examples: int = EXAMPLES,
   labels: Labels = LABELS,
 ) -> jax.stages.Traced:
-  """What evaluators run of a config: the method's predictions, or else the encoder's features.
+  """The evaluators' program, traced: the method's predictions, or else the encoder's features.
 
   Args:
     config: see `trainer`.
     mesh: see `trainer`.
     target: see `trainer`.
-    batch: images, a multiple of the devices.
+    batch: number of images, a multiple of the devices.
     examples: see `trainer`.
     labels: see `trainer`.
   """
-  work = trainer(config, mesh, target=target, examples=examples, labels=labels)
-  method = work.method
-  state = work.abstract(work.batch_spec(*inputs(config, mesh, _resident(config), examples, labels)))
+  built = trainer(config, mesh, target=target, examples=examples, labels=labels)
+  method = built.method
+  state = built.abstract(
+    built.batch_spec(*inputs(config, mesh, _resident(config), examples, labels))
+  )
   predicts = hasattr(method, "predict")
   params = (method.network_params if predicts else method.encoder_params)(
     state["params"], state["extra"]
@@ -118,8 +120,8 @@ def eval_step(
   def encode(params: Any, x: jax.Array) -> jax.Array:
     return method.predict(params, x) if predicts else method.encoder.encode(params, x).cls
 
-  size = cast(Recipe, work.recipe).global_size
-  images = _shape((batch, size, size, 1), jnp.uint8, mesh, AXES)
+  size = cast(Recipe, built.recipe).global_size
+  images = _struct((batch, size, size, 1), jnp.uint8, mesh, AXES)
   program = features.compiled(encode, 0.5, 0.25, mesh, vectors=False)
   return program.trace(params, images, None)
 
@@ -128,44 +130,49 @@ def inputs(
   config: Mapping[str, Any], mesh: Mesh, resident: bool, examples: int, labels: Labels
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Shapes and shardings of `Loader.data` and of a batch."""
-  b, side, k = config["batch_size"], config["data"]["size"], len(labels.classes)
-  masked = {"masks": (side, side, 1)} if config["data"].get("masks") else {}
-  square = {"pixels" if resident else "image": (side, side, 1), **masked}
+  batch_size, side, num_classes = config["batch_size"], config["data"]["size"], len(labels.classes)
+  mask_shapes = {"masks": (side, side, 1)} if config["data"].get("masks") else {}
+  image_shapes = {"pixels" if resident else "image": (side, side, 1), **mask_shapes}
   if resident:
     padded = -(-examples // mesh.size) * mesh.size
-    data = {name: _shape((padded, *shape), jnp.uint8, mesh, AXES) for name, shape in square.items()}
-    data["labels"] = _shape((examples, k), jnp.float32, mesh)
-    return data, {"index": _shape((b,), jnp.int32, mesh)}
+    data = {
+      name: _struct((padded, *shape), jnp.uint8, mesh, AXES) for name, shape in image_shapes.items()
+    }
+    data["labels"] = _struct((examples, num_classes), jnp.float32, mesh)
+    return data, {"index": _struct((batch_size,), jnp.int32, mesh)}
   return {}, {
-    **{name: _shape((b, *shape), jnp.uint8, mesh, AXES) for name, shape in square.items()},
-    "labels": _shape((b, k), jnp.float32, mesh, AXES),
-    "index": _shape((b,), jnp.int32, mesh, AXES),
+    **{
+      name: _struct((batch_size, *shape), jnp.uint8, mesh, AXES)
+      for name, shape in image_shapes.items()
+    },
+    "labels": _struct((batch_size, num_classes), jnp.float32, mesh, AXES),
+    "index": _struct((batch_size,), jnp.int32, mesh, AXES),
   }
 
 
 def fetched(config: Mapping[str, Any], labels: Labels = LABELS) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a batch with its pixels, as `Fetch` gives it."""
-  b, side = config["batch_size"], config["data"]["size"]
-  images = jax.ShapeDtypeStruct((b, side, side, 1), jnp.uint8)
+  """Shapes of a batch with pixels, as returned by `Fetch`."""
+  batch_size, side = config["batch_size"], config["data"]["size"]
+  images = jax.ShapeDtypeStruct((batch_size, side, side, 1), jnp.uint8)
   return {
     "image": images,
-    "index": jax.ShapeDtypeStruct((b,), jnp.int32),
-    "labels": jax.ShapeDtypeStruct((b, len(labels.classes)), jnp.float32),
+    "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    "labels": jax.ShapeDtypeStruct((batch_size, len(labels.classes)), jnp.float32),
     **({"mask": images} if config["data"].get("masks") else {}),
   }
 
 
 def _resident(config: Mapping[str, Any]) -> bool:
-  """Whether the images lie on the devices, as far as the config says."""
+  """Whether the config allows the images to be resident on the devices."""
   return config["data"]["storage"] in ("auto", "resident")
 
 
-def _shape(shape: tuple[int, ...], dtype: Any, mesh: Mesh, *spec: Any) -> jax.ShapeDtypeStruct:
+def _struct(shape: tuple[int, ...], dtype: Any, mesh: Mesh, *spec: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def _lead(x: jax.ShapeDtypeStruct, steps: int) -> jax.ShapeDtypeStruct:
-  """The same with a leading axis of steps."""
+def _with_steps(x: jax.ShapeDtypeStruct, steps: int) -> jax.ShapeDtypeStruct:
+  """Prepends an axis of steps."""
   spec = PartitionSpec(None, *x.sharding.spec)
   return jax.ShapeDtypeStruct(
     (steps, *x.shape), x.dtype, sharding=NamedSharding(x.sharding.mesh, spec)

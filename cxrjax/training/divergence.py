@@ -1,4 +1,4 @@
-"""Stops a run that cannot recover, with a message that says what to change."""
+"""Stops a run that cannot recover, with advice on what to change."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Diverged(UserError):
 
 
 class DivergenceMonitor:
-  """Looks at every log interval's metrics.
+  """Checks the metrics of every log interval for divergence and collapse.
 
   Args:
-    check_collapse: the method's; mean metrics in, a sentence or None out.
+    check_collapse: the method's; takes mean metrics and returns a sentence or None.
     patience: log intervals in a row that must look collapsed.
-    grace: steps at the start in which collapse is not judged (the teacher starts uniform).
+    grace: initial steps without a check for collapse (the teacher starts uniform).
   """
 
   def __init__(
@@ -33,16 +33,17 @@ class DivergenceMonitor:
     for name in ("loss", "grad_norm"):
       values = np.asarray(metrics[name])
       if not np.isfinite(values).all():
-        at = int(np.flatnonzero(~np.isfinite(values))[0])
+        offset = int(np.flatnonzero(~np.isfinite(values))[0])
         raise Diverged(
-          f"{name} became {values[at]} at step {first_step + at}; lower config.optimizer.lr.start "
-          "or config.optimizer.clip (0.3 helps), lengthen config.optimizer.lr.warmup, or set "
-          "config.model.dtype='float32'; the last checkpoint is from before it"
+          f"{name} became {values[offset]} at step {first_step + offset}; lower "
+          "config.optimizer.lr.start or config.optimizer.clip (0.3 helps), lengthen "
+          "config.optimizer.lr.warmup, or set config.model.dtype='float32'; the last checkpoint is "
+          "from before it"
         )
     if first_step < self.grace:
       return
-    mean = {name: float(np.mean(v)) for name, v in metrics.items()}
-    finding = self.check_collapse(mean)
-    self.strikes = self.strikes + 1 if finding else 0
-    if finding and self.strikes >= self.patience:
-      raise Diverged(f"collapsed at step {first_step}: {finding}")
+    means = {name: float(np.mean(v)) for name, v in metrics.items()}
+    problem = self.check_collapse(means)
+    self.strikes = self.strikes + 1 if problem else 0
+    if problem and self.strikes >= self.patience:
+      raise Diverged(f"collapsed at step {first_step}: {problem}")

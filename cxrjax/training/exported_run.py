@@ -1,10 +1,10 @@
-"""A finished run to hand on: a folder with its network and what is known of it, without its data.
+"""A finished run to share: a folder with its network and facts about it, without its data.
 
-`python -m cxrjax.export --workdir=RUN --out=FOLDER --format=run` writes one, and whatever takes a
-workdir takes it. It holds `config.json`, `run.json` (what describes the network and how it was
-judged), `network.safetensors` (half precision), `learnt.npz` (hashes of the images that it has
-learnt from, so that a later run notices test images among them), and `manifest.json` (checksums of
-these); no patient, no optimiser, no place on the machine that it ran on.
+`python -m cxrjax.export --workdir=RUN --out=FOLDER --format=run` writes one, and it is accepted
+wherever a workdir is. It holds `config.json`, `run.json` (the network's description and its
+evaluation), `network.safetensors` (half precision), `learnt.npz` (hashes of the training images, so
+that a later run notices test images among them), and `manifest.json` (checksums of these); no
+patients, no optimiser, no paths of the machine that it ran on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cxrjax.models.weights import files as weights
 from cxrjax.training.checkpoint import flatten
 
 NETWORK = "network.safetensors"
-# Of `run.json`: what restores the network, and what says how it was judged.
+# Keys of `run.json` that are needed to restore the network, or that describe its evaluation.
 _FACTS = ("status", "steps", "epochs", "batch_size", "method", "model", "finished", "versions")
 _TRAIN = (
   "name",
@@ -35,59 +35,60 @@ _TRAIN = (
   "class_known",
   "fingerprint",
 )
+_DECISION = ("temperature", "thresholds", "decision", "prevalence")
 
 
 def needed(method: Any, template: Mapping[str, Any]) -> set[str]:
-  """Names of the arrays of a method's state that its network is made of; the rest is training's.
+  """Names of the state's arrays that make up a method's network; the others serve training.
 
   Args:
     method: of the run.
-    template: `params` and `extra`, of any leaves.
+    template: `params` and `extra`, with any leaves.
   """
   names = flatten(template)
-  marks = {name: np.zeros(0) for name in names}
-  where = {id(mark): name for name, mark in marks.items()}
-  state = jax.tree.unflatten(jax.tree.structure(template), [marks[name] for name in names])
+  markers = {name: np.zeros(0) for name in names}
+  name_of = {id(mark): name for name, mark in markers.items()}
+  state = jax.tree.unflatten(jax.tree.structure(template), [markers[name] for name in names])
   networks = [method.encoder_params(state["params"], state["extra"])]
   if hasattr(method, "predict"):
     networks.append(method.network_params(state["params"], state["extra"]))
-  return {where[id(leaf)] for leaf in jax.tree.leaves(networks)}
+  return {name_of[id(leaf)] for leaf in jax.tree.leaves(networks)}
 
 
 def write(run: Any, folder: pathlib.Path) -> None:
-  """Writes a run's network and what is known of it.
+  """Writes a run's network and facts about it.
 
   Args:
-    run: of `restore.restore`.
+    run: from `restore.restore`.
     folder: created if missing.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the folder cannot be written.
   """
   folder.mkdir(parents=True, exist_ok=True)
   state = {"params": run.params, "extra": run.extra}
-  wanted = needed(run.method, state)
+  needed_names = needed(run.method, state)
   arrays = {
-    name: _half(np.asarray(value)) for name, value in flatten(state).items() if name in wanted
+    name: _half(np.asarray(value)) for name, value in flatten(state).items() if name in needed_names
   }
-  about = json.dumps({"names": "cxrjax run", "step": run.step})
-  weights.write(folder / NETWORK, arrays, about)
+  metadata = json.dumps({"names": "cxrjax run", "step": run.step})
+  weights.write(folder / NETWORK, arrays, metadata)
   _write_json(folder / "config.json", _config(run.config))
   _write_json(folder / "run.json", _facts(run.facts))
 
 
 def read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[int, dict[str, np.ndarray]]:
-  """The step and the state that `write` wrote; zeros stand for what only training needs.
+  """Reads the step and state written by `write`; arrays that only training needs are zeros.
 
   Args:
-    folder: of it.
+    folder: of the exported run.
     wanted: arrays by name, with their shapes and types.
 
   Raises:
-    UserError: an array of another shape, or of another name.
+    UserError: an array has an unexpected shape or name.
   """
   file = weights.read(folder / NETWORK, "the network")
-  found = {}
+  arrays = {}
   for name, leaf in wanted.items():
     value = (
       np.asarray(file.arrays[name]) if name in file.arrays else np.zeros(leaf.shape, leaf.dtype)
@@ -97,11 +98,11 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[int, dict[str
         f"{file.path} has {name} of shape {value.shape}, where its config makes it "
         f"{tuple(leaf.shape)}"
       )
-    found[name] = value.astype(leaf.dtype)
+    arrays[name] = value.astype(leaf.dtype)
   unknown = set(file.arrays) - set(wanted)
   if unknown:
     raise UserError(f"{file.path} has {min(unknown)}, which its config does not make")
-  return int(file.about.get("step", 0)), found
+  return int(file.about.get("step", 0)), arrays
 
 
 def _half(value: np.ndarray) -> np.ndarray:
@@ -111,23 +112,23 @@ def _half(value: np.ndarray) -> np.ndarray:
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config without places on the machine that it ran on."""
-  found = _placeless(dict(config))
-  found["init"] = {"path": ""}
-  if str(found["data"].get("masks", "")) not in ("", "own"):
-    found["data"]["masks"] = "own"
-  return found
+  """The config without paths of the machine that the run was on."""
+  portable = _strip_paths(dict(config))
+  portable["init"] = {"path": ""}
+  if str(portable["data"].get("masks", "")) not in ("", "own"):
+    portable["data"]["masks"] = "own"
+  return portable
 
 
-def _placeless(value: Any) -> Any:
-  """A value of a config or of facts in which folders have their own names alone."""
+def _strip_paths(value: Any) -> Any:
+  """Reduces the paths in a value of a config or of facts to their last component."""
   if isinstance(value, Mapping):
     return {
-      key: "" if key in ("manual_dir", "cache_dir") else _placeless(item)
+      key: "" if key in ("manual_dir", "cache_dir") else _strip_paths(item)
       for key, item in value.items()
     }
   if isinstance(value, list | tuple):
-    return [_placeless(item) for item in value]
+    return [_strip_paths(item) for item in value]
   if isinstance(value, str) and "/" in value and value.startswith(("folder:", "/", "~", ".")):
     kind, colon, path = value.rpartition(":")
     return kind + colon + pathlib.PurePath(path).name
@@ -136,19 +137,14 @@ def _placeless(value: Any) -> Any:
 
 def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
   train = facts["data"]["train"]
-  found = {key: facts[key] for key in _FACTS if key in facts}
-  found["data"] = {"train": {key: train[key] for key in _TRAIN if key in train}}
-  found["evaluation"] = {
-    name: {
-      "trained": {
-        key: value
-        for key, value in of.get("trained", {}).items()
-        if key in ("temperature", "thresholds", "decision", "prevalence")
-      }
-    }
-    for name, of in (facts.get("evaluation") or {}).items()
-  }
-  return _placeless(found)
+  portable = {key: facts[key] for key in _FACTS if key in facts}
+  portable["data"] = {"train": {key: train[key] for key in _TRAIN if key in train}}
+  portable["evaluation"] = {}
+  for name, scores in (facts.get("evaluation") or {}).items():
+    trained = scores.get("trained", {})
+    decision = {key: value for key, value in trained.items() if key in _DECISION}
+    portable["evaluation"][name] = {"trained": decision}
+  return _strip_paths(portable)
 
 
 def _write_json(file: pathlib.Path, content: Any) -> None:

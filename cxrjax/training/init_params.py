@@ -1,4 +1,4 @@
-"""What an encoder starts from: nothing, a finished run, or a file of weights."""
+"""Initial encoder parameters: drawn at random, from a finished run, or from a weights file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ KEY = "config.init.path"
 
 
 def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]:
-  """The encoder's first parameters, or None where they are drawn; and facts for `run.json`.
+  """Initial parameters of the encoder, None to draw them; and facts for `run.json`.
 
   Args:
-    config: of the run, of which `init.path` is read: "", the workdir of a finished run, or a file.
-    encoder: that of the run.
+    config: of the run; its `init.path` is "", the workdir of a finished run, or a weights file.
+    encoder: of the run.
 
   Raises:
-    UserError: a path that is neither, or weights that do not fit the encoder.
+    UserError: the path does not exist, or the weights do not fit the encoder.
   """
   path = (config.get("init") or {}).get("path", "")
   if not path:
@@ -45,29 +45,29 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
     path=path,
     source=run.config["method"]["name"].rpartition(".")[2],
     left=(*report.left, *(f"{name}/*" for name in run.params if name != "encoder")),
-    notes=(*report.notes, *_head(run), *_differences(run, config)),
+    notes=(*report.notes, *_head_notes(run), *_preprocessing_notes(run, config)),
   )
   return params, {"init": report.facts() | {"summary": report.summary(), "step": run.step}}
 
 
-def _head(run: Restored) -> list[str]:
-  """What a supervised run has learnt beside its encoder, which is not taken over."""
+def _head_notes(run: Restored) -> list[str]:
+  """A note on a supervised run's head, which is not taken over."""
   if getattr(run.method, "learns_from", "images") != "labels":
     return []
   classes = ", ".join(run.method.labels.classes)
   return [f"its head for {classes} is not taken over, the new one begins afresh"]
 
 
-def _differences(run: Restored, config: Mapping[str, Any]) -> list[str]:
-  """What the network saw otherwise than it will."""
-  found = []
-  for room, keys in (
+def _preprocessing_notes(run: Restored, config: Mapping[str, Any]) -> list[str]:
+  """Notes on preprocessing that differs from what the encoder was trained with."""
+  notes = []
+  for part, keys in (
     ("views", ("mean", "std")),
     ("model", ("standardize",)),
     ("data", ("fit", "window")),
   ):
     for key in keys:
-      old, new = run.config[room].get(key), config[room].get(key)
+      old, new = run.config[part].get(key), config[part].get(key)
       if old != new and {old, new} != {None, False}:
-        found.append(f"config.{room}.{key} was {old!r} when the encoder was trained, now {new!r}")
-  return found
+        notes.append(f"config.{part}.{key} was {old!r} when the encoder was trained, now {new!r}")
+  return notes

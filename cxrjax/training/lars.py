@@ -15,9 +15,9 @@ def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTrans
 
   Biases and the scales and biases of norms, that is one-dimensional parameters, keep `r = 1`, as
   does a tensor that is zero or whose gradient is. The learning rate multiplies `v` afterwards, as
-  in BYOL's and MoCo v3's code; the paper has it inside `v`: another thing while the rate changes.
-  Weight decay belongs into `g`, as with `config.optimizer.coupled_decay=True`; so `r` has the norm
-  of gradient and decay together, as SimCLR's and BYOL's code, where the paper adds up two norms.
+  in BYOL's and MoCo v3's code; the paper has it inside `v`, which differs while the rate changes.
+  Weight decay belongs in `g`, as with `config.optimizer.coupled_decay=True`; so `r` has the norm of
+  gradient plus decay, as in SimCLR's and BYOL's code, where the paper adds two norms.
 
   Args:
     momentum: of the moving sum `v`.
@@ -34,9 +34,9 @@ def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTrans
   def adapt(g: Float[Array, "..."], p: Float[Array, "..."]) -> Float[Array, "..."]:
     if p.ndim < 2:
       return g
-    size, slope = (jnp.sqrt(jnp.sum(jnp.square(x))) for x in (p, g))
-    usable = (size > 0) & (slope > 0)
-    return g * jnp.where(usable, trust * size / jnp.where(usable, slope, 1.0), 1.0)
+    param_norm, grad_norm = (jnp.sqrt(jnp.sum(jnp.square(x))) for x in (p, g))
+    usable = (param_norm > 0) & (grad_norm > 0)
+    return g * jnp.where(usable, trust * param_norm / jnp.where(usable, grad_norm, 1.0), 1.0)
 
   def update(updates: Any, state: optax.TraceState, params: Any) -> tuple[Any, optax.TraceState]:
     trace = jax.tree.map(lambda v, g, p: momentum * v + adapt(g, p), state.trace, updates, params)

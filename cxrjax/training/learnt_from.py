@@ -19,13 +19,13 @@ FILE = "learnt.npz"  # in a workdir: hashes of the patients and images learnt fr
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:
-  """What a run, and the one it started from, learnt from: kept in its workdir for later runs.
+  """Hashes of what a run, and the run it started from, learnt from; kept for later runs.
 
   Attributes:
-    known: how far the patients were known.
-    patients: of `data.splits.leakage.remember`; empty in a run that is handed on.
-    hashes: of `data.splits.image_hashes`, of the images that were decoded.
-    unseen: images without a hash, as they were streamed.
+    known: how many of the patients were known.
+    patients: from `data.splits.leakage.remember`; empty in an exported run.
+    hashes: from `data.splits.image_hashes`, of the images that were decoded.
+    unseen: number of images without a hash, because they were streamed.
   """
 
   known: leakage.Known
@@ -34,7 +34,7 @@ class Learnt:
   unseen: int
 
   def save(self, file: pathlib.Path) -> None:
-    """Writes it to a file."""
+    """Writes the hashes to a file."""
     np.savez(
       file,
       patients=self.patients,
@@ -46,7 +46,7 @@ class Learnt:
     )
 
   def without_patients(self) -> Learnt:
-    """The same for others, to whom what is known of patients is of no use."""
+    """A copy to share, without patients, whose hashes are of no use to others."""
     return dataclasses.replace(
       self,
       patients=self.patients[:0],
@@ -57,52 +57,52 @@ class Learnt:
 def remember(
   loader: Any, train: Any, workdir: pathlib.Path, before: str = "", cache_dir: str | None = None
 ) -> None:
-  """Notes in the workdir whose images were learnt from, as hashes, for later runs.
+  """Stores hashes of the patients and images learnt from in the workdir, for later runs.
 
   Args:
     loader: of the training images.
     train: the source that is learnt from.
     workdir: of the run.
     before: workdir of the run that it started from; what that learnt from counts as well, its
-      patients as unknown, since only that run's hashes tell them.
-    cache_dir: where the secret lies that patients' hashes are made with.
+      patients as unknown, since only that run's hashes identify them.
+    cache_dir: location of the secret key of the patients' hashes.
   """
   keys = patient_splits.patient_keys(train)
   patients = leakage.remember(keys, file_hashes.patient_key(cache_dir))
-  told = leakage.known(keys, train.info)
-  shown, unseen = np.zeros((0, image_hashes.BYTES), np.uint8), len(keys)
+  knowledge = leakage.known(keys, train.info)
+  hashes, unseen = np.zeros((0, image_hashes.BYTES), np.uint8), len(keys)
   if loader.images is not None:
-    shown, unseen = image_hashes.of_images(loader.images), 0
-  if (old := learnt(before)) is not None:
-    told = leakage.Known(
-      told.images + old.known.images,
-      told.unknown + old.known.images,
-      tuple(dict.fromkeys((*told.naming, *old.known.naming))),
+    hashes, unseen = image_hashes.of_images(loader.images), 0
+  if (previous := learnt(before)) is not None:
+    knowledge = leakage.Known(
+      knowledge.images + previous.known.images,
+      knowledge.unknown + previous.known.images,
+      tuple(dict.fromkeys((*knowledge.naming, *previous.known.naming))),
     )
-    shown, unseen = np.concatenate([shown, old.hashes]), unseen + old.unseen
-  Learnt(told, patients, shown, unseen).save(workdir / FILE)
+    hashes, unseen = np.concatenate([hashes, previous.hashes]), unseen + previous.unseen
+  Learnt(knowledge, patients, hashes, unseen).save(workdir / FILE)
 
 
 def learnt(workdir: str) -> Learnt | None:
-  """What a run learnt from; None where its workdir does not say.
+  """Reads what a run learnt from; None if its workdir does not say.
 
   Raises:
-    UserError: the file that says so is damaged.
+    UserError: the file is damaged.
   """
   file = zoo.place(workdir) / FILE
   if not workdir or not file.is_file():
     return None
   try:
-    found = files.read_npz(file)
+    arrays = files.read_npz(file)
     known = leakage.Known(
-      int(found["images"]), int(found["unknown"]), tuple(map(str, found["naming"].tolist()))
+      int(arrays["images"]), int(arrays["unknown"]), tuple(map(str, arrays["naming"].tolist()))
     )
-    shapes = found["patients"].shape[1:], found["hashes"].shape[1:]
-    if (found["patients"].dtype, found["hashes"].dtype) != (np.uint64, np.uint8) or (
+    shapes = arrays["patients"].shape[1:], arrays["hashes"].shape[1:]
+    if (arrays["patients"].dtype, arrays["hashes"].dtype) != (np.uint64, np.uint8) or (
       shapes != ((), (image_hashes.BYTES,))
     ):
       raise files.Damaged("it has hashes of another kind")
-    return Learnt(known, found["patients"], found["hashes"], int(found["unseen"]))
+    return Learnt(known, arrays["patients"], arrays["hashes"], int(arrays["unseen"]))
   except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
     raise UserError(
       f"{file} is damaged ({error}): it says what the run learnt from; train it "

@@ -1,4 +1,4 @@
-"""The training loop. There is one; fine-tuning and probing are other methods, not other loops."""
+"""The training loop. There is only one: fine-tuning and probing are methods, not other loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cxrjax.training.train_step import State, Trainer
 
 @runtime_checkable
 class Writer(Protocol):
-  """Where the numbers go; `cxrjax.report.run_writer.Writer` is one."""
+  """Receives the metrics of a run; implemented by `cxrjax.report.run_writer.Writer`."""
 
   def scalars(self, step: int, epoch: float, values: Mapping[str, float]) -> None: ...
 
@@ -34,9 +34,10 @@ class Writer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """`run(step, state)` every `every` steps, at step 0 and at the end.
+  """An evaluator that is called every `every` steps, at step 0 and at the end.
 
-  It returns a score, higher is better, that decides which checkpoint is the best; or None.
+  `run(step, state)` returns the score by which the best checkpoint is chosen (higher is better), or
+  None.
   """
 
   every: int
@@ -45,11 +46,11 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-  """How a call of `train` ended.
+  """Outcome of a call of `train`.
 
   Attributes:
     state: after the last step taken.
-    step: how many steps it holds.
+    step: number of steps taken since the beginning of the run.
     stopped: the signal that ended it early, or None.
     timing: seconds and rates of this call.
     remarks: what the user should know, e.g. of a damaged checkpoint.
@@ -63,7 +64,7 @@ class TrainResult:
 
 
 class Throughput:
-  """Times dispatches, leaving out what is not training."""
+  """Images per second of training; pauses for evaluations and checkpoints."""
 
   def __init__(self) -> None:
     self.images, self.seconds, self.host = 0, 0.0, 0.0
@@ -74,7 +75,7 @@ class Throughput:
     self._since = None
 
   def tick(self, images: int) -> float | None:
-    """Images a second since the last tick; None for the first after a pause."""
+    """Images per second since the last tick; None for the first tick after a pause."""
     now, since = time.perf_counter(), self._since
     self._since = now
     if since is None:
@@ -84,32 +85,32 @@ class Throughput:
     return images / (now - since)
 
 
-Fresh = tuple[State, float]  # the state before the first step; seconds that compiling steps took
+Fresh = tuple[State, float]  # state before the first step, seconds spent compiling
 
 
 def begin(trainer: Trainer, loader: Any) -> Callable[[], Fresh] | None:
-  """Draws the parameters and compiles the step, while the caller reads images that judge, say.
+  """Initialises the state and compiles the step in a thread, e.g. while evaluation images load.
 
   Returns:
-    What waits for the result and hands it over, once. None with several devices: programs that
-    speak to each other must start in the same order everywhere.
+    A function that waits for the result and returns it; to be called once. None with several
+    devices: programs that communicate must start in the same order on all of them.
   """
   if trainer.mesh.size > 1:
     return None
 
-  def made() -> Fresh:
+  def initialize() -> Fresh:
     state = trainer.init(trainer.batch_spec(loader.data, loader[0]))
     if trainer.block == 1 or loader.storage != "resident":
-      return state, 0.0  # a call would take a step, or read images
+      return state, 0.0  # compiling by a call would take a step, or read images
     began = time.perf_counter()
-    # Compiles, takes no step of the block and hands the state back as it was.
+    # With a count of 0 the call compiles, takes no step and returns the state unchanged.
     state, _ = _dispatch(trainer, loader, state, loader.block(0, trainer.block), 0, wait=True)
     return state, time.perf_counter() - began
 
   pool = concurrent.futures.ThreadPoolExecutor(1, "cxrjax-compile")
-  kept = [pool.submit(made)]  # not longer than until it is asked for: it may be large
+  futures = [pool.submit(initialize)]  # emptied on delivery: the state may be large
   pool.shutdown(wait=False)
-  return lambda: kept.pop().result()
+  return lambda: futures.pop().result()
 
 
 def train(
@@ -127,10 +128,10 @@ def train(
   progress: bool = True,
   say: Callable[[str], None] = lambda line: None,
 ) -> TrainResult:
-  """Runs from the newest checkpoint (or the beginning) to the end, or to a signal.
+  """Trains from the newest checkpoint (or the beginning) to the end, or until a signal.
 
   Args:
-    trainer: the step.
+    trainer: the training step.
     loader: see `cxrjax.data.loading.loader.Loader`.
     clock: length of the run.
     checkpoints: where to resume from and save to.
@@ -138,31 +139,31 @@ def train(
     evaluations: by name.
     log_every: steps between lines of metrics.
     save_every: steps between checkpoints.
-    watch: stops a run that is lost.
-    begun: from `begin`, where it was called before.
+    watch: stops a run that has diverged.
+    begun: from `begin`, if that was called.
     progress: show a bar on stderr.
-    say: takes what the user should know before the first step.
+    say: prints what the user should know before the first step.
 
   Raises:
-    Diverged: NaN, or a collapse. Nothing after the last healthy checkpoint has been saved.
+    Diverged: NaN, or a collapse. Nothing has been saved since the last healthy checkpoint.
     UserError: a checkpoint could not be written or read.
   """
   began = time.perf_counter()
   spec = trainer.batch_spec(loader.data, loader[0])
   state, remarks = checkpoints.restore(trainer.abstract(spec))
-  first, compile_s = begun() if begun else (None, 0.0)
+  fresh, compile_s = begun() if begun else (None, 0.0)
   if state is None:
-    state = trainer.init(spec) if first is None else first
-  del first
+    state = trainer.init(spec) if fresh is None else fresh
+  del fresh
   step = int(state["step"])
-  known = writer.truncate(step)
+  logged = writer.truncate(step)
   if step:
     say(f"resumed from step {step:,} of {clock.total_steps:,}")
-    wanted = step // log_every + (step == clock.total_steps and step % log_every > 0)
-    if known < wanted:
+    expected = step // log_every + (step == clock.total_steps and step % log_every > 0)
+    if logged < expected:
       remarks.append(
-        f"metrics.jsonl lacks {wanted - known} of {wanted} lines of the steps up to {step}: it was "
-        "deleted or changed, and curves are drawn without them"
+        f"metrics.jsonl lacks {expected - logged} of {expected} lines of the steps up to {step}: "
+        "it was deleted or changed, and curves are drawn without them"
       )
   for remark in remarks:
     say(f"note: {remark}")
@@ -172,7 +173,7 @@ def train(
       evaluation.run(0, state)
 
   size, block, total = clock.batch_size, trainer.block, clock.total_steps
-  stops = [log_every, save_every, *(e.every for e in evaluations.values())]
+  intervals = [log_every, save_every, *(e.every for e in evaluations.values())]
   meter, pending = Throughput(), None
   bar = tqdm(
     total=total * size,
@@ -183,10 +184,10 @@ def train(
     dynamic_ncols=True,
     smoothing=0.1,
   )
-  log: list[tuple[int, int, Any]] = []  # dispatches whose metrics have not been read
+  log: list[tuple[int, int, Any]] = []  # dispatches whose metrics are still unread
 
   def flush(until: int = 0) -> None:
-    """Reads, judges and writes metrics of all but the newest `until` dispatches."""
+    """Reads, checks and writes the metrics of all but the newest `until` dispatches."""
     while len(log) > until:
       first, count, metrics = log.pop(0)
       values = {k: np.asarray(v)[:count] for k, v in metrics.items()}
@@ -207,10 +208,10 @@ def train(
         bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
 
   window: list[tuple[int, dict[str, float], float | None]] = []
-  batches = _batches(loader, step, total, block, meter)
-  with PreemptionHandler() as stopping, bar:
+  batches = _batch_getter(loader, step, total, block, meter)
+  with PreemptionHandler() as preemption, bar:
     while step < total:
-      boundary = min(total, *((step // n + 1) * n for n in stops))
+      boundary = min(total, *((step // n + 1) * n for n in intervals))
       count = min(block, boundary - step)
       batch = batches(step)
       started = time.perf_counter()
@@ -220,20 +221,19 @@ def train(
       log.append((step, count, metrics))
       step += count
       flush(until=1)
-      pending = _agreed(stopping.signal, step % log_every == 0 or step == total)
-      evaluate = [e for e in evaluations.values() if step % e.every == 0 or step == total]
-      if evaluate or step % save_every == 0 or step == total or pending:
-        flush()  # never save or judge a state whose loss has not been looked at
+      pending = _agree_on_signal(preemption.signal, step % log_every == 0 or step == total)
+      due = [e for e in evaluations.values() if step % e.every == 0 or step == total]
+      if due or step % save_every == 0 or step == total or pending:
+        flush()  # never save or evaluate a state whose loss has not been checked
         meter.pause()
         scores = {
-          name: e.run(step, state)
-          for name, e in evaluations.items()
-          if e in evaluate and not pending
+          name: e.run(step, state) for name, e in evaluations.items() if e in due and not pending
         }
-        if scores:  # they take long enough for a signal to come
-          pending = _agreed(stopping.signal, True)
+        if scores:  # evaluations take long enough for a signal to arrive
+          pending = _agree_on_signal(preemption.signal, True)
         if step % save_every == 0 or step == total or pending:
-          checkpoints.save(step, state, next((s for s in scores.values() if s is not None), None))
+          score = next((s for s in scores.values() if s is not None), None)
+          checkpoints.save(step, state, score)
         peers.meet()
       if pending:
         break
@@ -250,32 +250,32 @@ def train(
 def _dispatch(
   trainer: Trainer, loader: Any, state: State, batches: Any, count: int, wait: bool
 ) -> tuple[State, Any]:
-  """The next steps.
+  """Runs the next `count` steps.
 
   Args:
-    trainer: the step.
+    trainer: the training step.
     loader: its data.
     state: donated.
     batches: of a whole block.
-    count: how many of them to take.
-    wait: for the result; what does not fit into memory may show only then.
+    count: number of steps to take.
+    wait: block until the result is ready; running out of memory may show only then.
 
   Raises:
     UserError: the step does not fit into a device's memory.
   """
 
   def call() -> tuple[State, Any]:
-    if wait and jax.process_count() > 1:  # the call below finds what is compiled here
+    if wait and jax.process_count() > 1:  # the call below finds this in the cache
       trainer.run.lower(state, loader.data, batches, np.int32(count)).compile()
       peers.meet()
-    found = trainer.run(state, loader.data, batches, np.int32(count))
-    return jax.block_until_ready(found) if wait else found
+    outputs = trainer.run(state, loader.data, batches, np.int32(count))
+    return jax.block_until_ready(outputs) if wait else outputs
 
-  def why(error: Exception) -> UserError:
-    shapes = jax.tree.map(  # the arrays themselves may be gone
+  def explain(error: Exception) -> UserError:
+    shapes = jax.tree.map(  # the arrays may already be donated
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    try:  # from JAX's cache, where the program could be compiled
+    try:  # cached by JAX if the program could be compiled
       program = trainer.run.lower(shapes, loader.data, batches, np.int32(count)).compile()
       analysis = program.memory_analysis()
       peak = None if analysis is None else float(analysis.peak_memory_in_bytes)
@@ -283,8 +283,8 @@ def _dispatch(
       peak = None
     device = trainer.mesh.local_devices[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
-    here = sum(x.nbytes for x in jax.tree.leaves(loader.data)) / trainer.mesh.size
-    parts = jax.tree.leaves(
+    data_bytes = sum(x.nbytes for x in jax.tree.leaves(loader.data)) / trainer.mesh.size
+    state_bytes = jax.tree.leaves(
       jax.tree.map(lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize, shapes)
     )
     return out_of_memory.out_of_memory(
@@ -293,29 +293,29 @@ def _dispatch(
       accumulate=trainer.accumulate,
       devices=trainer.mesh.size,
       remat=getattr(trainer.method.encoder, "remat", None),
-      resident_bytes=int(here) if loader.storage == "resident" else 0,
-      fixed=float(sum(parts)) + here,
+      resident_bytes=int(data_bytes) if loader.storage == "resident" else 0,
+      fixed=float(sum(state_bytes)) + data_bytes,
       peak=peak,
       limit=limit,
     )
 
-  return out_of_memory.guarded(call, why)
+  return out_of_memory.guarded(call, explain)
 
 
-def _agreed(signal: int | None, asking: bool) -> int | None:
-  """The signal that any process has seen, at a step at which all processes ask."""
+def _agree_on_signal(signal: int | None, asking: bool) -> int | None:
+  """The signal that any process has received; collective at steps where all are `asking`."""
   if jax.process_count() == 1:
     return signal
   if not asking:
     return None
-  seen = multihost_utils.process_allgather(np.int32(signal or 0))
-  return int(np.max(seen)) or None
+  signals = multihost_utils.process_allgather(np.int32(signal or 0))
+  return int(np.max(signals)) or None
 
 
-def _batches(
+def _batch_getter(
   loader: Any, start: int, stop: int, block: int, meter: Throughput
 ) -> Callable[[int], Any]:
-  """`batches(step)`: the next `block` steps' batches, with the host's share of the time noted."""
+  """Returns `batches(step)`, the next `block` steps' batches; `meter` records the host's time."""
   stream: Iterator[Any] | None = None
   if loader.storage != "resident":
     stream = iter(loader.iterate(start, stop, block=1))

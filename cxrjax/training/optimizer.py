@@ -1,4 +1,4 @@
-"""The optimiser: an optax direction, then learning rate, weight decay and freezing by rule."""
+"""The optimiser: an optax direction, with learning rate, weight decay and freezing by rule."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from cxrjax.core.errors import UserError
 
 
 def path_names(tree: Any) -> Any:
-  """The same tree with each leaf's path, `"encoder/blocks/0/attn/qkv/kernel"`."""
+  """The tree with each leaf replaced by its path, `"encoder/blocks/0/attn/qkv/kernel"`."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
   )
 
 
 def clip(grads: Any, limit: float) -> Any:
-  """Scales gradients whose L2 norm, all tensors together, exceeds `limit` down to it."""
-  share = jnp.minimum(1.0, limit / (global_norm(grads) + 1e-6))
-  return jax.tree.map(lambda g: g * share, grads)
+  """Scales gradients down to `limit` if their joint L2 norm exceeds it."""
+  scale = jnp.minimum(1.0, limit / (global_norm(grads) + 1e-6))
+  return jax.tree.map(lambda g: g * scale, grads)
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:
-  """L2 norm of all leaves together."""
+  """Joint L2 norm of all leaves."""
   return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
 
 
@@ -41,32 +41,31 @@ def global_norm(tree: Any) -> Float[Array, ""]:
 class Optimizer:
   """`p <- p - lr m (direction(g) + wd p)` with decoupled weight decay (AdamW by default).
 
-  With `coupled_decay` it is `p <- p - lr m direction(g + wd p)`, which momentum SGD (`optax.trace`)
-  and LARS (`cxrjax.training.lars`) mean by weight decay.
+  With `coupled_decay` it is `p <- p - lr m direction(g + wd p)`, which is
+  what momentum SGD (`optax.trace`) and LARS (`cxrjax.training.lars`) call weight decay.
 
   Attributes:
     clock: length of the run.
     name: an optax transformation that turns gradients into directions; its other arguments are
       `options`, e.g. `{"b1": 0.9, "b2": 0.95}`.
-    lr: schedule for a batch of `lr_batch` images; `start` and nothing else is scaled by
-      `batch_size / lr_batch`, or with `lr_rule="sqrt"` its root, unless `lr_batch` is 0.
-    weight_decay: schedule; biases and one-dimensional parameters have none, but for
+    lr: schedule for a batch of `lr_batch` images; only `start` is scaled, by
+      `batch_size / lr_batch` or, with `lr_rule="sqrt"`, its root, unless `lr_batch` is 0.
+    weight_decay: schedule; biases and one-dimensional parameters are exempt unless
       `decay_vectors`.
     coupled_decay: whether weight decay is part of the gradient, after clipping.
     decay_vectors: whether biases and one-dimensional parameters decay as well (MoCo, SimSiam).
     clip: largest L2 norm of a gradient; 0 for no clipping.
-    clip_per: what that gradient is of: a "tensor" (DINO), or a "module", all of the encoder or of
-      one head together (DINOv2).
-    freeze: `(regex, duration)` pairs: parameters whose path matches stay as they are (moments and
-      step count too) for that long (DINO).
-    hold: the same, but only their learning rate is 0: moments and step count go on (DINOv2).
+    clip_per: unit of clipping: a "tensor" (DINO), or a "module", i.e. the whole encoder or one head
+      (DINOv2).
+    freeze: `(regex, duration)` pairs: parameters with a matching path, and their moments and step
+      count, stay unchanged for that long (DINO).
+    hold: the same, but only the learning rate is 0: moments and step count advance (DINOv2).
     lr_scale: `(regex, factor)` pairs; the first match multiplies the learning rate, 0 freezes.
-    lr_constant: regexes; parameters whose path matches one have the learning rate that the others
-      start from, throughout and without warm-up (SimSiam's predictor).
-    layer_decay: what the learning rate is multiplied by for each layer that lies above a parameter
-      of the encoder (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2021, arXiv 2106.08254); 1
-      treats all alike.
-    layer_names: the encoder's layers from its input on, see `cxrjax.models.vit.Model.layer_names`.
+    lr_constant: regexes; parameters with a matching path keep the initial learning rate throughout,
+      without warm-up (SimSiam's predictor).
+    layer_decay: factor of the learning rate for each layer above a parameter of the encoder (Clark
+      et al. 2020, arXiv 2003.10555; Bao et al. 2021, arXiv 2106.08254); 1 treats all layers alike.
+    layer_names: the encoder's layers from the input up, see `cxrjax.models.vit.Model.layer_names`.
   """
 
   clock: clocks.Clock
@@ -82,7 +81,7 @@ class Optimizer:
   decay_vectors: bool = False
   clip: float = 3.0
   clip_per: str = "tensor"
-  freeze: Any = ()  # these four are checked below, with errors that name them
+  freeze: Any = ()  # these four are validated below, with errors that name the option
   hold: Any = ()
   lr_scale: Any = ()
   lr_constant: Any = ()
@@ -101,14 +100,14 @@ class Optimizer:
     if self.clip < 0:
       raise UserError(f"config.optimizer.clip={self.clip} must be 0 (off) or above")
     for option in ("lr", "weight_decay"):
-      given = getattr(self, option)
-      for value in given.values() if isinstance(given, Mapping) else [given]:
+      setting = getattr(self, option)
+      for value in setting.values() if isinstance(setting, Mapping) else [setting]:
         if isinstance(value, int | float) and not 0 <= value < math.inf:
           raise UserError(f"config.optimizer.{option} has {value}, which must be 0 or above")
     _ = self._rules, self.schedules, self._direction
     for regex, scale in self.lr_scale:
-      number = isinstance(scale, int | float) and not isinstance(scale, bool)
-      if not number or not 0 <= scale < math.inf:
+      is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+      if not is_number or not 0 <= scale < math.inf:
         raise UserError(
           f"config.optimizer.lr_scale has {scale!r} for {regex!r}; give a number "
           "that is 0 (frozen) or above"
@@ -119,28 +118,28 @@ class Optimizer:
 
   @functools.cached_property
   def _rules(self) -> dict[str, list[str]]:
-    """The regular expressions of every option that has some."""
+    """The regular expressions of every option that takes some."""
     rules: dict[str, list[Any]] = {}
     for option in ("lr_constant", "freeze", "hold", "lr_scale"):
-      given, pairs = getattr(self, option), option != "lr_constant"
-      if not isinstance(given, tuple | list) or any(
-        pairs and not (isinstance(rule, tuple | list) and len(rule) == 2) for rule in given
+      setting, has_values = getattr(self, option), option != "lr_constant"
+      if not isinstance(setting, tuple | list) or any(
+        has_values and not (isinstance(rule, tuple | list) and len(rule) == 2) for rule in setting
       ):
-        wanted = '(("regex", value), ...)' if pairs else '("regex", ...)'
-        raise UserError(f"config.optimizer.{option}={given!r} must be like {wanted}")
-      rules[option] = [rule[0] if pairs else rule for rule in given]
+        form = '(("regex", value), ...)' if has_values else '("regex", ...)'
+        raise UserError(f"config.optimizer.{option}={setting!r} must be like {form}")
+      rules[option] = [rule[0] if has_values else rule for rule in setting]
       for regex in rules[option]:
         instantiate.check_regex(regex, f"config.optimizer.{option}")
     return rules
 
   @functools.cached_property
   def _lr(self) -> dict[str, Any]:
-    """The learning rate's schedule, its start scaled by the batch."""
+    """The learning-rate schedule, its start scaled by the batch size."""
     lr = dict(self.lr) if isinstance(self.lr, Mapping) else {"start": self.lr}
     if self.lr_batch and "start" in lr:
-      batches = self.clock.batch_size / self.lr_batch
-      lr["start"] *= math.sqrt(batches) if self.lr_rule == "sqrt" else batches
-      # a constant is a schedule whose end is its start, after scaling
+      ratio = self.clock.batch_size / self.lr_batch
+      lr["start"] *= math.sqrt(ratio) if self.lr_rule == "sqrt" else ratio
+      # for a constant the end then follows the scaled start
     return lr
 
   @functools.cached_property
@@ -157,8 +156,8 @@ class Optimizer:
     instantiate.check_keywords(factory, dict(self.options), "config.optimizer.options")
     return factory(**self.options)
 
-  def _first_step(self, path: str, *options: str) -> int:
-    """The first step at which these options let the parameter at `path` be."""
+  def _first_active_step(self, path: str, *options: str) -> int:
+    """The first step at which none of these options holds the parameter at `path` back."""
     times = [
       self.clock.steps(time, f"config.optimizer.{option}")
       for option in options
@@ -167,31 +166,35 @@ class Optimizer:
     ]
     return max(times, default=0)
 
-  def _scale(self, path: str) -> float:
-    """What the learning rate of the parameter at `path` is multiplied by."""
+  def _lr_factor(self, path: str) -> float:
+    """Learning-rate factor of the parameter at `path`."""
     scale = next((s for regex, s in self.lr_scale if re.search(regex, path)), 1.0)
-    within = path.removeprefix("encoder/")
-    if self.layer_decay == 1 or within == path:
+    encoder_path = path.removeprefix("encoder/")
+    if self.layer_decay == 1 or encoder_path == path:
       return scale
     layers = self.layer_names
-    above = (len(layers) - i for i, regex in enumerate(layers) if re.match(regex, within))
-    return scale * self.layer_decay ** next(above, 0)
+    layers_above = (
+      len(layers) - i for i, regex in enumerate(layers) if re.match(regex, encoder_path)
+    )
+    return scale * self.layer_decay ** next(layers_above, 0)
 
   def _groups(self, params: Any) -> Any:
-    return jax.tree.map(lambda path: str(self._first_step(path, "freeze")), path_names(params))
+    return jax.tree.map(
+      lambda path: str(self._first_active_step(path, "freeze")), path_names(params)
+    )
 
   def _transform(self, params: Any) -> optax.GradientTransformationExtraArgs:
     groups = self._groups(params)
     if set(jax.tree.leaves(groups)) == {"0"}:
       return optax.with_extra_args_support(self._direction)
 
-    def awake(thaw: int) -> optax.GradientTransformationExtraArgs:
+    def after_thaw(thaw: int) -> optax.GradientTransformationExtraArgs:
       if thaw == 0:
         return optax.with_extra_args_support(self._direction)
       return optax.transforms.conditionally_mask(self._direction, lambda count: count >= thaw)
 
     names = set(jax.tree.leaves(groups))
-    return optax.partition({name: awake(int(name)) for name in names}, groups)
+    return optax.partition({name: after_thaw(int(name)) for name in names}, groups)
 
   def check(self, params: Any) -> None:
     """Raises a UserError for a rule that matches no parameter."""
@@ -210,11 +213,11 @@ class Optimizer:
   def update(
     self, grads: Any, opt_state: Any, params: Any, step: Int[Array, ""]
   ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
-    """One update: new parameters, new optimiser state, metrics."""
+    """Performs one update; returns new parameters, new optimiser state and metrics."""
     metrics = {"grad_norm": global_norm(grads)}
     if self.clip:
-      whole = (lambda x: x is not grads) if self.clip_per == "module" else None
-      grads = jax.tree.map(lambda g: clip(g, self.clip), grads, is_leaf=whole)
+      is_module = (lambda x: x is not grads) if self.clip_per == "module" else None
+      grads = jax.tree.map(lambda g: clip(g, self.clip), grads, is_leaf=is_module)
     lr, decay = (self.schedules[name](step) for name in ("lr", "weight_decay"))
     metrics |= {"lr": lr, "weight_decay": decay}
 
@@ -228,9 +231,9 @@ class Optimizer:
       direction = jax.tree.map(decayed, direction, params)
 
     def move(path: str, p: Array, d: Array) -> Array:
-      thaw = self._first_step(path, "freeze", "hold")
+      thaw = self._first_active_step(path, "freeze", "hold")
       constant = any(re.search(regex, path) for regex in self.lr_constant)
-      moved = p - (self._lr["start"] if constant else lr) * self._scale(path) * d
+      moved = p - (self._lr["start"] if constant else lr) * self._lr_factor(path) * d
       return jnp.where(step >= thaw, moved, p) if thaw else moved
 
     return jax.tree.map(move, path_names(params), params, direction), opt_state, metrics

@@ -1,4 +1,4 @@
-"""What to change where a step does not fit into a device's memory."""
+"""Turns XLA's out-of-memory error into advice on what to change."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import jax
 from cxrjax.core.errors import UserError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SHARE = 0.92  # of a device's memory that a program can have: the rest is in pieces
+_USABLE = 0.92  # share of a device's memory that a program can get: the rest is fragmented
 
 
 def is_out_of_memory(error: Exception) -> bool:
-  """Whether XLA says that a program does not fit."""
+  """Whether XLA reports that a program does not fit into memory."""
   return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
@@ -31,57 +31,58 @@ def out_of_memory(
   peak: float | None,
   limit: float | None,
 ) -> UserError:
-  """The error for a step that does not fit: which options make it smaller, with values.
+  """The error for a step that does not fit, with options and values that make it smaller.
 
   Args:
     error: XLA's.
-    images: in a batch, over all devices.
-    accumulate: microbatches now.
-    devices: over which a batch is split.
-    remat: whether blocks are computed again in the backward pass; None where the network cannot.
-    resident_bytes: of images that lie on one device.
-    fixed: bytes of the step's state and data on one device, which no microbatch makes smaller; None
-      where it is not known.
-    peak: bytes that the compiled step needs on one device; None where XLA has not compiled it.
-    limit: bytes that a device has; None where it does not say.
+    images: per batch, over all devices.
+    accumulate: current number of microbatches.
+    devices: number of devices that a batch is split over.
+    remat: whether blocks are recomputed in the backward pass; None if the network cannot do so.
+    resident_bytes: of images stored on one device.
+    fixed: bytes of the step's state and data on one device, which smaller microbatches do not
+      reduce; None if unknown.
+    peak: bytes that the compiled step needs on one device; None if XLA has not compiled it.
+    limit: memory of a device in bytes; None if it is not reported.
   """
-  used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", str(error))  # a TPU's compiler
-  if used:
-    peak, limit = (float(used[i]) * _UNITS[used[i + 1]] for i in (1, 3))
-  each = images // devices
-  said = f"a step of {each} images does not fit into a device's memory"
+  usage = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", str(error))  # a TPU's compiler
+  if usage:
+    peak, limit = (float(usage[i]) * _UNITS[usage[i + 1]] for i in (1, 3))
+  per_device = images // devices
+  problem = f"a step of {per_device} images does not fit into a device's memory"
   if peak and limit:
-    said += f" ({peak / 1e9:.1f} GB of {limit / 1e9:.1f} GB)"
-  ways = []
-  if peak and limit and fixed is not None and fixed >= _SHARE * limit:
-    ways.append(f"parameters and data alone take {fixed / 1e9:.1f} GB: raise config.mesh.fsdp")
+    problem += f" ({peak / 1e9:.1f} GB of {limit / 1e9:.1f} GB)"
+  remedies = []
+  if peak and limit and fixed is not None and fixed >= _USABLE * limit:
+    remedies.append(f"parameters and data alone take {fixed / 1e9:.1f} GB: raise config.mesh.fsdp")
   else:
-    fits = _fits(peak, limit, fixed or 0.0)
-    steps = [k for k in range(2, each + 1) if not each % k and k > accumulate]
-    more = next(
-      (k for k in steps if fits is None or k >= fits * accumulate), steps[-1] if steps else None
+    factor = _shrink_factor(peak, limit, fixed or 0.0)
+    divisors = [k for k in range(2, per_device + 1) if not per_device % k and k > accumulate]
+    microbatches = next(
+      (k for k in divisors if factor is None or k >= factor * accumulate),
+      divisors[-1] if divisors else None,
     )
-    if more:
-      ways.append(
-        f"set config.accumulate={more} (microbatches of {each // more} images), or "
-        f"config.batch_size={max(devices, images * accumulate // more)}"
+    if microbatches:
+      remedies.append(
+        f"set config.accumulate={microbatches} (microbatches of {per_device // microbatches} "
+        f"images), or config.batch_size={max(devices, images * accumulate // microbatches)}"
       )
   if remat is False:
-    ways.append("config.model.remat=True")
+    remedies.append("config.model.remat=True")
   if resident_bytes:
-    ways.append(f"config.data.storage='cached', which frees {resident_bytes / 1e9:.1f} GB")
-  return UserError(f"{said}; {'; or '.join(ways) or 'take a device with more memory'}")
+    remedies.append(f"config.data.storage='cached', which frees {resident_bytes / 1e9:.1f} GB")
+  return UserError(f"{problem}; {'; or '.join(remedies) or 'take a device with more memory'}")
 
 
-def _fits(peak: float | None, limit: float | None, fixed: float) -> float | None:
-  """How many times smaller a microbatch must be; None where that is not known."""
+def _shrink_factor(peak: float | None, limit: float | None, fixed: float) -> float | None:
+  """Factor by which a microbatch must shrink; None if unknown."""
   if not peak or not limit:
     return None
-  return max(1.0, (peak - fixed) / max(_SHARE * limit - fixed, 1.0))
+  return max(1.0, (peak - fixed) / max(_USABLE * limit - fixed, 1.0))
 
 
 def guarded(call: Callable[[], Any], why: Callable[[Exception], UserError]) -> Any:
-  """`call()`; where it runs out of memory, the error that `why` makes of XLA's."""
+  """Runs `call()`; if it runs out of memory, raises the error that `why` makes of XLA's."""
   try:
     return call()
   except jax.errors.JaxRuntimeError as error:

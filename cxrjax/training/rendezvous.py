@@ -1,11 +1,11 @@
-"""How the processes of one run find each other: JAX's own connections, and those of `peers`.
+"""Connects the processes of one run: JAX's own connections, and those of `peers`.
 
 JAX's coordination service lives in process 0. When that dies, the runtime of every other process
 aborts it at once, with a dump of its C++ stack, before anything in Python can say what happened
-(up to JAX 0.12 at least, a callback of one's own crashes, and `jax_enable_recoverability` does not
-cover process 0). So the others reach the service through a `Relay` in themselves: with process 0
-gone, the runtime sees a connection that is silent instead of closed, which it bears for longer than
-`peers` needs.
+(up to JAX 0.12 at least, a custom callback crashes, and `jax_enable_recoverability` does not cover
+process 0). So the others reach the service through a `Relay` of their own: with process 0 gone, the
+runtime sees a silent connection instead of a closed one, which it tolerates for longer than `peers`
+needs.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cxrjax.core.errors import UserError
 
 JOIN = 300  # seconds within which all processes must have been started
 TIMEOUT = 25.0  # seconds within which they connect, once JAX has brought them together
-SEND = 5.0  # seconds for a message, which never fills the buffer of a process that lives
+SEND = 5.0  # seconds for a message, which never fills the buffer of a live process
 
 
 def initialize(coordinator: str, processes: int, process: int) -> str:
-  """`jax.distributed.initialize`, in all processes but the first through a relay.
+  """Calls `jax.distributed.initialize`, in all processes but the first through a relay.
 
   Returns:
-    The host of process 0; empty where only JAX knows it.
+    The host of process 0; empty if only JAX knows it.
 
   Raises:
     UserError: a flag is wrong, or there is no cluster to ask.
@@ -40,11 +40,11 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
   import jax
 
   address, index = coordinator, process
-  given: dict[str, Any] = {}
+  options: dict[str, Any] = {}
   if coordinator == "auto":
     address, index = _detect()
   elif ":" in coordinator and coordinator.rpartition(":")[2].isdigit():
-    given = {"coordinator_address": address, "num_processes": processes, "process_id": process}
+    options = {"coordinator_address": address, "num_processes": processes, "process_id": process}
   else:
     raise UserError(f"--coordinator={coordinator} must be host:port of process 0, or 'auto'")
   host, _, port = address.rpartition(":")
@@ -53,11 +53,11 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
     if index and address:
       with Relay(host, int(port)) as relay:
         jax.distributed.initialize(
-          **given | {"coordinator_address": relay.address}, initialization_timeout=2 * JOIN
+          **options | {"coordinator_address": relay.address}, initialization_timeout=2 * JOIN
         )
         relay.hold = True
     else:
-      jax.distributed.initialize(**given, initialization_timeout=2 * JOIN)
+      jax.distributed.initialize(**options, initialization_timeout=2 * JOIN)
   except (RuntimeError, ValueError) as error:
     reason = " ".join(str(error).split())[:300]
     raise UserError(
@@ -68,10 +68,10 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
 
 
 def _detect() -> tuple[str, int]:
-  """What the cluster says of process 0's address, and which process this is.
+  """Process 0's address and the index of this process, as the cluster reports them.
 
-  JAX has no public function for it. Should this one go, `initialize` still finds the cluster, only
-  the relay falls away: when process 0 dies, JAX's own message ends the others.
+  JAX has no public function for this. If the private one goes, `initialize` still finds the cluster
+  but there is no relay: when process 0 dies, JAX's own message ends the others.
   """
   try:
     from jax._src.clusters import ClusterEnv
@@ -84,12 +84,12 @@ def _detect() -> tuple[str, int]:
 
 
 def connect(host: str, me: int, count: int) -> dict[int, socket.socket]:
-  """Connects process 0 with each of the others, which learn through JAX where it listens.
+  """Connects process 0 with each of the others, which learn its address through JAX.
 
   Args:
-    host: of process 0; empty to ask it for its name.
-    me: this process.
-    count: of processes.
+    host: of process 0; empty to use the name that it reports.
+    me: index of this process.
+    count: number of processes.
 
   Returns:
     Sockets by process: of all others in process 0, of process 0 in the others.
@@ -110,9 +110,9 @@ def connect(host: str, me: int, count: int) -> dict[int, socket.socket]:
       backlog=count,
     )
     port = server.getsockname()[1]
-  told = json.dumps([socket.gethostname(), port, token]).encode().ljust(512)
-  told = multihost_utils.broadcast_one_to_all(np.frombuffer(told, np.uint8))
-  name, port, token = json.loads(np.asarray(told).tobytes())
+  message = json.dumps([socket.gethostname(), port, token]).encode().ljust(512)
+  message = multihost_utils.broadcast_one_to_all(np.frombuffer(message, np.uint8))
+  name, port, token = json.loads(np.asarray(message).tobytes())
   if server is not None:
     with server:
       links = _accept(server, count, token)
@@ -132,10 +132,10 @@ def connect(host: str, me: int, count: int) -> dict[int, socket.socket]:
 
 def _accept(server: socket.socket, count: int, token: str) -> dict[int, socket.socket]:
   links: dict[int, socket.socket] = {}
-  until = time.monotonic() + TIMEOUT
+  deadline = time.monotonic() + TIMEOUT
   while len(links) < count - 1:
     try:
-      server.settimeout(max(until - time.monotonic(), 0.001))
+      server.settimeout(max(deadline - time.monotonic(), 0.001))
       link, _ = server.accept()
     except OSError as error:
       missing = min(set(range(1, count)) - set(links))
@@ -145,30 +145,31 @@ def _accept(server: socket.socket, count: int, token: str) -> dict[int, socket.s
       ) from error
     link.settimeout(SEND)
     try:
-      with link.makefile("rb", buffering=0) as raw:  # nothing behind the line may be read here
-        word, _, i = raw.readline(100).decode("ascii", "replace").partition(" ")
-    except OSError:  # somebody who connected and said nothing
-      word = ""
-    if word == token:
-      links[int(i)] = link
-    else:  # whoever else knocks is no process of this run
+      # Unbuffered: nothing after the line may be consumed.
+      with link.makefile("rb", buffering=0) as raw:
+        link_token, _, process = raw.readline(100).decode("ascii", "replace").partition(" ")
+    except OSError:  # a stranger that sent nothing
+      link_token = ""
+    if link_token == token:
+      links[int(process)] = link
+    else:  # not a process of this run
       link.close()
   return links
 
 
 class Relay:
-  """A local socket whose bytes go to and from `host:port`, and that never says when that is gone.
+  """A local socket that relays to `host:port` and hides when the remote end closes.
 
-  Entered, it accepts connections; those that it has stay when it is left. A file and not a port,
-  as gRPC would ask an HTTP proxy for the latter where the environment names one.
+  It accepts connections while entered; open ones outlive the context. It is a Unix socket because
+  gRPC would reach a port through an HTTP proxy if the environment names one.
 
   Attributes:
     address: for gRPC.
-    hold: from now on the local side is not told that the other one has closed.
+    hold: once True, the local side is no longer closed when the remote side closes.
   """
 
   def __init__(self, host: str, port: int) -> None:
-    self._there, self.hold = (host, port), False
+    self._remote, self.hold = (host, port), False
     # A socket's path may have 107 characters, and TMPDIR may be deep.
     self._folder = pathlib.Path(tempfile.mkdtemp(prefix="cxrjax-", dir="/tmp"))
     self.address = f"unix:{self._folder / 'relay'}"
@@ -193,28 +194,31 @@ class Relay:
       except OSError:  # closed
         return
       try:
-        far = socket.create_connection(self._there, timeout=TIMEOUT)
-      except OSError:  # process 0 is not there yet: gRPC asks again
+        far = socket.create_connection(self._remote, timeout=TIMEOUT)
+      except OSError:  # process 0 is not up yet: gRPC retries
         near.close()
         continue
       far.settimeout(None)
       threading.Thread(target=self._serve, args=(near, far), name="relay", daemon=True).start()
 
   def _serve(self, near: socket.socket, far: socket.socket) -> None:
-    """Until the local side closes; a reset is an end like any other."""
+    """Relays until the local side closes or resets."""
     with near, far:
-      back = threading.Thread(target=self._back, args=(near, far), name="relay", daemon=True)
+      back = threading.Thread(
+        target=self._forward_back, args=(near, far), name="relay", daemon=True
+      )
       back.start()
       with contextlib.suppress(OSError):
         while data := near.recv(1 << 16):
-          with contextlib.suppress(*[OSError] if self.hold else []):  # to nobody, then
+          # On hold, data for a remote side that is gone is dropped.
+          with contextlib.suppress(*[OSError] if self.hold else []):
             far.sendall(data)
       for end in (near, far):
         with contextlib.suppress(OSError):
           end.shutdown(socket.SHUT_RDWR)
       back.join()
 
-  def _back(self, near: socket.socket, far: socket.socket) -> None:
+  def _forward_back(self, near: socket.socket, far: socket.socket) -> None:
     with contextlib.suppress(OSError):
       while data := far.recv(1 << 16):
         near.sendall(data)

@@ -1,4 +1,4 @@
-"""A finished run as a network: its config and its checkpoint, from its workdir."""
+"""Restores a finished run's network from its workdir: config, facts and checkpoint."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from cxrjax.training.workdir import differences
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Restored:
-  """What a run has learnt.
+  """A finished run, restored.
 
   Attributes:
     workdir: of the run.
-    config: of `config.json`.
-    facts: of `run.json`.
+    config: content of `config.json`.
+    facts: content of `run.json`.
     step: of the checkpoint.
-    method: with the encoder, `method.encoder`.
+    method: including the encoder, `method.encoder`.
     params: of the method.
     extra: the rest of the method's state.
   """
@@ -56,15 +56,15 @@ class Restored:
 
   @property
   def encoder_params(self) -> Any:
-    """Of the network that the run was judged by (a teacher, say)."""
+    """Parameters of the encoder that the run evaluated (a teacher, say)."""
     return self.method.encoder_params(self.params, self.extra)
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Hash of the networks and their parameters: equal for equal predictions."""
     content = hashlib.sha256()
-    known = {key: self.config[key] for key in ("model", "method", "views")}
-    content.update(json.dumps(known, sort_keys=True).encode())
+    settings = {key: self.config[key] for key in ("model", "method", "views")}
+    content.update(json.dumps(settings, sort_keys=True).encode())
     tree = {"params": self.params, "extra": self.extra}
     for name, leaf in sorted(flatten(tree).items()):
       content.update(name.encode())
@@ -73,39 +73,39 @@ class Restored:
 
 
 def restore(workdir: str | pathlib.Path, key: str) -> Restored:
-  """Reads a finished run: of its checkpoints the one with the best score, without scores the last.
+  """Reads a finished run's best checkpoint by score or, without scores, its last.
 
   Args:
-    workdir: of the run, one handed on (see `shipped`), or `zoo:NAME`.
+    workdir: of the run, an exported one (see `exported_run`), or `zoo:NAME`.
     key: the config key that names it, for errors, e.g. `"config.data.masks"`.
 
   Raises:
-    UserError: no workdir, a run that has not finished, or a checkpoint that cannot be read.
+    UserError: no workdir, an unfinished run, or an unreadable checkpoint.
   """
   folder = zoo.place(workdir, key)
-  named = f"{key}={str(workdir)!r}"
-  handed_on = (folder / exported_run.NETWORK).is_file()
-  if handed_on and (why := checksums.damage(folder)):
-    raise UserError(f"{named} is damaged: {why}; export the run again")
+  origin = f"{key}={str(workdir)!r}"
+  is_exported = (folder / exported_run.NETWORK).is_file()
+  if is_exported and (damage := checksums.damage(folder)):
+    raise UserError(f"{origin} is damaged: {damage}; export the run again")
   try:
     config = files.read_mapping(folder / "config.json")
     facts = files.read_mapping(folder / "run.json")
     method = config["method"]["name"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{named} holds no run ({_first_line(error)}); give the workdir of a finished one"
+      f"{origin} holds no run ({_first_line(error)}); give the workdir of a finished one"
     ) from error
   if facts.get("status") != "finished":
     raise UserError(
-      f"{named} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
+      f"{origin} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
       "command again to its end"
     )
   try:
-    changed = not handed_on and differences(config_of(folder / "checkpoints") or config, config)
-    if changed:
+    changes = not is_exported and differences(config_of(folder / "checkpoints") or config, config)
+    if changes:
       raise UserError(
         "its checkpoints were trained with another config than config.json holds "
-        f"({'; '.join(changed)}); restore these values"
+        f"({'; '.join(changes)}); restore these values"
       )
     clock = Clock(facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])
     encoder = build_encoder(config["model"], Target.of(sharding.make_mesh()))
@@ -118,28 +118,28 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     )
     method = build_method(config["method"], encoder, clock, labels)
     template = _template(config, facts, method)
-    if handed_on:
+    if is_exported:
       step, flat = exported_run.read(folder, flatten(template))
     else:
       step, flat = load_flat(folder / "checkpoints", best=True, wanted=flatten(template))
     state = jax.tree.map(jnp.asarray, unflatten(template, flat))
-  except Exception as error:  # whatever a damaged checkpoint or another version may raise
-    raise UserError(f"{named} cannot be restored: {_first_line(error)}") from error
+  except Exception as error:  # anything that a damaged checkpoint or another version may raise
+    raise UserError(f"{origin} cannot be restored: {_first_line(error)}") from error
   return Restored(folder, config, facts, step, method, state["params"], state["extra"])
 
 
 def _template(config: Any, facts: Any, method: Any) -> dict[str, Any]:
-  """The structure of the method's state, whose empty parts no checkpoint has."""
+  """Structure of the method's state, including empty parts, which checkpoints do not store."""
   recipe = build(config["views"], "Recipe", "config.views")
-  b, size, data = config["batch_size"], config["data"]["size"], facts["data"]["train"]
-  shape = lambda dtype, *rest: jax.ShapeDtypeStruct((b, *rest), dtype)  # noqa: E731
+  batch_size, size, data = config["batch_size"], config["data"]["size"], facts["data"]["train"]
+  batch_of = lambda dtype, *rest: jax.ShapeDtypeStruct((batch_size, *rest), dtype)  # noqa: E731
   batch = {
-    "image": shape(jnp.uint8, size, size, 1),
-    "index": shape(jnp.int32),
-    "labels": shape(jnp.float32, len(data.get("classes", ()))),
+    "image": batch_of(jnp.uint8, size, size, 1),
+    "index": batch_of(jnp.int32),
+    "labels": batch_of(jnp.float32, len(data.get("classes", ()))),
   }
   if config["data"].get("masks"):
-    batch["mask"] = shape(jnp.uint8, size, size, 1)
+    batch["mask"] = batch_of(jnp.uint8, size, size, 1)
   spec = jax.eval_shape(lambda x: views_of(recipe, x, jax.random.key(0)), batch)
   params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), spec))
   return {"params": params, "extra": extra}

@@ -1,4 +1,4 @@
-"""One mesh, and rules that map parameter paths to shardings."""
+"""The device mesh, and rules that map parameter paths to shardings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cxrjax.training.optimizer import path_names
 
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
-TYPES = (AxisType.Auto, AxisType.Auto)  # the compiler decides what no constraint says
+TYPES = (AxisType.Auto, AxisType.Auto)  # the compiler decides where no constraint does
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh of all devices, `data x fsdp`.
+  """A `data x fsdp` mesh of all devices.
 
-  The batch is split over both axes; parameters are split over `fsdp` where a rule says so.
+  The batch is split over both axes, parameters over `fsdp` where a rule says so.
 
   Raises:
     UserError: `fsdp` does not divide the number of devices.
@@ -37,10 +37,10 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def check_rules(rules: Any) -> tuple[tuple[str, Any], ...]:
-  """`config.mesh.rules`, which must be pairs of a regular expression and a placement.
+  """Validates `config.mesh.rules`: pairs of a regular expression and a placement.
 
   Raises:
-    UserError: they are not.
+    UserError: the rules are malformed.
   """
   if not isinstance(rules, tuple) or not all(
     isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], str | tuple)
@@ -61,13 +61,12 @@ def param_specs(
     tree: arrays or ShapeDtypeStructs.
     mesh: from `make_mesh`.
     rules: `(regex, placement)`; `"replicate"`, `"fsdp"` (split the first dimension that the
-      `fsdp` axis divides, inputs of a kernel, so that its columns can be cut apart; replicate
-      leaves of under `min_size` elements), or a tuple with an axis
-      name or None per dimension.
-    min_size: elements; smaller tensors cost more to gather than to keep.
+      `fsdp` axis divides, a kernel's inputs, so that its columns can be cut apart; replicate
+      leaves of under `min_size` elements), or a tuple with an axis name or None per dimension.
+    min_size: in elements; smaller tensors cost more to gather than to keep.
 
   Raises:
-    UserError: a placement that does not fit the tensor.
+    UserError: a placement does not fit its tensor.
   """
   width = mesh.shape["fsdp"]
 
@@ -92,40 +91,40 @@ def param_specs(
 
 
 def gathered(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> Any:
-  """The tree whole on every device, for a step's products; its gradient goes back to the pieces.
+  """Gathers the tree onto every device for a step's products; gradients return to the shards.
 
-  Without it the compiler may split the products by the parameters' pieces instead, and then sends
+  Otherwise the compiler may split the products along the parameters' shards and then communicate
   activations, which are larger.
 
   Args:
-    tree: traced arrays that lie as `param_specs` says.
+    tree: traced arrays, placed as by `param_specs`.
     mesh: see `param_specs`.
     rules: see `param_specs`.
   """
-  whole = NamedSharding(mesh, PartitionSpec())
+  replicated = NamedSharding(mesh, PartitionSpec())
 
-  def gather(x: jax.Array, pieces: NamedSharding) -> jax.Array:
-    if pieces.is_fully_replicated:
+  def gather(x: jax.Array, shards: NamedSharding) -> jax.Array:
+    if shards.is_fully_replicated:
       return x
 
     @jax.custom_vjp
-    def one(x: jax.Array) -> jax.Array:
-      return jax.lax.with_sharding_constraint(x, whole)
+    def replicate(x: jax.Array) -> jax.Array:
+      return jax.lax.with_sharding_constraint(x, replicated)
 
-    one.defvjp(
-      lambda x: (one(x), None), lambda _, dx: (jax.lax.with_sharding_constraint(dx, pieces),)
+    replicate.defvjp(
+      lambda x: (replicate(x), None), lambda _, dx: (jax.lax.with_sharding_constraint(dx, shards),)
     )
-    return one(x)
+    return replicate(x)
 
   return jax.tree.map(gather, tree, param_specs(tree, mesh, rules))
 
 
 def to_host(tree: Any) -> Any:
-  """The whole tree as NumPy arrays in every process, wherever its pieces are."""
+  """The whole tree as NumPy arrays in every process, wherever its shards are."""
 
   def fetch(x: Any) -> np.ndarray:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      assert isinstance(x.sharding, NamedSharding)  # as `param_specs` and the loader lay arrays out
+      assert isinstance(x.sharding, NamedSharding)  # as set by `param_specs` and the loader
       x = jax.jit(lambda y: y, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
       return np.asarray(x.addressable_data(0))
     return np.asarray(x)

@@ -1,4 +1,4 @@
-"""The training step: views, loss, gradient, optimiser, moving averages, in one jitted program."""
+"""The training step: views, loss, gradient, optimiser and moving averages as one jitted program."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ State = dict[str, Any]  # step i32[], params, extra, opt
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-  """What a step is made of; all of it constant over a run.
+  """Builds the training step from parts that are constant over a run.
 
   Attributes:
     method: see `cxrjax.methods.base.Method`.
-    recipe: `recipe(key, images u8[b h w 1], index=i32[b]) -> views`; with lung masks in the batch
-      it gets them as `masks=u8[b h w 1]`.
+    recipe: `recipe(key, images u8[b h w 1], index=i32[b]) -> views`; lung masks in the batch
+      are passed as `masks=u8[b h w 1]`.
     optimizer: see `cxrjax.training.optimizer.Optimizer`.
     fetch: `fetch(data, batch) -> batch` with `image` and `labels`; the loader's.
     mesh: devices.
     seed: of the run.
-    accumulate: microbatches of one update; each sees `batch_size / accumulate` images.
-    block: most steps of one dispatch.
+    accumulate: microbatches per update, of `batch_size / accumulate` images each.
+    block: maximum number of steps per dispatch.
     rules: parameter shardings, see `cxrjax.training.sharding.param_specs`.
-    start: the encoder's parameters before the first step; None draws them. Every copy that the
-      method makes of it (a teacher) starts there as well.
+    start: initial encoder parameters; None initializes them at random. Copies that the method makes
+      of the encoder (a teacher) start from them as well.
   """
 
   method: Any
@@ -52,10 +52,10 @@ class Trainer:
   start: Any = None
 
   def batch_spec(self, data: Any, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the method's loss sees, before microbatching."""
+    """Shapes of the input of the method's loss, before microbatching."""
     return jax.eval_shape(lambda d, b: self.views(self.fetch(d, b), jax.random.key(0)), data, batch)
 
-  def _fresh(self, spec: Mapping[str, jax.ShapeDtypeStruct], start: Any) -> State:
+  def _init_state(self, spec: Mapping[str, jax.ShapeDtypeStruct], start: Any) -> State:
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
     method = self.method
     if start is not None:
@@ -68,9 +68,9 @@ class Trainer:
     """Shapes, types and shardings of the state.
 
     Raises:
-      UserError: an optimiser rule that matches no parameter.
+      UserError: an optimiser rule matches no parameter.
     """
-    shapes = jax.eval_shape(lambda start: self._fresh(spec, start), self.start)
+    shapes = jax.eval_shape(lambda start: self._init_state(spec, start), self.start)
     self.optimizer.check(shapes["params"])
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -82,7 +82,7 @@ class Trainer:
     """The state before the first step, sharded."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract(spec))
     return jax.jit(
-      lambda start: self._fresh(spec, start),
+      lambda start: self._init_state(spec, start),
       out_shardings=shardings,
       compiler_options=compile_effort.options(once=True, mesh=self.mesh),
     )(self.start)
@@ -92,18 +92,18 @@ class Trainer:
     return sharding.param_specs(shapes, self.mesh, self.rules)
 
   def step_key(self, step: Int[Array, ""], purpose: int) -> Key[Array, ""]:
-    """The key of a step for views (purpose 0) or for the method's loss (1)."""
+    """Random key of a step for the views (purpose 0) or for the method's loss (1)."""
     run = jax.random.fold_in(jax.random.key(self.seed), 1)
     return jax.random.fold_in(jax.random.fold_in(run, step), purpose)
 
   def views(
     self, batch: Mapping[str, Array], key: Key[Array, ""], position: Int[Array, "b"] | None = None
   ) -> dict[str, Array]:
-    """What the method's loss sees of a batch with `image` and `labels`.
+    """Input of the method's loss, from a batch with `image` and `labels`.
 
     Args:
-      batch: fetched; a microbatch if `position` says where its images stand in the whole batch.
-        Its `index`, the images' rows in the data, is handed on.
+      batch: fetched; a microbatch if `position` gives its images' places in the whole batch. Its
+        `index`, the images' rows in the data, is passed on.
       key: of the step.
       position: by default 0, 1, ....
     """
@@ -116,23 +116,25 @@ class Trainer:
     position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
     view_key, loss_key = self.step_key(step, 0), self.step_key(step, 1)
 
-    def gathered(tree: Any, name: str) -> Any:  # rules are of paths from the state on
+    def gathered(tree: Any, name: str) -> Any:  # rules match paths that start at the state
       return sharding.gathered({name: tree}, self.mesh, self.rules)[name]
 
-    seen_extra = gathered(state["extra"], "extra")
+    full_extra = gathered(state["extra"], "extra")
 
     def loss(params: Any, part: dict[str, Array]) -> Any:
-      seen = self.views(part, view_key, part["position"])
-      return self.method.loss(gathered(params, "params"), seen_extra, seen, loss_key, step)
+      views = self.views(part, view_key, part["position"])
+      return self.method.loss(gathered(params, "params"), full_extra, views, loss_key, step)
 
     part = {**batch, "position": position}
     (value, (extra, metrics)), grads = self._gradient(loss, state["params"], part)
     extra = jax.lax.with_sharding_constraint(extra, self.shardings({"extra": extra})["extra"])
-    params, opt, moved = self.optimizer.update(grads, state["opt"], state["params"], step)
+    params, opt, optimizer_metrics = self.optimizer.update(
+      grads, state["opt"], state["params"], step
+    )
     extra = self.method.after_update(params, extra, step)
     schedules = {name: s(step) for name, s in self.method.schedules.items()}
-    new = {"step": step + 1, "params": params, "extra": extra, "opt": opt}
-    return new, {"loss": value, **metrics, **moved, **schedules}
+    new_state = {"step": step + 1, "params": params, "extra": extra, "opt": opt}
+    return new_state, {"loss": value, **metrics, **optimizer_metrics, **schedules}
 
   def _gradient(self, loss: Callable[..., Any], params: Any, part: dict[str, Array]) -> Any:
     gradient = jax.value_and_grad(loss, has_aux=True)
@@ -143,7 +145,7 @@ class Trainer:
       raise UserError(
         f"config.accumulate={self.accumulate} does not divide config.batch_size={size}"
       )
-    # Strided microbatches: every device keeps the images it has.
+    # Strided microbatches, so that no image moves between devices.
     parts = jax.tree.map(
       lambda x: jnp.swapaxes(
         x.reshape(size // self.accumulate, self.accumulate, *x.shape[1:]), 0, 1
@@ -157,11 +159,11 @@ class Trainer:
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def add(total: Any, micro: Any) -> tuple[Any, None]:
-      got = gradient(params, micro)
+      value = gradient(params, micro)
       return jax.tree.map(
         lambda t, g: t + g / self.accumulate if jnp.issubdtype(g.dtype, jnp.inexact) else g,
         total,
-        got,
+        value,
       ), None
 
     return jax.lax.scan(add, zeros, parts)[0]
@@ -170,26 +172,26 @@ class Trainer:
   def run(self) -> jax.stages.Wrapped:
     """`run(state, data, batches, count) -> state, metrics`, jitted, the state donated.
 
-    `batches` has a leading axis of `block` steps, of which the first `count` are taken (a traced
-    number: one compilation serves every count). Metrics have the same leading axis.
+    `batches` has a leading axis of `block` steps, of which the first `count` are taken (traced,
+    so that one compilation serves every count). Metrics have the same leading axis.
     """
 
     def run(state: State, data: Any, batches: Any, count: Int[Array, ""]) -> tuple[State, Any]:
       if self.block == 1:
         state, metrics = self.update(state, data, jax.tree.map(lambda x: x[0], batches))
         return state, jax.tree.map(lambda m: m[None], metrics)
-      update = jax.jit(self.update, inline=True)  # traced once for its shapes and for the loop
+      update = jax.jit(self.update, inline=True)  # traced once, for the shapes and for the loop
       first = jax.tree.map(lambda x: x[0], batches)
       shapes = jax.eval_shape(update, state, data, first)[1]
       log = jax.tree.map(lambda m: jnp.full((self.block, *m.shape), jnp.nan, m.dtype), shapes)
 
-      def one(i: Int[Array, ""], carry: Any) -> Any:
+      def body(i: Int[Array, ""], carry: Any) -> Any:
         state, log = carry
         batch = jax.tree.map(lambda x: x[i], batches)
         state, metrics = update(state, data, batch)
         return state, jax.tree.map(lambda a, m: a.at[i].set(m), log, metrics)
 
-      return jax.lax.fori_loop(0, count, one, (state, log))
+      return jax.lax.fori_loop(0, count, body, (state, log))
 
     return jax.jit(run, donate_argnums=0, compiler_options=compile_effort.options(mesh=self.mesh))
 
@@ -206,6 +208,6 @@ def views_of(
   masks = {"masks": batch["mask"]} if "mask" in batch else {}
   views = recipe(key, batch["image"], index=position, **masks)
   index = {"index": batch["index"]} if "index" in batch else {}
-  # Lung masks of nothing are those of images that have none; a crop's may be empty otherwise.
-  known = {"has_mask": (batch["mask"] > 0).any((1, 2, 3))} if masks else {}
-  return {**views, **index, **known, "labels": batch["labels"], "position": position}
+  # An image has no lung mask if its own mask is empty; a crop's may be empty for other reasons.
+  has_mask = {"has_mask": (batch["mask"] > 0).any((1, 2, 3))} if masks else {}
+  return {**views, **index, **has_mask, "labels": batch["labels"], "position": position}

@@ -1,4 +1,4 @@
-"""A run's folder: locked while in use, and resumed only with the config it was started with."""
+"""A run's folder: locked while in use, and resumed only with the config that it started with."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cxrjax.training import checkpoint
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
-  """Holds `workdir/.lock`; the kernel lets go of it however the process ends.
+  """Holds `workdir/.lock`, which the kernel releases however the process ends.
 
   Args:
-    workdir: made where it is not there.
-    flag: that names it, for errors.
+    workdir: created if missing.
+    flag: command-line flag of the folder, for errors.
 
   Raises:
     UserError: the folder cannot be written, or another process is using it.
@@ -49,7 +49,7 @@ def locked(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
 
 
 def in_use(workdir: pathlib.Path) -> bool:
-  """Whether a process holds a folder, see `locked`."""
+  """Whether a process holds the lock of a folder; see `locked`."""
   try:
     with open(workdir / ".lock", "rb") as handle:
       fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -60,65 +60,65 @@ def in_use(workdir: pathlib.Path) -> bool:
   return False
 
 
-DRAWN = {"explain"}  # parts of a config that change no result
+DRAWN = {"explain"}  # parts of a config that affect no result
 
 
 def differences(
   old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config"
 ) -> list[str]:
-  """`config.a.b: 1 -> 2` for every key in which two nested configs differ, but for `DRAWN`."""
-  found = []
+  """`config.a.b: 1 -> 2` for every key in which two nested configs differ, except `DRAWN`."""
+  changes = []
   for key in sorted((set(old) | set(new)) - (DRAWN if prefix == "config" else set())):
     name = f"{prefix}.{key}"
     if key not in new:
-      found.append(f"{name}: {old[key]!r} -> (absent)")
+      changes.append(f"{name}: {old[key]!r} -> (absent)")
     elif key not in old:
-      found.append(f"{name}: (absent) -> {new[key]!r}")
+      changes.append(f"{name}: (absent) -> {new[key]!r}")
     elif isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
-      found += differences(old[key], new[key], name)
+      changes += differences(old[key], new[key], name)
     elif old[key] != new[key]:
-      found.append(f"{name}: {old[key]!r} -> {new[key]!r}")
-  return found
+      changes.append(f"{name}: {old[key]!r} -> {new[key]!r}")
+  return changes
 
 
 def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
-  """Writes `config.json`, or holds `config` against the one that is there.
+  """Writes `config.json`, or checks `config` against the existing one.
 
-  A run that never began (its config had a mistake, say) binds nobody: its config is replaced. What
-  was trained binds: checkpoints hold their config, so it counts also where `config.json` is gone
-  or another.
+  The config of a run that never began (because of a mistake in it, say) is replaced. One that was
+  trained with is binding: checkpoints hold it, so it counts even if `config.json` is missing or
+  different.
 
   Returns:
-    True when the folder already holds a run with this config.
+    True if the folder already holds a run with this config.
 
   Raises:
-    UserError: it holds a run with another config; the keys that differ are listed.
+    UserError: the folder holds a run with another config; lists the keys that differ.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  config = json.loads(json.dumps(config))  # tuples become lists, as they will be read back
+  config = json.loads(json.dumps(config))  # tuples become lists, as when read back
   path = workdir / "config.json"
-  began = any((workdir / name).exists() for name in ("run.json", "checkpoints"))
-  trained = checkpoint.config_of(workdir / "checkpoints")
-  if trained is not None:
-    changed = differences(trained, config)
-    if changed:
+  has_begun = any((workdir / name).exists() for name in ("run.json", "checkpoints"))
+  trained_config = checkpoint.config_of(workdir / "checkpoints")
+  if trained_config is not None:
+    changes = differences(trained_config, config)
+    if changes:
       raise UserError(
         f"the checkpoints in --workdir={workdir} were trained with another config "
-        f"({'; '.join(changed)}); restore these values or choose another folder"
+        f"({'; '.join(changes)}); restore these values or choose another folder"
       )
-  if path.exists() and began:
+  if path.exists() and has_begun:
     try:
       old = files.read_mapping(path)
     except (OSError, files.Damaged) as error:
       raise UserError(f"{path} cannot be read ({error}); choose another --workdir") from error
-    changed = differences(old, config)
-    if changed:
+    changes = differences(old, config)
+    if changes:
       raise UserError(
-        f"--workdir={workdir} holds a run with another config ({'; '.join(changed)}); restore "
+        f"--workdir={workdir} holds a run with another config ({'; '.join(changes)}); restore "
         "these values or choose another folder"
       )
     return True
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(config, indent=2) + "\n")
   temporary.replace(path)
-  return trained is not None
+  return trained_config is not None

@@ -1,1 +1,1 @@
-"""Augmentation on the accelerator: what a batch of stored radiographs looks like to a method."""
+"""Augmentation on the accelerator: turns batches of stored radiographs into views for methods."""

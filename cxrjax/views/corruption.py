@@ -1,8 +1,8 @@
 """Corrupted images: rectangles of pixels filled with noise, zeros or other pixels.
 
-Rectangles of random size are laid over an image until a drawn share of it is covered. Nothing
-branches on data: many rectangles are drawn for every image, each pixel is told which of them covers
-it first, and as many are used, in order, as reach the share.
+Rectangles of random size are placed on an image until a random share of it is covered. Nothing
+branches on data: many rectangles are drawn for every image, the first one that covers each pixel is
+determined, and as many are used, in order, as reach the share.
 
 References:
   Atito et al., GMML is All you Need, 2022 (arXiv 2205.14986): group masked model learning.
@@ -20,31 +20,30 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.views.validation import Number
 
-MOST = 512  # rectangles drawn for an image, a multiple of 32; three quarters take about 100
+MOST = 512  # rectangles drawn per image, a multiple of 32; covering three quarters takes about 100
 FILLS = ("noise", "zeros", "copy")
 ROOM = "config.method.corruption"
 
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-  """`corruption(keys, images, views)` gives corrupted images, and which pixels are corrupted.
+  """`corruption(keys, images, views)` returns corrupted images and masks of corrupted pixels.
 
-  What is drawn of an image, its rectangles and what fills them, is a function of its key and of
-  nothing else, but for the pixels of another image.
+  The rectangles of an image and their fill depend on its key only, except for pixels taken from
+  another image.
 
   Attributes:
-    share: the area that is covered at least is uniform between this share of the image, P, and
-      the lower of P and 0.5.
-    fill: what rectangles are filled with, one of these drawn for each image: "noise", N(0, 1) for
-      each pixel (of normalised images); "zeros"; "copy", a rectangle from elsewhere in the image.
-    alien: the share, likewise, where rectangles are filled with what another image of the batch has
-      in their place. This is one more thing to draw for an image, as likely as each of `fill`; 0
-      for never.
-    largest: a side is at most a pixel less than this share of the image's.
-    align: sides and places are multiples of so many pixels, which is also the shortest side.
+    share: P; the minimum covered area is uniform between this share of the image and the lower of P
+      and 0.5.
+    fill: contents of the rectangles, one of these drawn for each image: "noise", N(0, 1) for each
+      pixel (of normalised images); "zeros"; "copy", a rectangle from elsewhere in the image.
+    alien: the same share for a further kind of fill, as likely as each of `fill`: the pixels of
+      another image of the batch in the same place; 0 for never.
+    largest: longest side as a share of the image's, less one pixel.
+    align: sides and positions are multiples of this many pixels, which is also the shortest side.
 
   Raises:
-    UserError: an option that is none.
+    UserError: an option is invalid.
   """
 
   share: Number = 0.75
@@ -61,7 +60,7 @@ class Corruption:
     for word in self.fill:
       if word not in FILLS:
         raise UserError(f"{ROOM}.fill has {word!r}, which is unknown{suggest(word, FILLS)}")
-    if not 0 < self.share <= 0.95:  # beyond it rectangles hit what is left too seldom
+    if not 0 < self.share <= 0.95:  # above, rectangles hit the uncovered rest too rarely
       raise UserError(f"{ROOM}.share={self.share} must be above 0, at most 0.95")
     if not 0 <= self.alien <= 0.95:
       raise UserError(f"{ROOM}.alien={self.alien} must be in 0 .. 0.95")
@@ -73,15 +72,15 @@ class Corruption:
   def __call__(
     self, keys: Key[Array, "n"], images: Float[Array, "n h w c"], views: int = 1
   ) -> tuple[Float[Array, "n h w c"], Bool[Array, "n h w 1"]]:
-    """Corrupted images and masks of the pixels that are.
+    """Corrupts images; returns them with masks of the corrupted pixels.
 
     Args:
       keys: one for each image.
-      images: normalised; of each radiograph `views` in a row (`flatten_views`).
-      views: another image's pixels are taken from the same view of it.
+      images: normalised; `views` of each radiograph in a row (`flatten_views`).
+      views: number of views; another image's pixels are taken from its same view.
 
     Raises:
-      UserError: no other image to take pixels from, or `align` larger than an image.
+      UserError: there is no other image to take pixels from, or `align` exceeds an image's side.
     """
     n, height, width, _ = images.shape
     if self.align > min(height, width):
@@ -97,11 +96,11 @@ class Corruption:
     numbers = jax.vmap(lambda k: jax.random.uniform(k, (3 + 4 * MOST,)))(boxes_key)
     kinds = (*self.fill, *(("alien",) if self.alien else ()))
     kind = jnp.floor(numbers[:, 0] * len(kinds)).astype(jnp.int32)
-    most = jnp.where(kind < len(self.fill), self.share, self.alien)
-    least = jnp.minimum(most, 0.5)
-    area = (least + (most - least) * numbers[:, 1]) * (height * width)
+    upper = jnp.where(kind < len(self.fill), self.share, self.alien)
+    lower = jnp.minimum(upper, 0.5)
+    area = (lower + (upper - lower) * numbers[:, 1]) * (height * width)
     boxes = self.boxes(numbers[:, 3:].reshape(n, 4, MOST), height, width)
-    # The barrier keeps XLA from finding the rectangles again wherever the mask is used.
+    # The barrier keeps XLA from recomputing the rectangles wherever the mask is used.
     first, mask = jax.lax.optimization_barrier(_cover(boxes, area, height, width))
 
     filled = jnp.zeros_like(images)
@@ -111,8 +110,8 @@ class Corruption:
       if name == "noise":
         pixels = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(noise_key)
       elif name == "copy":
-        places = jax.vmap(lambda k: jax.random.uniform(k, (2, MOST)))(place_key)
-        pixels = _elsewhere(images, boxes, places, first)
+        positions = jax.vmap(lambda k: jax.random.uniform(k, (2, MOST)))(place_key)
+        pixels = _elsewhere(images, boxes, positions, first)
       else:
         pixels = _others(images, numbers[:, 2], views)
       filled = jnp.where((kind == i)[:, None, None, None], pixels, filled)
@@ -142,11 +141,11 @@ class Corruption:
 def _cover(
   boxes: Int[Array, "4 n m"], area: Float[Array, "n"], height: int, width: int
 ) -> tuple[Int[Array, "n h w"], Bool[Array, "n h w"]]:
-  """Which rectangle covers each pixel first (m: none), and what the fewest that reach an area do.
+  """The first rectangle on each pixel (m: none), and the cover of the fewest that reach an area.
 
-  Which rectangles have a row is a set of m bits, and which have a column; those that have a pixel
-  are the sets' intersection, whose first element counts. The pixels' first rectangles then tell the
-  area of any number of rectangles, and the least number that suffices is found by bisection.
+  The rectangles on a row form a set of m bits, as do those on a column; the rectangles on a pixel
+  are the intersection, whose first element is used. The pixels' first rectangles then give the area
+  covered by any number of rectangles, and bisection finds the smallest sufficient number.
   """
   top, bottom, left, right = boxes[..., None]
   m = boxes.shape[-1]
@@ -180,18 +179,18 @@ def _elsewhere(
   places: Float[Array, "n 2 m"],
   first: Int[Array, "n h w"],
 ) -> Float[Array, "n h w c"]:
-  """Every rectangle's pixels, from an equally large one at a random place of the same image."""
+  """Fills every rectangle from one of equal size at a random place in the same image."""
   n, height, width, c = images.shape
   top, bottom, left, right = boxes
   index = jnp.minimum(first, boxes.shape[-1] - 1).reshape(n, -1)
 
-  def moved(start: Array, end: Array, place: Array, size: int) -> Array:
-    there = jnp.floor(place * (size - (end - start) + 1)).astype(jnp.int32)
-    by = jnp.take_along_axis(there - start, index, axis=1)
-    return by.reshape(n, height, width)
+  def offsets(start: Array, end: Array, place: Array, size: int) -> Array:
+    target = jnp.floor(place * (size - (end - start) + 1)).astype(jnp.int32)
+    offset = jnp.take_along_axis(target - start, index, axis=1)
+    return offset.reshape(n, height, width)
 
-  y = jnp.arange(height)[:, None] + moved(top, bottom, places[:, 0], height)
-  x = jnp.arange(width) + moved(left, right, places[:, 1], width)
+  y = jnp.arange(height)[:, None] + offsets(top, bottom, places[:, 0], height)
+  x = jnp.arange(width) + offsets(left, right, places[:, 1], width)
   flat = jnp.clip(y * width + x, 0, height * width - 1).reshape(n, -1, 1)
   return jnp.take_along_axis(images.reshape(n, -1, c), flat, axis=1).reshape(images.shape)
 
@@ -199,7 +198,7 @@ def _elsewhere(
 def _others(
   images: Float[Array, "n h w c"], numbers: Float[Array, "n"], views: int
 ) -> Float[Array, "n h w c"]:
-  """For each image another radiograph's, all others equally likely, in the same view."""
+  """For each image the same view of another radiograph, all others equally likely."""
   n = images.shape[0]
   count = n // views
   row = jnp.arange(n)

@@ -1,4 +1,4 @@
-"""The view an evaluation sees: the whole radiograph, resized, nothing random."""
+"""The evaluation view: the whole radiograph, resized, without randomness."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cxrjax.views.validation import Number, floats, whole
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """`recipe(images)`: the images at `size` x `size`, as `(x - mean) / std` with x in 0..1.
+  """`recipe(images)` resizes to `size` x `size` and normalises to `(x - mean) / std`, x in 0..1.
 
   Attributes:
     size: side in pixels; images of another shape are squashed to it.
     mean: subtracted from the gray levels in 0..1.
-    std: divides what is left.
+    std: divides the difference.
   """
 
   size: int = 224

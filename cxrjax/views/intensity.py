@@ -1,4 +1,4 @@
-"""Changes of gray level, branch-free: where nothing is to change, a factor is 1 or a sigma is 0."""
+"""Branch-free intensity augmentations: a factor of 1 or a sigma of 0 leaves an image unchanged."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def jitter(
   contrast: Float[Array, "*b"],
   brightness_first: Bool[Array, "*b"],
 ) -> Float[Array, "*b h w"]:
-  """Brightness and contrast as torchvision's `ColorJitter` has them on gray images in 0..1.
+  """Brightness and contrast like torchvision's `ColorJitter`, for gray images in 0..1.
 
-  Brightness multiplies; contrast scales the distance to the mean of the image as it is then. Each
-  clips to 0..1 before the next sees the result. Factors of 1 leave the image as it is.
+  Brightness multiplies; contrast scales the distance to the current mean of the image. Each clips
+  to 0..1 before the next is applied. Factors of 1 leave the image unchanged.
 
   Args:
     x: images in 0..1.
     brightness: factor, at least 0.
     contrast: factor, at least 0.
-    brightness_first: the order of the two.
+    brightness_first: order of the two.
   """
   b, c, first = (a[..., None, None] for a in (brightness, contrast, brightness_first))
-  # Brightness, contrast, brightness, one brightness being 1: a single mean serves both orders.
+  # Brightness, contrast, brightness, with one brightness 1: a single mean serves both orders.
   x = jnp.clip(jnp.where(first, b, 1.0) * x, 0.0, 1.0)
   mean = jnp.mean(x, axis=(-2, -1), keepdims=True)
   x = jnp.clip(c * x + (1.0 - c) * mean, 0.0, 1.0)
@@ -34,7 +34,7 @@ def jitter(
 
 
 def blur(x: Float[Array, "*b n n"], sigma: Float[Array, "*b"]) -> Float[Array, "*b n n"]:
-  """Gaussian blur of square images; `sigma` in pixels, 0 leaves the image as it is."""
+  """Gaussian blur of square images; `sigma` in pixels, 0 leaves the image unchanged."""
   matrix = resample.blur_matrix(sigma, x.shape[-1])
   x = resample.product("...oh,...hw->...ow", matrix, x)
   return resample.product("...ow,...pw->...op", x, matrix)

@@ -1,4 +1,4 @@
-"""Mixed images with mixed labels."""
+"""Mixup: mixed images with mixed labels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Key
 def mixup(
   keys: Key[Array, "n"], images: Float[Array, "n h w c"], labels: Float[Array, "n k"], alpha: float
 ) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
-  """Every image mixed with another of the batch, and its labels in the same proportion.
+  """Mixes every image with another of the batch, and its labels in the same proportion.
 
-  The partner of image i is image n-1-i; the larger share is the image's own, which leaves the
-  distribution of pairs as it is. A label that one of the two does not know is unknown.
+  The partner of image i is image n-1-i; the larger share is the image's own, which does not change
+  the distribution of pairs. A label that is unknown for one of the two is unknown.
 
   Args:
     keys: one for each image.
@@ -26,6 +26,8 @@ def mixup(
   """
   share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
   share = jnp.maximum(share, 1 - share).astype(images.dtype)
-  x = share[:, None, None, None]
-  y = share[:, None].astype(labels.dtype)
-  return x * images + (1 - x) * images[::-1], y * labels + (1 - y) * labels[::-1]
+  image_share = share[:, None, None, None]
+  label_share = share[:, None].astype(labels.dtype)
+  mixed_images = image_share * images + (1 - image_share) * images[::-1]
+  mixed_labels = label_share * labels + (1 - label_share) * labels[::-1]
+  return mixed_images, mixed_labels

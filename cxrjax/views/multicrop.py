@@ -1,8 +1,8 @@
 """Multi-crop: a few large and many small crops of each radiograph, made on the accelerator.
 
-Per view: random resized crop and flip, rotation, gamma, brightness and contrast, blur,
+Per view: random resized crop and flip, rotation, gamma, brightness and contrast, blur and
 solarisation, in that order. Everything is batched over images and views; nothing branches on data,
-so the cost is the same every step and linear in the pixels of the crops.
+so the cost is the same in every step and linear in the crops' pixels.
 
 References: Caron et al., "Unsupervised learning of visual features by contrasting cluster
 assignments" (SwAV), 2020, arXiv 2006.09882 (multi-crop); Caron et al., "Emerging properties in
@@ -24,11 +24,11 @@ from cxrjax.views import intensity, resample, validation
 from cxrjax.views.validation import Number, Pair
 
 TRIES = 10  # boxes drawn before falling back, as in torchvision's RandomResizedCrop
-DRAWS = 32  # uniform numbers a view owns; some are spare, so that a new feature changes no old run
+DRAWS = 32  # uniform numbers per view; some are spare, so that a new feature changes no old run
 
 
 class Draw(NamedTuple):
-  """What is random about each view; the box in pixels of the image, sigma in pixels of the crop."""
+  """Random parameters of views; boxes in pixels of the image, sigma in pixels of the crop."""
 
   top: Float[Array, "b v"]
   left: Float[Array, "b v"]
@@ -50,34 +50,34 @@ class Recipe:
 
   `recipe(key, images)` gives `{"global": f32[global_crops b s s 1], "local": f32[...]}`,
   normalised to `(x - mean) / std` with x in 0..1; with `local_crops=0` there is no `"local"`. With
-  masks there is `"global_mask"`, bool of the shape of `"global"`, what a mask covers of each crop.
-  View `v` of image `i` is a function of `fold_in(key, i)` and `v`, and of nothing else: neither of
-  the batch's size or its split over devices, nor of how many views there are.
+  masks there is `"global_mask"`, bool in the shape of `"global"`: the mask of each large crop.
+  View `v` of image `i` depends only on `fold_in(key, i)` and `v`, not on the batch's size, its
+  split over devices, or the number of views.
 
   Attributes:
     global_size: side of the large crops in pixels.
-    global_crops: how many of them.
-    global_scale: range of their area, as a share of the image's; above 1 they hold the image and
-      its repeated edge.
+    global_crops: number of large crops.
+    global_scale: range of their area, as a share of the image's; above 1 they contain the image
+      and its repeated edge.
     local_size: side of the small crops in pixels.
-    local_crops: how many of them; 0 for none.
+    local_crops: number of small crops; 0 for none.
     local_scale: range of their area, as a share of the image's.
     ratio: range of a crop's width / height, log-uniform.
     flip: probability of swapping left and right (which moves the heart to the other side).
-    gamma: gray levels in 0..1 are raised to the power e^u, u uniform in -gamma .. gamma: other
-      exposures; 0 costs nothing.
+    gamma: gray levels in 0..1 are raised to the power e^u, u uniform in -gamma .. gamma, to
+      vary exposure; 0 costs nothing.
     brightness: the factor is uniform in 1 - brightness .. 1 + brightness.
     contrast: the same, about the mean gray level of the crop.
     jitter_prob: probability of brightness and contrast, in random order.
-    blur_prob: probability of a Gaussian blur: one for each large crop in turn, the last for the
-      small ones; a single number for all.
+    blur_prob: probability of a Gaussian blur: a number for each large crop in turn and a last one
+      for the small crops, or a single number for all.
     blur_sigma: range of its standard deviation, in pixels of the crop.
-    solarize_prob: probability of inverting the gray levels from `solarize_threshold` up; given as
-      `blur_prob` is.
+    solarize_prob: probability of inverting the gray levels from `solarize_threshold` up; same form
+      as `blur_prob`.
     solarize_threshold: in 0..1.
     rotate: largest rotation in degrees, either way; 0 costs nothing.
     mean: subtracted from the gray levels in 0..1.
-    std: divides what is left.
+    std: divides the difference.
 
   Raises:
     UserError: a field is out of its range.
@@ -127,7 +127,7 @@ class Recipe:
     validation.floats(self, "std", above=0.0)
 
   def check(self, image_size: int) -> None:
-    """Raises a UserError where a crop would have more pixels than the stored images' side."""
+    """Raises a UserError if crops are larger, in pixels, than the stored images."""
     for name, used in (("global_size", True), ("local_size", self.local_crops > 0)):
       size = getattr(self, name)
       if used and size > image_size:
@@ -148,14 +148,14 @@ class Recipe:
     Args:
       key: the step's key, threefry (other generators may depend on the batch's size).
       images: integers (0 .. the type's maximum) or floats in 0..1.
-      index: position of each image in the whole batch, where `images` is a part of it; by default
-        0, 1, ....
-      masks: 0 or 1 for each pixel.
+      index: position of each image in the whole batch, if `images` is a part of it; by default 0,
+        1, ....
+      masks: 0 or 1 per pixel.
     """
     if index is None:
       index = jnp.arange(images.shape[0])
-    # Adding nothing of the images gives the index their sharding. Without it the matrices, made of
-    # the index alone, would be whole on every device and the images gathered to meet them.
+    # Adding 0 times the images gives the index their sharding. Otherwise the crop matrices, which
+    # depend on the index alone, would be replicated, and the images gathered to multiply them.
     index = index + 0 * images[:, 0, 0, 0].astype(index.dtype)
     count = self.global_crops + self.local_crops
     numbers = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (count, DRAWS)))(
@@ -171,7 +171,7 @@ class Recipe:
     return views
 
   def draw(self, numbers: Float[Array, "b v n"], height: int, width: int, local: bool) -> Draw:
-    """What uniform numbers mean for the large or the small crops of `height` x `width` images."""
+    """Maps uniform numbers to parameters of large or small crops of `height` x `width` images."""
     box = random_box(
       numbers[..., : 2 * TRIES + 2],
       self.local_scale if local else self.global_scale,
@@ -200,43 +200,49 @@ class Recipe:
     )
 
   def _boxes(self, numbers, shape, local):
-    """The draws of the large or the small crops, and the matrices that cut them out."""
+    """The parameters of the large or small crops, and the matrices that cut them out."""
     height, width = shape
     size = self.local_size if local else self.global_size
-    # The barrier keeps XLA from computing the draws again for every pixel they are used in.
-    d = jax.lax.optimization_barrier(self.draw(numbers, height, width, local))
-    # A rotation looks beyond the box's corners, so that the crop is made larger, at the same scale.
+    # The barrier keeps XLA from recomputing the draws for every pixel that they are used in.
+    drawn = jax.lax.optimization_barrier(self.draw(numbers, height, width, local))
+    # A rotation reaches beyond the box, so the crop is enlarged at the same scale.
     margin = resample.rotation_margin(size, self.rotate) if self.rotate else 0
-    wide, grow = size + 2 * margin, margin / size
-    rows = resample.crop_matrix(d.top - grow * d.height, d.height * (wide / size), height, wide)
-    columns = resample.crop_matrix(
-      d.left - grow * d.width, d.width * (wide / size), width, wide, d.flip
+    wide_size, margin_share = size + 2 * margin, margin / size
+    rows = resample.crop_matrix(
+      drawn.top - margin_share * drawn.height, drawn.height * (wide_size / size), height, wide_size
     )
-    return d, rows, columns
+    columns = resample.crop_matrix(
+      drawn.left - margin_share * drawn.width,
+      drawn.width * (wide_size / size),
+      width,
+      wide_size,
+      drawn.flip,
+    )
+    return drawn, rows, columns
 
   def _masks(self, boxes, masks):
-    """What masks cover of the large crops, bool[v b s s 1]."""
-    d, rows, columns = boxes
+    """Masks of the large crops, bool[v b s s 1]."""
+    drawn, rows, columns = boxes
     x = _cut(rows, masks, columns)
-    x = resample.rotate(x, d.angle, self.global_size) if self.rotate else x
+    x = resample.rotate(x, drawn.angle, self.global_size) if self.rotate else x
     return jnp.moveaxis(x > 0.5, 1, 0)[..., None]
 
   def _views(self, boxes, images, local):
-    """The large or the small crops, f32[v b s s 1]."""
-    d, rows, columns = boxes
+    """The large or small crops, f32[v b s s 1]."""
+    drawn, rows, columns = boxes
     size = self.local_size if local else self.global_size
     x = _cut(rows, images, columns) * resample.unit(images.dtype)
     x = jnp.clip(x, 0.0, 1.0)  # bicubic overshoots
     if self.rotate:
-      x = resample.rotate(x, d.angle, size)
+      x = resample.rotate(x, drawn.angle, size)
     if self.gamma:
-      x = x ** d.gamma[..., None, None]
+      x = x ** drawn.gamma[..., None, None]
     if self.jitter_prob and (self.brightness or self.contrast):
-      x = intensity.jitter(x, d.brightness, d.contrast, d.brightness_first)
+      x = intensity.jitter(x, drawn.brightness, drawn.contrast, drawn.brightness_first)
     if any(_values(self.blur_prob, local)):
-      x = intensity.blur(x, d.sigma)
+      x = intensity.blur(x, drawn.sigma)
     if any(_values(self.solarize_prob, local)):
-      x = intensity.solarize(x, self.solarize_threshold, d.solarize)
+      x = intensity.solarize(x, self.solarize_threshold, drawn.solarize)
     return jnp.moveaxis((x - self.mean) / self.std, 1, 0)[..., None]
 
 
@@ -249,12 +255,12 @@ def random_box(
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b"], Float[Array, "*b"], Float[Array, "*b"]]:
   """The box of torchvision's RandomResizedCrop, not rounded to whole pixels.
 
-  Of ten draws of (area, ratio) the first that fits into the image is taken; where none does, the
-  largest central box whose ratio is allowed. Where the range of the area goes beyond the image's,
-  the box may be as much longer than a side, and then the image lies anywhere in it.
+  The first of ten draws of (area, ratio) that fits into the image is taken or, if none does, the
+  largest central box with an allowed ratio. If the range of the area exceeds the image's, a box's
+  sides may exceed the image's accordingly, and the image lies anywhere in the box.
 
   Args:
-    numbers: 22 uniform numbers in [0, 1): ten areas, ten ratios, the place.
+    numbers: 22 uniform numbers in [0, 1): ten areas, ten ratios, the position.
     scale: range of the area as a share of the image's, uniform; at most 4.
     ratio: range of width / height, log-uniform.
     height: of the image in pixels.
@@ -269,33 +275,33 @@ def random_box(
   widths, heights = jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)
   room = math.sqrt(max(1.0, scale[1]))
   fits = (widths <= width * room) & (heights <= height * room)
-  back = min(max(width / height, ratio[0]), ratio[1])
-  w = jnp.full(numbers.shape[:-1], min(width, height * back), jnp.float32)
-  h = jnp.full(numbers.shape[:-1], min(height, width / back), jnp.float32)
+  fallback = min(max(width / height, ratio[0]), ratio[1])
+  w = jnp.full(numbers.shape[:-1], min(width, height * fallback), jnp.float32)
+  h = jnp.full(numbers.shape[:-1], min(height, width / fallback), jnp.float32)
   for i in reversed(range(TRIES)):  # the first that fits is written last
     w = jnp.where(fits[..., i], widths[..., i], w)
     h = jnp.where(fits[..., i], heights[..., i], h)
-  found = jnp.any(fits, axis=-1)
-  top = (height - h) * jnp.where(found, numbers[..., 2 * TRIES], 0.5)
-  left = (width - w) * jnp.where(found, numbers[..., 2 * TRIES + 1], 0.5)
+  has_fit = jnp.any(fits, axis=-1)
+  top = (height - h) * jnp.where(has_fit, numbers[..., 2 * TRIES], 0.5)
+  left = (width - w) * jnp.where(has_fit, numbers[..., 2 * TRIES + 1], 0.5)
   return top, left, h, w
 
 
 def _cut(rows, images, columns):
   """Crops [b v o p] of images [b h w 1]."""
-  # The pixels enter the product as the integers they are. All crops of an image are one product
-  # with it; the second product is one for each crop.
+  # The pixels enter the product as integers. The first product serves all crops of an image; the
+  # second is per crop.
   x = resample.product("bvoh,bhw->bvow", rows, images[..., 0])
   return resample.product("bvow,bvpw->bvop", x, columns)
 
 
 def _values(prob: Number | tuple[Number, ...], local: bool) -> tuple[Number, ...]:
-  """The probabilities of the large or the small crops."""
-  assert isinstance(prob, tuple)  # as `Recipe.__post_init__` keeps it
+  """Probabilities of the large or small crops."""
+  assert isinstance(prob, tuple)  # normalised by `Recipe.__post_init__`
   return prob[-1:] if local else prob[:-1]
 
 
 def _per_crop(prob: Number | tuple[Number, ...], count: int, local: bool) -> Float[Array, "v"]:
-  """One probability for each of `count` crops, in turn."""
+  """Probability of each of `count` crops, cycling through the values."""
   values = _values(prob, local)
   return jnp.asarray([values[i % len(values)] for i in range(count)], jnp.float32)

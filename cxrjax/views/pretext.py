@@ -1,6 +1,6 @@
-"""Views of pretext tasks: one crop of each radiograph, and a jigsaw puzzle or a turned crop of it.
+"""Views for pretext tasks: a crop of each radiograph, and a jigsaw puzzle or a rotated crop of it.
 
-Crops, jitter, blur and solarisation are multi-crop's; see `cxrjax.views.multicrop`.
+Crops, jitter, blur and solarisation are those of `cxrjax.views.multicrop`.
 
 References: Noroozi and Favaro, "Unsupervised learning of visual representations by solving jigsaw
 puzzles", 2016, arXiv 1603.09246; Gidaris et al., "Unsupervised representation learning by
@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 from cxrjax.views import multicrop, validation
 from cxrjax.views.validation import Number, Pair
 
-SIDE = 3  # cells of a puzzle's side
+SIDE = 3  # cells per side of a puzzle
 
 
 @dataclasses.dataclass(frozen=True)
 class _Photometric(multicrop.Recipe):
-  """PIRL's crop of the image, and its change of gray levels, which is always made.
+  """Multi-crop with PIRL's defaults: its crop of the image, and gray levels always changed.
 
   The authors also posterise, sharpen, solarise and stretch two views of three, at random.
   """
@@ -41,8 +41,8 @@ class Jigsaw(_Photometric):
 
   `recipe(key, images)` gives `{"global": f32[1 b s s 1], "patches": f32[9 b p p 1]}`, normalised as
   multi-crop's. The crop for the patches is divided into 3x3 cells. Each patch is a random square
-  inside a cell, flipped and jittered by itself. It is cut out of the image at once, so that it is
-  resampled once: a `local_size` of another scale than the crop's costs no sharpness.
+  inside a cell, flipped and jittered independently. It is cut directly out of the image and thus
+  resampled once: a `local_size` at another scale than the crop's costs no sharpness.
 
   Attributes:
     local_size: side of a patch in pixels.
@@ -66,7 +66,7 @@ class Jigsaw(_Photometric):
     super().__post_init__()
     validation.floats(self, "local_share", 0.01, 1 / SIDE)
 
-  # Takes no masks, as its signature tells the program.
+  # No masks: their absence from the signature is how the program can tell.
   def __call__(  # type: ignore[override]
     self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None
   ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
@@ -77,11 +77,11 @@ class Jigsaw(_Photometric):
   def draw(
     self, numbers: Float[Array, "b v n"], height: int, width: int, local: bool
   ) -> multicrop.Draw:
-    """What uniform numbers mean for the crop, or for the nine patches in their order."""
+    """Maps uniform numbers to parameters of the crop, or of the nine patches in their order."""
     drawn = super().draw(numbers, height, width, local)
     if not local:
       return drawn
-    # Patches need no boxes of their own, so those numbers are free for the crop they share.
+    # Patches need no random boxes, so those numbers are free for the crop that they share.
     tries = multicrop.TRIES
     crop = jnp.concatenate(
       [numbers[:, 0, :tries], numbers[:, 1, :tries], numbers[:, 2, :2]], axis=-1
@@ -102,10 +102,10 @@ class Jigsaw(_Photometric):
 
 @dataclasses.dataclass(frozen=True)
 class Rotation(_Photometric):
-  """One crop of each image, and another that is turned by 0, 90, 180 or 270 degrees.
+  """One crop of each image, and another rotated by 0, 90, 180 or 270 degrees.
 
   `recipe(key, images)` gives `{"global": f32[1 b s s 1], "rotated": f32[1 b s s 1]}`, normalised as
-  multi-crop's. The attributes are those of `multicrop.Recipe`; both crops are drawn as its large
+  multi-crop's. The attributes are those of `multicrop.Recipe`; both crops are drawn like its large
   ones.
 
   Raises:
@@ -115,7 +115,7 @@ class Rotation(_Photometric):
   global_crops: int = dataclasses.field(default=2, init=False)
   local_crops: int = dataclasses.field(default=0, init=False)
 
-  # Takes no masks, as its signature tells the program.
+  # No masks: their absence from the signature is how the program can tell.
   def __call__(  # type: ignore[override]
     self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None
   ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
@@ -124,7 +124,7 @@ class Rotation(_Photometric):
     if index is None:
       index = jnp.arange(images.shape[0])
     views = super().__call__(crop_key, images, index)["global"]
-    # As in multi-crop: gives the index the images' sharding.
+    # As in multi-crop, gives the index the images' sharding.
     index = index + 0 * images[:, 0, 0, 0].astype(index.dtype)
     turns = jax.vmap(lambda i: jax.random.randint(jax.random.fold_in(turn_key, i), (), 0, 4))(index)
     return {"global": views[:1], "rotated": quarter_turns(views[1:], turns)}
@@ -133,7 +133,7 @@ class Rotation(_Photometric):
 def quarter_turns(
   x: Float[Array, "v b n n 1"], turns: Int[Array, "b"]
 ) -> Float[Array, "v b n n 1"]:
-  """Square images turned counterclockwise by 90 degrees as often as said, 0 to 3."""
+  """Rotates square images counterclockwise by 0 to 3 times 90 degrees."""
   turns = turns[:, None, None, None]
   x = jnp.where(turns >= 2, jnp.flip(x, (2, 3)), x)
   return jnp.where(turns % 2 == 1, jnp.rot90(x, axes=(2, 3)), x)

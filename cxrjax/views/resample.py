@@ -1,11 +1,11 @@
 """Separable resampling as matrices: a crop is `rows @ image @ columns.T`, and so is a blur.
 
-An accelerator multiplies matrices far faster than it gathers pixels, and one matrix holds the crop,
-the antialiasing, the resize and the flip. Only `rotate`, which is not separable, gathers.
+An accelerator multiplies matrices far faster than it gathers pixels, and one matrix combines crop,
+antialiasing, resize and flip. Only `rotate`, which is not separable, gathers.
 
-Random views multiply in bfloat16 on accelerators (`product`), which holds uint8 pixels exactly, and
-weights and the pixels between two products to 0.4 %, as the networks there read them; in float32 on
-a CPU. `resize`, which evaluations use, asks for full float32.
+Random views multiply in bfloat16 on accelerators (`product`), which represents uint8 pixels exactly
+and weights and intermediate pixels to 0.4 %, the precision at which the networks there read them;
+on a CPU, in float32. `resize`, which evaluations use, asks for full float32.
 
 References: Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 29(6),
 1981, eq. 15 with a = -1/2, which is PIL's BICUBIC.
@@ -27,16 +27,16 @@ FULL = jax.lax.Precision.HIGHEST
 
 
 def bicubic(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
-  """Keys' cubic kernel with a = -1/2; zero from |x| = 2 on."""
+  """Keys' cubic kernel with a = -1/2; zero for |x| >= 2."""
   # 1.5|x|^3 - 2.5x^2 + 1 up to 1 and -.5|x|^3 + 2.5x^2 - 4|x| + 2 from there to 2, written as a sum
-  # of truncated powers: no branches, a handful of vector instructions.
+  # of truncated powers: no branches, few vector instructions.
   outer = jnp.maximum(2.0 - jnp.abs(x), 0.0)
   inner = jnp.maximum(1.0 - jnp.abs(x), 0.0)
   return 0.5 * outer * outer * (outer - 1.0) + inner * inner * (1.0 - 2.0 * inner)
 
 
 def bilinear(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
-  """The hat function; zero from |x| = 1 on."""
+  """The hat function; zero for |x| >= 1."""
   return jnp.maximum(1.0 - jnp.abs(x), 0.0)
 
 
@@ -53,10 +53,10 @@ def crop_matrix(
 ) -> Float[Array, "*b out in"]:
   """The matrix that resamples `[start, start + length)` of a line of pixels to `out_size` pixels.
 
-  Pixel `j` covers `[j, j + 1)` and the box need not begin or end at a pixel's border. As in PIL's
-  `resize(box=)`, the kernel widens with the reduction (antialiasing), it sees pixels outside the
+  Pixel `j` covers `[j, j + 1)`, and the box need not begin or end at a pixel's border. As in PIL's
+  `resize(box=)`, the kernel widens with the reduction (antialiasing), it uses pixels outside the
   box but inside the image, and each row is normalised to sum 1, so that constants stay constant.
-  What of the box lies beyond the image repeats the edge.
+  Parts of the box beyond the image repeat its edge.
 
   Args:
     start: where the box begins, in pixels of the input.
@@ -76,24 +76,24 @@ def crop_matrix(
   )
   start, length, flip = start[..., None], length[..., None], flip[..., None]
   scale = length / out_size
-  place = jnp.arange(out_size, dtype=jnp.float32) + 0.5
-  center = start + jnp.where(flip, out_size - place, place) * scale
-  # Inside the image this changes nothing; beyond it, it keeps at least one pixel in reach.
+  position = jnp.arange(out_size, dtype=jnp.float32) + 0.5
+  center = start + jnp.where(flip, out_size - position, position) * scale
+  # Beyond the image's edge this keeps at least one pixel within the kernel's reach.
   center = jnp.clip(center, 0.0, in_size)
   pixel = jnp.arange(in_size, dtype=jnp.float32) + 0.5
-  narrow = 1.0 / jnp.maximum(scale, 1.0)
-  weights = KERNELS[kernel](pixel * narrow[..., None] - (center * narrow)[..., None])
+  shrink = 1.0 / jnp.maximum(scale, 1.0)
+  weights = KERNELS[kernel](pixel * shrink[..., None] - (center * shrink)[..., None])
   return _normalized(weights)
 
 
 def middle(
   images: Float[Array, "b h w c"], scale: float, flip: bool = False
 ) -> Float[Array, "b h w c"]:
-  """The middle of images at their own size, mirrored or not.
+  """Central crop of images, resized to the images' size, mirrored or not.
 
   Args:
-    images: of any values.
-    scale: share of the sides that is seen, above 0 and up to 1.
+    images: with any range of values.
+    scale: side of the crop as a share of the image's, above 0 and up to 1.
     flip: swap left and right.
   """
   if scale == 1:
@@ -107,7 +107,7 @@ def middle(
 
 
 def blur_matrix(sigma: Float[Array, "*b"] | float, size: int) -> Float[Array, "*b size size"]:
-  """The matrix of a Gaussian blur of a line of `size` pixels, its rows normalised at the ends too.
+  """The matrix of a Gaussian blur of a line of `size` pixels; rows are normalised up to the ends.
 
   Args:
     sigma: standard deviation in pixels; 0 gives the identity.
@@ -121,26 +121,28 @@ def blur_matrix(sigma: Float[Array, "*b"] | float, size: int) -> Float[Array, "*
 
 def _normalized(weights: Float[Array, "*b out in"]) -> Float[Array, "*b out in"]:
   """Rows divided by their sums."""
-  # The barrier keeps XLA from computing the weights once more for the sum; the product with ones
-  # is a vectorised sum where XLA's CPU row reduction is not (six times slower for small crops).
+  # The barrier keeps XLA from recomputing the weights for the sum; the product with ones is
+  # vectorised, unlike XLA's row reduction on CPUs (six times slower for small crops).
   weights = jax.lax.optimization_barrier(weights)
   total = jnp.einsum("...oi,i->...o", weights, jnp.ones(weights.shape[-1]), precision=FULL)
   return weights / total[..., None]
 
 
 def product(spec: str, a: Num[Array, "..."], b: Num[Array, "..."]) -> Float[Array, "..."]:
-  """`einsum(spec, a, b)` in float32, of operands in bfloat16 but on a CPU."""
+  """`einsum(spec, a, b)` with a float32 result; operands in bfloat16, on a CPU in float32."""
 
-  def of(dtype: Any) -> Any:
+  def einsum_in(dtype: Any) -> Any:
     return lambda a, b: jnp.einsum(
       spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32
     )
 
-  return jax.lax.platform_dependent(a, b, cpu=of(jnp.float32), default=of(jnp.bfloat16))
+  return jax.lax.platform_dependent(
+    a, b, cpu=einsum_in(jnp.float32), default=einsum_in(jnp.bfloat16)
+  )
 
 
 def unit(dtype: jnp.dtype) -> float:
-  """What brings pixels of that type to 0..1: 1 / maximum for integers, 1 for floats."""
+  """Factor that scales pixels of a type to 0..1: 1 / maximum for integers, 1 for floats."""
   return 1.0 / jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else 1.0
 
 
@@ -160,7 +162,7 @@ def resize(images: Num[Array, "b h w 1"], size: int) -> Float[Array, "b {size} {
 
 
 def rotation_margin(size: int, degrees: float) -> int:
-  """Pixels to add to both sides of a square of `size` so that it can turn by up to `degrees`."""
+  """Pixels to add on every side of a square of `size` so that it can turn by up to `degrees`."""
   turn = math.radians(min(degrees, 45.0))
   return math.ceil(size * (math.cos(turn) + math.sin(turn) - 1.0) / 2.0) + 1
 
@@ -168,9 +170,9 @@ def rotation_margin(size: int, degrees: float) -> int:
 def rotate(
   x: Float[Array, "*b n n"], angle: Float[Array, "*b"], size: int
 ) -> Float[Array, "*b {size} {size}"]:
-  """The central `size` x `size` of square images turned counterclockwise about their centre.
+  """Turns square images counterclockwise about their centre and crops the central `size` x `size`.
 
-  Bilinear; what lies beyond the image repeats its edge.
+  Bilinear; beyond the image its edge is repeated.
 
   Args:
     x: square images.
@@ -185,14 +187,14 @@ def rotate(
   column = jnp.clip((n - 1) / 2.0 - sin * down + cos * right, 0.0, n - 1.0)
   top = jnp.minimum(jnp.floor(row), n - 2.0)
   left = jnp.minimum(jnp.floor(column), n - 2.0)
-  below, aside = row - top, column - left
+  row_weight, column_weight = row - top, column - left
   corner = (top * n + left).astype(jnp.int32).reshape(*x.shape[:-2], size * size)
   flat = x.reshape(*x.shape[:-2], n * n)
 
   def at(shift):
-    taken = jnp.take_along_axis(flat, corner + shift, axis=-1, mode="promise_in_bounds")
-    return taken.reshape(*x.shape[:-2], size, size)
+    pixels = jnp.take_along_axis(flat, corner + shift, axis=-1, mode="promise_in_bounds")
+    return pixels.reshape(*x.shape[:-2], size, size)
 
-  upper = at(0) * (1.0 - aside) + at(1) * aside
-  lower = at(n) * (1.0 - aside) + at(n + 1) * aside
-  return upper * (1.0 - below) + lower * below
+  upper = at(0) * (1.0 - column_weight) + at(1) * column_weight
+  lower = at(n) * (1.0 - column_weight) + at(n + 1) * column_weight
+  return upper * (1.0 - row_weight) + lower * row_weight

@@ -1,4 +1,4 @@
-"""Checks of a recipe's fields: a wrong one is named, and said how it should be."""
+"""Validates a recipe's fields, with errors that name the field and the rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cxrjax.core.errors import UserError
 
 ROOM = "config.views"
 
-Number = int | float  # what a config may hold where a float is meant; kept as a float
+Number = int | float  # accepted in a config where a float is meant; stored as a float
 Pair = tuple[Number, Number]
 
 
@@ -30,9 +30,9 @@ def whole(recipe: Any, name: str, least: int) -> None:
 def floats(
   recipe: Any, name: str, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
 ) -> None:
-  """Requires a number in `[low, high]` and above `above`; kept as a float."""
+  """Requires a number in `[low, high]` and above `above`; stored as a float."""
   value = getattr(recipe, name)
-  if not (_number(value) and low <= value <= high and value > above):
+  if not (_is_number(value) and low <= value <= high and value > above):
     raise wrong(recipe, name, "a number" + _bounds(low, high, above))
   object.__setattr__(recipe, name, float(value))
 
@@ -40,23 +40,23 @@ def floats(
 def interval(recipe: Any, name: str, low: float, high: float = math.inf) -> None:
   """Requires a pair (least, greatest) of numbers in `[low, high]`."""
   value = getattr(recipe, name)
-  fine = isinstance(value, tuple | list) and len(value) == 2 and all(map(_number, value))
-  if not (fine and low <= value[0] <= value[1] <= high):
+  is_valid = isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
+  if not (is_valid and low <= value[0] <= value[1] <= high):
     raise wrong(recipe, name, f"two numbers (least, greatest){_bounds(low, high)}")
   object.__setattr__(recipe, name, tuple(map(float, value)))
 
 
 def probabilities(recipe: Any, name: str) -> None:
-  """Requires a number in 0..1 for every crop, or (large crop, ..., large crop, small crops)."""
+  """Requires a probability for all crops, or (large crop, ..., large crop, small crops)."""
   value = getattr(recipe, name)
-  value = (value, value) if _number(value) else value
-  fine = isinstance(value, tuple | list) and len(value) >= 2 and all(map(_number, value))
-  if not (fine and all(0 <= p <= 1 for p in value)):
+  value = (value, value) if _is_number(value) else value
+  is_valid = isinstance(value, tuple | list) and len(value) >= 2 and all(map(_is_number, value))
+  if not (is_valid and all(0 <= p <= 1 for p in value)):
     raise wrong(recipe, name, "a probability, or one for each large crop and last the small crops'")
   object.__setattr__(recipe, name, tuple(map(float, value)))
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -1,1 +1,1 @@
-"""An image file's bytes to gray levels, in processes of their own."""
+"""Decoding of image files to gray levels, in isolated worker processes."""

@@ -1,7 +1,7 @@
-"""Encoded bytes to gray pixels, 8 and 16 bit: PNG, JPEG, TIFF, DICOM and what else is met.
+"""Decodes PNG, JPEG, TIFF, DICOM and other image files to 8- or 16-bit gray pixels.
 
-Whatever the file, its samples are described once (`data.decoding.samples`) and become gray levels
-in one place. Decoding runs in processes of its own (`data.decoding.worker_pool`).
+Every reader describes the samples of its format in one way (`data.decoding.samples`), and one place
+converts them to gray levels. Decoding runs in separate processes (`data.decoding.worker_pool`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
   "shown",
 ]
 
-VERSION = 4  # raise when decoded pixels change: it is part of the key of every cache
+VERSION = 4  # increase when decoded pixels change: it is part of every cache key
 _MISSING = "it is empty (0 bytes): an interrupted download or copy"
 _pool = worker_pool.Pool()
 
@@ -35,20 +35,20 @@ _pool = worker_pool.Pool()
 def decode(
   data: bytes, name: str = "", at_least: int | None = None
 ) -> UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]:
-  """Gray pixels of an encoded image, upright, black is 0.
+  """Decodes an image to gray pixels, upright, with 0 as black.
 
-  Colour and palettes are turned to gray (ITU-R 601 luma), alpha is ignored; 16 bits stay uint16;
+  Colour and palettes are converted to gray (ITU-R 601 luma), alpha is ignored; 16 bits stay uint16;
   1 bit becomes 0 and 255.
 
   Args:
     data: the file's bytes.
-    name: for errors, in front of the reason.
-    at_least: for a result of this many pixels a JPEG may be decoded at 1/2, 1/4 or 1/8, never
-      below twice that size. The result stays a pure function of the bytes and this number.
+    name: prefix of error messages.
+    at_least: target size in pixels, for which a JPEG may be decoded at 1/2, 1/4 or 1/8, never below
+      twice that size. The result is a pure function of the bytes and this number.
 
   Raises:
-    BadImage: not an image, damaged, of a kind that is not read, smaller than 16 pixels or
-      absurdly large.
+    BadImage: not an image, damaged, of an unsupported kind, smaller than 16 pixels or implausibly
+      large.
   """
   try:
     return shown(data, at_least).pixels
@@ -60,10 +60,10 @@ class Shown(NamedTuple):
   """A decoded image and how to show it.
 
   Attributes:
-    pixels: what `decode` gives.
-    window: the gray levels shown black and white that a DICOM file brings.
-    shape: height and width in the file, upright, of which a JPEG may be decoded to a part.
-    notes: what a user should know of how it was read; empty for most.
+    pixels: as `decode` returns them.
+    window: gray levels shown black and white, from the DICOM header; else None.
+    shape: upright height and width in the file; a JPEG may be decoded at a fraction of it.
+    notes: remarks for users on how the image was read; mostly empty.
   """
 
   pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
@@ -73,7 +73,7 @@ class Shown(NamedTuple):
 
 
 def shown(data: bytes, at_least: int | None = None) -> Shown:
-  """What `decode` gives, with what else a file says of it.
+  """Decodes an image as `decode` does, and returns its window, full size and notes as well.
 
   Raises:
     BadImage: see `decode`.
@@ -81,7 +81,7 @@ def shown(data: bytes, at_least: int | None = None) -> Shown:
   if not data:
     raise BadImage(_MISSING)
   try:
-    pixels, facts = _decoded(data, at_least, encoded=False)
+    pixels, facts = _decode(data, at_least, encoded=False)
   except dicom_pixels.Encoded:
     pixels, facts = _pool.decode(data, at_least)
   window = facts["window"]
@@ -89,23 +89,23 @@ def shown(data: bytes, at_least: int | None = None) -> Shown:
 
 
 def decode_here(data: bytes, at_least: int | None) -> tuple[np.ndarray, dict[str, Any]]:
-  """What `shown` gives, decoded in this process: pixels and the rest.
+  """Decodes in this process: the pixels, and the other fields of `Shown` as a dict.
 
   Raises:
     BadImage: see `decode`.
   """
-  return _decoded(data, at_least, encoded=True)
+  return _decode(data, at_least, encoded=True)
 
 
-def _decoded(data: bytes, at_least: int | None, encoded: bool) -> tuple[np.ndarray, dict[str, Any]]:
-  """Without `encoded` only what no native decoder is needed for; else raises Encoded."""
+def _decode(data: bytes, at_least: int | None, encoded: bool) -> tuple[np.ndarray, dict[str, Any]]:
+  """Pixels and facts; raises Encoded for a file that needs a native decoder, unless `encoded`."""
   if dicom.is_dicom(data):
-    found = dicom.read(data, encoded=encoded)
-    assert found.pixels is not None  # which are read by default
-    return found.pixels, {
-      "window": found.window,
-      "full": found.pixels.shape[:2],
-      "notes": found.notes,
+    radiograph = dicom.read(data, encoded=encoded)
+    assert radiograph.pixels is not None  # they are read by default
+    return radiograph.pixels, {
+      "window": radiograph.window,
+      "full": radiograph.pixels.shape[:2],
+      "notes": radiograph.notes,
     }
   if not encoded:
     raise dicom_pixels.Encoded
@@ -114,15 +114,15 @@ def _decoded(data: bytes, at_least: int | None, encoded: bool) -> tuple[np.ndarr
 
 
 def bits(data: bytes) -> int:
-  """8 or 16: what `decode` would give, from the file's header.
+  """Bit depth of the pixels that `decode` would return, 8 or 16, from the file's header.
 
   Raises:
-    BadImage: the header shows that it is none.
+    BadImage: the header shows that it is unusable.
   """
   if not data:
     raise BadImage(_MISSING)
   if dicom.is_dicom(data):
     return 8 if dicom.read(data, pixels=False).bits <= 8 else 16
-  if formats.by_pillow(data):  # whose openers are native code
+  if formats.by_pillow(data):  # its header parsers are native code
     return 8 * _pool.decode(data).pixels.itemsize
   return formats.open_image(data).depth

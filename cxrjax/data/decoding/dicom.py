@@ -1,8 +1,8 @@
-"""DICOM radiographs: age, sex and view of the patient, and gray pixels (by `dicom_pixels`).
+"""DICOM radiographs: age and sex of the patient, view, and gray pixels (by `dicom_pixels`).
 
 Only age, sex and view leave a file, and, where a key is given, a keyed hash of the patient's ID.
-Names, dates and identifiers stay behind, also in errors: those never quote what a header holds,
-nor what pydicom says of it.
+Names, dates and identifiers do not, not even in errors, which never quote a header's content or
+pydicom's messages about it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from cxrjax.data.decoding import dicom_pixels
 from cxrjax.data.decoding.dicom_pixels import DAMAGED, Encoded, integer, string
 from cxrjax.data.decoding.samples import MAX_PIXELS, BadImage
 
-# Radiography by any machine, films scanned and screens captured; nothing else is a chest film.
+# Radiography by any device, scanned films and screen captures; nothing else is a chest radiograph.
 MODALITIES = ("CR", "DX", "DR", "RG", "SC", "OT", "")
-# What else the standard calls by a code (PS3.3 C.7.3.1.1.1), to be named in errors.
+# The standard's other modality codes (PS3.3 C.7.3.1.1.1), to be named in errors.
 _OTHERS = """
 AR AS AU BDUS BI BMD CFM CT CTPROTOCOL DG DMS DOC ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT
 IVUS KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS PA PLAN PR PT PX REG RESP
 RF RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN
 TEXTUREMAP TG US VA XA XAPROTOCOL XC
 """.split()  # noqa: SIM905
-START = 1024  # bytes of a file that tell whether it is DICOM, and more of a gzipped one
+START = 1024  # leading bytes of a file that suffice to recognize DICOM, also gzipped
 _MARK = b"DICM"
 _MARK_AT = 128
 _GZIP = b"\x1f\x8b"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_MOST = 2 * MAX_PIXELS + (1 << 24)  # bytes of a whole file, unpacked
+_MOST = 2 * MAX_PIXELS + (1 << 24)  # bytes of an unpacked file
 _VRS = frozenset(
   b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US"
   b" UT UV".split()
@@ -62,26 +62,26 @@ _HEADER = (
   "SOPClassUID",
 )
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
-_OLDEST = 120  # years; what is above is a typing error
+_OLDEST = 120  # years; higher values are typing errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Radiograph:
-  """One DICOM radiograph, white where little X-ray came through.
+  """One DICOM radiograph, white where few X-rays came through.
 
   Attributes:
     pixels: stored gray levels from 0; MONOCHROME1 inverted, signed ones shifted to start at 0,
       padding 0. uint8 for up to 8 bits. None where only the header was read.
-    window: gray levels of `pixels` shown black and white, by the file's own window with its
-      rescale undone; None where the file has none, or one that shows next to nothing of the image.
-    bits: bits in use, levels are below `2**bits`; those of the stored values where only the header
+    window: gray levels of `pixels` shown black and white, from the file's window with its rescale
+      undone; None where the file has none, or one that shows almost nothing of the image.
+    bits: bits in use: levels are below `2**bits`; bits of the stored values where only the header
       was read.
     age: in years, None where unknown.
     sex: `F`, `M`, or empty.
     view: `PA`, `AP`, `L` (lateral), or empty.
     modality: DICOM's code, such as `DX`; may be empty.
     patient: 32 hex digits, the keyed hash of the patient's ID; empty without a key or an ID.
-    notes: what a user should know of how the pixels were read.
+    notes: remarks for users on how the pixels were read.
   """
 
   pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"] | None
@@ -96,10 +96,10 @@ class Radiograph:
 
 
 def is_dicom(start: bytes) -> bool:
-  """Whether a file that begins so (`START` bytes are enough) is DICOM.
+  """Whether a file that starts with these bytes (`START` of them suffice) is DICOM.
 
-  Its letters may stand at byte 128, as they should, or at 0; or it begins with its meta header, or
-  with its data set, as old workstations write it. It may be packed with gzip.
+  The letters DICM may be at byte 128, as they should, or at 0; or the file begins with its meta
+  header or, as old workstations write it, its data set. It may be gzipped.
   """
   if start.startswith(_GZIP):
     try:
@@ -111,7 +111,7 @@ def is_dicom(start: bytes) -> bool:
   start = start.removeprefix(_MARK)
   group, element = (int.from_bytes(start[i : i + 2], "little") for i in (0, 2))
   length = int.from_bytes(start[4:8], "little")
-  if group == 2:  # the meta header, which is explicit
+  if group == 2:  # the meta header, always with explicit VRs
     return element <= 0x0010 and start[4:6] in _VRS
   return (
     group == 8
@@ -128,55 +128,55 @@ def read(
   key: bytes | None = None,
   encoded: bool = True,
 ) -> Radiograph:
-  """A radiograph from a DICOM file.
+  """Reads a radiograph from a DICOM file.
 
-  Uncompressed, RLE, JPEG (baseline, extended, lossless), JPEG-LS and JPEG 2000 pixels of 8 to 16
-  bits. Padding takes no part in inversion and windows. Of several windows the first counts, a
-  sigmoid one as the straight line through its middle; a VOI table counts before a window.
+  Reads uncompressed, RLE, JPEG (baseline, extended, lossless), JPEG-LS and JPEG 2000 pixels of 8 to
+  16 bits. Padding is excluded from inversion and windows. Of several windows the first is used, a
+  sigmoid one as the straight line through its middle; a VOI LUT takes precedence over a window.
 
   Args:
-    data: the file's bytes, or an open file if only the header is wanted.
-    pixels: whether to decode the pixels; without, only the beginning of the file is read.
-    key: for `patient`; a secret, since short IDs can be guessed from hashes without one.
+    data: the file's bytes, or an open file if only the header is read.
+    pixels: whether to decode the pixels; else only the beginning of the file is read.
+    key: for `patient`; a secret, since short IDs can be guessed from unkeyed hashes.
     encoded: whether compressed pixels may be decoded here, by native code.
 
   Raises:
-    BadImage: no DICOM, a damaged one, of another modality, in colour, of several frames.
+    BadImage: not DICOM, damaged, of another modality, in colour, or of several frames.
     dicom_pixels.Encoded: the file or its pixels are compressed, and `encoded` is False.
   """
-  opened = _plain(io.BytesIO(data) if isinstance(data, bytes) else data, encoded)
+  opened = _unpack(io.BytesIO(data) if isinstance(data, bytes) else data, encoded)
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of values out of order, which it quotes
+    warnings.simplefilter("ignore")  # pydicom quotes invalid values in them
     try:
       return _radiograph(opened, pixels, key, encoded)
     except (BadImage, Encoded):
       raise
     except MemoryError:
       raise BadImage("its header asks for too many pixels") from None
-    except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
+    except Exception:  # on damaged files pydicom raises anything, quoting the header
       raise BadImage(DAMAGED) from None
 
 
 def values(opened: io.BufferedIOBase, keywords: Sequence[str]) -> list[str]:
-  """What a header says under some keywords, empty where it says nothing: never to be shown.
+  """Header values by keyword, empty where missing; they must never be shown.
 
   Raises:
-    BadImage: no DICOM, or a damaged one.
+    BadImage: not DICOM, or damaged.
   """
-  opened = _plain(opened, True)
+  opened = _unpack(opened, True)
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of values out of order, which it quotes
+    warnings.simplefilter("ignore")  # pydicom quotes invalid values in them
     try:
       header = _pydicom().dcmread(
         opened, stop_before_pixels=True, force=True, specific_tags=[*keywords]
       )
       return [string(header, keyword) for keyword in keywords]
-    except Exception:  # pydicom raises whatever the damage makes it raise, quoting the header
+    except Exception:  # on damaged files pydicom raises anything, quoting the header
       raise BadImage(DAMAGED) from None
 
 
-def _plain(opened: io.BufferedIOBase, encoded: bool) -> io.BufferedIOBase:
-  """A DICOM file without what it is packed in, with a preamble where only its letters are there."""
+def _unpack(opened: io.BufferedIOBase, encoded: bool) -> io.BufferedIOBase:
+  """Unpacks a DICOM file, and adds the preamble where it is missing."""
   start = opened.read(2048)
   if not is_dicom(start):
     raise BadImage("it is no DICOM file: the letters DICM are missing at byte 128")
@@ -184,7 +184,7 @@ def _plain(opened: io.BufferedIOBase, encoded: bool) -> io.BufferedIOBase:
     if not encoded:
       raise Encoded
     opened.seek(0)
-    opened = io.BytesIO(_unpacked(opened))
+    opened = io.BytesIO(_gunzip(opened))
     start = opened.read(2048)
   if _DEFLATED.encode() in start:
     if not encoded:
@@ -207,7 +207,7 @@ def _radiograph(
     specific_tags=None if pixels else list(_HEADER),
   )
   if pixels:
-    opened.close()  # all is read, and an unpacked file is as large as its pixels
+    opened.close()  # everything is read, and an unpacked file is as large as its pixels
   kind = string(header, "SOPClassUID") or string(
     getattr(header, "file_meta", {}), "MediaStorageSOPClassUID"
   )
@@ -215,41 +215,38 @@ def _radiograph(
     raise BadImage("it is a DICOMDIR, the table of contents of a medium, not an image")
   modality = string(header, "Modality").upper()
   if modality not in MODALITIES:
-    # In a damaged header it may be somebody's name.
-    named = modality if modality in _OTHERS else "(unreadable)"
+    # In a damaged header it may be a person's name.
+    code = modality if modality in _OTHERS else "(unreadable)"
     raise BadImage(
-      f"it is DICOM of modality {named}, not a radiograph ({', '.join(m for m in MODALITIES if m)})"
+      f"it is DICOM of modality {code}, not a radiograph ({', '.join(m for m in MODALITIES if m)})"
     )
-  named = pydicom.uid.UID_dictionary.get(kind, ("Image Storage",))[0]
-  if pixels and "PixelData" not in header and "Image Storage" not in named:
-    raise BadImage(f"it has no pixels: it is DICOM of the kind {named}")
+  kind_name = pydicom.uid.UID_dictionary.get(kind, ("Image Storage",))[0]
+  if pixels and "PixelData" not in header and "Image Storage" not in kind_name:
+    raise BadImage(f"it has no pixels: it is DICOM of the kind {kind_name}")
   if not getattr(header, "file_meta", None):
-    # Without a meta header, what there is says how it is written.
+    # Without a meta header the transfer syntax is inferred from the encoding.
     implicit, little = header.original_encoding
     header.file_meta = pydicom.dataset.FileMetaDataset()
+    explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
     header.file_meta.TransferSyntaxUID = (
-      pydicom.uid.ImplicitVRLittleEndian
-      if implicit
-      else pydicom.uid.ExplicitVRLittleEndian
-      if little
-      else pydicom.uid.ExplicitVRBigEndian
+      pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
     )
-  found = dicom_pixels.gray(header, encoded) if pixels else None
+  decoded = dicom_pixels.gray(header, encoded) if pixels else None
   return Radiograph(
-    found and found.pixels,
-    found and found.window,
-    found.bits if found else integer(header, "BitsStored", 0),
+    decoded and decoded.pixels,
+    decoded and decoded.window,
+    decoded.bits if decoded else integer(header, "BitsStored", 0),
     age=_age(header),
     sex=sex_of(string(header, "PatientSex")),
     view=_view(header),
     modality=modality,
-    patient="" if key is None else _patient(header, key),
-    notes=found.notes if found else (),
+    patient="" if key is None else _patient_hash(header, key),
+    notes=decoded.notes if decoded else (),
   )
 
 
 def _pydicom() -> Any:
-  """pydicom, which takes a third of a second to import and must not tell what it reads."""
+  """pydicom, imported late (it takes a third of a second) and kept from logging what it reads."""
   import pydicom
 
   pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -257,8 +254,8 @@ def _pydicom() -> Any:
   return pydicom
 
 
-def _unpacked(opened: io.BufferedIOBase) -> bytes:
-  """The content of a gzipped file, up to what a radiograph may take."""
+def _gunzip(opened: io.BufferedIOBase) -> bytes:
+  """Content of a gzipped file; raises BadImage above the size that a radiograph can have."""
   try:
     with gzip.open(opened) as packed:
       data = packed.read(_MOST + 1)
@@ -270,26 +267,26 @@ def _unpacked(opened: io.BufferedIOBase) -> bytes:
 
 
 def _check_deflated(data: bytes) -> None:
-  """Refuses a deflated file that would not fit into memory."""
+  """Raises BadImage for a deflated file that is damaged or unpacks to too much."""
   if data[132:140] != b"\x02\0\0\0UL\x04\0":
     raise BadImage(DAMAGED)
-  rest = data[144 + int.from_bytes(data[140:144], "little") :]
-  packed, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
+  remaining = data[144 + int.from_bytes(data[140:144], "little") :]
+  inflater, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
   try:
-    while rest and not packed.eof:  # counted, not kept
-      count += len(packed.decompress(rest, 1 << 20))
-      rest = packed.unconsumed_tail
+    while remaining and not inflater.eof:  # the output is counted and discarded
+      count += len(inflater.decompress(remaining, 1 << 20))
+      remaining = inflater.unconsumed_tail
       if count > _MOST:
         raise BadImage("it unpacks to more than a radiograph can hold")
   except zlib.error:
     raise BadImage(DAMAGED) from None
 
 
-# What is known of the patient.
+# Patient and view.
 
 
 def age_of(text: str) -> float | None:
-  """Years of an age: DICOM's `045Y`, `010M`, `003W` or `020D`, or a number of years."""
+  """Parses an age to years: DICOM's `045Y`, `010M`, `003W` or `020D`, or a number of years."""
   match = re.fullmatch(r"(\d{1,3}(?:\.\d*)?)\s*([DWMY]?)", text.strip().upper())
   if not match:
     return None
@@ -298,13 +295,13 @@ def age_of(text: str) -> float | None:
 
 
 def sex_of(text: str) -> str:
-  """`F`, `M`, or empty."""
+  """Normalizes a sex to `F`, `M`, or empty."""
   sex = text.strip().upper()
   return sex[:1] if sex in ("F", "M", "FEMALE", "MALE") else ""
 
 
 def view_of(text: str) -> str:
-  """`PA`, `AP`, `L` (lateral) or empty, of what headers and tables call them."""
+  """Normalizes a view, as headers and tables name it, to `PA`, `AP`, `L` (lateral) or empty."""
   word = re.sub(r"[^A-Z]", "", text.upper())
   if word.startswith(("PA", "POSTEROANT")):
     return "PA"
@@ -319,18 +316,18 @@ def _age(header: Any) -> float | None:
   if text:
     return age_of(text)
   try:
-    born, seen = (
+    birth, study = (
       datetime.datetime.strptime(string(header, name)[:8], "%Y%m%d")
       for name in ("PatientBirthDate", "StudyDate")
     )
   except ValueError:
     return None
-  age = (seen - born).days / _DAYS["Y"]
+  age = (study - birth).days / _DAYS["Y"]
   return age if 0 <= age <= _OLDEST else None
 
 
 def _view(header: Any) -> str:
-  """By the view's own tags, else by where the image's rows point (to the front: a lateral)."""
+  """View by its tags, else by patient orientation (rows that run front to back: a lateral)."""
   codes = header.get("ViewCodeSequence") or ()
   for text in (string(header, "ViewPosition"), *(string(code, "CodeMeaning") for code in codes)):
     view = view_of(text)
@@ -340,9 +337,9 @@ def _view(header: Any) -> str:
   return "L" if len(orientation) == 2 and str(orientation[0])[:1].upper() in ("A", "P") else ""
 
 
-def _patient(header: Any, key: bytes) -> str:
-  name = string(header, "PatientID")
-  if not name:
+def _patient_hash(header: Any, key: bytes) -> str:
+  patient_id = string(header, "PatientID")
+  if not patient_id:
     return ""
-  whole = f"{string(header, 'IssuerOfPatientID')}\0{name}".encode()
-  return hashlib.blake2b(whole, key=key[:64], digest_size=16).hexdigest()
+  qualified_id = f"{string(header, 'IssuerOfPatientID')}\0{patient_id}".encode()
+  return hashlib.blake2b(qualified_id, key=key[:64], digest_size=16).hexdigest()

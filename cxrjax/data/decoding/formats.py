@@ -1,8 +1,8 @@
-"""Readers of image files, told apart by their first bytes: PNG, JPEG, JPEG 2000, WebP, GIF, PNM ...
+"""Readers of image files, selected by magic bytes: PNG, JPEG, JPEG 2000, WebP, GIF, PNM ...
 
-Each takes what a header says literally and refuses by name what it cannot show as it is. Nothing is
-converted on the way: 16 bits stay 16 bits with colour and alpha. Alpha is left out; compositing
-would darken what it marks. TIFF has a module of its own, DICOM too.
+Each takes the header literally and refuses by name what it cannot show faithfully. Nothing is
+converted on the way: 16 bits stay 16 bits with colour and alpha. Alpha is dropped, as compositing
+would darken what it marks. TIFF and DICOM have modules of their own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _BINARY_PNM = (b"P5", b"P6")
 _KINDS = "PNG, JPEG, TIFF, DICOM, BMP, JPEG 2000, WebP, GIF or PNM"
 _ORIENTATION = 0x112
-# What is often met under an image's name, and what to do about it.
+# Other files that often carry an image's name, and what to do about them.
 _OTHERS = (
   (b"<!doctype", "it is a web page, not an image: a download that needed a login?"),
   (b"<html", "it is a web page, not an image: a download that needed a login?"),
@@ -44,24 +44,24 @@ _OTHERS = (
 
 
 def open_image(data: bytes) -> Samples:
-  """An image file that is no DICOM, by its header.
+  """Describes an image file other than DICOM, from its header.
 
   Raises:
-    BadImage: it is none, is damaged or cut short, or is of a kind that is not read.
+    BadImage: not an image, damaged, cut short, or of an unsupported kind.
   """
   reader = _reader(data)
   if reader is None:
     start = data[:64].lstrip().lower()
-    known = next((why for mark, why in _OTHERS if start.startswith(mark)), None)
-    raise BadImage(known or f"it is not a {_KINDS} image (it starts with {data[:8]!r})")
+    reason = next((why for mark, why in _OTHERS if start.startswith(mark)), None)
+    raise BadImage(reason or f"it is not a {_KINDS} image (it starts with {data[:8]!r})")
   with damaged():
     return reader(data)
 
 
 def is_image(start: bytes) -> bool:
-  """Whether a file of any name that begins so is an image.
+  """Whether a file, whatever its name, starts like an image.
 
-  Two letters are not enough: BMP and PNM are known by their names as well.
+  BMP and PNM are excluded: their two-letter marks are too weak without the file name.
   """
   return _reader(start) is not None and not start.startswith((b"BM", b"P"))
 
@@ -82,17 +82,17 @@ def _reader(start: bytes) -> Callable[[bytes], Samples] | None:
 
 @contextlib.contextmanager
 def damaged() -> Iterator[None]:
-  """Makes a BadImage of whatever a decoder raises about a damaged file."""
+  """Converts any exception of a decoder into a BadImage."""
   try:
     with warnings.catch_warnings():
-      # Of things that are checked here (size) or do not touch pixels (metadata).
+      # They concern what is checked here (size) or does not affect pixels (metadata).
       warnings.simplefilter("ignore")
       yield
   except BadImage:
     raise
   except (Image.DecompressionBombError, MemoryError) as error:
     raise BadImage("its header asks for too many pixels") from error
-  except Exception as error:  # codecs raise whatever the damage makes them raise
+  except Exception as error:  # codecs raise anything on damaged data
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
     raise BadImage(f"it is damaged or cut short ({reason})") from error
 
@@ -112,19 +112,19 @@ def _png(data: bytes) -> Samples:
   if header is None:
     raise BadImage("it is damaged or cut short (a PNG without a header)")
   if frames > 1:
-    raise BadImage(_several(frames, "frames"))
+    raise BadImage(_too_many(frames, "frames"))
   width, height, bits = header[:3]
 
   def load(at_least: int | None) -> np.ndarray:
     with damaged():
       return without_alpha(imagecodecs.png_decode(data))
 
-  # Fewer bits and palettes are expanded to 8 by the decoder.
-  return Samples((height, width), max(bits, 8), load, orientation=_turn(exif))
+  # The decoder expands fewer bits and palettes to 8 bits.
+  return Samples((height, width), max(bits, 8), load, orientation=_orientation(exif))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-  """Kind and content of each chunk, whose checksums must hold."""
+  """Type and content of each chunk, with its checksum verified (`IDAT` content is omitted)."""
   at = len(_PNG)
   while True:
     size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -143,21 +143,21 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 # JPEG (ITU-T T.81).
 
 
-# By the marker of the frame; 0xF7 is that of JPEG-LS (ITU-T T.87).
+# By frame marker; 0xF7 is that of JPEG-LS (ITU-T T.87).
 _CODINGS = {0xC0: "dct", 0xC1: "dct", 0xC2: "dct", 0xC3: "lossless", 0xF7: "ls"}
 
 
 class _Frame(NamedTuple):
-  """What the header of a JPEG says."""
+  """Header of a JPEG."""
 
   coding: str  # "dct", "lossless", or "ls" for JPEG-LS
   bits: int
   height: int
   width: int
   components: int
-  adobe: bool  # the values of CMYK are inverted
+  adobe: bool  # CMYK values are inverted
   exif: bytes
-  pictures: bool  # more than one in the file
+  pictures: bool  # the file holds more than one
 
 
 def _jpeg(data: bytes) -> Samples:
@@ -172,28 +172,28 @@ def _jpeg(data: bytes) -> Samples:
       if frame.coding == "lossless" or frame.bits > 8:
         return without_alpha(imagecodecs.jpeg_decode(data))
       with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        # Of colour the luma alone is decoded, as it is stored.
+        # Of a colour image only the luma is decoded, as stored.
         image.draft("L", None if at_least is None else (2 * at_least, 2 * at_least))
         image.load()
         if image.mode != "CMYK":
           return np.asarray(image if image.mode == "L" else image.convert("L"))
-        ink = np.asarray(image)  # which Pillow takes for Adobe's
+        ink = np.asarray(image)  # Pillow assumes Adobe's inversion
         return np.asarray(Image.fromarray(ink if frame.adobe else 255 - ink, "CMYK").convert("RGB"))
 
   return Samples(
     (frame.height, frame.width),
     frame.bits,
     load,
-    orientation=_turn(frame.exif),
+    orientation=_orientation(frame.exif),
     notes=("it holds several pictures; the first is read",) if frame.pictures else (),
   )
 
 
 def jpeg_frame(data: bytes) -> _Frame:
-  """What a JPEG's header says, up to the frame's own.
+  """Parses a JPEG's header, up to the frame header.
 
   Raises:
-    BadImage: the file ends before, or there is none.
+    BadImage: there is no frame header, or the file ends before it.
   """
   at, adobe, exif, pictures = 2, False, b"", False
   while at + 4 <= len(data):
@@ -225,7 +225,7 @@ def jpeg_frame(data: bytes) -> _Frame:
 
 def jpeg_ls(data: bytes) -> np.ndarray:
   """Decodes JPEG-LS (ITU-T T.87)."""
-  # Of a stream cut short CharLS looks for the end for many seconds, unless there is one.
+  # Without an end marker, CharLS searches a truncated stream for many seconds.
   return imagecodecs.jpegls_decode(data + b"\xff\xd9")
 
 
@@ -233,7 +233,7 @@ def jpeg_ls(data: bytes) -> np.ndarray:
 
 
 class Codestream(NamedTuple):
-  """What the header of a JPEG 2000 codestream says."""
+  """Header of a JPEG 2000 codestream."""
 
   height: int
   width: int
@@ -243,7 +243,7 @@ class Codestream(NamedTuple):
 
 
 def codestream(data: bytes) -> Codestream:
-  """The first codestream of a JPEG 2000 file, or of one.
+  """Parses the header of the first codestream in a JPEG 2000 file or raw codestream.
 
   Raises:
     BadImage: there is none.
@@ -257,23 +257,24 @@ def codestream(data: bytes) -> Codestream:
 
 
 def _jpeg2000(data: bytes) -> Samples:
-  found = codestream(data)
-  check_packed(found.width, found.height, len(data))
+  header = codestream(data)
+  check_packed(header.width, header.height, len(data))
 
   def load(at_least: int | None) -> np.ndarray:
     with damaged():
       return without_alpha(imagecodecs.jpeg2k_decode(data))
 
-  if found.bits > 16:
-    raise BadImage(f"it is JPEG 2000 of {found.bits} bits; convert it to 16-bit PNG")
-  return Samples((found.height, found.width), found.bits, load, kind="i" if found.signed else "u")
+  if header.bits > 16:
+    raise BadImage(f"it is JPEG 2000 of {header.bits} bits; convert it to 16-bit PNG")
+  shape = header.height, header.width
+  return Samples(shape, header.bits, load, kind="i" if header.signed else "u")
 
 
-# The rest.
+# Other formats.
 
 
 def _pnm(data: bytes) -> Samples:
-  """PGM and PPM, binary, of 8 or 16 bits; the others of the family by Pillow."""
+  """Binary PGM and PPM of 8 or 16 bits; the rest of the family by Pillow."""
   if data[:2] not in _BINARY_PNM:
     return _by_pillow(data, "PPM")
   header = re.match(rb"P[56]" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s", data[:4096])
@@ -285,27 +286,27 @@ def _pnm(data: bytes) -> Samples:
     raise BadImage(f"it is a PNM whose white is {top}; save it as PNG")
 
   def load(at_least: int | None) -> np.ndarray:
-    kind, count = np.dtype(np.uint8 if top < 256 else ">u2"), width * height * channels
-    if len(data) < header.end() + count * kind.itemsize:
+    dtype, count = np.dtype(np.uint8 if top < 256 else ">u2"), width * height * channels
+    if len(data) < header.end() + count * dtype.itemsize:
       raise BadImage("it is damaged or cut short (a PNM with too few pixels)")
-    stored = np.frombuffer(data, kind, count, header.end()).reshape(height, width, channels)
-    found: np.ndarray = stored.astype(kind.newbyteorder("="))
+    stored = np.frombuffer(data, dtype, count, header.end()).reshape(height, width, channels)
+    values: np.ndarray = stored.astype(dtype.newbyteorder("="))
     if top < 256:
-      found = np.round(found * np.float32(255 / top)).astype(np.uint8)
-    return found if channels == 3 else found[..., 0]
+      values = np.round(values * np.float32(255 / top)).astype(np.uint8)
+    return values if channels == 3 else values[..., 0]
 
   return Samples((height, width), 8 if top < 256 else 16, load)
 
 
 def _by_pillow(data: bytes, kind: str) -> Samples:
-  """Formats of 8 bits a channel."""
+  """Formats with 8 bits per channel."""
   with Image.open(io.BytesIO(data), formats=(kind,)) as image:
     frames = getattr(image, "n_frames", 1)
     shape, mode = (image.height, image.width), image.mode
-    with contextlib.suppress(Exception):  # metadata: what is damaged in it says nothing
+    with contextlib.suppress(Exception):  # damaged metadata is ignored
       exif = image.getexif().tobytes()
   if frames > 1:
-    raise BadImage(_several(frames, "frames"))
+    raise BadImage(_too_many(frames, "frames"))
   if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
     raise BadImage(f"it is {kind} of the type {mode}; save it as PNG")
 
@@ -317,11 +318,11 @@ def _by_pillow(data: bytes, kind: str) -> Samples:
       transparent = opened.mode == "PA" or "transparency" in opened.info
       return np.asarray(opened.convert("RGBA" if transparent else "RGB"))[..., :3]
 
-  return Samples(shape, 8, load, orientation=_turn(exif))
+  return Samples(shape, 8, load, orientation=_orientation(exif))
 
 
 def without_alpha(values: np.ndarray) -> np.ndarray:
-  """Channels of gray [h w] or colour [h w 3]."""
+  """Drops alpha: gray [h w] or colour [h w 3]."""
   if values.ndim == 2:
     return values
   channels = values.shape[2]
@@ -330,17 +331,17 @@ def without_alpha(values: np.ndarray) -> np.ndarray:
   return values[..., 0] if channels <= 2 else values[..., :3]
 
 
-def _several(count: int, what: str) -> str:
-  return f"it has {count} {what}; save the one that counts as a file of its own"
+def _too_many(count: int, units: str) -> str:
+  return f"it has {count} {units}; save the one that counts as a file of its own"
 
 
-def _turn(exif: bytes) -> int:
-  """The orientation in EXIF data; 1, upright, where it says nothing that can be understood."""
-  found = Image.Exif()
-  with contextlib.suppress(Exception):  # metadata: what is damaged in it says nothing
-    found.load(exif)
-  turn = found.get(_ORIENTATION, 1)
-  return turn if turn in range(1, 9) else 1
+def _orientation(exif: bytes) -> int:
+  """The orientation in EXIF data, 1 to 8; 1 (upright) where it is missing or unreadable."""
+  tags = Image.Exif()
+  with contextlib.suppress(Exception):  # damaged metadata is ignored
+    tags.load(exif)
+  orientation = tags.get(_ORIENTATION, 1)
+  return orientation if orientation in range(1, 9) else 1
 
 
 _READERS: tuple[tuple[bytes, Callable[[bytes], Samples]], ...] = (

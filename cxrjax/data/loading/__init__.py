@@ -1,1 +1,1 @@
-"""Decoded images on disk and on devices, and batches as a function of (seed, step)."""
+"""Caching of decoded images on disk and devices; batches as a function of (seed, step)."""

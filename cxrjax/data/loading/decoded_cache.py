@@ -1,10 +1,10 @@
-"""Decoded images: every radiograph of a source as one gray square, made once, kept on disk.
+"""Disk cache of decoded images: every radiograph of a source as one gray square, decoded once.
 
-The cache is keyed by what decides its content (the source's fingerprint, split, size, fit, bits,
-window, decoder version, rows), so no change of data or settings can meet a stale one. It appears by
-a rename: a killed process leaves nothing half-made behind, and two processes may make the same one
-at once. All of it has checksums, and what is damaged is made again. Pixels are read from it as they
-are asked for; nothing here holds them in memory.
+The key of a cache covers everything that determines its content (the source's fingerprint, split,
+size, fit, bits, window, decoder version, rows), so a change of data or settings never hits a stale
+cache. A cache appears by an atomic rename: a killed process leaves no partial cache behind, and two
+processes may write the same one at once. All of it is checksummed, and a damaged cache is rebuilt.
+Pixels are read on demand and never held in memory.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from cxrjax.data.splits.subset import Subset
 
 FITS = ("squash", "pad", "crop")
 ON_BAD = ("error", "skip")
-_CHUNK = 256  # images between looks at errors
-_ABANDONED = 24 * 3600  # seconds since an unfinished cache was written to
+_CHUNK = 256  # images decoded between checks for errors
+_ABANDONED = 24 * 3600  # seconds without a write after which a partial cache is removed
 
 
 def load_images(
@@ -58,20 +58,20 @@ def load_images(
   bits: str | int = "auto",
   window: str | Sequence[float] = "auto",
 ) -> Images:
-  """All images of a source (or those of `indices`) at one size.
+  """Loads all images of a source (or those of `indices`) at one size, decoding them if needed.
 
   Args:
     source: what to decode.
     size: side of the square result, pixels.
     fit: what to do with an image that is not square: `squash` it, `pad` it with black, or `crop`
       its middle.
-    cache_dir: where decoded images are kept; default `$CXRJAX_CACHE`, else `~/.cache/cxrjax`.
-    on_bad_image: `error` stops at an image that cannot be used; `skip` leaves it out and lists it.
+    cache_dir: where decoded images are stored; default `$CXRJAX_CACHE`, else `~/.cache/cxrjax`.
+    on_bad_image: `error` stops at an unusable image; `skip` leaves it out and lists it.
     progress: shows a bar on stderr while decoding.
     indices: rows of the source to load, in this order; all of them by default.
-    bits: 16 keeps levels as published, to be windowed where they are used (8-bit images times
-      257); 8 windows 16-bit images now; `auto` keeps what the source has, see `bits_of`.
-    window: which levels are shown black and white, see `pixels.choose_window`.
+    bits: 16 keeps levels as published, to be windowed on use (8-bit images are multiplied by 257);
+      8 windows 16-bit images now; `auto` keeps the source's depth, see `bits_of`.
+    window: which levels are shown black and white, see `windowing.choose_window`.
 
   Raises:
     UserError: a bad image, no image left, or a cache that cannot be written.
@@ -79,7 +79,7 @@ def load_images(
   check_options(size, fit, on_bad_image)
   if len(source) == 0:
     raise UserError(f"{source.info.name} split {source.info.split!r} has no images; check its path")
-  found = decode_rows(
+  decoded = decode_rows(
     source,
     size,
     fit=fit,
@@ -92,11 +92,12 @@ def load_images(
   )
   table, info = source.table, source.info
   skipped: tuple[tuple[str, str], ...] = ()
-  of = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-  notes = tuple((table.ids[of[i]], note) for note, places in found.notes.items() for i in places)
-  if indices is not None or found.bad:
-    rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-    skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(found.bad.items()))
+  rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+  notes = tuple(
+    (table.ids[rows[i]], note) for note, positions in decoded.notes.items() for i in positions
+  )
+  if indices is not None or decoded.bad:
+    skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(decoded.bad.items()))
     if skipped and on_bad_image == "error":
       raise bad_image(*skipped[0])
     if len(skipped) == len(rows):
@@ -104,21 +105,21 @@ def load_images(
         f"{source.info.name}: all {len(rows)} images are bad; the first: "
         f"{skipped[0][0]}: {skipped[0][1]}"
       )
-    good = rows[found.good]
+    good = rows[decoded.good]
     table, info = table.take(good), info_of(info, good)
   return Images(
-    pixels=found.pixels,
+    pixels=decoded.pixels,
     table=table,
     info=info,
-    windows=found.windows,
-    masks=found.masks,
+    windows=decoded.windows,
+    masks=decoded.masks,
     skipped=skipped,
     notes=notes,
   )
 
 
 def check_options(size: int, fit: str, on_bad_image: str) -> None:
-  """Raises a UserError for a size, fit or on_bad_image that is none."""
+  """Validates size, fit and on_bad_image; raises a UserError for an invalid value."""
   if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 4096:
     raise UserError(f"config.data.size={size!r} is no image size; give pixels from 8 to 4096")
   if fit not in FITS:
@@ -131,15 +132,15 @@ def check_options(size: int, fit: str, on_bad_image: str) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoded:
-  """Rows of a source that were asked for: arrays of the good ones, in order, and the bad.
+  """Requested rows of a source: arrays of the good ones, in order, and the list of bad ones.
 
   Attributes:
     pixels: see `Images`.
     windows: see `Images`; None with 8 bits.
     masks: see `Images`.
-    bad: position among the rows asked for of each that cannot be used, and why.
-    count: how many rows were asked for.
-    notes: what a user should know of how some were read, and their positions.
+    bad: for each unusable row its position among the requested rows, and the reason.
+    count: number of requested rows.
+    notes: remarks on how images were read, each with the positions it applies to.
   """
 
   pixels: Stack | WideStack
@@ -151,26 +152,27 @@ class Decoded:
 
   @property
   def good(self) -> np.ndarray:
-    """Ascending positions of the good ones among the rows asked for."""
+    """Ascending positions of the good rows among the requested ones."""
     return np.delete(np.arange(self.count), list(self.bad))
 
   def take(self, rows: np.ndarray) -> Decoded:
-    """Some of the rows that were asked for; nothing is copied."""
-    place = np.full(self.count, -1)
-    place[self.good] = np.arange(self.count - len(self.bad))
+    """Selects some of the requested rows, without a copy."""
+    stored = np.full(self.count, -1)  # index of a position among the good rows
+    stored[self.good] = np.arange(self.count - len(self.bad))
     bad = {i: self.bad[row] for i, row in enumerate(rows.tolist()) if row in self.bad}
     notes = {
-      note: np.flatnonzero(np.isin(rows, places)).tolist() for note, places in self.notes.items()
+      note: np.flatnonzero(np.isin(rows, positions)).tolist()
+      for note, positions in self.notes.items()
     }
-    found = place[rows]
-    found = found[found >= 0]
+    good = stored[rows]
+    good = good[good >= 0]
     return Decoded(
-      take(self.pixels, found),
-      None if self.windows is None else self.windows[found],
-      None if self.masks is None else take(self.masks, found),
+      take(self.pixels, good),
+      None if self.windows is None else self.windows[good],
+      None if self.masks is None else take(self.masks, good),
       bad,
       len(rows),
-      {note: places for note, places in notes.items() if places},
+      {note: positions for note, positions in notes.items() if positions},
     )
 
 
@@ -186,10 +188,10 @@ def decode_rows(
   window: str | Sequence[float] = "auto",
   stop_at_bad: bool = False,
 ) -> Decoded:
-  """Rows of a source from the cache, or decoded into it; see `load_images`."""
-  if isinstance(source, Subset):  # images of the whole, which may all be there already
+  """Loads rows of a source from the cache, decoding them first if needed; see `load_images`."""
+  if isinstance(source, Subset):  # use the cache of the full source, which may exist already
     rows = source.rows if indices is None else source.rows[np.asarray(indices, dtype=np.int64)]
-    order = np.argsort(rows)  # the cache is the same in whatever order they are wanted
+    order = np.argsort(rows)  # so that the cache does not depend on the order requested
     return decode_rows(
       source.source,
       size,
@@ -203,25 +205,25 @@ def decode_rows(
     ).take(np.argsort(order))
   root = cache_root(cache_dir)
   window = windowing.check_window(window)
-  look = DecodeSpec(size, fit, bits_of(source, bits), window)
-  load = functools.partial(_load, size=size, bits=look.bits)
-  whole = load(root / _key(source, look, None))
-  if whole is not None:
-    return whole if indices is None else whole.take(np.asarray(indices, dtype=np.int64))
-  target = root / _key(source, look, indices)
+  spec = DecodeSpec(size, fit, bits_of(source, bits), window)
+  load = functools.partial(_load, size=size, bits=spec.bits)
+  complete = load(root / _key(source, spec, None))
+  if complete is not None:
+    return complete if indices is None else complete.take(np.asarray(indices, dtype=np.int64))
+  target = root / _key(source, spec, indices)
   if indices is not None:
-    found = load(target)
-    if found is not None:
-      return found
+    cached = load(target)
+    if cached is not None:
+      return cached
   rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-  needed = (look.bits // 8 + 1) * len(rows) * size * size
+  needed = (spec.bits // 8 + 1) * len(rows) * size * size
   with _disk_errors(root, needed):
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
     work = pathlib.Path(tempfile.mkdtemp(prefix=target.name + ".tmp-", dir=root))
   try:
     with _disk_errors(root, needed):
-      _decode_into(work, source, rows, look, progress, stop_at_bad)
+      _decode_into(work, source, rows, spec, progress, stop_at_bad)
       try:
         work.rename(target)
       except OSError as error:
@@ -239,7 +241,7 @@ def decode_rows(
 
 
 def _remove_abandoned(root: pathlib.Path) -> None:
-  """Removes what processes that were killed have left unfinished."""
+  """Removes partial caches left by killed processes."""
   for work in root.glob("*.tmp-*"):
     with contextlib.suppress(OSError):
       if time.time() - max(file.stat().st_mtime for file in (work, *work.iterdir())) > _ABANDONED:
@@ -249,19 +251,19 @@ def _remove_abandoned(root: pathlib.Path) -> None:
 def to_square(
   record: Record, size: int, fit: str, bits: int = 8, window: str | windowing.Window = "auto"
 ) -> tuple[np.ndarray, windowing.Window, np.ndarray | None]:
-  """One record as a square of `size` pixels, the gray levels shown of it, and its mask.
+  """Resizes a record to a square of `size` pixels; returns it, its window and its mask.
 
-  With 8 bits the levels shown are already 0 to 255; with 16 an 8-bit image is multiplied by 257.
-  A mask may have another resolution than its image, as some are published, but not another shape.
+  With 8 bits the window is already applied (0 to 255); with 16 an 8-bit image is multiplied by 257.
+  A mask may differ from its image in resolution, as some are published, but not in aspect ratio.
 
   Raises:
-    decode.BadImage: it is unusable, or its mask is not its own.
+    decode.BadImage: the image is unusable, or its mask does not fit it.
   """
   shown = windowing.choose_window(record.image, record.window, window)
   mask = None
   if record.mask is not None:
     (h, w), (rows, columns) = record.image.shape[:2], record.mask.shape[:2]
-    if abs(h * columns - w * rows) > 0.02 * h * columns:  # a pixel of rounding is no other shape
+    if abs(h * columns - w * rows) > 0.02 * h * columns:  # tolerates rounding by a pixel
       raise decode.BadImage(
         f"its lung mask of {columns}x{rows} pixels does not lie over its {w}x{h} pixels; give a "
         "mask of the same shape"
@@ -277,7 +279,7 @@ def to_square(
 
 
 def bad_image(name: str, reason: str) -> UserError:
-  """What to raise for an image that cannot be used, where bad images are errors."""
+  """The error for an unusable image, where bad images are errors."""
   return UserError(
     f"{name}: {reason}; mend or remove it, or leave bad images out with "
     "config.data.on_bad_image='skip'"
@@ -286,7 +288,7 @@ def bad_image(name: str, reason: str) -> UserError:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
-  """What decoded images are to be like."""
+  """Target size, fit, bit depth and windowing of decoded images."""
 
   size: int
   fit: str
@@ -294,7 +296,7 @@ class DecodeSpec:
   window: str | windowing.Window
 
 
-def _key(source: Source, look: DecodeSpec, indices: Sequence[int] | np.ndarray | None) -> str:
+def _key(source: Source, spec: DecodeSpec, indices: Sequence[int] | np.ndarray | None) -> str:
   rows = None
   if indices is not None:
     rows = hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
@@ -302,19 +304,19 @@ def _key(source: Source, look: DecodeSpec, indices: Sequence[int] | np.ndarray |
     source.info.fingerprint,
     source.info.split,
     len(source),
-    look.size,
-    look.fit,
-    look.bits,
-    look.window,
+    spec.size,
+    spec.fit,
+    spec.bits,
+    spec.window,
     decode.VERSION,
     rows,
   ]
   digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-  return f"images-{look.size}-{digest}"
+  return f"images-{spec.size}-{digest}"
 
 
 def _load(folder: pathlib.Path, size: int, bits: int) -> Decoded | None:
-  """A cache that is whole, else None."""
+  """Loads a cache; None where it is missing or damaged."""
   try:
     meta = checksums.unsealed((folder / "meta.json").read_bytes())
     bad = {int(i): reason for i, reason in meta["bad"].items()}
@@ -326,45 +328,45 @@ def _load(folder: pathlib.Path, size: int, bits: int) -> Decoded | None:
   except (OSError, ValueError):
     return None
   shape, good = (meta["count"], size, size, 1), meta["count"] - len(bad)
-  found = cache_file.load(folder / "pixels.npy", shape, np.dtype(f"u{bits // 8}"), good)
+  pixels = cache_file.load(folder / "pixels.npy", shape, np.dtype(f"u{bits // 8}"), good)
   masks = (
     cache_file.load(folder / "masks.npy", shape, np.dtype("u1"), good) if meta["masks"] else None
   )
-  if found is None or (masks is None and meta["masks"]):
+  if pixels is None or (masks is None and meta["masks"]):
     return None
-  return Decoded(found, windows, masks, bad, meta["count"], meta["notes"])
+  return Decoded(pixels, windows, masks, bad, meta["count"], meta["notes"])
 
 
 def _decode_into(
   work: pathlib.Path,
   source: Source,
   rows: np.ndarray,
-  look: DecodeSpec,
+  spec: DecodeSpec,
   progress: bool,
   stop_at_bad: bool,
 ) -> None:
-  """Fills a cache folder: good images one after the other, then unused room for the bad."""
-  shape = (len(rows), look.size, look.size, 1)
-  found = cache_file.allocate(work / "pixels.npy", shape, np.dtype(f"u{look.bits // 8}"))
+  """Fills a cache folder: the good images in order, then unused space for the bad ones."""
+  shape = (len(rows), spec.size, spec.size, 1)
+  pixels = cache_file.allocate(work / "pixels.npy", shape, np.dtype(f"u{spec.bits // 8}"))
   windows = np.zeros((len(rows), 2), np.float32)
   masks: np.ndarray | None = None
   sums = np.zeros((len(rows), 2), np.uint32)  # of pixels and masks
-  (without,) = cache_file.sums(np.zeros((1, *shape[1:]), np.uint8))
+  (blank_sum,) = cache_file.sums(np.zeros((1, *shape[1:]), np.uint8))
   bad: dict[int, str] = {}
   notes: dict[str, list[int]] = {}
   lock = threading.Lock()
 
-  def one(position: int, place: int) -> None:
+  def decode_row(position: int, place: int) -> None:
     nonlocal masks
     try:
-      record = read(source, int(rows[position]), look.size)
-      square, windows[place], mask = to_square(record, look.size, look.fit, look.bits, look.window)
+      record = read(source, int(rows[position]), spec.size)
+      square, windows[place], mask = to_square(record, spec.size, spec.fit, spec.bits, spec.window)
     except decode.BadImage as error:
       bad[position] = str(error)
       return
     for note in record.notes:
       notes.setdefault(note, []).append(position)
-    found[place], sums[place] = square, (*cache_file.sums([square]), without)
+    pixels[place], sums[place] = square, (*cache_file.sums([square]), blank_sum)
     if mask is not None:
       with lock:
         if masks is None:
@@ -382,10 +384,10 @@ def _decode_into(
   )
   filled = 0
   with bar, concurrent.futures.ThreadPoolExecutor(workers()) as pool:
-    for start in range(0, len(rows), _CHUNK):  # an error stops the work, results do not pile up
+    for start in range(0, len(rows), _CHUNK):  # stops soon after an error; results do not pile up
       positions = range(start, min(start + _CHUNK, len(rows)))
       places = range(filled, filled + len(positions))
-      for _ in pool.map(one, positions, places):
+      for _ in pool.map(decode_row, positions, places):
         bar.update()
       if bad and stop_at_bad:
         position = min(bad)
@@ -393,12 +395,12 @@ def _decode_into(
       for position, place in zip(positions, places, strict=True):
         if position in bad:
           continue
-        if place != filled:  # close the gap that a bad image left
-          for array in (found, windows, masks, sums):
+        if place != filled:  # close the gap left by a bad image
+          for array in (pixels, windows, masks, sums):
             if array is not None:
               array[filled], array[place] = array[place], 0
         filled += 1
-  cache_file.seal(found, sums[:, 0])
+  cache_file.seal(pixels, sums[:, 0])
   if masks is not None:
     cache_file.seal(masks, sums[:, 1])
   meta = {
@@ -407,9 +409,9 @@ def _decode_into(
     "masks": masks is not None,
     "count": len(rows),
     "bad": {str(i): reason for i, reason in sorted(bad.items())},
-    "notes": {note: sorted(places) for note, places in sorted(notes.items())},
+    "notes": {note: sorted(positions) for note, positions in sorted(notes.items())},
   }
-  if look.bits == 16:
+  if spec.bits == 16:
     np.save(work / "windows.npy", windows[:filled])
     meta["windows"] = checksums.of_file(work / "windows.npy")
   (work / "meta.json").write_text(checksums.sealed(meta))

@@ -1,23 +1,23 @@
 """Batches as a pure function of (seed, step).
 
-The data are an infinite stream, one permutation per epoch (`data.loading.sampling`), and any
-element of it can be asked for: element `t * b + i` is image `i` of batch `t`. There is no position
-to save or to lose; a run that resumes at step `t` asks for batch `t`. Batches run on over the end
-of an epoch, so no image is ever left out. The parts of a pool with weights are interleaved instead,
-each part with epochs of its own.
+The data form an infinite stream, one permutation per epoch (`data.loading.sampling`), with random
+access: element `t * b + i` is image `i` of batch `t`. There is no position to save or lose; a run
+that resumes at step `t` asks for batch `t`. Batches continue across the end of an epoch, so no
+image is ever dropped. The parts of a weighted pool are interleaved instead, each with epochs of its
+own.
 
 Three storages behind one interface:
 
-* `resident`: all images lie decoded on the devices, split over the mesh. A batch is its indices;
-  `Loader.fetch` gathers the pixels inside the jitted step, so the host has next to nothing to do,
+* `resident`: all decoded images lie on the devices, split over the mesh. A batch is its indices;
+  `Loader.fetch` gathers the pixels inside the jitted step, so the host has almost nothing to do,
   and several steps can run in one dispatch.
-* `cached`: for more images than the devices hold. All lie decoded in a file; threads read ahead, a
-  batch carries its pixels, and memory does not grow with the number of images.
-* `streamed`: for more images than the disk holds decoded. The same, but grain's threads decode each
-  image when it is needed, in every epoch; each process decodes its own share only.
+* `cached`: for more images than fit on the devices. All lie decoded in a file; threads read ahead,
+  a batch carries its pixels, and memory use does not grow with the number of images.
+* `streamed`: for more decoded images than fit on disk. Like `cached`, but grain's threads decode
+  each image when it is needed, in every epoch; each process decodes its own share only.
 
-Either way 8-bit pixels reach the devices as they are shown, and 16-bit pixels as they were
-published, with two gray levels for each image, black and white; `fetch` applies them.
+In all of them 8-bit pixels reach the devices windowed, and 16-bit pixels as published, with each
+image's two gray levels that are shown black and white; `fetch` applies them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fetch:
-  """`fetch(data, batch)`: the batch with its pixels; call it inside the jitted step.
+  """Completes a batch with its pixels: `fetch(data, batch)`, called inside the jitted step.
 
   Attributes:
     placement: of resident images.
-    resident: the pixels are in `data`; else in the batch.
+    resident: whether the pixels are in `data`; else they are in the batch.
   """
 
   placement: Placement
@@ -70,19 +70,19 @@ class Fetch:
       rest 0, split over the mesh; and `index`, the row of each image, below `num_examples`.
     """
     if not self.resident:
-      found = dict(batch)
+      output = dict(batch)
     else:
-      whole: Batch = {name: data[name] for name in ("labels", "number") if name in data}
-      split = {name: array for name, array in data.items() if name not in whole}
-      found = self.placement.take(split, whole, batch["index"])
-      index = found.pop("number", batch["index"])
-      found = {"image": found.pop("pixels"), **found, "index": index}
-    if "masks" in found:
-      found["mask"] = found.pop("masks")
-    windows = found.pop("windows", None)
+      replicated: Batch = {name: data[name] for name in ("labels", "number") if name in data}
+      split = {name: array for name, array in data.items() if name not in replicated}
+      rows = self.placement.take(split, replicated, batch["index"])
+      index = rows.pop("number", batch["index"])
+      output = {"image": rows.pop("pixels"), **rows, "index": index}
+    if "masks" in output:
+      output["mask"] = output.pop("masks")
+    windows = output.pop("windows", None)
     if windows is not None:
-      found["image"] = windowing.to_unit(found["image"], windows)
-    return found
+      output["image"] = windowing.to_unit(output["image"], windows)
+    return output
 
 
 class Loader:
@@ -91,36 +91,36 @@ class Loader:
   Args:
     data: a source, or images already decoded.
     batch_size: images in a batch, over all devices and processes.
-    seed: decides the order.
+    seed: determines the order.
     mesh: devices with axes `data` and `fsdp` (one of them suffices); both split the batch and the
       resident images. None is the first device alone.
-    storage: `resident`, `cached`, `streamed`, or `auto`: resident where it fits
-      `resident_limit_bytes`, else cached where it takes at most half of what the disk has free and
+    storage: `resident`, `cached`, `streamed`, or `auto`: resident where the images fit
+      `resident_limit_bytes`, else cached where they take at most half of the free disk space and
       there is one process, else streamed.
-    size: side of the decoded images, pixels; may be left out where `data` is decoded.
-    fit: see `store.load_images`.
-    cache_dir: see `store.load_images`.
+    size: side of the decoded images, pixels; optional where `data` is decoded.
+    fit: see `decoded_cache.load_images`.
+    cache_dir: see `decoded_cache.load_images`.
     on_bad_image: `error`, or `skip` (left out of a resident or cached set; in a streamed one the
       next good image takes its place, with its own labels).
-    bits: `auto`, 8 or 16; see `store.load_images`.
-    window: see `store.load_images`.
-    masks: give the images' lung masks too; all 0 for an image without one.
-    repeat: a batch may be larger than the data, and then holds images more than once.
-    resident_limit_bytes: what resident images may take of each device; by default 40 % of an
-      accelerator's memory, or a quarter of the machine's on CPU.
+    bits: `auto`, 8 or 16; see `decoded_cache.load_images`.
+    window: see `decoded_cache.load_images`.
+    masks: whether batches include lung masks; all 0 for an image without one.
+    repeat: allows a batch larger than the data, which then holds images more than once.
+    resident_limit_bytes: limit per device for resident images; by default 40 % of an accelerator's
+      memory, or a quarter of the machine's on CPU.
     progress: shows a bar while decoding.
 
   Attributes:
     storage: `resident`, `cached` or `streamed`.
-    bits: 8 or 16, of the pixels that lie on the devices or are sent there.
-    num_examples: images that take part.
+    bits: 8 or 16, of the pixels stored on the devices or sent there.
+    num_examples: usable images.
     steps_per_epoch: `num_examples / batch_size`, a float.
     info: of the source.
-    images: the decoded images, where this process holds them all; else None.
+    images: all decoded images, where this process holds them; else None.
 
   Raises:
-    UserError: a batch that is larger than the data or does not divide over the devices, bad images,
-      masks where there are none.
+    UserError: a batch larger than the data or not divisible over the devices, bad images, or masks
+      asked for where there are none.
   """
 
   def __init__(
@@ -142,8 +142,8 @@ class Loader:
     resident_limit_bytes: int | None = None,
     progress: bool = True,
   ):
-    self._placement = place = Placement(mesh)
-    self.mesh: Mesh = place.mesh
+    self._placement = placement = Placement(mesh)
+    self.mesh: Mesh = placement.mesh
     self.batch_size = batch_size
     self.info: SourceInfo = data.info
     self.images: Images | None = data if isinstance(data, Images) else None
@@ -154,8 +154,8 @@ class Loader:
     decoded_cache.check_options(size, fit, on_bad_image)
     self.size = size
     window = windowing.check_window(window)
-    least = batch_size if repeat and len(data) else 0  # images that a batch finds at least
-    _check_batch(batch_size, max(least, len(data)), place.devices)
+    min_count = batch_size if repeat and len(data) else 0  # images repeat to fill a batch
+    _check_batch(batch_size, max(min_count, len(data)), placement.devices)
     if storage not in STORAGES:
       raise UserError(
         f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}"
@@ -168,7 +168,7 @@ class Loader:
       raise inspection.no_masks(data)
     if storage == "auto":
       needed = len(data) * size * size * (self.bits // 8 + masks)
-      limit = (resident_limit_bytes or _default_limit(place.mesh)) * place.devices
+      limit = (resident_limit_bytes or _default_limit(placement.mesh)) * placement.devices
       storage = "resident" if needed <= limit else "cached"
       if (
         storage == "cached"
@@ -179,8 +179,8 @@ class Loader:
     self.storage: str = storage
 
     self._reader: streaming.Reader | None = None
-    self._share: process_shard.ProcessShard | None = None
-    self._rows: np.ndarray | None = None  # where not all rows take part: those that do
+    self._shard: process_shard.ProcessShard | None = None
+    self._rows: np.ndarray | None = None  # the usable rows, where some are bad
     if storage == "streamed" and not isinstance(data, Images):
       self._reader = streaming.Reader(data, size, fit, self.bits, window, on_bad_image)
     elif not isinstance(data, Images):
@@ -196,130 +196,128 @@ class Loader:
         self.images = decoded_cache.load_images(data, size, **options)
         self.info = self.images.info
       else:
-        self._share = process_shard.load(data, size, place, **options)
-        if self._share.bad:
-          self._rows = np.delete(np.arange(len(data), dtype=np.int32), list(self._share.bad))
+        self._shard = process_shard.load(data, size, placement, **options)
+        if self._shard.bad:
+          self._rows = np.delete(np.arange(len(data), dtype=np.int32), list(self._shard.bad))
     table = data.table if self.images is None else self.images.table
     self._labels = table.labels
-    self._names = table.ids
-    self._stored = len(table)  # rows on the devices, before padding
-    self._padded = -(-self._stored // place.devices) * place.devices
-    self.num_examples: int = self._stored if self._rows is None else len(self._rows)
-    _check_batch(batch_size, max(least, self.num_examples), place.devices)
+    self._ids = table.ids
+    self._num_stored = len(table)  # rows on the devices, before padding
+    self._num_padded = -(-self._num_stored // placement.devices) * placement.devices
+    self.num_examples: int = self._num_stored if self._rows is None else len(self._rows)
+    _check_batch(batch_size, max(min_count, self.num_examples), placement.devices)
     self.steps_per_epoch: float = self.num_examples / batch_size
     self._seed = seed
-    self._groups = self._parts_rows()
+    self._groups = self._part_rows()
     self._data: dict[str, jax.Array] | None = None
 
   @property
   def skipped(self) -> tuple[tuple[str, str], ...]:
-    """Images left out so far because they are bad, and why."""
-    found = {} if self._reader is None else dict(self._reader.skipped)
+    """Bad images left out so far, and why."""
+    reasons = {} if self._reader is None else dict(self._reader.skipped)
     if self.images is not None:
-      found |= dict(self.images.skipped)
-    if self._share is not None:
-      found |= {self._names[row]: reason for row, reason in self._share.bad.items()}
-    return tuple(sorted(found.items()))
+      reasons |= dict(self.images.skipped)
+    if self._shard is not None:
+      reasons |= {self._ids[row]: reason for row, reason in self._shard.bad.items()}
+    return tuple(sorted(reasons.items()))
 
   @property
   def notes(self) -> list[str]:
-    """What a user should know of how images were read, so far."""
-    return told(
-      self.images.notes
-      if self.images is not None
-      else self._reader.notes
-      if self._reader is not None
-      else ()
-    )
+    """Remarks for users on how images were read, so far."""
+    if self.images is not None:
+      return told(self.images.notes)
+    return told(() if self._reader is None else self._reader.notes)
 
   @property
   def data(self) -> dict[str, jax.Array]:
-    """What `fetch` needs besides the batch: resident pixels and labels; else nothing."""
+    """First argument of `fetch`: resident pixels and labels; empty for other storages."""
     if self.storage != "resident":
       return {}
     if self._data is None:
-      local = self._share or self.images
-      assert local is not None
-      square = (self._padded, self.size, self.size, 1)
-      found = {"pixels": self._split(square, f"u{self.bits // 8}", _rows_of(local, "pixels"))}
+      images = self._shard or self.images
+      assert images is not None
+      square = (self._num_padded, self.size, self.size, 1)
+      arrays = {"pixels": self._split(square, f"u{self.bits // 8}", _rows_of(images, "pixels"))}
       if self.bits == 16:
-        found["windows"] = self._split((self._padded, 2), "f4", _rows_of(local, "windows"))
+        arrays["windows"] = self._split((self._num_padded, 2), "f4", _rows_of(images, "windows"))
       if self._masks:
-        found["masks"] = self._split(square, "u1", _rows_of(local, "masks"))
-      whole = {"labels": np.asarray(self._labels)}
-      if self._rows is not None:  # an image's number among those that take part
-        whole["number"] = np.zeros(self._stored, np.int32)
-        whole["number"][self._rows] = np.arange(len(self._rows))
-      self._data = found | {k: self._placement.replicated(v) for k, v in whole.items()}
+        arrays["masks"] = self._split(square, "u1", _rows_of(images, "masks"))
+      replicated = {"labels": np.asarray(self._labels)}
+      if self._rows is not None:  # position of a row among the usable ones
+        replicated["number"] = np.zeros(self._num_stored, np.int32)
+        replicated["number"][self._rows] = np.arange(len(self._rows))
+      self._data = arrays | {
+        name: self._placement.replicated(array) for name, array in replicated.items()
+      }
     return self._data
 
   def indices(self, start: int, stop: int) -> Int32[np.ndarray, "steps b"]:
-    """Rows of the images of steps `start..stop-1`."""
+    """Rows of the images in steps `start..stop-1`."""
     first, last = start * self.batch_size, stop * self.batch_size
     if self._groups:
-      found = sampling.mixture(
+      rows = sampling.mixture(
         self._seed, first, last, self._groups, [part.weight for part in self.info.parts]
       )
     else:
-      found = sampling.elements(self._seed, first, last, self.num_examples)
+      rows = sampling.elements(self._seed, first, last, self.num_examples)
       if self._rows is not None:
-        found = self._rows[found]
-    return found.reshape(stop - start, self.batch_size)
+        rows = self._rows[rows]
+    return rows.reshape(stop - start, self.batch_size)
 
   def __getitem__(self, step: int) -> Batch:
-    """Batch `step`; the same whenever and wherever it is asked for."""
+    """Batch `step`: the same on every call, in every process."""
     if self.storage == "resident":
       return {"index": self._placement.replicated(self.indices(step, step + 1)[0])}
-    return self._to_devices(self._span(step, step + 1).block(), single=True)
+    return self._to_devices(self._step_range(step, step + 1).block(), single=True)
 
   def block(self, step: int, steps: int) -> Batch:
     """Batches `step .. step+steps-1`, stacked on a leading axis for `lax.scan`."""
     if self.storage == "resident":
       return {"index": self._placement.replicated(self.indices(step, step + steps))}
-    return self._to_devices(self._span(step, step + steps).block())
+    return self._to_devices(self._step_range(step, step + steps).block())
 
   def iterate(
     self, start: int, stop: int, block: int = 1, ahead: int = 2
   ) -> Iterator[tuple[int, int, Batch]]:
-    """Blocks of steps from `start` to `stop`, made ahead of time in a background thread.
+    """Blocks of steps from `start` to `stop`, prepared ahead of time in a background thread.
 
     Yields:
       `(step, k, batch)`: the first step, how many (`block`; fewer at the end), and the batches with
       a leading axis of `k`.
     """
 
-    def make() -> Iterator[tuple[int, int, Batch]]:
+    def generate() -> Iterator[tuple[int, int, Batch]]:
       if self.storage == "resident":
         for step in range(start, stop, block):
           k = min(block, stop - step)
           yield step, k, self.block(step, k)
         return
       step = start
-      for found in self._span(start, stop).blocks(block):
-        yield step, len(found.rows), self._to_devices(found)
-        step += len(found.rows)
+      for loaded in self._step_range(start, stop).blocks(block):
+        yield step, len(loaded.rows), self._to_devices(loaded)
+        step += len(loaded.rows)
 
-    return prefetch.ahead(make, ahead)
+    return prefetch.ahead(generate, ahead)
 
   @property
   def fetch(self) -> Fetch:
-    """Makes a batch of `Loader.data` and of what `Loader` gives, inside the jitted step."""
+    """Combines `Loader.data` and a batch from `Loader` inside the jitted step."""
     return Fetch(self._placement, self.storage == "resident")
 
-  def _span(self, start: int, stop: int) -> streaming.StepRange:
+  def _step_range(self, start: int, stop: int) -> streaming.StepRange:
     images = self._reader or self.images
     assert images is not None
-    mine = self._placement.positions(self.batch_size)
+    positions = self._placement.positions(self.batch_size)
     return streaming.StepRange(
-      images, lambda step: self.indices(step, step + 1)[0], mine, start, stop, self._masks
+      images, lambda step: self.indices(step, step + 1)[0], positions, start, stop, self._masks
     )
 
   def _to_devices(self, block: streaming.Block, single: bool = False) -> Batch:
-    """A block with pixels, or its only batch; each process gives the rows that its devices hold."""
-    mine = self._placement.positions(self.batch_size)
-    place = np.full(self.batch_size, -1)
-    place[mine] = np.arange(len(mine))
-    alone = len(mine) == self.batch_size
+    """Sharded arrays of a block, or of its only batch; each process provides its devices' rows."""
+    positions = self._placement.positions(self.batch_size)
+    local_index = np.full(self.batch_size, -1)
+    local_index[positions] = np.arange(len(positions))
+    holds_all = len(positions) == self.batch_size
     arrays = {"index": block.rows, "image": block.pixels, "labels": self._labels[block.rows]}
     if self.bits == 16:
       arrays["windows"] = block.windows
@@ -327,7 +325,7 @@ class Loader:
       arrays["masks"] = block.masks
 
     def local(rows: slice) -> slice | np.ndarray:
-      return rows if alone else place[rows]  # a slice copies nothing
+      return rows if holds_all else local_index[rows]  # a slice makes no copy
 
     def split(array: np.ndarray) -> jax.Array:
       shape = (self.batch_size, *array.shape[2:])
@@ -340,42 +338,42 @@ class Loader:
   def _split(
     self, shape: tuple[int, ...], dtype: str, rows_of: Callable[[slice], np.ndarray]
   ) -> jax.Array:
-    """A resident array, black where it is padded to divide over the devices."""
+    """A resident array, padded with black to divide over the devices."""
 
     def rows(where: slice) -> np.ndarray:
       start, stop, _ = where.indices(shape[0])
-      end = max(start, min(stop, self._stored))
-      found = np.asarray(rows_of(slice(start, end)))
+      end = max(start, min(stop, self._num_stored))
+      values = np.asarray(rows_of(slice(start, end)))
       if end == stop:
-        return found
-      block = np.zeros((stop - start, *shape[1:]), dtype)
-      block[: end - start] = found
-      return block
+        return values
+      padded = np.zeros((stop - start, *shape[1:]), dtype)
+      padded[: end - start] = values
+      return padded
 
     return self._placement.split(shape, rows)
 
-  def _parts_rows(self) -> list[np.ndarray]:
-    """The rows of each part of a pool that take part; nothing where there are no parts."""
+  def _part_rows(self) -> list[np.ndarray]:
+    """Usable rows of each part of a pool; empty where there are no parts."""
     ends = np.cumsum([part.rows for part in self.info.parts])
-    found = []
+    groups = []
     for part, end in zip(self.info.parts, ends.tolist(), strict=True):
       rows = np.arange(end - part.rows, end, dtype=np.int32)
       if self._rows is not None:
         rows = rows[np.isin(rows, self._rows, assume_unique=True)]
       if not len(rows):
         raise UserError(f"all images of {part.name} are bad; leave it out of config.data.source")
-      found.append(rows)
-    return found
+      groups.append(rows)
+    return groups
 
 
 def _rows_of(
-  local: process_shard.ProcessShard | Images, name: str
+  images: process_shard.ProcessShard | Images, name: str
 ) -> Callable[[slice], np.ndarray]:
-  """How to get consecutive rows of a resident array."""
-  if isinstance(local, Images):
-    array = getattr(local, name)
+  """A function that reads a slice of rows of the array called `name`."""
+  if isinstance(images, Images):
+    array = getattr(images, name)
     return lambda rows: array[rows]
-  return getattr(local, name)
+  return getattr(images, name)
 
 
 def _check_batch(batch_size: int, count: int, devices: int) -> None:
@@ -397,7 +395,7 @@ def _check_batch(batch_size: int, count: int, devices: int) -> None:
 
 
 def _default_limit(mesh: Mesh) -> int:
-  """Bytes of each device's memory that resident images may take."""
+  """Default limit per device for resident images, bytes."""
   device = mesh.local_devices[0]
   stats: dict[str, Any] = (device.memory_stats() or {}) if device.platform != "cpu" else {}
   if "bytes_limit" in stats:

@@ -1,4 +1,4 @@
-"""An iterator that runs ahead in a thread."""
+"""Prefetching of an iterator in a background thread."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 
 def ahead(make: Callable[[], Iterator], depth: int) -> Iterator:
-  """Runs an iterator in a thread, up to `depth` items ahead of who reads it.
+  """Runs an iterator in a thread, up to `depth` items ahead of its consumer.
 
-  Exceptions arrive in the reader. A reader that leaves early ends the thread.
+  Exceptions are raised in the consumer. A consumer that stops early ends the thread.
   """
   results: queue.Queue = queue.Queue(maxsize=depth)
   stop = threading.Event()
@@ -30,8 +30,7 @@ def ahead(make: Callable[[], Iterator], depth: int) -> Iterator:
         if not put(("item", item)):
           return
       put(("end", None))
-    # Whatever went wrong is the reader's to see.
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, the consumer must see it
       put(("error", error))
 
   thread = threading.Thread(target=work, name="cxrjax-loader", daemon=True)

@@ -1,4 +1,4 @@
-"""Resident images of several processes: each decodes those that lie on its own devices."""
+"""Resident images with several processes: each decodes those that lie on its own devices."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cxrjax.data.loading.device_arrays import Placement
 
 
 class ProcessShard:
-  """The images of one process, by their rows in the source; bad ones and others' are black.
+  """One process's images, addressed by source row; bad ones and those of others read as black.
 
   Args:
-    pixels: good images this process has.
-    windows: theirs; None with 8 bits.
-    masks: theirs; None where none of them has one.
-    rows: ascending, theirs.
-    bad: rows no process can use, and why as far as this one knows; ascending.
+    pixels: good images of this process.
+    windows: of these images; None with 8 bits.
+    masks: of these images; None where none has a mask.
+    rows: of these images in the source, ascending.
+    bad: rows that no process can use, and why as far as this one knows; ascending.
   """
 
   def __init__(
@@ -53,12 +53,12 @@ class ProcessShard:
 
   def _filled(self, rows: slice, array: Any) -> np.ndarray:
     first, last = np.searchsorted(self._rows, [rows.start, rows.stop]).tolist()
-    found = np.asarray(array[first:last])
+    values = np.asarray(array[first:last])
     if last - first == rows.stop - rows.start:
-      return found
-    result = np.zeros((rows.stop - rows.start, *array.shape[1:]), array.dtype)
-    result[self._rows[first:last] - rows.start] = found
-    return result
+      return values
+    padded = np.zeros((rows.stop - rows.start, *array.shape[1:]), array.dtype)
+    padded[self._rows[first:last] - rows.start] = values
+    return padded
 
 
 def load(
@@ -72,8 +72,8 @@ def load(
 ) -> ProcessShard:
   """Decodes this process's share; all processes agree on the bad images.
 
-  Nothing is raised before all have said how it went: a process that stops early would leave the
-  others waiting.
+  Nothing is raised before all processes have reported: one that stops early would leave the others
+  waiting.
 
   Args:
     source: the same in all processes.
@@ -81,24 +81,25 @@ def load(
     placement: of all images on the devices.
     on_bad_image: `error` or `skip`.
     progress: a bar on process 0.
-    **options: of `store.decode_rows`.
+    **options: of `decoded_cache.decode_rows`.
 
   Raises:
     UserError: a bad image where these are errors, or a process that could not load its images.
   """
   n = len(source)
-  mine = placement.positions(-(-n // placement.devices) * placement.devices)
-  mine = mine[mine < n]
-  found: decoded_cache.Decoded | None = None
+  padded = -(-n // placement.devices) * placement.devices
+  rows = placement.positions(padded)
+  rows = rows[rows < n]
+  decoded: decoded_cache.Decoded | None = None
   failure: UserError | None = None
   try:
-    if len(mine):
-      found = decoded_cache.decode_rows(
-        source, size, indices=mine, progress=progress and jax.process_index() == 0, **options
+    if len(rows):
+      decoded = decoded_cache.decode_rows(
+        source, size, indices=rows, progress=progress and jax.process_index() == 0, **options
       )
   except UserError as error:
     failure = error
-  bad = {} if found is None else {int(mine[i]): reason for i, reason in found.bad.items()}
+  bad = {} if decoded is None else {int(rows[i]): reason for i, reason in decoded.bad.items()}
   report = np.zeros(n + 1, np.uint8)
   report[n] = failure is not None
   report[sorted(bad)] = 1
@@ -113,9 +114,9 @@ def load(
   if unusable and on_bad_image == "error":
     row = min(unusable)
     raise decoded_cache.bad_image(source.table.ids[row], unusable[row])
-  if found is None:  # more devices than rows to share
+  if decoded is None:  # more devices than rows
     dtype = np.dtype(f"u{inspection.bits_of(source, options.get('bits', 'auto')) // 8}")
-    none = np.zeros((0, size, size, 1), dtype)
-    windows = np.zeros((0, 2), np.float32) if dtype == np.uint16 else None
-    return ProcessShard(none, windows, None, mine, unusable)
-  return ProcessShard(found.pixels, found.windows, found.masks, mine[found.good], unusable)
+    no_pixels = np.zeros((0, size, size, 1), dtype)
+    no_windows = np.zeros((0, 2), np.float32) if dtype == np.uint16 else None
+    return ProcessShard(no_pixels, no_windows, None, rows, unusable)
+  return ProcessShard(decoded.pixels, decoded.windows, decoded.masks, rows[decoded.good], unusable)

@@ -1,4 +1,4 @@
-"""Images decoded as they are asked for, or read from a file of decoded ones; threads work ahead."""
+"""On-demand decoding, or reading from a file of decoded images, with threads that prefetch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from cxrjax.data.decoding import decode, windowing, worker_pool
 from cxrjax.data.images import Images, Stack, WideStack
 from cxrjax.data.loading import decoded_cache
 
-_READ = 16  # images a thread copies at a time
+_READ = 16  # images that a thread copies at a time
 
 
 class Image(NamedTuple):
-  """One image, decoded.
+  """A decoded image.
 
   Attributes:
-    row: which of the source's it is.
-    pixels: a square; see `store.Images`.
+    row: its row in the source.
+    pixels: a square; see `images.Images`.
     window: gray levels shown black and white.
-    mask: lungs (1) and the rest (0); all 0 where the image has none.
+    mask: 1 in the lungs, else 0; all 0 where the image has no mask.
   """
 
   row: int
@@ -38,19 +38,19 @@ class Image(NamedTuple):
 
 
 class Reader:
-  """Single images of a source.
+  """Decodes single images of a source.
 
   Args:
-    source: where they are.
-    size: side of the squares, pixels; here and below see `store.load_images`.
-    fit: how they are made square.
+    source: of the images.
+    size: side of the squares, pixels; for this and the following see `decoded_cache.load_images`.
+    fit: how images are made square.
     bits: 8 or 16.
     window: which levels are shown.
     on_bad: `error`, or `skip`: the next good image takes the place of a bad one.
 
   Attributes:
     skipped: bad images met so far, and why.
-    notes: images met so far of which a user should know how they were read, and what.
+    notes: remarks on how images were read so far, with the image's name.
   """
 
   def __init__(
@@ -68,12 +68,12 @@ class Reader:
     self.notes: dict[tuple[str, str], None] = {}
 
   def __call__(self, row: int) -> Image:
-    """Image `row`.
+    """Decodes image `row`.
 
     Raises:
-      UserError: it is bad and bad images are errors, or all images are bad.
+      UserError: the image is bad and bad images are errors, or all images are bad.
     """
-    source, first = self._source, None
+    source, first_error = self._source, None
     for candidate in range(row, row + len(source)):
       candidate %= len(source)
       try:
@@ -82,26 +82,26 @@ class Reader:
           record, self._size, self._fit, self._bits, self._window
         )
         self.notes |= dict.fromkeys((source.table.ids[candidate], note) for note in record.notes)
-        return Image(
-          candidate, square, window, np.zeros(square.shape, np.uint8) if mask is None else mask
-        )
+        if mask is None:
+          mask = np.zeros(square.shape, np.uint8)
+        return Image(candidate, square, window, mask)
       except decode.BadImage as error:
         name = source.table.ids[candidate]
         if self._on_bad == "error":
           raise decoded_cache.bad_image(name, str(error)) from error
         self.skipped[name] = str(error)
-        first = first or error
-    raise UserError(f"{source.info.name}: every image is bad; one of them: {first}")
+        first_error = first_error or error
+    raise UserError(f"{source.info.name}: every image is bad; one of them: {first_error}")
 
 
 class Block(NamedTuple):
-  """Some steps' images that one process provides.
+  """One process's images of a range of steps.
 
   Attributes:
-    rows: what each is, in the source.
+    rows: of the images in the source.
     pixels: squares.
     windows: gray levels shown black and white.
-    masks: lungs (1) and the rest (0), where they are wanted.
+    masks: 1 in the lungs, else 0; None unless requested.
   """
 
   rows: Int32[np.ndarray, "steps p"]
@@ -111,15 +111,15 @@ class Block(NamedTuple):
 
 
 class StepRange:
-  """The images of steps `start..stop-1` that one process provides; item `i` is the `i`-th.
+  """One process's images of steps `start..stop-1`, as an indexable sequence.
 
   Args:
-    images: decodes the image of a row, or has all of them.
-    rows: `rows(step)` are the rows of a whole batch.
-    positions: which of a batch's images are provided.
+    images: a reader that decodes them, or all images decoded.
+    rows: function from a step to the rows of its full batch.
+    positions: which images of a batch this process provides.
     start: first step.
     stop: one past the last step.
-    masks: whether lung masks are wanted.
+    masks: whether to provide lung masks.
   """
 
   def __init__(
@@ -133,7 +133,7 @@ class StepRange:
   ):
     self._masks = masks
     self._images, self._positions, self._start, self._stop = images, positions, start, stop
-    self._rows = functools.lru_cache(maxsize=16)(rows)  # asked for once an image
+    self._rows = functools.lru_cache(maxsize=16)(rows)  # called once per image
 
   def __len__(self) -> int:
     return (self._stop - self._start) * len(self._positions)
@@ -144,20 +144,20 @@ class StepRange:
     return self._images(int(self._rows(self._start + step)[self._positions[position]]))
 
   def block(self) -> Block:
-    """All of them at once, by threads."""
+    """All images at once, decoded or copied by threads."""
     with concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
       if isinstance(self._images, Images):
-        return self._copied(pool, self._start, self._stop)
-      found = pool.map(self.__getitem__, range(len(self)))
-      return self._gathered(found, self._stop - self._start)
+        return self._copy(pool, self._start, self._stop)
+      images = pool.map(self.__getitem__, range(len(self)))
+      return self._collate(images, self._stop - self._start)
 
   def blocks(self, size: int) -> Iterator[Block]:
-    """Blocks of `size` steps (fewer at the end) in turn; decoding runs about a block ahead."""
+    """Yields blocks of `size` steps (fewer at the end); decoding runs about a block ahead."""
     starts = range(self._start, self._stop, size)
     if isinstance(self._images, Images):
       with concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
         for step in starts:
-          yield self._copied(pool, step, min(step + size, self._stop))
+          yield self._copy(pool, step, min(step + size, self._stop))
       return
     threads = worker_pool.workers()
     ahead = max(2 * len(self._positions) * size, 2 * threads)
@@ -167,16 +167,16 @@ class StepRange:
       )
     )
     for step in starts:
-      yield self._gathered(images, min(size, self._stop - step))
+      yield self._collate(images, min(size, self._stop - step))
 
-  def _gathered(self, found: Iterator[Image], steps: int) -> Block:
-    """The next steps' images in one array."""
+  def _collate(self, images: Iterator[Image], steps: int) -> Block:
+    """Stacks the images of the next steps."""
     shape = (steps, len(self._positions))
     rows, windows = np.zeros(shape, np.int32), np.zeros((*shape, 2), np.float32)
     squares: np.ndarray | None = None
     masks: np.ndarray | None = None
     for place in np.ndindex(shape):
-      image = next(found)
+      image = next(images)
       if squares is None:
         squares = np.empty((*shape, *image.pixels.shape), image.pixels.dtype)
         masks = np.empty((*shape, *image.mask.shape), np.uint8) if self._masks else None
@@ -186,22 +186,22 @@ class StepRange:
     assert squares is not None
     return Block(rows, squares, windows, masks)
 
-  def _copied(self, pool: concurrent.futures.ThreadPoolExecutor, start: int, stop: int) -> Block:
-    """Steps `start..stop-1` of images that lie decoded in a file, read in many places at once."""
+  def _copy(self, pool: concurrent.futures.ThreadPoolExecutor, start: int, stop: int) -> Block:
+    """Copies steps `start..stop-1` from a file of decoded images, with many reads in parallel."""
     images = self._images
     assert isinstance(images, Images) and images.windows is not None
     rows = np.stack([self._rows(step)[self._positions] for step in range(start, stop)])
     flat = rows.reshape(-1)
 
-    def gathered(stack: Stack | WideStack) -> np.ndarray:
-      found = np.empty((len(flat), *stack.shape[1:]), stack.dtype)
+    def gather(stack: Stack | WideStack) -> np.ndarray:
+      squares = np.empty((len(flat), *stack.shape[1:]), stack.dtype)
 
       def copy(first: int) -> None:
         part = slice(first, first + _READ)
-        found[part] = stack[flat[part]]
+        squares[part] = stack[flat[part]]
 
       list(pool.map(copy, range(0, len(flat), _READ)))
-      return found.reshape(*rows.shape, *found.shape[1:])
+      return squares.reshape(*rows.shape, *squares.shape[1:])
 
-    masks = gathered(images.masks) if self._masks and images.masks is not None else None
-    return Block(rows, gathered(images.pixels), images.windows[rows], masks)
+    masks = gather(images.masks) if self._masks and images.masks is not None else None
+    return Block(rows, gather(images.pixels), images.windows[rows], masks)

@@ -1,8 +1,7 @@
-"""Published archives, read where they lie: a zip, a tar, or the folder somebody unpacked it to.
+"""Reads published archives in place: a zip, a tar, or the folder one was unpacked to.
 
-Nothing is ever extracted to disk. What an archive says of itself is not trusted: members are read
-up to a size, names that lead out of the archive are not looked at, a name that comes twice is read
-the first time only.
+Nothing is ever extracted to disk. Archives are not trusted: member sizes are limited, names that
+lead out of the archive are refused, and of members with the same name only the first is read.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from cxrjax.core import files
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.sources import archive_parts
 
-MAX_BYTES = 1 << 30  # of one member; the largest published radiograph has a tenth of it
-_ZIPS, _TARS = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_UNFINISHED = (".crdownload", ".part", ".partial", ".download", ".aria2", ".!qb")
+MAX_BYTES = 1 << 30  # per member; the largest published radiograph is a tenth of that
+_ZIP_SUFFIXES, _TAR_SUFFIXES = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_UNFINISHED_SUFFIXES = (".crdownload", ".part", ".partial", ".download", ".aria2", ".!qb")
 _JUNK_FOLDERS = {"__MACOSX", ".ipynb_checkpoints", "@eaDir"}
 _JUNK_FILES = {"thumbs.db", "desktop.ini", ".ds_store"}
-_DAMAGE = (
+_READ_ERRORS = (
   zipfile.BadZipFile,
   tarfile.TarError,
   zlib.error,
@@ -43,14 +42,14 @@ _DAMAGE = (
 
 
 def is_junk(name: str) -> bool:
-  """Whether a path is left behind by an operating system rather than published."""
+  """Whether a path is hidden, or operating-system clutter rather than published data."""
   *folders, file = name.replace("\\", "/").split("/")
   hidden = file.startswith(".") or any(f.startswith(".") and f not in (".", "..") for f in folders)
   return hidden or file.lower() in _JUNK_FILES or not _JUNK_FOLDERS.isdisjoint(folders)
 
 
 def is_left_behind(name: str) -> bool:
-  """Whether an operating system or a program put a file or folder there, of no use to anybody."""
+  """Whether a file or folder is a useless by-product of an operating system or program."""
   *folders, file = name.rstrip("/").split("/")
   return (
     file.startswith("._")
@@ -60,44 +59,45 @@ def is_left_behind(name: str) -> bool:
 
 
 def is_archive(name: str | os.PathLike) -> bool:
-  """Whether a file's name is that of an archive that is read here."""
-  return os.fspath(name).lower().endswith(_ZIPS + _TARS)
+  """Whether a file name has the suffix of a supported archive format."""
+  return os.fspath(name).lower().endswith(_ZIP_SUFFIXES + _TAR_SUFFIXES)
 
 
 def is_tar(name: str | os.PathLike) -> bool:
-  """Whether a file's name is that of a tar."""
-  return os.fspath(name).lower().endswith(_TARS)
+  """Whether a file name has the suffix of a tar."""
+  return os.fspath(name).lower().endswith(_TAR_SUFFIXES)
 
 
 def stem(name: str | os.PathLike) -> str:
-  """An archive's file name without its suffix: `images_001.tar.gz` gives `images_001`."""
+  """File name of an archive without its suffix: `images_001.tar.gz` gives `images_001`."""
   name = os.path.basename(os.fspath(name))
-  ends = [end for end in _TARS + _ZIPS if name.lower().endswith(end)]
-  return name[: -len(max(ends, key=len))] if ends else name
+  suffixes = [s for s in _TAR_SUFFIXES + _ZIP_SUFFIXES if name.lower().endswith(s)]
+  return name[: -len(max(suffixes, key=len))] if suffixes else name
 
 
 class Archive:
-  """The files of a zip, a tar or a folder, by their names inside it, junk left out.
+  """Access to the files in a zip, a tar or a folder by name, without junk.
 
-  A file is found by name quickly in a folder, a zip and a plain tar. A compressed tar has to be
-  unpacked from its start to list or find anything: go through it once, with `members`.
+  Access by name is fast for a folder, a zip and a plain tar. A compressed tar has to be unpacked
+  from its start to list or find anything: iterate over it once, with `members`.
 
   Args:
     path: a zip, a tar (plain, gzip, bzip2 or xz) or a folder.
-    nested: look into archives in it (which must be zips where it is no folder) as if each had been
-      unpacked to a folder of its own name, without the suffix. Where there is such a folder too, it
-      is passed over: an archive says when it is not whole.
-    only: of a folder, the files and folders right in it to look at: glob patterns, whatever the
-      case.
-    max_bytes: a larger member is refused.
-    content: the archive's bytes, where it lies in no file of its own; `path` is then for errors.
+    nested: also open the archives inside it (zips only, unless `path` is a folder), as if each had
+      been unpacked to a folder named like it without the suffix. If that folder exists as well, it
+      is ignored in favor of the archive, which can tell whether it is complete.
+    only: top-level files and folders to include if `path` is a folder: case-insensitive glob
+      patterns.
+    max_bytes: size limit of a member; larger ones are refused.
+    content: bytes of an archive that is not a file of its own; `path` then only serves error
+      messages.
 
   Attributes:
     path: as given.
-    junk: what is left out, see `is_junk`.
+    junk: names of the files left out, see `is_junk`.
 
   Raises:
-    UserError: it does not exist, or is damaged or cut short.
+    UserError: the archive does not exist, is damaged or is truncated.
   """
 
   def __init__(
@@ -115,29 +115,30 @@ class Archive:
     self._max_bytes = max_bytes
     self._zip: zipfile.ZipFile | None = None
     self._tar: tarfile.TarFile | None = None
-    self._bytes: Any = None  # of the tar
+    self._tar_stream: Any = None
     self._inner: dict[str, Archive] = {}
     self._names: tuple[str, ...] | None = None
-    # Where each file lies: its path in the folder, ZipInfo or TarInfo; None for a tar not yet read.
-    self._where: dict[str, Any] | None = {}
+    # Per file: its path in the folder, its ZipInfo or its TarInfo; None for a tar not yet read.
+    self._entries: dict[str, Any] | None = {}
     if content is None and self.path.is_dir():
       for name in archive_parts.walk(self.path, only):
-        self._accept(self._where, name, name)
+        self._accept(self._entries, name, name)
     elif content is None and not self.path.exists():
       raise UserError(f"{self.path} does not exist")
     elif content is None and is_tar(self.path):
-      with self._damaged(""), contextlib.ExitStack() as stack:
-        self._bytes = stack.enter_context(contextlib.closing(archive_parts.unpacked(self.path)))
-        self._tar = tarfile.open(fileobj=self._bytes, mode="r:")  # noqa: SIM115
-        stack.pop_all()  # it stays open
-      self._where = None
+      with self._reporting_damage(""), contextlib.ExitStack() as stack:
+        stream = contextlib.closing(archive_parts.unpacked(self.path))
+        self._tar_stream = stack.enter_context(stream)
+        self._tar = tarfile.open(fileobj=self._tar_stream, mode="r:")  # noqa: SIM115
+        stack.pop_all()  # on success the stream stays open
+      self._entries = None
     else:
-      with self._damaged(""):
+      with self._reporting_damage(""):
         self._zip = files.open_zip(self.path if content is None else io.BytesIO(content))
         archive_parts.check_start(self._zip)
       for info in self._zip.infolist():
         if not info.filename.endswith("/"):
-          self._accept(self._where, info.filename, info)
+          self._accept(self._entries, info.filename, info)
     if nested:
       try:
         self._open_inner()
@@ -147,15 +148,15 @@ class Archive:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Names of the files, `/` between folders, sorted."""
+    """Sorted names of the files, with `/` between folders."""
     if self._names is None:
-      inside = (f"{folder}/{name}" for folder, inner in self._inner.items() for name in inner.names)
-      self._names = tuple(sorted([*self._files, *inside]))
+      nested = (f"{folder}/{name}" for folder, inner in self._inner.items() for name in inner.names)
+      self._names = tuple(sorted([*self._files, *nested]))
     return self._names
 
   @property
   def refused(self) -> tuple[tuple[str, str], ...]:
-    """Name of each file that is not looked at, and why; of a compressed tar after one pass."""
+    """Names of refused files with the reason; complete for a compressed tar after one pass."""
     return (
       *self._refused,
       *(
@@ -166,41 +167,41 @@ class Archive:
     )
 
   def __contains__(self, name: str) -> bool:
-    inner, rest = self._belongs(name)
-    return rest in inner if inner else name in self._files
+    inner, inner_name = self._resolve(name)
+    return inner_name in inner if inner else name in self._files
 
   def read(self, name: str, max_bytes: int | None = None) -> bytes:
-    """The bytes of one file.
+    """Reads the bytes of one file.
 
     Raises:
-      UserError: it is not in the archive, is damaged, encrypted, or larger than may be.
+      UserError: the file is not in the archive, is damaged, encrypted, or larger than the limit.
     """
-    inner, rest = self._belongs(name)
+    inner, inner_name = self._resolve(name)
     if inner:
-      return inner.read(rest, max_bytes)
+      return inner.read(inner_name, max_bytes)
     if name not in self._files:
       raise UserError(f"{self.path} has no {name} in it")
-    where, limit = self._files[name], max_bytes or self._max_bytes
-    with self._damaged(name):
+    entry, limit = self._files[name], max_bytes or self._max_bytes
+    with self._reporting_damage(name):
       if self._zip is not None:
-        return self._read_zip(where, limit)
+        return self._read_zip(entry, limit)
       if self._tar is not None:
-        return self._read_tar(name, where, limit)
-      file = self.path / where
+        return self._read_tar(name, entry, limit)
+      file = self.path / entry
       self._check_size(name, file.stat().st_size, limit)
       with files.opened(file) as opened:
         return opened.read()
 
   def members(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
-    """Every file's name and bytes, in the order they lie in the archive: one pass, whatever it is.
+    """Yields name and bytes of every file in archive order, in one pass for all formats.
 
     Args:
-      wanted: names to read; by default all.
+      wanted: names of the files to read; all by default.
     """
-    if self._tar is not None and self._where is None:
+    if self._tar is not None and self._entries is None:
       for name, info in self._walk_tar():
         if wanted is None or name in wanted:
-          with self._damaged(name):
+          with self._reporting_damage(name):
             data = self._read_tar(name, info, self._max_bytes)
           yield name, data
     else:
@@ -211,14 +212,14 @@ class Archive:
         if wanted is None or name in wanted:
           yield name, self.read(name)
     for folder, inner in self._inner.items():
-      inside = None if wanted is None else archive_parts.Inside(wanted, folder)
-      for name, data in inner.members(inside):
+      wanted_here = None if wanted is None else archive_parts.Inside(wanted, folder)
+      for name, data in inner.members(wanted_here):
         yield f"{folder}/{name}", data
 
   def close(self) -> None:
-    for opened in (self._zip, self._tar, self._bytes, *self._inner.values()):
-      if opened is not None:
-        opened.close()
+    for resource in (self._zip, self._tar, self._tar_stream, *self._inner.values()):
+      if resource is not None:
+        resource.close()
 
   def __enter__(self) -> Archive:
     return self
@@ -226,18 +227,16 @@ class Archive:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  # How it is done.
-
   @property
   def _files(self) -> dict[str, Any]:
-    if self._where is None:
+    if self._entries is None:
       for _ in self._walk_tar():
         pass
-    assert self._where is not None  # as a whole walk leaves it
-    return self._where
+    assert self._entries is not None  # set at the end of a complete walk
+    return self._entries
 
-  def _accept(self, known: dict[str, Any], name: str, where: object) -> str | None:
-    """Adds a file under the name it is known by; None for one that is not looked at."""
+  def _accept(self, entries: dict[str, Any], name: str, entry: object) -> str | None:
+    """Adds an entry under its normalized name and returns that; None for junk and refused names."""
     clean = posixpath.normpath(name.replace("\\", "/"))
     if is_junk(clean.removeprefix("../")):
       self.junk.append(clean)
@@ -245,31 +244,31 @@ class Archive:
     if name.startswith(("/", "\\")) or clean.split("/")[0] == ".." or ":" in clean.split("/")[0]:
       self._refused.append((name, "its name leads out of the archive"))
       return None
-    if clean in known:
+    if clean in entries:
       self._refused.append((name, "its name comes a second time in the archive"))
       return None
-    known[clean] = where
+    entries[clean] = entry
     return clean
 
   def _walk_tar(self) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The tar's files in order; remembers them on the way."""
+    """Yields the accepted files of the tar in order; a complete walk sets `_entries`."""
     assert self._tar is not None
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     self._refused, self.junk = [], []
     members = iter(self._tar)
     while True:
-      with self._damaged(""):
+      with self._reporting_damage(""):
         info = next(members, None)
         if info is None:
-          # The end is marked by zeros: without them somebody cut the file between two members.
-          self._bytes.seek(self._tar.offset)
-          if self._bytes.read(512) != bytes(512):
+          # Zeros mark the end; without them the file was cut off between two members.
+          self._tar_stream.seek(self._tar.offset)
+          if self._tar_stream.read(512) != bytes(512):
             raise EOFError("its end is missing")
-          self._bytes.read(1 << 16)  # the padding, up to where gzip compares its checksum
-          self._where = found
+          self._tar_stream.read(1 << 16)  # through the padding, so that gzip verifies its checksum
+          self._entries = entries
           return
       if info.isreg():
-        name = self._accept(found, info.name, info)
+        name = self._accept(entries, info.name, info)
         if name is not None:
           yield name, info
       elif not info.isdir() and not is_junk(info.name):
@@ -301,30 +300,33 @@ class Archive:
       raise UserError(f"{self.path}: {name} in it has {size:,} bytes; at most {limit:,} are read")
 
   def _open_inner(self) -> None:
+    """Opens the archives in this one; they replace unpacked folders of the same name."""
     for name in [n for n in self._files if is_archive(n)]:
       if self._zip is None and self._tar is None:
         inner = Archive(self.path / self._files[name], max_bytes=self._max_bytes)
-      elif name.lower().endswith(_ZIPS):
+      elif name.lower().endswith(_ZIP_SUFFIXES):
         inner = Archive(f"{self.path}:{name}", max_bytes=self._max_bytes, content=self.read(name))
       else:
         continue
       folder = posixpath.join(posixpath.dirname(name), stem(name))
       self._inner[folder] = inner
-      for file in [f for f in self._files if f == name or f.startswith(f"{folder}/")]:
+      replaced = [f for f in self._files if f == name or f.startswith(f"{folder}/")]
+      for file in replaced:
         del self._files[file]
 
-  def _belongs(self, name: str) -> tuple[Archive | None, str]:
-    """The archive inside this one that a file lies in, and its name there."""
+  def _resolve(self, name: str) -> tuple[Archive | None, str]:
+    """The nested archive that holds a file, if any, and the file's name in it."""
     for folder, inner in self._inner.items():
       if name.startswith(f"{folder}/"):
         return inner, name[len(folder) + 1 :]
     return None, name
 
   @contextlib.contextmanager
-  def _damaged(self, name: str) -> Iterator[None]:
+  def _reporting_damage(self, name: str) -> Iterator[None]:
+    """Turns read errors into a UserError; an empty `name` stands for the whole archive."""
     try:
       yield
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
       detail = " ".join(str(error).split())[:200] or type(error).__name__
       if name:
         raise UserError(
@@ -340,22 +342,22 @@ class Archive:
 def rows(
   opened: Archive, name: str, columns: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, str]]]:
-  """Rows of a CSV in an archive, plain or gzipped, with a place for errors: `FILE line 5`.
+  """Yields the rows of a plain or gzipped CSV, each with its place for errors: `FILE line 5`.
 
   Args:
     opened: the archive.
-    name: of the CSV in it, `.csv` or `.csv.gz`.
-    columns: those it must have.
+    name: name of the CSV in the archive, `.csv` or `.csv.gz`.
+    columns: required columns.
 
   Raises:
-    UserError: a column is missing, a row has too many or too few fields, or it is no text.
+    UserError: a column is missing, a row has too many or too few fields, or the file is not text.
   """
   data, where = opened.read(name), f"{opened.path}: {name}"
   if name.lower().endswith(".gz"):
     limit = min(MAX_BYTES, max(files.SMALL, files.MAX_RATIO * len(data)))
     try:
-      with gzip.open(io.BytesIO(data)) as packed:
-        data = packed.read(limit + 1)
+      with gzip.open(io.BytesIO(data)) as unpacked:
+        data = unpacked.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
       raise UserError(f"{where} is damaged ({error}); download it again") from error
     if len(data) > limit:
@@ -387,17 +389,17 @@ def find(
   where_to_get: str,
   markers: Sequence[str] = (),
 ) -> pathlib.Path:
-  """The first archive or unpacked folder in `folder` that matches one of the patterns.
+  """Finds the first archive or unpacked folder in `folder` that matches one of the patterns.
 
   Args:
     folder: the manual folder.
-    candidates: glob patterns, the most specific first, e.g. `("chest_xray.zip", "chest_xray")`.
-    where_to_get: for the error, e.g. an address.
-    markers: glob patterns of what the archive has at its top: a manual folder that has one of these
-      is itself the unpacked archive.
+    candidates: glob patterns in order of preference, e.g. `("chest_xray.zip", "chest_xray")`.
+    where_to_get: download location for the error message, e.g. a URL.
+    markers: glob patterns of top-level entries of the archive: a manual folder that has one of
+      these is itself the unpacked archive.
 
   Raises:
-    UserError: none is there, or only a download that has not finished.
+    UserError: nothing matches, or there is only an unfinished download.
   """
   folder = pathlib.Path(folder).expanduser()
   for path in (path for pattern in candidates for path in sorted(folder.glob(pattern))):
@@ -405,35 +407,35 @@ def find(
       return path
   if any(True for pattern in markers for _ in folder.glob(pattern)):
     return folder
-  raise _absent(folder, candidates, where_to_get)
+  raise _not_found(folder, candidates, where_to_get)
 
 
 def gather(folder: str | os.PathLike, candidates: Sequence[str], where_to_get: str) -> Archive:
-  """All archives, folders and files in `folder` that match one of the patterns, as one.
+  """Opens all archives, folders and files in `folder` that match a pattern as a single archive.
 
-  For sets published in pieces, and for those unpacked right into the manual folder. Arguments are
-  those of `find`; patterns match whatever the case.
+  For data sets published in pieces, and for those unpacked directly into the manual folder. The
+  arguments are those of `find`; patterns are case-insensitive.
 
   Raises:
-    UserError: none is there, one is damaged, or there is only a download that has not finished.
+    UserError: nothing matches, an archive is damaged, or there is only an unfinished download.
   """
   folder = pathlib.Path(folder).expanduser()
   opened = Archive(folder, nested=True, only=candidates)
   if not opened.names:
     opened.close()
-    raise _absent(folder, candidates, where_to_get)
+    raise _not_found(folder, candidates, where_to_get)
   return opened
 
 
-def _absent(folder: pathlib.Path, candidates: Sequence[str], where_to_get: str) -> UserError:
+def _not_found(folder: pathlib.Path, candidates: Sequence[str], where_to_get: str) -> UserError:
   with contextlib.suppress(OSError):
     for path in sorted(folder.iterdir()):
-      if path.name.lower().endswith(_UNFINISHED):
+      if path.name.lower().endswith(_UNFINISHED_SUFFIXES):
         return UserError(
           f"{path} is a download that has not finished; let it finish, then run again"
         )
-  others = f" (nor {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
+  alternatives = f" (nor {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
   return UserError(
-    f"{folder} has no {candidates[0]}{others}; get it from "
+    f"{folder} has no {candidates[0]}{alternatives}; get it from "
     f"{where_to_get} and put it there, or name another folder with manual_dir"
   )

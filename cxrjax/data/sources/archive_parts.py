@@ -1,4 +1,4 @@
-"""Parts of `data.sources.archive`: walking folders, unpacking tars, archives in archives."""
+"""Helpers of `data.sources.archive`: walks folders, unpacks tars, filters nested archives."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _OPENERS: dict[bytes, Callable[[io.BufferedReader], Any]] = {
 
 
 def check_start(opened: zipfile.ZipFile) -> None:
-  """Raises BadZipFile where Python took the end of a zip inside a zip for that of the whole."""
-  assert opened.fp is not None  # it is open
+  """Raises BadZipFile if Python mistook the end record of a zip inside the zip for its own."""
+  assert opened.fp is not None  # the zip is open
   opened.fp.seek(0)
   first = min((info.header_offset for info in opened.infolist()), default=0)
   if first and opened.fp.read(4) == b"PK\3\4":
@@ -32,23 +32,23 @@ def check_start(opened: zipfile.ZipFile) -> None:
 
 
 def unpacked(path: pathlib.Path) -> Any:
-  """A tar's bytes, open for reading, unpacked on the way where gzip, bzip2 or xz packed it.
+  """Opens a tar for reading, decompressing gzip, bzip2 or xz on the fly.
 
   Raises:
-    Damaged: no regular file; later, that it unpacks to far more than such a file plausibly does.
+    Damaged: not a regular file; during reading, if it unpacks to implausibly many bytes.
   """
   file = files.opened(path)
-  start = file.read(2)
+  magic = file.read(2)
   file.seek(0)
-  return _Unpacked(file, _OPENERS[start](file)) if start in _OPENERS else file
+  return _LimitedStream(file, _OPENERS[magic](file)) if magic in _OPENERS else file
 
 
-class _Unpacked:
-  """A packed file; what is unpacked of it is counted, also where it is passed over."""
+class _LimitedStream:
+  """A decompressed file with a limit on the unpacked bytes, including those skipped by seeking."""
 
   def __init__(self, packed: io.BufferedIOBase, plain: Any):
     self._packed, self._plain = packed, plain
-    self._most = max(files.SMALL, files.MAX_RATIO * os.fstat(packed.fileno()).st_size)
+    self._max_bytes = max(files.SMALL, files.MAX_RATIO * os.fstat(packed.fileno()).st_size)
 
   def read(self, size: int) -> bytes:
     self._check(self._plain.tell() + size)
@@ -65,13 +65,13 @@ class _Unpacked:
     self._plain.close()
     self._packed.close()
 
-  def _check(self, place: int) -> None:
-    if place > self._most:
-      raise files.Damaged(f"it would unpack to more than {self._most:,} bytes")
+  def _check(self, position: int) -> None:
+    if position > self._max_bytes:
+      raise files.Damaged(f"it would unpack to more than {self._max_bytes:,} bytes")
 
 
 class Inside:
-  """Which names of an archive in a folder are wanted."""
+  """View of `wanted` for a nested archive: tests its names with `folder` in front."""
 
   def __init__(self, wanted: Container[str], folder: str):
     self._wanted, self._folder = wanted, folder
@@ -81,21 +81,29 @@ class Inside:
 
 
 def walk(root: pathlib.Path, only: Sequence[str]) -> Iterator[str]:
-  """Files below a folder; links to folders are followed, but no folder is gone through twice."""
+  """Yields the files below a folder; follows links to folders, but visits no folder twice.
 
-  def chosen(names: list[str]) -> list[str]:
+  Args:
+    root: the folder.
+    only: case-insensitive glob patterns of the files and folders to include at the top level.
+  """
+
+  def matching(names: list[str]) -> list[str]:
     return sorted(
       n for n in names if any(fnmatch.fnmatchcase(n.lower(), pattern.lower()) for pattern in only)
     )
 
-  seen: set[str] = set()
-  for folder, below, names in os.walk(root, followlinks=True):
+  visited: set[str] = set()
+  for folder, subfolders, names in os.walk(root, followlinks=True):
     prefix = os.path.relpath(folder, root)
-    below[:], names = (chosen(below), chosen(names)) if prefix == "." else (sorted(below), names)
+    if prefix == ".":
+      subfolders[:], names = matching(subfolders), matching(names)
+    else:
+      subfolders.sort()
     real = os.path.realpath(folder)
-    if real in seen:
-      below.clear()
+    if real in visited:
+      subfolders.clear()
       continue
-    seen.add(real)
+    visited.add(real)
     for file in sorted(names):
       yield file if prefix == "." else f"{prefix.replace(os.sep, '/')}/{file}"

@@ -1,4 +1,4 @@
-"""Sources by name."""
+"""Opens sources by name."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _KINDS = {
   "folder": "cxrjax.data.sources.folder",
   "tfds": "cxrjax.data.sources.tfds",
 }
-_NO_PLACE = ("phantom", "mini")  # they have a name alone
-_VALID = (
+_WITHOUT_LOCATION = ("phantom", "mini")
+_VALID_NAMES = (
   "'mini', 'phantom', 'folder:PATH', 'tfds:NAME', or your own 'package.module' that defines Source"
 )
-_ITEM = ("source", "split", "weight", "options", "subset", "fold", "rename")
+_ITEM_KEYS = ("source", "split", "weight", "options", "subset", "fold", "rename")
 
 
 def open_source(
@@ -40,34 +40,33 @@ def open_source(
   labelled_share: Any = 0.0,
   **options: Any,
 ) -> Source:
-  """Opens a split of a source of radiographs, or of several as one.
+  """Opens a split of one source of radiographs, or of several as a mixture.
 
   Args:
-    name: `mini` (1,600 radiographs that come with the package), `phantom` (drawn), `folder:PATH`
-      (a tree of images), `tfds:NAME` or `tfds:NAME/CONFIG` (a TFDS data set, prepared on first use
-      where it can be), or the dotted name of your own module with a `Source` in it, called as
-      `Source(split=..., **options)`.
-      A list of such names is a pool (`cxrjax.data.sources.mixture`); instead of a name it may have
+    name: `mini` (1,600 radiographs that come with the package), `phantom` (synthetic),
+      `folder:PATH` (a tree of images), `tfds:NAME` or `tfds:NAME/CONFIG` (a TFDS data set, prepared
+      on first use if possible), or the dotted name of your own module that defines a `Source`,
+      called as `Source(split=..., **options)`.
+      A list of such names is a pool (`cxrjax.data.sources.mixture`); its items may also be
       `{"source": NAME}` with any of `weight` (how often its images are drawn, relative to the
-      others'; 1 where only others have one), `split`, `subset`, `fold`, `options` and `rename`
+      others'; 1 if only others have one), `split`, `subset`, `fold`, `options` and `rename`
       (`{"its class": "name in the pool"}`).
-    split: `train`, `val`, `test`, or whatever the source has; `all` is everything. In a pool, of
-      the sources that do not say another. `train[15%:]` is the rest of what `train[:15%]` takes:
-      whole patients, classes in proportion (also of TFDS data sets, whose own slices divide
-      patients).
-    subset: part of the split, `10 %` or `16 per class`, see `data.splits.subset`; nothing is all.
-    fold: `2 of 5`: the source's own splits do not count; `split` is `train` or `test` of that
-      fold. `2 of 5 in train` divides one of the source's splits.
-    split_seed: another seed, another subset and other folds.
-    labelled: like `subset`, and of these images the labels are known; the other images of the
-      split stay, without labels; nothing is all.
-    labelled_share: of the images drawn that are labelled; 0 draws all equally often. See
+    split: `train`, `val`, `test`, or another split of the source; `all` is everything. In a pool,
+      the default of its sources. `train[15%:]` is the complement of `train[:15%]`: whole patients,
+      classes in proportion (also for TFDS data sets, whose own slices divide patients).
+    subset: part of the split, `10 %` or `16 per class`, see `data.splits.subset`; all by default.
+    fold: `2 of 5`: the source's own splits are ignored; `split` is `train` or `test` of that fold.
+      `2 of 5 in train` divides one of the source's splits.
+    split_seed: random seed of subsets and folds.
+    labelled: like `subset`, selects the images whose labels are known; the other images of the
+      split stay, without labels; all by default.
+    labelled_share: share of labelled images among those drawn; 0 draws all equally often. See
       `cxrjax.data.splits.partial_labels`.
-    **options: the source's own; an unknown one raises an error that lists them. In a pool, all of
-      its sources get them.
+    **options: options of the source; unknown ones raise an error that lists the valid ones. In a
+      pool, all of its sources get them.
 
   Raises:
-    UserError: unknown source, split or option, or data that is missing or damaged.
+    UserError: unknown source, split or option, or missing or damaged data.
   """
   if isinstance(split_seed, bool) or not isinstance(split_seed, int):
     raise UserError(f"config.data.split_seed={split_seed!r} is no seed; give a whole number")
@@ -78,11 +77,13 @@ def open_source(
         f"{'2 of 5' if key == 'fold' else '10 %'!r}"
       )
   base, ends = subsets.parse_slice(split)
-  whole = subsets.parse_fold(fold)[2] if fold else base
+  source_split = subsets.parse_fold(fold)[2] if fold else base
   if isinstance(name, str):
-    source = _open_one(name, whole, {k: instantiate.freeze(v) for k, v in options.items()})
+    source = _open_single(
+      name, source_split, {k: instantiate.freeze(v) for k, v in options.items()}
+    )
   else:
-    source = _open_pool(name, whole, split_seed, options)
+    source = _open_pool(name, source_split, split_seed, options)
   if fold:
     source = subsets.take_fold(source, fold, base, split_seed)
   if ends:
@@ -96,76 +97,76 @@ def open_source(
 
 def _open_pool(items: Sequence[Any], split: str, seed: int, options: Mapping[str, Any]) -> Source:
   if not isinstance(items, list | tuple):
-    raise UserError(f"config.data.source={items!r} names no source; give {_VALID}, or a list")
+    raise UserError(f"config.data.source={items!r} names no source; give {_VALID_NAMES}, or a list")
   sources, weights, renames = [], [], []
   for k, item in enumerate(items):
     key = f"config.data.source[{k}]"
-    # ConfigDict.to_dict leaves those in tuples as they are.
+    # ConfigDict.to_dict does not convert ConfigDicts in tuples.
     item = item.to_dict() if isinstance(item, ConfigDict) else item
-    named = isinstance(item, Mapping)
-    given = dict(item) if named else {"source": item}
-    for word in given:
-      if word not in _ITEM:
-        raise UserError(f"{key}.{word} is not an option{errors.suggest(str(word), _ITEM)}")
-    name = given.get("source", "")
+    is_mapping = isinstance(item, Mapping)
+    fields = dict(item) if is_mapping else {"source": item}
+    for word in fields:
+      if word not in _ITEM_KEYS:
+        raise UserError(f"{key}.{word} is not an option{errors.suggest(str(word), _ITEM_KEYS)}")
+    name = fields.get("source", "")
     if not isinstance(name, str):
-      raise UserError(f"{key}={name!r} names no source; give {_VALID}")
-    own, rename = given.get("options") or {}, given.get("rename") or {}
-    for word, value in (("options", own), ("rename", rename)):
+      raise UserError(f"{key}={name!r} names no source; give {_VALID_NAMES}")
+    item_options, rename = fields.get("options") or {}, fields.get("rename") or {}
+    for word, value in (("options", item_options), ("rename", rename)):
       if not isinstance(value, Mapping):
         raise UserError(f"{key}.{word}={value!r} is no mapping; write it like {{'name': 'value'}}")
     try:
       sources.append(
         open_source(
           name,
-          split=given.get("split") or split,
-          subset=given.get("subset"),
-          fold=given.get("fold"),
+          split=fields.get("split") or split,
+          subset=fields.get("subset"),
+          fold=fields.get("fold"),
           split_seed=seed,
-          **{**options, **own},
+          **{**options, **item_options},
         )
       )
     except UserError as error:
-      raise UserError(_placed(str(error), key, named)) from error
-    weights.append(given.get("weight"))
+      raise UserError(_with_position(str(error), key, is_mapping)) from error
+    weights.append(fields.get("weight"))
     renames.append(dict(rename))
   if all(w is None for w in weights):
     return mixture.Pool(sources, None, renames)
   return mixture.Pool(sources, [1 if w is None else w for w in weights], renames)
 
 
-def _placed(message: str, key: str, named: bool) -> str:
-  """An error about a source of a list, with the list's position in the keys it names."""
+def _with_position(message: str, key: str, is_mapping: bool) -> str:
+  """Adds the position in the list of sources to the config keys in an error message."""
   if "config.data." not in message:
     return f"{key}: {message}"
-  message = message.replace("config.data.source", f"{key}.source" if named else key)
+  message = message.replace("config.data.source", f"{key}.source" if is_mapping else key)
   for word in ("options", "split", "subset", "fold"):
     message = message.replace(f"config.data.{word}", f"{key}.{word}")
   return message
 
 
-def _open_one(name: str, split: str, options: dict[str, Any]) -> Source:
+def _open_single(name: str, split: str, options: dict[str, Any]) -> Source:
   if not name:
-    raise UserError(f"config.data.source={name!r} names no source; give {_VALID}")
-  kind, colon, rest = name.partition(":")
-  if kind not in _KINDS or (kind in _NO_PLACE and colon):
+    raise UserError(f"config.data.source={name!r} names no source; give {_VALID_NAMES}")
+  kind, colon, location = name.partition(":")
+  if kind not in _KINDS or (kind in _WITHOUT_LOCATION and colon):
     if "." not in kind:
-      raise UserError(f"config.data.source={name!r} names no source; give {_VALID}")
+      raise UserError(f"config.data.source={name!r} names no source; give {_VALID_NAMES}")
     if colon:
-      kind, rest = name, ""  # `package.module:Class`
+      kind, location = name, ""  # `package.module:Class`
     factory = instantiate.locate(kind, "Source", "config.data.source")
     instantiate.check_keywords(factory, options, "config.data.options", hidden=("split",))
     source = factory(split=split, **options)
-    lacking = [part for part in ("info", "table") if not hasattr(source, part)]
-    if lacking:
+    missing = [attribute for attribute in ("info", "table") if not hasattr(source, attribute)]
+    if missing:
       raise UserError(
         f"config.data.source={name!r} gives no source: it lacks "
-        f"{', '.join(lacking)} (see cxrjax.data.base.Source)"
+        f"{', '.join(missing)} (see cxrjax.data.base.Source)"
       )
     return source
-  if kind not in _NO_PLACE and not rest:
-    raise UserError(f"config.data.source={name!r} lacks its second half; give {_VALID}")
+  if kind not in _WITHOUT_LOCATION and not location:
+    raise UserError(f"config.data.source={name!r} lacks its second half; give {_VALID_NAMES}")
   factory = importlib.import_module(_KINDS[kind]).Source
-  given = {} if kind in _NO_PLACE else {"where": rest}
+  where = {} if kind in _WITHOUT_LOCATION else {"where": location}
   instantiate.check_keywords(factory, options, "config.data.options", hidden=("split", "where"))
-  return factory(**given, split=split, **options)
+  return factory(**where, split=split, **options)

@@ -1,6 +1,6 @@
-"""Images by what their DICOM headers say under a keyword: `AccessionNumber`, `StudyInstanceUID`.
+"""Matches images to table rows by a keyword of their DICOM headers, such as `AccessionNumber`.
 
-Values are compared and forgotten: what is remembered are keyed hashes, as of patients.
+Values are compared but never stored: the cache holds keyed hashes, as for patients.
 """
 
 from __future__ import annotations
@@ -24,50 +24,51 @@ _DIGEST = 16
 def by_key(
   index: folder_index.Index, file: str, keyword: str, values: Sequence[str], numbers: Sequence[int]
 ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"], list[str]]:
-  """Images whose header has one of some values under a keyword.
+  """Finds the images whose header has one of the given values of a keyword.
 
   Args:
     index: the images.
-    file: the table that has the values, for errors.
-    keyword: of DICOM's dictionary.
-    values: one a row of the table.
-    numbers: lines that they stand on.
+    file: the table of the values, for errors.
+    keyword: keyword of the DICOM dictionary.
+    values: one value per row of the table.
+    numbers: line numbers of the values.
 
   Returns:
-    Rows of the images in the index, in its order; for each the row of the table; and remarks.
+    Rows of the images in the index, in its order; the table row of each; and notes.
 
   Raises:
-    UserError: no such keyword, no DICOM, no value that fits, or one that stands in two rows.
+    UserError: unknown keyword, no DICOM files, no matching value, or a value in two rows.
   """
-  _check(keyword)
+  _check_keyword(keyword)
   medical = index.images[index.kinds[index.images] == folder_index.MEDICAL]
   if not len(medical):
     raise UserError(
       f"{KEY}={keyword} is read from DICOM headers, and {index.root} has no DICOM "
       "files; let the table name the images' paths, with path_column"
     )
-  place: dict[bytes, int] = {}
+  table_row_of: dict[bytes, int] = {}
   for i, value in enumerate(values):
     if not value:
       continue
-    first = place.setdefault(hashed(value, index.key), i)
+    first = table_row_of.setdefault(hashed(value, index.key), i)
     if first != i:
       raise UserError(
         f"{file} line {numbers[i]} has the {keyword} of line {numbers[first]}; give each in one row"
       )
-  found = [place.get(digest.tobytes(), -1) for digest in digests(index, medical, [keyword])[:, 0]]
-  rows = np.array(found, np.int64)
-  if not (rows >= 0).any():
+  image_digests = digests(index, medical, [keyword])[:, 0]
+  rows = np.array([table_row_of.get(d.tobytes(), -1) for d in image_digests], np.int64)
+  is_match = rows >= 0
+  if not is_match.any():
     raise UserError(
       f"no {keyword} of the {len(medical)} DICOM files in {index.root} is in {file}; "
       "is it the right column (key_column)? Spreadsheets drop leading zeros"
     )
-  unused = len(place) - len(set(rows[rows >= 0].tolist()))
+  unused = len(table_row_of) - len(set(rows[is_match].tolist()))
   notes = [f"{unused} rows are of no image: their {keyword} is in no file"] if unused else []
-  return medical[rows >= 0], rows[rows >= 0], notes
+  return medical[is_match], rows[is_match], notes
 
 
-def _check(keyword: str) -> None:
+def _check_keyword(keyword: str) -> None:
   from pydicom import datadict
 
   if datadict.tag_for_keyword(keyword) is None:
@@ -83,7 +84,7 @@ def _check(keyword: str) -> None:
 
 
 def hashed(value: str, key: bytes) -> bytes:
-  """The keyed hash of a value."""
+  """Keyed hash of a value."""
   return hashlib.blake2b(value.encode(), key=key[:64], digest_size=_DIGEST).digest()
 
 
@@ -93,13 +94,13 @@ def digests(
   keywords: Sequence[str],
   clean: Callable[[str], str] = str.strip,
 ) -> UInt8[np.ndarray, "n k 16"]:
-  """Keyed hashes of what headers say under some keywords, zeros where they say nothing.
+  """Keyed hashes of the values of some keywords in the headers; zeros for missing ones.
 
   Args:
     index: the images.
-    rows: DICOM files of it.
-    keywords: of DICOM's dictionary.
-    clean: what is done to a value before it is hashed.
+    rows: rows of DICOM files in the index.
+    keywords: keywords of the DICOM dictionary.
+    clean: normalization of a value before it is hashed.
   """
   name = f"{index.memory.stem}.{'-'.join(keywords)}.npz"
   stamp = hashlib.sha256(
@@ -113,21 +114,21 @@ def digests(
   )
   shape = len(rows), len(keywords), _DIGEST
   with contextlib.suppress(OSError, ValueError, KeyError):
-    remembered = files.read_npz(index.memory.with_name(name))
-    if str(remembered["stamp"]) == stamp.hexdigest() and remembered["digests"].shape == shape:
-      return remembered["digests"]
-  found = np.zeros(shape, np.uint8)
+    cached = files.read_npz(index.memory.with_name(name))
+    if str(cached["stamp"]) == stamp.hexdigest() and cached["digests"].shape == shape:
+      return cached["digests"]
+  hashes = np.zeros(shape, np.uint8)
 
-  def one(place: int) -> None:
+  def read_header(i: int) -> None:
     with (
       contextlib.suppress(OSError, UserError, decode.BadImage),
-      index.open(int(rows[place])) as opened,
+      index.open(int(rows[i])) as opened,
     ):
       for k, value in enumerate(dicom.values(opened, keywords)):
         if value := clean(value):
-          found[place, k] = np.frombuffer(hashed(value, index.key), np.uint8)
+          hashes[i, k] = np.frombuffer(hashed(value, index.key), np.uint8)
 
-  file_hashes.in_threads(np.arange(len(rows)), one, f"reading {', '.join(keywords)}")
+  file_hashes.in_threads(np.arange(len(rows)), read_header, f"reading {', '.join(keywords)}")
   with contextlib.suppress(OSError), file_hashes.written(index.memory.with_name(name)) as opened:
-    np.savez(opened, stamp=stamp.hexdigest(), digests=found)
-  return found
+    np.savez(opened, stamp=stamp.hexdigest(), digests=hashes)
+  return hashes

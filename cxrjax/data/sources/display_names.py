@@ -1,4 +1,4 @@
-"""What images are called for others to see: by their paths, without anybody's ID or name."""
+"""Display names of images: their paths, with patients' IDs and names removed."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from cxrjax.core import tables
 from cxrjax.data.sources import dicom_keys, file_hashes, folder_index
 
 _IDENTITIES = ("PatientID", "PatientName", "AccessionNumber")
-_SHORT = 4  # letters that a part of a name must have to be taken for somebody's number
-_WORDS = 3  # that an ID or a name may have beside others in the name of a file
-_known: dict[bytes, ShownNames] = {}  # the last one; a run opens every split of a folder
+_MIN_LENGTH = 4  # letters that part of a file name must have to be taken for an identity
+_MAX_WORDS = 3  # words of an ID or a name that is only part of a file name
+_cache: dict[bytes, ShownNames] = {}  # the latest only; a run opens every split of a folder
 
 
 class ShownNames:
-  """Paths as they are shown: a patient's ID or name in them, as DICOM headers have it, is replaced.
+  """Paths as displayed: patients' IDs and names, as found in DICOM headers, are replaced.
 
   Args:
     index: the images.
 
   Attributes:
-    names: of each of `index.images` its path, with `patient3` where that has somebody's ID, name or
-      accession number. Patients are numbered in the order of the paths.
-    note: what a reader should know of it; empty where all is as it was.
+    names: path of each of `index.images`, with any patient ID, name or accession number replaced by
+      `patient3` or the like. Patients are numbered in the order of the paths.
+    note: remark on replaced paths; empty if there are none.
   """
 
   def __init__(self, index: folder_index.Index):
     rows = index.images
     paths = [index.paths[row] for row in rows.tolist()]
     self.names, self.note = paths, ""
-    self._hidden: dict[str, str] = {}  # folders and files as they are, and as they are shown
+    self._hidden: dict[str, str] = {}  # path of a folder or file -> its displayed name
     self._key = index.key
-    self._numbers: dict[bytes, int] = {}  # of everybody's values
-    self._stretches: dict[str, list[tuple[int, int, bytes]]] = {}
+    self._numbers: dict[bytes, int] = {}  # hashed identity -> number of the patient
+    self._matches: dict[str, list[tuple[int, int, bytes]]] = {}
     medical = np.flatnonzero(index.kinds[rows] == folder_index.MEDICAL)
     if not len(medical):
       return
-    found = dicom_keys.digests(index, rows[medical], _IDENTITIES, _letters)
-    each = [[value.tobytes() for value in row if value.any()] for row in found]
-    numbers: dict[bytes, int] = {}
-    for own in filter(None, each):
-      number = numbers.setdefault(own[0], len(numbers) + 1)
-      for value in own:
+    digests = dicom_keys.digests(index, rows[medical], _IDENTITIES, _letters)
+    identities = [[value.tobytes() for value in row if value.any()] for row in digests]
+    patient_numbers: dict[bytes, int] = {}
+    for values in filter(None, identities):
+      number = patient_numbers.setdefault(values[0], len(patient_numbers) + 1)
+      for value in values:
         self._numbers.setdefault(value, number)
-    for i, own in zip(medical.tolist(), each, strict=True):
-      if own:
-        self._hide(paths[i], dict.fromkeys(own, numbers[own[0]]))
+    for i, values in zip(medical.tolist(), identities, strict=True):
+      if values:
+        self._hide(paths[i], dict.fromkeys(values, patient_numbers[values[0]]))
     if not self._hidden:
       return
     self.names = _unique([self.hide(path) for path in paths])
@@ -63,7 +63,7 @@ class ShownNames:
       "it; here they are shown with patient1, ... in its place"
     )
     file = index.memory.with_name(f"{index.memory.stem}.names.csv")
-    # It lies beside the index, which has the paths as well, and is readable by its owner only.
+    # Kept beside the index, which contains the paths anyway; readable by its owner only.
     with contextlib.suppress(OSError), file_hashes.written(file) as opened:
       text = io.StringIO()
       tables.write(text, [("shown", "path"), *changed])
@@ -71,11 +71,11 @@ class ShownNames:
       self.note += f", and {file} says which is which"
 
   def hide(self, path: str, anybody: bool = False) -> str:
-    """Any path of the folder as it may be shown.
+    """Displayed form of any path of the folder.
 
     Args:
-      path: below the root.
-      anybody: of a file that is no image: whosever ID or name is in it.
+      path: path below the root.
+      anybody: replace the identities of all patients, for files that are not images.
     """
     parts, numbers = path.split("/"), self._numbers if anybody else {}
     return "/".join(
@@ -84,42 +84,44 @@ class ShownNames:
     )
 
   def hide_listed(self, path: str, line: int) -> str:
-    """The same of a path that a table names and that is not there: it may be of anybody."""
+    """Displayed form of a path listed by a table but missing, which may be of any patient."""
     return f"a path on line {line}" if self._hidden else self.hide(path, anybody=True)
 
   def _clean(self, part: str, numbers: Mapping[bytes, int]) -> str:
-    """A part of a path in which the values that `numbers` has are replaced."""
-    clean, at = "", 0
-    for start, end, value in self._of(part):
-      if value in numbers and start >= at:
-        clean, at = f"{clean}{part[at:start]}patient{numbers[value]}", end
-    return clean + part[at:]
+    """Replaces the identities in `numbers` in one part of a path."""
+    clean, position = "", 0
+    for start, end, value in self._identities_in(part):
+      if value in numbers and start >= position:
+        clean, position = f"{clean}{part[position:start]}patient{numbers[value]}", end
+    return clean + part[position:]
 
-  def _hide(self, path: str, own: Mapping[bytes, int]) -> None:
-    """Notes the parts of a path in which one of a patient's values stands."""
+  def _hide(self, path: str, numbers: Mapping[bytes, int]) -> None:
+    """Records the parts of a path that contain one of a patient's identities."""
     parts = path.split("/")
     for k, part in enumerate(parts):
-      if (clean := self._clean(part, own)) != part:
+      if (clean := self._clean(part, numbers)) != part:
         self._hidden["/".join(parts[: k + 1])] = clean
 
-  def _of(self, part: str) -> list[tuple[int, int, bytes]]:
-    """Where somebody's values stand in a part of a path, the longest first at each place."""
-    if part not in self._stretches:
+  def _identities_in(self, part: str) -> list[tuple[int, int, bytes]]:
+    """Start, end and hash of each known identity in a part of a path, longest first per start."""
+    if part not in self._matches:
       words = [*re.finditer(r"[^\W_]+", part)]
-      found = self._stretches[part] = []
+      matches = self._matches[part] = []
       for k, first in enumerate(words):
-        for length in sorted({*range(1, min(_WORDS, len(words) - k) + 1), len(words) - k})[::-1]:
+        remaining = len(words) - k
+        lengths = {*range(1, min(_MAX_WORDS, remaining) + 1), remaining}
+        for length in sorted(lengths, reverse=True):
           start, end = first.start(), words[k + length - 1].end()
           text = _letters(part[start:end])
-          if len(text) >= _SHORT or length == len(words):
+          if len(text) >= _MIN_LENGTH or length == len(words):
             value = dicom_keys.hashed(text, self._key)
             if value in self._numbers:
-              found.append((start, end, value))
-    return self._stretches[part]
+              matches.append((start, end, value))
+    return self._matches[part]
 
 
 def of(index: folder_index.Index) -> ShownNames:
-  """The names of a folder's images; of the same files as before, those made before."""
+  """Display names of a folder's images; those of the latest set of files are cached."""
   if not (index.kinds == folder_index.MEDICAL).any():
     return ShownNames(index)
   stamp = hashlib.sha256(
@@ -133,22 +135,22 @@ def of(index: folder_index.Index) -> ShownNames:
       ]
     )
   ).digest()
-  if stamp not in _known:
-    _known.clear()
-    _known[stamp] = ShownNames(index)
-  return _known[stamp]
+  if stamp not in _cache:
+    _cache.clear()
+    _cache[stamp] = ShownNames(index)
+  return _cache[stamp]
 
 
 def _unique(names: list[str]) -> list[str]:
-  """Names that are not the same, numbered where two were."""
-  taken: Counter[str] = Counter()
-  found = []
+  """Makes names unique by numbering repeated ones."""
+  counts: Counter[str] = Counter()
+  unique = []
   for name in names:
-    taken[name] += 1
-    found.append(f"{name}~{taken[name]}" if taken[name] > 1 else name)
-  return found
+    counts[name] += 1
+    unique.append(f"{name}~{counts[name]}" if counts[name] > 1 else name)
+  return unique
 
 
 def _letters(text: str) -> str:
-  """Letters and digits alone: `DOE^JANE` and `doe_jane` are one."""
+  """Letters and digits only, in lower case: `DOE^JANE` and `doe_jane` are equal."""
   return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())

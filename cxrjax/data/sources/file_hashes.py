@@ -1,5 +1,5 @@
-"""What one reading of an image file tells, for millions of files: its hash, and a DICOM header's
-age, sex, view and patient. Columns of numbers, no names: a patient is a keyed hash."""
+"""Facts from one read of each image file, for millions of files: its hash, and age, sex, view and
+patient of a DICOM header. Numeric columns without names: a patient is a keyed hash."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from cxrjax.core import cache_folder
 from cxrjax.core.errors import UserError
 from cxrjax.data.decoding import decode, dicom, worker_pool
 
-SEXES, VIEWS = ("", "F", "M"), ("", "PA", "AP", "L")  # by code; empty is unknown
-KEY = "CXRJAX_PATIENT_KEY"  # in the environment: a secret that names patients alike everywhere
-_DIGEST = 16  # bytes of a SHA-256 that are kept
+SEXES, VIEWS = ("", "F", "M"), ("", "PA", "AP", "L")  # indexed by code; empty is unknown
+KEY = "CXRJAX_PATIENT_KEY"  # environment variable: a secret that keeps patient names stable
+_DIGEST = 16  # bytes kept of a SHA-256
 FRESH = 2_000_000_000  # ns; the coarsest tick of a file system's clock
-_BLOCK = 64  # files a thread takes at a time
-_SAVE_EVERY = 50_000  # files after which what was read is written down
+_BLOCK = 64  # files per task of a thread
+_SAVE_EVERY = 50_000  # files between saves
 
 
 class Facts:
-  """Columns of what was read from each of `n` files; row `i` is file `i`.
+  """Columns of facts read from each of `n` files; row `i` is file `i`.
 
   Attributes:
     known: whether the file was read.
     digests: the first 16 bytes of the SHA-256 of its bytes.
     ages: from a DICOM header, in years; NaN where unknown.
     patients: keyed hash of a DICOM header's patient; zeros where there is none.
-    sex_codes, view_codes: places in SEXES and VIEWS.
+    sex_codes, view_codes: indices into SEXES and VIEWS.
   """
 
   COLUMNS = ("known", "digests", "ages", "patients", "sex_codes", "view_codes")
@@ -55,7 +55,7 @@ class Facts:
   def take_over(
     self, other: Facts, mine: Int64[np.ndarray, "_"], theirs: Int64[np.ndarray, "_"]
   ) -> None:
-    """Copies rows of other facts."""
+    """Copies the rows `theirs` of `other` to the rows `mine`."""
     for name in self.COLUMNS:
       getattr(self, name)[mine] = getattr(other, name)[theirs]
 
@@ -67,35 +67,35 @@ class Facts:
     save: Callable[[], None],
     doing: str,
   ) -> None:
-    """Reads those of some files that were not read before; a file that cannot be read stays so.
+    """Reads the files that have not been read yet; unreadable files stay unknown.
 
     Args:
-      rows: of the files.
+      rows: rows of the files.
       opened: opens the file of a row for reading.
-      key: for the patients' hashes.
-      save: writes down what is known; called now and then.
-      doing: for the progress bar.
+      key: secret key of the patients' hashes.
+      save: saves the facts; called periodically.
+      doing: label of the progress bar.
     """
     rows = rows[~self.known[rows]]
     if not len(rows):
       return
 
-    def one(row: int) -> None:
+    def read_row(row: int) -> None:
       with contextlib.suppress(OSError, UserError), opened(row) as file:
         self._read(row, file, key)
 
-    in_threads(rows, one, doing, save)
+    in_threads(rows, read_row, doing, save)
 
   def _read(self, row: int, file: io.BufferedIOBase, key: bytes) -> None:
     start = file.read(dicom.START)
     if dicom.is_dicom(start):
       file.seek(0)
-      with contextlib.suppress(decode.BadImage):  # it is told when its pixels are wanted
-        found = dicom.read(file, pixels=False, key=key)
-        self.ages[row] = np.nan if found.age is None else found.age
-        self.patients[row] = np.frombuffer(bytes.fromhex(found.patient or "00" * 16), np.uint8)
-        self.sex_codes[row] = SEXES.index(found.sex)
-        self.view_codes[row] = VIEWS.index(found.view)
+      with contextlib.suppress(decode.BadImage):  # reported when its pixels are decoded
+        header = dicom.read(file, pixels=False, key=key)
+        self.ages[row] = np.nan if header.age is None else header.age
+        self.patients[row] = np.frombuffer(bytes.fromhex(header.patient or "00" * 16), np.uint8)
+        self.sex_codes[row] = SEXES.index(header.sex)
+        self.view_codes[row] = VIEWS.index(header.view)
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").digest()
     self.digests[row] = np.frombuffer(digest[:_DIGEST], np.uint8)
@@ -103,13 +103,13 @@ class Facts:
 
 
 def state(found: os.stat_result) -> tuple[int, int, int]:
-  """Size, time of writing, and the system's own time of any change to a file, in ns."""
+  """Size in bytes, modification time and change time (ctime) in ns of a file."""
   return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def fresh(states: Any, looked: int) -> Any:
-  """Whether files of some `state` (a tuple, or columns) may have been written after a look at them
-  without another state, as they were written within a tick of the clock before it."""
+  """Whether files of some `state` (a tuple, or columns) were written so shortly before `looked`, in
+  ns, that a later write within the same clock tick would leave the state unchanged."""
   return np.maximum(states[1], states[2]) >= looked - FRESH
 
 
@@ -119,12 +119,12 @@ def in_threads(
   doing: str,
   save: Callable[[], None] | None = None,
 ) -> None:
-  """Calls `one` with each row, in threads; a bar shows it where it takes more than two seconds."""
+  """Calls `one` with each row, in threads; shows a progress bar after two seconds."""
 
-  def block(some: np.ndarray) -> int:
-    for row in some.tolist():
+  def run_block(block: np.ndarray) -> int:
+    for row in block.tolist():
       one(row)
-    return len(some)
+    return len(block)
 
   bar = tqdm.tqdm(
     total=len(rows),
@@ -139,31 +139,32 @@ def in_threads(
   with bar, concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
     for start in range(0, len(rows), _SAVE_EVERY):
       part = rows[start : start + _SAVE_EVERY]
-      for done in pool.map(block, [part[i : i + _BLOCK] for i in range(0, len(part), _BLOCK)]):
-        bar.update(done)
+      blocks = [part[i : i + _BLOCK] for i in range(0, len(part), _BLOCK)]
+      for count in pool.map(run_block, blocks):
+        bar.update(count)
       if save is not None:
         save()
 
 
 def patient_key(cache_dir: str | os.PathLike | None = None) -> bytes:
-  """The secret that patients' hashes are made with: of the environment, or of this cache folder."""
-  given = os.environ.get(KEY, "")
-  if given:
-    return hashlib.sha256(given.encode()).digest()
+  """Secret key of the patients' hashes: from the environment, or kept in the cache folder."""
+  secret = os.environ.get(KEY, "")
+  if secret:
+    return hashlib.sha256(secret.encode()).digest()
   file = cache_folder.cache_root(cache_dir) / "patients.key"
   with contextlib.suppress(OSError):
     if not file.exists():
       with written(file) as opened:
         opened.write(secrets.token_bytes(32))
-    found = file.read_bytes()
-    if len(found) == 32:
-      return found
+    key = file.read_bytes()
+    if len(key) == 32:
+      return key
   return secrets.token_bytes(32)
 
 
 @contextlib.contextmanager
 def written(file: pathlib.Path) -> Iterator[io.BufferedIOBase]:
-  """A file that appears whole or not at all, readable by its owner only."""
+  """Opens a file for atomic writing, readable by its owner only."""
   file.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
   try:

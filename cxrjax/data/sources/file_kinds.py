@@ -1,4 +1,4 @@
-"""What the files of a folder are: images, DICOM, tables, and what is none of these."""
+"""Classifies the files of a folder: images, DICOM, tables, others."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ PLAIN = (
 DICOM = (".dcm", ".dicom", ".dic", ".ima", ".dcm.gz")
 EXTENSIONS = (*PLAIN, *DICOM)
 TABLE = "a table"
-# Files that are told apart by name alone; all others are looked into, as DICOM has any name.
-_NO_IMAGES = {
+# Recognized by name alone; all other files are opened, as DICOM files may have any name.
+_NON_IMAGES = {
   ".zip": "a zip in a zip, which is not looked into",
   **dict.fromkeys(table_file.EXTENSIONS, TABLE),
   **dict.fromkeys(
@@ -81,43 +81,43 @@ _NO_IMAGES = {
     "of a format that is not read; convert it to PNG or TIFF",
   ),
 }
-IMAGE, MEDICAL, OTHER, UNKNOWN = 0, 1, 2, 3  # by extension; DICOM; no image; not looked into yet
+IMAGE, MEDICAL, OTHER, UNKNOWN = 0, 1, 2, 3  # by extension; DICOM; no image; not yet opened
 
 
 def _extension(name: str) -> str:
-  """Of a file's name, in lower case; both of `.dcm.gz`."""
+  """Extension of a file name in lower case; both parts of `.dcm.gz`."""
   dot = name.rfind(".")
   extension = name[dot:].lower() if dot > 0 else ""
   return os.path.splitext(name[:dot])[1].lower() + extension if extension == ".gz" else extension
 
 
 def by_name(name: str) -> int:
-  """What a file is by its name."""
-  if name[0] == ".":  # an operating system's (see archive.is_junk, too slow for a million)
+  """Kind of a file by its name."""
+  if name[0] == ".":  # hidden; archive.is_junk is too slow for a million files
     return OTHER
   extension = _extension(name)
   if extension in PLAIN:
     return IMAGE
   if extension in DICOM:
     return MEDICAL
-  if extension in _NO_IMAGES or extension.endswith(".gz") or name.upper() == "DICOMDIR":
+  if extension in _NON_IMAGES or extension.endswith(".gz") or name.upper() == "DICOMDIR":
     return OTHER
   return UNKNOWN
 
 
 def by_start(start: bytes) -> int:
-  """What a file is by its first bytes, a thousand or so, where its name does not tell."""
+  """Kind of a file by its first thousand bytes or so, if its name is inconclusive."""
   return MEDICAL if dicom.is_dicom(start) else IMAGE if formats.is_image(start) else OTHER
 
 
 @dataclasses.dataclass(frozen=True)
 class Others:
-  """Files of a kind that are no images.
+  """Files of one kind that are not images.
 
   Attributes:
-    kind: their extension, in words where they have none.
-    paths: of the files; of folders with `/` at the end.
-    reason: why they are no images.
+    kind: their extension, or a description if they have none.
+    paths: paths of the files; those of folders end in `/`.
+    reason: why they are not images.
   """
 
   kind: str
@@ -125,16 +125,16 @@ class Others:
   reason: str
 
   def said(self, example: str) -> str:
-    """How many they are, and why they are none.
+    """Note with their number and the reason.
 
     Args:
-      example: what the first of them is called.
+      example: displayed name of the first file.
     """
     return f"no image: {len(self.paths)} {self.kind} (such as {example}), {self.reason}"
 
 
 def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Others]:
-  """What is no image, the most frequent kind first; what systems leave behind is not told."""
+  """Groups the files that are not images, most frequent kind first, without system clutter."""
   groups: dict[tuple[str, str], list[str]] = {}
   for row in np.flatnonzero((kinds == OTHER) | (kinds == UNKNOWN)).tolist():
     name = paths[row].rstrip("/").rpartition("/")[2]
@@ -150,8 +150,9 @@ def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Other
     elif name.upper() == "DICOMDIR":
       group = "DICOMDIR", "a list of DICOM files, which are found without it"
     else:
-      reason = _NO_IMAGES.get(extension, _NO_IMAGES.get(os.path.splitext(name)[1].lower()))
+      reason = _NON_IMAGES.get(extension, _NON_IMAGES.get(os.path.splitext(name)[1].lower()))
       group = extension or "without extension", reason or "it begins as no image does"
     groups.setdefault(group, []).append(paths[row])
-  for (kind, reason), found in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-    yield Others(kind, tuple(found), reason)
+  by_size = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+  for (kind, reason), members in by_size:
+    yield Others(kind, tuple(members), reason)

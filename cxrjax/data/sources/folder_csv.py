@@ -1,4 +1,4 @@
-"""A table that says what is known of the images below a folder."""
+"""Reads the table (CSV or Excel) that describes the images below a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cxrjax.data.sources.folder_index import Index
 from cxrjax.data.sources.table_file import TableFile
 
 KEY = "config.data.options"
-# Columns taken without being asked for, by their letters and digits alone; the rest only by name.
+# Columns used by default, compared by letters and digits only; all others must be named.
 GUESSES = {
   "path": (
     "path",
@@ -41,28 +41,29 @@ GUESSES = {
   "sex": ("sex", "gender", "patientsex", "patientgender"),
   "site": (),
 }
-_PRESENT, _ABSENT, _UNSURE = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0")
-_AT_A_TIME = 10_000  # rows; as texts, a row of a wide table is large
-_NO_FACT = ("u", "o", "other", "-")  # unknown ages, sexes and views, beside the usual words
-_LISTED = 12  # columns in a remark
+_PRESENT, _ABSENT, _UNCERTAIN = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0")
+_AT_A_TIME = 10_000  # rows; as strings, a row of a wide table is large
+_UNKNOWN_WORDS = ("u", "o", "other", "-")  # for ages, sexes and views, beside the usual ones
+_MAX_LISTED = 12  # columns in a note
 
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-  """The images that a CSV lists; row `i` of everything is one of them.
+  """The images listed by a CSV; row `i` of every field is one image.
 
   Attributes:
-    rows: of the index.
+    rows: row of each image in the index.
     labels: one value per class: 1, 0, NaN unknown.
     classes: names of the label columns.
     exclusive: one class per image, or several findings.
-    patients: None where the table does not tell; so for what follows. Empty where unknown.
-    patient_column: that tells them.
-    splits: empty where a row has none.
+    patients: patient of each image, empty where unknown; like splits, sites, views, sexes and ages,
+      None without such a column.
+    patient_column: column of the patients.
+    splits: split of each image, empty where it has none.
     sites, views, sexes, ages: as in `cxrjax.data.base.Table`.
-    absent: images it lists that are not there, with the line of each.
-    notes: what a reader of the report should know.
-    advice: how it could tell labels, where it does not.
+    absent: listed images that are missing, with the line of each.
+    notes: remarks for readers of the report.
+    advice: how to get labels, if there are none.
   """
 
   rows: Int64[np.ndarray, "n"]
@@ -94,65 +95,69 @@ def read(
 
   Args:
     index: the images.
-    name: of the table, below the index's root or anywhere.
-    columns: `path`, `patient`, `split`, `site`, `view`, `age`, `sex`: the column for each.
+    name: path of the table, below the index's root or anywhere.
+    columns: the column for each of `path`, `patient`, `split`, `site`, `view`, `age`, `sex`.
     label_columns: columns with labels.
-    uncertain: what -1 counts as: `ignore` (unknown), `zeros` (absent) or `ones` (present).
-    key: a DICOM keyword: images are found by what their headers say, not by paths.
-    key_column: the column that has it; by default the one called like it.
+    uncertain: value of -1: `ignore` (unknown), `zeros` (absent) or `ones` (present).
+    key: a DICOM keyword: images are found by this value in their headers, not by paths.
+    key_column: column with the keyword's values; by default the one named like the keyword.
 
   Raises:
-    UserError: no such table or column, a row that names no image or one named before, a value that
-      is none, no image of it is there.
+    UserError: no such table or column, a row that names no image or a repeated one, an invalid
+      value, or none of the images is there.
   """
   label_policies.check_uncertain(uncertain)
-  table = _opened(index, name)
+  table = _open_table(index, name)
   base = pathlib.PurePath(name).name
-  places = _places(table, columns, label_columns, key, key_column)
-  label_columns = label_columns or [
-    table.header[places[kind][0]] for kind in ("label",) if kind in places
-  ]
-  at = [table.header.index(c) for c in label_columns]
-  cells, numbers = _cells(table, sorted({place for place, _ in places.values()} | {*at}))
+  positions = _column_positions(table, columns, label_columns, key, key_column)
+  if not label_columns:
+    label_columns = [table.header[positions["label"][0]]] if "label" in positions else []
+  label_positions = [table.header.index(c) for c in label_columns]
+  needed = {position for position, _ in positions.values()} | {*label_positions}
+  cells, numbers = _read_columns(table, sorted(needed))
   if not numbers:
     raise UserError(f"{table.file} has no rows")
   notes = [f"{base}: {note}" for note in table.notes]
   if key is None:
-    names = cells[places["path"][0]]
-    found, absent = folder_names.by_path(index, table.file, names, numbers)
-    which = np.flatnonzero(found >= 0)
-    found = found[which]
-    if not len(which):
+    names = cells[positions["path"][0]]
+    image_rows, absent = folder_names.by_path(index, table.file, names, numbers)
+    table_rows = np.flatnonzero(image_rows >= 0)
+    image_rows = image_rows[table_rows]
+    if not len(table_rows):
       raise UserError(
         f"none of the {len(numbers)} images that {table.file} lists is in "
         f"{index.root} (line {numbers[0]}: {names[0]!r}); give the folder that its "
         f"paths begin in, or the right {KEY}.path_column"
       )
   else:
-    found, which, told = dicom_keys.by_key(index, table.file, key, cells[places["key"][0]], numbers)
+    image_rows, table_rows, key_notes = dicom_keys.by_key(
+      index, table.file, key, cells[positions["key"][0]], numbers
+    )
     absent = []
-    notes += [f"{base}: {note}" for note in told]
+    notes += [f"{base}: {note}" for note in key_notes]
 
-  def cut(place: int) -> list[str]:
-    return [cells[place][i] for i in which.tolist()]
+  def column_at(position: int) -> list[str]:
+    return [cells[position][i] for i in table_rows.tolist()]
 
-  where = _Where(table.file, [numbers[i] for i in which.tolist()])
-  texts = {kind: cut(place) for kind, (place, _) in places.items()}
+  where = _Where(table.file, [numbers[i] for i in table_rows.tolist()])
+  texts = {kind: column_at(position) for kind, (position, _) in positions.items()}
   for kind in ("patient", "split", "site"):
     if kind in texts:
       texts[kind] = ["" if spelling.is_unknown(v) else v for v in texts[kind]]
-  labels, classes, exclusive, told = _labels([cut(p) for p in at], label_columns, where, uncertain)
-  notes += [f"{base}: {note}" for note in told]
-  asked = {kind: given for kind, (_, given) in places.items()}
+  labels, classes, exclusive, label_notes = _labels(
+    [column_at(p) for p in label_positions], label_columns, where, uncertain
+  )
+  notes += [f"{base}: {note}" for note in label_notes]
+  requested = {kind: by_name for kind, (_, by_name) in positions.items()}
   patients = texts.get("patient")
-  if patients is not None and "" in patients and asked["patient"]:
+  if patients is not None and "" in patients and requested["patient"]:
     raise UserError(
       f"{where[patients.index('')]} has no {columns['patient']!r}; every image needs a patient"
     )
   facts = {
     kind: None
     if kind not in texts
-    else _facts(texts[kind], convert, f"{KEY}.{kind}_column", where, asked[kind])
+    else _convert(texts[kind], convert, f"{KEY}.{kind}_column", where, requested[kind])
     for kind, convert in (("view", dicom.view_of), ("sex", dicom.sex_of), ("age", dicom.age_of))
   }
   ages = (
@@ -161,16 +166,16 @@ def read(
     else np.array([np.nan if age is None else age for age in facts["age"]], np.float32)
   )
   notes += [
-    *_spellings(base, texts, classes, at, cut),
-    *_columns(base, table.header, places, label_columns),
+    *_spelling_notes(base, texts, classes, label_positions, column_at),
+    *_column_notes(base, table.header, positions, label_columns),
   ]
   return Listed(
-    rows=found,
+    rows=image_rows,
     labels=labels,
     classes=classes,
     exclusive=exclusive,
     patients=patients,
-    patient_column=table.header[places["patient"][0]] if "patient" in places else "",
+    patient_column=table.header[positions["patient"][0]] if "patient" in positions else "",
     splits=texts.get("split"),
     sites=texts.get("site"),
     views=facts["view"],
@@ -186,14 +191,14 @@ def read(
 
 
 def columns_of(index: Index, name: str) -> list[str]:
-  """The columns of a table among the images; none where it cannot be read."""
+  """Named columns of a table among the images; empty if it cannot be read."""
   try:
-    return [*filter(None, _opened(index, name).header)]
+    return [*filter(None, _open_table(index, name).header)]
   except UserError:
     return []
 
 
-def _opened(index: Index, name: str) -> TableFile:
+def _open_table(index: Index, name: str) -> TableFile:
   file = f"{index.root}: {name}" if index.root.is_file() else str(index.root / name)
   try:
     data = index.text(name)
@@ -204,23 +209,25 @@ def _opened(index: Index, name: str) -> TableFile:
   return TableFile(file, data)
 
 
-def _cells(table: TableFile, wanted: Sequence[int]) -> tuple[dict[int, list[str]], list[int]]:
-  """The cells of some columns, and the lines that the rows end on."""
-  cells: dict[int, list[str]] = {place: [] for place in wanted}
+def _read_columns(
+  table: TableFile, positions: Sequence[int]
+) -> tuple[dict[int, list[str]], list[int]]:
+  """The cells of some columns by position, and the line number that each row ends on."""
+  cells: dict[int, list[str]] = {position: [] for position in positions}
   numbers: list[int] = []
-  same: dict[str, str] = {}  # a text that comes often is kept once
+  interned: dict[str, str] = {}  # repeated texts share one string
   rows = table.rows()
-  while some := [*itertools.islice(rows, _AT_A_TIME)]:
-    numbers += [number for number, _ in some]
-    for place, column in enumerate(zip(*(row for _, row in some), strict=True)):
-      if place in cells:
+  while batch := [*itertools.islice(rows, _AT_A_TIME)]:
+    numbers += [number for number, _ in batch]
+    for position, column in enumerate(zip(*(row for _, row in batch), strict=True)):
+      if position in cells:
         stripped = [*map(str.strip, column)]
-        cells[place] += map(same.setdefault, stripped, stripped)
+        cells[position] += map(interned.setdefault, stripped, stripped)
   return cells, numbers
 
 
 class _Where:
-  """Names rows for errors: `where[i]` is `FILE line N`."""
+  """Place of each row for errors: `where[i]` is `FILE line N`."""
 
   def __init__(self, file: str, numbers: list[int]):
     self._file, self._numbers = file, numbers
@@ -232,41 +239,44 @@ class _Where:
     return f"{self._file} line {self._numbers[i]}"
 
 
-def _letters(name: str) -> str:
+def _simplified(name: str) -> str:
+  """Letters and digits only, in lower case: `Patient ID` and `patient_id` are equal."""
   return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
-def _places(
+def _column_positions(
   table: TableFile,
   columns: Mapping[str, str | None],
   label_columns: Sequence[str] | None,
   key: str | None,
   key_column: str | None,
 ) -> dict[str, tuple[int, bool]]:
-  """For each kind of column that is there: where, and whether it was asked for by name."""
+  """Position of each kind of column in the table, and whether the user asked for it by name."""
   file, header = table.file, table.header
-  letters = {_letters(name): i for i, name in reversed([*enumerate(header)])}
-  places: dict[str, tuple[int, bool]] = {}
-  guessed = GUESSES if key is None else {**GUESSES, "key": (_letters(key),)}
-  for kind, guesses in guessed.items():
-    given = key_column if kind == "key" else columns.get(kind)
-    if given is not None:
-      if given not in header:
+  # Reversed, so that the first of several similar columns wins.
+  by_letters = {_simplified(name): i for i, name in reversed([*enumerate(header)])}
+  positions: dict[str, tuple[int, bool]] = {}
+  guesses = GUESSES if key is None else {**GUESSES, "key": (_simplified(key),)}
+  for kind, names in guesses.items():
+    column = key_column if kind == "key" else columns.get(kind)
+    if column is not None:
+      if column not in header:
         raise UserError(
-          f"{KEY}.{kind}_column={given!r} is no column of {file}{suggest(given, header)}"
+          f"{KEY}.{kind}_column={column!r} is no column of {file}{suggest(column, header)}"
         )
-      places[kind] = header.index(given), True
+      positions[kind] = header.index(column), True
     elif not (kind == "label" and label_columns is not None):
-      fits = [letters[g] for g in guesses if g in letters]
-      if kind == "label" and len(fits) > 1:
+      candidates = [by_letters[name] for name in names if name in by_letters]
+      if kind == "label" and len(candidates) > 1:
+        first, second = (header[i] for i in candidates[:2])
         raise UserError(
-          f"{file} has the columns {header[fits[0]]!r} and {header[fits[1]]!r}, both "
+          f"{file} has the columns {first!r} and {second!r}, both "
           f"of which may hold labels; name one with {KEY}.label_columns"
         )
-      if fits:
-        places[kind] = fits[0], False
+      if candidates:
+        positions[kind] = candidates[0], False
   needed = "path" if key is None else "key"
-  if needed not in places:
+  if needed not in positions:
     like = "looks like a path" if key is None else f"is called {key}"
     raise UserError(
       f"{file} has no column that {like}; name it with {KEY}.{needed}_column"
@@ -276,19 +286,17 @@ def _places(
   for name in label_columns or ():
     if name not in header:
       raise UserError(f"{KEY}.label_columns={name!r} is no column of {file}{suggest(name, header)}")
-  return places
+  return positions
 
 
-def _facts(texts: list[str], convert: Callable, option: str, where: _Where, asked: bool) -> list:
-  """Values of a column; what cannot be understood is an error where the column was asked for."""
+def _convert(
+  texts: list[str], convert: Callable, option: str, where: _Where, is_requested: bool
+) -> list:
+  """Converts a column; values that cannot be converted raise only if the column was requested."""
   values = {text: convert(text) for text in dict.fromkeys(texts)}
   for text, value in values.items():
-    if (
-      asked
-      and value in (None, "")
-      and not spelling.is_unknown(text)
-      and text.lower() not in _NO_FACT
-    ):
+    is_unknown = spelling.is_unknown(text) or text.lower() in _UNKNOWN_WORDS
+    if is_requested and value in (None, "") and not is_unknown:
       raise UserError(
         f"{where[texts.index(text)]}: {option} has {text!r}, which cannot be "
         "understood; leave it empty where it is unknown"
@@ -299,23 +307,23 @@ def _facts(texts: list[str], convert: Callable, option: str, where: _Where, aske
 def _labels(
   columns: list[list[str]], names: Sequence[str], where: _Where, uncertain: str
 ) -> tuple[np.ndarray, tuple[str, ...], bool, list[str]]:
-  """Labels, classes, whether they exclude one another, and remarks."""
+  """Labels, classes, whether classes are exclusive, and notes."""
   findings = {
     **dict.fromkeys(_PRESENT, 1.0),
     **dict.fromkeys(_ABSENT, 0.0),
-    **dict.fromkeys(_UNSURE, label_policies.UNCERTAIN[uncertain]),
+    **dict.fromkeys(_UNCERTAIN, label_policies.UNCERTAIN[uncertain]),
   }
   if not columns:
     return np.zeros((len(where), 0), np.float32), (), True, []
-  notes = _unknown(columns)
+  notes = _unknown_label_notes(columns)
   if len(columns) == 1:
-    seen = [v for v in dict.fromkeys(columns[0]) if not spelling.is_unknown(v)]
-    if not all(v in findings for v in seen):
-      classes = tuple(sorted(seen))
-      rows = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)
-      rows[:-1] = np.eye(len(classes))
-      code = {name: i for i, name in enumerate(classes)}
-      return rows[[code.get(v, -1) for v in columns[0]]], classes, True, notes
+    values_present = [v for v in dict.fromkeys(columns[0]) if not spelling.is_unknown(v)]
+    if not all(v in findings for v in values_present):
+      classes = tuple(sorted(values_present))
+      one_hot = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
+      one_hot[:-1] = np.eye(len(classes))
+      codes = {name: i for i, name in enumerate(classes)}
+      return one_hot[[codes.get(v, -1) for v in columns[0]]], classes, True, notes
   labels = np.empty((len(columns[0]), len(columns)), np.float32)
   for k, (name, column) in enumerate(zip(names, columns, strict=True)):
     values = {
@@ -331,68 +339,68 @@ def _labels(
   return labels, tuple(names), False, notes
 
 
-def _unknown(columns: Sequence[Sequence[str]]) -> list[str]:
-  """A remark on words that say that a label is not known, but for an empty cell and NaN."""
+def _unknown_label_notes(columns: Sequence[Sequence[str]]) -> list[str]:
+  """Note on words taken for an unknown label, other than an empty cell and NaN."""
   words = Counter(v for column in columns for v in column if spelling.is_unknown(v))
-  told = {v: n for v, n in words.items() if v.casefold() not in ("", "nan")}
-  if not told:
+  counts = {v: n for v, n in words.items() if v.casefold() not in ("", "nan")}
+  if not counts:
     return []
-  none = any(v.casefold() == "none" for v in told)
-  return [
-    f"labels {spelling.counted(told)} count as unknown"
-    + ("; if none is a class, call it otherwise in the table, such as no finding" if none else "")
-  ]
+  note = f"labels {spelling.counted(counts)} count as unknown"
+  if any(v.casefold() == "none" for v in counts):
+    note += "; if none is a class, call it otherwise in the table, such as no finding"
+  return [note]
 
 
-def _spellings(
+def _spelling_notes(
   base: str,
   texts: Mapping[str, list[str]],
   classes: Sequence[str],
-  at: Sequence[int],
-  cut: Callable[[int], list[str]],
+  label_positions: Sequence[int],
+  column_at: Callable[[int], list[str]],
 ) -> list[str]:
-  """Remarks on what is probably one; patients are counted, not named."""
-  found = []
-  if len(at) == 1 and classes:
-    found += spelling.notes((v for v in cut(at[0]) if v in classes), "class", base)
-  found += spelling.notes(texts.get("site", ()), "site", base)
-  people = spelling.alike(texts.get("patient", ()))
-  if people:
-    images = sum(n for group in people for n in group.values())
-    found.append(
-      f"{base}: {len(people)} patients are probably spelt in several ways (as 7 and "
-      f"007, or a1 and A1), {images} images, and count as {sum(map(len, people))}; "
+  """Notes on spellings that probably mean the same; patients are counted, not named."""
+  notes = []
+  if len(label_positions) == 1 and classes:
+    labels = column_at(label_positions[0])
+    notes += spelling.notes((v for v in labels if v in classes), "class", base)
+  notes += spelling.notes(texts.get("site", ()), "site", base)
+  groups = spelling.alike(texts.get("patient", ()))
+  if groups:
+    images = sum(n for group in groups for n in group.values())
+    notes.append(
+      f"{base}: {len(groups)} patients are probably spelt in several ways (as 7 and "
+      f"007, or a1 and A1), {images} images, and count as {sum(map(len, groups))}; "
       "spell each alike"
     )
-  return found
+  return notes
 
 
-def _columns(
+def _column_notes(
   base: str,
   header: Sequence[str],
-  places: Mapping[str, tuple[int, bool]],
+  positions: Mapping[str, tuple[int, bool]],
   label_columns: Sequence[str],
 ) -> list[str]:
-  """Remarks on columns that were taken by their names, and on those that are not used."""
+  """Notes on a patient column used without being asked for, and on unused columns."""
   notes = []
-  if "patient" in places and not places["patient"][1]:
-    notes.append(f"{base}: patients are those of its column {header[places['patient'][0]]!r}")
-  used = {place for place, _ in places.values()}
-  rest = [
+  if "patient" in positions and not positions["patient"][1]:
+    notes.append(f"{base}: patients are those of its column {header[positions['patient'][0]]!r}")
+  used = {position for position, _ in positions.values()}
+  unused = [
     name for i, name in enumerate(header) if name and i not in used and name not in label_columns
   ]
-  if rest:
+  if unused:
     options = [
       f"data.{kind}_column"
       for kind in ("patient", "split", "site", "view", "age", "sex")
-      if kind not in places
+      if kind not in positions
     ]
     options = [*([] if label_columns else ["data.label_columns"]), *options]
-    shown = ", ".join(rest[:_LISTED]) + (
-      f" and {len(rest) - _LISTED} more" if len(rest) > _LISTED else ""
-    )
+    listed = ", ".join(unused[:_MAX_LISTED])
+    if len(unused) > _MAX_LISTED:
+      listed += f" and {len(unused) - _MAX_LISTED} more"
     notes.append(
-      f"{base}: columns that are not used: {shown}"
+      f"{base}: columns that are not used: {listed}"
       + (f"; {', '.join(options)} would use one" if options else "")
     )
   return notes

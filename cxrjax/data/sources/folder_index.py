@@ -1,11 +1,11 @@
-"""Which images lie below a folder or in a zip, for millions of them; remembered between runs.
+"""Index of the images below a folder or in a zip, for millions of files; cached between runs.
 
-The memory is one file of plain arrays per folder. Each time, the whole tree is listed again (0.6 s
-for a million files on a local disk) and, unless told otherwise, every file's size and times are
-looked at (3 s): what was added, removed, renamed or written since is noticed, and only that is read
-again. One of the times is the system's own (ctime), which a program that puts another file in a
-file's place, or gives it back its old time, cannot keep; and a file that had just been written when
-it was listed is read once more, as it may have been written again within the same tick.
+The cache is one file of plain arrays per folder. Each run lists the whole tree again (0.6 s for a
+million files on a local disk) and, by default, compares every file's size and times (3 s): files
+added, removed, renamed or written since are noticed, and only these are read again. One of the
+times is the ctime, which programs that replace a file or restore its modification time cannot
+preserve. A file that had been written just before it was listed is read once more, as it may have
+been written again within the same clock tick.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from cxrjax.data.sources.file_kinds import MEDICAL, OTHER, UNKNOWN
 
 CHECKS = ("files", "names")
 _VERSION = 5
-_NOT_ASKED = -1  # size and times of a file that was listed only
+_NOT_CHECKED = -1  # size and times of a file that was only listed
 
 
 @dataclasses.dataclass
 class _Listing:
-  """Files in the order of their paths, and the zips that some lie in."""
+  """Files sorted by path, and the zips that contain some of them."""
 
   paths: list[str]
-  homes: Int32[np.ndarray, "n"]  # which zip; -1 for a file of its own
+  homes: Int32[np.ndarray, "n"]  # index of the zip; -1 for a file outside of zips
   kinds: Int8[np.ndarray, "n"]
-  states: Int64[np.ndarray, "n 3"]  # size, and times in ns; the zip's for what lies in one
-  listed: int  # when, in ns
-  zips: list[str]  # below the root; empty for the root itself
+  states: Int64[np.ndarray, "n 3"]  # size, and times in ns; for files in a zip, those of the zip
+  listed: int  # time of the listing, in ns
+  zips: list[str]  # paths below the root; an empty one for the root itself
   notes: list[tuple[str, str]]
   facts: file_hashes.Facts
 
@@ -59,20 +59,20 @@ class Index:
 
   Args:
     root: the folder or the zip file.
-    cache_dir: where the index is remembered.
-    check: `files` looks at every file's size and times; `names` only lists the folders, faster on
-      network disks, and does not notice a file that was overwritten in place.
+    cache_dir: where the index is cached.
+    check: `files` compares every file's size and times; `names` only lists the folders, which is
+      faster on network disks, and misses files that were overwritten in place.
 
   Attributes:
-    paths: of all files looked at, below the root, sorted, `/` between parts; what lies in
-      `x/y.zip` is in `x/y/`.
+    paths: sorted paths of all files examined, below the root, `/` between parts; the contents of
+      `x/y.zip` are in `x/y/`.
     images: rows of `paths` that are images.
-    kinds: of each path, IMAGE, MEDICAL (DICOM) or OTHER.
-    facts: what was read from each.
-    others: the files that are no images, by kind.
-    notes: paths that were not looked at, and why.
-    key: the secret that hashes of patients are made with.
-    memory: where the index is remembered.
+    kinds: IMAGE, MEDICAL (DICOM) or OTHER for each path.
+    facts: hash and DICOM facts read from each file.
+    others: the files that are not images, by kind.
+    notes: paths that were not examined, and why.
+    key: secret key of the patients' hashes.
+    memory: the cache file of the index.
 
   Raises:
     UserError: no such folder, one that cannot be listed, a damaged zip, no images.
@@ -83,45 +83,47 @@ class Index:
       raise UserError(f"config.data.options.check={check!r} is no option{suggest(check, CHECKS)}")
     self.root = pathlib.Path(root).expanduser()
     _check_root(root, self.root)
-    where = hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:24]
-    self.memory = cache_folder.cache_root(cache_dir) / "folders" / f"{where}.npz"
+    digest = hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:24]
+    self.memory = cache_folder.cache_root(cache_dir) / "folders" / f"{digest}.npz"
     self.key = file_hashes.patient_key(cache_dir)
     self._archives: dict[int, archive.Archive] = {}
     self._lock = threading.Lock()
     old = _load(self.memory, self.key)
-    self._now = _Walk(self.root, old, ask=check == "files" or old is None).listing()
-    changed = old is None or _carry_over(self._now, old)
-    for row in np.flatnonzero(self._now.states[:, 0] == _NOT_ASKED).tolist():  # new ones
+    check_states = check == "files" or old is None
+    self._listing = _Walk(self.root, old, check_states).listing()
+    changed = old is None or _carry_over(self._listing, old)
+    for row in np.flatnonzero(self._listing.states[:, 0] == _NOT_CHECKED).tolist():  # new files
       with contextlib.suppress(OSError):
-        found = os.stat(self.root / self._now.paths[row])
-        self._now.states[row] = file_hashes.state(found)
-    self.paths, self.facts, self.kinds = self._now.paths, self._now.facts, self._now.kinds
-    self.notes, self.states = self._now.notes, self._now.states
+        status = os.stat(self.root / self._listing.paths[row])
+        self._listing.states[row] = file_hashes.state(status)
+    self.paths, self.facts = self._listing.paths, self._listing.facts
+    self.kinds, self.states = self._listing.kinds, self._listing.states
+    self.notes = self._listing.notes
     unknown = np.flatnonzero(self.kinds == UNKNOWN)
-    file_hashes.in_threads(unknown, self._look, "looking for DICOM")
+    file_hashes.in_threads(unknown, self._detect_kind, "looking for DICOM")
     if changed:
       self._save()
     self.others = tuple(file_kinds.others(self.paths, self.kinds))
     self.images: Int64[np.ndarray, "_"] = np.flatnonzero(self.kinds <= MEDICAL)
     if not len(self.images):
-      self._nothing()
+      self._raise_no_images()
 
   def learn(self, rows: Int64[np.ndarray, "_"]) -> None:
-    """Fills in `facts` of some rows, reading the files that were not read before."""
+    """Fills in `facts` of some rows, reading only files that have not been read yet."""
     self.facts.learn(rows, self.open, self.key, self._save, f"reading {shown(self.root.name)}")
 
   @contextlib.contextmanager
   def open(self, row: int) -> Iterator[io.BufferedIOBase]:
-    """The file of a row. Raises OSError, or UserError for a zip or a member that is damaged."""
-    home = int(self._now.homes[row])
+    """Opens the file of a row. Raises OSError, or UserError for a damaged zip or member."""
+    home = int(self._listing.homes[row])
     if home < 0:
       with open(self.root / self.paths[row], "rb") as opened:
         yield opened
     else:
-      yield io.BytesIO(self._archive(home).read(self._inside(row)))
+      yield io.BytesIO(self._archive(home).read(self._name_in_zip(row)))
 
   def read(self, row: int) -> bytes:
-    """The bytes of an image; raises decode.BadImage where they cannot be had."""
+    """Reads the bytes of an image; raises decode.BadImage if that fails."""
     try:
       with self.open(row) as opened:
         data = opened.read(archive.MAX_BYTES + 1)
@@ -134,9 +136,9 @@ class Index:
     return data
 
   def text(self, name: str) -> bytes | None:
-    """A file beside the images by its path below the root; None where there is none."""
+    """Reads a file beside the images by its path below the root; None if there is none."""
     if self.root.is_dir():
-      file = self.root / pathlib.Path(name).expanduser()  # an absolute path stays what it is
+      file = self.root / pathlib.Path(name).expanduser()  # absolute paths stay absolute
       return file.read_bytes() if file.is_file() else None
     with archive.Archive(self.root) as opened:
       return opened.read(name) if name in opened else None
@@ -144,74 +146,80 @@ class Index:
   def _archive(self, home: int) -> archive.Archive:
     with self._lock:
       if home not in self._archives:
-        self._archives[home] = archive.Archive(self.root / self._now.zips[home])
+        self._archives[home] = archive.Archive(self.root / self._listing.zips[home])
       return self._archives[home]
 
-  def _inside(self, row: int) -> str:
-    """Name of a file within its zip."""
-    return self.paths[row].removeprefix(_prefix(self._now.zips[self._now.homes[row]]))
+  def _name_in_zip(self, row: int) -> str:
+    zip_path = self._listing.zips[self._listing.homes[row]]
+    return self.paths[row].removeprefix(_prefix(zip_path))
 
-  def _look(self, row: int) -> None:
-    """What a file is whose name does not tell, as many archives of hospitals name theirs."""
+  def _detect_kind(self, row: int) -> None:
+    """Sets the kind of a file by its first bytes: many hospital archives use no extensions."""
     with contextlib.suppress(OSError, UserError), self.open(row) as opened:
       self.kinds[row] = file_kinds.by_start(opened.read(dicom.START))
 
   def _save(self) -> None:
-    now = self._now
+    listing = self._listing
     columns: dict[str, Any] = {
-      f"fact_{name}": getattr(now.facts, name) for name in file_hashes.Facts.COLUMNS
+      f"fact_{name}": getattr(listing.facts, name) for name in file_hashes.Facts.COLUMNS
     }
     texts: dict[str, Any] = {
       name: _pack(texts)
       for name, texts in (
-        ("paths", now.paths),
-        ("zips", now.zips),
-        ("notes", itertools.chain(*now.notes)),
+        ("paths", listing.paths),
+        ("zips", listing.zips),
+        ("notes", itertools.chain(*listing.notes)),
       )
     }
     with contextlib.suppress(OSError), file_hashes.written(self.memory) as opened:
       np.savez(
         opened,
         version=_VERSION,
-        key=_key_mark(self.key),
-        homes=now.homes,
-        kinds=now.kinds,
-        states=now.states,
-        listed=now.listed,
+        key=_key_fingerprint(self.key),
+        homes=listing.homes,
+        kinds=listing.kinds,
+        states=listing.states,
+        listed=listing.listed,
         **texts,
         **columns,
       )
 
-  def _nothing(self) -> None:
-    seen = ", ".join(f"{len(other.paths)} {other.kind}" for other in self.others[:3])
-    known = ", ".join(file_kinds.EXTENSIONS)
+  def _raise_no_images(self) -> None:
+    others = ", ".join(f"{len(other.paths)} {other.kind}" for other in self.others[:3])
+    extensions = ", ".join(file_kinds.EXTENSIONS)
     raise UserError(
-      f"no images in {self.root}; they are known by {known}, or by their first bytes"
-      + (f" (it has other files: {seen})" if seen else "")
+      f"no images in {self.root}; they are known by {extensions}, or by their first bytes"
+      + (f" (it has other files: {others})" if others else "")
     )
 
 
-def _check_root(given: str | os.PathLike, root: pathlib.Path) -> None:
+def _check_root(path: str | os.PathLike, root: pathlib.Path) -> None:
   if root.is_dir() or (root.is_file() and root.name.lower().endswith(".zip")):
-    return  # a damaged zip says so when it is opened
+    return  # a damaged zip raises when it is opened
   reason = "there is no such folder or zip"
   if archive.is_archive(root):
     reason = "images in a tar cannot be read out of order; unpack it, or pack them as a zip"
   elif root.exists():
     reason = "it is neither a folder nor a zip"
-  raise UserError(f"config.data.source='folder:{given}': {reason}")
+  raise UserError(f"config.data.source='folder:{path}': {reason}")
 
 
 class _Walk:
-  """Lists what lies below a root."""
+  """Lists the files below a root.
 
-  def __init__(self, root: pathlib.Path, old: _Listing | None, ask: bool):
-    self._root, self._old, self._ask = root, old, ask
+  Args:
+    root: a folder or a zip.
+    old: the cached listing; unchanged zips are not opened again.
+    check_states: whether to ask for the size and times of each file.
+  """
+
+  def __init__(self, root: pathlib.Path, old: _Listing | None, check_states: bool):
+    self._root, self._old, self._check_states = root, old, check_states
     self._paths: list[str] = []
     self._homes, self._kinds, self._states = (array.array(code) for code in "ibq")
     self._zips: list[str] = []
     self._notes: list[tuple[str, str]] = []
-    self._seen: set[tuple[int, int]] = set()
+    self._visited: set[tuple[int, int]] = set()
 
   def listing(self) -> _Listing:
     listed = time.time_ns()
@@ -225,12 +233,12 @@ class _Walk:
         dynamic_ncols=True,
         leave=False,
       ) as self._bar:
-        # Links come last: a folder that is there in its own right is known by its own name.
-        links = self._folders([""])
+        # Links come last, so that a folder reached both ways is listed under its real path.
+        links = self._list_folders([""])
         while links:
-          links = self._folders(links)
+          links = self._list_folders(links)
     else:
-      self._zip("")
+      self._add_zip("")
     order = sorted(range(len(self._paths)), key=self._paths.__getitem__)
     return _Listing(
       paths=[self._paths[i] for i in order],
@@ -243,56 +251,53 @@ class _Walk:
       facts=file_hashes.Facts(len(order)),
     )
 
-  def _folders(self, waiting: list[str]) -> list[str]:
-    """Lists folders (below the root, with a `/` at the end) and all in them; returns links."""
+  def _list_folders(self, waiting: list[str]) -> list[str]:
+    """Lists folders (paths below the root, ending in `/`) recursively; returns links to folders."""
     links: list[str] = []
     while waiting:
-      below = waiting.pop()
+      folder = waiting.pop()
       try:
-        own = os.stat(self._root / below)
-        if (own.st_dev, own.st_ino) in self._seen:
+        status = os.stat(self._root / folder)
+        if (status.st_dev, status.st_ino) in self._visited:
           continue
-        self._seen.add((own.st_dev, own.st_ino))
-        folders, linked, zips = self._folder(below)
+        self._visited.add((status.st_dev, status.st_ino))
+        subfolders, linked, zips = self._list_folder(folder)
       except OSError as error:
-        raise UserError(f"{self._root / below} cannot be listed ({error.strerror})") from error
+        raise UserError(f"{self._root / folder} cannot be listed ({error.strerror})") from error
       for name in sorted(zips):
-        if archive.stem(name) in folders + linked:
-          self._notes.append(
-            (below + name, " was not looked into: a folder beside it has its name")
-          )
+        path = folder + name
+        if archive.stem(name) in subfolders + linked:
+          self._notes.append((path, " was not looked into: a folder beside it has its name"))
+        elif any(_prefix(other) == _prefix(path) for other in self._zips):
+          self._notes.append((path, " was not looked into: another zip has its name"))
         else:
-          folders_too = f"{below}{archive.stem(name)}/"
-          if any(_prefix(z) == folders_too for z in self._zips):
-            self._notes.append((below + name, " was not looked into: another zip has its name"))
-          else:
-            self._zip(below + name)
-      waiting += [f"{below}{name}/" for name in sorted(folders, reverse=True)]
-      links += [f"{below}{name}/" for name in linked]
+          self._add_zip(path)
+      waiting += [f"{folder}{name}/" for name in sorted(subfolders, reverse=True)]
+      links += [f"{folder}{name}/" for name in linked]
       self._bar.update(len(self._paths) - self._bar.n)
     return sorted(links, reverse=True)
 
-  def _folder(self, below: str) -> tuple[list[str], list[str], list[str]]:
-    """Takes in the files of one folder; returns its folders, links to folders, and zips."""
-    folders: list[str] = []
+  def _list_folder(self, folder: str) -> tuple[list[str], list[str], list[str]]:
+    """Adds the files of one folder; returns its subfolders, links to folders, and zips."""
+    subfolders: list[str] = []
     linked: list[str] = []
     zips: list[str] = []
-    with os.scandir(self._root / below) as entries:
+    with os.scandir(self._root / folder) as entries:
       for entry in entries:
         name = entry.name
         kind = file_kinds.by_name(name)
         if (kind in (OTHER, UNKNOWN) or not entry.is_file()) and entry.is_dir():
           if archive.is_junk(f"{name}/x"):
-            self._add(f"{below}{name}/", OTHER, -1, None, (0, 0, 0))
+            self._add(f"{folder}{name}/", OTHER, -1, None, (0, 0, 0))
           else:
-            (linked if entry.is_symlink() else folders).append(name)
+            (linked if entry.is_symlink() else subfolders).append(name)
         elif kind == OTHER and name.lower().endswith(".zip") and not archive.is_junk(name):
           zips.append(name)
         elif entry.is_file():
-          self._add(below + name, kind, -1, entry)
-        else:  # a link to nothing, a device
-          self._add(below + name, OTHER, -1, None, (0, 0, 0))
-    return folders, linked, zips
+          self._add(folder + name, kind, -1, entry)
+        else:  # a broken link, a device
+          self._add(folder + name, OTHER, -1, None, (0, 0, 0))
+    return subfolders, linked, zips
 
   def _add(
     self,
@@ -300,23 +305,23 @@ class _Walk:
     kind: int,
     home: int,
     entry: os.DirEntry | None,
-    state: tuple[int, ...] = (_NOT_ASKED,) * 3,
+    state: tuple[int, ...] = (_NOT_CHECKED,) * 3,
   ) -> None:
-    if entry is not None and self._ask:
+    if entry is not None and self._check_states:
       state = file_hashes.state(entry.stat())
     self._paths.append(path)
     self._kinds.append(kind)
     self._homes.append(home)
     self._states.extend(state)
 
-  def _zip(self, below: str) -> None:
-    """Takes in the files of a zip, from memory where it has not changed."""
-    state, home = file_hashes.state(os.stat(self._root / below)), len(self._zips)
-    prefix = _prefix(below)
-    self._zips.append(below)
+  def _add_zip(self, path: str) -> None:
+    """Adds the files of a zip, from the cached listing if it has not changed."""
+    state, home = file_hashes.state(os.stat(self._root / path)), len(self._zips)
+    prefix = _prefix(path)
+    self._zips.append(path)
     old = self._old
-    if old is not None and below in old.zips:
-      rows = np.flatnonzero(old.homes == old.zips.index(below))
+    if old is not None and path in old.zips:
+      rows = np.flatnonzero(old.homes == old.zips.index(path))
       if (
         len(rows)
         and tuple(old.states[rows[0]]) == state
@@ -326,7 +331,7 @@ class _Walk:
           self._add(old.paths[row], int(old.kinds[row]), home, None, state)
         self._notes += [note for note in old.notes if note[0].startswith(prefix)]
         return
-    with archive.Archive(self._root / below) as opened:
+    with archive.Archive(self._root / path) as opened:
       for name in opened.names:
         self._add(prefix + name, file_kinds.by_name(name.rpartition("/")[2]), home, None, state)
       for name in opened.junk:
@@ -334,47 +339,47 @@ class _Walk:
       self._notes += [(prefix + name, f" was not looked at: {why}") for name, why in opened.refused]
 
 
-def _prefix(zipped: str) -> str:
-  """What stands before the names of the files in a zip."""
-  folder, slash, name = zipped.rpartition("/")
-  return f"{folder}{slash}{archive.stem(name)}/" if zipped else ""
+def _prefix(zip_path: str) -> str:
+  """Folder that the files of a zip are listed in: `x/y/` for `x/y.zip`."""
+  folder, slash, name = zip_path.rpartition("/")
+  return f"{folder}{slash}{archive.stem(name)}/" if zip_path else ""
 
 
-def _carry_over(now: _Listing, old: _Listing) -> bool:
-  """Takes over what is known of files that have not changed; whether any has."""
-  if now.paths == old.paths:
-    rows = np.arange(len(now.paths))
+def _carry_over(new: _Listing, old: _Listing) -> bool:
+  """Copies states, facts and kinds of unchanged files; returns whether any file has changed."""
+  if new.paths == old.paths:
+    old_rows = np.arange(len(new.paths))
   else:
-    place = {path: row for row, path in enumerate(old.paths)}
-    rows = np.array([place.get(path, -1) for path in now.paths], np.int64)
-  listed = (now.states[:, 0] == _NOT_ASKED) & (rows >= 0)
-  now.states[listed] = old.states[rows[listed]]
-  kept = rows >= 0
-  kept[kept] = (now.states[kept] == old.states[rows[kept]]).all(axis=1)
-  kept &= listed | ~file_hashes.fresh(now.states.T, old.listed)
-  now.facts.take_over(old.facts, np.flatnonzero(kept), rows[kept])
-  looked_into = kept & (now.kinds == UNKNOWN)
-  now.kinds[looked_into] = old.kinds[rows[looked_into]]
-  return len(rows) != len(old.paths) or not kept.all()
+    row_of = {path: row for row, path in enumerate(old.paths)}
+    old_rows = np.array([row_of.get(path, -1) for path in new.paths], np.int64)
+  only_listed = (new.states[:, 0] == _NOT_CHECKED) & (old_rows >= 0)
+  new.states[only_listed] = old.states[old_rows[only_listed]]
+  unchanged = old_rows >= 0
+  unchanged[unchanged] = (new.states[unchanged] == old.states[old_rows[unchanged]]).all(axis=1)
+  unchanged &= only_listed | ~file_hashes.fresh(new.states.T, old.listed)
+  new.facts.take_over(old.facts, np.flatnonzero(unchanged), old_rows[unchanged])
+  detected = unchanged & (new.kinds == UNKNOWN)
+  new.kinds[detected] = old.kinds[old_rows[detected]]
+  return len(old_rows) != len(old.paths) or not unchanged.all()
 
 
 def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
-  """What was remembered; None where nothing is, or with another key."""
-  with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one is made again
-    found = files.read_npz(file)
-    if int(found["version"]) != _VERSION or str(found["key"]) != _key_mark(key):
+  """Loads the cached listing; None if there is none, or one with another key or version."""
+  with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged cache is rebuilt
+    arrays = files.read_npz(file)
+    if int(arrays["version"]) != _VERSION or str(arrays["key"]) != _key_fingerprint(key):
       return None
-    texts = {name: _unpack(found[name]) for name in ("paths", "zips", "notes")}
+    texts = {name: _unpack(arrays[name]) for name in ("paths", "zips", "notes")}
     facts = file_hashes.Facts(len(texts["paths"]))
     for name in file_hashes.Facts.COLUMNS:
-      getattr(facts, name)[...] = found[f"fact_{name}"]
+      getattr(facts, name)[...] = arrays[f"fact_{name}"]
     notes = texts["notes"]
     return _Listing(
       paths=texts["paths"],
-      homes=found["homes"],
-      kinds=found["kinds"],
-      states=found["states"],
-      listed=int(found["listed"]),
+      homes=arrays["homes"],
+      kinds=arrays["kinds"],
+      states=arrays["states"],
+      listed=int(arrays["listed"]),
       zips=texts["zips"],
       notes=[*zip(notes[::2], notes[1::2], strict=True)],
       facts=facts,
@@ -382,14 +387,14 @@ def _load(file: pathlib.Path, key: bytes) -> _Listing | None:
   return None
 
 
-def _key_mark(key: bytes) -> str:
+def _key_fingerprint(key: bytes) -> str:
   return hashlib.sha256(b"mark" + key).hexdigest()
 
 
 def _pack(texts: Iterable[str]) -> np.ndarray:
-  """Texts as bytes with a zero after each: no name of a file holds one."""
-  whole = "".join(f"{text}\0" for text in texts)
-  return np.frombuffer(whole.encode("utf-8", "surrogateescape"), np.uint8)
+  """Texts as one array of bytes, each ended by a zero, which no file name contains."""
+  joined = "".join(f"{text}\0" for text in texts)
+  return np.frombuffer(joined.encode("utf-8", "surrogateescape"), np.uint8)
 
 
 def _unpack(packed: np.ndarray) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which images of a folder the rows of a table mean."""
+"""Matches the rows of a table to the images of a folder by path."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from jaxtyping import Int64
 from cxrjax.core.errors import UserError
 from cxrjax.data.sources.folder_index import Index
 
-_SEVERAL = -2
+_AMBIGUOUS = -2
 
 
 def by_path(
   index: Index, file: str, names: Sequence[str], numbers: Sequence[int]
 ) -> tuple[Int64[np.ndarray, "n"], list[tuple[str, int]]]:
-  """Row of each image in the index, -1 for those that are not there; and those, with their lines.
+  """Row of each image in the index, -1 if missing; and the missing names with their lines.
 
   Args:
     index: the images.
     file: the table, for errors.
     names: paths of its images.
-    numbers: lines that they stand on.
+    numbers: line numbers of the paths.
 
   Raises:
-    UserError: a row that names no image, one that was named before, or one of several.
+    UserError: a row names no image, a repeated one, or is ambiguous.
   """
   files = _Files(index)
   rows = np.array(files.find_all(names, lambda i: f"{file} line {numbers[i]}"), np.int64)
-  there = rows[rows >= 0]
-  if len(np.unique(there)) < len(there):
+  matched = rows[rows >= 0]
+  if len(np.unique(matched)) < len(matched):
     first: dict[int, int] = {}
     for row, number in zip(rows.tolist(), numbers, strict=True):
       if row >= 0 and first.setdefault(row, number) != number:
@@ -50,24 +50,24 @@ def by_path(
 
 
 class _Files:
-  """Finds the images a table names, whose folder may be one above or below the index's root.
+  """Finds the images named by a table, whose paths may start above or below the index's root.
 
-  A name fits an image if one's path ends in the other's, with or without the image's extension.
-  What a name has before the image's whole path must be the names of the root's own folders.
+  A name matches an image if either path ends in the other, with or without the image's extension.
+  Whatever precedes the image's full path in a name must be the folders that lead to the root.
   """
 
-  def __init__(self, index: Index, spelt: Callable[[str], str] = str):
+  def __init__(self, index: Index, normalize: Callable[[str], str] = str):
     self._index = index
     self._root = index.root.resolve()
     self._by_path: dict[str, int] = {}
     for row in index.images.tolist():
-      path = spelt(index.paths[row])
+      path = normalize(index.paths[row])
       if self._by_path.setdefault(path, row) != row:
-        self._by_path[path] = _SEVERAL
-    self._by_end: dict[int, dict[str, int]] = {}
+        self._by_path[path] = _AMBIGUOUS
+    self._by_suffix: dict[int, dict[str, int]] = {}
 
   def find_all(self, names: Sequence[str], where: Callable[[int], str]) -> list[int]:
-    """Row of each image, -1 where there is none."""
+    """Row of each image, -1 if there is none."""
     rows = [self._by_path.get(name, -1) for name in names]
     for i, name in enumerate(names):
       if rows[i] < 0:
@@ -79,87 +79,91 @@ class _Files:
       raise UserError(f"{where()} names no image")
     path = name
     if "\\" in path or path[0] == "." or "/" in path:
-      path = self._below(name, where)
+      path = self._relative(name, where)
     row = self._row(path)
-    if row == _SEVERAL:
-      one, other = [p for p in self._by_path if path in _ends(p, path.count("/") + 1)][:2]
-      raise UserError(f"{where()}: {name} may be {one} or {other}; give its whole path")
+    if row == _AMBIGUOUS:
+      depth = path.count("/") + 1
+      first, second = [p for p in self._by_path if path in _suffixes(p, depth)][:2]
+      raise UserError(f"{where()}: {name} may be {first} or {second}; give its whole path")
     if row < 0 and not path.isascii():
-      row = max(self._composed._row(_composed(path)), -1)
+      row = max(self._normalized._row(_compose(path)), -1)
     return row
 
   def _row(self, path: str) -> int:
-    """Of a path with slashes; -1 where there is none, _SEVERAL where it fits more than one."""
+    """Row of a path with slashes; -1 without a match, _AMBIGUOUS with more than one."""
     row = self._by_path.get(path, -1)
-    row = self._ends(path.count("/") + 1).get(path, -1) if row < 0 else row
+    if row < 0:
+      row = self._suffix_rows(path.count("/") + 1).get(path, -1)
     return self._from_above(path) if row == -1 else row
 
   def _from_above(self, path: str) -> int:
-    """An image by a path that begins in folders that the root lies in, or in the root."""
+    """Row of a path that starts with the root's name or with folders above the root."""
     parts = path.split("/")
-    for own in {self._root, self._index.root.absolute()}:
-      folders = [*own.parent.parts, own.stem if own.is_file() else own.name]
+    for root in {self._root, self._index.root.absolute()}:
+      folders = [*root.parent.parts, root.stem if root.is_file() else root.name]
       for count in range(1, min(len(parts), len(folders) + 1)):
         if parts[:count] == folders[-count:]:
-          below = "/".join(parts[count:])
-          row = self._by_path.get(below, -1)
-          row = self._without_extension().get(below, -1) if row < 0 else row
+          relative = "/".join(parts[count:])
+          row = self._by_path.get(relative, -1)
+          if row < 0:
+            row = self._without_extension().get(relative, -1)
           if row >= 0:
             return row
     return -1
 
   @functools.cached_property
-  def _composed(self) -> _Files:
-    """The same images by names of the same letters: a letter and its accent as one.
+  def _normalized(self) -> _Files:
+    """The same images by Unicode-composed (NFC) names.
 
-    macOS writes names as two, most tables have one.
+    macOS decomposes accented letters in file names, while most tables have them composed.
     """
-    return _Files(self._index, _composed)
+    return _Files(self._index, _compose)
 
-  def _below(self, name: str, where: Callable[[], str]) -> str:
-    """The path from the root on."""
+  def _relative(self, name: str, where: Callable[[], str]) -> str:
+    """Path relative to the root."""
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith("/"):
       roots = {str(self._index.root), str(self._root)}
-      inside = next((path[len(r) + 1 :] for r in roots if path.startswith(f"{r}/")), None)
-      if inside is None:
+      relative = next((path[len(r) + 1 :] for r in roots if path.startswith(f"{r}/")), None)
+      if relative is None:
         raise UserError(
           f"{where()}: {name} is outside {self._index.root}; give a folder that "
           "holds all images, or paths below it"
         )
-      return inside
+      return relative
     if path.split("/")[0] == "..":
       raise UserError(f"{where()}: {name} leads out of {self._index.root}")
     return path
 
   def _without_extension(self) -> dict[str, int]:
-    if 0 not in self._by_end:
-      stems = self._by_end[0] = {}
+    """Rows by full path without extension."""
+    if 0 not in self._by_suffix:
+      stems = self._by_suffix[0] = {}
       for path, row in self._by_path.items():
         stem = posixpath.splitext(path)[0]
         if stems.setdefault(stem, row) != row:
-          stems[stem] = _SEVERAL
-    return self._by_end[0]
+          stems[stem] = _AMBIGUOUS
+    return self._by_suffix[0]
 
-  def _ends(self, depth: int) -> dict[str, int]:
-    """Images by the last `depth` parts of their paths; _SEVERAL where that fits more than one."""
-    if depth not in self._by_end:
-      ends = self._by_end[depth] = {}
+  def _suffix_rows(self, depth: int) -> dict[str, int]:
+    """Rows by the last `depth` parts of the paths; _AMBIGUOUS for more than one image."""
+    if depth not in self._by_suffix:
+      rows = self._by_suffix[depth] = {}
       for path, row in self._by_path.items():
-        for end in _ends(path, depth):
-          if ends.setdefault(end, row) != row:
-            ends[end] = _SEVERAL
-    return self._by_end[depth]
+        for suffix in _suffixes(path, depth):
+          if rows.setdefault(suffix, row) != row:
+            rows[suffix] = _AMBIGUOUS
+    return self._by_suffix[depth]
 
 
-def _ends(path: str, depth: int) -> tuple[str, ...]:
-  """The last `depth` parts of a path, with and without its extension; nothing if it has fewer."""
-  end = "/".join(path.rsplit("/", depth)[-depth:]) if depth > 1 else path.rpartition("/")[2]
-  if end.count("/") != depth - 1:
+def _suffixes(path: str, depth: int) -> tuple[str, ...]:
+  """The last `depth` parts of a path, with and without extension; empty if it has fewer parts."""
+  suffix = "/".join(path.rsplit("/", depth)[-depth:]) if depth > 1 else path.rpartition("/")[2]
+  if suffix.count("/") != depth - 1:
     return ()
-  stem, dot, _ = end.rpartition(".")
-  return (end, stem) if dot and stem and not stem.endswith("/") else (end,)
+  stem, dot, _ = suffix.rpartition(".")
+  return (suffix, stem) if dot and stem and not stem.endswith("/") else (suffix,)
 
 
-def _composed(name: str) -> str:
+def _compose(name: str) -> str:
   return unicodedata.normalize("NFC", name)

@@ -1,4 +1,4 @@
-"""What the folders of a tree say: splits and classes, or the patients and studies of an archive."""
+"""Interprets folder names: as splits and classes, or as patients and studies of an archive."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ SPLIT_NAMES = {
   "test": "test",
   "testing": "test",
 }
-_FEW, _MANY = 5, 8  # images of a class, and classes, that look like patients' folders
+_FEW_IMAGES, _MANY_CLASSES = 5, 8  # below and above, class folders look like patients
+_MAX_NOTES = 8
 
 
 def by_folder(index: folder_index.Index) -> folder_csv.Listed:
-  """Classes and splits by the folders that images lie in.
+  """Reads classes and splits off the images' folders.
 
-  Folders of one patient each, as DICOM headers have it, are no classes: archives export
-  patients, studies and series as folders.
+  Folders that hold a single patient each, according to the DICOM headers, are not classes: archives
+  export patients, studies and series as folders.
   """
   rows = index.images
-  places = [index.paths[row].rpartition("/")[0] for row in rows.tolist()]
-  parts = {place: place.split("/") if place else [] for place in dict.fromkeys(places)}
+  folder_of_image = [index.paths[row].rpartition("/")[0] for row in rows.tolist()]
+  parts = {folder: folder.split("/") if folder else [] for folder in dict.fromkeys(folder_of_image)}
   folders = list(parts.values())
-  depth = 0  # folders around everything, such as the archive's own name
+  depth = 0  # common outer folders, such as the archive's own name
   while (
     all(len(p) > depth + 1 for p in folders)
     and len({p[depth] for p in folders}) == 1
@@ -41,40 +42,40 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
     depth += 1
   has_splits = any(len(p) > depth and p[depth].lower() in SPLIT_NAMES for p in folders)
   split_of, class_of = {}, {}
-  named = False  # whether a class folder is called by somebody's ID or name
-  shown = display_names.of(index)
-  for place, names in parts.items():
+  has_identities = False  # whether a class folder is named by a patient's ID or name
+  display = display_names.of(index)
+  for folder, names in parts.items():
     inner = names[depth:]
     if has_splits:
-      split_of[place], inner = inner[0] if inner else "unsplit", inner[1:]
-    class_of[place] = inner[0] if inner else ""
-    folder = "/".join(names[: len(names) - len(inner) + 1])
-    named |= bool(inner) and shown.hide(folder).rpartition("/")[2] != inner[0]
-  splits = [split_of[p] for p in places] if has_splits else None
-  of = [class_of[place] for place in places]
-  count, people = len(set(of) - {""}), _patients_by_class(index, of)
-  alone = 2 * len(people) >= count > 0 and all(len(p) == 1 for p in people.values())
-  if count and (named or (alone and count > 1)):
+      split_of[folder], inner = inner[0] if inner else "unsplit", inner[1:]
+    class_of[folder] = inner[0] if inner else ""
+    class_folder = "/".join(names[: len(names) - len(inner) + 1])
+    has_identities |= bool(inner) and display.hide(class_folder).rpartition("/")[2] != inner[0]
+  splits = [split_of[folder] for folder in folder_of_image] if has_splits else None
+  labels = [class_of[folder] for folder in folder_of_image]
+  count, patients = len(set(labels) - {""}), _patients_by_class(index, labels)
+  one_patient_each = 2 * len(patients) >= count > 0 and all(len(p) == 1 for p in patients.values())
+  if count and (has_identities or (one_patient_each and count > 1)):
     notes = [
       f"the {count} folders that could be classes are of one patient each, as DICOM headers "
       "have it: they are taken for patients or studies, and images have no labels"
     ]
-    of = [""] * len(of)
+    labels = [""] * len(labels)
   else:
-    notes = _remarks(of, people)
+    notes = _class_notes(labels, patients)
   if tables := _tables(index):
-    table_name = shown.hide(tables[0], anybody=True)
+    table_name = display.hide(tables[0], anybody=True)
     notes.append(
       f"{table_name} is not read: data.csv={table_name} would take labels, patients and "
       "splits from it"
     )
-  classes = tuple(sorted(set(of) - {""}))
-  table = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)
-  table[:-1] = np.eye(len(classes))
-  code = {name: i for i, name in enumerate(classes)}
+  classes = tuple(sorted(set(labels) - {""}))
+  one_hot = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
+  one_hot[:-1] = np.eye(len(classes))
+  codes = {name: i for i, name in enumerate(classes)}
   return folder_csv.Listed(
     rows=rows,
-    labels=table[[code.get(name, -1) for name in of]],
+    labels=one_hot[[codes.get(name, -1) for name in labels]],
     classes=classes,
     exclusive=True,
     patients=None,
@@ -86,30 +87,30 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
     ages=None,
     absent=(),
     notes=tuple(notes),
-    advice="" if classes else _advice(index, shown),
+    advice="" if classes else _advice(index, display),
   )
 
 
-def _patients_by_class(index: folder_index.Index, of: Sequence[str]) -> dict[str, set[bytes]]:
-  """Patients of every class of which DICOM headers tell some."""
+def _patients_by_class(index: folder_index.Index, labels: Sequence[str]) -> dict[str, set[bytes]]:
+  """Patients of each class according to DICOM headers; classes without any are left out."""
   rows = index.images
   medical = index.kinds[rows] == folder_index.MEDICAL
   index.learn(rows[medical])
-  found: dict[str, set[bytes]] = {}
-  for name, patient in zip(of, index.facts.patients[rows], strict=True):
+  patients: dict[str, set[bytes]] = {}
+  for name, patient in zip(labels, index.facts.patients[rows], strict=True):
     if name and patient.any():
-      found.setdefault(name, set()).add(patient.tobytes())
-  return found
+      patients.setdefault(name, set()).add(patient.tobytes())
+  return patients
 
 
-def _remarks(of: Sequence[str], people: dict[str, set[bytes]]) -> list[str]:
-  """What is odd about class folders."""
-  sizes = Counter(name for name in of if name)
-  notes = spelling.notes((name for name in of if name), "class", "folders")
-  few = sum(n < _FEW for n in sizes.values())
-  if not people and len(sizes) >= _MANY and 2 * few >= len(sizes):
+def _class_notes(labels: Sequence[str], patients: dict[str, set[bytes]]) -> list[str]:
+  """Notes on suspicious class folders: similar spellings, or many with few images."""
+  sizes = Counter(name for name in labels if name)
+  notes = spelling.notes((name for name in labels if name), "class", "folders")
+  few = sum(n < _FEW_IMAGES for n in sizes.values())
+  if not patients and len(sizes) >= _MANY_CLASSES and 2 * few >= len(sizes):
     notes.append(
-      f"{few} of {len(sizes)} class folders hold fewer than {_FEW} images: if folders "
+      f"{few} of {len(sizes)} class folders hold fewer than {_FEW_IMAGES} images: if folders "
       "are patients, name them with data.patient_regex='^([^/]+)/' and give labels in a "
       "table with data.csv"
     )
@@ -117,41 +118,43 @@ def _remarks(of: Sequence[str], people: dict[str, set[bytes]]) -> list[str]:
 
 
 def uneven(listed: folder_csv.Listed, splits: Sequence[str], patients: Sequence[str]) -> list[str]:
-  """Remarks on classes that some splits lack, or that only one patient has.
+  """Notes on classes that are missing from some splits, or that come from a single patient.
 
   Args:
     listed: the images.
-    splits: of each.
-    patients: of each, empty where unknown.
+    splits: split of each image.
+    patients: patient of each image, empty where unknown.
   """
   present = listed.labels == 1
-  where = {
-    name: {split for split, there in zip(splits, column, strict=True) if there and split}
+  splits_of = {
+    name: {split for split, is_present in zip(splits, column, strict=True) if is_present and split}
     for name, column in zip(listed.classes, present.T, strict=True)
   }
-  found = []
+  notes = []
   if len({s for s in splits if s}) > 1:
-    for name, of in where.items():
-      if not of:
-        found.append(f"class {name!r} has no image")
-      elif len(of) == 1:
-        found.append(f"class {name!r} occurs in the split {min(of)!r} only")
-  alone = [
-    name
-    for name, column in zip(listed.classes, present.T, strict=True)
-    if len(own := {patients[i] for i in np.flatnonzero(column).tolist()}) == 1 and all(own)
-  ]
-  if alone:
-    found.insert(
+    for name, class_splits in splits_of.items():
+      if not class_splits:
+        notes.append(f"class {name!r} has no image")
+      elif len(class_splits) == 1:
+        notes.append(f"class {name!r} occurs in the split {min(class_splits)!r} only")
+  single_patient = []
+  for name, column in zip(listed.classes, present.T, strict=True):
+    class_patients = {patients[i] for i in np.flatnonzero(column).tolist()}
+    if len(class_patients) == 1 and all(class_patients):
+      single_patient.append(name)
+  if single_patient:
+    notes.insert(
       0,
-      f"{len(alone)} of {len(listed.classes)} classes are of one patient each, such "
-      f"as {alone[0]!r}: what is learnt of them is that patient",
+      f"{len(single_patient)} of {len(listed.classes)} classes are of one patient each, such "
+      f"as {single_patient[0]!r}: what is learnt of them is that patient",
     )
-  return found[:_MANY] + ([f"{len(found) - _MANY} more such classes"] if len(found) > _MANY else [])
+  if len(notes) <= _MAX_NOTES:
+    return notes
+  return [*notes[:_MAX_NOTES], f"{len(notes) - _MAX_NOTES} more such classes"]
 
 
-def _advice(index: folder_index.Index, shown: display_names.ShownNames) -> str:
-  """How the folder could have labels."""
+def _advice(index: folder_index.Index, display: display_names.ShownNames) -> str:
+  """How to give the images labels."""
   tables = _tables(index)
   if not tables:
     return (
@@ -160,7 +163,7 @@ def _advice(index: folder_index.Index, shown: display_names.ShownNames) -> str:
     )
   columns = ", ".join(folder_csv.columns_of(index, tables[0]))
   return (
-    f"name the table beside the images with data.csv={shown.hide(tables[0], True)}, its "
+    f"name the table beside the images with data.csv={display.hide(tables[0], True)}, its "
     "labels with "
     "data.label_columns=NAME and its patients with data.patient_column=NAME"
     + (f" (it has the columns {columns})" if columns else "")

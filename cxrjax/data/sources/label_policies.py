@@ -1,4 +1,4 @@
-"""What a user may choose of any labelled source: which views, and what an uncertain finding is."""
+"""Choices for any labelled source: which views to take, and how to treat uncertain findings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cxrjax.core.errors import UserError, suggest
 
 SEXES = ("F", "M", "unknown")
 VIEWS = ("PA", "AP", "L", "unknown")
-UNCERTAIN = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}  # what a finding of -1 counts as
+UNCERTAIN = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}  # value of a finding of -1
 _KEY = "config.data.options"
 
 
 def check_uncertain(policy: str) -> None:
-  """Raises a UserError for what is no policy."""
+  """Validates the uncertainty policy; raises a UserError for an unknown one."""
   if policy not in UNCERTAIN:
     raise UserError(f"{_KEY}.uncertain={policy!r} is no policy{suggest(policy, UNCERTAIN)}")
 
@@ -24,15 +24,15 @@ def check_uncertain(policy: str) -> None:
 def rows_of_views(
   name: str, views: Sequence[str], wanted: str | Sequence[str] | None
 ) -> Int64[np.ndarray, "_"]:
-  """Rows of the images whose view is wanted.
+  """Rows of the images with one of the requested views.
 
   Args:
-    name: of the source, for errors.
-    views: of each image; empty where unknown.
+    name: name of the source, for errors.
+    views: view of each image; empty where unknown.
     wanted: some of VIEWS; None takes all images.
 
   Raises:
-    UserError: a view that is none, or no image has.
+    UserError: an unknown view, or no image with any of the views.
   """
   if wanted is None:
     return np.arange(len(views))
@@ -42,6 +42,6 @@ def rows_of_views(
       raise UserError(f"{_KEY}.views={view!r} is no view{suggest(view, VIEWS)}")
   rows = np.array([i for i, view in enumerate(views) if (view or "unknown") in wanted], np.int64)
   if not len(rows):
-    have = ", ".join(sorted({view or "unknown" for view in views}))
-    raise UserError(f"{name} has no image of {_KEY}.views={wanted}; it has {have}")
+    available = ", ".join(sorted({view or "unknown" for view in views}))
+    raise UserError(f"{name} has no image of {_KEY}.views={wanted}; it has {available}")
   return rows

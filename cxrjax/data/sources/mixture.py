@@ -1,4 +1,4 @@
-"""Several sources as one: labels merged by name, images drawn by weight."""
+"""Mixture of several sources: labels merged by name, images drawn by weight."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from cxrjax.data.splits import patient_splits
 
 
 class Pool:
-  """The images of several sources, one source after the other.
+  """Concatenation of several sources.
 
-  A class is the same in two sources if its name is, whatever the case and whether words are joined
-  by spaces, hyphens or underscores; it is spelt as in the first. Where a source does not know a
-  class, its images have NaN there. Unless all sources have the same exclusive classes, classes
-  become findings: an image of class A is known to be without the other classes of its own source.
+  Classes of two sources are merged if their names are equal up to case and up to spaces, hyphens
+  and underscores between words; the first spelling is used. Images have NaN for classes that their
+  source lacks. Unless all sources have the same exclusive classes, classes become findings: an
+  image of class A is known to be without the other classes of its own source.
 
   Args:
-    sources: what to join.
+    sources: the sources to concatenate.
     weights: how often each source's images are drawn, relative to the others'; None draws every
       image equally often.
-    renames: for each source, other names of classes, to be merged under.
+    renames: for each source, new names of some classes, under which they are merged.
 
   Raises:
-    UserError: no source, a weight that is none, a renamed class that is not there, two classes of
-      one source that become one, or the same images twice.
+    UserError: no source, an invalid weight, an unknown class in `renames`, two classes of one
+      source that would be merged, or the same images twice.
   """
 
   def __init__(
@@ -49,11 +49,11 @@ class Pool:
     notes = [f"{s.info.name}: {note}" for s in sources for note in s.info.notes]
     columns, classes, exclusive = _merge(self.sources, renames or [{}] * len(sources), notes)
     tables, skipped, fingerprints = [], [], []
-    for k, (source, column) in enumerate(zip(self.sources, columns, strict=True)):
-      tables.append(_qualify(k, source, column, len(classes)))
-      skipped += [(_id(k, source, name), why) for name, why in source.info.skipped]
+    for k, (source, source_columns) in enumerate(zip(self.sources, columns, strict=True)):
+      tables.append(_qualify(k, source, source_columns, len(classes)))
+      skipped += [(_id(k, source, name), reason) for name, reason in source.info.skipped]
       fingerprints += [source.info.fingerprint, source.info.split, str(len(source))]
-    _refuse_repeats(self.sources)
+    _check_no_repeats(self.sources)
     self.table = _join(tables)
     sizes = [len(s) for s in self.sources]
     self._starts: np.ndarray = np.cumsum([0, *sizes])
@@ -71,12 +71,12 @@ class Pool:
         for name, size, share in zip(names, sizes, shares, strict=True)
       )
     )
-    of = list(dict.fromkeys(s.info.split for s in self.sources))
+    splits = list(dict.fromkeys(s.info.split for s in self.sources))
     common = set.intersection(*(set(s.info.splits) for s in self.sources))
     content = "\0".join(fingerprints)
     self.info: SourceInfo = SourceInfo(
       name=" + ".join(names),
-      split=" + ".join(of),
+      split=" + ".join(splits),
       classes=classes,
       exclusive=exclusive,
       fingerprint=hashlib.sha256(content.encode()).hexdigest(),
@@ -98,14 +98,14 @@ class Pool:
 
   @functools.cached_property
   def bits(self) -> int:
-    """16 if one of the sources has 16 bits, else 8."""
+    """16 if any source has 16 bits, else 8."""
     return max(inspection.bits_of(source) for source in self.sources)
 
   def __getitem__(self, index: int) -> Record:
     return self.read(index)
 
   def read(self, index: int, at_least: int | None = None) -> Record:
-    """Image `index`; a JPEG may be decoded smaller, for a result of `at_least` pixels."""
+    """Reads image `index`; JPEGs may be decoded at reduced size, not below `at_least` pixels."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     k = int(self.groups[index])
@@ -121,15 +121,15 @@ class Pool:
 
 
 def _fold(name: str) -> str:
-  """What two spellings of a class have in common."""
+  """Normalized class name, equal for all its spellings."""
   return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
 
 
 def _merge(
   sources: Sequence[Source], renames: Sequence[Mapping[str, str]], notes: list[str]
 ) -> tuple[list[list[int]], tuple[str, ...], bool]:
-  """For each source the merged column of each of its classes; the merged classes; exclusive."""
-  place: dict[str, int] = {}
+  """Merged column of each class of each source; merged classes; whether they are exclusive."""
+  column_of: dict[str, int] = {}
   classes: list[str] = []
   columns, spellings = [], {}
   for k, (source, rename) in enumerate(zip(sources, renames, strict=True)):
@@ -139,25 +139,26 @@ def _merge(
           f"config.data.source[{k}].rename={name!r} is no class of "
           f"{source.info.name}{suggest(name, source.info.classes)}"
         )
-    seen: dict[int, str] = {}
+    name_of: dict[int, str] = {}
     for name in source.info.classes:
-      shown = rename.get(name, name)
-      key = _fold(shown)
-      if key not in place:
-        place[key] = len(classes)
-        classes.append(shown)
-      if place[key] in seen:
+      new_name = rename.get(name, name)
+      key = _fold(new_name)
+      if key not in column_of:
+        column_of[key] = len(classes)
+        classes.append(new_name)
+      column = column_of[key]
+      if column in name_of:
         raise UserError(
           f"config.data.source[{k}]: {source.info.name} has the classes "
-          f"{seen[place[key]]!r} and {name!r}, which a pool would take for one; give "
+          f"{name_of[column]!r} and {name!r}, which a pool would take for one; give "
           f"config.data.source[{k}].rename={{{name!r}: 'another name'}}"
         )
-      seen[place[key]] = name
-      if name != classes[place[key]]:
-        spellings[name, classes[place[key]]] = f"{name} of {source.info.name}"
-    columns.append(list(seen))
-  for (_, shown), text in spellings.items():
-    notes.append(f"class {text} counts as {shown}")
+      name_of[column] = name
+      if name != classes[column]:
+        spellings[name, classes[column]] = f"{name} of {source.info.name}"
+    columns.append(list(name_of))
+  for (_, merged_name), text in spellings.items():
+    notes.append(f"class {text} counts as {merged_name}")
   labelled = [(s, set(c)) for s, c in zip(sources, columns, strict=True) if c]
   exclusive = all(s.info.exclusive and c == labelled[0][1] for s, c in labelled)
   return columns, tuple(classes), exclusive
@@ -168,7 +169,7 @@ def _id(k: int, source: Source, name: str) -> str:
 
 
 def _qualify(k: int, source: Source, columns: list[int], width: int) -> Table:
-  """A source's table with the pool's columns, ids and patients."""
+  """Table of one source with the pool's columns, ids and patients."""
   labels = np.full((len(source), width), np.nan, np.float32)
   labels[:, columns] = source.table.labels
   return dataclasses.replace(
@@ -193,8 +194,8 @@ def _join(tables: Sequence[Table]) -> Table:
 
 def _parts(names: Sequence[str], sizes: Sequence[int], weights: Sequence[Any]) -> tuple[Part, ...]:
   for k, (weight, size) in enumerate(zip(weights, sizes, strict=True)):
-    number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not number or not math.isfinite(weight) or weight <= 0:
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not math.isfinite(weight) or weight <= 0:
       raise UserError(
         f"config.data.source[{k}].weight={weight!r} is no weight; give a number "
         "above 0, relative to the other sources' (1 where none is given), or leave "
@@ -207,12 +208,12 @@ def _parts(names: Sequence[str], sizes: Sequence[int], weights: Sequence[Any]) -
   )
 
 
-def _refuse_repeats(sources: Sequence[Source]) -> None:
-  """Raises where images are there twice: that would be a weight in disguise."""
-  seen: dict[tuple[str, str], int] = {}
+def _check_no_repeats(sources: Sequence[Source]) -> None:
+  """Raises if two sources share images, which would be a hidden weight."""
+  first_source: dict[tuple[str, str], int] = {}
   for k, source in enumerate(sources):
     for name in source.table.ids:
-      first = seen.setdefault((source.info.dataset, name), k)
+      first = first_source.setdefault((source.info.dataset, name), k)
       if first != k:
         raise UserError(
           f"config.data.source[{k}] has images that config.data.source[{first}] has, such as "

@@ -1,17 +1,17 @@
-"""Drawn radiographs: a chest with known anatomy, known disease and known shortcuts.
+"""Synthetic chest radiographs with known anatomy, known disease and known shortcuts.
 
 Image `i` of a split is a pure function of `(seed, split, i)` and the drawing options, so the source
-needs no files, and no two splits share a patient. A patient has one to three images: the anatomy is
-the patient's; pose, exposure, noise, heart phase and disease are the image's.
+needs no files, and no two splits share a patient. A patient has one to three images, which share
+the anatomy and differ in pose, exposure, noise, heart phase and disease.
 
-What is drawn, in the order in which a ray meets it: body outline, two lungs full of air, vessels
-that spread from the hila, heart, mediastinum with aortic knob and trachea, spine, ribs (posterior
-and anterior), clavicles, breasts in some patients, gas in the stomach; then the pose; then the
-detector: exposure, contrast curve, gradient, noise, collimation and a side marker. A `site` has a
-contrast curve, a marker and a collimation of its own.
+Drawing follows the path of a ray: body outline, two air-filled lungs, vessels that spread from the
+hila, heart, mediastinum with aortic knob and trachea, spine, ribs (posterior and anterior),
+clavicles, breasts in some patients, gas in the stomach; then the pose; then the detector: exposure,
+contrast curve, gradient, noise, collimation and a side marker. Each `site` has its own contrast
+curve, marker and collimation.
 
 An image of class `opacity` has one to four consolidations: irregular, textured regions where fluid
-replaces air, so they whiten lung, hide vessels and never leave it.
+replaces air, so they whiten lung, hide vessels and never extend beyond the lungs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from cxrjax.core.errors import UserError
 from cxrjax.data.base import Record, SourceInfo, Table
 
 SPLITS = ("train", "val", "test")
-VERSION = 1  # raise when any pixel changes: it is part of the fingerprint
+VERSION = 1  # part of the fingerprint; increment when any pixel changes
 Plane = Float32[np.ndarray, "h w"]
 Real = int | float | np.floating
-_KEPT_SIDE = 64  # pixels a side; 4,096 images and their lungs take 34 MB
+_MAX_CACHED_SIDE = 64  # pixels; 4,096 images with lung masks take 34 MB
 
-# 5 x 7 letters of the side markers; drawn by hand, so that no font decides what a pixel is.
+# 5 x 7 letters of the side markers; drawn by hand, so that pixels do not depend on a font.
 _GLYPHS = {
   "R": ("11110", "10001", "10001", "11110", "10100", "10010", "10001"),
   "L": ("10000", "10000", "10000", "10000", "10000", "10000", "11111"),
@@ -49,21 +49,21 @@ def _generator(seed: int, purpose: str, split: str, index: int) -> np.random.Gen
 
 
 class Source:
-  """A split of drawn radiographs.
+  """A split of synthetic radiographs.
 
   Args:
-    split: `train`, `val`, `test`, or `all` (the three one after the other).
+    split: `train`, `val`, `test`, or `all` (the three concatenated).
     n: images in each of the three splits.
     size: side of the square images, pixels.
-    seed: another seed, other patients.
+    seed: random seed of the patients.
     sites: number of sites, each with its contrast curve, marker and collimation.
     opacity_contrast: how much of the air a consolidation replaces, relative to the default 1.
     prevalence: probability of class `opacity`.
     marker_shortcut: probability that the class is the parity of the site, which can be read off the
-      marker, rather than drawn independently of it. 0 is honest, 1 is a perfect shortcut.
+      marker, rather than drawn independently of it. 0 is no shortcut, 1 is a perfect one.
 
   Raises:
-    UserError: an option out of its range.
+    UserError: an option is out of range.
   """
 
   bits = 8
@@ -95,8 +95,8 @@ class Source:
       raise UserError(f"phantom has no split {split!r}; valid: train, val, test, all")
     self._size, self._seed, self._contrast = size, seed, opacity_contrast
     self._sites = sites
-    chosen = SPLITS if split == "all" else (split,)
-    self._rows = [_Rows(seed, s, n, sites, prevalence, marker_shortcut) for s in chosen]
+    splits = SPLITS if split == "all" else (split,)
+    self._rows = [_Rows(seed, s, n, sites, prevalence, marker_shortcut) for s in splits]
     self._n = n
     positive = np.concatenate([r.positive for r in self._rows])
     self.table = Table(
@@ -136,8 +136,8 @@ class Source:
     if not 0 <= index < len(self):
       raise IndexError(index)
     rows, i = self._rows[index // self._n], index % self._n
-    drawn = _drawn if self._size <= _KEPT_SIDE else _drawn.__wrapped__
-    image, lungs = drawn(
+    draw_image = _draw_cached if self._size <= _MAX_CACHED_SIDE else _draw_cached.__wrapped__
+    image, lungs = draw_image(
       self._size,
       self._seed,
       rows.split,
@@ -158,15 +158,14 @@ class Source:
 
 
 @functools.lru_cache(maxsize=4096)
-def _drawn(
+def _draw_cached(
   size: int, seed: int, split: str, patient: int, i: int, opacity: bool, site: int, contrast: Real
 ) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
-  """Image `i` of a split and its lungs.
+  """Image `i` of a split and its lung mask.
 
-  Small ones are kept: a run reads its training images twice, to learn from them and to judge by
-  them.
+  Small images are cached: a run reads its training images twice, for training and for evaluation.
   """
-  found = draw(
+  image, lungs = draw(
     size,
     anatomy=_generator(seed, "anatomy", split, patient),
     shot=_generator(seed, "shot", split, i),
@@ -174,20 +173,20 @@ def _drawn(
     site=site,
     contrast=contrast,
   )
-  for plane in found:
+  for plane in (image, lungs):
     plane.flags.writeable = False
-  return found
+  return image, lungs
 
 
 def _check(name: str, value: Any, low: int | float, high: int | float) -> None:
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not number or not low <= value <= high or (isinstance(low, int) and value != int(value)):
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or not low <= value <= high or (isinstance(low, int) and value != int(value)):
     raise UserError(f"config.data.options.{name}={value!r} is out of range; valid: {low} to {high}")
 
 
 @dataclasses.dataclass
 class _Rows:
-  """Patient, site and class of every image of one split, without drawing any."""
+  """Patient, site and class of every image of one split."""
 
   split: str
   patient: np.ndarray
@@ -202,36 +201,36 @@ class _Rows:
     images = 1 + (3 * hash_random.uniform(f"images/{key}", n)).astype(np.int64)
     self.patient = np.searchsorted(np.cumsum(images), np.arange(n), side="right")
     self.site = (sites * hash_random.uniform(f"site/{key}", n)).astype(np.int64)[self.patient]
-    honest = hash_random.uniform(f"class/{key}", n) < prevalence
-    given_away = hash_random.uniform(f"shortcut/{key}", n) < shortcut
-    self.positive = np.where(given_away, self.site % 2 == 1, honest)
+    independent = hash_random.uniform(f"class/{key}", n) < prevalence
+    from_site = hash_random.uniform(f"shortcut/{key}", n) < shortcut
+    self.positive = np.where(from_site, self.site % 2 == 1, independent)
 
 
 @functools.lru_cache(maxsize=8)
 def _grid(size: int) -> tuple[Float32[np.ndarray, "1 w"], Float32[np.ndarray, "h 1"]]:
-  """Pixel centres, x to the right as a row and y downwards as a column, both in -1..1."""
+  """Pixel centers in -1..1: x to the right as a row, y downwards as a column."""
   axis = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
   return axis[None, :], axis[:, None]
 
 
 def _noise(rng: np.random.Generator, cells: int, size: int, stretch: int = 1) -> Plane:
-  """Smooth noise, about unit variance, with features of `size / cells` pixels."""
+  """Smooth noise of about unit variance, with structures of `size / cells` pixels."""
   coarse = rng.standard_normal((cells, max(2, cells // stretch)), dtype=np.float32)
   return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _clip(x: np.ndarray, low: Real, high: Real) -> np.ndarray:
-  """`np.clip` in a third of the time for images as small as these."""
+  """`np.clip`, three times as fast on images as small as these."""
   return np.minimum(np.maximum(x, low), high)
 
 
 def _edge(distance: np.ndarray, width: Real) -> np.ndarray:
-  """0 outside, 1 inside, linear over `width` around distance 0."""
+  """Soft edge: 0 outside, 1 inside, linear over `width` around distance 0."""
   return _clip(distance / width + 0.5, 0, 1)
 
 
 def _disc(x: np.ndarray, y: np.ndarray, cx: Real, cy: Real, rx: Real, ry: Real) -> np.ndarray:
-  """1 at the centre, 0 on the ellipse, negative outside: a parabola."""
+  """Paraboloid: 1 at the center, 0 on the ellipse, negative outside."""
   return 1 - ((x - cx) * np.float32(1 / rx)) ** 2 - ((y - cy) * np.float32(1 / ry)) ** 2
 
 
@@ -248,14 +247,14 @@ def draw(
 
   Args:
     size: side in pixels.
-    anatomy: what the patient is drawn from.
-    shot: what this image is drawn from: pose, breath, disease, detector.
+    anatomy: random generator of the patient.
+    shot: random generator of this image: pose, breath, disease, detector.
     opacity: whether the lungs have consolidations.
-    site: decides contrast curve, marker and collimation.
-    contrast: scales how much air a consolidation replaces.
+    site: index that sets contrast curve, marker and collimation.
+    contrast: scale of the share of air that a consolidation replaces.
 
   Returns:
-    The image (bright where much is absorbed), and the lungs: 1 inside, 0 outside.
+    The image (bright where absorption is high), and the lung mask: 1 inside, 0 outside.
   """
   x, y = _grid(size)
   a = anatomy.uniform(-1, 1, 24).astype(np.float32)
@@ -274,7 +273,7 @@ def draw(
   lungs = _lungs(x, y, a, breath, wall)
   solid = _heart(x, y, a, breath, 1 + 0.03 * s[1])
   air = lungs * (1 - 0.93 * solid)
-  visible = air > 0.4  # what a reader would outline as lung
+  visible = air > 0.4  # lung as a radiologist would outline it
   air = air * (1 - (0.8 + 0.35 * s[2]) * _vessels(x, y, anatomy))
   if opacity:
     air = air * (1 - _consolidation(shot, size, lungs, contrast))
@@ -295,7 +294,7 @@ def draw(
 
 
 def _lungs(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, wall: Real) -> np.ndarray:
-  """Both lungs, 0..1: an outer wall per row, the dome of the diaphragm per column."""
+  """Both lungs, 0..1, bounded by an outer wall per row and the diaphragm's dome per column."""
   lungs = np.zeros((), np.float32)
   top = -0.78 + 0.05 * a[4]
   floors = (-1, 0.40 + 0.06 * a[2] + breath, 0.12), (1, 0.48 + 0.06 * a[3] + breath, 0.15)
@@ -310,7 +309,7 @@ def _lungs(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, wall: Real
 
 
 def _heart(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, beat: Real) -> np.ndarray:
-  """Heart and great vessels, 0..1: they displace air."""
+  """Heart and great vessels, 0..1, which displace air."""
   lower = 0.6 * breath
   dx, dy = x - (0.12 + 0.03 * a[6]), y - (0.25 + lower)
   along, across = 0.85 * dx + 0.53 * dy, 0.85 * dy - 0.53 * dx  # the apex points down and left
@@ -325,7 +324,7 @@ def _heart(x: np.ndarray, y: np.ndarray, a: np.ndarray, breath: Real, beat: Real
 
 
 def _vessels(x: np.ndarray, y: np.ndarray, anatomy: np.random.Generator) -> np.ndarray:
-  """The share of air that vessels take: ridges of noise, denser towards the hila."""
+  """Share of air displaced by vessels: ridges of noise, denser towards the hila."""
   size = x.size
   hilum = np.maximum(_disc(x, y, -0.2, -0.02, 0.5, 0.62), _disc(x, y, 0.24, -0.05, 0.5, 0.62))
   ridge = _clip(1 - np.abs(_noise(anatomy, 18, size)) * 1.9, 0, 1)
@@ -335,7 +334,7 @@ def _vessels(x: np.ndarray, y: np.ndarray, anatomy: np.random.Generator) -> np.n
 
 
 def _bones(x: np.ndarray, y: np.ndarray, a: np.ndarray, wall: Real) -> np.ndarray:
-  """Ribs, spine and clavicles. One periodic function of a bent height draws all ribs of a kind."""
+  """Ribs, spine and clavicles; ribs are a periodic function of a curved height coordinate."""
   side = np.abs(x)
   gap = 0.155 + 0.015 * a[12]
   cage = _edge(wall + 0.16 - side, 0.1) * _edge(0.62 - y, 0.2) * _edge(y + 0.86, 0.1)
@@ -352,7 +351,7 @@ def _bones(x: np.ndarray, y: np.ndarray, a: np.ndarray, wall: Real) -> np.ndarra
 
 
 def _rib(wave: np.ndarray, threshold: Real) -> np.ndarray:
-  """A band where the wave is high, brighter at its borders: bone is a shell."""
+  """A band where the wave is high, brighter at its borders, as cortical bone is a shell."""
   inside = _clip((wave - threshold) * 4, 0, 1)
   return inside * (1 - 0.45 * _clip((wave - threshold) * 1.6, 0, 1))
 
@@ -360,7 +359,7 @@ def _rib(wave: np.ndarray, threshold: Real) -> np.ndarray:
 def _consolidation(
   shot: np.random.Generator, size: int, lungs: np.ndarray, contrast: Real
 ) -> np.ndarray:
-  """The share of air that fluid replaces, 0..1: irregular blobs with a cloudy texture."""
+  """Share of air replaced by fluid, 0..1: irregular blobs with a cloudy texture."""
   x, y = _grid(size)
   warp = 0.55 * _noise(shot, 7, size) + 0.22 * _noise(shot, 16, size)
   cloud = 0.8 + 0.2 * _noise(shot, 22, size)
@@ -378,7 +377,7 @@ def _consolidation(
 def _pose(
   absorbed: np.ndarray, visible: np.ndarray, s: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Turns, moves and scales the patient in front of the detector."""
+  """Rotates, shifts and scales the patient in front of the detector."""
   size = absorbed.shape[0]
   turn, scale = 0.06 * s[5], 1 + 0.08 * s[6]
   cos, sin = float(np.cos(turn) / scale), float(np.sin(turn) / scale)
@@ -387,7 +386,7 @@ def _pose(
   matrix = [cos, sin, c - cos * dx - sin * dy, -sin, cos, c + sin * dx - cos * dy]
   affine, lungs = Image.Transform.AFFINE, Image.fromarray(visible.astype(np.uint8))
   lungs = lungs.transform((size, size), affine, matrix, Image.Resampling.NEAREST)
-  pad = size // 4  # so that what turns in from outside is more of the same, not nothing
+  pad = size // 4  # edge padding, so that rotation brings in no empty corners
   matrix[2], matrix[5] = matrix[2] + pad, matrix[5] + pad
   padded = Image.fromarray(np.pad(absorbed, pad, mode="edge"))
   moved = padded.transform((size, size), affine, matrix, Image.Resampling.BILINEAR)
@@ -397,17 +396,17 @@ def _pose(
 def _detect(
   absorbed: np.ndarray, shot: np.random.Generator, s: np.ndarray, site: int
 ) -> UInt8[np.ndarray, "h w"]:
-  """From absorption to gray values: gradient, noise, contrast curve, collimation, marker."""
+  """Converts absorption to gray values: gradient, noise, contrast curve, collimation, marker."""
   size = absorbed.shape[0]
   x, y = _grid(size)
-  # A site is a number; irrational multiples give each its own settings for ever.
+  # Multiples of irrational numbers give every site index settings of its own.
   curve, frame, style = (site * 0.618 + 0.2) % 1, (site * 0.414 + 0.1) % 1, site % 4
-  level = absorbed + 0.09 * s[9] * x + 0.09 * s[10] * y  # anode heel, off-centre beam
+  level = absorbed + 0.09 * s[9] * x + 0.09 * s[10] * y  # anode heel, off-center beam
   grain = shot.standard_normal((size, size), dtype=np.float32)
   level = level + grain * (0.018 + 0.014 * s[11]) * (0.6 + 0.8 * _clip(absorbed, 0, 1.2))
-  centre = 0.52 + 0.11 * s[12]
+  center = 0.52 + 0.11 * s[12]
   steep = (3.4 + 2.0 * (curve - 0.5)) * np.exp(0.28 * s[13])
-  value = 1 / (1 + np.exp(-steep * (level - centre)))
+  value = 1 / (1 + np.exp(-steep * (level - center)))
   value = value ** np.float32(np.exp(0.22 * s[14] + 0.5 * (curve - 0.5)))
 
   _marker(value, s, style, size)
@@ -419,7 +418,7 @@ def _detect(
 
 
 def _marker(value: np.ndarray, s: np.ndarray, style: int, size: int) -> None:
-  """A lead letter beside a shoulder, written into `value`: plain, boxed, with a bar, or small."""
+  """Writes a lead letter beside a shoulder into `value`: plain, boxed, with a bar, or small."""
   letter = "R" if s[19] < 0 else "L"
   glyph = np.array([[c == "1" for c in row] for row in _GLYPHS[letter]])
   if style == 1:

@@ -1,4 +1,4 @@
-"""Texts of tables: which mean that nothing is known, and which are probably one."""
+"""Recognizes table cells that mean unknown, and different spellings of the same value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-# What spreadsheets, databases and libraries write for a value that is not there; in lower case.
+# Placeholders of spreadsheets, databases and libraries for missing values, in lower case.
 UNKNOWN = frozenset(
   (
     "",
@@ -27,23 +27,23 @@ UNKNOWN = frozenset(
     "?",
   )
 )
-_SHOWN = 4
+_MAX_NOTES = 4
 
 
 def is_unknown(text: str) -> bool:
-  """Whether a cell says that its value is not known: the same words in every column."""
+  """Whether a cell means that its value is unknown; the words are the same for every column."""
   return text.strip().casefold() in UNKNOWN
 
 
 def fold(text: str) -> str:
-  """What spellings of one thing have in common: `Normal`, `normal `; `7`, `7.0`, `007`; accents."""
+  """Normal form of a text, equal for `Normal` and `normal `; `7`, `7.0` and `007`; accents."""
   text = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", text).strip()).casefold()
   number = re.fullmatch(r"0*(\d+?)(?:\.0*)?", text)
   return number[1] if number else text
 
 
 def alike(values: Iterable[str]) -> list[dict[str, int]]:
-  """Spellings that are probably one, with how often each occurs; the most frequent first."""
+  """Groups of spellings that probably mean the same, with counts; the most frequent first."""
   groups: dict[str, dict[str, int]] = {}
   for text, n in Counter(values).most_common():
     if not is_unknown(text):
@@ -52,22 +52,24 @@ def alike(values: Iterable[str]) -> list[dict[str, int]]:
 
 
 def counted(texts: Mapping[str, int]) -> str:
-  """`'Normal' (30) and 'normal' (2)`."""
+  """Texts with their counts: `'Normal' (30) and 'normal' (2)`."""
   return " and ".join(f"{text!r} ({n})" for text, n in texts.items())
 
 
 def notes(values: Iterable[str], one: str, of: str) -> list[str]:
-  """Remarks on spellings that are probably one.
+  """Notes on spellings that probably mean the same.
 
   Args:
-    values: of all images.
-    one: what a value is, such as "class".
-    of: where they are from.
+    values: one value per image.
+    one: noun for a value, such as "class".
+    of: origin of the values, such as the table's name.
   """
-  found = alike(values)
-  told = [
+  groups = alike(values)
+  messages = [
     f"{of}: {counted(group)} are probably one {one}, and count as {len(group)}; spell them alike"
-    for group in found[:_SHOWN]
+    for group in groups[:_MAX_NOTES]
   ]
-  more = len(found) - _SHOWN
-  return [*told, f"{of}: {more} more of such spellings"] if more > 0 else told
+  omitted = len(groups) - _MAX_NOTES
+  if omitted > 0:
+    messages.append(f"{of}: {omitted} more of such spellings")
+  return messages

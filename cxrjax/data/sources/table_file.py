@@ -1,4 +1,4 @@
-"""Tables as people save them: CSV in any encoding and with any delimiter of spreadsheets, Excel."""
+"""Reads tables as spreadsheets save them: CSV in various encodings and delimiters, and Excel."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _DELIMITERS = ",;\t"
 
 
 class TableFile:
-  """A table's header and rows.
+  """Header and rows of a table.
 
-  What spreadsheets add is taken away: byte order marks, a first line `sep=;`, lines without
-  content, cells beyond the header that are empty.
+  Spreadsheet artifacts are removed: byte order marks, a first line `sep=;`, empty lines, and empty
+  cells beyond the header.
 
   Args:
-    file: where it is, for errors.
+    file: path for error messages.
     data: the file's bytes.
 
   Attributes:
     file: as given.
-    header: names of the columns, without spaces around them; some may be empty.
-    notes: what a reader of the report should know.
+    header: names of the columns, stripped; some may be empty.
+    notes: remarks for readers of the report.
 
   Raises:
-    UserError: it is no table that can be read, or two columns have the same name.
+    UserError: the table cannot be read, or two columns have the same name.
   """
 
   def __init__(self, file: str, data: bytes):
@@ -42,18 +42,18 @@ class TableFile:
     if data.startswith(b"PK\x03\x04"):
       self._rows = _excel(file, data)
     else:
-      self._rows = self._csv(self._decoded(data))
+      self._rows = self._csv(self._decode(data))
     _, header = next(self._rows, (0, []))
     self.header = [name.strip() for name in header]
-    twice = [name for name, n in Counter(self.header).items() if n > 1 and name]
-    if twice:
-      raise UserError(f"{file} has the column {twice[0]!r} twice; rename one of them")
+    duplicates = [name for name, n in Counter(self.header).items() if n > 1 and name]
+    if duplicates:
+      raise UserError(f"{file} has the column {duplicates[0]!r} twice; rename one of them")
 
   def rows(self) -> Iterator[tuple[int, list[str]]]:
-    """Line (of Excel, row) and cells of every row below the header, once.
+    """Yields line number (row number in Excel) and cells of each data row; can be used once.
 
     Raises:
-      UserError: a row with more or fewer cells than the header.
+      UserError: a row has more or fewer cells than the header.
     """
     width = len(self.header)
     for number, cells in self._rows:
@@ -64,7 +64,7 @@ class TableFile:
         )
       yield number, cells[:width]
 
-  def _decoded(self, data: bytes) -> str:
+  def _decode(self, data: bytes) -> str:
     start = data[:400]
     if start.startswith(b"\xd0\xcf\x11\xe0"):
       raise UserError(f"{self.file} is a file of an old Excel (.xls); {_SAVE}, or as .xlsx")
@@ -99,28 +99,29 @@ class TableFile:
 
   def _csv(self, text: str) -> Iterator[tuple[int, list[str]]]:
     stream = io.StringIO(text, newline="")
-    delimiter, before, at = "", 0, 0
+    delimiter, skipped_lines, start = "", 0, 0
     while line := stream.readline():
-      said = re.fullmatch('"?sep=(.)"?', line.strip("\r\n "), re.IGNORECASE)
-      if said:
-        delimiter = said[1]
+      match = re.fullmatch('"?sep=(.)"?', line.strip("\r\n "), re.IGNORECASE)
+      if match:
+        delimiter = match[1]
       elif line.strip(_DELIMITERS + "\r\n "):
         break
-      before, at = before + 1, stream.tell()
-    # The comma is decimal where semicolons part the columns.
+      skipped_lines, start = skipped_lines + 1, stream.tell()
+    # The most frequent, as commas may be decimal points in semicolon-separated tables.
     delimiter = delimiter or max(_DELIMITERS, key=line.count)
-    stream.seek(at)
-    lines = csv.reader(stream, delimiter=delimiter)
+    stream.seek(start)
+    reader = csv.reader(stream, delimiter=delimiter)
     try:
-      for cells in lines:
+      for cells in reader:
         if any(map(str.strip, cells)):
-          yield before + lines.line_num, cells
+          yield skipped_lines + reader.line_num, cells
     except csv.Error as error:
-      raise UserError(f"{self.file} line {before + lines.line_num} is no CSV ({error})") from error
+      number = skipped_lines + reader.line_num
+      raise UserError(f"{self.file} line {number} is no CSV ({error})") from error
 
 
 def _excel(file: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
-  """Rows of the first sheet, all as wide as the first."""
+  """Yields the rows of the first sheet, padded to the width of the first row."""
   width = 0
   try:
     for number, cells in xlsx.sheet(file, data):

@@ -1,4 +1,4 @@
-"""Data sets in TFDS's format, read from array_record files without TensorFlow."""
+"""Source for data sets in TFDS format, read from array_record files without TensorFlow."""
 
 from __future__ import annotations
 
@@ -32,27 +32,28 @@ _KEY = "config.data.options"
 
 
 class Source:
-  """A split of a TFDS data set, prepared on first use where a builder and its archive are there.
+  """A split of a TFDS data set, prepared on first use if its builder and archive are available.
 
   Args:
     where: `NAME` or `NAME/CONFIG`.
-    split: one of the data set's; `val` also finds `validation`; `train+validation` joins two;
+    split: a split of the data set; `val` also finds `validation`; `train+validation` joins two;
       `train[:10%]` and the like take a part; `all` is everything.
-    data_dir: where prepared data sets lie; TFDS's default: `$TFDS_DATA_DIR`, else
+    data_dir: folder of prepared data sets; TFDS's default: `$TFDS_DATA_DIR`, else
       `~/tensorflow_datasets`.
-    manual_dir: the folder with the published archive, where the data set has yet to be prepared;
-      by default `downloads/manual` in `data_dir`.
-    label: what to learn: a ClassLabel, a sequence of them, or `labels`, the findings of a set that
-      has several; or the names of some of those findings, or of features that are 1, 0 or -1. By
+    manual_dir: folder with the published archive, if the data set has yet to be prepared; by
+      default `downloads/manual` in `data_dir`.
+    label: the target: a ClassLabel, a sequence of them, or `labels`, the findings of a data set
+      with several; or the names of some of those findings, or of features that are 1, 0 or -1. By
       default `label`, else `labels`, else nothing.
-    uncertain: what a finding becomes that its reader was not sure of (-1 in the data): `ignore`
-      makes it unknown, `zeros` absent, `ones` present (Irvin et al. 2019, arXiv 1901.07031,
-      section 3.1, U-Ignore, U-Zeros, U-Ones).
-    views: which views to take, of `PA`, `AP`, `L` (lateral) and `unknown`; all by default.
-    cache_dir: where tables of what is in the records are remembered.
+    uncertain: policy for findings marked as uncertain (-1 in the data): `ignore` makes them
+      unknown, `zeros` absent, `ones` present (Irvin et al. 2019, arXiv 1901.07031, section 3.1,
+      U-Ignore, U-Zeros, U-Ones).
+    views: views to take, of `PA`, `AP`, `L` (lateral) and `unknown`; all by default.
+    cache_dir: where tables of the records are cached.
 
   Raises:
-    UserError: not prepared and not preparable, another file format, an unknown split or feature.
+    UserError: the data set is neither prepared nor preparable, has another file format, or lacks
+      the split or feature.
   """
 
   def __init__(
@@ -72,22 +73,22 @@ class Source:
     self._features = builder.info.features
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     expression, names = _split_expression(where, split, sizes)
-    shown = {_canonical(name, sizes): n for name, n in sizes.items()}
+    canonical_sizes = {_canonical(name, sizes): n for name, n in sizes.items()}
 
     self._image = self._find_image(where)
     self.bits = 16 if self._features[self._image].np_dtype == np.uint16 else 8
     self._mask = "mask" if self._is_image("mask") else None
     self._label = self._label_features(where, label)
     self._id, self._patient, self._site = (
-      next((f for f in options if f in self._features), None)
-      for options in (_IDS, _PATIENTS, _SITES)
+      next((name for name in candidates if name in self._features), None)
+      for candidates in (_IDS, _PATIENTS, _SITES)
     )
     metadata = builder.info.metadata or {}
     notes = [f"TFDS {builder.info.full_name}", *metadata.get("notes", ())]
     if self._patient is None:
       notes.append(patient_splits.UNKNOWN)
 
-    # The bytes as published: our decoder turns every colour type to gray, and TFDS's needs more.
+    # Keep the published bytes: our decoder converts all color types to gray, TFDS's does not.
     skip = {name: tfds.decode.SkipDecoding() for name in self._features if self._is_image(name)}
     self._records = builder.as_data_source(expression, decoders=skip)
     shards = [
@@ -100,13 +101,14 @@ class Source:
         f"{_KEY}.uncertain={uncertain!r} is for findings, and tfds:{where} has "
         "classes with this label"
       )
-    self._rows, told = _of_views(where, raw, views)
+    self._rows, selection_notes = _select_views(where, raw, views)
     self.table = raw.take(self._rows)
-    labels = self.table.labels  # a copy
+    labels = self.table.labels  # `take` has copied them
     labels[labels < 0] = label_policies.UNCERTAIN[uncertain]
     if uncertain != "ignore":
-      told += (f"uncertain findings count as {'absent' if uncertain == 'zeros' else 'present'}",)
-    if told:
+      state = "absent" if uncertain == "zeros" else "present"
+      selection_notes += (f"uncertain findings count as {state}",)
+    if selection_notes:
       content = f"{fingerprint} {uncertain} {hashlib.sha256(self._rows.tobytes()).hexdigest()}"
       fingerprint = hashlib.sha256(content.encode()).hexdigest()
     self.info = SourceInfo(
@@ -114,9 +116,9 @@ class Source:
       split=_canonical(expression, sizes),
       classes=classes,
       exclusive=self._exclusive,
-      splits=shown,
+      splits=canonical_sizes,
       fingerprint=fingerprint,
-      notes=(*notes, *told),
+      notes=(*notes, *selection_notes),
       dataset=f"tfds:{where.partition('/')[0]}",
       skipped=tuple((str(name), str(reason)) for name, reason in metadata.get("left_out", ())),
     )
@@ -128,7 +130,7 @@ class Source:
     return self.read(index)
 
   def read(self, index: int, at_least: int | None = None) -> Record:
-    """Image `index`; a JPEG may be decoded smaller, for a result of `at_least` pixels."""
+    """Reads image `index`; JPEGs may be decoded at reduced size, not below `at_least` pixels."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     example = self._records[int(self._rows[index])]
@@ -148,23 +150,27 @@ class Source:
       window=window if len(window) == 2 and window[0] < window[1] else None,
     )
 
-  # Which feature is what.
+  # Roles of the features.
 
   def _is_image(self, name: str) -> bool:
     return name in self._features and isinstance(self._features[name], tfds.features.Image)
 
   def _find_image(self, where: str) -> str:
-    found = [name for name in self._features if self._is_image(name) and not name.endswith("mask")]
-    if not found:
+    images = [name for name in self._features if self._is_image(name) and not name.endswith("mask")]
+    if not images:
       raise UserError(f"tfds:{where} has no image; features: {', '.join(sorted(self._features))}")
-    return "image" if "image" in found else found[0]
+    return "image" if "image" in images else images[0]
 
   def _label_features(self, where: str, label: str | Sequence[str] | None) -> tuple[str, ...]:
-    names = () if label is None else (label,) if isinstance(label, str) else tuple(label)
+    """Names of the label features; sets the group of findings that they may belong to."""
+    if label is None:
+      names: tuple[str, ...] = ()
+    else:
+      names = (label,) if isinstance(label, str) else tuple(label)
     groups = [n for n, f in self._features.items() if isinstance(f, tfds.features.FeaturesDict)]
-    # A set may have findings by several readers, each a group of the same names.
+    # A data set may have findings by several readers, each a group with the same names.
     self._group = names[0] if len(names) == 1 and names[0] in groups else "labels"
-    # Sorted: read from disk, they come in another order in each process.
+    # Sorted, since their order on disk differs between processes.
     findings = sorted(self._features[self._group]) if self._group in groups else []
     self._findings = set(findings)
     if not names:
@@ -181,11 +187,11 @@ class Source:
         )
       feature = self._features[name]
       inner = getattr(feature, "feature", feature)
-      classes = len(names) == 1 and isinstance(inner, tfds.features.ClassLabel)
-      number = isinstance(feature, tfds.features.Scalar | tfds.features.Tensor) and (
+      is_classes = len(names) == 1 and isinstance(inner, tfds.features.ClassLabel)
+      is_number = isinstance(feature, tfds.features.Scalar | tfds.features.Tensor) and (
         feature.shape == () and np.dtype(feature.np_dtype).kind in "biuf"
       )
-      if not (classes or number):
+      if not (is_classes or is_number):
         raise UserError(
           f"{_KEY}.label={name!r} is {feature!r}; give a ClassLabel, a sequence of "
           "them, or several features that are 1, 0 or -1"
@@ -193,6 +199,7 @@ class Source:
     return names
 
   def _classes(self) -> tuple[tuple[str, ...], bool]:
+    """Names of the classes, and whether they are exclusive."""
     if len(self._label) == 1 and self._label[0] not in self._findings:
       feature = self._features[self._label[0]]
       if isinstance(feature, tfds.features.ClassLabel):
@@ -202,12 +209,12 @@ class Source:
     return self._label, not self._label
 
   def _label_row(self, example: dict[str, Any], k: int) -> np.ndarray:
-    """As stored: -1 stands for uncertain, NaN for unknown."""
+    """Labels of a record as stored: -1 is uncertain, NaN unknown."""
     row = np.zeros(k, np.float32)
-    first = None
+    feature = None
     if len(self._label) == 1 and self._label[0] not in self._findings:
-      first = self._features[self._label[0]]
-    if isinstance(getattr(first, "feature", first), tfds.features.ClassLabel):
+      feature = self._features[self._label[0]]
+    if isinstance(getattr(feature, "feature", feature), tfds.features.ClassLabel):
       present = np.atleast_1d(np.asarray(example[self._label[0]], np.int64))
       if (present < 0).any():
         return np.full(k, np.nan, np.float32)
@@ -229,30 +236,30 @@ class Source:
   ) -> tuple[Table, str]:
     """Table and fingerprint, from the cache or by one pass over the records.
 
-    The fingerprint is of ids and encoded images. The files' own bytes would not do: they depend on
-    the versions of what wrote them.
+    The fingerprint is a hash of ids and encoded images, not of the files' bytes, which depend on
+    the versions of the software that wrote them.
     """
     states = [[str(f.resolve()), *file_hashes.state(f.stat())] for f in shards]
     key = json.dumps([3, states, expression, self._group, self._label, len(self._records)])
-    memory = (
-      cache_folder.cache_root(cache_dir)
-      / "tables"
-      / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-    )
+    digest = hashlib.sha256(key.encode()).hexdigest()[:24]
+    cache = cache_folder.cache_root(cache_dir) / "tables" / f"{digest}.npz"
     texts = ("ids", "patients", "sites", "views", "sexes")
     with contextlib.suppress(OSError, ValueError, KeyError):
-      found = files.read_npz(memory)
-      return Table(
-        **{n: tuple(found[n].tolist()) for n in texts}, labels=found["labels"], ages=found["ages"]
-      ), str(found["fingerprint"])
+      arrays = files.read_npz(cache)
+      table = Table(
+        **{name: tuple(arrays[name].tolist()) for name in texts},
+        labels=arrays["labels"],
+        ages=arrays["ages"],
+      )
+      return table, str(arrays["fingerprint"])
     n = len(self._records)
     columns: dict[str, list[str]] = {name: [] for name in texts}
     labels, ages = np.zeros((n, k), np.float32), np.full(n, np.nan, np.float32)
     view, sex = (name if name in self._features else None for name in ("view", "sex"))
     content = hashlib.sha256()
     for i, example in enumerate(self._examples(expression)):
-      named = self._text(example, self._id) if self._id else f"{expression}-{i:07d}"
-      columns["ids"].append(named)
+      image_id = self._text(example, self._id) if self._id else f"{expression}-{i:07d}"
+      columns["ids"].append(image_id)
       columns["patients"].append(self._text(example, self._patient) if self._patient else "")
       for name, feature in (("sites", self._site), ("views", view), ("sexes", sex)):
         columns[name].append(self._text(example, feature) if feature else "")
@@ -260,25 +267,24 @@ class Source:
         ages[i] = example["age"]
       labels[i] = self._label_row(example, k)
       for piece in (
-        named.encode(),
+        image_id.encode(),
         example[self._image],
         example[self._mask] if self._mask else b"",
       ):
         content.update(len(piece).to_bytes(8, "little") + piece)
     fingerprint = content.hexdigest()
     with contextlib.suppress(OSError):
-      memory.parent.mkdir(parents=True, exist_ok=True)
-      handle, temporary = tempfile.mkstemp(dir=memory.parent, suffix=".npz")
+      cache.parent.mkdir(parents=True, exist_ok=True)
+      handle, temporary = tempfile.mkstemp(dir=cache.parent, suffix=".npz")
       with os.fdopen(handle, "wb") as opened:
-        arrays: dict[str, Any] = {name: np.array(column) for name, column in columns.items()}
-        np.savez(opened, **arrays, labels=labels, ages=ages, fingerprint=np.array(fingerprint))
-      os.replace(temporary, memory)
-    return Table(
-      **{name: tuple(column) for name, column in columns.items()}, labels=labels, ages=ages
-    ), fingerprint
+        text_arrays: dict[str, Any] = {name: np.array(column) for name, column in columns.items()}
+        np.savez(opened, **text_arrays, labels=labels, ages=ages, fingerprint=np.array(fingerprint))
+      os.replace(temporary, cache)
+    texts_by_name = {name: tuple(column) for name, column in columns.items()}
+    return Table(**texts_by_name, labels=labels, ages=ages), fingerprint
 
   def _examples(self, expression: str) -> Iterator[dict[str, Any]]:
-    """All records in order, read some at a time; a bar where there are many."""
+    """Yields all records in order, read in batches; shows a progress bar if there are many."""
     n, step = len(self._records), 64
     bar = tqdm.tqdm(
       total=n,
@@ -295,25 +301,25 @@ class Source:
         bar.update(len(rows))
 
 
-def _of_views(
+def _select_views(
   where: str, table: Table, views: str | Sequence[str] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Rows of the wanted views, and a note where some are left out."""
+  """Rows of the requested views, and a note on those left out."""
   if views is None:
     return np.arange(len(table)), ()
   rows = label_policies.rows_of_views(f"tfds:{where}", table.views, views)
-  wanted = (views,) if isinstance(views, str) else tuple(views)
-  left = len(table) - len(rows)
-  return rows, (f"views {', '.join(wanted)} only: {left} images of others left out",)
+  names = (views,) if isinstance(views, str) else tuple(views)
+  excluded = len(table) - len(rows)
+  return rows, (f"views {', '.join(names)} only: {excluded} images of others left out",)
 
 
 def _canonical(name: str, sizes: dict[str, int]) -> str:
-  """`validation` is called `val` everywhere else."""
+  """Split name with TFDS's `validation` replaced by `val`, the name used everywhere else."""
   return name if "val" in sizes else re.sub(r"\bvalidation\b", "val", name)
 
 
 def _split_expression(where: str, split: str, sizes: dict[str, int]) -> tuple[str, tuple[str, ...]]:
-  """The split as TFDS spells it, and the whole splits that it takes images from."""
+  """TFDS's expression for a split, and the names of the splits that it takes images from."""
   if split == "all":
     return "+".join(sizes), tuple(sizes)
   parts, names = [], []
@@ -323,8 +329,8 @@ def _split_expression(where: str, split: str, sizes: dict[str, int]) -> tuple[st
     if name == "val" and "val" not in sizes and "validation" in sizes:
       name = "validation"
     if name not in sizes:
-      shown = [_canonical(n, sizes) for n in sizes]
-      raise UserError(f"tfds:{where} has no split {name!r}{suggest(name, [*shown, 'all'])}")
+      valid = [*(_canonical(n, sizes) for n in sizes), "all"]
+      raise UserError(f"tfds:{where} has no split {name!r}{suggest(name, valid)}")
     parts.append(name + rows)
     names.append(name)
   return "+".join(parts), tuple(dict.fromkeys(names))

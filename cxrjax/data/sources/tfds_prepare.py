@@ -1,4 +1,4 @@
-"""Finds a TFDS data set, and prepares it on first use where its builder and archive are there."""
+"""Finds a TFDS data set, and prepares it on first use if its builder and archive are available."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cxrjax.core import files, package_folders
 from cxrjax.core.errors import UserError, suggest
 
 BUILDERS = package_folders.folder("tfds_builders")
-_DISK = (
+_DISK_ERRORS = (
   errno.ENOSPC,
   errno.EDQUOT,
   errno.EACCES,
@@ -32,33 +32,33 @@ _KEY = "config.data.options"
 
 
 def prepared(where: str, data_dir: str | None, manual_dir: str | None) -> Any:
-  """A builder whose files are there, in a format that is read without TensorFlow."""
+  """Builder of a prepared data set in array_record format, which needs no TensorFlow."""
   name, _, config = where.partition("/")
   root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
   root = root.expanduser()
-  kind = builder_class(name)
-  if kind is not None:
+  cls = builder_class(name)
+  if cls is not None:
     try:
       with _quiet():
         options = {"data_dir": str(root), "config": config or None}
-        builder = kind(**options)
-        ready = builder.is_prepared()
-        if not ready:
-          builder = kind(**options, file_format="array_record")
+        builder = cls(**options)
+        is_prepared = builder.is_prepared()
+        if not is_prepared:
+          builder = cls(**options, file_format="array_record")
     except ValueError as error:
       if not config:
         raise
-      known = [c.name for c in kind.BUILDER_CONFIGS]
-      raise UserError(f"tfds:{name} has no config {config!r}{suggest(config, known)}") from error
-    if not ready:
+      configs = [c.name for c in cls.BUILDER_CONFIGS]
+      raise UserError(f"tfds:{name} has no config {config!r}{suggest(config, configs)}") from error
+    if not is_prepared:
       _prepare(builder, where, root, manual_dir)
   else:
     folder = _newest(root / where)
     if folder is None:
-      ours = sorted(p.parent.name for p in BUILDERS.glob("*/*_dataset_builder.py"))
+      builders = sorted(p.parent.name for p in BUILDERS.glob("*/*_dataset_builder.py"))
       raise UserError(
         f"tfds:{where} is not prepared in {root}, and there is no builder for it"
-        f"{suggest(name, ours) if ours else ''}; or name the folder of prepared data "
+        f"{suggest(name, builders) if builders else ''}; or name the folder of prepared data "
         f"sets in {_KEY}.data_dir"
       )
     _check_features(folder / "features.json")
@@ -73,13 +73,13 @@ def prepared(where: str, data_dir: str | None, manual_dir: str | None) -> Any:
 
 
 def _check_features(file: pathlib.Path) -> None:
-  """Refuses a prepared data set whose features are not TFDS's own: TFDS imports what they name."""
+  """Rejects prepared data sets with features from outside of TFDS, which TFDS would import."""
   try:
     waiting = [files.read_json(file)]
     while waiting:
       item = waiting.pop()
       if isinstance(item, str) and item.lstrip().startswith(("{", "[")):
-        waiting.append(files.parse_json(item))  # as older versions have them
+        waiting.append(files.parse_json(item))  # older versions nest JSON in strings
       elif isinstance(item, list):
         waiting += item
       elif isinstance(item, dict):
@@ -104,12 +104,12 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def builder_class(name: str) -> type[Any] | None:
-  """The builder of the package, `tfds_builders/NAME/NAME_dataset_builder.py`, or None."""
+  """Builder class in `tfds_builders/NAME/NAME_dataset_builder.py`, or None."""
   file = BUILDERS / name / f"{name}_dataset_builder.py"
   if not name.isidentifier() or not file.is_file():
     return None
   package = sys.modules.setdefault(BUILDERS.name, types.ModuleType(BUILDERS.name))
-  # Wherever it lies, and whatever else is called so; TFDS asks for its file.
+  # Set even if another package has this name; TFDS needs `__file__`.
   package.__path__, package.__file__ = [str(BUILDERS)], str(BUILDERS / "__init__.py")
   builder = importlib.import_module(f"{BUILDERS.name}.{name}.{name}_dataset_builder").Builder
   builder.pkg_dir_path = tfds.core.Path(file.parent)
@@ -125,7 +125,7 @@ def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | Non
     )
   try:
     root.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(root / f".{builder.name}.lock"):
+    with _exclusive_lock(root / f".{builder.name}.lock"):
       with _quiet():
         if builder.is_prepared():
           return
@@ -141,10 +141,10 @@ def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | Non
     while cause is not None and not isinstance(cause, UserError | OSError):
       cause = cause.__cause__ or cause.__context__
     if isinstance(cause, UserError):
-      while isinstance(cause.__cause__, UserError):  # TFDS adds a line of its own in front
+      while isinstance(cause.__cause__, UserError):  # the innermost one, as TFDS prefixes messages
         cause = cause.__cause__
       raise UserError(str(cause)) from error
-    if isinstance(cause, OSError) and cause.errno in _DISK:
+    if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
       raise UserError(
         f"cannot prepare tfds:{where} in {root}: {cause.strerror}; name another "
         f"folder in {_KEY}.data_dir"
@@ -154,7 +154,7 @@ def _prepare(builder: Any, where: str, root: pathlib.Path, manual_dir: str | Non
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without TFDS's warning that a data set which is about to be prepared is not prepared."""
+  """Silences TFDS's warning about unprepared data sets, which are about to be prepared."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -164,11 +164,11 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(lock: pathlib.Path) -> Iterator[None]:
-  """Lets one process in; the others wait, and then find the work done."""
+def _exclusive_lock(lock: pathlib.Path) -> Iterator[None]:
+  """Admits one process at a time; those that waited then find the data set prepared."""
   try:
     import fcntl
-  except ImportError:  # not on this system; two processes at once then do the work twice
+  except ImportError:  # not on this system, where concurrent processes prepare the data set twice
     yield
     return
   with open(lock, "w") as opened:

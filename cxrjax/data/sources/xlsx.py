@@ -1,4 +1,4 @@
-"""Tables that are published as Excel files, read with the standard library."""
+"""Reads Excel files with the standard library."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from xml.etree import ElementTree
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.sources import archive
 
-MAX_XML = 64 << 20  # bytes of one part; in memory it is ten times as large
+MAX_XML = 64 << 20  # bytes per part; parsed, it takes ten times as much memory
 _SHEET = re.compile(r"xl/worksheets/sheet(\d+)\.xml")
 
 
 def rows(
   opened: archive.Archive, name: str, columns: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, str]]]:
-  """Rows of the first sheet of an .xlsx file, with a place for errors, as `archive.rows` gives.
+  """Yields the rows of the first sheet of an .xlsx file, each with its place, like `archive.rows`.
 
-  The first row is the header; cells are text as stored, empty ones an empty text.
+  The first row is the header; cells are strings as stored, "" if empty.
 
   Args:
-    opened: the archive that the file lies in.
-    name: of the file in it.
-    columns: those it must have.
+    opened: the archive that contains the file.
+    name: name of the file in the archive.
+    columns: required columns.
 
   Raises:
-    UserError: it is no .xlsx file, is damaged, or a column is missing.
+    UserError: not an .xlsx file, a damaged one, or a column is missing.
   """
   where = f"{opened.path}: {name}"
   header: dict[int, str] | None = None
@@ -37,38 +37,39 @@ def rows(
         if column not in header.values():
           raise UserError(f"{where} has no column {column!r}{suggest(column, header.values())}")
     elif cells:
-      yield (f"{where} line {number}", {column: cells.get(at, "") for at, column in header.items()})
+      row = {column: cells.get(position, "") for position, column in header.items()}
+      yield f"{where} line {number}", row
 
 
 def sheet(where: str, data: bytes) -> Iterator[tuple[int, dict[int, str]]]:
-  """Rows of the first sheet of an .xlsx file: number, and text of each cell by its column from 1.
+  """Yields the rows of the first sheet: row number, and the text of each cell by column from 1.
 
   Args:
-    where: the file is, for errors.
+    where: path of the file for error messages.
     data: its bytes.
 
   Raises:
-    UserError: it is no .xlsx file, or is damaged.
+    UserError: not an .xlsx file, or a damaged one.
   """
   with archive.Archive(where, content=data) as inside:
     sheets = sorted((int(match[1]), n) for n in inside.names if (match := _SHEET.fullmatch(n)))
     if not sheets:
       raise UserError(f"{where} is no Excel file: it has no sheet")
-    shared = []
+    shared = []  # strings that cells refer to by index
     if "xl/sharedStrings.xml" in inside:
       shared = [_text(item) for item in _parse(inside, "xl/sharedStrings.xml", where)]
-    rows = _all(_parse(inside, sheets[0][1], where), "row")
-    for at, row in enumerate(rows, 1):
+    rows = _descendants(_parse(inside, sheets[0][1], where), "row")
+    for position, row in enumerate(rows, 1):
       try:
         cells = dict(_cells(row, shared))
       except (ValueError, IndexError) as error:
-        raise UserError(f"{where} is damaged in row {at} ({error})") from error
-      given = row.get("r", "")
-      yield int(given) if given.isdecimal() else at, cells
+        raise UserError(f"{where} is damaged in row {position} ({error})") from error
+      number = row.get("r", "")
+      yield int(number) if number.isdecimal() else position, cells
 
 
 class _DocumentType(Exception):
-  """No Excel file declares one; it could hold entities that explode."""
+  """A document type declaration, which Excel never writes and which allows entity expansion."""
 
 
 class _Tree(ElementTree.TreeBuilder):
@@ -88,13 +89,13 @@ def _parse(inside: archive.Archive, name: str, where: str) -> ElementTree.Elemen
     raise UserError(f"{where} is damaged ({name}: {error})") from error
 
 
-def _all(element: ElementTree.Element, tag: str) -> Iterator[ElementTree.Element]:
-  """Descendants by their tag without its namespace, which differs between dialects."""
-  return (found for found in element.iter() if found.tag.rpartition("}")[2] == tag)
+def _descendants(element: ElementTree.Element, tag: str) -> Iterator[ElementTree.Element]:
+  """Descendants with a tag in any namespace, as it differs between dialects."""
+  return (child for child in element.iter() if child.tag.rpartition("}")[2] == tag)
 
 
 def _text(item: ElementTree.Element) -> str:
-  """A string, of one or several runs; how it is pronounced is left out."""
+  """Text of a string of one or more runs, without phonetic hints (`rPh`)."""
   parts, waiting = [], [item]
   while waiting:
     part = waiting.pop()
@@ -107,20 +108,21 @@ def _text(item: ElementTree.Element) -> str:
 
 
 def _cells(row: ElementTree.Element, shared: Sequence[str]) -> Iterator[tuple[int, str]]:
-  at = 0
-  for cell in _all(row, "c"):
+  """Yields column, from 1, and text of the cells of a row."""
+  column = 0
+  for cell in _descendants(row, "c"):
     letters = re.match(r"[A-Z]+", cell.get("r", ""))
     if letters:
-      at = 0
+      column = 0
       for letter in letters[0]:
-        at = at * 26 + ord(letter) - ord("A") + 1
+        column = column * 26 + ord(letter) - ord("A") + 1
     else:
-      at += 1
-    kind, value = cell.get("t"), next(_all(cell, "v"), None)
+      column += 1
+    kind, value = cell.get("t"), next(_descendants(cell, "v"), None)
     if kind == "inlineStr":
       text = _text(cell)
     elif value is None:
       continue
     else:
       text = shared[int(value.text or "")] if kind == "s" else value.text or ""
-    yield at, text.strip()
+    yield column, text.strip()

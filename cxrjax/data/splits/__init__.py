@@ -1,1 +1,1 @@
-"""Who may be where: splits by patient, subsets, partial labels, leakage."""
+"""Splits by patient, subsets, partial labels, leakage checks."""

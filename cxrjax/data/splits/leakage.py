@@ -1,4 +1,4 @@
-"""Patients that training must not have seen: across sources, and across runs."""
+"""Patient leakage: finds patients shared by training and test, across sources and across runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from jaxtyping import UInt64
 from cxrjax.data.base import Source, SourceInfo
 from cxrjax.data.splits import patient_splits
 
-_SALT = 2  # words of 64 bits at the beginning; then one that tells the secret
+_SALT_WORDS = 2  # leading 64-bit words; the next one identifies the secret
 
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """How far the patients of some images are known.
+  """How many images of a set have a known patient.
 
   Attributes:
-    images: how many there are.
-    unknown: those of them whose patient is unknown.
-    naming: of `SourceInfo`.
+    images: number of images.
+    unknown: number of images with an unknown patient.
+    naming: `SourceInfo.naming` of their source.
   """
 
   images: int
@@ -32,11 +32,11 @@ class Known:
 
 
 def known(keys: Sequence[str], info: SourceInfo) -> Known:
-  """How far patients are known.
+  """Counts the images with a known patient.
 
   Args:
-    keys: of the images, of `splits.patient_keys`.
-    info: of their source.
+    keys: `splits.patient_keys` of the images.
+    info: description of their source.
   """
   return Known(len(keys), sum(not key for key in keys), info.naming)
 
@@ -44,91 +44,91 @@ def known(keys: Sequence[str], info: SourceInfo) -> Known:
 def said(
   shared: int, sets: Sequence[Known], names: Sequence[str], *, some: str, none: str, whether: str
 ) -> str:
-  """The one sentence on patients in two sets of images, for terminal, pages and `run.json`.
+  """Sentence on patients shared by sets of images, for terminal, pages and `run.json`.
 
-  That there are none is said only where the patients of all images are known, by names that mean
-  the same in all sets.
+  It states that there are none only if the patients of all images are known, by names that are
+  comparable across all sets.
 
   Args:
-    shared: patients that were found in two sets.
-    sets: what is known of each.
-    names: of the sets, as in "test images".
-    some: what is said of shared patients, as in "3 of 12 test patients are in the training data".
-    none: what is said where there are none.
-    whether: what could not be checked, as in "whether a test patient is in the training data".
+    shared: number of patients found in two sets.
+    sets: counts of known patients in each set.
+    names: names of the sets, as in "test images".
+    some: text if patients are shared, as in "3 of 12 test patients are in the training data".
+    none: text if none are shared.
+    whether: the open question, as in "whether a test patient is in the training data".
   """
-  gaps = [
+  unknown = [
     f"of {k.unknown} of {k.images} {name}" for k, name in zip(sets, names, strict=True) if k.unknown
   ]
-  gaps = [f"patients are not known {' and '.join(gaps)}"] if gaps else []
+  gaps = [f"patients are not known {' and '.join(unknown)}"] if unknown else []
   namings = list(dict.fromkeys(n for k in sets for n in k.naming if k.unknown < k.images))
   if len(namings) > 1:
     gaps.append(f"{' and '.join(namings)} name patients each in a way of its own")
   if shared or not gaps:
     return "; ".join([some, *gaps] if shared else [none])
-  told = "could be checked in part only, and none was found"
-  if any(k.unknown == k.images for k in sets) or not set.intersection(
-    *(set(k.naming) for k in sets)
-  ):
-    told = "could not be checked"
-  return f"{', and '.join(gaps)}, so {whether} {told}"
+  outcome = "could be checked in part only, and none was found"
+  shared_namings = set.intersection(*(set(k.naming) for k in sets))
+  if any(k.unknown == k.images for k in sets) or not shared_namings:
+    outcome = "could not be checked"
+  return f"{', and '.join(gaps)}, so {whether} {outcome}"
 
 
 def check(train: Sequence[Source], test: Source) -> tuple[str, ...]:
   """Patients of `test` that are in one of `train`, as `dataset/patient`, sorted.
 
-  Unknown patients are never shared. A patient whom two data sets name differently is not found,
-  for whom there are the near-duplicates of `cxrjax.audit.duplicates`; `said` tells what that means.
+  Unknown patients are never shared. A patient named differently by two data sets is not found; the
+  near-duplicates of `cxrjax.audit.duplicates` cover those, and `said` reports the limitation.
 
   Args:
-    train: sources whose patients are learnt from.
-    test: the source that will judge.
+    train: training sources.
+    test: the test source.
   """
-  seen = {key for source in train for key in patient_splits.patient_keys(source)}
-  return tuple(sorted((set(patient_splits.patient_keys(test)) & seen) - {""}))
+  train_keys = {key for source in train for key in patient_splits.patient_keys(source)}
+  test_keys = set(patient_splits.patient_keys(test))
+  return tuple(sorted((test_keys & train_keys) - {""}))
 
 
 def remember(keys: Iterable[str], secret: bytes) -> UInt64[np.ndarray, "_"]:
-  """What a run keeps of its patients, so that a later run can tell whether it meets them again.
+  """Fingerprint of a run's patients, by which a later run recognizes them.
 
-  A random salt, a word that tells whether a secret is the same, and 64-bit hashes (BLAKE2b, keyed
-  with the secret, salted), ascending, each once. Without the secret a guessed name cannot be
-  confirmed, nor can it be told whether two runs share patients; with it both can, which is what it
-  is for. Two of a million patients are taken for one with a probability of 3e-8.
+  A random salt, a word that identifies the secret, and unique, ascending 64-bit hashes (BLAKE2b,
+  keyed with the secret, salted). Confirming a guessed name and comparing the patients of two runs
+  are possible only with the secret. The probability that any two of a million patients collide is
+  3e-8.
 
   Args:
-    keys: of `splits.patient_keys`; empty ones do not count.
-    secret: of `hashes.patient_key`.
+    keys: `splits.patient_keys`; empty ones are ignored.
+    secret: key from `file_hashes.patient_key`.
   """
-  salt = secrets.token_bytes(8 * _SALT)
-  head = np.frombuffer(salt, "<u8").astype(np.uint64)
-  found = np.unique(_hashes(sorted(set(keys) - {""}), secret, salt))
-  return np.concatenate([head, _mark(secret, salt), found])
+  salt = secrets.token_bytes(8 * _SALT_WORDS)
+  salt_words = np.frombuffer(salt, "<u8").astype(np.uint64)
+  hashes = np.unique(_hashes(sorted(set(keys) - {""}), secret, salt))
+  return np.concatenate([salt_words, _secret_mark(secret, salt), hashes])
 
 
 def overlap(
   remembered: UInt64[np.ndarray, "_"], keys: Iterable[str], secret: bytes
 ) -> tuple[str, ...] | None:
-  """Those of `keys` that `remember` was given, sorted, each once.
+  """Unique, sorted keys that were among those passed to `remember`.
 
   Args:
-    remembered: of `remember`.
-    keys: of `splits.patient_keys`; empty ones do not count.
-    secret: that it was given.
+    remembered: result of `remember`.
+    keys: `splits.patient_keys`; empty ones are ignored.
+    secret: the secret passed to `remember`.
 
   Returns:
-    None where the secret is another, so that nothing can be told.
+    The shared keys; None if the secret differs, so that they cannot be determined.
   """
-  salt = remembered[:_SALT].astype("<u8").tobytes()
-  if not np.array_equal(remembered[_SALT : _SALT + 1], _mark(secret, salt)):
+  salt = remembered[:_SALT_WORDS].astype("<u8").tobytes()
+  if not np.array_equal(remembered[_SALT_WORDS : _SALT_WORDS + 1], _secret_mark(secret, salt)):
     return None
   names = sorted(set(keys) - {""})
-  found = np.isin(_hashes(names, secret, salt), remembered[_SALT + 1 :])
-  return tuple(name for name, there in zip(names, found.tolist(), strict=True) if there)
+  is_shared = np.isin(_hashes(names, secret, salt), remembered[_SALT_WORDS + 1 :])
+  return tuple(name for name, shared in zip(names, is_shared.tolist(), strict=True) if shared)
 
 
-def _mark(secret: bytes, salt: bytes) -> np.ndarray:
-  return _hashes([""], secret, salt)  # which no patient is called
+def _secret_mark(secret: bytes, salt: bytes) -> np.ndarray:
+  return _hashes([""], secret, salt)  # no patient has an empty key
 
 
 def _hashes(names: Sequence[str], secret: bytes, salt: bytes) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Few labels and many images: a source whose labels are known of some of its images only."""
+"""Semi-supervised sources, where the labels of only some images are known."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ KEY = "config.data.labelled"
 
 
 class Labelled(Subset):
-  """All images of a source; the labels of some are known, the others' are NaN.
+  """All images of a source, with the labels of some; the labels of the others are NaN.
 
-  With a share, the labelled images and the others are parts of a pool, drawn by weight: labelled
-  images come first (in a pool with weights, those of each of its parts before the part's others,
-  and both are drawn in the parts' proportions).
+  With a share, labelled and unlabelled images become parts of a pool, drawn by weight: labelled
+  images come first (in a pool with weights, within each of its parts, and both kinds are drawn in
+  the proportions of the parts).
 
   Args:
-    source: the whole.
+    source: the full source.
     known: rows whose labels stay; None is all.
-    share: of the images drawn that are labelled, below 1; 0 draws every image as before. Where all
-      images are labelled it has no meaning, and all are drawn as before.
+    share: share of labelled images among those drawn, below 1; 0 draws every image as before, and
+      so does any share if all images are labelled.
     said: which labels are known, for `info.split`.
     notes: how they were chosen.
 
   Raises:
-    UserError: a share that is none, or of no labelled image.
+    UserError: an invalid share, or a share without labelled images.
   """
 
   def __init__(
@@ -45,8 +45,8 @@ class Labelled(Subset):
     said: str = "",
     notes: Sequence[str] = (),
   ):
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    if not number or not 0 <= share < 1:
+    is_number = isinstance(share, int | float) and not isinstance(share, bool)
+    if not is_number or not 0 <= share < 1:
       raise UserError(
         f"{KEY}_share={share!r} is no share; give a number from 0 (all images are "
         "drawn equally often) to below 1, such as 0.25"
@@ -56,30 +56,32 @@ class Labelled(Subset):
       hidden = np.setdiff1d(np.arange(len(labels)), known)
       labels = labels.copy()
       labels[hidden] = np.nan
-    has = labelled(labels, source.info.exclusive)
-    if share and not has.any():
+    is_labelled = labelled(labels, source.info.exclusive)
+    if share and not is_labelled.any():
       raise UserError(
         f"{KEY}_share={share:g}, but no label of {source.info.name} "
         f"[{source.info.split}] is known; give a labelled source, or more labels"
       )
     rows, parts = np.arange(len(labels), dtype=np.int64), source.info.parts
-    if share and not has.all():
-      whole = parts or (Part(source.info.name, len(labels), 1.0),)
-      of_part = np.repeat(np.arange(len(whole)), [part.rows for part in whole])
-      rows = np.lexsort((~has, of_part))
-      parts = _parts(whole, np.bincount(of_part[has], minlength=len(whole)).tolist(), share)
+    if share and not is_labelled.all():
+      source_parts = parts or (Part(source.info.name, len(labels), 1.0),)
+      part_of_row = np.repeat(np.arange(len(source_parts)), [part.rows for part in source_parts])
+      rows = np.lexsort((~is_labelled, part_of_row))
+      counts = np.bincount(part_of_row[is_labelled], minlength=len(source_parts)).tolist()
+      parts = _split_parts(source_parts, counts, share)
     split = source.info.split + (f", labels of {said}" if said else "")
-    text = f"labels of {has.sum()} of {len(has)} images are known"
-    text += f"; {share:g} of the images drawn are labelled" if parts != source.info.parts else ""
-    super().__init__(source, rows, split, [*notes, text])
+    note = f"labels of {is_labelled.sum()} of {len(is_labelled)} images are known"
+    if parts != source.info.parts:
+      note += f"; {share:g} of the images drawn are labelled"
+    super().__init__(source, rows, split, [*notes, note])
     self.table = dataclasses.replace(self.table, labels=labels[rows])
-    content = f"{self.info.fingerprint}\0{np.packbits(has[rows]).tobytes().hex()}"
+    content = f"{self.info.fingerprint}\0{np.packbits(is_labelled[rows]).tobytes().hex()}"
     self.info = dataclasses.replace(
       self.info, parts=parts, fingerprint=hashlib.sha256(content.encode()).hexdigest()
     )
 
   def read(self, index: int, at_least: int | None = None) -> Record:
-    """Image `index` with what is known of its labels; see `Subset.read`."""
+    """Reads image `index` with its known labels; see `Subset.read`."""
     return dataclasses.replace(super().read(index, at_least), labels=self.table.labels[index])
 
 
@@ -87,41 +89,45 @@ def hide(source: Source, known: str = "", share: Any = 0.0, seed: int = 0) -> La
   """Hides the labels of all but some images.
 
   Args:
-    source: the whole.
-    known: whose labels stay, `10 %` or `16 per class`: the images that `subset.take` gives for the
-      same words and seed, so that fewer labels are among more; nothing is all.
-    share: of the images drawn that are labelled; see `Labelled`.
-    seed: another seed, other labels.
+    source: the full source.
+    known: which labels stay, `10 %` or `16 per class`: those of the images that `subset.take`
+      selects with the same text and seed, so that smaller choices are nested in larger ones; all by
+      default.
+    share: share of labelled images among those drawn; see `Labelled`.
+    seed: random seed of the choice.
 
   Raises:
-    UserError: words or a share that are none, or a source without labels.
+    UserError: an invalid choice or share, or a source without labels.
   """
   if not known:
     return Labelled(source, share=share)
-  chosen = subsets.take(source, known, seed, key=KEY)
-  names = set(chosen.table.ids)
+  subset = subsets.take(source, known, seed, key=KEY)
+  names = set(subset.table.ids)
   rows = np.array([i for i, name in enumerate(source.table.ids) if name in names], np.int64)
-  said = chosen.info.split.removeprefix(f"{source.info.split}, ")
-  return Labelled(source, rows, share, said, [f"labels of {chosen.info.notes[-1]}"])
+  description = subset.info.split.removeprefix(f"{source.info.split}, ")
+  return Labelled(source, rows, share, description, [f"labels of {subset.info.notes[-1]}"])
 
 
 def labelled(labels: Float32[np.ndarray, "n k"], exclusive: bool) -> Bool[np.ndarray, "n"]:
-  """Images whose class is known, or something of their findings."""
+  """Mask of the images with a known class, or with at least one known finding."""
   known = ~np.isnan(labels)
   return known.all(1) & known.any(1) if exclusive else known.any(1)
 
 
-def _parts(whole: Sequence[Part], known: Sequence[int], share: float) -> tuple[Part, ...]:
-  """Each part as two, labelled and not, those that have images; labelled ones weigh `share`."""
-  rest = [part.rows - n for part, n in zip(whole, known, strict=True)]
+def _split_parts(
+  parts: Sequence[Part], labelled_counts: Sequence[int], share: float
+) -> tuple[Part, ...]:
+  """Splits each part by whether images are labelled; the labelled weights sum to `share`."""
+  other_counts = [part.rows - n for part, n in zip(parts, labelled_counts, strict=True)]
   totals = [
-    sum(part.weight for part, n in zip(whole, counts, strict=True) if n) for counts in (known, rest)
+    sum(part.weight for part, n in zip(parts, counts, strict=True) if n)
+    for counts in (labelled_counts, other_counts)
   ]
-  found = []
-  for part, *counts in zip(whole, known, rest, strict=True):
-    for name, n, of, total in zip(
+  result = []
+  for part, *counts in zip(parts, labelled_counts, other_counts, strict=True):
+    for name, n, kind_share, total in zip(
       ("labelled", "not labelled"), counts, (share, 1 - share), totals, strict=True
     ):
       if n:
-        found.append(Part(f"{part.name}, {name}", n, of * part.weight / total))
-  return tuple(found)
+        result.append(Part(f"{part.name}, {name}", n, kind_share * part.weight / total))
+  return tuple(result)

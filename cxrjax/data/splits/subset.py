@@ -1,8 +1,8 @@
 """Parts of a source: `10 %`, `16 per class`, fold `2 of 5`, `train[15%:]`; by patient, stratified.
 
-Which images are taken depends on the names of patients and images, the labels and the seed alone:
-not on the order of the rows or the machine. With one seed the subsets lie in one another: 1 % in
-10 %, 8 per class in 16 per class. Slices have no seed: what validates is the same in every run.
+The selection depends only on the names of patients and images, the labels and the seed: not on the
+order of the rows or the machine. Subsets with the same seed are nested: 1 % in 10 %, 8 per class in
+16 per class. Slices have no seed, so that validation images are the same in every run.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Subset:
   """Some images of a source, which is itself a source.
 
   Args:
-    source: the whole; may be a subset itself.
-    rows: its rows that take part, in this order.
-    said: what part that is, for `info.split`.
+    source: the full source; may itself be a subset.
+    rows: rows of `source` to take, in this order.
+    said: description of the subset, for `info.split`.
     notes: how it was chosen.
-    sizes: number of images by split, where the subset is one of several splits of the whole.
+    sizes: number of images by split, if the subset is one of several splits of the source.
 
   Attributes:
-    source: the source that the images are read from, never itself a subset.
-    rows: rows of `source`.
+    source: the source that images are read from, never itself a subset.
+    rows: rows of that source.
   """
 
   def __init__(
@@ -52,24 +52,24 @@ class Subset:
     sizes: dict[str, int] | None = None,
   ):
     self.table = source.table.take(rows)
-    whole = source.info
+    info = source.info
     groups = getattr(source, "groups", None)
     self.groups: np.ndarray | None = None if groups is None else groups[rows]
-    parts = whole.parts
+    parts = info.parts
     if parts:
-      of_part = np.searchsorted(np.cumsum([p.rows for p in parts]), rows, side="right")
-      if (np.diff(of_part) < 0).any():
+      part_of_row = np.searchsorted(np.cumsum([p.rows for p in parts]), rows, side="right")
+      if (np.diff(part_of_row) < 0).any():
         raise ValueError("rows of a pool must stay in the order of its parts")
-      count = np.bincount(of_part, minlength=len(parts)).tolist()
-      parts = tuple(dataclasses.replace(p, rows=n) for p, n in zip(parts, count, strict=True) if n)
-    content = "\0".join([whole.fingerprint, *self.table.ids])
+      counts = np.bincount(part_of_row, minlength=len(parts)).tolist()
+      parts = tuple(dataclasses.replace(p, rows=n) for p, n in zip(parts, counts, strict=True) if n)
+    content = "\0".join([info.fingerprint, *self.table.ids])
     self.info: SourceInfo = dataclasses.replace(
-      whole,
+      info,
       split=said,
-      splits=whole.splits if sizes is None else sizes,
+      splits=info.splits if sizes is None else sizes,
       parts=parts,
       fingerprint=hashlib.sha256(content.encode()).hexdigest(),
-      notes=(*whole.notes, *notes),
+      notes=(*info.notes, *notes),
     )
     self.rows: np.ndarray = source.rows[rows] if isinstance(source, Subset) else rows
     self.source: Source = source.source if isinstance(source, Subset) else source
@@ -85,7 +85,7 @@ class Subset:
     return self.read(index)
 
   def read(self, index: int, at_least: int | None = None) -> Record:
-    """Image `index`; a JPEG may be decoded smaller, for a result of `at_least` pixels."""
+    """Reads image `index`; JPEGs may be decoded at reduced size, not below `at_least` pixels."""
     if not 0 <= index < len(self):
       raise IndexError(index)
     row, reader = int(self.rows[index]), getattr(self.source, "read", None)
@@ -93,40 +93,41 @@ class Subset:
 
 
 def take(source: Source, subset: str, seed: int = 0, key: str = "config.data.subset") -> Subset:
-  """Part of a source.
+  """Takes a subset of a source.
 
   Args:
-    source: the whole.
+    source: the full source.
     subset: `10 %` of the images (whole patients, every class and every source of a pool in
-      proportion), or `16 per class` (exactly so many where classes exclude one another; of several
-      findings, at least so many images with each; all where there are fewer).
-    seed: another seed, another subset.
-    key: the config key to name in errors.
+      proportion), or `16 per class` (exactly this number for exclusive classes; at least this
+      number of images with each finding otherwise; all if there are fewer).
+    seed: random seed.
+    key: config key for error messages.
 
   Raises:
-    UserError: text that is neither, or a count per class of a source without labels.
+    UserError: text in neither form, or a count per class for a source without labels.
   """
   percent, per_class = _PERCENT.match(subset), _PER_CLASS.match(subset)
   owners, table = patient_splits.owners(source.table), source.table
   if not len(table):
     raise UserError(f"{key}={subset!r} of no images; check config.data.split")
   if percent and 0 < float(percent[1]) <= 100:
-    said = f"{float(percent[1]):g} %"
+    description = f"{float(percent[1]):g} %"
     rows = fraction(
       owners, float(percent[1]) / 100, seed, table.labels, getattr(source, "groups", None)
     )
-    how = "whole patients, classes in proportion"
+    method = "whole patients, classes in proportion"
   elif per_class and int(per_class[1]) > 0:
-    said = f"{int(per_class[1])} per class"
+    description = f"{int(per_class[1])} per class"
     if not source.info.classes:
       raise UserError(
         f"{key}={subset!r} needs labels, and {source.info.name} has none; give a percentage"
       )
     rows = per_class_rows(owners, table.ids, table.labels, int(per_class[1]), seed)
-    how = "as many patients as possible"
-    count = dict(zip(source.info.classes, (table.labels[rows] == 1).sum(axis=0), strict=True))
-    few = [f"{name} has only {n}" for name, n in count.items() if n < int(per_class[1])]
-    how += "".join(f"; {text}" for text in few)
+    method = "as many patients as possible"
+    counts = dict(zip(source.info.classes, (table.labels[rows] == 1).sum(axis=0), strict=True))
+    for name, n in counts.items():
+      if n < int(per_class[1]):
+        method += f"; {name} has only {n}"
     if not len(rows):
       raise UserError(
         f"{key}={subset!r}: {source.info.name} [{source.info.split}] "
@@ -138,14 +139,14 @@ def take(source: Source, subset: str, seed: int = 0, key: str = "config.data.sub
       "at most 100) or '16 per class'"
     )
   note = (
-    f"{said}: {len(rows)} of {len(table)} images of "
-    f"{len({owners[i] for i in rows})} patients, {how}, seed {seed}"
+    f"{description}: {len(rows)} of {len(table)} images of "
+    f"{len({owners[i] for i in rows})} patients, {method}, seed {seed}"
   )
-  return Subset(source, rows, f"{source.info.split}, {said}{_seeded(seed)}", [note])
+  return Subset(source, rows, f"{source.info.split}, {description}{_seed_suffix(seed)}", [note])
 
 
 def parse_fold(fold: str) -> tuple[int, int, str, bool]:
-  """`2 of 5` as (2, 5, "all", True); `2 of 5 in train by image` as (2, 5, "train", False)."""
+  """Parses `2 of 5` to (2, 5, "all", True), `2 of 5 in val by image` to (2, 5, "val", False)."""
   match = _FOLD.match(fold)
   if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
     raise UserError(
@@ -157,17 +158,18 @@ def parse_fold(fold: str) -> tuple[int, int, str, bool]:
 
 
 def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
-  """The training or the test images of one fold of a cross-validation.
+  """Takes the training or test images of one fold of a cross-validation.
 
   Args:
-    source: all images that the folds divide.
-    fold: `2 of 5`: the second of five parts is for testing, the other four are for training. With
-      `by image` behind it images are divided, not patients: it shows what leakage is worth.
+    source: all images to divide into folds.
+    fold: `2 of 5`: the second of five parts is for testing, the other four are for training.
+      Followed by `by image`, images are divided instead of patients, to measure the effect of
+      leakage.
     role: `train` or `test`.
-    seed: another seed, other folds.
+    seed: random seed of the folds.
 
   Raises:
-    UserError: text that is no fold, another role, fewer patients than folds.
+    UserError: invalid text, an unknown role, or fewer patients than folds.
   """
   number, count, base, by_patient = parse_fold(fold)
   if role not in ROLES:
@@ -176,13 +178,13 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
       f"splits {' and '.join(ROLES)}"
     )
   owners = patient_splits.owners(source.table) if by_patient else source.table.ids
-  people = len(set(owners))
-  if people < count:
+  patients = len(set(owners))
+  if patients < count:
     raise UserError(
-      f"config.data.fold={fold!r}: {source.info.name} has {people} patient(s), too "
+      f"config.data.fold={fold!r}: {source.info.name} has {patients} patient(s), too "
       f"few for {count} folds"
     )
-  found = patient_splits.split_by_patient(
+  folds = patient_splits.split_by_patient(
     owners,
     {str(i): 1 / count for i in range(1, count + 1)},
     seed,
@@ -190,22 +192,22 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
     getattr(source, "groups", None),
     purpose="fold",
   )
-  test = found[str(number)]
+  test = folds[str(number)]
   rows = test if role == "test" else np.setdiff1d(np.arange(len(owners), dtype=np.int64), test)
-  said = f"fold {number} of {count}" + ("" if base == "all" else f" in {base}")
-  how = "by patient" if by_patient else "by image, so that a patient may be on both sides"
-  note = f"{said}: {how}, classes in proportion, seed {seed}"
+  description = f"fold {number} of {count}" + ("" if base == "all" else f" in {base}")
+  method = "by patient" if by_patient else "by image, so that a patient may be on both sides"
+  note = f"{description}: {method}, classes in proportion, seed {seed}"
   return Subset(
     source,
     rows,
-    f"{role}, {said}{_seeded(seed)}",
+    f"{role}, {description}{_seed_suffix(seed)}",
     [note],
     {"train": len(owners) - len(test), "test": len(test)},
   )
 
 
 def parse_slice(split: str) -> tuple[str, tuple[float, float] | None]:
-  """`train[15%:]` as ("train", (0.15, 1.0)); a split without percentages as (split, None)."""
+  """Parses `train[15%:]` to ("train", (0.15, 1.0)), and other splits to (split, None)."""
   match = _SLICE.match(split)
   if not match or not (match[2] or match[3]):
     return split, None
@@ -222,24 +224,24 @@ def parse_slice(split: str) -> tuple[str, tuple[float, float] | None]:
 
 
 def take_slice(source: Source, split: str, ends: tuple[float, float]) -> Subset:
-  """The patients that stand between two shares of a split, every class in proportion.
+  """Takes the patients between two shares of a split, every class in proportion.
 
-  Slices that do not overlap share no patient, and slices that adjoin are together the whole.
+  Disjoint slices share no patient, and adjoining slices add up to the whole.
 
   Args:
-    source: the whole split.
-    split: what it is called, slice included.
-    ends: from and up to this share of the images, 0 to 1.
+    source: the full split.
+    split: name of the split, slice included.
+    ends: lower and upper share of the images, 0 to 1.
 
   Raises:
-    UserError: no image lies there.
+    UserError: no image lies in the slice.
   """
   owners = patient_splits.owners(source.table)
-  where = patient_splits.positions(
+  positions = patient_splits.positions(
     owners, 0, source.table.labels, getattr(source, "groups", None), purpose="slice"
   )
   low, high = ends
-  rows = np.array([i for i, p in enumerate(owners) if low <= where[p] < high], dtype=np.int64)
+  rows = np.array([i for i, p in enumerate(owners) if low <= positions[p] < high], dtype=np.int64)
   if not len(rows):
     raise UserError(
       f"config.data.split={split!r} has none of {source.info.name}'s {len(owners)} "
@@ -249,7 +251,7 @@ def take_slice(source: Source, split: str, ends: tuple[float, float]) -> Subset:
   return Subset(source, rows, split, [note])
 
 
-def _seeded(seed: int) -> str:
+def _seed_suffix(seed: int) -> str:
   return f" (seed {seed})" if seed else ""
 
 
@@ -262,22 +264,23 @@ def fraction(
 ) -> Int64[np.ndarray, "_"]:
   """Rows of about `share` of the images: whole patients, stratified, at least one.
 
-  The patients of a smaller share are among those of a larger one.
+  The patients of smaller shares are among those of larger ones.
 
   Args:
     patients: patient of each image.
-    share: above 0, at most 1; the number of images comes as close to it as whole patients allow.
-    seed: another seed, another choice.
-    labels: see `splits.positions`.
-    groups: see `splits.positions`.
+    share: above 0, at most 1; met as closely as whole patients allow.
+    seed: random seed.
+    labels: see `patient_splits.positions`.
+    groups: see `patient_splits.positions`.
   """
-  where = patient_splits.positions(patients, seed, labels, groups, purpose="subset")
-  row = sorted(where, key=lambda p: (where[p], p))
-  sizes = dict.fromkeys(row, 0)
+  positions = patient_splits.positions(patients, seed, labels, groups, purpose="subset")
+  ordered = sorted(positions, key=lambda p: (positions[p], p))
+  sizes = dict.fromkeys(ordered, 0)
   for patient in patients:
     sizes[patient] += 1
-  ends = np.cumsum([sizes[p] for p in row])
-  chosen = set(row[: int(np.argmin(np.abs(ends - share * len(patients)))) + 1])
+  ends = np.cumsum([sizes[p] for p in ordered])
+  last = int(np.argmin(np.abs(ends - share * len(patients))))
+  chosen = set(ordered[: last + 1])
   return np.array([i for i, p in enumerate(patients) if p in chosen], dtype=np.int64)
 
 
@@ -291,44 +294,44 @@ def per_class_rows(
   """Rows of `count` images of each class, from as many patients as possible.
 
   Classes take turns, the rarest first: each adds an image until it has one, then until it has two,
-  and so on, so that a smaller count's images are among those of a larger one. An image counts for
-  every finding it shows. Images known to show none are a class of their own where findings may
-  occur together.
+  and so on, so that the images of smaller counts are among those of larger ones. An image counts
+  for each of its findings. If findings may occur together, images known to have none are a class of
+  their own.
 
   Args:
     patients: patient of each image.
     ids: name of each image.
     labels: 1, 0 or NaN per class.
-    count: images of each class; a class that has fewer gives all.
-    seed: another seed, another choice.
+    count: images per class; all of a class that has fewer.
+    seed: random seed.
   """
   present = labels == 1
-  none = ~present.any(axis=1) & (labels == 0).any(axis=1)
-  if none.any():
-    present = np.concatenate([present, none[:, None]], axis=1)
-  image = hash_random.uniforms(f"image/{seed}/{i}" for i in ids)
-  person = patient_splits.patient_uniform(patients, f"per class/{seed}")
+  negative = ~present.any(axis=1) & (labels == 0).any(axis=1)
+  if negative.any():
+    present = np.concatenate([present, negative[:, None]], axis=1)
+  image_order = hash_random.uniforms(f"image/{seed}/{i}" for i in ids)
+  patient_order = patient_splits.patient_uniform(patients, f"per class/{seed}")
   queues = []
   for members in (np.flatnonzero(column).tolist() for column in present.T):
-    members.sort(key=lambda r: (image[r], ids[r]))
+    members.sort(key=lambda r: (image_order[r], ids[r]))
     turns: dict[str, int] = {}
     ranked = []
     for r in members:  # the first image of every patient, then the second of every patient, ...
       turn = turns[patients[r]] = turns.get(patients[r], 0) + 1
-      ranked.append((turn, person[patients[r]], patients[r], r))
+      ranked.append((turn, patient_order[patients[r]], patients[r], r))
     queues.append([entry[-1] for entry in sorted(ranked)])
   queues = [q for q in queues if q]
   queues.sort(key=lambda q: (len(q), [ids[r] for r in q[:1]]))
-  column_of = [set(q) for q in queues]
-  have, place = [0] * len(queues), [0] * len(queues)
+  members_of = [set(q) for q in queues]
+  counts, cursors = [0] * len(queues), [0] * len(queues)
   chosen: set[int] = set()
-  for wanted in range(1, count + 1):
+  for target in range(1, count + 1):
     for c, queue in enumerate(queues):
-      while have[c] < wanted and place[c] < len(queue):
-        r = queue[place[c]]
-        place[c] += 1
+      while counts[c] < target and cursors[c] < len(queue):
+        r = queue[cursors[c]]
+        cursors[c] += 1
         if r not in chosen:
           chosen.add(r)
-          for other, column in enumerate(column_of):
-            have[other] += r in column
+          for other, class_members in enumerate(members_of):
+            counts[other] += r in class_members
   return np.array(sorted(chosen), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Pretrained weights in: files of other libraries, and of networks of another size."""
+"""Loads pretrained weights of other libraries, and of networks of other sizes."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ def load(
   mean: float = 0.5,
   std: float = 0.25,
 ) -> tuple[Params, Report]:
-  """Parameters for `encoder` from a weights file.
+  """Loads parameters for `encoder` from a weights file.
 
-  Read are .safetensors, .npz and torch's checkpoints (.pth, .pt, .bin; without torch, and without
-  running what a pickle asks for) in the layouts of timm, DINO, DINOv2, MAE, MoCo v3, torchvision
-  (ResNet, DenseNet, InceptionV3), transformers (ViT, DINOv2), big_vision, and `cxrjax.export`. The
-  arrays' names and shapes tell which. Of several copies in a checkpoint the teacher is taken.
+  Supports .safetensors, .npz and torch's checkpoints (.pth, .pt, .bin; without torch, and without
+  executing a pickle's code) in the layouts of timm, DINO, DINOv2, MAE, MoCo v3, torchvision
+  (ResNet, DenseNet, InceptionV3), transformers (ViT, DINOv2), big_vision, and `cxrjax.export`,
+  recognized by the arrays' names and shapes. Of several copies in a checkpoint the teacher is used.
 
-  Parameters agree with the source like this: where x is a gray image in 0..1, the encoder given
-  (x - mean) / std computes what the source's network computes of x in all three channels, after
-  the source's own normalisation. That is folded into the first layer: ImageNet's mean and
-  deviation, or 0.5 and 0.5 for big_vision, transformers' ViT and Inception, unless a `config.json`
-  (timm) or `preprocessor_config.json` (transformers) beside the file says otherwise. Where the
-  first layer pads its images with zeros (ResNet, DenseNet), a zero is another gray than in the
-  source, so that agreement ends a few pixels from the border. With `encoder.standardize` nothing is
-  folded: the standardised image takes the place of the normalised one.
+  For a gray image x in 0..1, the encoder applied to (x - mean) / std computes what the source's
+  network computes from x in all three channels, after the source's own normalization. The latter is
+  folded into the first layer: ImageNet's mean and standard deviation, or 0.5 and 0.5 for
+  big_vision, transformers' ViT and Inception, unless a `config.json` (timm) or
+  `preprocessor_config.json` (transformers) beside the file says otherwise. Where the first layer
+  pads its images with zeros (ResNet, DenseNet), a zero is a different gray than in the source, so
+  that outputs differ within a few pixels of the border. With `encoder.standardize` nothing is
+  folded: the standardized image takes the place of the normalized one.
 
   Kernels for three channels are summed to one. Patches of another size and positions for another
-  number of patches are resampled. What the file has no parameter for (a mask token, registers)
-  starts fresh from a fixed key; layer scale that only one side has is folded in, or 1. Arrays that
-  are no head's and that the encoder has no place for are an error: its features would be others.
+  number of patches are resampled. Parameters that the file lacks (a mask token, registers) start
+  fresh from a fixed key; layer scale that only one side has is folded in, or 1. Arrays outside a
+  head that the encoder does not have are an error: its features would differ.
 
   Args:
-    path: of the file.
-    encoder: of `cxrjax.models`.
+    path: path of the file.
+    encoder: an encoder of `cxrjax.models`.
     key: the config key that names the file, for errors.
-    mean: subtracted from the gray levels in 0..1 of the images that the encoder will see.
-    std: divides what is left.
+    mean: subtracted from the gray levels in 0..1 of the encoder's images.
+    std: divides the result.
 
   Returns:
-    The parameters as `encoder.init` gives them, float32, and what became of the file's arrays.
+    The parameters in the structure of `encoder.init`, float32, and the report on the file's arrays.
 
   Raises:
     UserError: no weights file, a damaged or unsafe one, an unknown layout, another network,
@@ -68,7 +68,7 @@ def load(
 
 @contextlib.contextmanager
 def _of_any_shape(named: str) -> Iterator[None]:
-  """Says in one line that a file's arrays, which may have any shapes, are not a network's."""
+  """Turns errors from arrays of unexpected shapes into a one-line UserError."""
   try:
     yield
   except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
@@ -79,15 +79,15 @@ def _of_any_shape(named: str) -> Iterator[None]:
 
 
 def fit(params: Params, encoder: Any, key: str = "config.init.path") -> tuple[Params, Report]:
-  """Parameters of one encoder of ours as those of another of its family.
+  """Adapts parameters of one of our encoders to another of its family.
 
   Image size, patch size, channels, mask token and layer scale may differ, and registers be added,
-  as in `load`. Pixels are taken to be normalised alike.
+  as in `load`. Pixels are assumed to be normalized alike.
 
   Args:
-    params: as `init` of the other encoder gives them.
-    encoder: that they shall fit.
-    key: the config key that they are from, for errors.
+    params: parameters in the structure of `init` of the other encoder.
+    encoder: the encoder to adapt them to.
+    key: the config key of their origin, for errors.
 
   Returns:
     See `load`.
@@ -96,5 +96,5 @@ def fit(params: Params, encoder: Any, key: str = "config.init.path") -> tuple[Pa
     UserError: another network, missing parameters, or numbers that are not finite.
   """
   flat = {name: np.asarray(value) for name, value in tree.flatten(params).items()}
-  found = layouts.of_ours(flat, family_of(encoder), key)
-  return adapt(found, encoder, key, "", None)
+  network = layouts.of_ours(flat, family_of(encoder), key)
+  return adapt(network, encoder, key, "", None)

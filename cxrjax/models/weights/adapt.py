@@ -1,4 +1,4 @@
-"""A network's parameters made to fit another of its family: sizes, channels, pixels, tokens."""
+"""Adapts parameters to another network of the same family: sizes, channels, pixels, tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cxrjax.models.weights import tree
 from cxrjax.models.weights.layouts import FAMILIES, Found, Pixels
 from cxrjax.models.weights.report import Report
 
-_FIRST = {  # the kernel that sees pixels, and the batch norm behind it
+_FIRST_LAYERS = {  # the kernel that sees pixels, and the batch norm after it
   "vit": ("patch/kernel", ""),
   "resnet": ("conv1/kernel", "bn1"),
   "densenet": ("conv0/kernel", "norm0"),
   "inception": ("Conv2d_1a_3x3/conv/kernel", "Conv2d_1a_3x3/bn"),
 }
 _TOKENS = ("cls", "registers", "mask_token")
-_PARTS = (  # of networks that ours are not
+_FOREIGN_PARTS = (  # of networks that config.model lacks
   (r"/se(_module)?/", "squeeze-and-excitation"),
   (r"(^|/)filt$", "an anti-aliasing filter"),
   (r"^(conv1|conv0)/\d", "a deep stem"),
@@ -36,14 +36,14 @@ _PARTS = (  # of networks that ours are not
 def adapt(
   found: Found, encoder: Any, named: str, path: str, pixels: tuple[float, float] | None
 ) -> tuple[Params, Report]:
-  """Parameters for `encoder`, and what became of the source's.
+  """Adapts the source's parameters to `encoder`, and reports how each was used.
 
   Args:
-    found: the source.
-    encoder: of `cxrjax.models`.
-    named: the source, for errors.
-    path: for the report.
-    pixels: mean and deviation by which the encoder's images are normalised; None to leave pixels
+    found: the source network.
+    encoder: an encoder of `cxrjax.models`.
+    named: name of the source, for errors.
+    path: path of the file, for the report.
+    pixels: mean and standard deviation that normalize the encoder's images; None to leave pixels
       as they are.
 
   Raises:
@@ -55,149 +55,151 @@ def adapt(
       f"{named} holds a {FAMILIES.get(found.family, found.family)}, config.model is a "
       f"{FAMILIES.get(family, family)}; choose a model=... of the same kind"
     )
-  wanted = tree.flatten(jax.eval_shape(encoder.init, jax.random.key(0)))
+  expected = tree.flatten(jax.eval_shape(encoder.init, jax.random.key(0)))
   flat, resized, notes = dict(found.flat), [], list(found.notes)
-  _check_finite({n: v for n, v in flat.items() if n in wanted}, named)
+  _check_finite({n: v for n, v in flat.items() if n in expected}, named)
   if family == "vit":
     _check_size(flat, found, encoder, named)
     _check_registers(flat, encoder, named)
     if found.source == "big_vision":
-      _big_vision(flat, encoder, notes)
-  _check_extra(flat, wanted, family, named)
-  optional = _check_missing(flat, wanted, named)
+      _complete_big_vision(flat, encoder, notes)
+  _check_extra(flat, expected, family, named)
+  optional = _check_missing(flat, expected, named)
   folded = None
-  if family in _FIRST:
-    folded = _first(flat, family, encoder, found.pixels, pixels, named)
+  if family in _FIRST_LAYERS:
+    folded = _fit_first_layer(flat, family, encoder, found.pixels, pixels, named)
   if family == "vit":
-    _fit_branches(flat, wanted)
+    _fold_layer_scale(flat, expected)
     resized = _fit_grid(flat, encoder, found.interpolation or encoder.interpolation)
-  left = [*found.left, *(n for n in flat if n not in wanted)]
-  _check_shapes({n: flat[n] for n in wanted if n in flat}, wanted, named)
+  unused = [*found.left, *(n for n in flat if n not in expected)]
+  _check_shapes({n: flat[n] for n in expected if n in flat}, expected, named)
   fresh = tree.flatten(encoder.init(jax.random.key(0))) if optional else {}
   if "cls" in optional:
     notes.append("the source has no class token: config.model.pool='mean' sums its patches up")
   params = {}
-  for name in wanted:
+  for name in expected:
     value = flat[name] if name in flat else fresh[name]
-    # Factors of branches that have none are one: whatever they start as would undo the weights.
+    # Layer scale that the source lacks is 1: its initial value would undo the weights.
     if name in optional and _is_scale(name):
-      value = np.ones(wanted[name].shape)
+      value = np.ones(expected[name].shape)
     params[name] = jnp.asarray(value, jnp.float32)
   return tree.nest(params), Report(
     path=path,
     source=found.source,
-    used=tuple(n for n in wanted if n in flat),
+    used=tuple(n for n in expected if n in flat),
     resized=tuple(resized),
     new=optional,
-    left=tuple(left),
+    left=tuple(unused),
     pixels=folded,
     notes=tuple(notes),
   )
 
 
 def family_of(encoder: Any) -> str:
-  """The module of `cxrjax.models` that an encoder is from."""
+  """Name of the module of `cxrjax.models` that defines an encoder."""
   return type(encoder).__module__.rpartition(".")[2]
 
 
 def _check_finite(flat: Mapping[str, np.ndarray], named: str) -> None:
   for name, value in flat.items():
-    bad = int(np.size(value) - np.isfinite(np.asarray(value, np.float32)).sum())
-    if bad:
+    bad_count = int(np.size(value) - np.isfinite(np.asarray(value, np.float32)).sum())
+    if bad_count:
       raise UserError(
-        f"{named} holds {bad} NaN or infinite numbers in what is {name!r} here; the run that "
+        f"{named} holds {bad_count} NaN or infinite numbers in what is {name!r} here; the run that "
         "wrote it diverged, or the file is damaged: take an earlier checkpoint"
       )
 
 
 def _check_extra(
-  flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], family: str, named: str
+  flat: Mapping[str, np.ndarray], expected: Mapping[str, Any], family: str, named: str
 ) -> None:
-  """Refuses what the source's features hang on and the encoder has no place for."""
-  extra = sorted(n for n in flat if n not in wanted and not _is_optional(n))
+  """Rejects parameters that the source's features depend on and the encoder lacks."""
+  extra = sorted(n for n in flat if n not in expected and not _is_optional(n))
   if extra:
-    what = next((f" ({word})" for pattern, word in _PARTS if re.search(pattern, extra[0])), "")
+    parts = [part for pattern, part in _FOREIGN_PARTS if re.search(pattern, extra[0])]
+    part = f" ({parts[0]})" if parts else ""
     raise UserError(
-      f"{named} holds {extra[0]!r}{what} and {len(extra) - 1} more that the "
+      f"{named} holds {extra[0]!r}{part} and {len(extra) - 1} more that the "
       f"{FAMILIES.get(family, family)} of config.model does not have; set config.model to the "
       "network of the file, if it is one of ours"
     )
 
 
 def _check_missing(
-  flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], named: str
+  flat: Mapping[str, np.ndarray], expected: Mapping[str, Any], named: str
 ) -> tuple[str, ...]:
-  """The parameters that the source lacks, all of which may start fresh."""
-  missing = sorted(n for n in wanted if n not in flat)
-  needed = [n for n in missing if not _is_optional(n)]
-  if needed:
+  """Lists the parameters that the source lacks; raises for those that may not start fresh."""
+  missing = sorted(n for n in expected if n not in flat)
+  required = [n for n in missing if not _is_optional(n)]
+  if required:
     raise UserError(
-      f"{named} lacks {needed[0]!r} and {len(needed) - 1} more of {len(wanted)} "
+      f"{named} lacks {required[0]!r} and {len(required) - 1} more of {len(expected)} "
       "parameters of config.model; the file is incomplete, or config.model is another network"
     )
   return tuple(missing)
 
 
 def _is_optional(name: str) -> bool:
-  """Whether the network may have it or not: the rest is the same."""
+  """Whether networks of a family may differ in having this parameter."""
   return name in _TOKENS or _is_scale(name)
 
 
 def _is_scale(name: str) -> bool:
-  """Whether it is layer scale, the factors of a block's branches."""
+  """Whether it is layer scale: the factors of a block's branches."""
   return name.rpartition("/")[2] in ("ls1", "ls2")
 
 
 def _check_registers(flat: Mapping[str, np.ndarray], encoder: Any, named: str) -> None:
-  """Without those that it learnt with, its features are others."""
-  theirs = len(flat.get("registers", ()))
-  if theirs and theirs != encoder.registers:
+  """Validates the number of registers, on which the features depend."""
+  count = len(flat.get("registers", ()))
+  if count and count != encoder.registers:
     raise UserError(
-      f"{named} has {theirs} register tokens, config.model.registers={encoder.registers}; set "
-      f"config.model.registers={theirs}"
+      f"{named} has {count} register tokens, config.model.registers={encoder.registers}; set "
+      f"config.model.registers={count}"
     )
 
 
-def _check_shapes(flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any], named: str) -> None:
+def _check_shapes(flat: Mapping[str, np.ndarray], expected: Mapping[str, Any], named: str) -> None:
   for name, value in flat.items():
-    if tuple(value.shape) != tuple(wanted[name].shape):
+    if tuple(value.shape) != tuple(expected[name].shape):
       raise UserError(
         f"{named} has the shape {tuple(value.shape)} at {name!r}, config.model's is "
-        f"{tuple(wanted[name].shape)}; set config.model to the network of the file"
+        f"{tuple(expected[name].shape)}; set config.model to the network of the file"
       )
 
 
-def _check_size(flat: Mapping[str, np.ndarray], found: Found, encoder: Any, named: str) -> None:
-  """Width, depth and heads of a vision transformer."""
-  ours = encoder.features, encoder.blocks, encoder.attention_heads
+def _check_size(flat: Mapping[str, np.ndarray], source: Found, encoder: Any, named: str) -> None:
+  """Validates width, depth and heads of a vision transformer."""
+  encoder_size = encoder.features, encoder.blocks, encoder.attention_heads
   width = flat["patch/kernel"].shape[-1]
   depth = 1 + max((int(n.split("/")[1]) for n in flat if n.startswith("blocks/")), default=-1)
-  if ours == (width, depth, found.heads or ours[2]):
+  if encoder_size == (width, depth, source.heads or encoder_size[2]):
     return
-  same = [name for name, size in VARIANTS.items() if size[:2] == (width, depth)]
-  way = (
-    [f"config.model.variant={same[0]!r}"]
-    if same
+  variants = [name for name, size in VARIANTS.items() if size[:2] == (width, depth)]
+  changes = (
+    [f"config.model.variant={variants[0]!r}"]
+    if variants
     else [f"config.model.width={width}", f"config.model.depth={depth}"]
   )
-  if found.heads and (not same or VARIANTS[same[0]][2] != found.heads):
-    way.append(f"config.model.heads={found.heads}")
-  theirs, mine = (
-    f"width {w}, {d} blocks" + (f" and {h} heads" if found.heads else "")
-    for w, d, h in ((width, depth, found.heads), ours)
+  if source.heads and (not variants or VARIANTS[variants[0]][2] != source.heads):
+    changes.append(f"config.model.heads={source.heads}")
+  theirs, ours = (
+    f"width {w}, {d} blocks" + (f" and {h} heads" if source.heads else "")
+    for w, d, h in ((width, depth, source.heads), encoder_size)
   )
   raise UserError(
-    f"{named} holds a vision transformer of {theirs}, config.model has {mine}; set {', '.join(way)}"
+    f"{named} holds a vision transformer of {theirs}, config.model has {ours}; set "
+    f"{', '.join(changes)}"
   )
 
 
-def _big_vision(flat: dict[str, np.ndarray], encoder: Any, notes: list[str]) -> None:
-  """What its files do not say: positions where these are computed, and the kind of GELU."""
+def _complete_big_vision(flat: dict[str, np.ndarray], encoder: Any, notes: list[str]) -> None:
+  """Adds what big_vision's files lack: computed positions, and a note on its GELU."""
   if encoder.gelu != "tanh":
     notes.append("the source's GELU is the approximation that config.model.gelu='tanh' computes")
   if "pos" not in flat:
     side, width = encoder.image_size // encoder.patch_size, encoder.features
-    # Its frequencies end at 1/10000, where MAE's stop one short of it.
+    # Its frequencies end at 1/10000, MAE's one step earlier.
     rows, columns = np.indices((side, side)).reshape(2, -1, 1) * (
       10000.0 ** -np.linspace(0, 1, width // 4)
     )
@@ -206,54 +208,55 @@ def _big_vision(flat: dict[str, np.ndarray], encoder: Any, notes: list[str]) -> 
     notes.append("positions are sines and cosines, as the source computes them")
 
 
-def _fit_branches(flat: dict[str, np.ndarray], wanted: Mapping[str, Any]) -> None:
-  """Layer scale that the encoder has not becomes part of the linear layer before it."""
-  for name in [n for n in flat if _is_scale(n) and n not in wanted]:
-    block, _, which = name.rpartition("/")
-    layer = f"{block}/attn/proj" if which == "ls1" else f"{block}/mlp/fc2"
+def _fold_layer_scale(flat: dict[str, np.ndarray], expected: Mapping[str, Any]) -> None:
+  """Folds layer scale that the encoder lacks into the linear layer before it."""
+  for name in [n for n in flat if _is_scale(n) and n not in expected]:
+    block, _, factor_name = name.rpartition("/")
+    layer = f"{block}/attn/proj" if factor_name == "ls1" else f"{block}/mlp/fc2"
     factors = np.asarray(flat.pop(name), np.float32)
     for leaf in ("kernel", "bias"):
       flat[f"{layer}/{leaf}"] = np.asarray(flat[f"{layer}/{leaf}"], np.float32) * factors
 
 
-def _first(
+def _fit_first_layer(
   flat: dict[str, np.ndarray],
   family: str,
   encoder: Any,
-  theirs: Pixels | None,
-  ours: tuple[float, float] | None,
+  source_pixels: Pixels | None,
+  encoder_pixels: tuple[float, float] | None,
   named: str,
 ) -> Pixels | None:
-  """Channels and pixel normalisation of the first layer; what was folded in, or None.
+  """Fits channels and pixel normalization of the first layer; returns what was folded in.
 
-  With x = (gray - mean) / std here and (gray - m_c) / s_c in channel c there, the kernel of c is
-  scaled by std / s_c, and what the constant (mean - m_c) / s_c adds goes into the bias, or out of
-  the running mean of the batch norm. Gray is the same in all channels: their kernels are summed.
+  With x = (gray - mean) / std here and (gray - m_c) / s_c in channel c of the source, the kernel of
+  c is scaled by std / s_c, and the contribution of the constant (mean - m_c) / s_c is added to the
+  bias, or subtracted from the running mean of the batch norm. Gray is the same in all channels, so
+  that their kernels are summed.
   """
-  name, norm = _FIRST[family]
+  name, norm = _FIRST_LAYERS[family]
   kernel = np.asarray(flat[name], np.float64)
   channels = kernel.shape[2]
   if channels not in (1, 3, encoder.channels):
     raise UserError(
       f"{named} is for images of {channels} channels; networks for gray (1) or colour (3) are read"
     )
-  folded = theirs if theirs and ours and not encoder.standardize else None
+  folded = source_pixels if source_pixels and encoder_pixels and not encoder.standardize else None
   if channels == 1 and folded and len(set(folded[0])) > 1:
-    folded = None  # three channels' pixels: not this file's
+    folded = None  # normalization of three channels, so not of this file
   if folded:
-    assert ours is not None  # else nothing is folded in
+    assert encoder_pixels is not None  # otherwise nothing is folded in
     try:
       mean, std = (np.broadcast_to(np.array(v, np.float64), channels) for v in folded)
     except ValueError:
       raise UserError(
         f"{named} has {channels} channels, but its pixels' mean is {folded[0]}"
       ) from None
-    added = (kernel * ((ours[0] - mean) / std)[:, None]).sum((0, 1, 2))
-    kernel = kernel * (ours[1] / std)[:, None]
+    offset = (kernel * ((encoder_pixels[0] - mean) / std)[:, None]).sum((0, 1, 2))
+    kernel = kernel * (encoder_pixels[1] / std)[:, None]
     if norm:
-      flat[f"{norm}/running_mean"] = np.asarray(flat[f"{norm}/running_mean"]) - added
+      flat[f"{norm}/running_mean"] = np.asarray(flat[f"{norm}/running_mean"]) - offset
     else:
-      flat["patch/bias"] = np.asarray(flat["patch/bias"]) + added
+      flat["patch/bias"] = np.asarray(flat["patch/bias"]) + offset
   if channels != encoder.channels:
     if encoder.channels == 1:
       kernel = kernel.sum(2, keepdims=True)
@@ -268,7 +271,7 @@ def _first(
 
 
 def _fit_grid(flat: dict[str, np.ndarray], encoder: Any, interpolation: str) -> list[str]:
-  """Patch kernel and positions at the encoder's sizes; the names of what was resampled."""
+  """Resamples patch kernel and positions to the encoder's sizes; returns the resampled names."""
   resized = []
   kernel = flat["patch/kernel"]
   if len(kernel) != encoder.patch_size:
@@ -287,13 +290,14 @@ def _fit_grid(flat: dict[str, np.ndarray], encoder: Any, interpolation: str) -> 
 
 
 def resize_patches(kernel: Float[Any, "p q c d"], size: int) -> Float[np.ndarray, "n m c d"]:
-  """A patch kernel for patches of another size.
+  """Resamples a patch kernel for patches of another size.
 
-  Resampling the kernel as if it were an image changes what it answers: its inner product with a
-  patch grows with the pixels. The pseudo-inverse of the resampling of patches gives the kernel
-  that answers to a resampled patch as the old one to the patch itself: exactly for larger patches,
-  with the least squared error for smaller ones (Beyer et al., FlexiViT, 2023, arXiv 2212.08013,
-  equation 1). Bicubic resampling works on rows and columns apart, and so does its inverse.
+  Resampling the kernel like an image would change its response: its inner product with a patch
+  grows with the number of pixels. The pseudo-inverse of patch resampling gives the kernel whose
+  response to a resampled patch is that of the old kernel to the patch itself: exactly for larger
+  patches, with the least squared error for smaller ones (Beyer et al., FlexiViT, 2023, arXiv
+  2212.08013, equation 1). Bicubic resampling is separable into rows and columns, and so is its
+  inverse.
   """
   matrices = [
     np.linalg.pinv(

@@ -1,4 +1,4 @@
-"""Networks of ours in the names and shapes that timm, torchvision and torch know."""
+"""Exports networks of ours in the names and shapes of timm, torchvision and torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cxrjax.models.module import Params
 from cxrjax.models.weights import tree, vit
 from cxrjax.models.weights.adapt import family_of
 
-_HEADS = {"vit": "head", "resnet": "fc", "densenet": "classifier", "inception": "fc"}
+_HEAD_NAMES = {"vit": "head", "resnet": "fc", "densenet": "classifier", "inception": "fc"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-  """A network in timm's names.
+  """The equivalent network in timm.
 
   Attributes:
-    arrays: by name, float32 (counters of batches int64), row-major.
-    model: of `timm.create_model`, with which `args` makes it; "" where timm has none of this size.
-    args: its keyword arguments.
-    left: parameters of ours that it has no place for.
-    notes: what the other network does not do, one sentence each.
+    arrays: arrays by name, float32 (batch counters int64), row-major.
+    model: model name for `timm.create_model`; "" where timm has none of this size.
+    args: keyword arguments for `timm.create_model`.
+    left: our parameters without a counterpart.
+    notes: what timm's network does not do, one sentence each.
   """
 
   arrays: dict[str, np.ndarray]
@@ -36,27 +36,27 @@ class Peer:
 
   @property
   def command(self) -> str:
-    """Python that makes the network."""
+    """Python code that creates the network."""
     args = "".join(f", {name}={value!r}" for name, value in self.args.items())
     return f"timm.create_model({self.model!r}{args})" if self.model else ""
 
 
 def to_timm(encoder: Any, params: Params, head: Mapping[str, Any] | None = None) -> Peer:
-  """An encoder, and a linear classifier on its features, as timm's network of the same family.
+  """Converts an encoder, with an optional linear classifier, to timm's network of the same family.
 
-  It computes the same of the same normalised images: its class token (or mean) after the last norm
-  is our `Features.cls`, its logits are ours before softmax or sigmoid.
+  For the same normalized images, timm's class token (or mean) after the last norm is our
+  `Features.cls`, and its logits are ours before softmax or sigmoid.
 
   Args:
-    encoder: of `cxrjax.models`.
-    params: of the encoder.
-    head: `kernel` [d k] and `bias` [k] of the classifier; None for an encoder alone.
+    encoder: an encoder of `cxrjax.models`.
+    params: the encoder's parameters.
+    head: `kernel` [d k] and `bias` [k] of the classifier; None for the encoder alone.
 
   Raises:
-    UserError: a network that timm has not.
+    UserError: a network that timm lacks.
   """
   family = family_of(encoder)
-  if family not in _HEADS:
+  if family not in _HEAD_NAMES:
     raise UserError(
       f"timm has no network like config.model.name={type(encoder).__module__!r}; use --format=npz "
       "or --format=stablehlo"
@@ -64,15 +64,15 @@ def to_timm(encoder: Any, params: Params, head: Mapping[str, Any] | None = None)
   flat = {name: np.asarray(value, np.float32) for name, value in tree.flatten(params).items()}
   classes = 0 if head is None else len(head["bias"])
   args: dict[str, Any] = {"num_classes": classes, "in_chans": encoder.channels}
-  left: tuple[str, ...] = ()
+  unused: tuple[str, ...] = ()
   if family == "vit":
-    arrays, left = vit.to_timm(flat, encoder)
-    model, more = "vit_base_patch16_224", _vit_args(encoder)
+    arrays, unused = vit.to_timm(flat, encoder)
+    model, model_args = "vit_base_patch16_224", _vit_args(encoder)
   else:
-    arrays, model, more = _cnn(flat), *_cnn_args(family, encoder)
+    arrays, model, model_args = _cnn_arrays(flat), *_cnn_args(family, encoder)
   if head is not None:
-    arrays[f"{_HEADS[family]}.weight"] = np.asarray(head["kernel"], np.float32).T
-    arrays[f"{_HEADS[family]}.bias"] = np.asarray(head["bias"], np.float32)
+    arrays[f"{_HEAD_NAMES[family]}.weight"] = np.asarray(head["kernel"], np.float32).T
+    arrays[f"{_HEAD_NAMES[family]}.bias"] = np.asarray(head["bias"], np.float32)
   notes = []
   if encoder.standardize:
     notes.append(
@@ -81,9 +81,9 @@ def to_timm(encoder: Any, params: Params, head: Mapping[str, Any] | None = None)
     )
   if not model:
     notes.append("timm has no network of this width; names and shapes are those of its family")
-  # safetensors writes memory as it lies, whatever the strides.
+  # safetensors writes raw memory and ignores strides.
   arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-  return Peer(arrays, model, {**more, **args}, left, tuple(notes))
+  return Peer(arrays, model, {**model_args, **args}, unused, tuple(notes))
 
 
 def _vit_args(encoder: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _vit_args(encoder: Any) -> dict[str, Any]:
   return args
 
 
-def _cnn(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _cnn_arrays(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   prefix = "features." if "conv0/kernel" in flat else ""
   arrays = {}
   for name, value in flat.items():
@@ -118,7 +118,7 @@ def _cnn(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _cnn_args(family: str, encoder: Any) -> tuple[str, dict[str, Any]]:
-  """timm's name, "" for another width than the published one, and arguments."""
+  """timm's model name, "" for unpublished widths, and its arguments."""
   if family == "inception":
     return ("inception_v3" if encoder.width == 32 else ""), {"aux_logits": False}
   if family == "densenet":

@@ -1,4 +1,4 @@
-"""Weights files as arrays by name, whatever format they are in."""
+"""Reads weights files of all supported formats as arrays by name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from cxrjax.core import files as careful
 from cxrjax.core.errors import UserError
 from cxrjax.models.weights import pickles
 
-OURS = "cxrjax"  # the metadata, or the array of an .npz, in which a file of ours describes itself
-SUM = "cxrjax_crc32"  # beside it: see `checksum`
+OURS = "cxrjax"  # key of our description, in the metadata or as an array of an .npz
+SUM = "cxrjax_crc32"  # key of its checksum, see `checksum`
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """What a weights file holds.
+  """Contents of a weights file.
 
   Attributes:
-    named: the file and the config key that gave it, for errors.
-    arrays: by name; read from disk where they are turned into arrays (`np.asarray`).
-    about: how a file of ours describes itself; {} for others'.
-    beside: what `config.json` and `preprocessor_config.json` beside it say, as Hugging Face's hub
-      lays files out, and the `architecture` that a checkpoint of timm's names; {} where there are
-      none.
+    named: the config key and the file, for errors.
+    arrays: arrays by name; read from disk on conversion (`np.asarray`).
+    about: description in a file of ours; {} for others.
+    beside: settings from `config.json` and `preprocessor_config.json` beside it, as in Hugging
+      Face's hub, and the `architecture` named by a timm checkpoint; {} if there are none.
   """
 
   path: pathlib.Path
@@ -42,12 +41,12 @@ class File:
 
 
 def read(path: str | pathlib.Path, key: str) -> File:
-  """Reads a .safetensors, an .npz, or a checkpoint of torch's (.pth, .pt, .bin, .ckpt, .tar).
+  """Reads a .safetensors, an .npz, or a torch checkpoint (.pth, .pt, .bin, .ckpt, .tar).
 
-  The content decides, not the name.
+  The format is determined by the content, not by the name.
 
   Args:
-    path: of the file.
+    path: path of the file.
     key: the config key that names it, for errors.
 
   Raises:
@@ -56,24 +55,24 @@ def read(path: str | pathlib.Path, key: str) -> File:
   file = pathlib.Path(path).expanduser()
   named = f"{key}={str(path)!r}"
   about: Any = {}
-  beside = _beside(file.parent)
+  beside = _read_configs(file.parent)
   try:
-    with careful.opened(file) as opened:
-      head = opened.read(16)
-    if len(head) > 8 and head[8:9] == b"{":
+    with careful.opened(file) as handle:
+      magic = handle.read(16)
+    if len(magic) > 8 and magic[8:9] == b"{":
       arrays, metadata = careful.read_safetensors(file)
       _check_scales(arrays)
-      about = _description(arrays, metadata)
-    elif head[:2] == b"PK" and _is_npz(file):
+      about = _parse_description(arrays, metadata)
+    elif magic[:2] == b"PK" and _is_npz(file):
       arrays = careful.read_npz(file)
-      about = _description(
+      about = _parse_description(
         arrays, {name: str(arrays.pop(name)) for name in (OURS, SUM) if name in arrays}
       )
     else:
       tree = pickles.read(file)
       arrays = pickles.tensors(tree)
       if isinstance(tree, dict) and isinstance(tree.get("arch"), str):
-        beside.setdefault("architecture", tree["arch"])  # what timm's training calls the network
+        beside.setdefault("architecture", tree["arch"])  # timm's name of the network
     if not isinstance(about, dict):
       raise careful.Damaged("its description is damaged")
   except pickles.Refused as error:
@@ -88,12 +87,12 @@ def read(path: str | pathlib.Path, key: str) -> File:
       f"{named} cannot be read: {reason}; give a .safetensors, .npz, .pth or .bin file of "
       "weights, or the workdir of a finished run"
     ) from error
-  odd = [
+  not_numeric = [
     name
     for name, x in arrays.items()
     if isinstance(x, np.ndarray) and not np.can_cast(x.dtype, np.float64, "same_kind")
   ]
-  for name in odd:  # texts and complex numbers are nobody's weights
+  for name in not_numeric:  # texts and complex numbers are no weights
     del arrays[name]
   if not arrays:
     raise UserError(f"{named} holds no arrays; give a file with a network's weights")
@@ -101,35 +100,35 @@ def read(path: str | pathlib.Path, key: str) -> File:
 
 
 def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray], about: str, **texts: str) -> None:
-  """Writes a .safetensors of ours.
+  """Writes a .safetensors with our description.
 
   Args:
-    file: to write.
-    arrays: by name.
+    file: path to write.
+    arrays: arrays by name.
     about: the description, JSON.
-    **texts: what else its metadata say.
+    **texts: further metadata.
   """
-  # Not by save_file, which makes files that nobody else can read.
+  # Not save_file, which creates files that only their owner can read.
   file.write_bytes(save(dict(arrays), {**texts, OURS: about, SUM: checksum(arrays, about)}))
 
 
 def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
-  """Of all that a file of ours holds: names, types, shapes and values of arrays, its description.
+  """Checksum of a file of ours: names, types, shapes and values of arrays, and the description.
 
   Args:
-    arrays: by name.
+    arrays: arrays by name.
     about: the description, JSON.
   """
-  found = zlib.crc32(about.encode())
+  crc = zlib.crc32(about.encode())
   for name in sorted(arrays):
     array = np.asarray(arrays[name], order="C")
-    found = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), found)
-    found = zlib.crc32(array.tobytes(), found)
-  return f"{found:08x}"
+    crc = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), crc)
+    crc = zlib.crc32(array.tobytes(), crc)
+  return f"{crc:08x}"
 
 
-def _description(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Any:
-  """How a file of ours describes itself; {} for others'. Raises ValueError for a damaged one."""
+def _parse_description(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Any:
+  """Parses the description of a file of ours; {} for others. Raises ValueError if damaged."""
   if OURS not in texts and SUM not in texts:
     return {}
   if texts.get(SUM) != checksum(arrays, texts.get(OURS, "")):
@@ -138,7 +137,7 @@ def _description(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> 
 
 
 def _check_scales(arrays: Mapping[str, np.ndarray]) -> None:
-  """Refuses 8-bit floats that are to be multiplied by another array of the file."""
+  """Rejects 8-bit floats that another array of the file scales."""
   small = any(x.dtype.itemsize == 1 and x.dtype.kind not in "biu" for x in arrays.values())
   scales = [name for name in arrays if re.search(r"[._]scale(_inv)?$", name)]
   if small and scales:
@@ -150,11 +149,12 @@ def _is_npz(file: pathlib.Path) -> bool:
     return all(name.endswith(".npy") for name in archive.namelist())
 
 
-def _beside(folder: pathlib.Path) -> dict[str, Any]:
-  found: dict[str, Any] = {}
+def _read_configs(folder: pathlib.Path) -> dict[str, Any]:
+  """Settings from the JSON configs in a folder; unreadable ones are skipped."""
+  settings: dict[str, Any] = {}
   for name in ("config.json", "preprocessor_config.json"):
     try:
-      found |= careful.read_mapping(folder / name)
+      settings |= careful.read_mapping(folder / name)
     except (OSError, careful.Damaged):
       continue
-  return found
+  return settings

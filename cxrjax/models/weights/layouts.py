@@ -1,4 +1,4 @@
-"""Which layout a file's arrays are in, and the network of ours that they make."""
+"""Recognizes the layout of a file's arrays, and converts them to a network of ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pixels = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Pixels = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF: Pixels = (0.5,), (0.5,)
 
-# The array that shows what kind of network it is, and what stands before it which copy.
+# Arrays that reveal the kind of network; their prefix tells which copy of it.
 _ANCHORS = {
   "patch_embed.proj.weight": "vit",
   "embeddings.patch_embeddings.projection.weight": "hf",
@@ -33,25 +33,25 @@ FAMILIES = {
   "inception": "InceptionV3",
   "vitae": "ViTAEv2",
 }
-_OWN_ANCHORS = {
+_CXRJAX_ANCHORS = {
   "patch/kernel": "vit",
   "layer1/0/conv1/kernel": "resnet",
   "conv0/kernel": "densenet",
   "Conv2d_1a_3x3/conv/kernel": "inception",
   "layers/0/RC/norm1/scale": "vitae",
 }
-# What stands behind an encoder, by the first part of its name: no place here, and no feature of it.
+# Parameters behind an encoder, by the first part of their names: they do not affect its features.
 _HEAD = re.compile(
   r"(?i)\w*head\w*|fc|fc_norm|classifier|pre_logits|pooler|attn_pool|projector|projection|predictor|"
   r"prototypes\w*|decoder\w*|auxlogits|mask_token|masked_embed"
 )
-# Networks whose arrays are called and shaped like ours and who compute something else of them.
-_ALIKE = {
+# Networks whose arrays have our names and shapes but that compute something else.
+_LOOKALIKES = {
   r"\w*(resnet|densenet)(aa|blur)\d": "blurs maps before its strides (anti-aliasing)",
   r"vit_\w*rope": "turns queries and keys by their positions (RoPE)",
   r"vit_\w*rpn": "has its norms behind attention and MLP",
 }
-# How the layouts' own code resamples positions; timm's way where none is named.
+# How each layout's own code resamples positions; others as timm.
 _INTERPOLATIONS = {
   "dino": "dino",
   "dinov2": "dino",
@@ -60,23 +60,23 @@ _INTERPOLATIONS = {
   "hf-dinov2": "torch",
   "big_vision": "big_vision",
 }
-_BEST = ("teacher", "ema")  # of several copies of a network
-_WORST = ("student", "momentum", "encoder_k", "optimizer")
+_PREFERRED_COPIES = ("teacher", "ema")  # if a file has several copies of a network
+_LAST_COPIES = ("student", "momentum", "encoder_k", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """A network of ours with the file's own sizes.
+  """A network of a file, in our parameters but with the file's sizes.
 
   Attributes:
     family: "vit", "resnet", "densenet", "inception", or another module of `cxrjax.models`.
     source: as in `Report`.
-    flat: our parameters by their paths; of a ViT the patch kernel is [p p c d].
-    left: the file's arrays with no place among them.
-    heads: of attention, where that is known.
-    pixels: mean and deviation of the gray levels that the network was fed with, or None.
+    flat: our parameters by path; the patch kernel of a ViT is [p p c d].
+    left: the file's arrays without a counterpart.
+    heads: number of attention heads, where known.
+    pixels: mean and standard deviation of the network's input normalization, or None.
     interpolation: how the source resamples positions, of `cxrjax.models.posembed.INTERPOLATIONS`;
-      None: as the network that they are for.
+      None: as the target encoder.
     notes: as in `Report`.
   """
 
@@ -91,46 +91,47 @@ class Found:
 
 
 def recognise(file: File) -> Found:
-  """The network in a file.
+  """Recognizes the network in a file.
 
   Raises:
-    UserError: none of the known layouts, or a network with parts that ours have not.
+    UserError: an unknown layout, or a network with parts that ours lack.
   """
   if file.about:
-    return _ours(file)
-  _check_name(file)
-  kind, prefix = _anchor(file)
+    return _read_cxrjax(file)
+  _check_not_lookalike(file)
+  kind, prefix = _find_anchor(file)
   inside = {n[len(prefix) :]: v for n, v in file.arrays.items() if n.startswith(prefix)}
   outside = [n for n in file.arrays if not n.startswith(prefix)]
-  found = (
-    _cnn(kind, inside, file.named)
+  network = (
+    _read_cnn(kind, inside, file.named)
     if kind in ("resnet", "densenet", "inception")
-    else _vit(kind, prefix, inside, outside, file)
+    else _read_vit(kind, prefix, inside, outside, file)
   )
-  left = (*(prefix + name for name in sorted(found.left)), *_grouped(outside, prefix))
-  beside = _pixels_beside(file.beside)
-  return dataclasses.replace(found, left=left, pixels=beside or found.pixels)
+  unused = (*(prefix + name for name in sorted(network.left)), *_group(outside, prefix))
+  pixels_beside = _pixels_from_config(file.beside)
+  return dataclasses.replace(network, left=unused, pixels=pixels_beside or network.pixels)
 
 
-def _check_name(file: File) -> None:
-  """Refuses what only a name tells: timm's in a `config.json` or a checkpoint, or the file's."""
+def _check_not_lookalike(file: File) -> None:
+  """Rejects lookalikes by name: timm's in a `config.json` or a checkpoint, or the file's."""
   for name in (str(file.beside.get("architecture", "")), file.path.name):
-    for pattern, what in _ALIKE.items():
+    for pattern, trait in _LOOKALIKES.items():
       if re.match(pattern, name):
         raise UserError(
-          f"{file.named} is {name!r}, which {what}, as config.model's networks do not; give a file "
-          "of the plain network"
+          f"{file.named} is {name!r}, which {trait}, as config.model's networks do not; give a "
+          "file of the plain network"
         )
 
 
-def _anchor(file: File) -> tuple[str, str]:
-  """The kind of network, and the prefix of the copy to take."""
+def _find_anchor(file: File) -> tuple[str, str]:
+  """Finds the kind of network, and the prefix of the copy to use."""
   candidates = []
   for name in file.arrays:
     for anchor, kind in _ANCHORS.items():
       prefix = name[: -len(anchor)]
       if name.endswith(anchor) and (not prefix or prefix[-1] in "./"):
-        rank = -1 if any(w in prefix for w in _BEST) else any(w in prefix for w in _WORST)
+        is_preferred = any(word in prefix for word in _PREFERRED_COPIES)
+        rank = -1 if is_preferred else any(word in prefix for word in _LAST_COPIES)
         candidates.append((rank, len(prefix), prefix, kind))
   if not candidates:
     shown = ", ".join(sorted(file.arrays)[:3])
@@ -143,17 +144,18 @@ def _anchor(file: File) -> tuple[str, str]:
   return kind, prefix
 
 
-def _grouped(names: Iterable[str], prefix: str) -> list[str]:
-  """Arrays outside the chosen copy, one entry for each part of the file."""
+def _group(names: Iterable[str], prefix: str) -> list[str]:
+  """Summarizes arrays outside the chosen copy, one entry per part of the file."""
   groups: dict[str, list[str]] = {}
   for name in names:
-    same = next(
+    common = next(
       (i for i, (a, b) in enumerate(zip(name, prefix, strict=False)) if a != b),
       min(len(name), len(prefix)),
     )
-    at = max(name.rfind(".", 0, same), name.rfind("/", 0, same)) + 1
-    end = re.search(r"[./]", name[at:])
-    groups.setdefault(name[: at + end.end()] + "*" if end else name, []).append(name)
+    start = max(name.rfind(".", 0, common), name.rfind("/", 0, common)) + 1
+    end = re.search(r"[./]", name[start:])
+    group = name[: start + end.end()] + "*" if end else name
+    groups.setdefault(group, []).append(name)
   return sorted(members[0] if len(members) == 1 else group for group, members in groups.items())
 
 
@@ -161,14 +163,14 @@ def _is_head(name: str) -> bool:
   return bool(_HEAD.fullmatch(re.split("[./]", name)[0]))
 
 
-def _cnn(kind: str, arrays: Mapping[str, Any], named: str) -> Found:
-  """torchvision's names, which timm's networks of these families have as well."""
-  flat, left = {}, []
+def _read_cnn(kind: str, arrays: Mapping[str, Any], named: str) -> Found:
+  """Converts torchvision's names, which timm uses for these families as well."""
+  flat, unused = {}, []
   for name, value in arrays.items():
-    # The first densenet files have `norm.1` for what is called `norm1` since.
+    # Early densenet files write `norm.1` for today's `norm1`.
     path = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
     if _is_head(name):
-      left.append(name)
+      unused.append(name)
     elif not name.endswith("num_batches_tracked"):
       value = np.asarray(value, np.float32)
       stem, _, leaf = path.replace(".", "/").rpartition("/")
@@ -181,12 +183,14 @@ def _cnn(kind: str, arrays: Mapping[str, Any], named: str) -> Found:
       "of one with batch norm"
     )
   pixels = HALF if kind == "inception" else IMAGENET
-  return Found(kind, "torchvision", flat, tuple(left), pixels=pixels)
+  return Found(kind, "torchvision", flat, tuple(unused), pixels=pixels)
 
 
-def _vit(kind: str, prefix: str, arrays: dict[str, Any], outside: list[str], file: File) -> Found:
+def _read_vit(
+  kind: str, prefix: str, arrays: dict[str, Any], outside: list[str], file: File
+) -> Found:
   heads = file.beside.get("num_attention_heads")
-  pixels, notes, left = IMAGENET, [], set()
+  pixels, notes, unused = IMAGENET, [], set()
   if kind == "hf":
     source = "hf-dinov2" if any("layer_scale1" in name for name in arrays) else "hf-vit"
     pixels = IMAGENET if source == "hf-dinov2" else HALF
@@ -196,21 +200,21 @@ def _vit(kind: str, prefix: str, arrays: dict[str, Any], outside: list[str], fil
     heads = _flax_heads(arrays)
     arrays = vit.from_big_vision(arrays)
   else:
-    source = _torch_source(prefix, arrays, outside, file)
+    source = _torch_layout(prefix, arrays, outside, file)
     arrays = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", n): v for n, v in arrays.items()}
     if "register_tokens" in arrays:
       arrays["reg_token"] = arrays.pop("register_tokens")
   if source == "mae" and "mask_token" in arrays:  # the decoder's
     arrays.pop("mask_token")
-    left.add("mask_token")
+    unused.add("mask_token")
   if "norm.weight" not in arrays and "fc_norm.weight" in arrays:
     arrays["norm.weight"], arrays["norm.bias"] = (
       arrays.pop("fc_norm.weight"),
       arrays.pop("fc_norm.bias"),
     )
     notes.append("the source normalises the mean of its patches, here each patch is normalised")
-  flat, rest = vit.from_timm(arrays, file.named)
-  unknown = sorted(name for name in rest if not _is_head(name))
+  flat, leftover = vit.from_timm(arrays, file.named)
+  unknown = sorted(name for name in leftover if not _is_head(name))
   if unknown:
     raise UserError(
       f"{file.named} holds {unknown[0]!r}, which the vision transformers of config.model do not "
@@ -225,7 +229,7 @@ def _vit(kind: str, prefix: str, arrays: dict[str, Any], outside: list[str], fil
     "vit",
     source,
     flat,
-    tuple(rest | left),
+    tuple(leftover | unused),
     heads=heads,
     pixels=pixels,
     interpolation=interpolation,
@@ -233,7 +237,7 @@ def _vit(kind: str, prefix: str, arrays: dict[str, Any], outside: list[str], fil
   )
 
 
-def _torch_source(prefix: str, arrays: Mapping[str, Any], outside: list[str], file: File) -> str:
+def _torch_layout(prefix: str, arrays: Mapping[str, Any], outside: list[str], file: File) -> str:
   if any(name.startswith("decoder_blocks.") for name in [*arrays, *outside]):
     return "mae"
   if "base_encoder." in prefix or "momentum_encoder." in prefix:
@@ -241,9 +245,9 @@ def _torch_source(prefix: str, arrays: Mapping[str, Any], outside: list[str], fi
   flat_mask = "mask_token" in arrays and len(arrays["mask_token"].shape) == 2
   if "register_tokens" in arrays or flat_mask or "blocks.0.0.norm1.weight" in arrays:
     return "dinov2"
-  # The published backbones have timm's names and nothing beside them but their own.
-  alone = file.path.name.startswith("dino_") and not file.beside
-  return "dino" if alone or "backbone." in prefix else "timm"
+  # The published backbones have timm's names, and only their own file name tells.
+  is_dino_backbone = file.path.name.startswith("dino_") and not file.beside
+  return "dino" if is_dino_backbone or "backbone." in prefix else "timm"
 
 
 def _flax_heads(arrays: Mapping[str, Any]) -> int | None:
@@ -253,8 +257,8 @@ def _flax_heads(arrays: Mapping[str, Any]) -> int | None:
   return None
 
 
-def _pixels_beside(beside: Mapping[str, Any]) -> Pixels | None:
-  """What timm's `config.json` or transformers' `preprocessor_config.json` says of pixels."""
+def _pixels_from_config(beside: Mapping[str, Any]) -> Pixels | None:
+  """Reads mean and std from timm's `config.json` or transformers' `preprocessor_config.json`."""
   timm = beside.get("pretrained_cfg", beside)
   mean = timm.get("mean", beside.get("image_mean"))
   std = timm.get("std", beside.get("image_std"))
@@ -265,29 +269,31 @@ def _pixels_beside(beside: Mapping[str, Any]) -> Pixels | None:
 
 
 def of_ours(flat: dict[str, np.ndarray], family: str, named: str) -> Found:
-  """Parameters of a network of ours by their paths; `family` where they do not show another."""
-  family = next((kind for name, kind in _OWN_ANCHORS.items() if name in flat), family)
+  """Wraps our own flat parameters; `family` applies unless they reveal another."""
+  family = next((kind for name, kind in _CXRJAX_ANCHORS.items() if name in flat), family)
   if family == "vit":
     flat["patch/kernel"] = vit.square(flat["patch/kernel"], named)
   return Found(family, "cxrjax", flat)
 
 
-def _ours(file: File) -> Found:
-  """A file that `cxrjax.export` wrote: an .npz of our own names, or timm's in safetensors."""
+def _read_cxrjax(file: File) -> Found:
+  """Reads a file by `cxrjax.export`: an .npz in our names, or safetensors in timm's."""
   about = file.about
   arrays = {name: np.asarray(value) for name, value in file.arrays.items()}
   family = about["family"]
   if about.get("names") != "timm":
     flat = {n.removeprefix("encoder/"): v for n, v in arrays.items() if n.startswith("encoder/")}
-    left = tuple(n for n in arrays if not n.startswith("encoder/"))
+    unused = tuple(n for n in arrays if not n.startswith("encoder/"))
     flat = of_ours(flat, family, file.named).flat
   elif family == "vit":
-    flat, rest = vit.from_timm(arrays, file.named)
-    left = tuple(sorted(rest))
+    flat, leftover = vit.from_timm(arrays, file.named)
+    unused = tuple(sorted(leftover))
   else:
-    found = _cnn(family, {re.sub(r"^features\.", "", n): v for n, v in arrays.items()}, file.named)
-    flat, left = found.flat, found.left
+    network = _read_cnn(
+      family, {re.sub(r"^features\.", "", n): v for n, v in arrays.items()}, file.named
+    )
+    flat, unused = network.flat, network.left
   pixels = None
   if about.get("mean") is not None and not about.get("standardize"):
     pixels = (float(about["mean"]),), (float(about["std"]),)
-  return Found(family, "cxrjax", flat, left, heads=about.get("heads"), pixels=pixels)
+  return Found(family, "cxrjax", flat, unused, heads=about.get("heads"), pixels=pixels)

@@ -1,11 +1,11 @@
-"""torch's checkpoint files, read without torch and without running what they hold.
+"""Reads torch's checkpoint files without torch and without executing their code.
 
-A pickle is a program: it may call any function that it names. Here it may name a short list of
-things, none of which does more than describe a tensor; anything else is refused before it is even
-looked up. The program is run by the unpickler that is itself written in Python, whose memory grows
-with the file and not with what the file says; what could make copies of copies is left out, and
-nothing is changed but what the program has made. Tensors come out as descriptions (`Tensor`) and
-are read from the file on demand, so that an optimiser's moments cost nothing.
+A pickle is a program: it may call any function that it names. Here it may name only a short list of
+objects that merely describe tensors; anything else is refused before it is looked up. The program
+is run by the unpickler written in Python, whose memory grows with the file's actual size and not
+with the sizes it declares; opcodes that could multiply copies are removed, and only objects that
+the program created itself are modified. Tensors are returned as descriptions (`Tensor`) and read
+from the file on demand, so that an optimizer's moments cost nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from cxrjax.core import files
 from cxrjax.core.files import Damaged
 
-_TYPES = {
+_STORAGE_TYPES = {
   "DoubleStorage": np.dtype("<f8"),
   "FloatStorage": np.dtype("<f4"),
   "HalfStorage": np.dtype("<f2"),
@@ -39,17 +39,17 @@ _TYPES = {
   "ByteStorage": np.dtype("u1"),
   "BoolStorage": np.dtype("bool"),
 }
-_PROGRAM = 256 << 20  # bytes of a pickle without its numbers; most have less than a megabyte
-_LEGACY = 0x1950A86A20F9469CFC6C  # the number that files of torch before 1.6 begin with
+_MAX_PROGRAM = 256 << 20  # bytes of a pickle without its tensors; most have less than a megabyte
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number in files of torch before 1.6
 
 
 class Refused(Exception):
-  """A pickle names something that is not on the list."""
+  """A pickle names something outside the allowlist."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-  """Numbers in a file."""
+  """Typed numbers in a file."""
 
   dtype: np.dtype
   count: int
@@ -58,7 +58,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """Where a tensor lies in a storage, in elements."""
+  """Location of a tensor in a storage, in elements."""
 
   storage: _Storage
   offset: int
@@ -74,18 +74,18 @@ class Tensor:
       raise Damaged("a tensor reaches beyond its storage")
     if math.prod(self.shape) > self.storage.count:
       raise Damaged("a tensor repeats the numbers of its storage")
-    whole = np.frombuffer(self.storage.read(), self.storage.dtype)
-    if len(whole) != self.storage.count:
+    elements = np.frombuffer(self.storage.read(), self.storage.dtype)
+    if len(elements) != self.storage.count:
       raise Damaged("a storage is cut short")
-    size = whole.itemsize
+    item_bytes = elements.itemsize
     view = np.lib.stride_tricks.as_strided(
-      whole[self.offset :], self.shape, [size * s for s in self.strides], writeable=False
+      elements[self.offset :], self.shape, [item_bytes * s for s in self.strides], writeable=False
     )
     return np.array(view, dtype)
 
 
 class _Inert(dict):
-  """Stands for an object that is of no use here, such as the arguments of a training run."""
+  """Placeholder for objects that are not needed, such as the arguments of a training run."""
 
   def __init__(self, *args: Any) -> None:
     super().__init__()
@@ -102,7 +102,7 @@ class _StorageType:
   dtype: np.dtype
 
 
-def _tensor(storage, offset, shape, strides, *_):
+def _rebuild_tensor(storage, offset, shape, strides, *_):
   shape, strides = tuple(shape), tuple(strides)
   if (
     not isinstance(storage, _Storage)
@@ -115,26 +115,26 @@ def _tensor(storage, offset, shape, strides, *_):
   return Tensor(storage, offset, shape, strides)
 
 
-def _parameter(data, *_):
+def _rebuild_parameter(data, *_):
   return data
 
 
-def _size(shape=()):
+def _check_size(shape=()):
   if not isinstance(shape, tuple | list) or len(shape) > 32:
     raise Damaged("a size is none")
   return tuple(shape)
 
 
-def _ordered(items=()):
-  """An OrderedDict of a list of pairs, as Python 2 wrote it; the list is used up."""
-  found = collections.OrderedDict((_key(key), value) for key, value in items)
+def _ordered_dict(items=()):
+  """Builds an OrderedDict from pairs, as Python 2 pickled it; empties the list of pairs."""
+  ordered = collections.OrderedDict((_check_key(key), value) for key, value in items)
   if isinstance(items, list):
     items.clear()
-  return found
+  return ordered
 
 
-def _key(key):
-  """A key of a dict; others than these may take time without end to be looked up."""
+def _check_key(key):
+  """Validates a key of a dict; hashing keys of other types may take unbounded time."""
   if isinstance(key, str | int | float | bytes | None):
     return key
   if isinstance(key, tuple) and len(key) < 10 and all(isinstance(k, str | int) for k in key):
@@ -142,30 +142,30 @@ def _key(key):
   raise Damaged("a key of a dict is none")
 
 
-# What a pickle may name, and what it gets instead. Nothing here is torch's or the system's own.
+# Names that a pickle may use, and their substitutes. None of them is torch's or the system's own.
 _ALLOWED: dict[tuple[str, str], Any] = {
-  ("collections", "OrderedDict"): _ordered,
-  ("torch._utils", "_rebuild_tensor"): _tensor,
-  ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-  ("torch._utils", "_rebuild_parameter"): _parameter,
+  ("collections", "OrderedDict"): _ordered_dict,
+  ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+  ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+  ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
   ("torch.nn.parameter", "Parameter"): _Inert,
-  ("torch", "Size"): _size,
+  ("torch", "Size"): _check_size,
   ("torch", "device"): _Inert,
   ("argparse", "Namespace"): _Inert,
   ("numpy.core.multiarray", "scalar"): _Inert,
   ("numpy._core.multiarray", "scalar"): _Inert,
   ("numpy", "dtype"): _Inert,
   ("_codecs", "encode"): _Inert,
-  **{("torch", name): _StorageType(dtype) for name, dtype in _TYPES.items()},
-  **{("torch.storage", name): _StorageType(dtype) for name, dtype in _TYPES.items()},
+  **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()},
+  **{("torch.storage", name): _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()},
   **{("torch", name): None for name in ("float16", "bfloat16", "float32", "float64", "int64")},
 }
 
 
 class _Unpickler(pickle._Unpickler):
-  """Finds nothing but what is on the list; `storages` makes the storage of a persistent id."""
+  """Unpickler restricted to the allowlist; `storages` creates the storage of a persistent id."""
 
-  # What the base class has besides what its stub says.
+  # Attributes of the base class that its type stub lacks.
   stack: list[Any]
   append: Callable[[Any], None]
   pop_mark: Callable[[], list[Any]]
@@ -186,7 +186,7 @@ class _Unpickler(pickle._Unpickler):
     self._storages = storages
 
   def _build(self) -> None:
-    """Drops an object's attributes: torch's OrderedDict has some that nobody needs."""
+    """Drops an object's attributes; torch's OrderedDict has some that are not needed."""
     self.stack.pop()
     if not isinstance(self.stack[-1], collections.OrderedDict | _Inert):
       raise Damaged("it changes what is no object of its own")
@@ -202,15 +202,15 @@ class _Unpickler(pickle._Unpickler):
     items = self.pop_mark()
     self._fill(self.stack.pop(), items)
 
-  def _fill(self, into: Any, items: list[Any]) -> None:
-    if not isinstance(into, dict):
+  def _fill(self, target: Any, items: list[Any]) -> None:
+    if not isinstance(target, dict):
       raise Damaged("it changes what is no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-      into[_key(key)] = value
-    self.append(into)
+      target[_check_key(key)] = value
+    self.append(target)
 
   def _drop_items(self) -> None:
-    """Sets stay empty: no weights are in one."""
+    """Leaves sets empty: they hold no weights."""
     self.pop_mark()
 
   def _frozen_set(self) -> None:
@@ -244,8 +244,8 @@ class _Unpickler(pickle._Unpickler):
     return self._storages(pid[1].dtype, pid[2], pid[4], *pid[5:])
 
 
-class _Short:
-  """A file that is asked for no more than it has, whatever a pickle says of its own length."""
+class _BoundedFile:
+  """A file that never reads beyond its end, whatever length a pickle declares."""
 
   def __init__(self, file: BinaryIO) -> None:
     self._file, self._size = file, os.fstat(file.fileno()).st_size
@@ -258,7 +258,7 @@ class _Short:
 
 
 def read(path: pathlib.Path) -> Any:
-  """What `torch.save` wrote, without running it: nested dicts, whose tensors `tensors` finds.
+  """Reads a file by `torch.save` without executing it: nested dicts, for use with `tensors`.
 
   Raises:
     Refused: the pickle names a function or class that no checkpoint of weights needs.
@@ -270,13 +270,13 @@ def read(path: pathlib.Path) -> Any:
       return _read_zip(path) if zipfile.is_zipfile(file) else _read_legacy(path)
   except (Refused, files.Damaged, OSError):
     raise
-  except Exception as error:  # a damaged pickle may raise nearly anything
+  except Exception as error:  # a damaged pickle may raise almost anything
     raise Damaged(f"it is damaged ({type(error).__name__})") from error
 
 
 def _read_zip(path: pathlib.Path) -> Any:
   """Files of torch since 1.6: a zip archive with `data.pkl` and one member for every storage."""
-  archive = files.open_zip(path)  # open as long as a tensor may be read from it
+  archive = files.open_zip(path)  # stays open: tensors are read on demand
   names = archive.namelist()
   pickled = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
   if len(pickled) != 1:
@@ -294,75 +294,75 @@ def _read_zip(path: pathlib.Path) -> Any:
   def storage(dtype: np.dtype, key: str, count: int, *_: Any) -> _Storage:
     return _Storage(dtype, count, lambda: member(f"data/{key}", count * dtype.itemsize))
 
-  return _Unpickler(io.BytesIO(member("data.pkl", _PROGRAM)), storage).load()
+  return _Unpickler(io.BytesIO(member("data.pkl", _MAX_PROGRAM)), storage).load()
 
 
 def _read_legacy(path: pathlib.Path) -> Any:
-  """Files of torch before 1.6: pickles one after the other, then the storages' numbers."""
-  places: dict[str, int] = {}
-  known: dict[str, np.dtype] = {}
+  """Files of torch before 1.6: consecutive pickles, then the storages' numbers."""
+  offsets: dict[str, int] = {}
+  dtypes: dict[str, np.dtype] = {}
 
   def storage(dtype: np.dtype, key: str, count: int, view: Any = None) -> _Storage:
     if view is not None:
       raise Damaged("it holds views of storages, as only torch before 0.4 wrote them")
-    known[key] = dtype
+    dtypes[key] = dtype
 
     def content() -> bytes:
       with files.opened(path) as file:
-        if key not in places:
+        if key not in offsets:
           raise Damaged(f"it lacks the numbers of {key!r}")
-        file.seek(places[key])
+        file.seek(offsets[key])
         try:
-          return _Short(file).read(count * dtype.itemsize)
+          return _BoundedFile(file).read(count * dtype.itemsize)
         except EOFError as error:
           raise Damaged("it is cut short") from error
 
     return _Storage(dtype, count, content)
 
   with files.opened(path) as file:
-    short = _Short(file)
+    bounded = _BoundedFile(file)
     try:
-      if _Unpickler(short, storage).load() != _LEGACY:
+      if _Unpickler(bounded, storage).load() != _LEGACY_MAGIC:
         raise Damaged("it is no checkpoint of torch's")
     except (pickle.UnpicklingError, EOFError, KeyError) as error:
       raise Damaged("it is no checkpoint of torch's") from error
-    _Unpickler(short, storage).load()  # the protocol
-    system = _Unpickler(short, storage).load()
+    _Unpickler(bounded, storage).load()  # the protocol
+    system = _Unpickler(bounded, storage).load()
     if not (isinstance(system, dict) and system.get("little_endian", True)):
       raise Damaged("its numbers are big endian")
-    found = _Unpickler(short, storage).load()
-    keys = _Unpickler(short, storage).load()
+    tree = _Unpickler(bounded, storage).load()
+    keys = _Unpickler(bounded, storage).load()
     for key in keys:
       count = int.from_bytes(file.read(8), "little")
-      places[key] = file.tell()
-      file.seek(count * known[key].itemsize, io.SEEK_CUR)
-  return found
+      offsets[key] = file.tell()
+      file.seek(count * dtypes[key].itemsize, io.SEEK_CUR)
+  return tree
 
 
 def tensors(tree: Any) -> dict[str, Any]:
-  """Every tensor in nested dicts by its dotted name; lists and other objects are left out.
+  """Collects the tensors of nested dicts by dotted name; lists and other objects are skipped.
 
-  A dict that is in several others counts where it is the least deep.
+  A dict that occurs several times counts where it is nested least deeply.
 
   Raises:
-    Damaged: dicts in one another without end.
+    Damaged: dicts nested too deeply.
   """
-  found: dict[str, Any] = {}
-  waiting = [("", tree)] if isinstance(tree, dict) else []
-  seen: set[int] = set()
+  tensors_by_name: dict[str, Any] = {}
+  pending = [("", tree)] if isinstance(tree, dict) else []
+  visited: set[int] = set()
   for _ in range(files.MAX_DEPTH):
-    below = []
-    for prefix, level in waiting:
-      if id(level) in seen:
+    children = []
+    for prefix, node in pending:
+      if id(node) in visited:
         continue
-      seen.add(id(level))
-      for name, value in level.items():
+      visited.add(id(node))
+      for name, value in node.items():
         dotted = f"{prefix}{name}"
         if isinstance(value, Tensor):
-          found[dotted] = value
+          tensors_by_name[dotted] = value
         elif isinstance(value, dict):
-          below.append((f"{dotted}.", value))
-    waiting = below
-  if waiting:
+          children.append((f"{dotted}.", value))
+    pending = children
+  if pending:
     raise Damaged(f"its dicts nest more than {files.MAX_DEPTH} levels deep")
-  return found
+  return tensors_by_name

@@ -1,4 +1,4 @@
-"""What became of the arrays of a weights file."""
+"""Report on how the arrays of a weights file were used."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What was loaded, in names of our parameters (`left`: of the file's arrays).
+  """What was loaded, by names of our parameters (`left`: of the file's arrays).
 
   Attributes:
-    path: of the file; "" for parameters from memory.
-    source: the layout: "timm" (its names, which DeiT's files and renamed ones of DINO's share too),
+    path: path of the file; "" for parameters from memory.
+    source: the layout: "timm" (its names, which DeiT's and renamed DINO files share),
       "dino", "dinov2", "mae", "moco-v3", "torchvision", "hf-vit", "hf-dinov2", "big_vision" or
       "cxrjax".
-    used: parameters that hold what the file holds.
+    used: parameters taken from the file.
     resized: those of them that were resampled to another size.
-    new: parameters that the file has nothing for.
-    left: arrays of the file that the network has no place for; "student.*" stands for many.
-    pixels: mean and deviation of gray levels in 0..1 that the file's network was fed with, per
-      channel, as they were folded into the first layer; None: taken as they were.
-    notes: what makes outputs differ from the source's, one sentence each.
+    new: parameters that the file lacks.
+    left: arrays of the file that the network does not use; "student.*" stands for many.
+    pixels: mean and standard deviation, per channel and for gray levels in 0..1, of the file's
+      input normalization, as folded into the first layer; None: nothing was folded.
+    notes: reasons why outputs differ from the source's, one sentence each.
   """
 
   path: str
@@ -34,17 +34,17 @@ class Report:
   notes: tuple[str, ...] = ()
 
   def summary(self) -> str:
-    """One line."""
+    """Summarizes the report in one line."""
     parts = [f"{len(self.used)} parameters used"]
     for word in ("resized", "new", "left"):
       names = getattr(self, word)
       if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        parts.append(f"{len(names)} {word} ({shown})")
+        examples = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        parts.append(f"{len(names)} {word} ({examples})")
     return f"{self.path or 'parameters'} ({self.source}): " + "; ".join([*parts, *self.notes])
 
   def facts(self) -> dict[str, Any]:
-    """The same for JSON: `used` is a number, the others are lists of names."""
+    """The report for JSON: `used` is a count, the others are lists of names."""
     return {
       "path": self.path,
       "source": self.source,

@@ -1,4 +1,4 @@
-"""Nested parameters as flat names, `blocks/0/attn/qkv/kernel`, and back."""
+"""Converts nested parameters to flat names, `blocks/0/attn/qkv/kernel`, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Every leaf by its path."""
+  """Flattens a tree to its leaves by path."""
   flat: dict[str, Any] = {}
   for name, value in tree.items():
     if isinstance(value, Mapping):
@@ -18,7 +18,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The inverse of `flatten`."""
+  """Inverts `flatten`."""
   tree: dict[str, Any] = {}
   for path, value in flat.items():
     *parents, last = path.split("/")

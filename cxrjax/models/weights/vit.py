@@ -1,7 +1,7 @@
-"""A vision transformer's arrays: from any published layout to timm's names, from these to ours.
+"""Converts a vision transformer's arrays from any published layout to timm's, and that to ours.
 
-Every published layout is first brought to the names and shapes that timm gives its
-`VisionTransformer`, which DeiT, DINO, DINOv2, MAE and MoCo v3 share but for prefixes.
+Every published layout is first converted to the names and shapes of timm's `VisionTransformer`,
+which DeiT, DINO, DINOv2, MAE and MoCo v3 share except for prefixes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cxrjax.core.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-_PARTS = {  # of a block: timm's name and ours
+_PARTS = {  # of a block: timm's name to ours
   "norm1.weight": "norm1/scale",
   "norm1.bias": "norm1/bias",
   "attn.qkv.weight": "attn/qkv/kernel",
@@ -32,7 +32,7 @@ _PARTS = {  # of a block: timm's name and ours
   "mlp.fc2.weight": "mlp/fc2/kernel",
   "mlp.fc2.bias": "mlp/fc2/bias",
 }
-_TOP = {
+_TOP_LEVEL = {
   "cls_token": "cls",
   "pos_embed": "pos",
   "reg_token": "registers",
@@ -45,49 +45,49 @@ _TOP = {
 
 
 def from_timm(arrays: Mapping[str, Any], named: str) -> tuple[Arrays, set[str]]:
-  """Our flat parameters of the file's own network, and timm's names that have no place in it.
+  """Converts timm's arrays to our flat parameters; also returns timm's names without a counterpart.
 
-  The patch kernel comes as [p p c d], positions as [1 + n, d], of which the first is zero where
-  the file has none for the class token. Without a class token there is none among the result.
+  The patch kernel is [p p c d], positions are [1 + n, d], the first of which is zero where the file
+  has none for the class token. Without a class token in the file the result has none either.
 
   Args:
-    arrays: in timm's names.
-    named: the file, for errors.
+    arrays: arrays by timm's names.
+    named: name of the file, for errors.
 
   Raises:
-    UserError: the blocks hold what ours have not.
+    UserError: the blocks hold parameters that ours lack.
   """
   ours: Arrays = {}
-  left = set()
+  unused = set()
   for name, value in arrays.items():
-    block = _BLOCK.fullmatch(name)
-    if block and block[2] in _PARTS:
-      ours[f"blocks/{block[1]}/{_PARTS[block[2]]}"] = _flip(np.asarray(value, np.float32))
-    elif name in _TOP:
+    match = _BLOCK.fullmatch(name)
+    if match and match[2] in _PARTS:
+      ours[f"blocks/{match[1]}/{_PARTS[match[2]]}"] = _transpose(np.asarray(value, np.float32))
+    elif name in _TOP_LEVEL:
       value = np.asarray(value, np.float32)
-      ours[_TOP[name]] = value if value.ndim != 4 else value.transpose(2, 3, 1, 0)
-    elif block or name.startswith(("norm_pre.", "patch_embed.", "rope")):
+      ours[_TOP_LEVEL[name]] = value if value.ndim != 4 else value.transpose(2, 3, 1, 0)
+    elif match or name.startswith(("norm_pre.", "patch_embed.", "rope")):
       raise UserError(
         f"{named} holds {name!r}, which the vision transformers of config.model do not have"
       )
     else:
-      left.add(name)
+      unused.add(name)
   for name in ("cls", "registers", "mask_token"):
     if name in ours:
       ours[name] = ours[name].reshape(-1, ours[name].shape[-1])
   _add_qkv_bias(ours)
   if "pos" in ours:
-    _positions(ours, arrays.get("dist_token"), named)
-    left.discard("dist_token")
-  return ours, left
+    _fit_positions(ours, arrays.get("dist_token"), named)
+    unused.discard("dist_token")
+  return ours, unused
 
 
-def _flip(value: np.ndarray) -> np.ndarray:
+def _transpose(value: np.ndarray) -> np.ndarray:
   return value.T if value.ndim == 2 else value
 
 
 def _add_qkv_bias(ours: Arrays) -> None:
-  """Zeros where the network was made without that bias, which is the same."""
+  """Adds a zero bias, which is equivalent, where the network has none."""
   kernels = [name for name in ours if name.endswith("attn/qkv/kernel")]
   biases = [name.replace("kernel", "bias") for name in kernels]
   if not any(name in ours for name in biases):
@@ -95,47 +95,49 @@ def _add_qkv_bias(ours: Arrays) -> None:
       ours[bias] = np.zeros(ours[kernel].shape[-1], np.float32)
 
 
-def _positions(ours: Arrays, dist: Any, named: str) -> None:
-  """Brings positions to [1 + n, d]; a distillation token becomes a register, which it is."""
+def _fit_positions(ours: Arrays, dist: Any, named: str) -> None:
+  """Reshapes positions to [1 + n, d]; a distillation token becomes a register, its equivalent."""
   pos = ours["pos"].reshape(-1, ours["pos"].shape[-1])
   extra = next((k for k in range(4) if int((len(pos) - k) ** 0.5) ** 2 == len(pos) - k), None)
   if len(pos) == 1 or extra is None or extra > 2:
     raise UserError(f"{named} has positions for {len(pos)} tokens, which are no square of patches")
-  first, grid = pos[:extra], pos[extra:]
+  prefix, grid = pos[:extra], pos[extra:]
   if dist is not None and extra == 2:
-    ours["registers"] = np.asarray(dist, np.float32).reshape(1, -1) + first[1:]
-  ours["pos"] = np.concatenate([first[:1] if extra else np.zeros_like(pos[:1]), grid])
+    ours["registers"] = np.asarray(dist, np.float32).reshape(1, -1) + prefix[1:]
+  ours["pos"] = np.concatenate([prefix[:1] if extra else np.zeros_like(pos[:1]), grid])
 
 
 def to_timm(flat: Mapping[str, Any], encoder: Any) -> tuple[Arrays, tuple[str, ...]]:
-  """timm's arrays of our flat parameters, and what has no place among them.
+  """Converts our flat parameters to timm's arrays; also returns names without a counterpart.
 
-  Where there are registers the class token takes its position with it: timm's network then has
-  positions for patches alone.
+  With registers the class token absorbs its position: timm's network then has positions for patches
+  only.
   """
   flat = dict(flat)
-  left = tuple(name for name in ("mask_token",) if flat.pop(name, None) is not None)
-  p, c = encoder.patch_size, encoder.channels
+  unused = tuple(name for name in ("mask_token",) if flat.pop(name, None) is not None)
+  patch_size, channels = encoder.patch_size, encoder.channels
   if "registers" in flat:
     flat["cls"], flat["pos"] = flat["cls"] + flat["pos"][:1], flat["pos"][1:]
-  names = {ours: theirs for theirs, ours in _TOP.items()}
-  parts = {ours: theirs for theirs, ours in _PARTS.items()}
+  timm_names = {name: timm_name for timm_name, name in _TOP_LEVEL.items()}
+  timm_parts = {name: timm_name for timm_name, name in _PARTS.items()}
   arrays: Arrays = {}
   for name, value in flat.items():
     if name == "patch/kernel":
-      arrays[names[name]] = value.reshape(p, p, c, -1).transpose(3, 2, 0, 1)
+      arrays[timm_names[name]] = value.reshape(patch_size, patch_size, channels, -1).transpose(
+        3, 2, 0, 1
+      )
     elif name in ("cls", "pos", "registers"):
-      arrays[names[name]] = value[None]
-    elif name in names:
-      arrays[names[name]] = value
+      arrays[timm_names[name]] = value[None]
+    elif name in timm_names:
+      arrays[timm_names[name]] = value
     else:
       _, i, part = name.split("/", 2)
-      arrays[f"blocks.{i}.{parts[part]}"] = _flip(value)
-  return arrays, left
+      arrays[f"blocks.{i}.{timm_parts[part]}"] = _transpose(value)
+  return arrays, unused
 
 
 def from_hugging_face(arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """Names of `transformers`' ViT, DeiT, ViT-MAE, DINOv2 and DINOv2 with registers as timm's."""
+  """Converts `transformers`' ViT, DeiT, ViT-MAE, DINOv2 (with or without registers) to timm's."""
   rules = [
     (r"embeddings\.cls_token", "cls_token"),
     (r"embeddings\.position_embeddings", "pos_embed"),
@@ -156,35 +158,35 @@ def from_hugging_face(arrays: Mapping[str, Any]) -> dict[str, Any]:
     (r"(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
     (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
   ]
-  return _join_qkv(_renamed(arrays, rules))
+  return _join_qkv(_rename(arrays, rules))
 
 
-def _renamed(arrays: Mapping[str, Any], rules: list[tuple[str, str]]) -> dict[str, Any]:
-  found = {}
+def _rename(arrays: Mapping[str, Any], rules: list[tuple[str, str]]) -> dict[str, Any]:
+  renamed = {}
   for name, value in arrays.items():
-    for pattern, new in rules:
-      name = re.sub(f"^{pattern}", new, name)
-    found[name] = value
-  return found
+    for pattern, replacement in rules:
+      name = re.sub(f"^{pattern}", replacement, name)
+    renamed[name] = value
+  return renamed
 
 
 def _join_qkv(arrays: dict[str, Any]) -> dict[str, Any]:
-  """Queries, keys and values one below the other, as timm has them."""
-  found = dict(arrays)
+  """Concatenates queries, keys and values, as in timm."""
+  joined = dict(arrays)
   for name in arrays:
     match = re.fullmatch(r"(blocks\.\d+\.attn)\.(query|q)\.(weight|bias)", name)
     if match:
       letters = ("query", "key", "value") if match[2] == "query" else "qkv"
       parts = [f"{match[1]}.{letter}.{match[3]}" for letter in letters]
       if all(part in arrays for part in parts):
-        found[f"{match[1]}.qkv.{match[3]}"] = np.concatenate(
-          [np.asarray(found.pop(part)) for part in parts]
+        joined[f"{match[1]}.qkv.{match[3]}"] = np.concatenate(
+          [np.asarray(joined.pop(part)) for part in parts]
         )
-  return found
+  return joined
 
 
 def from_big_vision(arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """Names of big_vision's ViT, and of its predecessor's (`vision_transformer`), as timm's."""
+  """Converts big_vision's ViT, and its predecessor's (`vision_transformer`), to timm's."""
   rules = [
     (r"cls$", "cls_token"),
     (r"embedding/kernel", "patch_embed.proj.weight"),
@@ -209,8 +211,8 @@ def from_big_vision(arrays: Mapping[str, Any]) -> dict[str, Any]:
     ),
     (r"(blocks\.\d+)\.MultiHeadDotProductAttention_\d/(query|key|value)/bias", r"\1.attn.\2.bias"),
   ]
-  found = _renamed(_unrolled(arrays), rules)
-  shaped: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+  renamed = _rename(_unroll_blocks(arrays), rules)
+  reshapes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "attn.query.weight": lambda x: x.reshape(len(x), -1).T,  # from [d heads size]
     "attn.proj.weight": lambda x: x.reshape(-1, x.shape[-1]).T,  # from [heads size d]
     "attn.query.bias": np.ravel,
@@ -219,34 +221,34 @@ def from_big_vision(arrays: Mapping[str, Any]) -> dict[str, Any]:
   }
   for part in ("key", "value"):
     for leaf in ("weight", "bias"):
-      shaped[f"attn.{part}.{leaf}"] = shaped[f"attn.query.{leaf}"]
-  for name, value in found.items():
-    block = _BLOCK.fullmatch(name)
-    if block and block[2] in shaped:
-      found[name] = shaped[block[2]](np.asarray(value))
-  if "patch_embed.proj.weight" in found:  # from [p p c d]
-    found["patch_embed.proj.weight"] = np.asarray(found["patch_embed.proj.weight"]).transpose(
+      reshapes[f"attn.{part}.{leaf}"] = reshapes[f"attn.query.{leaf}"]
+  for name, value in renamed.items():
+    match = _BLOCK.fullmatch(name)
+    if match and match[2] in reshapes:
+      renamed[name] = reshapes[match[2]](np.asarray(value))
+  if "patch_embed.proj.weight" in renamed:  # from [p p c d]
+    renamed["patch_embed.proj.weight"] = np.asarray(renamed["patch_embed.proj.weight"]).transpose(
       3, 2, 0, 1
     )
-  return _join_qkv(found)
+  return _join_qkv(renamed)
 
 
-def _unrolled(arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """Blocks that a scan keeps stacked in one array, one by one."""
-  found = {}
+def _unroll_blocks(arrays: Mapping[str, Any]) -> dict[str, Any]:
+  """Splits blocks that a scan keeps stacked in one array."""
+  unrolled = {}
   for name, value in arrays.items():
     if name.startswith("Transformer/encoderblock/"):
-      for i, one in enumerate(np.asarray(value)):
-        found[name.replace("encoderblock/", f"encoderblock_{i}/")] = one
+      for i, block in enumerate(np.asarray(value)):
+        unrolled[name.replace("encoderblock/", f"encoderblock_{i}/")] = block
     else:
-      found[name] = value
-  return found
+      unrolled[name] = value
+  return unrolled
 
 
 def square(kernel: np.ndarray, named: str) -> np.ndarray:
-  """A patch kernel of ours, [p * p * c, d], as [p p c d].
+  """Reshapes our patch kernel, [p * p * c, d], to [p p c d].
 
-  One channel or three: a square is never three times another square, so the number tells.
+  The number of inputs tells one channel from three: a square is never three times another square.
   """
   for channels in (1, 3):
     side = round((len(kernel) / channels) ** 0.5)

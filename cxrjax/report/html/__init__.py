@@ -1,1 +1,1 @@
-"""Pages' building blocks: elements, charts, pictures. Knows nothing of runs."""
+"""Building blocks of pages: elements, charts, pictures. Independent of runs."""

@@ -1,4 +1,4 @@
-"""Markup that is escaped unless it was made here."""
+"""Builds HTML and SVG; all strings are escaped unless they were built here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cxrjax.core.text import shown
 
 
 class Html(str):
-  """A piece of finished markup; every other string is escaped on its way into one."""
+  """Finished markup; every other string is escaped when it is inserted."""
 
 
 def el(name: str, *children: Any, **attributes: Any) -> Html:
@@ -35,7 +35,7 @@ def el(name: str, *children: Any, **attributes: Any) -> Html:
 
 
 def join(children: Any) -> Html:
-  """Concatenates what may stand in an element."""
+  """Concatenates the children of an element."""
   if children is None:
     return Html("")
   if isinstance(children, Html):
@@ -46,5 +46,5 @@ def join(children: Any) -> Html:
 
 
 def _escape(value: Any) -> str:
-  """Text for markup; what is not seen in names of files is written out."""
+  """Escapes text for markup; invisible characters (in file names) are written out."""
   return html.escape(shown(str(value), keep="\n\t"))

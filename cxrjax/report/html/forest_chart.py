@@ -1,4 +1,4 @@
-"""Points with intervals, a row for each thing compared, as SVG; see `charts` for its manners."""
+"""Forest charts as SVG: points with intervals, one row per item; conventions as in `line_chart`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.line_chart import Level, Real
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 380, 108, 10, 8, 34
-ROW, STEP = 12, 9  # pixels of a row without marks, and of each mark
-LETTERS = 14  # of a row's name
+ROW, STEP = 12, 9  # height in pixels of a row without marks, and of each mark
+LETTERS = 14  # most letters of a row's name
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-  """A value with its interval. A `hollow` one is a reference and drawn in the line of the next."""
+  """A value with its interval; a `hollow` mark is a reference, drawn on the line of the next."""
 
   value: float
   low: float = math.nan
@@ -30,7 +30,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A name and what is known of it."""
+  """A labelled row of marks."""
 
   label: str
   marks: Sequence[Mark]
@@ -45,10 +45,10 @@ def chart(
   levels: Sequence[Level] = (),
   note: str = "",
 ) -> Html:
-  """A figure with a row for each of `rows`.
+  """A forest chart.
 
   Args:
-    title: what is drawn.
+    title: heading of the figure.
     rows: from top to bottom.
     legend: style and meaning of the marks; a style is a class of `key`.
     x_label: name of the values.
@@ -65,29 +65,29 @@ def chart(
   low, high = float(finite.min()) - pad, float(finite.max()) + pad
   ticks = line_chart.ticks(low, high, 5)
 
-  def at(v: Real) -> float:
+  def to_x(v: Real) -> float:
     return LEFT + (float(v) - low) / (high - low) * (WIDTH - RIGHT - LEFT)
 
   heights = [ROW + STEP * max(sum(not m.hollow for m in row.marks), 1) for row in rows]
   base = TOP + sum(heights)
-  body = [_grid(ticks, at, base, x_label)]
+  body = [_grid(ticks, to_x, base, x_label)]
   for level in (v for v in levels if math.isfinite(v.y)):
     if math.isfinite(level.low) and math.isfinite(level.high):
       body.append(
         el(
           "rect",
-          x=f"{at(level.low):.1f}",
+          x=f"{to_x(level.low):.1f}",
           y=TOP,
           height=base - TOP,
-          width=f"{at(level.high) - at(level.low):.1f}",
+          width=f"{to_x(level.high) - to_x(level.low):.1f}",
           cls=f"band {level.style}",
         )
       )
-    x = f"{at(level.y):.1f}"
+    x = f"{to_x(level.y):.1f}"
     body.append(el("line", x1=x, x2=x, y1=TOP, y2=base, cls=f"level {level.style}"))
   top = TOP
   for row, height in zip(rows, heights, strict=True):
-    body.append(_row(row, top, height, at))
+    body.append(_row(row, top, height, to_x))
     top += height
   items = [el("span", el("i", cls=f"key {style}"), text) for style, text in legend]
   items += [
@@ -106,10 +106,10 @@ def chart(
   )
 
 
-def _grid(ticks, at, base, x_label):
+def _grid(ticks, to_x, base, x_label):
   marks = []
   for tick, label in zip(ticks, line_chart.tick_labels(ticks), strict=True):
-    x = f"{at(tick):.1f}"
+    x = f"{to_x(tick):.1f}"
     marks.append(el("line", x1=x, x2=x, y1=TOP, y2=base, cls="grid"))
     marks.append(
       el(
@@ -118,7 +118,7 @@ def _grid(ticks, at, base, x_label):
         x=x,
         y=base + 14,
         cls="tick",
-        text_anchor="end" if at(tick) > WIDTH - RIGHT - 8 else "middle",
+        text_anchor="end" if to_x(tick) > WIDTH - RIGHT - 8 else "middle",
       )
     )
   marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, cls="axis"))
@@ -135,7 +135,7 @@ def _grid(ticks, at, base, x_label):
   return marks
 
 
-def _row(row, top, height, at):
+def _row(row, top, height, to_x):
   name = (
     row.label
     if len(row.label) <= LETTERS
@@ -145,36 +145,37 @@ def _row(row, top, height, at):
     el("text", name, x=LEFT - 8, y=top + height / 2, dy="0.35em", cls="tick", text_anchor="end")
   ]
   y = top + ROW / 2 + STEP / 2
-  said = [row.label]
-  for m in row.marks:
-    if math.isfinite(m.value):
+  tooltip = [row.label]
+  for mark in row.marks:
+    if math.isfinite(mark.value):
       at_y = f"{y:.1f}"
-      if math.isfinite(m.low) and math.isfinite(m.high):
+      if math.isfinite(mark.low) and math.isfinite(mark.high):
         marks.append(
           el(
             "line",
-            x1=f"{at(m.low):.1f}",
-            x2=f"{at(m.high):.1f}",
+            x1=f"{to_x(mark.low):.1f}",
+            x2=f"{to_x(mark.high):.1f}",
             y1=at_y,
             y2=at_y,
-            cls=f"whisker {m.style}",
+            cls=f"whisker {mark.style}",
           )
         )
       marks.append(
         el(
           "circle",
-          cx=f"{at(m.value):.1f}",
+          cx=f"{to_x(mark.value):.1f}",
           cy=at_y,
           r=3,
-          cls=f"{'ring' if m.hollow else 'dot'} {m.style}",
+          cls=f"{'ring' if mark.hollow else 'dot'} {mark.style}",
         )
       )
-      bounds = (
-        f" ({format.decimal(m.low)} to {format.decimal(m.high)})" if math.isfinite(m.low) else ""
-      )
-      said.append(f"{'random encoder ' if m.hollow else ''}{format.decimal(m.value)}{bounds}")
-    y += 0 if m.hollow else STEP
+      text = "random encoder " if mark.hollow else ""
+      text += format.decimal(mark.value)
+      if math.isfinite(mark.low):
+        text += f" ({format.decimal(mark.low)} to {format.decimal(mark.high)})"
+      tooltip.append(text)
+    y += 0 if mark.hollow else STEP
   marks.append(
-    el("rect", el("title", "\n".join(said)), x=0, y=top, width=WIDTH, height=height, cls="hit")
+    el("rect", el("title", "\n".join(tooltip)), x=0, y=top, width=WIDTH, height=height, cls="hit")
   )
   return marks

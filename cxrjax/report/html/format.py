@@ -1,4 +1,4 @@
-"""Numbers, durations and names as a reader wants them."""
+"""Formats numbers, durations and names for readers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 ENCODERS = {"trained": "Trained", "random": "Before training", "floor": "Thumbnail floor"}
-DRAWERS = {"floor": "Mean training mask"}  # of masks
+DRAWERS = {"floor": "Mean training mask"}  # names that differ for segmentation
 MEASURES = {
   "auroc": "AUROC",
   "auprc": "AUPRC",
@@ -29,11 +29,11 @@ MEASURES = {
   "assd": "Average surface distance",
   "hd95": "95 % Hausdorff distance",
 }
-VARIANTS = {  # of a measure
+VARIANTS = {  # suffixes of a measure that are not classes
   "uncalibrated": "uncalibrated",
   "prevalence": "at the estimated prevalence",
 }
-LESS = ("assd", "hd95", "brier", "ece", "nll")  # the less the better
+LESS = ("assd", "hd95", "brier", "ece", "nll")  # lower is better
 HEADS = {"linear": "Linear probe", "floor": "Thumbnail ridge", "pixels": "Thumbnail ridge"}
 
 
@@ -58,7 +58,7 @@ def estimate(e: Estimate, dash: str = "\N{EN DASH}") -> str:
 
 
 def interval(e: Estimate, dash: str = "\N{EN DASH}") -> str:
-  """`0.842–0.901`, or nothing."""
+  """`0.842–0.901`; empty where not finite."""
   if math.isfinite(e.value) and math.isfinite(e.low) and math.isfinite(e.high):
     return f"{decimal(e.low)}{dash}{decimal(e.high)}"
   return ""
@@ -86,7 +86,7 @@ def short(x: float | int) -> str:
 
 
 def count(n: Any, one: str = "", many: str = "") -> str:
-  """`17,702 radiographs`; an empty string where `n` is no number."""
+  """`17,702 radiographs`; an empty string where `n` is not a number."""
   if isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n):
     return ""
   word = one if round(n) == 1 else many or (one + "s" if one else "")
@@ -94,7 +94,7 @@ def count(n: Any, one: str = "", many: str = "") -> str:
 
 
 def compact(n: Any, unit: str = "") -> str:
-  """`21.7 M`, `4.6 GFLOP`; an empty string where `n` is no number."""
+  """`21.7 M`, `4.6 GFLOP`; an empty string where `n` is not a number."""
   if isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n):
     return ""
   for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -129,46 +129,46 @@ def listing(items: Iterable[Any]) -> str:
 
 
 def encoder(name: str, metrics: Collection[str]) -> str:
-  """What is judged, by the metrics it has: the floor of masks is no thumbnail."""
+  """Display name of an encoder; the floor of segmentation metrics is the mean training mask."""
   names = DRAWERS if "dice" in metrics else {}
   return names.get(name, ENCODERS.get(name, name))
 
 
 def parts(name: str) -> tuple[str, str, str]:
-  """What judged, the measure, and what of it: `knn5/auroc/normal`, or `auroc/normal` by itself."""
-  first, _, rest = name.partition("/")
-  if not rest or first in MEASURES:
-    return "", first, rest
-  return first, *(rest.partition("/")[::2])
+  """Splits a metric into head, measure and class: `knn5/auroc/normal`, or `auroc/normal`."""
+  prefix, _, remainder = name.partition("/")
+  if not remainder or prefix in MEASURES:
+    return "", prefix, remainder
+  return prefix, *(remainder.partition("/")[::2])
 
 
 def of_class(name: str) -> bool:
-  """Whether a metric is that of one class."""
+  """Whether a metric is of a single class."""
   return parts(name)[2] not in ("", *VARIANTS)
 
 
 def head(name: str) -> str:
-  """What judged the features: `knn5` is `kNN, k = 5`."""
-  if found := re.fullmatch(r"knn_?(\d+)", name):
-    return f"kNN, k = {found[1]}"
-  if found := re.fullmatch(r"whitened_?(\d+)", name):
-    return f"kNN on whitened features, k = {found[1]}"
+  """Display name of a head on the features: `knn5` is `kNN, k = 5`."""
+  if match := re.fullmatch(r"knn_?(\d+)", name):
+    return f"kNN, k = {match[1]}"
+  if match := re.fullmatch(r"whitened_?(\d+)", name):
+    return f"kNN on whitened features, k = {match[1]}"
   return HEADS.get(name, name.replace("_", " ").capitalize())
 
 
 def measure(name: str) -> str:
   """`balanced_accuracy` is `Balanced accuracy`; further parts (a class) follow after a comma."""
-  first, *rest = name.split("/")
+  base, *qualifiers = name.split("/")
   return ", ".join(
     [
-      MEASURES.get(first, first.replace("_", " ").capitalize()),
-      *(VARIANTS.get(part, part) for part in rest),
+      MEASURES.get(base, base.replace("_", " ").capitalize()),
+      *(VARIANTS.get(qualifier, qualifier) for qualifier in qualifiers),
     ]
   )
 
 
 def title(name: str) -> str:
-  """A metric's full name: `knn5/auroc` is `kNN, k = 5: AUROC`."""
-  first, own, of = parts(name)
-  text = measure(f"{own}/{of}" if of else own)
-  return f"{head(first)}: {text}" if first else text
+  """Full display name of a metric: `knn5/auroc` is `kNN, k = 5: AUROC`."""
+  prefix, metric, variant = parts(name)
+  text = measure(f"{metric}/{variant}" if variant else metric)
+  return f"{head(prefix)}: {text}" if prefix else text

@@ -20,8 +20,8 @@ Real = float | int
 
 WIDTH, HEIGHT = 380, 216
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 12, 34
-BINS = 160  # more points than this are drawn as mean and range of each bin
-HOVERS = 60
+BINS = 160  # lines with more points are drawn as mean and range of this many bins
+HOVERS = 60  # most columns with hover text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +73,16 @@ def chart(
     levels: horizontal references.
     unit: of the values, after the title.
     note: small text below.
-    log: logarithmic values; only used where all are positive.
+    log: logarithmic vertical axis; only used where all values are positive.
     y_range: limits that must be inside the axis.
-    height: of the drawing, which is WIDTH wide.
-    legend: name the lines; figures that share one have it outside, from `lines_legend`.
-    x_log: ticks of a logarithmic horizontal axis, of positive values; linear without any.
+    height: of the drawing, whose width is WIDTH.
+    legend: whether to name the lines; figures that share a legend use `lines_legend`.
+    x_log: ticks of a logarithmic horizontal axis, all positive; if empty, the axis is linear.
   """
   x_extent = np.concatenate([line.x for line in lines])
   lines = [_bin(line) for line in lines]
   finite = [line.y[np.isfinite(line.y)] for line in lines]
-  shown = [v for v in levels if not v.inside and math.isfinite(v.y)]
+  shown = [level for level in levels if not level.inside and math.isfinite(level.y)]
   key = lines_legend(lines, shown) if legend else None
   caption = el("figcaption", el("b", title), el("span", unit, cls="unit") if unit else None)
   if not sum(y.size for y in finite):
@@ -101,27 +101,29 @@ def chart(
   x_ticks = list(x_log) or x_ticks
   if (x_extent == np.round(x_extent)).all():
     x_ticks = [t for t in x_ticks if t == round(t)] or x_ticks  # there is no step 1.5
-  named = any(v.inside and math.isfinite(v.y) for v in levels)
+  has_labels = any(level.inside and math.isfinite(level.y) for level in levels)
   y_ticks, y_scale = _axis(
-    _extent(lines, levels, y_range), height - BOTTOM, TOP + (14 if named else 0), 5, log=log
+    _extent(lines, levels, y_range), height - BOTTOM, TOP + (14 if has_labels else 0), 5, log=log
   )
   body = [_grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height)]
   # A nested drawing clips what lies outside the axes, without ids that could clash.
-  inner = [_level(v, y_scale) for v in levels if math.isfinite(v.y)]
+  marks = [_level_marks(level, y_scale) for level in levels if math.isfinite(level.y)]
   for line in lines:
-    inner += _draw(line, x_scale, y_scale)
-  plot = {
+    marks += _line_marks(line, x_scale, y_scale)
+  box = {
     "x": LEFT,
     "y": TOP - 4,
     "width": WIDTH - LEFT - RIGHT,
     "height": height - TOP - BOTTOM + 8,
   }
-  body.append(el("svg", inner, viewbox=" ".join(map(str, plot.values())), **plot))
-  body += [_level_name(v, y_scale) for v in levels if v.inside and math.isfinite(v.y)]
-  body.append(_hover(lines, x_scale, x_label, height))
+  body.append(el("svg", marks, viewbox=" ".join(map(str, box.values())), **box))
+  body += [
+    _level_label(level, y_scale) for level in levels if level.inside and math.isfinite(level.y)
+  ]
+  body.append(_hover_columns(lines, x_scale, x_label, height))
   last = "; ".join(
-    f"{n.label} ends at {format.short(float(y[-1]))}"
-    for n, y in zip(lines, finite, strict=True)
+    f"{line.label} ends at {format.short(float(y[-1]))}"
+    for line, y in zip(lines, finite, strict=True)
     if y.size
   )
   svg = el(
@@ -139,36 +141,36 @@ def ticks(low: Real, high: Real, n: int) -> list[Real]:
   span = high - low
   if not (span > 0 and math.isfinite(span)):
     return [low]
-  raw = span / max(n, 1)
-  power = 10.0 ** math.floor(math.log10(raw))
-  step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+  spacing = span / max(n, 1)
+  power = 10.0 ** math.floor(math.log10(spacing))
+  step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= spacing * 0.999)
   first = math.ceil(low / step - 1e-9)
-  found = [k * step for k in range(first, first + 4 * n + 4) if k * step <= high + 1e-9 * span]
-  return [0.0 if abs(t) < 1e-9 * step else t for t in found]
+  values = [k * step for k in range(first, first + 4 * n + 4) if k * step <= high + 1e-9 * span]
+  return [0.0 if abs(t) < 1e-9 * step else t for t in values]
 
 
 def log_ticks(low: Real, high: Real) -> list[Real]:
-  """Powers of ten in [low, high], with 2 and 5 times them where there are few."""
+  """Powers of ten in [low, high], also times 3, or 2 and 5, where there are few."""
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   for factors in ((1,), (1, 3), (1, 2, 5)):
-    found = [
+    values = [
       f * 10.0**d for d in decades for f in factors if low * 0.999 <= f * 10.0**d <= high * 1.001
     ]
-    if len(found) >= 3:
+    if len(values) >= 3:
       break
-  if len(found) < 2:
+  if len(values) < 2:
     return ticks(low, high, 4)
-  return found[:: max(1, math.ceil(len(found) / 6))]
+  return values[:: max(1, math.ceil(len(values) / 6))]
 
 
 def _extent(lines, levels, y_range):
-  """The values the vertical axis must hold; rare spikes of a noisy band may leave it."""
+  """Values that the vertical axis must include; rare spikes of a noisy band may lie outside."""
   values = [line.y[np.isfinite(line.y)] for line in lines]
   for line in lines:
     for bound, q in ((line.low, 2), (line.high, 98)):
       if bound is not None and np.isfinite(bound).any():
-        kept = bound[np.isfinite(bound)]
-        values.append(kept if line.points else np.array([np.percentile(kept, q)]))
+        finite = bound[np.isfinite(bound)]
+        values.append(finite if line.points else np.array([np.percentile(finite, q)]))
   for level in levels:
     values.append(np.array([v for v in (level.y, level.low, level.high) if math.isfinite(v)]))
   if y_range:
@@ -177,7 +179,7 @@ def _extent(lines, levels, y_range):
 
 
 def _axis(values, start, end, n, *, log=False, tight=False, margin=0.0):
-  """Ticks, and the function from values to pixels."""
+  """Ticks, and the function that maps values to pixels."""
   finite = values[np.isfinite(values)]
   low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
   if log:
@@ -213,16 +215,16 @@ def _bin(line: Line) -> Line:
   high = None if line.high is None else line.high[order]
   if len(x) > BINS:
     edges = np.linspace(0, len(x), BINS + 1).astype(int)[:-1]
-    size = np.diff(np.append(edges, len(x)))
-    good = np.isfinite(y)
-    number = np.add.reduceat(good, edges)
-    total = np.add.reduceat(np.where(good, y, 0), edges)
+    sizes = np.diff(np.append(edges, len(x)))
+    finite = np.isfinite(y)
+    counts = np.add.reduceat(finite, edges)
+    sums = np.add.reduceat(np.where(finite, y, 0), edges)
     with np.errstate(invalid="ignore"):
-      mean = np.where(number > 0, total / np.maximum(number, 1), np.nan)
-    low = np.minimum.reduceat(np.where(good, y if low is None else low, np.inf), edges)
-    high = np.maximum.reduceat(np.where(good, y if high is None else high, -np.inf), edges)
-    low, high = (np.where(number > 0, v, np.nan) for v in (low, high))
-    x, y = np.add.reduceat(x, edges) / size, mean
+      mean = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    low = np.minimum.reduceat(np.where(finite, y if low is None else low, np.inf), edges)
+    high = np.maximum.reduceat(np.where(finite, y if high is None else high, -np.inf), edges)
+    low, high = (np.where(counts > 0, v, np.nan) for v in (low, high))
+    x, y = np.add.reduceat(x, edges) / sizes, mean
   return dataclasses.replace(line, x=x, y=y, low=low, high=high)
 
 
@@ -261,47 +263,47 @@ def tick_labels(values: Sequence[Real]) -> list[str]:
   return [format.short(v) for v in values]
 
 
-def _path(x, y):
-  """A path through finite points; a gap where one is not."""
-  parts, pen = [], "M"
+def _path_data(x, y):
+  """SVG path data through finite points, with gaps at the others."""
+  parts, command = [], "M"
   for a, b in zip(x, y, strict=True):
     if math.isfinite(a) and math.isfinite(b):
-      parts.append(f"{pen}{a:.1f} {b:.1f}")
-      pen = "L"
+      parts.append(f"{command}{a:.1f} {b:.1f}")
+      command = "L"
     else:
-      pen = "M"
+      command = "M"
   return "".join(parts)
 
 
-def _draw(line, x_scale, y_scale):
+def _line_marks(line, x_scale, y_scale):
   x, y = x_scale(line.x), y_scale(line.y)
-  drawn = []
+  marks = []
   if line.low is not None and not line.points:
-    keep = np.isfinite(line.low) & np.isfinite(line.high)
-    if keep.sum() > 1:
-      around = np.concatenate([x[keep], x[keep][::-1]])
-      bounds = np.concatenate([y_scale(line.high[keep]), y_scale(line.low[keep])[::-1]])
-      drawn.append(el("path", d=_path(around, bounds) + "Z", cls=f"band {line.style}"))
-  drawn.append(el("path", d=_path(x, y), cls=f"line {line.style}"))
-  alone = len(x) == 1
-  if line.points or line.dots or alone:
+    finite = np.isfinite(line.low) & np.isfinite(line.high)
+    if finite.sum() > 1:
+      outline = np.concatenate([x[finite], x[finite][::-1]])
+      bounds = np.concatenate([y_scale(line.high[finite]), y_scale(line.low[finite])[::-1]])
+      marks.append(el("path", d=_path_data(outline, bounds) + "Z", cls=f"band {line.style}"))
+  marks.append(el("path", d=_path_data(x, y), cls=f"line {line.style}"))
+  is_single = len(x) == 1
+  if line.points or line.dots or is_single:
     for i in range(len(x)):
       if not math.isfinite(y[i]):
         continue
       at = f"{x[i]:.1f}"
       if (
-        (line.points or alone)
+        (line.points or is_single)
         and line.low is not None
         and math.isfinite(line.low[i])
         and math.isfinite(line.high[i])
       ):
         top, bottom = (f"{float(y_scale(v)):.1f}" for v in (line.high[i], line.low[i]))
-        drawn.append(el("line", x1=at, x2=at, y1=top, y2=bottom, cls=f"whisker {line.style}"))
-      drawn.append(el("circle", cx=at, cy=f"{y[i]:.1f}", r=3, cls=f"dot {line.style}"))
-  return drawn
+        marks.append(el("line", x1=at, x2=at, y1=top, y2=bottom, cls=f"whisker {line.style}"))
+      marks.append(el("circle", cx=at, cy=f"{y[i]:.1f}", r=3, cls=f"dot {line.style}"))
+  return marks
 
 
-def _level(level, y_scale):
+def _level_marks(level, y_scale):
   marks = []
   if math.isfinite(level.low) and math.isfinite(level.high):
     top, bottom = float(y_scale(level.high)), float(y_scale(level.low))
@@ -320,7 +322,7 @@ def _level(level, y_scale):
   return marks
 
 
-def _level_name(level, y_scale):
+def _level_label(level, y_scale):
   y = float(y_scale(level.y))
   return el(
     "text", level.label, x=WIDTH - RIGHT - 2, y=f"{y - 5:.1f}", cls="tick named", text_anchor="end"
@@ -328,7 +330,7 @@ def _level_name(level, y_scale):
 
 
 def lines_legend(lines: Sequence[Line], levels: Sequence[Level] = ()) -> Html | None:
-  """What the lines and levels are; nothing where there is only one."""
+  """Legend of lines and levels; None where there are fewer than two."""
   if len(lines) + len(levels) < 2:
     return None
   items = [el("span", el("i", cls=f"key {line.style}"), line.label) for line in lines]
@@ -336,8 +338,8 @@ def lines_legend(lines: Sequence[Line], levels: Sequence[Level] = ()) -> Html | 
   return el("div", items, cls="legend")
 
 
-def _hover(lines, x_scale, x_label, height):
-  """Invisible columns that name the values below the pointer."""
+def _hover_columns(lines, x_scale, x_label, height):
+  """Invisible columns whose tooltips show the values below the pointer."""
   longest = max(lines, key=lambda line: len(line.x))
   x = longest.x[:: max(1, math.ceil(len(longest.x) / HOVERS))]
   if not len(x):

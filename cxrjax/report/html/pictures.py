@@ -1,4 +1,4 @@
-"""Arrays as small embedded pictures, and a colour map for attention."""
+"""Embeds arrays as small pictures; colour map for attention."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def oklab_to_srgb(lab: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
 
 
 def gray(array: np.ndarray) -> UInt8[np.ndarray, "h w"]:
-  """Any single picture as 8-bit gray: uint8 as it is, other ranges stretched to 0..255."""
+  """Converts a picture to 8-bit gray: uint8 is kept, other types are stretched to 0..255."""
   array = np.asarray(array)
   if array.ndim == 3:
     array = array[..., 0]
@@ -72,18 +72,18 @@ def gray(array: np.ndarray) -> UInt8[np.ndarray, "h w"]:
 def overlay(
   image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], opacity: float = 0.7
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """A heat map in 0..1, smoothly enlarged, over a radiograph.
+  """Blends a heat map in 0..1, smoothly enlarged, over a radiograph.
 
   Opacity grows with the heat, so that the radiograph stays visible where nothing is attended to.
   """
   h, w = image.shape
-  large = np.asarray(
+  enlarged = np.asarray(
     Image.fromarray(heat.astype(np.float32)).resize((w, h), Image.Resampling.BICUBIC)
   )
-  large = np.clip(large, 0, 1)
-  alpha = (opacity * large**0.8)[..., None]
-  colour = colour_map()[np.rint(255 * large).astype(int)]
-  return np.rint((1 - alpha) * image[..., None] + alpha * colour).astype(np.uint8)
+  enlarged = np.clip(enlarged, 0, 1)
+  alpha = (opacity * enlarged**0.8)[..., None]
+  color = colour_map()[np.rint(255 * enlarged).astype(int)]
+  return np.rint((1 - alpha) * image[..., None] + alpha * color).astype(np.uint8)
 
 
 def outlines(
@@ -92,20 +92,20 @@ def outlines(
   colours: Sequence[tuple[int, int, int]],
   size: int = 256,
 ) -> UInt8[np.ndarray, "sh sw 3"]:
-  """A radiograph, gray or coloured, enlarged to about `size` pixels, with each mask's outline.
+  """Outlines masks on a radiograph, gray or coloured, enlarged to about `size` pixels.
 
-  The last masks lie on top.
+  Later masks lie on top.
   """
   scale = max(1, round(size / max(image.shape[:2])))
   h, w = (n * scale for n in image.shape[:2])
-  large = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
-  found = large.copy() if image.ndim == 3 else np.repeat(large[..., None], 3, axis=-1)
-  for mask, colour in zip(masks, colours, strict=True):
+  enlarged = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
+  canvas = enlarged.copy() if image.ndim == 3 else np.repeat(enlarged[..., None], 3, axis=-1)
+  for mask, color in zip(masks, colours, strict=True):
     inside = np.pad(np.kron(mask, np.ones((scale, scale), bool)), 1)
-    near = [inside[1:-1, :-2], inside[1:-1, 2:], inside[:-2, 1:-1], inside[2:, 1:-1]]
+    neighbors = [inside[1:-1, :-2], inside[1:-1, 2:], inside[:-2, 1:-1], inside[2:, 1:-1]]
     inside = inside[1:-1, 1:-1]
-    found[inside & ~np.logical_and.reduce(near)] = colour
-  return found
+    canvas[inside & ~np.logical_and.reduce(neighbors)] = color
+  return canvas
 
 
 def picture(array: UInt8[np.ndarray, "h w *c"], alt: str, size: int = 256) -> Html:

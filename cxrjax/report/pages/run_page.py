@@ -32,10 +32,10 @@ NAME = "report.html"
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page of a run and its model card, also of one that is still going or has failed.
+  """Writes the page and the model card of a run, which may still be running or have failed.
 
-  Whatever is missing or broken in the workdir is left out of the page or named on it. The page
-  loads nothing: pictures, charts and style are inside.
+  Missing or broken files of the workdir are left out of the page or named on it. The page is
+  self-contained: pictures, charts and style are embedded.
 
   Returns:
     The path of `report.html` in the workdir; `MODEL_CARD.md` lies beside it.
@@ -49,7 +49,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
-  """Writes a whole text file; raises a UserError where that cannot be done."""
+  """Writes a text file atomically; raises a UserError where it cannot be written."""
   try:
     replace(path, text.encode("utf-8", errors="backslashreplace"))
   except OSError as error:
@@ -61,7 +61,7 @@ def save(path: pathlib.Path, text: str) -> pathlib.Path:
 
 
 def save_table(path: pathlib.Path, rows: Iterable[Iterable[Any]]) -> pathlib.Path:
-  """Writes a table of names and numbers, as `save` does a text."""
+  """Writes a table of names and numbers; raises as `save` does."""
   text = io.StringIO()
   tables.write(
     text, ((identifier(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
@@ -70,9 +70,9 @@ def save_table(path: pathlib.Path, rows: Iterable[Iterable[Any]]) -> pathlib.Pat
 
 
 def render(run: runs.Run) -> str:
-  """The page as text."""
+  """Renders the page as HTML."""
   title = str(guard(naming.title, run))
-  body = [
+  parts = [
     ("results", "Results", "", _results),
     ("masks", "Lung masks", "", segmentation.section),
     ("attention", "Where it looks", "", saliency.section),
@@ -94,21 +94,21 @@ def render(run: runs.Run) -> str:
     ("speed", "Speed and size", "", details.speed),
     ("again", "Run it again", "", details.again),
   ]
-  made = [(key, name, _section(run, key, name, note, make)) for key, name, note, make in body]
-  about_run = [guard(results.summary, run), guard(_callouts, run)]
-  return document(run, title, ["cxrjax", guard(_badge, run)], about_run, made)
+  sections = [(key, name, _section(run, key, name, note, make)) for key, name, note, make in parts]
+  opening = [guard(results.summary, run), guard(_callouts, run)]
+  return document(run, title, ["cxrjax", guard(_badge, run)], opening, sections)
 
 
 def document(
   run: runs.Run, title: str, kicker: Any, opening: Any, made: Sequence[tuple[str, str, Html | None]]
 ) -> str:
-  """A whole page: what it is about, links to its sections, the sections.
+  """Assembles a page: title and opening, links to its sections, the sections.
 
   Args:
-    run: whose files it is made of.
-    title: in the heading.
-    kicker: above it.
-    opening: below it, before the links.
+    run: the run that the page is about.
+    title: of the heading.
+    kicker: above the heading.
+    opening: below the heading, before the links.
     made: key, name and content of each section; those without content are left out.
   """
   shown = [(key, name, html) for key, name, html in made if html]
@@ -149,7 +149,7 @@ def document(
 def _section(
   run: runs.Run, key: str, name: str, note: str, make: Callable[[runs.Run], Html | None]
 ) -> Html | None:
-  """A section, or nothing where the run has nothing for it."""
+  """A section with its heading; None where the run has no content for it."""
   content = guard(make, run)
   if content is None:
     return None
@@ -157,7 +157,7 @@ def _section(
 
 
 def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
-  """What cannot be drawn is said: one broken file must not cost the page."""
+  """Runs `make`; an error becomes a callout, so that one broken file does not cost the page."""
   try:
     return make(run)
   except Exception as error:
@@ -170,19 +170,19 @@ def _results(run: runs.Run) -> Html | None:
   if not run.evaluations:
     return None
   parts = []
-  several = run.evaluators()
-  for name in several:
-    own = run.only(name)
-    title = el("h3", naming.images_named(name)) if len(several) > 1 else None
+  evaluators = run.evaluators()
+  for evaluator in evaluators:
+    evaluated = run.only(evaluator)
+    title = el("h3", naming.images_named(evaluator)) if len(evaluators) > 1 else None
     parts.append(
       el(
         "div",
         title,
-        results.table(own),
-        guard(curves.decisions, own),
-        guard(classification.calibration, own),
-        guard(classification.subgroups, own),
-        results.over_time(own),
+        results.table(evaluated),
+        guard(curves.decisions, evaluated),
+        guard(classification.calibration, evaluated),
+        guard(classification.subgroups, evaluated),
+        results.over_time(evaluated),
         cls="evaluator",
       )
     )
@@ -190,22 +190,22 @@ def _results(run: runs.Run) -> Html | None:
 
 
 def _badge(run: runs.Run) -> Html:
-  kind, _ = naming.status(run)
-  return el("span", kind, cls=f"badge {kind}")
+  status, _ = naming.status(run)
+  return el("span", status, cls=f"badge {status}")
 
 
 def _callouts(run: runs.Run) -> list[Html]:
-  kind, why = naming.status(run)
+  status, reason = naming.status(run)
   step, total = naming.last_step(run), run.fact("steps")
   reached = f" at step {format.count(step)}" if step is not None else ""
   if reached and format.count(total):
     reached += f" of {format.count(total)}"
-  found = []
-  if kind in naming.ENDED:
-    was = "was stopped" if kind == "stopped" else kind
-    found.append(el("p", el("b", f"This run {was}{reached}. "), why, cls="callout bad"))
-  elif kind == "running":
-    found.append(
+  callouts = []
+  if status in naming.ENDED:
+    ending = "was stopped" if status == "stopped" else status
+    callouts.append(el("p", el("b", f"This run {ending}{reached}. "), reason, cls="callout bad"))
+  elif status == "running":
+    callouts.append(
       el(
         "p",
         el("b", "This run had not finished"),
@@ -216,10 +216,10 @@ def _callouts(run: runs.Run) -> list[Html]:
     )
   notes = run.fact("notes")
   notes = notes if isinstance(notes, list) else []
-  found += [el("p", str(text), cls="callout") for text in notes[:10]]
-  found += [el("p", text, cls="callout warn") for text in details.health_warnings(run)]
+  callouts += [el("p", str(text), cls="callout") for text in notes[:10]]
+  callouts += [el("p", text, cls="callout warn") for text in details.health_warnings(run)]
   if run.problems:
-    found.append(
+    callouts.append(
       el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
     )
-  return found
+  return callouts

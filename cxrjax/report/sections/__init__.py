@@ -1,1 +1,1 @@
-"""Sections of a page, each a function of what it shows."""
+"""Sections of a page, each a function of the data that it shows."""

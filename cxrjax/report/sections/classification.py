@@ -1,4 +1,4 @@
-"""A classifier on the page: in words, its calibration, and how it does in subgroups."""
+"""Classifier results on the page: summary in words, calibration, and subgroups."""
 
 from __future__ import annotations
 
@@ -19,102 +19,100 @@ IN_WORDS = ("accuracy", "sensitivity", "specificity")
 
 
 def called(run: Run) -> bool:
-  """Whether a run, of one evaluator, is judged by the classes it predicts."""
+  """Whether a run (of one evaluator) is judged by the classes that it predicts."""
   return any("auroc" in e.metrics for e in run.evaluations)
 
 
 def judged(run: Run, evaluator: str) -> list[Any]:
-  """How well it tells the classes apart, for the summary."""
+  """Describes for the summary how well the network tells the classes apart."""
   latest = run.latest()
-  own, floor = latest.get(TRAINED, {}), latest.get(FLOOR, {}).get("auroc")
-  where = run.fact("data", evaluator)
-  where = lookup(where, "test") or where
-  if "auroc" not in own:
+  metrics, floor = latest.get(TRAINED, {}), latest.get(FLOOR, {}).get("auroc")
+  facts = run.fact("data", evaluator)
+  facts = lookup(facts, "test") or facts
+  if "auroc" not in metrics:
     return [naming.images_named(evaluator), ": its predictions have not been judged yet."]
-  area = own["auroc"]
-  text: list[Any] = naming.judged_on(evaluator, area.n, where)
-  if not math.isfinite(area.value):
-    text.append(f" its AUROC is undefined ({area.undefined})")
+  auroc = metrics["auroc"]
+  sentence: list[Any] = naming.judged_on(evaluator, auroc.n, facts)
+  if not math.isfinite(auroc.value):
+    sentence.append(f" its AUROC is undefined ({auroc.undefined})")
   else:
-    text += [
+    sentence += [
       " its AUROC is ",
-      el("b", format.estimate(area), cls="nowrap"),
+      el("b", format.estimate(auroc), cls="nowrap"),
       " (0.5 is guessing, 1 perfect)" if evaluator != "validation" else "",
     ]
     if floor is not None and math.isfinite(floor.value):
-      text += [
+      sentence += [
         " against ",
         el("span", format.estimate(floor), cls="nowrap"),
         " for a linear model of raw thumbnails",
       ]
-  said = [(m, own[m]) for m in IN_WORDS if m in own and math.isfinite(own[m].value)]
-  for i, (measure, value) in enumerate(said):
-    text += [
-      "; " if not i else " and " if i == len(said) - 1 else ", ",
+  others = [(m, metrics[m]) for m in IN_WORDS if m in metrics and math.isfinite(metrics[m].value)]
+  for i, (measure, value) in enumerate(others):
+    sentence += [
+      "; " if not i else " and " if i == len(others) - 1 else ", ",
       format.measure(measure).lower(),
       " ",
       el("span", format.estimate(value), cls="nowrap"),
     ]
-  return [*text, ".", naming.judged_once(run, evaluator)]
+  return [*sentence, ".", naming.judged_once(run, evaluator)]
 
 
 def calibration(run: Run) -> Html | None:
-  """The reliability diagram of the trained network, before and after its temperature."""
+  """Reliability diagram of the trained network, before and after temperature scaling."""
   evaluator = next(iter(run.evaluators()), "")
-  found = run.fact("evaluation", evaluator, TRAINED)
-  bins = lookup(found, "reliability", "calibrated")
+  facts = run.fact("evaluation", evaluator, TRAINED)
+  bins = lookup(facts, "reliability", "calibrated")
   if not isinstance(bins, list) or not bins:
     return None
-  temperatures = [number(t) for t in found.get("temperature") or []]
-  lines = [_reliability("Calibrated", bins, "s1", True)]
-  before = lookup(found, "reliability", "uncalibrated")
-  mended = any(abs(t - 1) > 1e-9 for t in temperatures)
-  if mended and isinstance(before, list) and before:
-    lines.append(_reliability("Before", before, "s2 dash", False))
+  temperatures = [number(t) for t in facts.get("temperature") or []]
+  lines = [_reliability_line("Calibrated", bins, "s1", True)]
+  before = lookup(facts, "reliability", "uncalibrated")
+  is_rescaled = any(abs(t - 1) > 1e-9 for t in temperatures)
+  if is_rescaled and isinstance(before, list) and before:
+    lines.append(_reliability_line("Before", before, "s2 dash", False))
   ideal = np.array([0.0, 1.0])
   lines.append(line_chart.Line("Ideal", ideal, ideal, style="ref"))
-  share = "share that came true"
+  unit = "share that came true"
   figure = line_chart.chart(
-    "Reliability",
-    lines,
-    x_label="predicted probability",
-    unit=share,
-    y_range=(0.0, 1.0),
-    height=300,
+    "Reliability", lines, x_label="predicted probability", unit=unit, y_range=(0.0, 1.0), height=300
   )
-  note = el("p", _about_calibration(run, found, temperatures, mended), cls="note")
-  drawn = el("div", el("div", figure, cls="charts one"), note, cls="split")
-  return el("div", el("h3", "Calibration"), drawn, cls="part")
+  note = el("p", _about_calibration(run, facts, temperatures, is_rescaled), cls="note")
+  content = el("div", el("div", figure, cls="charts one"), note, cls="split")
+  return el("div", el("h3", "Calibration"), content, cls="part")
 
 
-def _reliability(label: str, bins: Sequence[Any], style: str, whiskers: bool) -> line_chart.Line:
-  n, came = (np.array([number(b.get(k)) for b in bins]) for k in ("n", "came"))
+def _reliability_line(
+  label: str, bins: Sequence[Any], style: str, whiskers: bool
+) -> line_chart.Line:
+  counts, positives = (np.array([number(b.get(key)) for b in bins]) for key in ("n", "came"))
   x = np.array([number(b.get("probability")) for b in bins])
-  ends = np.array([intervals.wilson(c / m, int(m)) for c, m in zip(came, n, strict=True)])
-  low, high = ends.T if whiskers else (None, None)
-  return line_chart.Line(label, x, came / n, low, high, style=style, points=whiskers)
+  pairs = zip(positives, counts, strict=True)
+  bounds = np.array([intervals.wilson(k / n, int(n)) for k, n in pairs])
+  low, high = bounds.T if whiskers else (None, None)
+  return line_chart.Line(label, x, positives / counts, low, high, style=style, points=whiskers)
 
 
 def _about_calibration(
-  run: Run, found: Mapping[str, Any], temperatures: Sequence[float], mended: bool
+  run: Run, facts: Mapping[str, Any], temperatures: Sequence[float], is_rescaled: bool
 ) -> str:
-  own = run.latest().get(TRAINED, {})
-  several = len(temperatures) > 1
+  metrics = run.latest().get(TRAINED, {})
+  is_multilabel = len(temperatures) > 1
   text = "Radiographs by their predicted probability; bars are Wilson's 95 % intervals"
-  text += ", all findings together. " if several else ". "
-  if mended:
-    of = ", ".join(f"{t:.2f}" for t in temperatures[:6]) + (", ..." if temperatures[6:] else "")
-    text += f"Logits are divided by a temperature of {of}, fitted to the validation images. "
-  elif not found.get("temperature_remarks"):
+  text += ", all findings together. " if is_multilabel else ". "
+  if is_rescaled:
+    values = ", ".join(f"{t:.2f}" for t in temperatures[:6]) + (", ..." if temperatures[6:] else "")
+    text += f"Logits are divided by a temperature of {values}, fitted to the validation images. "
+  elif not facts.get("temperature_remarks"):
     text += "The probabilities are as the network gives them. "
-  for remark in (found.get("temperature_remarks") or [])[:3]:
+  for remark in (facts.get("temperature_remarks") or [])[:3]:
     text += f"{remark[:1].upper()}{remark[1:]}. "
-  error, before = own.get("ece"), own.get("ece/uncalibrated")
+  error, before = metrics.get("ece"), metrics.get("ece/uncalibrated")
   if error is not None and math.isfinite(error.value):
     text += f"Expected calibration error {format.estimate(error)}"
-    if mended and before is not None:
+    if is_rescaled and before is not None:
       text += f", before {format.estimate(before)}"
-    chance = found.get("ece_by_chance")
+    chance = facts.get("ece_by_chance")
     if isinstance(chance, list) and len(chance) == 2:
       text += (
         f"; perfect calibration would show {format.decimal(number(chance[0]))} by chance on "
@@ -137,22 +135,23 @@ def subgroups(run: Run) -> Html | None:
   if not rows:
     return None
   classes = list(dict.fromkeys(str(r.get("class")) for r in rows))
-  whole = run.latest().get(TRAINED, {})
+  metrics = run.latest().get(TRAINED, {})
   tables = []
   for name in classes:
-    own = [r for r in rows if str(r.get("class")) == name]
-    of = {m: whole.get(f"{m}/{name}" if len(classes) > 1 else m) for m in COLUMNS}
-    table = _table(own, of, name)
+    class_rows = [r for r in rows if str(r.get("class")) == name]
+    overall = {m: metrics.get(f"{m}/{name}" if len(classes) > 1 else m) for m in COLUMNS}
+    table = _table(class_rows, overall, name)
     tables.append(table if len(classes) == 1 else el("details", el("summary", name), table))
-  said = (
+  explanation = (
     "Decisions are those of the results above. 95 % intervals speak of one group at a "
     "time; of many groups some differ by chance. n/a: fewer than five patients decide it."
   )
   remarks = f" Not shown: {'; '.join(notes)}." if notes else ""
-  return el("div", el("h3", "Subgroups"), tables, el("p", said + remarks, cls="note"), cls="part")
+  note = el("p", explanation + remarks, cls="note")
+  return el("div", el("h3", "Subgroups"), tables, note, cls="part")
 
 
-def _table(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any], name: str) -> Html:
+def _table(rows: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], name: str) -> Html:
   head = el(
     "tr",
     el("th", "Group", scope="col"),
@@ -161,16 +160,16 @@ def _table(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any], name: st
     [el("th", format.measure(m), scope="col", cls="num") for m in COLUMNS],
   )
   body = []
-  if all(whole.values()):
-    first = [row for row in rows if row.get("by") == rows[0].get("by")]
-    n, positives = (sum(number(row.get(key)) for row in first) for key in ("n", "positives"))
-    known = n == whole["auroc"].n  # else some groups are not told of
+  if all(overall.values()):
+    partition = [row for row in rows if row.get("by") == rows[0].get("by")]
+    n, positives = (sum(number(row.get(key)) for row in partition) for key in ("n", "positives"))
+    is_complete = n == overall["auroc"].n  # else some groups are not listed
     body.append(
       el(
         "tr",
         el("th", "All", scope="row"),
-        [el("td", format.count(v) if known else "", cls="num") for v in (n, positives)],
-        [_cell(whole[m]) for m in COLUMNS],
+        [el("td", format.count(v) if is_complete else "", cls="num") for v in (n, positives)],
+        [_cell(overall[m]) for m in COLUMNS],
       )
     )
   by = None

@@ -1,4 +1,4 @@
-"""ROC, precision and recall, and the confusion matrix, from the test scores of an evaluation."""
+"""ROC and precision-recall curves and the confusion matrix, from an evaluation's test scores."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.metrics import classification, intervals, roc
-from cxrjax.metrics import precision_recall as average
+from cxrjax.metrics import classification, intervals, precision_recall, roc
 from cxrjax.report.html import format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import STYLES
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 
-POINTS = 150  # of a drawn ROC curve
+POINTS = 150  # most points of a drawn curve
 
 
 def decisions(run: Run) -> Html | None:
@@ -30,58 +29,61 @@ def decisions(run: Run) -> Html | None:
     e: run.arrays(f"scores_{evaluator}_{e}") or run.arrays(f"scores_{e}")
     for e in (TRAINED, RANDOM, FLOOR)
   }
-  scores = {e: both for e, s in arrays.items() if (both := _judged(s)) is not None}
+  scores = {e: pair for e, data in arrays.items() if (pair := _scores_and_labels(data)) is not None}
   if not scores:
     return None
   first = arrays[next(iter(scores))]
   k = first["labels"].shape[1]
-  classes = _classes(run, first, k)
-  exclusive = _exclusive(first)
-  predicted = any("probability" in s for s in arrays.values())
-  what = "" if predicted else ", linear probe"
+  classes = _class_names(run, first, k)
+  exclusive = _is_exclusive(first)
+  predicted = any("probability" in data for data in arrays.values())
+  suffix = "" if predicted else ", linear probe"
   note = ""
   if exclusive and k == 2:
-    of = f"{what}: {classes[1]}"
-    curves = [(format.encoder(e, ()), STYLES[e], s[:, 1], y[:, 1]) for e, (s, y) in scores.items()]
+    subtitle = f"{suffix}: {classes[1]}"
+    curves = [
+      (format.encoder(e, ()), STYLES[e], outputs[:, 1], labels[:, 1])
+      for e, (outputs, labels) in scores.items()
+    ]
   else:
-    own, labels = scores.get(TRAINED) or next(iter(scores.values()))
-    of = f"{what}, by class"
-    curves = [(classes[c], f"s{c + 1}", own[:, c], labels[:, c]) for c in range(min(k, 4))]
+    outputs, labels = scores.get(TRAINED) or next(iter(scores.values()))
+    subtitle = f"{suffix}, by class"
+    curves = [(classes[c], f"s{c + 1}", outputs[:, c], labels[:, c]) for c in range(min(k, 4))]
     note = f"The first 4 of {k} classes." if k > 4 else ""
-  figures = [roc_figure(f"ROC{of}", curves, note)]
+  figures = [roc_figure(f"ROC{subtitle}", curves, note)]
   if predicted:
-    figures.append(_precision(f"Precision and recall{of}", curves, note))
+    figures.append(_precision_recall_figure(f"Precision and recall{subtitle}", curves, note))
   if exclusive and TRAINED in scores and k <= 20:
-    figures.append(_matrix(run, arrays[TRAINED], classes, what))
+    figures.append(_confusion_figure(run, arrays[TRAINED], classes, suffix))
   return el("div", figures, cls="charts")
 
 
 def _scores(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
-  found = arrays.get("probability")
-  return arrays.get("linear") if found is None else found
+  probability = arrays.get("probability")
+  return arrays.get("linear") if probability is None else probability
 
 
-def _judged(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-  """Scores and labels; nothing where they are missing or do not fit each other."""
+def _scores_and_labels(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+  """Scores and labels; None where they are missing or differ in shape."""
   labels, scores = arrays.get("labels"), _scores(arrays)
   if labels is None or scores is None or labels.ndim != 2 or labels.shape != scores.shape:
     return None
   return (scores, labels) if labels.shape[1] > 0 else None
 
 
-def _classes(run: Run, arrays: dict[str, np.ndarray], k: int) -> list[str]:
-  found: Any = arrays["classes"].tolist() if "classes" in arrays else None
+def _class_names(run: Run, arrays: dict[str, np.ndarray], k: int) -> list[str]:
+  names: Any = arrays["classes"].tolist() if "classes" in arrays else None
   data = run.fact("data")
   for facts in data.values() if isinstance(data, dict) else ():
-    found = found or lookup(facts, "test", "classes")
+    names = names or lookup(facts, "test", "classes")
   return (
-    [str(c) for c in found]
-    if isinstance(found, list) and len(found) == k
+    [str(c) for c in names]
+    if isinstance(names, list) and len(names) == k
     else [f"class {i}" for i in range(k)]
   )
 
 
-def _exclusive(arrays: dict[str, np.ndarray]) -> bool:
+def _is_exclusive(arrays: dict[str, np.ndarray]) -> bool:
   if "exclusive" in arrays:
     return bool(arrays["exclusive"])
   labels = arrays["labels"]
@@ -93,12 +95,12 @@ def roc_figure(title: str, curves: Iterable[Any], note: str = "") -> Html:
   """A figure with a ROC curve for every (label, style, scores, labels)."""
   lines = []
   for label, style, scores, labels in curves:
-    kept = np.isfinite(scores)
-    false, true, _ = roc.roc_curve(scores[kept], labels[kept])
-    if not len(false) or not np.isfinite(false).all() or not np.isfinite(true).all():
+    finite = np.isfinite(scores)
+    fpr, tpr, _ = roc.roc_curve(scores[finite], labels[finite])
+    if not len(fpr) or not np.isfinite(fpr).all() or not np.isfinite(tpr).all():
       continue
-    pick = _evenly(false + true)
-    lines.append(line_chart.Line(label, false[pick], true[pick], style=style))
+    indices = _evenly_spaced(fpr + tpr)
+    lines.append(line_chart.Line(label, fpr[indices], tpr[indices], style=style))
   if not lines:
     note = "No curve: the test labels or the scores do not define one."
     lines = []
@@ -114,25 +116,24 @@ def roc_figure(title: str, curves: Iterable[Any], note: str = "") -> Html:
   )
 
 
-def _precision(title: str, curves, note: str = "") -> Html:
+def _precision_recall_figure(title: str, curves, note: str = "") -> Html:
   lines, shares = [], []
   for label, style, scores, labels in curves:
-    kept = np.isfinite(scores)
-    recall, precision, _ = average.curve(scores[kept], labels[kept])
+    finite = np.isfinite(scores)
+    recall, precision, _ = precision_recall.curve(scores[finite], labels[finite])
     if not len(recall):
       continue
-    pick = _evenly(
+    indices = _evenly_spaced(
       np.cumsum(
         np.abs(np.diff(recall, prepend=0)) + np.abs(np.diff(precision, prepend=precision[0]))
       )
     )
-    lines.append(line_chart.Line(label, recall[pick], precision[pick], style=style))
+    lines.append(line_chart.Line(label, recall[indices], precision[indices], style=style))
     shares.append(float(np.nanmean(labels)))
   if not lines:
     note = "No curve: the test images show none of the classes."
     lines = [line_chart.Line("", np.zeros(1), np.full(1, np.nan))]
-  # The share of positives is what scores that tell nothing have; of several classes each has its
-  # own.
+  # Uninformative scores have the share of positives as their precision; drawn if curves share it.
   if lines and len(set(shares)) == 1:
     lines.append(
       line_chart.Line("Chance", np.array([0.0, 1.0]), np.full(2, shares[0]), style="ref")
@@ -148,18 +149,20 @@ def _precision(title: str, curves, note: str = "") -> Html:
   )
 
 
-def _evenly(along: np.ndarray) -> np.ndarray:
-  """At most `POINTS` points at even steps along a curve, ends included, by the way to each."""
-  if len(along) <= POINTS:
-    return np.arange(len(along))
-  steps = np.linspace(along[0], along[-1], POINTS)
-  return np.unique(np.searchsorted(along, steps).clip(0, len(along) - 1))
+def _evenly_spaced(distance: np.ndarray) -> np.ndarray:
+  """Indices of at most `POINTS` points at even distances along a curve, ends included."""
+  if len(distance) <= POINTS:
+    return np.arange(len(distance))
+  targets = np.linspace(distance[0], distance[-1], POINTS)
+  return np.unique(np.searchsorted(distance, targets).clip(0, len(distance) - 1))
 
 
-def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str], what: str) -> Html:
+def _confusion_figure(
+  run: Run, arrays: dict[str, np.ndarray], classes: list[str], suffix: str
+) -> Html:
   """Counts and row shares with Wilson intervals; rows the truth, columns the decision."""
   labels, scores = arrays["labels"], _scores(arrays)
-  assert scores is not None  # else there is no matrix
+  assert scores is not None  # checked by `_scores_and_labels`
   known = ~np.isnan(labels).any(1) & np.isfinite(scores).all(1)
   labels, scores, k = labels[known], scores[known], labels.shape[1]
   if k == 2:
@@ -206,7 +209,7 @@ def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str], what: s
   )
   return el(
     "figure",
-    el("figcaption", el("b", f"Confusion matrix{what}")),
+    el("figcaption", el("b", f"Confusion matrix{suffix}")),
     el("p", note, cls="note"),
     el("div", table, cls="scroll"),
     cls="chart",
@@ -214,11 +217,11 @@ def _matrix(run: Run, arrays: dict[str, np.ndarray], classes: list[str], what: s
 
 
 def _threshold(run: Run, arrays: dict[str, np.ndarray]) -> float | None:
-  found = arrays.get("threshold")
-  if found is None:
-    found = run.fact("evals", TRAINED, "linear", "threshold")
-    found = found[0] if isinstance(found, list) and found else found
-    value = number(found)
+  threshold = arrays.get("threshold")
+  if threshold is None:
+    threshold = run.fact("evals", TRAINED, "linear", "threshold")
+    threshold = threshold[0] if isinstance(threshold, list) and threshold else threshold
+    value = number(threshold)
   else:
-    value = float(np.asarray(found).reshape(-1)[-1]) if np.size(found) else math.nan
+    value = float(np.asarray(threshold).reshape(-1)[-1]) if np.size(threshold) else math.nan
   return value if math.isfinite(value) else None

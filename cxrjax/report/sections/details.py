@@ -1,4 +1,4 @@
-"""The sections of the page below the results, each from the files it needs."""
+"""Sections below the results: training curves, schedules, views, speed, how to run it again."""
 
 from __future__ import annotations
 
@@ -65,46 +65,46 @@ VIEWS, CROPS = 4, 12
 
 
 def learning(run: Run) -> Html | None:
-  """Loss, collapse health, and every metric that is neither a schedule nor a speed."""
+  """Charts of the loss, signs of collapse, and all metrics but schedules and speed."""
   names = [n for n in run.curves if n not in SCHEDULES and n not in SPEED and not _is_entropy(n)]
-  first = [n for n in ("loss",) if n in names]
+  loss = [n for n in ("loss",) if n in names]
   health = [n for n in ("kl", "feature_std", "effective_rank", "grad_norm") if n in names]
-  rest = [n for n in names if n not in first + health]
-  figures = [_curve(run, n) for n in first]
+  others = [n for n in names if n not in loss + health]
+  figures = [_curve(run, n) for n in loss]
   if entropy := _entropy(run):
     figures.append(entropy)
-  shown = health + rest[:24]
-  constant = {n: run.curves[n] for n in shown if _constant(run.curves[n])}
+  shown = health + others[:24]
+  constant = {n: run.curves[n] for n in shown if _is_constant(run.curves[n])}
   figures += [_curve(run, n) for n in shown if n not in constant]
   return _charts(figures, constant)
 
 
 def schedules(run: Run) -> Html | None:
-  """Learning rate, weight decay, momentum, temperatures: as planned, or else as they were."""
+  """Learning rate, weight decay, momentum, temperatures: as planned, or else as recorded."""
   planned = run.fact("schedules")
   planned = planned if isinstance(planned, Mapping) else {}
   figures, constant = [], {}
   for name in dict.fromkeys([*(n for n in SCHEDULES if n in planned or n in run.curves), *planned]):
     curve = _planned(run, planned[name]) if name in planned else run.curves[name]
-    if curve is not None and _constant(curve):
+    if curve is not None and _is_constant(curve):
       constant[name] = curve
     elif curve is not None:
       figures.append(_curve(run, name, curve))
   return _charts(figures, constant)
 
 
-def _constant(curve: Curve) -> bool:
-  """Whether a curve is one value all along, which needs no chart."""
+def _is_constant(curve: Curve) -> bool:
+  """Whether a curve has one value throughout, so that it needs no chart."""
   return len(curve.value) > 1 and bool((curve.value == curve.value[0]).all())
 
 
 def _charts(figures: list[Html], constant: Mapping[str, Curve]) -> Html | None:
-  """Charts, and in words what stayed the same."""
-  said = [
+  """Charts, and a note on the curves that are constant."""
+  values = [
     f"{_title(name)[0].lower()} {format.short(float(curve.value[0]))}"
     for name, curve in constant.items()
   ]
-  note = el("p", f"The same all along: {', '.join(said)}.", cls="note") if said else None
+  note = el("p", f"The same all along: {', '.join(values)}.", cls="note") if values else None
   if not figures:
     return note
   return el("div", el("div", figures, cls="charts"), note)
@@ -124,8 +124,8 @@ def _curve(run: Run, name: str, curve: Curve | None = None) -> Html:
   curve = curve or run.curves[name]
   x, label = time_axis(curve.step, curve.epoch)
   title, unit = _title(name)
-  lost = int((~np.isfinite(curve.value)).sum())
-  note = f"{format.count(lost, 'value')} not finite, left out." if lost else ""
+  missing = int((~np.isfinite(curve.value)).sum())
+  note = f"{format.count(missing, 'value')} not finite, left out." if missing else ""
   finite = curve.value[np.isfinite(curve.value)]
   log = bool(
     name == "grad_norm" and finite.size and finite.min() > 0 and finite.max() > 30 * finite.min()
@@ -177,7 +177,7 @@ def _entropy(run: Run) -> Html | None:
 
 
 def prototypes(run: Run) -> int | None:
-  """K, the outputs of the head, from the facts or the config."""
+  """Number of prototypes K (outputs of the head), from the facts or the config."""
   for tree in (run.facts, run.facts.get("model"), run.config.get("method"), run.config):
     k = number(lookup(tree, "prototypes"))
     if math.isfinite(k) and k > 1:
@@ -186,8 +186,8 @@ def prototypes(run: Run) -> int | None:
 
 
 def health_warnings(run: Run) -> list[str]:
-  """What the last values say of a collapse."""
-  found = []
+  """Warnings of collapse, by the last values of the curves."""
+  messages = []
 
   def last(name):
     value = run.curves[name].value if name in run.curves else np.empty(0)
@@ -197,23 +197,23 @@ def health_warnings(run: Run) -> list[str]:
   k = prototypes(run)
   for name in ("teacher_entropy", "entropy_teacher"):
     if k and last(name) > 0.99 * math.log(k):
-      found.append(
+      messages.append(
         f"The teacher's entropy ends at {last(name):.2f}, close to ln {k:,} = {math.log(k):.2f}: "
         "it gives nearly the same uniform answer to every image."
       )
   if last("feature_std") < 0.05:
-    found.append(
+    messages.append(
       f"The spread of the features ends at {last('feature_std'):.3f}: "
       "all images have nearly the same features."
     )
-  return found
+  return messages
 
 
 def views(run: Run) -> Html | None:
-  """A few radiographs as the loader gives them, and the crops a batch makes of them."""
+  """A few radiographs as loaded, and their crops in one batch."""
   arrays = run.arrays("views")
-  first = {"source": arrays.pop("source")[None]} if "source" in arrays else {}
-  groups = {k: v for k, v in (first | arrays).items() if v.ndim >= 4 and v.size}
+  radiographs = {"source": arrays.pop("source")[None]} if "source" in arrays else {}
+  groups = {k: v for k, v in (radiographs | arrays).items() if v.ndim >= 4 and v.size}
   if not groups:
     return None
   n = min(VIEWS, *(v.shape[1] for v in groups.values()))
@@ -221,51 +221,51 @@ def views(run: Run) -> Html | None:
   for i in range(n):
     cells: dict[str, list[Html]] = {"large": [], "small": []}
     for name, crops in groups.items():
-      place = "small" if name in ("local", "patches") else "large"
+      size = "small" if name in ("local", "patches") else "large"
       for j in range(min(len(crops), CROPS)):
-        text = _crop(name)[0] + (f" {j + 1}" if len(crops) > 1 else "")
-        cells[place].append(
+        text = _crop_names(name)[0] + (f" {j + 1}" if len(crops) > 1 else "")
+        cells[size].append(
           el(
             "figure",
             pictures.picture(
-              pictures.gray(crops[j, i]), f"{text}, image {i + 1}", 120 if place == "small" else 176
+              pictures.gray(crops[j, i]), f"{text}, image {i + 1}", 120 if size == "small" else 176
             ),
             el("figcaption", text),
           )
         )
-    few = f" n{len(cells['large'])}" if 2 <= len(cells["large"]) <= 4 else ""
-    both = [
-      el("div", cells["large"], cls=f"large{few}") if cells["large"] else None,
-      el("div", cells["small"], cls=f"small {_two_rows(cells['small'])}")
+    columns = f" n{len(cells['large'])}" if 2 <= len(cells["large"]) <= 4 else ""
+    grids = [
+      el("div", cells["large"], cls=f"large{columns}") if cells["large"] else None,
+      el("div", cells["small"], cls=f"small {_grid_class(cells['small'])}")
       if cells["small"]
       else None,
     ]
-    both = [x for x in both if x]
-    rows.append(el("div", both, cls="views" if len(both) > 1 else "views alone"))
+    grids = [grid for grid in grids if grid]
+    rows.append(el("div", grids, cls="views" if len(grids) > 1 else "views alone"))
   sizes = []
   for name, crops in groups.items():
     h, w = crops.shape[2:4]
-    one, many = _crop(name)
-    text = one if name == "source" else format.count(len(crops), one, many)
-    more = f", the first {CROPS} shown" if len(crops) > CROPS else ""
-    sizes.append(f"{text} of {h} \N{MULTIPLICATION SIGN} {w} pixels{more}")
+    singular, plural = _crop_names(name)
+    text = singular if name == "source" else format.count(len(crops), singular, plural)
+    truncation = f", the first {CROPS} shown" if len(crops) > CROPS else ""
+    sizes.append(f"{text} of {h} \N{MULTIPLICATION SIGN} {w} pixels{truncation}")
   text = "; ".join(sizes).capitalize()
   return el("div", el("p", f"{text}.", cls="note"), rows)
 
 
-def _crop(name: str) -> tuple[str, str]:
-  """What a kind of view is called: one, several."""
+def _crop_names(name: str) -> tuple[str, str]:
+  """Name of a kind of view, singular and plural."""
   plain = name.replace("_", " ")
   return CROPS_CALLED.get(name, (f"{plain} crop", f"{plain} crops"))
 
 
-def _two_rows(items: list[Html]) -> str:
-  """The class of a grid that holds the items in at most two full rows."""
+def _grid_class(items: list[Html]) -> str:
+  """CSS class of a grid that holds the items in at most two full rows."""
   return f"n{min(max(math.ceil(len(items) / 2), 2), 6)}"
 
 
 def speed(run: Run) -> Html | None:
-  """Throughput and cost."""
+  """Throughput, memory and cost of training."""
   rows = []
 
   def add(label, text):
@@ -319,18 +319,18 @@ def speed(run: Run) -> Html | None:
 
 
 def again(run: Run) -> Html | None:
-  """The exact command, versions and config."""
+  """The exact command, versions and config of the run."""
   parts = []
   if command := run.fact("command"):
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     parts.append(el("pre", el("code", text), cls="command"))
-    said = (
+    note = (
       "The same command, given again, resumes an interrupted run. The same versions on the "
       "same data give the same result."
     )
     if run.fact("method"):  # one run, which has a card
-      said += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
-    parts.append(el("p", said, cls="note"))
+      note += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
+    parts.append(el("p", note, cls="note"))
   rows = [(k.capitalize(), _date(run.fact(k))) for k in ("started", "finished") if run.fact(k)]
   machine = run.fact("machine")
   rows += fact_tables.rows(machine) if isinstance(machine, Mapping) else []

@@ -1,4 +1,4 @@
-"""Facts of `run.json` as tables: data sets and their parts, and lists of names and values."""
+"""Facts of `run.json` as tables: data sets with their parts, and lists of names and values."""
 
 from __future__ import annotations
 
@@ -42,84 +42,90 @@ SAID = {
     "crop": "cropped to a square",
   },
 }
-NOTHING = {"unlabelled": 0}  # goes without saying
-LISTED = 50  # entries of any one list
+NOTHING = {"unlabelled": 0}  # values that are the normal case and not shown
+LISTED = 50  # most entries of a list
 
 
 def data(run: Run) -> Html | None:
-  """Every data set the run used: sizes, classes, patients, splits, where it came from."""
-  sets = run.fact("data")
+  """Every data set of the run: sizes, classes, patients, splits and origin."""
+  datasets = run.fact("data")
   cards, skipped = [], []
   titles = {"train": "Pretraining", "probe": "Evaluation"}
   if supervised(run):
     titles["train"] = "Training"
-  for role, facts in sets.items() if isinstance(sets, Mapping) else ():
+  for role, facts in datasets.items() if isinstance(datasets, Mapping) else ():
     if not isinstance(facts, Mapping):
       continue
     title = titles.get(role, role.replace("_", " ").capitalize())
-    split = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
-    if split:
+    parts = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
+    if parts:
       cards.append(
         el(
           "div",
           el("h3", title),
-          _parts(split),
-          pairs(rows(_common(facts, split))),
-          cls="card wide" if _many_classes(split) else "card",
+          _parts_table(parts),
+          pairs(rows(_common_facts(facts, parts))),
+          cls="card wide" if _many_classes(parts) else "card",
         )
       )
-      skipped += [(f"{title}: {k}", x) for k, v in split.items() for x in v.get("skipped") or []]
+      skipped += [
+        (f"{title}: {name}", entry)
+        for name, part in parts.items()
+        for entry in part.get("skipped") or []
+      ]
     else:
       cards.append(el("div", el("h3", title), pairs(rows(facts)), cls="card"))
-      skipped += [(title, x) for x in facts.get("skipped") or []]
+      skipped += [(title, entry) for entry in facts.get("skipped") or []]
   if not cards:
     return None
   return el("div", el("div", cards, cls="cards"), _skipped(skipped))
 
 
-def _many_classes(split: Mapping[str, Mapping[str, Any]]) -> bool:
-  return len({c for v in split.values() for c in v.get("class_counts") or {}}) > 3
+def _many_classes(parts: Mapping[str, Mapping[str, Any]]) -> bool:
+  return len({c for v in parts.values() for c in v.get("class_counts") or {}}) > 3
 
 
-def _parts(split: Mapping[str, Mapping[str, Any]]) -> Html:
-  """A table of parts: images, patients, and images of every class."""
-  classes = list(dict.fromkeys(c for v in split.values() for c in v.get("class_counts") or {}))
+def _parts_table(parts: Mapping[str, Mapping[str, Any]]) -> Html:
+  """Table of parts: images, patients, and images of every class."""
+  classes = list(dict.fromkeys(c for v in parts.values() for c in v.get("class_counts") or {}))
   shown = classes[:8]
-  numbers = [k for k in ("n", "patients") if any(v.get(k) for v in split.values())]
+  counted = [k for k in ("n", "patients") if any(v.get(k) for v in parts.values())]
   head = [el("th", "Part", scope="col")]
   head += [
-    el("th", {"n": "Images"}.get(k, k.capitalize()), scope="col", cls="num") for k in numbers
+    el("th", {"n": "Images"}.get(k, k.capitalize()), scope="col", cls="num") for k in counted
   ]
   head += [el("th", c, scope="col", cls="num") for c in shown]
-  rows = []
-  for name, facts in split.items():
+  body = []
+  for name, facts in parts.items():
     counts = facts.get("class_counts")
     counts = counts if isinstance(counts, Mapping) else {}
-    cells: list[Any] = [format.count(facts.get(k)) or "\N{EN DASH}" for k in numbers]
+    cells: list[Any] = [format.count(facts.get(k)) or "\N{EN DASH}" for k in counted]
     for c in shown:
       n, total = number(counts.get(c)), number(facts.get("n"))
       share = f" ({100 * n / total:.0f} %)" if total > 0 and math.isfinite(n) else ""
       cells.append([format.count(n) or "\N{EN DASH}", el("small", share)])
-    rows.append(el("tr", el("th", name, scope="row"), [el("td", c, cls="num") for c in cells]))
+    body.append(el("tr", el("th", name, scope="row"), [el("td", c, cls="num") for c in cells]))
   note = f"The first {len(shown)} of {len(classes)} classes." if len(classes) > len(shown) else None
-  table = el("table", el("thead", el("tr", head)), el("tbody", rows), cls="parts")
+  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="parts")
   return el("div", el("div", table, cls="scroll"), el("p", note, cls="note") if note else None)
 
 
-def _common(facts: Mapping[str, Any], split: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """What is the same in all parts, or listed part by part where it differs."""
-  common = {k: v for k, v in facts.items() if k not in split}
+def _common_facts(
+  facts: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Facts that all parts share, or values by part where they differ."""
+  common = {k: v for k, v in facts.items() if k not in parts}
   in_table = {"n", "patients", "class_counts", "classes", "skipped"}
-  for key in dict.fromkeys(k for v in split.values() for k in v if k not in in_table):
-    values = {name: v[key] for name, v in split.items() if key in v}
+  for key in dict.fromkeys(k for v in parts.values() for k in v if k not in in_table):
+    values = {name: v[key] for name, v in parts.items() if key in v}
     first = next(iter(values.values()))
     if key == "notes":
       lists = [v for v in values.values() if isinstance(v, list)]
-      own = common.get("notes")
-      notes = [*(own if isinstance(own, list) else []), *(n for v in lists for n in v)]
+      set_notes = common.get("notes")
+      notes = [*(set_notes if isinstance(set_notes, list) else []), *(n for v in lists for n in v)]
       common["notes"] = list(dict.fromkeys(map(str, notes)))
     elif all(name == v for name, v in values.items()):
-      continue  # part "train" is split "train": nothing to say
+      continue  # part "train" is split "train"
     elif all(v == first for v in values.values()):
       common.setdefault(key, first)
     elif not any(isinstance(v, Mapping | list) for v in values.values()):
@@ -156,7 +162,7 @@ def _ordered(facts: Mapping[str, Any]) -> list[str]:
   hidden = {"skipped"} | ({"classes"} if isinstance(facts.get("class_counts"), Mapping) else set())
   known = facts.get("class_known")
   if isinstance(known, Mapping) and all(v == facts.get("n") for v in known.values()):
-    hidden |= {"class_known"}  # all labels of all images
+    hidden |= {"class_known"}  # all labels of all images are known
   return [k for k in order if k in facts and k not in hidden] + [
     k for k in facts if k not in order and k not in hidden
   ]
@@ -205,9 +211,9 @@ def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
   for role, entry in skipped[:LISTED]:
     pair = entry if isinstance(entry, list) and len(entry) == 2 else [entry, ""]
     items.append(el("li", el("code", str(pair[0])), f" {pair[1]} ", el("small", role)))
-  more = len(skipped) - LISTED
-  if more > 0:
-    items.append(el("li", f"and {more:,} more"))
+  remaining = len(skipped) - LISTED
+  if remaining > 0:
+    items.append(el("li", f"and {remaining:,} more"))
   title = format.count(len(skipped), "image was skipped", "images were skipped")
   return el("details", el("summary", title), el("ul", items), cls="skipped", open=len(skipped) < 6)
 

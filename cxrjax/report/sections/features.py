@@ -1,4 +1,4 @@
-"""What the features hold: nearest training images, a map of the test images, colours of patches."""
+"""Features of a run: nearest training images, test images as a map, patches in colour."""
 
 from __future__ import annotations
 
@@ -15,94 +15,100 @@ from cxrjax.report.html.format import Estimate
 from cxrjax.report.run_files import Run, lookup, number
 
 NAMES = {"label": "Label", "age": "Age", "sex": "Sex", "view": "View", "site": "Site"}
-COLOURS = 7  # groups of their own; the rest are drawn alike
-SIDE, EDGE = 360, 8  # of a map, and its margin
-FAR = 0.5  # percent of the points on either side that are drawn at the edge
-FEW = 300  # points are drawn larger
-LAYERS = 8  # of points, so that no group lies on top of all others
+COLOURS = 7  # most colours of a map; the smallest groups share one
+SIDE, EDGE = 360, 8  # size of a map and its margin, in pixels
+FAR = 0.5  # percentile, from either end, beyond which points are drawn at the edge
+FEW = 300  # fewer points than this are drawn larger
+LAYERS = 8  # points are drawn in interleaved layers, so that no group covers all others
 
 
 def section(run: Run) -> Html | None:
-  """From `figures/features.npz` and the fact `features`."""
+  """Section on the features, from `figures/features.npz` and the fact `features`."""
   arrays = run.arrays("features")
   if not {"image", "near_image", "similarity"} <= set(arrays):
     return None
-  found = run.fact("features")
-  found = found if isinstance(found, Mapping) else {}
+  facts = run.fact("features")
+  facts = facts if isinstance(facts, Mapping) else {}
   parts = [
-    _opening(run, found),
-    _retrieval(arrays, found),
-    _shared(found),
-    _maps(arrays, found),
-    _patches(arrays, found),
+    _opening(run, facts),
+    _retrieval(arrays, facts),
+    _neighbor_agreement(facts),
+    _scatter_plots(arrays, facts),
+    _patches(arrays, facts),
   ]
   return el("div", [part for part in parts if part])
 
 
-def _opening(run: Run, found: Mapping[str, Any]) -> Html:
-  """What features are, and whose images these are."""
-  name = lookup(run.fact("data", str(found.get("evaluator"))), "name") or lookup(
-    run.fact("data", str(found.get("evaluator"))), "test", "name"
-  )
+def _opening(run: Run, facts: Mapping[str, Any]) -> Html:
+  """Explains features, and names and counts the images."""
+  data = run.fact("data", str(facts.get("evaluator")))
+  name = lookup(data, "name") or lookup(data, "test", "name")
   text: list[Any] = [
     "The network turns a radiograph into a list of numbers, its features. "
     "Radiographs with similar features look alike to the network."
   ]
   if name:
     text += [" Images of ", el("span", naming.source_name(name), cls="name", title=str(name)), ":"]
-  if found.get("test") and found.get("train"):
-    text += [" ", _of(found, "test"), " and ", _of(found, "train"), "."]
+  if facts.get("test") and facts.get("train"):
+    text += [" ", _image_count(facts, "test"), " and ", _image_count(facts, "train"), "."]
   return el("p", text, cls="note")
 
 
-def _of(found: Mapping[str, Any], part: str) -> str:
+def _image_count(facts: Mapping[str, Any], part: str) -> str:
   """`2,000 of 5,323 test images`."""
-  n, whole = format.count(found.get(part)), format.count(found.get(f"of_{part}"))
+  n, total = format.count(facts.get(part)), format.count(facts.get(f"of_{part}"))
   kind = {"test": "test", "train": "labelled training"}[part]
-  return f"{n} of {whole} {kind} images" if whole != n else f"{n} {kind} images"
+  return f"{n} of {total} {kind} images" if total != n else f"{n} {kind} images"
 
 
-def _names(arrays: Mapping[str, np.ndarray], by: str) -> list[str]:
+def _group_names(arrays: Mapping[str, np.ndarray], by: str) -> list[str]:
   return [str(n) for n in arrays[f"names_{by}"]]
 
 
-def _group(names: Sequence[str], index: Any) -> str:
+def _group_name(names: Sequence[str], index: Any) -> str:
   return names[int(index)] if 0 <= int(index) < len(names) else ""
 
 
-def _retrieval(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Html | None:
+def _retrieval(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Html | None:
   """Each query and the training images most similar to it."""
   similarity, query = arrays["similarity"], arrays.get("query", np.empty(0))
-  told = [by for by in ("label", "site") if f"near_{by}" in arrays]
-  digits = _digits(similarity)
+  attributes = [by for by in ("label", "site") if f"near_{by}" in arrays]
+  digits = _decimals(similarity)
   rows = []
   for i in range(min(len(similarity), len(arrays["image"]), len(query))):
-    own = {by: _group(_names(arrays, by), arrays[f"group_{by}"][query[i]]) for by in told}
-    said = ", ".join(filter(None, own.values())) or "label unknown"
+    groups = {
+      by: _group_name(_group_names(arrays, by), arrays[f"group_{by}"][query[i]])
+      for by in attributes
+    }
+    description = ", ".join(filter(None, groups.values())) or "label unknown"
     cells = [
-      _figure(arrays["image"][i], f"test image {i + 1}: {said}", [el("b", said)], cls="query")
+      _figure(
+        arrays["image"][i],
+        f"test image {i + 1}: {description}",
+        [el("b", description)],
+        cls="query",
+      )
     ]
     for j, cosine in enumerate(similarity[i]):
       if not math.isfinite(cosine):
         continue
-      lines: list[Any] = [f"{cosine:.{digits}f}"]
-      for by in told:
-        text = _group(_names(arrays, by), arrays[f"near_{by}"][i, j])
-        other = bool(text and own[by] and text != own[by])
-        lines.append(
-          el("span", f"\N{NOT EQUAL TO} {text}" if other else text, cls="other" if other else None)
-        )
+      caption: list[Any] = [f"{cosine:.{digits}f}"]
+      for by in attributes:
+        text = _group_name(_group_names(arrays, by), arrays[f"near_{by}"][i, j])
+        differs = bool(text and groups[by] and text != groups[by])
+        label = f"\N{NOT EQUAL TO} {text}" if differs else text
+        caption.append(el("span", label, cls="other" if differs else None))
       cells.append(
-        _figure(arrays["near_image"][i, j], f"training image, similarity {lines[0]}", lines)
+        _figure(arrays["near_image"][i, j], f"training image, similarity {caption[0]}", caption)
       )
     rows.append(el("div", cells, cls="sheet"))
   if not rows:
     return None
-  n = format.count(found.get("neighbours"))
+  n = format.count(facts.get("neighbours"))
   note = (
     f"First in each row a test radiograph, then the {n} labelled training radiographs most "
     "similar to it. The number is the cosine similarity of the features, 1 for equal ones. "
-    f"\N{NOT EQUAL TO}: {' or '.join(NAMES[by].lower() for by in told) or 'label'} differs "
+    f"\N{NOT EQUAL TO}: {' or '.join(NAMES[by].lower() for by in attributes) or 'label'} differs "
     "from the test image's. Radiographs known to be of the same patient are left out."
   )
   return el(
@@ -114,11 +120,11 @@ def _retrieval(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Ht
   )
 
 
-def _digits(similarity: np.ndarray) -> int:
-  """So many decimals that similarities near 1 can be told apart, 2 to 5."""
-  away = 1 - similarity[np.isfinite(similarity)]
-  away = away[away > 1e-5]
-  return int(np.clip(1 - math.floor(math.log10(away.min())), 2, 5)) if away.size else 2
+def _decimals(similarity: np.ndarray) -> int:
+  """Number of decimals, 2 to 5, that tells similarities near 1 apart."""
+  distances = 1 - similarity[np.isfinite(similarity)]
+  distances = distances[distances > 1e-5]
+  return int(np.clip(1 - math.floor(math.log10(distances.min())), 2, 5)) if distances.size else 2
 
 
 def _figure(image: np.ndarray, alt: str, lines: Sequence[Any], cls: str | None = None) -> Html:
@@ -131,7 +137,7 @@ def _figure(image: np.ndarray, alt: str, lines: Sequence[Any], cls: str | None =
 
 
 def held(found: Mapping[str, Any]) -> list[str]:
-  """What neighbours share more often than by chance beside the label, of the fact `features`."""
+  """Attributes beside the label that neighbours share above chance, from the fact `features`."""
   return [
     str(row["by"])
     for row in found.get("shared") or ()
@@ -139,13 +145,13 @@ def held(found: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _shared(found: Mapping[str, Any]) -> Html | None:
-  """How often neighbours have the image's own label, site, age."""
+def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
+  """Table of how often neighbours share the image's label, age, sex, view or site."""
   rows = []
-  for row in found.get("shared") or ():
+  for row in facts.get("shared") or ():
     value, low, high = (number(lookup(row, k)) for k in ("value", "low", "high"))
-    e = Estimate(value, low, high)
-    if not math.isfinite(e.value):
+    estimate = Estimate(value, low, high)
+    if not math.isfinite(estimate.value):
       continue
     rows.append(
       el(
@@ -153,9 +159,9 @@ def _shared(found: Mapping[str, Any]) -> Html | None:
         el("th", NAMES.get(str(row.get("by")), str(row.get("by"))), scope="row"),
         el(
           "td",
-          el("b", format.decimal(e.value)),
+          el("b", format.decimal(estimate.value)),
           " ",
-          el("small", f"({format.interval(e)})") if format.interval(e) else None,
+          el("small", f"({format.interval(estimate)})") if format.interval(estimate) else None,
           cls="num",
         ),
         el("td", format.decimal(number(row.get("chance"))), cls="num"),
@@ -163,15 +169,15 @@ def _shared(found: Mapping[str, Any]) -> Html | None:
     )
   if not rows:
     return None
-  beside = held(found)
-  said = (
+  attributes = held(facts)
+  summary = (
     el(
       "p",
       "The features also hold the ",
-      el("b", format.listing(beside)),
+      el("b", format.listing(attributes)),
       ": neighbours share it more often than by chance.",
     )
-    if beside
+    if attributes
     else None
   )
   head = el(
@@ -181,7 +187,7 @@ def _shared(found: Mapping[str, Any]) -> Html | None:
     el("th", "At random", scope="col", cls="num"),
   )
   note = (
-    f"Of the {format.count(found.get('neighbours'))} nearest training images of every test "
+    f"Of the {format.count(facts.get('neighbours'))} nearest training images of every test "
     "image, the share with its own label, or of its own group; 95 % interval over patients. "
     "At random: the same for training images drawn blindly. A share of the site, sex or age "
     "above it means that the features hold these as well, which a classifier may lean on."
@@ -189,34 +195,34 @@ def _shared(found: Mapping[str, Any]) -> Html | None:
   return el(
     "div",
     el("h3", "What neighbours have in common"),
-    said,
+    summary,
     el("div", el("table", el("thead", head), el("tbody", rows), cls="parts"), cls="scroll"),
     el("p", note, cls="note"),
     cls="part",
   )
 
 
-def _maps(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Html | None:
-  """The test images as points, once for each thing they may be coloured by."""
+def _scatter_plots(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Html | None:
+  """The test images as a scatter plot, once per attribute that colours them."""
   xy = arrays.get("xy")
   if xy is None or xy.ndim != 2 or not np.isfinite(xy).all() or not len(xy):
     return None
   figures = [
-    _map(xy, arrays[f"group_{by}"], _names(arrays, by), name)
+    _scatter_plot(xy, arrays[f"group_{by}"], _group_names(arrays, by), name)
     for by, name in NAMES.items()
     if len(np.unique(arrays.get(f"group_{by}", np.empty(0)))) > 1
   ]
   if not figures:
     return None
-  how = str(lookup(found, "map", "method") or "PCA")
-  if how == "PCA":
-    share = [number(s) for s in lookup(found, "map", "explains") or ()]
+  method = str(lookup(facts, "map", "method") or "PCA")
+  if method == "PCA":
+    share = [number(s) for s in lookup(facts, "map", "explains") or ()]
     text = "Drawn by PCA, the two directions in which features differ most" + (
       f"; they hold {100 * sum(share):.0f} % of the differences" if share else ""
     )
   else:
     text = (
-      f"Drawn by {how}, which keeps near images near; distances between far groups, and the "
+      f"Drawn by {method}, which keeps near images near; distances between far groups, and the "
       "sizes of groups, mean little"
     )
   note = (
@@ -233,30 +239,32 @@ def _maps(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Html | 
   )
 
 
-def _map(xy: np.ndarray, group: np.ndarray, names: Sequence[str], title: str) -> Html:
-  low, high = np.percentile(xy, [FAR, 100 - FAR], axis=0)  # else one stray point would shrink all
+def _scatter_plot(xy: np.ndarray, group: np.ndarray, names: Sequence[str], title: str) -> Html:
+  low, high = np.percentile(xy, [FAR, 100 - FAR], axis=0)  # robust to stray points
   scale = (SIDE - 2 * EDGE) / max(float((high - low).max()), 1e-12)
-  at = EDGE + (np.clip(xy, low, high) - low) * scale
+  points = EDGE + (np.clip(xy, low, high) - low) * scale
   height = 2 * EDGE + float((high - low)[1]) * scale
-  at[:, 1] = height - at[:, 1]
+  points[:, 1] = height - points[:, 1]
   sizes = np.bincount(group[group >= 0], minlength=len(names))
-  own = list(range(len(names)))
-  if len(own) > COLOURS:
-    own = sorted(np.argsort(-sizes, kind="stable")[: COLOURS - 1].tolist())
-  style = {g: f"p{i + 1}" for i, g in enumerate(own)}
-  drawn = np.array([style.get(int(g), "p0") for g in group])
+  colored = list(range(len(names)))
+  if len(colored) > COLOURS:
+    colored = sorted(np.argsort(-sizes, kind="stable")[: COLOURS - 1].tolist())
+  styles = {g: f"p{i + 1}" for i, g in enumerate(colored)}
+  drawn = np.array([styles.get(int(g), "p0") for g in group])
   marks = []
   for layer in range(LAYERS):
-    rows = np.arange(layer, len(at), LAYERS)
-    for kind in dict.fromkeys(drawn[rows].tolist()):
-      points = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in at[rows[drawn[rows] == kind]])
-      few = " few" if len(at) < FEW else ""
-      marks.append(el("path", d=points, cls=f"points {kind}{few}"))
-  keys = [el("span", el("i", cls=f"spot {style[g]}"), f"{names[g]} ({sizes[g]:,})") for g in own]
-  rest = int(np.sum(drawn == "p0"))
-  if rest:
-    text = "others, unknown" if len(own) < len(names) else "unknown"
-    keys.append(el("span", el("i", cls="spot p0"), f"{text} ({rest:,})"))
+    indices = np.arange(layer, len(points), LAYERS)
+    for kind in dict.fromkeys(drawn[indices].tolist()):
+      path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points[indices[drawn[indices] == kind]])
+      few = " few" if len(points) < FEW else ""
+      marks.append(el("path", d=path, cls=f"points {kind}{few}"))
+  keys = [
+    el("span", el("i", cls=f"spot {styles[g]}"), f"{names[g]} ({sizes[g]:,})") for g in colored
+  ]
+  uncolored = int(np.sum(drawn == "p0"))
+  if uncolored:
+    text = "others, unknown" if len(colored) < len(names) else "unknown"
+    keys.append(el("span", el("i", cls="spot p0"), f"{text} ({uncolored:,})"))
   svg = el(
     "svg",
     marks,
@@ -269,23 +277,23 @@ def _map(xy: np.ndarray, group: np.ndarray, names: Sequence[str], title: str) ->
   )
 
 
-def _patches(arrays: Mapping[str, np.ndarray], found: Mapping[str, Any]) -> Html | None:
-  """The same test images with their patches in the colours of their features."""
-  colours = arrays.get("patch_colours")
-  if colours is None or colours.ndim != 4 or min(colours.shape[1:3]) < 2:
+def _patches(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Html | None:
+  """The query images beside their patches, which are coloured by their features."""
+  colors = arrays.get("patch_colours")
+  if colors is None or colors.ndim != 4 or min(colors.shape[1:3]) < 2:
     return None
-  names = _names(arrays, "label") if "names_label" in arrays else []
+  names = _group_names(arrays, "label") if "names_label" in arrays else []
   figures = []
-  for i in range(min(len(colours), len(arrays["image"]))):
-    label = _group(names, arrays["group_label"][arrays["query"][i]]) if names else ""
+  for i in range(min(len(colors), len(arrays["image"]))):
+    label = _group_name(names, arrays["group_label"][arrays["query"][i]]) if names else ""
     pair = [
       pictures.picture(pictures.gray(arrays["image"][i]), f"radiograph {i + 1}", 160),
-      pictures.cells(colours[i], f"its patches in colours of their features, image {i + 1}"),
+      pictures.cells(colors[i], f"its patches in colours of their features, image {i + 1}"),
     ]
     figures.append(
       el("figure", el("div", pair, cls="pair"), el("figcaption", label or f"radiograph {i + 1}"))
     )
-  share = [number(s) for s in found.get("patch_explains") or ()]
+  share = [number(s) for s in facts.get("patch_explains") or ()]
   note = (
     "The network also gives features for every patch of a radiograph. Red, green and blue "
     "are the three directions in which the patches of these images differ most"

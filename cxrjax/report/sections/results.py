@@ -1,4 +1,4 @@
-"""What was found: the summary in words, the table of results, and how they developed."""
+"""Results of a run: the summary in words, the table of metrics, and charts over training."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 from cxrjax.report.sections import classification, segmentation
 from cxrjax.report.terminal import ORDER, sort_metrics
 
-DRAWN = 3  # of the measures while training; the others are there to unfold
+DRAWN = 3  # charts over training that are always shown; further ones are folded
 
 
 def summary(run: Run) -> Html:
-  """What was trained on what, for how long, and how well it does, in words."""
-  once = run.fact("chosen", "evaluators") or []
-  names = sorted(run.evaluators(), key=lambda name: name not in once)[:3]
-  judged = [el("p", _in_words(run.only(name))(run.only(name), name)) for name in names]
-  if judged:
-    judged.append(el("p", "In brackets, 95 % intervals: how sure the numbers are.", cls="note"))
-  judged = judged or [el("p", "No evaluation has been written yet.")]
-  return el("div", el("p", _trained_on(run)), judged, cls="summary")
+  """Summary in words: the network, its training data, duration and performance."""
+  chosen = run.fact("chosen", "evaluators") or []
+  paragraphs = []
+  for name in sorted(run.evaluators(), key=lambda name: name not in chosen)[:3]:
+    evaluated = run.only(name)
+    describe = _describer(evaluated)
+    paragraphs.append(el("p", describe(evaluated, name)))
+  if paragraphs:
+    note = "In brackets, 95 % intervals: how sure the numbers are."
+    paragraphs.append(el("p", note, cls="note"))
+  else:
+    paragraphs.append(el("p", "No evaluation has been written yet."))
+  return el("div", el("p", _training_sentence(run)), paragraphs, cls="summary")
 
 
-def _in_words(run: Run) -> Callable[[Run, str], list[Any]]:
-  """What says how well a run does, by what its evaluator measures."""
-  return (
-    segmentation.judged
-    if segmentation.drawn(run)
-    else classification.judged
-    if classification.called(run)
-    else _judged
-  )
+def _describer(run: Run) -> Callable[[Run, str], list[Any]]:
+  """Selects the function that describes performance, by the metrics of the evaluator."""
+  if segmentation.drawn(run):
+    return segmentation.judged
+  if classification.called(run):
+    return classification.judged
+  return _describe_probes
 
 
-def _trained_on(run: Run) -> list[str | Html]:
+def _training_sentence(run: Run) -> list[str | Html]:
   """`A ViT-S/16 learnt from 17,702 radiographs of X without their labels, by DINO, ...`."""
   model = naming.model_name(run) or "encoder"
   size = format.compact(run.fact("model", "parameters"))
@@ -52,7 +55,7 @@ def _trained_on(run: Run) -> list[str | Html]:
     el("b", f"{_article(model).capitalize()} {model}"),
     f" ({size} parameters)" if size else "",
     " is learning " if running else " learnt ",
-    *_task(run),
+    *_objective(run),
     "from ",
     el("b", format.count(lookup(train, "n"), "radiograph") or "radiographs"),
   ]
@@ -65,64 +68,64 @@ def _trained_on(run: Run) -> list[str | Html]:
     text.append(" without their labels" + f", by the method {method}")
   elif method and naming.method(run) not in naming.PLAIN:
     text.append(f", by the method {method}")
-  if start := lookup(run.fact("init"), "path"):
+  if weights := lookup(run.fact("init"), "path"):
     kind = str(lookup(run.fact("init"), "source") or "")
     kind = kind.upper() if 0 < len(kind) <= 5 else kind
     text += [
       ", starting from ",
-      el("span", naming.source_name(start), cls="name", title=start),
+      el("span", naming.source_name(weights), cls="name", title=weights),
       f" ({kind})" if kind else "",
     ]
-  text.append(_length(run))
-  took = format.duration(naming.total_seconds(run))
-  if took:
-    text.append(f", in {took}")
+  text.append(_training_length(run))
+  duration = format.duration(naming.total_seconds(run))
+  if duration:
+    text.append(f", in {duration}")
   if device := naming.device_name(run):
     text.append(f" on {device}")
   text.append(".")
   return text
 
 
-def _task(run: Run) -> list[str | Html]:
-  """`to tell normal and pneumonia apart `; nothing where no labels are learnt from."""
+def _objective(run: Run) -> list[str | Html]:
+  """`to tell normal and pneumonia apart `; empty where no labels are learnt from."""
   if naming.method(run) == "segment":
     return [el("b", "to outline the lungs"), " "]
   names = run.fact("data", "train", "classes")
   if not naming.supervised(run) or not isinstance(names, list) or not names:
     return []
-  several = names if len(names) < 5 else [format.count(len(names), "class", "classes")]
   if run.fact("data", "train", "exclusive") is False:
-    several = names if len(names) < 5 else [format.count(len(names), "finding")]
-    return [el("b", f"to find {format.listing(several)}"), " "]
-  return [el("b", f"to tell {format.listing(several)} apart"), " "]
+    findings = names if len(names) < 5 else [format.count(len(names), "finding")]
+    return [el("b", f"to find {format.listing(findings)}"), " "]
+  classes = names if len(names) < 5 else [format.count(len(names), "class", "classes")]
+  return [el("b", f"to tell {format.listing(classes)} apart"), " "]
 
 
-def _length(run: Run) -> str:
-  """`, for 30 epochs (3,000 steps of 64 images)`; how far it came where that is not the end."""
+def _training_length(run: Run) -> str:
+  """`, for 30 epochs (3,000 steps of 64 images)`; the steps so far if unfinished."""
   done, total = naming.last_step(run), number(run.fact("steps"))
   batch = format.count(run.fact("batch_size"), "image")
-  of = f" of {batch}" if batch else ""
+  batches = f" of {batch}" if batch else ""
   if done and done < total and naming.status(run)[0] != "finished":
-    return f", for {format.count(done)} of {format.count(total, 'step')}{of}"
+    return f", for {format.count(done)} of {format.count(total, 'step')}{batches}"
   steps = format.count(total if math.isfinite(total) else done, "step")
   epochs = number(run.fact("epochs"))
   if math.isfinite(epochs):
-    return f", for {_epochs(epochs)}" + (f" ({steps}{of})" if steps else "")
-  return f", for {steps}{of}" if steps else ""
+    return f", for {_epochs(epochs)}" + (f" ({steps}{batches})" if steps else "")
+  return f", for {steps}{batches}" if steps else ""
 
 
-def _judged(run: Run, evaluator: str) -> list[Any]:
+def _describe_probes(run: Run, evaluator: str) -> list[Any]:
   latest = run.latest()
   names = headline(latest)
   if not names:
     return ["No AUROC could be computed on the evaluation data."]
   trained = latest.get(TRAINED, {})
   if not trained:
-    return ["The trained encoder has not been evaluated yet; ", _others(latest, names), "."]
+    return ["The trained encoder has not been evaluated yet; ", _references(latest, names), "."]
   n = trained[names[0]].n
-  where = run.fact("data", evaluator)
-  where = where if isinstance(where, Mapping) else {}
-  name = where.get("name") or lookup(where, "test", "name")
+  facts = run.fact("data", evaluator)
+  facts = facts if isinstance(facts, Mapping) else {}
+  name = facts.get("name") or lookup(facts, "test", "name")
   text: list[Any] = ["On "]
   text.append(format.count(n, "held-out radiograph") if n else "held-out radiographs")
   if name:
@@ -132,18 +135,18 @@ def _judged(run: Run, evaluator: str) -> list[Any]:
     text += [
       " and " if i else "",
       el("b", format.estimate(trained[metric]), cls="nowrap"),
-      f" {_by(metric)}",
+      f" {_by_head(metric)}",
     ]
   text.append(" (0.5 is guessing, 1 perfect)")
-  others = _others(latest, names)
-  if others:
-    text += [". For comparison, ", others]
+  references = _references(latest, names)
+  if references:
+    text += [". For comparison, ", references]
   text.append(". ")
-  text += _verdict(latest, names)
+  text += _comparison(latest, names)
   return text
 
 
-def _others(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str | Html]:
+def _references(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str | Html]:
   text: list[str | Html] = []
   random = latest.get(RANDOM, {})
   for metric in (m for m in names if m in random):
@@ -162,37 +165,41 @@ def _others(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> l
   return text
 
 
-def _verdict(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str]:
-  """Whether intervals are apart; a statement about these images, not about the method."""
+def _comparison(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) -> list[str]:
+  """Whether intervals overlap; a statement about these images, not about the method."""
   trained, random = latest.get(TRAINED, {}), latest.get(RANDOM, {})
-  name = next((m for m in names if m.startswith("linear") and m in random), None)
-  name = name or next((m for m in names if m in random), None)
-  own, floor = trained.get(name or names[-1]), floor_auroc(latest)
-  others = [
-    (random.get(name) if name else None, "that of the encoder before training"),
+  metric = next((m for m in names if m.startswith("linear") and m in random), None)
+  metric = metric or next((m for m in names if m in random), None)
+  estimate, floor = trained.get(metric or names[-1]), floor_auroc(latest)
+  references = [
+    (random.get(metric) if metric else None, "that of the encoder before training"),
     (floor, "that of the thumbnail floor"),
   ]
-  found: dict[str, list[str]] = {}
-  for other, whose in others:
-    if own and other and (relation := _relation(own, other)):
-      found.setdefault(relation, []).append(whose)
-  said = [f"{relation} {' and '.join(whose)}" for relation, whose in found.items()]
-  if not said:
+  labels_by_relation: dict[str, list[str]] = {}
+  for reference, label in references:
+    if estimate and reference and (relation := _compare_intervals(estimate, reference)):
+      labels_by_relation.setdefault(relation, []).append(label)
+  clauses = [
+    f"{relation} {' and '.join(labels)}" for relation, labels in labels_by_relation.items()
+  ]
+  if not clauses:
     return []
-  subject = _by(name or names[-1]).removeprefix("with a ").removeprefix("with ")
-  doubt = "; which of the two is better is open" if "overlaps" in found else ""
-  said.sort(key=lambda text: text.startswith("overlaps"))
-  return [f"The trained encoder's interval ({subject}) {' but '.join(said)}{doubt}."]
+  subject = _by_head(metric or names[-1]).removeprefix("with a ").removeprefix("with ")
+  caveat = "; which of the two is better is open" if "overlaps" in labels_by_relation else ""
+  clauses.sort(key=lambda text: text.startswith("overlaps"))
+  return [f"The trained encoder's interval ({subject}) {' but '.join(clauses)}{caveat}."]
 
 
-def _relation(a: Estimate, b: Estimate) -> str:
+def _compare_intervals(a: Estimate, b: Estimate) -> str:
   if not all(math.isfinite(v) for v in (a.low, a.high, b.low, b.high)):
     return ""
-  return "lies above" if a.low > b.high else "lies below" if a.high < b.low else "overlaps"
+  if a.low > b.high:
+    return "lies above"
+  return "lies below" if a.high < b.low else "overlaps"
 
 
 def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
-  """The AUROCs to speak of: kNN with the largest k (fixed, not the best one) and linear probe."""
+  """Names of the main AUROCs: kNN with the largest k (fixed, not the best) and linear probe."""
   metrics = latest.get(TRAINED) or latest.get(RANDOM) or {}
   defined = [
     m
@@ -206,15 +213,15 @@ def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
 
 def floor_auroc(latest: Mapping[str, Mapping[str, Estimate]]) -> Estimate | None:
   """The thumbnail baseline's AUROC, whatever its head is called."""
-  found = [
+  aurocs = [
     e
     for name, e in latest.get(FLOOR, {}).items()
     if name.rpartition("/")[2] == "auroc" and math.isfinite(e.value)
   ]
-  return found[0] if found else None
+  return aurocs[0] if aurocs else None
 
 
-def _by(metric: str) -> str:
+def _by_head(metric: str) -> str:
   head = metric.split("/")[0]
   if head.startswith("knn"):
     return f"with k-nearest neighbours (k = {head[3:].lstrip('_')})"
@@ -231,32 +238,31 @@ def _epochs(n: float) -> str:
 
 
 def table(run: Run) -> Html:
-  """Metrics (rows) by encoder (columns) with intervals, the best of each row set in bold."""
+  """Metrics (rows) by encoder (columns) with intervals, the best of each row in bold."""
   latest = run.latest()
   first = run.first()
   encoders = [e for e in ORDER if latest.get(e)] + sorted(e for e in latest if e not in ORDER)
-  names = sort_metrics({m for e in encoders for m in latest[e]})
-  main = [m for m in names if not format.of_class(m)]
-  leading = {format.parts(m)[0] for m in headline(latest)}
-  folded = [
-    m
-    for m in main
-    if format.parts(m)[0].startswith(("knn", "whitened")) and format.parts(m)[0] not in leading
-  ]
-  parts = [_table([m for m in main if m not in folded], encoders, latest, first)]
+  names = sort_metrics({name for e in encoders for name in latest[e]})
+  overall = [name for name in names if not format.of_class(name)]
+  leading = {format.parts(name)[0] for name in headline(latest)}
+  folded = []
+  for name in overall:
+    prefix = format.parts(name)[0]
+    if prefix.startswith(("knn", "whitened")) and prefix not in leading:
+      folded.append(name)
+  parts = [_table([name for name in overall if name not in folded], encoders, latest, first)]
   if folded:
     parts.append(
       el("details", el("summary", "Other neighbours"), _table(folded, encoders, latest, first))
     )
-  if classes := [m for m in names if format.of_class(m)]:
+  if classes := [name for name in names if format.of_class(name)]:
     parts.append(el("details", el("summary", "Per class"), _table(classes, encoders, latest, {})))
-  methods = sorted(
-    {e.method for x in latest.values() for e in x.values() if e.method and e.method != "none"}
-  )
+  estimates = [e for metrics in latest.values() for e in metrics.values()]
+  methods = sorted({e.method for e in estimates if e.method and e.method != "none"})
   note = ["In brackets, 95 % confidence intervals. Bold: the best value of a row."]
   if methods:
     note.append(" Intervals: " + "; ".join(methods) + ".")
-  reasons = sorted({e.undefined for x in latest.values() for e in x.values() if e.undefined})
+  reasons = sorted({e.undefined for e in estimates if e.undefined})
   if reasons:
     note.append(" n/a: " + "; ".join(reasons[:5]) + ".")
   if first:
@@ -290,39 +296,39 @@ def _table(names, encoders, latest, first) -> Html:
   ]
   if first:
     head.append(el("th", "First", scope="col", cls="num quiet"))
-  ends = [
+  bounds = [
     v
     for e in encoders
     for m in names
-    if _bounded(m, latest[e].get(m))
+    if _is_unit_score(m, latest[e].get(m))
     for v in (latest[e][m].value, latest[e][m].low)
     if math.isfinite(v)
   ]
-  comparable = bool(ends)
-  start_at = 0.5 if ends and min(ends) >= 0.5 else 0.0
+  comparable = bool(bounds)
+  axis_start = 0.5 if bounds and min(bounds) >= 0.5 else 0.0
   if comparable:
-    head.append(el("th", range_axis(start_at), scope="col", cls="forest"))
+    head.append(el("th", range_axis(axis_start), scope="col", cls="forest"))
   rows, group = [], None
   span = len(encoders) + 1 + bool(first) + comparable
   for name in names:
-    start, measure, of = format.parts(name)
-    if start and start != group:
+    prefix, measure, variant = format.parts(name)
+    if prefix and prefix != group:
       rows.append(
-        el("tr", el("th", format.head(start), scope="rowgroup", colspan=span), cls="group")
+        el("tr", el("th", format.head(prefix), scope="rowgroup", colspan=span), cls="group")
       )
-      group = start
+      group = prefix
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
     finite = [v.value for v in values.values() if math.isfinite(v.value)]
-    extreme = min if measure in format.LESS else max
-    best = extreme(finite) if len(set(finite)) > 1 else math.nan
-    cells = [el("th", format.measure(f"{measure}/{of}" if of else measure), scope="row")]
+    best_of = min if measure in format.LESS else max
+    best = best_of(finite) if len(set(finite)) > 1 else math.nan
+    cells = [el("th", format.measure(f"{measure}/{variant}" if variant else measure), scope="row")]
     for e in encoders:
       cells.append(_cell(values.get(e), best))
     if first:
       cells.append(_cell(first.get(name), math.nan, "quiet"))
     if comparable:
       shown = {format.encoder(e, names): v for e, v in values.items()}
-      cells.append(el("td", forest(name, shown, start_at, list(values)), cls="forest"))
+      cells.append(el("td", forest(name, shown, axis_start, list(values)), cls="forest"))
     rows.append(el("tr", cells))
   return el(
     "div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"), cls="scroll"
@@ -347,7 +353,7 @@ def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
   )
 
 
-def _bounded(name: str, e: Estimate | None) -> bool:
+def _is_unit_score(name: str, e: Estimate | None) -> bool:
   return e is not None and format.parts(name)[1] not in format.LESS and 0 <= e.value <= 1
 
 
@@ -357,11 +363,11 @@ FOREST = 150
 def forest(
   name: str, values: Mapping[str, Estimate], start: float, encoders: Sequence[str]
 ) -> Html | None:
-  """Intervals of a metric side by side on one scale from `start` to 1, named as in `values`."""
+  """Draws intervals of a metric on one scale from `start` to 1, labelled as in `values`."""
   shown = [
-    (*pair, STYLES.get(e, "s4"))
-    for pair, e in zip(values.items(), encoders, strict=True)
-    if _bounded(name, pair[1])
+    (label, estimate, STYLES.get(encoder, "s4"))
+    for (label, estimate), encoder in zip(values.items(), encoders, strict=True)
+    if _is_unit_score(name, estimate)
   ]
   if not shown:
     return None
@@ -370,18 +376,18 @@ def forest(
     el("line", x1=x, x2=x, y1=0, y2=height, cls="grid") for x in np.linspace(4, FOREST - 4, 5)
   ]
 
-  def at(v: float) -> str:
+  def x_of(v: float) -> str:
     return f"{4 + (FOREST - 8) * min(max((v - start) / (1 - start), 0.0), 1.0):.1f}"
 
   for i, (label, v, style) in enumerate(shown):
     y = 6.5 + 7 * i
     if math.isfinite(v.low) and math.isfinite(v.high):
-      marks.append(el("line", x1=at(v.low), x2=at(v.high), y1=y, y2=y, cls=f"whisker {style}"))
+      marks.append(el("line", x1=x_of(v.low), x2=x_of(v.high), y1=y, y2=y, cls=f"whisker {style}"))
     marks.append(
       el(
         "circle",
         el("title", f"{label}: {format.estimate(v)}"),
-        cx=at(v.value),
+        cx=x_of(v.value),
         cy=y,
         r=2.8,
         cls=f"dot {style}",
@@ -405,25 +411,26 @@ def range_axis(start: float) -> Html:
 
 
 def over_time(run: Run) -> Html | None:
-  """One chart per metric that was measured more than once while training."""
+  """One chart per metric that was evaluated more than once during training."""
   trained = [e for e in run.evaluations if e.encoder == TRAINED]
   if len({e.step for e in trained}) < 2:
     return None
   latest = run.latest()
   names = sort_metrics({m for e in trained for m in e.metrics if not format.of_class(m)})
-  wanted = headline(latest)
-  others = [m for m in names if m not in wanted]
-  chosen = wanted + [m for m in others if not m.startswith("knn")] + others
+  main = headline(latest)
+  further = [m for m in names if m not in main]
+  chosen = main + [m for m in further if not m.startswith("knn")] + further
   chosen = list(dict.fromkeys(chosen))
   figures = []
   for name in chosen[:6]:
-    have = [e for e in trained if name in e.metrics]
-    if len(have) < 2:
+    measured = [e for e in trained if name in e.metrics]
+    if len(measured) < 2:
       continue
     x, label = naming.time_axis(
-      np.array([e.step for e in have], np.float64), np.array([e.epoch for e in have], np.float64)
+      np.array([e.step for e in measured], np.float64),
+      np.array([e.epoch for e in measured], np.float64),
     )
-    values = [e.metrics[name] for e in have]
+    values = [e.metrics[name] for e in measured]
     line = line_chart.Line(
       "Trained",
       x,
@@ -435,7 +442,7 @@ def over_time(run: Run) -> Html | None:
     levels = []
     for encoder in (RANDOM, FLOOR):
       level = latest.get(encoder, {}).get(name)
-      if level is None and encoder == FLOOR and name in wanted:
+      if level is None and encoder == FLOOR and name in main:
         level = floor_auroc(latest)
       if level is not None:
         levels.append(
@@ -450,11 +457,11 @@ def over_time(run: Run) -> Html | None:
     figures.append(line_chart.chart(format.title(name), [line], x_label=label, levels=levels))
   if not figures:
     return None
-  rest = figures[DRAWN:]
+  others = figures[DRAWN:]
   return el(
     "div",
     el("div", figures[:DRAWN], cls="charts"),
-    el("details", el("summary", "Other measures while training"), el("div", rest, cls="charts"))
-    if rest
+    el("details", el("summary", "Other measures while training"), el("div", others, cls="charts"))
+    if others
     else None,
   )

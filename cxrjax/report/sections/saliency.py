@@ -1,4 +1,4 @@
-"""Where a network looks: explanation maps over radiographs, and how much of them lies on lungs."""
+"""Saliency: explanation maps over radiographs, and the share of them that lies on the lungs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = {
   "gradcam++": "Grad-CAM++",
   "occlusion": "Occlusion",
 }
-MEASURES = {  # of `metrics.saliency`
+MEASURES = {  # names of the measures of `metrics.saliency`
   "energy_ratio": "Energy inside / lungs' share of the image",
   "energy": "Energy inside",
   "pointing": "Pointing game",
@@ -35,14 +35,14 @@ ABOUT = {
   "gradcam++": "the same with weights of every place",
   "occlusion": "how far the class's logit falls when a part of the image is hidden",
 }
-LUNGS = (86, 180, 233)  # the outline's colour, as of true masks
+LUNGS = (86, 180, 233)  # colour of the outline, the same as that of true masks
 OF_ATTENTION = ("attention", "rollout")
-SIDE = 384  # pixels of a PNG, about
+SIDE = 384  # approximate side of a PNG, in pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scaled:
-  """Maps brought to 0..1, and what 0 and 1 stand for."""
+  """Maps scaled to 0..1, and the labels of both ends."""
 
   maps: Float[np.ndarray, "n gh gw"]
   low: str
@@ -51,11 +51,11 @@ class Scaled:
 
 
 def scale(method: str, *maps: Float[np.ndarray, "_ _ _"]) -> list[Scaled]:
-  """Maps for drawing, of one method and several networks.
+  """Scales the maps of one method, and of several networks, to 0..1 for drawing.
 
-  Attention is in units of what a patch would get if all got the same, on one scale for all images,
-  up to 2 at least, or the noise of nearly uniform attention would look like a finding. Other maps
-  are divided each by its largest value; what is below 0 is not drawn.
+  Attention is in units of uniform attention, on one scale for all images that reaches at least 2:
+  otherwise the noise of nearly uniform attention would look like a finding. Other maps are each
+  divided by their largest value. Negative values are not drawn.
   """
   maps = tuple(np.maximum(np.nan_to_num(np.asarray(m, np.float64)), 0) for m in maps)
   if method in OF_ATTENTION:
@@ -73,7 +73,7 @@ def scale(method: str, *maps: Float[np.ndarray, "_ _ _"]) -> list[Scaled]:
 def outlined(
   image: UInt8[np.ndarray, "h w *c"], mask: Bool[np.ndarray, "h w"] | None
 ) -> UInt8[np.ndarray, "sh sw *d"]:
-  """A radiograph, or a map over one, with the lungs' outline, where a mask is known."""
+  """Draws the lungs' outline on a radiograph or on a map over one, where a mask is known."""
   if mask is None or not mask.any():
     return image
   return pictures.outlines(image, [mask], [LUNGS])
@@ -82,7 +82,7 @@ def outlined(
 def png(
   image: UInt8[np.ndarray, "h w"], heat: Float[np.ndarray, "gh gw"], scaled: Scaled
 ) -> Image.Image:
-  """A map over a radiograph with its colour scale beside it, for a file."""
+  """Renders a map over a radiograph, with its colour scale beside it, for a file."""
   factor = max(1, round(SIDE / max(image.shape)))
   h, w = (n * factor for n in image.shape)
   large = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
@@ -108,7 +108,7 @@ def figures(
   mask: Bool[np.ndarray, "h w"] | None = None,
   size: int = 240,
 ) -> list[Html]:
-  """Maps in 0..1 over one radiograph, with the lungs' outline; each with what it is below."""
+  """Maps in 0..1 over one radiograph, with the lungs' outline and a caption."""
   return [
     el(
       "figure",
@@ -120,7 +120,7 @@ def figures(
 
 
 def scales(of: Mapping[str, Scaled]) -> Html:
-  """The colour bars of some methods; those alike share one."""
+  """Colour bars of the methods; methods with the same scale share one."""
   bars: dict[tuple[str, str, str], list[str]] = {}
   for method, s in of.items():
     bars.setdefault((s.low, s.high, s.unit), []).append(NAMES[method])
@@ -136,23 +136,24 @@ def scales(of: Mapping[str, Scaled]) -> Html:
 
 
 def note(methods: Sequence[str], classes: bool, outlined: bool) -> Html:
-  """What is drawn, in words."""
-  said = [f"{NAMES[m]}: {ABOUT[m]}" for m in methods]
+  """Explains the maps in words."""
+  sentences = [f"{NAMES[m]}: {ABOUT[m]}" for m in methods]
   key = [" ", el("i", cls="key truth"), "Outline: the lung mask."]
   return el(
     "p",
-    "; ".join(said) + ". The maps show where information comes from, not why a decision was taken.",
+    "; ".join(sentences)
+    + ". The maps show where information comes from, not why a decision was taken.",
     key if outlined else None,
     cls="note",
   )
 
 
 def score_table(found: Facts, title: str = "") -> Html | None:
-  """Lung scores of every method: mean, interval and what is expected by chance.
+  """Table of lung scores of every method: mean, interval and value expected by chance.
 
   Args:
     found: `{method: {measure: interval}}`.
-    title: above it.
+    title: heading of the table.
   """
   methods = [m for m in NAMES if m in found]
   if not methods:
@@ -202,17 +203,17 @@ HEADS_SHOWN, RADIOGRAPHS = 12, 6
 
 
 def section(run: Run) -> Html | None:
-  """Of one run: maps over test images, heads by themselves, lung scores where there are masks."""
+  """Maps over test images, single attention heads, and lung scores where masks are known."""
   arrays = run.arrays("attention")
   image, attn = arrays.get("image"), arrays.get("attn")
   if attn is not None and (attn.ndim != 4 or not attn.size):
     attn = None
-  made = {"attention": attn.mean(1)} if attn is not None else {}
-  made |= {m: arrays[m] for m in NAMES if m in arrays and arrays[m].size}
-  if image is None or not made or not len(image):
+  maps = {"attention": attn.mean(1)} if attn is not None else {}
+  maps |= {m: arrays[m] for m in NAMES if m in arrays and arrays[m].size}
+  if image is None or not maps or not len(image):
     return None
-  n = min(RADIOGRAPHS, len(image), *(len(m) for m in made.values()))
-  scaled = {m: scale(m, own[:n])[0] for m, own in made.items()}
+  n = min(RADIOGRAPHS, len(image), *(len(m) for m in maps.values()))
+  scaled = {m: scale(m, values[:n])[0] for m, values in maps.items()}
   masks, targets = arrays.get("mask"), arrays.get("target")
   labels = arrays.get("label", np.array([""] * n))
   rows = []
@@ -221,55 +222,60 @@ def section(run: Run) -> Html | None:
     mask = masks[i] if masks is not None else None
     plain = pictures.gray(image[i])
     name = label or f"radiograph {i + 1}"
-    first = el("figure", pictures.picture(outlined(plain, mask), name, 288), el("figcaption", name))
-    drawn = [
-      (
-        NAMES[m] + (f", for {targets[i]}" if targets is not None and m not in OF_ATTENTION else ""),
-        s.maps[i],
-      )
-      for m, s in scaled.items()
-    ]
+    picture = pictures.picture(outlined(plain, mask), name, 288)
+    original = el("figure", picture, el("figcaption", name))
+    named_maps = []
+    for m, s in scaled.items():
+      caption = NAMES[m]
+      if targets is not None and m not in OF_ATTENTION:
+        caption += f", for {targets[i]}"
+      named_maps.append((caption, s.maps[i]))
     rows.append(
       el(
         "div",
-        el("div", first, figures(plain, drawn, mask, 288), cls="maps bare"),
-        _heads(run, arrays, i) if attn is not None else None,
+        el("div", original, figures(plain, named_maps, mask, 288), cls="maps bare"),
+        _head_maps(run, arrays, i) if attn is not None else None,
         cls="looked",
       )
     )
   head = run.fact("look", "head")
-  said = (
+  head_note = (
     el("p", f"The run has no classes of its own: {head} stands in for them.", cls="note")
-    if head and set(made) - set(OF_ATTENTION)
+    if head and set(maps) - set(OF_ATTENTION)
     else None
   )
   return el(
-    "div", _on_lungs(run), note(list(made), True, masks is not None), said, scales(scaled), rows
+    "div",
+    _lung_scores(run),
+    note(list(maps), True, masks is not None),
+    head_note,
+    scales(scaled),
+    rows,
   )
 
 
-def _heads(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
-  """Attention of the last blocks, head by head, one pixel a patch."""
+def _head_maps(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
+  """Attention of the last blocks, head by head, one pixel per patch."""
   last = number(run.fact("look", "blocks"))
   parts = []
   for key, back in (("attn", 0), ("attn_before", 1)):
     if key not in arrays:
       continue
-    (of,) = (s.maps for s in scale("attention", arrays[key][i]))
-    where = f"Block {last - back:.0f}" if np.isfinite(last) and last else "Last block"
+    (heads,) = (s.maps for s in scale("attention", arrays[key][i]))
+    block = f"Block {last - back:.0f}" if np.isfinite(last) and last else "Last block"
     parts.append(
       el(
         "div",
-        el("p", f"{where}, head by head", cls="note"),
+        el("p", f"{block}, head by head", cls="note"),
         el(
           "div",
           [
             el(
               "figure",
-              pictures.heat_map(heat, f"{where}, head {h + 1}"),
+              pictures.heat_map(heat, f"{block}, head {h + 1}"),
               el("figcaption", f"head {h + 1}"),
             )
-            for h, heat in enumerate(of[:HEADS_SHOWN])
+            for h, heat in enumerate(heads[:HEADS_SHOWN])
           ],
           cls="heads thumbs",
         ),
@@ -278,15 +284,15 @@ def _heads(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
   return el("div", parts, cls="blocks")
 
 
-def _on_lungs(run: Run) -> Html | None:
+def _lung_scores(run: Run) -> Html | None:
   """Lung scores in words and as a table."""
-  found = run.fact("look", "lungs")
-  if not isinstance(found, Mapping) or not found:
+  by_method = run.fact("look", "lungs")
+  if not isinstance(by_method, Mapping) or not by_method:
     return None
-  of = {m: found[m]["all"] for m in NAMES if m in found}
-  n, whole = run.fact("look", "masked"), run.fact("look", "of_masked")
-  method = next(m for m in ("gradcam", "attention", *of) if m in of)
-  ratio, inside = (number(lookup(of, method, k, "value")) for k in ("energy_ratio", "energy"))
+  scores = {m: by_method[m]["all"] for m in NAMES if m in by_method}
+  n, total = run.fact("look", "masked"), run.fact("look", "of_masked")
+  method = next(m for m in ("gradcam", "attention", *scores) if m in scores)
+  ratio, inside = (number(lookup(scores, method, k, "value")) for k in ("energy_ratio", "energy"))
   text = (
     [
       el("b", f"{100 * inside:.0f} %"),
@@ -297,14 +303,14 @@ def _on_lungs(run: Run) -> Html | None:
     if np.isfinite(ratio)
     else []
   )
-  some = f" of {whole:,}" if isinstance(whole, int) and whole > n else ""
+  of_total = f" of {total:,}" if isinstance(total, int) and total > n else ""
   return el(
     "div",
     el("p", text) if text else None,
-    score_table(of),
+    score_table(scores),
     el(
       "p",
-      f"Of {n:,}{some} test images that have a lung mask, the data set's own. ",
+      f"Of {n:,}{of_total} test images that have a lung mask, the data set's own. ",
       MEANING,
       cls="note",
     ),

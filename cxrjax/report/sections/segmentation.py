@@ -1,4 +1,4 @@
-"""Lung masks on the page: how near they come to the true ones, in words and over radiographs."""
+"""Lung masks on the page: agreement with the true ones in words, outlines over radiographs."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from cxrjax.report.html import format, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup
 
-# Apart also to colour-blind readers; in the style sheet, too.
+# Distinct for colour-blind readers as well; the same colours are in the style sheet.
 TRUTH, PREDICTED = (86, 180, 233), (255, 158, 27)
 
 
 def drawn(run: Run) -> bool:
-  """Whether a run, of one evaluator, is judged by masks."""
+  """Whether a run (of one evaluator) is judged by masks."""
   return any("dice" in e.metrics for e in run.evaluations)
 
 
 def judged(run: Run, evaluator: str) -> list[Any]:
-  """How well its masks agree with the true ones, for the summary."""
+  """Describes for the summary how well predicted masks agree with the true ones."""
   latest = run.latest()
-  own, floor = (latest.get(e, {}).get("dice") for e in (TRAINED, FLOOR))
-  where = run.fact("data", evaluator)
-  if own is None or not math.isfinite(own.value):
+  dice, floor = (latest.get(e, {}).get("dice") for e in (TRAINED, FLOOR))
+  facts = run.fact("data", evaluator)
+  if dice is None or not math.isfinite(dice.value):
     return [naming.images_named(evaluator), ": its masks have not been judged yet."]
-  text = [
-    *naming.judged_on(evaluator, own.n, where),
+  sentence = [
+    *naming.judged_on(evaluator, dice.n, facts),
     " its lung masks overlap the true ones with a Dice of ",
-    el("b", format.estimate(own), cls="nowrap"),
+    el("b", format.estimate(dice), cls="nowrap"),
   ]
   if floor is not None and math.isfinite(floor.value):
-    text += [
+    sentence += [
       " (1 is the same mask); one and the same mask for all images, the mean of those "
       "learnt from, has ",
       el("span", format.estimate(floor), cls="nowrap"),
     ]
-  return [*text, ".", naming.judged_once(run, evaluator)]
+  return [*sentence, ".", naming.judged_once(run, evaluator)]
 
 
 def section(run: Run) -> Html | None:
-  """Some images of the set that judges, from the worst overlap to the best, with both outlines."""
+  """Evaluation images from the worst overlap to the best, with true and predicted outlines."""
   names = [n for n in run.evaluators() if "truth" in run.arrays(f"scores_{n}_{TRAINED}")]
   chosen = [n for n in names if n in (run.fact("chosen", "evaluators") or [])] or names[:1]
   parts = [part for n in chosen for part in _rows(run, n, len(chosen) > 1)]
@@ -64,24 +64,23 @@ def section(run: Run) -> Html | None:
   return el("div", note, parts)
 
 
-def _rows(run: Run, evaluator: str, named: bool) -> list[Html]:
+def _rows(run: Run, evaluator: str, has_title: bool) -> list[Html]:
   arrays = run.arrays(f"scores_{evaluator}_{TRAINED}")
   figures = []
-  for image, truth, called, dice, name in zip(
+  for image, truth, predicted, dice, name in zip(
     *(arrays[k] for k in ("image", "truth", "predicted", "dice", "id")), strict=True
   ):
-    drawn_over = pictures.outlines(pictures.gray(image), [truth, called], [TRUTH, PREDICTED])
+    overlaid = pictures.outlines(pictures.gray(image), [truth, predicted], [TRUTH, PREDICTED])
     text = f"Dice {format.decimal(float(dice))}"
     figures.append(
       el(
         "figure",
-        pictures.picture(drawn_over, f"{name}: {text}", 288),
+        pictures.picture(overlaid, f"{name}: {text}", 288),
         el("figcaption", text, " ", el("small", name)),
       )
     )
-  title = el("h3", naming.images_named(evaluator)) if named else None
-  # One picture would stand in a column as wide as the page.
-  few = f" n{min(max(len(figures), 2), 4)}"
-  return [
-    x for x in (title, el("div", el("div", figures, cls=f"large{few}"), cls="views alone")) if x
-  ]
+  title = el("h3", naming.images_named(evaluator)) if has_title else None
+  # At least two columns: a single picture would be as wide as the page.
+  columns = f" n{min(max(len(figures), 2), 4)}"
+  grid = el("div", el("div", figures, cls=f"large{columns}"), cls="views alone")
+  return [title, grid] if title else [grid]
