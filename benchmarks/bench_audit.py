@@ -72,7 +72,7 @@ def main():
   drawn = np.stack([source[k].image for k in range(min(256, args.decoded))])
   pixels = np.concatenate([drawn] * -(-args.decoded // len(drawn)))[: args.decoded]
   for name, work in (
-    ("signatures", lambda: duplicates.of_images(pixels)),
+    ("signatures", lambda: duplicates.prepare(pixels)),
     ("polarity", lambda: polarity.agreement(polarity.describe(pixels)[0])),
   ):
     work()
@@ -81,7 +81,7 @@ def main():
     result[name] = len(pixels) / (time.perf_counter() - began)
     print(f"{name:9s} {result[name]:.0f} images/s")
 
-  looks = duplicates.of_images(drawn)
+  looks = duplicates.prepare(drawn)
   few = duplicates.within(looks, first=0.01, limit=64)
   assert few.looked == 64
   began = time.perf_counter()

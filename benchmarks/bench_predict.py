@@ -62,7 +62,7 @@ def worker(workdir):
   import cxrjax
   from cxrjax.inference import decode_ahead
   from cxrjax.inference.inputs import Files
-  from cxrjax.inference.pipeline import Work
+  from cxrjax.inference.pipeline import PredictionTask
   from cxrjax.inference.prediction_log import TABLE, Journal
 
   network = cxrjax.load(workdir)
@@ -78,7 +78,7 @@ def worker(workdir):
         found = {}
       else:
         with contextlib.closing(Journal(pathlib.Path(out), {})) as journal:
-          for part in Work(network).run(images, rows):
+          for part in PredictionTask(network).run(images, rows):
             journal.add(part)
         table = np.genfromtxt(pathlib.Path(out) / TABLE, delimiter=",", skip_header=1, dtype=str)
         found = {row[0]: float(row[len(network.classes)]) for row in table}

@@ -112,7 +112,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.task = "cxrjax.tasks.compare"
   config.budget = o.budget
   config.points = o.points
-  config.seeds = study_args.listed(o.seeds)
+  config.seeds = study_args.split_list(o.seeds)
   config.folder = str(folder)
   methods = {}
   measure = o.budget.rpartition(" of ")[2].strip()
@@ -130,7 +130,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def special(arg: str | None) -> tuple[str, dict[str, list[str]]]:
   """The argument without what is handed on: `args.NAME=...` by name, `data.KEY=...` as "data"."""
-  text, kept = study_args.for_one(arg)
+  text, kept = study_args.split_per_run(arg)
   items = text.split(",")
   of_source = [item for item in items if item.startswith("data.")]
   rest = ",".join(item for item in items if not item.startswith("data."))

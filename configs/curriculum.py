@@ -35,7 +35,7 @@ DEMO = "duration=20 epochs"  # of each stage without labels, on phantoms
 def get_config(arg: str = "") -> ConfigDict:
   o, handed = study_args.parse(arg, OWN, PRESETS)
   more = "" if handed.presets else DEMO
-  tasks = [(name, more) for name in study_args.listed(o.tasks)]
+  tasks = [(name, more) for name in study_args.split_list(o.tasks)]
   stages = curricula.without_labels(o, handed, tasks)
   stages += curricula.with_labels(o, handed, "previous")
   return curricula.curriculum(o, __file__, stages)

@@ -76,16 +76,16 @@ def get_config(arg: str = "") -> ConfigDict:
   config = ConfigDict()
   config.task = "cxrjax.tasks.label_efficiency"
   config.arg = handed.argument()
-  config.fractions = study_args.listed(o.fractions)
-  config.seeds = study_args.listed(o.seeds)
+  config.fractions = study_args.split_list(o.fractions)
+  config.seeds = study_args.split_list(o.seeds)
   config.folds = o.folds
   config.folder = str(pathlib.Path(__file__).parent)
   config.methods = tuple(  # name, file, argument of its own
     (name, f"{name}.py", ",".join(handed.kept.get(name, ())))
-    for name in study_args.listed(o.methods)
+    for name in study_args.split_list(o.methods)
   )
   inits = []
-  for item in study_args.listed(o.inits):
+  for item in study_args.split_list(o.inits):
     name, _, path = item.partition("=")
     if path.endswith(".py"):
       longer = () if handed.presets else LONGER.get(path, ())

@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
   o, handed = study_args.parse(arg, OWN, PRESETS)
   more = "" if handed.presets else DEMO
   stages = curricula.without_labels(
-    o, handed, [(name, more) for name in study_args.listed(o.tasks)]
+    o, handed, [(name, more) for name in study_args.split_list(o.tasks)]
   )
   stages += curricula.with_labels(o, handed, "previous")
   return curricula.curriculum(o, __file__, stages)

@@ -46,7 +46,7 @@ from cxrjax.config.instantiate import trust
 from cxrjax.core import checksums, command
 from cxrjax.core import files as regular
 from cxrjax.core.errors import UserError, suggest
-from cxrjax.core.text import shown
+from cxrjax.core.text import escape
 from cxrjax.inference.networks import Network, load
 from cxrjax.models.weights import export_timm, files, tree
 from cxrjax.report import model_card
@@ -156,7 +156,7 @@ def _run(network: Network, folder: pathlib.Path) -> list[str]:
 def _npz(network: Network, file: pathlib.Path) -> list[str]:
   flat = {n: np.asarray(v, np.float32) for n, v in tree.flatten(network.params).items()}
   text = json.dumps(network.describe() | {"names": "cxrjax"})
-  metadata = {files.OURS: text, files.SUM: files.checksum(flat, text)}
+  metadata = {files.DESCRIPTION_KEY: text, files.CHECKSUM_KEY: files.checksum(flat, text)}
   arrays: dict[str, Any] = {name: np.array(value) for name, value in metadata.items()} | flat
   with file.open("wb") as npz_file:  # given a path, savez would append its own ending
     np.savez(npz_file, **arrays)
@@ -213,7 +213,7 @@ def _onnx(network: Network, file: pathlib.Path) -> list[str]:
     raise UserError(
       f"jax2onnx does not convert this network ({reason}); use --format=stablehlo"
     ) from error
-  onnx.helper.set_model_props(model, {files.OURS: json.dumps(network.describe())})
+  onnx.helper.set_model_props(model, {files.DESCRIPTION_KEY: json.dumps(network.describe())})
   onnx.save(model, str(file))
   _describe(file, network.describe())
   return [f"gray [b {size} {size} {channels}] in 0..255 gives {', '.join(sorted(names))}"]
@@ -223,7 +223,7 @@ def _describe(file: pathlib.Path, about: Mapping[str, Any]) -> None:
   """Writes `FILE.json`: a description with a checksum of the file, sealed by its own checksum."""
   digest = hashlib.sha256(file.read_bytes()).hexdigest()
   description_file = file.with_name(file.name + ".json")
-  description_file.write_text(checksums.sealed({**about, "sha256": digest}))
+  description_file.write_text(checksums.seal({**about, "sha256": digest}))
 
 
 def check(path: str) -> str:
@@ -235,17 +235,17 @@ def check(path: str) -> str:
   file = pathlib.Path(path).expanduser()
   option = f"--check={path!r}"
   if file.is_dir():
-    if why := checksums.damage(file):
+    if why := checksums.find_damage(file):
       raise UserError(f"{option} is damaged, or no run that was exported: {why}; write it again")
-    return f"{shown(str(file))} is whole"
+    return f"{escape(str(file))} is whole"
   json_file = file.with_name(file.name + ".json")
   if file.suffix in (".safetensors", ".npz"):
     if not files.read(file, "--check").about:
       raise UserError(f"{option} was not written by cxrjax.export, and has no checksum")
-    return f"{shown(str(file))} is whole"
+    return f"{escape(str(file))} is whole"
   try:
-    about = checksums.unsealed(regular.read(json_file, regular.MAX_JSON))
-    with regular.opened(file) as opened:
+    about = checksums.unseal(regular.read(json_file, regular.MAX_JSON))
+    with regular.open_regular(file) as opened:
       digest = hashlib.file_digest(opened, "sha256").hexdigest()
   except (OSError, ValueError) as error:
     raise UserError(
@@ -253,7 +253,7 @@ def check(path: str) -> str:
     ) from error
   if about.get("sha256") != digest:
     raise UserError(f"{option} is damaged: {json_file.name} has another checksum; write it again")
-  return f"{shown(str(file))} is whole"
+  return f"{escape(str(file))} is whole"
 
 
 def main(argv: list[str]) -> None:

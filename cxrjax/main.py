@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
   newest = functools.partial(checkpoint.newest_step, workdir / "checkpoints")
   with (
-    peers.together(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, newest),
+    peers.process_group(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, newest),
     locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
   ):
     return task(config, workdir, command=shlex.join(["python", "-m", "cxrjax.main", *sys.argv[1:]]))

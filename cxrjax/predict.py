@@ -109,10 +109,10 @@ def predict(
   Raises:
     UserError: no such run or images, another network's predictions in `out`, or no usable image.
   """
-  from cxrjax.data.images import told
+  from cxrjax.data.images import summarize_notes
   from cxrjax.inference import networks
   from cxrjax.inference.inputs import Files
-  from cxrjax.inference.pipeline import Work
+  from cxrjax.inference.pipeline import PredictionTask
   from cxrjax.inference.prediction_log import Journal
   from cxrjax.inference.predictions import Predictions
   from cxrjax.training.workdir import locked
@@ -125,7 +125,7 @@ def predict(
   segmenter = networks.segmenter(lungs, "--lungs") if lungs else None
   if overlays == AUTO:
     overlays = "gradcam" if network.kind == "classifier" else "attention"
-  work = Work(network, embed=embed, lungs=segmenter, overlays=overlays)
+  work = PredictionTask(network, embed=embed, lungs=segmenter, overlays=overlays)
   images = Files(paths, without=out)
   for line in (*describe(network, workdir), *images.notes):
     say(line)
@@ -169,7 +169,10 @@ def predict(
       journal.finish(kind == "parquet", run=network.name, calibrated=bool(network.judged))
   except OSError as error:
     raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
-  for line in (*summary(journal, len(rows), seconds), *(f"note: {n}" for n in told(notes))):
+  for line in (
+    *summary(journal, len(rows), seconds),
+    *(f"note: {n}" for n in summarize_notes(notes)),
+  ):
     say(line)
   return journal.rows
 

@@ -116,7 +116,7 @@ def read(path: pathlib.Path) -> None:
     for value in file.arrays.values():
       np.asarray(value)
     with weights._of_any_shape(file.named):
-      layouts.recognise(file)
+      layouts.recognize(file)
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:

@@ -102,7 +102,7 @@ def try_all(count: int, seed: int) -> tuple[collections.Counter, list[str]]:
     rng = random.Random(seed * 1_000_003 + i)
     kind, data = whole[i % len(whole)]
     try:
-      found = decode.shown(damaged(data, rng), rng.choice((None, 64)))
+      found = decode.decode_with_window(damaged(data, rng), rng.choice((None, 64)))
       assert found.pixels.dtype in (np.uint8, np.uint16) and found.pixels.ndim == 3
       said = "read"
     except decode.BadImage as error:

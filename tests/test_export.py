@@ -144,7 +144,7 @@ def test_description(write):
   path, _, lines = write(RICH, "x.safetensors")
   with safe_open(path, framework="numpy") as opened:
     tensors, metadata = {n: opened.get_tensor(n) for n in opened.keys()}, opened.metadata()  # noqa: SIM118
-  about = json.loads(metadata[files.OURS])
+  about = json.loads(metadata[files.DESCRIPTION_KEY])
   assert about["classes"] == ["normal", "opacity", "effusion"]
   assert (about["mean"], about["std"], about["temperature"]) == (0.5, 0.25, [1.5])
   assert about["timm"]["args"]["reg_tokens"] == 2

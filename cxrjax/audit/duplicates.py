@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float16, Float32, Int, Int64
 
 from cxrjax.audit import registration
-from cxrjax.data.descriptors import BATCH, Pixels, batched, gray_and_detail, small
+from cxrjax.data.descriptors import BATCH, Pixels, batched, downsample, gray_and_detail
 from cxrjax.data.images import Images
 
 SIDE = 64
@@ -40,7 +40,7 @@ _Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Looks:
+class PreparedImages:
   """Images prepared for comparison.
 
   Attributes:
@@ -58,7 +58,7 @@ class Looks:
 
   def at(self, which: Int[np.ndarray, "m"], side: int) -> Float32[np.ndarray, "m side side"]:
     """Images at positions `which`, averaged to `side` pixels."""
-    return small(self.images, side, self.rows[which])
+    return downsample(self.images, side, self.rows[which])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,19 +85,19 @@ class Pairs:
     return len(self.i)
 
 
-def of_images(images: Images | Pixels, rows: Int[np.ndarray, "m"] | None = None) -> Looks:
+def prepare(images: Images | Pixels, rows: Int[np.ndarray, "m"] | None = None) -> PreparedImages:
   """Prepares images, or some rows of them, for comparison."""
   rows = np.arange(len(images)) if rows is None else np.asarray(rows, np.int64)
   descriptors = np.empty((len(rows), SIDE * SIDE), np.float16)
   for start in range(0, len(rows), 1024):
     batch = rows[start : start + 1024]
-    descriptors[start : start + len(batch)] = _compute_signatures(small(images, SIDE, batch))
-  return Looks(images, rows, descriptors)
+    descriptors[start : start + len(batch)] = _compute_signatures(downsample(images, SIDE, batch))
+  return PreparedImages(images, rows, descriptors)
 
 
 def signatures(pixels: Pixels) -> Float32[np.ndarray, "n d"]:
   """Local contrast on a 64 x 64 grid, mean 0 and norm 1: dot products are correlations."""
-  return _compute_signatures(small(pixels, SIDE))
+  return _compute_signatures(downsample(pixels, SIDE))
 
 
 def _compute_signatures(x: Float32[np.ndarray, "n s s"]) -> Float32[np.ndarray, "n d"]:
@@ -105,7 +105,10 @@ def _compute_signatures(x: Float32[np.ndarray, "n s s"]) -> Float32[np.ndarray, 
 
 
 def within(
-  images: Looks | Images | Pixels, threshold: float = COPY, first: float = FIRST, limit: int = LIMIT
+  images: PreparedImages | Images | Pixels,
+  threshold: float = COPY,
+  first: float = FIRST,
+  limit: int = LIMIT,
 ) -> Pairs:
   """Pairs of one set whose aligned detail correlates at `threshold` or more."""
   looks = _as_looks(images)
@@ -113,8 +116,8 @@ def within(
 
 
 def across(
-  train: Looks | Images | Pixels,
-  test: Looks | Images | Pixels,
+  train: PreparedImages | Images | Pixels,
+  test: PreparedImages | Images | Pixels,
   threshold: float = COPY,
   first: float = FIRST,
   limit: int = LIMIT,
@@ -198,7 +201,9 @@ def groups(n: int, i: Int[np.ndarray, "p"], j: Int[np.ndarray, "p"]) -> Int64[np
   return np.array([root(x) for x in range(n)], np.int64)
 
 
-def _rerank(a: Looks, b: Looks, candidates: _Candidates, threshold: float) -> Pairs:
+def _rerank(
+  a: PreparedImages, b: PreparedImages, candidates: _Candidates, threshold: float
+) -> Pairs:
   """Second look: re-ranks candidate pairs by aligned correlation; keeps those above `threshold`."""
   i, j, first = candidates
   looked, lowest = len(i), float(first[-1]) if len(first) else 1.0
@@ -226,13 +231,15 @@ def _rerank(a: Looks, b: Looks, candidates: _Candidates, threshold: float) -> Pa
   return Pairs(i[selected], j[selected], r[selected], first[selected], looked, lowest)
 
 
-def _read_images(looks: Looks, which: np.ndarray, side: int) -> Float32[np.ndarray, "m s s"]:
+def _read_images(
+  looks: PreparedImages, which: np.ndarray, side: int
+) -> Float32[np.ndarray, "m s s"]:
   rows, inverse = np.unique(which, return_inverse=True)
   return looks.at(rows, side)[inverse.reshape(-1)]
 
 
-def _as_looks(images: Looks | Images | Pixels) -> Looks:
-  return images if isinstance(images, Looks) else of_images(images)
+def _as_looks(images: PreparedImages | Images | Pixels) -> PreparedImages:
+  return images if isinstance(images, PreparedImages) else prepare(images)
 
 
 def _to_device(rows: np.ndarray, size: int) -> Array:

@@ -19,7 +19,7 @@ from cxrjax.data.sources.by_name import open_source
 from cxrjax.data.splits import patient_splits
 from cxrjax.data.splits.subset import Subset
 
-WITHOUT = "no split"
+NO_SPLIT = "no split"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ def _splits_of(name: str, options: Mapping[str, Any]) -> dict[str, Source]:
     assigned = set().union(*(s.table.ids for s in splits.values()))
     unassigned = [i for i, name in enumerate(complete.table.ids) if name not in assigned]
     if unassigned:
-      splits[WITHOUT] = Subset(complete, np.asarray(unassigned, np.int64), WITHOUT)
+      splits[NO_SPLIT] = Subset(complete, np.asarray(unassigned, np.int64), NO_SPLIT)
   return splits
 
 
@@ -170,7 +170,7 @@ def near_duplicates(
     limit: most pairs, of all parts together, that get a second look.
     advance: called after each two parts, for a progress bar.
   """
-  prepared = [duplicates.of_images(p.images) for p in parts]
+  prepared = [duplicates.prepare(p.images) for p in parts]
   combinations = list(itertools.combinations_with_replacement(range(len(parts)), 2))
   sizes = [len(parts[x].good) * len(parts[y].good) / (2 if x == y else 1) for x, y in combinations]
   matches: list[Pair] = []

@@ -15,7 +15,7 @@ from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.pages import run_page
 from cxrjax.report.sections import fact_tables
-from cxrjax.report.sections.details import again
+from cxrjax.report.sections.details import reproduction
 
 NAME = "audit.html"
 
@@ -203,5 +203,5 @@ def _provenance(run: runs.Run) -> Html:
     rows.append((label, format.duration(value)))
   rows.append(("Device", naming.device_name(run)))
   return el(
-    "div", el("div", el("div", fact_tables.pairs(rows), cls="card"), cls="cards"), again(run)
+    "div", el("div", el("div", fact_tables.pairs(rows), cls="card"), cls="cards"), reproduction(run)
   )

@@ -18,7 +18,7 @@ import functools
 import numpy as np
 from jaxtyping import Float16, Float32
 
-from cxrjax.data.descriptors import Pixels, batched, gray_and_detail, small
+from cxrjax.data.descriptors import Pixels, batched, downsample, gray_and_detail
 from cxrjax.data.images import Images
 from cxrjax.data.sources import phantom
 
@@ -42,7 +42,7 @@ def describe(
   descriptors, spread = np.empty((n, 2 * _SIDE**2), np.float16), np.empty(n, np.float32)
   for start in range(0, n, 1024):
     batch = slice(start, min(start + 1024, n))
-    x = small(images, _SIDE, np.arange(batch.start, batch.stop))
+    x = downsample(images, _SIDE, np.arange(batch.start, batch.stop))
     gray_and_contrast = batched(functools.partial(gray_and_detail, sigma=_SIGMA), x)
     descriptors[batch] = np.concatenate(gray_and_contrast, 1) / np.sqrt(2)
     spread[batch] = x.std((1, 2))

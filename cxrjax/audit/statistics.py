@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32
 
 from cxrjax.audit import polarity
 from cxrjax.audit.images import Pair, Part
-from cxrjax.data.images import told
+from cxrjax.data.images import summarize_notes
 from cxrjax.data.splits import leakage
 from cxrjax.evals import thumbnail_baseline
 from cxrjax.metrics import roc
@@ -21,7 +21,7 @@ from cxrjax.metrics.intervals import Interval
 
 SHOWN = 24  # images of each kind on the page
 LISTED = 200  # entries of a list in run.json; the CSV files are complete
-LEAST = 20  # images with and without a sex, view or site that its floor needs
+MIN_IMAGES = 20  # images with and without a sex, view or site that its floor needs
 SITES = 6  # values of an attribute that get a floor, the most common ones
 ATTRIBUTES = {"site": "sites", "view": "views", "sex": "sexes"}  # names of `Table` fields
 
@@ -29,7 +29,7 @@ Place = tuple[int, int]  # part and row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class ImageFindings:
   """Agreement of the decoded images of every part with the common pattern, and their defects.
 
   `flat` images are blank, `inverted` ones show bones black, `unlike` ones resemble no others.
@@ -42,17 +42,17 @@ class Found:
   unlike: list[Bool[np.ndarray, "_"]]
 
 
-def look(parts: Sequence[Part]) -> Found:
+def classify_images(parts: Sequence[Part]) -> ImageFindings:
   """Finds blank, inverted and atypical images."""
   described = [polarity.describe(p.images) for p in parts]
   agreement = polarity.agreement(*(x for x, _ in described))
   flat = [spread < polarity.FLAT for _, spread in described]
   inverted = [(r <= polarity.INVERTED) & ~f for r, f in zip(agreement, flat, strict=True)]
   unlike = [(np.abs(r) < polarity.UNLIKE) & ~f for r, f in zip(agreement, flat, strict=True)]
-  return Found(parts, agreement, flat, inverted, unlike)
+  return ImageFindings(parts, agreement, flat, inverted, unlike)
 
 
-def strange(found: Found) -> dict[str, list[Place]]:
+def examples_by_defect(found: ImageFindings) -> dict[str, list[Place]]:
   """Images to show of every defect, the clearest first."""
   images_by_kind = {}
   for kind in ("inverted", "flat", "unlike"):
@@ -133,7 +133,7 @@ def _targets(parts: Sequence[Part]) -> list[tuple[str, str, np.ndarray]]:
       value_counts = [(value, n) for value, n in value_counts if value == "F"]
     known = np.array([bool(v) for v in values])
     for value, n in value_counts[:SITES]:
-      if n >= LEAST and known.sum() - n >= LEAST:
+      if n >= MIN_IMAGES and known.sum() - n >= MIN_IMAGES:
         y = np.array([v == value for v in values], np.float32)
         targets.append((kind, value, np.where(known, y, np.nan).astype(np.float32)))
         if len(value_counts) == 2:  # the other one is its complement
@@ -265,7 +265,10 @@ def patient_rows(
 
 
 def image_rows(
-  parts: Sequence[Part], found: Found, groups: Sequence[np.ndarray], numbers: Mapping[str, str]
+  parts: Sequence[Part],
+  found: ImageFindings,
+  groups: Sequence[np.ndarray],
+  numbers: Mapping[str, str],
 ) -> Iterator[Sequence[Any]]:
   """A row for every image, including unreadable ones and those left out by the source."""
   group_sizes = Counter(itertools.chain(*(g.tolist() for g in groups)))
@@ -358,7 +361,7 @@ def facts(
   parts: Sequence[Part],
   pairs: Sequence[Pair],
   copy: float,
-  found: Found,
+  found: ImageFindings,
   crossing: Mapping[str, Sequence[Place]],
   numbers: Mapping[str, str],
   floors: Sequence[Floor],
@@ -368,7 +371,7 @@ def facts(
   between: Counter[tuple[int, int, bool]] = Counter()
   for p in pairs:
     between[min(p.a[0], p.b[0]), max(p.a[0], p.b[0]), p.r >= copy] += 1
-  places = strange(found)
+  places = examples_by_defect(found)
   crossed = Counter(tuple(sorted({k for k, _ in v})) for v in crossing.values())
   bad = [(k, row) for k, p in enumerate(parts) for row in sorted(p.bad)]
   left_out = {
@@ -388,7 +391,9 @@ def facts(
         "fingerprint": p.info.fingerprint,
         "notes": [
           *p.info.notes,
-          *told((p.table.ids[row], note) for note, rows in p.notes.items() for row in rows),
+          *summarize_notes(
+            (p.table.ids[row], note) for note, rows in p.notes.items() for row in rows
+          ),
         ],
         **{kind: int(getattr(found, kind)[k].sum()) for kind in kinds},
         "labels": _label_counts(p),
@@ -415,7 +420,7 @@ def facts(
       "other_label": sum(bool(p.differ) and p.r >= copy for p in pairs),
     },
     "patients": {
-      "said": said_of_patients(parts, len(crossing)),
+      "said": patient_statement(parts, len(crossing)),
       "crossing": len(crossing),
       "images": sum(map(len, crossing.values())),
       "between": [
@@ -466,7 +471,7 @@ def facts(
   }
 
 
-def said_of_patients(parts: Sequence[Part], crossing: int) -> str:
+def patient_statement(parts: Sequence[Part], crossing: int) -> str:
   """States whether patients are in several splits, as far as that is known."""
   if len(parts) < 2:
     return "there is one split, which no patient can leave"
@@ -474,10 +479,10 @@ def said_of_patients(parts: Sequence[Part], crossing: int) -> str:
   by_source: dict[int, list[Part]] = {}
   for part in parts:
     by_source.setdefault(part.number, []).append(part)
-  return leakage.said(
+  return leakage.summary(
     crossing,
     [
-      leakage.known([*itertools.chain(*(p.patients for p in group))], group[0].info)
+      leakage.count_known([*itertools.chain(*(p.patients for p in group))], group[0].info)
       for group in by_source.values()
     ],
     [

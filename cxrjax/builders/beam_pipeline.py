@@ -50,23 +50,25 @@ def read_part(part: csv_builder.Part, packed: bytes) -> Iterator[Any]:
     yield beam.pvalue.TaggedOutput("outcomes", (key, csv_builder.UNLISTED))
 
 
-def account(told: list[tuple[str, str]], packed: bytes, paths: Sequence[str], folder: str) -> None:
+def write_account(
+  told: list[tuple[str, str]], packed: bytes, paths: Sequence[str], folder: str
+) -> None:
   """Records which images are left out and how many are read; fails where too many are missing."""
   listing = csv_builder.unpack(packed)
   reasons, counts = dict(told), {}
   for split in dict.fromkeys(row.split for row in listing.rows.values()):
     rows = listing.of(split)
     missing = [key for key in rows if key not in reasons]
-    csv_builder.absent(split, missing, len(rows), paths)
+    csv_builder.check_absent(split, missing, len(rows), paths)
     reasons |= dict.fromkeys(missing, csv_builder.ABSENT)
     counts[split] = sum(not reasons[key] for key in rows)
   unlisted = [key for key, reason in reasons.items() if reason == csv_builder.UNLISTED]
-  csv_builder.surplus(unlisted, listing, paths)
+  csv_builder.check_unlisted(unlisted, listing, paths)
   left_out = sorted((key, reason) for key, reason in reasons.items() if reason)
   epath.Path(os.path.join(folder, _ACCOUNT)).write_text(json.dumps([left_out, counts]))
 
 
-def result(folder: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
+def read_account(folder: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
   """Reads and removes the pipeline's record: images left out, and images read per split."""
   path = epath.Path(os.path.join(folder, _ACCOUNT))
   left_out, counts = json.loads(path.read_text())
@@ -74,7 +76,9 @@ def result(folder: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
   return [(key, reason) for key, reason in left_out], counts
 
 
-def shares(part: csv_builder.Part, listing: csv_builder.Listing) -> list[csv_builder.Part]:
+def split_into_shares(
+  part: csv_builder.Part, listing: csv_builder.Listing
+) -> list[csv_builder.Part]:
   """Divides an archive into pieces of work; a tar, which is read from its start, is one piece."""
   if not listing.dicom or archive.is_tar(part.path):
     return [part]
@@ -85,7 +89,7 @@ class _Reading:
   """Reading step for the images of all splits, added to the pipeline by the first split."""
 
   def __init__(self, parts: Sequence[csv_builder.Part], listing: csv_builder.Listing, folder: str):
-    self._parts = [piece for part in parts for piece in shares(part, listing)]
+    self._parts = [piece for part in parts for piece in split_into_shares(part, listing)]
     self._packed, self._folder = listing.pack(), folder
     self._examples = None
 
@@ -103,7 +107,7 @@ class _Reading:
         | "All" >> beam.combiners.ToList()
         | "Account"
         >> beam.Map(
-          account,
+          write_account,
           packed=self._packed,
           folder=self._folder,
           paths=sorted({part.path for part in self._parts}),

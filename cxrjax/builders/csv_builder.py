@@ -32,7 +32,7 @@ _MAX_SHARE = 0.01
 
 
 @dataclasses.dataclass(slots=True)
-class Listed:
+class ImageRow:
   """One image as the tables describe it.
 
   Attributes:
@@ -98,13 +98,13 @@ class Listing:
   ):
     self.labels, self.pattern = tuple(labels), pattern
     self.dicom, self.youngest = dicom, youngest
-    self.rows: dict[str, Listed] = {}
+    self.rows: dict[str, ImageRow] = {}
     self.left_out: dict[str, str] = {}
 
   def __contains__(self, key: str) -> bool:
     return key in self.rows or key in self.left_out
 
-  def add(self, key: str, row: Listed | str, place: str) -> None:
+  def add(self, key: str, row: ImageRow | str, place: str) -> None:
     """Adds an image, or the reason why it is unusable.
 
     Raises:
@@ -117,7 +117,7 @@ class Listing:
     else:
       self.rows[key] = row
 
-  def of(self, split: str) -> dict[str, Listed]:
+  def of(self, split: str) -> dict[str, ImageRow]:
     """The images of one split."""
     return {key: row for key, row in self.rows.items() if row.split == split}
 
@@ -135,7 +135,7 @@ def unpack(packed: bytes) -> Listing:
   listing = Listing(labels, pattern, dicom=of_dicom, youngest=youngest)
   listing.left_out = left_out
   listing.rows = {
-    key: Listed(patient, split, tuple(values), *others)
+    key: ImageRow(patient, split, tuple(values), *others)
     for key, patient, split, values, *others in rows
   }
   return listing
@@ -185,7 +185,7 @@ def images(
       yield key, data
 
 
-def damage(image: bytes) -> str:
+def find_damage(image: bytes) -> str:
   """Why a PNG or JPEG is damaged or incomplete, empty if it is intact; without decoding it.
 
   Every chunk of a PNG has a checksum; a JPEG has an end marker. This runs at a gigabyte a second,
@@ -207,7 +207,7 @@ def damage(image: bytes) -> str:
   return "it is empty" if not image else "it is neither PNG nor JPEG"
 
 
-def example(key: str, row: Listed, listing: Listing, image: bytes) -> dict[str, Any]:
+def example(key: str, row: ImageRow, listing: Listing, image: bytes) -> dict[str, Any]:
   """The TFDS example of an image.
 
   Raises:
@@ -216,7 +216,7 @@ def example(key: str, row: Listed, listing: Listing, image: bytes) -> dict[str, 
   window = None
   if listing.dicom:
     row, image, window = _convert_dicom(row, listing.youngest, image)
-  elif reason := damage(image):
+  elif reason := find_damage(image):
     raise decode.BadImage(reason)
   if row.inverted:
     pixels = decode.decode(image)
@@ -244,8 +244,8 @@ def example(key: str, row: Listed, listing: Listing, image: bytes) -> dict[str, 
 
 
 def _convert_dicom(
-  row: Listed, youngest: float, image: bytes
-) -> tuple[Listed, bytes, tuple[float, float] | None]:
+  row: ImageRow, youngest: float, image: bytes
+) -> tuple[ImageRow, bytes, tuple[float, float] | None]:
   """The row updated from the DICOM file, its pixels as PNG, and its window."""
   radiograph = dicom.read(image)
   assert radiograph.pixels is not None  # they are read by default
@@ -277,7 +277,7 @@ def _columns(window: bool) -> tfds.features.FeaturesDict:
   return tfds_features.features(window=window)
 
 
-def finding(text: str, name: str, place: str) -> float:
+def parse_finding(text: str, name: str, place: str) -> float:
   """Parses a finding as the CheXpert labeler writes it: 1, 0, -1 (uncertain), empty (NaN, unknown).
 
   Raises:
@@ -292,14 +292,14 @@ def finding(text: str, name: str, place: str) -> float:
   return value
 
 
-def many(count: int, total: int) -> bool:
+def is_too_many(count: int, total: int) -> bool:
   """Whether `count` of `total` images are too many to leave out: the set itself is wrong then."""
   return count > max(_MAX_COUNT, _MAX_SHARE * total)
 
 
-def absent(split: str, missing: Collection[str], total: int, where: Iterable[str]) -> None:
+def check_absent(split: str, missing: Collection[str], total: int, where: Iterable[str]) -> None:
   """Raises a UserError where so many of a split's images are absent that the set is incomplete."""
-  if missing and (many(len(missing), total) or len(missing) == total):
+  if missing and (is_too_many(len(missing), total) or len(missing) == total):
     raise UserError(
       f"{total - len(missing):,} of the {total:,} images listed for {split} are there, and not "
       f"{min(missing)} in {', '.join(sorted(where))}: only a part of the data set, or another "
@@ -307,9 +307,9 @@ def absent(split: str, missing: Collection[str], total: int, where: Iterable[str
     )
 
 
-def surplus(unlisted: Collection[str], listing: Listing, where: Iterable[str]) -> None:
+def check_unlisted(unlisted: Collection[str], listing: Listing, where: Iterable[str]) -> None:
   """Raises a UserError where so many images are unlisted that the list is incomplete."""
-  if many(len(unlisted), len(listing.rows) + len(listing.left_out)):
+  if is_too_many(len(unlisted), len(listing.rows) + len(listing.left_out)):
     raise UserError(
       f"{len(unlisted):,} images such as {min(unlisted)} in {', '.join(sorted(where))} are in no "
       "list: the table is cut short, or of another release; download it again"
@@ -375,8 +375,8 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):  # type
           self.leave_out(key, str(error))
         else:
           yield key, features
-    absent(split, missing, len(rows), paths)
-    surplus(unlisted, listing, paths)
+    check_absent(split, missing, len(rows), paths)
+    check_unlisted(unlisted, listing, paths)
     for key in sorted(missing):
       self.leave_out(key, ABSENT)
     for key in sorted(unlisted):
@@ -385,7 +385,7 @@ class PublishedBuilder(base_builder.SetBuilder, skip_registration=True):  # type
   def _process_pipeline_result(self, pipeline_result: Any) -> None:
     from cxrjax.builders import beam_pipeline
 
-    left_out, self._counts = beam_pipeline.result(str(self.data_dir))
+    left_out, self._counts = beam_pipeline.read_account(str(self.data_dir))
     for key, reason in left_out:
       self.leave_out(key, reason)
 

@@ -15,12 +15,12 @@ from cxrjax.data.sources import archive
 EDGES = ("x_min", "y_min", "x_max", "y_max")
 
 
-def opened(path: pathlib.Path) -> archive.Archive:
+def open_release(path: pathlib.Path) -> archive.Archive:
   """Opens a set's archive, or the folder it was unpacked to, with the archives in that folder."""
   return archive.Archive(path, nested=path.is_dir())
 
 
-def table(release: archive.Archive, name: str, needed: str = "") -> str:
+def find_table(release: archive.Archive, name: str, needed: str = "") -> str:
   """Path of the CSV of this name, plain or gzipped, nearest to the top; empty if there is none.
 
   Args:
@@ -31,7 +31,7 @@ def table(release: archive.Archive, name: str, needed: str = "") -> str:
   Raises:
     UserError: a required table is missing.
   """
-  matches = tfds_features.matching(release.names, rf"({re.escape(name)})\.csv(?:\.gz)?")
+  matches = tfds_features.match_files(release.names, rf"({re.escape(name)})\.csv(?:\.gz)?")
   if not matches and needed:
     raise UserError(
       f"{release.path} has no {name}.csv: another data set, or only a part of it; "
@@ -79,7 +79,7 @@ def without_labels(
     UserError: the table names an image twice, or lacks the column.
   """
   present = {match[1] for name in release.names if (match := re.search(pattern, name))}
-  csv_name = table(release, submission) if present else ""
+  csv_name = find_table(release, submission) if present else ""
   if not csv_name:
     return dict.fromkeys(sorted(present), str(release.path))
   places: dict[str, str] = {}

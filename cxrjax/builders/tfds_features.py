@@ -183,7 +183,7 @@ def mask(*published: bytes, like: tuple[int, int]) -> bytes:
   return png(inside[..., None])
 
 
-def fault(image: bytes) -> str:
+def find_fault(image: bytes) -> str:
   """Decodes an image to check it; returns why it is unusable, or an empty text."""
   try:
     decode.decode(image, at_least=64)
@@ -192,7 +192,7 @@ def fault(image: bytes) -> str:
   return ""
 
 
-def some(
+def at_least_one(
   examples: Iterable[tuple[str, dict]], what: str, left_out: LeftOut
 ) -> Iterator[tuple[str, dict]]:
   """Passes on the examples of a split, and checks that there is at least one.
@@ -209,7 +209,7 @@ def some(
     raise UserError(f"no image of {what} can be used, such as {': '.join(listed[-1])}")
 
 
-def matching(names: Iterable[str], pattern: str) -> dict[tuple[str, ...], str]:
+def match_files(names: Iterable[str], pattern: str) -> dict[tuple[str, ...], str]:
   """Files of an archive whose path matches a pattern, keyed by the pattern's groups.
 
   Re-uploads wrap a tree in folders or hold it twice: of files with equal groups the one nearest to

@@ -48,7 +48,7 @@ def without_labels(
 
 def with_labels(o: ConfigDict, handed: ForwardedArgs, init: str) -> list[dict[str, Any]]:
   """Builds stages of `configs/finetune.py` on each labelled source, starting from `init`."""
-  sources = recipe.judges(o.data)
+  sources = recipe.evaluation_sources(o.data)
   stages = []
   for source_name, source in sources.items():
     name = "finetune" if len(sources) == 1 else f"finetune-{source_name}"
@@ -75,5 +75,5 @@ def curriculum(o: ConfigDict, folder: str, stages: Sequence[dict[str, Any]]) -> 
   config.folder = str(pathlib.Path(folder).parent)
   config.stages = tuple(stages)
   config.each = o.each
-  config.seeds = study_args.listed(o.seeds)
+  config.seeds = study_args.split_list(o.seeds)
   return config

@@ -233,7 +233,7 @@ def base(o: ConfigDict) -> ConfigDict:
   labelled = o.data if o.eval_data == "same" else o.eval_data
   pool_or_folder = "+" in labelled or labelled.startswith("folder:")
   if labelled != "none" and not (o.eval_data == "same" and pool_or_folder):
-    for name, judge in judges(labelled).items():
+    for name, judge in evaluation_sources(labelled).items():
       config.evals[name] = {
         "name": "cxrjax.evals.probe",
         "every": o.eval_every,
@@ -246,7 +246,7 @@ def base(o: ConfigDict) -> ConfigDict:
   return config
 
 
-def judges(labelled: str) -> dict[str, str]:
+def evaluation_sources(labelled: str) -> dict[str, str]:
   """Splits `A+B` into sources that judge an encoder separately, by the names of their evaluators.
 
   A single source is called `probe`; of several, each is called by the end of its own name:
@@ -360,7 +360,7 @@ def multi_crop(o: ConfigDict) -> dict[str, Any]:
 
 def backbone(o: ConfigDict) -> dict[str, Any]:
   """`config.model`: the network of the run `o.init`, or else the one that `o.model` names."""
-  run_config = zoo.place(o.init, "--config=...:init") / "config.json"
+  run_config = zoo.resolve_workdir(o.init, "--config=...:init") / "config.json"
   if o.init and run_config.is_file():
     try:
       model = dict(files.read_mapping(run_config)["model"])

@@ -74,7 +74,7 @@ def parse(
   Raises:
     UserError: an own option with a wrong value; `args.NAME` without a value.
   """
-  shared, for_runs = for_one(arg)
+  shared, for_runs = split_per_run(arg)
   own_items: list[str] = []
   forwarded: list[str] = []
   chosen_presets: list[str] = []
@@ -91,7 +91,7 @@ def parse(
   return o, ForwardedArgs(tuple(chosen_presets), tuple(forwarded), for_runs)
 
 
-def for_one(arg: str | None) -> tuple[str, dict[str, list[str]]]:
+def split_per_run(arg: str | None) -> tuple[str, dict[str, list[str]]]:
   """Splits an argument into the part without `args.NAME=key=value;key=value`, and those by name."""
   shared: list[str] = []
   by_name: dict[str, list[str]] = {}
@@ -109,6 +109,6 @@ def for_one(arg: str | None) -> tuple[str, dict[str, list[str]]]:
   return ",".join(shared), by_name
 
 
-def listed(text: str) -> tuple[str, ...]:
+def split_list(text: str) -> tuple[str, ...]:
   """Splits a list such as `0+1+2` or, quoted for the shell, `0;1;2`."""
   return tuple(text.split(";" if ";" in text else "+"))

@@ -45,12 +45,12 @@ def of_file(path: pathlib.Path) -> list[int]:
     return list(pool.map(block_checksum, starts))
 
 
-def sealed(content: Mapping[str, Any]) -> str:
+def seal(content: Mapping[str, Any]) -> str:
   """Serializes to JSON that includes its own checksum; see `unsealed`."""
   return json.dumps({**content, _CHECKSUM_KEY: _checksum(content)}, indent=1) + "\n"
 
 
-def unsealed(text: str | bytes) -> dict[str, Any]:
+def unseal(text: str | bytes) -> dict[str, Any]:
   """Parses and verifies the output of `sealed`.
 
   Raises:
@@ -77,13 +77,13 @@ def write_manifest(folder: pathlib.Path) -> None:
   }
   partial = folder / (MANIFEST + ".tmp")
   with open(partial, "w", encoding="utf-8") as opened:
-    opened.write(sealed({"files": files}))
+    opened.write(seal({"files": files}))
     opened.flush()
     os.fsync(opened.fileno())
   partial.replace(folder / MANIFEST)
 
 
-def damage(folder: pathlib.Path, only: Callable[[str], bool] = lambda name: True) -> str:
+def find_damage(folder: pathlib.Path, only: Callable[[str], bool] = lambda name: True) -> str:
   """Verifies a folder against its manifest: describes the first defect, or "" if intact.
 
   Args:
@@ -91,7 +91,7 @@ def damage(folder: pathlib.Path, only: Callable[[str], bool] = lambda name: True
     only: which files to verify, by their relative names.
   """
   try:
-    files = dict(unsealed(read(folder / MANIFEST, MAX_JSON))["files"])
+    files = dict(unseal(read(folder / MANIFEST, MAX_JSON))["files"])
     sizes = {name: int(size) for name, (size, _) in files.items()}
   except FileNotFoundError:
     return f"it has no {MANIFEST}"

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from cxrjax.core.errors import UserError
-from cxrjax.core.text import shown
+from cxrjax.core.text import escape
 
 
 def say(line: str) -> None:
   """Prints one or more lines and flushes; names in them cannot control the terminal."""
-  print(shown(line, keep="\n\t"), flush=True)  # noqa: T201
+  print(escape(line, keep="\n\t"), flush=True)  # noqa: T201
 
 
 def stop(error: object) -> NoReturn:
   """Exits with status 2 and one line on stderr."""
-  sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
+  sys.stderr.write(f"error: {escape(' '.join(str(error).split()))}\n")
   sys.exit(2)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from cxrjax.core.text import shown
+from cxrjax.core.text import escape
 
 
 class UserError(Exception):
   """A mistake in a config, a file or the machine: one line that names it and how to fix it.
 
   `cxrjax.main` prints it as `error: ...` and exits with status 2, without a traceback. File names
-  in it are escaped by `cxrjax.core.text.shown`.
+  in it are escaped by `cxrjax.core.text.escape`.
   """
 
   def __str__(self) -> str:
-    return shown(super().__str__())
+    return escape(super().__str__())
 
 
 def suggest(word: str, valid: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 MAX_JSON = 64 << 20  # bytes; the largest run.json has a thousandth of that
 MAX_DEPTH = 64  # of nested lists and mappings
 MAX_RATIO = 200  # unpacked to packed size, for zip members of more than SMALL bytes
-SMALL = 16 << 20
+SMALL_MEMBER_BYTES = 16 << 20
 _MAX_ARRAYS = 100_000  # per .npz
 _CHUNK = 1 << 20  # bytes unpacked at a time
 _MAX_HEADER = 100 << 20  # bytes, of a .safetensors; the limit of its own library
@@ -55,7 +55,7 @@ class Damaged(ValueError):
   """A defect of a file, described in one line that begins with "it"."""
 
 
-def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
   """Opens a regular file for reading.
 
   Raises:
@@ -75,7 +75,7 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 def read(path: str | os.PathLike[str], limit: int) -> bytes:
   """Reads a regular file of at most `limit` bytes."""
-  with opened(path) as file:
+  with open_regular(path) as file:
     data = file.read(limit + 1)
   if len(data) > limit:
     raise Damaged(f"it has more than {limit:,} bytes")
@@ -127,7 +127,7 @@ def open_zip(file: io.BufferedIOBase | str | os.PathLike[str]) -> zipfile.ZipFil
     zipfile.BadZipFile: it is damaged, or of a version that Python cannot read.
   """
   if isinstance(file, str | os.PathLike):
-    opened(file).close()
+    open_regular(file).close()
   try:
     return zipfile.ZipFile(file)
   except (NotImplementedError, ValueError, IndexError, OverflowError, struct.error) as error:
@@ -150,7 +150,7 @@ def unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
   size = info.file_size
   if size > limit:
     raise Damaged(f"it has {size:,} bytes; at most {limit:,} are read")
-  if size > max(SMALL, MAX_RATIO * info.compress_size):
+  if size > max(SMALL_MEMBER_BYTES, MAX_RATIO * info.compress_size):
     raise Damaged(f"it would unpack to {size:,} bytes from {info.compress_size:,}")
   if info.flag_bits & 1:
     raise Damaged("it is encrypted")
@@ -186,7 +186,7 @@ def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
   Raises:
     OSError, Damaged: it cannot be read.
   """
-  with opened(path) as file:
+  with open_regular(path) as file:
     dtype, shape, order, start = _npy_header(file)
     _check_shape(dtype, shape, os.fstat(file.fileno()).st_size - start)
     if not math.prod(shape):
@@ -251,7 +251,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     OSError, Damaged: it cannot be read.
   """
   arrays: dict[str, np.ndarray] = {}
-  with opened(path) as file:
+  with open_regular(path) as file:
     bytes_left = max(1 << 30, MAX_RATIO * os.fstat(file.fileno()).st_size)
     try:
       with open_zip(file) as archive:
@@ -275,7 +275,7 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
   Raises:
     OSError, Damaged: it cannot be read.
   """
-  with opened(path) as file:
+  with open_regular(path) as file:
     return parse_npy(file.read())
 
 
@@ -285,7 +285,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
   Raises:
     OSError, Damaged: it cannot be read.
   """
-  with opened(path) as file:
+  with open_regular(path) as file:
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(_MAX_HEADER, size - 8):

@@ -16,7 +16,7 @@ _AMBIGUOUS = re.compile(r"[\ud800-\udfff]|\\(x[0-9a-f]{2}|u[0-9a-f]{4}|\\)")
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def shown(text: str, keep: str = "") -> str:
+def escape(text: str, keep: str = "") -> str:
   r"""Escapes invisible characters: ESC as `\x1b`, U+202E as `\u202e`.
 
   Args:

@@ -16,7 +16,7 @@ def names() -> tuple[str, ...]:
   return tuple(sorted(path.name for path in _FOLDER.glob("*/") if (path / "config.json").is_file()))
 
 
-def place(workdir: str | os.PathLike[str], key: str = "workdir") -> pathlib.Path:
+def resolve_workdir(workdir: str | os.PathLike[str], key: str = "workdir") -> pathlib.Path:
   """Resolves a workdir: `zoo:NAME` to the folder in the package, anything else to its path.
 
   Args:

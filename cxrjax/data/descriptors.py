@@ -28,7 +28,7 @@ _ROUNDING = 1e-4  # smaller relative differences are rounding errors
 Pixels = UInt8[np.ndarray, "_ _ _ 1"] | Float[np.ndarray, "_ _ _ 1"]
 
 
-def areas(size: int, side: int) -> Float32[np.ndarray, "side size"]:
+def area_weights(size: int, side: int) -> Float32[np.ndarray, "side size"]:
   """Area-averaging matrix: row i averages cell i of `side`, with partial pixels at its borders."""
   edges = np.linspace(0, size, side + 1)
   pixel = np.arange(size)
@@ -38,7 +38,7 @@ def areas(size: int, side: int) -> Float32[np.ndarray, "side size"]:
   return (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
 
 
-def small(
+def downsample(
   images: Images | Pixels, side: int, rows: Int[np.ndarray, "m"] | None = None
 ) -> Float32[np.ndarray, "m side side"]:
   """Images as displayed, averaged over `side` x `side` cells of any size.
@@ -59,8 +59,10 @@ def small(
     height, width = x.shape[1:3]
     x = x[..., 0]
     # Two large matrix products are many times faster than thousands of small ones.
-    x = (x.reshape(-1, width) @ areas(width, side).T).reshape(len(x), height, side)
-    x = np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(-1, height) @ areas(height, side).T
+    x = (x.reshape(-1, width) @ area_weights(width, side).T).reshape(len(x), height, side)
+    x = (
+      np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(-1, height) @ area_weights(height, side).T
+    )
     result[start:stop] = x.reshape(stop - start, side, side).transpose(0, 2, 1)
   return result
 

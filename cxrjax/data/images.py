@@ -13,7 +13,7 @@ from cxrjax.data.base import SourceInfo, Table
 from cxrjax.data.decoding import windowing
 
 
-def even(n: int, most: int) -> Int64[np.ndarray, "m"]:
+def evenly_spaced(n: int, most: int) -> Int64[np.ndarray, "m"]:
   """Rows 0..n-1, or `most` evenly spaced ones if there are more."""
   return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
 
@@ -34,7 +34,7 @@ class Base(Protocol):
   def __getitem__(self, rows: Any) -> np.ndarray: ...
 
 
-class Rows:
+class LazyRows:
   """Lazy selection of rows of an array, such as a file: rows are read when indexed.
 
   Args:
@@ -71,22 +71,22 @@ class Rows:
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     return np.asarray(self._base[self._rows], dtype=dtype)
 
-  def take(self, rows: np.ndarray) -> Rows:
+  def take(self, rows: np.ndarray) -> LazyRows:
     """Selects some of these rows."""
-    return Rows(self._base, self._rows[rows])
+    return LazyRows(self._base, self._rows[rows])
 
 
-def take(array: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
+def take(array: np.ndarray | LazyRows, rows: np.ndarray) -> np.ndarray | LazyRows:
   """Selects rows of an array without copying: a view if they are consecutive, else `Rows`."""
-  if isinstance(array, Rows):
+  if isinstance(array, LazyRows):
     return array.take(rows)
   if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
     return array[rows[0] : rows[-1] + 1]
-  return Rows(array, rows)
+  return LazyRows(array, rows)
 
 
-Stack = UInt8[np.ndarray, "n s s 1"] | UInt8[Rows, "n s s 1"]
-WideStack = UInt16[np.ndarray, "n s s 1"] | UInt16[Rows, "n s s 1"]
+Stack = UInt8[np.ndarray, "n s s 1"] | UInt8[LazyRows, "n s s 1"]
+WideStack = UInt16[np.ndarray, "n s s 1"] | UInt16[LazyRows, "n s s 1"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,7 +185,7 @@ class Images:
     )
 
 
-def told(notes: Iterable[tuple[str, str]]) -> list[str]:
+def summarize_notes(notes: Iterable[tuple[str, str]]) -> list[str]:
   """Summarizes notes: one sentence each, with the number of images and the first of them."""
   names_by_note: dict[str, list[str]] = {}
   for name, note in notes:

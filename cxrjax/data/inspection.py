@@ -10,7 +10,7 @@ import numpy as np
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Record, Source
 from cxrjax.data.decoding import decode
-from cxrjax.data.images import Images, even
+from cxrjax.data.images import Images, evenly_spaced
 
 # Flags give strings.
 BITS: dict[str | int, int | None] = {"auto": None, 8: 8, 16: 16, "8": 8, "16": 16}
@@ -64,7 +64,7 @@ def no_masks(source: Source | Images) -> UserError:
 
 def sample(n: int) -> list[int]:
   """Rows, of `n`, to inspect for bit depth and masks."""
-  return even(n, SAMPLE).tolist()
+  return evenly_spaced(n, SAMPLE).tolist()
 
 
 def read(source: Source, index: int, size: int) -> Record:

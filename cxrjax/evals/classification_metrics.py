@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from cxrjax.metrics import calibration, classification, patient_bootstrap, precision_recall, roc
 from cxrjax.metrics.intervals import Difference, Interval, undefined
-from cxrjax.metrics.patient_bootstrap import Counted
+from cxrjax.metrics.patient_bootstrap import PatientSums
 
 MEASURES = ("auroc", "accuracy", "balanced_accuracy", "f1")
 SCORES = ("auroc", "auprc")  # threshold-free ranking metrics
@@ -28,7 +28,7 @@ ALL = (
 )
 AUTO = "auto"
 CRITERIA = (AUTO, *classification.CRITERIA)  # for choosing thresholds
-OF_CLASSES = (*SCORES, "sensitivity", "specificity", "hm")  # also reported per class
+PER_CLASS = (*SCORES, "sensitivity", "specificity", "hm")  # also reported per class
 
 
 def judge(
@@ -231,7 +231,7 @@ def _for_class(measure: str, predictions: _Predictions, c: int) -> Interval:
   )
 
 
-def _counted(measure: str, predictions: _Predictions) -> Counted:
+def _counted(measure: str, predictions: _Predictions) -> PatientSums:
   """A measure as sums over patients, for the bootstrap."""
   if measure in PROBABILITIES:
     return getattr(calibration, measure)(

@@ -30,7 +30,7 @@ from cxrjax.metrics.intervals import undefined
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
 
 PARTS = ("val", "test")
-LESS = ("nll", "brier")  # lower is better
+LOWER_IS_BETTER = ("nll", "brier")  # lower is better
 IN_VALIDATION = tuple(
   m for m in classification_metrics.ALL if m != "ece"
 )  # ECE is unreliable on few images
@@ -146,7 +146,7 @@ class Evaluator:
       "progress": progress,
     }
     if self.part == "val":
-      return eval_splits.one(self.data, "val", self.size, **decode)
+      return eval_splits.load_part(self.data, "val", self.size, **decode)
     return eval_splits.load(
       self.data if self.fitted is None else self.fitted,
       self.size,
@@ -185,7 +185,7 @@ class Evaluator:
     Returns:
       Metrics, undefined where predictions are not finite; for `part="test"` the arrays
       `probability` (calibrated), `threshold`, `age`, `sex`, `view`, `site` and those of
-      `eval_splits.about`.
+      `eval_splits.test_metadata`.
 
     Raises:
       UserError: the number of predicted classes is not that of the data.
@@ -216,7 +216,9 @@ class Evaluator:
     began = time.perf_counter()
     if self.part == "val":
       metrics = self._metrics(predicted["test"], data, None, IN_VALIDATION)
-      scores = {name: -m.value if name in LESS else m.value for name, m in metrics.items()}
+      scores = {
+        name: -m.value if name in LOWER_IS_BETTER else m.value for name, m in metrics.items()
+      }
       result = Result(metrics, {}, {}, scores)
     else:
       result = self._test(predicted["val"], predicted["test"], data)
@@ -240,7 +242,7 @@ class Evaluator:
     return Result(
       metrics,
       facts,
-      {"linear": test} | _threshold_arrays(thresholds, facts) | eval_splits.about(data),
+      {"linear": test} | _threshold_arrays(thresholds, facts) | eval_splits.test_metadata(data),
     )
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
@@ -302,7 +304,7 @@ class Evaluator:
     thresholds: Float[np.ndarray, "k"] | None,
     measures: tuple[str, ...],
   ) -> dict[str, Any]:
-    of_classes = classification_metrics.OF_CLASSES if self.part == "test" else ("auroc",)
+    of_classes = classification_metrics.PER_CLASS if self.part == "test" else ("auroc",)
     return classification_metrics.judge(
       "",
       scores,
@@ -336,10 +338,10 @@ class Evaluator:
     }
 
   def _about(self, data: Data) -> dict[str, np.ndarray]:
-    """`eval_splits.about`, with age, sex, view and site of the test images."""
+    """`eval_splits.test_metadata`, with age, sex, view and site of the test images."""
     key, rows = data.rows["test"]
     table = data.images[key].table.take(rows)
-    return eval_splits.about(data) | {
+    return eval_splits.test_metadata(data) | {
       "age": table.ages,
       "sex": np.asarray(table.sexes),
       "view": np.asarray(table.views),

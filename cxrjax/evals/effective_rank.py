@@ -7,7 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from cxrjax.evals.knn import normalise
+from cxrjax.evals.knn import normalize
 
 
 def health(features: Float[np.ndarray, "n d"]) -> dict[str, float]:
@@ -29,7 +29,7 @@ def spread(features: Float[np.ndarray, "n d"]) -> float:
   References:
     Chen and He 2021, arXiv 2011.10566, section 4.1.
   """
-  unit = normalise(features).astype(np.float64)
+  unit = normalize(features).astype(np.float64)
   return float(unit.std(0).mean() * math.sqrt(unit.shape[1]))
 
 

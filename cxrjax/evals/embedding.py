@@ -100,7 +100,7 @@ def groups(
     if by == "label":
       texts[:] = findings(table.labels, classes)
     else:
-      for name, rows in subgroups.divided(by, table):
+      for name, rows in subgroups.iter_groups(by, table):
         texts[rows] = "" if name == "unknown" else name
     texts_of_tables.append(texts.tolist())
   label_order = [*classes, NOTHING] if by == "label" else []
@@ -134,7 +134,7 @@ def plane(features: Float[np.ndarray, "n d"]) -> tuple[Float32[np.ndarray, "n 2"
   References:
     McInnes, Healy and Melville 2018, arXiv 1802.03426 (UMAP).
   """
-  unit = knn.normalise(features)
+  unit = knn.normalize(features)
   if len(unit) > 3 and importlib.util.find_spec("umap") is not None:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of dependencies, and that a seed limits it to one thread
@@ -164,7 +164,7 @@ def components(
   return scores, share
 
 
-def patch_colours(
+def patch_colors(
   patches: Float[np.ndarray, "n p d"], grid: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "n gh gw 3"], Float64[np.ndarray, "3"]]:
   """The first three principal components of all patches as red, green and blue.

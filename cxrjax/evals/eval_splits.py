@@ -23,8 +23,8 @@ from cxrjax.metrics import intervals
 PARTS = ("train", "val", "test")
 SMALL_VAL = 50
 NAMES = {"train": "training", "val": "validation", "test": "test"}
-APART = "no patient is in two of train, val and test"
-FEW = ("subset", "labelled")  # source options that apply to train only
+NO_SHARED_PATIENTS = "no patient is in two of train, val and test"
+TRAIN_ONLY_OPTIONS = ("subset", "labelled")  # source options that apply to train only
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,13 +131,13 @@ def load(
   if not name:
     raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
   split = {part: data.get(part, part) for part in PARTS}
-  train_only = {key: options.pop(key, None) for key in FEW}
+  train_only = {key: options.pop(key, None) for key in TRAIN_ONLY_OPTIONS}
   train = open_source(name, split=split["train"], **train_only, **options)
   if other is None:
     test = open_source(name, split=split["test"], **options)
   else:
     split["test"] = other.get("test", "test")
-    other_options = {k: v for k, v in _source_options(other).items() if k not in FEW}
+    other_options = {k: v for k, v in _source_options(other).items() if k not in TRAIN_ONLY_OPTIONS}
     test = open_source(other["name"], split=split["test"], **other_options)
   name = train.info.name if not isinstance(name, str) else name
   classes = train.info.classes
@@ -228,7 +228,7 @@ def load(
   return dataclasses.replace(result, shared=shared, notes=tuple(notes))
 
 
-def one(
+def load_part(
   data: Mapping[str, Any], part: str, size: int, *, whose: str = "the evaluator", **decode: Any
 ) -> Data:
   """Opens and decodes a single part, stored as "test" whichever split it comes from.
@@ -245,7 +245,7 @@ def one(
   """
   if not data.get("name"):
     raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
-  options = {k: v for k, v in _source_options(data).items() if k not in FEW}
+  options = {k: v for k, v in _source_options(data).items() if k not in TRAIN_ONLY_OPTIONS}
   source = open_source(data["name"], split=data.get(part, part), **options)
   usable = labelled(source.table.labels, source.info.exclusive)
   if not usable.any():
@@ -323,7 +323,7 @@ def as_classes(images: Images, to: SourceInfo) -> Images:
   )
 
 
-def about(data: Data) -> dict[str, np.ndarray]:
+def test_metadata(data: Data) -> dict[str, np.ndarray]:
   """Labels and identity of the test images, stored beside their scores for figures and comparisons.
 
   Returns:
@@ -376,23 +376,25 @@ def divide(
 def describe(data: Data) -> dict[str, Any]:
   """Facts about the parts for `run.json`: sizes, classes, patients, fingerprints, remarks."""
   result: dict[str, Any] = {part: describe_part(data, part) for part in PARTS}
-  patient_note = patients(data)
-  result["shared_patients"] = len(data.shared) if data.shared or patient_note == APART else None
+  patient_note = shared_patients_note(data)
+  result["shared_patients"] = (
+    len(data.shared) if data.shared or patient_note == NO_SHARED_PATIENTS else None
+  )
   result["notes"] = [*data.notes, patient_note]
   return result
 
 
-def patients(data: Data) -> str:
+def shared_patients_note(data: Data) -> str:
   """A sentence on whether any patient is in two parts, as far as that is known."""
   known = [
-    leakage.known(data.patients(part), data.images[data.rows[part][0]].info) for part in PARTS
+    leakage.count_known(data.patients(part), data.images[data.rows[part][0]].info) for part in PARTS
   ]
-  return leakage.said(
+  return leakage.summary(
     len(data.shared),
     known,
     [f"{NAMES[part]} images" for part in PARTS],
     some=f"{len(data.shared)} patients are in more than one of train, val and test",
-    none=APART,
+    none=NO_SHARED_PATIENTS,
     whether="whether a patient is in two of train, val and test",
   )
 

@@ -90,9 +90,9 @@ def nearest(
   rows, columns = min(chunk[0], max(m, 1)), max(k, min(chunk[1], n))
   blocks = -(-n // columns)
   padded = np.zeros((blocks * columns, train.shape[1]), np.float32)
-  padded[:n] = normalise(train)
+  padded[:n] = normalize(train)
   train_blocks = jnp.asarray(padded.reshape(blocks, columns, -1))
-  unit = normalise(test)
+  unit = normalize(test)
   similarities, indices = [], []
   for start in range(0, m, rows):
     query = unit[start : start + rows]
@@ -154,7 +154,7 @@ def whiten(
   return [((y - mean) @ (vectors / scale)).astype(np.float32) for y in (train_features, *others)]
 
 
-def normalise(x: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+def normalize(x: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
   """Scales rows to unit length; a zero row stays zero."""
   norm = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
   return (x / np.where(norm > 0, norm, 1)).astype(np.float32)

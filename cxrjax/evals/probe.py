@@ -36,7 +36,7 @@ class Result:
     metrics: intervals by name: `knn5/auroc`, `linear/f1`, ...
     facts: for JSON: the chosen L2 and threshold, health of the features, seconds.
     arrays: test images' `labels` f32[m k] and scores f32[m k] by method (`knn5`, `linear`), for
-      ROC curves, confusion matrices and comparisons; and those of `eval_splits.about`.
+      ROC curves, confusion matrices and comparisons; and those of `eval_splits.test_metadata`.
     scores: of the validation images, higher is better: these may choose a checkpoint, which
       metrics of test images must not.
   """
@@ -239,7 +239,7 @@ class Evaluator:
     return Result(
       metrics,
       facts,
-      {"linear": scores["test"]} | knn_scores | eval_splits.about(data),
+      {"linear": scores["test"]} | knn_scores | eval_splits.test_metadata(data),
       selection_scores,
     )
 
@@ -258,7 +258,7 @@ class Evaluator:
     scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), val_and_test)
     val, test = scores[: len(x["val"])], scores[len(x["val"]) :]
     metrics, facts = self._judge_at_thresholds("linear", val, test, data)
-    return Result(metrics, {"linear": facts}, {"linear": test} | eval_splits.about(data))
+    return Result(metrics, {"linear": facts}, {"linear": test} | eval_splits.test_metadata(data))
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """The first test images of every class in turn, and their findings; for figures."""

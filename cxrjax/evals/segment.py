@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
-from cxrjax.data.images import Images, even
+from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.data.inspection import no_masks
 from cxrjax.data.loading.decoded_cache import load_images
 from cxrjax.evals import eval_splits, features
@@ -134,7 +134,7 @@ class Evaluator:
   def _decode(
     self, source: Any, cache_dir: Any, progress: bool, limit: int | None = None
   ) -> Images:
-    rows = None if limit is None or len(source) <= limit else even(len(source), limit)
+    rows = None if limit is None or len(source) <= limit else evenly_spaced(len(source), limit)
     return load_images(
       source,
       self.size,
@@ -212,12 +212,12 @@ class Evaluator:
   ) -> Result:
     began = time.perf_counter()
     truth, (key, rows) = data.truth, data.rows["test"]
-    values_of = segmentation.each(called, truth, self.spacing)
+    values_of = segmentation.per_image(called, truth, self.spacing)
     metrics = {
       name: segmentation.mean(values, data.patients("test")) for name, values in values_of.items()
     }
     order = np.argsort(values_of["dice"], kind="stable")
-    shown = order[even(len(order), SHOWN)]
+    shown = order[evenly_spaced(len(order), SHOWN)]
     patient_numbers, _ = intervals.clusters(data.patients("test"), len(rows))  # not their ids
     arrays = {
       "image": data.images[key].gray(rows[shown])[..., 0],

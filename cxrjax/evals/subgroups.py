@@ -16,8 +16,8 @@ from cxrjax.metrics.intervals import Interval, undefined
 
 ATTRIBUTES = ("age", "sex", "view", "site")
 BANDS = (18, 40, 60, 80)  # years at which a band begins
-LEAST = 5  # patients with, and without, a finding; with fewer, metrics are undefined
-GROUPS = 20  # per attribute at most, the largest
+MIN_PATIENTS = 5  # patients with, and without, a finding; with fewer, metrics are undefined
+MAX_GROUPS = 20  # per attribute at most, the largest
 SEXES = {"F": "female", "M": "male"}
 VIEWS = {"PA": "PA", "AP": "AP", "L": "lateral"}
 
@@ -51,16 +51,16 @@ def table(
   """
   rows, notes = [], []
   for by in attributes:
-    groups = list(divided(by, of, bands))
+    groups = list(iter_groups(by, of, bands))
     if not any(name != "unknown" for name, _ in groups):
       notes.append(f"{by}: not known of any image")
       continue
     if len(groups) == 1:
       notes.append(f"{by}: {groups[0][0]} in all images")
       continue
-    if len(groups) > GROUPS:
-      notes.append(f"{by}: the {GROUPS} largest of {len(groups)} groups")
-      largest = sorted(range(len(groups)), key=lambda i: -len(groups[i][1]))[:GROUPS]
+    if len(groups) > MAX_GROUPS:
+      notes.append(f"{by}: the {MAX_GROUPS} largest of {len(groups)} groups")
+      largest = sorted(range(len(groups)), key=lambda i: -len(groups[i][1]))[:MAX_GROUPS]
       groups = [groups[i] for i in sorted(largest)]
     for c in [1] if exclusive and len(classes) == 2 else range(len(classes)):
       for name, members in groups:
@@ -88,9 +88,11 @@ def _measures(
 ) -> dict[str, Interval]:
   """AUROC, sensitivity and specificity, undefined where too few patients determine them."""
   patients = np.asarray(patient_ids, dtype=object)
-  too_few = {value: len(set(patients[truth == value])) < LEAST for value in (True, False)}
+  too_few = {value: len(set(patients[truth == value])) < MIN_PATIENTS for value in (True, False)}
   undefined_for = {
-    value: undefined(f"fewer than {LEAST} patients {'with' if value else 'without'} it", len(truth))
+    value: undefined(
+      f"fewer than {MIN_PATIENTS} patients {'with' if value else 'without'} it", len(truth)
+    )
     for value in (True, False)
   }
 
@@ -111,7 +113,9 @@ def _measures(
   }
 
 
-def divided(by: str, of: Table, bands: Sequence[int] = BANDS) -> Iterator[tuple[str, np.ndarray]]:
+def iter_groups(
+  by: str, of: Table, bands: Sequence[int] = BANDS
+) -> Iterator[tuple[str, np.ndarray]]:
   """Yields name and rows of each non-empty group of an attribute, the unknown last."""
   if by == "age":
     edges = [0, *bands]

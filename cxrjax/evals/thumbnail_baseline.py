@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from cxrjax.data.descriptors import small
+from cxrjax.data.descriptors import downsample
 from cxrjax.data.images import Images
 from cxrjax.data.splits.patient_splits import split_by_patient
 
@@ -26,7 +26,7 @@ def thumbnails(
 
   16-bit images are windowed first.
   """
-  return small(images, side).reshape(-1, side * side) / 255
+  return downsample(images, side).reshape(-1, side * side) / 255
 
 
 def ridge(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax.core import compile_effort
-from cxrjax.data.images import Images, even
+from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.data.splits.patient_splits import patient_keys
 from cxrjax.evals import embedding, features, knn
 from cxrjax.evals.eval_splits import Data
@@ -51,8 +51,8 @@ def write(run: Any, state: Any, writer: Writer) -> None:
   batch = min(evaluator.batch, max(len(images) for images in data.images.values()))
   queries = example_rows(data, QUERIES)
   chosen = {
-    "train": even(len(data.rows["train"][1]), TRAIN),
-    "test": np.union1d(even(len(data.rows["test"][1]), TEST), queries),
+    "train": evenly_spaced(len(data.rows["train"][1]), TRAIN),
+    "test": np.union1d(evenly_spaced(len(data.rows["test"][1]), TEST), queries),
   }
   images = {part: _take(data, part, rows) for part, rows in chosen.items()}
   x = {
@@ -102,7 +102,7 @@ def _neighbors_and_map(
   similarity, rows = embedding.retrieve(x_train, x_test, NEAR, patient_keys(train), patients)
   xy, map_facts = embedding.plane(x_test)
   arrays: dict[str, np.ndarray] = {
-    "embedding": knn.normalise(x_test).astype(np.float16),
+    "embedding": knn.normalize(x_test).astype(np.float16),
     "xy": xy,
     "labels": test.labels,
     "classes": np.asarray(test.info.classes),
@@ -147,13 +147,13 @@ def _patch_colors(
   run: Any, evaluator: Any, params: Any, shown: Images, facts: dict[str, Any]
 ) -> dict[str, np.ndarray]:
   """Colours of the patches of the test images shown; adds `patch_explains` to the facts."""
-  x = jnp.asarray(lung_overlap.normalised(shown, evaluator.mean, evaluator.std))
+  x = jnp.asarray(lung_overlap.normalize(shown, evaluator.mean, evaluator.std))
   encode_patches = jax.jit(
     lambda p, x: run.encoder.encode(p, x).patches,
     compiler_options=compile_effort.options(once=True),
   )
   patch_features = np.asarray(encode_patches(sharding.to_host(params), x))
-  colors, facts["patch_explains"] = embedding.patch_colours(
+  colors, facts["patch_explains"] = embedding.patch_colors(
     patch_features, run.encoder.grid(x.shape[1:3])
   )
   return {"patch_colours": colors}

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from cxrjax.data.decoding.windowing import to_unit
-from cxrjax.data.images import Images, even
+from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.explain import maps
 from cxrjax.explain.maps import Head
 from cxrjax.metrics import intervals, patient_bootstrap, saliency, segmentation
@@ -26,7 +26,7 @@ CHUNK = 64  # images whose maps are enlarged to image size at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Seen:
+class Explanation:
   """Explanation maps of images, and their overlap with lung masks.
 
   Attributes:
@@ -45,10 +45,10 @@ def with_masks(images: Images, most: int | None = None) -> Int[np.ndarray, "m"]:
   if images.masks is None:
     return np.zeros(0, np.int64)
   rows = np.flatnonzero(np.asarray(images.masks).any((1, 2, 3)))
-  return rows if most is None else rows[even(len(rows), most)]
+  return rows if most is None else rows[evenly_spaced(len(rows), most)]
 
 
-def normalised(images: Images, mean: float, std: float) -> Float32[np.ndarray, "n s s 1"]:
+def normalize(images: Images, mean: float, std: float) -> Float32[np.ndarray, "n s s 1"]:
   """Images as network input: windowed to 0..1 and normalised."""
   pixels = np.asarray(images.pixels)
   assert images.windows is not None  # `Images` fills in the type's range
@@ -56,7 +56,7 @@ def normalised(images: Images, mean: float, std: float) -> Float32[np.ndarray, "
   return ((np.asarray(unit, np.float32) - mean) / std).astype(np.float32)
 
 
-def look(
+def explain_and_score(
   method: str,
   network: Any,
   params: Any,
@@ -68,7 +68,7 @@ def look(
   std: float = 0.25,
   batch: int = 16,
   **options: Any,
-) -> Seen:
+) -> Explanation:
   """Computes explanation maps, and scores them where there are lung masks.
 
   Args:
@@ -91,7 +91,7 @@ def look(
   for start in range(0, len(images), CHUNK):
     stop = min(start + CHUNK, len(images))
     part = images.take(np.arange(start, stop))
-    x = normalised(part, mean, std)
+    x = normalize(part, mean, std)
     part_targets = None
     if method in maps.OF_CLASSES and head is not None:
       part_targets = (
@@ -109,8 +109,8 @@ def look(
     )
     heatmaps.append(part_maps)
     targets.append(np.full(len(x), -1, np.int32) if part_targets is None else part_targets)
-    scores.append(saliency.each(maps.enlarge(part_maps, (height, width)), masks))
-  return Seen(np.concatenate(heatmaps), _concatenate(scores), np.concatenate(targets))
+    scores.append(saliency.score_maps(maps.enlarge(part_maps, (height, width)), masks))
+  return Explanation(np.concatenate(heatmaps), _concatenate(scores), np.concatenate(targets))
 
 
 def _concatenate(parts: Sequence[Scores]) -> Scores:

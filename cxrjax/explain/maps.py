@@ -50,7 +50,7 @@ def methods_for(network: Any, classes: bool = True) -> tuple[str, ...]:
   return tuple(m for m in METHODS if (classes if m in OF_CLASSES else transformer))
 
 
-def named(text: str) -> tuple[str, ...]:
+def parse_methods(text: str) -> tuple[str, ...]:
   """Parses method names from `A+B` or `A,B`; a name itself may end in `++`."""
   words = re.findall(r"[^+,]+(?:\+\+(?=[+,]|$))?", text)
   return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))

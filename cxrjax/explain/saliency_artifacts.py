@@ -15,7 +15,7 @@ from jaxtyping import Int64
 
 from cxrjax.core import compile_effort
 from cxrjax.core.errors import UserError, suggest
-from cxrjax.data.images import Images, even
+from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.evals import eval_splits, features, linear
 from cxrjax.evals.embedding import findings
 from cxrjax.explain import attention, lung_overlap, maps
@@ -30,8 +30,8 @@ FORWARDS = 10  # approximate cost of all maps of an image but occlusion, in forw
 WINDOWS = 225  # the same for occlusion
 # Budgets in FLOPs without an accelerator, a few seconds each: for maps that are scored, and for
 # occlusion.
-SCORED, HIDDEN = 2e11, 5e10
-LEAST = 24  # minimum number of scored images, where there are as many
+SCORED, OCCLUSION_BUDGET = 2e11, 5e10
+MIN_SCORED = 24  # minimum number of scored images, where there are as many
 
 
 def views(run: Any) -> dict[str, np.ndarray]:
@@ -97,15 +97,15 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   key, rows = data.rows["test"]
   images = data.images[key].take(rows)
   cost = _forward_flops(run.encoder, images)
-  is_occlusion_cheap = cost * options["images"] * WINDOWS < HIDDEN
+  is_occlusion_cheap = cost * options["images"] * WINDOWS < OCCLUSION_BUDGET
   if requested is None and not is_occlusion_cheap and "occlusion" in methods:
     methods.remove("occlusion")
   if not methods:
     return []
-  shown = chosen(images, options["images"])
+  shown = example_rows(images, options["images"])
   max_scored = options["lungs"]
   if run.mesh.devices.flat[0].platform == "cpu":
-    max_scored = min(max_scored, max(LEAST, int(SCORED / (FORWARDS * cost))))
+    max_scored = min(max_scored, max(MIN_SCORED, int(SCORED / (FORWARDS * cost))))
   masked = np.zeros(0, np.int64)
   if options["lungs"]:
     masked = lung_overlap.with_masks(images, max_scored)
@@ -138,7 +138,7 @@ def _parse_methods(text: str) -> list[str] | None:
   """Parses `config.explain.methods`; None for all methods."""
   if text == "auto":
     return None
-  methods = list(maps.named(text))
+  methods = list(maps.parse_methods(text))
   for m in methods:
     if m not in maps.METHODS:
       raise UserError(
@@ -172,7 +172,7 @@ def _network_and_head(
   if data is None or "train" not in data.rows:
     return params, None, {}
   key, rows = data.rows["train"]
-  rows = rows[even(len(rows), PROBED)]
+  rows = rows[evenly_spaced(len(rows), PROBED)]
   # Placed and batched as in the evaluator, so that its compiled program is reused.
   head = probe(
     run.encode,
@@ -212,13 +212,13 @@ def probe(
   return Head(kernel.astype(np.float32), bias.astype(np.float32))
 
 
-def chosen(images: Images, count: int) -> Int64[np.ndarray, "m"]:
+def example_rows(images: Images, count: int) -> Int64[np.ndarray, "m"]:
   """Rows of images to show: each class in turn; without labels, at even steps."""
   labels = np.asarray(images.labels)
   of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
   order = [of[i] for i in range(count) for of in of_class if i < len(of)]
   if not order:
-    return even(len(images), count)
+    return evenly_spaced(len(images), count)
   return np.array(list(dict.fromkeys(order))[:count], np.int64)
 
 
@@ -240,7 +240,7 @@ def _maps_and_scores(
       maps.predicted(
         network,
         params,
-        lung_overlap.normalised(part, options["mean"], options["std"]),
+        lung_overlap.normalize(part, options["mean"], options["std"]),
         options["head"],
         options["batch"],
       )
@@ -255,11 +255,15 @@ def _maps_and_scores(
       maps_of_method = _attention_heads(network, params, shown, options)
     else:
       maps_of_method = {
-        method: lung_overlap.look(method, network, params, shown, target=targets[0], **options).maps
+        method: lung_overlap.explain_and_score(
+          method, network, params, shown, target=targets[0], **options
+        ).maps
       }
     if method == "occlusion" or not len(masked):
       return maps_of_method, {}
-    lung_maps = lung_overlap.look(method, network, params, masked, target=targets[1], **options)
+    lung_maps = lung_overlap.explain_and_score(
+      method, network, params, masked, target=targets[1], **options
+    )
     return maps_of_method, {
       method: lung_overlap.summary(
         lung_maps.scores, masked.patients, np.asarray(masked.labels), masked.info.classes
@@ -284,7 +288,7 @@ def _attention_heads(
     lambda p, x: {name: attention.heads(network, p, x, block) for name, block in blocks.items()},
     compiler_options=compile_effort.options(once=True),
   )
-  x = lung_overlap.normalised(images, options["mean"], options["std"])
+  x = lung_overlap.normalize(images, options["mean"], options["std"])
   return {name: np.asarray(weights) for name, weights in heads(params, x).items()}
 
 

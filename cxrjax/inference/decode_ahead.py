@@ -73,7 +73,7 @@ def batches(
   Yields:
     Batches in order; while one is consumed, up to about two more are decoded.
   """
-  threads = threads or worker_pool.workers()
+  threads = threads or worker_pool.num_threads()
   max_ahead = max(2 * size, 2 * threads)
   queue: deque[tuple[int, concurrent.futures.Future]] = deque()
   pool = concurrent.futures.ThreadPoolExecutor(threads, "cxrjax-decode")

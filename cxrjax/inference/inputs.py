@@ -14,10 +14,12 @@ import numpy as np
 from cxrjax.core import files
 from cxrjax.core.errors import UserError
 from cxrjax.data.decoding import decode
-from cxrjax.data.decoding.decode import BadImage, Shown
+from cxrjax.data.decoding.decode import BadImage, DecodedImage
 from cxrjax.data.sources import archive, folder_index
 
-Film = Callable[[int], Shown]  # decodes an image to at least so many pixels; may raise BadImage
+Film = Callable[
+  [int], DecodedImage
+]  # decodes an image to at least so many pixels; may raise BadImage
 _JPEG = b"\xff\xd8"
 _Place = tuple[folder_index.Index, int] | str  # a row of a folder or zip, or a file
 
@@ -115,8 +117,8 @@ class Files:
       except files.Damaged as error:
         raise BadImage(str(error)) from error
     if data.startswith(_JPEG):  # decoded at 1/2, 1/4 or 1/8 size if that is enough
-      return functools.partial(decode.shown, data)
-    decoded = functools.cache(lambda: decode.shown(data))
+      return functools.partial(decode.decode_with_window, data)
+    decoded = functools.cache(lambda: decode.decode_with_window(data))
     return lambda at_least: decoded()
 
 
@@ -138,7 +140,7 @@ class Arrays:
 
   def film(self, index: int) -> Film:
     array = self._arrays[index]
-    return lambda at_least: Shown(array, None, array.shape[:2])
+    return lambda at_least: DecodedImage(array, None, array.shape[:2])
 
 
 def _excluded_prefix(

@@ -31,8 +31,8 @@ from cxrjax.evals import classification_metrics
 from cxrjax.explain import maps
 from cxrjax.inference import decode_ahead
 from cxrjax.inference.inputs import open_given
-from cxrjax.inference.pipeline import Work
-from cxrjax.inference.predictions import Predictions, joined
+from cxrjax.inference.pipeline import PredictionTask
+from cxrjax.inference.predictions import Predictions, concatenate
 from cxrjax.metrics import calibration, segmentation
 from cxrjax.models.weights.adapt import family_of
 from cxrjax.training.restore import Restored, restore
@@ -280,7 +280,7 @@ class Network:
       raise UserError(f"on_bad_image={on_bad_image!r} is not an option; valid: {', '.join(ON_BAD)}")
     segmentation = None if masks is None else segmenter(masks, "masks")
     inputs = open_given(images)
-    work = Work(self, embed=embed, lungs=segmentation)
+    work = PredictionTask(self, embed=embed, lungs=segmentation)
     parts = []
     with tqdm.tqdm(
       total=len(inputs.ids),
@@ -295,7 +295,7 @@ class Network:
           raise _bad_image_error(*part.skipped[0])
         parts.append(part)
         bar.update(len(part) + len(part.skipped))
-    predictions = joined(parts)
+    predictions = concatenate(parts)
     if not len(predictions):
       skipped = predictions.skipped
       raise UserError(f"all {len(skipped)} images are bad; the first: {': '.join(skipped[0])}")
@@ -324,7 +324,7 @@ class Network:
     Raises:
       UserError: a bad image.
     """
-    work = Work(self, embed=True, predict=False)
+    work = PredictionTask(self, embed=True, predict=False)
     inputs = open_given(images)
     parts = []
     for part in work.run(inputs, range(len(inputs.ids)), batch_size):

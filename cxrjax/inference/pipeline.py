@@ -29,7 +29,7 @@ from cxrjax.training import sharding
 SHOWN = 512  # pixels of the longer side of an overlay, at most
 
 
-class Work:
+class PredictionTask:
   """A prediction task: compiled once, then run on any number of images.
 
   Args:
@@ -109,7 +109,7 @@ class Work:
 
     with (
       contextlib.closing(batches),
-      concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool,
+      concurrent.futures.ThreadPoolExecutor(worker_pool.num_threads()) as pool,
     ):
       for batch, outputs in features.received(dispatched()):
         yield self._predictions(images, batch, outputs, pool)
@@ -164,7 +164,7 @@ def _full_size_mask(
   is_dropped = (probability >= 0.5) != network.lungs(probability)
   # Components are dropped before resizing, where there are far fewer pixels to label.
   cleaned = np.where(is_dropped, np.float32(0), probability)
-  full_size = windowing.unfit(cleaned, shape, network.run.config["data"]["fit"])
+  full_size = windowing.resize_back(cleaned, shape, network.run.config["data"]["fit"])
   return (full_size >= 0.5).astype(np.uint8)
 
 
@@ -177,6 +177,6 @@ def _overlay_picture(
   """A map, relative to its maximum, over a radiograph in its own aspect ratio."""
   scale = min(1.0, SHOWN / max(shape))
   h, w = (max(1, round(side * scale)) for side in shape)
-  image = windowing.unfit(shown.astype(np.float32), (h, w))
-  heat = windowing.unfit(np.maximum(heat, 0) / max(float(heat.max()), 1e-12), (h, w), fit)
+  image = windowing.resize_back(shown.astype(np.float32), (h, w))
+  heat = windowing.resize_back(np.maximum(heat, 0) / max(float(heat.max()), 1e-12), (h, w), fit)
   return pictures.overlay(np.clip(np.rint(image), 0, 255).astype(np.uint8), heat)

@@ -216,7 +216,7 @@ class Journal:
     embeddings = None
     if self._about.get("embed"):
       embeddings = np.load(self.folder / EMBEDDINGS, mmap_mode="r")
-    with tables.written(self.folder / PARQUET) as target, contextlib.ExitStack() as stack:
+    with tables.atomic_path(self.folder / PARQUET) as target, contextlib.ExitStack() as stack:
       csv_file = stack.enter_context(tables.open_text(self.folder / TABLE, "r"))
       rows = csv.read(csv_file)
       names, writer = next(rows), None

@@ -83,7 +83,7 @@ class Predictions:
     write_parquet(path, self)
 
 
-def joined(parts: Sequence[Predictions]) -> Predictions:
+def concatenate(parts: Sequence[Predictions]) -> Predictions:
   """Concatenates predictions."""
   nonempty = [part for part in parts if len(part)]
   skipped = tuple(item for part in parts for item in part.skipped)
@@ -154,7 +154,7 @@ def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  with written(path) as file, open_text(file, "w") as text_file:
+  with atomic_path(path) as file, open_text(file, "w") as text_file:
     write_rows(text_file, predictions, header=True)
 
 
@@ -168,7 +168,7 @@ def write_parquet(path: str | os.PathLike[str], predictions: Predictions) -> Non
 
   table = columns(predictions)
   table.pop(EMBEDDING, None)
-  with written(path) as file:
+  with atomic_path(path) as file:
     pyarrow.parquet.write_table(arrow(table, predictions.embeddings), file)
 
 
@@ -196,7 +196,7 @@ def open_text(file: pathlib.Path, mode: Literal["r", "w", "a"]) -> io.TextIOWrap
 
 
 @contextlib.contextmanager
-def written(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Temporary path to write to, renamed to `path` once complete."""
   target = pathlib.Path(path).expanduser()
   temporary = target.with_name(target.name + ".tmp")

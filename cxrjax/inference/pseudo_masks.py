@@ -34,7 +34,7 @@ VERSION = 1
 _CHUNK = 1024  # images predicted at a time, to bound memory
 
 
-def wanted(value: Any) -> tuple[bool, str]:
+def parse_option(value: Any) -> tuple[bool, str]:
   """Parses `config.data.masks`: whether to use lung masks, and the workdir to predict them with."""
   if value in NONE:
     return False, ""
@@ -142,12 +142,12 @@ def _write(
       dynamic_ncols=True,
     ) as bar:
       for rows in chunks(len(images)):
-        has_own = owned(images, rows)
+        has_own = has_own_mask(images, rows)
         if images.masks is not None and has_own.any():
           masks[rows[has_own]] = images.masks[rows[has_own]]
         if not has_own.all():
           masks[rows[~has_own]] = segmenter.masks(images.take(rows[~has_own]), mesh)
-        sums[rows] = cache_file.sums(masks[rows])
+        sums[rows] = cache_file.checksums_of(masks[rows])
         bar.update(len(rows))
     cache_file.seal(masks, sums)
     (temporary / "masks.npy").replace(target)
@@ -160,7 +160,7 @@ def chunks(n: int) -> list[np.ndarray]:
   return [np.arange(i, min(i + _CHUNK, n)) for i in range(0, n, _CHUNK)]
 
 
-def owned(images: Images, rows: np.ndarray) -> np.ndarray:
+def has_own_mask(images: Images, rows: np.ndarray) -> np.ndarray:
   """Flags the rows whose images have a mask of their own."""
   if images.masks is None:
     return np.zeros(len(rows), bool)
@@ -169,4 +169,4 @@ def owned(images: Images, rows: np.ndarray) -> np.ndarray:
 
 def count(images: Images) -> int:
   """Number of images that have a mask of their own."""
-  return sum(int(owned(images, rows).sum()) for rows in chunks(len(images)))
+  return sum(int(has_own_mask(images, rows).sum()) for rows in chunks(len(images)))

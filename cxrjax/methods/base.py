@@ -86,7 +86,7 @@ class Method(Protocol):
     ...
 
 
-def started(encoder: Any, params: Params) -> Any:
+def with_params(encoder: Any, params: Params) -> Any:
   """A copy of the encoder whose `init` returns these parameters."""
   initialized = copy.copy(encoder)
   object.__setattr__(initialized, "init", lambda key: params)

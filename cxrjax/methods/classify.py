@@ -35,12 +35,12 @@ from cxrjax.methods.base import (
 )
 from cxrjax.models import heads
 from cxrjax.views.mixing import mixup
-from cxrjax.views.resample import middle
+from cxrjax.views.resample import center_crop
 
 WEIGHTS = ("none", "balanced")
 
 
-class Seen(NamedTuple):
+class Outputs(NamedTuple):
   """Outputs of the network in training for a batch's views, in the order of `flatten_views`.
 
   Attributes:
@@ -182,7 +182,7 @@ class Method:
     value, metrics = self.supervise(outputs, batch["global"].shape[0])
     return value, ({**extra, "stats": outputs.stats}, metrics)
 
-  def forward(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Seen:
+  def forward(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Outputs:
     """Runs the network in training mode (mixup, drop path, dropout) on all large crops."""
     views = batch["global"].shape[0]
     images, labels = flatten_views(batch["global"]), jnp.repeat(batch["labels"], views, axis=0)
@@ -200,9 +200,9 @@ class Method:
     logits = self._logits(
       params["head"], features.cls, image_keys(out_key, batch["position"], views)
     )
-    return Seen(logits, labels, features.cls, features.stats or {})
+    return Outputs(logits, labels, features.cls, features.stats or {})
 
-  def supervise(self, seen: Seen, views: int = 1) -> tuple[Float[Array, ""], Metrics]:
+  def supervise(self, seen: Outputs, views: int = 1) -> tuple[Float[Array, ""], Metrics]:
     """Mean loss over known labels, and metrics, for `views` views of each image."""
     value, known = self.supervised(seen.logits, seen.labels)
     return value, {
@@ -268,7 +268,7 @@ class Method:
       )
 
     flips = (False, True) if self.test_flip else (False,)
-    views = [middle(images, scale, flip) for scale in self.test_scales for flip in flips]
+    views = [center_crop(images, scale, flip) for scale in self.test_scales for flip in flips]
     if len(views) == 1:
       return predict_view(views[0])
     # vmap instead of a loop, in which convolutions are several times slower on CPUs.

@@ -231,7 +231,7 @@ class Method(dino.Method):
     There are `room` of each; an image with fewer is padded with other patches of weight 0.
     """
     flat = mask.reshape(mask.shape[0], -1)
-    index = masking.kept(~flat, room)
+    index = masking.visible(~flat, room)
     weights = ibot.patch_weights(mask).reshape(flat.shape)
     return index, jnp.take_along_axis(weights, index, axis=1).reshape(-1)
 

@@ -41,7 +41,7 @@ from cxrjax.methods.base import (
 from cxrjax.models import layers
 from cxrjax.models.features import standardize
 from cxrjax.models.pixel_head import PixelHead
-from cxrjax.views.corruption import ROOM, Corruption
+from cxrjax.views.corruption import CONFIG_KEY, Corruption
 
 
 class Corrupted(NamedTuple):
@@ -86,7 +86,7 @@ class Method:
 
   @functools.cached_property
   def corrupt(self) -> Corruption:
-    check_keywords(Corruption, self.corruption, ROOM)
+    check_keywords(Corruption, self.corruption, CONFIG_KEY)
     return Corruption(**self.corruption)
 
   @functools.cached_property

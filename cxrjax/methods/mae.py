@@ -129,7 +129,7 @@ class Method:
     keys = image_keys(mask_key, batch["position"], views)
     # The barrier keeps XLA from redrawing the masks wherever they are used.
     mask = jax.lax.optimization_barrier(self.mask(keys, batch, patches, patches - visible))
-    keep = masking.kept(mask, visible)
+    keep = masking.visible(mask, visible)
     features = self.encoder.encode(
       params["encoder"],
       images,

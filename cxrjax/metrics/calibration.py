@@ -9,11 +9,13 @@ from jaxtyping import Float
 
 from cxrjax.metrics import intervals, patient_bootstrap
 from cxrjax.metrics.intervals import Interval, Patients, undefined
-from cxrjax.metrics.patient_bootstrap import Counted, nothing
+from cxrjax.metrics.patient_bootstrap import PatientSums, nothing
 
 BINS = 15  # as Guo et al.
-TINY = 1e-12  # lower limit on probabilities in logs, lest one miss make the mean infinite
-COLDEST, HOTTEST = 0.05, 20.0
+MIN_PROBABILITY = (
+  1e-12  # lower limit on probabilities in logs, lest one miss make the mean infinite
+)
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 _PENALTY = 1e-3  # L2, on the scale and shifts of `bias_corrected`
 _EM_ITERATIONS, _EM_TOLERANCE = 10_000, 1e-9
 
@@ -23,7 +25,7 @@ def brier(
   labels: Float[np.ndarray, "n k"],
   exclusive: bool,
   patients: Patients = None,
-) -> Counted:
+) -> PatientSums:
   """Mean squared error of probabilities.
 
   For two exclusive classes, of the last one's probability, 0 to 1; for more, the sum over classes,
@@ -49,7 +51,7 @@ def nll(
   labels: Float[np.ndarray, "n k"],
   exclusive: bool,
   patients: Patients = None,
-) -> Counted:
+) -> PatientSums:
   """Mean negative log-likelihood of the labels, in nats; for findings the mean over findings.
 
   Probabilities are clipped at 1e-12 from below.
@@ -67,7 +69,7 @@ def nll(
     p_outcome = np.where(unknown[:, None], np.nan, p_truth)
   else:
     p_outcome = np.where(labels == 1, p, np.where(labels == 0, 1 - p, np.nan))
-  return patient_bootstrap.mean(-np.log(np.maximum(p_outcome, TINY)), patients)
+  return patient_bootstrap.mean(-np.log(np.maximum(p_outcome, MIN_PROBABILITY)), patients)
 
 
 def ece(
@@ -76,7 +78,7 @@ def ece(
   exclusive: bool,
   patients: Patients = None,
   bins: int = BINS,
-) -> Counted:
+) -> PatientSums:
   """Expected calibration error: mean gap between probability and observed frequency.
 
   Images are binned by probability into `bins` of equal width. The gap of a bin is the difference of
@@ -108,7 +110,7 @@ def ece(
       return (np.abs(sums[..., 1]).sum(2) / sums[..., 0].sum(2)).mean(1)
 
   known = ~np.isnan(outcomes(probabilities, labels, exclusive)[1])
-  return Counted(table[:, used], statistic, int(known.any(1).sum()))
+  return PatientSums(table[:, used], statistic, int(known.any(1).sum()))
 
 
 def ece_by_chance(
@@ -328,7 +330,7 @@ def bias_corrected(
 
   start = np.zeros(1 + labels.shape[1])
   start[0] = 1
-  bounds = [(1 / HOTTEST, 1 / COLDEST)] + [(None, None)] * labels.shape[1]
+  bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE)] + [(None, None)] * labels.shape[1]
   solution = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
   return scipy.special.softmax(solution[0] * _logits(others, True) + solution[1:], 1)
 
@@ -375,7 +377,7 @@ def at_prevalence(
   weights = (np.asarray(now, np.float64) / np.sum(now)) / (
     np.asarray(before, np.float64) / np.sum(before)
   )
-  reweighted = np.maximum(probabilities.astype(np.float64), TINY) * weights
+  reweighted = np.maximum(probabilities.astype(np.float64), MIN_PROBABILITY) * weights
   return reweighted / reweighted.sum(1, keepdims=True)
 
 
@@ -406,7 +408,7 @@ def _fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str
       np.mean(scipy.special.logsumexp(scaled_logits, 1) - (scaled_logits * labels).sum(1))
     )
 
-  low, high = np.log(COLDEST), np.log(HOTTEST)
+  low, high = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
   optimum = scipy.optimize.minimize_scalar(
     loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}
   )

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Integer, Num
 
 from cxrjax.metrics import intervals, patient_bootstrap
 from cxrjax.metrics.intervals import Interval, Patients
-from cxrjax.metrics.patient_bootstrap import Counted, nothing
+from cxrjax.metrics.patient_bootstrap import PatientSums, nothing
 
 CRITERIA = ("balanced_accuracy", "f1", "accuracy")
 MEASURES = (*CRITERIA, "sensitivity", "specificity", "hm")
@@ -34,7 +34,7 @@ def decisions(
   classes: int = 2,
   patients: Patients = None,
   of: int | None = None,
-) -> Counted:
+) -> PatientSums:
   """A measure of decisions between exclusive classes, for functions of `patient_bootstrap`.
 
   accuracy: share of images whose predicted class is the true one.
@@ -98,10 +98,10 @@ def decisions(
 
   deciding_classes = judged_classes if measure == "f1" else list(range(classes))
   trials = min(len(np.unique(cluster[truth == c])) for c in deciding_classes)
-  return Counted(table, statistic, n, trials)
+  return PatientSums(table, statistic, n, trials)
 
 
-def _proportion(hit: np.ndarray, included: np.ndarray, patients: Patients) -> Counted:
+def _proportion(hit: np.ndarray, included: np.ndarray, patients: Patients) -> PatientSums:
   """The share of hits among the included images."""
   cluster, count = intervals.clusters(patients, len(hit))
   cluster, hit = cluster[included], hit[included].astype(np.float64)
@@ -111,7 +111,7 @@ def _proportion(hit: np.ndarray, included: np.ndarray, patients: Patients) -> Co
     with np.errstate(invalid="ignore"):
       return totals[:, 0] / totals[:, 1]
 
-  return Counted(table, statistic, len(hit), len(np.unique(cluster)), proportion=True)
+  return PatientSums(table, statistic, len(hit), len(np.unique(cluster)), proportion=True)
 
 
 def _measure(
@@ -169,7 +169,7 @@ def findings(
   predicted: Bool[np.ndarray, "n k"],
   labels: Float[np.ndarray, "n k"],
   patients: Patients = None,
-) -> Counted:
+) -> PatientSums:
   """Mean over findings, of which an image may have several, of a two-class measure.
 
   Args:
@@ -200,7 +200,7 @@ def findings(
   used = int(known.any(1).sum())
   if not defined.any():
     return nothing("no finding has the images that define it", used)
-  return Counted(
+  return PatientSums(
     table,
     lambda totals: per_finding(totals)[:, defined].mean(1),
     used,

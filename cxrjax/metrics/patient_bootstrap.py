@@ -16,7 +16,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Counted:
+class PatientSums:
   """A metric as a function of sums over patients.
 
   Attributes:
@@ -42,12 +42,12 @@ class Counted:
     return float(self.statistic(self.counts.sum(0, keepdims=True))[0])
 
 
-def nothing(reason: str, n: int = 0) -> Counted:
+def nothing(reason: str, n: int = 0) -> PatientSums:
   """A metric that the data do not define."""
-  return Counted(np.zeros((0, 1)), lambda totals: totals[:, 0], n, undefined=reason)
+  return PatientSums(np.zeros((0, 1)), lambda totals: totals[:, 0], n, undefined=reason)
 
 
-def interval(of: Counted, level: float = 0.95, seed: int = 0, bounded: bool = True) -> Interval:
+def interval(of: PatientSums, level: float = 0.95, seed: int = 0, bounded: bool = True) -> Interval:
   """The metric with a bootstrap interval over patients.
 
   The interval is Wilson's for a proportion with one trial per patient, and where all resamples
@@ -74,7 +74,7 @@ def interval(of: Counted, level: float = 0.95, seed: int = 0, bounded: bool = Tr
   return Interval(value, low, high, of.n, "bootstrap over patients")
 
 
-def difference(a: Counted, b: Counted, level: float = 0.95, seed: int = 0) -> Difference:
+def difference(a: PatientSums, b: PatientSums, level: float = 0.95, seed: int = 0) -> Difference:
   """Paired difference `a` minus `b` on the same images, resampling both together.
 
   Args:
@@ -99,7 +99,7 @@ def difference(a: Counted, b: Counted, level: float = 0.95, seed: int = 0) -> Di
   return intervals.difference(a.value - b.value, replicates, a.n, level)
 
 
-def mean(values: Float[np.ndarray, "n c"], patients: intervals.Patients = None) -> Counted:
+def mean(values: Float[np.ndarray, "n c"], patients: intervals.Patients = None) -> PatientSums:
   """Mean over columns of the mean over images; NaN and columns of NaN are left out."""
   known = ~np.isnan(values)
   used = known.any(0)
@@ -115,4 +115,4 @@ def mean(values: Float[np.ndarray, "n c"], patients: intervals.Patients = None) 
     with np.errstate(invalid="ignore", divide="ignore"):
       return (totals[:, :k] / totals[:, k:]).mean(1)
 
-  return Counted(table, statistic, int(known.any(1).sum()))
+  return PatientSums(table, statistic, int(known.any(1).sum()))

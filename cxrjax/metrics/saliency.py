@@ -57,7 +57,7 @@ def top_iou(
   return float((chosen & mask).sum() / (chosen | mask).sum())
 
 
-def each(maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"]) -> Scores:
+def score_maps(maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "n h w"]) -> Scores:
   """Scores maps by all of `MEASURES`.
 
   Args:

@@ -79,7 +79,7 @@ def largest(mask: Bool[np.ndarray, "h w"], count: int) -> Bool[np.ndarray, "h w"
   return np.isin(part_of, 1 + np.argsort(-sizes, kind="stable")[:count])
 
 
-def each(
+def per_image(
   predicted: Bool[np.ndarray, "n h w"],
   truth: Bool[np.ndarray, "n h w"],
   spacing: Spacing = (1.0, 1.0),

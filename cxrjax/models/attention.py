@@ -53,7 +53,7 @@ def attend(
   if qkv.dtype == jnp.bfloat16 and kernel.name == "cudnn":
     return _cudnn(qkv, bias, heads)
   qkv = qkv if bias is None else qkv + bias.astype(qkv.dtype)
-  fits = qkv.shape[1] <= pallas_attention.MOST
+  fits = qkv.shape[1] <= pallas_attention.MAX_TOKENS
   if qkv.dtype == jnp.bfloat16 and kernel.name == "pallas" and fits:
     return _pallas(qkv, heads, kernel.mesh)
   return _attend_packed(qkv, heads)

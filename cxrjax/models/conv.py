@@ -18,7 +18,7 @@ MOMENTUM = 0.1  # of the running statistics: the weight of the newest batch
 _Pair = tuple[int, int]
 
 # Initializers of a kernel [h w in out]; fan-in is h * w * in, fan-out h * w * out.
-STARTS: dict[str, Callable[..., Array]] = {
+INITIALIZERS: dict[str, Callable[..., Array]] = {
   # He et al. 2015, arXiv:1502.01852, equations 10 and 14, for ReLU.
   "fan_in": nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
   "fan_out": nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -63,7 +63,7 @@ class Conv(nnx.Module):
     if padding is None:
       padding = dilation * (kh - 1) // 2, dilation * (kw - 1) // 2
     shape = (kh, kw, in_dim // groups, out_dim)
-    self.kernel = nnx.Param(STARTS[init](rngs.params(), shape, jnp.float32))
+    self.kernel = nnx.Param(INITIALIZERS[init](rngs.params(), shape, jnp.float32))
     bound = (kh * kw * in_dim // groups) ** -0.5
     self.bias = (
       nnx.Param(jax.random.uniform(rngs.params(), (out_dim,), jnp.float32, -bound, bound))

@@ -42,7 +42,7 @@ class Projector:
       "batch_no_affine".
     activation: of the hidden layers, "relu" or "gelu"; or one for each of them.
     bias: whether an output without batch norm has a bias.
-    initial: kernel initializer, one of `cxrjax.models.layers.STARTS`.
+    initial: kernel initializer, one of `cxrjax.models.layers.INITIALIZERS`.
     dtype: type of the matrix products, the encoder's.
 
   Raises:

@@ -15,15 +15,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 # DINO and timm truncate at +-2, a hundred standard deviations away: a plain normal.
-start = nnx.initializers.normal(0.02)
+normal_init = nnx.initializers.normal(0.02)
 
 MAX_DEPTH = 1000  # sequential layers; an upper bound on what a config may ask for
 
 # Kernel initializers. N(0, 0.02) has Xavier's scale for about 2,500 inputs and outputs; with it the
 # kernels of networks under 200 wide start ten times too small, and the network stays nearly linear
 # for hundreds of steps.
-STARTS = {
-  "normal": start,
+INITIALIZERS = {
+  "normal": normal_init,
   "xavier": nnx.initializers.xavier_uniform(),
   "torch": lambda key, shape, dtype: jax.random.uniform(
     key, shape, dtype, -(shape[0] ** -0.5), shape[0] ** -0.5
@@ -54,7 +54,7 @@ class Linear(nnx.Module):
     parts: int = 1,
     rngs: nnx.Rngs,
   ):
-    initializer = STARTS[init]
+    initializer = INITIALIZERS[init]
     kernels = [
       initializer(rngs.params(), (in_dim, out_dim // parts), jnp.float32) for _ in range(parts)
     ]

@@ -31,7 +31,7 @@ class Decoder:
     width: features of the decoder, a multiple of 4; 512 in the paper.
     depth: number of blocks; 8 in the paper.
     heads: attention heads per block; 16 in the paper.
-    initial: kernel initializer, one of `cxrjax.models.layers.STARTS`.
+    initial: kernel initializer, one of `cxrjax.models.layers.INITIALIZERS`.
     dtype: type of the activations, the encoder's.
     kernel: the attention implementation.
 
@@ -105,7 +105,7 @@ class Decoder:
 class _Decoder(nnx.Module):
   def __init__(self, in_dim, outputs, width, depth, heads, init, kernel, rngs):
     self.embed = layers.Linear(in_dim, width, init=init, rngs=rngs)
-    self.mask_token = nnx.Param(layers.start(rngs.params(), (1, width), jnp.float32))
+    self.mask_token = nnx.Param(layers.normal_init(rngs.params(), (1, width), jnp.float32))
     self.blocks = nnx.List(
       [transformer.Block(width, heads, init, rngs, kernel=kernel) for _ in range(depth)]
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-MOST = 640  # tokens: five float32 token-by-token matrices fit beside inputs and outputs
+MAX_TOKENS = 640  # tokens: five float32 token-by-token matrices fit beside inputs and outputs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

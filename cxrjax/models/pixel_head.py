@@ -32,7 +32,7 @@ class PixelHead:
     channels: image channels.
     depth: number of layers before the last; 3 in the papers.
     norm: whether to have the layer norm; in the papers it is the encoder's own.
-    initial: kernel initializer, one of `cxrjax.models.layers.STARTS`.
+    initial: kernel initializer, one of `cxrjax.models.layers.INITIALIZERS`.
     dtype: type of the activations, the encoder's.
   """
 

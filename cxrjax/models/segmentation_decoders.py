@@ -26,7 +26,7 @@ from cxrjax.models.features import Features, standardize
 from cxrjax.models.pixel_head import PixelHead
 
 KINDS = ("auto", "linear", "upsample", "unetr", "unet")
-WIDEST = 16  # maximum channels of a map, as a multiple of those at full size
+MAX_WIDTH_FACTOR = 16  # maximum channels of a map, as a multiple of those at full size
 _PROBE = 256  # image side for measuring the shapes of an encoder's maps
 
 
@@ -128,7 +128,7 @@ class Decoder:
     return tuple((self._log2(side / shape[1]), shape[-1]) for shape in shapes)
 
   def _width(self, level: int) -> int:
-    return self.width * min(2**level, WIDEST)
+    return self.width * min(2**level, MAX_WIDTH_FACTOR)
 
   @functools.cached_property
   def _net(self) -> Any:

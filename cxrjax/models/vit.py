@@ -369,7 +369,7 @@ class _VisionTransformer(nnx.Module):
     self.registers = (
       nnx.Param(token(rngs.params(), (registers, width), jnp.float32)) if registers else None
     )
-    pos = layers.start(rngs.params(), (1 + grid * grid, width), jnp.float32)
+    pos = layers.normal_init(rngs.params(), (1 + grid * grid, width), jnp.float32)
     if positions == "sincos":
       pos = jnp.concatenate([jnp.zeros((1, width)), posembed.sincos((grid, grid), width)])
     self.pos = nnx.Param(pos)

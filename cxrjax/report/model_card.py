@@ -25,14 +25,20 @@ from cxrjax.report.terminal import ORDER, sort_metrics
 
 NAME = "MODEL_CARD.md"
 HEX = 16  # leading digits of a fingerprint that are shown
-LISTED = 30  # most entries of a list: classes, notes, groups
+MAX_ITEMS = 30  # most entries of a list: classes, notes, groups
 # Names of tasks and metrics on the Hugging Face hub.
 TASKS = {
   "classifier": "image-classification",
   "segmenter": "image-segmentation",
   "encoder": "image-feature-extraction",
 }
-TYPES = {"auroc": "roc_auc", "accuracy": "accuracy", "f1": "f1", "dice": "dice", "iou": "mean_iou"}
+HUB_METRICS = {
+  "auroc": "roc_auc",
+  "accuracy": "accuracy",
+  "f1": "f1",
+  "dice": "dice",
+  "iou": "mean_iou",
+}
 USES = {
   "classifier": "Research on telling {classes} apart in chest radiographs like those it learnt "
   "from, and as a start for other tasks on chest radiographs.",
@@ -46,7 +52,7 @@ def kind(run: Run) -> str:
   """The kind of network that a run trains: `classifier`, `segmenter` or `encoder`."""
   if not naming.supervised(run):
     return "encoder"
-  masks = segmentation.drawn(run) or run.fact("learns_from") == "masks"
+  masks = segmentation.has_masks(run) or run.fact("learns_from") == "masks"
   return "segmenter" if masks else "classifier"
 
 
@@ -88,7 +94,7 @@ def _opening(run: Run) -> list[str]:
     notice = [f"**This run is {status}{cause}; the card is of what there is.**"]
   return [
     f"# {_text(naming.title(run))}",
-    f"*{naming.RESEARCH}*",
+    f"*{naming.DISCLAIMER}*",
     *notice,
     *_paragraphs(results.summary(run)),
   ]
@@ -127,7 +133,7 @@ def _front_matter(run: Run) -> list[str]:
     ]
     for name, value in metrics:
       lines += [
-        f"    - type: {TYPES[format.parts(name)[1]]}",
+        f"    - type: {HUB_METRICS[format.parts(name)[1]]}",
         f"      name: {json.dumps(format.title(name))}",
         f"      value: {value:.4f}",
       ]
@@ -146,7 +152,7 @@ def _hub_metrics(run: Run) -> Iterable[tuple[str, list[tuple[str, float]]]]:
     for name in names:
       _, measure, variant = format.parts(name)
       value = metrics[name].value
-      if measure in TYPES and not variant and math.isfinite(value):
+      if measure in HUB_METRICS and not variant and math.isfinite(value):
         values.append((name, value))
     if values:
       yield _dataset_name(run, evaluator), values
@@ -193,9 +199,9 @@ def _output(run: Run) -> str:
 
 def _listing(items: Sequence[Any]) -> str:
   texts = [str(item) for item in items]
-  if len(texts) <= LISTED:
-    return format.listing(texts)
-  return f"{', '.join(texts[:LISTED])} and {len(texts) - LISTED} more"
+  if len(texts) <= MAX_ITEMS:
+    return format.join_words(texts)
+  return f"{', '.join(texts[:MAX_ITEMS])} and {len(texts) - MAX_ITEMS} more"
 
 
 def _uses(run: Run) -> list[str]:
@@ -223,12 +229,12 @@ def _test_data(run: Run) -> list[str]:
     [
       (name, facts)
       for name, facts in _evaluation_parts(run)
-      if not (name.endswith(NAMED["train"]) and facts.get("fingerprint") == trained_on)
+      if not (name.endswith(PART_NAMES["train"]) and facts.get("fingerprint") == trained_on)
     ]
   )
 
 
-NAMED = {"train": "labelled training part", "val": "validation part", "test": "test part"}
+PART_NAMES = {"train": "labelled training part", "val": "validation part", "test": "test part"}
 
 
 def _evaluation_parts(run: Run) -> Iterable[tuple[str, Any]]:
@@ -242,7 +248,7 @@ def _evaluation_parts(run: Run) -> Iterable[tuple[str, Any]]:
       yield name, facts
     for part, part_facts in parts.items():
       yield (
-        f"{name}, {NAMED.get(part, part)}",
+        f"{name}, {PART_NAMES.get(part, part)}",
         {**{key: facts.get(key) for key in ("name", "fingerprint")}, **part_facts},
       )
 
@@ -283,9 +289,9 @@ def _data_table(datasets: Sequence[tuple[str, Any]]) -> list[str]:
   unique_notes = list(dict.fromkeys(notes))
   blocks = [_table(header, rows)]
   if unique_notes:
-    items = [f"- {_text(n)}" for n in unique_notes[:LISTED]]
-    if len(unique_notes) > LISTED:
-      items.append(f"- and {len(unique_notes) - LISTED} more notes, in run.json")
+    items = [f"- {_text(n)}" for n in unique_notes[:MAX_ITEMS]]
+    if len(unique_notes) > MAX_ITEMS:
+      items.append(f"- and {len(unique_notes) - MAX_ITEMS} more notes, in run.json")
     blocks.append("\n".join(items))
   return blocks
 
@@ -417,10 +423,10 @@ def _limits(run: Run) -> list[str]:
   attributes = features.held(facts) if isinstance(facts, Mapping) else []
   if attributes:
     limits.append(
-      f"Features hold the {format.listing(attributes)} as well (neighbours share it more often "
+      f"Features hold the {format.join_words(attributes)} as well (neighbours share it more often "
       "than by chance): a classifier on them may lean on it."
     )
-  if classification.called(run):
+  if classification.has_predictions(run):
     limits.append(
       "Probabilities and thresholds fit the share of findings in the validation images; "
       "where findings are rarer or more frequent, they mislead."

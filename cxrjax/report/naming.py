@@ -13,7 +13,7 @@ from cxrjax.report.html import format
 from cxrjax.report.html.element import el
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 
-RESEARCH = (
+DISCLAIMER = (
   "Research use only. Not a medical device; not for diagnosis or any decision about a patient."
 )
 STYLES = {TRAINED: "s1", RANDOM: "s2", FLOOR: "s3"}

@@ -168,7 +168,7 @@ def _read_mapping(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
 
 def _read_records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str, Any]]:
   try:
-    file = io.TextIOWrapper(files.opened(path), encoding="utf-8", errors="replace")
+    file = io.TextIOWrapper(files.open_regular(path), encoding="utf-8", errors="replace")
   except files.Damaged as error:
     problems.append(f"{path.name} cannot be read ({error})")
     return

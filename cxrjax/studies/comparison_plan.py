@@ -175,7 +175,7 @@ def abstract_loss(
     fetch=lambda data, batch: batch,
     target=CPU,
   )
-  batch = trainer.batch_spec({}, compile_ahead.fetched(config))
+  batch = trainer.batch_spec({}, compile_ahead.batch_shapes(config))
   params, extra = jax.eval_shape(lambda: trainer.method.init(jax.random.key(0), batch))
   key = jax.eval_shape(lambda: jax.random.key(0))
   return trainer.method.loss, (params, extra, batch, key, jax.ShapeDtypeStruct((), jnp.int32))

@@ -16,7 +16,7 @@ from cxrjax.report.naming import model_name, total_seconds
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 from cxrjax.report.terminal import sort_metrics
 from cxrjax.studies.comparison_plan import Job
-from cxrjax.studies.transfer_results import cell, interval
+from cxrjax.studies.transfer_results import format_cell, interval
 
 
 def collect(
@@ -151,7 +151,7 @@ def _paired_difference(
   )
 
 
-def said(job: Job, workdir: pathlib.Path, why: str | None) -> str:
+def summary_line(job: Job, workdir: pathlib.Path, why: str | None) -> str:
   """Log line about how a run ended."""
   if why:
     return f"{job.name}: failed: {why}"
@@ -197,11 +197,11 @@ def rows(study: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     "command",
   )
   for row in study["rows"]:
-    numbers = [cell(row.get(key)) for key in NUMBERS]
+    numbers = [format_cell(row.get(key)) for key in NUMBERS]
     memory = row.get("memory") or {}
     tail = [
       *numbers,
-      *(cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
+      *(format_cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
       row["why"] or "",
       row["command"],
     ]
@@ -212,8 +212,8 @@ def rows(study: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
       floor = (study["sets"][name]["floor"] or {}).get("value")
       for head, values in scores_by_head.items():
         cells = [
-          cell((values.get(quantity) or {}).get(key))
+          format_cell((values.get(quantity) or {}).get(key))
           for quantity in compared
           for key in ("value", "low", "high")
         ]
-        yield [*lead, name, head, *cells, cell(floor), *tail]
+        yield [*lead, name, head, *cells, format_cell(floor), *tail]

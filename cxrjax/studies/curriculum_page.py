@@ -69,7 +69,7 @@ def _title(study: Facts) -> str:
   model = next((row["model"] for row in study["rows"] if row.get("model")), "")
   last = _last_stages(study)
   before = [stage for stage in study["order"] if stage not in last]
-  return plain(", then ".join([*before, format.listing(last)])) + (f": {model}" if model else "")
+  return plain(", then ".join([*before, format.join_words(last)])) + (f": {model}" if model else "")
 
 
 def _last_stages(study: Facts) -> list[str]:
@@ -97,7 +97,7 @@ def _panel_title(study: Facts, stage: str, name: str) -> str:
 def _summary(study: Facts) -> Html:
   """Scores of the last stages, and which starts are better or worse than scratch, in words."""
   before = [s for s in study.get("order", []) if s not in _last_stages(study)]
-  names, last = plain(", then ".join(before)), plain(format.listing(_last_stages(study)))
+  names, last = plain(", then ".join(before)), plain(format.join_words(_last_stages(study)))
   paragraphs = (
     [
       el(
@@ -128,10 +128,10 @@ def _summary(study: Facts) -> Html:
         text += [", " if text else "", label(p["start"]), " ", el("b", value, cls=style)]
       tail = ""
       if better:
-        tail = f"; beyond the interval better than from scratch: {format.listing(better)}"
+        tail = f"; beyond the interval better than from scratch: {format.join_words(better)}"
       elif len(points) > 1:
         tail = "; none is better than from scratch beyond the interval"
-      tail += f"; worse: {format.listing(worse)}." if worse else "."
+      tail += f"; worse: {format.join_words(worse)}." if worse else "."
       paragraphs.append(
         el(
           "p",

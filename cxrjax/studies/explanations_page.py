@@ -12,7 +12,7 @@ from cxrjax.report.html import forest_chart, format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import fact_tables, saliency
-from cxrjax.report.sections.details import again
+from cxrjax.report.sections.details import reproduction
 from cxrjax.report.sections.saliency import MEASURES, NAMES
 from cxrjax.studies import page_parts
 
@@ -20,7 +20,13 @@ Facts = Mapping[str, Any]
 STYLES = ("s1", "s2", "s4", "s5", "s6", "s7", "s8")
 RATIO = "energy_ratio"
 SHORT = {"attention": "Attention", "rollout": "Rollout"}  # beside a chart
-TOLD = ("gradcam", "attention", "rollout", "gradcam++", "occlusion")  # summary: the first available
+SUMMARIZED = (
+  "gradcam",
+  "attention",
+  "rollout",
+  "gradcam++",
+  "occlusion",
+)  # summary: the first available
 LIKE_RANDOM = 0.5
 
 
@@ -43,7 +49,7 @@ def render(run: runs.Run) -> str:
       ),
       ("check", "Do the maps show what was learnt?", "", lambda: _sanity_check(study)),
       ("runs", "The runs", "", lambda: _runs(study)),
-      ("again", "Run it again", "", lambda: again(run)),
+      ("again", "Run it again", "", lambda: reproduction(run)),
     ],
   )
 
@@ -109,7 +115,7 @@ def _verdicts(study: Facts) -> list[list[Any]]:
   """A sentence per run: share of its maps on the lungs, by the first available method of `TOLD`."""
   if not _has_lung_scores(study):
     return []
-  method = next(m for m in TOLD if m in study["methods"])
+  method = next(m for m in SUMMARIZED if m in study["methods"])
   texts = []
   for name in _names(study):
     ratio = page_parts.estimate(lookup(study, "scores", name, method, "all", RATIO))
@@ -253,7 +259,7 @@ def _maps(run: runs.Run, study: Facts) -> Html | None:
     mask = arrays["mask"][k] if "mask" in arrays else None
     plain = el(
       "figure",
-      pictures.picture(saliency.outlined(image, mask), label, 240),
+      pictures.picture(saliency.draw_outline(image, mask), label, 240),
       el("figcaption", label),
     )
     overlays = []

@@ -75,7 +75,9 @@ def _has_seed_ranges(study: Facts) -> bool:
 
 def _title(study: Facts) -> str:
   model = study.get("model")
-  return "Label efficiency" + (f": {model} from {format.listing(study['curves'])}" if model else "")
+  return "Label efficiency" + (
+    f": {model} from {format.join_words(study['curves'])}" if model else ""
+  )
 
 
 def _summary(study: Facts) -> Html:
@@ -94,9 +96,9 @@ def _summary(study: Facts) -> Html:
       " of ",
       str(study.get("model") or "a network"),
       " from ",
-      format.listing(curves),
+      format.join_words(curves),
       ", with ",
-      format.listing(shares),
+      format.join_words(shares),
       f" of the labels, {seeds}.",
     )
   ]
@@ -119,7 +121,7 @@ def _summary(study: Facts) -> Html:
           text += [
             ", " if text else "",
             el("b", word, cls=style),
-            f" with {format.listing(groups[outcome])}",
+            f" with {format.join_words(groups[outcome])}",
           ]
       if text:
         paragraphs.append(el("p", f"From {curve}, against {reference}: ", text, "."))
@@ -156,7 +158,7 @@ def _reference_scores(study: Facts, name: str) -> Html | None:
     "On ",
     el("b", set_name(study, name)),
     f" ({n}) the AUROC from {study['reference']} is ",
-    format.listing(text),
+    format.join_words(text),
     ".",
   )
 

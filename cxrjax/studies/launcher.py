@@ -29,7 +29,7 @@ from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.training.preemption import PreemptionHandler
 from cxrjax.training.workdir import differences, in_use
 
-ASKS = 0.2  # seconds between checks for a signal
+POLL_SECONDS = 0.2  # seconds between checks for a signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Show:
+class Reporting:
   """How a study reports on its runs; `failed` maps failed runs to the reason.
 
   Attributes:
@@ -80,10 +80,10 @@ class Show:
   page: Any
 
 
-def take(
+def run_jobs(
   jobs: Sequence[Job],
   workdir: pathlib.Path,
-  show: Show,
+  show: Reporting,
   *,
   command: str,
   opening: Iterable[str],
@@ -116,7 +116,7 @@ def take(
         say(f"{progress}{job.name}: waits for {missing}, which did not end")
         continue
       try:
-        if not done(job, workdir):
+        if not is_finished(job, workdir):
           say(f"{progress}{show.begins(job)}")
           stop_signal = launch(job, workdir, failed)
           _update(writer, show, workdir, failed)
@@ -142,7 +142,7 @@ def take(
 
 
 def _update(
-  writer: Writer, show: Show, workdir: pathlib.Path, failed: Mapping[str, str]
+  writer: Writer, show: Reporting, workdir: pathlib.Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
   facts = show.collect(failed)
   writer.facts(**{show.key: facts})
@@ -151,7 +151,7 @@ def _update(
   return facts
 
 
-def done(job: Job, workdir: pathlib.Path) -> bool:
+def is_finished(job: Job, workdir: pathlib.Path) -> bool:
   """Whether a run has finished.
 
   Raises:
@@ -195,7 +195,7 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
   with PreemptionHandler() as handler, open(log, "ab") as file:
     # A run left behind by a killed study may still be working, or end when it cannot print.
     while in_use(workdir / job.name) and not handler.signal:
-      time.sleep(ASKS)
+      time.sleep(POLL_SECONDS)
     process = subprocess.Popen(
       [sys.executable, "-m", "cxrjax.main", *job.flags, f"--workdir={workdir / job.name}"],
       env=variables,
@@ -212,7 +212,7 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
         process.wait()
       else:
         try:
-          process.wait(ASKS)
+          process.wait(POLL_SECONDS)
         except subprocess.TimeoutExpired:
           continue
     reader.join()
@@ -254,7 +254,7 @@ def _failure_reason(status: int, output: list[str]) -> str:
   return lines[-1] if lines else f"exit status {status}"
 
 
-def named(text: str, least: int) -> dict[str, pathlib.Path]:
+def parse_runs(text: str, least: int) -> dict[str, pathlib.Path]:
   """Parses `config.runs`, `A,B` or `NAME=A,NAME=B`, into workdirs by name.
 
   Raises:
@@ -272,7 +272,7 @@ def named(text: str, least: int) -> dict[str, pathlib.Path]:
     name, equals, path = item.partition("=")
     if not equals or pathlib.Path(item).is_dir():
       name, path = "", item
-    folder = zoo.place(path, "config.runs")
+    folder = zoo.resolve_workdir(path, "config.runs")
     name = name or folder.resolve().name
     if name in workdirs:
       raise UserError(

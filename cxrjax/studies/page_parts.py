@@ -15,7 +15,7 @@ from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.format import Estimate
 from cxrjax.report.pages import run_page
 from cxrjax.report.run_files import lookup, number
-from cxrjax.report.sections.details import again as command
+from cxrjax.report.sections.details import reproduction as command
 
 Facts = Mapping[str, Any]
 NAME = "report.html"

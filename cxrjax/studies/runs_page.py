@@ -12,13 +12,13 @@ from cxrjax.report.html import forest_chart, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import curves, fact_tables
-from cxrjax.report.sections.details import again
+from cxrjax.report.sections.details import reproduction
 from cxrjax.studies import page_parts
 from cxrjax.studies.comparison_charts import set_name
 from cxrjax.studies.page_parts import estimate
 
 Facts = Mapping[str, Any]
-TOLD = ("auroc", "accuracy", "dice")  # metrics of the summary and charts
+SUMMARIZED = ("auroc", "accuracy", "dice")  # metrics of the summary and charts
 STYLES = ("s3", "s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash")  # the reference is gray
 CHANGES = 60  # most config keys that are listed per run
 
@@ -44,7 +44,7 @@ def render(run: runs.Run) -> str:
       ("roc", "ROC curves", "", lambda: _roc_curves(run, study)),
       ("table", "In numbers", "", lambda: _tables(study)),
       ("runs", "The runs", "", lambda: _run_cards(study)),
-      ("again", "Run it again", "", lambda: again(run)),
+      ("again", "Run it again", "", lambda: reproduction(run)),
     ],
   )
 
@@ -73,7 +73,7 @@ def _summary(study: Facts) -> Html:
   ]
   for name, test_set in study["sets"].items():
     n = format.count(lookup(test_set, "test", "n"), "test radiograph")
-    metrics = [m for m in _overall_metrics(test_set) if format.parts(m)[1] in TOLD]
+    metrics = [m for m in _overall_metrics(test_set) if format.parts(m)[1] in SUMMARIZED]
     for other in _other_runs(study):
       text: list[Any] = []
       for metric in metrics[:3]:
@@ -126,7 +126,9 @@ def _gains(study: Facts) -> Html | None:
   """One forest plot per test set and run, of the metrics of which more is better."""
   figures = []
   for name, test_set in study["sets"].items():
-    metrics = [m for m in _overall_metrics(test_set) if format.parts(m)[1] not in format.LESS]
+    metrics = [
+      m for m in _overall_metrics(test_set) if format.parts(m)[1] not in format.LOWER_IS_BETTER
+    ]
     for other in _other_runs(study):
       rows = [
         forest_chart.Row(_short_name(m), [page_parts.gain_mark(gain)])
@@ -182,7 +184,7 @@ def _scores(study: Facts) -> Html | None:
   """Charts of the `TOLD` metrics of all runs, up to three per test set."""
   figures = []
   for name, test_set in study["sets"].items():
-    for metric in [m for m in _overall_metrics(test_set) if format.parts(m)[1] in TOLD][:3]:
+    for metric in [m for m in _overall_metrics(test_set) if format.parts(m)[1] in SUMMARIZED][:3]:
       rows = []
       for i, r in enumerate(study["runs"]):
         e = estimate(lookup(test_set, "metrics", metric, "runs", r["name"]))
@@ -260,7 +262,7 @@ def _table(study: Facts, test_set: Facts, metrics: Sequence[str], other: str) ->
         "tr",
         el("th", format.measure(f"{measure}/{part}" if part else measure), scope="row"),
         *(page_parts.score_cell(values["runs"].get(n)) for n in (study["reference"], other)),
-        page_parts.gain_cell(gain, measure in format.LESS),
+        page_parts.gain_cell(gain, measure in format.LOWER_IS_BETTER),
         *(el("td", p_text(lookup(gain, key), ""), cls="num") for key in p_keys),
       )
     )

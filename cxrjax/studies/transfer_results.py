@@ -43,7 +43,7 @@ def row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str,
     "total_s": total_seconds(run),
     "method": run.fact("method"),
     "start": start if run.fact("init") else None,
-    "sets": judged(run),
+    "sets": test_scores(run),
   }
 
 
@@ -53,26 +53,26 @@ def labelled(run: Run) -> int | None:
   return max(known.values(), default=run.fact("data", "train", "n"))
 
 
-def tests(run: Run) -> list[str]:
+def test_evaluators(run: Run) -> list[str]:
   """Names of the evaluators of the chosen checkpoint; all if the run chose none."""
   chosen = run.fact("chosen", "evaluators")
   return [name for name in run.evaluators() if not chosen or name in chosen]
 
 
-def judged(run: Run) -> dict[str, dict[str, Any]]:
+def test_scores(run: Run) -> dict[str, dict[str, Any]]:
   """`{evaluator: {metric: interval}}` on test images, without metrics of single classes."""
   scores = {}
-  for name in tests(run):
+  for name in test_evaluators(run):
     latest = run.only(name).latest().get(TRAINED, {})
     metrics = terminal.sort_metrics({m for m in latest if "/" not in m})
     scores[name] = {m: interval(latest[m]) for m in metrics}
   return scores
 
 
-def sets(run: Run) -> dict[str, Any]:
+def test_sets(run: Run) -> dict[str, Any]:
   """Facts about the test images of each evaluator."""
   test_sets = {}
-  for name in tests(run):
+  for name in test_evaluators(run):
     facts = run.fact("data", name) or {}
     test_sets[name] = {"test": facts.get("test") or facts}
   return test_sets
@@ -266,9 +266,9 @@ def gains(
   """
   seeds = [s for s in ours if s in others]
   intervals: dict[str, dict[str, dict[str, Any]]] = {}
-  for name in tests(ours[seeds[0]]) if seeds else []:
+  for name in test_evaluators(ours[seeds[0]]) if seeds else []:
     for metric in PAIRED:
-      if metric not in judged(ours[seeds[0]]).get(name, {}):
+      if metric not in test_scores(ours[seeds[0]]).get(name, {}):
         continue
       overall = gain(name, metric, [ours[s] for s in seeds], [others[s] for s in seeds])
       by_seed = [gain(name, metric, [ours[s]], [others[s]]).value for s in seeds]
@@ -281,7 +281,7 @@ def gains(
   return intervals
 
 
-def cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
   """Formats a number for CSV with six significant digits; empty if unknown."""
   if value is None or (isinstance(value, float) and not math.isfinite(value)):
     return ""

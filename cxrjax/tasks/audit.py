@@ -86,7 +86,7 @@ def run(
         parts, config["same"], config["first"], config["looks"], bar.update
       )
     lap("compare")
-    findings = statistics.look(parts)
+    findings = statistics.classify_images(parts)
     lap("look")
     copies = [p for p in pairs if p.r >= config["copy"]]
     groups = images.group_numbers(parts, copies)
@@ -142,7 +142,7 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _pictures(
-  parts: Sequence[Part], pairs: Sequence[Pair], findings: statistics.Found
+  parts: Sequence[Part], pairs: Sequence[Pair], findings: statistics.ImageFindings
 ) -> dict[str, Any]:
   """Images for the page, as gray levels."""
 
@@ -151,7 +151,7 @@ def _pictures(
     return part.images.gray([int(np.searchsorted(part.good, place[1]))])[0, ..., 0]
 
   pictures: dict[str, list] = {"pairs": [(picture(p.a), picture(p.b)) for p in pairs]}
-  for kind, places in statistics.strange(findings).items():
+  for kind, places in statistics.examples_by_defect(findings).items():
     pictures[kind] = [picture(p) for p in places]
   return {k: np.stack(v) for k, v in pictures.items() if v}
 

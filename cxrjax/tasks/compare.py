@@ -37,15 +37,15 @@ def run(
   extensible = ("methods", "seeds", "folder", "measure")
   workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in extensible})
   jobs = plan(config)
-  show = launcher.Show(
+  show = launcher.Reporting(
     key="compare",
     begins=lambda job: f"{job.name}: {job.steps:,} steps of {job.batch_size} images",
-    ended=lambda job, why: comparison_results.said(job, workdir, why),
+    ended=lambda job, why: comparison_results.summary_line(job, workdir, why),
     collect=lambda failed: comparison_results.collect(jobs, workdir, failed),
     rows=comparison_results.rows,
     page=page,
   )
-  return launcher.take(
+  return launcher.run_jobs(
     jobs, workdir, show, command=command, opening=_announce(jobs, workdir), say=say
   )
 

@@ -24,8 +24,8 @@ from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import TRAINED, Run, environment, lookup
 from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.studies import runs_page as page
-from cxrjax.studies.launcher import named
-from cxrjax.studies.transfer_results import cell, interval
+from cxrjax.studies.launcher import parse_runs
+from cxrjax.studies.transfer_results import format_cell, interval
 from cxrjax.training.workdir import differences, settle_config
 
 PLATFORM = "cpu"  # no network is run
@@ -76,7 +76,7 @@ def read(text: str) -> dict[str, Run]:
     UserError: fewer than two runs, a repeated name, or a folder without a finished run.
   """
   runs_by_name: dict[str, Run] = {}
-  for name, folder in named(text, 2).items():
+  for name, folder in parse_runs(text, 2).items():
     if not (folder / FACTS).is_file():
       raise UserError(
         f"config.runs={str(folder)!r} holds no run ({FACTS} is missing); give the "
@@ -93,7 +93,7 @@ def read(text: str) -> dict[str, Run]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scored:
+class TestScores:
   """Test scores of one run by one classifier of an evaluator, in the order of the image names.
 
   Attributes:
@@ -224,7 +224,7 @@ def _roc_arrays(evaluator: str, named: Mapping[str, Run]) -> dict[str, np.ndarra
   }
 
 
-def _load_scores(evaluator: str, name: str, run: Run) -> dict[str, Scored]:
+def _load_scores(evaluator: str, name: str, run: Run) -> dict[str, TestScores]:
   """Scores of a run by prefix of the metric names, rows in the order of the image names."""
   arrays = run.arrays(f"scores_{evaluator}_{TRAINED}")
   if "dice_all" in arrays:
@@ -248,7 +248,7 @@ def _load_scores(evaluator: str, name: str, run: Run) -> dict[str, Scored]:
     k: v[order] if v.ndim and len(v) == n and k not in ("classes", "threshold") else v
     for k, v in arrays.items()
   }
-  return {prefix: Scored(arrays, key) for prefix, key in keys.items()}
+  return {prefix: TestScores(arrays, key) for prefix, key in keys.items()}
 
 
 def _check_same_images(evaluator: str, a: tuple[str, Run, Any], b: tuple[str, Run, Any]) -> None:
@@ -281,7 +281,7 @@ def _check_same_images(evaluator: str, a: tuple[str, Run, Any], b: tuple[str, Ru
 
 
 def _difference(
-  metric: str, ours: Mapping[str, Scored], theirs: Mapping[str, Scored]
+  metric: str, ours: Mapping[str, TestScores], theirs: Mapping[str, TestScores]
 ) -> Difference | None:
   """Difference from the reference; None for metrics that single images do not determine."""
   head, measure, class_name = format.parts(metric)
@@ -387,9 +387,9 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
           name,
           metric,
           run_name,
-          *(cell(e[k]) for k in ("value", "low", "high", "n")),
+          *(format_cell(e[k]) for k in ("value", "low", "high", "n")),
           e.get("undefined", ""),
           found["reference"] if gain else "",
-          *(cell(gain.get(k)) for k in ("value", "low", "high", "p", "p_holm")),
+          *(format_cell(gain.get(k)) for k in ("value", "low", "high", "p", "p_holm")),
           gain.get("method", ""),
         ]

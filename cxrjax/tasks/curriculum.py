@@ -23,7 +23,7 @@ from cxrjax.report.naming import model_name
 from cxrjax.report.run_files import Run
 from cxrjax.studies import comparison_results, launcher, transfer_results
 from cxrjax.studies import curriculum_page as page
-from cxrjax.studies.transfer_results import cell
+from cxrjax.studies.transfer_results import format_cell
 from cxrjax.training import workdir as workdirs
 
 PLATFORM = "cpu"  # of this process; the runs use the accelerator
@@ -82,7 +82,7 @@ def run(
   jobs = plan(config, workdir)
   # Every stage checks its own config in its folder, so finished stages are kept.
   workdirs.settle_config(workdir, {"task": config["task"]})
-  show = launcher.Show(
+  show = launcher.Reporting(
     key="stages",
     begins=lambda job: f"{job.name} begins with {job.start}",
     ended=lambda job, why: _end_line(job, workdir, why),
@@ -99,7 +99,7 @@ def run(
     f"workdir   {workdir}",
     "",
   ]
-  return launcher.take(jobs, workdir, show, command=command, opening=opening, say=say)
+  return launcher.run_jobs(jobs, workdir, show, command=command, opening=opening, say=say)
 
 
 def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
@@ -230,7 +230,7 @@ def collect(
       }
       if job.last:
         finished.setdefault((job.stage, job.start), {})[job.seed] = run
-        sets[job.stage] = transfer_results.sets(run)
+        sets[job.stage] = transfer_results.test_sets(run)
       else:
         row["features"] = {
           name: comparison_results.features(run, name) for name in run.evaluators()
@@ -263,7 +263,7 @@ def _point(
 ) -> dict[str, Any]:
   """Results of a last stage from one start, over seeds; gains over scratch and the start before."""
   runs = finished[stage, order[i]]
-  results = [transfer_results.judged(run) for run in runs.values()]
+  results = [transfer_results.test_scores(run) for run in runs.values()]
   references = {"gains": SCRATCH, "steps": order[i - 1] if i else SCRATCH}
   return {
     "stage": stage,
@@ -326,10 +326,10 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
       row["begins"],
       row["seed"],
       row["status"],
-      cell(row.get("images")),
-      cell(row.get("epochs")),
+      format_cell(row.get("images")),
+      format_cell(row.get("epochs")),
     ]
-    end = [cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
+    end = [format_cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
     lines = [
       (name, metric, value)
       for name, metrics in (row.get("sets") or {}).items()
@@ -341,4 +341,10 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
       for head, values in heads.items()
     ]
     for name, metric, value in lines or [("", "", {})]:
-      yield [*start, name, metric, *(cell(value.get(k)) for k in ("value", "low", "high")), *end]
+      yield [
+        *start,
+        name,
+        metric,
+        *(format_cell(value.get(k)) for k in ("value", "low", "high")),
+        *end,
+      ]

@@ -16,7 +16,7 @@ from cxrjax.config.instantiate import freeze
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data import open_source
-from cxrjax.data.images import Images, even
+from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.data.loading.decoded_cache import load_images
 from cxrjax.evals import embedding
 from cxrjax.explain import lung_overlap, maps, saliency_artifacts, sanity
@@ -31,12 +31,19 @@ from cxrjax.report.run_files import read as read_facts
 from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.report.sections import saliency as drawing
 from cxrjax.studies import explanations_page as page
-from cxrjax.studies.launcher import named as named_runs
+from cxrjax.studies.launcher import parse_runs as named_runs
 from cxrjax.training.workdir import settle_config
 
 DEFAULT = ("attention", "rollout", "gradcam", "gradcam++")
 COMPARED = 64  # images whose maps are compared with those of random weights
-OF_TRAINING = ("train", "val", "test", "subset", "split_seed", "labelled")  # keys of `evals.*.data`
+TRAINING_KEYS = (
+  "train",
+  "val",
+  "test",
+  "subset",
+  "split_seed",
+  "labelled",
+)  # keys of `evals.*.data`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,7 +156,7 @@ def _source(config: Mapping[str, Any], first: networks.Network) -> tuple[Any, di
     )
   dataset = eval_data[0]
   split = data["split"] or dataset.get("test") or dataset.get("split") or "test"
-  options = {k: freeze(v) for k, v in dataset.items() if k not in (*OF_TRAINING, "name", "split")}
+  options = {k: freeze(v) for k, v in dataset.items() if k not in (*TRAINING_KEYS, "name", "split")}
   options |= freeze(data["options"])
   return (
     open_source(freeze(dataset["name"]), split=split, **options),
@@ -172,7 +179,7 @@ def _load_explained(
     if rows is None:
       rows = _select_rows(images, config["images"])
       # All runs are scored with the masks of the first run's images.
-      published = int(pseudo_masks.owned(without_predicted, rows).sum())
+      published = int(pseudo_masks.has_own_mask(without_predicted, rows).sum())
       predicted = len(lung_overlap.with_masks(images.take(rows))) - published
       mask_counts = {
         "published": published,
@@ -195,7 +202,7 @@ def _decode(
   """Images decoded for one network, with predicted masks if configured, and without them."""
   decoding, cache = network.look(), config["data"]["cache_dir"] or None
   limit = 4 * config["images"]  # spare ones, as some may have no mask
-  rows = None if len(source) <= limit else even(len(source), limit)
+  rows = None if len(source) <= limit else evenly_spaced(len(source), limit)
   images = load_images(
     source,
     decoding.size,
@@ -221,7 +228,7 @@ def _decode(
 def _select_rows(images: Images, limit: int) -> Int64[np.ndarray, "n"]:
   """Rows of the images to explain: those with a mask, where any has one."""
   rows = lung_overlap.with_masks(images, limit)
-  return rows if len(rows) else even(len(images), limit)
+  return rows if len(rows) else evenly_spaced(len(images), limit)
 
 
 def _head(
@@ -242,7 +249,7 @@ def _head(
     notes.append(f"{name} has no classes, and no probe could be fitted ({error})")
     return None, (), ""
   decoding, limit = network.look(), config["probe_images"]
-  rows = even(len(source), limit)
+  rows = evenly_spaced(len(source), limit)
   images = load_images(
     source,
     decoding.size,
@@ -268,7 +275,7 @@ def _head(
 
 def _select_methods(text: str, explained: Sequence[Explained], notes: list[str]) -> tuple[str, ...]:
   """Methods that were requested, or those of `DEFAULT` that all runs support."""
-  requested = maps.named(text)
+  requested = maps.parse_methods(text)
   for e in explained:
     for method in requested:
       maps.check(method, e.encoder, e.head is not None, "config.methods")
@@ -291,10 +298,10 @@ def _check_target(target: str, e: Explained) -> None:
     raise UserError(f"config.target={target!r} is no class of {e.name}{suggest(target, e.classes)}")
 
 
-def _explain(run: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.Seen:
+def _explain(run: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.Explanation:
   options = {"tap": config["tap"]} if method in ("gradcam", "gradcam++") else {}
   target = run.classes.index(config["target"]) if config["target"] and run.classes else None
-  return lung_overlap.look(
+  return lung_overlap.explain_and_score(
     method,
     run.encoder,
     run.params,
@@ -310,7 +317,7 @@ def _explain(run: Explained, method: str, config: Mapping[str, Any]) -> lung_ove
 def _facts(
   explained: Sequence[Explained],
   methods: Sequence[str],
-  explanations: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  explanations: Mapping[str, Mapping[str, lung_overlap.Explanation]],
   config: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Scores, differences from the first run, and agreement with maps of random weights."""
@@ -367,11 +374,11 @@ def _describe_run(e: Explained) -> dict[str, Any]:
 
 
 def _random_agreement(
-  e: Explained, explanations: Mapping[str, lung_overlap.Seen], config: Mapping[str, Any]
+  e: Explained, explanations: Mapping[str, lung_overlap.Explanation], config: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Rank correlations of the maps with those of random weights, for the same classes."""
   n = min(COMPARED, len(e.images))
-  x = lung_overlap.normalised(e.images.take(np.arange(n)), e.network.mean, e.network.std)
+  x = lung_overlap.normalize(e.images.take(np.arange(n)), e.network.mean, e.network.std)
   key = jax.random.key(config["seed"])
   params = e.encoder.init(key)
   head = None if e.head is None else sanity.random_head(e.head, key)
@@ -401,12 +408,12 @@ def _random_agreement(
 def _page_arrays(
   explained: Sequence[Explained],
   methods: Sequence[str],
-  explanations: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  explanations: Mapping[str, Mapping[str, lung_overlap.Explanation]],
   count: int,
 ) -> dict[str, np.ndarray]:
   """Arrays for the page: some images with their maps, and mean maps over all images."""
   images = explained[0].images
-  rows = saliency_artifacts.chosen(images, count)
+  rows = saliency_artifacts.example_rows(images, count)
   arrays: dict[str, np.ndarray] = {
     "image": images.gray(rows)[..., 0],
     "label": np.asarray(embedding.findings(np.asarray(images.labels)[rows], images.info.classes)),
@@ -442,7 +449,7 @@ def _write_files(
   workdir: pathlib.Path,
   explained: Sequence[Explained],
   methods: Sequence[str],
-  explanations: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  explanations: Mapping[str, Mapping[str, lung_overlap.Explanation]],
   count: int,
 ) -> None:
   """Writes `maps/*.png`, `arrays/*.npz` and `scores.csv`."""
@@ -453,7 +460,7 @@ def _write_files(
       for path in (workdir / folder).iterdir():  # of an earlier comparison
         path.unlink()
     for e in explained:
-      rows = saliency_artifacts.chosen(e.images, count)
+      rows = saliency_artifacts.example_rows(e.images, count)
       gray = e.images.gray(rows)[..., 0]
       for method in methods:
         explanation = explanations[e.name][method]
@@ -484,7 +491,7 @@ def _file_name(name: str) -> str:
 def _csv_rows(
   explained: Sequence[Explained],
   methods: Sequence[str],
-  explanations: Mapping[str, Mapping[str, lung_overlap.Seen]],
+  explanations: Mapping[str, Mapping[str, lung_overlap.Explanation]],
 ) -> Iterator[Sequence[Any]]:
   yield ("run", "method", "id", "label", "explained", *saliency.MEASURES, "undefined")
   for e in explained:

@@ -19,7 +19,7 @@ from cxrjax.report.naming import model_name
 from cxrjax.report.run_files import Run
 from cxrjax.studies import label_efficiency_page as page
 from cxrjax.studies import launcher, transfer_results
-from cxrjax.studies.transfer_results import cell
+from cxrjax.studies.transfer_results import format_cell
 from cxrjax.training import workdir as workdirs
 
 PLATFORM = "cpu"  # of this process; the runs use the accelerator
@@ -70,7 +70,7 @@ def run(
   extensible = ("fractions", "seeds", "inits", "methods", "folder")
   workdirs.settle_config(workdir, {k: v for k, v in config.items() if k not in extensible})
   jobs = plan(config, workdir)
-  show = launcher.Show(
+  show = launcher.Reporting(
     key="sweep",
     begins=lambda job: f"{job.name} begins",
     ended=lambda job, why: _end_line(job, workdir, why),
@@ -88,7 +88,7 @@ def run(
     f"workdir   {workdir}",
     "",
   ]
-  return launcher.take(jobs, workdir, show, command=command, opening=opening, say=say)
+  return launcher.run_jobs(jobs, workdir, show, command=command, opening=opening, say=say)
 
 
 def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
@@ -234,7 +234,7 @@ def collect(
     run_rows.append(row)
     if job.method and row["status"] == "finished":
       finished.setdefault((job.curve, job.fraction), {})[job.seed, job.fold] = run
-      sets |= {k: v for k, v in transfer_results.sets(run).items() if k not in sets}
+      sets |= {k: v for k, v in transfer_results.test_sets(run).items() if k not in sets}
       common = common or {
         "model": model_name(run),
         "parameters": run.fact("model", "parameters"),
@@ -271,7 +271,7 @@ def _point(
 ) -> dict[str, Any]:
   """Results of all seeds and folds of a curve at one share of the labels."""
   runs = finished[curve, share]
-  results = [transfer_results.judged(run) for run in runs.values()]
+  results = [transfer_results.test_scores(run) for run in runs.values()]
   labelled = [n for run in runs.values() if (n := transfer_results.labelled(run)) is not None]
   has_folds = any(fold for _, fold in runs)
   sets: dict[str, dict[str, Any]] = {}
@@ -350,13 +350,13 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
           point["curve"],
           "",
           point["fraction"],
-          cell(point["labelled"]),
+          format_cell(point["labelled"]),
           "ensemble",
           "",
           "finished",
           name,
           metric,
-          *(cell(value.get(k)) for k in ("value", "low", "high")),
+          *(format_cell(value.get(k)) for k in ("value", "low", "high")),
           "",
           "",
           "",
@@ -367,16 +367,22 @@ def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
       row["curve"],
       row["init"],
       row["fraction"],
-      cell(row.get("labelled")),
+      format_cell(row.get("labelled")),
       row["seed"],
       row.get("fold", ""),
       row["status"],
     ]
-    end = [cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
+    end = [format_cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
     lines = [
       (name, metric, value)
       for name, metrics in (row.get("sets") or {}).items()
       for metric, value in metrics.items()
     ]
     for name, metric, value in lines or [("", "", {})]:
-      yield [*start, name, metric, *(cell(value.get(k)) for k in ("value", "low", "high")), *end]
+      yield [
+        *start,
+        name,
+        metric,
+        *(format_cell(value.get(k)) for k in ("value", "low", "high")),
+        *end,
+      ]

@@ -35,7 +35,7 @@ def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) ->
       f"config.data.shared_patients={choice!r} is no option{suggest(str(choice), CHOICES)}"
     )
   train_keys = patient_splits.patient_keys(train)
-  train_patients, train_known = set(train_keys) - {""}, leakage.known(train_keys, train.info)
+  train_patients, train_known = set(train_keys) - {""}, leakage.count_known(train_keys, train.info)
   remarks = []
   for name, data in evaluations.items():
     test_keys, info = test_patients(data)
@@ -50,9 +50,9 @@ def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) ->
       )
     remarks.append(
       f"{name}: "
-      + leakage.said(
+      + leakage.summary(
         n_shared,
-        (leakage.known(test_keys, info), train_known),
+        (leakage.count_known(test_keys, info), train_known),
         ("test images", "training images"),
         some=f"{n_shared} of {len(set(test_keys) - {''})} test patients are in the training data",
         none="no patient of the test images is in the training data",
@@ -87,12 +87,12 @@ def near_duplicates(loader: Any, evaluations: Mapping[str, Data], threshold: flo
     ]
   from cxrjax.audit import duplicates
 
-  train = duplicates.of_images(loader.images)
+  train = duplicates.prepare(loader.images)
   remarks = []
   for name, data in evaluations.items():
     key, rows = data.rows["test"]
     pairs = duplicates.across(
-      train, duplicates.of_images(data.images[key], rows), threshold, FIRST, limit=PAIRS
+      train, duplicates.prepare(data.images[key], rows), threshold, FIRST, limit=PAIRS
     )
     if not len(pairs.i):
       remarks.append(
@@ -110,7 +110,7 @@ def near_duplicates(loader: Any, evaluations: Mapping[str, Data], threshold: flo
   return remarks
 
 
-def seen_before(
+def seen_in_pretraining(
   path: str, evaluations: Mapping[str, Any], choice: str, cache_dir: str | None = None
 ) -> list[str]:
   """Refuses test images or patients that the initial run was trained on; returns remarks.
@@ -145,8 +145,10 @@ def seen_before(
     patients = leakage.overlap(before.patients, test_keys, secret) if len(before.patients) else ()
     of_patients = [i for i, k in enumerate(test_keys) if k in (patients or ())]
     key, rows = data.rows["test"]
-    distances = image_hashes.nearest(before.hashes, image_hashes.of_images(data.images[key], rows))
-    same = np.flatnonzero(distances <= image_hashes.SAME).tolist()
+    distances = image_hashes.nearest_distances(
+      before.hashes, image_hashes.of_images(data.images[key], rows)
+    )
+    same = np.flatnonzero(distances <= image_hashes.MAX_DISTANCE).tolist()
     for leaked, reason in (
       (of_patients, f"are of {len(patients or ())} patients whom {KEY}={path} learnt from"),
       (same, f"are among those that {KEY}={path} learnt from"),
@@ -159,14 +161,17 @@ def seen_before(
           "or set config.data.shared_patients='allow'"
         )
     remarks.append(
-      f"{name}: " + _patient_remark(patients, leakage.known(test_keys, info), before, path)
+      f"{name}: " + _patient_remark(patients, leakage.count_known(test_keys, info), before, path)
     )
     remarks.append(f"{name}: " + _image_remark(len(same), len(test_keys), before, path))
   return remarks
 
 
 def _patient_remark(
-  shared: Sequence[str] | None, test_known: leakage.Known, before: learnt_from.Learnt, path: str
+  shared: Sequence[str] | None,
+  test_known: leakage.PatientCounts,
+  before: learnt_from.Learnt,
+  path: str,
 ) -> str:
   """Remark on test patients that the initial run was trained on."""
   if shared is None:
@@ -175,7 +180,7 @@ def _patient_remark(
       "keeps their hashes under another secret than this cache folder's; see "
       "CXRJAX_PATIENT_KEY"
     )
-  return leakage.said(
+  return leakage.summary(
     len(shared),
     (test_known, before.known),
     ("test images", f"images that {path} learnt from"),

@@ -41,7 +41,7 @@ from cxrjax.training import workdir as workdirs
 from cxrjax.training.build import build_trainer, learns_from
 from cxrjax.training.checkpoint import Checkpoints
 from cxrjax.training.divergence import Diverged, DivergenceMonitor
-from cxrjax.training.loop import Evaluation, TrainResult, begin, train
+from cxrjax.training.loop import Evaluation, TrainResult, compile_in_background, train
 from cxrjax.training.train_step import State
 
 CHOSEN = "chosen"  # an evaluator's `every`: once, after training, on the best checkpoint
@@ -61,7 +61,7 @@ class Run:
     recipe = build(config["views"], "Recipe", "config.views")  # first, as it fails cheaply
     recipe.check(config["data"]["size"])
     data = config["data"]
-    masked, segmenter = pseudo_masks.wanted(data.get("masks"))
+    masked, segmenter = pseudo_masks.parse_option(data.get("masks"))
     if masked and "masks" not in inspect.signature(recipe.__call__).parameters:
       raise UserError(
         f"config.views.name={config['views']['name']!r} takes no lung masks; set "
@@ -186,7 +186,7 @@ class Run:
     }
     return [
       *leakage_checks.shared_patients(self.source, evaluations, choice),
-      *leakage_checks.seen_before(path, tests, choice, data["cache_dir"] or None),
+      *leakage_checks.seen_in_pretraining(path, tests, choice, data["cache_dir"] or None),
       *leakage_checks.near_duplicates(self.loader, evaluations, data.get("near_duplicates", 0)),
     ]
 
@@ -242,7 +242,7 @@ class Run:
       "patients": len(patients) if all(patients) else None,
       "fingerprint": info.fingerprint,
       "splits": dict(info.splits),
-      "notes": [*info.notes, *self.loader.notes, *untaught(labels), *self.leaks],
+      "notes": [*info.notes, *self.loader.notes, *absent_class_notes(labels), *self.leaks],
       **self._describe_masks(),
       "skipped": [list(s) for s in (*info.skipped, *self.loader.skipped)],
       "size": self.config["data"]["size"],
@@ -253,7 +253,7 @@ class Run:
     """Number of images by the origin of their lung mask."""
     if self.masks_owned is None:
       return {}
-    _, segmenter = pseudo_masks.wanted(self.config["data"]["masks"])
+    _, segmenter = pseudo_masks.parse_option(self.config["data"]["masks"])
     others = f"predicted by {segmenter}" if segmenter else "none"
     counts = {"published": self.masks_owned, others: self.loader.num_examples - self.masks_owned}
     return {"lung_masks": counts}
@@ -282,7 +282,7 @@ def labels_of(table: Any, info: Any) -> Labels:
   )
 
 
-def untaught(labels: Labels) -> list[str]:
+def absent_class_notes(labels: Labels) -> list[str]:
   """Remarks on classes without a positive training image."""
   if not any(labels.known):
     return []
@@ -419,7 +419,7 @@ def run(
     say(f"{workdir} holds a finished run of this config; its report is {page_path}")
     return 0
   run = Run(config)
-  pending_start = begin(run.trainer, run.loader)
+  pending_start = compile_in_background(run.trainer, run.loader)
   facts = run.describe()
   say(announce(facts, workdir))
   for remark in remarks(facts):
@@ -477,7 +477,7 @@ def run(
         status=status, finished=now(), timing=outcome.timing, notes=outcome.remarks, memory=peak()
       )
     except BaseException as error:
-      peers.tell(error)  # before this process waits for any of them
+      peers.report_error(error)  # before this process waits for any of them
       if isinstance(error, OSError) and error.errno in FULL:
         error = UserError(
           f"no space left on device ({error.filename or workdir}); free some, then "

@@ -204,7 +204,7 @@ class Checkpoints:
 
   def _damage(self, step: int) -> str:
     """Damage to a checkpoint, "" for none; checked by the first process, returned by all."""
-    reason = checksums.damage(self.directory / str(step)) if jax.process_index() == 0 else ""
+    reason = checksums.find_damage(self.directory / str(step)) if jax.process_index() == 0 else ""
     if jax.process_count() > 1:
       encoded = np.frombuffer(reason.encode()[:160].ljust(160), np.uint8)
       received = np.asarray(multihost_utils.broadcast_one_to_all(encoded))
@@ -262,7 +262,7 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 def _metadata_damage(folder: pathlib.Path) -> str:
   """Damage to a checkpoint's small files, everything but its arrays; "" for none."""
-  return checksums.damage(folder, only=lambda name: not name.startswith("state/"))
+  return checksums.find_damage(folder, only=lambda name: not name.startswith("state/"))
 
 
 def _damaged_error(folder: pathlib.Path, reason: str) -> UserError:
@@ -331,7 +331,7 @@ def load_flat(
       step = scored
     elif step is None:
       step = steps[-1]
-    reason = checksums.damage(directory / str(step))
+    reason = checksums.find_damage(directory / str(step))
     if reason:
       raise _damaged_error(directory / str(step), reason)
     # Onto one local device, as the devices it was saved from may not exist here.

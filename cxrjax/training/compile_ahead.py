@@ -150,7 +150,9 @@ def inputs(
   }
 
 
-def fetched(config: Mapping[str, Any], labels: Labels = LABELS) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+  config: Mapping[str, Any], labels: Labels = LABELS
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch with pixels, as returned by `Fetch`."""
   batch_size, side = config["batch_size"], config["data"]["size"]
   images = jax.ShapeDtypeStruct((batch_size, side, side, 1), jnp.uint8)

@@ -38,7 +38,7 @@ _TRAIN = (
 _DECISION = ("temperature", "thresholds", "decision", "prevalence")
 
 
-def needed(method: Any, template: Mapping[str, Any]) -> set[str]:
+def network_arrays(method: Any, template: Mapping[str, Any]) -> set[str]:
   """Names of the state's arrays that make up a method's network; the others serve training.
 
   Args:
@@ -67,7 +67,7 @@ def write(run: Any, folder: pathlib.Path) -> None:
   """
   folder.mkdir(parents=True, exist_ok=True)
   state = {"params": run.params, "extra": run.extra}
-  needed_names = needed(run.method, state)
+  needed_names = network_arrays(run.method, state)
   arrays = {
     name: _half(np.asarray(value)) for name, value in flatten(state).items() if name in needed_names
   }

@@ -27,7 +27,7 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
   path = (config.get("init") or {}).get("path", "")
   if not path:
     return None, {}
-  place = zoo.place(path, KEY)
+  place = zoo.resolve_workdir(path, KEY)
   if not place.exists():
     raise UserError(
       f"{KEY}={path!r} does not exist; give the workdir of a finished run, or a file of weights"

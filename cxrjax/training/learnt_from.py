@@ -23,12 +23,12 @@ class Learnt:
 
   Attributes:
     known: how many of the patients were known.
-    patients: from `data.splits.leakage.remember`; empty in an exported run.
+    patients: from `data.splits.leakage.fingerprint`; empty in an exported run.
     hashes: from `data.splits.image_hashes`, of the images that were decoded.
     unseen: number of images without a hash, because they were streamed.
   """
 
-  known: leakage.Known
+  known: leakage.PatientCounts
   patients: UInt64[np.ndarray, "_"]
   hashes: UInt8[np.ndarray, "n b"]
   unseen: int
@@ -50,7 +50,7 @@ class Learnt:
     return dataclasses.replace(
       self,
       patients=self.patients[:0],
-      known=leakage.Known(self.known.images, self.known.images, ()),
+      known=leakage.PatientCounts(self.known.images, self.known.images, ()),
     )
 
 
@@ -68,13 +68,13 @@ def remember(
     cache_dir: location of the secret key of the patients' hashes.
   """
   keys = patient_splits.patient_keys(train)
-  patients = leakage.remember(keys, file_hashes.patient_key(cache_dir))
-  knowledge = leakage.known(keys, train.info)
+  patients = leakage.fingerprint(keys, file_hashes.patient_key(cache_dir))
+  knowledge = leakage.count_known(keys, train.info)
   hashes, unseen = np.zeros((0, image_hashes.BYTES), np.uint8), len(keys)
   if loader.images is not None:
     hashes, unseen = image_hashes.of_images(loader.images), 0
   if (previous := learnt(before)) is not None:
-    knowledge = leakage.Known(
+    knowledge = leakage.PatientCounts(
       knowledge.images + previous.known.images,
       knowledge.unknown + previous.known.images,
       tuple(dict.fromkeys((*knowledge.naming, *previous.known.naming))),
@@ -89,12 +89,12 @@ def learnt(workdir: str) -> Learnt | None:
   Raises:
     UserError: the file is damaged.
   """
-  file = zoo.place(workdir) / FILE
+  file = zoo.resolve_workdir(workdir) / FILE
   if not workdir or not file.is_file():
     return None
   try:
     arrays = files.read_npz(file)
-    known = leakage.Known(
+    known = leakage.PatientCounts(
       int(arrays["images"]), int(arrays["unknown"]), tuple(map(str, arrays["naming"].tolist()))
     )
     shapes = arrays["patients"].shape[1:], arrays["hashes"].shape[1:]

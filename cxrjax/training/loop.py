@@ -88,7 +88,7 @@ class Throughput:
 Fresh = tuple[State, float]  # state before the first step, seconds spent compiling
 
 
-def begin(trainer: Trainer, loader: Any) -> Callable[[], Fresh] | None:
+def compile_in_background(trainer: Trainer, loader: Any) -> Callable[[], Fresh] | None:
   """Initialises the state and compiles the step in a thread, e.g. while evaluation images load.
 
   Returns:
@@ -234,7 +234,7 @@ def train(
         if step % save_every == 0 or step == total or pending:
           score = next((s for s in scores.values() if s is not None), None)
           checkpoints.save(step, state, score)
-        peers.meet()
+        peers.barrier()
       if pending:
         break
   checkpoints.wait()
@@ -267,7 +267,7 @@ def _dispatch(
   def call() -> tuple[State, Any]:
     if wait and jax.process_count() > 1:  # the call below finds this in the cache
       trainer.run.lower(state, loader.data, batches, np.int32(count)).compile()
-      peers.meet()
+      peers.barrier()
     outputs = trainer.run(state, loader.data, batches, np.int32(count))
     return jax.block_until_ready(outputs) if wait else outputs
 

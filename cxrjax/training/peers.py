@@ -36,7 +36,7 @@ _peers: Peers | None = None
 
 
 @contextlib.contextmanager
-def together(
+def process_group(
   coordinator: str | None, processes: int, process: int, newest_step: Callable[[], int | None]
 ) -> Iterator[None]:
   """Joins the other processes, watches them, and leaves when all have finished.
@@ -86,13 +86,13 @@ def together(
   _peers = None
 
 
-def tell(error: BaseException) -> None:
+def report_error(error: BaseException) -> None:
   """Reports an error to the others before this process waits for files, which may need them."""
   if _peers is not None:
     _peers.tell(error)
 
 
-def meet() -> None:
+def barrier() -> None:
   """Barrier: returns when all processes have arrived, however late.
 
   On CPU a reduce-scatter gives up after 30 s (https://github.com/jax-ml/jax/issues/40831), so

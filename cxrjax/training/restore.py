@@ -82,10 +82,10 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
   Raises:
     UserError: no workdir, an unfinished run, or an unreadable checkpoint.
   """
-  folder = zoo.place(workdir, key)
+  folder = zoo.resolve_workdir(workdir, key)
   origin = f"{key}={str(workdir)!r}"
   is_exported = (folder / exported_run.NETWORK).is_file()
-  if is_exported and (damage := checksums.damage(folder)):
+  if is_exported and (damage := checksums.find_damage(folder)):
     raise UserError(f"{origin} is damaged: {damage}; export the run again")
   try:
     config = files.read_mapping(folder / "config.json")

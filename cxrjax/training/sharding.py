@@ -90,7 +90,7 @@ def param_specs(
   return jax.tree.map(place, path_names(tree), tree)
 
 
-def gathered(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> Any:
+def gather(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> Any:
   """Gathers the tree onto every device for a step's products; gradients return to the shards.
 
   Otherwise the compiler may split the products along the parameters' shards and then communicate

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Key
 
 from cxrjax.core import compile_effort
 from cxrjax.core.errors import UserError
-from cxrjax.methods.base import started
+from cxrjax.methods.base import with_params
 from cxrjax.training import sharding
 from cxrjax.training.optimizer import Optimizer
 
@@ -59,7 +59,7 @@ class Trainer:
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
     method = self.method
     if start is not None:
-      method = dataclasses.replace(method, encoder=started(method.encoder, start))
+      method = dataclasses.replace(method, encoder=with_params(method.encoder, start))
     params, extra = method.init(key, spec)
     opt = self.optimizer.init(params)
     return {"step": jnp.zeros((), jnp.int32), "params": params, "extra": extra, "opt": opt}
@@ -117,7 +117,7 @@ class Trainer:
     view_key, loss_key = self.step_key(step, 0), self.step_key(step, 1)
 
     def gathered(tree: Any, name: str) -> Any:  # rules match paths that start at the state
-      return sharding.gathered({name: tree}, self.mesh, self.rules)[name]
+      return sharding.gather({name: tree}, self.mesh, self.rules)[name]
 
     full_extra = gathered(state["extra"], "extra")
 

@@ -60,7 +60,7 @@ def in_use(workdir: pathlib.Path) -> bool:
   return False
 
 
-DRAWN = {"explain"}  # parts of a config that affect no result
+IGNORED_KEYS = {"explain"}  # parts of a config that affect no result
 
 
 def differences(
@@ -68,7 +68,7 @@ def differences(
 ) -> list[str]:
   """`config.a.b: 1 -> 2` for every key in which two nested configs differ, except `DRAWN`."""
   changes = []
-  for key in sorted((set(old) | set(new)) - (DRAWN if prefix == "config" else set())):
+  for key in sorted((set(old) | set(new)) - (IGNORED_KEYS if prefix == "config" else set())):
     name = f"{prefix}.{key}"
     if key not in new:
       changes.append(f"{name}: {old[key]!r} -> (absent)")

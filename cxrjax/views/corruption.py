@@ -20,9 +20,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.views.validation import Number
 
-MOST = 512  # rectangles drawn per image, a multiple of 32; covering three quarters takes about 100
+MAX_BOXES = (
+  512  # rectangles drawn per image, a multiple of 32; covering three quarters takes about 100
+)
 FILLS = ("noise", "zeros", "copy")
-ROOM = "config.method.corruption"
+CONFIG_KEY = "config.method.corruption"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +58,18 @@ class Corruption:
     if isinstance(self.fill, str):
       object.__setattr__(self, "fill", (self.fill,))
     if not self.fill:
-      raise UserError(f"{ROOM}.fill=() must have one or more of {', '.join(FILLS)}")
+      raise UserError(f"{CONFIG_KEY}.fill=() must have one or more of {', '.join(FILLS)}")
     for word in self.fill:
       if word not in FILLS:
-        raise UserError(f"{ROOM}.fill has {word!r}, which is unknown{suggest(word, FILLS)}")
+        raise UserError(f"{CONFIG_KEY}.fill has {word!r}, which is unknown{suggest(word, FILLS)}")
     if not 0 < self.share <= 0.95:  # above, rectangles hit the uncovered rest too rarely
-      raise UserError(f"{ROOM}.share={self.share} must be above 0, at most 0.95")
+      raise UserError(f"{CONFIG_KEY}.share={self.share} must be above 0, at most 0.95")
     if not 0 <= self.alien <= 0.95:
-      raise UserError(f"{ROOM}.alien={self.alien} must be in 0 .. 0.95")
+      raise UserError(f"{CONFIG_KEY}.alien={self.alien} must be in 0 .. 0.95")
     if not 0 < self.largest <= 1:
-      raise UserError(f"{ROOM}.largest={self.largest} must be above 0, at most 1")
+      raise UserError(f"{CONFIG_KEY}.largest={self.largest} must be above 0, at most 1")
     if self.align < 1:
-      raise UserError(f"{ROOM}.align={self.align} must be at least 1")
+      raise UserError(f"{CONFIG_KEY}.align={self.align} must be at least 1")
 
   def __call__(
     self, keys: Key[Array, "n"], images: Float[Array, "n h w c"], views: int = 1
@@ -84,22 +86,24 @@ class Corruption:
     """
     n, height, width, _ = images.shape
     if self.align > min(height, width):
-      raise UserError(f"{ROOM}.align={self.align} is larger than views of {height}x{width} pixels")
+      raise UserError(
+        f"{CONFIG_KEY}.align={self.align} is larger than views of {height}x{width} pixels"
+      )
     if self.alien and n < 2 * views:
       raise UserError(
-        f"{ROOM}.alien={self.alien} takes pixels from other images, and the (micro)batch has one; "
-        "raise config.batch_size or set it to 0"
+        f"{CONFIG_KEY}.alien={self.alien} takes pixels from other images, and the (micro)batch has "
+        "one; raise config.batch_size or set it to 0"
       )
     boxes_key, place_key, noise_key = jnp.moveaxis(
       jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
     )
-    numbers = jax.vmap(lambda k: jax.random.uniform(k, (3 + 4 * MOST,)))(boxes_key)
+    numbers = jax.vmap(lambda k: jax.random.uniform(k, (3 + 4 * MAX_BOXES,)))(boxes_key)
     kinds = (*self.fill, *(("alien",) if self.alien else ()))
     kind = jnp.floor(numbers[:, 0] * len(kinds)).astype(jnp.int32)
     upper = jnp.where(kind < len(self.fill), self.share, self.alien)
     lower = jnp.minimum(upper, 0.5)
     area = (lower + (upper - lower) * numbers[:, 1]) * (height * width)
-    boxes = self.boxes(numbers[:, 3:].reshape(n, 4, MOST), height, width)
+    boxes = self.boxes(numbers[:, 3:].reshape(n, 4, MAX_BOXES), height, width)
     # The barrier keeps XLA from recomputing the rectangles wherever the mask is used.
     first, mask = jax.lax.optimization_barrier(_cover(boxes, area, height, width))
 
@@ -110,7 +114,7 @@ class Corruption:
       if name == "noise":
         pixels = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(noise_key)
       elif name == "copy":
-        positions = jax.vmap(lambda k: jax.random.uniform(k, (2, MOST)))(place_key)
+        positions = jax.vmap(lambda k: jax.random.uniform(k, (2, MAX_BOXES)))(place_key)
         pixels = _elsewhere(images, boxes, positions, first)
       else:
         pixels = _others(images, numbers[:, 2], views)

@@ -7,7 +7,7 @@ import dataclasses
 from jaxtyping import Array, Float, Num
 
 from cxrjax.views import resample
-from cxrjax.views.validation import Number, floats, whole
+from cxrjax.views.validation import Number, require_float, require_int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Recipe:
   std: Number = 0.25
 
   def __post_init__(self):
-    whole(self, "size", 1)
-    floats(self, "mean")
-    floats(self, "std", above=0.0)
+    require_int(self, "size", 1)
+    require_float(self, "mean")
+    require_float(self, "std", above=0.0)
 
   def __call__(self, images: Num[Array, "b h w 1"]) -> Float[Array, "b s s 1"]:
     """The views of a batch; integers (0 .. the type's maximum) or floats in 0..1."""

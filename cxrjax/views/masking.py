@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 ATTEMPTS = 40  # blocks drawn per mask, of which those that fit are used
 ASPECT = (0.3, 1 / 0.3)  # range of a block's height / width
-LEAST = 4  # smallest area drawn for a block, in patches, unless fewer remain to be hidden
+MIN_BLOCK = 4  # smallest area drawn for a block, in patches, unless fewer remain to be hidden
 
 
 def random(keys: Key[Array, "b"], patches: int, count: int) -> Bool[Array, "b n"]:
@@ -49,7 +49,7 @@ def blocks(
     hidden, count, numbers = carry
     area, aspect, top, left = numbers[i]
     remaining = count - hidden.sum()
-    least = jnp.minimum(LEAST, remaining)
+    least = jnp.minimum(MIN_BLOCK, remaining)
     area, aspect = least + area * (remaining - least), jnp.exp(low + (high - low) * aspect)
     height, width = (
       jnp.round(jnp.sqrt(a)).astype(jnp.int32) for a in (area * aspect, area / aspect)
@@ -98,7 +98,7 @@ def guided(
   return jnp.where(region, rank < num_inside, rank - size < count - num_inside)
 
 
-def kept(mask: Bool[Array, "b n"], count: int) -> Int[Array, "b m"]:
+def visible(mask: Bool[Array, "b n"], count: int) -> Int[Array, "b m"]:
   """The first `count` visible patches, ascending, for `encode(keep=)`."""
   return jnp.argsort(mask, axis=1, stable=True)[:, :count].astype(jnp.int32)
 

@@ -110,21 +110,21 @@ class Recipe:
       ("local_size", 1),
       ("local_crops", 0),
     ):
-      validation.whole(self, name, least)
+      validation.require_int(self, name, least)
     for name in ("global_scale", "local_scale"):
       validation.interval(self, name, 1e-4, 4.0)
     validation.interval(self, "ratio", 1e-2, 1e2)
     validation.interval(self, "blur_sigma", 0.0)
     for name in ("flip", "jitter_prob", "solarize_threshold"):
-      validation.floats(self, name, 0.0, 1.0)
+      validation.require_float(self, name, 0.0, 1.0)
     for name in ("brightness", "contrast"):
-      validation.floats(self, name, 0.0, 1.0)
-    validation.floats(self, "gamma", 0.0, 2.0)
+      validation.require_float(self, name, 0.0, 1.0)
+    validation.require_float(self, "gamma", 0.0, 2.0)
     for name in ("blur_prob", "solarize_prob"):
       validation.probabilities(self, name)
-    validation.floats(self, "rotate", 0.0, 180.0)
-    validation.floats(self, "mean")
-    validation.floats(self, "std", above=0.0)
+    validation.require_float(self, "rotate", 0.0, 180.0)
+    validation.require_float(self, "mean")
+    validation.require_float(self, "std", above=0.0)
 
   def check(self, image_size: int) -> None:
     """Raises a UserError if crops are larger, in pixels, than the stored images."""

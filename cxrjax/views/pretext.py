@@ -64,7 +64,7 @@ class Jigsaw(_Photometric):
 
   def __post_init__(self):
     super().__post_init__()
-    validation.floats(self, "local_share", 0.01, 1 / SIDE)
+    validation.require_float(self, "local_share", 0.01, 1 / SIDE)
 
   # No masks: their absence from the signature is how the program can tell.
   def __call__(  # type: ignore[override]

@@ -86,7 +86,7 @@ def crop_matrix(
   return _normalized(weights)
 
 
-def middle(
+def center_crop(
   images: Float[Array, "b h w c"], scale: float, flip: bool = False
 ) -> Float[Array, "b h w c"]:
   """Central crop of images, resized to the images' size, mirrored or not.

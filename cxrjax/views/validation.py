@@ -8,32 +8,32 @@ from typing import Any
 
 from cxrjax.core.errors import UserError
 
-ROOM = "config.views"
+CONFIG_KEY = "config.views"
 
 Number = int | float  # accepted in a config where a float is meant; stored as a float
 Pair = tuple[Number, Number]
 
 
-def wrong(recipe: Any, name: str, rule: str) -> UserError:
+def field_error(recipe: Any, name: str, rule: str) -> UserError:
   """The error for a field that breaks `rule`."""
-  return UserError(f"{ROOM}.{name}={getattr(recipe, name)!r} must be {rule}")
+  return UserError(f"{CONFIG_KEY}.{name}={getattr(recipe, name)!r} must be {rule}")
 
 
-def whole(recipe: Any, name: str, least: int) -> None:
+def require_int(recipe: Any, name: str, least: int) -> None:
   """Requires a whole number of at least `least`."""
   value = getattr(recipe, name)
   if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-    raise wrong(recipe, name, f"a whole number, at least {least}")
+    raise field_error(recipe, name, f"a whole number, at least {least}")
   object.__setattr__(recipe, name, int(value))
 
 
-def floats(
+def require_float(
   recipe: Any, name: str, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
 ) -> None:
   """Requires a number in `[low, high]` and above `above`; stored as a float."""
   value = getattr(recipe, name)
   if not (_is_number(value) and low <= value <= high and value > above):
-    raise wrong(recipe, name, "a number" + _bounds(low, high, above))
+    raise field_error(recipe, name, "a number" + _bounds(low, high, above))
   object.__setattr__(recipe, name, float(value))
 
 
@@ -42,7 +42,7 @@ def interval(recipe: Any, name: str, low: float, high: float = math.inf) -> None
   value = getattr(recipe, name)
   is_valid = isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
   if not (is_valid and low <= value[0] <= value[1] <= high):
-    raise wrong(recipe, name, f"two numbers (least, greatest){_bounds(low, high)}")
+    raise field_error(recipe, name, f"two numbers (least, greatest){_bounds(low, high)}")
   object.__setattr__(recipe, name, tuple(map(float, value)))
 
 
@@ -52,7 +52,9 @@ def probabilities(recipe: Any, name: str) -> None:
   value = (value, value) if _is_number(value) else value
   is_valid = isinstance(value, tuple | list) and len(value) >= 2 and all(map(_is_number, value))
   if not (is_valid and all(0 <= p <= 1 for p in value)):
-    raise wrong(recipe, name, "a probability, or one for each large crop and last the small crops'")
+    raise field_error(
+      recipe, name, "a probability, or one for each large crop and last the small crops'"
+    )
   object.__setattr__(recipe, name, tuple(map(float, value)))
 
 

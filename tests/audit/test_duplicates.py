@@ -106,12 +106,12 @@ def test_copies_are_found_however_changed(drawn, change):
 
 def test_within_is_across_with_itself(drawn):
   images = np.concatenate([drawn[:20], drawn[4:6]])
-  a, looks = duplicates.within(images), duplicates.of_images(images)
+  a, looks = duplicates.within(images), duplicates.prepare(images)
   b = duplicates.across(looks, looks)
   assert {(4, 20), (5, 21)} <= set(zip(a.i.tolist(), a.j.tolist(), strict=True))
   off = b.i < b.j
   np.testing.assert_array_equal(np.stack([a.i, a.j]), np.stack([b.i[off], b.j[off]]))
-  rows = duplicates.within(duplicates.of_images(images, np.array([21, 5])))
+  rows = duplicates.within(duplicates.prepare(images, np.array([21, 5])))
   assert (rows.i.tolist(), rows.j.tolist()) == ([0], [1])
   assert rows.r[0] == pytest.approx(1, abs=1e-5)
 
@@ -144,7 +144,7 @@ def test_known_copies_of_kermany(test_data):
     for s, of in (("train", "PNEUMONIA/person[0-9]{1,3}_"), ("test", ""))
   }
   names["train"] = [n for n in names["train"] if int(re.search(r"person(\d+)", n)[1]) < 500]
-  looks = {s: duplicates.of_images(decoded(archive, n)) for s, n in names.items()}
+  looks = {s: duplicates.prepare(decoded(archive, n)) for s, n in names.items()}
   assert len(looks["train"]) > 900 and len(looks["test"]) == 624
   for split, expected in (("train", 10), ("test", 6)):
     found = duplicates.within(looks[split], first=0.75)

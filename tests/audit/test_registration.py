@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from cxrjax.audit import registration
-from cxrjax.data.descriptors import batched, small
+from cxrjax.data.descriptors import batched, downsample
 from cxrjax.data.sources import phantom
 
 
@@ -26,8 +26,8 @@ def seen_through(image, m):
 
 
 def compare(a, b):
-  near, maps = batched(registration.coarse, *(small(x, registration.COARSE) for x in (a, b)))
-  r, maps = batched(registration.fine, *(small(x, registration.FINE) for x in (a, b)), maps)
+  near, maps = batched(registration.coarse, *(downsample(x, registration.COARSE) for x in (a, b)))
+  r, maps = batched(registration.fine, *(downsample(x, registration.FINE) for x in (a, b)), maps)
   return near, r, maps
 
 

@@ -16,31 +16,31 @@ from cxrjax.data.decoding import decode
 @pytest.mark.parametrize("mode, bits", [("L", 8), ("RGBA", 8), ("P", 8), ("L", 16)])
 def test_a_whole_png_and_each_way_to_damage_it(mode, bits):
   data = made_sets.encoded(0, mode, bits=bits)
-  assert not csv_builder.damage(data) and not csv_builder.damage(data + b"more")
+  assert not csv_builder.find_damage(data) and not csv_builder.find_damage(data + b"more")
   for n in range(len(data)):
-    assert csv_builder.damage(data[:n])
+    assert csv_builder.find_damage(data[:n])
   rng = np.random.default_rng(0)
   for at in rng.integers(8, len(data), 100):
     broken = bytearray(data)
     broken[at] ^= 1 << int(rng.integers(8))
-    assert csv_builder.damage(bytes(broken))
+    assert csv_builder.find_damage(bytes(broken))
 
 
 def test_a_whole_jpeg_and_one_cut_short():
   data = made_sets.encoded(0, kind="JPEG")
-  assert not csv_builder.damage(data) and not csv_builder.damage(data + bytes(100))
-  assert all(csv_builder.damage(data[:n]) for n in range(len(data) - 1))
-  assert csv_builder.damage(b"") == "it is empty"
-  assert csv_builder.damage(b"GIF89a") == "it is neither PNG nor JPEG"
+  assert not csv_builder.find_damage(data) and not csv_builder.find_damage(data + bytes(100))
+  assert all(csv_builder.find_damage(data[:n]) for n in range(len(data) - 1))
+  assert csv_builder.find_damage(b"") == "it is empty"
+  assert csv_builder.find_damage(b"GIF89a") == "it is neither PNG nor JPEG"
 
 
 def listing():
   found = csv_builder.Listing(("Edema", "votes::Edema"), r"(\w+)/(\w+)\.png$")
   found.add(
-    "a/1", csv_builder.Listed("p", "train", (1.0, math.nan), more={"terms": ["x", "ü"]}), "f 1"
+    "a/1", csv_builder.ImageRow("p", "train", (1.0, math.nan), more={"terms": ["x", "ü"]}), "f 1"
   )
   found.add(
-    "a/2", csv_builder.Listed("q", "test", (-1.0, 0.0), age=3.5, view="PA", inverted=True), "f 2"
+    "a/2", csv_builder.ImageRow("q", "test", (-1.0, 0.0), age=3.5, view="PA", inverted=True), "f 2"
   )
   found.add("a/3", "no chest", "f 3")
   return found
@@ -73,7 +73,7 @@ def test_shares_are_all_images_once(tmp_path, kind):
   write = made_sets.folder if kind == "folder" else made_sets.packed
   path, rows = str(write(tmp_path / kind, files)), csv_builder.Listing((), r"(\d+)\.png$")
   for n in range(30):
-    rows.add(str(n), csv_builder.Listed("p", "train", ()), "f")
+    rows.add(str(n), csv_builder.ImageRow("p", "train", ()), "f")
   found, unlisted = [], []
   for share in range(4):
     part = csv_builder.Part(path, share=share, shares=4)
@@ -86,7 +86,7 @@ def test_shares_are_all_images_once(tmp_path, kind):
 
 def dicom_rows(**fields):
   found = csv_builder.Listing((), r"(\d)\.dcm$", dicom=True, youngest=1.0)
-  found.add("1", csv_builder.Listed("p", "train", (), **fields), "f")
+  found.add("1", csv_builder.ImageRow("p", "train", (), **fields), "f")
   return found
 
 
@@ -141,27 +141,27 @@ def test_an_example(tmp_path):
 
 @pytest.mark.parametrize("text, value", [("1.0", 1), ("0", 0), ("-1.0", -1), ("", np.nan)])
 def test_findings(text, value):
-  np.testing.assert_equal(csv_builder.finding(text, "Edema", "f 1"), value)
+  np.testing.assert_equal(csv_builder.parse_finding(text, "Edema", "f 1"), value)
 
 
 @pytest.mark.parametrize("text", ["2", "yes", "inf", "0.5", "--1"])
 def test_findings_that_are_none(text):
   with pytest.raises(UserError, match=f"f 1: Edema is '{text}', not 1.0"):
-    csv_builder.finding(text, "Edema", "f 1")
+    csv_builder.parse_finding(text, "Edema", "f 1")
 
 
 def test_how_many_may_be_absent():
   names = [f"i{k}" for k in range(1000)]
-  csv_builder.absent("train", names[:10], 100, {"x"})
-  csv_builder.absent("train", names[:100], 10_000, {"x"})
+  csv_builder.check_absent("train", names[:10], 100, {"x"})
+  csv_builder.check_absent("train", names[:100], 10_000, {"x"})
   for missing, total in ((names[:11], 100), (names[:101], 10_000), (names[:1], 1)):
     with pytest.raises(UserError, match="images listed for train are there, and not i0 in x"):
-      csv_builder.absent("train", missing, total, {"x"})
+      csv_builder.check_absent("train", missing, total, {"x"})
 
 
 def test_a_png_chunk_that_is_longer_than_the_file():
   head = b"\x89PNG\r\n\x1a\n" + (1 << 31).to_bytes(4, "big") + b"IHDR"
-  assert csv_builder.damage(head + bytes(50)) == "it is cut short"
+  assert csv_builder.find_damage(head + bytes(50)) == "it is cut short"
   kind = b"IDAT"
   chunk = (0).to_bytes(4, "big") + kind + zlib.crc32(kind).to_bytes(4, "big")
-  assert csv_builder.damage(head[:8] + chunk * 1000) == "it is cut short"
+  assert csv_builder.find_damage(head[:8] + chunk * 1000) == "it is cut short"

@@ -15,7 +15,7 @@ CSV = b"image_id,x_min,y_min,x_max,y_max\n"
 
 
 def found(path):
-  with release_layout.opened(path) as release:
+  with release_layout.open_release(path) as release:
     return release_layout.parts(path, release.names, PATTERN)
 
 
@@ -31,13 +31,13 @@ def test_a_table_is_the_one_nearest_to_the_top(tmp_path):
     },
   )
   made_sets.packed(tmp_path / "votes.csv.zip", {"votes.csv": CSV})
-  with release_layout.opened(tmp_path) as release:
-    assert release_layout.table(release, "labels") == "deep/labels.csv"
-    assert release_layout.table(release, "boxes") == "x/y/boxes.csv.gz"
-    assert release.read(release_layout.table(release, "votes")) == CSV
-    assert release_layout.table(release, "absent") == ""
+  with release_layout.open_release(tmp_path) as release:
+    assert release_layout.find_table(release, "labels") == "deep/labels.csv"
+    assert release_layout.find_table(release, "boxes") == "x/y/boxes.csv.gz"
+    assert release.read(release_layout.find_table(release, "votes")) == CSV
+    assert release_layout.find_table(release, "absent") == ""
     with pytest.raises(UserError, match=r"has no absent.csv: another data set.* from somewhere"):
-      release_layout.table(release, "absent", "somewhere")
+      release_layout.find_table(release, "absent", "somewhere")
 
 
 def test_an_archive_is_one_part(tmp_path):
@@ -70,7 +70,7 @@ def test_images_without_labels(tmp_path):
 
   def names(held, name):
     path = made_sets.packed(tmp_path / name, held)
-    with release_layout.opened(path) as release:
+    with release_layout.open_release(path) as release:
       return release_layout.without_labels(release, TEST, "s", "image_id"), str(path)
 
   assert names(files, "1.zip")[0].keys() == {"b", "c"}

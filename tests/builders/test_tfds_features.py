@@ -68,8 +68,10 @@ def test_masks_that_are_none(lungs):
 
 def test_fault(lungs):
   whole = encoded(np.arange(768).reshape(24, 32) % 251, "JPEG")
-  assert tfds_features.fault(whole) == ""
-  assert "empty" in tfds_features.fault(b"") and "cut short" in tfds_features.fault(whole[:-200])
+  assert tfds_features.find_fault(whole) == ""
+  assert "empty" in tfds_features.find_fault(b"") and "cut short" in tfds_features.find_fault(
+    whole[:-200]
+  )
 
 
 def test_matching_takes_the_copy_nearest_to_the_top():
@@ -80,7 +82,7 @@ def test_matching_takes_the_copy_nearest_to_the_top():
     "xtrain/A/3.png",
     "train/A/4.png.txt",
   ]
-  assert tfds_features.matching(names, r"train/([AB])/(\d)\.png") == {
+  assert tfds_features.match_files(names, r"train/([AB])/(\d)\.png") == {
     ("A", "1"): "x/train/A/1.png",
     ("B", "2"): "x/TRAIN/B/2.PNG",
   }
@@ -88,10 +90,10 @@ def test_matching_takes_the_copy_nearest_to_the_top():
 
 def test_some():
   left_out = tfds_features.LeftOut()
-  assert list(tfds_features.some([("a", {})], "train", left_out)) == [("a", {})]
+  assert list(tfds_features.at_least_one([("a", {})], "train", left_out)) == [("a", {})]
   left_out.add("b", "it is empty")
   with pytest.raises(UserError, match="no image of train can be used, such as b: it is empty"):
-    list(tfds_features.some([], "train", left_out))
+    list(tfds_features.at_least_one([], "train", left_out))
 
 
 def test_left_out():

@@ -58,11 +58,11 @@ def test_only_regular_files(tmp_path):
   (tmp_path / "link").symlink_to(tmp_path / "pipe")
   for path in (tmp_path / "pipe", tmp_path / "link", "/dev/zero"):
     with pytest.raises(files.Damaged, match="not a regular file"):
-      files.opened(path)
+      files.open_regular(path)
   with pytest.raises(IsADirectoryError):
-    files.opened(tmp_path)
+    files.open_regular(tmp_path)
   with pytest.raises(FileNotFoundError):
-    files.opened(tmp_path / "none")
+    files.open_regular(tmp_path / "none")
 
 
 KINDS = ["<f4", "<f8", "<f2", ">f4", "<i8", "|u1", "|b1", "<c8", "<U7", "|S3"]

@@ -9,7 +9,7 @@ import pytest
 
 from cxrjax.core import command, tables
 from cxrjax.core.errors import UserError
-from cxrjax.core.text import identifier, shown
+from cxrjax.core.text import escape, identifier
 from cxrjax.report.html.element import el
 from cxrjax.report.pages import run_page
 
@@ -18,11 +18,13 @@ WRITTEN = "a\\x1b[31mb\\x07\\u202egnp.\\u2066\\u200b\\ufeff\\x9b\\x7f\\xff\\udc1
 
 
 def test_what_is_not_seen_is_written_out():
-  assert shown(HOSTILE) == WRITTEN and WRITTEN.isprintable()
-  assert shown(shown(HOSTILE)) == WRITTEN
+  assert escape(HOSTILE) == WRITTEN and WRITTEN.isprintable()
+  assert escape(escape(HOSTILE)) == WRITTEN
   for usual in ("Übung 胸部 X線/صورة.png", "a b\\c~d", "naïve e\u0301", ""):
-    assert shown(usual) == usual
-  assert shown("a\nb\tc\rd") == "a\\nb\\tc\\rd" and shown("a\nb\tc\r", keep="\n\t") == "a\nb\tc\\r"
+    assert escape(usual) == usual
+  assert (
+    escape("a\nb\tc\rd") == "a\\nb\\tc\\rd" and escape("a\nb\tc\r", keep="\n\t") == "a\nb\tc\\r"
+  )
 
 
 def test_identifiers_of_no_two_names_are_the_same(tmp_path):

@@ -15,8 +15,8 @@ def images(n=3, size=48, seed=0):
 def test_small_averages_cells_and_takes_rows():
   x = images()
   expected = x[[2, 0], ..., 0].reshape(2, 12, 4, 12, 4).mean((2, 4))
-  np.testing.assert_allclose(descriptors.small(x, 12, np.array([2, 0])), expected, atol=1e-4)
-  assert descriptors.small(x[:0], 12).shape == (0, 12, 12)
+  np.testing.assert_allclose(descriptors.downsample(x, 12, np.array([2, 0])), expected, atol=1e-4)
+  assert descriptors.downsample(x[:0], 12).shape == (0, 12, 12)
 
 
 def test_small_shows_16_bits_through_their_window():
@@ -24,7 +24,7 @@ def test_small_shows_16_bits_through_their_window():
   table = Table(("a", "b", "c"), ("",) * 3, ("",) * 3, np.zeros((3, 0), np.float32))
   info = SourceInfo("x", "all", (), True, {}, "f")
   windows = np.array([[0, 25500], [5000, 20000], [0, 65535]], np.float32)
-  got = descriptors.small(Images(pixels=x, table=table, info=info, windows=windows), 12)
+  got = descriptors.downsample(Images(pixels=x, table=table, info=info, windows=windows), 12)
   shown = [
     np.clip((x[i, ..., 0] - low) / (high - low), 0, 1) * 255
     for i, (low, high) in enumerate(windows)

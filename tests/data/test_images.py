@@ -7,7 +7,7 @@ from cxrjax.data import images as pictures
 from cxrjax.data import open_source
 from cxrjax.data.base import Part, SourceInfo, Table
 from cxrjax.data.decoding.windowing import to_unit
-from cxrjax.data.images import Images, Rows, info_of
+from cxrjax.data.images import Images, LazyRows, info_of
 
 INFO = SourceInfo("some", "train", ("a",), False, {"train": 6}, "f")
 
@@ -50,7 +50,7 @@ def images(dtype, n=6, windows=None):
 def test_rows_are_those_of_a_copy(key):
   base = np.random.default_rng(0).integers(0, 255, (9, 5, 6, 1))
   chosen = np.array([7, 0, 3, 3])
-  lazy, copy = Rows(base, chosen), base[chosen]
+  lazy, copy = LazyRows(base, chosen), base[chosen]
   np.testing.assert_array_equal(lazy[key], copy[key])
   np.testing.assert_array_equal(lazy.take(np.array([3, 0])), copy[[3, 0]])
   assert (lazy.shape, lazy.dtype, lazy.ndim, len(lazy)) == (copy.shape, copy.dtype, 4, 4)
@@ -60,7 +60,7 @@ def test_taking_copies_no_pixels():
   found = images(np.uint8)
   assert np.shares_memory(found.take([1, 2, 3]).pixels, found.pixels)
   part = found.take([4, 1, 0])
-  assert isinstance(part.pixels, Rows)
+  assert isinstance(part.pixels, LazyRows)
   again = part.take([2, 1])
   assert again.ids == ("i0", "i1") and again.patients == ("p0", "p0")
   np.testing.assert_array_equal(again.pixels, found.pixels[[0, 1]])

@@ -149,7 +149,7 @@ def test_three_classes(fake, tmp_path):
     *classification_metrics.ALL,
     "ece/uncalibrated",
     *PREVALENCE,
-    *(f"{m}/{c}" for m in classification_metrics.OF_CLASSES for c in "abc"),
+    *(f"{m}/{c}" for m in classification_metrics.PER_CLASS for c in "abc"),
   }
   for i, name in enumerate("abc"):
     assert result.metrics[f"auprc/{name}"].value == pytest.approx(

@@ -105,7 +105,7 @@ def test_patches_alike_have_one_colour():
   rng = np.random.default_rng(0)
   kinds = rng.standard_normal((2, 8))
   of = rng.integers(0, 2, (3, 6))
-  colours, share = embedding.patch_colours(kinds[of], (2, 3))
+  colours, share = embedding.patch_colors(kinds[of], (2, 3))
   assert colours.shape == (3, 2, 3, 3) and colours.dtype == np.uint8
   flat = colours.reshape(-1, 3)[:, 0]
   assert {len(set(flat[of.ravel() == g].tolist())) for g in (0, 1)} == {1}

@@ -84,11 +84,13 @@ def test_that_no_patient_is_in_two_parts_is_said_only_where_patients_are_known(f
   known = eval_splits.describe(
     load(fake(train=fake.split("train", 80), test=fake.split("test", 20)), tmp_path)
   )
-  assert known["shared_patients"] == 0 and eval_splits.APART in known["notes"]
+  assert known["shared_patients"] == 0 and eval_splits.NO_SHARED_PATIENTS in known["notes"]
   test = fake.split("test", 20)
   test.patients[:] = [""] * 20
   unknown = eval_splits.describe(load(fake(train=fake.split("train", 80), test=test), tmp_path))
-  assert unknown["shared_patients"] is None and eval_splits.APART not in unknown["notes"]
+  assert (
+    unknown["shared_patients"] is None and eval_splits.NO_SHARED_PATIENTS not in unknown["notes"]
+  )
   assert unknown["notes"][-1] == (
     "patients are not known of 20 of 20 test images, so whether a patient is in two of train, val "
     "and test could not be checked"

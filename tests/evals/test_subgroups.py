@@ -101,5 +101,5 @@ def test_one_group_divides_nothing_and_many_are_cut():
   assert not rows and notes == ["view: PA in all images"]
   sites = tuple(f"s{i % 30:02}" for i in range(N - 30)) + tuple(f"s{i:02}" for i in range(15)) * 2
   rows, notes = table(*made(sites=sites), attributes=("site",))
-  assert len(rows) == subgroups.GROUPS and notes == ["site: the 20 largest of 30 groups"]
+  assert len(rows) == subgroups.MAX_GROUPS and notes == ["site: the 20 largest of 30 groups"]
   assert {r["group"] for r in rows} >= {f"s{i:02}" for i in range(15)}

@@ -56,7 +56,9 @@ def images(inside, masks=True):
 
 def look(of, **options):
   head = Head(jnp.ones((1, 2)), jnp.array([0.0, 1.0]))
-  return lung_overlap.look("gradcam", Bright(), {"scale": jnp.float32(1)}, of, head=head, **options)
+  return lung_overlap.explain_and_score(
+    "gradcam", Bright(), {"scale": jnp.float32(1)}, of, head=head, **options
+  )
 
 
 def test_images_with_masks():
@@ -107,5 +109,5 @@ def test_sixteen_bits_are_shown_through_their_window():
   of = images(np.ones(N, bool))
   wide = dataclasses.replace(of, pixels=of.pixels.astype(np.uint16) * 257, windows=None)
   np.testing.assert_allclose(
-    lung_overlap.normalised(wide, 0.5, 0.25), lung_overlap.normalised(of, 0.5, 0.25), atol=1e-5
+    lung_overlap.normalize(wide, 0.5, 0.25), lung_overlap.normalize(of, 0.5, 0.25), atol=1e-5
   )

@@ -65,7 +65,7 @@ def test_batches_do_not_show(network, method, params, head):
   ],
 )
 def test_names(text, names):
-  assert maps.named(text) == names
+  assert maps.parse_methods(text) == names
 
 
 def test_the_likeliest_class_by_default(params, head):

@@ -9,7 +9,7 @@ from PIL import Image
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
 from cxrjax.data.decoding import windowing
-from cxrjax.data.decoding.decode import BadImage, Shown
+from cxrjax.data.decoding.decode import BadImage, DecodedImage
 from cxrjax.data.loading import decoded_cache
 from cxrjax.data.loading.decoded_cache import DecodeSpec
 from cxrjax.inference import decode_ahead, inputs
@@ -31,7 +31,7 @@ class Made:
       raise BadImage("it is bad")
     image = np.full((20, 24, 1), index, np.uint8)
     image[0, 0] = 255
-    return lambda at_least: Shown(image, None, (20, 24))
+    return lambda at_least: DecodedImage(image, None, (20, 24))
 
 
 @pytest.mark.parametrize("size", [1, 4, 64])
@@ -115,7 +115,7 @@ def test_a_map_goes_back_to_where_its_image_was(fit, shape):
   """A ramp down the image, made square and put back, is the ramp."""
   ramp = np.broadcast_to(np.linspace(40, 215, shape[0])[:, None], shape)
   square = windowing.resize(np.rint(ramp).astype(np.uint8)[..., None], 64, fit)[..., 0]
-  back = windowing.unfit(square.astype(np.float32), shape, fit)
+  back = windowing.resize_back(square.astype(np.float32), shape, fit)
   assert back.shape == shape
   side = min(shape)
   top, left = ((n - side) // 2 if fit == "crop" else 0 for n in shape)

@@ -188,17 +188,20 @@ def test_what_of_a_state_only_training_needs():
     network_params=lambda params, extra: extra["average"],
     predict=None,
   )
-  assert exported_run.needed(averaged, state) == {"extra/average/encoder/a", "extra/average/head/b"}
+  assert exported_run.network_arrays(averaged, state) == {
+    "extra/average/encoder/a",
+    "extra/average/head/b",
+  }
   del averaged.predict
-  assert exported_run.needed(averaged, state) == {"extra/average/encoder/a"}
+  assert exported_run.network_arrays(averaged, state) == {"extra/average/encoder/a"}
 
 
 def test_networks_of_the_package_by_name():
-  assert zoo.place("runs/a") == pathlib.Path("runs/a")
+  assert zoo.resolve_workdir("runs/a") == pathlib.Path("runs/a")
   with pytest.raises(UserError, match=r"workdir='zoo:lung' is no network of the package"):
-    zoo.place("zoo:lung")
+    zoo.resolve_workdir("zoo:lung")
   for name in zoo.names():
-    place = zoo.place(f"zoo:{name}")
+    place = zoo.resolve_workdir(f"zoo:{name}")
     assert (place / "MODEL_CARD.md").is_file()
     assert sum(file.stat().st_size for file in place.iterdir()) < 6e6
 
@@ -223,7 +226,7 @@ def test_pneumonia_in_films_that_come_with_the_package():
   truth = source.table.labels[list(rows), source.info.classes.index("pneumonia")]
   assert network.classes == ("normal", "pneumonia") and network.temperature[0] < 1
   assert auroc(found.probabilities[:, 1].astype(float), truth).value > 0.9
-  card = (zoo.place("zoo:pneumonia-children") / "MODEL_CARD.md").read_text()
+  card = (zoo.resolve_workdir("zoo:pneumonia-children") / "MODEL_CARD.md").read_text()
   assert "Research use only" in card and "624 test images" in card
 
 

@@ -289,7 +289,7 @@ def test_stopped_at_any_moment_the_same_command_goes_on(
   if overwrite:  # over others, of another network
     command(tuned, films[0] / "b", out=out, embed=True, kind="parquet")
   place, name = {
-    "compiling": (pipeline.Work, "run"),
+    "compiling": (pipeline.PredictionTask, "run"),
     "the first picture": (prediction_log, "_draw"),
     "the first row": (prediction_log.tables, "write_rows"),
     "the end": (prediction_log.Journal, "finish"),

@@ -9,7 +9,7 @@ from small import full
 from cxrjax.core.errors import UserError
 from cxrjax.methods.base import Labels
 from cxrjax.methods.classify import Method
-from cxrjax.views.resample import middle
+from cxrjax.views.resample import center_crop
 from tests.methods import lab
 
 TWO = Labels(("NORMAL", "PNEUMONIA"), True, (8, 8), (16, 16))
@@ -59,7 +59,7 @@ def test_predictions_are_means_over_views():
   network["head"]["kernel"] *= 100  # so that views differ
   images = (lab.phantoms()["image"] / 255.0 - 0.5) / 0.25
   several = method(test_scales=(1.0, 0.8), test_flip=True)
-  views = [middle(images, scale, flip) for scale in (1.0, 0.8) for flip in (False, True)]
+  views = [center_crop(images, scale, flip) for scale in (1.0, 0.8) for flip in (False, True)]
   each = [learner.predict(network, view) for view in views]
   assert np.ptp(np.stack(each), 0).max() > 0.01
   np.testing.assert_allclose(several.predict(network, images), sum(each) / 4, atol=1e-5)

@@ -8,7 +8,7 @@ MASK[1:3, 1:5] = True  # 8 of 20 pixels
 
 
 def score(heat, mask=MASK):
-  found = saliency.each(np.asarray(heat, np.float32)[None], mask[None])
+  found = saliency.score_maps(np.asarray(heat, np.float32)[None], mask[None])
   return {name: v[0] for name, v in found.values.items()}, found.reasons[0]
 
 
@@ -72,7 +72,7 @@ def test_maps_of_noise_are_at_chance():
   for mask in masks:
     y, x, h, w = rng.integers(2, 8, 4)
     mask[y : y + h, x : x + w] = True
-  found = saliency.each(rng.random((400, 16, 16)), masks)
+  found = saliency.score_maps(rng.random((400, 16, 16)), masks)
   for name in saliency.MEASURES:
     values, chance = found.values[name], found.chance[name]
     error = (values - chance).std() / np.sqrt(400)

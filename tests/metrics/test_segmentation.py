@@ -105,7 +105,7 @@ def test_the_largest_parts_stay():
 def test_each_image_by_itself():
   predicted = np.stack([blob(0), blob(1), np.zeros((14, 11), bool)])
   truth = np.stack([blob(2), blob(1), blob(3)])
-  found = segmentation.each(predicted, truth, (1.0, 2.0))
+  found = segmentation.per_image(predicted, truth, (1.0, 2.0))
   assert found["dice"][1] == 1.0 and found["dice"][2] == 0.0
   assert found["assd"][1] == 0.0 and np.isnan(found["hd95"][2])
   np.testing.assert_allclose(

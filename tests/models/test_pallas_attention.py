@@ -43,5 +43,5 @@ def test_bfloat16_is_as_near_to_float32_as_the_products_are():
 def test_long_sequences_and_batches_that_do_not_divide_are_products():
   """Neither has the kernel, which this machine could not run."""
   kernel = attention.Kernel("pallas", make_mesh(1, jax.devices()[:1]))
-  long = drawn(1, pallas_attention.MOST + 1, 8, jnp.bfloat16)
+  long = drawn(1, pallas_attention.MAX_TOKENS + 1, 8, jnp.bfloat16)
   np.testing.assert_array_equal(attention.attend(long, 1, kernel), attention.attend(long, 1))

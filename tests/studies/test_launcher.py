@@ -98,7 +98,7 @@ class Board:
     return None
 
   def take(self, jobs, workdir):
-    show = launcher.Show(
+    show = launcher.Reporting(
       key="board",
       begins=lambda job: f"{job.name} begins",
       ended=lambda job, why: why or "ends",
@@ -109,7 +109,9 @@ class Board:
       ),
     )
     self.launched, self.said = [], []
-    return launcher.take(jobs, workdir, show, command="c", opening=["now"], say=self.said.append)
+    return launcher.run_jobs(
+      jobs, workdir, show, command="c", opening=["now"], say=self.said.append
+    )
 
 
 def test_what_begins_with_a_failed_run_waits_and_the_rest_goes_on(file, tmp_path, monkeypatch):

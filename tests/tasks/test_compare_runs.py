@@ -58,7 +58,7 @@ def finished(
     exclusive,
     thresholds,
     classification_metrics.ALL if key == "probability" else classification_metrics.MEASURES,
-    classification_metrics.OF_CLASSES if key == "probability" else ("auroc",),
+    classification_metrics.PER_CLASS if key == "probability" else ("auroc",),
   )
   (folder / "config.json").write_text(
     json.dumps({"seed": 0, "lr": lr, "evals": {"validation": {"part": "val"}}})

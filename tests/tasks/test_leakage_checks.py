@@ -85,8 +85,8 @@ def test_images_that_a_pretraining_saw_under_other_names_are_found(films, tmp_pa
     match=r"8 of the 8 images of config\.evals\.probe's test split are "
     r"among those that config\.init\.path=.*data\.csv, data\.patient_column",
   ):
-    leakage_checks.seen_before(str(workdir), judged(test), "error")
-  patients, images = leakage_checks.seen_before(str(workdir), judged(test), "allow")
+    leakage_checks.seen_in_pretraining(str(workdir), judged(test), "error")
+  patients, images = leakage_checks.seen_in_pretraining(str(workdir), judged(test), "allow")
   assert "could not be checked" in patients and "patients are not known of 24 of 24" in patients
   assert images == f"probe: 8 of 8 test images are among those that {workdir} learnt from"
 
@@ -102,20 +102,24 @@ def test_what_a_pretraining_did_not_see_is_said_to_be_unseen_only_where_it_was_c
     (streamed(), "could not be checked, as it streamed 16 images"),
   ):
     learnt_from.remember(loader, train, tmp_path)
-    patients, images = leakage_checks.seen_before(str(tmp_path), judged(test), "error")
+    patients, images = leakage_checks.seen_in_pretraining(str(tmp_path), judged(test), "error")
     assert patients.startswith("probe: no patient of the test images is among those that")
     assert word in images
   later = tmp_path / "later"  # a run that starts from that one learnt from its images as well
   later.mkdir()
   learnt_from.remember(decoded(train), train, later, str(tmp_path))
   assert learnt_from.learnt(str(later)).known.images == 32
-  assert "as it streamed 16" in leakage_checks.seen_before(str(later), judged(test), "error")[1]
+  assert (
+    "as it streamed 16" in leakage_checks.seen_in_pretraining(str(later), judged(test), "error")[1]
+  )
   (later / learnt_from.FILE).write_bytes(b"PK")
   with pytest.raises(UserError, match=r"learnt.npz is damaged"):
-    leakage_checks.seen_before(str(later), judged(test), "error")
-  (weights,) = leakage_checks.seen_before(str(tmp_path / "weights.npz"), judged(test), "error")
+    leakage_checks.seen_in_pretraining(str(later), judged(test), "error")
+  (weights,) = leakage_checks.seen_in_pretraining(
+    str(tmp_path / "weights.npz"), judged(test), "error"
+  )
   assert "does not say what it learnt from" in weights
-  assert leakage_checks.seen_before("", judged(test), "error") == []
+  assert leakage_checks.seen_in_pretraining("", judged(test), "error") == []
 
 
 def test_training_on_the_test_split_is_refused():
@@ -159,13 +163,13 @@ def test_patients_of_the_run_that_is_begun_with(tmp_path, monkeypatch):
   test = open_source("phantom", split="test", **PHANTOM)
   learnt_from.remember(streamed(), test, tmp_path)
   with pytest.raises(UserError, match=r"probe's test split are of 12 patients whom config.init"):
-    leakage_checks.seen_before(str(tmp_path), judged(test), "error")
+    leakage_checks.seen_in_pretraining(str(tmp_path), judged(test), "error")
   people = len(set(test.table.patients))
-  assert leakage_checks.seen_before(str(tmp_path), judged(test), "allow")[0] == (
+  assert leakage_checks.seen_in_pretraining(str(tmp_path), judged(test), "allow")[0] == (
     f"probe: {people} of its test patients are among those that {tmp_path} learnt from"
   )
   monkeypatch.setenv(file_hashes.KEY, "of another machine")
-  said, _ = leakage_checks.seen_before(str(tmp_path), judged(test), "error")
+  said, _ = leakage_checks.seen_in_pretraining(str(tmp_path), judged(test), "error")
   assert said.startswith(f"probe: whether {tmp_path} learnt from a patient of the test images")
   file = tmp_path / learnt_from.FILE
   whole, patients = file.read_bytes(), learnt_from.learnt(str(tmp_path)).patients

@@ -88,7 +88,7 @@ def test_a_mistake_in_one_process_is_told_by_all(tmp_path):
 def test_a_process_that_nobody_joins_ends():
   program = (
     "from cxrjax.training import peers, rendezvous\nrendezvous.JOIN = 2\n"
-    f"with peers.together('127.0.0.1:{free_port()}', 2, {{}}, lambda: None): pass"
+    f"with peers.process_group('127.0.0.1:{free_port()}', 2, {{}}, lambda: None): pass"
   )
   for process in (0, 1):
     done = subprocess.run(

@@ -204,4 +204,4 @@ def test_what_is_no_finished_segmentation_run(lungs, tmp_path, monkeypatch):
   ],
 )
 def test_what_the_config_may_say(value, found):
-  assert pseudo_masks.wanted(value) == found
+  assert pseudo_masks.parse_option(value) == found

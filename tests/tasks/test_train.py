@@ -208,9 +208,11 @@ def test_a_folder_without_labels_trains_without_a_probe(tmp_path):
 
 def test_what_is_to_be_known_of_the_data_is_said_before_training():
   labels = Labels(("a", "b", "tb"), True, (3, 2, 0), (5, 5, 5))
-  (untaught,) = train.untaught(labels)
+  (untaught,) = train.absent_class_notes(labels)
   assert untaught.startswith("no training image has the class 'tb'")
-  assert train.untaught(Labels(("a", "b"), True, (0, 0), (0, 0))) == []  # no labels at all
+  assert (
+    train.absent_class_notes(Labels(("a", "b"), True, (0, 0), (0, 0))) == []
+  )  # no labels at all
   facts = {
     "data": {
       "train": {"notes": ["one", "two"]},

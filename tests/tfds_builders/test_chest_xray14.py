@@ -280,10 +280,10 @@ def with_beam(manual, data):
 def test_a_runner_that_loses_images_is_found_out(manual, monkeypatch):
   from cxrjax.builders import beam_pipeline
 
-  told = beam_pipeline.result
+  told = beam_pipeline.read_account
   monkeypatch.setattr(
     beam_pipeline,
-    "result",
+    "read_account",
     lambda folder: ([], {split: n + 2 * (split == "test") for split, n in told(folder)[1].items()}),
   )
   write(manual)

@@ -35,7 +35,7 @@ class Loader(list):
 
 def test_the_step_is_compiled_and_none_is_taken():
   trainer = Noted()
-  begun = loop.begin(trainer, Loader(range(8)))
+  begun = loop.compile_in_background(trainer, Loader(range(8)))
   state, seconds = begun()
   assert state == {"step": 0, "spec": {"image": ("pixels", 0)}}
   assert trainer.taken == [0] and seconds >= 0
@@ -44,26 +44,26 @@ def test_the_step_is_compiled_and_none_is_taken():
 def test_where_a_call_would_take_a_step_only_the_state_is_made():
   trainer = Noted()
   vars(trainer).update(block=1)
-  state, seconds = loop.begin(trainer, Loader(range(8)))()
+  state, seconds = loop.compile_in_background(trainer, Loader(range(8)))()
   assert state["step"] == 0 and trainer.taken == [] and seconds == 0
 
 
 def test_where_a_call_would_read_images_only_the_state_is_made():
   trainer, loader = Noted(), Loader(range(8))
   loader.storage = "streamed"
-  state, seconds = loop.begin(trainer, loader)()
+  state, seconds = loop.compile_in_background(trainer, loader)()
   assert state["step"] == 0 and trainer.taken == [] and seconds == 0
 
 
 def test_several_devices_wait():
   trainer = Noted()
   vars(trainer).update(mesh=types.SimpleNamespace(size=8))
-  assert loop.begin(trainer, Loader(range(8))) is None
+  assert loop.compile_in_background(trainer, Loader(range(8))) is None
 
 
 def test_what_fails_is_told_to_who_asks():
   trainer = Noted()
   vars(trainer).update(init=lambda spec: 1 / 0)
-  begun = loop.begin(trainer, Loader(range(8)))
+  begun = loop.compile_in_background(trainer, Loader(range(8)))
   with pytest.raises(ZeroDivisionError):
     begun()

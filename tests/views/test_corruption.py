@@ -22,32 +22,32 @@ def corrupt(options, keys=KEYS, images=IMAGES, views=1):
 @pytest.mark.parametrize("align", [1, 8])
 def test_rectangles_are_used_in_order_until_the_area_is_reached(align):
   rng = np.random.default_rng(align)
-  numbers = jnp.asarray(rng.random((12, 4, corruption.MOST)), jnp.float32)
+  numbers = jnp.asarray(rng.random((12, 4, corruption.MAX_BOXES)), jnp.float32)
   boxes = np.asarray(Corruption(align=align).boxes(numbers, SIZE, 48))
   area = np.array([0.1, 1, 64, 65, 300.5, 600, 900, 1200, 1440, 1700, 1900, 1e9], np.float32)
   first, mask = jax.jit(corruption._cover, static_argnums=(2, 3))(
     jnp.asarray(boxes), jnp.asarray(area), SIZE, 48
   )
   for i in range(12):
-    order = np.full((SIZE, 48), corruption.MOST)
+    order = np.full((SIZE, 48), corruption.MAX_BOXES)
     want, used = np.zeros((SIZE, 48), bool), 0
-    for j in range(corruption.MOST):
+    for j in range(corruption.MAX_BOXES):
       top, bottom, left, right = boxes[:, i, j]
       part = order[top:bottom, left:right]
-      part[part == corruption.MOST] = j
+      part[part == corruption.MAX_BOXES] = j
       if want.sum() < area[i]:
         want[top:bottom, left:right] = True
         used += 1
     np.testing.assert_array_equal(first[i], order)
     np.testing.assert_array_equal(mask[i], want)
-    assert area[i] == 1e9 or used < corruption.MOST
+    assert area[i] == 1e9 or used < corruption.MAX_BOXES
 
 
 @pytest.mark.parametrize("align, longest", [(1, 11), (8, 8), (16, 16), (4, 11)])
 def test_sides_and_places_of_rectangles(align, longest):
   """0.3 x 40 - 1 = 11 pixels at most, but never less than `align`."""
   rng = np.random.default_rng(0)
-  numbers = rng.random((50, 4, corruption.MOST)).astype(np.float32)
+  numbers = rng.random((50, 4, corruption.MAX_BOXES)).astype(np.float32)
   top, bottom, left, right = np.asarray(
     Corruption(align=align).boxes(jnp.asarray(numbers), SIZE, SIZE)
   )

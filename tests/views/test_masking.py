@@ -28,7 +28,7 @@ def test_random_masks_are_exact_and_fair():
 
 def test_kept_are_the_others_in_order():
   found = make("random", KEYS, 49, 37)
-  keep = np.asarray(masking.kept(jnp.asarray(found), 12))
+  keep = np.asarray(masking.visible(jnp.asarray(found), 12))
   assert keep.dtype == np.int32
   for mask, kept in zip(found, keep, strict=True):
     np.testing.assert_array_equal(kept, np.flatnonzero(~mask))

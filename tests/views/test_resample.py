@@ -102,9 +102,9 @@ def test_the_middle_is_pils(drawn, flip):
   image = drawn[0].astype(np.float32)
   expected = pil(image, (16.0, 16.0, 128.0, 128.0), 160, PIL.Image.Resampling.BILINEAR)
   x = jnp.asarray(image[None, ..., None])
-  found = resample.middle(x, 0.8, flip)[0, ..., 0]
+  found = resample.center_crop(x, 0.8, flip)[0, ..., 0]
   np.testing.assert_allclose(found[:, ::-1] if flip else found, expected, atol=0.02)
-  np.testing.assert_array_equal(resample.middle(x, 1.0, flip), x[:, :, ::-1] if flip else x)
+  np.testing.assert_array_equal(resample.center_crop(x, 1.0, flip), x[:, :, ::-1] if flip else x)
 
 
 def test_unknown_kernel_is_named():

@@ -18,11 +18,11 @@ class Options:
 @pytest.mark.parametrize(
   "check, value, rule",
   [
-    (lambda o: validation.whole(o, "value", 1), 1.5, "a whole number, at least 1"),
-    (lambda o: validation.whole(o, "value", 1), "2", "a whole number, at least 1"),
-    (lambda o: validation.floats(o, "value", 0.0, 1.0), "half", "a number in 0 .. 1"),
-    (lambda o: validation.floats(o, "value", 0.0, 1.0), None, "a number in 0 .. 1"),
-    (lambda o: validation.floats(o, "value"), True, "a number"),
+    (lambda o: validation.require_int(o, "value", 1), 1.5, "a whole number, at least 1"),
+    (lambda o: validation.require_int(o, "value", 1), "2", "a whole number, at least 1"),
+    (lambda o: validation.require_float(o, "value", 0.0, 1.0), "half", "a number in 0 .. 1"),
+    (lambda o: validation.require_float(o, "value", 0.0, 1.0), None, "a number in 0 .. 1"),
+    (lambda o: validation.require_float(o, "value"), True, "a number"),
     (
       lambda o: validation.interval(o, "value", 0.0),
       0.4,
@@ -42,8 +42,8 @@ def test_a_wrong_kind_is_named(check, value, rule):
 
 def test_numbers_become_plain_floats_and_tuples():
   for check, value, wanted in (
-    (lambda o: validation.whole(o, "value", 0), np.int64(3), 3),
-    (lambda o: validation.floats(o, "value"), 1, 1.0),
+    (lambda o: validation.require_int(o, "value", 0), np.int64(3), 3),
+    (lambda o: validation.require_float(o, "value"), 1, 1.0),
     (lambda o: validation.interval(o, "value", 0.0), [0, np.float32(1)], (0.0, 1.0)),
     (lambda o: validation.probabilities(o, "value"), [0, 1, 0.5], (0.0, 1.0, 0.5)),
   ):

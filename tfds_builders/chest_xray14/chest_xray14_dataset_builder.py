@@ -166,7 +166,7 @@ def _assign(lists: dict[str, list[str]], opened: archive.Archive) -> dict[str, s
   both = set(lists["train_val"]) & set(lists["test"])
   if both:
     raise UserError(f"{opened.path}: {min(both)} is in train_val_list.txt and in test_list.txt")
-  carved = patient_splits.carve(
+  carved = patient_splits.assign_by_name(
     [patient_of(name) for name in lists["train_val"]],
     {"train": 1 - VALIDATION, "validation": VALIDATION},
   )
@@ -203,7 +203,7 @@ def _rows(
       )
     found.add(
       name,
-      csv_builder.Listed(
+      csv_builder.ImageRow(
         patient=patient,
         split=assigned[name],
         labels=_labels(row["Finding Labels"], place),

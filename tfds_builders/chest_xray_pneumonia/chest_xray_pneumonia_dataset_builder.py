@@ -88,7 +88,7 @@ class Builder(base_builder.SetBuilder):
     with archive.Archive(path) as opened:
       found = examples(opened, self.left_out)
     return {
-      name: tfds_features.some(self._generate_examples(path, chosen), name, self.left_out)
+      name: tfds_features.at_least_one(self._generate_examples(path, chosen), name, self.left_out)
       for name, chosen in assign(found).items()
       if chosen
     }
@@ -97,7 +97,7 @@ class Builder(base_builder.SetBuilder):
     with archive.Archive(path) as opened:
       for example in chosen:
         image = opened.read(example.member)
-        if reason := tfds_features.fault(image):
+        if reason := tfds_features.find_fault(image):
           self.left_out.add(example.id, reason)
           continue
         yield (
@@ -123,7 +123,7 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
   """
   left_out.add_all(opened.refused)
   # Kaggle's archive has the tree twice, the copy one folder deeper.
-  members = tfds_features.matching(opened.names, _MEMBER)
+  members = tfds_features.match_files(opened.names, _MEMBER)
   parsed = {
     member: _parse(split.lower(), folder.upper(), file, member)
     for (split, folder, file), member in members.items()

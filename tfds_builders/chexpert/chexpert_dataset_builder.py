@@ -174,10 +174,10 @@ def _rows(
     patient, study, file = match.groups()
     found.add(
       f"{patient}/{study}/{file}",
-      csv_builder.Listed(
+      csv_builder.ImageRow(
         patient=patient,
         split=split,
-        labels=tuple(csv_builder.finding(row[name], name, place) for name in LABELS),
+        labels=tuple(csv_builder.parse_finding(row[name], name, place) for name in LABELS),
         age=_age(row["Age"], place) if described else math.nan,
         sex=_known(row["Sex"], _SEXES, "Sex", place) if described else "",
         view=_view(row, file, place) if described else "L" if "lateral" in file else "",

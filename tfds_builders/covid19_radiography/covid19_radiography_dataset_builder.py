@@ -96,7 +96,7 @@ class Builder(base_builder.SetBuilder):
       if not all(example.patient for example in found):
         found = grouped(opened, found, self.left_out)
     return {
-      name: tfds_features.some(self._generate_examples(path, chosen), name, self.left_out)
+      name: tfds_features.at_least_one(self._generate_examples(path, chosen), name, self.left_out)
       for name, chosen in assign(found).items()
     }
 
@@ -146,9 +146,9 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
   left_out.add_all(opened.refused)
   found: dict[str, Example] = {}
   masks = {
-    name: member for (_, name), member in tfds_features.matching(opened.names, _MASK).items()
+    name: member for (_, name), member in tfds_features.match_files(opened.names, _MASK).items()
   }
-  for (folder, name, _), member in sorted(tfds_features.matching(opened.names, _IMAGE).items()):
+  for (folder, name, _), member in sorted(tfds_features.match_files(opened.names, _IMAGE).items()):
     label = next(label for label in LABELS if label.lower() == folder.lower())
     if not name.lower().startswith(f"{label.lower()}-"):
       left_out.add(member, f"its name is not one of {label}")
@@ -158,7 +158,9 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
       found[name] = Example(name, member, label, masks.get(name, ""))
   groups, expected = _manifest(opened, found, left_out)
   have = collections.Counter(example.label for example in found.values())
-  if not have["COVID"] and tfds_features.matching(opened.names, r"(COVID-19)/[^/]+\.(?:png|jpe?g)"):
+  if not have["COVID"] and tfds_features.match_files(
+    opened.names, r"(COVID-19)/[^/]+\.(?:png|jpe?g)"
+  ):
     raise UserError(
       f"{opened.path} is a release of 2020, with other folders; get the one with "
       f"{PUBLISHED:,} images from {WHERE}"
@@ -187,7 +189,7 @@ def _manifest(
   """
   groups, expected = {}, set()
   members = {example.member: name for name, example in found.items()}
-  for manifest in tfds_features.matching(opened.names, r"manifest\.csv").values():
+  for manifest in tfds_features.match_files(opened.names, r"manifest\.csv").values():
     top = manifest.removesuffix("manifest.csv")
     for place, row in archive.rows(opened, manifest, ("path", "label", "duplicate_group")):
       if row["label"] not in LABELS:
@@ -218,7 +220,7 @@ def _sources(
   """Address of each image that the metadata list."""
   names = {name.lower(): name for name in found}  # those of Normal are upper case in its table
   sources: dict[str, str] = {}
-  for table in tfds_features.matching(opened.names, _TABLE).values():
+  for table in tfds_features.match_files(opened.names, _TABLE).values():
     for _, row in xlsx.rows(opened, table, ("FILE NAME", "URL")):
       name = names.get(row["FILE NAME"].lower())
       if name is None:

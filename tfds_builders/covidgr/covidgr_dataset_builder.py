@@ -63,7 +63,7 @@ class Builder(base_builder.SetBuilder):
     with archive.gather(dl_manager.manual_dir, CANDIDATES, WHERE) as opened:
       found = examples(opened, self.left_out)
     return {
-      name: tfds_features.some(
+      name: tfds_features.at_least_one(
         self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out
       )
       for name, chosen in assign(found).items()
@@ -73,7 +73,7 @@ class Builder(base_builder.SetBuilder):
     with archive.gather(folder, CANDIDATES, WHERE) as opened:
       for example in chosen:
         image = opened.read(example.member)
-        if reason := tfds_features.fault(image):
+        if reason := tfds_features.find_fault(image):
           self.left_out.add(example.id, reason)
           continue
         yield (
@@ -98,7 +98,7 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
   """
   left_out.add_all(opened.refused)
   members: dict[str, tuple[str, str]] = {}
-  for (folder, name, _), member in sorted(tfds_features.matching(opened.names, _MEMBER).items()):
+  for (folder, name, _), member in sorted(tfds_features.match_files(opened.names, _MEMBER).items()):
     if len(name) != 32 or not _HEX.issuperset(name):
       left_out.add(member, "its name is not of this data set (32 hexadecimal digits)")
     elif name in members:
@@ -138,7 +138,7 @@ def severities(
   Raises:
     UserError: a column is missing, a grade is unknown, or an image has two different ones.
   """
-  tables = tfds_features.matching(opened.names, r"severity\.csv")
+  tables = tfds_features.match_files(opened.names, r"severity\.csv")
   if not tables:
     left_out.note("there is no severity.csv: the severity of positive images is unknown")
   found: dict[str, tuple[str, str]] = {}

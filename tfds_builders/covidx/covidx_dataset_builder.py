@@ -87,7 +87,7 @@ class Builder(csv_builder.PublishedBuilder):
     config = self.builder_config
     path = archive.find(manual, CANDIDATES, WHERE, ("train.txt", "train_COVIDx9B.txt"))
     found = csv_builder.Listing((), _PATTERN)
-    with release_layout.opened(path) as release:
+    with release_layout.open_release(path) as release:
       names = release.names
       lists = {split: _list(names, files) for split, files in config.lists.items()}
       _check(path, config, lists, _list(names, ("val.txt",)))
@@ -102,7 +102,7 @@ class Builder(csv_builder.PublishedBuilder):
             diagnosis = refined.get(file, diagnosis)
           found.add(
             f"{folder}/{file}",
-            csv_builder.Listed(
+            csv_builder.ImageRow(
               patient=patient,
               split=split,
               labels=(),
@@ -118,7 +118,7 @@ class Builder(csv_builder.PublishedBuilder):
 def _list(names: tuple[str, ...], files: tuple[str, ...]) -> str:
   """The first of these lists that is there, nearest to the top; empty where none is."""
   for file in files:
-    found = tfds_features.matching(names, f"({re.escape(file)})") if file else {}
+    found = tfds_features.match_files(names, f"({re.escape(file)})") if file else {}
     if found:
       return min(found.values())
   return ""

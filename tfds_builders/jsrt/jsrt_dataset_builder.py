@@ -127,7 +127,7 @@ class Builder(base_builder.SetBuilder):
       found = examples(opened, self.left_out)
     folds = {name: [e for e in found if e.fold == name] for name in ("fold1", "fold2")}
     return {
-      name: tfds_features.some(
+      name: tfds_features.at_least_one(
         self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out
       )
       for name, chosen in folds.items()
@@ -216,7 +216,7 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
   """
   left_out.add_all(opened.refused)
   images: dict[str, str] = {}
-  for (name, kind), member in sorted(tfds_features.matching(opened.names, _IMAGE).items()):
+  for (name, kind), member in sorted(tfds_features.match_files(opened.names, _IMAGE).items()):
     if kind.lower() == "img" or name.upper() not in images:  # the raw file is the original
       images[name.upper()] = member
   for start, label in LABELS.items():
@@ -225,7 +225,7 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
         f"{opened.path} has no {start}*.IMG ({label}): not this data set, or only a "
         f"part of it; get it from {WHERE}"
       )
-  for member in tfds_features.matching(opened.names, r"([^/]+)\.IMG").values():
+  for member in tfds_features.match_files(opened.names, r"([^/]+)\.IMG").values():
     if member not in images.values() and not re.search(_IMAGE + "$", member, re.IGNORECASE):
       left_out.add(member, "its name is not of this data set")
   if len(images) != PUBLISHED:
@@ -238,7 +238,7 @@ def examples(opened: archive.Archive, left_out: tfds_features.LeftOut) -> list[E
     left_out.note(f"{unknown} images are in no clinical table: age, sex and nodule are unknown")
   masks: dict[str, dict[str, str]] = {}
   pattern = rf"masks/({'|'.join(STRUCTURES)})/(JPC[LN]N\d{{3}})\.(?:gif|png|bmp|tiff?)"
-  for (structure, name), member in tfds_features.matching(opened.names, pattern).items():
+  for (structure, name), member in tfds_features.match_files(opened.names, pattern).items():
     masks.setdefault(name.upper(), {})[structure.lower()] = member
   lacking = sum(len(masks.get(name, ())) < len(STRUCTURES) for name in images)
   if lacking:
@@ -263,7 +263,7 @@ def clinical(opened: archive.Archive) -> dict[str, Patient]:
     UserError: a line has too few fields, an unknown value, or an image that another line has.
   """
   found: dict[str, Patient] = {}
-  for (kind,), member in tfds_features.matching(opened.names, r"(CLN|CNN)DAT_EN\.txt").items():
+  for (kind,), member in tfds_features.match_files(opened.names, r"(CLN|CNN)DAT_EN\.txt").items():
     text = opened.read(member).decode("latin-1")
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
       if not line.strip(" \t\0\x1a"):

@@ -91,7 +91,7 @@ class Builder(csv_builder.PublishedBuilder):
       names = opened.names
       # The tables are called 2.0.0 in release 2.1.0 as well.
       tables = {
-        kind: release_layout.table(opened, f"mimic-cxr-2.0.0-{kind}", WHERE)
+        kind: release_layout.find_table(opened, f"mimic-cxr-2.0.0-{kind}", WHERE)
         for kind in ("split", "metadata", "chexpert", "negbio")
       }
       readings = [dict(_readings(opened, tables[kind])) for kind in ("chexpert", "negbio")]
@@ -118,7 +118,7 @@ class Builder(csv_builder.PublishedBuilder):
         view = row["ViewPosition"].strip()
         found.add(
           key,
-          csv_builder.Listed(
+          csv_builder.ImageRow(
             patient=study[0],
             split=split,
             labels=(*labels[0], *labels[1], *experts.get(study[1], _UNREAD)),
@@ -186,15 +186,15 @@ def _readings(
     if study in seen:
       raise UserError(f"{place} lists study {study[1]} a second time")
     seen.add(study)
-    yield study, tuple(csv_builder.finding(row[name], name, place) for name in LABELS)
+    yield study, tuple(csv_builder.parse_finding(row[name], name, place) for name in LABELS)
 
 
 def _experts(opened: archive.Archive) -> Iterator[tuple[str, tuple[float, ...]]]:
   """Radiologists' labels of some studies of the test split; of none in release 2.0.0."""
-  table = release_layout.table(opened, "mimic-cxr-2.1.0-test-set-labeled")
+  table = release_layout.find_table(opened, "mimic-cxr-2.1.0-test-set-labeled")
   for place, row in archive.rows(opened, table, ("study_id",)) if table else ():
     row = {_RENAMED.get(name, name): cell for name, cell in row.items()}
     yield (
       row["study_id"],
-      tuple(csv_builder.finding(row.get(name, ""), name, place) for name in LABELS),
+      tuple(csv_builder.parse_finding(row.get(name, ""), name, place) for name in LABELS),
     )

@@ -118,7 +118,7 @@ class Builder(base_builder.SetBuilder):
     with self._open(dl_manager.manual_dir) as opened:
       found = examples(opened, self.builder_config, self.left_out)
     return {
-      name: tfds_features.some(
+      name: tfds_features.at_least_one(
         self._generate_examples(dl_manager.manual_dir, chosen), name, self.left_out
       )
       for name, chosen in assign(found).items()
@@ -172,7 +172,7 @@ def examples(
   name = rf"({config.start}_\d{{4}}_[01])"
   images = {
     key: member
-    for (key,), member in tfds_features.matching(opened.names, rf"CXR_png/{name}\.png").items()
+    for (key,), member in tfds_features.match_files(opened.names, rf"CXR_png/{name}\.png").items()
   }
   for label, digit in zip(LABELS, "01", strict=True):
     if not any(key.endswith(digit) for key in images):
@@ -184,12 +184,12 @@ def examples(
   for key in images:
     if numbers.setdefault(key[:-2], key) != key:
       raise UserError(f"{opened.path} calls one patient normal and ill: {numbers[key[:-2]]}, {key}")
-  for (key,), member in tfds_features.matching(opened.names, r"CXR_png/([^/]+\.\w+)").items():
+  for (key,), member in tfds_features.match_files(opened.names, r"CXR_png/([^/]+\.\w+)").items():
     if not re.fullmatch(r"(CHNCXR|MCUCXR)_\d{4}_[01]\.png", key, re.IGNORECASE):
       left_out.add(member, "its name is not of this data set")
   readings = {
     key: member
-    for (key,), member in tfds_features.matching(
+    for (key,), member in tfds_features.match_files(
       opened.names, rf"ClinicalReadings/{name}\.txt"
     ).items()
   }
@@ -208,9 +208,9 @@ def _masks(
   opened: archive.Archive, name: str, left_out: tfds_features.LeftOut
 ) -> dict[str, tuple[str, ...]]:
   """The mask files of each image that has them."""
-  whole = tfds_features.matching(opened.names, rf"{name}_mask\.png")
-  whole |= tfds_features.matching(opened.names, rf"masks/{name}\.png")
-  sides = tfds_features.matching(opened.names, rf"(left|right)Mask/{name}\.png")
+  whole = tfds_features.match_files(opened.names, rf"{name}_mask\.png")
+  whole |= tfds_features.match_files(opened.names, rf"masks/{name}\.png")
+  sides = tfds_features.match_files(opened.names, rf"(left|right)Mask/{name}\.png")
   found = {key: (member,) for (key,), member in whole.items()}
   lungs: dict[str, list[str]] = {}
   for (_, key), member in sorted(sides.items()):

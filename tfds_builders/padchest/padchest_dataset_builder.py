@@ -229,7 +229,7 @@ class Builder(csv_builder.PublishedBuilder):
         found.add(row["ImageID"], _listed(row, place), place)
         folders.add(row["ImageDir"])
     unknown = [key for key, reason in found.left_out.items() if reason.startswith(_TERM)]
-    if csv_builder.many(len(unknown), len(found.rows)):
+    if csv_builder.is_too_many(len(unknown), len(found.rows)):
       raise UserError(
         f"{path}: {table} has terms that are not PadChest's, {len(unknown):,} images "
         f"such as {unknown[0]}: another release?"
@@ -245,7 +245,7 @@ class Builder(csv_builder.PublishedBuilder):
 _TERM = "its report has a term that is not PadChest's:"
 
 
-def _listed(row: dict[str, str], place: str) -> csv_builder.Listed | str:
+def _listed(row: dict[str, str], place: str) -> csv_builder.ImageRow | str:
   """What the table says of one image, or why it is of no use."""
   key, projection = row["ImageID"], row["Projection"].strip()
   if not key.endswith(".png") or "/" in key:
@@ -261,9 +261,9 @@ def _listed(row: dict[str, str], place: str) -> csv_builder.Listed | str:
   if strange:
     return f"{_TERM} {strange[0][:40]!r}"
   inverted = row["PhotometricInterpretation_DICOM"].strip() == "MONOCHROME1"
-  return csv_builder.Listed(
+  return csv_builder.ImageRow(
     patient=row["PatientID"],
-    split=patient_splits.carve([row["PatientID"]], SPLITS)[0],
+    split=patient_splits.assign_by_name([row["PatientID"]], SPLITS)[0],
     labels=_labels(terms),
     age=_age(row),
     sex=row["PatientSex_DICOM"].strip(),

@@ -57,10 +57,10 @@ class Builder(csv_builder.PublishedBuilder):
   def listing(self, manual: pathlib.Path) -> tuple[csv_builder.Listing, list[csv_builder.Part]]:
     path = archive.find(manual, CANDIDATES, WHERE, MARKERS)
     found = csv_builder.Listing((FINDING,), _PATTERN, dicom=True)
-    with release_layout.opened(path) as release:
-      boxes = _boxes(release, release_layout.table(release, "stage_2_train_labels", WHERE))
+    with release_layout.open_release(path) as release:
+      boxes = _boxes(release, release_layout.find_table(release, "stage_2_train_labels", WHERE))
       classes = _classes(
-        release, release_layout.table(release, "stage_2_detailed_class_info", WHERE), boxes
+        release, release_layout.find_table(release, "stage_2_detailed_class_info", WHERE), boxes
       )
       parts = release_layout.parts(path, release.names, _PATTERN)
       hidden = release_layout.without_labels(
@@ -69,7 +69,7 @@ class Builder(csv_builder.PublishedBuilder):
     for key, split in _assign(classes).items():
       found.add(
         key,
-        csv_builder.Listed(
+        csv_builder.ImageRow(
           patient="",
           split=split,
           labels=(float(bool(boxes[key])),),
@@ -81,7 +81,7 @@ class Builder(csv_builder.PublishedBuilder):
     for key, place in hidden.items():
       found.add(
         key,
-        csv_builder.Listed(
+        csv_builder.ImageRow(
           patient="", split="unlabelled", labels=(math.nan,), boxes=[], more={"label": -1}
         ),
         place,

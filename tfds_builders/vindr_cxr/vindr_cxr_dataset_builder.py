@@ -136,7 +136,7 @@ class Builder(csv_builder.PublishedBuilder):
     found = csv_builder.Listing(
       [*labels, *(f"votes::{name}" for name in labels)], _PATTERN, dicom=True, youngest=_ADULT
     )
-    with release_layout.opened(path) as release:
+    with release_layout.open_release(path) as release:
       (_physionet if config == "physionet" else _vinbigdata)(release, found)
       parts = release_layout.parts(path, release.names, _PATTERN)
     self.left_out.note("patients unknown: every image counts as a patient of its own")
@@ -148,9 +148,9 @@ class Builder(csv_builder.PublishedBuilder):
 def _physionet(release: archive.Archive, found: csv_builder.Listing) -> None:
   """Adds all images of PhysioNet's release: train by votes, test by consensus."""
   for split in ("train", "test"):
-    table = release_layout.table(release, f"image_labels_{split}", WHERE["physionet"])
+    table = release_layout.find_table(release, f"image_labels_{split}", WHERE["physionet"])
     boxes = _boxes(
-      release, release_layout.table(release, f"annotations_{split}", WHERE["physionet"])
+      release, release_layout.find_table(release, f"annotations_{split}", WHERE["physionet"])
     )
     readings: Readings = collections.defaultdict(dict)
     places: dict[str, str] = {}
@@ -176,7 +176,7 @@ def _vinbigdata(release: archive.Archive, found: csv_builder.Listing) -> None:
   """Adds all images of Kaggle's release: train by votes, split anew, and test without labels."""
   readings: Readings = collections.defaultdict(lambda: collections.defaultdict(set))
   places: dict[str, str] = {}
-  table = release_layout.table(release, "train", WHERE["vinbigdata"])
+  table = release_layout.find_table(release, "train", WHERE["vinbigdata"])
   boxes = _boxes(release, table, KAGGLE, readings, places)
   for key, by in readings.items():
     _check(by, key, places[key])
@@ -206,7 +206,7 @@ def _add(
   majority = _majority(by, labels) if by else (math.nan,) * len(labels)
   found.add(
     key,
-    csv_builder.Listed(
+    csv_builder.ImageRow(
       patient="",
       split=split,
       labels=(*majority, *votes),
@@ -234,7 +234,7 @@ def _check(by: Mapping[str, set[str]], key: str, place: str) -> None:
 
 
 def _present(text: str, name: str, place: str) -> bool:
-  value = csv_builder.finding(text, name, place)
+  value = csv_builder.parse_finding(text, name, place)
   if value not in (0, 1):
     raise UserError(f"{place}: {name} is {text[:20]!r}, not 0 or 1")
   return value == 1

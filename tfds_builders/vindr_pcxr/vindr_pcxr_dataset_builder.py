@@ -117,11 +117,11 @@ class Builder(csv_builder.PublishedBuilder):
     found = csv_builder.Listing(
       [*LABELS, *(f"findings::{name}" for name in FINDINGS)], _PATTERN, dicom=True
     )
-    with release_layout.opened(path) as release:
+    with release_layout.open_release(path) as release:
       for split in ("train", "test"):
-        table = release_layout.table(release, f"image_labels_{split}", WHERE)
+        table = release_layout.find_table(release, f"image_labels_{split}", WHERE)
         seen, boxes = _annotations(
-          release, release_layout.table(release, f"annotations_{split}", WHERE)
+          release, release_layout.find_table(release, f"annotations_{split}", WHERE)
         )
         for place, row in archive.rows(release, table, ("image_id",)):
           _check(row, place)
@@ -130,7 +130,7 @@ class Builder(csv_builder.PublishedBuilder):
           findings = (float(name in drawn) if key in seen else math.nan for name in FINDINGS)
           found.add(
             key,
-            csv_builder.Listed(
+            csv_builder.ImageRow(
               patient="",
               split=split,
               view="PA",
@@ -165,7 +165,7 @@ def _check(row: dict[str, str], place: str) -> None:
 
 
 def _present(text: str, name: str, place: str) -> float:
-  value = csv_builder.finding(text, name, place)
+  value = csv_builder.parse_finding(text, name, place)
   if value not in (0, 1):
     raise UserError(f"{place}: {name} is {text[:20]!r}, not 0 or 1")
   return value

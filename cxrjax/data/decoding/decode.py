@@ -19,12 +19,12 @@ __all__ = [
   "MIN_SIDE",
   "VERSION",
   "BadImage",
-  "Shown",
-  "bits",
+  "DecodedImage",
+  "bit_depth",
   "check_shape",
   "decode",
   "decode_here",
-  "shown",
+  "decode_with_window",
 ]
 
 VERSION = 4  # increase when decoded pixels change: it is part of every cache key
@@ -51,12 +51,12 @@ def decode(
       large.
   """
   try:
-    return shown(data, at_least).pixels
+    return decode_with_window(data, at_least).pixels
   except BadImage as error:
     raise BadImage(f"{name}: {error}" if name else str(error)) from error.__cause__
 
 
-class Shown(NamedTuple):
+class DecodedImage(NamedTuple):
   """A decoded image and how to show it.
 
   Attributes:
@@ -72,7 +72,7 @@ class Shown(NamedTuple):
   notes: tuple[str, ...] = ()
 
 
-def shown(data: bytes, at_least: int | None = None) -> Shown:
+def decode_with_window(data: bytes, at_least: int | None = None) -> DecodedImage:
   """Decodes an image as `decode` does, and returns its window, full size and notes as well.
 
   Raises:
@@ -82,10 +82,10 @@ def shown(data: bytes, at_least: int | None = None) -> Shown:
     raise BadImage(_MISSING)
   try:
     pixels, facts = _decode(data, at_least, encoded=False)
-  except dicom_pixels.Encoded:
+  except dicom_pixels.NeedsNativeDecoder:
     pixels, facts = _pool.decode(data, at_least)
   window = facts["window"]
-  return Shown(pixels, window and tuple(window), tuple(facts["full"]), tuple(facts["notes"]))
+  return DecodedImage(pixels, window and tuple(window), tuple(facts["full"]), tuple(facts["notes"]))
 
 
 def decode_here(data: bytes, at_least: int | None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -108,12 +108,12 @@ def _decode(data: bytes, at_least: int | None, encoded: bool) -> tuple[np.ndarra
       "notes": radiograph.notes,
     }
   if not encoded:
-    raise dicom_pixels.Encoded
+    raise dicom_pixels.NeedsNativeDecoder
   samples = formats.open_image(data)
   return samples.gray(at_least), {"window": None, "full": samples.upright, "notes": samples.notes}
 
 
-def bits(data: bytes) -> int:
+def bit_depth(data: bytes) -> int:
   """Bit depth of the pixels that `decode` would return, 8 or 16, from the file's header.
 
   Raises:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from cxrjax.data.decoding import dicom_pixels
-from cxrjax.data.decoding.dicom_pixels import DAMAGED, Encoded, integer, string
+from cxrjax.data.decoding.dicom_pixels import DAMAGED, NeedsNativeDecoder, integer, string
 from cxrjax.data.decoding.samples import MAX_PIXELS, BadImage
 
 # Radiography by any device, scanned films and screen captures; nothing else is a chest radiograph.
@@ -142,14 +142,14 @@ def read(
 
   Raises:
     BadImage: not DICOM, damaged, of another modality, in colour, or of several frames.
-    dicom_pixels.Encoded: the file or its pixels are compressed, and `encoded` is False.
+    dicom_pixels.NeedsNativeDecoder: the file or its pixels are compressed, and `encoded` is False.
   """
   opened = _unpack(io.BytesIO(data) if isinstance(data, bytes) else data, encoded)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pydicom quotes invalid values in them
     try:
       return _radiograph(opened, pixels, key, encoded)
-    except (BadImage, Encoded):
+    except (BadImage, NeedsNativeDecoder):
       raise
     except MemoryError:
       raise BadImage("its header asks for too many pixels") from None
@@ -157,7 +157,7 @@ def read(
       raise BadImage(DAMAGED) from None
 
 
-def values(opened: io.BufferedIOBase, keywords: Sequence[str]) -> list[str]:
+def header_values(opened: io.BufferedIOBase, keywords: Sequence[str]) -> list[str]:
   """Header values by keyword, empty where missing; they must never be shown.
 
   Raises:
@@ -182,13 +182,13 @@ def _unpack(opened: io.BufferedIOBase, encoded: bool) -> io.BufferedIOBase:
     raise BadImage("it is no DICOM file: the letters DICM are missing at byte 128")
   if start.startswith(_GZIP):
     if not encoded:
-      raise Encoded
+      raise NeedsNativeDecoder
     opened.seek(0)
     opened = io.BytesIO(_gunzip(opened))
     start = opened.read(2048)
   if _DEFLATED.encode() in start:
     if not encoded:
-      raise Encoded
+      raise NeedsNativeDecoder
     _check_deflated(start + opened.read(_MOST))
   opened.seek(0)
   if start.startswith(_MARK):  # the preamble is missing

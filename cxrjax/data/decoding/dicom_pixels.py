@@ -41,11 +41,11 @@ _ROWS = 64  # processed at a time
 _MIN_SHOWN = 32  # of 256 gray levels; a window that shows fewer belongs to another image
 
 
-class Encoded(Exception):
+class NeedsNativeDecoder(Exception):
   """Raised for pixels that only native code decodes, where the caller excluded it."""
 
 
-class Found(NamedTuple):
+class GrayImage(NamedTuple):
   """Pixels of a radiograph; see `dicom.Radiograph`."""
 
   pixels: UInt8[np.ndarray, "h w 1"] | UInt16[np.ndarray, "h w 1"]
@@ -62,7 +62,7 @@ class _Stored(NamedTuple):
   notes: list[str]
 
 
-def gray(header: Any, encoded: bool = True) -> Found:
+def gray(header: Any, encoded: bool = True) -> GrayImage:
   """Gray pixels of a data set with one monochrome image, white where few X-rays came through.
 
   Raises:
@@ -128,7 +128,7 @@ def gray(header: Any, encoded: bool = True) -> Found:
     if window is None and bits > 8 and not padding.all():  # padding would shift the percentiles
       window = percentiles.percentiles(levels[~padding], percentiles.TAILS)
     levels[padding] = 0  # background
-  return Found(levels[..., None], window, bits, tuple(notes))
+  return GrayImage(levels[..., None], window, bits, tuple(notes))
 
 
 def _inverted(header: Any, kind: str, notes: list[str]) -> bool:
@@ -176,7 +176,7 @@ def _stored(header: Any, encoded: bool) -> _Stored:
   if not syntax.is_encapsulated:
     return _Stored(_native(header, syntax, shape, bits, signed), bits, [])
   if not encoded:
-    raise Encoded
+    raise NeedsNativeDecoder
   values, stream_bits = _decode(_frame(header), syntax, shape, allocated)
   if values.shape != shape:
     raise BadImage(f"its pixel data are {values.shape}, its header says {shape}")

@@ -54,7 +54,7 @@ def open_image(data: bytes) -> Samples:
     start = data[:64].lstrip().lower()
     reason = next((why for mark, why in _OTHERS if start.startswith(mark)), None)
     raise BadImage(reason or f"it is not a {_KINDS} image (it starts with {data[:8]!r})")
-  with damaged():
+  with as_bad_image():
     return reader(data)
 
 
@@ -81,7 +81,7 @@ def _reader(start: bytes) -> Callable[[bytes], Samples] | None:
 
 
 @contextlib.contextmanager
-def damaged() -> Iterator[None]:
+def as_bad_image() -> Iterator[None]:
   """Converts any exception of a decoder into a BadImage."""
   try:
     with warnings.catch_warnings():
@@ -116,7 +116,7 @@ def _png(data: bytes) -> Samples:
   width, height, bits = header[:3]
 
   def load(at_least: int | None) -> np.ndarray:
-    with damaged():
+    with as_bad_image():
       return without_alpha(imagecodecs.png_decode(data))
 
   # The decoder expands fewer bits and palettes to 8 bits.
@@ -166,7 +166,7 @@ def _jpeg(data: bytes) -> Samples:
     check_packed(frame.width, frame.height, len(data))
 
   def load(at_least: int | None) -> np.ndarray:
-    with damaged():
+    with as_bad_image():
       if frame.coding == "ls":
         return without_alpha(jpeg_ls(data))
       if frame.coding == "lossless" or frame.bits > 8:
@@ -261,7 +261,7 @@ def _jpeg2000(data: bytes) -> Samples:
   check_packed(header.width, header.height, len(data))
 
   def load(at_least: int | None) -> np.ndarray:
-    with damaged():
+    with as_bad_image():
       return without_alpha(imagecodecs.jpeg2k_decode(data))
 
   if header.bits > 16:
@@ -311,7 +311,7 @@ def _by_pillow(data: bytes, kind: str) -> Samples:
     raise BadImage(f"it is {kind} of the type {mode}; save it as PNG")
 
   def load(at_least: int | None) -> np.ndarray:
-    with damaged(), Image.open(io.BytesIO(data), formats=(kind,)) as opened:
+    with as_bad_image(), Image.open(io.BytesIO(data), formats=(kind,)) as opened:
       opened.load()
       if opened.mode in ("1", "L", "LA"):
         return np.asarray(opened.convert("L") if opened.mode == "1" else opened.getchannel("L"))

@@ -67,9 +67,9 @@ def open_tiff(data: bytes) -> Samples:
   separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
 
   def load(at_least: int | None) -> np.ndarray:
-    from cxrjax.data.decoding.formats import damaged
+    from cxrjax.data.decoding.formats import as_bad_image
 
-    with damaged(), tifffile.TiffFile(io.BytesIO(data)) as reopened:
+    with as_bad_image(), tifffile.TiffFile(io.BytesIO(data)) as reopened:
       page = _full_page(reopened.pages[index])
       values = page.asarray(maxworkers=1)
       if photometric == "PALETTE":

@@ -142,7 +142,7 @@ def resize(
   return np.clip(np.rint(square), 0, 65535).astype(np.uint16) if wide else square
 
 
-def unfit(
+def resize_back(
   square: Float32[np.ndarray, "s s"], shape: tuple[int, int], fit: str = "squash"
 ) -> Float32[np.ndarray, "h w"]:
   """Maps values on a square made by `resize` back onto the original image, bilinearly.

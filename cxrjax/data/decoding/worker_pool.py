@@ -43,7 +43,7 @@ _START = (
 )
 
 
-class Answer(NamedTuple):
+class DecodeResult(NamedTuple):
   """Result of decoding one file.
 
   Attributes:
@@ -93,7 +93,7 @@ class Pool:
     if hasattr(os, "register_at_fork"):
       os.register_at_fork(after_in_child=self._forget)  # a pipe has one owner
 
-  def decode(self, data: bytes, at_least: int | None = None) -> Answer:
+  def decode(self, data: bytes, at_least: int | None = None) -> DecodeResult:
     """Runs the function on a file's bytes, in a worker.
 
     Raises:
@@ -169,7 +169,7 @@ class _Process:
   def alive(self) -> bool:
     return self._child.poll() is None
 
-  def decode(self, data: bytes, at_least: int | None) -> Answer:
+  def decode(self, data: bytes, at_least: int | None) -> DecodeResult:
     """Sends a file and waits for the reply; raises OSError or EOFError if the process dies."""
     _write(self._stdin, _REQUEST.pack(-1 if at_least is None else at_least, len(data)), data)
     seconds = self._spec.bounds(len(data))[0] + self._spec.patience
@@ -187,7 +187,7 @@ class _Process:
       raise RuntimeError(f"decoding failed in its process:\n{reply['failed']}")
     pixels = np.empty(reply.pop("shape"), reply.pop("dtype"))
     _read_into(self._stdout, pixels.data.cast("B"))
-    return Answer(pixels, reply)
+    return DecodeResult(pixels, reply)
 
   def death_reason(self, size: int) -> str:
     """Why the process died on a file of `size` bytes."""
@@ -290,7 +290,7 @@ def _set_limits(seconds: float, memory: int, base_memory: int) -> None:
     resource.setrlimit(kind, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
 
 
-def workers() -> int:
+def num_threads() -> int:
   """Number of decoding threads: one more than processors, as each waits for its own process."""
   with contextlib.suppress(AttributeError):
     return len(os.sched_getaffinity(0)) + 1

@@ -21,7 +21,7 @@ from jaxtyping import UInt32
 
 from cxrjax.core import checksums
 from cxrjax.core.errors import UserError
-from cxrjax.data.images import Rows
+from cxrjax.data.images import LazyRows
 
 SMALL = 1 << 30  # bytes that are verified on opening: about a third of a second
 _PART = 256  # squares that a thread verifies at a time
@@ -42,7 +42,7 @@ def allocate(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.
   return array
 
 
-def sums(rows: Sequence[np.ndarray] | np.ndarray) -> UInt32[np.ndarray, "n"]:
+def checksums_of(rows: Sequence[np.ndarray] | np.ndarray) -> UInt32[np.ndarray, "n"]:
   """The checksum of each square."""
   return np.fromiter(map(_sum, rows), np.uint32, len(rows))
 
@@ -61,7 +61,7 @@ def seal(array: np.ndarray, known: UInt32[np.ndarray, "n"]) -> None:
 
 def load(
   path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype, count: int | None = None
-) -> np.ndarray | Rows | None:
+) -> np.ndarray | LazyRows | None:
   """Loads the first `count` squares of a file; None where it is missing, incomplete or damaged.
 
   Args:
@@ -85,11 +85,11 @@ def load(
   array = np.memmap(path, dtype, "r", len(header), shape)[:count]
   known = np.frombuffer(tail, "<u4", n)[:count]
   if array.nbytes > SMALL:
-    return Rows(Checked(array, known, path), np.arange(len(array)))
+    return LazyRows(VerifiedSquares(array, known, path), np.arange(len(array)))
   return array if _is_intact(array, known) else None
 
 
-class Checked:
+class VerifiedSquares:
   """Squares of a file, each verified against its checksum when it is first read.
 
   Args:
@@ -114,7 +114,7 @@ class Checked:
     stack = squares if np.ndim(rows) else squares[None]
     rows = np.atleast_1d(rows)
     new = np.flatnonzero(~self._verified[rows])
-    if (sums(stack[new]) != self._known[rows[new]]).any():
+    if (checksums_of(stack[new]) != self._known[rows[new]]).any():
       with self._lock:
         self._path.unlink(missing_ok=True)
       raise UserError(f"{self._path} is damaged and was removed; the same command makes it again")
@@ -129,7 +129,7 @@ def _sum(square: np.ndarray) -> int:
 def _is_intact(array: np.ndarray, known: np.ndarray) -> bool:
   def is_part_intact(start: int) -> bool:
     part = slice(start, start + _PART)
-    return bool((sums(array[part]) == known[part]).all())
+    return bool((checksums_of(array[part]) == known[part]).all())
 
   with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
     return all(pool.map(is_part_intact, range(0, len(array), _PART)))

@@ -34,7 +34,7 @@ from cxrjax.core.cache_folder import cache_root
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Record, Source
 from cxrjax.data.decoding import decode, windowing
-from cxrjax.data.decoding.worker_pool import workers
+from cxrjax.data.decoding.worker_pool import num_threads
 from cxrjax.data.images import Images, Stack, WideStack, info_of, take
 from cxrjax.data.inspection import bits_of, read
 from cxrjax.data.loading import cache_file
@@ -318,7 +318,7 @@ def _key(source: Source, spec: DecodeSpec, indices: Sequence[int] | np.ndarray |
 def _load(folder: pathlib.Path, size: int, bits: int) -> Decoded | None:
   """Loads a cache; None where it is missing or damaged."""
   try:
-    meta = checksums.unsealed((folder / "meta.json").read_bytes())
+    meta = checksums.unseal((folder / "meta.json").read_bytes())
     bad = {int(i): reason for i, reason in meta["bad"].items()}
     windows = None
     if bits == 16:
@@ -351,7 +351,7 @@ def _decode_into(
   windows = np.zeros((len(rows), 2), np.float32)
   masks: np.ndarray | None = None
   sums = np.zeros((len(rows), 2), np.uint32)  # of pixels and masks
-  (blank_sum,) = cache_file.sums(np.zeros((1, *shape[1:]), np.uint8))
+  (blank_sum,) = cache_file.checksums_of(np.zeros((1, *shape[1:]), np.uint8))
   bad: dict[int, str] = {}
   notes: dict[str, list[int]] = {}
   lock = threading.Lock()
@@ -366,12 +366,12 @@ def _decode_into(
       return
     for note in record.notes:
       notes.setdefault(note, []).append(position)
-    pixels[place], sums[place] = square, (*cache_file.sums([square]), blank_sum)
+    pixels[place], sums[place] = square, (*cache_file.checksums_of([square]), blank_sum)
     if mask is not None:
       with lock:
         if masks is None:
           masks = cache_file.allocate(work / "masks.npy", shape, np.dtype("u1"))
-      masks[place], sums[place, 1] = mask, *cache_file.sums([mask])
+      masks[place], sums[place, 1] = mask, *cache_file.checksums_of([mask])
 
   name = f"decoding {source.info.name} {source.info.split}"
   bar = tqdm.tqdm(
@@ -383,7 +383,7 @@ def _decode_into(
     dynamic_ncols=True,
   )
   filled = 0
-  with bar, concurrent.futures.ThreadPoolExecutor(workers()) as pool:
+  with bar, concurrent.futures.ThreadPoolExecutor(num_threads()) as pool:
     for start in range(0, len(rows), _CHUNK):  # stops soon after an error; results do not pile up
       positions = range(start, min(start + _CHUNK, len(rows)))
       places = range(filled, filled + len(positions))
@@ -414,7 +414,7 @@ def _decode_into(
   if spec.bits == 16:
     np.save(work / "windows.npy", windows[:filled])
     meta["windows"] = checksums.of_file(work / "windows.npy")
-  (work / "meta.json").write_text(checksums.sealed(meta))
+  (work / "meta.json").write_text(checksums.seal(meta))
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.data import inspection
 from cxrjax.data.base import Source, SourceInfo
 from cxrjax.data.decoding import windowing
-from cxrjax.data.images import Images, told
+from cxrjax.data.images import Images, summarize_notes
 from cxrjax.data.loading import decoded_cache, prefetch, process_shard, sampling, streaming
 from cxrjax.data.loading.device_arrays import Placement
 
@@ -225,8 +225,8 @@ class Loader:
   def notes(self) -> list[str]:
     """Remarks for users on how images were read, so far."""
     if self.images is not None:
-      return told(self.images.notes)
-    return told(() if self._reader is None else self._reader.notes)
+      return summarize_notes(self.images.notes)
+    return summarize_notes(() if self._reader is None else self._reader.notes)
 
   @property
   def data(self) -> dict[str, jax.Array]:

@@ -145,7 +145,7 @@ class StepRange:
 
   def block(self) -> Block:
     """All images at once, decoded or copied by threads."""
-    with concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(worker_pool.num_threads()) as pool:
       if isinstance(self._images, Images):
         return self._copy(pool, self._start, self._stop)
       images = pool.map(self.__getitem__, range(len(self)))
@@ -155,11 +155,11 @@ class StepRange:
     """Yields blocks of `size` steps (fewer at the end); decoding runs about a block ahead."""
     starts = range(self._start, self._stop, size)
     if isinstance(self._images, Images):
-      with concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
+      with concurrent.futures.ThreadPoolExecutor(worker_pool.num_threads()) as pool:
         for step in starts:
           yield self._copy(pool, step, min(step + size, self._stop))
       return
-    threads = worker_pool.workers()
+    threads = worker_pool.num_threads()
     ahead = max(2 * len(self._positions) * size, 2 * threads)
     images = iter(
       grain.MapDataset.source(self).to_iter_dataset(

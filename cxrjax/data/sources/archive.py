@@ -189,7 +189,7 @@ class Archive:
         return self._read_tar(name, entry, limit)
       file = self.path / entry
       self._check_size(name, file.stat().st_size, limit)
-      with files.opened(file) as opened:
+      with files.open_regular(file) as opened:
         return opened.read()
 
   def members(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
@@ -354,7 +354,7 @@ def rows(
   """
   data, where = opened.read(name), f"{opened.path}: {name}"
   if name.lower().endswith(".gz"):
-    limit = min(MAX_BYTES, max(files.SMALL, files.MAX_RATIO * len(data)))
+    limit = min(MAX_BYTES, max(files.SMALL_MEMBER_BYTES, files.MAX_RATIO * len(data)))
     try:
       with gzip.open(io.BytesIO(data)) as unpacked:
         data = unpacked.read(limit + 1)

@@ -37,7 +37,7 @@ def unpacked(path: pathlib.Path) -> Any:
   Raises:
     Damaged: not a regular file; during reading, if it unpacks to implausibly many bytes.
   """
-  file = files.opened(path)
+  file = files.open_regular(path)
   magic = file.read(2)
   file.seek(0)
   return _LimitedStream(file, _OPENERS[magic](file)) if magic in _OPENERS else file
@@ -48,7 +48,9 @@ class _LimitedStream:
 
   def __init__(self, packed: io.BufferedIOBase, plain: Any):
     self._packed, self._plain = packed, plain
-    self._max_bytes = max(files.SMALL, files.MAX_RATIO * os.fstat(packed.fileno()).st_size)
+    self._max_bytes = max(
+      files.SMALL_MEMBER_BYTES, files.MAX_RATIO * os.fstat(packed.fileno()).st_size
+    )
 
   def read(self, size: int) -> bytes:
     self._check(self._plain.tell() + size)

@@ -14,7 +14,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.data.base import Source
 from cxrjax.data.sources import mixture
 from cxrjax.data.splits import subset as subsets
-from cxrjax.data.splits.partial_labels import hide
+from cxrjax.data.splits.partial_labels import hide_labels
 
 _KINDS = {
   "mini": "cxrjax.data.mini",
@@ -91,7 +91,7 @@ def open_source(
   if subset:
     source = subsets.take(source, subset, split_seed)
   if labelled or labelled_share:
-    source = hide(source, labelled or "", labelled_share, split_seed)
+    source = hide_labels(source, labelled or "", labelled_share, split_seed)
   return source
 
 

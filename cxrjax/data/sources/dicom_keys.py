@@ -124,11 +124,14 @@ def digests(
       contextlib.suppress(OSError, UserError, decode.BadImage),
       index.open(int(rows[i])) as opened,
     ):
-      for k, value in enumerate(dicom.values(opened, keywords)):
+      for k, value in enumerate(dicom.header_values(opened, keywords)):
         if value := clean(value):
           hashes[i, k] = np.frombuffer(hashed(value, index.key), np.uint8)
 
   file_hashes.in_threads(np.arange(len(rows)), read_header, f"reading {', '.join(keywords)}")
-  with contextlib.suppress(OSError), file_hashes.written(index.memory.with_name(name)) as opened:
+  with (
+    contextlib.suppress(OSError),
+    file_hashes.atomic_write(index.memory.with_name(name)) as opened,
+  ):
     np.savez(opened, stamp=stamp.hexdigest(), digests=hashes)
   return hashes

@@ -64,7 +64,7 @@ class ShownNames:
     )
     file = index.memory.with_name(f"{index.memory.stem}.names.csv")
     # Kept beside the index, which contains the paths anyway; readable by its owner only.
-    with contextlib.suppress(OSError), file_hashes.written(file) as opened:
+    with contextlib.suppress(OSError), file_hashes.atomic_write(file) as opened:
       text = io.StringIO()
       tables.write(text, [("shown", "path"), *changed])
       opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
@@ -120,7 +120,7 @@ class ShownNames:
     return self._matches[part]
 
 
-def of(index: folder_index.Index) -> ShownNames:
+def for_index(index: folder_index.Index) -> ShownNames:
   """Display names of a folder's images; those of the latest set of files are cached."""
   if not (index.kinds == folder_index.MEDICAL).any():
     return ShownNames(index)

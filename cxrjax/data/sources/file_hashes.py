@@ -102,12 +102,12 @@ class Facts:
     self.known[row] = True
 
 
-def state(found: os.stat_result) -> tuple[int, int, int]:
+def file_state(found: os.stat_result) -> tuple[int, int, int]:
   """Size in bytes, modification time and change time (ctime) in ns of a file."""
   return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def fresh(states: Any, looked: int) -> Any:
+def maybe_stale(states: Any, looked: int) -> Any:
   """Whether files of some `state` (a tuple, or columns) were written so shortly before `looked`, in
   ns, that a later write within the same clock tick would leave the state unchanged."""
   return np.maximum(states[1], states[2]) >= looked - FRESH
@@ -136,7 +136,7 @@ def in_threads(
     dynamic_ncols=True,
     leave=False,
   )
-  with bar, concurrent.futures.ThreadPoolExecutor(worker_pool.workers()) as pool:
+  with bar, concurrent.futures.ThreadPoolExecutor(worker_pool.num_threads()) as pool:
     for start in range(0, len(rows), _SAVE_EVERY):
       part = rows[start : start + _SAVE_EVERY]
       blocks = [part[i : i + _BLOCK] for i in range(0, len(part), _BLOCK)]
@@ -154,7 +154,7 @@ def patient_key(cache_dir: str | os.PathLike | None = None) -> bytes:
   file = cache_folder.cache_root(cache_dir) / "patients.key"
   with contextlib.suppress(OSError):
     if not file.exists():
-      with written(file) as opened:
+      with atomic_write(file) as opened:
         opened.write(secrets.token_bytes(32))
     key = file.read_bytes()
     if len(key) == 32:
@@ -163,7 +163,7 @@ def patient_key(cache_dir: str | os.PathLike | None = None) -> bytes:
 
 
 @contextlib.contextmanager
-def written(file: pathlib.Path) -> Iterator[io.BufferedIOBase]:
+def atomic_write(file: pathlib.Path) -> Iterator[io.BufferedIOBase]:
   """Opens a file for atomic writing, readable by its owner only."""
   file.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")

@@ -140,7 +140,7 @@ class Source:
     )
     rows = listed.rows
     paths = [self._index.paths[row] for row in rows.tolist()]
-    display = display_names.of(self._index)
+    display = display_names.for_index(self._index)
     ids = [display.names[i] for i in np.searchsorted(self._index.images, rows).tolist()]
     absent = [
       (
@@ -173,12 +173,14 @@ class Source:
     assigned = listed.splits and [SPLIT_NAMES.get(s.lower(), s) for s in listed.splits]
     notes += spelling.notes(assigned or (), "split", os.path.basename(csv or "") or "folders")
     if not assigned or not any(assigned):
-      assigned = patient_splits.carve([p or path for p, path in zip(patients, paths, strict=True)])
+      assigned = patient_splits.assign_by_name(
+        [p or path for p, path in zip(patients, paths, strict=True)]
+      )
       notes.append(
         "the data have no splits: patients were put into train, val and test "
         "(70, 10, 20 %) by a hash of their names"
       )
-    notes += folder_tree.uneven(listed, assigned, patients)
+    notes += folder_tree.imbalance_notes(listed, assigned, patients)
     image_views = listed.views or headers.views()
     selected = label_policies.rows_of_views(f"folder:{where}", image_views, views)
     excluded = np.setdiff1d(np.arange(len(rows)), selected).tolist()
@@ -226,7 +228,7 @@ class Source:
     """16 if the header of any of a few sampled images says so, else 8."""
     for row in inspection.sample(len(self)):
       with contextlib.suppress(decode.BadImage):
-        if decode.bits(self._index.read(int(self._rows[row]))) == 16:
+        if decode.bit_depth(self._index.read(int(self._rows[row]))) == 16:
           return 16
     return 8
 
@@ -234,7 +236,7 @@ class Source:
     """Reads image `index`; JPEGs may be decoded at reduced size, not below `at_least` pixels."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    image = decode.shown(self._index.read(int(self._rows[index])), at_least)
+    image = decode.decode_with_window(self._index.read(int(self._rows[index])), at_least)
     table = self.table
     return Record(
       image=image.pixels,

@@ -30,7 +30,7 @@ from jaxtyping import Int8, Int32, Int64
 
 from cxrjax.core import cache_folder, files
 from cxrjax.core.errors import UserError, suggest
-from cxrjax.core.text import shown
+from cxrjax.core.text import escape
 from cxrjax.data.decoding import decode, dicom
 from cxrjax.data.sources import archive, file_hashes, file_kinds
 from cxrjax.data.sources.file_kinds import MEDICAL, OTHER, UNKNOWN
@@ -95,7 +95,7 @@ class Index:
     for row in np.flatnonzero(self._listing.states[:, 0] == _NOT_CHECKED).tolist():  # new files
       with contextlib.suppress(OSError):
         status = os.stat(self.root / self._listing.paths[row])
-        self._listing.states[row] = file_hashes.state(status)
+        self._listing.states[row] = file_hashes.file_state(status)
     self.paths, self.facts = self._listing.paths, self._listing.facts
     self.kinds, self.states = self._listing.kinds, self._listing.states
     self.notes = self._listing.notes
@@ -110,7 +110,7 @@ class Index:
 
   def learn(self, rows: Int64[np.ndarray, "_"]) -> None:
     """Fills in `facts` of some rows, reading only files that have not been read yet."""
-    self.facts.learn(rows, self.open, self.key, self._save, f"reading {shown(self.root.name)}")
+    self.facts.learn(rows, self.open, self.key, self._save, f"reading {escape(self.root.name)}")
 
   @contextlib.contextmanager
   def open(self, row: int) -> Iterator[io.BufferedIOBase]:
@@ -171,7 +171,7 @@ class Index:
         ("notes", itertools.chain(*listing.notes)),
       )
     }
-    with contextlib.suppress(OSError), file_hashes.written(self.memory) as opened:
+    with contextlib.suppress(OSError), file_hashes.atomic_write(self.memory) as opened:
       np.savez(
         opened,
         version=_VERSION,
@@ -225,7 +225,7 @@ class _Walk:
     listed = time.time_ns()
     if self._root.is_dir():
       with tqdm.tqdm(
-        desc=f"listing {shown(self._root.name)}",
+        desc=f"listing {escape(self._root.name)}",
         unit=" files",
         file=sys.stderr,
         delay=2,
@@ -308,7 +308,7 @@ class _Walk:
     state: tuple[int, ...] = (_NOT_CHECKED,) * 3,
   ) -> None:
     if entry is not None and self._check_states:
-      state = file_hashes.state(entry.stat())
+      state = file_hashes.file_state(entry.stat())
     self._paths.append(path)
     self._kinds.append(kind)
     self._homes.append(home)
@@ -316,7 +316,7 @@ class _Walk:
 
   def _add_zip(self, path: str) -> None:
     """Adds the files of a zip, from the cached listing if it has not changed."""
-    state, home = file_hashes.state(os.stat(self._root / path)), len(self._zips)
+    state, home = file_hashes.file_state(os.stat(self._root / path)), len(self._zips)
     prefix = _prefix(path)
     self._zips.append(path)
     old = self._old
@@ -325,7 +325,7 @@ class _Walk:
       if (
         len(rows)
         and tuple(old.states[rows[0]]) == state
-        and not file_hashes.fresh(state, old.listed)
+        and not file_hashes.maybe_stale(state, old.listed)
       ):
         for row in rows.tolist():
           self._add(old.paths[row], int(old.kinds[row]), home, None, state)
@@ -356,7 +356,7 @@ def _carry_over(new: _Listing, old: _Listing) -> bool:
   new.states[only_listed] = old.states[old_rows[only_listed]]
   unchanged = old_rows >= 0
   unchanged[unchanged] = (new.states[unchanged] == old.states[old_rows[unchanged]]).all(axis=1)
-  unchanged &= only_listed | ~file_hashes.fresh(new.states.T, old.listed)
+  unchanged &= only_listed | ~file_hashes.maybe_stale(new.states.T, old.listed)
   new.facts.take_over(old.facts, np.flatnonzero(unchanged), old_rows[unchanged])
   detected = unchanged & (new.kinds == UNKNOWN)
   new.kinds[detected] = old.kinds[old_rows[detected]]

@@ -43,7 +43,7 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
   has_splits = any(len(p) > depth and p[depth].lower() in SPLIT_NAMES for p in folders)
   split_of, class_of = {}, {}
   has_identities = False  # whether a class folder is named by a patient's ID or name
-  display = display_names.of(index)
+  display = display_names.for_index(index)
   for folder, names in parts.items():
     inner = names[depth:]
     if has_splits:
@@ -117,7 +117,9 @@ def _class_notes(labels: Sequence[str], patients: dict[str, set[bytes]]) -> list
   return notes
 
 
-def uneven(listed: folder_csv.Listed, splits: Sequence[str], patients: Sequence[str]) -> list[str]:
+def imbalance_notes(
+  listed: folder_csv.Listed, splits: Sequence[str], patients: Sequence[str]
+) -> list[str]:
   """Notes on classes that are missing from some splits, or that come from a single patient.
 
   Args:

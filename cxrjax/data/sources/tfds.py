@@ -239,7 +239,7 @@ class Source:
     The fingerprint is a hash of ids and encoded images, not of the files' bytes, which depend on
     the versions of the software that wrote them.
     """
-    states = [[str(f.resolve()), *file_hashes.state(f.stat())] for f in shards]
+    states = [[str(f.resolve()), *file_hashes.file_state(f.stat())] for f in shards]
     key = json.dumps([3, states, expression, self._group, self._label, len(self._records)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:24]
     cache = cache_folder.cache_root(cache_dir) / "tables" / f"{digest}.npz"

@@ -14,10 +14,10 @@ import functools
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
-from cxrjax.data.descriptors import Pixels, batched, gray_and_detail, small
+from cxrjax.data.descriptors import Pixels, batched, downsample, gray_and_detail
 from cxrjax.data.images import Images
 
-SAME = 96  # images that differ in more bits are different radiographs
+MAX_DISTANCE = 96  # images that differ in more bits are different radiographs
 _GRID, _FINE, _SIGMA = 32, 64, 2.0
 BYTES = _GRID * _GRID // 8
 _BLOCK = 4096
@@ -30,7 +30,7 @@ def of_images(
   rows = np.arange(len(images)) if rows is None else rows
   hashes = np.empty((len(rows), BYTES), np.uint8)
   for start in range(0, len(rows), _BLOCK):
-    x = small(images, _FINE, rows[start : start + _BLOCK])
+    x = downsample(images, _FINE, rows[start : start + _BLOCK])
     x = batched(functools.partial(gray_and_detail, sigma=_SIGMA), x)[1]
     x = x.reshape(-1, _GRID, _FINE // _GRID, _GRID, _FINE // _GRID).mean((2, 4))
     x = x.reshape(len(x), -1)
@@ -38,7 +38,7 @@ def of_images(
   return hashes
 
 
-def nearest(
+def nearest_distances(
   learnt: UInt8[np.ndarray, "n 128"], test: UInt8[np.ndarray, "m 128"]
 ) -> Int64[np.ndarray, "m"]:
   """Smallest Hamming distance, in bits, of each hash in `test` to those in `learnt`."""

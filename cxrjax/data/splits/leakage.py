@@ -17,7 +17,7 @@ _SALT_WORDS = 2  # leading 64-bit words; the next one identifies the secret
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class PatientCounts:
   """How many images of a set have a known patient.
 
   Attributes:
@@ -31,18 +31,24 @@ class Known:
   naming: tuple[str, ...]
 
 
-def known(keys: Sequence[str], info: SourceInfo) -> Known:
+def count_known(keys: Sequence[str], info: SourceInfo) -> PatientCounts:
   """Counts the images with a known patient.
 
   Args:
     keys: `splits.patient_keys` of the images.
     info: description of their source.
   """
-  return Known(len(keys), sum(not key for key in keys), info.naming)
+  return PatientCounts(len(keys), sum(not key for key in keys), info.naming)
 
 
-def said(
-  shared: int, sets: Sequence[Known], names: Sequence[str], *, some: str, none: str, whether: str
+def summary(
+  shared: int,
+  sets: Sequence[PatientCounts],
+  names: Sequence[str],
+  *,
+  some: str,
+  none: str,
+  whether: str,
 ) -> str:
   """Sentence on patients shared by sets of images, for terminal, pages and `run.json`.
 
@@ -73,7 +79,7 @@ def said(
   return f"{', and '.join(gaps)}, so {whether} {outcome}"
 
 
-def check(train: Sequence[Source], test: Source) -> tuple[str, ...]:
+def shared_patients(train: Sequence[Source], test: Source) -> tuple[str, ...]:
   """Patients of `test` that are in one of `train`, as `dataset/patient`, sorted.
 
   Unknown patients are never shared. A patient named differently by two data sets is not found; the
@@ -88,7 +94,7 @@ def check(train: Sequence[Source], test: Source) -> tuple[str, ...]:
   return tuple(sorted((test_keys & train_keys) - {""}))
 
 
-def remember(keys: Iterable[str], secret: bytes) -> UInt64[np.ndarray, "_"]:
+def fingerprint(keys: Iterable[str], secret: bytes) -> UInt64[np.ndarray, "_"]:
   """Fingerprint of a run's patients, by which a later run recognizes them.
 
   A random salt, a word that identifies the secret, and unique, ascending 64-bit hashes (BLAKE2b,

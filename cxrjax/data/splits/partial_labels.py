@@ -85,7 +85,7 @@ class Labelled(Subset):
     return dataclasses.replace(super().read(index, at_least), labels=self.table.labels[index])
 
 
-def hide(source: Source, known: str = "", share: Any = 0.0, seed: int = 0) -> Labelled:
+def hide_labels(source: Source, known: str = "", share: Any = 0.0, seed: int = 0) -> Labelled:
   """Hides the labels of all but some images.
 
   Args:

@@ -44,7 +44,7 @@ def patient_uniform(patients: Sequence[str], key: str = "split") -> dict[str, fl
   return dict(zip(names, hash_random.uniforms(f"{key}/{p}" for p in names).tolist(), strict=True))
 
 
-def carve(patients: Sequence[str], fractions: Mapping[str, float] = CARVED) -> list[str]:
+def assign_by_name(patients: Sequence[str], fractions: Mapping[str, float] = CARVED) -> list[str]:
   """Assigns each image to a split by its patient's name alone.
 
   Patients stay in their split when images are added or removed, so nobody moves from train to test

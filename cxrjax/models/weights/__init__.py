@@ -63,7 +63,7 @@ def load(
   """
   file = files.read(path, key)
   with _of_any_shape(file.named):
-    return adapt(layouts.recognise(file), encoder, file.named, str(path), (mean, std))
+    return adapt(layouts.recognize(file), encoder, file.named, str(path), (mean, std))
 
 
 @contextlib.contextmanager
@@ -96,5 +96,5 @@ def fit(params: Params, encoder: Any, key: str = "config.init.path") -> tuple[Pa
     UserError: another network, missing parameters, or numbers that are not finite.
   """
   flat = {name: np.asarray(value) for name, value in tree.flatten(params).items()}
-  network = layouts.of_ours(flat, family_of(encoder), key)
+  network = layouts.from_cxrjax(flat, family_of(encoder), key)
   return adapt(network, encoder, key, "", None)

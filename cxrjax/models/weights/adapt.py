@@ -16,7 +16,7 @@ from cxrjax.models import posembed
 from cxrjax.models.module import Params
 from cxrjax.models.vit import VARIANTS
 from cxrjax.models.weights import tree
-from cxrjax.models.weights.layouts import FAMILIES, Found, Pixels
+from cxrjax.models.weights.layouts import FAMILIES, Pixels, SourceNetwork
 from cxrjax.models.weights.report import Report
 
 _FIRST_LAYERS = {  # the kernel that sees pixels, and the batch norm after it
@@ -34,7 +34,7 @@ _FOREIGN_PARTS = (  # of networks that config.model lacks
 
 
 def adapt(
-  found: Found, encoder: Any, named: str, path: str, pixels: tuple[float, float] | None
+  found: SourceNetwork, encoder: Any, named: str, path: str, pixels: tuple[float, float] | None
 ) -> tuple[Params, Report]:
   """Adapts the source's parameters to `encoder`, and reports how each was used.
 
@@ -168,7 +168,9 @@ def _check_shapes(flat: Mapping[str, np.ndarray], expected: Mapping[str, Any], n
       )
 
 
-def _check_size(flat: Mapping[str, np.ndarray], source: Found, encoder: Any, named: str) -> None:
+def _check_size(
+  flat: Mapping[str, np.ndarray], source: SourceNetwork, encoder: Any, named: str
+) -> None:
   """Validates width, depth and heads of a vision transformer."""
   encoder_size = encoder.features, encoder.blocks, encoder.attention_heads
   width = flat["patch/kernel"].shape[-1]

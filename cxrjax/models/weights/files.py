@@ -17,8 +17,8 @@ from cxrjax.core import files as careful
 from cxrjax.core.errors import UserError
 from cxrjax.models.weights import pickles
 
-OURS = "cxrjax"  # key of our description, in the metadata or as an array of an .npz
-SUM = "cxrjax_crc32"  # key of its checksum, see `checksum`
+DESCRIPTION_KEY = "cxrjax"  # key of our description, in the metadata or as an array of an .npz
+CHECKSUM_KEY = "cxrjax_crc32"  # key of its checksum, see `checksum`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read(path: str | pathlib.Path, key: str) -> File:
   about: Any = {}
   beside = _read_configs(file.parent)
   try:
-    with careful.opened(file) as handle:
+    with careful.open_regular(file) as handle:
       magic = handle.read(16)
     if len(magic) > 8 and magic[8:9] == b"{":
       arrays, metadata = careful.read_safetensors(file)
@@ -66,7 +66,8 @@ def read(path: str | pathlib.Path, key: str) -> File:
     elif magic[:2] == b"PK" and _is_npz(file):
       arrays = careful.read_npz(file)
       about = _parse_description(
-        arrays, {name: str(arrays.pop(name)) for name in (OURS, SUM) if name in arrays}
+        arrays,
+        {name: str(arrays.pop(name)) for name in (DESCRIPTION_KEY, CHECKSUM_KEY) if name in arrays},
       )
     else:
       tree = pickles.read(file)
@@ -75,7 +76,7 @@ def read(path: str | pathlib.Path, key: str) -> File:
         beside.setdefault("architecture", tree["arch"])  # timm's name of the network
     if not isinstance(about, dict):
       raise careful.Damaged("its description is damaged")
-  except pickles.Refused as error:
+  except pickles.RefusedPickle as error:
     raise UserError(
       f"{named} is a pickle that names {error}, which no plain weights need; it was not run. If "
       "you trust the file, load it with torch where it was made and save its state_dict() as "
@@ -109,7 +110,9 @@ def write(file: pathlib.Path, arrays: Mapping[str, np.ndarray], about: str, **te
     **texts: further metadata.
   """
   # Not save_file, which creates files that only their owner can read.
-  file.write_bytes(save(dict(arrays), {**texts, OURS: about, SUM: checksum(arrays, about)}))
+  file.write_bytes(
+    save(dict(arrays), {**texts, DESCRIPTION_KEY: about, CHECKSUM_KEY: checksum(arrays, about)})
+  )
 
 
 def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
@@ -129,11 +132,11 @@ def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
 
 def _parse_description(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Any:
   """Parses the description of a file of ours; {} for others. Raises ValueError if damaged."""
-  if OURS not in texts and SUM not in texts:
+  if DESCRIPTION_KEY not in texts and CHECKSUM_KEY not in texts:
     return {}
-  if texts.get(SUM) != checksum(arrays, texts.get(OURS, "")):
+  if texts.get(CHECKSUM_KEY) != checksum(arrays, texts.get(DESCRIPTION_KEY, "")):
     raise ValueError("it is damaged, as its checksum shows")
-  return careful.parse_json(texts.get(OURS, ""))
+  return careful.parse_json(texts.get(DESCRIPTION_KEY, ""))
 
 
 def _check_scales(arrays: Mapping[str, np.ndarray]) -> None:
@@ -145,7 +148,7 @@ def _check_scales(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _is_npz(file: pathlib.Path) -> bool:
-  with careful.opened(file) as opened, careful.open_zip(opened) as archive:
+  with careful.open_regular(file) as opened, careful.open_zip(opened) as archive:
     return all(name.endswith(".npy") for name in archive.namelist())
 
 

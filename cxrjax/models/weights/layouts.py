@@ -65,7 +65,7 @@ _LAST_COPIES = ("student", "momentum", "encoder_k", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class SourceNetwork:
   """A network of a file, in our parameters but with the file's sizes.
 
   Attributes:
@@ -90,7 +90,7 @@ class Found:
   notes: tuple[str, ...] = ()
 
 
-def recognise(file: File) -> Found:
+def recognize(file: File) -> SourceNetwork:
   """Recognizes the network in a file.
 
   Raises:
@@ -163,7 +163,7 @@ def _is_head(name: str) -> bool:
   return bool(_HEAD.fullmatch(re.split("[./]", name)[0]))
 
 
-def _read_cnn(kind: str, arrays: Mapping[str, Any], named: str) -> Found:
+def _read_cnn(kind: str, arrays: Mapping[str, Any], named: str) -> SourceNetwork:
   """Converts torchvision's names, which timm uses for these families as well."""
   flat, unused = {}, []
   for name, value in arrays.items():
@@ -183,12 +183,12 @@ def _read_cnn(kind: str, arrays: Mapping[str, Any], named: str) -> Found:
       "of one with batch norm"
     )
   pixels = HALF if kind == "inception" else IMAGENET
-  return Found(kind, "torchvision", flat, tuple(unused), pixels=pixels)
+  return SourceNetwork(kind, "torchvision", flat, tuple(unused), pixels=pixels)
 
 
 def _read_vit(
   kind: str, prefix: str, arrays: dict[str, Any], outside: list[str], file: File
-) -> Found:
+) -> SourceNetwork:
   heads = file.beside.get("num_attention_heads")
   pixels, notes, unused = IMAGENET, [], set()
   if kind == "hf":
@@ -225,7 +225,7 @@ def _read_vit(
   interpolation = _INTERPOLATIONS.get(source, "timm")
   if "dinov2" in source and "registers" in flat:
     interpolation = "timm"
-  return Found(
+  return SourceNetwork(
     "vit",
     source,
     flat,
@@ -268,15 +268,15 @@ def _pixels_from_config(beside: Mapping[str, Any]) -> Pixels | None:
     return None
 
 
-def of_ours(flat: dict[str, np.ndarray], family: str, named: str) -> Found:
+def from_cxrjax(flat: dict[str, np.ndarray], family: str, named: str) -> SourceNetwork:
   """Wraps our own flat parameters; `family` applies unless they reveal another."""
   family = next((kind for name, kind in _CXRJAX_ANCHORS.items() if name in flat), family)
   if family == "vit":
     flat["patch/kernel"] = vit.square(flat["patch/kernel"], named)
-  return Found(family, "cxrjax", flat)
+  return SourceNetwork(family, "cxrjax", flat)
 
 
-def _read_cxrjax(file: File) -> Found:
+def _read_cxrjax(file: File) -> SourceNetwork:
   """Reads a file by `cxrjax.export`: an .npz in our names, or safetensors in timm's."""
   about = file.about
   arrays = {name: np.asarray(value) for name, value in file.arrays.items()}
@@ -284,7 +284,7 @@ def _read_cxrjax(file: File) -> Found:
   if about.get("names") != "timm":
     flat = {n.removeprefix("encoder/"): v for n, v in arrays.items() if n.startswith("encoder/")}
     unused = tuple(n for n in arrays if not n.startswith("encoder/"))
-    flat = of_ours(flat, family, file.named).flat
+    flat = from_cxrjax(flat, family, file.named).flat
   elif family == "vit":
     flat, leftover = vit.from_timm(arrays, file.named)
     unused = tuple(sorted(leftover))
@@ -296,4 +296,4 @@ def _read_cxrjax(file: File) -> Found:
   pixels = None
   if about.get("mean") is not None and not about.get("standardize"):
     pixels = (float(about["mean"]),), (float(about["std"]),)
-  return Found(family, "cxrjax", flat, unused, heads=about.get("heads"), pixels=pixels)
+  return SourceNetwork(family, "cxrjax", flat, unused, heads=about.get("heads"), pixels=pixels)

@@ -43,7 +43,7 @@ _MAX_PROGRAM = 256 << 20  # bytes of a pickle without its tensors; most have les
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number in files of torch before 1.6
 
 
-class Refused(Exception):
+class RefusedPickle(Exception):
   """A pickle names something outside the allowlist."""
 
 
@@ -228,7 +228,7 @@ class _Unpickler(pickle._Unpickler):
 
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) not in _ALLOWED:
-      raise Refused(f"{module[:100]}.{name[:100]}")
+      raise RefusedPickle(f"{module[:100]}.{name[:100]}")
     return _ALLOWED[module, name]
 
   def persistent_load(self, pid: Any) -> _Storage:
@@ -266,9 +266,9 @@ def read(path: pathlib.Path) -> Any:
     OSError: it cannot be read.
   """
   try:
-    with files.opened(path) as file:
+    with files.open_regular(path) as file:
       return _read_zip(path) if zipfile.is_zipfile(file) else _read_legacy(path)
-  except (Refused, files.Damaged, OSError):
+  except (RefusedPickle, files.Damaged, OSError):
     raise
   except Exception as error:  # a damaged pickle may raise almost anything
     raise Damaged(f"it is damaged ({type(error).__name__})") from error
@@ -308,7 +308,7 @@ def _read_legacy(path: pathlib.Path) -> Any:
     dtypes[key] = dtype
 
     def content() -> bytes:
-      with files.opened(path) as file:
+      with files.open_regular(path) as file:
         if key not in offsets:
           raise Damaged(f"it lacks the numbers of {key!r}")
         file.seek(offsets[key])
@@ -319,7 +319,7 @@ def _read_legacy(path: pathlib.Path) -> Any:
 
     return _Storage(dtype, count, content)
 
-  with files.opened(path) as file:
+  with files.open_regular(path) as file:
     bounded = _BoundedFile(file)
     try:
       if _Unpickler(bounded, storage).load() != _LEGACY_MAGIC:

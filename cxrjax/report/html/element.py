@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from cxrjax.core.text import shown
+from cxrjax.core.text import escape
 
 
 class Html(str):
@@ -47,4 +47,4 @@ def join(children: Any) -> Html:
 
 def _escape(value: Any) -> str:
   """Escapes text for markup; invisible characters (in file names) are written out."""
-  return html.escape(shown(str(value), keep="\n\t"))
+  return html.escape(escape(str(value), keep="\n\t"))

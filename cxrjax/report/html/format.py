@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 ENCODERS = {"trained": "Trained", "random": "Before training", "floor": "Thumbnail floor"}
-DRAWERS = {"floor": "Mean training mask"}  # names that differ for segmentation
+MASK_ENCODERS = {"floor": "Mean training mask"}  # names that differ for segmentation
 MEASURES = {
   "auroc": "AUROC",
   "auprc": "AUPRC",
@@ -33,7 +33,7 @@ VARIANTS = {  # suffixes of a measure that are not classes
   "uncalibrated": "uncalibrated",
   "prevalence": "at the estimated prevalence",
 }
-LESS = ("assd", "hd95", "brier", "ece", "nll")  # lower is better
+LOWER_IS_BETTER = ("assd", "hd95", "brier", "ece", "nll")  # lower is better
 HEADS = {"linear": "Linear probe", "floor": "Thumbnail ridge", "pixels": "Thumbnail ridge"}
 
 
@@ -122,7 +122,7 @@ def duration(seconds: Any) -> str:
   return f"{minutes / 60 / 24:.1f} days"
 
 
-def listing(items: Iterable[Any]) -> str:
+def join_words(items: Iterable[Any]) -> str:
   """`a, b and c`."""
   texts = list(map(str, items))
   return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
@@ -130,7 +130,7 @@ def listing(items: Iterable[Any]) -> str:
 
 def encoder(name: str, metrics: Collection[str]) -> str:
   """Display name of an encoder; the floor of segmentation metrics is the mean training mask."""
-  names = DRAWERS if "dice" in metrics else {}
+  names = MASK_ENCODERS if "dice" in metrics else {}
   return names.get(name, ENCODERS.get(name, name))
 
 

@@ -92,7 +92,7 @@ def render(run: runs.Run) -> str:
       details.views,
     ),
     ("speed", "Speed and size", "", details.speed),
-    ("again", "Run it again", "", details.again),
+    ("again", "Run it again", "", details.reproduction),
   ]
   sections = [(key, name, _section(run, key, name, note, make)) for key, name, note, make in parts]
   opening = [guard(results.summary, run), guard(_callouts, run)]
@@ -123,12 +123,12 @@ def document(
     el("p", kicker, cls="kicker"),
     el("h1", title),
     opening,
-    el("p", naming.RESEARCH, cls="research"),
+    el("p", naming.DISCLAIMER, cls="research"),
     links,
   )
   footer = el(
     "footer",
-    el("p", naming.RESEARCH),
+    el("p", naming.DISCLAIMER),
     el("p", "Written by cxrjax from the files of ", el("code", run.workdir.name or "."), "."),
   )
   style = importlib.resources.files("cxrjax.report.html").joinpath("style.css").read_text("utf-8")

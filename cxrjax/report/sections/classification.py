@@ -18,12 +18,12 @@ from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup, number
 IN_WORDS = ("accuracy", "sensitivity", "specificity")
 
 
-def called(run: Run) -> bool:
+def has_predictions(run: Run) -> bool:
   """Whether a run (of one evaluator) is judged by the classes that it predicts."""
   return any("auroc" in e.metrics for e in run.evaluations)
 
 
-def judged(run: Run, evaluator: str) -> list[Any]:
+def describe(run: Run, evaluator: str) -> list[Any]:
   """Describes for the summary how well the network tells the classes apart."""
   latest = run.latest()
   metrics, floor = latest.get(TRAINED, {}), latest.get(FLOOR, {}).get("auroc")

@@ -53,7 +53,7 @@ ENTROPIES = {
   "batch_entropy": "mean of a batch",
   "student_entropy": "student, per image",
 }
-CROPS_CALLED = {
+CROP_NAMES = {
   "global": ("large crop", "large crops"),
   "local": ("small crop", "small crops"),
   "global_mask": ("lung mask", "lung masks"),
@@ -256,7 +256,7 @@ def views(run: Run) -> Html | None:
 def _crop_names(name: str) -> tuple[str, str]:
   """Name of a kind of view, singular and plural."""
   plain = name.replace("_", " ")
-  return CROPS_CALLED.get(name, (f"{plain} crop", f"{plain} crops"))
+  return CROP_NAMES.get(name, (f"{plain} crop", f"{plain} crops"))
 
 
 def _grid_class(items: list[Html]) -> str:
@@ -318,7 +318,7 @@ def speed(run: Run) -> Html | None:
   )
 
 
-def again(run: Run) -> Html | None:
+def reproduction(run: Run) -> Html | None:
   """The exact command, versions and config of the run."""
   parts = []
   if command := run.fact("command"):

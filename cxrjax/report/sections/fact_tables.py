@@ -30,7 +30,7 @@ LABELS = {
   "components_kept": "Largest parts of a mask kept",
   "distances_in": "Distances in",
 }
-SAID = {
+VALUE_NAMES = {
   "storage": {
     "resident": "on the device",
     "cached": "decoded, on disk",
@@ -42,8 +42,8 @@ SAID = {
     "crop": "cropped to a square",
   },
 }
-NOTHING = {"unlabelled": 0}  # values that are the normal case and not shown
-LISTED = 50  # most entries of a list
+HIDDEN_VALUES = {"unlabelled": 0}  # values that are the normal case and not shown
+MAX_ITEMS = 50  # most entries of a list
 
 
 def data(run: Run) -> Html | None:
@@ -138,7 +138,7 @@ def rows(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
     (LABELS.get(key, key.replace("_", " ").capitalize()), value(key, facts[key]))
     for key in _ordered(facts)
     if facts[key] not in (None, "", [], {})
-    and not (key in NOTHING and facts[key] == NOTHING[key])
+    and not (key in HIDDEN_VALUES and facts[key] == HIDDEN_VALUES[key])
     and not (key == "splits" and isinstance(facts[key], Mapping) and len(facts[key]) < 2)
   ]
 
@@ -180,17 +180,17 @@ def value(key: str, value: Any) -> Any:
       "div",
       [
         el("div", el("span", str(k)), el("span", scalar(v), cls="num"))
-        for k, v in list(value.items())[:LISTED]
+        for k, v in list(value.items())[:MAX_ITEMS]
       ],
       cls="counts",
     )
-  if key in SAID:
-    return SAID[key].get(str(value), str(value))
+  if key in VALUE_NAMES:
+    return VALUE_NAMES[key].get(str(value), str(value))
   if key == "notes" and isinstance(value, list):
-    return el("ul", [el("li", str(v)) for v in value[:LISTED]])
+    return el("ul", [el("li", str(v)) for v in value[:MAX_ITEMS]])
   if isinstance(value, list):
-    more = f" and {len(value) - LISTED} more" if len(value) > LISTED else ""
-    return ", ".join(scalar(v) for v in value[:LISTED]) + more
+    more = f" and {len(value) - MAX_ITEMS} more" if len(value) > MAX_ITEMS else ""
+    return ", ".join(scalar(v) for v in value[:MAX_ITEMS]) + more
   return scalar(value)
 
 
@@ -208,10 +208,10 @@ def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
   if not skipped:
     return None
   items = []
-  for role, entry in skipped[:LISTED]:
+  for role, entry in skipped[:MAX_ITEMS]:
     pair = entry if isinstance(entry, list) and len(entry) == 2 else [entry, ""]
     items.append(el("li", el("code", str(pair[0])), f" {pair[1]} ", el("small", role)))
-  remaining = len(skipped) - LISTED
+  remaining = len(skipped) - MAX_ITEMS
   if remaining > 0:
     items.append(el("li", f"and {remaining:,} more"))
   title = format.count(len(skipped), "image was skipped", "images were skipped")

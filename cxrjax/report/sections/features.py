@@ -15,10 +15,10 @@ from cxrjax.report.html.format import Estimate
 from cxrjax.report.run_files import Run, lookup, number
 
 NAMES = {"label": "Label", "age": "Age", "sex": "Sex", "view": "View", "site": "Site"}
-COLOURS = 7  # most colours of a map; the smallest groups share one
+MAX_COLORS = 7  # most colours of a map; the smallest groups share one
 SIDE, EDGE = 360, 8  # size of a map and its margin, in pixels
-FAR = 0.5  # percentile, from either end, beyond which points are drawn at the edge
-FEW = 300  # fewer points than this are drawn larger
+CLIP_PERCENTILE = 0.5  # percentile, from either end, beyond which points are drawn at the edge
+LARGE_POINTS_BELOW = 300  # fewer points than this are drawn larger
 LAYERS = 8  # points are drawn in interleaved layers, so that no group covers all others
 
 
@@ -174,7 +174,7 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
     el(
       "p",
       "The features also hold the ",
-      el("b", format.listing(attributes)),
+      el("b", format.join_words(attributes)),
       ": neighbours share it more often than by chance.",
     )
     if attributes
@@ -240,15 +240,17 @@ def _scatter_plots(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -
 
 
 def _scatter_plot(xy: np.ndarray, group: np.ndarray, names: Sequence[str], title: str) -> Html:
-  low, high = np.percentile(xy, [FAR, 100 - FAR], axis=0)  # robust to stray points
+  low, high = np.percentile(
+    xy, [CLIP_PERCENTILE, 100 - CLIP_PERCENTILE], axis=0
+  )  # robust to stray points
   scale = (SIDE - 2 * EDGE) / max(float((high - low).max()), 1e-12)
   points = EDGE + (np.clip(xy, low, high) - low) * scale
   height = 2 * EDGE + float((high - low)[1]) * scale
   points[:, 1] = height - points[:, 1]
   sizes = np.bincount(group[group >= 0], minlength=len(names))
   colored = list(range(len(names)))
-  if len(colored) > COLOURS:
-    colored = sorted(np.argsort(-sizes, kind="stable")[: COLOURS - 1].tolist())
+  if len(colored) > MAX_COLORS:
+    colored = sorted(np.argsort(-sizes, kind="stable")[: MAX_COLORS - 1].tolist())
   styles = {g: f"p{i + 1}" for i, g in enumerate(colored)}
   drawn = np.array([styles.get(int(g), "p0") for g in group])
   marks = []
@@ -256,7 +258,7 @@ def _scatter_plot(xy: np.ndarray, group: np.ndarray, names: Sequence[str], title
     indices = np.arange(layer, len(points), LAYERS)
     for kind in dict.fromkeys(drawn[indices].tolist()):
       path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points[indices[drawn[indices] == kind]])
-      few = " few" if len(points) < FEW else ""
+      few = " few" if len(points) < LARGE_POINTS_BELOW else ""
       marks.append(el("path", d=path, cls=f"points {kind}{few}"))
   keys = [
     el("span", el("i", cls=f"spot {styles[g]}"), f"{names[g]} ({sizes[g]:,})") for g in colored

@@ -17,7 +17,7 @@ from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 from cxrjax.report.sections import classification, segmentation
 from cxrjax.report.terminal import ORDER, sort_metrics
 
-DRAWN = 3  # charts over training that are always shown; further ones are folded
+CHARTS_SHOWN = 3  # charts over training that are always shown; further ones are folded
 
 
 def summary(run: Run) -> Html:
@@ -38,10 +38,10 @@ def summary(run: Run) -> Html:
 
 def _describer(run: Run) -> Callable[[Run, str], list[Any]]:
   """Selects the function that describes performance, by the metrics of the evaluator."""
-  if segmentation.drawn(run):
-    return segmentation.judged
-  if classification.called(run):
-    return classification.judged
+  if segmentation.has_masks(run):
+    return segmentation.describe
+  if classification.has_predictions(run):
+    return classification.describe
   return _describe_probes
 
 
@@ -95,9 +95,9 @@ def _objective(run: Run) -> list[str | Html]:
     return []
   if run.fact("data", "train", "exclusive") is False:
     findings = names if len(names) < 5 else [format.count(len(names), "finding")]
-    return [el("b", f"to find {format.listing(findings)}"), " "]
+    return [el("b", f"to find {format.join_words(findings)}"), " "]
   classes = names if len(names) < 5 else [format.count(len(names), "class", "classes")]
-  return [el("b", f"to tell {format.listing(classes)} apart"), " "]
+  return [el("b", f"to tell {format.join_words(classes)} apart"), " "]
 
 
 def _training_length(run: Run) -> str:
@@ -319,7 +319,7 @@ def _table(names, encoders, latest, first) -> Html:
       group = prefix
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
     finite = [v.value for v in values.values() if math.isfinite(v.value)]
-    best_of = min if measure in format.LESS else max
+    best_of = min if measure in format.LOWER_IS_BETTER else max
     best = best_of(finite) if len(set(finite)) > 1 else math.nan
     cells = [el("th", format.measure(f"{measure}/{variant}" if variant else measure), scope="row")]
     for e in encoders:
@@ -354,7 +354,7 @@ def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
 
 
 def _is_unit_score(name: str, e: Estimate | None) -> bool:
-  return e is not None and format.parts(name)[1] not in format.LESS and 0 <= e.value <= 1
+  return e is not None and format.parts(name)[1] not in format.LOWER_IS_BETTER and 0 <= e.value <= 1
 
 
 FOREST = 150
@@ -457,10 +457,10 @@ def over_time(run: Run) -> Html | None:
     figures.append(line_chart.chart(format.title(name), [line], x_label=label, levels=levels))
   if not figures:
     return None
-  others = figures[DRAWN:]
+  others = figures[CHARTS_SHOWN:]
   return el(
     "div",
-    el("div", figures[:DRAWN], cls="charts"),
+    el("div", figures[:CHARTS_SHOWN], cls="charts"),
     el("details", el("summary", "Other measures while training"), el("div", others, cls="charts"))
     if others
     else None,

@@ -70,7 +70,7 @@ def scale(method: str, *maps: Float[np.ndarray, "_ _ _"]) -> list[Scaled]:
   ]
 
 
-def outlined(
+def draw_outline(
   image: UInt8[np.ndarray, "h w *c"], mask: Bool[np.ndarray, "h w"] | None
 ) -> UInt8[np.ndarray, "sh sw *d"]:
   """Draws the lungs' outline on a radiograph or on a map over one, where a mask is known."""
@@ -112,7 +112,7 @@ def figures(
   return [
     el(
       "figure",
-      pictures.picture(outlined(pictures.overlay(image, heat), mask), name, size),
+      pictures.picture(draw_outline(pictures.overlay(image, heat), mask), name, size),
       el("figcaption", name),
     )
     for name, heat in drawn
@@ -222,7 +222,7 @@ def section(run: Run) -> Html | None:
     mask = masks[i] if masks is not None else None
     plain = pictures.gray(image[i])
     name = label or f"radiograph {i + 1}"
-    picture = pictures.picture(outlined(plain, mask), name, 288)
+    picture = pictures.picture(draw_outline(plain, mask), name, 288)
     original = el("figure", picture, el("figcaption", name))
     named_maps = []
     for m, s in scaled.items():

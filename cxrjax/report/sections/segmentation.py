@@ -14,12 +14,12 @@ from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup
 TRUTH, PREDICTED = (86, 180, 233), (255, 158, 27)
 
 
-def drawn(run: Run) -> bool:
+def has_masks(run: Run) -> bool:
   """Whether a run (of one evaluator) is judged by masks."""
   return any("dice" in e.metrics for e in run.evaluations)
 
 
-def judged(run: Run, evaluator: str) -> list[Any]:
+def describe(run: Run, evaluator: str) -> list[Any]:
   """Describes for the summary how well predicted masks agree with the true ones."""
   latest = run.latest()
   dice, floor = (latest.get(e, {}).get("dice") for e in (TRAINED, FLOOR))

@@ -20,7 +20,7 @@ import resource, sys
 from cxrjax.data.decoding import decode
 data = open(sys.argv[1], "rb").read()
 try:
-  said = str(decode.shown(data).pixels.shape)
+  said = str(decode.decode_with_window(data).pixels.shape)
 except decode.BadImage as error:
   said = str(error)
 decode._pool.close()

@@ -104,8 +104,8 @@ def test_jpeg_decoded_smaller_is_large_enough_and_close(encode, texture):
 def test_bits_are_those_of_the_decoded_image(mode, encode, gray):
   image = Image.fromarray(gray).convert("I" if mode == "I;16" else mode)
   data = encode(image.convert(mode), "TIFF" if mode in ("F", "I", "LA", "P") else "PNG")
-  assert decode.bits(data) == 8 * decode.decode(data).itemsize
+  assert decode.bit_depth(data) == 8 * decode.decode(data).itemsize
   with pytest.raises(decode.BadImage, match="0 bytes"):
-    decode.bits(b"")
+    decode.bit_depth(b"")
   with pytest.raises(decode.BadImage, match="not a PNG"):
-    decode.bits(b"no image")
+    decode.bit_depth(b"no image")

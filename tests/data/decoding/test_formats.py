@@ -50,7 +50,7 @@ def tiff(values, **options):
 def gray(data):
   """The decoded image, whose depth its header told."""
   found = decode.decode(data)
-  assert decode.bits(data) == 8 * found.itemsize
+  assert decode.bit_depth(data) == 8 * found.itemsize
   return found[..., 0]
 
 
@@ -130,11 +130,11 @@ def test_orientation_is_obeyed(kind, tag):
   options = {"quality": 98} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
   stored = Image.fromarray(np.ascontiguousarray(STORED[tag](picture)))
   stored.save(buffer, kind, exif=exif, **options)
-  found = decode.shown(buffer.getvalue())
+  found = decode.decode_with_window(buffer.getvalue())
   assert found.shape == picture.shape
   assert np.abs(found.pixels[..., 0].astype(int) - picture).max() <= (8 if kind == "JPEG" else 0)
   if kind == "JPEG":
-    half = decode.shown(buffer.getvalue(), at_least=16)
+    half = decode.decode_with_window(buffer.getvalue(), at_least=16)
     assert half.shape == picture.shape and half.pixels.shape == (32, 48, 1)
 
 
@@ -230,10 +230,10 @@ def test_of_several_pages_the_picture_is_read_or_none():
 
   small = np.ascontiguousarray(DEEP[::2, ::2])
   for data in (pages((small, 1), (DEEP, 0)), pages((DEEP, 0), (small, 1))):
-    found = decode.shown(data)
+    found = decode.decode_with_window(data)
     np.testing.assert_array_equal(found.pixels[..., 0], DEEP)
     assert not found.notes
-  told = decode.shown(pages((small, 0), (DEEP, 0)))
+  told = decode.decode_with_window(pages((small, 0), (DEEP, 0)))
   np.testing.assert_array_equal(told.pixels[..., 0], DEEP)
   assert told.notes == ("it has 1 smaller pages beside the picture, which are not read",)
   with pytest.raises(BadImage, match="it has 2 pages; save the one"):
@@ -243,7 +243,7 @@ def test_of_several_pages_the_picture_is_read_or_none():
 def test_of_an_mpo_the_first_picture_is_read_and_this_is_told():
   buffer, picture = io.BytesIO(), Image.fromarray(film(8))
   picture.save(buffer, "MPO", save_all=True, append_images=[picture.rotate(180)], quality=95)
-  found = decode.shown(buffer.getvalue())
+  found = decode.decode_with_window(buffer.getvalue())
   assert np.abs(found.pixels[..., 0].astype(int) - film(8)).max() < 12
   assert any("several pictures; the first is read" in note for note in found.notes)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from cxrjax.core.errors import UserError
 from cxrjax.data import inspection, open_source
 from cxrjax.data.base import Record, SourceInfo, Table
-from cxrjax.data.images import Rows
+from cxrjax.data.images import LazyRows
 from cxrjax.data.loading import cache_file, decoded_cache
 from cxrjax.data.splits.subset import Subset
 
@@ -126,7 +126,7 @@ def test_what_is_large_is_looked_at_when_it_is_read(arrays, cache, monkeypatch):
   data[128 + 4 * 256 + 3] ^= 1  # of image 4
   (folder / "pixels.npy").write_bytes(data)
   images = load(source)
-  assert source.reads == 6 and isinstance(images.pixels, Rows)
+  assert source.reads == 6 and isinstance(images.pixels, LazyRows)
   np.testing.assert_array_equal(images.pixels[:4], good[:4])
   np.testing.assert_array_equal(images.take([5, 0]).pixels[0], good[5])
   with pytest.raises(UserError, match=r"pixels.npy is damaged and was removed; the same command"):
@@ -447,7 +447,7 @@ def test_rows_of_a_whole_cache_are_not_copied(arrays):
   whole = load(source)
   some = load(source, indices=[2, 3, 4])
   assert isinstance(some.pixels, np.memmap)
-  assert isinstance(load(source, indices=[8, 0]).pixels, Rows)
+  assert isinstance(load(source, indices=[8, 0]).pixels, LazyRows)
   np.testing.assert_array_equal(some.pixels, whole.pixels[2:5])
 
 

@@ -181,7 +181,7 @@ def test_damaged_member(packed):
 
 
 def test_zip_bombs(tmp_path, monkeypatch):
-  monkeypatch.setattr(careful, "SMALL", 1000)
+  monkeypatch.setattr(careful, "SMALL_MEMBER_BYTES", 1000)
   path = tmp_path / "x.zip"
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
     opened.writestr("a.png", bytes(1_000_000))

@@ -75,13 +75,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
   file = tmp_path / "new" / "file"
 
   def fail():
-    with file_hashes.written(file) as opened:
+    with file_hashes.atomic_write(file) as opened:
       opened.write(b"half")
       raise UserError("stop")
 
   with pytest.raises(UserError):
     fail()
   assert list(file.parent.iterdir()) == []
-  with file_hashes.written(file) as opened:
+  with file_hashes.atomic_write(file) as opened:
     opened.write(b"whole")
   assert file.read_bytes() == b"whole" and len(list(file.parent.iterdir())) == 1

@@ -8,7 +8,7 @@ from dicoms import dicom as encode_dicom
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import Loader, load_images, open_source
-from cxrjax.data.images import told
+from cxrjax.data.images import summarize_notes
 from cxrjax.data.sources import file_hashes
 
 
@@ -349,7 +349,7 @@ def test_notes_of_files_come_with_their_images(ward, texture):
     images = load_images(found, 16, on_bad_image="skip", progress=False)
     assert images.notes == (("2", RAW), ("raw/7", RAW))
   some = load_images(found, 16, progress=False, indices=rows[::-1])
-  assert some.notes == (("raw/7", RAW), ("2", RAW)) and told(some.notes) == [
+  assert some.notes == (("raw/7", RAW), ("2", RAW)) and summarize_notes(some.notes) == [
     f"2 of its images: {RAW} (the first: raw/7)"
   ]
   for storage in ("resident", "streamed"):

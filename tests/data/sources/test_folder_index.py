@@ -177,7 +177,7 @@ def test_a_file_in_the_place_of_another_of_the_same_size_and_time(root, tmp_path
   write(tmp_path, {"other.png": b"new"})
   os.utime(tmp_path / "other.png", ns=(times.st_atime_ns, times.st_mtime_ns))
   (tmp_path / "other.png").replace(root / "1.png")
-  assert file_hashes.state((root / "1.png").stat())[:2] == file_hashes.state(times)[:2]
+  assert file_hashes.file_state((root / "1.png").stat())[:2] == file_hashes.file_state(times)[:2]
   reads.clear()
   again = Index(root)
   again.learn(again.images)

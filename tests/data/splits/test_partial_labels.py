@@ -94,7 +94,7 @@ def test_in_a_pool_with_weights_both_kinds_keep_its_proportions(listed):
   b = listed([f"b{i}" for i in range(12)], np.eye(2)[np.arange(12) % 2], name="B", exclusive=True)
   c = listed([f"c{i}" for i in range(4)], np.zeros((4, 0)), (), name="C")  # no labels at all
   both = mixture.Pool([a, b, c], [2.0, 1.0, 1.0])
-  found = partial_labels.hide(both, "50 %", 0.2)
+  found = partial_labels.hide_labels(both, "50 %", 0.2)
   parts = {p.name: p.weight for p in found.info.parts}
   assert parts["A, labelled"] == pytest.approx(0.2 * 2 / 3)
   assert parts["B, labelled"] == pytest.approx(0.2 * 1 / 3)
@@ -111,14 +111,14 @@ def test_in_a_pool_with_weights_both_kinds_keep_its_proportions(listed):
 
 def test_an_image_is_labelled_if_something_of_it_is_known(listed):
   labels = [[1, np.nan], [np.nan, np.nan], [0, 1], [np.nan, 0]]
-  findings = partial_labels.hide(listed(list("abcd"), labels), share=0.5)
+  findings = partial_labels.hide_labels(listed(list("abcd"), labels), share=0.5)
   assert [p.rows for p in findings.info.parts] == [3, 1]
   assert findings.table.patients == ("a", "c", "d", "b")
 
 
 def test_all_labels_are_drawn_as_before(listed):
   whole = listed(list("abcd"), np.eye(2)[[0, 1, 0, 1]], exclusive=True)
-  found = partial_labels.hide(whole, "100 %", 0.25)
+  found = partial_labels.hide_labels(whole, "100 %", 0.25)
   assert found.info.parts == () and found.table.ids == whole.table.ids
   np.testing.assert_array_equal(found.table.labels, whole.table.labels)
 
@@ -148,7 +148,7 @@ def test_mistakes_are_named(options, words):
 
 def test_a_share_of_no_labels_is_refused(listed):
   with pytest.raises(UserError, match="no label of"):
-    partial_labels.hide(listed(["a", "b"], [[np.nan], [np.nan]]), share=0.5)
+    partial_labels.hide_labels(listed(["a", "b"], [[np.nan], [np.nan]]), share=0.5)
 
 
 def test_the_subset_says_its_own_key(listed):

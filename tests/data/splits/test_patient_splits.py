@@ -74,9 +74,9 @@ def test_fewer_patients_than_splits():
 
 def test_carve_keeps_patients_in_place_when_images_come():
   patients, _ = population(500)
-  before = dict(zip(patients, patient_splits.carve(patients), strict=True))
+  before = dict(zip(patients, patient_splits.assign_by_name(patients), strict=True))
   more = [*patients, *(f"new{i}" for i in range(300))]
-  after = dict(zip(more, patient_splits.carve(more), strict=True))
+  after = dict(zip(more, patient_splits.assign_by_name(more), strict=True))
   assert all(after[p] == where for p, where in before.items())
   shares = collections.Counter(before.values())
   assert abs(shares["train"] / 500 - 0.7) < 0.07 and abs(shares["test"] / 500 - 0.2) < 0.06
