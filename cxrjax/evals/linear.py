@@ -9,10 +9,10 @@ problem nearly isotropic, so that a few dozen iterations suffice.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import scipy.optimize
 import scipy.special
 from jaxtyping import Float, Float32, Float64
 
@@ -241,61 +241,31 @@ def _solve(
     slope = np.concatenate([slope, residual.mean(0)[None]])
     return float(loss.sum() / n + l2 / 2 * np.sum(u[:-1] ** 2)), slope / stretch
 
-  return lbfgs(objective, start * stretch, tolerance) / stretch
+  return _minimize(objective, start * stretch, tolerance) / stretch
 
 
-def lbfgs(
-  objective: Callable[[np.ndarray], tuple[float, np.ndarray]],
-  start: np.ndarray,
-  tolerance: float,
-  memory: int = 20,
-  iterations: int = 500,
+def _minimize(
+  objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, tolerance: float
 ) -> np.ndarray:
-  """Minimises a smooth convex function whose Hessian is near the identity.
-
-  Steps are halved until the value falls enough (Armijo); near the optimum, full steps suffice.
+  """The minimum of a smooth convex function whose Hessian is near the identity, by L-BFGS.
 
   Args:
     objective: x -> value, gradient of x's shape.
     start: initial x.
     tolerance: stop when no component of the gradient exceeds this.
-    memory: number of past steps that approximate the Hessian.
-    iterations: maximum number of steps.
-
-  References:
-    Nocedal and Wright 2006, Numerical Optimization, algorithm 7.4.
   """
-  x = start
-  value, slope = objective(x)
-  past: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=memory)
-  for _ in range(iterations):
-    if np.max(np.abs(slope)) <= tolerance:
-      break
-    direction, shares = -slope, []
-    for s, g, rho in reversed(past):
-      shares.append(rho * np.sum(s * direction))
-      direction = direction - shares[-1] * g
-    if past:
-      s, g, rho = past[-1]
-      direction = direction / (rho * np.sum(g * g))
-    for (s, g, rho), share in zip(past, reversed(shares), strict=True):
-      direction = direction + (share - rho * np.sum(g * direction)) * s
-    descent = float(np.sum(direction * slope))
-    length = 1.0
-    while True:
-      step = length * direction
-      new_value, new_slope = objective(x + step)
-      # The last digits of the value are noise, which would end the descent without this slack.
-      if new_value <= value + 1e-4 * length * descent + 1e-15 * abs(value):
-        break
-      length /= 2
-      if length < 1e-10:
-        return x
-    change = new_slope - slope
-    x, value, slope = x + step, new_value, new_slope
-    if np.sum(step * change) > 1e-300:
-      past.append((step, change, 1 / float(np.sum(step * change))))
-  return x
+
+  def flat(x: np.ndarray) -> tuple[float, np.ndarray]:
+    value, slope = objective(x.reshape(start.shape))
+    return value, slope.ravel()
+
+  # Only the gradient ends it: near the optimum the value's last digits are noise.
+  options = {"gtol": tolerance, "ftol": 0.0, "maxcor": 20, "maxiter": 500, "maxls": 40}
+  result = scipy.optimize.minimize(
+    flat, start.ravel(), jac=True, method="L-BFGS-B", options=options
+  )
+  solution: np.ndarray = result.x
+  return solution.reshape(start.shape)
 
 
 # BLAS spreads even products as small as these over all cores and waits for them, which on a busy

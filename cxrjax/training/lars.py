@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
 
 
 def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTransformation:
@@ -28,18 +26,6 @@ def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTrans
     and Algorithm 1. Exclusions: Grill et al. 2020 (arXiv 2006.07733), section 3.3.
   """
 
-  def init(params: Any) -> optax.TraceState:
-    return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
-
-  def adapt(g: Float[Array, "..."], p: Float[Array, "..."]) -> Float[Array, "..."]:
-    if p.ndim < 2:
-      return g
-    param_norm, grad_norm = (jnp.sqrt(jnp.sum(jnp.square(x))) for x in (p, g))
-    usable = (param_norm > 0) & (grad_norm > 0)
-    return g * jnp.where(usable, trust * param_norm / jnp.where(usable, grad_norm, 1.0), 1.0)
-
-  def update(updates: Any, state: optax.TraceState, params: Any) -> tuple[Any, optax.TraceState]:
-    trace = jax.tree.map(lambda v, g, p: momentum * v + adapt(g, p), state.trace, updates, params)
-    return trace, optax.TraceState(trace)
-
-  return optax.GradientTransformation(init, update)
+  matrices = partial(jax.tree.map, lambda p: p.ndim > 1)
+  trust_ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
+  return optax.chain(optax.masked(trust_ratio, matrices), optax.trace(momentum))

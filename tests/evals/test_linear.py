@@ -122,15 +122,3 @@ def test_log_loss_by_hand():
   got = linear.log_loss(np.array([[0.5], [0.25]]), np.array([[1.0], [0.0]]))
   assert got == pytest.approx((np.log(2) - np.log(0.75)) / 2)
   assert np.isnan(linear.log_loss(np.array([[0.5]]), np.array([[np.nan]])))
-
-
-def test_lbfgs_on_a_quadratic():
-  rng = np.random.default_rng(0)
-  root = np.eye(6) + 0.3 * rng.normal(size=(6, 6))
-  matrix, target = root @ root.T, rng.normal(size=(6, 1))
-  found = linear.lbfgs(
-    lambda x: (float((x.T @ matrix @ x).item() / 2 - np.sum(target * x)), matrix @ x - target),
-    np.zeros((6, 1)),
-    1e-10,
-  )
-  np.testing.assert_allclose(found, np.linalg.solve(matrix, target), atol=1e-8)
