@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 from jaxtyping import Array, Float
 
@@ -48,7 +49,7 @@ from cxrjax.core import files as regular
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.core.text import escape
 from cxrjax.inference.networks import Network, load
-from cxrjax.models.weights import export_timm, files, tree
+from cxrjax.models.weights import export_timm, files
 from cxrjax.report import model_card
 from cxrjax.report import run_files as runs
 from cxrjax.report.pages import run_page
@@ -154,7 +155,7 @@ def _run(network: Network, folder: pathlib.Path) -> list[str]:
 
 
 def _npz(network: Network, file: pathlib.Path) -> list[str]:
-  flat = {n: np.asarray(v, np.float32) for n, v in tree.flatten(network.params).items()}
+  flat = {n: np.asarray(v, np.float32) for n, v in flatten_dict(network.params, sep="/").items()}
   text = json.dumps(network.describe() | {"names": "cxrjax"})
   metadata = {files.DESCRIPTION_KEY: text, files.CHECKSUM_KEY: files.checksum(flat, text)}
   arrays: dict[str, Any] = {name: np.array(value) for name, value in metadata.items()} | flat

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -195,11 +194,9 @@ def losses(workdir: pathlib.Path) -> np.ndarray:
 
 def saved(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """Every array of the newest checkpoint, by path."""
-  from cxrjax.training.checkpoint import load_params
+  from cxrjax.training.checkpoint import load_flat
 
-  nested = {p: load_params(workdir / "checkpoints", p) for p in ("params", "extra", "opt")}
-  flat, _ = jax.tree_util.tree_flatten_with_path(nested)
-  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in flat}
+  return load_flat(workdir / "checkpoints")[1]
 
 
 def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cxrjax.core.errors import UserError
 
@@ -55,7 +56,7 @@ class Net:
   def bind(self, params: Params) -> nnx.Module:
     """The module holding these parameters (arrays or tracers)."""
     graphdef, template = _abstract(self)
-    flat = _flatten(params)
+    flat = flatten_dict(params)
     expected = {tuple(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(template)}
     _check(flat, {path: leaf for path, (_, leaf) in expected.items()})
     state = [(path, leaf.replace(flat[name])) for name, (path, leaf) in expected.items()]
@@ -75,26 +76,9 @@ def _abstract(net: Net) -> tuple[Any, Any]:
   return nnx.split(module)
 
 
-def _nest(flat: Any) -> Params:
-  params: Params = {}
-  for path, leaf in flat:
-    *parents, last = map(str, path)
-    node = params
-    for name in parents:
-      node = node.setdefault(name, {})
-    node[last] = leaf[...]
-  return params
-
-
-def _flatten(params: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-  flat: dict[tuple[str, ...], Any] = {}
-  for name, value in params.items():
-    path = (*prefix, str(name))
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, path))
-    else:
-      flat[path] = value
-  return flat
+def _nest(flat: Iterable[tuple[tuple[Any, ...], Any]]) -> Params:
+  """Nested parameters of variables by their paths."""
+  return unflatten_dict({tuple(map(str, path)): leaf[...] for path, leaf in flat})
 
 
 def _check(flat: dict[tuple[str, ...], Any], expected: dict[tuple[str, ...], Any]) -> None:

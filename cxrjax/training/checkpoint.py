@@ -349,22 +349,3 @@ def load_flat(
         },
       )
   return step, {name: np.asarray(x) for name, x in arrays.items()}
-
-
-def load_params(directory: pathlib.Path, prefix: str, step: int | None = None) -> dict[str, Any]:
-  """Part of a run's newest checkpoint as a nested dict, e.g. `prefix="extra/teacher/encoder"`.
-
-  Raises:
-    UserError: no checkpoint, or nothing under that prefix.
-  """
-  nested: dict[str, Any] = {}
-  for name, value in load_flat(directory, step)[1].items():
-    if name.startswith(prefix + "/"):
-      *parents, leaf = name[len(prefix) + 1 :].split("/")
-      node = nested
-      for parent in parents:
-        node = node.setdefault(parent, {})
-      node[leaf] = value
-  if not nested:
-    raise UserError(f"{directory} holds nothing under {prefix!r}")
-  return nested

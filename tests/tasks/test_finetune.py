@@ -10,7 +10,7 @@ from small import REPOSITORY, lines
 from cxrjax.core.errors import UserError
 from cxrjax.core.package_folders import load_config
 from cxrjax.tasks import train
-from cxrjax.training.checkpoint import load_params
+from cxrjax.training.checkpoint import load_flat
 from cxrjax.training.restore import restore
 
 
@@ -95,7 +95,7 @@ def test_a_finished_classifier_is_restored(tuned):
   images = jax.random.normal(jax.random.key(0), (3, 32, 32, 1))
   p = run.method.predict(run.method.network_params(run.params, run.extra), images)
   np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
-  average = load_params(workdir / "checkpoints", "extra")["average"]["head"]["bias"]
+  average = load_flat(workdir / "checkpoints")[1]["extra/average/head/bias"]
   np.testing.assert_array_equal(
     run.method.network_params(run.params, run.extra)["head"]["bias"], average
   )

@@ -104,8 +104,8 @@ def test_training_changes_what_is_evaluated(tmp_path):
   )
   train.run(config, tmp_path / "run", say=lambda s: None)
   arrays = saved(tmp_path / "run")
-  moved = [k for k in arrays if k.startswith("['extra']['teacher']['encoder']") and "kernel" in k]
-  student = [k.replace("['extra']['teacher']", "['params']") for k in moved]
+  moved = [k for k in arrays if k.startswith("extra/teacher/encoder/") and "kernel" in k]
+  student = [k.replace("extra/teacher/", "params/") for k in moved]
   assert moved
   assert any(
     np.abs(arrays[a] - arrays[b]).max() > 1e-4 for a, b in zip(moved, student, strict=True)

@@ -124,16 +124,15 @@ def test_a_save_that_fails_says_what_to_do(open_, monkeypatch):
     checkpoints.wait()
 
 
-def test_load_params_takes_a_part(open_, tmp_path):
+def test_a_checkpoint_is_loaded_by_name(open_, tmp_path):
   checkpoints = open_()
   checkpoints.save(1, state(1))
   checkpoints.close()
-  got = checkpoint.load_params(tmp_path / "ck", "params")
-  np.testing.assert_array_equal(got["a"], state(1)["params"]["a"])
-  with pytest.raises(UserError, match="holds nothing under 'parms'"):
-    checkpoint.load_params(tmp_path / "ck", "parms")
+  step, arrays = checkpoint.load_flat(tmp_path / "ck")
+  assert step == 1
+  np.testing.assert_array_equal(arrays["params/a"], state(1)["params"]["a"])
   with pytest.raises(UserError, match="does not exist"):
-    checkpoint.load_params(tmp_path / "nothing", "params")
+    checkpoint.load_flat(tmp_path / "nothing")
 
 
 def test_the_best_is_the_one_with_the_highest_score(open_, tmp_path):

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from cxrjax.core.errors import UserError
 from cxrjax.models.module import Params
-from cxrjax.models.weights import files, layouts, tree
+from cxrjax.models.weights import files, layouts
 from cxrjax.models.weights.adapt import adapt, family_of
 from cxrjax.models.weights.report import Report
 
@@ -95,6 +96,6 @@ def fit(params: Params, encoder: Any, key: str = "config.init.path") -> tuple[Pa
   Raises:
     UserError: another network, missing parameters, or numbers that are not finite.
   """
-  flat = {name: np.asarray(value) for name, value in tree.flatten(params).items()}
+  flat = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
   network = layouts.from_cxrjax(flat, family_of(encoder), key)
   return adapt(network, encoder, key, "", None)

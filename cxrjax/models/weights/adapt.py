@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import posembed
 from cxrjax.models.module import Params
 from cxrjax.models.vit import VARIANTS
-from cxrjax.models.weights import tree
 from cxrjax.models.weights.layouts import FAMILIES, Pixels, SourceNetwork
 from cxrjax.models.weights.report import Report
 
@@ -55,7 +55,7 @@ def adapt(
       f"{named} holds a {FAMILIES.get(found.family, found.family)}, config.model is a "
       f"{FAMILIES.get(family, family)}; choose a model=... of the same kind"
     )
-  expected = tree.flatten(jax.eval_shape(encoder.init, jax.random.key(0)))
+  expected = flatten_dict(jax.eval_shape(encoder.init, jax.random.key(0)), sep="/")
   flat, resized, notes = dict(found.flat), [], list(found.notes)
   _check_finite({n: v for n, v in flat.items() if n in expected}, named)
   if family == "vit":
@@ -73,7 +73,7 @@ def adapt(
     resized = _fit_grid(flat, encoder, found.interpolation or encoder.interpolation)
   unused = [*found.left, *(n for n in flat if n not in expected)]
   _check_shapes({n: flat[n] for n in expected if n in flat}, expected, named)
-  fresh = tree.flatten(encoder.init(jax.random.key(0))) if optional else {}
+  fresh = flatten_dict(encoder.init(jax.random.key(0)), sep="/") if optional else {}
   if "cls" in optional:
     notes.append("the source has no class token: config.model.pool='mean' sums its patches up")
   params = {}
@@ -83,7 +83,7 @@ def adapt(
     if name in optional and _is_scale(name):
       value = np.ones(expected[name].shape)
     params[name] = jnp.asarray(value, jnp.float32)
-  return tree.nest(params), Report(
+  return unflatten_dict(params, sep="/"), Report(
     path=path,
     source=found.source,
     used=tuple(n for n in expected if n in flat),

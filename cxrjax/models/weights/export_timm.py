@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from cxrjax.core.errors import UserError
 from cxrjax.models.module import Params
-from cxrjax.models.weights import tree, vit
+from cxrjax.models.weights import vit
 from cxrjax.models.weights.adapt import family_of
 
 _HEAD_NAMES = {"vit": "head", "resnet": "fc", "densenet": "classifier", "inception": "fc"}
@@ -61,7 +62,9 @@ def to_timm(encoder: Any, params: Params, head: Mapping[str, Any] | None = None)
       f"timm has no network like config.model.name={type(encoder).__module__!r}; use --format=npz "
       "or --format=stablehlo"
     )
-  flat = {name: np.asarray(value, np.float32) for name, value in tree.flatten(params).items()}
+  flat = {
+    name: np.asarray(value, np.float32) for name, value in flatten_dict(params, sep="/").items()
+  }
   classes = 0 if head is None else len(head["bias"])
   args: dict[str, Any] = {"num_classes": classes, "in_chans": encoder.channels}
   unused: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ import made_up
 import numpy as np
 import pytest
 import torch_files
+from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -16,7 +17,6 @@ from cxrjax.core.errors import UserError
 from cxrjax.models import resnet, vit, weights
 from cxrjax.models.weights import export_timm
 from cxrjax.models.weights.adapt import resize_patches
-from cxrjax.models.weights.tree import flatten
 
 SMALL = {"variant": "Nu", "depth": 2, "patch_size": 8, "image_size": 32}
 
@@ -31,7 +31,7 @@ def one(**options):
 
 
 def same(a, b, but=()):
-  a, b = flatten(a), flatten(b)
+  a, b = flatten_dict(a, sep="/"), flatten_dict(b, sep="/")
   for name in a.keys() & b.keys() - set(but):
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 

@@ -10,13 +10,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch_files
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from torch_files import Code, call
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import weights
 from cxrjax.models.vit import Model
-from cxrjax.models.weights import files, pickles, tree
+from cxrjax.models.weights import files, pickles
 
 RNG = np.random.default_rng(0)
 BASE = RNG.standard_normal((6, 4)).astype(np.float32)
@@ -200,7 +201,9 @@ def test_cut_short(tmp_path):
 def test_what_a_file_says_of_itself_may_be_anything(tmp_path):
   """Arrays of other shapes and types, and another description: one line, or as if it were right."""
   encoder = Model(variant="Nu", width=32, depth=1, heads=2, patch_size=8, image_size=32)
-  flat = {f"encoder/{n}": np.asarray(v) for n, v in tree.flatten(made_up.of(encoder)).items()}
+  flat = {
+    f"encoder/{n}": np.asarray(v) for n, v in flatten_dict(made_up.of(encoder), sep="/").items()
+  }
   about = {"family": "vit", "names": "cxrjax", "mean": 0.5, "std": 0.25, "heads": 2}
   cases = [(about | {key: value}, {}) for key in about for value in ([], {}, None, "x", -1, [1])]
   cases += [

@@ -15,13 +15,13 @@ import made_up
 import numpy as np
 import pytest
 import torch_files
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import densenet, inception, resnet, vit, weights
 from cxrjax.models.conv import conv2d
-from cxrjax.models.weights.tree import flatten
 
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 HALF = np.full(3, 0.5), np.full(3, 0.5)
@@ -277,7 +277,7 @@ FIRST = {  # convolution, batch norm, stride, padding
 
 def first_layer(name, params, x):
   """Convolution and batch norm of the images."""
-  flat = flatten(params)
+  flat = flatten_dict(params, sep="/")
   kernel, norm, stride, padding = FIRST[name]
   epsilon = 1e-3 if name == "inception" else 1e-5
   images, weight = jnp.asarray(x, jnp.float32), jnp.asarray(flat[f"{kernel}/kernel"])
@@ -303,7 +303,7 @@ def test_torchvision(name, tmp_path):
   found, report = load(state, tmp_path, model)
   assert report.source == "torchvision"
   assert report.left == (head + "weight",)
-  ours, theirs = flatten(found), flatten(params)
+  ours, theirs = flatten_dict(found, sep="/"), flatten_dict(params, sep="/")
   changed = {FIRST[name][0] + "/kernel", FIRST[name][1] + "/running_mean"}
   for path in theirs.keys() - changed:
     np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
