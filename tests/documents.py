@@ -172,6 +172,7 @@ class World:
         "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "CXRJAX_DOCS_SHARED": str(shared),
+        "REPOSITORY": "https://example.org/cxrjax.git",
       }
     )
 
