@@ -62,9 +62,10 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     OSError: it does not exist or cannot be read.
     Damaged: it is a pipe, a device or a socket.
   """
-  if stat.S_ISDIR(os.stat(path).st_mode):
+  mode = os.stat(path).st_mode
+  if stat.S_ISDIR(mode):
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-  if stat.S_ISREG(os.stat(path).st_mode):
+  if stat.S_ISREG(mode):
     # Non-blocking, in case it has been replaced by a pipe.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(handle).st_mode):
@@ -76,10 +77,10 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 def read(path: str | os.PathLike[str], limit: int) -> bytes:
   """Reads a regular file of at most `limit` bytes."""
   with open_regular(path) as file:
-    data = file.read(limit + 1)
-  if len(data) > limit:
-    raise Damaged(f"it has more than {limit:,} bytes")
-  return data
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+      raise Damaged(f"it has more than {limit:,} bytes")
+    return file.read(size)
 
 
 def parse_json(data: bytes | str) -> Any:

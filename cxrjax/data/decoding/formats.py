@@ -337,6 +337,8 @@ def _too_many(count: int, units: str) -> str:
 
 def _orientation(exif: bytes) -> int:
   """The orientation in EXIF data, 1 to 8; 1 (upright) where it is missing or unreadable."""
+  if not exif:
+    return 1
   tags = Image.Exif()
   with contextlib.suppress(Exception):  # damaged metadata is ignored
     tags.load(exif)

@@ -124,16 +124,15 @@ class Index:
 
   def read(self, row: int) -> bytes:
     """Reads the bytes of an image; raises decode.BadImage if that fails."""
+    home = int(self._listing.homes[row])
     try:
-      with self.open(row) as opened:
-        data = opened.read(archive.MAX_BYTES + 1)
+      if home < 0:
+        return files.read(self.root / self.paths[row], archive.MAX_BYTES)
+      return self._archive(home).read(self._name_in_zip(row))
     except OSError as error:
       raise decode.BadImage(f"it cannot be read ({error.strerror or error})") from error
-    except UserError as error:
+    except (UserError, files.Damaged) as error:
       raise decode.BadImage(str(error)) from error
-    if len(data) > archive.MAX_BYTES:
-      raise decode.BadImage(f"it has more than {archive.MAX_BYTES:,} bytes")
-    return data
 
   def text(self, name: str) -> bytes | None:
     """Reads a file beside the images by its path below the root; None if there is none."""

@@ -21,8 +21,9 @@ def pool():
   pool.close()
 
 
-def test_answers_come_back_whole_and_the_process_is_used_again(pool):
-  data = b"x " + np.random.default_rng(0).bytes(3_000_000)
+@pytest.mark.parametrize("size", [3_000_000, 9_000_000], ids=["shared memory", "pipe"])
+def test_answers_come_back_whole_and_the_process_is_used_again(pool, size):
+  data = b"x " + np.random.default_rng(0).bytes(size)
   first = pool.decode(data, 7)
   assert first.pixels.tobytes() == data and first.facts["n"] == 7
   again = pool.decode(b"print this")
