@@ -1,5 +1,4 @@
-"""PIRL pretraining with jigsaw puzzles (Misra and van der Maaten 2019, arXiv 1912.01991), judged by
-kNN and linear probe.
+"""PIRL jigsaw pretraining (Misra, van der Maaten 2019, arXiv 1912.01991), judged by kNN, probe.
 
     python -m cxrjax.main --config=configs/pirl_jigsaw.py         # phantom radiographs, minutes
     python -m cxrjax.main --config=configs/pirl_jigsaw.py:small,data=folder:PATH,split=all

@@ -1,5 +1,4 @@
-"""PIRL pretraining with rotations (Misra and van der Maaten 2019, arXiv 1912.01991), judged by kNN
-and linear probe.
+"""PIRL rotation pretraining (Misra, van der Maaten 2019, arXiv 1912.01991), judged by kNN, probe.
 
     python -m cxrjax.main --config=configs/pirl_rotation.py       # phantom radiographs, minutes
     python -m cxrjax.main --config=configs/pirl_rotation.py:small,data=folder:PATH,split=all

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,39 @@ if TYPE_CHECKING:
   from cxrjax.inference.networks import Network, Workdir
 
 __version__ = VERSION
-__all__ = ["load", "trust"]
+__all__ = ["load", "train", "trust"]
+
+
+def train(config: str, *flags: str, workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Runs a config, as `cxrjax train` does; the same workdir again resumes. Returns the workdir.
+
+  It then holds `report.html`, `run.json` with every result, and checkpoints; `cxrjax.load` takes
+  it.
+
+  Args:
+    config: name of a config or its file, and what follows the colon: `"dino:small,lr=1e-3"`.
+    *flags: further keys, `"--config.seed=1"`.
+    workdir: folder of the run.
+
+  Raises:
+    UserError: a mistake in the config or the data, or the run ended with a failure, which its page
+      describes.
+  """
+  from cxrjax.config import describe, overrides
+  from cxrjax.core.errors import UserError
+  from cxrjax.tasks.run import run_config
+
+  arguments, folder = [f"--config={config}", *flags], pathlib.Path(workdir)
+  title = f"cxrjax.train({config!r}, workdir={os.fspath(workdir)!r})"
+  status = run_config(
+    overrides.resolve(arguments),
+    folder,
+    title,
+    text=lambda: describe.as_file(arguments, f"Config of {title}"),
+  )
+  if status:
+    raise UserError(f"the run in {folder} ended with status {status}; see {folder}/report.html")
+  return folder
 
 
 def load(workdir: Workdir, trust: str | Iterable[str] = ()) -> Network:

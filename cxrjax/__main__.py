@@ -5,11 +5,13 @@ cxrjax audit data=folder:DIR                                   --config=audit:da
 cxrjax explain runs=runs/dino                                  --config=explain:runs=runs/dino
 cxrjax predict --workdir=zoo:lungs FILES... --out=DIR          python -m cxrjax.predict
 cxrjax export --workdir=runs/dino --out=FILE                   python -m cxrjax.export
+cxrjax configs                                                 what can be trained, a line each
 cxrjax folder tfds_builders                                    where data sets' builders lie
 """
 
 from __future__ import annotations
 
+import ast
 import runpy
 import sys
 
@@ -31,13 +33,23 @@ def arguments(name: str, given: list[str]) -> list[str]:
 
   `train` takes a config as its first argument, `audit` and `explain` the part after its colon.
   """
-  if MODULES[name] != "cxrjax.main" or "--help" in given:
+  if MODULES[name] != "cxrjax.main":
     return given
   first = given[:1] if given and not given[0].startswith("-") else []
   flags = given[len(first) :]
   if name == "train":
     return [*(f"--config={config}" for config in first), *flags]
   return [":".join([f"--config={name}", *first]), *flags]
+
+
+def list_configs() -> str:
+  """The configs of the package with the first line of each."""
+  lines = []
+  for name in package_folders.config_names():
+    file = package_folders.folder("configs") / f"{name}.py"
+    purpose = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    lines.append(f"{name:18}{purpose.partition(chr(10))[0]}")
+  return "\n".join([*lines, "", "cxrjax train NAME --help lists the keys of one.", ""])
 
 
 def run() -> None:
@@ -51,8 +63,12 @@ def run() -> None:
       raise UserError(f"cxrjax folder takes one of {', '.join(FOLDERS)}")
     sys.stdout.write(f"{package_folders.folder(args[0])}\n")
     return
+  if name == "configs":
+    sys.stdout.write(list_configs())
+    return
   if name not in MODULES:
-    raise UserError(f"{name!r} is no command of cxrjax{suggest(name, [*MODULES, 'folder'])}")
+    known = suggest(name, [*MODULES, "configs", "folder"])
+    raise UserError(f"{name!r} is no command of cxrjax{known}")
   sys.argv = [f"cxrjax {name}", *arguments(name, args)]
   runpy.run_module(MODULES[name], run_name="__main__", alter_sys=False)
 

@@ -55,7 +55,7 @@ def test_configs_by_name_and_by_path(tmp_path, monkeypatch, repository):
   file = repository / "configs" / "dino.py"
   found = package_folders.with_config_path
   assert found(["x", "--config=dino:small,lr=1e-3"]) == ["x", f"--config={file}:small,lr=1e-3"]
-  assert found(["x", "--config", "configs/dino.py:tiny"]) == ["x", "--config", f"{file}:tiny"]
+  assert found(["x", "--config", "configs/dino.py:tiny"]) == ["x", f"--config={file}:tiny"]
   assert found(["x", "--config=dino", "--config.seed=1"]) == [
     "x",
     f"--config={file}",

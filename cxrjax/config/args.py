@@ -16,6 +16,25 @@ def literal(text: str) -> Any:
     return text
 
 
+def split_items(arg: str | None) -> list[str]:
+  """Splits an argument at its commas, but for those within brackets or quotes."""
+  items, start, depth, quote = [], 0, 0, ""
+  text = arg or ""
+  for i, character in enumerate(text):
+    if quote:
+      quote = "" if character == quote else quote
+    elif character in "'\"":
+      quote = character
+    elif character in "([{":
+      depth += 1
+    elif character in ")]}":
+      depth = max(0, depth - 1)
+    elif character == "," and not depth:
+      items.append(text[start:i])
+      start = i + 1
+  return [item for item in (*items, text[start:]) if item]
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
   """Overrides `defaults` by an argument such as `"tiny,model=S,image_size=96"`.
 
@@ -26,7 +45,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     UserError: an option that is not among `defaults`, or a value of the wrong type.
   """
   values = dict(defaults)
-  for item in filter(None, (arg or "").split(",")):
+  for item in split_items(arg):
     name, equals, text = item.partition("=")
     name = name.strip()
     if name not in defaults:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from cxrjax.config.args import split_items
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import with_config_path
+from cxrjax.core.package_folders import load_config, with_config_path
 
 
 def resolve(arguments: Sequence[str]) -> dict[str, Any]:
+  """Builds the config from flags, as plain Python; see `load`."""
+  return load(arguments).to_dict()
+
+
+def load(arguments: Sequence[str]) -> ConfigDict:
   """Builds the config from flags, as `python -m cxrjax.main` reads them.
 
   Args:
@@ -23,13 +30,46 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
   Raises:
     UserError: no such file, option or key, or a value of another type.
   """
-  values, argv = flags.FlagValues(), with_config_path(["", *arguments])
+  values, argv = flags.FlagValues(), expand(["", *arguments])
   config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
   with in_one_line(), warnings.catch_warnings():
     # ml_collections loads the file with a deprecated importer.
     warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
     values(argv)
-    return values.config.to_dict()
+    values.config.to_dict()  # loading errors surface only here
+    return values.config
+
+
+def expand(argv: Sequence[str]) -> list[str]:
+  """Replaces a config's name by its path, and keys after its colon by flags.
+
+  `--config=dino:small,method.hidden=64` becomes
+  `--config=configs/dino.py:small --config.method.hidden=64`. A study, whose own config has no
+  `method`, keeps them for its runs; options of the source, `data.csv=labels.csv`, stay as well.
+
+  Raises:
+    UserError: no such file or name.
+  """
+  expanded: list[str] = []
+  for arg in with_config_path(argv):
+    flag, _, value = arg.partition("=")
+    path, _, text = value.partition(":")
+    items = split_items(text)
+    keys = [item for item in items if _is_key(item)] if flag == "--config" else []
+    if keys:
+      options = ",".join(item for item in items if item not in keys)
+      with in_one_line():
+        config = load_config(pathlib.Path(path))(options)
+      keys = [key for key in keys if key.split(".")[0].strip() in config]
+      arg = f"--config={path}:{','.join(item for item in items if item not in keys)}"
+    expanded += [arg, *(f"--config.{key}" for key in keys)]
+  return expanded
+
+
+def _is_key(item: str) -> bool:
+  """Whether an item after the colon sets a key, `method.hidden=64`, and not an option."""
+  name, equals, _ = item.partition("=")
+  return bool(equals) and "." in name and name.split(".")[0].strip() not in ("data", "args")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,6 +26,11 @@ def stop(error: object) -> NoReturn:
 def run(command: Callable[[], int | None]) -> NoReturn:
   """Runs a command and exits with its status; a UserError ends as in `stop`."""
   try:
-    sys.exit(command())
+    status = command()
+    sys.stdout.flush()
   except UserError as error:
     stop(error)
+  except BrokenPipeError:  # its reader, such as `head`, has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    status = 128 + signal.SIGPIPE
+  sys.exit(status)

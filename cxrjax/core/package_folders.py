@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cxrjax.core.errors import UserError, suggest
@@ -34,32 +34,45 @@ def load_config(name: str | pathlib.Path) -> Callable[[str], Any]:
   return get_config
 
 
-def with_config_path(argv: list[str]) -> list[str]:
+def with_config_path(argv: Sequence[str]) -> list[str]:
   """Replaces the name of a config of the package by its path in the arguments.
 
   `--config=dino:small` and `--config=configs/dino.py:small` are equivalent in any folder; an
-  existing file of that name takes precedence.
+  existing file of that name takes precedence. `--config NAME` becomes one argument.
 
   Raises:
     UserError: no such file or name.
   """
-  resolved = list(argv)
-  for i, arg in enumerate(argv):
+  resolved: list[str] = []
+  remaining = iter(argv)
+  for arg in remaining:
     flag, equals, value = arg.partition("=")
-    if flag not in ("--config", "-config") or (not equals and i + 1 == len(argv)):
+    if flag in ("--config", "-config") and not equals:
+      value = next(remaining, "")
+      equals = value and "="
+    if flag not in ("--config", "-config") or not equals:
+      resolved.append(arg)
       continue
-    path, colon, options = (value if equals else argv[i + 1]).partition(":")
-    if pathlib.Path(path).is_file():
-      continue
-    if path.isidentifier():
-      name = path
-    else:
-      name = pathlib.Path(path).stem if pathlib.Path(path).parent.name == "configs" else ""
-    file = folder("configs") / f"{name}.py"
-    if not file.is_file():
-      known = [config.stem for config in file.parent.glob("*.py")]
-      raise UserError(
-        f"--config={path} is no file, and no config of the package{suggest(name or path, known)}"
-      )
-    resolved[i if equals else i + 1] = f"{flag + equals if equals else ''}{file}{colon}{options}"
+    path, colon, options = value.partition(":")
+    resolved.append(f"--config={_config_path(path)}{colon}{options}")
   return resolved
+
+
+def _config_path(path: str) -> pathlib.Path:
+  """Path of a config that is given by its name, or by its path from any folder."""
+  if pathlib.Path(path).is_file():
+    return pathlib.Path(path)
+  if path.isidentifier():
+    name = path
+  else:
+    name = pathlib.Path(path).stem if pathlib.Path(path).parent.name == "configs" else ""
+  file = folder("configs") / f"{name}.py"
+  if not file.is_file():
+    known = suggest(name or path, config_names())
+    raise UserError(f"--config={path} is no file, and no config of the package{known}")
+  return file
+
+
+def config_names() -> list[str]:
+  """Names of the configs of the package, sorted."""
+  return sorted(config.stem for config in folder("configs").glob("*.py"))

@@ -18,10 +18,16 @@ def test_every_page_is_in_the_menu_once():
   assert sorted(menu) == PAGES
 
 
-def test_the_picture_of_the_architecture_is_that_of_the_imports():
-  spec = importlib.util.spec_from_file_location("draw", REPOSITORY / "docs" / "draw_layers.py")
+def load(name):
+  """A script of docs/ as a module."""
+  spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  return module
+
+
+def test_the_picture_of_the_architecture_is_that_of_the_imports():
+  module = load("draw_layers")
   drawn = (REPOSITORY / "docs" / "layers.svg").read_text()
   assert module.draw() == drawn, "run python docs/draw_layers.py"
 
@@ -55,3 +61,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
   reference = (tmp_path / "site" / "api.html").read_text()
   assert "cxrjax.losses.dino.cross_entropy" in reference and "Calibrated" in reference
   assert "mimic_cxr_jpg" in (tmp_path / "site/how-to/data-sets.html").read_text()
+
+
+def test_the_config_page_is_that_of_the_code():
+  module = load("write_config_page")
+  written = (REPOSITORY / "docs" / "config.md").read_text()
+  assert module.page() == written, "run python docs/write_config_page.py"
