@@ -15,7 +15,7 @@ Options of the sources are written `data.csv=labels.csv`; several values of one,
 from ml_collections import ConfigDict
 
 from cxrjax.config.args import parse_arg
-from cxrjax.config.recipe import source_arguments
+from cxrjax.config.recipe import options_of
 
 OPTIONS = {
   "data": "phantom",  # phantom, folder:PATH, tfds:NAME, your module; A+B: several
@@ -30,7 +30,7 @@ OPTIONS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  arg, of_source = source_arguments(arg)
+  arg, of_source = options_of("data", arg)
   o = ConfigDict(parse_arg(arg, **OPTIONS))
 
   def options(source: str) -> dict:

@@ -71,7 +71,7 @@ attends to the lungs most, and its evidence lies outside.
 from ml_collections import ConfigDict
 
 from cxrjax.config.args import parse_arg
-from cxrjax.config.recipe import source_arguments
+from cxrjax.config.recipe import options_of
 
 OPTIONS = {
   "runs": "",  # NAME=WORKDIR+NAME=WORKDIR, or workdirs alone
@@ -89,7 +89,7 @@ OPTIONS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  arg, of_source = source_arguments(arg)
+  arg, of_source = options_of("data", arg)
   o = ConfigDict(parse_arg(arg, **OPTIONS))
   if o.manual_dir:
     of_source = {"manual_dir": o.manual_dir, **of_source}

@@ -60,7 +60,7 @@ def expand(argv: Sequence[str]) -> list[str]:
       options = ",".join(item for item in items if item not in keys)
       with in_one_line():
         config = load_config(pathlib.Path(path))(options)
-      keys = [key for key in keys if key.split(".")[0].strip() in config]
+      keys = [key for key in keys if not _takes_any(config, key)]
       arg = f"--config={path}:{','.join(item for item in items if item not in keys)}"
     expanded += [arg, *(f"--config.{key}" for key in keys)]
   return expanded
@@ -70,6 +70,16 @@ def _is_key(item: str) -> bool:
   """Whether an item after the colon sets a key, `method.hidden=64`, and not an option."""
   name, equals, _ = item.partition("=")
   return bool(equals) and "." in name and name.split(".")[0].strip() not in ("data", "args")
+
+
+def _takes_any(config: ConfigDict, item: str) -> bool:
+  """Whether the config's file handles a key itself: a study's, or one of a user's own model."""
+  first, *others = item.partition("=")[0].strip().split(".")
+  outer = config.get(first)
+  is_own = isinstance(outer, ConfigDict) and not str(outer.get("name", "cxrjax")).startswith(
+    ("cxrjax", "optax")
+  )
+  return outer is None or (is_own and len(others) == 1 and others[0] not in outer)
 
 
 @contextlib.contextmanager

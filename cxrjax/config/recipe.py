@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cxrjax.config.args import literal, parse_arg
+from cxrjax.config.args import literal, parse_arg, split_items
 from cxrjax.core import files, zoo
 from cxrjax.core.errors import UserError, suggest
 
@@ -31,7 +31,7 @@ DEMO: dict[str, Any] = {
   "mean": 0.5,  # gray levels are normalized with these everywhere
   "std": 0.25,
   "init": "",  # start from a finished run, with its network, or a weights file
-  "model": "Nu",  # a ViT variant, resnet50, densenet121 (any depth), inception, vitae
+  "model": "Nu",  # a ViT variant, resnet50, densenet121 (any depth), inception, vitae, your own
   "encoder_width": 0,  # overrides the network's own
   "patch_size": 8,
   "initial": "xavier",
@@ -143,7 +143,8 @@ def parse(
   Raises:
     UserError: an unknown option or preset.
   """
-  arg, data_options = source_arguments(arg)
+  arg, data_options = options_of("data", arg)
+  arg, model_options = options_of("model", arg)
   modes = dict.fromkeys((*MODES, *presets))
   switches = dict.fromkeys(modes, False)
   values = {**DEMO, **demo}
@@ -153,22 +154,27 @@ def parse(
   for name in modes:
     if options[name]:
       values |= {**MODES.get(name, {}), **presets.get(name, {})}
-  return ConfigDict({**parse_arg(arg, **switches, **values), "data_options": data_options})
+  parsed = parse_arg(arg, **switches, **values)
+  if model_options and not _is_own(parsed["model"]):
+    raise UserError(
+      f"--config=...:model.{min(model_options)} is no key of the model {parsed['model']!r}"
+    )
+  return ConfigDict({**parsed, "data_options": data_options, "model_options": model_options})
 
 
-def source_arguments(arg: str | None) -> tuple[str, dict[str, Any]]:
-  """Splits an argument into the part without `data.KEY=VALUE` items, and those items."""
-  others, data_options = [], {}
-  for item in filter(None, (arg or "").split(",")):
+def options_of(part: str, arg: str | None) -> tuple[str, dict[str, Any]]:
+  """Splits an argument into the part without `PART.KEY=VALUE` items, and those by KEY."""
+  others, options = [], {}
+  for item in split_items(arg):
     name, equals, text = item.partition("=")
-    if not name.strip().startswith("data."):
+    if not name.strip().startswith(f"{part}."):
       others.append(item)
       continue
     if not equals:
       raise UserError(f"--config=...:{item} lacks its value; write it like data.csv=labels.csv")
-    values = tuple(literal(part) for part in text.split(";"))
-    data_options[name.strip().removeprefix("data.")] = values if len(values) > 1 else values[0]
-  return ",".join(others), data_options
+    values = tuple(literal(value) for value in text.split(";"))
+    options[name.strip().removeprefix(f"{part}.")] = values if len(values) > 1 else values[0]
+  return ",".join(others), options
 
 
 def base(o: ConfigDict) -> ConfigDict:
@@ -374,7 +380,14 @@ def backbone(o: ConfigDict) -> dict[str, Any]:
   return _network(o) | ({"width": o.encoder_width} if o.encoder_width else {})
 
 
+def _is_own(model: str) -> bool:
+  """Whether a model is a user's own, `my_package.net` or `my_package.net:Net`."""
+  return "." in model or ":" in model
+
+
 def _network(o: ConfigDict) -> dict[str, Any]:
+  if _is_own(o.model):
+    return {"name": o.model, **o.model_options.to_dict()}
   common = {"standardize": o.standardize, "dtype": "auto"}
   convolutional = re.fullmatch("(resnet|densenet)([0-9]+)", o.model)
   if convolutional:

@@ -1,0 +1,165 @@
+"""Conformance checks: what keeps to the interfaces passes, the rest is told what is missing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxrjax import testing
+from cxrjax.data import open_source
+from cxrjax.methods import byol, classify, dino, mae, simclr, simsiam
+from cxrjax.models import resnet, vit
+from cxrjax.models.features import Features
+
+VIT = vit.Model(variant="Nu", patch_size=8, image_size=32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+  """The smallest network: a linear map of the mean of the image's columns."""
+
+  fault: str = ""
+  features: int = 4
+
+  def init(self, key):
+    key = jax.random.key(0) if self.fault == "constant" else key
+    dtype = jnp.float16 if self.fault == "half" else jnp.float32
+    return {"kernel": jax.random.normal(key, (32, self.features), dtype)}
+
+  def encode(self, params, x, *, keys=None, intermediates=(), patches=True, train=False):
+    if isinstance(x, tuple):
+      return tuple(self.encode(params, images) for images in x)
+    cls = x.mean((1, 3)) @ params["kernel"]
+    if self.fault == "batch":
+      cls = cls - cls.mean(0)
+    if self.fault == "blind":
+      cls = 0 * cls
+    if self.fault == "gradient":
+      cls = cls + jnp.sqrt(jnp.maximum(params["kernel"].sum() * 0, 0))
+    return Features(cls[:, :2] if self.fault == "short" else cls, None, {})
+
+
+def test_a_network_that_keeps_to_the_interface():
+  testing.check_encoder(Pooled(), image_size=32)
+
+
+@pytest.mark.parametrize(
+  "fault, requirement",
+  [
+    ("constant", r"init\(key\) depends on the key"),
+    ("half", "parameters are float32, but kernel is float16"),
+    ("batch", "evaluation sees every image alone"),
+    ("blind", "features depend on the image"),
+    ("short", r"cls has the shape \(4, 4\), not \(4, 2\)"),
+    ("gradient", "the gradient with respect to kernel is finite"),
+  ],
+)
+def test_a_network_that_does_not(fault, requirement):
+  with pytest.raises(AssertionError, match=requirement):
+    testing.check_encoder(Pooled(fault), image_size=32)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+  "encoder",
+  [VIT, resnet.Model(depth=18, width=8, small_stem=True)],
+  ids=lambda encoder: type(encoder).__module__.rpartition(".")[2],
+)
+def test_networks_of_the_package(encoder):
+  testing.check_encoder(encoder)
+
+
+SMALL = {"hidden": 32, "dim": 16}
+METHODS = [
+  (simclr, SMALL),
+  pytest.param(simsiam, {"hidden": 32, "dim": 16}, marks=pytest.mark.full),
+  pytest.param(byol, {"hidden": 32, "dim": 16}, marks=pytest.mark.full),
+  pytest.param(
+    dino,
+    {"prototypes": 32, "hidden": 32, "bottleneck": 16, "local_crops": 2},
+    marks=pytest.mark.full,
+  ),
+  pytest.param(mae, {"crops": 1}, marks=pytest.mark.full),
+  pytest.param(classify, {"crops": 1}, marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize("method, options", METHODS)
+def test_methods_of_the_package(method, options):
+  testing.check_method(method.Method, VIT, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Faulty(simclr.Method):
+  fault: str = ""
+
+  def loss(self, params, extra, batch, key, step):
+    loss, (extra, metrics) = super().loss(params, extra, batch, key, step)
+    if self.fault == "nan":
+      loss = loss / 0
+    if self.fault == "stopped":
+      params = jax.lax.stop_gradient(params)
+      loss = super().loss(params, extra, batch, key, step)[0]
+    if self.fault == "metrics":
+      metrics = {"accuracy": metrics["accuracy"]}
+    if self.fault == "state":
+      extra = {**extra, "count": step}
+    return loss, (extra, metrics)
+
+
+@pytest.mark.parametrize(
+  "fault, requirement",
+  [
+    ("nan", "the loss is a finite number"),
+    ("stopped", "the gradient reaches the encoder"),
+    ("metrics", "metrics have feature_std"),
+    ("state", "state keeps its structure"),
+  ],
+)
+def test_a_method_that_does_not(fault, requirement):
+  with pytest.raises(AssertionError, match=requirement):
+    testing.check_method(Faulty, VIT, fault=fault, **SMALL)
+
+
+def test_sources_of_the_package():
+  testing.check_source(open_source("mini"))
+  testing.check_source(open_source("phantom", n=8))
+
+
+class Wrong:
+  def __init__(self, fault):
+    self._source, self._fault = open_source("phantom", n=8), fault
+    self.info, self.table = self._source.info, self._source.table
+    if fault == "ids":
+      self.table = dataclasses.replace(self.table, ids=("a",) * 8)
+
+  def __len__(self):
+    return 9 if self._fault == "length" else 8
+
+  def __getitem__(self, index):
+    record = self._source[index]
+    if self._fault == "mask":
+      return dataclasses.replace(record, mask=255 * record.mask)
+    if self._fault == "random":
+      noise = np.random.default_rng().integers(0, 9, record.image.shape, dtype=np.uint8)
+      return dataclasses.replace(record, image=record.image // 2 + noise)
+    if self._fault == "labels":
+      return dataclasses.replace(record, labels=1 - record.labels)
+    return record
+
+
+@pytest.mark.parametrize(
+  "fault, requirement",
+  [
+    ("length", "table.ids has an entry for each of 9 images"),
+    ("ids", "table.ids are unique"),
+    ("mask", "mask is uint8, 1 in the lungs"),
+    ("random", "is the same every time"),
+    ("labels", "labels are those of the table"),
+  ],
+)
+def test_a_source_that_does_not(fault, requirement):
+  with pytest.raises(AssertionError, match=requirement):
+    testing.check_source(Wrong(fault))
