@@ -54,11 +54,11 @@ def parse_flags(argv: list[str]) -> list[str]:
       sys.stdout.write(f"\nKeys of the config:\n\n{describe.as_table(describe.describe(argv))}")
     sys.exit(0)
   with overrides.in_one_line():
-    expanded = overrides.expand(argv)
+    expanded, constants = overrides.split_constants(overrides.expand(argv))
     with mock.patch.object(sys, "argv", expanded):  # where the config's flags are looked up
       positional = flags.FLAGS(expanded)
     if _CONFIG.value is not None:
-      _CONFIG.value.to_dict()  # loading errors surface only here
+      overrides.set_constants(_CONFIG.value, constants)
     return positional
 
 

@@ -31,7 +31,8 @@ python -m cxrjax configs
 
 After the colon stand presets (`small`, `paper`, `strong`, `tiny`), options, which set several keys
 at once (they are listed in the config's file), and keys: `dino:small,method.student_temp=0.05`. As
-a flag a key is `--config.method.student_temp=0.05`; the last one counts. Shared values are set
+a flag a key is `--config.method.student_temp=0.05`; the last one counts. A number for a schedule
+makes it constant: `method.teacher_temp=0.05`. Shared values are set
 once: `image_size`, and any key that follows it, changes crops, positions and evaluators together. A
 key that does not exist is an error that names the nearest.
 

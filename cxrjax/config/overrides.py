@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cxrjax.config.args import split_items
+from cxrjax.config.args import literal, split_items
 from cxrjax.core.errors import UserError
 from cxrjax.core.package_folders import load_config, with_config_path
 
@@ -30,13 +31,14 @@ def load(arguments: Sequence[str]) -> ConfigDict:
   Raises:
     UserError: no such file, option or key, or a value of another type.
   """
-  values, argv = flags.FlagValues(), expand(["", *arguments])
+  values = flags.FlagValues()
+  argv, constants = split_constants(expand(["", *arguments]))
   config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
   with in_one_line(), warnings.catch_warnings():
     # ml_collections loads the file with a deprecated importer.
     warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
     values(argv)
-    values.config.to_dict()  # loading errors surface only here
+    set_constants(values.config, constants)
     return values.config
 
 
@@ -45,7 +47,8 @@ def expand(argv: Sequence[str]) -> list[str]:
 
   `--config=dino:small,method.hidden=64` becomes
   `--config=configs/dino.py:small --config.method.hidden=64`. A study, whose own config has no
-  `method`, keeps them for its runs; options of the source, `data.csv=labels.csv`, stay as well.
+  `method`, keeps them for its runs; options of the source, `data.csv=labels.csv`, stay as well,
+  where `data` has no such key.
 
   Raises:
     UserError: no such file or name.
@@ -58,8 +61,7 @@ def expand(argv: Sequence[str]) -> list[str]:
     keys = [item for item in items if _is_key(item)] if flag == "--config" else []
     if keys:
       options = ",".join(item for item in items if item not in keys)
-      with in_one_line():
-        config = load_config(pathlib.Path(path))(options)
+      config = _unchanged(f"{path}:{options}")
       keys = [key for key in keys if not _takes_any(config, key)]
       arg = f"--config={path}:{','.join(item for item in items if item not in keys)}"
     expanded += [arg, *(f"--config.{key}" for key in keys)]
@@ -69,17 +71,65 @@ def expand(argv: Sequence[str]) -> list[str]:
 def _is_key(item: str) -> bool:
   """Whether an item after the colon sets a key, `method.hidden=64`, and not an option."""
   name, equals, _ = item.partition("=")
-  return bool(equals) and "." in name and name.split(".")[0].strip() not in ("data", "args")
+  return bool(equals) and "." in name and not name.startswith("args.")
+
+
+def _unchanged(value: str) -> ConfigDict:
+  """The config `FILE:ARG` before any key is changed."""
+  path, colon, arg = value.partition(":")
+  get_config: Any = load_config(pathlib.Path(path))
+  with in_one_line():
+    config: ConfigDict = get_config(arg) if colon else get_config()
+  return config
 
 
 def _takes_any(config: ConfigDict, item: str) -> bool:
-  """Whether the config's file handles a key itself: a study's, or one of a user's own model."""
+  """Whether the config's file handles a key itself.
+
+  A study does, and whoever has options of a source or of a user's own model.
+  """
   first, *others = item.partition("=")[0].strip().split(".")
   outer = config.get(first)
-  is_own = isinstance(outer, ConfigDict) and not str(outer.get("name", "cxrjax")).startswith(
-    ("cxrjax", "optax")
+  takes_options = first == "data" or (
+    isinstance(outer, ConfigDict)
+    and not str(outer.get("name", "cxrjax")).startswith(("cxrjax", "optax"))
   )
-  return outer is None or (is_own and len(others) == 1 and others[0] not in outer)
+  return outer is None or (takes_options and others[0] not in outer)
+
+
+def split_constants(argv: Sequence[str]) -> tuple[list[str], dict[str, float]]:
+  """Takes the flags out that give a number for a schedule, which makes it constant.
+
+  Returns:
+    The other arguments, and the numbers by key: `method.teacher_temp`.
+  """
+  file = next((arg for arg in argv if arg.startswith("--config=")), "")
+  numbers = {
+    match[1]: float(match[2])
+    for match in (re.fullmatch(r"--config\.([\w.]+)=(.+)", arg) for arg in argv)
+    if match and isinstance(literal(match[2]), int | float)
+  }
+  if not file or not numbers:
+    return list(argv), {}
+  config = _unchanged(file.removeprefix("--config="))
+  constants = {key: number for key, number in numbers.items() if _is_schedule(config, key)}
+  removed = tuple(f"--config.{key}=" for key in constants)
+  return [arg for arg in argv if not arg.startswith(removed or ("\0",))], constants
+
+
+def set_constants(config: ConfigDict, constants: Mapping[str, float]) -> None:
+  """Replaces schedules of a config, once its flags are parsed, by numbers."""
+  config.to_dict()  # loading errors surface only here
+  with config.ignore_type():
+    for key, number in constants.items():
+      config.update_from_flattened_dict({key: number})
+
+
+def _is_schedule(config: ConfigDict, key: str) -> bool:
+  value: Any = config
+  for word in key.split("."):
+    value = value.get(word) if isinstance(value, ConfigDict) else None
+  return isinstance(value, ConfigDict) and "start" in value
 
 
 @contextlib.contextmanager

@@ -75,6 +75,27 @@ def test_a_key_after_the_colon_is_a_flag(argument, value):
   assert overrides.resolve([f"--config={argument}"])["views"]["global_scale"] == value
 
 
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["--config=dino:method.teacher_temp=0.05,optimizer.lr=1e-3"],
+    ["--config=dino", "--config.method.teacher_temp=0.05", "--config.optimizer.lr=0.001"],
+  ],
+)
+def test_a_number_for_a_schedule_makes_it_constant(arguments, tmp_path):
+  config = overrides.resolve(arguments)
+  assert config["method"]["teacher_temp"] == 0.05 and config["optimizer"]["lr"] == 1e-3
+  keys = {key.name: key for key in describe.describe(arguments)}
+  assert keys["method.teacher_temp"].origin == "--config.method.teacher_temp=0.05"
+  assert loaded(describe.as_file(arguments, "A test."), tmp_path) == config
+
+
+def test_keys_of_the_data_and_options_of_its_source():
+  arguments = ["--config=dino:data=folder:x,data.csv=a.csv,data.fit=pad"]
+  config = overrides.resolve(arguments)
+  assert config["data"]["fit"] == "pad" and config["data"]["options"] == {"csv": "a.csv"}
+
+
 def test_a_study_hands_keys_on_to_its_runs():
   config = overrides.resolve(["--config=label_efficiency:method.mixup=0.3,seeds=0"])
   assert "method.mixup=0.3" in config["arg"] and config["seeds"] == ("0",)

@@ -48,7 +48,7 @@ def test_flags_make_the_config(file):
     ("--config.a.rat=1", "rate"),
     ("--config.seed=1.5", "seed"),
     ("--config.seed=x", "seed"),
-    ("--config.a.schedule=1e-3", "schedule"),
+    ("--config.a.schedule=fast", "schedule"),
   ],
 )
 def test_a_wrong_key_or_type_is_named(file, flag, said):
