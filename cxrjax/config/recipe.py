@@ -218,7 +218,7 @@ def base(o: ConfigDict) -> ConfigDict:
     "lr_rule": "linear",  # of the batch: linear, or sqrt
     "weight_decay": {"start": o.weight_decay, "end": o.weight_decay_end},
     "decay_vectors": False,  # biases and norms, too
-    "clip_per": "tensor",  # or module
+    "clip_per": "tensor",  # module, or global: all parameters together
     "freeze": (),
     "hold": (),  # parameters that stay fixed for some time
     "lr_scale": (),

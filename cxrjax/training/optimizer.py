@@ -1,4 +1,4 @@
-"""The optimiser: an optax direction, with learning rate, weight decay and freezing by rule."""
+"""The optimiser: an `optax.chain` of clipping, weight decay, direction and learning rates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from cxrjax.config import instantiate
 from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 
+CLIP_UNITS = ("tensor", "module", "global")
+
 
 def path_names(tree: Any) -> Any:
   """The tree with each leaf replaced by its path, `"encoder/blocks/0/attn/qkv/kernel"`."""
@@ -26,15 +28,38 @@ def path_names(tree: Any) -> Any:
   )
 
 
-def clip(grads: Any, limit: float) -> Any:
-  """Scales gradients down to `limit` if their joint L2 norm exceeds it."""
-  scale = jnp.minimum(1.0, limit / (global_norm(grads) + 1e-6))
-  return jax.tree.map(lambda g: g * scale, grads)
+def clip_by_norm(limit: float, per: str) -> optax.GradientTransformation:
+  """Scales gradients down to an L2 norm of at most `limit`, one norm `per` unit of `CLIP_UNITS`."""
+  if per == "global":
+    return optax.clip_by_global_norm(limit)
+
+  def clip(grads: Any) -> Any:
+    scale = jnp.minimum(1.0, limit / (optax.tree.norm(grads) + 1e-6))
+    return jax.tree.map(lambda g: g * scale, grads)
+
+  def clip_each(updates: Any, params: Any = None) -> Any:
+    is_unit = (lambda x: x is not updates) if per == "module" else None
+    return jax.tree.map(clip, updates, is_leaf=is_unit)
+
+  return optax.stateless(clip_each)
 
 
-def global_norm(tree: Any) -> Float[Array, ""]:
-  """Joint L2 norm of all leaves."""
-  return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+def partition(
+  params: Any, setting_of: Callable[[str], Any], transform_of: Callable[[Any], Any]
+) -> optax.GradientTransformationExtraArgs:
+  """Partitions the parameters by a setting, and transforms the gradients of each group by it.
+
+  Args:
+    params: the parameters.
+    setting_of: sortable setting of the parameter at a path, e.g. a step from which it learns.
+    transform_of: the optax transformation for a setting.
+  """
+  paths = path_names(params)
+  settings = sorted({setting_of(path) for path in jax.tree.leaves(paths)})
+  return optax.partition(
+    {str(i): transform_of(setting) for i, setting in enumerate(settings)},
+    jax.tree.map(lambda path: str(settings.index(setting_of(path))), paths),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +80,8 @@ class Optimizer:
     coupled_decay: whether weight decay is part of the gradient, after clipping.
     decay_vectors: whether biases and one-dimensional parameters decay as well (MoCo, SimSiam).
     clip: largest L2 norm of a gradient; 0 for no clipping.
-    clip_per: unit of clipping: a "tensor" (DINO), or a "module", i.e. the whole encoder or one head
-      (DINOv2).
+    clip_per: what has one norm: every "tensor" (DINO), every "module", i.e. the whole encoder or
+      one head (DINOv2), or "global", all parameters together (`optax.clip_by_global_norm`).
     freeze: `(regex, duration)` pairs: parameters with a matching path, and their moments and step
       count, stay unchanged for that long (DINO).
     hold: the same, but only the learning rate is 0: moments and step count advance (DINOv2).
@@ -91,7 +116,7 @@ class Optimizer:
   def __post_init__(self) -> None:
     if not 0 < self.layer_decay <= 1:
       raise UserError(f"config.optimizer.layer_decay={self.layer_decay} must be above 0, at most 1")
-    for option, valid in (("lr_rule", ("linear", "sqrt")), ("clip_per", ("tensor", "module"))):
+    for option, valid in (("lr_rule", ("linear", "sqrt")), ("clip_per", CLIP_UNITS)):
       if getattr(self, option) not in valid:
         raise UserError(
           f"config.optimizer.{option}={getattr(self, option)!r} is unknown; valid: "
@@ -178,23 +203,45 @@ class Optimizer:
     )
     return scale * self.layer_decay ** next(layers_above, 0)
 
-  def _groups(self, params: Any) -> Any:
-    return jax.tree.map(
-      lambda path: str(self._first_active_step(path, "freeze")), path_names(params)
+  def _scale_by_learning_rate(
+    self, setting: tuple[float, bool, int]
+  ) -> optax.GradientTransformation:
+    """Scaling by the learning rate of parameters with this factor, constancy and first step."""
+    factor, is_constant, first_step = setting
+
+    def rate(step: clocks.Step) -> Float[Array, ""] | float:
+      lr = self._lr["start"] if is_constant else self.schedules["lr"](step)
+      return jnp.where(step >= first_step, lr * factor, 0.0) if first_step else lr * factor
+
+    return optax.scale_by_learning_rate(rate)
+
+  def transform(self, params: Any) -> optax.GradientTransformationExtraArgs:
+    """The whole optimiser as an optax transformation of the gradients of `params`."""
+    clipping = [clip_by_norm(self.clip, self.clip_per)] if self.clip else []
+    decay = optax.add_decayed_weights(
+      self.schedules["weight_decay"],
+      mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1 or self.decay_vectors, tree),
     )
 
-  def _transform(self, params: Any) -> optax.GradientTransformationExtraArgs:
-    groups = self._groups(params)
-    if set(jax.tree.leaves(groups)) == {"0"}:
-      return optax.with_extra_args_support(self._direction)
+    def frozen_until(step: int) -> optax.GradientTransformation:
+      if step == 0:
+        return self._direction
+      return optax.transforms.conditionally_mask(self._direction, lambda count: count >= step)
 
-    def after_thaw(thaw: int) -> optax.GradientTransformationExtraArgs:
-      if thaw == 0:
-        return optax.with_extra_args_support(self._direction)
-      return optax.transforms.conditionally_mask(self._direction, lambda count: count >= thaw)
-
-    names = set(jax.tree.leaves(groups))
-    return optax.partition({name: after_thaw(int(name)) for name in names}, groups)
+    direction = partition(
+      params, lambda path: self._first_active_step(path, "freeze"), frozen_until
+    )
+    learning_rates = partition(
+      params,
+      lambda path: (
+        self._lr_factor(path),
+        any(re.search(regex, path) for regex in self.lr_constant),
+        self._first_active_step(path, "freeze", "hold"),
+      ),
+      self._scale_by_learning_rate,
+    )
+    decay_and_direction = [decay, direction] if self.coupled_decay else [direction, decay]
+    return optax.chain(*clipping, *decay_and_direction, learning_rates)
 
   def check(self, params: Any) -> None:
     """Raises a UserError for a rule that matches no parameter."""
@@ -208,32 +255,13 @@ class Optimizer:
           )
 
   def init(self, params: Any) -> Any:
-    return self._transform(params).init(params)
+    return self.transform(params).init(params)
 
   def update(
     self, grads: Any, opt_state: Any, params: Any, step: Int[Array, ""]
   ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
     """Performs one update; returns new parameters, new optimiser state and metrics."""
-    metrics = {"grad_norm": global_norm(grads)}
-    if self.clip:
-      is_module = (lambda x: x is not grads) if self.clip_per == "module" else None
-      grads = jax.tree.map(lambda g: clip(g, self.clip), grads, is_leaf=is_module)
-    lr, decay = (self.schedules[name](step) for name in ("lr", "weight_decay"))
-    metrics |= {"lr": lr, "weight_decay": decay}
-
-    def decayed(g: Array, p: Array) -> Array:
-      return g + decay * p if p.ndim > 1 or self.decay_vectors else g
-
-    if self.coupled_decay:
-      grads = jax.tree.map(decayed, grads, params)
-    direction, opt_state = self._transform(params).update(grads, opt_state, params)
-    if not self.coupled_decay:
-      direction = jax.tree.map(decayed, direction, params)
-
-    def move(path: str, p: Array, d: Array) -> Array:
-      thaw = self._first_active_step(path, "freeze", "hold")
-      constant = any(re.search(regex, path) for regex in self.lr_constant)
-      moved = p - (self._lr["start"] if constant else lr) * self._lr_factor(path) * d
-      return jnp.where(step >= thaw, moved, p) if thaw else moved
-
-    return jax.tree.map(move, path_names(params), params, direction), opt_state, metrics
+    updates, opt_state = self.transform(params).update(grads, opt_state, params)
+    schedules = {name: schedule(step) for name, schedule in self.schedules.items()}
+    metrics = {"grad_norm": optax.tree.norm(grads), **schedules}
+    return optax.apply_updates(params, updates), opt_state, metrics

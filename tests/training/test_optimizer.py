@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small import full
 
@@ -199,6 +200,26 @@ def test_clipping(clip_per):
   np.testing.assert_array_equal(moved["head"]["kernel"], -g["head"]["kernel"])
 
 
+@pytest.mark.parametrize("limit", [1.0, 100.0])
+def test_clipping_by_the_global_norm_is_that_of_optax(limit):
+  optimizer = Optimizer(
+    clock=CLOCK, lr=0.1, lr_batch=0, clip=limit, clip_per="global", weight_decay=0.01
+  )
+  chain = optax.chain(
+    optax.clip_by_global_norm(limit),
+    optax.scale_by_adam(),
+    optax.add_decayed_weights(0.01, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)),
+    optax.scale_by_learning_rate(0.1),
+  )
+  got, metrics = run(optimizer, 4, grads)
+  want, state = PARAMS, chain.init(PARAMS)
+  for t in range(4):
+    updates, state = chain.update(grads(t), state, want)
+    want = optax.apply_updates(want, updates)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads(3))))
+
+
 def test_held_parameters_gather_moments():
   """As torch's AdamW with a learning rate of 0 for that long."""
   optimizer = Optimizer(
@@ -256,7 +277,7 @@ def test_mistakes():
     Optimizer(clock=CLOCK, name="optax.scale_by_adm")
   with pytest.raises(UserError, match=r"config\.optimizer\.options\.beta1 is not an option"):
     Optimizer(clock=CLOCK, options={"beta1": 0.9})
-  with pytest.raises(UserError, match=r"optimizer\.clip_per='all' is unknown; valid:"):
+  with pytest.raises(UserError, match=r"clip_per='all' is unknown; valid: tensor, module, global"):
     Optimizer(clock=CLOCK, clip_per="all")
   with pytest.raises(UserError, match=r"optimizer\.lr_rule='root' is unknown; valid:"):
     Optimizer(clock=CLOCK, lr_rule="root")
