@@ -48,7 +48,7 @@ class Ours:
     from cxrjax.models.vit import Model
     from cxrjax.training import sharding
     from cxrjax.training.optimizer import Optimizer
-    from cxrjax.training.train_step import Trainer
+    from cxrjax.training.train_step import TrainStep
     from cxrjax.views.multicrop import Recipe
 
     self.jax, batch = jax, spec["batch"]
@@ -77,8 +77,8 @@ class Ours:
           views[name], at = crops.swapaxes(0, 1), at + length
       return views
 
-    def trainer(recipe, fetch, block):
-      return Trainer(
+    def train_step(recipe, fetch, block):
+      return TrainStep(
         method=method,
         recipe=recipe,
         optimizer=optimizer,
@@ -89,8 +89,8 @@ class Ours:
       )
 
     self.block = spec["block"]
-    whole = trainer(recipe, self.loader.fetch, self.block)
-    bare = trainer(ready_made, lambda data, batch: data, 1)
+    whole = train_step(recipe, self.loader.fetch, self.block)
+    bare = train_step(ready_made, lambda data, batch: data, 1)
     length = 2 * 224 * 224 + spec["local_crops"] * 96 * 96
     crops = {
       "image": jax.random.normal(jax.random.key(0), (batch, length)),
@@ -114,13 +114,13 @@ class Ours:
       self.compile_s[kind] = time.perf_counter() - start
 
   def measure(self, kind, steps):
-    trainer, data, blocks = self.parts[kind]
-    size = min(trainer.block, steps)
+    train_step, data, blocks = self.parts[kind]
+    size = min(train_step.block, steps)
     state = self.states[kind]
     start, cpu = time.perf_counter(), time.process_time()
     for t in range(0, steps, size):
       count = self.jax.numpy.int32(min(size, steps - t))
-      state, metrics = trainer.run(state, data, blocks(self.t + t, trainer.block), count)
+      state, metrics = train_step.run(state, data, blocks(self.t + t, train_step.block), count)
     self.jax.block_until_ready(metrics)
     self.states[kind], self.t = state, self.t + steps
     return {

@@ -77,14 +77,14 @@ class Side:
     import jax
     import jax.numpy as jnp
 
-    from cxrjax.tasks.train import Run
+    from cxrjax.tasks.training_run import Run
 
     run = Run(make_config(name, spec), progress=False)
     method = Full(run.method) if name == "full" else run.method
-    self.jax, self.images, trainer = jax, spec["batch"], run.trainer
+    self.jax, self.images, train_step = jax, spec["batch"], run.train_step
     views = jax.jit(
-      lambda data, batch: trainer.views(
-        trainer.fetch(data, batch), trainer.step_key(jnp.int32(0), 0)
+      lambda data, batch: train_step.views(
+        train_step.fetch(data, batch), train_step.step_key(jnp.int32(0), 0)
       )
     )
     self.batch = views(run.loader.data, run.loader[0])

@@ -203,7 +203,7 @@ def compile_for(config: dict[str, Any], args: argparse.Namespace) -> str:
   text = compiled.as_text()
   if args.hlo:
     pathlib.Path(args.hlo).write_text(text)
-  work = compile_ahead.trainer(config, mesh)
+  work = compile_ahead.build_step(config, mesh)
   spec = work.batch_spec(
     *compile_ahead.inputs(
       config, mesh, work.fetch.resident, compile_ahead.EXAMPLES, compile_ahead.LABELS

@@ -33,7 +33,7 @@ def write(run: Any, state: Any, writer: Writer) -> None:
   finite. Pictures carry labels, but no ids or patients.
 
   Args:
-    run: from `tasks.train`. Every process must call this.
+    run: a `tasks.training_run.Run`. Every process must call this.
     state: training state with the encoder.
     writer: of the run.
   """

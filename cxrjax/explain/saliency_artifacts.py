@@ -38,8 +38,8 @@ def views(run: Any) -> dict[str, np.ndarray]:
   """Views of the first training batch as 8-bit gray levels, for the report."""
 
   def first_views(data: Any, batch: Any) -> Any:
-    batch = run.trainer.fetch(data, batch)
-    return batch["image"], run.trainer.views(batch, run.trainer.step_key(jnp.int32(0), 0))
+    batch = run.train_step.fetch(data, batch)
+    return batch["image"], run.train_step.views(batch, run.train_step.step_key(jnp.int32(0), 0))
 
   compiled = jax.jit(first_views, compiler_options=compile_effort.options(once=True))
   source, views = compiled(run.loader.data, run.loader[0])
@@ -70,7 +70,7 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   is not evaluated.
 
   Args:
-    run: from `tasks.train`. Every process must call this.
+    run: a `tasks.training_run.Run`. Every process must call this.
     state: training state with the network.
     writer: of the run; gets arrays `attention` and facts `look`.
 

@@ -1,4 +1,4 @@
-"""Results as a plain-text table, printed at the end of a run."""
+"""What a run prints: a summary before training, and its results as a plain-text table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,41 @@ from cxrjax.report import run_files as runs
 from cxrjax.report.html import format
 
 ORDER = (runs.TRAINED, runs.RANDOM, runs.FLOOR)
+
+
+def run_summary(facts: Mapping[str, Any], workdir: os.PathLike[str]) -> str:
+  """Summary of the run, printed before it starts."""
+  data, model, device = facts["data"]["train"], facts["model"], facts["device"]
+  flops = model["flops_per_image"]
+  lines = [
+    f"data      {data['name']} [{data['split']}], {data['n']} images, {data['storage']}",
+    f"device    {device['devices']} x {device['kind']} ({device['platform']})",
+    f"model     {model['name']} {model['variant']}, {model['parameters'] / 1e6:.2f} M parameters",
+    f"method    {facts['method']}, {flops / 1e9:.2f} GFLOPs an image a step",
+    f"steps     {facts['steps']} of {facts['batch_size']} images, {facts['epochs']:.4g} epochs",
+    f"workdir   {workdir}",
+  ]
+  if "init" in facts:
+    lines.insert(3, f"start     {facts['init']['summary']}")
+  return "\n".join(lines)
+
+
+def data_remarks(facts: Mapping[str, Any]) -> list[str]:
+  """Remarks on the data to print before training, each once."""
+  sets = facts["data"]
+  train_notes = sets["train"]["notes"]
+  notes = dict.fromkeys(train_notes)
+  for name, dataset in sets.items():
+    if name == "train":
+      continue
+    splits = [split for split in dataset.values() if isinstance(split, Mapping)]
+    notes |= {
+      f"{name}: {note}": None
+      for described in (dataset, *splits)
+      for note in described.get("notes", ())
+      if note not in train_notes
+    }
+  return list(notes)
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[str]) -> str:

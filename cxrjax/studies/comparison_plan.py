@@ -24,7 +24,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU
 from cxrjax.studies import launcher
 from cxrjax.training import compile_ahead, sharding
-from cxrjax.training.build import build_trainer
+from cxrjax.training.build import build_train_step
 
 _EPOCHS = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*epochs?\s*", re.I)
 # Set by the comparison, or without influence on training.
@@ -166,7 +166,7 @@ def abstract_loss(
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The loss of a config's method, and the shapes of its arguments."""
   # Target the CPU: fused kernels of accelerators would hide their matrix products.
-  trainer = build_trainer(
+  train_step = build_train_step(
     config,
     sharding.make_mesh(),
     examples=examples,
@@ -175,10 +175,10 @@ def abstract_loss(
     fetch=lambda data, batch: batch,
     target=CPU,
   )
-  batch = trainer.batch_spec({}, compile_ahead.batch_shapes(config))
-  params, extra = jax.eval_shape(lambda: trainer.method.init(jax.random.key(0), batch))
+  batch = train_step.batch_spec({}, compile_ahead.batch_shapes(config))
+  params, extra = jax.eval_shape(lambda: train_step.method.init(jax.random.key(0), batch))
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return trainer.method.loss, (params, extra, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
+  return train_step.method.loss, (params, extra, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def _parse_budget(text: Any, unit: _Recipe | None) -> float:

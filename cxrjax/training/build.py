@@ -15,7 +15,7 @@ from cxrjax.models.build import build_encoder
 from cxrjax.models.cnn import Cnn
 from cxrjax.training import sharding
 from cxrjax.training.optimizer import Optimizer
-from cxrjax.training.train_step import Trainer
+from cxrjax.training.train_step import TrainStep
 
 
 def learns_from(spec: Mapping[str, Any]) -> str:
@@ -30,7 +30,7 @@ def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: La
   return build(spec, "Method", "config.method", encoder=encoder, clock=clock, **options)
 
 
-def build_trainer(
+def build_train_step(
   config: Mapping[str, Any],
   mesh: Mesh,
   *,
@@ -39,7 +39,7 @@ def build_trainer(
   fetch: Callable[[Any, Any], Any],
   resident: bool,
   target: Target | None = None,
-) -> Trainer:
+) -> TrainStep:
   """Builds the training step of a config for a mesh, whose devices need not be attached.
 
   Args:
@@ -47,7 +47,7 @@ def build_trainer(
     mesh: over which the batch is split.
     examples: number of training images.
     labels: what is known of their labels.
-    fetch: see `Trainer`.
+    fetch: see `TrainStep`.
     resident: whether the images are on the devices, so that one dispatch can take several steps.
     target: decides types and kernels; by default the mesh's devices.
 
@@ -65,7 +65,7 @@ def build_trainer(
   optimizer = Optimizer(clock=clock, layer_names=getattr(encoder, "layer_names", ()), **options)
   # On CPUs convolutions inside a loop of steps are several times slower than outside.
   slow = isinstance(encoder, Cnn) and target.platform == "cpu"
-  return Trainer(
+  return TrainStep(
     method=method,
     recipe=recipe,
     optimizer=optimizer,

@@ -23,23 +23,23 @@ from cxrjax.data.loading.device_arrays import Placement
 from cxrjax.data.loading.loader import Fetch
 from cxrjax.evals import features
 from cxrjax.methods.base import Labels
-from cxrjax.training.build import build_trainer
+from cxrjax.training.build import build_train_step
 from cxrjax.training.sharding import AXES
-from cxrjax.training.train_step import Trainer
+from cxrjax.training.train_step import TrainStep
 from cxrjax.views.multicrop import Recipe
 
 LABELS = Labels(("no", "yes"), True, (1, 1), (2, 2))  # two arbitrary classes for supervised methods
 EXAMPLES = 5232  # training images of the configs' `:paper` variants
 
 
-def trainer(
+def build_step(
   config: Mapping[str, Any],
   mesh: Mesh,
   *,
   target: Target | None = None,
   examples: int = EXAMPLES,
   labels: Labels = LABELS,
-) -> Trainer:
+) -> TrainStep:
   """The training step of a config, as the run builds it, without its data.
 
   Args:
@@ -50,7 +50,7 @@ def trainer(
     labels: of the training images.
   """
   resident = _resident(config)
-  return build_trainer(
+  return build_train_step(
     config,
     mesh,
     examples=examples,
@@ -69,19 +69,19 @@ def train_step(
   examples: int = EXAMPLES,
   labels: Labels = LABELS,
 ) -> jax.stages.Traced:
-  """`Trainer.run` of a config, traced with the shapes and shardings of its state and data.
+  """`TrainStep.run` of a config, traced with the shapes and shardings of its state and data.
 
   Args:
-    config: see `trainer`.
-    mesh: see `trainer`.
-    target: see `trainer`.
-    examples: see `trainer`.
-    labels: see `trainer`.
+    config: see `build_step`.
+    mesh: see `build_step`.
+    target: see `build_step`.
+    examples: see `build_step`.
+    labels: see `build_step`.
 
   Raises:
     UserError: the config is invalid.
   """
-  built = trainer(config, mesh, target=target, examples=examples, labels=labels)
+  built = build_step(config, mesh, target=target, examples=examples, labels=labels)
   data, batch = inputs(config, mesh, _resident(config), examples, labels)
   state = built.abstract(built.batch_spec(data, batch))
   batches = jax.tree.map(lambda x: _with_steps(x, built.block), batch)
@@ -100,14 +100,14 @@ def eval_step(
   """The evaluators' program, traced: the method's predictions, or else the encoder's features.
 
   Args:
-    config: see `trainer`.
-    mesh: see `trainer`.
-    target: see `trainer`.
+    config: see `build_step`.
+    mesh: see `build_step`.
+    target: see `build_step`.
     batch: number of images, a multiple of the devices.
-    examples: see `trainer`.
-    labels: see `trainer`.
+    examples: see `build_step`.
+    labels: see `build_step`.
   """
-  built = trainer(config, mesh, target=target, examples=examples, labels=labels)
+  built = build_step(config, mesh, target=target, examples=examples, labels=labels)
   method = built.method
   state = built.abstract(
     built.batch_spec(*inputs(config, mesh, _resident(config), examples, labels))

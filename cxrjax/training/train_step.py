@@ -22,8 +22,8 @@ State = dict[str, Any]  # step i32[], params, extra, opt
 
 
 @dataclasses.dataclass(frozen=True)
-class Trainer:
-  """Builds the training step from parts that are constant over a run.
+class TrainStep:
+  """The training step of a method, with what is constant over a run.
 
   Attributes:
     method: see `cxrjax.methods.base.Method`.
@@ -110,52 +110,57 @@ class Trainer:
     return views_of(self.recipe, batch, key, position)
 
   def update(self, state: State, data: Any, batch: Mapping[str, Array]) -> tuple[State, Any]:
-    """One optimiser update; traceable."""
+    """One step: views, loss, gradient, optimiser, `after_update`; traceable."""
     step = state["step"]
     batch = self.fetch(data, batch)
     position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
     view_key, loss_key = self.step_key(step, 0), self.step_key(step, 1)
+    extra = self._gathered(state["extra"], "extra")
 
-    def gathered(tree: Any, name: str) -> Any:  # rules match paths that start at the state
-      return sharding.gather({name: tree}, self.mesh, self.rules)[name]
+    def loss(params: Any, microbatch: dict[str, Array]) -> Any:
+      views = self.views(microbatch, view_key, microbatch["position"])
+      return self.method.loss(self._gathered(params, "params"), extra, views, loss_key, step)
 
-    full_extra = gathered(state["extra"], "extra")
-
-    def loss(params: Any, part: dict[str, Array]) -> Any:
-      views = self.views(part, view_key, part["position"])
-      return self.method.loss(gathered(params, "params"), full_extra, views, loss_key, step)
-
-    part = {**batch, "position": position}
-    (value, (extra, metrics)), grads = self._gradient(loss, state["params"], part)
-    extra = jax.lax.with_sharding_constraint(extra, self.shardings({"extra": extra})["extra"])
+    (value, (extra_after, metrics)), grads = self._gradient(
+      loss, state["params"], {**batch, "position": position}
+    )
     params, opt, optimizer_metrics = self.optimizer.update(
       grads, state["opt"], state["params"], step
     )
-    extra = self.method.after_update(params, extra, step)
+    extra_after = self.method.after_update(params, self._sharded(extra_after, "extra"), step)
     schedules = {name: s(step) for name, s in self.method.schedules.items()}
-    new_state = {"step": step + 1, "params": params, "extra": extra, "opt": opt}
+    new_state = {"step": step + 1, "params": params, "extra": extra_after, "opt": opt}
     return new_state, {"loss": value, **metrics, **optimizer_metrics, **schedules}
 
-  def _gradient(self, loss: Callable[..., Any], params: Any, part: dict[str, Array]) -> Any:
+  def _gathered(self, tree: Any, name: str) -> Any:
+    """The part of the state called `name`, whole on every device."""
+    return sharding.gather({name: tree}, self.mesh, self.rules)[name]  # rules match whole paths
+
+  def _sharded(self, tree: Any, name: str) -> Any:
+    """The part of the state called `name`, split over the devices by the rules."""
+    return jax.lax.with_sharding_constraint(tree, self.shardings({name: tree})[name])
+
+  def _gradient(self, loss: Callable[..., Any], params: Any, batch: dict[str, Array]) -> Any:
+    """Value and gradient of the loss, averaged over the microbatches."""
     gradient = jax.value_and_grad(loss, has_aux=True)
     if self.accumulate == 1:
-      return gradient(params, part)
-    size = part["image"].shape[0]
+      return gradient(params, batch)
+    size = batch["image"].shape[0]
     if size % self.accumulate:
       raise UserError(
         f"config.accumulate={self.accumulate} does not divide config.batch_size={size}"
       )
     # Strided microbatches, so that no image moves between devices.
-    parts = jax.tree.map(
+    microbatches = jax.tree.map(
       lambda x: jnp.swapaxes(
         x.reshape(size // self.accumulate, self.accumulate, *x.shape[1:]), 0, 1
       ),
-      part,
+      batch,
     )
-    parts = jax.lax.with_sharding_constraint(
-      parts, NamedSharding(self.mesh, PartitionSpec(None, *sharding.BATCH))
+    microbatches = jax.lax.with_sharding_constraint(
+      microbatches, NamedSharding(self.mesh, PartitionSpec(None, *sharding.BATCH))
     )
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], microbatches))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def add(total: Any, micro: Any) -> tuple[Any, None]:
@@ -166,7 +171,7 @@ class Trainer:
         value,
       ), None
 
-    return jax.lax.scan(add, zeros, parts)[0]
+    return jax.lax.scan(add, zeros, microbatches)[0]
 
   @functools.cached_property
   def run(self) -> jax.stages.Wrapped:
@@ -202,7 +207,7 @@ def views_of(
   key: Key[Array, ""],
   position: Int[Array, "b"] | None = None,
 ) -> dict[str, Array]:
-  """See `Trainer.views`."""
+  """See `TrainStep.views`."""
   if position is None:
     position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
   masks = {"masks": batch["mask"]} if "mask" in batch else {}

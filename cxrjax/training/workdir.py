@@ -10,8 +10,13 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from cxrjax.core import files
 from cxrjax.core.errors import UserError
+from cxrjax.report.run_writer import FACTS
 from cxrjax.training import checkpoint
 
 
@@ -122,3 +127,28 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
   temporary.write_text(json.dumps(config, indent=2) + "\n")
   temporary.replace(path)
   return trained_config is not None
+
+
+def holds_finished_run(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
+  """Whether the workdir holds a finished run of this config; process 0 decides for all.
+
+  Raises:
+    UserError: it holds a run with another config, or cannot be read.
+  """
+  is_finished = False
+  if jax.process_index() == 0:
+    facts_path = workdir / FACTS
+    try:
+      is_finished = (
+        settle_config(workdir, config)
+        and facts_path.exists()
+        and files.read_mapping(facts_path).get("status") == "finished"
+      )
+    except (OSError, files.Damaged) as error:
+      raise UserError(
+        f"{facts_path} cannot be read ({error}); remove it, and the same command goes on "
+        "from the last checkpoint"
+      ) from error
+  if jax.process_count() > 1:
+    is_finished = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_finished)))
+  return is_finished

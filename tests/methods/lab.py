@@ -16,7 +16,7 @@ from cxrjax.losses import collapse
 from cxrjax.models.vit import Features, Model
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.sharding import make_mesh
-from cxrjax.training.train_step import Trainer
+from cxrjax.training.train_step import TrainStep
 from cxrjax.views.multicrop import Recipe
 
 STEPS, BLOCK, IMAGES = 100, 20, 16
@@ -105,15 +105,15 @@ def phantoms(n: int = IMAGES, size: int = 32, masks: bool = False) -> dict[str, 
   }
 
 
-def trainer(
+def train_step(
   method: Any,
   views: Any,
   lr: float = 1e-3,
   devices: Any = None,
   accumulate: int = 1,
   **optimizer: Any,
-) -> Trainer:
-  return Trainer(
+) -> TrainStep:
+  return TrainStep(
     method=method,
     recipe=views,
     fetch=lambda data, batch: batch,
@@ -127,9 +127,9 @@ def trainer(
   )
 
 
-def first_state(work: Trainer, batch: dict[str, jax.Array]) -> Any:
-  """The state before the first step, compiled and drawn once for a trainer."""
-  kept = vars(work)  # where a cached property is: a trainer does not change
+def first_state(work: TrainStep, batch: dict[str, jax.Array]) -> Any:
+  """The state before the first step, compiled and drawn once for a train step."""
+  kept = vars(work)  # where a cached property is: a train step does not change
   if "first_state" not in kept:
     kept["first_state"] = on_host(work.init(work.batch_spec({}, batch)))
   return on_devices(*kept["first_state"])
@@ -147,7 +147,7 @@ def on_devices(arrays: Any, shardings: Any) -> Any:
 
 
 def fit(
-  work: Trainer, batch: dict[str, jax.Array], steps: int = STEPS, state: Any = None
+  work: TrainStep, batch: dict[str, jax.Array], steps: int = STEPS, state: Any = None
 ) -> tuple[Any, list[dict[str, float]]]:
   """The state after some steps, and the metrics of the last step of every block."""
   state = first_state(work, batch) if state is None else state
@@ -194,7 +194,7 @@ def assert_fits(
     masks: give the recipe lung masks.
   """
   batch = phantoms(masks=masks)
-  work = trainer(method, views or recipe(), lr, **optimizer)
+  work = train_step(method, views or recipe(), lr, **optimizer)
   state, log = fit(work, batch)
   assert all(np.isfinite(list(m.values())).all() for m in log), log
   assert log[-1]["loss"] < loss * log[0]["loss"], [m["loss"] for m in log]
@@ -208,11 +208,11 @@ def assert_fits(
 
 def assert_resumes(method: Any, views: Any = None, masks: bool = False, **optimizer: Any) -> None:
   """Two steps and two more are four, bit for bit, also from a state that was on disk."""
-  resumes(trainer(method, views or recipe(), **optimizer), phantoms(masks=masks))
+  resumes(train_step(method, views or recipe(), **optimizer), phantoms(masks=masks))
 
 
-def resumes(work: Trainer, batch: dict[str, jax.Array]) -> None:
-  """Of a trainer that is compiled: the same as `assert_resumes`."""
+def resumes(work: TrainStep, batch: dict[str, jax.Array]) -> None:
+  """Of a train step that is compiled: the same as `assert_resumes`."""
   whole, _ = fit(work, batch, 4)
   half, _ = fit(work, batch, 2)
   again, _ = fit(work, batch, 2, on_devices(*on_host(half)))

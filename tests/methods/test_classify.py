@@ -38,7 +38,7 @@ def batch(labels):
 @pytest.mark.parametrize("labels", [TWO, full(FINDINGS)])
 def test_learns_labels_by_heart_and_resumes(labels):
   learner = method(labels, momentum=0.9, encoder=lab.encoder(depth=2))
-  work, data = lab.trainer(learner, lab.recipe(global_crops=1), 2e-3), batch(labels)
+  work, data = lab.train_step(learner, lab.recipe(global_crops=1), 2e-3), batch(labels)
   state, log = lab.fit(work, data)
   assert log[-1]["loss"] < 0.05 and log[-1]["accuracy"] == 1
   assert learner.check_collapse(log[-1]) is None
@@ -75,7 +75,7 @@ def test_all_of_the_options_together_train():
     class_weights="balanced",
     momentum={"start": 0.99, "end": 1.0},
   )
-  _, log = lab.fit(lab.trainer(learner, lab.recipe(global_crops=1), 2e-3), batch(TWO))
+  _, log = lab.fit(lab.train_step(learner, lab.recipe(global_crops=1), 2e-3), batch(TWO))
   assert log[-1]["loss"] < 0.9 * log[0]["loss"]
   assert all(np.isfinite(list(m.values())).all() for m in log)
 
@@ -104,7 +104,7 @@ def test_the_moving_average_forgets_where_it_began():
 
 def test_batch_norm_trains_with_the_batch_and_predicts_with_running_statistics():
   learner = dataclasses.replace(method(), encoder=lab.Normed())
-  state, _ = lab.fit(lab.trainer(learner, lab.recipe(global_crops=1), 1e-2), batch(TWO), 40)
+  state, _ = lab.fit(lab.train_step(learner, lab.recipe(global_crops=1), 1e-2), batch(TWO), 40)
   running = state["extra"]["stats"]["bn1"]["running_mean"]
   assert jnp.abs(running).max() > 0.01
   params = learner.network_params(state["params"], state["extra"])

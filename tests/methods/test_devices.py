@@ -23,7 +23,7 @@ from cxrjax.methods.base import Labels
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.restore import build_method
 from cxrjax.training.sharding import make_mesh
-from cxrjax.training.train_step import Trainer
+from cxrjax.training.train_step import TrainStep
 
 assert jax.device_count() == 8
 config = load_config(sys.argv[1])("tiny").to_dict()
@@ -40,16 +40,16 @@ batch["labels"] = jnp.asarray(np.where(np.arange(8)[:, None] < known, one_hot, n
 
 def run(devices):
   mesh = make_mesh(1, devices)
-  trainer = Trainer(
+  train_step = TrainStep(
     method=method, recipe=recipe, mesh=mesh, seed=0, fetch=lambda data, batch: batch,
     # Adam's first steps have the size of the rate whatever the gradient's: rounding would show.
     optimizer=Optimizer(clock=clock, name="optax.identity", lr={"start": 0.1}, lr_batch=0))
   from jax.sharding import NamedSharding, PartitionSpec
   placed = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
-  state = trainer.init(trainer.batch_spec({}, placed))
+  state = train_step.init(train_step.batch_spec({}, placed))
   losses = []
   for _ in range(2):
-    state, metrics = trainer.run(state, {}, jax.tree.map(lambda x: x[None], placed), np.int32(1))
+    state, metrics = train_step.run(state, {}, jax.tree.map(lambda x: x[None], placed), np.int32(1))
     losses.append(float(metrics["loss"][0]))
   return jax.tree.map(np.asarray, state), losses
 

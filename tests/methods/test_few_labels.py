@@ -13,7 +13,7 @@ from cxrjax.data.splits import partial_labels
 from cxrjax.methods import bke, mean_teacher
 from cxrjax.methods.base import Labels
 from cxrjax.models.features import Features
-from cxrjax.tasks.train import labels_of
+from cxrjax.training.labels import labels_of
 from tests.methods import lab
 
 TWO = Labels(("normal", "opacity"), True, (4, 4), (8, 8))
@@ -77,7 +77,7 @@ def started(name, labels=TWO, **options):
 def test_learns_few_labels_by_heart_and_resumes(name, labels):
   learner, data = method(name, labels), batch(labels)
   recipe = lab.recipe(global_crops=VIEWS[name])
-  work = lab.trainer(learner, recipe, 2e-3)
+  work = lab.train_step(learner, recipe, 2e-3)
   state, log = lab.fit(work, data)
   assert all(np.isfinite(list(m.values())).all() for m in log), log
   assert log[-1]["supervised"] < 0.2 and log[-1]["accuracy"] == 1
@@ -184,7 +184,7 @@ def test_consistency_is_the_difference_to_the_moving_average():
 
 def test_the_teacher_is_judged_and_has_running_statistics_of_its_own():
   learner = dataclasses.replace(method("mean_teacher"), encoder=lab.Normed())
-  state, _ = lab.fit(lab.trainer(learner, lab.recipe(), 1e-2), batch(), 40)
+  state, _ = lab.fit(lab.train_step(learner, lab.recipe(), 1e-2), batch(), 40)
   extra = state["extra"]
   judged = learner.network_params(state["params"], extra)
   running = judged["encoder"]["bn1"]["running_mean"]

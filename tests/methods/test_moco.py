@@ -137,7 +137,7 @@ def test_the_queue_does_not_depend_on_accumulation():
   views = lab.recipe()
   found = []
   for accumulate in (1, 2):
-    work = lab.trainer(make(**V2), views, accumulate=accumulate)
+    work = lab.train_step(make(**V2), views, accumulate=accumulate)
     state, _ = lab.fit(work, images, 2)
     found.append(state["extra"]["queue"])
   np.testing.assert_array_equal(found[0]["images"], found[1]["images"])
@@ -193,7 +193,7 @@ assert jax.device_count() == 8
 method = make(**{**V2, "batch_norm": True, "bn_groups": 4})
 found = []
 for n in (1, 8):
-  work = lab.trainer(method, lab.recipe(), lr=1e-4, devices=jax.devices()[:n])
+  work = lab.train_step(method, lab.recipe(), lr=1e-4, devices=jax.devices()[:n])
   batch = jax.device_put(lab.phantoms(), NamedSharding(work.mesh, BATCH))
   state, log = lab.fit(work, batch, 4)
   found.append((log[-1]["loss"], log[-1]["accuracy"], *map(np.asarray, (

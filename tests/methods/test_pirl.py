@@ -225,7 +225,7 @@ def test_nothing_depends_on_accumulation():
   found = []
   for accumulate in (1, 4):
     method = make(**ROTATION, negatives=9)
-    work = lab.trainer(method, noisy, accumulate=accumulate)
+    work = lab.train_step(method, noisy, accumulate=accumulate)
     state, log = lab.fit(work, images, 3)
     found.append((state["extra"]["bank"], log[-1]["loss"]))
   np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-4)
@@ -293,7 +293,7 @@ clock = Clock(total_steps=4, steps_per_epoch=64.0, batch_size=16)
 method = make(task="rotation", clock=clock, dim=64, negatives=100)
 found = []
 for devices, fsdp in ((1, 1), (8, 4)):
-  work = lab.trainer(method, noisy, lr=1e-4)
+  work = lab.train_step(method, noisy, lr=1e-4)
   work = dataclasses.replace(work, mesh=make_mesh(fsdp, jax.devices()[:devices]))
   images = {**lab.phantoms(), "index": 60 * np.arange(16, dtype=np.int32)}
   batch = jax.device_put(images, NamedSharding(work.mesh, BATCH))

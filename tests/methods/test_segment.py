@@ -64,7 +64,7 @@ def batch():
 
 def train(method, batch, steps, lr=1e-2):
   # Convolutions in a loop of steps are several times slower on a CPU: one step a dispatch.
-  work = dataclasses.replace(lab.trainer(method, VIEWS, lr), block=1)
+  work = dataclasses.replace(lab.train_step(method, VIEWS, lr), block=1)
   state = work.init(work.batch_spec({}, batch))
   block = jax.tree.map(lambda x: x[None], batch)
   for _ in range(steps):

@@ -10,7 +10,9 @@ from small import REPOSITORY, lines
 from cxrjax.core.errors import UserError
 from cxrjax.core.package_folders import load_config
 from cxrjax.tasks import train
+from cxrjax.tasks.training_run import Run
 from cxrjax.training.checkpoint import load_flat
+from cxrjax.training.labels import labels_of
 from cxrjax.training.restore import restore
 
 
@@ -72,16 +74,16 @@ def test_test_images_are_judged_once_and_validation_as_it_goes(tuned):
 
 def test_training_starts_at_the_pretrained_parameters(pretrained):
   config = config_of("finetune", f"tiny,init={pretrained}")
-  run = train.Run(config, progress=False)
-  state = run.trainer.init(run.spec)
+  run = Run(config, progress=False)
+  state = run.train_step.init(run.spec)
   source = restore(pretrained, "test")
   for a, b in zip(
     jax.tree.leaves(state["params"]["encoder"]), jax.tree.leaves(source.encoder_params), strict=True
   ):
     np.testing.assert_array_equal(a, b)
   # A method with a teacher: both start there.
-  dino = train.Run(config_of("dino", f"tiny,init={pretrained},eval_data=none"), progress=False)
-  state = dino.trainer.init(dino.spec)
+  dino = Run(config_of("dino", f"tiny,init={pretrained},eval_data=none"), progress=False)
+  state = dino.train_step.init(dino.spec)
   for tree in (state["params"]["encoder"], state["extra"]["teacher"]["encoder"]):
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(source.encoder_params), strict=True):
       np.testing.assert_array_equal(a, b)
@@ -126,14 +128,14 @@ def test_a_start_that_knows_the_test_patients_is_refused(tmp_path):
 def test_what_is_no_start_is_said_in_a_line(path, words, monkeypatch):
   monkeypatch.chdir(REPOSITORY)
   with pytest.raises(UserError, match=words):
-    train.Run(config_of("finetune", f"tiny,init={path}"), progress=False)
+    Run(config_of("finetune", f"tiny,init={path}"), progress=False)
 
 
 def test_the_network_of_another_run_must_be_the_same(pretrained):
   config = config_of("finetune", f"tiny,init={pretrained}")
   config["model"]["width"] = 64
   with pytest.raises(UserError, match=r"config\.init\.path.*(32.*64|64.*32)"):
-    train.Run(config, progress=False)
+    Run(config, progress=False)
 
 
 def test_labels_that_are_none_are_refused():
@@ -142,4 +144,4 @@ def test_labels_that_are_none_are_refused():
     "Info", (), {"name": "set", "split": "train", "classes": ("edema",), "exclusive": False}
   )()
   with pytest.raises(UserError, match="label 'edema' of 'b' is -1, which is neither"):
-    train.labels_of(table, info)
+    labels_of(table, info)

@@ -18,6 +18,7 @@ from cxrjax.data.sources.phantom import Source
 from cxrjax.inference import networks, pseudo_masks
 from cxrjax.metrics import intervals, segmentation
 from cxrjax.tasks import train
+from cxrjax.tasks.training_run import Run
 from cxrjax.training.restore import Restored, restore
 
 
@@ -32,9 +33,9 @@ def lungs(tmp_path_factory):
   """The workdir of a segmentation run that ended, whose masks are said to be worse at its end."""
   workdir = tmp_path_factory.mktemp("segment") / "run"
   config = config_of("segment", "tiny,decoder=linear,lr=0.3,duration=60 steps,eval_every=20 steps")
-  real, judged = train.Run.judge, []
+  real, judged = Run.evaluate, []
 
-  def judge(self, name, state):
+  def evaluate(self, name, state):
     result = real(self, name, state)
     judged.append((name, int(state["step"])))
     if judged[-1] == ("validation", 60):
@@ -44,7 +45,7 @@ def lungs(tmp_path_factory):
 
   said = []
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Run, "judge", judge)
+    patch.setattr(Run, "evaluate", evaluate)
     assert train.run(config, workdir, say=said.append) == 0
   assert judged == [*(("validation", step) for step in (0, 20, 40, 60)), ("test", 40)]
   assert "Mean training mask" in "\n".join(said)
@@ -97,7 +98,7 @@ def test_a_restored_run_predicts_what_the_run_did(lungs):
 def test_rgmim_sees_predicted_masks(lungs, films, tmp_path):
   config = config_of("rgmim", f"tiny,data=folder:{films},split=all,eval_data=none,masks={lungs}")
   config["data"]["cache_dir"] = str(tmp_path)
-  run = train.Run(config, progress=False)
+  run = Run(config, progress=False)
   assert run.describe()["data"]["train"]["lung_masks"] == {
     "published": 0,
     f"predicted by {lungs}": 16,
@@ -105,14 +106,14 @@ def test_rgmim_sees_predicted_masks(lungs, films, tmp_path):
   batch = run.loader.fetch(run.loader.data, run.loader[0])
   rows = np.asarray(batch["index"])
   drawn = pseudo_masks.Segmenter.load(str(lungs)).masks(
-    load_images(run.source, 32, cache_dir=tmp_path)
+    load_images(run.training_data.source, 32, cache_dir=tmp_path)
   )
   np.testing.assert_array_equal(batch["mask"], drawn[rows])
   # The truth is known, as these are phantoms: they are masks of lungs, not of anything.
   truth = load_images(Source(split="test", n=16, size=40), 32, cache_dir=tmp_path).masks
   both = (np.asarray(truth) & drawn).sum((1, 2, 3))
   assert (2 * both / (np.asarray(truth).sum((1, 2, 3)) + drawn.sum((1, 2, 3)))).mean() > 0.7
-  views = run.trainer.views(batch, jax.random.key(0))
+  views = run.train_step.views(batch, jax.random.key(0))
   assert views["has_mask"].all() and views["global_mask"].any((0, 2, 3, 4)).all()
 
 

@@ -12,8 +12,12 @@ from small import REPOSITORY, lines, tiny
 from cxrjax.core.errors import UserError
 from cxrjax.core.package_folders import load_config
 from cxrjax.methods.base import Labels
+from cxrjax.report import terminal
 from cxrjax.tasks import train
+from cxrjax.tasks.training_run import Run
 from cxrjax.training.divergence import Diverged
+from cxrjax.training.labels import absent_class_notes
+from cxrjax.training.workdir import holds_finished_run
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 
@@ -44,10 +48,10 @@ def finished(request, tmp_path_factory):
 
 @pytest.mark.parametrize("content", [b'{"status": "run', b'{"status": "\xff"}', b"[1]"])
 def test_a_damaged_record_of_a_run_is_named(content, tmp_path):
-  assert not train._finished({"a": 1}, tmp_path)
+  assert not holds_finished_run(tmp_path, {"a": 1})
   (tmp_path / "run.json").write_bytes(content)
   with pytest.raises(UserError, match=r"run.json cannot be read .*the same command goes on"):
-    train._finished({"a": 1}, tmp_path)
+    holds_finished_run(tmp_path, {"a": 1})
 
 
 def test_a_run_says_what_it_will_do_and_where_its_report_is(finished):
@@ -136,7 +140,7 @@ def test_paper_recipe_is_the_papers():
 def test_convolutions_go_step_by_step_on_a_cpu(model, steps):
   """In a loop they are several times slower there."""
   config = load("simclr", f"tiny,model={model},eval_data=none")
-  assert train.Run(config.to_dict(), progress=False).trainer.block == steps
+  assert Run(config.to_dict(), progress=False).train_step.block == steps
 
 
 @pytest.mark.full
@@ -208,18 +212,16 @@ def test_a_folder_without_labels_trains_without_a_probe(tmp_path):
 
 def test_what_is_to_be_known_of_the_data_is_said_before_training():
   labels = Labels(("a", "b", "tb"), True, (3, 2, 0), (5, 5, 5))
-  (untaught,) = train.absent_class_notes(labels)
+  (untaught,) = absent_class_notes(labels)
   assert untaught.startswith("no training image has the class 'tb'")
-  assert (
-    train.absent_class_notes(Labels(("a", "b"), True, (0, 0), (0, 0))) == []
-  )  # no labels at all
+  assert absent_class_notes(Labels(("a", "b"), True, (0, 0), (0, 0))) == []  # no labels at all
   facts = {
     "data": {
       "train": {"notes": ["one", "two"]},
       "site": {"notes": ["8 left out", "one"], "test": {"notes": ["of its own", "two"]}, "n": 3},
     }
   }
-  assert train.remarks(facts) == ["one", "two", "site: 8 left out", "site: of its own"]
+  assert terminal.data_remarks(facts) == ["one", "two", "site: 8 left out", "site: of its own"]
 
 
 def test_a_method_that_needs_labels_says_how_a_folder_could_have_them(tmp_path):
@@ -236,10 +238,10 @@ def test_a_method_that_needs_labels_says_how_a_folder_could_have_them(tmp_path):
     match=r"no labels.*data.csv=labels.csv, its labels with data.label_"
     r"columns=NAME and its patients with data.patient_column=NAME .*diagnosis",
   ):
-    train.Run(tune(source).to_dict(), progress=False)
+    Run(tune(source).to_dict(), progress=False)
   with pytest.raises(UserError, match=r"no labels.*data.label_columns=NAME .it has path, diagno"):
-    train.Run(tune(f"{source},data.csv=labels.csv").to_dict(), progress=False)
-  run = train.Run(
+    Run(tune(f"{source},data.csv=labels.csv").to_dict(), progress=False)
+  run = Run(
     tune(f"{source},data.csv=labels.csv,data.label_columns=diagnosis").to_dict(), progress=False
   )
-  assert run.labels.classes == ("a", "b")
+  assert run.training_data.labels.classes == ("a", "b")

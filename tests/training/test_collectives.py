@@ -20,7 +20,7 @@ for name in sys.argv[2:]:
   config = lowered.get_config(f"{name}:tiny")
   config["model"] |= {"width": 384, "depth": 2, "heads": 6}  # large enough to be split
   mesh = make_mesh(fsdp)
-  work = compile_ahead.trainer(config, mesh)
+  work = compile_ahead.build_step(config, mesh)
   inputs = compile_ahead.inputs(
     config, mesh, True, compile_ahead.EXAMPLES, compile_ahead.LABELS)
   spec = work.batch_spec(*inputs)

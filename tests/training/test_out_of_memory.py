@@ -11,8 +11,8 @@ from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
 from cxrjax.methods.simclr import Method
 from cxrjax.models import vit
-from cxrjax.training import loop, out_of_memory
-from cxrjax.training.train_step import Trainer
+from cxrjax.training import dispatch, out_of_memory
+from cxrjax.training.train_step import TrainStep
 
 GB = 1e9
 
@@ -76,12 +76,12 @@ def test_other_errors_stay():
     out_of_memory.guarded(fail, lambda error: UserError("memory"))
 
 
-class _Full(Trainer):
+class _Full(TrainStep):
   """A step whose program compiles and then does not fit."""
 
   @property
   def run(self):
-    whole = Trainer.run.func(self)
+    whole = TrainStep.run.func(self)
 
     def call(*args):
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
@@ -105,11 +105,11 @@ def test_a_run_says_it():
     hidden=16,
     dim=8,
   )
-  work = lab.trainer(method, lab.recipe())
-  full = _Full(**{name: getattr(work, name) for name in Trainer.__dataclass_fields__})
+  work = lab.train_step(method, lab.recipe())
+  full = _Full(**{name: getattr(work, name) for name in TrainStep.__dataclass_fields__})
   batch = lab.phantoms()
   state = work.init(work.batch_spec({}, batch))
   batches = jax.tree.map(lambda x: np.broadcast_to(x, (work.block, *x.shape)), batch)
   loader = types.SimpleNamespace(data={}, batch_size=16, storage="cached")
   with pytest.raises(UserError, match=r"16 images does not fit .*config\.accumulate=2"):
-    loop._dispatch(full, loader, state, batches, 1, wait=True)
+    dispatch.dispatch(full, loader, state, batches, 1, wait=True)
