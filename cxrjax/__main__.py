@@ -15,6 +15,7 @@ import ast
 import runpy
 import sys
 
+from cxrjax.config import config_files
 from cxrjax.core import command, package_folders
 from cxrjax.core.errors import UserError, suggest
 
@@ -45,7 +46,7 @@ def arguments(name: str, given: list[str]) -> list[str]:
 def list_configs() -> str:
   """The configs of the package with the first line of each."""
   lines = []
-  for name in package_folders.config_names():
+  for name in config_files.config_names():
     file = package_folders.folder("configs") / f"{name}.py"
     purpose = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     lines.append(f"{name:18}{purpose.partition(chr(10))[0]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from cxrjax.config import describe, overrides
+from cxrjax.config import config_files, describe, overrides
 from cxrjax.core import package_folders
 from cxrjax.core.errors import UserError
 
@@ -59,7 +59,7 @@ def page() -> str:
     name for name in values(EXAMPLE, "") if "." not in name or name.startswith(tuple(SHARED))
   }
   sections.append(table(EXAMPLE, lambda name: name in common))
-  for config in package_folders.config_names():
+  for config in config_files.config_names():
     is_training = overrides.resolve(
       [f"--config={config}:{NEEDED.get(config, '')}"]
     )["task"] == "cxrjax.tasks.train"  # fmt: skip

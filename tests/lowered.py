@@ -11,7 +11,7 @@ from unittest import mock
 import compile_ahead
 import jax
 
-from cxrjax.core.package_folders import load_config
+from cxrjax.config.config_files import load_config
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxrjax.core.package_folders import load_config
+from cxrjax.config.config_files import load_config
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 HANGS = 3600  # seconds after which a process never ends: no measure of how fast a machine is

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from cxrjax import __main__ as commands
-from cxrjax.core import package_folders
+from cxrjax.config import config_files
 from cxrjax.core.errors import UserError
 
 
@@ -53,7 +53,7 @@ def test_help_and_folders(monkeypatch, capsys, repository):
 def test_configs_by_name_and_by_path(tmp_path, monkeypatch, repository):
   monkeypatch.chdir(tmp_path)
   file = repository / "configs" / "dino.py"
-  found = package_folders.with_config_path
+  found = config_files.with_config_path
   assert found(["x", "--config=dino:small,lr=1e-3"]) == ["x", f"--config={file}:small,lr=1e-3"]
   assert found(["x", "--config", "configs/dino.py:tiny"]) == ["x", f"--config={file}:tiny"]
   assert found(["x", "--config=dino", "--config.seed=1"]) == [

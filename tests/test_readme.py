@@ -9,7 +9,7 @@ import pytest
 from documents import DOCUMENTS, blocks
 from small import REPOSITORY
 
-from cxrjax.core.package_folders import load_config
+from cxrjax.config.config_files import load_config
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 

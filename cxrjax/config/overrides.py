@@ -13,8 +13,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cxrjax.config.args import literal, split_items
+from cxrjax.config.config_files import load_config, with_config_path
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config, with_config_path
 
 
 def resolve(arguments: Sequence[str]) -> dict[str, Any]:

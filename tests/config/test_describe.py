@@ -4,11 +4,11 @@ import pathlib
 
 import pytest
 
-from cxrjax.config import describe, overrides
+from cxrjax.config import config_files, describe, overrides
 from cxrjax.core import package_folders
 from cxrjax.core.errors import UserError
 
-CONFIGS = package_folders.config_names()
+CONFIGS = config_files.config_names()
 NEEDED = {"explain": "runs=a", "compare_runs": "runs=a+b"}  # without which they make no sense
 
 

@@ -6,10 +6,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from cxrjax.config import recipe
+from cxrjax.config.config_files import load_config
 from cxrjax.config.instantiate import build
 from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

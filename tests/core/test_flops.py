@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small import REPOSITORY
 
+from cxrjax.config.config_files import load_config
 from cxrjax.core import flops
-from cxrjax.core.package_folders import load_config
 from cxrjax.models.vit import Model
 from cxrjax.studies.comparison_plan import abstract_loss
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import cxrjax
-from cxrjax.core.package_folders import load_config
+from cxrjax.config.config_files import load_config
 from cxrjax.data import open_source
 from cxrjax.inference import networks
 

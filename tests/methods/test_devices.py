@@ -4,7 +4,7 @@ the global batch."""
 import pytest
 from small import REPOSITORY, full, program
 
-from cxrjax.core.package_folders import load_config
+from cxrjax.config.config_files import load_config
 
 CONFIGS = sorted(
   p.stem
@@ -16,7 +16,7 @@ SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 import lab
-from cxrjax.core.package_folders import load_config
+from cxrjax.config.config_files import load_config
 from cxrjax.config.instantiate import build
 from cxrjax.core.durations import Clock
 from cxrjax.methods.base import Labels

@@ -9,8 +9,8 @@ import pytest
 from pages import Checked
 from PIL import Image
 
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 from cxrjax.data.sources import phantom
 from cxrjax.tasks import audit
 

@@ -9,8 +9,8 @@ from pages import Checked
 from small import REPOSITORY, lines
 
 from cxrjax.config import overrides
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 from cxrjax.studies import comparison_plan, launcher
 from cxrjax.tasks import compare, train
 

@@ -9,8 +9,8 @@ from finished import LABELS, PATIENTS, classify, probabilities, segment
 from pages import Checked
 from small import REPOSITORY
 
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 from cxrjax.evals import classification_metrics
 from cxrjax.studies import launcher
 from cxrjax.tasks import curriculum

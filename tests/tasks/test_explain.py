@@ -8,8 +8,8 @@ import numpy as np
 import pages
 import pytest
 
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 from cxrjax.tasks import explain, train
 
 MODEL = {"width": 16, "depth": 2, "heads": 2}

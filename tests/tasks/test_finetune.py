@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from small import REPOSITORY, lines
 
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 from cxrjax.tasks import train
 from cxrjax.tasks.training_run import Run
 from cxrjax.training.checkpoint import load_flat

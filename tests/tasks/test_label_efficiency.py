@@ -9,8 +9,8 @@ from finished import IDS, LABELS, PATIENTS, classify, probabilities
 from pages import Checked
 from small import REPOSITORY
 
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 from cxrjax.evals import classification_metrics
 from cxrjax.report.run_files import Run
 from cxrjax.studies import launcher, transfer_results

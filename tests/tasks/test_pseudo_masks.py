@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from small import lines
 
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 from cxrjax.data.loading.decoded_cache import load_images
 from cxrjax.data.sources.phantom import Source
 from cxrjax.inference import networks, pseudo_masks

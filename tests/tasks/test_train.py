@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from small import REPOSITORY, lines, tiny
 
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
-from cxrjax.core.package_folders import load_config
 from cxrjax.methods.base import Labels
 from cxrjax.report import terminal
 from cxrjax.tasks import train

@@ -4,8 +4,8 @@ import finished
 import numpy as np
 import pytest
 
+from cxrjax.config.config_files import load_config
 from cxrjax.config.instantiate import build
-from cxrjax.core.package_folders import load_config
 from cxrjax.training import init_params
 
 
