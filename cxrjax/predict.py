@@ -109,72 +109,89 @@ def predict(
   Raises:
     UserError: no such run or images, another network's predictions in `out`, or no usable image.
   """
-  from cxrjax.data.images import summarize_notes
   from cxrjax.inference import networks
   from cxrjax.inference.inputs import Files
   from cxrjax.inference.pipeline import PredictionTask
   from cxrjax.inference.prediction_log import Journal
-  from cxrjax.inference.predictions import Predictions
   from cxrjax.training.workdir import locked
 
-  if kind not in FORMATS:
-    raise UserError(f"--format={kind!r} is not an option{suggest(kind, FORMATS)}")
-  if batch_size < 1:
-    raise UserError(f"--batch_size={batch_size} must be at least 1")
+  _check_options(kind, batch_size)
   network = networks.load(workdir, "--workdir")
   segmenter = networks.segmenter(lungs, "--lungs") if lungs else None
   if overlays == AUTO:
     overlays = "gradcam" if network.kind == "classifier" else "attention"
-  work = PredictionTask(network, embed=embed, lungs=segmenter, overlays=overlays)
+  task = PredictionTask(network, embed=embed, lungs=segmenter, overlays=overlays)
   images = Files(paths, without=out)
   for line in (*describe(network, workdir), *images.notes):
     say(line)
-  folder = pathlib.Path(out).expanduser()
-  about = network.describe() | {
+  folder, about = pathlib.Path(out).expanduser(), _describe(network, segmenter, embed, overlays)
+  try:
+    with locked(folder, "--out"), contextlib.closing(Journal(folder, about, overwrite)) as journal:
+      done, seconds, notes = _extend(journal, task, images, batch_size, progress, say)
+      journal.finish(kind == "parquet", run=network.name, calibrated=bool(network.judged))
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
+  for line in (*summary(journal, done, seconds), *(f"note: {note}" for note in notes)):
+    say(line)
+  return journal.rows
+
+
+def _check_options(kind: str, batch_size: int) -> None:
+  if kind not in FORMATS:
+    raise UserError(f"--format={kind!r} is not an option{suggest(kind, FORMATS)}")
+  if batch_size < 1:
+    raise UserError(f"--batch_size={batch_size} must be at least 1")
+
+
+def _describe(network: Any, segmenter: Any, embed: bool, overlays: str) -> dict[str, Any]:
+  """What determines the predictions, which a folder that is continued must share."""
+  return network.describe() | {
     "fingerprint": network.fingerprint,
     "embed": embed,
     "lungs": segmenter.fingerprint if segmenter else None,
     "overlays": overlays,
   }
-  try:
-    with locked(folder, "--out"), contextlib.closing(Journal(folder, about, overwrite)) as journal:
-      start_time, notes = time.perf_counter(), []
-      non_images = tuple(
-        other for other in images.others if identifier(other[0]) not in journal.done
-      )
-      if non_images:
-        journal.add(Predictions((), network.classes, network.exclusive, skipped=non_images))
-      rows = [i for i, name in enumerate(images.ids) if identifier(name) not in journal.done]
-      done_before = len(images.ids) - len(rows)
-      if done_before:
-        say(f"{done_before:,} of {len(images.ids):,} images were done before")
-      with tqdm.tqdm(
-        total=len(images.ids),
-        initial=done_before,
-        desc="predicting",
-        unit=" images",
-        file=sys.stderr,
-        disable=not progress,
-        dynamic_ncols=True,
-      ) as bar:
-        for batch in work.run(images, rows, batch_size):
-          journal.add(batch)
-          notes += [
-            (identifier(name), note)
-            for name, image_notes in zip(batch.ids, batch.notes, strict=True)
-            for note in image_notes
-          ]
-          bar.update(len(batch) + len(batch.skipped))
-      seconds = time.perf_counter() - start_time
-      journal.finish(kind == "parquet", run=network.name, calibrated=bool(network.judged))
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
-  for line in (
-    *summary(journal, len(rows), seconds),
-    *(f"note: {n}" for n in summarize_notes(notes)),
-  ):
-    say(line)
-  return journal.rows
+
+
+def _extend(
+  journal: Any, task: Any, images: Any, batch_size: int, progress: bool, say: Callable[[str], None]
+) -> tuple[int, float, list[str]]:
+  """Adds the predictions of the images that a journal lacks.
+
+  Returns:
+    The number of these images, the seconds taken, and notes on how images were read.
+  """
+  from cxrjax.data.images import summarize_notes
+  from cxrjax.inference.predictions import Predictions
+
+  began = time.perf_counter()
+  non_images = tuple(other for other in images.others if identifier(other[0]) not in journal.done)
+  if non_images:
+    network = task.network
+    journal.add(Predictions((), network.classes, network.exclusive, skipped=non_images))
+  rows = [i for i, name in enumerate(images.ids) if identifier(name) not in journal.done]
+  done_before = len(images.ids) - len(rows)
+  if done_before:
+    say(f"{done_before:,} of {len(images.ids):,} images were done before")
+  notes = []
+  with tqdm.tqdm(
+    total=len(images.ids),
+    initial=done_before,
+    desc="predicting",
+    unit=" images",
+    file=sys.stderr,
+    disable=not progress,
+    dynamic_ncols=True,
+  ) as bar:
+    for batch in task.run(images, rows, batch_size):
+      journal.add(batch)
+      notes += [
+        (identifier(name), note)
+        for name, image_notes in zip(batch.ids, batch.notes, strict=True)
+        for note in image_notes
+      ]
+      bar.update(len(batch) + len(batch.skipped))
+  return len(rows), time.perf_counter() - began, summarize_notes(notes)
 
 
 def describe(network: Any, workdir: str) -> list[str]:
