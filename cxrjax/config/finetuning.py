@@ -147,6 +147,12 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
   if o.frozen != "0 steps":
     config.optimizer.freeze = (("^encoder/", o.frozen),)
   config.checkpoint.score = o.score
+  _set_evaluators(config, o)
+  return config
+
+
+def _set_evaluators(config: ConfigDict, o: ConfigDict) -> None:
+  """Sets validation while training, then tests on the source's split and on another site."""
   data = {
     "name": recipe.sources(o),
     **recipe.source_options(o.data, o),
@@ -168,7 +174,6 @@ def base(o: ConfigDict, name: str, **method: Any) -> ConfigDict:
     site_data = {"name": o.site, **recipe.source_options(o.site, o), "train": "all", "test": "all"}
     config.evals.site = judge(o, config, site_data, "test", "chosen")
     config.evals.site.fitted = data
-  return config
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

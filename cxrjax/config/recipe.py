@@ -187,6 +187,26 @@ def base(o: ConfigDict) -> ConfigDict:
   config.accumulate = 1  # microbatches per update
   config.block = 2 if o.tiny else 16  # most steps per dispatch, when the data is resident
   config.log_every = "1 %"
+  _set_data(config, o)
+  config.init = {"path": o.init}
+  config.model = backbone(o)
+  _set_optimizer(config, o)
+  config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
+  config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}
+  config.health = {"patience": 5, "grace": "20 %"}
+  # At the end, for the page: saliency maps over some test images, and the share of saliency on the
+  # lungs over `lungs` images. Changes no result, and may differ between parts of a run.
+  config.explain = {
+    "images": 2 if o.tiny else 6,
+    "lungs": 0 if o.tiny else 256,
+    "methods": "attention" if o.tiny else "auto",  # or names, attention+gradcam
+  }
+  _set_probes(config, o)
+  return config
+
+
+def _set_data(config: ConfigDict, o: ConfigDict) -> None:
+  """Sets the training images, and how they are decoded, stored and checked."""
   config.data = {
     "source": sources(o),
     "split": o.split,
@@ -206,8 +226,10 @@ def base(o: ConfigDict) -> ConfigDict:
     "shared_patients": "error",  # patients that are also in a test split: error or allow
     "near_duplicates": 0.9,  # correlation above which test images are reported; 0: off
   }
-  config.init = {"path": o.init}
-  config.model = backbone(o)
+
+
+def _set_optimizer(config: ConfigDict, o: ConfigDict) -> None:
+  """Sets the optimiser that `o.optimizer` names, with the schedules of the options."""
   if o.optimizer not in OPTIMIZERS:
     known = suggest(o.optimizer, OPTIMIZERS)
     raise UserError(f"option optimizer={o.optimizer!r} is unknown{known}")
@@ -225,31 +247,25 @@ def base(o: ConfigDict) -> ConfigDict:
     "lr_constant": (),
     "layer_decay": 1.0,
   }
-  config.mesh = {"fsdp": 1, "rules": ((".*", "fsdp"),)}
-  config.checkpoint = {"every": o.eval_every, "keep": 2, "score": "knn20/auroc"}
-  config.health = {"patience": 5, "grace": "20 %"}
-  # At the end, for the page: saliency maps over some test images, and the share of saliency on the
-  # lungs over `lungs` images. Changes no result, and may differ between parts of a run.
-  config.explain = {
-    "images": 2 if o.tiny else 6,
-    "lungs": 0 if o.tiny else 256,
-    "methods": "attention" if o.tiny else "auto",  # or names, attention+gradcam
-  }
+
+
+def _set_probes(config: ConfigDict, o: ConfigDict) -> None:
+  """Sets a probe for every labelled source of `o.eval_data`."""
   config.evals = {}
   labelled = o.data if o.eval_data == "same" else o.eval_data
   pool_or_folder = "+" in labelled or labelled.startswith("folder:")
-  if labelled != "none" and not (o.eval_data == "same" and pool_or_folder):
-    for name, judge in evaluation_sources(labelled).items():
-      config.evals[name] = {
-        "name": "cxrjax.evals.probe",
-        "every": o.eval_every,
-        "data": {"name": judge, **source_options(judge, o)},
-        "ks": (1, 5, 20),
-        "whiten": o.whiten,
-        **pixels(o),
-        **decoding(config),
-      }
-  return config
+  if labelled == "none" or (o.eval_data == "same" and pool_or_folder):
+    return
+  for name, source in evaluation_sources(labelled).items():
+    config.evals[name] = {
+      "name": "cxrjax.evals.probe",
+      "every": o.eval_every,
+      "data": {"name": source, **source_options(source, o)},
+      "ks": (1, 5, 20),
+      "whiten": o.whiten,
+      **pixels(o),
+      **decoding(config),
+    }
 
 
 def evaluation_sources(labelled: str) -> dict[str, str]:

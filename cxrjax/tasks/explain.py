@@ -86,15 +86,7 @@ def run(
   Raises:
     UserError: a run, image source, method or class does not exist.
   """
-  loaded = {
-    name: networks.load(path, "config.runs") for name, path in named_runs(config["runs"], 1).items()
-  }
-  for name, network in loaded.items():
-    if network.kind == "segmenter":
-      raise UserError(
-        f"config.runs: {name} ({network.run.workdir}) draws masks, of which there is "
-        "nothing to explain; give classifiers or pretrained encoders"
-      )
+  loaded = _load_networks(config["runs"])
   # Other runs may have been explained in this workdir: their results are discarded.
   settle_config(workdir, {"task": config["task"]})
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
@@ -136,6 +128,18 @@ def run(
   say(page.table(facts))
   say(f"report    {report}")
   return 0
+
+
+def _load_networks(runs: str) -> dict[str, networks.Network]:
+  """The networks of `config.runs` by name, none of which may be a segmenter."""
+  loaded = {name: networks.load(path, "config.runs") for name, path in named_runs(runs, 1).items()}
+  for name, network in loaded.items():
+    if network.kind == "segmenter":
+      raise UserError(
+        f"config.runs: {name} ({network.run.workdir}) draws masks, of which there is "
+        "nothing to explain; give classifiers or pretrained encoders"
+      )
+  return loaded
 
 
 def _source(config: Mapping[str, Any], first: networks.Network) -> tuple[Any, dict[str, Any]]:

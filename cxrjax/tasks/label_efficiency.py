@@ -91,6 +91,39 @@ def run(
   return launcher.run_jobs(jobs, workdir, show, command=command, opening=opening, say=say)
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Initial weights of the fine-tunings of a curve.
+
+  Attributes:
+    name: in the plot.
+    path: workdir of a run or file of weights; empty to train from scratch.
+    arg: options of the fine-tunings.
+    pretraining: the run that makes it, where that is part of the sweep.
+  """
+
+  name: str
+  path: str
+  arg: str = ""
+  pretraining: Job | None = None
+
+  @property
+  def is_run(self) -> bool:
+    """Whether its network is known from a run."""
+    config = pathlib.Path(self.path).expanduser() / "config.json"
+    return self.pretraining is not None or (bool(self.path) and config.is_file())
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A supervised method: its name, config, options, and the option that takes a share of labels."""
+
+  name: str
+  file: pathlib.Path
+  arg: str
+  share_option: str
+
+
 def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
   """Lists the runs of a sweep: pretrainings, then all shares and starts of every seed and fold.
 
@@ -103,89 +136,87 @@ def plan(config: Mapping[str, Any], workdir: pathlib.Path) -> list[Job]:
   folds = folds_of(config["folds"])
   if "," in str(workdir):
     raise UserError(f"--workdir={workdir} has a comma, which separates options; choose another")
-  pretrainings: list[Job] = []
-  paths: dict[str, str] = {}
-  args: dict[str, str] = {}  # options of the fine-tunings of a start
-  for name, path, arg in config["inits"]:
-    if not re.fullmatch(r"[\w.-]+", name) or name in paths or (path == "") != (name == "scratch"):
+  starts = _starts(config["inits"], folder, workdir)
+  network_start = next((start for start in starts if start.is_run), None)
+  methods = [
+    _method(name, folder / file, arg, config["arg"]) for name, file, arg in config["methods"]
+  ]
+  pretrainings = [start.pretraining for start in starts if start.pretraining]
+  finetunings = [
+    _finetuning(config["arg"], method, start, network_start, share, seed, fold)
+    for seed, fold, share, method, start in itertools.product(
+      seeds, folds, fractions, methods, starts
+    )
+  ]
+  return [*pretrainings, *finetunings]
+
+
+def _starts(
+  inits: Sequence[tuple[str, str, str]], folder: pathlib.Path, workdir: pathlib.Path
+) -> list[Start]:
+  """The starts of a sweep; a config among them is pretrained in `workdir` first."""
+  starts: dict[str, Start] = {}
+  for name, path, arg in inits:
+    if not re.fullmatch(r"[\w.-]+", name) or name in starts or (path == "") != (name == "scratch"):
       raise UserError(
         f"config.inits has {f'{name}={path}'!r}; write them like "
         "scratch+dino=runs/dino+gmml=gmml.py, every name once"
       )
-    paths[name] = path
     if path.endswith(".py"):
       file = folder / path if (folder / path).is_file() else pathlib.Path(path)
       job = Job(f"pretrain-{name}", (f"--config={file}:{arg}",), name)
       _ = job.config  # raises on a mistake before anything runs
-      pretrainings.append(job)
-      paths[name] = str(workdir / job.name)
+      starts[name] = Start(name, str(workdir / job.name), pretraining=job)
       continue
-    args[name] = arg
     if path and not pathlib.Path(path).expanduser().exists():
       raise UserError(
         f"config.inits has {name}={path}, which is neither a run's workdir nor a "
         "file of weights nor a config"
       )
-  pretraining_of = {job.init: (job.name,) for job in pretrainings}
-  # The start whose network `scratch` uses as well.
-  network_source = next(
-    (
-      name
-      for name, path in paths.items()
-      if name in pretraining_of or (pathlib.Path(path).expanduser() / "config.json").is_file()
-    ),
-    "",
-  )
-  methods = []
-  for name, file, method_arg in config["methods"]:
-    method_config = overrides.resolve(
-      [f"--config={folder / file}:{','.join(filter(None, [config['arg'], method_arg]))}"]
-    )
-    # Semi-supervised methods keep all images and get labels of a share of them.
-    option = "labelled" if "labelled" in method_config["data"] else "subset"
-    methods.append((name, folder / file, method_arg, option))
-  jobs = []
-  for seed, fold, share, method_spec, init in itertools.product(
-    seeds, folds, fractions, methods, paths
-  ):
-    method, file, method_arg, option = method_spec
-    path = paths[init]
-    start = path or paths.get(network_source, "")
-    items = [
-      config["arg"],
-      method_arg,
-      args.get(init, ""),
-      f"init={start}" if start else "",
-      "" if (option, share) == ("subset", "100 %") else f"{option}={share}",
-      f"fold={fold}" if fold else "",
-      f"seed={seed}",
-      f"split_seed={seed}",
-    ]
-    flags = [f"--config={file}:{','.join(filter(None, items))}"]
-    if start and not path:
-      flags.append("--config.init.path=")  # the network without its weights
-    name = "-".join(
-      [
-        *([] if method == "finetune" else [method]),
-        init,
-        re.sub(r"\s*%", "pct", share).replace(" ", "-"),
-        f"seed{seed}",
-        *([f"fold{fold.split()[0]}"] if fold else []),
-      ]
-    )
-    jobs.append(
-      Job(
-        name,
-        tuple(flags),
-        init,
-        method,
-        share,
-        seed,
-        fold,
-        needs=pretraining_of.get(init if path else network_source, ()),
-      )
-    )
-  return [*pretrainings, *jobs]
+    starts[name] = Start(name, path, arg)
+  return list(starts.values())
+
+
+def _method(name: str, file: pathlib.Path, arg: str, common_arg: str) -> Method:
+  config = overrides.resolve([f"--config={file}:{','.join(filter(None, [common_arg, arg]))}"])
+  # Semi-supervised methods keep all images and get labels of a share of them.
+  share_option = "labelled" if "labelled" in config["data"] else "subset"
+  return Method(name, file, arg, share_option)
+
+
+def _finetuning(
+  common_arg: str,
+  method: Method,
+  start: Start,
+  network_start: Start | None,
+  share: str,
+  seed: int,
+  fold: str,
+) -> Job:
+  """One fine-tuning; from scratch with the network of `network_start`, without its weights."""
+  origin = start if start.path else network_start
+  options = [
+    common_arg,
+    method.arg,
+    start.arg,
+    f"init={origin.path}" if origin else "",
+    "" if (method.share_option, share) == ("subset", "100 %") else f"{method.share_option}={share}",
+    f"fold={fold}" if fold else "",
+    f"seed={seed}",
+    f"split_seed={seed}",
+  ]
+  flags = [f"--config={method.file}:{','.join(filter(None, options))}"]
+  if origin and not start.path:
+    flags.append("--config.init.path=")
+  words = [
+    *([] if method.name == "finetune" else [method.name]),
+    start.name,
+    re.sub(r"\s*%", "pct", share).replace(" ", "-"),
+    f"seed{seed}",
+    *([f"fold{fold.split()[0]}"] if fold else []),
+  ]
+  needs = (origin.pretraining.name,) if origin and origin.pretraining else ()
+  return Job("-".join(words), tuple(flags), start.name, method.name, share, seed, fold, needs=needs)
 
 
 def fraction(text: Any) -> str:

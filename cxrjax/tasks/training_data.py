@@ -99,16 +99,7 @@ def load(config: Mapping[str, Any], recipe: Any, mesh: Mesh, progress: bool) -> 
       f"config.views.name={config['views']['name']!r} takes no lung masks; set "
       "config.data.masks='', or choose 'cxrjax.views.multicrop'"
     )
-  source = sources.open_source(
-    freeze(data["source"]),
-    split=data["split"],
-    subset=data.get("subset") or None,
-    fold=data.get("fold") or None,
-    split_seed=data.get("split_seed", 0),
-    labelled=data.get("labelled") or None,
-    labelled_share=data.get("labelled_share", 0.0),
-    **freeze(data.get("options", {})),
-  )
+  source = _open_source(data)
   decoding = {
     "size": data["size"],
     "fit": data["fit"],
@@ -144,3 +135,17 @@ def load(config: Mapping[str, Any], recipe: Any, mesh: Mesh, progress: bool) -> 
   if uses_masks and not segmenter and loader.images is not None:
     published_masks = pseudo_masks.count(loader.images)
   return TrainingData(data, source, loader, published_masks)
+
+
+def _open_source(data: Mapping[str, Any]) -> Source:
+  """The source that `config.data` names, reduced to its split, subset, fold and labels."""
+  return sources.open_source(
+    freeze(data["source"]),
+    split=data["split"],
+    subset=data.get("subset") or None,
+    fold=data.get("fold") or None,
+    split_seed=data.get("split_seed", 0),
+    labelled=data.get("labelled") or None,
+    labelled_share=data.get("labelled_share", 0.0),
+    **freeze(data.get("options", {})),
+  )
