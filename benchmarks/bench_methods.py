@@ -89,9 +89,9 @@ class Side:
     )
     self.batch = views(run.loader.data, run.loader[0])
     shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in self.batch.items()}
-    self.params, self.extra = jax.jit(lambda key: method.init(key, shapes))(jax.random.key(1))
+    self.params, self.state = jax.jit(lambda key: method.init(key, shapes))(jax.random.key(1))
     flops = float(method.flops(shapes))
-    args = self.params, self.extra, self.batch, jax.random.key(2), jnp.int32(0)
+    args = self.params, self.state, self.batch, jax.random.key(2), jnp.int32(0)
     start = time.perf_counter()
     self.run = jax.jit(jax.value_and_grad(method.loss, has_aux=True)).lower(*args).compile()
     self.info = {
@@ -110,7 +110,7 @@ class Side:
     key = self.jax.random.key(2)
     start, cpu = time.perf_counter(), time.process_time()
     for step in range(steps):
-      found = self.run(self.params, self.extra, self.batch, key, self.jax.numpy.int32(step))
+      found = self.run(self.params, self.state, self.batch, key, self.jax.numpy.int32(step))
     self.jax.block_until_ready(found)
     return {
       "seconds": (time.perf_counter() - start) / steps,
@@ -127,11 +127,11 @@ class Full:
   def init(self, key, spec):
     return {"encoder": self.encoder.init(key)}, {}
 
-  def loss(self, params, extra, batch, key, step):
+  def loss(self, params, state, batch, key, step):
     import jax.numpy as jnp
 
     found = self.encoder.encode(params["encoder"], batch["global"][0], train=True)
-    return jnp.square(found.patches).mean() + jnp.square(found.cls).mean(), (extra, {})
+    return jnp.square(found.patches).mean() + jnp.square(found.cls).mean(), (state, {})
 
   def flops(self, spec):
     return 3.0 * self.encoder.flops(spec["global"].shape[2:])

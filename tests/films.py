@@ -47,11 +47,11 @@ def lung_run():
   """A finished segmentation of made-up weights."""
   method = segment.Method(encoder=NETWORK, clock=CLOCK, decoder="linear", components=2)
   spec = {"global_mask": jax.ShapeDtypeStruct((1, 2, 32, 32, 1), jnp.float32)}
-  params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), spec))
-  params, extra = (jax.tree.map(jnp.asarray, made_up.weights(t)) for t in (params, extra))
+  params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), spec))
+  params, state = (jax.tree.map(jnp.asarray, made_up.weights(t)) for t in (params, state))
   config = encoder_run().config | {"method": {"name": "cxrjax.methods.segment"}}
   facts = {"data": {"train": {}}}
-  return Restored(pathlib.Path("runs/lungs"), config, facts, 7, method, params, extra)
+  return Restored(pathlib.Path("runs/lungs"), config, facts, 7, method, params, state)
 
 
 def command(tuned, *paths, out, **options):

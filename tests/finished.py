@@ -99,7 +99,7 @@ def network(workdir, config, classes=("normal", "opacity")):
   with Writer(workdir) as writer:
     if "test" in config["evals"]:
       evaluator = build(config["evals"]["test"], "Evaluator", "config.evals.test")
-      params = method.network_params(state["params"], state["extra"])
+      params = method.network_params(state["params"], state["method_state"])
       found = evaluator.run(method.predict, params, evaluator.load(progress=False))
       facts["evaluation"] = {"test": {"trained": found.facts}}
       writer.arrays("scores_test_trained", **found.arrays)

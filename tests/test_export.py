@@ -189,7 +189,7 @@ def test_stablehlo_runs_alone(name, kind, write, tmp_path):
   )
   x = jnp.asarray(images / 255 - 0.5) / 0.25
   if kind == "classifier":
-    network = run.method.network_params(run.params, run.extra)
+    network = run.method.network_params(run.params, run.method_state)
     reference = {"probabilities": run.method.predict(network, x)}
     np.testing.assert_allclose(reference["probabilities"].sum(1), 1, rtol=1e-5)
   else:

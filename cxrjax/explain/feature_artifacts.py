@@ -47,7 +47,7 @@ def write(run: Any, state: Any, writer: Writer) -> None:
   name = labelled[0]
   began = time.perf_counter()
   evaluator, data = run.evaluators[name], run.eval_data[name]
-  params = run.method.encoder_params(state["params"], state["extra"])
+  params = run.method.encoder_params(state["params"], state["method_state"])
   batch = min(evaluator.batch, max(len(images) for images in data.images.values()))
   queries = example_rows(data, QUERIES)
   chosen = {

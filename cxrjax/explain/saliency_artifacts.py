@@ -164,11 +164,11 @@ def _network_and_head(
   """Encoder parameters, on the host; a head, where `data` is given; and facts about the head."""
   method = run.method
   if getattr(evaluator, "judges", "features") == "predictions":
-    params = sharding.to_host(method.network_params(state["params"], state["extra"]))
+    params = sharding.to_host(method.network_params(state["params"], state["method_state"]))
     classifier_head = Head(params["head"]["kernel"], params["head"]["bias"])
     facts = {"description": "", "classes": list(method.labels.classes)}
     return params["encoder"], classifier_head, facts
-  params = sharding.to_host(method.encoder_params(state["params"], state["extra"]))
+  params = sharding.to_host(method.encoder_params(state["params"], state["method_state"]))
   if data is None or "train" not in data.rows:
     return params, None, {}
   key, rows = data.rows["train"]
@@ -176,7 +176,7 @@ def _network_and_head(
   # Placed and batched as in the evaluator, so that its compiled program is reused.
   head = probe(
     run.encode,
-    method.encoder_params(state["params"], state["extra"]),
+    method.encoder_params(state["params"], state["method_state"]),
     data.images[key].take(rows),
     evaluator.mean,
     evaluator.std,

@@ -67,7 +67,7 @@ class Network:
   def params(self) -> dict[str, Any]:
     """Parameters of the whole network if it predicts something, else of the encoder alone."""
     if hasattr(self.run.method, "predict"):
-      return self.run.method.network_params(self.run.params, self.run.extra)
+      return self.run.method.network_params(self.run.params, self.run.method_state)
     return {"encoder": self.run.encoder_params}
 
   @property

@@ -43,7 +43,8 @@ class Labels:
 
 @runtime_checkable
 class Method(Protocol):
-  """A frozen dataclass of options; all state is in `params` (trained) and `extra` (the rest).
+  """A frozen dataclass of options; all that changes is in `params` (trained) and `state`
+  (the rest: teacher, centre, queue, running statistics).
 
   The factory gets `encoder` and `clock` besides the options in the config. A supervised method sets
   the class attribute `learns_from` to "labels" (its factory then also gets `labels`, a `Labels`) or
@@ -56,9 +57,9 @@ class Method(Protocol):
 
   Every mean over the batch in `loss` is a mean over the *global* batch: arrays are global, `jit`
   adds the communication. With gradient accumulation `loss` sees a microbatch, always with the
-  same `extra`; the float leaves of the returned `extra` are averaged over microbatches.
+  same `state`; the float leaves of the returned `state` are averaged over microbatches.
 
-  Networks with batch norm: `params` holds what is trained, `extra["stats"]` the running statistics
+  Networks with batch norm: `params` holds what is trained, `state["stats"]` the running statistics
   of the network that is evaluated (`split_stats`, `join_stats`). All networks run on statistics of
   the batch (`encode(train=True)`), in which the running ones have no part.
   """
@@ -70,12 +71,12 @@ class Method(Protocol):
   ) -> tuple[Params, Params]: ...
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]: ...
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params: ...
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params: ...
 
-  def encoder_params(self, params: Params, extra: Params) -> Params: ...
+  def encoder_params(self, params: Params, state: Params) -> Params: ...
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     """FLOPs of one image in one training step, 2 per multiply-add."""

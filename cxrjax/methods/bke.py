@@ -68,9 +68,9 @@ class Method(classify.Method):
     }
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
-    outputs = self.forward(params, extra, batch, key)
+    outputs = self.forward(params, state, batch, key)
     supervised, metrics = self.supervise(outputs, batch["global"].shape[0])
     logits = outputs.logits / self.temperature
     target = ensembling.propagate(
@@ -81,6 +81,6 @@ class Method(classify.Method):
     kl = ensembling.softmax_kl if self.labels.exclusive else ensembling.sigmoid_kl
     ensembled = self.temperature**2 * kl(target, logits)
     return supervised + self.schedules["weight"](step) * ensembled, (
-      {**extra, "stats": outputs.stats},
+      {**state, "stats": outputs.stats},
       {**metrics, "supervised": supervised, "ensembled": ensembled},
     )

@@ -107,22 +107,22 @@ class Method:
     return params, {"teacher": jax.tree.map(jnp.copy, shared), "stats": stats}
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
 
     def project(weights: Params, key: Key[Array, ""] | None) -> tuple[list[Any], Vectors]:
-      encoder = join_stats(weights["encoder"], extra["stats"])
+      encoder = join_stats(weights["encoder"], state["stats"])
       features = encode_each_view(self.encoder, encoder, batch, key)
       return features, [self.projector.apply(weights["projector"], f.cls) for f in features]
 
     features, projections = project(params, key)
     predictions = [self.predictor.apply(params["predictor"], z) for z in projections]
-    _, targets = project(extra["teacher"], None)
+    _, targets = project(state["teacher"], None)
     targets = jax.lax.stop_gradient(targets)
     loss, metrics = self.objective(predictions, projections, targets)
     metrics |= {"projection_std": collapse.spread(targets[0]), **feature_health(features[0].cls)}
-    return loss, ({**extra, "stats": features[-1].stats or {}}, metrics)
+    return loss, ({**state, "stats": features[-1].stats or {}}, metrics)
 
   def objective(
     self, predictions: Vectors, projections: Vectors, targets: Vectors
@@ -136,13 +136,13 @@ class Method:
     loss = sum((cosine.distance(q, z) for q, z in pairs), start=jnp.zeros(()))
     return loss, {"cosine": 1 - jax.lax.stop_gradient(loss) / 4}
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     shared = {name: params[name] for name in ("encoder", "projector")}
-    return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
+    return {**state, "teacher": ema(state["teacher"], shared, self.schedules["momentum"](step))}
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
+  def encoder_params(self, params: Params, state: Params) -> Params:
     """The online encoder, which is all that the paper keeps (section 3.1)."""
-    return join_stats(params["encoder"], extra["stats"])
+    return join_stats(params["encoder"], state["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape

@@ -61,7 +61,7 @@ class Method:
   """Classification; see `cxrjax.methods.base.Method` for what the functions do.
 
   Softmax over mutually exclusive classes, else a sigmoid for each finding; unknown labels do not
-  count. With a moving average of all parameters, `extra["average"]` holds it, and it is what is
+  count. With a moving average of all parameters, `state["average"]` holds it, and it is what is
   evaluated.
 
   Attributes:
@@ -169,20 +169,20 @@ class Method:
     encoder_key, head_key = jax.random.split(key)
     encoder, stats = split_stats(self.encoder.init(encoder_key))
     params = {"encoder": encoder, "head": self.head.init(head_key)["layers"]["0"]}
-    extra = {"stats": stats}
+    state = {"stats": stats}
     if self._averages:
-      extra["average"] = self._joined_params(params, extra)
-    return params, extra
+      state["average"] = self._joined_params(params, state)
+    return params, state
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
-    outputs = self.forward(params, extra, batch, key)
+    outputs = self.forward(params, state, batch, key)
     value, metrics = self.supervise(outputs, batch["global"].shape[0])
-    return value, ({**extra, "stats": outputs.stats}, metrics)
+    return value, ({**state, "stats": outputs.stats}, metrics)
 
-  def forward(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Outputs:
+  def forward(self, params: Params, state: Params, batch: Batch, key: Key[Array, ""]) -> Outputs:
     """Runs the network in training mode (mixup, drop path, dropout) on all large crops."""
     views = batch["global"].shape[0]
     images, labels = flatten_views(batch["global"]), jnp.repeat(batch["labels"], views, axis=0)
@@ -192,7 +192,7 @@ class Method:
         image_keys(mix_key, batch["position"], views), images, labels, self.mixup
       )
     features = self.encoder.encode(
-      join_stats(params["encoder"], extra["stats"]),
+      join_stats(params["encoder"], state["stats"]),
       images,
       keys=image_keys(drop_key, batch["position"], views),
       train=True,
@@ -243,21 +243,21 @@ class Method:
       correct = (logits > 0) == (labels > 0.5)
     return losses.mean_of_known(jnp.where(known, correct, 0.0), known.astype(jnp.float32))
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     if not self._averages:
-      return extra
+      return state
     momentum = jnp.minimum(self.schedules["momentum"](step), (1 + step) / (10 + step))
-    return {**extra, "average": ema(extra["average"], self._joined_params(params, extra), momentum)}
+    return {**state, "average": ema(state["average"], self._joined_params(params, state), momentum)}
 
-  def _joined_params(self, params: Params, extra: Params) -> Params:
-    return {**params, "encoder": join_stats(params["encoder"], extra["stats"])}
+  def _joined_params(self, params: Params, state: Params) -> Params:
+    return {**params, "encoder": join_stats(params["encoder"], state["stats"])}
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
-    return self.network_params(params, extra)["encoder"]
+  def encoder_params(self, params: Params, state: Params) -> Params:
+    return self.network_params(params, state)["encoder"]
 
-  def network_params(self, params: Params, extra: Params) -> Params:
+  def network_params(self, params: Params, state: Params) -> Params:
     """Parameters for `predict`: `encoder` and `head`, running statistics included."""
-    return extra["average"] if self._averages else self._joined_params(params, extra)
+    return state["average"] if self._averages else self._joined_params(params, state)
 
   def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b k"]:
     """Class probabilities of normalised images."""

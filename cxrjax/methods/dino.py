@@ -117,21 +117,21 @@ class Method:
     return params, {"teacher": teacher, "center": center, "stats": stats}
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     images, num_large = batch["global"].shape[1], batch["global"].shape[0]
     views, keys = self.crops(batch, key)
-    teacher, stats = extra["teacher"], extra["stats"]
+    teacher, stats = state["teacher"], state["stats"]
     encode = functools.partial(self.encoder.encode, patches=False, train=True)
     target = encode(join_stats(teacher["encoder"], stats), views[:1])
     target_logits = self.logits(teacher["head"], target, images)
     temperature = self.schedules["teacher_temp"](step)
-    probabilities = losses.teacher_probabilities(target_logits, extra["center"], temperature)
+    probabilities = losses.teacher_probabilities(target_logits, state["center"], temperature)
     features = encode(join_stats(params["encoder"], stats), views, keys=keys)
     logits = self.logits(params["head"], features, images)
     loss = losses.cross_entropy(logits, probabilities, self.student_temp)
 
-    center = losses.update_center(extra["center"], target_logits, self.center_momentum)
+    center = losses.update_center(state["center"], target_logits, self.center_momentum)
     entropy = collapse.entropy(probabilities).mean()
     metrics = {
       "teacher_entropy": entropy,
@@ -140,7 +140,7 @@ class Method:
       **feature_health(target[0].cls[::num_large]),
     }
     stats = target[-1].stats or {}
-    return loss, ({**extra, "center": center, "stats": stats}, metrics)
+    return loss, ({**state, "center": center, "stats": stats}, metrics)
 
   def crops(self, batch: Batch, key: Key[Array, ""]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Large and small crops `f32[n h w 1]`, in the order of `flatten_views`, with keys for each."""
@@ -158,13 +158,13 @@ class Method:
     logits = self.head.apply(head, cls.reshape(-1, cls.shape[-1]))
     return logits.reshape(images, -1, self.prototypes)
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     momentum = self.schedules["momentum"](step)
-    return {**extra, "teacher": ema(extra["teacher"], params, momentum)}
+    return {**state, "teacher": ema(state["teacher"], params, momentum)}
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
+  def encoder_params(self, params: Params, state: Params) -> Params:
     """The teacher's, which is better than the student throughout training (section 5.1)."""
-    return join_stats(extra["teacher"]["encoder"], extra["stats"])
+    return join_stats(state["teacher"]["encoder"], state["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     def forward(name: str) -> float:

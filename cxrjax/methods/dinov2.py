@@ -113,15 +113,15 @@ class Method(dino.Method):
   def init(
     self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
-    params, extra = super().init(key, batch_spec)
+    params, state = super().init(key, batch_spec)
     if self.patch_weight and self.separate_head:
       params["patch_head"] = self.head.init(jax.random.fold_in(key, 1))
-      extra["teacher"]["patch_head"] = jax.tree.map(jnp.copy, params["patch_head"])
+      state["teacher"]["patch_head"] = jax.tree.map(jnp.copy, params["patch_head"])
     if self.centering == "sinkhorn":
-      del extra["center"]
+      del state["center"]
     elif self.patch_weight:
-      extra["patch_center"] = jnp.zeros_like(extra["center"])
-    return params, extra
+      state["patch_center"] = jnp.zeros_like(state["center"])
+    return params, state
 
   def _grid(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], int]:
     """Patch grid of crops [v b h w c], and the most patches that are masked in one crop."""
@@ -159,7 +159,7 @@ class Method(dino.Method):
     )
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     shape = batch["global"].shape
     crops, images = shape[:2]
@@ -171,7 +171,7 @@ class Method(dino.Method):
       # The barrier keeps XLA from redrawing the masks wherever they are used.
       mask = jax.lax.optimization_barrier(self.masks(mask_key, batch["position"], shape))
       options["mask"] = (mask.reshape(images * crops, -1), None)[: len(views)]
-    teacher, stats = extra["teacher"], extra["stats"]
+    teacher, stats = state["teacher"], state["stats"]
     target = encode(join_stats(teacher["encoder"], stats), views[:1])
     features = encode(join_stats(params["encoder"], stats), views, keys=keys, **options)
     temperature = self.schedules["teacher_temp"](step)
@@ -182,7 +182,7 @@ class Method(dino.Method):
     if self.class_weight:
       logits = self.logits(teacher["head"], target, images)
       probabilities, center = self._teacher_probabilities(
-        logits.reshape(-1, self.prototypes), extra.get("center"), temperature, None
+        logits.reshape(-1, self.prototypes), state.get("center"), temperature, None
       )
       value = class_losses.cross_entropy(
         self.logits(params["head"], features, images),
@@ -202,7 +202,7 @@ class Method(dino.Method):
         return self.head.apply(weights[self._patch_head], masked.reshape(-1, masked.shape[-1]))
 
       probabilities, center = self._teacher_probabilities(
-        patch_logits(teacher, target[0]), extra.get("patch_center"), temperature, weights > 0
+        patch_logits(teacher, target[0]), state.get("patch_center"), temperature, weights > 0
       )
       value = ibot.cross_entropy(
         patch_logits(params, features[0]), probabilities, weights, self.student_temp
@@ -221,7 +221,7 @@ class Method(dino.Method):
       loss += self.koleo_weight * value
       metrics |= {"koleo": value / crops}
     metrics |= feature_health(target[0].cls[::crops])
-    return loss, ({**extra, **new_centers, "stats": target[-1].stats or {}}, metrics)
+    return loss, ({**state, **new_centers, "stats": target[-1].stats or {}}, metrics)
 
   def _masked_patches(
     self, mask: Bool[Array, "b v n"], room: int

@@ -156,14 +156,14 @@ class Method:
     return self.head.apply(params["pixels"], patches[:, -rows * columns :], (rows, columns))
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     views = batch["global"].shape[0]
     corrupt_key, drop_key = jax.random.split(key)
     crops = self.corrupted(batch, corrupt_key)
     features = self.encoder.encode(
-      join_stats(params["encoder"], extra["stats"]),
+      join_stats(params["encoder"], state["stats"]),
       crops.images,
       intermediates=self.intermediates,
       train=True,
@@ -175,14 +175,14 @@ class Method:
       "explained": explained(loss, crops, reconstruction.l1),
       **feature_health(features.cls[::views]),
     }
-    return loss, ({**extra, "stats": features.stats or {}}, metrics)
+    return loss, ({**state, "stats": features.stats or {}}, metrics)
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     del params, step
-    return extra
+    return state
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
-    return join_stats(params["encoder"], extra["stats"])
+  def encoder_params(self, params: Params, state: Params) -> Params:
+    return join_stats(params["encoder"], state["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     return 3.0 * self.restore_flops(batch_spec)  # a backward pass costs two forward passes

@@ -118,7 +118,7 @@ class Method:
     return masking.random(keys, patches, count)
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     views = batch["global"].shape[0]
@@ -151,14 +151,14 @@ class Method:
       "feature_std": collapse.spread(first_view),
       "effective_rank": collapse.participation_ratio(first_view),
     }
-    return loss, (extra, metrics)
+    return loss, (state, metrics)
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     del params, step
-    return extra
+    return state
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
-    del extra
+  def encoder_params(self, params: Params, state: Params) -> Params:
+    del state
     return params["encoder"]
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:

@@ -78,14 +78,14 @@ class Method(dino.Method):
     self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     class_key, data_key, pixel_key = jax.random.split(key, 3)
-    params, extra = super().init(class_key, batch_spec)
+    params, state = super().init(class_key, batch_spec)
     self.restorer.grid(batch_spec["global"].shape)
     params |= {"data_head": self.head.init(data_key), "pixels": self.restorer.head.init(pixel_key)}
-    teacher = {**extra["teacher"], "data_head": jax.tree.map(jnp.copy, params["data_head"])}
-    return params, {**extra, "teacher": teacher, "data_center": jnp.zeros_like(extra["center"])}
+    teacher = {**state["teacher"], "data_head": jax.tree.map(jnp.copy, params["data_head"])}
+    return params, {**state, "teacher": teacher, "data_center": jnp.zeros_like(state["center"])}
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     corrupt_key, drop_key = jax.random.split(key)
     crops = self.restorer.corrupted(batch, corrupt_key)
@@ -95,7 +95,7 @@ class Method(dino.Method):
       image_keys(drop_key, batch["position"], x.shape[0] // images, first)
       for x, first in zip(views, (0, num_large), strict=False)
     )
-    teacher, stats = extra["teacher"], extra["stats"]
+    teacher, stats = state["teacher"], state["stats"]
     temperature = self.schedules["teacher_temp"](step)
 
     def class_logits(weights: Params, features: Any) -> Float[Array, "b v K"]:
@@ -118,12 +118,12 @@ class Method(dino.Method):
       intermediates=self.restorer.intermediates,
     )
 
-    probabilities = losses.teacher_probabilities(logits, extra["center"], temperature)
+    probabilities = losses.teacher_probabilities(logits, state["center"], temperature)
     class_loss = losses.cross_entropy(
       class_logits(params, features), probabilities, self.student_temp
     )
     patch_probabilities = losses.teacher_probabilities(
-      data_logits, extra["data_center"], temperature
+      data_logits, state["data_center"], temperature
     )
     weights = jnp.full(patch_probabilities.shape[:1], 1 / patch_probabilities.shape[0])
     data_loss = ibot.cross_entropy(
@@ -148,20 +148,20 @@ class Method(dino.Method):
       "explained": gmml.explained(mse, crops, reconstruction.mse),
       **feature_health(target[0].cls[::num_large]),
     }
-    extra = {
-      **extra,
-      "center": losses.update_center(extra["center"], logits, self.center_momentum),
+    state = {
+      **state,
+      "center": losses.update_center(state["center"], logits, self.center_momentum),
       "data_center": losses.update_center(
-        extra["data_center"], data_logits[None], self.center_momentum
+        state["data_center"], data_logits[None], self.center_momentum
       ),
       "stats": target[-1].stats or {},
     }
     loss = class_loss + self.data_weight * data_loss + self.pixel_weight * mse
-    return loss, (extra, metrics)
+    return loss, (state, metrics)
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
-    shared = {name: params[name] for name in extra["teacher"]}
-    return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
+    shared = {name: params[name] for name in state["teacher"]}
+    return {**state, "teacher": ema(state["teacher"], shared, self.schedules["momentum"](step))}
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape

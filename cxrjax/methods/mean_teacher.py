@@ -68,30 +68,30 @@ class Method(classify.Method):
     self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
   ) -> tuple[Params, Params]:
     require_two_views(batch_spec, "mean teacher")
-    params, extra = super().init(key, batch_spec)
-    return params, {**extra, "teacher_stats": extra["stats"]}
+    params, state = super().init(key, batch_spec)
+    return params, {**state, "teacher_stats": state["stats"]}
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
-    outputs = self.forward(params, extra, {**batch, "global": batch["global"][:1]}, key)
+    outputs = self.forward(params, state, {**batch, "global": batch["global"][:1]}, key)
     supervised, metrics = self.supervise(outputs)
-    teacher = extra["average"]
+    teacher = state["average"]
     features = self.encoder.encode(teacher["encoder"], batch["global"][1], train=True)
     target = self.probability(self._logits(teacher["head"], features.cls))
     difference = squared_difference(self.probability(outputs.logits), target)
     metrics |= {"supervised": supervised, "difference": difference, **feature_health(features.cls)}
     return supervised + self.schedules["consistency"](step) * difference, (
-      {**extra, "stats": outputs.stats, "teacher_stats": features.stats or {}},
+      {**state, "stats": outputs.stats, "teacher_stats": features.stats or {}},
       metrics,
     )
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
-    extra = super().after_update(params, extra, step)
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
+    state = super().after_update(params, state, step)
     # The teacher's running statistics come from its own features.
-    trained, _ = split_stats(extra["average"]["encoder"])
-    encoder = join_stats(trained, extra["teacher_stats"])
-    return {**extra, "average": {**extra["average"], "encoder": encoder}}
+    trained, _ = split_stats(state["average"]["encoder"])
+    encoder = join_stats(trained, state["teacher_stats"])
+    return {**state, "average": {**state["average"], "encoder": encoder}}
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     one_view = jax.ShapeDtypeStruct(

@@ -134,46 +134,46 @@ class Method:
     keys = jax.random.split(key, 4)
     encoder, stats = split_stats(self.encoder.init(keys[0]))
     shared = {"encoder": encoder, "projector": self.projector.init(keys[1])}
-    extra = {"teacher": jax.tree.map(jnp.copy, shared), "stats": stats}
+    state = {"teacher": jax.tree.map(jnp.copy, shared), "stats": stats}
     if self.version == 3:
-      return {**shared, "predictor": self.predictor.init(keys[2])}, extra
+      return {**shared, "predictor": self.predictor.init(keys[2])}, state
     # The queue starts with random directions, as in the paper. `fresh` holds the newest keys until
     # the end of the step.
     batch_size = self.clock.batch_size
     directions = contrastive.unit(jax.random.normal(keys[3], (self.queue, self.dim)))
-    extra["queue"] = {"keys": directions, "images": jnp.full((self.queue,), -1.0)}
-    extra["fresh"] = {"keys": jnp.zeros((batch_size, self.dim)), "images": jnp.zeros((batch_size,))}
-    extra["oldest"] = jnp.zeros((), jnp.int32)
-    return shared, extra
+    state["queue"] = {"keys": directions, "images": jnp.full((self.queue,), -1.0)}
+    state["fresh"] = {"keys": jnp.zeros((batch_size, self.dim)), "images": jnp.zeros((batch_size,))}
+    state["oldest"] = jnp.zeros((), jnp.int32)
+    return shared, state
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     loss_of_version = self._version3 if self.version == 3 else self._version2
-    loss, accuracy, first, new_extra = loss_of_version(params, extra, batch, key)
+    loss, accuracy, first, new_state = loss_of_version(params, state, batch, key)
     first = jax.lax.stop_gradient(first)
     metrics = {
       "accuracy": accuracy,
       "feature_std": collapse.spread(first),
       "effective_rank": collapse.participation_ratio(first),
     }
-    return loss, ({**extra, **new_extra}, metrics)
+    return loss, ({**state, **new_state}, metrics)
 
-  def _version3(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Any:
-    """Returns loss, accuracy, features of the first view and updates of `extra`."""
+  def _version3(self, params: Params, state: Params, batch: Batch, key: Key[Array, ""]) -> Any:
+    """Returns loss, accuracy, features of the first view and updates of `state`."""
     views = tuple(batch["global"])
     keys = tuple(image_keys(key, batch["position"], 1, v) for v in range(2))
 
     def project(weights: Params, keys: Any) -> tuple[Any, list[Array]]:
       features = self.encoder.encode(
-        join_stats(weights["encoder"], extra["stats"]), views, keys=keys, patches=False, train=True
+        join_stats(weights["encoder"], state["stats"]), views, keys=keys, patches=False, train=True
       )
       return features, [self.projector.apply(weights["projector"], f.cls) for f in features]
 
     features, projections = project(params, keys)
     queries = [self.predictor.apply(params["predictor"], x) for x in projections]
-    _, key_projections = project(extra["teacher"], None)
+    _, key_projections = project(state["teacher"], None)
     losses, hits = zip(
       *(
         contrastive.info_nce(q, k, self.temperature)
@@ -185,11 +185,11 @@ class Method:
     loss = 2 * self.temperature * sum(losses)
     return loss, sum(hits) / 2, features[0].cls, {"stats": features[-1].stats or {}}
 
-  def _version2(self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""]) -> Any:
+  def _version2(self, params: Params, state: Params, batch: Batch, key: Key[Array, ""]) -> Any:
     """Returns the same as `_version3`; the first view is the query, the second the key."""
     first, second = batch["global"]
     rows = first.shape[0]
-    no_batch_norm = not (extra["stats"] or self.batch_norm)
+    no_batch_norm = not (state["stats"] or self.batch_norm)
     groups = 1 if no_batch_norm else self.bn_groups
     if rows % groups:
       raise UserError(
@@ -199,7 +199,7 @@ class Method:
 
     def project(weights: Params, x: Any, keys: Any) -> Any:
       features = self.encoder.encode(
-        join_stats(weights["encoder"], extra["stats"]), x, keys=keys, patches=False, train=True
+        join_stats(weights["encoder"], state["stats"]), x, keys=keys, patches=False, train=True
       )
       return self.projector.apply(weights["projector"], features.cls), features.cls, features.stats
 
@@ -214,14 +214,14 @@ class Method:
     drop_key, order_key = jax.random.split(key)
     query, cls, stats = in_groups(params, first, image_keys(drop_key, batch["position"], 1))
     if groups == 1:
-      positive, _, _ = in_groups(extra["teacher"], second)
+      positive, _, _ = in_groups(state["teacher"], second)
     else:
       order = jax.random.permutation(order_key, rows)
-      positive, _, _ = in_groups(extra["teacher"], second[order])
+      positive, _, _ = in_groups(state["teacher"], second[order])
       positive = positive[jnp.argsort(order)]
     positive = contrastive.unit(jax.lax.stop_gradient(positive))
 
-    queue, images = extra["queue"], batch["index"].astype(jnp.float32)
+    queue, images = state["queue"], batch["index"].astype(jnp.float32)
     # An image's own earlier keys are not negatives. They are rare if the queue is much shorter than
     # the data, as in the papers; on a small set they are the nearest and would be pushed away.
     same_image = images[:, None] == queue["images"]
@@ -231,24 +231,24 @@ class Method:
     # `fresh` is averaged over microbatches: each fills its own rows, scaled by their number.
     share = self.clock.batch_size / rows
     fresh = {
-      name: jnp.zeros_like(extra["fresh"][name]).at[batch["position"]].set(share * value)
+      name: jnp.zeros_like(state["fresh"][name]).at[batch["position"]].set(share * value)
       for name, value in (("keys", positive), ("images", images))
     }
     return loss, accuracy, cls, {"stats": stats or {}, "fresh": fresh}
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     shared = {name: params[name] for name in ("encoder", "projector")}
-    extra = {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
+    state = {**state, "teacher": ema(state["teacher"], shared, self.schedules["momentum"](step))}
     if self.version == 3:
-      return extra
-    oldest, rows = extra["oldest"], self.clock.batch_size
+      return state
+    oldest, rows = state["oldest"], self.clock.batch_size
     place = (oldest + jnp.arange(rows)) % self.queue
-    queue = jax.tree.map(lambda q, f: q.at[place].set(f), extra["queue"], extra["fresh"])
-    return {**extra, "queue": queue, "oldest": (oldest + rows) % self.queue}
+    queue = jax.tree.map(lambda q, f: q.at[place].set(f), state["queue"], state["fresh"])
+    return {**state, "queue": queue, "oldest": (oldest + rows) % self.queue}
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
+  def encoder_params(self, params: Params, state: Params) -> Params:
     """The query network, as in the papers."""
-    return join_stats(params["encoder"], extra["stats"])
+    return join_stats(params["encoder"], state["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape

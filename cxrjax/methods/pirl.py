@@ -56,7 +56,7 @@ class Method:
 
   All images of a step are compared with the same rows, drawn anew in every step from its key; an
   image's own row is not among its negatives. Neither the bank nor the draw depends on devices or on
-  gradient accumulation: embeddings are collected in `extra["fresh"]`, each in the place of its
+  gradient accumulation: embeddings are collected in `state["fresh"]`, each in the place of its
   image in the whole batch, until all microbatches are done.
 
   Batch norm takes its statistics from all image views and from all pretext views of the global
@@ -144,14 +144,14 @@ class Method:
     )
     params = {"encoder": encoder, "projector": self.projector.init(keys[1]), "pretext": pretext}
     batch_size = self.clock.batch_size
-    extra = {
+    state = {
       "stats": stats,
       "bank": unit(jax.random.normal(keys[4], (self.clock.num_examples, self.dim))),
       # Of the step's images: their rows, as floats (exact up to 2^24), and the embeddings that the
       # rows move towards.
       "fresh": {"rows": jnp.zeros((batch_size,)), "embeddings": jnp.zeros((batch_size, self.dim))},
     }
-    return params, extra
+    return params, state
 
   def _check(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     name, count, recipe = TASKS[self.task]
@@ -167,21 +167,21 @@ class Method:
       )
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     """Equation 5, with both terms against the bank as it was before the step."""
     del step
     drop_key, draw_key = jax.random.split(key)
     name, count, _ = TASKS[self.task]
     encode = functools.partial(
-      self.encoder.encode, join_stats(params["encoder"], extra["stats"]), patches=False, train=True
+      self.encoder.encode, join_stats(params["encoder"], state["stats"]), patches=False, train=True
     )
     views = (batch["global"][0], flatten_views(batch[name]))
     keys = (
       image_keys(drop_key, batch["position"], 1),
       image_keys(drop_key, batch["position"], count, 1),
     )
-    if extra["stats"]:  # a single call would mix both views in the running statistics
+    if state["stats"]:  # a single call would mix both views in the running statistics
       features, pretext = (encode(x, keys=k) for x, k in zip(views, keys, strict=True))
     else:
       features, pretext = encode(views, keys=keys)
@@ -193,8 +193,8 @@ class Method:
       patches = self.patch_projector.apply(head["projector"], pretext.cls)
       pretext_embedding = self.merger.apply(head["merger"], patches.reshape(-1, count * self.dim))
 
-    positives = extra["bank"][batch["index"]]
-    negatives, left_out = self._negatives(extra["bank"], batch["index"], draw_key)
+    positives = state["bank"][batch["index"]]
+    negatives, left_out = self._negatives(state["bank"], batch["index"], draw_key)
     image_loss, accuracy = nce(embedding, positives, negatives, self.temperature, left_out)
     pretext_loss, pretext_accuracy = nce(
       pretext_embedding, positives, negatives, self.temperature, left_out
@@ -212,13 +212,13 @@ class Method:
     # `fresh` is averaged over microbatches: each fills its own places, scaled by their number.
     share = self.clock.batch_size / embedding.shape[0]
     fresh = {
-      name: jnp.zeros_like(extra["fresh"][name]).at[batch["position"]].set(share * value)
+      name: jnp.zeros_like(state["fresh"][name]).at[batch["position"]].set(share * value)
       for name, value in (
         ("rows", batch["index"].astype(jnp.float32)),
         ("embeddings", unit(jax.lax.stop_gradient(embedding))),
       )
     }
-    return loss, ({**extra, "stats": features.stats or {}, "fresh": fresh}, metrics)
+    return loss, ({**state, "stats": features.stats or {}, "fresh": fresh}, metrics)
 
   def _negatives(
     self, bank: Float[Array, "n d"], index: Int[Array, "b"], key: Key[Array, ""]
@@ -233,19 +233,19 @@ class Method:
     spare = jnp.arange(rows.shape[0]) == self.negatives
     return bank[rows], is_own | (~is_own.any(1, keepdims=True) & spare)
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     del params, step
-    bank, embeddings = extra["bank"], extra["fresh"]["embeddings"]
-    rows = jnp.round(extra["fresh"]["rows"]).astype(jnp.int32)
+    bank, embeddings = state["bank"], state["fresh"]["embeddings"]
+    rows = jnp.round(state["fresh"]["rows"]).astype(jnp.int32)
     same = (rows[:, None] == rows).astype(jnp.float32)
     mean = jnp.einsum("ij,jd->id", same, embeddings, precision=jax.lax.Precision.HIGHEST)
     mean /= same.sum(1, keepdims=True)
     moved = unit(self.momentum * bank[rows] + (1 - self.momentum) * mean)
-    return {**extra, "bank": bank.at[rows].set(moved)}
+    return {**state, "bank": bank.at[rows].set(moved)}
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
+  def encoder_params(self, params: Params, state: Params) -> Params:
     """The backbone without its heads, as the paper evaluates."""
-    return join_stats(params["encoder"], extra["stats"])
+    return join_stats(params["encoder"], state["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     name, count, _ = TASKS[self.task]

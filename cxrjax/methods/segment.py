@@ -93,13 +93,13 @@ class Method:
     return params, {"stats": stats}
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     views = batch["global"].shape[0]
     images, target = flatten_views(batch["global"]), flatten_views(batch["global_mask"])
     weights = jnp.repeat(batch["has_mask"], views).astype(jnp.float32)
-    networks = join_stats(params, extra["stats"])
+    networks = join_stats(params, state["stats"])
     features = self.encoder.encode(
       networks["encoder"],
       images,
@@ -111,7 +111,7 @@ class Method:
     dice = losses.weighted_mean(losses.soft_dice(logits, target), weights)
     cross_entropy = losses.weighted_mean(losses.cross_entropy(logits, target), weights)
     stats = {"encoder": features.stats, "decoder": decoder_stats}
-    extra = {"stats": {name: tree for name, tree in stats.items() if tree}}
+    state = {"stats": {name: tree for name, tree in stats.items() if tree}}
     predicted = jax.lax.stop_gradient(logits) > 0
     metrics = {
       "soft_dice_loss": dice,
@@ -120,18 +120,18 @@ class Method:
       "masked_images": weights.mean(),
       **feature_health(features.cls[::views]),
     }
-    return self.dice * dice + self.cross_entropy * cross_entropy, (extra, metrics)
+    return self.dice * dice + self.cross_entropy * cross_entropy, (state, metrics)
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     del params, step
-    return extra
+    return state
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
-    return self.network_params(params, extra)["encoder"]
+  def encoder_params(self, params: Params, state: Params) -> Params:
+    return self.network_params(params, state)["encoder"]
 
-  def network_params(self, params: Params, extra: Params) -> Params:
+  def network_params(self, params: Params, state: Params) -> Params:
     """Parameters for `predict`: `encoder` and `decoder`, running statistics included."""
-    return join_stats(params, extra["stats"])
+    return join_stats(params, state["stats"])
 
   def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "b h w 1"]:
     """Per-pixel lung probabilities of normalised images."""

@@ -96,12 +96,12 @@ class Method:
     return {"encoder": encoder, "projector": self.projector.init(head_key)}, {"stats": stats}
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     images = batch["global"].shape[1]
     features = self.encoder.encode(
-      join_stats(params["encoder"], extra["stats"]),
+      join_stats(params["encoder"], state["stats"]),
       flatten_views(batch["global"]),
       keys=image_keys(key, batch["position"], 2),
       patches=False,
@@ -117,13 +117,13 @@ class Method:
     }
     return loss, ({"stats": features.stats or {}}, metrics)
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     del params, step
-    return extra
+    return state
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
+  def encoder_params(self, params: Params, state: Params) -> Params:
     """Drops the projector, whose input is a better representation than its output (section 4.2)."""
-    return join_stats(params["encoder"], extra["stats"])
+    return join_stats(params["encoder"], state["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape

@@ -101,12 +101,12 @@ class Method:
     return params, {"stats": stats}
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     """Equation 3; ranges from -1, where the views agree, to 1."""
     del step
     features = encode_each_view(
-      self.encoder, join_stats(params["encoder"], extra["stats"]), batch, key
+      self.encoder, join_stats(params["encoder"], state["stats"]), batch, key
     )
     z = [self.projector.apply(params["projector"], f.cls) for f in features]
     p = [self.predictor.apply(params["predictor"], x) for x in z]
@@ -118,13 +118,13 @@ class Method:
     }
     return -agreement, ({"stats": features[-1].stats or {}}, metrics)
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     del params, step
-    return extra
+    return state
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
+  def encoder_params(self, params: Params, state: Params) -> Params:
     """The backbone without its heads, as the paper evaluates."""
-    return join_stats(params["encoder"], extra["stats"])
+    return join_stats(params["encoder"], state["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     views, _, *shape = batch_spec["global"].shape

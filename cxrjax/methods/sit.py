@@ -96,17 +96,17 @@ class Method(gmml.Method):
   ) -> tuple[Params, Params]:
     require_two_views(batch_spec, "SiT")
     restore_key, head_key = jax.random.split(key)
-    params, extra = super().init(restore_key, batch_spec)
+    params, state = super().init(restore_key, batch_spec)
     shared = {"encoder": params["encoder"], "projector": self.projector.init(head_key)}
-    return {**params, **shared}, {**extra, "teacher": jax.tree.map(jnp.copy, shared)}
+    return {**params, **shared}, {**state, "teacher": jax.tree.map(jnp.copy, shared)}
 
   def loss(
-    self, params: Params, extra: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     del step
     corrupt_key, drop_key = jax.random.split(key)
     crops = self.corrupted(batch, corrupt_key)
-    teacher, stats = extra["teacher"], extra["stats"]
+    teacher, stats = state["teacher"], state["stats"]
     target = encode_each_view(self.encoder, join_stats(teacher["encoder"], stats), batch)
     features = self.encoder.encode(
       join_stats(params["encoder"], stats),
@@ -136,17 +136,17 @@ class Method(gmml.Method):
       **feature_health(target[0].cls),
     }
     return contrastive_loss + self.weight * l1, (
-      {**extra, "stats": target[-1].stats or {}},
+      {**state, "stats": target[-1].stats or {}},
       metrics,
     )
 
-  def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
-    shared = {name: params[name] for name in extra["teacher"]}
-    return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
+    shared = {name: params[name] for name in state["teacher"]}
+    return {**state, "teacher": ema(state["teacher"], shared, self.schedules["momentum"](step))}
 
-  def encoder_params(self, params: Params, extra: Params) -> Params:
+  def encoder_params(self, params: Params, state: Params) -> Params:
     """The teacher's, as it is the one that has seen intact images."""
-    return join_stats(extra["teacher"]["encoder"], extra["stats"])
+    return join_stats(state["teacher"]["encoder"], state["stats"])
 
   def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
     _, _, *shape = batch_spec["global"].shape

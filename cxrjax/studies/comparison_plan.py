@@ -176,9 +176,9 @@ def abstract_loss(
     target=CPU,
   )
   batch = train_step.batch_spec({}, compile_ahead.batch_shapes(config))
-  params, extra = jax.eval_shape(lambda: train_step.method.init(jax.random.key(0), batch))
+  params, state = jax.eval_shape(lambda: train_step.method.init(jax.random.key(0), batch))
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return train_step.method.loss, (params, extra, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
+  return train_step.method.loss, (params, state, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def _parse_budget(text: Any, unit: _Recipe | None) -> float:

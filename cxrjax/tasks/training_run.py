@@ -80,13 +80,15 @@ class Run:
       function, params = self.encode, self.method.encoder_params
     else:
       function, params = self.predict, self.method.network_params
-    return evaluator.run(function, params(state["params"], state["extra"]), data, mesh=self.mesh)
+    return evaluator.run(
+      function, params(state["params"], state["method_state"]), data, mesh=self.mesh
+    )
 
   def describe(self) -> dict[str, Any]:
     """Facts for the report and for the summary printed before the run."""
     evals = {name: e.describe(self.eval_data[name]) for name, e in self.evaluators.items()}
     shapes = self.train_step.abstract(self.spec)
-    encoder = self.method.encoder_params(shapes["params"], shapes["extra"])
+    encoder = self.method.encoder_params(shapes["params"], shapes["method_state"])
     device = self.mesh.devices.flat[0]
     schedules = {
       name: tabulate(schedule, self.clock.total_steps)

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import pathlib
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -38,12 +39,18 @@ _STATES, _LEAST = 16, 1 << 24
 
 def flatten(tree: Any) -> dict[str, Any]:
   """Flattens a tree to `{"params/encoder/cls": array, ...}`, as stored; drops Python types."""
-  return dict(zip(jax.tree.leaves(path_names(tree)), jax.tree.leaves(tree), strict=True))
+  names = map(_stored_name, jax.tree.leaves(path_names(tree)))
+  return dict(zip(names, jax.tree.leaves(tree), strict=True))
 
 
 def unflatten(template: Any, flat: dict[str, Any]) -> Any:
   """Inverse of `flatten`, in the structure of `template`."""
-  return jax.tree.map(lambda name: flat[name], path_names(template))
+  return jax.tree.map(lambda name: flat[_stored_name(name)], path_names(template))
+
+
+def _stored_name(path: str) -> str:
+  """Name of the array at a path of the state; in files the method's state is called `extra`."""
+  return re.sub("^method_state/", "extra/", path)
 
 
 class Checkpoints:

@@ -114,7 +114,7 @@ def eval_step(
   )
   predicts = hasattr(method, "predict")
   params = (method.network_params if predicts else method.encoder_params)(
-    state["params"], state["extra"]
+    state["params"], state["method_state"]
   )
 
   def encode(params: Any, x: jax.Array) -> jax.Array:

@@ -43,15 +43,15 @@ def network_arrays(method: Any, template: Mapping[str, Any]) -> set[str]:
 
   Args:
     method: of the run.
-    template: `params` and `extra`, with any leaves.
+    template: `params` and `method_state`, with any leaves.
   """
   names = flatten(template)
   markers = {name: np.zeros(0) for name in names}
   name_of = {id(mark): name for name, mark in markers.items()}
   state = jax.tree.unflatten(jax.tree.structure(template), [markers[name] for name in names])
-  networks = [method.encoder_params(state["params"], state["extra"])]
+  networks = [method.encoder_params(state["params"], state["method_state"])]
   if hasattr(method, "predict"):
-    networks.append(method.network_params(state["params"], state["extra"]))
+    networks.append(method.network_params(state["params"], state["method_state"]))
   return {name_of[id(leaf)] for leaf in jax.tree.leaves(networks)}
 
 
@@ -66,7 +66,7 @@ def write(run: Any, folder: pathlib.Path) -> None:
     OSError: the folder cannot be written.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  state = {"params": run.params, "extra": run.extra}
+  state = {"params": run.params, "method_state": run.method_state}
   needed_names = network_arrays(run.method, state)
   arrays = {
     name: _half(np.asarray(value)) for name, value in flatten(state).items() if name in needed_names

@@ -38,7 +38,7 @@ class Restored:
     step: of the checkpoint.
     method: including the encoder, `method.encoder`.
     params: of the method.
-    extra: the rest of the method's state.
+    method_state: the rest of the method's state.
   """
 
   workdir: pathlib.Path
@@ -47,7 +47,7 @@ class Restored:
   step: int
   method: Any
   params: Any
-  extra: Any
+  method_state: Any
 
   @property
   def encoder(self) -> Any:
@@ -57,7 +57,7 @@ class Restored:
   @property
   def encoder_params(self) -> Any:
     """Parameters of the encoder that the run evaluated (a teacher, say)."""
-    return self.method.encoder_params(self.params, self.extra)
+    return self.method.encoder_params(self.params, self.method_state)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -65,7 +65,7 @@ class Restored:
     content = hashlib.sha256()
     settings = {key: self.config[key] for key in ("model", "method", "views")}
     content.update(json.dumps(settings, sort_keys=True).encode())
-    tree = {"params": self.params, "extra": self.extra}
+    tree = {"params": self.params, "method_state": self.method_state}
     for name, leaf in sorted(flatten(tree).items()):
       content.update(name.encode())
       content.update(np.asarray(leaf).tobytes())
@@ -125,7 +125,7 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     state = jax.tree.map(jnp.asarray, unflatten(template, flat))
   except Exception as error:  # anything that a damaged checkpoint or another version may raise
     raise UserError(f"{origin} cannot be restored: {_first_line(error)}") from error
-  return Restored(folder, config, facts, step, method, state["params"], state["extra"])
+  return Restored(folder, config, facts, step, method, state["params"], state["method_state"])
 
 
 def _template(config: Any, facts: Any, method: Any) -> dict[str, Any]:
@@ -141,8 +141,8 @@ def _template(config: Any, facts: Any, method: Any) -> dict[str, Any]:
   if config["data"].get("masks"):
     batch["mask"] = batch_of(jnp.uint8, size, size, 1)
   spec = jax.eval_shape(lambda x: views_of(recipe, x, jax.random.key(0)), batch)
-  params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), spec))
-  return {"params": params, "extra": extra}
+  params, method_state = jax.eval_shape(lambda: method.init(jax.random.key(0), spec))
+  return {"params": params, "method_state": method_state}
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from cxrjax.methods.base import with_params
 from cxrjax.training import sharding
 from cxrjax.training.optimizer import Optimizer
 
-State = dict[str, Any]  # step i32[], params, extra, opt
+State = dict[str, Any]  # step i32[], params, method_state, opt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +60,14 @@ class TrainStep:
     method = self.method
     if start is not None:
       method = dataclasses.replace(method, encoder=with_params(method.encoder, start))
-    params, extra = method.init(key, spec)
+    params, method_state = method.init(key, spec)
     opt = self.optimizer.init(params)
-    return {"step": jnp.zeros((), jnp.int32), "params": params, "extra": extra, "opt": opt}
+    return {
+      "step": jnp.zeros((), jnp.int32),
+      "params": params,
+      "method_state": method_state,
+      "opt": opt,
+    }
 
   def abstract(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> State:
     """Shapes, types and shardings of the state.
@@ -115,21 +120,23 @@ class TrainStep:
     batch = self.fetch(data, batch)
     position = jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
     view_key, loss_key = self.step_key(step, 0), self.step_key(step, 1)
-    extra = self._gathered(state["extra"], "extra")
+    method_state = self._gathered(state["method_state"], "method_state")
 
     def loss(params: Any, microbatch: dict[str, Array]) -> Any:
       views = self.views(microbatch, view_key, microbatch["position"])
-      return self.method.loss(self._gathered(params, "params"), extra, views, loss_key, step)
+      return self.method.loss(self._gathered(params, "params"), method_state, views, loss_key, step)
 
-    (value, (extra_after, metrics)), grads = self._gradient(
+    (value, (new_method_state, metrics)), grads = self._gradient(
       loss, state["params"], {**batch, "position": position}
     )
     params, opt, optimizer_metrics = self.optimizer.update(
       grads, state["opt"], state["params"], step
     )
-    extra_after = self.method.after_update(params, self._sharded(extra_after, "extra"), step)
+    new_method_state = self.method.after_update(
+      params, self._sharded(new_method_state, "method_state"), step
+    )
     schedules = {name: s(step) for name, s in self.method.schedules.items()}
-    new_state = {"step": step + 1, "params": params, "extra": extra_after, "opt": opt}
+    new_state = {"step": step + 1, "params": params, "method_state": new_method_state, "opt": opt}
     return new_state, {"loss": value, **metrics, **optimizer_metrics, **schedules}
 
   def _gathered(self, tree: Any, name: str) -> Any:

@@ -58,8 +58,8 @@ def run_of(data, scale=1.0):
     mesh=None,
     encoder=encoder,
     encode=lambda params, x: encoder.encode(params, x).cls,
-    method=types.SimpleNamespace(encoder_params=lambda params, extra: params["scale"]),
-  ), {"params": {"scale": jnp.float32(scale)}, "extra": {}}
+    method=types.SimpleNamespace(encoder_params=lambda params, state: params["scale"]),
+  ), {"params": {"scale": jnp.float32(scale)}, "method_state": {}}
 
 
 def data_of(train, test):

@@ -182,10 +182,10 @@ def test_what_is_handed_on_names_no_place_of_this_machine():
 
 def test_what_of_a_state_only_training_needs():
   leaves = {"encoder": {"a": 0.0}, "head": {"b": 0.0}}
-  state = {"params": leaves, "extra": {"average": jax.tree.map(float, leaves), "stats": {}}}
+  state = {"params": leaves, "method_state": {"average": jax.tree.map(float, leaves), "stats": {}}}
   averaged = types.SimpleNamespace(
-    encoder_params=lambda params, extra: extra["average"]["encoder"],
-    network_params=lambda params, extra: extra["average"],
+    encoder_params=lambda params, state: state["average"]["encoder"],
+    network_params=lambda params, state: state["average"],
     predict=None,
   )
   assert exported_run.network_arrays(averaged, state) == {

@@ -162,7 +162,7 @@ def fit(
 
 def features(method: Any, state: Any, images: jax.Array) -> np.ndarray:
   """Evaluated network's image features of gray levels u8[n s s 1]: f32[n d]."""
-  params = method.encoder_params(state["params"], state["extra"])
+  params = method.encoder_params(state["params"], state["method_state"])
   return np.asarray(encode(method.encoder, params, (images / 255.0 - 0.5) / 0.25).cls)
 
 

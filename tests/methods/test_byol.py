@@ -44,17 +44,17 @@ def spec(batch):
 
 
 def start(method, batch):
-  """Parameters, and `extra` with another network as teacher."""
-  params, extra = method.init(jax.random.key(0), spec(batch))
+  """Parameters, and `state` with another network as teacher."""
+  params, state = method.init(jax.random.key(0), spec(batch))
   noise = np.random.default_rng(1)
   other = jax.tree.map(
-    lambda x: x + 0.05 * noise.normal(size=x.shape).astype(np.float32), extra["teacher"]
+    lambda x: x + 0.05 * noise.normal(size=x.shape).astype(np.float32), state["teacher"]
   )
-  return params, {**extra, "teacher": other}
+  return params, {**state, "teacher": other}
 
 
-def loss(method, params, extra, batch):
-  return jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
+def loss(method, params, state, batch):
+  return jax.jit(method.loss)(params, state, batch, jax.random.key(1), jnp.int32(0))
 
 
 def project(method, weights, x):
@@ -64,12 +64,12 @@ def project(method, weights, x):
 
 def test_each_prediction_is_of_the_targets_other_view(batch):
   method = make()
-  params, extra = start(method, batch)
-  value, (_, metrics) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  value, (_, metrics) = loss(method, params, state, batch)
   q = [
     method.predictor.apply(params["predictor"], project(method, params, x)) for x in batch["global"]
   ]
-  k = [project(method, extra["teacher"], x) for x in batch["global"]]
+  k = [project(method, state["teacher"], x) for x in batch["global"]]
   want = cosine.distance(q[0], k[1]) + cosine.distance(q[1], k[0])
   assert float(value) == pytest.approx(float(want), rel=1e-4)
   assert float(metrics["cosine"]) == pytest.approx(1 - float(want) / 4, rel=1e-4)
@@ -77,11 +77,11 @@ def test_each_prediction_is_of_the_targets_other_view(batch):
 
 def test_cross_compares_views_of_a_network_and_networks_on_a_view(batch):
   method = make(cross, view_weight=2.0, model_weight=0.5)
-  params, extra = start(method, batch)
-  value, (_, metrics) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  value, (_, metrics) = loss(method, params, state, batch)
   z = [project(method, params, x) for x in batch["global"]]
   q = [method.predictor.apply(params["predictor"], x) for x in z]
-  k = [project(method, extra["teacher"], x) for x in batch["global"]]
+  k = [project(method, state["teacher"], x) for x in batch["global"]]
   view = cosine.distance(q[0], z[1]) + cosine.distance(q[1], z[0])
   model = cosine.distance(q[0], k[0]) + cosine.distance(q[1], k[1])
   assert float(metrics["view_loss"]) == pytest.approx(float(view), rel=1e-4)
@@ -92,32 +92,32 @@ def test_cross_compares_views_of_a_network_and_networks_on_a_view(batch):
 @each
 def test_no_gradient_through_targets(module, batch):
   method = make(module)
-  params, extra = start(method, batch)
+  params, state = start(method, batch)
   through_teacher = jax.jit(
     jax.grad(
       lambda teacher: method.loss(
-        params, {**extra, "teacher": teacher}, batch, jax.random.key(1), jnp.int32(0)
+        params, {**state, "teacher": teacher}, batch, jax.random.key(1), jnp.int32(0)
       )[0]
     )
-  )(extra["teacher"])
+  )(state["teacher"])
   assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(through_teacher))
 
 
 def test_statistics_of_one_view_after_the_other(batch):
   encoder = lab.Normed()
   method = make(encoder=encoder)
-  params, extra = start(method, batch)
-  value, (new, _) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  value, (new, _) = loss(method, params, state, batch)
 
   def see(weights, stats, x):
     features = encoder.encode(join_stats(weights["encoder"], stats), x, train=True)
     return method.projector.apply(weights["projector"], features.cls), features.stats
 
-  stats, q = extra["stats"], []
+  stats, q = state["stats"], []
   for x in batch["global"]:
     z, stats = see(params, stats, x)
     q.append(method.predictor.apply(params["predictor"], z))
-  k = [see(extra["teacher"], extra["stats"], x)[0] for x in batch["global"]]
+  k = [see(state["teacher"], state["stats"], x)[0] for x in batch["global"]]
   want = cosine.distance(q[0], k[1]) + cosine.distance(q[1], k[0])
   assert float(value) == pytest.approx(float(want), rel=1e-3)
   for a, b in zip(jax.tree.leaves(new["stats"]), jax.tree.leaves(stats), strict=True):
@@ -129,7 +129,7 @@ def test_statistics_of_one_view_after_the_other(batch):
 
 
 def test_heads(batch):
-  params, extra = make(head_layers=3).init(jax.random.key(0), spec(batch))
+  params, state = make(head_layers=3).init(jax.random.key(0), spec(batch))
   shapes = [
     p["kernel"].shape
     for head in ("projector", "predictor")
@@ -139,18 +139,18 @@ def test_heads(batch):
   # Hidden layers have batch norm, outputs nothing; biases are the norms'.
   assert len(params["projector"]["norms"]) == 2 and len(params["predictor"]["norms"]) == 1
   assert not any("bias" in p for p in params["projector"]["layers"].values())
-  assert set(extra["teacher"]) == {"encoder", "projector"}
+  assert set(state["teacher"]) == {"encoder", "projector"}
   params, _ = make(batch_norm=False).init(jax.random.key(0), spec(batch))
   assert "norms" not in params["predictor"]
 
 
 def test_the_target_follows_by_its_schedule(batch):
   method = make(momentum={"start": 0.6, "end": 1.0})
-  params, extra = start(method, batch)
+  params, state = start(method, batch)
   for step, momentum in ((0, 0.6), (2, 0.8), (4, 1.0)):  # half a cosine over four steps
-    new = method.after_update(params, extra, jnp.int32(step))["teacher"]
+    new = method.after_update(params, state, jnp.int32(step))["teacher"]
     for old, student, got in zip(
-      jax.tree.leaves(extra["teacher"]),
+      jax.tree.leaves(state["teacher"]),
       jax.tree.leaves({name: params[name] for name in new}),
       jax.tree.leaves(new),
       strict=True,

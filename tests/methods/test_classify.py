@@ -42,7 +42,7 @@ def test_learns_labels_by_heart_and_resumes(labels):
   state, log = lab.fit(work, data)
   assert log[-1]["loss"] < 0.05 and log[-1]["accuracy"] == 1
   assert learner.check_collapse(log[-1]) is None
-  params = learner.network_params(state["params"], state["extra"])
+  params = learner.network_params(state["params"], state["method_state"])
   p = np.asarray(learner.predict(params, (data["image"] / 255.0 - 0.5) / 0.25))
   y = np.asarray(data["labels"])
   known = ~np.isnan(y)
@@ -54,8 +54,8 @@ def test_learns_labels_by_heart_and_resumes(labels):
 
 def test_predictions_are_means_over_views():
   learner = method()
-  params, extra = learner.init(jax.random.key(0), {})
-  network = learner.network_params(params, extra)
+  params, state = learner.init(jax.random.key(0), {})
+  network = learner.network_params(params, state)
   network["head"]["kernel"] *= 100  # so that views differ
   images = (lab.phantoms()["image"] / 255.0 - 0.5) / 0.25
   several = method(test_scales=(1.0, 0.8), test_flip=True)
@@ -93,21 +93,21 @@ def test_balanced_weights_give_classes_the_same_total():
 
 def test_the_moving_average_forgets_where_it_began():
   learner = method(momentum=0.9)
-  params, extra = learner.init(jax.random.key(0), {})
+  params, state = learner.init(jax.random.key(0), {})
   moved = jax.tree.map(lambda x: x + 1.0, params)
-  after = learner.after_update(moved, extra, jnp.int32(0))["average"]
+  after = learner.after_update(moved, state, jnp.int32(0))["average"]
   # step 0: the smaller of 0.9 and 1 / 10
   np.testing.assert_allclose(after["head"]["bias"], params["head"]["bias"] + 0.9, rtol=1e-5)
-  later = learner.after_update(moved, extra, jnp.int32(1000))["average"]
+  later = learner.after_update(moved, state, jnp.int32(1000))["average"]
   np.testing.assert_allclose(later["head"]["bias"], params["head"]["bias"] + 0.1, rtol=1e-5)
 
 
 def test_batch_norm_trains_with_the_batch_and_predicts_with_running_statistics():
   learner = dataclasses.replace(method(), encoder=lab.Normed())
   state, _ = lab.fit(lab.train_step(learner, lab.recipe(global_crops=1), 1e-2), batch(TWO), 40)
-  running = state["extra"]["stats"]["bn1"]["running_mean"]
+  running = state["method_state"]["stats"]["bn1"]["running_mean"]
   assert jnp.abs(running).max() > 0.01
-  params = learner.network_params(state["params"], state["extra"])
+  params = learner.network_params(state["params"], state["method_state"])
   np.testing.assert_array_equal(params["encoder"]["bn1"]["running_mean"], running)
 
 

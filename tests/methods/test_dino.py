@@ -57,44 +57,44 @@ def spec(batch):
 
 
 def test_the_teacher_is_a_copy_that_starts_equal(batch):
-  params, extra = make().init(jax.random.key(0), spec(batch))
-  for p, t in zip(jax.tree.leaves(params), jax.tree.leaves(extra["teacher"]), strict=True):
+  params, state = make().init(jax.random.key(0), spec(batch))
+  for p, t in zip(jax.tree.leaves(params), jax.tree.leaves(state["teacher"]), strict=True):
     np.testing.assert_array_equal(p, t)
     assert p.unsafe_buffer_pointer() != t.unsafe_buffer_pointer()
 
 
 def test_the_loss_is_the_papers_on_encodings_made_view_by_view(batch):
   method = make(teacher_temp=0.05)
-  params, extra = method.init(jax.random.key(1), spec(batch))
-  extra["center"] = jnp.linspace(-1, 1, 24)
+  params, state = method.init(jax.random.key(1), spec(batch))
+  state["center"] = jnp.linspace(-1, 1, 24)
   # Make the teacher another network.
-  extra["teacher"] = jax.tree.map(lambda x: 1.1 * x, extra["teacher"])
+  state["teacher"] = jax.tree.map(lambda x: 1.1 * x, state["teacher"])
 
   def logits(weights, x):
     return method.head.apply(weights["head"], lab.encode(method.encoder, weights["encoder"], x).cls)
 
   student = [logits(params, v) for v in [*batch["global"], *batch["local"]]]
-  teacher = [logits(extra["teacher"], v) for v in batch["global"]]
-  p = [jax.nn.softmax((t - extra["center"]) / 0.05) for t in teacher]
+  teacher = [logits(state["teacher"], v) for v in batch["global"]]
+  p = [jax.nn.softmax((t - state["center"]) / 0.05) for t in teacher]
   pairs = [
     -(p[i] * jax.nn.log_softmax(s / 0.1)).sum(-1).mean()
     for i in range(2)
     for j, s in enumerate(student)
     if i != j
   ]
-  loss, (new, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(2), jnp.int32(0))
+  loss, (new, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(2), jnp.int32(0))
   assert float(loss) == pytest.approx(np.mean(pairs), rel=1e-5)
-  want = losses.update_center(extra["center"], jnp.stack(teacher, 1), 0.9)
+  want = losses.update_center(state["center"], jnp.stack(teacher, 1), 0.9)
   np.testing.assert_allclose(new["center"], want, rtol=1e-4, atol=1e-6)
   assert float(metrics["kl"]) == pytest.approx(float(loss - metrics["teacher_entropy"]), abs=1e-5)
 
 
 def test_drop_path_follows_the_image_not_its_place(batch):
   method = make(drop_path=0.5)
-  params, extra = method.init(jax.random.key(0), spec(batch))
+  params, state = method.init(jax.random.key(0), spec(batch))
   half = {k: v[:, 2:] if v.ndim == 5 else v[2:] for k, v in batch.items()}
   other = {k: v[:, :2] if v.ndim == 5 else v[:2] for k, v in batch.items()}
-  args = params, extra
+  args = params, state
   key, step = jax.random.key(3), jnp.int32(0)
   loss = jax.jit(method.loss)
   whole = loss(*args, batch, key, step)[0]
@@ -105,10 +105,10 @@ def test_drop_path_follows_the_image_not_its_place(batch):
 
 def test_the_teacher_is_a_moving_average(batch):
   method = make(momentum={"start": 0.9, "end": 1.0})
-  params, extra = method.init(jax.random.key(0), spec(batch))
+  params, state = method.init(jax.random.key(0), spec(batch))
   params = jax.tree.map(lambda x: x + 1, params)
-  new = method.after_update(params, extra, jnp.int32(30))  # half way: 0.95
-  old = extra["teacher"]["head"]["prototypes"]
+  new = method.after_update(params, state, jnp.int32(30))  # half way: 0.95
+  old = state["teacher"]["head"]["prototypes"]
   name = next(iter(old))
   np.testing.assert_allclose(
     new["teacher"]["head"]["prototypes"][name],

@@ -47,19 +47,19 @@ def spec(batch):
 
 
 def start(method, batch):
-  """Parameters, and `extra` with another network as teacher and centres that are not 0."""
-  params, extra = method.init(jax.random.key(0), spec(batch))
+  """Parameters, and `state` with another network as teacher and centres that are not 0."""
+  params, state = method.init(jax.random.key(0), spec(batch))
   noise = np.random.default_rng(1)
 
   def moved(x):
     return x + 0.05 * noise.normal(size=x.shape).astype(np.float32)
 
   params["encoder"] = jax.tree.map(moved, params["encoder"])
-  return params, jax.tree.map(moved, extra)
+  return params, jax.tree.map(moved, state)
 
 
-def loss(method, params, extra, batch):
-  return jax.jit(method.loss)(params, extra, batch, jax.random.key(2), jnp.int32(0))
+def loss(method, params, state, batch):
+  return jax.jit(method.loss)(params, state, batch, jax.random.key(2), jnp.int32(0))
 
 
 def masks(method, batch, key=2):
@@ -75,8 +75,8 @@ def masks(method, batch, key=2):
 )
 def test_the_parts_are_the_papers_on_encodings_made_crop_by_crop(batch, centering, separate):
   method = make(centering=centering, separate_head=separate, patch_weight=3.0)
-  params, extra = start(method, batch)
-  value, (new, metrics) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  value, (new, metrics) = loss(method, params, state, batch)
   mask = masks(method, batch)
   name = "patch_head" if separate else "head"
 
@@ -85,19 +85,19 @@ def test_the_parts_are_the_papers_on_encodings_made_crop_by_crop(batch, centerin
     return method.encoder.encode(weights["encoder"], x, mask=mask)
 
   head = jax.jit(method.head.apply)
-  teacher = [encode(extra["teacher"], x) for x in batch["global"]]
+  teacher = [encode(state["teacher"], x) for x in batch["global"]]
   student = [encode(params, x, mask=jnp.asarray(mask[:, v])) for v, x in enumerate(batch["global"])]
   local = encode(params, batch["local"][0])
 
   # Class tokens: each teacher's crop against every other student's.
-  logits = [head(extra["teacher"]["head"], f.cls) for f in teacher]
+  logits = [head(state["teacher"]["head"], f.cls) for f in teacher]
   if centering == "center":
-    p = [jax.nn.softmax((x - extra["center"]) / 0.05) for x in logits]
-    want = 0.9 * extra["center"] + 0.1 * jnp.concatenate(logits).mean(0)
+    p = [jax.nn.softmax((x - state["center"]) / 0.05) for x in logits]
+    want = 0.9 * state["center"] + 0.1 * jnp.concatenate(logits).mean(0)
     np.testing.assert_allclose(new["center"], want, rtol=1e-4, atol=1e-6)
   else:
     p = jnp.split(sinkhorn_knopp(jnp.concatenate(logits), 0.05), 2)
-    assert "center" not in extra and "patch_center" not in extra
+    assert "center" not in state and "patch_center" not in state
   log_q = [jax.nn.log_softmax(head(params["head"], f.cls) / 0.1) for f in [*student, local]]
   pairs = [-(p[t] * log_q[s]).sum(-1).mean() for t in range(2) for s in range(3) if s != t]
   assert float(metrics["class_loss"]) == pytest.approx(float(np.mean(pairs)), rel=1e-4)
@@ -106,10 +106,10 @@ def test_the_parts_are_the_papers_on_encodings_made_crop_by_crop(batch, centerin
   hidden = [(i, v, n) for i, v, n in np.argwhere(mask)]
   seen = jnp.stack([teacher[v].patches[i, n] for i, v, n in hidden])
   unseen = jnp.stack([student[v].patches[i, n] for i, v, n in hidden])
-  logits = head(extra["teacher"][name], seen)
+  logits = head(state["teacher"][name], seen)
   if centering == "center":
-    p = jax.nn.softmax((logits - extra["patch_center"]) / 0.05)
-    want = 0.9 * extra["patch_center"] + 0.1 * logits.mean(0)
+    p = jax.nn.softmax((logits - state["patch_center"]) / 0.05)
+    want = 0.9 * state["patch_center"] + 0.1 * logits.mean(0)
     np.testing.assert_allclose(new["patch_center"], want, rtol=1e-4, atol=1e-6)
   else:
     p = sinkhorn_knopp(logits, 0.05)
@@ -127,13 +127,13 @@ def test_the_parts_are_the_papers_on_encodings_made_crop_by_crop(batch, centerin
 def test_without_its_parts_it_is_dino(batch):
   encoder = lab.encoder()
   method = make(encoder, patch_weight=0.0, koleo_weight=0.0, norm_last_layer=True)
-  params, extra = start(method, batch)
+  params, state = start(method, batch)
   plain = dino.Method(encoder=encoder, clock=lab.clock(4), teacher_temp=0.05, **HEAD)
-  assert jax.tree.structure((params, extra)) == jax.tree.structure(
+  assert jax.tree.structure((params, state)) == jax.tree.structure(
     plain.init(jax.random.key(0), spec(batch))
   )
   (a, (mine, found)), (b, (dinos, expected)) = (
-    loss(m, params, extra, batch) for m in (method, plain)
+    loss(m, params, state, batch) for m in (method, plain)
   )
   assert float(a) == pytest.approx(float(b), rel=1e-6)
   np.testing.assert_allclose(mine["center"], dinos["center"], rtol=1e-5, atol=1e-7)
@@ -143,8 +143,8 @@ def test_without_its_parts_it_is_dino(batch):
 
 def test_patches_alone(batch):
   method = make(class_weight=0.0, koleo_weight=0.0)
-  params, extra = start(method, batch)
-  value, (_, metrics) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  value, (_, metrics) = loss(method, params, state, batch)
   assert float(value) == float(metrics["patch_loss"]) > 0
   assert "teacher_entropy" not in metrics and "koleo" not in metrics
 
@@ -180,11 +180,11 @@ def test_masks_follow_the_image_not_its_place(batch):
 
 def test_the_student_alone_has_gradients(batch):
   method = make(separate_head=True)
-  params, extra = start(method, batch)
+  params, state = start(method, batch)
   key, step = jax.random.key(2), jnp.int32(0)
   grads, teacher = jax.jit(
-    jax.grad(lambda p, t: method.loss(p, {**extra, "teacher": t}, batch, key, step)[0], (0, 1))
-  )(params, extra["teacher"])
+    jax.grad(lambda p, t: method.loss(p, {**state, "teacher": t}, batch, key, step)[0], (0, 1))
+  )(params, state["teacher"])
   for path, g in jax.tree_util.tree_leaves_with_path(grads):
     assert float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
   assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(teacher))
@@ -214,8 +214,8 @@ def test_overfits_a_few_phantoms_without_collapsing_and_resumes(centering):
 def test_other_backbones_without_the_patch_loss(batch):
   method = make(lab.Normed(), patch_weight=0.0)
   batch = {name: x for name, x in batch.items() if name != "local"}
-  params, extra = start(method, batch)
-  value, (new, _) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  value, (new, _) = loss(method, params, state, batch)
   assert np.isfinite(value)
   assert set(new["stats"]["bn1"]) == {"running_mean", "running_var"}
 

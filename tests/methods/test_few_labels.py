@@ -68,9 +68,9 @@ def views(name, data):
 
 def started(name, labels=TWO, **options):
   learner = dataclasses.replace(method(name, labels, **options), encoder=Linear())
-  params, extra = learner.init(jax.random.key(0), jax.eval_shape(lambda: views(name, batch())))
+  params, state = learner.init(jax.random.key(0), jax.eval_shape(lambda: views(name, batch())))
   params["head"]["kernel"] *= 50  # predictions that differ
-  return learner, params, extra
+  return learner, params, state
 
 
 @pytest.mark.parametrize("name, labels", [("mean_teacher", FINDINGS), ("bke", TWO)])
@@ -83,7 +83,7 @@ def test_learns_few_labels_by_heart_and_resumes(name, labels):
   assert log[-1]["supervised"] < 0.2 and log[-1]["accuracy"] == 1
   assert log[-1]["known_labels"] == pytest.approx(0.5 if labels.exclusive else 1 / 3)
   assert learner.check_collapse(log[-1]) is None
-  params = learner.network_params(state["params"], state["extra"])
+  params = learner.network_params(state["params"], state["method_state"])
   p = np.asarray(learner.predict(params, (data["image"] / 255.0 - 0.5) / 0.25))
   y = np.asarray(data["labels"])
   known = ~np.isnan(y)
@@ -95,10 +95,10 @@ def test_learns_few_labels_by_heart_and_resumes(name, labels):
 def test_the_gradient_depends_on_images_without_labels(name):
   data = batch()
   other = data | {"image": data["image"].at[KNOWN:].set(data["image"][KNOWN:][::-1] // 2)}
-  learner, params, extra = started(name)
+  learner, params, state = started(name)
   found = jax.jit(
     jax.value_and_grad(
-      lambda p, x: learner.loss(p, extra, x, jax.random.key(1), jnp.int32(50)), has_aux=True
+      lambda p, x: learner.loss(p, state, x, jax.random.key(1), jnp.int32(50)), has_aux=True
     )
   )
   (loss, (_, metrics)), g = found(params, views(name, data))
@@ -132,10 +132,10 @@ def test_hidden_labels_leave_no_trace():
 
 @pytest.mark.parametrize("labels", [TWO, FINDINGS], ids=["classes", "findings"])
 def test_ensembling_is_the_papers_formula(labels):
-  learner, params, extra = started("bke", labels, omega=0.3, temperature=2.0, weight=0.7)
+  learner, params, state = started("bke", labels, omega=0.3, temperature=2.0, weight=0.7)
   data = batch(labels)
   loss, (_, metrics) = jax.jit(learner.loss)(
-    params, extra, views("bke", data), jax.random.key(1), jnp.int32(50)
+    params, state, views("bke", data), jax.random.key(1), jnp.int32(50)
   )
   x = views("bke", data)["global"][0]
   f = np.asarray(learner.encoder.encode(params["encoder"], x).cls, np.float64)
@@ -165,13 +165,13 @@ def test_ensembling_is_the_papers_formula(labels):
 
 
 def test_consistency_is_the_difference_to_the_moving_average():
-  learner, params, extra = started(
+  learner, params, state = started(
     "mean_teacher", consistency={"kind": "sigmoid", "start": 0.0, "end": 8.0, "warmup": "100 %"}
   )
-  moved = jax.tree.map(lambda x: x * 1.1 + 0.01, extra["average"])
+  moved = jax.tree.map(lambda x: x * 1.1 + 0.01, state["average"])
   data = views("mean_teacher", batch())
   loss, (_, metrics) = jax.jit(learner.loss)(
-    params, {**extra, "average": moved}, data, jax.random.key(1), jnp.int32(50)
+    params, {**state, "average": moved}, data, jax.random.key(1), jnp.int32(50)
   )
   student = np.asarray(learner.predict(params, data["global"][0]), np.float64)
   teacher = np.asarray(learner.predict(moved, data["global"][1]), np.float64)
@@ -185,11 +185,11 @@ def test_consistency_is_the_difference_to_the_moving_average():
 def test_the_teacher_is_judged_and_has_running_statistics_of_its_own():
   learner = dataclasses.replace(method("mean_teacher"), encoder=lab.Normed())
   state, _ = lab.fit(lab.train_step(learner, lab.recipe(), 1e-2), batch(), 40)
-  extra = state["extra"]
-  judged = learner.network_params(state["params"], extra)
+  method_state = state["method_state"]
+  judged = learner.network_params(state["params"], method_state)
   running = judged["encoder"]["bn1"]["running_mean"]
-  np.testing.assert_array_equal(running, extra["teacher_stats"]["bn1"]["running_mean"])
-  assert jnp.abs(running - extra["stats"]["bn1"]["running_mean"]).max() > 1e-4
+  np.testing.assert_array_equal(running, method_state["teacher_stats"]["bn1"]["running_mean"])
+  assert jnp.abs(running - method_state["stats"]["bn1"]["running_mean"]).max() > 1e-4
   assert jnp.abs(judged["head"]["kernel"] - state["params"]["head"]["kernel"]).max() > 1e-4
 
 

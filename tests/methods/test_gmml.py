@@ -35,8 +35,8 @@ def spec(batch):
 
 
 def loss_of(method, batch):
-  params, extra = method.init(jax.random.key(0), spec(batch))
-  return params, jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
+  params, state = method.init(jax.random.key(0), spec(batch))
+  return params, jax.jit(method.loss)(params, state, batch, jax.random.key(1), jnp.int32(0))
 
 
 def test_the_loss_is_the_papers_image_by_image(batch):
@@ -120,9 +120,9 @@ def test_networks_with_batch_norm_restore_from_their_last_map(batch):
   method = make()
   method = Method(encoder=encoder, clock=method.clock)
   assert method.intermediates == () and method.grid((32, 32, 1)) == (32 // encoder.stride,) * 2
-  params, (loss, (extra, _)) = loss_of(method, batch)
-  assert np.isfinite(float(loss)) and extra["stats"]
-  joined = method.encoder_params(params, extra)
+  params, (loss, (state, _)) = loss_of(method, batch)
+  assert np.isfinite(float(loss)) and state["stats"]
+  joined = method.encoder_params(params, state)
   assert float(joined["bn1"]["running_var"].max()) != 1.0
 
 

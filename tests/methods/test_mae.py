@@ -42,8 +42,8 @@ def spec(batch):
 
 
 def loss_of(method, batch, key=1):
-  params, extra = method.init(jax.random.key(0), spec(batch))
-  found = jax.jit(method.loss)(params, extra, batch, jax.random.key(key), jnp.int32(0))
+  params, state = method.init(jax.random.key(0), spec(batch))
+  found = jax.jit(method.loss)(params, state, batch, jax.random.key(key), jnp.int32(0))
   return params, found
 
 
@@ -95,13 +95,13 @@ def test_the_encoder_never_sees_hidden_patches(batch, module):
 
 def test_masks_follow_the_image_not_its_place(batch):
   method = make()
-  params, extra = method.init(jax.random.key(0), spec(batch))
+  params, state = method.init(jax.random.key(0), spec(batch))
   parts = [
     {k: v[:, at] if v.ndim == 5 else v[at] for k, v in batch.items()}
     for at in (slice(0, 2), slice(2, 6))
   ]
   run = jax.jit(method.loss)
-  whole, a, b = (run(params, extra, x, jax.random.key(1), jnp.int32(0))[0] for x in (batch, *parts))
+  whole, a, b = (run(params, state, x, jax.random.key(1), jnp.int32(0))[0] for x in (batch, *parts))
   assert float(whole) == pytest.approx((2 * float(a) + 4 * float(b)) / 6, rel=1e-5)
 
 

@@ -45,21 +45,21 @@ def spec(batch):
 
 
 @pytest.fixture(scope="module")
-def state(batch):
-  """Parameters, and `extra` with another network as teacher and centres that are not 0."""
-  params, extra = make().init(jax.random.key(0), spec(batch))
+def initial(batch):
+  """Parameters, and `state` with another network as teacher and centres that are not 0."""
+  params, state = make().init(jax.random.key(0), spec(batch))
   return params, {
-    **extra,
-    "teacher": jax.tree.map(lambda x: 1.1 * x + 0.01, extra["teacher"]),
+    **state,
+    "teacher": jax.tree.map(lambda x: 1.1 * x + 0.01, state["teacher"]),
     "center": jnp.linspace(-0.1, 0.1, 16),
     "data_center": jnp.linspace(0.2, -0.2, 16),
   }
 
 
-def test_the_loss_is_the_sum_of_three(batch, state):
+def test_the_loss_is_the_sum_of_three(batch, initial):
   method = make(data_weight=2.0, pixel_weight=3.0)
-  params, extra = state
-  loss, (new, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
+  params, state = initial
+  loss, (new, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(1), jnp.int32(0))
   seen = method.restorer.corrupted(batch, jax.random.split(jax.random.key(1))[0])
   corrupted = np.asarray(seen.images).reshape(4, 2, 32, 32, 1)
 
@@ -81,8 +81,8 @@ def test_the_loss_is_the_sum_of_three(batch, state):
 
   student = [labels(params, corrupted[:, v]) for v in range(2)]
   student += [labels(params, x) for x in batch["local"]]
-  teacher = [labels(extra["teacher"], x) for x in batch["global"]]
-  p = [softmax((t[0] - np.asarray(extra["center"])) / 0.05) for t in teacher]
+  teacher = [labels(state["teacher"], x) for x in batch["global"]]
+  p = [softmax((t[0] - np.asarray(state["center"])) / 0.05) for t in teacher]
   of_class = np.mean(
     [
       -(p[i] * np.log(softmax(student[j][0] / 0.1))).sum(-1).mean()
@@ -91,7 +91,7 @@ def test_the_loss_is_the_sum_of_three(batch, state):
       if i != j
     ]
   )
-  q = [softmax((t[1] - np.asarray(extra["data_center"])) / 0.05) for t in teacher]
+  q = [softmax((t[1] - np.asarray(state["data_center"])) / 0.05) for t in teacher]
   of_data = np.mean(
     [-(q[v] * np.log(softmax(student[v][1] / 0.1))).sum(-1).mean() for v in range(2)]
   )
@@ -109,18 +109,18 @@ def test_the_loss_is_the_sum_of_three(batch, state):
   assert float(loss) == pytest.approx(of_class + 2 * of_data + 3 * mse, rel=2e-3)
   for name, at in (("center", 0), ("data_center", 1)):
     mean = np.mean([t[at].mean(0) for t in teacher], axis=0)
-    np.testing.assert_allclose(new[name], 0.9 * extra[name] + 0.1 * mean, atol=1e-4)
+    np.testing.assert_allclose(new[name], 0.9 * state[name] + 0.1 * mean, atol=1e-4)
 
 
-def test_the_teacher_follows_in_all_that_it_has(batch, state):
+def test_the_teacher_follows_in_all_that_it_has(batch, initial):
   method = make(momentum=0.75)
-  params, extra = state
-  after = method.after_update(params, extra, jnp.int32(0))
+  params, state = initial
+  after = method.after_update(params, state, jnp.int32(0))
   assert set(after["teacher"]) == {"encoder", "head", "data_head"}
   jax.tree.map(
     lambda new, t, s: np.testing.assert_allclose(new, 0.75 * t + 0.25 * s, rtol=1e-5, atol=1e-6),
     after["teacher"],
-    extra["teacher"],
+    state["teacher"],
     {k: params[k] for k in after["teacher"]},
   )
   assert method.encoder_params(params, after) is after["teacher"]["encoder"]

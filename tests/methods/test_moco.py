@@ -38,13 +38,13 @@ def spec(batch):
 
 
 def start(method, batch):
-  """Parameters, and `extra` with another network as teacher."""
-  params, extra = method.init(jax.random.key(0), spec(batch))
-  return params, {**extra, "teacher": jax.tree.map(lambda x: 1.1 * x + 0.01, extra["teacher"])}
+  """Parameters, and `state` with another network as teacher."""
+  params, state = method.init(jax.random.key(0), spec(batch))
+  return params, {**state, "teacher": jax.tree.map(lambda x: 1.1 * x + 0.01, state["teacher"])}
 
 
-def loss(method, params, extra, batch):
-  return jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
+def loss(method, params, state, batch):
+  return jax.jit(method.loss)(params, state, batch, jax.random.key(1), jnp.int32(0))
 
 
 def project(method, weights, x):
@@ -54,19 +54,19 @@ def project(method, weights, x):
 
 def test_version_3_is_symmetric_behind_a_predictor(batch):
   method = make()
-  params, extra = start(method, batch)
-  value, (_, metrics) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  value, (_, metrics) = loss(method, params, state, batch)
   q = [
     method.predictor.apply(params["predictor"], project(method, params, x)) for x in batch["global"]
   ]
-  k = [project(method, extra["teacher"], x) for x in batch["global"]]
+  k = [project(method, state["teacher"], x) for x in batch["global"]]
   want = [contrastive.info_nce(q[i], k[1 - i], 0.2) for i in range(2)]
   assert float(value) == pytest.approx(0.4 * sum(float(w[0]) for w in want), rel=1e-4)
   assert float(metrics["accuracy"]) == pytest.approx(np.mean([w[1] for w in want]))
 
 
 def test_version_3s_heads(batch):
-  params, extra = make().init(jax.random.key(0), spec(batch))
+  params, state = make().init(jax.random.key(0), spec(batch))
   shapes = [
     p["kernel"].shape
     for head in ("projector", "predictor")
@@ -74,18 +74,18 @@ def test_version_3s_heads(batch):
   ]
   assert shapes == [(64, 32), (32, 32), (32, 16), (16, 32), (32, 16)]
   assert not any("bias" in p for p in params["projector"]["layers"].values())
-  assert "predictor" not in extra["teacher"]
+  assert "predictor" not in state["teacher"]
   assert make().predictor.final_norm == "batch_no_affine"
   assert make(predictor_norm=False).predictor.final_norm == "none"
 
 
 def test_version_2_compares_with_the_queue(batch):
   method = make(**V2)
-  params, extra = start(method, batch)
-  value, (new, metrics) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  value, (new, metrics) = loss(method, params, state, batch)
   q = project(method, params, batch["global"][0])
-  k = project(method, extra["teacher"], batch["global"][1])
-  want, accuracy = contrastive.info_nce_queue(q, k, extra["queue"]["keys"], 0.2)
+  k = project(method, state["teacher"], batch["global"][1])
+  want, accuracy = contrastive.info_nce_queue(q, k, state["queue"]["keys"], 0.2)
   assert float(value) == pytest.approx(float(want), rel=1e-4)
   assert float(metrics["accuracy"]) == float(accuracy)
   np.testing.assert_allclose(new["fresh"]["keys"], contrastive.unit(k), rtol=1e-4, atol=1e-5)
@@ -93,41 +93,41 @@ def test_version_2_compares_with_the_queue(batch):
 
 def test_the_queue_holds_the_last_keys_in_order(batch):
   method = make(**V2)
-  params, extra = method.init(jax.random.key(0), spec(batch))
-  random = extra["queue"]["keys"]
+  params, state = method.init(jax.random.key(0), spec(batch))
+  random = state["queue"]["keys"]
   pushed = []
   for i in range(4):  # 64 keys for 40 places
-    extra["fresh"] = {
+    state["fresh"] = {
       "keys": jnp.full((16, 16), float(i)) + jnp.arange(16)[:, None] / 100,
       "images": jnp.arange(16.0) + 16 * i,
     }
     pushed += [
       (float(k[0]), float(n))
-      for k, n in zip(extra["fresh"]["keys"], extra["fresh"]["images"], strict=True)
+      for k, n in zip(state["fresh"]["keys"], state["fresh"]["images"], strict=True)
     ]
-    extra = method.after_update(params, extra, jnp.int32(i))
+    state = method.after_update(params, state, jnp.int32(i))
     held = sorted(
-      zip(extra["queue"]["keys"][:, 0].tolist(), extra["queue"]["images"].tolist(), strict=True),
+      zip(state["queue"]["keys"][:, 0].tolist(), state["queue"]["images"].tolist(), strict=True),
       key=lambda pair: pair[1],
     )
     assert [pair for pair in held if pair[1] >= 0] == pushed[-40:]
     if i == 0:
-      np.testing.assert_array_equal(extra["queue"]["keys"][16:], random[16:])
+      np.testing.assert_array_equal(state["queue"]["keys"][16:], random[16:])
   np.testing.assert_allclose(jnp.linalg.norm(random, axis=1), 1, rtol=1e-5)
 
 
 def test_an_images_own_earlier_keys_are_no_negatives(batch):
   method = make(**V2)
-  params, extra = start(method, batch)
-  extra["queue"]["images"] = (
-    extra["queue"]["images"].at[jnp.array([3, 7, 9])].set(jnp.array([102.0, 99.0, 115.0]))
+  params, state = start(method, batch)
+  state["queue"]["images"] = (
+    state["queue"]["images"].at[jnp.array([3, 7, 9])].set(jnp.array([102.0, 99.0, 115.0]))
   )
-  value, _ = loss(method, params, extra, batch)
+  value, _ = loss(method, params, state, batch)
   q = project(method, params, batch["global"][0])
-  k = project(method, extra["teacher"], batch["global"][1])
+  k = project(method, state["teacher"], batch["global"][1])
   own = np.zeros((16, 40), bool)
   own[2, 3] = own[15, 9] = True
-  want, _ = contrastive.info_nce_queue(q, k, extra["queue"]["keys"], 0.2, left_out=jnp.asarray(own))
+  want, _ = contrastive.info_nce_queue(q, k, state["queue"]["keys"], 0.2, left_out=jnp.asarray(own))
   assert float(value) == pytest.approx(float(want), rel=1e-5)
 
 
@@ -139,7 +139,7 @@ def test_the_queue_does_not_depend_on_accumulation():
   for accumulate in (1, 2):
     work = lab.train_step(make(**V2), views, accumulate=accumulate)
     state, _ = lab.fit(work, images, 2)
-    found.append(state["extra"]["queue"])
+    found.append(state["method_state"]["queue"])
   np.testing.assert_array_equal(found[0]["images"], found[1]["images"])
   np.testing.assert_allclose(found[0]["keys"], found[1]["keys"], atol=2e-3)
 
@@ -148,17 +148,17 @@ def test_the_queue_does_not_depend_on_accumulation():
 def test_keys_are_normalised_in_other_groups_than_queries(batch):
   encoder = resnet.Model(depth=18, width=4, small_stem=True)
   method = make(**{**V2, "encoder": encoder, "bn_groups": 4})
-  params, extra = start(method, batch)
-  _, (new, _) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  _, (new, _) = loss(method, params, state, batch)
 
   def normalised(weights, x):
-    features = encoder.encode(join_stats(weights["encoder"], extra["stats"]), x, train=True)
+    features = encoder.encode(join_stats(weights["encoder"], state["stats"]), x, train=True)
     return contrastive.unit(method.projector.apply(weights["projector"], features.cls))
 
   order = jax.random.permutation(jax.random.split(jax.random.key(1))[1], 16)
   keys = np.zeros((16, 16), np.float32)
   for part in order.reshape(4, 4):
-    keys[part] = jax.jit(normalised)(extra["teacher"], batch["global"][1][part])
+    keys[part] = jax.jit(normalised)(state["teacher"], batch["global"][1][part])
   np.testing.assert_allclose(new["fresh"]["keys"], keys, rtol=1e-3, atol=1e-4)
   # Running statistics move a tenth of the way to the mean of the groups'.
   stem = params["encoder"]["conv1"]["kernel"]
@@ -197,7 +197,7 @@ for n in (1, 8):
   batch = jax.device_put(lab.phantoms(), NamedSharding(work.mesh, BATCH))
   state, log = lab.fit(work, batch, 4)
   found.append((log[-1]["loss"], log[-1]["accuracy"], *map(np.asarray, (
-    state["extra"]["queue"]["images"], state["extra"]["queue"]["keys"]))))
+    state["method_state"]["queue"]["images"], state["method_state"]["queue"]["keys"]))))
 for one, eight in zip(*found, strict=True):
   np.testing.assert_allclose(eight, one, rtol=1e-3, atol=2e-3)
 print("the same")

@@ -97,8 +97,8 @@ def start(method, batch):
   return method.init(jax.random.key(0), spec(batch))
 
 
-def loss(method, params, extra, batch, key=1):
-  return jax.jit(method.loss)(params, extra, batch, jax.random.key(key), jnp.int32(0))
+def loss(method, params, state, batch, key=1):
+  return jax.jit(method.loss)(params, state, batch, jax.random.key(key), jnp.int32(0))
 
 
 def linear(params, x):
@@ -126,9 +126,9 @@ tasks = pytest.mark.parametrize("task", ["jigsaw", "rotation"])
 @tasks
 def test_the_loss_is_half_of_each_views_against_the_bank(task, batch):
   method = make(task=task)
-  params, extra = start(method, batch)
-  value, (_, metrics) = loss(method, params, extra, batch)
-  bank = extra["bank"]
+  params, state = start(method, batch)
+  value, (_, metrics) = loss(method, params, state, batch)
+  bank = state["bank"]
   own = jnp.arange(N) == INDEX[:, None]  # all others are negatives
   want = [nce(x, bank[INDEX], bank, 0.07, own) for x in embed(method, params, batch)]
   assert float(value) == pytest.approx(float(want[0][0] + want[1][0]) / 2, rel=1e-4)
@@ -136,7 +136,7 @@ def test_the_loss_is_half_of_each_views_against_the_bank(task, batch):
   assert float(metrics["pretext_loss"]) == pytest.approx(float(want[1][0]), rel=1e-4)
   assert float(metrics["accuracy"]) == float(want[0][1])
   assert float(metrics["pretext_accuracy"]) == float(want[1][1])
-  weighted, _ = loss(make(task=task, pretext_weight=0.2), params, extra, batch)
+  weighted, _ = loss(make(task=task, pretext_weight=0.2), params, state, batch)
   assert float(weighted) == pytest.approx(float(0.2 * want[1][0] + 0.8 * want[0][0]), rel=1e-4)
 
 
@@ -159,50 +159,50 @@ def test_drawn_negatives_are_random_rows_of_others():
 
 def test_the_loss_with_drawn_negatives(batch):
   method = make(**ROTATION, negatives=5)
-  params, extra = start(method, batch)
-  rows, left_out = method._negatives(extra["bank"], INDEX, jax.random.split(jax.random.key(1))[1])
+  params, state = start(method, batch)
+  rows, left_out = method._negatives(state["bank"], INDEX, jax.random.split(jax.random.key(1))[1])
   want = [
-    nce(x, extra["bank"][INDEX], rows, 0.07, left_out)[0] for x in embed(method, params, batch)
+    nce(x, state["bank"][INDEX], rows, 0.07, left_out)[0] for x in embed(method, params, batch)
   ]
-  assert float(loss(method, params, extra, batch)[0]) == pytest.approx(
+  assert float(loss(method, params, state, batch)[0]) == pytest.approx(
     float(sum(want)) / 2, rel=1e-4
   )
-  others = loss(method, params, extra, batch, key=2)[0]
+  others = loss(method, params, state, batch, key=2)[0]
   assert abs(float(others) - float(sum(want)) / 2) > 1e-3
 
 
 def test_heads(batch):
-  params, extra = start(make(), batch)
+  params, state = start(make(), batch)
   shapes = jax.tree.map(jnp.shape, {k: v for k, v in params.items() if k != "encoder"})
   head = {"layers": {"0": {"kernel": (8, 16), "bias": (16,)}}}
   merger = {"layers": {"0": {"kernel": (144, 16), "bias": (16,)}}}
   assert shapes == {"projector": head, "pretext": {"projector": head, "merger": merger}}
-  assert extra["bank"].shape == (N, 16)
-  np.testing.assert_allclose(jnp.linalg.norm(extra["bank"], axis=1), 1, rtol=1e-5)
+  assert state["bank"].shape == (N, 16)
+  np.testing.assert_allclose(jnp.linalg.norm(state["bank"], axis=1), 1, rtol=1e-5)
   params, _ = start(make(**ROTATION), batch)
   assert jax.tree.map(jnp.shape, params["pretext"]) == {"projector": head}
 
 
 def test_rows_are_the_moving_average_of_their_images_embeddings(batch):
   method = make(momentum=0.25)
-  params, extra = start(method, batch)
-  before = np.asarray(extra["bank"], np.float64)
-  _, (extra, _) = loss(method, params, extra, batch)
-  np.testing.assert_array_equal(extra["bank"], before.astype(np.float32))  # not in the forward pass
-  extra = jax.jit(method.after_update)(params, extra, jnp.int32(0))
+  params, state = start(method, batch)
+  before = np.asarray(state["bank"], np.float64)
+  _, (state, _) = loss(method, params, state, batch)
+  np.testing.assert_array_equal(state["bank"], before.astype(np.float32))  # not in the forward pass
+  state = jax.jit(method.after_update)(params, state, jnp.int32(0))
   image = np.asarray(embed(method, params, batch)[0], np.float64)
   want = before.copy()
   for row, f in zip(np.asarray(INDEX), image, strict=True):
     m = 0.25 * before[row] + 0.75 * f / np.linalg.norm(f)
     want[row] = m / np.linalg.norm(m)
-  np.testing.assert_allclose(extra["bank"], want, atol=2e-5)
+  np.testing.assert_allclose(state["bank"], want, atol=2e-5)
   seen = np.isin(np.arange(N), INDEX)
-  np.testing.assert_array_equal(extra["bank"][~seen], before[~seen].astype(np.float32))
+  np.testing.assert_array_equal(state["bank"][~seen], before[~seen].astype(np.float32))
 
 
 def test_an_image_that_is_twice_in_a_batch_counts_with_the_mean():
   method = make(momentum=0.5)
-  params, extra = (
+  params, state = (
     {},
     {
       "bank": jnp.eye(N, 16),
@@ -213,7 +213,7 @@ def test_an_image_that_is_twice_in_a_batch_counts_with_the_mean():
       },
     },
   )
-  bank = method.after_update(params, extra, jnp.int32(0))["bank"]
+  bank = method.after_update(params, state, jnp.int32(0))["bank"]
   want = np.zeros(16)
   want[[0, 1, 3]] = 0.25, 0.25, 0.5
   np.testing.assert_allclose(bank[3], want / np.linalg.norm(want), rtol=1e-6)
@@ -227,7 +227,7 @@ def test_nothing_depends_on_accumulation():
     method = make(**ROTATION, negatives=9)
     work = lab.train_step(method, noisy, accumulate=accumulate)
     state, log = lab.fit(work, images, 3)
-    found.append((state["extra"]["bank"], log[-1]["loss"]))
+    found.append((state["method_state"]["bank"], log[-1]["loss"]))
   np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-4)
   np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-4)
 
@@ -245,10 +245,10 @@ class Normed(lab.Normed):
 def test_running_statistics_are_of_image_views(batch):
   encoder = Normed()
   method = make(**ROTATION, encoder=encoder)
-  params, extra = start(method, batch)
-  _, (new, _) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  _, (new, _) = loss(method, params, state, batch)
   want = encoder.encode(
-    join_stats(params["encoder"], extra["stats"]), batch["global"][0], train=True
+    join_stats(params["encoder"], state["stats"]), batch["global"][0], train=True
   ).stats
   for name in ("running_mean", "running_var"):
     np.testing.assert_allclose(new["stats"]["bn1"][name], want["bn1"][name], rtol=1e-4, atol=1e-6)
@@ -259,8 +259,8 @@ def test_running_statistics_are_of_image_views(batch):
 
 def test_embeddings_can_be_normalised_over_the_batch(batch):
   method = make(batch_norm=True)
-  params, extra = start(method, batch)
-  _, (new, _) = loss(method, params, extra, batch)
+  params, state = start(method, batch)
+  _, (new, _) = loss(method, params, state, batch)
   cls = method.encoder.encode(params["encoder"], batch["global"][0]).cls
   z = np.asarray(cls @ params["projector"]["layers"]["0"]["kernel"], np.float64)
   z = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
@@ -298,7 +298,7 @@ for devices, fsdp in ((1, 1), (8, 4)):
   images = {**lab.phantoms(), "index": 60 * np.arange(16, dtype=np.int32)}
   batch = jax.device_put(images, NamedSharding(work.mesh, BATCH))
   state, log = lab.fit(work, batch, 3)
-  bank = state["extra"]["bank"]
+  bank = state["method_state"]["bank"]
   assert bank.addressable_shards[0].data.shape == (1024 // fsdp, 64)
   found.append((log[-1]["loss"], log[-1]["accuracy"], np.asarray(bank)))
 for one, eight in zip(*found, strict=True):

@@ -50,7 +50,7 @@ def make(encoder=None, **options):
 
 def overlap(method, state, batch):
   """Mean Dice of the predicted masks."""
-  params = method.network_params(state["params"], state["extra"])
+  params = method.network_params(state["params"], state["method_state"])
   images = (batch["image"] / 255.0 - 0.5) / 0.25
   called, truth = np.asarray(jax.jit(method.predict)(params, images)) >= 0.5, batch["mask"] > 0
   both = (called & truth).sum((1, 2, 3))
@@ -89,7 +89,7 @@ def test_a_cnn_learns_eight_masks(batch):
   state, metrics = train(method, batch, 40)
   # By the running statistics, which follow those of the batches slowly.
   assert overlap(method, state, batch) > 0.85, metrics
-  stats = state["extra"]["stats"]
+  stats = state["method_state"]["stats"]
   assert set(stats) == {"encoder", "decoder"}
   assert float(jnp.abs(stats["decoder"]["first"]["0"]["norm"]["running_mean"]).max()) > 0
   assert "running_mean" not in state["params"]["decoder"]["first"]["0"]["norm"]
@@ -103,10 +103,10 @@ def _loss_of(views=2):
     "global": jax.ShapeDtypeStruct((views, 4, 32, 32, 1), jnp.float32),
     "global_mask": jax.ShapeDtypeStruct((views, 4, 32, 32, 1), bool),
   }
-  params, extra = method.init(jax.random.key(0), spec)
+  params, state = method.init(jax.random.key(0), spec)
 
   def loss(params, batch):
-    return method.loss(params, extra, batch, jax.random.key(1), jnp.int32(0))
+    return method.loss(params, state, batch, jax.random.key(1), jnp.int32(0))
 
   return method, params, jax.jit(jax.value_and_grad(loss, has_aux=True))
 

@@ -38,12 +38,12 @@ def spec(batch):
 def test_the_loss_is_the_papers_with_statistics_over_both_views(batch):
   encoder = resnet.Model(depth=18, width=4, small_stem=True)
   method = make(encoder=encoder, temperature=0.5)
-  params, extra = method.init(jax.random.key(0), spec(batch))
+  params, state = method.init(jax.random.key(0), spec(batch))
   assert "running_mean" not in params["encoder"]["bn1"]
-  loss, (new, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
+  loss, (new, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(1), jnp.int32(0))
   # All first views, then all second ones: statistics do not mind the order.
   both = encoder.encode(
-    join_stats(params["encoder"], extra["stats"]), batch["global"].reshape(8, 32, 32, 1), train=True
+    join_stats(params["encoder"], state["stats"]), batch["global"].reshape(8, 32, 32, 1), train=True
   )
   z = method.projector.apply(params["projector"], both.cls)
   want, accuracy = contrastive.nt_xent(z[:4], z[4:], 0.5)

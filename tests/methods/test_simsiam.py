@@ -46,9 +46,9 @@ def cosines(a, b):
 def test_the_loss_is_the_papers_with_statistics_of_one_view_after_the_other(batch):
   encoder = lab.Normed()
   method = make(encoder=encoder)
-  params, extra = method.init(jax.random.key(0), spec(batch))
-  loss, (new, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
-  stats, z, p = extra["stats"], [], []
+  params, state = method.init(jax.random.key(0), spec(batch))
+  loss, (new, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(1), jnp.int32(0))
+  stats, z, p = state["stats"], [], []
   for x in batch["global"]:
     features = encoder.encode(join_stats(params["encoder"], stats), x, train=True)
     stats = features.stats
@@ -63,12 +63,12 @@ def test_the_loss_is_the_papers_with_statistics_of_one_view_after_the_other(batc
 
 def test_targets_are_constants(batch):
   method = make()
-  params, extra = method.init(jax.random.key(0), spec(batch))
+  params, state = method.init(jax.random.key(0), spec(batch))
   # With a predictor whose output does not depend on its input only targets could carry a gradient.
   last = params["predictor"]["layers"]["1"]
   last["kernel"], last["bias"] = 0 * last["kernel"], last["bias"] + 1
   gradient = jax.jit(
-    jax.grad(lambda params: method.loss(params, extra, batch, jax.random.key(1), jnp.int32(0))[0])
+    jax.grad(lambda params: method.loss(params, state, batch, jax.random.key(1), jnp.int32(0))[0])
   )(params)
   for network in ("encoder", "projector"):
     assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(gradient[network]))
@@ -76,7 +76,7 @@ def test_targets_are_constants(batch):
 
 
 def test_heads(batch):
-  params, extra = make(head_layers=3).init(jax.random.key(0), spec(batch))
+  params, state = make(head_layers=3).init(jax.random.key(0), spec(batch))
   shapes = [
     p["kernel"].shape
     for head in ("projector", "predictor")
@@ -85,7 +85,7 @@ def test_heads(batch):
   assert shapes == [(64, 32), (32, 32), (32, 16), (16, 8), (8, 16)]
   assert make().projector.final_norm == "batch_no_affine"
   assert "bias" in params["predictor"]["layers"]["1"]
-  assert extra == {"stats": {}}
+  assert state == {"stats": {}}
 
 
 def test_overfits_a_few_phantoms_without_collapsing_and_resumes():

@@ -42,16 +42,16 @@ def spec(batch):
 
 
 @pytest.fixture(scope="module")
-def state(batch):
-  """Parameters, and `extra` with another network as teacher."""
-  params, extra = make().init(jax.random.key(0), spec(batch))
-  return params, {**extra, "teacher": jax.tree.map(lambda x: 1.1 * x + 0.01, extra["teacher"])}
+def initial(batch):
+  """Parameters, and `state` with another network as teacher."""
+  params, state = make().init(jax.random.key(0), spec(batch))
+  return params, {**state, "teacher": jax.tree.map(lambda x: 1.1 * x + 0.01, state["teacher"])}
 
 
-def test_the_loss_is_contrastive_and_reconstruction(batch, state):
+def test_the_loss_is_contrastive_and_reconstruction(batch, initial):
   method = make(weight=5.0)
-  params, extra = state
-  loss, (_, metrics) = jax.jit(method.loss)(params, extra, batch, jax.random.key(1), jnp.int32(0))
+  params, state = initial
+  loss, (_, metrics) = jax.jit(method.loss)(params, state, batch, jax.random.key(1), jnp.int32(0))
   seen = method.corrupted(batch, jax.random.split(jax.random.key(1))[0])
 
   @jax.jit
@@ -60,7 +60,7 @@ def test_the_loss_is_contrastive_and_reconstruction(batch, state):
     return method.projector.apply(weights["projector"], cls)
 
   student = project(params, seen.images)  # of an image both views in a row
-  teacher = project(extra["teacher"], seen.clean)
+  teacher = project(state["teacher"], seen.clean)
   want = [contrastive.info_nce(student[v::2], teacher[1 - v :: 2], 0.2) for v in range(2)]
   image = jax.jit(
     lambda p, x: method.restore(
@@ -75,21 +75,21 @@ def test_the_loss_is_contrastive_and_reconstruction(batch, state):
   assert float(metrics["accuracy"]) == pytest.approx(np.mean([w[1] for w in want]))
 
 
-def test_the_teacher_follows_and_is_evaluated(batch, state):
+def test_the_teacher_follows_and_is_evaluated(batch, initial):
   method = make(momentum=0.75)
-  params, extra = state
-  after = method.after_update(params, extra, jnp.int32(0))
+  params, state = initial
+  after = method.after_update(params, state, jnp.int32(0))
   assert set(after["teacher"]) == {"encoder", "projector"}
   jax.tree.map(
     lambda new, t, s: np.testing.assert_allclose(new, 0.75 * t + 0.25 * s, rtol=1e-5, atol=1e-6),
     after["teacher"],
-    extra["teacher"],
+    state["teacher"],
     {k: params[k] for k in after["teacher"]},
   )
   assert method.encoder_params(params, after) is after["teacher"]["encoder"]
 
 
-def test_it_restores_from_the_last_block(batch, state):
+def test_it_restores_from_the_last_block(batch, initial):
   """That is from the features themselves, where GMML takes the mean of four blocks."""
   method = make(encoder=lab.encoder(depth=3))
   assert method.intermediates == ("block:2",)
@@ -140,7 +140,7 @@ def test_mistakes(batch):
     make().init(jax.random.key(0), spec({"global": batch["global"][:1]}))
 
 
-def test_health_is_reported(batch, state):
+def test_health_is_reported(batch, initial):
   method = make()
   metrics = {"accuracy": 0.5, "feature_std": 0.5}
   assert method.check_collapse(metrics) is None

@@ -84,7 +84,7 @@ def test_training_starts_at_the_pretrained_parameters(pretrained):
   # A method with a teacher: both start there.
   dino = Run(config_of("dino", f"tiny,init={pretrained},eval_data=none"), progress=False)
   state = dino.train_step.init(dino.spec)
-  for tree in (state["params"]["encoder"], state["extra"]["teacher"]["encoder"]):
+  for tree in (state["params"]["encoder"], state["method_state"]["teacher"]["encoder"]):
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(source.encoder_params), strict=True):
       np.testing.assert_array_equal(a, b)
 
@@ -95,11 +95,11 @@ def test_a_finished_classifier_is_restored(tuned):
   run = restore(workdir, "test")
   assert run.method.labels.classes == ("normal", "opacity")
   images = jax.random.normal(jax.random.key(0), (3, 32, 32, 1))
-  p = run.method.predict(run.method.network_params(run.params, run.extra), images)
+  p = run.method.predict(run.method.network_params(run.params, run.method_state), images)
   np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
   average = load_flat(workdir / "checkpoints")[1]["extra/average/head/bias"]
   np.testing.assert_array_equal(
-    run.method.network_params(run.params, run.extra)["head"]["bias"], average
+    run.method.network_params(run.params, run.method_state)["head"]["bias"], average
   )
 
 

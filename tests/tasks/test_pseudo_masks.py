@@ -86,7 +86,7 @@ def test_a_restored_run_predicts_what_the_run_did(lungs):
   found = restore(lungs, "config.data.masks")
   arrays = np.load(lungs / "figures" / "scores_test_trained.npz")
   x = jnp.asarray((arrays["image"][..., None] / np.float32(255) - 0.5) / 0.25)
-  params = found.method.network_params(found.params, found.extra)
+  params = found.method.network_params(found.params, found.method_state)
   called = np.asarray(found.method.predict(params, x))[..., 0] >= 0.5
   keep = found.method.components
   called = [segmentation.largest(m, keep) for m in called]

@@ -27,7 +27,7 @@ for name in sys.argv[2:]:
   shapes = work.abstract(spec)
   program = hlo.Program(compile_ahead.train_step(config, mesh).lower().compile().as_text())
   found[name] = {
-    "params": 4 * param_count(shapes["params"]), "extra": 4 * param_count(shapes["extra"]),
+    "params": 4 * param_count(shapes["params"]), "state": 4 * param_count(shapes["method_state"]),
     "batch": config["batch_size"], "width": 384, "moved": hlo.collectives(program)}
 print(json.dumps(found))
 """
@@ -47,7 +47,7 @@ def check(name, of, fsdp):
   gathered = moved.get("all-gather", {}).get("bytes", 0)
   # Features of the whole batch (negatives, health) or images to corrupt with, of this tiny batch.
   features = 8 * 4 * of["batch"] * max(of["width"], 1024)
-  parameters = (of["params"] + of["extra"]) if fsdp > 1 else 0
+  parameters = (of["params"] + of["state"]) if fsdp > 1 else 0
   assert gathered < parameters + features, (name, moved, parameters, features)
   assert fsdp == 1 or gathered > 0.5 * of["params"], (name, moved)
 
