@@ -95,18 +95,18 @@ def test_methods_of_the_package(method, options):
 class Faulty(simclr.Method):
   fault: str = ""
 
-  def loss(self, params, extra, batch, key, step):
-    loss, (extra, metrics) = super().loss(params, extra, batch, key, step)
+  def loss(self, params, state, batch, key, step):
+    loss, (state, metrics) = super().loss(params, state, batch, key, step)
     if self.fault == "nan":
       loss = loss / 0
     if self.fault == "stopped":
       params = jax.lax.stop_gradient(params)
-      loss = super().loss(params, extra, batch, key, step)[0]
+      loss = super().loss(params, state, batch, key, step)[0]
     if self.fault == "metrics":
       metrics = {"accuracy": metrics["accuracy"]}
     if self.fault == "state":
-      extra = {**extra, "count": step}
-    return loss, (extra, metrics)
+      state = {**state, "count": step}
+    return loss, (state, metrics)
 
 
 @pytest.mark.parametrize(
