@@ -13,14 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Float64, UInt8
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import (
-  classification_metrics,
-  eval_splits,
-  features,
-  probe,
-  subgroups,
-  thumbnail_baseline,
-)
+from cxrjax.evals import classification_metrics, eval_splits, features, probe, subgroups
 from cxrjax.evals.eval_splits import Data
 from cxrjax.evals.probe import Result
 from cxrjax.evals.subgroups import ATTRIBUTES, BANDS
@@ -30,7 +23,7 @@ from cxrjax.metrics.intervals import undefined
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
 
 PARTS = ("val", "test")
-LOWER_IS_BETTER = ("nll", "brier")  # lower is better
+LOWER_IS_BETTER = ("nll", "brier")
 IN_VALIDATION = tuple(
   m for m in classification_metrics.ALL if m != "ece"
 )  # ECE is unreliable on few images
@@ -78,7 +71,7 @@ class Evaluator:
     val_fraction: share of train's patients carved for validation where the source has no such
       split.
     max_train: approximate limit on training images, for the floor.
-    allow_shared_patients: allow a patient to be in two parts.
+    allow_shared_patients: allow a patient to be in two splits.
     fit: "squash", "pad" or "crop", for images that are not square.
     on_bad_image: "error" or "skip".
     bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
@@ -146,7 +139,7 @@ class Evaluator:
       "progress": progress,
     }
     if self.part == "val":
-      return eval_splits.load_part(self.data, "val", self.size, **decode)
+      return eval_splits.load_split(self.data, "val", self.size, **decode)
     return eval_splits.load(
       self.data if self.fitted is None else self.fitted,
       self.size,
@@ -159,9 +152,9 @@ class Evaluator:
     )
 
   def describe(self, data: Data) -> dict[str, Any]:
-    """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every part."""
+    """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every split."""
     facts = (
-      eval_splits.describe_part(data, "test") if self.part == "val" else eval_splits.describe(data)
+      eval_splits.describe_split(data, "test") if self.part == "val" else eval_splits.describe(data)
     )
     return facts | {"size": self.size, "fit": self.fit}
 
@@ -191,26 +184,25 @@ class Evaluator:
       UserError: the number of predicted classes is not that of the data.
     """
     began = time.perf_counter()
-    parts = ("test",) if self.part == "val" else ("val", "test")
-    batch = min(self.batch, max(len(data.rows[part][1]) for part in parts))
+    splits = ("test",) if self.part == "val" else ("val", "test")
+    batch = min(self.batch, max(len(data.rows[split][1]) for split in splits))
     predicted = {}
-    for part in parts:
-      key, rows = data.rows[part]
-      predicted[part] = features.extract(
+    for split in splits:
+      predicted[split] = features.extract(
         predict,
         params,
-        data.images[key].take(rows),
+        data.select(split),
         batch=batch,
         mean=self.mean,
         std=self.std,
         mesh=mesh,
         progress=progress,
       )
-      if predicted[part].shape[1] != len(data.classes):
+      if predicted[split].shape[1] != len(data.classes):
         raise UserError(
-          f"the network predicts {predicted[part].shape[1]} classes, and the evaluator's data.name "
-          f"has {len(data.classes)} ({', '.join(data.classes)}); give the data it learnt from as "
-          "the evaluator's fitted"
+          f"the network predicts {predicted[split].shape[1]} classes, and the evaluator's "
+          f"data.name has {len(data.classes)} ({', '.join(data.classes)}); give the data it "
+          "learnt from as the evaluator's fitted"
         )
     seconds = {"predictions": time.perf_counter() - began}
     began = time.perf_counter()
@@ -232,11 +224,7 @@ class Evaluator:
     """
     if self.part == "val":
       return Result({}, {}, {})
-    small = {key: thumbnail_baseline.thumbnails(images) for key, images in data.images.items()}
-    x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
-    val_and_test = np.concatenate([x["val"], x["test"]])
-    scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), val_and_test)
-    val, test = scores[: len(x["val"])], scores[len(x["val"]) :]
+    val, test = probe.thumbnail_floor(data)
     thresholds, facts = self._thresholds(val, data)
     metrics = self._metrics(test, data, thresholds, WITHOUT_PROBABILITIES)
     return Result(
@@ -282,12 +270,11 @@ class Evaluator:
       "calibrated": calibration.reliability(p, labels, exclusive),
       "uncalibrated": calibration.reliability(raw, labels, exclusive),
     }
-    key, rows = data.rows["test"]
     facts["subgroups"], facts["subgroup_remarks"] = subgroups.table(
       p,
       labels,
       classification_metrics.called(p, exclusive, thresholds),
-      data.images[key].table.take(rows),
+      data.select("test").table,
       data.classes,
       exclusive,
       self.subgroups,
@@ -339,8 +326,7 @@ class Evaluator:
 
   def _about(self, data: Data) -> dict[str, np.ndarray]:
     """`eval_splits.test_metadata`, with age, sex, view and site of the test images."""
-    key, rows = data.rows["test"]
-    table = data.images[key].table.take(rows)
+    table = data.select("test").table
     return eval_splits.test_metadata(data) | {
       "age": table.ages,
       "sex": np.asarray(table.sexes),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, UInt8
 
 from cxrjax.core.errors import UserError
 from cxrjax.evals import (
@@ -71,7 +72,7 @@ class Evaluator:
     val_fraction: share of train's patients carved for validation where the source has no such
       split.
     max_train: approximate limit on training images.
-    allow_shared_patients: allow a patient to be in two parts.
+    allow_shared_patients: allow a patient to be in two splits.
     fit: "squash", "pad" or "crop", for images that are not square.
     on_bad_image: "error" or "skip".
     whiten: also judge whitened features (`knn.whiten`) by kNN, with the largest of `ks`.
@@ -140,7 +141,7 @@ class Evaluator:
     return data
 
   def describe(self, data: Data) -> dict[str, Any]:
-    """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every part."""
+    """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every split."""
     return eval_splits.describe(data) | {"size": self.size, "fit": self.fit}
 
   def run(
@@ -165,8 +166,38 @@ class Evaluator:
       Metrics of the test images. Where features are not finite they are undefined, with that
       reason.
     """
-    began = time.perf_counter()
-    # One batch size for all parts, so that the encoder compiles once.
+    seconds: dict[str, float] = {}
+    with timed(seconds, "features"):
+      x = self._extract(encode, params, data, mesh, progress)
+    is_finite = all(bool(np.isfinite(values).all()) for values in x.values())
+    with timed(seconds, "knn"):
+      knn_scores, selection_scores = self._vote(x, data, is_finite)
+    facts: dict[str, Any] = {
+      "health": {k: _finite_or_none(value) for k, value in effective_rank.health(x["test"]).items()}
+    }
+    with timed(seconds, "linear"):
+      scores, facts["linear"] = self._fit(x, data, is_finite, selection_scores)
+    with timed(seconds, "metrics"):
+      metrics: dict[str, Interval] = {}
+      for name, votes in knn_scores.items():
+        metrics |= classification_metrics.judge(
+          name, votes, data.labels("test"), data.patients("test"), data.classes, data.exclusive
+        )
+      linear_metrics, linear_facts = self._judge_at_thresholds(
+        "linear", scores["val"], scores["test"], data
+      )
+    return Result(
+      metrics | linear_metrics,
+      facts | {"linear": facts["linear"] | linear_facts, "seconds": seconds},
+      {"linear": scores["test"]} | knn_scores | eval_splits.test_metadata(data),
+      selection_scores,
+    )
+
+  def _extract(
+    self, encode: features.Encode, params: Any, data: Data, mesh: Mesh | None, progress: bool
+  ) -> dict[str, np.ndarray]:
+    """Features of every split."""
+    # One batch size for all splits, so that the encoder compiles once.
     batch = min(self.batch, max(len(images) for images in data.images.values()))
     all_features = {
       key: features.extract(
@@ -181,67 +212,53 @@ class Evaluator:
       )
       for key, images in data.images.items()
     }
-    x = {part: all_features[key][rows] for part, (key, rows) in data.rows.items()}
-    seconds = {"features": time.perf_counter() - began}
-    finite = all(bool(np.isfinite(values).all()) for values in x.values())
-    y = {part: data.labels(part) for part in eval_splits.PARTS}
+    return {split: all_features[key][rows] for split, (key, rows) in data.rows.items()}
 
-    began = time.perf_counter()
-    selection_scores: dict[str, float] = {}
-    knn_scores = {f"knn{k}": np.full_like(y["test"], np.nan) for k in self.ks}
+  def _vote(
+    self, x: Mapping[str, np.ndarray], data: Data, is_finite: bool
+  ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Scores of the test images by kNN, and AUROCs of the validation images."""
+    y = {split: data.labels(split) for split in eval_splits.SPLITS}
+    k_whitened = max(self.ks)
+    names = [*(f"knn{k}" for k in self.ks), *([f"whitened{k_whitened}"] if self.whiten else [])]
+    if not is_finite:
+      return {name: np.full_like(y["test"], np.nan) for name in names}, {}
+    test, val = (
+      knn.knn_scores(x["train"], y["train"], x[split], self.ks, self.temperature)
+      for split in ("test", "val")
+    )
+    scores = {f"knn{k}": values for k, values in test.items()}
     if self.whiten:
-      knn_scores[f"whitened{max(self.ks)}"] = np.full_like(y["test"], np.nan)
-    if finite:
-      test_scores = knn.knn_scores(x["train"], y["train"], x["test"], self.ks, self.temperature)
-      knn_scores |= {f"knn{k}": values for k, values in test_scores.items()}
-      val_scores = knn.knn_scores(x["train"], y["train"], x["val"], self.ks, self.temperature)
-      selection_scores = {
-        f"knn{k}/auroc": roc.macro_auroc(values, y["val"]).value for k, values in val_scores.items()
+      white, white_test = knn.whiten(x["train"], x["test"])
+      scores |= {
+        f"whitened{k}": values
+        for k, values in knn.knn_scores(
+          white, y["train"], white_test, (k_whitened,), self.temperature
+        ).items()
       }
-      if self.whiten:
-        k = max(self.ks)
-        train, test = knn.whiten(x["train"], x["test"])
-        knn_scores[f"whitened{k}"] = knn.knn_scores(
-          train, y["train"], test, (k,), self.temperature
-        )[k]
-    seconds["knn"] = time.perf_counter() - began
-
-    began = time.perf_counter()
-    facts: dict[str, Any] = {
-      "health": {k: _finite_or_none(value) for k, value in effective_rank.health(x["test"]).items()}
+    return scores, {
+      f"knn{k}/auroc": roc.macro_auroc(values, y["val"]).value for k, values in val.items()
     }
-    if finite:
-      choice = linear.choose(x["train"], y["train"], x["val"], y["val"], data.exclusive, self.l2)
-      scores = {part: choice.probe.scores(x[part]) for part in ("val", "test")}
-      facts["linear"] = {
-        "l2": choice.l2,
-        "tried": [list(map(_finite_or_none, row)) for row in choice.table],
-      }
-      selection_scores["linear/auroc"] = max(area for _, area, _ in choice.table)
-    else:
-      scores = {part: np.full_like(y[part], np.nan) for part in ("val", "test")}
-      facts["linear"] = {"remark": "the encoder's features are not finite"}
-    seconds["linear"] = time.perf_counter() - began
 
-    began = time.perf_counter()
-    metrics: dict[str, Interval] = {}
-    for name, votes in knn_scores.items():
-      metrics |= classification_metrics.judge(
-        name, votes, y["test"], data.patients("test"), data.classes, data.exclusive
-      )
-    linear_metrics, linear_facts = self._judge_at_thresholds(
-      "linear", scores["val"], scores["test"], data
+  def _fit(
+    self,
+    x: Mapping[str, np.ndarray],
+    data: Data,
+    is_finite: bool,
+    selection_scores: dict[str, float],
+  ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Scores of the linear probe on validation and test images, and facts about its choice."""
+    if not is_finite:
+      scores = {split: np.full_like(data.labels(split), np.nan) for split in ("val", "test")}
+      return scores, {"remark": "the encoder's features are not finite"}
+    choice = linear.choose(
+      x["train"], data.labels("train"), x["val"], data.labels("val"), data.exclusive, self.l2
     )
-    metrics |= linear_metrics
-    facts["linear"] |= linear_facts
-    seconds["metrics"] = time.perf_counter() - began
-    facts["seconds"] = seconds
-    return Result(
-      metrics,
-      facts,
-      {"linear": scores["test"]} | knn_scores | eval_splits.test_metadata(data),
-      selection_scores,
-    )
+    selection_scores["linear/auroc"] = max(area for _, area, _ in choice.table)
+    return {split: choice.probe.scores(x[split]) for split in ("val", "test")}, {
+      "l2": choice.l2,
+      "tried": [list(map(_finite_or_none, row)) for row in choice.table],
+    }
 
   def floor(self, data: Data) -> Result:
     """The linear probe's metrics for ridge regression on 16x16 thumbnails, without an encoder.
@@ -252,11 +269,7 @@ class Evaluator:
     Returns:
       Metrics under the linear probe's names, to compare with an encoder's.
     """
-    small = {key: thumbnail_baseline.thumbnails(images) for key, images in data.images.items()}
-    x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
-    val_and_test = np.concatenate([x["val"], x["test"]])
-    scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), val_and_test)
-    val, test = scores[: len(x["val"])], scores[len(x["val"]) :]
+    val, test = thumbnail_floor(data)
     metrics, facts = self._judge_at_thresholds("linear", val, test, data)
     return Result(metrics, {"linear": facts}, {"linear": test} | eval_splits.test_metadata(data))
 
@@ -294,20 +307,29 @@ class Evaluator:
     return metrics, facts
 
 
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+  """Enters the duration of a block under `name`."""
+  began = time.perf_counter()
+  yield
+  seconds[name] = time.perf_counter() - began
+
+
+def thumbnail_floor(data: Data) -> tuple[Float32[np.ndarray, "v k"], Float32[np.ndarray, "m k"]]:
+  """Scores of validation and test images by ridge regression on 16x16 thumbnails of train."""
+  small = {key: thumbnail_baseline.thumbnails(images) for key, images in data.images.items()}
+  x = {split: small[key][rows] for split, (key, rows) in data.rows.items()}
+  val_and_test = np.concatenate([x["val"], x["test"]])
+  scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), val_and_test)
+  return scores[: len(x["val"])], scores[len(x["val"]) :]
+
+
 def examples(data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
   """The first test images of every class in turn, and their findings; for figures."""
   key, rows = data.rows["test"]
-  chosen = example_rows(data, count)
+  chosen = embedding.rows_of_each_class(data.labels("test"), count)
   names = embedding.findings(data.labels("test")[chosen], data.classes)
   return data.images[key].gray(rows[chosen]), names
-
-
-def example_rows(data: Data, count: int) -> Int[np.ndarray, "n"]:
-  """Rows of the test part that `examples` shows."""
-  labels = data.labels("test")
-  of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
-  order = [of[i] for i in range(count) for of in of_class if i < len(of)]
-  return np.array(list(dict.fromkeys(order))[:count], dtype=np.int64)
 
 
 def _finite_or_none(value: float) -> float | None:

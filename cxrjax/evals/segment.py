@@ -178,12 +178,12 @@ class Evaluator:
       `dice`, `iou`, `assd`, `hd95`, and for the page a few images from the worst to the best.
     """
     began = time.perf_counter()
-    key, rows = data.rows["test"]
+    images = data.select("test")
     probabilities = features.extract(
       predict,
       params,
-      data.images[key].take(rows),
-      batch=min(self.batch, len(rows)),
+      images,
+      batch=min(self.batch, len(images)),
       mean=self.mean,
       std=self.std,
       mesh=mesh,

@@ -15,7 +15,6 @@ from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.data.splits.patient_splits import patient_keys
 from cxrjax.evals import embedding, features, knn
 from cxrjax.evals.eval_splits import Data
-from cxrjax.evals.probe import example_rows
 from cxrjax.evals.subgroups import ATTRIBUTES
 from cxrjax.explain import lung_overlap
 from cxrjax.report.run_writer import Writer
@@ -49,7 +48,7 @@ def write(run: Any, state: Any, writer: Writer) -> None:
   evaluator, data = run.evaluators[name], run.eval_data[name]
   params = run.method.encoder_params(state["params"], state["extra"])
   batch = min(evaluator.batch, max(len(images) for images in data.images.values()))
-  queries = example_rows(data, QUERIES)
+  queries = embedding.rows_of_each_class(data.labels("test"), QUERIES)
   chosen = {
     "train": evenly_spaced(len(data.rows["train"][1]), TRAIN),
     "test": np.union1d(evenly_spaced(len(data.rows["test"][1]), TEST), queries),

@@ -16,8 +16,7 @@ from jaxtyping import Int64
 from cxrjax.core import compile_effort
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.images import Images, evenly_spaced
-from cxrjax.evals import eval_splits, features, linear
-from cxrjax.evals.embedding import findings
+from cxrjax.evals import embedding, eval_splits, features, linear
 from cxrjax.explain import attention, lung_overlap, maps
 from cxrjax.explain.maps import Head
 from cxrjax.models.module import Params
@@ -114,7 +113,9 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   arrays, scores = _maps_and_scores(
     run.encoder, params, images.take(shown), images.take(masked), methods, map_options
   )
-  arrays |= {"label": np.asarray(findings(np.asarray(images.labels)[shown], images.info.classes))}
+  arrays |= {
+    "label": np.asarray(embedding.findings(np.asarray(images.labels)[shown], images.info.classes))
+  }
   if "target" in arrays:
     arrays["target"] = np.asarray(head_facts["classes"])[arrays["target"]]
   writer.arrays("attention", **arrays)
@@ -214,12 +215,8 @@ def probe(
 
 def example_rows(images: Images, count: int) -> Int64[np.ndarray, "m"]:
   """Rows of images to show: each class in turn; without labels, at even steps."""
-  labels = np.asarray(images.labels)
-  of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
-  order = [of[i] for i in range(count) for of in of_class if i < len(of)]
-  if not order:
-    return evenly_spaced(len(images), count)
-  return np.array(list(dict.fromkeys(order))[:count], np.int64)
+  rows = embedding.rows_of_each_class(np.asarray(images.labels), count)
+  return rows if len(rows) else evenly_spaced(len(images), count)
 
 
 def _maps_and_scores(
