@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.report import naming
-from cxrjax.report.html import format, pictures
+from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.format import Estimate
 from cxrjax.report.run_files import TRAINED, Run, number
@@ -99,7 +99,7 @@ def duplicates(audit: Mapping[str, Any], run: Run, shown: Mapping[str, np.ndarra
     )
   names = [p["name"] for p in audit["parts"]]
   counts = {(c["a"], c["b"]): c for c in pairs["counts"]}
-  content = [el("p", note, cls="note")]
+  content = [blocks.note(note)]
   if pairs["copies"] or pairs["same"]:
     listed = [c for c in counts.values() if c["copies"] or c["same"]]
     listed.sort(key=lambda c: (c["a"] == c["b"], names.index(c["a"]), names.index(c["b"])))
@@ -114,10 +114,8 @@ def duplicates(audit: Mapping[str, Any], run: Run, shown: Mapping[str, np.ndarra
     content.append(table(["Where", "Same radiograph", "Same patient, probably"], rows))
     if n := pairs.get("other_patient"):
       content.append(
-        el(
-          "p",
-          f"{format.count(n, 'pair is', 'pairs are')} of patients whom the data call different.",
-          cls="note",
+        blocks.note(
+          f"{format.count(n, 'pair is', 'pairs are')} of patients whom the data call different."
         )
       )
   images = shown.get("pairs")
@@ -127,12 +125,10 @@ def duplicates(audit: Mapping[str, Any], run: Run, shown: Mapping[str, np.ndarra
   total = pairs["copies"] + pairs["same"]
   if total > len(listed):
     content.append(
-      el(
-        "p",
+      blocks.note(
         f"{format.count(len(listed))} of {format.count(total, 'pair')}; all are in ",
         el("code", "pairs.csv"),
         ".",
-        cls="note",
       )
     )
   for title, is_across in (("Between splits or sources", True), ("Within a split", False)):
@@ -182,7 +178,7 @@ def patients(audit: Mapping[str, Any]) -> Html | None:
   statement = f"{facts['said'][0].upper()}{facts['said'][1:]}."
   if not facts["crossing"]:
     return el("p", statement, cls="quiet")
-  content = [el("p", statement, cls="note")]
+  content = [blocks.note(statement)]
   rows = [[" and ".join(b["parts"]), format.count(b["patients"])] for b in facts["between"]]
   content.append(table(["Splits", "Patients"], rows))
   items = []
@@ -190,21 +186,18 @@ def patients(audit: Mapping[str, Any]) -> Html | None:
     names = [el("li", el("code", name), " ", el("small", part)) for part, name in patient["images"]]
     omitted = patient["n"] - len(patient["images"])
     items.append(
-      el(
-        "details",
-        el("summary", f"{patient['patient']}: {format.count(patient['n'], 'image')}"),
+      blocks.folded(
+        f"{patient['patient']}: {format.count(patient['n'], 'image')}",
         el("ul", names, el("li", f"and {omitted} more") if omitted > 0 else None),
       )
     )
   content.append(el("div", items))
   if facts["crossing"] > len(facts["listed"]):
     content.append(
-      el(
-        "p",
+      blocks.note(
         f"The first {len(facts['listed'])} of {format.count(facts['crossing'])}; all are in ",
         el("code", "patients.csv"),
         ".",
-        cls="note",
       )
     )
   return el("div", content)
@@ -244,7 +237,7 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
         if is_unreadable
         else format.count(total, "image was", "images were") + " left out by the source"
       )
-      content.append(el("details", el("summary", title), el("ul", items), open=total < 12))
+      content.append(blocks.folded(title, el("ul", items), open=total < 12))
   for kind, (title, note) in texts.items():
     total = sum(p[kind] for p in audit["parts"])
     pixels = shown.get(kind)
@@ -265,7 +258,7 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
     hint = f" The clearest {len(figures)} of {format.count(total)}." if total > len(figures) else ""
     content += [
       el("h3", f"{title}: {format.count(total)}"),
-      el("p", note + hint, cls="note"),
+      blocks.note(note + hint),
       el("div", figures, cls="gallery"),
     ]
   if not content:
@@ -273,9 +266,7 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
   return el(
     "div",
     content,
-    el(
-      "p", "Every image with what was found of it is in ", el("code", "images.csv"), ".", cls="note"
-    ),
+    blocks.note("Every image with what was found of it is in ", el("code", "images.csv"), "."),
   )
 
 
@@ -298,22 +289,17 @@ def labels(audit: Mapping[str, Any]) -> Html | None:
       rows.append(cells)
     omitted = len(splits[0]["labels"]) - CLASSES
     content.append(
-      el(
-        "div",
-        el("h3", naming.source_name(source)),
+      blocks.titled(
+        naming.source_name(source),
         table(["Class", *(p["split"] for p in splits)], rows),
-        el("p", f"and {omitted} more classes", cls="note") if omitted > 0 else None,
+        blocks.note(f"and {omitted} more classes") if omitted > 0 else None,
       )
     )
   if not content:
     return None
   return el(
     "div",
-    el(
-      "p",
-      "Images in which the class is present; in brackets of those where it is known.",
-      cls="note",
-    ),
+    blocks.note("Images in which the class is present; in brackets of those where it is known."),
     content,
   )
 
@@ -378,7 +364,7 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
     "Exposure, collimation and age alone get this far: a model is worth what it adds. Where "
     "a site or a source can be told, a model may learn to tell it instead of the disease."
   )
-  content = [el("p", note, cls="note")]
+  content = [blocks.note(note)]
   for source in dict.fromkeys(f["source"] for f in floors):
     group = [f for f in floors if f["source"] == source]
     values = [number(f["value"]) for f in group] + [number(f["low"]) for f in group]
@@ -398,10 +384,9 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
         else None
       )
       rows.append(
-        el(
-          "tr",
-          el("th", _target_name(f), scope="row"),
-          el("td", value, cls="num"),
+        blocks.row(
+          _target_name(f),
+          blocks.number(value),
           el(
             "td", f"{format.count(f['positive']) or 0} of {format.count(f['n'])}", cls="num quiet"
           ),
@@ -410,17 +395,16 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
       )
     head = el(
       "tr",
-      el("th", "What is told", scope="col"),
-      el("th", "AUROC", scope="col"),
-      el("th", "Present", scope="col", cls="quiet"),
-      el("th", results.range_axis(start), scope="col", cls="forest"),
+      blocks.column("What is told", cls=None),
+      blocks.column("AUROC", cls=None),
+      blocks.column("Present", cls="quiet"),
+      blocks.column(results.range_axis(start), cls="forest"),
     )
     how = list(dict.fromkeys(f["how"] for f in group))
     content.append(
-      el(
-        "div",
-        el("h3", naming.source_name(source)),
-        el("p", "; ".join(how).capitalize(), ".", cls="note"),
+      blocks.titled(
+        naming.source_name(source),
+        blocks.note("; ".join(how).capitalize(), "."),
         el("div", el("table", el("thead", head), el("tbody", rows), cls="results"), cls="scroll"),
       )
     )

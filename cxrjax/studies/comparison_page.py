@@ -8,7 +8,7 @@ from typing import Any
 
 from cxrjax.report import naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import format
+from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup
 from cxrjax.report.sections import fact_tables
@@ -122,14 +122,11 @@ def _tables(study: Facts) -> Html | None:
   parts = []
   for name, test_set in study.get("sets", {}).items():
     heads = comparison_charts.heads(study, name)
-    head = [el("th", "Method", scope="col")]
+    head = [blocks.column("Method", cls=None)]
     for h in heads:
-      head += [
-        el("th", head_name(h), scope="col", cls="num"),
-        el("th", "gain over random", scope="col", cls="num"),
-      ]
+      head += [blocks.column(head_name(h)), blocks.column("gain over random")]
     if "linear" in heads:
-      head.append(el("th", "probe over floor", scope="col", cls="num"))
+      head.append(blocks.column("probe over floor"))
     body = [_table_row(study, row, name, heads) for row in study["rows"]]
     floor = estimate(test_set.get("floor"))
     cells = [
@@ -137,12 +134,7 @@ def _tables(study: Facts) -> Html | None:
       for h in heads
     ]
     body.append(
-      el(
-        "tr",
-        el("th", "Thumbnail floor", scope="row"),
-        cells,
-        el("td", "", cls="num") if "linear" in heads else None,
-      )
+      blocks.row("Thumbnail floor", cells, blocks.number("") if "linear" in heads else None)
     )
     table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
     n = format.count(lookup(test_set, "test", "n"), "test radiograph")
@@ -155,7 +147,7 @@ def _tables(study: Facts) -> Html | None:
     f"0, {SIGNS['below']} below 0. Intervals speak of these test images and this seed, one "
     "comparison at a time; of 20 methods that change nothing, one would get a sign."
   )
-  return el("div", parts, el("p", note, cls="note"))
+  return el("div", parts, blocks.note(note))
 
 
 def _table_row(study: Facts, row: Facts, name: str, heads: Sequence[str]) -> Html:
@@ -167,7 +159,7 @@ def _table_row(study: Facts, row: Facts, name: str, heads: Sequence[str]) -> Htm
     cells.append(gain_cell(lookup(row, "sets", name, "linear", "over_floor")))
   if row["status"] != "finished":
     cells = [el("td", row["status"], cls="none", colspan=len(cells))]
-  return el("tr", el("th", row_name(study, row), scope="row"), cells)
+  return blocks.row(row_name(study, row), cells)
 
 
 def _cost(study: Facts) -> Html | None:
@@ -200,13 +192,9 @@ def _cost(study: Facts) -> Html | None:
       format.compact(peak, "B"),
     ]
     body.append(
-      el(
-        "tr",
-        el("th", row_name(study, row), scope="row"),
-        [el("td", c or "\N{EN DASH}", cls="num") for c in cells],
-      )
+      blocks.row(row_name(study, row), [blocks.number(c or "\N{EN DASH}") for c in cells])
     )
-  header = [el("th", h, scope="col", cls="num" if i else None) for i, h in enumerate(head)]
+  header = [blocks.column(h, cls="num" if i else None) for i, h in enumerate(head)]
   table = el("table", el("thead", el("tr", header)), el("tbody", body), cls="parts")
   device = any((r.get("memory") or {}).get("peak_device_bytes") for r in rows)
   note = (
@@ -218,7 +206,7 @@ def _cost(study: Facts) -> Html | None:
       else "of the process, with the decoded images and the evaluation."
     )
   )
-  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
+  return el("div", el("div", table, cls="scroll"), blocks.note(note))
 
 
 def _setup(run: runs.Run, study: Facts) -> Html:
@@ -252,21 +240,13 @@ def _setup(run: runs.Run, study: Facts) -> Html:
   for name, test_set in study.get("sets", {}).items():
     facts = {"labelled training images": test_set.get("train"), **(test_set.get("test") or {})}
     cards.append(
-      el(
-        "div",
-        el("h3", set_name(study, name)),
-        fact_tables.pairs(fact_tables.rows(facts)),
-        cls="card",
-      )
+      blocks.titled(set_name(study, name), fact_tables.pairs(fact_tables.rows(facts)), cls="card")
     )
   notes = study.get("notes")
   remarks = None
   if isinstance(notes, list) and notes:
-    remarks = el(
-      "details",
-      el("summary", "Remarks on the data"),
-      el("ul", [el("li", str(n)) for n in notes]),
-      open=True,
+    remarks = blocks.folded(
+      "Remarks on the data", el("ul", [el("li", str(n)) for n in notes]), open=True
     )
   return el("div", el("div", cards, cls="cards"), remarks)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cxrjax.report import naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format
+from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup
 from cxrjax.report.sections import fact_tables
@@ -195,11 +195,11 @@ def _tables(study: Facts) -> Html | None:
       keys = list(AGAINST)[: 1 if len(points) < 3 else 2]  # with two rows both are the same
       if not metrics:
         continue
-      head = [el("th", "Begun", scope="col")]
+      head = [blocks.column("Begun", cls=None)]
       for m in metrics:
-        head.append(el("th", format.measure(m), scope="col", cls="num"))
+        head.append(blocks.column(format.measure(m)))
         if m in PAIRED and len(points) > 1:
-          head += [el("th", AGAINST[key], scope="col", cls="num") for key in keys]
+          head += [blocks.column(AGAINST[key]) for key in keys]
       body = []
       for p in points:
         cells = []
@@ -207,11 +207,11 @@ def _tables(study: Facts) -> Html | None:
           cells.append(score_cell(lookup(p, "sets", name, m)))
           if m in PAIRED and len(points) > 1:
             cells += [gain_cell(lookup(p, key, name, m)) for key in keys]
-        body.append(el("tr", el("th", label(p["start"]), scope="row"), cells))
+        body.append(blocks.row(label(p["start"]), cells))
       table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
       n = format.count(lookup(study, "sets", stage, name, "test", "n"), "test radiograph")
       title = ", ".join(filter(None, [_panel_title(study, stage, name), n]))
-      parts.append(el("div", el("h3", title), el("div", table, cls="scroll"), cls="evaluator"))
+      parts.append(blocks.titled(title, el("div", table, cls="scroll"), cls="evaluator"))
   if not parts:
     return None
   multiple_seeds = len(study.get("seeds") or ()) > 1
@@ -220,7 +220,7 @@ def _tables(study: Facts) -> Html | None:
     if multiple_seeds
     else "Scores with 95 % intervals. "
   ) + page_parts.GAINS
-  return el("div", parts, el("p", note, cls="note"))
+  return el("div", parts, blocks.note(note))
 
 
 def _stages(study: Facts) -> Html:
@@ -249,17 +249,17 @@ def _stages(study: Facts) -> Html:
         "tr",
         el("th", row["name"], scope="row", cls="nowrap"),
         el("td", label(row["begins"]), cls="nowrap"),
-        [el("td", c or "\N{EN DASH}", cls="num") for c in cells],
+        [blocks.number(c or "\N{EN DASH}") for c in cells],
         el("td", _feature_scores(row) or "\N{EN DASH}"),
       )
     )
-  header = [el("th", h, scope="col", cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)]
+  header = [blocks.column(h, cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)]
   table = el("table", el("thead", el("tr", header)), el("tbody", body), cls="parts")
   note = (
     "Frozen features: AUROC of test images by neighbours and by linear probe, of the network "
     "that the stage began with, and of that which it left."
   )
-  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
+  return el("div", el("div", table, cls="scroll"), blocks.note(note))
 
 
 def _feature_scores(row: Facts) -> list[Any]:
@@ -293,9 +293,8 @@ def _test_images(run: runs.Run, study: Facts) -> Html:
   for stage in _last_stages(study):
     for name in _test_sets(study, stage):
       cards.append(
-        el(
-          "div",
-          el("h3", _panel_title(study, stage, name)),
+        blocks.titled(
+          _panel_title(study, stage, name),
           fact_tables.pairs(
             fact_tables.rows(dict(lookup(study, "sets", stage, name, "test") or {}))
           ),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format, line_chart, pictures
+from cxrjax.report.html import blocks, forest_chart, format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import fact_tables, saliency
@@ -173,7 +173,7 @@ def _lungs(study: Facts) -> Html | None:
   if len(classes) > 1:
     charts += [_forest(study, c, f"Images of {c}", keys) for c in classes[:4]]
   body: list[Html | None] = [
-    el("p", saliency.MEANING, cls="note"),
+    blocks.note(saliency.MEANING),
     el("div", charts, cls=f"charts {'two' if len(charts) % 3 else 'three'}"),
   ]
   for name in names:
@@ -214,9 +214,7 @@ def _undefined(study: Facts, name: str) -> Html | None:
     for m in study["methods"]
     for reason, n in (study["scores"][name][m].get("undefined") or {}).items()
   ]
-  return (
-    el("p", "Images without a score: " + "; ".join(reasons) + ".", cls="note") if reasons else None
-  )
+  return blocks.note("Images without a score: " + "; ".join(reasons) + ".") if reasons else None
 
 
 def _differences(study: Facts, name: str) -> Html:
@@ -227,13 +225,12 @@ def _differences(study: Facts, name: str) -> Html:
     return f" ({format.count(n, 'image')})" if n else ""
 
   head = [
-    el("th", "Measure", scope="col"),
-    *(el("th", NAMES[m], el("small", images(m)), scope="col", cls="num") for m in study["methods"]),
+    blocks.column("Measure", cls=None),
+    *(blocks.column(NAMES[m], el("small", images(m))) for m in study["methods"]),
   ]
   body = [
-    el(
-      "tr",
-      el("th", title, scope="row"),
+    blocks.row(
+      title,
       *(
         page_parts.gain_cell(lookup(study, "differences", name, m, measure))
         for m in study["methods"]
@@ -243,7 +240,7 @@ def _differences(study: Facts, name: str) -> Html:
   ]
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
   title = f"{name} minus {study['reference']}, on the images that give both a score"
-  return el("div", el("h3", title), el("div", table, cls="scroll"))
+  return blocks.titled(title, el("div", table, cls="scroll"))
 
 
 def _maps(run: runs.Run, study: Facts) -> Html | None:
@@ -298,7 +295,7 @@ def _mean_maps(run: runs.Run, study: Facts) -> Html | None:
 def _sanity_check(study: Facts) -> Html | None:
   """Sanity check: rank correlations with the maps of random weights."""
   names = _names(study)
-  head = [el("th", "Map", scope="col"), *(el("th", n, scope="col", cls="num") for n in names)]
+  head = [blocks.column("Map", cls=None), *(blocks.column(n) for n in names)]
   body, resembling = [], []
   for m in study["methods"]:
     cells = []
@@ -315,7 +312,7 @@ def _sanity_check(study: Facts) -> Html | None:
           title=f"{correlation.get('n')} images",
         )
       )
-    body.append(el("tr", el("th", NAMES[m], scope="row"), *cells))
+    body.append(blocks.row(NAMES[m], *cells))
   counts = [lookup(study, "random", name, m, "n") for name in names for m in study["methods"]]
   n = max((int(count or 0) for count in counts), default=0)
   text = (
@@ -336,7 +333,7 @@ def _sanity_check(study: Facts) -> Html | None:
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
   if 0 in counts:
     text += " n/a: random weights give flat maps, which nothing resembles."
-  return el("div", el("p", text, cls="note"), warn, el("div", table, cls="scroll"))
+  return el("div", blocks.note(text), warn, el("div", table, cls="scroll"))
 
 
 def _runs(study: Facts) -> Html:
@@ -354,9 +351,8 @@ def _runs(study: Facts) -> Html:
       "workdir": r.get("workdir"),
     }
     cards.append(
-      el(
-        "div",
-        el("h3", str(r["name"])),
+      blocks.titled(
+        str(r["name"]),
         fact_tables.pairs(fact_tables.rows({k: v for k, v in rows.items() if v not in ("", None)})),
         cls="card",
       )

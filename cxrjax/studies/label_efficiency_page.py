@@ -10,7 +10,7 @@ import numpy as np
 
 from cxrjax.report import naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format, line_chart
+from cxrjax.report.html import blocks, forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import fact_tables
@@ -127,11 +127,9 @@ def _summary(study: Facts) -> Html:
         paragraphs.append(el("p", f"From {curve}, against {reference}: ", text, "."))
   if len(curves) > 1:
     paragraphs.append(
-      el(
-        "p",
+      blocks.note(
         "In brackets the difference of AUROCs (0.5 is guessing, 1 perfect). "
-        "Undecided: its 95 % interval holds 0.",
-        cls="note",
+        "Undecided: its 95 % interval holds 0."
       )
     )
   return el("div", paragraphs, cls="summary")
@@ -246,20 +244,18 @@ def _tables(study: Facts) -> Html | None:
   for name, test_set in study.get("sets", {}).items():
     known = {m for p in study["points"] for m in p["sets"].get(name, {})}
     metrics = [m for m in TABLED if m in known]
-    head = [el("th", "Labels", scope="col")]
+    head = [blocks.column("Labels", cls=None)]
     for metric in metrics:
-      head.append(el("th", format.measure(metric), scope="col", cls="num"))
+      head.append(blocks.column(format.measure(metric)))
       if metric in ("auroc", "accuracy"):
-        head.append(el("th", f"gain over {study['reference']}", scope="col", cls="num"))
+        head.append(blocks.column(f"gain over {study['reference']}"))
     body = []
     for share in study["fractions"]:
       points = [p for p in study["points"] if p["fraction"] == share]
       if not points:
         continue
       n = format.count(points[0].get("labelled"), "radiograph")
-      body.append(
-        el("tr", el("th", f"{share}, {n}", scope="rowgroup", colspan=len(head)), cls="group")
-      )
+      body.append(blocks.group(f"{share}, {n}", len(head)))
       for point in points:
         body.append(_table_row(point["curve"], point, name, metrics))
         if lookup(point, "ensembles", name):
@@ -274,9 +270,8 @@ def _tables(study: Facts) -> Html | None:
     table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
     n = format.count(lookup(test_set, "test", "n"), "test radiograph")
     parts.append(
-      el(
-        "div",
-        el("h3", ", ".join(filter(None, [set_name(study, name), n]))),
+      blocks.titled(
+        ", ".join(filter(None, [set_name(study, name), n])),
         el("div", table, cls="scroll"),
         cls="evaluator",
       )
@@ -294,7 +289,7 @@ def _tables(study: Facts) -> Html | None:
     + page_parts.GAINS
     + (" They do not speak of other seeds; the ranges of the scores do." if ranges else "")
   )
-  return el("div", parts, el("p", note, cls="note"))
+  return el("div", parts, blocks.note(note))
 
 
 def _table_row(title: str, point: Facts, name: str, metrics: list[str]) -> Html:
@@ -303,7 +298,7 @@ def _table_row(title: str, point: Facts, name: str, metrics: list[str]) -> Html:
     cells.append(score_cell(lookup(point, "sets", name, metric)))
     if metric in ("auroc", "accuracy"):
       cells.append(gain_cell(lookup(point, "gains", name, metric)))
-  return el("tr", el("th", title, scope="row"), cells)
+  return blocks.row(title, cells)
 
 
 def _setup(run: runs.Run, study: Facts) -> Html:
@@ -327,9 +322,8 @@ def _setup(run: runs.Run, study: Facts) -> Html:
   cards = [el("div", fact_tables.pairs((k, v) for k, v in rows if v), cls="card")]
   for name, test_set in study.get("sets", {}).items():
     cards.append(
-      el(
-        "div",
-        el("h3", set_name(study, name)),
+      blocks.titled(
+        set_name(study, name),
         fact_tables.pairs(fact_tables.rows(dict(test_set.get("test") or {}))),
         cls="card",
       )
@@ -347,7 +341,7 @@ def _setup(run: runs.Run, study: Facts) -> Html:
     f"larger ones. {folds}The checkpoint is chosen on validation images, which are not "
     "divided; the test images are looked at once."
   )
-  return el("div", el("p", note, cls="note"), el("div", cards, cls="cards"))
+  return el("div", blocks.note(note), el("div", cards, cls="cards"))
 
 
 def table(study: Facts) -> str:

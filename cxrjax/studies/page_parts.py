@@ -10,7 +10,7 @@ from typing import Any
 
 from cxrjax.report import naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format, line_chart
+from cxrjax.report.html import blocks, forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.format import Estimate
 from cxrjax.report.pages import run_page
@@ -87,12 +87,8 @@ def score_cell(value: Any) -> Html:
   """Table cell with a value and its interval."""
   e = estimate(value)
   bounds = format.interval(e)
-  return el(
-    "td",
-    el("b", format.decimal(e.value)),
-    " ",
-    el("small", f"({bounds})") if bounds else None,
-    cls="num",
+  return blocks.number(
+    el("b", format.decimal(e.value)), " ", el("small", f"({bounds})") if bounds else None
   )
 
 
@@ -108,12 +104,10 @@ def gain_cell(value: Any, less: bool = False) -> Html:
     return el("td", "n/a", cls="num none", title=lookup(value, "undefined"))
   kind = {"above": "below", "below": "above"}.get(kind, kind) if less else kind
   style = {"above": "up", "below": "down"}.get(kind, "")
-  return el(
-    "td",
+  return blocks.number(
     el("span", signed(e.value), " ", SIGNS.get(kind, ""), cls=style or None),
     " ",
     el("small", f"({signed(e.low)} to {signed(e.high)})"),
-    cls="num",
   )
 
 
@@ -160,10 +154,10 @@ def callouts(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> list[
 def again(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> Html:
   """Commands to repeat the study, and each run by itself."""
   lines = [
-    el("div", el("h3", name(row)), el("pre", el("code", row["command"]), cls="command"))
+    blocks.titled(name(row), el("pre", el("code", row["command"]), cls="command"))
     for row in study.get("rows", [])
   ]
-  return el("div", command(run), el("details", el("summary", "One run by itself"), lines))
+  return el("div", command(run), blocks.folded("One run by itself", lines))
 
 
 def document(
@@ -179,7 +173,7 @@ def document(
     content = _guarded(render, run)
     section = None
     if content is not None:
-      paragraph = el("p", note, cls="note") if note else None
+      paragraph = blocks.note(note) if note else None
       section = el("section", el("h2", name), paragraph, content, id=key)
     sections.append((key, name, section))
   intro = [_guarded(render, run) for render in opening]

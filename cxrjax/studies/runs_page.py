@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format
+from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import curves, fact_tables
@@ -102,11 +102,9 @@ def _summary(study: Facts) -> Html:
           )
         )
   paragraphs.append(
-    el(
-      "p",
+    blocks.note(
       "p: how often a difference this large would come of chance alone, had both "
-      "runs the same skill. Coloured where the 95 % interval leaves out 0.",
-      cls="note",
+      "runs the same skill. Coloured where the 95 % interval leaves out 0."
     )
   )
   return el("div", paragraphs, cls="summary")
@@ -217,7 +215,7 @@ def _tables(study: Facts) -> Html:
       parts.append(_table(study, test_set, _overall_metrics(test_set), other))
     for other in others if per_class else ():
       title = "Per class" + (f", {other}" if len(others) > 1 else "")
-      parts.append(el("details", el("summary", title), _table(study, test_set, per_class, other)))
+      parts.append(blocks.folded(title, _table(study, test_set, per_class, other)))
   methods = {
     g["method"]
     for test_set in study["sets"].values()
@@ -236,34 +234,28 @@ def _tables(study: Facts) -> Html:
     f"{'; '.join(sorted(methods))}. p values are two-sided and speak of one metric at a time;"
     " intervals and p values speak of other test images, not of other seeds." + holm
   )
-  return el("div", parts, el("p", note, cls="note"))
+  return el("div", parts, blocks.note(note))
 
 
 def _table(study: Facts, test_set: Facts, metrics: Sequence[str], other: str) -> Html:
   multiple = len(_other_runs(study)) > 1  # only then are p values corrected
   titles = [study["reference"], other, "Difference", "p", *(["p (Holm)"] if multiple else [])]
   p_keys = ["p", *(["p_holm"] if multiple else [])]
-  head = [
-    el("th", "Metric", scope="col"),
-    *(el("th", title, scope="col", cls="num") for title in titles),
-  ]
+  head = [blocks.column("Metric", cls=None), *(blocks.column(title) for title in titles)]
   body, group = [], None
   for metric in metrics:
     values = test_set["metrics"][metric]
     prefix, measure, part = format.parts(metric)
     if prefix and prefix != group:
       group = prefix
-      body.append(
-        el("tr", el("th", format.head(prefix), scope="rowgroup", colspan=len(head)), cls="group")
-      )
+      body.append(blocks.group(format.head(prefix), len(head)))
     gain = values["gains"].get(other)
     body.append(
-      el(
-        "tr",
-        el("th", format.measure(f"{measure}/{part}" if part else measure), scope="row"),
+      blocks.row(
+        format.measure(f"{measure}/{part}" if part else measure),
         *(page_parts.score_cell(values["runs"].get(n)) for n in (study["reference"], other)),
         page_parts.gain_cell(gain, measure in format.LOWER_IS_BETTER),
-        *(el("td", p_text(lookup(gain, key), ""), cls="num") for key in p_keys),
+        *(blocks.number(p_text(lookup(gain, key), "")) for key in p_keys),
       )
     )
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
@@ -297,19 +289,11 @@ def _run_cards(study: Facts) -> Html:
       "took": format.duration(r.get("total_s")),
       "workdir": r.get("workdir"),
     }
-    command = el(
-      "details",
-      el("summary", "Command"),
-      el("pre", el("code", str(r.get("command") or "")), cls="command"),
+    command = blocks.folded(
+      "Command", el("pre", el("code", str(r.get("command") or "")), cls="command")
     )
     cards.append(
-      el(
-        "div",
-        el("h3", str(r["name"])),
-        fact_tables.pairs(fact_tables.rows(rows)),
-        command,
-        cls="card",
-      )
+      blocks.titled(str(r["name"]), fact_tables.pairs(fact_tables.rows(rows)), command, cls="card")
     )
   lists = []
   for name, changes in (study.get("changed") or {}).items():
@@ -319,7 +303,7 @@ def _run_cards(study: Facts) -> Html:
     title = f"Config of {name}: " + (
       format.count(len(changes), "key differs", "keys differ") + f" from {study['reference']}'s"
     )
-    lists.append(el("details", el("summary", title), el("ul", items or [el("li", "none")])))
+    lists.append(blocks.folded(title, el("ul", items or [el("li", "none")])))
   return el("div", el("div", cards, cls="cards"), lists)
 
 

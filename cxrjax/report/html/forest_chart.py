@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxrjax.report.html import format, line_chart
+from cxrjax.report.html import blocks, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.line_chart import Level, Real
 
@@ -100,7 +100,7 @@ def chart(
     "figure",
     caption,
     el("div", items, cls="legend"),
-    el("p", note, cls="note") if note else None,
+    blocks.note(note) if note else None,
     svg,
     cls="chart",
   )

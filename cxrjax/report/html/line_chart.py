@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from cxrjax.report.html import format
+from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
 
 Real = float | int
@@ -133,7 +133,7 @@ def chart(
     role="img",
     aria_label=f"{title} over {x_label}: {last}",
   )
-  return el("figure", caption, key, el("p", note, cls="note") if note else None, svg, cls="chart")
+  return el("figure", caption, key, blocks.note(note) if note else None, svg, cls="chart")
 
 
 def ticks(low: Real, high: Real, n: int) -> list[Real]:

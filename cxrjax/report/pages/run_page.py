@@ -14,7 +14,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.core.text import identifier
 from cxrjax.report import glossary, model_card, naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import format
+from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_writer import replace
 from cxrjax.report.sections import (
@@ -153,7 +153,7 @@ def _section(
   content = guard(make, run)
   if content is None:
     return None
-  return el("section", el("h2", name), el("p", note, cls="note") if note else None, content, id=key)
+  return el("section", el("h2", name), blocks.note(note) if note else None, content, id=key)
 
 
 def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.report import naming
-from cxrjax.report.html import format, line_chart, pictures
+from cxrjax.report.html import blocks, format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import time_axis
 from cxrjax.report.run_files import Curve, Run, lookup, number
@@ -104,7 +104,7 @@ def _charts(figures: list[Html], constant: Mapping[str, Curve]) -> Html | None:
     f"{_title(name)[0].lower()} {format.short(float(curve.value[0]))}"
     for name, curve in constant.items()
   ]
-  note = el("p", f"The same all along: {', '.join(values)}.", cls="note") if values else None
+  note = blocks.note(f"The same all along: {', '.join(values)}.") if values else None
   if not figures:
     return note
   return el("div", el("div", figures, cls="charts"), note)
@@ -250,7 +250,7 @@ def views(run: Run) -> Html | None:
     truncation = f", the first {CROPS} shown" if len(crops) > CROPS else ""
     sizes.append(f"{text} of {h} \N{MULTIPLICATION SIGN} {w} pixels{truncation}")
   text = "; ".join(sizes).capitalize()
-  return el("div", el("p", f"{text}.", cls="note"), rows)
+  return el("div", blocks.note(f"{text}."), rows)
 
 
 def _crop_names(name: str) -> tuple[str, str]:
@@ -330,7 +330,7 @@ def reproduction(run: Run) -> Html | None:
     )
     if run.fact("method"):  # one run, which has a card
       note += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
-    parts.append(el("p", note, cls="note"))
+    parts.append(blocks.note(note))
   rows = [(k.capitalize(), _date(run.fact(k))) for k in ("started", "finished") if run.fact(k)]
   machine = run.fact("machine")
   rows += fact_tables.rows(machine) if isinstance(machine, Mapping) else []
@@ -338,12 +338,12 @@ def reproduction(run: Run) -> Html | None:
   if isinstance(versions, Mapping):
     rows += [(str(k), str(v)) for k, v in versions.items()]
   if rows:
-    parts.append(el("details", el("summary", "Dates and versions"), fact_tables.pairs(rows)))
+    parts.append(blocks.folded("Dates and versions", fact_tables.pairs(rows)))
   if run.config:
     text = json.dumps(run.config, indent=2, ensure_ascii=False, default=str)
     if len(text) > 60_000:
       text = text[:60_000] + "\n... (the rest is in config.json)"
-    parts.append(el("details", el("summary", "Config"), el("pre", el("code", text))))
+    parts.append(blocks.folded("Config", el("pre", el("code", text))))
   return el("div", parts) if parts else None
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cxrjax.report.html import format
+from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import supervised
 from cxrjax.report.run_files import Run, number
@@ -60,9 +60,8 @@ def data(run: Run) -> Html | None:
     parts = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
     if parts:
       cards.append(
-        el(
-          "div",
-          el("h3", title),
+        blocks.titled(
+          title,
           _parts_table(parts),
           pairs(rows(_common_facts(facts, parts))),
           cls="card wide" if _many_classes(parts) else "card",
@@ -74,7 +73,7 @@ def data(run: Run) -> Html | None:
         for entry in part.get("skipped") or []
       ]
     else:
-      cards.append(el("div", el("h3", title), pairs(rows(facts)), cls="card"))
+      cards.append(blocks.titled(title, pairs(rows(facts)), cls="card"))
       skipped += [(title, entry) for entry in facts.get("skipped") or []]
   if not cards:
     return None
@@ -90,11 +89,9 @@ def _parts_table(parts: Mapping[str, Mapping[str, Any]]) -> Html:
   classes = list(dict.fromkeys(c for v in parts.values() for c in v.get("class_counts") or {}))
   shown = classes[:8]
   counted = [k for k in ("n", "patients") if any(v.get(k) for v in parts.values())]
-  head = [el("th", "Part", scope="col")]
-  head += [
-    el("th", {"n": "Images"}.get(k, k.capitalize()), scope="col", cls="num") for k in counted
-  ]
-  head += [el("th", c, scope="col", cls="num") for c in shown]
+  head = [blocks.column("Part", cls=None)]
+  head += [blocks.column({"n": "Images"}.get(k, k.capitalize())) for k in counted]
+  head += [blocks.column(c) for c in shown]
   body = []
   for name, facts in parts.items():
     counts = facts.get("class_counts")
@@ -104,10 +101,10 @@ def _parts_table(parts: Mapping[str, Mapping[str, Any]]) -> Html:
       n, total = number(counts.get(c)), number(facts.get("n"))
       share = f" ({100 * n / total:.0f} %)" if total > 0 and math.isfinite(n) else ""
       cells.append([format.count(n) or "\N{EN DASH}", el("small", share)])
-    body.append(el("tr", el("th", name, scope="row"), [el("td", c, cls="num") for c in cells]))
+    body.append(blocks.row(name, [blocks.number(c) for c in cells]))
   note = f"The first {len(shown)} of {len(classes)} classes." if len(classes) > len(shown) else None
   table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="parts")
-  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note") if note else None)
+  return el("div", el("div", table, cls="scroll"), blocks.note(note) if note else None)
 
 
 def _common_facts(
@@ -215,7 +212,7 @@ def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
   if remaining > 0:
     items.append(el("li", f"and {remaining:,} more"))
   title = format.count(len(skipped), "image was skipped", "images were skipped")
-  return el("details", el("summary", title), el("ul", items), cls="skipped", open=len(skipped) < 6)
+  return blocks.folded(title, el("ul", items), cls="skipped", open=len(skipped) < 6)
 
 
 def pairs(rows: Iterable[tuple[str, Any]]) -> Html:

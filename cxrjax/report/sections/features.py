@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.report import naming
-from cxrjax.report.html import format, pictures
+from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.format import Estimate
 from cxrjax.report.run_files import Run, lookup, number
@@ -51,7 +51,7 @@ def _opening(run: Run, facts: Mapping[str, Any]) -> Html:
     text += [" Images of ", el("span", naming.source_name(name), cls="name", title=str(name)), ":"]
   if facts.get("test") and facts.get("train"):
     text += [" ", _image_count(facts, "test"), " and ", _image_count(facts, "train"), "."]
-  return el("p", text, cls="note")
+  return blocks.note(text)
 
 
 def _image_count(facts: Mapping[str, Any], part: str) -> str:
@@ -111,12 +111,8 @@ def _retrieval(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Ht
     f"\N{NOT EQUAL TO}: {' or '.join(NAMES[by].lower() for by in attributes) or 'label'} differs "
     "from the test image's. Radiographs known to be of the same patient are left out."
   )
-  return el(
-    "div",
-    el("h3", "Nearest training images"),
-    el("p", note, cls="note"),
-    el("div", rows, cls="sheets"),
-    cls="part",
+  return blocks.titled(
+    "Nearest training images", blocks.note(note), el("div", rows, cls="sheets"), cls="part"
   )
 
 
@@ -154,17 +150,14 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
     if not math.isfinite(estimate.value):
       continue
     rows.append(
-      el(
-        "tr",
-        el("th", NAMES.get(str(row.get("by")), str(row.get("by"))), scope="row"),
-        el(
-          "td",
+      blocks.row(
+        NAMES.get(str(row.get("by")), str(row.get("by"))),
+        blocks.number(
           el("b", format.decimal(estimate.value)),
           " ",
           el("small", f"({format.interval(estimate)})") if format.interval(estimate) else None,
-          cls="num",
         ),
-        el("td", format.decimal(number(row.get("chance"))), cls="num"),
+        blocks.number(format.decimal(number(row.get("chance")))),
       )
     )
   if not rows:
@@ -182,9 +175,9 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
   )
   head = el(
     "tr",
-    el("th", "Same", scope="col"),
-    el("th", "Share of neighbours", scope="col", cls="num"),
-    el("th", "At random", scope="col", cls="num"),
+    blocks.column("Same", cls=None),
+    blocks.column("Share of neighbours"),
+    blocks.column("At random"),
   )
   note = (
     f"Of the {format.count(facts.get('neighbours'))} nearest training images of every test "
@@ -192,12 +185,11 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
     "At random: the same for training images drawn blindly. A share of the site, sex or age "
     "above it means that the features hold these as well, which a classifier may lean on."
   )
-  return el(
-    "div",
-    el("h3", "What neighbours have in common"),
+  return blocks.titled(
+    "What neighbours have in common",
     summary,
     el("div", el("table", el("thead", head), el("tbody", rows), cls="parts"), cls="scroll"),
-    el("p", note, cls="note"),
+    blocks.note(note),
     cls="part",
   )
 
@@ -230,10 +222,9 @@ def _scatter_plots(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -
     "have no unit; the farthest points are drawn at the edge. Groups that lie apart are told "
     "apart by the features."
   )
-  return el(
-    "div",
-    el("h3", "All test images as a map"),
-    el("p", note, cls="note"),
+  return blocks.titled(
+    "All test images as a map",
+    blocks.note(note),
     el("div", figures, cls="charts" if figures[1:] else "charts one"),
     cls="part",
   )
@@ -303,10 +294,6 @@ def _patches(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Html
     + ". Patches of one colour are alike to the network, in one image and across images: "
     "where lungs, bones and background have colours of their own, it tells them apart."
   )
-  return el(
-    "div",
-    el("h3", "Patches by their features"),
-    el("p", note, cls="note"),
-    el("div", figures, cls="tiles"),
-    cls="part",
+  return blocks.titled(
+    "Patches by their features", blocks.note(note), el("div", figures, cls="tiles"), cls="part"
   )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.report import naming
-from cxrjax.report.html import format, line_chart
+from cxrjax.report.html import blocks, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.format import Estimate
 from cxrjax.report.naming import STYLES
@@ -30,7 +30,7 @@ def summary(run: Run) -> Html:
     paragraphs.append(el("p", describe(evaluated, name)))
   if paragraphs:
     note = "In brackets, 95 % intervals: how sure the numbers are."
-    paragraphs.append(el("p", note, cls="note"))
+    paragraphs.append(blocks.note(note))
   else:
     paragraphs.append(el("p", "No evaluation has been written yet."))
   return el("div", el("p", _training_sentence(run)), paragraphs, cls="summary")
@@ -252,11 +252,9 @@ def table(run: Run) -> Html:
       folded.append(name)
   parts = [_table([name for name in overall if name not in folded], encoders, latest, first)]
   if folded:
-    parts.append(
-      el("details", el("summary", "Other neighbours"), _table(folded, encoders, latest, first))
-    )
+    parts.append(blocks.folded("Other neighbours", _table(folded, encoders, latest, first)))
   if classes := [name for name in names if format.of_class(name)]:
-    parts.append(el("details", el("summary", "Per class"), _table(classes, encoders, latest, {})))
+    parts.append(blocks.folded("Per class", _table(classes, encoders, latest, {})))
   estimates = [e for metrics in latest.values() for e in metrics.values()]
   methods = sorted({e.method for e in estimates if e.method and e.method != "none"})
   note = ["In brackets, 95 % confidence intervals. Bold: the best value of a row."]
@@ -274,7 +272,7 @@ def table(run: Run) -> Html:
         cls="wide",
       )
     )
-  parts.append(el("p", note, cls="note"))
+  parts.append(blocks.note(note))
   return el("div", parts)
 
 
@@ -283,19 +281,13 @@ def _first_step(run: Run) -> int:
 
 
 def _table(names, encoders, latest, first) -> Html:
-  head = [el("th", "Metric", scope="col")]
+  head = [blocks.column("Metric", cls=None)]
   head += [
-    el(
-      "th",
-      el("i", cls=f"key {STYLES.get(e, 's4')}"),
-      format.encoder(e, names),
-      scope="col",
-      cls="num",
-    )
+    blocks.column(el("i", cls=f"key {STYLES.get(e, 's4')}"), format.encoder(e, names))
     for e in encoders
   ]
   if first:
-    head.append(el("th", "First", scope="col", cls="num quiet"))
+    head.append(blocks.column("First", cls="num quiet"))
   bounds = [
     v
     for e in encoders
@@ -307,15 +299,13 @@ def _table(names, encoders, latest, first) -> Html:
   comparable = bool(bounds)
   axis_start = 0.5 if bounds and min(bounds) >= 0.5 else 0.0
   if comparable:
-    head.append(el("th", range_axis(axis_start), scope="col", cls="forest"))
+    head.append(blocks.column(range_axis(axis_start), cls="forest"))
   rows, group = [], None
   span = len(encoders) + 1 + bool(first) + comparable
   for name in names:
     prefix, measure, variant = format.parts(name)
     if prefix and prefix != group:
-      rows.append(
-        el("tr", el("th", format.head(prefix), scope="rowgroup", colspan=span), cls="group")
-      )
+      rows.append(blocks.group(format.head(prefix), span))
       group = prefix
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
     finite = [v.value for v in values.values() if math.isfinite(v.value)]
@@ -461,7 +451,7 @@ def over_time(run: Run) -> Html | None:
   return el(
     "div",
     el("div", figures[:CHARTS_SHOWN], cls="charts"),
-    el("details", el("summary", "Other measures while training"), el("div", others, cls="charts"))
+    blocks.folded("Other measures while training", el("div", others, cls="charts"))
     if others
     else None,
   )

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from cxrjax.report.html import format, pictures
+from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import Run, lookup, number
 
@@ -139,12 +139,10 @@ def note(methods: Sequence[str], classes: bool, outlined: bool) -> Html:
   """Explains the maps in words."""
   sentences = [f"{NAMES[m]}: {ABOUT[m]}" for m in methods]
   key = [" ", el("i", cls="key truth"), "Outline: the lung mask."]
-  return el(
-    "p",
+  return blocks.note(
     "; ".join(sentences)
     + ". The maps show where information comes from, not why a decision was taken.",
     key if outlined else None,
-    cls="note",
   )
 
 
@@ -159,9 +157,9 @@ def score_table(found: Facts, title: str = "") -> Html | None:
   if not methods:
     return None
   head = [
-    el("th", "Measure", scope="col"),
-    *(el("th", NAMES[m], scope="col", cls="num") for m in methods),
-    el("th", "By chance", scope="col", cls="num quiet"),
+    blocks.column("Measure", cls=None),
+    *(blocks.column(NAMES[m]) for m in methods),
+    blocks.column("By chance", cls="num quiet"),
   ]
   body = []
   for measure, name in MEASURES.items():
@@ -170,9 +168,8 @@ def score_table(found: Facts, title: str = "") -> Html | None:
       float("nan"),
     )
     body.append(
-      el(
-        "tr",
-        el("th", name, scope="row"),
+      blocks.row(
+        name,
         *(_cell(lookup(found, m, measure)) for m in methods),
         el("td", format.decimal(chance), cls="num quiet"),
       )
@@ -188,7 +185,7 @@ def _cell(value: Any) -> Html:
   bounds = (
     f"({format.decimal(e[1])}\N{EN DASH}{format.decimal(e[2])})" if np.isfinite(e[1:]).all() else ""
   )
-  return el("td", el("b", format.decimal(e[0])), " ", el("small", bounds), cls="num")
+  return blocks.number(el("b", format.decimal(e[0])), " ", el("small", bounds))
 
 
 MEANING = (
@@ -240,7 +237,7 @@ def section(run: Run) -> Html | None:
     )
   head = run.fact("look", "head")
   head_note = (
-    el("p", f"The run has no classes of its own: {head} stands in for them.", cls="note")
+    blocks.note(f"The run has no classes of its own: {head} stands in for them.")
     if head and set(maps) - set(OF_ATTENTION)
     else None
   )
@@ -266,7 +263,7 @@ def _head_maps(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
     parts.append(
       el(
         "div",
-        el("p", f"{block}, head by head", cls="note"),
+        blocks.note(f"{block}, head by head"),
         el(
           "div",
           [
@@ -308,10 +305,7 @@ def _lung_scores(run: Run) -> Html | None:
     "div",
     el("p", text) if text else None,
     score_table(scores),
-    el(
-      "p",
-      f"Of {n:,}{of_total} test images that have a lung mask, the data set's own. ",
-      MEANING,
-      cls="note",
+    blocks.note(
+      f"Of {n:,}{of_total} test images that have a lung mask, the data set's own. ", MEANING
     ),
   )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from cxrjax.report import naming
-from cxrjax.report.html import format, pictures
+from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup
 
@@ -50,8 +50,7 @@ def section(run: Run) -> Html | None:
   keys = [el("i", cls=f"key {name}") for name in ("truth", "predicted")]
   facts = run.fact("data", chosen[0])
   unit, size = lookup(facts, "distances_in"), format.count(lookup(facts, "size"))
-  note = el(
-    "p",
+  note = blocks.note(
     "Outlines: ",
     keys[0],
     "the true mask, ",
@@ -59,7 +58,6 @@ def section(run: Run) -> Html | None:
     "the predicted one, which lies "
     "on top. Images at even steps from the worst Dice of the set to the best.",
     f" Distances above are in {unit} of images of {size} pixels a side." if unit and size else "",
-    cls="note",
   )
   return el("div", note, parts)
 
