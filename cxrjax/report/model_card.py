@@ -133,7 +133,7 @@ def _front_matter(run: Run) -> list[str]:
     ]
     for name, value in metrics:
       lines += [
-        f"    - type: {HUB_METRICS[format.parts(name)[1]]}",
+        f"    - type: {HUB_METRICS[format.split(name)[1]]}",
         f"      name: {json.dumps(format.title(name))}",
         f"      value: {value:.4f}",
       ]
@@ -150,7 +150,7 @@ def _hub_metrics(run: Run) -> Iterable[tuple[str, list[tuple[str, float]]]]:
     names = results.headline({TRAINED: metrics}) if is_encoder else sort_metrics(set(metrics))
     values = []
     for name in names:
-      _, measure, variant = format.parts(name)
+      _, measure, variant = format.split(name)
       value = metrics[name].value
       if measure in HUB_METRICS and not variant and math.isfinite(value):
         values.append((name, value))

@@ -68,6 +68,16 @@ class Run:
     """The fact at a path of keys, or None."""
     return lookup(self.facts, *path)
 
+  def mapping(self, *path: str) -> Mapping[str, Any]:
+    """The mapping at a path of keys; empty where there is none."""
+    value = self.fact(*path)
+    return value if isinstance(value, Mapping) else {}
+
+  def items(self, *path: str) -> list[Any]:
+    """The list at a path of keys; empty where there is none."""
+    value = self.fact(*path)
+    return value if isinstance(value, list) else []
+
   def evaluators(self) -> list[str]:
     """Names of the evaluators that have results."""
     return list(dict.fromkeys(e.evaluator for e in self.evaluations))

@@ -77,7 +77,7 @@ def sort_metrics(names: set[str]) -> list[str]:
   """Sorts metrics: kNN by k, then the linear probe, then all others; AUROC first in each."""
 
   def key(name: str):
-    head, measure, variant = format.parts(name)
+    head, measure, variant = format.split(name)
     digits = head.removeprefix("knn").lstrip("_") if head.startswith("knn") else ""
     family = 0 if head.startswith("knn") else 1 if head == "linear" else 2
     measures = list(format.MEASURES)

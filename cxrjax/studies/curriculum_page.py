@@ -11,10 +11,9 @@ from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import lookup
-from cxrjax.report.sections import fact_tables
-from cxrjax.studies import page_parts
+from cxrjax.studies import study_page
 from cxrjax.studies.comparison_charts import head_name, set_name
-from cxrjax.studies.page_parts import estimate, gain_cell, score_cell, verdict
+from cxrjax.studies.study_page import by_verdict, estimate, gain_cell, score_cell, verdict
 
 Facts = Mapping[str, Any]
 MAIN = ("auroc", "dice")  # of a last stage, in order of preference
@@ -25,12 +24,12 @@ PAIRED = ("auroc", "accuracy", "dice")  # metrics whose gains are tabled, too
 
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
-  study = page_parts.facts(run, "stages")
-  return page_parts.document(
+  study = run.mapping("stages")
+  return study_page.document(
     run,
     lambda: _title(study),
     "cxrjax curriculum",
-    [lambda: _summary(study), lambda: page_parts.callouts(run, study, _run_name)],
+    [lambda: _summary(study), lambda: study_page.callouts(run, study, _run_name)],
     [
       (
         "brought",
@@ -43,12 +42,12 @@ def render(run: runs.Run) -> str:
       ("table", "In numbers", "", lambda: _tables(study)),
       ("stages", "The stages", "", lambda: _stages(study)),
       ("how", "Test images", "", lambda: _test_images(run, study)),
-      ("again", "Run it again", "", lambda: page_parts.again(run, study, _run_name)),
+      ("again", "Run it again", "", lambda: study_page.again(run, study, _run_name)),
     ],
   )
 
 
-write = functools.partial(page_parts.write, render)
+write = functools.partial(study_page.write, render)
 
 
 def _run_name(row: Facts) -> str:
@@ -116,16 +115,13 @@ def _summary(study: Facts) -> Html:
       if not metric:
         continue
       text: list[Any] = []
-      better, worse = [], []
-      for p in points:
-        outcome = verdict(lookup(p, "gains", name, metric))
-        style = {"above": "up", "below": "down"}.get(outcome)
-        if outcome == "above":
-          better.append(label(p["start"]))
-        elif outcome == "below":
-          worse.append(label(p["start"]))
+      gains = [(lookup(p, "gains", name, metric), p) for p in points]
+      for gain, p in gains:
+        style = {"above": "up", "below": "down"}.get(verdict(gain))
         value = format.decimal(estimate(lookup(p, "sets", name, metric)).value)
         text += [", " if text else "", label(p["start"]), " ", el("b", value, cls=style)]
+      groups = by_verdict((gain, label(p["start"])) for gain, p in gains)
+      better, worse = groups["above"], groups["below"]
       tail = ""
       if better:
         tail = f"; beyond the interval better than from scratch: {format.join_words(better)}"
@@ -146,81 +142,69 @@ def _summary(study: Facts) -> Html:
 
 def _stage_gains(study: Facts) -> Html | None:
   """Charts per last stage and test set: scores, gain over scratch, gain of each stage."""
-  parts = []
+  panels = []
   for stage in _last_stages(study):
     for name in _test_sets(study, stage):
-      figures: list[Html] = []
       metric, points = _main_metric(study, stage, name), _points(study, stage)
       if not metric:
         continue
       panel, measure = _panel_title(study, stage, name), format.measure(metric)
       scores = [
-        forest_chart.Row(plain(p["start"]), [_mark(lookup(p, "sets", name, metric))])
+        forest_chart.Row(plain(p["start"]), [study_page.mark(lookup(p, "sets", name, metric))])
         for p in points
       ]
-      figures.append(forest_chart.chart(f"{panel}: {measure}", scores, [], x_label=measure))
+      figures = [forest_chart.chart(f"{panel}: {measure}", scores, [], x_label=measure)]
       for key, title in (("gains", "difference from scratch"), ("steps", "what each stage added")):
         rows = [
-          forest_chart.Row(plain(p["start"]), [page_parts.gain_mark(gain)])
+          forest_chart.Row(plain(p["start"]), [study_page.gain_mark(gain)])
           for p in points
           if (gain := lookup(p, key, name, metric))
         ]
         if rows and (key == "gains" or len(points) > 2):
           figures.append(
-            forest_chart.chart(
-              f"{panel}: {title}",
-              rows,
-              page_parts.VERDICTS,
-              x_label=f"difference of {measure}",
-              levels=[page_parts.zero()],
-            )
+            study_page.gain_chart(f"{panel}: {title}", rows, f"difference of {measure}")
           )
-      parts.append(el("div", figures, cls="charts"))
-  return el("div", parts) if parts else None
-
-
-def _mark(value: Any) -> forest_chart.Mark:
-  e = estimate(value)
-  return forest_chart.Mark(e.value, e.low, e.high)
+      panels.append(el("div", figures, cls="charts"))
+  return el("div", panels) if panels else None
 
 
 def _tables(study: Facts) -> Html | None:
   """One table per last stage and test set."""
-  parts = []
+  tables = []
   for stage in _last_stages(study):
     for name in _test_sets(study, stage):
       points = _points(study, stage)
       known = {m for p in points for m in p["sets"].get(name, {})}
       metrics = [m for m in TABLED if m in known]
-      keys = list(AGAINST)[: 1 if len(points) < 3 else 2]  # with two rows both are the same
       if not metrics:
         continue
-      head = [blocks.column("Begun", cls=None)]
+      # With two rows both gains are the same; with one there is none.
+      keys = list(AGAINST)[: min(len(points) - 1, 2)]
+      titles = []
       for m in metrics:
-        head.append(blocks.column(format.measure(m)))
-        if m in PAIRED and len(points) > 1:
-          head += [blocks.column(AGAINST[key]) for key in keys]
-      body = []
+        titles.append(format.measure(m))
+        titles += [AGAINST[key] for key in keys if m in PAIRED]
+      rows = []
       for p in points:
         cells = []
         for m in metrics:
           cells.append(score_cell(lookup(p, "sets", name, m)))
-          if m in PAIRED and len(points) > 1:
-            cells += [gain_cell(lookup(p, key, name, m)) for key in keys]
-        body.append(blocks.row(label(p["start"]), cells))
-      table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-      n = format.count(lookup(study, "sets", stage, name, "test", "n"), "test radiograph")
-      title = ", ".join(filter(None, [_panel_title(study, stage, name), n]))
-      parts.append(blocks.titled(title, el("div", table, cls="scroll"), cls="evaluator"))
-  if not parts:
+          cells += [gain_cell(lookup(p, key, name, m)) for key in keys if m in PAIRED]
+        rows.append(blocks.row(label(p["start"]), cells))
+      test_set = lookup(study, "sets", stage, name)
+      columns = blocks.columns("Begun", *titles)
+      tables.append(
+        study_page.test_table(_panel_title(study, stage, name), test_set, columns, rows)
+      )
+  if not tables:
     return None
   multiple_seeds = len(study.get("seeds") or ()) > 1
   note = (
     "Scores: mean over seeds, from the lowest to the highest. "
     if multiple_seeds
     else "Scores with 95 % intervals. "
-  ) + page_parts.GAINS
-  return el("div", parts, blocks.note(note))
+  ) + study_page.GAINS
+  return el("div", tables, blocks.note(note))
 
 
 def _stages(study: Facts) -> Html:
@@ -253,13 +237,12 @@ def _stages(study: Facts) -> Html:
         el("td", _feature_scores(row) or "\N{EN DASH}"),
       )
     )
-  header = [blocks.column(h, cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)]
-  table = el("table", el("thead", el("tr", header)), el("tbody", body), cls="parts")
+  columns = [blocks.column(h, cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)]
   note = (
     "Frozen features: AUROC of test images by neighbours and by linear probe, of the network "
     "that the stage began with, and of that which it left."
   )
-  return el("div", el("div", table, cls="scroll"), blocks.note(note))
+  return el("div", blocks.table(columns, body, "parts"), blocks.note(note))
 
 
 def _feature_scores(row: Facts) -> list[Any]:
@@ -276,7 +259,7 @@ def _feature_scores(row: Facts) -> list[Any]:
         el(
           "div",
           f"{where}{head_name(head)} {old} \N{RIGHTWARDS ARROW} ",
-          el("span", new, " ", page_parts.SIGNS.get(outcome, ""), cls=style),
+          el("span", new, " ", study_page.SIGNS.get(outcome, ""), cls=style),
           cls="nowrap",
         )
       )
@@ -286,22 +269,15 @@ def _feature_scores(row: Facts) -> list[Any]:
 def _test_images(run: runs.Run, study: Facts) -> Html:
   with_device: Facts = next((row for row in study.get("rows", []) if row.get("device")), {})
   rows = [
-    ("Device", naming.device_name(run) or page_parts.device(with_device)),
+    ("Device", naming.device_name(run) or study_page.device(with_device)),
     ("Seeds of the last stages", ", ".join(map(str, study.get("seeds") or ()))),
   ]
-  cards = [el("div", fact_tables.pairs((k, v) for k, v in rows if v), cls="card")]
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      cards.append(
-        blocks.titled(
-          _panel_title(study, stage, name),
-          fact_tables.pairs(
-            fact_tables.rows(dict(lookup(study, "sets", stage, name, "test") or {}))
-          ),
-          cls="card",
-        )
-      )
-  return el("div", cards, cls="cards")
+  sets = [
+    (_panel_title(study, stage, name), dict(lookup(study, "sets", stage, name, "test") or {}))
+    for stage in _last_stages(study)
+    for name in _test_sets(study, stage)
+  ]
+  return study_page.cards(rows, sets)
 
 
 def table(study: Facts) -> str:
@@ -317,8 +293,8 @@ def table(study: Facts) -> str:
             [
               label(p["start"]),
               format.estimate(estimate(lookup(p, "sets", name, metric)), "-"),
-              *(page_parts.plain_gain(lookup(p, k, name, metric)) for k in AGAINST),
+              *(study_page.plain_gain(lookup(p, k, name, metric)) for k in AGAINST),
             ]
           )
-        tables.append("\n".join(page_parts.aligned(lines)))
+        tables.append("\n".join(study_page.aligned(lines)))
   return "\n\n".join(tables) + "\n95 % intervals; gains are paired, + or - where 0 is left out"

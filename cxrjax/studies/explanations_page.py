@@ -14,7 +14,7 @@ from cxrjax.report.run_files import lookup, number
 from cxrjax.report.sections import fact_tables, saliency
 from cxrjax.report.sections.details import reproduction
 from cxrjax.report.sections.saliency import MEASURES, NAMES
-from cxrjax.studies import page_parts
+from cxrjax.studies import study_page
 
 Facts = Mapping[str, Any]
 STYLES = ("s1", "s2", "s4", "s5", "s6", "s7", "s8")
@@ -32,8 +32,8 @@ LIKE_RANDOM = 0.5
 
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
-  study = page_parts.facts(run, "explain")
-  return page_parts.document(
+  study = run.mapping("explain")
+  return study_page.document(
     run,
     lambda: _title(study),
     "cxrjax explanation of runs",
@@ -54,7 +54,7 @@ def render(run: runs.Run) -> str:
   )
 
 
-write = functools.partial(page_parts.write, render)
+write = functools.partial(study_page.write, render)
 
 
 def _names(study: Facts) -> list[str]:
@@ -112,14 +112,14 @@ def _target_phrase(study: Facts) -> str:
 
 
 def _verdicts(study: Facts) -> list[list[Any]]:
-  """A sentence per run: share of its maps on the lungs, by the first available method of `TOLD`."""
+  """A sentence per run: share of its maps on the lungs, by the first available of `SUMMARIZED`."""
   if not _has_lung_scores(study):
     return []
   method = next(m for m in SUMMARIZED if m in study["methods"])
   texts = []
   for name in _names(study):
-    ratio = page_parts.estimate(lookup(study, "scores", name, method, "all", RATIO))
-    energy = page_parts.estimate(lookup(study, "scores", name, method, "all", "energy"))
+    ratio = study_page.estimate(lookup(study, "scores", name, method, "all", RATIO))
+    energy = study_page.estimate(lookup(study, "scores", name, method, "all", "energy"))
     if not math.isfinite(ratio.value):
       continue
     amount = "more" if ratio.low > 1 else "less" if ratio.high < 1 else "as much"
@@ -136,11 +136,11 @@ def _verdicts(study: Facts) -> list[list[Any]]:
     ]
     gain = lookup(study, "differences", name, method, RATIO)
     if gain is not None:
-      g = page_parts.estimate(gain)
+      g = study_page.estimate(gain)
       n = format.count(gain.get("n"), "image")
       text += [
-        f" Its ratio is {page_parts.signed(g.value)} ({page_parts.signed(g.low)} to "
-        f"{page_parts.signed(g.high)}) from that of {study['reference']}, on the {n} that give "
+        f" Its ratio is {study_page.signed(g.value)} ({study_page.signed(g.low)} to "
+        f"{study_page.signed(g.high)}) from that of {study['reference']}, on the {n} that give "
         "both a score."
       ]
     texts.append(text)
@@ -189,14 +189,11 @@ def _forest(study: Facts, part: str, title: str, keys: list[tuple[str, str]]) ->
   path = ("all",) if part == "all" else ("classes", part)
   rows = []
   for method in study["methods"]:
-    estimates = [
-      (style, page_parts.estimate(lookup(study, "scores", name, method, *path, RATIO)))
-      for style, name in keys
-    ]
+    values = [lookup(study, "scores", name, method, *path, RATIO) for _, name in keys]
     marks = [
-      forest_chart.Mark(e.value, e.low, e.high, style)
-      for style, e in estimates
-      if math.isfinite(e.value)
+      study_page.mark(value, style)
+      for (style, _), value in zip(keys, values, strict=True)
+      if math.isfinite(study_page.estimate(value).value)
     ]
     rows.append(forest_chart.Row(SHORT.get(method, NAMES[method]), marks))
   return forest_chart.chart(
@@ -224,23 +221,23 @@ def _differences(study: Facts, name: str) -> Html:
     n = lookup(study, "differences", name, method, RATIO, "n")
     return f" ({format.count(n, 'image')})" if n else ""
 
-  head = [
-    blocks.column("Measure", cls=None),
-    *(blocks.column(NAMES[m], el("small", images(m))) for m in study["methods"]),
-  ]
-  body = [
+  columns = blocks.columns(
+    "Measure", *([NAMES[m], el("small", images(m))] for m in study["methods"])
+  )
+  rows = [
     blocks.row(
       title,
       *(
-        page_parts.gain_cell(lookup(study, "differences", name, m, measure))
+        study_page.gain_cell(lookup(study, "differences", name, m, measure))
         for m in study["methods"]
       ),
     )
     for measure, title in MEASURES.items()
   ]
-  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-  title = f"{name} minus {study['reference']}, on the images that give both a score"
-  return blocks.titled(title, el("div", table, cls="scroll"))
+  return blocks.titled(
+    f"{name} minus {study['reference']}, on the images that give both a score",
+    blocks.table(columns, rows, study_page.STACKED),
+  )
 
 
 def _maps(run: runs.Run, study: Facts) -> Html | None:
@@ -295,7 +292,6 @@ def _mean_maps(run: runs.Run, study: Facts) -> Html | None:
 def _sanity_check(study: Facts) -> Html | None:
   """Sanity check: rank correlations with the maps of random weights."""
   names = _names(study)
-  head = [blocks.column("Map", cls=None), *(blocks.column(n) for n in names)]
   body, resembling = [], []
   for m in study["methods"]:
     cells = []
@@ -330,10 +326,10 @@ def _sanity_check(study: Facts) -> Html | None:
     if resembling
     else None
   )
-  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
   if 0 in counts:
     text += " n/a: random weights give flat maps, which nothing resembles."
-  return el("div", blocks.note(text), warn, el("div", table, cls="scroll"))
+  table = blocks.table(blocks.columns("Map", *names), body, study_page.STACKED)
+  return el("div", blocks.note(text), warn, table)
 
 
 def _runs(study: Facts) -> Html:
@@ -350,13 +346,7 @@ def _runs(study: Facts) -> Html:
       "step": r.get("step"),
       "workdir": r.get("workdir"),
     }
-    cards.append(
-      blocks.titled(
-        str(r["name"]),
-        fact_tables.pairs(fact_tables.rows({k: v for k, v in rows.items() if v not in ("", None)})),
-        cls="card",
-      )
-    )
+    cards.append(fact_tables.card(fact_tables.rows(rows), str(r["name"])))
   return el("div", cards, cls="cards")
 
 
@@ -370,7 +360,7 @@ def table(study: Facts) -> str:
       [
         name,
         *(
-          format.estimate(page_parts.estimate(lookup(study, "scores", name, m, "all", RATIO)), "-")
+          format.estimate(study_page.estimate(lookup(study, "scores", name, m, "all", RATIO)), "-")
           for m in study["methods"]
         ),
       ]
@@ -380,14 +370,14 @@ def table(study: Facts) -> str:
         [
           f"  minus {study['reference']}",
           *(
-            page_parts.plain_gain(lookup(study, "differences", name, m, RATIO))
+            study_page.plain_gain(lookup(study, "differences", name, m, RATIO))
             for m in study["methods"]
           ),
         ]
       )
   return "\n".join(
     [
-      *page_parts.aligned(lines),
+      *study_page.aligned(lines),
       "1 by chance; 95 % intervals in brackets, differences paired, over patients",
     ]
   )

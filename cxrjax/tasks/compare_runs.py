@@ -284,7 +284,7 @@ def _difference(
   metric: str, ours: Mapping[str, TestScores], theirs: Mapping[str, TestScores]
 ) -> Difference | None:
   """Difference from the reference; None for metrics that single images do not determine."""
-  head, measure, class_name = format.parts(metric)
+  head, measure, class_name = format.split(metric)
   if head not in ours or head not in theirs:
     return None
   a, b = ours[head], theirs[head]

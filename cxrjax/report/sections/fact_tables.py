@@ -215,6 +215,11 @@ def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
   return blocks.folded(title, el("ul", items), cls="skipped", open=len(skipped) < 6)
 
 
+def card(rows: Iterable[tuple[str, Any]], title: Any = None, *content: Any) -> Html:
+  """A card of names and values, below a title and above further content."""
+  return el("div", el("h3", title) if title else None, pairs(rows), content or None, cls="card")
+
+
 def pairs(rows: Iterable[tuple[str, Any]]) -> Html:
   return el(
     "dl",

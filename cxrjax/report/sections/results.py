@@ -204,7 +204,7 @@ def headline(latest: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
   defined = [
     m
     for m in sort_metrics(set(metrics))
-    if format.parts(m)[1:] == ("auroc", "") and math.isfinite(metrics[m].value)
+    if format.split(m)[1:] == ("auroc", "") and math.isfinite(metrics[m].value)
   ]
   knn = [m for m in defined if m.startswith("knn")]
   linear = [m for m in defined if m.startswith("linear")]
@@ -244,10 +244,10 @@ def table(run: Run) -> Html:
   encoders = [e for e in ORDER if latest.get(e)] + sorted(e for e in latest if e not in ORDER)
   names = sort_metrics({name for e in encoders for name in latest[e]})
   overall = [name for name in names if not format.of_class(name)]
-  leading = {format.parts(name)[0] for name in headline(latest)}
+  leading = {format.split(name)[0] for name in headline(latest)}
   folded = []
   for name in overall:
-    prefix = format.parts(name)[0]
+    prefix = format.split(name)[0]
     if prefix.startswith(("knn", "whitened")) and prefix not in leading:
       folded.append(name)
   parts = [_table([name for name in overall if name not in folded], encoders, latest, first)]
@@ -303,7 +303,7 @@ def _table(names, encoders, latest, first) -> Html:
   rows, group = [], None
   span = len(encoders) + 1 + bool(first) + comparable
   for name in names:
-    prefix, measure, variant = format.parts(name)
+    prefix, measure, variant = format.split(name)
     if prefix and prefix != group:
       rows.append(blocks.group(format.head(prefix), span))
       group = prefix
@@ -344,7 +344,7 @@ def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
 
 
 def _is_unit_score(name: str, e: Estimate | None) -> bool:
-  return e is not None and format.parts(name)[1] not in format.LOWER_IS_BETTER and 0 <= e.value <= 1
+  return e is not None and format.split(name)[1] not in format.LOWER_IS_BETTER and 0 <= e.value <= 1
 
 
 FOREST = 150

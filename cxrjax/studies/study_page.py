@@ -1,11 +1,11 @@
-"""Shared parts of the study pages: gains and their signs, callouts of failed runs, commands."""
+"""What the pages of studies share: gains and their signs, callouts of failed runs, commands."""
 
 from __future__ import annotations
 
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cxrjax.report import naming
@@ -15,10 +15,12 @@ from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.format import Estimate
 from cxrjax.report.pages import run_page
 from cxrjax.report.run_files import lookup, number
-from cxrjax.report.sections.details import reproduction as command
+from cxrjax.report.sections import fact_tables
+from cxrjax.report.sections.details import reproduction
 
 Facts = Mapping[str, Any]
 NAME = "report.html"
+STACKED = "results stacked"  # class of a table whose intervals stand below the values
 SIGNS = {
   "above": "\N{BLACK UP-POINTING TRIANGLE}",
   "below": "\N{BLACK DOWN-POINTING TRIANGLE}",
@@ -43,12 +45,6 @@ def write(render: Callable[[runs.Run], str], workdir: str | os.PathLike[str]) ->
   return run_page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
 
 
-def facts(run: runs.Run, key: str) -> Facts:
-  """The mapping under `key` of `run.json`; {} if there is none."""
-  value = run.fact(key)
-  return value if isinstance(value, Mapping) else {}
-
-
 def estimate(value: Any) -> Estimate:
   """Reads an interval of `run.json`; NaN if there is none."""
   return Estimate(
@@ -66,16 +62,30 @@ def verdict(gain: Any) -> str:
   return "open" if e.low <= 0 <= e.high else ""
 
 
-def gain_mark(gain: Any) -> forest_chart.Mark:
-  """Mark of a difference in a forest plot, coloured by its verdict."""
-  e = estimate(gain)
-  style = {"above": "good", "below": "bad"}.get(verdict(gain), "s3")
+def by_verdict(gains: Iterable[tuple[Any, str]]) -> dict[str, list[str]]:
+  """Names grouped by the verdict on their gains."""
+  groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
+  for gain, name in gains:
+    if outcome := verdict(gain):
+      groups[outcome].append(name)
+  return groups
+
+
+def mark(value: Any, style: str = "s1") -> forest_chart.Mark:
+  """Mark of a value in a forest plot."""
+  e = estimate(value)
   return forest_chart.Mark(e.value, e.low, e.high, style)
 
 
-def zero() -> line_chart.Level:
-  """Reference line of no difference."""
-  return line_chart.Level("", 0.0, style="zero")
+def gain_mark(gain: Any) -> forest_chart.Mark:
+  """Mark of a difference in a forest plot, coloured by its verdict."""
+  return mark(gain, {"above": "good", "below": "bad"}.get(verdict(gain), "s3"))
+
+
+def gain_chart(title: str, rows: Sequence[forest_chart.Row], x_label: str) -> Html:
+  """Forest chart of differences, with a line at 0."""
+  zero = line_chart.Level("", 0.0, style="zero")
+  return forest_chart.chart(title, rows, VERDICTS, x_label=x_label, levels=[zero])
 
 
 def signed(x: float) -> str:
@@ -127,12 +137,12 @@ def with_status(study: Facts, status: str = "finished") -> list[Facts]:
 
 def callouts(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> list[Html]:
   """Callouts of unfinished runs, failed runs with the reason, and unreadable files."""
-  paragraphs = []
+  callouts = []
   state, why = naming.status(run)
   waiting = len(with_status(study, "waiting"))
   if waiting:
     unfinished = format.count(waiting, "run is", "runs are")
-    paragraphs.append(
+    callouts.append(
       el(
         "p",
         el("b", f"{unfinished} not finished."),
@@ -141,23 +151,48 @@ def callouts(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> list[
       )
     )
   for row in with_status(study, "failed"):
-    paragraphs.append(
+    callouts.append(
       el("p", el("b", f"{name(row)} failed: "), str(row.get("why") or ""), cls="callout bad")
     )
   if run.problems:
-    paragraphs.append(
+    callouts.append(
       el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
     )
-  return paragraphs
+  return callouts
 
 
 def again(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> Html:
   """Commands to repeat the study, and each run by itself."""
-  lines = [
-    blocks.titled(name(row), el("pre", el("code", row["command"]), cls="command"))
-    for row in study.get("rows", [])
-  ]
-  return el("div", command(run), blocks.folded("One run by itself", lines))
+  lines = [blocks.titled(name(row), command(row["command"])) for row in study.get("rows", [])]
+  return el("div", reproduction(run), blocks.folded("One run by itself", lines))
+
+
+def command(text: Any) -> Html:
+  """A shell command."""
+  return el("pre", el("code", text), cls="command")
+
+
+def test_table(title: str, test_set: Any, columns: Sequence[Html], rows: Sequence[Html]) -> Html:
+  """Table of results on one set of test images, titled with their number."""
+  n = format.count(lookup(test_set, "test", "n"), "test radiograph")
+  heading = ", ".join(filter(None, [title, n]))
+  return blocks.titled(heading, blocks.table(columns, rows, STACKED), cls="evaluator")
+
+
+def cards(rows: Iterable[tuple[str, Any]], sets: Iterable[tuple[str, Facts]]) -> Html:
+  """A card of facts that are known, and one for each set of test images, by its title."""
+  return el(
+    "div",
+    fact_tables.card((k, v) for k, v in rows if v),
+    [fact_tables.card(fact_tables.rows(facts), title) for title, facts in sets],
+    cls="cards",
+  )
+
+
+def network(study: Facts) -> tuple[str, str]:
+  """Row of facts about the network: its name and size."""
+  size = format.compact(study.get("parameters"))
+  return "Network", f"{study.get('model') or ''}, {size} parameters" if size else ""
 
 
 def document(
