@@ -203,20 +203,16 @@ def document(
   body: Sequence[tuple[str, str, str, Callable[[], Html | None]]],
 ) -> str:
   """Renders a whole page; `body` has key, name, note and content of each section."""
-  sections = []
-  for key, name, note, render in body:
-    content = _guarded(render, run)
-    section = None
-    if content is not None:
-      paragraph = blocks.note(note) if note else None
-      section = el("section", el("h2", name), paragraph, content, id=key)
-    sections.append((key, name, section))
-  intro = [_guarded(render, run) for render in opening]
-  return run_page.document(run, str(_guarded(title, run)), kicker, intro, sections)
+  sections = [
+    (key, name, run_page.section(run, key, name, note, _of_run(render)))
+    for key, name, note, render in body
+  ]
+  intro = [run_page.guard(_of_run(render), run) for render in opening]
+  return run_page.document(run, str(run_page.guard(_of_run(title), run)), kicker, intro, sections)
 
 
-def _guarded(render: Callable[[], Any], run: runs.Run) -> Any:
-  return run_page.guard(lambda _: render(), run)
+def _of_run(render: Callable[[], Any]) -> Callable[[runs.Run], Any]:
+  return lambda _: render()
 
 
 def device(study: Facts) -> str:

@@ -72,7 +72,7 @@ def save_table(path: pathlib.Path, rows: Iterable[Iterable[Any]]) -> pathlib.Pat
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
   title = str(guard(naming.title, run))
-  parts = [
+  builders = [
     ("results", "Results", "", _results),
     ("masks", "Lung masks", "", segmentation.section),
     ("attention", "Where it looks", "", saliency.section),
@@ -94,13 +94,19 @@ def render(run: runs.Run) -> str:
     ("speed", "Speed and size", "", details.speed),
     ("again", "Run it again", "", details.reproduction),
   ]
-  sections = [(key, name, _section(run, key, name, note, make)) for key, name, note, make in parts]
+  sections = [
+    (key, name, section(run, key, name, note, make)) for key, name, note, make in builders
+  ]
   opening = [guard(results.summary, run), guard(_callouts, run)]
   return document(run, title, ["cxrjax", guard(_badge, run)], opening, sections)
 
 
 def document(
-  run: runs.Run, title: str, kicker: Any, opening: Any, made: Sequence[tuple[str, str, Html | None]]
+  run: runs.Run,
+  title: str,
+  kicker: Any,
+  opening: Any,
+  sections: Sequence[tuple[str, str, Html | None]],
 ) -> str:
   """Assembles a page: title and opening, links to its sections, the sections.
 
@@ -109,9 +115,9 @@ def document(
     title: of the heading.
     kicker: above the heading.
     opening: below the heading, before the links.
-    made: key, name and content of each section; those without content are left out.
+    sections: key, name and content of each section; those without content are left out.
   """
-  shown = [(key, name, html) for key, name, html in made if html]
+  shown = [(key, name, html) for key, name, html in sections if html]
   if explained := glossary.section("".join([el("p", opening), *(html for *_, html in shown)])):
     name = "What the words mean"
     shown.append(("terms", name, el("section", el("h2", name), explained, id="terms")))
@@ -146,7 +152,7 @@ def document(
   return f"<!doctype html>\n{page}\n"
 
 
-def _section(
+def section(
   run: runs.Run, key: str, name: str, note: str, make: Callable[[runs.Run], Html | None]
 ) -> Html | None:
   """A section with its heading; None where the run has no content for it."""
@@ -169,12 +175,12 @@ def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
 def _results(run: runs.Run) -> Html | None:
   if not run.evaluations:
     return None
-  parts = []
+  content = []
   evaluators = run.evaluators()
   for evaluator in evaluators:
     evaluated = run.only(evaluator)
     title = el("h3", naming.images_named(evaluator)) if len(evaluators) > 1 else None
-    parts.append(
+    content.append(
       el(
         "div",
         title,
@@ -186,7 +192,7 @@ def _results(run: runs.Run) -> Html | None:
         cls="evaluator",
       )
     )
-  return el("div", parts)
+  return el("div", content)
 
 
 def _badge(run: runs.Run) -> Html:
@@ -214,9 +220,7 @@ def _callouts(run: runs.Run) -> list[Html]:
         cls="callout",
       )
     )
-  notes = run.fact("notes")
-  notes = notes if isinstance(notes, list) else []
-  callouts += [el("p", str(text), cls="callout") for text in notes[:10]]
+  callouts += [el("p", str(text), cls="callout") for text in run.items("notes")[:10]]
   callouts += [el("p", text, cls="callout warn") for text in details.health_warnings(run)]
   if run.problems:
     callouts.append(
