@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Float64, UInt8
+from jaxtyping import Array, Float, Float32, Float64
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import classification_metrics, eval_splits, features, probe, subgroups
+from cxrjax.evals import base, classification_metrics, eval_splits, subgroups
+from cxrjax.evals.base import LabelEvaluator, Result
 from cxrjax.evals.eval_splits import Data
-from cxrjax.evals.probe import Result
 from cxrjax.evals.subgroups import ATTRIBUTES, BANDS
 from cxrjax.metrics import calibration
 from cxrjax.metrics.intervals import undefined
@@ -35,7 +35,7 @@ BROKEN = "the network's predictions are not finite"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator:
+class Evaluator(LabelEvaluator):
   """AUROC, AUPRC, decisions, calibration and subgroups of a classifier's predictions.
 
   `part="val"` judges the raw probabilities of validation images, with thresholds of 0.5 (of three
@@ -50,32 +50,14 @@ class Evaluator:
   one class.
 
   Attributes:
-    data: `name` and options of a source; `train`, `val`, `test` name its splits (see
-      `eval_splits.load`; train is for the thumbnail floor). With `fitted`, `name`, `test` and
-      options of another set.
+    data: `name` and options of a source, whose train is for the thumbnail floor. With `fitted`,
+      `name`, `test` and options of another set.
     fitted: the set that the network was trained on, in the format of `data`: its validation images
       fit temperature and thresholds. Classes of `data` are matched to its classes by name.
     part: "val" or "test".
-    every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
-      checkpoint with the best `config.checkpoint.score`.
-    size: side of the images the network sees, pixels.
-    threshold_for: "balanced_accuracy", "f1" or "accuracy", the measure that thresholds maximize on
-      validation images; or "auto": the likeliest of exclusive classes, `balanced_accuracy` for
-      findings.
     calibrate: fit a temperature; otherwise it is 1.
     subgroups: any of "age", "sex", "view" and "site", used where the source knows them.
     age_bands: years at which a band begins, besides 0.
-    batch: images per dispatch.
-    mean: subtracted from pixels in 0..1, as in training.
-    std: pixels are divided by it, as in training.
-    val_fraction: share of train's patients carved for validation where the source has no such
-      split.
-    max_train: approximate limit on training images, for the floor.
-    allow_shared_patients: allow a patient to be in two splits.
-    fit: "squash", "pad" or "crop", for images that are not square.
-    on_bad_image: "error" or "skip".
-    bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
-    window: intensity window of 16-bit images, as in training.
 
   References:
     Guo et al. 2017, arXiv 1706.04599 (temperature); Maier-Hein et al. 2024, arXiv 2206.01653
@@ -84,25 +66,13 @@ class Evaluator:
 
   judges: ClassVar[str] = "predictions"  # not the encoder's features
 
-  data: Mapping[str, Any]
   fitted: Mapping[str, Any] | None = None
   part: str = "test"
   every: str = "chosen"
-  size: int = 224
   threshold_for: str = classification_metrics.AUTO
   calibrate: bool = True
   subgroups: tuple[str, ...] = ATTRIBUTES
   age_bands: tuple[int, ...] = BANDS
-  batch: int = 64
-  mean: float = 0.5
-  std: float = 0.25
-  val_fraction: float = 0.15
-  max_train: int | None = None
-  allow_shared_patients: bool = False
-  fit: str = "squash"
-  on_bad_image: str = "error"
-  bits: str | int = "auto"
-  window: str | tuple[float, ...] = "auto"
 
   def __post_init__(self) -> None:
     if self.part not in PARTS:
@@ -112,7 +82,7 @@ class Evaluator:
         "the evaluator's fitted names a set for thresholds, which part='val' does "
         "not use; leave it out, or set part='test'"
       )
-    eval_splits.check(self, "the evaluator", ("std", "batch", "size"))
+    base.check(self, "the evaluator", ("std", "batch", "size"))
     for name in self.subgroups:
       if name not in ATTRIBUTES:
         raise UserError(
@@ -130,33 +100,21 @@ class Evaluator:
     Raises:
       UserError: see `eval_splits.load`.
     """
-    decode: dict[str, Any] = {
-      "fit": self.fit,
-      "on_bad_image": self.on_bad_image,
-      "bits": self.bits,
-      "window": self.window,
-      "cache_dir": cache_dir,
-      "progress": progress,
-    }
+    decoding = self.decoding(cache_dir, progress)
     if self.part == "val":
-      return eval_splits.load_split(self.data, "val", self.size, **decode)
-    return eval_splits.load(
+      return eval_splits.load_split(self.data, "val", self.size, **decoding)
+    return self.load_splits(
       self.data if self.fitted is None else self.fitted,
-      self.size,
-      val_fraction=self.val_fraction,
-      max_train=self.max_train,
-      allow_shared_patients=self.allow_shared_patients,
       whose="the evaluator",
       other=None if self.fitted is None else self.data,
-      **decode,
+      **decoding,
     )
 
   def describe(self, data: Data) -> dict[str, Any]:
-    """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every split."""
-    facts = (
-      eval_splits.describe_split(data, "test") if self.part == "val" else eval_splits.describe(data)
-    )
-    return facts | {"size": self.size, "fit": self.fit}
+    """Facts for `run.json`: those of all splits, or of the only one."""
+    if self.part == "test":
+      return super().describe(data)
+    return eval_splits.describe_split(data, "test") | {"size": self.size, "fit": self.fit}
 
   def run(
     self,
@@ -188,16 +146,8 @@ class Evaluator:
     batch = min(self.batch, max(len(data.rows[split][1]) for split in splits))
     predicted = {}
     for split in splits:
-      predicted[split] = features.extract(
-        predict,
-        params,
-        data.select(split),
-        batch=batch,
-        mean=self.mean,
-        std=self.std,
-        mesh=mesh,
-        progress=progress,
-      )
+      images = data.select(split)
+      predicted[split] = self.extract(predict, params, images, batch, mesh, progress)
       if predicted[split].shape[1] != len(data.classes):
         raise UserError(
           f"the network predicts {predicted[split].shape[1]} classes, and the evaluator's "
@@ -224,7 +174,7 @@ class Evaluator:
     """
     if self.part == "val":
       return Result({}, {}, {})
-    val, test = probe.thumbnail_floor(data)
+    val, test = base.thumbnail_floor(data)
     thresholds, facts = self._thresholds(val, data)
     metrics = self._metrics(test, data, thresholds, WITHOUT_PROBABILITIES)
     return Result(
@@ -232,10 +182,6 @@ class Evaluator:
       facts,
       {"linear": test} | _threshold_arrays(thresholds, facts) | eval_splits.test_metadata(data),
     )
-
-  def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
-    """The first test images of every class in turn, and their findings; for figures."""
-    return probe.examples(data, count)
 
   def _test(
     self, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data

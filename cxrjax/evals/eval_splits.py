@@ -17,7 +17,7 @@ from cxrjax.data.loading.decoded_cache import Images, load_images
 from cxrjax.data.splits import leakage
 from cxrjax.data.splits.partial_labels import labelled
 from cxrjax.data.splits.patient_splits import patient_keys, split_by_patient
-from cxrjax.evals import classification_metrics, label_matching
+from cxrjax.evals import label_matching
 from cxrjax.metrics import intervals
 
 SPLITS = ("train", "val", "test")
@@ -69,26 +69,6 @@ class Data:
   def ids(self, split: str) -> list[str]:
     key, rows = self.rows[split]
     return [self.images[key].ids[i] for i in rows]
-
-
-def check(evaluator: Any, whose: str, positive: Sequence[str]) -> None:
-  """Validates the options that all evaluators share; raises a UserError for a bad one.
-
-  Args:
-    evaluator: with `threshold_for` and `val_fraction`.
-    whose: name of the evaluator in error messages.
-    positive: names of the options that must be above 0.
-  """
-  if evaluator.threshold_for not in classification_metrics.CRITERIA:
-    raise UserError(
-      f"{whose}'s threshold_for={evaluator.threshold_for!r} is not an option; valid: "
-      f"{', '.join(classification_metrics.CRITERIA)}"
-    )
-  for name in positive:
-    if not getattr(evaluator, name) > 0:
-      raise UserError(f"{whose}'s {name}={getattr(evaluator, name)} must be above 0")
-  if not 0 < evaluator.val_fraction < 1:
-    raise UserError(f"{whose}'s val_fraction={evaluator.val_fraction} must lie between 0 and 1")
 
 
 def load(

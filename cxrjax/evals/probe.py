@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from cxrjax.core.errors import UserError
 from cxrjax.evals import (
+  base,
   classification_metrics,
   effective_rank,
-  embedding,
   eval_splits,
   features,
   knn,
   linear,
-  thumbnail_baseline,
 )
+from cxrjax.evals.base import LabelEvaluator, Result
 from cxrjax.evals.eval_splits import Data
 from cxrjax.metrics import roc
 from cxrjax.metrics.intervals import Interval
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """Metrics, facts and arrays of one evaluation.
-
-  Attributes:
-    metrics: intervals by name: `knn5/auroc`, `linear/f1`, ...
-    facts: for JSON: the chosen L2 and threshold, health of the features, seconds.
-    arrays: test images' `labels` f32[m k] and scores f32[m k] by method (`knn5`, `linear`), for
-      ROC curves, confusion matrices and comparisons; and those of `eval_splits.test_metadata`.
-    scores: of the validation images, higher is better: these may choose a checkpoint, which
-      metrics of test images must not.
-  """
-
-  metrics: dict[str, Interval]
-  facts: dict[str, Any]
-  arrays: dict[str, np.ndarray]
-  scores: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator:
+class Evaluator(LabelEvaluator):
   """Judges an encoder by kNN and a linear probe on frozen features.
 
   kNN votes among the training images. The linear probe is fitted on them, with the L2 strength of
@@ -57,57 +36,26 @@ class Evaluator:
   are those of the test images, which decide nothing. No parameter of the encoder changes.
 
   Attributes:
-    data: `name` and options of a source; `train`, `val`, `test` name its splits (see
-      `eval_splits.load`).
-    every: how often, as a duration ("10 epochs"); the training loop reads it.
-    size: side of the images the encoder sees, pixels.
     ks: numbers of neighbours.
     temperature: of the neighbours' votes.
     l2: L2 strengths to try.
-    threshold_for: "balanced_accuracy", "f1", "accuracy" or "auto"; see
-      `classification_metrics.thresholds`.
-    batch: images per dispatch.
-    mean: subtracted from pixels in 0..1, as in training.
-    std: pixels are divided by it, as in training.
-    val_fraction: share of train's patients carved for validation where the source has no such
-      split.
-    max_train: approximate limit on training images.
-    allow_shared_patients: allow a patient to be in two splits.
-    fit: "squash", "pad" or "crop", for images that are not square.
-    on_bad_image: "error" or "skip".
     whiten: also judge whitened features (`knn.whiten`) by kNN, with the largest of `ks`.
-    bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
-    window: intensity window of 16-bit images, as in training.
 
   References:
     Caron et al. 2021, arXiv 2104.14294, section 4.1 (protocol).
   """
 
-  data: Mapping[str, Any]
-  every: str = "10 epochs"
-  size: int = 224
   ks: tuple[int, ...] = (1, 5, 20)
   temperature: float = 0.07
   l2: tuple[float, ...] = linear.GRID
-  threshold_for: str = "balanced_accuracy"
-  batch: int = 64
-  mean: float = 0.5
-  std: float = 0.25
-  val_fraction: float = 0.15
-  max_train: int | None = None
-  allow_shared_patients: bool = False
-  fit: str = "squash"
-  on_bad_image: str = "error"
   whiten: bool = False
-  bits: str | int = "auto"
-  window: str | tuple[float, ...] = "auto"
 
   def __post_init__(self):
     if not self.ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.ks):
       raise UserError(f"the probe's ks={self.ks} must be whole numbers of neighbours, e.g. (5, 20)")
     if not self.l2 or any(not s > 0 for s in self.l2):
       raise UserError(f"the probe's l2={self.l2} must be positive strengths, e.g. (1e-3, 1e-1)")
-    eval_splits.check(self, "the probe", ("temperature", "std", "batch", "size"))
+    base.check(self, "the probe", ("temperature", "std", "batch", "size"))
 
   def load(self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
     """Opens and decodes the images, once for many runs.
@@ -119,19 +67,7 @@ class Evaluator:
     Raises:
       UserError: see `eval_splits.load`; or fewer training images than neighbours.
     """
-    data = eval_splits.load(
-      self.data,
-      self.size,
-      val_fraction=self.val_fraction,
-      max_train=self.max_train,
-      allow_shared_patients=self.allow_shared_patients,
-      fit=self.fit,
-      on_bad_image=self.on_bad_image,
-      bits=self.bits,
-      window=self.window,
-      cache_dir=cache_dir,
-      progress=progress,
-    )
+    data = self.load_splits(self.data, **self.decoding(cache_dir, progress))
     n = len(data.labels("train"))
     if max(self.ks) > n:
       raise UserError(
@@ -139,10 +75,6 @@ class Evaluator:
         "images; give smaller ks or more images"
       )
     return data
-
-  def describe(self, data: Data) -> dict[str, Any]:
-    """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every split."""
-    return eval_splits.describe(data) | {"size": self.size, "fit": self.fit}
 
   def run(
     self,
@@ -167,17 +99,17 @@ class Evaluator:
       reason.
     """
     seconds: dict[str, float] = {}
-    with timed(seconds, "features"):
-      x = self._extract(encode, params, data, mesh, progress)
+    with base.timed(seconds, "features"):
+      x = self._features(encode, params, data, mesh, progress)
     is_finite = all(bool(np.isfinite(values).all()) for values in x.values())
-    with timed(seconds, "knn"):
+    with base.timed(seconds, "knn"):
       knn_scores, selection_scores = self._vote(x, data, is_finite)
     facts: dict[str, Any] = {
       "health": {k: _finite_or_none(value) for k, value in effective_rank.health(x["test"]).items()}
     }
-    with timed(seconds, "linear"):
+    with base.timed(seconds, "linear"):
       scores, facts["linear"] = self._fit(x, data, is_finite, selection_scores)
-    with timed(seconds, "metrics"):
+    with base.timed(seconds, "metrics"):
       metrics: dict[str, Interval] = {}
       for name, votes in knn_scores.items():
         metrics |= classification_metrics.judge(
@@ -193,23 +125,14 @@ class Evaluator:
       selection_scores,
     )
 
-  def _extract(
+  def _features(
     self, encode: features.Encode, params: Any, data: Data, mesh: Mesh | None, progress: bool
   ) -> dict[str, np.ndarray]:
     """Features of every split."""
     # One batch size for all splits, so that the encoder compiles once.
     batch = min(self.batch, max(len(images) for images in data.images.values()))
     all_features = {
-      key: features.extract(
-        encode,
-        params,
-        images,
-        batch=batch,
-        mean=self.mean,
-        std=self.std,
-        mesh=mesh,
-        progress=progress,
-      )
+      key: self.extract(encode, params, images, batch, mesh, progress)
       for key, images in data.images.items()
     }
     return {split: all_features[key][rows] for split, (key, rows) in data.rows.items()}
@@ -269,13 +192,9 @@ class Evaluator:
     Returns:
       Metrics under the linear probe's names, to compare with an encoder's.
     """
-    val, test = thumbnail_floor(data)
+    val, test = base.thumbnail_floor(data)
     metrics, facts = self._judge_at_thresholds("linear", val, test, data)
     return Result(metrics, {"linear": facts}, {"linear": test} | eval_splits.test_metadata(data))
-
-  def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
-    """The first test images of every class in turn, and their findings; for figures."""
-    return examples(data, count)
 
   def _judge_at_thresholds(
     self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data
@@ -305,31 +224,6 @@ class Evaluator:
     if remarks:
       facts["threshold_remarks"] = remarks
     return metrics, facts
-
-
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-  """Enters the duration of a block under `name`."""
-  began = time.perf_counter()
-  yield
-  seconds[name] = time.perf_counter() - began
-
-
-def thumbnail_floor(data: Data) -> tuple[Float32[np.ndarray, "v k"], Float32[np.ndarray, "m k"]]:
-  """Scores of validation and test images by ridge regression on 16x16 thumbnails of train."""
-  small = {key: thumbnail_baseline.thumbnails(images) for key, images in data.images.items()}
-  x = {split: small[key][rows] for split, (key, rows) in data.rows.items()}
-  val_and_test = np.concatenate([x["val"], x["test"]])
-  scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), val_and_test)
-  return scores[: len(x["val"])], scores[len(x["val"]) :]
-
-
-def examples(data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
-  """The first test images of every class in turn, and their findings; for figures."""
-  key, rows = data.rows["test"]
-  chosen = embedding.rows_of_each_class(data.labels("test"), count)
-  names = embedding.findings(data.labels("test")[chosen], data.classes)
-  return data.images[key].gray(rows[chosen]), names
 
 
 def _finite_or_none(value: float) -> float | None:
