@@ -53,18 +53,18 @@ def write(run: Any, state: Any, writer: Writer) -> None:
     "train": evenly_spaced(len(data.rows["train"][1]), TRAIN),
     "test": np.union1d(evenly_spaced(len(data.rows["test"][1]), TEST), queries),
   }
-  images = {part: _take(data, part, rows) for part, rows in chosen.items()}
+  images = {split: data.select(split).take(rows) for split, rows in chosen.items()}
   x = {
-    part: features.extract(
+    split: features.extract(
       run.encode,
       params,
-      part_images,
+      of_split,
       batch=batch,
       mean=evaluator.mean,
       std=evaluator.std,
       mesh=run.mesh,
     )
-    for part, part_images in images.items()
+    for split, of_split in images.items()
   }
   if not all(np.isfinite(values).all() for values in x.values()):
     return
@@ -85,12 +85,6 @@ def write(run: Any, state: Any, writer: Writer) -> None:
       "seconds": time.perf_counter() - began,
     }
   )
-
-
-def _take(data: Data, part: str, rows: np.ndarray) -> Images:
-  """Decoded images of a part, by rows of that part."""
-  key, part_rows = data.rows[part]
-  return data.images[key].take(part_rows[rows])
 
 
 def _neighbors_and_map(
