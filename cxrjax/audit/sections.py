@@ -11,8 +11,7 @@ import numpy as np
 from cxrjax.report import naming
 from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.html.format import Estimate
-from cxrjax.report.run_files import TRAINED, Run, number
+from cxrjax.report.run_files import TRAINED, Run, estimate, number
 from cxrjax.report.sections import fact_tables, results
 
 DASH = "\N{EN DASH}"
@@ -387,7 +386,7 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
 
 def _floor_row(floor: Mapping[str, Any], start: float) -> Html:
   """One target's AUROC, in numbers and on a scale from `start` to 1."""
-  e = Estimate(number(floor["value"]), number(floor["low"]), number(floor["high"]), floor["n"])
+  e = estimate(floor)
   bounds = format.interval(e)
   plot = None
   if math.isfinite(e.value):

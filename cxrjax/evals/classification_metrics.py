@@ -31,7 +31,7 @@ CRITERIA = (AUTO, *classification.CRITERIA)  # for choosing thresholds
 PER_CLASS = (*SCORES, "sensitivity", "specificity", "hm")  # also reported per class
 
 
-def judge(
+def evaluate(
   name: str,
   scores: Float[np.ndarray, "m k"],
   labels: Float[np.ndarray, "m k"],
@@ -94,7 +94,7 @@ def difference(
   measure: str = "auroc",
   thresholds: tuple[Any, Any] = (None, None),
 ) -> Difference:
-  """Paired difference, `a` minus `b`, of a measure of `judge` on the same images.
+  """Paired difference, `a` minus `b`, of a measure of `evaluate` on the same images.
 
   AUROC by DeLong's test; all others by resampling both together, by patient.
   """

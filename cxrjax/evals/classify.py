@@ -238,7 +238,7 @@ class Evaluator(LabelEvaluator):
     measures: tuple[str, ...],
   ) -> dict[str, Any]:
     of_classes = classification_metrics.PER_CLASS if self.part == "test" else ("auroc",)
-    return classification_metrics.judge(
+    return classification_metrics.evaluate(
       "",
       scores,
       data.labels("test"),

@@ -112,10 +112,10 @@ class Evaluator(LabelEvaluator):
     with base.timed(seconds, "metrics"):
       metrics: dict[str, Interval] = {}
       for name, votes in knn_scores.items():
-        metrics |= classification_metrics.judge(
+        metrics |= classification_metrics.evaluate(
           name, votes, data.labels("test"), data.patients("test"), data.classes, data.exclusive
         )
-      linear_metrics, linear_facts = self._judge_at_thresholds(
+      linear_metrics, linear_facts = self._evaluate_at_thresholds(
         "linear", scores["val"], scores["test"], data
       )
     return Result(
@@ -193,17 +193,17 @@ class Evaluator(LabelEvaluator):
       Metrics under the linear probe's names, to compare with an encoder's.
     """
     val, test = base.thumbnail_floor(data)
-    metrics, facts = self._judge_at_thresholds("linear", val, test, data)
+    metrics, facts = self._evaluate_at_thresholds("linear", val, test, data)
     return Result(metrics, {"linear": facts}, {"linear": test} | eval_splits.test_metadata(data))
 
-  def _judge_at_thresholds(
+  def _evaluate_at_thresholds(
     self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data
   ) -> tuple[dict[str, Interval], dict[str, Any]]:
     """Test metrics at thresholds chosen on validation images, and facts about the thresholds."""
     thresholds, remarks = classification_metrics.thresholds(
       val, data.labels("val"), data.exclusive, self.threshold_for
     )
-    metrics = classification_metrics.judge(
+    metrics = classification_metrics.evaluate(
       name,
       test,
       data.labels("test"),

@@ -155,21 +155,21 @@ class Evaluator(ImageEvaluator):
     called = np.stack(
       [segmentation.largest(m, self.components) for m in probabilities >= self.threshold]
     )
-    return self._judge(called, data, {"predictions": time.perf_counter() - began})
+    return self._evaluate(called, data, {"predictions": time.perf_counter() - began})
 
   def floor(self, data: Data) -> Result:
     """The same for one mask for all images: the mean training mask, thresholded."""
     if data.floor is None:
       return Result({}, {}, {})
     called = np.broadcast_to(data.floor >= self.threshold, data.truth.shape)
-    return self._judge(called, data, {})
+    return self._evaluate(called, data, {})
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """No images: attention of the class token, which they would show, predicts no masks."""
     del count
     return np.zeros((0, *data.images["test"].pixels.shape[1:]), np.uint8), []
 
-  def _judge(
+  def _evaluate(
     self, called: Bool[np.ndarray, "n s s"], data: Data, seconds: dict[str, float]
   ) -> Result:
     began = time.perf_counter()

@@ -113,13 +113,13 @@ def explain_and_score(
   return Explanation(np.concatenate(heatmaps), _concatenate(scores), np.concatenate(targets))
 
 
-def _concatenate(parts: Sequence[Scores]) -> Scores:
+def _concatenate(batches: Sequence[Scores]) -> Scores:
   """Joins the scores of consecutive images."""
   values, chance = (
-    {name: np.concatenate([getattr(p, of)[name] for p in parts]) for name in saliency.MEASURES}
+    {name: np.concatenate([getattr(b, of)[name] for b in batches]) for name in saliency.MEASURES}
     for of in ("values", "chance")
   )
-  return Scores(values, chance, tuple(reason for p in parts for reason in p.reasons))
+  return Scores(values, chance, tuple(reason for b in batches for reason in b.reasons))
 
 
 def summary(

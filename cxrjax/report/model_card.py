@@ -19,8 +19,15 @@ from typing import Any
 from cxrjax.report import naming
 from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, join
-from cxrjax.report.run_files import TRAINED, Run, lookup, number
-from cxrjax.report.sections import classification, details, features, results, segmentation
+from cxrjax.report.run_files import TRAINED, Run, estimate, lookup, number
+from cxrjax.report.sections import (
+  classification,
+  details,
+  fact_tables,
+  features,
+  results,
+  segmentation,
+)
 from cxrjax.report.terminal import ORDER, sort_metrics
 
 NAME = "MODEL_CARD.md"
@@ -228,29 +235,26 @@ def _test_data(run: Run) -> list[str]:
   return _data_table(
     [
       (name, facts)
-      for name, facts in _evaluation_parts(run)
-      if not (name.endswith(PART_NAMES["train"]) and facts.get("fingerprint") == trained_on)
+      for name, facts in _evaluation_splits(run)
+      if not (name.endswith(SPLIT_NAMES["train"]) and facts.get("fingerprint") == trained_on)
     ]
   )
 
 
-PART_NAMES = {"train": "labelled training part", "val": "validation part", "test": "test part"}
+SPLIT_NAMES = {"train": "labelled training part", "val": "validation part", "test": "test part"}
 
 
-def _evaluation_parts(run: Run) -> Iterable[tuple[str, Any]]:
-  """Yields name and facts of every part of the data of every evaluator."""
-  datasets = run.fact("data")
-  for name, facts in datasets.items() if isinstance(datasets, Mapping) else ():
+def _evaluation_splits(run: Run) -> Iterable[tuple[str, Any]]:
+  """Yields name and facts of every split of the data of every evaluator."""
+  for name, facts in run.mapping("data").items():
     if name == "train" or not isinstance(facts, Mapping):
       continue
-    parts = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
-    if not parts:
+    splits = fact_tables.splits_of(facts)
+    if not splits:
       yield name, facts
-    for part, part_facts in parts.items():
-      yield (
-        f"{name}, {PART_NAMES.get(part, part)}",
-        {**{key: facts.get(key) for key in ("name", "fingerprint")}, **part_facts},
-      )
+    for split, of_split in splits.items():
+      shared = {key: facts.get(key) for key in ("name", "fingerprint")}
+      yield f"{name}, {SPLIT_NAMES.get(split, split)}", {**shared, **of_split}
 
 
 def _data_table(datasets: Sequence[tuple[str, Any]]) -> list[str]:
@@ -349,7 +353,7 @@ def _subgroups(run: Run) -> list[str]:
         [
           *(str(r.get(k)) for k in ("by", "group", "class")),
           *(format.count(r.get(k)) for k in ("n", "positives")),
-          *(format.estimate(classification.estimate(r.get(m))) for m in classification.COLUMNS),
+          *(format.estimate(estimate(r.get(m))) for m in classification.COLUMNS),
         ]
         for r in rows
       ]
@@ -362,17 +366,15 @@ def _subgroups(run: Run) -> list[str]:
 def _saliency(run: Run) -> list[str]:
   """Share of the maps that lies on the lungs, and what features hold beside the label."""
   items = []
-  lungs = run.fact("look", "lungs")
-  for method, groups in lungs.items() if isinstance(lungs, Mapping) else ():
-    ratio = classification.estimate(lookup(groups, "all", "energy_ratio"))
+  for method, groups in run.mapping("look", "lungs").items():
+    ratio = estimate(lookup(groups, "all", "energy_ratio"))
     if math.isfinite(ratio.value):
       items.append(
         f"{method}: the map lies on the lungs {format.estimate(ratio)} times as much as "
         "a map that knows nothing of them"
       )
-  shared = run.fact("features", "shared")
-  for row in shared if isinstance(shared, list) else ():
-    share, chance = classification.estimate(row), number(lookup(row, "chance"))
+  for row in run.items("features", "shared"):
+    share, chance = estimate(row), number(lookup(row, "chance"))
     if math.isfinite(share.value) and math.isfinite(chance):
       items.append(
         f"{row.get('by')}: the nearest training images share it in "
@@ -384,12 +386,8 @@ def _saliency(run: Run) -> list[str]:
 def _limits(run: Run) -> list[str]:
   """Caveats that follow from the facts: what the numbers do not show."""
   limits = []
-  datasets = run.fact("data")
-  test_sets = (
-    {n: lookup(f, "test") or f for n, f in datasets.items() if n != "train"}
-    if isinstance(datasets, Mapping)
-    else {}
-  )
+  datasets = run.mapping("data")
+  test_sets = {n: lookup(f, "test") or f for n, f in datasets.items() if n != "train"}
   sources = (lookup(f, "name") or lookup(datasets, n, "name") for n, f in test_sets.items())
   names = {str(source) for source in sources if source}
   train = str(run.fact("data", "train", "name") or "")
@@ -419,9 +417,7 @@ def _limits(run: Run) -> list[str]:
   limits.append(
     "Labels are taken as they are published; wrong ones count as errors of the network."
   )
-  facts = run.fact("features")
-  attributes = features.held(facts) if isinstance(facts, Mapping) else []
-  if attributes:
+  if attributes := features.held(run.mapping("features")):
     limits.append(
       f"Features hold the {format.join_words(attributes)} as well (neighbours share it more often "
       "than by chance): a classifier on them may lean on it."
@@ -440,8 +436,7 @@ def _reproduction(run: Run) -> list[str]:
   if command := run.fact("command"):
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     blocks.append("\n".join(["```", text.replace("```", "` ` `"), "```"]))
-  versions = run.fact("versions")
-  if isinstance(versions, Mapping):
+  if versions := run.mapping("versions"):
     blocks.append(_text("With " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."))
   blocks.append(
     "`config.json` beside this card has every setting, `report.html` the curves, "

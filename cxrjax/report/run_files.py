@@ -208,11 +208,12 @@ def _evaluation(record: Mapping[str, Any]) -> Evaluation:
     epoch=number(record.get("epoch")),
     evaluator=str(record.get("evaluator", "")),
     encoder=str(record.get("encoder", TRAINED)),
-    metrics={str(name): _estimate(value) for name, value in metrics.items()},
+    metrics={str(name): estimate(value) for name, value in metrics.items()},
   )
 
 
-def _estimate(value: Any) -> Estimate:
+def estimate(value: Any) -> Estimate:
+  """A number or an interval of a JSON file; NaN where it has none."""
   if not isinstance(value, Mapping):
     return Estimate(number(value))
   n = number(value.get("n"))

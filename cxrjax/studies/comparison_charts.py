@@ -12,8 +12,8 @@ import numpy as np
 from cxrjax.report.html import forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.line_chart import Level, Line
-from cxrjax.report.run_files import lookup, number
-from cxrjax.studies.study_page import estimate, gain_chart, gain_mark, mark
+from cxrjax.report.run_files import estimate, lookup, number
+from cxrjax.studies.study_page import gain_chart, gain_mark, mark
 
 Facts = Mapping[str, Any]
 STYLES = {"knn": "s1", "whitened": "s2", "linear": "s4"}  # of the heads

@@ -10,18 +10,10 @@ from cxrjax.report import naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup
+from cxrjax.report.run_files import estimate, lookup
 from cxrjax.studies import comparison_charts, study_page
 from cxrjax.studies.comparison_charts import head_name, row_name, set_name
-from cxrjax.studies.study_page import (
-  SIGNS,
-  by_verdict,
-  estimate,
-  gain_cell,
-  score_cell,
-  verdict,
-  with_status,
-)
+from cxrjax.studies.study_page import SIGNS, by_verdict, gain_cell, score_cell, verdict, with_status
 
 Facts = Mapping[str, Any]
 

@@ -10,10 +10,10 @@ from cxrjax.report import naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup
+from cxrjax.report.run_files import estimate, lookup
 from cxrjax.studies import study_page
 from cxrjax.studies.comparison_charts import head_name, set_name
-from cxrjax.studies.study_page import by_verdict, estimate, gain_cell, score_cell, verdict
+from cxrjax.studies.study_page import by_verdict, gain_cell, score_cell, verdict
 
 Facts = Mapping[str, Any]
 MAIN = ("auroc", "dice")  # of a last stage, in order of preference

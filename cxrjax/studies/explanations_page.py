@@ -10,7 +10,7 @@ from typing import Any
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, forest_chart, format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup, number
+from cxrjax.report.run_files import estimate, lookup, number
 from cxrjax.report.sections import fact_tables, saliency
 from cxrjax.report.sections.details import reproduction
 from cxrjax.report.sections.saliency import MEASURES, NAMES
@@ -118,8 +118,8 @@ def _verdicts(study: Facts) -> list[list[Any]]:
   method = next(m for m in SUMMARIZED if m in study["methods"])
   texts = []
   for name in _names(study):
-    ratio = study_page.estimate(lookup(study, "scores", name, method, "all", RATIO))
-    energy = study_page.estimate(lookup(study, "scores", name, method, "all", "energy"))
+    ratio = estimate(lookup(study, "scores", name, method, "all", RATIO))
+    energy = estimate(lookup(study, "scores", name, method, "all", "energy"))
     if not math.isfinite(ratio.value):
       continue
     amount = "more" if ratio.low > 1 else "less" if ratio.high < 1 else "as much"
@@ -136,7 +136,7 @@ def _verdicts(study: Facts) -> list[list[Any]]:
     ]
     gain = lookup(study, "differences", name, method, RATIO)
     if gain is not None:
-      g = study_page.estimate(gain)
+      g = estimate(gain)
       n = format.count(gain.get("n"), "image")
       text += [
         f" Its ratio is {study_page.signed(g.value)} ({study_page.signed(g.low)} to "
@@ -193,7 +193,7 @@ def _forest(study: Facts, part: str, title: str, keys: list[tuple[str, str]]) ->
     marks = [
       study_page.mark(value, style)
       for (style, _), value in zip(keys, values, strict=True)
-      if math.isfinite(study_page.estimate(value).value)
+      if math.isfinite(estimate(value).value)
     ]
     rows.append(forest_chart.Row(SHORT.get(method, NAMES[method]), marks))
   return forest_chart.chart(
@@ -360,7 +360,7 @@ def table(study: Facts) -> str:
       [
         name,
         *(
-          format.estimate(study_page.estimate(lookup(study, "scores", name, m, "all", RATIO)), "-")
+          format.estimate(estimate(lookup(study, "scores", name, m, "all", RATIO)), "-")
           for m in study["methods"]
         ),
       ]

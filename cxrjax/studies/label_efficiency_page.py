@@ -12,10 +12,10 @@ from cxrjax.report import naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup, number
+from cxrjax.report.run_files import estimate, lookup, number
 from cxrjax.studies import study_page
 from cxrjax.studies.comparison_charts import set_name
-from cxrjax.studies.study_page import by_verdict, estimate, gain_cell, score_cell
+from cxrjax.studies.study_page import by_verdict, gain_cell, score_cell
 
 Facts = Mapping[str, Any]
 CHARTED = ("auroc", "accuracy", "balanced_accuracy")

@@ -10,12 +10,11 @@ from typing import Any
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup, number
+from cxrjax.report.run_files import estimate, lookup, number
 from cxrjax.report.sections import curves, fact_tables
 from cxrjax.report.sections.details import reproduction
 from cxrjax.studies import study_page
 from cxrjax.studies.comparison_charts import set_name
-from cxrjax.studies.study_page import estimate
 
 Facts = Mapping[str, Any]
 SUMMARIZED = ("auroc", "accuracy", "dice")  # metrics of the summary and charts

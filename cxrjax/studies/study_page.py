@@ -12,9 +12,8 @@ from cxrjax.report import naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.html.format import Estimate
 from cxrjax.report.pages import run_page
-from cxrjax.report.run_files import lookup, number
+from cxrjax.report.run_files import estimate, lookup
 from cxrjax.report.sections import fact_tables
 from cxrjax.report.sections.details import reproduction
 
@@ -43,13 +42,6 @@ def write(render: Callable[[runs.Run], str], workdir: str | os.PathLike[str]) ->
     UserError: the file cannot be written.
   """
   return run_page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
-
-
-def estimate(value: Any) -> Estimate:
-  """Reads an interval of `run.json`; NaN if there is none."""
-  return Estimate(
-    number(lookup(value, "value")), number(lookup(value, "low")), number(lookup(value, "high"))
-  )
 
 
 def verdict(gain: Any) -> str:
@@ -95,11 +87,7 @@ def signed(x: float) -> str:
 
 def score_cell(value: Any) -> Html:
   """Table cell with a value and its interval."""
-  e = estimate(value)
-  bounds = format.interval(e)
-  return blocks.number(
-    el("b", format.decimal(e.value)), " ", el("small", f"({bounds})") if bounds else None
-  )
+  return blocks.estimate(estimate(value))
 
 
 def gain_cell(value: Any, less: bool = False) -> Html:

@@ -175,7 +175,7 @@ def ensemble(evaluator: str, ours: Sequence[Run]) -> dict[str, Interval]:
       return {}
   probabilities = np.mean([arrays["probability"] for arrays in predictions], 0)
   thresholds = np.mean([_thresholds(arrays) for arrays in predictions], 0)
-  return classification_metrics.judge(
+  return classification_metrics.evaluate(
     "",
     probabilities,
     first["labels"].astype(np.float64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, el
 
 
@@ -42,6 +43,14 @@ def group(title: Any, span: int) -> Html:
 def number(*content: Any) -> Html:
   """A cell in a column of numbers."""
   return el("td", *content, cls="num")
+
+
+def estimate(e: format.Estimate) -> Html:
+  """A cell with a value and, in brackets, its interval."""
+  bounds = format.interval(e)
+  return number(
+    el("b", format.decimal(e.value)), " ", el("small", f"({bounds})") if bounds else None
+  )
 
 
 def note(*text: Any) -> Html:

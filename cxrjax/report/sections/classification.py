@@ -13,7 +13,7 @@ from cxrjax.report import naming
 from cxrjax.report.html import blocks, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.format import Estimate
-from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup, number
+from cxrjax.report.run_files import FLOOR, TRAINED, Run, estimate, lookup, number
 
 IN_WORDS = ("accuracy", "sensitivity", "specificity")
 
@@ -128,10 +128,9 @@ COLUMNS = ("auroc", "sensitivity", "specificity")
 def subgroups(run: Run) -> Html | None:
   """AUROC, sensitivity and specificity by age, sex, view and site."""
   evaluator = next(iter(run.evaluators()), "")
-  rows = run.fact("evaluation", evaluator, TRAINED, "subgroups")
-  notes = run.fact("evaluation", evaluator, TRAINED, "subgroup_remarks")
-  notes = [str(n) for n in notes] if isinstance(notes, list) else []
-  rows = [r for r in rows if isinstance(r, Mapping)] if isinstance(rows, list) else []
+  rows = run.items("evaluation", evaluator, TRAINED, "subgroups")
+  rows = [row for row in rows if isinstance(row, Mapping)]
+  notes = [str(note) for note in run.items("evaluation", evaluator, TRAINED, "subgroup_remarks")]
   if not rows:
     return None
   classes = list(dict.fromkeys(str(r.get("class")) for r in rows))
@@ -152,13 +151,7 @@ def subgroups(run: Run) -> Html | None:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], name: str) -> Html:
-  head = el(
-    "tr",
-    blocks.column("Group", cls=None),
-    blocks.column("Images"),
-    blocks.column(name),
-    [blocks.column(format.measure(m)) for m in COLUMNS],
-  )
+  columns = blocks.columns("Group", "Images", name, *map(format.measure, COLUMNS))
   body = []
   if all(overall.values()):
     partition = [row for row in rows if row.get("by") == rows[0].get("by")]
@@ -175,7 +168,7 @@ def _table(rows: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], name: 
   for row in rows:
     if row.get("by") != by:
       by = row.get("by")
-      body.append(blocks.group(str(by).capitalize(), 3 + len(COLUMNS)))
+      body.append(blocks.group(str(by).capitalize(), len(columns)))
     body.append(
       blocks.row(
         str(row.get("group")),
@@ -184,8 +177,7 @@ def _table(rows: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], name: 
         [_cell(estimate(row.get(m))) for m in COLUMNS],
       )
     )
-  table = el("table", el("thead", head), el("tbody", body), cls="results")
-  return el("div", table, cls="scroll")
+  return blocks.table(columns, body)
 
 
 def _cell(e: Estimate) -> Html:
@@ -198,8 +190,3 @@ def _cell(e: Estimate) -> Html:
     cls="num" if math.isfinite(e.value) else "num none",
     title=e.undefined or None,
   )
-
-
-def estimate(value: Any) -> Estimate:
-  mean, low, high = (number(lookup(value, k)) for k in ("value", "low", "high"))
-  return Estimate(mean, low, high, undefined=str(lookup(value, "undefined") or ""))

@@ -177,7 +177,7 @@ def _confusion_figure(
   else:
     predicted, rule = scores.argmax(1), "The class with the highest score."
   counts = classification.confusion(predicted, labels.argmax(1), k)
-  head = el("tr", blocks.column("Truth", cls=None), [blocks.column(f"called {c}") for c in classes])
+  columns = blocks.columns("Truth", *(f"called {c}" for c in classes))
   rows = []
   for i, name in enumerate(classes):
     n = int(counts[i].sum())
@@ -198,7 +198,6 @@ def _confusion_figure(
         )
       )
     rows.append(blocks.row(name, cells))
-  table = el("table", el("thead", head), el("tbody", rows), cls="matrix")
   note = (
     f"{rule} {format.count(len(labels), 'radiograph')}; share of each row with Wilson's 95 % "
     "interval, images taken as independent."
@@ -207,7 +206,7 @@ def _confusion_figure(
     "figure",
     el("figcaption", el("b", f"Confusion matrix{suffix}")),
     blocks.note(note),
-    el("div", table, cls="scroll"),
+    blocks.table(columns, rows, "matrix"),
     cls="chart",
   )
 

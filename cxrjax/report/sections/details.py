@@ -81,8 +81,7 @@ def learning(run: Run) -> Html | None:
 
 def schedules(run: Run) -> Html | None:
   """Learning rate, weight decay, momentum, temperatures: as planned, or else as recorded."""
-  planned = run.fact("schedules")
-  planned = planned if isinstance(planned, Mapping) else {}
+  planned = run.mapping("schedules")
   figures, constant = [], {}
   for name in dict.fromkeys([*(n for n in SCHEDULES if n in planned or n in run.curves), *planned]):
     curve = _planned(run, planned[name]) if name in planned else run.curves[name]
@@ -320,31 +319,28 @@ def speed(run: Run) -> Html | None:
 
 def reproduction(run: Run) -> Html | None:
   """The exact command, versions and config of the run."""
-  parts = []
+  content = []
   if command := run.fact("command"):
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
-    parts.append(el("pre", el("code", text), cls="command"))
+    content.append(el("pre", el("code", text), cls="command"))
     note = (
       "The same command, given again, resumes an interrupted run. The same versions on the "
       "same data give the same result."
     )
     if run.fact("method"):  # one run, which has a card
       note += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
-    parts.append(blocks.note(note))
+    content.append(blocks.note(note))
   rows = [(k.capitalize(), _date(run.fact(k))) for k in ("started", "finished") if run.fact(k)]
-  machine = run.fact("machine")
-  rows += fact_tables.rows(machine) if isinstance(machine, Mapping) else []
-  versions = run.fact("versions")
-  if isinstance(versions, Mapping):
-    rows += [(str(k), str(v)) for k, v in versions.items()]
+  rows += fact_tables.rows(run.mapping("machine"))
+  rows += [(str(k), str(v)) for k, v in run.mapping("versions").items()]
   if rows:
-    parts.append(blocks.folded("Dates and versions", fact_tables.pairs(rows)))
+    content.append(blocks.folded("Dates and versions", fact_tables.pairs(rows)))
   if run.config:
     text = json.dumps(run.config, indent=2, ensure_ascii=False, default=str)
     if len(text) > 60_000:
       text = text[:60_000] + "\n... (the rest is in config.json)"
-    parts.append(blocks.folded("Config", el("pre", el("code", text))))
-  return el("div", parts) if parts else None
+    content.append(blocks.folded("Config", el("pre", el("code", text))))
+  return el("div", content) if content else None
 
 
 def _date(value: Any) -> str:

@@ -11,8 +11,7 @@ import numpy as np
 from cxrjax.report import naming
 from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.html.format import Estimate
-from cxrjax.report.run_files import Run, lookup, number
+from cxrjax.report.run_files import Run, estimate, lookup, number
 
 NAMES = {"label": "Label", "age": "Age", "sex": "Sex", "view": "View", "site": "Site"}
 MAX_COLORS = 7  # most colours of a map; the smallest groups share one
@@ -27,16 +26,15 @@ def section(run: Run) -> Html | None:
   arrays = run.arrays("features")
   if not {"image", "near_image", "similarity"} <= set(arrays):
     return None
-  facts = run.fact("features")
-  facts = facts if isinstance(facts, Mapping) else {}
-  parts = [
+  facts = run.mapping("features")
+  return el(
+    "div",
     _opening(run, facts),
     _retrieval(arrays, facts),
     _neighbor_agreement(facts),
     _scatter_plots(arrays, facts),
     _patches(arrays, facts),
-  ]
-  return el("div", [part for part in parts if part])
+  )
 
 
 def _opening(run: Run, facts: Mapping[str, Any]) -> Html:
@@ -132,11 +130,11 @@ def _figure(image: np.ndarray, alt: str, lines: Sequence[Any], cls: str | None =
   )
 
 
-def held(found: Mapping[str, Any]) -> list[str]:
+def held(facts: Mapping[str, Any]) -> list[str]:
   """Attributes beside the label that neighbours share above chance, from the fact `features`."""
   return [
     str(row["by"])
-    for row in found.get("shared") or ()
+    for row in facts.get("shared") or ()
     if row.get("by") != "label" and number(row.get("low")) > number(row.get("chance"))
   ]
 
@@ -145,18 +143,13 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
   """Table of how often neighbours share the image's label, age, sex, view or site."""
   rows = []
   for row in facts.get("shared") or ():
-    value, low, high = (number(lookup(row, k)) for k in ("value", "low", "high"))
-    estimate = Estimate(value, low, high)
-    if not math.isfinite(estimate.value):
+    share = estimate(row)
+    if not math.isfinite(share.value):
       continue
     rows.append(
       blocks.row(
         NAMES.get(str(row.get("by")), str(row.get("by"))),
-        blocks.number(
-          el("b", format.decimal(estimate.value)),
-          " ",
-          el("small", f"({format.interval(estimate)})") if format.interval(estimate) else None,
-        ),
+        blocks.estimate(share),
         blocks.number(format.decimal(number(row.get("chance")))),
       )
     )
@@ -173,12 +166,6 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
     if attributes
     else None
   )
-  head = el(
-    "tr",
-    blocks.column("Same", cls=None),
-    blocks.column("Share of neighbours"),
-    blocks.column("At random"),
-  )
   note = (
     f"Of the {format.count(facts.get('neighbours'))} nearest training images of every test "
     "image, the share with its own label, or of its own group; 95 % interval over patients. "
@@ -188,7 +175,7 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
   return blocks.titled(
     "What neighbours have in common",
     summary,
-    el("div", el("table", el("thead", head), el("tbody", rows), cls="parts"), cls="scroll"),
+    blocks.table(blocks.columns("Same", "Share of neighbours", "At random"), rows, "parts"),
     blocks.note(note),
     cls="part",
   )

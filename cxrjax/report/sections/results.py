@@ -123,8 +123,7 @@ def _describe_probes(run: Run, evaluator: str) -> list[Any]:
   if not trained:
     return ["The trained encoder has not been evaluated yet; ", _references(latest, names), "."]
   n = trained[names[0]].n
-  facts = run.fact("data", evaluator)
-  facts = facts if isinstance(facts, Mapping) else {}
+  facts = run.mapping("data", evaluator)
   name = facts.get("name") or lookup(facts, "test", "name")
   text: list[Any] = ["On "]
   text.append(format.count(n, "held-out radiograph") if n else "held-out radiographs")
@@ -245,16 +244,13 @@ def table(run: Run) -> Html:
   names = sort_metrics({name for e in encoders for name in latest[e]})
   overall = [name for name in names if not format.of_class(name)]
   leading = {format.split(name)[0] for name in headline(latest)}
-  folded = []
-  for name in overall:
-    prefix = format.split(name)[0]
-    if prefix.startswith(("knn", "whitened")) and prefix not in leading:
-      folded.append(name)
-  parts = [_table([name for name in overall if name not in folded], encoders, latest, first)]
+  neighbors = [name for name in overall if format.split(name)[0].startswith(("knn", "whitened"))]
+  folded = [name for name in neighbors if format.split(name)[0] not in leading]
+  tables = [_table([name for name in overall if name not in folded], encoders, latest, first)]
   if folded:
-    parts.append(blocks.folded("Other neighbours", _table(folded, encoders, latest, first)))
+    tables.append(blocks.folded("Other neighbours", _table(folded, encoders, latest, first)))
   if classes := [name for name in names if format.of_class(name)]:
-    parts.append(blocks.folded("Per class", _table(classes, encoders, latest, {})))
+    tables.append(blocks.folded("Per class", _table(classes, encoders, latest, {})))
   estimates = [e for metrics in latest.values() for e in metrics.values()]
   methods = sorted({e.method for e in estimates if e.method and e.method != "none"})
   note = ["In brackets, 95 % confidence intervals. Bold: the best value of a row."]
@@ -272,8 +268,7 @@ def table(run: Run) -> Html:
         cls="wide",
       )
     )
-  parts.append(blocks.note(note))
-  return el("div", parts)
+  return el("div", tables, blocks.note(note))
 
 
 def _first_step(run: Run) -> int:
@@ -281,13 +276,12 @@ def _first_step(run: Run) -> int:
 
 
 def _table(names, encoders, latest, first) -> Html:
-  head = [blocks.column("Metric", cls=None)]
-  head += [
-    blocks.column(el("i", cls=f"key {STYLES.get(e, 's4')}"), format.encoder(e, names))
-    for e in encoders
-  ]
+  columns = blocks.columns(
+    "Metric",
+    *([el("i", cls=f"key {STYLES.get(e, 's4')}"), format.encoder(e, names)] for e in encoders),
+  )
   if first:
-    head.append(blocks.column("First", cls="num quiet"))
+    columns.append(blocks.column("First", cls="num quiet"))
   bounds = [
     v
     for e in encoders
@@ -299,30 +293,26 @@ def _table(names, encoders, latest, first) -> Html:
   comparable = bool(bounds)
   axis_start = 0.5 if bounds and min(bounds) >= 0.5 else 0.0
   if comparable:
-    head.append(blocks.column(range_axis(axis_start), cls="forest"))
+    columns.append(blocks.column(range_axis(axis_start), cls="forest"))
   rows, group = [], None
-  span = len(encoders) + 1 + bool(first) + comparable
   for name in names:
     prefix, measure, variant = format.split(name)
     if prefix and prefix != group:
-      rows.append(blocks.group(format.head(prefix), span))
+      rows.append(blocks.group(format.head(prefix), len(columns)))
       group = prefix
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
     finite = [v.value for v in values.values() if math.isfinite(v.value)]
     best_of = min if measure in format.LOWER_IS_BETTER else max
     best = best_of(finite) if len(set(finite)) > 1 else math.nan
-    cells = [el("th", format.measure(f"{measure}/{variant}" if variant else measure), scope="row")]
-    for e in encoders:
-      cells.append(_cell(values.get(e), best))
+    cells = [_cell(values.get(e), best) for e in encoders]
     if first:
       cells.append(_cell(first.get(name), math.nan, "quiet"))
     if comparable:
       shown = {format.encoder(e, names): v for e, v in values.items()}
       cells.append(el("td", forest(name, shown, axis_start, list(values)), cls="forest"))
-    rows.append(el("tr", cells))
-  return el(
-    "div", el("table", el("thead", el("tr", head)), el("tbody", rows), cls="results"), cls="scroll"
-  )
+    title = format.measure(f"{measure}/{variant}" if variant else measure)
+    rows.append(blocks.row(title, cells))
+  return blocks.table(columns, rows)
 
 
 def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
@@ -411,40 +401,7 @@ def over_time(run: Run) -> Html | None:
   further = [m for m in names if m not in main]
   chosen = main + [m for m in further if not m.startswith("knn")] + further
   chosen = list(dict.fromkeys(chosen))
-  figures = []
-  for name in chosen[:6]:
-    measured = [e for e in trained if name in e.metrics]
-    if len(measured) < 2:
-      continue
-    x, label = naming.time_axis(
-      np.array([e.step for e in measured], np.float64),
-      np.array([e.epoch for e in measured], np.float64),
-    )
-    values = [e.metrics[name] for e in measured]
-    line = line_chart.Line(
-      "Trained",
-      x,
-      np.array([v.value for v in values]),
-      np.array([v.low for v in values]),
-      np.array([v.high for v in values]),
-      points=True,
-    )
-    levels = []
-    for encoder in (RANDOM, FLOOR):
-      level = latest.get(encoder, {}).get(name)
-      if level is None and encoder == FLOOR and name in main:
-        level = floor_auroc(latest)
-      if level is not None:
-        levels.append(
-          line_chart.Level(
-            format.encoder(encoder, names),
-            level.value,
-            level.low,
-            level.high,
-            style=STYLES[encoder],
-          )
-        )
-    figures.append(line_chart.chart(format.title(name), [line], x_label=label, levels=levels))
+  figures = [figure for name in chosen[:6] if (figure := _course(run, name, names, main))]
   if not figures:
     return None
   others = figures[CHARTS_SHOWN:]
@@ -455,3 +412,25 @@ def over_time(run: Run) -> Html | None:
     if others
     else None,
   )
+
+
+def _course(run: Run, name: str, names: Sequence[str], main: Sequence[str]) -> Html | None:
+  """Chart of a metric over training; None where it was evaluated once."""
+  measured = [e for e in run.evaluations if e.encoder == TRAINED and name in e.metrics]
+  if len(measured) < 2:
+    return None
+  steps, epochs = (np.array([getattr(e, k) for e in measured], float) for k in ("step", "epoch"))
+  x, label = naming.time_axis(steps, epochs)
+  y, low, high = (
+    np.array([getattr(e.metrics[name], k) for e in measured]) for k in ("value", "low", "high")
+  )
+  latest, levels = run.latest(), []
+  for encoder in (RANDOM, FLOOR):
+    level = latest.get(encoder, {}).get(name)
+    if level is None and encoder == FLOOR and name in main:
+      level = floor_auroc(latest)
+    if level is not None:
+      title, bounds = format.encoder(encoder, names), (level.value, level.low, level.high)
+      levels.append(line_chart.Level(title, *bounds, style=STYLES[encoder]))
+  line = line_chart.Line("Trained", x, y, low, high, points=True)
+  return line_chart.chart(format.title(name), [line], x_label=label, levels=levels)

@@ -44,8 +44,8 @@ def section(run: Run) -> Html | None:
   """Evaluation images from the worst overlap to the best, with true and predicted outlines."""
   names = [n for n in run.evaluators() if "truth" in run.arrays(f"scores_{n}_{TRAINED}")]
   chosen = [n for n in names if n in (run.fact("chosen", "evaluators") or [])] or names[:1]
-  parts = [part for n in chosen for part in _rows(run, n, len(chosen) > 1)]
-  if not parts:
+  rows = [row for n in chosen for row in _rows(run, n, len(chosen) > 1)]
+  if not rows:
     return None
   keys = [el("i", cls=f"key {name}") for name in ("truth", "predicted")]
   facts = run.fact("data", chosen[0])
@@ -59,7 +59,7 @@ def section(run: Run) -> Html | None:
     "on top. Images at even steps from the worst Dice of the set to the best.",
     f" Distances above are in {unit} of images of {size} pixels a side." if unit and size else "",
   )
-  return el("div", note, parts)
+  return el("div", note, rows)
 
 
 def _rows(run: Run, evaluator: str, has_title: bool) -> list[Html]:
