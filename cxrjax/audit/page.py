@@ -52,10 +52,7 @@ def render(run: runs.Run) -> str:
     run_page.guard(lambda _: _summary(audit), run),
     run_page.guard(lambda _: _callouts(audit), run),
   ]
-  if run.problems:
-    opening.append(
-      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
-    )
+  opening += run_page.problems(run)
   title = str(run_page.guard(lambda _: _title(audit), run))
   return run_page.document(run, title, "cxrjax audit", opening, content)
 

@@ -226,9 +226,7 @@ def _for_class(measure: str, predictions: _Predictions, c: int) -> Interval:
     )
   known = ~np.isnan(predictions.labels[:, c])
   decision, truth = (x[known, c].astype(np.int64) for x in (predictions.called, predictions.labels))
-  return patient_bootstrap.interval(
-    classification.decisions(measure, decision, truth, 2, predictions.patients[known])
-  )
+  return classification.score(measure, decision, truth, 2, predictions.patients[known])
 
 
 def _counted(measure: str, predictions: _Predictions) -> PatientSums:

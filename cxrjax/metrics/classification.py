@@ -143,33 +143,15 @@ def _measure(
     return {"sensitivity": sensitivity, "specificity": specificity}[measure]
 
 
-def accuracy(
-  predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], patients: Patients = None
-) -> Interval:
-  """Share of images whose predicted class is the true one; see `decisions`."""
-  return patient_bootstrap.interval(decisions("accuracy", predicted, truth, 2, patients))
-
-
-def balanced_accuracy(
+def score(
+  measure: str,
   predicted: Integer[np.ndarray, "n"],
   truth: Integer[np.ndarray, "n"],
   classes: int = 2,
   patients: Patients = None,
 ) -> Interval:
-  """Mean recall over classes; see `decisions`."""
-  return patient_bootstrap.interval(
-    decisions("balanced_accuracy", predicted, truth, classes, patients)
-  )
-
-
-def f1(
-  predicted: Integer[np.ndarray, "n"],
-  truth: Integer[np.ndarray, "n"],
-  classes: int = 2,
-  patients: Patients = None,
-) -> Interval:
-  """2 TP / (2 TP + FP + FN); for more than two classes the mean; see `decisions`."""
-  return patient_bootstrap.interval(decisions("f1", predicted, truth, classes, patients))
+  """A measure of decisions between exclusive classes, with its interval; see `decisions`."""
+  return patient_bootstrap.interval(decisions(measure, predicted, truth, classes, patients))
 
 
 def findings(

@@ -25,8 +25,8 @@ from cxrjax.report.sections import (
   details,
   fact_tables,
   features,
-  results,
   segmentation,
+  summary,
 )
 from cxrjax.report.terminal import ORDER, sort_metrics
 
@@ -103,7 +103,7 @@ def _opening(run: Run) -> list[str]:
     f"# {_text(naming.title(run))}",
     f"*{naming.DISCLAIMER}*",
     *notice,
-    *_paragraphs(results.summary(run)),
+    *_paragraphs(summary.summary(run)),
   ]
 
 
@@ -154,7 +154,7 @@ def _hub_metrics(run: Run) -> Iterable[tuple[str, list[tuple[str, float]]]]:
   for evaluator in chosen if isinstance(chosen, list) and chosen else run.evaluators():
     metrics = run.only(str(evaluator)).latest().get(TRAINED, {})
     is_encoder = kind(run) == "encoder"
-    names = results.headline({TRAINED: metrics}) if is_encoder else sort_metrics(set(metrics))
+    names = summary.headline({TRAINED: metrics}) if is_encoder else sort_metrics(set(metrics))
     values = []
     for name in names:
       _, measure, variant = format.split(name)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import naming
+from cxrjax.report import naming, terminal
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
@@ -278,4 +278,4 @@ def _terminal_table(study: Facts, name: str) -> str:
     "AUROC, 95 % intervals; gain over the random encoder, paired: + or - where its interval "
     "leaves out 0"
   )
-  return "\n".join([*study_page.aligned(lines, (0, len(lines) - 2)), note])
+  return "\n".join([*terminal.aligned(lines, (0, len(lines) - 2)), note])

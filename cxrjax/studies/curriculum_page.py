@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from cxrjax.report import naming
+from cxrjax.report import naming, terminal
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
@@ -296,5 +296,5 @@ def table(study: Facts) -> str:
               *(study_page.plain_gain(lookup(p, k, name, metric)) for k in AGAINST),
             ]
           )
-        tables.append("\n".join(study_page.aligned(lines)))
+        tables.append("\n".join(terminal.aligned(lines)))
   return "\n\n".join(tables) + "\n95 % intervals; gains are paired, + or - where 0 is left out"

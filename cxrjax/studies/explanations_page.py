@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cxrjax.report import run_files as runs
+from cxrjax.report import terminal
 from cxrjax.report.html import blocks, forest_chart, format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import estimate, lookup, number
@@ -377,7 +378,7 @@ def table(study: Facts) -> str:
       )
   return "\n".join(
     [
-      *study_page.aligned(lines),
+      *terminal.aligned(lines),
       "1 by chance; 95 % intervals in brackets, differences paired, over patients",
     ]
   )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import naming
+from cxrjax.report import naming, terminal
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
@@ -349,7 +349,7 @@ def table(study: Facts) -> str:
           format.estimate(estimate(ensemble.get(metric)), "-") for metric in ("auroc", "accuracy")
         )
         lines.append(["  as an ensemble", "", auroc, "", accuracy])
-    tables.append("\n".join(study_page.aligned(lines)))
+    tables.append("\n".join(terminal.aligned(lines)))
   ranges = _has_seed_ranges(study)
   note = "scores: mean (lowest - highest seed)" if ranges else "scores: 95 % intervals"
   return "\n\n".join(tables) + f"\n{note}; gains: paired 95 % intervals over test images"

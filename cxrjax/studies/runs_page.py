@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxrjax.report import run_files as runs
+from cxrjax.report import terminal
 from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import estimate, lookup, number
@@ -318,5 +319,5 @@ def table(study: Facts) -> str:
             p,
           ]
         )
-      blocks.append("\n".join(study_page.aligned(lines)))
+      blocks.append("\n".join(terminal.aligned(lines)))
   return "\n\n".join([*blocks, "95 % intervals in brackets; differences are paired, over patients"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cxrjax.report import naming
@@ -142,11 +142,7 @@ def callouts(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> list[
     callouts.append(
       el("p", el("b", f"{name(row)} failed: "), str(row.get("why") or ""), cls="callout bad")
     )
-  if run.problems:
-    callouts.append(
-      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
-    )
-  return callouts
+  return [*callouts, *run_page.problems(run)]
 
 
 def again(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> Html:
@@ -208,13 +204,3 @@ def device(study: Facts) -> str:
   device = study.get("device") or {}
   name = str(device.get("kind") or "")
   return name.upper() if name == "cpu" else name
-
-
-def aligned(lines: Sequence[Sequence[str]], rules: Sequence[int] = (0,)) -> Iterator[str]:
-  """Lines of a terminal table, with rules below the lines `rules` and at its end."""
-  widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
-  rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-  for i, line in enumerate(lines):
-    yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
-    if i in rules or i == len(lines) - 1:
-      yield rule

@@ -27,9 +27,11 @@ def test_two_exclusive_classes():
   assert list(got) == [f"knn5/{m}" for m in classification_metrics.MEASURES]
   called = (scores[:, 1] >= 0.3).astype(int)
   assert got["knn5/auroc"] == roc.auroc(scores[:, 1], truth, P)
-  assert got["knn5/accuracy"] == classification.accuracy(called, truth, P)
-  assert got["knn5/f1"] == classification.f1(called, truth, 2, P)
-  assert got["knn5/balanced_accuracy"] == classification.balanced_accuracy(called, truth, 2, P)
+  assert got["knn5/accuracy"] == classification.score("accuracy", called, truth, 2, P)
+  assert got["knn5/f1"] == classification.score("f1", called, truth, 2, P)
+  assert got["knn5/balanced_accuracy"] == classification.score(
+    "balanced_accuracy", called, truth, 2, P
+  )
 
 
 def test_many_exclusive_classes():

@@ -23,10 +23,12 @@ def test_against_sklearn(classes):
   np.testing.assert_array_equal(
     c.confusion(predicted, truth, classes), sk.confusion_matrix(truth, predicted)
   )
-  assert c.accuracy(predicted, truth).value == pytest.approx(sk.accuracy_score(truth, predicted))
-  balanced = c.balanced_accuracy(predicted, truth, classes)
+  assert c.score("accuracy", predicted, truth).value == pytest.approx(
+    sk.accuracy_score(truth, predicted)
+  )
+  balanced = c.score("balanced_accuracy", predicted, truth, classes)
   assert balanced.value == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
-  f1 = c.f1(predicted, truth, classes)
+  f1 = c.score("f1", predicted, truth, classes)
   average = "binary" if classes == 2 else "macro"
   assert f1.value == pytest.approx(sk.f1_score(truth, predicted, average=average))
   for got in (balanced, f1):
@@ -37,10 +39,10 @@ def test_by_hand():
   # True positives 2, false negatives 1, false positives 1, true negatives 4.
   truth = np.array([1, 1, 1, 0, 0, 0, 0, 0])
   predicted = np.array([1, 1, 0, 1, 0, 0, 0, 0])
-  assert c.accuracy(predicted, truth).value == 6 / 8
-  assert c.balanced_accuracy(predicted, truth).value == pytest.approx((2 / 3 + 4 / 5) / 2)
-  assert c.f1(predicted, truth).value == pytest.approx(4 / 6)
-  got = c.accuracy(predicted, truth)
+  assert c.score("accuracy", predicted, truth).value == 6 / 8
+  assert c.score("balanced_accuracy", predicted, truth).value == pytest.approx((2 / 3 + 4 / 5) / 2)
+  assert c.score("f1", predicted, truth).value == pytest.approx(4 / 6)
+  got = c.score("accuracy", predicted, truth)
   assert (got.low, got.high) == intervals.wilson(0.75, 8) and got.method == "Wilson"
 
 
@@ -70,12 +72,14 @@ def test_perfect_decisions_keep_a_width():
 def test_undefined():
   ones = np.ones(3, np.int64)
   empty = np.zeros(0, np.int64)
-  assert "known label" in c.accuracy(empty, empty).undefined
-  assert c.balanced_accuracy(ones, ones).undefined == "no image of class 0"
-  assert c.f1(0 * ones, 0 * ones).undefined == "no positive image"
-  assert math.isnan(c.f1(ones, 0 * ones).value)
-  assert c.f1(ones, ones, 3).undefined == "no image of class 0"
-  assert c.f1(0 * ones, ones).value == 0.0  # positives exist and none is found: that is a zero
+  assert "known label" in c.score("accuracy", empty, empty).undefined
+  assert c.score("balanced_accuracy", ones, ones).undefined == "no image of class 0"
+  assert c.score("f1", 0 * ones, 0 * ones).undefined == "no positive image"
+  assert math.isnan(c.score("f1", ones, 0 * ones).value)
+  assert c.score("f1", ones, ones, 3).undefined == "no image of class 0"
+  assert (
+    c.score("f1", 0 * ones, ones).value == 0.0
+  )  # positives exist and none is found: that is a zero
 
 
 def test_findings():

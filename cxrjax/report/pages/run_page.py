@@ -26,6 +26,7 @@ from cxrjax.report.sections import (
   results,
   saliency,
   segmentation,
+  summary,
 )
 
 NAME = "report.html"
@@ -97,7 +98,7 @@ def render(run: runs.Run) -> str:
   sections = [
     (key, name, section(run, key, name, note, make)) for key, name, note, make in builders
   ]
-  opening = [guard(results.summary, run), guard(_callouts, run)]
+  opening = [guard(summary.summary, run), guard(_callouts, run)]
   return document(run, title, ["cxrjax", guard(_badge, run)], opening, sections)
 
 
@@ -222,8 +223,10 @@ def _callouts(run: runs.Run) -> list[Html]:
     )
   callouts += [el("p", str(text), cls="callout") for text in run.items("notes")[:10]]
   callouts += [el("p", text, cls="callout warn") for text in details.health_warnings(run)]
-  if run.problems:
-    callouts.append(
-      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
-    )
-  return callouts
+  return [*callouts, *problems(run)]
+
+
+def problems(run: runs.Run) -> list[Html]:
+  """Callout of files that could not be read."""
+  text = "; ".join(run.problems)
+  return [el("p", "Not everything could be read: ", text, ".", cls="callout warn")] if text else []
