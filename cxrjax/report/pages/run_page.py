@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cxrjax.core import tables
-from cxrjax.core.errors import UserError
 from cxrjax.core.text import identifier
 from cxrjax.report import glossary, model_card, naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_writer import replace
+from cxrjax.report.run_writer import replace, user_errors
 from cxrjax.report.sections import (
   classification,
   curves,
@@ -51,13 +50,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes a text file atomically; raises a UserError where it cannot be written."""
-  try:
+  with user_errors(path):
     replace(path, text.encode("utf-8", errors="backslashreplace"))
-  except OSError as error:
-    raise UserError(
-      f"{path} cannot be written ({error.strerror or error}); free some space, or "
-      "choose another folder with --workdir"
-    ) from error
   return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,28 +34,25 @@ def table(run: Run) -> Html:
     tables.append(blocks.folded("Other neighbours", _table(folded, encoders, latest, first)))
   if classes := [name for name in names if format.of_class(name)]:
     tables.append(blocks.folded("Per class", _table(classes, encoders, latest, {})))
-  estimates = [e for metrics in latest.values() for e in metrics.values()]
+  return el("div", tables, _note(run))
+
+
+def _note(run: Run) -> Html:
+  """How intervals were computed, and why values are undefined."""
+  estimates = [e for metrics in run.latest().values() for e in metrics.values()]
   methods = sorted({e.method for e in estimates if e.method and e.method != "none"})
-  note = ["In brackets, 95 % confidence intervals. Bold: the best value of a row."]
-  if methods:
-    note.append(" Intervals: " + "; ".join(methods) + ".")
   reasons = sorted({e.undefined for e in estimates if e.undefined})
-  if reasons:
-    note.append(" n/a: " + "; ".join(reasons[:5]) + ".")
-  if first:
-    note.append(
-      el(
-        "span",
-        " First: the trained encoder's earliest evaluation, at step "
-        f"{format.count(_first_step(run))}.",
-        cls="wide",
-      )
-    )
-  return el("div", tables, blocks.note(note))
-
-
-def _first_step(run: Run) -> int:
-  return next(e.step for e in run.evaluations if e.encoder == TRAINED)
+  first = None
+  if run.first():
+    step = next(e.step for e in run.evaluations if e.encoder == TRAINED)
+    text = f" First: the trained encoder's earliest evaluation, at step {format.count(step)}."
+    first = el("span", text, cls="wide")
+  return blocks.note(
+    "In brackets, 95 % confidence intervals. Bold: the best value of a row.",
+    f" Intervals: {'; '.join(methods)}." if methods else None,
+    f" n/a: {'; '.join(reasons[:5])}." if reasons else None,
+    first,
+  )
 
 
 def _table(names, encoders, latest, first) -> Html:
@@ -65,18 +62,9 @@ def _table(names, encoders, latest, first) -> Html:
   )
   if first:
     columns.append(blocks.column("First", cls="num quiet"))
-  bounds = [
-    v
-    for e in encoders
-    for m in names
-    if _is_unit_score(m, latest[e].get(m))
-    for v in (latest[e][m].value, latest[e][m].low)
-    if math.isfinite(v)
-  ]
-  comparable = bool(bounds)
-  axis_start = 0.5 if bounds and min(bounds) >= 0.5 else 0.0
-  if comparable:
-    columns.append(blocks.column(range_axis(axis_start), cls="forest"))
+  start = _scale_start(names, encoders, latest)
+  if start is not None:
+    columns.append(blocks.column(range_axis(start), cls="forest"))
   rows, group = [], None
   for name in names:
     prefix, measure, variant = format.split(name)
@@ -84,18 +72,30 @@ def _table(names, encoders, latest, first) -> Html:
       rows.append(blocks.group(format.head(prefix), len(columns)))
       group = prefix
     values = {e: latest[e][name] for e in encoders if name in latest[e]}
-    finite = [v.value for v in values.values() if math.isfinite(v.value)]
-    best_of = min if measure in format.LOWER_IS_BETTER else max
-    best = best_of(finite) if len(set(finite)) > 1 else math.nan
+    best = _best(values.values(), measure)
     cells = [_cell(values.get(e), best) for e in encoders]
     if first:
       cells.append(_cell(first.get(name), math.nan, "quiet"))
-    if comparable:
+    if start is not None:
       shown = {format.encoder(e, names): v for e, v in values.items()}
-      cells.append(el("td", forest(name, shown, axis_start, list(values)), cls="forest"))
+      cells.append(el("td", forest(name, shown, start, list(values)), cls="forest"))
     title = format.measure(f"{measure}/{variant}" if variant else measure)
     rows.append(blocks.row(title, cells))
   return blocks.table(columns, rows)
+
+
+def _scale_start(names, encoders, latest) -> float | None:
+  """Start of the scale of scores from 0 to 1: 0.5 if all are above; None where there are none."""
+  scores = [latest[e][m] for e in encoders for m in names if _is_unit_score(m, latest[e].get(m))]
+  bounds = [v for score in scores for v in (score.value, score.low) if math.isfinite(v)]
+  return (0.5 if min(bounds) >= 0.5 else 0.0) if bounds else None
+
+
+def _best(values: Iterable[Estimate], measure: str) -> float:
+  """The best of several different values; else NaN."""
+  finite = {v.value for v in values if math.isfinite(v.value)}
+  best_of = min if measure in format.LOWER_IS_BETTER else max
+  return best_of(finite) if len(finite) > 1 else math.nan
 
 
 def _cell(e: Estimate | None, best: float, cls: str = "") -> Html:
