@@ -42,7 +42,7 @@ def _figure(image: np.ndarray, name: str, size: int, text: str) -> Html:
   """An image with its short name and a text below."""
   picture = pictures.picture(pictures.gray(image), name, size)
   caption = [el("span", _short_name(name), title=name), el("small", text)]
-  return el("figure", picture, el("figcaption", caption))
+  return blocks.figure(picture, caption)
 
 
 def splits(audit: Mapping[str, Any]) -> Html | None:

@@ -252,11 +252,8 @@ def _maps(run: runs.Run, study: Facts) -> Html | None:
   for k, image in enumerate(arrays["image"]):
     label = str(arrays["label"][k]) or f"radiograph {k + 1}"
     mask = arrays["mask"][k] if "mask" in arrays else None
-    plain = el(
-      "figure",
-      pictures.picture(saliency.draw_outline(image, mask), label, 240),
-      el("figcaption", label),
-    )
+    picture = pictures.picture(saliency.draw_outline(image, mask), label, 240)
+    plain = blocks.figure(picture, label)
     overlays = []
     for m in methods:
       for i, name in enumerate(names):

@@ -66,3 +66,8 @@ def folded(title: Any, *content: Any, **attributes: Any) -> Html:
 def titled(title: Any, *content: Any, cls: str | None = None) -> Html:
   """Content below a small heading."""
   return el("div", el("h3", title), *content, cls=cls)
+
+
+def figure(picture: Html, *caption: Any, cls: str | None = None) -> Html:
+  """A picture above its caption."""
+  return el("figure", picture, el("figcaption", *caption), cls=cls)

@@ -215,32 +215,6 @@ def views(run: Run) -> Html | None:
   groups = {k: v for k, v in (radiographs | arrays).items() if v.ndim >= 4 and v.size}
   if not groups:
     return None
-  n = min(VIEWS, *(v.shape[1] for v in groups.values()))
-  rows = []
-  for i in range(n):
-    cells: dict[str, list[Html]] = {"large": [], "small": []}
-    for name, crops in groups.items():
-      size = "small" if name in ("local", "patches") else "large"
-      for j in range(min(len(crops), CROPS)):
-        text = _crop_names(name)[0] + (f" {j + 1}" if len(crops) > 1 else "")
-        cells[size].append(
-          el(
-            "figure",
-            pictures.picture(
-              pictures.gray(crops[j, i]), f"{text}, image {i + 1}", 120 if size == "small" else 176
-            ),
-            el("figcaption", text),
-          )
-        )
-    columns = f" n{len(cells['large'])}" if 2 <= len(cells["large"]) <= 4 else ""
-    grids = [
-      el("div", cells["large"], cls=f"large{columns}") if cells["large"] else None,
-      el("div", cells["small"], cls=f"small {_grid_class(cells['small'])}")
-      if cells["small"]
-      else None,
-    ]
-    grids = [grid for grid in grids if grid]
-    rows.append(el("div", grids, cls="views" if len(grids) > 1 else "views alone"))
   sizes = []
   for name, crops in groups.items():
     h, w = crops.shape[2:4]
@@ -248,8 +222,25 @@ def views(run: Run) -> Html | None:
     text = singular if name == "source" else format.count(len(crops), singular, plural)
     truncation = f", the first {CROPS} shown" if len(crops) > CROPS else ""
     sizes.append(f"{text} of {h} \N{MULTIPLICATION SIGN} {w} pixels{truncation}")
-  text = "; ".join(sizes).capitalize()
-  return el("div", blocks.note(f"{text}."), rows)
+  n = min(VIEWS, *(v.shape[1] for v in groups.values()))
+  rows = [_crops_of(groups, i) for i in range(n)]
+  return el("div", blocks.note(f"{'; '.join(sizes).capitalize()}."), rows)
+
+
+def _crops_of(groups: Mapping[str, np.ndarray], i: int) -> Html:
+  """A radiograph and its crops, the large ones beside the small ones."""
+  large: list[Html] = []
+  small: list[Html] = []
+  for name, crops in groups.items():
+    cells, size = (small, 120) if name in ("local", "patches") else (large, 176)
+    for j, crop in enumerate(crops[:CROPS, i], 1):
+      text = _crop_names(name)[0] + (f" {j}" if len(crops) > 1 else "")
+      picture = pictures.picture(pictures.gray(crop), f"{text}, image {i + 1}", size)
+      cells.append(blocks.figure(picture, text))
+  columns = f" n{len(large)}" if 2 <= len(large) <= 4 else ""
+  grids = [el("div", large, cls=f"large{columns}")] if large else []
+  grids += [el("div", small, cls=f"small {_grid_class(small)}")] if small else []
+  return el("div", grids, cls="views" if len(grids) > 1 else "views alone")
 
 
 def _crop_names(name: str) -> tuple[str, str]:
@@ -271,9 +262,7 @@ def speed(run: Run) -> Html | None:
     if text:
       rows.append((label, text))
 
-  timing, model = (
-    run.fact(k) if isinstance(run.fact(k), Mapping) else {} for k in ("timing", "model")
-  )
+  timing, model = run.mapping("timing"), run.mapping("model")
   rate = number(timing.get("images_per_s"))
   add("Throughput, data included", f"{rate:,.4g} images/s" if math.isfinite(rate) else "")
   flops = number(run.fact("model", "flops_per_image"))

@@ -122,12 +122,8 @@ def _decimals(similarity: np.ndarray) -> int:
 
 
 def _figure(image: np.ndarray, alt: str, lines: Sequence[Any], cls: str | None = None) -> Html:
-  return el(
-    "figure",
-    pictures.picture(pictures.gray(image), alt, 160),
-    el("figcaption", [el("span", line) for line in lines if line]),
-    cls=cls,
-  )
+  caption = [el("span", line) for line in lines if line]
+  return blocks.figure(pictures.picture(pictures.gray(image), alt, 160), caption, cls=cls)
 
 
 def held(facts: Mapping[str, Any]) -> list[str]:
@@ -270,9 +266,7 @@ def _patches(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Html
       pictures.picture(pictures.gray(arrays["image"][i]), f"radiograph {i + 1}", 160),
       pictures.cells(colors[i], f"its patches in colours of their features, image {i + 1}"),
     ]
-    figures.append(
-      el("figure", el("div", pair, cls="pair"), el("figcaption", label or f"radiograph {i + 1}"))
-    )
+    figures.append(blocks.figure(el("div", pair, cls="pair"), label or f"radiograph {i + 1}"))
   share = [number(s) for s in facts.get("patch_explains") or ()]
   note = (
     "The network also gives features for every patch of a radiograph. Red, green and blue "

@@ -109,14 +109,8 @@ def figures(
   size: int = 240,
 ) -> list[Html]:
   """Maps in 0..1 over one radiograph, with the lungs' outline and a caption."""
-  return [
-    el(
-      "figure",
-      pictures.picture(draw_outline(pictures.overlay(image, heat), mask), name, size),
-      el("figcaption", name),
-    )
-    for name, heat in drawn
-  ]
+  overlays = [(name, draw_outline(pictures.overlay(image, heat), mask)) for name, heat in drawn]
+  return [blocks.figure(pictures.picture(array, name, size), name) for name, array in overlays]
 
 
 def scales(of: Mapping[str, Scaled]) -> Html:
@@ -224,8 +218,7 @@ def _maps_of(
   mask = arrays["mask"][i] if "mask" in arrays else None
   plain = pictures.gray(arrays["image"][i])
   name = (str(labels[i]) if i < len(labels) else "") or f"radiograph {i + 1}"
-  picture = pictures.picture(draw_outline(plain, mask), name, 288)
-  original = el("figure", picture, el("figcaption", name))
+  original = blocks.figure(pictures.picture(draw_outline(plain, mask), name, 288), name)
   named_maps = []
   for m, s in scaled.items():
     target = f", for {targets[i]}" if targets is not None and m not in OF_ATTENTION else ""
@@ -248,12 +241,8 @@ def _head_maps(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
     (heads,) = (s.maps for s in scale("attention", arrays[key][i]))
     block = f"Block {last - back:.0f}" if np.isfinite(last) and last else "Last block"
     thumbs = [
-      el(
-        "figure",
-        pictures.heat_map(heat, f"{block}, head {h + 1}"),
-        el("figcaption", f"head {h + 1}"),
-      )
-      for h, heat in enumerate(heads[:HEADS_SHOWN])
+      blocks.figure(pictures.heat_map(heat, f"{block}, head {h}"), f"head {h}")
+      for h, heat in enumerate(heads[:HEADS_SHOWN], 1)
     ]
     title = blocks.note(f"{block}, head by head")
     content.append(el("div", title, el("div", thumbs, cls="heads thumbs")))

@@ -70,13 +70,8 @@ def _rows(run: Run, evaluator: str, has_title: bool) -> list[Html]:
   ):
     overlaid = pictures.outlines(pictures.gray(image), [truth, predicted], [TRUTH, PREDICTED])
     text = f"Dice {format.decimal(float(dice))}"
-    figures.append(
-      el(
-        "figure",
-        pictures.picture(overlaid, f"{name}: {text}", 288),
-        el("figcaption", text, " ", el("small", name)),
-      )
-    )
+    picture = pictures.picture(overlaid, f"{name}: {text}", 288)
+    figures.append(blocks.figure(picture, text, " ", el("small", name)))
   title = el("h3", naming.images_named(evaluator)) if has_title else None
   # At least two columns: a single picture would be as wide as the page.
   columns = f" n{min(max(len(figures), 2), 4)}"
