@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cxrjax.report import naming, terminal
@@ -75,22 +76,53 @@ def _last_stages(study: Facts) -> list[str]:
   return list(dict.fromkeys(row["stage"] for row in study.get("rows", []) if row["last"]))
 
 
-def _points(study: Facts, stage: str) -> list[Facts]:
-  return [p for p in study.get("points", []) if p["stage"] == stage]
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+  """Results of a last stage on one set of test images.
+
+  Attributes:
+    title: the stage and the test set.
+    name: of the test set.
+    test: facts about its images.
+    points: results by start.
+  """
+
+  title: str
+  name: str
+  test: Facts
+  points: list[Facts]
+
+  @property
+  def metrics(self) -> set[str]:
+    return {m for p in self.points for m in p["sets"].get(self.name, {})}
+
+  @property
+  def main(self) -> str:
+    """The metric of charts and summary; empty if there is none."""
+    return next((m for m in MAIN if m in self.metrics), "")
+
+  def rows(self, key: str, mark: Callable[[Any], forest_chart.Mark]) -> list[forest_chart.Row]:
+    """Rows of a forest chart of the main metric, or of its gains where there are any."""
+    values = [(p, lookup(p, key, self.name, self.main)) for p in self.points]
+    return [forest_chart.Row(plain(p["start"]), [mark(v)]) for p, v in values if v or key == "sets"]
 
 
-def _main_metric(study: Facts, stage: str, name: str) -> str:
-  known = [m for p in _points(study, stage) for m in p["sets"].get(name, {})]
-  return next((m for m in MAIN if m in known), "")
+def _panels(study: Facts) -> list[_Panel]:
+  return [
+    _Panel(
+      f"{plain(stage)}, {set_name({'sets': sets}, name)}",
+      name,
+      lookup(test_set, "test") or {},
+      [p for p in study.get("points", []) if p["stage"] == stage],
+    )
+    for stage in _last_stages(study)
+    for sets in [lookup(study, "sets", stage) or {}]
+    for name, test_set in sets.items()
+  ]
 
 
-def _test_sets(study: Facts, stage: str) -> list[str]:
-  return list(lookup(study, "sets", stage) or {})
-
-
-def _panel_title(study: Facts, stage: str, name: str) -> str:
-  """Title of a chart or table: a last stage and its test set."""
-  return f"{plain(stage)}, {set_name({'sets': lookup(study, 'sets', stage)}, name)}"
+def _main_panels(study: Facts) -> list[_Panel]:
+  return [panel for panel in _panels(study) if panel.main]
 
 
 def _summary(study: Facts) -> Html:
@@ -109,93 +141,63 @@ def _summary(study: Facts) -> Html:
     if before
     else []
   )
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      metric, points = _main_metric(study, stage, name), _points(study, stage)
-      if not metric:
-        continue
-      text: list[Any] = []
-      gains = [(lookup(p, "gains", name, metric), p) for p in points]
-      for gain, p in gains:
-        style = {"above": "up", "below": "down"}.get(verdict(gain))
-        value = format.decimal(estimate(lookup(p, "sets", name, metric)).value)
-        text += [", " if text else "", label(p["start"]), " ", el("b", value, cls=style)]
-      groups = by_verdict((gain, label(p["start"])) for gain, p in gains)
-      better, worse = groups["above"], groups["below"]
-      tail = ""
-      if better:
-        tail = f"; beyond the interval better than from scratch: {format.join_words(better)}"
-      elif len(points) > 1:
-        tail = "; none is better than from scratch beyond the interval"
-      tail += f"; worse: {format.join_words(worse)}." if worse else "."
-      paragraphs.append(
-        el(
-          "p",
-          el("b", _panel_title(study, stage, name)),
-          f", {format.measure(metric)} of the test images: ",
-          text,
-          tail,
-        )
-      )
+  for panel in _main_panels(study):
+    text: list[Any] = []
+    gains = [(lookup(p, "gains", panel.name, panel.main), label(p["start"])) for p in panel.points]
+    for p, (gain, start) in zip(panel.points, gains, strict=True):
+      style = {"above": "up", "below": "down"}.get(verdict(gain))
+      value = format.decimal(estimate(lookup(p, "sets", panel.name, panel.main)).value)
+      text += [", " if text else "", start, " ", el("b", value, cls=style)]
+    groups = by_verdict(gains)
+    better, worse = groups["above"], groups["below"]
+    tail = ""
+    if better:
+      tail = f"; beyond the interval better than from scratch: {format.join_words(better)}"
+    elif len(gains) > 1:
+      tail = "; none is better than from scratch beyond the interval"
+    tail += f"; worse: {format.join_words(worse)}." if worse else "."
+    measure = f", {format.measure(panel.main)} of the test images: "
+    paragraphs.append(el("p", el("b", panel.title), measure, text, tail))
   return el("div", paragraphs, cls="summary")
 
 
 def _stage_gains(study: Facts) -> Html | None:
   """Charts per last stage and test set: scores, gain over scratch, gain of each stage."""
-  panels = []
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      metric, points = _main_metric(study, stage, name), _points(study, stage)
-      if not metric:
-        continue
-      panel, measure = _panel_title(study, stage, name), format.measure(metric)
-      scores = [
-        forest_chart.Row(plain(p["start"]), [study_page.mark(lookup(p, "sets", name, metric))])
-        for p in points
-      ]
-      figures = [forest_chart.chart(f"{panel}: {measure}", scores, [], x_label=measure)]
-      for key, title in (("gains", "difference from scratch"), ("steps", "what each stage added")):
-        rows = [
-          forest_chart.Row(plain(p["start"]), [study_page.gain_mark(gain)])
-          for p in points
-          if (gain := lookup(p, key, name, metric))
-        ]
-        if rows and (key == "gains" or len(points) > 2):
-          figures.append(
-            study_page.gain_chart(f"{panel}: {title}", rows, f"difference of {measure}")
-          )
-      panels.append(el("div", figures, cls="charts"))
-  return el("div", panels) if panels else None
+  content = []
+  for panel in _main_panels(study):
+    measure, scores = format.measure(panel.main), panel.rows("sets", study_page.mark)
+    figures = [forest_chart.chart(f"{panel.title}: {measure}", scores, [], x_label=measure)]
+    for key, title in (("gains", "difference from scratch"), ("steps", "what each stage added")):
+      rows = panel.rows(key, study_page.gain_mark)
+      if rows and (key == "gains" or len(panel.points) > 2):
+        title = f"{panel.title}: {title}"
+        figures.append(study_page.gain_chart(title, rows, f"difference of {measure}"))
+    content.append(el("div", figures, cls="charts"))
+  return el("div", content) if content else None
 
 
 def _tables(study: Facts) -> Html | None:
   """One table per last stage and test set."""
   tables = []
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      points = _points(study, stage)
-      known = {m for p in points for m in p["sets"].get(name, {})}
-      metrics = [m for m in TABLED if m in known]
-      if not metrics:
-        continue
-      # With two rows both gains are the same; with one there is none.
-      keys = list(AGAINST)[: min(len(points) - 1, 2)]
-      titles = []
+  for panel in _panels(study):
+    metrics = [m for m in TABLED if m in panel.metrics]
+    if not metrics:
+      continue
+    # With two rows both gains are the same; with one there is none.
+    keys = list(AGAINST)[: min(len(panel.points) - 1, 2)]
+    titles = []
+    for m in metrics:
+      titles.append(format.measure(m))
+      titles += [AGAINST[key] for key in keys if m in PAIRED]
+    rows = []
+    for p in panel.points:
+      cells = []
       for m in metrics:
-        titles.append(format.measure(m))
-        titles += [AGAINST[key] for key in keys if m in PAIRED]
-      rows = []
-      for p in points:
-        cells = []
-        for m in metrics:
-          cells.append(score_cell(lookup(p, "sets", name, m)))
-          cells += [gain_cell(lookup(p, key, name, m)) for key in keys if m in PAIRED]
-        rows.append(blocks.row(label(p["start"]), cells))
-      test_set = lookup(study, "sets", stage, name)
-      columns = blocks.columns("Begun", *titles)
-      tables.append(
-        study_page.test_table(_panel_title(study, stage, name), test_set, columns, rows)
-      )
+        cells.append(score_cell(lookup(p, "sets", panel.name, m)))
+        cells += [gain_cell(lookup(p, key, panel.name, m)) for key in keys if m in PAIRED]
+      rows.append(blocks.row(label(p["start"]), cells))
+    columns = blocks.columns("Begun", *titles)
+    tables.append(study_page.test_table(panel.title, {"test": panel.test}, columns, rows))
   if not tables:
     return None
   multiple_seeds = len(study.get("seeds") or ()) > 1
@@ -272,29 +274,17 @@ def _test_images(run: runs.Run, study: Facts) -> Html:
     ("Device", naming.device_name(run) or study_page.device(with_device)),
     ("Seeds of the last stages", ", ".join(map(str, study.get("seeds") or ()))),
   ]
-  sets = [
-    (_panel_title(study, stage, name), dict(lookup(study, "sets", stage, name, "test") or {}))
-    for stage in _last_stages(study)
-    for name in _test_sets(study, stage)
-  ]
-  return study_page.cards(rows, sets)
+  return study_page.cards(rows, [(panel.title, panel.test) for panel in _panels(study)])
 
 
 def table(study: Facts) -> str:
   """Terminal tables, one per last stage and test set."""
   tables = []
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      metric = _main_metric(study, stage, name)
-      if metric:
-        lines = [[_panel_title(study, stage, name), format.measure(metric), *AGAINST.values()]]
-        for p in _points(study, stage):
-          lines.append(
-            [
-              label(p["start"]),
-              format.estimate(estimate(lookup(p, "sets", name, metric)), "-"),
-              *(study_page.plain_gain(lookup(p, k, name, metric)) for k in AGAINST),
-            ]
-          )
-        tables.append("\n".join(terminal.aligned(lines)))
+  for panel in _main_panels(study):
+    lines = [[panel.title, format.measure(panel.main), *AGAINST.values()]]
+    for p in panel.points:
+      value = format.estimate(estimate(lookup(p, "sets", panel.name, panel.main)), "-")
+      gains = (study_page.plain_gain(lookup(p, k, panel.name, panel.main)) for k in AGAINST)
+      lines.append([label(p["start"]), value, *gains])
+    tables.append("\n".join(terminal.aligned(lines)))
   return "\n\n".join(tables) + "\n95 % intervals; gains are paired, + or - where 0 is left out"
