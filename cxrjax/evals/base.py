@@ -108,16 +108,15 @@ class ImageEvaluator:
 class LabelEvaluator(ImageEvaluator):
   """Reads labelled train, val and test images.
 
-  `train`, `val` and `test` of `data` name the source's splits (see `eval_splits.load`).
-
   Attributes:
+    data: `name` and options of a source; `train`, `val`, `test` name its splits (see
+      `eval_splits.load`).
     val_fraction: share of train's patients carved for validation where the source has no such
       split.
     max_train: approximate limit on training images.
     allow_shared_patients: allow a patient to be in two splits.
-    threshold_for: the measure that thresholds maximize on validation images:
-      "balanced_accuracy", "f1" or "accuracy"; or "auto", the likeliest of exclusive classes, and
-      `balanced_accuracy` for findings.
+    threshold_for: "balanced_accuracy", "f1", "accuracy" or "auto"; see
+      `classification_metrics.thresholds`.
   """
 
   val_fraction: float = 0.15

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Float64
 
 from cxrjax.core.errors import UserError
 from cxrjax.evals import base, classification_metrics, eval_splits, subgroups
-from cxrjax.evals.base import LabelEvaluator, Result
+from cxrjax.evals.base import Result
 from cxrjax.evals.eval_splits import Data
 from cxrjax.evals.subgroups import ATTRIBUTES, BANDS
 from cxrjax.metrics import calibration
@@ -35,7 +35,7 @@ BROKEN = "the network's predictions are not finite"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator(LabelEvaluator):
+class Evaluator(base.LabelEvaluator):
   """AUROC, AUPRC, decisions, calibration and subgroups of a classifier's predictions.
 
   `part="val"` judges the raw probabilities of validation images, with thresholds of 0.5 (of three
@@ -50,11 +50,16 @@ class Evaluator(LabelEvaluator):
   one class.
 
   Attributes:
-    data: `name` and options of a source, whose train is for the thumbnail floor. With `fitted`,
-      `name`, `test` and options of another set.
+    data: `name` and options of a source; `train`, `val`, `test` name its splits (see
+      `eval_splits.load`; train is for the thumbnail floor). With `fitted`, `name`, `test` and
+      options of another set.
     fitted: the set that the network was trained on, in the format of `data`: its validation images
       fit temperature and thresholds. Classes of `data` are matched to its classes by name.
     part: "val" or "test".
+    max_train: approximate limit on training images, for the floor.
+    threshold_for: "balanced_accuracy", "f1" or "accuracy", the measure that thresholds maximize on
+      validation images; or "auto": the likeliest of exclusive classes, `balanced_accuracy` for
+      findings.
     calibrate: fit a temperature; otherwise it is 1.
     subgroups: any of "age", "sex", "view" and "site", used where the source knows them.
     age_bands: years at which a band begins, besides 0.

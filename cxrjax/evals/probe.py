@@ -21,14 +21,14 @@ from cxrjax.evals import (
   knn,
   linear,
 )
-from cxrjax.evals.base import LabelEvaluator, Result
+from cxrjax.evals.base import Result
 from cxrjax.evals.eval_splits import Data
 from cxrjax.metrics import roc
 from cxrjax.metrics.intervals import Interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator(LabelEvaluator):
+class Evaluator(base.LabelEvaluator):
   """Judges an encoder by kNN and a linear probe on frozen features.
 
   kNN votes among the training images. The linear probe is fitted on them, with the L2 strength of
@@ -36,6 +36,8 @@ class Evaluator(LabelEvaluator):
   are those of the test images, which decide nothing. No parameter of the encoder changes.
 
   Attributes:
+    every: how often, as a duration ("10 epochs"); the training loop reads it.
+    size: side of the images the encoder sees, pixels.
     ks: numbers of neighbours.
     temperature: of the neighbours' votes.
     l2: L2 strengths to try.

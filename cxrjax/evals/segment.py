@@ -18,7 +18,7 @@ from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.data.inspection import no_masks
 from cxrjax.data.loading.decoded_cache import load_images
 from cxrjax.evals import base, eval_splits
-from cxrjax.evals.base import ImageEvaluator, Result
+from cxrjax.evals.base import Result
 from cxrjax.metrics import intervals, segmentation
 
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b s s 1"]]
@@ -46,7 +46,7 @@ class Data(eval_splits.Data):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator(ImageEvaluator):
+class Evaluator(base.ImageEvaluator):
   """Dice, IoU and surface distances of predicted masks, averaged over the images of one split.
 
   Every image is squashed to `size` x `size` pixels; distances are in pixels, or in the unit of
