@@ -385,50 +385,33 @@ def _saliency(run: Run) -> list[str]:
 
 def _limits(run: Run) -> list[str]:
   """Caveats that follow from the facts: what the numbers do not show."""
-  limits = []
   datasets = run.mapping("data")
   test_sets = {n: lookup(f, "test") or f for n, f in datasets.items() if n != "train"}
   sources = (lookup(f, "name") or lookup(datasets, n, "name") for n, f in test_sets.items())
   names = {str(source) for source in sources if source}
   train = str(run.fact("data", "train", "name") or "")
-  if "phantom" in {*names, train}:
-    limits.append(
-      "The built-in phantom images are drawn by a program. What is found on them says "
-      "nothing about patients."
-    )
-  if names and names <= {train}:
-    limits.append(
-      "Tested on the source that it was trained on only; how it does on images of "
-      "another hospital is not known."
-    )
-  if not test_sets:
-    limits.append("Not judged on any labelled images.")
-  if run.fact("data", "train", "n") and not run.fact("data", "train", "patients"):
-    limits.append("Patients are not known of all training images: some may have test images, too.")
   shared = [n for n in test_sets if number(lookup(datasets, n, "shared_patients")) > 0]
-  if shared:
-    limits.append(
-      f"Some patients are in more than one part of {_listing(shared)}: results flatter."
-    )
-  limits.append(
+  attributes = features.held(run.mapping("features"))
+  limits = {
+    "The built-in phantom images are drawn by a program. What is found on them says "
+    "nothing about patients.": "phantom" in {*names, train},
+    "Tested on the source that it was trained on only; how it does on images of "
+    "another hospital is not known.": names and names <= {train},
+    "Not judged on any labelled images.": not test_sets,
+    "Patients are not known of all training images: some may have test images, too.": (
+      run.fact("data", "train", "n") and not run.fact("data", "train", "patients")
+    ),
+    f"Some patients are in more than one part of {_listing(shared)}: results flatter.": shared,
     "Intervals speak of other patients of the same kind as the test images', not of "
-    "another training run, another hospital or another year."
-  )
-  limits.append(
-    "Labels are taken as they are published; wrong ones count as errors of the network."
-  )
-  if attributes := features.held(run.mapping("features")):
-    limits.append(
-      f"Features hold the {format.join_words(attributes)} as well (neighbours share it more often "
-      "than by chance): a classifier on them may lean on it."
-    )
-  if classification.has_predictions(run):
-    limits.append(
-      "Probabilities and thresholds fit the share of findings in the validation images; "
-      "where findings are rarer or more frequent, they mislead."
-    )
-  limits += details.health_warnings(run)
-  return ["\n".join(f"- {_text(text)}" for text in limits)]
+    "another training run, another hospital or another year.": True,
+    "Labels are taken as they are published; wrong ones count as errors of the network.": True,
+    f"Features hold the {format.join_words(attributes)} as well (neighbours share it more often "
+    "than by chance): a classifier on them may lean on it.": attributes,
+    "Probabilities and thresholds fit the share of findings in the validation images; "
+    "where findings are rarer or more frequent, they mislead.": classification.has_predictions(run),
+  }
+  texts = [*(text for text, applies in limits.items() if applies), *details.health_warnings(run)]
+  return ["\n".join(f"- {_text(text)}" for text in texts)]
 
 
 def _reproduction(run: Run) -> list[str]:
