@@ -105,12 +105,12 @@ class Evaluator(base.LabelEvaluator):
       x = self._features(encode, params, data, mesh, progress)
     is_finite = all(bool(np.isfinite(values).all()) for values in x.values())
     with base.timed(seconds, "knn"):
-      knn_scores, selection_scores = self._vote(x, data, is_finite)
+      knn_scores, val_knn = self._vote(x, data, is_finite)
     facts: dict[str, Any] = {
       "health": {k: _finite_or_none(value) for k, value in effective_rank.health(x["test"]).items()}
     }
     with base.timed(seconds, "linear"):
-      scores, facts["linear"] = self._fit(x, data, is_finite, selection_scores)
+      scores, facts["linear"], val_linear = self._fit(x, data, is_finite)
     with base.timed(seconds, "metrics"):
       metrics: dict[str, Interval] = {}
       for name, votes in knn_scores.items():
@@ -118,13 +118,13 @@ class Evaluator(base.LabelEvaluator):
           name, votes, data.labels("test"), data.patients("test"), data.classes, data.exclusive
         )
       linear_metrics, linear_facts = self._evaluate_at_thresholds(
-        "linear", scores["val"], scores["test"], data
+        scores["val"], scores["test"], data
       )
     return Result(
       metrics | linear_metrics,
       facts | {"linear": facts["linear"] | linear_facts, "seconds": seconds},
       {"linear": scores["test"]} | knn_scores | eval_splits.test_metadata(data),
-      selection_scores,
+      val_knn | val_linear,
     )
 
   def _features(
@@ -166,24 +166,19 @@ class Evaluator(base.LabelEvaluator):
     }
 
   def _fit(
-    self,
-    x: Mapping[str, np.ndarray],
-    data: Data,
-    is_finite: bool,
-    selection_scores: dict[str, float],
-  ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Scores of the linear probe on validation and test images, and facts about its choice."""
+    self, x: Mapping[str, np.ndarray], data: Data, is_finite: bool
+  ) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, float]]:
+    """Scores of the linear probe, facts about its choice, and its AUROC on validation images."""
     if not is_finite:
       scores = {split: np.full_like(data.labels(split), np.nan) for split in ("val", "test")}
-      return scores, {"remark": "the encoder's features are not finite"}
+      return scores, {"remark": "the encoder's features are not finite"}, {}
     choice = linear.choose(
       x["train"], data.labels("train"), x["val"], data.labels("val"), data.exclusive, self.l2
     )
-    selection_scores["linear/auroc"] = max(area for _, area, _ in choice.table)
-    return {split: choice.probe.scores(x[split]) for split in ("val", "test")}, {
-      "l2": choice.l2,
-      "tried": [list(map(_finite_or_none, row)) for row in choice.table],
-    }
+    scores = {split: choice.probe.scores(x[split]) for split in ("val", "test")}
+    tried = [list(map(_finite_or_none, row)) for row in choice.table]
+    best = max(area for _, area, _ in choice.table)
+    return scores, {"l2": choice.l2, "tried": tried}, {"linear/auroc": best}
 
   def floor(self, data: Data) -> Result:
     """The linear probe's metrics for ridge regression on 16x16 thumbnails, without an encoder.
@@ -195,18 +190,18 @@ class Evaluator(base.LabelEvaluator):
       Metrics under the linear probe's names, to compare with an encoder's.
     """
     val, test = base.thumbnail_floor(data)
-    metrics, facts = self._evaluate_at_thresholds("linear", val, test, data)
+    metrics, facts = self._evaluate_at_thresholds(val, test, data)
     return Result(metrics, {"linear": facts}, {"linear": test} | eval_splits.test_metadata(data))
 
   def _evaluate_at_thresholds(
-    self, name: str, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data
+    self, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data
   ) -> tuple[dict[str, Interval], dict[str, Any]]:
     """Test metrics at thresholds chosen on validation images, and facts about the thresholds."""
     thresholds, remarks = classification_metrics.thresholds(
       val, data.labels("val"), data.exclusive, self.threshold_for
     )
     metrics = classification_metrics.evaluate(
-      name,
+      "linear",
       test,
       data.labels("test"),
       data.patients("test"),

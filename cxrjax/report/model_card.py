@@ -103,7 +103,7 @@ def _opening(run: Run) -> list[str]:
     f"# {_text(naming.title(run))}",
     f"*{naming.DISCLAIMER}*",
     *notice,
-    *_paragraphs(summary.summary(run)),
+    *_paragraphs(summary.section(run)),
   ]
 
 

@@ -92,7 +92,7 @@ def render(run: runs.Run) -> str:
   sections = [
     (key, name, section(run, key, name, note, make)) for key, name, note, make in builders
   ]
-  opening = [guard(summary.summary, run), guard(_callouts, run)]
+  opening = [guard(summary.section, run), guard(_callouts, run)]
   return document(run, title, ["cxrjax", guard(_badge, run)], opening, sections)
 
 

@@ -15,7 +15,7 @@ from cxrjax.report.sections import classification, segmentation
 from cxrjax.report.terminal import sort_metrics
 
 
-def summary(run: Run) -> Html:
+def section(run: Run) -> Html:
   """Summary in words: the network, its training data, duration and performance."""
   chosen = run.fact("chosen", "evaluators") or []
   paragraphs = []
