@@ -50,20 +50,20 @@ def test_patients_widen_the_interval():
   predicted, truth = data()
   patients = [str(i % 90) for i in range(360)]
   many = (np.tile(predicted, 4), np.tile(truth, 4))
-  for metric in (c.accuracy, c.balanced_accuracy, c.f1):
-    once, naive = metric(predicted, truth), metric(*many)
-    aware = metric(*many, patients=patients)
+  for measure in c.CRITERIA:
+    once, naive = c.score(measure, predicted, truth), c.score(measure, *many)
+    aware = c.score(measure, *many, patients=patients)
     assert aware.value == pytest.approx(once.value)
     assert aware.high - aware.low == pytest.approx(once.high - once.low, rel=0.1)
     assert naive.high - naive.low < 0.6 * (aware.high - aware.low)
-    assert aware == metric(*many, patients=patients)  # deterministic
+    assert aware == c.score(measure, *many, patients=patients)  # deterministic
 
 
 def test_perfect_decisions_keep_a_width():
   truth = np.array([0, 0, 0, 1, 1])
   patients = ["a", "a", "b", "c", "d"]
-  for metric, trials in ((c.accuracy, 4), (c.balanced_accuracy, 2), (c.f1, 2)):
-    got = metric(truth, truth, patients=patients)
+  for measure, trials in (("accuracy", 4), ("balanced_accuracy", 2), ("f1", 2)):
+    got = c.score(measure, truth, truth, patients=patients)
     assert got.value == got.high == 1.0
     assert got.low == pytest.approx(intervals.wilson(1.0, trials)[0])
     assert f"{trials} patients" in got.method
