@@ -97,7 +97,7 @@ def main(argv):
     films = load_images(open_source(name, split=split, **data), SIZE, progress=False)
     for shift in ("as they are", *SHIFTS, "any of them"):
       p = network.probabilities(shifted(films.pixels, shift)).astype(np.float64)
-      found = classification_metrics.judge(
+      found = classification_metrics.evaluate(
         "", p, films.labels, films.patients, network.classes, network.exclusive
       )
       auroc = found["auroc"]

@@ -32,7 +32,7 @@ def probabilities(skill, seed):
 def classify(workdir, config, skill, seed, images=100, **facts):
   """As a fine-tuning leaves it, judged on test images."""
   p = probabilities(skill, seed)
-  metrics = classification_metrics.judge(
+  metrics = classification_metrics.evaluate(
     "", p, LABELS, PATIENTS, ("a", "b"), True, None, ("auroc", "accuracy", "balanced_accuracy")
   )
   _finish(

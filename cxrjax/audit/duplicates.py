@@ -70,7 +70,7 @@ class Pairs:
     j: row of the other image, in the second set; within one set, after `i`.
     r: correlation of finer detail after alignment.
     first: correlation of signatures.
-    looked: number of pairs that got a second look.
+    inspected: number of pairs that got a second look.
     threshold: lowest `first` with a second look; above the requested one if there were too many.
   """
 
@@ -78,7 +78,7 @@ class Pairs:
   j: Int64[np.ndarray, "p"]
   r: Float32[np.ndarray, "p"]
   first: Float32[np.ndarray, "p"]
-  looked: int
+  inspected: int
   threshold: float
 
   def __len__(self) -> int:
@@ -111,8 +111,8 @@ def within(
   limit: int = LIMIT,
 ) -> Pairs:
   """Pairs of one set whose aligned detail correlates at `threshold` or more."""
-  looks = _as_looks(images)
-  return _rerank(looks, looks, pairs(looks.signatures, None, first, limit=limit), threshold)
+  a = _as_prepared(images)
+  return _rerank(a, a, pairs(a.signatures, None, first, limit=limit), threshold)
 
 
 def across(
@@ -131,7 +131,7 @@ def across(
     first: least correlation of signatures for a second look.
     limit: most pairs that get a second look.
   """
-  a, b = _as_looks(train), _as_looks(test)
+  a, b = _as_prepared(train), _as_prepared(test)
   return _rerank(a, b, pairs(a.signatures, b.signatures, first, limit=limit), threshold)
 
 
@@ -206,7 +206,7 @@ def _rerank(
 ) -> Pairs:
   """Second look: re-ranks candidate pairs by aligned correlation; keeps those above `threshold`."""
   i, j, first = candidates
-  looked, lowest = len(i), float(first[-1]) if len(first) else 1.0
+  inspected, lowest = len(i), float(first[-1]) if len(first) else 1.0
   r = np.zeros(len(i), np.float32)
   batch_size = 16 * BATCH
   order = np.lexsort((j, i))  # groups the pairs of an image, so that it is read once
@@ -228,17 +228,17 @@ def _rerank(
     )
   selected = np.flatnonzero(r >= threshold)
   selected = selected[np.lexsort((j[selected], i[selected], -r[selected]))]
-  return Pairs(i[selected], j[selected], r[selected], first[selected], looked, lowest)
+  return Pairs(i[selected], j[selected], r[selected], first[selected], inspected, lowest)
 
 
 def _read_images(
-  looks: PreparedImages, which: np.ndarray, side: int
+  prepared: PreparedImages, which: np.ndarray, side: int
 ) -> Float32[np.ndarray, "m s s"]:
   rows, inverse = np.unique(which, return_inverse=True)
-  return looks.at(rows, side)[inverse.reshape(-1)]
+  return prepared.at(rows, side)[inverse.reshape(-1)]
 
 
-def _as_looks(images: PreparedImages | Images | Pixels) -> PreparedImages:
+def _as_prepared(images: PreparedImages | Images | Pixels) -> PreparedImages:
   return images if isinstance(images, PreparedImages) else prepare(images)
 
 

@@ -21,15 +21,17 @@ from cxrjax.data.splits.subset import Subset
 
 NO_SPLIT = "no split"
 
+Place = tuple[int, int]  # index of a split, and row of its table
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
+class Split:
   """One split of one source.
 
   Attributes:
-    name: `source split`, short, for tables; unique.
-    number: index of the source.
-    split: name of the split.
+    title: of source and split, short, for tables; unique.
+    source: index of the source.
+    name: of the split in its source.
     info: of the source.
     table: of all images, unreadable ones included.
     patients: key of each image's patient, see `splits.patient_keys`.
@@ -39,9 +41,9 @@ class Part:
     images: the decoded images.
   """
 
+  title: str
+  source: int
   name: str
-  number: int
-  split: str
   info: SourceInfo
   table: Table
   patients: tuple[str, ...]
@@ -59,53 +61,52 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """Two near-duplicates: parts and rows of their tables.
+  """Two near-duplicates.
 
   Attributes:
-    a: part and row of one image.
-    b: part and row of the other image.
+    a: split and row of one image.
+    b: split and row of the other image.
     r: correlation of aligned detail.
     first: correlation of signatures.
     same_patient: according to the tables; None where a patient is unknown.
     differ: classes that only one of the images has.
   """
 
-  a: tuple[int, int]
-  b: tuple[int, int]
+  a: Place
+  b: Place
   r: float
   first: float
   same_patient: bool | None
   differ: tuple[str, ...]
 
 
-def open_parts(
+def open_splits(
   sources: Sequence[Mapping[str, Any]], wanted: Sequence[str] = (), **decoding: Any
-) -> list[Part]:
+) -> list[Split]:
   """Opens and decodes all splits of the sources; bad images are counted, never fatal.
 
   Args:
     sources: `source` and, optionally, `options` of each.
     wanted: splits to open; all by default.
-    **decoding: for `store.decode_rows`: size, fit, bits, window, cache_dir, progress.
+    **decoding: for `decoded_cache.decode_rows`: size, fit, bits, window, cache_dir, progress.
 
   Raises:
     UserError: a source cannot be opened, or has none of the splits in `wanted`.
   """
   decoded_cache.check_options(decoding["size"], decoding.get("fit", "squash"), "skip")
-  names = _short_names([str(s["source"]) for s in sources])
-  parts = []
-  for number, spec in enumerate(sources):
-    options = dict(spec.get("options") or {})
-    splits = _splits_of(str(spec["source"]), options)
-    selected = [s for s in splits if not wanted or s in wanted]
+  short_names = _short_names([str(s["source"]) for s in sources])
+  splits = []
+  for i, spec in enumerate(sources):
+    available = _splits_of(str(spec["source"]), dict(spec.get("options") or {}))
+    selected = [name for name in available if not wanted or name in wanted]
     if not selected:
       raise UserError(
-        f"{spec['source']} has no split {'+'.join(wanted)!r}{suggest(wanted[0], splits)}"
+        f"{spec['source']} has no split {'+'.join(wanted)!r}{suggest(wanted[0], available)}"
       )
-    for split in selected:
-      label = " ".join(x for x in (names[number], split if len(splits) > 1 else "") if x)
-      parts.append(_decode_part(label or split, number, split, splits[split], decoding))
-  return parts
+    for name in selected:
+      title = " ".join(filter(None, (short_names[i], name if len(available) > 1 else "")))
+      splits.append(_decode(title or name, i, name, available[name], decoding))
+  return splits
 
 
 def _splits_of(name: str, options: Mapping[str, Any]) -> dict[str, Source]:
@@ -122,27 +123,26 @@ def _splits_of(name: str, options: Mapping[str, Any]) -> dict[str, Source]:
   return splits
 
 
-def _decode_part(
-  name: str, number: int, split: str, source: Source, decoding: Mapping[str, Any]
-) -> Part:
+def _decode(
+  title: str, index: int, name: str, source: Source, decoding: Mapping[str, Any]
+) -> Split:
   decoded = decoded_cache.decode_rows(source, stop_at_bad=False, **decoding)
-  images = Images(
-    pixels=decoded.pixels,
-    table=source.table.take(decoded.good),
+  return Split(
+    title=title,
+    source=index,
+    name=name,
     info=source.info,
-    windows=decoded.windows,
-  )
-  return Part(
-    name,
-    number,
-    split,
-    source.info,
-    source.table,
-    patient_splits.patient_keys(source),
-    decoded.good,
-    decoded.bad,
-    images,
-    decoded.notes,
+    table=source.table,
+    patients=patient_splits.patient_keys(source),
+    good=decoded.good,
+    bad=decoded.bad,
+    images=Images(
+      pixels=decoded.pixels,
+      table=source.table.take(decoded.good),
+      info=source.info,
+      windows=decoded.windows,
+    ),
+    notes=decoded.notes,
   )
 
 
@@ -155,102 +155,104 @@ def _short_names(names: Sequence[str]) -> list[str]:
 
 
 def near_duplicates(
-  parts: Sequence[Part],
+  splits: Sequence[Split],
   threshold: float = duplicates.SAME,
   first: float = duplicates.FIRST,
   limit: int = duplicates.LIMIT,
   advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Pair], dict[str, Any]]:
-  """Near-duplicates within and across all parts, most similar first, and facts on the search.
+  """Near-duplicates within and across all splits, most similar first, and facts on the search.
 
   Args:
-    parts: compared each with itself and with every other.
+    splits: compared each with itself and with every other.
     threshold: least correlation of aligned detail.
     first: least correlation of signatures for a second look.
-    limit: most pairs, of all parts together, that get a second look.
-    advance: called after each two parts, for a progress bar.
+    limit: most pairs, of all splits together, that get a second look.
+    advance: called after each two splits, for a progress bar.
   """
-  prepared = [duplicates.prepare(p.images) for p in parts]
-  combinations = list(itertools.combinations_with_replacement(range(len(parts)), 2))
-  sizes = [len(parts[x].good) * len(parts[y].good) / (2 if x == y else 1) for x, y in combinations]
+  prepared = [duplicates.prepare(p.images) for p in splits]
+  combinations = list(itertools.combinations_with_replacement(range(len(splits)), 2))
+  sizes = [
+    len(splits[x].good) * len(splits[y].good) / (2 if x == y else 1) for x, y in combinations
+  ]
   matches: list[Pair] = []
-  inspected, compared, threshold_used = 0, 0.0, first
+  inspected, threshold_used = 0, first
   for (x, y), size in zip(combinations, sizes, strict=True):
-    # Share of the limit by size, but no less than an equal one: small parts can hide a leak, too.
+    # Share of the limit by size, but no less than an equal one: small splits can hide a leak, too.
     share = max(limit // len(combinations), round(limit * size / max(sum(sizes), 1)))
     if x == y:
       pairs = duplicates.within(prepared[x], threshold, first, share)
     else:
       pairs = duplicates.across(prepared[x], prepared[y], threshold, first, share)
-    inspected, compared = inspected + pairs.looked, compared + size
-    threshold_used = max(threshold_used, pairs.threshold if pairs.looked >= share else first)
+    inspected += pairs.inspected
+    threshold_used = max(threshold_used, pairs.threshold if pairs.inspected >= share else first)
     matches += [
-      _make_pair(parts, (x, int(parts[x].good[i])), (y, int(parts[y].good[j])), float(r), float(r0))
+      _make_pair(
+        splits, (x, int(splits[x].good[i])), (y, int(splits[y].good[j])), float(r), float(r0)
+      )
       for i, j, r, r0 in zip(pairs.i, pairs.j, pairs.r, pairs.first, strict=True)
     ]
     advance()
   matches.sort(key=lambda p: (-p.r, p.a, p.b))
-  return matches, {"compared": compared, "looked": inspected, "first": threshold_used}
+  return matches, {"compared": float(sum(sizes)), "looked": inspected, "first": threshold_used}
 
 
-def _make_pair(
-  parts: Sequence[Part], a: tuple[int, int], b: tuple[int, int], r: float, first: float
-) -> Pair:
-  part_a, part_b = parts[a[0]], parts[b[0]]
-  patient_a, patient_b = part_a.patients[a[1]], part_b.patients[b[1]]
+def _make_pair(splits: Sequence[Split], a: Place, b: Place, r: float, first: float) -> Pair:
+  split_a, split_b = splits[a[0]], splits[b[0]]
+  patient_a, patient_b = split_a.patients[a[1]], split_b.patients[b[1]]
   same_patient = None
   if patient_a and patient_b:
     # Patient names of different data sets cannot be compared.
-    comparable = part_a.info.dataset == part_b.info.dataset and (
-      part_a.tells_patients or part_b.tells_patients
+    comparable = split_a.info.dataset == split_b.info.dataset and (
+      split_a.tells_patients or split_b.tells_patients
     )
     if patient_a == patient_b:
       same_patient = True
     elif comparable:
       same_patient = False
-  return Pair(a, b, r, first, same_patient, _differing_classes(part_a, a[1], part_b, b[1]))
+  return Pair(a, b, r, first, same_patient, _differing_classes(split_a, a[1], split_b, b[1]))
 
 
-def _differing_classes(part_a: Part, row_a: int, part_b: Part, row_b: int) -> tuple[str, ...]:
-  names = [c for c in part_a.info.classes if c in part_b.info.classes]
-  labels_a = [part_a.table.labels[row_a, part_a.info.classes.index(c)] for c in names]
-  labels_b = [part_b.table.labels[row_b, part_b.info.classes.index(c)] for c in names]
+def _differing_classes(split_a: Split, row_a: int, split_b: Split, row_b: int) -> tuple[str, ...]:
+  names = [c for c in split_a.info.classes if c in split_b.info.classes]
+  labels_a = [split_a.table.labels[row_a, split_a.info.classes.index(c)] for c in names]
+  labels_b = [split_b.table.labels[row_b, split_b.info.classes.index(c)] for c in names]
   # The comparison is false where a label is unknown (NaN).
   return tuple(c for c, v, w in zip(names, labels_a, labels_b, strict=True) if abs(v - w) > 0.5)
 
 
-def group_numbers(parts: Sequence[Part], pairs: Sequence[Pair]) -> list[Int64[np.ndarray, "_"]]:
-  """Group number of every image, by part; `pairs` join images into groups."""
-  offsets = np.cumsum([0, *(len(p.table) for p in parts)])
+def group_numbers(splits: Sequence[Split], pairs: Sequence[Pair]) -> list[Int64[np.ndarray, "_"]]:
+  """Group number of every image, by split; `pairs` join images into groups."""
+  offsets = np.cumsum([0, *(len(p.table) for p in splits)])
   i, j = (
     np.array([offsets[side[0]] + side[1] for side in ends_of], np.int64)
     for ends_of in ([p.a for p in pairs], [p.b for p in pairs])
   )
   joined = duplicates.groups(int(offsets[-1]), i, j)
-  return [joined[offsets[k] : offsets[k + 1]] for k in range(len(parts))]
+  return [joined[offsets[k] : offsets[k + 1]] for k in range(len(splits))]
 
 
-def crossing_patients(parts: Sequence[Part]) -> dict[str, list[tuple[int, int]]]:
-  """Patients with images in several splits of their data set: part and row of each image."""
-  places_of: dict[str, list[tuple[int, int]]] = {}
-  for k, part in enumerate(parts):
-    for row, patient in enumerate(part.patients):
+def crossing_patients(splits: Sequence[Split]) -> dict[str, list[Place]]:
+  """Patients with images in several splits of their data set: split and row of each image."""
+  places_of: dict[str, list[Place]] = {}
+  for k, split in enumerate(splits):
+    for row, patient in enumerate(split.patients):
       if patient:
         places_of.setdefault(patient, []).append((k, row))
   return {p: places for p, places in places_of.items() if len({k for k, _ in places}) > 1}
 
 
-def owners(parts: Sequence[Part], groups: Sequence[Int64[np.ndarray, "_"]]) -> list[list[str]]:
-  """Key of every image, by part, that folds keep together: patient and duplicates, joined."""
-  offsets = np.cumsum([0, *(len(p.table) for p in parts)])
+def owners(splits: Sequence[Split], groups: Sequence[Int64[np.ndarray, "_"]]) -> list[list[str]]:
+  """Key of every image, by split, that folds keep together: patient and duplicates, joined."""
+  offsets = np.cumsum([0, *(len(p.table) for p in splits)])
   first_of_patient: dict[str, int] = {}
   i, j = [], []
-  for k, part in enumerate(parts):
-    for row, (patient, group) in enumerate(zip(part.patients, groups[k].tolist(), strict=True)):
+  for k, split in enumerate(splits):
+    for row, (patient, group) in enumerate(zip(split.patients, groups[k].tolist(), strict=True)):
       index = int(offsets[k]) + row
       for other in (first_of_patient.setdefault(patient, index) if patient else index, group):
         if other != index:
           i.append(index)
           j.append(other)
   joined = duplicates.groups(int(offsets[-1]), np.array(i, np.int64), np.array(j, np.int64))
-  return [[str(x) for x in joined[offsets[k] : offsets[k + 1]]] for k in range(len(parts))]
+  return [[str(x) for x in joined[offsets[k] : offsets[k + 1]]] for k in range(len(splits))]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cxrjax.audit import tables
+from cxrjax.audit import sections
 from cxrjax.report import naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import format
@@ -34,35 +33,27 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 def render(run: runs.Run) -> str:
   """The page as text."""
-  audit = run.fact("audit")
-  audit = audit if isinstance(audit, Mapping) else {}
-  pictures = run.arrays("audit")
+  audit, pictures = run.mapping("audit"), run.arrays("audit")
   builders: list[tuple[str, str, Callable[[runs.Run], Html | None]]] = [
-    ("sets", "Sets and splits", lambda _: tables.parts(audit)),
-    ("duplicates", "Near-duplicates", lambda _: tables.duplicates(audit, run, pictures)),
-    ("patients", "Patients in several splits", lambda _: tables.patients(audit)),
-    ("images", "Images", lambda _: tables.images(audit, pictures)),
-    ("labels", "Labels", lambda _: tables.labels(audit)),
-    ("people", "Sites, views, sex and age", lambda _: tables.attributes(audit)),
-    ("floor", "Thumbnail floor", lambda _: tables.floor(audit)),
+    ("sets", "Sets and splits", lambda _: sections.splits(audit)),
+    ("duplicates", "Near-duplicates", lambda _: sections.duplicates(audit, run, pictures)),
+    ("patients", "Patients in several splits", lambda _: sections.patients(audit)),
+    ("images", "Images", lambda _: sections.images(audit, pictures)),
+    ("labels", "Labels", lambda _: sections.labels(audit)),
+    ("people", "Sites, views, sex and age", lambda _: sections.attributes(audit)),
+    ("floor", "Thumbnail floor", lambda _: sections.floor(audit)),
     ("again", "How this was made", _provenance),
   ]
-  sections = []
-  for key, name, section in builders:
-    content = run_page.guard(section, run)
-    sections.append(
-      (key, name, None if content is None else el("section", el("h2", name), content, id=key))
-    )
+  content = [
+    (key, name, run_page.section(run, key, name, "", make)) for key, name, make in builders
+  ]
   opening = [
     run_page.guard(lambda _: _summary(audit), run),
     run_page.guard(lambda _: _callouts(audit), run),
   ]
-  if run.problems:
-    opening.append(
-      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
-    )
+  opening += run_page.problems(run)
   title = str(run_page.guard(lambda _: _title(audit), run))
-  return run_page.document(run, title, "cxrjax audit", opening, sections)
+  return run_page.document(run, title, "cxrjax audit", opening, content)
 
 
 def _title(audit: Mapping[str, Any]) -> str:
@@ -72,22 +63,18 @@ def _title(audit: Mapping[str, Any]) -> str:
   return f"Audit of {', '.join(ends[:3])}{suffix}"
 
 
-def now() -> str:
-  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def _total(audit: Mapping[str, Any], key: str) -> int:
   return sum(p.get(key, 0) for p in audit.get("parts", []))
 
 
 def _summary(audit: Mapping[str, Any]) -> Html:
   """Summary of the data and the main findings, in words."""
-  parts, pairs = audit.get("parts", []), audit.get("pairs", {})
-  sources = len({p["source"] for p in parts})
+  splits, pairs = audit.get("parts", []), audit.get("pairs", {})
+  sources = len({p["source"] for p in splits})
   text: list[Any] = [
     el("b", format.count(_total(audit, "n"), "radiograph")),
     " in ",
-    format.count(len(parts), "split"),
+    format.count(len(splits), "split"),
   ]
   if sources > 1:
     text.append(f" of {sources} sources")
@@ -104,7 +91,7 @@ def _summary(audit: Mapping[str, Any]) -> Html:
     ]
     where = "between splits or sources" if sources > 1 else "between splits"
     text.append(
-      f", {format.count(across) if across else 'none'} of them {where}." if len(parts) > 1 else "."
+      f", {format.count(across) if across else 'none'} of them {where}." if len(splits) > 1 else "."
     )
   same = pairs.get("same", 0)
   if same:
@@ -113,7 +100,7 @@ def _summary(audit: Mapping[str, Any]) -> Html:
       "one patient at two times."
     )
   statement = str(audit.get("patients", {}).get("said", ""))
-  if len(parts) > 1 and statement:
+  if len(splits) > 1 and statement:
     text.append(f" {statement[0].upper()}{statement[1:]}.")
   return el("div", el("p", text), cls="summary")
 
@@ -178,8 +165,6 @@ def _callouts(audit: Mapping[str, Any]) -> list[Html]:
 
 def _provenance(run: runs.Run) -> Html:
   """Command, settings, timing and versions."""
-  settings = run.fact("settings")
-  settings = settings if isinstance(settings, Mapping) else {}
   names = {
     "copy": "The same radiograph from",
     "same": "The same patient from",
@@ -190,18 +175,15 @@ def _provenance(run: runs.Run) -> Html:
     "fit": "Images that are not square",
   }
   rows: list[tuple[str, Any]] = [
-    (names.get(k, str(k)), fact_tables.scalar(v)) for k, v in settings.items()
+    (names.get(k, str(k)), fact_tables.scalar(v)) for k, v in run.mapping("settings").items()
   ]
-  timing = run.fact("timing")
-  for key, value in timing.items() if isinstance(timing, Mapping) else ():
-    label = {
-      "decode": "Decoding",
-      "compare": "Comparing",
-      "look": "Looking at each image",
-      "floor": "Thumbnail floor",
-    }.get(key.removesuffix("_s"), str(key))
-    rows.append((label, format.duration(value)))
+  steps = {
+    "decode": "Decoding",
+    "compare": "Comparing",
+    "look": "Looking at each image",
+    "floor": "Thumbnail floor",
+  }
+  for key, value in run.mapping("timing").items():
+    rows.append((steps.get(key.removesuffix("_s"), str(key)), format.duration(value)))
   rows.append(("Device", naming.device_name(run)))
-  return el(
-    "div", el("div", el("div", fact_tables.pairs(rows), cls="card"), cls="cards"), reproduction(run)
-  )
+  return el("div", el("div", fact_tables.card(rows), cls="cards"), reproduction(run))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # In some languages spreadsheets also accept the full-width forms of these characters.
@@ -30,6 +30,14 @@ def cell(value: Any) -> str:
 def plain(text: str) -> str:
   """Inverts `cell` for text from a CSV reader."""
   return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def rows(columns: str, records: Iterable[Mapping[str, Any]]) -> Iterator[list[Any]]:
+  """A header of the columns, named in one string, and a row for every record."""
+  names = columns.split()
+  yield list(names)
+  for record in records:
+    yield [record.get(name, "") for name in names]
 
 
 def write(opened: io.TextIOBase, rows: Iterable[Iterable[Any]]) -> None:

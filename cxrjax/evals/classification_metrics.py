@@ -31,7 +31,7 @@ CRITERIA = (AUTO, *classification.CRITERIA)  # for choosing thresholds
 PER_CLASS = (*SCORES, "sensitivity", "specificity", "hm")  # also reported per class
 
 
-def judge(
+def evaluate(
   name: str,
   scores: Float[np.ndarray, "m k"],
   labels: Float[np.ndarray, "m k"],
@@ -94,7 +94,7 @@ def difference(
   measure: str = "auroc",
   thresholds: tuple[Any, Any] = (None, None),
 ) -> Difference:
-  """Paired difference, `a` minus `b`, of a measure of `judge` on the same images.
+  """Paired difference, `a` minus `b`, of a measure of `evaluate` on the same images.
 
   AUROC by DeLong's test; all others by resampling both together, by patient.
   """
@@ -226,9 +226,7 @@ def _for_class(measure: str, predictions: _Predictions, c: int) -> Interval:
     )
   known = ~np.isnan(predictions.labels[:, c])
   decision, truth = (x[known, c].astype(np.int64) for x in (predictions.called, predictions.labels))
-  return patient_bootstrap.interval(
-    classification.decisions(measure, decision, truth, 2, predictions.patients[known])
-  )
+  return classification.score(measure, decision, truth, 2, predictions.patients[known])
 
 
 def _counted(measure: str, predictions: _Predictions) -> PatientSums:

@@ -10,19 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Float64, UInt8
+from jaxtyping import Array, Float, Float32, Float64
 
 from cxrjax.core.errors import UserError
-from cxrjax.evals import (
-  classification_metrics,
-  eval_splits,
-  features,
-  probe,
-  subgroups,
-  thumbnail_baseline,
-)
+from cxrjax.evals import base, classification_metrics, eval_splits, subgroups
+from cxrjax.evals.base import Result
 from cxrjax.evals.eval_splits import Data
-from cxrjax.evals.probe import Result
 from cxrjax.evals.subgroups import ATTRIBUTES, BANDS
 from cxrjax.metrics import calibration
 from cxrjax.metrics.intervals import undefined
@@ -30,7 +23,7 @@ from cxrjax.metrics.intervals import undefined
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b k"]]
 
 PARTS = ("val", "test")
-LOWER_IS_BETTER = ("nll", "brier")  # lower is better
+LOWER_IS_BETTER = ("nll", "brier")
 IN_VALIDATION = tuple(
   m for m in classification_metrics.ALL if m != "ece"
 )  # ECE is unreliable on few images
@@ -42,7 +35,7 @@ BROKEN = "the network's predictions are not finite"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator:
+class Evaluator(base.LabelEvaluator):
   """AUROC, AUPRC, decisions, calibration and subgroups of a classifier's predictions.
 
   `part="val"` judges the raw probabilities of validation images, with thresholds of 0.5 (of three
@@ -63,26 +56,13 @@ class Evaluator:
     fitted: the set that the network was trained on, in the format of `data`: its validation images
       fit temperature and thresholds. Classes of `data` are matched to its classes by name.
     part: "val" or "test".
-    every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
-      checkpoint with the best `config.checkpoint.score`.
-    size: side of the images the network sees, pixels.
+    max_train: approximate limit on training images, for the floor.
     threshold_for: "balanced_accuracy", "f1" or "accuracy", the measure that thresholds maximize on
       validation images; or "auto": the likeliest of exclusive classes, `balanced_accuracy` for
       findings.
     calibrate: fit a temperature; otherwise it is 1.
     subgroups: any of "age", "sex", "view" and "site", used where the source knows them.
     age_bands: years at which a band begins, besides 0.
-    batch: images per dispatch.
-    mean: subtracted from pixels in 0..1, as in training.
-    std: pixels are divided by it, as in training.
-    val_fraction: share of train's patients carved for validation where the source has no such
-      split.
-    max_train: approximate limit on training images, for the floor.
-    allow_shared_patients: allow a patient to be in two parts.
-    fit: "squash", "pad" or "crop", for images that are not square.
-    on_bad_image: "error" or "skip".
-    bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
-    window: intensity window of 16-bit images, as in training.
 
   References:
     Guo et al. 2017, arXiv 1706.04599 (temperature); Maier-Hein et al. 2024, arXiv 2206.01653
@@ -91,25 +71,13 @@ class Evaluator:
 
   judges: ClassVar[str] = "predictions"  # not the encoder's features
 
-  data: Mapping[str, Any]
   fitted: Mapping[str, Any] | None = None
   part: str = "test"
   every: str = "chosen"
-  size: int = 224
   threshold_for: str = classification_metrics.AUTO
   calibrate: bool = True
   subgroups: tuple[str, ...] = ATTRIBUTES
   age_bands: tuple[int, ...] = BANDS
-  batch: int = 64
-  mean: float = 0.5
-  std: float = 0.25
-  val_fraction: float = 0.15
-  max_train: int | None = None
-  allow_shared_patients: bool = False
-  fit: str = "squash"
-  on_bad_image: str = "error"
-  bits: str | int = "auto"
-  window: str | tuple[float, ...] = "auto"
 
   def __post_init__(self) -> None:
     if self.part not in PARTS:
@@ -119,7 +87,7 @@ class Evaluator:
         "the evaluator's fitted names a set for thresholds, which part='val' does "
         "not use; leave it out, or set part='test'"
       )
-    eval_splits.check(self, "the evaluator", ("std", "batch", "size"))
+    base.check(self, "the evaluator", ("std", "batch", "size"))
     for name in self.subgroups:
       if name not in ATTRIBUTES:
         raise UserError(
@@ -137,33 +105,21 @@ class Evaluator:
     Raises:
       UserError: see `eval_splits.load`.
     """
-    decode: dict[str, Any] = {
-      "fit": self.fit,
-      "on_bad_image": self.on_bad_image,
-      "bits": self.bits,
-      "window": self.window,
-      "cache_dir": cache_dir,
-      "progress": progress,
-    }
+    decoding = self.decoding(cache_dir, progress)
     if self.part == "val":
-      return eval_splits.load_part(self.data, "val", self.size, **decode)
-    return eval_splits.load(
+      return eval_splits.load_split(self.data, "val", self.size, **decoding)
+    return self.load_splits(
       self.data if self.fitted is None else self.fitted,
-      self.size,
-      val_fraction=self.val_fraction,
-      max_train=self.max_train,
-      allow_shared_patients=self.allow_shared_patients,
       whose="the evaluator",
       other=None if self.fitted is None else self.data,
-      **decode,
+      **decoding,
     )
 
   def describe(self, data: Data) -> dict[str, Any]:
-    """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every part."""
-    facts = (
-      eval_splits.describe_part(data, "test") if self.part == "val" else eval_splits.describe(data)
-    )
-    return facts | {"size": self.size, "fit": self.fit}
+    """Facts for `run.json`: those of all splits, or of the only one."""
+    if self.part == "test":
+      return super().describe(data)
+    return eval_splits.describe_split(data, "test") | {"size": self.size, "fit": self.fit}
 
   def run(
     self,
@@ -191,26 +147,17 @@ class Evaluator:
       UserError: the number of predicted classes is not that of the data.
     """
     began = time.perf_counter()
-    parts = ("test",) if self.part == "val" else ("val", "test")
-    batch = min(self.batch, max(len(data.rows[part][1]) for part in parts))
+    splits = ("test",) if self.part == "val" else ("val", "test")
+    batch = min(self.batch, max(len(data.rows[split][1]) for split in splits))
     predicted = {}
-    for part in parts:
-      key, rows = data.rows[part]
-      predicted[part] = features.extract(
-        predict,
-        params,
-        data.images[key].take(rows),
-        batch=batch,
-        mean=self.mean,
-        std=self.std,
-        mesh=mesh,
-        progress=progress,
-      )
-      if predicted[part].shape[1] != len(data.classes):
+    for split in splits:
+      images = data.select(split)
+      predicted[split] = self.extract(predict, params, images, batch, mesh, progress)
+      if predicted[split].shape[1] != len(data.classes):
         raise UserError(
-          f"the network predicts {predicted[part].shape[1]} classes, and the evaluator's data.name "
-          f"has {len(data.classes)} ({', '.join(data.classes)}); give the data it learnt from as "
-          "the evaluator's fitted"
+          f"the network predicts {predicted[split].shape[1]} classes, and the evaluator's "
+          f"data.name has {len(data.classes)} ({', '.join(data.classes)}); give the data it "
+          "learnt from as the evaluator's fitted"
         )
     seconds = {"predictions": time.perf_counter() - began}
     began = time.perf_counter()
@@ -232,11 +179,7 @@ class Evaluator:
     """
     if self.part == "val":
       return Result({}, {}, {})
-    small = {key: thumbnail_baseline.thumbnails(images) for key, images in data.images.items()}
-    x = {part: small[key][rows] for part, (key, rows) in data.rows.items()}
-    val_and_test = np.concatenate([x["val"], x["test"]])
-    scores = thumbnail_baseline.ridge(x["train"], data.labels("train"), val_and_test)
-    val, test = scores[: len(x["val"])], scores[len(x["val"]) :]
+    val, test = base.thumbnail_floor(data)
     thresholds, facts = self._thresholds(val, data)
     metrics = self._metrics(test, data, thresholds, WITHOUT_PROBABILITIES)
     return Result(
@@ -244,10 +187,6 @@ class Evaluator:
       facts,
       {"linear": test} | _threshold_arrays(thresholds, facts) | eval_splits.test_metadata(data),
     )
-
-  def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
-    """The first test images of every class in turn, and their findings; for figures."""
-    return probe.examples(data, count)
 
   def _test(
     self, val: Float32[np.ndarray, "v k"], test: Float32[np.ndarray, "m k"], data: Data
@@ -282,12 +221,11 @@ class Evaluator:
       "calibrated": calibration.reliability(p, labels, exclusive),
       "uncalibrated": calibration.reliability(raw, labels, exclusive),
     }
-    key, rows = data.rows["test"]
     facts["subgroups"], facts["subgroup_remarks"] = subgroups.table(
       p,
       labels,
       classification_metrics.called(p, exclusive, thresholds),
-      data.images[key].table.take(rows),
+      data.select("test").table,
       data.classes,
       exclusive,
       self.subgroups,
@@ -305,7 +243,7 @@ class Evaluator:
     measures: tuple[str, ...],
   ) -> dict[str, Any]:
     of_classes = classification_metrics.PER_CLASS if self.part == "test" else ("auroc",)
-    return classification_metrics.judge(
+    return classification_metrics.evaluate(
       "",
       scores,
       data.labels("test"),
@@ -339,8 +277,7 @@ class Evaluator:
 
   def _about(self, data: Data) -> dict[str, np.ndarray]:
     """`eval_splits.test_metadata`, with age, sex, view and site of the test images."""
-    key, rows = data.rows["test"]
-    table = data.images[key].table.take(rows)
+    table = data.select("test").table
     return eval_splits.test_metadata(data) | {
       "age": table.ages,
       "sex": np.asarray(table.sexes),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float, Float32, Float64, Int, Int64, UInt8
 
 from cxrjax.data.base import Table
 from cxrjax.evals import knn, subgroups
@@ -112,6 +112,13 @@ def groups(
   return names, [
     np.array([index_of[t] for t in texts], dtype=np.int64) for texts in texts_of_tables
   ]
+
+
+def rows_of_each_class(labels: Float[np.ndarray, "n k"], count: int) -> Int64[np.ndarray, "m"]:
+  """The first rows of each class in turn, up to `count`; empty without labels."""
+  of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
+  order = [of[i] for i in range(count) for of in of_class if i < len(of)]
+  return np.array(list(dict.fromkeys(order))[:count], np.int64)
 
 
 def findings(labels: Float[np.ndarray, "n k"], classes: Sequence[str]) -> list[str]:

@@ -12,15 +12,15 @@ from jaxtyping import Float32, Int
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
-from cxrjax.data.base import SourceInfo
+from cxrjax.data.base import Source
 from cxrjax.data.loading.decoded_cache import Images, load_images
 from cxrjax.data.splits import leakage
 from cxrjax.data.splits.partial_labels import labelled
 from cxrjax.data.splits.patient_splits import patient_keys, split_by_patient
-from cxrjax.evals import classification_metrics
+from cxrjax.evals import label_matching
 from cxrjax.metrics import intervals
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 SMALL_VAL = 50
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 NO_SHARED_PATIENTS = "no patient is in two of train, val and test"
@@ -34,9 +34,9 @@ class Data:
   Attributes:
     images: decoded images by the split they come from.
     rows: for train, val and test, the key into `images` and the rows of that entry.
-    shared: patients in more than one part.
-    unlabelled: number of images left out of each part because their class is unknown.
-    notes: how the parts were made.
+    shared: patients in more than one split.
+    unlabelled: number of images left out of each split because their class is unknown.
+    notes: how the splits came about.
   """
 
   images: Mapping[str, Images]
@@ -53,37 +53,22 @@ class Data:
   def exclusive(self) -> bool:
     return self.images["train"].info.exclusive
 
-  def labels(self, part: str) -> Float32[np.ndarray, "n k"]:
-    key, rows = self.rows[part]
+  def select(self, split: str) -> Images:
+    """The images of a split; pixels are not copied."""
+    key, rows = self.rows[split]
+    return self.images[key].take(rows)
+
+  def labels(self, split: str) -> Float32[np.ndarray, "n k"]:
+    key, rows = self.rows[split]
     return self.images[key].labels[rows]
 
-  def patients(self, part: str) -> list[str]:
-    key, rows = self.rows[part]
+  def patients(self, split: str) -> list[str]:
+    key, rows = self.rows[split]
     return [self.images[key].patients[i] for i in rows]
 
-  def ids(self, part: str) -> list[str]:
-    key, rows = self.rows[part]
+  def ids(self, split: str) -> list[str]:
+    key, rows = self.rows[split]
     return [self.images[key].ids[i] for i in rows]
-
-
-def check(evaluator: Any, whose: str, positive: Sequence[str]) -> None:
-  """Validates the options that all evaluators share; raises a UserError for a bad one.
-
-  Args:
-    evaluator: with `threshold_for` and `val_fraction`.
-    whose: name of the evaluator in error messages.
-    positive: names of the options that must be above 0.
-  """
-  if evaluator.threshold_for not in classification_metrics.CRITERIA:
-    raise UserError(
-      f"{whose}'s threshold_for={evaluator.threshold_for!r} is not an option; valid: "
-      f"{', '.join(classification_metrics.CRITERIA)}"
-    )
-  for name in positive:
-    if not getattr(evaluator, name) > 0:
-      raise UserError(f"{whose}'s {name}={getattr(evaluator, name)} must be above 0")
-  if not 0 < evaluator.val_fraction < 1:
-    raise UserError(f"{whose}'s val_fraction={evaluator.val_fraction} must lie between 0 and 1")
 
 
 def load(
@@ -93,14 +78,9 @@ def load(
   val_fraction: float = 0.15,
   max_train: int | None = None,
   allow_shared_patients: bool = False,
-  fit: str = "squash",
-  on_bad_image: str = "error",
-  bits: str | int = "auto",
-  window: str | Sequence[float] = "auto",
-  cache_dir: Any = None,
-  progress: bool = True,
   other: Mapping[str, Any] | None = None,
   whose: str = "the probe",
+  **decoding: Any,
 ) -> Data:
   """Opens train, val and test, checks that they share no patient, and decodes them.
 
@@ -112,34 +92,77 @@ def load(
     size: side of the decoded images, pixels.
     val_fraction: share of train's patients carved for validation.
     max_train: approximate limit on training images (whole patients, drawn by a hash of the id).
-    allow_shared_patients: count patients that are in two parts, instead of raising.
-    fit: how an image that is not square is made square.
-    on_bad_image: "error" or "skip".
-    bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
-    window: intensity window of 16-bit images; see there.
-    cache_dir: folder of the decoded-image cache.
-    progress: show bars on stderr.
-    other: `name`, `test` and options of another source, which provides the test part, mapped to the
-      classes of `data` (see `match`).
+    allow_shared_patients: count patients that are in two splits, instead of raising.
+    other: `name`, `test` and options of another source, which provides the test split, mapped to
+      the classes of `data` (see `label_matching.match`).
     whose: name of the evaluator in error messages.
+    **decoding: options of `data.loading.decoded_cache.load_images`.
 
   Raises:
-    UserError: no labels, one class only, patients in two parts, or a source that cannot be opened.
+    UserError: no labels, one class only, patients in two splits, or a source that cannot be opened.
   """
+  notes: list[str] = []
+  sources = _open_sources(data, other, whose, notes)
+  known = _known_rows(sources, notes)
+  unlabelled = {split: len(s) - len(known[split]) for split, s in sources.by_split.items()}
+  if "val" not in sources.by_split:
+    known |= _carve_val(sources, known["train"], val_fraction, notes)
+  available = len(known["train"])
+  if max_train is not None and available > max_train:
+    table = sources.train.table
+    _, known["train"] = divide(table.patients, table.labels, known["train"], max_train / available)
+    notes.append(
+      f"training: {len(known['train'])} of {available} images, whole patients (max_train)"
+    )
+  images, rows = _decode(sources, known, size, decoding)
+  result = Data(images, rows, (), unlabelled, tuple(notes))
+  shared = _shared_patients(result)
+  if shared and not allow_shared_patients:
+    raise UserError(
+      f"{sources.name}: {len(shared)} patients are in more than one of train, val and test, so "
+      f"results would flatter; split by patient, or set {whose}'s allow_shared_patients=True"
+    )
+  _check_classes(result, sources)
+  return dataclasses.replace(result, shared=shared)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Sources:
+  """Opened sources of an evaluator.
+
+  Attributes:
+    by_split: train, test and, unless it is to be carved from train, val.
+    published: what each of the three is called in its source.
+    name: of the source of train, in messages.
+    is_foreign: whether the test images are of another source.
+    whose: name of the evaluator in error messages.
+  """
+
+  by_split: Mapping[str, Source]
+  published: Mapping[str, Any]
+  name: str
+  is_foreign: bool
+  whose: str
+
+  @property
+  def train(self) -> Source:
+    return self.by_split["train"]
+
+
+def _open_sources(
+  data: Mapping[str, Any], other: Mapping[str, Any] | None, whose: str, notes: list[str]
+) -> _Sources:
+  """Opens the sources of all splits; raises a UserError unless their classes agree."""
+  _require_name(data, whose)
   options = _source_options(data)
-  name = data.get("name")
-  if not name:
-    raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
-  split = {part: data.get(part, part) for part in PARTS}
-  train_only = {key: options.pop(key, None) for key in TRAIN_ONLY_OPTIONS}
-  train = open_source(name, split=split["train"], **train_only, **options)
+  published = {split: data.get(split, split) for split in SPLITS}
+  train = open_source(data["name"], split=published["train"], **_source_options(data, True))
   if other is None:
-    test = open_source(name, split=split["test"], **options)
+    test = open_source(data["name"], split=published["test"], **options)
   else:
-    split["test"] = other.get("test", "test")
-    other_options = {k: v for k, v in _source_options(other).items() if k not in TRAIN_ONLY_OPTIONS}
-    test = open_source(other["name"], split=split["test"], **other_options)
-  name = train.info.name if not isinstance(name, str) else name
+    published["test"] = other.get("test", "test")
+    test = open_source(other["name"], split=published["test"], **_source_options(other))
+  name = data["name"] if isinstance(data["name"], str) else train.info.name
   classes = train.info.classes
   if not classes:
     advice = train.info.advice or f"give {whose}'s data.name a labelled source"
@@ -148,178 +171,116 @@ def load(
     )
   if other is None and test.info.classes != classes:
     raise UserError(
-      f"{name}: split {split['test']!r} has classes {list(test.info.classes)}, "
-      f"split {split['train']!r} has {list(classes)}; they must be the same"
+      f"{name}: split {published['test']!r} has classes {list(test.info.classes)}, "
+      f"split {published['train']!r} has {list(classes)}; they must be the same"
     )
-  notes: list[str] = []
-  val = _open_val(data["name"], split, options, train, notes)
+  val = _open_val(data["name"], published["val"], options, train, notes)
+  by_split = {"train": train, "test": test} | ({} if val is None else {"val": val})
+  return _Sources(by_split, published, name, other is not None, whose)
 
-  sources = {"train": train, "test": test} | ({} if val is None else {"val": val})
-  unlabelled, known_rows = {}, {}
-  for part, source in sources.items():
-    labels = source.table.labels
-    if other is not None and part == "test":
-      labels = match(labels, source.info, train.info, notes, f"{whose}'s data")
-    usable = labelled(labels, train.info.exclusive)
-    known_rows[part] = np.flatnonzero(usable)
-    unlabelled[part] = int(np.sum(~usable))
-    if not len(known_rows[part]):
-      title = source.info.name if other is not None and part == "test" else name
-      raise UserError(
-        f"{title} split {split[part]!r} has no image with a known label; "
-        f"give {whose}'s data.{part} another split"
-      )
-  table = train.table
-  if val is None:
-    patient_ids = {table.patients[i] or f"image {i}" for i in known_rows["train"]}
-    if len(patient_ids) < 2:
-      raise UserError(
-        f"{name} split {split['train']!r} has one patient, too few to carve a "
-        f"validation split from; give {whose}'s data.val a split of its own"
-      )
-    train_rows, val_rows = divide(table.patients, table.labels, known_rows["train"], val_fraction)
-    notes.append(
-      f"validation: {len(val_rows)} of the {len(known_rows['train'])} training images, "
-      "carved by patient"
-    )
-    unlabelled["val"] = 0
-  else:
-    train_rows, val_rows = known_rows["train"], known_rows["val"]
-  if max_train is not None and len(train_rows) > max_train:
-    available = len(train_rows)
-    _, train_rows = divide(table.patients, table.labels, train_rows, max_train / available)
-    notes.append(f"training: {len(train_rows)} of {available} images, whole patients (max_train)")
 
-  decode = {
-    "fit": fit,
-    "cache_dir": cache_dir,
-    "on_bad_image": on_bad_image,
-    "progress": progress,
-    "bits": bits,
-    "window": window,
-  }
-  images: dict[str, Images] = {}
-  rows: dict[str, tuple[str, np.ndarray]] = {}
-  indices = {"train": train_rows, "test": known_rows["test"]}
-  if val is None:
-    indices["train"] = np.sort(np.concatenate([train_rows, val_rows]))
-  else:
-    indices["val"] = val_rows
-  for part, index in indices.items():
-    source = sources[part]
-    selected = None if len(index) == len(source) else index
-    images[part] = load_images(source, size, indices=selected, **decode)
-    rows[part] = (part, np.arange(len(images[part])))
-  if other is not None:
-    images["test"] = as_classes(images["test"], train.info)
-  if val is None:
-    val_ids = {table.ids[i] for i in val_rows}
-    in_val = np.array([i in val_ids for i in images["train"].ids])
-    rows["train"] = ("train", np.flatnonzero(~in_val))
-    rows["val"] = ("train", np.flatnonzero(in_val))
-  result = Data(images, rows, (), unlabelled, ())
-  shared = _shared_patients(result)
-  if shared and not allow_shared_patients:
+def _open_val(
+  name: str | Sequence[Any],
+  published: Any,
+  options: Mapping[str, Any],
+  train: Source,
+  notes: list[str],
+) -> Source | None:
+  """Opens the source's validation split; None where one has to be carved from train."""
+  if published in (None, "carve") or (published == "val" and "val" not in train.info.splits):
+    return None
+  source = open_source(name, split=published, **options)
+  if published == "val" and len(source) < SMALL_VAL:
+    notes.append(f"the source's own val split has only {len(source)} images and is not used")
+    return None
+  return source
+
+
+def _known_rows(sources: _Sources, notes: list[str]) -> dict[str, Int[np.ndarray, "n"]]:
+  """Rows of every source whose class is known; raises a UserError for a source without any."""
+  known = {}
+  for split, source in sources.by_split.items():
+    labels, name = source.table.labels, sources.name
+    if sources.is_foreign and split == "test":
+      name, key = source.info.name, f"{sources.whose}'s data"
+      labels = label_matching.match(labels, source.info, sources.train.info, notes, key)
+    known[split] = np.flatnonzero(labelled(labels, sources.train.info.exclusive))
+    if not len(known[split]):
+      raise UserError(
+        f"{name} split {sources.published[split]!r} has no image with a known label; "
+        f"give {sources.whose}'s data.{split} another split"
+      )
+  return known
+
+
+def _carve_val(
+  sources: _Sources, rows: Int[np.ndarray, "n"], fraction: float, notes: list[str]
+) -> dict[str, Int[np.ndarray, "_"]]:
+  """Divides the rows of train, by patient, into those of train and of val."""
+  table = sources.train.table
+  if len({table.patients[i] or f"image {i}" for i in rows}) < 2:
     raise UserError(
-      f"{name}: {len(shared)} patients are in more than one of train, val and test, so results "
-      f"would flatter; split by patient, or set {whose}'s allow_shared_patients=True"
+      f"{sources.name} split {sources.published['train']!r} has one patient, too few to carve a "
+      f"validation split from; give {sources.whose}'s data.val a split of its own"
     )
-  _check_classes(result, name, split, whose)
-  return dataclasses.replace(result, shared=shared, notes=tuple(notes))
+  train, val = divide(table.patients, table.labels, rows, fraction)
+  notes.append(f"validation: {len(val)} of the {len(rows)} training images, carved by patient")
+  return {"train": train, "val": val}
 
 
-def load_part(
-  data: Mapping[str, Any], part: str, size: int, *, whose: str = "the evaluator", **decode: Any
+def _decode(
+  sources: _Sources, known: Mapping[str, np.ndarray], size: int, decoding: Mapping[str, Any]
+) -> tuple[dict[str, Images], dict[str, tuple[str, np.ndarray]]]:
+  """`images` and `rows` of `Data`; those of a carved val are among the images of train."""
+  is_carved = "val" not in sources.by_split
+  images: dict[str, Images] = {}
+  for split, source in sources.by_split.items():
+    index = known[split]
+    if split == "train" and is_carved:
+      index = np.sort(np.concatenate([index, known["val"]]))
+    selected = None if len(index) == len(source) else index
+    images[split] = load_images(source, size, indices=selected, **decoding)
+  rows = {split: (split, np.arange(len(of_split))) for split, of_split in images.items()}
+  if is_carved:
+    val_ids = {sources.train.table.ids[i] for i in known["val"]}
+    in_val = np.array([i in val_ids for i in images["train"].ids])
+    rows |= {"train": ("train", np.flatnonzero(~in_val)), "val": ("train", np.flatnonzero(in_val))}
+  if sources.is_foreign:
+    images["test"] = label_matching.as_classes(images["test"], sources.train.info)
+  return images, rows
+
+
+def load_split(
+  data: Mapping[str, Any], split: str, size: int, *, whose: str = "the evaluator", **decoding: Any
 ) -> Data:
-  """Opens and decodes a single part, stored as "test" whichever split it comes from.
+  """Opens and decodes a single split, stored as "test" whichever it is.
 
   Args:
     data: as for `load`.
-    part: "train", "val" or "test", the part whose split is opened.
+    split: "train", "val" or "test".
     size: side of the decoded images, pixels.
     whose: name of the evaluator in error messages.
-    **decode: options of `data.loading.decoded_cache.load_images`.
+    **decoding: options of `data.loading.decoded_cache.load_images`.
 
   Raises:
     UserError: no labels, or a source that cannot be opened.
   """
-  if not data.get("name"):
-    raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
-  options = {k: v for k, v in _source_options(data).items() if k not in TRAIN_ONLY_OPTIONS}
-  source = open_source(data["name"], split=data.get(part, part), **options)
+  _require_name(data, whose)
+  source = open_source(data["name"], split=data.get(split, split), **_source_options(data))
   usable = labelled(source.table.labels, source.info.exclusive)
   if not usable.any():
     raise UserError(
       f"{source.info.name} split {source.info.split!r} has no image with a known "
-      f"label; give {whose}'s data.{part} another split"
+      f"label; give {whose}'s data.{split} another split"
     )
   rows = None if usable.all() else np.flatnonzero(usable)
-  images = load_images(source, size, indices=rows, **decode)
+  images = load_images(source, size, indices=rows, **decoding)
   return Data(
     {"train": images, "test": images},
     {"test": ("test", np.arange(len(images)))},
     (),
     {"test": int(np.sum(~usable))},
     (),
-  )
-
-
-def match(
-  labels: Float32[np.ndarray, "n k"],
-  own: SourceInfo,
-  to: SourceInfo,
-  notes: list[str],
-  key: str = "data",
-) -> Float32[np.ndarray, "n c"]:
-  """Maps labels to the classes of another source by name, ignoring case.
-
-  Where the classes of `to` are exclusive, an image that has none of them, or several, becomes
-  unknown. Findings that the source does not label are unknown.
-
-  Args:
-    labels: of the images.
-    own: the source of the labels.
-    to: the source that defines the classes.
-    notes: remarks on what was left out are appended.
-    key: config key in error messages.
-
-  Raises:
-    UserError: no class has a name in both.
-  """
-  column_of = {c.casefold(): i for i, c in enumerate(own.classes)}
-  columns = [column_of.get(c.casefold()) for c in to.classes]
-  if all(c is None for c in columns):
-    raise UserError(
-      f"{key}: {own.name} has the classes {list(own.classes)}, none of which is among those of "
-      f"{to.name}, {list(to.classes)}; give a set that shares some"
-    )
-  matched = np.stack(
-    [np.full(len(labels), np.nan, np.float32) if c is None else labels[:, c] for c in columns], 1
-  )
-  missing = [c for c, column in zip(to.classes, columns, strict=True) if column is None]
-  if missing:
-    notes.append(f"{own.name} does not know {', '.join(missing)}")
-  if to.exclusive:
-    matched = np.where(np.isnan(matched), 0, matched) if own.exclusive else matched
-    has_one = (matched == 1).sum(1) == 1
-    # Of findings, the one that is present decides the others, known or not.
-    matched = np.where(has_one[:, None], matched == 1, np.nan).astype(np.float32)
-    left_out = int(np.sum(~has_one))
-    if left_out:
-      notes.append(
-        f"{left_out} of {len(labels)} images of {own.name} have none, or several, of the "
-        f"classes {', '.join(to.classes)} and are left out"
-      )
-  return matched
-
-
-def as_classes(images: Images, to: SourceInfo) -> Images:
-  """Relabels decoded images with the classes of another source; see `match`."""
-  labels = match(images.labels, images.info, to, [])
-  return dataclasses.replace(
-    images,
-    table=dataclasses.replace(images.table, labels=labels),
-    info=dataclasses.replace(images.info, classes=to.classes, exclusive=to.exclusive),
   )
 
 
@@ -341,9 +302,15 @@ def test_metadata(data: Data) -> dict[str, np.ndarray]:
   }
 
 
-def _source_options(data: Mapping[str, Any]) -> dict[str, Any]:
+def _require_name(data: Mapping[str, Any], whose: str) -> None:
+  if not data.get("name"):
+    raise UserError(f"{whose}'s data.name is missing; give a source such as 'phantom'")
+
+
+def _source_options(data: Mapping[str, Any], is_train: bool = False) -> dict[str, Any]:
   """Options for `open_source`: `data` without its name and splits."""
-  return {k: v for k, v in data.items() if k not in (*PARTS, "name")}
+  left_out = (*SPLITS, "name", *(() if is_train else TRAIN_ONLY_OPTIONS))
+  return {k: v for k, v in data.items() if k not in left_out}
 
 
 def divide(
@@ -358,24 +325,23 @@ def divide(
     patients: one id per image of the table; an image with an empty one is a patient of its own.
     labels: 1, 0 or NaN per class.
     rows: which images to divide.
-    fraction: share of the second part.
+    fraction: share of the second set.
 
   Returns:
-    The rows of both parts, ascending.
+    The rows of both sets, ascending.
 
   Raises:
     UserError: fewer than two patients.
   """
   patient_ids = [patients[i] or f"image {i}" for i in rows]
-  parts = split_by_patient(
-    patient_ids, {"first": 1 - fraction, "second": fraction}, labels=labels[rows]
-  )
-  return rows[parts["first"]], rows[parts["second"]]
+  shares = {"first": 1 - fraction, "second": fraction}
+  halves = split_by_patient(patient_ids, shares, labels=labels[rows])
+  return rows[halves["first"]], rows[halves["second"]]
 
 
 def describe(data: Data) -> dict[str, Any]:
-  """Facts about the parts for `run.json`: sizes, classes, patients, fingerprints, remarks."""
-  result: dict[str, Any] = {part: describe_part(data, part) for part in PARTS}
+  """Facts about the splits for `run.json`: sizes, classes, patients, fingerprints, remarks."""
+  result: dict[str, Any] = {split: describe_split(data, split) for split in SPLITS}
   patient_note = shared_patients_note(data)
   result["shared_patients"] = (
     len(data.shared) if data.shared or patient_note == NO_SHARED_PATIENTS else None
@@ -385,24 +351,25 @@ def describe(data: Data) -> dict[str, Any]:
 
 
 def shared_patients_note(data: Data) -> str:
-  """A sentence on whether any patient is in two parts, as far as that is known."""
+  """A sentence on whether any patient is in two splits, as far as that is known."""
   known = [
-    leakage.count_known(data.patients(part), data.images[data.rows[part][0]].info) for part in PARTS
+    leakage.count_known(data.patients(split), data.images[data.rows[split][0]].info)
+    for split in SPLITS
   ]
   return leakage.summary(
     len(data.shared),
     known,
-    [f"{NAMES[part]} images" for part in PARTS],
+    [f"{NAMES[split]} images" for split in SPLITS],
     some=f"{len(data.shared)} patients are in more than one of train, val and test",
     none=NO_SHARED_PATIENTS,
     whether="whether a patient is in two of train, val and test",
   )
 
 
-def describe_part(data: Data, part: str) -> dict[str, Any]:
-  """Facts about one part for `run.json`."""
-  images = data.images[data.rows[part][0]]
-  labels, patients = data.labels(part), data.patients(part)
+def describe_split(data: Data, split: str) -> dict[str, Any]:
+  """Facts about one split for `run.json`."""
+  images = data.images[data.rows[split][0]]
+  labels, patients = data.labels(split), data.patients(split)
   return {
     "name": images.info.name,
     "split": images.info.split,
@@ -410,7 +377,7 @@ def describe_part(data: Data, part: str) -> dict[str, Any]:
     "patients": len(set(patients)) if all(patients) else None,
     "classes": list(images.info.classes),
     "class_counts": {c: int(np.sum(labels[:, i] == 1)) for i, c in enumerate(images.info.classes)},
-    "unlabelled": data.unlabelled.get(part, 0),
+    "unlabelled": data.unlabelled.get(split, 0),
     "splits": dict(images.info.splits),
     "fingerprint": images.info.fingerprint,
     "notes": list(images.info.notes),
@@ -418,35 +385,16 @@ def describe_part(data: Data, part: str) -> dict[str, Any]:
   }
 
 
-def _open_val(
-  name: str | Sequence[Any],
-  split: Mapping[str, Any],
-  options: Mapping[str, Any],
-  train: Any,
-  notes: list[str],
-) -> Any:
-  """Opens the source's validation split; None where one has to be carved from train."""
-  if split["val"] in (None, "carve"):
-    return None
-  if split["val"] == "val" and "val" not in train.info.splits:
-    return None
-  source = open_source(name, split=split["val"], **options)
-  if split["val"] == "val" and len(source) < SMALL_VAL:
-    notes.append(f"the source's own val split has only {len(source)} images and is not used")
-    return None
-  return source
-
-
 def _shared_patients(data: Data) -> tuple[str, ...]:
-  """Keys of the patients in more than one part, sorted."""
+  """Keys of the patients in more than one split, sorted."""
   keys = {key: patient_keys(images) for key, images in data.images.items()}
-  part_counts = Counter(
+  split_counts = Counter(
     p for key, rows in data.rows.values() for p in {keys[key][i] for i in rows} - {""}
   )
-  return tuple(sorted(p for p, n in part_counts.items() if n > 1))
+  return tuple(sorted(p for p, n in split_counts.items() if n > 1))
 
 
-def _check_classes(data: Data, name: str, split: Mapping[str, Any], whose: str) -> None:
+def _check_classes(data: Data, sources: _Sources) -> None:
   """Raises a UserError unless train has two classes, or both values of some label."""
   labels = data.labels("train")
   present = [c for c in range(len(data.classes)) if np.any(labels[:, c] == 1)]
@@ -454,6 +402,6 @@ def _check_classes(data: Data, name: str, split: Mapping[str, Any], whose: str) 
   if not set(present) & set(absent):
     only = [data.classes[c] for c in present]
     raise UserError(
-      f"{name} split {split['train']!r} has images of one class only ({only}); two are "
-      f"needed: give {whose}'s data.train another split or source"
+      f"{sources.name} split {sources.published['train']!r} has images of one class only ({only}); "
+      f"two are needed: give {sources.whose}'s data.train another split or source"
     )

@@ -17,8 +17,8 @@ from cxrjax.data import open_source
 from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.data.inspection import no_masks
 from cxrjax.data.loading.decoded_cache import load_images
-from cxrjax.evals import eval_splits, features
-from cxrjax.evals.probe import Result
+from cxrjax.evals import base, eval_splits
+from cxrjax.evals.base import Result
 from cxrjax.metrics import intervals, segmentation
 
 Predict = Callable[[Any, Float[Array, "b s s 1"]], Float[Array, "b s s 1"]]
@@ -46,7 +46,7 @@ class Data(eval_splits.Data):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator:
+class Evaluator(base.ImageEvaluator):
   """Dice, IoU and surface distances of predicted masks, averaged over the images of one split.
 
   Every image is squashed to `size` x `size` pixels; distances are in pixels, or in the unit of
@@ -56,42 +56,21 @@ class Evaluator:
   Attributes:
     data: `name`, `split` and options of a source, as for `cxrjax.data.open_source`.
     train: the same for the training images, for the floor; None for no floor.
-    every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
-      checkpoint with the best `config.checkpoint.score`.
-    size: side of the images the network sees, pixels.
     threshold: pixels of at least this probability are lung.
     components: number of largest connected components kept of a prediction; 0 keeps all.
     spacing: height and width of a pixel at that size, in the unit of the distances.
-    batch: images per dispatch.
-    mean: subtracted from pixels in 0..1, as in training.
-    std: pixels are divided by it, as in training.
-    fit: "squash", "pad" or "crop", for images that are not square.
-    on_bad_image: "error" or "skip".
-    bits: "auto", 8 or 16, of the stored pixels; see `data.loading.decoded_cache.load_images`.
-    window: intensity window of 16-bit images, as in training.
   """
 
   judges: ClassVar[str] = "predictions"  # not the encoder's features
 
-  data: Mapping[str, Any]
   train: Mapping[str, Any] | None = None
-  every: str = "10 epochs"
-  size: int = 224
+  batch: int = 32
   threshold: float = 0.5
   components: int = 0
   spacing: tuple[float, float] = (1.0, 1.0)
-  batch: int = 32
-  mean: float = 0.5
-  std: float = 0.25
-  fit: str = "squash"
-  on_bad_image: str = "error"
-  bits: str | int = "auto"
-  window: str | tuple[float, ...] = "auto"
 
   def __post_init__(self) -> None:
-    for name in ("size", "batch", "std"):
-      if not getattr(self, name) > 0:
-        raise UserError(f"the evaluator's {name}={getattr(self, name)} must be above 0")
+    base.check_positive(self, "the evaluator", ("size", "batch", "std"))
     if not 0 < self.threshold < 1:
       raise UserError(f"the evaluator's threshold={self.threshold} must lie between 0 and 1")
     if self.components < 0:
@@ -135,17 +114,7 @@ class Evaluator:
     self, source: Any, cache_dir: Any, progress: bool, limit: int | None = None
   ) -> Images:
     rows = None if limit is None or len(source) <= limit else evenly_spaced(len(source), limit)
-    return load_images(
-      source,
-      self.size,
-      indices=rows,
-      fit=self.fit,
-      cache_dir=cache_dir,
-      bits=self.bits,
-      window=self.window,
-      on_bad_image=self.on_bad_image,
-      progress=progress,
-    )
+    return load_images(source, self.size, indices=rows, **self.decoding(cache_dir, progress))
 
   def describe(self, data: Data) -> dict[str, Any]:
     """Facts for `run.json`: size, patients, fingerprint and remarks."""
@@ -178,36 +147,29 @@ class Evaluator:
       `dice`, `iou`, `assd`, `hd95`, and for the page a few images from the worst to the best.
     """
     began = time.perf_counter()
-    key, rows = data.rows["test"]
-    probabilities = features.extract(
-      predict,
-      params,
-      data.images[key].take(rows),
-      batch=min(self.batch, len(rows)),
-      mean=self.mean,
-      std=self.std,
-      mesh=mesh,
-      progress=progress,
-      vectors=False,
-    )[..., 0]
+    images = data.select("test")
+    batch = min(self.batch, len(images))
+    probabilities = self.extract(predict, params, images, batch, mesh, progress, vectors=False)[
+      ..., 0
+    ]
     called = np.stack(
       [segmentation.largest(m, self.components) for m in probabilities >= self.threshold]
     )
-    return self._judge(called, data, {"predictions": time.perf_counter() - began})
+    return self._evaluate(called, data, {"predictions": time.perf_counter() - began})
 
   def floor(self, data: Data) -> Result:
     """The same for one mask for all images: the mean training mask, thresholded."""
     if data.floor is None:
       return Result({}, {}, {})
     called = np.broadcast_to(data.floor >= self.threshold, data.truth.shape)
-    return self._judge(called, data, {})
+    return self._evaluate(called, data, {})
 
   def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
     """No images: attention of the class token, which they would show, predicts no masks."""
     del count
     return np.zeros((0, *data.images["test"].pixels.shape[1:]), np.uint8), []
 
-  def _judge(
+  def _evaluate(
     self, called: Bool[np.ndarray, "n s s"], data: Data, seconds: dict[str, float]
   ) -> Result:
     began = time.perf_counter()

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from cxrjax.data.base import Table
-from cxrjax.metrics import classification, patient_bootstrap, roc
+from cxrjax.metrics import classification, roc
 from cxrjax.metrics.intervals import Interval, undefined
 
 ATTRIBUTES = ("age", "sex", "view", "site")
@@ -100,9 +100,7 @@ def _measures(
     if too_few[value]:
       return undefined_for[value]
     decisions, labels = called.astype(np.int64), truth.astype(np.int64)
-    return patient_bootstrap.interval(
-      classification.decisions(measure, decisions, labels, 2, patients)
-    )
+    return classification.score(measure, decisions, labels, 2, patients)
 
   missing = next((undefined_for[v] for v in (True, False) if too_few[v]), None)
   auroc = missing or roc.auroc(scores, truth.astype(np.float32), patients)

@@ -15,7 +15,6 @@ from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.data.splits.patient_splits import patient_keys
 from cxrjax.evals import embedding, features, knn
 from cxrjax.evals.eval_splits import Data
-from cxrjax.evals.probe import example_rows
 from cxrjax.evals.subgroups import ATTRIBUTES
 from cxrjax.explain import lung_overlap
 from cxrjax.report.run_writer import Writer
@@ -49,23 +48,23 @@ def write(run: Any, state: Any, writer: Writer) -> None:
   evaluator, data = run.evaluators[name], run.eval_data[name]
   params = run.method.encoder_params(state["params"], state["method_state"])
   batch = min(evaluator.batch, max(len(images) for images in data.images.values()))
-  queries = example_rows(data, QUERIES)
+  queries = embedding.rows_of_each_class(data.labels("test"), QUERIES)
   chosen = {
     "train": evenly_spaced(len(data.rows["train"][1]), TRAIN),
     "test": np.union1d(evenly_spaced(len(data.rows["test"][1]), TEST), queries),
   }
-  images = {part: _take(data, part, rows) for part, rows in chosen.items()}
+  images = {split: data.select(split).take(rows) for split, rows in chosen.items()}
   x = {
-    part: features.extract(
+    split: features.extract(
       run.encode,
       params,
-      part_images,
+      of_split,
       batch=batch,
       mean=evaluator.mean,
       std=evaluator.std,
       mesh=run.mesh,
     )
-    for part, part_images in images.items()
+    for split, of_split in images.items()
   }
   if not all(np.isfinite(values).all() for values in x.values()):
     return
@@ -86,12 +85,6 @@ def write(run: Any, state: Any, writer: Writer) -> None:
       "seconds": time.perf_counter() - began,
     }
   )
-
-
-def _take(data: Data, part: str, rows: np.ndarray) -> Images:
-  """Decoded images of a part, by rows of that part."""
-  key, part_rows = data.rows[part]
-  return data.images[key].take(part_rows[rows])
 
 
 def _neighbors_and_map(

@@ -89,37 +89,34 @@ def explain_and_score(
   heatmaps, targets, scores = [], [], []
   height, width = images.pixels.shape[1:3]
   for start in range(0, len(images), CHUNK):
-    stop = min(start + CHUNK, len(images))
-    part = images.take(np.arange(start, stop))
-    x = normalize(part, mean, std)
-    part_targets = None
+    chunk = images.take(np.arange(start, min(start + CHUNK, len(images))))
+    x = normalize(chunk, mean, std)
+    classes = None
     if method in maps.OF_CLASSES and head is not None:
-      part_targets = (
-        maps.predicted(network, params, x, head, batch)
-        if target is None
-        else np.broadcast_to(np.asarray(target, np.int32), (len(images),))[start:stop]
-      )
-    part_maps = maps.explain(
-      method, network, params, x, head=head, target=part_targets, batch=batch, **options
+      if target is None:
+        classes = maps.predicted(network, params, x, head, batch)
+      else:
+        of_all = np.broadcast_to(np.asarray(target, np.int32), (len(images),))
+        classes = of_all[start : start + CHUNK]
+    heat = maps.explain(
+      method, network, params, x, head=head, target=classes, batch=batch, **options
     )
-    masks = (
-      np.zeros((len(x), height, width), bool)
-      if part.masks is None
-      else np.asarray(part.masks)[..., 0] > 0
-    )
-    heatmaps.append(part_maps)
-    targets.append(np.full(len(x), -1, np.int32) if part_targets is None else part_targets)
-    scores.append(saliency.score_maps(maps.enlarge(part_maps, (height, width)), masks))
+    masks = np.zeros((len(x), height, width), bool)
+    if chunk.masks is not None:
+      masks = np.asarray(chunk.masks)[..., 0] > 0
+    heatmaps.append(heat)
+    targets.append(np.full(len(x), -1, np.int32) if classes is None else classes)
+    scores.append(saliency.score_maps(maps.enlarge(heat, (height, width)), masks))
   return Explanation(np.concatenate(heatmaps), _concatenate(scores), np.concatenate(targets))
 
 
-def _concatenate(parts: Sequence[Scores]) -> Scores:
+def _concatenate(batches: Sequence[Scores]) -> Scores:
   """Joins the scores of consecutive images."""
   values, chance = (
-    {name: np.concatenate([getattr(p, of)[name] for p in parts]) for name in saliency.MEASURES}
+    {name: np.concatenate([getattr(b, of)[name] for b in batches]) for name in saliency.MEASURES}
     for of in ("values", "chance")
   )
-  return Scores(values, chance, tuple(reason for p in parts for reason in p.reasons))
+  return Scores(values, chance, tuple(reason for b in batches for reason in b.reasons))
 
 
 def summary(

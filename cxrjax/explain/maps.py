@@ -123,26 +123,38 @@ def explain(
     ValueError: a class that the head does not have, or no images.
   """
   check(method, network, head is not None)
-  n = len(x)
-  if not n:
+  if not len(x):
     raise ValueError("there are no images to explain")
-  options: tuple[Any, ...]
-  if method in OF_CLASSES:
-    assert head is not None  # `check` has raised otherwise
-    targets = predicted(network, params, x, head, batch) if target is None else target
-    targets = np.broadcast_to(np.asarray(targets, np.int32), (n,))
-    if targets.min() < 0 or targets.max() >= len(head.bias):
-      raise ValueError(f"target={target} is no class; the head has {len(head.bias)}")
-    options = (window, stride) if method == "occlusion" else (tap or cams.default_tap(network),)
-    if method != "occlusion":  # both variants of Grad-CAM share one program
-      at_tap = _compiled("at_tap", _in_float32(network), options)
-      combine = _cam_from_tap(method)
-      return _batched(lambda x, c: combine(*at_tap(params, head, x, c)), batch, x, targets)
-  else:
-    targets, head = np.zeros(n, np.int32), None
-    options = (fusion,) if method == "rollout" else ()
-  function = _compiled(method, _in_float32(network), options)
-  return _batched(lambda x, c: function(params, head, x, c), batch, x, targets)
+  network = _in_float32(network)
+  if method not in OF_CLASSES:
+    function = _compiled(method, network, (fusion,) if method == "rollout" else ())
+    no_class = np.zeros(len(x), np.int32)
+    return _batched(lambda x, c: function(params, None, x, c), batch, x, no_class)
+  assert head is not None  # `check` has raised otherwise
+  targets = _targets(network, params, x, head, target, batch)
+  if method == "occlusion":
+    function = _compiled(method, network, (window, stride))
+    return _batched(lambda x, c: function(params, head, x, c), batch, x, targets)
+  # Both variants of Grad-CAM share one program.
+  at_tap = _compiled("at_tap", network, (tap or cams.default_tap(network),))
+  combine = _cam_from_tap(method)
+  return _batched(lambda x, c: combine(*at_tap(params, head, x, c)), batch, x, targets)
+
+
+def _targets(
+  network: Any,
+  params: Any,
+  x: Images,
+  head: Head,
+  target: int | Int[np.ndarray, "n"] | None,
+  batch: int,
+) -> Int[np.ndarray, "n"]:
+  """The class to explain for every image."""
+  targets = predicted(network, params, x, head, batch) if target is None else target
+  targets = np.broadcast_to(np.asarray(targets, np.int32), (len(x),))
+  if targets.min() < 0 or targets.max() >= len(head.bias):
+    raise ValueError(f"target={target} is no class; the head has {len(head.bias)}")
+  return targets
 
 
 def predicted(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Score = Callable[[Float[Array, "n d"]], Float[Array, "n"]]
 WINDOWS = 8  # windows along a side of the image, without overlap
@@ -45,7 +45,7 @@ def occlusion(
     Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014
     (arXiv 1311.2901), section 4.2.
   """
-  n, h, w, _ = x.shape
+  _, h, w, _ = x.shape
   window = window or max(2, min(h, w) // WINDOWS)
   stride = stride or (window // 2 if window % 2 == 0 else window)
   if not 0 < stride <= window <= min(h, w) or window % stride:
@@ -55,26 +55,27 @@ def occlusion(
     )
   tops, lefts = (_starts(side, window, stride) for side in (h, w))
   corners = jnp.stack(jnp.meshgrid(tops, lefts, indexing="ij"), -1).reshape(-1, 2)
-  rows, columns = jnp.arange(h)[:, None], jnp.arange(w)
   fill = x.mean((1, 2), keepdims=True)
-
-  def covers(corner: Array) -> Array:
-    """Pixels that a window covers."""
-    top, left = corner
-    return (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
 
   def score_of(images: Float[Array, "n h w c"]) -> Float[Array, "n"]:
     return score(network.encode(params, images).cls)
 
+  def hidden(corner: Array) -> Float[Array, "n h w c"]:
+    return jnp.where(_covered(corner, window, (h, w))[..., None], fill, x)
+
   full_score = score_of(x)
-  drops = jax.lax.map(
-    lambda corner: full_score - score_of(jnp.where(covers(corner)[..., None], fill, x)), corners
-  )
+  drops = jax.lax.map(lambda corner: full_score - score_of(hidden(corner)), corners)
   # The centre of a cell stands for all of it: windows cover whole cells, except at the edge.
   cells = [jnp.minimum(jnp.arange(0, side, stride) + stride // 2, side - 1) for side in (h, w)]
-  covered = jax.vmap(covers)(corners)[:, cells[0]][:, :, cells[1]].astype(jnp.float32)
-  summed = jnp.einsum("cn,cyx->nyx", drops, covered)
-  return summed / covered.sum(0)
+  covered = jax.vmap(lambda corner: _covered(corner, window, (h, w)))(corners)
+  covered = covered[:, cells[0]][:, :, cells[1]].astype(jnp.float32)
+  return jnp.einsum("cn,cyx->nyx", drops, covered) / covered.sum(0)
+
+
+def _covered(corner: Array, window: int, size: tuple[int, int]) -> Bool[Array, "h w"]:
+  """Pixels that the window at a corner covers."""
+  (top, left), rows, columns = corner, jnp.arange(size[0])[:, None], jnp.arange(size[1])
+  return (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
 
 
 def _starts(side: int, window: int, stride: int) -> Array:

@@ -16,8 +16,7 @@ from jaxtyping import Int64
 from cxrjax.core import compile_effort
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.images import Images, evenly_spaced
-from cxrjax.evals import eval_splits, features, linear
-from cxrjax.evals.embedding import findings
+from cxrjax.evals import embedding, eval_splits, features, linear
 from cxrjax.explain import attention, lung_overlap, maps
 from cxrjax.explain.maps import Head
 from cxrjax.models.module import Params
@@ -87,34 +86,22 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
     return []
   began = time.perf_counter()
   evaluator, data = run.evaluators[name], run.eval_data[name]
-  classes = requested is None or bool(set(requested) & set(maps.OF_CLASSES))
-  params, head, head_facts = _network_and_head(run, state, evaluator, data if classes else None)
-  methods = [
-    m
-    for m in maps.methods_for(run.encoder, head is not None)
-    if requested is None or m in requested
-  ]
-  key, rows = data.rows["test"]
-  images = data.images[key].take(rows)
+  of_classes = requested is None or set(requested) & set(maps.OF_CLASSES)
+  params, head, head_facts = _network_and_head(run, state, evaluator, data if of_classes else None)
+  images = data.select("test")
   cost = _forward_flops(run.encoder, images)
-  is_occlusion_cheap = cost * options["images"] * WINDOWS < OCCLUSION_BUDGET
-  if requested is None and not is_occlusion_cheap and "occlusion" in methods:
-    methods.remove("occlusion")
+  methods = _choose_methods(run, head, requested, cost * options["images"])
   if not methods:
     return []
   shown = example_rows(images, options["images"])
-  max_scored = options["lungs"]
-  if run.mesh.devices.flat[0].platform == "cpu":
-    max_scored = min(max_scored, max(MIN_SCORED, int(SCORED / (FORWARDS * cost))))
-  masked = np.zeros(0, np.int64)
-  if options["lungs"]:
-    masked = lung_overlap.with_masks(images, max_scored)
+  masked = lung_overlap.with_masks(images, _max_scored(run, options["lungs"], cost))
   # The same batch size for images shown and images scored, so that every method compiles once.
   map_options = {"head": head, "mean": evaluator.mean, "std": evaluator.std, "batch": len(shown)}
   arrays, scores = _maps_and_scores(
     run.encoder, params, images.take(shown), images.take(masked), methods, map_options
   )
-  arrays |= {"label": np.asarray(findings(np.asarray(images.labels)[shown], images.info.classes))}
+  labels = embedding.findings(np.asarray(images.labels)[shown], images.info.classes)
+  arrays["label"] = np.asarray(labels)
   if "target" in arrays:
     arrays["target"] = np.asarray(head_facts["classes"])[arrays["target"]]
   writer.arrays("attention", **arrays)
@@ -132,6 +119,24 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
     }
   )
   return _lung_lines(scores, len(masked))
+
+
+def _choose_methods(
+  run: Any, head: Head | None, requested: list[str] | None, flops: float
+) -> list[str]:
+  """The methods requested, or all but occlusion where that is dear; `flops` of a forward pass."""
+  available = maps.methods_for(run.encoder, head is not None)
+  if requested is not None:
+    return [m for m in available if m in requested]
+  is_occlusion_cheap = flops * WINDOWS < OCCLUSION_BUDGET
+  return [m for m in available if m != "occlusion" or is_occlusion_cheap]
+
+
+def _max_scored(run: Any, most: int, flops: float) -> int:
+  """Number of images whose maps are scored: fewer without an accelerator."""
+  if run.mesh.devices.flat[0].platform != "cpu":
+    return most
+  return min(most, max(MIN_SCORED, int(SCORED / (FORWARDS * flops))))
 
 
 def _parse_methods(text: str) -> list[str] | None:
@@ -214,12 +219,8 @@ def probe(
 
 def example_rows(images: Images, count: int) -> Int64[np.ndarray, "m"]:
   """Rows of images to show: each class in turn; without labels, at even steps."""
-  labels = np.asarray(images.labels)
-  of_class = [np.flatnonzero(labels[:, c] == 1) for c in range(labels.shape[1])]
-  order = [of[i] for i in range(count) for of in of_class if i < len(of)]
-  if not order:
-    return evenly_spaced(len(images), count)
-  return np.array(list(dict.fromkeys(order))[:count], np.int64)
+  rows = embedding.rows_of_each_class(np.asarray(images.labels), count)
+  return rows if len(rows) else evenly_spaced(len(images), count)
 
 
 def _maps_and_scores(

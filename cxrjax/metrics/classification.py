@@ -65,40 +65,48 @@ def decisions(
   """
   if measure not in MEASURES:
     raise ValueError(f"measure={measure!r}; valid: {', '.join(MEASURES)}")
-  n = len(truth)
   if of is not None and measure != "accuracy":
     called, actual = ((x == of).astype(np.int64) for x in (predicted, truth))
     return decisions(measure, called, actual, 2, patients)
-  if n == 0:
-    return nothing("no image has a known label")
+  if reason := _why_undefined(measure, truth, classes):
+    return nothing(reason, len(truth))
   if measure == "accuracy":
-    return _proportion(predicted == truth, np.ones(n, bool), patients)
-  present = np.bincount(truth, minlength=classes) > 0
-  if classes > 2 or measure == "balanced_accuracy":
-    if not present.all():
-      return nothing(f"no image of class {int(np.argmin(present))}", n)
-  elif not present[1] and measure != "specificity":
-    return nothing("no positive image", n)
-  elif not present[0] and measure in ("specificity", "hm"):
-    return nothing("no negative image", n)
+    return _proportion(predicted == truth, np.ones(len(truth), bool), patients)
   if classes == 2 and measure in ("sensitivity", "specificity"):
     return _proportion(predicted == truth, truth == (measure == "sensitivity"), patients)
   table, cluster = _confusion_per_patient(predicted, truth, classes, patients)
   judged_classes = [1] if classes == 2 and measure != "balanced_accuracy" else list(range(classes))
 
   def statistic(totals: np.ndarray) -> np.ndarray:
-    matrix = totals.reshape(-1, classes, classes)
-    hit = np.einsum("rii->ri", matrix)
-    actual, called = matrix.sum(2), matrix.sum(1)
-    n_images = actual.sum(1, keepdims=True)
-    # TN, FP, FN and TP of each class against the rest.
-    cells = (n_images - actual - called + hit, called - hit, actual - hit, hit)
+    cells = _against_the_rest(totals.reshape(-1, classes, classes))
     values = _measure("sensitivity" if measure == "balanced_accuracy" else measure, *cells)
     return values[:, judged_classes].mean(1)
 
   deciding_classes = judged_classes if measure == "f1" else list(range(classes))
   trials = min(len(np.unique(cluster[truth == c])) for c in deciding_classes)
-  return PatientSums(table, statistic, n, trials)
+  return PatientSums(table, statistic, len(truth), trials)
+
+
+def _why_undefined(measure: str, truth: Integer[np.ndarray, "n"], classes: int) -> str:
+  """Why these classes do not define a measure; empty where they do."""
+  if not len(truth):
+    return "no image has a known label"
+  if measure == "accuracy":
+    return ""
+  present = np.bincount(truth, minlength=classes) > 0
+  if classes > 2 or measure == "balanced_accuracy":
+    return "" if present.all() else f"no image of class {int(np.argmin(present))}"
+  if not present[1] and measure != "specificity":
+    return "no positive image"
+  return "" if present[0] or measure not in ("specificity", "hm") else "no negative image"
+
+
+def _against_the_rest(matrix: Float[np.ndarray, "r k k"]) -> tuple[Float[np.ndarray, "r k"], ...]:
+  """True negatives, false positives, false negatives and true positives of each class."""
+  hit = np.einsum("rii->ri", matrix)
+  actual, called = matrix.sum(2), matrix.sum(1)
+  n_images = actual.sum(1, keepdims=True)
+  return n_images - actual - called + hit, called - hit, actual - hit, hit
 
 
 def _proportion(hit: np.ndarray, included: np.ndarray, patients: Patients) -> PatientSums:
@@ -135,33 +143,15 @@ def _measure(
     return {"sensitivity": sensitivity, "specificity": specificity}[measure]
 
 
-def accuracy(
-  predicted: Integer[np.ndarray, "n"], truth: Integer[np.ndarray, "n"], patients: Patients = None
-) -> Interval:
-  """Share of images whose predicted class is the true one; see `decisions`."""
-  return patient_bootstrap.interval(decisions("accuracy", predicted, truth, 2, patients))
-
-
-def balanced_accuracy(
+def score(
+  measure: str,
   predicted: Integer[np.ndarray, "n"],
   truth: Integer[np.ndarray, "n"],
   classes: int = 2,
   patients: Patients = None,
 ) -> Interval:
-  """Mean recall over classes; see `decisions`."""
-  return patient_bootstrap.interval(
-    decisions("balanced_accuracy", predicted, truth, classes, patients)
-  )
-
-
-def f1(
-  predicted: Integer[np.ndarray, "n"],
-  truth: Integer[np.ndarray, "n"],
-  classes: int = 2,
-  patients: Patients = None,
-) -> Interval:
-  """2 TP / (2 TP + FP + FN); for more than two classes the mean; see `decisions`."""
-  return patient_bootstrap.interval(decisions("f1", predicted, truth, classes, patients))
+  """A measure of decisions between exclusive classes, with its interval; see `decisions`."""
+  return patient_bootstrap.interval(decisions(measure, predicted, truth, classes, patients))
 
 
 def findings(

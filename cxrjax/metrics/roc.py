@@ -54,12 +54,17 @@ def auroc(
     return undefined(reason, len(labels))
   positive = labels == 1
   value, v10, v01 = structural_components(scores, positive)
-  part = _part(v10, v01, cluster, positive, value * (1 - value))
-  variance = _variance([part], int(cluster.max()) + 1)
+  contribution = _contribution(v10, v01, cluster, positive, value * (1 - value))
+  variance = _variance([contribution], int(cluster.max()) + 1)
   clustered = len(np.unique(cluster)) < len(cluster)
   method = "DeLong, patients as clusters (Obuchowski)" if clustered else "DeLong"
   return _logit_interval(
-    value, variance if part.pairs > 1 else math.nan, part.pairs, len(labels), method, level
+    value,
+    variance if contribution.pairs > 1 else math.nan,
+    contribution.pairs,
+    len(labels),
+    method,
+    level,
   )
 
 
@@ -89,7 +94,7 @@ def macro_auroc(
   """
   n, k = labels.shape
   cluster, count = intervals.clusters(patients, n)
-  values, parts = [], []
+  values, contributions = [], []
   for c in range(k):
     rows = np.flatnonzero(~np.isnan(labels[:, c]))
     column = scores[rows, c].astype(np.float64)
@@ -97,12 +102,12 @@ def macro_auroc(
       continue
     positive = labels[rows, c] == 1
     value, v10, v01 = structural_components(column, positive)
-    parts.append(_part(v10, v01, cluster[rows], positive, value * (1 - value)))
+    contributions.append(_contribution(v10, v01, cluster[rows], positive, value * (1 - value)))
     values.append(value)
   if not values:
     return undefined("no class has both positive and negative images with finite scores", n)
-  value, pairs = float(np.mean(values)), [part.pairs for part in parts]
-  variance = _variance(parts, count) if max(pairs) > 1 else math.nan
+  value, pairs = float(np.mean(values)), [contribution.pairs for contribution in contributions]
+  variance = _variance(contributions, count) if max(pairs) > 1 else math.nan
   method = "DeLong, mean of classes"
   if len(values) < k:
     method += f" ({len(values)} of {k} defined)"
@@ -140,7 +145,7 @@ def auroc_difference(
   """
   n, k = labels.shape
   cluster, count = intervals.clusters(patients, n)
-  differences, parts, reason = [], [], "no class"
+  differences, contributions, reason = [], [], "no class"
   for c in range(k):
     rows = np.flatnonzero(~np.isnan(labels[:, c]))
     positive = labels[rows, c] == 1
@@ -150,13 +155,13 @@ def auroc_difference(
       continue
     (first, v10, v01), (second, w10, w01) = (structural_components(x, positive) for x in columns)
     max_variance = sum(math.sqrt(area * (1 - area)) for area in (first, second)) ** 2
-    parts.append(_part(v10 - w10, v01 - w01, cluster[rows], positive, max_variance))
+    contributions.append(_contribution(v10 - w10, v01 - w01, cluster[rows], positive, max_variance))
     differences.append(first - second)
   if not differences:
     return Difference(**vars(undefined(reason, n)))
   value = float(np.mean(differences))
   used = ~np.isnan(labels).all(1)
-  sd = math.sqrt(_variance(parts, count))
+  sd = math.sqrt(_variance(contributions, count))
   half = intervals.quantile(level) * sd
   if sd > 1e-12:
     p = float(2 * scipy.special.ndtr(-abs(value) / sd))
@@ -218,7 +223,7 @@ def structural_components(
   return float(np.mean(v10)), v10, v01
 
 
-class _Part(NamedTuple):
+class _Contribution(NamedTuple):
   """Patients' contributions to an area, or to a difference of two.
 
   Attributes:
@@ -238,13 +243,13 @@ class _Part(NamedTuple):
     return min(self.patients[:2])
 
 
-def _part(
+def _contribution(
   v10: Float[np.ndarray, "m"],
   v01: Float[np.ndarray, "q"],
   cluster: Integer[np.ndarray, "n"],
   positive: np.ndarray,
   max_variance: float,
-) -> _Part:
+) -> _Contribution:
   count = int(cluster.max()) + 1
   by_label = cluster[positive], cluster[~positive]
   from_positives, from_negatives = (
@@ -252,10 +257,10 @@ def _part(
     for of, v in zip(by_label, (v10, v01), strict=True)
   )
   positives, negatives, either = (len(np.unique(x)) for x in (*by_label, cluster))
-  return _Part(from_positives, from_negatives, (positives, negatives, either), max_variance)
+  return _Contribution(from_positives, from_negatives, (positives, negatives, either), max_variance)
 
 
-def _variance(parts: Sequence[_Part], count: int) -> float:
+def _variance(contributions: Sequence[_Contribution], count: int) -> float:
   """Variance of the mean of areas, or of differences in area, over `count` patients.
 
   Obuchowski's variance is a I10 / (I10 - 1) + b I01 / (I01 - 1) + 2 c I / (I - 1), where a, b and c
@@ -268,14 +273,22 @@ def _variance(parts: Sequence[_Part], count: int) -> float:
     return patients / (patients - 1) if patients > 1 else 0.0
 
   terms, max_variances = np.zeros((3, count)), 0.0
-  for part in parts:
-    positive_factor, negative_factor, either_factor = map(factor, part.patients)
-    part_terms = terms[:, : len(part.from_positives)]
-    part_terms[0] += math.sqrt(either_factor) * (part.from_positives + part.from_negatives)
-    part_terms[1] += math.sqrt(max(positive_factor - either_factor, 0.0)) * part.from_positives
-    part_terms[2] += math.sqrt(max(negative_factor - either_factor, 0.0)) * part.from_negatives
-    max_variances += part.max_variance * sum(patients < 2 for patients in part.patients[:2])
-  return (float(np.sum(terms**2)) + max_variances) / len(parts) ** 2
+  for contribution in contributions:
+    positive_factor, negative_factor, either_factor = map(factor, contribution.patients)
+    own_terms = terms[:, : len(contribution.from_positives)]
+    own_terms[0] += math.sqrt(either_factor) * (
+      contribution.from_positives + contribution.from_negatives
+    )
+    own_terms[1] += (
+      math.sqrt(max(positive_factor - either_factor, 0.0)) * contribution.from_positives
+    )
+    own_terms[2] += (
+      math.sqrt(max(negative_factor - either_factor, 0.0)) * contribution.from_negatives
+    )
+    max_variances += contribution.max_variance * sum(
+      patients < 2 for patients in contribution.patients[:2]
+    )
+  return (float(np.sum(terms**2)) + max_variances) / len(contributions) ** 2
 
 
 def _logit_interval(

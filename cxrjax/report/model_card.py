@@ -19,8 +19,15 @@ from typing import Any
 from cxrjax.report import naming
 from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, join
-from cxrjax.report.run_files import TRAINED, Run, lookup, number
-from cxrjax.report.sections import classification, details, features, results, segmentation
+from cxrjax.report.run_files import TRAINED, Run, estimate, lookup, number
+from cxrjax.report.sections import (
+  classification,
+  details,
+  fact_tables,
+  features,
+  segmentation,
+  summary,
+)
 from cxrjax.report.terminal import ORDER, sort_metrics
 
 NAME = "MODEL_CARD.md"
@@ -96,7 +103,7 @@ def _opening(run: Run) -> list[str]:
     f"# {_text(naming.title(run))}",
     f"*{naming.DISCLAIMER}*",
     *notice,
-    *_paragraphs(results.summary(run)),
+    *_paragraphs(summary.section(run)),
   ]
 
 
@@ -133,7 +140,7 @@ def _front_matter(run: Run) -> list[str]:
     ]
     for name, value in metrics:
       lines += [
-        f"    - type: {HUB_METRICS[format.parts(name)[1]]}",
+        f"    - type: {HUB_METRICS[format.split(name)[1]]}",
         f"      name: {json.dumps(format.title(name))}",
         f"      value: {value:.4f}",
       ]
@@ -147,10 +154,10 @@ def _hub_metrics(run: Run) -> Iterable[tuple[str, list[tuple[str, float]]]]:
   for evaluator in chosen if isinstance(chosen, list) and chosen else run.evaluators():
     metrics = run.only(str(evaluator)).latest().get(TRAINED, {})
     is_encoder = kind(run) == "encoder"
-    names = results.headline({TRAINED: metrics}) if is_encoder else sort_metrics(set(metrics))
+    names = summary.headline({TRAINED: metrics}) if is_encoder else sort_metrics(set(metrics))
     values = []
     for name in names:
-      _, measure, variant = format.parts(name)
+      _, measure, variant = format.split(name)
       value = metrics[name].value
       if measure in HUB_METRICS and not variant and math.isfinite(value):
         values.append((name, value))
@@ -228,29 +235,26 @@ def _test_data(run: Run) -> list[str]:
   return _data_table(
     [
       (name, facts)
-      for name, facts in _evaluation_parts(run)
-      if not (name.endswith(PART_NAMES["train"]) and facts.get("fingerprint") == trained_on)
+      for name, facts in _evaluation_splits(run)
+      if not (name.endswith(SPLIT_NAMES["train"]) and facts.get("fingerprint") == trained_on)
     ]
   )
 
 
-PART_NAMES = {"train": "labelled training part", "val": "validation part", "test": "test part"}
+SPLIT_NAMES = {"train": "labelled training part", "val": "validation part", "test": "test part"}
 
 
-def _evaluation_parts(run: Run) -> Iterable[tuple[str, Any]]:
-  """Yields name and facts of every part of the data of every evaluator."""
-  datasets = run.fact("data")
-  for name, facts in datasets.items() if isinstance(datasets, Mapping) else ():
+def _evaluation_splits(run: Run) -> Iterable[tuple[str, Any]]:
+  """Yields name and facts of every split of the data of every evaluator."""
+  for name, facts in run.mapping("data").items():
     if name == "train" or not isinstance(facts, Mapping):
       continue
-    parts = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
-    if not parts:
+    splits = fact_tables.splits_of(facts)
+    if not splits:
       yield name, facts
-    for part, part_facts in parts.items():
-      yield (
-        f"{name}, {PART_NAMES.get(part, part)}",
-        {**{key: facts.get(key) for key in ("name", "fingerprint")}, **part_facts},
-      )
+    for split, of_split in splits.items():
+      shared = {key: facts.get(key) for key in ("name", "fingerprint")}
+      yield f"{name}, {SPLIT_NAMES.get(split, split)}", {**shared, **of_split}
 
 
 def _data_table(datasets: Sequence[tuple[str, Any]]) -> list[str]:
@@ -349,7 +353,7 @@ def _subgroups(run: Run) -> list[str]:
         [
           *(str(r.get(k)) for k in ("by", "group", "class")),
           *(format.count(r.get(k)) for k in ("n", "positives")),
-          *(format.estimate(classification.estimate(r.get(m))) for m in classification.COLUMNS),
+          *(format.estimate(estimate(r.get(m))) for m in classification.COLUMNS),
         ]
         for r in rows
       ]
@@ -362,17 +366,15 @@ def _subgroups(run: Run) -> list[str]:
 def _saliency(run: Run) -> list[str]:
   """Share of the maps that lies on the lungs, and what features hold beside the label."""
   items = []
-  lungs = run.fact("look", "lungs")
-  for method, groups in lungs.items() if isinstance(lungs, Mapping) else ():
-    ratio = classification.estimate(lookup(groups, "all", "energy_ratio"))
+  for method, groups in run.mapping("look", "lungs").items():
+    ratio = estimate(lookup(groups, "all", "energy_ratio"))
     if math.isfinite(ratio.value):
       items.append(
         f"{method}: the map lies on the lungs {format.estimate(ratio)} times as much as "
         "a map that knows nothing of them"
       )
-  shared = run.fact("features", "shared")
-  for row in shared if isinstance(shared, list) else ():
-    share, chance = classification.estimate(row), number(lookup(row, "chance"))
+  for row in run.items("features", "shared"):
+    share, chance = estimate(row), number(lookup(row, "chance"))
     if math.isfinite(share.value) and math.isfinite(chance):
       items.append(
         f"{row.get('by')}: the nearest training images share it in "
@@ -383,56 +385,33 @@ def _saliency(run: Run) -> list[str]:
 
 def _limits(run: Run) -> list[str]:
   """Caveats that follow from the facts: what the numbers do not show."""
-  limits = []
-  datasets = run.fact("data")
-  test_sets = (
-    {n: lookup(f, "test") or f for n, f in datasets.items() if n != "train"}
-    if isinstance(datasets, Mapping)
-    else {}
-  )
+  datasets = run.mapping("data")
+  test_sets = {n: lookup(f, "test") or f for n, f in datasets.items() if n != "train"}
   sources = (lookup(f, "name") or lookup(datasets, n, "name") for n, f in test_sets.items())
   names = {str(source) for source in sources if source}
   train = str(run.fact("data", "train", "name") or "")
-  if "phantom" in {*names, train}:
-    limits.append(
-      "The built-in phantom images are drawn by a program. What is found on them says "
-      "nothing about patients."
-    )
-  if names and names <= {train}:
-    limits.append(
-      "Tested on the source that it was trained on only; how it does on images of "
-      "another hospital is not known."
-    )
-  if not test_sets:
-    limits.append("Not judged on any labelled images.")
-  if run.fact("data", "train", "n") and not run.fact("data", "train", "patients"):
-    limits.append("Patients are not known of all training images: some may have test images, too.")
   shared = [n for n in test_sets if number(lookup(datasets, n, "shared_patients")) > 0]
-  if shared:
-    limits.append(
-      f"Some patients are in more than one part of {_listing(shared)}: results flatter."
-    )
-  limits.append(
+  attributes = features.held(run.mapping("features"))
+  limits = {
+    "The built-in phantom images are drawn by a program. What is found on them says "
+    "nothing about patients.": "phantom" in {*names, train},
+    "Tested on the source that it was trained on only; how it does on images of "
+    "another hospital is not known.": names and names <= {train},
+    "Not judged on any labelled images.": not test_sets,
+    "Patients are not known of all training images: some may have test images, too.": (
+      run.fact("data", "train", "n") and not run.fact("data", "train", "patients")
+    ),
+    f"Some patients are in more than one part of {_listing(shared)}: results flatter.": shared,
     "Intervals speak of other patients of the same kind as the test images', not of "
-    "another training run, another hospital or another year."
-  )
-  limits.append(
-    "Labels are taken as they are published; wrong ones count as errors of the network."
-  )
-  facts = run.fact("features")
-  attributes = features.held(facts) if isinstance(facts, Mapping) else []
-  if attributes:
-    limits.append(
-      f"Features hold the {format.join_words(attributes)} as well (neighbours share it more often "
-      "than by chance): a classifier on them may lean on it."
-    )
-  if classification.has_predictions(run):
-    limits.append(
-      "Probabilities and thresholds fit the share of findings in the validation images; "
-      "where findings are rarer or more frequent, they mislead."
-    )
-  limits += details.health_warnings(run)
-  return ["\n".join(f"- {_text(text)}" for text in limits)]
+    "another training run, another hospital or another year.": True,
+    "Labels are taken as they are published; wrong ones count as errors of the network.": True,
+    f"Features hold the {format.join_words(attributes)} as well (neighbours share it more often "
+    "than by chance): a classifier on them may lean on it.": attributes,
+    "Probabilities and thresholds fit the share of findings in the validation images; "
+    "where findings are rarer or more frequent, they mislead.": classification.has_predictions(run),
+  }
+  texts = [*(text for text, applies in limits.items() if applies), *details.health_warnings(run)]
+  return ["\n".join(f"- {_text(text)}" for text in texts)]
 
 
 def _reproduction(run: Run) -> list[str]:
@@ -440,8 +419,7 @@ def _reproduction(run: Run) -> list[str]:
   if command := run.fact("command"):
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     blocks.append("\n".join(["```", text.replace("```", "` ` `"), "```"]))
-  versions = run.fact("versions")
-  if isinstance(versions, Mapping):
+  if versions := run.mapping("versions"):
     blocks.append(_text("With " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."))
   blocks.append(
     "`config.json` beside this card has every setting, `report.html` the curves, "

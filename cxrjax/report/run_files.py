@@ -68,6 +68,16 @@ class Run:
     """The fact at a path of keys, or None."""
     return lookup(self.facts, *path)
 
+  def mapping(self, *path: str) -> Mapping[str, Any]:
+    """The mapping at a path of keys; empty where there is none."""
+    value = self.fact(*path)
+    return value if isinstance(value, Mapping) else {}
+
+  def items(self, *path: str) -> list[Any]:
+    """The list at a path of keys; empty where there is none."""
+    value = self.fact(*path)
+    return value if isinstance(value, list) else []
+
   def evaluators(self) -> list[str]:
     """Names of the evaluators that have results."""
     return list(dict.fromkeys(e.evaluator for e in self.evaluations))
@@ -198,11 +208,12 @@ def _evaluation(record: Mapping[str, Any]) -> Evaluation:
     epoch=number(record.get("epoch")),
     evaluator=str(record.get("evaluator", "")),
     encoder=str(record.get("encoder", TRAINED)),
-    metrics={str(name): _estimate(value) for name, value in metrics.items()},
+    metrics={str(name): estimate(value) for name, value in metrics.items()},
   )
 
 
-def _estimate(value: Any) -> Estimate:
+def estimate(value: Any) -> Estimate:
+  """A number or an interval of a JSON file; NaN where it has none."""
   if not isinstance(value, Mapping):
     return Estimate(number(value))
   n = number(value.get("n"))

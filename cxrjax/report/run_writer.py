@@ -57,7 +57,7 @@ class Writer:
     self._metrics_file: int | None = None
     if not active:
       return
-    with _user_errors(self.workdir):
+    with user_errors(self.workdir):
       self.workdir.mkdir(parents=True, exist_ok=True)
       for folder in (self.workdir, self.workdir / FIGURES):  # leftovers of a killed run
         for leftover in folder.glob(".*.tmp"):
@@ -65,7 +65,7 @@ class Writer:
       with open(self.workdir / _RESERVE, "wb") as reserve:
         reserve.write(bytes(_ROOM))
     self._path = self.workdir / METRICS
-    with _user_errors(self._path):
+    with user_errors(self._path):
       self._metrics_file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
       _drop_torn_line(self._metrics_file)
 
@@ -123,7 +123,7 @@ class Writer:
     if not self.active:
       return
     path = self.workdir / FACTS
-    with _user_errors(path):
+    with user_errors(path):
       try:
         known = files.read_mapping(path)
       except (FileNotFoundError, ValueError):
@@ -145,7 +145,7 @@ class Writer:
     """
     if not self.active:
       return False
-    with _user_errors(self._path):
+    with user_errors(self._path):
       records = [_parse_record(line) for line in self._path.read_bytes().splitlines()]
     return any(
       r.get("kind") == "eval" and r.get("evaluator") == evaluator and r.get("encoder") == encoder
@@ -157,14 +157,11 @@ class Writer:
     if not self.active:
       return
     path = self.workdir / FIGURES / f"{name}.npz"
-    with _user_errors(path):
+    with user_errors(path):
       path.parent.mkdir(exist_ok=True)
       converted: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
-      with _temporary(path) as (temporary, file):
+      with _replacing(path) as file:
         np.savez_compressed(file, **converted)
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(temporary, path)
 
   def truncate(self, step: SupportsInt) -> int:
     """Discards records after `step`; to be called when a run begins or resumes from a checkpoint.
@@ -177,7 +174,7 @@ class Writer:
     """
     if not self.active:
       return 0
-    with _user_errors(self._path):
+    with user_errors(self._path):
       data = self._path.read_bytes()
       lines = data.splitlines(keepends=True)
       remaining = [line for line in lines if not _is_rewritten(_parse_record(line), int(step))]
@@ -198,7 +195,7 @@ class Writer:
     self._close_events()
     if self._metrics_file is not None:
       file, self._metrics_file = self._metrics_file, None
-      with _user_errors(self._path):
+      with user_errors(self._path):
         try:
           os.fsync(file)
         finally:
@@ -207,7 +204,7 @@ class Writer:
   def _append(self, record: Mapping[str, Any], sync: bool = False) -> None:
     text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
     data = text.encode("utf-8")
-    with _user_errors(self._path):
+    with user_errors(self._path):
       if self._metrics_file is None:
         raise UserError(f"{self._path}: the writer is closed")
       end = os.fstat(self._metrics_file).st_size
@@ -224,7 +221,7 @@ class Writer:
 
   def _write_event(self, step: SupportsInt, values: Mapping[str, float | int | None]) -> None:
     folder = self.workdir / TENSORBOARD
-    with _user_errors(folder):
+    with user_errors(folder):
       if self._events is None:
         folder.mkdir(exist_ok=True)
         # The name holds the second only; the suffix keeps a quick restart from overwriting.
@@ -252,31 +249,32 @@ class Writer:
   def _close_events(self) -> None:
     if self._events is not None:
       events, self._events = self._events, None
-      with _user_errors(self.workdir / TENSORBOARD):
+      with user_errors(self.workdir / TENSORBOARD):
         events.close()
 
 
 def replace(path: pathlib.Path, data: bytes) -> None:
   """Replaces a file atomically: a reader, or a kill, sees the old one or the new one."""
-  with _temporary(path) as (temporary, file):
+  with _replacing(path) as file:
     file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
-def _temporary(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, Any]]:
+def _replacing(path: pathlib.Path) -> Iterator[Any]:
+  """A file that takes the place of another when it is complete."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     with open(temporary, "wb") as file:
-      yield temporary, file
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _user_errors(path: pathlib.Path) -> Iterator[None]:
+def user_errors(path: pathlib.Path) -> Iterator[None]:
   """Turns an OSError into a UserError that names the file."""
   try:
     yield

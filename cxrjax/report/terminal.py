@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cxrjax.report import run_files as runs
@@ -65,8 +65,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
     if len(names) > 1:
       tables = [f"{name}\n{table}" for name, table in zip(names, tables, strict=True)]
     return "\n\n".join(tables)
-  encoders = [e for e in ORDER if results.get(e)]
-  encoders += [e for e in results if e not in ORDER and results[e]]
+  encoders = sorted(filter(results.get, results), key=lambda e: (*ORDER, e).index(e))
   names = sort_metrics({name for e in encoders for name in results[e]})
   if not names:
     return ""
@@ -77,12 +76,17 @@ def results_table(results: Mapping[str, Mapping[str, Any]] | str | os.PathLike[s
       for e in encoders
     ]
     rows.append([format.title(name), *cells])
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  lines = [
-    "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-  ]
-  rule = "-" * max(map(len, lines))
-  return "\n".join([lines[0], rule, *lines[1:], rule, "95 % intervals in brackets"])
+  return "\n".join([*aligned(rows), "95 % intervals in brackets"])
+
+
+def aligned(lines: Sequence[Sequence[str]], rules: Sequence[int] = (0,)) -> Iterator[str]:
+  """Lines of a table, with rules below the lines `rules` and at its end."""
+  widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
+  rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+  for i, line in enumerate(lines):
+    yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
+    if i in rules or i == len(lines) - 1:
+      yield rule
 
 
 def remarks(workdir: str | os.PathLike[str]) -> list[str]:
@@ -112,7 +116,7 @@ def sort_metrics(names: set[str]) -> list[str]:
   """Sorts metrics: kNN by k, then the linear probe, then all others; AUROC first in each."""
 
   def key(name: str):
-    head, measure, variant = format.parts(name)
+    head, measure, variant = format.split(name)
     digits = head.removeprefix("knn").lstrip("_") if head.startswith("knn") else ""
     family = 0 if head.startswith("knn") else 1 if head == "linear" else 2
     measures = list(format.MEASURES)

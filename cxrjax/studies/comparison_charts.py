@@ -12,8 +12,8 @@ import numpy as np
 from cxrjax.report.html import forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.line_chart import Level, Line
-from cxrjax.report.run_files import lookup, number
-from cxrjax.studies.page_parts import VERDICTS, estimate, gain_mark, zero
+from cxrjax.report.run_files import estimate, lookup, number
+from cxrjax.studies.study_page import gain_chart, gain_mark, mark
 
 Facts = Mapping[str, Any]
 STYLES = {"knn": "s1", "whitened": "s2", "linear": "s4"}  # of the heads
@@ -58,31 +58,21 @@ def finished(study: Facts) -> list[Facts]:
   return [row for row in study.get("rows", []) if row.get("sets")]
 
 
-def _mark(value: Any, style: str, hollow: bool = False) -> forest_chart.Mark:
-  e = estimate(value)
-  if hollow:
-    return forest_chart.Mark(e.value, style=style, hollow=True)
-  return forest_chart.Mark(e.value, e.low, e.high, style)
-
-
 def gains(study: Facts) -> Html | None:
   """Gain of trained over random, one chart per data set and head, colored by verdict."""
-  rows, figures = finished(study), []
-  for name in study.get("sets", {}):
-    for head in heads(study, name):
-      chart_rows = []
-      for row in rows:
-        gain = lookup(row, "sets", name, head, "gain")
-        chart_rows.append(forest_chart.Row(row_name(study, row), [gain_mark(gain)]))
-      figures.append(
-        forest_chart.chart(
-          f"{set_name(study, name)}: {head_name(head)}",
-          chart_rows,
-          VERDICTS,
-          x_label="difference of AUROC",
-          levels=[zero()],
-        )
-      )
+  rows = finished(study)
+  figures = [
+    gain_chart(
+      f"{set_name(study, name)}: {head_name(head)}",
+      [
+        forest_chart.Row(row_name(study, row), [gain_mark(lookup(row, "sets", name, head, "gain"))])
+        for row in rows
+      ],
+      "difference of AUROC",
+    )
+    for name in study.get("sets", {})
+    for head in heads(study, name)
+  ]
   two_columns = all(len(heads(study, name)) < 3 for name in study.get("sets", {}))
   if not rows or not figures:
     return None
@@ -100,9 +90,10 @@ def scores(study: Facts) -> Html | None:
       for head in names:
         style = STYLES.get(kind(head), "s3")
         values = lookup(row, "sets", name, head)
+        before = estimate(lookup(values, "random")).value
         marks += [
-          _mark(lookup(values, "random"), style, hollow=True),
-          _mark(lookup(values, "trained"), style),
+          forest_chart.Mark(before, style=style, hollow=True),
+          mark(lookup(values, "trained"), style),
         ]
       chart_rows.append(forest_chart.Row(row_name(study, row), marks))
     floor = estimate(test_set.get("floor"))

@@ -6,22 +6,21 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cxrjax.report import naming
+from cxrjax.report import naming, terminal
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import format
+from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup
-from cxrjax.report.sections import fact_tables
-from cxrjax.studies import comparison_charts, page_parts
+from cxrjax.report.run_files import estimate, lookup
+from cxrjax.studies import comparison_charts, study_page
 from cxrjax.studies.comparison_charts import head_name, row_name, set_name
-from cxrjax.studies.page_parts import SIGNS, estimate, gain_cell, score_cell, verdict, with_status
+from cxrjax.studies.study_page import SIGNS, by_verdict, gain_cell, score_cell, verdict, with_status
 
 Facts = Mapping[str, Any]
 
 
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
-  study = page_parts.facts(run, "compare")
+  study = run.mapping("compare")
   row_title = functools.partial(row_name, study)
   body: list[tuple[str, str, str, Callable[[], Html | None]]] = [
     (
@@ -47,18 +46,18 @@ def render(run: runs.Run) -> str:
     ),
     ("cost", "What it cost", "", lambda: _cost(study)),
     ("how", "How it was compared", "", lambda: _setup(run, study)),
-    ("again", "Run it again", "", lambda: page_parts.again(run, study, row_title)),
+    ("again", "Run it again", "", lambda: study_page.again(run, study, row_title)),
   ]
-  return page_parts.document(
+  return study_page.document(
     run,
     lambda: _title(study),
     "cxrjax comparison",
-    [lambda: _summary(study), lambda: page_parts.callouts(run, study, row_title)],
+    [lambda: _summary(study), lambda: study_page.callouts(run, study, row_title)],
     body,
   )
 
 
-write = functools.partial(page_parts.write, render)
+write = functools.partial(study_page.write, render)
 
 
 def _title(study: Facts) -> str:
@@ -86,11 +85,9 @@ def _summary(study: Facts) -> Html:
     n = format.count(lookup(test_set, "test", "n"), "test radiograph")
     items = []
     for head in comparison_charts.heads(study, name):
-      groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
-      for row in rows:
-        outcome = verdict(lookup(row, "sets", name, head, "gain"))
-        if outcome:
-          groups[outcome].append(row_name(study, row))
+      groups = by_verdict(
+        (lookup(row, "sets", name, head, "gain"), row_name(study, row)) for row in rows
+      )
       items.append(el("li", _verdict_phrase(head, groups), "."))
     paragraphs.append(
       el(
@@ -119,43 +116,29 @@ def _verdict_phrase(head: str, groups: Mapping[str, Sequence[str]]) -> list[Any]
 
 def _tables(study: Facts) -> Html | None:
   """One table per data set: scores, and gains with their verdicts."""
-  parts = []
+  tables = []
   for name, test_set in study.get("sets", {}).items():
     heads = comparison_charts.heads(study, name)
-    head = [el("th", "Method", scope="col")]
-    for h in heads:
-      head += [
-        el("th", head_name(h), scope="col", cls="num"),
-        el("th", "gain over random", scope="col", cls="num"),
-      ]
-    if "linear" in heads:
-      head.append(el("th", "probe over floor", scope="col", cls="num"))
-    body = [_table_row(study, row, name, heads) for row in study["rows"]]
-    floor = estimate(test_set.get("floor"))
+    titles = [title for h in heads for title in (head_name(h), "gain over random")]
+    titles += ["probe over floor"] if "linear" in heads else []
+    rows = [_table_row(study, row, name, heads) for row in study["rows"]]
+    floor = format.estimate(estimate(test_set.get("floor")))
     cells = [
-      el("td", format.estimate(floor) if h == "linear" else "\N{EN DASH}", cls="num", colspan=2)
-      for h in heads
+      el("td", floor if h == "linear" else "\N{EN DASH}", cls="num", colspan=2) for h in heads
     ]
-    body.append(
-      el(
-        "tr",
-        el("th", "Thumbnail floor", scope="row"),
-        cells,
-        el("td", "", cls="num") if "linear" in heads else None,
-      )
+    rows.append(
+      blocks.row("Thumbnail floor", cells, blocks.number("") if "linear" in heads else None)
     )
-    table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-    n = format.count(lookup(test_set, "test", "n"), "test radiograph")
-    title = el("h3", f"{set_name(study, name)}, {n}")
-    parts.append(el("div", title, el("div", table, cls="scroll"), cls="evaluator"))
-  if not parts:
+    columns = blocks.columns("Method", *titles)
+    tables.append(study_page.test_table(set_name(study, name), test_set, columns, rows))
+  if not tables:
     return None
   note = (
     f"AUROC with 95 % intervals. {SIGNS['above']} the interval of the difference lies above "
     f"0, {SIGNS['below']} below 0. Intervals speak of these test images and this seed, one "
     "comparison at a time; of 20 methods that change nothing, one would get a sign."
   )
-  return el("div", parts, el("p", note, cls="note"))
+  return el("div", tables, blocks.note(note))
 
 
 def _table_row(study: Facts, row: Facts, name: str, heads: Sequence[str]) -> Html:
@@ -167,14 +150,14 @@ def _table_row(study: Facts, row: Facts, name: str, heads: Sequence[str]) -> Htm
     cells.append(gain_cell(lookup(row, "sets", name, "linear", "over_floor")))
   if row["status"] != "finished":
     cells = [el("td", row["status"], cls="none", colspan=len(cells))]
-  return el("tr", el("th", row_name(study, row), scope="row"), cells)
+  return blocks.row(row_name(study, row), cells)
 
 
 def _cost(study: Facts) -> Html | None:
   rows = with_status(study)
   if not rows:
     return None
-  head = [
+  columns = blocks.columns(
     "Method",
     "Forward, an image",
     "Training, an image",
@@ -184,11 +167,9 @@ def _cost(study: Facts) -> Html | None:
     "Training",
     "Whole run",
     "Peak memory",
-  ]
+  )
   body = []
   for row in rows:
-    memory = row.get("memory") or {}
-    peak = memory.get("peak_device_bytes") or memory.get("peak_rss_bytes")
     cells = [
       format.compact(row["flops_per_image"], "FLOP"),
       format.compact(row.get("training_flops_per_image"), "FLOP"),
@@ -197,17 +178,11 @@ def _cost(study: Facts) -> Html | None:
       format.count(row.get("images_per_s")),
       format.duration(row.get("training_s")),
       format.duration(row.get("total_s")),
-      format.compact(peak, "B"),
+      _peak_memory(row),
     ]
     body.append(
-      el(
-        "tr",
-        el("th", row_name(study, row), scope="row"),
-        [el("td", c or "\N{EN DASH}", cls="num") for c in cells],
-      )
+      blocks.row(row_name(study, row), [blocks.number(c or "\N{EN DASH}") for c in cells])
     )
-  header = [el("th", h, scope="col", cls="num" if i else None) for i, h in enumerate(head)]
-  table = el("table", el("thead", el("tr", header)), el("tbody", body), cls="parts")
   device = any((r.get("memory") or {}).get("peak_device_bytes") for r in rows)
   note = (
     "Training: the images at the rate of the steps, without compilation and evaluation; "
@@ -218,14 +193,18 @@ def _cost(study: Facts) -> Html | None:
       else "of the process, with the decoded images and the evaluation."
     )
   )
-  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
+  return el("div", blocks.table(columns, body, "parts"), blocks.note(note))
+
+
+def _peak_memory(row: Facts) -> str:
+  memory = row.get("memory") or {}
+  return format.compact(memory.get("peak_device_bytes") or memory.get("peak_rss_bytes"), "B")
 
 
 def _setup(run: runs.Run, study: Facts) -> Html:
   pool = study.get("data") or {}
-  size = format.compact(study.get("parameters"))
   rows = [
-    ("Network", f"{study.get('model') or ''}, {size} parameters" if size else ""),
+    study_page.network(study),
     (
       "Images",
       f"{format.count(study.get('image_size'))} pixels, batches of "
@@ -246,29 +225,22 @@ def _setup(run: runs.Run, study: Facts) -> Html:
       "each method's own (views, heads, learning rate, schedules); what it states "
       "in epochs keeps its share of the run",
     ),
-    ("Device", naming.device_name(run) or page_parts.device(study)),
+    ("Device", naming.device_name(run) or study_page.device(study)),
   ]
-  cards = [el("div", fact_tables.pairs((k, v) for k, v in rows if v), cls="card")]
-  for name, test_set in study.get("sets", {}).items():
-    facts = {"labelled training images": test_set.get("train"), **(test_set.get("test") or {})}
-    cards.append(
-      el(
-        "div",
-        el("h3", set_name(study, name)),
-        fact_tables.pairs(fact_tables.rows(facts)),
-        cls="card",
-      )
+  sets = [
+    (
+      set_name(study, name),
+      {"labelled training images": test_set.get("train"), **(test_set.get("test") or {})},
     )
+    for name, test_set in study.get("sets", {}).items()
+  ]
   notes = study.get("notes")
   remarks = None
   if isinstance(notes, list) and notes:
-    remarks = el(
-      "details",
-      el("summary", "Remarks on the data"),
-      el("ul", [el("li", str(n)) for n in notes]),
-      open=True,
+    remarks = blocks.folded(
+      "Remarks on the data", el("ul", [el("li", str(n)) for n in notes]), open=True
     )
-  return el("div", el("div", cards, cls="cards"), remarks)
+  return el("div", study_page.cards(rows, sets), remarks)
 
 
 def table(study: Facts) -> str:
@@ -296,9 +268,7 @@ def _terminal_table(study: Facts, name: str) -> str:
         format.estimate(estimate(lookup(values, "trained")), "-"),
         f"{gain.value:+.3f} \N{PLUS-MINUS SIGN} {(gain.high - gain.low) / 2:.3f}{mark}",
       ]
-    memory = row.get("memory") or {}
-    peak = memory.get("peak_device_bytes") or memory.get("peak_rss_bytes")
-    lines.append([*cells, format.duration(row.get("training_s")), format.compact(peak, "B")])
+    lines.append([*cells, format.duration(row.get("training_s")), _peak_memory(row)])
   floor = estimate(lookup(study, "sets", name, "floor"))
   floor_cells: list[str] = []
   for h in heads:
@@ -308,4 +278,4 @@ def _terminal_table(study: Facts, name: str) -> str:
     "AUROC, 95 % intervals; gain over the random encoder, paired: + or - where its interval "
     "leaves out 0"
   )
-  return "\n".join([*page_parts.aligned(lines, (0, len(lines) - 2)), note])
+  return "\n".join([*terminal.aligned(lines, (0, len(lines) - 2)), note])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from cxrjax.report.naming import model_name, total_seconds
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
 from cxrjax.report.terminal import sort_metrics
 from cxrjax.studies.comparison_plan import Job
-from cxrjax.studies.transfer_results import format_cell, interval
+from cxrjax.studies.transfer_results import interval, run_facts
 
 
 def collect(
@@ -66,23 +66,19 @@ def _set_facts(run: Run, name: str) -> dict[str, Any]:
 
 
 def _row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str, Any]:
-  finished = run.fact("status") == "finished" and not why
-  rate = number(run.fact("timing", "images_per_s"))
+  """Facts of a run: its plan and cost, and scores on each data set."""
   images = job.steps * job.batch_size
-  row: dict[str, Any] = {
-    "name": job.name,
+  row = run_facts(job, run, workdir, why) | {
     "method": job.method,
     "seed": job.seed,
-    "command": job.command(workdir),
-    "status": "finished" if finished else "failed" if why else "waiting",
-    "why": why,
     "flops_per_image": job.flops_per_image,
     "steps": job.steps,
     "images": images,
     "epochs": images / job.examples,
   }
-  if not finished:
+  if row["status"] != "finished":
     return row
+  rate = number(run.fact("timing", "images_per_s"))
   row |= {
     "training_flops_per_image": run.fact("model", "flops_per_image"),
     "images_per_s": rate,
@@ -156,64 +152,11 @@ def summary_line(job: Job, workdir: pathlib.Path, why: str | None) -> str:
   if why:
     return f"{job.name}: failed: {why}"
   row = _row(job, runs.read(workdir / job.name), workdir, why)
-  parts = []
+  results = []
   for name, scores_by_head in row.get("sets", {}).items():
     for head, scores in scores_by_head.items():
       gain = scores["gain"]
       change = f" ({gain['value']:+.3f})" if gain and math.isfinite(gain["value"]) else ""
-      parts.append(f"{name} {head} {format.decimal(scores['trained']['value'])}{change}")
+      results.append(f"{name} {head} {format.decimal(scores['trained']['value'])}{change}")
   duration = format.duration(row.get("total_s"))
-  return f"{job.name}: {duration or 'finished'}; {', '.join(parts)}"
-
-
-NUMBERS = (
-  "steps",
-  "images",
-  "epochs",
-  "flops_per_image",
-  "training_flops_per_image",
-  "images_per_s",
-  "training_s",
-  "total_s",
-  "compile_s",
-)
-
-
-def rows(study: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-  """Table rows: a header, then a row per run, data set and head; a failed run has a single row."""
-  compared = ("trained", "random", "gain", "over_floor")
-  yield (
-    "method",
-    "seed",
-    "status",
-    "data",
-    "head",
-    *(f"{quantity}{suffix}" for quantity in compared for suffix in ("", "_low", "_high")),
-    "floor",
-    *NUMBERS,
-    "peak_rss_bytes",
-    "peak_device_bytes",
-    "why",
-    "command",
-  )
-  for row in study["rows"]:
-    numbers = [format_cell(row.get(key)) for key in NUMBERS]
-    memory = row.get("memory") or {}
-    tail = [
-      *numbers,
-      *(format_cell(memory.get(f"peak_{k}_bytes")) for k in ("rss", "device")),
-      row["why"] or "",
-      row["command"],
-    ]
-    lead = [row["method"], row["seed"], row["status"]]
-    if not row.get("sets"):
-      yield [*lead, "", "", *[""] * (3 * len(compared) + 1), *tail]
-    for name, scores_by_head in row.get("sets", {}).items():
-      floor = (study["sets"][name]["floor"] or {}).get("value")
-      for head, values in scores_by_head.items():
-        cells = [
-          format_cell((values.get(quantity) or {}).get(key))
-          for quantity in compared
-          for key in ("value", "low", "high")
-        ]
-        yield [*lead, name, head, *cells, format_cell(floor), *tail]
+  return f"{job.name}: {duration or 'finished'}; {', '.join(results)}"

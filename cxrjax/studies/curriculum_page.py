@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from cxrjax.report import naming
+from cxrjax.report import naming, terminal
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format
+from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup
-from cxrjax.report.sections import fact_tables
-from cxrjax.studies import page_parts
+from cxrjax.report.run_files import estimate, lookup
+from cxrjax.studies import study_page
 from cxrjax.studies.comparison_charts import head_name, set_name
-from cxrjax.studies.page_parts import estimate, gain_cell, score_cell, verdict
+from cxrjax.studies.study_page import by_verdict, gain_cell, score_cell, verdict
 
 Facts = Mapping[str, Any]
 MAIN = ("auroc", "dice")  # of a last stage, in order of preference
@@ -25,12 +25,12 @@ PAIRED = ("auroc", "accuracy", "dice")  # metrics whose gains are tabled, too
 
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
-  study = page_parts.facts(run, "stages")
-  return page_parts.document(
+  study = run.mapping("stages")
+  return study_page.document(
     run,
     lambda: _title(study),
     "cxrjax curriculum",
-    [lambda: _summary(study), lambda: page_parts.callouts(run, study, _run_name)],
+    [lambda: _summary(study), lambda: study_page.callouts(run, study, _run_name)],
     [
       (
         "brought",
@@ -43,12 +43,12 @@ def render(run: runs.Run) -> str:
       ("table", "In numbers", "", lambda: _tables(study)),
       ("stages", "The stages", "", lambda: _stages(study)),
       ("how", "Test images", "", lambda: _test_images(run, study)),
-      ("again", "Run it again", "", lambda: page_parts.again(run, study, _run_name)),
+      ("again", "Run it again", "", lambda: study_page.again(run, study, _run_name)),
     ],
   )
 
 
-write = functools.partial(page_parts.write, render)
+write = functools.partial(study_page.write, render)
 
 
 def _run_name(row: Facts) -> str:
@@ -76,22 +76,53 @@ def _last_stages(study: Facts) -> list[str]:
   return list(dict.fromkeys(row["stage"] for row in study.get("rows", []) if row["last"]))
 
 
-def _points(study: Facts, stage: str) -> list[Facts]:
-  return [p for p in study.get("points", []) if p["stage"] == stage]
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+  """Results of a last stage on one set of test images.
+
+  Attributes:
+    title: the stage and the test set.
+    name: of the test set.
+    test: facts about its images.
+    points: results by start.
+  """
+
+  title: str
+  name: str
+  test: Facts
+  points: list[Facts]
+
+  @property
+  def metrics(self) -> set[str]:
+    return {m for p in self.points for m in p["sets"].get(self.name, {})}
+
+  @property
+  def main(self) -> str:
+    """The metric of charts and summary; empty if there is none."""
+    return next((m for m in MAIN if m in self.metrics), "")
+
+  def rows(self, key: str, mark: Callable[[Any], forest_chart.Mark]) -> list[forest_chart.Row]:
+    """Rows of a forest chart of the main metric, or of its gains where there are any."""
+    values = [(p, lookup(p, key, self.name, self.main)) for p in self.points]
+    return [forest_chart.Row(plain(p["start"]), [mark(v)]) for p, v in values if v or key == "sets"]
 
 
-def _main_metric(study: Facts, stage: str, name: str) -> str:
-  known = [m for p in _points(study, stage) for m in p["sets"].get(name, {})]
-  return next((m for m in MAIN if m in known), "")
+def _panels(study: Facts) -> list[_Panel]:
+  return [
+    _Panel(
+      f"{plain(stage)}, {set_name({'sets': sets}, name)}",
+      name,
+      lookup(test_set, "test") or {},
+      [p for p in study.get("points", []) if p["stage"] == stage],
+    )
+    for stage in _last_stages(study)
+    for sets in [lookup(study, "sets", stage) or {}]
+    for name, test_set in sets.items()
+  ]
 
 
-def _test_sets(study: Facts, stage: str) -> list[str]:
-  return list(lookup(study, "sets", stage) or {})
-
-
-def _panel_title(study: Facts, stage: str, name: str) -> str:
-  """Title of a chart or table: a last stage and its test set."""
-  return f"{plain(stage)}, {set_name({'sets': lookup(study, 'sets', stage)}, name)}"
+def _main_panels(study: Facts) -> list[_Panel]:
+  return [panel for panel in _panels(study) if panel.main]
 
 
 def _summary(study: Facts) -> Html:
@@ -110,117 +141,72 @@ def _summary(study: Facts) -> Html:
     if before
     else []
   )
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      metric, points = _main_metric(study, stage, name), _points(study, stage)
-      if not metric:
-        continue
-      text: list[Any] = []
-      better, worse = [], []
-      for p in points:
-        outcome = verdict(lookup(p, "gains", name, metric))
-        style = {"above": "up", "below": "down"}.get(outcome)
-        if outcome == "above":
-          better.append(label(p["start"]))
-        elif outcome == "below":
-          worse.append(label(p["start"]))
-        value = format.decimal(estimate(lookup(p, "sets", name, metric)).value)
-        text += [", " if text else "", label(p["start"]), " ", el("b", value, cls=style)]
-      tail = ""
-      if better:
-        tail = f"; beyond the interval better than from scratch: {format.join_words(better)}"
-      elif len(points) > 1:
-        tail = "; none is better than from scratch beyond the interval"
-      tail += f"; worse: {format.join_words(worse)}." if worse else "."
-      paragraphs.append(
-        el(
-          "p",
-          el("b", _panel_title(study, stage, name)),
-          f", {format.measure(metric)} of the test images: ",
-          text,
-          tail,
-        )
-      )
+  for panel in _main_panels(study):
+    text: list[Any] = []
+    gains = [(lookup(p, "gains", panel.name, panel.main), label(p["start"])) for p in panel.points]
+    for p, (gain, start) in zip(panel.points, gains, strict=True):
+      style = {"above": "up", "below": "down"}.get(verdict(gain))
+      value = format.decimal(estimate(lookup(p, "sets", panel.name, panel.main)).value)
+      text += [", " if text else "", start, " ", el("b", value, cls=style)]
+    groups = by_verdict(gains)
+    better, worse = groups["above"], groups["below"]
+    tail = ""
+    if better:
+      tail = f"; beyond the interval better than from scratch: {format.join_words(better)}"
+    elif len(gains) > 1:
+      tail = "; none is better than from scratch beyond the interval"
+    tail += f"; worse: {format.join_words(worse)}." if worse else "."
+    measure = f", {format.measure(panel.main)} of the test images: "
+    paragraphs.append(el("p", el("b", panel.title), measure, text, tail))
   return el("div", paragraphs, cls="summary")
 
 
 def _stage_gains(study: Facts) -> Html | None:
   """Charts per last stage and test set: scores, gain over scratch, gain of each stage."""
-  parts = []
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      figures: list[Html] = []
-      metric, points = _main_metric(study, stage, name), _points(study, stage)
-      if not metric:
-        continue
-      panel, measure = _panel_title(study, stage, name), format.measure(metric)
-      scores = [
-        forest_chart.Row(plain(p["start"]), [_mark(lookup(p, "sets", name, metric))])
-        for p in points
-      ]
-      figures.append(forest_chart.chart(f"{panel}: {measure}", scores, [], x_label=measure))
-      for key, title in (("gains", "difference from scratch"), ("steps", "what each stage added")):
-        rows = [
-          forest_chart.Row(plain(p["start"]), [page_parts.gain_mark(gain)])
-          for p in points
-          if (gain := lookup(p, key, name, metric))
-        ]
-        if rows and (key == "gains" or len(points) > 2):
-          figures.append(
-            forest_chart.chart(
-              f"{panel}: {title}",
-              rows,
-              page_parts.VERDICTS,
-              x_label=f"difference of {measure}",
-              levels=[page_parts.zero()],
-            )
-          )
-      parts.append(el("div", figures, cls="charts"))
-  return el("div", parts) if parts else None
-
-
-def _mark(value: Any) -> forest_chart.Mark:
-  e = estimate(value)
-  return forest_chart.Mark(e.value, e.low, e.high)
+  content = []
+  for panel in _main_panels(study):
+    measure, scores = format.measure(panel.main), panel.rows("sets", study_page.mark)
+    figures = [forest_chart.chart(f"{panel.title}: {measure}", scores, [], x_label=measure)]
+    for key, title in (("gains", "difference from scratch"), ("steps", "what each stage added")):
+      rows = panel.rows(key, study_page.gain_mark)
+      if rows and (key == "gains" or len(panel.points) > 2):
+        title = f"{panel.title}: {title}"
+        figures.append(study_page.gain_chart(title, rows, f"difference of {measure}"))
+    content.append(el("div", figures, cls="charts"))
+  return el("div", content) if content else None
 
 
 def _tables(study: Facts) -> Html | None:
   """One table per last stage and test set."""
-  parts = []
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      points = _points(study, stage)
-      known = {m for p in points for m in p["sets"].get(name, {})}
-      metrics = [m for m in TABLED if m in known]
-      keys = list(AGAINST)[: 1 if len(points) < 3 else 2]  # with two rows both are the same
-      if not metrics:
-        continue
-      head = [el("th", "Begun", scope="col")]
+  tables = []
+  for panel in _panels(study):
+    metrics = [m for m in TABLED if m in panel.metrics]
+    if not metrics:
+      continue
+    # With two rows both gains are the same; with one there is none.
+    keys = list(AGAINST)[: min(len(panel.points) - 1, 2)]
+    titles = []
+    for m in metrics:
+      titles.append(format.measure(m))
+      titles += [AGAINST[key] for key in keys if m in PAIRED]
+    rows = []
+    for p in panel.points:
+      cells = []
       for m in metrics:
-        head.append(el("th", format.measure(m), scope="col", cls="num"))
-        if m in PAIRED and len(points) > 1:
-          head += [el("th", AGAINST[key], scope="col", cls="num") for key in keys]
-      body = []
-      for p in points:
-        cells = []
-        for m in metrics:
-          cells.append(score_cell(lookup(p, "sets", name, m)))
-          if m in PAIRED and len(points) > 1:
-            cells += [gain_cell(lookup(p, key, name, m)) for key in keys]
-        body.append(el("tr", el("th", label(p["start"]), scope="row"), cells))
-      table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-      n = format.count(lookup(study, "sets", stage, name, "test", "n"), "test radiograph")
-      title = ", ".join(filter(None, [_panel_title(study, stage, name), n]))
-      parts.append(el("div", el("h3", title), el("div", table, cls="scroll"), cls="evaluator"))
-  if not parts:
+        cells.append(score_cell(lookup(p, "sets", panel.name, m)))
+        cells += [gain_cell(lookup(p, key, panel.name, m)) for key in keys if m in PAIRED]
+      rows.append(blocks.row(label(p["start"]), cells))
+    columns = blocks.columns("Begun", *titles)
+    tables.append(study_page.test_table(panel.title, {"test": panel.test}, columns, rows))
+  if not tables:
     return None
   multiple_seeds = len(study.get("seeds") or ()) > 1
   note = (
     "Scores: mean over seeds, from the lowest to the highest. "
     if multiple_seeds
     else "Scores with 95 % intervals. "
-  ) + page_parts.GAINS
-  return el("div", parts, el("p", note, cls="note"))
+  ) + study_page.GAINS
+  return el("div", tables, blocks.note(note))
 
 
 def _stages(study: Facts) -> Html:
@@ -249,17 +235,16 @@ def _stages(study: Facts) -> Html:
         "tr",
         el("th", row["name"], scope="row", cls="nowrap"),
         el("td", label(row["begins"]), cls="nowrap"),
-        [el("td", c or "\N{EN DASH}", cls="num") for c in cells],
+        [blocks.number(c or "\N{EN DASH}") for c in cells],
         el("td", _feature_scores(row) or "\N{EN DASH}"),
       )
     )
-  header = [el("th", h, scope="col", cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)]
-  table = el("table", el("thead", el("tr", header)), el("tbody", body), cls="parts")
+  columns = [blocks.column(h, cls="num" if 2 <= i < 5 else None) for i, h in enumerate(head)]
   note = (
     "Frozen features: AUROC of test images by neighbours and by linear probe, of the network "
     "that the stage began with, and of that which it left."
   )
-  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note"))
+  return el("div", blocks.table(columns, body, "parts"), blocks.note(note))
 
 
 def _feature_scores(row: Facts) -> list[Any]:
@@ -276,7 +261,7 @@ def _feature_scores(row: Facts) -> list[Any]:
         el(
           "div",
           f"{where}{head_name(head)} {old} \N{RIGHTWARDS ARROW} ",
-          el("span", new, " ", page_parts.SIGNS.get(outcome, ""), cls=style),
+          el("span", new, " ", study_page.SIGNS.get(outcome, ""), cls=style),
           cls="nowrap",
         )
       )
@@ -286,40 +271,20 @@ def _feature_scores(row: Facts) -> list[Any]:
 def _test_images(run: runs.Run, study: Facts) -> Html:
   with_device: Facts = next((row for row in study.get("rows", []) if row.get("device")), {})
   rows = [
-    ("Device", naming.device_name(run) or page_parts.device(with_device)),
+    ("Device", naming.device_name(run) or study_page.device(with_device)),
     ("Seeds of the last stages", ", ".join(map(str, study.get("seeds") or ()))),
   ]
-  cards = [el("div", fact_tables.pairs((k, v) for k, v in rows if v), cls="card")]
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      cards.append(
-        el(
-          "div",
-          el("h3", _panel_title(study, stage, name)),
-          fact_tables.pairs(
-            fact_tables.rows(dict(lookup(study, "sets", stage, name, "test") or {}))
-          ),
-          cls="card",
-        )
-      )
-  return el("div", cards, cls="cards")
+  return study_page.cards(rows, [(panel.title, panel.test) for panel in _panels(study)])
 
 
 def table(study: Facts) -> str:
   """Terminal tables, one per last stage and test set."""
   tables = []
-  for stage in _last_stages(study):
-    for name in _test_sets(study, stage):
-      metric = _main_metric(study, stage, name)
-      if metric:
-        lines = [[_panel_title(study, stage, name), format.measure(metric), *AGAINST.values()]]
-        for p in _points(study, stage):
-          lines.append(
-            [
-              label(p["start"]),
-              format.estimate(estimate(lookup(p, "sets", name, metric)), "-"),
-              *(page_parts.plain_gain(lookup(p, k, name, metric)) for k in AGAINST),
-            ]
-          )
-        tables.append("\n".join(page_parts.aligned(lines)))
+  for panel in _main_panels(study):
+    lines = [[panel.title, format.measure(panel.main), *AGAINST.values()]]
+    for p in panel.points:
+      value = format.estimate(estimate(lookup(p, "sets", panel.name, panel.main)), "-")
+      gains = (study_page.plain_gain(lookup(p, k, panel.name, panel.main)) for k in AGAINST)
+      lines.append([label(p["start"]), value, *gains])
+    tables.append("\n".join(terminal.aligned(lines)))
   return "\n\n".join(tables) + "\n95 % intervals; gains are paired, + or - where 0 is left out"

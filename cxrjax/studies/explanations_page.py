@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format, line_chart, pictures
+from cxrjax.report import terminal
+from cxrjax.report.html import blocks, forest_chart, format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup, number
+from cxrjax.report.run_files import estimate, lookup, number
 from cxrjax.report.sections import fact_tables, saliency
 from cxrjax.report.sections.details import reproduction
 from cxrjax.report.sections.saliency import MEASURES, NAMES
-from cxrjax.studies import page_parts
+from cxrjax.studies import study_page
 
 Facts = Mapping[str, Any]
 STYLES = ("s1", "s2", "s4", "s5", "s6", "s7", "s8")
@@ -32,8 +33,8 @@ LIKE_RANDOM = 0.5
 
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
-  study = page_parts.facts(run, "explain")
-  return page_parts.document(
+  study = run.mapping("explain")
+  return study_page.document(
     run,
     lambda: _title(study),
     "cxrjax explanation of runs",
@@ -54,7 +55,7 @@ def render(run: runs.Run) -> str:
   )
 
 
-write = functools.partial(page_parts.write, render)
+write = functools.partial(study_page.write, render)
 
 
 def _names(study: Facts) -> list[str]:
@@ -112,14 +113,14 @@ def _target_phrase(study: Facts) -> str:
 
 
 def _verdicts(study: Facts) -> list[list[Any]]:
-  """A sentence per run: share of its maps on the lungs, by the first available method of `TOLD`."""
+  """A sentence per run: share of its maps on the lungs, by the first available of `SUMMARIZED`."""
   if not _has_lung_scores(study):
     return []
   method = next(m for m in SUMMARIZED if m in study["methods"])
   texts = []
   for name in _names(study):
-    ratio = page_parts.estimate(lookup(study, "scores", name, method, "all", RATIO))
-    energy = page_parts.estimate(lookup(study, "scores", name, method, "all", "energy"))
+    ratio = estimate(lookup(study, "scores", name, method, "all", RATIO))
+    energy = estimate(lookup(study, "scores", name, method, "all", "energy"))
     if not math.isfinite(ratio.value):
       continue
     amount = "more" if ratio.low > 1 else "less" if ratio.high < 1 else "as much"
@@ -136,11 +137,11 @@ def _verdicts(study: Facts) -> list[list[Any]]:
     ]
     gain = lookup(study, "differences", name, method, RATIO)
     if gain is not None:
-      g = page_parts.estimate(gain)
+      g = estimate(gain)
       n = format.count(gain.get("n"), "image")
       text += [
-        f" Its ratio is {page_parts.signed(g.value)} ({page_parts.signed(g.low)} to "
-        f"{page_parts.signed(g.high)}) from that of {study['reference']}, on the {n} that give "
+        f" Its ratio is {study_page.signed(g.value)} ({study_page.signed(g.low)} to "
+        f"{study_page.signed(g.high)}) from that of {study['reference']}, on the {n} that give "
         "both a score."
       ]
     texts.append(text)
@@ -173,7 +174,7 @@ def _lungs(study: Facts) -> Html | None:
   if len(classes) > 1:
     charts += [_forest(study, c, f"Images of {c}", keys) for c in classes[:4]]
   body: list[Html | None] = [
-    el("p", saliency.MEANING, cls="note"),
+    blocks.note(saliency.MEANING),
     el("div", charts, cls=f"charts {'two' if len(charts) % 3 else 'three'}"),
   ]
   for name in names:
@@ -189,14 +190,11 @@ def _forest(study: Facts, part: str, title: str, keys: list[tuple[str, str]]) ->
   path = ("all",) if part == "all" else ("classes", part)
   rows = []
   for method in study["methods"]:
-    estimates = [
-      (style, page_parts.estimate(lookup(study, "scores", name, method, *path, RATIO)))
-      for style, name in keys
-    ]
+    values = [lookup(study, "scores", name, method, *path, RATIO) for _, name in keys]
     marks = [
-      forest_chart.Mark(e.value, e.low, e.high, style)
-      for style, e in estimates
-      if math.isfinite(e.value)
+      study_page.mark(value, style)
+      for (style, _), value in zip(keys, values, strict=True)
+      if math.isfinite(estimate(value).value)
     ]
     rows.append(forest_chart.Row(SHORT.get(method, NAMES[method]), marks))
   return forest_chart.chart(
@@ -214,9 +212,7 @@ def _undefined(study: Facts, name: str) -> Html | None:
     for m in study["methods"]
     for reason, n in (study["scores"][name][m].get("undefined") or {}).items()
   ]
-  return (
-    el("p", "Images without a score: " + "; ".join(reasons) + ".", cls="note") if reasons else None
-  )
+  return blocks.note("Images without a score: " + "; ".join(reasons) + ".") if reasons else None
 
 
 def _differences(study: Facts, name: str) -> Html:
@@ -226,24 +222,23 @@ def _differences(study: Facts, name: str) -> Html:
     n = lookup(study, "differences", name, method, RATIO, "n")
     return f" ({format.count(n, 'image')})" if n else ""
 
-  head = [
-    el("th", "Measure", scope="col"),
-    *(el("th", NAMES[m], el("small", images(m)), scope="col", cls="num") for m in study["methods"]),
-  ]
-  body = [
-    el(
-      "tr",
-      el("th", title, scope="row"),
+  columns = blocks.columns(
+    "Measure", *([NAMES[m], el("small", images(m))] for m in study["methods"])
+  )
+  rows = [
+    blocks.row(
+      title,
       *(
-        page_parts.gain_cell(lookup(study, "differences", name, m, measure))
+        study_page.gain_cell(lookup(study, "differences", name, m, measure))
         for m in study["methods"]
       ),
     )
     for measure, title in MEASURES.items()
   ]
-  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-  title = f"{name} minus {study['reference']}, on the images that give both a score"
-  return el("div", el("h3", title), el("div", table, cls="scroll"))
+  return blocks.titled(
+    f"{name} minus {study['reference']}, on the images that give both a score",
+    blocks.table(columns, rows, study_page.STACKED),
+  )
 
 
 def _maps(run: runs.Run, study: Facts) -> Html | None:
@@ -257,11 +252,8 @@ def _maps(run: runs.Run, study: Facts) -> Html | None:
   for k, image in enumerate(arrays["image"]):
     label = str(arrays["label"][k]) or f"radiograph {k + 1}"
     mask = arrays["mask"][k] if "mask" in arrays else None
-    plain = el(
-      "figure",
-      pictures.picture(saliency.draw_outline(image, mask), label, 240),
-      el("figcaption", label),
-    )
+    picture = pictures.picture(saliency.draw_outline(image, mask), label, 240)
+    plain = blocks.figure(picture, label)
     overlays = []
     for m in methods:
       for i, name in enumerate(names):
@@ -298,7 +290,6 @@ def _mean_maps(run: runs.Run, study: Facts) -> Html | None:
 def _sanity_check(study: Facts) -> Html | None:
   """Sanity check: rank correlations with the maps of random weights."""
   names = _names(study)
-  head = [el("th", "Map", scope="col"), *(el("th", n, scope="col", cls="num") for n in names)]
   body, resembling = [], []
   for m in study["methods"]:
     cells = []
@@ -315,7 +306,7 @@ def _sanity_check(study: Facts) -> Html | None:
           title=f"{correlation.get('n')} images",
         )
       )
-    body.append(el("tr", el("th", NAMES[m], scope="row"), *cells))
+    body.append(blocks.row(NAMES[m], *cells))
   counts = [lookup(study, "random", name, m, "n") for name in names for m in study["methods"]]
   n = max((int(count or 0) for count in counts), default=0)
   text = (
@@ -333,10 +324,10 @@ def _sanity_check(study: Facts) -> Html | None:
     if resembling
     else None
   )
-  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
   if 0 in counts:
     text += " n/a: random weights give flat maps, which nothing resembles."
-  return el("div", el("p", text, cls="note"), warn, el("div", table, cls="scroll"))
+  table = blocks.table(blocks.columns("Map", *names), body, study_page.STACKED)
+  return el("div", blocks.note(text), warn, table)
 
 
 def _runs(study: Facts) -> Html:
@@ -353,14 +344,7 @@ def _runs(study: Facts) -> Html:
       "step": r.get("step"),
       "workdir": r.get("workdir"),
     }
-    cards.append(
-      el(
-        "div",
-        el("h3", str(r["name"])),
-        fact_tables.pairs(fact_tables.rows({k: v for k, v in rows.items() if v not in ("", None)})),
-        cls="card",
-      )
-    )
+    cards.append(fact_tables.card(fact_tables.rows(rows), str(r["name"])))
   return el("div", cards, cls="cards")
 
 
@@ -374,7 +358,7 @@ def table(study: Facts) -> str:
       [
         name,
         *(
-          format.estimate(page_parts.estimate(lookup(study, "scores", name, m, "all", RATIO)), "-")
+          format.estimate(estimate(lookup(study, "scores", name, m, "all", RATIO)), "-")
           for m in study["methods"]
         ),
       ]
@@ -384,14 +368,14 @@ def table(study: Facts) -> str:
         [
           f"  minus {study['reference']}",
           *(
-            page_parts.plain_gain(lookup(study, "differences", name, m, RATIO))
+            study_page.plain_gain(lookup(study, "differences", name, m, RATIO))
             for m in study["methods"]
           ),
         ]
       )
   return "\n".join(
     [
-      *page_parts.aligned(lines),
+      *terminal.aligned(lines),
       "1 by chance; 95 % intervals in brackets, differences paired, over patients",
     ]
   )

@@ -8,34 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.report import naming
+from cxrjax.report import naming, terminal
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format, line_chart
+from cxrjax.report.html import blocks, forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup, number
-from cxrjax.report.sections import fact_tables
-from cxrjax.studies import page_parts
+from cxrjax.report.run_files import estimate, lookup, number
+from cxrjax.studies import study_page
 from cxrjax.studies.comparison_charts import set_name
-from cxrjax.studies.page_parts import estimate, gain_cell, score_cell, verdict
+from cxrjax.studies.study_page import by_verdict, gain_cell, score_cell
 
 Facts = Mapping[str, Any]
 CHARTED = ("auroc", "accuracy", "balanced_accuracy")
 TABLED = (*CHARTED, "f1")
+PAIRED = ("auroc", "accuracy")  # metrics whose gains are tabled, too
 OTHERS = ("s1", "s2", "s4", "s1 dash", "s2 dash", "s4 dash", "s1 dots", "s2 dots", "s4 dots")
 
 
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
-  study = page_parts.facts(run, "sweep")
+  study = run.mapping("sweep")
   ranges = _has_seed_ranges(study)
   band = (
     "a band from the lowest to the highest seed" if ranges else "95 % intervals of the test images"
   )
-  return page_parts.document(
+  return study_page.document(
     run,
     lambda: _title(study),
     "cxrjax label efficiency",
-    [lambda: _summary(study), lambda: page_parts.callouts(run, study, _run_name)],
+    [lambda: _summary(study), lambda: study_page.callouts(run, study, _run_name)],
     [
       (
         "curves",
@@ -55,12 +55,12 @@ def render(run: runs.Run) -> str:
       ),
       ("table", "In numbers", "", lambda: _tables(study)),
       ("how", "How it was done", "", lambda: _setup(run, study)),
-      ("again", "Run it again", "", lambda: page_parts.again(run, study, _run_name)),
+      ("again", "Run it again", "", lambda: study_page.again(run, study, _run_name)),
     ],
   )
 
 
-write = functools.partial(page_parts.write, render)
+write = functools.partial(study_page.write, render)
 
 
 def _run_name(row: Facts) -> str:
@@ -83,7 +83,7 @@ def _title(study: Facts) -> str:
 def _summary(study: Facts) -> Html:
   """The comparison in words, and with which shares of the labels a start is better."""
   curves, reference = list(study.get("curves") or ()), study.get("reference")
-  finished = [row for row in page_parts.with_status(study) if row.get("curve")]
+  finished = [row for row in study_page.with_status(study) if row.get("curve")]
   shares = study.get("fractions") or ()
   seeds = format.count(len(study.get("seeds") or ()), "seed")
   if study.get("folds"):
@@ -105,12 +105,12 @@ def _summary(study: Facts) -> Html:
   for name in study.get("sets", {}):
     paragraphs.append(_reference_scores(study, name))
     for curve in curves:
-      groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
-      for point in _points(study, curve):
-        gain = lookup(point, "gains", name, "auroc")
-        if outcome := verdict(gain):
-          value = page_parts.signed(estimate(gain).value)
-          groups[outcome].append(f"{point['fraction']} ({value})")
+      gains = [
+        (gain, f"{p['fraction']} ({study_page.signed(estimate(gain).value)})")
+        for p in _points(study, curve)
+        if (gain := lookup(p, "gains", name, "auroc"))
+      ]
+      groups = by_verdict(gains)
       text: list[Any] = []
       for outcome, word, style in (
         ("above", "above", "up"),
@@ -127,11 +127,9 @@ def _summary(study: Facts) -> Html:
         paragraphs.append(el("p", f"From {curve}, against {reference}: ", text, "."))
   if len(curves) > 1:
     paragraphs.append(
-      el(
-        "p",
+      blocks.note(
         "In brackets the difference of AUROCs (0.5 is guessing, 1 perfect). "
-        "Undecided: its 95 % interval holds 0.",
-        cls="note",
+        "Undecided: its 95 % interval holds 0."
       )
     )
   return el("div", paragraphs, cls="summary")
@@ -222,66 +220,36 @@ def _gains(study: Facts) -> Html | None:
   for name in study.get("sets", {}):
     for curve in study["curves"]:
       shown = [
-        forest_chart.Row(p["fraction"], [page_parts.gain_mark(gain)])
+        forest_chart.Row(p["fraction"], [study_page.gain_mark(gain)])
         for p in _points(study, curve)
         if (gain := lookup(p, "gains", name, "auroc"))
       ]
+      title = f"{set_name(study, name)}: {curve} less {study['reference']}"
       if shown:
-        figures.append(
-          forest_chart.chart(
-            f"{set_name(study, name)}: {curve} less {study['reference']}",
-            shown,
-            page_parts.VERDICTS,
-            x_label="difference of AUROC",
-            levels=[page_parts.zero()],
-          )
-        )
+        figures.append(study_page.gain_chart(title, shown, "difference of AUROC"))
   return el("div", figures, cls="charts") if figures else None
 
 
 def _tables(study: Facts) -> Html | None:
   """One table per test set, rows grouped by the share of the labels."""
   ranges = _has_seed_ranges(study)
-  parts = []
+  tables = []
   for name, test_set in study.get("sets", {}).items():
     known = {m for p in study["points"] for m in p["sets"].get(name, {})}
     metrics = [m for m in TABLED if m in known]
-    head = [el("th", "Labels", scope="col")]
+    titles = []
     for metric in metrics:
-      head.append(el("th", format.measure(metric), scope="col", cls="num"))
-      if metric in ("auroc", "accuracy"):
-        head.append(el("th", f"gain over {study['reference']}", scope="col", cls="num"))
-    body = []
-    for share in study["fractions"]:
-      points = [p for p in study["points"] if p["fraction"] == share]
-      if not points:
-        continue
-      n = format.count(points[0].get("labelled"), "radiograph")
-      body.append(
-        el("tr", el("th", f"{share}, {n}", scope="rowgroup", colspan=len(head)), cls="group")
-      )
-      for point in points:
-        body.append(_table_row(point["curve"], point, name, metrics))
-        if lookup(point, "ensembles", name):
-          body.append(
-            _table_row(
-              f"{point['curve']}, {len(study['seeds'])} seeds as an ensemble",
-              {"sets": point["ensembles"]},
-              name,
-              metrics,
-            )
-          )
-    table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-    n = format.count(lookup(test_set, "test", "n"), "test radiograph")
-    parts.append(
-      el(
-        "div",
-        el("h3", ", ".join(filter(None, [set_name(study, name), n]))),
-        el("div", table, cls="scroll"),
-        cls="evaluator",
-      )
-    )
-  if not parts:
+      titles.append(format.measure(metric))
+      if metric in PAIRED:
+        titles.append(f"gain over {study['reference']}")
+    rows = [
+      row
+      for share in study["fractions"]
+      for row in _share_rows(study, share, name, metrics, 1 + len(titles))
+    ]
+    columns = blocks.columns("Labels", *titles)
+    tables.append(study_page.test_table(set_name(study, name), test_set, columns, rows))
+  if not tables:
     return None
   note = (
     "Scores: "
@@ -291,49 +259,57 @@ def _tables(study: Facts) -> Html | None:
       if any(p.get("ensembles") for p in study["points"])
       else ""
     )
-    + page_parts.GAINS
+    + study_page.GAINS
     + (" They do not speak of other seeds; the ranges of the scores do." if ranges else "")
   )
-  return el("div", parts, el("p", note, cls="note"))
+  return el("div", tables, blocks.note(note))
+
+
+def _share_rows(study: Facts, share: str, name: str, metrics: list[str], span: int) -> list[Html]:
+  """Rows of one share of the labels: every start, and its ensemble."""
+  points = [p for p in study["points"] if p["fraction"] == share]
+  if not points:
+    return []
+  n = format.count(points[0].get("labelled"), "radiograph")
+  rows = [blocks.group(f"{share}, {n}", span)]
+  for point in points:
+    rows.append(_table_row(point["curve"], point, name, metrics))
+    if lookup(point, "ensembles", name):
+      title = f"{point['curve']}, {len(study['seeds'])} seeds as an ensemble"
+      rows.append(_table_row(title, {"sets": point["ensembles"]}, name, metrics))
+  return rows
 
 
 def _table_row(title: str, point: Facts, name: str, metrics: list[str]) -> Html:
   cells = []
   for metric in metrics:
     cells.append(score_cell(lookup(point, "sets", name, metric)))
-    if metric in ("auroc", "accuracy"):
+    if metric in PAIRED:
       cells.append(gain_cell(lookup(point, "gains", name, metric)))
-  return el("tr", el("th", title, scope="row"), cells)
+  return blocks.row(title, cells)
 
 
 def _setup(run: runs.Run, study: Facts) -> Html:
-  size = format.compact(study.get("parameters"))
   starts = {
     row["init"]: lookup(row, "start", "summary")
     for row in study.get("rows", [])
     if row.get("start")
   }
   rows = [
-    ("Network", f"{study.get('model') or ''}, {size} parameters" if size else ""),
+    study_page.network(study),
     (
       "Images",
       f"{format.count(study.get('image_size'))} pixels" if study.get("image_size") else "",
     ),
     ("Labels of", str(study.get("data") or "")),
     ("Seeds", ", ".join(map(str, study.get("seeds") or ()))),
-    ("Device", naming.device_name(run) or page_parts.device(study)),
-    *((f"Start {name}", str(text)) for name, text in starts.items() if text),
+    ("Device", naming.device_name(run) or study_page.device(study)),
+    *((f"Start {name}", text) for name, text in starts.items()),
   ]
-  cards = [el("div", fact_tables.pairs((k, v) for k, v in rows if v), cls="card")]
-  for name, test_set in study.get("sets", {}).items():
-    cards.append(
-      el(
-        "div",
-        el("h3", set_name(study, name)),
-        fact_tables.pairs(fact_tables.rows(dict(test_set.get("test") or {}))),
-        cls="card",
-      )
-    )
+  sets = [
+    (set_name(study, name), dict(test_set.get("test") or {}))
+    for name, test_set in study.get("sets", {}).items()
+  ]
   folds = ""
   if study.get("folds"):
     folds = (
@@ -347,7 +323,7 @@ def _setup(run: runs.Run, study: Facts) -> Html:
     f"larger ones. {folds}The checkpoint is chosen on validation images, which are not "
     "divided; the test images are looked at once."
   )
-  return el("div", el("p", note, cls="note"), el("div", cards, cls="cards"))
+  return el("div", blocks.note(note), study_page.cards(rows, sets))
 
 
 def table(study: Facts) -> str:
@@ -364,7 +340,7 @@ def table(study: Facts) -> str:
           point["curve"],
           f"{point['fraction']} ({format.count(point.get('labelled'))})",
           format.estimate(estimate(metrics.get("auroc")), "-"),
-          page_parts.plain_gain(lookup(point, "gains", name, "auroc")),
+          study_page.plain_gain(lookup(point, "gains", name, "auroc")),
           format.estimate(estimate(metrics.get("accuracy")), "-"),
         ]
       )
@@ -373,7 +349,7 @@ def table(study: Facts) -> str:
           format.estimate(estimate(ensemble.get(metric)), "-") for metric in ("auroc", "accuracy")
         )
         lines.append(["  as an ensemble", "", auroc, "", accuracy])
-    tables.append("\n".join(page_parts.aligned(lines)))
+    tables.append("\n".join(terminal.aligned(lines)))
   ranges = _has_seed_ranges(study)
   note = "scores: mean (lowest - highest seed)" if ranges else "scores: 95 % intervals"
   return "\n\n".join(tables) + f"\n{note}; gains: paired 95 % intervals over test images"

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format
+from cxrjax.report import terminal
+from cxrjax.report.html import blocks, forest_chart, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import lookup, number
+from cxrjax.report.run_files import estimate, lookup, number
 from cxrjax.report.sections import curves, fact_tables
 from cxrjax.report.sections.details import reproduction
-from cxrjax.studies import page_parts
+from cxrjax.studies import study_page
 from cxrjax.studies.comparison_charts import set_name
-from cxrjax.studies.page_parts import estimate
 
 Facts = Mapping[str, Any]
 SUMMARIZED = ("auroc", "accuracy", "dice")  # metrics of the summary and charts
@@ -25,9 +25,9 @@ CHANGES = 60  # most config keys that are listed per run
 
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
-  study = page_parts.facts(run, "compare_runs")
+  study = run.mapping("compare_runs")
   reference = study.get("reference")
-  return page_parts.document(
+  return study_page.document(
     run,
     lambda: _title(study),
     "cxrjax comparison of runs",
@@ -49,7 +49,7 @@ def render(run: runs.Run) -> str:
   )
 
 
-write = functools.partial(page_parts.write, render)
+write = functools.partial(study_page.write, render)
 
 
 def _other_runs(study: Facts) -> list[str]:
@@ -73,21 +73,21 @@ def _summary(study: Facts) -> Html:
   ]
   for name, test_set in study["sets"].items():
     n = format.count(lookup(test_set, "test", "n"), "test radiograph")
-    metrics = [m for m in _overall_metrics(test_set) if format.parts(m)[1] in SUMMARIZED]
+    metrics = [m for m in _overall_metrics(test_set) if format.split(m)[1] in SUMMARIZED]
     for other in _other_runs(study):
       text: list[Any] = []
       for metric in metrics[:3]:
         gain = lookup(test_set, "metrics", metric, "gains", other)
         if gain is None or not math.isfinite(estimate(gain).value):
           continue
-        style = {"above": "up", "below": "down"}.get(page_parts.verdict(gain))
+        style = {"above": "up", "below": "down"}.get(study_page.verdict(gain))
         title = format.title(metric)
         title = title if title[:2].isupper() else title[:1].lower() + title[1:]
         text += [
           ", " if text else "",
           title,
           " ",
-          el("b", page_parts.signed(estimate(gain).value), cls=style),
+          el("b", study_page.signed(estimate(gain).value), cls=style),
           f" ({p_text(gain.get('p'))})",
         ]
       if text:
@@ -102,11 +102,9 @@ def _summary(study: Facts) -> Html:
           )
         )
   paragraphs.append(
-    el(
-      "p",
+    blocks.note(
       "p: how often a difference this large would come of chance alone, had both "
-      "runs the same skill. Coloured where the 95 % interval leaves out 0.",
-      cls="note",
+      "runs the same skill. Coloured where the 95 % interval leaves out 0."
     )
   )
   return el("div", paragraphs, cls="summary")
@@ -127,22 +125,18 @@ def _gains(study: Facts) -> Html | None:
   figures = []
   for name, test_set in study["sets"].items():
     metrics = [
-      m for m in _overall_metrics(test_set) if format.parts(m)[1] not in format.LOWER_IS_BETTER
+      m for m in _overall_metrics(test_set) if format.split(m)[1] not in format.LOWER_IS_BETTER
     ]
     for other in _other_runs(study):
       rows = [
-        forest_chart.Row(_short_name(m), [page_parts.gain_mark(gain)])
+        forest_chart.Row(_short_name(m), [study_page.gain_mark(gain)])
         for m in metrics
         if (gain := lookup(test_set, "metrics", m, "gains", other))
         and math.isfinite(estimate(gain).value)
       ]
       if rows:
         title = set_name(study, name) + (f": {other}" if len(_other_runs(study)) > 1 else "")
-        figures.append(
-          forest_chart.chart(
-            title, rows, page_parts.VERDICTS, x_label="difference", levels=[page_parts.zero()]
-          )
-        )
+        figures.append(study_page.gain_chart(title, rows, "difference"))
   return _chart_grid(figures)
 
 
@@ -175,25 +169,22 @@ def _roc_curves(run: runs.Run, study: Facts) -> Html | None:
 
 def _short_name(metric: str) -> str:
   """A metric's name, short enough for the margin of a forest plot."""
-  head, measure, _ = format.parts(metric)
+  head, measure, _ = format.split(metric)
   name = {"balanced_accuracy": "Bal. accuracy", "hm": "HM"}.get(measure, format.measure(measure))
   return f"{head} {name}".strip()
 
 
 def _scores(study: Facts) -> Html | None:
-  """Charts of the `TOLD` metrics of all runs, up to three per test set."""
+  """Charts of the `SUMMARIZED` metrics of all runs, up to three per test set."""
   figures = []
   for name, test_set in study["sets"].items():
-    for metric in [m for m in _overall_metrics(test_set) if format.parts(m)[1] in SUMMARIZED][:3]:
+    for metric in [m for m in _overall_metrics(test_set) if format.split(m)[1] in SUMMARIZED][:3]:
       rows = []
       for i, r in enumerate(study["runs"]):
-        e = estimate(lookup(test_set, "metrics", metric, "runs", r["name"]))
-        if math.isfinite(e.value):
-          rows.append(
-            forest_chart.Row(
-              str(r["name"]), [forest_chart.Mark(e.value, e.low, e.high, "s3" if i == 0 else "s1")]
-            )
-          )
+        value = lookup(test_set, "metrics", metric, "runs", r["name"])
+        if math.isfinite(estimate(value).value):
+          mark = study_page.mark(value, "s1" if i else "s3")
+          rows.append(forest_chart.Row(str(r["name"]), [mark]))
       if rows:
         figures.append(
           forest_chart.chart(
@@ -208,16 +199,16 @@ def _scores(study: Facts) -> Html | None:
 
 def _tables(study: Facts) -> Html:
   """One table per test set and run: both values, their difference, p."""
-  parts, others = [], _other_runs(study)
+  content, others = [], _other_runs(study)
   for name, test_set in study["sets"].items():
     n = format.count(lookup(test_set, "test", "n"), "test radiograph")
-    parts.append(el("h3", f"{set_name(study, name)}, {n}"))
+    content.append(el("h3", f"{set_name(study, name)}, {n}"))
     per_class = [m for m in test_set["metrics"] if format.of_class(m)]
     for other in others:
-      parts.append(_table(study, test_set, _overall_metrics(test_set), other))
+      content.append(_table(study, test_set, _overall_metrics(test_set), other))
     for other in others if per_class else ():
       title = "Per class" + (f", {other}" if len(others) > 1 else "")
-      parts.append(el("details", el("summary", title), _table(study, test_set, per_class, other)))
+      content.append(blocks.folded(title, _table(study, test_set, per_class, other)))
   methods = {
     g["method"]
     for test_set in study["sets"].values()
@@ -231,43 +222,35 @@ def _tables(study: Facts) -> Html:
     else ""
   )
   note = (
-    f"In brackets, 95 % intervals. {page_parts.SIGNS['above']} the interval of the difference "
-    f"lies on the better side of 0, {page_parts.SIGNS['below']} on the worse one. Tests: "
+    f"In brackets, 95 % intervals. {study_page.SIGNS['above']} the interval of the difference "
+    f"lies on the better side of 0, {study_page.SIGNS['below']} on the worse one. Tests: "
     f"{'; '.join(sorted(methods))}. p values are two-sided and speak of one metric at a time;"
     " intervals and p values speak of other test images, not of other seeds." + holm
   )
-  return el("div", parts, el("p", note, cls="note"))
+  return el("div", content, blocks.note(note))
 
 
 def _table(study: Facts, test_set: Facts, metrics: Sequence[str], other: str) -> Html:
   multiple = len(_other_runs(study)) > 1  # only then are p values corrected
   titles = [study["reference"], other, "Difference", "p", *(["p (Holm)"] if multiple else [])]
   p_keys = ["p", *(["p_holm"] if multiple else [])]
-  head = [
-    el("th", "Metric", scope="col"),
-    *(el("th", title, scope="col", cls="num") for title in titles),
-  ]
   body, group = [], None
   for metric in metrics:
     values = test_set["metrics"][metric]
-    prefix, measure, part = format.parts(metric)
+    prefix, measure, variant = format.split(metric)
     if prefix and prefix != group:
       group = prefix
-      body.append(
-        el("tr", el("th", format.head(prefix), scope="rowgroup", colspan=len(head)), cls="group")
-      )
+      body.append(blocks.group(format.head(prefix), 1 + len(titles)))
     gain = values["gains"].get(other)
     body.append(
-      el(
-        "tr",
-        el("th", format.measure(f"{measure}/{part}" if part else measure), scope="row"),
-        *(page_parts.score_cell(values["runs"].get(n)) for n in (study["reference"], other)),
-        page_parts.gain_cell(gain, measure in format.LOWER_IS_BETTER),
-        *(el("td", p_text(lookup(gain, key), ""), cls="num") for key in p_keys),
+      blocks.row(
+        format.measure(f"{measure}/{variant}" if variant else measure),
+        *(study_page.score_cell(values["runs"].get(n)) for n in (study["reference"], other)),
+        study_page.gain_cell(gain, measure in format.LOWER_IS_BETTER),
+        *(blocks.number(p_text(lookup(gain, key), "")) for key in p_keys),
       )
     )
-  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-  return el("div", table, cls="scroll")
+  return blocks.table(blocks.columns("Metric", *titles), body, study_page.STACKED)
 
 
 def p_text(value: Any, start: str = "p = ") -> str:
@@ -297,20 +280,8 @@ def _run_cards(study: Facts) -> Html:
       "took": format.duration(r.get("total_s")),
       "workdir": r.get("workdir"),
     }
-    command = el(
-      "details",
-      el("summary", "Command"),
-      el("pre", el("code", str(r.get("command") or "")), cls="command"),
-    )
-    cards.append(
-      el(
-        "div",
-        el("h3", str(r["name"])),
-        fact_tables.pairs(fact_tables.rows(rows)),
-        command,
-        cls="card",
-      )
-    )
+    command = blocks.folded("Command", study_page.command(str(r.get("command") or "")))
+    cards.append(fact_tables.card(fact_tables.rows(rows), str(r["name"]), command))
   lists = []
   for name, changes in (study.get("changed") or {}).items():
     items = [el("li", el("code", str(c))) for c in changes[:CHANGES]]
@@ -319,7 +290,7 @@ def _run_cards(study: Facts) -> Html:
     title = f"Config of {name}: " + (
       format.count(len(changes), "key differs", "keys differ") + f" from {study['reference']}'s"
     )
-    lists.append(el("details", el("summary", title), el("ul", items or [el("li", "none")])))
+    lists.append(blocks.folded(title, el("ul", items or [el("li", "none")])))
   return el("div", el("div", cards, cls="cards"), lists)
 
 
@@ -348,5 +319,5 @@ def table(study: Facts) -> str:
             p,
           ]
         )
-      blocks.append("\n".join(page_parts.aligned(lines)))
+      blocks.append("\n".join(terminal.aligned(lines)))
   return "\n\n".join([*blocks, "95 % intervals in brackets; differences are paired, over patients"])

@@ -23,16 +23,21 @@ from cxrjax.studies.launcher import Job
 PAIRED = ("auroc", "accuracy", "dice", "iou")  # metrics with differences paired by image
 
 
-def row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str, Any]:
-  """Facts of a run: status, training data, initial weights, and scores on each test set."""
+def run_facts(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str, Any]:
+  """Facts of a run of any study: name, command, status, and why it failed."""
   finished = run.fact("status") == "finished" and not why
-  facts: dict[str, Any] = {
+  return {
     "name": job.name,
     "command": job.command(workdir),
     "why": why,
     "status": "finished" if finished else "failed" if why else "waiting",
   }
-  if not finished:
+
+
+def row(job: Job, run: Run, workdir: pathlib.Path, why: str | None) -> dict[str, Any]:
+  """Facts of a run: status, training data, initial weights, and scores on each test set."""
+  facts = run_facts(job, run, workdir, why)
+  if facts["status"] != "finished":
     return facts
   start = {k: run.fact("init", k) for k in ("path", "source", "summary")}
   return facts | {
@@ -170,7 +175,7 @@ def ensemble(evaluator: str, ours: Sequence[Run]) -> dict[str, Interval]:
       return {}
   probabilities = np.mean([arrays["probability"] for arrays in predictions], 0)
   thresholds = np.mean([_thresholds(arrays) for arrays in predictions], 0)
-  return classification_metrics.judge(
+  return classification_metrics.evaluate(
     "",
     probabilities,
     first["labels"].astype(np.float64),
@@ -279,13 +284,6 @@ def gains(
         "most": max(by_seed),
       }
   return intervals
-
-
-def format_cell(value: Any) -> str:
-  """Formats a number for CSV with six significant digits; empty if unknown."""
-  if value is None or (isinstance(value, float) and not math.isfinite(value)):
-    return ""
-  return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def read(jobs: Sequence[Job], workdir: pathlib.Path) -> dict[str, Run]:

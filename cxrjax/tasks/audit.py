@@ -5,20 +5,20 @@ from __future__ import annotations
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
-from cxrjax.audit import images, page, statistics
-from cxrjax.audit.images import Pair, Part
+from cxrjax.audit import csv_tables, facts, findings, floors, images, page
+from cxrjax.audit.images import Pair, Place
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import environment
-from cxrjax.report.run_writer import FACTS, Writer
+from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.training import workdir as workdirs
 
 
@@ -49,7 +49,7 @@ def run(
     nonlocal began
     seconds[name], began = time.perf_counter() - began, time.perf_counter()
 
-  parts = images.open_parts(
+  splits = images.open_splits(
     data["sources"],
     data["splits"],
     size=data["size"],
@@ -60,20 +60,20 @@ def run(
     progress=progress,
   )
   lap("decode")
-  for part in parts:
-    say(f"data      {part.name}: {len(part.table)} images of {part.info.name}")
-  for note in dict.fromkeys(note for part in parts for note in part.info.notes):
+  for split in splits:
+    say(f"data      {split.title}: {len(split.table)} images of {split.info.name}")
+  for note in dict.fromkeys(note for split in splits for note in split.info.notes):
     say(f"note: {note}")
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged, and the data may have changed
   with Writer(workdir) as writer:
     writer.facts(
       command=command or " ".join(sys.argv),
-      started=page.now(),
+      started=now(),
       finished=None,
       status="running",
       **environment(),
     )
-    n_couples = len(parts) * (len(parts) + 1) // 2
+    n_couples = len(splits) * (len(splits) + 1) // 2
     with tqdm.tqdm(
       total=n_couples,
       desc="comparing",
@@ -82,43 +82,36 @@ def run(
       file=sys.stderr,
       dynamic_ncols=True,
     ) as bar:
-      pairs, looks = images.near_duplicates(
-        parts, config["same"], config["first"], config["looks"], bar.update
+      pairs, search = images.near_duplicates(
+        splits, config["same"], config["first"], config["looks"], bar.update
       )
     lap("compare")
-    findings = statistics.classify_images(parts)
+    appearance = findings.appearance(splits)
     lap("look")
-    copies = [p for p in pairs if p.r >= config["copy"]]
-    groups = images.group_numbers(parts, copies)
-    floors = statistics.floors(parts, images.owners(parts, groups), config["folds"])
+    groups = images.group_numbers(splits, [p for p in pairs if p.r >= config["copy"]])
+    aurocs = floors.floors(splits, images.owners(splits, groups), config["folds"])
     lap("floor")
-    crossing = images.crossing_patients(parts)
-    numbers = statistics.number_patients(parts)
-
-    _write_csv(workdir / "pairs.csv", statistics.pair_rows(parts, pairs, config["copy"]))
-    _write_csv(workdir / "patients.csv", statistics.patient_rows(parts, crossing, numbers))
-    _write_csv(workdir / "images.csv", statistics.image_rows(parts, findings, groups, numbers))
-    _write_csv(workdir / "floor.csv", statistics.floor_rows(floors))
-    facts = statistics.facts(parts, pairs, config["copy"], findings, crossing, numbers, floors)
-    shown = statistics.chosen(parts, pairs, config["shown"])
+    crossing = images.crossing_patients(splits)
+    audit = findings.Findings(splits, pairs, config["copy"], groups, appearance, crossing, aurocs)
+    save_table(workdir / "pairs.csv", csv_tables.pairs(audit))
+    save_table(workdir / "patients.csv", csv_tables.patients(audit))
+    save_table(workdir / "images.csv", csv_tables.images(audit))
+    save_table(workdir / "floor.csv", csv_tables.floors(audit))
+    shown = audit.shown_pairs(config["shown"])
+    audit_facts = facts.facts(audit, shown)
     device = jax.devices()[0]
     writer.facts(
-      audit=facts
-      | {
-        "pairs": facts["pairs"]
-        | looks
-        | {"shown": [statistics.pair_facts(parts, p, config["copy"]) for p in shown]}
-      },
+      audit=audit_facts | {"pairs": audit_facts["pairs"] | search},
       device={"platform": device.platform, "kind": device.device_kind, "devices": 1},
       settings={k: config[k] for k in ("copy", "same", "first", "looks", "folds")}
       | {"size": data["size"], "fit": data["fit"]},
       timing={f"{k}_s": v for k, v in seconds.items()},
       status="finished",
-      finished=page.now(),
+      finished=now(),
     )
-    writer.arrays("audit", **_pictures(parts, shown, findings))
+    writer.arrays("audit", **_pictures(audit, shown))
   report = page.write(workdir)
-  for line in statistics.summary(facts):
+  for line in facts.summary(audit_facts):
     say(line)
   say(f"report    {report}")
   return 0
@@ -141,20 +134,14 @@ def _check(config: Mapping[str, Any]) -> None:
       raise UserError(f"config.{key}={config[key]!r} must be a whole number from {least}")
 
 
-def _pictures(
-  parts: Sequence[Part], pairs: Sequence[Pair], findings: statistics.ImageFindings
-) -> dict[str, Any]:
+def _pictures(audit: findings.Findings, pairs: Sequence[Pair]) -> dict[str, Any]:
   """Images for the page, as gray levels."""
 
-  def picture(place: tuple[int, int]) -> np.ndarray:
-    part = parts[place[0]]
-    return part.images.gray([int(np.searchsorted(part.good, place[1]))])[0, ..., 0]
+  def picture(place: Place) -> np.ndarray:
+    split = audit.splits[place[0]]
+    return split.images.gray([int(np.searchsorted(split.good, place[1]))])[0, ..., 0]
 
   pictures: dict[str, list] = {"pairs": [(picture(p.a), picture(p.b)) for p in pairs]}
-  for kind, places in statistics.examples_by_defect(findings).items():
-    pictures[kind] = [picture(p) for p in places]
+  for defect in findings.DEFECTS:
+    pictures[defect] = [picture(place) for place in audit.examples(defect)]
   return {k: np.stack(v) for k, v in pictures.items() if v}
-
-
-def _write_csv(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
-  save_table(path, rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cxrjax.core.command import say
 from cxrjax.studies import comparison_page as page
-from cxrjax.studies import comparison_results, launcher
+from cxrjax.studies import comparison_results, launcher, results_table
 from cxrjax.studies.comparison_plan import Job, plan
 from cxrjax.training import workdir as workdirs
 
@@ -42,7 +42,7 @@ def run(
     begins=lambda job: f"{job.name}: {job.steps:,} steps of {job.batch_size} images",
     ended=lambda job, why: comparison_results.summary_line(job, workdir, why),
     collect=lambda failed: comparison_results.collect(jobs, workdir, failed),
-    rows=comparison_results.rows,
+    rows=results_table.of_comparison,
     page=page,
   )
   return launcher.run_jobs(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from cxrjax.report.naming import method_name, model_name, total_seconds
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import TRAINED, Run, environment, lookup
 from cxrjax.report.run_writer import FACTS, Writer, now
+from cxrjax.studies import results_table
 from cxrjax.studies import runs_page as page
 from cxrjax.studies.launcher import parse_runs
-from cxrjax.studies.transfer_results import format_cell, interval
+from cxrjax.studies.transfer_results import interval
 from cxrjax.training.workdir import differences, settle_config
 
 PLATFORM = "cpu"  # no network is run
@@ -60,7 +61,7 @@ def run(
     )
     for name in comparison["sets"]:
       writer.arrays(f"scores_{name}", **_roc_arrays(name, runs_by_name))
-  save_table(workdir / "table.csv", rows(comparison))
+  save_table(workdir / "table.csv", results_table.of_finished_runs(comparison))
   report = page.write(workdir)
   for note in comparison["notes"]:
     say(f"note: {note}")
@@ -284,7 +285,7 @@ def _difference(
   metric: str, ours: Mapping[str, TestScores], theirs: Mapping[str, TestScores]
 ) -> Difference | None:
   """Difference from the reference; None for metrics that single images do not determine."""
-  head, measure, class_name = format.parts(metric)
+  head, measure, class_name = format.split(metric)
   if head not in ours or head not in theirs:
     return None
   a, b = ours[head], theirs[head]
@@ -358,38 +359,3 @@ def _describe_run(name: str, run: Run) -> dict[str, Any]:
     "total_s": total_seconds(run),
     "command": run.fact("command"),
   }
-
-
-def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-  """CSV rows: a header and a line for every set, metric and run."""
-  yield (
-    "data",
-    "metric",
-    "run",
-    "value",
-    "low",
-    "high",
-    "n",
-    "undefined",
-    "reference",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p",
-    "p_holm",
-    "test",
-  )
-  for name, evaluation in found["sets"].items():
-    for metric, values in evaluation["metrics"].items():
-      for run_name, e in values["runs"].items():
-        gain = values["gains"].get(run_name) or {}
-        yield [
-          name,
-          metric,
-          run_name,
-          *(format_cell(e[k]) for k in ("value", "low", "high", "n")),
-          e.get("undefined", ""),
-          found["reference"] if gain else "",
-          *(format_cell(gain.get(k)) for k in ("value", "low", "high", "p", "p_holm")),
-          gain.get("method", ""),
-        ]

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cxrjax.config import overrides
@@ -21,9 +21,8 @@ from cxrjax.core.errors import UserError
 from cxrjax.report.html import format
 from cxrjax.report.naming import model_name
 from cxrjax.report.run_files import Run
-from cxrjax.studies import comparison_results, launcher, transfer_results
+from cxrjax.studies import comparison_results, launcher, results_table, transfer_results
 from cxrjax.studies import curriculum_page as page
-from cxrjax.studies.transfer_results import format_cell
 from cxrjax.training import workdir as workdirs
 
 PLATFORM = "cpu"  # of this process; the runs use the accelerator
@@ -87,7 +86,7 @@ def run(
     begins=lambda job: f"{job.name} begins with {job.start}",
     ended=lambda job, why: _end_line(job, workdir, why),
     collect=lambda failed: collect(jobs, workdir, failed),
-    rows=rows,
+    rows=results_table.of_curriculum,
     page=page,
   )
   earlier, last = (
@@ -299,52 +298,3 @@ def _end_line(job: Job, workdir: pathlib.Path, why: str | None) -> str:
     if m in values
   ]
   return ", ".join([f"{job.name}: {format.duration(row.get('total_s')) or 'finished'}", *parts])
-
-
-def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-  """CSV rows: a header and a line for every run, test set and metric; one for a failed run."""
-  yield (
-    "stage",
-    "begins_with",
-    "seed",
-    "status",
-    "images",
-    "epochs",
-    "data",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "total_s",
-    "why",
-    "command",
-    "run",
-  )
-  for row in found["rows"]:
-    start = [
-      row["stage"],
-      row["begins"],
-      row["seed"],
-      row["status"],
-      format_cell(row.get("images")),
-      format_cell(row.get("epochs")),
-    ]
-    end = [format_cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
-    lines = [
-      (name, metric, value)
-      for name, metrics in (row.get("sets") or {}).items()
-      for metric, value in metrics.items()
-    ]
-    lines += [
-      (name, f"{head}/auroc", values["trained"])
-      for name, heads in (row.get("features") or {}).items()
-      for head, values in heads.items()
-    ]
-    for name, metric, value in lines or [("", "", {})]:
-      yield [
-        *start,
-        name,
-        metric,
-        *(format_cell(value.get(k)) for k in ("value", "low", "high")),
-        *end,
-      ]

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cxrjax.config import overrides
@@ -18,8 +18,7 @@ from cxrjax.report.html import format
 from cxrjax.report.naming import model_name
 from cxrjax.report.run_files import Run
 from cxrjax.studies import label_efficiency_page as page
-from cxrjax.studies import launcher, transfer_results
-from cxrjax.studies.transfer_results import format_cell
+from cxrjax.studies import launcher, results_table, transfer_results
 from cxrjax.training import workdir as workdirs
 
 PLATFORM = "cpu"  # of this process; the runs use the accelerator
@@ -75,7 +74,7 @@ def run(
     begins=lambda job: f"{job.name} begins",
     ended=lambda job, why: _end_line(job, workdir, why),
     collect=lambda failed: collect(jobs, workdir, failed),
-    rows=rows,
+    rows=results_table.of_label_efficiency,
     page=page,
   )
   finetunings = [job for job in jobs if job.method]
@@ -352,68 +351,3 @@ def _end_line(job: Job, workdir: pathlib.Path, why: str | None) -> str:
   ]
   took = format.duration(row.get("total_s")) or "finished"
   return f"{job.name}: {took}; {', '.join(parts)}" if parts else f"{job.name}: {took}"
-
-
-def rows(found: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-  """CSV rows: a header and a line for every run, test set and metric; one for a failed run."""
-  yield (
-    "curve",
-    "init",
-    "fraction",
-    "labelled",
-    "seed",
-    "fold",
-    "status",
-    "data",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "total_s",
-    "why",
-    "command",
-    "run",
-  )
-  for point in found["points"]:
-    for name, metrics in point["ensembles"].items():
-      for metric, value in metrics.items():
-        yield [
-          point["curve"],
-          "",
-          point["fraction"],
-          format_cell(point["labelled"]),
-          "ensemble",
-          "",
-          "finished",
-          name,
-          metric,
-          *(format_cell(value.get(k)) for k in ("value", "low", "high")),
-          "",
-          "",
-          "",
-          "",
-        ]
-  for row in found["rows"]:
-    start = [
-      row["curve"],
-      row["init"],
-      row["fraction"],
-      format_cell(row.get("labelled")),
-      row["seed"],
-      row.get("fold", ""),
-      row["status"],
-    ]
-    end = [format_cell(row.get("total_s")), row["why"] or "", row["command"], row["name"]]
-    lines = [
-      (name, metric, value)
-      for name, metrics in (row.get("sets") or {}).items()
-      for metric, value in metrics.items()
-    ]
-    for name, metric, value in lines or [("", "", {})]:
-      yield [
-        *start,
-        name,
-        metric,
-        *(format_cell(value.get(k)) for k in ("value", "low", "high")),
-        *end,
-      ]

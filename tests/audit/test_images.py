@@ -46,9 +46,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parts(folder):
+def splits(folder):
   options = {"csv": "labels.csv", "patient_column": "patient"}
-  return images.open_parts(
+  return images.open_splits(
     [{"source": f"folder:{folder}", "options": options}],
     size=96,
     fit="squash",
@@ -57,53 +57,53 @@ def parts(folder):
   )
 
 
-def test_parts_are_splits_and_what_is_in_none(parts):
-  assert [(p.name, len(p.table)) for p in parts] == [("train", 13), ("test", 8), ("no split", 1)]
-  assert [len(p.good) for p in parts] == [11, 8, 1]
-  reasons = {parts[0].table.ids[row]: why for row, why in parts[0].bad.items()}
+def test_splits_and_what_is_in_none(splits):
+  assert [(p.title, len(p.table)) for p in splits] == [("train", 13), ("test", 8), ("no split", 1)]
+  assert [len(p.good) for p in splits] == [11, 8, 1]
+  reasons = {splits[0].table.ids[row]: why for row, why in splits[0].bad.items()}
   assert set(reasons) == {"gray.png", "broken.png"} and "blank" in reasons["gray.png"]
-  for part in parts:
-    assert [part.table.ids[i] for i in part.good] == list(part.images.ids)
+  for split in splits:
+    assert [split.table.ids[i] for i in split.good] == list(split.images.ids)
 
 
-def names(parts, pair):
-  return {parts[k].table.ids[row] for k, row in (pair.a, pair.b)}
+def names(splits, pair):
+  return {splits[k].table.ids[row] for k, row in (pair.a, pair.b)}
 
 
-def by_name(parts, values):
+def by_name(splits, values):
   return {
     name: v
-    for p, rows in zip(parts, values, strict=True)
+    for p, rows in zip(splits, values, strict=True)
     for name, v in zip(p.table.ids, rows, strict=True)
   }
 
 
-def test_near_duplicates_within_and_between(parts):
+def test_near_duplicates_within_and_between(splits):
   calls = []
-  pairs, looks = images.near_duplicates(parts, 0.9, advance=lambda: calls.append(1))
-  assert len(calls) == 6 and looks["compared"] > 0 and looks["looked"] >= 2
-  found = {frozenset(names(parts, p)): p for p in pairs}
+  pairs, search = images.near_duplicates(splits, 0.9, advance=lambda: calls.append(1))
+  assert len(calls) == 6 and search["compared"] > 0 and search["looked"] >= 2
+  found = {frozenset(names(splits, p)): p for p in pairs}
   assert set(found) == {frozenset({"im02.png", "again.jpg"}), frozenset({"im03.png", "twice.png"})}
   between, within = found.values() if pairs[0].a[0] != pairs[0].b[0] else reversed(found.values())
   assert between.same_patient is False and set(between.differ) == {"a", "b"}
   assert within.same_patient is True and within.differ == ()
 
-  groups = images.group_numbers(parts, pairs)
-  numbers = by_name(parts, groups)
+  groups = images.group_numbers(splits, pairs)
+  numbers = by_name(splits, groups)
   assert numbers["im02.png"] == numbers["again.jpg"] != numbers["im03.png"] == numbers["twice.png"]
   assert len(set(numbers.values())) == len(numbers) - 2
 
   # A fold may divide neither patients nor copies: Doe1 has im02, im03 and twice; Roe1 the copy.
-  owners = images.owners(parts, groups)
-  of = by_name(parts, owners)
+  owners = images.owners(splits, groups)
+  of = by_name(splits, owners)
   assert len({of[n] for n in ("im02.png", "im03.png", "twice.png", "again.jpg")}) == 1
   assert of["im00.png"] == of["im01.png"] == of["moved.png"] != of["im02.png"]
 
 
-def test_patients_in_several_splits(parts):
-  crossing = images.crossing_patients(parts)
+def test_patients_in_several_splits(splits):
+  crossing = images.crossing_patients(splits)
   assert [len(v) for v in crossing.values()] == [3]
-  assert {parts[k].table.ids[row] for k, row in next(iter(crossing.values()))} == {
+  assert {splits[k].table.ids[row] for k, row in next(iter(crossing.values()))} == {
     "im00.png",
     "im01.png",
     "moved.png",
@@ -111,26 +111,26 @@ def test_patients_in_several_splits(parts):
 
 
 def test_patients_whom_nobody_names_are_not_told_apart(folder):
-  parts = images.open_parts(
+  splits = images.open_splits(
     [{"source": f"folder:{folder}", "options": {"csv": "labels.csv"}}],
     size=96,
     bits=8,
     progress=False,
   )
-  known = parts[0].tells_patients  # the CSV's column `patient` is found by itself, or is not
-  pairs, _ = images.near_duplicates(parts, 0.9)
+  known = splits[0].tells_patients  # the CSV's column `patient` is found by itself, or is not
+  pairs, _ = images.near_duplicates(splits, 0.9)
   assert all((p.same_patient is None) == (not known) for p in pairs)
 
 
 def test_some_splits_only(folder):
   source = {"source": f"folder:{folder}", "options": {"csv": "labels.csv"}}
-  parts = images.open_parts([source], ["test"], size=64, progress=False)
-  assert [p.split for p in parts] == ["test"]
+  splits = images.open_splits([source], ["test"], size=64, progress=False)
+  assert [p.name for p in splits] == ["test"]
   with pytest.raises(UserError, match="no split 'tset'; did you mean 'test'"):
-    images.open_parts([source], ["tset"], size=64, progress=False)
+    images.open_splits([source], ["tset"], size=64, progress=False)
 
 
 def test_sources_of_one_name_are_numbered(tmp_path):
   source = {"source": "phantom", "options": {"n": 2, "size": 32}}
-  parts = images.open_parts([source, source], ["train"], size=32, progress=False)
-  assert [p.name for p in parts] == ["1 phantom train", "2 phantom train"]
+  splits = images.open_splits([source, source], ["train"], size=32, progress=False)
+  assert [p.title for p in splits] == ["1 phantom train", "2 phantom train"]

@@ -107,6 +107,11 @@ def test_no_cell_is_a_formula_and_every_cell_is_read_back():
       assert not any(cell.startswith("=") for cell in row)
 
 
+def test_records_are_rows_below_their_columns():
+  assert list(tables.rows("a b", [])) == [["a", "b"]]
+  assert list(tables.rows("a b", [{"b": 1, "c": 2}])) == [["a", "b"], ["", 1]]
+
+
 def test_a_flagfile_that_is_not_there_is_one_line():
   done = subprocess.run(
     [sys.executable, "-m", "cxrjax.main", "--flagfile=/nope\x1b"], capture_output=True, text=True

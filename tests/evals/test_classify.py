@@ -11,7 +11,7 @@ import sklearn.metrics as sk
 
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import SourceInfo
-from cxrjax.evals import classification_metrics, eval_splits
+from cxrjax.evals import classification_metrics, label_matching
 from cxrjax.evals.classify import DECISIONS, IN_VALIDATION, Evaluator
 from cxrjax.metrics import classification
 
@@ -288,10 +288,10 @@ def test_matching_findings_and_classes():
   nan = np.nan
   labels = np.array([[1, 0], [0, 1], [0, 0], [nan, 1], [1, 1]], np.float32)
   # Findings to findings: what is not known stays so.
-  found = eval_splits.match(labels, own(("a", "b"), False), own(("b", "c"), False), [])
+  found = label_matching.match(labels, own(("a", "b"), False), own(("b", "c"), False), [])
   np.testing.assert_array_equal(found, [[0, nan], [1, nan], [0, nan], [1, nan], [1, nan]])
   # Findings to exclusive classes: exactly one has to be there.
-  found = eval_splits.match(labels, own(("a", "b"), False), own(("b", "a"), True), notes := [])
+  found = label_matching.match(labels, own(("a", "b"), False), own(("b", "a"), True), notes := [])
   np.testing.assert_array_equal(found, [[0, 1], [1, 0], [nan, nan], [1, 0], [nan, nan]])
   assert "2 of 5 images" in notes[0]
 

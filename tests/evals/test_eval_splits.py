@@ -14,7 +14,7 @@ def load(data, tmp_path, **options):
 
 
 def patients_of(data):
-  return {part: set(data.patients(part)) for part in eval_splits.PARTS}
+  return {part: set(data.patients(part)) for part in eval_splits.SPLITS}
 
 
 def test_validation_is_carved_by_patient(fake, tmp_path):
@@ -28,7 +28,7 @@ def test_validation_is_carved_by_patient(fake, tmp_path):
   assert share["val"] == pytest.approx(share["train"], abs=0.1)
   assert "carved by patient" in data.notes[0]
   # Labels, patients and pixels belong together: brighter images are the positive ones.
-  for part in eval_splits.PARTS:
+  for part in eval_splits.SPLITS:
     key, rows = data.rows[part]
     level = data.images[key].pixels[rows].mean((1, 2, 3))
     positive = data.labels(part)[:, 1] == 1

@@ -56,7 +56,7 @@ def test_the_numbers_are_those_of_the_pieces(ready):
   # Thresholds come from validation, and decide the test images' metrics.
   used = result.facts["linear"]["threshold"][0]
   called = (result.arrays["linear"][:, 1] >= used).astype(int)
-  assert result.metrics["linear/f1"] == classification.f1(called, truth, 2, patients)
+  assert result.metrics["linear/f1"] == classification.score("f1", called, truth, 2, patients)
   assert set(result.metrics) == {
     f"{m}/{k}"
     for m in ("knn1", "knn5", "linear")

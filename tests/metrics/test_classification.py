@@ -23,10 +23,12 @@ def test_against_sklearn(classes):
   np.testing.assert_array_equal(
     c.confusion(predicted, truth, classes), sk.confusion_matrix(truth, predicted)
   )
-  assert c.accuracy(predicted, truth).value == pytest.approx(sk.accuracy_score(truth, predicted))
-  balanced = c.balanced_accuracy(predicted, truth, classes)
+  assert c.score("accuracy", predicted, truth).value == pytest.approx(
+    sk.accuracy_score(truth, predicted)
+  )
+  balanced = c.score("balanced_accuracy", predicted, truth, classes)
   assert balanced.value == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
-  f1 = c.f1(predicted, truth, classes)
+  f1 = c.score("f1", predicted, truth, classes)
   average = "binary" if classes == 2 else "macro"
   assert f1.value == pytest.approx(sk.f1_score(truth, predicted, average=average))
   for got in (balanced, f1):
@@ -37,10 +39,10 @@ def test_by_hand():
   # True positives 2, false negatives 1, false positives 1, true negatives 4.
   truth = np.array([1, 1, 1, 0, 0, 0, 0, 0])
   predicted = np.array([1, 1, 0, 1, 0, 0, 0, 0])
-  assert c.accuracy(predicted, truth).value == 6 / 8
-  assert c.balanced_accuracy(predicted, truth).value == pytest.approx((2 / 3 + 4 / 5) / 2)
-  assert c.f1(predicted, truth).value == pytest.approx(4 / 6)
-  got = c.accuracy(predicted, truth)
+  assert c.score("accuracy", predicted, truth).value == 6 / 8
+  assert c.score("balanced_accuracy", predicted, truth).value == pytest.approx((2 / 3 + 4 / 5) / 2)
+  assert c.score("f1", predicted, truth).value == pytest.approx(4 / 6)
+  got = c.score("accuracy", predicted, truth)
   assert (got.low, got.high) == intervals.wilson(0.75, 8) and got.method == "Wilson"
 
 
@@ -48,20 +50,20 @@ def test_patients_widen_the_interval():
   predicted, truth = data()
   patients = [str(i % 90) for i in range(360)]
   many = (np.tile(predicted, 4), np.tile(truth, 4))
-  for metric in (c.accuracy, c.balanced_accuracy, c.f1):
-    once, naive = metric(predicted, truth), metric(*many)
-    aware = metric(*many, patients=patients)
+  for measure in c.CRITERIA:
+    once, naive = c.score(measure, predicted, truth), c.score(measure, *many)
+    aware = c.score(measure, *many, patients=patients)
     assert aware.value == pytest.approx(once.value)
     assert aware.high - aware.low == pytest.approx(once.high - once.low, rel=0.1)
     assert naive.high - naive.low < 0.6 * (aware.high - aware.low)
-    assert aware == metric(*many, patients=patients)  # deterministic
+    assert aware == c.score(measure, *many, patients=patients)  # deterministic
 
 
 def test_perfect_decisions_keep_a_width():
   truth = np.array([0, 0, 0, 1, 1])
   patients = ["a", "a", "b", "c", "d"]
-  for metric, trials in ((c.accuracy, 4), (c.balanced_accuracy, 2), (c.f1, 2)):
-    got = metric(truth, truth, patients=patients)
+  for measure, trials in (("accuracy", 4), ("balanced_accuracy", 2), ("f1", 2)):
+    got = c.score(measure, truth, truth, patients=patients)
     assert got.value == got.high == 1.0
     assert got.low == pytest.approx(intervals.wilson(1.0, trials)[0])
     assert f"{trials} patients" in got.method
@@ -70,12 +72,14 @@ def test_perfect_decisions_keep_a_width():
 def test_undefined():
   ones = np.ones(3, np.int64)
   empty = np.zeros(0, np.int64)
-  assert "known label" in c.accuracy(empty, empty).undefined
-  assert c.balanced_accuracy(ones, ones).undefined == "no image of class 0"
-  assert c.f1(0 * ones, 0 * ones).undefined == "no positive image"
-  assert math.isnan(c.f1(ones, 0 * ones).value)
-  assert c.f1(ones, ones, 3).undefined == "no image of class 0"
-  assert c.f1(0 * ones, ones).value == 0.0  # positives exist and none is found: that is a zero
+  assert "known label" in c.score("accuracy", empty, empty).undefined
+  assert c.score("balanced_accuracy", ones, ones).undefined == "no image of class 0"
+  assert c.score("f1", 0 * ones, 0 * ones).undefined == "no positive image"
+  assert math.isnan(c.score("f1", ones, 0 * ones).value)
+  assert c.score("f1", ones, ones, 3).undefined == "no image of class 0"
+  assert (
+    c.score("f1", 0 * ones, ones).value == 0.0
+  )  # positives exist and none is found: that is a zero
 
 
 def test_findings():

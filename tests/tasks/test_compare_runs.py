@@ -49,7 +49,7 @@ def finished(
   ids = np.array([f"i{i:03}" for i in range(N)]) if ids is None else ids
   thresholds = np.full(len(classes), 0.5)
   start = "" if key == "probability" else key
-  metrics = classification_metrics.judge(
+  metrics = classification_metrics.evaluate(
     start,
     p,
     labels,

@@ -80,7 +80,7 @@ def test_what_every_stage_brought_is_from_the_predictions(whole):
   assert list(points) == ["scratch", "pirl_rotation", "simclr"]
 
   def auroc(skill, s):
-    return classification_metrics.judge(
+    return classification_metrics.evaluate(
       "", probabilities(skill, s), LABELS, PATIENTS, ("a", "b"), True
     )["auroc"].value
 

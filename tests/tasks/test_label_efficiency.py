@@ -117,7 +117,7 @@ def test_numbers_are_those_of_the_predictions(swept):
   point = next(p for p in found["points"] if p["curve"] == "dino" and p["fraction"] == "10 %")
   assert point["labelled"] == 60 and found["reference"] == "scratch"
   each = [
-    classification_metrics.judge("", probabilities(0.9, s), LABELS, PATIENTS, ("a", "b"), True)[
+    classification_metrics.evaluate("", probabilities(0.9, s), LABELS, PATIENTS, ("a", "b"), True)[
       "auroc"
     ].value
     for s in (0, 1)
@@ -153,7 +153,7 @@ def test_the_table_has_every_metric_of_every_run(swept):
   runs_of = [r for r in found if r["seed"] != "ensemble"]
   assert {r["metric"] for r in runs_of} == {"auroc", "accuracy", "balanced_accuracy"}
   one = next(r for r in found if r["run"] == "scratch-100pct-seed1" and r["metric"] == "auroc")
-  value = classification_metrics.judge(
+  value = classification_metrics.evaluate(
     "", probabilities(1.0, 1), LABELS, PATIENTS, ("a", "b"), True
   )["auroc"]
   assert float(one["value"]) == pytest.approx(value.value, abs=1e-5)
@@ -169,7 +169,7 @@ def test_seeds_together_are_an_ensemble(swept):
   points = facts(swept[0])["points"]
   point = next(p for p in points if p["curve"] == "dino" and p["fraction"] == "100 %")
   p = np.mean([probabilities(3.0, seed) for seed in (0, 1)], 0)
-  expected = classification_metrics.judge(
+  expected = classification_metrics.evaluate(
     "", p, LABELS, PATIENTS, ("a", "b"), True, None, ("auroc", "specificity")
   )
   for name, value in expected.items():
@@ -199,9 +199,9 @@ def test_over_folds_every_image_counts_once():
   folds = np.split(np.arange(len(LABELS)), 3)  # of whole patients
   ours, others = ([Judged(rows, skill, 7) for rows in folds] for skill in (3.0, 1.0))
   each = [
-    classification_metrics.judge("", run.p, LABELS[run.rows], PATIENTS[run.rows], ("a", "b"), True)[
-      "auroc"
-    ]
+    classification_metrics.evaluate(
+      "", run.p, LABELS[run.rows], PATIENTS[run.rows], ("a", "b"), True
+    )["auroc"]
     for run in ours
   ]
   found = transfer_results.mean("test", "auroc", ours)

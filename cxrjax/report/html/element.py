@@ -21,14 +21,14 @@ def el(name: str, *children: Any, **attributes: Any) -> Html:
     **attributes: `cls` stands for `class`, `_` for `-`; None and False are left out, True gives
       the bare attribute.
   """
-  parts = [name]
+  words = [name]
   for key, value in attributes.items():
     if value is None or value is False:
       continue
     key = "class" if key == "cls" else key.rstrip("_").replace("_", "-")
     key = {"viewbox": "viewBox"}.get(key, key)
-    parts.append(key if value is True else f'{key}="{_escape(value)}"')
-  head = " ".join(parts)
+    words.append(key if value is True else f'{key}="{_escape(value)}"')
+  head = " ".join(words)
   if name in ("img", "meta", "br", "col", "hr"):
     return Html(f"<{head}>")
   return Html(f"<{head}>{join(children)}</{name}>")

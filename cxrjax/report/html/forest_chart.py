@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxrjax.report.html import format, line_chart
+from cxrjax.report.html import blocks, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.line_chart import Level, Real
 
@@ -56,6 +56,7 @@ def chart(
     note: small text below the title.
   """
   caption = el("figcaption", el("b", title))
+  levels = [level for level in levels if math.isfinite(level.y)]
   values = [v for row in rows for m in row.marks for v in (m.value, m.low, m.high)]
   values += [v for level in levels for v in (level.y, level.low, level.high)]
   finite = np.array([v for v in values if math.isfinite(v)])
@@ -63,84 +64,59 @@ def chart(
     return el("figure", caption, el("p", "Nothing to show yet.", cls="empty"), cls="chart")
   pad = max(0.04 * float(np.ptp(finite)), 0.005)
   low, high = float(finite.min()) - pad, float(finite.max()) + pad
-  ticks = line_chart.ticks(low, high, 5)
 
   def to_x(v: Real) -> float:
     return LEFT + (float(v) - low) / (high - low) * (WIDTH - RIGHT - LEFT)
 
   heights = [ROW + STEP * max(sum(not m.hollow for m in row.marks), 1) for row in rows]
-  base = TOP + sum(heights)
-  body = [_grid(ticks, to_x, base, x_label)]
-  for level in (v for v in levels if math.isfinite(v.y)):
-    if math.isfinite(level.low) and math.isfinite(level.high):
-      body.append(
-        el(
-          "rect",
-          x=f"{to_x(level.low):.1f}",
-          y=TOP,
-          height=base - TOP,
-          width=f"{to_x(level.high) - to_x(level.low):.1f}",
-          cls=f"band {level.style}",
-        )
-      )
-    x = f"{to_x(level.y):.1f}"
-    body.append(el("line", x1=x, x2=x, y1=TOP, y2=base, cls=f"level {level.style}"))
-  top = TOP
-  for row, height in zip(rows, heights, strict=True):
-    body.append(_row(row, top, height, to_x))
-    top += height
-  items = [el("span", el("i", cls=f"key {style}"), text) for style, text in legend]
-  items += [
-    el("span", el("i", cls=f"key dashed {v.style}"), v.label)
-    for v in levels
-    if math.isfinite(v.y) and v.label
-  ]
-  svg = el("svg", body, viewbox=f"0 0 {WIDTH} {base + BOTTOM}", role="img", aria_label=title)
+  tops = np.cumsum([TOP, *heights]).tolist()
+  base = tops[-1]
+  keys = [("key", *item) for item in legend]
+  keys += [("key dashed", level.style, level.label) for level in levels if level.label]
+  svg = el(
+    "svg",
+    _grid(line_chart.ticks(low, high, 5), to_x, base, x_label),
+    [_level(level, to_x, base) for level in levels],
+    [_row(row, y, h, to_x) for row, y, h in zip(rows, tops[:-1], heights, strict=True)],
+    viewbox=f"0 0 {WIDTH} {base + BOTTOM}",
+    role="img",
+    aria_label=title,
+  )
   return el(
     "figure",
     caption,
-    el("div", items, cls="legend"),
-    el("p", note, cls="note") if note else None,
+    el("div", [el("span", el("i", cls=f"{c} {style}"), t) for c, style, t in keys], cls="legend"),
+    blocks.note(note) if note else None,
     svg,
     cls="chart",
   )
 
 
+def _level(level, to_x, base):
+  """A vertical reference, with a band where it has an interval."""
+  x, marks = f"{to_x(level.y):.1f}", []
+  if math.isfinite(level.low) and math.isfinite(level.high):
+    left, width = to_x(level.low), f"{to_x(level.high) - to_x(level.low):.1f}"
+    band = {"x": f"{left:.1f}", "y": TOP, "height": base - TOP, "width": width}
+    marks.append(el("rect", **band, cls=f"band {level.style}"))
+  return [*marks, el("line", x1=x, x2=x, y1=TOP, y2=base, cls=f"level {level.style}")]
+
+
 def _grid(ticks, to_x, base, x_label):
   marks = []
   for tick, label in zip(ticks, line_chart.tick_labels(ticks), strict=True):
-    x = f"{to_x(tick):.1f}"
+    x, anchor = f"{to_x(tick):.1f}", "end" if to_x(tick) > WIDTH - RIGHT - 8 else "middle"
     marks.append(el("line", x1=x, x2=x, y1=TOP, y2=base, cls="grid"))
-    marks.append(
-      el(
-        "text",
-        label,
-        x=x,
-        y=base + 14,
-        cls="tick",
-        text_anchor="end" if to_x(tick) > WIDTH - RIGHT - 8 else "middle",
-      )
-    )
+    marks.append(el("text", label, x=x, y=base + 14, cls="tick", text_anchor=anchor))
+  middle = {"x": (LEFT + WIDTH - RIGHT) / 2, "y": base + BOTTOM - 4}
   marks.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, cls="axis"))
-  marks.append(
-    el(
-      "text",
-      x_label,
-      x=(LEFT + WIDTH - RIGHT) / 2,
-      y=base + BOTTOM - 4,
-      cls="label",
-      text_anchor="middle",
-    )
-  )
+  marks.append(el("text", x_label, **middle, cls="label", text_anchor="middle"))
   return marks
 
 
 def _row(row, top, height, to_x):
-  name = (
-    row.label
-    if len(row.label) <= LETTERS
-    else (row.label[: LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}")
-  )
+  name, is_long = row.label, len(row.label) > LETTERS
+  name = name[: LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}" if is_long else name
   marks = [
     el("text", name, x=LEFT - 8, y=top + height / 2, dy="0.35em", cls="tick", text_anchor="end")
   ]
@@ -148,29 +124,14 @@ def _row(row, top, height, to_x):
   tooltip = [row.label]
   for mark in row.marks:
     if math.isfinite(mark.value):
-      at_y = f"{y:.1f}"
+      x, at_y = f"{to_x(mark.value):.1f}", f"{y:.1f}"
       if math.isfinite(mark.low) and math.isfinite(mark.high):
-        marks.append(
-          el(
-            "line",
-            x1=f"{to_x(mark.low):.1f}",
-            x2=f"{to_x(mark.high):.1f}",
-            y1=at_y,
-            y2=at_y,
-            cls=f"whisker {mark.style}",
-          )
-        )
-      marks.append(
-        el(
-          "circle",
-          cx=f"{to_x(mark.value):.1f}",
-          cy=at_y,
-          r=3,
-          cls=f"{'ring' if mark.hollow else 'dot'} {mark.style}",
-        )
-      )
-      text = "random encoder " if mark.hollow else ""
-      text += format.decimal(mark.value)
+        left, right = (f"{to_x(v):.1f}" for v in (mark.low, mark.high))
+        whisker = f"whisker {mark.style}"
+        marks.append(el("line", x1=left, x2=right, y1=at_y, y2=at_y, cls=whisker))
+      shape = "ring" if mark.hollow else "dot"
+      marks.append(el("circle", cx=x, cy=at_y, r=3, cls=f"{shape} {mark.style}"))
+      text = ("random encoder " if mark.hollow else "") + format.decimal(mark.value)
       if math.isfinite(mark.low):
         text += f" ({format.decimal(mark.low)} to {format.decimal(mark.high)})"
       tooltip.append(text)

@@ -134,7 +134,7 @@ def encoder(name: str, metrics: Collection[str]) -> str:
   return names.get(name, ENCODERS.get(name, name))
 
 
-def parts(name: str) -> tuple[str, str, str]:
+def split(name: str) -> tuple[str, str, str]:
   """Splits a metric into head, measure and class: `knn5/auroc/normal`, or `auroc/normal`."""
   prefix, _, remainder = name.partition("/")
   if not remainder or prefix in MEASURES:
@@ -144,7 +144,7 @@ def parts(name: str) -> tuple[str, str, str]:
 
 def of_class(name: str) -> bool:
   """Whether a metric is of a single class."""
-  return parts(name)[2] not in ("", *VARIANTS)
+  return split(name)[2] not in ("", *VARIANTS)
 
 
 def head(name: str) -> str:
@@ -157,7 +157,7 @@ def head(name: str) -> str:
 
 
 def measure(name: str) -> str:
-  """`balanced_accuracy` is `Balanced accuracy`; further parts (a class) follow after a comma."""
+  """`balanced_accuracy` is `Balanced accuracy`; a class, or a variant, follows after a comma."""
   base, *qualifiers = name.split("/")
   return ", ".join(
     [
@@ -169,6 +169,6 @@ def measure(name: str) -> str:
 
 def title(name: str) -> str:
   """Full display name of a metric: `knn5/auroc` is `kNN, k = 5: AUROC`."""
-  prefix, metric, variant = parts(name)
+  prefix, metric, variant = split(name)
   text = measure(f"{metric}/{variant}" if variant else metric)
   return f"{head(prefix)}: {text}" if prefix else text

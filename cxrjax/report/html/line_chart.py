@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from cxrjax.report.html import format
+from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
 
 Real = float | int
@@ -79,61 +79,53 @@ def chart(
     legend: whether to name the lines; figures that share a legend use `lines_legend`.
     x_log: ticks of a logarithmic horizontal axis, all positive; if empty, the axis is linear.
   """
-  x_extent = np.concatenate([line.x for line in lines])
+  x_values = np.concatenate([line.x for line in lines])
   lines = [_bin(line) for line in lines]
   finite = [line.y[np.isfinite(line.y)] for line in lines]
-  shown = [level for level in levels if not level.inside and math.isfinite(level.y)]
-  key = lines_legend(lines, shown) if legend else None
+  levels = [level for level in levels if math.isfinite(level.y)]
+  key = lines_legend(lines, [v for v in levels if not v.inside]) if legend else None
   caption = el("figcaption", el("b", title), el("span", unit, cls="unit") if unit else None)
   if not sum(y.size for y in finite):
-    empty = el("p", "No finite value yet.", cls="empty")
-    return el("figure", caption, empty, cls="chart")
+    return el("figure", caption, el("p", "No finite value yet.", cls="empty"), cls="chart")
   log = log and all((y > 0).all() for y in finite)
-  x_ticks, x_scale = _axis(
-    x_extent,
-    LEFT,
-    WIDTH - RIGHT,
-    6,
-    tight=True,
-    log=bool(x_log),
-    margin=8 if any(line.points or line.dots for line in lines) else 0,
-  )
-  x_ticks = list(x_log) or x_ticks
-  if (x_extent == np.round(x_extent)).all():
-    x_ticks = [t for t in x_ticks if t == round(t)] or x_ticks  # there is no step 1.5
-  has_labels = any(level.inside and math.isfinite(level.y) for level in levels)
-  y_ticks, y_scale = _axis(
-    _extent(lines, levels, y_range), height - BOTTOM, TOP + (14 if has_labels else 0), 5, log=log
-  )
-  body = [_grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height)]
+  x_ticks, x_scale = _x_axis(x_values, lines, x_log)
+  top = TOP + (14 if any(level.inside for level in levels) else 0)
+  y_ticks, y_scale = _axis(_extent(lines, levels, y_range), height - BOTTOM, top, 5, log=log)
   # A nested drawing clips what lies outside the axes, without ids that could clash.
-  marks = [_level_marks(level, y_scale) for level in levels if math.isfinite(level.y)]
+  marks = [_level_marks(level, y_scale) for level in levels]
   for line in lines:
     marks += _line_marks(line, x_scale, y_scale)
-  box = {
-    "x": LEFT,
-    "y": TOP - 4,
-    "width": WIDTH - LEFT - RIGHT,
-    "height": height - TOP - BOTTOM + 8,
-  }
-  body.append(el("svg", marks, viewbox=" ".join(map(str, box.values())), **box))
-  body += [
-    _level_label(level, y_scale) for level in levels if level.inside and math.isfinite(level.y)
-  ]
-  body.append(_hover_columns(lines, x_scale, x_label, height))
-  last = "; ".join(
-    f"{line.label} ends at {format.short(float(y[-1]))}"
-    for line, y in zip(lines, finite, strict=True)
-    if y.size
-  )
+  x, y, w, h = LEFT, TOP - 4, WIDTH - LEFT - RIGHT, height - TOP - BOTTOM + 8
   svg = el(
     "svg",
-    body,
+    _grid(x_ticks, y_ticks, x_scale, y_scale, x_label, height),
+    el("svg", marks, viewbox=f"{x} {y} {w} {h}", x=x, y=y, width=w, height=h),
+    [_level_label(level, y_scale) for level in levels if level.inside],
+    _hover_columns(lines, x_scale, x_label, height),
     viewbox=f"0 0 {WIDTH} {height}",
     role="img",
-    aria_label=f"{title} over {x_label}: {last}",
+    aria_label=f"{title} over {x_label}: {_last_values(lines)}",
   )
-  return el("figure", caption, key, el("p", note, cls="note") if note else None, svg, cls="chart")
+  return el("figure", caption, key, blocks.note(note) if note else None, svg, cls="chart")
+
+
+def _last_values(lines):
+  """The last finite value of every line, in words."""
+  finite = [(line.label, line.y[np.isfinite(line.y)]) for line in lines]
+  return "; ".join(f"{label} ends at {format.short(float(y[-1]))}" for label, y in finite if y.size)
+
+
+def _x_axis(values, lines, log_ticks):
+  """Ticks of the horizontal axis, by default linear, and the function from values to pixels."""
+  has_points = any(line.points or line.dots for line in lines)
+  margin = 8 if has_points else 0
+  ticks, scale = _axis(
+    values, LEFT, WIDTH - RIGHT, 6, tight=True, log=bool(log_ticks), margin=margin
+  )
+  ticks = list(log_ticks) or ticks
+  if (values == np.round(values)).all():
+    ticks = [t for t in ticks if t == round(t)] or ticks  # there is no step 1.5
+  return ticks, scale
 
 
 def ticks(low: Real, high: Real, n: int) -> list[Real]:
@@ -265,14 +257,12 @@ def tick_labels(values: Sequence[Real]) -> list[str]:
 
 def _path_data(x, y):
   """SVG path data through finite points, with gaps at the others."""
-  parts, command = [], "M"
+  data, command = "", "M"
   for a, b in zip(x, y, strict=True):
-    if math.isfinite(a) and math.isfinite(b):
-      parts.append(f"{command}{a:.1f} {b:.1f}")
-      command = "L"
-    else:
-      command = "M"
-  return "".join(parts)
+    is_finite = math.isfinite(a) and math.isfinite(b)
+    data += f"{command}{a:.1f} {b:.1f}" if is_finite else ""
+    command = "L" if is_finite else "M"
+  return data
 
 
 def _line_marks(line, x_scale, y_scale):
@@ -286,20 +276,13 @@ def _line_marks(line, x_scale, y_scale):
       marks.append(el("path", d=_path_data(outline, bounds) + "Z", cls=f"band {line.style}"))
   marks.append(el("path", d=_path_data(x, y), cls=f"line {line.style}"))
   is_single = len(x) == 1
-  if line.points or line.dots or is_single:
-    for i in range(len(x)):
-      if not math.isfinite(y[i]):
-        continue
-      at = f"{x[i]:.1f}"
-      if (
-        (line.points or is_single)
-        and line.low is not None
-        and math.isfinite(line.low[i])
-        and math.isfinite(line.high[i])
-      ):
-        top, bottom = (f"{float(y_scale(v)):.1f}" for v in (line.high[i], line.low[i]))
-        marks.append(el("line", x1=at, x2=at, y1=top, y2=bottom, cls=f"whisker {line.style}"))
-      marks.append(el("circle", cx=at, cy=f"{y[i]:.1f}", r=3, cls=f"dot {line.style}"))
+  has_whiskers = line.low is not None and (line.points or is_single)
+  for i in np.flatnonzero(np.isfinite(y)) if line.points or line.dots or is_single else ():
+    at = f"{x[i]:.1f}"
+    if has_whiskers and math.isfinite(line.low[i]) and math.isfinite(line.high[i]):
+      top, bottom = (f"{float(y_scale(v)):.1f}" for v in (line.high[i], line.low[i]))
+      marks.append(el("line", x1=at, x2=at, y1=top, y2=bottom, cls=f"whisker {line.style}"))
+    marks.append(el("circle", cx=at, cy=f"{y[i]:.1f}", r=3, cls=f"dot {line.style}"))
   return marks
 
 

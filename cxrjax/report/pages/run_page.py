@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cxrjax.core import tables
-from cxrjax.core.errors import UserError
 from cxrjax.core.text import identifier
 from cxrjax.report import glossary, model_card, naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import format
+from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_writer import replace
+from cxrjax.report.run_writer import replace, user_errors
 from cxrjax.report.sections import (
   classification,
   curves,
@@ -26,6 +25,7 @@ from cxrjax.report.sections import (
   results,
   saliency,
   segmentation,
+  summary,
 )
 
 NAME = "report.html"
@@ -50,13 +50,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes a text file atomically; raises a UserError where it cannot be written."""
-  try:
+  with user_errors(path):
     replace(path, text.encode("utf-8", errors="backslashreplace"))
-  except OSError as error:
-    raise UserError(
-      f"{path} cannot be written ({error.strerror or error}); free some space, or "
-      "choose another folder with --workdir"
-    ) from error
   return path
 
 
@@ -72,7 +67,7 @@ def save_table(path: pathlib.Path, rows: Iterable[Iterable[Any]]) -> pathlib.Pat
 def render(run: runs.Run) -> str:
   """Renders the page as HTML."""
   title = str(guard(naming.title, run))
-  parts = [
+  builders = [
     ("results", "Results", "", _results),
     ("masks", "Lung masks", "", segmentation.section),
     ("attention", "Where it looks", "", saliency.section),
@@ -94,13 +89,19 @@ def render(run: runs.Run) -> str:
     ("speed", "Speed and size", "", details.speed),
     ("again", "Run it again", "", details.reproduction),
   ]
-  sections = [(key, name, _section(run, key, name, note, make)) for key, name, note, make in parts]
-  opening = [guard(results.summary, run), guard(_callouts, run)]
+  sections = [
+    (key, name, section(run, key, name, note, make)) for key, name, note, make in builders
+  ]
+  opening = [guard(summary.section, run), guard(_callouts, run)]
   return document(run, title, ["cxrjax", guard(_badge, run)], opening, sections)
 
 
 def document(
-  run: runs.Run, title: str, kicker: Any, opening: Any, made: Sequence[tuple[str, str, Html | None]]
+  run: runs.Run,
+  title: str,
+  kicker: Any,
+  opening: Any,
+  sections: Sequence[tuple[str, str, Html | None]],
 ) -> str:
   """Assembles a page: title and opening, links to its sections, the sections.
 
@@ -109,9 +110,9 @@ def document(
     title: of the heading.
     kicker: above the heading.
     opening: below the heading, before the links.
-    made: key, name and content of each section; those without content are left out.
+    sections: key, name and content of each section; those without content are left out.
   """
-  shown = [(key, name, html) for key, name, html in made if html]
+  shown = [(key, name, html) for key, name, html in sections if html]
   if explained := glossary.section("".join([el("p", opening), *(html for *_, html in shown)])):
     name = "What the words mean"
     shown.append(("terms", name, el("section", el("h2", name), explained, id="terms")))
@@ -146,14 +147,14 @@ def document(
   return f"<!doctype html>\n{page}\n"
 
 
-def _section(
+def section(
   run: runs.Run, key: str, name: str, note: str, make: Callable[[runs.Run], Html | None]
 ) -> Html | None:
   """A section with its heading; None where the run has no content for it."""
   content = guard(make, run)
   if content is None:
     return None
-  return el("section", el("h2", name), el("p", note, cls="note") if note else None, content, id=key)
+  return el("section", el("h2", name), blocks.note(note) if note else None, content, id=key)
 
 
 def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
@@ -169,12 +170,12 @@ def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
 def _results(run: runs.Run) -> Html | None:
   if not run.evaluations:
     return None
-  parts = []
+  content = []
   evaluators = run.evaluators()
   for evaluator in evaluators:
     evaluated = run.only(evaluator)
     title = el("h3", naming.images_named(evaluator)) if len(evaluators) > 1 else None
-    parts.append(
+    content.append(
       el(
         "div",
         title,
@@ -186,7 +187,7 @@ def _results(run: runs.Run) -> Html | None:
         cls="evaluator",
       )
     )
-  return el("div", parts)
+  return el("div", content)
 
 
 def _badge(run: runs.Run) -> Html:
@@ -214,12 +215,12 @@ def _callouts(run: runs.Run) -> list[Html]:
         cls="callout",
       )
     )
-  notes = run.fact("notes")
-  notes = notes if isinstance(notes, list) else []
-  callouts += [el("p", str(text), cls="callout") for text in notes[:10]]
+  callouts += [el("p", str(text), cls="callout") for text in run.items("notes")[:10]]
   callouts += [el("p", text, cls="callout warn") for text in details.health_warnings(run)]
-  if run.problems:
-    callouts.append(
-      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
-    )
-  return callouts
+  return [*callouts, *problems(run)]
+
+
+def problems(run: runs.Run) -> list[Html]:
+  """Callout of files that could not be read."""
+  text = "; ".join(run.problems)
+  return [el("p", "Not everything could be read: ", text, ".", cls="callout warn")] if text else []

@@ -10,10 +10,10 @@ import numpy as np
 
 from cxrjax.metrics import intervals
 from cxrjax.report import naming
-from cxrjax.report.html import format, line_chart
+from cxrjax.report.html import blocks, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.html.format import Estimate
-from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup, number
+from cxrjax.report.run_files import FLOOR, TRAINED, Run, estimate, lookup, number
 
 IN_WORDS = ("accuracy", "sensitivity", "specificity")
 
@@ -77,9 +77,9 @@ def calibration(run: Run) -> Html | None:
   figure = line_chart.chart(
     "Reliability", lines, x_label="predicted probability", unit=unit, y_range=(0.0, 1.0), height=300
   )
-  note = el("p", _about_calibration(run, facts, temperatures, is_rescaled), cls="note")
+  note = blocks.note(_about_calibration(run, facts, temperatures, is_rescaled))
   content = el("div", el("div", figure, cls="charts one"), note, cls="split")
-  return el("div", el("h3", "Calibration"), content, cls="part")
+  return blocks.titled("Calibration", content, cls="part")
 
 
 def _reliability_line(
@@ -128,10 +128,9 @@ COLUMNS = ("auroc", "sensitivity", "specificity")
 def subgroups(run: Run) -> Html | None:
   """AUROC, sensitivity and specificity by age, sex, view and site."""
   evaluator = next(iter(run.evaluators()), "")
-  rows = run.fact("evaluation", evaluator, TRAINED, "subgroups")
-  notes = run.fact("evaluation", evaluator, TRAINED, "subgroup_remarks")
-  notes = [str(n) for n in notes] if isinstance(notes, list) else []
-  rows = [r for r in rows if isinstance(r, Mapping)] if isinstance(rows, list) else []
+  rows = run.items("evaluation", evaluator, TRAINED, "subgroups")
+  rows = [row for row in rows if isinstance(row, Mapping)]
+  notes = [str(note) for note in run.items("evaluation", evaluator, TRAINED, "subgroup_remarks")]
   if not rows:
     return None
   classes = list(dict.fromkeys(str(r.get("class")) for r in rows))
@@ -141,34 +140,27 @@ def subgroups(run: Run) -> Html | None:
     class_rows = [r for r in rows if str(r.get("class")) == name]
     overall = {m: metrics.get(f"{m}/{name}" if len(classes) > 1 else m) for m in COLUMNS}
     table = _table(class_rows, overall, name)
-    tables.append(table if len(classes) == 1 else el("details", el("summary", name), table))
+    tables.append(table if len(classes) == 1 else blocks.folded(name, table))
   explanation = (
     "Decisions are those of the results above. 95 % intervals speak of one group at a "
     "time; of many groups some differ by chance. n/a: fewer than five patients decide it."
   )
   remarks = f" Not shown: {'; '.join(notes)}." if notes else ""
-  note = el("p", explanation + remarks, cls="note")
-  return el("div", el("h3", "Subgroups"), tables, note, cls="part")
+  note = blocks.note(explanation + remarks)
+  return blocks.titled("Subgroups", tables, note, cls="part")
 
 
 def _table(rows: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], name: str) -> Html:
-  head = el(
-    "tr",
-    el("th", "Group", scope="col"),
-    el("th", "Images", scope="col", cls="num"),
-    el("th", name, scope="col", cls="num"),
-    [el("th", format.measure(m), scope="col", cls="num") for m in COLUMNS],
-  )
+  columns = blocks.columns("Group", "Images", name, *map(format.measure, COLUMNS))
   body = []
   if all(overall.values()):
     partition = [row for row in rows if row.get("by") == rows[0].get("by")]
     n, positives = (sum(number(row.get(key)) for row in partition) for key in ("n", "positives"))
     is_complete = n == overall["auroc"].n  # else some groups are not listed
     body.append(
-      el(
-        "tr",
-        el("th", "All", scope="row"),
-        [el("td", format.count(v) if is_complete else "", cls="num") for v in (n, positives)],
+      blocks.row(
+        "All",
+        [blocks.number(format.count(v) if is_complete else "") for v in (n, positives)],
         [_cell(overall[m]) for m in COLUMNS],
       )
     )
@@ -176,24 +168,16 @@ def _table(rows: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], name: 
   for row in rows:
     if row.get("by") != by:
       by = row.get("by")
-      body.append(
-        el(
-          "tr",
-          el("th", str(by).capitalize(), scope="rowgroup", colspan=3 + len(COLUMNS)),
-          cls="group",
-        )
-      )
+      body.append(blocks.group(str(by).capitalize(), len(columns)))
     body.append(
-      el(
-        "tr",
-        el("th", str(row.get("group")), scope="row"),
-        el("td", format.count(row.get("n")), cls="num"),
-        el("td", format.count(row.get("positives")), cls="num"),
+      blocks.row(
+        str(row.get("group")),
+        blocks.number(format.count(row.get("n"))),
+        blocks.number(format.count(row.get("positives"))),
         [_cell(estimate(row.get(m))) for m in COLUMNS],
       )
     )
-  table = el("table", el("thead", head), el("tbody", body), cls="results")
-  return el("div", table, cls="scroll")
+  return blocks.table(columns, body)
 
 
 def _cell(e: Estimate) -> Html:
@@ -206,8 +190,3 @@ def _cell(e: Estimate) -> Html:
     cls="num" if math.isfinite(e.value) else "num none",
     title=e.undefined or None,
   )
-
-
-def estimate(value: Any) -> Estimate:
-  mean, low, high = (number(lookup(value, k)) for k in ("value", "low", "high"))
-  return Estimate(mean, low, high, undefined=str(lookup(value, "undefined") or ""))

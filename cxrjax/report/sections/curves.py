@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.metrics import classification, intervals, precision_recall, roc
-from cxrjax.report.html import format, line_chart
+from cxrjax.report.html import blocks, format, line_chart
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import STYLES
 from cxrjax.report.run_files import FLOOR, RANDOM, TRAINED, Run, lookup, number
@@ -177,11 +177,7 @@ def _confusion_figure(
   else:
     predicted, rule = scores.argmax(1), "The class with the highest score."
   counts = classification.confusion(predicted, labels.argmax(1), k)
-  head = el(
-    "tr",
-    el("th", "Truth", scope="col"),
-    [el("th", f"called {c}", scope="col", cls="num") for c in classes],
-  )
+  columns = blocks.columns("Truth", *(f"called {c}" for c in classes))
   rows = []
   for i, name in enumerate(classes):
     n = int(counts[i].sum())
@@ -201,8 +197,7 @@ def _confusion_figure(
           cls=f"num cell {level} {'right' if i == j else 'wrong'}",
         )
       )
-    rows.append(el("tr", el("th", name, scope="row"), cells))
-  table = el("table", el("thead", head), el("tbody", rows), cls="matrix")
+    rows.append(blocks.row(name, cells))
   note = (
     f"{rule} {format.count(len(labels), 'radiograph')}; share of each row with Wilson's 95 % "
     "interval, images taken as independent."
@@ -210,8 +205,8 @@ def _confusion_figure(
   return el(
     "figure",
     el("figcaption", el("b", f"Confusion matrix{suffix}")),
-    el("p", note, cls="note"),
-    el("div", table, cls="scroll"),
+    blocks.note(note),
+    blocks.table(columns, rows, "matrix"),
     cls="chart",
   )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.report import naming
-from cxrjax.report.html import format, line_chart, pictures
+from cxrjax.report.html import blocks, format, line_chart, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import time_axis
 from cxrjax.report.run_files import Curve, Run, lookup, number
@@ -81,8 +81,7 @@ def learning(run: Run) -> Html | None:
 
 def schedules(run: Run) -> Html | None:
   """Learning rate, weight decay, momentum, temperatures: as planned, or else as recorded."""
-  planned = run.fact("schedules")
-  planned = planned if isinstance(planned, Mapping) else {}
+  planned = run.mapping("schedules")
   figures, constant = [], {}
   for name in dict.fromkeys([*(n for n in SCHEDULES if n in planned or n in run.curves), *planned]):
     curve = _planned(run, planned[name]) if name in planned else run.curves[name]
@@ -104,7 +103,7 @@ def _charts(figures: list[Html], constant: Mapping[str, Curve]) -> Html | None:
     f"{_title(name)[0].lower()} {format.short(float(curve.value[0]))}"
     for name, curve in constant.items()
   ]
-  note = el("p", f"The same all along: {', '.join(values)}.", cls="note") if values else None
+  note = blocks.note(f"The same all along: {', '.join(values)}.") if values else None
   if not figures:
     return note
   return el("div", el("div", figures, cls="charts"), note)
@@ -216,32 +215,6 @@ def views(run: Run) -> Html | None:
   groups = {k: v for k, v in (radiographs | arrays).items() if v.ndim >= 4 and v.size}
   if not groups:
     return None
-  n = min(VIEWS, *(v.shape[1] for v in groups.values()))
-  rows = []
-  for i in range(n):
-    cells: dict[str, list[Html]] = {"large": [], "small": []}
-    for name, crops in groups.items():
-      size = "small" if name in ("local", "patches") else "large"
-      for j in range(min(len(crops), CROPS)):
-        text = _crop_names(name)[0] + (f" {j + 1}" if len(crops) > 1 else "")
-        cells[size].append(
-          el(
-            "figure",
-            pictures.picture(
-              pictures.gray(crops[j, i]), f"{text}, image {i + 1}", 120 if size == "small" else 176
-            ),
-            el("figcaption", text),
-          )
-        )
-    columns = f" n{len(cells['large'])}" if 2 <= len(cells["large"]) <= 4 else ""
-    grids = [
-      el("div", cells["large"], cls=f"large{columns}") if cells["large"] else None,
-      el("div", cells["small"], cls=f"small {_grid_class(cells['small'])}")
-      if cells["small"]
-      else None,
-    ]
-    grids = [grid for grid in grids if grid]
-    rows.append(el("div", grids, cls="views" if len(grids) > 1 else "views alone"))
   sizes = []
   for name, crops in groups.items():
     h, w = crops.shape[2:4]
@@ -249,8 +222,25 @@ def views(run: Run) -> Html | None:
     text = singular if name == "source" else format.count(len(crops), singular, plural)
     truncation = f", the first {CROPS} shown" if len(crops) > CROPS else ""
     sizes.append(f"{text} of {h} \N{MULTIPLICATION SIGN} {w} pixels{truncation}")
-  text = "; ".join(sizes).capitalize()
-  return el("div", el("p", f"{text}.", cls="note"), rows)
+  n = min(VIEWS, *(v.shape[1] for v in groups.values()))
+  rows = [_crops_of(groups, i) for i in range(n)]
+  return el("div", blocks.note(f"{'; '.join(sizes).capitalize()}."), rows)
+
+
+def _crops_of(groups: Mapping[str, np.ndarray], i: int) -> Html:
+  """A radiograph and its crops, the large ones beside the small ones."""
+  large: list[Html] = []
+  small: list[Html] = []
+  for name, crops in groups.items():
+    cells, size = (small, 120) if name in ("local", "patches") else (large, 176)
+    for j, crop in enumerate(crops[:CROPS, i], 1):
+      text = _crop_names(name)[0] + (f" {j}" if len(crops) > 1 else "")
+      picture = pictures.picture(pictures.gray(crop), f"{text}, image {i + 1}", size)
+      cells.append(blocks.figure(picture, text))
+  columns = f" n{len(large)}" if 2 <= len(large) <= 4 else ""
+  grids = [el("div", large, cls=f"large{columns}")] if large else []
+  grids += [el("div", small, cls=f"small {_grid_class(small)}")] if small else []
+  return el("div", grids, cls="views" if len(grids) > 1 else "views alone")
 
 
 def _crop_names(name: str) -> tuple[str, str]:
@@ -272,9 +262,7 @@ def speed(run: Run) -> Html | None:
     if text:
       rows.append((label, text))
 
-  timing, model = (
-    run.fact(k) if isinstance(run.fact(k), Mapping) else {} for k in ("timing", "model")
-  )
+  timing, model = run.mapping("timing"), run.mapping("model")
   rate = number(timing.get("images_per_s"))
   add("Throughput, data included", f"{rate:,.4g} images/s" if math.isfinite(rate) else "")
   flops = number(run.fact("model", "flops_per_image"))
@@ -320,31 +308,28 @@ def speed(run: Run) -> Html | None:
 
 def reproduction(run: Run) -> Html | None:
   """The exact command, versions and config of the run."""
-  parts = []
+  content = []
   if command := run.fact("command"):
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
-    parts.append(el("pre", el("code", text), cls="command"))
+    content.append(el("pre", el("code", text), cls="command"))
     note = (
       "The same command, given again, resumes an interrupted run. The same versions on the "
       "same data give the same result."
     )
     if run.fact("method"):  # one run, which has a card
       note += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
-    parts.append(el("p", note, cls="note"))
+    content.append(blocks.note(note))
   rows = [(k.capitalize(), _date(run.fact(k))) for k in ("started", "finished") if run.fact(k)]
-  machine = run.fact("machine")
-  rows += fact_tables.rows(machine) if isinstance(machine, Mapping) else []
-  versions = run.fact("versions")
-  if isinstance(versions, Mapping):
-    rows += [(str(k), str(v)) for k, v in versions.items()]
+  rows += fact_tables.rows(run.mapping("machine"))
+  rows += [(str(k), str(v)) for k, v in run.mapping("versions").items()]
   if rows:
-    parts.append(el("details", el("summary", "Dates and versions"), fact_tables.pairs(rows)))
+    content.append(blocks.folded("Dates and versions", fact_tables.pairs(rows)))
   if run.config:
     text = json.dumps(run.config, indent=2, ensure_ascii=False, default=str)
     if len(text) > 60_000:
       text = text[:60_000] + "\n... (the rest is in config.json)"
-    parts.append(el("details", el("summary", "Config"), el("pre", el("code", text))))
-  return el("div", parts) if parts else None
+    content.append(blocks.folded("Config", el("pre", el("code", text))))
+  return el("div", content) if content else None
 
 
 def _date(value: Any) -> str:

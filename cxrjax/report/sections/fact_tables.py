@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cxrjax.report.html import format
+from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.naming import supervised
 from cxrjax.report.run_files import Run, number
@@ -48,55 +48,46 @@ MAX_ITEMS = 50  # most entries of a list
 
 def data(run: Run) -> Html | None:
   """Every data set of the run: sizes, classes, patients, splits and origin."""
-  datasets = run.fact("data")
   cards, skipped = [], []
   titles = {"train": "Pretraining", "probe": "Evaluation"}
   if supervised(run):
     titles["train"] = "Training"
-  for role, facts in datasets.items() if isinstance(datasets, Mapping) else ():
+  for role, facts in run.mapping("data").items():
     if not isinstance(facts, Mapping):
       continue
     title = titles.get(role, role.replace("_", " ").capitalize())
-    parts = {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
-    if parts:
-      cards.append(
-        el(
-          "div",
-          el("h3", title),
-          _parts_table(parts),
-          pairs(rows(_common_facts(facts, parts))),
-          cls="card wide" if _many_classes(parts) else "card",
-        )
-      )
-      skipped += [
-        (f"{title}: {name}", entry)
-        for name, part in parts.items()
-        for entry in part.get("skipped") or []
-      ]
+    splits = splits_of(facts)
+    if splits:
+      table, common = _split_table(splits), pairs(rows(_common_facts(facts, splits)))
+      cls = "card wide" if _many_classes(splits) else "card"
+      cards.append(blocks.titled(title, table, common, cls=cls))
     else:
-      cards.append(el("div", el("h3", title), pairs(rows(facts)), cls="card"))
-      skipped += [(title, entry) for entry in facts.get("skipped") or []]
+      cards.append(card(rows(facts), title))
+    for name, split in (splits or {"": facts}).items():
+      where = f"{title}: {name}" if name else title
+      skipped += [(where, entry) for entry in split.get("skipped") or []]
   if not cards:
     return None
   return el("div", el("div", cards, cls="cards"), _skipped(skipped))
 
 
-def _many_classes(parts: Mapping[str, Mapping[str, Any]]) -> bool:
-  return len({c for v in parts.values() for c in v.get("class_counts") or {}}) > 3
+def splits_of(facts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """Facts of the splits of a data set; empty for a single one."""
+  return {k: v for k, v in facts.items() if isinstance(v, Mapping) and "n" in v}
 
 
-def _parts_table(parts: Mapping[str, Mapping[str, Any]]) -> Html:
-  """Table of parts: images, patients, and images of every class."""
-  classes = list(dict.fromkeys(c for v in parts.values() for c in v.get("class_counts") or {}))
+def _many_classes(splits: Mapping[str, Mapping[str, Any]]) -> bool:
+  return len({c for v in splits.values() for c in v.get("class_counts") or {}}) > 3
+
+
+def _split_table(splits: Mapping[str, Mapping[str, Any]]) -> Html:
+  """Table of splits: images, patients, and images of every class."""
+  classes = list(dict.fromkeys(c for v in splits.values() for c in v.get("class_counts") or {}))
   shown = classes[:8]
-  counted = [k for k in ("n", "patients") if any(v.get(k) for v in parts.values())]
-  head = [el("th", "Part", scope="col")]
-  head += [
-    el("th", {"n": "Images"}.get(k, k.capitalize()), scope="col", cls="num") for k in counted
-  ]
-  head += [el("th", c, scope="col", cls="num") for c in shown]
+  counted = [k for k in ("n", "patients") if any(v.get(k) for v in splits.values())]
+  titles = [{"n": "Images"}.get(k, k.capitalize()) for k in counted]
   body = []
-  for name, facts in parts.items():
+  for name, facts in splits.items():
     counts = facts.get("class_counts")
     counts = counts if isinstance(counts, Mapping) else {}
     cells: list[Any] = [format.count(facts.get(k)) or "\N{EN DASH}" for k in counted]
@@ -104,20 +95,20 @@ def _parts_table(parts: Mapping[str, Mapping[str, Any]]) -> Html:
       n, total = number(counts.get(c)), number(facts.get("n"))
       share = f" ({100 * n / total:.0f} %)" if total > 0 and math.isfinite(n) else ""
       cells.append([format.count(n) or "\N{EN DASH}", el("small", share)])
-    body.append(el("tr", el("th", name, scope="row"), [el("td", c, cls="num") for c in cells]))
+    body.append(blocks.row(name, [blocks.number(c) for c in cells]))
   note = f"The first {len(shown)} of {len(classes)} classes." if len(classes) > len(shown) else None
-  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="parts")
-  return el("div", el("div", table, cls="scroll"), el("p", note, cls="note") if note else None)
+  table = blocks.table(blocks.columns("Part", *titles, *shown), body, "parts")
+  return el("div", table, blocks.note(note) if note else None)
 
 
 def _common_facts(
-  facts: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+  facts: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-  """Facts that all parts share, or values by part where they differ."""
-  common = {k: v for k, v in facts.items() if k not in parts}
+  """Facts that all splits share, or values by split where they differ."""
+  common = {k: v for k, v in facts.items() if k not in splits}
   in_table = {"n", "patients", "class_counts", "classes", "skipped"}
-  for key in dict.fromkeys(k for v in parts.values() for k in v if k not in in_table):
-    values = {name: v[key] for name, v in parts.items() if key in v}
+  for key in dict.fromkeys(k for v in splits.values() for k in v if k not in in_table):
+    values = {name: v[key] for name, v in splits.items() if key in v}
     first = next(iter(values.values()))
     if key == "notes":
       lists = [v for v in values.values() if isinstance(v, list)]
@@ -125,7 +116,7 @@ def _common_facts(
       notes = [*(set_notes if isinstance(set_notes, list) else []), *(n for v in lists for n in v)]
       common["notes"] = list(dict.fromkeys(map(str, notes)))
     elif all(name == v for name, v in values.items()):
-      continue  # part "train" is split "train"
+      continue  # the facts of split "train" name it again
     elif all(v == first for v in values.values()):
       common.setdefault(key, first)
     elif not any(isinstance(v, Mapping | list) for v in values.values()):
@@ -215,7 +206,12 @@ def _skipped(skipped: list[tuple[str, Any]]) -> Html | None:
   if remaining > 0:
     items.append(el("li", f"and {remaining:,} more"))
   title = format.count(len(skipped), "image was skipped", "images were skipped")
-  return el("details", el("summary", title), el("ul", items), cls="skipped", open=len(skipped) < 6)
+  return blocks.folded(title, el("ul", items), cls="skipped", open=len(skipped) < 6)
+
+
+def card(rows: Iterable[tuple[str, Any]], title: Any = None, *content: Any) -> Html:
+  """A card of names and values, below a title and above further content."""
+  return el("div", el("h3", title) if title else None, pairs(rows), content or None, cls="card")
 
 
 def pairs(rows: Iterable[tuple[str, Any]]) -> Html:

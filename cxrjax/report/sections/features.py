@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from cxrjax.report import naming
-from cxrjax.report.html import format, pictures
+from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.html.format import Estimate
-from cxrjax.report.run_files import Run, lookup, number
+from cxrjax.report.run_files import Run, estimate, lookup, number
 
 NAMES = {"label": "Label", "age": "Age", "sex": "Sex", "view": "View", "site": "Site"}
 MAX_COLORS = 7  # most colours of a map; the smallest groups share one
@@ -27,16 +26,15 @@ def section(run: Run) -> Html | None:
   arrays = run.arrays("features")
   if not {"image", "near_image", "similarity"} <= set(arrays):
     return None
-  facts = run.fact("features")
-  facts = facts if isinstance(facts, Mapping) else {}
-  parts = [
+  facts = run.mapping("features")
+  return el(
+    "div",
     _opening(run, facts),
     _retrieval(arrays, facts),
     _neighbor_agreement(facts),
     _scatter_plots(arrays, facts),
     _patches(arrays, facts),
-  ]
-  return el("div", [part for part in parts if part])
+  )
 
 
 def _opening(run: Run, facts: Mapping[str, Any]) -> Html:
@@ -51,7 +49,7 @@ def _opening(run: Run, facts: Mapping[str, Any]) -> Html:
     text += [" Images of ", el("span", naming.source_name(name), cls="name", title=str(name)), ":"]
   if facts.get("test") and facts.get("train"):
     text += [" ", _image_count(facts, "test"), " and ", _image_count(facts, "train"), "."]
-  return el("p", text, cls="note")
+  return blocks.note(text)
 
 
 def _image_count(facts: Mapping[str, Any], part: str) -> str:
@@ -111,12 +109,8 @@ def _retrieval(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Ht
     f"\N{NOT EQUAL TO}: {' or '.join(NAMES[by].lower() for by in attributes) or 'label'} differs "
     "from the test image's. Radiographs known to be of the same patient are left out."
   )
-  return el(
-    "div",
-    el("h3", "Nearest training images"),
-    el("p", note, cls="note"),
-    el("div", rows, cls="sheets"),
-    cls="part",
+  return blocks.titled(
+    "Nearest training images", blocks.note(note), el("div", rows, cls="sheets"), cls="part"
   )
 
 
@@ -128,19 +122,15 @@ def _decimals(similarity: np.ndarray) -> int:
 
 
 def _figure(image: np.ndarray, alt: str, lines: Sequence[Any], cls: str | None = None) -> Html:
-  return el(
-    "figure",
-    pictures.picture(pictures.gray(image), alt, 160),
-    el("figcaption", [el("span", line) for line in lines if line]),
-    cls=cls,
-  )
+  caption = [el("span", line) for line in lines if line]
+  return blocks.figure(pictures.picture(pictures.gray(image), alt, 160), caption, cls=cls)
 
 
-def held(found: Mapping[str, Any]) -> list[str]:
+def held(facts: Mapping[str, Any]) -> list[str]:
   """Attributes beside the label that neighbours share above chance, from the fact `features`."""
   return [
     str(row["by"])
-    for row in found.get("shared") or ()
+    for row in facts.get("shared") or ()
     if row.get("by") != "label" and number(row.get("low")) > number(row.get("chance"))
   ]
 
@@ -149,22 +139,14 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
   """Table of how often neighbours share the image's label, age, sex, view or site."""
   rows = []
   for row in facts.get("shared") or ():
-    value, low, high = (number(lookup(row, k)) for k in ("value", "low", "high"))
-    estimate = Estimate(value, low, high)
-    if not math.isfinite(estimate.value):
+    share = estimate(row)
+    if not math.isfinite(share.value):
       continue
     rows.append(
-      el(
-        "tr",
-        el("th", NAMES.get(str(row.get("by")), str(row.get("by"))), scope="row"),
-        el(
-          "td",
-          el("b", format.decimal(estimate.value)),
-          " ",
-          el("small", f"({format.interval(estimate)})") if format.interval(estimate) else None,
-          cls="num",
-        ),
-        el("td", format.decimal(number(row.get("chance"))), cls="num"),
+      blocks.row(
+        NAMES.get(str(row.get("by")), str(row.get("by"))),
+        blocks.estimate(share),
+        blocks.number(format.decimal(number(row.get("chance")))),
       )
     )
   if not rows:
@@ -180,24 +162,17 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
     if attributes
     else None
   )
-  head = el(
-    "tr",
-    el("th", "Same", scope="col"),
-    el("th", "Share of neighbours", scope="col", cls="num"),
-    el("th", "At random", scope="col", cls="num"),
-  )
   note = (
     f"Of the {format.count(facts.get('neighbours'))} nearest training images of every test "
     "image, the share with its own label, or of its own group; 95 % interval over patients. "
     "At random: the same for training images drawn blindly. A share of the site, sex or age "
     "above it means that the features hold these as well, which a classifier may lean on."
   )
-  return el(
-    "div",
-    el("h3", "What neighbours have in common"),
+  return blocks.titled(
+    "What neighbours have in common",
     summary,
-    el("div", el("table", el("thead", head), el("tbody", rows), cls="parts"), cls="scroll"),
-    el("p", note, cls="note"),
+    blocks.table(blocks.columns("Same", "Share of neighbours", "At random"), rows, "parts"),
+    blocks.note(note),
     cls="part",
   )
 
@@ -230,10 +205,9 @@ def _scatter_plots(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -
     "have no unit; the farthest points are drawn at the edge. Groups that lie apart are told "
     "apart by the features."
   )
-  return el(
-    "div",
-    el("h3", "All test images as a map"),
-    el("p", note, cls="note"),
+  return blocks.titled(
+    "All test images as a map",
+    blocks.note(note),
     el("div", figures, cls="charts" if figures[1:] else "charts one"),
     cls="part",
   )
@@ -292,9 +266,7 @@ def _patches(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Html
       pictures.picture(pictures.gray(arrays["image"][i]), f"radiograph {i + 1}", 160),
       pictures.cells(colors[i], f"its patches in colours of their features, image {i + 1}"),
     ]
-    figures.append(
-      el("figure", el("div", pair, cls="pair"), el("figcaption", label or f"radiograph {i + 1}"))
-    )
+    figures.append(blocks.figure(el("div", pair, cls="pair"), label or f"radiograph {i + 1}"))
   share = [number(s) for s in facts.get("patch_explains") or ()]
   note = (
     "The network also gives features for every patch of a radiograph. Red, green and blue "
@@ -303,10 +275,6 @@ def _patches(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Html
     + ". Patches of one colour are alike to the network, in one image and across images: "
     "where lungs, bones and background have colours of their own, it tells them apart."
   )
-  return el(
-    "div",
-    el("h3", "Patches by their features"),
-    el("p", note, cls="note"),
-    el("div", figures, cls="tiles"),
-    cls="part",
+  return blocks.titled(
+    "Patches by their features", blocks.note(note), el("div", figures, cls="tiles"), cls="part"
   )

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from cxrjax.report.html import format, pictures
+from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_files import Run, lookup, number
+from cxrjax.report.run_files import Run, estimate, lookup, number
 
 Facts = Mapping[str, Any]
 NAMES = {
@@ -109,14 +109,8 @@ def figures(
   size: int = 240,
 ) -> list[Html]:
   """Maps in 0..1 over one radiograph, with the lungs' outline and a caption."""
-  return [
-    el(
-      "figure",
-      pictures.picture(draw_outline(pictures.overlay(image, heat), mask), name, size),
-      el("figcaption", name),
-    )
-    for name, heat in drawn
-  ]
+  overlays = [(name, draw_outline(pictures.overlay(image, heat), mask)) for name, heat in drawn]
+  return [blocks.figure(pictures.picture(array, name, size), name) for name, array in overlays]
 
 
 def scales(of: Mapping[str, Scaled]) -> Html:
@@ -139,56 +133,44 @@ def note(methods: Sequence[str], classes: bool, outlined: bool) -> Html:
   """Explains the maps in words."""
   sentences = [f"{NAMES[m]}: {ABOUT[m]}" for m in methods]
   key = [" ", el("i", cls="key truth"), "Outline: the lung mask."]
-  return el(
-    "p",
+  return blocks.note(
     "; ".join(sentences)
     + ". The maps show where information comes from, not why a decision was taken.",
     key if outlined else None,
-    cls="note",
   )
 
 
-def score_table(found: Facts, title: str = "") -> Html | None:
+def score_table(scores: Facts, title: str = "") -> Html | None:
   """Table of lung scores of every method: mean, interval and value expected by chance.
 
   Args:
-    found: `{method: {measure: interval}}`.
+    scores: `{method: {measure: interval}}`.
     title: heading of the table.
   """
-  methods = [m for m in NAMES if m in found]
+  methods = [m for m in NAMES if m in scores]
   if not methods:
     return None
-  head = [
-    el("th", "Measure", scope="col"),
-    *(el("th", NAMES[m], scope="col", cls="num") for m in methods),
-    el("th", "By chance", scope="col", cls="num quiet"),
-  ]
-  body = []
+  by_chance = blocks.column("By chance", cls="num quiet")
+  columns = [*blocks.columns("Measure", *(NAMES[m] for m in methods)), by_chance]
+  rows = []
   for measure, name in MEASURES.items():
-    chance = next(
-      (c for m in methods if np.isfinite(c := number(lookup(found, m, measure, "chance")))),
-      float("nan"),
+    values = [lookup(scores, m, measure) for m in methods]
+    chances = (number(lookup(value, "chance")) for value in values)
+    chance = next(filter(np.isfinite, chances), float("nan"))
+    rows.append(
+      blocks.row(name, *map(_cell, values), el("td", format.decimal(chance), cls="num quiet"))
     )
-    body.append(
-      el(
-        "tr",
-        el("th", name, scope="row"),
-        *(_cell(lookup(found, m, measure)) for m in methods),
-        el("td", format.decimal(chance), cls="num quiet"),
-      )
-    )
-  table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="results stacked")
-  return el("div", el("h3", title) if title else None, el("div", table, cls="scroll"))
+  table = blocks.table(columns, rows, "results stacked")
+  return el("div", el("h3", title) if title else None, table)
 
 
 def _cell(value: Any) -> Html:
-  e = [number(lookup(value, key)) for key in ("value", "low", "high")]
-  if not np.isfinite(e[0]):
+  e = estimate(value)
+  if not np.isfinite(e.value):
     return el("td", "n/a", cls="num none", title=lookup(value, "undefined"))
-  bounds = (
-    f"({format.decimal(e[1])}\N{EN DASH}{format.decimal(e[2])})" if np.isfinite(e[1:]).all() else ""
-  )
-  return el("td", el("b", format.decimal(e[0])), " ", el("small", bounds), cls="num")
+  bounds = format.interval(e)
+  small = el("small", f"({bounds})" if bounds else "")
+  return blocks.number(el("b", format.decimal(e.value)), " ", small)
 
 
 MEANING = (
@@ -205,83 +187,66 @@ HEADS_SHOWN, RADIOGRAPHS = 12, 6
 def section(run: Run) -> Html | None:
   """Maps over test images, single attention heads, and lung scores where masks are known."""
   arrays = run.arrays("attention")
-  image, attn = arrays.get("image"), arrays.get("attn")
+  attn = arrays.get("attn")
   if attn is not None and (attn.ndim != 4 or not attn.size):
-    attn = None
-  maps = {"attention": attn.mean(1)} if attn is not None else {}
+    attn = arrays.pop("attn")
+  maps = {"attention": arrays["attn"].mean(1)} if "attn" in arrays else {}
   maps |= {m: arrays[m] for m in NAMES if m in arrays and arrays[m].size}
+  image = arrays.get("image")
   if image is None or not maps or not len(image):
     return None
   n = min(RADIOGRAPHS, len(image), *(len(m) for m in maps.values()))
   scaled = {m: scale(m, values[:n])[0] for m, values in maps.items()}
-  masks, targets = arrays.get("mask"), arrays.get("target")
-  labels = arrays.get("label", np.array([""] * n))
-  rows = []
-  for i in range(n):
-    label = str(labels[i]) if i < len(labels) else ""
-    mask = masks[i] if masks is not None else None
-    plain = pictures.gray(image[i])
-    name = label or f"radiograph {i + 1}"
-    picture = pictures.picture(draw_outline(plain, mask), name, 288)
-    original = el("figure", picture, el("figcaption", name))
-    named_maps = []
-    for m, s in scaled.items():
-      caption = NAMES[m]
-      if targets is not None and m not in OF_ATTENTION:
-        caption += f", for {targets[i]}"
-      named_maps.append((caption, s.maps[i]))
-    rows.append(
-      el(
-        "div",
-        el("div", original, figures(plain, named_maps, mask, 288), cls="maps bare"),
-        _head_maps(run, arrays, i) if attn is not None else None,
-        cls="looked",
-      )
-    )
-  head = run.fact("look", "head")
-  head_note = (
-    el("p", f"The run has no classes of its own: {head} stands in for them.", cls="note")
-    if head and set(maps) - set(OF_ATTENTION)
-    else None
-  )
+  head_note = None
+  if (head := run.fact("look", "head")) and set(maps) - set(OF_ATTENTION):
+    head_note = blocks.note(f"The run has no classes of its own: {head} stands in for them.")
   return el(
     "div",
     _lung_scores(run),
-    note(list(maps), True, masks is not None),
+    note(list(maps), True, "mask" in arrays),
     head_note,
     scales(scaled),
-    rows,
+    [_maps_of(run, arrays, scaled, i) for i in range(n)],
+  )
+
+
+def _maps_of(
+  run: Run, arrays: Mapping[str, np.ndarray], scaled: Mapping[str, Scaled], i: int
+) -> Html:
+  """A radiograph, all maps over it, and its single attention heads."""
+  labels, targets = arrays.get("label", ()), arrays.get("target")
+  mask = arrays["mask"][i] if "mask" in arrays else None
+  plain = pictures.gray(arrays["image"][i])
+  name = (str(labels[i]) if i < len(labels) else "") or f"radiograph {i + 1}"
+  original = blocks.figure(pictures.picture(draw_outline(plain, mask), name, 288), name)
+  named_maps = []
+  for m, s in scaled.items():
+    target = f", for {targets[i]}" if targets is not None and m not in OF_ATTENTION else ""
+    named_maps.append((NAMES[m] + target, s.maps[i]))
+  return el(
+    "div",
+    el("div", original, figures(plain, named_maps, mask, 288), cls="maps bare"),
+    _head_maps(run, arrays, i) if "attn" in arrays else None,
+    cls="looked",
   )
 
 
 def _head_maps(run: Run, arrays: Mapping[str, np.ndarray], i: int) -> Html:
   """Attention of the last blocks, head by head, one pixel per patch."""
   last = number(run.fact("look", "blocks"))
-  parts = []
+  content = []
   for key, back in (("attn", 0), ("attn_before", 1)):
     if key not in arrays:
       continue
     (heads,) = (s.maps for s in scale("attention", arrays[key][i]))
     block = f"Block {last - back:.0f}" if np.isfinite(last) and last else "Last block"
-    parts.append(
-      el(
-        "div",
-        el("p", f"{block}, head by head", cls="note"),
-        el(
-          "div",
-          [
-            el(
-              "figure",
-              pictures.heat_map(heat, f"{block}, head {h + 1}"),
-              el("figcaption", f"head {h + 1}"),
-            )
-            for h, heat in enumerate(heads[:HEADS_SHOWN])
-          ],
-          cls="heads thumbs",
-        ),
-      )
-    )
-  return el("div", parts, cls="blocks")
+    thumbs = [
+      blocks.figure(pictures.heat_map(heat, f"{block}, head {h}"), f"head {h}")
+      for h, heat in enumerate(heads[:HEADS_SHOWN], 1)
+    ]
+    title = blocks.note(f"{block}, head by head")
+    content.append(el("div", title, el("div", thumbs, cls="heads thumbs")))
+  return el("div", content, cls="blocks")
 
 
 def _lung_scores(run: Run) -> Html | None:
@@ -308,10 +273,7 @@ def _lung_scores(run: Run) -> Html | None:
     "div",
     el("p", text) if text else None,
     score_table(scores),
-    el(
-      "p",
-      f"Of {n:,}{of_total} test images that have a lung mask, the data set's own. ",
-      MEANING,
-      cls="note",
+    blocks.note(
+      f"Of {n:,}{of_total} test images that have a lung mask, the data set's own. ", MEANING
     ),
   )

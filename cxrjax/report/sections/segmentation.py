@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from cxrjax.report import naming
-from cxrjax.report.html import format, pictures
+from cxrjax.report.html import blocks, format, pictures
 from cxrjax.report.html.element import Html, el
 from cxrjax.report.run_files import FLOOR, TRAINED, Run, lookup
 
@@ -44,14 +44,13 @@ def section(run: Run) -> Html | None:
   """Evaluation images from the worst overlap to the best, with true and predicted outlines."""
   names = [n for n in run.evaluators() if "truth" in run.arrays(f"scores_{n}_{TRAINED}")]
   chosen = [n for n in names if n in (run.fact("chosen", "evaluators") or [])] or names[:1]
-  parts = [part for n in chosen for part in _rows(run, n, len(chosen) > 1)]
-  if not parts:
+  rows = [row for n in chosen for row in _rows(run, n, len(chosen) > 1)]
+  if not rows:
     return None
   keys = [el("i", cls=f"key {name}") for name in ("truth", "predicted")]
   facts = run.fact("data", chosen[0])
   unit, size = lookup(facts, "distances_in"), format.count(lookup(facts, "size"))
-  note = el(
-    "p",
+  note = blocks.note(
     "Outlines: ",
     keys[0],
     "the true mask, ",
@@ -59,9 +58,8 @@ def section(run: Run) -> Html | None:
     "the predicted one, which lies "
     "on top. Images at even steps from the worst Dice of the set to the best.",
     f" Distances above are in {unit} of images of {size} pixels a side." if unit and size else "",
-    cls="note",
   )
-  return el("div", note, parts)
+  return el("div", note, rows)
 
 
 def _rows(run: Run, evaluator: str, has_title: bool) -> list[Html]:
@@ -72,13 +70,8 @@ def _rows(run: Run, evaluator: str, has_title: bool) -> list[Html]:
   ):
     overlaid = pictures.outlines(pictures.gray(image), [truth, predicted], [TRUTH, PREDICTED])
     text = f"Dice {format.decimal(float(dice))}"
-    figures.append(
-      el(
-        "figure",
-        pictures.picture(overlaid, f"{name}: {text}", 288),
-        el("figcaption", text, " ", el("small", name)),
-      )
-    )
+    picture = pictures.picture(overlaid, f"{name}: {text}", 288)
+    figures.append(blocks.figure(picture, text, " ", el("small", name)))
   title = el("h3", naming.images_named(evaluator)) if has_title else None
   # At least two columns: a single picture would be as wide as the page.
   columns = f" n{min(max(len(figures), 2), 4)}"

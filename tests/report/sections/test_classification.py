@@ -147,9 +147,9 @@ def test_an_old_or_broken_evaluation_costs_its_part_only(tmp_path):
 
 
 def test_names_of_metrics():
-  assert format.parts("knn5/auroc/a/b") == ("knn5", "auroc", "a/b")
-  assert format.parts("auroc/a/b") == ("", "auroc", "a/b")
-  assert format.parts("dice") == ("", "dice", "")
+  assert format.split("knn5/auroc/a/b") == ("knn5", "auroc", "a/b")
+  assert format.split("auroc/a/b") == ("", "auroc", "a/b")
+  assert format.split("dice") == ("", "dice", "")
   assert format.title("linear/f1") == "Linear probe: F1"
   assert format.title("auroc/tb") == "AUROC, tb"
   assert format.title("ece/uncalibrated") == "Calibration error (ECE), uncalibrated"

@@ -1,24 +1,25 @@
-"""Shared parts of the study pages: gains and their signs, callouts of failed runs, commands."""
+"""What the pages of studies share: gains and their signs, callouts of failed runs, commands."""
 
 from __future__ import annotations
 
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cxrjax.report import naming
 from cxrjax.report import run_files as runs
-from cxrjax.report.html import forest_chart, format, line_chart
+from cxrjax.report.html import blocks, forest_chart, format, line_chart
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.html.format import Estimate
 from cxrjax.report.pages import run_page
-from cxrjax.report.run_files import lookup, number
-from cxrjax.report.sections.details import reproduction as command
+from cxrjax.report.run_files import estimate, lookup
+from cxrjax.report.sections import fact_tables
+from cxrjax.report.sections.details import reproduction
 
 Facts = Mapping[str, Any]
 NAME = "report.html"
+STACKED = "results stacked"  # class of a table whose intervals stand below the values
 SIGNS = {
   "above": "\N{BLACK UP-POINTING TRIANGLE}",
   "below": "\N{BLACK DOWN-POINTING TRIANGLE}",
@@ -43,19 +44,6 @@ def write(render: Callable[[runs.Run], str], workdir: str | os.PathLike[str]) ->
   return run_page.save(pathlib.Path(workdir) / NAME, render(runs.read(workdir)))
 
 
-def facts(run: runs.Run, key: str) -> Facts:
-  """The mapping under `key` of `run.json`; {} if there is none."""
-  value = run.fact(key)
-  return value if isinstance(value, Mapping) else {}
-
-
-def estimate(value: Any) -> Estimate:
-  """Reads an interval of `run.json`; NaN if there is none."""
-  return Estimate(
-    number(lookup(value, "value")), number(lookup(value, "low")), number(lookup(value, "high"))
-  )
-
-
 def verdict(gain: Any) -> str:
   """Position of a difference's interval against 0: `above`, `below`, `open`; "" if undefined."""
   e = estimate(gain)
@@ -66,16 +54,30 @@ def verdict(gain: Any) -> str:
   return "open" if e.low <= 0 <= e.high else ""
 
 
-def gain_mark(gain: Any) -> forest_chart.Mark:
-  """Mark of a difference in a forest plot, coloured by its verdict."""
-  e = estimate(gain)
-  style = {"above": "good", "below": "bad"}.get(verdict(gain), "s3")
+def by_verdict(gains: Iterable[tuple[Any, str]]) -> dict[str, list[str]]:
+  """Names grouped by the verdict on their gains."""
+  groups: dict[str, list[str]] = {"above": [], "below": [], "open": []}
+  for gain, name in gains:
+    if outcome := verdict(gain):
+      groups[outcome].append(name)
+  return groups
+
+
+def mark(value: Any, style: str = "s1") -> forest_chart.Mark:
+  """Mark of a value in a forest plot."""
+  e = estimate(value)
   return forest_chart.Mark(e.value, e.low, e.high, style)
 
 
-def zero() -> line_chart.Level:
-  """Reference line of no difference."""
-  return line_chart.Level("", 0.0, style="zero")
+def gain_mark(gain: Any) -> forest_chart.Mark:
+  """Mark of a difference in a forest plot, coloured by its verdict."""
+  return mark(gain, {"above": "good", "below": "bad"}.get(verdict(gain), "s3"))
+
+
+def gain_chart(title: str, rows: Sequence[forest_chart.Row], x_label: str) -> Html:
+  """Forest chart of differences, with a line at 0."""
+  zero = line_chart.Level("", 0.0, style="zero")
+  return forest_chart.chart(title, rows, VERDICTS, x_label=x_label, levels=[zero])
 
 
 def signed(x: float) -> str:
@@ -85,15 +87,7 @@ def signed(x: float) -> str:
 
 def score_cell(value: Any) -> Html:
   """Table cell with a value and its interval."""
-  e = estimate(value)
-  bounds = format.interval(e)
-  return el(
-    "td",
-    el("b", format.decimal(e.value)),
-    " ",
-    el("small", f"({bounds})") if bounds else None,
-    cls="num",
-  )
+  return blocks.estimate(estimate(value))
 
 
 def gain_cell(value: Any, less: bool = False) -> Html:
@@ -108,12 +102,10 @@ def gain_cell(value: Any, less: bool = False) -> Html:
     return el("td", "n/a", cls="num none", title=lookup(value, "undefined"))
   kind = {"above": "below", "below": "above"}.get(kind, kind) if less else kind
   style = {"above": "up", "below": "down"}.get(kind, "")
-  return el(
-    "td",
+  return blocks.number(
     el("span", signed(e.value), " ", SIGNS.get(kind, ""), cls=style or None),
     " ",
     el("small", f"({signed(e.low)} to {signed(e.high)})"),
-    cls="num",
   )
 
 
@@ -133,12 +125,12 @@ def with_status(study: Facts, status: str = "finished") -> list[Facts]:
 
 def callouts(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> list[Html]:
   """Callouts of unfinished runs, failed runs with the reason, and unreadable files."""
-  paragraphs = []
+  callouts = []
   state, why = naming.status(run)
   waiting = len(with_status(study, "waiting"))
   if waiting:
     unfinished = format.count(waiting, "run is", "runs are")
-    paragraphs.append(
+    callouts.append(
       el(
         "p",
         el("b", f"{unfinished} not finished."),
@@ -147,23 +139,44 @@ def callouts(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> list[
       )
     )
   for row in with_status(study, "failed"):
-    paragraphs.append(
+    callouts.append(
       el("p", el("b", f"{name(row)} failed: "), str(row.get("why") or ""), cls="callout bad")
     )
-  if run.problems:
-    paragraphs.append(
-      el("p", "Not everything could be read: ", "; ".join(run.problems), ".", cls="callout warn")
-    )
-  return paragraphs
+  return [*callouts, *run_page.problems(run)]
 
 
 def again(run: runs.Run, study: Facts, name: Callable[[Facts], str]) -> Html:
   """Commands to repeat the study, and each run by itself."""
-  lines = [
-    el("div", el("h3", name(row)), el("pre", el("code", row["command"]), cls="command"))
-    for row in study.get("rows", [])
-  ]
-  return el("div", command(run), el("details", el("summary", "One run by itself"), lines))
+  lines = [blocks.titled(name(row), command(row["command"])) for row in study.get("rows", [])]
+  return el("div", reproduction(run), blocks.folded("One run by itself", lines))
+
+
+def command(text: Any) -> Html:
+  """A shell command."""
+  return el("pre", el("code", text), cls="command")
+
+
+def test_table(title: str, test_set: Any, columns: Sequence[Html], rows: Sequence[Html]) -> Html:
+  """Table of results on one set of test images, titled with their number."""
+  n = format.count(lookup(test_set, "test", "n"), "test radiograph")
+  heading = ", ".join(filter(None, [title, n]))
+  return blocks.titled(heading, blocks.table(columns, rows, STACKED), cls="evaluator")
+
+
+def cards(rows: Iterable[tuple[str, Any]], sets: Iterable[tuple[str, Facts]]) -> Html:
+  """A card of facts that are known, and one for each set of test images, by its title."""
+  return el(
+    "div",
+    fact_tables.card((k, v) for k, v in rows if v),
+    [fact_tables.card(fact_tables.rows(facts), title) for title, facts in sets],
+    cls="cards",
+  )
+
+
+def network(study: Facts) -> tuple[str, str]:
+  """Row of facts about the network: its name and size."""
+  size = format.compact(study.get("parameters"))
+  return "Network", f"{study.get('model') or ''}, {size} parameters" if size else ""
 
 
 def document(
@@ -174,20 +187,16 @@ def document(
   body: Sequence[tuple[str, str, str, Callable[[], Html | None]]],
 ) -> str:
   """Renders a whole page; `body` has key, name, note and content of each section."""
-  sections = []
-  for key, name, note, render in body:
-    content = _guarded(render, run)
-    section = None
-    if content is not None:
-      paragraph = el("p", note, cls="note") if note else None
-      section = el("section", el("h2", name), paragraph, content, id=key)
-    sections.append((key, name, section))
-  intro = [_guarded(render, run) for render in opening]
-  return run_page.document(run, str(_guarded(title, run)), kicker, intro, sections)
+  sections = [
+    (key, name, run_page.section(run, key, name, note, _of_run(render)))
+    for key, name, note, render in body
+  ]
+  intro = [run_page.guard(_of_run(render), run) for render in opening]
+  return run_page.document(run, str(run_page.guard(_of_run(title), run)), kicker, intro, sections)
 
 
-def _guarded(render: Callable[[], Any], run: runs.Run) -> Any:
-  return run_page.guard(lambda _: render(), run)
+def _of_run(render: Callable[[], Any]) -> Callable[[runs.Run], Any]:
+  return lambda _: render()
 
 
 def device(study: Facts) -> str:
@@ -195,13 +204,3 @@ def device(study: Facts) -> str:
   device = study.get("device") or {}
   name = str(device.get("kind") or "")
   return name.upper() if name == "cpu" else name
-
-
-def aligned(lines: Sequence[Sequence[str]], rules: Sequence[int] = (0,)) -> Iterator[str]:
-  """Lines of a terminal table, with rules below the lines `rules` and at its end."""
-  widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
-  rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-  for i, line in enumerate(lines):
-    yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
-    if i in rules or i == len(lines) - 1:
-      yield rule
