@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cxrjax.core import files
+from cxrjax.core.atomic_files import atomic_path
 from cxrjax.core.errors import UserError
 from cxrjax.training import checkpoint
 
@@ -118,7 +119,6 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
         "these values or choose another folder"
       )
     return True
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(config, indent=2) + "\n")
-  temporary.replace(path)
+  with atomic_path(path) as temporary:
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
   return trained_config is not None

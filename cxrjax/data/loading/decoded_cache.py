@@ -30,6 +30,7 @@ import tqdm
 from jaxtyping import Float32
 
 from cxrjax.core import checksums
+from cxrjax.core.atomic_files import LEFTOVERS
 from cxrjax.core.cache_folder import cache_root
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Record, Source
@@ -242,10 +243,15 @@ def decode_rows(
 
 def _remove_abandoned(root: pathlib.Path) -> None:
   """Removes partial caches left by killed processes."""
-  for work in root.glob("*.tmp-*"):
+  for work in (*root.glob("*.tmp-*"), *root.glob(LEFTOVERS)):
     with contextlib.suppress(OSError):
-      if time.time() - max(file.stat().st_mtime for file in (work, *work.iterdir())) > _ABANDONED:
+      written = max(file.stat().st_mtime for file in (work, *work.glob("*")))
+      if time.time() - written <= _ABANDONED:
+        continue
+      if work.is_dir():
         shutil.rmtree(work)
+      else:
+        work.unlink()
 
 
 def to_square(

@@ -8,11 +8,9 @@ import contextlib
 import hashlib
 import io
 import os
-import pathlib
 import secrets
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import tqdm
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from cxrjax.core import cache_folder
+from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.errors import UserError
 from cxrjax.data.decoding import decode, dicom, worker_pool
 
@@ -154,23 +153,9 @@ def patient_key(cache_dir: str | os.PathLike | None = None) -> bytes:
   file = cache_folder.cache_root(cache_dir) / "patients.key"
   with contextlib.suppress(OSError):
     if not file.exists():
-      with atomic_write(file) as opened:
+      with atomic_open(file, private=True) as opened:
         opened.write(secrets.token_bytes(32))
     key = file.read_bytes()
     if len(key) == 32:
       return key
   return secrets.token_bytes(32)
-
-
-@contextlib.contextmanager
-def atomic_write(file: pathlib.Path) -> Iterator[io.BufferedIOBase]:
-  """Opens a file for atomic writing, readable by its owner only."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-  try:
-    with os.fdopen(handle, "wb") as opened:
-      yield opened
-    os.replace(temporary, file)
-  finally:
-    with contextlib.suppress(OSError):
-      os.unlink(temporary)

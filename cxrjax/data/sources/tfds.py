@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from cxrjax.core import cache_folder, files
+from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data import base
 from cxrjax.data.base import Record, SourceInfo, Table
@@ -273,13 +273,9 @@ class Source:
       ):
         content.update(len(piece).to_bytes(8, "little") + piece)
     fingerprint = content.hexdigest()
-    with contextlib.suppress(OSError):
-      cache.parent.mkdir(parents=True, exist_ok=True)
-      handle, temporary = tempfile.mkstemp(dir=cache.parent, suffix=".npz")
-      with os.fdopen(handle, "wb") as opened:
-        text_arrays: dict[str, Any] = {name: np.array(column) for name, column in columns.items()}
-        np.savez(opened, **text_arrays, labels=labels, ages=ages, fingerprint=np.array(fingerprint))
-      os.replace(temporary, cache)
+    with contextlib.suppress(OSError), atomic_open(cache, private=True) as opened:
+      text_arrays: dict[str, Any] = {name: np.array(column) for name, column in columns.items()}
+      np.savez(opened, **text_arrays, labels=labels, ages=ages, fingerprint=np.array(fingerprint))
     texts_by_name = {name: tuple(column) for name, column in columns.items()}
     return Table(**texts_by_name, labels=labels, ages=ages), fingerprint
 

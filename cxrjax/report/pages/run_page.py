@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cxrjax.core import tables
+from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.errors import UserError
 from cxrjax.core.text import identifier
 from cxrjax.report import glossary, model_card, naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_writer import replace
 from cxrjax.report.sections import (
   classification,
   curves,
@@ -51,7 +51,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes a text file atomically; raises a UserError where it cannot be written."""
   try:
-    replace(path, text.encode("utf-8", errors="backslashreplace"))
+    with atomic_open(path) as file:
+      file.write(text.encode("utf-8", errors="backslashreplace"))
   except OSError as error:
     raise UserError(
       f"{path} cannot be written ({error.strerror or error}); free some space, or "
