@@ -20,6 +20,7 @@ from cxrjax.evals import eval_splits, features, linear
 from cxrjax.evals.embedding import findings
 from cxrjax.explain import attention, lung_overlap, maps
 from cxrjax.explain.maps import Head
+from cxrjax.models.build import forward_flops
 from cxrjax.models.module import Params
 from cxrjax.report.run_writer import Writer
 from cxrjax.training import sharding
@@ -96,7 +97,7 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   ]
   key, rows = data.rows["test"]
   images = data.images[key].take(rows)
-  cost = _forward_flops(run.encoder, images)
+  cost = forward_flops(run.encoder, images.pixels.shape[1:])
   is_occlusion_cheap = cost * options["images"] * WINDOWS < OCCLUSION_BUDGET
   if requested is None and not is_occlusion_cheap and "occlusion" in methods:
     methods.remove("occlusion")
@@ -290,11 +291,6 @@ def _attention_heads(
   )
   x = lung_overlap.normalize(images, options["mean"], options["std"])
   return {name: np.asarray(weights) for name, weights in heads(params, x).items()}
-
-
-def _forward_flops(network: Any, images: Images) -> float:
-  """FLOPs of a forward pass of one image."""
-  return float(network.flops((*images.pixels.shape[1:3], 1)))
 
 
 def _lung_lines(scores: Mapping[str, Any], n: int) -> list[str]:

@@ -77,10 +77,6 @@ class Method(Protocol):
 
   def encoder_params(self, params: Params, extra: Params) -> Params: ...
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    """FLOPs of one image in one training step, 2 per multiply-add."""
-    ...
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     """Diagnosis and advice if (averaged) metrics show a collapse, else None."""
     ...

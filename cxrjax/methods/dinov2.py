@@ -249,18 +249,6 @@ class Method(dino.Method):
     valid = jnp.ones(len(logits), bool) if valid is None else valid
     return probabilities, ibot.update_center(center, logits, valid, self.center_momentum)
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    def forward(name: str) -> float:
-      views, _, *shape = batch_spec[name].shape
-      encoder = self.encoder.flops(tuple(shape), patches=self.patch_weight > 0)
-      return views * (encoder + (self.head.flops() if self.class_weight else 0))
-
-    large = forward("global")
-    if self.patch_weight:
-      large += self._max_masked(batch_spec["global"].shape) * self.head.flops()
-    small = forward("local") if "local" in batch_spec else 0.0
-    return large + 3 * (large + small)  # a backward pass costs two forward passes
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     for prefix in (["patch_"] if self.patch_weight else []) + ([""] if self.class_weight else []):
       names = ("teacher_entropy", "batch_entropy")

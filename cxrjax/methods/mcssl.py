@@ -162,14 +162,3 @@ class Method(dino.Method):
   def after_update(self, params: Params, extra: Params, step: Int[Array, ""]) -> Params:
     shared = {name: params[name] for name in extra["teacher"]}
     return {**extra, "teacher": ema(extra["teacher"], shared, self.schedules["momentum"](step))}
-
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    rows, columns = self.restorer.grid(batch_spec["global"].shape)
-    labels = (1 + rows * columns) * self.head.flops()
-    teacher = views * (self.encoder.flops(tuple(shape)) + labels)
-    student = self.restorer.restore_flops(batch_spec) + views * labels
-    if "local" in batch_spec:
-      views, _, *shape = batch_spec["local"].shape
-      student += views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
-    return teacher + 3 * student

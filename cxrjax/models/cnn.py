@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cxrjax.core import flops
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU, Target
 from cxrjax.models import module
@@ -163,18 +162,3 @@ class Cnn:
         f"{self.stages - 1}"
       )
     return int(index) % self.stages
-
-  def flops(self, image_shape: tuple[int, ...], *, patches: bool = True) -> int:
-    """Floating-point operations of one image's forward pass in convolutions and matrix products.
-
-    A multiply-add counts as two; zero padding is counted, as is customary.
-
-    Args:
-      image_shape: (height, width, ...) in pixels.
-      patches: as in `encode`; no effect, as they cost nothing.
-    """
-    del patches
-    image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.channels), jnp.float32)
-    params = jax.eval_shape(self.init, jax.random.key(0))
-    plain = dataclasses.replace(self, dtype="float32", target=CPU)  # fused kernels hide products
-    return int(flops.count(plain.encode, params, image))

@@ -315,27 +315,6 @@ class Model:
         )
     return tuple(taps)
 
-  def flops(
-    self, image_shape: tuple[int, ...], *, patches: bool = True, keep: int | None = None
-  ) -> int:
-    """Floating-point operations of one image's forward pass in matrix products.
-
-    A multiply-add counts as two; softmax, norms and activations are not counted, as is customary.
-
-    Args:
-      image_shape: (height, width, ...) in pixels.
-      patches: as in `encode`.
-      keep: number of patches that are encoded; all by default.
-    """
-    d, depth, _ = self._dims
-    all_patches = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
-    n_patches = all_patches if keep is None else keep
-    n = 1 + self.registers + n_patches
-    embed = 2 * n_patches * self.patch_size**2 * self.channels * d
-    block = 24 * n * d * d + 4 * n * n * d
-    last = block if patches or self.pool == "mean" else 4 * n * d * d + 20 * d * d + 4 * n * d
-    return embed + (depth - 1) * block + last
-
 
 class _VisionTransformer(nnx.Module):
   def __init__(

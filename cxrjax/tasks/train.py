@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import pathlib
 import signal
 import sys
@@ -36,7 +37,7 @@ from cxrjax.report.pages import run_page
 from cxrjax.report.run_files import environment
 from cxrjax.report.run_writer import FACTS, FULL, Writer, now
 from cxrjax.tasks import leakage_checks
-from cxrjax.training import init_params, learnt_from, peers, sharding
+from cxrjax.training import init_params, learnt_from, peers, sharding, step_flops
 from cxrjax.training import workdir as workdirs
 from cxrjax.training.build import build_trainer, learns_from
 from cxrjax.training.checkpoint import Checkpoints
@@ -212,7 +213,7 @@ class Run:
         "variant": self.config["model"].get("variant", ""),
         "parameters": param_count(encoder),
         "trained_parameters": param_count(shapes["params"]),
-        "flops_per_image": float(self.method.flops(self.spec)),
+        "flops_per_image": self._flops_per_image(),
       },
       "method": self.config["method"]["name"].rpartition(".")[2],
       "learns_from": learns_from(self.config["method"]),
@@ -223,6 +224,13 @@ class Run:
       "schedules": {n: {"step": step, "value": value} for n, (step, value) in schedules.items()},
       **self.started,
     }
+
+  def _flops_per_image(self) -> float:
+    """FLOPs of a training step per image, NaN where a user's method hides them from the count."""
+    try:
+      return step_flops.training(self.config, self.clock.num_examples, self.labels)
+    except ValueError:
+      return math.nan
 
   def _describe_data(self) -> dict[str, Any]:
     info = self.loader.info
@@ -316,11 +324,12 @@ def announce(facts: Mapping[str, Any], workdir: pathlib.Path) -> str:
   """Summary of the run, printed before it starts."""
   data, model, device = facts["data"]["train"], facts["model"], facts["device"]
   flops = model["flops_per_image"]
+  cost = f", {flops / 1e9:.2f} GFLOPs an image a step" if math.isfinite(flops) else ""
   lines = [
     f"data      {data['name']} [{data['split']}], {data['n']} images, {data['storage']}",
     f"device    {device['devices']} x {device['kind']} ({device['platform']})",
     f"model     {model['name']} {model['variant']}, {model['parameters'] / 1e6:.2f} M parameters",
-    f"method    {facts['method']}, {flops / 1e9:.2f} GFLOPs an image a step",
+    f"method    {facts['method']}{cost}",
     f"steps     {facts['steps']} of {facts['batch_size']} images, {facts['epochs']:.4g} epochs",
     f"workdir   {workdir}",
   ]
