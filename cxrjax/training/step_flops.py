@@ -46,8 +46,8 @@ def _abstract_loss(
   config: Mapping[str, Any], examples: int, labels: Labels
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """The loss of a config's method, and the shapes of its arguments."""
-  # Target the CPU: fused kernels of accelerators would hide their matrix products. What the backward
-  # pass computes again does not count.
+  # Target the CPU: fused kernels of accelerators would hide their matrix products. Without `remat`:
+  # what the backward pass computes again does not count.
   model = dict(config["model"])
   trainer = build_trainer(
     {**config, "model": model | ({"remat": False} if "remat" in model else {})},
