@@ -68,6 +68,7 @@ def command() -> str:
 
 
 def main(argv: list[str]) -> int:
+  """Runs the task of the config that the flags name; returns the exit status."""
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag; flags begin with --")
   if _CONFIG.value is None:

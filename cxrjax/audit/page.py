@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -70,10 +69,6 @@ def _title(audit: Mapping[str, Any]) -> str:
   ends = [naming.source_name(n).rpartition("/")[2].rpartition(":")[2] for n in names]
   suffix = f" and {len(names) - 3} more" if len(names) > 3 else ""
   return f"Audit of {', '.join(ends[:3])}{suffix}"
-
-
-def now() -> str:
-  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _total(audit: Mapping[str, Any], key: str) -> int:

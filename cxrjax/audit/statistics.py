@@ -219,6 +219,7 @@ def chosen(parts: Sequence[Part], pairs: Sequence[Pair], count: int) -> list[Pai
 
 
 def pair_rows(parts: Sequence[Part], pairs: Sequence[Pair], copy: float) -> Iterator[Sequence[Any]]:
+  """Table of pairs of near-duplicates, header first; from correlation `copy` on they are copies."""
   yield (
     "kind",
     "r",
@@ -258,6 +259,7 @@ def _boundary(a: Part, b: Part) -> str:
 def patient_rows(
   parts: Sequence[Part], crossing: Mapping[str, Sequence[Place]], numbers: Mapping[str, str]
 ) -> Iterator[Sequence[Any]]:
+  """Table of the images of patients in several splits, header first."""
   yield "patient", "source", "split", "id"
   for patient, places in crossing.items():
     for k, row in places:
@@ -324,6 +326,7 @@ def image_rows(
 
 
 def floor_rows(found: Sequence[Floor]) -> Iterator[Sequence[Any]]:
+  """Table of what thumbnails alone predict, header first."""
   yield (
     "source",
     "kind",

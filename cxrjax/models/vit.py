@@ -166,8 +166,10 @@ class Model:
 
   @property
   def layer_names(self) -> tuple[str, ...]:
-    """Regular expressions for the parameters of each layer, input first; the last norm belongs to
-    the head."""
+    """Regular expressions for the parameters of each layer, input first.
+
+    The last norm belongs to the head.
+    """
     embedding = "(patch|cls|pos|registers|mask_token)(/|$)"
     return (embedding, *(f"blocks/{i}/" for i in range(self.blocks)))
 

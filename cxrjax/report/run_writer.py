@@ -352,4 +352,5 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def now() -> str:
+  """The time in UTC, ISO 8601."""
   return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

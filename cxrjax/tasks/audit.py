@@ -18,7 +18,7 @@ from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import environment
-from cxrjax.report.run_writer import FACTS, Writer
+from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.training import workdir as workdirs
 
 
@@ -68,7 +68,7 @@ def run(
   with Writer(workdir) as writer:
     writer.facts(
       command=command or " ".join(sys.argv),
-      started=page.now(),
+      started=now(),
       finished=None,
       status="running",
       **environment(),
@@ -114,7 +114,7 @@ def run(
       | {"size": data["size"], "fit": data["fit"]},
       timing={f"{k}_s": v for k, v in seconds.items()},
       status="finished",
-      finished=page.now(),
+      finished=now(),
     )
     writer.arrays("audit", **_pictures(parts, shown, findings))
   report = page.write(workdir)

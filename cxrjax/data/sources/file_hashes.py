@@ -1,5 +1,8 @@
-"""Facts from one read of each image file, for millions of files: its hash, and age, sex, view and
-patient of a DICOM header. Numeric columns without names: a patient is a keyed hash."""
+"""Facts from one read of each image file, for millions of files.
+
+Its hash, and age, sex, view and patient of a DICOM header, in numeric columns without names: a
+patient is a keyed hash.
+"""
 
 from __future__ import annotations
 
@@ -107,8 +110,12 @@ def file_state(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def maybe_stale(states: Any, looked: int) -> Any:
-  """Whether files of some `state` (a tuple, or columns) were written so shortly before `looked`, in
-  ns, that a later write within the same clock tick would leave the state unchanged."""
+  """Whether a later write within the same clock tick would leave the state of files unchanged.
+
+  Args:
+    states: of the files, a tuple or columns.
+    looked: when they were read, in ns.
+  """
   return np.maximum(states[1], states[2]) >= looked - FRESH
 
 

@@ -209,5 +209,6 @@ def _cell(e: Estimate) -> Html:
 
 
 def estimate(value: Any) -> Estimate:
+  """A value with its interval from a run's records."""
   mean, low, high = (number(lookup(value, k)) for k in ("value", "low", "high"))
   return Estimate(mean, low, high, undefined=str(lookup(value, "undefined") or ""))
