@@ -40,6 +40,7 @@ class Ours:
     import jax.numpy as jnp
     import numpy as np
 
+    from cxrjax.core import flops
     from cxrjax.core.durations import Clock
     from cxrjax.data.base import SourceInfo, Table
     from cxrjax.data.loading.decoded_cache import Images
@@ -102,7 +103,14 @@ class Ours:
       "bare": (bare, crops, lambda t, k: {"index": jnp.zeros((k, batch), jnp.int32)}),
     }
     shapes = whole.batch_spec(self.loader.data, self.loader[0])
-    self.flops = float(method.flops(shapes))
+    params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), shapes))
+    self.flops = (
+      flops.count(
+        jax.value_and_grad(method.loss, has_aux=True),
+        *(params, extra, shapes, jax.random.key(0), jnp.int32(0)),
+      )
+      / batch
+    )
     self.states, self.t, self.compile_s = {}, 0, {}
     for kind, (trainer_, data, blocks) in self.parts.items():
       start = time.perf_counter()

@@ -68,6 +68,7 @@ def command() -> str:
 
 
 def main(argv: list[str]) -> int:
+  """Runs the task of the config that the flags name; returns the exit status."""
   if len(argv) > 1:
     raise UserError(f"{argv[1]!r} is not a flag; flags begin with --")
   if _CONFIG.value is None:
@@ -78,10 +79,9 @@ def main(argv: list[str]) -> int:
     return 0
   trust(_TRUST.value)
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
-  workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
   return run_config(
     _CONFIG.value.to_dict(),
-    workdir,
+    pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"),
     command(),
     text=text,
     coordinator=_COORDINATOR.value,

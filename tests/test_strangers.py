@@ -77,7 +77,7 @@ NAMES = [
   ("cxrjax.export.write", {"workdir": "RUN", "path": "MARKER"}),
   ("cxrjax.predict.predict", {"workdir": "RUN", "paths": ["."], "out": "MARKER"}),
   ("cxrjax.report.pages.run_page.save", {"path": "MARKER", "text": ""}),
-  ("cxrjax.data.sources.file_hashes.atomic_write", {"file": "MARKER"}),
+  ("cxrjax.core.atomic_files.atomic_open", {"path": "MARKER"}),
   ("optax.os.system", {"command": "touch MARKER"}),
   ("__main__.Method", {}),
   ("breaker", {}),

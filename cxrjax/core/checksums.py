@@ -16,6 +16,7 @@ from typing import Any
 
 import imagecodecs
 
+from cxrjax.core.atomic_files import LEFTOVERS, atomic_open
 from cxrjax.core.files import MAX_JSON, parse_json, read
 
 # Same result, but faster: 2 % of the time of writing a checkpoint, against 7 % with zlib.
@@ -75,12 +76,8 @@ def write_manifest(folder: pathlib.Path) -> None:
   files = {
     name: [(folder / name).stat().st_size, of_file(folder / name)] for name in _file_names(folder)
   }
-  partial = folder / (MANIFEST + ".tmp")
-  with open(partial, "w", encoding="utf-8") as opened:
-    opened.write(seal({"files": files}))
-    opened.flush()
-    os.fsync(opened.fileno())
-  partial.replace(folder / MANIFEST)
+  with atomic_open(folder / MANIFEST) as opened:
+    opened.write(seal({"files": files}).encode())
 
 
 def find_damage(folder: pathlib.Path, only: Callable[[str], bool] = lambda name: True) -> str:
@@ -111,5 +108,5 @@ def _file_names(folder: pathlib.Path) -> list[str]:
   return sorted(
     str(path.relative_to(folder))
     for path in folder.rglob("*")
-    if path.is_file() and path.name not in (MANIFEST, MANIFEST + ".tmp")
+    if path.is_file() and path.name != MANIFEST and not path.match(LEFTOVERS)
   )

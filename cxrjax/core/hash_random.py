@@ -12,8 +12,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def splitmix64(start: int, n: int) -> UInt64[np.ndarray, "n"]:
-  """The first `n` outputs of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
-  number generators", OOPSLA 2014, figure 17) from the state `start`."""
+  """The first `n` outputs of SplitMix64 from the state `start`.
+
+  Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 17.
+  """
   return _mix(np.uint64(start) + np.arange(1, n + 1, dtype=np.uint64) * _GOLDEN)
 
 

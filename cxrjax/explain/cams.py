@@ -85,11 +85,10 @@ def gradcam(
 def gradcam_pp(
   maps: Float[Array, "n gh gw d"], gradient: Float[Array, "n gh gw d"]
 ) -> Float[Array, "n gh gw"]:
-  """Grad-CAM++: Grad-CAM with `w_k = sum(alpha_k relu(g_k))` and a weight per location,
-  `alpha = g^2 / (2 g^2 + S_k g^3)`, `S_k` the sum of map k.
+  """Grad-CAM++: Grad-CAM with `w_k = sum(alpha_k relu(g_k))` and a weight per location.
 
-  Derived for non-negative maps, as after a ReLU; for others (transformers) a negative `S_k` counts
-  as 0.
+  `alpha = g^2 / (2 g^2 + S_k g^3)`, `S_k` the sum of map k. Derived for non-negative maps, as after
+  a ReLU; for others (transformers) a negative `S_k` counts as 0.
 
   Args:
     maps: A.

@@ -19,6 +19,7 @@ from cxrjax.data.images import Images, evenly_spaced
 from cxrjax.evals import embedding, eval_splits, features, linear
 from cxrjax.explain import attention, lung_overlap, maps
 from cxrjax.explain.maps import Head
+from cxrjax.models.build import forward_flops
 from cxrjax.models.module import Params
 from cxrjax.report.run_writer import Writer
 from cxrjax.training import sharding
@@ -89,7 +90,7 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
   of_classes = requested is None or set(requested) & set(maps.OF_CLASSES)
   params, head, head_facts = _network_and_head(run, state, evaluator, data if of_classes else None)
   images = data.select("test")
-  cost = _forward_flops(run.encoder, images)
+  cost = forward_flops(run.encoder, images.pixels.shape[1:])
   methods = _choose_methods(run, head, requested, cost * options["images"])
   if not methods:
     return []
@@ -291,11 +292,6 @@ def _attention_heads(
   )
   x = lung_overlap.normalize(images, options["mean"], options["std"])
   return {name: np.asarray(weights) for name, weights in heads(params, x).items()}
-
-
-def _forward_flops(network: Any, images: Images) -> float:
-  """FLOPs of a forward pass of one image."""
-  return float(network.flops((*images.pixels.shape[1:3], 1)))
 
 
 def _lung_lines(scores: Mapping[str, Any], n: int) -> list[str]:

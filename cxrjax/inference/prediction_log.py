@@ -28,6 +28,7 @@ from PIL import Image
 
 from cxrjax.core import files
 from cxrjax.core import tables as csv
+from cxrjax.core.atomic_files import atomic_path
 from cxrjax.core.errors import UserError
 from cxrjax.core.text import identifier
 from cxrjax.inference import predictions as tables
@@ -205,9 +206,9 @@ class Journal:
     self._embeddings.flush()
 
   def _write(self, **facts: Any) -> None:
-    work = self.folder / (ABOUT + ".tmp")
-    work.write_text(json.dumps({"about": self._about, **self._state, **facts}, indent=2) + "\n")
-    work.replace(self.folder / ABOUT)
+    text = json.dumps({"about": self._about, **self._state, **facts}, indent=2) + "\n"
+    with atomic_path(self.folder / ABOUT) as temporary:
+      temporary.write_text(text)
 
   def _to_parquet(self) -> None:
     """Converts the whole table to Parquet in chunks, with the embeddings."""
@@ -216,7 +217,7 @@ class Journal:
     embeddings = None
     if self._about.get("embed"):
       embeddings = np.load(self.folder / EMBEDDINGS, mmap_mode="r")
-    with tables.atomic_path(self.folder / PARQUET) as target, contextlib.ExitStack() as stack:
+    with tables.output_path(self.folder / PARQUET) as target, contextlib.ExitStack() as stack:
       csv_file = stack.enter_context(tables.open_text(self.folder / TABLE, "r"))
       rows = csv.read(csv_file)
       names, writer = next(rows), None

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from cxrjax.core import tables
+from cxrjax.core.atomic_files import atomic_path
 from cxrjax.core.errors import UserError
 from cxrjax.core.text import identifier
 
@@ -154,7 +155,7 @@ def write_csv(path: str | os.PathLike[str], predictions: Predictions) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  with atomic_path(path) as file, open_text(file, "w") as text_file:
+  with output_path(path) as file, open_text(file, "w") as text_file:
     write_rows(text_file, predictions, header=True)
 
 
@@ -168,7 +169,7 @@ def write_parquet(path: str | os.PathLike[str], predictions: Predictions) -> Non
 
   table = columns(predictions)
   table.pop(EMBEDDING, None)
-  with atomic_path(path) as file:
+  with output_path(path) as file:
     pyarrow.parquet.write_table(arrow(table, predictions.embeddings), file)
 
 
@@ -196,16 +197,10 @@ def open_text(file: pathlib.Path, mode: Literal["r", "w", "a"]) -> io.TextIOWrap
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Temporary path to write to, renamed to `path` once complete."""
-  target = pathlib.Path(path).expanduser()
-  temporary = target.with_name(target.name + ".tmp")
+def output_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Temporary path that replaces `path`; a UserError where that cannot be written."""
   try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    temporary.replace(target)
+    with atomic_path(pathlib.Path(path).expanduser()) as temporary:
+      yield temporary
   except OSError as error:
     raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink()

@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 import jax
@@ -22,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from cxrjax.core import cache_folder
+from cxrjax.core.atomic_files import atomic_path
 from cxrjax.core.errors import UserError
 from cxrjax.data.images import Images
 from cxrjax.data.loading import cache_file
@@ -129,10 +128,8 @@ def _write(
   target: pathlib.Path, segmenter: Segmenter, images: Images, mesh: Mesh | None, progress: bool
 ) -> None:
   """Writes all masks to one file, which appears once complete."""
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=target.stem + ".tmp-", dir=target.parent))
-  try:
-    masks = cache_file.allocate(temporary / "masks.npy", images.pixels.shape, np.dtype("u1"))
+  with atomic_path(target) as temporary:
+    masks = cache_file.allocate(temporary, images.pixels.shape, np.dtype("u1"))
     sums = np.zeros(len(images), np.uint32)
     with tqdm.tqdm(
       total=len(images),
@@ -150,9 +147,6 @@ def _write(
         sums[rows] = cache_file.checksums_of(masks[rows])
         bar.update(len(rows))
     cache_file.seal(masks, sums)
-    (temporary / "masks.npy").replace(target)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def chunks(n: int) -> list[np.ndarray]:

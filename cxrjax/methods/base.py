@@ -43,8 +43,9 @@ class Labels:
 
 @runtime_checkable
 class Method(Protocol):
-  """A frozen dataclass of options; all that changes is in `params` (trained) and `state`
-  (the rest: teacher, centre, queue, running statistics).
+  """A frozen dataclass of options; all that changes is in `params` and `state`.
+
+  `params` are trained; `state` is the rest: teacher, centre, queue, running statistics.
 
   The factory gets `encoder` and `clock` besides the options in the config. A supervised method sets
   the class attribute `learns_from` to "labels" (its factory then also gets `labels`, a `Labels`) or
@@ -77,10 +78,6 @@ class Method(Protocol):
   def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params: ...
 
   def encoder_params(self, params: Params, state: Params) -> Params: ...
-
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    """FLOPs of one image in one training step, 2 per multiply-add."""
-    ...
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     """Diagnosis and advice if (averaged) metrics show a collapse, else None."""

@@ -144,12 +144,6 @@ class Method:
     """The online encoder, which is all that the paper keeps (section 3.1)."""
     return join_stats(params["encoder"], state["stats"])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
-    # A backward pass costs two forward passes; targets have none.
-    return views * (3.0 * (forward + self.predictor.flops()) + forward)
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     advice = (
       "lower config.optimizer.lr, raise config.method.momentum.start, or keep "

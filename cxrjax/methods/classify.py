@@ -278,11 +278,6 @@ class Method:
     """Probabilities of the classes."""
     return jax.nn.softmax(logits) if self.labels.exclusive else jax.nn.sigmoid(logits)
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    # A backward pass costs two forward passes.
-    return 3.0 * views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     return check_spread(
       metrics, "lower config.optimizer.lr, lengthen its warmup, or check the labels"

@@ -166,15 +166,6 @@ class Method:
     """The teacher's, which is better than the student throughout training (section 5.1)."""
     return join_stats(state["teacher"]["encoder"], state["stats"])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    def forward(name: str) -> float:
-      views, _, *shape = batch_spec[name].shape
-      return views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
-
-    large = forward("global")
-    small = forward("local") if "local" in batch_spec else 0.0
-    return large + 3 * (large + small)  # a backward pass costs two forward passes
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     uniform = math.log(self.prototypes)
     if metrics["teacher_entropy"] > 0.999 * uniform:

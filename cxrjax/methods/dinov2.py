@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -180,36 +180,23 @@ class Method(dino.Method):
     new_centers: dict[str, Array] = {}
     metrics: Metrics = {}
     if self.class_weight:
-      logits = self.logits(teacher["head"], target, images)
-      probabilities, center = self._teacher_probabilities(
-        logits.reshape(-1, self.prototypes), state.get("center"), temperature, None
-      )
-      value = class_losses.cross_entropy(
-        self.logits(params["head"], features, images),
-        probabilities.reshape(logits.shape),
-        self.student_temp,
+      value, center, health = self._class_loss(
+        (params, teacher), (features, target), images, state.get("center"), temperature
       )
       loss += self.class_weight * value
       new_centers |= {} if center is None else {"center": center}
-      uniform = jnp.full(len(probabilities), 1 / len(probabilities))
-      metrics |= {"class_loss": value, **_health(value, probabilities, uniform)}
+      metrics |= {"class_loss": value, **health}
     if mask is not None:
-      index, weights = self._masked_patches(mask, self._max_masked(shape))
-
-      def patch_logits(weights: Params, features: Any) -> Float[Array, "m K"]:
-        patches = features.patches.reshape(images, -1, features.patches.shape[-1])
-        masked = jnp.take_along_axis(patches, index[..., None], axis=1)
-        return self.head.apply(weights[self._patch_head], masked.reshape(-1, masked.shape[-1]))
-
-      probabilities, center = self._teacher_probabilities(
-        patch_logits(teacher, target[0]), state.get("patch_center"), temperature, weights > 0
-      )
-      value = ibot.cross_entropy(
-        patch_logits(params, features[0]), probabilities, weights, self.student_temp
+      value, center, health = self._patch_loss(
+        (params, teacher),
+        (features[0], target[0]),
+        mask,
+        self._max_masked(shape),
+        state.get("patch_center"),
+        temperature,
       )
       loss += self.patch_weight * value
       new_centers |= {} if center is None else {"patch_center": center}
-      health = _health(value, probabilities, weights)
       metrics |= {
         "patch_loss": value,
         **{f"patch_{name}": x for name, x in health.items()},
@@ -222,6 +209,66 @@ class Method(dino.Method):
       metrics |= {"koleo": value / crops}
     metrics |= feature_health(target[0].cls[::crops])
     return loss, ({**state, **new_centers, "stats": target[-1].stats or {}}, metrics)
+
+  def _class_loss(
+    self,
+    weights: tuple[Params, Params],
+    features: tuple[Sequence[Any], Sequence[Any]],
+    images: int,
+    center: Float[Array, "K"] | None,
+    temperature: Float[Array, ""],
+  ) -> tuple[Float[Array, ""], Float[Array, "K"] | None, Metrics]:
+    """DINO's loss, the teacher's next centre, and metrics.
+
+    Args:
+      weights: of student and teacher.
+      features: of all crops from the student, and of the large ones from the teacher.
+      images: number of images.
+      center: the teacher's centre, if it has one.
+      temperature: the teacher's.
+    """
+    (student, teacher), (student_features, teacher_features) = weights, features
+    logits = self.logits(teacher["head"], teacher_features, images)
+    probabilities, center = self._teacher_probabilities(
+      logits.reshape(-1, self.prototypes), center, temperature, None
+    )
+    value = class_losses.cross_entropy(
+      self.logits(student["head"], student_features, images),
+      probabilities.reshape(logits.shape),
+      self.student_temp,
+    )
+    uniform = jnp.full(len(probabilities), 1 / len(probabilities))
+    return value, center, _health(value, probabilities, uniform)
+
+  def _patch_loss(
+    self,
+    weights: tuple[Params, Params],
+    features: tuple[Any, Any],
+    mask: Bool[Array, "b v n"],
+    room: int,
+    center: Float[Array, "K"] | None,
+    temperature: Float[Array, ""],
+  ) -> tuple[Float[Array, ""], Float[Array, "K"] | None, Metrics]:
+    """iBOT's loss on masked patches, as `_class_loss` of features of large crops.
+
+    `mask` has at most `room` patches of an image.
+    """
+    (student, teacher), (student_features, teacher_features) = weights, features
+    images = len(mask)
+    index, patch_weights = self._masked_patches(mask, room)
+
+    def logits(params: Params, features: Any) -> Float[Array, "m K"]:
+      patches = features.patches.reshape(images, -1, features.patches.shape[-1])
+      masked = jnp.take_along_axis(patches, index[..., None], axis=1)
+      return self.head.apply(params[self._patch_head], masked.reshape(-1, masked.shape[-1]))
+
+    probabilities, center = self._teacher_probabilities(
+      logits(teacher, teacher_features), center, temperature, patch_weights > 0
+    )
+    value = ibot.cross_entropy(
+      logits(student, student_features), probabilities, patch_weights, self.student_temp
+    )
+    return value, center, _health(value, probabilities, patch_weights)
 
   def _masked_patches(
     self, mask: Bool[Array, "b v n"], room: int
@@ -248,18 +295,6 @@ class Method(dino.Method):
     probabilities = class_losses.teacher_probabilities(logits, center, temperature)
     valid = jnp.ones(len(logits), bool) if valid is None else valid
     return probabilities, ibot.update_center(center, logits, valid, self.center_momentum)
-
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    def forward(name: str) -> float:
-      views, _, *shape = batch_spec[name].shape
-      encoder = self.encoder.flops(tuple(shape), patches=self.patch_weight > 0)
-      return views * (encoder + (self.head.flops() if self.class_weight else 0))
-
-    large = forward("global")
-    if self.patch_weight:
-      large += self._max_masked(batch_spec["global"].shape) * self.head.flops()
-    small = forward("local") if "local" in batch_spec else 0.0
-    return large + 3 * (large + small)  # a backward pass costs two forward passes
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     for prefix in (["patch_"] if self.patch_weight else []) + ([""] if self.class_weight else []):

@@ -184,15 +184,6 @@ class Method:
   def encoder_params(self, params: Params, state: Params) -> Params:
     return join_stats(params["encoder"], state["stats"])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    return 3.0 * self.restore_flops(batch_spec)  # a backward pass costs two forward passes
-
-  def restore_flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    """FLOPs of encoding and restoring one image's large crops."""
-    views, _, *shape = batch_spec["global"].shape
-    rows, columns = self.grid(batch_spec["global"].shape)
-    return views * (self.encoder.flops(tuple(shape)) + rows * columns * self.head.flops())
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     return check_spread(
       metrics,

@@ -161,13 +161,6 @@ class Method:
     del state
     return params["encoder"]
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    (rows, columns), visible = self._visible_patches(batch_spec["global"].shape)
-    encoder = self.encoder.flops(tuple(shape), keep=visible)
-    decoder = self.decoder.flops(rows * columns, visible)
-    return 3.0 * views * (encoder + decoder)  # a backward pass costs two forward passes
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     return check_spread(
       metrics, "lower config.optimizer.lr, lengthen its warmup, or raise config.method.mask_ratio"

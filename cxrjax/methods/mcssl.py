@@ -24,16 +24,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse, ibot, reconstruction
 from cxrjax.losses import dino as losses
 from cxrjax.methods import dino, gmml
-from cxrjax.methods.base import (
-  Batch,
-  Metrics,
-  Params,
-  ema,
-  feature_health,
-  flatten_views,
-  image_keys,
-  join_stats,
-)
+from cxrjax.methods.base import Batch, Metrics, Params, ema, feature_health, join_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,54 +79,38 @@ class Method(dino.Method):
     self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
   ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
     corrupt_key, drop_key = jax.random.split(key)
-    crops = self.restorer.corrupted(batch, corrupt_key)
+    corrupted = self.restorer.corrupted(batch, corrupt_key)
     num_large, images = batch["global"].shape[:2]
-    views = [crops.images, *([flatten_views(batch["local"])] if "local" in batch else [])]
-    keys = tuple(
-      image_keys(drop_key, batch["position"], x.shape[0] // images, first)
-      for x, first in zip(views, (0, num_large), strict=False)
-    )
+    views, keys = self.crops(batch, drop_key)
     teacher, stats = state["teacher"], state["stats"]
     temperature = self.schedules["teacher_temp"](step)
-
-    def class_logits(weights: Params, features: Any) -> Float[Array, "b v K"]:
-      cls = jnp.concatenate([f.cls.reshape(images, -1, f.cls.shape[-1]) for f in features], axis=1)
-      logits = self.head.apply(weights["head"], cls.reshape(-1, cls.shape[-1]))
-      return logits.reshape(images, -1, self.prototypes)
-
-    def patch_logits(weights: Params, features: Any) -> Float[Array, "n K"]:
-      return self.head.apply(
-        weights["data_head"], features.patches.reshape(-1, features.patches.shape[-1])
-      )
-
     encode = functools.partial(self.encoder.encode, train=True)
-    target = encode(join_stats(teacher["encoder"], stats), (flatten_views(batch["global"]),))
-    logits, data_logits = class_logits(teacher, target), patch_logits(teacher, target[0])
+    target = encode(join_stats(teacher["encoder"], stats), views[:1])
+    logits = self.logits(teacher["head"], target, images)
+    data_logits = self._patch_logits(teacher, target[0])
     features = encode(
       join_stats(params["encoder"], stats),
-      tuple(views),
+      (corrupted.images, *views[1:]),
       keys=keys,
       intermediates=self.restorer.intermediates,
     )
 
     probabilities = losses.teacher_probabilities(logits, state["center"], temperature)
     class_loss = losses.cross_entropy(
-      class_logits(params, features), probabilities, self.student_temp
+      self.logits(params["head"], features, images), probabilities, self.student_temp
     )
     patch_probabilities = losses.teacher_probabilities(
       data_logits, state["data_center"], temperature
     )
     weights = jnp.full(patch_probabilities.shape[:1], 1 / patch_probabilities.shape[0])
     data_loss = ibot.cross_entropy(
-      patch_logits(params, features[0]), patch_probabilities, weights, self.student_temp
+      self._patch_logits(params, features[0]), patch_probabilities, weights, self.student_temp
     )
-    restored = self.restorer.restore(params, features[0], crops.clean.shape)
-    mse = reconstruction.mse(restored, crops.clean, crops.mask)
+    restored = self.restorer.restore(params, features[0], corrupted.clean.shape)
+    mse = reconstruction.mse(restored, corrupted.clean, corrupted.mask)
 
-    entropy, data_entropy = (
-      collapse.entropy(probabilities).mean(),
-      collapse.entropy(patch_probabilities).mean(),
-    )
+    entropy = collapse.entropy(probabilities).mean()
+    data_entropy = collapse.entropy(patch_probabilities).mean()
     metrics = {
       "class_loss": class_loss,
       "data_loss": data_loss,
@@ -145,7 +120,7 @@ class Method(dino.Method):
       "kl": class_loss - entropy,
       "data_kl": data_loss - data_entropy,
       "data_entropy": data_entropy,
-      "explained": gmml.explained(mse, crops, reconstruction.mse),
+      "explained": gmml.explained(mse, corrupted, reconstruction.mse),
       **feature_health(target[0].cls[::num_large]),
     }
     state = {
@@ -159,17 +134,10 @@ class Method(dino.Method):
     loss = class_loss + self.data_weight * data_loss + self.pixel_weight * mse
     return loss, (state, metrics)
 
+  def _patch_logits(self, params: Params, features: Any) -> Float[Array, "n K"]:
+    patches = features.patches.reshape(-1, features.patches.shape[-1])
+    return self.head.apply(params["data_head"], patches)
+
   def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     shared = {name: params[name] for name in state["teacher"]}
     return {**state, "teacher": ema(state["teacher"], shared, self.schedules["momentum"](step))}
-
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    rows, columns = self.restorer.grid(batch_spec["global"].shape)
-    labels = (1 + rows * columns) * self.head.flops()
-    teacher = views * (self.encoder.flops(tuple(shape)) + labels)
-    student = self.restorer.restore_flops(batch_spec) + views * labels
-    if "local" in batch_spec:
-      views, _, *shape = batch_spec["local"].shape
-      student += views * (self.encoder.flops(tuple(shape), patches=False) + self.head.flops())
-    return teacher + 3 * student

@@ -92,10 +92,3 @@ class Method(classify.Method):
     trained, _ = split_stats(state["average"]["encoder"])
     encoder = join_stats(trained, state["teacher_stats"])
     return {**state, "average": {**state["average"], "encoder": encoder}}
-
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    one_view = jax.ShapeDtypeStruct(
-      (1, *batch_spec["global"].shape[1:]), batch_spec["global"].dtype
-    )
-    # Student: forward and backward on one view; teacher: forward on the other.
-    return super().flops({**batch_spec, "global": one_view}) * 4 / 3

@@ -250,14 +250,6 @@ class Method:
     """The query network, as in the papers."""
     return join_stats(params["encoder"], state["stats"])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
-    # A backward pass costs two forward passes; keys have none.
-    if self.version == 2:
-      return 3.0 * forward + forward
-    return views * (3.0 * (forward + self.predictor.flops()) + forward)
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     diagnosis = check_spread(
       metrics, "lower config.optimizer.lr, or raise config.method.momentum.start"

@@ -247,19 +247,6 @@ class Method:
     """The backbone without its heads, as the paper evaluates."""
     return join_stats(params["encoder"], state["stats"])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    name, count, _ = TASKS[self.task]
-    forward = 0.0
-    for view, number in (("global", 1), (name, count)):
-      encoder = self.encoder.flops(tuple(batch_spec[view].shape[2:]), patches=False)
-      forward += number * (encoder + self.projector.flops())
-    forward += self.merger.flops() if self.task == "jigsaw" else 0
-    # For both terms; memories are constants and have no gradient.
-    num_negatives = min(self.negatives, self.clock.num_examples - 1)
-    cosines = 2 * 2 * num_negatives * self.dim
-    # A backward pass costs two forward passes.
-    return 3.0 * forward + 2.0 * cosines
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     # Chance accuracy is not a sign of collapse: the first epochs compare with a random bank, and an
     # image is matched among all others late, although well before the features are good.

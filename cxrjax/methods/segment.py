@@ -140,11 +140,6 @@ class Method:
     )
     return jax.nn.sigmoid(self.drawer.apply(params["decoder"], images, features)[0])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    forward = self.encoder.flops(tuple(shape)) + self.drawer.flops(tuple(shape))
-    return 3.0 * views * forward  # a backward pass costs two forward passes
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     share = metrics["called_lung"]
     if 1e-3 < share < 1 - 1e-3:

@@ -125,11 +125,6 @@ class Method:
     """Drops the projector, whose input is a better representation than its output (section 4.2)."""
     return join_stats(params["encoder"], state["stats"])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
-    return 3.0 * views * forward  # a backward pass costs two forward passes
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     diagnosis = check_spread(
       metrics, "lower config.optimizer.lr, or raise config.method.temperature"

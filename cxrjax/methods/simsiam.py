@@ -126,12 +126,6 @@ class Method:
     """The backbone without its heads, as the paper evaluates."""
     return join_stats(params["encoder"], state["stats"])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    views, _, *shape = batch_spec["global"].shape
-    forward = self.encoder.flops(tuple(shape), patches=False) + self.projector.flops()
-    # A backward pass costs two forward passes.
-    return 3.0 * views * (forward + self.predictor.flops())
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     advice = "lower config.optimizer.lr, or keep config.method.batch_norm=True"
     return check_spread(metrics, advice) or check_spread(metrics, advice, "projection")

@@ -148,11 +148,6 @@ class Method(gmml.Method):
     """The teacher's, as it is the one that has seen intact images."""
     return join_stats(state["teacher"]["encoder"], state["stats"])
 
-  def flops(self, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-    _, _, *shape = batch_spec["global"].shape
-    teacher = 2 * (self.encoder.flops(tuple(shape), patches=False) + self.projector.flops())
-    return 3 * (self.restore_flops(batch_spec) + 2 * self.projector.flops()) + teacher
-
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     diagnosis = check_spread(
       metrics, "lower config.optimizer.lr, or raise config.method.momentum.start"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from cxrjax.config.instantiate import build, locate
-from cxrjax.core.target import Target
+from cxrjax.core import flops
+from cxrjax.core.target import CPU, Target
 
 
 def resolve(encoder: Any) -> None:
@@ -42,3 +47,23 @@ def build_encoder(spec: Mapping[str, Any], target: Target, key: str = "config.mo
     if "target" in inspect.signature(factory).parameters:
       extra = {"target": target}
   return build(spec, "Model", key, **extra)
+
+
+def forward_flops(encoder: Any, image_shape: tuple[int, ...]) -> float:
+  """Operations of one image's forward pass in matrix products and convolutions.
+
+  Args:
+    encoder: the network.
+    image_shape: (height, width, ...) in pixels.
+
+  Raises:
+    ValueError: they cannot be counted, see `cxrjax.core.flops.count`.
+  """
+  plain = {"dtype": "float32", "attention": "plain", "target": CPU}  # fused kernels hide products
+  if dataclasses.is_dataclass(encoder) and not isinstance(encoder, type):
+    fields = {field.name for field in dataclasses.fields(encoder)}
+    encoder = dataclasses.replace(encoder, **{k: v for k, v in plain.items() if k in fields})
+  params = jax.eval_shape(encoder.init, jax.random.key(0))
+  image = jax.ShapeDtypeStruct((1, *image_shape[:2], getattr(encoder, "channels", 1)), jnp.float32)
+
+  return flops.count(lambda params, image: encoder.encode(params, image)[:2], params, image)

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cxrjax.core import flops
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU, Target
-from cxrjax.models import module
+from cxrjax.models import crops, module
 from cxrjax.models.features import Features, standardize
 
 
@@ -113,13 +112,9 @@ class Cnn:
     is_sequence = isinstance(x, Sequence)
     if add_at and is_sequence:
       raise ValueError(f"add_at={tuple(add_at)} is of one batch, not of a sequence")
-    groups = tuple(x) if is_sequence else (x,)
-    if keys is None:
-      keys = (None,) * len(groups)
-    elif not is_sequence:
-      keys = (keys,)
-    for images in groups:
-      self._check(images.shape[1:])
+    batches = crops.by_size(x, keys)
+    for batch in batches:
+      self._check(batch.images.shape[1:])
     stage_of_tap = {tap: self._tap(tap) for tap in intermediates}
     shifts = {self._tap(tap): shift for tap, shift in (add_at or {}).items()}
 
@@ -127,20 +122,14 @@ class Cnn:
       return maps + shifts[stage].astype(maps.dtype) if stage in shifts else maps
 
     net = self._net.bind(params)
-    outputs = []
-    for images, key in zip(groups, keys, strict=True):
-      images = standardize(images) if self.standardize else images
-      maps = net(images.astype(self.dtype), keys=key, train=train, add=add)
-      last_map = maps[-1].astype(jnp.float32)
-      outputs.append(
-        Features(
-          last_map.mean((1, 2)),
-          last_map.reshape(last_map.shape[0], -1, last_map.shape[-1]) if patches else None,
-          {tap: maps[i] for tap, i in stage_of_tap.items()},
-        )
-      )
+    features = []
+    for batch in batches:
+      images = standardize(batch.images) if self.standardize else batch.images
+      maps = net(images.astype(self.dtype), keys=batch.keys, train=train, add=add)
+      taps = {tap: maps[i] for tap, i in stage_of_tap.items()}
+      features.append(_summarize(maps[-1].astype(jnp.float32), taps, patches))
     stats = (module.running_stats(net) or None) if train else None
-    results = tuple(features._replace(stats=stats) for features in outputs)
+    results = tuple(batch._replace(stats=stats) for batch in features)
     return results if is_sequence else results[0]
 
   def _check(self, shape: tuple[int, ...]) -> None:
@@ -164,17 +153,9 @@ class Cnn:
       )
     return int(index) % self.stages
 
-  def flops(self, image_shape: tuple[int, ...], *, patches: bool = True) -> int:
-    """Floating-point operations of one image's forward pass in convolutions and matrix products.
 
-    A multiply-add counts as two; zero padding is counted, as is customary.
-
-    Args:
-      image_shape: (height, width, ...) in pixels.
-      patches: as in `encode`; no effect, as they cost nothing.
-    """
-    del patches
-    image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.channels), jnp.float32)
-    params = jax.eval_shape(self.init, jax.random.key(0))
-    plain = dataclasses.replace(self, dtype="float32", target=CPU)  # fused kernels hide products
-    return int(flops.count(plain.encode, params, image))
+def _summarize(
+  last_map: Float[Array, "b h w d"], intermediates: dict[str, Array], patches: bool
+) -> Features:
+  cells = last_map.reshape(last_map.shape[0], -1, last_map.shape[-1]) if patches else None
+  return Features(last_map.mean((1, 2)), cells, intermediates)

@@ -104,10 +104,6 @@ class Projector:
       initial=self.initial,
     )
 
-  def flops(self) -> int:
-    """Floating-point operations of the forward pass per row (a multiply-add is two)."""
-    return 2 * sum(a * b for a, b in itertools.pairwise((self.in_dim, *self.dims)))
-
 
 @dataclasses.dataclass(frozen=True)
 class DinoHead:
@@ -153,11 +149,6 @@ class DinoHead:
   def _net(self) -> module.Net:
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     return module.Net.of(_DinoHead, **fields)
-
-  def flops(self) -> int:
-    """Floating-point operations of the forward pass per row (a multiply-add is two)."""
-    dims = [self.in_dim, *[self.hidden] * (self.layers - 1), self.bottleneck, self.prototypes]
-    return 2 * sum(a * b for a, b in itertools.pairwise(dims))
 
 
 class _Mlp(nnx.Module):

@@ -95,12 +95,6 @@ class Decoder:
     )
     return out.astype(jnp.float32)
 
-  def flops(self, patches: int, kept: int) -> int:
-    """Floating-point operations in matrix products per image (a multiply-add is two)."""
-    n, d = 1 + patches, self.width
-    block = 24 * n * d * d + 4 * n * n * d
-    return 2 * (1 + kept) * self.in_dim * d + self.depth * block + 2 * patches * d * self.outputs
-
 
 class _Decoder(nnx.Module):
   def __init__(self, in_dim, outputs, width, depth, heads, init, kernel, rngs):

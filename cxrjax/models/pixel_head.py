@@ -85,10 +85,6 @@ class PixelHead:
       j=self.size,
     )
 
-  def flops(self) -> int:
-    """Floating-point operations in matrix products per patch (a multiply-add is two)."""
-    return 2 * self.in_dim * (self.depth * self.in_dim + self.size**2 * self.channels)
-
 
 class _PixelHead(nnx.Module):
   def __init__(self, in_dim, pixels, channels, depth, norm, init, rngs):

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from cxrjax.core import flops
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.models import conv, layers, module
 from cxrjax.models.features import Features, standardize
@@ -188,20 +187,6 @@ class Decoder:
     net = self._net.bind(params)
     x = net([x.astype(dtype) for x in maps], size=(h, w), train=train)
     return x.astype(jnp.float32), module.running_stats(net) if train else {}
-
-  def flops(self, image_shape: tuple[int, ...]) -> float:
-    """Floating-point operations per image in convolutions and matrix products.
-
-    Args:
-      image_shape: (height, width, ...) in pixels.
-    """
-    image = jax.ShapeDtypeStruct((1, *image_shape[:2], self.encoder.channels), jnp.float32)
-    encoder = jax.eval_shape(self.encoder.init, jax.random.key(0))
-    features = jax.eval_shape(
-      lambda p, x: self.encoder.encode(p, x, intermediates=self.intermediates), encoder, image
-    )
-    params = jax.eval_shape(self.init, jax.random.key(0))
-    return flops.count(lambda p, x, f: self.apply(p, x, f)[0], params, image, features)
 
 
 class _Conv(nnx.Module):

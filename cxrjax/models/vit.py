@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.core.target import CPU, Target
-from cxrjax.models import attention, layers, module, posembed, transformer
+from cxrjax.models import attention, crops, layers, module, posembed, transformer
 from cxrjax.models.attention import Kernel
 from cxrjax.models.build import resolve
 from cxrjax.models.features import Features, standardize
@@ -28,6 +28,19 @@ VARIANTS = {  # width, depth, heads
   "B": (768, 12, 12),
   "L": (1024, 24, 16),
 }
+_CHOICES = {
+  "initial": ("normal", "xavier"),
+  "positions": ("normal", "sincos"),
+  "pool": ("cls", "mean"),
+  "gelu": tuple(layers.GELUS),
+}
+
+
+class _Place(NamedTuple):
+  """A point of the network whose values can be read, or added to."""
+
+  kind: str  # "attn", "norm", "block" or "out"
+  block: int  # from 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +122,12 @@ class Model:
         f"config.model.image_size={self.image_size} is not a multiple of "
         f"config.model.patch_size={self.patch_size}"
       )
-    if self.initial not in ("normal", "xavier"):
-      raise UserError(
-        f"config.model.initial={self.initial!r} is not known; valid: 'normal', 'xavier'"
-      )
-    if self.positions not in ("normal", "sincos"):
-      raise UserError(
-        f"config.model.positions={self.positions!r} is not known; valid: 'normal', 'sincos'"
-      )
+    for name, valid in _CHOICES.items():
+      value = getattr(self, name)
+      if value not in valid:
+        raise UserError(
+          f"config.model.{name}={value!r} is not known; valid: {', '.join(map(repr, valid))}"
+        )
     if self.interpolation not in posembed.INTERPOLATIONS:
       raise UserError(
         f"config.model.interpolation={self.interpolation!r} is not known"
@@ -126,10 +137,6 @@ class Model:
       raise UserError(f"config.model.token_std={self.token_std} must be at least 0")
     if self.layer_scale < 0:
       raise UserError(f"config.model.layer_scale={self.layer_scale} must be at least 0")
-    if self.pool not in ("cls", "mean"):
-      raise UserError(f"config.model.pool={self.pool!r} is not known; valid: 'cls', 'mean'")
-    if self.gelu not in layers.GELUS:
-      raise UserError(f"config.model.gelu={self.gelu!r} is not known; valid: 'exact', 'tanh'")
     if self.positions == "sincos" and width % 4:
       raise UserError(
         f"config.model.width={width} must be a multiple of 4 for config.model.positions='sincos'"
@@ -159,8 +166,10 @@ class Model:
 
   @property
   def layer_names(self) -> tuple[str, ...]:
-    """Regular expressions for the parameters of each layer, input first; the last norm belongs to
-    the head."""
+    """Regular expressions for the parameters of each layer, input first.
+
+    The last norm belongs to the head.
+    """
     embedding = "(patch|cls|pos|registers|mask_token)(/|$)"
     return (embedding, *(f"blocks/{i}/" for i in range(self.blocks)))
 
@@ -180,29 +189,8 @@ class Model:
 
   @functools.cached_property
   def _net(self) -> module.Net:
-    width, depth, heads = self._dims
-    return module.Net.of(
-      _VisionTransformer,
-      width=width,
-      depth=depth,
-      heads=heads,
-      patch_size=self.patch_size,
-      grid=self.image_size // self.patch_size,
-      channels=self.channels,
-      registers=self.registers,
-      drop_path=self.drop_path,
-      remat=self.remat,
-      init=self.initial,
-      positions=self.positions,
-      token_std=self.token_std,
-      interpolation=self.interpolation,
-      mask_token=self.mask_token,
-      pool=self.pool,
-      layer_scale=self.layer_scale,
-      drop_uniform=self.drop_uniform,
-      gelu=self.gelu,
-      kernel=self.kernel,
-    )
+    # A copy, without what has been set on this encoder beside its fields, as the net is cached.
+    return module.Net.of(_VisionTransformer, config=dataclasses.replace(self))
 
   def init(self, key: jax.Array) -> module.Params:
     """Fresh parameters, initialized as in DINO and timm: N(0, 0.02^2), biases 0."""
@@ -254,207 +242,166 @@ class Model:
     """
     del train
     is_sequence = isinstance(x, Sequence)
-    groups = tuple(x) if is_sequence else (x,)
-    if keys is not None and not is_sequence:
-      keys = (keys,)
-    keep, mask = (
-      (None,) * len(groups) if option is None else tuple(option) if is_sequence else (option,)
-      for option in (keep, mask)
-    )
-    if not self.mask_token and any(group is not None for group in mask):
-      raise UserError("masked patches need config.model.mask_token=True")
-    for images in groups:
-      self._check(images.shape[1:])
-    if self.standardize:
-      groups = tuple(standardize(images) for images in groups)
-    taps = self._taps(intermediates)
-    add_at = add_at or {}
-    places = [(kind, block) for _, kind, block in self._taps(tuple(add_at))]
-    shifts = dict(zip(places, add_at.values(), strict=True))
-    if add_at and (is_sequence or any(kind == "attn" for kind, _ in shifts)):
-      raise ValueError(f"add_at={tuple(add_at)} is of one batch, at norm:I, block:I and out")
-    outputs = self._net.apply(
-      params,
-      groups,
-      keys=keys,
-      intermediates=taps,
-      patches=patches,
-      keep=keep,
-      mask=mask,
-      dtype=jnp.dtype(self.dtype),
-      shifts=shifts,
-    )
-    return tuple(outputs) if is_sequence else outputs[0]
+    shifts = {self._place(name): value for name, value in (add_at or {}).items()}
+    if shifts and (is_sequence or any(place.kind == "attn" for place in shifts)):
+      raise ValueError(f"add_at={tuple(add_at or ())} is of one batch, at norm:I, block:I and out")
+    places = {name: self._place(name) for name in intermediates}
+    batches = crops.by_size(x, keys, keep, mask)
+    for batch in batches:
+      self._check(batch)
+    net = self._net.bind(params)
+    features = tuple(net(batch, places, shifts, patches=patches) for batch in batches)
+    return features if is_sequence else features[0]
 
-  def _check(self, shape: tuple[int, ...]) -> None:
-    if shape[0] % self.patch_size or shape[1] % self.patch_size:
+  def _check(self, batch: crops.Crops) -> None:
+    if batch.mask is not None and not self.mask_token:
+      raise UserError("masked patches need config.model.mask_token=True")
+    height, width, channels = batch.images.shape[1:]
+    if height % self.patch_size or width % self.patch_size:
       raise UserError(
-        f"images of {shape[0]}x{shape[1]} pixels do not divide into patches of "
+        f"images of {height}x{width} pixels do not divide into patches of "
         f"config.model.patch_size={self.patch_size}"
       )
-    if shape[2] != self.channels:
-      raise UserError(f"images have {shape[2]} channels, config.model.channels={self.channels}")
+    if channels != self.channels:
+      raise UserError(f"images have {channels} channels, config.model.channels={self.channels}")
 
-  def _taps(self, intermediates: tuple[str, ...]) -> tuple[tuple[str, str, int], ...]:
-    """Parses taps into their names, kinds and blocks."""
-    depth, taps = self._dims[1], []
-    for tap in intermediates:
-      kind, _, index = tap.partition(":")
-      if tap in ("attn", "out"):  # of the last block, and after it
-        taps.append((tap, tap, depth - 1))
-      elif (
-        kind in ("attn", "norm", "block")
-        and index.removeprefix("-").isdigit()
-        and (-depth <= int(index) < depth)
-      ):
-        taps.append((tap, kind, int(index) % depth))
-      else:
-        raise UserError(
-          f"tap {tap!r} is not known; valid: 'attn', 'out', 'attn:I', 'norm:I', 'block:I' with I "
-          f"from {-depth} to {depth - 1}"
-        )
-    return tuple(taps)
-
-  def flops(
-    self, image_shape: tuple[int, ...], *, patches: bool = True, keep: int | None = None
-  ) -> int:
-    """Floating-point operations of one image's forward pass in matrix products.
-
-    A multiply-add counts as two; softmax, norms and activations are not counted, as is customary.
-
-    Args:
-      image_shape: (height, width, ...) in pixels.
-      patches: as in `encode`.
-      keep: number of patches that are encoded; all by default.
-    """
-    d, depth, _ = self._dims
-    all_patches = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
-    n_patches = all_patches if keep is None else keep
-    n = 1 + self.registers + n_patches
-    embed = 2 * n_patches * self.patch_size**2 * self.channels * d
-    block = 24 * n * d * d + 4 * n * n * d
-    last = block if patches or self.pool == "mean" else 4 * n * d * d + 20 * d * d + 4 * n * d
-    return embed + (depth - 1) * block + last
+  def _place(self, tap: str) -> _Place:
+    """Parses the name of an intermediate."""
+    depth = self.blocks
+    if tap in ("attn", "out"):  # of the last block, and after it
+      return _Place(tap, depth - 1)
+    kind, _, index = tap.partition(":")
+    if (
+      kind in ("attn", "norm", "block")
+      and index.removeprefix("-").isdigit()
+      and -depth <= int(index) < depth
+    ):
+      return _Place(kind, int(index) % depth)
+    raise UserError(
+      f"tap {tap!r} is not known; valid: 'attn', 'out', 'attn:I', 'norm:I', 'block:I' with I "
+      f"from {-depth} to {depth - 1}"
+    )
 
 
 class _VisionTransformer(nnx.Module):
-  def __init__(
-    self,
-    width,
-    depth,
-    heads,
-    patch_size,
-    grid,
-    channels,
-    registers,
-    drop_path,
-    remat,
-    init,
-    positions,
-    token_std,
-    interpolation,
-    mask_token,
-    pool,
-    layer_scale,
-    drop_uniform,
-    gelu,
-    kernel,
-    rngs,
-  ):
+  """The network: patches to tokens, blocks, the last norm."""
+
+  def __init__(self, config: Model, rngs: nnx.Rngs):
+    width, init = config.features, config.initial
+    grid = config.image_size // config.patch_size
     # DINO and timm keep torch's default initialization of the patch projection (a convolution).
-    pixels = patch_size * patch_size * channels
-    self.patch = layers.Linear(pixels, width, init="torch" if init == "normal" else init, rngs=rngs)
-    token = nnx.initializers.normal(token_std)
+    self.patch = layers.Linear(
+      config.patch_size**2 * config.channels,
+      width,
+      init="torch" if init == "normal" else init,
+      rngs=rngs,
+    )
+    token = nnx.initializers.normal(config.token_std)
     self.cls = nnx.Param(token(rngs.params(), (1, width), jnp.float32))
     self.registers = (
-      nnx.Param(token(rngs.params(), (registers, width), jnp.float32)) if registers else None
+      nnx.Param(token(rngs.params(), (config.registers, width), jnp.float32))
+      if config.registers
+      else None
     )
     pos = layers.normal_init(rngs.params(), (1 + grid * grid, width), jnp.float32)
-    if positions == "sincos":
+    if config.positions == "sincos":
       pos = jnp.concatenate([jnp.zeros((1, width)), posembed.sincos((grid, grid), width)])
     self.pos = nnx.Param(pos)
     # 0 as in iBOT and DINOv2: a masked patch starts as its position alone.
-    self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32)) if mask_token else None
+    self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32)) if config.mask_token else None
     self.blocks = nnx.List(
-      [transformer.Block(width, heads, init, rngs, layer_scale, gelu, kernel) for _ in range(depth)]
+      [
+        transformer.Block(
+          width, config.attention_heads, init, rngs, config.layer_scale, config.gelu, config.kernel
+        )
+        for _ in range(config.blocks)
+      ]
     )
     self.norm = layers.LayerNorm(width)
-    self.patch_size = patch_size
-    self.grid = grid
-    self.drop_path = drop_path
-    self.drop_uniform = drop_uniform
-    self.remat = remat
-    self.pool = pool
-    self.interpolation = interpolation
+    self.config = config
 
-  def __call__(self, groups, *, keys, intermediates, patches, keep, mask, dtype, shifts):
-    tokens = [self._embed(*group, dtype) for group in zip(groups, keep, mask, strict=True)]
-    keys = (None,) * len(groups) if keys is None else keys
-    return [
-      self._encode(x, self._drop_path(key, len(self.blocks), dtype), intermediates, patches, shifts)
-      for x, key in zip(tokens, keys, strict=True)
-    ]
+  def __call__(
+    self,
+    batch: crops.Crops,
+    places: Mapping[str, _Place],
+    shifts: Mapping[_Place, Array],
+    *,
+    patches: bool,
+  ) -> Features:
+    """Features of one batch, whose images are of one size.
 
-  def _encode(self, x, scales, intermediates, patches, shifts):
-    """Features of one group of token sequences [b n width]."""
-    first_patch = 1 + (0 if self.registers is None else self.registers[...].shape[0])
-    requested = {(kind, index) for _, kind, index in intermediates}
-    outputs = {}
-
-    def tap(kind, index, value):
-      outputs.update((name, value) for name, *place in intermediates if place == [kind, index])
-
+    Args:
+      batch: the images, and what belongs to each.
+      places: the intermediates to return, by name.
+      shifts: values to add.
+      patches: whether to return the patch features.
+    """
+    values: dict[_Place, Array] = {}
+    requested = set(places.values())
+    x = self._embed(batch)
+    scales = self._drop_path(batch.keys)
     last = len(self.blocks) - 1
     for i, block in enumerate(self.blocks):
       scale = None if scales is None else scales[i]
-      shift = shifts.get(("norm", i))
-      if ("norm", i) in requested:
-        tap("norm", i, block.read(x, shift))
-      if ("attn", i) in requested:
-        tap("attn", i, attention.probabilities(block.qkv(x, shift), block.attn.heads))
+      norm, attn, after = (_Place(kind, i) for kind in ("norm", "attn", "block"))
+      shift = shifts.get(norm)
+      if norm in requested:
+        values[norm] = block.read(x, shift)
+      if attn in requested:
+        values[attn] = attention.probabilities(block.qkv(x, shift), block.attn.heads)
       if i == last:
         # The class token alone needs one row of the last block. Where the patches below are unused,
         # the compiler drops them; where they are used, these rows cost 1 % more.
         cls = self._run(transformer.Block.cls_only, block, x, scale, shift)
-        if ("block", i) in shifts:
-          cls = cls + shifts["block", i][:, 0].astype(cls.dtype)
       x = self._run(transformer.Block.__call__, block, x, scale, shift)
-      if ("block", i) in shifts:
-        x = x + shifts["block", i].astype(x.dtype)
-      tap("block", i, x)
+      if after in shifts:
+        x = x + shifts[after].astype(x.dtype)
+        if i == last:
+          cls = cls + shifts[after][:, 0].astype(cls.dtype)
+      if after in requested:
+        values[after] = x
     cls = self.norm(cls).astype(jnp.float32)
     x = self.norm(x).astype(jnp.float32)
-    if ("out", last) in shifts:
-      x = x + shifts["out", last]
-      cls = cls + shifts["out", last][:, 0]
-    tap("out", last, x)
-    patch_tokens = x[:, first_patch:]
-    if self.pool == "mean":
+    out = _Place("out", last)
+    if out in shifts:
+      x = x + shifts[out]
+      cls = cls + shifts[out][:, 0]
+    values[out] = x
+    patch_tokens = x[:, 1 + self.config.registers :]
+    if self.config.pool == "mean":
       cls = patch_tokens.mean(1)
     # Under jit, patches and class tokens that are not returned are not computed.
+    outputs = {name: values[place] for name, place in places.items()}
     return Features(cls, patch_tokens if patches else None, outputs)
 
   def _run(self, function, block, x, scale, shift):
-    if self.remat:
+    if self.config.remat:
       function = nnx.remat(function)
     return function(block, x, scale, shift)
 
-  def _embed(self, images, keep, mask, dtype):
-    """Class token, registers and (kept) patches of one group: [b n width]."""
-    size, grid = self.patch_size, self.grid
-    b, h, w, _ = images.shape
-    rows, cols = h // size, w // size
+  def _embed(self, batch: crops.Crops) -> Float[Array, "b n d"]:
+    """Class token, registers and (kept) patches."""
+    config, dtype = self.config, self.config.dtype
+    images, keep, mask = batch.images, batch.keep, batch.mask
+    if config.standardize:
+      images = standardize(images)
+    rows, cols = config.grid(images.shape[1:])
     x = rearrange(
-      images.astype(dtype), "b (rows i) (cols j) c -> b (rows cols) (i j c)", i=size, j=size
+      images.astype(dtype),
+      "b (rows i) (cols j) c -> b (rows cols) (i j c)",
+      i=config.patch_size,
+      j=config.patch_size,
     )
     if keep is not None:  # pixels need no gradient, which would have to be scattered back
       x = jnp.take_along_axis(x, keep[..., None], axis=1)
     pos = self.pos[...]
     x = self.patch(x)
     if mask is not None:
+      assert self.mask_token is not None  # `Model.encode` checks
       mask = mask if keep is None else jnp.take_along_axis(mask, keep, axis=1)
       x = jnp.where(mask[..., None], self.mask_token[...].astype(dtype), x)
-    grid_pos = posembed.resample(pos[1:], (grid, grid), (rows, cols), self.interpolation)
+    learned = config.grid((config.image_size,) * 2)
+    grid_pos = posembed.resample(pos[1:], learned, (rows, cols), config.interpolation)
     grid_pos = grid_pos.astype(dtype)
     if keep is not None:
       # A product, not a lookup: its gradient sums over images in the same order on every backend.
@@ -463,15 +410,15 @@ class _VisionTransformer(nnx.Module):
     prefix = self.cls[...] + pos[:1]
     if self.registers is not None:
       prefix = jnp.concatenate([prefix, self.registers[...]])
-    prefix = jnp.broadcast_to(prefix.astype(dtype), (b, *prefix.shape))
+    prefix = jnp.broadcast_to(prefix.astype(dtype), (len(images), *prefix.shape))
     return jnp.concatenate([prefix, x], axis=1)
 
-  def _drop_path(self, keys, depth, dtype):
-    """Factors, 0 or 1/(1 - rate), of both branches of every block and image, [depth b 2]."""
-    rate = self.drop_path
+  def _drop_path(self, keys: Any) -> Float[Array, "depth b 2"] | None:
+    """Factors, 0 or 1/(1 - rate), of both branches of every block and image."""
+    rate, depth = self.config.drop_path, self.config.blocks
     if keys is None or not rate:
       return None
-    rates = jnp.linspace(rate if self.drop_uniform else 0.0, rate, depth)
+    rates = jnp.linspace(rate if self.config.drop_uniform else 0.0, rate, depth)
 
     def draw(key):
       chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (2,)))(
@@ -479,4 +426,4 @@ class _VisionTransformer(nnx.Module):
       )
       return (chance >= rates[:, None]) / (1.0 - rates[:, None])
 
-    return jax.vmap(draw, out_axes=1)(keys).astype(dtype)
+    return jax.vmap(draw, out_axes=1)(keys).astype(self.config.dtype)

@@ -24,6 +24,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from cxrjax.core import files
+from cxrjax.core.atomic_files import LEFTOVERS, atomic_open
 from cxrjax.core.errors import UserError
 
 METRICS = "metrics.jsonl"
@@ -60,7 +61,7 @@ class Writer:
     with user_errors(self.workdir):
       self.workdir.mkdir(parents=True, exist_ok=True)
       for folder in (self.workdir, self.workdir / FIGURES):  # leftovers of a killed run
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in folder.glob(LEFTOVERS):
           leftover.unlink()
       with open(self.workdir / _RESERVE, "wb") as reserve:
         reserve.write(bytes(_ROOM))
@@ -129,14 +130,14 @@ class Writer:
       except (FileNotFoundError, ValueError):
         known = {}
       merged = _merge(known, _json_value(facts))
-      text = json.dumps(merged, indent=2, ensure_ascii=False, allow_nan=False)
+      text = json.dumps(merged, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
       try:
-        replace(path, (text + "\n").encode("utf-8"))
+        _replace(path, text)
       except OSError as error:
         if error.errno not in FULL:
           raise
         (self.workdir / _RESERVE).unlink(missing_ok=True)
-        replace(path, (text + "\n").encode("utf-8"))
+        _replace(path, text)
 
   def has(self, evaluator: str, encoder: str) -> bool:
     """Whether there are results of an evaluator for that encoder; False where nothing is written.
@@ -160,7 +161,7 @@ class Writer:
     with user_errors(path):
       path.parent.mkdir(exist_ok=True)
       converted: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
-      with _replacing(path) as file:
+      with atomic_open(path) as file:
         np.savez_compressed(file, **converted)
 
   def truncate(self, step: SupportsInt) -> int:
@@ -182,7 +183,8 @@ class Writer:
         assert self._metrics_file is not None  # open until `close`
         os.close(self._metrics_file)
         self._metrics_file = None
-        replace(self._path, b"".join(remaining))
+        with atomic_open(self._path) as file:
+          file.writelines(remaining)
         self._metrics_file = os.open(self._path, os.O_RDWR | os.O_APPEND, 0o644)
     self._close_events()
     self._purge_step = int(step) + 1
@@ -253,24 +255,9 @@ class Writer:
         events.close()
 
 
-def replace(path: pathlib.Path, data: bytes) -> None:
-  """Replaces a file atomically: a reader, or a kill, sees the old one or the new one."""
-  with _replacing(path) as file:
-    file.write(data)
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[Any]:
-  """A file that takes the place of another when it is complete."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with open(temporary, "wb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+def _replace(path: pathlib.Path, text: str) -> None:
+  with atomic_open(path) as file:
+    file.write(text.encode("utf-8"))
 
 
 @contextlib.contextmanager
@@ -366,4 +353,5 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def now() -> str:
+  """The time in UTC, ISO 8601."""
   return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

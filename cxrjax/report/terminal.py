@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,11 +17,12 @@ def run_summary(facts: Mapping[str, Any], workdir: os.PathLike[str]) -> str:
   """Summary of the run, printed before it starts."""
   data, model, device = facts["data"]["train"], facts["model"], facts["device"]
   flops = model["flops_per_image"]
+  cost = f", {flops / 1e9:.2f} GFLOPs an image a step" if math.isfinite(flops) else ""
   lines = [
     f"data      {data['name']} [{data['split']}], {data['n']} images, {data['storage']}",
     f"device    {device['devices']} x {device['kind']} ({device['platform']})",
     f"model     {model['name']} {model['variant']}, {model['parameters'] / 1e6:.2f} M parameters",
-    f"method    {facts['method']}, {flops / 1e9:.2f} GFLOPs an image a step",
+    f"method    {facts['method']}{cost}",
     f"steps     {facts['steps']} of {facts['batch_size']} images, {facts['epochs']:.4g} epochs",
     f"workdir   {workdir}",
   ]

@@ -42,6 +42,7 @@ def kind(head: str) -> str:
 
 
 def head_name(head: str) -> str:
+  """Name of a head in charts."""
   if head == "linear":
     return "linear probe"
   return format.head(head).replace("kNN on whitened features", "whitened kNN")
@@ -55,6 +56,7 @@ def heads(study: Facts, name: str) -> list[str]:
 
 
 def finished(study: Facts) -> list[Facts]:
+  """Rows of the runs that have results."""
   return [row for row in study.get("rows", []) if row.get("sets")]
 
 

@@ -9,22 +9,16 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from cxrjax import data as sources
 from cxrjax.config import overrides
 from cxrjax.config.instantiate import freeze
-from cxrjax.core import flops
 from cxrjax.core.durations import Clock
 from cxrjax.core.errors import UserError
-from cxrjax.core.target import CPU
 from cxrjax.studies import launcher
-from cxrjax.training import compile_ahead, sharding
-from cxrjax.training.build import build_train_step
+from cxrjax.training import step_flops
 
 _EPOCHS = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*epochs?\s*", re.I)
 # Set by the comparison, or without influence on training.
@@ -129,7 +123,7 @@ def _load_recipe(path: pathlib.Path, arg: str) -> _Recipe:
   examples = _count_images(
     json.dumps({k: data.get(k) for k in keys}, default=lambda item: item.to_dict())
   )
-  return _Recipe(config, examples, forward_flops(config, examples))
+  return _Recipe(config, examples, step_flops.forward(config, examples))
 
 
 @functools.lru_cache(maxsize=4)
@@ -146,39 +140,6 @@ def _count_images(data: str) -> int:
       **freeze(spec["options"] or {}),
     )
   )
-
-
-def forward_flops(config: Mapping[str, Any], examples: int) -> float:
-  """Forward FLOPs per image of a method's loss, in matrix products, by abstract evaluation.
-
-  Everything that the loss runs forward counts: student, teacher, heads, decoder, similarities.
-
-  Args:
-    config: of a training run.
-    examples: number of training images.
-  """
-  loss, shapes = abstract_loss(config, examples)
-  return flops.count(loss, *shapes) / config["batch_size"]
-
-
-def abstract_loss(
-  config: Mapping[str, Any], examples: int
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """The loss of a config's method, and the shapes of its arguments."""
-  # Target the CPU: fused kernels of accelerators would hide their matrix products.
-  train_step = build_train_step(
-    config,
-    sharding.make_mesh(),
-    examples=examples,
-    labels=compile_ahead.LABELS,
-    resident=False,
-    fetch=lambda data, batch: batch,
-    target=CPU,
-  )
-  batch = train_step.batch_spec({}, compile_ahead.batch_shapes(config))
-  params, state = jax.eval_shape(lambda: train_step.method.init(jax.random.key(0), batch))
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return train_step.method.loss, (params, state, batch, key, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def _parse_budget(text: Any, unit: _Recipe | None) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from cxrjax.core.errors import UserError
 from cxrjax.evals.eval_splits import Data
 from cxrjax.models.module import param_count
 from cxrjax.tasks import leakage_checks, training_data
-from cxrjax.training import init_params, sharding
+from cxrjax.training import init_params, sharding, step_flops
 from cxrjax.training.build import build_train_step, learns_from
 from cxrjax.training.train_step import State
 
@@ -106,7 +107,7 @@ class Run:
         "variant": self.config["model"].get("variant", ""),
         "parameters": param_count(encoder),
         "trained_parameters": param_count(shapes["params"]),
-        "flops_per_image": float(self.method.flops(self.spec)),
+        "flops_per_image": self._flops_per_image(),
       },
       "method": self.config["method"]["name"].rpartition(".")[2],
       "learns_from": learns_from(self.config["method"]),
@@ -117,6 +118,13 @@ class Run:
       "schedules": {n: {"step": step, "value": value} for n, (step, value) in schedules.items()},
       **self.init_facts,
     }
+
+  def _flops_per_image(self) -> float:
+    """FLOPs of a training step per image, NaN where a user's method hides them from the count."""
+    try:
+      return step_flops.training(self.config, self.clock.num_examples, self.training_data.labels)
+    except ValueError:
+      return math.nan
 
   def _leakage(self) -> list[str]:
     """Remarks on patients and images shared by training and evaluation."""

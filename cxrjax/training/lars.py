@@ -25,7 +25,6 @@ def transform(momentum: float = 0.9, trust: float = 1e-3) -> optax.GradientTrans
     You et al., Large Batch Training of Convolutional Networks, 2017 (arXiv 1708.03888), equation 6
     and Algorithm 1. Exclusions: Grill et al. 2020 (arXiv 2006.07733), section 3.3.
   """
-
   matrices = partial(jax.tree.map, lambda p: p.ndim > 1)
   trust_ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
   return optax.chain(optax.masked(trust_ratio, matrices), optax.trace(momentum))

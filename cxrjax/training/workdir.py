@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cxrjax.core import files
+from cxrjax.core.atomic_files import atomic_path
 from cxrjax.core.errors import UserError
 from cxrjax.report.run_writer import FACTS
 from cxrjax.training import checkpoint
@@ -123,9 +124,8 @@ def settle_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool:
         "these values or choose another folder"
       )
     return True
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(config, indent=2) + "\n")
-  temporary.replace(path)
+  with atomic_path(path) as temporary:
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
   return trained_config is not None
 
 

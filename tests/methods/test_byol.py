@@ -166,12 +166,6 @@ def test_overfits_a_few_phantoms_without_collapsing_and_resumes(module):
   assert log[-1]["projection_std"] > 0.3
 
 
-def test_flops_are_counted(batch):
-  method = make()
-  view = method.encoder.flops((32, 32, 1), patches=False) + method.projector.flops()
-  assert method.flops(spec(batch)) == 2 * (4 * view + 3 * method.predictor.flops())
-
-
 def test_collapse_is_told():
   well = {"feature_std": 0.5, "projection_std": 0.5}
   assert make().check_collapse(well) is None

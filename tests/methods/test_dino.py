@@ -144,13 +144,6 @@ def test_overfits_a_few_phantoms_without_collapsing_and_resumes():
   assert log[-1]["kl"] < 0.7
 
 
-def test_flops_are_counted(batch):
-  method = make()
-  large = method.encoder.flops((32, 32, 1), patches=False) + method.head.flops()
-  small = method.encoder.flops((16, 16, 1), patches=False) + method.head.flops()
-  assert method.flops(spec(batch)) == 2 * 4 * large + 3 * 3 * small
-
-
 def test_mistakes(batch):
   with pytest.raises(UserError, match=r"config\.method\.prototypes=0"):
     make(prototypes=0)

@@ -220,18 +220,6 @@ def test_other_backbones_without_the_patch_loss(batch):
   assert set(new["stats"]["bn1"]) == {"running_mean", "running_var"}
 
 
-def test_flops_are_counted(batch):
-  method = make(separate_head=True)
-  head = method.head.flops()
-  large, small = (method.encoder.flops((s, s, 1)) + head for s in (32, 16))
-  patches = 32 * head  # one of two crops is masked, by half of 64 at most
-  assert method.flops(spec(batch)) == 4 * (2 * large + patches) + 3 * small
-  plain = make(patch_weight=0.0)
-  assert plain.flops(spec(batch)) == dino.Method(
-    encoder=plain.encoder, clock=lab.clock(4), **HEAD
-  ).flops(spec(batch))
-
-
 def test_collapse_is_told():
   well = {
     "teacher_entropy": 1.0,

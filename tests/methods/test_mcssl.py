@@ -132,15 +132,6 @@ def test_overfits_a_few_phantoms_without_collapsing_and_resumes():
   assert log[-1]["explained"] > 0.1 and log[-1]["kl"] < 0.7 * log[0]["kl"]
 
 
-def test_flops(batch):
-  method = make()
-  encoder, head = method.encoder, method.head.flops()
-  whole = encoder.flops((32, 32, 1)) + 17 * head
-  small = encoder.flops((16, 16, 1), patches=False) + head
-  pixels = 16 * method.restorer.head.flops()
-  assert method.flops(spec(batch)) == 2 * whole + 3 * (2 * (whole + pixels) + 3 * small)
-
-
 def test_mistakes(batch):
   for options, words in (
     ({"data_weight": -1.0}, r"config\.method\.data_weight=-1"),

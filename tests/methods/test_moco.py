@@ -209,15 +209,6 @@ def test_the_queue_is_the_same_on_eight_devices():
   assert "the same" in program(SCRIPT)
 
 
-def test_flops_are_counted(batch):
-  method = make()
-  view = method.encoder.flops((32, 32, 1), patches=False) + method.projector.flops()
-  assert method.flops(spec(batch)) == 2 * (4 * view + 3 * method.predictor.flops())
-  method = make(**V2)
-  view = method.encoder.flops((32, 32, 1), patches=False) + method.projector.flops()
-  assert method.flops(spec(batch)) == 4 * view
-
-
 def test_mistakes(batch):
   with pytest.raises(UserError, match=r"config\.method\.version=1 is unknown; valid: 2, 3"):
     make(version=1)

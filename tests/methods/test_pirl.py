@@ -40,10 +40,6 @@ class Blocks:
     blocks = x.reshape(n, h // 16, 16, w // 16, 16).swapaxes(2, 3).reshape(n, -1, 256)
     return Features(jnp.tanh(blocks @ params["kernel"]).mean(1), None, {}, None)
 
-  def flops(self, shape, *, patches):
-    assert not patches
-    return 2 * shape[0] * shape[1] * self.features
-
 
 def make(**options):
   return Method(
@@ -315,15 +311,6 @@ def test_the_bank_is_the_same_split_over_eight_devices():
 def test_a_puzzles_patches_are_whole_patches_of_a_vit():
   sizes = {(224, 16): 64, (224, 14): 70, (64, 8): 16, (32, 8): 16, (448, 16): 128}
   assert {case: patch_pixels(*case) for case in sizes} == sizes
-
-
-def test_flops_are_counted(batch):
-  method = make()
-  large, small = (2 * side**2 * 8 + 2 * 8 * 16 for side in (32, 16))
-  merger, cosines = 2 * 9 * 16 * 16, 2 * (N - 1) * 16
-  assert method.flops(spec(batch)) == 3 * (large + 9 * small + merger) + 2 * 2 * cosines
-  method = make(**ROTATION, negatives=5)
-  assert method.flops(spec(batch)) == 3 * 2 * large + 2 * 2 * 2 * 5 * 16
 
 
 def test_collapse_is_told():

@@ -72,12 +72,6 @@ def test_overfits_a_few_phantoms_without_collapsing_and_resumes():
   assert log[-1]["accuracy"] > 0.9
 
 
-def test_flops_are_counted(batch):
-  method = make()
-  view = method.encoder.flops((32, 32, 1), patches=False) + method.projector.flops()
-  assert method.flops(spec(batch)) == 3 * 2 * view
-
-
 def test_collapse_is_told():
   well = {"accuracy": 0.5, "feature_std": 0.5}
   assert make().check_collapse(well) is None

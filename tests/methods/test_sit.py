@@ -118,14 +118,6 @@ def test_overfits_a_few_phantoms_without_collapsing_and_resumes():
   assert log[-1]["accuracy"] > 0.6 and log[-1]["explained"] > 0.1
 
 
-def test_flops(batch):
-  method = make()
-  shape = (32, 32, 1)
-  whole = method.encoder.flops(shape) + 16 * method.head.flops() + method.projector.flops()
-  teacher = method.encoder.flops(shape, patches=False) + method.projector.flops()
-  assert method.flops(spec(batch)) == 2 * (3 * whole + teacher)
-
-
 def test_mistakes(batch):
   for options, words in (
     ({"weight": -1.0}, r"config\.method\.weight=-1"),

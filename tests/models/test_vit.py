@@ -11,6 +11,7 @@ from small import full
 
 from cxrjax.core.errors import UserError
 from cxrjax.models import vit
+from cxrjax.models.build import forward_flops
 
 DEPTH = 2
 MODEL = vit.Model(variant="Mu", width=32, depth=DEPTH, heads=2, image_size=64)
@@ -144,7 +145,6 @@ def test_dropped_patches_cost_nothing(params):
     return jax.jit(f).lower(params).compile().cost_analysis()["flops"]
 
   assert cost(keep=keep) < 0.35 * cost()  # 5 of 17 tokens
-  assert MODEL.flops((64, 64), keep=4) < 0.35 * MODEL.flops((64, 64))
 
 
 def test_sines_and_cosines_say_where_a_patch_is():
@@ -179,8 +179,8 @@ def test_unused_patches_are_not_computed(params):
 
 def test_flops_are_those_of_the_products():
   model = vit.Model(variant="Ti")
-  assert abs(model.flops((224, 224)) / 2.5e9 - 1) < 0.02  # DeiT-Ti: 1.26 G multiply-adds
-  assert model.flops((224, 224), patches=False) < 0.94 * model.flops((224, 224))
+  # DeiT-Ti: 1.26 G multiply-adds
+  assert forward_flops(model, (224, 224)) == pytest.approx(2.5e9, rel=0.02)
 
 
 @pytest.mark.full
@@ -244,7 +244,6 @@ def test_the_mean_of_the_patches_may_stand_for_the_image(params, patches):
   for a, b in zip(want, found, strict=True):
     np.testing.assert_allclose(a.patches.mean(1), b.cls, atol=1e-5)
     assert (b.patches is not None) == patches
-  assert model.flops((64, 64), patches=False) == model.flops((64, 64))
 
 
 def test_layer_scale_is_a_factor_of_each_branch(params):

@@ -206,16 +206,16 @@ def test_a_run_that_begins_anew_keeps_what_it_does_not_write_again(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
 def test_a_full_disk_has_room_for_how_the_run_ended(tmp_path, monkeypatch, number):
-  real = module.replace
+  real = module.atomic_open
 
-  def full(path, data):
+  def full(path):
     if any(path.stat().st_size > 1e5 for path in tmp_path.iterdir()):  # something to give up
       raise OSError(number, os.strerror(number))
-    real(path, data)
+    return real(path)
 
   with Writer(tmp_path) as writer:
     writer.facts(status="running")
-    monkeypatch.setattr(module, "replace", full)
+    monkeypatch.setattr(module, "atomic_open", full)
     if number == errno.EACCES:  # for which room is no help
       with pytest.raises(UserError, match="cannot be written"):
         writer.facts(status="failed")

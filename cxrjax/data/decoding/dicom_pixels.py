@@ -69,17 +69,7 @@ def gray(header: Any, encoded: bool = True) -> GrayImage:
     BadImage: several frames, colour, damaged or implausible pixel data.
     Encoded: the pixels are compressed, and `encoded` is False.
   """
-  frames = integer(header, "NumberOfFrames", 1)
-  if frames != 1:
-    raise BadImage(f"it has {frames} frames; a radiograph has one")
-  kind = string(header, "PhotometricInterpretation").upper()
-  if not kind:  # as in a truncated compressed file
-    raise BadImage(DAMAGED)
-  if kind not in ("MONOCHROME1", "MONOCHROME2") or integer(header, "SamplesPerPixel", 1) != 1:
-    known = re.fullmatch(r"RGB|PALETTE COLOR|YBR_[A-Z0-9_]{3,12}|MONOCHROME[12]", kind)
-    raise BadImage(
-      f"its pixels are {known[0] if known else '(unreadable)'}, not MONOCHROME1 or MONOCHROME2"
-    )
+  kind = _monochrome_kind(header)
   check_shape(integer(header, "Columns"), integer(header, "Rows"))
   values, bits, notes = _stored(header, encoded)
   del header["PixelData"]  # as large as the decoded values
@@ -129,6 +119,22 @@ def gray(header: Any, encoded: bool = True) -> GrayImage:
       window = percentiles.percentiles(levels[~padding], percentiles.TAILS)
     levels[padding] = 0  # background
   return GrayImage(levels[..., None], window, bits, tuple(notes))
+
+
+def _monochrome_kind(header: Any) -> str:
+  """`MONOCHROME1` or `MONOCHROME2`, of a single frame; raises BadImage for all others."""
+  frames = integer(header, "NumberOfFrames", 1)
+  if frames != 1:
+    raise BadImage(f"it has {frames} frames; a radiograph has one")
+  kind = string(header, "PhotometricInterpretation").upper()
+  if not kind:  # as in a truncated compressed file
+    raise BadImage(DAMAGED)
+  if kind not in ("MONOCHROME1", "MONOCHROME2") or integer(header, "SamplesPerPixel", 1) != 1:
+    known = re.fullmatch(r"RGB|PALETTE COLOR|YBR_[A-Z0-9_]{3,12}|MONOCHROME[12]", kind)
+    raise BadImage(
+      f"its pixels are {known[0] if known else '(unreadable)'}, not MONOCHROME1 or MONOCHROME2"
+    )
+  return kind
 
 
 def _inverted(header: Any, kind: str, notes: list[str]) -> bool:

@@ -23,13 +23,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tqdm
 from jaxtyping import Float32
 
 from cxrjax.core import checksums
+from cxrjax.core.atomic_files import LEFTOVERS
 from cxrjax.core.cache_folder import cache_root
 from cxrjax.core.errors import UserError
 from cxrjax.data.base import Record, Source
@@ -90,21 +91,24 @@ def load_images(
     window=window,
     stop_at_bad=on_bad_image == "error",
   )
-  table, info = source.table, source.info
-  skipped: tuple[tuple[str, str], ...] = ()
   rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+  return _with_table(decoded, source, rows, on_bad_image)
+
+
+def _with_table(decoded: Decoded, source: Source, rows: np.ndarray, on_bad_image: str) -> Images:
+  """Puts decoded images together with what the source knows of them."""
+  table, info = source.table, source.info
+  skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(decoded.bad.items()))
   notes = tuple(
     (table.ids[rows[i]], note) for note, positions in decoded.notes.items() for i in positions
   )
-  if indices is not None or decoded.bad:
-    skipped = tuple((table.ids[rows[i]], reason) for i, reason in sorted(decoded.bad.items()))
-    if skipped and on_bad_image == "error":
-      raise bad_image(*skipped[0])
-    if len(skipped) == len(rows):
-      raise UserError(
-        f"{source.info.name}: all {len(rows)} images are bad; the first: "
-        f"{skipped[0][0]}: {skipped[0][1]}"
-      )
+  if skipped and on_bad_image == "error":
+    raise bad_image(*skipped[0])
+  if skipped and len(skipped) == len(rows):
+    raise UserError(
+      f"{info.name}: all {len(rows)} images are bad; the first: {skipped[0][0]}: {skipped[0][1]}"
+    )
+  if skipped or not np.array_equal(rows, np.arange(len(source))):
     good = rows[decoded.good]
     table, info = table.take(good), info_of(info, good)
   return Images(
@@ -216,7 +220,26 @@ def decode_rows(
     if cached is not None:
       return cached
   rows = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-  needed = (spec.bits // 8 + 1) * len(rows) * size * size
+  _decode_to(target, source, rows, spec, load, progress=progress, stop_at_bad=stop_at_bad)
+  result = load(target)
+  if result is None:
+    raise UserError(f"the image cache {target} vanished or is damaged; delete it and run again")
+  return result
+
+
+def _decode_to(
+  target: pathlib.Path,
+  source: Source,
+  rows: np.ndarray,
+  spec: DecodeSpec,
+  load: Callable[[pathlib.Path], Decoded | None],
+  *,
+  progress: bool,
+  stop_at_bad: bool,
+) -> None:
+  """Decodes rows into a cache folder, which appears once it is complete."""
+  root = target.parent
+  needed = (spec.bits // 8 + 1) * len(rows) * spec.size**2
   with _disk_errors(root, needed):
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
@@ -234,18 +257,19 @@ def decode_rows(
           work.rename(target)
   finally:
     shutil.rmtree(work, ignore_errors=True)
-  result = load(target)
-  if result is None:
-    raise UserError(f"the image cache {target} vanished or is damaged; delete it and run again")
-  return result
 
 
 def _remove_abandoned(root: pathlib.Path) -> None:
   """Removes partial caches left by killed processes."""
-  for work in root.glob("*.tmp-*"):
+  for work in (*root.glob("*.tmp-*"), *root.glob(LEFTOVERS)):
     with contextlib.suppress(OSError):
-      if time.time() - max(file.stat().st_mtime for file in (work, *work.iterdir())) > _ABANDONED:
+      written = max(file.stat().st_mtime for file in (work, *work.glob("*")))
+      if time.time() - written <= _ABANDONED:
+        continue
+      if work.is_dir():
         shutil.rmtree(work)
+      else:
+        work.unlink()
 
 
 def to_square(
@@ -346,37 +370,10 @@ def _decode_into(
   stop_at_bad: bool,
 ) -> None:
   """Fills a cache folder: the good images in order, then unused space for the bad ones."""
-  shape = (len(rows), spec.size, spec.size, 1)
-  pixels = cache_file.allocate(work / "pixels.npy", shape, np.dtype(f"u{spec.bits // 8}"))
-  windows = np.zeros((len(rows), 2), np.float32)
-  masks: np.ndarray | None = None
-  sums = np.zeros((len(rows), 2), np.uint32)  # of pixels and masks
-  (blank_sum,) = cache_file.checksums_of(np.zeros((1, *shape[1:]), np.uint8))
-  bad: dict[int, str] = {}
-  notes: dict[str, list[int]] = {}
-  lock = threading.Lock()
-
-  def decode_row(position: int, place: int) -> None:
-    nonlocal masks
-    try:
-      record = read(source, int(rows[position]), spec.size)
-      square, windows[place], mask = to_square(record, spec.size, spec.fit, spec.bits, spec.window)
-    except decode.BadImage as error:
-      bad[position] = str(error)
-      return
-    for note in record.notes:
-      notes.setdefault(note, []).append(position)
-    pixels[place], sums[place] = square, (*cache_file.checksums_of([square]), blank_sum)
-    if mask is not None:
-      with lock:
-        if masks is None:
-          masks = cache_file.allocate(work / "masks.npy", shape, np.dtype("u1"))
-      masks[place], sums[place, 1] = mask, *cache_file.checksums_of([mask])
-
-  name = f"decoding {source.info.name} {source.info.split}"
+  cache = _NewCache(work, source, rows, spec)
   bar = tqdm.tqdm(
     total=len(rows),
-    desc=name,
+    desc=f"decoding {source.info.name} {source.info.split}",
     unit=" images",
     disable=not progress,
     file=sys.stderr,
@@ -387,34 +384,89 @@ def _decode_into(
     for start in range(0, len(rows), _CHUNK):  # stops soon after an error; results do not pile up
       positions = range(start, min(start + _CHUNK, len(rows)))
       places = range(filled, filled + len(positions))
-      for _ in pool.map(decode_row, positions, places):
+      for _ in pool.map(cache.decode, positions, places):
         bar.update()
-      if bad and stop_at_bad:
-        position = min(bad)
-        raise bad_image(source.table.ids[rows[position]], bad[position])
+      if cache.bad and stop_at_bad:
+        position = min(cache.bad)
+        raise bad_image(source.table.ids[rows[position]], cache.bad[position])
       for position, place in zip(positions, places, strict=True):
-        if position in bad:
-          continue
-        if place != filled:  # close the gap left by a bad image
-          for array in (pixels, windows, masks, sums):
-            if array is not None:
-              array[filled], array[place] = array[place], 0
-        filled += 1
-  cache_file.seal(pixels, sums[:, 0])
-  if masks is not None:
-    cache_file.seal(masks, sums[:, 1])
-  meta = {
-    "source": source.info.name,
-    "split": source.info.split,
-    "masks": masks is not None,
-    "count": len(rows),
-    "bad": {str(i): reason for i, reason in sorted(bad.items())},
-    "notes": {note: sorted(positions) for note, positions in sorted(notes.items())},
-  }
-  if spec.bits == 16:
-    np.save(work / "windows.npy", windows[:filled])
-    meta["windows"] = checksums.of_file(work / "windows.npy")
-  (work / "meta.json").write_text(checksums.seal(meta))
+        if position not in cache.bad:
+          cache.move(place, filled)
+          filled += 1
+  cache.finish(filled)
+
+
+class _NewCache:
+  """A cache folder that is being filled.
+
+  Args:
+    folder: where its files are written.
+    source: of the images.
+    rows: which of them.
+    spec: how they are decoded.
+
+  Attributes:
+    bad: the reason for each unusable row, by its position.
+  """
+
+  def __init__(self, folder: pathlib.Path, source: Source, rows: np.ndarray, spec: DecodeSpec):
+    self._folder, self._source, self._rows, self._spec = folder, source, rows, spec
+    self._shape = (len(rows), spec.size, spec.size, 1)
+    depth = np.dtype(f"u{spec.bits // 8}")
+    self._pixels = cache_file.allocate(folder / "pixels.npy", self._shape, depth)
+    self._windows = np.zeros((len(rows), 2), np.float32)
+    self._masks: np.ndarray | None = None  # allocated at the first
+    self._sums = np.zeros((len(rows), 2), np.uint32)  # of pixels and masks
+    (self._blank_sum,) = cache_file.checksums_of(np.zeros((1, *self._shape[1:]), np.uint8))
+    self.bad: dict[int, str] = {}
+    self._notes: dict[str, list[int]] = {}
+    self._lock = threading.Lock()
+
+  def decode(self, position: int, place: int) -> None:
+    """Decodes the row at a position into a place of the arrays; safe in several threads."""
+    spec = self._spec
+    try:
+      record = read(self._source, int(self._rows[position]), spec.size)
+      square, window, mask = to_square(record, spec.size, spec.fit, spec.bits, spec.window)
+    except decode.BadImage as error:
+      self.bad[position] = str(error)
+      return
+    for note in record.notes:
+      self._notes.setdefault(note, []).append(position)
+    self._pixels[place], self._windows[place] = square, window
+    self._sums[place] = (*cache_file.checksums_of([square]), self._blank_sum)
+    if mask is not None:
+      with self._lock:
+        if self._masks is None:
+          path = self._folder / "masks.npy"
+          self._masks = cache_file.allocate(path, self._shape, np.dtype("u1"))
+      self._masks[place], self._sums[place, 1] = mask, *cache_file.checksums_of([mask])
+
+  def move(self, place: int, target: int) -> None:
+    """Moves an image into the gap that bad ones have left."""
+    if place == target:
+      return
+    for array in (self._pixels, self._windows, self._masks, self._sums):
+      if array is not None:
+        array[target], array[place] = array[place], 0
+
+  def finish(self, count: int) -> None:
+    """Seals the arrays, of which `count` images are good, and writes what is known of them."""
+    cache_file.seal(self._pixels, self._sums[:, 0])
+    if self._masks is not None:
+      cache_file.seal(self._masks, self._sums[:, 1])
+    meta = {
+      "source": self._source.info.name,
+      "split": self._source.info.split,
+      "masks": self._masks is not None,
+      "count": len(self._rows),
+      "bad": {str(i): reason for i, reason in sorted(self.bad.items())},
+      "notes": {note: sorted(positions) for note, positions in sorted(self._notes.items())},
+    }
+    if self._spec.bits == 16:
+      np.save(self._folder / "windows.npy", self._windows[:count])
+      meta["windows"] = checksums.of_file(self._folder / "windows.npy")
+    (self._folder / "meta.json").write_text(checksums.seal(meta))
 
 
 @contextlib.contextmanager

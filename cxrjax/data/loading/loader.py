@@ -156,10 +156,7 @@ class Loader:
     window = windowing.check_window(window)
     min_count = batch_size if repeat and len(data) else 0  # images repeat to fill a batch
     _check_batch(batch_size, max(min_count, len(data)), placement.devices)
-    if storage not in STORAGES:
-      raise UserError(
-        f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}"
-      )
+    _check_storage(storage)
     self.bits: int = data.bits if isinstance(data, Images) else inspection.bits_of(data, bits)
     self._masks = masks
     if masks and not isinstance(data, Images):
@@ -169,36 +166,14 @@ class Loader:
     if storage == "auto":
       needed = len(data) * size * size * (self.bits // 8 + masks)
       limit = (resident_limit_bytes or _default_limit(placement.mesh)) * placement.devices
-      storage = "resident" if needed <= limit else "cached"
-      if (
-        storage == "cached"
-        and self.images is None
-        and (jax.process_count() > 1 or needed > cache_folder.free_bytes(cache_dir) // 2)
-      ):
-        storage = "streamed"
+      storage = _choose_storage(needed, limit, self.images is not None, cache_dir)
     self.storage: str = storage
-
     self._reader: streaming.Reader | None = None
     self._shard: process_shard.ProcessShard | None = None
     self._rows: np.ndarray | None = None  # the usable rows, where some are bad
-    if storage == "streamed" and not isinstance(data, Images):
-      self._reader = streaming.Reader(data, size, fit, self.bits, window, on_bad_image)
-    elif not isinstance(data, Images):
-      options: dict[str, Any] = {
-        "fit": fit,
-        "cache_dir": cache_dir,
-        "bits": self.bits,
-        "window": window,
-        "on_bad_image": on_bad_image,
-        "progress": progress,
-      }
-      if storage == "cached" or jax.process_count() == 1:
-        self.images = decoded_cache.load_images(data, size, **options)
-        self.info = self.images.info
-      else:
-        self._shard = process_shard.load(data, size, placement, **options)
-        if self._shard.bad:
-          self._rows = np.delete(np.arange(len(data), dtype=np.int32), list(self._shard.bad))
+    if not isinstance(data, Images):
+      options = {"fit": fit, "bits": self.bits, "window": window, "on_bad_image": on_bad_image}
+      self._open(data, {**options, "cache_dir": cache_dir, "progress": progress})
     table = data.table if self.images is None else self.images.table
     self._labels = table.labels
     self._ids = table.ids
@@ -210,6 +185,24 @@ class Loader:
     self._seed = seed
     self._groups = self._part_rows()
     self._data: dict[str, jax.Array] | None = None
+
+  def _open(self, source: Source, options: dict[str, Any]) -> None:
+    """Decodes the images, this process's share of them, or none yet, as `storage` says.
+
+    Args:
+      source: of the images.
+      options: of `decoded_cache.load_images`.
+    """
+    if self.storage == "streamed":
+      values = (options[name] for name in ("fit", "bits", "window", "on_bad_image"))
+      self._reader = streaming.Reader(source, self.size, *values)
+    elif self.storage == "cached" or jax.process_count() == 1:
+      self.images = decoded_cache.load_images(source, self.size, **options)
+      self.info = self.images.info
+    else:
+      self._shard = process_shard.load(source, self.size, self._placement, **options)
+      if self._shard.bad:
+        self._rows = np.delete(np.arange(len(source), dtype=np.int32), list(self._shard.bad))
 
   @property
   def skipped(self) -> tuple[tuple[str, str], ...]:
@@ -392,6 +385,25 @@ def _check_batch(batch_size: int, count: int, devices: int) -> None:
       f"config.batch_size={batch_size} is larger than the data ({count} images); "
       f"give at most {max(count // devices * devices, devices)}, or more data"
     )
+
+
+def _check_storage(storage: str) -> None:
+  if storage not in STORAGES:
+    raise UserError(
+      f"config.data.storage={storage!r} is not an option; valid: {', '.join(STORAGES)}"
+    )
+
+
+def _choose_storage(
+  needed: int, limit: int, is_decoded: bool, cache_dir: str | os.PathLike | None
+) -> str:
+  """Storage for images of `needed` bytes, of which the devices take `limit`."""
+  if needed <= limit:
+    return "resident"
+  if is_decoded:
+    return "cached"
+  is_too_large = jax.process_count() > 1 or needed > cache_folder.free_bytes(cache_dir) // 2
+  return "streamed" if is_too_large else "cached"
 
 
 def _default_limit(mesh: Mesh) -> int:

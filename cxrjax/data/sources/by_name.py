@@ -68,14 +68,7 @@ def open_source(
   Raises:
     UserError: unknown source, split or option, or missing or damaged data.
   """
-  if isinstance(split_seed, bool) or not isinstance(split_seed, int):
-    raise UserError(f"config.data.split_seed={split_seed!r} is no seed; give a whole number")
-  for key, text in (("subset", subset), ("fold", fold), ("labelled", labelled)):
-    if text is not None and not isinstance(text, str):
-      raise UserError(
-        f"config.data.{key}={text!r} is no text; write it like "
-        f"{'2 of 5' if key == 'fold' else '10 %'!r}"
-      )
+  _check_selection(split_seed, subset=subset, fold=fold, labelled=labelled)
   base, ends = subsets.parse_slice(split)
   source_split = subsets.parse_fold(fold)[2] if fold else base
   if isinstance(name, str):
@@ -93,6 +86,18 @@ def open_source(
   if labelled or labelled_share:
     source = hide_labels(source, labelled or "", labelled_share, split_seed)
   return source
+
+
+def _check_selection(split_seed: Any, **texts: Any) -> None:
+  """Validates the types of what selects images."""
+  if isinstance(split_seed, bool) or not isinstance(split_seed, int):
+    raise UserError(f"config.data.split_seed={split_seed!r} is no seed; give a whole number")
+  for key, text in texts.items():
+    if text is not None and not isinstance(text, str):
+      raise UserError(
+        f"config.data.{key}={text!r} is no text; write it like "
+        f"{'2 of 5' if key == 'fold' else '10 %'!r}"
+      )
 
 
 def _open_pool(items: Sequence[Any], split: str, seed: int, options: Mapping[str, Any]) -> Source:

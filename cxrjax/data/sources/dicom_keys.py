@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from cxrjax.core import files
+from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data.decoding import decode, dicom
 from cxrjax.data.sources import file_hashes, folder_index
@@ -131,7 +132,7 @@ def digests(
   file_hashes.in_threads(np.arange(len(rows)), read_header, f"reading {', '.join(keywords)}")
   with (
     contextlib.suppress(OSError),
-    file_hashes.atomic_write(index.memory.with_name(name)) as opened,
+    atomic_open(index.memory.with_name(name), private=True) as opened,
   ):
     np.savez(opened, stamp=stamp.hexdigest(), digests=hashes)
   return hashes

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from cxrjax.core import tables
-from cxrjax.data.sources import dicom_keys, file_hashes, folder_index
+from cxrjax.core.atomic_files import atomic_open
+from cxrjax.data.sources import dicom_keys, folder_index
 
 _IDENTITIES = ("PatientID", "PatientName", "AccessionNumber")
 _MIN_LENGTH = 4  # letters that part of a file name must have to be taken for an identity
@@ -64,7 +65,7 @@ class ShownNames:
     )
     file = index.memory.with_name(f"{index.memory.stem}.names.csv")
     # Kept beside the index, which contains the paths anyway; readable by its owner only.
-    with contextlib.suppress(OSError), file_hashes.atomic_write(file) as opened:
+    with contextlib.suppress(OSError), atomic_open(file, private=True) as opened:
       text = io.StringIO()
       tables.write(text, [("shown", "path"), *changed])
       opened.write(text.getvalue().encode("utf-8", "surrogateescape"))

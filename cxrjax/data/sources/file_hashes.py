@@ -1,5 +1,8 @@
-"""Facts from one read of each image file, for millions of files: its hash, and age, sex, view and
-patient of a DICOM header. Numeric columns without names: a patient is a keyed hash."""
+"""Facts from one read of each image file, for millions of files.
+
+Its hash, and age, sex, view and patient of a DICOM header, in numeric columns without names: a
+patient is a keyed hash.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ import contextlib
 import hashlib
 import io
 import os
-import pathlib
 import secrets
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import tqdm
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from cxrjax.core import cache_folder
+from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.errors import UserError
 from cxrjax.data.decoding import decode, dicom, worker_pool
 
@@ -108,8 +110,12 @@ def file_state(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def maybe_stale(states: Any, looked: int) -> Any:
-  """Whether files of some `state` (a tuple, or columns) were written so shortly before `looked`, in
-  ns, that a later write within the same clock tick would leave the state unchanged."""
+  """Whether a later write within the same clock tick would leave the state of files unchanged.
+
+  Args:
+    states: of the files, a tuple or columns.
+    looked: when they were read, in ns.
+  """
   return np.maximum(states[1], states[2]) >= looked - FRESH
 
 
@@ -154,23 +160,9 @@ def patient_key(cache_dir: str | os.PathLike | None = None) -> bytes:
   file = cache_folder.cache_root(cache_dir) / "patients.key"
   with contextlib.suppress(OSError):
     if not file.exists():
-      with atomic_write(file) as opened:
+      with atomic_open(file, private=True) as opened:
         opened.write(secrets.token_bytes(32))
     key = file.read_bytes()
     if len(key) == 32:
       return key
   return secrets.token_bytes(32)
-
-
-@contextlib.contextmanager
-def atomic_write(file: pathlib.Path) -> Iterator[io.BufferedIOBase]:
-  """Opens a file for atomic writing, readable by its owner only."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-  try:
-    with os.fdopen(handle, "wb") as opened:
-      yield opened
-    os.replace(temporary, file)
-  finally:
-    with contextlib.suppress(OSError):
-      os.unlink(temporary)

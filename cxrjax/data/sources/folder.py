@@ -8,7 +8,8 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -123,82 +124,44 @@ class Source:
     label_columns = (label_columns,) if isinstance(label_columns, str) else label_columns
     pattern = _compile(patient_regex)
     if csv is None:
-      table_options = {
+      _check_needs_no_table(
         **{f"{kind}_column": column for kind, column in columns.items()},
-        "label_columns": label_columns,
-        "key": key,
-        "key_column": key_column,
-      }
-      for name, value in table_options.items():
-        if value is not None:
-          raise UserError(f"{KEY}.{name} needs {KEY}.csv, the file that has the column")
-    self._index = folder_index.Index(where, cache_dir, check)
+        label_columns=label_columns,
+        key=key,
+        key_column=key_column,
+      )
+    index = self._index = folder_index.Index(where, cache_dir, check)
     listed = (
-      folder_tree.by_folder(self._index)
+      folder_tree.by_folder(index)
       if csv is None
-      else folder_csv.read(self._index, csv, columns, label_columns, uncertain, key, key_column)
+      else folder_csv.read(index, csv, columns, label_columns, uncertain, key, key_column)
     )
-    rows = listed.rows
-    paths = [self._index.paths[row] for row in rows.tolist()]
-    display = display_names.for_index(self._index)
-    ids = [display.names[i] for i in np.searchsorted(self._index.images, rows).tolist()]
-    absent = [
-      (
-        display.hide_listed(name, line),
-        f"it is not there, though line {line} of {os.path.basename(csv or '')} lists it",
-      )
-      for name, line in listed.absent
-    ]
-    unlisted = np.flatnonzero(~np.isin(self._index.images, rows)).tolist()
-    notes = [
-      *(display.hide(path, anybody=True) + reason for path, reason in self._index.notes),
-      *_mismatch_notes(csv, absent, [display.names[i] for i in unlisted]),
-      *listed.notes,
-      display.note,
-      *(
-        other.said(display.hide(other.paths[0], anybody=True))
-        for other in self._index.others
-        if other.paths != (csv,)
-      ),
-    ]
-    headers = _Headers(self._index, rows)
-    if pattern is not None:
-      patients = [_match(pattern, path) for path in paths]
-      naming = f"patient_regex {patient_regex!r}"
-    elif listed.patients is not None:
-      patients, naming = listed.patients, f"column {listed.patient_column!r}"
-    else:
-      patients, naming = headers.patients(paths), headers.naming
-    notes.append(_unknown_patients_note(patients))
-    assigned = listed.splits and [SPLIT_NAMES.get(s.lower(), s) for s in listed.splits]
-    notes += spelling.notes(assigned or (), "split", os.path.basename(csv or "") or "folders")
-    if not assigned or not any(assigned):
-      assigned = patient_splits.assign_by_name(
-        [p or path for p, path in zip(patients, paths, strict=True)]
-      )
-      notes.append(
-        "the data have no splits: patients were put into train, val and test "
-        "(70, 10, 20 %) by a hash of their names"
-      )
-    notes += folder_tree.imbalance_notes(listed, assigned, patients)
+    paths = [index.paths[row] for row in listed.rows.tolist()]
+    headers = _Headers(index, listed.rows)
+    patients, naming = _patients(listed, headers, paths, pattern)
+    splits, split_notes = _splits(listed, patients, paths, csv)
     image_views = listed.views or headers.views()
-    selected = label_policies.rows_of_views(f"folder:{where}", image_views, views)
-    excluded = np.setdiff1d(np.arange(len(rows)), selected).tolist()
-    skipped = (*absent, *((ids[i], f"its view is {image_views[i] or 'unknown'}") for i in excluded))
-    counts = Counter(assigned[i] for i in selected.tolist() if assigned[i])
-    standard = [s for s in ("train", "val", "test") if s in counts]
-    sizes = {s: counts[s] for s in [*standard, *sorted(set(counts) - set(standard))]}
+    shown = label_policies.rows_of_views(f"folder:{where}", image_views, views)
+    sizes = _split_sizes(splits[i] for i in shown.tolist())
     split_name = SPLIT_NAMES.get(split.lower(), split)
-    if split_name != "all":
-      selected = selected[np.array([assigned[i] == split_name for i in selected.tolist()], bool)]
-      if not len(selected):
-        raise UserError(f"folder:{where} has no split {split!r}{suggest(split, [*sizes, 'all'])}")
-    self._rows = rows[selected]
-    n = len(rows)
+    selected = np.array([i for i in shown if split_name in ("all", splits[i])], np.int64)
+    if split_name != "all" and not len(selected):
+      raise UserError(f"folder:{where} has no split {split!r}{suggest(split, [*sizes, 'all'])}")
+    display = display_names.for_index(index)
+    ids = [display.names[i] for i in np.searchsorted(index.images, listed.rows).tolist()]
+    absent = _absent(listed, display, csv)
+    excluded = np.setdiff1d(np.arange(len(ids)), shown).tolist()
+    notes = [
+      *_folder_notes(index, listed, display, csv, absent),
+      _unknown_patients_note(patients),
+      *split_notes,
+      *folder_tree.imbalance_notes(listed, splits, patients),
+    ]
+    self._rows = listed.rows[selected]
     self.table = Table(
       ids=tuple(ids),
       patients=tuple(patients),
-      sites=tuple(listed.sites or ("",) * n),
+      sites=tuple(listed.sites or ("",) * len(ids)),
       labels=listed.labels,
       views=tuple(image_views),
       sexes=tuple(listed.sexes or headers.sexes()),
@@ -212,8 +175,11 @@ class Source:
       splits=sizes,
       fingerprint=self._fingerprint(),
       notes=tuple(filter(None, notes)),
-      skipped=skipped,
-      naming=(f"folder:{self._index.root.resolve()} by {naming}",),
+      skipped=(
+        *absent,
+        *((ids[i], f"its view is {image_views[i] or 'unknown'}") for i in excluded),
+      ),
+      naming=(f"folder:{index.root.resolve()} by {naming}",),
       advice=listed.advice,
     )
 
@@ -317,6 +283,80 @@ def _compile(patient_regex: str | None) -> re.Pattern | None:
     return None
   check_regex(patient_regex, f"{KEY}.patient_regex")
   return re.compile(patient_regex)
+
+
+def _check_needs_no_table(**options: Any) -> None:
+  """Raises a UserError for an option that is about a table."""
+  for name, value in options.items():
+    if value is not None:
+      raise UserError(f"{KEY}.{name} needs {KEY}.csv, the file that has the column")
+
+
+def _patients(
+  listed: folder_csv.Listed, headers: _Headers, paths: Sequence[str], pattern: re.Pattern | None
+) -> tuple[list[str], str]:
+  """Patient of each image, empty where unknown, and what they are named by."""
+  if pattern is not None:
+    return [_match(pattern, path) for path in paths], f"patient_regex {pattern.pattern!r}"
+  if listed.patients is not None:
+    return listed.patients, f"column {listed.patient_column!r}"
+  return headers.patients(paths), headers.naming
+
+
+def _splits(
+  listed: folder_csv.Listed, patients: Sequence[str], paths: Sequence[str], csv: str | None
+) -> tuple[list[str], list[str]]:
+  """Split of each image, assigned by patient where the data have none, and notes."""
+  splits = [SPLIT_NAMES.get(s.lower(), s) for s in listed.splits or ()]
+  notes = spelling.notes(splits, "split", os.path.basename(csv or "") or "folders")
+  if any(splits):
+    return splits, notes
+  names = [patient or path for patient, path in zip(patients, paths, strict=True)]
+  note = (
+    "the data have no splits: patients were put into train, val and test "
+    "(70, 10, 20 %) by a hash of their names"
+  )
+  return patient_splits.assign_by_name(names), [*notes, note]
+
+
+def _split_sizes(splits: Iterable[str]) -> dict[str, int]:
+  """Number of images of every split, the usual ones first."""
+  counts = Counter(filter(None, splits))
+  standard = [s for s in ("train", "val", "test") if s in counts]
+  return {s: counts[s] for s in [*standard, *sorted(set(counts) - set(standard))]}
+
+
+def _absent(
+  listed: folder_csv.Listed, display: display_names.ShownNames, csv: str | None
+) -> list[tuple[str, str]]:
+  """Listed images that are missing, and that they are."""
+  base = os.path.basename(csv or "")
+  return [
+    (display.hide_listed(name, line), f"it is not there, though line {line} of {base} lists it")
+    for name, line in listed.absent
+  ]
+
+
+def _folder_notes(
+  index: folder_index.Index,
+  listed: folder_csv.Listed,
+  display: display_names.ShownNames,
+  csv: str | None,
+  absent: Sequence[tuple[str, str]],
+) -> list[str]:
+  """Notes on files, on the table beside them, and on how names are shown."""
+  unlisted = np.flatnonzero(~np.isin(index.images, listed.rows)).tolist()
+  return [
+    *(display.hide(path, anybody=True) + reason for path, reason in index.notes),
+    *_mismatch_notes(csv, absent, [display.names[i] for i in unlisted]),
+    *listed.notes,
+    display.note,
+    *(
+      other.said(display.hide(other.paths[0], anybody=True))
+      for other in index.others
+      if other.paths != (csv,)
+    ),
+  ]
 
 
 def _unknown_patients_note(patients: Sequence[str]) -> str:

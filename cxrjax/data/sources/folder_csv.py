@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -117,29 +118,19 @@ def read(
   cells, numbers = _read_columns(table, sorted(needed))
   if not numbers:
     raise UserError(f"{table.file} has no rows")
-  notes = [f"{base}: {note}" for note in table.notes]
+  absent: Sequence[tuple[str, int]] = ()
+  key_notes: Sequence[str] = ()
   if key is None:
-    names = cells[positions["path"][0]]
-    image_rows, absent = folder_names.by_path(index, table.file, names, numbers)
-    table_rows = np.flatnonzero(image_rows >= 0)
-    image_rows = image_rows[table_rows]
-    if not len(table_rows):
-      raise UserError(
-        f"none of the {len(numbers)} images that {table.file} lists is in "
-        f"{index.root} (line {numbers[0]}: {names[0]!r}); give the folder that its "
-        f"paths begin in, or the right {KEY}.path_column"
-      )
+    image_rows, table_rows, absent = _by_path(index, table, cells[positions["path"][0]], numbers)
   else:
     image_rows, table_rows, key_notes = dicom_keys.by_key(
       index, table.file, key, cells[positions["key"][0]], numbers
     )
-    absent = []
-    notes += [f"{base}: {note}" for note in key_notes]
+  where = _Where(table.file, [numbers[i] for i in table_rows.tolist()])
 
   def column_at(position: int) -> list[str]:
     return [cells[position][i] for i in table_rows.tolist()]
 
-  where = _Where(table.file, [numbers[i] for i in table_rows.tolist()])
   texts = {kind: column_at(position) for kind, (position, _) in positions.items()}
   for kind in ("patient", "split", "site"):
     if kind in texts:
@@ -147,25 +138,15 @@ def read(
   labels, classes, exclusive, label_notes = _labels(
     [column_at(p) for p in label_positions], label_columns, where, uncertain
   )
-  notes += [f"{base}: {note}" for note in label_notes]
   requested = {kind: by_name for kind, (_, by_name) in positions.items()}
   patients = texts.get("patient")
   if patients is not None and "" in patients and requested["patient"]:
     raise UserError(
       f"{where[patients.index('')]} has no {columns['patient']!r}; every image needs a patient"
     )
-  facts = {
-    kind: None
-    if kind not in texts
-    else _convert(texts[kind], convert, f"{KEY}.{kind}_column", where, requested[kind])
-    for kind, convert in (("view", dicom.view_of), ("sex", dicom.sex_of), ("age", dicom.age_of))
-  }
-  ages = (
-    None
-    if facts["age"] is None
-    else np.array([np.nan if age is None else age for age in facts["age"]], np.float32)
-  )
-  notes += [
+  views, sexes, ages = _views_sexes_ages(texts, where, requested)
+  notes = [
+    *(f"{base}: {note}" for note in (*table.notes, *key_notes, *label_notes)),
     *_spelling_notes(base, texts, classes, label_positions, column_at),
     *_column_notes(base, table.header, positions, label_columns),
   ]
@@ -178,15 +159,46 @@ def read(
     patient_column=table.header[positions["patient"][0]] if "patient" in positions else "",
     splits=texts.get("split"),
     sites=texts.get("site"),
-    views=facts["view"],
-    sexes=facts["sex"],
-    ages=ages,
+    views=views,
+    sexes=sexes,
+    ages=None if ages is None else np.array([np.nan if a is None else a for a in ages], np.float32),
     absent=tuple(absent),
     notes=tuple(notes),
-    advice=""
-    if classes
-    else f"name the columns of {base} that have labels with "
-    f"data.label_columns=NAME (it has {', '.join(filter(None, table.header))})",
+    advice="" if classes else _label_advice(base, table.header),
+  )
+
+
+def _by_path(
+  index: Index, table: TableFile, names: Sequence[str], numbers: Sequence[int]
+) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"], Sequence[tuple[str, int]]]:
+  """Finds images by their paths: rows of the index, the rows of the table, and what is missing."""
+  image_rows, absent = folder_names.by_path(index, table.file, names, numbers)
+  table_rows = np.flatnonzero(image_rows >= 0)
+  if not len(table_rows):
+    raise UserError(
+      f"none of the {len(numbers)} images that {table.file} lists is in "
+      f"{index.root} (line {numbers[0]}: {names[0]!r}); give the folder that its "
+      f"paths begin in, or the right {KEY}.path_column"
+    )
+  return image_rows[table_rows], table_rows, absent
+
+
+def _views_sexes_ages(
+  texts: Mapping[str, list[str]], where: _Where, requested: Mapping[str, bool]
+) -> tuple[Any, ...]:
+  """Values of the columns of views, sexes and ages; None without such a column."""
+  return tuple(
+    _convert(texts[kind], convert, f"{KEY}.{kind}_column", where, requested[kind])
+    if kind in texts
+    else None
+    for kind, convert in (("view", dicom.view_of), ("sex", dicom.sex_of), ("age", dicom.age_of))
+  )
+
+
+def _label_advice(base: str, header: Sequence[str]) -> str:
+  return (
+    f"name the columns of {base} that have labels with "
+    f"data.label_columns=NAME (it has {', '.join(filter(None, header))})"
   )
 
 

@@ -29,6 +29,7 @@ import tqdm
 from jaxtyping import Int8, Int32, Int64
 
 from cxrjax.core import cache_folder, files
+from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.core.text import escape
 from cxrjax.data.decoding import decode, dicom
@@ -170,7 +171,7 @@ class Index:
         ("notes", itertools.chain(*listing.notes)),
       )
     }
-    with contextlib.suppress(OSError), file_hashes.atomic_write(self.memory) as opened:
+    with contextlib.suppress(OSError), atomic_open(self.memory, private=True) as opened:
       np.savez(
         opened,
         version=_VERSION,

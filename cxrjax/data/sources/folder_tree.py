@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32
 
 from cxrjax.data.sources import display_names, file_kinds, folder_csv, folder_index, spelling
 
@@ -32,15 +33,8 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
   rows = index.images
   folder_of_image = [index.paths[row].rpartition("/")[0] for row in rows.tolist()]
   parts = {folder: folder.split("/") if folder else [] for folder in dict.fromkeys(folder_of_image)}
-  folders = list(parts.values())
-  depth = 0  # common outer folders, such as the archive's own name
-  while (
-    all(len(p) > depth + 1 for p in folders)
-    and len({p[depth] for p in folders}) == 1
-    and folders[0][depth].lower() not in SPLIT_NAMES
-  ):
-    depth += 1
-  has_splits = any(len(p) > depth and p[depth].lower() in SPLIT_NAMES for p in folders)
+  depth = _common_depth([*parts.values()])
+  has_splits = any(len(p) > depth and p[depth].lower() in SPLIT_NAMES for p in parts.values())
   split_of, class_of = {}, {}
   has_identities = False  # whether a class folder is named by a patient's ID or name
   display = display_names.for_index(index)
@@ -70,12 +64,9 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
       "splits from it"
     )
   classes = tuple(sorted(set(labels) - {""}))
-  one_hot = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
-  one_hot[:-1] = np.eye(len(classes))
-  codes = {name: i for i, name in enumerate(classes)}
   return folder_csv.Listed(
     rows=rows,
-    labels=one_hot[[codes.get(name, -1) for name in labels]],
+    labels=_one_hot(labels, classes),
     classes=classes,
     exclusive=True,
     patients=None,
@@ -89,6 +80,26 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
     notes=tuple(notes),
     advice="" if classes else _advice(index, display),
   )
+
+
+def _common_depth(folders: Sequence[Sequence[str]]) -> int:
+  """Number of outer folders that all have in common, such as an archive's own name."""
+  depth = 0
+  while (
+    all(len(p) > depth + 1 for p in folders)
+    and len({p[depth] for p in folders}) == 1
+    and folders[0][depth].lower() not in SPLIT_NAMES
+  ):
+    depth += 1
+  return depth
+
+
+def _one_hot(labels: Sequence[str], classes: Sequence[str]) -> Float32[np.ndarray, "n k"]:
+  """1 for each image's class and 0 for the others; NaN for images without one."""
+  rows = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
+  rows[:-1] = np.eye(len(classes))
+  codes = {name: i for i, name in enumerate(classes)}
+  return rows[[codes.get(name, -1) for name in labels]]
 
 
 def _patients_by_class(index: folder_index.Index, labels: Sequence[str]) -> dict[str, set[bytes]]:

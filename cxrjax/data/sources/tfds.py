@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from cxrjax.core import cache_folder, files
+from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.data import base
 from cxrjax.data.base import Record, SourceInfo, Table
@@ -96,18 +96,9 @@ class Source:
     ]
     classes, self._exclusive = self._classes()
     raw, fingerprint = self._scan(shards, expression, len(classes), cache_dir)
-    if uncertain != "ignore" and self._exclusive:
-      raise UserError(
-        f"{_KEY}.uncertain={uncertain!r} is for findings, and tfds:{where} has "
-        "classes with this label"
-      )
     self._rows, selection_notes = _select_views(where, raw, views)
     self.table = raw.take(self._rows)
-    labels = self.table.labels  # `take` has copied them
-    labels[labels < 0] = label_policies.UNCERTAIN[uncertain]
-    if uncertain != "ignore":
-      state = "absent" if uncertain == "zeros" else "present"
-      selection_notes += (f"uncertain findings count as {state}",)
+    selection_notes += self._decide_uncertain(where, uncertain)
     if selection_notes:
       content = f"{fingerprint} {uncertain} {hashlib.sha256(self._rows.tobytes()).hexdigest()}"
       fingerprint = hashlib.sha256(content.encode()).hexdigest()
@@ -122,6 +113,19 @@ class Source:
       dataset=f"tfds:{where.partition('/')[0]}",
       skipped=tuple((str(name), str(reason)) for name, reason in metadata.get("left_out", ())),
     )
+
+  def _decide_uncertain(self, where: str, uncertain: str) -> tuple[str, ...]:
+    """Gives uncertain findings a value in the table; says so in a note."""
+    if uncertain != "ignore" and self._exclusive:
+      raise UserError(
+        f"{_KEY}.uncertain={uncertain!r} is for findings, and tfds:{where} has "
+        "classes with this label"
+      )
+    labels = self.table.labels  # `take` has copied them
+    labels[labels < 0] = label_policies.UNCERTAIN[uncertain]
+    if uncertain == "ignore":
+      return ()
+    return (f"uncertain findings count as {'absent' if uncertain == 'zeros' else 'present'}",)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -273,13 +277,9 @@ class Source:
       ):
         content.update(len(piece).to_bytes(8, "little") + piece)
     fingerprint = content.hexdigest()
-    with contextlib.suppress(OSError):
-      cache.parent.mkdir(parents=True, exist_ok=True)
-      handle, temporary = tempfile.mkstemp(dir=cache.parent, suffix=".npz")
-      with os.fdopen(handle, "wb") as opened:
-        text_arrays: dict[str, Any] = {name: np.array(column) for name, column in columns.items()}
-        np.savez(opened, **text_arrays, labels=labels, ages=ages, fingerprint=np.array(fingerprint))
-      os.replace(temporary, cache)
+    with contextlib.suppress(OSError), atomic_open(cache, private=True) as opened:
+      text_arrays: dict[str, Any] = {name: np.array(column) for name, column in columns.items()}
+      np.savez(opened, **text_arrays, labels=labels, ages=ages, fingerprint=np.array(fingerprint))
     texts_by_name = {name: tuple(column) for name, column in columns.items()}
     return Table(**texts_by_name, labels=labels, ages=ages), fingerprint
 

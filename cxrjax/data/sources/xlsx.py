@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from cxrjax.data.sources import archive
 
 MAX_XML = 64 << 20  # bytes per part; parsed, it takes ten times as much memory
 _SHEET = re.compile(r"xl/worksheets/sheet(\d+)\.xml")
+_RELATIONS = "xl/_rels/workbook.xml.rels"  # which file each sheet is in
 
 
 def rows(
@@ -52,13 +54,11 @@ def sheet(where: str, data: bytes) -> Iterator[tuple[int, dict[int, str]]]:
     UserError: not an .xlsx file, or a damaged one.
   """
   with archive.Archive(where, content=data) as inside:
-    sheets = sorted((int(match[1]), n) for n in inside.names if (match := _SHEET.fullmatch(n)))
-    if not sheets:
-      raise UserError(f"{where} is no Excel file: it has no sheet")
+    first = _first_sheet(inside, where)
     shared = []  # strings that cells refer to by index
     if "xl/sharedStrings.xml" in inside:
       shared = [_text(item) for item in _parse(inside, "xl/sharedStrings.xml", where)]
-    rows = _descendants(_parse(inside, sheets[0][1], where), "row")
+    rows = _descendants(_parse(inside, first, where), "row")
     for position, row in enumerate(rows, 1):
       try:
         cells = dict(_cells(row, shared))
@@ -66,6 +66,22 @@ def sheet(where: str, data: bytes) -> Iterator[tuple[int, dict[int, str]]]:
         raise UserError(f"{where} is damaged in row {position} ({error})") from error
       number = row.get("r", "")
       yield int(number) if number.isdecimal() else position, cells
+
+
+def _first_sheet(inside: archive.Archive, where: str) -> str:
+  """Name of the first sheet in the order that spreadsheets show, in which files need not be."""
+  if "xl/workbook.xml" in inside and _RELATIONS in inside:
+    relations = _descendants(_parse(inside, _RELATIONS, where), "Relationship")
+    targets = {relation.get("Id"): relation.get("Target", "") for relation in relations}
+    for tab in _descendants(_parse(inside, "xl/workbook.xml", where), "sheet"):
+      key = next((v for k, v in tab.attrib.items() if k.rpartition("}")[2] == "id"), None)
+      name = posixpath.normpath(posixpath.join("/xl", targets.get(key, ""))).lstrip("/")
+      if name.startswith("xl/worksheets/") and name in inside:  # not a sheet that is a chart
+        return name
+  numbered = [(int(match[1]), n) for n in inside.names if (match := _SHEET.fullmatch(n))]
+  if not numbered:
+    raise UserError(f"{where} is no Excel file: it has no sheet")
+  return min(numbered)[1]
 
 
 class _DocumentType(Exception):

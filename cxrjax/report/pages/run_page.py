@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cxrjax.core import tables
+from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.text import identifier
 from cxrjax.report import glossary, model_card, naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_writer import replace, user_errors
+from cxrjax.report.run_writer import user_errors
 from cxrjax.report.sections import (
   classification,
   curves,
@@ -50,8 +51,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes a text file atomically; raises a UserError where it cannot be written."""
-  with user_errors(path):
-    replace(path, text.encode("utf-8", errors="backslashreplace"))
+  with user_errors(path), atomic_open(path) as file:
+    file.write(text.encode("utf-8", errors="backslashreplace"))
   return path
 
 

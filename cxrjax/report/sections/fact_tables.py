@@ -125,6 +125,7 @@ def _common_facts(
 
 
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+  """Labels and values of the facts that are worth a row, in order."""
   return [
     (LABELS.get(key, key.replace("_", " ").capitalize()), value(key, facts[key]))
     for key in _ordered(facts)
@@ -160,6 +161,7 @@ def _ordered(facts: Mapping[str, Any]) -> list[str]:
 
 
 def value(key: str, value: Any) -> Any:
+  """A fact as text or elements."""
   if key == "fingerprint":
     if isinstance(value, Mapping):
       return el(
@@ -186,6 +188,7 @@ def value(key: str, value: Any) -> Any:
 
 
 def scalar(value: Any) -> str:
+  """A number, a truth value or a text, as a reader expects it."""
   if isinstance(value, bool):
     return "yes" if value else "no"
   if isinstance(value, int):
@@ -215,6 +218,7 @@ def card(rows: Iterable[tuple[str, Any]], title: Any = None, *content: Any) -> H
 
 
 def pairs(rows: Iterable[tuple[str, Any]]) -> Html:
+  """A list of labels and values."""
   return el(
     "dl",
     [

@@ -162,6 +162,7 @@ def forest(
 
 
 def range_axis(start: float) -> Html:
+  """Axis of the forest plots, from `start` to 1."""
   marks = [
     el("text", label, x=x, y=10, cls="tick", text_anchor=anchor)
     for label, x, anchor in (

@@ -4,10 +4,8 @@ import os
 import stat
 
 import numpy as np
-import pytest
 from dicoms import dicom as encode_dicom
 
-from cxrjax.core.errors import UserError
 from cxrjax.data.sources import file_hashes
 
 
@@ -69,19 +67,3 @@ def test_one_secret_per_cache_unless_the_environment_has_one(cache, monkeypatch,
   assert len(file_hashes.patient_key()) == 32
   monkeypatch.setenv(file_hashes.KEY, "secret")
   assert file_hashes.patient_key() == file_hashes.patient_key(str(tmp_path / "third")) != key
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-  file = tmp_path / "new" / "file"
-
-  def fail():
-    with file_hashes.atomic_write(file) as opened:
-      opened.write(b"half")
-      raise UserError("stop")
-
-  with pytest.raises(UserError):
-    fail()
-  assert list(file.parent.iterdir()) == []
-  with file_hashes.atomic_write(file) as opened:
-    opened.write(b"whole")
-  assert file.read_bytes() == b"whole" and len(list(file.parent.iterdir())) == 1

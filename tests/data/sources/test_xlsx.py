@@ -5,6 +5,7 @@ import pytest
 
 from cxrjax.core.errors import UserError
 from cxrjax.data.sources import archive, xlsx
+from cxrjax.data.sources.table_file import TableFile
 
 SPACE = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
 STRINGS = (
@@ -85,3 +86,62 @@ def test_what_openpyxl_writes(tmp_path):
   book.save(tmp_path / "c.xlsx")
   found = [row for _, row in xlsx.rows(archive.Archive(tmp_path), "c.xlsx")]
   assert found == [{"FILE NAME": "NORMAL-1", "FORMAT": "PNG", "SIZE": "3", "URL": ""}]
+
+
+def test_a_table_that_openpyxl_writes_is_read_as_its_csv(tmp_path):
+  openpyxl = pytest.importorskip("openpyxl")
+  table = (
+    ("path", "Effusion", "patient", "age", "sex"),
+    ("0.png", 1, "007", 54, "F"),
+    ("1.png", 0.0, 8, 61.5, "M"),
+    (),
+    ("\u00e4 <&>.png", -1, "p 9", None, "#N/A"),
+    ("3.png", True, "=A1", 70, ""),
+  )
+  book = openpyxl.Workbook()
+  for row in table:
+    book.active.append(row)
+  book.active["C6"].data_type = "s"  # text, and no formula
+  book.save(tmp_path / "list.xlsx")
+  file = TableFile("list.xlsx", (tmp_path / "list.xlsx").read_bytes())
+  assert file.header == ["path", "Effusion", "patient", "age", "sex"]
+  assert list(file.rows()) == [
+    (2, ["0.png", "1", "007", "54", "F"]),
+    (3, ["1.png", "0", "8", "61.5", "M"]),
+    (5, ["\u00e4 <&>.png", "-1", "p 9", "", "#N/A"]),
+    (6, ["3.png", "1", "=A1", "70", ""]),
+  ]
+
+
+def test_a_formula_is_not_computed(tmp_path):
+  openpyxl = pytest.importorskip("openpyxl")
+  book = openpyxl.Workbook()
+  book.active.append(["path", "label"])
+  book.active.append(["0.png", "=1+1"])  # openpyxl keeps no value with it
+  book.save(tmp_path / "list.xlsx")
+  file = TableFile("list.xlsx", (tmp_path / "list.xlsx").read_bytes())
+  assert list(file.rows()) == [(2, ["0.png", ""])]
+
+
+@pytest.mark.parametrize("target", ["worksheets/sheet2.xml", "/xl/worksheets/sheet2.xml"])
+def test_the_first_sheet_is_the_one_that_is_shown_first(tmp_path, target):
+  def sheet(text):
+    cell = f'<c t="inlineStr"><is><t>{text}</t></is></c>'
+    return f"<worksheet><sheetData><row>{cell}</row></sheetData></worksheet>"
+
+  with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as made:
+    made.writestr("xl/worksheets/sheet1.xml", sheet("second"))
+    made.writestr("xl/worksheets/sheet2.xml", sheet("first"))
+    made.writestr(
+      "xl/workbook.xml",
+      '<workbook xmlns:r="urn:r"><sheets><sheet name="chart" r:id="c"/><sheet name="x" r:id="b"/>'
+      '<sheet name="y" r:id="a"/></sheets></workbook>',
+    )
+    made.writestr(
+      "xl/_rels/workbook.xml.rels",
+      '<Relationships><Relationship Id="a" Target="worksheets/sheet1.xml"/>'
+      '<Relationship Id="c" Target="chartsheets/sheet1.xml"/>'
+      f'<Relationship Id="b" Target="{target}"/></Relationships>',
+    )
+  data = (tmp_path / "a.xlsx").read_bytes()
+  assert [cells for _, cells in xlsx.sheet("a.xlsx", data)] == [{1: "first"}]
