@@ -49,16 +49,7 @@ def run(
     nonlocal began
     seconds[name], began = time.perf_counter() - began, time.perf_counter()
 
-  splits = images.open_splits(
-    data["sources"],
-    data["splits"],
-    size=data["size"],
-    fit=data["fit"],
-    bits=data["bits"],
-    window=data["window"],
-    cache_dir=data["cache_dir"] or None,
-    progress=progress,
-  )
+  splits = _open_splits(data, progress)
   lap("decode")
   for split in splits:
     say(f"data      {split.title}: {len(split.table)} images of {split.info.name}")
@@ -73,18 +64,7 @@ def run(
       status="running",
       **environment(),
     )
-    n_couples = len(splits) * (len(splits) + 1) // 2
-    with tqdm.tqdm(
-      total=n_couples,
-      desc="comparing",
-      unit=" pairs of splits",
-      disable=not progress,
-      file=sys.stderr,
-      dynamic_ncols=True,
-    ) as bar:
-      pairs, search = images.near_duplicates(
-        splits, config["same"], config["first"], config["looks"], bar.update
-      )
+    pairs, search = _near_duplicates(splits, config, progress)
     lap("compare")
     appearance = findings.appearance(splits)
     lap("look")
@@ -93,10 +73,7 @@ def run(
     lap("floor")
     crossing = images.crossing_patients(splits)
     audit = findings.Findings(splits, pairs, config["copy"], groups, appearance, crossing, aurocs)
-    save_table(workdir / "pairs.csv", csv_tables.pairs(audit))
-    save_table(workdir / "patients.csv", csv_tables.patients(audit))
-    save_table(workdir / "images.csv", csv_tables.images(audit))
-    save_table(workdir / "floor.csv", csv_tables.floors(audit))
+    _write_tables(audit, workdir)
     shown = audit.shown_pairs(config["shown"])
     audit_facts = facts.facts(audit, shown)
     device = jax.devices()[0]
@@ -115,6 +92,45 @@ def run(
     say(line)
   say(f"report    {report}")
   return 0
+
+
+def _open_splits(data: Mapping[str, Any], progress: bool) -> list[images.Split]:
+  """The splits of all sources of `config.data`, decoded."""
+  return images.open_splits(
+    data["sources"],
+    data["splits"],
+    size=data["size"],
+    fit=data["fit"],
+    bits=data["bits"],
+    window=data["window"],
+    cache_dir=data["cache_dir"] or None,
+    progress=progress,
+  )
+
+
+def _near_duplicates(
+  splits: Sequence[images.Split], config: Mapping[str, Any], progress: bool
+) -> tuple[list[Pair], dict[str, Any]]:
+  """Pairs of images that are alike, within and between splits; and facts about the search."""
+  n_couples = len(splits) * (len(splits) + 1) // 2
+  with tqdm.tqdm(
+    total=n_couples,
+    desc="comparing",
+    unit=" pairs of splits",
+    disable=not progress,
+    file=sys.stderr,
+    dynamic_ncols=True,
+  ) as bar:
+    return images.near_duplicates(
+      splits, config["same"], config["first"], config["looks"], bar.update
+    )
+
+
+def _write_tables(audit: findings.Findings, workdir: pathlib.Path) -> None:
+  save_table(workdir / "pairs.csv", csv_tables.pairs(audit))
+  save_table(workdir / "patients.csv", csv_tables.patients(audit))
+  save_table(workdir / "images.csv", csv_tables.images(audit))
+  save_table(workdir / "floor.csv", csv_tables.floors(audit))
 
 
 def _check(config: Mapping[str, Any]) -> None:
