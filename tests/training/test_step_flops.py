@@ -5,7 +5,7 @@ import itertools
 import pytest
 from small import REPOSITORY
 
-from cxrjax.core.package_folders import load_config
+from cxrjax.config.config_files import load_config
 from cxrjax.training import step_flops
 
 EXAMPLES = 48
