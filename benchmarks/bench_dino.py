@@ -103,11 +103,11 @@ class Ours:
       "bare": (bare, crops, lambda t, k: {"index": jnp.zeros((k, batch), jnp.int32)}),
     }
     shapes = whole.batch_spec(self.loader.data, self.loader[0])
-    params, extra = jax.eval_shape(lambda: method.init(jax.random.key(0), shapes))
+    params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), shapes))
     self.flops = (
       flops.count(
         jax.value_and_grad(method.loss, has_aux=True),
-        *(params, extra, shapes, jax.random.key(0), jnp.int32(0)),
+        *(params, state, shapes, jax.random.key(0), jnp.int32(0)),
       )
       / batch
     )

@@ -159,7 +159,6 @@ class Writer:
       return
     path = self.workdir / FIGURES / f"{name}.npz"
     with user_errors(path):
-      path.parent.mkdir(exist_ok=True)
       converted: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
       with atomic_open(path) as file:
         np.savez_compressed(file, **converted)

@@ -122,7 +122,7 @@ class Run:
   def _flops_per_image(self) -> float:
     """FLOPs of a training step per image, NaN where a user's method hides them from the count."""
     try:
-      return step_flops.training(self.config, self.clock.num_examples, self.training_data.labels)
+      return step_flops.training(self.config, self.loader.num_examples, self.training_data.labels)
     except ValueError:
       return math.nan
 
