@@ -75,7 +75,10 @@ def check_encoder(
   _check_gradient(encoder, params, images)
   for platform in PLATFORMS:
     _lower(encode, platform, params, images)
-  exported = jax.export.export(jax.jit(lambda p, x: encoder.encode(p, x).cls))(params, images)
+  any_batch = jax.export.symbolic_shape("b, ...", like=images.shape)
+  exported = jax.export.export(jax.jit(lambda p, x: encoder.encode(p, x).cls))(
+    params, jax.ShapeDtypeStruct(any_batch, images.dtype)
+  )
   again = jax.export.deserialize(exported.serialize())
   _require(
     bool(jnp.allclose(again.call(params, images), features.cls, atol=tolerance)),

@@ -410,7 +410,7 @@ class _VisionTransformer(nnx.Module):
     prefix = self.cls[...] + pos[:1]
     if self.registers is not None:
       prefix = jnp.concatenate([prefix, self.registers[...]])
-    prefix = jnp.broadcast_to(prefix.astype(dtype), (len(images), *prefix.shape))
+    prefix = jnp.broadcast_to(prefix.astype(dtype), (images.shape[0], *prefix.shape))
     return jnp.concatenate([prefix, x], axis=1)
 
   def _drop_path(self, keys: Any) -> Float[Array, "depth b 2"] | None:
