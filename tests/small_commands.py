@@ -171,7 +171,7 @@ def program(module: str, arguments: list[str]) -> None:
   from cxrjax.core.errors import UserError
   from cxrjax.studies import launcher
 
-  if any(f"configs/{name}.py" in arguments[0] for name in SEVERAL):
+  if any(f"configs/{name}.py" in " ".join(arguments[:1]) for name in SEVERAL):
     launcher.launch = made_up
   else:
     small_networks()
@@ -219,6 +219,8 @@ def python(arguments: list[str]) -> None:
       main(flags)
     case ["-m", "cxrjax", "train", config, *flags]:
       main([f"--config=configs/{config.replace(':', '.py:', 1)}", *flags])
+    case ["-m", "cxrjax", "configs" | "folder", *_]:
+      program("cxrjax.__main__", arguments[2:])
     case ["-m", "cxrjax", command, *flags]:
       python(["-m", f"cxrjax.{command}", *flags])
     case ["-m", module, *flags]:

@@ -107,7 +107,7 @@ def split_constants(argv: Sequence[str]) -> tuple[list[str], dict[str, float]]:
   numbers = {
     match[1]: float(match[2])
     for match in (re.fullmatch(r"--config\.([\w.]+)=(.+)", arg) for arg in argv)
-    if match and isinstance(literal(match[2]), int | float)
+    if match and type(literal(match[2])) in (int, float)
   }
   if not file or not numbers:
     return list(argv), {}

@@ -23,6 +23,7 @@ from typing import Any
 from cxrjax.config import instantiate, overrides
 from cxrjax.core import files, zoo
 from cxrjax.core.errors import UserError
+from cxrjax.report.pages import run_page
 from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import environment
 from cxrjax.report.run_writer import FACTS, Writer, now
@@ -177,7 +178,11 @@ def is_finished(job: Job, workdir: pathlib.Path) -> bool:
       f"{folder} was begun with another config ({'; '.join(changed)}); restore these "
       "values, or remove it to begin anew"
     )
-  return facts.get("status") == "finished"
+  if facts.get("status") != "finished":
+    return False
+  if (folder / run_page.NAME).exists() and not run_page.is_current(folder):
+    run_page.write(folder)  # a kill came between the run and its page
+  return True
 
 
 def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | None:

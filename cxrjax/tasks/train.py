@@ -18,7 +18,7 @@ from cxrjax.explain import feature_artifacts, saliency_artifacts
 from cxrjax.report import terminal
 from cxrjax.report.pages import run_page
 from cxrjax.report.run_files import environment
-from cxrjax.report.run_writer import FACTS, FULL, Writer, now
+from cxrjax.report.run_writer import FULL, Writer, now
 from cxrjax.tasks import run_evaluation
 from cxrjax.tasks.training_run import Run
 from cxrjax.training import learnt_from, peers
@@ -45,11 +45,10 @@ def run(
   is_main = jax.process_index() == 0
   say = say if is_main else lambda line: None
   if workdirs.holds_finished_run(workdir, config):
-    page = workdir / "report.html"
     # The process may have been killed after the run, before it wrote the page.
-    if is_main and not _is_newer(page, workdir / FACTS):
+    if is_main and not run_page.is_current(workdir):
       run_page.write(workdir)
-    say(f"{workdir} holds a finished run of this config; its report is {page}")
+    say(f"{workdir} holds a finished run of this config; its report is {workdir / run_page.NAME}")
     return 0
 
   run = Run(config)
@@ -157,10 +156,6 @@ def _error_status(error: BaseException) -> str:
   if isinstance(error, UserError):
     return f"{'diverged' if isinstance(error, Diverged) else 'failed'}: {error}"
   return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _is_newer(file: pathlib.Path, other: pathlib.Path) -> bool:
-  return file.exists() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def _write_page(writer: Writer) -> None:

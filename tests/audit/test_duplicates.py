@@ -153,7 +153,7 @@ def test_known_copies_of_kermany(test_data):
     other = sum(owner[i][0] != owner[j][0] for i, j in zip(found.i, found.j, strict=True))
     assert other == (split == "test")  # NORMAL2-IM-0095 and -0096 are one picture
   between = duplicates.across(looks["train"], looks["test"], duplicates.SAME, first=0.7)
-  assert len(between) == 0 and between.looked > 5
+  assert len(between) == 0 and between.inspected > 5
 
 
 def test_copies_left_in_the_radiography_archive(test_data):

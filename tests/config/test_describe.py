@@ -90,6 +90,11 @@ def test_a_number_for_a_schedule_makes_it_constant(arguments, tmp_path):
   assert loaded(describe.as_file(arguments, "A test."), tmp_path) == config
 
 
+def test_a_truth_value_is_no_number():
+  config = overrides.resolve(["--config=dino:tiny", "--config.model.remat=True"])
+  assert config["model"]["remat"] is True
+
+
 def test_keys_of_the_data_and_options_of_its_source():
   arguments = ["--config=dino:data=folder:x,data.csv=a.csv,data.fit=pad"]
   config = overrides.resolve(arguments)

@@ -16,7 +16,7 @@ from cxrjax.report import glossary, model_card, naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_writer import user_errors
+from cxrjax.report.run_writer import FACTS, user_errors
 from cxrjax.report.sections import (
   classification,
   curves,
@@ -47,6 +47,12 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   run, workdir = runs.read(workdir), pathlib.Path(workdir)
   save(workdir / model_card.NAME, model_card.render(run))
   return save(workdir / NAME, render(run))
+
+
+def is_current(workdir: pathlib.Path) -> bool:
+  """Whether the page was written after the run's last facts, unless a kill came between them."""
+  page, facts = workdir / NAME, workdir / FACTS
+  return page.exists() and page.stat().st_mtime_ns >= facts.stat().st_mtime_ns
 
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
