@@ -54,7 +54,7 @@ def run(devices):
   return jax.tree.map(np.asarray, state), losses
 
 (one, a), (eight, b) = run(jax.devices()[:1]), run(jax.devices())
-np.testing.assert_allclose(a, b, rtol=1e-4)
+np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # a cosine may be near 0
 leaves = jax.tree_util.tree_leaves_with_path(one)
 for (path, x), y in zip(leaves, jax.tree.leaves(eight), strict=True):
   np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-4, err_msg=jax.tree_util.keystr(path))
