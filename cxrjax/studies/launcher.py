@@ -180,8 +180,8 @@ def is_finished(job: Job, workdir: pathlib.Path) -> bool:
     )
   if facts.get("status") != "finished":
     return False
-  if (folder / run_page.NAME).exists() and not run_page.is_current(folder):
-    run_page.write(folder)  # a kill came between the run and its page
+  if (folder / run_page.NAME).exists():
+    run_page.complete(folder)
   return True
 
 

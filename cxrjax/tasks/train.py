@@ -45,9 +45,8 @@ def run(
   is_main = jax.process_index() == 0
   say = say if is_main else lambda line: None
   if workdirs.holds_finished_run(workdir, config):
-    # The process may have been killed after the run, before it wrote the page.
-    if is_main and not run_page.is_current(workdir):
-      run_page.write(workdir)
+    if is_main:
+      run_page.complete(workdir)
     say(f"{workdir} holds a finished run of this config; its report is {workdir / run_page.NAME}")
     return 0
 

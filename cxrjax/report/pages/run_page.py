@@ -16,7 +16,7 @@ from cxrjax.report import glossary, model_card, naming
 from cxrjax.report import run_files as runs
 from cxrjax.report.html import blocks, format
 from cxrjax.report.html.element import Html, el
-from cxrjax.report.run_writer import FACTS, user_errors
+from cxrjax.report.run_writer import FACTS, Writer, user_errors
 from cxrjax.report.sections import (
   classification,
   curves,
@@ -49,10 +49,13 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   return save(workdir / NAME, render(run))
 
 
-def is_current(workdir: pathlib.Path) -> bool:
-  """Whether the page was written after the run's last facts, unless a kill came between them."""
+def complete(workdir: pathlib.Path) -> None:
+  """Writes the page of a finished run that was killed before it did, and removes leftovers."""
   page, facts = workdir / NAME, workdir / FACTS
-  return page.exists() and page.stat().st_mtime_ns >= facts.stat().st_mtime_ns
+  if not page.exists() or page.stat().st_mtime_ns < facts.stat().st_mtime_ns:
+    with Writer(workdir):  # its opening and closing clean up
+      pass
+    write(workdir)
 
 
 def save(path: pathlib.Path, text: str) -> pathlib.Path:
