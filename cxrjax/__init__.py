@@ -37,7 +37,8 @@ def train(config: str, *flags: str, workdir: str | os.PathLike[str]) -> pathlib.
   from cxrjax.tasks.run import run_config
 
   arguments, folder = [f"--config={config}", *flags], pathlib.Path(workdir)
-  title = f"cxrjax.train({config!r}, workdir={os.fspath(workdir)!r})"
+  typed = ", ".join(map(repr, (config, *flags)))
+  title = f"cxrjax.train({typed}, workdir={os.fspath(workdir)!r})"
   status = run_config(
     overrides.resolve(arguments),
     folder,

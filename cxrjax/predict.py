@@ -29,7 +29,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tqdm
 from absl import flags
 
 from cxrjax.config.instantiate import trust
@@ -162,6 +161,7 @@ def _extend(
     The number of these images, the seconds taken, and notes on how images were read.
   """
   from cxrjax.data.images import summarize_notes
+  from cxrjax.inference.pipeline import progress_bar
   from cxrjax.inference.predictions import Predictions
 
   began = time.perf_counter()
@@ -174,15 +174,7 @@ def _extend(
   if done_before:
     say(f"{done_before:,} of {len(images.ids):,} images were done before")
   notes = []
-  with tqdm.tqdm(
-    total=len(images.ids),
-    initial=done_before,
-    desc="predicting",
-    unit=" images",
-    file=sys.stderr,
-    disable=not progress,
-    dynamic_ncols=True,
-  ) as bar:
+  with progress_bar(len(images.ids), done_before, shown=progress) as bar:
     for batch in task.run(images, rows, batch_size):
       journal.add(batch)
       notes += [

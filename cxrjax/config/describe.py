@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import keyword
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from cxrjax.config import overrides
 from cxrjax.config.args import split_items
 from cxrjax.core import package_folders
 from cxrjax.core.errors import UserError
+from cxrjax.core.text import escape
 
 # Keys that are not arguments of a class named beside them.
 MEANINGS = {
@@ -178,7 +180,7 @@ def as_table(keys: Sequence[Key]) -> str:
 def as_file(argv: Sequence[str], title: str) -> str:
   """A config file that gives the same config, with the origin of every value; see `describe`."""
   keys = describe(argv)
-  lines = [f'"""{title}"""', "", "from ml_collections import ConfigDict", "", ""]
+  lines = [f"# {escape(title)}", "", "from ml_collections import ConfigDict", "", ""]
   lines += ["def get_config():", "  config = ConfigDict()"]
   defined = {""}
   for key in keys:
@@ -187,13 +189,22 @@ def as_file(argv: Sequence[str], title: str) -> str:
       outer = ".".join(parents[:depth])
       if outer not in defined:
         defined.add(outer)
-        lines.append(f"  config.{outer} = ConfigDict()")
+        lines.append(f"  {_in_python(outer)} = ConfigDict()")
     value = repr(key.value)
     if key.same_as:
       owner, _, name = key.same_as.rpartition(".")
-      value = f"config{'.' * bool(owner)}{owner}.get_ref({name!r})"
-    lines.append(f"  config.{key.name} = {value}  # {key.origin}")
+      value = f"{_in_python(owner)}.get_ref({name!r})"
+    lines.append(f"  {_in_python(key.name)} = {value}  # {escape(key.origin)}")
   return "\n".join([*lines, "  return config", ""])
+
+
+def _in_python(name: str) -> str:
+  """An expression for a dotted name of the variable `config`; evaluators may have any name."""
+  words = filter(None, name.split("."))
+  return "config" + "".join(
+    f".{word}" if word.isidentifier() and not keyword.iskeyword(word) else f"[{word!r}]"
+    for word in words
+  )
 
 
 def meaning_of(config: ConfigDict, name: str) -> str:
@@ -309,6 +320,8 @@ def _line(lines: Mapping[tuple[int, str], tuple[str, int]], path: _Path) -> str:
 def _dict_keys(file: str) -> dict[tuple[int, str], int]:
   """Line of each key in the dict displays of a file, by first line of the statement and key."""
   keys: dict[tuple[int, str], int] = {}
+  if not pathlib.Path(file).is_file():  # of a notebook, or made at run time
+    return keys
   for statement in ast.walk(ast.parse(pathlib.Path(file).read_text(encoding="utf-8"))):
     if isinstance(statement, ast.stmt):
       for node in ast.walk(statement):

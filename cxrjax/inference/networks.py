@@ -13,13 +13,11 @@ import dataclasses
 import functools
 import os
 import pathlib
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, UInt8, UInt16
 
 from cxrjax.config import instantiate
@@ -31,7 +29,7 @@ from cxrjax.evals import classification_metrics
 from cxrjax.explain import maps
 from cxrjax.inference import decode_ahead
 from cxrjax.inference.inputs import open_given
-from cxrjax.inference.pipeline import PredictionTask
+from cxrjax.inference.pipeline import PredictionTask, progress_bar
 from cxrjax.inference.predictions import Predictions, concatenate
 from cxrjax.metrics import calibration, segmentation
 from cxrjax.models.weights.adapt import family_of
@@ -282,14 +280,7 @@ class Network:
     inputs = open_given(images)
     work = PredictionTask(self, embed=embed, lungs=segmentation)
     parts = []
-    with tqdm.tqdm(
-      total=len(inputs.ids),
-      desc="predicting",
-      unit=" images",
-      file=sys.stderr,
-      disable=not progress,
-      dynamic_ncols=True,
-    ) as bar:
+    with progress_bar(len(inputs.ids), shown=progress) as bar:
       for part in work.run(inputs, range(len(inputs.ids)), batch_size):
         if part.skipped and on_bad_image == "error":
           raise _bad_image_error(*part.skipped[0])

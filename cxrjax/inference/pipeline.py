@@ -9,11 +9,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from jaxtyping import Float32, UInt8
 
 from cxrjax.core.errors import UserError
@@ -27,6 +29,19 @@ from cxrjax.report.html import pictures
 from cxrjax.training import sharding
 
 SHOWN = 512  # pixels of the longer side of an overlay, at most
+
+
+def progress_bar(total: int, done: int = 0, *, shown: bool) -> tqdm.tqdm:
+  """Progress bar over `total` images, of which `done` were predicted before."""
+  return tqdm.tqdm(
+    total=total,
+    initial=done,
+    desc="predicting",
+    unit=" images",
+    file=sys.stderr,
+    disable=not shown,
+    dynamic_ncols=True,
+  )
 
 
 class PredictionTask:

@@ -51,6 +51,18 @@ def test_a_printed_file_keeps_what_is_shared(tmp_path):
   assert config["views"]["global_size"] == config["evals"]["probe"]["size"] == 48
 
 
+def test_a_printed_file_holds_whatever_was_typed(tmp_path):
+  """Quotes and backslashes in the command, and evaluators whose names are no names of Python."""
+  arguments = [
+    "--config=dino:data=folder:a,eval_data=mini+folder:x/2020",
+    r"--config.data.subset=\N",
+  ]
+  text = describe.as_file(arguments, f'Config of """{arguments[1]}"\nimport nothing')
+  config = loaded(text, tmp_path)
+  assert config == overrides.resolve(arguments)
+  assert "2020" in config["evals"] and config["data"]["subset"] == r"\N"
+
+
 def test_meanings_are_those_of_the_class_and_of_its_bases():
   keys = {key.name: key.meaning for key in describe.describe(["--config=bke"])}
   assert keys["method.omega"].startswith("weight of other images in the targets")
