@@ -6,54 +6,43 @@
     python -m cxrjax.main --config=configs/audit.py:data=folder:A+folder:B,data.patient_regex=^[^_]+
     python -m cxrjax.main --config=configs/audit.py:tiny          # for tests
 
-Every split of every source is compared with every other; `splits=train+test` looks at those only.
-Writes `audit.html`, `pairs.csv`, `patients.csv`, `images.csv` and `floor.csv` into the workdir.
-Options of the sources are written `data.csv=labels.csv`; several values of one,
+Every split of every source is compared with every other; `data.splits="train;test"` looks at those
+only. Writes `audit.html`, `pairs.csv`, `patients.csv`, `images.csv` and `floor.csv` into the
+workdir. Options of the sources are typed `data.csv=labels.csv`; several values of one,
 `data.label_columns=edema;effusion`.
 """
 
 from ml_collections import ConfigDict
 
-from cxrjax.config.args import parse_arg
-from cxrjax.config.recipe import options_of
+from cxrjax.config import presets
 
-OPTIONS = {
-  "data": "phantom",  # phantom, folder:PATH, tfds:NAME, your module; A+B: several
-  "splits": "",  # train+test; by default all that there are
-  "manual_dir": "",  # where tfds: finds archives to prepare a set from, on first use
-  "examples": 512,  # of each of the phantom's splits
-  "size": 128,  # images are compared at up to 96 pixels and shown at this many
-  "copy": 0.9,  # detail of the same radiograph correlates at least like this
-  "same": 0.8,  # and that of the same patient like this
-  "tiny": False,
-}
+DEMO = {"data.n": 512}  # of each of the phantom's splits
+TINY = {"data.n": 16, "data.size": 64}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  arg, of_source = options_of("data", arg)
-  o = ConfigDict(parse_arg(arg, **OPTIONS))
-
-  def options(source: str) -> dict:
-    if source == "phantom":
-      return {"n": 16 if o.tiny else o.examples, "size": o.size, **of_source}
-    manual = {"manual_dir": o.manual_dir} if o.manual_dir and source.startswith("tfds:") else {}
-    return {**manual, **of_source}
-
-  config = ConfigDict()
-  config.task = "cxrjax.tasks.audit"
-  config.copy = o.copy  # read off real radiographs, see cxrjax/audit/duplicates.py
-  config.same = o.same
-  config.first = 0.65  # of signatures, for a second look
-  config.looks = 50_000  # most pairs that get one; the most alike do
-  config.folds = 5  # of the thumbnail floor, where there is no test split
-  config.shown = 60  # pairs on the page; pairs.csv has all
-  config.data = {
-    "sources": tuple({"source": name, "options": options(name)} for name in o.data.split("+")),
-    "splits": tuple(filter(None, o.splits.split("+"))),
-    "size": 64 if o.tiny else o.size,
+  c = ConfigDict()
+  c.task = "cxrjax.tasks.audit"
+  # Read off real radiographs, see cxrjax/audit/duplicates.py: detail of the same radiograph
+  # correlates at least like `copy`, and that of the same patient like `same`.
+  c.copy = 0.9
+  c.same = 0.8
+  c.first = 0.65  # of signatures, for a second look
+  c.looks = 50_000  # most pairs that get one; the most alike do
+  c.folds = 5  # of the thumbnail floor, where there is no test split
+  c.shown = 60  # pairs on the page; pairs.csv has all
+  c.data = {
+    "source": "phantom",  # phantom, folder:PATH, tfds:NAME, your module; A+B: several
+    "options": {},
+    "splits": (),  # by default all that there are
+    "size": 128,  # images are compared at up to 96 pixels and shown at this many
     "fit": "squash",  # squash, pad or crop to a square
     "bits": 8,  # of the decoded images; 8 is enough to compare
     "window": "auto",  # of 16 bits: auto, full, or gray levels "low,high"
     "cache_dir": "",  # decoded images; by default ~/.cache/cxrjax
   }
-  return config
+  presets.apply(c, arg, shared={}, demo=DEMO, tiny=TINY)
+  one = ({"source": c.data.source, "options": c.data.options.to_dict()},)
+  c.data.sources = c.data.source if isinstance(c.data.source, tuple) else one
+  del c.data["source"], c.data["options"]
+  return c

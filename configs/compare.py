@@ -18,7 +18,7 @@ trains a ViT.
 
 `budget=` is a number of forward FLOPs in matrix products, teachers included, as
 `cxrjax/core/flops.py` counts them; or what another run would need, `100 epochs of dino`.
-`args.NAME=key=value;key=value` changes the recipe of one method: `args.rgmim=lung_ratio=0.5`.
+`args.NAME=key=value;key=value` is for one method: `args.rgmim=method.lung_ratio=0.5`.
 """
 
 import pathlib
@@ -26,13 +26,13 @@ import pathlib
 from ml_collections import ConfigDict
 
 from cxrjax.config import recipe, study_args
-from cxrjax.config.args import parse_arg
+from cxrjax.config.args import parse_arg, split_items
 from cxrjax.core.errors import UserError, suggest
 
 # Name in the comparison: config, and its arguments.
 METHODS = {
   "dino": ("dino", ""),
-  "dino_global": ("dino", "crops=global"),
+  "dino_global": ("dino", "views.local_crops=0"),
   "dinov2": ("dinov2", ""),
   "gmml": ("gmml", ""),
   "sit": ("sit", ""),
@@ -40,8 +40,8 @@ METHODS = {
   "mae": ("mae", ""),
   "rgmim": ("rgmim", ""),
   "simclr": ("simclr", ""),
-  "moco2": ("moco", "version=2"),
-  "moco3": ("moco", "version=3"),
+  "moco2": ("moco", "method.version=2"),
+  "moco3": ("moco", ""),
   "byol": ("byol", ""),
   "simsiam": ("simsiam", ""),
   "pirl_jigsaw": ("pirl_jigsaw", ""),
@@ -50,42 +50,39 @@ METHODS = {
 }
 # Their papers train ResNets with SGD or LARS, which do not suit a ViT.
 CONVOLUTIONAL = ("simclr", "moco2", "byol", "simsiam", "pirl_jigsaw", "pirl_rotation", "cross")
-FOR_A_VIT = "optimizer=adamw,lr=5e-4,weight_decay=0.04,weight_decay_end=0.4"
+FOR_A_VIT = "optimizer=adamw,lr=5e-4,weight_decay=0.04,optimizer.weight_decay.end=0.4"
 
-# What is the same for all methods; see cxrjax/config/recipe.py.
-COMMON = (
-  "data",
-  "split",
-  "subset",
-  "frontal",
-  "manual_dir",
-  "examples",
-  "sites",
-  "store",
-  "image_size",
-  "model",
-  "patch_size",
-  "standardize",
-  "batch_size",
-  "eval_data",
-  "whiten",
-)
+# What is the same for all methods, as is every dotted key that is typed.
+COMMON = {
+  **{name: recipe.PRESETS["demo"][name] for name in ("data", "store", "image_size", "model")},
+  "batch_size": recipe.PRESETS["demo"]["batch_size"],
+  "split": "train",
+  "subset": "",
+  "manual_dir": "",
+  "eval_data": "same",
+}
 DEMO = {
   "methods": "+".join(METHODS),
   "seeds": "0",  # 0+1+2
   "budget": "4e11",  # forward FLOPs of each run
   "points": 4,  # evaluations of each run, besides the one before training
-  **{name: recipe.DEMO[name] for name in COMMON},
-  "whiten": True,  # judge by kNN on whitened features, too
+  **COMMON,
 }
 REAL = {
   "data": "tfds:chest_xray_pneumonia+tfds:covid19_radiography+tfds:nlm_tb/shenzhen",
   "eval_data": "tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen",
 }
 PRESETS = {
-  "small": {**recipe.SMALL, **REAL, "budget": "1e13"},
-  "paper": {**recipe.PAPER, **REAL, "budget": "100 epochs of dino"},
-  "tiny": {**recipe.TINY, "budget": "4 steps of dino", "points": 1},
+  "small": {**recipe.PRESETS["small"], **REAL, "budget": "1e13"},
+  "paper": {
+    "store": 256,
+    "image_size": 224,
+    "model": "S",
+    "batch_size": 256,
+    **REAL,
+    "budget": "100 epochs of dino",
+  },
+  "tiny": {**recipe.PRESETS["tiny"], "budget": "4 steps of dino", "points": 1},
 }
 
 
@@ -99,9 +96,9 @@ def get_config(arg: str = "") -> ConfigDict:
   for name in chosen:
     values |= {k: v for k, v in PRESETS[name].items() if k in values}
   o = ConfigDict(parse_arg(arg, **switches, **values))
-  unsaid = {name for name in ("subset", "frontal", "manual_dir") if not o[name]}
-  unsaid |= {"examples", "sites"} if "phantom" not in (o.data, *o.eval_data.split("+")) else set()
-  common = [f"{name}={o[name]}" for name in COMMON if name not in unsaid] + kept.pop("data", [])
+  unsaid = {name for name in ("subset", "manual_dir") if not o[name]}
+  common = [f"{name}={o[name]}" for name in COMMON if name not in unsaid]
+  common += ["evals.probe.whiten=True", *kept.pop("", [])]  # judge whitened features, too
   wanted = o.methods.split("+")
   for name in [*wanted, *kept]:
     if name not in METHODS:
@@ -129,9 +126,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def special(arg: str | None) -> tuple[str, dict[str, list[str]]]:
-  """The argument without what is handed on: `args.NAME=...` by name, `data.KEY=...` as "data"."""
+  """The argument without what is handed on: `args.NAME=...` by name, other dotted keys by ""."""
   text, kept = study_args.split_per_run(arg)
-  items = text.split(",")
-  of_source = [item for item in items if item.startswith("data.")]
-  rest = ",".join(item for item in items if not item.startswith("data."))
-  return rest, kept | ({"data": of_source} if of_source else {})
+  items = split_items(text)
+  keys = [item for item in items if "." in item.partition("=")[0]]
+  return ",".join(item for item in items if item not in keys), kept | ({"": keys} if keys else {})

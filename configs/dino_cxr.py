@@ -24,13 +24,13 @@ from cxrjax.config import curricula, study_args
 OWN = curricula.OWN
 REAL = {"data": "tfds:chest_xray_pneumonia", "unlabelled": curricula.UNLABELLED}
 PRESETS = {"small": REAL, "paper": REAL, "tiny": {}}
-DEMO = "crops=global,duration=40 epochs"
-PAPER = "crops=global,solarize=0.0,model=vitae"
+DEMO = "views.local_crops=0,duration=40 epochs"
+PAPER = "views.local_crops=0,views.solarize_prob=(0.0,0.0,0.0),model=vitae"
 
 
 def get_config(arg: str = "") -> ConfigDict:
   o, handed = study_args.parse(arg, OWN, PRESETS)
-  more = PAPER if "paper" in handed.presets else "crops=global" if handed.presets else DEMO
+  more = PAPER if "paper" in handed.presets else "views.local_crops=0" if handed.presets else DEMO
   stages = curricula.without_labels(o, handed, [("dino", more)])
   stages += curricula.with_labels(o, handed, "previous")
   return curricula.curriculum(o, __file__, stages)

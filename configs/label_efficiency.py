@@ -7,7 +7,7 @@
 
 `inits=` are names with what each starts from: a finished run's workdir, a file of weights, or a
 config of `configs/` that is then run first, `dino=dino.py`. `scratch` has the network of the first
-workdir, without its weights, and `layer_decay=1.0`. Gains are over the first of them.
+workdir, without its weights, and `optimizer.layer_decay=1.0`. Gains are over the first of them.
 
 The first gives these AUROCs of the phantom's test images, means of seeds 0 and 1; its 13 runs take
 7 minutes of a processor's time (2026-11-21):
@@ -24,9 +24,9 @@ command goes on where it was stopped; more starts, fractions and seeds can be ad
 is judged on the others. `folds=5 by image` divides images instead, to show what patients on both
 sides are worth. Several seeds are judged together as well, as an ensemble.
 
-With each seed other labels are drawn (`split_seed`); those of smaller fractions lie in larger ones,
-and all starts learn from the same. `1+10` are percents, `16 per class` may stand among them. What
-validates is not divided. Options that are not below are handed on to `configs/finetune.py`, and
+With each seed other labels are drawn (`data.split_seed`); those of smaller fractions lie in larger
+ones, and all starts learn from the same. `1+10` are percents, `16 per class` may stand among them.
+What validates is not divided. Options that are not below are handed on to `configs/finetune.py`, and
 what concerns radiographs and network to a pretraining; `args.NAME=key=value;key=value` is for the
 method of that name, for the pretraining of a start, or else for its fine-tunings.
 `methods=finetune+mean_teacher+bke` draws these configs as well, for which the other images stay,
@@ -54,11 +54,11 @@ LONGER = {
     "eval_every=20 epochs",
     "batch_size=64",
     "lr=0.016",
-    "momentum_end=1.0",
+    "method.momentum.end=1.0",
   )
 }
 # Rates that fall towards the input suit layers that know something already.
-SCRATCH = "layer_decay=1.0"
+SCRATCH = "optimizer.layer_decay=1.0"
 REAL = {"fractions": "1+5+10+50+100", "seeds": "0+1+2"}
 PRESETS = {
   "small": REAL,

@@ -42,9 +42,6 @@ def get_config(arg: str = "") -> ConfigDict:
   stages = curricula.without_labels(o, handed, [("gmml", more)])
   stages += curricula.with_labels(o, handed, "gmml")
   if o.lungs:
-    # The network is the stage's before: `configs/segment.py` has a width of its own in `:small`.
-    own = handed.argument(
-      f"data={o.lungs}", "encoder_width=0", name="lungs", only=study_args.SHARED
-    )
+    own = handed.argument(f"data={o.lungs}", name="lungs", only=study_args.SHARED)
     stages.append(curricula.stage("lungs", f"segment.py:{own}", "gmml"))
   return curricula.curriculum(o, __file__, stages)

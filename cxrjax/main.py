@@ -7,26 +7,21 @@ import pathlib
 import shlex
 import sys
 import time
-from unittest import mock
 
 from absl import flags
-from ml_collections import config_flags
 
 from cxrjax.config import describe, overrides
+from cxrjax.config.config_files import with_config_path
 from cxrjax.config.instantiate import trust
 from cxrjax.core import command as commands
 from cxrjax.core.errors import UserError
 from cxrjax.tasks.run import run_config
 
-try:
-  _CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "The experiment, NAME[:arg] of configs/ or a file; --config.a.b=value changes a key.",
-    lock_config=True,
-  )
-except flags.Error as error:  # absl reads a --flagfile already here
-  commands.stop(str(error).removeprefix("ERROR:: "))
+_CONFIG = flags.DEFINE_string(
+  "config",
+  None,
+  "The experiment, NAME[:presets,key=value] of configs/ or a file; --config.a.b=value sets a key.",
+)
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
@@ -46,20 +41,20 @@ _PRINT_CONFIG = flags.DEFINE_boolean(
 _TRUST = flags.DEFINE_list("trust", [], "Your own modules that configs and runs may name.")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags with absl; errors in a config become one line instead of a traceback."""
+def parse_flags(argv: list[str]) -> tuple[list[str], list[str]]:
+  """Parses flags with absl; returns what is no flag, and those of the config for `overrides`."""
   if "--help" in argv[1:]:
     sys.stdout.write(f"{__doc__}\n\n{flags.FLAGS.module_help('__main__')}\n")
+    sys.stdout.write(f"\nShort for keys of the config:\n\n{describe.aliases_as_table()}")
     if describe.config_arguments(argv):
       sys.stdout.write(f"\nKeys of the config:\n\n{describe.as_table(describe.describe(argv))}")
     sys.exit(0)
-  with overrides.in_one_line():
-    expanded, constants = overrides.split_constants(overrides.expand(argv))
-    with mock.patch.object(sys, "argv", expanded):  # where the config's flags are looked up
-      positional = flags.FLAGS(expanded)
-    if _CONFIG.value is not None:
-      overrides.set_constants(_CONFIG.value, constants)
-    return positional
+  try:
+    argv = flags.FLAGS.read_flags_from_files(with_config_path(argv), force_gnu=False)
+    positional = flags.FLAGS([arg for arg in argv if not arg.startswith("--config.")])
+  except flags.Error as error:
+    raise UserError(str(error).removeprefix("ERROR:: ")) from error
+  return positional, describe.config_arguments(argv)
 
 
 def command() -> str:
@@ -67,20 +62,20 @@ def command() -> str:
   return shlex.join(["python", "-m", "cxrjax.main", *sys.argv[1:]])
 
 
-def main(argv: list[str]) -> int:
+def main(positional: list[str], arguments: list[str]) -> int:
   """Runs the task of the config that the flags name; returns the exit status."""
-  if len(argv) > 1:
-    raise UserError(f"{argv[1]!r} is not a flag; flags begin with --")
-  if _CONFIG.value is None:
+  if len(positional) > 1:
+    raise UserError(f"{positional[1]!r} is not a flag; flags begin with --")
+  if not _CONFIG.value:
     raise UserError("--config is missing; try --config=configs/dino.py")
-  text = functools.partial(describe.as_file, sys.argv[1:], f"Config of {command()}")
+  text = functools.partial(describe.as_file, arguments, f"Config of {command()}")
   if _PRINT_CONFIG.value:
     sys.stdout.write(text())
     return 0
   trust(_TRUST.value)
-  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
+  name = pathlib.Path(_CONFIG.value.partition(":")[0]).stem
   return run_config(
-    _CONFIG.value.to_dict(),
+    overrides.resolve(arguments),
     pathlib.Path(_WORKDIR.value or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"),
     command(),
     text=text,
@@ -92,7 +87,7 @@ def main(argv: list[str]) -> int:
 
 def run() -> None:
   """Entry point of the program; see `command.run`."""
-  commands.run(lambda: main(parse_flags(sys.argv)))
+  commands.run(lambda: main(*parse_flags(sys.argv)))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from unittest import mock
 
 from ml_collections import ConfigDict, FieldReference
 
-from cxrjax.config import overrides
+from cxrjax.config import overrides, presets
 from cxrjax.config.args import split_items
+from cxrjax.config.config_files import with_config_path
 from cxrjax.core import package_folders
 from cxrjax.core.errors import UserError
 from cxrjax.core.text import escape
@@ -136,7 +137,7 @@ class Key:
 
 def config_arguments(argv: Sequence[str]) -> list[str]:
   """The flags that choose the config and change its keys; empty where none chooses one."""
-  arguments = [arg for arg in overrides.expand(argv) if arg.startswith(("--config=", "--config."))]
+  arguments = [arg for arg in with_config_path(argv) if arg.startswith(("--config=", "--config."))]
   return arguments if any(arg.startswith("--config=") for arg in arguments) else []
 
 
@@ -175,6 +176,11 @@ def as_table(keys: Sequence[Key]) -> str:
     lines.append(f"--config.{key.name}={value}  {type(key.value).__name__}")
     lines.append(f"    {key.meaning.rstrip('.')}  [{key.origin}]")
   return "\n".join(lines) + "\n"
+
+
+def aliases_as_table() -> str:
+  """The aliases of keys as lines of text, with the keys that each sets."""
+  return "".join(f"{name:13}{', '.join(keys)}\n" for name, keys in presets.ALIASES.items())
 
 
 def as_file(argv: Sequence[str], title: str) -> str:
@@ -340,10 +346,18 @@ def _stages(arguments: Sequence[str]) -> Iterator[tuple[str, dict[str, Any], dic
   file = next(arg for arg in arguments if arg.startswith("--config="))
   path, _, text = file.partition(":")
   items = split_items(text)
-  stages = [([path], "")]
-  for i, item in enumerate(items):
-    origin = item if "=" in item else f"preset {item}"
-    stages.append(([f"{path}:{','.join(items[: i + 1])}"], origin))
+  chosen = [item for item in items if "=" not in item]
+  typed = [item for item in items if "=" in item]
+  # What the file itself has are the values of the paper.
+  stages = [([f"{path}:paper"], ""), ([path], "preset demo")]
+  if "paper" in chosen:
+    stages = stages[:1]
+  stages += [
+    ([f"{path}:{','.join(chosen[: i + 1])}"], f"preset {name}") for i, name in enumerate(chosen)
+  ]
+  stages += [
+    ([f"{path}:{','.join([*chosen, *typed[: i + 1]])}"], item) for i, item in enumerate(typed)
+  ]
   for arg in arguments:
     if arg.startswith("--config."):
       stages.append(([*stages[-1][0], arg], arg))

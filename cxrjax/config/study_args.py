@@ -18,16 +18,13 @@ from cxrjax.core.errors import UserError
 # Shared by pretraining and learning with labels: radiographs and network.
 SHARED = (
   "data",
-  "frontal",
   "manual_dir",
-  "examples",
-  "sites",
   "store",
   "image_size",
   "model",
-  "encoder_width",
-  "patch_size",
-  "standardize",
+  "model.width",
+  "model.patch_size",
+  "model.standardize",
 )
 
 
@@ -67,7 +64,7 @@ def parse(
   """Parses a study's argument into its own options and the arguments for its runs.
 
   Args:
-    arg: `"small,seeds=0;1,data=folder:PATH,args.dino=lr=1e-3;momentum=0.99"`.
+    arg: `"small,seeds=0;1,data=folder:PATH,args.dino=lr=1e-3;method.hidden=64"`.
     own: the study's options and their defaults.
     presets: overrides of `small`, `paper` and `tiny` for these options.
 
@@ -103,7 +100,7 @@ def split_per_run(arg: str | None) -> tuple[str, dict[str, list[str]]]:
     if not equals:
       raise UserError(
         f"--config=...:{item} lacks its value; write it like "
-        "args.rgmim=lung_ratio=0.5;mask_ratio=0.6"
+        "args.rgmim=method.lung_ratio=0.5;method.mask_ratio=0.6"
       )
     by_name.setdefault(name, []).extend(text.split(";"))
   return ",".join(shared), by_name

@@ -179,7 +179,7 @@ def _starts(
 def _method(name: str, file: pathlib.Path, arg: str, common_arg: str) -> Method:
   config = overrides.resolve([f"--config={file}:{','.join(filter(None, [common_arg, arg]))}"])
   # Semi-supervised methods keep all images and get labels of a share of them.
-  share_option = "labelled" if "labelled" in config["data"] else "subset"
+  share_option = "data.labelled" if "labelled" in config["data"] else "subset"
   return Method(name, file, arg, share_option)
 
 
@@ -200,9 +200,9 @@ def _finetuning(
     start.arg,
     f"init={origin.path}" if origin else "",
     "" if (method.share_option, share) == ("subset", "100 %") else f"{method.share_option}={share}",
-    f"fold={fold}" if fold else "",
+    f"data.fold={fold}" if fold else "",
     f"seed={seed}",
-    f"split_seed={seed}",
+    f"data.split_seed={seed}",
   ]
   flags = [f"--config={method.file}:{','.join(filter(None, options))}"]
   if origin and not start.path:

@@ -71,7 +71,9 @@ class Recipe:
     jitter_prob: probability of brightness and contrast, in random order.
     blur_prob: probability of a Gaussian blur: a number for each large crop in turn and a last one
       for the small crops, or a single number for all.
-    blur_sigma: range of its standard deviation, in pixels of the crop.
+    blur_sigma: range of its standard deviation, in pixels.
+    blur_size: side of the large crops, in pixels, that the greatest `blur_sigma` is for; it grows
+      and shrinks with theirs. 0: for any.
     solarize_prob: probability of inverting the gray levels from `solarize_threshold` up; same form
       as `blur_prob`.
     solarize_threshold: in 0..1.
@@ -97,6 +99,7 @@ class Recipe:
   jitter_prob: Number = 0.8
   blur_prob: Number | tuple[Number, ...] = (1.0, 0.1, 0.5)
   blur_sigma: Pair = (0.1, 2.0)
+  blur_size: int = 0
   solarize_prob: Number | tuple[Number, ...] = (0.0, 0.2, 0.0)
   solarize_threshold: Number = 0.5
   rotate: Number = 0.0
@@ -109,6 +112,7 @@ class Recipe:
       ("global_crops", 1),
       ("local_size", 1),
       ("local_crops", 0),
+      ("blur_size", 0),
     ):
       validation.require_int(self, name, least)
     for name in ("global_scale", "local_scale"):
@@ -184,6 +188,8 @@ class Recipe:
     )
     jittered = jittered < self.jitter_prob
     low, high = self.blur_sigma
+    if self.blur_size:
+      high = high * self.global_size / self.blur_size
     count = numbers.shape[1]
     return Draw(
       *box,

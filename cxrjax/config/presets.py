@@ -1,0 +1,441 @@
+"""Presets and typed keys, `small,lr=1e-3,method.hidden=64`, put over a config.
+
+What follows the colon of `--config=FILE:ARG`, what a flag `--config.KEY=VALUE` sets and what a
+preset holds are the same dotted keys. A few short aliases stand for one key or several. Those that
+other values follow from (a network, sources, evaluators) are resolved here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cxrjax.config import instantiate, recipe
+from cxrjax.config.args import literal, split_items
+from cxrjax.core import files, zoo
+from cxrjax.core.errors import UserError, suggest
+
+ALIASES: dict[str, tuple[str, ...]] = {  # keys that each sets, where the config has them
+  "data": ("data.source", "data.options", "evals.*.data"),  # A+B*2: a mixture
+  "manual_dir": ("data.options.manual_dir", "evals.*.data.manual_dir"),  # of tfds: sources
+  "split": ("data.split",),
+  "val": ("evals.validation.data.val", "evals.validation.data.split"),
+  "site": ("evals.site.data.name",),  # another source to test on, with all of its images
+  "subset": ("data.subset",),
+  "store": ("data.size",),
+  "image_size": ("views.global_size",),  # of views, positions and evaluators
+  "model": ("model",),  # a network: see recipe.network
+  "init": ("init.path", "model"),  # a finished run, with its network, or a file of weights
+  "optimizer": ("optimizer.name", "optimizer.options", "optimizer.coupled_decay", "optimizer.clip"),
+  "lr": ("optimizer.lr.start",),
+  "weight_decay": ("optimizer.weight_decay.start", "optimizer.weight_decay.end"),
+  "eval_data": ("evals",),  # labelled sources A+B, each a probe; `same` as data, or `none`
+  "eval_every": ("checkpoint.every",),  # and of evaluators
+}
+_RESOLVED = ("data", "manual_dir", "model", "init", "optimizer", "eval_data")
+_PHANTOM = {"n": 2048, "sites": 1}
+
+
+class Typed(str):
+  """Text of a value that a user typed."""
+
+  __slots__ = ()
+
+
+def apply(
+  c: ConfigDict,
+  arg: str | None = "",
+  *,
+  shared: Mapping[str, Mapping[str, Any]] = recipe.PRESETS,
+  scratch: Mapping[str, Any] | None = None,
+  **presets: Mapping[str, Any],
+) -> ConfigDict:
+  """Puts presets and typed keys over a config, and resolves what follows from them.
+
+  Args:
+    c: the whole config, which is changed.
+    arg: `"small,lr=1e-3"`: names of presets, and keys over them.
+    shared: presets below those of the same names in `presets`. `demo` holds unless `paper` is
+      chosen, `mini` over it where the data are `mini` and no other preset has an image size.
+    scratch: over all presets, where training starts from random weights.
+    **presets: of the config file, dotted keys or aliases with their values.
+
+  Returns:
+    The same config.
+
+  Raises:
+    UserError: an unknown preset or key, or a value of another type.
+  """
+  names = [name for name in dict.fromkeys((*shared, *presets)) if name not in ("demo", "mini")]
+  chosen, typed = [], {}
+  for item in split_items(arg):
+    key, equals, text = (part.strip() for part in item.partition("="))
+    if key in names and not equals:
+      chosen.append(key)
+    else:
+      typed[key] = Typed(text if equals else "True")
+  own = Values(c, names)
+  layers = [name for name in ("demo",) if "paper" not in chosen]
+  layers += [name for name in names if name in chosen]
+  for name in layers:
+    own.put(shared.get(name, {}), presets.get(name, {}))
+  sized = [
+    name for name in chosen if "image_size" in {**shared.get(name, {}), **presets.get(name, {})}
+  ]
+  if (
+    "paper" not in chosen and not sized and str(typed.get("data", own.values.get("data"))) == "mini"
+  ):
+    own.put(shared.get("mini", {}), presets.get("mini", {}))
+  if scratch and not typed.get("init"):
+    own.put(scratch)
+  own.put(typed)
+  own.resolve()
+  return c
+
+
+@dataclasses.dataclass
+class Values:
+  """Values by key or alias that are to be put over a config, the later ones over the earlier.
+
+  Attributes:
+    config: the config.
+    presets: names of the presets that it has, for errors.
+    values: plain values, or `Typed` text.
+  """
+
+  config: ConfigDict
+  presets: Sequence[str] = ()
+  values: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def put(self, *layers: Mapping[str, Any]) -> None:
+    """Adds values, with the keys of aliases in their place."""
+    for name, value in (item for layer in layers for item in layer.items()):
+      keys = [name]
+      if name in ALIASES and name not in _RESOLVED:
+        keys = [key for key in ALIASES[name] if self._has(key)] or keys
+      for key in keys:
+        if key not in _RESOLVED:
+          inside = [other for other in self.values if other.startswith(f"{key}.")]
+          for other in inside:
+            del self.values[other]
+        self.values.pop(key, None)
+        self.values[key] = value
+
+  def set_keys(self) -> None:
+    """Changes keys of a config in which everything is resolved already."""
+    for key, value in self.values.items():
+      self._set(key, value)
+
+  def resolve(self) -> None:
+    """Changes the config, and what follows from keys and aliases."""
+    c, take = self.config, self.values.pop
+    self._set_network(str(take("init", "")), str(take("model", "")))
+    if "optimizer" in self.values:
+      self._set_optimizer(str(take("optimizer")))
+    data, manual_dir = take("data", c.get("data", {}).get("source", "")), take("manual_dir", "")
+    eval_data = str(take("eval_data", "") or _lookup(c, "evals.probe.data.name")[0])
+    options: dict[str, Any] = {}
+    phantom = dict(_PHANTOM)
+    later = {}
+    for key, value in self.values.items():
+      outer, _, last = key.partition(".")
+      if self._has(key):
+        self._set(key, value)
+      elif (
+        outer == "model"
+        and last
+        and (last in self._network_takes() or (isinstance(value, Typed) and not _is_of(c, "model")))
+      ):
+        c.model[last] = _several(value)
+      elif outer == "model" and not isinstance(value, Typed):
+        continue  # a preset's, for another network
+      elif outer == "data" and "data" in c and "." not in (last := last.removeprefix("options.")):
+        (options if isinstance(value, Typed) else phantom)[last] = _several(value)
+      else:
+        later[key] = value
+    if c.get("model", {}).get("name") == "cxrjax.models.resnet" and "small_stem" not in c.model:
+      c.model.small_stem = c.views.global_size <= 64
+    if "data" in c and "options" in c.data:
+      _Sources(c, str(data), str(manual_dir), options, phantom).fill(eval_data)
+    for key, value in later.items():
+      self._set(key, value)
+
+  def _has(self, key: str) -> bool:
+    return has(self.config, key)
+
+  def _network_takes(self) -> list[str]:
+    """Keys of the network's class, of this package."""
+    if not _is_of(self.config, "model"):
+      return []
+    model: Any = instantiate.locate(self.config.model.name, "Model", "config.model.name")
+    return [field.name for field in dataclasses.fields(model) if field.init]
+
+  def _set(self, key: str, value: Any) -> None:
+    """Sets a key that the config has.
+
+    Raises:
+      UserError: it has no such key, or the value is of another type.
+    """
+    current, exists = _lookup(self.config, key)
+    if not exists:
+      raise UserError(
+        f"--config=...:{_item(key, value)} is not an option of this config{self._nearest(key)}"
+      )
+    value = read(value, current, key) if isinstance(value, Typed) else value
+    if current == value and type(current) is type(value):
+      return
+    outer, _, last = key.rpartition(".")
+    group = _lookup(self.config, outer)[0] if outer else self.config
+    with group.ignore_type():
+      group[last] = value
+
+  def _nearest(self, key: str) -> str:
+    """What was meant by a key that does not exist, with type and value."""
+    aliases = [name for name, keys in ALIASES.items() if any(map(self._has, keys))]
+    leaves = dict(_leaves(self.config))
+    extra = [f"model.{name}" for name in self._network_takes()] if key[:6] == "model." else []
+    known = [*leaves, *aliases, *self.presets, *extra]
+    last = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1) or [
+      last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)
+    ]
+    if not close:
+      group = key.rpartition(".")[0]
+      inside = sorted(name for name in leaves if name.startswith(f"{group}.") and group)
+      return f"; valid: {', '.join(inside or [*aliases, *self.presets])}; --help lists all keys"
+    name = close[0]
+    value = f" ({_type(leaves[name])}, {leaves[name]!r})" if name in leaves else ""
+    return f"; did you mean {name!r}{value}? --help lists all keys"
+
+  def _set_network(self, init: str, name: str) -> None:
+    """Sets `init.path` and `model`: of a run, or by name, with the values of the model before."""
+    c = self.config
+    if init:
+      c.init.path = init
+    run = _model_of_run(init)
+    if run:
+      dropped = self.values.get("model.drop_path", c.model.get("drop_path", 0.1))
+      for key in [key for key in self.values if key.startswith("model.")]:
+        if not isinstance(self.values[key], Typed):
+          del self.values[key]
+      kept = {"drop_path": dropped, "image_size": c.views.get_ref("global_size")}
+      c.model = run
+      for key in [key for key in kept if key in run]:
+        del c.model[key]
+        c.model[key] = (
+          read(kept[key], run[key], f"model.{key}") if isinstance(kept[key], Typed) else kept[key]
+        )
+    elif name:
+      before, network = c.model, recipe.network(c, name)
+      kind = {"name", "variant", "depth"}
+      if all(before.get(key) == network.get(key) for key in kind):
+        return
+      c.model = network
+      for key in set(network) & set(before) - {*kind, "image_size"}:
+        c.model[key] = before[key]
+
+  def _set_optimizer(self, name: str) -> None:
+    """Sets the optimiser by its short name; its options stay where it is the config's already."""
+    if name not in recipe.OPTIMIZERS:
+      raise UserError(f"option optimizer={name!r} is unknown{suggest(name, recipe.OPTIMIZERS)}")
+    if self.config.optimizer.name != recipe.OPTIMIZERS[name]["name"]:
+      recipe.set_optimizer(self.config, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sources:
+  """Sources of radiographs, of training and of evaluators.
+
+  Attributes:
+    config: the config.
+    data: `A+B*2`, or one name.
+    manual_dir: archives that tfds: prepares a data set from.
+    options: of the sources in `data`.
+    phantom: of the phantom, wherever it is used.
+  """
+
+  config: ConfigDict
+  data: str
+  manual_dir: str
+  options: Mapping[str, Any]
+  phantom: Mapping[str, Any]
+
+  def fill(self, eval_data: str) -> None:
+    """Sets the training data and, where they are named or the `same`, those of evaluators."""
+    c = self.config
+    source, options = self.source(), self.options_of(self.data)
+    with c.data.ignore_type():
+      c.data.source, c.data.options = source, options
+    if "evals" not in c:
+      return
+    labelled = self.data if eval_data == "same" else eval_data
+    unknown = eval_data == "same" and ("+" in labelled or labelled.startswith("folder:"))
+    if "probe" in c.evals:
+      probe = c.evals.probe
+      probe.data.name = labelled
+      if labelled == "none" or unknown:
+        del c.evals["probe"]
+      elif "+" in labelled:
+        del c.evals["probe"]
+        for name, one in recipe.evaluation_sources(labelled).items():
+          shared = {key: probe.get_ref(key) for key in probe if key != "data"}
+          c.evals[name] = {**shared, "data": {"name": one}}
+    for name in list(c.evals):
+      for key in ("data", "train", "fitted"):
+        spec = c.evals[name].get(key)
+        if not isinstance(spec, ConfigDict):
+          continue
+        if spec.name == "":
+          del c.evals[name]
+          break
+        is_same = spec.name in ("same", self.data, source)
+        own = self.options_of(self.data if is_same else spec.name)
+        with spec.ignore_type():
+          spec.update(own)
+          spec.name = source if is_same else spec.name
+
+  def source(self) -> Any:
+    """`config.data.source`: one name, or for `A+B*2` the sources with their weights."""
+    sources = [_weighted(one) for one in self.data.split("+")]
+    if len(sources) == 1:
+      return self.data
+    return tuple(
+      {
+        "source": name,
+        "options": self.options_of(name),
+        **({} if weight is None else {"weight": weight}),
+      }
+      for name, weight in sources
+    )
+
+  def options_of(self, name: str) -> dict[str, Any]:
+    """Options of one source; {} where `name` is a whole mixture."""
+    names = [_weighted(one)[0] for one in self.data.split("+")]
+    options = dict(self.options) if name in names else {}
+    if name == "phantom":
+      return {**self.phantom, "size": self.config.data.size, **options}
+    if self.manual_dir and (name.startswith("tfds:") or not name) and "+" not in name:
+      options["manual_dir"] = self.manual_dir
+    return options
+
+
+def read(text: str, current: Any, key: str) -> Any:
+  """A typed value, of the type that the key has now.
+
+  A number for a schedule makes it constant; a number for a list of numbers stands for all of them.
+
+  Raises:
+    UserError: it is of another type.
+  """
+  value = literal(text)
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  match current:
+    case ConfigDict():
+      if is_number and "start" in current:
+        return float(value)
+      if isinstance(value, dict):
+        return ConfigDict(value)
+    case bool():
+      if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    case str():
+      return value if isinstance(value, str) else text
+    case int() if is_number and isinstance(value, int):
+      return value
+    case float() if is_number:
+      return float(value)
+    case tuple() if isinstance(value, tuple | list):
+      return tuple(value)
+    case tuple() if is_number and len(current) > 1 and all(isinstance(v, float) for v in current):
+      return float(value)
+    case tuple():
+      return tuple(literal(one) for one in text.split(";"))
+    case None:
+      return value
+  wanted = _type(current)
+  shown = {"a schedule": "a number, which makes it constant", "keys": "set one key of it"}
+  example = "" if isinstance(current, ConfigDict) else f", like {current!r}"
+  inside = (
+    f"; or set {', '.join(f'{key}.{name}' for name in current)}"
+    if isinstance(current, ConfigDict)
+    else ""
+  )
+  raise UserError(
+    f"--config=...:{key}={text} must be of type {shown.get(wanted, wanted)}{example}{inside}"
+  )
+
+
+def _type(value: Any) -> str:
+  """Type of a value for errors."""
+  if isinstance(value, ConfigDict):
+    return "a schedule" if "start" in value else "keys"
+  return type(value).__name__
+
+
+def _several(value: Any) -> Any:
+  """A value whose key has none yet; `a;b` are several."""
+  if not isinstance(value, Typed):
+    return value
+  values = tuple(literal(one) for one in value.split(";"))
+  return values if len(values) > 1 else values[0]
+
+
+def _item(key: str, value: Any) -> str:
+  return f"{key}={value}"
+
+
+def _is_of(c: ConfigDict, group: str) -> bool:
+  """Whether a group's object is this package's, whose keys are known."""
+  return str(c.get(group, {}).get("name", "")).startswith("cxrjax.")
+
+
+def has(config: ConfigDict, key: str) -> bool:
+  """Whether a config has a dotted key."""
+  return _lookup(config, key)[1]
+
+
+def _lookup(config: ConfigDict, key: str) -> tuple[Any, bool]:
+  """The value of a dotted key, and whether it exists."""
+  value: Any = config
+  for word in key.split("."):
+    if not isinstance(value, ConfigDict) or word not in value:
+      return None, False
+    value = value[word]
+  return value, True
+
+
+def _leaves(config: ConfigDict, outer: str = "") -> Iterator[tuple[str, Any]]:
+  for key, value in config.items():
+    if isinstance(value, ConfigDict) and len(value):
+      yield from _leaves(value, f"{outer}{key}.")
+    else:
+      yield f"{outer}{key}", value
+
+
+def _weighted(part: str) -> tuple[str, float | None]:
+  """Parses `A*2` as ("A", 2.0) and `A` as ("A", None)."""
+  name, star, weight = part.rpartition("*")
+  if not star:
+    return part, None
+  value = literal(weight)
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise UserError(f"--config=...:data={part}: {weight!r} is no weight; write it like A*2+B")
+  return name, float(value)
+
+
+def _model_of_run(init: str) -> dict[str, Any]:
+  """`config.model` of a finished run; {} for a file of weights."""
+  run_config = zoo.resolve_workdir(init, "--config=...:init") / "config.json"
+  if not init or not run_config.is_file():
+    return {}
+  try:
+    return dict(files.read_mapping(run_config)["model"])
+  except (OSError, KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"--config=...:init={init} holds no run: its config.json cannot be used "
+      f"({error}); give the workdir of a finished one"
+    ) from error
