@@ -22,7 +22,7 @@ import numpy as np
 from cxrjax.core import compile_effort
 from cxrjax.core.durations import Clock
 from cxrjax.data.base import Record, Source
-from cxrjax.methods.base import Labels, join_stats, split_stats
+from cxrjax.methods.base import Labels, Method, join_stats, split_stats
 from cxrjax.models.features import Features
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -87,7 +87,7 @@ def check_encoder(
 
 
 def check_method(
-  make: Callable[..., Any],
+  make: type[Method],
   encoder: Any,
   image_size: int = 32,
   crops: int = 2,
@@ -115,7 +115,7 @@ def check_method(
   batch_size = 8
   images: dict[str, jax.Array] = {}
   clock = Clock.start("10 steps", batch_size, batch_size)
-  if getattr(make, "learns_from", "images") == "labels":
+  if make.learns_from == "labels":
     options["labels"] = Labels(("no", "yes"), True, (4, 4), (8, 8))
   method = make(encoder=encoder, clock=clock, **options)
   for name, count, size in (("global", crops, image_size), ("local", local_crops, image_size // 2)):

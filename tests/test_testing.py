@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from cxrjax import testing
+from cxrjax.data import base as data_base
 from cxrjax.data import open_source
 from cxrjax.methods import byol, classify, dino, mae, simclr, simsiam
 from cxrjax.models import resnet, vit
+from cxrjax.models.base import Encoder
 from cxrjax.models.features import Features
 
 VIT = vit.Model(variant="Nu", patch_size=8, image_size=32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pooled:
+class Pooled(Encoder):
   """The smallest network: a linear map of the mean of the image's columns."""
 
   fault: str = ""
@@ -128,7 +130,7 @@ def test_sources_of_the_package():
   testing.check_source(open_source("phantom", n=8))
 
 
-class Wrong:
+class Wrong(data_base.Source):
   def __init__(self, fault):
     self._source, self._fault = open_source("phantom", n=8), fault
     self.info, self.table = self._source.info, self._source.table

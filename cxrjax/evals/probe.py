@@ -36,7 +36,6 @@ class Evaluator(base.LabelEvaluator):
   are those of the test images, which decide nothing. No parameter of the encoder changes.
 
   Attributes:
-    every: how often, as a duration ("10 epochs"); the training loop reads it.
     size: side of the images the encoder sees, pixels.
     ks: numbers of neighbours.
     temperature: of the neighbours' votes.
@@ -62,14 +61,10 @@ class Evaluator(base.LabelEvaluator):
   def load(self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
     """Opens and decodes the images, once for many runs.
 
-    Args:
-      cache_dir: folder of the decoded-image cache.
-      progress: show bars on stderr.
-
     Raises:
       UserError: see `eval_splits.load`; or fewer training images than neighbours.
     """
-    data = self.load_splits(self.data, **self.decoding(cache_dir, progress))
+    data = super().load(cache_dir, progress)
     n = len(data.labels("train"))
     if max(self.ks) > n:
       raise UserError(
