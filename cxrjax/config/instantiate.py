@@ -49,7 +49,9 @@ _KINDS = {
   "Recipe": _Kind("cxrjax.views", "Recipe"),
   "Evaluator": _Kind("cxrjax.evals", "Evaluator"),
   "Source": _Kind("cxrjax.data", "Source"),
+  "Writer": _Kind("cxrjax.report.writers", "Writer"),
   "transform": _Kind("cxrjax.training"),
+  "section": _Kind("cxrjax.report.sections"),
   "run": _Kind("cxrjax.tasks"),
 }
 _trusted: set[str] = set()
@@ -85,8 +87,8 @@ def locate(name: Any, attribute: str, key: str = "name") -> Callable[..., Any]:
     name: a module (`cxrjax.methods.dino`), which must define `attribute`, or a module's member
       (`my_package.my_file.MyMethod`, `my_package.my_file:MyMethod`).
     attribute: what to take from a module, one of `"Method"`, `"Model"`, `"Recipe"`,
-      `"Evaluator"`, `"Source"`, `"transform"` (of an optimizer; also those of optax) and
-      `"run"` (a task).
+      `"Evaluator"`, `"Source"`, `"Writer"` (of metrics), `"transform"` (of an optimizer; also
+      those of optax), `"section"` (of a run's page) and `"run"` (a task).
     key: the config key to name in errors, e.g. `"config.method.name"`.
 
   Raises:

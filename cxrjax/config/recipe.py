@@ -201,6 +201,8 @@ def base(o: ConfigDict) -> ConfigDict:
     "lungs": 0 if o.tiny else 256,
     "methods": "attention" if o.tiny else "auto",  # or names, attention+gradcam
   }
+  config.sections = ()  # your own of the page, "my_package.my_file:section"
+  config.writers = ()  # where metrics go as well: "wandb", "mlflow", or your own
   _set_probes(config, o)
   return config
 

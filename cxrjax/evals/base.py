@@ -195,6 +195,18 @@ class LabelEvaluator(ImageEvaluator):
       **options,
     )
 
+  def features_of(
+    self, encode: features.Encode, params: Any, data: Data, mesh: Mesh | None, progress: bool
+  ) -> dict[str, np.ndarray]:
+    """Features of every split."""
+    # One batch size for all splits, so that the encoder compiles once.
+    batch = min(self.batch, max(len(images) for images in data.images.values()))
+    all_features = {
+      key: self.extract(encode, params, images, batch, mesh, progress)
+      for key, images in data.images.items()
+    }
+    return {split: all_features[key][rows] for split, (key, rows) in data.rows.items()}
+
   def describe(self, data: Data) -> dict[str, Any]:
     """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every split."""
     return eval_splits.describe(data) | {"size": self.size, "fit": self.fit}

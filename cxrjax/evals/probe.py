@@ -97,7 +97,7 @@ class Evaluator(base.LabelEvaluator):
     """
     seconds: dict[str, float] = {}
     with base.timed(seconds, "features"):
-      x = self._features(encode, params, data, mesh, progress)
+      x = self.features_of(encode, params, data, mesh, progress)
     is_finite = all(bool(np.isfinite(values).all()) for values in x.values())
     with base.timed(seconds, "knn"):
       knn_scores, val_knn = self._vote(x, data, is_finite)
@@ -121,18 +121,6 @@ class Evaluator(base.LabelEvaluator):
       {"linear": scores["test"]} | knn_scores | eval_splits.test_metadata(data),
       val_knn | val_linear,
     )
-
-  def _features(
-    self, encode: features.Encode, params: Any, data: Data, mesh: Mesh | None, progress: bool
-  ) -> dict[str, np.ndarray]:
-    """Features of every split."""
-    # One batch size for all splits, so that the encoder compiles once.
-    batch = min(self.batch, max(len(images) for images in data.images.values()))
-    all_features = {
-      key: self.extract(encode, params, images, batch, mesh, progress)
-      for key, images in data.images.items()
-    }
-    return {split: all_features[key][rows] for split, (key, rows) in data.rows.items()}
 
   def _vote(
     self, x: Mapping[str, np.ndarray], data: Data, is_finite: bool
