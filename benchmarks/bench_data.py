@@ -109,7 +109,7 @@ class Ours:
     bits = inspection.bits_of(source)
     start = time.perf_counter()
     for i in range(n):
-      decoded_cache.to_square(inspection.read(source, i, size), size, "squash", bits)
+      decoded_cache.to_square(source.read(i, size), size, "squash", bits)
     return n / (time.perf_counter() - start)
 
   def _serve(self, form, storage):

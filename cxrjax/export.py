@@ -106,7 +106,7 @@ def write(workdir: str, path: str, kind: str = "", image_size: int | None = None
   if kind not in FORMATS:
     raise UserError(f"--format={kind!r} is not known{suggest(kind, FORMATS)}")
   network = load(workdir, "--workdir", image_size)
-  if hasattr(network, "members"):
+  if network.members:
     raise UserError(f"--workdir={workdir} is an ensemble; export its runs one by one")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -189,7 +189,7 @@ def _extend(
 def describe(network: Any, workdir: str) -> list[str]:
   """Lines that describe the network and its calibration."""
   headline = f"{network.kind} of {workdir}, step {network.run.step}, {network.image_size} px"
-  members = getattr(network, "members", ())
+  members = network.members
   if members:
     headline = f"ensemble of {len(members)} ({network.kind}) of {workdir}, {network.image_size} px"
   if network.kind != "classifier":

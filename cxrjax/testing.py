@@ -1,4 +1,4 @@
-"""Conformance checks of a user's own encoder, method or source, to call from a test.
+"""Conformance checks of a user's own encoder, method, source or evaluator, to call from a test.
 
     from cxrjax import testing
 
@@ -11,6 +11,7 @@ of cxrjax pass the same checks.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,9 @@ import numpy as np
 from cxrjax.core import compile_effort
 from cxrjax.core.durations import Clock
 from cxrjax.data.base import Record, Source
-from cxrjax.methods.base import Labels, join_stats, split_stats
+from cxrjax.evals.base import Evaluator, Result
+from cxrjax.methods.base import Labels, Method, join_stats, split_stats
+from cxrjax.metrics.intervals import Interval
 from cxrjax.models.features import Features
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -87,7 +90,7 @@ def check_encoder(
 
 
 def check_method(
-  make: Callable[..., Any],
+  make: type[Method],
   encoder: Any,
   image_size: int = 32,
   crops: int = 2,
@@ -115,7 +118,7 @@ def check_method(
   batch_size = 8
   images: dict[str, jax.Array] = {}
   clock = Clock.start("10 steps", batch_size, batch_size)
-  if getattr(make, "learns_from", "images") == "labels":
+  if make.learns_from == "labels":
     options["labels"] = Labels(("no", "yes"), True, (4, 4), (8, 8))
   method = make(encoder=encoder, clock=clock, **options)
   for name, count, size in (("global", crops, image_size), ("local", local_crops, image_size // 2)):
@@ -201,6 +204,69 @@ def check_source(source: Source, images: int = 8) -> None:
     _require(
       np.array_equal(record.image, source[index].image), f"source[{index}] is the same every time"
     )
+
+
+def check_evaluator(
+  evaluator: Evaluator, function: Callable[..., Any] | None = None, params: Any = None
+) -> None:
+  """Checks an evaluator; see `cxrjax.evals.base.Evaluator`.
+
+  That its results are metrics with intervals and a function of its arguments, that a network whose
+  outputs are not finite gets undefined metrics and no error, and that facts and arrays can be
+  written. Its images are opened.
+
+  Args:
+    evaluator: what to check.
+    function: `function(params, x)`, what it judges; by default features, four numbers an image.
+      For an evaluator of predictions it must be given.
+    params: of `function`; a tree of arrays.
+
+  Raises:
+    AssertionError: a requirement does not hold.
+  """
+  if function is None:
+    function, params = _quarters, jnp.ones(4)
+  data = evaluator.load(progress=False)
+  json.dumps(evaluator.describe(data))
+  result = evaluator.run(function, params, data)
+  _check_result(result, "run")
+  again = evaluator.run(function, params, data)
+  _require(
+    all(_same(value, again.metrics.get(name)) for name, value in result.metrics.items()),
+    "metrics are a function of the arguments",
+  )
+  broken = evaluator.run(function, jax.tree.map(lambda leaf: leaf * jnp.nan, params), data)
+  _check_result(broken, "run, with outputs that are not finite,")
+  floor = evaluator.floor(data)
+  if floor is not None:
+    _check_result(floor, "floor")
+  pixels, findings = evaluator.examples(data, 2)
+  _require(len(pixels) == len(findings) or not findings, "examples have a text for each image")
+
+
+def _quarters(params: jax.Array, x: jax.Array) -> jax.Array:
+  """Four features an image: the mean of each quarter."""
+  b, h, w, _ = x.shape
+  quarters = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, 2, h // 2, 2, w // 2).mean((2, 4))
+  return params * quarters.reshape(b, 4)
+
+
+def _check_result(result: Any, of: str) -> None:
+  _require(isinstance(result, Result), f"{of} returns cxrjax.evals.base.Result")
+  for name, value in result.metrics.items():
+    _require(isinstance(value, Interval), f"{of} gives {name} as cxrjax.metrics.intervals.Interval")
+    _require(
+      not value.low > value.value and not value.value > value.high,
+      f"{of} gives {name} inside its interval: {value}",
+    )
+  for name, value in result.scores.items():
+    _require(isinstance(value, float), f"{of} gives the score {name} as a number, not {value!r}")
+  for name, array in result.arrays.items():
+    _require(np.asarray(array).dtype != object, f"{of} gives {name} as an array of numbers or text")
+
+
+def _same(a: Any, b: Any) -> bool:
+  return repr(a) == repr(b)
 
 
 def _check_record(record: Record, source: Source, index: int) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cxrjax.data import base as data_base
 from cxrjax.data.base import Record, SourceInfo, Table
 
 
@@ -35,7 +36,7 @@ def _texture(height, width, seed=0):
   return np.clip(smooth + rng.normal(0, 12, (height, width)), 0, 255).astype(np.uint8)
 
 
-class Arrays:
+class Arrays(data_base.Source):
   """A source of given images, which counts how often it is read."""
 
   def __init__(self, images, masks=None, labels=None, patients=None):
@@ -77,7 +78,7 @@ class Arrays:
     )
 
 
-class Listed:
+class Listed(data_base.Source):
   """A source that is little more than its table; the pixels of image `i` are all `i % 256`."""
 
   def __init__(

@@ -52,21 +52,15 @@ BREAKER = """
 import dataclasses, os, pathlib, signal
 import jax
 from cxrjax.core.errors import UserError
-@dataclasses.dataclass(frozen=True)
-class Result:
-  metrics: dict; facts: dict; arrays: dict
-@dataclasses.dataclass(frozen=True)
-class Evaluator:
+from cxrjax.evals import base
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator(base.Evaluator):
   at: int
   how: str
   marker: str
   process: int = 0
   every: str = "1 steps"
   calls = []
-  def load(self, cache_dir=None, progress=True): return None
-  def describe(self, data): return {}
-  def floor(self, data): return Result({}, {}, {})
-  def examples(self, data, count): return [], []
   def run(self, encode, params, data, mesh=None):
     self.calls.append(None)
     last = len(self.calls) - 1 == self.at and jax.process_index() == self.process
@@ -75,7 +69,7 @@ class Evaluator:
       if self.how == "mistake":
         raise UserError("the disk is full; free some space")
       os.kill(os.getpid(), signal.Signals[self.how])
-    return Result({}, {}, {})
+    return base.Result({})
 """
 
 

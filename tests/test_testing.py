@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 
 from cxrjax import testing
+from cxrjax.data import base as data_base
 from cxrjax.data import open_source
+from cxrjax.evals import base, probe
 from cxrjax.methods import byol, classify, dino, mae, simclr, simsiam
+from cxrjax.metrics.intervals import Interval
 from cxrjax.models import resnet, vit
+from cxrjax.models.base import Encoder
 from cxrjax.models.features import Features
 
 VIT = vit.Model(variant="Nu", patch_size=8, image_size=32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pooled:
+class Pooled(Encoder):
   """The smallest network: a linear map of the mean of the image's columns."""
 
   fault: str = ""
@@ -128,7 +132,7 @@ def test_sources_of_the_package():
   testing.check_source(open_source("phantom", n=8))
 
 
-class Wrong:
+class Wrong(data_base.Source):
   def __init__(self, fault):
     self._source, self._fault = open_source("phantom", n=8), fault
     self.info, self.table = self._source.info, self._source.table
@@ -163,3 +167,45 @@ class Wrong:
 def test_a_source_that_does_not(fault, requirement):
   with pytest.raises(AssertionError, match=requirement):
     testing.check_source(Wrong(fault))
+
+
+def evaluator(kind=probe.Evaluator, **options):
+  data = {"name": "phantom", "n": 24, "size": 32}
+  return kind(data=data, size=32, **options)
+
+
+def test_evaluators_of_the_package():
+  testing.check_evaluator(evaluator(ks=(5,), l2=(1.0,)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mistaken(base.LabelEvaluator):
+  fault: str = ""
+  calls: list = dataclasses.field(default_factory=list)
+
+  def run(self, function, params, data, mesh=None, progress=False):
+    x = self.features_of(function, params, data, mesh, progress)["test"]
+    self.calls.append(1)
+    value = float(np.nanmean(x)) + (len(self.calls) if self.fault == "random" else 0)
+    low = value + (1 if self.fault == "outside" else 0)
+    result = base.Result({"mean": Interval(value, low, low, len(x), "none")})
+    if self.fault == "number":
+      result.metrics["mean"] = value
+    if self.fault == "score":
+      result.scores["mean"] = "high"
+    return result.metrics if self.fault == "dict" else result
+
+
+@pytest.mark.parametrize(
+  "fault, requirement",
+  [
+    ("random", "metrics are a function of the arguments"),
+    ("number", "mean as cxrjax.metrics.intervals.Interval"),
+    ("outside", "mean inside its interval"),
+    ("score", "the score mean as a number"),
+    ("dict", "returns cxrjax.evals.base.Result"),
+  ],
+)
+def test_an_evaluator_that_does_not(fault, requirement):
+  with pytest.raises(AssertionError, match=requirement):
+    testing.check_evaluator(evaluator(Mistaken, fault=fault))

@@ -64,6 +64,8 @@ MEANINGS = {
   "checkpoint.score": "metric that selects the best checkpoint",
   "health.patience": "evaluations without progress before a run is called diverged",
   "health.grace": "part of the run in which that is not judged",
+  "sections": "your own sections of the page, my_package.my_file:function",
+  "writers": "where metrics go as well: wandb, mlflow, or your own",
   "explain.images": "test images with saliency maps on the page",
   "explain.lungs": "images over which the saliency on lungs is measured",
   "explain.methods": "of saliency: auto, or names, attention+gradcam",

@@ -32,20 +32,26 @@ class _Kind:
 
   Attributes:
     package: subpackage whose modules define such objects.
-    needs: methods that the class must have; empty for a function.
+    base: the base class, of `package.base`, that the class must have; empty for a function.
   """
 
   package: str
-  needs: tuple[str, ...] = ()
+  base: str = ""
+
+  def load_base(self) -> Any:
+    """Imports the base class."""
+    return getattr(importlib.import_module(f"{self.package}.base"), self.base)
 
 
 _KINDS = {
-  "Method": _Kind("cxrjax.methods", ("init", "loss", "after_update", "encoder_params")),
-  "Model": _Kind("cxrjax.models", ("init", "encode")),
-  "Recipe": _Kind("cxrjax.views", ("check", "__call__")),
-  "Evaluator": _Kind("cxrjax.evals", ("load", "describe", "run")),
-  "Source": _Kind("cxrjax.data", ("__len__", "__getitem__")),
+  "Method": _Kind("cxrjax.methods", "Method"),
+  "Model": _Kind("cxrjax.models", "Encoder"),
+  "Recipe": _Kind("cxrjax.views", "Recipe"),
+  "Evaluator": _Kind("cxrjax.evals", "Evaluator"),
+  "Source": _Kind("cxrjax.data", "Source"),
+  "Writer": _Kind("cxrjax.report.writers", "Writer"),
   "transform": _Kind("cxrjax.training"),
+  "section": _Kind("cxrjax.report.sections"),
   "run": _Kind("cxrjax.tasks"),
 }
 _trusted: set[str] = set()
@@ -81,8 +87,8 @@ def locate(name: Any, attribute: str, key: str = "name") -> Callable[..., Any]:
     name: a module (`cxrjax.methods.dino`), which must define `attribute`, or a module's member
       (`my_package.my_file.MyMethod`, `my_package.my_file:MyMethod`).
     attribute: what to take from a module, one of `"Method"`, `"Model"`, `"Recipe"`,
-      `"Evaluator"`, `"Source"`, `"transform"` (of an optimizer; also those of optax) and
-      `"run"` (a task).
+      `"Evaluator"`, `"Source"`, `"Writer"` (of metrics), `"transform"` (of an optimizer; also
+      those of optax), `"section"` (of a run's page) and `"run"` (a task).
     key: the config key to name in errors, e.g. `"config.method.name"`.
 
   Raises:
@@ -101,22 +107,25 @@ def locate(name: Any, attribute: str, key: str = "name") -> Callable[..., Any]:
     return _from_optax(path, f"{key}={name!r}")
   else:
     factory = _from_user(path, member, attribute, f"{key}={name!r}")
-  is_other_function = top == "cxrjax" and not kind.needs and factory.__name__ != attribute
-  if not _fits(factory, kind) or is_other_function:
-    wanted = f"a class with {', '.join(kind.needs)}" if kind.needs else f"a function {attribute!r}"
-    raise UserError(f"{key}={name!r} is not what is asked for here, which is {wanted}")
+  if kind.base:
+    _check_class(factory, kind, f"{key}={name!r}")
+  elif not inspect.isfunction(factory) or (top == "cxrjax" and factory.__name__ != attribute):
+    raise UserError(
+      f"{key}={name!r} is not what is asked for here, which is a function {attribute!r}"
+    )
   return factory
 
 
-def _fits(candidate: Any, kind: _Kind) -> bool:
-  """Whether an object is of a kind."""
-  if not kind.needs:
-    return inspect.isfunction(candidate)
-  return (
-    inspect.isclass(candidate)
-    and not getattr(candidate, "_is_protocol", False)
-    and all(any(need in vars(base) for base in candidate.__mro__[:-1]) for need in kind.needs)
-  )
+def _check_class(candidate: Any, kind: _Kind, named: str) -> None:
+  """Raises a UserError unless an object is a class of a kind with all that it must define."""
+  base = kind.load_base()
+  is_subclass = inspect.isclass(candidate) and issubclass(candidate, base)
+  missing = sorted(candidate.__abstractmethods__ if is_subclass else base.__abstractmethods__)
+  if not is_subclass or missing:
+    raise UserError(
+      f"{named} is not what is asked for here, which is a subclass of {kind.package}.base."
+      f"{kind.base} that defines {', '.join(missing)}"
+    )
 
 
 def _from_package(path: str, member: str, explicit: bool, kind: _Kind, named: str) -> Any:

@@ -152,6 +152,8 @@ def pretraining() -> ConfigDict:
   # At the end, for the page: saliency maps over some test images, and the share of saliency on the
   # lungs over `lungs` images. Changes no result, and may differ between parts of a run.
   c.explain = {"images": 6, "lungs": 256, "methods": "auto"}  # or names, attention+gradcam
+  c.sections = ()  # your own of the page, "my_package.my_file:section"
+  c.writers = ()  # where metrics go as well: "wandb", "mlflow", or your own
   return c
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -156,16 +157,36 @@ class Described(Protocol):
   def table(self) -> Table: ...
 
 
-@runtime_checkable
-class Source(Protocol):
-  """A finite, deterministic, randomly accessible sequence of radiographs."""
+class Source(abc.ABC):
+  """A finite, deterministic, randomly accessible sequence of radiographs.
+
+  Subclasses set `info` and `table`, and define `__len__` and `__getitem__`.
+
+  Attributes:
+    info: description.
+    table: metadata and labels of all images, known without decoding any.
+    bits: bit depth of the pixels, 8 or 16; None to look at some images.
+    groups: i[n], the part of a mixture that each image is from, which subsets and splits keep in
+      proportion; None if the source is no mixture.
+  """
 
   info: SourceInfo
   table: Table
+  bits: int | None = None
+  groups: np.ndarray | None = None
 
-  def __len__(self) -> int: ...
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """Number of images."""
 
-  def __getitem__(self, index: int) -> Record: ...
+  @abc.abstractmethod
+  def __getitem__(self, index: int) -> Record:
+    """Image `index`, the same every time; raises an IndexError beyond the last."""
+
+  def read(self, index: int, at_least: int | None = None) -> Record:
+    """Image `index`; a source may decode it at reduced size, not below `at_least` pixels."""
+    del at_least
+    return self[index]
 
 
 def is_mask(encoded: bytes) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 import numpy as np
 
 from cxrjax.core.errors import UserError
-from cxrjax.data.base import Record, Source
+from cxrjax.data.base import Source
 from cxrjax.data.decoding import decode
 from cxrjax.data.images import Images, evenly_spaced
 
@@ -20,7 +19,7 @@ SAMPLE = 32  # images inspected for bit depth and masks
 def bits_of(source: Source, bits: str | int = "auto") -> int:
   """Bit depth, 8 or 16: as requested, or that of the source's pixels.
 
-  With `auto` it is the attribute `bits` of the source, if there is one. Otherwise 32 evenly spaced
+  With `auto` it is the source's own `bits`, if that is not None. Otherwise 32 evenly spaced
   images are inspected, and it is 16 if any of them has 16 bits, so that the result is the same on
   every machine and for every subset.
 
@@ -32,12 +31,11 @@ def bits_of(source: Source, bits: str | int = "auto") -> int:
   requested = BITS[bits]
   if requested is not None:
     return requested
-  source_bits = getattr(source, "bits", None)
-  if source_bits is not None:
-    return int(source_bits)
+  if source.bits is not None:
+    return source.bits
   for row in sample(len(source)):
     with contextlib.suppress(decode.BadImage):
-      if read(source, row, decode.MIN_SIDE).image.dtype == np.uint16:
+      if source.read(row, decode.MIN_SIDE).image.dtype == np.uint16:
         return 16
   return 8
 
@@ -47,7 +45,7 @@ def check_masks(source: Source) -> None:
   rows = sample(len(source))
   for row in rows:
     with contextlib.suppress(decode.BadImage):
-      if read(source, row, decode.MIN_SIDE).mask is not None:
+      if source.read(row, decode.MIN_SIDE).mask is not None:
         return
   raise no_masks(source)
 
@@ -65,9 +63,3 @@ def no_masks(source: Source | Images) -> UserError:
 def sample(n: int) -> list[int]:
   """Rows, of `n`, to inspect for bit depth and masks."""
   return evenly_spaced(n, SAMPLE).tolist()
-
-
-def read(source: Source, index: int, size: int) -> Record:
-  """Reads a record for a result of `size` pixels, at reduced size from sources that support it."""
-  reader: Callable[..., Record] | None = getattr(source, "read", None)
-  return source[index] if reader is None else reader(index, at_least=size)

@@ -1,7 +1,8 @@
-"""What evaluators share: how they read images, how they compute on them, and their results."""
+"""Base classes of evaluators, and their results."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import os
@@ -40,19 +41,75 @@ class Result:
   """
 
   metrics: dict[str, Interval]
-  facts: dict[str, Any]
-  arrays: dict[str, np.ndarray]
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageEvaluator:
+class Evaluator(abc.ABC):
+  """Judges a network during and after training: a frozen dataclass of options.
+
+  Subclasses define `run`; the other defaults are those of an evaluator without images of its own.
+
+  Attributes:
+    every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
+      checkpoint with the best `config.checkpoint.score`.
+    judges: "features", those of the encoder, or "predictions" of the method's network.
+    part: the images whose metrics it gives: "test", or "val", which may choose the checkpoint.
+  """
+
+  every: str = "10 epochs"
+
+  judges = "features"
+  part = "test"
+
+  def load(self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Any:
+    """Opens and decodes its images, once for many runs; what it returns is `data` below."""
+    del cache_dir, progress
+
+  def describe(self, data: Any) -> dict[str, Any]:
+    """Facts about its images for `run.json`."""
+    del data
+    return {}
+
+  @abc.abstractmethod
+  def run(
+    self,
+    function: features.Encode,
+    params: Any,
+    data: Any,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+  ) -> Result:
+    """Judges a network.
+
+    Args:
+      function: `function(params, x f32[b s s 1])`, the features f32[b d] of an encoder, or the
+        predictions of a method.
+      params: of the network; read only.
+      data: from `load`.
+      mesh: devices to compute on; every process calls this.
+      progress: show a bar on stderr.
+    """
+
+  def floor(self, data: Any) -> Result | None:
+    """The same metrics of the thumbnail baseline, without a network; None if there are none."""
+    del data
+    return None
+
+  def examples(self, data: Any, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
+    """Images for figures, and their findings; without any the page has no saliency maps."""
+    del data, count
+    return np.zeros((0, 1, 1, 1), np.uint8), []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageEvaluator(Evaluator):
   """Reads images as training does.
 
   Attributes:
     data: `name` and options of a source.
-    every: how often, as a duration ("10 epochs"); or "chosen", once after training, on the
-      checkpoint with the best `config.checkpoint.score`.
     size: side of the images the network sees, pixels.
     batch: images per dispatch.
     mean: subtracted from pixels in 0..1, as in training.
@@ -64,7 +121,6 @@ class ImageEvaluator:
   """
 
   data: Mapping[str, Any]
-  every: str = "10 epochs"
   size: int = 224
   batch: int = 64
   mean: float = 0.5
@@ -124,6 +180,10 @@ class LabelEvaluator(ImageEvaluator):
   allow_shared_patients: bool = False
   threshold_for: str = "balanced_accuracy"
 
+  def load(self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
+    """Opens and decodes train, val and test, once for many runs; see `eval_splits.load`."""
+    return self.load_splits(self.data, **self.decoding(cache_dir, progress))
+
   def load_splits(self, data: Mapping[str, Any], **options: Any) -> Data:
     """Loads train, val and test of `data`; see `eval_splits.load`."""
     return eval_splits.load(
@@ -134,6 +194,18 @@ class LabelEvaluator(ImageEvaluator):
       allow_shared_patients=self.allow_shared_patients,
       **options,
     )
+
+  def features_of(
+    self, encode: features.Encode, params: Any, data: Data, mesh: Mesh | None, progress: bool
+  ) -> dict[str, np.ndarray]:
+    """Features of every split."""
+    # One batch size for all splits, so that the encoder compiles once.
+    batch = min(self.batch, max(len(images) for images in data.images.values()))
+    all_features = {
+      key: self.extract(encode, params, images, batch, mesh, progress)
+      for key, images in data.images.items()
+    }
+    return {split: all_features[key][rows] for split, (key, rows) in data.rows.items()}
 
   def describe(self, data: Data) -> dict[str, Any]:
     """Facts for `run.json`: size, classes, patients, fingerprint and remarks of every split."""

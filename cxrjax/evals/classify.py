@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -69,7 +69,7 @@ class Evaluator(base.LabelEvaluator):
     (which metrics).
   """
 
-  judges: ClassVar[str] = "predictions"  # not the encoder's features
+  judges = "predictions"  # not the encoder's features
 
   fitted: Mapping[str, Any] | None = None
   part: str = "test"

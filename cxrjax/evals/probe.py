@@ -36,7 +36,6 @@ class Evaluator(base.LabelEvaluator):
   are those of the test images, which decide nothing. No parameter of the encoder changes.
 
   Attributes:
-    every: how often, as a duration ("10 epochs"); the training loop reads it.
     size: side of the images the encoder sees, pixels.
     ks: numbers of neighbours.
     temperature: of the neighbours' votes.
@@ -62,14 +61,10 @@ class Evaluator(base.LabelEvaluator):
   def load(self, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Data:
     """Opens and decodes the images, once for many runs.
 
-    Args:
-      cache_dir: folder of the decoded-image cache.
-      progress: show bars on stderr.
-
     Raises:
       UserError: see `eval_splits.load`; or fewer training images than neighbours.
     """
-    data = self.load_splits(self.data, **self.decoding(cache_dir, progress))
+    data = super().load(cache_dir, progress)
     n = len(data.labels("train"))
     if max(self.ks) > n:
       raise UserError(
@@ -102,7 +97,7 @@ class Evaluator(base.LabelEvaluator):
     """
     seconds: dict[str, float] = {}
     with base.timed(seconds, "features"):
-      x = self._features(encode, params, data, mesh, progress)
+      x = self.features_of(encode, params, data, mesh, progress)
     is_finite = all(bool(np.isfinite(values).all()) for values in x.values())
     with base.timed(seconds, "knn"):
       knn_scores, val_knn = self._vote(x, data, is_finite)
@@ -126,18 +121,6 @@ class Evaluator(base.LabelEvaluator):
       {"linear": scores["test"]} | knn_scores | eval_splits.test_metadata(data),
       val_knn | val_linear,
     )
-
-  def _features(
-    self, encode: features.Encode, params: Any, data: Data, mesh: Mesh | None, progress: bool
-  ) -> dict[str, np.ndarray]:
-    """Features of every split."""
-    # One batch size for all splits, so that the encoder compiles once.
-    batch = min(self.batch, max(len(images) for images in data.images.values()))
-    all_features = {
-      key: self.extract(encode, params, images, batch, mesh, progress)
-      for key, images in data.images.items()
-    }
-    return {split: all_features[key][rows] for split, (key, rows) in data.rows.items()}
 
   def _vote(
     self, x: Mapping[str, np.ndarray], data: Data, is_finite: bool

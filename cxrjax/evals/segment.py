@@ -6,11 +6,11 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, UInt8
+from jaxtyping import Array, Bool, Float, Float32
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import open_source
@@ -61,7 +61,7 @@ class Evaluator(base.ImageEvaluator):
     spacing: height and width of a pixel at that size, in the unit of the distances.
   """
 
-  judges: ClassVar[str] = "predictions"  # not the encoder's features
+  judges = "predictions"  # not the encoder's features
 
   train: Mapping[str, Any] | None = None
   batch: int = 32
@@ -157,17 +157,12 @@ class Evaluator(base.ImageEvaluator):
     )
     return self._evaluate(called, data, {"predictions": time.perf_counter() - began})
 
-  def floor(self, data: Data) -> Result:
+  def floor(self, data: Data) -> Result | None:
     """The same for one mask for all images: the mean training mask, thresholded."""
     if data.floor is None:
-      return Result({}, {}, {})
+      return None
     called = np.broadcast_to(data.floor >= self.threshold, data.truth.shape)
     return self._evaluate(called, data, {})
-
-  def examples(self, data: Data, count: int) -> tuple[UInt8[np.ndarray, "n s s 1"], list[str]]:
-    """No images: attention of the class token, which they would show, predicts no masks."""
-    del count
-    return np.zeros((0, *data.images["test"].pixels.shape[1:]), np.uint8), []
 
   def _evaluate(
     self, called: Bool[np.ndarray, "n s s"], data: Data, seconds: dict[str, float]

@@ -19,7 +19,7 @@ def tokens(network: Any, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
   Raises:
     UserError: a network without attention over the whole image.
   """
-  if not hasattr(network, "attention_heads"):
+  if not network.attention_heads:
     raise UserError(
       f"config.model.name={type(network).__module__!r} has no attention over the whole image to "
       "show; 'gradcam' and 'occlusion' explain it, attention needs cxrjax.models.vit"

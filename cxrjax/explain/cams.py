@@ -20,7 +20,7 @@ def default_tap(network: Any) -> str:
   transformer, the input of its last attention, because what that block writes into the patches
   never reaches the class token; if the features average the patches, those patches.
   """
-  if not hasattr(network, "attention_heads"):
+  if not network.attention_heads:
     return "stage:-1"
   return "out" if network.pool == "mean" else "norm:-1"
 

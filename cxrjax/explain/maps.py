@@ -46,7 +46,7 @@ def methods_for(network: Any, classes: bool = True) -> tuple[str, ...]:
     network: an encoder.
     classes: whether there is a head whose class scores can be explained.
   """
-  transformer = hasattr(network, "attention_heads")
+  transformer = bool(network.attention_heads)
   return tuple(m for m in METHODS if (classes if m in OF_CLASSES else transformer))
 
 

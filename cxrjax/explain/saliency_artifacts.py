@@ -111,8 +111,8 @@ def write(run: Any, state: Any, writer: Writer) -> list[str]:
       "evaluator": name,
       "methods": methods,
       "head": head_facts.get("description", ""),
-      "reads": "patches" if getattr(run.encoder, "pool", "") == "mean" else "class token",
-      "blocks": getattr(run.encoder, "blocks", 0),
+      "reads": "patches" if run.encoder.pool == "mean" else "class token",
+      "blocks": run.encoder.blocks,
       "lungs": scores,
       "masked": len(masked),
       "of_masked": len(lung_overlap.with_masks(images)),
@@ -169,7 +169,7 @@ def _network_and_head(
 ) -> tuple[Params, Head | None, dict[str, Any]]:
   """Encoder parameters, on the host; a head, where `data` is given; and facts about the head."""
   method = run.method
-  if getattr(evaluator, "judges", "features") == "predictions":
+  if evaluator.judges == "predictions":
     params = sharding.to_host(method.network_params(state["params"], state["method_state"]))
     classifier_head = Head(params["head"]["kernel"], params["head"]["bias"])
     facts = {"description": "", "classes": list(method.labels.classes)}

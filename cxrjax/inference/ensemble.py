@@ -30,8 +30,6 @@ class Ensemble(Network):
     Lakshminarayanan et al. 2017, arXiv 1612.01474, section 2.4.
   """
 
-  members: tuple[Network, ...] = ()
-
   @classmethod
   def of(cls, members: Sequence[Network], key: str) -> Ensemble:
     """Combines networks into an ensemble.

@@ -31,6 +31,7 @@ from cxrjax.inference import decode_ahead
 from cxrjax.inference.inputs import open_given
 from cxrjax.inference.pipeline import PredictionTask, progress_bar
 from cxrjax.inference.predictions import Predictions, concatenate
+from cxrjax.methods.base import SupervisedMethod
 from cxrjax.metrics import calibration, segmentation
 from cxrjax.models.weights.adapt import family_of
 from cxrjax.training.restore import Restored, restore
@@ -48,33 +49,32 @@ class Network:
   Attributes:
     run: the restored run.
     image_size: pixels per side of its input.
+    members: of an ensemble.
   """
 
   run: Restored
   image_size: int
+  members: tuple[Network, ...] = ()
 
   @functools.cached_property
   def kind(self) -> str:
     """`classifier`, `segmenter` (of lungs), or `encoder` (pretrained, features only)."""
-    method = self.run.method
-    if not hasattr(method, "predict"):
+    if not isinstance(self.run.method, SupervisedMethod):
       return "encoder"
     return "classifier" if self.classes else "segmenter"
 
   @functools.cached_property
   def params(self) -> dict[str, Any]:
     """Parameters of the whole network if it predicts something, else of the encoder alone."""
-    if hasattr(self.run.method, "predict"):
+    if isinstance(self.run.method, SupervisedMethod):
       return self.run.method.network_params(self.run.params, self.run.method_state)
     return {"encoder": self.run.encoder_params}
 
   @property
   def classes(self) -> tuple[str, ...]:
     """Class names in the order of the probabilities; empty without a classifier."""
-    labels = getattr(self.run.method, "labels", None)
-    if labels is None or not hasattr(self.run.method, "predict"):
-      return ()
-    return tuple(labels.classes)
+    method = self.run.method
+    return tuple(method.classes) if isinstance(method, SupervisedMethod) else ()
 
   @property
   def name(self) -> str:
@@ -154,7 +154,7 @@ class Network:
       "features": encoder.features,
       "use": "research only, not for diagnosis",
     }
-    if hasattr(encoder, "attention_heads"):
+    if encoder.attention_heads:
       about["heads"] = encoder.attention_heads
     if self.classes:
       about |= {

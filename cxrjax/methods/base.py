@@ -1,18 +1,19 @@
-"""The interface of methods, and helpers that several of them share."""
+"""Base classes of methods, and helpers that several of them share."""
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Float32, Int, Key, Shaped
 
-from cxrjax.core.durations import Schedule
+from cxrjax.core.durations import Clock, Schedule
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse
 from cxrjax.models.module import RUNNING
@@ -41,15 +42,13 @@ class Labels:
   advice: str = ""
 
 
-@runtime_checkable
-class Method(Protocol):
-  """A frozen dataclass of options; all that changes is in `params` and `state`.
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+  """A training method: a frozen dataclass of options; all that changes is in `params` and `state`.
 
-  `params` are trained; `state` is the rest: teacher, centre, queue, running statistics.
-
-  The factory gets `encoder` and `clock` besides the options in the config. A supervised method sets
-  the class attribute `learns_from` to "labels" (its factory then also gets `labels`, a `Labels`) or
-  to "masks"; without the attribute a method learns from images alone.
+  `params` are trained; `state` is the rest: teacher, centre, queue, running statistics. Subclasses
+  define `init` and `loss`; the defaults of the rest are those of a method without schedules and
+  teacher, whose network is `params["encoder"]`.
 
   `batch` holds the recipe's views (`f32[views b h w 1]` each), `labels` `f32[b k]`, `position`
   `i32[b]`: each image's place in the global batch, from which random numbers must be derived,
@@ -63,25 +62,69 @@ class Method(Protocol):
   Networks with batch norm: `params` holds what is trained, `state["stats"]` the running statistics
   of the network that is evaluated (`split_stats`, `join_stats`). All networks run on statistics of
   the batch (`encode(train=True)`), in which the running ones have no part.
+
+  Attributes:
+    encoder: the network, a `cxrjax.models.base.Encoder`; given by the program, as `clock`.
+    clock: length of the run and of an epoch.
+    learns_from: "images", "labels" (it is then also given `labels`, a `Labels`) or "masks".
   """
 
-  schedules: Mapping[str, Schedule]  # by name, for the report
+  encoder: Any
+  clock: Clock
 
+  learns_from: ClassVar[str] = "images"
+
+  @property
+  def schedules(self) -> Mapping[str, Schedule]:
+    """Schedules by name, for the report."""
+    return {}
+
+  @abc.abstractmethod
   def init(
     self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
-  ) -> tuple[Params, Params]: ...
+  ) -> tuple[Params, Params]:
+    """Fresh `params` and `state`."""
 
+  @abc.abstractmethod
   def loss(
     self, params: Params, state: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
-  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]: ...
+  ) -> tuple[Float[Array, ""], tuple[Params, Metrics]]:
+    """The loss, the new state, and metrics with those of `feature_health`; pure and traceable."""
 
-  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params: ...
+  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
+    """State after the optimizer's update of `params`: here a teacher or a queue moves."""
+    del params, step
+    return state
 
-  def encoder_params(self, params: Params, state: Params) -> Params: ...
+  def encoder_params(self, params: Params, state: Params) -> Params:
+    """Parameters of the encoder that is evaluated."""
+    return join_stats(params["encoder"], state.get("stats", {}))
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     """Diagnosis and advice if (averaged) metrics show a collapse, else None."""
-    ...
+    return check_spread(metrics, "lower config.optimizer.lr, or lengthen its warmup")
+
+
+class SupervisedMethod(Method):
+  """A method whose network predicts what it learns from: class probabilities, or masks."""
+
+  learns_from: ClassVar[str] = "labels"
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Names of the classes in the order of the probabilities; empty where masks are predicted."""
+    return ()
+
+  def encoder_params(self, params: Params, state: Params) -> Params:
+    return self.network_params(params, state)["encoder"]
+
+  @abc.abstractmethod
+  def network_params(self, params: Params, state: Params) -> Params:
+    """Parameters for `predict`: `encoder` and others, running statistics included."""
+
+  @abc.abstractmethod
+  def predict(self, params: Params, images: Float[Array, "b h w c"]) -> Float32[Array, "..."]:
+    """Predictions for normalized images."""
 
 
 def with_params(encoder: Any, params: Params) -> Any:
@@ -89,11 +132,6 @@ def with_params(encoder: Any, params: Params) -> Any:
   initialized = copy.copy(encoder)
   object.__setattr__(initialized, "init", lambda key: params)
   return initialized
-
-
-def dtype_of(encoder: Any) -> str:
-  """Type of an encoder's activations, which heads share; float32 if it has no `dtype`."""
-  return getattr(encoder, "dtype", "float32")
 
 
 def split_stats(params: Params) -> tuple[Params, Params]:

@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, Int, Key
 from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse, cosine
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
   check_spread,
-  dtype_of,
   ema,
   encode_each_view,
   feature_health,
@@ -38,8 +38,10 @@ Vectors = list[Float[Array, "b d"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
   """BYOL; see `cxrjax.methods.base.Method` for what the functions do.
+
+  The online encoder is evaluated, which is all that the paper keeps (section 3.1).
 
   The online network is encoder, projector and predictor; the target is a moving average of the
   first two. All batch norm takes its statistics view by view over the global batch (with
@@ -47,7 +49,6 @@ class Method:
 
   Attributes:
     encoder: online and target network.
-    clock: length of the run and of an epoch.
     hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`; the paper has 4096, 256
       and 2 layers.
     predictor_hidden: the predictor is `dim -> predictor_hidden -> dim`; the paper: 4096.
@@ -56,8 +57,6 @@ class Method:
       from 0.99 in 300, 0.97 in 40.
   """
 
-  encoder: Any
-  clock: clocks.Clock
   hidden: int = 4096
   dim: int = 256
   head_layers: int = 2
@@ -83,7 +82,7 @@ class Method:
       dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
       batch_norm=self.batch_norm,
       bias=False,
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
 
   @functools.cached_property
@@ -93,7 +92,7 @@ class Method:
       dims=(self.predictor_hidden, self.dim),
       batch_norm=self.batch_norm,
       bias=False,
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
 
   def init(
@@ -139,10 +138,6 @@ class Method:
   def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
     shared = {name: params[name] for name in ("encoder", "projector")}
     return {**state, "teacher": ema(state["teacher"], shared, self.schedules["momentum"](step))}
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    """The online encoder, which is all that the paper keeps (section 3.1)."""
-    return join_stats(params["encoder"], state["stats"])
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     advice = (

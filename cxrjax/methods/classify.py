@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.losses import classification as losses
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Labels,
@@ -57,7 +58,7 @@ class Outputs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.SupervisedMethod):
   """Classification; see `cxrjax.methods.base.Method` for what the functions do.
 
   Softmax over mutually exclusive classes, else a sigmoid for each finding; unknown labels do not
@@ -65,8 +66,6 @@ class Method:
   evaluated.
 
   Attributes:
-    encoder: any.
-    clock: length of the run and of an epoch.
     labels: of the training data.
     smoothing: of labels, 0 to 1.
     class_weights: "none"; "balanced", every class (or presence and absence of every finding) with
@@ -80,10 +79,6 @@ class Method:
       `(1 + step) / (10 + step)`, so that the average of a short run forgets its start.
   """
 
-  learns_from: ClassVar[str] = "labels"
-
-  encoder: Any
-  clock: clocks.Clock
   labels: Labels
   smoothing: float = 0.0
   class_weights: Any = "none"
@@ -119,6 +114,10 @@ class Method:
     if not self._averages:
       return {}
     return {"momentum": clocks.from_config(self.momentum, self.clock, "config.method.momentum")}
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    return self.labels.classes
 
   @property
   def _averages(self) -> bool:
@@ -251,9 +250,6 @@ class Method:
 
   def _joined_params(self, params: Params, state: Params) -> Params:
     return {**params, "encoder": join_stats(params["encoder"], state["stats"])}
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    return self.network_params(params, state)["encoder"]
 
   def network_params(self, params: Params, state: Params) -> Params:
     """Parameters for `predict`: `encoder` and `head`, running statistics included."""

@@ -24,12 +24,12 @@ from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse
 from cxrjax.losses import dino as losses
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
   check_spread,
-  dtype_of,
   ema,
   feature_health,
   flatten_views,
@@ -41,12 +41,11 @@ from cxrjax.models.heads import DinoHead
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
   """DINO; see `cxrjax.methods.base.Method` for what the functions do.
 
   Attributes:
     encoder: student and teacher network.
-    clock: length of the run and of an epoch.
     prototypes: K, number of outputs of the head.
     hidden, bottleneck, head_layers: the projector, `d -> hidden -> ... -> bottleneck -> K`.
     batch_norm: in the head; for short runs, see `cxrjax.models.heads.DinoHead`.
@@ -57,8 +56,6 @@ class Method:
     center_momentum: of the centre's moving average.
   """
 
-  encoder: Any
-  clock: clocks.Clock
   prototypes: int = 65536
   hidden: int = 2048
   bottleneck: int = 256
@@ -98,8 +95,8 @@ class Method:
       layers=self.head_layers,
       norm_last_layer=self.norm_last_layer,
       batch_norm=self.batch_norm,
-      initial=getattr(self.encoder, "initial", "normal"),
-      dtype=dtype_of(self.encoder),
+      initial=self.encoder.initial or "normal",
+      dtype=self.encoder.dtype,
     )
 
   def init(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,7 +95,7 @@ class Method(dino.Method):
       raise UserError(
         f"config.method.mask_ratio={self.mask_ratio} must be a least and a most share, 0..1"
       )
-    if self.patch_weight and "mask" not in inspect.signature(self.encoder.encode).parameters:
+    if self.patch_weight and not self.encoder.masks_patches:
       raise UserError(
         f"config.model.name={type(self.encoder).__module__!r} cannot mask patches, which iBOT's "
         "loss needs; choose 'cxrjax.models.vit', or set config.method.patch_weight=0"

@@ -23,15 +23,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cxrjax.config.instantiate import check_keywords
-from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import reconstruction
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
   check_spread,
-  dtype_of,
   feature_health,
   flatten_views,
   image_keys,
@@ -53,7 +52,7 @@ class Corrupted(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
   """GMML; see `cxrjax.methods.base.Method` for what the functions do.
 
   Other images' pixels come from the global batch, with gradient accumulation from the microbatch;
@@ -61,15 +60,12 @@ class Method:
 
   Attributes:
     encoder: a ViT, or a network with a final feature map for the head.
-    clock: length of the run and of an epoch.
     corruption: options of `cxrjax.views.corruption.Corruption`, whose defaults are the paper's.
     layers: of a ViT: the head's input is the mean of the patches after these shares of its blocks,
       rounded up, normalised by the encoder's last layer norm; GMML: after 6, 8, 10 and 12 of 12.
     head_depth: number of layers of the head before the last.
   """
 
-  encoder: Any
-  clock: clocks.Clock
   corruption: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   layers: tuple[float | int, ...] = (1 / 2, 2 / 3, 5 / 6, 1)
   head_depth: int = 3
@@ -90,25 +86,21 @@ class Method:
     return Corruption(**self.corruption)
 
   @functools.cached_property
-  def schedules(self) -> dict[str, clocks.Schedule]:
-    return {}
-
-  @functools.cached_property
   def head(self) -> PixelHead:
     return PixelHead(
       in_dim=self.encoder.features,
       size=self.encoder.stride,
-      channels=getattr(self.encoder, "channels", 1),
+      channels=self.encoder.channels,
       depth=self.head_depth,
       norm=not self.intermediates,
-      initial=getattr(self.encoder, "initial", "torch"),
-      dtype=dtype_of(self.encoder),
+      initial=self.encoder.initial or "torch",
+      dtype=self.encoder.dtype,
     )
 
   @functools.cached_property
   def intermediates(self) -> tuple[str, ...]:
     """The encoder's intermediates that the head uses; none to use its final feature map."""
-    blocks = getattr(self.encoder, "blocks", 0)
+    blocks = self.encoder.blocks
     indices = {math.ceil(blocks * layer - 1e-6) - 1 for layer in self.layers}
     return tuple(f"block:{i}" for i in sorted(indices)) if blocks else ()
 
@@ -176,13 +168,6 @@ class Method:
       **feature_health(features.cls[::views]),
     }
     return loss, ({**state, "stats": features.stats or {}}, metrics)
-
-  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
-    del params, step
-    return state
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    return join_stats(params["encoder"], state["stats"])
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     return check_spread(

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse
 from cxrjax.losses import mae as losses
+from cxrjax.methods import base
 from cxrjax.methods.base import Batch, Metrics, Params, check_spread, flatten_views, image_keys
 from cxrjax.models.features import standardize
 from cxrjax.models.mae_decoder import Decoder
@@ -33,12 +31,11 @@ from cxrjax.views import masking
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
   """MAE; see `cxrjax.methods.base.Method` for what the functions do.
 
   Attributes:
     encoder: a ViT; networks that cannot drop patches are rejected.
-    clock: length of the run and of an epoch.
     mask_ratio: share of every image's patches that are hidden, rounded up to whole patches. The
       paper: 0.75, Medical MAE: 0.9.
     norm_pixels: normalise each patch's target pixels to mean 0 and variance 1 (the paper's better
@@ -47,8 +44,6 @@ class Method:
       with ViT-S: 512, 2, 16.
   """
 
-  encoder: Any
-  clock: clocks.Clock
   mask_ratio: float = 0.75
   norm_pixels: bool = True
   decoder_width: int = 512
@@ -56,7 +51,7 @@ class Method:
   decoder_heads: int = 16
 
   def __post_init__(self) -> None:
-    if "keep" not in inspect.signature(self.encoder.encode).parameters:
+    if not self.encoder.drops_patches:
       raise UserError(
         f"config.model.name={type(self.encoder).__module__!r} cannot drop patches, which masked "
         "autoencoders need; choose 'cxrjax.models.vit'"
@@ -71,10 +66,6 @@ class Method:
         f"config.method.decoder_width={self.decoder_width} must be a multiple of 4 and of "
         f"config.method.decoder_heads={self.decoder_heads}"
       )
-
-  @functools.cached_property
-  def schedules(self) -> dict[str, clocks.Schedule]:
-    return {}
 
   @functools.cached_property
   def decoder(self) -> Decoder:
@@ -152,14 +143,6 @@ class Method:
       "effective_rank": collapse.participation_ratio(first_view),
     }
     return loss, (state, metrics)
-
-  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
-    del params, step
-    return state
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    del state
-    return params["encoder"]
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     return check_spread(

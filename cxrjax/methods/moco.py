@@ -25,13 +25,13 @@ from jaxtyping import Array, Float, Int, Key
 from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse, contrastive
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
   check_spread,
   diagnose_chance,
-  dtype_of,
   ema,
   image_keys,
   join_stats,
@@ -41,8 +41,10 @@ from cxrjax.models.heads import Projector
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
   """MoCo; see `cxrjax.methods.base.Method` for what the functions do.
+
+  The query network is evaluated, as in the papers.
 
   Version 3's negatives are the other images of the global batch (with gradient accumulation: of
   the microbatch). Version 2's are the queue: the keys of the last `queue` images of the global
@@ -51,7 +53,6 @@ class Method:
 
   Attributes:
     encoder: network of queries and of keys.
-    clock: length of the run and of an epoch.
     version: 2 or 3.
     hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`. Papers: version 2 has
       2048, 128 and 2 layers; version 3 4096, 256 and 3 (ResNets: 2).
@@ -66,8 +67,6 @@ class Method:
       paper has a group on each of 8 GPUs). No effect without batch norm.
   """
 
-  encoder: Any
-  clock: clocks.Clock
   version: int = 3
   hidden: int = 4096
   dim: int = 256
@@ -110,7 +109,7 @@ class Method:
       batch_norm=self.batch_norm,
       final_norm="none" if no_final_norm else "batch_no_affine",
       bias=self.version == 2,
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
 
   @functools.cached_property
@@ -122,7 +121,7 @@ class Method:
       batch_norm=self.batch_norm,
       final_norm="batch_no_affine" if has_final_norm else "none",
       bias=False,
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
 
   def init(
@@ -245,10 +244,6 @@ class Method:
     place = (oldest + jnp.arange(rows)) % self.queue
     queue = jax.tree.map(lambda q, f: q.at[place].set(f), state["queue"], state["fresh"])
     return {**state, "queue": queue, "oldest": (oldest + rows) % self.queue}
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    """The query network, as in the papers."""
-    return join_stats(params["encoder"], state["stats"])
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     diagnosis = check_spread(

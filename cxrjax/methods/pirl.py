@@ -13,23 +13,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError, suggest
 from cxrjax.losses import collapse
 from cxrjax.losses.contrastive import unit
 from cxrjax.losses.nce import nce
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
   check_spread,
-  dtype_of,
   feature_health,
   flatten_views,
   image_keys,
@@ -46,8 +44,10 @@ TASKS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
   """PIRL; see `cxrjax.methods.base.Method` for what the functions do.
+
+  The encoder is evaluated without the heads, as in the paper.
 
   The bank has a row for every image of the data, initially a random direction. After a step the
   rows of its images move towards the embeddings that their image views had in it,
@@ -64,7 +64,6 @@ class Method:
   alone, as it is evaluated on these; the authors' are of both.
 
   Attributes:
-    encoder: the network.
     clock: length of the run and number of images in the data.
     task: "jigsaw" or "rotation"; `config.views` must be the recipe of that name from
       `cxrjax.views.pretext`.
@@ -78,8 +77,6 @@ class Method:
     pretext_weight: lambda, of the pretext view's term; the image view's has 1 - lambda.
   """
 
-  encoder: Any
-  clock: clocks.Clock
   task: str = "jigsaw"
   dim: int = 128
   batch_norm: bool = False
@@ -104,10 +101,6 @@ class Method:
       raise UserError("config.data.source has a single image, which leaves PIRL no negatives")
 
   @functools.cached_property
-  def schedules(self) -> dict[str, clocks.Schedule]:
-    return {}
-
-  @functools.cached_property
   def projector(self) -> Projector:
     """f for an image view's features; with other weights also g for a rotated view's."""
     return self._head(self.encoder.features, last=True)
@@ -128,7 +121,7 @@ class Method:
       in_dim=in_dim,
       dims=(self.dim,),
       final_norm="batch_no_affine" if has_final_norm else "none",
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
 
   def init(
@@ -159,7 +152,7 @@ class Method:
       raise UserError(
         f"PIRL with config.method.task={self.task!r} needs config.views.name={recipe!r}"
       )
-    side, cell = batch_spec[name].shape[2], getattr(self.encoder, "patch_size", 1)
+    side, cell = batch_spec[name].shape[2], self.encoder.patch_size
     if side % cell:
       raise UserError(
         f"config.views.local_size={side} is not a multiple of config.model.patch_size={cell}; "
@@ -242,10 +235,6 @@ class Method:
     mean /= same.sum(1, keepdims=True)
     moved = unit(self.momentum * bank[rows] + (1 - self.momentum) * mean)
     return {**state, "bank": bank.at[rows].set(moved)}
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    """The backbone without its heads, as the paper evaluates."""
-    return join_stats(params["encoder"], state["stats"])
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     # Chance accuracy is not a sign of collapse: the first epochs compare with a random bank, and an

@@ -10,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Key
 
-from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import segmentation as losses
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Metrics,
@@ -33,15 +33,13 @@ from cxrjax.models.segmentation_decoders import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.SupervisedMethod):
   """Segmentation; see `cxrjax.methods.base.Method` for what the functions do.
 
   Images without a mask have weight 0 in the loss. With gradient accumulation all microbatches have
   equal weight, however many of their images have masks.
 
   Attributes:
-    encoder: any.
-    clock: length of the run and of an epoch.
     decoder: `linear`, `upsample`, `unetr`, `unet`, or `auto`; see `models.segmentation_decoders`.
     width: the decoder's channels at full resolution.
     dice: weight of the soft Dice loss.
@@ -51,8 +49,6 @@ class Method:
 
   learns_from: ClassVar[str] = "masks"
 
-  encoder: Any
-  clock: clocks.Clock
   decoder: str = "auto"
   width: int = 16
   dice: float = 1.0
@@ -68,10 +64,6 @@ class Method:
     if self.components < 0:
       raise UserError(f"config.method.components={self.components} must be 0 (all) or more")
     self.drawer  # noqa: B018 - raises for a decoder that does not fit
-
-  @functools.cached_property
-  def schedules(self) -> dict[str, clocks.Schedule]:
-    return {}
 
   @functools.cached_property
   def drawer(self) -> Decoder:
@@ -121,13 +113,6 @@ class Method:
       **feature_health(features.cls[::views]),
     }
     return self.dice * dice + self.cross_entropy * cross_entropy, (state, metrics)
-
-  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
-    del params, step
-    return state
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    return self.network_params(params, state)["encoder"]
 
   def network_params(self, params: Params, state: Params) -> Params:
     """Parameters for `predict`: `encoder` and `decoder`, running statistics included."""

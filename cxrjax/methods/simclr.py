@@ -12,21 +12,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse, contrastive
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
   check_spread,
   diagnose_chance,
-  dtype_of,
   flatten_views,
   image_keys,
   join_stats,
@@ -36,24 +34,23 @@ from cxrjax.models.heads import Projector
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
   """SimCLR; see `cxrjax.methods.base.Method` for what the functions do.
+
+  The encoder is evaluated without the projector, whose input is a better representation than its
+  output (section 4.2).
 
   Batch norm in encoder and projector takes its statistics over both views of the global batch
   together, and all other views of it are negatives. With gradient accumulation "the batch" is a
   microbatch: fewer negatives make a different, easier task.
 
   Attributes:
-    encoder: the network.
-    clock: length of the run and of an epoch.
     hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`; the paper has 2048, 128
       and 2 layers, SimCLRv2 3 layers.
     batch_norm: in the projector, after every layer (after the last without a bias).
     temperature: tau; the paper: 0.1 at large batches, 0.5 at CIFAR's size.
   """
 
-  encoder: Any
-  clock: clocks.Clock
   hidden: int = 2048
   dim: int = 128
   head_layers: int = 2
@@ -78,12 +75,8 @@ class Method:
       dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
       batch_norm=self.batch_norm,
       final_norm="batch_no_bias" if self.batch_norm else "none",
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
-
-  @functools.cached_property
-  def schedules(self) -> dict[str, clocks.Schedule]:
-    return {}
 
   def init(
     self, key: Key[Array, ""], batch_spec: Mapping[str, jax.ShapeDtypeStruct]
@@ -116,14 +109,6 @@ class Method:
       "effective_rank": collapse.participation_ratio(first),
     }
     return loss, ({"stats": features.stats or {}}, metrics)
-
-  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
-    del params, step
-    return state
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    """Drops the projector, whose input is a better representation than its output (section 4.2)."""
-    return join_stats(params["encoder"], state["stats"])
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     diagnosis = check_spread(

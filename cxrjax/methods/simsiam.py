@@ -9,20 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int, Key
 
-from cxrjax.core import durations as clocks
 from cxrjax.core.errors import UserError
 from cxrjax.losses import collapse, cosine
+from cxrjax.methods import base
 from cxrjax.methods.base import (
   Batch,
   Metrics,
   Params,
   check_spread,
-  dtype_of,
   encode_each_view,
   feature_health,
   join_stats,
@@ -33,16 +31,16 @@ from cxrjax.models.heads import Projector
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
   """SimSiam; see `cxrjax.methods.base.Method` for what the functions do.
+
+  The encoder is evaluated without the heads, as in the paper.
 
   Batch norm takes its statistics view by view over the global batch (with accumulation: the
   microbatch). The stop-gradient on the target and the predictor keep it from collapsing; the paper
   trains the predictor with a constant learning rate (`config.optimizer.lr_constant`).
 
   Attributes:
-    encoder: the network.
-    clock: length of the run and of an epoch.
     hidden, dim, head_layers: the projector, `d -> hidden -> ... -> dim`; the paper has 2048, 2048
       and 3 layers (2 on CIFAR).
     predictor_hidden: the predictor is `dim -> predictor_hidden -> dim`, a bottleneck; the paper: a
@@ -51,8 +49,6 @@ class Method:
       predictor's hidden layer. Without it images are not separated, the paper finds (section 4.4).
   """
 
-  encoder: Any
-  clock: clocks.Clock
   hidden: int = 2048
   dim: int = 2048
   head_layers: int = 3
@@ -65,17 +61,13 @@ class Method:
         raise UserError(f"config.method.{name}={getattr(self, name)} must be at least 1")
 
   @functools.cached_property
-  def schedules(self) -> dict[str, clocks.Schedule]:
-    return {}
-
-  @functools.cached_property
   def projector(self) -> Projector:
     return Projector(
       in_dim=self.encoder.features,
       dims=(*[self.hidden] * (self.head_layers - 1), self.dim),
       batch_norm=self.batch_norm,
       final_norm="batch_no_affine" if self.batch_norm else "none",
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
 
   @functools.cached_property
@@ -84,7 +76,7 @@ class Method:
       in_dim=self.dim,
       dims=(self.predictor_hidden, self.dim),
       batch_norm=self.batch_norm,
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
 
   def init(
@@ -117,14 +109,6 @@ class Method:
       **feature_health(features[0].cls),
     }
     return -agreement, ({"stats": features[-1].stats or {}}, metrics)
-
-  def after_update(self, params: Params, state: Params, step: Int[Array, ""]) -> Params:
-    del params, step
-    return state
-
-  def encoder_params(self, params: Params, state: Params) -> Params:
-    """The backbone without its heads, as the paper evaluates."""
-    return join_stats(params["encoder"], state["stats"])
 
   def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
     advice = "lower config.optimizer.lr, or keep config.method.batch_norm=True"

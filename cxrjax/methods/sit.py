@@ -29,7 +29,6 @@ from cxrjax.methods.base import (
   Params,
   check_spread,
   diagnose_chance,
-  dtype_of,
   ema,
   encode_each_view,
   feature_health,
@@ -88,7 +87,7 @@ class Method(gmml.Method):
       dims=(self.hidden, self.hidden, self.dim),
       activation=("relu", "gelu"),
       final_norm="batch_no_affine",
-      dtype=dtype_of(self.encoder),
+      dtype=self.encoder.dtype,
     )
 
   def init(

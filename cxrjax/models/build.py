@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,9 +29,6 @@ def resolve(encoder: Any) -> None:
 def build_encoder(spec: Mapping[str, Any], target: Target, key: str = "config.model") -> Any:
   """Builds the network that `spec` names, for a target.
 
-  Encoders that choose types or kernels by platform have a field `target`; others are built from
-  their options alone.
-
   Args:
     spec: `name` and options, `config.model`.
     target: the devices that it will run on.
@@ -41,11 +37,8 @@ def build_encoder(spec: Mapping[str, Any], target: Target, key: str = "config.mo
   Raises:
     UserError: an unknown name or option.
   """
-  extra = {}
-  if spec.get("name"):
-    factory = locate(spec["name"], "Model", f"{key}.name")
-    if "target" in inspect.signature(factory).parameters:
-      extra = {"target": target}
+  factory: Any = locate(spec["name"], "Model", f"{key}.name") if spec.get("name") else None
+  extra = {"target": target} if factory and factory.takes_target else {}
   return build(spec, "Model", key, **extra)
 
 
@@ -64,6 +57,6 @@ def forward_flops(encoder: Any, image_shape: tuple[int, ...]) -> float:
     fields = {field.name for field in dataclasses.fields(encoder)}
     encoder = dataclasses.replace(encoder, **{k: v for k, v in plain.items() if k in fields})
   params = jax.eval_shape(encoder.init, jax.random.key(0))
-  image = jax.ShapeDtypeStruct((1, *image_shape[:2], getattr(encoder, "channels", 1)), jnp.float32)
+  image = jax.ShapeDtypeStruct((1, *image_shape[:2], encoder.channels), jnp.float32)
 
   return flops.count(lambda params, image: encoder.encode(params, image)[:2], params, image)

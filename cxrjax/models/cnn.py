@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,12 @@ from jaxtyping import Array, Float
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU, Target
 from cxrjax.models import crops, module
+from cxrjax.models.base import Encoder
 from cxrjax.models.features import Features, standardize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cnn:
+class Cnn(Encoder):
   """An encoder whose features come from its last map.
 
   Subclasses define `features`, `_net` and `_steps`. `_net` is called with maps [b h w c], `keys`,
@@ -36,26 +38,20 @@ class Cnn:
   dtype: str = "auto"
   target: Target = CPU
 
-  stages: ClassVar[int] = 4
-  # See `vit.Model.layer_names`.
-  layer_names: ClassVar[tuple[str, ...]]
+  stages = 4
+  takes_target = True
 
   def __post_init__(self):
     object.__setattr__(self, "dtype", self.target.dtype(self.dtype))
 
   @property
-  def features(self) -> int:
-    """Length d of the feature vectors."""
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _net(self) -> module.Net: ...
 
   @property
-  def _net(self) -> module.Net:
-    raise NotImplementedError
-
-  @property
+  @abc.abstractmethod
   def _steps(self) -> tuple[tuple[int, int, int], ...]:
     """Kernel size, stride and padding of every layer that changes the map's size, in order."""
-    raise NotImplementedError
 
   @property
   def stride(self) -> int:

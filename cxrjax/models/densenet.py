@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Model(cnn.Cnn):
   depth: int = 121
   growth: int = 32
 
-  layer_names: ClassVar[tuple[str, ...]] = (
+  layer_names = (
     "(conv0|norm0)/",
     "(denseblock|transition)1/",
     "(denseblock|transition)2/",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,7 @@ class Model(cnn.Cnn):
 
   width: int = 32
 
-  layer_names: ClassVar[tuple[str, ...]] = (
-    "Conv2d_[12]",
-    "Conv2d_[34]",
-    "Mixed_5",
-    "Mixed_6",
-    "Mixed_7",
-  )
+  layer_names = ("Conv2d_[12]", "Conv2d_[34]", "Mixed_5", "Mixed_6", "Mixed_7")
 
   def __post_init__(self):
     super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 from flax import nnx
@@ -39,13 +39,7 @@ class Model(cnn.Cnn):
   small_stem: bool = False
   zero_init: bool = False
 
-  layer_names: ClassVar[tuple[str, ...]] = (
-    "(conv1|bn1)/",
-    "layer1/",
-    "layer2/",
-    "layer3/",
-    "layer4/",
-  )
+  layer_names = ("(conv1|bn1)/", "layer1/", "layer2/", "layer3/", "layer4/")
 
   def __post_init__(self):
     super().__post_init__()

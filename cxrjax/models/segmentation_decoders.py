@@ -80,9 +80,7 @@ class Decoder:
   @property
   def _tapped(self) -> str:
     """Kind of the encoder's intermediates: `block`, `stage`, or ""."""
-    if hasattr(self.encoder, "blocks"):
-      return "block"
-    return "stage" if hasattr(self.encoder, "stages") else ""
+    return "block" if self.encoder.blocks else "stage" if self.encoder.stages else ""
 
   @property
   def chosen(self) -> str:

@@ -17,6 +17,7 @@ from cxrjax.core.errors import UserError, suggest
 from cxrjax.core.target import CPU, Target
 from cxrjax.models import attention, crops, layers, module, posembed, transformer
 from cxrjax.models.attention import Kernel
+from cxrjax.models.base import Encoder
 from cxrjax.models.build import resolve
 from cxrjax.models.features import Features, standardize
 
@@ -44,7 +45,7 @@ class _Place(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Model(Encoder):
   """A vision transformer encoder.
 
   Attributes:
@@ -105,6 +106,10 @@ class Model:
   depth: int | None = None
   heads: int | None = None
   target: Target = CPU
+
+  drops_patches = True
+  masks_patches = True
+  takes_target = True
 
   def __post_init__(self):
     resolve(self)
@@ -177,15 +182,6 @@ class Model:
   def attention_heads(self) -> int:
     """Number of attention heads of every block."""
     return self._dims[2]
-
-  @property
-  def stride(self) -> int:
-    """Pixels per side of a cell of the grid of `Features.patches`."""
-    return self.patch_size
-
-  def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of `Features.patches` for an image of (height, width, ...) pixels."""
-    return image_shape[0] // self.patch_size, image_shape[1] // self.patch_size
 
   @functools.cached_property
   def _net(self) -> module.Net:

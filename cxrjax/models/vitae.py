@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Model(cnn.Cnn):
   depths: tuple[int, ...] | None = None
   attention: str = "auto"
 
-  layer_names: ClassVar[tuple[str, ...]] = ("layers/0/", "layers/1/", "layers/2/", "layers/3/")
+  layer_names = ("layers/0/", "layers/1/", "layers/2/", "layers/3/")
 
   def __post_init__(self):
     super().__post_init__()

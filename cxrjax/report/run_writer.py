@@ -1,4 +1,4 @@
-"""Writes the files of a run: `metrics.jsonl`, `run.json`, `figures/*.npz`, TensorBoard events.
+"""Writes the files of a run: `metrics.jsonl`, `run.json`, `figures/*.npz`, and passes metrics on.
 
 A run may be killed at any byte. A JSON line is written with one call, a torn last line is dropped
 when the file is opened again, and whole files are replaced atomically. A disk may be full: some
@@ -15,22 +15,19 @@ import json
 import math
 import os
 import pathlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsInt
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from cxrjax.core import files
 from cxrjax.core.atomic_files import LEFTOVERS, atomic_open
 from cxrjax.core.errors import UserError
+from cxrjax.report.writers import base, tensorboard
 
 METRICS = "metrics.jsonl"
 FACTS = "run.json"
 FIGURES = "figures"
-TENSORBOARD = "tensorboard"
 _RESERVE = ".reserve"  # a file that is deleted to make room for `run.json` on a full disk
 _ROOM = 1 << 20  # its size in bytes
 
@@ -45,16 +42,22 @@ class Writer:
     workdir: created if missing.
     active: whether this process writes. In a run of several processes only process 0 does; the
       methods of the others do nothing.
+    others: writers that take the metrics as well, besides TensorBoard's.
 
   Raises:
     UserError: here and in every method, when a file cannot be written (no permission, full disk).
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], *, active: bool = True):
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    *,
+    active: bool = True,
+    others: Sequence[base.Writer] = (),
+  ):
     self.workdir = pathlib.Path(workdir)
     self.active = active
-    self._events: EventsWriter | None = None
-    self._purge_step: int | None = None
+    self._writers = (tensorboard.Writer(self.workdir, {}), *others)
     self._metrics_file: int | None = None
     if not active:
       return
@@ -82,7 +85,7 @@ class Writer:
       return
     numbers = {name: _json_number(value) for name, value in values.items()}
     self._append({"step": int(step), "epoch": _json_number(epoch), "kind": "train", **numbers})
-    self._write_event(step, {f"train/{name}": value for name, value in numbers.items()})
+    self._pass_on(step, {f"train/{name}": value for name, value in numbers.items()})
 
   def results(
     self,
@@ -117,7 +120,7 @@ class Writer:
       sync=True,
     )
     values = {f"{evaluator}/{encoder}/{k}": v.get("value") for k, v in converted.items()}
-    self._write_event(step, values)
+    self._pass_on(step, values)
 
   def facts(self, **facts: Any) -> None:
     """Merges facts into `run.json`; nested mappings are merged too, lists are replaced."""
@@ -167,7 +170,7 @@ class Writer:
     """Discards records after `step`; to be called when a run begins or resumes from a checkpoint.
 
     Drops lines that the run will write again: training metrics and results of the trained encoder
-    after `step`, at step 0 also those of the random encoder; TensorBoard is told to do the same.
+    after `step`, at step 0 also those of the random encoder; other writers are told to do the same.
 
     Returns:
       Number of training lines up to `step`.
@@ -185,15 +188,18 @@ class Writer:
         with atomic_open(self._path) as file:
           file.writelines(remaining)
         self._metrics_file = os.open(self._path, os.O_RDWR | os.O_APPEND, 0o644)
-    self._close_events()
-    self._purge_step = int(step) + 1
+    for writer in self._writers:
+      with _errors_of(writer):
+        writer.truncate(int(step))
     return sum(_parse_record(line).get("kind") == "train" for line in remaining)
 
   def close(self) -> None:
     """Flushes and closes all files; safe to call twice."""
     if self.active:
       (self.workdir / _RESERVE).unlink(missing_ok=True)
-    self._close_events()
+    for writer in self._writers:
+      with _errors_of(writer):
+        writer.close()
     if self._metrics_file is not None:
       file, self._metrics_file = self._metrics_file, None
       with user_errors(self._path):
@@ -220,38 +226,26 @@ class Writer:
           os.ftruncate(self._metrics_file, end)
         raise
 
-  def _write_event(self, step: SupportsInt, values: Mapping[str, float | int | None]) -> None:
-    folder = self.workdir / TENSORBOARD
-    with user_errors(folder):
-      if self._events is None:
-        folder.mkdir(exist_ok=True)
-        # The name holds the second only; the suffix keeps a quick restart from overwriting.
-        suffix = f".{os.getpid()}.{time.time_ns() % 10**9:09d}"
-        self._events = EventsWriter(str(folder / "events"), suffix)
-        if self._purge_step is not None:
-          self._events.write_event(
-            event_pb2.Event(
-              wall_time=time.time(),
-              step=self._purge_step,
-              session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START),
-            )
-          )
-      summary = summary_pb2.Summary(
-        value=[
-          summary_pb2.Summary.Value(tag=tag, simple_value=math.nan if value is None else value)
-          for tag, value in values.items()
-        ]
-      )
-      self._events.write_event(
-        event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary)
-      )
-      self._events.flush()
+  def _pass_on(self, step: SupportsInt, values: Mapping[str, float | int | None]) -> None:
+    numbers = {name: math.nan if value is None else value for name, value in values.items()}
+    for writer in self._writers:
+      with _errors_of(writer):
+        writer.write(int(step), numbers)
 
-  def _close_events(self) -> None:
-    if self._events is not None:
-      events, self._events = self._events, None
-      with user_errors(self.workdir / TENSORBOARD):
-        events.close()
+
+@contextlib.contextmanager
+def _errors_of(writer: base.Writer) -> Iterator[None]:
+  """Turns an OSError of a metric writer into a UserError that names its files, or the writer."""
+  try:
+    yield
+  except OSError as error:
+    if isinstance(writer, tensorboard.Writer):
+      with user_errors(writer.workdir / tensorboard.FOLDER):
+        raise
+    name = type(writer).__module__
+    raise UserError(
+      f"config.writers: {name!r} failed ({error}); mend it, or leave it out"
+    ) from error
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cxrjax.evals.base import Evaluator, Result
 from cxrjax.report.run_writer import Writer
 from cxrjax.tasks.training_run import Run
 from cxrjax.training.checkpoint import Checkpoints
@@ -22,19 +23,21 @@ def thumbnail_baselines(run: Run, writer: Writer) -> None:
   """Evaluates the thumbnail baseline of every evaluator, once per run."""
   for name, evaluator in run.evaluators.items():
     if not _has_result(writer, name, "floor"):
-      _write(writer, 0, 0.0, name, "floor", evaluator.floor(run.eval_data[name]))
+      result = evaluator.floor(run.eval_data[name])
+      if result is not None:
+        _write(writer, 0, 0.0, name, "floor", result)
 
 
 def during_training(run: Run, writer: Writer, written: Callable[[], Any]) -> dict[str, Evaluation]:
   """Evaluators that run during training, by name; `written()` is called after each result."""
 
-  def evaluation(name: str, evaluator: Any) -> Evaluation:
+  def evaluation(name: str, evaluator: Evaluator) -> Evaluation:
     def evaluate(step: int, state: State) -> float | None:
       result = run.evaluate(name, state)
       encoder = "random" if step == 0 else "trained"
       _write(writer, step, run.clock.epoch(step), name, encoder, result)
       written()
-      score = getattr(result, "scores", {}).get(run.config["checkpoint"]["score"])
+      score = result.scores.get(run.config["checkpoint"]["score"])
       return None if score is None or np.isnan(score) else score
 
     return Evaluation(run.interval(evaluator.every, f"config.evals.{name}.every"), evaluate)
@@ -66,7 +69,9 @@ def chosen_checkpoint(
   return state
 
 
-def _write(writer: Writer, step: int, epoch: float, name: str, encoder: str, result: Any) -> None:
+def _write(
+  writer: Writer, step: int, epoch: float, name: str, encoder: str, result: Result
+) -> None:
   """Writes scores (for ROC curves) and facts, then metrics, which mark the evaluation as done."""
   threshold = result.facts.get("linear", {}).get("threshold")
   thresholds = {} if threshold is None else {"threshold": np.asarray(threshold)}

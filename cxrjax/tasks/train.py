@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from cxrjax.config.instantiate import locate
 from cxrjax.core.command import say
 from cxrjax.core.errors import UserError
 from cxrjax.core.memory import peak
@@ -19,6 +20,7 @@ from cxrjax.report import terminal
 from cxrjax.report.pages import run_page
 from cxrjax.report.run_files import environment
 from cxrjax.report.run_writer import FULL, Writer, now
+from cxrjax.report.writers.base import open_writers
 from cxrjax.tasks import run_evaluation
 from cxrjax.tasks.training_run import Run
 from cxrjax.training import learnt_from, peers
@@ -50,6 +52,9 @@ def run(
     say(f"{workdir} holds a finished run of this config; its report is {workdir / run_page.NAME}")
     return 0
 
+  for name in config.get("sections", ()):
+    locate(name, "section", "config.sections")  # a misspelt name is an error now, not at the end
+  writers = open_writers(config.get("writers", ()), workdir, config) if is_main else []
   run = Run(config)
   pending_start = compile_in_background(run.train_step, run.loader)
   facts = run.describe()
@@ -58,7 +63,7 @@ def run(
     say(f"note: {remark}")
 
   with (
-    Writer(workdir, active=is_main) as writer,
+    Writer(workdir, active=is_main, others=writers) as writer,
     contextlib.ExitStack() as at_exit,  # after an error was recorded, and other processes know it
     _recorded_errors(writer),
   ):

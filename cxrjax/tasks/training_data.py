@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,7 +93,7 @@ def load(config: Mapping[str, Any], recipe: Any, mesh: Mesh, progress: bool) -> 
   """
   data = config["data"]
   uses_masks, segmenter = pseudo_masks.parse_option(data.get("masks"))
-  if uses_masks and "masks" not in inspect.signature(recipe.__call__).parameters:
+  if uses_masks and not recipe.takes_masks:
     raise UserError(
       f"config.views.name={config['views']['name']!r} takes no lung masks; set "
       "config.data.masks='', or choose 'cxrjax.views.multicrop'"

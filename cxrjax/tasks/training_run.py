@@ -13,6 +13,7 @@ import jax
 from cxrjax.config.instantiate import build
 from cxrjax.core.durations import tabulate
 from cxrjax.core.errors import UserError
+from cxrjax.evals.base import Evaluator, Result
 from cxrjax.evals.eval_splits import Data
 from cxrjax.models.module import param_count
 from cxrjax.tasks import leakage_checks, training_data
@@ -49,7 +50,7 @@ class Run:
     self.spec = self.train_step.batch_spec(self.loader.data, self.loader[0])
     self.log_every = self.interval(config["log_every"], "config.log_every")
     self.save_every = self.interval(config["checkpoint"]["every"], "config.checkpoint.every")
-    self.evaluators = {
+    self.evaluators: dict[str, Evaluator] = {
       name: build(spec, "Evaluator", f"config.evals.{name}")
       for name, spec in config["evals"].items()
     }
@@ -74,10 +75,10 @@ class Run:
     """Predictions of the method's network."""
     return self.method.predict(params, x)
 
-  def evaluate(self, name: str, state: State) -> Any:
+  def evaluate(self, name: str, state: State) -> Result:
     """Runs an evaluator on the encoder's features or on the method's predictions."""
     evaluator, data = self.evaluators[name], self.eval_data[name]
-    if getattr(evaluator, "judges", "features") == "features":
+    if evaluator.judges == "features":
       function, params = self.encode, self.method.encoder_params
     else:
       function, params = self.predict, self.method.network_params
@@ -138,7 +139,7 @@ class Run:
     tests = {
       name: eval_data
       for name, eval_data in evaluations.items()
-      if getattr(self.evaluators[name], "part", "test") == "test"
+      if self.evaluators[name].part == "test"
     }
     threshold = data.get("near_duplicates", 0)
     return [

@@ -20,8 +20,8 @@ from cxrjax.training.train_step import TrainStep
 
 def learns_from(spec: Mapping[str, Any]) -> str:
   """The kind of data that a method declares to learn from: "images", "labels" or "masks"."""
-  factory = locate(spec.get("name", ""), "Method", "config.method.name")
-  return str(getattr(factory, "learns_from", "images"))
+  factory: Any = locate(spec.get("name", ""), "Method", "config.method.name")
+  return str(factory.learns_from)
 
 
 def build_method(spec: Mapping[str, Any], encoder: Any, clock: Clock, labels: Labels) -> Any:
@@ -62,7 +62,7 @@ def build_train_step(
   method = build_method(config["method"], encoder, clock, labels)
   options = freeze(config["optimizer"])
   check_keywords(Optimizer, options, "config.optimizer", hidden=["clock", "layer_names"])
-  optimizer = Optimizer(clock=clock, layer_names=getattr(encoder, "layer_names", ()), **options)
+  optimizer = Optimizer(clock=clock, layer_names=encoder.layer_names, **options)
   # On CPUs convolutions inside a loop of steps are several times slower than outside.
   slow = isinstance(encoder, Cnn) and target.platform == "cpu"
   return TrainStep(

@@ -22,7 +22,7 @@ from cxrjax.core.target import Target
 from cxrjax.data.loading.device_arrays import Placement
 from cxrjax.data.loading.loader import Fetch
 from cxrjax.evals import features
-from cxrjax.methods.base import Labels
+from cxrjax.methods.base import Labels, SupervisedMethod
 from cxrjax.training.build import build_train_step
 from cxrjax.training.sharding import AXES
 from cxrjax.training.train_step import TrainStep
@@ -112,7 +112,7 @@ def eval_step(
   state = built.abstract(
     built.batch_spec(*inputs(config, mesh, _resident(config), examples, labels))
   )
-  predicts = hasattr(method, "predict")
+  predicts = isinstance(method, SupervisedMethod)
   params = (method.network_params if predicts else method.encoder_params)(
     state["params"], state["method_state"]
   )

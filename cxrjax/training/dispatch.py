@@ -95,7 +95,7 @@ def _memory_error(
     images=loader.batch_size,
     accumulate=train_step.accumulate,
     devices=train_step.mesh.size,
-    remat=getattr(train_step.method.encoder, "remat", None),
+    remat=train_step.method.encoder.remat,
     resident_bytes=int(data_bytes) if loader.storage == "resident" else 0,
     fixed=state_bytes + data_bytes,
     peak=peak,

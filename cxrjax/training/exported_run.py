@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from cxrjax.core.errors import UserError
+from cxrjax.methods.base import SupervisedMethod
 from cxrjax.models.weights import files as weights
 from cxrjax.training.checkpoint import flatten
 
@@ -50,7 +51,7 @@ def network_arrays(method: Any, template: Mapping[str, Any]) -> set[str]:
   name_of = {id(mark): name for name, mark in markers.items()}
   state = jax.tree.unflatten(jax.tree.structure(template), [markers[name] for name in names])
   networks = [method.encoder_params(state["params"], state["method_state"])]
-  if hasattr(method, "predict"):
+  if isinstance(method, SupervisedMethod):
     networks.append(method.network_params(state["params"], state["method_state"]))
   return {name_of[id(leaf)] for leaf in jax.tree.leaves(networks)}
 

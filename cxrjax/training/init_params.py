@@ -8,6 +8,7 @@ from typing import Any
 
 from cxrjax.core import zoo
 from cxrjax.core.errors import UserError
+from cxrjax.methods.base import SupervisedMethod
 from cxrjax.models import weights
 from cxrjax.training.restore import Restored, restore
 
@@ -52,9 +53,9 @@ def start(config: Mapping[str, Any], encoder: Any) -> tuple[Any, dict[str, Any]]
 
 def _head_notes(run: Restored) -> list[str]:
   """A note on a supervised run's head, which is not taken over."""
-  if getattr(run.method, "learns_from", "images") != "labels":
+  if not isinstance(run.method, SupervisedMethod) or not run.method.classes:
     return []
-  classes = ", ".join(run.method.labels.classes)
+  classes = ", ".join(run.method.classes)
   return [f"its head for {classes} is not taken over, the new one begins afresh"]
 
 

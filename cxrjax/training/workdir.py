@@ -66,7 +66,7 @@ def in_use(workdir: pathlib.Path) -> bool:
   return False
 
 
-IGNORED_KEYS = {"explain"}  # parts of a config that affect no result
+IGNORED_KEYS = {"explain", "sections", "writers"}  # parts of a config that affect no result
 
 
 def differences(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, UInt8
 
 from cxrjax.core.errors import UserError
-from cxrjax.views import intensity, resample, validation
+from cxrjax.views import base, intensity, resample, validation
 from cxrjax.views.validation import Number, Pair
 
 TRIES = 10  # boxes drawn before falling back, as in torchvision's RandomResizedCrop
@@ -45,7 +45,7 @@ class Draw(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(base.Recipe):
   """Multi-crop views of gray images; the defaults are DINO's.
 
   `recipe(key, images)` gives `{"global": f32[global_crops b s s 1], "local": f32[...]}`,
@@ -105,6 +105,8 @@ class Recipe:
   rotate: Number = 0.0
   mean: Number = 0.5
   std: Number = 0.25
+
+  takes_masks = True
 
   def __post_init__(self):
     for name, least in (

@@ -34,6 +34,8 @@ class _Photometric(multicrop.Recipe):
   blur_prob: Number | tuple[Number, ...] = 0.0
   solarize_prob: Number | tuple[Number, ...] = 0.0
 
+  takes_masks = False
+
 
 @dataclasses.dataclass(frozen=True)
 class Jigsaw(_Photometric):
@@ -66,7 +68,6 @@ class Jigsaw(_Photometric):
     super().__post_init__()
     validation.require_float(self, "local_share", 0.01, 1 / SIDE)
 
-  # No masks: their absence from the signature is how the program can tell.
   def __call__(  # type: ignore[override]
     self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None
   ) -> dict[str, Float[Array, "_ b _ _ 1"]]:
@@ -115,7 +116,6 @@ class Rotation(_Photometric):
   global_crops: int = dataclasses.field(default=2, init=False)
   local_crops: int = dataclasses.field(default=0, init=False)
 
-  # No masks: their absence from the signature is how the program can tell.
   def __call__(  # type: ignore[override]
     self, key: PRNGKeyArray, images: Num[Array, "b h w 1"], index: Int[Array, "b"] | None = None
   ) -> dict[str, Float[Array, "_ b _ _ 1"]]:

@@ -13,15 +13,13 @@ from cxrjax.config import instantiate
 from cxrjax.config.args import parse_arg
 from cxrjax.config.instantiate import locate
 from cxrjax.core.errors import UserError
+from cxrjax.views import base
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(base.Recipe):
   width: int
   hidden: int = 3
-
-  def check(self, size):
-    pass
 
   def __call__(self, images):
     return images
@@ -50,15 +48,17 @@ def test_builds_a_member_and_a_modules_attribute(module):
 
 
 def test_what_is_found_must_be_what_is_asked_for(module):
-  module.Half = type("Half", (), {"check": None})
+  module.Half = type("Half", (base.Recipe,), {})
+  module.Alike = type("Alike", (), {"check": None, "__call__": None})
   module.made = lambda: None
   for member, kind, lacks in (
     ("Half", "Recipe", "__call__"),
-    ("made", "Recipe", "check"),
-    ("Recipe", "Method", "encoder_params"),
+    ("Alike", "Recipe", r"a subclass of cxrjax\.views\.base\.Recipe"),
+    ("made", "Recipe", "__call__"),
+    ("Recipe", "Method", "init, loss"),
     ("Recipe", "run", "function"),
-    ("__name__", "Recipe", "check"),
-    ("__spec__", "Recipe", "check"),
+    ("__name__", "Recipe", "__call__"),
+    ("__spec__", "Recipe", "__call__"),
   ):
     with pytest.raises(UserError, match=rf"not what is asked for here, which is .*{lacks}"):
       locate(f"a_users_module.{member}", kind)
@@ -145,7 +145,7 @@ def test_all_that_names_of_this_package_reach():
         except UserError:
           continue
   assert {f.__name__ for f in found["Method"].values()} == {"Method"}
-  assert {f.__name__ for f in found["Model"].values()} == {"Model", "Cnn"}
+  assert {f.__name__ for f in found["Model"].values()} == {"Model"}
   assert {f.__name__ for f in found["Recipe"].values()} == {"Recipe", "Jigsaw", "Rotation"}
   assert {f.__name__ for f in found["Evaluator"].values()} == {"Evaluator"}
   assert {f.__name__ for f in found["run"].values()} == {"run"}

@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+from cxrjax.data import base as data_base
 from cxrjax.data.base import Record, SourceInfo, Table
 
 
@@ -20,7 +21,7 @@ class Split:
   levels: np.ndarray
 
 
-class FakeSource:
+class FakeSource(data_base.Source):
   """Takes its splits from `FakeSource.splits`; set by the `fake` fixture."""
 
   splits: dict[str, Split] = {}  # noqa: RUF012

@@ -12,16 +12,20 @@ from cxrjax.data.images import Images
 from cxrjax.explain import lung_overlap
 from cxrjax.explain.maps import Head
 from cxrjax.metrics import saliency
+from cxrjax.models.base import Encoder
 from cxrjax.models.features import Features
 
 N, SIDE = 12, 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Bright:
+class Bright(Encoder):
   """A convolutional network in miniature: its only map is the image, squares of 4 pixels."""
 
   dtype: str = "float32"
+
+  def init(self, key):
+    return {"scale": jnp.ones(())}
 
   def encode(self, params, x, *, intermediates=(), add_at=None):
     b, h, w, _ = x.shape

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import types
+from typing import Any
 
 import dicoms
 import jax
@@ -24,6 +25,7 @@ from cxrjax.data.decoding import windowing
 from cxrjax.data.sources.phantom import Source
 from cxrjax.evals import features
 from cxrjax.inference import ensemble, networks
+from cxrjax.methods.base import SupervisedMethod
 from cxrjax.metrics.roc import auroc
 from cxrjax.training import exported_run, restore
 
@@ -180,20 +182,33 @@ def test_what_is_handed_on_names_no_place_of_this_machine():
   assert config["views"] == {"mean": 0.5} and config["data"]["options"]["csv"] == "labels.csv"
 
 
+@dataclasses.dataclass(frozen=True)
+class Averaged(SupervisedMethod):
+  """A classifier that is evaluated by a moving average of its parameters."""
+
+  encoder: Any
+  clock: Any
+
+  def init(self, key, batch_spec): ...
+
+  def loss(self, params, state, batch, key, step): ...
+
+  def predict(self, params, images): ...
+
+  def network_params(self, params, state):
+    return state["average"]
+
+
 def test_what_of_a_state_only_training_needs():
   leaves = {"encoder": {"a": 0.0}, "head": {"b": 0.0}}
   state = {"params": leaves, "method_state": {"average": jax.tree.map(float, leaves), "stats": {}}}
-  averaged = types.SimpleNamespace(
-    encoder_params=lambda params, state: state["average"]["encoder"],
-    network_params=lambda params, state: state["average"],
-    predict=None,
-  )
-  assert exported_run.network_arrays(averaged, state) == {
+  method = Averaged(encoder=None, clock=None)
+  assert exported_run.network_arrays(method, state) == {
     "extra/average/encoder/a",
     "extra/average/head/b",
   }
-  del averaged.predict
-  assert exported_run.network_arrays(averaged, state) == {"extra/average/encoder/a"}
+  encoder_alone = types.SimpleNamespace(encoder_params=method.encoder_params)
+  assert exported_run.network_arrays(encoder_alone, state) == {"extra/average/encoder/a"}
 
 
 def test_networks_of_the_package_by_name():

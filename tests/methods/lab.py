@@ -13,6 +13,7 @@ import numpy as np
 from cxrjax.core.durations import Clock
 from cxrjax.data.sources.phantom import Source
 from cxrjax.losses import collapse
+from cxrjax.models.base import Encoder
 from cxrjax.models.vit import Features, Model
 from cxrjax.training.optimizer import Optimizer
 from cxrjax.training.sharding import make_mesh
@@ -43,7 +44,7 @@ def encoder(**options: Any) -> Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Normed:
+class Normed(Encoder):
   """The least encoder with batch norm: a linear map of the pixels, normalised, rectified."""
 
   features: int = 8

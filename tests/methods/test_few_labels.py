@@ -12,6 +12,7 @@ from cxrjax.data.sources.phantom import Source
 from cxrjax.data.splits import partial_labels
 from cxrjax.methods import bke, mean_teacher
 from cxrjax.methods.base import Labels
+from cxrjax.models.base import Encoder
 from cxrjax.models.features import Features
 from cxrjax.training.labels import labels_of
 from tests.methods import lab
@@ -23,7 +24,7 @@ VIEWS = {"mean_teacher": 2, "bke": 1}
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Encoder):
   """The least encoder: a linear map of the pixels."""
 
   features: int = 8

@@ -16,6 +16,7 @@ from cxrjax.losses.contrastive import unit
 from cxrjax.losses.nce import nce
 from cxrjax.methods.base import join_stats
 from cxrjax.methods.pirl import Method
+from cxrjax.models.base import Encoder
 from cxrjax.models.features import Features
 from cxrjax.views import pretext
 
@@ -25,7 +26,7 @@ INDEX = jnp.array([7, 3, 39, 0, 1, 2, 30, 31, 32, 33, 34, 35, 36, 37, 38, 20])
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class Blocks(Encoder):
   """An encoder that is compiled in no time: a layer on blocks of 16x16 pixels, and their mean."""
 
   features: int = 8

@@ -37,7 +37,7 @@ from cxrjax.data.base import Record, Source
 from cxrjax.data.decoding import decode, windowing
 from cxrjax.data.decoding.worker_pool import num_threads
 from cxrjax.data.images import Images, Stack, WideStack, info_of, take
-from cxrjax.data.inspection import bits_of, read
+from cxrjax.data.inspection import bits_of
 from cxrjax.data.loading import cache_file
 from cxrjax.data.splits.subset import Subset
 
@@ -426,7 +426,7 @@ class _NewCache:
     """Decodes the row at a position into a place of the arrays; safe in several threads."""
     spec = self._spec
     try:
-      record = read(self._source, int(self._rows[position]), spec.size)
+      record = self._source.read(int(self._rows[position]), spec.size)
       square, window, mask = to_square(record, spec.size, spec.fit, spec.bits, spec.window)
     except decode.BadImage as error:
       self.bad[position] = str(error)

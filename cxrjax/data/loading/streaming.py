@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8, UInt16
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import inspection
 from cxrjax.data.base import Source
 from cxrjax.data.decoding import decode, windowing, worker_pool
 from cxrjax.data.images import Images, Stack, WideStack
@@ -77,7 +76,7 @@ class Reader:
     for candidate in range(row, row + len(source)):
       candidate %= len(source)
       try:
-        record = inspection.read(source, candidate, self._size)
+        record = source.read(candidate, self._size)
         square, window, mask = decoded_cache.to_square(
           record, self._size, self._fit, self._bits, self._window
         )

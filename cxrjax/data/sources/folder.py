@@ -15,7 +15,7 @@ import numpy as np
 
 from cxrjax.config.instantiate import check_regex
 from cxrjax.core.errors import UserError, suggest
-from cxrjax.data import inspection
+from cxrjax.data import base, inspection
 from cxrjax.data.base import Record, SourceInfo, Table
 from cxrjax.data.decoding import decode
 from cxrjax.data.sources import (
@@ -32,7 +32,7 @@ from cxrjax.data.sources.folder_tree import SPLIT_NAMES
 from cxrjax.data.splits import patient_splits
 
 
-class Source:
+class Source(base.Source):
   """Images below a folder, in a zip, or in zips below a folder: PNG, JPEG, TIFF, BMP, DICOM, ...
 
   Nothing is unpacked: the contents of `x/y.zip` are treated as a folder `x/y`. Images and DICOM are
@@ -192,7 +192,7 @@ class Source:
     return self.read(index)
 
   @functools.cached_property
-  def bits(self) -> int:
+  def bits(self) -> int:  # type: ignore[override]  # computed when asked for
     """16 if the header of any of a few sampled images says so, else 8."""
     for row in inspection.sample(len(self)):
       with contextlib.suppress(decode.BadImage):

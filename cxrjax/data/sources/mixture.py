@@ -18,7 +18,7 @@ from cxrjax.data.base import Part, Record, Source, SourceInfo, Table
 from cxrjax.data.splits import patient_splits
 
 
-class Pool:
+class Pool(Source):
   """Concatenation of several sources.
 
   Classes of two sources are merged if their names are equal up to case and up to spaces, hyphens
@@ -97,7 +97,7 @@ class Pool:
     return len(self.groups)
 
   @functools.cached_property
-  def bits(self) -> int:
+  def bits(self) -> int:  # type: ignore[override]  # computed when asked for
     """16 if any source has 16 bits, else 8."""
     return max(inspection.bits_of(source) for source in self.sources)
 
@@ -110,8 +110,7 @@ class Pool:
       raise IndexError(index)
     k = int(self.groups[index])
     source, row = self.sources[k], index - int(self._starts[k])
-    reader = getattr(source, "read", None)
-    record = source[row] if reader is None else reader(row, at_least=at_least)
+    record = source.read(row, at_least)
     return dataclasses.replace(
       record,
       labels=self.table.labels[index],

@@ -28,6 +28,7 @@ from PIL import Image
 
 from cxrjax.core import hash_random
 from cxrjax.core.errors import UserError
+from cxrjax.data import base
 from cxrjax.data.base import Record, SourceInfo, Table
 
 SPLITS = ("train", "val", "test")
@@ -48,7 +49,7 @@ def _generator(seed: int, purpose: str, split: str, index: int) -> np.random.Gen
   return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
 
 
-class Source:
+class Source(base.Source):
   """A split of synthetic radiographs.
 
   Args:

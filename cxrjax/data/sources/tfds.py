@@ -31,7 +31,7 @@ _IDS, _PATIENTS, _SITES = ("id", "image_id", "filename"), ("patient", "patient_i
 _KEY = "config.data.options"
 
 
-class Source:
+class Source(base.Source):
   """A split of a TFDS data set, prepared on first use if its builder and archive are available.
 
   Args:

@@ -28,7 +28,7 @@ _SLICE = re.compile(r"^([^\[\]+]+)\[\s*(?:([\d.]+)\s*%)?\s*:\s*(?:([\d.]+)\s*%)?
 _FOLD = re.compile(r"^\s*(\d+)\s+of\s+(\d+)(?:\s+in\s+(\S.*?))??(\s+by image)?\s*$")
 
 
-class Subset:
+class Subset(Source):
   """Some images of a source, which is itself a source.
 
   Args:
@@ -53,8 +53,7 @@ class Subset:
   ):
     self.table = source.table.take(rows)
     info = source.info
-    groups = getattr(source, "groups", None)
-    self.groups: np.ndarray | None = None if groups is None else groups[rows]
+    self.groups = None if source.groups is None else source.groups[rows]
     parts = info.parts
     if parts:
       part_of_row = np.searchsorted(np.cumsum([p.rows for p in parts]), rows, side="right")
@@ -75,7 +74,7 @@ class Subset:
     self.source: Source = source.source if isinstance(source, Subset) else source
 
   @property
-  def bits(self) -> int:
+  def bits(self) -> int:  # type: ignore[override]  # computed when asked for
     return bits_of(self.source)
 
   def __len__(self) -> int:
@@ -88,8 +87,7 @@ class Subset:
     """Reads image `index`; JPEGs may be decoded at reduced size, not below `at_least` pixels."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    row, reader = int(self.rows[index]), getattr(self.source, "read", None)
-    return self.source[row] if reader is None else reader(row, at_least=at_least)
+    return self.source.read(int(self.rows[index]), at_least)
 
 
 def take(source: Source, subset: str, seed: int = 0, key: str = "config.data.subset") -> Subset:
@@ -112,9 +110,7 @@ def take(source: Source, subset: str, seed: int = 0, key: str = "config.data.sub
     raise UserError(f"{key}={subset!r} of no images; check config.data.split")
   if percent and 0 < float(percent[1]) <= 100:
     description = f"{float(percent[1]):g} %"
-    rows = fraction(
-      owners, float(percent[1]) / 100, seed, table.labels, getattr(source, "groups", None)
-    )
+    rows = fraction(owners, float(percent[1]) / 100, seed, table.labels, source.groups)
     method = "whole patients, classes in proportion"
   elif per_class and int(per_class[1]) > 0:
     description = f"{int(per_class[1])} per class"
@@ -189,7 +185,7 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
     {str(i): 1 / count for i in range(1, count + 1)},
     seed,
     source.table.labels,
-    getattr(source, "groups", None),
+    source.groups,
     purpose="fold",
   )
   test = folds[str(number)]
@@ -238,7 +234,7 @@ def take_slice(source: Source, split: str, ends: tuple[float, float]) -> Subset:
   """
   owners = patient_splits.owners(source.table)
   positions = patient_splits.positions(
-    owners, 0, source.table.labels, getattr(source, "groups", None), purpose="slice"
+    owners, 0, source.table.labels, source.groups, purpose="slice"
   )
   low, high = ends
   rows = np.array([i for i, p in enumerate(owners) if low <= positions[p] < high], dtype=np.int64)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from cxrjax.config.instantiate import locate
 from cxrjax.core import tables
 from cxrjax.core.atomic_files import atomic_open
 from cxrjax.core.text import identifier
@@ -96,6 +99,7 @@ def render(run: runs.Run) -> str:
       "Each row: a radiograph, and the random crops made of it in one training step.",
       details.views,
     ),
+    *_own_sections(run),
     ("speed", "Speed and size", "", details.speed),
     ("again", "Run it again", "", details.reproduction),
   ]
@@ -104,6 +108,19 @@ def render(run: runs.Run) -> str:
   ]
   opening = [guard(summary.section, run), guard(_callouts, run)]
   return document(run, title, ["cxrjax", guard(_badge, run)], opening, sections)
+
+
+def _own_sections(run: runs.Run) -> Iterator[tuple[str, str, str, Any]]:
+  """Key, heading, note and function of the user's own sections, `config.sections`."""
+  names = run.config.get("sections")
+  for number, name in enumerate(names if isinstance(names, list) else []):
+    heading = re.split("[.:]", str(name))[-1].replace("_", " ").capitalize()
+    yield f"own{number}", heading, "", functools.partial(_own_section, name)
+
+
+def _own_section(name: str, run: runs.Run) -> Html | None:
+  make: Callable[[runs.Run], Html | None] = locate(name, "section", "config.sections")
+  return make(run)
 
 
 def document(

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cxrjax.core.errors import UserError
+from cxrjax.data import base as data_base
 from cxrjax.data import inspection, open_source
 from cxrjax.data.base import Record, SourceInfo, Table
 from cxrjax.data.images import LazyRows
@@ -268,7 +269,7 @@ def test_take(arrays):
 # 16 bits.
 
 
-class Deep:
+class Deep(data_base.Source):
   """12-bit images in 16, but for some; what a source may be that does not say its bits."""
 
   def __init__(self, source, eight=(), windows=None, content="deep"):
@@ -455,7 +456,7 @@ def test_rows_of_a_whole_cache_are_not_copied(arrays):
 def test_decoding_holds_no_images_in_memory(bits, monkeypatch):
   """Ten times the images, no more memory but a few bytes for each."""
 
-  class Endless:
+  class Endless(data_base.Source):
     def __init__(self, n):
       names = ("",) * n
       self.table = Table(names, names, names, np.zeros((n, 0), np.float32))

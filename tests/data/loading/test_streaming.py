@@ -9,6 +9,7 @@ import pytest
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import Loader, Record, SourceInfo, Table, load_images
+from cxrjax.data import base as data_base
 from cxrjax.data.base import Part
 from cxrjax.data.decoding import decode
 from cxrjax.data.loading import decoded_cache, sampling, streaming
@@ -17,7 +18,7 @@ BATCH = 8
 STORAGES = ("resident", "cached", "streamed")
 
 
-class Deep:
+class Deep(data_base.Source):
   """Images of 8 and 16 bits in turn, some with a window; a source that does not say its bits."""
 
   def __init__(self, source, bad=(), parts=()):
@@ -163,7 +164,7 @@ def test_a_block_of_steps_in_one_dispatch(arrays):
   np.testing.assert_allclose(means, expected, rtol=1e-5)  # sums in another order
 
 
-class Many:
+class Many(data_base.Source):
   """As many images as one likes, of nothing but a name."""
 
   def __init__(self, n):

@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 
 from cxrjax.core.errors import UserError
 from cxrjax.data import Loader, open_source
+from cxrjax.data import base as data_base
 from cxrjax.data.base import Part
 from cxrjax.data.decoding import decode
 
 NAMES = ("index", "image", "labels", "mask")
 
 
-class Spoilt:
+class Spoilt(data_base.Source):
   """A source two of whose images cannot be used, and that counts what is read."""
 
   def __init__(self, source):
@@ -39,7 +40,7 @@ class Spoilt:
     return self._source[i]
 
 
-class Mixed:
+class Mixed(data_base.Source):
   """Phantoms, two of three made 12-bit as a detector gives them, one of these with a window; two
   parts, drawn by weight."""
 

@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cxrjax.core.errors import UserError
-from cxrjax.data import open_source
+from cxrjax.data import base, open_source
 from cxrjax.data.sources import mixture, phantom
 
 
@@ -23,7 +23,7 @@ def test_a_source_of_the_users_own(monkeypatch):
   module = types.ModuleType("their_package.radiographs")
   module.Source = module.Other = Source
   module.Nothing = lambda split: object()
-  module.Half = type("Half", (list,), {"__init__": lambda self, split: None})
+  module.Half = type("Half", (list, base.Source), {"__init__": lambda self, split: None})
   package = types.ModuleType("their_package")
   package.__path__ = []
   monkeypatch.setitem(sys.modules, "their_package", package)
@@ -38,7 +38,7 @@ def test_a_source_of_the_users_own(monkeypatch):
     assert (source.split, source.shade) == ("test", 5)
   with pytest.raises(UserError, match=r"options.shape .*did you mean 'shade'"):
     open_source("their_package.radiographs", shape=5)
-  with pytest.raises(UserError, match="asked for here, which is a class with __len__, __getitem__"):
+  with pytest.raises(UserError, match=r"which is a subclass of cxrjax\.data\.base\.Source"):
     open_source("their_package.radiographs:Nothing")
   with pytest.raises(UserError, match="gives no source: it lacks info, table"):
     open_source("their_package.radiographs:Half")

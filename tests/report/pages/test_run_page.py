@@ -314,3 +314,27 @@ def test_a_page_that_cannot_be_written(workdir):
   (workdir / "report.html").mkdir()
   with pytest.raises(UserError, match=r"report\.html cannot be written"):
     run_page.write(workdir)
+
+
+def test_sections_of_the_users_own(workdir, tmp_path, monkeypatch):
+  """Each under its name; one that fails, or is a stranger's, costs itself alone."""
+  (tmp_path / "my_sections.py").write_text(
+    "from cxrjax.report.html.element import el\n"
+    "def status_of_the_run(run): return el('p', 'it has ' + run.fact('status') + ' <all right>')\n"
+    "def nothing(run): return None\n"
+    "def broken(run): return 1 / 0\n"
+  )
+  marker = tmp_path / "marker"
+  (tmp_path / "canary.py").write_text(f"open({str(marker)!r}, 'w')\ndef section(run): pass\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv("CXRJAX_TRUST", "my_sections")
+  own = ["my_sections:status_of_the_run", "my_sections.nothing", "my_sections:broken"]
+  config = json.loads((workdir / "config.json").read_text()) | {"sections": [*own, "canary", 3]}
+  (workdir / "config.json").write_text(json.dumps(config))
+  parsed = check(workdir)
+  before, after = SECTIONS.index("views") + 1, SECTIONS.index("speed")
+  shown = ["own0", "own2", "own3", "own4"]
+  assert parsed.ids == [*SECTIONS[:before], *shown, *SECTIONS[after:]]
+  assert "Status of the run it has finished <all right>" in parsed.words
+  assert "Broken This part could not be drawn (ZeroDivisionError" in parsed.words
+  assert "add --trust=canary" in parsed.words and not marker.exists()
