@@ -29,6 +29,7 @@ ALIASES: dict[str, tuple[str, ...]] = {  # keys that each sets, where the config
   "store": ("data.size",),
   "image_size": ("views.global_size",),  # of views, positions and evaluators
   "model": ("model",),  # a network: see recipe.network
+  "method": ("method",),  # your own, my_package.my_file:MyMethod, with keys as method.KEY
   "init": ("init.path", "model"),  # a finished run, with its network, or a file of weights
   "optimizer": ("optimizer.name", "optimizer.options", "optimizer.coupled_decay", "optimizer.clip"),
   "lr": ("optimizer.lr.start",),
@@ -36,7 +37,7 @@ ALIASES: dict[str, tuple[str, ...]] = {  # keys that each sets, where the config
   "eval_data": ("evals",),  # labelled sources A+B, each a probe; `same` as data, or `none`
   "eval_every": ("checkpoint.every",),  # and of evaluators
 }
-_RESOLVED = ("data", "manual_dir", "model", "init", "optimizer", "eval_data")
+_RESOLVED = ("data", "manual_dir", "model", "method", "init", "optimizer", "eval_data")
 _PHANTOM = {"n": 2048, "sites": 1}
 
 
@@ -134,6 +135,9 @@ class Values:
     """Changes the config, and what follows from keys and aliases."""
     c, take = self.config, self.values.pop
     self._set_network(str(take("init", "")), str(take("model", "")))
+    if "method" in self.values:
+      c.method = {"name": str(take("method"))}
+    self._add_evaluators()
     if "optimizer" in self.values:
       self._set_optimizer(str(take("optimizer")))
     data, manual_dir = take("data", c.get("data", {}).get("source", "")), take("manual_dir", "")
@@ -151,8 +155,13 @@ class Values:
         and (last in self._network_takes() or (isinstance(value, Typed) and not _is_of(c, "model")))
       ):
         c.model[last] = _several(value)
-      elif outer == "model" and not isinstance(value, Typed):
-        continue  # a preset's, for another network
+      elif outer in ("model", "method") and last and not isinstance(value, Typed):
+        continue  # a preset's, for another network or method
+      elif outer == "method" and last and not _is_of(c, "method"):
+        c.method[last] = _several(value)
+      elif outer == "evals" and self._is_own_evaluator(last.partition(".")[0]):
+        name, _, option = last.partition(".")
+        c.evals[name][option] = _several(value)
       elif outer == "data" and "data" in c and "." not in (last := last.removeprefix("options.")):
         (options if isinstance(value, Typed) else phantom)[last] = _several(value)
       else:
@@ -163,6 +172,26 @@ class Values:
       _Sources(c, str(data), str(manual_dir), options, phantom).fill(eval_data)
     for key, value in later.items():
       self._set(key, value)
+
+  def _add_evaluators(self) -> None:
+    """Adds the user's own evaluators, `evals.NAME=my_package.my_file:MyEvaluator`."""
+    c = self.config
+    names = [key for key in self.values if key.startswith("evals.") and key.count(".") == 1]
+    for key in names if "evals" in c else ():
+      if not self._has(key):
+        views = {name: c.views.get_ref(name) for name in ("mean", "std")}
+        c.evals[key.removeprefix("evals.")] = {
+          "name": str(self.values.pop(key)),
+          "every": c.checkpoint.get_ref("every"),
+          "data": {"name": "same"},
+          "size": c.views.get_ref("global_size"),
+          **views,
+          **recipe.decoding(c),
+        }
+
+  def _is_own_evaluator(self, name: str) -> bool:
+    evals = self.config.get("evals", {})
+    return name in evals and not _is_of(evals, name)
 
   def _has(self, key: str) -> bool:
     return has(self.config, key)
