@@ -24,8 +24,9 @@ from cxrjax.core import compile_effort
 from cxrjax.core.durations import Clock
 from cxrjax.data.base import Record, Source
 from cxrjax.evals.base import Evaluator, Result
-from cxrjax.methods.base import Labels, Method, join_stats, split_stats
+from cxrjax.methods.base import Labels, Method, SupervisedMethod, join_stats, split_stats
 from cxrjax.metrics.intervals import Interval
+from cxrjax.models.base import Encoder
 from cxrjax.models.features import Features
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -49,6 +50,7 @@ def check_encoder(
   Raises:
     AssertionError: a requirement does not hold.
   """
+  _require_subclass(encoder, Encoder)
   params = encoder.init(jax.random.key(0))
   _require(_equal(params, encoder.init(jax.random.key(0))), "init(key) depends on the key alone")
   _require(not _equal(params, encoder.init(jax.random.key(1))), "init(key) depends on the key")
@@ -78,15 +80,7 @@ def check_encoder(
   _check_gradient(encoder, params, images)
   for platform in PLATFORMS:
     _lower(encode, platform, params, images)
-  any_batch = jax.export.symbolic_shape("b, ...", like=images.shape)
-  exported = jax.export.export(jax.jit(lambda p, x: encoder.encode(p, x).cls))(
-    params, jax.ShapeDtypeStruct(any_batch, images.dtype)
-  )
-  again = jax.export.deserialize(exported.serialize())
-  _require(
-    bool(jnp.allclose(again.call(params, images), features.cls, atol=tolerance)),
-    "an exported network gives the same features",
-  )
+  _check_export(lambda p, x: encoder.encode(p, x).cls, params, images, features.cls, tolerance)
 
 
 def check_method(
@@ -101,8 +95,9 @@ def check_method(
 
   That the loss is a finite function of its arguments, with a finite gradient that reaches the
   encoder; that state keeps its structure; that the metrics of every method are there; that a step
-  of gradient descent changes what is evaluated or what is trained; and that the step is lowered for
-  CPU, CUDA and TPU.
+  of gradient descent changes what is evaluated or what is trained; that the step is lowered for
+  CPU, CUDA and TPU; and that predictions, where it makes some, are probabilities and can be
+  exported.
 
   Args:
     make: the method's class.
@@ -121,6 +116,7 @@ def check_method(
   if make.learns_from == "labels":
     options["labels"] = Labels(("no", "yes"), True, (4, 4), (8, 8))
   method = make(encoder=encoder, clock=clock, **options)
+  _require_subclass(method, Method)
   for name, count, size in (("global", crops, image_size), ("local", local_crops, image_size // 2)):
     if count:
       shape = (count, batch_size, size, size, 1)
@@ -149,6 +145,7 @@ def check_method(
   updated, new_state, loss, metrics, grads = outputs
   _require(_equal(outputs, step(*arguments)), "a step is a function of its arguments")
   _require(loss.shape == () and bool(jnp.isfinite(loss)), f"the loss is a finite number: {loss}")
+  _require(loss.dtype == jnp.float32, f"the loss is float32, not {loss.dtype}")
   _require(all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads)), "gradients are finite")
   _require(
     any(bool((g != 0).any()) for g in jax.tree.leaves(grads.get("encoder", grads))),
@@ -168,6 +165,24 @@ def check_method(
     _require(math.isfinite(float(schedule(0))), f"the schedule {name} gives a number")
   for platform in PLATFORMS:
     _lower(step, platform, *arguments)
+  if isinstance(method, SupervisedMethod):
+    _check_predictions(method, method.network_params(updated, new_state), images["global"][0])
+
+
+def _check_predictions(method: SupervisedMethod, params: Any, images: jax.Array) -> None:
+  predict = _jit(method.predict)
+  predictions = predict(params, images)
+  shape = (len(images), len(method.classes)) if method.classes else images.shape
+  _require(
+    predictions.shape == shape and predictions.dtype == jnp.float32,
+    f"predictions are float32 of shape {shape}, not {predictions.dtype} {predictions.shape}",
+  )
+  _require(
+    bool(((predictions >= 0) & (predictions <= 1)).all()), "predictions are probabilities, 0 to 1"
+  )
+  for platform in PLATFORMS:
+    _lower(predict, platform, params, images)
+  _check_export(method.predict, params, images, predictions)
 
 
 def check_source(source: Source, images: int = 8) -> None:
@@ -183,6 +198,7 @@ def check_source(source: Source, images: int = 8) -> None:
   Raises:
     AssertionError: a requirement does not hold.
   """
+  _require_subclass(source, Source)
   count, table, info = len(source), source.table, source.info
   _require(count > 0, "it has images")
   for name in ("ids", "patients", "sites"):
@@ -224,6 +240,7 @@ def check_evaluator(
   Raises:
     AssertionError: a requirement does not hold.
   """
+  _require_subclass(evaluator, Evaluator)
   if function is None:
     function, params = _quarters, jnp.ones(4)
   data = evaluator.load(progress=False)
@@ -314,6 +331,21 @@ def _check_gradient(encoder: Any, params: Any, images: jax.Array) -> None:
     _require(bool(jnp.isfinite(leaf).all()), f"the gradient with respect to {name} is finite")
 
 
+def _check_export(
+  function: Any, params: Any, images: jax.Array, outputs: jax.Array, tolerance: float = 1e-4
+) -> None:
+  """Exports a function for batches of any size, and compares what comes back."""
+  any_batch = jax.export.symbolic_shape("b, ...", like=images.shape)
+  exported = jax.export.export(jax.jit(function))(
+    params, jax.ShapeDtypeStruct(any_batch, images.dtype)
+  )
+  again = jax.export.deserialize(exported.serialize())
+  _require(
+    bool(jnp.allclose(again.call(params, images), outputs, atol=tolerance)),
+    "an exported network gives the same outputs",
+  )
+
+
 def _lower(function: Any, platform: str, *arguments: Any) -> None:
   """Lowers a function for a platform; where that fails, the error says for which."""
   try:
@@ -338,6 +370,13 @@ def _alike(a: Any, b: Any) -> bool:
     return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
 
   return bool(described(a) == described(b))
+
+
+def _require_subclass(value: Any, base: type) -> None:
+  _require(
+    isinstance(value, base),
+    f"{type(value).__name__} is a subclass of {base.__module__}.{base.__name__}",
+  )
 
 
 def _require(holds: bool, requirement: str) -> None:

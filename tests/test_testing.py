@@ -86,7 +86,7 @@ METHODS = [
     marks=pytest.mark.full,
   ),
   pytest.param(mae, {"crops": 1}, marks=pytest.mark.full),
-  pytest.param(classify, {"crops": 1}, marks=pytest.mark.full),
+  (classify, {"crops": 1}),
 ]
 
 
@@ -125,6 +125,22 @@ class Faulty(simclr.Method):
 def test_a_method_that_does_not(fault, requirement):
   with pytest.raises(AssertionError, match=requirement):
     testing.check_method(Faulty, VIT, fault=fault, **SMALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overconfident(classify.Method):
+  def predict(self, params, images):
+    return 2 * super().predict(params, images)
+
+
+def test_predictions_that_are_none():
+  with pytest.raises(AssertionError, match="predictions are probabilities"):
+    testing.check_method(Overconfident, VIT, crops=1)
+
+
+def test_what_derives_from_no_base_class():
+  with pytest.raises(AssertionError, match=r"a subclass of cxrjax\.models\.base\.Encoder"):
+    testing.check_encoder(object())
 
 
 def test_sources_of_the_package():
