@@ -46,7 +46,7 @@ def load_config(name):
 METHODS = {
   "full": ("mae", ""),
   # The paper's decoder is for a ViT-L; this one is in proportion to a ViT-Ti.
-  "mae_light": ("mae", "decoder_width=128,decoder_depth=2,decoder_heads=4"),
+  "mae_light": ("mae", "method.decoder_width=128,method.decoder_depth=2,method.decoder_heads=4"),
   **load_config("compare").METHODS,
 }
 # Peer: (its script, the methods that it has).
@@ -61,9 +61,9 @@ def make_config(name, spec):
   file, options = METHODS[name]
   size = spec["size"]
   common = (
-    f"paper,data=phantom,examples={4 * spec['batch']},store={size},image_size={size},"
-    f"model={spec['model']},patch_size={spec['patch_size']},batch_size={spec['batch']},"
-    f"drop_path=0.0,eval_data=none"
+    f"paper,data=phantom,data.n={4 * spec['batch']},store={size},image_size={size},"
+    f"model={spec['model']},model.patch_size={spec['patch_size']},batch_size={spec['batch']},"
+    f"model.drop_path=0.0,eval_data=none"
   )
   config = load_config(file).get_config(",".join(filter(None, (common, options))))
   config.data.cache_dir = spec["cache"]

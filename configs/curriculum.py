@@ -12,7 +12,8 @@ first stage starts. The page shows what every stage brought: the last one is rep
 and from every stage before it, each time with the same network (`each=False` leaves that out,
 `seeds=0+1+2` repeats it; scratch has `optimizer.layer_decay=1.0`). The same command goes on where a
 stage was stopped or failed. The first takes 3 minutes on one CPU core; test AUROC from scratch
-0.875, after rotation 0.891, jigsaw 0.906, SimCLR 0.944 (0.933-0.953; each gain beyond its interval, 2026-11-21).
+0.875, after rotation 0.891, jigsaw 0.906, SimCLR 0.944 (0.933-0.953; each gain beyond its
+interval, 2026-11-21).
 
 That self-supervised tasks on radiographs, one after another, come before fine-tuning for pneumonia
 is the paper's; which tasks, their order, the network and the numbers were not to be had. Here they

@@ -26,7 +26,7 @@ sides are worth. Several seeds are judged together as well, as an ensemble.
 
 With each seed other labels are drawn (`data.split_seed`); those of smaller fractions lie in larger
 ones, and all starts learn from the same. `1+10` are percents, `16 per class` may stand among them.
-What validates is not divided. Options that are not below are handed on to `configs/finetune.py`, and
+What validates is not divided. Options not below are handed on to `configs/finetune.py`, and
 what concerns radiographs and network to a pretraining; `args.NAME=key=value;key=value` is for the
 method of that name, for the pretraining of a start, or else for its fine-tunings.
 `methods=finetune+mean_teacher+bke` draws these configs as well, for which the other images stay,

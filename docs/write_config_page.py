@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from cxrjax.config import config_files, describe, overrides
+from cxrjax.config import config_files, describe, overrides, presets
 from cxrjax.core import package_folders
 from cxrjax.core.errors import UserError
 
@@ -29,12 +29,14 @@ python -m cxrjax.main --config=dino:small,lr=1e-3 --print_config
 python -m cxrjax configs
 ```
 
-After the colon stand presets (`small`, `paper`, `strong`, `tiny`), options, which set several keys
-at once (they are listed in the config's file), and keys: `dino:small,method.student_temp=0.05`. As
-a flag a key is `--config.method.student_temp=0.05`; the last one counts. A number for a schedule
-makes it constant: `method.teacher_temp=0.05`. Shared values are set
-once: `image_size`, and any key that follows it, changes crops, positions and evaluators together. A
-key that does not exist is an error that names the nearest.
+After the colon stand presets (`small`, `paper`, `strong`, `tiny`) and keys:
+`dino:small,method.student_temp=0.05`. As a flag a key is `--config.method.student_temp=0.05`; the
+last one counts. A number for a schedule makes it constant: `method.teacher_temp=0.05`. Shared
+values are set once: `image_size`, and any key that follows it, changes crops, positions and
+evaluators together. A key that does not exist is an error that names the nearest. An option of a
+source is a key of `data`: `data.csv=labels.csv`. These are short for keys:
+
+{aliases}
 
 In the tables, `small` and `paper` are shown where they differ from the default. Written by
 `docs/write_config_page.py` from the docstrings of the code.
@@ -54,7 +56,7 @@ def values(name: str, preset: str) -> dict[str, describe.Key]:
 
 def page() -> str:
   """The page."""
-  sections = [HEAD, "## What all that train share\n"]
+  sections = [HEAD.format(aliases=aliases()), "## What all that train share\n"]
   common = {
     name for name in values(EXAMPLE, "") if "." not in name or name.startswith(tuple(SHARED))
   }
@@ -71,6 +73,15 @@ def page() -> str:
     sections.append(f"## {config}\n\n{purpose(config)}\n")
     sections.append(rows)
   return "\n".join(sections)
+
+
+def aliases() -> str:
+  """A row for each alias with the keys that it sets."""
+  rows = [
+    f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} |"
+    for name, keys in presets.ALIASES.items()
+  ]
+  return "\n".join(["| short | sets |", "|---|---|", *rows])
 
 
 def purpose(config: str) -> str:

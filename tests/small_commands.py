@@ -40,11 +40,11 @@ SCALE = (
   "image_size",
   "store",
   "batch_size",
-  "encoder_width",
+  "model.width",
   "model",
-  "patch_size",
-  "examples",
-  "standardize",
+  "model.patch_size",
+  "data.n",
+  "model.standardize",
 )
 # Workdirs that documents name, and what makes one; the first word is the config.
 RUNS = {
@@ -72,7 +72,9 @@ def smaller_argument(config: str, argument: str) -> str:
   folder = f"folder:{shared() / 'radiographs'}"
   kept = [] if sweep else ["tiny"]
   given = set()
-  for item in filter(None, argument.split(",")):
+  from cxrjax.config.args import split_items
+
+  for item in split_items(argument):
     key, equals, value = item.partition("=")
     given.add(key)
     if key in ("manual_dir", "site") or item == "split=all":

@@ -12,7 +12,8 @@ from small import tiny
 
 import cxrjax
 from cxrjax import export, predict
-from cxrjax.config import instantiate, recipe
+from cxrjax.config import instantiate
+from cxrjax.config.config_files import load_config
 from cxrjax.core.errors import UserError
 from cxrjax.core.target import CPU
 from cxrjax.data import open_source
@@ -179,13 +180,13 @@ def test_what_a_config_takes_over_from_a_run(place, config):
   """`init=RUN` takes the network of the run into the user's own config."""
   folder, marker = place
   run = write(folder / "run", config | {"model": {"name": "canary"}})
-  model = recipe.backbone(recipe.parse(f"init={run}", {}))
+  model = load_config("simclr")(f"init={run}").model.to_dict()
   with pytest.raises(UserError, match="--trust=canary"):
     build_encoder(model, CPU)
   for text in ("[1]", "{}", '{"model": 3}', "{", "\xff", "[" * 100_000):
     (folder / "run" / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="holds no run: its config") as error:
-      recipe.backbone(recipe.parse(f"init={run}", {}))
+      load_config("simclr")(f"init={run}").model.to_dict()
     assert "\n" not in str(error.value)
   assert not marker.exists()
 

@@ -212,7 +212,7 @@ class Values:
     current, exists = _lookup(self.config, key)
     if not exists:
       raise UserError(
-        f"--config=...:{_item(key, value)} is not an option of this config{self._nearest(key)}"
+        f"--config=...:{key}={value} is not an option of this config{self._nearest(key)}"
       )
     value = read(value, current, key) if isinstance(value, Typed) else value
     if current == value and type(current) is type(value):
@@ -237,7 +237,7 @@ class Values:
       inside = sorted(name for name in leaves if name.startswith(f"{group}.") and group)
       return f"; valid: {', '.join(inside or [*aliases, *self.presets])}; --help lists all keys"
     name = close[0]
-    value = f" ({_type(leaves[name])}, {leaves[name]!r})" if name in leaves else ""
+    value = f" ({type(leaves[name]).__name__}, {leaves[name]!r})" if name in leaves else ""
     return f"; did you mean {name!r}{value}? --help lists all keys"
 
   def _set_network(self, init: str, name: str) -> None:
@@ -385,24 +385,13 @@ def read(text: str, current: Any, key: str) -> Any:
       return tuple(literal(one) for one in text.split(";"))
     case None:
       return value
-  wanted = _type(current)
-  shown = {"a schedule": "a number, which makes it constant", "keys": "set one key of it"}
-  example = "" if isinstance(current, ConfigDict) else f", like {current!r}"
-  inside = (
-    f"; or set {', '.join(f'{key}.{name}' for name in current)}"
-    if isinstance(current, ConfigDict)
-    else ""
-  )
+  if isinstance(current, ConfigDict):
+    number = "a number, which makes it constant; or " if "start" in current else "no value: "
+    keys = ", ".join(f"{key}.{name}" for name in current)
+    raise UserError(f"--config=...:{key}={text} must be {number}set {keys}")
   raise UserError(
-    f"--config=...:{key}={text} must be of type {shown.get(wanted, wanted)}{example}{inside}"
+    f"--config=...:{key}={text} must be of type {type(current).__name__}, like {current!r}"
   )
-
-
-def _type(value: Any) -> str:
-  """Type of a value for errors."""
-  if isinstance(value, ConfigDict):
-    return "a schedule" if "start" in value else "keys"
-  return type(value).__name__
 
 
 def _several(value: Any) -> Any:
@@ -411,10 +400,6 @@ def _several(value: Any) -> Any:
     return value
   values = tuple(literal(one) for one in value.split(";"))
   return values if len(values) > 1 else values[0]
-
-
-def _item(key: str, value: Any) -> str:
-  return f"{key}={value}"
 
 
 def _is_of(c: ConfigDict, group: str) -> bool:

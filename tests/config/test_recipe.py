@@ -3,9 +3,8 @@
 import pathlib
 
 import pytest
-from ml_collections import ConfigDict
 
-from cxrjax.config import recipe
+from cxrjax.config import presets, recipe
 from cxrjax.config.config_files import load_config
 from cxrjax.config.instantiate import build
 from cxrjax.core.durations import Clock
@@ -19,62 +18,95 @@ def load(name):
 
 
 def config(arg):
-  o = recipe.parse(arg, {"depth": 3, "lr": 0.1}, small={"depth": 5}, tiny={"depth": 1})
-  return o, recipe.base(o)
+  c = recipe.pretraining()
+  c.views = {"name": "cxrjax.views.multicrop", **recipe.pixels(c)}
+  c.method = {"depth": 3, "temp": {"start": 0.1, "end": 0.2}}
+  small, tiny = {"method.depth": 5}, {"method.depth": 1}
+  return presets.apply(c, arg, demo={"lr": 0.1}, small=small, tiny=tiny)
 
 
-def test_presets_then_options():
-  assert config("")[0].depth == 3 and config("")[0].lr == 0.1
-  o, made = config("small,depth=7,seed=2")
-  assert (o.depth, o.lr, o.seed) == (7, recipe.SMALL["lr"], 2)
-  assert made.data.size == recipe.SMALL["store"] and made.optimizer.lr.start == o.lr
-  assert config("tiny")[1].block == 2
-  with pytest.raises(UserError, match=r"dept=3 is not an option.*did you mean 'depth'"):
-    config("dept=3")
+def test_presets_then_typed_keys():
+  made = config("")
+  assert made.method.depth == 3 and made.optimizer.lr.start == 0.1
+  made = config("small,method.depth=7,seed=2")
+  assert (made.method.depth, made.seed) == (7, 2)
+  assert made.optimizer.lr.start == recipe.PRESETS["small"]["lr"]
+  assert made.data.size == recipe.PRESETS["small"]["store"]
+  assert config("tiny").block == 2
+  assert config("paper").to_dict() == config("paper,seed=0").to_dict()
+  assert config("paper").model.variant == "S" and config("paper").optimizer.lr.start == 5e-4
+
+
+@pytest.mark.parametrize(
+  "typed, said",
+  [
+    ("method.dept=3", r"did you mean 'method\.depth' \(int, 3\)"),
+    ("depth=3", r"did you mean 'method\.depth'"),
+    ("smal", "did you mean 'small'"),
+    ("method.depth=deep", "must be of type int, like 3"),
+    ("method.temp=warm", r"a number, which makes it constant; or set method\.temp\.end"),
+    ("model.wdth=3", r"did you mean 'model\.width'"),
+    ("optimizer=adamm", "did you mean 'adamw'"),
+    ("data=folder:/x*two+tfds:y", "'two' is no weight"),
+  ],
+)
+def test_mistakes_name_the_nearest_key_with_its_type(typed, said):
+  with pytest.raises(UserError, match=said):
+    config(typed)
+
+
+def test_there_are_few_aliases_and_each_sets_a_key_of_some_config():
+  configs = [load(name)("site=phantom") for name in ("finetune", "segment")]
+  assert len(presets.ALIASES) <= 15
+  for keys in presets.ALIASES.values():
+    names = [key.partition(".*")[0].removesuffix(".manual_dir") for key in keys]
+    assert any(presets.has(c, name) for c in configs for name in names), keys
+
+
+def test_a_number_for_several_probabilities_stands_for_all():
+  assert load("dino")("views.blur_prob=0.5").views.blur_prob == 0.5
 
 
 def test_options_of_the_source():
-  _, made = config("data=folder:/x,data.csv=l.csv,data.label_columns=a b;c,eval_data=tfds:y")
+  made = config("data=folder:/x,data.csv=l.csv,data.label_columns=a b;c,eval_data=tfds:y")
   assert made.data.source == "folder:/x"
   assert made.data.options.to_dict() == {"csv": "l.csv", "label_columns": ("a b", "c")}
   assert made.evals.probe.data.to_dict() == {"name": "tfds:y"}  # another source, other options
-  with pytest.raises(UserError, match=r"data\.csv lacks its value"):
-    config("data.csv")
 
 
-def test_several_sources_are_a_pool():
-  _, made = config("data=folder:/x*2+tfds:y+phantom,manual_dir=m,frontal=True")
-  parts = made.data.to_dict()["source"]
-  assert parts[0] == {"source": "folder:/x", "weight": 2.0, "options": {"views": ("PA", "AP")}}
-  assert parts[1] == {"source": "tfds:y", "options": {"manual_dir": "m", "views": ("PA", "AP")}}
-  assert parts[2]["options"]["n"] == recipe.DEMO["examples"]
+def test_several_sources_are_a_mixture():
+  made = config("data=folder:/x*2+tfds:y+phantom,manual_dir=m")
+  sources = made.data.to_dict()["source"]
+  assert sources[0] == {"source": "folder:/x", "weight": 2.0, "options": {}}
+  assert sources[1] == {"source": "tfds:y", "options": {"manual_dir": "m"}}
+  assert sources[2]["options"]["n"] == 2048
   assert made.data.options.to_dict() == {} and not made.evals
-  with pytest.raises(UserError, match="'two' is no weight"):
-    config("data=folder:/x*two+tfds:y")
 
 
 def test_evaluation_of_the_same_source_or_none():
-  assert config("")[1].evals.probe.data.name == "phantom"
-  assert not config("eval_data=none")[1].evals
-  assert not config("data=folder:/x")[1].evals  # it may have no labels
-  assert config("data=folder:/x,eval_data=folder:/x")[1].evals.probe.data.name == "folder:/x"
+  assert config("").evals.probe.data.name == "phantom"
+  assert not config("eval_data=none").evals
+  assert not config("data=folder:/x").evals  # it may have no labels
+  assert config("data=folder:/x,eval_data=folder:/x").evals.probe.data.name == "folder:/x"
 
 
 def test_several_sets_judge_each_by_itself():
-  _, made = config("eval_data=tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen,manual_dir=m")
+  made = config(
+    "eval_data=tfds:chest_xray_pneumonia+tfds:nlm_tb/shenzhen,manual_dir=m,evals.probe.whiten=True"
+  )
   assert {name: e.data.to_dict() for name, e in made.evals.items()} == {
     "chest_xray_pneumonia": {"name": "tfds:chest_xray_pneumonia", "manual_dir": "m"},
     "shenzhen": {"name": "tfds:nlm_tb/shenzhen", "manual_dir": "m"},
   }
-  assert set(config("eval_data=folder:/my data/a/+phantom")[1].evals) == {"a", "phantom"}
+  assert all(e.whiten for e in made.evals.values())
+  assert set(config("eval_data=folder:/my data/a/+phantom").evals) == {"a", "phantom"}
   with pytest.raises(UserError, match="two sources that would be called 'a'"):
     config("eval_data=folder:/x/a+folder:/y/a")
 
 
 @pytest.mark.parametrize("model", ["resnet18", "densenet121", "inception", "vitae", "S"])
 def test_every_network_by_name(model):
-  options = recipe.parse(f"paper,model={model}", {})
-  spec = ConfigDict(recipe.backbone(options)).to_dict()  # its references as values
+  spec = config(f"paper,model={model}").model.to_dict()
   found = build(spec, "Model", "config.model")
   assert found.features > 300 and found.stride in (16, 32)
 
@@ -101,7 +133,7 @@ PAPERS = [
   ("mae", "", {}, "next", {}),
   ("moco", "", {"decay_vectors": True}, "next", {"token_std": 1e-6}),
   ("moco", "model=resnet50", {}, "next", {"zero_init": True}),
-  ("moco", "version=2", {"decay_vectors": True}, "last", {"zero_init": None}),
+  ("moco", "method.version=2", {"decay_vectors": True}, "last", {"zero_init": None}),
   ("simsiam", "", {"decay_vectors": True}, "last", {"zero_init": True}),
   ("simsiam", "model=S", {"decay_vectors": True}, "last", {"zero_init": None}),
   ("byol", "", {}, "next", {"zero_init": True}),
@@ -154,5 +186,5 @@ def test_size_and_normalisation_are_set_once_for_views_positions_and_evaluations
   for judge in made.evals.values():
     assert (judge.mean, judge.std, judge.size) == (0.449, 0.226, 24)
   assert made.views.std == 0.226 and made.model.get("image_size", 24) == 24
-  other = load(name)("tiny,mean=0.4,std=0.2")
+  other = load(name)("tiny,views.mean=0.4,views.std=0.2")
   assert (other.views.mean, next(iter(other.evals.values())).std) == (0.4, 0.2)

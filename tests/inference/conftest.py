@@ -19,7 +19,9 @@ LOADED = {}
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory):
   """The workdir of a classifier, judged on test images."""
-  config = load_config("finetune")("tiny,threshold_for=balanced_accuracy").to_dict()
+  config = load_config("finetune")(
+    "tiny,evals.validation.threshold_for=balanced_accuracy"
+  ).to_dict()
   config["model"] |= {"width": 32, "depth": 1, "heads": 2}
   workdir = tmp_path_factory.mktemp("tuned") / "run"
   finished.network(workdir, config)

@@ -189,7 +189,7 @@ def test_mistakes_are_one_line(tmp_path, changes, message):
 
 
 def test_the_config_names_several_sources():
-  found = config("data=folder:/a+tfds:b+phantom,manual_dir=/m,splits=train+test,data.x=1")
+  found = config("data=folder:/a+tfds:b+phantom,manual_dir=/m,data.splits=train;test,data.x=1")
   assert [s["source"] for s in found["data"]["sources"]] == ["folder:/a", "tfds:b", "phantom"]
   options = [s["options"] for s in found["data"]["sources"]]
   assert options[0] == {"x": 1} and options[1] == {"x": 1, "manual_dir": "/m"}

@@ -205,8 +205,8 @@ def test_mistakes_are_one_line(tmp_path, arg, message):
 
 def test_the_config_hands_on_what_is_common():
   found = config(
-    "small,data=folder:/a,eval_data=folder:/b+tfds:c/d,manual_dir=/m,patch_size=16,"
-    "data.csv=l.csv,args.rgmim=lung_ratio=0.5;lr=1e-3,methods=rgmim+moco2,seeds=0;1"
+    "small,data=folder:/a,eval_data=folder:/b+tfds:c/d,manual_dir=/m,model.patch_size=16,"
+    "data.csv=l.csv,args.rgmim=method.lung_ratio=0.5;lr=1e-3,methods=rgmim+moco2,seeds=0;1"
   )
   assert found["seeds"] == ("0", "1")
   args = {name: arg.split(",") for name, _, arg in found["methods"]}
@@ -216,12 +216,14 @@ def test_the_config_hands_on_what_is_common():
       "small",
       "data=folder:/a",
       "manual_dir=/m",
-      "patch_size=16",
+      "model.patch_size=16",
       "data.csv=l.csv",
-      "standardize=False",
       "model=Mu",
     } <= set(own), name
-  assert args["rgmim"][-2:] == ["lung_ratio=0.5", "lr=1e-3"] and "version=2" in args["moco2"]
+  assert (
+    args["rgmim"][-2:] == ["method.lung_ratio=0.5", "lr=1e-3"]
+    and "method.version=2" in args["moco2"]
+  )
   made = load_config("rgmim")(",".join(args["rgmim"]))
   assert set(made.evals) == {"b", "d"} and made.model.patch_size == 16
   assert made.optimizer.lr.start == 1e-3

@@ -34,7 +34,7 @@ def pretrained(tmp_path_factory):
 def tuned(pretrained, tmp_path_factory):
   """A fine-tuning from it, and what it said."""
   workdir, said = tmp_path_factory.mktemp("tuned") / "run", []
-  config = config_of("finetune", f"tiny,init={pretrained},model=B,subset=50 %,momentum=0.5")
+  config = config_of("finetune", f"tiny,init={pretrained},model=B,subset=50 %,method.momentum=0.5")
   assert train.run(config, workdir, say=said.append) == 0
   return workdir, "\n".join(said)
 

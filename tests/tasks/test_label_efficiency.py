@@ -90,11 +90,11 @@ def test_all_starts_learn_from_the_same_labels_with_the_same_network(tmp_path):
   start = f"init={tmp_path / 'pretrain-dino'}"
   for job in jobs[1:]:
     items = job.flags[0].partition(":")[2].split(",")
-    assert start in items and f"seed={job.seed}" in items and f"split_seed={job.seed}" in items
+    assert start in items and f"seed={job.seed}" in items and f"data.split_seed={job.seed}" in items
     assert ("subset=10 %" in items) == (job.fraction == "10 %") and "subset=100 %" not in items
     assert (job.flags[1:] == ("--config.init.path=",)) == (job.init == "scratch")
     assert job.needs == ("pretrain-dino",)
-    assert ("layer_decay=1.0" in items) == (job.init == "scratch")
+    assert ("optimizer.layer_decay=1.0" in items) == (job.init == "scratch")
 
 
 def test_what_learns_from_all_images_has_other_labels_hidden(tmp_path):
@@ -102,11 +102,12 @@ def test_what_learns_from_all_images_has_other_labels_hidden(tmp_path):
     config("tiny,inits=scratch,methods=finetune+mean_teacher,fractions=10+100,seeds=3"), tmp_path
   )
   found = {job.name: job.flags[0].partition(":")[2] for job in jobs}
+  start, seeds = "tiny,optimizer.layer_decay=1.0", "seed=3,data.split_seed=3"
   assert found == {
-    "scratch-10pct-seed3": "tiny,layer_decay=1.0,subset=10 %,seed=3,split_seed=3",
-    "mean_teacher-scratch-10pct-seed3": "tiny,layer_decay=1.0,labelled=10 %,seed=3,split_seed=3",
-    "scratch-100pct-seed3": "tiny,layer_decay=1.0,seed=3,split_seed=3",
-    "mean_teacher-scratch-100pct-seed3": "tiny,layer_decay=1.0,labelled=100 %,seed=3,split_seed=3",
+    "scratch-10pct-seed3": f"{start},subset=10 %,{seeds}",
+    "mean_teacher-scratch-10pct-seed3": f"{start},data.labelled=10 %,{seeds}",
+    "scratch-100pct-seed3": f"{start},{seeds}",
+    "mean_teacher-scratch-100pct-seed3": f"{start},data.labelled=100 %,{seeds}",
   }
   assert [job.curve for job in jobs[:2]] == ["scratch", "scratch, mean_teacher"]
   assert jobs[3].config["data"]["labelled"] == "100 %"
@@ -317,12 +318,15 @@ def test_mistakes_are_one_line(tmp_path, arg, message):
 
 def test_what_is_handed_on():
   found = config(
-    "small,data=folder:/a,data.csv=l.csv,patch_size=4,layer_decay=0.5,"
+    "small,data=folder:/a,data.csv=l.csv,model.patch_size=4,optimizer.layer_decay=0.5,"
     "args.dino=lr=1e-3,inits=scratch+dino=dino.py"
   )
-  assert found["arg"] == "small,data=folder:/a,data.csv=l.csv,patch_size=4,layer_decay=0.5"
+  assert (
+    found["arg"]
+    == "small,data=folder:/a,data.csv=l.csv,model.patch_size=4,optimizer.layer_decay=0.5"
+  )
   assert found["inits"] == (
-    ("scratch", "", "layer_decay=1.0"),
-    ("dino", "dino.py", "small,data=folder:/a,data.csv=l.csv,patch_size=4,lr=1e-3"),
+    ("scratch", "", "optimizer.layer_decay=1.0"),
+    ("dino", "dino.py", "small,data=folder:/a,data.csv=l.csv,model.patch_size=4,lr=1e-3"),
   )
   assert found["fractions"] == ("1", "5", "10", "50", "100")

@@ -32,7 +32,9 @@ def config_of(name, arg="tiny", **model):
 def lungs(tmp_path_factory):
   """The workdir of a segmentation run that ended, whose masks are said to be worse at its end."""
   workdir = tmp_path_factory.mktemp("segment") / "run"
-  config = config_of("segment", "tiny,decoder=linear,lr=0.3,duration=60 steps,eval_every=20 steps")
+  config = config_of(
+    "segment", "tiny,method.decoder=linear,lr=0.3,duration=60 steps,eval_every=20 steps"
+  )
   real, judged = Run.evaluate, []
 
   def evaluate(self, name, state):
@@ -96,7 +98,9 @@ def test_a_restored_run_predicts_what_the_run_did(lungs):
 
 
 def test_rgmim_sees_predicted_masks(lungs, films, tmp_path):
-  config = config_of("rgmim", f"tiny,data=folder:{films},split=all,eval_data=none,masks={lungs}")
+  config = config_of(
+    "rgmim", f"tiny,data=folder:{films},split=all,eval_data=none,data.masks={lungs}"
+  )
   config["data"]["cache_dir"] = str(tmp_path)
   run = Run(config, progress=False)
   assert run.describe()["data"]["train"]["lung_masks"] == {
