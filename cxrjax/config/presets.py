@@ -29,7 +29,6 @@ ALIASES: dict[str, tuple[str, ...]] = {  # keys that each sets, where the config
   "store": ("data.size",),
   "image_size": ("views.global_size",),  # of views, positions and evaluators
   "model": ("model",),  # a network: see recipe.network
-  "method": ("method",),  # your own, my_package.my_file:MyMethod, with keys as method.KEY
   "init": ("init.path", "model"),  # a finished run, with its network, or a file of weights
   "optimizer": ("optimizer.name", "optimizer.options", "optimizer.coupled_decay", "optimizer.clip"),
   "lr": ("optimizer.lr.start",),
@@ -135,8 +134,9 @@ class Values:
     """Changes the config, and what follows from keys and aliases."""
     c, take = self.config, self.values.pop
     self._set_network(str(take("init", "")), str(take("model", "")))
-    if "method" in self.values:
-      c.method = {"name": str(take("method"))}
+    own_method = str(take("method", ""))
+    if own_method:  # my_package.my_file:MyMethod, with options of its own
+      c.method = {"name": own_method}
     self._add_evaluators()
     if "optimizer" in self.values:
       self._set_optimizer(str(take("optimizer")))
@@ -155,10 +155,11 @@ class Values:
         and (last in self._network_takes() or (isinstance(value, Typed) and not _is_of(c, "model")))
       ):
         c.model[last] = _several(value)
-      elif outer in ("model", "method") and last and not isinstance(value, Typed):
-        continue  # a preset's, for another network or method
-      elif outer == "method" and last and not _is_of(c, "method"):
-        c.method[last] = _several(value)
+      elif outer == "model" and not isinstance(value, Typed):
+        continue  # a preset's, for another network
+      elif outer == "method" and own_method:
+        if isinstance(value, Typed):  # else a preset's, for the config's method
+          c.method[last] = _several(value)
       elif outer == "evals" and self._is_own_evaluator(last.partition(".")[0]):
         name, _, option = last.partition(".")
         c.evals[name][option] = _several(value)
