@@ -197,6 +197,10 @@ class Values:
   def _has(self, key: str) -> bool:
     return has(self.config, key)
 
+  def _is_open(self, key: str) -> bool:
+    """Whether the config has a key, or the options among which it would stand."""
+    return self._has(key) or self._has(key.removesuffix(".manual_dir"))
+
   def _network_takes(self) -> list[str]:
     """Keys of the network's class, of this package."""
     if not _is_of(self.config, "model"):
@@ -225,7 +229,7 @@ class Values:
 
   def _nearest(self, key: str) -> str:
     """What was meant by a key that does not exist, with type and value."""
-    aliases = [name for name, keys in ALIASES.items() if any(map(self._has, keys))]
+    aliases = [name for name, keys in ALIASES.items() if any(map(self._is_open, keys))]
     leaves = dict(_leaves(self.config))
     extra = [f"model.{name}" for name in self._network_takes()] if key[:6] == "model." else []
     known = [*leaves, *aliases, *self.presets, *extra]

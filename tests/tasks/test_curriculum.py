@@ -172,7 +172,7 @@ def test_only_the_chain(tmp_path):
 
 def test_pooling_is_of_the_network_and_unlabelled_sources_are_another_option(tmp_path):
   jobs = curriculum.plan(
-    load("curriculum")(f"{ARG},pool=mean,unlabelled=phantom+phantom*2,each=False").to_dict(),
+    load("curriculum")(f"{ARG},model.pool=mean,unlabelled=phantom+phantom*2,each=False").to_dict(),
     tmp_path,
   )
   last = jobs[-1].config
@@ -203,7 +203,7 @@ def spec(**changes):
     ((spec(colour="red"),), "takes config, flags, init, name, scratch"),
     ((spec(config="none.py"),), "none.py is no file"),
     ((spec(config="dino.py:colour=red"),), "colour=red is not an option"),
-    ((spec(flags=("--config.colour=red",)),), "names a key this"),
+    ((spec(flags=("--config.colour=red",)),), "colour=red is not an option"),
   ],
 )
 def test_mistakes_are_one_line(tmp_path, given, message):
