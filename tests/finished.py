@@ -29,8 +29,8 @@ def probabilities(skill, seed):
   return np.stack([1 - p, p], 1)
 
 
-def classify(workdir, config, skill, seed, images=100, **facts):
-  """As a fine-tuning leaves it, judged on test images."""
+def classify(workdir, config, skill, seed, images=100, evaluator="test", **facts):
+  """As a fine-tuning leaves it, judged by one evaluator."""
   p = probabilities(skill, seed)
   metrics = classification_metrics.evaluate(
     "", p, LABELS, PATIENTS, ("a", "b"), True, None, ("auroc", "accuracy", "balanced_accuracy")
@@ -38,7 +38,7 @@ def classify(workdir, config, skill, seed, images=100, **facts):
   _finish(
     workdir,
     config,
-    "test",
+    evaluator,
     metrics,
     images,
     facts,

@@ -15,7 +15,7 @@ The table of what is not as printed:
 | ViT `Nu` | 32 wide, one block |
 | a workdir that a command reads and none has written | a run of four steps, see `RUNS` |
 | a command that was run before, but for its workdir | the workdir of then |
-| runs of `compare`, `label_efficiency`, the curricula | made up; plan, tables and pages are real |
+| runs of `compare`, `label_efficiency`, `sweep`, the curricula | made up; the rest is real |
 | `python -m venv`, `pip`, `git`, `unzip`, `tfds`, `zensical`, `ruff` | arguments checked |
 | `python -m pytest`, `python benchmarks/X.py` | files and flags must exist |
 """
@@ -59,7 +59,7 @@ RUNS = {
 MASKED = ("segment", "rgmim")
 KEY = ".made-by"
 PROVIDED = ".provided"
-SEVERAL = ("compare", "label_efficiency", "spcxr", "sstl", "curriculum", "dino_cxr")
+SEVERAL = ("compare", "label_efficiency", "spcxr", "sstl", "curriculum", "dino_cxr", "sweep")
 
 
 def shared() -> pathlib.Path:
@@ -199,7 +199,9 @@ def made_up(job, workdir, failed):
   failed.pop(job.name, None)
   method = job.config["method"]["name"].rpartition(".")[2]
   if method in ("classify", "mean_teacher", "bke"):
-    finished.classify(workdir / job.name, job.config, 1.0 + job.seed, job.seed)
+    evaluator = "test" if "test" in job.config["evals"] else "validation"
+    seed = job.config["seed"]
+    finished.classify(workdir / job.name, job.config, 1.0 + seed, seed, evaluator=evaluator)
   elif method == "segment":
     finished.segment(workdir / job.name, job.config, 1.0, job.seed)
   else:

@@ -28,9 +28,10 @@ from cxrjax.report.pages.run_page import save_table
 from cxrjax.report.run_files import environment
 from cxrjax.report.run_writer import FACTS, Writer, now
 from cxrjax.training.preemption import PreemptionHandler
-from cxrjax.training.workdir import differences, in_use
+from cxrjax.training.workdir import differences, in_use, locked
 
 POLL_SECONDS = 0.2  # seconds between checks for a signal
+LAUNCHERS = ("processes", "here", "commands")  # `config.launcher`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Job:
   def config(self) -> dict[str, Any]:
     """The config that the flags resolve to; runs in `needs` may have to be finished first."""
     return overrides.resolve(self.flags)
+
+  def prepare(self) -> None:
+    """Writes the files that the flags name, before the run is launched."""
 
   def command(self, workdir: pathlib.Path) -> str:
     """The shell command of this run."""
@@ -89,12 +93,30 @@ def run_jobs(
   command: str,
   opening: Iterable[str],
   say: Callable[[str], None],
+  start: str = "processes",
 ) -> int:
   """Launches all unfinished runs; page and tables are updated after each.
 
+  Args:
+    jobs: in the order of their launch.
+    workdir: of the study.
+    show: how it reports.
+    command: that was typed.
+    opening: lines before the first run.
+    say: prints a line.
+    start: one of `LAUNCHERS`: each run in a process of its own; in this process, on its device; or
+      not at all, with the shell commands of the unfinished runs printed.
+
   Returns:
     0; 1 if a run failed; 128 + signal if a signal stopped the study.
+
+  Raises:
+    UserError: `start` is none of these.
   """
+  if start not in LAUNCHERS:
+    raise UserError(f"config.launcher={start!r} must be one of {', '.join(LAUNCHERS)}")
+  if start == "commands":
+    return _print_commands(jobs, workdir, say)
   (workdir / FACTS).unlink(missing_ok=True)  # facts are merged
   failed: dict[str, str] = {}
   waiting: set[str] = set()
@@ -119,7 +141,8 @@ def run_jobs(
       try:
         if not is_finished(job, workdir):
           say(f"{progress}{show.begins(job)}")
-          stop_signal = launch(job, workdir, failed)
+          job.prepare()
+          stop_signal = (launch_here if start == "here" else launch)(job, workdir, failed)
           _update(writer, show, workdir, failed)
       except UserError as error:  # from a config that starts from an earlier run
         failed[job.name] = str(error)
@@ -140,6 +163,27 @@ def run_jobs(
     say(f"the same command goes on there; what they said is in {workdir}/NAME.log")
   say(f"report    {report}")
   return 1 if failed else 0
+
+
+def _print_commands(jobs: Sequence[Job], workdir: pathlib.Path, say: Callable[[str], None]) -> int:
+  """Prints the commands of the runs whose turn has come, for a shell or a cluster's queue."""
+  finished: set[str] = set()
+  waiting = 0
+  for job in jobs:
+    if not finished.issuperset(job.needs):
+      waiting += 1
+    elif is_finished(job, workdir):
+      finished.add(job.name)
+    else:
+      try:
+        job.prepare()
+        say(job.command(workdir))
+      except UserError:  # its config depends on runs that have not finished
+        waiting += 1
+  if waiting:
+    say(f"# {waiting} more after these: the same command again prints them")
+  say("# then the same command without the launcher writes the page")
+  return 0
 
 
 def _update(
@@ -225,6 +269,24 @@ def launch(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | Non
     return handler.signal
   if process.returncode:
     failed[job.name] = _failure_reason(process.returncode, output)
+  return None
+
+
+def launch_here(job: Job, workdir: pathlib.Path, failed: dict[str, str]) -> int | None:
+  """Runs one job in this process; reports like `launch`."""
+  folder = workdir / job.name
+  failed.pop(job.name, None)
+  try:
+    task = instantiate.locate(job.config.get("task", "cxrjax.tasks.train"), "run", "config.task")
+    with locked(folder):
+      status = task(job.config, folder, command=job.command(workdir))
+  except UserError as error:
+    failed[job.name] = str(error)
+    return None
+  if status > 128:
+    return int(status - 128)
+  if status:
+    failed[job.name] = f"exit status {status}"
   return None
 
 
