@@ -93,7 +93,7 @@ class Files:
           outside = tuple(prefix + p for p in other.paths if not p.startswith(excluded))
           if outside:
             self.notes.append(dataclasses.replace(other, paths=outside).said(outside[0]))
-            self.others += [(name, f"no image: {other.reason}") for name in outside]
+            self.others += [(name, f"not an image: {other.reason}") for name in outside]
         names = [prefix + index.paths[i] for i in rows]
         places: list[_Place] = [(index, i) for i in rows]
       else:
@@ -162,8 +162,7 @@ def _image_rows(
   rows = [row for row in index.images.tolist() if not index.paths[row].startswith(excluded)]
   if not rows:
     raise UserError(
-      f"no images in {index.root} beside what is written into {without}; choose "
-      "another folder to write"
+      f"no images in {index.root} apart from the output in {without}; choose another output folder"
     )
   return rows
 
@@ -178,7 +177,7 @@ def open_given(images: Any, cache_dir: str | None = None) -> ImageInputs:
     return Files([images], cache_dir)
   if hasattr(images, "ndim") and images.ndim < 3:
     raise UserError(
-      f"an array of shape {tuple(images.shape)} is no list of images; give "
+      f"an array of shape {tuple(images.shape)} is not a list of images; give "
       "[array] for one image, or an array [n h w]"
     )
   images = list(images)
@@ -186,7 +185,7 @@ def open_given(images: Any, cache_dir: str | None = None) -> ImageInputs:
   if all(are_paths):
     return Files(images, cache_dir)
   if any(are_paths):
-    raise UserError("paths and arrays are given together; give either")
+    raise UserError("paths and arrays cannot be mixed; give either")
   return Arrays(images)
 
 

@@ -139,7 +139,7 @@ def _check(config: Mapping[str, Any]) -> None:
   for key in ("copy", "same", "first"):
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-      raise UserError(f"config.{key}={value!r} is no correlation; give a number from 0 to 1")
+      raise UserError(f"config.{key}={value!r} is not a correlation; give a number from 0 to 1")
   if config["same"] > config["copy"]:
     raise UserError(
       f"config.same={config['same']} must not be above config.copy={config['copy']}: "

@@ -299,7 +299,9 @@ def _select_methods(text: str, explained: Sequence[Explained], notes: list[str])
 
 def _check_target(target: str, e: Explained) -> None:
   if target and e.head is not None and target not in e.classes:
-    raise UserError(f"config.target={target!r} is no class of {e.name}{suggest(target, e.classes)}")
+    raise UserError(
+      f"config.target={target!r} is not a class of {e.name}{suggest(target, e.classes)}"
+    )
 
 
 def _explain(run: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.Explanation:

@@ -32,7 +32,7 @@ def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) ->
   """
   if choice not in CHOICES:
     raise UserError(
-      f"config.data.shared_patients={choice!r} is no option{suggest(str(choice), CHOICES)}"
+      f"config.data.shared_patients={choice!r} is not an option{suggest(str(choice), CHOICES)}"
     )
   train_keys = patient_splits.patient_keys(train)
   train_patients, train_known = set(train_keys) - {""}, leakage.count_known(train_keys, train.info)

@@ -55,7 +55,7 @@ def _head_notes(run: Restored) -> list[str]:
   if getattr(run.method, "learns_from", "images") != "labels":
     return []
   classes = ", ".join(run.method.labels.classes)
-  return [f"its head for {classes} is not taken over, the new one begins afresh"]
+  return [f"its head for {classes} is not used; the new head starts from scratch"]
 
 
 def _preprocessing_notes(run: Restored, config: Mapping[str, Any]) -> list[str]:

@@ -71,7 +71,7 @@ def out_of_memory(
     remedies.append("config.model.remat=True")
   if resident_bytes:
     remedies.append(f"config.data.storage='cached', which frees {resident_bytes / 1e9:.1f} GB")
-  return UserError(f"{problem}; {'; or '.join(remedies) or 'take a device with more memory'}")
+  return UserError(f"{problem}; {'; or '.join(remedies) or 'use a device with more memory'}")
 
 
 def _shrink_factor(peak: float | None, limit: float | None, fixed: float) -> float | None:

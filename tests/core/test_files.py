@@ -47,7 +47,7 @@ def test_json(tmp_path):
       files.read_json(path)
     assert "\n" not in str(error.value)
   path.write_text("[1]")
-  with pytest.raises(files.Damaged, match="no mapping"):
+  with pytest.raises(files.Damaged, match="not hold a mapping"):
     files.read_mapping(path)
   with pytest.raises(files.Damaged, match="more than 2 bytes"):
     files.read(path, 2)
@@ -325,7 +325,7 @@ def test_zips_that_lie(tmp_path):
     (tmp_path / "x.zip").write_bytes(lying(kind))
     _, memory = hostile.cost(tmp_path / "x.zip")
     with (
-      pytest.raises(UserError, match=r"npy in it is (damaged|packed in a way)"),
+      pytest.raises(UserError, match=r"npy in it (is damaged|uses an unsupported)"),
       archive.Archive(tmp_path / "x.zip") as opened,
     ):
       opened.read("x/a.npy")

@@ -60,8 +60,8 @@ class ShownNames:
     self.names = _unique([self.hide(path) for path in paths])
     changed = [(new, old) for new, old in zip(self.names, paths, strict=True) if new != old]
     self.note = (
-      f"{len(changed)} paths have a patient's ID or name in them, as DICOM headers have "
-      "it; here they are shown with patient1, ... in its place"
+      f"{len(changed)} paths contain a patient's ID or name from the DICOM headers; they are shown "
+      "with patient1, ... in its place"
     )
     file = index.memory.with_name(f"{index.memory.stem}.names.csv")
     # Kept beside the index, which contains the paths anyway; readable by its owner only.
@@ -69,7 +69,7 @@ class ShownNames:
       text = io.StringIO()
       tables.write(text, [("shown", "path"), *changed])
       opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
-      self.note += f", and {file} says which is which"
+      self.note += f"; {file} lists the originals"
 
   def hide(self, path: str, anybody: bool = False) -> str:
     """Displayed form of any path of the folder.

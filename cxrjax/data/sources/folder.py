@@ -237,7 +237,7 @@ class _Headers:
   def naming(self) -> str:
     """How `patients` names them: names by first image depend on the set of images."""
     if os.environ.get(file_hashes.KEY):
-      return "DICOM headers and a secret of one's own"
+      return "DICOM headers and a secret key"
     images = self._index.images
     all_medical = images[self._index.kinds[images] == folder_index.MEDICAL]
     if np.array_equal(all_medical, self._medical):
@@ -291,7 +291,7 @@ def _check_needs_no_table(**options: Any) -> None:
   """Raises a UserError for an option that is about a table."""
   for name, value in options.items():
     if value is not None:
-      raise UserError(f"{KEY}.{name} needs {KEY}.csv, the file that has the column")
+      raise UserError(f"{KEY}.{name} needs {KEY}.csv, the table with the column")
 
 
 def _patients(
@@ -315,7 +315,7 @@ def _splits(
     return splits, notes
   names = [patient or path for patient, path in zip(patients, paths, strict=True)]
   note = (
-    "the data have no splits: patients were put into train, val and test "
+    "the data have no splits: patients were assigned to train, val and test "
     "(70, 10, 20 %) by a hash of their names"
   )
   return patient_splits.assign_by_name(names), [*notes, note]
@@ -334,7 +334,7 @@ def _absent(
   """Listed images that are missing, and that they are."""
   base = os.path.basename(csv or "")
   return [
-    (display.hide_listed(name, line), f"it is not there, though line {line} of {base} lists it")
+    (display.hide_listed(name, line), f"it is missing, though line {line} of {base} lists it")
     for name, line in listed.absent
   ]
 
@@ -367,8 +367,8 @@ def _unknown_patients_note(patients: Sequence[str]) -> str:
   if unknown in (0, len(patients)):
     return patient_splits.UNKNOWN if unknown else ""
   return (
-    f"patients unknown of {unknown} of {len(patients)} images: each of them counts as a "
-    "patient of its own"
+    f"the patient is unknown for {unknown} of {len(patients)} images: each counts as a separate "
+    "patient"
   )
 
 
@@ -379,7 +379,7 @@ def _mismatch_notes(
   base, notes = os.path.basename(csv or ""), []
   if absent:
     notes.append(
-      f"{len(absent)} images that {base} lists are not there (the first: {absent[0][0]}): left out"
+      f"{len(absent)} images listed in {base} are missing (the first: {absent[0][0]}): left out"
     )
   if len(unlisted):
     notes.append(

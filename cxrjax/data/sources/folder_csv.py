@@ -178,7 +178,7 @@ def _by_path(
     raise UserError(
       f"none of the {len(numbers)} images that {table.file} lists is in "
       f"{index.root} (line {numbers[0]}: {names[0]!r}); give the folder that its "
-      f"paths begin in, or the right {KEY}.path_column"
+      f"paths are relative to, or the right {KEY}.path_column"
     )
   return image_rows[table_rows], table_rows, absent
 
@@ -197,7 +197,7 @@ def _views_sexes_ages(
 
 def _label_advice(base: str, header: Sequence[str]) -> str:
   return (
-    f"name the columns of {base} that have labels with "
+    f"name the label columns of {base} with "
     f"data.label_columns=NAME (it has {', '.join(filter(None, header))})"
   )
 
@@ -274,7 +274,7 @@ def _column_positions(
     if column is not None:
       if column not in header:
         raise UserError(
-          f"{KEY}.{kind}_column={column!r} is no column of {file}{suggest(column, header)}"
+          f"{KEY}.{kind}_column={column!r} is not a column of {file}{suggest(column, header)}"
         )
       positions[kind] = header.index(column), True
     elif not (kind == "label" and label_columns is not None):
@@ -292,12 +292,14 @@ def _column_positions(
     like = "looks like a path" if key is None else f"is called {key}"
     raise UserError(
       f"{file} has no column that {like}; name it with {KEY}.{needed}_column"
-      + ("" if key else f", or a keyword of DICOM headers with {KEY}.key")
+      + ("" if key else f", or a DICOM keyword with {KEY}.key")
       + f"; columns: {', '.join(header)}"
     )
   for name in label_columns or ():
     if name not in header:
-      raise UserError(f"{KEY}.label_columns={name!r} is no column of {file}{suggest(name, header)}")
+      raise UserError(
+        f"{KEY}.label_columns={name!r} is not a column of {file}{suggest(name, header)}"
+      )
   return positions
 
 
@@ -311,7 +313,7 @@ def _convert(
     if is_requested and value in (None, "") and not is_unknown:
       raise UserError(
         f"{where[texts.index(text)]}: {option} has {text!r}, which cannot be "
-        "understood; leave it empty where it is unknown"
+        "parsed; leave the cell empty if it is unknown"
       )
   return [values[text] for text in texts]
 
@@ -345,7 +347,7 @@ def _labels(
       if value is None:
         raise UserError(
           f"{where[column.index(text)]}: {name}={text!r}; a finding is 1, 0, -1 "
-          "(uncertain) or, where unknown, empty"
+          "(uncertain) or, if unknown, empty"
         )
     labels[:, k] = [values[v] for v in column]
   return labels, tuple(names), False, notes
@@ -359,7 +361,7 @@ def _unknown_label_notes(columns: Sequence[Sequence[str]]) -> list[str]:
     return []
   note = f"labels {spelling.counted(counts)} count as unknown"
   if any(v.casefold() == "none" for v in counts):
-    note += "; if none is a class, call it otherwise in the table, such as no finding"
+    note += "; if 'none' is a class, rename it in the table, such as 'no finding'"
   return [note]
 
 
@@ -380,9 +382,9 @@ def _spelling_notes(
   if groups:
     images = sum(n for group in groups for n in group.values())
     notes.append(
-      f"{base}: {len(groups)} patients are probably spelt in several ways (as 7 and "
-      f"007, or a1 and A1), {images} images, and count as {sum(map(len, groups))}; "
-      "spell each alike"
+      f"{base}: {len(groups)} patients are probably spelt in several ways (such as 7 and "
+      f"007, or a1 and A1; {images} images) and count as {sum(map(len, groups))}; "
+      "spell each consistently"
     )
   return notes
 
@@ -396,7 +398,7 @@ def _column_notes(
   """Notes on a patient column used without being asked for, and on unused columns."""
   notes = []
   if "patient" in positions and not positions["patient"][1]:
-    notes.append(f"{base}: patients are those of its column {header[positions['patient'][0]]!r}")
+    notes.append(f"{base}: patients are taken from column {header[positions['patient'][0]]!r}")
   used = {position for position, _ in positions.values()}
   unused = [
     name for i, name in enumerate(header) if name and i not in used and name not in label_columns
@@ -412,7 +414,7 @@ def _column_notes(
     if len(unused) > _MAX_LISTED:
       listed += f" and {len(unused) - _MAX_LISTED} more"
     notes.append(
-      f"{base}: columns that are not used: {listed}"
+      f"{base}: unused columns: {listed}"
       + (f"; {', '.join(options)} would use one" if options else "")
     )
   return notes

@@ -51,8 +51,8 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
   one_patient_each = 2 * len(patients) >= count > 0 and all(len(p) == 1 for p in patients.values())
   if count and (has_identities or (one_patient_each and count > 1)):
     notes = [
-      f"the {count} folders that could be classes are of one patient each, as DICOM headers "
-      "have it: they are taken for patients or studies, and images have no labels"
+      f"the {count} folders that could be classes hold one patient each, according to the DICOM "
+      "headers: they are treated as patients or studies, and the images have no labels"
     ]
     labels = [""] * len(labels)
   else:
@@ -60,7 +60,7 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
   if tables := _tables(index):
     table_name = display.hide(tables[0], anybody=True)
     notes.append(
-      f"{table_name} is not read: data.csv={table_name} would take labels, patients and "
+      f"{table_name} is not used; data.csv={table_name} would take labels, patients and "
       "splits from it"
     )
   classes = tuple(sorted(set(labels) - {""}))
@@ -147,9 +147,9 @@ def imbalance_notes(
   if len({s for s in splits if s}) > 1:
     for name, class_splits in splits_of.items():
       if not class_splits:
-        notes.append(f"class {name!r} has no image")
+        notes.append(f"class {name!r} has no images")
       elif len(class_splits) == 1:
-        notes.append(f"class {name!r} occurs in the split {min(class_splits)!r} only")
+        notes.append(f"class {name!r} occurs only in the split {min(class_splits)!r}")
   single_patient = []
   for name, column in zip(listed.classes, present.T, strict=True):
     class_patients = {patients[i] for i in np.flatnonzero(column).tolist()}
@@ -158,8 +158,8 @@ def imbalance_notes(
   if single_patient:
     notes.insert(
       0,
-      f"{len(single_patient)} of {len(listed.classes)} classes are of one patient each, such "
-      f"as {single_patient[0]!r}: what is learnt of them is that patient",
+      f"{len(single_patient)} of {len(listed.classes)} classes consist of one patient each, such "
+      f"as {single_patient[0]!r}: a model would learn the patient, not the class",
     )
   if len(notes) <= _MAX_NOTES:
     return notes
@@ -171,7 +171,7 @@ def _advice(index: folder_index.Index, display: display_names.ShownNames) -> str
   tables = _tables(index)
   if not tables:
     return (
-      "put the images of each class into a folder of its own, or name a table of labels with "
+      "put the images of each class into a separate folder, or name a table of labels with "
       "data.csv=FILE and its columns with data.label_columns=NAME"
     )
   columns = ", ".join(folder_csv.columns_of(index, tables[0]))
@@ -181,7 +181,7 @@ def _advice(index: folder_index.Index, display: display_names.ShownNames) -> str
     "data.label_columns=NAME and its patients with data.patient_column=NAME"
     + (f" (it has the columns {columns})" if columns else "")
     + (
-      "; where its rows have no paths, data.key=AccessionNumber, or any keyword of DICOM, "
+      "; if its rows have no paths, data.key=AccessionNumber, or any other DICOM keyword, "
       "finds files by their headers"
       if (index.kinds == folder_index.MEDICAL).any()
       else ""

@@ -63,7 +63,7 @@ class Pool:
     if weights is not None:
       parts = _parts(names, sizes, weights)
     total = sum(p.weight for p in parts)
-    shares = [f", {p.weight / total:.3g} of those drawn" for p in parts] or [""] * len(names)
+    shares = [f", {p.weight / total:.3g} of the draws" for p in parts] or [""] * len(names)
     notes.append(
       "a pool of "
       + "; ".join(
@@ -136,7 +136,7 @@ def _merge(
     for name in rename:
       if name not in source.info.classes:
         raise UserError(
-          f"config.data.source[{k}].rename={name!r} is no class of "
+          f"config.data.source[{k}].rename={name!r} is not a class of "
           f"{source.info.name}{suggest(name, source.info.classes)}"
         )
     name_of: dict[int, str] = {}
@@ -197,7 +197,7 @@ def _parts(names: Sequence[str], sizes: Sequence[int], weights: Sequence[Any]) -
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not math.isfinite(weight) or weight <= 0:
       raise UserError(
-        f"config.data.source[{k}].weight={weight!r} is no weight; give a number "
+        f"config.data.source[{k}].weight={weight!r} is not a weight; give a number "
         "above 0, relative to the other sources' (1 where none is given), or leave "
         "the source out"
       )
