@@ -181,20 +181,6 @@ def parse_npy(data: bytes) -> np.ndarray:
   return _array(data, start, dtype, shape, order)
 
 
-def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
-  """Maps the array of a .npy file into memory; it is read from disk on access.
-
-  Raises:
-    OSError, Damaged: it cannot be read.
-  """
-  with open_regular(path) as file:
-    dtype, shape, order, start = _npy_header(file)
-    _check_shape(dtype, shape, os.fstat(file.fileno()).st_size - start)
-    if not math.prod(shape):
-      return np.zeros(shape, dtype)
-    return np.memmap(file, dtype, "r", start, shape, order)
-
-
 def _npy_header(file: io.BufferedIOBase) -> tuple[np.dtype, Any, Literal["C", "F"], int]:
   """Parses dtype, shape, memory order and data offset of an array."""
   try:
@@ -268,16 +254,6 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except zipfile.BadZipFile as error:
       raise Damaged(f"it is damaged ({str(error)[:200]})") from error
   return arrays
-
-
-def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
-  """Reads the array of a .npy file.
-
-  Raises:
-    OSError, Damaged: it cannot be read.
-  """
-  with open_regular(path) as file:
-    return parse_npy(file.read())
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -8,7 +8,7 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -58,8 +58,12 @@ class ShownNames:
     if not self._hidden:
       return
     self.names = _unique([self.hide(path) for path in paths])
+    self.note = self._keep_originals(index, paths)
+
+  def _keep_originals(self, index: folder_index.Index, paths: Sequence[str]) -> str:
+    """Writes the replaced paths to a private file; returns the remark on them."""
     changed = [(new, old) for new, old in zip(self.names, paths, strict=True) if new != old]
-    self.note = (
+    note = (
       f"{len(changed)} paths contain a patient's ID or name from the DICOM headers; they are shown "
       "with patient1, ... in its place"
     )
@@ -69,7 +73,8 @@ class ShownNames:
       text = io.StringIO()
       tables.write(text, [("shown", "path"), *changed])
       opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
-      self.note += f"; {file} lists the originals"
+      note += f"; {file} lists the originals"
+    return note
 
   def hide(self, path: str, anybody: bool = False) -> str:
     """Displayed form of any path of the folder.

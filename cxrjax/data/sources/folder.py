@@ -144,9 +144,8 @@ class Source:
     shown = label_policies.rows_of_views(f"folder:{where}", image_views, views)
     sizes = _split_sizes(splits[i] for i in shown.tolist())
     split_name = SPLIT_NAMES.get(split.lower(), split)
-    selected = shown
-    if split_name != "all":
-      selected = shown[np.array([splits[i] == split_name for i in shown.tolist()], bool)]
+    in_split = [split_name in ("all", splits[i]) for i in shown.tolist()]
+    selected = shown[np.array(in_split, bool)]
     if not len(selected):
       raise UserError(f"folder:{where} has no split {split!r}{suggest(split, [*sizes, 'all'])}")
     display = display_names.for_index(index)

@@ -118,14 +118,13 @@ def read(
   cells, numbers = _read_columns(table, sorted(needed))
   if not numbers:
     raise UserError(f"{table.file} has no rows")
+  place = cells[positions["path" if key is None else "key"][0]]
   absent: Sequence[tuple[str, int]] = ()
   key_notes: Sequence[str] = ()
   if key is None:
-    image_rows, table_rows, absent = _by_path(index, table, cells[positions["path"][0]], numbers)
+    image_rows, table_rows, absent = _by_path(index, table, place, numbers)
   else:
-    image_rows, table_rows, key_notes = dicom_keys.by_key(
-      index, table.file, key, cells[positions["key"][0]], numbers
-    )
+    image_rows, table_rows, key_notes = dicom_keys.by_key(index, table.file, key, place, numbers)
   where = _Where(table.file, [numbers[i] for i in table_rows.tolist()])
 
   def column_at(position: int) -> list[str]:
@@ -272,10 +271,7 @@ def _column_positions(
   for kind, names in guesses.items():
     column = key_column if kind == "key" else columns.get(kind)
     if column is not None:
-      if column not in header:
-        raise UserError(
-          f"{KEY}.{kind}_column={column!r} is not a column of {file}{suggest(column, header)}"
-        )
+      _check_column(column, f"{KEY}.{kind}_column", table)
       positions[kind] = header.index(column), True
     elif not (kind == "label" and label_columns is not None):
       candidates = [by_letters[name] for name in names if name in by_letters]
@@ -296,11 +292,15 @@ def _column_positions(
       + f"; columns: {', '.join(header)}"
     )
   for name in label_columns or ():
-    if name not in header:
-      raise UserError(
-        f"{KEY}.label_columns={name!r} is not a column of {file}{suggest(name, header)}"
-      )
+    _check_column(name, f"{KEY}.label_columns", table)
   return positions
+
+
+def _check_column(name: str, option: str, table: TableFile) -> None:
+  if name not in table.header:
+    raise UserError(
+      f"{option}={name!r} is not a column of {table.file}{suggest(name, table.header)}"
+    )
 
 
 def _convert(
@@ -334,10 +334,7 @@ def _labels(
     values_present = [v for v in dict.fromkeys(columns[0]) if not spelling.is_unknown(v)]
     if not all(v in findings for v in values_present):
       classes = tuple(sorted(values_present))
-      one_hot = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
-      one_hot[:-1] = np.eye(len(classes))
-      codes = {name: i for i, name in enumerate(classes)}
-      return one_hot[[codes.get(v, -1) for v in columns[0]]], classes, True, notes
+      return one_hot(columns[0], classes), classes, True, notes
   labels = np.empty((len(columns[0]), len(columns)), np.float32)
   for k, (name, column) in enumerate(zip(names, columns, strict=True)):
     values = {
@@ -351,6 +348,14 @@ def _labels(
         )
     labels[:, k] = [values[v] for v in column]
   return labels, tuple(names), False, notes
+
+
+def one_hot(labels: Sequence[str], classes: Sequence[str]) -> Float32[np.ndarray, "n k"]:
+  """1 for each image's class and 0 for the others; NaN for images without one."""
+  rows = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
+  rows[:-1] = np.eye(len(classes))
+  codes = {name: i for i, name in enumerate(classes)}
+  return rows[[codes.get(name, -1) for name in labels]]
 
 
 def _unknown_label_notes(columns: Sequence[Sequence[str]]) -> list[str]:
