@@ -194,7 +194,7 @@ def _load_explained(
     explained.append(Explained(name, network, images.take(rows), head, classes, about))
   if not mask_counts["published"] + mask_counts["predicted"]:
     notes.append(
-      f"{source.info.name} has no lung masks, so that nothing is said of lungs; give a "
+      f"{source.info.name} has no lung masks, so maps are not scored on lungs; give a "
       "finished segmentation run with masks=WORKDIR"
     )
   return explained, mask_counts

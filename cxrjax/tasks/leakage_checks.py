@@ -82,7 +82,7 @@ def near_duplicates(loader: Any, evaluations: Mapping[str, Data], threshold: flo
     return []
   if loader.images is None:
     return [
-      "near-duplicates were not looked for, as the training images are streamed: "
+      "near-duplicates were not searched for, as the training images are streamed: "
       "configs/audit.py finds them"
     ]
   from cxrjax.audit import duplicates

@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(tuned, films, tmp_
   with open(out / "predictions.csv", "ab") as opened:
     opened.write(b"a12.png,0.1")  # and a part of a row
   said = command(tuned, tmp_path / "in", out=out, **options)
-  assert f"8 of {len(truth)} images were done before" in said
+  assert f"8 of {len(truth)} images were already done" in said
   for name in ("predictions.csv", "embeddings.npy", "skipped.csv"):
     assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
   assert json.loads((out / "predictions.json").read_text())["status"] == "finished"
@@ -315,7 +315,7 @@ def test_stopped_at_any_moment_the_same_command_goes_on(
   assert about["status"] == "running" and about["about"]["embed"] is False
   said = command(tuned, films[0], out=out, **(options | {"overwrite": False}))
   assert len(table(out)) == len(films[1])
-  assert any("were done before" in line for line in said) == (moment == "the end")
+  assert any("were already done" in line for line in said) == (moment == "the end")
   assert not (out / "embeddings.npy").exists() and not (out / "predictions.parquet").exists()
 
 
