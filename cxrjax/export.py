@@ -58,9 +58,7 @@ from cxrjax.training import exported_run, learnt_from
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run.")
 _OUT = flags.DEFINE_string("out", None, "The file to write.")
 _FORMAT = flags.DEFINE_string(
-  "format",
-  None,
-  "safetensors, npz, stablehlo, onnx, or run; by default what the file's ending says.",
+  "format", None, "safetensors, npz, stablehlo, onnx, or run; by default from the file's extension."
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
   "image_size",
@@ -237,12 +235,12 @@ def check(path: str) -> str:
   option = f"--check={path!r}"
   if file.is_dir():
     if why := checksums.find_damage(file):
-      raise UserError(f"{option} is damaged, or no run that was exported: {why}; write it again")
+      raise UserError(f"{option} is damaged, or not an exported run: {why}; write it again")
     return f"{escape(str(file))} is whole"
   json_file = file.with_name(file.name + ".json")
   if file.suffix in (".safetensors", ".npz"):
     if not files.read(file, "--check").about:
-      raise UserError(f"{option} was not written by cxrjax.export, and has no checksum")
+      raise UserError(f"{option} was not written by cxrjax.export, so it has no checksum")
     return f"{escape(str(file))} is whole"
   try:
     about = checksums.unseal(regular.read(json_file, regular.MAX_JSON))
@@ -253,7 +251,9 @@ def check(path: str) -> str:
       f"{option} cannot be checked: {error}; it needs {json_file.name} beside it"
     ) from error
   if about.get("sha256") != digest:
-    raise UserError(f"{option} is damaged: {json_file.name} has another checksum; write it again")
+    raise UserError(
+      f"{option} is damaged: {json_file.name} has a different checksum; export it again"
+    )
   return f"{escape(str(file))} is whole"
 
 
@@ -272,7 +272,7 @@ def main(argv: list[str]) -> None:
     sys.stdout.write(check(_CHECK.value) + "\n")
     return
   if not _WORKDIR.value or not _OUT.value:
-    raise UserError("--workdir=RUN and --out=FILE are needed; --help says more")
+    raise UserError("--workdir=RUN and --out=FILE are needed; see --help")
   trust(_TRUST.value)
   for line in write(_WORKDIR.value, _OUT.value, _FORMAT.value or "", _IMAGE_SIZE.value):
     command.say(line)

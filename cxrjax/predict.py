@@ -47,7 +47,7 @@ _OUT = flags.DEFINE_string("out", None, "The folder to write.", flag_values=FLAG
 _EMBED = flags.DEFINE_boolean(
   "embed",
   False,
-  "The encoder's features as well; of a pretrained run, them alone.",
+  "The encoder's features as well; for a pretrained run, only these.",
   flag_values=FLAGS,
 )
 _LUNGS = flags.DEFINE_string(
@@ -64,12 +64,12 @@ _OVERLAYS = flags.DEFINE_string(
   flag_values=FLAGS,
 )
 _FORMAT = flags.DEFINE_string("format", "csv", "csv or parquet.", flag_values=FLAGS)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a dispatch.", flag_values=FLAGS)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per batch.", flag_values=FLAGS)
 _TRUST = flags.DEFINE_list(
   "trust", [], "Your own modules that the runs may name.", flag_values=FLAGS
 )
 _OVERWRITE = flags.DEFINE_boolean(
-  "overwrite", False, "Begin anew whatever is in --out.", flag_values=FLAGS
+  "overwrite", False, "Start over, whatever is in --out.", flag_values=FLAGS
 )
 
 
@@ -172,7 +172,7 @@ def _extend(
   rows = [i for i, name in enumerate(images.ids) if identifier(name) not in journal.done]
   done_before = len(images.ids) - len(rows)
   if done_before:
-    say(f"{done_before:,} of {len(images.ids):,} images were done before")
+    say(f"{done_before:,} of {len(images.ids):,} images were already done")
   notes = []
   with progress_bar(len(images.ids), done_before, shown=progress) as bar:
     for batch in task.run(images, rows, batch_size):
@@ -195,13 +195,15 @@ def describe(network: Any, workdir: str) -> list[str]:
   if network.kind != "classifier":
     return [headline]
   if not network.judged:
-    called = "the likeliest is called" if network.exclusive else "findings are called from 0.5 on"
+    called = (
+      "the most likely one is predicted" if network.exclusive else "findings are positive from 0.5"
+    )
     return [headline, f"no test evaluation: probabilities are not calibrated, {called}"]
   temperature = ", ".join(
     f"{t:.3g}" for member in members or (network,) for t in member.temperature
   )
   if network.thresholds is None:
-    called = "the likeliest class is called"
+    called = "the most likely class is predicted"
   else:
     names = network.classes[-1:] if network.exclusive else network.classes
     thresholds = network.thresholds[-len(names) :]
@@ -244,7 +246,7 @@ def main(argv: list[str]) -> int:
   except flags.Error as error:
     raise UserError(str(error).splitlines()[0]) from error
   if not _WORKDIR.value or not _OUT.value or not paths:
-    raise UserError("--workdir=RUN, --out=DIR and paths of images are needed; --help says more")
+    raise UserError("--workdir=RUN, --out=DIR and paths of images are needed; see --help")
   trust(_TRUST.value)
   keep_freed_memory()
   keep_compiled()
@@ -267,7 +269,7 @@ def run() -> None:
   try:
     command.run(lambda: main(sys.argv))
   except KeyboardInterrupt:
-    sys.stderr.write("stopped; the same command goes on\n")
+    sys.stderr.write("stopped; the same command resumes\n")
     sys.exit(130)
 
 

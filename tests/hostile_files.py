@@ -106,7 +106,7 @@ def read(path: pathlib.Path) -> None:
   if path.suffix == ".json":
     files.read_mapping(path)
   elif path.suffix == ".npy":
-    files.read_npy(path)
+    files.parse_npy(path.read_bytes())
   elif archive.is_archive(path):
     with archive.Archive(path, nested=True) as opened:
       for name in opened.names:

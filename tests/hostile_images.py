@@ -21,7 +21,7 @@ from pydicom import uid
 
 from cxrjax.data.decoding import decode
 
-LOST = ("ended the decoder", "processor time", "more memory")  # reasons that cost a process
+LOST = ("crashed the decoder", "processor time", "more memory")  # reasons that cost a process
 
 
 def healthy() -> dict[str, bytes]:

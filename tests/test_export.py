@@ -252,7 +252,7 @@ def test_what_lies_beside_a_file_tells_of_damage(tmp_path):
   assert json.loads((tmp_path / "x.stablehlo.json").read_text())["family"] == "vit"
   assert export.check(str(file)) == f"{file} is whole"
   file.write_bytes(bytes(range(1, 101)))
-  with pytest.raises(UserError, match=r"x.stablehlo. is damaged: x.stablehlo.json has another"):
+  with pytest.raises(UserError, match=r"x.stablehlo. is damaged: x.stablehlo.json has a different"):
     export.check(str(file))
   (tmp_path / "x.stablehlo.json").write_text("{}")
   with pytest.raises(UserError, match=r"cannot be checked: .* it needs x.stablehlo.json beside"):

@@ -141,7 +141,7 @@ def _images(findings: Findings) -> dict[str, Any]:
 def patient_statement(splits: Sequence[Split], crossing: int) -> str:
   """States whether patients are in several splits, as far as that is known."""
   if len(splits) < 2:
-    return "there is one split, which no patient can leave"
+    return "there is only one split for patients to be in"
   subject = "patient is" if crossing == 1 else "patients are"
   by_source: dict[int, list[Split]] = {}
   for split in splits:

@@ -107,11 +107,11 @@ def _compute_floors(
   if "test" in names:
     is_test = split_of == names.index("test")
   if is_test.any() and not is_test.all():
-    evaluated, how = is_test, "fitted to the other splits, tested on test"
+    evaluated, how = is_test, "fitted on the other splits, tested on test"
     scores = thumbnail_baseline.ridge(features[~is_test], y[~is_test], features[is_test])
   else:
     evaluated = np.ones(len(split_of), bool)
-    how = f"{folds} folds, patients and duplicates together"
+    how = f"cross-validated in {folds} folds, patients and duplicates kept together"
     scores = thumbnail_baseline.held_out(features, y, owners.tolist(), folds)
   results = []
   for c, (kind, name, _) in enumerate(targets):

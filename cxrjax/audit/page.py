@@ -42,7 +42,7 @@ def render(run: runs.Run) -> str:
     ("labels", "Labels", lambda _: sections.labels(audit)),
     ("people", "Sites, views, sex and age", lambda _: sections.attributes(audit)),
     ("floor", "Thumbnail floor", lambda _: sections.floor(audit)),
-    ("again", "How this was made", _provenance),
+    ("again", "Settings and reproduction", _provenance),
   ]
   content = [
     (key, name, run_page.section(run, key, name, "", make)) for key, name, make in builders
@@ -78,9 +78,7 @@ def _summary(audit: Mapping[str, Any]) -> Html:
   ]
   if sources > 1:
     text.append(f" of {sources} sources")
-  text.append(
-    f" were compared with one another, {format.compact(pairs.get('compared')).strip()} pairs. "
-  )
+  text.append(f" were compared pairwise, {format.compact(pairs.get('compared')).strip()} pairs. ")
   copies, across = pairs.get("copies", 0), pairs.get("across", 0)
   if not copies:
     text.append("No two show the same radiograph.")
@@ -97,7 +95,7 @@ def _summary(audit: Mapping[str, Any]) -> Html:
   if same:
     text.append(
       f" {format.count(same, 'more pair probably shows', 'more pairs probably show')} "
-      "one patient at two times."
+      "one patient at two different times."
     )
   statement = str(audit.get("patients", {}).get("said", ""))
   if len(splits) > 1 and statement:
@@ -118,16 +116,14 @@ def _callouts(audit: Mapping[str, Any]) -> list[Html]:
       "bad",
       el("b", format.count(n, "patient is", "patients are"), " in several splits"),
       f" ({format.count(patients.get('images'), 'image')}; all are in patients.csv). What is "
-      "learnt of them in one split is known in the other.",
+      "learnt about them in one split leaks into the other.",
     )
   if n := pairs.get("across"):
     say(
       "bad",
-      el(
-        "b", format.count(n, "radiograph stands", "radiographs stand"), " in two splits or sources"
-      ),
-      ". Results on the one flatter what was trained on "
-      "the other; see the pairs below and pairs.csv.",
+      el("b", format.count(n, "radiograph is", "radiographs are"), " in two splits or sources"),
+      ". A model trained on one copy looks better than it is when tested on the "
+      "other; see the pairs below and pairs.csv.",
     )
   if n := pairs.get("across_same"):
     say(
@@ -138,14 +134,14 @@ def _callouts(audit: Mapping[str, Any]) -> list[Html]:
   if n := pairs.get("other_label"):
     say(
       "warn",
-      el("b", format.count(n, "copy has", "copies have"), " another label"),
-      " than the original.",
+      el("b", format.count(n, "copy has", "copies have"), " a different label"),
+      " from the original.",
     )
   if n := _total(audit, "inverted"):
     say(
       "warn",
       el("b", format.count(n, "image is", "images are"), " inverted"),
-      ", bones black and lungs white.",
+      ": bones are black and lungs white.",
     )
   unusable = {
     "unreadable": _total(audit, "unreadable"),
@@ -166,13 +162,13 @@ def _callouts(audit: Mapping[str, Any]) -> list[Html]:
 def _provenance(run: runs.Run) -> Html:
   """Command, settings, timing and versions."""
   names = {
-    "copy": "The same radiograph from",
-    "same": "The same patient from",
-    "first": "Second look from",
-    "looks": "Second looks, at most",
+    "copy": "Same radiograph: correlation from",
+    "same": "Same patient: correlation from",
+    "first": "Compared in detail: correlation from",
+    "looks": "Detailed comparisons, at most",
     "folds": "Folds",
-    "size": "Decoded to, pixels",
-    "fit": "Images that are not square",
+    "size": "Decoded to (pixels)",
+    "fit": "Non-square images",
   }
   rows: list[tuple[str, Any]] = [
     (names.get(k, str(k)), fact_tables.scalar(v)) for k, v in run.mapping("settings").items()
@@ -180,7 +176,7 @@ def _provenance(run: runs.Run) -> Html:
   steps = {
     "decode": "Decoding",
     "compare": "Comparing",
-    "look": "Looking at each image",
+    "look": "Inspecting images",
     "floor": "Thumbnail floor",
   }
   for key, value in run.mapping("timing").items():

@@ -60,7 +60,7 @@ def splits(audit: Mapping[str, Any]) -> Html | None:
 
   def cell(split: Mapping[str, Any], column: str) -> str:
     one_each = split["n"] > 1 and split.get("tells_patients") is False and not split["unknown"]
-    return "one an image" if column == "patients" and one_each else _count(split.get(column))
+    return "one per image" if column == "patients" and one_each else _count(split.get(column))
 
   rows = [
     [
@@ -73,7 +73,7 @@ def splits(audit: Mapping[str, Any]) -> Html | None:
   cards = [_source_card(source, group) for source, group in _by_source(facts)]
   return el(
     "div",
-    [table(["Split", *columns.values(), "Copies inside"], rows)],
+    [table(["Split", *columns.values(), "Copies within"], rows)],
     el("div", cards, cls="cards"),
   )
 
@@ -122,15 +122,15 @@ def _about_duplicates(run: Run, pairs: Mapping[str, Any]) -> Html:
   settings = run.fact("settings") or {}
   copy, same = (f"{number(settings.get(k)):g}" for k in ("copy", "same"))
   note = (
-    f"Radiographs whose fine detail, one laid over the other, correlates at {copy} or more "
-    f"count as the same; from {same} on they probably show one patient twice. Re-encoding, "
-    "brightness, contrast, crops of a few percent, turns of a few degrees and added labels "
-    "do not hide a copy; mirrored ones and larger crops can be missed."
+    f"Two radiographs whose fine detail, once aligned, correlates at {copy} or above "
+    f"count as the same; from {same} they probably show the same patient. Re-encoding, "
+    "brightness, contrast, crops of a few percent, rotations of a few degrees and added text "
+    "do not hide a copy; mirror images and larger crops can be missed."
   )
   if number(pairs.get("first")) > number(settings.get("first")) + 0.005:
     note += (
-      f" There were too many likely pairs for a second look at each: those below a first "
-      f"correlation of {pairs['first']:.2f} were not looked at."
+      f" There were too many candidate pairs to compare each in detail: those whose coarse "
+      f"correlation is below {pairs['first']:.2f} were skipped."
     )
   return blocks.note(note)
 
@@ -150,10 +150,10 @@ def _pair_counts(audit: Mapping[str, Any]) -> list[Html]:
     ]
     for c in counts
   ]
-  content = [table(["Where", "Same radiograph", "Same patient, probably"], rows)]
+  content = [table(["Where", "Same radiograph", "Probably same patient"], rows)]
   if n := pairs.get("other_patient"):
     subject = format.count(n, "pair is", "pairs are")
-    content.append(blocks.note(f"{subject} of patients whom the data call different."))
+    content.append(blocks.note(f"{subject} of patients that the data say are different."))
   return content
 
 
@@ -167,8 +167,8 @@ def _pair(pair: Mapping[str, Any], images: np.ndarray) -> Html:
   kind = "same radiograph" if pair["copy"] else "same patient?"
   caption = [el("b", kind), f" {pair['r']:.3f}"]
   tags = [
-    el("span", "other label", cls="tag bad") if pair["differ"] else None,
-    el("span", "other patient, say the data", cls="tag warn")
+    el("span", "different label", cls="tag bad") if pair["differ"] else None,
+    el("span", "different patient in the data", cls="tag warn")
     if pair["same_patient"] is False
     else None,
   ]
@@ -208,14 +208,14 @@ def patients(audit: Mapping[str, Any]) -> Html | None:
 DEFECTS = {  # titles and explanations
   "inverted": (
     "Inverted",
-    "They agree with the negative of what all images have in common. "
-    "Lung masks among the images look like this, too.",
+    "They resemble the negative of the average image. Lung masks among the images look like "
+    "this, too.",
   ),
-  "flat": ("Blank", "Their parts differ by less than 4 of 255 gray levels."),
+  "flat": ("Blank", "Their gray levels vary by less than 4 of 255."),
   "unlike": (
     "Unlike the others",
-    "Neither they nor their negatives agree with what all images "
-    "have in common: cut off, framed, turned, lateral, or no chest.",
+    "Neither they nor their negatives resemble the average image: "
+    "cut off, framed, rotated, lateral, or not a chest.",
   ),
 }
 
@@ -242,7 +242,7 @@ def images(audit: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> Html:
       content += _gallery(defect, facts[defect], shown[defect], total)
   if not content:
     return el("p", "All images can be read; none is blank or inverted.", cls="quiet")
-  note = blocks.note("Every image with what was found of it is in ", el("code", "images.csv"), ".")
+  note = blocks.note("All images and their findings are listed in ", el("code", "images.csv"), ".")
   return el("div", content, note)
 
 
@@ -296,7 +296,9 @@ def labels(audit: Mapping[str, Any]) -> Html | None:
     )
   if not content:
     return None
-  note = "Images in which the class is present; in brackets of those where it is known."
+  note = (
+    "Images in which the class is present; in brackets, their share of those where it is known."
+  )
   return el("div", blocks.note(note), content)
 
 
@@ -323,7 +325,7 @@ def attributes(audit: Mapping[str, Any]) -> Html | None:
         ]
       )
   if rows:
-    content.append(table(["Age in years", "Median", "Middle half", "All", "Unknown"], rows))
+    content.append(table(["Age in years", "Median", "Interquartile range", "All", "Unknown"], rows))
   return el("div", content)
 
 
@@ -360,15 +362,15 @@ def floor(audit: Mapping[str, Any]) -> Html | None:
     return None
   note = (
     "AUROC of ridge regression on 16 \N{MULTIPLICATION SIGN} 16 pixels, with 95 % intervals. "
-    "Exposure, collimation and age alone get this far: a model is worth what it adds. Where "
-    "a site or a source can be told, a model may learn to tell it instead of the disease."
+    "Exposure, collimation and age alone get this far: the worth of a model is what it adds. If "
+    "the site or the source can be predicted, a model may learn that instead of the disease."
   )
   content = [blocks.note(note)]
   for source, group in _by_source(floors):
     values = [number(f[k]) for k in ("value", "low") for f in group]
     start = 0.5 if min((v for v in values if math.isfinite(v)), default=0) >= 0.5 else 0.0
     columns = [
-      blocks.column("What is told", cls=None),
+      blocks.column("Target", cls=None),
       blocks.column("AUROC", cls=None),
       blocks.column("Present", cls="quiet"),
       blocks.column(results.range_axis(start), cls="forest"),

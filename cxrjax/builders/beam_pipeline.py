@@ -23,7 +23,7 @@ from cxrjax.data.sources import archive
 try:
   import apache_beam as beam
 except ImportError as error:
-  raise UserError('Beam is asked for but not installed: pip install -e ".[tfds]"') from error
+  raise UserError('Beam is requested but not installed: pip install -e ".[tfds]"') from error
 
 SHARES = 64  # pieces of work per archive of DICOM files
 _ACCOUNT = "account.json"

@@ -301,7 +301,7 @@ def check_absent(split: str, missing: Collection[str], total: int, where: Iterab
   """Raises a UserError where so many of a split's images are absent that the set is incomplete."""
   if missing and (is_too_many(len(missing), total) or len(missing) == total):
     raise UserError(
-      f"{total - len(missing):,} of the {total:,} images listed for {split} are there, and not "
+      f"{total - len(missing):,} of the {total:,} images listed for {split} are there, but not "
       f"{min(missing)} in {', '.join(sorted(where))}: only a part of the data set, or another "
       "release of it; get the rest"
     )

@@ -58,7 +58,7 @@ def features(
   columns: dict[str, Any] = {
     "image": image,
     "id": tfds.features.Text(doc="Unique in the data set."),
-    "patient": tfds.features.Text(doc="All images of one patient share it; empty if unknown."),
+    "patient": tfds.features.Text(doc="Shared by all images of one patient; empty if unknown."),
     "age": tfds.features.Scalar(np.float32, doc="In years; NaN where unknown."),
     "sex": tfds.features.ClassLabel(names=SEXES),
     "view": tfds.features.ClassLabel(names=VIEWS),
@@ -174,7 +174,7 @@ def mask(*published: bytes, like: tuple[int, int]) -> bytes:
     except decode.BadImage:
       raise
     except Exception as error:  # PIL's codecs raise anything on damaged data
-      raise decode.BadImage(f"its mask is damaged or no image ({error})") from error
+      raise decode.BadImage(f"its mask is damaged or not an image ({error})") from error
     plane = plane.resize((width, height), Image.Resampling.NEAREST)
     levels = np.asarray(plane)
     inside |= levels > levels.max() / 2

@@ -47,12 +47,12 @@ def of_file(path: pathlib.Path) -> list[int]:
 
 
 def seal(content: Mapping[str, Any]) -> str:
-  """Serializes to JSON that includes its own checksum; see `unsealed`."""
+  """Serializes to JSON that includes its own checksum; see `unseal`."""
   return json.dumps({**content, _CHECKSUM_KEY: _checksum(content)}, indent=1) + "\n"
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:
-  """Parses and verifies the output of `sealed`.
+  """Parses and verifies the output of `seal`.
 
   Raises:
     ValueError: the text is damaged.
@@ -61,9 +61,9 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     content = parse_json(text)
     checksum = content.pop(_CHECKSUM_KEY)
   except (ValueError, KeyError, AttributeError, TypeError) as error:
-    raise ValueError("it is no JSON with a checksum") from error
+    raise ValueError("it is not JSON with a checksum") from error
   if checksum != _checksum(content):
-    raise ValueError("its checksum differs")
+    raise ValueError("its checksum does not match")
   return content
 
 
@@ -98,7 +98,7 @@ def find_damage(folder: pathlib.Path, only: Callable[[str], bool] = lambda name:
     for name, (_, checksums) in files.items():
       path = folder / name
       if only(name) and (path.stat().st_size != sizes[name] or of_file(path) != checksums):
-        return f"the checksum of {name} differs"
+        return f"the checksum of {name} does not match"
   except OSError as error:
     return f"{name} cannot be read: {error.strerror or error}"
   return ""

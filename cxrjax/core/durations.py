@@ -167,7 +167,7 @@ def from_config(spec: Mapping[str, Any] | float, clock: Clock, key: str) -> Sche
     constant = float(spec)
     return lambda step: jnp.full((), constant, jnp.float32)
   if not isinstance(spec, Mapping):
-    raise UserError(f"{key}={spec!r} must be a number or have start and end")
+    raise UserError(f"{key}={spec!r} must be a number, or a mapping with start and end")
   unknown = set(spec) - {"kind", "start", "end", "warmup", "peak"}
   if unknown:
     raise UserError(f"{key}.{min(unknown)} is not an option; valid: kind, start, end, warmup, peak")

@@ -116,7 +116,7 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads a JSON file that must hold a mapping, as those of this program do."""
   value = read_json(path)
   if not isinstance(value, dict):
-    raise Damaged("it holds no mapping")
+    raise Damaged("it does not hold a mapping")
   return value
 
 
@@ -157,7 +157,7 @@ def unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
     raise Damaged("it is encrypted")
   if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
     # Python's other decompressors do not bound the bytes that they return at a time.
-    raise Damaged("it is packed in a way that is not read here (only stored and deflated are)")
+    raise Damaged("it uses an unsupported compression (only stored and deflated are read)")
   parts, count = [], 0
   try:
     # In chunks: a single read would unpack the whole member, whatever size it declares.
@@ -168,9 +168,9 @@ def unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
   except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
     raise Damaged(f"it is damaged ({str(error)[:200] or type(error).__name__})") from error
   except (NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-    raise Damaged(f"it is packed in a way that is not read here ({error})") from error
+    raise Damaged(f"it uses an unsupported compression ({error})") from error
   if count != size:
-    raise Damaged(f"it unpacks to {count:,} bytes, where the zip says {size:,}")
+    raise Damaged(f"it unpacks to {count:,} bytes, but the zip declares {size:,}")
   return b"".join(parts)
 
 
@@ -179,20 +179,6 @@ def parse_npy(data: bytes) -> np.ndarray:
   dtype, shape, order, start = _npy_header(io.BytesIO(data))
   _check_shape(dtype, shape, len(data) - start)
   return _array(data, start, dtype, shape, order)
-
-
-def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
-  """Maps the array of a .npy file into memory; it is read from disk on access.
-
-  Raises:
-    OSError, Damaged: it cannot be read.
-  """
-  with open_regular(path) as file:
-    dtype, shape, order, start = _npy_header(file)
-    _check_shape(dtype, shape, os.fstat(file.fileno()).st_size - start)
-    if not math.prod(shape):
-      return np.zeros(shape, dtype)
-    return np.memmap(file, dtype, "r", start, shape, order)
 
 
 def _npy_header(file: io.BufferedIOBase) -> tuple[np.dtype, Any, Literal["C", "F"], int]:
@@ -213,7 +199,7 @@ def _npy_header(file: io.BufferedIOBase) -> tuple[np.dtype, Any, Literal["C", "F
     or dtype.fields is not None
     or (dtype.kind not in _PLAIN_KINDS and dtype.kind != "V")
   ):
-    raise Damaged(f"its array is of {dtype}, which is not read")
+    raise Damaged(f"its array has dtype {dtype}, which is not supported")
   return dtype, shape, "F" if in_fortran else "C", file.tell()
 
 
@@ -224,14 +210,14 @@ def _check_shape(dtype: np.dtype, shape: Any, available: int) -> None:
     or len(shape) > 32
     or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
   ):
-    raise Damaged("the shape of its array is none")
+    raise Damaged("the shape of its array is invalid")
   count = math.prod(shape)
   if (
     count >= 1 << 48 or (count > 1 and not dtype.itemsize) or (count * dtype.itemsize != available)
   ):
     raise Damaged(
-      f"its array of {' x '.join(map(str, shape)) or 1} {dtype} is not the "
-      f"{available:,} bytes that are there"
+      f"its array of {' x '.join(map(str, shape)) or 1} {dtype} does not "
+      f"match the {available:,} bytes present"
     )
 
 
@@ -261,23 +247,13 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         for info in archive.infolist():
           name = info.filename.removesuffix(".npy")
           if name in arrays or name == info.filename:
-            raise Damaged(f"it has no array, or a second one, in {info.filename!r}")
+            raise Damaged(f"its member {info.filename!r} is not an array, or a duplicate")
           data = unzip(archive, info, bytes_left)
           arrays[name] = parse_npy(data)
           bytes_left -= len(data)
     except zipfile.BadZipFile as error:
       raise Damaged(f"it is damaged ({str(error)[:200]})") from error
   return arrays
-
-
-def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
-  """Reads the array of a .npy file.
-
-  Raises:
-    OSError, Damaged: it cannot be read.
-  """
-  with open_regular(path) as file:
-    return parse_npy(file.read())
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -290,14 +266,14 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(_MAX_HEADER, size - 8):
-      raise Damaged("it is cut short, or no .safetensors")
+      raise Damaged("it is cut short, or not a .safetensors file")
     header = parse_json(file.read(length))
     data = memoryview(file.read())
   if not isinstance(header, dict):
     raise Damaged("its header is damaged")
   metadata = header.pop("__metadata__", {})
   if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-    raise Damaged("its metadata are no texts")
+    raise Damaged("its metadata are not strings")
   arrays, end = {}, 0
   for name, (kind, shape, start, stop) in sorted(
     ((n, _parse_entry(n, e)) for n, e in header.items()), key=lambda item: item[1][2:]

@@ -59,7 +59,7 @@ def _count_equation(equation: Any) -> float:
   if name == "scan":
     return called * parameters["length"]
   if name == "while" and called:
-    raise ValueError("a matrix product stands in a while loop, whose length is not known")
+    raise ValueError("a matrix product is in a while loop of unknown length")
   return called
 
 

@@ -31,5 +31,7 @@ def resolve_workdir(workdir: str | os.PathLike[str], key: str = "workdir") -> pa
     return pathlib.Path(text).expanduser()
   name = text.removeprefix(PREFIX)
   if name not in names():
-    raise UserError(f"{key}={text!r} is no network of the package{suggest(name, names())}")
+    raise UserError(
+      f"{key}={text!r} is not a network that comes with the package{suggest(name, names())}"
+    )
   return _FOLDER / name

@@ -118,7 +118,7 @@ class Images:
     if self.windows is None:
       object.__setattr__(self, "windows", np.broadcast_to(full_range, (n, 2)))
     elif self.bits == 8 and not (self.windows == full_range).all():
-      raise ValueError("8-bit pixels are stored as they are shown; only 16-bit ones have windows")
+      raise ValueError("8-bit pixels are stored as displayed; only 16-bit ones have windows")
     for name in ("table", "windows", "masks"):
       rows = getattr(self, name)
       if rows is not None and len(rows) != n:

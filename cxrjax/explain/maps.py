@@ -153,7 +153,7 @@ def _targets(
   targets = predicted(network, params, x, head, batch) if target is None else target
   targets = np.broadcast_to(np.asarray(targets, np.int32), (len(x),))
   if targets.min() < 0 or targets.max() >= len(head.bias):
-    raise ValueError(f"target={target} is no class; the head has {len(head.bias)}")
+    raise ValueError(f"target={target} is not a class; the head has {len(head.bias)}")
   return targets
 
 

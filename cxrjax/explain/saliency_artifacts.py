@@ -298,7 +298,7 @@ def _lung_lines(scores: Mapping[str, Any], n: int) -> list[str]:
   """Log lines with the energy ratio of each method, 1 by chance."""
   if not scores:
     return []
-  lines = [f"lungs     where the maps of {n} test images lie; 1 by chance"]
+  lines = [f"lungs     energy on the lungs relative to chance, {n} test images"]
   for method, summary in scores.items():
     ratio = summary["all"]["energy_ratio"]
     if ratio["value"] is not None:

@@ -46,8 +46,9 @@ class Ensemble(Network):
       for aspect, value in _MUST_MATCH.items():
         if value(first) != value(member):
           raise UserError(
-            f"{key}: {first.run.workdir} and {member.run.workdir} are no ensemble: their {aspect} "
-            f"are {value(first)} and {value(member)}; give runs of one task on the same images"
+            f"{key}: {first.run.workdir} and {member.run.workdir} do not form an ensemble: their "
+            f"{aspect} are {value(first)} and {value(member)}; give runs of one task on the same "
+            "images"
           )
     return cls(first.run, first.image_size, tuple(members))
 

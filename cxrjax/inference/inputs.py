@@ -74,35 +74,33 @@ class Files:
     roots = list(dict.fromkeys(os.fspath(p) for p in paths))
     if not roots:
       raise UserError("no images are given; name files or folders")
-    self.ids: list[str] = []
     self.notes: list[str] = []
     self.others: list[tuple[str, str]] = []
-    self._places: list[_Place] = []
-    taken: set[str] = set()
+    places: dict[str, _Place] = {}
     for path in roots:
       root = pathlib.Path(path).expanduser()
       if not root.exists():
         raise UserError(f"{path}: there is no such file or folder")
       if root.is_dir() or root.suffix.lower() == ".zip":
-        index = folder_index.Index(root, cache_dir)
-        self.notes += [name + why for name, why in index.notes]
         prefix = "" if len(roots) == 1 else path.rstrip("/") + "/"
-        excluded = _excluded_prefix(index, without)
-        rows = _image_rows(index, excluded, without)
-        for other in index.others:
-          outside = tuple(prefix + p for p in other.paths if not p.startswith(excluded))
-          if outside:
-            self.notes.append(dataclasses.replace(other, paths=outside).said(outside[0]))
-            self.others += [(name, f"no image: {other.reason}") for name in outside]
-        names = [prefix + index.paths[i] for i in rows]
-        places: list[_Place] = [(index, i) for i in rows]
+        folder = self._add_folder(folder_index.Index(root, cache_dir), prefix, without)
+        places = {**places, **folder, **places}  # an image keeps its first place
       else:
-        names, places = [path], [str(root)]
-      for name, place in zip(names, places, strict=True):
-        if name not in taken:
-          taken.add(name)
-          self.ids.append(name)
-          self._places.append(place)
+        places.setdefault(path, str(root))
+    self.ids, self._places = list(places), list(places.values())
+
+  def _add_folder(
+    self, index: folder_index.Index, prefix: str, without: str | os.PathLike[str] | None
+  ) -> dict[str, _Place]:
+    """Images of a folder or zip by name; notes its other files."""
+    self.notes += [name + why for name, why in index.notes]
+    excluded = _excluded_prefix(index, without)
+    for other in index.others:
+      outside = tuple(prefix + p for p in other.paths if not p.startswith(excluded))
+      if outside:
+        self.notes.append(dataclasses.replace(other, paths=outside).said(outside[0]))
+        self.others += [(name, f"not an image: {other.reason}") for name in outside]
+    return {prefix + index.paths[i]: (index, i) for i in _image_rows(index, excluded, without)}
 
   def film(self, index: int) -> Film:
     place = self._places[index]
@@ -162,8 +160,7 @@ def _image_rows(
   rows = [row for row in index.images.tolist() if not index.paths[row].startswith(excluded)]
   if not rows:
     raise UserError(
-      f"no images in {index.root} beside what is written into {without}; choose "
-      "another folder to write"
+      f"no images in {index.root} apart from the output in {without}; choose another output folder"
     )
   return rows
 
@@ -178,7 +175,7 @@ def open_given(images: Any, cache_dir: str | None = None) -> ImageInputs:
     return Files([images], cache_dir)
   if hasattr(images, "ndim") and images.ndim < 3:
     raise UserError(
-      f"an array of shape {tuple(images.shape)} is no list of images; give "
+      f"an array of shape {tuple(images.shape)} is not a list of images; give "
       "[array] for one image, or an array [n h w]"
     )
   images = list(images)
@@ -186,7 +183,7 @@ def open_given(images: Any, cache_dir: str | None = None) -> ImageInputs:
   if all(are_paths):
     return Files(images, cache_dir)
   if any(are_paths):
-    raise UserError("paths and arrays are given together; give either")
+    raise UserError("paths and arrays cannot be mixed; give either")
   return Arrays(images)
 
 

@@ -345,7 +345,7 @@ class Network:
     self.check_method(method)
     if isinstance(target, str):
       if target not in self.classes:
-        raise UserError(f"target={target!r} is no class{suggest(target, self.classes)}")
+        raise UserError(f"target={target!r} is not a class{suggest(target, self.classes)}")
       target = self.classes.index(target)
     inputs = open_given(images)
     heat_maps = []
@@ -407,13 +407,11 @@ def segmenter(workdir: str | os.PathLike[str], key: str) -> Network:
   network = load(workdir, key)
   if network.kind != "segmenter":
     raise UserError(
-      f"{key}={os.fspath(workdir)!r} is a run of {network.method}, which draws no masks; give the "
-      "workdir of a finished run of configs/segment.py"
+      f"{key}={os.fspath(workdir)!r} is a run of {network.method}, which does not predict masks; "
+      "give the workdir of a finished run of configs/segment.py"
     )
   return network
 
 
 def _bad_image_error(name: str, why: str) -> UserError:
-  return UserError(
-    f"{name}: {why}; mend or remove it, or leave bad images out: predict with on_bad_image='skip'"
-  )
+  return UserError(f"{name}: {why}; fix or remove it, or skip bad images with on_bad_image='skip'")

@@ -71,7 +71,7 @@ class PredictionTask:
     if network.kind == "encoder" and predict and not embed:
       raise UserError(
         f"{network.run.workdir} is a run of {network.method}, which has no classes to predict; "
-        "take its features (embed), or fine-tune it with configs/finetune.py:init=WORKDIR"
+        "export its features (embed), or fine-tune it with configs/finetune.py:init=WORKDIR"
       )
     if overlays:
       network.check_method(overlays, "overlays")

@@ -149,8 +149,8 @@ class Journal:
       existing = [name for name in (TABLE, EMBEDDINGS) if (self.folder / name).exists()]
       if existing:
         raise UserError(
-          f"{self.folder / existing[0]} was not written by this program, which would "
-          "write over it; choose another --out, or --overwrite"
+          f"{self.folder / existing[0]} was not written by this program and would be "
+          "overwritten; choose another --out, or --overwrite"
         )
       return None
     try:
@@ -164,8 +164,8 @@ class Journal:
     changed = [key for key in sorted({*old, *self._about}) if old.get(key) != self._about.get(key)]
     if changed:
       raise UserError(
-        f"{self.folder} holds predictions that were made otherwise "
-        f"({', '.join(changed)} differ); choose another --out, or --overwrite"
+        f"{self.folder} holds predictions made with other settings "
+        f"({', '.join(changed)}); choose another --out, or --overwrite"
       )
     return state
 
@@ -180,7 +180,9 @@ class Journal:
       path = self.folder / name
       actual = path.stat().st_size if path.exists() else 0
       if actual < size:
-        raise UserError(f"{path} has been cut or changed; choose another --out, or --overwrite")
+        raise UserError(
+          f"{path} has been truncated or changed; choose another --out, or --overwrite"
+        )
       if actual > size:
         os.truncate(path, size)
 

@@ -26,7 +26,6 @@ from cxrjax.core.text import identifier
 EMBEDDING = "embedding"
 Skipped = tuple[tuple[str, str], ...]
 TEXTS = ("id", "called", "note")  # text columns; all others are numeric
-_QUOTED = set(',"\r\n')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

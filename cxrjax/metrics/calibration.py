@@ -396,9 +396,9 @@ def _logits(probabilities: np.ndarray, exclusive: bool) -> np.ndarray:
 def _fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str]:
   """The temperature, or 1 and the reason why the images do not determine it."""
   if not len(labels):
-    return 1.0, "there is no validation image"
+    return 1.0, "there are no validation images"
   if (labels.sum(0) > 0).sum() < 2:
-    return 1.0, "the validation images do not have both values of it"
+    return 1.0, "the validation images are all of one class"
   if not np.isfinite(logits).all():
     return 1.0, "a prediction is not finite"
 
@@ -414,7 +414,7 @@ def _fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str
   )
   best = float(optimum.x)
   if best < low + 1e-3:
-    return 1.0, "the validation images are told apart without a mistake"
+    return 1.0, "the validation images are classified without error"
   return float(np.exp(best)), ""
 
 

@@ -189,7 +189,7 @@ def findings(
   defined = ~np.isnan(per_finding(table.sum(0, keepdims=True))[0])
   used = int(known.any(1).sum())
   if not defined.any():
-    return nothing("no finding has the images that define it", used)
+    return nothing("no finding has the images needed to define it", used)
   return PatientSums(
     table,
     lambda totals: per_finding(totals)[:, defined].mean(1),

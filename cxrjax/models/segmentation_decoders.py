@@ -59,7 +59,7 @@ class Decoder:
   def __post_init__(self) -> None:
     if self.kind not in KINDS:
       raise UserError(
-        f"config.method.decoder={self.kind!r} is no decoder{suggest(str(self.kind), KINDS)}"
+        f"config.method.decoder={self.kind!r} is not a decoder{suggest(str(self.kind), KINDS)}"
       )
     if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
       raise UserError(f"config.method.width={self.width!r} must be a whole number of channels")

@@ -11,40 +11,40 @@ from cxrjax.report.html.element import Html, el
 TERMS: tuple[tuple[str, str, str], ...] = (
   (
     "95 % interval",
-    "The range in which the value would lie had other patients of the same kind been tested: "
-    "ranges made this way hold the true value 95 times in 100. The narrower, the surer. Where two"
-    " ranges overlap, they alone do not tell which is better.",
+    "The range of values that the test data support: computed in this way, 95 of 100 such ranges "
+    "contain the true value for patients of the same kind. The narrower, the more certain. Two "
+    "overlapping ranges do not tell by themselves which value is better.",
     "95 % (confidence )?interval|In brackets",
   ),
   (
     "AUROC",
-    "The chance that a radiograph with the finding gets a higher score than one without it: area "
-    "under the ROC curve. 0.5 is guessing, 1 is perfect.",
+    "Area under the ROC curve: the probability that a radiograph with the finding scores higher "
+    "than one without it. 0.5 is guessing, 1 is perfect.",
     "",
   ),
   (
     "AUPRC",
-    "Precision (how many of those called have the finding) averaged over all thresholds. Guessing"
-    " has the share of radiographs that show the finding; 1 is perfect.",
+    "Precision (the share of positive calls that are right) averaged over recall. Guessing gives "
+    "the share of radiographs that have the finding; 1 is perfect.",
     "",
   ),
   (
     "Accuracy",
-    "The share of radiographs that are called rightly.",
+    "The share of radiographs that are classified correctly.",
     r"(?<!balanced )(?<!bal\. )accuracy",
   ),
   (
     "Balanced accuracy",
-    "The share called rightly among those with the finding and among those without, averaged: "
-    "classes count alike however many images they have. 0.5 is guessing between two.",
+    "The share classified correctly in each class, averaged: all classes count equally, however "
+    "many images they have. With two classes, 0.5 is guessing.",
     "",
   ),
-  ("Sensitivity", "The share called so of all radiographs that have the finding; also recall.", ""),
   (
-    "Specificity",
-    "The share called free of it of all radiographs that do not have the finding.",
+    "Sensitivity",
+    "Of the radiographs with the finding, the share called positive; also recall.",
     "",
   ),
+  ("Specificity", "Of the radiographs without the finding, the share called negative.", ""),
   ("F1", "Harmonic mean of precision and sensitivity; 1 is perfect.", r"\bF1\b"),
   (
     "HM",
@@ -53,73 +53,73 @@ TERMS: tuple[tuple[str, str, str], ...] = (
   ),
   (
     "Calibration",
-    "Whether probabilities mean what they say: of all radiographs with 0.8, 80 % should have the "
-    "finding. ECE is the mean distance from that; 0 is perfect.",
+    "Whether probabilities can be taken literally: of the radiographs given 0.8, 80 % should have "
+    "the finding. ECE is the mean deviation from that; 0 is perfect.",
     r"calibration|\bECE\b",
   ),
   (
     "Brier score, log loss",
-    "How far the probabilities are from the truth; 0 is perfect.",
+    "How far predicted probabilities are from the truth; 0 is perfect.",
     "brier|log loss",
   ),
   (
     "Threshold",
-    "A radiograph is called positive from this score on. Chosen on validation images, never on "
+    "The score from which a radiograph is called positive. Chosen on validation images, never on "
     "test images.",
     "",
   ),
   (
     "Dice, IoU",
-    "Overlap of two masks, from 0 (apart) to 1 (the same). IoU is the stricter of the two.",
+    "Overlap of two masks, from 0 (disjoint) to 1 (identical). IoU is the stricter of the two.",
     r"\bDice\b|\bIoU\b",
   ),
   (
     "Surface distance",
-    "How far the outlines of two masks lie apart: on average, or (95 % Hausdorff) at their worst "
-    "but for the worst twentieth.",
+    "Distance between the outlines of two masks: on average, or (95 % Hausdorff) its 95th "
+    "percentile.",
     "surface distance|hausdorff",
   ),
   (
     "Training, validation, test",
-    "Images that are learnt from; that choose between settings and set thresholds; that only "
-    "judge. Whether a patient is in two of them the page says, where patients are known.",
+    "Images to learn from; to choose settings and thresholds on; to evaluate on, and nothing "
+    "else. If patients are known, the page states whether any is in two of them.",
     r"\bvalidation\b",
   ),
   (
     "Pretraining without labels",
     "The network learns from the radiographs alone what they have in common and how they differ; "
-    "labels come later, if at all.",
+    "labels are used later, if at all.",
     "without (their |using )?labels|self-supervised",
   ),
   (
     "Features",
-    "The numbers into which a network turns a radiograph. Frozen: as they are, without further "
-    "training.",
+    "The numbers that a network computes from a radiograph. Frozen: of a network that is not "
+    "trained further.",
     "",
   ),
-  ("kNN", "An image gets the label of the k training images with the most similar features.", ""),
+  ("kNN", "An image gets the label of the k training images whose features are most similar.", ""),
   (
     "Linear probe",
-    "A linear classifier on frozen features, fitted to labelled training images: what the "
-    "features say of the labels.",
+    "A linear classifier on frozen features, fitted on labelled training images: how much the "
+    "features reveal of the labels.",
     "linear probe",
   ),
   (
     "Before training, random encoder",
-    "The same network with random numbers in place of what it learns: what its shape alone can do.",
+    "The same network with random weights: what its architecture alone achieves.",
     "before training|random encoder|random network",
   ),
   (
     "Thumbnail floor",
-    "Ridge regression on radiographs shrunk to 16x16 pixels: what can be had with no network at "
-    "all.",
+    "Ridge regression on radiographs shrunk to 16x16 pixels: what can be achieved without any "
+    "network.",
     "thumbnail",
   ),
-  ("From scratch", "Begun with random numbers, not from a pretrained network.", "scratch"),
+  ("From scratch", "Starting from random weights, not from a pretrained network.", "scratch"),
   ("Epoch", "One pass over all training images. A step learns from one batch of them.", ""),
   (
     "Seed",
-    "The number from which all of a run's random choices follow: another seed shows how much is "
+    "The number that determines all random choices of a run: other seeds show how much is due to "
     "chance.",
     r"\bseeds?\b",
   ),
@@ -131,10 +131,10 @@ TERMS: tuple[tuple[str, str, str], ...] = (
   ),
   (
     "Grad-CAM",
-    "The places whose features, made stronger, would raise the score of a class most.",
+    "The regions whose features, if stronger, would raise the score of a class most.",
     "",
   ),
-  ("Occlusion", "How much the score of a class falls when a place is covered.", ""),
+  ("Occlusion", "How much the score of a class drops when a region is covered.", ""),
   (
     "FLOP",
     "One addition or multiplication of the network; a measure of cost that does not depend on the"
@@ -143,11 +143,11 @@ TERMS: tuple[tuple[str, str, str], ...] = (
   ),
   (
     "Effective rank",
-    "In how many directions features differ; near 1 they have collapsed and tell images apart no "
-    "more.",
+    "The number of directions in which features vary; near 1 they have collapsed and no longer "
+    "distinguish images.",
     "",
   ),
-  ("Fingerprint", "A hash of the images' content: the same fingerprint, the same images.", ""),
+  ("Fingerprint", "A hash of the images' content: equal fingerprints, equal images.", ""),
 )
 
 

@@ -47,11 +47,11 @@ HUB_METRICS = {
   "iou": "mean_iou",
 }
 USES = {
-  "classifier": "Research on telling {classes} apart in chest radiographs like those it learnt "
-  "from, and as a start for other tasks on chest radiographs.",
-  "segmenter": "Lung masks of chest radiographs like those it learnt from, in research.",
-  "encoder": "A start for research on chest radiographs: fine-tuning with few labels, or its "
-  "features as they are, judged by a probe and by nearest neighbours.",
+  "classifier": "Research on classifying {classes} in chest radiographs like those it learnt "
+  "from, and as a starting point for other tasks on chest radiographs.",
+  "segmenter": "Research on lung segmentation in chest radiographs like those it learnt from.",
+  "encoder": "A starting point for research on chest radiographs: fine-tuning with few labels, or "
+  "frozen features with a linear probe or nearest neighbours.",
 }
 
 
@@ -75,7 +75,7 @@ def render(run: Run) -> str:
     ("Subgroups", _subgroups),
     ("Where it looks", _saliency),
     ("Limits", _limits),
-    ("How to repeat it", _reproduction),
+    ("How to reproduce it", _reproduction),
   ]
   blocks = _guard(_front_matter, run, ["---\nlibrary_name: cxrjax\n---"])
   for heading, make in sections:
@@ -89,7 +89,10 @@ def _guard(make: Callable[[Run], list[str]], run: Run, otherwise: Sequence[str] 
   try:
     return make(run)
   except Exception as error:
-    return [*otherwise, _text(f"This part could not be written ({type(error).__name__}: {error}).")]
+    return [
+      *otherwise,
+      _text(f"This section could not be written ({type(error).__name__}: {error})."),
+    ]
 
 
 def _opening(run: Run) -> list[str]:
@@ -98,7 +101,7 @@ def _opening(run: Run) -> list[str]:
   notice = []
   if status != "finished":
     cause = f": {_text(reason)}" if reason else ""
-    notice = [f"**This run is {status}{cause}; the card is of what there is.**"]
+    notice = [f"**This run is {status}{cause}; the card covers what exists so far.**"]
   return [
     f"# {_text(naming.title(run))}",
     f"*{naming.DISCLAIMER}*",
@@ -120,7 +123,7 @@ def _front_matter(run: Run) -> list[str]:
   ]
   lines = [
     "---",
-    "license: unknown  # of the weights: yours to choose, as the data's terms allow",
+    "license: unknown  # of the weights: yours to choose, within the terms of the data",
     "library_name: cxrjax",
     f"pipeline_tag: {task}",
     "tags:",
@@ -178,7 +181,7 @@ def _model(run: Run) -> list[str]:
   batch_size = run.fact("batch_size")
   training = [
     format.count(run.fact("steps"), "step"),
-    f"{format.count(batch_size, 'image')} a step" if batch_size else "",
+    f"{format.count(batch_size, 'image')} per step" if batch_size else "",
     format.duration(naming.total_seconds(run)),
     naming.device_name(run),
   ]
@@ -197,9 +200,9 @@ def _model(run: Run) -> list[str]:
 
 def _output(run: Run) -> str:
   if kind(run) == "encoder":
-    return "a feature vector of the image, and one of every patch"
+    return "a feature vector of the image and one of each patch"
   if kind(run) == "segmenter":
-    return "the probability of lung of every pixel"
+    return "the probability that a pixel is lung, for every pixel"
   names = run.fact("data", "train", "classes")
   return f"the probability of each of: {_listing(names)}" if isinstance(names, list) else ""
 
@@ -218,10 +221,10 @@ def _uses(run: Run) -> list[str]:
     _text(USES[kind(run)].format(classes=classes)),
     "Out of scope:",
     "- diagnosis, triage, or any other decision about a patient;\n"
-    "- images of another kind than the training data's: other ages, views, devices or "
-    "hospitals, unless tested there first;\n"
-    "- telling who is on a radiograph. Features may hold what identifies a patient: treat "
-    "them, and the weights, as carefully as the radiographs themselves.",
+    "- images unlike the training data: other ages, views, devices or hospitals, unless tested "
+    "there first;\n"
+    "- identifying patients. Features may contain what identifies a patient: treat them, and the "
+    "weights, as carefully as the radiographs themselves.",
   ]
 
 
@@ -241,7 +244,7 @@ def _test_data(run: Run) -> list[str]:
   )
 
 
-SPLIT_NAMES = {"train": "labelled training part", "val": "validation part", "test": "test part"}
+SPLIT_NAMES = {"train": "labelled training split", "val": "validation split", "test": "test split"}
 
 
 def _evaluation_splits(run: Run) -> Iterable[tuple[str, Any]]:
@@ -359,7 +362,7 @@ def _subgroups(run: Run) -> list[str]:
       ]
       blocks += [f"### {_text(evaluator)}", _table(header, body)]
     if notes:
-      blocks.append(_text(f"{evaluator}, not told apart: {'; '.join(map(str, notes))}."))
+      blocks.append(_text(f"{evaluator}, subgroups not evaluated: {'; '.join(map(str, notes))}."))
   return blocks
 
 
@@ -370,47 +373,60 @@ def _saliency(run: Run) -> list[str]:
     ratio = estimate(lookup(groups, "all", "energy_ratio"))
     if math.isfinite(ratio.value):
       items.append(
-        f"{method}: the map lies on the lungs {format.estimate(ratio)} times as much as "
-        "a map that knows nothing of them"
+        f"{method}: {format.estimate(ratio)} times as much of the map lies on the lungs as "
+        "by chance"
       )
   for row in run.items("features", "shared"):
     share, chance = estimate(row), number(lookup(row, "chance"))
     if math.isfinite(share.value) and math.isfinite(chance):
       items.append(
-        f"{row.get('by')}: the nearest training images share it in "
-        f"{format.estimate(share)}, by chance in {format.decimal(chance)}"
+        f"{row.get('by')}: shared by {format.estimate(share)} of the nearest training images, "
+        f"against {format.decimal(chance)} at random"
       )
   return ["\n".join(f"- {_text(text)}" for text in items)] if items else []
 
 
 def _limits(run: Run) -> list[str]:
   """Caveats that follow from the facts: what the numbers do not show."""
-  datasets = run.mapping("data")
+  datasets, train = run.mapping("data"), run.mapping("data", "train")
   test_sets = {n: lookup(f, "test") or f for n, f in datasets.items() if n != "train"}
   sources = (lookup(f, "name") or lookup(datasets, n, "name") for n, f in test_sets.items())
-  names = {str(source) for source in sources if source}
-  train = str(run.fact("data", "train", "name") or "")
+  names, trained_on = {str(source) for source in sources if source}, str(train.get("name") or "")
   shared = [n for n in test_sets if number(lookup(datasets, n, "shared_patients")) > 0]
   attributes = features.held(run.mapping("features"))
-  limits = {
-    "The built-in phantom images are drawn by a program. What is found on them says "
-    "nothing about patients.": "phantom" in {*names, train},
-    "Tested on the source that it was trained on only; how it does on images of "
-    "another hospital is not known.": names and names <= {train},
-    "Not judged on any labelled images.": not test_sets,
-    "Patients are not known of all training images: some may have test images, too.": (
-      run.fact("data", "train", "n") and not run.fact("data", "train", "patients")
+  limits: list[tuple[Any, str]] = [
+    (
+      "phantom" in {*names, trained_on},
+      "The built-in phantom images are synthetic: results on them say nothing about patients.",
     ),
-    f"Some patients are in more than one part of {_listing(shared)}: results flatter.": shared,
-    "Intervals speak of other patients of the same kind as the test images', not of "
-    "another training run, another hospital or another year.": True,
-    "Labels are taken as they are published; wrong ones count as errors of the network.": True,
-    f"Features hold the {format.join_words(attributes)} as well (neighbours share it more often "
-    "than by chance): a classifier on them may lean on it.": attributes,
-    "Probabilities and thresholds fit the share of findings in the validation images; "
-    "where findings are rarer or more frequent, they mislead.": classification.has_predictions(run),
-  }
-  texts = [*(text for text, applies in limits.items() if applies), *details.health_warnings(run)]
+    (
+      names and names <= {trained_on},
+      "Tested only on the source that it was trained on; its performance on images of another "
+      "hospital is unknown.",
+    ),
+    (not test_sets, "Not evaluated on any labelled images."),
+    (
+      train.get("n") and not train.get("patients"),
+      "The patients of the training images are unknown: some may have test images, too.",
+    ),
+    (
+      shared,
+      f"Some patients are in more than one split of {_listing(shared)}: this inflates results.",
+    ),
+    (True, "Intervals cover the choice of test patients, not of training run or hospital."),
+    (True, "Labels are used as published; wrong ones count as errors of the network."),
+    (
+      attributes,
+      f"Features also encode the {format.join_words(attributes)} (neighbours share it more often "
+      "than by chance): a classifier on them may rely on it.",
+    ),
+    (
+      classification.has_predictions(run),
+      "Probabilities and thresholds assume the prevalence in the validation images; where findings "
+      "are rarer or more frequent, they mislead.",
+    ),
+  ]
+  texts = [*(text for applies, text in limits if applies), *details.health_warnings(run)]
   return ["\n".join(f"- {_text(text)}" for text in texts)]
 
 
@@ -422,8 +438,8 @@ def _reproduction(run: Run) -> list[str]:
   if versions := run.mapping("versions"):
     blocks.append(_text("With " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."))
   blocks.append(
-    "`config.json` beside this card has every setting, `report.html` the curves, "
-    "pictures and details, `run.json` the same facts for programs."
+    "Beside this card, `config.json` has all settings, `report.html` curves, images and details, "
+    "and `run.json` the same facts in machine-readable form."
   )
   return blocks
 

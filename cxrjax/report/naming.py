@@ -135,7 +135,7 @@ def judged_once(run: Run, evaluator: str) -> str:
   if evaluator not in (run.fact("chosen", "evaluators") or []) or step is None:
     return ""
   return (
-    f" Judged once, with the checkpoint of step {format.count(step)}, the best on validation "
+    f" Evaluated once, with the checkpoint of step {format.count(step)}, the best on validation "
     f"({format.measure(str(run.fact('chosen', 'by')))})."
   )
 

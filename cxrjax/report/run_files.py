@@ -197,7 +197,7 @@ def _read_records(path: pathlib.Path, problems: list[str]) -> Iterator[dict[str,
       yield record
   if n_bad:
     lines = "1 line is" if n_bad == 1 else f"{n_bad} lines are"
-    problems.append(f"{path.name}: {lines} not a record and left out")
+    problems.append(f"{path.name}: {lines} invalid and left out")
 
 
 def _evaluation(record: Mapping[str, Any]) -> Evaluation:

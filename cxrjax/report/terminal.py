@@ -17,7 +17,7 @@ def run_summary(facts: Mapping[str, Any], workdir: os.PathLike[str]) -> str:
   """Summary of the run, printed before it starts."""
   data, model, device = facts["data"]["train"], facts["model"], facts["device"]
   flops = model["flops_per_image"]
-  cost = f", {flops / 1e9:.2f} GFLOPs an image a step" if math.isfinite(flops) else ""
+  cost = f", {flops / 1e9:.2f} GFLOPs per image and step" if math.isfinite(flops) else ""
   lines = [
     f"data      {data['name']} [{data['split']}], {data['n']} images, {data['storage']}",
     f"device    {device['devices']} x {device['kind']} ({device['platform']})",

@@ -76,12 +76,9 @@ def run(
     _write_tables(audit, workdir)
     shown = audit.shown_pairs(config["shown"])
     audit_facts = facts.facts(audit, shown)
-    device = jax.devices()[0]
     writer.facts(
       audit=audit_facts | {"pairs": audit_facts["pairs"] | search},
-      device={"platform": device.platform, "kind": device.device_kind, "devices": 1},
-      settings={k: config[k] for k in ("copy", "same", "first", "looks", "folds")}
-      | {"size": data["size"], "fit": data["fit"]},
+      **_provenance(config),
       timing={f"{k}_s": v for k, v in seconds.items()},
       status="finished",
       finished=now(),
@@ -92,6 +89,16 @@ def run(
     say(line)
   say(f"report    {report}")
   return 0
+
+
+def _provenance(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Facts on the device and the settings."""
+  device, data = jax.devices()[0], config["data"]
+  settings = {k: config[k] for k in ("copy", "same", "first", "looks", "folds")}
+  return {
+    "device": {"platform": device.platform, "kind": device.device_kind, "devices": 1},
+    "settings": settings | {"size": data["size"], "fit": data["fit"]},
+  }
 
 
 def _open_splits(data: Mapping[str, Any], progress: bool) -> list[images.Split]:
@@ -139,7 +146,7 @@ def _check(config: Mapping[str, Any]) -> None:
   for key in ("copy", "same", "first"):
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-      raise UserError(f"config.{key}={value!r} is no correlation; give a number from 0 to 1")
+      raise UserError(f"config.{key}={value!r} is not a correlation; give a number from 0 to 1")
   if config["same"] > config["copy"]:
     raise UserError(
       f"config.same={config['same']} must not be above config.copy={config['copy']}: "

@@ -194,7 +194,7 @@ def _load_explained(
     explained.append(Explained(name, network, images.take(rows), head, classes, about))
   if not mask_counts["published"] + mask_counts["predicted"]:
     notes.append(
-      f"{source.info.name} has no lung masks, so that nothing is said of lungs; give a "
+      f"{source.info.name} has no lung masks, so maps are not scored on lungs; give a "
       "finished segmentation run with masks=WORKDIR"
     )
   return explained, mask_counts
@@ -299,7 +299,9 @@ def _select_methods(text: str, explained: Sequence[Explained], notes: list[str])
 
 def _check_target(target: str, e: Explained) -> None:
   if target and e.head is not None and target not in e.classes:
-    raise UserError(f"config.target={target!r} is no class of {e.name}{suggest(target, e.classes)}")
+    raise UserError(
+      f"config.target={target!r} is not a class of {e.name}{suggest(target, e.classes)}"
+    )
 
 
 def _explain(run: Explained, method: str, config: Mapping[str, Any]) -> lung_overlap.Explanation:

@@ -32,7 +32,7 @@ def shared_patients(train: Any, evaluations: Mapping[str, Data], choice: str) ->
   """
   if choice not in CHOICES:
     raise UserError(
-      f"config.data.shared_patients={choice!r} is no option{suggest(str(choice), CHOICES)}"
+      f"config.data.shared_patients={choice!r} is not an option{suggest(str(choice), CHOICES)}"
     )
   train_keys = patient_splits.patient_keys(train)
   train_patients, train_known = set(train_keys) - {""}, leakage.count_known(train_keys, train.info)
@@ -82,7 +82,7 @@ def near_duplicates(loader: Any, evaluations: Mapping[str, Data], threshold: flo
     return []
   if loader.images is None:
     return [
-      "near-duplicates were not looked for, as the training images are streamed: "
+      "near-duplicates were not searched for, as the training images are streamed: "
       "configs/audit.py finds them"
     ]
   from cxrjax.audit import duplicates

@@ -82,7 +82,7 @@ def run(
   if outcome.stopped:
     say(
       f"stopped by {signal.Signals(outcome.stopped).name} after saving step {outcome.step}; "
-      "the same command goes on from there"
+      "the same command resumes from there"
     )
   if is_main:
     page = run_page.write(workdir)

@@ -155,7 +155,7 @@ class Checkpoints:
     reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
     if "No space left on device" in str(error):
       reason = "no space left on device"
-    hint = f"; the run can go on from step {self.steps[-1]}" if self.steps else ""
+    hint = f"; the run can resume from step {self.steps[-1]}" if self.steps else ""
     raise UserError(
       f"a checkpoint could not be written to {self.directory}: {reason}; free some space or lower "
       f"config.checkpoint.keep, then run the same command again{hint}"
@@ -274,8 +274,8 @@ def _metadata_damage(folder: pathlib.Path) -> str:
 
 def _damaged_error(folder: pathlib.Path, reason: str) -> UserError:
   return UserError(
-    f"checkpoint {folder} is damaged ({reason}); put a copy of it in its place, or move it away, "
-    "so that another of the run's checkpoints is taken"
+    f"checkpoint {folder} is damaged ({reason}); restore it from a copy, or move it away, "
+    "so that another of the run's checkpoints is used"
   )
 
 
@@ -289,11 +289,11 @@ def _check_sizes(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None
   """Checks the stored arrays' names and shapes before memory is allocated for them."""
   for name, leaf in expected.items():
     if name not in stored:
-      raise UserError(f"its checkpoint lacks {name}, which this version's method has")
+      raise UserError(f"its checkpoint lacks {name}, which this version's method needs")
     if tuple(stored[name].shape) != tuple(leaf.shape):
       raise UserError(
-        f"its checkpoint has {name} of shape {tuple(stored[name].shape)}, where its "
-        f"config makes it {tuple(leaf.shape)}"
+        f"its checkpoint has {name} of shape {tuple(stored[name].shape)}, but its "
+        f"config implies {tuple(leaf.shape)}"
       )
   used, unused = (
     sum(math.prod(stored[name].shape) for name in names)
@@ -301,7 +301,7 @@ def _check_sizes(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None
   )
   if unused > max(_STATES * used, _LEAST):
     raise UserError(
-      f"its checkpoint has {unused:,} numbers of an optimiser for {used:,} parameters"
+      f"its checkpoint has {unused:,} values of optimiser state for {used:,} parameters"
     )
 
 

@@ -37,8 +37,8 @@ class DivergenceMonitor:
         raise Diverged(
           f"{name} became {values[offset]} at step {first_step + offset}; lower "
           "config.optimizer.lr.start or config.optimizer.clip (0.3 helps), lengthen "
-          "config.optimizer.lr.warmup, or set config.model.dtype='float32'; the last checkpoint is "
-          "from before it"
+          "config.optimizer.lr.warmup, or set config.model.dtype='float32'; the last checkpoint "
+          "precedes it"
         )
     if first_step < self.grace:
       return

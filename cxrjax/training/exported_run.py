@@ -96,7 +96,7 @@ def read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> tuple[int, dict[str
     )
     if value.shape != tuple(leaf.shape):
       raise UserError(
-        f"{file.path} has {name} of shape {value.shape}, where its config makes it "
+        f"{file.path} has {name} of shape {value.shape}, but its config makes it "
         f"{tuple(leaf.shape)}"
       )
     arrays[name] = value.astype(leaf.dtype)

@@ -56,7 +56,7 @@ def _head_notes(run: Restored) -> list[str]:
   if not isinstance(run.method, SupervisedMethod) or not run.method.classes:
     return []
   classes = ", ".join(run.method.classes)
-  return [f"its head for {classes} is not taken over, the new one begins afresh"]
+  return [f"its head for {classes} is not used; the new head starts from scratch"]
 
 
 def _preprocessing_notes(run: Restored, config: Mapping[str, Any]) -> list[str]:

@@ -21,8 +21,8 @@ def labels_of(table: Any, info: Any) -> Labels:
     row, column = wrong[0].tolist()
     raise UserError(
       f"{info.name} [{info.split}]: label {info.classes[column]!r} of {table.ids[row]!r} is "
-      f"{table.labels[row, column]:g}, which is neither 0 nor 1 nor unknown; mend the source, or "
-      "say what it means with config.data.options.uncertain"
+      f"{table.labels[row, column]:g}, which is neither 0 nor 1 nor unknown; fix the source, or "
+      "give it a meaning with config.data.options.uncertain"
     )
   return Labels(
     tuple(info.classes),
@@ -39,7 +39,7 @@ def absent_class_notes(labels: Labels) -> list[str]:
     return []
   absent = [name for name, n in zip(labels.classes, labels.positive, strict=True) if not n]
   return [
-    f"no training image has the class {name!r}: its output is not taught, and means over "
+    f"no training image has the class {name!r}: its output is not trained, yet means over "
     "classes include it"
     for name in absent
   ]

@@ -101,10 +101,10 @@ def learnt(workdir: str) -> Learnt | None:
     if (arrays["patients"].dtype, arrays["hashes"].dtype) != (np.uint64, np.uint8) or (
       shapes != ((), (image_hashes.BYTES,))
     ):
-      raise files.Damaged("it has hashes of another kind")
+      raise files.Damaged("its hashes are of another kind")
     return Learnt(known, arrays["patients"], arrays["hashes"], int(arrays["unseen"]))
   except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
     raise UserError(
-      f"{file} is damaged ({error}): it says what the run learnt from; train it "
+      f"{file} is damaged ({error}): it records the run's training data; train the run "
       "again, or start from its weights exported to a file"
     ) from error

@@ -155,8 +155,8 @@ class TrainLoop:
       expected = step // self.log_every + (step == total and step % self.log_every > 0)
       if logged < expected:
         remarks.append(
-          f"metrics.jsonl lacks {expected - logged} of {expected} lines of the steps up to {step}: "
-          "it was deleted or changed, and curves are drawn without them"
+          f"metrics.jsonl lacks {expected - logged} of {expected} lines up to step {step}: "
+          "it was deleted or changed; curves are drawn without them"
         )
     for remark in remarks:
       self.say(f"note: {remark}")

@@ -55,23 +55,25 @@ def out_of_memory(
   remedies = []
   if peak and limit and fixed is not None and fixed >= _USABLE * limit:
     remedies.append(f"parameters and data alone take {fixed / 1e9:.1f} GB: raise config.mesh.fsdp")
-  else:
-    factor = _shrink_factor(peak, limit, fixed or 0.0)
-    divisors = [k for k in range(2, per_device + 1) if not per_device % k and k > accumulate]
-    microbatches = next(
-      (k for k in divisors if factor is None or k >= factor * accumulate),
-      divisors[-1] if divisors else None,
+  elif microbatches := _microbatches(
+    per_device, accumulate, _shrink_factor(peak, limit, fixed or 0.0)
+  ):
+    remedies.append(
+      f"set config.accumulate={microbatches} (microbatches of {per_device // microbatches} "
+      f"images), or config.batch_size={max(devices, images * accumulate // microbatches)}"
     )
-    if microbatches:
-      remedies.append(
-        f"set config.accumulate={microbatches} (microbatches of {per_device // microbatches} "
-        f"images), or config.batch_size={max(devices, images * accumulate // microbatches)}"
-      )
   if remat is False:
     remedies.append("config.model.remat=True")
   if resident_bytes:
     remedies.append(f"config.data.storage='cached', which frees {resident_bytes / 1e9:.1f} GB")
-  return UserError(f"{problem}; {'; or '.join(remedies) or 'take a device with more memory'}")
+  return UserError(f"{problem}; {'; or '.join(remedies) or 'use a device with more memory'}")
+
+
+def _microbatches(per_device: int, accumulate: int, factor: float | None) -> int | None:
+  """The least number of microbatches that are smaller by `factor`; None if they cannot shrink."""
+  divisors = [k for k in range(2, per_device + 1) if not per_device % k and k > accumulate]
+  large_enough = (k for k in divisors if factor is None or k >= factor * accumulate)
+  return next(large_enough, divisors[-1] if divisors else None)
 
 
 def _shrink_factor(peak: float | None, limit: float | None, fixed: float) -> float | None:

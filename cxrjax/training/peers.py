@@ -60,7 +60,7 @@ def process_group(
     rendezvous.JOIN,
     end_process,
     [
-      f"error: --coordinator={coordinator}: not all processes have come within {rendezvous.JOIN} "
+      f"error: --coordinator={coordinator}: not all processes connected within {rendezvous.JOIN} "
       "s; start the same command on every machine, each with its own --process and all with the "
       "address of process 0",
       GONE,
@@ -216,7 +216,7 @@ class Peers:
           data = b""
         if not data:
           selector.unregister(key.fileobj)
-          self._on_lost(i, "it was killed, or its machine went down")
+          self._on_lost(i, "it was killed, or its machine is down")
           continue
         *lines, buffers[i] = (buffers[i] + data).split(b"\n")
         for line in lines:
@@ -227,7 +227,7 @@ class Peers:
         self._send_all({"kind": "beat"})
       for i in sorted(self._open):
         if now - last_heard[i] > self._silence:
-          self._on_lost(i, f"nothing has been heard of it for {self._silence:.0f} s")
+          self._on_lost(i, f"nothing has been heard from it for {self._silence:.0f} s")
       with self._changed:
         due = self._deadline is not None and time.monotonic() >= self._deadline
       if due:
@@ -304,20 +304,20 @@ class Peers:
     process, status, why = verdict
     try:
       step = self._newest_step()
-      outlook = "it starts from the beginning" if step is None else f"it goes on from step {step}"
+      outlook = "it starts from the beginning" if step is None else f"it resumes from step {step}"
     except OSError:  # the disk was on the other machine
-      outlook = "it goes on from the last checkpoint"
-    advice = f"run the same command again, {outlook}"
+      outlook = "it resumes from the last checkpoint"
+    advice = f"run the same command again: {outlook}"
     failed = f"process {process} of {self.count}"
     if status == GONE:
       self._end(f"{prefix}error: {failed} is gone ({why}); {advice}", status)
     elif status == FAILED:
       self._end(
-        f"{prefix}error: {failed} has failed ({why}), see its own output; once mended, {advice}",
+        f"{prefix}error: {failed} has failed ({why}), see its own output; once fixed, {advice}",
         status,
       )
     else:
-      self._end(f"{prefix}error: {failed} has ended ({why}); once mended, {advice}", status)
+      self._end(f"{prefix}error: {failed} has ended ({why}); once fixed, {advice}", status)
 
   def _send_all(self, message: dict[str, Any]) -> None:
     data = json.dumps(message).encode() + b"\n"

@@ -61,7 +61,7 @@ def initialize(coordinator: str, processes: int, process: int) -> str:
   except (RuntimeError, ValueError) as error:
     reason = " ".join(str(error).split())[:300]
     raise UserError(
-      f"--coordinator={coordinator}: the processes do not find each other ({reason}); give the "
+      f"--coordinator={coordinator}: the processes cannot find each other ({reason}); give the "
       "address of process 0, --processes and --process, or 'auto' on a cluster"
     ) from error
   return host
@@ -141,7 +141,7 @@ def _accept(server: socket.socket, count: int, token: str) -> dict[int, socket.s
       missing = min(set(range(1, count)) - set(links))
       raise UserError(
         f"process {missing} of {count} has not connected to process 0 within {TIMEOUT:.0f} s; open "
-        "the ports between their machines, or see what that process says"
+        "the ports between their machines, or check the output of that process"
       ) from error
     link.settimeout(SEND)
     try:

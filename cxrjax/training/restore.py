@@ -97,14 +97,14 @@ def restore(workdir: str | pathlib.Path, key: str) -> Restored:
     ) from error
   if facts.get("status") != "finished":
     raise UserError(
-      f"{origin} holds a run that has not finished (its status: {facts.get('status')!r}); run its "
-      "command again to its end"
+      f"{origin} holds an unfinished run (status: {facts.get('status')!r}); run its command "
+      "again to finish it"
     )
   try:
     changes = not is_exported and differences(config_of(folder / "checkpoints") or config, config)
     if changes:
       raise UserError(
-        "its checkpoints were trained with another config than config.json holds "
+        "its checkpoints were trained with a config other than config.json "
         f"({'; '.join(changes)}); restore these values"
       )
     clock = Clock(facts["steps"], facts["steps"] / max(facts["epochs"], 1e-9), facts["batch_size"])

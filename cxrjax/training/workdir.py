@@ -146,7 +146,7 @@ def holds_finished_run(workdir: pathlib.Path, config: Mapping[str, Any]) -> bool
       )
     except (OSError, files.Damaged) as error:
       raise UserError(
-        f"{facts_path} cannot be read ({error}); remove it, and the same command goes on "
+        f"{facts_path} cannot be read ({error}); remove it, and the same command resumes "
         "from the last checkpoint"
       ) from error
   if jax.process_count() > 1:

@@ -106,7 +106,7 @@ def test_what_a_dicom_file_says_counts_where_it_says_it(age, years):
   assert (row["age"], row["sex"], row["view"]) == (years, "M", "AP")
   assert row["window"].tolist() == [1950, 2050]
   np.testing.assert_array_equal(decode.decode(row["image"])[..., 0], made_sets.pixels(1, 16) >> 4)
-  with pytest.raises(decode.BadImage, match="no DICOM"):
+  with pytest.raises(decode.BadImage, match="not a DICOM"):
     csv_builder.example("1", rows.rows["1"], rows, made_sets.encoded(1))
 
 
@@ -155,7 +155,7 @@ def test_how_many_may_be_absent():
   csv_builder.check_absent("train", names[:10], 100, {"x"})
   csv_builder.check_absent("train", names[:100], 10_000, {"x"})
   for missing, total in ((names[:11], 100), (names[:101], 10_000), (names[:1], 1)):
-    with pytest.raises(UserError, match="images listed for train are there, and not i0 in x"):
+    with pytest.raises(UserError, match="images listed for train are there, but not i0 in x"):
       csv_builder.check_absent("train", missing, total, {"x"})
 
 

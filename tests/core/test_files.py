@@ -47,7 +47,7 @@ def test_json(tmp_path):
       files.read_json(path)
     assert "\n" not in str(error.value)
   path.write_text("[1]")
-  with pytest.raises(files.Damaged, match="no mapping"):
+  with pytest.raises(files.Damaged, match="not hold a mapping"):
     files.read_mapping(path)
   with pytest.raises(files.Damaged, match="more than 2 bytes"):
     files.read(path, 2)
@@ -84,10 +84,8 @@ def test_arrays_as_numpy_reads_them(tmp_path):
       assert found[name].dtype == x.dtype and found[name].shape == x.shape
       np.testing.assert_array_equal(found[name], x)
   np.save(tmp_path / "x.npy", arrays["turned"])
-  np.testing.assert_array_equal(files.read_npy(tmp_path / "x.npy"), arrays["turned"])
-  mapped = files.map_npy(tmp_path / "x.npy")
-  np.testing.assert_array_equal(mapped, arrays["turned"])
-  assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+  parsed = files.parse_npy((tmp_path / "x.npy").read_bytes())
+  np.testing.assert_array_equal(parsed, arrays["turned"])
   for data in (
     hostile.npy("'<f4'", "(3,)", bytes(11)),
     hostile.npy("'|O'", "(1,)", bytes(8)),
@@ -95,9 +93,8 @@ def test_arrays_as_numpy_reads_them(tmp_path):
     b"",
     hostile.npy("'<f4'", "(1 << 50,)"),
   ):
-    (tmp_path / "y.npy").write_bytes(data)
     with pytest.raises(files.Damaged):
-      files.map_npy(tmp_path / "y.npy")
+      files.parse_npy(data)
 
 
 def test_safetensors_as_their_own_library_reads_them(tmp_path):
@@ -325,7 +322,7 @@ def test_zips_that_lie(tmp_path):
     (tmp_path / "x.zip").write_bytes(lying(kind))
     _, memory = hostile.cost(tmp_path / "x.zip")
     with (
-      pytest.raises(UserError, match=r"npy in it is (damaged|packed in a way)"),
+      pytest.raises(UserError, match=r"npy in it (is damaged|uses an unsupported)"),
       archive.Archive(tmp_path / "x.zip") as opened,
     ):
       opened.read("x/a.npy")

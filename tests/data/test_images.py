@@ -95,7 +95,7 @@ def test_gray_of_sixteen_bits_is_what_the_windows_show():
 def test_rows_must_agree():
   with pytest.raises(ValueError, match="table has 5 rows, pixels 6"):
     dataclasses.replace(images(np.uint8), table=table(5))
-  with pytest.raises(ValueError, match="8-bit pixels are stored as they are shown"):
+  with pytest.raises(ValueError, match="8-bit pixels are stored as displayed"):
     images(np.uint8, windows=np.full((6, 2), 3, np.float32))
 
 

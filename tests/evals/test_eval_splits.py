@@ -92,7 +92,7 @@ def test_that_no_patient_is_in_two_parts_is_said_only_where_patients_are_known(f
     unknown["shared_patients"] is None and eval_splits.NO_SHARED_PATIENTS not in unknown["notes"]
   )
   assert unknown["notes"][-1] == (
-    "patients are not known of 20 of 20 test images, so whether a patient is in two of train, val "
+    "patients are unknown for 20 of 20 test images, so whether a patient is in two of train, val "
     "and test could not be checked"
   )
 

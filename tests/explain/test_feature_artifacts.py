@@ -108,7 +108,7 @@ def test_nothing_names_an_image_or_a_patient(written):
   texts = [str(a.tolist()) for a in arrays.values() if a.dtype.kind == "U"]
   texts += [(workdir / name).read_text() for name in ("run.json", "report.html", "MODEL_CARD.md")]
   assert not any("secret" in text or "doe" in text for text in texts)
-  assert "could not be drawn" not in texts[-2] and "What the features hold" in texts[-2]
+  assert "could not be drawn" not in texts[-2] and "What the features encode" in texts[-2]
 
 
 def test_test_images_of_one_class_are_called_by_it(tmp_path):

@@ -156,7 +156,7 @@ def test_a_run_handed_on_is_the_run_in_half_precision(net, tuned, films, tmp_pat
     data = (place / name).read_bytes()
     at = data.index(b"0.", len(data) // 2) if name != "network.safetensors" else len(data) - 9
     (place / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    with pytest.raises(UserError, match=f"damaged.*checksum of {name} differs"):
+    with pytest.raises(UserError, match=f"damaged.*checksum of {name} does not match"):
       restore.restore(place, "workdir")
     with pytest.raises(UserError, match="damaged"):
       export.check(str(place))
@@ -213,7 +213,9 @@ def test_what_of_a_state_only_training_needs():
 
 def test_networks_of_the_package_by_name():
   assert zoo.resolve_workdir("runs/a") == pathlib.Path("runs/a")
-  with pytest.raises(UserError, match=r"workdir='zoo:lung' is no network of the package"):
+  with pytest.raises(
+    UserError, match=r"workdir='zoo:lung' is not a network that comes with the package"
+  ):
     zoo.resolve_workdir("zoo:lung")
   for name in zoo.names():
     place = zoo.resolve_workdir(f"zoo:{name}")
@@ -275,7 +277,7 @@ def test_explained(net, films):
   assert maps.shape == (len(list((folder / "a").iterdir())), 32, 32) and (maps >= 0).all()
   one = net.explain(folder / "a" / "00.png", "gradcam", "opacity")
   np.testing.assert_allclose(one, net.explain(folder / "a" / "00.png", "gradcam", 1))
-  with pytest.raises(UserError, match="target='opcity' is no class; did you mean 'opacity'"):
+  with pytest.raises(UserError, match="target='opcity' is not a class; did you mean 'opacity'"):
     net.explain(folder, target="opcity")
   with pytest.raises(UserError, match="method='cam' is not known"):
     net.explain(folder, "cam")
@@ -369,10 +371,10 @@ def test_names_are_unique(net, films, tmp_path):
   [
     ([], "no images are given"),
     ("nowhere", "nowhere: there is no such file or folder"),
-    (np.zeros((8, 8)), r"an array of shape \(8, 8\) is no list of images"),
+    (np.zeros((8, 8)), r"an array of shape \(8, 8\) is not a list of images"),
     ([np.zeros((8, 8))], "image 0 is an array of float64; give gray levels as uint8"),
     ([np.zeros((8, 8, 3), np.uint8)], r"image 0 has the shape \(8, 8, 3\)"),
-    (["x.png", np.zeros((8, 8), np.uint8)], "paths and arrays are given together"),
+    (["x.png", np.zeros((8, 8), np.uint8)], "paths and arrays cannot be mixed"),
   ],
 )
 def test_what_is_no_image(net, images, message):

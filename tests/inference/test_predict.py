@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(tuned, films, tmp_
   with open(out / "predictions.csv", "ab") as opened:
     opened.write(b"a12.png,0.1")  # and a part of a row
   said = command(tuned, tmp_path / "in", out=out, **options)
-  assert f"8 of {len(truth)} images were done before" in said
+  assert f"8 of {len(truth)} images were already done" in said
   for name in ("predictions.csv", "embeddings.npy", "skipped.csv"):
     assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
   assert json.loads((out / "predictions.json").read_text())["status"] == "finished"
@@ -83,16 +83,19 @@ def test_files_that_are_no_images_are_listed_once(tuned, films, tmp_path):
   out = tmp_path / "in" / "out"  # what it writes itself is not among them
   for _ in range(2):
     said = "\n".join(command(tuned, tmp_path / "in", out=out))
-    assert "no image: 2 .txt (such as deep/more.txt), a document" in said
-    assert "no image: 1 without extension (such as unnamed), it begins as no image does" in said
+    assert "not images: 2 .txt (such as deep/more.txt), a document" in said
+    assert (
+      "not images: 1 without extension (such as unnamed), its first bytes are not those of an image"
+      in said
+    )
     assert [row["id"] for row in table(out)] == ["1.png", "photograph"]
     with open(out / "skipped.csv", newline="") as opened:
       left = {row["id"]: row["reason"] for row in csv.DictReader(opened)}
     assert left == {
-      "deep/more.txt": "no image: a document",
-      "deep/notes.txt": "no image: a document",
-      "list.csv": "no image: a table",
-      "unnamed": "no image: it begins as no image does",
+      "deep/more.txt": "not an image: a document",
+      "deep/notes.txt": "not an image: a document",
+      "list.csv": "not an image: a table",
+      "unnamed": "not an image: its first bytes are not those of an image",
     }
 
 
@@ -111,13 +114,13 @@ def test_a_folder_of_other_predictions_is_left_alone(tuned, films, tmp_path):
   folder, _ = films
   command(tuned, folder / "a", out=tmp_path / "out")
   before = (tmp_path / "out" / "predictions.csv").read_bytes()
-  with pytest.raises(UserError, match=r"were made otherwise \(embed differ\).*--overwrite"):
+  with pytest.raises(UserError, match=r"made with other settings \(embed\).*--overwrite"):
     command(tuned, folder / "a", out=tmp_path / "out", embed=True)
   assert (tmp_path / "out" / "predictions.csv").read_bytes() == before
   command(tuned, folder / "a", out=tmp_path / "out", embed=True, overwrite=True)
   assert len(np.load(tmp_path / "out" / "embeddings.npy")) == len(table(tmp_path / "out"))
   (tmp_path / "out" / "predictions.csv").write_text("id\n")
-  with pytest.raises(UserError, match="has been cut or changed"):
+  with pytest.raises(UserError, match="has been truncated or changed"):
     command(tuned, folder / "a", out=tmp_path / "out", embed=True)
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "predictions.csv").write_text("mine")
@@ -159,7 +162,9 @@ def test_runs_that_are_no_classifier(tuned, films, runs, tmp_path):
     cxrjax.load("runs/pre").probabilities(folder)
   with pytest.raises(UserError, match="overlays='gradcam' needs a classifier"):
     command("runs/pre", folder, out=tmp_path / "x", embed=True, overlays="gradcam")
-  with pytest.raises(UserError, match="--lungs='runs/pre' is a run of simsiam, which draws no"):
+  with pytest.raises(
+    UserError, match="--lungs='runs/pre' is a run of simsiam, which does not predict"
+  ):
     command(tuned, folder, out=tmp_path / "x", lungs="runs/pre")
   assert not (tmp_path / "x").exists()
   command("runs/pre", folder / "a", out=tmp_path / "x", embed=True)
@@ -310,7 +315,7 @@ def test_stopped_at_any_moment_the_same_command_goes_on(
   assert about["status"] == "running" and about["about"]["embed"] is False
   said = command(tuned, films[0], out=out, **(options | {"overwrite": False}))
   assert len(table(out)) == len(films[1])
-  assert any("were done before" in line for line in said) == (moment == "the end")
+  assert any("were already done" in line for line in said) == (moment == "the end")
   assert not (out / "embeddings.npy").exists() and not (out / "predictions.parquet").exists()
 
 
@@ -321,7 +326,7 @@ def test_what_is_written_is_not_read(tuned, films, tmp_path):
   for _ in range(2):
     command(tuned, tmp_path / "in", out=tmp_path / "in" / "out", lungs="runs/lungs")
   assert [row["id"] for row in table(tmp_path / "in" / "out")] == ["x.png"]
-  with pytest.raises(UserError, match=r"beside what is written into .*; choose another folder"):
+  with pytest.raises(UserError, match=r"apart from the output in .*; choose another output folder"):
     command(tuned, tmp_path / "in", out=tmp_path / "in")
 
 
@@ -350,7 +355,7 @@ def test_a_run_that_is_not_what_was_trained_is_refused(tuned, films, tmp_path):
   """A checkpoint with a flipped bit, a config.json that was changed: one line, no predictions."""
   for number, (file, message) in enumerate(
     (
-      ("config.json", r"trained with another config than config.json holds \(config.views.mean: "),
+      ("config.json", r"trained with a config other than config.json \(config.views.mean: "),
       ("checkpoints/4/state/d/*", r"checkpoint .*/4 is damaged \(the checksum of state/d/"),
       ("checkpoints/4/_CHECKPOINT_METADATA", r"checkpoint .*/4 is damaged \("),
     )

@@ -120,7 +120,7 @@ def test_temperatures_of_findings():
   np.testing.assert_allclose(c.scaled(sure, np.array([3.0, 3.0]), False), p, rtol=1e-6)
   labels[:, 1] = 1
   t, remarks = c.temperature(sure, labels, False)
-  assert t[1] == 1 and "label 1" in remarks[0] and "both values" in remarks[0]
+  assert t[1] == 1 and "label 1" in remarks[0] and "all of one class" in remarks[0]
 
 
 @pytest.mark.parametrize("now", [(0.2, 0.8), (0.5, 0.5), (0.97, 0.03)])
@@ -164,9 +164,9 @@ def test_a_bias_of_the_logits_is_found():
 def test_what_determines_no_temperature():
   p = np.array([[0.6, 0.4], [0.7, 0.3], [0.3, 0.7]])
   t, remarks = c.temperature(p, np.eye(2)[[0, 0, 1]], True)
-  assert t == [1.0] and "without a mistake" in remarks[0]
+  assert t == [1.0] and "without error" in remarks[0]
   t, remarks = c.temperature(p, np.eye(2)[[0, 0, 0]], True)
-  assert t == [1.0] and "both values" in remarks[0]
+  assert t == [1.0] and "all of one class" in remarks[0]
   t, remarks = c.temperature(p, np.full((3, 2), np.nan), True)
   assert t == [1.0] and "no validation image" in remarks[0]
 

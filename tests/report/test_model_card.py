@@ -20,7 +20,7 @@ SECTIONS = [
   "Results",
   "Where it looks",
   "Limits",
-  "How to repeat it",
+  "How to reproduce it",
 ]
 
 
@@ -65,8 +65,8 @@ def test_a_pretraining(small):
   assert "b9d1" * 4 in text and "77aa" * 4 in text  # fingerprints
   assert "2 images could not be used" in text
   # Neighbours share the site more often than by chance; the label is what they should share.
-  assert "site: the nearest training images share it in 0.840 (0.810" in text
-  assert "Features hold the site as well" in text
+  assert "site: shared by 0.840 (0.810" in text
+  assert "Features also encode the site" in text
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_learnt_from_labels(tmp_path, kind, method, learns_from, tag):
   assert front["pipeline_tag"] == tag
   assert "self-supervised-learning" not in front["tags"]
   assert {"Model", "Intended use", "Results", "Limits"} <= set(sections(text))
-  assert "drawn by a program" in text  # phantoms
+  assert "images are synthetic" in text  # phantoms
   assert {m["type"] for m in front["model-index"][0]["results"][0]["metrics"]} == (
     {"roc_auc", "accuracy"} if kind == "classify" else {"dice"}
   )
@@ -127,14 +127,14 @@ def test_subgroups_are_told_with_their_intervals_and_what_is_unknown(tmp_path):
     "0.910 (0.850\N{EN DASH}0.950)",
     "n/a",
   ] in rows(text)
-  assert "not told apart: age: not known of any image" in text
+  assert "subgroups not evaluated: age: not known of any image" in text
 
 
 def test_limits_follow_from_the_facts(tmp_path):
   finished.classify(tmp_path, {}, 3.0, 0, method="classify", learns_from="labels")
   _, text = read(tmp_path)
-  assert "on the source that it was trained on only" in text
-  assert "Patients are not known of all training images" in text
+  assert "Tested only on the source that it was trained on" in text
+  assert "The patients of the training images are unknown" in text
   with Writer(tmp_path) as writer:
     writer.facts(
       data={
@@ -144,9 +144,11 @@ def test_limits_follow_from_the_facts(tmp_path):
     )
     writer.facts(data={"test": {"test": {"name": "tfds:b", "n": 60}}})
   _, text = read(tmp_path)
-  assert "source that it was trained on only" not in text and "Patients are not known" not in text
-  assert "drawn by a program" not in text
-  assert "Some patients are in more than one part of test" in text
+  assert (
+    "source that it was trained on" not in text and "patients of the training images" not in text
+  )
+  assert "images are synthetic" not in text
+  assert "Some patients are in more than one split of test" in text
 
 
 def test_where_it_looks(small, tmp_path):
@@ -161,7 +163,7 @@ def test_where_it_looks(small, tmp_path):
       }
     )
   _, text = read(workdir)
-  assert "gradcam: the map lies on the lungs 1.800 (1.600" in text and "rollout" not in text
+  assert "gradcam: 1.800 (1.600" in text and "rollout" not in text
 
 
 def test_what_chose_the_checkpoint_is_no_result_for_the_hub(tmp_path):
@@ -213,7 +215,7 @@ def test_facts_of_the_wrong_kind_never_cost_the_card(small, tmp_path, value):
 def test_an_empty_workdir(tmp_path):
   front, text = read(tmp_path)
   assert front["library_name"] == "cxrjax" and "Research use only" in text
-  assert "Not judged on any labelled images" in text
+  assert "Not evaluated on any labelled images" in text
 
 
 def test_is_a_pure_function_of_the_workdir(small):

@@ -69,7 +69,7 @@ def test_what_it_says(audited):
   assert "copies    1 pairs show the same radiograph, 1 of them between splits or sources" in said
   assert "1 unreadable, 0 left out, 0 blank, 1 inverted" in said
   assert (
-    "patients  2 patients are in several splits; patients are not known of 6 of 6 images of folder:"
+    "patients  2 patients are in several splits; patients are unknown for 6 of 6 images of folder:"
   ) in said
   assert "note: labels.csv: " not in said  # all columns are used
   assert "note: patients unknown: every image counts" in said  # of the other folder
@@ -175,7 +175,7 @@ def test_raw_detector_values_are_told_on_the_page_and_in_the_table(tmp_path):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"copy": 1.5}, "config.copy=1.5 is no correlation"),
+    ({"copy": 1.5}, "config.copy=1.5 is not a correlation"),
     ({"same": 0.95}, "config.same=0.95 must not be above config.copy=0.9"),
     ({"looks": 0}, "config.looks=0 must be a whole number from 1"),
     ({"folds": 1}, "config.folds=1 must be a whole number from 2"),

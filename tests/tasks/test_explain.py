@@ -103,7 +103,7 @@ def test_the_page(explained):
     ("runs=", "config.runs"),
     ("runs=nowhere", "holds no run"),
     ("runs={a},methods=gradcan", "did you mean"),
-    ("runs={a},target=cat", "no class of a"),
+    ("runs={a},target=cat", "not a class of a"),
     ("runs={a}+{a}", "two runs named"),
     ("runs={a},data=phantm", "phantm"),
     ("runs={a},tap=stage:1,methods=gradcam", "norm:I"),

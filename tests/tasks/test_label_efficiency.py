@@ -256,14 +256,14 @@ def test_folds_are_shown_with_intervals_over_patients(tmp_path, monkeypatch):
     label_efficiency.run(by_image, tmp_path / "run", say=said.append)
   assert label_efficiency.run(by_image, tmp_path / "other", say=said.append) == 0
   text = (tmp_path / "other" / "report.html").read_text()
-  assert "a patient may be on both sides" in text and "part of all patients" not in text
+  assert "a patient may be in both splits" in text and "part of all patients" not in text
   assert "95 % intervals; gains" in "\n".join(said)
 
 
 def test_the_page(swept):
   text = (swept[0] / "report.html").read_text()
   words = " ".join("".join(Checked(text).text).split())
-  assert "could not be drawn" not in words and "Not everything" not in words
+  assert "could not be drawn" not in words and "Some files could not be read" not in words
   for said in (
     "8 fine-tunings of ViT-Nu",
     "from scratch and dino",

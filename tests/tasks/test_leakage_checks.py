@@ -50,7 +50,7 @@ def films(tmp_path):
 def test_nothing_is_said_of_patients_whom_nobody_names(films):
   train, test = (open_source(f"folder:{films}", split=split) for split in ("train", "test"))
   (said,) = leakage_checks.shared_patients(train, judged(test), "error")
-  assert said.startswith("probe: patients are not known of ") and said.endswith(
+  assert said.startswith("probe: patients are unknown for ") and said.endswith(
     "so whether a patient of the test images is in the training data could not be checked"
   )
   assert f"{len(test)} of {len(test)} test images" in said
@@ -65,7 +65,7 @@ def test_nothing_is_said_of_patients_whom_nobody_names(films):
   assert "training images, so whether" in said and "could not be checked" in said
   other = open_source(f"folder:{films}", split="train", patient_regex=r"\d")
   (said,) = leakage_checks.shared_patients(other, judged(known[1]), "error")
-  assert "each in a way of its own, so whether" in said and said.endswith("not be checked")
+  assert "name patients in different ways, so whether" in said and said.endswith("not be checked")
 
 
 def test_images_that_a_pretraining_saw_under_other_names_are_found(films, tmp_path):
@@ -87,7 +87,7 @@ def test_images_that_a_pretraining_saw_under_other_names_are_found(films, tmp_pa
   ):
     leakage_checks.seen_in_pretraining(str(workdir), judged(test), "error")
   patients, images = leakage_checks.seen_in_pretraining(str(workdir), judged(test), "allow")
-  assert "could not be checked" in patients and "patients are not known of 24 of 24" in patients
+  assert "could not be checked" in patients and "patients are unknown for 24 of 24" in patients
   assert images == f"probe: 8 of 8 test images are among those that {workdir} learnt from"
 
 
@@ -135,7 +135,9 @@ def test_training_on_the_test_split_is_refused():
   assert leakage_checks.shared_patients(everything, judged(test), "allow") == [
     f"probe: {people} of {people} test patients are in the training data"
   ]
-  with pytest.raises(UserError, match=r"shared_patients='maybe' is no option; valid: allow, error"):
+  with pytest.raises(
+    UserError, match=r"shared_patients='maybe' is not an option; valid: allow, error"
+  ):
     leakage_checks.shared_patients(clean, judged(test), "maybe")
 
 

@@ -57,8 +57,8 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(straight, 
   step = newest_step(workdir / "checkpoints")
   assert step in (3, 6)
   assert last_line(err) == (
-    f"error: process {victim} of 2 is gone (it was killed, or its machine went down); run the same "
-    f"command again, it goes on from step {step}"
+    f"error: process {victim} of 2 is gone (it was killed, or its machine is down); run the same "
+    f"command again: it resumes from step {step}"
   )
   with two(config, workdir, port, path=tmp_path) as both:
     for process in both:
@@ -72,7 +72,7 @@ def test_a_process_that_falls_silent_ends_the_other(tmp_path):
   config, workdir = broken(tmp_path, at=5, process=1, how="SIGSTOP"), tmp_path / "run"
   with two(config, workdir, free_port(), path=tmp_path) as both:
     _, err = finish(both[0], peers.GONE)
-  assert "process 1 of 2 is gone (nothing has been heard of it for 25 s)" in last_line(err)
+  assert "process 1 of 2 is gone (nothing has been heard from it for 25 s)" in last_line(err)
   assert time.time() - (tmp_path / "broken").stat().st_mtime < 90
 
 
@@ -100,4 +100,4 @@ def test_a_process_that_nobody_joins_ends():
       timeout=300,
     )
     assert done.returncode == peers.GONE
-    assert "not all processes have come within 2 s" in last_line(done.stderr)
+    assert "not all processes connected within 2 s" in last_line(done.stderr)

@@ -184,7 +184,7 @@ def test_what_is_no_finished_segmentation_run(lungs, tmp_path, monkeypatch):
   for name in ("config.json", "run.json"):
     text = (lungs / name).read_text().replace('"finished"', '"stopped: SIGTERM"')
     (tmp_path / "half" / name).write_text(text)
-  with pytest.raises(UserError, match=r"has not finished \(its status: 'stopped: SIGTERM'\)"):
+  with pytest.raises(UserError, match=r"holds an unfinished run \(status: 'stopped: SIGTERM'\)"):
     pseudo_masks.Segmenter.load(str(tmp_path / "half"))
   (tmp_path / "half" / "run.json").write_text((lungs / "run.json").read_text())
   with pytest.raises(UserError, match=r"half' cannot be restored: .*checkpoints does not exist"):
@@ -192,7 +192,9 @@ def test_what_is_no_finished_segmentation_run(lungs, tmp_path, monkeypatch):
   other = dataclasses.replace(restore(lungs, "x"), method=types.SimpleNamespace())
   other.config["method"]["name"] = "cxrjax.methods.dino"
   monkeypatch.setattr(networks, "restore", lambda workdir, key: other)
-  with pytest.raises(UserError, match=r"config\.data\.masks='.*' is a run of dino, which draws no"):
+  with pytest.raises(
+    UserError, match=r"config\.data\.masks='.*' is a run of dino, which does not predict"
+  ):
     pseudo_masks.Segmenter.load(str(lungs))
 
 

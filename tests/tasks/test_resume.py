@@ -88,5 +88,5 @@ def test_a_damaged_checkpoint_is_told_and_survived(straight, tmp_path):
   (workdir / "metrics.jsonl").unlink()
   out, _ = finish(launch(config, workdir, path=tmp_path))
   assert f"{newest.name} is damaged" in out
-  assert re.search(r"metrics\.jsonl lacks ([36]) of \1 lines of the steps up to \1", out)
+  assert re.search(r"metrics\.jsonl lacks ([36]) of \1 lines up to step \1", out)
   assert_same(workdir, straight)

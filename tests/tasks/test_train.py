@@ -50,13 +50,13 @@ def finished(request, tmp_path_factory):
 def test_a_damaged_record_of_a_run_is_named(content, tmp_path):
   assert not holds_finished_run(tmp_path, {"a": 1})
   (tmp_path / "run.json").write_bytes(content)
-  with pytest.raises(UserError, match=r"run.json cannot be read .*the same command goes on"):
+  with pytest.raises(UserError, match=r"run.json cannot be read .*the same command resumes"):
     holds_finished_run(tmp_path, {"a": 1})
 
 
 def test_a_run_says_what_it_will_do_and_where_its_report_is(finished):
   workdir, said = finished
-  for word in ("data", "device", "model", "method", "GFLOPs an image", "steps", "AUROC"):
+  for word in ("data", "device", "model", "method", "GFLOPs per image", "steps", "AUROC"):
     assert word in said
   assert f"report    {workdir / 'report.html'}" in said
   assert "finished" in json.loads((workdir / "run.json").read_text())["status"]

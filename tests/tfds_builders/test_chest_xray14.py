@@ -193,7 +193,7 @@ def edit(manual, file, change):
     ),
     (
       lambda m: edit(m, "images_003.tar.gz", lambda d: d[:-200]),
-      "images_003.tar.gz.*(not a whole tar|damaged).*download it again",
+      "images_003.tar.gz.*(not a complete tar|damaged).*download it again",
     ),
     (
       lambda m: edit(
@@ -207,7 +207,7 @@ def edit(manual, file, change):
     ),
     (
       lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b"Hernia", b"Hernias", 1)),
-      "v2020.csv line 4: 'Hernias' is no finding of this set.*Hernia",
+      "v2020.csv line 4: 'Hernias' is not a finding of this set.*Hernia",
     ),
     (
       lambda m: edit(m, "Data_Entry_2017_v2020.csv", lambda d: d.replace(b",PA,", b",LL,", 1)),
@@ -236,7 +236,7 @@ def edit(manual, file, change):
     (lambda m: edit(m, "test_list.txt", lambda d: d + b"\n00000050_000.png"), "v2020.csv does not"),
     (
       lambda m: edit(m, "BBox_List_2017.csv", lambda d: d.replace(b"Infiltrate", b"Infil")),
-      "line 2: 'Infil' is no finding",
+      "line 2: 'Infil' is not a finding",
     ),
   ],
 )
@@ -256,7 +256,7 @@ def test_ages(text, years):
 def test_a_gzip_that_is_no_tar(manual):
   write(manual)
   (manual / "images_001.tar.gz").write_bytes(gzip.compress(b"not a tar"))
-  assert "images_001.tar.gz is not a whole tar" in made_sets.refused(NAME, manual)
+  assert "images_001.tar.gz is not a complete tar" in made_sets.refused(NAME, manual)
 
 
 needs_beam = pytest.mark.skipif(

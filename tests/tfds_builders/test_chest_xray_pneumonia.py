@@ -181,9 +181,12 @@ def test_tfds_build(manual, tmp_path):
     ),
     (
       lambda folder: (folder / "chest_xray.zip").write_bytes(b"PK\3\4 half"),
-      r"chest_xray.zip is not a whole zip file.*download it again",
+      r"chest_xray.zip is not a complete zip file.*download it again",
     ),
-    (lambda folder: (folder / "chest_xray.zip.part").write_bytes(b"PK"), "has not finished"),
+    (
+      lambda folder: (folder / "chest_xray.zip.part").write_bytes(b"PK"),
+      "is an unfinished download",
+    ),
     (
       lambda folder: write_kaggle(folder / "chest_xray.zip", kaggle()[:70]),
       "no images in test/NOR",
@@ -221,7 +224,7 @@ def test_images_left_out(manual, tmp_path):
   assert len(left) == 3
   assert "cut short" in left[names[3].replace("NORMAL/", "")]
   assert "patient is not known" in left["chest_xray/train/NORMAL/my.jpeg"]
-  assert "leads out" in left["chest_xray/../../train/NORMAL/IM-9999-0001.jpeg"]
+  assert "points outside" in left["chest_xray/../../train/NORMAL/IM-9999-0001.jpeg"]
 
 
 def test_damaged_in_the_middle(manual, tmp_path):

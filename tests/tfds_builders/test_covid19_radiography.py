@@ -254,7 +254,7 @@ def listed(old, new):
       lambda found: found | {f"{ROOT}COVID.metadata.xlsx": excel([], ("FILE NAME", "FORMAT"))},
       r"COVID.metadata.xlsx has no column 'URL'; valid: FILE NAME, FORMAT",
     ),
-    (lambda found: found | {f"{ROOT}COVID.metadata.xlsx": b"no"}, "xlsx is not a whole zip"),
+    (lambda found: found | {f"{ROOT}COVID.metadata.xlsx": b"no"}, "xlsx is not a complete zip"),
     (listed("duplicate_group", "group"), r"manifest.csv has no column 'duplicate_group'"),
     (listed(",COVID,", ",Covid-19,"), r"manifest.csv line 2 has the label 'Covid-19'; "),
     (listed(",COVID,", ",Normal,"), r"manifest.csv line 2 calls .*COVID-1.png Normal"),
@@ -279,7 +279,7 @@ def test_no_archive_or_half_of_it(manual, tmp_path):
   write(manual / "archive.zip", files())
   data = (manual / "archive.zip").read_bytes()
   (manual / "archive.zip").write_bytes(data[:-30])
-  with pytest.raises(UserError, match=r"archive.zip is not a whole zip"):
+  with pytest.raises(UserError, match=r"archive.zip is not a complete zip"):
     prepare(tmp_path)
 
 

@@ -118,7 +118,7 @@ def test_what_is_left_out(manual, tmp_path):
   left = dict(source.info.skipped)
   assert len(left) == 4 and "cut short" in left[name(30)] and "no image" in left[name(99)]
   assert "32 hexadecimal" in next(v for k, v in left.items() if k.endswith("N/photo.jpg"))
-  assert "leads out" in next(v for k, v in left.items() if ".." in k)
+  assert "points outside" in next(v for k, v in left.items() if ".." in k)
 
 
 def test_without_severities(manual, tmp_path):
@@ -156,7 +156,7 @@ def table(old, new):
     (table("\n", f"\n{name(3)},MILD\n"), r"line 2 gives a severity to .* lies in N"),
     (table("\n", f"\n{name(26)},MILD\n"), r"line \d calls .* Moderate, and .* line 2 Mild"),
     (lambda found: found | {f"COVIDGR_1.0/P/{name(1)}.jpg": jpeg(1)}, "is there twice, as "),
-    (table("\n", "\nx\n"), "line 2 has not as many fields"),
+    (table("\n", "\nx\n"), "line 2 does not have the header's .* fields"),
   ],
 )
 def test_archives_that_cannot_be(manual, tmp_path, spoil, word):
@@ -172,5 +172,5 @@ def test_cut_short(manual, tmp_path):
   write(manual, files())
   path = manual / "COVIDGR_1.0.zip"
   path.write_bytes(path.read_bytes()[:-30])
-  with pytest.raises(UserError, match=r"COVIDGR_1.0.zip is not a whole zip.*download it again"):
+  with pytest.raises(UserError, match=r"COVIDGR_1.0.zip is not a complete zip.*download it again"):
     prepare(tmp_path)

@@ -162,12 +162,12 @@ def edited(name, change, config="cxr4"):
     (
       "cxr4",
       lambda: {n: d for n, d in files().items() if not n.startswith("val/")},
-      "0 of the 6 images listed for validation are there, and not val/val-0.png in",
+      "0 of the 6 images listed for validation are there, but not val/val-0.png in",
     ),
     (
       "cxr4",
       lambda: edited("val.txt", lambda d: d.replace(b"positive", b"Positive", 1)),
-      "val.txt line 2: 'Positive' is no class of this set; did you mean 'positive'",
+      "val.txt line 2: 'Positive' is not a class of this set; did you mean 'positive'",
     ),
     (
       "cxr4",
@@ -182,7 +182,7 @@ def edited(name, change, config="cxr4"):
     (
       "cxr4",
       lambda: edited("train.txt", lambda d: d.replace(b" train 0.png", b" ../x.png")),
-      "line 1: '../x.png' is no file name",
+      "line 1: '../x.png' is not a file name",
     ),
     (
       "cxr4",
@@ -201,7 +201,7 @@ def test_archives_that_are_not_there_or_not_whole(manual):
   assert "has no covidx*" in made_sets.refused(NAME, manual)
   made_sets.packed(manual / "archive.zip", files())
   (manual / "archive.zip").write_bytes((manual / "archive.zip").read_bytes()[:-30])
-  assert "archive.zip is not a whole zip" in made_sets.refused(NAME, manual)
+  assert "archive.zip is not a complete zip" in made_sets.refused(NAME, manual)
 
 
 def test_description(manual):

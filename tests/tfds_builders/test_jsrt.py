@@ -239,7 +239,7 @@ def clinical(old, new):
     (clinical(b"\t692", b""), r"CLNDAT_EN.txt line 1 has '.*'; valid"),
     (clinical(b"JPCLN001.IMG\t1", b"JPCLN001.IMG\t7"), "line 1 has the subtlety '7'"),
     (clinical(b"JPCLN002", b"JPCLN001"), "line 2 lists JPCLN001 again, after .*line 1"),
-    (clinical(b"JPCNN002.IMG", b"x"), "CNNDAT_EN.TXT line 2 names 'x', which is no image"),
+    (clinical(b"JPCNN002.IMG", b"x"), "CNNDAT_EN.TXT line 2 names 'x', which is not an image"),
     (clinical(b"non-nodule", b"nodule"), "CNNDAT_EN.TXT line 1 is not name, age"),
     (clinical(b"\t15\t", b"\tfifteen\t"), "line 1 has 'fifteen' where a number"),
     (
@@ -258,5 +258,5 @@ def test_archives_that_cannot_be(manual, tmp_path, spoil, word):
 def test_cut_short(whole, tmp_path):
   path = whole / "scratch.zip"
   path.write_bytes(path.read_bytes()[:-30])
-  with pytest.raises(UserError, match=r"scratch.zip is not a whole zip"):
+  with pytest.raises(UserError, match=r"scratch.zip is not a complete zip"):
     prepare(tmp_path)

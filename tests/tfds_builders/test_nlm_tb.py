@@ -271,7 +271,7 @@ def test_cut_short_and_unknown_config(manual, tmp_path):
     prepare(tmp_path, "shenzen")
   path = manual / "ChinaSet_AllFiles.zip"
   path.write_bytes(path.read_bytes()[:-30])
-  with pytest.raises(UserError, match=r"ChinaSet_AllFiles.zip is not a whole zip"):
+  with pytest.raises(UserError, match=r"ChinaSet_AllFiles.zip is not a complete zip"):
     prepare(tmp_path, "shenzhen")
 
 

@@ -180,7 +180,7 @@ def test_absent_unlisted_and_broken_images_are_listed(manual):
   assert set(left) == {gone, cut, other, film, new, HIDDEN[0]}
   assert left[gone] == left[HIDDEN[0]] == "it is listed, but not there"
   assert "cut short" in left[cut] and "modality CT" in left[other]
-  assert "no DICOM" in left[film] and left[new] == "it is there, but in no list"
+  assert "not a DICOM" in left[film] and left[new] == "it is there, but in no list"
   assert made_sets.prepare(NAME, manual, "train").info.skipped == part.info.skipped
 
 
@@ -239,10 +239,10 @@ LABELS, INFO = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
       lambda: edited(LABELS, lambda d: d + b"../x,,,,,0"),
       "patientId '../x' is not of this data set",
     ),
-    (lambda: edited(LABELS, lambda d: d[:-4]), r"line \d+ has not as many fields"),
+    (lambda: edited(LABELS, lambda d: d[:-4]), r"line \d+ does not have the header's .* fields"),
     (
       lambda: edited(INFO, lambda d: d.replace(b",Normal", b",Normall", 1)),
-      "info.csv line 2: 'Normall' is no class of this set; did you mean 'Normal'",
+      "info.csv line 2: 'Normall' is not a class of this set; did you mean 'Normal'",
     ),
     (
       lambda: edited(INFO, lambda d: d.replace(b",Normal", b",Lung Opacity", 1)),
@@ -269,7 +269,7 @@ def test_archives_that_are_not_there_or_not_whole(manual):
   assert "has no rsna-pneumonia*" in made_sets.refused(NAME, manual)
   path = made_sets.packed(manual / f"{ROOT}.zip", files())
   path.write_bytes(path.read_bytes()[:-30])
-  assert f"{ROOT}.zip is not a whole zip" in made_sets.refused(NAME, manual)
+  assert f"{ROOT}.zip is not a complete zip" in made_sets.refused(NAME, manual)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="no apache_beam")

@@ -371,7 +371,7 @@ LABELS, DRAWN = "annotations/image_labels_train.csv", "annotations/annotations_t
     (
       "physionet",
       lambda: edited(DRAWN, lambda d: d.replace(b"Nodule/Mass", b"Nodule", 1)),
-      "train.csv line 2: 'Nodule' is no finding of this set; did you mean 'Nodule/Mass'",
+      "train.csv line 2: 'Nodule' is not a finding of this set; did you mean 'Nodule/Mass'",
     ),
     (
       "physionet",
@@ -386,7 +386,7 @@ LABELS, DRAWN = "annotations/image_labels_train.csv", "annotations/annotations_t
     (
       "vinbigdata",
       lambda: edited("train.csv", lambda d: d.replace(b"Cardiomegaly", b"Cardio", 1), "vinbigdata"),
-      "'Cardio' is no finding of this set; did you mean",
+      "'Cardio' is not a finding of this set; did you mean",
     ),
     (
       "vinbigdata",
@@ -411,7 +411,7 @@ def test_archives_that_are_not_there_or_not_whole(manual):
   assert "has no vinbigdata*" in made_sets.refused(f"{NAME}/vinbigdata", manual)
   path = made_sets.packed(manual / f"{PHYSIONET}.zip", files())
   path.write_bytes(path.read_bytes()[:-30])
-  assert "is not a whole zip" in made_sets.refused(NAME, manual)
+  assert "is not a complete zip" in made_sets.refused(NAME, manual)
 
 
 @pytest.mark.full

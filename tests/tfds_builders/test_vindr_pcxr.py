@@ -202,7 +202,7 @@ LABELS, DRAWN = "image_labels_train.csv", "annotations_train.csv"
     (lambda: edited(LABELS, lambda d: d[:-9]), r"line 17: CPAM is '', not"),
     (
       lambda: edited(DRAWN, lambda d: d.replace(b"Other nodule/mass", b"Other nodule", 1)),
-      "annotations_train.csv line 4: 'Other nodule' is no finding of this set; did you mean",
+      "annotations_train.csv line 4: 'Other nodule' is not a finding of this set; did you mean",
     ),
     (lambda: edited(DRAWN, lambda d: d.replace(b",2,3,", b",2,x,", 1)), "line 2: the box is not"),
     (
@@ -221,7 +221,7 @@ def test_archives_that_are_not_there_or_not_whole(manual):
   assert "has no vindr-pcxr*" in made_sets.refused(NAME, manual)
   path = made_sets.packed(manual / f"{ROOT}.zip", files())
   path.write_bytes(path.read_bytes()[:-30])
-  assert "is not a whole zip" in made_sets.refused(NAME, manual)
+  assert "is not a complete zip" in made_sets.refused(NAME, manual)
 
 
 @pytest.mark.full

@@ -163,13 +163,13 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, "load", None)  # it is never called
   for wanted, why in (
     ({"params/b": flat["params/a"]}, "lacks params/b"),
-    ({"params/a": np.zeros((7, 7))}, r"has params/a of shape .* makes it \(7, 7\)"),
+    ({"params/a": np.zeros((7, 7))}, r"has params/a of shape .* implies \(7, 7\)"),
   ):
     with pytest.raises(UserError, match=why):
       checkpoint.load_flat(tmp_path / "ck", wanted=wanted)
   monkeypatch.setattr(checkpoint, "_LEAST", 0)
   monkeypatch.setattr(checkpoint, "_STATES", 0)
-  with pytest.raises(UserError, match="numbers of an optimiser"):
+  with pytest.raises(UserError, match="values of optimiser state"):
     checkpoint.load_flat(tmp_path / "ck", wanted={"params/a": flat["params/a"]})
 
 

@@ -10,7 +10,7 @@ from cxrjax.training import init_params
 
 
 @pytest.mark.parametrize("classes", [("normal", "opacity"), ("tuberculosis", "healthy")])
-def test_a_classifiers_head_is_not_taken_over_and_this_is_said(tmp_path, classes):
+def test_a_classifiers_head_is_not_used_and_this_is_said(tmp_path, classes):
   config = load_config("finetune")("tiny").to_dict()
   config["model"] |= {"width": 32, "depth": 1, "heads": 2}
   config["evals"] = {}
@@ -21,4 +21,4 @@ def test_a_classifiers_head_is_not_taken_over_and_this_is_said(tmp_path, classes
   assert np.isfinite(params["patch"]["kernel"]).all()
   said = facts["init"]["summary"]
   assert "1 left (head/*)" in said
-  assert f"its head for {', '.join(classes)} is not taken over, the new one begins afresh" in said
+  assert f"its head for {', '.join(classes)} is not used; the new head starts from scratch" in said

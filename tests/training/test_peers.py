@@ -71,13 +71,13 @@ def run():
         s.close()
 
 
-AGAIN = "run the same command again, it goes on from step 40"
+AGAIN = "run the same command again: it resumes from step 40"
 
 
 def test_one_that_dies_is_named_by_all_others(run):
   three = run(3).start(0, 1)
   three.kill(2)
-  line = "error: process 2 of 3 is gone (it was killed, or its machine went down); " + AGAIN
+  line = "error: process 2 of 3 is gone (it was killed, or its machine is down); " + AGAIN
   assert three.end_of(0) == ("\n" + line, peers.GONE)  # below its progress bar
   assert three.end_of(1) == (line, peers.GONE)
 
@@ -92,7 +92,7 @@ def test_the_first_process_may_be_the_one(run):
 
 def test_one_that_is_silent_is_gone(run):
   line, status = run(2, silence=0.3).start(0).end_of(0)
-  assert "process 1 of 2 is gone (nothing has been heard of it for 0 s)" in line
+  assert "process 1 of 2 is gone (nothing has been heard from it for 0 s)" in line
   assert status == peers.GONE
 
 
@@ -100,7 +100,7 @@ def test_before_the_first_checkpoint_it_begins_anew(run):
   two = run(2).start(0)
   two.peers[0]._newest_step = lambda: None
   two.kill(1)
-  assert two.end_of(0)[0].endswith("run the same command again, it starts from the beginning")
+  assert two.end_of(0)[0].endswith("run the same command again: it starts from the beginning")
 
 
 @pytest.mark.parametrize("who", [0, 1])
@@ -110,12 +110,12 @@ def test_before_the_first_checkpoint_it_begins_anew(run):
     (
       UserError("the disk is full; free some"),
       ("error: the disk is full; free some", 2),
-      ("has ended (the disk is full; free some); once mended, " + AGAIN, 2),
+      ("has ended (the disk is full; free some); once fixed, " + AGAIN, 2),
     ),
     (
       TypeError("not a number"),
       ("TypeError: not a number", 1),
-      ("has failed (TypeError: not a number), see its own output; once mended, " + AGAIN, 1),
+      ("has failed (TypeError: not a number), see its own output; once fixed, " + AGAIN, 1),
     ),
   ],
 )

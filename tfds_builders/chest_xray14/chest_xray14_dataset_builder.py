@@ -222,7 +222,7 @@ def _labels(text: str, place: str) -> tuple[float, ...]:
   present = text.split("|")
   for name in present:
     if name not in LABELS:
-      raise UserError(f"{place}: {name[:40]!r} is no finding of this set{suggest(name, LABELS)}")
+      raise UserError(f"{place}: {name[:40]!r} is not a finding of this set{suggest(name, LABELS)}")
   if "No Finding" in present and len(present) > 1:
     raise UserError(f"{place}: 'No Finding' beside findings: {text[:80]!r}")
   return tuple(float(name in present) for name in LABELS)
@@ -256,7 +256,7 @@ def _boxes(opened: archive.Archive, names: tuple[str, ...]) -> dict[str, list[Bo
   for place, row in _box_rows(opened, table) if table else ():
     label = _BOXED.get(row["Finding Label"])
     if label is None:
-      raise UserError(f"{place}: {row['Finding Label'][:40]!r} is no finding of this set")
+      raise UserError(f"{place}: {row['Finding Label'][:40]!r} is not a finding of this set")
     try:
       x, y, w, h = (float(row[column]) for column in ("Bbox [x", "y", "w", "h]"))
     except ValueError as error:

@@ -154,9 +154,9 @@ def _lines(
       raise UserError(f"{place} is {line[:60]!r}, not a patient, a file, a class and a source")
     patient, file, name, source = match.groups()
     if name not in CLASSES:
-      raise UserError(f"{place}: {name[:30]!r} is no class of this set{suggest(name, CLASSES)}")
+      raise UserError(f"{place}: {name[:30]!r} is not a class of this set{suggest(name, CLASSES)}")
     if "/" in file or "\\" in file:
-      raise UserError(f"{place}: {file[:60]!r} is no file name")
+      raise UserError(f"{place}: {file[:60]!r} is not a file name")
     yield place, patient, file, CLASSES[name], SOURCES.get(source, source)
 
 

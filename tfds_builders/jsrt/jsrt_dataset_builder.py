@@ -308,7 +308,7 @@ def _healthy(line: str, place: str) -> tuple[str, Patient]:
 def _name(field: str, place: str) -> str:
   match = re.fullmatch(r"(JPC[LN]N\d{3})(\.IMG)?", field, re.IGNORECASE)
   if not match:
-    raise UserError(f"{place} names {field!r}, which is no image of this data set")
+    raise UserError(f"{place} names {field!r}, which is not an image of this data set")
   return match[1].upper()
 
 

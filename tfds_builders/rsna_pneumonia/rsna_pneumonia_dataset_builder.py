@@ -122,7 +122,7 @@ def _classes(release: archive.Archive, table: str, boxes: dict[str, list]) -> di
   for place, row in archive.rows(release, table, ("patientId", "class")):
     key, name = row["patientId"], row["class"]
     if name not in CLASSES:
-      raise UserError(f"{place}: {name[:40]!r} is no class of this set{suggest(name, CLASSES)}")
+      raise UserError(f"{place}: {name[:40]!r} is not a class of this set{suggest(name, CLASSES)}")
     if found.setdefault(key, name) != name:
       raise UserError(f"{place}: {key[:40]} is {name!r} here and {found[key]!r} above")
     if key not in boxes:

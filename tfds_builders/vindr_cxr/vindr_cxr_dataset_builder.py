@@ -263,7 +263,7 @@ def _boxes(
     key, name = row["image_id"], row["class_name"]
     reader = CONSENSUS if consensus else row["rad_id"]
     if name not in labels:
-      raise UserError(f"{place}: {name[:40]!r} is no finding of this set{suggest(name, labels)}")
+      raise UserError(f"{place}: {name[:40]!r} is not a finding of this set{suggest(name, labels)}")
     if readings is not None:
       readings[key][reader].add(name)
     if places is not None:

@@ -180,7 +180,9 @@ def _annotations(release: archive.Archive, table: str) -> tuple[set[str], Boxes]
     seen.add(key)
     box = release_layout.edges(row, place)
     if name not in FINDINGS and (box is not None or name not in LABELS):
-      raise UserError(f"{place}: {name[:40]!r} is no finding of this set{suggest(name, FINDINGS)}")
+      raise UserError(
+        f"{place}: {name[:40]!r} is not a finding of this set{suggest(name, FINDINGS)}"
+      )
     if box is not None:
       boxes[key].append((name, box, _reader(row)))
   return seen, boxes

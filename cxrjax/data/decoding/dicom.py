@@ -179,7 +179,7 @@ def _unpack(opened: io.BufferedIOBase, encoded: bool) -> io.BufferedIOBase:
   """Unpacks a DICOM file, and adds the preamble where it is missing."""
   start = opened.read(2048)
   if not is_dicom(start):
-    raise BadImage("it is no DICOM file: the letters DICM are missing at byte 128")
+    raise BadImage("it is not a DICOM file: the letters DICM are missing at byte 128")
   if start.startswith(_GZIP):
     if not encoded:
       raise NeedsNativeDecoder
@@ -212,7 +212,7 @@ def _radiograph(
     getattr(header, "file_meta", {}), "MediaStorageSOPClassUID"
   )
   if kind == pydicom.uid.MediaStorageDirectoryStorage:
-    raise BadImage("it is a DICOMDIR, the table of contents of a medium, not an image")
+    raise BadImage("it is a DICOMDIR, an index of DICOM files, not an image")
   modality = string(header, "Modality").upper()
   if modality not in MODALITIES:
     # In a damaged header it may be a person's name.

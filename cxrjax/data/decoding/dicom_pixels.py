@@ -78,9 +78,7 @@ def gray(header: Any, encoded: bool = True) -> GrayImage:
   inverted = _inverted(header, kind, notes)
   intent = string(header, "PresentationIntentType").upper()
   if intent == "FOR PROCESSING" or _RAW.fullmatch(string(header, "SOPClassUID")):
-    notes.append(
-      "it is FOR PROCESSING: raw detector values, not the image that is shown to a reader"
-    )
+    notes.append("it is FOR PROCESSING: raw detector values, not the image shown to readers")
 
   slope, intercept = number(header, "RescaleSlope", 1), number(header, "RescaleIntercept", 0)
   lowest = -(1 << (bits - 1)) if signed else 0
@@ -173,11 +171,11 @@ def _stored(header: Any, encoded: bool) -> _Stored:
     raise BadImage("it has no pixels")
   bits, allocated = integer(header, "BitsStored"), integer(header, "BitsAllocated")
   if allocated not in (8, 16) or not 8 <= bits <= allocated:
-    raise BadImage(f"it stores {bits} of {allocated} bits a pixel; 8 to 16 can be read")
+    raise BadImage(f"it stores {bits} of {allocated} bits per pixel; 8 to 16 can be read")
   signed = bool(integer(header, "PixelRepresentation", 0))
   syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
   if syntax is None:
-    raise BadImage("its transfer syntax is missing; write it again with a meta header")
+    raise BadImage("its transfer syntax is missing; rewrite it with a meta header")
   shape = integer(header, "Rows"), integer(header, "Columns")
   if not syntax.is_encapsulated:
     return _Stored(_native(header, syntax, shape, bits, signed), bits, [])
@@ -200,7 +198,7 @@ def _native(
     values, _ = get_decoder(syntax).as_array(header, raw=True, index=0, **options)
   except NotImplementedError:
     name = _syntax_name(syntax)
-    raise BadImage(f"its transfer syntax is {name}, which holds no stills") from None
+    raise BadImage(f"its transfer syntax is {name}, which is for video, not images") from None
   except MemoryError:
     raise BadImage("its header asks for too many pixels") from None
   except Exception:  # on damaged files pydicom raises anything, quoting the header

@@ -34,12 +34,12 @@ _OTHERS = (
   (b"<!doctype", "it is a web page, not an image: a download that needed a login?"),
   (b"<html", "it is a web page, not an image: a download that needed a login?"),
   (b"%pdf", "it is a PDF; save the picture in it as PNG"),
-  (b"pk\x03\x04", "it is a zip (or a file of an office program), not an image; give it as .zip"),
+  (b"pk\x03\x04", "it is a zip (or an office document), not an image; give it as .zip"),
   (b"\x1f\x8b", "it is packed with gzip, and not DICOM; unpack it"),
   (b"\x93numpy", "it is a NumPy array; save it as 16-bit PNG"),
   (b"\x89hdf", "it is HDF5; save its images as PNG"),
   (b"8bps", "it is a Photoshop file; save it as PNG"),
-  (b"version https://git-lfs", "it is a pointer of Git LFS; fetch the file with git lfs pull"),
+  (b"version https://git-lfs", "it is a Git LFS pointer; fetch the file with git lfs pull"),
 )
 
 
@@ -133,7 +133,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
       raise BadImage("it is damaged or cut short (the file ends within a PNG chunk)")
     content = memoryview(data)[at + 4 : end - 4]
     if zlib.crc32(content) != int.from_bytes(data[end - 4 : end], "big"):
-      raise BadImage("it is damaged or cut short (a checksum of the PNG does not hold)")
+      raise BadImage("it is damaged or cut short (a checksum of the PNG does not match)")
     yield kind, b"" if kind == b"IDAT" else bytes(content[4:])
     if kind == b"IEND":
       return
@@ -210,7 +210,9 @@ def jpeg_frame(data: bytes) -> _Frame:
       bits, height, width, components = struct.unpack(">BHHB", body[:6])
       return _Frame(_CODINGS[marker], bits, height, width, components, adobe, exif, pictures)
     if 0xC3 < marker < 0xD0 and marker not in (0xC4, 0xC8, 0xCC):
-      raise BadImage("it is a JPEG of a rare kind (differential or arithmetic); save it as PNG")
+      raise BadImage(
+        "it is a JPEG of an unsupported kind (differential or arithmetic); save it as PNG"
+      )
     if marker in (0xD9, 0xDA):
       break
     if marker == 0xEE and body.startswith(b"Adobe"):
@@ -332,7 +334,7 @@ def without_alpha(values: np.ndarray) -> np.ndarray:
 
 
 def _too_many(count: int, units: str) -> str:
-  return f"it has {count} {units}; save the one that counts as a file of its own"
+  return f"it has {count} {units}; save the relevant one as a separate file"
 
 
 def _orientation(exif: bytes) -> int:

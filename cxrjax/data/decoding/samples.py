@@ -73,7 +73,7 @@ class Samples:
     is_full_size = values.shape[:2] == self.shape
     if not is_full_size and (at_least is None or min(values.shape[:2]) < 2 * at_least):
       raise BadImage(
-        f"it holds {values.shape[1]} x {values.shape[0]} pixels where its header says "
+        f"it holds {values.shape[1]} x {values.shape[0]} pixels, but its header says "
         f"{self.shape[1]} x {self.shape[0]}"
       )
     if values.ndim == 3:
@@ -101,7 +101,7 @@ def check_packed(width: int, height: int, size: int) -> None:
   how long a small file takes.
   """
   if width * height > _SMALL + _PACKED * size:
-    raise BadImage(f"its header asks for {width} x {height} pixels, and it has {size:,} bytes")
+    raise BadImage(f"its header asks for {width} x {height} pixels, but it has {size:,} bytes")
 
 
 def _luma(rgb: np.ndarray) -> np.ndarray:

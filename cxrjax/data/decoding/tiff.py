@@ -98,30 +98,28 @@ def _choose(opened: tifffile.TiffFile) -> tuple[int, int]:
   """Index of the page to read, and the number of pages taken for thumbnails without such a tag."""
   first_pages = list(itertools.islice(opened.pages, _MAX_PAGES + 1))
   if len(first_pages) > _MAX_PAGES:
-    raise BadImage(
-      f"it has more than {_MAX_PAGES} pages; save the one that counts as a file of its own"
-    )
+    raise BadImage(f"it has more than {_MAX_PAGES} pages; save the relevant one as a separate file")
   pages = [
     (i, page)
     for i, page in enumerate(map(_full_page, first_pages))
     if not page.tags.valueof(254, 0) & (_REDUCED | _MASK)
   ]
   if not pages:
-    raise BadImage("it is TIFF of thumbnails and masks alone")
+    raise BadImage("it is TIFF with only thumbnails and masks")
   index, largest = max(pages, key=lambda item: item[1].imagelength * item[1].imagewidth)
   others = [page for i, page in pages if i != index]
   if any(
     2 * page.imagelength > largest.imagelength or 2 * page.imagewidth > largest.imagewidth
     for page in others
   ):
-    raise BadImage(f"it has {len(pages)} pages; save the one that counts as a file of its own")
+    raise BadImage(f"it has {len(pages)} pages; save the relevant one as a separate file")
   return index, len(others)
 
 
 def _full_page(page: tifffile.TiffPage | tifffile.TiffFrame) -> tifffile.TiffPage:
   """The page with its tags; raises BadImage for one without, a frame of a microscope's stack."""
   if not isinstance(page, tifffile.TiffPage):
-    raise BadImage("it is TIFF of a microscope; save the picture as a file of its own")
+    raise BadImage("it is a microscope's TIFF; save the picture as a separate file")
   return page
 
 
@@ -136,5 +134,5 @@ def _name(value: object) -> str:
 
 def _sample_type(page: tifffile.TiffPage) -> str:
   return {"UINT": "integers", "INT": "signed integers", "IEEEFP": "floats"}.get(
-    _name(_sample_format(page)), "values of another kind"
+    _name(_sample_format(page)), "values of another type"
   )

@@ -41,7 +41,7 @@ def check_window(window: Any) -> str | Window:
     if _is_window(low, high):
       return low, high
   raise UserError(
-    f"config.data.window={window!r} is no window; give 'auto', 'full' or two gray "
+    f"config.data.window={window!r} is not a window; give 'auto', 'full' or two gray "
     "levels, (black, white)"
   )
 
@@ -71,7 +71,8 @@ def choose_window(
       return full_range
     if not _shows(window, low, high):
       raise BadImage(
-        f"config.data.window={window} shows nothing of it: its gray levels are {low} to {high}"
+        f"config.data.window={window} leaves nothing of it visible: its gray levels are {low} "
+        f"to {high}"
       )
     return window
   if given is not None and _shows(given, low, high):

@@ -70,7 +70,7 @@ class _WorkerSpec(NamedTuple):
   patience: float
 
   def bounds(self, size: int) -> tuple[float, int]:
-    """Limits for a file of `size` bytes: seconds of processor time, and bytes of memory."""
+    """Limits for a file of `size` bytes: seconds of CPU time, and bytes of memory."""
     return (self.seconds[0] + self.seconds[1] * size / 1e6, self.memory[0] + self.memory[1] * size)
 
 
@@ -190,7 +190,7 @@ class _Process:
     if not self._replies.poll(1000 * seconds):
       self._child.kill()
       self._child.wait()
-      raise BadImage(f"decoding it did not end within {seconds:.0f} s")
+      raise BadImage(f"decoding it did not finish within {seconds:.0f} s")
     (size,) = _REPLY.unpack(_read(self._stdout, _REPLY.size))
     reply = json.loads(_read(self._stdout, size))
     if "bad" in reply:
@@ -212,9 +212,9 @@ class _Process:
       status = self._child.wait()
     if -status == getattr(signal, "SIGXCPU", None):
       seconds, _ = self._spec.bounds(size)
-      return f"decoding it took more than {seconds:.0f} s of processor time"
+      return f"decoding it took more than {seconds:.0f} s of CPU time"
     cause = _signal_name(status)
-    return f"decoding it ended the decoder ({cause}): it is damaged, or made to do so"
+    return f"decoding it crashed the decoder ({cause}): it is damaged, or malicious"
 
   def close(self) -> None:
     self._child.kill()

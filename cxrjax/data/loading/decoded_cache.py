@@ -125,7 +125,7 @@ def _with_table(decoded: Decoded, source: Source, rows: np.ndarray, on_bad_image
 def check_options(size: int, fit: str, on_bad_image: str) -> None:
   """Validates size, fit and on_bad_image; raises a UserError for an invalid value."""
   if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 4096:
-    raise UserError(f"config.data.size={size!r} is no image size; give pixels from 8 to 4096")
+    raise UserError(f"config.data.size={size!r} is not an image size; give pixels from 8 to 4096")
   if fit not in FITS:
     raise UserError(f"config.data.fit={fit!r} is not an option; valid: {', '.join(FITS)}")
   if on_bad_image not in ON_BAD:
@@ -289,7 +289,7 @@ def to_square(
     (h, w), (rows, columns) = record.image.shape[:2], record.mask.shape[:2]
     if abs(h * columns - w * rows) > 0.02 * h * columns:  # tolerates rounding by a pixel
       raise decode.BadImage(
-        f"its lung mask of {columns}x{rows} pixels does not lie over its {w}x{h} pixels; give a "
+        f"its lung mask of {columns}x{rows} pixels does not match its {w}x{h} pixels; give a "
         "mask of the same shape"
       )
     mask = windowing.resize(record.mask, size, fit, nearest=True)
@@ -305,8 +305,7 @@ def to_square(
 def bad_image(name: str, reason: str) -> UserError:
   """The error for an unusable image, where bad images are errors."""
   return UserError(
-    f"{name}: {reason}; mend or remove it, or leave bad images out with "
-    "config.data.on_bad_image='skip'"
+    f"{name}: {reason}; fix or remove it, or skip bad images with config.data.on_bad_image='skip'"
   )
 
 

@@ -372,7 +372,7 @@ def _rows_of(
 def _check_batch(batch_size: int, count: int, devices: int) -> None:
   if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
     raise UserError(
-      f"config.batch_size={batch_size!r} is no batch size; give a whole number above 0"
+      f"config.batch_size={batch_size!r} is not a batch size; give a whole number above 0"
     )
   if batch_size % devices:
     below, above = batch_size // devices * devices, -(-batch_size // devices) * devices

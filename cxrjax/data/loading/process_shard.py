@@ -107,7 +107,7 @@ def load(
   if failure is not None:
     raise failure
   if report[n]:
-    raise UserError("another process could not load its images; its own output says why")
+    raise UserError("another process could not load its images; see its output")
   unusable = {
     row: bad.get(row, "found bad by another process") for row in np.flatnonzero(report[:n]).tolist()
   }

@@ -242,10 +242,10 @@ class Archive:
       self.junk.append(clean)
       return None
     if name.startswith(("/", "\\")) or clean.split("/")[0] == ".." or ":" in clean.split("/")[0]:
-      self._refused.append((name, "its name leads out of the archive"))
+      self._refused.append((name, "its name points outside the archive"))
       return None
     if clean in entries:
-      self._refused.append((name, "its name comes a second time in the archive"))
+      self._refused.append((name, "its name occurs twice in the archive"))
       return None
     entries[clean] = entry
     return clean
@@ -334,8 +334,8 @@ class Archive:
         ) from error
       kind = "tar" if is_tar(self.path) else "zip"
       raise UserError(
-        f"{self.path} is not a whole {kind} file ({detail}): a download that broke "
-        "off? delete it and download it again"
+        f"{self.path} is not a complete {kind} file ({detail}): an interrupted "
+        "download? delete it and download it again"
       ) from error
 
 
@@ -376,11 +376,11 @@ def rows(
       place = f"{where} line {reader.line_num}"
       if any(row.pop(None, ())) or any(row[column] is None for column in columns):
         raise UserError(
-          f"{place} has not as many fields as the header's {len(header)}: is the file whole?"
+          f"{place} does not have the header's {len(header)} fields: is the file complete?"
         )
       yield place, {column: cell or "" for column, cell in row.items()}
   except csv.Error as error:
-    raise UserError(f"{where} line {reader.line_num} is no CSV ({error})") from error
+    raise UserError(f"{where} line {reader.line_num} is not valid CSV ({error})") from error
 
 
 def find(
@@ -431,9 +431,7 @@ def _not_found(folder: pathlib.Path, candidates: Sequence[str], where_to_get: st
   with contextlib.suppress(OSError):
     for path in sorted(folder.iterdir()):
       if path.name.lower().endswith(_UNFINISHED_SUFFIXES):
-        return UserError(
-          f"{path} is a download that has not finished; let it finish, then run again"
-        )
+        return UserError(f"{path} is an unfinished download; let it finish, then run again")
   alternatives = f" (nor {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
   return UserError(
     f"{folder} has no {candidates[0]}{alternatives}; get it from "

@@ -91,11 +91,11 @@ def open_source(
 def _check_selection(split_seed: Any, **texts: Any) -> None:
   """Validates the types of what selects images."""
   if isinstance(split_seed, bool) or not isinstance(split_seed, int):
-    raise UserError(f"config.data.split_seed={split_seed!r} is no seed; give a whole number")
+    raise UserError(f"config.data.split_seed={split_seed!r} is not a seed; give a whole number")
   for key, text in texts.items():
     if text is not None and not isinstance(text, str):
       raise UserError(
-        f"config.data.{key}={text!r} is no text; write it like "
+        f"config.data.{key}={text!r} is not a string; write it like "
         f"{'2 of 5' if key == 'fold' else '10 %'!r}"
       )
 
@@ -119,7 +119,9 @@ def _open_pool(items: Sequence[Any], split: str, seed: int, options: Mapping[str
     item_options, rename = fields.get("options") or {}, fields.get("rename") or {}
     for word, value in (("options", item_options), ("rename", rename)):
       if not isinstance(value, Mapping):
-        raise UserError(f"{key}.{word}={value!r} is no mapping; write it like {{'name': 'value'}}")
+        raise UserError(
+          f"{key}.{word}={value!r} is not a mapping; write it like {{'name': 'value'}}"
+        )
     try:
       sources.append(
         open_source(
@@ -165,12 +167,12 @@ def _open_single(name: str, split: str, options: dict[str, Any]) -> Source:
     missing = [attribute for attribute in ("info", "table") if not hasattr(source, attribute)]
     if missing:
       raise UserError(
-        f"config.data.source={name!r} gives no source: it lacks "
+        f"config.data.source={name!r} is not a source: it lacks "
         f"{', '.join(missing)} (see cxrjax.data.base.Source)"
       )
     return source
   if kind not in _WITHOUT_LOCATION and not location:
-    raise UserError(f"config.data.source={name!r} lacks its second half; give {_VALID_NAMES}")
+    raise UserError(f"config.data.source={name!r} is incomplete; give {_VALID_NAMES}")
   factory = importlib.import_module(_KINDS[kind]).Source
   where = {} if kind in _WITHOUT_LOCATION else {"where": location}
   instantiate.check_keywords(factory, options, "config.data.options", hidden=("split", "where"))

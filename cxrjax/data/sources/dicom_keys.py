@@ -81,7 +81,7 @@ def _check_keyword(keyword: str) -> None:
       "SOPInstanceUID",
       "StudyID",
     )
-    raise UserError(f"{KEY}={keyword!r} is no keyword of DICOM{suggest(keyword, known)}, ...")
+    raise UserError(f"{KEY}={keyword!r} is not a DICOM keyword{suggest(keyword, known)}, ...")
 
 
 def hashed(value: str, key: bytes) -> bytes:

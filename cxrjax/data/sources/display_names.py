@@ -8,7 +8,7 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -58,10 +58,14 @@ class ShownNames:
     if not self._hidden:
       return
     self.names = _unique([self.hide(path) for path in paths])
+    self.note = self._keep_originals(index, paths)
+
+  def _keep_originals(self, index: folder_index.Index, paths: Sequence[str]) -> str:
+    """Writes the replaced paths to a private file; returns the remark on them."""
     changed = [(new, old) for new, old in zip(self.names, paths, strict=True) if new != old]
-    self.note = (
-      f"{len(changed)} paths have a patient's ID or name in them, as DICOM headers have "
-      "it; here they are shown with patient1, ... in its place"
+    note = (
+      f"{len(changed)} paths contain a patient's ID or name from the DICOM headers; they are shown "
+      "with patient1, ... in its place"
     )
     file = index.memory.with_name(f"{index.memory.stem}.names.csv")
     # Kept beside the index, which contains the paths anyway; readable by its owner only.
@@ -69,7 +73,8 @@ class ShownNames:
       text = io.StringIO()
       tables.write(text, [("shown", "path"), *changed])
       opened.write(text.getvalue().encode("utf-8", "surrogateescape"))
-      self.note += f", and {file} says which is which"
+      note += f"; {file} lists the originals"
+    return note
 
   def hide(self, path: str, anybody: bool = False) -> str:
     """Displayed form of any path of the folder.

@@ -34,7 +34,7 @@ EXTENSIONS = (*PLAIN, *DICOM)
 TABLE = "a table"
 # Recognized by name alone; all other files are opened, as DICOM files may have any name.
 _NON_IMAGES = {
-  ".zip": "a zip in a zip, which is not looked into",
+  ".zip": "a zip within a zip, which is not opened",
   **dict.fromkeys(table_file.EXTENSIONS, TABLE),
   **dict.fromkeys(
     (
@@ -78,7 +78,7 @@ _NON_IMAGES = {
   ),
   **dict.fromkeys(
     (".svg", ".heic", ".avif", ".psd", ".mp4", ".avi"),
-    "of a format that is not read; convert it to PNG or TIFF",
+    "of an unsupported format; convert it to PNG or TIFF",
   ),
 }
 IMAGE, MEDICAL, OTHER, UNKNOWN = 0, 1, 2, 3  # by extension; DICOM; no image; not yet opened
@@ -130,7 +130,7 @@ class Others:
     Args:
       example: displayed name of the first file.
     """
-    return f"no image: {len(self.paths)} {self.kind} (such as {example}), {self.reason}"
+    return f"not images: {len(self.paths)} {self.kind} (such as {example}), {self.reason}"
 
 
 def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Others]:
@@ -144,14 +144,17 @@ def others(paths: Sequence[str], kinds: Int8[np.ndarray, "n"]) -> Iterator[Other
     if kinds[row] == UNKNOWN:
       group = extension or "without extension", "it cannot be read"
     elif archive.is_junk(paths[row]):
-      group = "hidden", "hidden files and folders are not looked into"
+      group = "hidden", "hidden files and folders are skipped"
     elif extension in EXTENSIONS:
-      group = extension, "a link to nothing, or no file"
+      group = extension, "a broken link, or not a regular file"
     elif name.upper() == "DICOMDIR":
-      group = "DICOMDIR", "a list of DICOM files, which are found without it"
+      group = "DICOMDIR", "an index of DICOM files, which is not needed"
     else:
       reason = _NON_IMAGES.get(extension, _NON_IMAGES.get(os.path.splitext(name)[1].lower()))
-      group = extension or "without extension", reason or "it begins as no image does"
+      group = (
+        extension or "without extension",
+        reason or "its first bytes are not those of an image",
+      )
     groups.setdefault(group, []).append(paths[row])
   by_size = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
   for (kind, reason), members in by_size:

@@ -144,9 +144,8 @@ class Source(base.Source):
     shown = label_policies.rows_of_views(f"folder:{where}", image_views, views)
     sizes = _split_sizes(splits[i] for i in shown.tolist())
     split_name = SPLIT_NAMES.get(split.lower(), split)
-    selected = shown
-    if split_name != "all":
-      selected = shown[np.array([splits[i] == split_name for i in shown.tolist()], bool)]
+    in_split = [split_name in ("all", splits[i]) for i in shown.tolist()]
+    selected = shown[np.array(in_split, bool)]
     if not len(selected):
       raise UserError(f"folder:{where} has no split {split!r}{suggest(split, [*sizes, 'all'])}")
     display = display_names.for_index(index)
@@ -237,7 +236,7 @@ class _Headers:
   def naming(self) -> str:
     """How `patients` names them: names by first image depend on the set of images."""
     if os.environ.get(file_hashes.KEY):
-      return "DICOM headers and a secret of one's own"
+      return "DICOM headers and a secret key"
     images = self._index.images
     all_medical = images[self._index.kinds[images] == folder_index.MEDICAL]
     if np.array_equal(all_medical, self._medical):
@@ -291,7 +290,7 @@ def _check_needs_no_table(**options: Any) -> None:
   """Raises a UserError for an option that is about a table."""
   for name, value in options.items():
     if value is not None:
-      raise UserError(f"{KEY}.{name} needs {KEY}.csv, the file that has the column")
+      raise UserError(f"{KEY}.{name} needs {KEY}.csv, the table with the column")
 
 
 def _patients(
@@ -315,7 +314,7 @@ def _splits(
     return splits, notes
   names = [patient or path for patient, path in zip(patients, paths, strict=True)]
   note = (
-    "the data have no splits: patients were put into train, val and test "
+    "the data have no splits: patients were assigned to train, val and test "
     "(70, 10, 20 %) by a hash of their names"
   )
   return patient_splits.assign_by_name(names), [*notes, note]
@@ -334,7 +333,7 @@ def _absent(
   """Listed images that are missing, and that they are."""
   base = os.path.basename(csv or "")
   return [
-    (display.hide_listed(name, line), f"it is not there, though line {line} of {base} lists it")
+    (display.hide_listed(name, line), f"it is missing, though line {line} of {base} lists it")
     for name, line in listed.absent
   ]
 
@@ -367,8 +366,8 @@ def _unknown_patients_note(patients: Sequence[str]) -> str:
   if unknown in (0, len(patients)):
     return patient_splits.UNKNOWN if unknown else ""
   return (
-    f"patients unknown of {unknown} of {len(patients)} images: each of them counts as a "
-    "patient of its own"
+    f"the patient is unknown for {unknown} of {len(patients)} images: each counts as a separate "
+    "patient"
   )
 
 
@@ -379,7 +378,7 @@ def _mismatch_notes(
   base, notes = os.path.basename(csv or ""), []
   if absent:
     notes.append(
-      f"{len(absent)} images that {base} lists are not there (the first: {absent[0][0]}): left out"
+      f"{len(absent)} images listed in {base} are missing (the first: {absent[0][0]}): left out"
     )
   if len(unlisted):
     notes.append(

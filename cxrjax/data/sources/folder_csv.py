@@ -118,14 +118,13 @@ def read(
   cells, numbers = _read_columns(table, sorted(needed))
   if not numbers:
     raise UserError(f"{table.file} has no rows")
+  place = cells[positions["path" if key is None else "key"][0]]
   absent: Sequence[tuple[str, int]] = ()
   key_notes: Sequence[str] = ()
   if key is None:
-    image_rows, table_rows, absent = _by_path(index, table, cells[positions["path"][0]], numbers)
+    image_rows, table_rows, absent = _by_path(index, table, place, numbers)
   else:
-    image_rows, table_rows, key_notes = dicom_keys.by_key(
-      index, table.file, key, cells[positions["key"][0]], numbers
-    )
+    image_rows, table_rows, key_notes = dicom_keys.by_key(index, table.file, key, place, numbers)
   where = _Where(table.file, [numbers[i] for i in table_rows.tolist()])
 
   def column_at(position: int) -> list[str]:
@@ -178,7 +177,7 @@ def _by_path(
     raise UserError(
       f"none of the {len(numbers)} images that {table.file} lists is in "
       f"{index.root} (line {numbers[0]}: {names[0]!r}); give the folder that its "
-      f"paths begin in, or the right {KEY}.path_column"
+      f"paths are relative to, or the right {KEY}.path_column"
     )
   return image_rows[table_rows], table_rows, absent
 
@@ -197,7 +196,7 @@ def _views_sexes_ages(
 
 def _label_advice(base: str, header: Sequence[str]) -> str:
   return (
-    f"name the columns of {base} that have labels with "
+    f"name the label columns of {base} with "
     f"data.label_columns=NAME (it has {', '.join(filter(None, header))})"
   )
 
@@ -272,10 +271,7 @@ def _column_positions(
   for kind, names in guesses.items():
     column = key_column if kind == "key" else columns.get(kind)
     if column is not None:
-      if column not in header:
-        raise UserError(
-          f"{KEY}.{kind}_column={column!r} is no column of {file}{suggest(column, header)}"
-        )
+      _check_column(column, f"{KEY}.{kind}_column", table)
       positions[kind] = header.index(column), True
     elif not (kind == "label" and label_columns is not None):
       candidates = [by_letters[name] for name in names if name in by_letters]
@@ -292,13 +288,19 @@ def _column_positions(
     like = "looks like a path" if key is None else f"is called {key}"
     raise UserError(
       f"{file} has no column that {like}; name it with {KEY}.{needed}_column"
-      + ("" if key else f", or a keyword of DICOM headers with {KEY}.key")
+      + ("" if key else f", or a DICOM keyword with {KEY}.key")
       + f"; columns: {', '.join(header)}"
     )
   for name in label_columns or ():
-    if name not in header:
-      raise UserError(f"{KEY}.label_columns={name!r} is no column of {file}{suggest(name, header)}")
+    _check_column(name, f"{KEY}.label_columns", table)
   return positions
+
+
+def _check_column(name: str, option: str, table: TableFile) -> None:
+  if name not in table.header:
+    raise UserError(
+      f"{option}={name!r} is not a column of {table.file}{suggest(name, table.header)}"
+    )
 
 
 def _convert(
@@ -311,7 +313,7 @@ def _convert(
     if is_requested and value in (None, "") and not is_unknown:
       raise UserError(
         f"{where[texts.index(text)]}: {option} has {text!r}, which cannot be "
-        "understood; leave it empty where it is unknown"
+        "parsed; leave the cell empty if it is unknown"
       )
   return [values[text] for text in texts]
 
@@ -332,10 +334,7 @@ def _labels(
     values_present = [v for v in dict.fromkeys(columns[0]) if not spelling.is_unknown(v)]
     if not all(v in findings for v in values_present):
       classes = tuple(sorted(values_present))
-      one_hot = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
-      one_hot[:-1] = np.eye(len(classes))
-      codes = {name: i for i, name in enumerate(classes)}
-      return one_hot[[codes.get(v, -1) for v in columns[0]]], classes, True, notes
+      return one_hot(columns[0], classes), classes, True, notes
   labels = np.empty((len(columns[0]), len(columns)), np.float32)
   for k, (name, column) in enumerate(zip(names, columns, strict=True)):
     values = {
@@ -345,10 +344,18 @@ def _labels(
       if value is None:
         raise UserError(
           f"{where[column.index(text)]}: {name}={text!r}; a finding is 1, 0, -1 "
-          "(uncertain) or, where unknown, empty"
+          "(uncertain) or, if unknown, empty"
         )
     labels[:, k] = [values[v] for v in column]
   return labels, tuple(names), False, notes
+
+
+def one_hot(labels: Sequence[str], classes: Sequence[str]) -> Float32[np.ndarray, "n k"]:
+  """1 for each image's class and 0 for the others; NaN for images without one."""
+  rows = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
+  rows[:-1] = np.eye(len(classes))
+  codes = {name: i for i, name in enumerate(classes)}
+  return rows[[codes.get(name, -1) for name in labels]]
 
 
 def _unknown_label_notes(columns: Sequence[Sequence[str]]) -> list[str]:
@@ -359,7 +366,7 @@ def _unknown_label_notes(columns: Sequence[Sequence[str]]) -> list[str]:
     return []
   note = f"labels {spelling.counted(counts)} count as unknown"
   if any(v.casefold() == "none" for v in counts):
-    note += "; if none is a class, call it otherwise in the table, such as no finding"
+    note += "; if 'none' is a class, rename it in the table, such as 'no finding'"
   return [note]
 
 
@@ -380,9 +387,9 @@ def _spelling_notes(
   if groups:
     images = sum(n for group in groups for n in group.values())
     notes.append(
-      f"{base}: {len(groups)} patients are probably spelt in several ways (as 7 and "
-      f"007, or a1 and A1), {images} images, and count as {sum(map(len, groups))}; "
-      "spell each alike"
+      f"{base}: {len(groups)} patients are probably spelt in several ways (such as 7 and "
+      f"007, or a1 and A1; {images} images) and count as {sum(map(len, groups))}; "
+      "spell each consistently"
     )
   return notes
 
@@ -396,7 +403,7 @@ def _column_notes(
   """Notes on a patient column used without being asked for, and on unused columns."""
   notes = []
   if "patient" in positions and not positions["patient"][1]:
-    notes.append(f"{base}: patients are those of its column {header[positions['patient'][0]]!r}")
+    notes.append(f"{base}: patients are taken from column {header[positions['patient'][0]]!r}")
   used = {position for position, _ in positions.values()}
   unused = [
     name for i, name in enumerate(header) if name and i not in used and name not in label_columns
@@ -412,7 +419,7 @@ def _column_notes(
     if len(unused) > _MAX_LISTED:
       listed += f" and {len(unused) - _MAX_LISTED} more"
     notes.append(
-      f"{base}: columns that are not used: {listed}"
+      f"{base}: unused columns: {listed}"
       + (f"; {', '.join(options)} would use one" if options else "")
     )
   return notes

@@ -81,7 +81,9 @@ class Index:
 
   def __init__(self, root: str | os.PathLike, cache_dir: str | None = None, check: str = "files"):
     if check not in CHECKS:
-      raise UserError(f"config.data.options.check={check!r} is no option{suggest(check, CHECKS)}")
+      raise UserError(
+        f"config.data.options.check={check!r} is not an option{suggest(check, CHECKS)}"
+      )
     self.root = pathlib.Path(root).expanduser()
     _check_root(root, self.root)
     digest = hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:24]
@@ -188,7 +190,7 @@ class Index:
     others = ", ".join(f"{len(other.paths)} {other.kind}" for other in self.others[:3])
     extensions = ", ".join(file_kinds.EXTENSIONS)
     raise UserError(
-      f"no images in {self.root}; they are known by {extensions}, or by their first bytes"
+      f"no images in {self.root}; they are recognized by {extensions}, or by their first bytes"
       + (f" (it has other files: {others})" if others else "")
     )
 
@@ -267,9 +269,9 @@ class _Walk:
       for name in sorted(zips):
         path = folder + name
         if archive.stem(name) in subfolders + linked:
-          self._notes.append((path, " was not looked into: a folder beside it has its name"))
+          self._notes.append((path, " was not opened: a folder beside it has the same name"))
         elif any(_prefix(other) == _prefix(path) for other in self._zips):
-          self._notes.append((path, " was not looked into: another zip has its name"))
+          self._notes.append((path, " was not opened: another zip has the same name"))
         else:
           self._add_zip(path)
       waiting += [f"{folder}{name}/" for name in sorted(subfolders, reverse=True)]
@@ -336,7 +338,7 @@ class _Walk:
         self._add(prefix + name, file_kinds.by_name(name.rpartition("/")[2]), home, None, state)
       for name in opened.junk:
         self._add(prefix + name, OTHER, home, None, state)
-      self._notes += [(prefix + name, f" was not looked at: {why}") for name, why in opened.refused]
+      self._notes += [(prefix + name, f" was skipped: {why}") for name, why in opened.refused]
 
 
 def _prefix(zip_path: str) -> str:

@@ -76,7 +76,7 @@ class _Files:
 
   def _find(self, name: str, where: Callable[[], str]) -> int:
     if not name:
-      raise UserError(f"{where()} names no image")
+      raise UserError(f"{where()} does not name an image")
     path = name
     if "\\" in path or path[0] == "." or "/" in path:
       path = self._relative(name, where)
@@ -84,7 +84,7 @@ class _Files:
     if row == _AMBIGUOUS:
       depth = path.count("/") + 1
       first, second = [p for p in self._by_path if path in _suffixes(p, depth)][:2]
-      raise UserError(f"{where()}: {name} may be {first} or {second}; give its whole path")
+      raise UserError(f"{where()}: {name} may be {first} or {second}; give its full path")
     if row < 0 and not path.isascii():
       row = max(self._normalized._row(_compose(path)), -1)
     return row
@@ -132,7 +132,7 @@ class _Files:
         )
       return relative
     if path.split("/")[0] == "..":
-      raise UserError(f"{where()}: {name} leads out of {self._index.root}")
+      raise UserError(f"{where()}: {name} points outside {self._index.root}")
     return path
 
   def _without_extension(self) -> dict[str, int]:

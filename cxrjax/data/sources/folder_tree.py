@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32
 
 from cxrjax.data.sources import display_names, file_kinds, folder_csv, folder_index, spelling
 
@@ -51,8 +50,8 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
   one_patient_each = 2 * len(patients) >= count > 0 and all(len(p) == 1 for p in patients.values())
   if count and (has_identities or (one_patient_each and count > 1)):
     notes = [
-      f"the {count} folders that could be classes are of one patient each, as DICOM headers "
-      "have it: they are taken for patients or studies, and images have no labels"
+      f"the {count} folders that could be classes hold one patient each, according to the DICOM "
+      "headers: they are treated as patients or studies, and the images have no labels"
     ]
     labels = [""] * len(labels)
   else:
@@ -60,13 +59,13 @@ def by_folder(index: folder_index.Index) -> folder_csv.Listed:
   if tables := _tables(index):
     table_name = display.hide(tables[0], anybody=True)
     notes.append(
-      f"{table_name} is not read: data.csv={table_name} would take labels, patients and "
+      f"{table_name} is not used; data.csv={table_name} would take labels, patients and "
       "splits from it"
     )
   classes = tuple(sorted(set(labels) - {""}))
   return folder_csv.Listed(
     rows=rows,
-    labels=_one_hot(labels, classes),
+    labels=folder_csv.one_hot(labels, classes),
     classes=classes,
     exclusive=True,
     patients=None,
@@ -92,14 +91,6 @@ def _common_depth(folders: Sequence[Sequence[str]]) -> int:
   ):
     depth += 1
   return depth
-
-
-def _one_hot(labels: Sequence[str], classes: Sequence[str]) -> Float32[np.ndarray, "n k"]:
-  """1 for each image's class and 0 for the others; NaN for images without one."""
-  rows = np.full((len(classes) + 1, len(classes)), np.nan, np.float32)  # last: unknown
-  rows[:-1] = np.eye(len(classes))
-  codes = {name: i for i, name in enumerate(classes)}
-  return rows[[codes.get(name, -1) for name in labels]]
 
 
 def _patients_by_class(index: folder_index.Index, labels: Sequence[str]) -> dict[str, set[bytes]]:
@@ -138,28 +129,22 @@ def imbalance_notes(
     splits: split of each image.
     patients: patient of each image, empty where unknown.
   """
-  present = listed.labels == 1
-  splits_of = {
-    name: {split for split, is_present in zip(splits, column, strict=True) if is_present and split}
-    for name, column in zip(listed.classes, present.T, strict=True)
-  }
-  notes = []
-  if len({s for s in splits if s}) > 1:
-    for name, class_splits in splits_of.items():
-      if not class_splits:
-        notes.append(f"class {name!r} has no image")
-      elif len(class_splits) == 1:
-        notes.append(f"class {name!r} occurs in the split {min(class_splits)!r} only")
-  single_patient = []
-  for name, column in zip(listed.classes, present.T, strict=True):
-    class_patients = {patients[i] for i in np.flatnonzero(column).tolist()}
+  notes, single_patient = [], []
+  has_splits = len({s for s in splits if s}) > 1
+  for name, column in zip(listed.classes, (listed.labels == 1).T, strict=True):
+    rows = np.flatnonzero(column).tolist()
+    class_splits, class_patients = {splits[i] for i in rows} - {""}, {patients[i] for i in rows}
+    if has_splits and not class_splits:
+      notes.append(f"class {name!r} has no images")
+    elif has_splits and len(class_splits) == 1:
+      notes.append(f"class {name!r} occurs only in the split {min(class_splits)!r}")
     if len(class_patients) == 1 and all(class_patients):
       single_patient.append(name)
   if single_patient:
     notes.insert(
       0,
-      f"{len(single_patient)} of {len(listed.classes)} classes are of one patient each, such "
-      f"as {single_patient[0]!r}: what is learnt of them is that patient",
+      f"{len(single_patient)} of {len(listed.classes)} classes consist of one patient each, such "
+      f"as {single_patient[0]!r}: a model would learn the patient, not the class",
     )
   if len(notes) <= _MAX_NOTES:
     return notes
@@ -171,17 +156,16 @@ def _advice(index: folder_index.Index, display: display_names.ShownNames) -> str
   tables = _tables(index)
   if not tables:
     return (
-      "put the images of each class into a folder of its own, or name a table of labels with "
+      "put the images of each class into a separate folder, or name a table of labels with "
       "data.csv=FILE and its columns with data.label_columns=NAME"
     )
   columns = ", ".join(folder_csv.columns_of(index, tables[0]))
   return (
     f"name the table beside the images with data.csv={display.hide(tables[0], True)}, its "
-    "labels with "
-    "data.label_columns=NAME and its patients with data.patient_column=NAME"
+    "labels with data.label_columns=NAME and its patients with data.patient_column=NAME"
     + (f" (it has the columns {columns})" if columns else "")
     + (
-      "; where its rows have no paths, data.key=AccessionNumber, or any keyword of DICOM, "
+      "; if its rows have no paths, data.key=AccessionNumber, or any other DICOM keyword, "
       "finds files by their headers"
       if (index.kinds == folder_index.MEDICAL).any()
       else ""

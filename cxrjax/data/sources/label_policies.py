@@ -18,7 +18,7 @@ _KEY = "config.data.options"
 def check_uncertain(policy: str) -> None:
   """Validates the uncertainty policy; raises a UserError for an unknown one."""
   if policy not in UNCERTAIN:
-    raise UserError(f"{_KEY}.uncertain={policy!r} is no policy{suggest(policy, UNCERTAIN)}")
+    raise UserError(f"{_KEY}.uncertain={policy!r} is not a policy{suggest(policy, UNCERTAIN)}")
 
 
 def rows_of_views(
@@ -39,7 +39,7 @@ def rows_of_views(
   wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
   for view in wanted:
     if view not in VIEWS:
-      raise UserError(f"{_KEY}.views={view!r} is no view{suggest(view, VIEWS)}")
+      raise UserError(f"{_KEY}.views={view!r} is not a view{suggest(view, VIEWS)}")
   rows = np.array([i for i, view in enumerate(views) if (view or "unknown") in wanted], np.int64)
   if not len(rows):
     available = ", ".join(sorted({view or "unknown" for view in views}))

@@ -59,18 +59,8 @@ class Pool(Source):
     self._starts: np.ndarray = np.cumsum([0, *sizes])
     self.groups: np.ndarray = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
     names = [s.info.name for s in self.sources]
-    parts: tuple[Part, ...] = ()
-    if weights is not None:
-      parts = _parts(names, sizes, weights)
-    total = sum(p.weight for p in parts)
-    shares = [f", {p.weight / total:.3g} of those drawn" for p in parts] or [""] * len(names)
-    notes.append(
-      "a pool of "
-      + "; ".join(
-        f"{name} ({size} images{share})"
-        for name, size, share in zip(names, sizes, shares, strict=True)
-      )
-    )
+    parts = () if weights is None else _parts(names, sizes, weights)
+    notes.append(_pool_note(names, sizes, parts))
     splits = list(dict.fromkeys(s.info.split for s in self.sources))
     common = set.intersection(*(set(s.info.splits) for s in self.sources))
     content = "\0".join(fingerprints)
@@ -132,12 +122,11 @@ def _merge(
   classes: list[str] = []
   columns, spellings = [], {}
   for k, (source, rename) in enumerate(zip(sources, renames, strict=True)):
-    for name in rename:
-      if name not in source.info.classes:
-        raise UserError(
-          f"config.data.source[{k}].rename={name!r} is no class of "
-          f"{source.info.name}{suggest(name, source.info.classes)}"
-        )
+    for name in [name for name in rename if name not in source.info.classes]:
+      raise UserError(
+        f"config.data.source[{k}].rename={name!r} is not a class of "
+        f"{source.info.name}{suggest(name, source.info.classes)}"
+      )
     name_of: dict[int, str] = {}
     for name in source.info.classes:
       new_name = rename.get(name, name)
@@ -196,7 +185,7 @@ def _parts(names: Sequence[str], sizes: Sequence[int], weights: Sequence[Any]) -
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not math.isfinite(weight) or weight <= 0:
       raise UserError(
-        f"config.data.source[{k}].weight={weight!r} is no weight; give a number "
+        f"config.data.source[{k}].weight={weight!r} is not a weight; give a number "
         "above 0, relative to the other sources' (1 where none is given), or leave "
         "the source out"
       )
@@ -205,6 +194,14 @@ def _parts(names: Sequence[str], sizes: Sequence[int], weights: Sequence[Any]) -
   return tuple(
     Part(name, size, float(w)) for name, size, w in zip(names, sizes, weights, strict=True)
   )
+
+
+def _pool_note(names: Sequence[str], sizes: Sequence[int], parts: Sequence[Part]) -> str:
+  """Sizes of the sources, and their shares of the draws where they are weighted."""
+  total = sum(p.weight for p in parts)
+  shares = [f", {p.weight / total:.3g} of the draws" for p in parts] or [""] * len(names)
+  sources = zip(names, sizes, shares, strict=True)
+  return "a pool of " + "; ".join(f"{name} ({n} images{share})" for name, n, share in sources)
 
 
 def _check_no_repeats(sources: Sequence[Source]) -> None:

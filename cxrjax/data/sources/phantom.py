@@ -116,9 +116,9 @@ class Source(base.Source):
       "marker_shortcut": float(marker_shortcut),
     }
     content = json.dumps(["phantom", VERSION, options], sort_keys=True)
-    notes = ["drawn radiographs, not of people"]
+    notes = ["synthetic radiographs, not of people"]
     if marker_shortcut:
-      notes.append(f"shortcut: the site gives the class away with probability {marker_shortcut:g}")
+      notes.append(f"shortcut: the site reveals the class with probability {marker_shortcut:g}")
     self.info = SourceInfo(
       name="phantom",
       split=split,

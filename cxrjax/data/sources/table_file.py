@@ -60,14 +60,14 @@ class TableFile:
       if len(cells) < width or any(cells[width:]):
         raise UserError(
           f"{self.file} line {number} has {len(cells)} fields, the header {width}: "
-          "is the file whole?"
+          "is the file complete?"
         )
       yield number, cells[:width]
 
   def _decode(self, data: bytes) -> str:
     start = data[:400]
     if start.startswith(b"\xd0\xcf\x11\xe0"):
-      raise UserError(f"{self.file} is a file of an old Excel (.xls); {_SAVE}, or as .xlsx")
+      raise UserError(f"{self.file} is in the old Excel format (.xls); {_SAVE}, or as .xlsx")
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
       encoding = "utf-16"
     elif b"\0" not in start:
@@ -77,7 +77,7 @@ class TableFile:
     elif b"\0" not in start[1::2]:
       encoding = "utf-16-be"
     else:
-      raise UserError(f"{self.file} is no text; {_SAVE}")
+      raise UserError(f"{self.file} is not text; {_SAVE}")
     try:
       return data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -89,11 +89,10 @@ class TableFile:
       text = data.decode("cp1252")
     except UnicodeDecodeError as error:
       raise UserError(
-        f"{self.file} is text in an encoding that is not known (byte {error.start}); {_SAVE}"
+        f"{self.file} is text in an unknown encoding (byte {error.start}); {_SAVE}"
       ) from error
     self.notes.append(
-      "it is not UTF-8 and was read as Windows-1252; where letters with accents "
-      f"look wrong, {_SAVE}"
+      f"it is not UTF-8 and was read as Windows-1252; if accented letters look wrong, {_SAVE}"
     )
     return text
 
@@ -117,7 +116,7 @@ class TableFile:
           yield skipped_lines + reader.line_num, cells
     except csv.Error as error:
       number = skipped_lines + reader.line_num
-      raise UserError(f"{self.file} line {number} is no CSV ({error})") from error
+      raise UserError(f"{self.file} line {number} is not valid CSV ({error})") from error
 
 
 def _excel(file: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -130,5 +129,5 @@ def _excel(file: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
         yield number, [cells.get(k + 1, "") for k in range(max(width, max(cells)))]
   except UserError as error:
     raise UserError(
-      f"{file} begins as an Excel file does, and cannot be read as one; {_SAVE} ({error})"
+      f"{file} starts like an Excel file but cannot be read as one; {_SAVE} ({error})"
     ) from error

@@ -118,8 +118,8 @@ class Source(base.Source):
     """Gives uncertain findings a value in the table; says so in a note."""
     if uncertain != "ignore" and self._exclusive:
       raise UserError(
-        f"{_KEY}.uncertain={uncertain!r} is for findings, and tfds:{where} has "
-        "classes with this label"
+        f"{_KEY}.uncertain={uncertain!r} applies to findings, but this label of "
+        f"tfds:{where} has classes"
       )
     labels = self.table.labels  # `take` has copied them
     labels[labels < 0] = label_policies.UNCERTAIN[uncertain]
@@ -186,7 +186,7 @@ class Source(base.Source):
         continue
       if name not in self._features:
         raise UserError(
-          f"{_KEY}.label={name!r} is no feature of tfds:{where}"
+          f"{_KEY}.label={name!r} is not a feature of tfds:{where}"
           f"{suggest(name, [*self._features, *findings])}"
         )
       feature = self._features[name]
@@ -310,7 +310,7 @@ def _select_views(
   rows = label_policies.rows_of_views(f"tfds:{where}", table.views, views)
   names = (views,) if isinstance(views, str) else tuple(views)
   excluded = len(table) - len(rows)
-  return rows, (f"views {', '.join(names)} only: {excluded} images of others left out",)
+  return rows, (f"views {', '.join(names)} only: {excluded} images of other views left out",)
 
 
 def _canonical(name: str, sizes: dict[str, int]) -> str:

@@ -67,7 +67,7 @@ def prepared(where: str, data_dir: str | None, manual_dir: str | None) -> Any:
   if file_format is None or file_format.value != "array_record":
     raise UserError(
       f"{builder.data_path} holds {getattr(file_format, 'value', 'other')} files, which need "
-      "TensorFlow to read; make it anew: tfds build --overwrite --file_format=array_record"
+      "TensorFlow to read; rebuild it: tfds build --overwrite --file_format=array_record"
     )
   return builder
 
@@ -88,7 +88,7 @@ def _check_features(file: pathlib.Path) -> None:
           name = item.get(key)
           if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
             raise UserError(
-              f"{file} names {name}, which is no feature of TFDS; it was not imported"
+              f"{file} names {name}, which is not a TFDS feature; it was not imported"
             )
   except (OSError, files.Damaged) as error:
     raise UserError(f"{file} cannot be read ({error}); prepare the data set again") from error

@@ -80,7 +80,7 @@ def _first_sheet(inside: archive.Archive, where: str) -> str:
         return name
   numbered = [(int(match[1]), n) for n in inside.names if (match := _SHEET.fullmatch(n))]
   if not numbered:
-    raise UserError(f"{where} is no Excel file: it has no sheet")
+    raise UserError(f"{where} is not an Excel file: it has no sheet")
   return min(numbered)[1]
 
 
@@ -100,7 +100,9 @@ def _parse(inside: archive.Archive, name: str, where: str) -> ElementTree.Elemen
     parser.feed(data)
     return parser.close()
   except _DocumentType as error:
-    raise UserError(f"{where} is no Excel file: {name} in it declares a document type") from error
+    raise UserError(
+      f"{where} is not an Excel file: {name} in it declares a document type"
+    ) from error
   except ElementTree.ParseError as error:
     raise UserError(f"{where} is damaged ({name}: {error})") from error
 

@@ -64,15 +64,17 @@ def summary(
     whether: the open question, as in "whether a test patient is in the training data".
   """
   unknown = [
-    f"of {k.unknown} of {k.images} {name}" for k, name in zip(sets, names, strict=True) if k.unknown
+    f"for {k.unknown} of {k.images} {name}"
+    for k, name in zip(sets, names, strict=True)
+    if k.unknown
   ]
-  gaps = [f"patients are not known {' and '.join(unknown)}"] if unknown else []
+  gaps = [f"patients are unknown {' and '.join(unknown)}"] if unknown else []
   namings = list(dict.fromkeys(n for k in sets for n in k.naming if k.unknown < k.images))
   if len(namings) > 1:
-    gaps.append(f"{' and '.join(namings)} name patients each in a way of its own")
+    gaps.append(f"{' and '.join(namings)} name patients in different ways")
   if shared or not gaps:
     return "; ".join([some, *gaps] if shared else [none])
-  outcome = "could be checked in part only, and none was found"
+  outcome = "could only be checked in part, and none was found"
   shared_namings = set.intersection(*(set(k.naming) for k in sets))
   if any(k.unknown == k.images for k in sets) or not shared_namings:
     outcome = "could not be checked"

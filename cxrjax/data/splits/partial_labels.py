@@ -48,7 +48,7 @@ class Labelled(Subset):
     is_number = isinstance(share, int | float) and not isinstance(share, bool)
     if not is_number or not 0 <= share < 1:
       raise UserError(
-        f"{KEY}_share={share!r} is no share; give a number from 0 (all images are "
+        f"{KEY}_share={share!r} is not a share; give a number from 0 (all images are "
         "drawn equally often) to below 1, such as 0.25"
       )
     labels = source.table.labels

@@ -19,7 +19,7 @@ from cxrjax.data.base import Described, Table
 CARVED = {"train": 0.7, "val": 0.1, "test": 0.2}
 POOL = "pool"  # `dataset` of sources whose patients already include the name of their data set
 SMALL_STRATUM = 20  # patients
-UNKNOWN = "patients unknown: every image counts as a patient of its own"
+UNKNOWN = "patients unknown: every image counts as a separate patient"
 
 
 def owners(table: Table) -> tuple[str, ...]:

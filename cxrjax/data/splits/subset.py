@@ -131,7 +131,7 @@ def take(source: Source, subset: str, seed: int = 0, key: str = "config.data.sub
       )
   else:
     raise UserError(
-      f"{key}={subset!r} is no subset; write it like '10 %' (above 0, "
+      f"{key}={subset!r} is not a subset; write it like '10 %' (above 0, "
       "at most 100) or '16 per class'"
     )
   note = (
@@ -146,7 +146,7 @@ def parse_fold(fold: str) -> tuple[int, int, str, bool]:
   match = _FOLD.match(fold)
   if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
     raise UserError(
-      f"config.data.fold={fold!r} is no fold; write it like '2 of 5' (the second "
+      f"config.data.fold={fold!r} is not a fold; write it like '2 of 5' (the second "
       "fifth of all images is the test split, the rest the training split) or '2 of "
       "5 in train' (of that split's images), or '2 of 5 by image'"
     )
@@ -191,7 +191,7 @@ def take_fold(source: Source, fold: str, role: str, seed: int = 0) -> Subset:
   test = folds[str(number)]
   rows = test if role == "test" else np.setdiff1d(np.arange(len(owners), dtype=np.int64), test)
   description = f"fold {number} of {count}" + ("" if base == "all" else f" in {base}")
-  method = "by patient" if by_patient else "by image, so that a patient may be on both sides"
+  method = "by patient" if by_patient else "by image, so that a patient may be in both splits"
   note = f"{description}: {method}, classes in proportion, seed {seed}"
   return Subset(
     source,
@@ -213,7 +213,7 @@ def parse_slice(split: str) -> tuple[str, tuple[float, float] | None]:
     ends = (0.0, 0.0)
   if not 0 <= ends[0] < ends[1] <= 1:
     raise UserError(
-      f"config.data.split={split!r} is no slice; write it like 'train[15%:]' (all "
+      f"config.data.split={split!r} is not a slice; write it like 'train[15%:]' (all "
       "but the first 15 %) or 'train[:15%]'"
     )
   return match[1], ends

@@ -84,19 +84,19 @@ def render(run: runs.Run) -> str:
     ("results", "Results", "", _results),
     ("masks", "Lung masks", "", segmentation.section),
     ("attention", "Where it looks", "", saliency.section),
-    ("features", "What the features hold", "", features.section),
+    ("features", "What the features encode", "", features.section),
     ("data", "Data and splits", "", fact_tables.data),
     (
       "curves",
       "Learning",
-      "How training went, step by step; a pale band shows the range where points are averaged.",
+      "Metrics by training step; a pale band shows the range where points are averaged.",
       details.learning,
     ),
     ("schedules", "Schedules", "", details.schedules),
     (
       "views",
       "What a batch sees",
-      "Each row: a radiograph, and the random crops made of it in one training step.",
+      "Each row: a radiograph and its random crops in one training step.",
       details.views,
     ),
     *_own_sections(run),
@@ -141,7 +141,7 @@ def document(
   """
   shown = [(key, name, html) for key, name, html in sections if html]
   if explained := glossary.section("".join([el("p", opening), *(html for *_, html in shown)])):
-    name = "What the words mean"
+    name = "Glossary"
     shown.append(("terms", name, el("section", el("h2", name), explained, id="terms")))
   links = el(
     "nav", [el("a", name, href=f"#{key}") for key, name, _ in shown], aria_label="Sections"
@@ -190,7 +190,7 @@ def guard(make: Callable[[runs.Run], Any], run: runs.Run) -> Any:
     return make(run)
   except Exception as error:
     return el(
-      "p", f"This part could not be drawn ({type(error).__name__}: {error}).", cls="callout warn"
+      "p", f"This section could not be drawn ({type(error).__name__}: {error}).", cls="callout warn"
     )
 
 
@@ -250,4 +250,4 @@ def _callouts(run: runs.Run) -> list[Html]:
 def problems(run: runs.Run) -> list[Html]:
   """Callout of files that could not be read."""
   text = "; ".join(run.problems)
-  return [el("p", "Not everything could be read: ", text, ".", cls="callout warn")] if text else []
+  return [el("p", "Some files could not be read: ", text, ".", cls="callout warn")] if text else []

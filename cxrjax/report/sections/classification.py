@@ -30,7 +30,7 @@ def describe(run: Run, evaluator: str) -> list[Any]:
   facts = run.fact("data", evaluator)
   facts = lookup(facts, "test") or facts
   if "auroc" not in metrics:
-    return [naming.images_named(evaluator), ": its predictions have not been judged yet."]
+    return [naming.images_named(evaluator), ": its predictions have not been evaluated yet."]
   auroc = metrics["auroc"]
   sentence: list[Any] = naming.judged_on(evaluator, auroc.n, facts)
   if not math.isfinite(auroc.value):
@@ -39,13 +39,13 @@ def describe(run: Run, evaluator: str) -> list[Any]:
     sentence += [
       " its AUROC is ",
       el("b", format.estimate(auroc), cls="nowrap"),
-      " (0.5 is guessing, 1 perfect)" if evaluator != "validation" else "",
+      " (0.5 is guessing, 1 is perfect)" if evaluator != "validation" else "",
     ]
     if floor is not None and math.isfinite(floor.value):
       sentence += [
         " against ",
         el("span", format.estimate(floor), cls="nowrap"),
-        " for a linear model of raw thumbnails",
+        " for a linear model on raw thumbnails",
       ]
   others = [(m, metrics[m]) for m in IN_WORDS if m in metrics and math.isfinite(metrics[m].value)]
   for i, (measure, value) in enumerate(others):
@@ -73,7 +73,7 @@ def calibration(run: Run) -> Html | None:
     lines.append(_reliability_line("Before", before, "s2 dash", False))
   ideal = np.array([0.0, 1.0])
   lines.append(line_chart.Line("Ideal", ideal, ideal, style="ref"))
-  unit = "share that came true"
+  unit = "share with the finding"
   figure = line_chart.chart(
     "Reliability", lines, x_label="predicted probability", unit=unit, y_range=(0.0, 1.0), height=300
   )
@@ -98,13 +98,13 @@ def _about_calibration(
 ) -> str:
   metrics = run.latest().get(TRAINED, {})
   is_multilabel = len(temperatures) > 1
-  text = "Radiographs by their predicted probability; bars are Wilson's 95 % intervals"
+  text = "Radiographs grouped by predicted probability; bars are Wilson 95 % intervals"
   text += ", all findings together. " if is_multilabel else ". "
   if is_rescaled:
     values = ", ".join(f"{t:.2f}" for t in temperatures[:6]) + (", ..." if temperatures[6:] else "")
-    text += f"Logits are divided by a temperature of {values}, fitted to the validation images. "
+    text += f"Logits are divided by a temperature of {values}, fitted on the validation images. "
   elif not facts.get("temperature_remarks"):
-    text += "The probabilities are as the network gives them. "
+    text += "Probabilities are the network's own, without rescaling. "
   for remark in (facts.get("temperature_remarks") or [])[:3]:
     text += f"{remark[:1].upper()}{remark[1:]}. "
   error, before = metrics.get("ece"), metrics.get("ece/uncalibrated")
@@ -115,8 +115,8 @@ def _about_calibration(
     chance = facts.get("ece_by_chance")
     if isinstance(chance, list) and len(chance) == 2:
       text += (
-        f"; perfect calibration would show {format.decimal(number(chance[0]))} by chance on "
-        f"so many images, and up to {format.decimal(number(chance[1]))}"
+        f"; on this many images, perfect calibration gives {format.decimal(number(chance[0]))} "
+        f"by chance, and up to {format.decimal(number(chance[1]))}"
       )
     text += "."
   return text
@@ -142,8 +142,8 @@ def subgroups(run: Run) -> Html | None:
     table = _table(class_rows, overall, name)
     tables.append(table if len(classes) == 1 else blocks.folded(name, table))
   explanation = (
-    "Decisions are those of the results above. 95 % intervals speak of one group at a "
-    "time; of many groups some differ by chance. n/a: fewer than five patients decide it."
+    "Thresholds are those of the results above. Each 95 % interval is for one group; among many "
+    "groups some differ by chance. n/a: determined by fewer than five patients."
   )
   remarks = f" Not shown: {'; '.join(notes)}." if notes else ""
   note = blocks.note(explanation + remarks)

@@ -102,14 +102,14 @@ def roc_figure(title: str, curves: Iterable[Any], note: str = "") -> Html:
     indices = _evenly_spaced(fpr + tpr)
     lines.append(line_chart.Line(label, fpr[indices], tpr[indices], style=style))
   if not lines:
-    note = "No curve: the test labels or the scores do not define one."
+    note = "No curve: it is undefined for these labels or scores."
     lines = []
   chance = line_chart.Line("Chance", np.array([0.0, 1.0]), np.array([0.0, 1.0]), style="ref")
   return line_chart.chart(
     title,
     [*lines, chance],
     x_label="false positive rate",
-    unit="true positives",
+    unit="true positive rate",
     y_range=(0.0, 1.0),
     note=note,
     height=300,
@@ -131,7 +131,7 @@ def _precision_recall_figure(title: str, curves, note: str = "") -> Html:
     lines.append(line_chart.Line(label, recall[indices], precision[indices], style=style))
     shares.append(float(np.nanmean(labels)))
   if not lines:
-    note = "No curve: the test images show none of the classes."
+    note = "No curve: no test image has any of the classes."
     lines = [line_chart.Line("", np.zeros(1), np.full(1, np.nan))]
   # Uninformative scores have the share of positives as their precision; drawn if curves share it.
   if lines and len(set(shares)) == 1:
@@ -199,8 +199,8 @@ def _confusion_figure(
       )
     rows.append(blocks.row(name, cells))
   note = (
-    f"{rule} {format.count(len(labels), 'radiograph')}; share of each row with Wilson's 95 % "
-    "interval, images taken as independent."
+    f"{rule} {format.count(len(labels), 'radiograph')}; shares of each row with Wilson 95 % "
+    "intervals, treating images as independent."
   )
   return el(
     "figure",

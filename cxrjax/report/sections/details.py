@@ -58,7 +58,7 @@ CROP_NAMES = {
   "local": ("small crop", "small crops"),
   "global_mask": ("lung mask", "lung masks"),
   "patches": ("puzzle piece", "puzzle pieces"),
-  "rotated": ("turned crop", "turned crops"),
+  "rotated": ("rotated crop", "rotated crops"),
   "source": ("radiograph", "radiographs"),
 }
 VIEWS, CROPS = 4, 12
@@ -103,7 +103,7 @@ def _charts(figures: list[Html], constant: Mapping[str, Curve]) -> Html | None:
     f"{_title(name)[0].lower()} {format.short(float(curve.value[0]))}"
     for name, curve in constant.items()
   ]
-  note = blocks.note(f"The same all along: {', '.join(values)}.") if values else None
+  note = blocks.note(f"Constant: {', '.join(values)}.") if values else None
   if not figures:
     return note
   return el("div", el("div", figures, cls="charts"), note)
@@ -198,7 +198,7 @@ def health_warnings(run: Run) -> list[str]:
     if k and last(name) > 0.99 * math.log(k):
       messages.append(
         f"The teacher's entropy ends at {last(name):.2f}, close to ln {k:,} = {math.log(k):.2f}: "
-        "it gives nearly the same uniform answer to every image."
+        "its output is nearly the same uniform distribution for every image."
       )
   if last("feature_std") < 0.05:
     messages.append(
@@ -264,7 +264,7 @@ def speed(run: Run) -> Html | None:
 
   timing, model = run.mapping("timing"), run.mapping("model")
   rate = number(timing.get("images_per_s"))
-  add("Throughput, data included", f"{rate:,.4g} images/s" if math.isfinite(rate) else "")
+  add("Throughput, including data loading", f"{rate:,.4g} images/s" if math.isfinite(rate) else "")
   flops = number(run.fact("model", "flops_per_image"))
   add(
     "Cost of training", f"{format.compact(flops, 'FLOP')} per image" if math.isfinite(flops) else ""
@@ -289,9 +289,9 @@ def speed(run: Run) -> Html | None:
   for key, label in (("peak_device_bytes", "accelerator"), ("peak_rss_bytes", "process")):
     add(f"Peak memory, {label}", format.compact(run.fact("memory", key), "B"))
   add("Network", naming.model_name(run))
-  add("Its parameters", format.count(model.get("parameters")))
+  add("Parameters", format.count(model.get("parameters")))
   if model.get("trained_parameters") != model.get("parameters"):
-    add("Those trained, heads included", format.count(model.get("trained_parameters")))
+    add("Trained parameters, including heads", format.count(model.get("trained_parameters")))
   add("Device", naming.device_name(run))
   if number(run.fact("device", "processes")) > 1:
     add("Processes", format.count(run.fact("device", "processes")))
@@ -313,11 +313,11 @@ def reproduction(run: Run) -> Html | None:
     text = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     content.append(el("pre", el("code", text), cls="command"))
     note = (
-      "The same command, given again, resumes an interrupted run. The same versions on the "
-      "same data give the same result."
+      "The same command resumes an interrupted run. The same versions on the same data give the "
+      "same result."
     )
     if run.fact("method"):  # one run, which has a card
-      note += " MODEL_CARD.md, beside this page, tells the facts to whoever gets the weights."
+      note += " MODEL_CARD.md, beside this page, summarizes the run for users of the weights."
     content.append(blocks.note(note))
   rows = [(k.capitalize(), _date(run.fact(k))) for k in ("started", "finished") if run.fact(k)]
   rows += fact_tables.rows(run.mapping("machine"))

@@ -17,27 +17,27 @@ LABELS = {
   "class_counts": "Classes",
   "splits": "All splits",
   "on_bad_image": "Bad images",
-  "shared_patients": "Patients in two parts",
-  "bits": "Bits of a pixel",
-  "exclusive": "One class an image",
-  "size": "Size, pixels a side",
-  "fit": "Images not square",
+  "shared_patients": "Patients in two splits",
+  "bits": "Bits per pixel",
+  "exclusive": "One class per image",
+  "size": "Size (pixels per side)",
+  "fit": "Non-square images",
   "class_known": "Labels known",
   "unlabelled": "Without a label",
-  "storage": "Pixels are kept",
+  "storage": "Pixels are stored",
   "notes": "Remarks",
   "lung_masks": "Lung masks",
-  "components_kept": "Largest parts of a mask kept",
+  "components_kept": "Components kept per mask",
   "distances_in": "Distances in",
 }
 VALUE_NAMES = {
   "storage": {
     "resident": "on the device",
     "cached": "decoded, on disk",
-    "streamed": "as files, read anew",
+    "streamed": "as files, decoded on the fly",
   },
   "fit": {
-    "squash": "squeezed to a square",
+    "squash": "squashed to a square",
     "pad": "padded to a square",
     "crop": "cropped to a square",
   },
@@ -97,7 +97,7 @@ def _split_table(splits: Mapping[str, Mapping[str, Any]]) -> Html:
       cells.append([format.count(n) or "\N{EN DASH}", el("small", share)])
     body.append(blocks.row(name, [blocks.number(c) for c in cells]))
   note = f"The first {len(shown)} of {len(classes)} classes." if len(classes) > len(shown) else None
-  table = blocks.table(blocks.columns("Part", *titles, *shown), body, "parts")
+  table = blocks.table(blocks.columns("Split", *titles, *shown), body, "parts")
   return el("div", table, blocks.note(note) if note else None)
 
 

@@ -42,7 +42,7 @@ def _opening(run: Run, facts: Mapping[str, Any]) -> Html:
   data = run.fact("data", str(facts.get("evaluator")))
   name = lookup(data, "name") or lookup(data, "test", "name")
   text: list[Any] = [
-    "The network turns a radiograph into a list of numbers, its features. "
+    "The network turns a radiograph into a vector of numbers, its features. "
     "Radiographs with similar features look alike to the network."
   ]
   if name:
@@ -104,10 +104,10 @@ def _retrieval(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Ht
     return None
   n = format.count(facts.get("neighbours"))
   note = (
-    f"First in each row a test radiograph, then the {n} labelled training radiographs most "
-    "similar to it. The number is the cosine similarity of the features, 1 for equal ones. "
+    f"Each row starts with a test radiograph, followed by the {n} labelled training radiographs "
+    "most similar to it. The number is the cosine similarity of the features, 1 if equal. "
     f"\N{NOT EQUAL TO}: {' or '.join(NAMES[by].lower() for by in attributes) or 'label'} differs "
-    "from the test image's. Radiographs known to be of the same patient are left out."
+    "from that of the test image. Radiographs of the same patient, if known, are left out."
   )
   return blocks.titled(
     "Nearest training images", blocks.note(note), el("div", rows, cls="sheets"), cls="part"
@@ -155,7 +155,7 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
   summary = (
     el(
       "p",
-      "The features also hold the ",
+      "The features also encode the ",
       el("b", format.join_words(attributes)),
       ": neighbours share it more often than by chance.",
     )
@@ -163,10 +163,10 @@ def _neighbor_agreement(facts: Mapping[str, Any]) -> Html | None:
     else None
   )
   note = (
-    f"Of the {format.count(facts.get('neighbours'))} nearest training images of every test "
-    "image, the share with its own label, or of its own group; 95 % interval over patients. "
-    "At random: the same for training images drawn blindly. A share of the site, sex or age "
-    "above it means that the features hold these as well, which a classifier may lean on."
+    f"Among the {format.count(facts.get('neighbours'))} nearest training images of each test "
+    "image, the share with the same label or group; 95 % interval over patients. At random: the "
+    "same for randomly drawn training images. A higher share for site, sex or age means that the "
+    "features encode these as well, and that a classifier may rely on them."
   )
   return blocks.titled(
     "What neighbours have in common",
@@ -192,18 +192,18 @@ def _scatter_plots(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -
   method = str(lookup(facts, "map", "method") or "PCA")
   if method == "PCA":
     share = [number(s) for s in lookup(facts, "map", "explains") or ()]
-    text = "Drawn by PCA, the two directions in which features differ most" + (
-      f"; they hold {100 * sum(share):.0f} % of the differences" if share else ""
+    text = "Drawn by PCA, along the two directions in which features vary most" + (
+      f"; they explain {100 * sum(share):.0f} % of the variance" if share else ""
     )
   else:
     text = (
-      f"Drawn by {method}, which keeps near images near; distances between far groups, and the "
-      "sizes of groups, mean little"
+      f"Drawn by {method}, which preserves neighbourhoods; distances between groups, and their "
+      "sizes, mean little"
     )
   note = (
-    f"Each point is a test radiograph; near points have similar features. {text}. The axes "
-    "have no unit; the farthest points are drawn at the edge. Groups that lie apart are told "
-    "apart by the features."
+    f"Each point is a test radiograph; nearby points have similar features. {text}. The axes "
+    "have no unit; outliers are drawn at the edge. Groups that are separate here are separable "
+    "by the features."
   )
   return blocks.titled(
     "All test images as a map",
@@ -264,16 +264,16 @@ def _patches(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Html
     label = _group_name(names, arrays["group_label"][arrays["query"][i]]) if names else ""
     pair = [
       pictures.picture(pictures.gray(arrays["image"][i]), f"radiograph {i + 1}", 160),
-      pictures.cells(colors[i], f"its patches in colours of their features, image {i + 1}"),
+      pictures.cells(colors[i], f"its patches coloured by their features, image {i + 1}"),
     ]
     figures.append(blocks.figure(el("div", pair, cls="pair"), label or f"radiograph {i + 1}"))
   share = [number(s) for s in facts.get("patch_explains") or ()]
   note = (
     "The network also gives features for every patch of a radiograph. Red, green and blue "
-    "are the three directions in which the patches of these images differ most"
-    + (f" (together {100 * sum(share):.0f} % of the differences)" if share else "")
-    + ". Patches of one colour are alike to the network, in one image and across images: "
-    "where lungs, bones and background have colours of their own, it tells them apart."
+    "are the three directions in which the patches of these images vary most"
+    + (f" (together {100 * sum(share):.0f} % of the variance)" if share else "")
+    + ". Patches of the same colour are alike to the network, within and across images: where "
+    "lungs, bones and background differ in colour, it distinguishes them."
   )
   return blocks.titled(
     "Patches by their features", blocks.note(note), el("div", figures, cls="tiles"), cls="part"

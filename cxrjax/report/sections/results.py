@@ -48,7 +48,7 @@ def _note(run: Run) -> Html:
     text = f" First: the trained encoder's earliest evaluation, at step {format.count(step)}."
     first = el("span", text, cls="wide")
   return blocks.note(
-    "In brackets, 95 % confidence intervals. Bold: the best value of a row.",
+    "In brackets, 95 % confidence intervals. Bold: the best value in a row.",
     f" Intervals: {'; '.join(methods)}." if methods else None,
     f" n/a: {'; '.join(reasons[:5])}." if reasons else None,
     first,
@@ -192,7 +192,7 @@ def over_time(run: Run) -> Html | None:
   return el(
     "div",
     el("div", figures[:CHARTS_SHOWN], cls="charts"),
-    blocks.folded("Other measures while training", el("div", others, cls="charts"))
+    blocks.folded("Other metrics during training", el("div", others, cls="charts"))
     if others
     else None,
   )

@@ -29,11 +29,11 @@ MEASURES = {  # names of the measures of `metrics.saliency`
   "iou20": "IoU of the top 20 %",
 }
 ABOUT = {
-  "attention": "what the last block attends to, mean of the heads",
+  "attention": "what the last block attends to, averaged over heads",
   "rollout": "attention traced back through all blocks",
   "gradcam": "features of the last layers, weighted by the gradient of the class's logit",
-  "gradcam++": "the same with weights of every place",
-  "occlusion": "how far the class's logit falls when a part of the image is hidden",
+  "gradcam++": "the same with a weight per location",
+  "occlusion": "how much the class's logit drops when a region of the image is hidden",
 }
 LUNGS = (86, 180, 233)  # colour of the outline, the same as that of true masks
 OF_ATTENTION = ("attention", "rollout")
@@ -135,7 +135,7 @@ def note(methods: Sequence[str], classes: bool, outlined: bool) -> Html:
   key = [" ", el("i", cls="key truth"), "Outline: the lung mask."]
   return blocks.note(
     "; ".join(sentences)
-    + ". The maps show where information comes from, not why a decision was taken.",
+    + ". The maps show where information comes from, not why a decision was made.",
     key if outlined else None,
   )
 
@@ -175,9 +175,9 @@ def _cell(value: Any) -> Html:
 
 MEANING = (
   "Energy inside is the share of a map that lies on the lungs; divided by the lungs' share of the "
-  "image it is 1 for a map that knows nothing of the lungs. Pointing game: the share of images "
-  "whose largest value lies on the lungs. IoU: of the lungs and the fifth of the pixels with the "
-  "largest values. Means over images; in brackets, 95 % intervals from a bootstrap over patients."
+  "image, it is 1 by chance. Pointing game: the share of images whose largest value lies on the "
+  "lungs. IoU: overlap of the lungs with the 20 % of pixels with the largest values. Means over "
+  "images; in brackets, 95 % intervals from a bootstrap over patients."
 )
 
 
@@ -199,7 +199,7 @@ def section(run: Run) -> Html | None:
   scaled = {m: scale(m, values[:n])[0] for m, values in maps.items()}
   head_note = None
   if (head := run.fact("look", "head")) and set(maps) - set(OF_ATTENTION):
-    head_note = blocks.note(f"The run has no classes of its own: {head} stands in for them.")
+    head_note = blocks.note(f"The run has no classes: its maps explain {head} instead.")
   return el(
     "div",
     _lung_scores(run),
@@ -273,7 +273,5 @@ def _lung_scores(run: Run) -> Html | None:
     "div",
     el("p", text) if text else None,
     score_table(scores),
-    blocks.note(
-      f"Of {n:,}{of_total} test images that have a lung mask, the data set's own. ", MEANING
-    ),
+    blocks.note(f"On {n:,}{of_total} test images with a lung mask from the data set. ", MEANING),
   )

@@ -25,7 +25,7 @@ def describe(run: Run, evaluator: str) -> list[Any]:
   dice, floor = (latest.get(e, {}).get("dice") for e in (TRAINED, FLOOR))
   facts = run.fact("data", evaluator)
   if dice is None or not math.isfinite(dice.value):
-    return [naming.images_named(evaluator), ": its masks have not been judged yet."]
+    return [naming.images_named(evaluator), ": its masks have not been evaluated yet."]
   sentence = [
     *naming.judged_on(evaluator, dice.n, facts),
     " its lung masks overlap the true ones with a Dice of ",
@@ -33,8 +33,7 @@ def describe(run: Run, evaluator: str) -> list[Any]:
   ]
   if floor is not None and math.isfinite(floor.value):
     sentence += [
-      " (1 is the same mask); one and the same mask for all images, the mean of those "
-      "learnt from, has ",
+      " (1 is identical); the mean training mask, used for all images, reaches ",
       el("span", format.estimate(floor), cls="nowrap"),
     ]
   return [*sentence, ".", naming.judged_once(run, evaluator)]
@@ -55,9 +54,9 @@ def section(run: Run) -> Html | None:
     keys[0],
     "the true mask, ",
     keys[1],
-    "the predicted one, which lies "
-    "on top. Images at even steps from the worst Dice of the set to the best.",
-    f" Distances above are in {unit} of images of {size} pixels a side." if unit and size else "",
+    "the predicted one, drawn on "
+    "top. Images are spaced evenly by rank from the worst Dice to the best.",
+    f" Distances above are in {unit} of images of {size} pixels per side." if unit and size else "",
   )
   return el("div", note, rows)
 

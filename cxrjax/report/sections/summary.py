@@ -24,7 +24,7 @@ def section(run: Run) -> Html:
     describe = _describer(evaluated)
     paragraphs.append(el("p", describe(evaluated, name)))
   if paragraphs:
-    note = "In brackets, 95 % intervals: how sure the numbers are."
+    note = "95 % intervals in brackets."
     paragraphs.append(blocks.note(note))
   else:
     paragraphs.append(el("p", "No evaluation has been written yet."))
@@ -60,9 +60,9 @@ def _training_sentence(run: Run) -> list[str | Html]:
       text.append(f" ({lookup(train, 'split')})")
   method = naming.method_name(run)
   if method and not naming.supervised(run):
-    text.append(" without their labels" + f", by the method {method}")
+    text.append(f" without their labels, by {method}")
   elif method and naming.method(run) not in naming.PLAIN:
-    text.append(f", by the method {method}")
+    text.append(f", by {method}")
   if weights := lookup(run.fact("init"), "path"):
     kind = str(lookup(run.fact("init"), "source") or "")
     kind = kind.upper() if 0 < len(kind) <= 5 else kind
@@ -92,7 +92,7 @@ def _objective(run: Run) -> list[str | Html]:
     findings = names if len(names) < 5 else [format.count(len(names), "finding")]
     return [el("b", f"to find {format.join_words(findings)}"), " "]
   classes = names if len(names) < 5 else [format.count(len(names), "class", "classes")]
-  return [el("b", f"to tell {format.join_words(classes)} apart"), " "]
+  return [el("b", f"to classify {format.join_words(classes)}"), " "]
 
 
 def _training_length(run: Run) -> str:
@@ -131,7 +131,7 @@ def _describe_probes(run: Run, evaluator: str) -> list[Any]:
       el("b", format.estimate(trained[metric]), cls="nowrap"),
       f" {_by_head(metric)}",
     ]
-  text.append(" (0.5 is guessing, 1 perfect)")
+  text.append(" (0.5 is guessing, 1 is perfect)")
   references = _references(latest, names)
   if references:
     text += [". For comparison, ", references]
@@ -152,7 +152,7 @@ def _references(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) 
   if floor := floor_auroc(latest):
     text += [
       ", and " if text else "",
-      "a linear model of raw thumbnails (the floor) ",
+      "a linear model on raw thumbnails (the floor) ",
       "" if text else "reaches ",
       el("span", format.estimate(floor), cls="nowrap"),
     ]
@@ -179,7 +179,7 @@ def _comparison(latest: Mapping[str, Mapping[str, Estimate]], names: list[str]) 
   if not clauses:
     return []
   subject = _by_head(metric or names[-1]).removeprefix("with a ").removeprefix("with ")
-  caveat = "; which of the two is better is open" if "overlaps" in labels_by_relation else ""
+  caveat = "; it is open which of the two is better" if "overlaps" in labels_by_relation else ""
   clauses.sort(key=lambda text: text.startswith("overlaps"))
   return [f"The trained encoder's interval ({subject}) {' but '.join(clauses)}{caveat}."]
 

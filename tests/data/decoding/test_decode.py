@@ -63,7 +63,7 @@ def test_rgb_weights_are_luma(encode):
   "make, reason",
   [
     (lambda encode, texture: b"", "0 bytes"),
-    (lambda encode, texture: b"this is no image at all", "not a PNG, JPEG, TIFF, DICOM"),
+    (lambda encode, texture: b"this is not an image at all", "not a PNG, JPEG, TIFF, DICOM"),
     (lambda encode, texture: encode(texture(300, 300), "JPEG")[:-3000], "damaged or cut short"),
     (lambda encode, texture: encode(texture(300, 300))[:-3000], "damaged or cut short"),
     (lambda encode, texture: encode(np.full((1, 1), 7, np.uint8)), "1 x 1 pixels"),

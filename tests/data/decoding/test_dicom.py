@@ -358,7 +358,7 @@ def test_a_range_of_signed_padding(deep):
 
 
 def test_raw_detector_values_are_told(deep):
-  told = ("it is FOR PROCESSING: raw detector values, not the image that is shown to a reader",)
+  told = ("it is FOR PROCESSING: raw detector values, not the image shown to readers",)
   assert dicom.read(encode_dicom(deep, PresentationIntentType="FOR PROCESSING")).notes == told
   storage = uid.DigitalXRayImageStorageForProcessing
   assert dicom.read(encode_dicom(deep, SOPClassUID=storage)).notes == told
@@ -509,7 +509,7 @@ def test_colour_and_no_pixels_are_refused(texture):
 def test_dicom_of_other_kinds_is_named(texture):
   plain = dicoms.opened(encode_dicom(texture(40, 56)))
   for kind, reason in (
-    (uid.MediaStorageDirectoryStorage, "a DICOMDIR, the table of contents of a medium"),
+    (uid.MediaStorageDirectoryStorage, "a DICOMDIR, an index of DICOM files"),
     (
       uid.GrayscaleSoftcopyPresentationStateStorage,
       "DICOM of the kind Grayscale Softcopy Presentation State Storage",

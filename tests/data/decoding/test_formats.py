@@ -96,7 +96,7 @@ def test_damage_to_any_chunk_of_a_png_is_found():
 def test_several_frames_are_refused():
   still = png(DEEP[..., None], 0, more=chunk(b"acTL", struct.pack(">II", 1, 0)))
   np.testing.assert_array_equal(gray(still), DEEP)
-  with pytest.raises(BadImage, match="it has 3 frames; save the one"):
+  with pytest.raises(BadImage, match="it has 3 frames; save the relevant one"):
     decode.decode(png(DEEP[..., None], 0, more=chunk(b"acTL", struct.pack(">II", 3, 0))))
   frames = [Image.fromarray(film(8)), Image.fromarray(film(8)[::-1])]
   for kind in ("GIF", "WEBP"):
@@ -197,7 +197,7 @@ def test_tiff_of_floats_is_scaled_to_its_range(kind, white):
   [
     (DEEP.astype(float), {}, "TIFF of 64-bit floats is not read; convert it to 16-bit gray"),
     (DEEP.astype(np.uint64), {}, "TIFF of 64-bit integers"),
-    (DEEP.astype(np.complex64), {}, "TIFF of 64-bit values of another kind"),
+    (DEEP.astype(np.complex64), {}, "TIFF of 64-bit values of another type"),
     (
       np.stack([DEEP] * 5, -1),
       {"photometric": "minisblack", "planarconfig": "contig"},
@@ -236,7 +236,7 @@ def test_of_several_pages_the_picture_is_read_or_none():
   told = decode.decode_with_window(pages((small, 0), (DEEP, 0)))
   np.testing.assert_array_equal(told.pixels[..., 0], DEEP)
   assert told.notes == ("it has 1 smaller pages beside the picture, which are not read",)
-  with pytest.raises(BadImage, match="it has 2 pages; save the one"):
+  with pytest.raises(BadImage, match="it has 2 pages; save the relevant one"):
     decode.decode(pages((DEEP, 0), (DEEP[::-1], 0)))
 
 
@@ -315,7 +315,7 @@ def test_eight_bit_pictures_of_other_formats(kind):
     (b"PK\x03\x04", "a zip"),
     (b"\x1f\x8b", "gzip"),
     (b"\x93NUMPY", "a NumPy array"),
-    (b"version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
+    (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
     (b"\x89HDF\r\n", "HDF5"),
     (b"\x00\x01\x02", "not a PNG, JPEG"),
   ],

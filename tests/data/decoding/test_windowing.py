@@ -80,7 +80,7 @@ def test_windows_of_the_users(gray, deep):
   assert windowing.choose_window(gray, None, "full") == (0.0, 255.0)
   assert windowing.choose_window(deep, (900, 2000), (1000.0, 1500.0)) == (1000.0, 1500.0)
   assert windowing.choose_window(gray, None, (1000.0, 1500.0)) == (0.0, 255.0)
-  with pytest.raises(BadImage, match=r"config.data.window=\(9000.0, 9500.0\) shows nothing"):
+  with pytest.raises(BadImage, match=r"config.data.window=\(9000.0, 9500.0\) leaves nothing"):
     windowing.choose_window(deep, None, (9000.0, 9500.0))
 
 
@@ -104,7 +104,7 @@ def test_windows_as_configs_and_flags_write_them(value, expected):
   ["wide", "", None, 7, (1,), (1, 2, 3), (5, 5), (9, 1), ("a", "b"), (0, float("nan")), {"low": 1}],
 )
 def test_what_is_no_window(value):
-  with pytest.raises(UserError, match=r"config\.data\.window=.* is no window; give 'auto'"):
+  with pytest.raises(UserError, match=r"config\.data\.window=.* is not a window; give 'auto'"):
     windowing.check_window(value)
 
 

@@ -34,9 +34,9 @@ def test_answers_come_back_whole_and_the_process_is_used_again(pool, size):
 @pytest.mark.parametrize(
   "word, reason",
   [
-    ("crash", r"ended the decoder \(SIGSEGV\)"),
-    ("abort", r"ended the decoder \(SIGABRT\)"),
-    ("exit", "ended the decoder"),
+    ("crash", r"crashed the decoder \(SIGSEGV\)"),
+    ("abort", r"crashed the decoder \(SIGABRT\)"),
+    ("exit", "crashed the decoder"),
     ("fill", "more memory than a radiograph"),
   ],
 )
@@ -49,14 +49,14 @@ def test_what_ends_the_process_is_a_bad_image_and_costs_nothing_else(pool, word,
 
 def test_processor_time_is_bounded():
   with contextlib.closing(Pool("hostile_decoder:act", seconds=(0.1, 0.0))) as pool:
-    with pytest.raises(BadImage, match="more than 0 s of processor time"):
+    with pytest.raises(BadImage, match="more than 0 s of CPU time"):
       pool.decode(b"spin")
     assert pool.decode(b"fine").pixels.size == 4
 
 
 def test_a_process_that_only_waits_is_ended():
   pool = Pool("hostile_decoder:act", seconds=(0.1, 0.0), patience=0.5)
-  with contextlib.closing(pool), pytest.raises(BadImage, match="did not end within 1 s"):
+  with contextlib.closing(pool), pytest.raises(BadImage, match="did not finish within 1 s"):
     pool.decode(b"wait")
 
 

@@ -209,7 +209,7 @@ def test_a_mask_may_be_smaller_than_its_image_but_not_of_another_shape(arrays):
   images = load(arrays(2, masks=[small] * 2))
   assert (images.masks[:, :, :8] == 1).all() and (images.masks[:, :, 8:] == 0).all()
   masks = [small, np.ones((24, 18), np.uint8), small]
-  with pytest.raises(UserError, match=r"im1.*mask of 18x24 pixels does not lie over its 24x24"):
+  with pytest.raises(UserError, match=r"im1.*mask of 18x24 pixels does not match its 24x24"):
     load(arrays(3, masks=masks))
   left = load(arrays(3, masks=masks), on_bad_image="skip")
   assert left.ids == ("im0", "im2") and "im1" in dict(left.skipped)
@@ -300,7 +300,7 @@ def test_sixteen_bits_are_kept_with_their_windows(arrays):
     plane = Image.fromarray(source.wide(i).astype(np.float32))
     exact = np.asarray(plane.resize((24, 24), Image.Resampling.BICUBIC))
     assert np.abs(images.pixels[i, ..., 0] - exact).max() <= 0.5
-    tails = np.percentile(source.wide(i), (0.5, 99.5))  # also for 2, whose window shows nothing
+    tails = np.percentile(source.wide(i), (0.5, 99.5))  # also for 2, whose window leaves nothing
     np.testing.assert_allclose(images.windows[i], (500, 2500) if i == 1 else tails)
   again = load(source, 24)
   np.testing.assert_array_equal(again.windows, images.windows)
@@ -331,7 +331,7 @@ def test_the_users_window(arrays):
   assert load(source, window=(600, 900)).windows.tolist() == [[600, 900]] * 2 + [[0, 65535]]
   dark, light = (load(source, bits=8, window=w).pixels[0].mean() for w in ((600, 9000), (300, 900)))
   assert dark < light
-  with pytest.raises(UserError, match=r"im0: config\.data\.window=.* shows nothing of it"):
+  with pytest.raises(UserError, match=r"im0: config\.data\.window=.* leaves nothing of it"):
     load(source, window=(60000.0, 65000.0))
   assert len(load(source, window=(60000.0, 65000.0), on_bad_image="skip")) == 1
 

@@ -101,8 +101,10 @@ def test_names_that_lead_out_and_names_that_come_twice(tmp_path, kind):
     write_tar(path, dict.fromkeys(names, b"first") | {"./a.png": b"second"})
   with archive.Archive(path) as opened:
     assert opened.names == ("a.png", "c.png", "d.png") and opened.read("a.png") == b"first"
-    assert [reason for _, reason in opened.refused].count("its name leads out of the archive") == 4
-    assert sum("second time" in reason for _, reason in opened.refused) == 1
+    assert [reason for _, reason in opened.refused].count(
+      "its name points outside the archive"
+    ) == 4
+    assert sum("occurs twice" in reason for _, reason in opened.refused) == 1
     assert len(opened.refused) == 5
     for name in ("../../evil.png", "/etc/passwd", "nothing.png"):
       assert name not in opened
@@ -143,7 +145,7 @@ def test_cut_short(tmp_path, kind):
       continue
     path.write_bytes(whole[:n])
     with (
-      pytest.raises(UserError, match=f"set.{kind}.*(damaged|not a whole .*).*download") as e,
+      pytest.raises(UserError, match=f"set.{kind}.*(damaged|not a complete .*).*download") as e,
       archive.Archive(path) as opened,
     ):
       _ = opened.names
@@ -155,7 +157,7 @@ def test_a_zip_cut_after_a_zip_in_it(tmp_path):
   inner = write_zip(tmp_path / "inner.zip", FILES).read_bytes()
   path = write_zip(tmp_path / "set.zip", {"1.png": b"1", "table.xlsx": inner})
   path.write_bytes(path.read_bytes()[:-30])  # Python takes the inner zip's end for the whole's
-  with pytest.raises(UserError, match=r"set.zip is not a whole zip file \(its end is missing\)"):
+  with pytest.raises(UserError, match=r"set.zip is not a complete zip file \(its end is missing\)"):
     archive.Archive(path)
 
 
@@ -251,7 +253,7 @@ def test_archives_in_a_folder_read_as_folders(tmp_path):
       assert dict(opened.members()) == expected and "0/a.png" in opened
       assert list(opened.members({"0/a.png"})) == [("0/a.png", b"0a")]
   (folder / "0.zip").write_bytes(b"PK half")
-  with pytest.raises(UserError, match=r"0.zip is not a whole zip"):
+  with pytest.raises(UserError, match=r"0.zip is not a complete zip"):
     archive.Archive(folder, nested=True)
 
 
@@ -270,11 +272,11 @@ def test_rows(tmp_path):
 @pytest.mark.parametrize(
   "data, word",
   [
-    (b"id,age\nx\n", "line 2 has not as many"),
-    (b"id,age\nx,1,2\n", "line 2 has not as many"),
+    (b"id,age\nx\n", "line 2 does not have the header's"),
+    (b"id,age\nx,1,2\n", "line 2 does not have the header's"),
     (b"id,age\n\xff,1\n", "not text in UTF-8"),
     (b"", "no column 'id'"),
-    (b"id,age\n" + b"x" * 200_000 + b",1\n", "is no CSV"),
+    (b"id,age\n" + b"x" * 200_000 + b",1\n", "is not valid CSV"),
   ],
 )
 def test_rows_of_a_damaged_csv(tmp_path, data, word):
@@ -296,7 +298,7 @@ def test_find(packed, tmp_path):
   with pytest.raises(UserError, match=r"has no set.zip \(nor set\).*get it from somewhere"):
     archive.find(tmp_path / "empty", ("set.zip", "set"), "somewhere")
   (tmp_path / "empty" / "set.zip.crdownload").write_bytes(b"half")
-  with pytest.raises(UserError, match=r"set.zip.crdownload is a download that has not finished"):
+  with pytest.raises(UserError, match=r"set.zip.crdownload is an unfinished download"):
     archive.find(tmp_path / "empty", ("set.zip", "set"), "somewhere")
   (tmp_path / "empty" / "images").mkdir()
   assert archive.find(tmp_path / "empty", ("set.zip",), "somewhere", ("images",)).name == "empty"
@@ -311,11 +313,11 @@ def test_gather(tmp_path):
   with archive.gather(tmp_path, ("set*", "list.csv"), "somewhere") as opened:
     assert dict(opened.members()) == {"Set_1/a/1.png": b"1", "list.csv": b"x"}
     assert opened.read("Set_1/a/1.png") == b"1"
-    assert opened.refused == (("Set_1/../2.png", "its name leads out of the archive"),)
+    assert opened.refused == (("Set_1/../2.png", "its name points outside the archive"),)
   with pytest.raises(UserError, match=r"has no third\*.zip \(nor third\); get it from somewhere"):
     archive.gather(tmp_path, ("third*.zip", "third"), "somewhere")
   (tmp_path / "Set_1.zip").write_bytes(b"PK half")
-  with pytest.raises(UserError, match=r"Set_1.zip is not a whole zip"):
+  with pytest.raises(UserError, match=r"Set_1.zip is not a complete zip"):
     archive.gather(tmp_path, ("set*",), "somewhere")
 
 

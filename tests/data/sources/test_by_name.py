@@ -40,7 +40,7 @@ def test_a_source_of_the_users_own(monkeypatch):
     open_source("their_package.radiographs", shape=5)
   with pytest.raises(UserError, match=r"which is a subclass of cxrjax\.data\.base\.Source"):
     open_source("their_package.radiographs:Nothing")
-  with pytest.raises(UserError, match="gives no source: it lacks info, table"):
+  with pytest.raises(UserError, match="is not a source: it lacks info, table"):
     open_source("their_package.radiographs:Half")
 
 
@@ -141,7 +141,7 @@ def test_parts_of_pools():
       ["phantom", {"source": "phantom", "options": {"seed": -1}}],
       r"config.data.source\[1\].options.seed=-1 is out of range",
     ),
-    (["phantom", {"source": "phantom", "options": 3}], r"source\[1\].options=3 is no mapping"),
+    (["phantom", {"source": "phantom", "options": 3}], r"source\[1\].options=3 is not a mapping"),
     (
       [{"source": "phantom", "split": "tset"}],
       r"config.data.source\[0\]: phantom has no split 'tset'",
@@ -169,8 +169,8 @@ def test_mistakes_in_a_list_name_the_place(items, word):
   [
     ("phantm", {}, "names no source"),
     ("", {}, "names no source"),
-    ("folder", {}, "second half"),
-    ("tfds:", {}, "second half"),
+    ("folder", {}, "is incomplete"),
+    ("tfds:", {}, "is incomplete"),
     ("phantom:x", {}, "names no source"),
     ("no_such_package.radiographs", {}, "--trust=no_such_package"),
     ("phantom", {"sizes": 3}, "did you mean 'size'"),

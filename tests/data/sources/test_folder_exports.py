@@ -45,15 +45,15 @@ def test_patients_folders_are_no_classes_and_their_numbers_are_not_shown(export,
   found = open_source(f"folder:{export}", split="all")
   assert found.info.classes == () and found.table.labels.shape == (9, 0)
   assert len(set(found.table.patients) - {""}) == 4 and found.table.ids[-1] == "patient4/bad.dcm"
-  assert noted(found, "4 folders that could be classes are of one patient each")
+  assert noted(found, "4 folders that could be classes hold one patient each")
   assert "data.csv" in found.info.advice
   assert found.table.ids[:2] == (
     "patient1/20210300/1/IM00_patient1.dcm",
     "patient1/20210301/1/IM01_patient1.dcm",
   )
   said = json.dumps([found.info.notes, found.info.skipped, found.table.ids, found.info.advice])
-  assert noted(found, "patient3/patient3.csv is not read")
-  assert noted(found, "patient4.zip was not looked into")
+  assert noted(found, "patient3/patient3.csv is not used")
+  assert noted(found, "patient4.zip was not opened")
   assert "9901" not in said and "such as patient2/notes.txt" in said
   (key,) = cache.rglob("*.names.csv")  # for the user's own eyes
   assert "patient1/20210300/1/IM00_patient1.dcm,990100/20210300/1/IM00_990100.dcm" in (
@@ -71,7 +71,7 @@ def test_what_a_table_lists_and_is_not_there_may_be_of_anybody(export):
   (export / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
   found = open_source(f"folder:{export}", split="all", csv="list.csv")
   assert found.info.skipped == (
-    ("a path on line 10", "it is not there, though line 10 of list.csv lists it"),
+    ("a path on line 10", "it is missing, though line 10 of list.csv lists it"),
   )
   assert noted(found, "the first: a path on line 10") and "9901" not in json.dumps(
     [found.info.notes, found.info.skipped, found.table.ids]
@@ -108,7 +108,7 @@ def test_classes_of_one_patient_are_told(tmp_path, texture):
     )
   found = open_source(f"folder:{tmp_path / 'x'}", split="all")
   assert found.info.classes == ("a", "b")
-  assert noted(found, "1 of 2 classes are of one patient each, such as 'b'")
+  assert noted(found, "1 of 2 classes consist of one patient each, such as 'b'")
 
 
 def test_many_small_class_folders_are_told_of_where_patients_are_unknown(tmp_path, encode, texture):
@@ -156,7 +156,7 @@ def test_rows_and_images_that_do_not_meet_are_told_without_their_values(export):
 @pytest.mark.parametrize(
   "text, key, word",
   [
-    ("a,b\n1,2\n", "AccesionNumber", "no keyword of DICOM; did you mean 'AccessionNumber'"),
+    ("a,b\n1,2\n", "AccesionNumber", "not a DICOM keyword; did you mean 'AccessionNumber'"),
     (
       "AccessionNumber,label\nACC00,a\nACC00,b\n",
       "AccessionNumber",

@@ -332,7 +332,7 @@ def test_zips_below_a_folder(root, encode, texture):
       "val/b/deep/3.png",
     ]
     assert index.notes == [
-      ("unpacked.zip", " was not looked into: a folder beside it has its name")
+      ("unpacked.zip", " was not opened: a folder beside it has the same name")
     ]
     assert [index.read(row) == picture for row in index.images.tolist()] == [True] * 4 + [
       False,
@@ -356,7 +356,7 @@ def test_what_a_zip_must_not_do(root, tmp_path, encode, texture):
   for _ in range(2):
     index = Index(tmp_path / "x.zip")
     assert images(index) == ["bomb.bmp", "in.png"]
-    assert sorted(name for name, why in index.notes if "leads out of the archive" in why) == [
+    assert sorted(name for name, why in index.notes if "points outside the archive" in why) == [
       "../../out.png",
       "/etc/abs.png",
     ]
@@ -376,7 +376,7 @@ def test_damaged_zips_are_named(root, tmp_path, encode, texture):
   data = (tmp_path / "x.zip").read_bytes()
   (root / "cut.zip").write_bytes(data[:-30])
   for path in (root, root / "cut.zip"):
-    with pytest.raises(UserError, match=r"cut.zip is not a whole zip"):
+    with pytest.raises(UserError, match=r"cut.zip is not a complete zip"):
       Index(path)
   broken = bytearray(data)
   broken[100:140] = bytes(40)

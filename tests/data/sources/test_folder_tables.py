@@ -65,13 +65,10 @@ def test_windows_letters_are_read_and_told(root):
 @pytest.mark.parametrize(
   "data, word",
   [
-    (
-      b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0",
-      "begins as an Excel file does.*save it as CSV in UTF-8",
-    ),
+    (b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0", "starts like an Excel file.*save it as CSV in UTF-8"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "old Excel .*save it as CSV"),
-    (b"path,label\n0.png,\x81\n", "encoding that is not known .*save it as CSV"),
-    (b"\0\0\1\2\0\0\0\7" * 9, "is no text; save it as CSV"),
+    (b"path,label\n0.png,\x81\n", "unknown encoding .*save it as CSV"),
+    (b"\0\0\1\2\0\0\0\7" * 9, "is not text; save it as CSV"),
     ("path,label,label\n0.png,a,b\n", "has the column 'label' twice"),
     ("path,label,class\n0.png,a,b\n", "'label' and 'class', both of which may hold labels"),
     ("", "has no column that looks like a path"),
@@ -113,7 +110,7 @@ def test_one_list_of_words_for_unknown(root, word):
   people = read(root, f"path,patient,site,split\n0.png,p,x,test\n1.png,{word},{word},{word}\n")
   assert people.table.patients == ("p", "") and people.table.sites == ("", "")
   assert people.info.splits == {"test": 1}
-  assert noted(people, "patients unknown of 1 of 2 images")
+  assert noted(people, "the patient is unknown for 1 of 2 images")
   with pytest.raises(UserError, match="line 3 has no 'patient'; every image needs a patient"):
     read(root, f"path,patient\n0.png,p\n1.png,{word}\n", patient_column="patient")
 
@@ -121,9 +118,7 @@ def test_one_list_of_words_for_unknown(root, word):
 def test_words_for_unknown_are_told_with_their_counts(root):
   text = "path,label\n0.png,tb\n1.png,None\n2.png,None\n3.png,NA\n"
   assert noted(
-    read(root, text),
-    "'None' (2) and 'NA' (1) count as unknown",
-    "if none is a class, call it otherwise",
+    read(root, text), "'None' (2) and 'NA' (1) count as unknown", "if 'none' is a class, rename it"
   )
   assert not noted(read(root, "path,label\n0.png,a\n1.png,b\n2.png,\n"), "count as unknown")
 
@@ -132,13 +127,13 @@ def test_words_for_unknown_are_told_with_their_counts(root):
 def test_patients_are_recognised_by_their_columns_name(root, name):
   found = read(root, f"path,{name}\n0.png,p1\n1.png,p1\n2.png,p2\n")
   assert found.table.patients == ("p1", "p1", "p2")
-  assert noted(found, f"patients are those of its column {name!r}")
+  assert noted(found, f"patients are taken from column {name!r}")
   assert not noted(found, "patients unknown")
 
 
 def test_columns_that_are_not_used_are_named_with_the_option_that_would(root):
   found = read(root, "path,diagnosis,reader,hospital,age\n0.png,a,x,h,4\n1.png,b,y,h,5\n")
-  (note,) = noted(found, "columns that are not used: diagnosis, reader, hospital")
+  (note,) = noted(found, "unused columns: diagnosis, reader, hospital")
   assert "data.label_columns, data.patient_column, data.split_column, data.site_column" in note
   assert "age" not in note
   assert noted(found, "patients unknown: every image counts")
@@ -156,7 +151,7 @@ def test_spellings_that_are_probably_one_are_told_with_their_counts(root):
   assert noted(found, "'TB' (1) and 'tb' (1) are probably one class, and count as 2")
   people = read(root, "path,patient\n0.png,4711\n1.png,04711\n2.png,4711.0\n3.png,12\n")
   (note,) = noted(people, "probably spelt in several ways")
-  assert "1 patients are" in note and "3 images, and count as 3" in note and "4711" not in note
+  assert "1 patients are" in note and "3 images) and count as 3" in note and "4711" not in note
   folders = root.parent / "folders"
   for name in ("train/Normal", "test/normal", "train/TB"):
     (folders / name).mkdir(parents=True)
@@ -204,11 +199,11 @@ def test_files_that_are_no_images_are_counted_in_the_remarks(root):
   (root / "notes.txt").write_text("x")
   (root / "volume.nii.gz").write_bytes(b"x")
   found = read(root, "path,label\n0.png,a\n1.png,b\n")
-  assert noted(found, "no image: 1 .txt (such as notes.txt), a document")
-  assert noted(found, "no image: 1 .nii.gz (such as volume.nii.gz), a volume or raw pixels")
+  assert noted(found, "not images: 1 .txt (such as notes.txt), a document")
+  assert noted(found, "not images: 1 .nii.gz (such as volume.nii.gz), a volume or raw pixels")
   assert not noted(found, "a table")  # the one that is read
   alone = open_source(f"folder:{root}", split="all")
-  assert noted(alone, "no image: 1 .csv (such as list.csv), a table")
+  assert noted(alone, "not images: 1 .csv (such as list.csv), a table")
   assert (
     "data.csv=list.csv, its labels with data.label_columns=NAME and its patients with "
     "data.patient_column=NAME (it has the columns path, label)"
@@ -217,11 +212,11 @@ def test_files_that_are_no_images_are_counted_in_the_remarks(root):
 
 def test_a_class_that_only_one_patient_has_is_told(root):
   text = "path,label,patient\n0.png,a,1\n1.png,a,2\n2.png,b,3\n3.png,b,3\n4.png,c,4\n"
-  assert noted(read(root, text), "2 of 3 classes are of one patient each, such as 'b'")
+  assert noted(read(root, text), "2 of 3 classes consist of one patient each, such as 'b'")
   assert not noted(read(root, text.replace(",patient", ",x")), "of one patient")
 
 
 def test_a_class_that_one_split_lacks_is_told(root):
   found = read(root, "path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,test\n3.png,c,test\n")
-  assert noted(found, "class 'b' occurs in the split 'train' only")
-  assert noted(found, "class 'c' occurs in the split 'test' only") and not noted(found, "class 'a'")
+  assert noted(found, "class 'b' occurs only in the split 'train'")
+  assert noted(found, "class 'c' occurs only in the split 'test'") and not noted(found, "class 'a'")

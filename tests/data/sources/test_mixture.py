@@ -125,7 +125,7 @@ def test_weights_make_parts(kermany, nih):
   both = mixture.Pool([kermany, nih], [1, 3])
   assert both.info.parts == (Part("kermany", 3, 1.0), Part("nih", 2, 3.0))
   assert both.info.notes[-1] == (
-    "a pool of kermany (3 images, 0.25 of those drawn); nih (2 images, 0.75 of those drawn)"
+    "a pool of kermany (3 images, 0.25 of the draws); nih (2 images, 0.75 of the draws)"
   )
   assert mixture.Pool([kermany, nih]).info.notes[-1] == (
     "a pool of kermany (3 images); nih (2 images)"

@@ -168,7 +168,7 @@ def test_newest_version_and_the_environment(tmp_path, quiet, monkeypatch):
 
 def test_mistakes(tmp_path, quiet):
   build(tmp_path, note=tfds.features.Text(), labels=lambda i: {"note": "x"})
-  with pytest.raises(UserError, match="label='lable' is no feature"):
+  with pytest.raises(UserError, match="label='lable' is not a feature"):
     open_source("tfds:made_up", data_dir=str(tmp_path), label="lable")
   with pytest.raises(UserError, match="label='note' is Text"):
     open_source("tfds:made_up", data_dir=str(tmp_path), label="note")
@@ -284,9 +284,9 @@ def test_views_and_a_choice_of_findings(standard):
   assert {frontal[i].id for i in range(4)} == set(frontal.table.ids)
   assert any("2 images" in note for note in frontal.info.notes)
   assert standard(views="unknown").table.ids == ("im3",)
-  with pytest.raises(UserError, match="views='AB' is no view"):
+  with pytest.raises(UserError, match="views='AB' is not a view"):
     standard(views="AB")
-  with pytest.raises(UserError, match="uncertain='one' is no policy"):
+  with pytest.raises(UserError, match="uncertain='one' is not a policy"):
     standard(uncertain="one")
   with pytest.raises(UserError, match=r"label='Oedema'.*Edema"):
     standard(label="Oedema")

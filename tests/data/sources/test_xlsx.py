@@ -74,7 +74,7 @@ def test_damaged(tmp_path, parts, word):
 def test_not_that_table(tmp_path):
   with pytest.raises(UserError, match=r"a.xlsx has no column 'URLS'; did you mean 'URL'"):
     list(xlsx.rows(opened(tmp_path), "a.xlsx", ("URLS",)))
-  with pytest.raises(UserError, match=r"x.zip:.*b.xlsx is not a whole zip"):
+  with pytest.raises(UserError, match=r"x.zip:.*b.xlsx is not a complete zip"):
     list(xlsx.rows(opened(tmp_path), "b.xlsx"))
 
 

@@ -30,36 +30,36 @@ def test_patients_are_shared_within_a_data_set_only(listed):
       0,
       (4, 0),
       ("a", "a"),
-      "patients are not known of 4 of 4 test images, so whether could not be checked",
+      "patients are unknown for 4 of 4 test images, so whether could not be checked",
     ),
     (
       0,
       (1, 9),
       ("a", "a"),
-      "patients are not known of 1 of 4 test images and of 9 of 9 training "
+      "patients are unknown for 1 of 4 test images and for 9 of 9 training "
       "images, so whether could not be checked",
     ),
     (
       0,
       (1, 2),
       ("a", "a"),
-      "patients are not known of 1 of 4 test images and of 2 of 9 training "
-      "images, so whether could be checked in part only, and none was found",
+      "patients are unknown for 1 of 4 test images and for 2 of 9 training "
+      "images, so whether could only be checked in part, and none was found",
     ),
     (
       0,
       (0, 0),
       ("a", "b"),
-      "a and b name patients each in a way of its own, so whether could not be checked",
+      "a and b name patients in different ways, so whether could not be checked",
     ),
     (
       0,
       (4, 0),
       ("a", "b"),
-      "patients are not known of 4 of 4 test images, so whether could not be checked",
+      "patients are unknown for 4 of 4 test images, so whether could not be checked",
     ),
     (2, (0, 0), ("a", "a"), "some"),
-    (2, (1, 0), ("a", "a"), "some; patients are not known of 1 of 4 test images"),
+    (2, (1, 0), ("a", "a"), "some; patients are unknown for 1 of 4 test images"),
   ],
 )
 def test_that_no_patient_is_shared_is_said_only_where_all_are_known(
@@ -90,8 +90,8 @@ def test_pools_name_patients_as_their_sources_do(listed):
     whether="it",
   )
   assert said == (
-    "one and two name patients each in a way of its own, so it could be checked in "
-    "part only, and none was found"
+    "one and two name patients in different ways, so it could only be checked in "
+    "part, and none was found"
   )
 
 

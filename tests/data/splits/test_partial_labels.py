@@ -135,10 +135,10 @@ def test_other_labels_are_another_fingerprint():
 @pytest.mark.parametrize(
   "options, words",
   [
-    ({"labelled": "few"}, "config.data.labelled='few' is no subset"),
-    ({"labelled": 10}, "config.data.labelled=10 is no text"),
-    ({"labelled": "10 %", "labelled_share": 1.0}, "config.data.labelled_share=1.0 is no share"),
-    ({"labelled_share": "half"}, "config.data.labelled_share='half' is no share"),
+    ({"labelled": "few"}, "config.data.labelled='few' is not a subset"),
+    ({"labelled": 10}, "config.data.labelled=10 is not a string"),
+    ({"labelled": "10 %", "labelled_share": 1.0}, "config.data.labelled_share=1.0 is not a share"),
+    ({"labelled_share": "half"}, "config.data.labelled_share='half' is not a share"),
   ],
 )
 def test_mistakes_are_named(options, words):

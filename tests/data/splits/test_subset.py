@@ -288,7 +288,7 @@ def test_folds_by_image_divide_patients(listed):
   assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(40))
   train = subset.take_fold(source, "1 of 4 by image", "train")
   assert set(parts[0].table.patients) & set(train.table.patients)
-  assert "a patient may be on both sides" in train.info.notes[-1]
+  assert "a patient may be in both splits" in train.info.notes[-1]
 
 
 @pytest.mark.parametrize(

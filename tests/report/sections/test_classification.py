@@ -110,7 +110,7 @@ def test_what_the_page_says(text):
     "score is at least 0.4",
     "temperature of 1.80",
     "before 0.092",
-    "would show 0.020 by chance",
+    "gives 0.020 by chance",
     "Subgroups",
     "age: not known of any image",
     "Log loss",

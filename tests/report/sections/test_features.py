@@ -53,7 +53,7 @@ def test_says_whose_neighbours_they_are_and_marks_other_labels(tmp_path):
   _, parsed = drawn(tmp_path)
   assert "12 test images and 10 of 30 labelled training images" in parsed.words
   assert "0.750 (0.700\N{EN DASH}0.800) 0.500" in parsed.words
-  assert "hold 75 % of the differences" in parsed.words
+  assert "explain 75 % of the variance" in parsed.words
   assert parsed.words.count("\N{NOT EQUAL TO} tuberculosis") == 1  # of the first query
   assert parsed.images == 2 + 3 + 1 + 2 * 2  # no picture for a neighbour that there is not
   assert "normal (6)" in parsed.words and "tuberculosis (6)" in parsed.words
@@ -69,7 +69,7 @@ def test_a_site_that_neighbours_share_is_said(tmp_path):
   with Writer(tmp_path) as writer:
     writer.facts(features={"shared": rows})
   _, parsed = drawn(tmp_path)
-  assert "The features also hold the site : neighbours share it" in parsed.words
+  assert "The features also encode the site : neighbours share it" in parsed.words
 
 
 def test_every_test_image_is_one_point_of_every_map(tmp_path):
@@ -112,7 +112,7 @@ def test_what_is_missing_costs_only_its_own_part(tmp_path, missing):
 
   write(tmp_path, **{missing: None})
   run_page.write(tmp_path)
-  assert "What the features hold" in (tmp_path / "report.html").read_text()
+  assert "What the features encode" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("xy", [np.full((12, 2), np.nan), np.zeros((12, 2)), np.empty((0, 2))])

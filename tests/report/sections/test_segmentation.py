@@ -73,9 +73,9 @@ def test_the_page_says_what_was_found(workdir):
   assert "could not be drawn" not in text
   assert "overlap the true ones with a Dice of" in text
   assert "0.910 (0.900\N{EN DASH}0.920)" in text
-  assert "one and the same mask for all images, the mean of those learnt from, has" in text
+  assert "the mean training mask, used for all images, reaches" in text
   assert "checkpoint of step 75, the best on validation (Dice)" in text
-  assert "in pixels of images of 32 pixels a side" in text
+  assert "in pixels of images of 32 pixels per side" in text
   assert "AUROC" not in text
   assert 'alt="image &lt;0&gt;: Dice 0.800"' in text
   section = text[text.index('id="masks"') : text.index('id="data"')]
