@@ -2,7 +2,7 @@
 
     python -m cxrjax.main --config=configs/sweep.py               # fine-tuning from scratch
     python -m cxrjax.main --config=configs/sweep.py:small,data=folder:DIR,init=runs/dino
-    python -m cxrjax.main --config="configs/sweep.py:frozen=100 %,grid=lr=1e-3+1e-2"  # linear probe
+    python -m cxrjax.main --config="configs/sweep.py:linear,grid=lr=1e-3+1e-2"  # linear probe
     python -m cxrjax.main --config=configs/sweep.py:config=segment.py,score=dice
     python -m cxrjax.main --config=configs/sweep.py:tiny          # for tests
 
@@ -27,7 +27,7 @@ OWN = {
   "score": "",  # a metric in validation; "": that of the config, `checkpoint.score`
   "launcher": "processes",  # here: in this process; commands: only printed
 }
-PRESETS = {"small": {}, "paper": {}, "strong": {}, "tiny": {"grid": "lr=0.002+0.008"}}
+PRESETS = {"small": {}, "paper": {}, "strong": {}, "linear": {}, "tiny": {"grid": "lr=0.002+0.008"}}
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -76,7 +76,7 @@ def configs():
   """Every config that trains a method, and MoCo's other version."""
   for path in sorted((REPOSITORY / "configs").glob("*.py")):
     if load_config(path)("tiny").get("task") == "cxrjax.tasks.train":
-      for options in ("", "version=2") if path.stem == "moco" else ("",):
+      for options in ("", "method.version=2") if path.stem == "moco" else ("",):
         quick = path.stem == "segment"
         yield pytest.param(path.stem, options, marks=() if quick else pytest.mark.full)
 
