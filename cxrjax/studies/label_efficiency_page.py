@@ -313,8 +313,8 @@ def _setup(run: runs.Run, study: Facts) -> Html:
   folds = ""
   if study.get("folds"):
     folds = (
-      "Each fold leaves out another part of all images, which judges its run; a patient may be on "
-      "both sides. "
+      "Each fold leaves out another part of all images, which judges its run; a patient may be in "
+      "both splits. "
       if study.get("by_image")
       else "Each fold leaves out another part of all patients, which judges its run. "
     )

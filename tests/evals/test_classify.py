@@ -209,7 +209,7 @@ def test_validation_with_one_class_decides_nothing(fake, tmp_path):
   data = fake(train=fake.split("train", 60), val=val, test=fake.split("test", 40))
   result, _ = judged(make(data, threshold_for="accuracy"), brightness, 60.0, tmp_path)
   assert result.facts["temperature"] == [1.0] and result.facts["thresholds"][1] == 0.5
-  assert "both values" in result.facts["temperature_remarks"][0]
+  assert "all of one class" in result.facts["temperature_remarks"][0]
   assert "threshold 0.5" in result.facts["threshold_remarks"][0]
 
 

@@ -336,5 +336,5 @@ def test_sections_of_the_users_own(workdir, tmp_path, monkeypatch):
   shown = ["own0", "own2", "own3", "own4"]
   assert parsed.ids == [*SECTIONS[:before], *shown, *SECTIONS[after:]]
   assert "Status of the run it has finished <all right>" in parsed.words
-  assert "Broken This part could not be drawn (ZeroDivisionError" in parsed.words
+  assert "Broken This section could not be drawn (ZeroDivisionError" in parsed.words
   assert "add --trust=canary" in parsed.words and not marker.exists()
