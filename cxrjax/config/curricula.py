@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cxrjax.config import recipe, study_args
+from cxrjax.config import data_sources, study_args
 from cxrjax.config.study_args import ForwardedArgs
 
 OWN: dict[str, Any] = {
@@ -48,7 +48,7 @@ def without_labels(
 
 def with_labels(o: ConfigDict, handed: ForwardedArgs, init: str) -> list[dict[str, Any]]:
   """Builds stages of `configs/finetune.py` on each labelled source, starting from `init`."""
-  sources = recipe.evaluation_sources(o.data)
+  sources = data_sources.evaluation_sources(o.data)
   stages = []
   for source_name, source in sources.items():
     name = "finetune" if len(sources) == 1 else f"finetune-{source_name}"

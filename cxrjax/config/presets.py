@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from cxrjax.config import instantiate, recipe
 from cxrjax.config.args import literal, split_items
+from cxrjax.config.data_sources import Sources
 from cxrjax.core import files, zoo
 from cxrjax.core.errors import UserError, suggest
 
@@ -170,7 +171,7 @@ class Values:
     if c.get("model", {}).get("name") == "cxrjax.models.resnet" and "small_stem" not in c.model:
       c.model.small_stem = c.views.global_size <= 64
     if "data" in c and "options" in c.data:
-      _Sources(c, str(data), str(manual_dir), options, phantom).fill(eval_data)
+      Sources(c, str(data), str(manual_dir), options, phantom).fill(eval_data)
     for key, value in later.items():
       self._set(key, value)
 
@@ -280,83 +281,6 @@ class Values:
       recipe.set_optimizer(self.config, name)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sources:
-  """Sources of radiographs, of training and of evaluators.
-
-  Attributes:
-    config: the config.
-    data: `A+B*2`, or one name.
-    manual_dir: archives that tfds: prepares a data set from.
-    options: of the sources in `data`.
-    phantom: of the phantom, wherever it is used.
-  """
-
-  config: ConfigDict
-  data: str
-  manual_dir: str
-  options: Mapping[str, Any]
-  phantom: Mapping[str, Any]
-
-  def fill(self, eval_data: str) -> None:
-    """Sets the training data and, where they are named or the `same`, those of evaluators."""
-    c = self.config
-    source, options = self.source(), self.options_of(self.data)
-    with c.data.ignore_type():
-      c.data.source, c.data.options = source, options
-    if "evals" not in c:
-      return
-    labelled = self.data if eval_data == "same" else eval_data
-    unknown = eval_data == "same" and ("+" in labelled or labelled.startswith("folder:"))
-    if "probe" in c.evals:
-      probe = c.evals.probe
-      probe.data.name = labelled
-      if labelled == "none" or unknown:
-        del c.evals["probe"]
-      elif "+" in labelled:
-        del c.evals["probe"]
-        for name, one in recipe.evaluation_sources(labelled).items():
-          shared = {key: probe.get_ref(key) for key in probe if key != "data"}
-          c.evals[name] = {**shared, "data": {"name": one}}
-    for name in list(c.evals):
-      for key in ("data", "train", "fitted"):
-        spec = c.evals[name].get(key)
-        if not isinstance(spec, ConfigDict):
-          continue
-        if spec.name == "":
-          del c.evals[name]
-          break
-        is_same = spec.name in ("same", self.data, source)
-        own = self.options_of(self.data if is_same else spec.name)
-        with spec.ignore_type():
-          spec.update(own)
-          spec.name = source if is_same else spec.name
-
-  def source(self) -> Any:
-    """`config.data.source`: one name, or for `A+B*2` the sources with their weights."""
-    sources = [_weighted(one) for one in self.data.split("+")]
-    if len(sources) == 1:
-      return self.data
-    return tuple(
-      {
-        "source": name,
-        "options": self.options_of(name),
-        **({} if weight is None else {"weight": weight}),
-      }
-      for name, weight in sources
-    )
-
-  def options_of(self, name: str) -> dict[str, Any]:
-    """Options of one source; {} where `name` is a whole mixture."""
-    names = [_weighted(one)[0] for one in self.data.split("+")]
-    options = dict(self.options) if name in names else {}
-    if name == "phantom":
-      return {**self.phantom, "size": self.config.data.size, **options}
-    if self.manual_dir and (name.startswith("tfds:") or not name) and "+" not in name:
-      options["manual_dir"] = self.manual_dir
-    return options
-
-
 def read(text: str, current: Any, key: str) -> Any:
   """A typed value, of the type that the key has now.
 
@@ -433,17 +357,6 @@ def _leaves(config: ConfigDict, outer: str = "") -> Iterator[tuple[str, Any]]:
       yield from _leaves(value, f"{outer}{key}.")
     else:
       yield f"{outer}{key}", value
-
-
-def _weighted(part: str) -> tuple[str, float | None]:
-  """Parses `A*2` as ("A", 2.0) and `A` as ("A", None)."""
-  name, star, weight = part.rpartition("*")
-  if not star:
-    return part, None
-  value = literal(weight)
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise UserError(f"--config=...:data={part}: {weight!r} is no weight; write it like A*2+B")
-  return name, float(value)
 
 
 def _model_of_run(init: str) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cxrjax.core.errors import UserError
-
 # Adam as used for DINO and most transformers, clipped per tensor; momentum SGD and LARS as used for
 # convolutional networks, with weight decay added to the gradient.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -207,27 +205,3 @@ def network(c: ConfigDict, name: str) -> dict[str, Any]:
     "remat": False,  # recompute blocks in the backward pass, to save memory
     **common,
   }
-
-
-def evaluation_sources(labelled: str) -> dict[str, str]:
-  """Splits `A+B` into sources that judge an encoder separately, by the names of their evaluators.
-
-  A single source is called `probe`; of several, each is called by the end of its own name:
-  `tfds:nlm_tb/shenzhen` is `shenzhen`.
-
-  Raises:
-    UserError: two sources with the same name.
-  """
-  sources = labelled.split("+")
-  if len(sources) == 1:
-    return {"probe": labelled}
-  evaluators: dict[str, str] = {}
-  for source in sources:
-    name = re.sub(r"\W+", "_", re.split("[:/]", source.rstrip("/"))[-1]) or "probe"
-    if name in evaluators:
-      raise UserError(
-        f"--config=...:eval_data={labelled} has two sources that would be called "
-        f"{name!r}; rename a folder, or give one of them"
-      )
-    evaluators[name] = source
-  return evaluators

@@ -244,7 +244,7 @@ def _errors_of(writer: base.Writer) -> Iterator[None]:
         raise
     name = type(writer).__module__
     raise UserError(
-      f"config.writers: {name!r} failed ({error}); mend it, or leave it out"
+      f"config.writers: {name!r} failed ({error}); fix it, or leave it out"
     ) from error
 
 

@@ -47,7 +47,7 @@ def test_presets_then_typed_keys():
     ("method.temp=warm", r"a number, which makes it constant; or set method\.temp\.end"),
     ("model.wdth=3", r"did you mean 'model\.width'"),
     ("optimizer=adamm", "did you mean 'adamw'"),
-    ("data=folder:/x*two+tfds:y", "'two' is no weight"),
+    ("data=folder:/x*two+tfds:y", "'two' is not a weight"),
   ],
 )
 def test_mistakes_name_the_nearest_key_with_its_type(typed, said):
